@@ -1,0 +1,115 @@
+"""Convolutions that see only what lies above, or above and to the left.
+
+A shifted convolution pads on the causal side alone, so the output at (r, c) is a function of rows
+<= r ("down"), or of rows <= r and columns <= c ("down_right"). math.md calls them DS and DRS;
+the source is Salimans et al., PixelCNN++ (2017), section 2.4.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ._impl import Impl, resolve_impl
+
+Shift = Literal["down", "down_right", "none"]
+
+
+def concat_elu(x: Tensor) -> Tensor:
+    """elu([x, -x]) on channels: (B, C, H, W) -> (B, 2C, H, W)."""
+    return F.elu(torch.cat([x, -x], dim=1))
+
+
+def down_shift(x: Tensor) -> Tensor:
+    """Move (B, C, H, W) down by one row; row 0 becomes exactly zero."""
+    return F.pad(x, (0, 0, 1, 0))[:, :, :-1]
+
+
+def right_shift(x: Tensor) -> Tensor:
+    """Move (B, C, H, W) right by one column; column 0 becomes exactly zero."""
+    return F.pad(x, (1, 0, 0, 0))[:, :, :, :-1]
+
+
+def shifted_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    shift: Shift = "down",
+    stride: int = 1,
+    impl: Impl = "auto",
+) -> Tensor:
+    """Convolution of `x` (B, C, H, W) with `weight` (D, C, kh, kw), padded on the causal side.
+
+    shift: "down" pads kh-1 rows on top and (kw-1)/2 columns on either side (kw odd);
+        "down_right" pads kh-1 rows on top and kw-1 columns on the left;
+        "none" pads symmetrically (kh and kw odd): an ordinary, unmasked convolution.
+    stride: 1 or 2. Returns (B, D, H/stride, W/stride), in the autocast dtype under autocast.
+
+    Raises ValueError for a shape that does not fit and NotImplementedError for an `impl` that this
+    op does not have.
+    """
+    _check_conv(x, weight, weight.shape[1] if weight.ndim == 4 else -1, shift, impl)
+    if stride not in (1, 2):
+        raise ValueError(f"stride must be 1 or 2, got {stride}")
+    return shifted_conv2d_ref(x, weight, bias, shift=shift, stride=stride)
+
+
+def shifted_conv2d_ref(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, shift: Shift, stride: int = 1
+) -> Tensor:
+    """The reference of `shifted_conv2d`: pad, then an ordinary convolution."""
+    kh, kw = weight.shape[-2:]
+    if shift == "none":
+        return F.conv2d(x, weight, bias, stride, padding=((kh - 1) // 2, (kw - 1) // 2))
+    left, right = (kw - 1, 0) if shift == "down_right" else ((kw - 1) // 2, (kw - 1) // 2)
+    return F.conv2d(F.pad(x, (left, right, kh - 1, 0)), weight, bias, stride)
+
+
+def shifted_conv_transpose2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    shift: Shift = "down",
+    impl: Impl = "auto",
+) -> Tensor:
+    """Transposed convolution of stride 2 that keeps the causal order: doubles H and W.
+
+    x: (B, C, H, W); weight: (C, D, 2, kw), kw odd for "down". Returns (B, D, 2H, 2W): of the
+    full output (output_padding 1) the last row goes, and the columns that would look ahead: for
+    "down" the first and the last ones, for "down_right" the last.
+
+    Raises as `shifted_conv2d` does.
+    """
+    _check_conv(x, weight, weight.shape[0] if weight.ndim == 4 else -1, shift, impl)
+    if shift == "none":
+        raise ValueError('shift must be "down" or "down_right", got "none"')
+    return shifted_conv_transpose2d_ref(x, weight, bias, shift=shift)
+
+
+def shifted_conv_transpose2d_ref(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, shift: Shift
+) -> Tensor:
+    """The reference of `shifted_conv_transpose2d`."""
+    rows, columns = 2 * x.shape[2], 2 * x.shape[3]
+    y = F.conv_transpose2d(x, weight, bias, stride=2, output_padding=1)
+    first = (weight.shape[3] - 1) // 2 if shift == "down" else 0
+    return y[:, :, :rows, first : first + columns]
+
+
+def _check_conv(x: Tensor, weight: Tensor, channels: int, shift: Shift, impl: Impl) -> None:
+    if shift not in get_args(Shift):
+        raise ValueError(f"shift must be one of {', '.join(get_args(Shift))}, got {shift!r}")
+    if weight.ndim != 4:
+        raise ValueError(f"weight must have 4 dimensions, got shape {tuple(weight.shape)}")
+    if x.ndim != 4 or x.shape[1] != channels:
+        raise ValueError(f"x must have shape (B, {channels}, H, W), got {tuple(x.shape)}")
+    kh, kw = weight.shape[-2:]
+    if (shift != "down_right" and kw % 2 == 0) or (shift == "none" and kh % 2 == 0):
+        raise ValueError(f"a kernel of {kh}x{kw} has no centre for shift={shift!r}")
+    if resolve_impl(impl) == "triton":
+        raise NotImplementedError(f"shifted_conv2d has no {resolve_impl(impl)} implementation")

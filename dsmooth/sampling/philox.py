@@ -1,0 +1,97 @@
+"""Philox4x32-10: random words as a pure function of a key and a counter.
+
+Source: Salmon et al., Parallel random numbers: as easy as 1, 2, 3 (SC 2011). Every random number
+that decides a result comes from here, so a result depends on its seed and on nothing else: not on
+batch size, order, thread count or rank.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+MAX_SEED = 2**64 - 1
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_MASK = 0xFFFFFFFF
+
+
+class Stage(IntEnum):
+    """What a stream of random words is for: the low byte of the counter's last word."""
+
+    SAMPLE = 0  # pixels of a model without context
+    SAMPLE_CONDITIONED = 1  # pixels of a model with context
+    SMOOTHING = 2  # x~ given x
+    ORDER = 3  # the order of training images in an epoch
+    CLEAN_NOISE = 4  # the paper's x + 0.01 n
+    DROPOUT = 5
+
+
+def split_seed(seed: int) -> tuple[int, int]:
+    """The key (low word, high word) of a seed. Raises ValueError outside 0 <= seed < 2**64."""
+    if not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"seed must lie in 0 .. 2**64 - 1, got {seed}")
+    return seed & _MASK, seed >> 32
+
+
+def philox4x32(counter: Tensor, key: tuple[int, int]) -> Tensor:
+    """Ten rounds of Philox4x32 on 32-bit words held in int64.
+
+    counter: (..., 4) int64 with values in 0 .. 2**32 - 1; key: two such integers.
+    Returns (..., 4) int64, each entry a uniform 32-bit word.
+    """
+    c0, c1, c2, c3 = counter.unbind(-1)
+    k0, k1 = key
+    for _ in range(10):
+        # The low 64 bits of a product are right even where int64 wraps; >> is arithmetic, hence &.
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = (
+            ((p1 >> 32) & _MASK) ^ c1 ^ k0,
+            p1 & _MASK,
+            ((p0 >> 32) & _MASK) ^ c3 ^ k1,
+            p0 & _MASK,
+        )
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return torch.stack([c0, c1, c2, c3], dim=-1)
+
+
+def to_uniform(words: Tensor) -> Tensor:
+    """Map 32-bit words to (0, 1): ((word >> 9) + 1/2) * 2**-23, exact in float32 and float64."""
+    return ((words >> 9).double() + 0.5) * 2.0**-23
+
+
+def image_words(
+    n_images: int,
+    n_counters: int,
+    *,
+    seed: int,
+    first_index: int = 0,
+    stage: Stage,
+    repeat: int = 0,
+    first_counter: int = 0,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Random words of images first_index .. first_index + n_images - 1.
+
+    The counter is (first_counter + i, image index low, image index high, stage | repeat << 8) for
+    i = 0 .. n_counters - 1. Returns (n_images, n_counters, 4) int64.
+    Raises ValueError for a seed, an index or a repeat out of range.
+    """
+    if first_index < 0 or first_index + n_images > 2**63 - 1:
+        raise ValueError(f"first_index must lie in 0 .. 2**63 - 1, got {first_index}")
+    if not 0 <= repeat < 2**24:
+        raise ValueError(f"repeat must lie in 0 .. 2**24 - 1, got {repeat}")
+    index = torch.arange(first_index, first_index + n_images, device=device)[:, None]
+    position = torch.arange(first_counter, first_counter + n_counters, device=device)[None, :]
+    counter = torch.stack(
+        torch.broadcast_tensors(
+            position,
+            index & _MASK,
+            index >> 32,
+            torch.tensor(int(stage) | repeat << 8, device=device),
+        ),
+        dim=-1,
+    )
+    return philox4x32(counter, split_seed(seed))
