@@ -1,0 +1,85 @@
+"""Images in memory: the one type that every reader returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def to_float(images: Tensor) -> Tensor:
+    """Map bytes to [-1, 1] by x = byte / 127.5 - 1.
+
+    images: uint8, any shape. Returns float32 of the same shape.
+    Raises ValueError for another dtype.
+    """
+    if images.dtype != torch.uint8:
+        raise ValueError(f"images must have dtype torch.uint8, got {images.dtype}")
+    return images.to(torch.float32) / 127.5 - 1
+
+
+def to_bytes(x: Tensor) -> Tensor:
+    """Map [-1, 1] to bytes: the inverse of `to_float`, rounded to the nearest level and clamped.
+
+    x: floating point, any shape; values outside [-1, 1], infinities too, go to 0 or 255.
+    Returns uint8 of the same shape. Raises ValueError for another dtype or a NaN in x.
+    """
+    if not x.is_floating_point():
+        raise ValueError(f"x must have a floating-point dtype, got {x.dtype}")
+    if x.isnan().any():
+        raise ValueError(f"x must be free of NaN, got {int(x.isnan().sum())} among {x.numel()}")
+    # (x + 1) * 127.5 in bfloat16, with its 8 significant bits, would round before round() does.
+    level = (x.to(torch.promote_types(x.dtype, torch.float32)) + 1) * 127.5
+    return level.round().clamp(0, 255).to(torch.uint8)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageDataset:
+    """Images of one size, with or without labels, held in memory as bytes.
+
+    images: (N, C, H, W) uint8, C = 1 (grey) or 3 (RGB).
+    labels: (N,) int64, or None.
+    name: the data set's name, as given to `load_dataset`.
+    split: "train" or "test".
+    source: where the images come from, in words for a person.
+    Raises ValueError for another shape or dtype.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    name: str
+    split: str
+    source: str
+
+    def __post_init__(self) -> None:
+        images, labels = self.images, self.labels
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise ValueError(
+                "images must be uint8 of shape (N, 1 or 3, H, W), "
+                f"got {images.dtype} of shape {tuple(images.shape)}"
+            )
+        if labels is None:
+            return
+        if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+            raise ValueError(
+                f"labels must be int64 of shape ({len(images)},), "
+                f"got {labels.dtype} of shape {tuple(labels.shape)}"
+            )
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) in pixels."""
+        return self.images.shape[2], self.images.shape[3]
+
+    @property
+    def image_channels(self) -> int:
+        """1 for grey, 3 for RGB."""
+        return self.images.shape[1]
+
+    def batch(self, indices: Tensor) -> Tensor:
+        """Return images `indices` ((B,) int64): (B, C, H, W) float32 in [-1, 1]."""
+        return to_float(self.images[indices])
