@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._impl import Impl, resolve_impl
+from ._impl import Impl, require_reference
 from .shifted_conv import Shift, concat_elu, shifted_conv2d_ref
 
 Affine = tuple[Tensor, Tensor]  # weight (D, C, kh, kw) and bias (D,)
@@ -49,8 +49,7 @@ def gated_resnet(
             f"skip must have x's batch, height and width, got {tuple(skip.shape)} "
             f"beside {tuple(x.shape)}"
         )
-    if resolve_impl(impl) == "triton":
-        raise NotImplementedError("gated_resnet has no triton implementation")
+    require_reference("gated_resnet", impl)
     return gated_resnet_ref(x, conv_in, conv_out, skip, nin_skip, shift=shift, dropout=dropout)
 
 

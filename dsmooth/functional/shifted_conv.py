@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._impl import Impl, resolve_impl
+from ._impl import Impl, require_reference
 
 Shift = Literal["down", "down_right", "none"]
 
@@ -111,5 +111,4 @@ def _check_conv(x: Tensor, weight: Tensor, channels: int, shift: Shift, impl: Im
     kh, kw = weight.shape[-2:]
     if (shift != "down_right" and kw % 2 == 0) or (shift == "none" and kh % 2 == 0):
         raise ValueError(f"a kernel of {kh}x{kw} has no centre for shift={shift!r}")
-    if resolve_impl(impl) == "triton":
-        raise NotImplementedError(f"shifted_conv2d has no {resolve_impl(impl)} implementation")
+    require_reference("shifted_conv2d", impl)

@@ -1,0 +1,97 @@
+"""Files of a run: weights as safetensors, settings as JSON, each written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace `path` by `data`; after a crash or a full disk the old content is still there."""
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, f"could not write {path}: {error.strerror}") from None
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write `value` as indented JSON."""
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object. Raises FileNotFoundError or ValueError, naming the file."""
+    if not path.exists():
+        raise FileNotFoundError(f"there is no {path}")
+    try:
+        value = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(value).__name__}")
+    return value
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors and string metadata as one safetensors file."""
+    from safetensors.torch import save
+
+    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    write_atomically(path, save(plain, dict(metadata)))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read tensors (on the CPU) and metadata. Raises FileNotFoundError or ValueError."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.exists():
+        raise FileNotFoundError(f"there is no {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write a model's state dict."""
+    write_tensors(path, model.state_dict(), {"format": "pt"})
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load into `model` what `save_weights` wrote.
+
+    Raises FileNotFoundError for a missing file and ValueError for one that is damaged or belongs
+    to a model of another shape.
+    """
+    tensors, _ = read_tensors(path)
+    load_state(model, tensors, str(path))
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Copy `state` into `model`; ValueError naming `source` where keys or shapes differ."""
+    own = model.state_dict()
+    different = sorted(own.keys() ^ state.keys()) or sorted(
+        name for name in own if own[name].shape != state[name].shape
+    )
+    if different:
+        raise ValueError(
+            f"{source} holds a model of another shape: {len(different)} tensors differ, "
+            f"first {different[0]!r}"
+        )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(state[name])

@@ -1,0 +1,5 @@
+"""The network as modules."""
+
+from .pixelcnnpp import PixelCNNpp
+
+__all__ = ["PixelCNNpp"]

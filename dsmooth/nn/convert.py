@@ -1,0 +1,129 @@
+"""Read PixelCNN++ checkpoints of the older PyTorch ports."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..config import ModelConfig
+from .layers import WeightNormConv
+from .pixelcnnpp import PixelCNNpp
+
+# Our module names and theirs.
+_RENAMES = (
+    (r"^stem_u$", "u_init.conv"),
+    (r"^stem_ul_above$", "ul_init.0.conv"),
+    (r"^stem_ul_left$", "ul_init.1.conv"),
+    (r"^downsize_(u|ul)\.(\d)$", r"downsize_\1_stream.\2.conv"),
+    (r"^upsize_(u|ul)\.(\d)$", r"upsize_\1_stream.\2.deconv"),
+    (r"^(up|down)\.(\d)\.(u|ul)\.(\d+)\.conv_in$", r"\1_layers.\2.\3_stream.\4.conv_input.conv"),
+    (r"^(up|down)\.(\d)\.(u|ul)\.(\d+)\.conv_out$", r"\1_layers.\2.\3_stream.\4.conv_out.conv"),
+    (r"^(up|down)\.(\d)\.(u|ul)\.(\d+)\.nin_skip$", r"\1_layers.\2.\3_stream.\4.nin_skip.lin_a"),
+    (r"^head$", "nin_out.lin_a"),
+)
+
+
+def load_pixelcnnpp(
+    source: str | Path | Mapping[str, Tensor], dtype: torch.dtype = torch.float32
+) -> PixelCNNpp:
+    """Build a `PixelCNNpp` from a checkpoint of the older PyTorch ports.
+
+    source: a .safetensors file, or a state dict; keys with or without the prefix `module.`, weights
+    as `weight_g` and `weight_v`. Sizes (C, F, R, K) are read from the tensors. The ports
+    normalise a transposed convolution per input channel: every norm is folded in float64, re-split
+    per output filter, then cast to `dtype`. Returns a model without dropout, in evaluation mode,
+    with continuous likelihood (the checkpoint does not say which it was trained with).
+
+    Raises ValueError for a pickled file (naming the conversion to safetensors), for a file that is
+    not safetensors, and for keys or shapes that are not this network's; FileNotFoundError for a
+    missing file.
+    """
+    state = _read(Path(source)) if isinstance(source, (str, Path)) else dict(source)
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    model = PixelCNNpp(_infer_config(state)).to(dtype).eval()
+    for name, layer in model.named_modules():
+        if isinstance(layer, WeightNormConv):
+            old = _old_name(name)
+            try:
+                v, g, bias = (state.pop(f"{old}.{part}") for part in _PARTS)
+            except KeyError as error:
+                raise ValueError(f"the checkpoint lacks {error.args[0]!r}") from None
+            weight = _fold(v.double(), g.double())
+            if weight.ndim == 2:
+                weight = weight[:, :, None, None]
+            if weight.shape != layer.weight_v.shape or bias.shape != layer.bias.shape:
+                raise ValueError(
+                    f"{old} must have weights of shape {tuple(layer.weight_v.shape)}, "
+                    f"got {tuple(weight.shape)}"
+                )
+            layer.set_weight(weight, bias.double())
+    if state:
+        raise ValueError(f"the checkpoint has keys that are not PixelCNN++'s: {sorted(state)[:3]}")
+    return model
+
+
+_PARTS = ("weight_v", "weight_g", "bias")
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.exists():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    if path.suffix in (".pth", ".pt", ".ckpt", ".pkl"):
+        target = path.with_suffix(".safetensors")
+        raise ValueError(
+            f"{path} is a pickle, which can run code; convert it once, where you trust it:\n"
+            'python -c "import torch, safetensors.torch as s; '
+            f"s.save_file(torch.load('{path}', map_location='cpu', weights_only=True), "
+            f"'{target}')\""
+        )
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a safetensors file: {error}") from None
+
+
+def _old_name(name: str) -> str:
+    for pattern, replacement in _RENAMES:
+        renamed, n = re.subn(pattern, replacement, name)
+        if n:
+            return renamed
+    raise AssertionError(f"no old name for {name}")
+
+
+def _fold(v: Tensor, g: Tensor) -> Tensor:
+    """g * v / ||v||, the norm over every dimension in which g has size 1."""
+    over = [i for i in range(v.ndim) if g.shape[i] == 1] if g.ndim == v.ndim else []
+    if not over:
+        raise ValueError(f"weight_g of shape {tuple(g.shape)} does not fit {tuple(v.shape)}")
+    return g * v / torch.linalg.vector_norm(v, dim=over, keepdim=True)
+
+
+def _infer_config(state: Mapping[str, Tensor]) -> ModelConfig:
+    try:
+        n_filters, inputs = state["u_init.conv.weight_v"].shape[:2]
+        n_params = state["nin_out.lin_a.bias"].shape[0]
+    except KeyError as error:
+        raise ValueError(f"not a PixelCNN++ checkpoint: it lacks {error.args[0]!r}") from None
+    layers = [re.match(r"up_layers\.0\.u_stream\.(\d+)\.", key) for key in state]
+    n_resnet = 1 + max((int(m[1]) for m in layers if m), default=-1)
+    channels = inputs - 1
+    per_component = 3 if channels == 1 else 10
+    if channels not in (1, 3) or n_resnet < 1 or n_params % per_component:
+        raise ValueError(
+            "not a PixelCNN++ checkpoint: expected 1 or 3 image channels and 3K or 10K outputs, "
+            f"got {channels} and {n_params}"
+        )
+    return ModelConfig(
+        image_channels=channels,
+        n_filters=n_filters,
+        n_resnet=n_resnet,
+        n_mix=n_params // per_component,
+        dropout=0.0,
+    )

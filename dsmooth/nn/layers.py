@@ -1,0 +1,158 @@
+"""Weight-normed layers and the gated block as modules."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..functional import gated_resnet, shifted_conv2d, shifted_conv_transpose2d
+from ..functional.shifted_conv import Shift, concat_elu
+
+
+class WeightNormConv(nn.Module):
+    """Parameters of a convolution with weight norm per output filter: w = g * v / ||v||.
+
+    Shapes: weight_v (D, C, kh, kw), or (C, D, kh, kw) when transposed; weight_g and bias (D,).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, int],
+        *,
+        transposed: bool = False,
+    ) -> None:
+        super().__init__()
+        self.transposed = transposed
+        channels = (in_channels, out_channels) if transposed else (out_channels, in_channels)
+        v = torch.empty(*channels, *kernel_size)
+        fan_in = in_channels * kernel_size[0] * kernel_size[1]
+        nn.init.normal_(v, std=fan_in**-0.5)
+        self.weight_v = nn.Parameter(v)
+        self.weight_g = nn.Parameter(self._norm(v))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+
+    def _norm(self, v: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(v, dim=(0, 2, 3) if self.transposed else (1, 2, 3))
+
+    def _per_filter(self, values: Tensor) -> Tensor:
+        return values.view((1, -1, 1, 1) if self.transposed else (-1, 1, 1, 1))
+
+    def weight(self) -> Tensor:
+        """The folded weight, in the shape of weight_v."""
+        return self.weight_v * self._per_filter(self.weight_g / self._norm(self.weight_v))
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """(weight, bias), as the functional ops take them."""
+        return self.weight(), self.bias
+
+    def set_weight(self, weight: Tensor, bias: Tensor) -> None:
+        """Take over a folded weight: v becomes `weight` and g its norm."""
+        with torch.no_grad():
+            self.weight_v.copy_(weight)
+            self.weight_g.copy_(self._norm(weight))
+            self.bias.copy_(bias)
+
+    def rescale(self, output: Tensor, scale: float) -> None:
+        """Set g and b so that `output`, what the layer gives now, has mean 0 and std `scale`."""
+        with torch.no_grad():
+            variance, mean = torch.var_mean(output.float(), dim=(0, 2, 3), correction=0)
+            # A filter that is constant on the batch has no scale to set; leave its gain alone.
+            gain = torch.where(variance > 1e-10, scale * variance.clamp(min=1e-10).rsqrt(), 1.0)
+            self.weight_g.mul_(gain)
+            self.bias.sub_(mean).mul_(gain)
+
+
+class ShiftedConv2d(WeightNormConv):
+    """A weight-normed `shifted_conv2d`."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, int],
+        *,
+        shift: Shift,
+        stride: int = 1,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size)
+        self.shift: Shift = shift
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, D, H/stride, W/stride)."""
+        return shifted_conv2d(x, *self.affine(), shift=self.shift, stride=self.stride)
+
+    def initialize(self, x: Tensor, scale: float = 1.0) -> None:
+        """Data-dependent init on the input `x` (see `PixelCNNpp.initialize`)."""
+        self.rescale(self.forward(x), scale)
+
+
+class Nin(ShiftedConv2d):
+    """A weight-normed 1x1 convolution."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, (1, 1), shift="none")
+
+
+class ShiftedConvTranspose2d(WeightNormConv):
+    """A weight-normed `shifted_conv_transpose2d` of stride 2."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: tuple[int, int], *, shift: Shift
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, transposed=True)
+        self.shift: Shift = shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, D, 2H, 2W)."""
+        return shifted_conv_transpose2d(x, *self.affine(), shift=self.shift)
+
+    def initialize(self, x: Tensor, scale: float = 1.0) -> None:
+        """Data-dependent init on the input `x` (see `PixelCNNpp.initialize`)."""
+        self.rescale(self.forward(x), scale)
+
+
+class GatedResnet(nn.Module):
+    """The module of `functional.gated_resnet`.
+
+    skip_channels: channels of the skip input, 0 for a block without one.
+    """
+
+    def __init__(
+        self,
+        n_filters: int,
+        kernel_size: tuple[int, int],
+        *,
+        shift: Shift,
+        skip_channels: int = 0,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.shift: Shift = shift
+        self.dropout = dropout
+        self.conv_in = ShiftedConv2d(2 * n_filters, n_filters, kernel_size, shift=shift)
+        self.nin_skip = Nin(2 * skip_channels, n_filters) if skip_channels else None
+        self.conv_out = ShiftedConv2d(2 * n_filters, 2 * n_filters, kernel_size, shift=shift)
+
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        """(B, F, H, W), skip (B, skip_channels, H, W) -> (B, F, H, W)."""
+        return gated_resnet(
+            x,
+            self.conv_in.affine(),
+            self.conv_out.affine(),
+            skip,
+            self.nin_skip.affine() if self.nin_skip is not None else None,
+            shift=self.shift,
+            dropout=self.dropout if self.training else 0.0,
+        )
+
+    def initialize(self, x: Tensor, skip: Tensor | None = None) -> None:
+        """Data-dependent init on the inputs; the second convolution starts at scale 0.1."""
+        self.conv_in.initialize(concat_elu(x))
+        h = self.conv_in(concat_elu(x))
+        if self.nin_skip is not None and skip is not None:
+            self.nin_skip.initialize(concat_elu(skip))
+            h = h + self.nin_skip(concat_elu(skip))
+        self.conv_out.initialize(concat_elu(h), scale=0.1)

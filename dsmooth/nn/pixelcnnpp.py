@@ -1,0 +1,242 @@
+"""PixelCNN++ with optional conditioning on a second image (math.md sections 1 and 2)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import ModelConfig
+from ..functional import down_shift, logistic_mixture_log_prob, right_shift
+from .layers import GatedResnet, Nin, ShiftedConv2d, ShiftedConvTranspose2d
+
+Streams = tuple[Tensor, Tensor]  # u (all rows above) and ul (above, and left in the row)
+Encoded = Tensor | Streams | None
+INITIALIZED = (GatedResnet, ShiftedConv2d, ShiftedConvTranspose2d)
+
+
+class _Block(nn.Module):
+    """The gated resnets of one block: a list for u and one for ul."""
+
+    def __init__(self, n_layers: int, n_filters: int, dropout: float, *, down: bool) -> None:
+        super().__init__()
+        # On the way up ul takes u; on the way down u takes a skip, and ul takes u and a skip.
+        u_skip, ul_skip = (n_filters, 2 * n_filters) if down else (0, n_filters)
+        self.u = nn.ModuleList(
+            GatedResnet(n_filters, (2, 3), shift="down", skip_channels=u_skip, dropout=dropout)
+            for _ in range(n_layers)
+        )
+        self.ul = nn.ModuleList(
+            GatedResnet(
+                n_filters, (2, 2), shift="down_right", skip_channels=ul_skip, dropout=dropout
+            )
+            for _ in range(n_layers)
+        )
+
+
+class ContextEncoder(nn.Module):
+    """Unmasked, full-resolution encoder of the context for conditioning="concat"."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        f = config.n_filters
+        self.stem = ShiftedConv2d(config.image_channels + 1, f, (3, 3), shift="none")
+        self.layers = nn.ModuleList(
+            GatedResnet(f, (3, 3), shift="none", dropout=config.dropout)
+            for _ in range(config.context_layers)
+        )
+        self.nin_u = Nin(f, f)
+        self.nin_ul = Nin(f, f)
+
+    def forward(self, context: Tensor) -> Streams:
+        """(B, C, H, W) -> e_u and e_ul, each (B, F, H, W)."""
+        e = self.stem(_with_ones(context))
+        for layer in self.layers:
+            e = layer(e)
+        return self.nin_u(e), self.nin_ul(e)
+
+
+class PixelCNNpp(nn.Module):
+    """An autoregressive model of images, conditioned on a context image or not.
+
+    The distribution of a pixel is a mixture of K logistics whose parameters are a function of the
+    pixels before it in raster order (and of the whole context). Source: Salimans et al. (2017).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        channels, f, r = config.image_channels, config.n_filters, config.n_resnet
+        self.stem_u = ShiftedConv2d(channels + 1, f, (2, 3), shift="down")
+        self.stem_ul_above = ShiftedConv2d(channels + 1, f, (1, 3), shift="down")
+        self.stem_ul_left = ShiftedConv2d(channels + 1, f, (2, 1), shift="down_right")
+        self.up = nn.ModuleList(_Block(r, f, config.dropout, down=False) for _ in range(3))
+        self.down = nn.ModuleList(
+            _Block(r + (i > 0), f, config.dropout, down=True) for i in range(3)
+        )
+        self.downsize_u = nn.ModuleList(
+            ShiftedConv2d(f, f, (2, 3), shift="down", stride=2) for _ in range(2)
+        )
+        self.downsize_ul = nn.ModuleList(
+            ShiftedConv2d(f, f, (2, 2), shift="down_right", stride=2) for _ in range(2)
+        )
+        self.upsize_u = nn.ModuleList(
+            ShiftedConvTranspose2d(f, f, (2, 3), shift="down") for _ in range(2)
+        )
+        self.upsize_ul = nn.ModuleList(
+            ShiftedConvTranspose2d(f, f, (2, 2), shift="down_right") for _ in range(2)
+        )
+        self.head = Nin(f, config.n_params)
+        self.encoder = ContextEncoder(config) if config.conditioning == "concat" else None
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Mixture parameters of every pixel.
+
+        x: (B, C, H, W) in [-1, 1] (noisy images go beyond), H and W multiples of 4.
+        context: like x, for a conditioned model only. Returns (B, P, H, W) for x alone, in the
+        layout of math.md section 1: logits, then means, log-scales and coefficients per colour.
+
+        Raises ValueError for a wrong shape and for a context missing or superfluous, TypeError for
+        a wrong dtype.
+        """
+        return self.decode(x, self.encode_context(x, context))
+
+    def encode_context(self, x: Tensor, context: Tensor | None) -> Encoded:
+        """Check `x` against `context` and return what `decode` needs of the latter.
+
+        None without conditioning, the image itself for "stack", (e_u, e_ul) for "concat".
+        Raises as `forward` does.
+        """
+        self._check(x, context)
+        if self.encoder is not None and context is not None:
+            return self.encoder(context)
+        return context
+
+    def decode(self, x: Tensor, encoded: Encoded) -> Tensor:
+        """`forward` for an encoded context, which a sampler computes once for many calls."""
+        _, ul = self._streams(x, encoded)[-1]
+        return self.head(F.elu(ul))[:, :, -x.shape[2] :]
+
+    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """log p(x), or log p(x | context), by the model's likelihood: (B,), nats.
+
+        "continuous" is a density in units of [-1, 1]; "discretized" the probability of bytes.
+        """
+        return self.log_prob_given(x, self(x, context))
+
+    def log_prob_given(self, x: Tensor, params: Tensor) -> Tensor:
+        """log p(x) given the mixture parameters (B, P, H, W) of its pixels: (B,), nats."""
+        return logistic_mixture_log_prob(x, params, likelihood=self.config.likelihood).sum((1, 2))
+
+    def features(self, x: Tensor, context: Tensor | None = None) -> dict[str, Streams]:
+        """The streams (u, ul) after each block, of x alone.
+
+        Keys up0, up1, up2, down0, down1, down2; each stream (B, F, H/s, W/s) with s = 1, 2, 4, 4,
+        2, 1; up_i is taken before its stride-2 convolution.
+        """
+        names = ("up0", "up1", "up2", "down0", "down1", "down2")
+        scales = (1, 2, 4, 4, 2, 1)
+        rows = [x.shape[2] // s for s in scales]
+        streams = self._streams(x, self.encode_context(x, context))
+        return {
+            name: (u[:, :, -n:], ul[:, :, -n:])
+            for name, n, (u, ul) in zip(names, rows, streams, strict=True)
+        }
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
+        """Data-dependent init: set g and b of every layer on a first batch.
+
+        Each pre-activation gets mean 0 and variance 1 (standard deviation 0.1 for the second
+        convolution of a gated resnet), layer after layer with the already corrected input.
+        Source: Salimans & Kingma, Weight normalization (2016), section 3.
+        """
+
+        def before(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            layer.initialize(*inputs)
+
+        # A gated resnet initialises its own convolutions.
+        inside = {c for m in self.modules() if isinstance(m, GatedResnet) for c in m.children()}
+        layers = [m for m in self.modules() if isinstance(m, INITIALIZED) and m not in inside]
+        was_training = self.training
+        self.eval()
+        handles = [layer.register_forward_pre_hook(before) for layer in layers]
+        try:
+            self(x, context)
+        finally:
+            for handle in handles:
+                handle.remove()
+            self.train(was_training)
+
+    def _streams(self, x: Tensor, encoded: Encoded) -> list[Streams]:
+        """The six block outputs; for "stack" those of both images."""
+        e_u: Tensor | None = None
+        e_ul: Tensor | None = None
+        if isinstance(encoded, tuple):
+            e_u, e_ul = encoded
+        elif encoded is not None:
+            x = torch.cat([encoded, x], dim=2)
+        x = _with_ones(x)
+        u = down_shift(self.stem_u(x))
+        ul = down_shift(self.stem_ul_above(x)) + right_shift(self.stem_ul_left(x))
+        if e_u is not None and e_ul is not None:
+            u, ul = u + e_u, ul + e_ul
+
+        outputs: list[Streams] = []
+        stack: list[Streams] = [(u, ul)]
+        for i, block in enumerate(self.up):
+            for res_u, res_ul in zip(block.u, block.ul, strict=True):
+                u = res_u(u)
+                ul = res_ul(ul, u)
+                stack.append((u, ul))
+            outputs.append((u, ul))
+            if i < 2:
+                u, ul = self.downsize_u[i](u), self.downsize_ul[i](ul)
+                stack.append((u, ul))
+
+        u, ul = stack.pop()
+        for i, block in enumerate(self.down):
+            for res_u, res_ul in zip(block.u, block.ul, strict=True):
+                skip_u, skip_ul = stack.pop()
+                u = res_u(u, skip_u)
+                ul = res_ul(ul, torch.cat([u, skip_ul], dim=1))
+            outputs.append((u, ul))
+            if i < 2:
+                u, ul = self.upsize_u[i](u), self.upsize_ul[i](ul)
+        return outputs
+
+    def _check(self, x: Tensor, context: Tensor | None) -> None:
+        channels, conditioning = self.config.image_channels, self.config.conditioning
+        if x.ndim != 4 or x.shape[1] != channels:
+            raise ValueError(f"x must have shape (B, {channels}, H, W), got {tuple(x.shape)}")
+        if x.shape[2] % 4 or x.shape[3] % 4 or 0 in x.shape[2:]:
+            raise ValueError(
+                f"H and W must be positive multiples of 4, got {x.shape[2]} x {x.shape[3]}: "
+                "pad or crop the images"
+            )
+        if not x.is_floating_point():
+            raise TypeError(f"x must be floating point in [-1, 1], got {x.dtype}")
+        expected = self.head.bias
+        if x.device != expected.device:
+            raise ValueError(f"x must be on the model's device {expected.device}, got {x.device}")
+        if x.dtype != expected.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(f"x must have the model's dtype {expected.dtype}, got {x.dtype}")
+        if conditioning == "none":
+            if context is not None:
+                raise ValueError('context was given, but the model has conditioning="none"')
+            return
+        if context is None:
+            raise ValueError(f'context is missing: the model has conditioning="{conditioning}"')
+        if context.shape != x.shape:
+            raise ValueError(
+                f"context must have shape {tuple(x.shape)}, got {tuple(context.shape)}"
+            )
+        if context.dtype != x.dtype or context.device != x.device:
+            raise TypeError(
+                f"context must be {x.dtype} on {x.device}, got {context.dtype} on {context.device}"
+            )
+
+
+def _with_ones(x: Tensor) -> Tensor:
+    """Append a channel of ones, which tells the image from its zero padding."""
+    return torch.cat([x, x.new_ones(x.shape[0], 1, *x.shape[2:])], dim=1)

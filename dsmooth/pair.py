@@ -1,0 +1,245 @@
+"""A noisy model and a denoiser: two-step sampling and the bound on log p(x)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from . import __version__
+from .checkpoint import load_weights, read_json, save_weights, write_json
+from .config import ModelConfig
+from .nn import PixelCNNpp
+from .sampling import sequential_sample
+from .smoothing import GaussianSmoothing, Smoothing, make_smoothing
+
+Method = Literal["two-step", "single-step", "noisy"]
+Score = Literal["full", "conditional"]
+
+
+class SmoothedPair(nn.Module):
+    """p(x~) and p(x | x~) with the smoothing q(x~ | x) that they were trained for.
+
+    noisy: a model with conditioning "none" and continuous likelihood. denoiser: a model with
+    conditioning "stack" or "concat". image_size: (H, W), multiples of 4.
+    Raises ValueError for models that do not fit together. Source: Meng et al. (ICLR 2021).
+    """
+
+    def __init__(
+        self,
+        noisy: PixelCNNpp,
+        denoiser: PixelCNNpp,
+        smoothing: Smoothing,
+        image_size: Sequence[int],
+    ) -> None:
+        super().__init__()
+        if noisy.config.conditioning != "none" or noisy.config.likelihood != "continuous":
+            raise ValueError(
+                'the noisy model must have conditioning="none" and likelihood="continuous", got '
+                f'"{noisy.config.conditioning}" and "{noisy.config.likelihood}"'
+            )
+        if denoiser.config.conditioning == "none":
+            raise ValueError('the denoiser must have conditioning="stack" or "concat", got "none"')
+        if noisy.config.image_channels != denoiser.config.image_channels:
+            raise ValueError(
+                f"the models must have the same image_channels, got "
+                f"{noisy.config.image_channels} and {denoiser.config.image_channels}"
+            )
+        height, width = image_size
+        if height < 4 or width < 4 or height % 4 or width % 4:
+            raise ValueError(f"image_size must be multiples of 4, got {tuple(image_size)}")
+        self.noisy = noisy
+        self.denoiser = denoiser
+        self.smoothing = smoothing
+        self.image_size = (int(height), int(width))
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        *,
+        seed: int = 0,
+        first_index: int = 0,
+        method: Method = "two-step",
+        score: Score = "full",
+        temperature: float = 1.0,
+        threads: int | None = None,
+    ) -> Tensor:
+        """Draw images first_index .. first_index + n - 1 of the stream that `seed` names.
+
+        method: "two-step" draws x~ ~ p(x~), then x ~ p(x | x~); "single-step" replaces the second
+        draw by the posterior mean x~ + scale**2 * grad log p(x~) (Gaussian smoothing only);
+        "noisy" gives x~ itself. score: how "single-step" differentiates, see `single_step`.
+        temperature: > 0, of every draw. threads: None for torch's setting.
+        Returns (n, C, H, W); x~ is not clamped, nor is x from a continuous denoiser.
+        """
+        if method not in get_args(Method):
+            raise ValueError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
+        x_tilde = self._draw(self.noisy, n, seed, first_index, temperature, threads)
+        return self.denoise(
+            x_tilde,
+            seed=seed,
+            first_index=first_index,
+            method=method,
+            score=score,
+            temperature=temperature,
+            threads=threads,
+        )
+
+    @torch.no_grad()
+    def denoise(
+        self,
+        x_tilde: Tensor,
+        *,
+        seed: int = 0,
+        first_index: int = 0,
+        method: Method = "two-step",
+        score: Score = "full",
+        temperature: float = 1.0,
+        threads: int | None = None,
+    ) -> Tensor:
+        """The second half of `sample`, for noisy images (B, C, H, W) that are there already."""
+        if method == "noisy":
+            return x_tilde
+        if method == "single-step":
+            return self.single_step(x_tilde, score=score)
+        n = x_tilde.shape[0]
+        return self._draw(self.denoiser, n, seed, first_index, temperature, threads, x_tilde)
+
+    def _draw(
+        self,
+        model: PixelCNNpp,
+        n: int,
+        seed: int,
+        first_index: int,
+        temperature: float,
+        threads: int | None,
+        context: Tensor | None = None,
+    ) -> Tensor:
+        height, width = self.image_size
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads or before)
+        try:
+            return sequential_sample(
+                model,
+                n,
+                height=height,
+                width=width,
+                seed=seed,
+                first_index=first_index,
+                context=context,
+                temperature=temperature,
+            )
+        finally:
+            torch.set_num_threads(before)
+
+    def single_step(self, x_tilde: Tensor, *, score: Score = "full") -> Tensor:
+        """The posterior mean E[x | x~] = x~ + scale**2 * grad log p(x~) (Tweedie's formula).
+
+        score: "full" differentiates through the whole network, which makes the formula exact for
+        a perfect model; "conditional" holds the network's parameters fixed and differentiates each
+        pixel's own conditional only, as the paper's released code does.
+        Raises ValueError for smoothing that is not Gaussian and for an unknown score.
+        """
+        if not isinstance(self.smoothing, GaussianSmoothing):
+            raise ValueError(
+                f"single-step denoising needs gaussian smoothing, got {self.smoothing.kind}"
+            )
+        if score not in get_args(Score):
+            raise ValueError(f"score must be one of {', '.join(get_args(Score))}, got {score!r}")
+        gradient = score_of(self.noisy, x_tilde, score)
+        return x_tilde + self.smoothing.scale**2 * gradient
+
+    @torch.no_grad()
+    def elbo(
+        self,
+        x: Tensor,
+        *,
+        n_noise: int = 1,
+        importance_weighted: bool = False,
+        seed: int = 0,
+        first_index: int = 0,
+    ) -> Tensor:
+        """A lower bound on log p(x) from `n_noise` draws of x~ per image: (B,), nats.
+
+        Each draw gives a log-weight log p(x~) - log q(x~ | x) + log p(x | x~). Their mean estimates
+        the evidence lower bound; with `importance_weighted` the log of the mean weight, which is
+        tighter in expectation. With a discretized denoiser it bounds the log-probability of bytes;
+        with a continuous one a log-density in units of [-1, 1].
+        The noise of row b is a function of (seed, first_index + b, draw).
+        """
+        if n_noise < 1:
+            raise ValueError(f"n_noise must be at least 1, got {n_noise}")
+        weights = torch.stack(
+            [sum(self.elbo_terms(x, seed, first_index, k).values()) for k in range(n_noise)]
+        )
+        if importance_weighted:
+            return torch.logsumexp(weights, dim=0) - math.log(n_noise)
+        return weights.mean(0)
+
+    @torch.no_grad()
+    def elbo_terms(self, x: Tensor, seed: int, first_index: int, repeat: int) -> dict[str, Tensor]:
+        """The three terms of one draw's log-weight, each (B,), nats, summing to it.
+
+        Keys "noisy" (log p(x~)), "smoothing" (-log q(x~ | x)) and "denoiser" (log p(x | x~)).
+        """
+        x_tilde = self.smoothing.sample(x, seed=seed, first_index=first_index, repeat=repeat)
+        return {
+            "noisy": self.noisy.log_prob(x_tilde),
+            "smoothing": -self.smoothing.log_prob(x_tilde, x),
+            "denoiser": self.denoiser.log_prob(x, context=x_tilde),
+        }
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json, noisy.safetensors and denoiser.safetensors into `folder`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_weights(self.noisy, folder / "noisy.safetensors")
+        save_weights(self.denoiser, folder / "denoiser.safetensors")
+        description = {
+            "dsmooth": __version__,
+            "noisy": asdict(self.noisy.config),
+            "denoiser": asdict(self.denoiser.config),
+            "smoothing": {"kind": self.smoothing.kind, "scale": self.smoothing.scale},
+            "image_size": list(self.image_size),
+        }
+        write_json(folder / "config.json", description)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> SmoothedPair:
+        """Read what `save_pretrained` wrote; both models in evaluation mode, on the CPU.
+
+        Raises FileNotFoundError or ValueError, naming the file, for a folder that is not a pair.
+        """
+        folder = Path(folder)
+        description = read_json(folder / "config.json")
+        missing = {"noisy", "denoiser", "smoothing", "image_size"} - description.keys()
+        if missing:
+            raise ValueError(
+                f"{folder / 'config.json'} is not a pair's: it lacks {', '.join(sorted(missing))}"
+            )
+        noisy = PixelCNNpp(ModelConfig(**description["noisy"]))
+        denoiser = PixelCNNpp(ModelConfig(**description["denoiser"]))
+        load_weights(noisy, folder / "noisy.safetensors")
+        load_weights(denoiser, folder / "denoiser.safetensors")
+        smoothing = make_smoothing(**description["smoothing"])
+        return cls(noisy, denoiser, smoothing, description["image_size"]).eval()
+
+
+def score_of(model: PixelCNNpp, x: Tensor, score: Score = "full") -> Tensor:
+    """The gradient of log p(x) with respect to x (B, C, H, W): same shape, nats per unit of x."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(True)
+        if score == "full":
+            log_p = model.log_prob(x)
+        else:
+            with torch.no_grad():
+                params = model(x)
+            log_p = model.log_prob_given(x, params)
+        (gradient,) = torch.autograd.grad(log_p.sum(), x)
+    return gradient

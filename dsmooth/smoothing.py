@@ -1,0 +1,140 @@
+"""Smoothing distributions q(x~ | x): independent noise of one scale on every pixel."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .sampling.philox import Stage, image_words, to_uniform
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """x~ = x + noise, the noise independent and identical for every pixel.
+
+    scale: in units of [-1, 1] pixels. Subclasses give the quantile, density and entropy of one
+    pixel's noise. Raises ValueError for a scale that is not positive and finite.
+    """
+
+    kind: ClassVar[str]
+    scale: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale < math.inf:
+            raise ValueError(f"scale must be positive and finite, got {self.scale}")
+
+    def quantile(self, u: Tensor) -> Tensor:
+        """The noise below which a fraction `u` of its distribution lies; any shape."""
+        raise NotImplementedError
+
+    def log_density(self, noise: Tensor) -> Tensor:
+        """log of the density at `noise`, elementwise, nats."""
+        raise NotImplementedError
+
+    def entropy(self, d: int) -> float:
+        """Differential entropy of d independent pixels, nats."""
+        raise NotImplementedError
+
+    def sample(self, x: Tensor, *, seed: int = 0, first_index: int = 0, repeat: int = 0) -> Tensor:
+        """Draw x~ for x (B, C, H, W); same shape, dtype and device.
+
+        Row b is image first_index + b: its noise is a pure function of (seed, image index,
+        repeat), whatever the batch. Raises ValueError for values out of range.
+        """
+        n, d = x.shape[0], x[0].numel() if x.shape[0] else 0
+        words = image_words(
+            n,
+            -(-d // 4),
+            seed=seed,
+            first_index=first_index,
+            stage=Stage.SMOOTHING,
+            repeat=repeat,
+            device=x.device,
+        )
+        u = to_uniform(words).flatten(1)[:, :d].view(x.shape)
+        return x + self.quantile(u).to(x.dtype)
+
+    def log_prob(self, x_tilde: Tensor, x: Tensor) -> Tensor:
+        """log q(x~ | x) of a batch: (B, C, H, W) twice -> (B,), nats, in units of [-1, 1]."""
+        if x_tilde.shape != x.shape:
+            raise ValueError(
+                f"x_tilde must have x's shape {tuple(x.shape)}, got {tuple(x_tilde.shape)}"
+            )
+        return self.log_density(x_tilde - x).flatten(1).sum(1)
+
+
+@dataclass(frozen=True)
+class GaussianSmoothing(Smoothing):
+    """N(0, scale**2) noise, the paper's choice (Meng et al., ICLR 2021)."""
+
+    kind: ClassVar[str] = "gaussian"
+
+    def quantile(self, u: Tensor) -> Tensor:
+        """scale * Phi^-1(u)."""
+        return self.scale * torch.special.ndtri(u)
+
+    def log_density(self, noise: Tensor) -> Tensor:
+        """-(noise / scale)**2 / 2 - log(scale * sqrt(2 pi))."""
+        return -0.5 * (noise / self.scale) ** 2 - math.log(self.scale * math.sqrt(2 * math.pi))
+
+    def entropy(self, d: int) -> float:
+        """d/2 * log(2 pi e scale**2)."""
+        return 0.5 * d * math.log(2 * math.pi * math.e * self.scale**2)
+
+
+@dataclass(frozen=True)
+class LaplaceSmoothing(Smoothing):
+    """Laplace noise with density exp(-|noise| / scale) / (2 scale)."""
+
+    kind: ClassVar[str] = "laplace"
+
+    def quantile(self, u: Tensor) -> Tensor:
+        """-scale * sign(u - 1/2) * log(1 - 2 |u - 1/2|)."""
+        centred = u - 0.5
+        return -self.scale * centred.sign() * torch.log1p(-2 * centred.abs())
+
+    def log_density(self, noise: Tensor) -> Tensor:
+        """-|noise| / scale - log(2 scale)."""
+        return -noise.abs() / self.scale - math.log(2 * self.scale)
+
+    def entropy(self, d: int) -> float:
+        """d * (1 + log(2 scale))."""
+        return d * (1 + math.log(2 * self.scale))
+
+
+@dataclass(frozen=True)
+class UniformSmoothing(Smoothing):
+    """Uniform noise on [-scale, scale]."""
+
+    kind: ClassVar[str] = "uniform"
+
+    def quantile(self, u: Tensor) -> Tensor:
+        """scale * (2u - 1)."""
+        return self.scale * (2 * u - 1)
+
+    def log_density(self, noise: Tensor) -> Tensor:
+        """-log(2 scale) inside the interval, -inf outside."""
+        # A rounding of x + noise - x can leave the interval by a few units in the last place.
+        slack = 8 * torch.finfo(noise.dtype).eps * max(1.0, self.scale)
+        inside = noise.abs() <= self.scale + slack
+        return torch.where(inside, -math.log(2 * self.scale), -math.inf).to(noise.dtype)
+
+    def entropy(self, d: int) -> float:
+        """d * log(2 scale)."""
+        return d * math.log(2 * self.scale)
+
+
+SMOOTHINGS: dict[str, type[Smoothing]] = {
+    cls.kind: cls for cls in (GaussianSmoothing, LaplaceSmoothing, UniformSmoothing)
+}
+
+
+def make_smoothing(kind: str, scale: float) -> Smoothing:
+    """The smoothing of that kind; raises ValueError for an unknown one."""
+    if kind not in SMOOTHINGS:
+        raise ValueError(f"smoothing must be one of {', '.join(SMOOTHINGS)}, got {kind!r}")
+    return SMOOTHINGS[kind](scale)
