@@ -1,0 +1,64 @@
+"""The one place that imports the native extension `dsmooth._C`, and that knows why it is not there.
+
+The record `_build_info.json` is written by setup.py beside the package. A source tree without a built extension has
+neither: the message then says what to do.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+@lru_cache(maxsize=1)
+def build_info() -> dict[str, Any] | None:
+    """The record of the build, or None in a source tree that was never built."""
+    try:
+        return json.loads((_PACKAGE / "_build_info.json").read_text())
+    except FileNotFoundError:
+        return None
+
+
+@lru_cache(maxsize=1)
+def _load() -> ModuleType | str:
+    """The module, or the reason in one sentence why it cannot be had."""
+    # torch first: the extension then shares the OpenMP runtime (and so the threads) that torch brought.
+    import torch  # noqa: F401
+
+    try:
+        from . import _C
+    except ImportError as error:
+        info = build_info()
+        if info is None:
+            return (
+                f"dsmooth was imported from {_PACKAGE}, a source tree whose extension was never built: "
+                "run from another folder if you did `pip install .`, or run `pip install -e .`"
+            )
+        if not info["extension"]:
+            return f"dsmooth was installed without its extension ({info['reason']}): reinstall after fixing that"
+        return f"the extension was built but cannot be loaded ({error}): reinstall with `pip install .`"
+    return _C
+
+
+def is_available() -> bool:
+    """Whether the native extension can be used."""
+    return not isinstance(_load(), str)
+
+
+def unavailable_reason() -> str | None:
+    """Why `is_available()` is false, in one sentence; None if it is true."""
+    loaded = _load()
+    return loaded if isinstance(loaded, str) else None
+
+
+def extension() -> ModuleType:
+    """The module `dsmooth._C`. Raises RuntimeError with the reason if it cannot be had."""
+    loaded = _load()
+    if isinstance(loaded, str):
+        raise RuntimeError(loaded)
+    return loaded

@@ -1,0 +1,226 @@
+"""Builds the native extension `dsmooth._C` with CMake and Ninja. Everything else about the package is pyproject.toml's.
+
+The build needs no torch and no network (docs/design.md, decision 1). One environment variable steers it:
+
+    DSMOOTH_CUDA=auto   (default) build the CUDA half if nvcc is found and passes CMake's check; else say why not
+    DSMOOTH_CUDA=0      CPU only
+    DSMOOTH_CUDA=1      CUDA or an error
+
+Without a working C++20 compiler the package still installs: the operations then run in PyTorch. What was built, with
+what, and the reason of what was not, is written to `dsmooth/_build_info.json`; `dsmooth doctor` prints it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+BUILD_INFO = "_build_info.json"
+CUDA_ARCHITECTURES = "80-real;90-real;90-virtual"  # machine code for both, PTX for what comes later
+
+
+class BuildError(SystemExit):
+    """Stops the build with a message and no traceback."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"\ndsmooth: {message}\n")
+
+
+class BuildPackages(build_py):
+    """build_py that refuses to package a tree whose `dsmooth/kernels` symlink was lost in transit."""
+
+    def run(self) -> None:
+        if "dsmooth.kernels" not in (self.packages or ()):
+            raise BuildError(
+                "dsmooth/kernels must be a symlink to ../kernels, and is not here (a checkout or an archive without "
+                "symlinks). Restore it: rm -f dsmooth/kernels && ln -s ../kernels dsmooth/kernels"
+            )
+        super().run()
+
+
+class BuildExtension(build_ext):
+    """build_ext whose one extension is made by csrc/CMakeLists.txt."""
+
+    def run(self) -> None:
+        super().run()
+        if (
+            self.inplace
+        ):  # an editable install imports from the source tree: the record goes there too
+            package = ROOT / "dsmooth"
+            if not self.get_output_path().is_file():
+                for stale in package.glob("_C.*.so"):
+                    stale.unlink()
+            shutil.copyfile(self.get_info_path(), package / BUILD_INFO)
+
+    def build_extension(self, ext: Extension) -> None:
+        target = self.get_output_path()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)  # what an earlier build left is not this build's
+        info = build_native(target, Path(self.build_temp).resolve() / "native")
+        self.get_info_path().write_text(json.dumps(info, indent=2) + "\n")
+
+    def get_output_path(self) -> Path:
+        return Path(self.build_lib).resolve() / self.get_ext_filename("dsmooth._C")
+
+    def get_info_path(self) -> Path:
+        return self.get_output_path().with_name(BUILD_INFO)
+
+    def get_outputs(self) -> list[str]:
+        return [
+            path
+            for path in [*super().get_outputs(), str(self.get_info_path())]
+            if os.path.exists(path)
+        ]
+
+
+def build_native(target: Path, build_dir: Path) -> dict[str, Any]:
+    """Configures and builds `target`; returns the build record. Raises BuildError where the user must act."""
+    info: dict[str, Any] = {
+        "extension": False,
+        "reason": None,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cuda": {"built": False, "archs": [], "reason": None},
+    }
+    wish = os.environ.get("DSMOOTH_CUDA", "auto") or "auto"
+    if wish not in ("auto", "0", "1"):
+        raise BuildError(f"DSMOOTH_CUDA must be auto, 0 or 1, got {wish!r}")
+    cmake = find_tool("cmake", "CMAKE_BIN_DIR")
+    ninja = find_tool("ninja", "BIN_DIR")
+
+    def configure(nvcc: str | None) -> str | None:
+        """Runs CMake's configure step from scratch; returns None, or what it complained about."""
+        shutil.rmtree(build_dir, ignore_errors=True)
+        build_dir.mkdir(parents=True)
+        command = [cmake, "-S", str(ROOT / "csrc"), "-B", str(build_dir), "-G", "Ninja"]
+        command += [f"-DCMAKE_MAKE_PROGRAM={ninja}", "-DCMAKE_BUILD_TYPE=Release"]
+        command += [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11_dir()}"]
+        command += [f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target.parent}"]
+        command += [f"-DDSMOOTH_CUDA={'ON' if nvcc else 'OFF'}"]
+        if nvcc:
+            command += [
+                f"-DCMAKE_CUDA_COMPILER={nvcc}",
+                f"-DCMAKE_CUDA_ARCHITECTURES={CUDA_ARCHITECTURES}",
+            ]
+        done = run(command)
+        return None if done.returncode == 0 else complaint(done.stdout)
+
+    nvcc = None if wish == "0" else find_nvcc()
+    info["cuda"]["reason"] = "DSMOOTH_CUDA=0" if wish == "0" else "nvcc not found"
+    if wish == "1" and nvcc is None:
+        raise BuildError(
+            "DSMOOTH_CUDA=1, but nvcc was not found: put it on PATH (or set CUDA_HOME), or use DSMOOTH_CUDA=0"
+        )
+    failure = configure(nvcc) if nvcc else None
+    if failure and wish == "1":
+        raise BuildError(f"DSMOOTH_CUDA=1, but CMake cannot use {nvcc}: {failure}")
+    if failure:
+        info["cuda"]["reason"] = f"{nvcc} failed CMake's check: {failure}"
+    if nvcc is None or failure:
+        nvcc = None
+        failure = configure(None)
+    if failure:
+        info["reason"] = f"no working C++20 compiler: {failure}"
+        info["cuda"]["reason"] = "the extension was not built"
+        say(f"the extension is NOT built ({info['reason']}); operations will run in PyTorch")
+        return info
+
+    done = run([cmake, "--build", str(build_dir)])
+    if done.returncode != 0:
+        hint = "; DSMOOTH_CUDA=0 builds without CUDA" if nvcc else ""
+        raise BuildError(f"the extension did not compile (output above){hint}")
+    if not target.is_file():
+        raise BuildError(f"CMake succeeded but did not write {target}")
+    info.update(extension=True, **json.loads((build_dir / "build_facts.json").read_text()))
+    info["cuda"] = describe_cuda(info.pop("cuda_compiler"), info["cuda"]["reason"])
+    say(f"built {target.name}; CUDA: {info['cuda']['reason'] or ' '.join(info['cuda']['archs'])}")
+    return info
+
+
+def describe_cuda(compiler: str, reason: str | None) -> dict[str, Any]:
+    if not compiler:
+        return {"built": False, "archs": [], "reason": reason}
+    archs = [f"sm_{arch[:-5]}" for arch in CUDA_ARCHITECTURES.split(";") if arch.endswith("-real")]
+    return {"built": True, "archs": [*archs, "PTX"], "compiler": compiler, "reason": None}
+
+
+def find_tool(name: str, directory_attribute: str) -> str:
+    """The tool of the build requirement of that name, else the one on PATH."""
+    try:
+        directory = getattr(__import__(name), directory_attribute)
+        found = shutil.which(name, path=directory)
+    except (ImportError, AttributeError):
+        found = None
+    found = found or shutil.which(name)
+    if found is None:
+        raise BuildError(
+            f"{name} not found: pip install {name} (needed by --no-build-isolation), or drop that option"
+        )
+    return found
+
+
+def pybind11_dir() -> str:
+    try:
+        import pybind11
+    except ImportError:
+        raise BuildError(
+            "pybind11 not found: pip install pybind11 (needed by --no-build-isolation), or drop that option"
+        ) from None
+    return str(pybind11.get_cmake_dir())
+
+
+def find_nvcc() -> str | None:
+    """nvcc of CUDACXX, CUDA_HOME, PATH or /usr/local/cuda, in this order."""
+    asked = os.environ.get("CUDACXX")
+    if asked:
+        return shutil.which(asked)
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+    candidates = [os.path.join(home, "bin") for home in homes if home]
+    for path in [*candidates, os.environ.get("PATH", ""), "/usr/local/cuda/bin"]:
+        found = shutil.which("nvcc", path=path)
+        if found:
+            return found
+    return None
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Runs a command, output to the screen (pip shows it with -v, and on failure) and returned."""
+    say(shlex.join(command))
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    )
+    print(done.stdout, flush=True)
+    return done
+
+
+def complaint(output: str) -> str:
+    """The first error of a CMake log in one line: its text, not the place in a CMake file."""
+    match = re.search(
+        r"^CMake Error[^\n]*\n(.*?)(?:\n\n\S|\nCMake|\n-- |\Z)", output, re.MULTILINE | re.DOTALL
+    )
+    text = match.group(1) if match else output
+    return " ".join(text.split())[:300] or "no message"
+
+
+def say(message: str) -> None:
+    print(f"dsmooth: {message}", flush=True)
+
+
+setup(
+    # optional: copying into the source tree passes over an extension that was not built
+    ext_modules=[Extension("dsmooth._C", sources=[], optional=True)],
+    cmdclass={"build_ext": BuildExtension, "build_py": BuildPackages},
+)
