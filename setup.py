@@ -1,13 +1,14 @@
-"""Builds the native extension `dsmooth._C` with CMake and Ninja. Everything else about the package is pyproject.toml's.
+"""Builds the native extension `dsmooth._C` with CMake and Ninja; the rest is in pyproject.toml.
 
-The build needs no torch and no network (docs/design.md, decision 1). One environment variable steers it:
+The build needs no torch and no network. One environment variable steers it:
 
-    DSMOOTH_CUDA=auto   (default) build the CUDA half if nvcc is found and passes CMake's check; else say why not
+    DSMOOTH_CUDA=auto   (default) build the CUDA half if nvcc is found and passes CMake's check
     DSMOOTH_CUDA=0      CPU only
     DSMOOTH_CUDA=1      CUDA or an error
 
-Without a working C++20 compiler the package still installs: the operations then run in PyTorch. What was built, with
-what, and the reason of what was not, is written to `dsmooth/_build_info.json`; `dsmooth doctor` prints it.
+Without a working C++20 compiler the package still installs, and its operations run in PyTorch.
+What was built, with what, and the reason of what was not, is written to `dsmooth/_build_info.json`;
+`dsmooth doctor` prints it.
 """
 
 from __future__ import annotations
@@ -40,13 +41,13 @@ class BuildError(SystemExit):
 
 
 class BuildPackages(build_py):
-    """build_py that refuses to package a tree whose `dsmooth/kernels` symlink was lost in transit."""
+    """build_py that refuses a tree whose `dsmooth/kernels` symlink was lost in transit."""
 
     def run(self) -> None:
         if "dsmooth.kernels" not in (self.packages or ()):
             raise BuildError(
-                "dsmooth/kernels must be a symlink to ../kernels, and is not here (a checkout or an archive without "
-                "symlinks). Restore it: rm -f dsmooth/kernels && ln -s ../kernels dsmooth/kernels"
+                "dsmooth/kernels must be a symlink to ../kernels, and is not (a checkout without "
+                "symlinks?): rm -f dsmooth/kernels && ln -s ../kernels dsmooth/kernels"
             )
         super().run()
 
@@ -87,7 +88,7 @@ class BuildExtension(build_ext):
 
 
 def build_native(target: Path, build_dir: Path) -> dict[str, Any]:
-    """Configures and builds `target`; returns the build record. Raises BuildError where the user must act."""
+    """Builds `target` and returns the build record. Raises BuildError where the user must act."""
     info: dict[str, Any] = {
         "extension": False,
         "reason": None,
@@ -122,7 +123,7 @@ def build_native(target: Path, build_dir: Path) -> dict[str, Any]:
     info["cuda"]["reason"] = "DSMOOTH_CUDA=0" if wish == "0" else "nvcc not found"
     if wish == "1" and nvcc is None:
         raise BuildError(
-            "DSMOOTH_CUDA=1, but nvcc was not found: put it on PATH (or set CUDA_HOME), or use DSMOOTH_CUDA=0"
+            "DSMOOTH_CUDA=1, but nvcc was not found: put it on PATH, or use DSMOOTH_CUDA=0"
         )
     failure = configure(nvcc) if nvcc else None
     if failure and wish == "1":
@@ -166,9 +167,7 @@ def find_tool(name: str, directory_attribute: str) -> str:
         found = None
     found = found or shutil.which(name)
     if found is None:
-        raise BuildError(
-            f"{name} not found: pip install {name} (needed by --no-build-isolation), or drop that option"
-        )
+        raise BuildError(f"{name} not found: pip install {name}, or drop --no-build-isolation")
     return found
 
 
@@ -177,7 +176,7 @@ def pybind11_dir() -> str:
         import pybind11
     except ImportError:
         raise BuildError(
-            "pybind11 not found: pip install pybind11 (needed by --no-build-isolation), or drop that option"
+            "pybind11 not found: pip install pybind11, or drop --no-build-isolation"
         ) from None
     return str(pybind11.get_cmake_dir())
 

@@ -1,7 +1,7 @@
 """The one place that imports the native extension `dsmooth._C`, and that knows why it is not there.
 
-The record `_build_info.json` is written by setup.py beside the package. A source tree without a built extension has
-neither: the message then says what to do.
+The record `_build_info.json` is written by setup.py beside the package. A source tree without a
+built extension has neither: the message then says what to do.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def build_info() -> dict[str, Any] | None:
 @lru_cache(maxsize=1)
 def _load() -> ModuleType | str:
     """The module, or the reason in one sentence why it cannot be had."""
-    # torch first: the extension then shares the OpenMP runtime (and so the threads) that torch brought.
+    # torch first: the extension then shares the OpenMP runtime, and so the threads, of torch.
     import torch  # noqa: F401
 
     try:
@@ -36,12 +36,16 @@ def _load() -> ModuleType | str:
         info = build_info()
         if info is None:
             return (
-                f"dsmooth was imported from {_PACKAGE}, a source tree whose extension was never built: "
-                "run from another folder if you did `pip install .`, or run `pip install -e .`"
+                f"dsmooth was imported from {_PACKAGE}, a source tree whose extension was never "
+                "built: run from another folder if you did `pip install .`, or run "
+                "`pip install -e .`"
             )
         if not info["extension"]:
-            return f"dsmooth was installed without its extension ({info['reason']}): reinstall after fixing that"
-        return f"the extension was built but cannot be loaded ({error}): reinstall with `pip install .`"
+            return (
+                f"dsmooth was installed without its extension ({info['reason']}): "
+                "fix that and install again"
+            )
+        return f"the extension cannot be loaded ({error}): install again with `pip install .`"
     return _C
 
 

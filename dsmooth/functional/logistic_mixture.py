@@ -1,0 +1,267 @@
+"""The likelihood of a pixel under a mixture of logistics, and the draw of one.
+
+Parameters of a pixel (Salimans et al., PixelCNN++, 2017), P channels: K mixture logits; then per
+colour K means, K log-scales and, for RGB, K coefficient logits. Through tanh the coefficients are
+g|r in red's slot, b|r in green's and b|g in blue's; they move the means:
+
+    mean_g += c_gr x_r        mean_b += c_br x_r + c_bg x_g
+
+One component index serves all colours of a pixel. Equations: docs, math.md section 2 and 3.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ._impl import Impl, resolve_impl
+
+Likelihood = Literal["continuous", "discretized"]
+ReferenceLikelihood = Literal["continuous", "discretized", "discretized_legacy"]
+
+MIN_LOG_SCALE = -7.0
+HALF_LEVEL = 1 / 255  # half the distance of two of the 256 levels in [-1, 1]
+
+
+def logistic_mixture_log_prob(
+    x: Tensor, params: Tensor, likelihood: Likelihood = "continuous", impl: Impl = "auto"
+) -> Tensor:
+    """Log-likelihood of every pixel, in nats.
+
+    x: (B, C, H, W), C = 1 or 3; real-valued, never clamped, for "continuous", which gives the log
+    of a density; one of the 256 levels byte/127.5 - 1 for "discretized", which gives the log of a
+    probability. params: (B, P, H, W), P = 3K for C = 1 and 10K for C = 3, on x's device.
+    Returns (B, H, W), the sum over colours inside one mixture. Half and bfloat16 inputs are
+    computed and returned in float32, also under autocast; gradients come in each input's dtype.
+    A NaN in x or in params gives NaN at that pixel.
+
+    impl: "native" is the C++/CUDA extension, "reference" plain PyTorch (which alone can be
+    differentiated twice), "auto" the extension where it can run.
+
+    Raises ValueError for shapes that do not fit, TypeError for integer tensors, and for an explicit
+    impl that cannot run RuntimeError (or NotImplementedError: no Triton kernel) with the reason.
+    """
+    check_mixture(x, params)
+    if likelihood not in get_args(Likelihood):
+        raise ValueError(
+            f"likelihood must be one of {', '.join(get_args(Likelihood))}, got {likelihood!r}"
+        )
+    chosen = resolve_impl(impl)
+    if chosen == "triton":
+        raise NotImplementedError(
+            "logistic_mixture_log_prob has no Triton kernel; use impl='native' or impl='reference'"
+        )
+    return logistic_mixture_log_prob_ref(x, params, likelihood)
+
+
+def logistic_mixture_log_prob_ref(
+    x: Tensor, params: Tensor, likelihood: ReferenceLikelihood = "continuous"
+) -> Tensor:
+    """The reference of `logistic_mixture_log_prob`: the equation in PyTorch, any number of times
+    differentiable.
+
+    "discretized_legacy" is the discretized likelihood of the classic code, whose midpoint fallback
+    is off by up to 2.15 nats per sub-pixel at narrow scales: only for comparing with old numbers.
+    """
+    check_mixture(x, params)
+    log_density = {
+        "continuous": _log_density,
+        "discretized": _log_mass,
+        "discretized_legacy": _log_mass_legacy,
+    }.get(likelihood)
+    if log_density is None:
+        raise ValueError(
+            f"likelihood must be one of {', '.join(get_args(ReferenceLikelihood))}, "
+            f"got {likelihood!r}"
+        )
+    x, params = _at_least_float32(x, params)
+    with torch.autocast(x.device.type, enabled=False):
+        mixture = split_mixture(params, x.shape[1])
+        means = _conditional_means(mixture, x)
+        log_scales = mixture.log_scales.clamp(min=MIN_LOG_SCALE)
+        per_colour = log_density(x.unsqueeze(2), means, log_scales)  # (B, C, K, H, W)
+        log_weights = F.log_softmax(mixture.logits, dim=1)
+        return torch.logsumexp(log_weights + per_colour.sum(1), dim=1)
+
+
+def logistic_mixture_sample(
+    params: Tensor,
+    uniforms: Tensor,
+    image_channels: int,
+    likelihood: Likelihood = "continuous",
+    temperature: float = 1.0,
+) -> Tensor:
+    """Draw every pixel from its mixture, as a function of four uniforms each.
+
+    params: (B, P, H, W) float. uniforms: (B, 4, H, W) in (0, 1): the first picks the component by
+    the cumulative softmax, the others give x_c = mean_c + scale_c * logit(u_c). Colours are drawn
+    in turn, and a drawn colour moves the means of the next. "continuous" is real-valued and not
+    clamped; "discretized" is clamped to [-1, 1] and snapped to the 256 levels before it moves a
+    mean. temperature > 0 divides the logits and multiplies the scales.
+
+    Returns (B, C, H, W), float32 at least. Raises ValueError for arguments that do not fit,
+    TypeError for integer tensors.
+    """
+    n_mix = _n_mix(params, image_channels)
+    expected = (params.shape[0], 4, *params.shape[2:])
+    if tuple(uniforms.shape) != expected:
+        raise ValueError(f"uniforms must have shape {expected}, got {tuple(uniforms.shape)}")
+    if likelihood not in get_args(Likelihood):
+        raise ValueError(
+            f"likelihood must be one of {', '.join(get_args(Likelihood))}, got {likelihood!r}"
+        )
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be positive and finite, got {temperature}")
+    _check_floating(params=params, uniforms=uniforms)
+    params, uniforms = _at_least_float32(params, uniforms)
+
+    mixture = split_mixture(params, image_channels)
+    cumulative = F.softmax(mixture.logits / temperature, dim=1).cumsum(1)
+    # The last boundary is 1 up to rounding: left out, so that the index stays below K.
+    component = (uniforms[:, :1] >= cumulative[:, : n_mix - 1]).sum(1, keepdim=True)  # (B, 1, H, W)
+    index = component.unsqueeze(1).expand(-1, image_channels, -1, -1, -1)
+    means = mixture.means.gather(2, index).squeeze(2)  # (B, C, H, W)
+    log_scales = mixture.log_scales.gather(2, index).squeeze(2).clamp(min=MIN_LOG_SCALE)
+    noise = log_scales.exp() * temperature * torch.logit(uniforms[:, 1 : 1 + image_channels])
+
+    colours: list[Tensor] = []
+    for c in range(image_channels):
+        mean = means[:, c]
+        if c > 0:
+            coefficients = mixture.coefficients.gather(2, index).squeeze(2)
+            mean = mean + sum(w * colours[i] for i, w in _mean_shifts(coefficients, c))
+        colour = mean + noise[:, c]
+        colours.append(snap_to_levels(colour) if likelihood == "discretized" else colour)
+    return torch.stack(colours, dim=1)
+
+
+def snap_to_levels(x: Tensor) -> Tensor:
+    """The nearest of the 256 levels byte/127.5 - 1, of any shape."""
+    return ((x.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
+
+
+class Mixture(NamedTuple):
+    """The named parts of `params`."""
+
+    logits: Tensor  # (B, K, H, W)
+    means: Tensor  # (B, C, K, H, W)
+    log_scales: Tensor  # (B, C, K, H, W), not clamped
+    coefficients: Tensor  # (B, 3, K, H, W) after tanh: g|r, b|r, b|g; (B, 0, K, H, W) for grey
+
+
+def split_mixture(params: Tensor, image_channels: int) -> Mixture:
+    """Name the parts of params (B, P, H, W); views but for the coefficients."""
+    n_mix = _n_mix(params, image_channels)
+    per_colour = 2 if image_channels == 1 else 3
+    rest = params[:, n_mix:].unflatten(1, (image_channels, per_colour, n_mix))
+    return Mixture(
+        params[:, :n_mix],
+        rest[:, :, 0],
+        rest[:, :, 1],
+        torch.tanh(rest[:, :, 2:].flatten(1, 2)) if image_channels == 3 else rest[:, :0, 0],
+    )
+
+
+def check_mixture(x: Tensor, params: Tensor) -> None:
+    """Raise ValueError or TypeError unless x and params are one batch of pixels and mixtures."""
+    if x.ndim != 4 or x.shape[1] not in (1, 3):
+        raise ValueError(f"x must have shape (B, C, H, W) with C = 1 or 3, got {tuple(x.shape)}")
+    _n_mix(params, x.shape[1])
+    if (params.shape[0], *params.shape[2:]) != (x.shape[0], *x.shape[2:]):
+        expected = (x.shape[0], params.shape[1], *x.shape[2:])
+        raise ValueError(f"params must have shape {expected}, got {tuple(params.shape)}")
+    if x.device != params.device:
+        raise ValueError(f"params must be on x's device {x.device}, got {params.device}")
+    _check_floating(x=x, params=params)
+
+
+def _n_mix(params: Tensor, image_channels: int) -> int:
+    if image_channels not in (1, 3):
+        raise ValueError(f"image_channels must be 1 or 3, got {image_channels}")
+    per_component = 3 if image_channels == 1 else 10
+    if params.ndim != 4 or params.shape[1] == 0 or params.shape[1] % per_component:
+        raise ValueError(
+            f"params must have shape (B, {per_component}K, H, W) for {image_channels} image "
+            f"channels, got {tuple(params.shape)}"
+        )
+    return params.shape[1] // per_component
+
+
+def _check_floating(**tensors: Tensor) -> None:
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name} must be a floating-point tensor, got {tensor.dtype}")
+
+
+def _at_least_float32(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in their common dtype, and not below float32: sums of a loss reach 1e5."""
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return tuple(tensor.to(dtype) for tensor in tensors)
+
+
+def _mean_shifts(coefficients: Tensor, colour: int) -> list[tuple[int, Tensor]]:
+    """(earlier colour, coefficient) of the terms that move the mean of a colour of RGB."""
+    if colour == 1:
+        return [(0, coefficients[:, 0])]
+    return [(0, coefficients[:, 1]), (1, coefficients[:, 2])]
+
+
+def _conditional_means(mixture: Mixture, x: Tensor) -> Tensor:
+    """(B, C, K, H, W): the means after the observed earlier colours moved them."""
+    if x.shape[1] == 1:
+        return mixture.means
+    red, green = x[:, 0:1], x[:, 1:2]  # (B, 1, H, W), to go with (B, K, H, W)
+    c = mixture.coefficients
+    return torch.stack(
+        [
+            mixture.means[:, 0],
+            mixture.means[:, 1] + c[:, 0] * red,
+            mixture.means[:, 2] + c[:, 1] * red + c[:, 2] * green,
+        ],
+        dim=1,
+    )
+
+
+def _log_density(x: Tensor, means: Tensor, log_scales: Tensor) -> Tensor:
+    """log p = z - log s - 2 softplus(z), with z = (x - mean) / s."""
+    z = (x - means) * torch.exp(-log_scales)
+    return F.logsigmoid(z) + F.logsigmoid(-z) - log_scales
+
+
+def _log_mass(x: Tensor, means: Tensor, log_scales: Tensor) -> Tensor:
+    """log of the probability of the level of x; the outer levels take the tails."""
+    inverse_scale = torch.exp(-log_scales)
+    a = (x - means + HALF_LEVEL) * inverse_scale
+    b = (x - means - HALF_LEVEL) * inverse_scale
+    # sigma(a) - sigma(b) = sigma(a) sigma(-b) (1 - e^-D), D = a - b. An infinite value in the
+    # branch that torch.where drops would still make the gradient NaN: its argument is clamped.
+    width = 2 * HALF_LEVEL * inverse_scale
+    tiny = 1e-30
+    log_gap = torch.where(
+        width > tiny,
+        torch.log(-torch.expm1(-width.clamp(min=tiny))),
+        math.log(2 * HALF_LEVEL) - log_scales,
+    )
+    interior = F.logsigmoid(a) + F.logsigmoid(-b) + log_gap
+    return torch.where(
+        x < -0.999, F.logsigmoid(a), torch.where(x > 0.999, F.logsigmoid(-b), interior)
+    )
+
+
+def _log_mass_legacy(x: Tensor, means: Tensor, log_scales: Tensor) -> Tensor:
+    """The classic code's discretized likelihood: a midpoint density where the mass is small."""
+    inverse_scale = torch.exp(-log_scales)
+    a = (x - means + HALF_LEVEL) * inverse_scale
+    b = (x - means - HALF_LEVEL) * inverse_scale
+    mass = torch.sigmoid(a) - torch.sigmoid(b)
+    midpoint = _log_density(x, means, log_scales) - math.log(127.5)
+    interior = torch.where(mass > 1e-5, torch.log(mass.clamp(min=1e-12)), midpoint)
+    return torch.where(
+        x < -0.999, F.logsigmoid(a), torch.where(x > 0.999, F.logsigmoid(-b), interior)
+    )
