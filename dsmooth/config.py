@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, TypeVar, get_args
+
+T = TypeVar("T")
 
 Conditioning = Literal["none", "stack", "concat"]
 Likelihood = Literal["continuous", "discretized"]
@@ -54,3 +58,131 @@ class ModelConfig:
     def n_params(self) -> int:
         """P: mixture parameters per pixel, 3K for grey images and 10K for RGB."""
         return (3 if self.image_channels == 1 else 10) * self.n_mix
+
+
+Role = Literal["noisy", "denoiser", "plain"]
+SmoothingKind = Literal["gaussian", "laplace", "uniform"]
+Precision = Literal["auto", "float32", "bfloat16"]
+LearningRateSchedule = Literal["cosine", "exponential"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides the weights of a training run.
+
+    Raises ValueError for a field out of range or fields that contradict each other.
+    """
+
+    role: Role = "noisy"
+    """noisy: p(x~); denoiser: p(x | x~); plain: p(x), the baseline without smoothing."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The network."""
+    data: str = "mnist"
+    """Data set: mnist, fashion-mnist, cifar10, celeba, folder."""
+    data_dir: str | None = None
+    """Where its files are; without one, mnist is the embedded subset of 6,000 images."""
+    download: bool = False
+    """Download the files into data_dir if they are not there."""
+    image_size: int | None = None
+    """Pixels a side for celeba and folder; None for the data set's own."""
+    smoothing: SmoothingKind = "gaussian"
+    """The distribution of x~ given x."""
+    scale: float = 0.5
+    """Its scale (for gaussian the standard deviation), in units of [-1, 1] pixels."""
+    clean_noise: float = 0.0
+    """Standard deviation of noise added to the denoiser's target (the paper uses 0.01)."""
+    images: int | None = None
+    """Training images to visit, repeats counted. One of images and budget must be given."""
+    budget: float | None = None
+    """Minutes; the first seconds measure the rate, which fixes images."""
+    batch_size: int = 32
+    """Images per step."""
+    accumulate: int = 1
+    """Parts that a batch is computed in, to save memory; batch_size must be a multiple."""
+    learning_rate: float = 2e-3
+    """Adam's peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """Adam's decay rates."""
+    schedule: LearningRateSchedule = "cosine"
+    """cosine: falls to 0 at the end; exponential: each step times learning_rate_decay."""
+    learning_rate_decay: float = 1.0
+    """Factor per step, for schedule=exponential (the paper uses 0.999995)."""
+    warmup_images: int = 1000
+    """Images over which the learning rate rises from 0."""
+    clip_norm: float | None = 1.0
+    """Largest norm of the gradient; None for no clipping."""
+    ema: float = 0.9995
+    """Largest decay of the moving average of weights; 0 for no average."""
+    data_init: bool = True
+    """Set scales and biases from the first batch (data-dependent init)."""
+    precision: Precision = "auto"
+    """auto: bfloat16 autocast where the machine is fast at it, else float32."""
+    compile: bool = False
+    """Compile the gated blocks with torch.compile."""
+    seed: int = 0
+    """Decides weights, order, noise and dropout."""
+    evaluations: int = 8
+    """How often the held-out images are scored, the end included."""
+    evaluation_images: int = 500
+    """Held-out images that are scored each time, always the same with the same noise."""
+    checkpoint_minutes: float = 2.0
+    """Time between checkpoints."""
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("role", Role),
+            ("smoothing", SmoothingKind),
+            ("precision", Precision),
+            ("schedule", LearningRateSchedule),
+        ):
+            if getattr(self, name) not in get_args(allowed):
+                raise ValueError(
+                    f"{name} must be one of {', '.join(get_args(allowed))}, "
+                    f"got {getattr(self, name)!r}"
+                )
+        for name in ("batch_size", "accumulate", "evaluations", "evaluation_images", "images"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        for name in ("scale", "learning_rate", "budget", "checkpoint_minutes", "clip_norm"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive, got {value}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must lie in [0, 1), got {self.ema}")
+        if not 0 < self.learning_rate_decay <= 1:
+            raise ValueError(
+                f"learning_rate_decay must lie in (0, 1], got {self.learning_rate_decay}"
+            )
+        if self.clean_noise < 0 or self.warmup_images < 0:
+            raise ValueError("clean_noise and warmup_images must not be negative")
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"batch_size must be a multiple of accumulate, got {self.batch_size} "
+                f"and {self.accumulate}"
+            )
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed must lie in 0 .. 2**64 - 1, got {self.seed}")
+        conditioned = self.model.conditioning != "none"
+        if conditioned != (self.role == "denoiser"):
+            raise ValueError(
+                f'role "{self.role}" does not go with conditioning "{self.model.conditioning}"'
+            )
+        if self.role == "noisy" and self.model.likelihood != "continuous":
+            raise ValueError(
+                'role "noisy" needs likelihood "continuous": noisy pixels are not bytes, '
+                f'got "{self.model.likelihood}"'
+            )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """Rebuild a config from `dataclasses.asdict` or JSON. Raises ValueError for other keys."""
+        return _from_dict(cls, {**values, "model": _from_dict(ModelConfig, values["model"])})
+
+
+def _from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
+    unknown = values.keys() - {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    if unknown:
+        raise ValueError(f"{cls.__name__} has no field {', '.join(sorted(unknown))}")
+    plain = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return cls(**plain)

@@ -39,19 +39,28 @@ class Smoothing:
         """Differential entropy of d independent pixels, nats."""
         raise NotImplementedError
 
-    def sample(self, x: Tensor, *, seed: int = 0, first_index: int = 0, repeat: int = 0) -> Tensor:
+    def sample(
+        self,
+        x: Tensor,
+        *,
+        seed: int = 0,
+        first_index: int = 0,
+        repeat: int = 0,
+        stage: Stage = Stage.SMOOTHING,
+    ) -> Tensor:
         """Draw x~ for x (B, C, H, W); same shape, dtype and device.
 
         Row b is image first_index + b: its noise is a pure function of (seed, image index,
-        repeat), whatever the batch. Raises ValueError for values out of range.
+        repeat, stage), whatever the batch. Raises ValueError for values out of range.
         """
-        n, d = x.shape[0], x[0].numel() if x.shape[0] else 0
+        n = x.shape[0]
+        d = math.prod(x.shape[1:])
         words = image_words(
             n,
             -(-d // 4),
             seed=seed,
             first_index=first_index,
-            stage=Stage.SMOOTHING,
+            stage=stage,
             repeat=repeat,
             device=x.device,
         )

@@ -1,0 +1,158 @@
+"""What a training run tells: log.jsonl for programs, a progress bar or plain lines for people."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor
+
+from .config import TrainConfig
+from .images import save_grid
+
+LINE_SECONDS = 10.0
+RECORD_SECONDS = 1.0
+
+
+class RunLog:
+    """Writes into `folder` and to the screen; a context manager.
+
+    log.jsonl holds one JSON object per line with an "event": start, step (about one a second,
+    losses averaged since the last), evaluation, interrupted or end. On a terminal a bar shows the
+    rest; elsewhere a plain line appears every ten seconds.
+    """
+
+    def __init__(self, folder: Path, config: TrainConfig, loss_name: str, images_seen: int) -> None:
+        self.folder = folder
+        self.config = config
+        self.loss_name = loss_name
+        self.total = config.images or 0
+        self.started = time.monotonic()
+        self.first_image = images_seen
+        self.losses: list[float] = []
+        self.recorded = self.printed = self.started
+        self.file = open(folder / "log.jsonl", "a", buffering=1)  # noqa: SIM115 - closed in __exit__
+        self.bar = make_bar(config.role, self.total, images_seen)
+        self._record("start", images_seen, total=self.total, loss=loss_name)
+
+    def __enter__(self) -> RunLog:
+        if self.bar is not None:
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+        self.file.close()
+
+    def step(self, images_seen: int, loss: float, gradient_norm: float, rate: float) -> None:
+        """Note one update: its loss in bits/dim, gradient norm and learning rate."""
+        self.losses.append(loss)
+        now = time.monotonic()
+        if now - self.recorded < RECORD_SECONDS and images_seen < self.total:
+            return
+        mean = sum(self.losses) / len(self.losses)
+        speed = (images_seen - self.first_image) / (now - self.started)
+        left = max(0, self.total - images_seen) / speed
+        self.losses.clear()
+        self.recorded = now
+        self._record(
+            "step",
+            images_seen,
+            bits_per_dim=round(mean, 5),
+            gradient_norm=round(gradient_norm, 4),
+            learning_rate=rate,
+            images_per_second=round(speed, 2),
+        )
+        if self.bar is not None:
+            self.bar.update(
+                self.bar.task_ids[0],
+                completed=images_seen,
+                text=f"{mean:.3f} {self.loss_name} · {speed:.0f} img/s · {clock(left)} left",
+            )
+        elif now - self.printed >= LINE_SECONDS or images_seen >= self.total:
+            self.printed = now
+            self.say(
+                f"{images_seen:,}/{self.total:,} images · {mean:.3f} {self.loss_name} · "
+                f"{speed:.0f} img/s · {clock(left)} left"
+            )
+
+    def evaluation(self, images_seen: int, bits_per_dim: float) -> None:
+        """Note a score on held-out images."""
+        self._record("evaluation", images_seen, bits_per_dim=round(bits_per_dim, 5))
+        self.say(f"{images_seen:,} images · held out: {bits_per_dim:.3f} {self.loss_name}")
+
+    def grid(self, images_seen: int, x: Tensor) -> None:
+        """Save a grid of samples; say so if they diverged, as those of an untrained model can."""
+        if not x.isfinite().all():
+            self.say(f"{images_seen:,} images · samples diverged: no picture yet")
+            return
+        save_grid(x, self.folder / f"samples-{images_seen:09d}.png")
+
+    def interrupted(self, images_seen: int) -> None:
+        """Note that a signal ended the run early."""
+        self._record("interrupted", images_seen)
+        self.say(
+            f"stopped at {images_seen:,} of {self.total:,} images and saved; "
+            f"go on with: dsmooth train {self.config.role} --out {self.folder} --resume"
+        )
+
+    def finished(self, images_seen: int) -> None:
+        """Note the end of the run."""
+        self._record("end", images_seen)
+
+    def say(self, text: str) -> None:
+        """Print one line, above the bar if there is one."""
+        line = f"{self.config.role}: {text}"
+        if self.bar is not None:
+            self.bar.console.print(line, highlight=False)
+        else:
+            print(line, flush=True)
+
+    def _record(self, event: str, images_seen: int, **values: Any) -> None:
+        seconds = round(time.monotonic() - self.started, 2)
+        entry = {"event": event, "images": images_seen, "seconds": seconds, **values}
+        self.file.write(json.dumps(entry) + "\n")
+
+
+def make_bar(name: str, total: int, completed: int) -> Any:
+    """A rich progress bar with a field `text`, or None if the output is not a terminal."""
+    if not sys.stdout.isatty():
+        return None
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    bar = Progress(
+        TextColumn(name),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[text]}"),
+    )
+    bar.add_task(name, total=total, completed=completed, text="starting")
+    return bar
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:02:03 or 2:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The entries of log.jsonl, in order; a last line cut by a crash is left out."""
+    entries = []
+    for line in (folder / "log.jsonl").read_text().splitlines():
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return entries
