@@ -4,27 +4,81 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dsmooth.data.cifar import load_cifar10
 from dsmooth.data.dataset import ImageDataset
+from dsmooth.data.download import download_dataset
+from dsmooth.data.folder import Progress, load_celeba, load_folder
 from dsmooth.data.mnist import load_embedded_mnist, load_idx_dataset
 
-DATASETS = ("mnist", "fashion-mnist")
+DATASETS = ("mnist", "fashion-mnist", "cifar10", "celeba", "folder")
 SPLITS = ("train", "test")
 
 
-def load_dataset(name: str, split: str, data_dir: Path | None = None) -> ImageDataset:
+def load_dataset(
+    name: str,
+    split: str,
+    data_dir: Path | str | None = None,
+    *,
+    download: bool = False,
+    image_size: int | None = None,
+    progress: Progress | None = None,
+) -> ImageDataset:
     """Return a data set's training or test images, read into memory.
 
-    name: one of `DATASETS`; split: "train" or "test"; data_dir: the folder of its files. Without
-    data_dir, "mnist" is the subset inside the package, and the data set's `source` says so.
-    Raises FileNotFoundError if a file is missing, ValueError if one is damaged; each error names
-    the file and what to do.
+    name: one of `DATASETS`.
+    split: "train" or "test".
+    data_dir: the folder of its files. Without it, "mnist" is the subset inside the package, and
+        the data set's `source` says so.
+    download: fetch the files into data_dir if they are not there (not for "folder").
+    image_size: pixels a side after cropping and resizing, for "celeba" (32) and "folder" (none).
+    progress: called with (images done, images in all) while image files are decoded.
+    Raises FileNotFoundError if a file is missing, ValueError if one is damaged or an argument does
+    not fit, ConnectionError if a download fails, ModuleNotFoundError if Pillow or torchvision is
+    needed and missing. Each says in one or two lines which file and what to do.
     """
     if name not in DATASETS:
         raise ValueError(f"name must be one of {', '.join(DATASETS)}, got {name!r}")
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    if image_size is not None and name not in ("celeba", "folder"):
+        raise ValueError(f"--image-size is for celeba and folder, got it for {name}")
+    if image_size is not None and image_size < 4:
+        raise ValueError(f"--image-size must be 4 or more, got {image_size}")
     if data_dir is None:
+        if download:
+            raise ValueError("--download needs --data-dir, the folder to download into")
         if name == "mnist":
             return load_embedded_mnist(split)
-        raise ValueError(f"{name} needs --data-dir: only a subset of mnist comes with the package")
-    return load_idx_dataset(name, split, Path(data_dir))
+        raise FileNotFoundError(_missing(name, f"{name} needs the folder of its files"))
+    folder = Path(data_dir)
+    if not download:
+        return _read(name, split, folder, image_size, progress)
+    try:
+        return _read(name, split, folder, image_size, progress)
+    except FileNotFoundError:
+        download_dataset(name, folder)
+    return _read(name, split, folder, image_size, progress)
+
+
+def _read(
+    name: str, split: str, folder: Path, image_size: int | None, progress: Progress | None
+) -> ImageDataset:
+    if not folder.is_dir():
+        raise FileNotFoundError(_missing(name, f"{folder} is not a folder"))
+    if name == "cifar10":
+        return load_cifar10(split, folder)
+    if name == "celeba":
+        return load_celeba(split, folder, image_size, progress)
+    if name == "folder":
+        return load_folder(split, folder, image_size, progress)
+    return load_idx_dataset(name, split, folder)
+
+
+def _missing(name: str, what: str) -> str:
+    if name == "folder":
+        return f"{what}.\nPoint --data-dir to a folder of images."
+    embedded = ", or leave out --data-dir to use the embedded subset" if name == "mnist" else ""
+    return (
+        f"{what}.\nPoint --data-dir to the folder of {name}'s files, or fetch them there with "
+        f"--download{embedded}."
+    )

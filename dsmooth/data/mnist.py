@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dsmooth.data.dataset import ImageDataset
 from dsmooth.data.idx import read_idx
+from dsmooth.data.published import published_md5
 
 SUBSET_PATH = Path(__file__).with_name("mnist_subset.npz")
 
@@ -45,8 +46,9 @@ def load_idx_dataset(name: str, split: str, data_dir: Path) -> ImageDataset:
 
     The files, gzipped or not, may lie in `data_dir` itself or as torchvision lays them out.
     Raises FileNotFoundError for a missing file and ValueError for one that is cut or of another
-    kind. Files of MNIST's own size are checked against its sha256; a difference only warns, for
-    several data sets share MNIST's file names and sizes.
+    kind. Files of MNIST's own size are checked against its sha256, gzipped ones of Fashion-MNIST
+    against the MD5 that torchvision lists, if that is installed. A difference only warns: several
+    data sets share these names and sizes, and gzip's own checksum finds damage.
     """
     images, labels, folder = read_idx_arrays(name, split, data_dir)
     return _dataset(images.copy(), labels, name, split, f"{folder} ({len(images):,} images)")
@@ -64,9 +66,11 @@ def read_idx_arrays(
             f"{labels_path} must hold one label per image of {images_path.name}: expected "
             f"{len(images)}, found {len(labels)}"
         )
-    if name == "mnist":
-        _warn_unless_mnist(images_path, images)
-        _warn_unless_mnist(labels_path, labels)
+    for path, array in ((images_path, images), (labels_path, labels)):
+        if name == "mnist":
+            _warn_unless_mnist(path, array)
+        elif path.suffix == ".gz":
+            _warn_unless_fashion_mnist(path)
     return images, labels, images_path.parent
 
 
@@ -98,6 +102,18 @@ def _warn_unless_mnist(path: Path, array: NDArray[np.uint8]) -> None:
             f"{path} has the size of MNIST's file but not its content (sha256 "
             f"{digest.hexdigest()[:16]}..., expected {expected[:16]}...): another data set, or "
             "damaged",
+            stacklevel=2,
+        )
+
+
+def _warn_unless_fashion_mnist(path: Path) -> None:
+    """Check a compressed file: these are the ones of which torchvision lists the MD5."""
+    expected = published_md5("FashionMNIST").get(path.name)
+    found = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+    if expected not in (None, found):
+        warnings.warn(
+            f"{path} is not the published file (MD5 {found}, expected {expected}): packed anew, "
+            "or another data set",
             stacklevel=2,
         )
 

@@ -1,0 +1,239 @@
+"""Images in a folder, and CelebA. Needs Pillow."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dsmooth.data.dataset import ImageDataset
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Progress = Callable[[int, int], None]
+
+SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+TEST_FRACTION = 0.1
+CELEBA_CROP = 140
+CELEBA_SIZE = 32
+
+_PARTITION = "list_eval_partition.txt"
+_CHUNK = 512
+_ORIENTATION = 0x0112  # the EXIF tag; values 5 to 8 turn the image by 90 degrees
+_GREY, _WIDE = ("1", "L", "LA"), ("I", "F")
+
+
+def load_folder(
+    split: str, data_dir: Path, image_size: int | None = None, progress: Progress | None = None
+) -> ImageDataset:
+    """Return the images in `data_dir` and the folders inside it, in the order of their paths.
+
+    Every image must have the same size, height and width multiples of 4; or give image_size, and
+    the largest centred square of each is resized to that many pixels a side. The data set is grey
+    if every image is, else RGB. One image in ten (`TEST_FRACTION`) is for testing, by a hash of its
+    path inside the folder, so a file stays in its split as others come and go.
+    progress: called with (images done, images in all).
+    Raises FileNotFoundError if there is no image, ValueError for an image that does not fit; each
+    names the file.
+    """
+    every = _image_paths(data_dir)
+    grey, size = _scan(every, check_size=image_size is None)
+    if image_size is not None:
+        size = (image_size, image_size)
+    if size[0] % 4 or size[1] % 4:
+        raise ValueError(
+            f"images must have a height and width that are multiples of 4, got {size[0]} x "
+            f"{size[1]} in {every[0]}; give --image-size to crop and resize them"
+        )
+    paths = _split_by_hash(data_dir, every, split)
+
+    def decode(path: Path) -> NDArray[np.uint8]:
+        image = _open(path, "L" if grey else "RGB")
+        if image_size is not None:
+            image = centre_crop_resize(image, min(image.size), image_size)
+        return _planes(image)
+
+    images = _decode_all(paths, decode, (1 if grey else 3, *size), progress)
+    return ImageDataset(images, None, "folder", split, f"{data_dir} ({len(images):,} images)")
+
+
+def load_celeba(
+    split: str, data_dir: Path, image_size: int | None = None, progress: Progress | None = None
+) -> ImageDataset:
+    """Return CelebA's aligned images: centre crop of 140, resized to image_size (32) a side.
+
+    The images may lie in `data_dir`, in img_align_celeba inside it, or as torchvision lays them
+    out. If the official list_eval_partition.txt lies in the same folder, beside it or in Eval, it
+    makes the split (its validation part is in neither); else the split is that of `load_folder`.
+    Arguments and errors as for `load_folder`; labels are None.
+    """
+    size = CELEBA_SIZE if image_size is None else image_size
+    if size % 4:
+        raise ValueError(f"--image-size must be a multiple of 4, got {size}")
+    inner = ("img_align_celeba", "celeba/img_align_celeba")
+    folder = next((data_dir / name for name in inner if (data_dir / name).is_dir()), data_dir)
+    paths = _image_paths(folder)
+    places = (folder, folder.parent, folder.parent / "Eval")
+    partition = next((p / _PARTITION for p in places if (p / _PARTITION).is_file()), None)
+    if partition is None:
+        paths, how = _split_by_hash(folder, paths, split), "split by file name"
+    else:
+        paths, how = _split_by_partition(partition, paths, split), "official split"
+
+    def decode(path: Path) -> NDArray[np.uint8]:
+        image = _open(path, "RGB")
+        if min(image.size) < CELEBA_CROP:
+            raise ValueError(
+                f"{path} must be at least {CELEBA_CROP} x {CELEBA_CROP} (CelebA's aligned images "
+                f"are 218 x 178), got {image.height} x {image.width}"
+            )
+        return _planes(centre_crop_resize(image, CELEBA_CROP, size))
+
+    images = _decode_all(paths, decode, (3, size, size), progress)
+    return ImageDataset(images, None, "celeba", split, f"{folder} ({len(images):,} images, {how})")
+
+
+def centre_crop_resize(image: Image, crop: int, size: int) -> Image:
+    """Return the centred crop x crop square of `image`, resized bilinearly to size x size.
+
+    Pillow's bilinear filter widens with the scale: it averages when it shrinks.
+    """
+    from PIL.Image import Resampling
+
+    left, top = (image.width - crop) // 2, (image.height - crop) // 2
+    square = image.crop((left, top, left + crop, top + crop))
+    return square if crop == size else square.resize((size, size), Resampling.BILINEAR)
+
+
+def _pillow() -> Any:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            "reading image files needs Pillow: pip install pillow", name="PIL"
+        ) from error
+    return Image
+
+
+def _image_paths(folder: Path) -> list[Path]:
+    paths = sorted(
+        (
+            path
+            for path in folder.rglob("*")
+            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+        ),
+        key=lambda path: path.relative_to(folder).as_posix(),
+    )
+    if not paths:
+        raise FileNotFoundError(
+            f"no image ({', '.join(sorted(SUFFIXES))}) is in {folder} or the folders inside it.\n"
+            "Point --data-dir to a folder of images."
+        )
+    return paths
+
+
+def _split_by_hash(folder: Path, paths: list[Path], split: str) -> list[Path]:
+    if len(paths) < 2:
+        raise ValueError(f"{folder} must hold at least 2 images, one to test with, found 1")
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    keys = [int.from_bytes(sha256(name.encode()).digest()[:8], "big") for name in names]
+    # The bounds keep an image in either split of a small folder, whatever the names.
+    limit = max(min(keys), min(max(keys) - 1, int(TEST_FRACTION * 2**64)))
+    test = split == "test"
+    return [path for path, key in zip(paths, keys, strict=True) if (key <= limit) == test]
+
+
+def _split_by_partition(partition: Path, paths: list[Path], split: str) -> list[Path]:
+    part_of = {}
+    for number, line in enumerate(partition.read_text().splitlines(), start=1):
+        fields = line.split()
+        if not fields:
+            continue
+        if len(fields) != 2 or fields[1] not in ("0", "1", "2"):
+            raise ValueError(
+                f"{partition}, line {number}: expected a file name and 0, 1 or 2, found {line!r}"
+            )
+        part_of[fields[0]] = fields[1]
+    unlisted = next((path for path in paths if path.name not in part_of), None)
+    if unlisted is not None:
+        raise ValueError(f"{unlisted} must be listed in {partition}, found no line for it")
+    wanted = {"train": "0", "test": "2"}[split]
+    chosen = [path for path in paths if part_of[path.name] == wanted]
+    if not chosen:
+        raise ValueError(f"{partition} must put an image in {split} ({wanted}), found none present")
+    return chosen
+
+
+def _scan(paths: list[Path], check_size: bool) -> tuple[bool, tuple[int, int]]:
+    """Return whether all images are grey and the first's (height, width), from their headers."""
+    pillow = _pillow()
+    grey, size = True, (0, 0)
+    for path in paths:
+        try:
+            with pillow.open(path) as image:
+                mode, (width, height) = image.mode, image.size
+                turned = image.getexif().get(_ORIENTATION, 1) >= 5
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read as an image ({error})") from error
+        if mode in _WIDE or mode.startswith("I;"):
+            raise ValueError(f"{path} must have 8 bits a channel, got Pillow's mode {mode}")
+        grey = grey and mode in _GREY
+        found = (width, height) if turned else (height, width)
+        if path is paths[0]:
+            size = found
+        elif check_size and found != size:
+            raise ValueError(
+                f"images must have one size, got {size[0]} x {size[1]} in {paths[0]} and "
+                f"{found[0]} x {found[1]} in {path}; give --image-size to crop and resize them"
+            )
+    return grey, size
+
+
+def _open(path: Path, mode: str) -> Image:
+    from PIL import ImageOps
+
+    try:
+        with _pillow().open(path) as file:
+            image: Image = ImageOps.exif_transpose(file)
+            image.load()
+    except (OSError, SyntaxError) as error:  # Pillow's PNG reader raises SyntaxError when damaged
+        raise ValueError(f"{path} cannot be read as an image ({error})") from error
+    # What a transparent pixel looks like depends on what it lies on: not ours to choose.
+    if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (
+        255,
+        255,
+    ):
+        raise ValueError(f"{path} must be opaque, got transparent pixels; flatten it first")
+    return image.convert(mode)
+
+
+def _planes(image: Image) -> NDArray[np.uint8]:
+    """Return (C, H, W)."""
+    pixels = np.asarray(image)
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def _decode_all(
+    paths: list[Path],
+    decode: Callable[[Path], NDArray[np.uint8]],
+    shape: tuple[int, int, int],
+    progress: Progress | None,
+) -> torch.Tensor:
+    """Return (N, C, H, W) uint8. Pillow lets go of the interpreter's lock while it decodes."""
+    _pillow()
+    images = np.empty((len(paths), *shape), np.uint8)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(paths), _CHUNK):
+            for offset, image in enumerate(pool.map(decode, paths[start : start + _CHUNK])):
+                images[start + offset] = image
+            if progress is not None:
+                progress(min(start + _CHUNK, len(paths)), len(paths))
+    return torch.from_numpy(images)

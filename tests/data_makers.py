@@ -1,0 +1,100 @@
+"""Writers of tiny data sets in the published formats, and what errors must say, for tests."""
+
+from __future__ import annotations
+
+import gzip
+import pickle
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+Bytes = NDArray[np.uint8]
+
+
+def random_bytes(shape: tuple[int, ...], seed: int = 0) -> Bytes:
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+def idx_bytes(array: Bytes) -> bytes:
+    header = bytes((0, 0, 8, array.ndim)) + np.array(array.shape, ">u4").tobytes()
+    return header + array.tobytes()
+
+
+def write_mnist(
+    folder: Path, n: int, split: str = "train", gz: bool = False
+) -> tuple[Bytes, Bytes]:
+    """Write n random 28 x 28 images and their labels as IDX files; return both arrays."""
+    folder.mkdir(parents=True, exist_ok=True)
+    images, labels = random_bytes((n, 28, 28)), random_bytes((n,), seed=1) % 10
+    prefix = {"train": "train", "test": "t10k"}[split]
+    for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+        content = idx_bytes(array)
+        path = folder / f"{prefix}-{kind}-ubyte{'.gz' if gz else ''}"
+        path.write_bytes(gzip.compress(content) if gz else content)
+    return images, labels
+
+
+def cifar_binary(pixels: Bytes, labels: Bytes) -> bytes:
+    """pixels (N, 3072), labels (N,): the content of a data_batch_*.bin."""
+    return np.concatenate([labels[:, None], pixels], axis=1).tobytes()
+
+
+def cifar_pickle(pixels: Bytes, labels: Bytes) -> bytes:
+    """The same as a Python archive, opcode by opcode as Python 2's numpy wrote it."""
+
+    def text(value: bytes) -> bytes:  # a Python 2 string, which Python 3 cannot write
+        return pickle.BINSTRING + len(value).to_bytes(4, "little") + value
+
+    def integer(value: int) -> bytes:
+        return pickle.BININT + value.to_bytes(4, "little", signed=True)
+
+    def call(module: str, name: str, arguments: bytes) -> bytes:
+        function = pickle.GLOBAL + f"{module}\n{name}\n".encode()
+        return function + pickle.MARK + arguments + pickle.TUPLE + pickle.REDUCE
+
+    n = len(pixels)
+    ndarray = pickle.GLOBAL + b"numpy\nndarray\n"
+    empty = ndarray + pickle.MARK + integer(0) + pickle.TUPLE + text(b"b")
+    dtype = call("numpy", "dtype", text(b"u1") + integer(0) + integer(1))
+    dtype_state = integer(3) + text(b"|") + pickle.NONE * 3 + integer(-1) * 2 + integer(0)
+    dtype += pickle.MARK + dtype_state + pickle.TUPLE + pickle.BUILD
+    shape = pickle.MARK + integer(n) + integer(3072) + pickle.TUPLE
+    state = integer(1) + shape + dtype + pickle.NEWFALSE + text(pixels.tobytes())
+    data = call("numpy.core.multiarray", "_reconstruct", empty)
+    data += pickle.MARK + state + pickle.TUPLE + pickle.BUILD
+    items = pickle.MARK + b"".join(integer(int(label)) for label in labels) + pickle.APPENDS
+    fields = text(b"data") + data + text(b"labels") + pickle.EMPTY_LIST + items
+    content = pickle.EMPTY_DICT + pickle.MARK + fields + pickle.SETITEMS
+    return pickle.PROTO + b"\x02" + content + pickle.STOP
+
+
+def write_tar_gz(path: Path, members: Mapping[str, bytes]) -> None:
+    folder = path.parent / f"{path.name}-members"
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in members.items():
+            file = folder / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+            archive.add(file, name)
+
+
+def write_images(folder: Path, images: Mapping[str, Bytes]) -> None:
+    """Write {file name: (H, W) or (H, W, 3 or 4)}; the suffix names the format."""
+    from PIL import Image
+
+    for name, pixels in images.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+
+
+def assert_says(error: pytest.ExceptionInfo[BaseException], *parts: object) -> None:
+    """The message has one or two lines and holds every part."""
+    text = str(error.value)
+    assert len(text.splitlines()) <= 2, text
+    for part in parts:
+        assert str(part) in text, (part, text)

@@ -1,0 +1,165 @@
+"""Data sets at large: bytes and floats, missing data, downloads, lazy imports."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from urllib.error import URLError
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import dsmooth
+from dsmooth.data import DATASETS, SPLITS, ImageDataset, load_dataset, to_bytes, to_float
+from tests.data_makers import assert_says, random_bytes, write_mnist
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_every_byte_survives_the_way_to_float_and_back(dtype: torch.dtype) -> None:
+    levels = torch.arange(256, dtype=torch.uint8)
+    x = to_float(levels)
+    assert x.dtype == torch.float32
+    # byte / 127.5 lies below 2, so it is rounded by at most 2^-24; the difference, by less again.
+    assert (x.double() - (levels.double() / 127.5 - 1)).abs().max() < 2.0**-23
+    assert (x[0], x[255]) == (-1, 1)
+    assert torch.equal(to_bytes(x.to(dtype)), levels)
+
+
+@given(st.floats(allow_nan=False, width=32))
+@settings(deadline=None)
+def test_to_bytes_gives_the_nearest_level(value: float) -> None:
+    level = int(to_bytes(torch.tensor([value], dtype=torch.float64)))
+    distance = abs(level / 127.5 - 1 - value)
+    for other in (level - 1, level + 1):
+        if 0 <= other <= 255:
+            assert distance <= abs(other / 127.5 - 1 - value) + 1e-15
+
+
+def test_conversions_refuse_what_has_no_meaning() -> None:
+    with pytest.raises(ValueError, match=r"NaN, got 1 among 3"):
+        to_bytes(torch.tensor([0.0, float("nan"), 1.0]))
+    with pytest.raises(ValueError, match=r"x must have a floating-point dtype, got torch.uint8"):
+        to_bytes(torch.zeros(2, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"images must have dtype torch.uint8, got torch.float32"):
+        to_float(torch.zeros(2))
+
+
+def test_dataset_hands_out_what_it_holds() -> None:
+    images = torch.from_numpy(random_bytes((7, 3, 4, 8)))
+    dataset = ImageDataset(images, torch.arange(7), "folder", "train", "memory")
+    assert (len(dataset), dataset.image_size, dataset.image_channels) == (7, (4, 8), 3)
+    indices = torch.tensor([3, 0, 3])
+    assert torch.equal(to_bytes(dataset.batch(indices)), images[indices])
+    with pytest.raises(
+        ValueError, match=r"images must be uint8 .* got torch.uint8 .*\(7, 2, 4, 8\)"
+    ):
+        ImageDataset(images[:, :2], None, "folder", "train", "memory")
+    with pytest.raises(ValueError, match=r"labels must be int64 of shape \(7,\), .* \(6,\)"):
+        ImageDataset(images, torch.arange(6), "folder", "train", "memory")
+
+
+@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("place", ["empty", "absent"])
+def test_missing_data_says_the_ways_out(tmp_path: Path, name: str, split: str, place: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="--data-dir") as error:
+        load_dataset(name, split, tmp_path / place)
+    assert_says(error, tmp_path / place)
+    assert ("embedded subset" in str(error.value)) == (name == "mnist")
+    if name in ("mnist", "fashion-mnist", "cifar10"):
+        assert_says(error, "--download")
+    if place == "empty" and name != "cifar10" and "mnist" in name:
+        assert_says(error, f"{ {'train': 'train', 'test': 't10k'}[split] }-images-idx3-ubyte")
+
+
+def test_arguments_are_checked() -> None:
+    with pytest.raises(ValueError, match=r"name must be one of mnist, .* got 'svhn'"):
+        load_dataset("svhn", "train")
+    with pytest.raises(ValueError, match="split must be one of train, test, got 'valid'"):
+        load_dataset("mnist", "valid")
+    with pytest.raises(ValueError, match="--image-size is for celeba and folder, got it for mnist"):
+        load_dataset("mnist", "train", image_size=32)
+    with pytest.raises(ValueError, match="--download needs --data-dir"):
+        load_dataset("mnist", "train", download=True)
+    with pytest.raises(FileNotFoundError, match="cifar10 needs the folder") as error:
+        load_dataset("cifar10", "train")
+    assert_says(error, "--data-dir", "--download")
+
+
+def fake_torchvision(monkeypatch: pytest.MonkeyPatch, name: str, function: object) -> None:
+    """Put a torchvision in place whose data set class `name` is `function`: no test downloads."""
+    package, datasets = ModuleType("torchvision"), ModuleType("torchvision.datasets")
+    package.datasets = datasets  # type: ignore[attr-defined]
+    setattr(datasets, name, function)
+    monkeypatch.setitem(sys.modules, "torchvision", package)
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", datasets)
+
+
+def test_download_fetches_only_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def fetch(root: str, download: bool) -> None:
+        calls.append((root, download))
+        write_mnist(Path(root) / "MNIST" / "raw", 5)
+
+    fake_torchvision(monkeypatch, "MNIST", fetch)
+    folder = tmp_path / "new"
+    for _ in range(2):
+        assert len(load_dataset("mnist", "train", folder, download=True)) == 5
+    assert calls == [(str(folder), True)]
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        URLError("[Errno -3] Temporary failure in name resolution"),
+        RuntimeError("Error downloading x:\nTried y, got:\nz\nTried w, got:\nz\n"),
+        TimeoutError(),
+    ],
+)
+def test_a_failed_download_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    def fetch(root: str, download: bool) -> None:
+        raise failure
+
+    fake_torchvision(monkeypatch, "CIFAR10", fetch)
+    with pytest.raises(ConnectionError, match="could not download cifar10") as error:
+        load_dataset("cifar10", "train", tmp_path, download=True)
+    assert_says(error, tmp_path, "--data-dir", "https://www.cs.toronto.edu/~kriz/cifar.html")
+    assert_says(error, " ".join(str(failure).split()) or "TimeoutError")
+
+
+def test_download_needs_torchvision_and_a_published_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match=r"--download is for mnist, .* got 'folder'"):
+        load_dataset("folder", "train", tmp_path, download=True)
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install torchvision"):
+        load_dataset("celeba", "train", tmp_path, download=True)
+
+
+def test_imports_are_lazy(tmp_path: Path) -> None:
+    program = """
+import sys
+import dsmooth.data
+assert "torch" not in sys.modules, "importing dsmooth.data imports torch"
+dsmooth.data.load_dataset("mnist", "test")
+for name in ("PIL", "torchvision", "dsmooth.nn", "dsmooth.functional"):
+    assert name not in sys.modules, f"reading MNIST imports {name}"
+"""
+    root = Path(dsmooth.__file__).parents[1]
+    env = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

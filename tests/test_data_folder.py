@@ -1,0 +1,202 @@
+"""Image folders and CelebA: pixels are kept, crops are centred, splits are stable."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dsmooth.data import SPLITS, load_dataset
+from tests.data_makers import assert_says, random_bytes, write_images
+
+
+def grey_folder(folder: Path, n: int) -> dict[str, np.ndarray]:
+    images = {f"{i // 10}/{i}.png": random_bytes((8, 12), seed=i) for i in range(n)}
+    write_images(folder, images)
+    return images
+
+
+def test_folder_is_read_back_split_and_stable(tmp_path: Path) -> None:
+    images = grey_folder(tmp_path, 40)
+    (tmp_path / "notes.txt").write_text("not an image")
+    (tmp_path / "._0.png").write_text("not an image either")
+    train, test = (load_dataset("folder", split, tmp_path) for split in SPLITS)
+    assert train.image_size == (8, 12)
+    assert train.image_channels == 1
+    assert train.labels is None
+    # Each image is in one split, in the order of paths.
+    everything = [images[name].tobytes() for name in sorted(images)]
+    parts = [[image.numpy().tobytes() for image in split.images] for split in (train, test)]
+    assert sorted(parts[0] + parts[1]) == sorted(everything)
+    assert all(parts)
+    for part in parts:
+        assert part == [image for image in everything if image in part]
+
+    # New images move no old one.
+    write_images(
+        tmp_path, {f"more/{i}.png": random_bytes((8, 12), seed=100 + i) for i in range(40)}
+    )
+    more = load_dataset("folder", "train", tmp_path)
+    assert set(parts[0]) <= {image.numpy().tobytes() for image in more.images}
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_small_folders_have_both_splits(tmp_path: Path, n: int) -> None:
+    for attempt in range(12):
+        folder = tmp_path / str(attempt)
+        write_images(folder, {f"{attempt}-{i}.png": random_bytes((4, 4), seed=i) for i in range(n)})
+        sizes = [len(load_dataset("folder", split, folder)) for split in SPLITS]
+        assert sum(sizes) == n
+        assert min(sizes) >= 1
+
+
+def test_the_test_split_is_a_tenth() -> None:
+    from dsmooth.data.folder import _split_by_hash
+
+    paths = [Path(f"/f/{i:06}.jpg") for i in range(20_000)]
+    test = _split_by_hash(Path("/f"), paths, "test")
+    # Five standard deviations of a binomial: sqrt(20000 * .1 * .9) = 42.
+    assert abs(len(test) - 2000) < 212
+
+
+def test_one_coloured_image_makes_the_folder_rgb_in_both_splits(tmp_path: Path) -> None:
+    images = {f"{i:02}.png": random_bytes((4, 8), seed=i) for i in range(19)}
+    colour = random_bytes((4, 8, 3))
+    write_images(tmp_path, {**images, "19.png": colour})
+    loaded = [load_dataset("folder", split, tmp_path).images for split in SPLITS]
+    rows = {image.numpy().tobytes() for part in loaded for image in part}
+    assert [part.shape[1:] for part in loaded] == [(3, 4, 8)] * 2
+    assert colour.transpose(2, 0, 1).tobytes() in rows
+    assert all(np.stack([grey] * 3).tobytes() in rows for grey in images.values())
+
+
+def test_exif_orientation_is_followed(tmp_path: Path) -> None:
+    from PIL import Image
+
+    pixels = random_bytes((8, 12))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: show rotated by 90 degrees clockwise
+    for name in "ab":
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png", exif=exif)
+    dataset = load_dataset("folder", "train", tmp_path)
+    assert np.array_equal(dataset.images[0, 0].numpy(), np.rot90(pixels, -1))
+
+
+def test_image_size_crops_the_centre(tmp_path: Path) -> None:
+    wide, tall = random_bytes((8, 20), seed=1), random_bytes((16, 8), seed=2)
+    write_images(tmp_path, {"a.png": wide, "b.png": tall})
+    seen = []
+    parts = [
+        load_dataset(
+            "folder", split, tmp_path, image_size=8, progress=lambda *done: seen.append(done)
+        ).images
+        for split in SPLITS
+    ]
+    found = {image.numpy().tobytes() for part in parts for image in part}
+    assert found == {wide[:, 6:14].tobytes(), tall[4:12].tobytes()}
+    assert seen == [(1, 1), (1, 1)]
+
+
+def test_folder_errors_name_the_file(tmp_path: Path) -> None:
+    from PIL import Image
+
+    def refused(match: str, *parts: object, **options: int) -> None:
+        with pytest.raises(ValueError, match=match) as error:
+            _ = [load_dataset("folder", split, tmp_path, **options) for split in SPLITS]
+        assert_says(error, *parts)
+
+    write_images(tmp_path, {"a.png": random_bytes((8, 8))})
+    refused("at least 2 images", tmp_path)
+    write_images(tmp_path, {"a.png": random_bytes((6, 8)), "b.png": random_bytes((6, 8))})
+    refused("multiples of 4", "6 x 8", tmp_path / "a.png", "--image-size")
+    write_images(tmp_path, {"a.png": random_bytes((8, 8)), "b.png": random_bytes((8, 4))})
+    refused("one size", "8 x 8", "8 x 4", tmp_path / "a.png", tmp_path / "b.png", "--image-size")
+
+    write_images(tmp_path, {"b.png": random_bytes((8, 8))})
+    whole = (tmp_path / "b.png").read_bytes()
+    for cut in (0, 20, len(whole) // 2, len(whole) - 40):
+        (tmp_path / "b.png").write_bytes(whole[:cut])
+        refused("cannot be read as an image", tmp_path / "b.png")
+
+    Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "b.png")
+    refused("8 bits a channel", tmp_path / "b.png")
+    clear = np.zeros((8, 8, 4), np.uint8)
+    write_images(tmp_path, {"b.png": clear})
+    refused("opaque", tmp_path / "b.png", image_size=4)
+    clear[..., 3] = 255  # a needless alpha channel
+    write_images(tmp_path, {"b.png": clear})
+    assert load_dataset("folder", "train", tmp_path).image_channels == 3
+    refused("--image-size must be 4 or more", image_size=3)
+
+
+def celeba_image(seed: int) -> np.ndarray:
+    return random_bytes((218, 178, 3), seed)
+
+
+def test_celeba_crops_140_and_averages_to_32(tmp_path: Path) -> None:
+    frame = celeba_image(0)
+    frame[39:179, 19:159] = (10, 20, 30)  # the centre; the noise around it must not be seen
+    write_images(tmp_path, {"000001.png": frame, "000002.png": frame})
+    dataset = load_dataset("celeba", "train", tmp_path)
+    assert dataset.images.shape == (1, 3, 32, 32)
+    assert torch.equal(
+        dataset.images[0], torch.tensor([10, 20, 30])[:, None, None].expand(3, 32, 32)
+    )
+    assert dataset.labels is None
+
+    write_images(tmp_path, {"000001.png": celeba_image(1), "000002.png": celeba_image(1)})
+    whole = load_dataset("celeba", "train", tmp_path, image_size=140).images[0]
+    assert np.array_equal(whole, celeba_image(1)[39:179, 19:159].transpose(2, 0, 1))
+    # A widened triangle filter of a 140 / 32 pixels' radius keeps the mean of the image.
+    small = load_dataset("celeba", "train", tmp_path).images[0]
+    assert abs(small.double().mean() - whole.double().mean()) < 2
+    assert small.double().std() < 0.4 * whole.double().std()  # nearest or unwidened would keep it
+
+
+@pytest.mark.parametrize("layout", [".", "img_align_celeba", "celeba/img_align_celeba"])
+@pytest.mark.parametrize("where", ["", "..", "../Eval"])
+def test_celeba_follows_the_official_split(tmp_path: Path, layout: str, where: str) -> None:
+    root = tmp_path / "root"
+    folder = root / layout
+    write_images(folder, {f"{i:06}.png": celeba_image(i) for i in range(1, 6)})
+    partition = folder / where / "list_eval_partition.txt"
+    partition.resolve().parent.mkdir(exist_ok=True)
+    lines = [f"{i:06}.png {part}" for i, part in zip(range(1, 7), (2, 0, 1, 0, 2, 0), strict=True)]
+    partition.resolve().write_text("\n".join(lines) + "\n")
+    train, test = (load_dataset("celeba", split, root, image_size=140) for split in SPLITS)
+    expected = [celeba_image(i)[39:179, 19:159].transpose(2, 0, 1) for i in range(1, 6)]
+    assert np.array_equal(train.images, np.stack([expected[1], expected[3]]))
+    assert np.array_equal(test.images, np.stack([expected[0], expected[4]]))
+    assert "official split" in train.source
+
+
+def test_celeba_errors_name_the_file(tmp_path: Path) -> None:
+    write_images(tmp_path, {"1.png": random_bytes((139, 200, 3)), "2.png": celeba_image(2)})
+    partition = tmp_path / "list_eval_partition.txt"
+    partition.write_text("1.png 0\n2.png 0\n")
+    with pytest.raises(ValueError, match="at least 140 x 140") as error:
+        load_dataset("celeba", "train", tmp_path)
+    assert_says(error, tmp_path / "1.png", "got 139 x 200")
+    with pytest.raises(ValueError, match=r"must put an image in test") as error:
+        load_dataset("celeba", "test", tmp_path)
+    assert_says(error, partition)
+    partition.write_text("1.png 0\n")
+    with pytest.raises(ValueError, match="found no line") as error:
+        load_dataset("celeba", "train", tmp_path)
+    assert_says(error, tmp_path / "2.png", partition)
+    partition.write_text("1.png 0\n\n2.png 3\n")
+    with pytest.raises(ValueError, match="line 3") as error:
+        load_dataset("celeba", "train", tmp_path)
+    assert_says(error, partition, "'2.png 3'")
+    with pytest.raises(ValueError, match="--image-size must be a multiple of 4, got 30"):
+        load_dataset("celeba", "train", tmp_path, image_size=30)
+
+
+def test_missing_pillow_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grey_folder(tmp_path, 2)
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install pillow"):
+        load_dataset("folder", "train", tmp_path)

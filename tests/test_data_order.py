@@ -1,0 +1,73 @@
+"""The order of images: permutations that are functions of (seed, epoch), end to end."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dsmooth.data import epoch_order, indices_at, order
+from dsmooth.sampling.philox import Stage, image_words
+
+sizes, seeds = st.integers(1, 300), st.integers(0, 2**64 - 1)
+
+
+@given(n=sizes, epoch=st.integers(0, 2**40), seed=seeds)
+@settings(deadline=None)
+def test_an_epoch_is_the_permutation_that_sorts_its_keys(n: int, epoch: int, seed: int) -> None:
+    found = epoch_order(n, epoch, seed)
+    words = image_words(1, n, seed=seed, first_index=epoch, stage=Stage.ORDER)[0].tolist()
+    assert found.dtype == torch.int64
+    assert found.tolist() == sorted(range(n), key=lambda i: (words[i][0], words[i][1], i))
+
+
+def test_equal_keys_keep_the_order_of_their_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    def same_words(n_images: int, n_counters: int, **_: object) -> torch.Tensor:
+        return torch.full((n_images, n_counters, 4), 7)
+
+    monkeypatch.setattr(order, "image_words", same_words)
+    assert epoch_order(1000, 0, 987_654_321).tolist() == list(range(1000))
+
+
+def test_the_order_stays_as_it_was_released() -> None:
+    assert epoch_order(10, 0, 0).tolist() == [2, 6, 8, 4, 7, 0, 9, 5, 1, 3]
+
+
+@given(n=st.integers(1, 40), seen=st.integers(0, 200), batch=st.integers(1, 130), seed=seeds)
+@settings(deadline=None)
+def test_the_stream_is_the_epochs_one_after_another(
+    n: int, seen: int, batch: int, seed: int
+) -> None:
+    epochs = range((seen + batch) // n + 1)
+    stream = torch.cat([epoch_order(n, epoch, seed) for epoch in epochs])
+    assert torch.equal(indices_at(n, seen, batch, seed), stream[seen : seen + batch])
+
+
+def test_all_permutations_are_equally_likely() -> None:
+    counts = Counter(tuple(epoch_order(4, epoch, 1).tolist()) for epoch in range(4800))
+    chi2 = sum((counts[p] - 200) ** 2 / 200 for p in counts) + 200 * (24 - len(counts))
+    assert chi2 < 49.7  # 23 degrees of freedom: exceeded once in 1,000
+
+
+def test_what_is_handed_out_can_be_changed() -> None:
+    for get in (lambda: epoch_order(9, 3, 5), lambda: indices_at(9, 27, 9, 5)):
+        before = get().tolist()
+        get().zero_()
+        assert get().tolist() == before
+
+
+def test_order_refuses_what_is_out_of_range() -> None:
+    for arguments, message in (
+        ((0, 0, 1, 0), r"n must lie in 1 .. 2\*\*32 - 1 images, got 0"),
+        ((5, -1, 1, 0), "images_seen must be 0 or more, got -1"),
+        ((5, 0, 0, 0), "batch_size must be 1 or more, got 0"),
+        ((5, 0, 1, -1), "seed must lie in .*, got -1"),
+        ((5, 0, 1, 2**64), "seed must lie in .*, got 18446744073709551616"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            indices_at(*arguments)
+    with pytest.raises(ValueError, match="epoch must be 0 or more, got -1"):
+        epoch_order(5, -1, 0)
