@@ -4,25 +4,160 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
 
+#include "logistic_mixture_cpu.h"
 #include "philox.h"
+#include "tensor_view.h"
+#if defined(DSMOOTH_HAS_CUDA)
+#include "logistic_mixture_cuda.h"
+#endif
 
 namespace py = pybind11;
 
+namespace dsmooth {
 namespace {
 
-std::array<uint32_t, 4> philox(std::array<uint32_t, 4> counter, std::array<uint32_t, 2> key) {
-  const auto block =
-      dsmooth::philox4x32_10({{counter[0], counter[1], counter[2], counter[3]}}, key[0], key[1]);
+std::array<uint32_t, 4> philox(const std::array<uint32_t, 4>& counter,
+                               const std::array<uint32_t, 2>& key) {
+  const PhiloxBlock block =
+      philox4x32_10({{counter[0], counter[1], counter[2], counter[3]}}, key[0], key[1]);
   return {block.word[0], block.word[1], block.word[2], block.word[3]};
+}
+
+Tensor make_tensor(std::string name, uintptr_t data, const std::string& dtype,
+                   const std::string& device, int device_index, std::vector<int64_t> shape,
+                   std::vector<int64_t> strides) {
+  Tensor tensor;
+  if (dtype == "float32") {
+    tensor.dtype = Dtype::kFloat32;
+  } else if (dtype == "float64") {
+    tensor.dtype = Dtype::kFloat64;
+  } else {
+    throw std::invalid_argument(name + " must be float32 or float64, got " + dtype);
+  }
+  if (device != "cpu" && device != "cuda") {
+    throw std::invalid_argument(name + " must be on cpu or cuda, got " + device);
+  }
+  tensor.device = {device == "cpu" ? DeviceType::kCpu : DeviceType::kCuda, device_index};
+  tensor.name = std::move(name);
+  tensor.data = reinterpret_cast<void*>(data);
+  tensor.shape = std::move(shape);
+  tensor.strides = std::move(strides);
+  return tensor;
+}
+
+template <class T>
+Planes<T> planes(const View<T, 4>& view) {
+  return {view.data, view.stride[0], view.stride[1], view.stride[2], view.stride[3]};
+}
+
+template <class T>
+LogisticMixtureArgs<T> make_args(const Tensor& x, const Tensor& params, const Tensor& log_prob,
+                                 const std::optional<Tensor>& grad_x,
+                                 const std::optional<Tensor>& grad_params, bool discretized) {
+  const Device device = x.device;
+  const View<const T, 4> x_view(x, {kAny, kAny, kAny, kAny}, device);
+  const auto [batch, channels, rows, cols] = x_view.shape;
+  if (channels != 1 && channels != 3) {
+    throw std::invalid_argument(x.name + " must have 1 or 3 channels, got " +
+                                std::to_string(channels));
+  }
+  const View<const T, 4> params_view(params, {batch, kAny, rows, cols}, device);
+  const int64_t n_params = params_view.shape[1];
+  const int64_t per_component = channels == 1 ? 3 : 10;
+  if (n_params == 0 || n_params % per_component != 0) {
+    throw std::invalid_argument(params.name + " must have a multiple of " +
+                                std::to_string(per_component) + " channels, got " +
+                                std::to_string(n_params));
+  }
+  if (grad_x.has_value() != grad_params.has_value()) {
+    throw std::invalid_argument("grad_x and grad_params must be given together");
+  }
+
+  LogisticMixtureArgs<T> args;
+  args.x = planes(x_view);
+  args.params = planes(params_view);
+  const View<T, 3> log_prob_view(log_prob, {batch, rows, cols}, device);
+  args.log_prob = {log_prob_view.data, log_prob_view.stride[0], 0, log_prob_view.stride[1],
+                   log_prob_view.stride[2]};
+  if (grad_x) {
+    args.grad_x = planes(View<T, 4>(*grad_x, {batch, channels, rows, cols}, device));
+    args.grad_params = planes(View<T, 4>(*grad_params, {batch, n_params, rows, cols}, device));
+  }
+  args.batch = batch;
+  args.rows = rows;
+  args.cols = cols;
+  args.n_mix = n_params / per_component;
+  args.channels = static_cast<int>(channels);
+  args.discretized = discretized;
+
+  // Where rows follow each other in every tensor, an image is one long row: no remainder per row.
+  const auto follows = [&](const auto& p) { return p.stride_row == cols * p.stride_col; };
+  if (follows(args.x) && follows(args.params) && follows(args.log_prob) &&
+      (!grad_x || (follows(args.grad_x) && follows(args.grad_params)))) {
+    args.cols = rows * cols;
+    args.rows = 1;
+  }
+  return args;
+}
+
+template <class T>
+void run_logistic_mixture(const LogisticMixtureArgs<T>& args, Device device, uintptr_t stream,
+                          int threads, const std::string& instruction_set) {
+  if (args.batch == 0 || args.rows == 0 || args.cols == 0) return;
+  const py::gil_scoped_release release;
+  if (device.type == DeviceType::kCpu) {
+    logistic_mixture_cpu(args, threads, instruction_set);
+    return;
+  }
+#if defined(DSMOOTH_HAS_CUDA)
+  logistic_mixture_cuda(args, device.index, reinterpret_cast<void*>(stream));
+#else
+  (void)stream;
+  throw std::runtime_error("this build of the extension has no CUDA half");
+#endif
+}
+
+void logistic_mixture(const Tensor& x, const Tensor& params, const Tensor& log_prob,
+                      const std::optional<Tensor>& grad_x, const std::optional<Tensor>& grad_params,
+                      bool discretized, uintptr_t stream, int threads,
+                      const std::string& instruction_set) {
+  const auto run = [&](auto zero) {
+    using T = decltype(zero);
+    run_logistic_mixture(make_args<T>(x, params, log_prob, grad_x, grad_params, discretized),
+                         x.device, stream, threads, instruction_set);
+  };
+  x.dtype == Dtype::kFloat32 ? run(0.0f) : run(0.0);
 }
 
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "Native code of dsmooth. Internal: use dsmooth's Python functions.";
+#if defined(DSMOOTH_HAS_CUDA)
+  module.attr("has_cuda") = true;
+#else
+  module.attr("has_cuda") = false;
+#endif
+
+  py::class_<Tensor>(module, "Tensor", "Borrowed memory: the caller keeps it alive.")
+      .def(py::init(&make_tensor), py::arg("name"), py::arg("data"), py::arg("dtype"),
+           py::arg("device"), py::arg("device_index"), py::arg("shape"), py::arg("strides"));
+
+  module.def("instruction_sets", &instruction_sets,
+             "Names of the instruction sets built that this CPU has, the best last.");
+  module.def("logistic_mixture", &logistic_mixture, py::arg("x"), py::arg("params"),
+             py::arg("log_prob"), py::arg("grad_x"), py::arg("grad_params"), py::arg("discretized"),
+             py::arg("stream") = 0, py::arg("threads") = 1, py::arg("instruction_set") = "auto",
+             "Writes log_prob (B, H, W) and, unless None, its gradients by x and params.");
   module.def("philox4x32_10", &philox, py::arg("counter"), py::arg("key"),
              "The 4 words of a Philox4x32-10 block.");
-  module.def("philox_uniform", &dsmooth::philox_uniform, py::arg("word"),
+  module.def("philox_uniform", &philox_uniform, py::arg("word"),
              "Uniform in (0, 1) of one word, exact in float32.");
 }
+
+}  // namespace dsmooth

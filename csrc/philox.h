@@ -5,11 +5,7 @@
 
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define DSMOOTH_HOST_DEVICE __host__ __device__
-#else
-#define DSMOOTH_HOST_DEVICE
-#endif
+#include "host_device.h"
 
 namespace dsmooth {
 

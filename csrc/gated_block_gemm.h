@@ -1,0 +1,183 @@
+// Micro-kernels of the gated block's convolutions. Compiled once per instruction set: see
+// vector_math.h for what that forbids.
+//
+// Operands are counted in cells: what one multiplication takes of the summed index, one number for
+// float and double, a pair of bfloat16 where the CPU multiplies those. A tile of M rows and NV
+// vectors of columns stays in registers; a row's cell is broadcast against the columns' vectors.
+#pragma once
+
+#include "vector_math.h"
+
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
+namespace dsmooth::DSMOOTH_ISA {
+
+using bfloat16 = uint16_t;  // its bits
+
+template <class T>
+struct PlainDot {
+  using Element = T;
+  using Cell = T;
+  using Scalar = T;
+  using M = VectorMath<T>;
+  using V = typename M::V;
+  static constexpr int kPair = 1;
+  static constexpr int kLanes = M::kLanes;
+
+  struct Cells {
+    V v;
+  };
+  DSMOOTH_INLINE static Cells load(const Cell* p) {
+    Cells c;
+    __builtin_memcpy(&c.v, p, sizeof(V));
+    return c;
+  }
+  DSMOOTH_INLINE static Cells broadcast(const Cell* p) { return {V{} + *p}; }
+  DSMOOTH_INLINE static V multiply_add(V sum, Cells a, Cells b) { return sum + a.v * b.v; }
+};
+
+#if defined(__AVX512BF16__)
+struct PairDot {
+  using Element = bfloat16;
+  using Cell = uint32_t;
+  using Scalar = float;
+  using M = VectorMath<float>;
+  using V = M::V;
+  static constexpr int kPair = 2;
+  static constexpr int kLanes = M::kLanes;
+
+  struct Cells {
+    __m512i v;
+  };
+  DSMOOTH_INLINE static Cells load(const Cell* p) { return {_mm512_loadu_si512(p)}; }
+  DSMOOTH_INLINE static Cells broadcast(const Cell* p) {
+    return {_mm512_set1_epi32(static_cast<int>(*p))};
+  }
+  DSMOOTH_INLINE static V multiply_add(V sum, Cells a, Cells b) {
+    return __builtin_bit_cast(V, _mm512_dpbf16_ps(__builtin_bit_cast(__m512, sum),
+                                                  __builtin_bit_cast(__m512bh, a.v),
+                                                  __builtin_bit_cast(__m512bh, b.v)));
+  }
+};
+#endif
+
+// out[m][n] (+)= sum over outer o and inner i of a[offset(o) + m row + i step] b[o outer + i step].
+template <class D>
+struct TileArgs {
+  const typename D::Cell* a = nullptr;
+  int64_t a_row = 0, a_step = 0;
+  const int64_t* a_offsets = nullptr;  // of each outer step
+  const typename D::Cell* b = nullptr;
+  int64_t b_step = 0, b_outer = 0;
+  int64_t outer = 0, inner = 0;
+  typename D::Scalar* out = nullptr;
+  int64_t out_row = 0;
+};
+
+// Registers: M NV sums, NV columns and one broadcast.
+#if DSMOOTH_VECTOR_BYTES == 64
+inline constexpr int kMaxRows[3] = {14, 14, 9};
+#else
+inline constexpr int kMaxRows[3] = {8, 6, 4};
+#endif
+inline constexpr int kMaxVectors = 3;
+inline constexpr int kMostRows = 14;
+
+// kAdjacent: the rows' cells are neighbours (a_row = 1); else the inner steps' are (a_step = 1).
+template <class D, int M, int NV, bool kAdjacent, bool kAdd>
+void run_tile(const TileArgs<D>& t) {
+  using V = typename D::V;
+  using Cell = typename D::Cell;
+  constexpr int kBases = kAdjacent ? 1 : (M + 2) / 3;  // row 3q + j is base q plus j strides
+  V sum[M][NV];
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) {
+      if constexpr (kAdd) {
+        __builtin_memcpy(&sum[m][v], t.out + m * t.out_row + v * D::kLanes, sizeof(V));
+      } else {
+        sum[m][v] = V{};
+      }
+    }
+  }
+  const int64_t row = kAdjacent ? 1 : t.a_row;
+  for (int64_t o = 0; o < t.outer; ++o) {
+    const Cell* a = t.a + t.a_offsets[o];
+    const Cell* b = t.b + o * t.b_outer;
+    const Cell* base[kBases];
+#pragma GCC unroll 8
+    for (int q = 0; q < kBases; ++q) base[q] = a + 3 * q * row;
+    for (int64_t i = 0; i < t.inner; ++i) {
+      typename D::Cells column[NV];
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) column[v] = D::load(b + v * D::kLanes);
+#pragma GCC unroll 16
+      for (int m = 0; m < M; ++m) {
+        const typename D::Cells cell =
+            kAdjacent ? D::broadcast(base[0] + m) : D::broadcast(base[m / 3] + m % 3 * row);
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) sum[m][v] = D::multiply_add(sum[m][v], cell, column[v]);
+      }
+      b += t.b_step;
+#pragma GCC unroll 8
+      for (int q = 0; q < kBases; ++q) base[q] += kAdjacent ? t.a_step : 1;
+    }
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) {
+      __builtin_memcpy(t.out + m * t.out_row + v * D::kLanes, &sum[m][v], sizeof(V));
+    }
+  }
+}
+
+template <class D>
+using TileKernel = void (*)(const TileArgs<D>&);
+
+template <class D, bool kAdjacent, bool kAdd>
+struct TileTable {
+  TileKernel<D> kernel[kMaxVectors][kMostRows + 1] = {};
+
+  template <int NV, int M>
+  constexpr void fill() {
+    if constexpr (M > 0) {
+      kernel[NV - 1][M] = &run_tile<D, M, NV, kAdjacent, kAdd>;
+      fill<NV, M - 1>();
+    }
+  }
+  constexpr TileTable() {
+    fill<1, kMaxRows[0]>();
+    fill<2, kMaxRows[1]>();
+    fill<3, kMaxRows[2]>();
+  }
+};
+
+template <class D, bool kAdjacent, bool kAdd>
+inline constexpr TileTable<D, kAdjacent, kAdd> kTiles{};
+
+// How many of `vectors` columns the next tile takes: threes only where twos do not come out even.
+DSMOOTH_INLINE int next_vectors(int vectors) { return vectors == 1 || vectors == 3 ? vectors : 2; }
+
+// The product over all rows and columns; `t` describes its upper left corner.
+template <class D, bool kAdjacent, bool kAdd>
+void run_tiles(TileArgs<D> t, int64_t rows, int vectors) {
+  const TileArgs<D> corner = t;
+  for (int done = 0; done < vectors;) {
+    const int nv = next_vectors(vectors - done);
+    const int64_t tiles = (rows + kMaxRows[nv - 1] - 1) / kMaxRows[nv - 1];
+    t.b = corner.b + done * D::kLanes;
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const int64_t first = rows * tile / tiles, last = rows * (tile + 1) / tiles;
+      t.a = corner.a + first * (kAdjacent ? 1 : t.a_row);
+      t.out = corner.out + first * t.out_row + done * D::kLanes;
+      kTiles<D, kAdjacent, kAdd>.kernel[nv - 1][last - first](t);
+    }
+    done += nv;
+  }
+}
+
+}  // namespace dsmooth::DSMOOTH_ISA

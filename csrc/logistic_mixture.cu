@@ -1,0 +1,68 @@
+// The loss on a CUDA device: one thread a pixel, the function the host tests run as "scalar".
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+#include "logistic_mixture_cuda.h"
+
+namespace dsmooth {
+namespace {
+
+void check(cudaError_t status, const char* what) {
+  if (status != cudaSuccess) {
+    throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
+  }
+}
+
+// Makes a device current, and the former one again at the end of the scope.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device) {
+    check(cudaGetDevice(&previous_), "cudaGetDevice");
+    check(cudaSetDevice(device), "cudaSetDevice");
+  }
+  ~DeviceGuard() { cudaSetDevice(previous_); }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int previous_ = 0;
+};
+
+template <class T, int C, bool kDiscretized>
+__global__ void logistic_mixture_kernel(LogisticMixtureArgs<T> args) {
+  const int64_t pixels = args.batch * args.rows * args.cols;
+  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t pixel = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; pixel < pixels;
+       pixel += step) {
+    const int64_t line = pixel / args.cols;
+    logistic_mixture_pixel<T, C, kDiscretized>(args, line / args.rows, line % args.rows,
+                                               pixel % args.cols);
+  }
+}
+
+}  // namespace
+
+template <class T>
+void logistic_mixture_cuda(const LogisticMixtureArgs<T>& args, int device, void* stream) {
+  const int64_t pixels = args.batch * args.rows * args.cols;
+  if (pixels == 0) return;
+  const DeviceGuard guard(device);
+  constexpr int kThreads = 128;
+  const auto blocks =
+      static_cast<unsigned>(std::min<int64_t>((pixels + kThreads - 1) / kThreads, 1 << 20));
+  const auto kernel = args.channels == 1
+                          ? (args.discretized ? logistic_mixture_kernel<T, 1, true>
+                                              : logistic_mixture_kernel<T, 1, false>)
+                          : (args.discretized ? logistic_mixture_kernel<T, 3, true>
+                                              : logistic_mixture_kernel<T, 3, false>);
+  kernel<<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(args);
+  check(cudaGetLastError(), "launch of logistic_mixture_kernel");
+}
+
+template void logistic_mixture_cuda<float>(const LogisticMixtureArgs<float>&, int, void*);
+template void logistic_mixture_cuda<double>(const LogisticMixtureArgs<double>&, int, void*);
+
+}  // namespace dsmooth

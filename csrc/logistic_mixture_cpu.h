@@ -1,0 +1,36 @@
+// The loss on the CPU: instruction sets, and the entry point that splits the pixels over threads.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "logistic_mixture.h"
+
+namespace dsmooth {
+
+// Work is counted in blocks of up to `lanes` neighbouring pixels of a row. `scratch` holds
+// scratch_per_component * n_mix * lanes numbers, aligned to a vector.
+template <class T>
+struct LogisticMixtureKernel {
+  int lanes = 0;
+  int scratch_per_component = 0;
+  void (*run)(const LogisticMixtureArgs<T>& args, int64_t first_block, int64_t last_block,
+              T* scratch) = nullptr;
+};
+
+struct LogisticMixtureKernels {
+  LogisticMixtureKernel<float> float32;
+  LogisticMixtureKernel<double> float64;
+};
+
+// Names of the instruction sets that were compiled and that this CPU has, the best last. "scalar"
+// is the body of a CUDA thread on the host: slow, and there for tests.
+std::vector<std::string> instruction_sets();
+
+// Throws std::invalid_argument for an instruction set that is not among them; "auto" is the best.
+template <class T>
+void logistic_mixture_cpu(const LogisticMixtureArgs<T>& args, int threads,
+                          const std::string& instruction_set);
+
+}  // namespace dsmooth

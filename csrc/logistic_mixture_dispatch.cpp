@@ -1,0 +1,123 @@
+// Chooses the instruction set at run time and splits the pixels over threads.
+#include <algorithm>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "logistic_mixture_cpu.h"
+#include "parallel.h"
+
+namespace dsmooth {
+
+namespace generic {
+LogisticMixtureKernels kernels();
+}
+#if defined(DSMOOTH_HAS_X86)
+namespace avx2 {
+LogisticMixtureKernels kernels();
+}
+namespace avx512 {
+LogisticMixtureKernels kernels();
+}
+#endif
+
+namespace {
+
+template <class T, int C, bool kDiscretized>
+void run_pixels(const LogisticMixtureArgs<T>& args, int64_t first, int64_t last) {
+  for (int64_t pixel = first; pixel < last; ++pixel) {
+    const int64_t line = pixel / args.cols;
+    logistic_mixture_pixel<T, C, kDiscretized>(args, line / args.rows, line % args.rows,
+                                               pixel % args.cols);
+  }
+}
+
+template <class T>
+void run_scalar(const LogisticMixtureArgs<T>& args, int64_t first, int64_t last, T*) {
+  if (args.channels == 1) {
+    (args.discretized ? run_pixels<T, 1, true> : run_pixels<T, 1, false>)(args, first, last);
+  } else {
+    (args.discretized ? run_pixels<T, 3, true> : run_pixels<T, 3, false>)(args, first, last);
+  }
+}
+
+struct InstructionSet {
+  std::string name;
+  LogisticMixtureKernels kernels;
+};
+
+const std::vector<InstructionSet>& available_sets() {
+  static const std::vector<InstructionSet> sets = [] {
+    std::vector<InstructionSet> found;
+    found.push_back({"scalar", {{1, 0, &run_scalar<float>}, {1, 0, &run_scalar<double>}}});
+    found.push_back({"generic", generic::kernels()});
+#if defined(DSMOOTH_HAS_X86)
+    const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (has_avx2) found.push_back({"avx2", avx2::kernels()});
+    if (has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+      found.push_back({"avx512", avx512::kernels()});
+    }
+#endif
+    return found;
+  }();
+  return sets;
+}
+
+const InstructionSet& find_set(const std::string& name) {
+  const auto& sets = available_sets();
+  if (name == "auto") return sets.back();
+  std::string names;
+  for (const InstructionSet& set : sets) {
+    if (set.name == name) return set;
+    names += (names.empty() ? "" : ", ") + set.name;
+  }
+  throw std::invalid_argument("instruction_set must be auto or one of " + names + ", got " + name);
+}
+
+}  // namespace
+
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> names;
+  for (const InstructionSet& set : available_sets()) names.push_back(set.name);
+  return names;
+}
+
+template <class T>
+void logistic_mixture_cpu(const LogisticMixtureArgs<T>& args, int threads,
+                          const std::string& instruction_set) {
+  const LogisticMixtureKernels& kernels = find_set(instruction_set).kernels;
+  const LogisticMixtureKernel<T>& kernel = [&]() -> const LogisticMixtureKernel<T>& {
+    if constexpr (std::is_same_v<T, float>) {
+      return kernels.float32;
+    } else {
+      return kernels.float64;
+    }
+  }();
+  const int64_t blocks_per_row = (args.cols + kernel.lanes - 1) / kernel.lanes;
+  const int64_t blocks = args.batch * args.rows * blocks_per_row;
+  const int parts = static_cast<int>(std::clamp<int64_t>(threads, 1, std::max<int64_t>(blocks, 1)));
+  // Memory is taken here, where failing may throw, and not in the threads.
+  const size_t scratch_size =
+      static_cast<size_t>(kernel.scratch_per_component) * args.n_mix * kernel.lanes;
+  constexpr std::align_val_t kAlignment{64};
+  const auto release = [=](T* memory) { ::operator delete(memory, kAlignment); };
+  const std::unique_ptr<T, decltype(release)> scratch(
+      static_cast<T*>(::operator new(sizeof(T) * scratch_size * parts, kAlignment)), release);
+  parallel_for(parts, parts, [&](int64_t first_part, int64_t last_part) {
+    for (int64_t part = first_part; part < last_part; ++part) {
+      kernel.run(args, blocks * part / parts, blocks * (part + 1) / parts,
+                 scratch.get() + scratch_size * part);
+    }
+  });
+}
+
+template void logistic_mixture_cpu<float>(const LogisticMixtureArgs<float>&, int,
+                                          const std::string&);
+template void logistic_mixture_cpu<double>(const LogisticMixtureArgs<double>&, int,
+                                           const std::string&);
+
+}  // namespace dsmooth

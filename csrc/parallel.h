@@ -1,0 +1,34 @@
+// A range split over threads: the OpenMP threads that PyTorch brought, else std::thread.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <thread>
+#include <vector>
+
+namespace dsmooth {
+
+// Calls body(first, last) for equal parts of [0, count), one part a thread. `threads` is an upper
+// limit. body must not throw.
+template <class Body>
+void parallel_for(int64_t count, int threads, const Body& body) {
+  const int64_t parts = std::clamp<int64_t>(threads, 1, std::max<int64_t>(count, 1));
+  const auto run_part = [&](int64_t part) {
+    body(count * part / parts, count * (part + 1) / parts);
+  };
+  if (parts == 1) {
+    run_part(0);
+    return;
+  }
+#if defined(_OPENMP)
+#pragma omp parallel for num_threads(static_cast<int>(parts)) schedule(static, 1)
+  for (int64_t part = 0; part < parts; ++part) run_part(part);
+#else
+  std::vector<std::thread> others;
+  for (int64_t part = 1; part < parts; ++part) others.emplace_back(run_part, part);
+  run_part(0);
+  for (std::thread& other : others) other.join();
+#endif
+}
+
+}  // namespace dsmooth

@@ -1,0 +1,101 @@
+#include "program.h"
+
+#include <cmath>
+#include <stdexcept>
+#include <string>
+
+namespace dsmooth::sampler {
+namespace {
+
+void require(bool condition, const std::string& where, const char* what) {
+  if (!condition) throw std::invalid_argument("sampler program, " + where + ": " + what);
+}
+
+bool all_finite(const std::vector<float>& values) {
+  for (float v : values)
+    if (!std::isfinite(v)) return false;
+  return true;
+}
+
+class Checker {
+ public:
+  explicit Checker(const Program& program) : p_(program) {}
+
+  void run() const {
+    require(p_.image_channels == 1 || p_.image_channels == 3, "image", "channels must be 1 or 3");
+    require(p_.image_parts == 1 || p_.image_parts == 2, "image", "parts must be 1 or 2");
+    require(p_.n_mix >= 1, "mixture", "needs a component");
+    for (size_t i = 0; i < p_.caches.size(); ++i) check_cache(p_.caches[i], std::to_string(i));
+    const int image_width = p_.image_channels * p_.image_parts + 1;
+    check_use(p_.image, 0, image_width + image_width % 2, true, "image");
+    if (p_.context != kNone) check_use(p_.context, 0, image_width + image_width % 2, true, "context");
+    check_use(p_.params, 0, (p_.image_channels == 1 ? 3 : 10) * p_.n_mix, false, "params");
+    for (size_t i = 0; i < p_.ops.size(); ++i) check_op(p_.ops[i], "operation " + std::to_string(i));
+  }
+
+ private:
+  static void check_cache(const Cache& c, const std::string& index) {
+    const std::string where = "cache " + index;
+    require(c.level >= 0 && c.level < kLevels, where, "level out of range");
+    require(c.channels >= 1 && c.rows >= 0 && c.rows <= 3, where, "size out of range");
+    require(!c.operand || c.channels % 2 == 0, where, "operands come in pairs of channels");
+  }
+
+  const Cache& cache(int index, const std::string& where) const {
+    require(index >= 0 && index < static_cast<int>(p_.caches.size()), where, "no such cache");
+    return p_.caches[static_cast<size_t>(index)];
+  }
+
+  void check_use(int index, int level, int channels, bool operand, const std::string& where) const {
+    const Cache& c = cache(index, where);
+    require(c.level == level && c.operand == operand, where, "level or type of a cache");
+    require(c.channels == channels, where, "channels of a cache");
+  }
+
+  void check_op(const Op& op, const std::string& where) const {
+    require(op.level >= 0 && op.level < kLevels, where, "level out of range");
+    require(op.n >= 1 && (!op.gate || op.n % 2 == 0), where, "number of outputs");
+    require(op.bias.size() == static_cast<size_t>(op.n), where, "size of the bias");
+    require(all_finite(op.bias), where, "a bias is not finite");
+    for (int parity : {op.row_parity, op.column_parity})
+      require(parity >= kNone && parity <= 1, where, "parity out of range");
+    require(!op.gate || op.residual_in != kNone, where, "a gate needs a residual");
+    const int n = op.channels();
+    for (int index : {op.residual_in, op.add, op.residual_out})
+      if (index != kNone) check_use(index, op.level, n, false, where);
+    if (op.act_out != kNone) check_use(op.act_out, op.level, 2 * n, true, where);
+    if (op.raw_out != kNone) check_use(op.raw_out, op.level, n + n % 2, true, where);
+    require(op.terms.size() >= 1 && op.terms.size() <= 5, where, "number of terms");
+    for (const Term& term : op.terms) check_term(op, term, where);
+  }
+
+  void check_term(const Op& op, const Term& term, const std::string& where) const {
+    const Cache& c = cache(term.cache, where);
+    require(c.operand && c.channels == term.channels, where, "the cache of a term");
+    require(std::abs(c.level - op.level) <= 1, where, "a term jumps a level");
+    require(term.taps >= 1 && term.taps <= 3, where, "number of taps");
+    require(term.dcol >= -1 && term.dcol + term.taps <= 2, where, "a tap beyond the padding");
+    require(term.weight.size() == static_cast<size_t>(op.n) * static_cast<size_t>(term.taps) *
+                                      static_cast<size_t>(term.channels),
+            where, "size of a weight");
+    require(all_finite(term.weight), where, "a weight is not finite");
+    if (op.pass == Pass::kEncoder) {
+      require(c.rows == 0 && std::abs(term.drow) <= 1, where, "a row outside the context");
+      return;
+    }
+    require(term.drow <= 0 && term.drow >= -2, where, "a row that is not there yet");
+    // The row part of the horizontal stream runs before its own caches move on to the row.
+    const int rows = c.rows + (term.row_part ? 1 : 0);
+    require(c.rows == 0 || -term.drow < rows, where, "a row that is gone");
+    if (op.pass != Pass::kVertical && !term.row_part)
+      require(term.drow == 0 && term.dcol + term.taps <= 1, where, "a pixel that is not there yet");
+  }
+
+  const Program& p_;
+};
+
+}  // namespace
+
+void check(const Program& program) { Checker(program).run(); }
+
+}  // namespace dsmooth::sampler

@@ -1,0 +1,98 @@
+// The matrix product of a tile and its epilogue, written once over the vectors of an instruction
+// set. Included by each isa_*.cpp inside that set's own namespace, after its simd_*.h.
+
+// e^x - 1 for x <= 0, as 2^n (e^r - 1) + (2^n - 1) with x = n ln 2 + r, |r| <= ln(2)/2: accurate
+// near 0 too. `power` is 2^n and `rest` is e^r - 1.
+struct Exponential {
+  Vec power, rest;
+};
+inline Exponential exponential(Vec x) {
+  // e^-87 is the last normal float; from there on e^x - 1 is -1 anyhow.
+  x = at_least(x, -87.0f);
+  const Vec n = round_whole(multiply_add(x, splat(0x1.715476p+0f), splat(0.0f)));
+  Vec r = multiply_add(n, splat(-0x1.62e4p-1f), x);
+  r = multiply_add(n, splat(-0x1.7f7d1cp-20f), r);
+  // (e^r - 1 - r) / r^2, minimax for the error relative to r.
+  Vec q = multiply_add(r, splat(kExp6), splat(kExp5));
+  q = multiply_add(q, r, splat(kExp4));
+  q = multiply_add(q, r, splat(kExp3));
+  q = multiply_add(q, r, splat(kExp2));
+  return {power_of_two(n), multiply_add(multiply_add(q, r, splat(0.0f)), r, r)};
+}
+inline Vec expm1_negative(Vec x) {
+  const Exponential e = exponential(x);
+  return multiply_add(e.power, e.rest, e.power - splat(1.0f));
+}
+inline Vec sigmoid(Vec x) {
+  const Exponential e = exponential(minus_abs(x));
+  const Vec small = multiply_add(e.power, e.rest, e.power);  // e^-|x|
+  return select_positive(x, splat(1.0f), small) / (splat(1.0f) + small);
+}
+
+// Sums of R rows by U units in registers; one accumulator per output, k ascending.
+template <class Operand, int R, int U>
+[[gnu::flatten]] void tile(const Job& job, const Panel& panel, int m0, float* out, ptrdiff_t stride) {
+  Row<U> sum[R];
+  const float* init = job.init + m0 * job.init_stride + panel.column;
+#pragma GCC unroll 16
+  for (int i = 0; i < R; ++i) sum[i].load(init + i * job.init_stride);
+  const float* b = panel.b;
+  for (int s = 0; s < job.n_segments; ++s) {
+    const Segment& segment = job.segments[s];
+    const ptrdiff_t step = segment.stride;
+    const float* a = segment.a + m0 * step;
+    for (int k = segment.k; k > 0; --k, ++a, b += U * kUnit) {
+      Row<U> row;
+      row.load(b);
+#pragma GCC unroll 16
+      for (int i = 0; i < R; ++i) Operand::accumulate(sum[i], a + i * step, row);
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < R; ++i) sum[i].store(out + i * stride);
+}
+
+template <class Operand, int U, int R = max_tile_rows(U)>
+void tile_of(const Job& job, const Panel& panel, int m0, int rows, float* out, ptrdiff_t stride) {
+  if (rows == R) return tile<Operand, R, U>(job, panel, m0, out, stride);
+  if constexpr (R > 1) tile_of<Operand, U, R - 1>(job, panel, m0, rows, out, stride);
+}
+
+template <class Operand, int U = kMaxPanelUnits>
+void any_tile(const Job& job, const Panel& panel, int m0, int rows, float* out, ptrdiff_t stride) {
+  if (panel.units == U) return tile_of<Operand, U>(job, panel, m0, rows, out, stride);
+  if constexpr (U > 1) any_tile<Operand, U - 1>(job, panel, m0, rows, out, stride);
+}
+
+inline void put(float* p, Vec v, int n) { store(p, v, n); }
+inline void put(uint16_t* p, Vec v, int n) { store_bf16(p, v, n); }
+
+template <class T>
+[[gnu::flatten]] void finish(const Job& job, const Panel& panel, int m0, int rows, const float* sums,
+                             ptrdiff_t stride) {
+  const Epilogue& e = job.epilogue;
+  const int half = panel.units * kUnit / 2;
+  for (int m = m0; m < m0 + rows; ++m, sums += stride) {
+    for (int j = 0; j < panel.channels; j += kLanes) {
+      const int n = panel.channels - j < kLanes ? panel.channels - j : kLanes;
+      const int channel = panel.channel + j;
+      Vec v = load(sums + j, n);
+      if (e.gate) {
+        const Vec gate = sigmoid(load(sums + half + j, n));
+        v = multiply_add(v, gate, load(e.residual_in + m * e.residual_in_stride + channel, n));
+      }
+      if (e.add) v = v + load(e.add + m * e.add_stride + channel, n);
+      if (e.residual_out) store(e.residual_out + m * e.residual_out_stride + channel, v, n);
+      if (e.raw_out) put(static_cast<T*>(e.raw_out) + m * e.raw_stride + channel, v, n);
+      if (e.act_out) {
+        // One of elu(v) and elu(-v) is |v|, the other e^-|v| - 1.
+        const Vec small = expm1_negative(minus_abs(v));
+        T* act = static_cast<T*>(e.act_out) + m * e.act_stride + channel;
+        put(act, select_positive(v, v, small), n);
+        put(act + e.channels, select_positive(v, small, splat(0.0f) - v), n);
+      }
+    }
+  }
+}
+
+inline int max_rows(int units) { return max_tile_rows(units); }

@@ -1,0 +1,150 @@
+// Vectors of one instruction set and the functions on them that the likelihood needs.
+//
+// Included only by files compiled once per instruction set, with DSMOOTH_ISA the name of its
+// namespace and DSMOOTH_VECTOR_BYTES the width. Nothing here may come out of line under a name that
+// two instruction sets share, or the linker could keep the AVX-512 copy for every CPU: everything
+// is inside the namespace, and no inline function of the standard library is called.
+//
+// The polynomials are Taylor's, whose remainders are easily bounded. Errors were measured over all
+// of the domain (tests/test_logistic_mixture.py): exp, expm1, log within 2 ulp.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "logistic_mixture.h"
+
+namespace dsmooth::DSMOOTH_ISA {
+
+template <class T>
+struct FloatFormat;
+
+// The vector types are spelled out here because GCC drops a vector_size that depends on a template.
+template <>
+struct FloatFormat<float> {
+  typedef float Vector __attribute__((vector_size(DSMOOTH_VECTOR_BYTES)));
+  typedef uint32_t Bits __attribute__((vector_size(DSMOOTH_VECTOR_BYTES)));
+  typedef int32_t Mask __attribute__((vector_size(DSMOOTH_VECTOR_BYTES)));
+  using Word = uint32_t;
+  static constexpr int kMantissaBits = 23;
+  static constexpr Word kBias = 127;
+  static constexpr float kRound = 0x1.8p23f;  // v + kRound holds round(v) in its low bits
+  static constexpr Word kSqrtHalf = 0x3f3504f3u;
+  static constexpr float kMinExp = -87.33654f;  // log of the smallest normal number
+  static constexpr float kLn2High = 0x1.63p-1f, kLn2Low = -0x1.bd0106p-13f;
+  static constexpr int kExpDegree = 7;  // remainder 0.3466^8 / 8! = 5e-9
+  static constexpr int kLogTerms = 5;   // remainder 0.1716^10 / 11 = 2e-9
+};
+
+template <>
+struct FloatFormat<double> {
+  typedef double Vector __attribute__((vector_size(DSMOOTH_VECTOR_BYTES)));
+  typedef uint64_t Bits __attribute__((vector_size(DSMOOTH_VECTOR_BYTES)));
+  typedef int64_t Mask __attribute__((vector_size(DSMOOTH_VECTOR_BYTES)));
+  using Word = uint64_t;
+  static constexpr int kMantissaBits = 52;
+  static constexpr Word kBias = 1023;
+  static constexpr double kRound = 0x1.8p52;
+  static constexpr Word kSqrtHalf = 0x3fe6a09e667f3bcdull;
+  static constexpr double kMinExp = -708.3964185322641;
+  static constexpr double kLn2High = 0x1.62e42feep-1, kLn2Low = 0x1.a39ef35793c76p-33;
+  static constexpr int kExpDegree = 13;  // remainder 0.3466^14 / 14! = 4e-18
+  static constexpr int kLogTerms = 11;   // remainder 0.1716^22 / 23 = 6e-19
+};
+
+template <class T>
+struct VectorMath {
+  using Format = FloatFormat<T>;
+  using Scalar = T;
+  using Word = typename Format::Word;
+  using V = typename Format::Vector;
+  using Bits = typename Format::Bits;
+  using Mask = typename Format::Mask;  // what a comparison gives: lanes of 0 or -1
+  static constexpr int kLanes = DSMOOTH_VECTOR_BYTES / sizeof(T);
+
+  DSMOOTH_INLINE static V splat(double value) { return V{} + static_cast<T>(value); }
+  DSMOOTH_INLINE static V select(Mask condition, V a, V b) { return condition ? a : b; }
+  DSMOOTH_INLINE static Bits bits(V v) { return __builtin_bit_cast(Bits, v); }
+  DSMOOTH_INLINE static V from_bits(Bits v) { return __builtin_bit_cast(V, v); }
+  DSMOOTH_INLINE static V abs(V v) { return from_bits(bits(v) & (~Word{0} >> 1)); }
+
+  // exp(y) for y <= 88 (float) or 709 (double); 0 where the result would not be a normal number.
+  DSMOOTH_INLINE static V exp(V y) { return exp_pair(y).e; }
+
+  // y = n ln 2 + r, |r| <= ln 2 / 2; exp(y) = 2^n (1 + p), exp(y) - 1 = 2^n p + (2^n - 1), where p
+  // = exp(r) - 1 is computed without its 1: for n = 0 nothing cancels.
+  DSMOOTH_INLINE static ExpPair<V> exp_pair(V y) {
+    const V shifted = y * static_cast<T>(1.4426950408889634) + Format::kRound;
+    const V n = shifted - Format::kRound;
+    const V r = (y - n * Format::kLn2High) - n * Format::kLn2Low;
+    V tail = splat(kInverseFactorial[Format::kExpDegree]);
+#pragma GCC unroll 16
+    for (int i = Format::kExpDegree - 1; i >= 2; --i) {
+      tail = tail * r + static_cast<T>(kInverseFactorial[i]);
+    }
+    const V p = r + r * r * tail;
+    const V power = from_bits((bits(shifted) + Format::kBias) << Format::kMantissaBits);
+    const V scaled = power * p;
+    const Mask vanishes = y < Format::kMinExp;
+    return {select(vanishes, V{}, scaled + power),
+            select(vanishes, V{} - static_cast<T>(1), scaled + (power - static_cast<T>(1)))};
+  }
+
+  // log(v) for normal v > 0; NaN for NaN. v = 2^n (1 + f), 1/sqrt 2 <= 1 + f < sqrt 2, s = f / (2 +
+  // f), log(1 + f) = 2 (s + s^3/3 + s^5/5 + ...).
+  DSMOOTH_INLINE static V log(V v) {
+    // The bias keeps the shifted value positive: no CPU here shifts 64-bit lanes arithmetically.
+    const Bits biased = bits(v) + ((Format::kBias << Format::kMantissaBits) - Format::kSqrtHalf);
+    const Bits exponent = biased >> Format::kMantissaBits;
+    const V m = from_bits(bits(v) - ((exponent - Format::kBias) << Format::kMantissaBits));
+    const Word round_bits = __builtin_bit_cast(Word, Format::kRound);
+    const V n = from_bits(exponent + (round_bits - Format::kBias)) - Format::kRound;
+    const V f = m - static_cast<T>(1);
+    const V s = f / (f + static_cast<T>(2));
+    const V square = s * s;
+    V tail = splat(1.0 / (2 * Format::kLogTerms - 1));
+#pragma GCC unroll 16
+    for (int i = Format::kLogTerms - 2; i >= 1; --i) {
+      tail = tail * square + static_cast<T>(1.0 / (2 * i + 1));
+    }
+    const V twice = s + s;
+    const V result = n * Format::kLn2High + (n * Format::kLn2Low + twice * square * tail + twice);
+    return select(v == v, result, v);
+  }
+
+  static constexpr double kInverseFactorial[14] = {1.0,
+                                                   1.0,
+                                                   1.0 / 2,
+                                                   1.0 / 6,
+                                                   1.0 / 24,
+                                                   1.0 / 120,
+                                                   1.0 / 720,
+                                                   1.0 / 5040,
+                                                   1.0 / 40320,
+                                                   1.0 / 362880,
+                                                   1.0 / 3628800,
+                                                   1.0 / 39916800,
+                                                   1.0 / 479001600,
+                                                   1.0 / 6227020800};
+
+  // `count` lanes from memory; the rest are 0.
+  DSMOOTH_INLINE static V load(const T* source, int64_t stride, int count) {
+    V v{};
+    if (count == kLanes && stride == 1) {
+      __builtin_memcpy(&v, source, sizeof(v));
+    } else {
+      for (int i = 0; i < count; ++i) v[i] = source[i * stride];
+    }
+    return v;
+  }
+
+  DSMOOTH_INLINE static void store(V v, T* target, int64_t stride, int count) {
+    if (count == kLanes && stride == 1) {
+      __builtin_memcpy(target, &v, sizeof(v));
+    } else {
+      for (int i = 0; i < count; ++i) target[i * stride] = v[i];
+    }
+  }
+};
+
+}  // namespace dsmooth::DSMOOTH_ISA
