@@ -43,14 +43,18 @@ def test_folder_is_read_back_split_and_stable(tmp_path: Path) -> None:
     assert set(parts[0]) <= {image.numpy().tobytes() for image in more.images}
 
 
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 1.0])  # whatever the names' hashes are
 @pytest.mark.parametrize("n", [2, 3, 5])
-def test_small_folders_have_both_splits(tmp_path: Path, n: int) -> None:
-    for attempt in range(12):
-        folder = tmp_path / str(attempt)
-        write_images(folder, {f"{attempt}-{i}.png": random_bytes((4, 4), seed=i) for i in range(n)})
-        sizes = [len(load_dataset("folder", split, folder)) for split in SPLITS]
-        assert sum(sizes) == n
-        assert min(sizes) >= 1
+def test_small_folders_have_both_splits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n: int, fraction: float
+) -> None:
+    monkeypatch.setattr("dsmooth.data.folder.TEST_FRACTION", fraction)
+    grey_folder(tmp_path, n)
+    sizes = [len(load_dataset("folder", split, tmp_path)) for split in SPLITS]
+    assert sum(sizes) == n
+    assert min(sizes) >= 1
+    if fraction != 0.1:
+        assert min(sizes) == 1
 
 
 def test_the_test_split_is_a_tenth() -> None:
