@@ -10,7 +10,10 @@ import json
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -66,3 +69,27 @@ def extension() -> ModuleType:
     if isinstance(loaded, str):
         raise RuntimeError(loaded)
     return loaded
+
+
+def cuda_obstacle() -> str | None:
+    """Why a loaded extension cannot compute on CUDA tensors; None if it can."""
+    if extension().has_cuda:
+        return None
+    info = build_info()
+    return f"the extension was built without CUDA ({info['cuda']['reason'] if info else 'unknown'})"
+
+
+def borrow(name: str, tensor: Tensor) -> Any:
+    """A description of a tensor's memory for the extension; `name` is for its messages.
+
+    The caller keeps the tensor alive during the call.
+    """
+    return extension().Tensor(
+        name,
+        tensor.data_ptr(),
+        str(tensor.dtype).removeprefix("torch."),
+        tensor.device.type,
+        tensor.device.index or 0,
+        tensor.shape,
+        tensor.stride(),
+    )

@@ -12,12 +12,14 @@ One component index serves all colours of a pixel. Equations: docs, math.md sect
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple, get_args
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import _extension
 from ._impl import Impl, resolve_impl
 
 Likelihood = Literal["continuous", "discretized"]
@@ -55,7 +57,14 @@ def logistic_mixture_log_prob(
         raise NotImplementedError(
             "logistic_mixture_log_prob has no Triton kernel; use impl='native' or impl='reference'"
         )
-    return logistic_mixture_log_prob_ref(x, params, likelihood)
+    obstacle = None if chosen == "reference" else _native_obstacle(x.device.type)
+    if chosen == "native" and obstacle is not None:
+        raise RuntimeError(f"logistic_mixture_log_prob cannot run with impl='native': {obstacle}")
+    if chosen == "reference" or obstacle is not None:
+        return logistic_mixture_log_prob_ref(x, params, likelihood)
+    x, params = _at_least_float32(x, params)
+    with_gradient = torch.is_grad_enabled() and (x.requires_grad or params.requires_grad)
+    return _native(x, params, likelihood == "discretized", with_gradient)[0]
 
 
 def logistic_mixture_log_prob_ref(
@@ -79,7 +88,7 @@ def logistic_mixture_log_prob_ref(
             f"got {likelihood!r}"
         )
     x, params = _at_least_float32(x, params)
-    with torch.autocast(x.device.type, enabled=False):
+    with _without_autocast(x.device.type):
         mixture = split_mixture(params, x.shape[1])
         means = _conditional_means(mixture, x)
         log_scales = mixture.log_scales.clamp(min=MIN_LOG_SCALE)
@@ -205,6 +214,12 @@ def _at_least_float32(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(tensor.to(dtype) for tensor in tensors)
 
 
+def _without_autocast(device_type: str) -> AbstractContextManager[object]:
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
+
+
 def _mean_shifts(coefficients: Tensor, colour: int) -> list[tuple[int, Tensor]]:
     """(earlier colour, coefficient) of the terms that move the mean of a colour of RGB."""
     if colour == 1:
@@ -265,3 +280,113 @@ def _log_mass_legacy(x: Tensor, means: Tensor, log_scales: Tensor) -> Tensor:
     return torch.where(
         x < -0.999, F.logsigmoid(a), torch.where(x > 0.999, F.logsigmoid(-b), interior)
     )
+
+
+@torch.compiler.assume_constant_result
+def _native_obstacle(device_type: str) -> str | None:
+    """Why the extension cannot compute on a device of this type; None if it can."""
+    if device_type not in ("cpu", "cuda"):
+        return f"the extension runs on cpu and cuda tensors, got {device_type}"
+    if device_type == "cuda" and _extension.is_available():
+        return _extension.cuda_obstacle()
+    return _extension.unavailable_reason()
+
+
+@torch.library.custom_op("dsmooth::logistic_mixture", mutates_args=())
+def _native(
+    x: Tensor, params: Tensor, discretized: bool, with_gradient: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(log_prob, d log_prob / d x, d log_prob / d params), float32 or float64, contiguous.
+
+    One pass over the pixels gives all three; without `with_gradient` the last two have no elements.
+    """
+    log_prob, grad_x, grad_params = _native_outputs(x, params, discretized, with_gradient)
+    borrow = _extension.borrow
+    on_cuda = x.device.type == "cuda"
+    _extension.extension().logistic_mixture(
+        borrow("x", x),
+        borrow("params", params),
+        borrow("log_prob", log_prob),
+        borrow("grad_x", grad_x) if with_gradient else None,
+        borrow("grad_params", grad_params) if with_gradient else None,
+        discretized,
+        stream=torch.cuda.current_stream(x.device).cuda_stream if on_cuda else 0,
+        threads=torch.get_num_threads(),
+    )
+    return log_prob, grad_x, grad_params
+
+
+@_native.register_fake
+def _native_outputs(
+    x: Tensor, params: Tensor, discretized: bool, with_gradient: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    log_prob = x.new_empty((x.shape[0], *x.shape[2:]))
+    if not with_gradient:
+        return log_prob, x.new_empty(0), x.new_empty(0)
+    return log_prob, x.new_empty(x.shape), x.new_empty(params.shape)
+
+
+@torch.library.custom_op("dsmooth::logistic_mixture_backward", mutates_args=())
+def _native_backward(
+    grad: Tensor,
+    unit_grad_x: Tensor,
+    unit_grad_params: Tensor,
+    x: Tensor,
+    params: Tensor,
+    needs_x: bool,
+    needs_params: bool,
+) -> tuple[Tensor, Tensor]:
+    """The unit gradients of the forward times grad (B, H, W), the gradient of its log_prob.
+
+    x and params are not read: they tie the result to the graph, so that a second derivative arrives
+    at `_refuse_second_derivative` instead of being lost.
+    """
+    per_pixel = grad.unsqueeze(1)
+    return (
+        (unit_grad_x * per_pixel).contiguous() if needs_x else x.new_empty(0),
+        (unit_grad_params * per_pixel).contiguous() if needs_params else x.new_empty(0),
+    )
+
+
+@_native_backward.register_fake
+def _native_backward_outputs(
+    grad: Tensor,
+    unit_grad_x: Tensor,
+    unit_grad_params: Tensor,
+    x: Tensor,
+    params: Tensor,
+    needs_x: bool,
+    needs_params: bool,
+) -> tuple[Tensor, Tensor]:
+    return (
+        x.new_empty(x.shape) if needs_x else x.new_empty(0),
+        x.new_empty(params.shape) if needs_params else x.new_empty(0),
+    )
+
+
+def _save_for_backward(
+    ctx: Any, inputs: tuple[Tensor, Tensor, bool, bool], output: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    x, params, _, _ = inputs
+    _, unit_grad_x, unit_grad_params = output
+    ctx.mark_non_differentiable(unit_grad_x, unit_grad_params)
+    ctx.save_for_backward(unit_grad_x, unit_grad_params, x, params)
+
+
+def _backward(
+    ctx: Any, grad: Tensor, _grad_unit_x: Tensor, _grad_unit_params: Tensor
+) -> tuple[Tensor | None, Tensor | None, None, None]:
+    needs_x, needs_params, _, _ = ctx.needs_input_grad
+    grad_x, grad_params = _native_backward(grad, *ctx.saved_tensors, needs_x, needs_params)
+    return grad_x if needs_x else None, grad_params if needs_params else None, None, None
+
+
+def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> None:
+    raise NotImplementedError(
+        "the native logistic mixture cannot be differentiated twice; use impl='reference' "
+        "or a use_impl('reference') block"
+    )
+
+
+_native.register_autograd(_backward, setup_context=_save_for_backward)
+_native_backward.register_autograd(_refuse_second_derivative)
