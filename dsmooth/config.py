@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+import tyro
 
 T = TypeVar("T")
 
@@ -73,7 +75,7 @@ class TrainConfig:
     Raises ValueError for a field out of range or fields that contradict each other.
     """
 
-    role: Role = "noisy"
+    role: Annotated[Role, tyro.conf.Suppress] = "noisy"
     """noisy: p(x~); denoiser: p(x | x~); plain: p(x), the baseline without smoothing."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The network."""

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from . import __version__
 from .checkpoint import load_weights, read_json, save_weights, write_json
-from .config import ModelConfig
+from .config import ModelConfig, TrainConfig
 from .nn import PixelCNNpp
-from .sampling import sequential_sample
+from .runlog import read_run_config
+from .sampling import sample_images
 from .smoothing import GaussianSmoothing, Smoothing, make_smoothing
 
 Method = Literal["two-step", "single-step", "noisy"]
@@ -125,7 +126,7 @@ class SmoothedPair(nn.Module):
         before = torch.get_num_threads()
         torch.set_num_threads(threads or before)
         try:
-            return sequential_sample(
+            return sample_images(
                 model,
                 n,
                 height=height,
@@ -211,6 +212,28 @@ class SmoothedPair(nn.Module):
         write_json(folder / "config.json", description)
 
     @classmethod
+    def from_runs(cls, noisy: str | Path, denoiser: str | Path) -> SmoothedPair:
+        """Make a pair of two run folders of `dsmooth train`.
+
+        Raises FileNotFoundError or ValueError for folders that are not runs, have other roles, or
+        were trained for different smoothing or image sizes.
+        """
+        loaded = [load_run(Path(folder)) for folder in (noisy, denoiser)]
+        (noisy_model, first, size), (denoiser_model, second, other_size) = loaded
+        if (first.role, second.role) != ("noisy", "denoiser"):
+            raise ValueError(
+                "a pair needs the run of a noisy model and the run of a denoiser, "
+                f"got {first.role} ({noisy}) and {second.role} ({denoiser})"
+            )
+        one, two = (f"{c.smoothing} noise of scale {c.scale}" for c in (first, second))
+        if one != two or size != other_size:
+            raise ValueError(
+                f"the runs do not fit together: {one} at {size} and {two} at {other_size}"
+            )
+        smoothing = make_smoothing(first.smoothing, first.scale)
+        return cls(noisy_model, denoiser_model, smoothing, size).eval()
+
+    @classmethod
     def from_pretrained(cls, folder: str | Path) -> SmoothedPair:
         """Read what `save_pretrained` wrote; both models in evaluation mode, on the CPU.
 
@@ -229,6 +252,17 @@ class SmoothedPair(nn.Module):
         load_weights(denoiser, folder / "denoiser.safetensors")
         smoothing = make_smoothing(**description["smoothing"])
         return cls(noisy, denoiser, smoothing, description["image_size"]).eval()
+
+
+def load_run(folder: Path) -> tuple[PixelCNNpp, TrainConfig, tuple[int, int]]:
+    """The trained model of a run folder, its settings and its image size.
+
+    Raises FileNotFoundError or ValueError, naming the file, for a folder without finished weights.
+    """
+    config, image_size = read_run_config(folder / "config.json")
+    model = PixelCNNpp(config.model)
+    load_weights(model, folder / "model.safetensors")
+    return model.eval(), config, image_size
 
 
 def score_of(model: PixelCNNpp, x: Tensor, score: Score = "full") -> Tensor:

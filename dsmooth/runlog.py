@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from torch import Tensor
 
+from ._version import __version__
+from .checkpoint import read_json, write_json
 from .config import TrainConfig
 from .images import save_grid
 
@@ -122,6 +125,27 @@ class RunLog:
         seconds = round(time.monotonic() - self.started, 2)
         entry = {"event": event, "images": images_seen, "seconds": seconds, **values}
         self.file.write(json.dumps(entry) + "\n")
+
+
+def write_run_config(folder: Path, config: TrainConfig, image_size: tuple[int, int]) -> None:
+    """Write config.json: the settings, and what a reader of the run needs beside them."""
+    write_json(
+        folder / "config.json",
+        {"dsmooth": __version__, "image_size": list(image_size), **asdict(config)},
+    )
+
+
+def read_run_config(path: Path) -> tuple[TrainConfig, tuple[int, int]]:
+    """The settings and image size in a run's config.json.
+
+    Raises FileNotFoundError or ValueError, naming the file.
+    """
+    values: dict[str, Any] = read_json(path)
+    values.pop("dsmooth", None)
+    if not {"role", "model", "image_size"} <= values.keys():
+        raise ValueError(f"{path} is not that of a training run")
+    height, width = values.pop("image_size")
+    return TrainConfig.from_dict(values), (height, width)
 
 
 def make_bar(name: str, total: int, completed: int) -> Any:

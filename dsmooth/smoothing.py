@@ -22,6 +22,8 @@ class Smoothing:
 
     kind: ClassVar[str]
     scale: float
+    stage: Stage = Stage.SMOOTHING
+    """The stream of random words that the noise comes from."""
 
     def __post_init__(self) -> None:
         if not 0 < self.scale < math.inf:
@@ -46,12 +48,11 @@ class Smoothing:
         seed: int = 0,
         first_index: int = 0,
         repeat: int = 0,
-        stage: Stage = Stage.SMOOTHING,
     ) -> Tensor:
         """Draw x~ for x (B, C, H, W); same shape, dtype and device.
 
         Row b is image first_index + b: its noise is a pure function of (seed, image index,
-        repeat, stage), whatever the batch. Raises ValueError for values out of range.
+        repeat), whatever the batch. Raises ValueError for values out of range.
         """
         n = x.shape[0]
         d = math.prod(x.shape[1:])
@@ -60,7 +61,7 @@ class Smoothing:
             -(-d // 4),
             seed=seed,
             first_index=first_index,
-            stage=stage,
+            stage=self.stage,
             repeat=repeat,
             device=x.device,
         )

@@ -13,19 +13,17 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import __version__
-from .checkpoint import load_state, read_json, read_tensors, save_weights, write_json, write_tensors
+from .checkpoint import load_state, read_tensors, save_weights, write_tensors
 from .config import Precision, TrainConfig
 from .data import ImageDataset, indices_at, load_dataset
 from .ema import EMA
 from .nn import PixelCNNpp
-from .runlog import RunLog
-from .sampling import draw
+from .runlog import RunLog, read_run_config, write_run_config
+from .sampling import sample_images
 from .sampling.philox import Stage, image_words
 from .smoothing import GaussianSmoothing, make_smoothing
 
@@ -34,7 +32,7 @@ EVALUATION_REPEAT = 1
 GRID_IMAGES = 16
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(ArithmeticError):
     """The loss became infinite or NaN."""
 
 
@@ -53,17 +51,22 @@ def loss_name(config: TrainConfig) -> str:
     return f"bits/dim of {what} ({config.model.likelihood})"
 
 
-def train(config: TrainConfig, folder: Path, *, resume: bool = False) -> TrainResult:
+def train(
+    config: TrainConfig, folder: Path, *, resume: bool = False, threads: int | None = None
+) -> TrainResult:
     """Train one model, or go on with `resume`, and write everything into `folder`.
 
     The folder gets config.json, log.jsonl, checkpoint.safetensors (all that a resumed run needs),
     model.safetensors (the averaged weights, at each evaluation) and samples-*.png. SIGINT
-    and SIGTERM save a checkpoint and return early.
+    and SIGTERM save a checkpoint and return early. threads: CPU threads, None for torch's setting;
+    sums are rounded in another order with another number.
 
     Raises ValueError or FileNotFoundError for data, settings or a folder that do not fit, and
     NonFiniteLoss, naming step and seed.
     """
     folder = Path(folder)
+    if threads:
+        torch.set_num_threads(threads)
     if resume:
         config = merge_with_run(config, folder)
     else:
@@ -80,7 +83,7 @@ def train(config: TrainConfig, folder: Path, *, resume: bool = False) -> TrainRe
             config = fix_images(state, test_set, folder)
             state.config = config
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "config.json", {"dsmooth": __version__, **asdict(config)})
+        write_run_config(folder, config, test_set.image_size)
         log = stack.enter_context(RunLog(folder, config, loss_name(config), state.images_seen))
         return _loop(state, test_set, folder, log, stop)
 
@@ -133,7 +136,7 @@ class TrainState:
         )
 
         torch.manual_seed(config.seed)
-        self.model = PixelCNNpp(config.model).to(device, memory_format=torch.channels_last)
+        self.model = PixelCNNpp(config.model).to(device).to(memory_format=torch.channels_last)
         if config.data_init:
             self.model.initialize(*self.inputs(0))
         self.ema = EMA(self.model, config.ema) if config.ema else None
@@ -255,12 +258,12 @@ def make_inputs(
     if config.role == "plain":
         return x, None
     smoothing = make_smoothing(config.smoothing, config.scale)
-    noise = {"seed": config.seed, "first_index": first_index, "repeat": repeat}
-    x_tilde = smoothing.sample(x, **noise)
+    where = {"seed": config.seed, "first_index": first_index, "repeat": repeat}
+    x_tilde = smoothing.sample(x, **where)
     if config.role == "noisy":
         return x_tilde, None
     if config.clean_noise:
-        x = GaussianSmoothing(config.clean_noise).sample(x, stage=Stage.CLEAN_NOISE, **noise)
+        x = GaussianSmoothing(config.clean_noise, Stage.CLEAN_NOISE).sample(x, **where)
     return x, x_tilde
 
 
@@ -285,7 +288,7 @@ def sample_grid(state: TrainState, test_set: ImageDataset) -> Tensor:
     height, width = test_set.image_size
     x = test_set.batch(torch.arange(min(GRID_IMAGES, len(test_set)))).to(state.device)
     _, context = make_inputs(x, config, first_index=0, repeat=EVALUATION_REPEAT)
-    return draw(
+    return sample_images(
         state.averaged, x.shape[0], height=height, width=width, seed=config.seed, context=context
     )
 
@@ -319,7 +322,7 @@ def fix_images(state: TrainState, test_set: ImageDataset, folder: Path) -> Train
     started = time.monotonic()
     scratch = TrainState(replace(config, images=10**9), state.train_set, state.device)
     scratch.step()
-    times = []
+    times: list[float] = []
     while len(times) < 3 or time.monotonic() - started < min(5.0, 3 * config.budget):
         before = time.monotonic()
         scratch.step()
@@ -344,7 +347,7 @@ def check_new_run(folder: Path) -> None:
 
 def merge_with_run(config: TrainConfig, folder: Path) -> TrainConfig:
     """The config of the run in `folder`, after checking that `config` does not contradict it."""
-    stored = read_config(folder)
+    stored, _ = read_run_config(folder / "config.json")
     if not (folder / "checkpoint.safetensors").exists():
         raise FileNotFoundError(f"{folder} holds no checkpoint to resume from")
     mine, theirs = asdict(config), asdict(stored)
@@ -359,15 +362,6 @@ def merge_with_run(config: TrainConfig, folder: Path) -> TrainConfig:
             f"{folder} holds another run: its {name} is {theirs[name]}, not {mine[name]}"
         )
     return stored
-
-
-def read_config(folder: Path) -> TrainConfig:
-    """The config of the run in `folder`. Raises FileNotFoundError or ValueError."""
-    values: dict[str, Any] = read_json(folder / "config.json")
-    values.pop("dsmooth", None)
-    if "role" not in values or "model" not in values:
-        raise ValueError(f"{folder / 'config.json'} is not that of a training run")
-    return TrainConfig.from_dict(values)
 
 
 def load_data(config: TrainConfig) -> tuple[ImageDataset, ImageDataset]:

@@ -2,7 +2,7 @@
 
 from .sequential import sequential_sample
 
-__all__ = ["draw", "sequential_sample"]
+__all__ = ["sample_images", "sequential_sample"]
 
 # The fastest sampler there is for a model where it runs.
-draw = sequential_sample
+sample_images = sequential_sample

@@ -1,0 +1,194 @@
+"""The command `dsmooth`: parses arguments and calls; torch is imported by what it calls."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
+
+from ._version import __version__
+from .config import Role, TrainConfig
+from .presets import DESCRIPTIONS, PRESETS, preset
+
+PRESET_HELP = "Settings to start from: " + "; ".join(f"{k}: {v}" for k, v in DESCRIPTIONS.items())
+Method = Literal["two-step", "single-step", "noisy"]
+Score = Literal["full", "conditional"]
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train one model: noisy p(x~), denoiser p(x | x~), or plain p(x).
+
+    Writes config.json, log.jsonl, checkpoint.safetensors, model.safetensors and samples-*.png into
+    the folder --out. Ctrl-C saves and leaves; --resume goes on, bitwise as if nothing had happened.
+    """
+
+    role: Positional[Role]
+    """Which model."""
+    settings: OmitArgPrefixes[TrainConfig]
+    preset: Annotated[str, arg(help=PRESET_HELP, metavar="|".join(PRESETS))] = "mnist-quick"
+    config: Path | None = None
+    """Repeat the run whose config.json this is, instead of a preset."""
+    out: Path | None = None
+    """Folder of the run; by default runs/ROLE."""
+    resume: bool = False
+    """Go on with the run in --out."""
+    threads: int | None = None
+    """CPU threads; by default all cores."""
+    print_config: bool = False
+    """Print the settings as JSON and stop."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw images from a pair, or from one trained model, as PNG grid and/or NPZ array."""
+
+    models: Positional[tuple[Path, ...]]
+    """A saved pair, or the run folders of a noisy model and of its denoiser, or one run folder."""
+    count: Annotated[int, arg(aliases=["-n"])] = 64
+    """Number of images."""
+    out: tuple[Path, ...] = (Path("samples.png"),)
+    """Files to write: .png for a grid, .npz for an array `x` (N, C, H, W) float32 in [-1, 1]."""
+    seed: int = 0
+    """Decides the images, together with --first-index."""
+    first_index: int = 0
+    """Index of the first image in the stream that --seed names."""
+    method: Method = "two-step"
+    """two-step: x~ then x given x~; single-step: posterior mean of x~; noisy: x~ itself."""
+    score: Score = "full"
+    """Gradient of single-step: through the whole network, or each pixel's own conditional."""
+    temperature: float = 1.0
+    """Below 1 for likelier pixels, above 1 for more varied ones."""
+    threads: int | None = None
+    """CPU threads; by default all cores."""
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Train a pair, draw noisy and two-step samples, score held-out images, write report.html.
+
+    Stages whose results are in the folder already are skipped, so a stopped call can be repeated.
+    """
+
+    out: Path = Path("reproduction")
+    """Folder for runs, pictures, results.json and report.html."""
+    preset: Annotated[str, arg(help=PRESET_HELP, metavar="|".join(PRESETS))] = "mnist-quick"
+    budget: float = 8.0
+    """Minutes of training; both models are trained side by side."""
+    data_dir: str | None = None
+    """Folder of the full data set; without one, the embedded MNIST subset."""
+    count: Annotated[int, arg(aliases=["-n"])] = 64
+    """Samples to draw."""
+    seed: int = 0
+    """Decides weights and samples."""
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Say what was built, what this machine has, and run a one-second self-test."""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command with `args`, by default those of the process; exits with its status."""
+    args = list(sys.argv[1:] if args is None else args)
+    if args == ["--version"]:
+        print(f"dsmooth {__version__}")
+        return
+    try:
+        sys.exit(_run(_parse(args)))
+    except BrokenPipeError:  # the reader of a pipe left
+        sys.exit(141)
+    except (ValueError, ArithmeticError, OSError, ImportError) as error:
+        print(f"dsmooth: error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("dsmooth: stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+def _parse(args: list[str]) -> Train | Sample | Reproduce | Doctor:
+    command = tyro.cli(
+        Annotated[Train, subcommand("train", default=_train_default(args), prefix_name=False)]
+        | Annotated[Sample, subcommand("sample", prefix_name=False)]
+        | Annotated[Reproduce, subcommand("reproduce", prefix_name=False)]
+        | Annotated[Doctor, subcommand("doctor", prefix_name=False)],
+        args=args,
+        prog="dsmooth",
+        description="Autoregressive image modelling with distribution smoothing, made fast.",
+        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff),
+    )
+    return command
+
+
+def _train_default(args: list[str]) -> Train:
+    """The defaults of `dsmooth train`, which depend on its role, --preset and --config."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("verb", nargs="?")
+    parser.add_argument("role", nargs="?")
+    parser.add_argument("--preset", default="mnist-quick")
+    parser.add_argument("--config")
+    known, _ = parser.parse_known_args(args)
+    role: Role = known.role if known.role in get_args(Role) else "noisy"
+    if known.verb == "train" and known.config:
+        from .runlog import read_run_config
+
+        settings, _ = read_run_config(Path(known.config))
+        role = settings.role
+    else:
+        settings = preset(known.preset, role)
+    return Train(role=tyro.MISSING, settings=settings)
+
+
+def _run(command: Train | Sample | Reproduce | Doctor) -> int:
+    if isinstance(command, Doctor):
+        from .doctor import run_doctor
+
+        return run_doctor()
+    if isinstance(command, Train):
+        return _train(command)
+    if isinstance(command, Sample):
+        from .draw import sample_to_files
+
+        sample_to_files(
+            command.models,
+            command.count,
+            command.out,
+            seed=command.seed,
+            first_index=command.first_index,
+            method=command.method,
+            score=command.score,
+            temperature=command.temperature,
+            threads=command.threads,
+        )
+        return 0
+    from .reproduce import reproduce
+
+    return reproduce(
+        command.out,
+        preset_name=command.preset,
+        budget=command.budget,
+        data_dir=command.data_dir,
+        count=command.count,
+        seed=command.seed,
+    )
+
+
+def _train(command: Train) -> int:
+    settings = replace(command.settings, role=command.role)
+    if command.print_config:
+        import json
+        from dataclasses import asdict
+
+        print(json.dumps(asdict(settings), indent=2))
+        return 0
+    from .train import train
+
+    folder = command.out or Path("runs") / command.role
+    result = train(settings, folder, resume=command.resume, threads=command.threads)
+    return 128 + result.interrupted if result.interrupted else 0

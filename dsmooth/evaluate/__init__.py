@@ -1,0 +1,1 @@
+"""Evaluators: bits per dimension."""

@@ -1,0 +1,68 @@
+"""Named settings: one literal table, and the function that turns a row into a config."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .config import ModelConfig, Role, TrainConfig
+
+# Meng et al. (ICLR 2021): no averaging, no clipping, no data-dependent init; a stacked denoiser
+# with a continuous likelihood. How long they trained is not published: give images or budget.
+_PAPER: dict[str, Any] = {
+    "betas": (0.9, 0.999),
+    "learning_rate": 2e-4,
+    "schedule": "exponential",
+    "learning_rate_decay": 0.999995,
+    "warmup_images": 0,
+    "clip_norm": None,
+    "ema": 0.0,
+    "data_init": False,
+    "batch_size": 80,
+    "denoiser": {"batch_size": 50, "clean_noise": 0.01},
+    "denoiser.model": {"conditioning": "stack", "likelihood": "continuous"},
+    "plain.model": {"likelihood": "discretized"},
+}
+_OURS: dict[str, Any] = {
+    "denoiser.model": {"conditioning": "concat", "likelihood": "discretized"},
+    "plain.model": {"likelihood": "discretized"},
+}
+_MNIST = {"data": "mnist", "scale": 0.5}
+_CIFAR10 = {"data": "cifar10", "scale": 0.3}
+_CELEBA = {"data": "celeba", "scale": 0.3, "image_size": 32}
+_F40 = {"image_channels": 1, "n_filters": 40, "n_resnet": 5, "n_mix": 10, "dropout": 0.5}
+_F160 = {"image_channels": 3, "n_filters": 160, "n_resnet": 5, "n_mix": 10, "dropout": 0.5}
+_QUICK = {"image_channels": 1, "n_filters": 24, "n_resnet": 1, "n_mix": 5, "dropout": 0.0}
+
+# Plain keys are fields of TrainConfig, "model" those of ModelConfig; a key that starts with a role
+# is for that role alone.
+PRESETS: dict[str, dict[str, Any]] = {
+    "mnist-quick": {**_OURS, **_MNIST, "model": _QUICK},
+    "mnist": {**_OURS, **_MNIST, "model": _F40, "learning_rate": 1e-3, "images": 3_000_000},
+    "cifar10": {**_OURS, **_CIFAR10, "model": _F160, "learning_rate": 5e-4, "images": 10_000_000},
+    "mnist-paper": {**_PAPER, **_MNIST, "model": _F40},
+    "cifar10-paper": {**_PAPER, **_CIFAR10, "model": _F160},
+    "celeba-paper": {**_PAPER, **_CELEBA, "model": _F160},
+}
+
+DESCRIPTIONS = {
+    "mnist-quick": "digits within minutes on two CPU cores (concat, discretized, EMA)",
+    "mnist": "our settings at the paper's size (concat, discretized, EMA)",
+    "cifar10": "our settings at the paper's size (concat, discretized, EMA)",
+    "mnist-paper": "the paper's MNIST settings (stack, continuous, no EMA)",
+    "cifar10-paper": "the paper's CIFAR-10 settings (stack, continuous, no EMA)",
+    "celeba-paper": "the paper's CelebA 32x32 settings (stack, continuous, no EMA)",
+}
+
+
+def preset(name: str, role: Role) -> TrainConfig:
+    """The settings of one role of a preset. Raises ValueError for an unknown name."""
+    if name not in PRESETS:
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
+    table = PRESETS[name]
+    settings = {key: value for key, value in table.items() if "." not in key}
+    for other in ("noisy", "denoiser", "plain"):
+        own = settings.pop(other, {})
+        if other == role:
+            settings |= own
+    model = ModelConfig(**settings.pop("model") | table.get(f"{role}.model", {}))
+    return TrainConfig(role=role, model=model, **settings)
