@@ -9,8 +9,10 @@
 #include <string>
 #include <vector>
 
+#include "gated_block_bindings.h"
 #include "logistic_mixture_cpu.h"
 #include "philox.h"
+#include "sampler/bindings_sampler.h"
 #include "tensor_view.h"
 #if defined(DSMOOTH_HAS_CUDA)
 #include "logistic_mixture_cuda.h"
@@ -134,6 +136,23 @@ void logistic_mixture(const Tensor& x, const Tensor& params, const Tensor& log_p
   x.dtype == Dtype::kFloat32 ? run(0.0f) : run(0.0);
 }
 
+void elementary(const Tensor& input, const Tensor& exp, const Tensor& expm1, const Tensor& log,
+                const std::string& instruction_set) {
+  const auto run = [&](auto zero) {
+    using T = decltype(zero);
+    const View<const T, 1> in(input, {kAny}, Device{});
+    const auto output = [&](const Tensor& tensor) {
+      const View<T, 1> view(tensor, in.shape, Device{});
+      if (view.stride[0] != 1) throw std::invalid_argument(tensor.name + " must be contiguous");
+      return view.data;
+    };
+    if (in.stride[0] != 1) throw std::invalid_argument(input.name + " must be contiguous");
+    elementary_functions(in.data, output(exp), output(expm1), output(log), in.shape[0],
+                         instruction_set);
+  };
+  input.dtype == Dtype::kFloat32 ? run(0.0f) : run(0.0);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
@@ -154,6 +173,11 @@ PYBIND11_MODULE(_C, module) {
              py::arg("log_prob"), py::arg("grad_x"), py::arg("grad_params"), py::arg("discretized"),
              py::arg("stream") = 0, py::arg("threads") = 1, py::arg("instruction_set") = "auto",
              "Writes log_prob (B, H, W) and, unless None, its gradients by x and params.");
+  module.def("elementary_functions", &elementary, py::arg("input"), py::arg("exp"),
+             py::arg("expm1"), py::arg("log"), py::arg("instruction_set"),
+             "Writes the three functions of the input, all (N,), as the loss computes them.");
+  register_sampler(module);
+  register_gated_block(module);
   module.def("philox4x32_10", &philox, py::arg("counter"), py::arg("key"),
              "The 4 words of a Philox4x32-10 block.");
   module.def("philox_uniform", &philox_uniform, py::arg("word"),

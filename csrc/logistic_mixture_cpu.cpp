@@ -131,12 +131,27 @@ void run_range(const LogisticMixtureArgs<T>& args, int64_t first, int64_t last, 
   }
 }
 
+template <class T>
+void elementary(const T* input, T* exp, T* expm1, T* log, int64_t count) {
+  using M = VectorMath<T>;
+  for (int64_t i = 0; i < count; i += M::kLanes) {
+    const int lanes = count - i < M::kLanes ? static_cast<int>(count - i) : M::kLanes;
+    const auto v = M::load(input + i, 1, lanes);
+    const auto pair = M::exp_pair(v);
+    M::store(pair.e, exp + i, 1, lanes);
+    M::store(pair.em1, expm1 + i, 1, lanes);
+    M::store(M::log(v), log + i, 1, lanes);
+  }
+}
+
 }  // namespace
 
 LogisticMixtureKernels kernels() {
   LogisticMixtureKernels result;
   result.float32 = {VectorMath<float>::kLanes, kScratchPerComponent, &run_range<float>};
   result.float64 = {VectorMath<double>::kLanes, kScratchPerComponent, &run_range<double>};
+  result.elementary_float32 = &elementary<float>;
+  result.elementary_float64 = &elementary<double>;
   return result;
 }
 

@@ -19,9 +19,15 @@ struct LogisticMixtureKernel {
               T* scratch) = nullptr;
 };
 
+// exp, exp - 1 and log of `count` numbers, for measuring the errors of vector_math.h.
+template <class T>
+using ElementaryKernel = void (*)(const T* input, T* exp, T* expm1, T* log, int64_t count);
+
 struct LogisticMixtureKernels {
   LogisticMixtureKernel<float> float32;
   LogisticMixtureKernel<double> float64;
+  ElementaryKernel<float> elementary_float32 = nullptr;
+  ElementaryKernel<double> elementary_float64 = nullptr;
 };
 
 // Names of the instruction sets that were compiled and that this CPU has, the best last. "scalar"
@@ -31,6 +37,10 @@ std::vector<std::string> instruction_sets();
 // Throws std::invalid_argument for an instruction set that is not among them; "auto" is the best.
 template <class T>
 void logistic_mixture_cpu(const LogisticMixtureArgs<T>& args, int threads,
+                          const std::string& instruction_set);
+
+template <class T>
+void elementary_functions(const T* input, T* exp, T* expm1, T* log, int64_t count,
                           const std::string& instruction_set);
 
 }  // namespace dsmooth

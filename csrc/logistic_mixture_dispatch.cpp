@@ -44,6 +44,16 @@ void run_scalar(const LogisticMixtureArgs<T>& args, int64_t first, int64_t last,
   }
 }
 
+template <class T>
+void elementary_scalar(const T* input, T* exp, T* expm1, T* log, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    const ExpPair<T> pair = ScalarMath<T>::exp_pair(input[i]);
+    exp[i] = pair.e;
+    expm1[i] = pair.em1;
+    log[i] = ScalarMath<T>::log(input[i]);
+  }
+}
+
 struct InstructionSet {
   std::string name;
   LogisticMixtureKernels kernels;
@@ -52,7 +62,11 @@ struct InstructionSet {
 const std::vector<InstructionSet>& available_sets() {
   static const std::vector<InstructionSet> sets = [] {
     std::vector<InstructionSet> found;
-    found.push_back({"scalar", {{1, 0, &run_scalar<float>}, {1, 0, &run_scalar<double>}}});
+    found.push_back({"scalar",
+                     {{1, 0, &run_scalar<float>},
+                      {1, 0, &run_scalar<double>},
+                      &elementary_scalar<float>,
+                      &elementary_scalar<double>}});
     found.push_back({"generic", generic::kernels()});
 #if defined(DSMOOTH_HAS_X86)
     const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -115,6 +129,21 @@ void logistic_mixture_cpu(const LogisticMixtureArgs<T>& args, int threads,
   });
 }
 
+template <class T>
+void elementary_functions(const T* input, T* exp, T* expm1, T* log, int64_t count,
+                          const std::string& instruction_set) {
+  const LogisticMixtureKernels& kernels = find_set(instruction_set).kernels;
+  if constexpr (std::is_same_v<T, float>) {
+    kernels.elementary_float32(input, exp, expm1, log, count);
+  } else {
+    kernels.elementary_float64(input, exp, expm1, log, count);
+  }
+}
+
+template void elementary_functions<float>(const float*, float*, float*, float*, int64_t,
+                                          const std::string&);
+template void elementary_functions<double>(const double*, double*, double*, double*, int64_t,
+                                           const std::string&);
 template void logistic_mixture_cpu<float>(const LogisticMixtureArgs<float>&, int,
                                           const std::string&);
 template void logistic_mixture_cpu<double>(const LogisticMixtureArgs<double>&, int,

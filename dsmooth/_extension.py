@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 _PACKAGE = Path(__file__).resolve().parent
 
 
+def package_folder() -> Path:
+    """Where this dsmooth was imported from."""
+    return _PACKAGE
+
+
 @lru_cache(maxsize=1)
 def build_info() -> dict[str, Any] | None:
     """The record of the build, or None in a source tree that was never built."""

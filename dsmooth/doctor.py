@@ -1,0 +1,168 @@
+"""`dsmooth doctor`: what is installed, what was built and why not more, and whether it computes."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from . import _extension
+from ._version import __version__
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_PHILOX_ZERO = (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)  # counter and key all zero
+
+
+def run_doctor() -> int:
+    """Print the state of the installation; return 0, or 1 if the self-test failed.
+
+    An extension that is missing is reported, not counted as a failure: its operations then run in
+    PyTorch.
+    """
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    for line in describe():
+        console.print(line, markup=False)
+    failed = 0
+    start = time.perf_counter()
+    for name, check in self_tests():
+        problem = check()
+        failed += problem is not None
+        console.print(f"self-test: {name}: {problem or 'ok'}", markup=False)
+    seconds = time.perf_counter() - start
+    verdict = f"{failed} failed" if failed else "passed"
+    console.print(f"self-test {verdict} in {seconds:.1f} s", style="red" if failed else "green")
+    return 1 if failed else 0
+
+
+def describe() -> Iterator[str]:
+    """The lines of the report before the self-test."""
+    import torch
+
+    yield f"dsmooth {__version__} in {_extension.package_folder()}"
+    yield f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
+    yield f"torch {torch.__version__}, triton {_version_of('triton')}"
+    yield from _describe_build()
+    yield f"threads: {torch.get_num_threads()} (torch.set_num_threads or OMP_NUM_THREADS)"
+    yield f"devices: cpu ({_cpu_name()})"
+    for i in range(torch.cuda.device_count()):
+        memory = torch.cuda.get_device_properties(i).total_memory / 2**30
+        yield f"devices: cuda:{i} ({torch.cuda.get_device_name(i)}, {memory:.0f} GiB)"
+
+
+def cuda_build_line(info: dict[str, Any] | None) -> str:
+    """The one line that says what was built for CUDA, or why nothing was."""
+    if info is None:
+        return "CUDA build: none (the extension was not built)"
+    cuda = info["cuda"]
+    if not cuda["built"]:
+        return f"CUDA build: none ({cuda['reason']})"
+    codes = [arch for arch in cuda["archs"] if arch != "PTX"]
+    return f"CUDA build: {' '.join(codes)}{' + PTX' if 'PTX' in cuda['archs'] else ''}"
+
+
+def _describe_build() -> Iterator[str]:
+    info = _extension.build_info()
+    reason = _extension.unavailable_reason()
+    if reason is not None:
+        yield f"extension: none: {reason}"
+    elif info is None:
+        yield "extension: loaded, without a build record"
+    else:
+        openmp = "OpenMP" if info["openmp"] else "std::thread"
+        yield f"extension: {info['compiler']}, {info['flags']}, {openmp}"
+    yield cuda_build_line(info)
+    if reason is None:
+        usable = [s for s in _extension.extension().instruction_sets() if s != "scalar"]
+        built = ", ".join(info["instruction_sets"]) if info else "unknown"
+        yield f"instruction sets: built {built}; this CPU has {', '.join(usable)}; used {usable[-1]}"
+
+
+def _version_of(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _cpu_name() -> str:
+    if sys.platform == "linux":
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+Check = Callable[[], str | None]
+
+
+def self_tests() -> Iterator[tuple[str, Check]]:
+    """(name, check) pairs; a check returns None, or what is wrong."""
+    import torch
+
+    yield "Philox", _check_philox
+    yield "256 masses sum to 1", _check_masses
+    if not _extension.is_available():
+        return
+    yield "loss and gradient, native against reference, cpu", lambda: _check_native("cpu")
+    if torch.cuda.is_available() and _extension.cuda_obstacle() is None:
+        yield "loss and gradient, native against reference, cuda", lambda: _check_native("cuda")
+
+
+def _check_philox() -> str | None:
+    import torch
+
+    from .sampling.philox import philox4x32
+
+    words = tuple(philox4x32(torch.zeros(4, dtype=torch.int64), (0, 0)).tolist())
+    if words != _PHILOX_ZERO:
+        return f"Python gives {words}"
+    if _extension.is_available():
+        native = tuple(_extension.extension().philox4x32_10([0] * 4, [0] * 2))
+        if native != _PHILOX_ZERO:
+            return f"the extension gives {native}"
+    return None
+
+
+def _check_masses() -> str | None:
+    import torch
+
+    from .functional import logistic_mixture_log_prob
+
+    levels = torch.arange(256, dtype=torch.float64) / 127.5 - 1
+    params = torch.tensor([0.3, -0.2, -0.5, 0.4, -7.0, -1.0], dtype=torch.float64)
+    log_prob = logistic_mixture_log_prob(
+        levels.view(1, 1, 1, 256), params.view(1, 6, 1, 1).expand(1, 6, 1, 256), "discretized"
+    )
+    total = log_prob.exp().sum().item()
+    return None if abs(total - 1) < 1e-12 else f"the sum is {total!r}"
+
+
+def _check_native(device: str) -> str | None:
+    """float64, where the two may differ by rounding alone."""
+    import torch
+
+    from .functional import logistic_mixture_log_prob
+
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(2, 3, 8, 9, generator=generator, dtype=torch.float64) * 2 - 1
+    params = torch.randn(2, 100, 8, 9, generator=generator, dtype=torch.float64)
+
+    def run(impl: Any, likelihood: Any) -> tuple[Tensor, ...]:
+        inputs = x.to(device).requires_grad_(), params.to(device).requires_grad_()
+        log_prob = logistic_mixture_log_prob(*inputs, likelihood=likelihood, impl=impl)
+        return log_prob, *torch.autograd.grad(log_prob.sum(), inputs)
+
+    for likelihood in ("continuous", "discretized"):
+        for got, want in zip(run("native", likelihood), run("reference", likelihood), strict=True):
+            difference = ((got - want).abs() / (1 + want.abs())).max().item()
+            if not difference < 1e-10:
+                return f"{likelihood} differs by {difference:.1e}"
+    return None

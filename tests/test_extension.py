@@ -1,0 +1,325 @@
+"""The extension as a module: present where it should be, exact as it says, clear in refusing."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import dsmooth
+from dsmooth import _extension, doctor
+
+# Without a C++ compiler there is no extension, and the build record says so: the first test below
+# fails wherever it is missing for another reason.
+needs_extension = pytest.mark.skipif(
+    not _extension.is_available(), reason=str(_extension.unavailable_reason())
+)
+INSTRUCTION_SETS = _extension.extension().instruction_sets() if _extension.is_available() else []
+
+
+def test_extension_is_there_unless_the_build_found_no_compiler() -> None:
+    info = _extension.build_info()
+    assert info is not None, _extension.unavailable_reason()
+    assert _extension.is_available() or info["reason"].startswith("no working C++20 compiler")
+
+
+@needs_extension
+def test_the_record_is_of_this_extension() -> None:
+    info = _extension.build_info()
+    assert info is not None
+    assert info["extension"] is True
+    assert info["cuda"]["built"] == _extension.extension().has_cuda
+    assert set(INSTRUCTION_SETS) <= {"scalar", *info["instruction_sets"]}
+    assert INSTRUCTION_SETS[:2] == ["scalar", "generic"]
+
+
+# --- the elementary functions ---------------------------------------------------------------------
+
+
+@needs_extension
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+@pytest.mark.parametrize(
+    ("dtype", "lowest"),
+    [(torch.float32, -87.3), (torch.float64, -708.3)],
+    ids=["float32", "float64"],
+)
+def test_elementary_functions_are_within_two_ulp(
+    dtype: torch.dtype, lowest: float, instruction_set: str
+) -> None:
+    wide = torch.float64
+    exponents = torch.cat(
+        [
+            torch.linspace(lowest, 8, 100_001, dtype=wide),
+            -torch.logspace(-30, 1.9, 50_001, dtype=wide),
+        ]
+    ).to(dtype)
+    positive = torch.cat(
+        [torch.logspace(-30, 30, 100_001, dtype=wide), torch.linspace(0.5, 2, 50_001, dtype=wide)]
+    ).to(dtype)
+    exp, expm1, _ = elementary(exponents, instruction_set)
+    log = elementary(positive, instruction_set)[2]
+    y, v = exponents.numpy().astype(np.longdouble), positive.numpy().astype(np.longdouble)
+    assert ulps(exp, np.exp(y)) <= 2
+    assert ulps(expm1, np.expm1(y)) <= 2
+    assert ulps(log, np.log(v)) <= 2
+
+
+@needs_extension
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_elementary_functions_at_the_ends(dtype: torch.dtype, instruction_set: str) -> None:
+    inputs = torch.tensor([0.0, -1e4, float("-inf"), float("nan")], dtype=dtype)
+    exp, expm1, _ = elementary(inputs, instruction_set)
+    assert exp[:3].tolist() == [1, 0, 0]
+    assert expm1[:3].tolist() == [0, -1, -1]
+    log = elementary(torch.tensor([1.0, float("nan")], dtype=dtype), instruction_set)[2]
+    assert log[0] == 0
+    assert exp[3].isnan()
+    assert expm1[3].isnan()
+    assert log[1].isnan()
+
+
+def elementary(values: Tensor, instruction_set: str) -> tuple[Tensor, Tensor, Tensor]:
+    out = torch.empty_like(values), torch.empty_like(values), torch.empty_like(values)
+    _extension.extension().elementary_functions(
+        *(_extension.borrow("values", t) for t in (values, *out)), instruction_set
+    )
+    return out
+
+
+def ulps(got: Tensor, exact: Any) -> float:
+    """Largest error in units of the last place of the exact value."""
+    values = got.numpy()
+    spacing = np.spacing(np.abs(exact.astype(values.dtype))).astype(np.longdouble)
+    return float((np.abs(values.astype(np.longdouble) - exact) / spacing).max())
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+
+def call(**changes: Any) -> None:
+    tensors: dict[str, Tensor | None] = {
+        "x": torch.zeros(2, 1, 3, 4),
+        "params": torch.zeros(2, 6, 3, 4),
+        "log_prob": torch.zeros(2, 3, 4),
+        "grad_x": torch.zeros(2, 1, 3, 4),
+        "grad_params": torch.zeros(2, 6, 3, 4),
+    }
+    options = {"discretized": False, "threads": 1, "instruction_set": "auto"}
+    for name, value in changes.items():
+        (tensors if name in tensors else options)[name] = value
+    borrowed = {
+        name: None if tensor is None else _extension.borrow(name, tensor)
+        for name, tensor in tensors.items()
+    }
+    _extension.extension().logistic_mixture(**borrowed, **options)
+
+
+@needs_extension
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x": torch.zeros(2, 3, 4)}, r"x must have shape \(\*, \*, \*, \*\), got \(2, 3, 4\)"),
+        ({"x": torch.zeros(2, 2, 3, 4)}, "x must have 1 or 3 channels, got 2"),
+        ({"params": torch.zeros(2, 5, 3, 4)}, "params must have a multiple of 3 channels, got 5"),
+        ({"params": torch.zeros(2, 0, 3, 4)}, "params must have a multiple of 3 channels, got 0"),
+        (
+            {"params": torch.zeros(1, 6, 3, 4)},
+            r"params must have shape \(2, \*, 3, 4\), got \(1, 6",
+        ),
+        ({"params": torch.zeros(2, 6, 3, 4).double()}, "params must be float32, got float64"),
+        ({"x": torch.zeros(2, 1, 3, 4).half()}, "x must be float32 or float64, got float16"),
+        (
+            {"log_prob": torch.zeros(2, 3, 5)},
+            r"log_prob must have shape \(2, 3, 4\), got \(2, 3, 5",
+        ),
+        ({"grad_params": torch.zeros(2, 3, 3, 4)}, r"grad_params must have shape \(2, 6, 3, 4\)"),
+        ({"grad_x": None}, "grad_x and grad_params must be given together"),
+        ({"instruction_set": "mmx"}, "instruction_set must be auto or one of scalar, generic.*mmx"),
+    ],
+)
+def test_bad_arguments_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(**changes)
+
+
+@needs_extension
+def test_devices_must_agree() -> None:
+    extension = _extension.extension()
+    elsewhere = extension.Tensor("params", 0, "float32", "cuda", 1, (2, 6, 3, 4), (72, 12, 4, 1))
+    x = _extension.borrow("x", torch.zeros(2, 1, 3, 4))
+    with pytest.raises(ValueError, match="params must be on cpu, got cuda:1"):
+        extension.logistic_mixture(x, elsewhere, x, None, None, False)
+
+
+@needs_extension
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens without a CUDA device")
+def test_cuda_without_a_device_raises_what_cuda_says() -> None:
+    extension = _extension.extension()
+
+    def fake(name: str, *shape: int) -> Any:
+        strides = torch.empty(shape, device="meta").stride()
+        return extension.Tensor(name, 4096, "float32", "cuda", 0, shape, strides)
+
+    message = "cuda(Get|Set)Device: " if extension.has_cuda else "has no CUDA half"
+    with pytest.raises(RuntimeError, match=message):
+        extension.logistic_mixture(
+            fake("x", 1, 1, 2, 2),
+            fake("params", 1, 3, 2, 2),
+            fake("log_prob", 1, 2, 2),
+            None,
+            None,
+            False,
+        )
+
+
+# --- why it is missing ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def without_extension(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Pretends that `import dsmooth._C` fails; takes the build record to find beside it."""
+
+    def hide(info: dict[str, Any] | None) -> None:
+        monkeypatch.setitem(sys.modules, "dsmooth._C", None)
+        monkeypatch.delattr(dsmooth, "_C", raising=False)
+        monkeypatch.setattr(_extension, "build_info", lambda: info)
+        _extension._load.cache_clear()
+
+    yield hide
+    _extension._load.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("info", "message"),
+    [
+        (None, "source tree whose extension was never built.*pip install -e"),
+        ({"extension": False, "reason": "no working C++20 compiler: x"}, r"C\+\+20 compiler: x"),
+        ({"extension": True, "reason": None}, "cannot be loaded.*install again"),
+    ],
+)
+def test_a_missing_extension_says_why(
+    without_extension: Any, info: dict[str, Any] | None, message: str
+) -> None:
+    without_extension(info)
+    assert not _extension.is_available()
+    with pytest.raises(RuntimeError, match=message):
+        _extension.extension()
+
+
+# --- doctor ---------------------------------------------------------------------------------------
+
+
+def doctor_output() -> tuple[int, list[str]]:
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        code = doctor.run_doctor()
+    return code, output.getvalue().splitlines()
+
+
+def test_doctor_passes_and_says_what_was_built() -> None:
+    code, lines = doctor_output()
+    assert code == 0
+    assert lines[0].startswith(f"dsmooth {dsmooth.__version__} in ")
+    assert sum(line.startswith("CUDA build: ") for line in lines) == 1
+    assert any(line.startswith("self-test passed in ") for line in lines)
+
+
+def test_doctor_fails_if_the_self_test_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_PHILOX_ZERO", (1, 2, 3, 4))
+    code, lines = doctor_output()
+    assert code == 1
+    assert any(line.startswith("self-test: Philox: Python gives") for line in lines)
+    assert any(line.startswith("self-test 1 failed") for line in lines)
+
+
+def test_doctor_without_extension(without_extension: Any) -> None:
+    cuda = {"built": False, "archs": [], "reason": "the extension was not built"}
+    without_extension({"extension": False, "reason": "no working C++20 compiler: x", "cuda": cuda})
+    code, lines = doctor_output()
+    assert code == 0
+    assert any("extension: none:" in line and "C++20 compiler: x" in line for line in lines)
+    assert "CUDA build: none (the extension was not built)" in lines
+
+
+@pytest.mark.parametrize(
+    ("cuda", "line"),
+    [
+        (
+            {"built": True, "archs": ["sm_80", "sm_90", "PTX"], "reason": None},
+            "CUDA build: sm_80 sm_90 + PTX",
+        ),
+        (
+            {"built": False, "archs": [], "reason": "nvcc not found"},
+            "CUDA build: none (nvcc not found)",
+        ),
+    ],
+)
+def test_cuda_build_line(cuda: dict[str, Any], line: str) -> None:
+    assert doctor.cuda_build_line({"cuda": cuda}) == line
+
+
+# --- imports --------------------------------------------------------------------------------------
+
+
+def run_python(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Another interpreter that sees the dsmooth under test, and not this folder."""
+    source = Path(dsmooth.__file__).parents[1]
+    path = os.pathsep.join([str(source), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_importing_dsmooth_or_doctor_does_not_import_torch(tmp_path: Path) -> None:
+    code = "import sys, dsmooth, dsmooth.doctor, dsmooth._extension; print('torch' in sys.modules)"
+    done = run_python(code, tmp_path)
+    assert done.stdout.strip() == "False", done.stderr
+
+
+@needs_extension
+def test_the_extension_shares_the_threads_of_torch(tmp_path: Path) -> None:
+    """One OpenMP runtime in the process: two would each start their own threads."""
+    if not (_extension.build_info() or {}).get("openmp") or sys.platform != "linux":
+        pytest.skip("only where the extension was built with OpenMP and /proc tells what is mapped")
+    code = r"""
+import pathlib, re
+from dsmooth import _extension
+_extension.extension()
+print(len(set(re.findall(r"/\S*libgomp\S*", pathlib.Path("/proc/self/maps").read_text()))))
+"""
+    done = run_python(code, tmp_path)
+    assert done.stdout.strip() == "1", done.stdout + done.stderr
+
+
+def test_the_guard_refuses_the_kernels_under_their_bare_name(tmp_path: Path) -> None:
+    package = Path(dsmooth.__file__).parent / "kernels" / "__init__.py"
+    copy = tmp_path / "kernels"
+    copy.mkdir()
+    (copy / "__init__.py").write_text(package.read_text())
+    done = subprocess.run(
+        [sys.executable, "-c", "import kernels"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert "import dsmooth.kernels" in done.stderr
+    import dsmooth.kernels as kernels
+
+    assert kernels.__name__ == "dsmooth.kernels"
+
+
+def test_the_build_record_is_json_of_the_known_keys() -> None:
+    path = Path(dsmooth.__file__).parent / "_build_info.json"
+    assert {"extension", "reason", "cuda", "python"} <= set(json.loads(path.read_text()))

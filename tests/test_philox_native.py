@@ -1,0 +1,49 @@
+"""Philox4x32-10 in C++: the published answers, and the same words as in Python."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dsmooth import _extension
+from dsmooth.sampling.philox import philox4x32, to_uniform
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "logistic_mixture.json").read_text())
+# Without a C++ compiler there is no extension; test_extension.py asserts it everywhere else.
+pytestmark = pytest.mark.skipif(
+    not _extension.is_available(), reason=str(_extension.unavailable_reason())
+)
+word = st.integers(0, 2**32 - 1)
+
+
+@pytest.mark.parametrize("case", GOLDEN["philox4x32_10"])
+def test_known_answers(case: dict[str, list[str]]) -> None:
+    counter, key, output = ([int(w, 16) for w in case[k]] for k in ("counter", "key", "output"))
+    assert _extension.extension().philox4x32_10(counter, key) == output
+
+
+@given(counter=st.lists(word, min_size=4, max_size=4), key=st.lists(word, min_size=2, max_size=2))
+def test_same_words_as_python(counter: list[int], key: list[int]) -> None:
+    words = philox4x32(torch.tensor(counter), (key[0], key[1])).tolist()
+    assert _extension.extension().philox4x32_10(counter, key) == words
+
+
+@given(word)
+def test_same_uniform_as_python_and_exact_in_float32(value: int) -> None:
+    uniform = _extension.extension().philox_uniform(value)
+    assert uniform == to_uniform(torch.tensor(value)).item()
+    assert uniform == torch.tensor(uniform, dtype=torch.float32).item()
+    assert 0 < uniform < 1
+
+
+@pytest.mark.parametrize(("counter", "key"), [([0] * 3, [0] * 2), ([0] * 4, [2**32, 0])])
+def test_words_that_are_not_32_bits_or_not_four_are_refused(
+    counter: list[int], key: list[int]
+) -> None:
+    with pytest.raises(TypeError):
+        _extension.extension().philox4x32_10(counter, key)
