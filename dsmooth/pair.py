@@ -176,9 +176,8 @@ class SmoothedPair(nn.Module):
         """
         if n_noise < 1:
             raise ValueError(f"n_noise must be at least 1, got {n_noise}")
-        weights = torch.stack(
-            [sum(self.elbo_terms(x, seed, first_index, k).values()) for k in range(n_noise)]
-        )
+        draws = [self.elbo_terms(x, seed, first_index, repeat) for repeat in range(n_noise)]
+        weights = torch.stack([torch.stack(list(terms.values())).sum(0) for terms in draws])
         if importance_weighted:
             return torch.logsumexp(weights, dim=0) - math.log(n_noise)
         return weights.mean(0)

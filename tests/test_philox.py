@@ -1,0 +1,65 @@
+"""Philox4x32-10 in Python: known answers, and words as a function of their counter."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from dsmooth.sampling.philox import Stage, image_words, philox4x32, split_seed, to_uniform
+
+KNOWN = json.loads((Path(__file__).parent / "golden" / "logistic_mixture.json").read_text())
+
+
+@pytest.mark.parametrize("case", KNOWN["philox4x32_10"])
+def test_known_answers(case: dict[str, list[str]]) -> None:
+    counter = torch.tensor([int(word, 16) for word in case["counter"]])
+    key = (int(case["key"][0], 16), int(case["key"][1], 16))
+    assert philox4x32(counter, key).tolist() == [int(word, 16) for word in case["output"]]
+
+
+def test_words_depend_on_the_image_index_and_not_on_the_batch() -> None:
+    settings = {"seed": 2**40 + 5, "stage": Stage.SMOOTHING, "repeat": 3}
+    whole = image_words(6, 5, first_index=2**33, **settings)
+    for i in range(6):
+        assert torch.equal(image_words(1, 5, first_index=2**33 + i, **settings)[0], whole[i])
+    tail = image_words(6, 2, first_index=2**33, first_counter=3, **settings)
+    assert torch.equal(tail, whole[:, 3:])
+
+
+def test_counter_is_position_index_stage_and_repeat() -> None:
+    seed, index = 0x0123456789ABCDEF, 0x1_0000_0002
+    words = image_words(1, 8, seed=seed, first_index=index, stage=Stage.CLEAN_NOISE, repeat=9)
+    counter = torch.tensor([7, 2, 1, int(Stage.CLEAN_NOISE) | 9 << 8])
+    assert torch.equal(words[0, 7], philox4x32(counter, (0x89ABCDEF, 0x01234567)))
+
+
+def test_uniforms_are_inside_the_unit_interval_and_exact_in_float32() -> None:
+    u = to_uniform(torch.tensor([0, 2**32 - 1, 2**31]))
+    assert u.tolist() == [2.0**-24, 1 - 2.0**-24, 0.5 + 2.0**-24]
+    assert torch.equal(u.float().double(), u)
+
+
+def test_uniforms_are_uniform() -> None:
+    u = to_uniform(image_words(100, 250, seed=1, stage=Stage.SAMPLE)).flatten()
+    n = u.numel()
+    distance = (u.sort().values - (torch.arange(n) + 0.5) / n).abs().max()
+    assert distance < 1.95 / n**0.5  # Kolmogorov-Smirnov at 1e-3
+    words = u.view(-1, 4)
+    correlation = torch.corrcoef(words.T) - torch.eye(4)
+    assert correlation.abs().max() < 5 / len(words) ** 0.5
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_seed_out_of_range(seed: int) -> None:
+    with pytest.raises(ValueError, match="seed must lie in 0"):
+        split_seed(seed)
+
+
+def test_index_and_repeat_out_of_range() -> None:
+    with pytest.raises(ValueError, match="first_index"):
+        image_words(1, 1, seed=0, first_index=-1, stage=Stage.SAMPLE)
+    with pytest.raises(ValueError, match="repeat"):
+        image_words(1, 1, seed=0, repeat=2**24, stage=Stage.SAMPLE)

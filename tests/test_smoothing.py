@@ -1,0 +1,96 @@
+"""Smoothing distributions: density, entropy and noise agree with each other."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import dsmooth
+from dsmooth.smoothing import SMOOTHINGS, Smoothing, make_smoothing
+
+KINDS = sorted(SMOOTHINGS)
+
+
+@pytest.mark.parametrize("scale", [0.01, 0.5, 3.0])
+@pytest.mark.parametrize("kind", KINDS)
+def test_density_integrates_to_one_and_entropy_is_its_mean(kind: str, scale: float) -> None:
+    q = make_smoothing(kind, scale)
+    edge = scale if kind == "uniform" else 40 * scale
+    t = torch.linspace(-edge, edge, 400_001, dtype=torch.float64)
+    log_p = q.log_density(t)
+    assert float(torch.trapezoid(log_p.exp(), t)) == pytest.approx(1, abs=1e-6)
+    entropy = -float(torch.trapezoid(log_p.exp() * log_p, t))
+    assert q.entropy(1) == pytest.approx(entropy, abs=1e-6)
+    assert q.entropy(784) == pytest.approx(784 * entropy, abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_quantile_inverts_the_distribution_function(kind: str) -> None:
+    q = make_smoothing(kind, 0.7)
+    u = torch.linspace(0.001, 0.999, 999, dtype=torch.float64)
+    noise = q.quantile(u)
+    assert (noise.diff() > 0).all()
+    # d quantile / du = 1 / density, by differences in u
+    step = 1e-6
+    slope = (q.quantile(u + step) - q.quantile(u - step)) / (2 * step)
+    torch.testing.assert_close(slope, 1 / q.log_density(noise).exp(), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(noise, -noise.flip(0), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_noise_has_its_entropy(kind: str) -> None:
+    """-log q(x~ | x) of drawn x~ has the entropy as its mean (Monte Carlo, 4 sigma)."""
+    q = make_smoothing(kind, 0.5)
+    x = torch.zeros(64, 1, 28, 28, dtype=torch.float64)
+    surprise = -q.log_prob(q.sample(x, seed=1), x)
+    error = 4 * surprise.std() / 8 + 1e-9
+    assert abs(surprise.mean() - q.entropy(784)) < error
+
+
+def test_mnist_constant_of_the_paper() -> None:
+    assert dsmooth.GaussianSmoothing(0.5).entropy(784) == pytest.approx(569.0204204735, abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_noise_is_a_function_of_seed_index_and_repeat(kind: str) -> None:
+    q = make_smoothing(kind, 0.3)
+    x = torch.rand(5, 3, 3, 5)  # 45 pixels: not a multiple of Philox's four words
+    whole = q.sample(x, seed=9, first_index=100, repeat=2)
+    assert whole.shape == x.shape
+    assert whole.dtype == x.dtype
+    for i in range(5):
+        one = q.sample(x[i : i + 1], seed=9, first_index=100 + i, repeat=2)
+        assert torch.equal(one[0], whole[i])
+    for other in ({"seed": 8}, {"first_index": 101}, {"repeat": 1}):
+        arguments = {"seed": 9, "first_index": 100, "repeat": 2, **other}
+        assert not torch.equal(q.sample(x, **arguments), whole)
+
+
+def test_empty_batch() -> None:
+    q = dsmooth.GaussianSmoothing(0.5)
+    x = torch.zeros(0, 1, 4, 4)
+    assert q.sample(x).shape == x.shape
+    assert q.log_prob(x, x).shape == (0,)
+
+
+def test_uniform_density_is_zero_outside() -> None:
+    q = dsmooth.UniformSmoothing(0.5)
+    assert q.log_density(torch.tensor([-0.6, 0.6])).tolist() == [-math.inf, -math.inf]
+    x = torch.rand(4, 1, 8, 8) * 2 - 1
+    assert q.log_prob(q.sample(x), x).isfinite().all()
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.inf, math.nan])
+def test_bad_scale(scale: float) -> None:
+    with pytest.raises(ValueError, match="scale must be positive and finite"):
+        dsmooth.GaussianSmoothing(scale)
+
+
+def test_bad_kind_and_shapes() -> None:
+    with pytest.raises(ValueError, match="one of gaussian, laplace, uniform, got 'cauchy'"):
+        make_smoothing("cauchy", 1.0)
+    q: Smoothing = dsmooth.GaussianSmoothing(1.0)
+    with pytest.raises(ValueError, match=r"x_tilde must have x's shape \(1, 1, 4, 4\)"):
+        q.log_prob(torch.zeros(2, 1, 4, 4), torch.zeros(1, 1, 4, 4))
