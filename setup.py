@@ -218,8 +218,9 @@ def say(message: str) -> None:
     print(f"dsmooth: {message}", flush=True)
 
 
-setup(
-    # optional: copying into the source tree passes over an extension that was not built
-    ext_modules=[Extension("dsmooth._C", sources=[], optional=True)],
-    cmdclass={"build_ext": BuildExtension, "build_py": BuildPackages},
-)
+if __name__ == "__main__":
+    setup(
+        # optional: copying into the source tree passes over an extension that was not built
+        ext_modules=[Extension("dsmooth._C", sources=[], optional=True)],
+        cmdclass={"build_ext": BuildExtension, "build_py": BuildPackages},
+    )

@@ -81,7 +81,7 @@ def _describe_build() -> Iterator[str]:
     if reason is None:
         usable = [s for s in _extension.extension().instruction_sets() if s != "scalar"]
         built = ", ".join(info["instruction_sets"]) if info else "unknown"
-        yield f"instruction sets: built {built}; this CPU has {', '.join(usable)}; used {usable[-1]}"
+        yield f"instruction sets: built {built}; usable here {', '.join(usable)}; used {usable[-1]}"
 
 
 def _version_of(package: str) -> str:

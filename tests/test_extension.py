@@ -43,9 +43,6 @@ def test_the_record_is_of_this_extension() -> None:
     assert INSTRUCTION_SETS[:2] == ["scalar", "generic"]
 
 
-# --- the elementary functions ---------------------------------------------------------------------
-
-
 @needs_extension
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
 @pytest.mark.parametrize(
@@ -102,9 +99,6 @@ def ulps(got: Tensor, exact: Any) -> float:
     values = got.numpy()
     spacing = np.spacing(np.abs(exact.astype(values.dtype))).astype(np.longdouble)
     return float((np.abs(values.astype(np.longdouble) - exact) / spacing).max())
-
-
-# --- errors ---------------------------------------------------------------------------------------
 
 
 def call(**changes: Any) -> None:
@@ -183,9 +177,6 @@ def test_cuda_without_a_device_raises_what_cuda_says() -> None:
         )
 
 
-# --- why it is missing ----------------------------------------------------------------------------
-
-
 @pytest.fixture
 def without_extension(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Pretends that `import dsmooth._C` fails; takes the build record to find beside it."""
@@ -215,9 +206,6 @@ def test_a_missing_extension_says_why(
     assert not _extension.is_available()
     with pytest.raises(RuntimeError, match=message):
         _extension.extension()
-
-
-# --- doctor ---------------------------------------------------------------------------------------
 
 
 def doctor_output() -> tuple[int, list[str]]:
@@ -266,9 +254,6 @@ def test_doctor_without_extension(without_extension: Any) -> None:
 )
 def test_cuda_build_line(cuda: dict[str, Any], line: str) -> None:
     assert doctor.cuda_build_line({"cuda": cuda}) == line
-
-
-# --- imports --------------------------------------------------------------------------------------
 
 
 def run_python(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -114,9 +114,6 @@ def run_native(
     return outputs
 
 
-# --- values ---------------------------------------------------------------------------------------
-
-
 def golden_inputs(case: dict[str, Any], narrow: bool) -> tuple[Tensor, Tensor]:
     batch, channels, height, width = (
         case[key] for key in ("batch", "image_channels", "height", "width")
@@ -262,9 +259,6 @@ def test_density_integrates_to_one(channels: int, impl: Any) -> None:
     torch.testing.assert_close(integral, expected, rtol=1e-11, atol=1e-12)
 
 
-# --- gradients ------------------------------------------------------------------------------------
-
-
 @both_impls
 @each_likelihood
 @each_channels
@@ -358,9 +352,6 @@ def test_extreme_scales_are_finite(log_scale: float, impl: Any) -> None:
         lambda x, p: logistic_mixture_log_prob(x, p, "discretized", impl), x, params
     ):
         assert out.isfinite().all()
-
-
-# --- what the native operator promises ------------------------------------------------------------
 
 
 @needs_extension
@@ -565,9 +556,6 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype, impl: Any) ->
         assert torch.equal(g, w.to(dtype))
 
 
-# --- choice of the implementation, and errors -----------------------------------------------------
-
-
 def test_use_impl_decides_and_an_explicit_impl_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_extension, "unavailable_reason", lambda: "no compiler here")
     x, params = random_case(1, "continuous")
@@ -626,8 +614,6 @@ def test_bad_likelihood() -> None:
     with pytest.raises(ValueError, match="discretized_legacy, got 'x'"):
         logistic_mixture_log_prob_ref(x, params, "x")  # type: ignore[arg-type]
 
-
-# --- draws ----------------------------------------------------------------------------------------
 
 N_DRAWS = 20_000
 

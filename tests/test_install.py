@@ -1,0 +1,277 @@
+"""The build as a user meets it: with and without compiler and nvcc, from a clone, sdist and wheel.
+
+No network: pip runs without build isolation. Everything happens in copies in a temporary folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ["csrc", "dsmooth", "kernels", "pyproject.toml", "setup.py", "MANIFEST.in"]
+NO_COMPILER = {"CC": "/bin/false", "CXX": "/bin/false", "DSMOOTH_CUDA": "auto"}
+
+pytestmark = pytest.mark.skipif(
+    not (ROOT / "setup.py").is_file(), reason="installs the source tree, and there is none here"
+)
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A copy of the tracked sources, without what earlier builds left in them."""
+    target = tmp_path / "clone"
+    target.mkdir()
+    leftovers = shutil.ignore_patterns("__pycache__", "*.so", "_build_info.json", "build")
+    for name in SOURCES:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, target / name, symlinks=True, ignore=leftovers)
+        else:
+            shutil.copy(source, target / name)
+    for name in ("README.md", "LICENSE"):
+        if (ROOT / name).is_file():
+            shutil.copy(ROOT / name, target / name)
+    return target
+
+
+def pip(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pip", *map(str, arguments)]
+    command += ["--no-build-isolation", "--no-deps", "--no-index", "--disable-pip-version-check"]
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def python(code: str, cwd: Path, *path: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+
+
+def test_installs_without_a_compiler_and_says_so(clone: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    done = pip("install", clone, "--target", site, cwd=tmp_path, **NO_COMPILER)
+    assert done.returncode == 0, done.stdout
+    assert not list((site / "dsmooth").glob("_C*.so"))
+    info = json.loads((site / "dsmooth" / "_build_info.json").read_text())
+    assert info["extension"] is False
+    assert info["reason"].startswith("no working C++20 compiler: ")
+    assert "/bin/false" in info["reason"]
+
+    code = """
+import torch, dsmooth
+from dsmooth.doctor import run_doctor
+x, params = torch.zeros(1, 1, 4, 4), torch.zeros(1, 30, 4, 4)
+print(dsmooth.functional.logistic_mixture_log_prob(x, params).shape)
+try:
+    dsmooth.functional.logistic_mixture_log_prob(x, params, impl="native")
+except RuntimeError as error:
+    print("refused:", error)
+print("exit code", run_doctor())
+"""
+    ran = python(code, tmp_path, site)
+    lines = ran.stdout.splitlines()
+    assert lines[0] == "torch.Size([1, 4, 4])", ran.stdout + ran.stderr
+    assert lines[1].startswith("refused: ")
+    assert "no working C++20 compiler" in lines[1]
+    assert "CUDA build: none (the extension was not built)" in lines
+    assert lines[-1] == "exit code 0"
+
+
+def test_editable_without_a_compiler_leaves_no_stale_extension(clone: Path, tmp_path: Path) -> None:
+    stale = clone / "dsmooth" / "_C.cpython-000-none.so"
+    stale.write_bytes(b"of an earlier build")
+    done = pip("install", "-e", clone, "--prefix", tmp_path / "p", cwd=tmp_path, **NO_COMPILER)
+    assert done.returncode == 0, done.stdout
+    assert not stale.exists()
+    assert json.loads((clone / "dsmooth" / "_build_info.json").read_text())["extension"] is False
+    assert list((tmp_path / "p").rglob("__editable__*dsmooth*"))
+
+
+def test_sdist_builds_a_complete_wheel(clone: Path, tmp_path: Path) -> None:
+    """In an sdist the symlink has become a folder, and nothing needed is left behind."""
+    code = "import sys, setuptools.build_meta as b; print(b.build_sdist(sys.argv[1]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=clone, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (archive,) = tmp_path.glob("dsmooth-*.tar.gz")
+    with tarfile.open(archive) as tar:
+        names = {name.partition("/")[2] for name in tar.getnames()}
+        tar.extractall(tmp_path, filter="data")
+    expected = {"csrc/CMakeLists.txt", "csrc/bindings.cpp", "dsmooth/kernels/__init__.py"}
+    assert expected <= names
+    assert not [name for name in names if name.endswith((".so", "_build_info.json"))]
+
+    unpacked = tmp_path / archive.name.removesuffix(".tar.gz")
+    done = pip("wheel", unpacked, "-w", tmp_path / "w", cwd=tmp_path, **NO_COMPILER)
+    assert done.returncode == 0, done.stdout
+    assert "dsmooth/kernels/__init__.py" in wheel_names(tmp_path / "w")
+
+
+def wheel_names(folder: Path) -> set[str]:
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as file:
+        return set(file.namelist())
+
+
+@pytest.mark.slow
+def test_wheel_holds_the_package_and_a_working_extension(clone: Path, tmp_path: Path) -> None:
+    done = pip("wheel", clone, "-w", tmp_path / "w", cwd=tmp_path, DSMOOTH_CUDA="0")
+    assert done.returncode == 0, done.stdout
+    names = wheel_names(tmp_path / "w")
+    python_files = {
+        path.relative_to(clone).as_posix() for path in (clone / "dsmooth").rglob("*.py")
+    } | {f"dsmooth/kernels/{path.name}" for path in (clone / "kernels").glob("*.py")}
+    assert python_files <= names
+    assert {"dsmooth/py.typed", "dsmooth/_build_info.json"} <= names
+    assert [name for name in names if name.startswith("dsmooth/_C.")]
+    data = [path for path in (clone / "dsmooth" / "data").iterdir() if path.suffix != ".py"]
+    assert {f"dsmooth/data/{path.name}" for path in data if path.is_file()} <= names
+    assert not [name for name in names if name.startswith(("csrc", "tests", "kernels", "bench"))]
+
+    site = tmp_path / "site"
+    with zipfile.ZipFile(next((tmp_path / "w").glob("*.whl"))) as file:
+        file.extractall(site)
+    ran = python("from dsmooth.doctor import run_doctor; exit(run_doctor())", tmp_path, site)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "CUDA build: none (DSMOOTH_CUDA=0)" in ran.stdout.splitlines()
+    assert "native against reference, cpu: ok" in ran.stdout
+
+
+def test_a_lost_symlink_stops_the_build(clone: Path, tmp_path: Path) -> None:
+    link = clone / "dsmooth" / "kernels"
+    link.unlink()
+    link.write_text("../kernels")  # what git leaves where symlinks are switched off
+    done = pip("wheel", clone, "-w", tmp_path, cwd=tmp_path, **NO_COMPILER)
+    assert done.returncode != 0
+    assert "ln -s ../kernels dsmooth/kernels" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"DSMOOTH_CUDA": "1", "CUDACXX": "/nowhere/nvcc"}, "nvcc was not found: put it on PATH"),
+        ({"DSMOOTH_CUDA": "yes"}, "DSMOOTH_CUDA must be auto, 0 or 1, got 'yes'"),
+    ],
+)
+def test_a_wish_that_cannot_be_met_stops_the_build(
+    clone: Path, tmp_path: Path, environment: dict[str, str], message: str
+) -> None:
+    done = pip("wheel", clone, "-w", tmp_path, cwd=tmp_path, **environment)
+    assert done.returncode != 0
+    assert message in done.stdout
+
+
+CMAKE_ERROR = """-- The CUDA compiler identification is unknown
+CMake Error at CMakeLists.txt:75 (enable_language):
+  The CUDA compiler
+
+    "/opt/nvcc"
+
+  is not able to compile a simple test program.
+
+-- Configuring incomplete, errors occurred!
+"""
+MESSAGE = 'The CUDA compiler "/opt/nvcc" is not able to compile a simple test program.'
+
+
+@pytest.fixture
+def build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """build_native of setup.py; `working` says which of its commands succeed."""
+    namespace = runpy.run_path(str(ROOT / "setup.py"), run_name="setup")
+    build_native = namespace["build_native"]
+    target = tmp_path / "_C.so"
+
+    def play(wish: str, *, nvcc: str | None, working: Callable[[str], bool]) -> dict[str, Any]:
+        def run(command: list[str]) -> SimpleNamespace:
+            text = " ".join(command)
+            if not working(text):
+                return SimpleNamespace(returncode=1, stdout=CMAKE_ERROR)
+            if "--build" in command:
+                target.write_bytes(b"module")
+                facts = {"cuda_compiler": "NVIDIA 13.0" if play.cuda else ""}
+                (Path(command[-1]) / "build_facts.json").write_text(json.dumps(facts))
+            else:
+                play.cuda = "-DDSMOOTH_CUDA=ON" in command
+            return SimpleNamespace(returncode=0, stdout="")
+
+        monkeypatch.setenv("DSMOOTH_CUDA", wish)
+        monkeypatch.setitem(build_native.__globals__, "run", run)
+        monkeypatch.setitem(build_native.__globals__, "find_nvcc", lambda: nvcc)
+        return build_native(target, tmp_path / "build")
+
+    return play
+
+
+def always(command: str) -> bool:
+    return True
+
+
+def test_auto_builds_cuda_where_nvcc_is(build: Callable[..., dict[str, Any]]) -> None:
+    cuda = build("auto", nvcc="/opt/nvcc", working=always)["cuda"]
+    assert cuda["built"] is True
+    assert cuda["archs"] == ["sm_80", "sm_90", "PTX"]
+
+
+@pytest.mark.parametrize(
+    ("wish", "nvcc", "reason"),
+    [("auto", None, "nvcc not found"), ("0", "/opt/nvcc", "DSMOOTH_CUDA=0")],
+)
+def test_no_cuda_has_its_reason(
+    build: Callable[..., dict[str, Any]], wish: str, nvcc: str | None, reason: str
+) -> None:
+    info = build(wish, nvcc=nvcc, working=always)
+    assert info["extension"] is True
+    assert info["cuda"] == {"built": False, "archs": [], "reason": reason}
+
+
+def without_cuda(command: str) -> bool:
+    return "-DDSMOOTH_CUDA=ON" not in command
+
+
+def test_auto_falls_back_from_an_nvcc_that_does_not_work(
+    build: Callable[..., dict[str, Any]],
+) -> None:
+    info = build("auto", nvcc="/opt/nvcc", working=without_cuda)
+    assert info["extension"] is True
+    assert info["cuda"]["built"] is False
+    assert info["cuda"]["reason"] == f"/opt/nvcc failed CMake's check: {MESSAGE}"
+
+
+def test_asking_for_cuda_does_not_fall_back(build: Callable[..., dict[str, Any]]) -> None:
+    with pytest.raises(SystemExit, match="DSMOOTH_CUDA=1, but CMake cannot use /opt/nvcc"):
+        build("1", nvcc="/opt/nvcc", working=without_cuda)
+
+
+def test_code_that_does_not_compile_is_not_installed_without(
+    build: Callable[..., dict[str, Any]],
+) -> None:
+    """Only a missing compiler may leave the extension out; a fault in the code must be loud."""
+    with pytest.raises(SystemExit, match=r"did not compile.*DSMOOTH_CUDA=0 builds without CUDA"):
+        build("auto", nvcc="/opt/nvcc", working=lambda command: "--build" not in command)
+
+
+def test_configuring_without_a_compiler_is_recorded(build: Callable[..., dict[str, Any]]) -> None:
+    info = build("auto", nvcc=None, working=lambda command: False)
+    assert info["extension"] is False
+    assert info["reason"] == f"no working C++20 compiler: {MESSAGE}"
