@@ -131,7 +131,7 @@ def write_run_config(folder: Path, config: TrainConfig, image_size: tuple[int, i
     """Write config.json: the settings, and what a reader of the run needs beside them."""
     write_json(
         folder / "config.json",
-        {"dsmooth": __version__, "image_size": list(image_size), **asdict(config)},
+        {"dsmooth": __version__, "height_and_width": list(image_size), **asdict(config)},
     )
 
 
@@ -142,9 +142,9 @@ def read_run_config(path: Path) -> tuple[TrainConfig, tuple[int, int]]:
     """
     values: dict[str, Any] = read_json(path)
     values.pop("dsmooth", None)
-    if not {"role", "model", "image_size"} <= values.keys():
+    if not {"role", "model", "height_and_width"} <= values.keys():
         raise ValueError(f"{path} is not that of a training run")
-    height, width = values.pop("image_size")
+    height, width = values.pop("height_and_width")
     return TrainConfig.from_dict(values), (height, width)
 
 

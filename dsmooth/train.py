@@ -230,21 +230,20 @@ class TrainState:
         for name, tensor in tensors.items():
             part, _, rest = name.partition(".")
             parts.setdefault(part, {})[rest] = tensor
+        if not {"images_seen", "steps"} <= metadata.keys():
+            raise ValueError(f"{path} is not a training checkpoint")
         load_state(self.model, parts["model"], str(path))
         self.images_seen, self.steps = int(metadata["images_seen"]), int(metadata["steps"])
         if self.ema:
             load_state(self.ema.model, parts["ema"], str(path))
             self.ema.n_updates = self.steps
         description = self.optimizer.state_dict()
-        description["state"] = {
-            i: {
-                "step": torch.tensor(float(self.steps)),
-                "exp_avg": parts["adam"][f"exp_avg.{name}"],
-                "exp_avg_sq": parts["adam"][f"exp_avg_sq.{name}"],
-            }
-            for i, (name, _) in enumerate(self.model.named_parameters())
-            if f"exp_avg.{name}" in parts["adam"]
-        }
+        for i, (name, parameter) in enumerate(self.model.named_parameters()):
+            # The fused optimiser walks memory: moments must lie in the order of their parameter.
+            description["state"][i] = {
+                key: torch.empty_like(parameter).copy_(parts["adam"][f"{key}.{name}"])
+                for key in ("exp_avg", "exp_avg_sq")
+            } | {"step": torch.tensor(float(self.steps))}
         self.optimizer.load_state_dict(description)
 
 

@@ -1,0 +1,298 @@
+"""Training: a run is a function of its settings, whatever interrupts it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import dsmooth
+from dsmooth import train as train_module
+from dsmooth.checkpoint import read_tensors, write_atomically
+from dsmooth.config import ModelConfig, TrainConfig
+from dsmooth.ema import EMA
+from dsmooth.presets import PRESETS, preset
+from dsmooth.runlog import read_log, read_run_config
+from dsmooth.train import NonFiniteLoss, TrainState, make_inputs, train
+
+ROLES = ("noisy", "denoiser", "plain")
+
+
+def tiny(role: str = "noisy", **settings: object) -> TrainConfig:
+    model = {
+        "noisy": {},
+        "denoiser": {"conditioning": "concat", "likelihood": "discretized", "context_layers": 1},
+        "plain": {"likelihood": "discretized"},
+    }[role]
+    config = ModelConfig(n_filters=4, n_resnet=1, n_mix=2, dropout=0.3, **model)
+    defaults = {
+        "images": 40,
+        "batch_size": 8,
+        "evaluations": 1,
+        "evaluation_images": 10,
+        "warmup_images": 16,
+        "precision": "float32",
+    }
+    return TrainConfig(role=role, model=config, **{**defaults, **settings})
+
+
+@pytest.fixture(autouse=True)
+def no_grids(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sampling has tests of its own; here its 784 forwards per grid would only cost time."""
+    monkeypatch.setattr(train_module, "sample_grid", lambda state, data: torch.zeros(1, 1, 4, 4))
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_run_folder_is_complete(tmp_path: Path, role: str) -> None:
+    config = tiny(role)
+    result = train(config, tmp_path / "run")
+    assert result.images_seen == 40
+    assert result.interrupted is None
+    stored, image_size = read_run_config(tmp_path / "run" / "config.json")
+    assert stored == config
+    assert image_size == (28, 28)
+    model = dsmooth.PixelCNNpp(config.model)
+    assert load_file(tmp_path / "run" / "model.safetensors").keys() == model.state_dict().keys()
+    events = [entry["event"] for entry in read_log(tmp_path / "run")]
+    assert events[0] == "start"
+    assert events[-2:] == ["evaluation", "end"]
+    assert "step" in events
+    (score,) = [e for e in read_log(tmp_path / "run") if e["event"] == "evaluation"]
+    assert score["bits_per_dim"] == pytest.approx(result.bits_per_dim, abs=1e-5)
+    assert len(list((tmp_path / "run").glob("samples-*.png"))) == 1
+
+
+def test_same_settings_give_the_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(tiny("denoiser", seed=seed), tmp_path / name)
+    a, b, c = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abc")
+    assert a == b
+    assert a != c
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_resumed_run_is_the_uninterrupted_run(
+    tmp_path: Path, role: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(role, accumulate=2)
+    train(config, tmp_path / "whole")
+
+    step = TrainState.step
+
+    def step_then_signal(state: TrainState) -> tuple[float, float]:
+        result = step(state)
+        if state.images_seen == 24:
+            signal.raise_signal(signal.SIGTERM)
+        return result
+
+    monkeypatch.setattr(TrainState, "step", step_then_signal)
+    stopped = train(config, tmp_path / "parts")
+    assert stopped.images_seen == 24
+    assert stopped.interrupted == signal.SIGTERM
+    monkeypatch.setattr(TrainState, "step", step)
+    torch.manual_seed(99)  # the state of torch's generator must not matter
+    train(config, tmp_path / "parts", resume=True)
+
+    for name in ("checkpoint.safetensors", "model.safetensors"):
+        whole, parts = (load_file(tmp_path / run / name) for run in ("whole", "parts"))
+        assert whole.keys() == parts.keys()
+        for key, value in whole.items():
+            assert torch.equal(value, parts[key]), key
+
+
+@pytest.mark.slow
+def test_sigint_saves_and_leaves(tmp_path: Path) -> None:
+    """In a process of its own: Ctrl-C ends with status 130 and a checkpoint, and says how to go on."""
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "dsmooth", "train", "noisy", "--out", str(run), "--threads=1"]
+    command += ["--images", "1000000", "--n-filters", "4", "--evaluations", "1"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as child:
+        try:
+            deadline = time.monotonic() + 120
+            while not (run / "log.jsonl").exists() or len(read_log(run)) < 2:
+                assert child.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+            child.send_signal(signal.SIGINT)
+            output, _ = child.communicate(timeout=60)
+        finally:
+            child.kill()
+    assert child.returncode == 130
+    assert "--resume" in output
+    _, metadata = read_tensors(run / "checkpoint.safetensors")
+    assert int(metadata["images_seen"]) > 0
+
+
+def test_a_step_is_a_function_of_images_seen() -> None:
+    """Noise, order and targets follow from (seed, images seen), for any batch size."""
+    for role in ROLES:
+        config = tiny(role, clean_noise=0.01 if role == "denoiser" else 0.0)
+        data, _ = train_module.load_data(config)
+        state = TrainState(config, data, torch.device("cpu"))
+        small = TrainState(replace(config, batch_size=4), data, torch.device("cpu"))
+        x, context = state.inputs(16)
+        halves = [small.inputs(16), small.inputs(20)]
+        assert torch.equal(x, torch.cat([target for target, _ in halves]))
+        if context is not None:
+            assert torch.equal(context, torch.cat([c for _, c in halves if c is not None]))
+
+
+def test_what_each_role_is_trained_on() -> None:
+    x = torch.zeros(2, 1, 8, 8)
+    target, context = make_inputs(x, tiny("plain"), first_index=0)
+    assert torch.equal(target, x)
+    assert context is None
+    noisy, context = make_inputs(x, tiny("noisy"), first_index=0)
+    assert context is None
+    assert noisy.std() == pytest.approx(0.5, rel=0.2)
+    target, context = make_inputs(x, tiny("denoiser"), first_index=0)
+    assert torch.equal(target, x)
+    assert torch.equal(context, noisy)
+    target, context = make_inputs(x, tiny("denoiser", clean_noise=0.01), first_index=0)
+    assert target.std() == pytest.approx(0.01, rel=0.2)
+    assert torch.corrcoef(torch.stack([target.flatten(), context.flatten()]))[0, 1].abs() < 0.4
+
+
+def test_loss_falls() -> None:
+    config = tiny("noisy", images=10_000, learning_rate=5e-3)
+    data, _ = train_module.load_data(config)
+    state = TrainState(config, data, torch.device("cpu"))
+    losses = [state.step()[0] for _ in range(60)]
+    assert sum(losses[-10:]) < sum(losses[:10]) - 3
+
+
+def test_schedules() -> None:
+    config = tiny(images=80, warmup_images=16, learning_rate=1.0)
+    data, _ = train_module.load_data(config)
+    state = TrainState(config, data, torch.device("cpu"))
+    rates = []
+    for images in range(0, 81, 8):
+        state.images_seen = images
+        rates.append(state.learning_rate())
+    assert rates[0] == pytest.approx(0.5)
+    assert max(rates[1:]) == rates[1] <= 1
+    assert all(a > b for a, b in zip(rates[1:], rates[2:], strict=False))
+    assert rates[-1] == pytest.approx(0)
+    state.config = replace(config, schedule="exponential", learning_rate_decay=0.5)
+    state.images_seen, state.steps = 32, 4
+    assert state.learning_rate() == pytest.approx(0.5**4)
+
+
+def test_ema_is_the_average_it_says() -> None:
+    model = torch.nn.Linear(1, 1, bias=False)
+    ema = EMA(model, 0.9995)
+    expected = model.weight.detach().double().item()
+    for n in range(50):
+        with torch.no_grad():
+            model.weight.fill_(float(n))
+        decay = min(0.9995, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * n
+        ema.update(model)
+    assert ema.model.weight.item() == pytest.approx(expected, rel=1e-5)
+    assert not ema.model.weight.requires_grad
+
+
+def test_budget_becomes_a_number_of_images(tmp_path: Path) -> None:
+    config = replace(tiny("noisy", budget=0.05), images=None)
+    started = time.monotonic()
+    train(config, tmp_path / "run")
+    assert time.monotonic() - started < 60
+    stored, _ = read_run_config(tmp_path / "run" / "config.json")
+    assert stored.images is not None
+    assert stored.images % config.batch_size == 0
+    train(replace(config, budget=None, images=stored.images), tmp_path / "again")
+    a, b = ((tmp_path / run / "model.safetensors").read_bytes() for run in ("run", "again"))
+    assert a == b
+
+
+def test_non_finite_loss_stops_with_step_and_seed(tmp_path: Path) -> None:
+    config = tiny("noisy", seed=7, learning_rate=1e30, clip_norm=None, warmup_images=0)
+    with pytest.raises(NonFiniteLoss, match=r"at step \d+ \([\d,]+ images\) with seed 7"):
+        train(config, tmp_path / "run")
+
+
+def test_folder_of_another_run_is_refused(tmp_path: Path) -> None:
+    config = tiny()
+    train(config, tmp_path)
+    with pytest.raises(ValueError, match="already holds a run"):
+        train(config, tmp_path)
+    with pytest.raises(ValueError, match="another run: its seed is 0, not 1"):
+        train(replace(config, seed=1), tmp_path, resume=True)
+    (tmp_path / "checkpoint.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="no checkpoint to resume from"):
+        train(config, tmp_path, resume=True)
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
+        train(config, tmp_path / "elsewhere", resume=True)
+
+
+def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    config = tiny()
+    train(config, tmp_path)
+    path = tmp_path / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(ValueError, match=r"checkpoint\.safetensors is not a readable"):
+        train(config, tmp_path, resume=True)
+
+
+def test_missing_length_and_wrong_channels_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="give --images or --budget"):
+        train(replace(tiny(), images=None), tmp_path / "a")
+    rgb = replace(tiny(), model=replace(tiny().model, image_channels=3))
+    with pytest.raises(ValueError, match="mnist has 1 channels, but the model's"):
+        train(rgb, tmp_path / "b")
+
+
+def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="could not write .*No space left"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_survive_json(name: str, role: str) -> None:
+    config = preset(name, role)
+    assert config.role == role
+    assert TrainConfig.from_dict(json.loads(json.dumps(asdict(config)))) == config
+
+
+def test_paper_presets_are_the_papers() -> None:
+    noisy, denoiser = preset("mnist-paper", "noisy"), preset("mnist-paper", "denoiser")
+    assert (noisy.batch_size, denoiser.batch_size) == (80, 50)
+    assert (noisy.scale, denoiser.clean_noise) == (0.5, 0.01)
+    assert (denoiser.model.conditioning, denoiser.model.likelihood) == ("stack", "continuous")
+    assert (noisy.learning_rate, noisy.learning_rate_decay) == (2e-4, 0.999995)
+    assert preset("cifar10-paper", "noisy").scale == 0.3
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 6, "accumulate": 4}, "multiple of accumulate"),
+        ({"seed": -1}, "seed must lie in"),
+        ({"ema": 1.0}, "ema must lie in"),
+        ({"scale": 0.0}, "scale must be positive"),
+        ({"role": "denoiser"}, "does not go with conditioning"),
+        ({"model": ModelConfig(likelihood="discretized")}, "noisy pixels are not bytes"),
+        ({"images": 0}, "images must be at least 1"),
+    ],
+)
+def test_bad_settings_are_named(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**settings)
