@@ -3,6 +3,7 @@
 // docs/kernels.md has the equations of the backward and the reasons for this shape.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -12,6 +13,7 @@ namespace dsmooth {
 enum class GatedStorage { kFloat32, kFloat64, kBFloat16 };  // of activations and their gradients
 
 inline constexpr int kMaxSkips = 2;
+inline constexpr int kMaxTaps = 64;  // of a convolution's kernel
 
 // Activations lie in (B, H, W, C) order. Letters: B batch, H W image, F filters, S channels of all
 // skips together. Weights, biases and their gradients are float32 (float64 for kFloat64).
@@ -54,11 +56,11 @@ struct GatedForward {
   GatedBlockShape shape;
   GatedDropout dropout;
   GatedWeights weights;
-  const void* x = nullptr;                   // (B, H, W, F)
-  const void* skips[kMaxSkips] = {};         // (B, H, W, skip_channels)
-  void* y = nullptr;                         // (B, H, W, F)
-  void* h = nullptr;                         // (B, H, W, F), or null if there will be no backward
-  void* gates = nullptr;                     // (B, H, W, 2F): A, G; or null likewise
+  const void* x = nullptr;            // (B, H, W, F)
+  const void* skips[kMaxSkips] = {};  // (B, H, W, skip_channels)
+  void* y = nullptr;                  // (B, H, W, F)
+  void* h = nullptr;                  // (B, H, W, F), or null if there will be no backward
+  void* gates = nullptr;              // (B, H, W, 2F): A, G; or null likewise
 };
 
 struct GatedBackward {
@@ -95,6 +97,10 @@ struct GatedKernels {
   // Adds the sums of all groups in their order and writes the gradients of the weights; sums are
   // `stride` bytes apart.
   void (*reduce)(const GatedBackward& args, void* sums, size_t stride, int64_t groups);
+};
+
+struct GatedKernelSet {
+  GatedKernels float32, float64, bfloat16;
 };
 
 // Names of the instruction sets compiled that this CPU has, the best last.

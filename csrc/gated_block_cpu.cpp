@@ -4,9 +4,7 @@
 // An image goes through the whole block before the next one starts, so that everything between the
 // block's inputs and outputs stays in the second-level cache.
 #include "gated_block.h"
-
-#include "gated_block_gemm.h"
-#include "philox.h"
+#include "gated_block_passes.h"
 
 namespace dsmooth::DSMOOTH_ISA {
 namespace {
@@ -14,344 +12,466 @@ namespace {
 DSMOOTH_INLINE int64_t round_up(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
+DSMOOTH_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+DSMOOTH_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Vectors in memory: float and double as they are, bfloat16 widened to float.
-template <class M>
-struct Memory {
-  using T = typename M::Scalar;
-  using V = typename M::V;
-  static constexpr int kLanes = M::kLanes;
-
-  // `count` lanes; the rest are 0. A full vector where the compiler can see that count = kLanes.
-  DSMOOTH_INLINE static V load(const T* p, int count) {
-    if (count == kLanes) return M::load(p, 1, kLanes);
-#if defined(__AVX512F__)
-    if constexpr (sizeof(T) == 4) {
-      return __builtin_bit_cast(V, _mm512_maskz_loadu_ps(mask(count), p));
-    }
-#endif
-    return M::load(p, 1, count);
-  }
-  DSMOOTH_INLINE static void store(V v, T* p, int count) {
-    if (count == kLanes) return M::store(v, p, 1, kLanes);
-#if defined(__AVX512F__)
-    if constexpr (sizeof(T) == 4) {
-      return _mm512_mask_storeu_ps(p, mask(count), __builtin_bit_cast(__m512, v));
-    }
-#endif
-    M::store(v, p, 1, count);
-  }
-
-#if defined(__AVX512F__)
-  DSMOOTH_INLINE static __mmask16 mask(int count) {
-    return static_cast<__mmask16>((1u << count) - 1);
-  }
-  DSMOOTH_INLINE static V load(const bfloat16* p, int count) {
-    const __m256i half = count == kLanes
-                             ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))
-                             : _mm256_maskz_loadu_epi16(mask(count), p);
-    return __builtin_bit_cast(V, _mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-  }
-  DSMOOTH_INLINE static void store(V v, bfloat16* p, int count) {
-#if defined(__AVX512BF16__)
-    const __m256i half =
-        __builtin_bit_cast(__m256i, _mm512_cvtneps_pbh(__builtin_bit_cast(__m512, v)));
-#else
-    const __m256i half = _mm512_cvtepi32_epi16(__builtin_bit_cast(__m512i, rounded_bits(v)));
-#endif
-    if (count == kLanes) {
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), half);
-    } else {
-      _mm256_mask_storeu_epi16(p, mask(count), half);
-    }
-  }
-#else
-  DSMOOTH_INLINE static V load(const bfloat16* p, int count) {
-    typename M::Bits bits{};
-    for (int i = 0; i < count; ++i) bits[i] = static_cast<typename M::Word>(p[i]) << 16;
-    return M::from_bits(bits);
-  }
-  DSMOOTH_INLINE static void store(V v, bfloat16* p, int count) {
-    const typename M::Bits bits = rounded_bits(v);
-    for (int i = 0; i < count; ++i) p[i] = static_cast<bfloat16>(bits[i]);
-  }
-#endif
-
-  // The nearest bfloat16, ties to even, in the low halves; a NaN stays a (quiet) NaN.
-  DSMOOTH_INLINE static typename M::Bits rounded_bits(V v) {
-    const typename M::Bits bits = M::bits(v);
-    const typename M::Bits rounded = (bits + (0x7fffu + (bits >> 16 & 1u))) >> 16;
-    const typename M::Bits quiet = bits >> 16 | 0x40u;
-    return (v == v) ? rounded : quiet;
-  }
-};
-
-// f(first, count) for the vectors of `n` numbers. The body is compiled for full vectors apart.
-template <int kLanes, class Body>
-DSMOOTH_INLINE void for_vectors(int n, Body f) {
-  int i = 0;
-  for (; i + kLanes <= n; i += kLanes) f(i, kLanes);
-  if (i < n) f(i, n - i);
-}
-
-// The extents of a block's buffers. A padded image has the convolution's zeros around it, and
-// columns of zeros on the right so that pairs of columns, from an even or from an odd one on, exist
-// wherever a tap looks.
+// The extents of a block. A padded image has the convolution's zeros around it, and columns of
+// zeros on the right so that pairs of columns exist wherever a tap looks, from an even or an odd
+// column on. Gradients of a convolution's outputs are padded on the opposite sides.
 template <class D>
 struct Plan {
-  int64_t height, width, rows, cols;  // rows and cols: of a padded image
-  int64_t pairs;                      // of columns in a padded row
-  int f, f2, s2, taps, kernel_h, kernel_w;
-  int64_t f_pad, f2_pad, s2_pad;        // whole vectors
-  int64_t f_cells, f2_cells, s2_cells;  // cells of the channels of a pixel
-  int64_t steps;                        // cells of a row of pixels summed over
+  int64_t height, width;
+  int kernel_h, kernel_w, taps;
+  int64_t rows, cols, pairs;  // of a padded image; pairs of columns
+  int64_t top, left, back_top, back_left;
+  int f, f2, s2;                        // channels of h, of concat_elu(h), of concat_elu(skips)
+  int64_t f_cells, f2_cells, s2_cells;  // cells of these channels of one pixel
+  int64_t f_pad, f2_pad, s2_pad;        // these channels in whole vectors
+  int64_t steps;                        // cells of a row's pixels, where pixels are summed over
+  int64_t chunk;                        // rows whose weight gradient is computed at once
 
-  explicit Plan(const GatedBlockShape& s)
-      : height(s.height),
-        width(s.width),
-        rows(s.height + s.kernel_h - 1),
-        cols(round_up(s.width + s.kernel_w - 1, 2) + 2),
-        pairs(cols / 2),
-        f(s.filters),
-        f2(2 * s.filters),
-        s2(2 * s.all_skip_channels()),
-        taps(s.taps()),
-        kernel_h(s.kernel_h),
-        kernel_w(s.kernel_w),
-        f_pad(round_up(f, D::kLanes)),
-        f2_pad(round_up(f2, D::kLanes)),
-        s2_pad(round_up(s2, D::kLanes)),
-        f_cells(round_up(f, D::kPair) / D::kPair),
-        f2_cells(f2 / D::kPair),
-        s2_cells(s2 / D::kPair),
-        steps(round_up(width, D::kPair) / D::kPair) {}
+  static constexpr int64_t kChunkCells = 56;  // of a channel: two operands then fit the first cache
 
-  // Packed weights: [tap][cell of the summed channel][output channel].
-  int64_t conv_in_cells() const { return taps * f2_cells * f_pad; }
+  explicit Plan(const GatedBlockShape& s) {
+    height = s.height, width = s.width;
+    kernel_h = s.kernel_h, kernel_w = s.kernel_w, taps = s.taps();
+    rows = height + kernel_h - 1, cols = round_up(width + kernel_w - 1, 2) + 2, pairs = cols / 2;
+    top = s.pad_top, left = s.pad_left;
+    back_top = kernel_h - 1 - top, back_left = kernel_w - 1 - left;
+    f = s.filters, f2 = 2 * f, s2 = 2 * s.all_skip_channels();
+    f_cells = round_up(f, D::kPair) / D::kPair, f2_cells = f2 / D::kPair, s2_cells = s2 / D::kPair;
+    f_pad = round_up(f, D::kLanes), f2_pad = round_up(f2, D::kLanes);
+    s2_pad = round_up(s2, D::kLanes);
+    steps = round_up(width, D::kPair) / D::kPair;
+    chunk = smaller(larger(kChunkCells / steps, 1), smaller(height, kMostRows));
+  }
+
+  static constexpr int64_t kMostRows = 16;
+
+  // Packed weights: [tap][cell of the channel summed over][the other channel].
   int64_t conv_out_cells() const { return taps * f2_cells * f2_pad; }
-  int64_t nin_cells() const { return s2_cells * f_pad; }
+  int64_t conv_in_cells() const { return taps * f2_cells * f_pad; }
   int64_t conv_in_back_cells() const { return taps * f_cells * f2_pad; }
-  int64_t nin_back_cells() const { return f_cells * s2_pad; }
+  int64_t all_cells() const {
+    return conv_out_cells() + larger(conv_in_cells(), conv_in_back_cells()) +
+           larger(s2_cells * f_pad, f_cells * s2_pad);
+  }
 
-  // Sums: [tap][input channel][output channel] of conv_out, conv_in and nin, then the biases.
-  int64_t conv_in_sums() const { return taps * f2 * f_pad; }
+  // Sums: [tap][input channel][output channel] of conv_out, conv_in and nin; then the biases.
   int64_t conv_out_sums() const { return taps * f2 * f2_pad; }
+  int64_t conv_in_sums() const { return taps * f2 * f_pad; }
   int64_t nin_sums() const { return s2 * f_pad; }
   int64_t all_sums() const {
-    return conv_in_sums() + conv_out_sums() + nin_sums() + f_pad + f2_pad;
+    return conv_out_sums() + conv_in_sums() + nin_sums() + f2_pad + f_pad;
   }
 };
 
-// Memory of a thread, taken piece by piece.
+// Memory of a thread, handed out piece by piece; without memory it counts.
 struct Scratch {
-  char* next;
+  char* start = nullptr;
+  int64_t used = 0;
+
   template <class T>
   T* take(int64_t count) {
-    T* piece = reinterpret_cast<T*>(next);
-    // One vector of slack: the last one of a row may be read beyond its end.
-    next += round_up(count * static_cast<int64_t>(sizeof(T)) + 64, 64);
+    T* piece = start == nullptr ? nullptr : reinterpret_cast<T*>(start + used);
+    // One vector of slack: a row's last vector may be read beyond the row.
+    used += round_up(count * static_cast<int64_t>(sizeof(T)) + 64, 64);
     return piece;
   }
 };
 
+template <class T>
+void fill_zero(T* p, int64_t count) {
+  __builtin_memset(p, 0, static_cast<size_t>(count) * sizeof(T));
+}
+
+// packed[tap][n / pair][m] from the weight's element at m stride_m + n stride_n + tap.
 template <class D>
-constexpr size_t kElement = sizeof(typename D::Element);
+void pack(const typename D::Scalar* weight, int64_t stride_m, int m_count, int64_t stride_n,
+          int n_count, int taps, bool flip, typename D::Cell* packed) {
+  const int64_t m_pad = round_up(m_count, D::kLanes);
+  const int64_t cells = round_up(n_count, D::kPair) / D::kPair;
+  for (int tap = 0; tap < taps; ++tap) {
+    for (int64_t cell = 0; cell < cells; ++cell, packed += m_pad) {
+      const auto* from = weight + (flip ? taps - 1 - tap : tap) + cell * D::kPair * stride_n;
+      const bool second = (cell + 1) * D::kPair <= n_count;
+      for (int m = 0; m < m_count; ++m) {
+        const auto* at = from + m * stride_m;
+        packed[m] = D::cell(at[0], D::kPair == 2 && second ? at[stride_n] : 0);
+      }
+      for (int64_t m = m_count; m < m_pad; ++m) packed[m] = 0;
+    }
+  }
+}
+
+// weight[n][k][tap] = sums[tap][k][n].
+template <class Scalar>
+void unpack(const Scalar* sums, int64_t n_pad, int n_count, int k_count, int taps, Scalar* weight) {
+  for (int n = 0; n < n_count; ++n) {
+    for (int k = 0; k < k_count; ++k) {
+      for (int tap = 0; tap < taps; ++tap) *weight++ = sums[(tap * k_count + k) * n_pad + n];
+    }
+  }
+}
 
 template <class D, class T>
-struct Block {
-  using M = typename D::M;
-  using Mem = Memory<M>;
-  using V = typename D::V;
+class Block {
+  using P = Passes<D, T>;
   using Scalar = typename D::Scalar;
   using Element = typename D::Element;
   using Cell = typename D::Cell;
-  static constexpr int kLanes = D::kLanes;
-  static constexpr int kMaxTaps = 64;
+  static constexpr bool kPairs = D::kPair == 2;
 
-  // ---- weights -------------------------------------------------------------------------------
-
-  // packed[tap][n / pair][m] from weight[...], an element at m * stride_m + n * stride_n + tap.
-  static void pack(const Scalar* weight, int64_t stride_m, int m_count, int64_t stride_n,
-                   int n_count, int taps, bool flip, Cell* packed) {
-    const int64_t m_pad = round_up(m_count, kLanes);
-    const int64_t cells = round_up(n_count, D::kPair) / D::kPair;
-    for (int tap = 0; tap < taps; ++tap) {
-      const Scalar* source = weight + (flip ? taps - 1 - tap : tap);
-      for (int64_t cell = 0; cell < cells; ++cell, packed += m_pad) {
-        for (int64_t m = 0; m < m_pad; ++m) packed[m] = 0;
-        const Scalar* at = source + cell * D::kPair * stride_n;
-        if constexpr (D::kPair == 1) {
-          for (int m = 0; m < m_count; ++m) packed[m] = at[m * stride_m];
-        } else {
-          auto* element = reinterpret_cast<Element*>(packed);
-          for (int half = 0; half < D::kPair && cell * D::kPair + half < n_count; ++half) {
-            for (int m = 0; m < m_count; ++m) {
-              element[D::kPair * m + half] = round_to_element(at[m * stride_m + half * stride_n]);
-            }
-          }
-        }
-      }
-    }
-  }
-
-  // The nearest bfloat16, ties to even.
-  DSMOOTH_INLINE static Element round_to_element(Scalar value) {
-    const uint32_t bits = __builtin_bit_cast(uint32_t, value);
-    const uint32_t rounded = (bits + (0x7fffu + (bits >> 16 & 1u))) >> 16;
-    return static_cast<Element>(value == value ? rounded : (bits >> 16 | 0x40u));
-  }
-
-  static size_t packed_bytes(const GatedBlockShape& shape) {
-    const Plan<D> plan(shape);
-    return static_cast<size_t>(plan.conv_out_cells() +
-                               std_max(plan.conv_in_cells(), plan.conv_in_back_cells()) +
-                               std_max(plan.nin_cells(), plan.nin_back_cells())) *
-               sizeof(Cell) +
-           64;
-  }
-
-  DSMOOTH_INLINE static int64_t std_max(int64_t a, int64_t b) { return a > b ? a : b; }
-
+ public:
   static void pack_forward(const GatedBlockShape& shape, const GatedWeights& w, void* packed) {
     const Plan<D> plan(shape);
-    const int64_t per_output = static_cast<int64_t>(plan.f2) * plan.taps;
+    const int64_t output = static_cast<int64_t>(plan.f2) * plan.taps;
     Cell* cells = static_cast<Cell*>(packed);
-    pack(static_cast<const Scalar*>(w.conv_out), per_output, plan.f2, plan.taps, plan.f2, plan.taps,
-         false, cells);
+    pack<D>(numbers(w.conv_out), output, plan.f2, plan.taps, plan.f2, plan.taps, false, cells);
     cells += plan.conv_out_cells();
-    pack(static_cast<const Scalar*>(w.conv_in), per_output, plan.f, plan.taps, plan.f2, plan.taps,
-         false, cells);
-    cells += plan.conv_in_cells();
-    if (plan.s2 > 0) {
-      pack(static_cast<const Scalar*>(w.nin), plan.s2, plan.f, 1, plan.s2, 1, false, cells);
-    }
+    pack<D>(numbers(w.conv_in), output, plan.f, plan.taps, plan.f2, plan.taps, false, cells);
+    cells += larger(plan.conv_in_cells(), plan.conv_in_back_cells());
+    if (plan.s2 > 0) pack<D>(numbers(w.nin), plan.s2, plan.f, 1, plan.s2, 1, false, cells);
   }
 
   static void pack_backward(const GatedBlockShape& shape, const GatedWeights& w, void* packed) {
     const Plan<D> plan(shape);
-    const int64_t per_output = static_cast<int64_t>(plan.f2) * plan.taps;
+    const int64_t output = static_cast<int64_t>(plan.f2) * plan.taps;
     Cell* cells = static_cast<Cell*>(packed);
-    pack(static_cast<const Scalar*>(w.conv_out), plan.taps, plan.f2, per_output, plan.f2, plan.taps,
-         true, cells);
+    pack<D>(numbers(w.conv_out), plan.taps, plan.f2, output, plan.f2, plan.taps, true, cells);
     cells += plan.conv_out_cells();
-    pack(static_cast<const Scalar*>(w.conv_in), plan.taps, plan.f2, per_output, plan.f, plan.taps,
-         true, cells);
-    cells += plan.conv_in_back_cells();
+    pack<D>(numbers(w.conv_in), plan.taps, plan.f2, output, plan.f, plan.taps, true, cells);
+    cells += larger(plan.conv_in_cells(), plan.conv_in_back_cells());
+    if (plan.s2 > 0) pack<D>(numbers(w.nin), 1, plan.s2, plan.s2, plan.f, 1, true, cells);
+  }
+
+  static size_t packed_bytes(const GatedBlockShape& shape) {
+    return static_cast<size_t>(Plan<D>(shape).all_cells()) * sizeof(Cell);
+  }
+
+  static size_t sums_bytes(const GatedBlockShape& shape) {
+    return static_cast<size_t>(Plan<D>(shape).all_sums()) * sizeof(Scalar);
+  }
+
+  static size_t scratch_bytes(const GatedBlockShape& shape) {
+    Scratch nothing;
+    const Buffers buffers(shape, nothing);
+    return static_cast<size_t>(nothing.used);
+  }
+
+  static void forward(const GatedForward& args, const void* packed, int64_t first, int64_t last,
+                      void* scratch) {
+    Block block(args.shape, args.dropout, packed, scratch);
+    for (int64_t image = first; image < last; ++image) {
+      args.dropout.active ? block.template forward_image<true>(args, image)
+                          : block.template forward_image<false>(args, image);
+    }
+  }
+
+  static void backward(const GatedBackward& args, const void* packed, int64_t first, int64_t last,
+                       void* scratch, void* sums) {
+    Block block(args.shape, args.dropout, packed, scratch);
+    fill_zero(static_cast<Scalar*>(sums), block.plan_.all_sums());
+    for (int64_t image = first; image < last; ++image) {
+      args.dropout.active
+          ? block.template backward_image<true>(args, image, static_cast<Scalar*>(sums))
+          : block.template backward_image<false>(args, image, static_cast<Scalar*>(sums));
+    }
+  }
+
+  static void reduce(const GatedBackward& args, void* sums, size_t stride, int64_t groups) {
+    const Plan<D> plan(args.shape);
+    auto* total = static_cast<Scalar*>(sums);
+    const int64_t count = plan.all_sums();
+    if (groups == 0) fill_zero(total, count);
+    for (int64_t group = 1; group < groups; ++group) {
+      const auto* more =
+          reinterpret_cast<const Scalar*>(static_cast<const char*>(sums) + group * stride);
+      for (int64_t i = 0; i < count; ++i) total[i] += more[i];
+    }
+    unpack(total, plan.f2_pad, plan.f2, plan.f2, plan.taps,
+           static_cast<Scalar*>(args.grad_conv_out));
+    total += plan.conv_out_sums();
+    unpack(total, plan.f_pad, plan.f, plan.f2, plan.taps, static_cast<Scalar*>(args.grad_conv_in));
+    total += plan.conv_in_sums();
     if (plan.s2 > 0) {
-      pack(static_cast<const Scalar*>(w.nin), 1, plan.s2, plan.s2, plan.f, 1, true, cells);
+      unpack(total, plan.f_pad, plan.f, plan.s2, 1, static_cast<Scalar*>(args.grad_nin));
     }
+    total += plan.nin_sums();
+    unpack(total, plan.f2_pad, plan.f2, 1, 1, static_cast<Scalar*>(args.grad_bias_out));
+    total += plan.f2_pad;
+    unpack(total, plan.f_pad, plan.f, 1, 1, static_cast<Scalar*>(args.grad_bias_in));
   }
 
-  // ---- passes over a row of pixels -------------------------------------------------------------
+ private:
+  struct Buffers {
+    Element *x, *h;  // padded images: concat_elu of x and of h, one at a time in backward
+    Element *grad_gates, *grad_h;  // padded images, shifted the other way
+    Cell *even, *odd;              // concat_elu in pairs of columns
+    Cell *gates_pairs, *h_pairs, *skip_pairs;
+    Element* skip;       // concat_elu of some rows of the skips
+    Scalar *row, *keep;  // sums of a row of pixels; dropout's factors of an image
+    T* h_row;
 
-  // m = exp(-|v|) - 1: elu(v) = v > 0 ? v : m, elu(-v) = v > 0 ? m : -v.
-  DSMOOTH_INLINE static V minus_abs_expm1(V v) { return M::exp_pair(-M::abs(v)).expm1; }
-
-  // `keep`: the factor of each element of concat_elu, or null. Zero drops it, whatever it is.
-  DSMOOTH_INLINE static V kept(V v, const Scalar* keep, int count) {
-    if (keep == nullptr) return v;
-    const V factor = Mem::load(keep, count);
-    return M::select(factor != 0, v * factor, V{});
-  }
-
-  // concat_elu of `channels` channels, those of -v `negative` channels after those of v.
-  static void write_concat_elu(const T* in, int64_t pixels, int channels, Element* out,
-                               int64_t stride, int64_t negative, const Scalar* keep) {
-    for (int64_t p = 0; p < pixels; ++p) {
-      for_vectors<kLanes>(channels, [&](int c, int count) DSMOOTH_LAMBDA_INLINE {
-        const V v = Mem::load(in + c, count);
-        const V m = minus_abs_expm1(v);
-        const Scalar* keep_at = keep == nullptr ? nullptr : keep + c;
-        const Scalar* keep_negative = keep == nullptr ? nullptr : keep + negative + c;
-        Mem::store(kept(M::select(v > 0, v, m), keep_at, count), out + c, count);
-        Mem::store(kept(M::select(v > 0, m, -v), keep_negative, count), out + negative + c, count);
-      });
-      in += channels;
-      out += stride;
-      if (keep != nullptr) keep += stride;
+    Buffers(const GatedBlockShape& shape, Scratch& scratch) {
+      const Plan<D> p(shape);
+      const int64_t padded = p.rows * p.cols;
+      x = scratch.take<Element>(padded * p.f2);
+      h = scratch.take<Element>(padded * p.f2);
+      grad_gates = scratch.take<Element>(padded * p.f2);
+      grad_h = scratch.take<Element>(padded * p.f_cells * D::kPair);
+      even = scratch.take<Cell>(kPairs ? p.rows * p.pairs * p.f2 : 0);
+      odd = scratch.take<Cell>(kPairs ? p.rows * p.pairs * p.f2 : 0);
+      gates_pairs = scratch.take<Cell>(kPairs ? p.height * p.steps * p.f2_pad : 0);
+      h_pairs = scratch.take<Cell>(kPairs ? p.height * p.steps * p.f_pad : 0);
+      skip = scratch.take<Element>(p.chunk * p.steps * D::kPair * p.s2);
+      skip_pairs = scratch.take<Cell>(kPairs ? p.chunk * p.steps * p.s2 : 0);
+      row = scratch.take<Scalar>(p.width * larger(p.f2_pad, p.s2_pad));
+      keep = scratch.take<Scalar>(p.height * p.width * p.f2);
+      h_row = scratch.take<T>(p.width * p.f);
     }
-  }
+  };
 
-  // The gradient of v from that of concat_elu(v): d elu(v)/dv = v > 0 ? 1 : exp(v).
-  DSMOOTH_INLINE static V concat_elu_gradient(V v, V positive, V negative) {
-    const V e = M::exp_pair(-M::abs(v)).e;
-    return M::select(v > 0, positive - negative * e, positive * e - negative);
-  }
+  static const Scalar* numbers(const void* p) { return static_cast<const Scalar*>(p); }
 
-  // words of a row's elements -> factors; `first` is the number of its first element.
-  static void write_keep(const GatedDropout& dropout, int64_t first, int64_t count, Scalar* keep) {
-    constexpr int kBlocks = 16;
-    const auto key0 = static_cast<uint32_t>(dropout.seed);
-    const auto key1 = static_cast<uint32_t>(dropout.seed >> 32);
-    const auto scale = static_cast<Scalar>(dropout.scale);
-    uint32_t word[4][kBlocks];
-    for (int64_t counter = first / 4; 4 * counter < first + count; counter += kBlocks) {
-      for (int i = 0; i < kBlocks; ++i) {
-        const auto block = static_cast<uint64_t>(counter + i);
-        const PhiloxBlock drawn = philox4x32_10(
-            {{static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), dropout.layer,
-              kDropoutStage}},
-            key0, key1);
-        for (int j = 0; j < 4; ++j) word[j][i] = drawn.word[j];
+  Block(const GatedBlockShape& shape, const GatedDropout& dropout, const void* packed,
+        void* scratch)
+      : Block(shape, dropout, packed, Scratch{static_cast<char*>(scratch)}) {}
+
+  Block(const GatedBlockShape& shape, const GatedDropout& dropout, const void* packed,
+        Scratch scratch)
+      : shape_(shape), plan_(shape), dropout_(dropout), buffers_(shape, scratch) {
+    // The zeros around the images stay: passes write the inside alone.
+    const int64_t padded = plan_.rows * plan_.cols;
+    fill_zero(buffers_.x, padded * plan_.f2);
+    fill_zero(buffers_.h, padded * plan_.f2);
+    fill_zero(buffers_.grad_gates, padded * plan_.f2);
+    fill_zero(buffers_.grad_h, padded * plan_.f_cells * D::kPair);
+    fill_zero(buffers_.skip, plan_.chunk * plan_.steps * D::kPair * plan_.s2);
+    conv_out_ = static_cast<const Cell*>(packed);
+    conv_in_ = conv_out_ + plan_.conv_out_cells();
+    nin_ = conv_in_ + larger(plan_.conv_in_cells(), plan_.conv_in_back_cells());
+    for (int i = 0; i < plan_.kernel_h; ++i) {
+      for (int j = 0; j < plan_.kernel_w; ++j) {
+        const int64_t pixel = i * plan_.cols + j;
+        wide_taps_[i * plan_.kernel_w + j] = pixel * plan_.f2_cells;
+        narrow_taps_[i * plan_.kernel_w + j] = pixel * plan_.f_cells;
       }
-      const int64_t base = 4 * counter - first;
-      for (int i = 0; i < kBlocks; ++i) {
-        for (int j = 0; j < 4; ++j) {
-          const int64_t at = base + 4 * i + j;
-          if (at >= 0 && at < count) {
-            keep[at] = (word[j][i] >> 9) >= dropout.keep_from ? scale : Scalar{0};
-          }
+    }
+  }
+
+  // ---- forward ----
+
+  template <bool kDropout>
+  void forward_image(const GatedForward& args, int64_t image) {
+    const Plan<D>& p = plan_;
+    const int64_t first = image * p.height * p.width;
+    const T* x = static_cast<const T*>(args.x) + first * p.f;
+    T* y = static_cast<T*>(args.y) + first * p.f;
+    const int64_t line = p.width * p.f;
+    if constexpr (kDropout) draw_keep(first);
+    for (int64_t r = 0; r < p.height; ++r) {
+      P::template write_concat_elu<false>(x + r * line, p.width, p.f, inside(buffers_.x, r, p.f2),
+                                          p.f2, p.f, nullptr);
+    }
+    for (int64_t r = 0; r < p.height; ++r) {
+      convolve<false>(buffers_.x + r * p.cols * p.f2, p.f2_cells, wide_taps_, p.taps, conv_in_,
+                      p.f_pad);
+      if (p.s2 > 0) {
+        write_skip_row(args.skips, first + r * p.width, buffers_.skip);
+        convolve<true>(buffers_.skip, p.s2_cells, &kNoOffset, 1, nin_, p.f_pad);
+      }
+      T* h = args.h == nullptr ? buffers_.h_row : static_cast<T*>(args.h) + first * p.f + r * line;
+      P::write_biased(buffers_.row, p.f_pad, numbers(args.weights.bias_in),
+                      p.s2 > 0 ? numbers(args.weights.bias_nin) : nullptr, p.width, p.f, h);
+      P::template write_concat_elu<kDropout>(h, p.width, p.f, inside(buffers_.h, r, p.f2), p.f2,
+                                             p.f, keep_row(r));
+    }
+    for (int64_t r = 0; r < p.height; ++r) {
+      convolve<false>(buffers_.h + r * p.cols * p.f2, p.f2_cells, wide_taps_, p.taps, conv_out_,
+                      p.f2_pad);
+      T* gates = args.gates == nullptr ? nullptr
+                                       : static_cast<T*>(args.gates) + 2 * (first * p.f + r * line);
+      P::write_gated(buffers_.row, p.f2_pad, numbers(args.weights.bias_out), x + r * line, p.width,
+                     p.f, y + r * line, gates);
+    }
+  }
+
+  // ---- backward ----
+
+  template <bool kDropout>
+  void backward_image(const GatedBackward& args, int64_t image, Scalar* sums) {
+    const Plan<D>& p = plan_;
+    const int64_t first = image * p.height * p.width;
+    const int64_t line = p.width * p.f;
+    const auto at = [&](const void* data) { return static_cast<const T*>(data) + first * p.f; };
+    const T *grad_y = at(args.grad_y), *x = at(args.x), *h = at(args.h);
+    const T* gates = static_cast<const T*>(args.gates) + 2 * first * p.f;
+    T* grad_x = static_cast<T*>(args.grad_x) + first * p.f;
+    Scalar* sums_in = sums + p.conv_out_sums();
+    Scalar* sums_nin = sums_in + p.conv_in_sums();
+    Scalar* sums_bias_out = sums_nin + p.nin_sums();
+    Scalar* sums_bias_in = sums_bias_out + p.f2_pad;
+    const int64_t h_stride = p.f_cells * D::kPair;
+
+    if constexpr (kDropout) draw_keep(first);
+    for (int64_t r = 0; r < p.height; ++r) {
+      Element* out = back_inside(buffers_.grad_gates, r, p.f2);
+      P::write_gate_gradient(grad_y + r * line, gates + 2 * r * line, p.width, p.f, out, p.f2,
+                             sums_bias_out);
+      P::pair_columns(out, p.f2, p.steps, p.f2, buffers_.gates_pairs + r * p.steps * p.f2_pad,
+                      p.f2_pad);
+      P::template write_concat_elu<kDropout>(h + r * line, p.width, p.f,
+                                             inside(buffers_.h, r, p.f2), p.f2, p.f, keep_row(r));
+    }
+    add_conv_gradient(buffers_.h, buffers_.grad_gates, p.f2, buffers_.gates_pairs, p.f2_pad, sums);
+
+    for (int64_t r = 0; r < p.height; ++r) {
+      convolve<false>(buffers_.grad_gates + r * p.cols * p.f2, p.f2_cells, wide_taps_, p.taps,
+                      conv_out_, p.f2_pad);
+      Element* out = back_inside(buffers_.grad_h, r, h_stride);
+      P::template write_hidden_gradient<kDropout>(buffers_.row, p.f2_pad, h + r * line, keep_row(r),
+                                                  p.width, p.f, out, h_stride, sums_bias_in);
+      P::pair_columns(out, h_stride, p.steps, p.f, buffers_.h_pairs + r * p.steps * p.f_pad,
+                      p.f_pad);
+      P::template write_concat_elu<false>(x + r * line, p.width, p.f, inside(buffers_.x, r, p.f2),
+                                          p.f2, p.f, nullptr);
+    }
+    add_conv_gradient(buffers_.x, buffers_.grad_h, h_stride, buffers_.h_pairs, p.f_pad, sums_in);
+    for (int64_t r = 0; r < p.height; ++r) {
+      convolve<false>(buffers_.grad_h + r * p.cols * h_stride, p.f_cells, narrow_taps_, p.taps,
+                      conv_in_, p.f2_pad);
+      P::write_input_gradient(buffers_.row, p.f2_pad, p.f, x + r * line, grad_y + r * line, p.width,
+                              p.f, grad_x + r * line);
+    }
+    if (p.s2 > 0) backward_skips(args, first, sums_nin);
+  }
+
+  void backward_skips(const GatedBackward& args, int64_t first, Scalar* sums) {
+    const Plan<D>& p = plan_;
+    const int64_t h_stride = p.f_cells * D::kPair;
+    const int64_t line = p.steps * D::kPair * p.s2;  // elements of a row of buffers_.skip
+    for (int64_t r0 = 0; r0 < p.height; r0 += p.chunk) {
+      const int64_t rows = smaller(p.chunk, p.height - r0);
+      for (int64_t r = 0; r < rows; ++r) {
+        const int64_t pixel = first + (r0 + r) * p.width;
+        Element* skip = buffers_.skip + r * line;
+        write_skip_row(args.skips, pixel, skip);
+        P::pair_columns(skip, p.s2, p.steps, p.s2, buffers_.skip_pairs + r * p.steps * p.s2, p.s2);
+        convolve<false>(back_inside(buffers_.grad_h, r0 + r, h_stride), p.f_cells, &kNoOffset, 1,
+                        nin_, p.s2_pad);
+        int64_t channel = 0;
+        for (int i = 0; i < shape_.n_skips; ++i) {
+          const int channels = shape_.skip_channels[i];
+          P::write_input_gradient(buffers_.row + channel, p.s2_pad, p.s2 / 2,
+                                  static_cast<const T*>(args.skips[i]) + pixel * channels, nullptr,
+                                  p.width, channels,
+                                  static_cast<T*>(args.grad_skips[i]) + pixel * channels);
+          channel += channels;
         }
       }
+      const Rows a = kPairs ? Rows{buffers_.skip_pairs, p.steps * p.s2, p.s2}
+                            : Rows{cells(buffers_.skip), line, p.s2};
+      add_weight_gradient(a,
+                          gradient_rows(buffers_.grad_h, h_stride, buffers_.h_pairs, p.f_pad, r0),
+                          rows, p.s2, p.f_pad, sums);
     }
   }
 
-  // Neighbouring columns of a row into cells: out[q][c] = (in[2q + odd][c], in[2q + odd + 1][c]).
-  static void interleave_columns(const Element* in, int64_t stride, int64_t pairs, int channels,
-                                 Cell* out, int64_t out_stride) {
-    if constexpr (D::kPair == 2) {
-      for (int64_t q = 0; q < pairs; ++q, in += 2 * stride, out += out_stride) {
-        for (int c = 0; c < channels; ++c) {
-          out[c] = static_cast<Cell>(in[c]) | static_cast<Cell>(in[stride + c]) << 16;
-        }
-      }
+  // ---- parts ----
+
+  // Rows of cells of neighbouring pixels: how a sum over pixels sees its operands.
+  struct Rows {
+    const Cell* start;
+    int64_t row, step;  // cells from a row to the next, from a pixel's (or pair's) to the next
+  };
+
+  static const Cell* cells(const Element* p) { return reinterpret_cast<const Cell*>(p); }
+
+  Element* inside(Element* padded, int64_t r, int64_t stride) const {
+    return padded + ((r + plan_.top) * plan_.cols + plan_.left) * stride;
+  }
+  Element* back_inside(Element* padded, int64_t r, int64_t stride) const {
+    return padded + ((r + plan_.back_top) * plan_.cols + plan_.back_left) * stride;
+  }
+
+  void draw_keep(int64_t first_pixel) {
+    P::write_keep(dropout_, first_pixel * plan_.f2, plan_.height * plan_.width * plan_.f2,
+                  buffers_.keep);
+  }
+  const Scalar* keep_row(int64_t r) const { return buffers_.keep + r * plan_.width * plan_.f2; }
+
+  void write_skip_row(const void* const* skips, int64_t pixel, Element* out) {
+    int64_t channel = 0;
+    for (int i = 0; i < shape_.n_skips; ++i) {
+      const int channels = shape_.skip_channels[i];
+      P::template write_concat_elu<false>(static_cast<const T*>(skips[i]) + pixel * channels,
+                                          plan_.width, channels, out + channel, plan_.s2,
+                                          plan_.s2 / 2, nullptr);
+      channel += channels;
     }
   }
 
-  // ---- products --------------------------------------------------------------------------------
-
-  // out[c][n] (+)= the convolution at the row whose first tap lies at `in`. Pixels of `in` are
-  // `cells` cells.
+  // buffers_.row[c][n] (+)= a convolution at the pixels of a row; `in` is where the first tap of
+  // the first pixel lies.
   template <bool kAdd>
-  static void convolve_row(const Cell* in, int64_t cells, const int64_t* offsets, int taps,
-                           const Cell* packed, int64_t n_pad, int64_t width, Scalar* out) {
+  void convolve(const Element* in, int64_t pixel_cells, const int64_t* offsets, int taps,
+                const Cell* packed, int64_t n_pad) {
     TileArgs<D> t;
-    t.a = in;
-    t.a_row = cells;
+    t.a = cells(in);
+    t.a_row = pixel_cells;
     t.a_step = 1;
     t.a_offsets = offsets;
     t.b = packed;
     t.b_step = n_pad;
-    t.b_outer = cells * n_pad;
+    t.b_outer = pixel_cells * n_pad;
     t.outer = taps;
-    t.inner = cells;
-    t.out = out;
+    t.inner = pixel_cells;
+    t.out = buffers_.row;
     t.out_row = n_pad;
-    run_tiles<D, false, kAdd>(t, width, static_cast<int>(n_pad / kLanes));
+    run_tiles<D, false, kAdd>(t, plan_.width, static_cast<int>(n_pad / D::kLanes));
   }
 
-  // Both sides of a weight gradient: rows of cells that hold neighbouring columns.
-  struct Rows {
-    const Cell* start;
-    int64_t row, step;  // in cells
-  };
+  // sums[tap][k][n] += the gradient of a convolution's weights over an image.
+  void add_conv_gradient(const Element* input, const Element* gradient, int64_t gradient_stride,
+                         const Cell* gradient_pairs, int64_t n_pad, Scalar* sums) {
+    const Plan<D>& p = plan_;
+    for (int64_t r = 0; r < (kPairs ? p.rows : 0); ++r) {
+      const Element* row = input + r * p.cols * p.f2;
+      P::pair_columns(row, p.f2, p.pairs, p.f2, buffers_.even + r * p.pairs * p.f2, p.f2);
+      if (p.kernel_w > 1) {
+        P::pair_columns(row + p.f2, p.f2, p.pairs - 1, p.f2, buffers_.odd + r * p.pairs * p.f2,
+                        p.f2);
+      }
+    }
+    for (int64_t r0 = 0; r0 < p.height; r0 += p.chunk) {
+      const int64_t rows = smaller(p.chunk, p.height - r0);
+      const Rows b = gradient_rows(gradient, gradient_stride, gradient_pairs, n_pad, r0);
+      for (int i = 0; i < p.kernel_h; ++i) {
+        for (int j = 0; j < p.kernel_w; ++j) {
+          const Cell* pairs =
+              (j % 2 == 0 ? buffers_.even : buffers_.odd) + ((r0 + i) * p.pairs + j / 2) * p.f2;
+          const Cell* pixels = cells(input + ((r0 + i) * p.cols + j) * p.f2);
+          const Rows a =
+              kPairs ? Rows{pairs, p.pairs * p.f2, p.f2} : Rows{pixels, p.cols * p.f2, p.f2};
+          add_weight_gradient(a, b, rows, p.f2, n_pad, sums + (i * p.kernel_w + j) * p.f2 * n_pad);
+        }
+      }
+    }
+  }
 
-  // sums[k][n] += sum over `height` rows and their pixels of a[pixel][k] b[pixel][n].
-  static void add_weight_gradient(const Rows& a, const Rows& b, int64_t height, int64_t steps,
-                                  int k, int64_t n_pad, Scalar* sums) {
-    constexpr int64_t kMostRowsAtOnce = 16;
-    int64_t offsets[kMostRowsAtOnce];
-    for (int64_t r = 0; r < kMostRowsAtOnce; ++r) offsets[r] = r * a.row;
+  Rows gradient_rows(const Element* gradient, int64_t stride, const Cell* pairs, int64_t n_pad,
+                     int64_t r0) const {
+    if (kPairs) return {pairs + r0 * plan_.steps * n_pad, plan_.steps * n_pad, n_pad};
+    const int64_t pixel = (r0 + plan_.back_top) * plan_.cols + plan_.back_left;
+    return {cells(gradient + pixel * stride), plan_.cols * stride, stride};
+  }
+
+  // sums[k][n] += the sum over `rows` rows and their pixels of a[pixel][k] b[pixel][n].
+  void add_weight_gradient(const Rows& a, const Rows& b, int64_t rows, int k, int64_t n_pad,
+                           Scalar* sums) {
+    int64_t offsets[Plan<D>::kMostRows];
+    for (int64_t r = 0; r < rows; ++r) offsets[r] = r * a.row;
     TileArgs<D> t;
     t.a = a.start;
     t.a_row = 1;
@@ -360,34 +480,40 @@ struct Block {
     t.b = b.start;
     t.b_step = b.step;
     t.b_outer = b.row;
-    t.outer = height;
-    t.inner = steps;
+    t.outer = rows;
+    t.inner = plan_.steps;
     t.out = sums;
     t.out_row = n_pad;
-    run_tiles<D, true, true>(t, k, static_cast<int>(n_pad / kLanes));
+    run_tiles<D, true, true>(t, k, static_cast<int>(n_pad / D::kLanes));
   }
 
-  // Images of one thread, one after the other.
-  struct Images {
-    const GatedBlockShape& shape;
-    Plan<D> plan;
-    int64_t pixels;
-    int64_t offsets[kMaxTaps];
-    int64_t no_offset[1] = {0};
+  static constexpr int64_t kNoOffset = 0;
 
-    explicit Images(const GatedBlockShape& s, int64_t cells)
-        : shape(s), plan(s), pixels(s.height * s.width) {
-      (void)cells;
-    }
-    void set_offsets(int64_t* target, int64_t cells) const {
-      for (int i = 0; i < plan.kernel_h; ++i) {
-        for (int j = 0; j < plan.kernel_w; ++j) {
-          target[i * plan.kernel_w + j] = (i * plan.cols + j) * cells;
-        }
-      }
-    }
-  };
+  const GatedBlockShape& shape_;
+  Plan<D> plan_;
+  const GatedDropout& dropout_;
+  Buffers buffers_;
+  const Cell *conv_out_, *conv_in_, *nin_;
+  int64_t wide_taps_[kMaxTaps], narrow_taps_[kMaxTaps];  // of images with 2F and with F channels
 };
 
+template <class D, class T>
+GatedKernels kernels_of() {
+  using B = Block<D, T>;
+  return {&B::packed_bytes,  &B::scratch_bytes, &B::sums_bytes, &B::pack_forward,
+          &B::pack_backward, &B::forward,       &B::backward,   &B::reduce};
+}
+
 }  // namespace
+
+GatedKernelSet gated_block_kernels() {
+#if defined(__AVX512BF16__)
+  return {kernels_of<PlainDot<float>, float>(), kernels_of<PlainDot<double>, double>(),
+          kernels_of<PairDot, bfloat16>()};
+#else
+  return {kernels_of<PlainDot<float>, float>(), kernels_of<PlainDot<double>, double>(),
+          kernels_of<PlainDot<float>, bfloat16>()};
+#endif
+}
+
 }  // namespace dsmooth::DSMOOTH_ISA

@@ -8,7 +8,7 @@
 
 #include "vector_math.h"
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
@@ -35,6 +35,7 @@ struct PlainDot {
     return c;
   }
   DSMOOTH_INLINE static Cells broadcast(const Cell* p) { return {V{} + *p}; }
+  DSMOOTH_INLINE static Cell cell(T value, T) { return value; }
   DSMOOTH_INLINE static V multiply_add(V sum, Cells a, Cells b) { return sum + a.v * b.v; }
 };
 
@@ -52,13 +53,23 @@ struct PairDot {
     __m512i v;
   };
   DSMOOTH_INLINE static Cells load(const Cell* p) { return {_mm512_loadu_si512(p)}; }
+  DSMOOTH_INLINE static Cell cell(float first, float second) {
+    return nearest_bfloat16(first) | nearest_bfloat16(second) << 16;
+  }
+  // Ties to even; a NaN stays one.
+  DSMOOTH_INLINE static uint32_t nearest_bfloat16(float value) {
+    const uint32_t bits = __builtin_bit_cast(uint32_t, value);
+    return (value == value ? bits + (0x7fffu + (bits >> 16 & 1u)) : bits | 0x400000u) >> 16;
+  }
   DSMOOTH_INLINE static Cells broadcast(const Cell* p) {
-    return {_mm512_set1_epi32(static_cast<int>(*p))};
+    int cell;  // the buffer was written as bfloat16
+    __builtin_memcpy(&cell, p, sizeof(cell));
+    return {_mm512_set1_epi32(cell)};
   }
   DSMOOTH_INLINE static V multiply_add(V sum, Cells a, Cells b) {
-    return __builtin_bit_cast(V, _mm512_dpbf16_ps(__builtin_bit_cast(__m512, sum),
-                                                  __builtin_bit_cast(__m512bh, a.v),
-                                                  __builtin_bit_cast(__m512bh, b.v)));
+    return __builtin_bit_cast(
+        V, _mm512_dpbf16_ps(__builtin_bit_cast(__m512, sum), __builtin_bit_cast(__m512bh, a.v),
+                            __builtin_bit_cast(__m512bh, b.v)));
   }
 };
 #endif

@@ -34,10 +34,3 @@ def use_impl(impl: Impl) -> Iterator[None]:
         yield
     finally:
         _current = previous
-
-
-def require_reference(op: str, impl: Impl) -> None:
-    """Raise NotImplementedError if `impl` asks for more than the reference, all that `op` has."""
-    resolved = resolve_impl(impl)
-    if resolved not in ("auto", "reference"):
-        raise NotImplementedError(f"{op} has no {resolved} implementation; use impl='reference'")

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._impl import Impl, require_reference
-from .shifted_conv import Shift, concat_elu, shifted_conv2d_ref
+from .. import _extension
+from ._impl import Impl, resolve_impl
+from .shifted_conv import Shift, concat_elu, padding_of, shifted_conv2d_ref
 
 Affine = tuple[Tensor, Tensor]  # weight (D, C, kh, kw) and bias (D,)
+MAX_SKIPS = 2
 
 
 def gated_resnet(
     x: Tensor,
     conv_in: Affine,
     conv_out: Affine,
-    skip: Tensor | None = None,
+    skip: Tensor | tuple[Tensor, ...] | None = None,
     nin_skip: Affine | None = None,
     *,
     shift: Shift,
     dropout: float = 0.0,
+    seed: Tensor | None = None,
+    layer: int = 0,
     impl: Impl = "auto",
 ) -> Tensor:
     """x + A * sigmoid(G), where (A, G) come from two convolutions with concat_elu before each.
@@ -29,44 +36,321 @@ def gated_resnet(
         (A, G) = split(conv_out(dropout(concat_elu(h))))
 
     x: (B, F, H, W). conv_in: weight (F, 2F, kh, kw), bias (F,). conv_out: weight (2F, 2F, kh, kw),
-    bias (2F,). skip: (B, S, H, W) with nin_skip: weight (F, 2S, 1, 1), bias (F,); both or neither.
-    dropout: the probability of an element of concat_elu(h) to be zeroed, drawn from torch's
-    generator; 0 means none. Returns (B, F, H, W), in the autocast dtype under autocast.
+    bias (2F,). skip: (B, S, H, W), or a tuple of such tensors that stands for their concatenation
+    (two at most for the native op), with nin_skip: weight (F, 2S, 1, 1), bias (F,); both or
+    neither. dropout: the probability of an element of concat_elu(h) to be zeroed, a function of
+    `seed` (int64, no dimensions; by default drawn from torch's generator), `layer` and the
+    element's place alone: the same in every implementation (see `dropout_factors`). With
+    probability 0 nothing is drawn. Returns (B, F, H, W), in the autocast dtype under autocast.
 
-    Raises ValueError for shapes that do not fit and NotImplementedError for an `impl` that this op
-    does not have. Source: Salimans et al., PixelCNN++ (2017).
+    impl: "native" is the C++ extension on the CPU, for float32, float64 and bfloat16; "reference"
+    plain PyTorch (which alone can be differentiated twice); "auto" the extension where it can run.
+    The native op returns channels_last and copies an x or skip that is not channels_last.
+
+    Raises ValueError for shapes that do not fit, and for an explicit impl that cannot run
+    RuntimeError (or NotImplementedError: no Triton kernel) with the reason.
+    Source: Salimans et al., PixelCNN++ (2017).
     """
-    n_filters = conv_in[0].shape[0]
-    if x.ndim != 4 or x.shape[1] != n_filters or conv_in[0].shape[1] != 2 * n_filters:
-        raise ValueError(
-            f"x must have shape (B, {n_filters}, H, W) and conv_in twice that many inputs, "
-            f"got x {tuple(x.shape)} and conv_in {tuple(conv_in[0].shape)}"
+    skips = () if skip is None else skip if isinstance(skip, tuple) else (skip,)
+    _check(x, conv_in, conv_out, skips, nin_skip, dropout)
+    if dropout > 0 and seed is None:
+        seed = torch.randint(2**63 - 1, (), dtype=torch.int64, device=x.device)
+    chosen = resolve_impl(impl)
+    if chosen == "triton":
+        raise NotImplementedError(
+            "gated_resnet has no Triton kernel; use impl='native' or impl='reference'"
         )
-    if (skip is None) != (nin_skip is None):
-        raise ValueError("skip and nin_skip must be given together")
-    if skip is not None and (skip.shape[0], *skip.shape[2:]) != (x.shape[0], *x.shape[2:]):
-        raise ValueError(
-            f"skip must have x's batch, height and width, got {tuple(skip.shape)} "
-            f"beside {tuple(x.shape)}"
-        )
-    require_reference("gated_resnet", impl)
-    return gated_resnet_ref(x, conv_in, conv_out, skip, nin_skip, shift=shift, dropout=dropout)
+    dtype = x.dtype
+    if torch.is_autocast_enabled(x.device.type) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(x.device.type)
+    obstacle = None if chosen == "reference" else _native_obstacle(x.device.type, dtype, len(skips))
+    if chosen == "native" and obstacle is not None:
+        raise RuntimeError(f"gated_resnet cannot run with impl='native': {obstacle}")
+    if chosen == "reference" or obstacle is not None:
+        return gated_resnet_ref(
+            x, conv_in, conv_out, skip, nin_skip,
+            shift=shift, dropout=dropout, seed=seed, layer=layer,
+        )  # fmt: skip
+    exact = torch.float64 if dtype == torch.float64 else torch.float32
+    weights = [tensor.to(exact) for tensor in (*conv_in, *conv_out, *(nin_skip or ()))]
+    return _native(
+        x.to(dtype),
+        [tensor.to(dtype) for tensor in skips],
+        weights,
+        seed if dropout > 0 else None,
+        shift,
+        float(dropout),
+        layer,
+        torch.is_grad_enabled(),
+    )[0]
 
 
 def gated_resnet_ref(
     x: Tensor,
     conv_in: Affine,
     conv_out: Affine,
-    skip: Tensor | None = None,
+    skip: Tensor | tuple[Tensor, ...] | None = None,
     nin_skip: Affine | None = None,
     *,
     shift: Shift,
     dropout: float = 0.0,
+    seed: Tensor | None = None,
+    layer: int = 0,
 ) -> Tensor:
     """The reference of `gated_resnet`, line for line the equation."""
     h = shifted_conv2d_ref(concat_elu(x), *conv_in, shift=shift)
     if skip is not None and nin_skip is not None:
-        h = h + F.conv2d(concat_elu(skip), *nin_skip)
-    h = F.dropout(concat_elu(h), dropout)
+        a = torch.cat(skip, dim=1) if isinstance(skip, tuple) else skip
+        h = h + F.conv2d(concat_elu(a), *nin_skip)
+    h = concat_elu(h)
+    if dropout > 0 and seed is not None:
+        factors = dropout_factors(h.shape, dropout, seed, layer).to(h.dtype)
+        h = torch.where(factors > 0, h * factors, 0)
     a, g = torch.chunk(shifted_conv2d_ref(h, *conv_out, shift=shift), 2, dim=1)
     return x + a * torch.sigmoid(g)
+
+
+def dropout_factors(shape: torch.Size, dropout: float, seed: Tensor, layer: int) -> Tensor:
+    """What dropout multiplies concat_elu(h) of `shape` (B, 2F, H, W) by: 0 or 1 / (1 - dropout).
+
+    Elements are numbered in (B, H, W, 2F) order. Number i takes word i % 4 of the Philox block at
+    counter (i // 4 low, i // 4 high, layer, Stage.DROPOUT), key `seed`, and is kept if that word's
+    uniform is at least `dropout`. Returns float64 of that shape, on the seed's device.
+    """
+    from ..sampling.philox import Stage, philox4x32
+
+    low = 0xFFFFFFFF
+    batch, channels, rows, cols = shape
+    count = batch * channels * rows * cols
+    block = torch.arange((count + 3) // 4, device=seed.device)
+    rest = torch.tensor([layer & low, int(Stage.DROPOUT)], device=seed.device)
+    counter = torch.cat(
+        [torch.stack([block & low, block >> 32], dim=-1), rest.expand(len(block), 2)], dim=-1
+    )
+    key: Any = (seed & low, seed >> 32 & low)  # tensors: reading them would wait for a GPU
+    words = philox4x32(counter, key).flatten()[:count]
+    kept = (words >> 9) >= _keep_from(dropout)
+    factors = kept.double() / (1 - dropout)
+    return factors.view(batch, rows, cols, channels).permute(0, 3, 1, 2)
+
+
+def _keep_from(dropout: float) -> int:
+    """The least n = word >> 9 whose uniform (n + 1/2) 2**-23 is at least `dropout`."""
+    return math.ceil(dropout * 2**23 - 0.5)
+
+
+def _check(
+    x: Tensor,
+    conv_in: Affine,
+    conv_out: Affine,
+    skips: tuple[Tensor, ...],
+    nin_skip: Affine | None,
+    dropout: float,
+) -> None:
+    f = conv_in[0].shape[0]
+    if x.ndim != 4 or x.shape[1] != f or conv_in[0].shape[1] != 2 * f:
+        raise ValueError(
+            f"x must have shape (B, {f}, H, W) and conv_in twice that many inputs, "
+            f"got x {tuple(x.shape)} and conv_in {tuple(conv_in[0].shape)}"
+        )
+    expected = (2 * f, 2 * f, *conv_in[0].shape[2:])
+    if tuple(conv_out[0].shape) != expected:
+        raise ValueError(f"conv_out must have shape {expected}, got {tuple(conv_out[0].shape)}")
+    if (len(skips) == 0) != (nin_skip is None):
+        raise ValueError("skip and nin_skip must be given together")
+    for skip in skips:
+        if skip.ndim != 4 or (skip.shape[0], *skip.shape[2:]) != (x.shape[0], *x.shape[2:]):
+            raise ValueError(
+                f"skip must have x's batch, height and width, got {tuple(skip.shape)} "
+                f"beside {tuple(x.shape)}"
+            )
+    if nin_skip is not None:
+        expected = (f, 2 * sum(skip.shape[1] for skip in skips), 1, 1)
+        if tuple(nin_skip[0].shape) != expected:
+            raise ValueError(f"nin_skip must have shape {expected}, got {tuple(nin_skip[0].shape)}")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
+
+
+# ---- the native op --------------------------------------------------------------------------
+
+
+@torch.compiler.assume_constant_result
+def _native_obstacle(device_type: str, dtype: torch.dtype, n_skips: int) -> str | None:
+    """Why the extension cannot compute this; None if it can."""
+    if device_type != "cpu":
+        return f"it runs on cpu tensors, got {device_type}"
+    if dtype not in (torch.float32, torch.float64, torch.bfloat16):
+        return f"it computes in float32, float64 and bfloat16, got {dtype}"
+    if n_skips > MAX_SKIPS:
+        return f"it takes at most {MAX_SKIPS} skips, got {n_skips}"
+    return _extension.unavailable_reason()
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def _empty_channels_last(like: Tensor, channels: int) -> Tensor:
+    shape = (like.shape[0], channels, *like.shape[2:])
+    return like.new_empty(shape).to(memory_format=torch.channels_last)
+
+
+def _call(
+    name: str,
+    x: Tensor,
+    skips: list[Tensor],
+    weights: list[Tensor],
+    seed: Tensor | None,
+    shift: str,
+    dropout: float,
+    layer: int,
+    instruction_set: str,
+    tensors: list[int],
+) -> None:
+    batch, f, rows, cols = x.shape
+    kh, kw = weights[0].shape[2:]
+    left, _, top, _ = padding_of(kh, kw, shift)
+    getattr(_extension.extension(), name)(
+        str(x.dtype).removeprefix("torch."),
+        [batch, rows, cols, f, kh, kw, top, left],
+        [skip.shape[1] for skip in skips],
+        0 if seed is None else seed.data_ptr(),
+        layer,
+        _keep_from(dropout),
+        1 / (1 - dropout),
+        [w.data_ptr() for w in weights] + [0] * (6 - len(weights)),
+        tensors,
+        torch.get_num_threads(),
+        instruction_set,
+    )
+
+
+@torch.library.custom_op("dsmooth::gated_resnet", mutates_args=())
+def _native(
+    x: Tensor,
+    skips: list[Tensor],
+    weights: list[Tensor],
+    seed: Tensor | None,
+    shift: str,
+    dropout: float,
+    layer: int,
+    save: bool,
+    instruction_set: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(y, h, gates), channels_last; the last two, (B, F, H, W) and (B, 2F, H, W), for the backward.
+
+    weights: conv_in, its bias, conv_out, its bias and, with skips, nin_skip and its bias, float64
+    for float64 x, else float32. Without `save` h and gates have no elements.
+    """
+    x, skips = _channels_last(x), [_channels_last(skip) for skip in skips]
+    weights = [w.contiguous() for w in weights]
+    y, h, gates = _native_outputs(x, skips, weights, seed, shift, dropout, layer, save)
+    tensors = [x.data_ptr(), y.data_ptr(), h.data_ptr(), gates.data_ptr()]
+    tensors += [skip.data_ptr() for skip in skips]
+    settings = (shift, dropout, layer, instruction_set)
+    _call("gated_block_forward", x, skips, weights, seed, *settings, tensors)
+    return y, h, gates
+
+
+@_native.register_fake
+def _native_outputs(
+    x: Tensor,
+    skips: list[Tensor],
+    weights: list[Tensor],
+    seed: Tensor | None,
+    shift: str,
+    dropout: float,
+    layer: int,
+    save: bool,
+    instruction_set: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    f = x.shape[1]
+    y = _empty_channels_last(x, f)
+    if not save:
+        return y, x.new_empty(0), x.new_empty(0)
+    return y, _empty_channels_last(x, f), _empty_channels_last(x, 2 * f)
+
+
+@torch.library.custom_op("dsmooth::gated_resnet_backward", mutates_args=())
+def _native_backward(
+    grad_y: Tensor,
+    x: Tensor,
+    h: Tensor,
+    gates: Tensor,
+    skips: list[Tensor],
+    weights: list[Tensor],
+    seed: Tensor | None,
+    shift: str,
+    dropout: float,
+    layer: int,
+    instruction_set: str,
+) -> list[Tensor]:
+    """The gradients of x, of the first five weights (nin_skip's bias has conv_in's) and skips."""
+    grad_y, x = _channels_last(grad_y), _channels_last(x)
+    skips = [_channels_last(skip) for skip in skips]
+    weights = [w.contiguous() for w in weights]
+    settings = (shift, dropout, layer, instruction_set)
+    grads = _native_gradients(grad_y, x, h, gates, skips, weights, seed, *settings)
+    n_weights = min(len(weights), 5)
+    tensors = [t.data_ptr() for t in (grad_y, x, h, gates, *grads[: 1 + n_weights])]
+    tensors += [0] * (10 - len(tensors))
+    for skip, grad in zip(skips, grads[1 + n_weights :], strict=True):
+        tensors += [skip.data_ptr(), grad.data_ptr()]
+    _call("gated_block_backward", x, skips, weights, seed, *settings, tensors)
+    return grads
+
+
+@_native_backward.register_fake
+def _native_gradients(
+    grad_y: Tensor,
+    x: Tensor,
+    h: Tensor,
+    gates: Tensor,
+    skips: list[Tensor],
+    weights: list[Tensor],
+    seed: Tensor | None,
+    shift: str,
+    dropout: float,
+    layer: int,
+    instruction_set: str,
+) -> list[Tensor]:
+    return [
+        _empty_channels_last(x, x.shape[1]),
+        *(w.new_empty(w.shape) for w in weights[:5]),
+        *(_empty_channels_last(skip, skip.shape[1]) for skip in skips),
+    ]
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, skips, weights, seed, shift, dropout, layer, _, instruction_set = inputs
+    ctx.settings = (shift, dropout, layer, instruction_set)
+    _, h, gates = output
+    ctx.mark_non_differentiable(h, gates)
+    ctx.set_materialize_grads(False)
+    ctx.n_skips, ctx.n_weights = len(skips), len(weights)
+    ctx.save_for_backward(x, h, gates, *skips, *weights, seed)
+
+
+def _backward(ctx: Any, grad_y: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
+    if grad_y is None:
+        return None, [None] * ctx.n_skips, [None] * ctx.n_weights, *[None] * 6
+    x, h, gates, *rest, seed = ctx.saved_tensors
+    skips, weights = rest[: ctx.n_skips], rest[ctx.n_skips :]
+    grad_x, *grads = _native_backward(grad_y, x, h, gates, skips, weights, seed, *ctx.settings)
+    n_weights = min(ctx.n_weights, 5)
+    grad_weights, grad_skips = grads[:n_weights], grads[n_weights:]
+    if ctx.n_weights == 6:
+        grad_weights.append(grad_weights[1].clone())
+    return grad_x, grad_skips, grad_weights, *[None] * 6
+
+
+def _refuse_second_derivative(ctx: Any, *grads: Any) -> None:
+    raise NotImplementedError(
+        "the native gated block cannot be differentiated twice; use impl='reference' "
+        "or a use_impl('reference') block"
+    )
+
+
+_native.register_autograd(_backward, setup_context=_save_for_backward)
+_native_backward.register_autograd(_refuse_second_derivative)

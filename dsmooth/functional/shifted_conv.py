@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._impl import Impl, require_reference
+from ._impl import Impl, resolve_impl
 
 Shift = Literal["down", "down_right", "none"]
 
@@ -48,9 +48,10 @@ def shifted_conv2d(
         "down_right" pads kh-1 rows on top and kw-1 columns on the left;
         "none" pads symmetrically (kh and kw odd): an ordinary, unmasked convolution.
     stride: 1 or 2. Returns (B, D, H/stride, W/stride), in the autocast dtype under autocast.
+    impl: "native" and "reference" are both torch's own convolution: a network calls it a handful
+        of times a step, against some fifty gated blocks.
 
-    Raises ValueError for a shape that does not fit and NotImplementedError for an `impl` that this
-    op does not have.
+    Raises ValueError for a shape that does not fit and NotImplementedError for impl="triton".
     """
     _check_conv(x, weight, weight.shape[1] if weight.ndim == 4 else -1, shift, impl)
     if stride not in (1, 2):
@@ -62,11 +63,18 @@ def shifted_conv2d_ref(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, shift: Shift, stride: int = 1
 ) -> Tensor:
     """The reference of `shifted_conv2d`: pad, then an ordinary convolution."""
-    kh, kw = weight.shape[-2:]
+    left, right, top, bottom = padding_of(weight.shape[2], weight.shape[3], shift)
+    if (left, top) == (right, bottom):
+        return F.conv2d(x, weight, bias, stride, padding=(top, left))
+    return F.conv2d(F.pad(x, (left, right, top, bottom)), weight, bias, stride)
+
+
+def padding_of(kh: int, kw: int, shift: str) -> tuple[int, int, int, int]:
+    """Columns padded left and right, rows padded on top and at the bottom."""
     if shift == "none":
-        return F.conv2d(x, weight, bias, stride, padding=((kh - 1) // 2, (kw - 1) // 2))
+        return (kw - 1) // 2, (kw - 1) // 2, (kh - 1) // 2, (kh - 1) // 2
     left, right = (kw - 1, 0) if shift == "down_right" else ((kw - 1) // 2, (kw - 1) // 2)
-    return F.conv2d(F.pad(x, (left, right, kh - 1, 0)), weight, bias, stride)
+    return left, right, kh - 1, 0
 
 
 def shifted_conv_transpose2d(
@@ -111,4 +119,7 @@ def _check_conv(x: Tensor, weight: Tensor, channels: int, shift: Shift, impl: Im
     kh, kw = weight.shape[-2:]
     if (shift != "down_right" and kw % 2 == 0) or (shift == "none" and kh % 2 == 0):
         raise ValueError(f"a kernel of {kh}x{kw} has no centre for shift={shift!r}")
-    require_reference("shifted_conv2d", impl)
+    if resolve_impl(impl) == "triton":
+        raise NotImplementedError(
+            "shifted convolutions have no Triton kernel; use impl='native' or impl='reference'"
+        )

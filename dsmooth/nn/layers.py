@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from ..functional import gated_resnet, shifted_conv2d, shifted_conv_transpose2d
 from ..functional.shifted_conv import Shift, concat_elu
 
+Skip = Tensor | tuple[Tensor, ...] | None
+
 
 class WeightNormConv(nn.Module):
     """Parameters of a convolution with weight norm per output filter: w = g * v / ||v||.
@@ -117,7 +119,8 @@ class ShiftedConvTranspose2d(WeightNormConv):
 class GatedResnet(nn.Module):
     """The module of `functional.gated_resnet`.
 
-    skip_channels: channels of the skip input, 0 for a block without one.
+    skip_channels: channels of the skip input, 0 for a block without one. layer: a number that sets
+    its dropout apart from that of the network's other blocks under one seed.
     """
 
     def __init__(
@@ -128,16 +131,21 @@ class GatedResnet(nn.Module):
         shift: Shift,
         skip_channels: int = 0,
         dropout: float = 0.0,
+        layer: int = 0,
     ) -> None:
         super().__init__()
         self.shift: Shift = shift
         self.dropout = dropout
+        self.layer = layer
         self.conv_in = ShiftedConv2d(2 * n_filters, n_filters, kernel_size, shift=shift)
         self.nin_skip = Nin(2 * skip_channels, n_filters) if skip_channels else None
         self.conv_out = ShiftedConv2d(2 * n_filters, 2 * n_filters, kernel_size, shift=shift)
 
-    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
-        """(B, F, H, W), skip (B, skip_channels, H, W) -> (B, F, H, W)."""
+    def forward(self, x: Tensor, skip: Skip = None, seed: Tensor | None = None) -> Tensor:
+        """(B, F, H, W), skip (B, skip_channels, H, W) or its parts -> (B, F, H, W).
+
+        seed: of the dropout, int64 without dimensions; drawn from torch's generator if None.
+        """
         return gated_resnet(
             x,
             self.conv_in.affine(),
@@ -146,13 +154,16 @@ class GatedResnet(nn.Module):
             self.nin_skip.affine() if self.nin_skip is not None else None,
             shift=self.shift,
             dropout=self.dropout if self.training else 0.0,
+            seed=seed,
+            layer=self.layer,
         )
 
-    def initialize(self, x: Tensor, skip: Tensor | None = None) -> None:
+    def initialize(self, x: Tensor, skip: Skip = None, seed: Tensor | None = None) -> None:
         """Data-dependent init on the inputs; the second convolution starts at scale 0.1."""
         self.conv_in.initialize(concat_elu(x))
         h = self.conv_in(concat_elu(x))
         if self.nin_skip is not None and skip is not None:
+            skip = torch.cat(skip, dim=1) if isinstance(skip, tuple) else skip
             self.nin_skip.initialize(concat_elu(skip))
             h = h + self.nin_skip(concat_elu(skip))
         self.conv_out.initialize(concat_elu(h), scale=0.1)

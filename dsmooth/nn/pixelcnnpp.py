@@ -199,7 +199,7 @@ class PixelCNNpp(nn.Module):
             for res_u, res_ul in zip(block.u, block.ul, strict=True):
                 skip_u, skip_ul = stack.pop()
                 u = res_u(u, skip_u)
-                ul = res_ul(ul, torch.cat([u, skip_ul], dim=1))
+                ul = res_ul(ul, (u, skip_ul))
             outputs.append((u, ul))
             if i < 2:
                 u, ul = self.upsize_u[i](u), self.upsize_ul[i](ul)

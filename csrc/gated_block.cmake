@@ -1,0 +1,26 @@
+# The gated block: one object library per instruction set, as in CMakeLists.txt.
+function(add_gated_block_set target name vector_bytes)
+  add_library(gated_block_${name} OBJECT gated_block_cpu.cpp)
+  target_compile_definitions(gated_block_${name} PRIVATE
+    DSMOOTH_ISA=${name} DSMOOTH_VECTOR_BYTES=${vector_bytes})
+  target_compile_options(gated_block_${name} PRIVATE ${ARGN})
+  target_link_libraries(gated_block_${name} PRIVATE dsmooth_flags)
+  target_link_libraries(${target} PRIVATE gated_block_${name})
+endfunction()
+
+function(add_gated_block target)
+  target_sources(${target} PRIVATE gated_block_bindings.cpp gated_block_dispatch.cpp)
+  add_gated_block_set(${target} generic 16)
+  if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+    set(avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mprefer-vector-width=512)
+    add_gated_block_set(${target} avx2 32 -mavx2 -mfma)
+    add_gated_block_set(${target} avx512 64 ${avx512})
+    include(CheckCXXCompilerFlag)
+    check_cxx_compiler_flag(-mavx512bf16 DSMOOTH_COMPILES_BF16)
+    if(DSMOOTH_COMPILES_BF16)
+      add_gated_block_set(${target} avx512bf16 64 ${avx512} -mavx512bf16)
+      set_source_files_properties(gated_block_dispatch.cpp PROPERTIES
+        COMPILE_DEFINITIONS DSMOOTH_HAS_AVX512BF16)
+    endif()
+  endif()
+endfunction()

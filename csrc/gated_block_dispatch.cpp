@@ -1,0 +1,186 @@
+// Chooses the instruction set at run time and splits the images over threads.
+#include <algorithm>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "gated_block.h"
+#include "parallel.h"
+
+namespace dsmooth {
+
+namespace generic {
+GatedKernelSet gated_block_kernels();
+}
+#if defined(DSMOOTH_HAS_X86)
+namespace avx2 {
+GatedKernelSet gated_block_kernels();
+}
+namespace avx512 {
+GatedKernelSet gated_block_kernels();
+}
+#endif
+#if defined(DSMOOTH_HAS_AVX512BF16)
+namespace avx512bf16 {
+GatedKernelSet gated_block_kernels();
+}
+#endif
+
+namespace {
+
+struct InstructionSet {
+  std::string name;
+  GatedKernelSet kernels;
+};
+
+const std::vector<InstructionSet>& available_sets() {
+  static const std::vector<InstructionSet> sets = [] {
+    std::vector<InstructionSet> found;
+    found.push_back({"generic", generic::gated_block_kernels()});
+#if defined(DSMOOTH_HAS_X86)
+    const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool has_avx512 =
+        has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (has_avx2) found.push_back({"avx2", avx2::gated_block_kernels()});
+    if (has_avx512) found.push_back({"avx512", avx512::gated_block_kernels()});
+#if defined(DSMOOTH_HAS_AVX512BF16)
+    if (has_avx512 && __builtin_cpu_supports("avx512bf16")) {
+      found.push_back({"avx512bf16", avx512bf16::gated_block_kernels()});
+    }
+#endif
+#endif
+    return found;
+  }();
+  return sets;
+}
+
+const GatedKernels& find_kernels(GatedStorage storage, const std::string& name) {
+  const GatedKernelSet* kernels = name == "auto" ? &available_sets().back().kernels : nullptr;
+  std::string names;
+  for (const InstructionSet& set : available_sets()) {
+    if (set.name == name) kernels = &set.kernels;
+    names += (names.empty() ? "" : ", ") + set.name;
+  }
+  if (kernels == nullptr) {
+    throw std::invalid_argument("instruction_set must be auto or one of " + names + ", got " +
+                                name);
+  }
+  switch (storage) {
+    case GatedStorage::kFloat64:
+      return kernels->float64;
+    case GatedStorage::kBFloat16:
+      return kernels->bfloat16;
+    default:
+      return kernels->float32;
+  }
+}
+
+void check(const GatedBlockShape& s) {
+  const bool inside = s.pad_top >= 0 && s.pad_top < s.kernel_h && s.pad_left >= 0 &&
+                      s.pad_left < s.kernel_w && s.taps() <= kMaxTaps;
+  if (s.batch < 0 || s.height < 1 || s.width < 1 || s.filters < 1 || s.kernel_h < 1 ||
+      s.kernel_w < 1 || !inside || s.n_skips < 0 || s.n_skips > kMaxSkips) {
+    throw std::invalid_argument("gated block: extents out of range");
+  }
+}
+
+// Memory that stays with the calling thread: a fresh page costs more than what is computed in it.
+class Arena {
+ public:
+  // Pieces of the given sizes, each a multiple of 64 bytes apart.
+  std::vector<char*> take(const std::vector<size_t>& sizes) {
+    size_t total = 0;
+    for (const size_t size : sizes) total += round_up(size);
+    if (total > size_) {
+      memory_.reset();
+      size_ = 0;
+      memory_.reset(static_cast<char*>(::operator new(total, kAlignment)));
+      size_ = total;
+    }
+    std::vector<char*> pieces;
+    char* next = memory_.get();
+    for (const size_t size : sizes) {
+      pieces.push_back(next);
+      next += round_up(size);
+    }
+    return pieces;
+  }
+
+  static size_t round_up(size_t size) { return (size + 63) / 64 * 64; }
+
+ private:
+  static constexpr std::align_val_t kAlignment{64};
+  struct Release {
+    void operator()(char* memory) const { ::operator delete(memory, kAlignment); }
+  };
+  std::unique_ptr<char, Release> memory_;
+  size_t size_ = 0;
+};
+
+thread_local Arena arena;
+
+// Groups of images whose weight gradients are summed apart. A function of the shape alone, so that
+// the sum is the same for every thread count; about 784 pixels each, which makes clearing and
+// adding up the sums cheap beside computing them.
+int64_t count_groups(const GatedBlockShape& s, size_t sums_bytes) {
+  constexpr int64_t kPixels = 784, kFewest = 4, kMostBytes = 64 << 20;
+  const int64_t by_pixels = std::max(s.batch * s.height * s.width / kPixels, kFewest);
+  const int64_t by_memory = std::max(kMostBytes / static_cast<int64_t>(sums_bytes), kFewest);
+  return std::min({s.batch, by_pixels, by_memory});
+}
+
+}  // namespace
+
+std::vector<std::string> gated_block_instruction_sets() {
+  std::vector<std::string> names;
+  for (const InstructionSet& set : available_sets()) names.push_back(set.name);
+  return names;
+}
+
+void gated_block_forward(const GatedForward& args, int threads,
+                         const std::string& instruction_set) {
+  check(args.shape);
+  const GatedKernels& kernels = find_kernels(args.shape.storage, instruction_set);
+  const int64_t batch = args.shape.batch;
+  if (batch == 0) return;
+  const int64_t parts = std::clamp<int64_t>(threads, 1, batch);
+  const size_t scratch_bytes = Arena::round_up(kernels.scratch_bytes(args.shape));
+  const auto memory = arena.take({kernels.packed_bytes(args.shape), scratch_bytes * parts});
+  kernels.pack_forward(args.shape, args.weights, memory[0]);
+  parallel_for(parts, static_cast<int>(parts), [&](int64_t first_part, int64_t last_part) {
+    for (int64_t part = first_part; part < last_part; ++part) {
+      kernels.forward(args, memory[0], batch * part / parts, batch * (part + 1) / parts,
+                      memory[1] + scratch_bytes * part);
+    }
+  });
+}
+
+void gated_block_backward(const GatedBackward& args, int threads,
+                          const std::string& instruction_set) {
+  check(args.shape);
+  const GatedKernels& kernels = find_kernels(args.shape.storage, instruction_set);
+  const int64_t batch = args.shape.batch;
+  const size_t sums_bytes = Arena::round_up(kernels.sums_bytes(args.shape));
+  const int64_t groups = count_groups(args.shape, sums_bytes);
+  const int64_t parts = std::clamp<int64_t>(threads, 1, std::max<int64_t>(groups, 1));
+  const size_t scratch_bytes = Arena::round_up(kernels.scratch_bytes(args.shape));
+  const auto memory = arena.take({kernels.packed_bytes(args.shape), scratch_bytes * parts,
+                                  sums_bytes * std::max<int64_t>(groups, 1)});
+  if (groups > 0) kernels.pack_backward(args.shape, args.weights, memory[0]);
+  parallel_for(
+      groups > 0 ? parts : 0, static_cast<int>(parts), [&](int64_t first_part, int64_t last_part) {
+        for (int64_t part = first_part; part < last_part; ++part) {
+          const int64_t last = groups * (part + 1) / parts;
+          for (int64_t group = groups * part / parts; group < last; ++group) {
+            kernels.backward(args, memory[0], batch * group / groups, batch * (group + 1) / groups,
+                             memory[1] + scratch_bytes * part, memory[2] + sums_bytes * group);
+          }
+        }
+      });
+  kernels.reduce(args, memory[2], sums_bytes, groups);
+}
+
+}  // namespace dsmooth

@@ -1,0 +1,541 @@
+"""Laws of the gated block: the native op against the reference, and what both promise."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dsmooth import _extension
+from dsmooth.functional import Shift, concat_elu, gated_resnet, gated_resnet_ref, use_impl
+from dsmooth.functional.gated_resnet import _native, _native_backward, dropout_factors
+from dsmooth.functional.shifted_conv import padding_of
+from dsmooth.nn.layers import GatedResnet
+
+# A machine without a C++ compiler has no extension, and its build record says so; that it is there
+# everywhere else is asserted by test_extension.py.
+needs_extension = pytest.mark.skipif(
+    not _extension.is_available(), reason=str(_extension.unavailable_reason())
+)
+INSTRUCTION_SETS = (
+    _extension.extension().gated_block_instruction_sets() if _extension.is_available() else []
+)
+KERNELS: dict[Shift, tuple[int, int]] = {"down": (2, 3), "down_right": (2, 2), "none": (3, 3)}
+EPS = {torch.float64: 2.0**-52, torch.float32: 2.0**-23, torch.bfloat16: 2.0**-8}
+both_impls = pytest.mark.parametrize(
+    "impl", ["reference", pytest.param("native", marks=needs_extension)]
+)
+each_shift = pytest.mark.parametrize("shift", list(KERNELS))
+
+
+@dataclass
+class Case:
+    """A block's inputs in float64, rounded to the dtype they will be computed in."""
+
+    shift: Shift
+    x: Tensor
+    skips: list[Tensor]
+    weights: list[Tensor]
+    grad_y: Tensor
+    dropout: float
+    seed: Tensor
+
+    def run(
+        self, impl: str, dtype: torch.dtype, prepare: Callable[[Tensor], Tensor] = lambda t: t
+    ) -> dict[str, Tensor]:
+        """The output and all gradients."""
+        exact = torch.float64 if dtype == torch.float64 else torch.float32
+        x, *skips = (
+            prepare(t.to(dtype).clone()).detach().requires_grad_() for t in (self.x, *self.skips)
+        )
+        weights = [w.to(exact).detach().clone().requires_grad_() for w in self.weights]
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            y = gated_resnet(
+                x,
+                (weights[0], weights[1]),
+                (weights[2], weights[3]),
+                tuple(skips) or None,
+                (weights[4], weights[5]) if skips else None,
+                shift=self.shift,
+                dropout=self.dropout,
+                seed=self.seed,
+                layer=3,
+                impl=impl,
+            )
+        y.backward(self.grad_y.to(y.dtype))
+        names = ["conv_in", "bias_in", "conv_out", "bias_out", "nin", "bias_nin"]
+        grads = dict(zip(names, (w.grad for w in weights), strict=False))
+        grads |= {f"skip{i}": s.grad for i, s in enumerate(skips)}
+        return {"y": y.detach(), "x": x.grad, **grads}
+
+    def native_args(self, dtype: torch.dtype, instruction_set: str = "auto") -> tuple[Any, ...]:
+        exact = torch.float64 if dtype == torch.float64 else torch.float32
+        seed = self.seed if self.dropout else None
+        tensors = [
+            t.to(dtype).clone(memory_format=torch.channels_last) for t in (self.x, *self.skips)
+        ]
+        weights = [w.to(exact).clone() for w in self.weights]
+        return (
+            *(tensors[0], tensors[1:], weights, seed),
+            *(self.shift, self.dropout, 3, True, instruction_set),
+        )
+
+
+def make_case(
+    shift: Shift = "down",
+    size: tuple[int, int, int] = (2, 5, 7),
+    filters: int = 5,
+    skip_channels: tuple[int, ...] = (),
+    dropout: float = 0.0,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+) -> Case:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int, fan_in: int = 1) -> Tensor:
+        values = torch.randn(shape, generator=generator, dtype=torch.float64) / fan_in**0.5
+        return values.to(dtype).double()
+
+    batch, height, width = size
+    kh, kw = KERNELS[shift]
+    f, fan_in = filters, 2 * filters * kh * kw
+    weights = [
+        draw(f, 2 * f, kh, kw, fan_in=fan_in),
+        draw(f),
+        draw(2 * f, 2 * f, kh, kw, fan_in=fan_in),
+        draw(2 * f),
+    ]
+    if skip_channels:
+        s = 2 * sum(skip_channels)
+        weights += [draw(f, s, 1, 1, fan_in=s), draw(f)]
+    return Case(
+        shift,
+        draw(batch, f, height, width),
+        [draw(batch, s, height, width) for s in skip_channels],
+        weights,
+        draw(batch, f, height, width),
+        dropout,
+        torch.tensor(0x1234_5678_9ABC_DEF0),
+    )
+
+
+def assert_as_good(
+    got: dict[str, Tensor], eager: dict[str, Tensor], exact: dict[str, Tensor], eps: float
+) -> None:
+    """The error against float64 is at most twice that of eager, and a band of rounding errors of
+    the largest value: sums of a few terms may be lucky in one order and not in another."""
+    for name, expected in exact.items():
+        assert got[name].dtype == eager[name].dtype, name
+        assert got[name].shape == expected.shape, name
+        scale = expected.abs().max().item() if expected.numel() else 0.0
+        error = (got[name].double() - expected).abs().max().item() if expected.numel() else 0.0
+        eager_error = (
+            (eager[name].double() - expected).abs().max().item() if expected.numel() else 0.0
+        )
+        assert error <= 2 * eager_error + 12 * eps * max(scale, 0.05), (name, error, eager_error)
+
+
+SHAPES = [
+    ((1, 1, 1), 1, ()),
+    ((2, 5, 7), 5, (5,)),
+    ((1, 7, 4), 40, (40, 40)),
+    ((3, 1, 9), 16, (3, 2)),
+    ((2, 6, 1), 24, ()),
+    ((2, 4, 30), 20, (20,)),
+]
+
+
+@needs_extension
+@pytest.mark.parametrize("dtype", list(EPS))
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize(("size", "filters", "skips"), SHAPES)
+@each_shift
+def test_native_is_as_good_as_eager(
+    shift: Shift,
+    size: tuple[int, int, int],
+    filters: int,
+    skips: tuple[int, ...],
+    dropout: float,
+    dtype: torch.dtype,
+) -> None:
+    case = make_case(shift, size, filters, skips, dropout, dtype)
+    exact = case.run("reference", torch.float64)
+    eager = case.run("reference", dtype)
+    assert_as_good(case.run("native", dtype), eager, exact, EPS[dtype])
+
+
+@needs_extension
+@pytest.mark.parametrize("dtype", list(EPS))
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+@each_shift
+def test_every_instruction_set_computes_the_block(
+    shift: Shift, instruction_set: str, dtype: torch.dtype
+) -> None:
+    case = make_case(shift, (2, 5, 13), 20, (20, 3), 0.5, dtype)
+    exact = case.run("reference", torch.float64)
+    eager = case.run("reference", dtype)
+    x, skips, weights, *rest = case.native_args(dtype, instruction_set)
+    leaves = [t.requires_grad_() for t in (x, *skips, *weights)]
+    y = _native(x, skips, weights, *rest)[0]
+    names = ["x", "skip0", "skip1", "conv_in", "bias_in", "conv_out", "bias_out", "nin", "bias_nin"]
+    grads = torch.autograd.grad(y, leaves, case.grad_y.to(dtype))
+    got = {"y": y.detach(), **dict(zip(names, grads, strict=True))}
+    assert_as_good(got, eager, exact, EPS[dtype])
+
+
+@needs_extension
+@settings(max_examples=30, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 33)),
+    filters=st.integers(1, 36),
+    skips=st.lists(st.integers(1, 9), max_size=2),
+    shift=st.sampled_from(list(KERNELS)),
+    dropout=st.sampled_from([0.0, 0.5]),
+    seed=st.integers(0, 99),
+)
+def test_float64_equals_the_reference(
+    size: tuple[int, int, int],
+    filters: int,
+    skips: list[int],
+    shift: Shift,
+    dropout: float,
+    seed: int,
+) -> None:
+    case = make_case(shift, size, filters, tuple(skips), dropout, seed=seed)
+    native, reference = (case.run(impl, torch.float64) for impl in ("native", "reference"))
+    for name, expected in reference.items():
+        torch.testing.assert_close(native[name], expected, rtol=1e-12, atol=1e-12)
+
+
+@needs_extension
+@pytest.mark.parametrize("dtype", list(EPS))
+def test_an_empty_batch_gives_empty_outputs_and_zero_gradients(dtype: torch.dtype) -> None:
+    case = make_case(size=(0, 4, 4), skip_channels=(5,))
+    for name, value in case.run("native", dtype).items():
+        assert torch.equal(value, torch.zeros_like(value)), name
+
+
+STRIDES: dict[str, Callable[[Tensor], Tensor]] = {
+    "nchw": lambda t: t.contiguous(),
+    "channels_last": lambda t: t.to(memory_format=torch.channels_last),
+    "every second column": lambda t: t.repeat_interleave(2, dim=3)[..., ::2],
+    "transposed": lambda t: t.mT.contiguous().mT,
+}
+
+
+@needs_extension
+@pytest.mark.parametrize("dtype", list(EPS))
+@pytest.mark.parametrize("prepare", list(STRIDES.values()), ids=list(STRIDES))
+def test_strides_do_not_matter(prepare: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
+    case = make_case(skip_channels=(5, 2))
+    plain = case.run("native", dtype)
+    for name, value in case.run("native", dtype, prepare).items():
+        assert torch.equal(value, plain[name]), name
+
+
+@needs_extension
+@pytest.mark.parametrize("dtype", list(EPS))
+def test_results_do_not_depend_on_the_thread_count(dtype: torch.dtype) -> None:
+    case = make_case(size=(7, 9, 14), filters=12, skip_channels=(12,), dropout=0.5)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(case.run("native", dtype))
+    finally:
+        torch.set_num_threads(before)
+    for result in results[1:]:
+        for name, value in result.items():
+            assert torch.equal(value, results[0][name]), name
+
+
+@needs_extension
+@pytest.mark.parametrize("dtype", list(EPS))
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+@each_shift
+def test_nothing_is_written_beside_the_outputs(
+    shift: Shift, instruction_set: str, dtype: torch.dtype
+) -> None:
+    """The extension on raw memory: every output lies between canaries and starts as NaN."""
+    case = make_case(shift, (2, 3, 5), 5, (5, 2), 0.5)
+    x, skips, weights, seed, _, dropout, layer, *_ = case.native_args(dtype)
+    canary = 64
+
+    def guarded(like: Tensor) -> tuple[Tensor, Tensor]:
+        whole = torch.full((like.numel() + 2 * canary,), 7.0, dtype=like.dtype)
+        whole[canary:-canary] = float("nan")
+        return whole, whole[canary:-canary]
+
+    expected = _native(x, skips, weights, seed, shift, dropout, layer, True, instruction_set)
+    grad_y = case.grad_y.to(dtype).to(memory_format=torch.channels_last)
+    expected_grads = _native_backward(
+        *(grad_y, x, *expected[1:], skips, weights, seed, shift, dropout, layer, instruction_set)
+    )
+    outputs = [guarded(t) for t in expected]
+    grads = [guarded(t) for t in expected_grads]
+
+    kh, kw = KERNELS[shift]
+    left, _, top, _ = padding_of(kh, kw, shift)
+    shared = (
+        *(str(dtype).removeprefix("torch."), [2, 3, 5, 5, kh, kw, top, left], [5, 2]),
+        *(seed.data_ptr(), layer, 2**22, 2.0, [w.data_ptr() for w in weights]),
+    )
+    y, h, gates = (inside.data_ptr() for _, inside in outputs)
+    gx, *gw = (inside.data_ptr() for _, inside in grads)
+    pairs = zip(skips, gw[5:], strict=True)
+    extension = _extension.extension()
+    forward = [x.data_ptr(), y, h, gates, *(s.data_ptr() for s in skips)]
+    extension.gated_block_forward(*shared, forward, 1, instruction_set)
+    backward = [grad_y.data_ptr(), x.data_ptr(), h, gates, gx, *gw[:5]]
+    backward += itertools.chain.from_iterable((s.data_ptr(), g) for s, g in pairs)
+    extension.gated_block_backward(*shared, backward, 1, instruction_set)
+
+    activations = [*expected, expected_grads[0], *expected_grads[6:]]
+    in_memory = [t.permute(0, 2, 3, 1).flatten() for t in activations]
+    in_memory[4:4] = [t.flatten() for t in expected_grads[1:6]]
+    for (whole, inside), values in zip(outputs + grads, in_memory, strict=True):
+        assert torch.equal(inside, values)
+        for edge in (whole[:canary], whole[-canary:]):
+            assert torch.equal(edge, torch.full_like(edge, 7.0))
+
+
+@pytest.mark.parametrize(
+    ("impl", "dtype"),
+    [
+        ("reference", torch.float64),
+        *(pytest.param("native", dtype, marks=needs_extension) for dtype in EPS),
+    ],
+)
+@pytest.mark.parametrize("shift", ["down", "down_right"])
+def test_no_output_sees_a_later_pixel(shift: Shift, impl: str, dtype: torch.dtype) -> None:
+    """NaN in every pixel that a shift must not see changes no output, native ones bitwise."""
+    case = make_case(shift, (1, 4, 6), 5, (5,))
+    x, (skip,), weights, *_ = case.native_args(dtype)
+
+    def run(x: Tensor, skip: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            return gated_resnet(
+                x,
+                (weights[0], weights[1]),
+                (weights[2], weights[3]),
+                skip,
+                (weights[4], weights[5]),
+                shift=shift,
+                impl=impl,
+            )
+
+    plain = run(x, skip)
+    for r, c in itertools.product(range(4), range(6)):
+        later = torch.zeros(4, 6, dtype=torch.bool)
+        later[r + 1 :] = True
+        if shift == "down_right":
+            later[:, c + 1 :] = True
+        poisoned = run(x.masked_fill(later, torch.nan), skip.masked_fill(later, torch.nan))
+        seen = poisoned[:, :, r, : c + 1 if shift == "down_right" else None]
+        expected = plain[:, :, r, : seen.shape[2]]
+        # Torch's own elementwise functions round by the lane that an element falls into.
+        tolerance = 1e-12 if impl == "reference" else 0.0
+        torch.testing.assert_close(seen, expected, rtol=tolerance, atol=tolerance)
+
+
+@both_impls
+def test_nan_and_infinity_come_through(impl: str) -> None:
+    case = make_case(size=(1, 3, 3))
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        case.x[0, 2, 1, 1] = bad
+        y = case.run(impl, torch.float32)["y"]
+        assert not y[0, 2, 1, 1].isfinite()
+        assert y[0, :, 0].isfinite().all()
+
+
+# ---- dropout ----------------------------------------------------------------------------------
+
+
+def test_dropout_factors_have_the_right_mean_and_depend_on_seed_and_layer() -> None:
+    shape = torch.Size((4, 10, 16, 16))
+    seed = torch.tensor(5)
+    for p in (0.1, 0.5, 0.9):
+        factors = dropout_factors(shape, p, seed, 0)
+        kept = (factors > 0).double().mean().item()
+        assert abs(kept - (1 - p)) < 5 * (p * (1 - p) / factors.numel()) ** 0.5
+        assert torch.equal(factors.unique(), torch.tensor([0, 1 / (1 - p)], dtype=torch.float64))
+    half = dropout_factors(shape, 0.5, seed, 0)
+    for other_seed, layer in ((5, 1), (6, 0), (5 + 2**40, 0)):
+        other = dropout_factors(shape, 0.5, torch.tensor(other_seed), layer)
+        assert 0.4 < (other == half).double().mean() < 0.6
+
+
+def test_dropout_factors_of_an_image_are_a_prefix_of_the_batch() -> None:
+    seed = torch.tensor(9)
+    batch = dropout_factors(torch.Size((3, 6, 5, 7)), 0.5, seed, 2)
+    assert torch.equal(dropout_factors(torch.Size((1, 6, 5, 7)), 0.5, seed, 2), batch[:1])
+
+
+@needs_extension
+@pytest.mark.parametrize("dropout", [0.25, 0.5, 0.9])
+def test_native_and_reference_drop_the_same_elements(dropout: float) -> None:
+    case = make_case("down_right", (2, 5, 7), 3, (), dropout)
+    native, reference = (case.run(impl, torch.float64) for impl in ("native", "reference"))
+    for name, expected in reference.items():
+        torch.testing.assert_close(native[name], expected, rtol=1e-12, atol=1e-12)
+
+
+@both_impls
+def test_dropout_zero_draws_nothing(impl: str) -> None:
+    block = GatedResnet(4, (2, 3), shift="down", dropout=0.0)
+    x = torch.randn(1, 4, 3, 3)
+    before = torch.get_rng_state()
+    with use_impl(impl):
+        block(x)
+        block.dropout = 0.5
+        block.eval()(x)
+        assert torch.equal(torch.get_rng_state(), before)
+        block.train()(x)
+    assert not torch.equal(torch.get_rng_state(), before)
+
+
+@both_impls
+def test_the_generator_decides_the_dropout(impl: str) -> None:
+    block = GatedResnet(4, (2, 3), shift="down", dropout=0.5)
+    x = torch.randn(2, 4, 6, 6)
+    with use_impl(impl):
+        torch.manual_seed(1)
+        first = block(x)
+        second = block(x)
+        torch.manual_seed(1)
+        assert torch.equal(block(x), first)
+    assert not torch.equal(first, second)
+
+
+# ---- the op as torch sees it ------------------------------------------------------------------
+
+
+@needs_extension
+@pytest.mark.parametrize("skips", [(), (4,), (4, 3)])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@each_shift
+def test_gradcheck(shift: Shift, dropout: float, skips: tuple[int, ...]) -> None:
+    case = make_case(shift, (1, 3, 3), 4, skips, dropout)
+    x, skip_list, weights, *rest = case.native_args(torch.float64)
+    n = len(skip_list)
+    leaves = [t.requires_grad_() for t in (x, *skip_list, *weights)]
+
+    def block(x: Tensor, *others: Tensor) -> Tensor:
+        return _native(x, list(others[:n]), list(others[n:]), *rest)[0]
+
+    assert torch.autograd.gradcheck(block, leaves)
+
+
+@needs_extension
+# opcheck reads .grad of the clones that it makes; the warning is about its own tensors
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.parametrize("dtype", list(EPS))
+@pytest.mark.parametrize("skips", [(), (4, 3)])
+def test_opcheck(dtype: torch.dtype, skips: tuple[int, ...]) -> None:
+    case = make_case("down", (2, 3, 5), 4, skips, 0.5)
+    args = case.native_args(dtype)
+    x, skip_list, weights, seed, shift, dropout, layer, *_ = args
+    _, h, gates = _native(*args)
+    grad_y = case.grad_y.to(dtype)
+    torch.library.opcheck(
+        _native_backward,
+        (grad_y, x, h, gates, skip_list, weights, seed, shift, dropout, layer, "auto"),
+    )
+    for tensor in (x, *skip_list, *weights):
+        tensor.requires_grad_()
+    torch.library.opcheck(_native, args)
+
+
+@needs_extension
+def test_a_second_derivative_is_refused() -> None:
+    x, skips, weights, *rest = make_case().native_args(torch.float64)
+    x.requires_grad_()
+    y = _native(x, skips, weights, *rest)[0]
+    (grad,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="differentiated twice"):
+        grad.sum().backward()
+
+
+@needs_extension
+def test_frozen_weights_still_give_the_inputs_gradient() -> None:
+    x, skips, weights, *rest = make_case(skip_channels=(5,)).native_args(torch.float64)
+    x.requires_grad_()
+    y = _native(x, skips, weights, *rest)[0]
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    for w in weights:
+        w.requires_grad_()
+    y = _native(x, skips, weights, *rest)[0]
+    assert torch.equal(torch.autograd.grad(y.sum(), x)[0], grad)
+
+
+@needs_extension
+@pytest.mark.slow
+def test_a_block_compiles_whole() -> None:
+    block = GatedResnet(4, (2, 3), shift="down", skip_channels=4, dropout=0.5)
+    x, skip = torch.randn(2, 4, 4, 4), torch.randn(2, 4, 4, 4)
+    seed = torch.tensor(3)
+
+    def loss(x: Tensor, skip: Tensor) -> Tensor:
+        return block(x, skip, seed).square().sum()
+
+    with use_impl("native"):
+        expected = torch.autograd.grad(loss(x, skip), list(block.parameters()))
+        compiled = torch.compile(loss, fullgraph=True)
+        got = torch.autograd.grad(compiled(x, skip), list(block.parameters()))
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+# ---- arguments ---------------------------------------------------------------------------------
+
+
+def test_wrong_arguments_are_refused() -> None:
+    x, skips, w, *_ = make_case(skip_channels=(5,)).native_args(torch.float32)
+    conv_in, conv_out, nin = (w[0], w[1]), (w[2], w[3]), (w[4], w[5])
+    with pytest.raises(ValueError, match=r"x must have shape \(B, 5, H, W\)"):
+        gated_resnet(x[:, :3], conv_in, conv_out, shift="down")
+    with pytest.raises(ValueError, match="conv_out must have shape"):
+        gated_resnet(x, conv_in, conv_in, shift="down")
+    with pytest.raises(ValueError, match="given together"):
+        gated_resnet(x, conv_in, conv_out, skips[0], shift="down")
+    with pytest.raises(ValueError, match="skip must have x's batch"):
+        gated_resnet(x, conv_in, conv_out, skips[0][:1], nin, shift="down")
+    with pytest.raises(ValueError, match="nin_skip must have shape"):
+        gated_resnet(x, conv_in, conv_out, (x, x), nin, shift="down")
+    with pytest.raises(ValueError, match="dropout must lie in"):
+        gated_resnet(x, conv_in, conv_out, shift="down", dropout=1.0)
+    with pytest.raises(NotImplementedError, match="no Triton kernel"):
+        gated_resnet(x, conv_in, conv_out, shift="down", impl="triton")
+
+
+@needs_extension
+def test_native_says_why_it_cannot_run() -> None:
+    x, skips, w, *_ = make_case(skip_channels=(1, 1, 1)).native_args(torch.float32)
+    args = ((w[0], w[1]), (w[2], w[3]))
+    with pytest.raises(RuntimeError, match="at most 2 skips"):
+        gated_resnet(x, *args, tuple(skips), (w[4], w[5]), shift="down", impl="native")
+    auto = gated_resnet(x, *args, tuple(skips), (w[4], w[5]), shift="down")
+    reference = gated_resnet_ref(x, *args, tuple(skips), (w[4], w[5]), shift="down")
+    assert torch.equal(auto, reference)
+    with pytest.raises(RuntimeError, match="float16"):
+        gated_resnet(x.half(), *args, shift="down", impl="native")
+
+
+def test_the_reference_is_the_equation() -> None:
+    case = make_case("none", (2, 4, 4), 3, (3,))
+    x, (skip,), w = case.x, case.skips, case.weights
+    conv = torch.nn.functional.conv2d
+    h = conv(concat_elu(x), w[0], w[1], padding=1) + conv(concat_elu(skip), w[4], w[5])
+    a, g = conv(concat_elu(h), w[2], w[3], padding=1).chunk(2, dim=1)
+    got = gated_resnet(
+        x, (w[0], w[1]), (w[2], w[3]), skip, (w[4], w[5]), shift="none", impl="reference"
+    )
+    torch.testing.assert_close(got, x + a * torch.sigmoid(g))
