@@ -1,19 +1,22 @@
 // What an instruction set offers the sampler: the matrix product of a tile and what follows it.
 //
 // The functions are compiled once per instruction set and reached through a table, so that nothing
-// else, and no inline function of the standard library, is compiled for a CPU that may not be there.
+// else, and no inline function of the standard library, is compiled for a CPU that may not be
+// there.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
+#include <vector>
 
 namespace dsmooth::sampler {
 
 // Activations and weights are counted in 32-bit words: one float, or a pair of bfloat16 (channels
 // 2i and 2i + 1). A sum over k runs over words in ascending order, in one accumulator per output.
-constexpr int kUnit = 8;         // outputs; panels are so many units wide
+constexpr int kUnit = 8;          // outputs; panels are so many units wide
 constexpr int kMaxSegments = 16;  // runs of consecutive words that a sum is made of
-constexpr int kMaxRows = 12;     // of a tile
+constexpr int kMaxRows = 12;      // of a tile
 constexpr int kMaxUnits = 6;
 
 struct Segment {
@@ -70,13 +73,17 @@ struct Isa {
                  ptrdiff_t stride);
 };
 
-// Tables by instruction set; null if this build or this CPU lacks it.
+// Tables by instruction set; null if the compiler lacks it.
 const Isa* isa_generic(bool bf16);
 const Isa* isa_avx2(bool bf16);
-const Isa* isa_avx512(bool bf16);
+const Isa* isa_avx512();
+const Isa* isa_avx512_bf16();
 
-// By name ("generic", "avx2", "avx512"), or the best one for "auto".
-// Throws std::invalid_argument for an unknown name, std::runtime_error if the CPU lacks it.
-const Isa* find_isa(const char* name, bool bf16);
+// Names of those that run here, the best last.
+std::vector<std::string> instruction_sets(bool bf16);
+
+// By name ("generic", "avx2", "avx512"), or the best one that runs here for "auto".
+// Throws std::invalid_argument for an unknown name, std::runtime_error for one that cannot run.
+const Isa& find_isa(const std::string& name, bool bf16);
 
 }  // namespace dsmooth::sampler

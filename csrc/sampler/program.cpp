@@ -28,9 +28,11 @@ class Checker {
     for (size_t i = 0; i < p_.caches.size(); ++i) check_cache(p_.caches[i], std::to_string(i));
     const int image_width = p_.image_channels * p_.image_parts + 1;
     check_use(p_.image, 0, image_width + image_width % 2, true, "image");
-    if (p_.context != kNone) check_use(p_.context, 0, image_width + image_width % 2, true, "context");
+    if (p_.context != kNone)
+      check_use(p_.context, 0, image_width + image_width % 2, true, "context");
     check_use(p_.params, 0, (p_.image_channels == 1 ? 3 : 10) * p_.n_mix, false, "params");
-    for (size_t i = 0; i < p_.ops.size(); ++i) check_op(p_.ops[i], "operation " + std::to_string(i));
+    for (size_t i = 0; i < p_.ops.size(); ++i)
+      check_op(p_.ops[i], "operation " + std::to_string(i));
   }
 
  private:

@@ -1,5 +1,6 @@
 // A PixelCNN++ as data: what is cached, which operations run where, with which weights. Built in
-// Python from the module (dsmooth/sampling/program.py, where each field is explained), checked here.
+// Python from the module (dsmooth/sampling/program.py, where each field is explained), checked
+// here.
 #pragma once
 
 #include <vector>
@@ -45,7 +46,7 @@ struct Program {
   int image_parts;  // a pixel enters as a sum of so many operands
   int n_mix;
   bool discretized;
-  bool conditioned;  // decides the stage of the noise
+  bool conditioned;            // decides the stage of the noise
   int image, context, params;  // caches
   std::vector<Cache> caches;
   std::vector<Op> ops;

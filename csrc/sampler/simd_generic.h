@@ -17,7 +17,9 @@ inline void store(float* p, Vec v, int n = kLanes) {
   __builtin_memcpy(p, &v, static_cast<size_t>(n) * sizeof(float));
 }
 inline Vec multiply_add(Vec a, Vec b, Vec c) { return a * b + c; }
-inline Vec minus_abs(Vec x) { return reinterpret_cast<Vec>(reinterpret_cast<IntVec>(x) | INT32_MIN); }
+inline Vec minus_abs(Vec x) {
+  return reinterpret_cast<Vec>(reinterpret_cast<IntVec>(x) | INT32_MIN);
+}
 inline Vec at_least(Vec x, float low) { return x < low ? splat(low) : x; }  // keeps a NaN
 inline Vec select_positive(Vec x, Vec yes, Vec no) { return x > 0 ? yes : no; }
 inline Vec round_whole(Vec x) {
@@ -52,7 +54,8 @@ struct F32 {
 struct Bf16 {
   static Vec low(Vec pairs) { return reinterpret_cast<Vec>(reinterpret_cast<IntVec>(pairs) << 16); }
   static Vec high(Vec pairs) {
-    return reinterpret_cast<Vec>(reinterpret_cast<IntVec>(pairs) & static_cast<int32_t>(0xFFFF0000));
+    return reinterpret_cast<Vec>(reinterpret_cast<IntVec>(pairs) &
+                                 static_cast<int32_t>(0xFFFF0000));
   }
   template <int U>
   static void accumulate(Row<U>& sum, const float* a, const Row<U>& b) {

@@ -31,7 +31,8 @@ inline Vec sigmoid(Vec x) {
 
 // Sums of R rows by U units in registers; one accumulator per output, k ascending.
 template <class Operand, int R, int U>
-[[gnu::flatten]] void tile(const Job& job, const Panel& panel, int m0, float* out, ptrdiff_t stride) {
+[[gnu::flatten]] void tile(const Job& job, const Panel& panel, int m0, float* out,
+                           ptrdiff_t stride) {
   Row<U> sum[R];
   const float* init = job.init + m0 * job.init_stride + panel.column;
 #pragma GCC unroll 16
@@ -64,12 +65,18 @@ void any_tile(const Job& job, const Panel& panel, int m0, int rows, float* out, 
   if constexpr (U > 1) any_tile<Operand, U - 1>(job, panel, m0, rows, out, stride);
 }
 
-inline void put(float* p, Vec v, int n) { store(p, v, n); }
-inline void put(uint16_t* p, Vec v, int n) { store_bf16(p, v, n); }
+// store_bf16 is looked up when used: not every set has it.
+template <class T>
+inline void put(T* p, Vec v, int n) {
+  if constexpr (sizeof(T) == sizeof(float))
+    store(p, v, n);
+  else
+    store_bf16(p, v, n);
+}
 
 template <class T>
-[[gnu::flatten]] void finish(const Job& job, const Panel& panel, int m0, int rows, const float* sums,
-                             ptrdiff_t stride) {
+[[gnu::flatten]] void finish(const Job& job, const Panel& panel, int m0, int rows,
+                             const float* sums, ptrdiff_t stride) {
   const Epilogue& e = job.epilogue;
   const int half = panel.units * kUnit / 2;
   for (int m = m0; m < m0 + rows; ++m, sums += stride) {

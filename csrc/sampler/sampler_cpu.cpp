@@ -1,0 +1,138 @@
+#include "sampler_cpu.h"
+
+#include <algorithm>
+#include <chrono>
+#include <condition_variable>
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "step.h"
+#include "worker_cpu.h"
+
+namespace dsmooth::sampler {
+namespace {
+
+// Weights are read once per slice and pixel, so a slice should be large; its caches are read once
+// per pixel, so they should stay in the last-level cache.
+constexpr int kSlice = 16;
+
+// How a request is shared out.
+struct Split {
+  int teams, lanes;
+  int64_t slices;
+  int largest;
+
+  explicit Split(const Request& r) {
+    teams = static_cast<int>(std::min<int64_t>(r.threads, r.n));
+    lanes = r.threads / teams;
+    const int64_t cap = r.slice > 0 ? r.slice : kSlice;
+    const int64_t rounds = (r.n + teams * cap - 1) / (teams * cap);
+    slices = std::min(r.n, rounds * teams);
+    largest = static_cast<int>((r.n + slices - 1) / slices);
+  }
+};
+
+// One call: its slices, and the threads that take them.
+class Run {
+ public:
+  Run(const Plan& plan, const Request& request) : plan_(plan), r_(request), split_(request) {
+    for (int i = 0; i < split_.teams; ++i) {
+      states_.emplace_back(plan, split_.largest, r_.height, r_.width);
+      teams_.push_back(std::make_unique<Team>(split_.lanes, control_));
+    }
+    current_.resize(static_cast<size_t>(split_.teams));
+  }
+
+  void go(const std::function<void(double)>& poll) {
+    std::vector<std::thread> threads;
+    std::exception_ptr failure;
+    try {
+      running_ = split_.teams * split_.lanes;
+      for (int i = 0; i < split_.teams * split_.lanes; ++i)
+        threads.emplace_back([this, i] { lane(i / split_.lanes, i % split_.lanes); });
+      wait(poll);
+    } catch (...) {
+      failure = std::current_exception();
+      control_.stop.store(true, std::memory_order_relaxed);
+    }
+    for (std::thread& thread : threads) thread.join();
+    if (failure) std::rethrow_exception(failure);
+  }
+
+ private:
+  void wait(const std::function<void(double)>& poll) {
+    const double canvas = r_.height * (plan_.program.stacked() ? 2.0 : 1.0);
+    const double all = static_cast<double>(r_.n) * canvas;
+    std::unique_lock lock(mutex_);
+    while (
+        !finished_.wait_for(lock, std::chrono::milliseconds(100), [&] { return running_ == 0; })) {
+      lock.unlock();
+      poll(static_cast<double>(control_.image_rows.load(std::memory_order_relaxed)) / all);
+      lock.lock();
+    }
+  }
+
+  void lane(int team_index, int lane) {
+    const size_t t = static_cast<size_t>(team_index);
+    Team& team = *teams_[t];
+    CpuWorker worker(plan_.isa, team, lane, split_.lanes);
+    for (;;) {
+      if (lane == 0) take(t);
+      worker.sync();
+      if (current_[t].batch == 0 || worker.stop()) break;
+      if (!Step<CpuWorker>(plan_, current_[t], states_[t], worker).draw()) break;
+    }
+    std::lock_guard lock(mutex_);
+    if (--running_ == 0) finished_.notify_one();
+  }
+
+  // The next slice for a team; an empty one when there is none.
+  void take(size_t team) {
+    const int64_t i = next_.fetch_add(1, std::memory_order_relaxed);
+    Slice& slice = current_[team];
+    slice = Slice{};
+    if (i >= split_.slices) return;
+    const int64_t first = r_.n * i / split_.slices, end = r_.n * (i + 1) / split_.slices;
+    const int64_t pixels = int64_t{plan_.program.image_channels} * r_.height * r_.width;
+    slice = {static_cast<int>(end - first),
+             r_.height,
+             r_.width,
+             r_.seed,
+             r_.first_index + static_cast<uint64_t>(first),
+             r_.temperature,
+             r_.context ? r_.context + first * pixels : nullptr,
+             r_.out + first * pixels};
+    states_[team].clear(slice.batch);
+  }
+
+  const Plan& plan_;
+  const Request& r_;
+  const Split split_;
+  Control control_;
+  std::vector<State> states_;
+  std::vector<std::unique_ptr<Team>> teams_;
+  std::vector<Slice> current_;
+  std::atomic<int64_t> next_{0};
+  std::mutex mutex_;
+  std::condition_variable finished_;
+  int running_ = 0;
+};
+
+}  // namespace
+
+CpuSampler::CpuSampler(Program program, const std::string& instruction_set, bool bf16)
+    : plan_(std::move(program), find_isa(instruction_set, bf16)) {}
+
+void CpuSampler::sample(const Request& request, const std::function<void(double)>& poll) const {
+  if (request.n == 0) return;
+  Run(plan_, request).go(poll);
+}
+
+size_t CpuSampler::bytes_per_image(int height, int width) const {
+  return sampler::bytes_per_image(plan_, height, width);
+}
+
+}  // namespace dsmooth::sampler

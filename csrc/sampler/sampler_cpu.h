@@ -1,0 +1,40 @@
+// Draws images on the CPU: the batch in slices, slices over workers, workers on threads.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+
+#include "plan.h"
+
+namespace dsmooth::sampler {
+
+struct Request {
+  int64_t n;
+  int height, width;
+  uint64_t seed;
+  uint64_t first_index;
+  float temperature;
+  int threads;
+  int slice;             // images at most that a worker draws at a time; 0: as suits the caches
+  const float* context;  // (n, C, H, W) or null
+  float* out;            // (n, C, H, W)
+};
+
+class CpuSampler {
+ public:
+  CpuSampler(Program program, const std::string& instruction_set, bool bf16);
+
+  // Fills request.out. Calls `poll` with the fraction done some ten times a second from the calling
+  // thread; if it throws, the workers stop and the exception goes on to the caller.
+  // Throws std::bad_alloc if the caches do not fit into memory.
+  void sample(const Request& request, const std::function<void(double)>& poll) const;
+
+  const char* instruction_set() const { return plan_.isa.name; }
+  size_t bytes_per_image(int height, int width) const;
+
+ private:
+  Plan plan_;
+};
+
+}  // namespace dsmooth::sampler

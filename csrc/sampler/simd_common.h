@@ -1,0 +1,15 @@
+// Scalars used beside the vectors. Included inside the namespace of each instruction set, and by
+// the portable code, so that each has its own copy.
+
+// (e^r - 1 - r) / r^2 = kExp2 + kExp3 r + ...: minimax on |r| <= ln(2)/2, error 1.4e-8 relative to
+// r.
+constexpr float kExp2 = 0.5f, kExp3 = 0x1.5554aep-3f, kExp4 = 0x1.555486p-5f;
+constexpr float kExp5 = 0x1.12288p-7f, kExp6 = 0x1.6d99bep-10f;
+
+// The nearest bfloat16, ties to even; a NaN stays one.
+inline uint16_t round_bf16(float x) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, sizeof bits);
+  if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return static_cast<uint16_t>((bits >> 16) | 0x40u);
+  return static_cast<uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
+}

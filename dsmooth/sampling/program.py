@@ -1,0 +1,387 @@
+"""A PixelCNN++ as a program for the cached sampler: caches, operations and folded weights as data.
+
+Each operation computes one layer at one position (or one row of positions) from cached activations:
+a sum of matrix products, one per tap of a convolution, then an activation or the gate. The
+operations run in three passes (see docs/sampler.md): the encoder of the context, once per image;
+the vertical stream, row by row; the horizontal stream, whose terms are split into a row part (what
+is known when a row begins: the row above and u) and a pixel part (the pixel to the left and the
+pixel itself). Every activation of the network is computed once per image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from ..nn.layers import GatedResnet, WeightNormConv
+from ..nn.pixelcnnpp import PixelCNNpp
+
+NONE = -1  # no cache
+
+
+class Pass(IntEnum):
+    """When an operation runs."""
+
+    ENCODER = 0
+    VERTICAL = 1
+    HORIZONTAL = 2
+    HEAD = 3
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A ring of `rows` rows at 1/2**level resolution; rows = 0 keeps the whole image.
+
+    operand: activations in the matmul's dtype, else float32.
+    """
+
+    level: int
+    channels: int
+    rows: int
+    operand: bool
+
+
+@dataclass(frozen=True)
+class Term:
+    """A run of taps in one row of a cache: weight (n, taps, channels), float64.
+
+    Tap t reads row + drow, column + dcol + t, in the coordinates of the cache's level. row_part:
+    computed for the whole row when it begins, from what is known by then.
+    """
+
+    cache: int
+    drow: int
+    dcol: int
+    weight: Tensor
+    row_part: bool = False
+
+
+@dataclass
+class Op:
+    """One layer: bias plus terms, then where the result goes (cache indices or NONE).
+
+    With `gate` the 2n sums are (A, G) and the value is residual_in + A * sigmoid(G); else the value
+    is the sum; `add` is added to it. It is stored as float32 (residual_out), as concat_elu of
+    itself (act_out) and as operand (raw_out). row_parity, column_parity: the positions where the
+    operation runs, NONE for all.
+    """
+
+    stage: Pass
+    level: int
+    bias: Tensor
+    terms: list[Term]
+    gate: bool = False
+    residual_in: int = NONE
+    add: int = NONE
+    residual_out: int = NONE
+    act_out: int = NONE
+    raw_out: int = NONE
+    row_parity: int = NONE
+    column_parity: int = NONE
+
+
+@dataclass
+class Program:
+    """The whole network; `image`, `context` and `params` name the caches of input and output.
+
+    image_parts: 1, or 2 when a pixel enters as a bfloat16 and the remainder as another.
+    """
+
+    image_parts: int
+    caches: list[Cache] = field(default_factory=list)
+    ops: list[Op] = field(default_factory=list)
+    image: int = NONE
+    context: int = NONE
+    params: int = NONE
+
+    def cache(self, level: int, channels: int, rows: int, *, operand: bool = True) -> int:
+        """Add a cache and return its index."""
+        self.caches.append(Cache(level, channels, rows, operand))
+        return len(self.caches) - 1
+
+
+@dataclass(frozen=True)
+class _Node:
+    """A tensor of the network: its level and the cache of its concat_elu."""
+
+    level: int
+    act: int
+
+
+def folded(layer: WeightNormConv) -> tuple[Tensor, Tensor]:
+    """(weight, bias) with weight norm folded in float64."""
+    v, g, bias = (p.detach().double() for p in (layer.weight_v, layer.weight_g, layer.bias))
+    over = (0, 2, 3) if layer.transposed else (1, 2, 3)
+    scale = g / torch.linalg.vector_norm(v, dim=over)
+    return v * scale.view((1, -1, 1, 1) if layer.transposed else (-1, 1, 1, 1)), bias
+
+
+def build_program(model: PixelCNNpp, *, image_parts: int = 1) -> Program:
+    """The program of `model`; weights as they are now."""
+    builder = _Builder(model, image_parts)
+    builder.build()
+    return builder.program
+
+
+class _Stream:
+    """One of the two streams: which pass it runs in, how many rows its caches keep."""
+
+    def __init__(self, program: Program, stage: Pass, rows: int, n_filters: int) -> None:
+        self.stage = stage
+        self.rows = rows
+        # The value of the layer last computed at a position, which the next one adds to.
+        self.residual = [program.cache(level, n_filters, 1, operand=False) for level in range(3)]
+
+
+class _Builder:
+    def __init__(self, model: PixelCNNpp, image_parts: int) -> None:
+        self.model = model
+        self.f = model.config.n_filters
+        self.channels = model.config.image_channels
+        self.program = Program(image_parts)
+        # Row r of u needs rows r - 1 and r of its inputs. ul needs one row only: the row part has
+        # consumed the row above before the row itself is overwritten.
+        self.u = _Stream(self.program, Pass.VERTICAL, 2, self.f)
+        self.ul = _Stream(self.program, Pass.HORIZONTAL, 1, self.f)
+
+    def build(self) -> None:
+        program, model = self.program, self.model
+        e_u, e_ul = self._encoder() if model.encoder is not None else (NONE, NONE)
+        # The stem reads two rows above the current one.
+        program.image = program.cache(0, self._image_channels(), 3)
+        nodes = self._stem(e_u, e_ul)
+        stack = [nodes]
+        raw: list[tuple[int, int]] = []
+        for i, block in enumerate(model.up):
+            raw.append((self._raw(self.u, i), self._raw(self.ul, i)) if i < 2 else (NONE, NONE))
+            for j, layers in enumerate(zip(block.u, block.ul, strict=True)):
+                outs = raw[i] if j == len(block.u) - 1 else (NONE, NONE)
+                u = self._resnet(self.u, layers[0], nodes[0], [], outs[0])
+                ul = self._resnet(self.ul, layers[1], nodes[1], [u], outs[1])
+                nodes = (u, ul)
+                stack.append(nodes)
+            if i < 2:
+                nodes = (
+                    self._downsize(self.u, model.downsize_u[i], i, raw[i][0]),
+                    self._downsize(self.ul, model.downsize_ul[i], i, raw[i][1]),
+                )
+                stack.append(nodes)
+
+        nodes = stack.pop()
+        for i, block in enumerate(model.down):
+            level = 2 - i
+            outs = (NONE, NONE)
+            if i < 2:
+                outs = (self._raw(self.u, level, rows=1), self._raw(self.ul, level))
+            for j, layers in enumerate(zip(block.u, block.ul, strict=True)):
+                last = j == len(block.u) - 1
+                skip_u, skip_ul = stack.pop()
+                u = self._resnet(self.u, layers[0], nodes[0], [skip_u], outs[0] if last else NONE)
+                ul = self._resnet(
+                    self.ul, layers[1], nodes[1], [u, skip_ul], outs[1] if last else NONE
+                )
+                nodes = (u, ul)
+            if i < 2:
+                nodes = (
+                    self._upsize(self.u, model.upsize_u[i], level, outs[0]),
+                    self._upsize(self.ul, model.upsize_ul[i], level, outs[1]),
+                )
+        self._head(nodes[1])
+
+    def _image_channels(self) -> int:
+        """Pixel (in one or two parts), one; an even number, for operands come in pairs."""
+        n = self.channels * self.program.image_parts + 1
+        return n + n % 2
+
+    def _raw(self, stream: _Stream, level: int, rows: int | None = None) -> int:
+        return self.program.cache(level, self.f + self.f % 2, rows or stream.rows)
+
+    def _add(
+        self, stage: Pass, level: int, bias: Tensor, terms: list[Term], **outputs: int
+    ) -> None:
+        self.program.ops.append(Op(stage, level, bias, terms, **outputs))
+
+    def _stem_taps(self, weight: Tensor) -> Tensor:
+        """(n, C + 1, taps) on pixels and ones -> (n, taps, channels of the image cache)."""
+        parts = [weight[:, :-1]] * self.program.image_parts + [weight[:, -1:]]
+        missing = self._image_channels() - sum(p.shape[1] for p in parts)
+        parts += [weight.new_zeros(weight.shape[0], missing, weight.shape[2])]
+        return torch.cat(parts, dim=1).transpose(1, 2)
+
+    def _stem(self, e_u: int, e_ul: int) -> tuple[_Node, _Node]:
+        """u0 and ul0. Their biases enter through the channel of ones at a tap that lies inside the
+        image exactly where the shifted branch is not zero."""
+        ones, image = self.channels, self.program.image
+        model, zero = self.model, torch.zeros(self.f, dtype=torch.float64)
+        w, bias = folded(model.stem_u)
+        w[:, ones, 1, 1] += bias
+        act_u = self.program.cache(0, 2 * self.f, self.u.rows)
+        terms = [
+            Term(image, -2, -1, self._stem_taps(w[:, :, 0])),
+            Term(image, -1, -1, self._stem_taps(w[:, :, 1])),
+        ]
+        self._add(
+            Pass.VERTICAL, 0, zero, terms, add=e_u, residual_out=self.u.residual[0], act_out=act_u
+        )
+        above, bias = folded(model.stem_ul_above)
+        above[:, ones, 0, 1] += bias
+        left, bias = folded(model.stem_ul_left)
+        left[:, ones, 1, 0] += bias
+        above[:, :, 0, 0] += left[:, :, 0, 0]
+        act_ul = self.program.cache(0, 2 * self.f, self.ul.rows)
+        terms = [
+            Term(image, -1, -1, self._stem_taps(above[:, :, 0]), row_part=True),
+            Term(image, 0, -1, self._stem_taps(left[:, :, 1])),
+        ]
+        self._add(
+            Pass.HORIZONTAL,
+            0,
+            zero,
+            terms,
+            add=e_ul,
+            residual_out=self.ul.residual[0],
+            act_out=act_ul,
+        )
+        return _Node(0, act_u), _Node(0, act_ul)
+
+    def _taps(self, stream: _Stream, cache: int, weight: Tensor) -> list[Term]:
+        """The terms of a convolution (n, c, 2, kw) over the row above and the current one."""
+        down = stream.stage == Pass.VERTICAL
+        channels = self.program.caches[cache].channels
+        padded = torch.nn.functional.pad(weight, (0, 0, 0, 0, 0, channels - weight.shape[1]))
+        return [
+            Term(
+                cache,
+                drow,
+                -1,
+                padded[:, :, drow + 1].transpose(1, 2),
+                row_part=not down and drow < 0,
+            )
+            for drow in (-1, 0)
+        ]
+
+    def _resnet(
+        self, stream: _Stream, layer: GatedResnet, x: _Node, skips: list[_Node], raw_out: int
+    ) -> _Node:
+        program, level = self.program, x.level
+        weight, bias = folded(layer.conv_in)
+        terms = self._taps(stream, x.act, weight)
+        if layer.nin_skip is not None:
+            skip_weight, skip_bias = folded(layer.nin_skip)
+            bias = bias + skip_bias
+            # concat_elu([a, b]) has the channels a, b, -a, -b; each cache holds a, -a.
+            parts = skip_weight.view(self.f, 2, len(skips), self.f)
+            for i, skip in enumerate(skips):
+                own = parts[:, :, i].reshape(self.f, 1, 2 * self.f)
+                # The first skip of ul is u, of which the whole row is known.
+                row_part = stream.stage == Pass.HORIZONTAL and i == 0
+                terms.append(Term(skip.act, 0, 0, own, row_part))
+        h = program.cache(level, 2 * self.f, stream.rows)
+        self._add(stream.stage, level, bias, terms, act_out=h)
+        weight, bias = folded(layer.conv_out)
+        out = program.cache(level, 2 * self.f, stream.rows)
+        residual = stream.residual[level]
+        program.ops.append(
+            Op(
+                stream.stage,
+                level,
+                bias,
+                self._taps(stream, h, weight),
+                gate=True,
+                residual_in=residual,
+                residual_out=residual,
+                act_out=out,
+                raw_out=raw_out,
+            )
+        )
+        return _Node(level, out)
+
+    def _downsize(self, stream: _Stream, layer: WeightNormConv, level: int, raw: int) -> _Node:
+        weight, bias = folded(layer)
+        act = self.program.cache(level + 1, 2 * self.f, stream.rows)
+        residual = stream.residual[level + 1]
+        terms = self._taps(stream, raw, weight)
+        self._add(stream.stage, level + 1, bias, terms, residual_out=residual, act_out=act)
+        return _Node(level + 1, act)
+
+    def _upsize(self, stream: _Stream, layer: WeightNormConv, level: int, raw: int) -> _Node:
+        """One operation per parity of row and column, each with the taps that fall there."""
+        weight, bias = folded(layer)  # (c, n, 2, kw)
+        act = self.program.cache(level - 1, 2 * self.f, stream.rows)
+        channels = self.program.caches[raw].channels
+        weight = torch.nn.functional.pad(weight.transpose(0, 1), (0, 0, 0, 0, 0, channels - self.f))
+        # y[2i + a, 2j + b - first] += w[a, b] x[i, j]: the taps of an output column of each parity,
+        # in the order of j (for "down", first = 1: an odd column takes b = 2 of j, 0 of j + 1).
+        columns = ([1], [2, 0]) if stream.stage == Pass.VERTICAL else ([0], [1])
+        for row in (0, 1):
+            for column, taps in enumerate(columns):
+                term = Term(raw, 0, 0, weight[:, :, row, taps].transpose(1, 2))
+                self._add(
+                    stream.stage,
+                    level - 1,
+                    bias,
+                    [term],
+                    residual_out=stream.residual[level - 1],
+                    act_out=act,
+                    row_parity=row,
+                    column_parity=column,
+                )
+        return _Node(level - 1, act)
+
+    def _head(self, ul: _Node) -> None:
+        weight, bias = folded(self.model.head)
+        self.program.params = self.program.cache(0, self.model.config.n_params, 1, operand=False)
+        # elu(ul) is the first half of concat_elu(ul); the other half gets zero weights.
+        both = torch.cat([weight, torch.zeros_like(weight)], dim=1)
+        term = Term(ul.act, 0, 0, both[:, :, 0, 0].unsqueeze(1))
+        self._add(Pass.HEAD, 0, bias, [term], residual_out=self.program.params)
+
+    def _encoder(self) -> tuple[int, int]:
+        """The operations of the context's encoder; the caches of e_u and e_ul."""
+        program, encoder, f = self.program, self.model.encoder, self.f
+        assert encoder is not None
+        program.context = program.cache(0, self._image_channels(), 0)
+        act, h = program.cache(0, 2 * f, 0), program.cache(0, 2 * f, 0)
+        residual = program.cache(0, f, 0, operand=False)
+        raw = program.cache(0, f + f % 2, 0)
+        outputs = [program.cache(0, f, 0, operand=False) for _ in range(2)]
+
+        def around(cache: int, weight: Tensor) -> list[Term]:
+            return [
+                Term(cache, drow, -1, weight[:, :, drow + 1].transpose(1, 2)) for drow in (-1, 0, 1)
+            ]
+
+        weight, bias = folded(encoder.stem)
+        terms = [
+            Term(program.context, drow, -1, self._stem_taps(weight[:, :, drow + 1]))
+            for drow in (-1, 0, 1)
+        ]
+        # The last value also goes to the two nin as it is.
+        raws = [NONE] * len(encoder.layers) + [raw]
+        self._add(Pass.ENCODER, 0, bias, terms, residual_out=residual, act_out=act, raw_out=raws[0])
+        for layer, raw_out in zip(encoder.layers, raws[1:], strict=True):
+            weight, bias = folded(layer.conv_in)
+            self._add(Pass.ENCODER, 0, bias, around(act, weight), act_out=h)
+            weight, bias = folded(layer.conv_out)
+            program.ops.append(
+                Op(
+                    Pass.ENCODER,
+                    0,
+                    bias,
+                    around(h, weight),
+                    gate=True,
+                    residual_in=residual,
+                    residual_out=residual,
+                    act_out=act,
+                    raw_out=raw_out,
+                )
+            )
+        for output, nin in zip(outputs, (encoder.nin_u, encoder.nin_ul), strict=True):
+            weight, bias = folded(nin)
+            weight = torch.nn.functional.pad(weight, (0, 0, 0, 0, 0, f % 2))
+            term = Term(raw, 0, 0, weight[:, :, 0, 0].unsqueeze(1))
+            self._add(Pass.ENCODER, 0, bias, [term], residual_out=output)
+        return outputs[0], outputs[1]

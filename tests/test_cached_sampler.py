@@ -1,0 +1,414 @@
+"""The cached sampler: the network teacher-forced, and the same bits however the work is shared."""
+
+from __future__ import annotations
+
+import copy
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import dsmooth
+from dsmooth._extension import extension
+from dsmooth.functional import logistic_mixture_sample
+from dsmooth.functional.logistic_mixture import MIN_LOG_SCALE, split_mixture
+from dsmooth.nn import PixelCNNpp
+from dsmooth.sampling import CachedSampler, sequential_sample
+from dsmooth.sampling.philox import Stage, image_words, to_uniform
+from dsmooth.sampling.program import build_program
+
+GOLDEN = Path(__file__).parent / "golden"
+INSTRUCTION_SETS = tuple(extension().sampler_instruction_sets(False))
+BF16_INSTRUCTION_SETS = tuple(extension().sampler_instruction_sets(True))
+SEED, FIRST = 2**40 + 5, 2**32 - 2
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """These networks are too small to share; the sampler's own threads are arguments."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def network(
+    *,
+    channels: int = 1,
+    n_filters: int = 6,
+    n_resnet: int = 1,
+    n_mix: int = 3,
+    conditioning: str = "none",
+    likelihood: str = "continuous",
+    context_layers: int = 1,
+) -> PixelCNNpp:
+    """A random network whose streams have unit variance and whose pixels stay near [-1, 1]."""
+    torch.manual_seed(0)
+    config = dsmooth.ModelConfig(
+        image_channels=channels,
+        n_filters=n_filters,
+        n_resnet=n_resnet,
+        n_mix=n_mix,
+        conditioning=conditioning,
+        likelihood=likelihood,
+        context_layers=context_layers,
+    )
+    model = PixelCNNpp(config).eval()
+    x = 0.5 * torch.randn(8, channels, 8, 8)
+    model.initialize(x, None if conditioning == "none" else x + 0.3 * torch.randn_like(x))
+    with torch.no_grad():
+        model.head.weight_g.mul_(0.3)
+        model.head.bias.mul_(0.3)
+        model.head.bias[n_mix:].view(channels, -1, n_mix)[:, 1] -= 2  # log-scales
+    return model
+
+
+def context_for(model: PixelCNNpp, n: int, height: int, width: int) -> Tensor | None:
+    if model.config.conditioning == "none":
+        return None
+    generator = torch.Generator().manual_seed(1)
+    return 0.5 * torch.randn(n, model.config.image_channels, height, width, generator=generator)
+
+
+def uniforms_of(model: PixelCNNpp, n: int, height: int, width: int, first: int) -> Tensor:
+    conditioned = model.config.conditioning != "none"
+    stage = Stage.SAMPLE_CONDITIONED if conditioned else Stage.SAMPLE
+    words = image_words(n, height * width, seed=SEED, first_index=first, stage=stage)
+    return to_uniform(words).view(n, height, width, 4).permute(0, 3, 1, 2)
+
+
+@torch.no_grad()
+def teacher_forced(
+    model: PixelCNNpp, x: Tensor, context: Tensor | None, dtype: torch.dtype, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Every pixel of x redrawn from one forward on x itself: the pixels, and how near its uniform
+    is to a boundary between components (a distance in probability), (B, 1, H, W)."""
+    model = copy.deepcopy(model).to(dtype)
+    n, channels, height, width = x.shape
+    params = model(x.to(dtype), None if context is None else context.to(dtype))
+    u = uniforms_of(model, n, height, width, FIRST).to(dtype)
+    drawn = logistic_mixture_sample(params, u, channels, model.config.likelihood, temperature)
+    logits = split_mixture(params, channels).logits / temperature
+    boundaries = torch.softmax(logits, dim=1).cumsum(1)[:, :-1]
+    if boundaries.shape[1] == 0:
+        return drawn, torch.ones_like(u[:, :1])
+    return drawn, (u[:, :1] - boundaries).abs().amin(1, keepdim=True)
+
+
+def check_teacher_forced(
+    sampler: CachedSampler,
+    model: PixelCNNpp,
+    size: tuple[int, int],
+    *,
+    temperature: float = 1.0,
+    n: int = 3,
+) -> None:
+    height, width = size
+    context = context_for(model, n, height, width)
+    x = sampler.sample(
+        n, height, width, seed=SEED, first_index=FIRST, context=context, temperature=temperature
+    )
+    assert x.isfinite().all()
+    exact, distance = teacher_forced(model, x, context, torch.float64, temperature)
+    eager, _ = teacher_forced(model, x, context, torch.float32, temperature)
+    # Rounding may take a discretized value to the next level; a component only at a boundary.
+    discretized = model.config.likelihood == "discretized"
+    flipped = ((x - exact).abs() > (1.5 / 127.5 if discretized else 1e-3)).any(1, keepdim=True)
+    assert (distance[flipped] < 1e-5).all()
+    assert flipped.sum() <= 1
+    kept = ~(flipped | ((eager - exact).abs() > 1e-3).any(1, keepdim=True)).expand_as(x)
+    error, eager_error = ((y - exact)[kept].abs().max() for y in (x, eager))
+    rounding = 4 * torch.finfo(torch.float32).eps * exact[kept].abs().max().clamp(min=1)
+    if discretized:
+        assert ((x - exact).abs()[kept] > 0.5 / 127.5).sum() <= 1  # a level changed
+    else:
+        assert error <= 2 * eager_error + rounding
+
+
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+@pytest.mark.parametrize("conditioning", ["none", "stack", "concat"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_equals_the_network_teacher_forced(
+    channels: int, conditioning: str, instruction_set: str
+) -> None:
+    for likelihood in ("continuous", "discretized"):
+        model = network(channels=channels, conditioning=conditioning, likelihood=likelihood)
+        sampler = CachedSampler(model, instruction_set=instruction_set)
+        check_teacher_forced(sampler, model, (8, 8))
+
+
+@pytest.mark.parametrize(
+    ("n_filters", "n_resnet", "n_mix", "size", "temperature"),
+    [
+        (1, 1, 1, (4, 4), 1.0),
+        (5, 2, 2, (4, 16), 0.5),
+        (8, 3, 10, (12, 8), 1.5),
+        (40, 1, 5, (8, 4), 1.0),
+        (65, 1, 3, (4, 8), 1.0),
+        (4, 2, 2, (32, 32), 1.0),
+    ],
+)
+def test_every_shape(
+    n_filters: int, n_resnet: int, n_mix: int, size: tuple[int, int], temperature: float
+) -> None:
+    for conditioning in ("none", "stack", "concat"):
+        model = network(
+            n_filters=n_filters, n_resnet=n_resnet, n_mix=n_mix, conditioning=conditioning
+        )
+        check_teacher_forced(CachedSampler(model), model, size, temperature=temperature, n=2)
+
+
+@pytest.mark.parametrize("context_layers", [0, 3])
+def test_every_depth_of_encoder(context_layers: int) -> None:
+    model = network(conditioning="concat", context_layers=context_layers)
+    check_teacher_forced(CachedSampler(model), model, (8, 8))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_golden_networks(channels: int) -> None:
+    model = dsmooth.load_pixelcnnpp(GOLDEN / f"network_c{channels}_8x8_f4_r1_k2.safetensors")
+    with torch.no_grad():
+        # These weights are random: with narrow components the pixels stay near [-1, 1].
+        model.head.bias[2:].view(channels, -1, 2)[:, 1] -= 4
+    check_teacher_forced(CachedSampler(model), model, (8, 8))
+
+
+@pytest.mark.parametrize(("conditioning", "channels"), [("none", 3), ("concat", 1)])
+def test_equals_sequential_sampling(conditioning: str, channels: int) -> None:
+    model = network(conditioning=conditioning, channels=channels, n_filters=4)
+    context = context_for(model, 2, 8, 4)
+    x = CachedSampler(model).sample(2, 8, 4, seed=3, first_index=7, context=context)
+    expected = sequential_sample(
+        model, 2, height=8, width=4, seed=3, first_index=7, context=context
+    )
+    torch.testing.assert_close(x, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "instruction_set"),
+    [(torch.float32, name) for name in INSTRUCTION_SETS]
+    + [(torch.bfloat16, name) for name in BF16_INSTRUCTION_SETS],
+)
+@pytest.mark.parametrize("conditioning", ["none", "stack", "concat"])
+def test_same_bits_however_the_work_is_shared(
+    conditioning: str, dtype: torch.dtype, instruction_set: str
+) -> None:
+    model = network(conditioning=conditioning, n_filters=9, n_resnet=2)
+    sampler = CachedSampler(model, dtype, instruction_set=instruction_set)
+    n, height, width = 64, 4, 8
+    context = context_for(model, n, height, width)
+
+    def draw(first: int, count: int, threads: int, max_slice: int | None) -> Tensor:
+        part = None if context is None else context[first : first + count]
+        return sampler.sample(
+            count,
+            height,
+            width,
+            seed=SEED,
+            first_index=FIRST + first,
+            context=part,
+            threads=threads,
+            max_slice=max_slice,
+        )
+
+    expected = draw(0, n, 1, None)
+    assert len(expected.flatten(1).unique(dim=0)) == n
+    for first, count, threads, max_slice in [
+        (0, 64, 2, None),
+        (0, 64, 3, 5),
+        (0, 64, 1, 64),
+        (0, 1, 1, None),
+        (63, 1, 2, None),
+        (5, 1, 4, None),
+        (2, 2, 3, None),
+        (2, 2, 4, None),
+        (30, 7, 2, 2),
+        (57, 7, 1, 1),
+    ]:
+        assert torch.equal(
+            draw(first, count, threads, max_slice), expected[first : first + count]
+        ), (first, count, threads, max_slice)
+
+
+def test_seed_and_stage_decide_the_noise() -> None:
+    sampler = CachedSampler(network())
+    x = sampler.sample(2, 4, 4, seed=0)
+    assert torch.equal(x, sampler.sample(2, 4, 4, seed=0))
+    assert not torch.equal(x, sampler.sample(2, 4, 4, seed=1))
+    assert not torch.equal(x, sampler.sample(2, 4, 4, seed=2**32))
+
+
+def test_holds_its_own_weights() -> None:
+    model = network()
+    sampler = CachedSampler(model)
+    x = sampler.sample(1, 4, 4)
+    with torch.no_grad():
+        model.stem_u.weight_g.fill_(float("nan"))
+    assert torch.equal(sampler.sample(1, 4, 4), x)
+
+
+def test_dropout_is_off_in_training_mode() -> None:
+    model = network()
+    x = CachedSampler(model).sample(1, 4, 4)
+    assert torch.equal(CachedSampler(model.train()).sample(1, 4, 4), x)
+
+
+def test_float64_model_is_cast() -> None:
+    model = network()
+    x = CachedSampler(model.double()).sample(2, 4, 4)
+    assert x.dtype == torch.float32
+    torch.testing.assert_close(x, CachedSampler(network()).sample(2, 4, 4))
+
+
+def test_context_may_be_strided() -> None:
+    model = network(conditioning="stack", channels=3)
+    sampler = CachedSampler(model)
+    context = torch.randn(2, 3, 8, 4)
+    x = sampler.sample(2, 8, 4, context=context)
+    strided = context.to(memory_format=torch.channels_last)
+    assert torch.equal(sampler.sample(2, 8, 4, context=strided), x)
+
+
+def test_bfloat16_stays_near_the_network() -> None:
+    """With temperature near 0 a pixel is a mean: rounding of activations, 2^-9 each, is all."""
+    model = network(n_mix=1, n_filters=16)
+    x = CachedSampler(model, torch.bfloat16).sample(4, 8, 8, seed=SEED, first_index=FIRST)
+    exact, _ = teacher_forced(model, x, None, torch.float64, 1.0)
+    assert (x - exact).abs().mean() < 0.01
+    assert not torch.equal(x, CachedSampler(model).sample(4, 8, 8, seed=SEED, first_index=FIRST))
+
+
+def test_scales_are_bounded_below() -> None:
+    model = network(n_mix=1)
+    with torch.no_grad():
+        model.head.bias[2:] = -50.0
+        model.head.weight_g.zero_()
+        model.head.bias[:2] = 0.25
+    x = CachedSampler(model).sample(64, 4, 4)
+    assert ((x - 0.25).abs() < 30 * np.exp(MIN_LOG_SCALE)).all()
+    assert (x - 0.25).std() > np.exp(MIN_LOG_SCALE)
+
+
+@pytest.fixture
+def slow_sampler() -> CachedSampler:
+    return CachedSampler(network(n_filters=40, n_resnet=3))
+
+
+def test_progress_grows_to_one(slow_sampler: CachedSampler) -> None:
+    seen: list[float] = []
+    slow_sampler.sample(24, 28, 28, progress=seen.append)
+    assert seen == sorted(seen)
+    assert seen[-1] == 1.0
+    assert all(0 <= fraction <= 1 for fraction in seen)
+
+
+@pytest.mark.parametrize("n", [1, 50])
+def test_ctrl_c_ends_a_call(slow_sampler: CachedSampler, n: int) -> None:
+    sent: list[float] = []
+
+    def interrupt() -> None:
+        sent.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    timer = threading.Timer(0.3, interrupt)
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        slow_sampler.sample(n, 512, 512, threads=2)
+    assert time.monotonic() - sent[0] < 5  # 0.1 s on an idle machine
+    timer.join()
+
+
+def test_an_error_in_the_callback_ends_the_call(slow_sampler: CachedSampler) -> None:
+    def fail(fraction: float) -> None:
+        raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        slow_sampler.sample(8, 512, 512, progress=fail)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n": 0}, "at least 1, got 0"),
+        ({"n": -3}, "at least 1, got -3"),
+        ({"height": 6}, "height must be a positive multiple of 4, got 6"),
+        ({"width": 0}, "width must be a positive multiple of 4, got 0"),
+        ({"seed": -1}, "seed must lie in"),
+        ({"seed": 2**64}, "seed must lie in"),
+        ({"first_index": -1}, "first_index must lie in"),
+        ({"temperature": 0.0}, "temperature must be positive"),
+        ({"temperature": float("nan")}, "temperature must be positive"),
+        ({"threads": 0}, "threads must be at least 1, got 0"),
+        ({"max_slice": 0}, "max_slice must be at least 1, got 0"),
+        ({"context": torch.zeros(1, 1, 4, 4)}, 'conditioning="none"'),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, object], message: str) -> None:
+    sampler = CachedSampler(network())
+    with pytest.raises(ValueError, match=message):
+        sampler.sample(**{"n": 1, "height": 4, "width": 4, **arguments})
+
+
+def test_bad_contexts() -> None:
+    sampler = CachedSampler(network(conditioning="stack"))
+    with pytest.raises(ValueError, match="context is missing"):
+        sampler.sample(1, 4, 4)
+    with pytest.raises(ValueError, match=r"context must have shape \(1, 1, 4, 4\), got \(2, "):
+        sampler.sample(1, 4, 4, context=torch.zeros(2, 1, 4, 4))
+    with pytest.raises(TypeError, match="context must be float32"):
+        sampler.sample(1, 4, 4, context=torch.zeros(1, 1, 4, 4, dtype=torch.float64))
+    with pytest.raises(ValueError, match="context must be finite"):
+        sampler.sample(1, 4, 4, context=torch.full((1, 1, 4, 4), float("nan")))
+
+
+def test_bad_models() -> None:
+    with pytest.raises(TypeError, match="must be a PixelCNNpp, got Linear"):
+        CachedSampler(torch.nn.Linear(1, 1))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"torch.float32 or torch.bfloat16, got torch.float16"):
+        CachedSampler(network(), torch.float16)
+    model = network()
+    with torch.no_grad():
+        model.down[1].ul[0].conv_in.bias[2] = float("inf")
+    with pytest.raises(ValueError, match=r"finite.*down\.1\.ul\.0\.conv_in\.bias"):
+        CachedSampler(model)
+    with pytest.raises(ValueError, match="must be auto, generic"):
+        CachedSampler(network(), instruction_set="mmx")  # type: ignore[arg-type]
+
+
+def test_native_code_checks_programs() -> None:
+    def build(change: str) -> None:
+        program = build_program(network())
+        op = program.ops[3]
+        if change == "cache":
+            op.act_out = len(program.caches)
+        elif change == "channels":
+            op.act_out = program.image
+        elif change == "bias":
+            op.bias = op.bias[:-1]
+        elif change == "row":
+            object.__setattr__(op.terms[0], "drow", 1)
+        elif change == "column":
+            object.__setattr__(op.terms[0], "dcol", 1)
+        elif change == "weight":
+            op.terms[0].weight[0, 0, 0] = torch.nan
+        extension().CpuSampler(
+            program=program,
+            image_channels=1,
+            n_mix=3,
+            discretized=False,
+            conditioned=False,
+            instruction_set="auto",
+            bf16=False,
+        )
+
+    build("nothing")
+    for change in ("cache", "channels", "bias", "row", "column", "weight"):
+        with pytest.raises(ValueError, match="sampler program"):
+            build(change)
