@@ -71,7 +71,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Reproduce:
-    """Train a pair, draw noisy and two-step samples, score held-out images, write report.html.
+    """Train a pair and a plain baseline, draw samples, score held-out images, write report.html.
 
     Stages whose results are in the folder already are skipped, so a stopped call can be repeated.
     """
@@ -80,9 +80,11 @@ class Reproduce:
     """Folder for runs, pictures, results.json and report.html."""
     preset: Annotated[str, arg(help=PRESET_HELP, metavar="|".join(PRESETS))] = "mnist-quick"
     budget: float = 8.0
-    """Minutes of training; both models are trained side by side."""
+    """Minutes of training in all; noisy model and denoiser are trained side by side."""
     data_dir: str | None = None
     """Folder of the full data set; without one, the embedded MNIST subset."""
+    download: bool = False
+    """Download the data set into --data-dir if it is not there."""
     count: Annotated[int, arg(aliases=["-n"])] = 64
     """Samples to draw."""
     seed: int = 0
@@ -167,16 +169,16 @@ def _run(command: Train | Sample | Reproduce | Doctor) -> int:
             threads=command.threads,
         )
         return 0
-    from .reproduce import reproduce
+    from .reproduce import plan_from_preset, reproduce
 
-    return reproduce(
-        command.out,
-        preset_name=command.preset,
+    plan = plan_from_preset(
+        command.preset,
         budget=command.budget,
         data_dir=command.data_dir,
-        count=command.count,
+        download=command.download,
         seed=command.seed,
     )
+    return reproduce(command.out, plan, count=command.count)
 
 
 def _train(command: Train) -> int:

@@ -1,0 +1,460 @@
+"""`dsmooth reproduce`: train, draw, score and report, in one folder that remembers what is done."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import __version__
+from .checkpoint import read_json, write_json
+from .config import Role, TrainConfig
+from .data import ImageDataset
+from .draw import write_npz
+from .evaluate.likelihood import evaluate_bits_per_dim
+from .evaluate.report import advice, bound_sentence, is_diverged, visible, write_report
+from .images import save_grid
+from .nn import PixelCNNpp
+from .pair import SmoothedPair, load_run
+from .parallel import Run, train_side_by_side
+from .presets import preset
+from .runlog import LINE_SECONDS, read_log, read_run_config, write_run_config
+from .sampling import sample_images
+from .smoothing import GaussianSmoothing
+from .train import catch_signals, load_data, loss_name
+
+# The baseline's part of the training time. The pair is what the reproduction is about.
+PLAIN_SHARE = 0.2
+# Images drawn or scored at a time.
+CHUNK = 64
+SCORED_IMAGES = 1000
+# Held-out images whose denoising is shown.
+DENOISED_IMAGES = 10
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a reproduction trains.
+
+    groups: the runs of a group train side by side; the groups follow one another. Among the runs
+    are one noisy model and its denoiser; a plain one may be there.
+    name: where the settings come from, for the report. budget: minutes of training in all, or
+    None if the configs say how many images.
+    """
+
+    name: str
+    groups: tuple[tuple[TrainConfig, ...], ...]
+    budget: float | None = None
+
+    @property
+    def configs(self) -> dict[Role, TrainConfig]:
+        """The settings by role."""
+        return {config.role: config for group in self.groups for config in group}
+
+    def description(self) -> dict[str, Any]:
+        """All that decides the results, as JSON."""
+        roles = {role: asdict(config) for role, config in self.configs.items()}
+        return {"name": self.name, "budget": self.budget, "runs": roles}
+
+
+def plan_from_preset(
+    name: str, *, budget: float, data_dir: str | None = None, download: bool = False, seed: int = 0
+) -> Plan:
+    """The pair side by side, then the plain baseline, in `budget` minutes together.
+
+    Raises ValueError for an unknown preset or a budget that is not positive.
+    """
+    if not 0 < budget < math.inf:
+        raise ValueError(f"budget must be a positive number of minutes, got {budget}")
+
+    def config(role: Role, share: float) -> TrainConfig:
+        return replace(
+            preset(name, role),
+            images=None,
+            budget=share * budget,
+            data_dir=data_dir,
+            download=download,
+            seed=seed,
+        )
+
+    pair = (config("noisy", 1 - PLAIN_SHARE), config("denoiser", 1 - PLAIN_SHARE))
+    return Plan(name, (pair, (config("plain", PLAIN_SHARE),)), budget)
+
+
+def reproduce(out: Path, plan: Plan, *, count: int = 64, scored_images: int = SCORED_IMAGES) -> int:
+    """Carry out `plan` in the folder `out`, without repeating what an earlier call did there.
+
+    Writes a run folder for each model, samples/ with a .npz array and a .png grid of `count`
+    images for each method, results.json and report.html; the first `scored_images` held-out
+    images are scored.
+    Returns the exit status: 0, or 128 + the signal's number if it was stopped; the same call then
+    goes on. Raises ValueError for a folder that holds something else and whatever data, settings
+    and runs raise.
+    """
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
+    train_set, test_set = load_data(next(iter(plan.configs.values())))
+    claim_folder(out, plan)
+    interrupted = train_all(out, plan, test_set)
+    if interrupted:
+        print(f"stopped and saved in {out}; repeat the same command to go on")
+        return 128 + interrupted
+    try:
+        models = load_models(out, plan)
+        samples = draw_all(out / "samples", models, plan, test_set, count)
+        bits = score_all(out / "bits_per_dim.json", models, test_set, scored_images)
+    except KeyboardInterrupt:
+        print(f"\nstopped; what is done is in {out}; repeat the same command to go on")
+        return 130
+
+    results = collect(out, plan, models, train_set, test_set, samples, bits)
+    write_json(out / "results.json", results)
+    histories: dict[str, list[dict[str, Any]]] = {
+        role: history(out / role) for role in plan.configs
+    }
+    write_report(out / "report.html", results, histories, samples)
+    summarise(out, results)
+    return 0
+
+
+def claim_folder(out: Path, plan: Plan) -> None:
+    """Make `out` the folder of `plan`. Raises ValueError if it is that of something else."""
+    path = out / "reproduction.json"
+    mine = flatten(plan.description())
+    if path.exists():
+        theirs = flatten(read_json(path))
+        different = [key for key in [*mine, *theirs] if mine.get(key) != theirs.get(key)]
+        if different:
+            key = different[0]
+            raise ValueError(
+                f"{out} holds another reproduction: its {key} is {theirs.get(key)}, not "
+                f"{mine.get(key)}; choose another --out"
+            )
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is there and holds no reproduction; choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(path, plan.description())
+
+
+def flatten(value: Any, name: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted keys; tuples as lists, as JSON has them."""
+    if not isinstance(value, dict):
+        return {name: list(value) if isinstance(value, tuple) else value}
+    parts = [flatten(v, f"{name}.{k}" if name else k) for k, v in value.items()]
+    return {key: inner for part in parts for key, inner in part.items()}
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run in `folder` came to its end."""
+    if not (folder / "log.jsonl").exists() or not (folder / "model.safetensors").exists():
+        return False
+    entries = read_log(folder)
+    return bool(entries) and entries[-1]["event"] == "end"
+
+
+def train_all(out: Path, plan: Plan, test_set: ImageDataset) -> int | None:
+    """Train what is not trained yet. Returns the number of the signal that stopped it, if any."""
+    cores = torch.get_num_threads()
+    with catch_signals() as stop:
+        for group in plan.groups:
+            left = [config for config in group if not is_finished(out / config.role)]
+            for config in group:
+                if config not in left:
+                    print(f"{config.role}: trained already")
+            if not left:
+                continue
+            runs = [prepare_run(out / config.role, config, test_set) for config in left]
+            threads = max(1, cores // len(group))
+            names = " and ".join(config.role for config in left)
+            time_left = f" for {left[0].budget:.3g} minutes" if left[0].budget else ""
+            print(f"training {names}{time_left}, {threads} CPU thread(s) each", flush=True)
+            interrupted = train_side_by_side(runs, threads, stop)
+            if interrupted:
+                return interrupted
+    return None
+
+
+def prepare_run(folder: Path, config: TrainConfig, test_set: ImageDataset) -> Run:
+    """The run of `config` in `folder`, ready to start or to go on."""
+    folder.mkdir(exist_ok=True)
+    settings = folder / "settings.json"
+    if not (folder / "checkpoint.safetensors").exists():
+        if not (folder / "config.json").exists() and not settings.exists():
+            write_run_config(folder, config, test_set.image_size)
+        if (folder / "config.json").exists():
+            # Just written, or left by a run that was killed before its first checkpoint: that one
+            # begins again with the number of images that was measured then.
+            os.replace(folder / "config.json", settings)
+    return Run(config.role, folder, settings)
+
+
+@dataclass(frozen=True)
+class Models:
+    """The trained models, in evaluation mode."""
+
+    pair: SmoothedPair
+    plain: PixelCNNpp | None
+
+
+def load_models(out: Path, plan: Plan) -> Models:
+    """Read the trained models onto the GPU if there is one."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pair = SmoothedPair.from_runs(out / "noisy", out / "denoiser").to(device)
+    plain = load_run(out / "plain")[0].to(device) if "plain" in plan.configs else None
+    return Models(pair, plain)
+
+
+def draw_all(
+    folder: Path, models: Models, plan: Plan, test_set: ImageDataset, count: int
+) -> dict[str, Tensor]:
+    """The pictures of the report: (N, C, H, W) by name, drawn or read from `folder`.
+
+    "noisy", "two-step", "single-step" and "plain" are `count` samples; the same x~ stands behind
+    the first three. "held-out", "held-out-noisy", "held-out-two-step" and
+    "held-out-single-step" are test images, with noise, and denoised.
+    """
+    folder.mkdir(exist_ok=True)
+    pair, plain = models.pair, models.plain
+    seed = plan.configs["noisy"].seed
+    height, width = pair.image_size
+    device = next(pair.parameters()).device
+    pictures: dict[str, Tensor] = {}
+
+    def draw(name: str, n: int, what: Callable[[int, int], Tensor]) -> Tensor:
+        """`what` (first, n) in chunks, unless the file is there."""
+        path = folder / f"{name}.npz"
+        x = read_npz(path, n)
+        if x is None:
+            with progress(f"drawing {name}", n) as done:
+                chunks = []
+                for first in range(0, n, CHUNK):
+                    chunks.append(what(first, min(CHUNK, n - first)).cpu())
+                    done(first + chunks[-1].shape[0])
+            x = torch.cat(chunks)
+            write_npz(path, x, seed, 0)
+            save_grid(visible(x), folder / f"{name}.png")
+        pictures[name] = x
+        return x
+
+    def denoise(x_tilde: Tensor, method: Any) -> Callable[[int, int], Tensor]:
+        return lambda first, n: pair.denoise(
+            x_tilde[first : first + n].to(device), seed=seed, first_index=first, method=method
+        )
+
+    def sample(model: PixelCNNpp) -> Callable[[int, int], Tensor]:
+        return lambda first, n: sample_images(
+            model, n, height=height, width=width, seed=seed, first_index=first
+        )
+
+    clean = test_set.batch(torch.arange(min(DENOISED_IMAGES, len(test_set))))
+    noise = {"seed": seed, "first_index": 0, "repeat": 0}
+    x_tilde = {
+        "": draw("noisy", count, sample(pair.noisy)),
+        "held-out-": pair.smoothing.sample(clean, **noise),
+    }
+    pictures |= {"held-out": clean, "held-out-noisy": x_tilde["held-out-"]}
+    for prefix, x in x_tilde.items():
+        draw(f"{prefix}two-step", len(x), denoise(x, "two-step"))
+        if isinstance(pair.smoothing, GaussianSmoothing):
+            draw(f"{prefix}single-step", len(x), denoise(x, "single-step"))
+    if plain is not None:
+        draw("plain", count, sample(plain))
+    return pictures
+
+
+def read_npz(path: Path, count: int) -> Tensor | None:
+    """The `count` images that `write_npz` wrote to `path`, or None if others or none are there."""
+    if not path.exists():
+        return None
+    with np.load(path, allow_pickle=False) as arrays:
+        x = torch.from_numpy(arrays["x"])
+    return x if x.shape[0] == count else None
+
+
+def score_all(
+    path: Path, models: Models, test_set: ImageDataset, limit: int
+) -> dict[str, dict[str, Any]]:
+    """Bits/dim of the pair and of the baseline on held-out images, computed or read from `path`."""
+    n = min(limit, len(test_set))
+    if path.exists():
+        stored = read_json(path)
+        if stored["pair"]["n_images"] == n:
+            return stored
+    with progress("scoring held-out images", n) as done:
+        bound = evaluate_bits_per_dim(
+            models.pair, test_set, limit=n, batch_size=CHUNK, progress=lambda i, _: done(i)
+        )
+    scores = {"pair": {"unit": "bits/dim", **asdict(bound)}}
+    if models.plain is not None:
+        with progress("scoring the plain model", n) as done:
+            scores["plain"] = score_plain(models.plain, test_set, n, done)
+    write_json(path, scores)
+    return scores
+
+
+@torch.no_grad()
+def score_plain(
+    model: PixelCNNpp, test_set: ImageDataset, n: int, done: Callable[[int], None]
+) -> dict[str, Any]:
+    """-log2 p(x) / d of the first n images: exact, not a bound."""
+    device = next(model.parameters()).device
+    parts = []
+    for first in range(0, n, CHUNK):
+        x = test_set.batch(torch.arange(first, min(first + CHUNK, n))).to(device)
+        parts.append(-model.log_prob(x).double().cpu() / (math.log(2) * x[0].numel()))
+        done(first + x.shape[0])
+    bits = torch.cat(parts)
+    return {
+        "unit": "bits/dim",
+        "likelihood": model.config.likelihood,
+        "value": float(bits.mean()),
+        "standard_error": float(bits.std() / math.sqrt(n)) if n > 1 else math.nan,
+        "n_images": n,
+    }
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    """The log of a run without what a later start took back (steps after the last checkpoint)."""
+    kept: list[dict[str, Any]] = []
+    for entry in read_log(folder):
+        if entry["event"] == "start":
+            kept = [e for e in kept if e["images"] <= entry["images"]]
+        kept.append(entry)
+    return kept
+
+
+def training_seconds(entries: Sequence[dict[str, Any]]) -> float:
+    """Time in the training loop: each start counts its seconds from 0."""
+    total = last = 0.0
+    for entry in entries:
+        if entry["event"] == "start":
+            total, last = total + last, 0.0
+        last = max(last, entry["seconds"])
+    return round(total + last, 1)
+
+
+def collect(
+    out: Path,
+    plan: Plan,
+    models: Models,
+    train_set: ImageDataset,
+    test_set: ImageDataset,
+    samples: dict[str, Tensor],
+    bits: dict[str, dict[str, Any]],
+) -> dict[str, Any]:
+    """Everything that results.json says; no path of this machine is in it."""
+    networks = {"noisy": models.pair.noisy, "denoiser": models.pair.denoiser, "plain": models.plain}
+    runs = {}
+    for role in plan.configs:
+        config, _ = read_run_config(out / role / "config.json")
+        entries = history(out / role)
+        settings = asdict(config)
+        settings.pop("data_dir")
+        evaluations = [e for e in entries if e["event"] == "evaluation"]
+        network = networks[role]
+        assert network is not None  # every role of the plan was loaded
+        runs[role] = {
+            "settings": settings,
+            "parameters": sum(p.numel() for p in network.parameters()),
+            "images": config.images,
+            "passes_over_training_set": round((config.images or 0) / len(train_set), 2),
+            "training_seconds": training_seconds(entries),
+            "loss": loss_name(config),
+            "held_out_bits_per_dim": evaluations[-1]["bits_per_dim"],
+            "held_out_images": min(config.evaluation_images, len(test_set)),
+        }
+    return {
+        "dsmooth": __version__,
+        "name": plan.name,
+        "budget_minutes": plan.budget,
+        "data": {
+            "name": test_set.name,
+            "embedded_subset": test_set.name == "mnist" and plan.configs["noisy"].data_dir is None,
+            "train_images": len(train_set),
+            "test_images": len(test_set),
+            "image_size": list(test_set.image_size),
+            "image_channels": test_set.image_channels,
+        },
+        "machine": describe_machine(),
+        "runs": runs,
+        "samples": {
+            "seed": plan.configs["noisy"].seed,
+            "count": len(samples["noisy"]),
+            "diverged": {name: int(is_diverged(x).sum()) for name, x in samples.items()},
+        },
+        "bits_per_dim": bits,
+    }
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, threads and versions."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "processor": processor_name(),
+        "cpu_threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def processor_name() -> str:
+    """The processor's own name where Linux tells it, else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+@contextmanager
+def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show how many of `total` images are done: a bar on a terminal, else lines with seconds."""
+    started = printed = time.monotonic()
+    if sys.stdout.isatty():
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+        )
+
+        columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(TextColumn("{task.description}"), *columns) as bar:
+            task = bar.add_task(title, total=total)
+            yield lambda done: bar.update(task, completed=done)
+        return
+    print(f"{title}: {total:,} images", flush=True)
+
+    def show(done: int) -> None:
+        nonlocal printed
+        if time.monotonic() - printed >= LINE_SECONDS and done < total:
+            printed = time.monotonic()
+            print(f"{title}: {done:,}/{total:,}", flush=True)
+
+    yield show
+    print(f"{title}: done in {time.monotonic() - started:.1f} s", flush=True)
+
+
+def summarise(out: Path, results: dict[str, Any]) -> None:
+    """Say on screen what came out, where it is, and how to go further."""
+    print(f"\n{bound_sentence(results)}")
+    print(f"Pictures: {out / 'samples'}/*.png")
+    print(f"Report:   {out / 'report.html'} (open it in a browser; it needs no network)")
+    for sentence in advice(results):
+        print(sentence)

@@ -1,0 +1,71 @@
+"""What every report.html must be: one file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+
+from PIL import Image
+
+VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "wbr"}
+
+
+class Page(HTMLParser):
+    """Collects tags with their attributes, and checks that they nest."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def decode(uri: str) -> Image.Image:
+    """The picture that a data URI carries."""
+    header, _, content = uri.partition(",")
+    assert header == "data:image/png;base64"
+    picture = Image.open(io.BytesIO(base64.b64decode(content, validate=True)))
+    picture.load()
+    return picture
+
+
+def check_self_contained(text: str) -> Page:
+    """Fail unless the page loads nothing, runs nothing, and describes every picture."""
+    page = Page(text)
+    names = [tag for tag, _ in page.tags]
+    for forbidden in ("script", "iframe", "object", "embed", "base", "video", "audio"):
+        assert forbidden not in names
+    pictures = 0
+    for tag, attributes in page.tags:
+        for name, value in attributes.items():
+            assert not name.startswith("on")
+            if name in ("src", "srcset", "poster", "data", "background"):
+                decode(value or "")
+            if name == "href" and tag != "a":
+                assert value == "data:,"
+        if tag == "img":
+            pictures += 1
+            assert (attributes.get("alt") or "").strip()
+            assert "src" in attributes
+    assert pictures >= 5
+    style = "".join(re.findall(r"<style>(.*?)</style>", text, re.DOTALL))
+    assert "url(" not in style
+    assert "@import" not in style
+    assert (
+        "meta",
+        {"name": "viewport", "content": "width=device-width, initial-scale=1"},
+    ) in page.tags
+    assert "$" not in re.sub(r"base64,[^\"]*", "", text)
+    return page

@@ -1,0 +1,273 @@
+"""`dsmooth reproduce`: the whole path once, again, stopped and resumed, and in a wrong folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dsmooth.config import ModelConfig, TrainConfig
+from dsmooth.parallel import Run, Watched, last_words, train_side_by_side
+from dsmooth.reproduce import (
+    Plan,
+    flatten,
+    history,
+    is_finished,
+    plan_from_preset,
+    reproduce,
+    training_seconds,
+)
+from tests.report_checks import check_self_contained
+
+GREY = ModelConfig(n_filters=4, n_resnet=1, n_mix=2, dropout=0.0)
+DENOISER = replace(GREY, conditioning="concat", likelihood="discretized", context_layers=1)
+PLAIN = replace(GREY, likelihood="discretized")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eighty 8 x 8 pictures: bright squares on black."""
+    folder = tmp_path_factory.mktemp("squares")
+    generator = np.random.default_rng(0)
+    for i in range(80):
+        pixels = np.zeros((8, 8), np.uint8)
+        top, left = generator.integers(0, 5, 2)
+        pixels[top : top + 3, left : left + 3] = generator.integers(128, 256)
+        Image.fromarray(pixels).save(folder / f"{i:03d}.png")
+    return folder
+
+
+def tiny_plan(data: Path, images: int = 64, seed: int = 0) -> Plan:
+    noisy = TrainConfig(
+        role="noisy",
+        model=GREY,
+        data="folder",
+        data_dir=str(data),
+        images=images,
+        batch_size=8,
+        warmup_images=0,
+        precision="float32",
+        evaluations=2,
+        evaluation_images=4,
+        seed=seed,
+    )
+    denoiser = replace(noisy, role="denoiser", model=DENOISER)
+    return Plan("tiny", ((noisy, denoiser), (replace(noisy, role="plain", model=PLAIN),)))
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("once") / "out"
+    assert reproduce(out, tiny_plan(data), count=9) == 0
+    return out
+
+
+def test_everything_is_there(finished: Path) -> None:
+    for role in ("noisy", "denoiser", "plain"):
+        assert is_finished(finished / role)
+    for name in ("noisy", "two-step", "single-step", "plain"):
+        with np.load(finished / "samples" / f"{name}.npz") as arrays:
+            assert arrays["x"].shape == (9, 1, 8, 8)
+        with Image.open(finished / "samples" / f"{name}.png") as picture:
+            assert len(np.unique(np.asarray(picture))) > 2
+    check_self_contained((finished / "report.html").read_text(encoding="utf-8"))
+
+
+def test_results_name_their_numbers_and_no_path(finished: Path, data: Path) -> None:
+    text = (finished / "results.json").read_text()
+    results = json.loads(text)
+    assert str(data) not in text
+    assert str(Path.home()) not in text
+    pair = results["bits_per_dim"]["pair"]
+    assert pair["unit"] == "bits/dim"
+    terms = pair["noisy"] + pair["smoothing"] + pair["denoiser"]
+    assert pair["value"] == pytest.approx(terms, rel=1e-6)
+    assert results["bits_per_dim"]["plain"]["n_images"] == results["data"]["test_images"]
+    assert results["runs"]["noisy"]["images"] == 64
+
+
+def test_a_second_call_repeats_nothing(
+    finished: Path, data: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def files() -> dict[Path, int]:
+        paths = [p for p in finished.rglob("*") if p.is_file() and p.name != "report.html"]
+        return {p: p.stat().st_mtime_ns for p in paths if p.name != "results.json"}
+
+    before, results = files(), (finished / "results.json").read_bytes()
+    report = (finished / "report.html").read_bytes()
+    assert reproduce(finished, tiny_plan(data), count=9) == 0
+    assert files() == before
+    assert (finished / "results.json").read_bytes() == results
+    assert (finished / "report.html").read_bytes() == report
+    assert "trained already" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("images", "seed", "name"), [(128, 0, "images"), (64, 1, "seed")], ids=["images", "seed"]
+)
+def test_another_reproduction_is_refused(
+    finished: Path, data: Path, images: int, seed: int, name: str
+) -> None:
+    with pytest.raises(ValueError, match=f"holds another reproduction: its .*{name} is") as caught:
+        reproduce(finished, tiny_plan(data, images, seed), count=9)
+    assert "--out" in str(caught.value)
+
+
+def test_a_folder_with_other_things_is_refused_and_left_alone(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("words")
+    with pytest.raises(ValueError, match="holds no reproduction"):
+        reproduce(tmp_path, tiny_plan(data))
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from tests.test_reproduce import tiny_plan
+from dsmooth.reproduce import reproduce
+sys.exit(reproduce(Path(sys.argv[1]), tiny_plan(Path(sys.argv[2]), int(sys.argv[3])), count=9))
+"""
+
+
+@pytest.mark.slow
+def test_stopped_and_resumed_is_the_uninterrupted_run(data: Path, tmp_path: Path) -> None:
+    images = 4000
+    outs = [tmp_path / "whole", tmp_path / "stopped"]
+    root = str(Path(__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *sys.path])}
+
+    def start(out: Path) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(out), str(data), str(images)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+            cwd=tmp_path,
+        )
+
+    stopped = start(outs[1])
+    log = outs[1] / "denoiser" / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and '"step"' in log.read_text()):
+        assert time.monotonic() < deadline
+        assert stopped.poll() is None
+        time.sleep(0.05)
+    stopped.send_signal(signal.SIGINT)
+    output = stopped.communicate(timeout=120)[0]
+    assert stopped.returncode == 128 + signal.SIGINT, output
+    assert "repeat the same command to go on" in output
+    assert not is_finished(outs[1] / "denoiser")
+    assert (outs[1] / "denoiser" / "checkpoint.safetensors").exists()
+
+    for out in outs:
+        process = start(out)
+        output = process.communicate(timeout=300)[0]
+        assert process.returncode == 0, output
+    for role in ("noisy", "denoiser", "plain"):
+        one, two = (out / role / "model.safetensors" for out in outs)
+        assert one.read_bytes() == two.read_bytes()
+    one, two = (json.loads((out / "results.json").read_text()) for out in outs)
+    assert one["bits_per_dim"] == two["bits_per_dim"]
+
+
+def test_a_failing_run_says_why_and_stops_the_other(data: Path, tmp_path: Path) -> None:
+    plan = tiny_plan(data, images=10**6)
+    noisy, denoiser = plan.groups[0]
+    too_fast = replace(denoiser, learning_rate=1e30, clip_norm=None)
+    with pytest.raises(ChildProcessError, match=r"(?s)denoiser run failed.*the loss is") as caught:
+        reproduce(tmp_path / "out", Plan("bad", ((noisy, too_fast),)))
+    assert "noisy run failed" not in str(caught.value)
+    assert not is_finished(tmp_path / "out" / "noisy")
+
+
+def test_missing_data_is_told_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="--data-dir"):
+        reproduce(tmp_path / "out", tiny_plan(tmp_path / "nowhere"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_stop_during_measurement_leaves_nothing_behind(data: Path, tmp_path: Path) -> None:
+    plan = tiny_plan(data)
+    config = replace(plan.configs["noisy"], images=None, budget=60.0)
+    folder = tmp_path / "noisy"
+    folder.mkdir()
+    from dsmooth.runlog import write_run_config
+
+    write_run_config(folder, config, (8, 8))
+    os.replace(folder / "config.json", folder / "settings.json")
+    run = Run("noisy", folder, folder / "settings.json")
+    assert train_side_by_side([run], 1, lambda: signal.SIGINT) == signal.SIGINT
+    assert not (folder / "config.json").exists()
+
+
+def test_plan_shares_the_budget_between_groups() -> None:
+    plan = plan_from_preset("mnist-quick", budget=10, seed=3)
+    assert [[c.role for c in group] for group in plan.groups] == [["noisy", "denoiser"], ["plain"]]
+    budgets = [{c.budget for c in group} for group in plan.groups]
+    assert all(len(b) == 1 for b in budgets)
+    assert sum(b for group in budgets for b in group if b) == pytest.approx(10)
+    assert {c.seed for c in plan.configs.values()} == {3}
+    assert all(c.images is None for c in plan.configs.values())
+
+
+@pytest.mark.parametrize("budget", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_budget_must_be_positive(budget: float) -> None:
+    with pytest.raises(ValueError, match="budget"):
+        plan_from_preset("mnist-quick", budget=budget)
+
+
+def test_history_forgets_steps_that_a_later_start_took_back(tmp_path: Path) -> None:
+    entries = [
+        {"event": "start", "images": 0, "seconds": 0.0},
+        {"event": "step", "images": 8, "seconds": 1.0},
+        {"event": "step", "images": 24, "seconds": 3.0},
+        {"event": "start", "images": 8, "seconds": 0.0},
+        {"event": "step", "images": 16, "seconds": 1.5},
+    ]
+    lines = [json.dumps(entry) for entry in entries]
+    (tmp_path / "log.jsonl").write_text("\n".join([*lines, '{"event": "st']))
+    kept = history(tmp_path)
+    assert [e["images"] for e in kept if e["event"] == "step"] == [8, 16]
+    assert training_seconds(kept) == 2.5
+
+
+def test_a_watched_log_is_read_once_and_only_whole_lines(tmp_path: Path) -> None:
+    watched = Watched(Run("noisy", tmp_path, tmp_path / "settings.json"))
+    watched.read()
+    assert watched.text() == "measuring the rate"
+    start = json.dumps({"event": "start", "images": 0, "seconds": 0, "total": 100, "loss": "bits"})
+    step = json.dumps(
+        {"event": "step", "images": 40, "seconds": 2, "bits_per_dim": 1.5, "images_per_second": 20}
+    )
+    (tmp_path / "log.jsonl").write_text(start + "\n" + step[:20])
+    watched.read()
+    assert (watched.images, watched.text()) == (0, "starting")
+    with open(tmp_path / "log.jsonl", "a") as file:
+        file.write(step[20:] + "\n")
+    watched.read()
+    assert watched.images == 40
+    assert watched.text() == "1.500 bits/dim · 20 img/s · 0:03 left"
+
+
+def test_last_words_are_the_error_if_there_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "output.txt"
+    path.write_text("noisy: 8 images\ndsmooth: error: the disk is full\nfree some\n")
+    assert last_words(path) == "the disk is full\nfree some"
+    path.write_text("\n".join(map(str, range(40))))
+    assert last_words(path, lines=2) == "38\n39"
+
+
+def test_flatten_compares_as_json_does() -> None:
+    value = {"a": {"b": (1, 2), "c": None}, "d": "x"}
+    assert flatten(value) == flatten(json.loads(json.dumps(value)))
+    assert flatten(value) == {"a.b": [1, 2], "a.c": None, "d": "x"}
