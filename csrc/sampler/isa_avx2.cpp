@@ -10,7 +10,6 @@ namespace dsmooth::sampler {
 namespace ISA {
 namespace {
 #include "simd_avx2.h"
-#include "simd_common.h"
 #include "tile.h"
 
 constexpr Isa kF32 = {"avx2", false, kMaxPanelUnits, max_rows, any_tile<F32>, finish<float>};

@@ -11,7 +11,6 @@ namespace dsmooth::sampler {
 namespace ISA {
 namespace {
 #include "simd_avx512.h"
-#include "simd_common.h"
 #include "tile.h"
 
 constexpr Isa kBf16 = {"avx512", true, kMaxPanelUnits, max_rows, any_tile<Bf16>, finish<uint16_t>};

@@ -5,7 +5,6 @@ namespace dsmooth::sampler {
 #define ISA generic
 namespace ISA {
 namespace {
-#include "simd_common.h"
 #include "simd_generic.h"
 #include "tile.h"
 

@@ -1,4 +1,5 @@
 // Vectors of 8 floats with AVX2 and FMA. Included inside a namespace.
+#include "simd_common.h"
 
 using Vec = __m256;
 

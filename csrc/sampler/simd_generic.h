@@ -1,4 +1,5 @@
 // Vectors of 8 floats in the compiler's own extension: any CPU. Included inside a namespace.
+#include "simd_common.h"
 
 using Vec __attribute__((vector_size(32))) = float;
 using IntVec __attribute__((vector_size(32))) = int32_t;
