@@ -7,6 +7,8 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "gated_block_bindings.h"
@@ -32,7 +34,7 @@ std::array<uint32_t, 4> philox(const std::array<uint32_t, 4>& counter,
 
 Tensor make_tensor(std::string name, uintptr_t data, const std::string& dtype,
                    const std::string& device, int device_index, std::vector<int64_t> shape,
-                   std::vector<int64_t> strides) {
+                   std::vector<int64_t> strides, const py::object& /*owner*/) {
   Tensor tensor;
   if (dtype == "float32") {
     tensor.dtype = Dtype::kFloat32;
@@ -57,18 +59,17 @@ Planes<T> planes(const View<T, 4>& view) {
   return {view.data, view.stride[0], view.stride[1], view.stride[2], view.stride[3]};
 }
 
+// The arguments that forward and backward share.
 template <class T>
-LogisticMixtureArgs<T> make_args(const Tensor& x, const Tensor& params, const Tensor& log_prob,
-                                 const std::optional<Tensor>& grad_x,
-                                 const std::optional<Tensor>& grad_params, bool discretized) {
-  const Device device = x.device;
-  const View<const T, 4> x_view(x, {kAny, kAny, kAny, kAny}, device);
+LogisticMixtureArgs<T> make_args(const Tensor& x, const Tensor& params, const Tensor& state,
+                                 bool discretized) {
+  const View<const T, 4> x_view(x, {kAny, kAny, kAny, kAny}, x.device);
   const auto [batch, channels, rows, cols] = x_view.shape;
   if (channels != 1 && channels != 3) {
     throw std::invalid_argument(x.name + " must have 1 or 3 channels, got " +
                                 std::to_string(channels));
   }
-  const View<const T, 4> params_view(params, {batch, kAny, rows, cols}, device);
+  const View<const T, 4> params_view(params, {batch, kAny, rows, cols}, x.device);
   const int64_t n_params = params_view.shape[1];
   const int64_t per_component = channels == 1 ? 3 : 10;
   if (n_params == 0 || n_params % per_component != 0) {
@@ -76,48 +77,51 @@ LogisticMixtureArgs<T> make_args(const Tensor& x, const Tensor& params, const Te
                                 std::to_string(per_component) + " channels, got " +
                                 std::to_string(n_params));
   }
-  if (grad_x.has_value() != grad_params.has_value()) {
-    throw std::invalid_argument("grad_x and grad_params must be given together");
-  }
-
   LogisticMixtureArgs<T> args;
   args.x = planes(x_view);
   args.params = planes(params_view);
-  const View<T, 3> log_prob_view(log_prob, {batch, rows, cols}, device);
-  args.log_prob = {log_prob_view.data, log_prob_view.stride[0], 0, log_prob_view.stride[1],
-                   log_prob_view.stride[2]};
-  if (grad_x) {
-    args.grad_x = planes(View<T, 4>(*grad_x, {batch, channels, rows, cols}, device));
-    args.grad_params = planes(View<T, 4>(*grad_params, {batch, n_params, rows, cols}, device));
-  }
+  args.state = planes(View<T, 4>(state, {batch, kStateChannels, rows, cols}, x.device));
   args.batch = batch;
   args.rows = rows;
   args.cols = cols;
   args.n_mix = n_params / per_component;
   args.channels = static_cast<int>(channels);
   args.discretized = discretized;
-
-  // Where rows follow each other in every tensor, an image is one long row: no remainder per row.
-  const auto follows = [&](const auto& p) { return p.stride_row == cols * p.stride_col; };
-  if (follows(args.x) && follows(args.params) && follows(args.log_prob) &&
-      (!grad_x || (follows(args.grad_x) && follows(args.grad_params)))) {
-    args.cols = rows * cols;
-    args.rows = 1;
-  }
   return args;
 }
 
 template <class T>
-void run_logistic_mixture(const LogisticMixtureArgs<T>& args, Device device, uintptr_t stream,
-                          int threads, const std::string& instruction_set) {
+Planes<T> per_pixel(const Tensor& tensor, const LogisticMixtureArgs<std::remove_const_t<T>>& args,
+                    Device device) {
+  const View<T, 3> view(tensor, {args.batch, args.rows, args.cols}, device);
+  return {view.data, view.stride[0], 0, view.stride[1], view.stride[2]};
+}
+
+// Where rows follow each other in every tensor, an image is one long row: no remainder per row.
+template <class T>
+void collapse_rows(LogisticMixtureArgs<T>& args) {
+  const auto follows = [&](const auto& p) {
+    return p.data == nullptr || p.stride_row == args.cols * p.stride_col;
+  };
+  if (follows(args.x) && follows(args.params) && follows(args.state) && follows(args.log_prob) &&
+      follows(args.grad) && follows(args.grad_x) && follows(args.grad_params)) {
+    args.cols *= args.rows;
+    args.rows = 1;
+  }
+}
+
+template <class T>
+void run_logistic_mixture(LogisticMixtureArgs<T> args, bool backward, Device device,
+                          uintptr_t stream, int threads, const std::string& instruction_set) {
   if (args.batch == 0 || args.rows == 0 || args.cols == 0) return;
+  collapse_rows(args);
   const py::gil_scoped_release release;
   if (device.type == DeviceType::kCpu) {
-    logistic_mixture_cpu(args, threads, instruction_set);
+    logistic_mixture_cpu(args, backward, threads, instruction_set);
     return;
   }
 #if defined(DSMOOTH_HAS_CUDA)
-  logistic_mixture_cuda(args, device.index, reinterpret_cast<void*>(stream));
+  logistic_mixture_cuda(args, backward, device.index, reinterpret_cast<void*>(stream));
 #else
   (void)stream;
   throw std::runtime_error("this build of the extension has no CUDA half");
@@ -125,13 +129,35 @@ void run_logistic_mixture(const LogisticMixtureArgs<T>& args, Device device, uin
 }
 
 void logistic_mixture(const Tensor& x, const Tensor& params, const Tensor& log_prob,
-                      const std::optional<Tensor>& grad_x, const std::optional<Tensor>& grad_params,
-                      bool discretized, uintptr_t stream, int threads,
+                      const Tensor& state, bool discretized, uintptr_t stream, int threads,
                       const std::string& instruction_set) {
   const auto run = [&](auto zero) {
     using T = decltype(zero);
-    run_logistic_mixture(make_args<T>(x, params, log_prob, grad_x, grad_params, discretized),
-                         x.device, stream, threads, instruction_set);
+    auto args = make_args<T>(x, params, state, discretized);
+    args.log_prob = per_pixel<T>(log_prob, args, x.device);
+    run_logistic_mixture(args, false, x.device, stream, threads, instruction_set);
+  };
+  x.dtype == Dtype::kFloat32 ? run(0.0f) : run(0.0);
+}
+
+void logistic_mixture_backward(const Tensor& grad, const Tensor& x, const Tensor& params,
+                               const Tensor& state, const std::optional<Tensor>& grad_x,
+                               const std::optional<Tensor>& grad_params, bool discretized,
+                               uintptr_t stream, int threads, const std::string& instruction_set) {
+  const auto run = [&](auto zero) {
+    using T = decltype(zero);
+    auto args = make_args<T>(x, params, state, discretized);
+    args.grad = per_pixel<const T>(grad, args, x.device);
+    const int64_t n_params = params.shape[1];
+    if (grad_x) {
+      args.grad_x =
+          planes(View<T, 4>(*grad_x, {args.batch, args.channels, args.rows, args.cols}, x.device));
+    }
+    if (grad_params) {
+      args.grad_params =
+          planes(View<T, 4>(*grad_params, {args.batch, n_params, args.rows, args.cols}, x.device));
+    }
+    run_logistic_mixture(args, true, x.device, stream, threads, instruction_set);
   };
   x.dtype == Dtype::kFloat32 ? run(0.0f) : run(0.0);
 }
@@ -163,16 +189,23 @@ PYBIND11_MODULE(_C, module) {
   module.attr("has_cuda") = false;
 #endif
 
-  py::class_<Tensor>(module, "Tensor", "Borrowed memory: the caller keeps it alive.")
+  py::class_<Tensor>(module, "Tensor", "Borrowed memory, and a reference to its owner.")
       .def(py::init(&make_tensor), py::arg("name"), py::arg("data"), py::arg("dtype"),
-           py::arg("device"), py::arg("device_index"), py::arg("shape"), py::arg("strides"));
+           py::arg("device"), py::arg("device_index"), py::arg("shape"), py::arg("strides"),
+           py::arg("owner"), py::keep_alive<1, 9>());
 
   module.def("instruction_sets", &instruction_sets,
              "Names of the instruction sets built that this CPU has, the best last.");
   module.def("logistic_mixture", &logistic_mixture, py::arg("x"), py::arg("params"),
-             py::arg("log_prob"), py::arg("grad_x"), py::arg("grad_params"), py::arg("discretized"),
-             py::arg("stream") = 0, py::arg("threads") = 1, py::arg("instruction_set") = "auto",
-             "Writes log_prob (B, H, W) and, unless None, its gradients by x and params.");
+             py::arg("log_prob"), py::arg("state"), py::arg("discretized"), py::arg("stream") = 0,
+             py::arg("threads") = 1, py::arg("instruction_set") = "auto",
+             "Writes log_prob (B, H, W), and state (B, 4, H, W) for the backward.");
+  module.def("logistic_mixture_backward", &logistic_mixture_backward, py::arg("grad"), py::arg("x"),
+             py::arg("params"), py::arg("state"), py::arg("grad_x"), py::arg("grad_params"),
+             py::arg("discretized"), py::arg("stream") = 0, py::arg("threads") = 1,
+             py::arg("instruction_set") = "auto",
+             "Writes the gradients by x and params, each unless None, of the sum of grad (B, H, W) "
+             "times log_prob.");
   module.def("elementary_functions", &elementary, py::arg("input"), py::arg("exp"),
              py::arg("expm1"), py::arg("log"), py::arg("instruction_set"),
              "Writes the three functions of the input, all (N,), as the loss computes them.");

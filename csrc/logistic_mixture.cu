@@ -31,38 +31,50 @@ class DeviceGuard {
   int previous_ = 0;
 };
 
-template <class T, int C, bool kDiscretized>
+template <class T, int C, bool kDiscretized, bool kBackward>
 __global__ void logistic_mixture_kernel(LogisticMixtureArgs<T> args) {
   const int64_t pixels = args.batch * args.rows * args.cols;
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t pixel = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; pixel < pixels;
        pixel += step) {
     const int64_t line = pixel / args.cols;
-    logistic_mixture_pixel<T, C, kDiscretized>(args, line / args.rows, line % args.rows,
-                                               pixel % args.cols);
+    const int64_t b = line / args.rows, row = line % args.rows, col = pixel % args.cols;
+    if constexpr (kBackward) {
+      pixel_backward<T, C, kDiscretized>(args, b, row, col);
+    } else {
+      pixel_forward<T, C, kDiscretized>(args, b, row, col);
+    }
   }
+}
+
+template <class T, bool kBackward>
+auto choose_kernel(int channels, bool discretized) {
+  if (channels == 1) {
+    return discretized ? logistic_mixture_kernel<T, 1, true, kBackward>
+                       : logistic_mixture_kernel<T, 1, false, kBackward>;
+  }
+  return discretized ? logistic_mixture_kernel<T, 3, true, kBackward>
+                     : logistic_mixture_kernel<T, 3, false, kBackward>;
 }
 
 }  // namespace
 
 template <class T>
-void logistic_mixture_cuda(const LogisticMixtureArgs<T>& args, int device, void* stream) {
+void logistic_mixture_cuda(const LogisticMixtureArgs<T>& args, bool backward, int device,
+                           void* stream) {
   const int64_t pixels = args.batch * args.rows * args.cols;
   if (pixels == 0) return;
   const DeviceGuard guard(device);
   constexpr int kThreads = 128;
   const auto blocks =
       static_cast<unsigned>(std::min<int64_t>((pixels + kThreads - 1) / kThreads, 1 << 20));
-  const auto kernel = args.channels == 1
-                          ? (args.discretized ? logistic_mixture_kernel<T, 1, true>
-                                              : logistic_mixture_kernel<T, 1, false>)
-                          : (args.discretized ? logistic_mixture_kernel<T, 3, true>
-                                              : logistic_mixture_kernel<T, 3, false>);
+  const auto kernel = backward ? choose_kernel<T, true>(args.channels, args.discretized)
+                               : choose_kernel<T, false>(args.channels, args.discretized);
   kernel<<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(args);
   check(cudaGetLastError(), "launch of logistic_mixture_kernel");
 }
 
-template void logistic_mixture_cuda<float>(const LogisticMixtureArgs<float>&, int, void*);
-template void logistic_mixture_cuda<double>(const LogisticMixtureArgs<double>&, int, void*);
+template void logistic_mixture_cuda<float>(const LogisticMixtureArgs<float>&, bool, int, void*);
+template void logistic_mixture_cuda<double>(const LogisticMixtureArgs<double>&, bool, int, void*);
 
 }  // namespace dsmooth

@@ -22,7 +22,7 @@ inline constexpr double kOuterLevel = 0.999;  // beyond it, the outer levels tak
 template <class T>
 struct Planes {
   T* data = nullptr;
-  int64_t stride_b = 0, stride_c = 0, stride_row = 0, stride_col = 0;
+  int64_t stride_b = 0, stride_c = 0, stride_row = 0, stride_col = 1;
 
   DSMOOTH_HOST_DEVICE T* at(int64_t b, int64_t row, int64_t col) const {
     return data + b * stride_b + row * stride_row + col * stride_col;
@@ -33,15 +33,20 @@ template <class T>
 struct LogisticMixtureArgs {
   Planes<const T> x;       // (B, C, H, W)
   Planes<const T> params;  // (B, P, H, W)
-  Planes<T> log_prob;      // (B, 1, H, W)
-  Planes<T> grad_x;        // (B, C, H, W): d log_prob / d x; data == nullptr: no gradient wanted
-  Planes<T> grad_params;   // (B, P, H, W): d log_prob / d params
+  Planes<T> log_prob;      // (B, 1, H, W); forward only
+  // (B, 4, H, W), see State: written by the forward, read by the backward.
+  Planes<T> state;
+  Planes<const T> grad;   // (B, 1, H, W): d loss / d log_prob; backward only, like what follows
+  Planes<T> grad_x;       // (B, C, H, W), or data == nullptr: not wanted
+  Planes<T> grad_params;  // (B, P, H, W), or data == nullptr: not wanted
   int64_t batch = 0, rows = 0, cols = 0, n_mix = 0;
   int channels = 0;
   bool discretized = false;
-
-  DSMOOTH_HOST_DEVICE bool wants_gradient() const { return grad_params.data != nullptr; }
 };
+
+// What the forward leaves for the backward, so that this evaluates the components once: over k,
+// log sum exp(logit) = max_logit + log(sum_logit), and the same of joint = logit + log p_k.
+enum State { kMaxJoint, kSumJoint, kMaxLogit, kSumLogit, kStateChannels };
 
 // Index of a component's parameter among a pixel's channels.
 template <int C>
@@ -219,70 +224,116 @@ DSMOOTH_INLINE void evaluate_component(const typename M::V (&x)[C], const Compon
   }
 }
 
-// One pixel without scratch memory, for a thread that has none: the components are evaluated twice,
-// first for the two log-sum-exps, then for the gradient.
+template <class M, int C, class Load>
+DSMOOTH_INLINE ComponentInput<M, C> load_component(Channels<C> channel, int64_t k,
+                                                   const Load& load) {
+  ComponentInput<M, C> in;
+  for (int c = 0; c < C; ++c) {
+    in.mean[c] = load(channel.mean(c, k));
+    in.log_scale[c] = load(channel.log_scale(c, k));
+    if constexpr (C == 3) in.coefficient[c] = load(channel.coefficient(c, k));
+  }
+  return in;
+}
+
+// The gradient by every parameter of component k, given its weight pi and its responsibility r,
+// each times d loss / d log_prob; store(channel, value).
+template <int C, class V, class Store>
+DSMOOTH_INLINE void store_component(const Component<V, C>& component, V weight, V responsibility,
+                                    Channels<C> channel, int64_t k, const Store& store) {
+  store(k, responsibility - weight);
+  for (int c = 0; c < C; ++c) {
+    store(channel.mean(c, k), responsibility * component.d_mean[c]);
+    store(channel.log_scale(c, k), responsibility * component.d_log_scale[c]);
+    if constexpr (C == 3) {
+      store(channel.coefficient(c, k), responsibility * component.d_coefficient[c]);
+    }
+  }
+}
+
+// One pixel without scratch memory, for a thread that has none: a CUDA thread, or the host in
+// tests.
 template <class T, int C, bool kDiscretized>
-DSMOOTH_HOST_DEVICE void logistic_mixture_pixel(const LogisticMixtureArgs<T>& args, int64_t b,
-                                                int64_t row, int64_t col) {
+struct Pixel {
   using M = ScalarMath<T>;
-  const T* x_ptr = args.x.at(b, row, col);
-  const T* params_ptr = args.params.at(b, row, col);
-  const Channels<C> channel{args.n_mix};
   T x[C];
-  for (int c = 0; c < C; ++c) x[c] = x_ptr[c * args.x.stride_c];
+  const T* params;
+  int64_t stride;
+  Channels<C> channel;
 
-  const auto evaluate = [&](int64_t k, Component<T, C>& out) {
-    ComponentInput<M, C> in;
-    for (int c = 0; c < C; ++c) {
-      in.mean[c] = params_ptr[channel.mean(c, k) * args.params.stride_c];
-      in.log_scale[c] = params_ptr[channel.log_scale(c, k) * args.params.stride_c];
-      if constexpr (C == 3) {
-        in.coefficient[c] = params_ptr[channel.coefficient(c, k) * args.params.stride_c];
-      }
+  DSMOOTH_HOST_DEVICE Pixel(const LogisticMixtureArgs<T>& args, int64_t b, int64_t row, int64_t col)
+      : params(args.params.at(b, row, col)), stride(args.params.stride_c), channel{args.n_mix} {
+    for (int c = 0; c < C; ++c) x[c] = args.x.at(b, row, col)[c * args.x.stride_c];
+  }
+
+  // Returns the logit.
+  DSMOOTH_HOST_DEVICE T evaluate(int64_t k, Component<T, C>& out) const {
+    const auto load = [&](int64_t index) { return params[index * stride]; };
+    evaluate_component<M, C, kDiscretized>(x, load_component<M, C>(channel, k, load), out);
+    return load(k);
+  }
+};
+
+template <class T>
+struct RunningLogSumExp {
+  T max = 0, sum = 0;
+
+  DSMOOTH_HOST_DEVICE void add(T value, bool first) {
+    using M = ScalarMath<T>;
+    if (first || value > max) {
+      sum = first ? T(0) : sum * M::exp(max - value);
+      max = value;
     }
-    evaluate_component<M, C, kDiscretized>(x, in, out);
-  };
+    sum += M::exp(value - max);
+  }
+};
 
-  Component<T, C> component;
-  T max_logit = 0, sum_logit = 0, max_joint = 0, sum_joint = 0;
+template <class T, int C, bool kDiscretized>
+DSMOOTH_HOST_DEVICE void pixel_forward(const LogisticMixtureArgs<T>& args, int64_t b, int64_t row,
+                                       int64_t col) {
+  using M = ScalarMath<T>;
+  const Pixel<T, C, kDiscretized> pixel(args, b, row, col);
+  RunningLogSumExp<T> logits, joints;
   for (int64_t k = 0; k < args.n_mix; ++k) {
-    evaluate(k, component);
-    const T logit = params_ptr[k * args.params.stride_c];
-    const T joint = logit + component.log_p;
-    if (k == 0) max_logit = logit, max_joint = joint;
-    if (logit > max_logit) {
-      sum_logit *= M::exp(max_logit - logit);
-      max_logit = logit;
-    }
-    if (joint > max_joint) {
-      sum_joint *= M::exp(max_joint - joint);
-      max_joint = joint;
-    }
-    sum_logit += M::exp(logit - max_logit);
-    sum_joint += M::exp(joint - max_joint);
+    Component<T, C> component;
+    const T logit = pixel.evaluate(k, component);
+    logits.add(logit, k == 0);
+    joints.add(logit + component.log_p, k == 0);
   }
   *args.log_prob.at(b, row, col) =
-      (max_joint - max_logit) + (M::log(sum_joint) - M::log(sum_logit));
-  if (!args.wants_gradient()) return;
+      (joints.max - logits.max) + (M::log(joints.sum) - M::log(logits.sum));
+  T* state = args.state.at(b, row, col);
+  state[kMaxJoint * args.state.stride_c] = joints.max;
+  state[kSumJoint * args.state.stride_c] = joints.sum;
+  state[kMaxLogit * args.state.stride_c] = logits.max;
+  state[kSumLogit * args.state.stride_c] = logits.sum;
+}
 
-  T* grad_ptr = args.grad_params.at(b, row, col);
-  const int64_t stride = args.grad_params.stride_c;
+template <class T, int C, bool kDiscretized>
+DSMOOTH_HOST_DEVICE void pixel_backward(const LogisticMixtureArgs<T>& args, int64_t b, int64_t row,
+                                        int64_t col) {
+  using M = ScalarMath<T>;
+  const Pixel<T, C, kDiscretized> pixel(args, b, row, col);
+  const T* state = args.state.at(b, row, col);
+  const T max_joint = state[kMaxJoint * args.state.stride_c];
+  const T max_logit = state[kMaxLogit * args.state.stride_c];
+  const T grad = *args.grad.at(b, row, col);
+  const T scale_joint = grad / state[kSumJoint * args.state.stride_c];
+  const T scale_logit = grad / state[kSumLogit * args.state.stride_c];
   T grad_x[C] = {};
   for (int64_t k = 0; k < args.n_mix; ++k) {
-    evaluate(k, component);
-    const T logit = params_ptr[k * args.params.stride_c];
-    const T weight = M::exp(logit - max_logit) / sum_logit;
-    const T responsibility = M::exp(logit + component.log_p - max_joint) / sum_joint;
-    grad_ptr[k * stride] = responsibility - weight;
-    for (int c = 0; c < C; ++c) {
-      grad_ptr[channel.mean(c, k) * stride] = responsibility * component.d_mean[c];
-      grad_ptr[channel.log_scale(c, k) * stride] = responsibility * component.d_log_scale[c];
-      if constexpr (C == 3) {
-        grad_ptr[channel.coefficient(c, k) * stride] = responsibility * component.d_coefficient[c];
-      }
-      grad_x[c] += responsibility * component.d_x[c];
-    }
+    Component<T, C> component;
+    const T logit = pixel.evaluate(k, component);
+    const T responsibility = M::exp(logit + component.log_p - max_joint) * scale_joint;
+    for (int c = 0; c < C; ++c) grad_x[c] += responsibility * component.d_x[c];
+    if (args.grad_params.data == nullptr) continue;
+    const T weight = M::exp(logit - max_logit) * scale_logit;
+    T* target = args.grad_params.at(b, row, col);
+    store_component<C>(
+        component, weight, responsibility, pixel.channel, k,
+        [&](int64_t channel, T value) { target[channel * args.grad_params.stride_c] = value; });
   }
+  if (args.grad_x.data == nullptr) return;
   for (int c = 0; c < C; ++c) args.grad_x.at(b, row, col)[c * args.grad_x.stride_c] = grad_x[c];
 }
 

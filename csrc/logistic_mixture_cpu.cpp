@@ -7,127 +7,177 @@
 namespace dsmooth::DSMOOTH_ISA {
 namespace {
 
-// A block's vectors per component, between the pass that evaluates and the one that weighs.
-constexpr int kScratchPerComponent = 15;
-
+// kLanes neighbouring pixels of a row; every tensor has adjacent columns.
 template <class T, int C, bool kDiscretized>
 struct Block {
   using M = VectorMath<T>;
   using V = typename M::V;
-
-  struct Evaluated {
-    V logit, joint;
-    Component<V, C> component;
+  struct Place {
+    int64_t b, row, col;  // of the first pixel
   };
-  static_assert(sizeof(Evaluated) <= kScratchPerComponent * sizeof(V));
 
-  DSMOOTH_INLINE static ComponentInput<M, C> load_component(const Planes<const T>& planes,
-                                                            const T* source, Channels<C> channel,
-                                                            int64_t k, int count) {
-    ComponentInput<M, C> in;
-    const auto load = [&](int64_t index) {
-      return M::load(source + index * planes.stride_c, planes.stride_col, count);
-    };
-    for (int c = 0; c < C; ++c) {
-      in.mean[c] = load(channel.mean(c, k));
-      in.log_scale[c] = load(channel.log_scale(c, k));
-      if constexpr (C == 3) in.coefficient[c] = load(channel.coefficient(c, k));
-    }
-    return in;
+  template <class U>
+  DSMOOTH_INLINE static V load(const Planes<U>& planes, Place at, int64_t channel) {
+    return M::load(planes.at(at.b, at.row, at.col) + channel * planes.stride_c);
   }
 
-  // kFull: all lanes hold pixels, columns are adjacent.
-  template <bool kFull>
-  static void run(const LogisticMixtureArgs<T>& args, int64_t b, int64_t row, int64_t col,
-                  int count, Evaluated* scratch) {
-    if constexpr (kFull) count = M::kLanes;
-    const Channels<C> channel{args.n_mix};
-    const auto& planes = args.params;
-    const T* params_ptr = planes.at(b, row, col);
-    const T* x_ptr = args.x.at(b, row, col);
-    V x[C];
-    for (int c = 0; c < C; ++c) {
-      x[c] = M::load(x_ptr + c * args.x.stride_c, args.x.stride_col, count);
-    }
+  DSMOOTH_INLINE static void store(V value, const Planes<T>& planes, Place at, int64_t channel) {
+    M::store(value, planes.at(at.b, at.row, at.col) + channel * planes.stride_c);
+  }
 
+  DSMOOTH_INLINE static V evaluate(const LogisticMixtureArgs<T>& args, Place at, const V (&x)[C],
+                                   int64_t k, Component<V, C>& out) {
+    const auto get = [&](int64_t channel) { return load(args.params, at, channel); };
+    evaluate_component<M, C, kDiscretized>(x, load_component<M, C>(Channels<C>{args.n_mix}, k, get),
+                                           out);
+    return get(k);
+  }
+
+  static void forward(const LogisticMixtureArgs<T>& args, Place at, V* scratch) {
+    V x[C];
+    for (int c = 0; c < C; ++c) x[c] = load(args.x, at, c);
     V max_logit{}, max_joint{};
     for (int64_t k = 0; k < args.n_mix; ++k) {
-      Evaluated& term = scratch[k];
-      const auto in = load_component(planes, params_ptr, channel, k, count);
-      term.logit = M::load(params_ptr + k * planes.stride_c, planes.stride_col, count);
-      evaluate_component<M, C, kDiscretized>(x, in, term.component);
-      term.joint = term.logit + term.component.log_p;
-      max_logit = k == 0 ? term.logit : M::select(term.logit > max_logit, term.logit, max_logit);
-      max_joint = k == 0 ? term.joint : M::select(term.joint > max_joint, term.joint, max_joint);
+      Component<V, C> component;
+      const V logit = evaluate(args, at, x, k, component);
+      const V joint = logit + component.log_p;
+      max_logit = k == 0 ? logit : M::select(logit > max_logit, logit, max_logit);
+      max_joint = k == 0 ? joint : M::select(joint > max_joint, joint, max_joint);
+      scratch[2 * k] = logit;
+      scratch[2 * k + 1] = joint;
     }
     V sum_logit{}, sum_joint{};
     for (int64_t k = 0; k < args.n_mix; ++k) {
-      Evaluated& term = scratch[k];
-      term.logit = M::exp(term.logit - max_logit);
-      term.joint = M::exp(term.joint - max_joint);
-      sum_logit += term.logit;
-      sum_joint += term.joint;
+      sum_logit += M::exp(scratch[2 * k] - max_logit);
+      sum_joint += M::exp(scratch[2 * k + 1] - max_joint);
     }
-    const V log_prob = (max_joint - max_logit) + M::log(sum_joint) - M::log(sum_logit);
-    M::store(log_prob, args.log_prob.at(b, row, col), args.log_prob.stride_col, count);
-    if (!args.wants_gradient()) return;
+    const V log_sums = M::log(sum_joint) - M::log(sum_logit);
+    store((max_joint - max_logit) + log_sums, args.log_prob, at, 0);
+    store(max_joint, args.state, at, kMaxJoint);
+    store(sum_joint, args.state, at, kSumJoint);
+    store(max_logit, args.state, at, kMaxLogit);
+    store(sum_logit, args.state, at, kSumLogit);
+  }
 
-    const V inverse_logit = 1 / sum_logit, inverse_joint = 1 / sum_joint;
-    T* grad_ptr = args.grad_params.at(b, row, col);
-    const auto store = [&](int64_t index, V value) {
-      M::store(value, grad_ptr + index * args.grad_params.stride_c, args.grad_params.stride_col,
-               count);
-    };
-    V grad_x[C] = {};
+  static void backward(const LogisticMixtureArgs<T>& args, Place at, V*) {
+    V x[C], grad_x[C] = {};
+    for (int c = 0; c < C; ++c) x[c] = load(args.x, at, c);
+    const V grad = load(args.grad, at, 0);
+    const V max_joint = load(args.state, at, kMaxJoint);
+    const V max_logit = load(args.state, at, kMaxLogit);
+    const V scale_joint = grad / load(args.state, at, kSumJoint);
+    const V scale_logit = grad / load(args.state, at, kSumLogit);
     for (int64_t k = 0; k < args.n_mix; ++k) {
-      const Evaluated& term = scratch[k];
-      const V responsibility = term.joint * inverse_joint;
-      store(k, responsibility - term.logit * inverse_logit);
-      for (int c = 0; c < C; ++c) {
-        store(channel.mean(c, k), responsibility * term.component.d_mean[c]);
-        store(channel.log_scale(c, k), responsibility * term.component.d_log_scale[c]);
-        if constexpr (C == 3) {
-          store(channel.coefficient(c, k), responsibility * term.component.d_coefficient[c]);
-        }
-        grad_x[c] += responsibility * term.component.d_x[c];
+      Component<V, C> component;
+      const V logit = evaluate(args, at, x, k, component);
+      const V responsibility = M::exp(logit + component.log_p - max_joint) * scale_joint;
+      for (int c = 0; c < C; ++c) grad_x[c] += responsibility * component.d_x[c];
+      if (args.grad_params.data == nullptr) continue;
+      const V weight = M::exp(logit - max_logit) * scale_logit;
+      store_component<C>(
+          component, weight, responsibility, Channels<C>{args.n_mix}, k,
+          [&](int64_t channel, V value) { store(value, args.grad_params, at, channel); });
+    }
+    if (args.grad_x.data == nullptr) return;
+    for (int c = 0; c < C; ++c) store(grad_x[c], args.grad_x, at, c);
+  }
+};
+
+// A block at the end of a row, or of columns that are not adjacent, moved to a small buffer where
+// it is a full block of adjacent columns. So every pixel goes through the same instructions.
+template <class T>
+struct Gathered {
+  static constexpr int kLanes = VectorMath<T>::kLanes;
+  LogisticMixtureArgs<T> local;
+  int64_t b, row, col;
+  int count;
+  T* free;  // the part of the scratch that no tensor took yet
+
+  template <class U>
+  T* take(const Planes<U>& planes, int64_t channels, Planes<U>& copy) {
+    if (planes.data == nullptr) return nullptr;
+    T* memory = free;
+    free += channels * kLanes;
+    copy = {memory, 0, kLanes, 0, 1};
+    return memory;
+  }
+
+  template <class U>
+  void read(const Planes<U>& planes, int64_t channels, Planes<U>& copy) {
+    T* memory = take(planes, channels, copy);
+    if (memory == nullptr) return;
+    const U* source = planes.at(b, row, col);
+    // Lanes without a pixel repeat the last one, so that they meet nothing unusual.
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const U* pixel = source + (lane < count ? lane : count - 1) * planes.stride_col;
+      for (int64_t c = 0; c < channels; ++c) {
+        memory[c * kLanes + lane] = pixel[c * planes.stride_c];
       }
     }
-    T* grad_x_ptr = args.grad_x.at(b, row, col);
-    for (int c = 0; c < C; ++c) {
-      M::store(grad_x[c], grad_x_ptr + c * args.grad_x.stride_c, args.grad_x.stride_col, count);
+  }
+
+  void write(const Planes<T>& planes, int64_t channels, const Planes<T>& copy) const {
+    if (planes.data == nullptr) return;
+    T* target = planes.at(b, row, col);
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int lane = 0; lane < count; ++lane) {
+        target[c * planes.stride_c + lane * planes.stride_col] = copy.data[c * kLanes + lane];
+      }
     }
   }
 };
 
-template <class T, int C, bool kDiscretized>
+template <class T, int C, bool kDiscretized, bool kBackward>
 void run_blocks(const LogisticMixtureArgs<T>& args, int64_t first, int64_t last, T* scratch) {
   using B = Block<T, C, kDiscretized>;
   constexpr int kLanes = VectorMath<T>::kLanes;
+  const auto run = kBackward ? &B::backward : &B::forward;
+  auto* vectors = reinterpret_cast<typename B::V*>(scratch);
   const int64_t blocks_per_row = (args.cols + kLanes - 1) / kLanes;
-  auto* evaluated = reinterpret_cast<typename B::Evaluated*>(scratch);
-  const bool adjacent = args.x.stride_col == 1 && args.params.stride_col == 1;
+  const int64_t n_params = args.n_mix * (C == 1 ? 3 : 10);
+  const bool adjacent = args.x.stride_col == 1 && args.params.stride_col == 1 &&
+                        args.log_prob.stride_col == 1 && args.state.stride_col == 1 &&
+                        args.grad.stride_col == 1 && args.grad_x.stride_col == 1 &&
+                        args.grad_params.stride_col == 1;
   for (int64_t block = first; block < last; ++block) {
     const int64_t line = block / blocks_per_row;
-    const int64_t col = block % blocks_per_row * kLanes;
     const int64_t b = line / args.rows, row = line % args.rows;
+    const int64_t col = block % blocks_per_row * kLanes;
     const int64_t left = args.cols - col;
     if (left >= kLanes && adjacent) {
-      B::template run<true>(args, b, row, col, kLanes, evaluated);
-    } else {
-      const int count = left < kLanes ? static_cast<int>(left) : kLanes;
-      B::template run<false>(args, b, row, col, count, evaluated);
+      run(args, {b, row, col}, vectors);
+      continue;
     }
+    const int count = left < kLanes ? static_cast<int>(left) : kLanes;
+    Gathered<T> block_of{args, b, row, col, count, scratch + 2 * args.n_mix * kLanes};
+    auto& local = block_of.local;
+    block_of.read(args.x, C, local.x);
+    block_of.read(args.params, n_params, local.params);
+    block_of.read(args.grad, 1, local.grad);
+    if (kBackward) {
+      block_of.read(args.state, kStateChannels, local.state);
+    } else {
+      block_of.take(args.state, kStateChannels, local.state);
+    }
+    block_of.take(args.log_prob, 1, local.log_prob);
+    block_of.take(args.grad_x, C, local.grad_x);
+    block_of.take(args.grad_params, n_params, local.grad_params);
+    run(local, {0, 0, 0}, vectors);
+    block_of.write(args.log_prob, 1, local.log_prob);
+    if (!kBackward) block_of.write(args.state, kStateChannels, local.state);
+    block_of.write(args.grad_x, C, local.grad_x);
+    block_of.write(args.grad_params, n_params, local.grad_params);
   }
 }
 
-template <class T>
+template <class T, bool kBackward>
 void run_range(const LogisticMixtureArgs<T>& args, int64_t first, int64_t last, T* scratch) {
   if (args.channels == 1) {
-    (args.discretized ? run_blocks<T, 1, true> : run_blocks<T, 1, false>)(args, first, last,
-                                                                          scratch);
+    (args.discretized ? run_blocks<T, 1, true, kBackward>
+                      : run_blocks<T, 1, false, kBackward>)(args, first, last, scratch);
   } else {
-    (args.discretized ? run_blocks<T, 3, true> : run_blocks<T, 3, false>)(args, first, last,
-                                                                          scratch);
+    (args.discretized ? run_blocks<T, 3, true, kBackward>
+                      : run_blocks<T, 3, false, kBackward>)(args, first, last, scratch);
   }
 }
 
@@ -148,8 +198,9 @@ void elementary(const T* input, T* exp, T* expm1, T* log, int64_t count) {
 
 LogisticMixtureKernels kernels() {
   LogisticMixtureKernels result;
-  result.float32 = {VectorMath<float>::kLanes, kScratchPerComponent, &run_range<float>};
-  result.float64 = {VectorMath<double>::kLanes, kScratchPerComponent, &run_range<double>};
+  result.float32 = {VectorMath<float>::kLanes, &run_range<float, false>, &run_range<float, true>};
+  result.float64 = {VectorMath<double>::kLanes, &run_range<double, false>,
+                    &run_range<double, true>};
   result.elementary_float32 = &elementary<float>;
   result.elementary_float64 = &elementary<double>;
   return result;

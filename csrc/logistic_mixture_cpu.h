@@ -10,13 +10,17 @@
 namespace dsmooth {
 
 // Work is counted in blocks of up to `lanes` neighbouring pixels of a row. `scratch` holds
-// scratch_per_component * n_mix * lanes numbers, aligned to a vector.
+// kScratchPerComponent * n_mix + kScratchFixed vectors of that many numbers.
+inline constexpr int kScratchPerComponent = 22;  // 2 in the forward; 10 + 10 parameters, gathered
+inline constexpr int kScratchFixed = 12;         // x, gradient by x, log_prob, gradient, state
+
 template <class T>
 struct LogisticMixtureKernel {
   int lanes = 0;
-  int scratch_per_component = 0;
-  void (*run)(const LogisticMixtureArgs<T>& args, int64_t first_block, int64_t last_block,
-              T* scratch) = nullptr;
+  using Run = void (*)(const LogisticMixtureArgs<T>& args, int64_t first_block, int64_t last_block,
+                       T* scratch);
+  Run forward = nullptr;
+  Run backward = nullptr;
 };
 
 // exp, exp - 1 and log of `count` numbers, for measuring the errors of vector_math.h.
@@ -34,9 +38,10 @@ struct LogisticMixtureKernels {
 // is the body of a CUDA thread on the host: slow, and there for tests.
 std::vector<std::string> instruction_sets();
 
-// Throws std::invalid_argument for an instruction set that is not among them; "auto" is the best.
+// The forward, or the backward, of all pixels. Throws std::invalid_argument for an instruction set
+// that is not among them; "auto" is the best.
 template <class T>
-void logistic_mixture_cpu(const LogisticMixtureArgs<T>& args, int threads,
+void logistic_mixture_cpu(const LogisticMixtureArgs<T>& args, bool backward, int threads,
                           const std::string& instruction_set);
 
 template <class T>

@@ -26,21 +26,27 @@ LogisticMixtureKernels kernels();
 
 namespace {
 
-template <class T, int C, bool kDiscretized>
+template <class T, int C, bool kDiscretized, bool kBackward>
 void run_pixels(const LogisticMixtureArgs<T>& args, int64_t first, int64_t last) {
   for (int64_t pixel = first; pixel < last; ++pixel) {
     const int64_t line = pixel / args.cols;
-    logistic_mixture_pixel<T, C, kDiscretized>(args, line / args.rows, line % args.rows,
-                                               pixel % args.cols);
+    const int64_t b = line / args.rows, row = line % args.rows, col = pixel % args.cols;
+    if constexpr (kBackward) {
+      pixel_backward<T, C, kDiscretized>(args, b, row, col);
+    } else {
+      pixel_forward<T, C, kDiscretized>(args, b, row, col);
+    }
   }
 }
 
-template <class T>
+template <class T, bool kBackward>
 void run_scalar(const LogisticMixtureArgs<T>& args, int64_t first, int64_t last, T*) {
   if (args.channels == 1) {
-    (args.discretized ? run_pixels<T, 1, true> : run_pixels<T, 1, false>)(args, first, last);
+    (args.discretized ? run_pixels<T, 1, true, kBackward>
+                      : run_pixels<T, 1, false, kBackward>)(args, first, last);
   } else {
-    (args.discretized ? run_pixels<T, 3, true> : run_pixels<T, 3, false>)(args, first, last);
+    (args.discretized ? run_pixels<T, 3, true, kBackward>
+                      : run_pixels<T, 3, false, kBackward>)(args, first, last);
   }
 }
 
@@ -63,8 +69,8 @@ const std::vector<InstructionSet>& available_sets() {
   static const std::vector<InstructionSet> sets = [] {
     std::vector<InstructionSet> found;
     found.push_back({"scalar",
-                     {{1, 0, &run_scalar<float>},
-                      {1, 0, &run_scalar<double>},
+                     {{1, &run_scalar<float, false>, &run_scalar<float, true>},
+                      {1, &run_scalar<double, false>, &run_scalar<double, true>},
                       &elementary_scalar<float>,
                       &elementary_scalar<double>}});
     found.push_back({"generic", generic::kernels()});
@@ -101,7 +107,7 @@ std::vector<std::string> instruction_sets() {
 }
 
 template <class T>
-void logistic_mixture_cpu(const LogisticMixtureArgs<T>& args, int threads,
+void logistic_mixture_cpu(const LogisticMixtureArgs<T>& args, bool backward, int threads,
                           const std::string& instruction_set) {
   const LogisticMixtureKernels& kernels = find_set(instruction_set).kernels;
   const LogisticMixtureKernel<T>& kernel = [&]() -> const LogisticMixtureKernel<T>& {
@@ -111,20 +117,21 @@ void logistic_mixture_cpu(const LogisticMixtureArgs<T>& args, int threads,
       return kernels.float64;
     }
   }();
+  const auto run = backward ? kernel.backward : kernel.forward;
   const int64_t blocks_per_row = (args.cols + kernel.lanes - 1) / kernel.lanes;
   const int64_t blocks = args.batch * args.rows * blocks_per_row;
   const int parts = static_cast<int>(std::clamp<int64_t>(threads, 1, std::max<int64_t>(blocks, 1)));
   // Memory is taken here, where failing may throw, and not in the threads.
   const size_t scratch_size =
-      static_cast<size_t>(kernel.scratch_per_component) * args.n_mix * kernel.lanes;
+      static_cast<size_t>(kScratchPerComponent * args.n_mix + kScratchFixed) * kernel.lanes;
   constexpr std::align_val_t kAlignment{64};
   const auto release = [=](T* memory) { ::operator delete(memory, kAlignment); };
   const std::unique_ptr<T, decltype(release)> scratch(
       static_cast<T*>(::operator new(sizeof(T) * scratch_size * parts, kAlignment)), release);
   parallel_for(parts, parts, [&](int64_t first_part, int64_t last_part) {
     for (int64_t part = first_part; part < last_part; ++part) {
-      kernel.run(args, blocks * part / parts, blocks * (part + 1) / parts,
-                 scratch.get() + scratch_size * part);
+      run(args, blocks * part / parts, blocks * (part + 1) / parts,
+          scratch.get() + scratch_size * part);
     }
   });
 }
@@ -144,9 +151,9 @@ template void elementary_functions<float>(const float*, float*, float*, float*, 
                                           const std::string&);
 template void elementary_functions<double>(const double*, double*, double*, double*, int64_t,
                                            const std::string&);
-template void logistic_mixture_cpu<float>(const LogisticMixtureArgs<float>&, int,
+template void logistic_mixture_cpu<float>(const LogisticMixtureArgs<float>&, bool, int,
                                           const std::string&);
-template void logistic_mixture_cpu<double>(const LogisticMixtureArgs<double>&, int,
+template void logistic_mixture_cpu<double>(const LogisticMixtureArgs<double>&, bool, int,
                                            const std::string&);
 
 }  // namespace dsmooth

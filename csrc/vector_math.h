@@ -5,8 +5,8 @@
 // two instruction sets share, or the linker could keep the AVX-512 copy for every CPU: everything
 // is inside the namespace, and no inline function of the standard library is called.
 //
-// The polynomials are Taylor's, whose remainders are easily bounded. exp, exp - 1 and log are within
-// 2 ulp over the domain stated at each (asserted by tests/test_extension.py).
+// The polynomials are Taylor's, whose remainders are easily bounded. exp, exp - 1 and log are
+// within 2 ulp over the domain stated at each (asserted by tests/test_extension.py).
 #pragma once
 
 #include <cstddef>
@@ -127,23 +127,25 @@ struct VectorMath {
                                                    1.0 / 479001600,
                                                    1.0 / 6227020800};
 
-  // `count` lanes from memory; the rest are 0.
-  DSMOOTH_INLINE static V load(const T* source, int64_t stride, int count) {
-    V v{};
-    if (count == kLanes && stride == 1) {
-      __builtin_memcpy(&v, source, sizeof(v));
-    } else {
-      for (int i = 0; i < count; ++i) v[i] = source[i * stride];
-    }
+  DSMOOTH_INLINE static V load(const T* source) {
+    V v;
+    __builtin_memcpy(&v, source, sizeof(v));
     return v;
   }
 
+  DSMOOTH_INLINE static void store(V v, T* target) { __builtin_memcpy(target, &v, sizeof(v)); }
+
+  // The first `count` lanes, `stride` apart in memory; the other lanes are 0, or not stored.
+  DSMOOTH_INLINE static V load(const T* source, int64_t stride, int count) {
+    T lanes[kLanes] = {};
+    for (int i = 0; i < count; ++i) lanes[i] = source[i * stride];
+    return load(lanes);
+  }
+
   DSMOOTH_INLINE static void store(V v, T* target, int64_t stride, int count) {
-    if (count == kLanes && stride == 1) {
-      __builtin_memcpy(target, &v, sizeof(v));
-    } else {
-      for (int i = 0; i < count; ++i) target[i * stride] = v[i];
-    }
+    T lanes[kLanes];
+    store(v, lanes);
+    for (int i = 0; i < count; ++i) target[i * stride] = lanes[i];
   }
 };
 

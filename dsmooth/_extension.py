@@ -87,7 +87,7 @@ def cuda_obstacle() -> str | None:
 def borrow(name: str, tensor: Tensor) -> Any:
     """A description of a tensor's memory for the extension; `name` is for its messages.
 
-    The caller keeps the tensor alive during the call.
+    It keeps the tensor alive.
     """
     return extension().Tensor(
         name,
@@ -97,4 +97,5 @@ def borrow(name: str, tensor: Tensor) -> Any:
         tensor.device.index or 0,
         tensor.shape,
         tensor.stride(),
+        tensor,
     )

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -101,14 +102,19 @@ def ulps(got: Tensor, exact: Any) -> float:
     return float((np.abs(values.astype(np.longdouble) - exact) / spacing).max())
 
 
-def call(**changes: Any) -> None:
+def call(function: str, **changes: Any) -> None:
+    """Calls a function of the extension with arguments that fit, but for the changes."""
     tensors: dict[str, Tensor | None] = {
         "x": torch.zeros(2, 1, 3, 4),
         "params": torch.zeros(2, 6, 3, 4),
-        "log_prob": torch.zeros(2, 3, 4),
-        "grad_x": torch.zeros(2, 1, 3, 4),
-        "grad_params": torch.zeros(2, 6, 3, 4),
+        "state": torch.zeros(2, 4, 3, 4),
     }
+    if function == "logistic_mixture":
+        tensors["log_prob"] = torch.zeros(2, 3, 4)
+    else:
+        tensors["grad"] = torch.zeros(2, 3, 4)
+        tensors["grad_x"] = torch.zeros(2, 1, 3, 4)
+        tensors["grad_params"] = torch.zeros(2, 6, 3, 4)
     options = {"discretized": False, "threads": 1, "instruction_set": "auto"}
     for name, value in changes.items():
         (tensors if name in tensors else options)[name] = value
@@ -116,44 +122,68 @@ def call(**changes: Any) -> None:
         name: None if tensor is None else _extension.borrow(name, tensor)
         for name, tensor in tensors.items()
     }
-    _extension.extension().logistic_mixture(**borrowed, **options)
+    getattr(_extension.extension(), function)(**borrowed, **options)
+
+
+ZEROS = torch.zeros
+
+
+@needs_extension
+@pytest.mark.parametrize("function", ["logistic_mixture", "logistic_mixture_backward"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x": ZEROS(2, 3, 4)}, r"x must have shape \(\*, \*, \*, \*\), got \(2, 3, 4\)"),
+        ({"x": ZEROS(2, 2, 3, 4)}, "x must have 1 or 3 channels, got 2"),
+        ({"params": ZEROS(2, 5, 3, 4)}, "params must have a multiple of 3 channels, got 5"),
+        ({"params": ZEROS(2, 0, 3, 4)}, "params must have a multiple of 3 channels, got 0"),
+        ({"params": ZEROS(1, 6, 3, 4)}, r"params must have shape \(2, \*, 3, 4\), got \(1, 6"),
+        ({"params": ZEROS(2, 6, 3, 4).double()}, "params must be float32, got float64"),
+        ({"x": ZEROS(2, 1, 3, 4).half()}, "x must be float32 or float64, got float16"),
+        ({"state": ZEROS(2, 3, 3, 4)}, r"state must have shape \(2, 4, 3, 4\), got \(2, 3, 3"),
+        ({"instruction_set": "mmx"}, "instruction_set must be auto or one of scalar, generic.*mmx"),
+    ],
+)
+def test_bad_arguments_are_named(function: str, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(function, **changes)
 
 
 @needs_extension
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"x": torch.zeros(2, 3, 4)}, r"x must have shape \(\*, \*, \*, \*\), got \(2, 3, 4\)"),
-        ({"x": torch.zeros(2, 2, 3, 4)}, "x must have 1 or 3 channels, got 2"),
-        ({"params": torch.zeros(2, 5, 3, 4)}, "params must have a multiple of 3 channels, got 5"),
-        ({"params": torch.zeros(2, 0, 3, 4)}, "params must have a multiple of 3 channels, got 0"),
-        (
-            {"params": torch.zeros(1, 6, 3, 4)},
-            r"params must have shape \(2, \*, 3, 4\), got \(1, 6",
-        ),
-        ({"params": torch.zeros(2, 6, 3, 4).double()}, "params must be float32, got float64"),
-        ({"x": torch.zeros(2, 1, 3, 4).half()}, "x must be float32 or float64, got float16"),
-        (
-            {"log_prob": torch.zeros(2, 3, 5)},
-            r"log_prob must have shape \(2, 3, 4\), got \(2, 3, 5",
-        ),
-        ({"grad_params": torch.zeros(2, 3, 3, 4)}, r"grad_params must have shape \(2, 6, 3, 4\)"),
-        ({"grad_x": None}, "grad_x and grad_params must be given together"),
-        ({"instruction_set": "mmx"}, "instruction_set must be auto or one of scalar, generic.*mmx"),
+        ({"grad": ZEROS(2, 1, 3, 4)}, r"grad must have shape \(2, 3, 4\), got \(2, 1, 3, 4\)"),
+        ({"grad_x": ZEROS(2, 3, 3, 4)}, r"grad_x must have shape \(2, 1, 3, 4\)"),
+        ({"grad_params": ZEROS(2, 3, 3, 4)}, r"grad_params must have shape \(2, 6, 3, 4\)"),
     ],
 )
-def test_bad_arguments_are_named(changes: dict[str, Any], message: str) -> None:
+def test_bad_gradients_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        call(**changes)
+        call("logistic_mixture_backward", **changes)
+
+
+@needs_extension
+def test_borrowed_memory_stays_alive() -> None:
+    """A temporary tensor may be lent: the description holds on to it."""
+    tensor = torch.zeros(3)
+    reference = weakref.ref(tensor)
+    lent = _extension.borrow("x", tensor)
+    del tensor
+    assert reference() is not None
+    del lent
+    assert reference() is None
 
 
 @needs_extension
 def test_devices_must_agree() -> None:
     extension = _extension.extension()
-    elsewhere = extension.Tensor("params", 0, "float32", "cuda", 1, (2, 6, 3, 4), (72, 12, 4, 1))
+    elsewhere = extension.Tensor(
+        "params", 0, "float32", "cuda", 1, (2, 6, 3, 4), (72, 12, 4, 1), None
+    )
     x = _extension.borrow("x", torch.zeros(2, 1, 3, 4))
     with pytest.raises(ValueError, match="params must be on cpu, got cuda:1"):
-        extension.logistic_mixture(x, elsewhere, x, None, None, False)
+        extension.logistic_mixture(x, elsewhere, x, x, False)
 
 
 @needs_extension
@@ -163,7 +193,7 @@ def test_cuda_without_a_device_raises_what_cuda_says() -> None:
 
     def fake(name: str, *shape: int) -> Any:
         strides = torch.empty(shape, device="meta").stride()
-        return extension.Tensor(name, 4096, "float32", "cuda", 0, shape, strides)
+        return extension.Tensor(name, 4096, "float32", "cuda", 0, shape, strides, None)
 
     message = "cuda(Get|Set)Device: " if extension.has_cuda else "has no CUDA half"
     with pytest.raises(RuntimeError, match=message):
@@ -171,8 +201,7 @@ def test_cuda_without_a_device_raises_what_cuda_says() -> None:
             fake("x", 1, 1, 2, 2),
             fake("params", 1, 3, 2, 2),
             fake("log_prob", 1, 2, 2),
-            None,
-            None,
+            fake("state", 1, 4, 2, 2),
             False,
         )
 

@@ -96,22 +96,36 @@ def value_and_gradients(
 def run_native(
     x: Tensor, params: Tensor, likelihood: str, *, instruction_set: str = "auto", threads: int = 1
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The extension itself, writing into buffers that were full of NaN."""
-    outputs = (
-        torch.full((x.shape[0], *x.shape[2:]), math.nan, dtype=x.dtype),
-        torch.full(x.shape, math.nan, dtype=x.dtype),
-        torch.full(params.shape, math.nan, dtype=x.dtype),
-    )
-    names = ("log_prob", "grad_x", "grad_params")
-    _extension.extension().logistic_mixture(
-        _extension.borrow("x", x),
-        _extension.borrow("params", params),
-        *(_extension.borrow(name, out) for name, out in zip(names, outputs, strict=True)),
-        likelihood == "discretized",
-        threads=threads,
-        instruction_set=instruction_set,
-    )
-    return outputs
+    """log_prob and the gradients of its sum by the extension, into buffers full of NaN."""
+    outputs = native_outputs(x, params)
+    call_native(x, params, likelihood, outputs, instruction_set=instruction_set, threads=threads)
+    return outputs["log_prob"], outputs["grad_x"], outputs["grad_params"]
+
+
+def native_outputs(x: Tensor, params: Tensor) -> dict[str, Tensor]:
+    batch, _, height, width = x.shape
+    shapes = {
+        "log_prob": (batch, height, width),
+        "state": (batch, 4, height, width),
+        "grad_x": x.shape,
+        "grad_params": params.shape,
+    }
+    return {name: torch.full(s, math.nan, dtype=x.dtype) for name, s in shapes.items()}
+
+
+def call_native(
+    x: Tensor, params: Tensor, likelihood: str, outputs: dict[str, Tensor], **options: Any
+) -> None:
+    """Forward, then backward from a gradient of ones."""
+    grad = torch.ones_like(outputs["log_prob"]).contiguous()
+    inputs = {"grad": grad, "x": x, "params": params}
+    borrowed = {k: _extension.borrow(k, v) for k, v in {**inputs, **outputs}.items()}
+    options["discretized"] = likelihood == "discretized"
+    extension = _extension.extension()
+    forward = ("x", "params", "log_prob", "state")
+    backward = ("grad", "x", "params", "state", "grad_x", "grad_params")
+    extension.logistic_mixture(**{k: borrowed[k] for k in forward}, **options)
+    extension.logistic_mixture_backward(**{k: borrowed[k] for k in backward}, **options)
 
 
 def golden_inputs(case: dict[str, Any], narrow: bool) -> tuple[Tensor, Tensor]:
@@ -390,21 +404,14 @@ def test_nan_reaches_the_result(impl: Any) -> None:
 def test_nothing_is_written_outside_the_outputs(channels: int, instruction_set: str) -> None:
     for width in (1, 3, 15, 16, 17, 33):
         x, params = random_case(channels, "continuous", size=(2, 3, width))
-        shapes = [(2, 3, width), x.shape, params.shape]
         canary = 123.456
-        buffers = [torch.full((math.prod(s) + 128,), canary, dtype=x.dtype) for s in shapes]
-        views = [b[64:-64].view(s).fill_(math.nan) for b, s in zip(buffers, shapes, strict=True)]
-        borrow = _extension.borrow
-        _extension.extension().logistic_mixture(
-            borrow("x", x),
-            borrow("params", params),
-            *(borrow("output", view) for view in views),
-            False,
-            instruction_set=instruction_set,
-        )
-        for buffer, view in zip(buffers, views, strict=True):
-            assert (buffer[:64] == canary).all()
-            assert (buffer[-64:] == canary).all()
+        plain = native_outputs(x, params)
+        buffers = {k: torch.full((v.numel() + 128,), canary).double() for k, v in plain.items()}
+        views = {k: b[64:-64].view(plain[k].shape).fill_(math.nan) for k, b in buffers.items()}
+        call_native(x, params, "continuous", views, instruction_set=instruction_set)
+        for buffer, view in zip(buffers.values(), views.values(), strict=True):
+            assert (buffer[:64] == torch.tensor(canary).double()).all()
+            assert (buffer[-64:] == torch.tensor(canary).double()).all()
             assert view.isfinite().all()
 
 
@@ -489,7 +496,12 @@ def test_only_the_wanted_gradient_is_computed() -> None:
     torch.testing.assert_close(grad, want, rtol=1e-11, atol=1e-10)
     with torch.no_grad():
         assert not logistic_mixture_log_prob(x, params, impl="native").requires_grad
-    assert [t.numel() for t in _native(x, params.detach(), False, False)[1:]] == [0, 0]
+    grad = torch.ones(2, 5, 7, dtype=torch.float64)
+    _, state = _native(x, params.detach(), False)
+    for needs in ((True, False), (False, True), (False, False)):
+        got = _native_backward(grad, x, params.detach(), state, False, *needs)
+        for gradient, needed in zip(got, needs, strict=True):
+            assert (gradient.numel() > 0) == needed
 
 
 @needs_extension
@@ -500,16 +512,14 @@ def test_only_the_wanted_gradient_is_computed() -> None:
 def test_opcheck(channels: int, discretized: bool) -> None:
     x, params = random_case(channels, "discretized", n_mix=2, size=(2, 3, 5))
     last = params.to(memory_format=torch.channels_last)
-    torch.library.opcheck(_native, (x, params, discretized, False))
-    torch.library.opcheck(_native, (x, last, discretized, False))
+    torch.library.opcheck(_native, (x, params, discretized))
     torch.library.opcheck(
-        _native, (x.clone().requires_grad_(), last.clone().requires_grad_(), discretized, True)
+        _native, (x.clone().requires_grad_(), last.clone().requires_grad_(), discretized)
     )
     grad = torch.randn(2, 3, 5, dtype=torch.float64)
+    _, state = _native(x, params, discretized)
     for needs in ((True, True), (False, True), (True, False)):
-        torch.library.opcheck(
-            _native_backward, (grad, x.clone(), params.clone(), x, params, *needs)
-        )
+        torch.library.opcheck(_native_backward, (grad, x, last, state, discretized, *needs))
 
 
 @needs_extension
