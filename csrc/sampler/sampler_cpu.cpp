@@ -81,7 +81,7 @@ class Run {
     CpuWorker worker(plan_.isa, team, lane, split_.lanes);
     for (;;) {
       if (lane == 0) take(t);
-      worker.sync();
+      worker.end_row(0);
       if (current_[t].batch == 0 || worker.stop()) break;
       if (!Step<CpuWorker>(plan_, current_[t], states_[t], worker).draw()) break;
     }

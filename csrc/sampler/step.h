@@ -4,6 +4,7 @@
 //   worker.matmul(job)        lanes share the tiles of a product; the epilogue follows each tile
 //   worker.for_each(n, f)     lanes share f(0) .. f(n - 1)
 //   worker.sync()             what any lane wrote before is there for all lanes after
+//   worker.end_row(images)    a sync at the end of a row, which counts it as done
 //   worker.stop()             the same answer in all lanes between two syncs: leave early
 // Every lane runs the whole of `draw`. A lane is a thread on the CPU, a thread of the block on a
 // GPU.
@@ -55,7 +56,7 @@ class Step {
           if (w_.stop()) return false;
         }
       }
-      w_.progress(s_.batch);
+      w_.end_row(s_.batch);
     }
     return true;
   }
@@ -233,7 +234,7 @@ class Step {
 
   const Plan& plan_;
   const Program& p_;
-  const Slice& s_;
+  const Slice s_;  // a copy: the caller may prepare the next while another lane still leaves
   State& state_;
   Worker& w_;
 };

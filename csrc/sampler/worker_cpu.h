@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
-#include <thread>
 
 #include "isa.h"
 
@@ -16,29 +15,32 @@ struct Control {
   std::atomic<int64_t> image_rows{0};  // done
 };
 
-// A barrier of few threads that meet every microsecond: they spin, and yield when one is late.
+// A barrier of few threads that meet every microsecond: they spin, and sleep when one is late,
+// which means that it has lost its core to another process.
 class Barrier {
  public:
   explicit Barrier(int n) : n_(n) {}
 
-  void wait() {
-    if (n_ == 1) return;
+  // Returns whether the thread had to sleep.
+  bool wait() {
+    if (n_ == 1) return false;
     const unsigned round = round_.load(std::memory_order_relaxed);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == n_) {
       arrived_.store(0, std::memory_order_relaxed);
       round_.store(round + 1, std::memory_order_release);
-      return;
+      round_.notify_all();
+      return false;
     }
-    for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins) {
-      if (spins < kSpins)
-        pause();
-      else
-        std::this_thread::yield();
+    for (int spins = 0; spins < kSpins; ++spins) {
+      if (round_.load(std::memory_order_acquire) != round) return false;
+      pause();
     }
+    round_.wait(round, std::memory_order_acquire);
+    return true;
   }
 
  private:
-  static constexpr int kSpins = 2000;
+  static constexpr int kSpins = 400;
   static void pause() {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
@@ -50,13 +52,23 @@ class Barrier {
   alignas(64) std::atomic<unsigned> round_{0};
 };
 
+// What the lanes of a team share. On a busy machine, lanes that wait for one another 30 times per
+// pixel are slower than one lane alone by an order of magnitude: then the first one works solo for
+// some rows, and the others sleep. Results do not change.
 struct Team {
   Team(int lanes, Control& given) : control(given), barrier(lanes) {}
+
+  // What the first lane decided before a barrier, for all lanes to read behind it. Two in turn: the
+  // first lane may come to the next barrier while another still reads.
+  struct Decision {
+    bool stop = false;
+    bool solo = false;
+  };
+
   Control& control;
   Barrier barrier;
-  // Control::stop as the first lane saw it, so that all lanes leave at the same place. Two in turn:
-  // the first lane may reach the next barrier while another still reads.
-  bool stop[2] = {false, false};
+  Decision decisions[2];
+  std::atomic<int> late{0};  // times that a lane slept at a barrier in this row
 };
 
 class CpuWorker {
@@ -65,28 +77,45 @@ class CpuWorker {
       : isa_(isa), team_(team), lane_(lane), lanes_(lanes) {}
 
   void matmul(const Job& job) const {
-    if (lanes_ == 1) return tiles(job, 0, job.m, 0, 1);
+    if (lanes_ == 1 || now_.solo) {
+      if (lane_ == 0) tiles(job, 0, job.m, 0, 1);
+      return;
+    }
     // Enough rows: each lane takes some, with all panels. Else the lanes share the panels.
     if (job.m >= 4 * lanes_)
-      return tiles(job, job.m * lane_ / lanes_, job.m * (lane_ + 1) / lanes_, 0, 1);
-    tiles(job, 0, job.m, lane_, lanes_);
+      tiles(job, job.m * lane_ / lanes_, job.m * (lane_ + 1) / lanes_, 0, 1);
+    else
+      tiles(job, 0, job.m, lane_, lanes_);
   }
 
   template <class F>
   void for_each(int n, F f) const {
-    for (int i = lane_; i < n; i += lanes_) f(i);
+    if (now_.solo && lane_ != 0) return;
+    const int step = now_.solo ? 1 : lanes_;
+    for (int i = lane_; i < n; i += step) f(i);
   }
 
   void sync() {
-    turn_ ^= 1;
-    if (lane_ == 0) team_.stop[turn_] = team_.control.stop.load(std::memory_order_relaxed);
-    team_.barrier.wait();
+    if (!now_.solo) meet(lanes_ > 1 && team_.late.load(std::memory_order_relaxed) > kLate);
   }
-  bool stop() const { return team_.stop[turn_]; }
 
-  void progress(int images) const {
-    if (lane_ == 0) team_.control.image_rows.fetch_add(images, std::memory_order_relaxed);
+  // The end of a row of so many images, where all lanes meet.
+  void end_row(int images) {
+    if (lane_ != 0) return meet(false);
+    team_.control.image_rows.fetch_add(images, std::memory_order_relaxed);
+    if (now_.solo && --solo_rows_ > 0) return meet(true);
+    // Having been too late again, the lanes try again after twice as many rows.
+    if (team_.late.load(std::memory_order_relaxed) > kLate)
+      patience_ = std::min(2 * patience_, kMostPatience);
+    else if (!now_.solo)
+      patience_ = kLeastPatience;
+    solo_rows_ = patience_;
+    team_.late.store(0, std::memory_order_relaxed);
+    meet(false);
   }
+
+  // Whether to leave early: the same in all lanes.
+  bool stop() const { return now_.stop; }
 
  private:
   // Rows of activations that stay in the first cache while the panels go by.
@@ -119,10 +148,23 @@ class CpuWorker {
     isa_.finish(job, panel, m, rows, sums, stride);
   }
 
+  // `solo` is the first lane's.
+  void meet(bool solo) {
+    turn_ ^= 1;
+    if (lane_ == 0)
+      team_.decisions[turn_] = {team_.control.stop.load(std::memory_order_relaxed), solo};
+    if (team_.barrier.wait() && !now_.solo) team_.late.fetch_add(1, std::memory_order_relaxed);
+    now_ = team_.decisions[turn_];
+  }
+
+  static constexpr int kLate = 6, kLeastPatience = 4, kMostPatience = 64;
+
   const Isa& isa_;
   Team& team_;
   const int lane_, lanes_;
   int turn_ = 0;
+  Team::Decision now_;
+  int solo_rows_ = kLeastPatience, patience_ = kLeastPatience;
 };
 
 }  // namespace dsmooth::sampler
