@@ -178,8 +178,14 @@ def train_all(out: Path, plan: Plan, test_set: ImageDataset) -> int | None:
             runs = [prepare_run(out / config.role, config, test_set) for config in left]
             threads = max(1, cores // len(group))
             names = " and ".join(config.role for config in left)
-            time_left = f" for {left[0].budget:.3g} minutes" if left[0].budget else ""
-            print(f"training {names}{time_left}, {threads} CPU thread(s) each", flush=True)
+            if any((run.folder / "checkpoint.safetensors").exists() for run in runs):
+                what = f"going on with {names}"
+            elif left[0].budget:
+                what = f"training {names} for {left[0].budget:.3g} minutes"
+            else:
+                what = f"training {names}"
+            each = " each" if len(left) > 1 else ""
+            print(f"{what}, {threads} CPU thread{'s' if threads > 1 else ''}{each}", flush=True)
             interrupted = train_side_by_side(runs, threads, stop)
             if interrupted:
                 return interrupted

@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dsmooth.config import ModelConfig, TrainConfig
@@ -31,6 +33,15 @@ from tests.report_checks import check_self_contained
 GREY = ModelConfig(n_filters=4, n_resnet=1, n_mix=2, dropout=0.0)
 DENOISER = replace(GREY, conditioning="concat", likelihood="discretized", context_layers=1)
 PLAIN = replace(GREY, likelihood="discretized")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """These networks are so small that threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +72,8 @@ def tiny_plan(data: Path, images: int = 64, seed: int = 0) -> Plan:
         seed=seed,
     )
     denoiser = replace(noisy, role="denoiser", model=DENOISER)
-    return Plan("tiny", ((noisy, denoiser), (replace(noisy, role="plain", model=PLAIN),)))
+    plain = replace(noisy, role="plain", model=PLAIN, images=32)
+    return Plan("tiny", ((noisy, denoiser), (plain,)))
 
 
 @pytest.fixture(scope="module")
@@ -140,10 +152,14 @@ sys.exit(reproduce(Path(sys.argv[1]), tiny_plan(Path(sys.argv[2]), int(sys.argv[
 
 @pytest.mark.slow
 def test_stopped_and_resumed_is_the_uninterrupted_run(data: Path, tmp_path: Path) -> None:
-    images = 4000
+    images = 1600
     outs = [tmp_path / "whole", tmp_path / "stopped"]
     root = str(Path(__file__).parents[1])
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *sys.path])}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([root, *sys.path]),
+        "OMP_NUM_THREADS": "1",
+    }
 
     def start(out: Path) -> subprocess.Popen[str]:
         return subprocess.Popen(

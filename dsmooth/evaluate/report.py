@@ -24,7 +24,9 @@ from .report_page import PAGE
 
 # Pictures show an 8 x 8 grid at most, whatever was drawn.
 SHOWN = 64
+MIN_WIDTH = 600  # pixels
 ROLE_TITLES = {"noisy": "Noisy model", "denoiser": "Denoiser", "plain": "Plain baseline"}
+NOISE_NAMES = {"gaussian": "Gaussian", "laplace": "Laplace", "uniform": "uniform"}
 
 # (key of `settings`, words); a dot leads into the model's own settings.
 SETTINGS = (
@@ -74,7 +76,9 @@ def write_report(
         "advice": "\n".join(f"<p>{code_words(sentence)}</p>" for sentence in advice(results)),
         "version": escape(results["dsmooth"]),
     }
-    write_atomically(path, PAGE.substitute(values).encode())
+    # p(x | x~) must not break at the bar.
+    page = PAGE.substitute(values).replace(" | ", "\u00a0|\u00a0")
+    write_atomically(path, page.encode())
 
 
 # --- sentences -------------------------------------------------------------------------------
@@ -89,7 +93,7 @@ def data_name(results: Mapping[str, Any]) -> str:
 
 def plus_minus(score: Mapping[str, Any]) -> str:
     """A score with its standard error."""
-    return f"{score['value']:.3f} ± {score['standard_error']:.3f}"
+    return f"{number(score['value'])} ± {number(score['standard_error'])}"
 
 
 def bound_sentence(results: Mapping[str, Any]) -> str:
@@ -106,6 +110,7 @@ def making(results: Mapping[str, Any]) -> list[str]:
     data, machine, runs = results["data"], results["machine"], results["runs"]
     kind = "the subset that comes with dsmooth" if data["embedded_subset"] else "the files given"
     sentences = [
+        f"Settings: {results['name']}. "
         f"Data: {data_name(results)}, {kind}: {data['train_images']:,} training and "
         f"{data['test_images']:,} test images of {' x '.join(map(str, data['image_size']))} pixels."
     ]
@@ -132,10 +137,16 @@ def advice(results: Mapping[str, Any]) -> list[str]:
     fewest = min(runs["noisy"]["images"], runs["denoiser"]["images"])
     spent = f"In {budget:.3g} minutes" if budget else "In this run"
     sentences = [
-        f"{spent} each model of the pair saw at least {fewest:,} images "
+        f"{spent} each model of the pair saw {fewest:,} images or more "
         f"({fewest / data['train_images']:.1f} passes over the training set). That is a first "
-        "sketch: published models of this kind train for days on a GPU."
+        "sketch: published models of this kind were trained for days on a GPU."
     ]
+    if data["name"] == "mnist":
+        sentences.append(
+            "As a guide, from trials on the full MNIST: about 26,000 images a model gave strokes "
+            "and a digit in every third cell; 64,000, and a larger network, a good digit in nearly "
+            "every cell."
+        )
     longer = max(60, round(8 * budget)) if budget else 60
     if data["embedded_subset"]:
         sentences.append(
@@ -162,7 +173,7 @@ def code_words(text: str) -> str:
 def introduction(results: Mapping[str, Any]) -> str:
     """What the two models do."""
     settings = results["runs"]["noisy"]["settings"]
-    noise = f"{settings['smoothing']} noise of scale {settings['scale']:g}"
+    noise = f"{NOISE_NAMES[settings['smoothing']]} noise of scale {settings['scale']:g}"
     return (
         f"<p>Two autoregressive models share the work. The first, p(x̃), was trained on images with "
         f"{escape(noise)} (pixels lie in [−1, 1]); the second, p(x | x̃), takes the noise away. "
@@ -235,12 +246,14 @@ def denoising_section(results: Mapping[str, Any], pictures: Mapping[str, Tensor]
         "Denoising images the models have not seen",
         f"Rows from top to bottom: {words}. The draw need not be the original: it is one image "
         "that the noisy one could have come from.",
+        kind="wide",
     )
 
 
 def grid(x: Tensor, columns: int) -> bytes:
-    """A PNG grid in which diverged images are plain grey."""
-    return grid_png(visible(x), columns=columns)
+    """A PNG grid, sharp on a dense screen, in which diverged images are plain grey."""
+    zoom = max(2, math.ceil(MIN_WIDTH / (columns * x.shape[3])))
+    return grid_png(visible(x), columns=columns, zoom=zoom)
 
 
 def visible(x: Tensor) -> Tensor:
@@ -258,14 +271,22 @@ def data_uri(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
-def figure(png: bytes, alt: str, title: str, text: str, dark_png: bytes | None = None) -> str:
-    """An HTML figure; `dark_png` takes the picture's place in dark mode."""
+def figure(
+    png: bytes,
+    alt: str,
+    title: str,
+    text: str,
+    dark_png: bytes | None = None,
+    kind: str = "",
+) -> str:
+    """An HTML figure of class `kind`; `dark_png` takes the picture's place in dark mode."""
     image = f'<img src="{data_uri(png)}" alt="{escape(alt)}">'
     if dark_png is not None:
         dark = '<source media="screen and (prefers-color-scheme: dark)"'
         image = f'<picture>{dark} srcset="{data_uri(dark_png)}">{image}</picture>'
+    style = f' class="{kind}"' if kind else ""
     return (
-        f"<figure>{image}<figcaption><strong>{escape(title)}</strong> {escape(text)}"
+        f"<figure{style}>{image}<figcaption><strong>{escape(title)}</strong> {escape(text)}"
         "</figcaption></figure>"
     )
 
@@ -321,8 +342,8 @@ def curve_png(entries: Sequence[Mapping[str, Any]], *, dark: bool) -> bytes:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(text)
-    legend = axes.legend(frameon=False, labelcolor=text)
-    legend.set_in_layout(False)
+    if steps or scores:
+        axes.legend(frameon=False, labelcolor=text)
     buffer = io.BytesIO()
     canvas.savefig(buffer, format="png", transparent=True, metadata={"Software": None})
     return buffer.getvalue()
@@ -335,58 +356,70 @@ def bits_section(results: Mapping[str, Any]) -> str:
     """The bound with its terms, the baseline, and what they may be compared with."""
     pair, plain = results["bits_per_dim"]["pair"], results["bits_per_dim"].get("plain")
     discrete = pair["likelihood"] == "discretized"
-    kind = "probability of the 256 levels" if discrete else "density, [−1, 1] units"
-    rows = [
-        ("−log₂ p(x̃)", "noisy model, a density", f"{pair['noisy']:.3f}"),
-        ("+log₂ q(x̃ | x)", "the smoothing noise itself", f"{pair['smoothing']:.3f}"),
-        ("−log₂ p(x | x̃)", f"denoiser, {kind}", f"{pair['denoiser']:.3f}"),
-    ]
+    kinds = {
+        "discretized": "probability of the 256 levels",
+        "continuous": "density in units of [−1, 1]",
+    }
     total = "Discrete bound" if discrete else "Density bound"
-    body = [row(*cells) for cells in rows]
-    body.append(row(total, "the sum of the three: −log₂ p(x) is at most this", plus_minus(pair), 1))
+    rows = [
+        row("−log₂ p(x̃)", "noisy model, a density", number(pair["noisy"])),
+        row("+log₂ q(x̃ | x)", "the smoothing noise, known exactly", number(pair["smoothing"])),
+        row("−log₂ p(x | x̃)", f"denoiser, {kinds[pair['likelihood']]}", number(pair["denoiser"])),
+        row(total, "sum of the three; −log₂ p(x) is at most this", plus_minus(pair), total=True),
+    ]
     if not discrete:
         shifted = dict(pair, value=pair["value"] + LEVEL_BITS)
-        body.append(
+        rows.append(
             row("Per grey level", f"the same + log₂ 127.5 = {LEVEL_BITS:.3f}", plus_minus(shifted))
         )
     if plain:
-        exact = "exact, " + (
-            "probability of the 256 levels"
-            if plain["likelihood"] == "discretized"
-            else "density, [−1, 1] units"
-        )
-        body.append(row("Plain PixelCNN++", exact, plus_minus(plain), 1))
-    head = "<tr><th>Term</th><th>What it is</th><th>bits/dim</th></tr>"
+        words = f"−log₂ p(x), exact, {kinds[plain['likelihood']]}"
+        rows.append(row("Plain PixelCNN++", words, plus_minus(plain), total=True))
     draws = "one draw" if pair["n_noise"] == 1 else f"{pair['n_noise']} draws"
-    compare = (
-        "The discrete bound may be compared with other discrete bits/dim of 8-bit images of the "
-        "same data, and with the plain model's, which is exact. Published numbers use the full "
-        "test set; these use the images named here. A uniform guess costs 8 bits/dim. It is not "
-        "comparable with densities, such as those of a denoiser that was trained on x + 0.01 n."
-        if discrete
-        else "This denoiser gives a density, so the number bounds a log-density and is not "
-        "comparable with discrete bits/dim; a discretized denoiser gives those."
+    averages = (
+        f"Averages over the first {pair['n_images']:,} held-out images, {draws} of x̃ per image; ± "
+        "is the standard error over images."
     )
     return (
-        f'<div class="scroll"><table><thead>{head}</thead><tbody>{"".join(body)}</tbody></table>'
-        f"</div><p>Averages over the first {pair['n_images']:,} held-out images, {draws} of x̃ per "
-        f"image; ± is the standard error over images. {compare}</p>"
+        '<div class="scroll"><table><thead><tr><th scope="col">Term</th>'
+        f'<th scope="col" class="number">bits/dim</th></tr></thead><tbody>{"".join(rows)}</tbody>'
+        f"</table></div><p>{averages} {comparison(discrete)}</p>"
     )
 
 
-def row(name: str, words: str, number: str, bold: int = 0) -> str:
+def comparison(discrete: bool) -> str:
+    """What the pair's number may be compared with."""
+    if not discrete:
+        return (
+            "This denoiser gives a density, so the number bounds a log-density. It is not "
+            "comparable with discrete bits/dim; a discretized denoiser gives those."
+        )
+    return (
+        "The discrete bound may be compared with other discrete bits/dim of the same 8-bit images, "
+        "and with the plain model's, which is exact; a uniform guess costs 8. Published numbers "
+        "are over full test sets, by models trained on full training sets. Densities, such as "
+        "those of a denoiser trained on x\u00a0+\u00a00.01\u00a0n, are not comparable with it."
+    )
+
+
+def row(term: str, words: str, value: str, *, total: bool = False) -> str:
     """One row of the table of bits/dim."""
-    kind = ' class="total"' if bold else ""
+    kind = ' class="total"' if total else ""
     return (
-        f'<tr{kind}><th scope="row">{escape(name)}</th><td>{escape(words)}</td>'
-        f'<td class="number">{escape(number)}</td></tr>'
+        f'<tr{kind}><th scope="row">{escape(term)}<br><small>{escape(words)}</small></th>'
+        f'<td class="number">{value}</td></tr>'
     )
+
+
+def number(value: float) -> str:
+    """Three decimals, with a true minus sign."""
+    return f"{value:.3f}".replace("-", "−")
 
 
 def settings_table(results: Mapping[str, Any]) -> str:
     """Settings of the runs side by side."""
     runs = results["runs"]
-    titles = "".join(f'<th scope="col">{ROLE_TITLES[role]}</th>' for role in runs)
+    titles = "".join(f'<th scope="col">{role.capitalize()}</th>' for role in runs)
     lines = [f'<tr><th scope="col">Setting</th>{titles}</tr>']
     for key, words in SETTINGS:
         values = []
@@ -400,8 +433,8 @@ def settings_table(results: Mapping[str, Any]) -> str:
         lines.append(f'<tr><th scope="row">{escape(words)}</th>{cells}</tr>')
     head, *body = lines
     return (
-        f'<div class="scroll"><table><thead>{head}</thead><tbody>{"".join(body)}</tbody></table>'
-        "</div>"
+        f'<div class="scroll"><table class="settings"><thead>{head}</thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
     )
 
 

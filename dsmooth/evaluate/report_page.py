@@ -33,7 +33,7 @@ h2 { font-size: 1.2rem; margin: 2.2rem 0 .8rem; }
 p { max-width: 46rem; margin: .6rem 0; }
 .lead { font-size: 1.1rem; }
 .grid { display: grid; gap: 1rem; }
-.samples { grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); }
+.samples { grid-template-columns: repeat(auto-fit, minmax(min(100%, 14rem), 1fr)); }
 .curves { grid-template-columns: repeat(auto-fit, minmax(min(100%, 15rem), 1fr)); }
 figure {
   margin: 0; padding: .75rem; background: var(--card);
@@ -49,6 +49,7 @@ th, td {
   border-bottom: 1px solid var(--line);
 }
 tbody th { font-weight: normal; }
+small { color: var(--quiet); font-weight: normal; }
 .total th, .total td { font-weight: 600; }
 .number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 code {
@@ -56,12 +57,24 @@ code {
   font: .9em ui-monospace, "DejaVu Sans Mono", monospace;
 }
 footer { margin-top: 2.5rem; color: var(--quiet); font-size: .85rem; }
+@media (max-width: 30rem) {
+  body { padding: 1rem .75rem 2rem; }
+  .settings { font-size: .78rem; }
+  .settings th, .settings td { padding-right: .5rem; }
+}
 @media print {
   @page { margin: 15mm; }
   body { max-width: none; padding: 0; font-size: 10pt; background: #fff; color: #000; }
-  .samples { grid-template-columns: repeat(2, 1fr); }
+  .grid { gap: 3mm; }
+  .samples { grid-template-columns: repeat(4, 1fr); }
   .curves { grid-template-columns: repeat(3, 1fr); }
-  figure, tr { break-inside: avoid; }
+  figure { padding: 2mm; }
+  figcaption { font-size: 8pt; }
+  .wide img { max-width: 130mm; }
+  h2 { margin: 6mm 0 3mm; }
+  table { font-size: 8.5pt; }
+  th, td { padding: .6mm 4mm .6mm 0; }
+  figure, tr, section:last-of-type { break-inside: avoid; }
   h2 { break-after: avoid; }
 }
 </style>
