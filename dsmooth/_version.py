@@ -1,3 +1,3 @@
-"""The one place that holds the version: read by setuptools, by `dsmooth --version` and by every written artefact."""
+"""The one place that holds the version, read by setuptools without importing torch."""
 
 __version__ = "0.1.0"

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from .checkpoint import write_atomically
@@ -68,10 +67,8 @@ def sample_to_files(
             raise ValueError(f"a .png shows at most {GRID_LIMIT} images, got {count}: use .npz")
         if not path.absolute().parent.is_dir():
             raise ValueError(f"there is no folder {path.absolute().parent} for {path.name}")
-    if threads:
-        torch.set_num_threads(threads)
     started = time.monotonic()
-    x = _draw(folders, count, seed, first_index, method, score, temperature)
+    x = _draw(folders, count, seed, first_index, method, score, temperature, threads)
     seconds = time.monotonic() - started
     for path in outputs:
         if path.suffix == ".png":
@@ -90,6 +87,7 @@ def _draw(
     method: Method,
     score: Score,
     temperature: float,
+    threads: int | None,
 ) -> Tensor:
     models = load_models(folders)
     if isinstance(models, SmoothedPair):
@@ -100,6 +98,7 @@ def _draw(
             method=method,
             score=score,
             temperature=temperature,
+            threads=threads,
         )
     model, (height, width) = models
     return sample_images(
@@ -110,6 +109,7 @@ def _draw(
         seed=seed,
         first_index=first_index,
         temperature=temperature,
+        threads=threads,
     )
 
 

@@ -123,21 +123,17 @@ class SmoothedPair(nn.Module):
         context: Tensor | None = None,
     ) -> Tensor:
         height, width = self.image_size
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads or before)
-        try:
-            return sample_images(
-                model,
-                n,
-                height=height,
-                width=width,
-                seed=seed,
-                first_index=first_index,
-                context=context,
-                temperature=temperature,
-            )
-        finally:
-            torch.set_num_threads(before)
+        return sample_images(
+            model,
+            n,
+            height=height,
+            width=width,
+            seed=seed,
+            first_index=first_index,
+            context=context,
+            temperature=temperature,
+            threads=threads,
+        )
 
     def single_step(self, x_tilde: Tensor, *, score: Score = "full") -> Tensor:
         """The posterior mean E[x | x~] = x~ + scale**2 * grad log p(x~) (Tweedie's formula).

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..functional import logistic_mixture_sample
 from ..nn import PixelCNNpp
+from ..nn.pixelcnnpp import Encoded
 from .philox import Stage, image_words, to_uniform
 
 
@@ -52,9 +53,9 @@ def sequential_sample(
         for r in range(height):
             # Rows below r cannot matter; what remains must stay a multiple of 4.
             rows = r // 4 * 4 + 4
-            visible = (
-                tuple(e[:, :, :rows] for e in encoded) if isinstance(encoded, tuple) else encoded
-            )
+            visible: Encoded = encoded
+            if isinstance(encoded, tuple):
+                visible = (encoded[0][:, :, :rows], encoded[1][:, :, :rows])
             for c in range(width):
                 params = model.decode(x[:, :, :rows], visible)
                 here = (..., slice(r, r + 1), slice(c, c + 1))
