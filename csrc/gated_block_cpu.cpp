@@ -209,7 +209,8 @@ class Block {
     Element *grad_gates, *grad_h;  // padded images, shifted the other way
     Cell *even, *odd;              // concat_elu in pairs of columns
     Cell *gates_pairs, *h_pairs, *skip_pairs;
-    Element* skip;       // concat_elu of some rows of the skips
+    Element* skip;                            // concat_elu of some rows of the skips
+    Element *x_slope, *h_slope, *skip_slope;  // exp(-|v|) of x and h, and of a row of the skips
     Scalar *row, *keep;  // sums of a row of pixels; dropout's factors of an image
     T* h_row;
 
@@ -228,6 +229,9 @@ class Block {
       skip_pairs = scratch.take<Cell>(kPairs ? p.chunk * p.steps * p.s2 : 0);
       row = scratch.take<Scalar>(p.width * larger(p.f2_pad, p.s2_pad));
       keep = scratch.take<Scalar>(p.height * p.width * p.f2);
+      x_slope = scratch.take<Element>(p.height * p.width * p.f);
+      h_slope = scratch.take<Element>(p.height * p.width * p.f);
+      skip_slope = scratch.take<Element>(p.width * p.s2 / 2);
       h_row = scratch.take<T>(p.width * p.f);
     }
   };
@@ -271,21 +275,21 @@ class Block {
     const int64_t line = p.width * p.f;
     if constexpr (kDropout) draw_keep(first);
     for (int64_t r = 0; r < p.height; ++r) {
-      P::template write_concat_elu<false>(x + r * line, p.width, p.f, inside(buffers_.x, r, p.f2),
-                                          p.f2, p.f, nullptr);
+      P::template write_concat_elu<false, false>(
+          x + r * line, p.width, p.f, inside(buffers_.x, r, p.f2), p.f2, p.f, nullptr, nullptr);
     }
     for (int64_t r = 0; r < p.height; ++r) {
       convolve<false>(buffers_.x + r * p.cols * p.f2, p.f2_cells, wide_taps_, p.taps, conv_in_,
                       p.f_pad);
       if (p.s2 > 0) {
-        write_skip_row(args.skips, first + r * p.width, buffers_.skip);
+        write_skip_row<false>(args.skips, first + r * p.width, buffers_.skip);
         convolve<true>(buffers_.skip, p.s2_cells, &kNoOffset, 1, nin_, p.f_pad);
       }
       T* h = args.h == nullptr ? buffers_.h_row : static_cast<T*>(args.h) + first * p.f + r * line;
       P::write_biased(buffers_.row, p.f_pad, numbers(args.weights.bias_in),
                       p.s2 > 0 ? numbers(args.weights.bias_nin) : nullptr, p.width, p.f, h);
-      P::template write_concat_elu<kDropout>(h, p.width, p.f, inside(buffers_.h, r, p.f2), p.f2,
-                                             p.f, keep_row(r));
+      P::template write_concat_elu<kDropout, false>(h, p.width, p.f, inside(buffers_.h, r, p.f2),
+                                                    p.f2, p.f, keep_row(r), nullptr);
     }
     for (int64_t r = 0; r < p.height; ++r) {
       convolve<false>(buffers_.h + r * p.cols * p.f2, p.f2_cells, wide_taps_, p.taps, conv_out_,
@@ -321,8 +325,9 @@ class Block {
                              sums_bias_out);
       P::pair_columns(out, p.f2, p.steps, p.f2, buffers_.gates_pairs + r * p.steps * p.f2_pad,
                       p.f2_pad);
-      P::template write_concat_elu<kDropout>(h + r * line, p.width, p.f,
-                                             inside(buffers_.h, r, p.f2), p.f2, p.f, keep_row(r));
+      P::template write_concat_elu<kDropout, true>(h + r * line, p.width, p.f,
+                                                   inside(buffers_.h, r, p.f2), p.f2, p.f,
+                                                   keep_row(r), buffers_.h_slope + r * line);
     }
     add_conv_gradient(buffers_.h, buffers_.grad_gates, p.f2, buffers_.gates_pairs, p.f2_pad, sums);
 
@@ -330,19 +335,22 @@ class Block {
       convolve<false>(buffers_.grad_gates + r * p.cols * p.f2, p.f2_cells, wide_taps_, p.taps,
                       conv_out_, p.f2_pad);
       Element* out = back_inside(buffers_.grad_h, r, h_stride);
-      P::template write_hidden_gradient<kDropout>(buffers_.row, p.f2_pad, h + r * line, keep_row(r),
-                                                  p.width, p.f, out, h_stride, sums_bias_in);
+      P::template write_hidden_gradient<kDropout>(buffers_.row, p.f2_pad, h + r * line,
+                                                  buffers_.h_slope + r * line, keep_row(r), p.width,
+                                                  p.f, out, h_stride, sums_bias_in);
       P::pair_columns(out, h_stride, p.steps, p.f, buffers_.h_pairs + r * p.steps * p.f_pad,
                       p.f_pad);
-      P::template write_concat_elu<false>(x + r * line, p.width, p.f, inside(buffers_.x, r, p.f2),
-                                          p.f2, p.f, nullptr);
+      P::template write_concat_elu<false, true>(x + r * line, p.width, p.f,
+                                                inside(buffers_.x, r, p.f2), p.f2, p.f, nullptr,
+                                                buffers_.x_slope + r * line);
     }
     add_conv_gradient(buffers_.x, buffers_.grad_h, h_stride, buffers_.h_pairs, p.f_pad, sums_in);
     for (int64_t r = 0; r < p.height; ++r) {
       convolve<false>(buffers_.grad_h + r * p.cols * h_stride, p.f_cells, narrow_taps_, p.taps,
                       conv_in_, p.f2_pad);
-      P::write_input_gradient(buffers_.row, p.f2_pad, p.f, x + r * line, grad_y + r * line, p.width,
-                              p.f, grad_x + r * line);
+      P::write_input_gradient(buffers_.row, p.f2_pad, p.f, x + r * line,
+                              buffers_.x_slope + r * line, grad_y + r * line, p.width, p.f,
+                              grad_x + r * line);
     }
     if (p.s2 > 0) backward_skips(args, first, sums_nin);
   }
@@ -356,7 +364,7 @@ class Block {
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t pixel = first + (r0 + r) * p.width;
         Element* skip = buffers_.skip + r * line;
-        write_skip_row(args.skips, pixel, skip);
+        write_skip_row<true>(args.skips, pixel, skip);
         P::pair_columns(skip, p.s2, p.steps, p.s2, buffers_.skip_pairs + r * p.steps * p.s2, p.s2);
         convolve<false>(back_inside(buffers_.grad_h, r0 + r, h_stride), p.f_cells, &kNoOffset, 1,
                         nin_, p.s2_pad);
@@ -364,9 +372,9 @@ class Block {
         for (int i = 0; i < shape_.n_skips; ++i) {
           const int channels = shape_.skip_channels[i];
           P::write_input_gradient(buffers_.row + channel, p.s2_pad, p.s2 / 2,
-                                  static_cast<const T*>(args.skips[i]) + pixel * channels, nullptr,
-                                  p.width, channels,
-                                  static_cast<T*>(args.grad_skips[i]) + pixel * channels);
+                                  static_cast<const T*>(args.skips[i]) + pixel * channels,
+                                  buffers_.skip_slope + channel * p.width, nullptr, p.width,
+                                  channels, static_cast<T*>(args.grad_skips[i]) + pixel * channels);
           channel += channels;
         }
       }
@@ -401,13 +409,14 @@ class Block {
   }
   const Scalar* keep_row(int64_t r) const { return buffers_.keep + r * plan_.width * plan_.f2; }
 
+  template <bool kSlope>
   void write_skip_row(const void* const* skips, int64_t pixel, Element* out) {
     int64_t channel = 0;
     for (int i = 0; i < shape_.n_skips; ++i) {
       const int channels = shape_.skip_channels[i];
-      P::template write_concat_elu<false>(static_cast<const T*>(skips[i]) + pixel * channels,
-                                          plan_.width, channels, out + channel, plan_.s2,
-                                          plan_.s2 / 2, nullptr);
+      P::template write_concat_elu<false, kSlope>(
+          static_cast<const T*>(skips[i]) + pixel * channels, plan_.width, channels, out + channel,
+          plan_.s2, plan_.s2 / 2, nullptr, buffers_.skip_slope + channel * plan_.width);
       channel += channels;
     }
   }
@@ -429,7 +438,8 @@ class Block {
     t.inner = pixel_cells;
     t.out = buffers_.row;
     t.out_row = n_pad;
-    run_tiles<D, false, kAdd>(t, plan_.width, static_cast<int>(n_pad / D::kLanes));
+    t.add = kAdd;
+    run_tiles<D, false>(t, plan_.width, static_cast<int>(n_pad / D::kLanes));
   }
 
   // sums[tap][k][n] += the gradient of a convolution's weights over an image.
@@ -484,7 +494,8 @@ class Block {
     t.inner = plan_.steps;
     t.out = sums;
     t.out_row = n_pad;
-    run_tiles<D, true, true>(t, k, static_cast<int>(n_pad / D::kLanes));
+    t.add = true;
+    run_tiles<D, true>(t, k, static_cast<int>(n_pad / D::kLanes));
   }
 
   static constexpr int64_t kNoOffset = 0;

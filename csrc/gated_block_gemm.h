@@ -85,6 +85,7 @@ struct TileArgs {
   int64_t outer = 0, inner = 0;
   typename D::Scalar* out = nullptr;
   int64_t out_row = 0;
+  bool add = false;  // to what `out` holds
 };
 
 // Registers: M NV sums, NV columns and one broadcast.
@@ -97,7 +98,7 @@ inline constexpr int kMaxVectors = 3;
 inline constexpr int kMostRows = 14;
 
 // kAdjacent: the rows' cells are neighbours (a_row = 1); else the inner steps' are (a_step = 1).
-template <class D, int M, int NV, bool kAdjacent, bool kAdd>
+template <class D, int M, int NV, bool kAdjacent>
 void run_tile(const TileArgs<D>& t) {
   using V = typename D::V;
   using Cell = typename D::Cell;
@@ -107,11 +108,8 @@ void run_tile(const TileArgs<D>& t) {
   for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) {
-      if constexpr (kAdd) {
-        __builtin_memcpy(&sum[m][v], t.out + m * t.out_row + v * D::kLanes, sizeof(V));
-      } else {
-        sum[m][v] = V{};
-      }
+      sum[m][v] = V{};
+      if (t.add) __builtin_memcpy(&sum[m][v], t.out + m * t.out_row + v * D::kLanes, sizeof(V));
     }
   }
   const int64_t row = kAdjacent ? 1 : t.a_row;
@@ -149,14 +147,14 @@ void run_tile(const TileArgs<D>& t) {
 template <class D>
 using TileKernel = void (*)(const TileArgs<D>&);
 
-template <class D, bool kAdjacent, bool kAdd>
+template <class D, bool kAdjacent>
 struct TileTable {
   TileKernel<D> kernel[kMaxVectors][kMostRows + 1] = {};
 
   template <int NV, int M>
   constexpr void fill() {
     if constexpr (M > 0) {
-      kernel[NV - 1][M] = &run_tile<D, M, NV, kAdjacent, kAdd>;
+      kernel[NV - 1][M] = &run_tile<D, M, NV, kAdjacent>;
       fill<NV, M - 1>();
     }
   }
@@ -167,14 +165,14 @@ struct TileTable {
   }
 };
 
-template <class D, bool kAdjacent, bool kAdd>
-inline constexpr TileTable<D, kAdjacent, kAdd> kTiles{};
+template <class D, bool kAdjacent>
+inline constexpr TileTable<D, kAdjacent> kTiles{};
 
 // How many of `vectors` columns the next tile takes: threes only where twos do not come out even.
 DSMOOTH_INLINE int next_vectors(int vectors) { return vectors == 1 || vectors == 3 ? vectors : 2; }
 
 // The product over all rows and columns; `t` describes its upper left corner.
-template <class D, bool kAdjacent, bool kAdd>
+template <class D, bool kAdjacent>
 void run_tiles(TileArgs<D> t, int64_t rows, int vectors) {
   const TileArgs<D> corner = t;
   for (int done = 0; done < vectors;) {
@@ -185,7 +183,7 @@ void run_tiles(TileArgs<D> t, int64_t rows, int vectors) {
       const int64_t first = rows * tile / tiles, last = rows * (tile + 1) / tiles;
       t.a = corner.a + first * (kAdjacent ? 1 : t.a_row);
       t.out = corner.out + first * t.out_row + done * D::kLanes;
-      kTiles<D, kAdjacent, kAdd>.kernel[nv - 1][last - first](t);
+      kTiles<D, kAdjacent>.kernel[nv - 1][last - first](t);
     }
     done += nv;
   }

@@ -27,23 +27,30 @@ struct Memory {
 #endif
 
   DSMOOTH_INLINE static V load(const T* p, int count) {
+    if (count == kLanes) return M::load(p);
 #if defined(__AVX512F__)
     if constexpr (sizeof(T) == 4) {
-      if (count < kLanes) return __builtin_bit_cast(V, _mm512_maskz_loadu_ps(mask(count), p));
+      return __builtin_bit_cast(V, _mm512_maskz_loadu_ps(mask(count), p));
+    } else {
+      return __builtin_bit_cast(V, _mm512_maskz_loadu_pd(static_cast<__mmask8>(mask(count)), p));
     }
-#endif
+#else
     return M::load(p, 1, count);
+#endif
   }
 
   DSMOOTH_INLINE static void store(V v, T* p, int count) {
+    if (count == kLanes) return M::store(v, p);
 #if defined(__AVX512F__)
     if constexpr (sizeof(T) == 4) {
-      if (count < kLanes) {
-        return _mm512_mask_storeu_ps(p, mask(count), __builtin_bit_cast(__m512, v));
-      }
+      _mm512_mask_storeu_ps(p, mask(count), __builtin_bit_cast(__m512, v));
+    } else {
+      const auto some = static_cast<__mmask8>(mask(count));
+      _mm512_mask_storeu_pd(p, some, __builtin_bit_cast(__m512d, v));
     }
-#endif
+#else
     M::store(v, p, 1, count);
+#endif
   }
 
   DSMOOTH_INLINE static V load(const bfloat16* p, int count) {
@@ -117,16 +124,21 @@ struct Passes {
     return v;
   }
 
-  // out[p][c] = elu(in[p][c]), out[p][negative + c] = elu(-in[p][c]), with dropout. Pixels of `out`
-  // are `stride` elements apart, those of `keep` 2 `channels`.
-  template <bool kDropout>
+  // out[p][c] = elu(in[p][c]), out[p][negative + c] = elu(-in[p][c]), with dropout; slope[p][c] =
+  // exp(-|in[p][c]|), what a backward needs of it. Pixels of `out` are `stride` elements apart,
+  // those of `keep` 2 `channels`.
+  template <bool kDropout, bool kSlope>
   static void write_concat_elu(const T* in, int64_t pixels, int channels, Element* out,
-                               int64_t stride, int64_t negative, const Scalar* keep) {
+                               int64_t stride, int64_t negative, const Scalar* keep,
+                               Element* slope) {
     for (int64_t p = 0; p < pixels; ++p, in += channels, out += stride) {
+      Element* slope_p = kSlope ? slope + p * channels : nullptr;
       const Scalar* keep_p = kDropout ? keep + p * 2 * channels : nullptr;
       for_vectors(channels, [&](int c, int count) DSMOOTH_INLINE_LAMBDA {
         const V v = Mem::load(in + c, count);
-        const V m = exp_minus_abs(v).em1;
+        const ExpPair<V> exp = exp_minus_abs(v);
+        const V m = exp.em1;
+        if constexpr (kSlope) Mem::store(exp.e, slope_p + c, count);
         Mem::store(kept<kDropout>(M::select(v > 0, v, m), keep_p + c, count), out + c, count);
         Mem::store(kept<kDropout>(M::select(v > 0, m, -v), keep_p + channels + c, count),
                    out + negative + c, count);
@@ -134,9 +146,8 @@ struct Passes {
     }
   }
 
-  // The gradient of v, given `positive` and `negative`, those of elu(v) and elu(-v).
-  DSMOOTH_INLINE static V through_concat_elu(V v, V positive, V negative) {
-    const V e = exp_minus_abs(v).e;
+  // The gradient of v, given `positive` and `negative`, those of elu(v) and elu(-v), and e.
+  DSMOOTH_INLINE static V through_concat_elu(V v, V e, V positive, V negative) {
     return M::select(v > 0, positive - negative * e, positive * e - negative);
   }
 
@@ -198,13 +209,14 @@ struct Passes {
   // The gradient of v from that of dropout(concat_elu(v)) in `sums`, and its sum over pixels.
   template <bool kDropout>
   static void write_hidden_gradient(const Scalar* sums, int64_t sums_stride, const T* v,
-                                    const Scalar* keep, int64_t pixels, int f, Element* out,
-                                    int64_t stride, Scalar* bias_sums) {
-    for (int64_t p = 0; p < pixels; ++p, sums += sums_stride, v += f, out += stride) {
+                                    const Element* slope, const Scalar* keep, int64_t pixels, int f,
+                                    Element* out, int64_t stride, Scalar* bias_sums) {
+    for (int64_t p = 0; p < pixels; ++p, sums += sums_stride, v += f, slope += f, out += stride) {
       const Scalar* keep_p = kDropout ? keep + p * 2 * f : nullptr;
       for_vectors(f, [&](int c, int count) DSMOOTH_INLINE_LAMBDA {
         const V dv = through_concat_elu(
-            Mem::load(v + c, count), kept<kDropout>(Mem::load(sums + c, count), keep_p + c, count),
+            Mem::load(v + c, count), Mem::load(slope + c, count),
+            kept<kDropout>(Mem::load(sums + c, count), keep_p + c, count),
             kept<kDropout>(Mem::load(sums + f + c, count), keep_p + f + c, count));
         Mem::store(dv, out + c, count);
         add_to(bias_sums + c, dv, count);
@@ -214,16 +226,17 @@ struct Passes {
 
   // The gradient of v from that of concat_elu(v), plus `more` unless that is null.
   static void write_input_gradient(const Scalar* sums, int64_t sums_stride, int64_t negative,
-                                   const T* v, const T* more, int64_t pixels, int channels,
-                                   T* out) {
-    for (int64_t p = 0; p < pixels; ++p, sums += sums_stride, v += channels, out += channels) {
+                                   const T* v, const Element* slope, const T* more, int64_t pixels,
+                                   int channels, T* out) {
+    for (int64_t p = 0; p < pixels; ++p, sums += sums_stride) {
+      const int64_t at = p * channels;
       for_vectors(channels, [&](int c, int count) DSMOOTH_INLINE_LAMBDA {
-        V dv = through_concat_elu(Mem::load(v + c, count), Mem::load(sums + c, count),
-                                  Mem::load(sums + negative + c, count));
-        if (more != nullptr) dv += Mem::load(more + c, count);
-        Mem::store(dv, out + c, count);
+        V dv =
+            through_concat_elu(Mem::load(v + at + c, count), Mem::load(slope + at + c, count),
+                               Mem::load(sums + c, count), Mem::load(sums + negative + c, count));
+        if (more != nullptr) dv += Mem::load(more + at + c, count);
+        Mem::store(dv, out + at + c, count);
       });
-      if (more != nullptr) more += channels;
     }
   }
 

@@ -192,8 +192,12 @@ def _channels_last(tensor: Tensor) -> Tensor:
 
 
 def _empty_channels_last(like: Tensor, channels: int) -> Tensor:
-    shape = (like.shape[0], channels, *like.shape[2:])
-    return like.new_empty(shape).to(memory_format=torch.channels_last)
+    return torch.empty(
+        (like.shape[0], channels, *like.shape[2:]),
+        dtype=like.dtype,
+        device=like.device,
+        memory_format=torch.channels_last,
+    )
 
 
 def _call(

@@ -25,12 +25,12 @@ def concat_elu(x: Tensor) -> Tensor:
 
 def down_shift(x: Tensor) -> Tensor:
     """Move (B, C, H, W) down by one row; row 0 becomes exactly zero."""
-    return F.pad(x, (0, 0, 1, 0))[:, :, :-1]
+    return F.pad(x, (0, 0, 1, -1))
 
 
 def right_shift(x: Tensor) -> Tensor:
     """Move (B, C, H, W) right by one column; column 0 becomes exactly zero."""
-    return F.pad(x, (1, 0, 0, 0))[:, :, :, :-1]
+    return F.pad(x, (1, -1, 0, 0))
 
 
 def shifted_conv2d(
@@ -104,9 +104,11 @@ def shifted_conv_transpose2d_ref(
 ) -> Tensor:
     """The reference of `shifted_conv_transpose2d`."""
     rows, columns = 2 * x.shape[2], 2 * x.shape[3]
-    y = F.conv_transpose2d(x, weight, bias, stride=2, output_padding=1)
+    # The bias comes last: oneDNN's gradient of a transposed convolution's bias is a plain loop.
+    y = F.conv_transpose2d(x, weight, stride=2, output_padding=1)
     first = (weight.shape[3] - 1) // 2 if shift == "down" else 0
-    return y[:, :, :rows, first : first + columns]
+    y = y[:, :, :rows, first : first + columns]
+    return y if bias is None else y + bias.to(y.dtype).view(-1, 1, 1)
 
 
 def _check_conv(x: Tensor, weight: Tensor, channels: int, shift: Shift, impl: Impl) -> None:
