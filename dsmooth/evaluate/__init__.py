@@ -1,1 +1,1 @@
-"""Evaluators: bits per dimension."""
+"""Evaluators: bits per dimension, and the report of a reproduction."""

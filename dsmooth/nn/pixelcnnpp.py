@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -153,6 +156,7 @@ class PixelCNNpp(nn.Module):
         """
 
         def before(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            assert isinstance(layer, INITIALIZED)
             layer.initialize(*inputs)
 
         # A gated resnet initialises its own convolutions.
@@ -184,7 +188,7 @@ class PixelCNNpp(nn.Module):
 
         outputs: list[Streams] = []
         stack: list[Streams] = [(u, ul)]
-        for i, block in enumerate(self.up):
+        for i, block in enumerate(cast("Iterable[_Block]", self.up)):
             for res_u, res_ul in zip(block.u, block.ul, strict=True):
                 u = res_u(u)
                 ul = res_ul(ul, u)
@@ -195,7 +199,7 @@ class PixelCNNpp(nn.Module):
                 stack.append((u, ul))
 
         u, ul = stack.pop()
-        for i, block in enumerate(self.down):
+        for i, block in enumerate(cast("Iterable[_Block]", self.down)):
             for res_u, res_ul in zip(block.u, block.ul, strict=True):
                 skip_u, skip_ul = stack.pop()
                 u = res_u(u, skip_u)
