@@ -9,6 +9,17 @@ constexpr int kMaxPanelUnits = 2;
 constexpr int max_tile_rows(int units) { return units == 1 ? 4 : 2; }
 
 inline Vec splat(float x) { return Vec{x, x, x, x, x, x, x, x}; }
+#if defined(__SANITIZE_THREAD__)
+// ThreadSanitizer watches scalars, not vectors of 32 bytes.
+inline Vec load(const float* p, int n = kLanes) {
+  Vec v = {};
+  for (int i = 0; i < n; ++i) v[i] = p[i];
+  return v;
+}
+inline void store(float* p, Vec v, int n = kLanes) {
+  for (int i = 0; i < n; ++i) p[i] = v[i];
+}
+#else
 inline Vec load(const float* p, int n = kLanes) {
   Vec v = {};
   __builtin_memcpy(&v, p, static_cast<size_t>(n) * sizeof(float));
@@ -17,6 +28,7 @@ inline Vec load(const float* p, int n = kLanes) {
 inline void store(float* p, Vec v, int n = kLanes) {
   __builtin_memcpy(p, &v, static_cast<size_t>(n) * sizeof(float));
 }
+#endif
 inline Vec multiply_add(Vec a, Vec b, Vec c) { return a * b + c; }
 inline Vec minus_abs(Vec x) {
   return reinterpret_cast<Vec>(reinterpret_cast<IntVec>(x) | INT32_MIN);

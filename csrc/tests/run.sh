@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# The C++ tests under AddressSanitizer with UndefinedBehaviorSanitizer, then under ThreadSanitizer,
+# which must also find a sync that is left out on purpose.
+#   csrc/tests/run.sh [build folder]
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+build=${1:-$(mktemp -d)}
+mkdir -p "$build"
+
+for sanitizer in address,undefined thread; do
+    echo "== $sanitizer"
+    cmake -S "$here" -B "$build/$sanitizer" -G Ninja -DDSMOOTH_SANITIZE="$sanitizer" >"$build/cmake.txt" ||
+        { cat "$build/cmake.txt"; exit 1; }
+    cmake --build "$build/$sanitizer"
+    "$build/$sanitizer/sampler_test"
+done
+
+echo "== a missing sync"
+for omitted in 2 40 150; do
+    if "$build/thread/sampler_test" plant "$omitted" >"$build/plant.txt" 2>&1; then
+        echo "ThreadSanitizer missed that sync $omitted is missing"
+        exit 1
+    fi
+    grep -q "data race" "$build/plant.txt"
+done
+echo "found"

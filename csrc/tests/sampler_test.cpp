@@ -1,0 +1,225 @@
+// Laws of the sampler that need no Python, run under the sanitizers (run.sh):
+//   sampler_test          all laws
+//   sampler_test plant N  draws with sync N left out, threads as lanes: ThreadSanitizer must object
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "../sampler/sampler_cpu.h"
+#include "sampler_block.h"
+#include "sampler_toy.h"
+
+namespace dsmooth::sampler {
+namespace {
+
+int failures = 0;
+
+void expect(bool condition, const std::string& what) {
+  if (condition) return;
+  ++failures;
+  std::printf("FAILED: %s\n", what.c_str());
+}
+
+constexpr int kHeight = 4, kWidth = 8;
+constexpr uint64_t kSeed = (uint64_t{3} << 32) + 7, kFirst = (uint64_t{1} << 32) - 1;
+
+struct Case {
+  int filters, channels;
+  Conditioning conditioning;
+  size_t size(int64_t n) const { return static_cast<size_t>(n * channels * kHeight * kWidth); }
+  std::vector<float> context(int64_t n) const {
+    std::vector<float> values(size(n));
+    for (size_t i = 0; i < values.size(); ++i) values[i] = std::sin(0.7f * static_cast<float>(i));
+    return values;
+  }
+};
+constexpr Case kCases[] = {
+    {12, 1, Conditioning::kNone}, {9, 3, Conditioning::kStack}, {20, 1, Conditioning::kConcat}};
+
+std::vector<float> draw(const CpuSampler& sampler, const Case& c, int64_t first, int64_t n,
+                        int threads, int slice) {
+  const std::vector<float> context = c.context(first + n);
+  std::vector<float> out(c.size(n), NAN);
+  const bool conditioned = c.conditioning != Conditioning::kNone;
+  sampler.sample({n, kHeight, kWidth, kSeed, kFirst + static_cast<uint64_t>(first), 1.0f, threads,
+                  slice, conditioned ? context.data() + c.size(first) : nullptr, out.data()},
+                 [](double) {});
+  return out;
+}
+
+void same_bits_however_shared(const Case& c, const std::string& isa, bool bf16) {
+  const CpuSampler sampler(Toy(c.filters, c.channels, c.conditioning).take(), isa, bf16);
+  const std::vector<float> all = draw(sampler, c, 0, 9, 1, 0);
+  expect(std::all_of(all.begin(), all.end(), [](float x) { return std::isfinite(x); }),
+         isa + ": a pixel is not finite");
+  struct {
+    int first, n, threads, slice;
+  } ways[] = {{0, 9, 2, 0}, {0, 9, 3, 1}, {0, 1, 3, 0}, {8, 1, 2, 0}, {2, 2, 4, 0}, {1, 7, 1, 3}};
+  for (const auto& w : ways) {
+    const std::vector<float> part = draw(sampler, c, w.first, w.n, w.threads, w.slice);
+    expect(std::memcmp(part.data(), all.data() + c.size(w.first), part.size() * sizeof(float)) == 0,
+           isa + ": other bits with " + std::to_string(w.threads) + " threads");
+  }
+}
+
+// A block of lanes against the threads of the CPU, on the portable tiles.
+void block_equals_threads(const Case& c) {
+  constexpr int kImages = 3;
+  const Plan plan(Toy(c.filters, c.channels, c.conditioning).take(), find_isa("generic", false));
+  const CpuSampler sampler(Toy(c.filters, c.channels, c.conditioning).take(), "generic", false);
+  const std::vector<float> expected = draw(sampler, c, 0, kImages, 1, 0);
+  const std::vector<float> context = c.context(kImages);
+  std::vector<float> out(c.size(kImages), NAN);
+  const Slice slice{kImages,
+                    kHeight,
+                    kWidth,
+                    kSeed,
+                    kFirst,
+                    1.0f,
+                    c.conditioning == Conditioning::kNone ? nullptr : context.data(),
+                    out.data()};
+  const auto equal = [&] {
+    return std::memcmp(out.data(), expected.data(), out.size() * sizeof(float)) == 0;
+  };
+  draw_with_block(plan, slice, 4, Mode::kThreads);
+  expect(equal(), "a block of threads gives other bits");
+  int64_t syncs = 0;
+  for (unsigned seed = 1; seed <= 3; ++seed) {
+    syncs = draw_with_block(plan, slice, 5, Mode::kTurns, -1, seed);
+    expect(equal(), "a block of lanes in turn gives other bits");
+  }
+  // Every sync that stands between a write and a read matters; all but a few do.
+  int tried = 0, found = 0;
+  for (int64_t omit = 1; omit < syncs - 1; omit += 1 + syncs / 40, ++tried) {
+    bool differs = false;
+    for (unsigned seed = 1; seed <= 3 && !differs; ++seed) {
+      draw_with_block(plan, slice, 5, Mode::kTurns, omit, seed);
+      differs = !equal();
+    }
+    found += differs;
+  }
+  std::printf("missing syncs found by lanes in turn: %d of %d\n", found, tried);
+  expect(found * 2 > tried, "most missing syncs go unnoticed");
+}
+
+void plant(int64_t omit) {
+  const Case& c = kCases[0];
+  const Plan plan(Toy(c.filters, c.channels, c.conditioning).take(), find_isa("generic", false));
+  std::vector<float> out(c.size(3));
+  const Slice slice{3, kHeight, kWidth, kSeed, kFirst, 1.0f, nullptr, out.data()};
+  draw_with_block(plan, slice, 4, Mode::kThreads, omit);
+}
+
+// The activation and the gate against double precision, over all magnitudes.
+void elementary_functions(const Isa& isa) {
+  std::vector<float> x;
+  for (float magnitude = 1e-30f; magnitude < 200; magnitude *= 1.0007f) {
+    x.push_back(magnitude);
+    x.push_back(-magnitude);
+  }
+  x.push_back(0.0f);
+  const int n = static_cast<int>(x.size()) / 8;
+  std::vector<float> act(2 * 8 * static_cast<size_t>(n)), value(8 * static_cast<size_t>(n));
+  std::vector<float> sums(16 * static_cast<size_t>(n)), zeros(8 * static_cast<size_t>(n), 0.0f);
+  const Panel panel{nullptr, 2, 0, 0, 8};
+  Job job{};
+  job.epilogue.channels = 8;
+  job.epilogue.act_out = act.data();
+  job.epilogue.act_stride = 16;
+  isa.finish(job, panel, 0, n, x.data(), 8);
+  double elu_error = 0, gate_error = 0;
+  for (int i = 0; i < 8 * n; ++i) {
+    const double v = x[static_cast<size_t>(i)];
+    for (int side = 0; side < 2; ++side) {
+      const double signed_v = side ? -v : v;
+      const double exact = signed_v > 0 ? signed_v : std::expm1(signed_v);
+      const double got = act[static_cast<size_t>(i / 8 * 16 + i % 8 + 8 * side)];
+      if (exact != 0) elu_error = std::max(elu_error, std::abs(got / exact - 1));
+    }
+  }
+  // With A = 1 and no residual the value is the gate.
+  for (int i = 0; i < 8 * n; ++i) {
+    sums[static_cast<size_t>(i / 8 * 16 + i % 8)] = 1.0f;
+    sums[static_cast<size_t>(i / 8 * 16 + 8 + i % 8)] = x[static_cast<size_t>(i)];
+  }
+  job.epilogue = Epilogue{};
+  job.epilogue.gate = true;
+  job.epilogue.channels = 8;
+  job.epilogue.residual_in = zeros.data();
+  job.epilogue.residual_in_stride = 8;
+  job.epilogue.residual_out = value.data();
+  job.epilogue.residual_out_stride = 8;
+  isa.finish(job, panel, 0, n, sums.data(), 16);
+  for (int i = 0; i < 8 * n; ++i) {
+    const double v = x[static_cast<size_t>(i)];
+    if (v < -87) continue;  // there the gate stays at e^-87, 1e-38
+    gate_error =
+        std::max(gate_error, std::abs(value[static_cast<size_t>(i)] * (1 + std::exp(-v)) - 1));
+  }
+  std::printf("%s: elu within %.2g, sigmoid within %.2g, relative\n", isa.name, elu_error,
+              gate_error);
+  expect(elu_error < 2.4e-7 && gate_error < 2.4e-7, "elementary functions are inaccurate");
+}
+
+void bad_programs_are_refused() {
+  const auto refused = [](auto change) {
+    Program program = Toy(4, 1, Conditioning::kNone).take();
+    change(program);
+    try {
+      check(program);
+    } catch (const std::invalid_argument&) {
+      return true;
+    }
+    return false;
+  };
+  expect(!refused([](Program&) {}), "a good program is refused");
+  expect(refused([](Program& p) { p.ops[1].terms[0].cache = 99; }), "a cache that is not there");
+  expect(refused([](Program& p) { p.ops[1].terms[0].drow = -2; }), "a row that is gone");
+  expect(refused([](Program& p) { p.ops[1].terms[0].drow = 1; }), "a row below");
+  expect(refused([](Program& p) { p.ops[1].terms[0].dcol = 0; }), "a tap beyond the padding");
+  expect(refused([](Program& p) { p.ops.back().terms[0].dcol = 1; }), "a pixel to the right");
+  expect(refused([](Program& p) { p.ops[1].bias[0] = INFINITY; }), "an infinite bias");
+  expect(refused([](Program& p) { p.params = p.image; }), "parameters in the image");
+}
+
+void an_exception_stops_the_workers() {
+  const CpuSampler sampler(Toy(40, 1, Conditioning::kNone).take(), "generic", false);
+  for (int threads : {2, 3}) {
+    std::vector<float> out(2u * 4096u * 64u);
+    try {
+      sampler.sample({2, 4096, 64, 0, 0, 1.0f, threads, 0, nullptr, out.data()},
+                     [](double) { throw std::runtime_error("stop"); });
+      expect(false, "the call went on");
+    } catch (const std::runtime_error&) {
+    }
+  }
+}
+
+int run_all() {
+  bad_programs_are_refused();
+  for (bool bf16 : {false, true})
+    for (const std::string& isa : instruction_sets(bf16)) {
+      if (!bf16) elementary_functions(find_isa(isa, bf16));
+      for (const Case& c : kCases) same_bits_however_shared(c, isa, bf16);
+    }
+  for (const Case& c : kCases) block_equals_threads(c);
+  an_exception_stops_the_workers();
+  std::printf(failures ? "%d failures\n" : "all laws hold\n", failures);
+  return failures != 0;
+}
+
+}  // namespace
+}  // namespace dsmooth::sampler
+
+int main(int argc, char** argv) {
+  if (argc == 3 && std::strcmp(argv[1], "plant") == 0) {
+    dsmooth::sampler::plant(std::atoll(argv[2]));
+    return 0;
+  }
+  return dsmooth::sampler::run_all();
+}

@@ -1,0 +1,129 @@
+// A small program with every kind of operation: both streams, two levels, gates, skips, an encoder.
+#pragma once
+
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "../sampler/program.h"
+
+namespace dsmooth::sampler {
+
+enum class Conditioning { kNone, kStack, kConcat };
+
+class Toy {
+ public:
+  Toy(int filters, int image_channels, Conditioning conditioning) : f_(filters) {
+    p_.image_channels = image_channels;
+    p_.image_parts = 2;
+    p_.n_mix = 2;
+    p_.discretized = false;
+    p_.conditioned = conditioning != Conditioning::kNone;
+    p_.context = kNone;
+    const int e = conditioning == Conditioning::kConcat ? encoder() : kNone;
+    p_.image = cache(0, image_width(), 3);
+    streams(e);
+  }
+  Program take() { return std::move(p_); }
+
+ private:
+  int image_width() const { return 2 * p_.image_channels + 1 + 1; }
+
+  int cache(int level, int channels, int rows, bool operand = true) {
+    p_.caches.push_back({level, channels, rows, operand});
+    return static_cast<int>(p_.caches.size()) - 1;
+  }
+  int act(int level, int rows) { return cache(level, 2 * f_, rows); }
+
+  float random() {
+    state_ = state_ * 6364136223846793005u + 1442695040888963407u;
+    return static_cast<float>(static_cast<int64_t>(state_) >> 40) * 0x1p-23f;
+  }
+
+  Term term(int from, int drow, int dcol, int taps, bool row_part = false) {
+    return {from, drow, dcol, taps, p_.caches[static_cast<size_t>(from)].channels, row_part, {}};
+  }
+
+  struct Outputs {
+    int residual, act, raw;
+  };
+  void op(Pass pass, int level, int n, std::vector<Term> terms, Outputs to, bool gate = false,
+          int add = kNone, int row_parity = kNone, int column_parity = kNone) {
+    Op op{pass,
+          level,
+          row_parity,
+          column_parity,
+          gate,
+          n,
+          gate ? to.residual : kNone,
+          add,
+          to.residual,
+          to.act,
+          to.raw,
+          {},
+          std::move(terms)};
+    for (int i = 0; i < n; ++i)
+      op.bias.push_back(pass == Pass::kHead ? -2.0f : 0.1f * random());  // narrow components
+    for (Term& t : op.terms)
+      for (int i = 0; i < n * t.taps * t.channels; ++i) t.weight.push_back(0.1f * random());
+    p_.ops.push_back(std::move(op));
+  }
+
+  int encoder() {
+    p_.context = cache(0, image_width(), 0);
+    const int residual = cache(0, f_, 0, false), a = act(0, 0), out = cache(0, f_, 0, false);
+    op(Pass::kEncoder, 0, f_, around(p_.context), {residual, a, kNone});
+    op(Pass::kEncoder, 0, f_, around(a), {out, kNone, kNone});
+    return out;
+  }
+  std::vector<Term> around(int from) {
+    return {term(from, -1, -1, 3), term(from, 0, -1, 3), term(from, 1, -1, 3)};
+  }
+  std::vector<Term> above_and_here(int from, bool horizontal) {
+    const int taps = horizontal ? 2 : 3;
+    return {term(from, -1, -1, taps, horizontal), term(from, 0, -1, taps)};
+  }
+
+  void upsize(Pass pass, int from, Outputs to) {
+    for (int parity = 0; parity < 4; ++parity)
+      op(pass, 0, f_, {term(from, 0, 0, pass == Pass::kVertical ? 1 + parity % 2 : 1)}, to, false,
+         kNone, parity / 2, parity % 2);
+  }
+
+  void streams(int e) {
+    constexpr Pass v = Pass::kVertical, h = Pass::kHorizontal;
+    const int ru = cache(0, f_, 1, false), ru1 = cache(1, f_, 1, false);
+    const int rl = cache(0, f_, 1, false), rl1 = cache(1, f_, 1, false);
+    const int even = f_ + f_ % 2;
+    const int u0 = act(0, 2), hu = act(0, 2), u1 = act(0, 2), raw_u = cache(0, even, 2);
+    const int low_u = cache(1, even, 1), u2 = act(0, 2);
+    op(v, 0, f_, {term(p_.image, -2, -1, 3), term(p_.image, -1, -1, 3)}, {ru, u0, kNone}, false, e);
+    op(v, 0, f_, above_and_here(u0, false), {kNone, hu, kNone});
+    op(v, 0, 2 * f_, above_and_here(hu, false), {ru, u1, raw_u}, true);
+    op(v, 1, f_, above_and_here(raw_u, false), {ru1, kNone, low_u});
+    upsize(v, low_u, {ru, u2, kNone});
+
+    const int l0 = act(0, 1), hl = act(0, 1), l1 = act(0, 1), raw_l = cache(0, even, 1);
+    const int low_l = cache(1, even, 1), l2 = act(0, 1), hl2 = act(0, 1), l3 = act(0, 1);
+    op(h, 0, f_, {term(p_.image, -1, -1, 3, true), term(p_.image, 0, -1, 1)}, {rl, l0, kNone},
+       false, e);
+    gated(l0, {term(u1, 0, 0, 1, true)}, hl, {rl, l1, raw_l});
+    op(h, 1, f_, above_and_here(raw_l, true), {rl1, kNone, low_l});
+    upsize(h, low_l, {rl, l2, kNone});
+    gated(l2, {term(u2, 0, 0, 1, true), term(l0, 0, 0, 1)}, hl2, {rl, l3, kNone});
+    p_.params = cache(0, (p_.image_channels == 1 ? 3 : 10) * p_.n_mix, 1, false);
+    op(Pass::kHead, 0, p_.caches.back().channels, {term(l3, 0, 0, 1)}, {p_.params, kNone, kNone});
+  }
+  void gated(int from, std::vector<Term> skips, int middle, Outputs to) {
+    std::vector<Term> terms = above_and_here(from, true);
+    terms.insert(terms.end(), skips.begin(), skips.end());
+    op(Pass::kHorizontal, 0, f_, std::move(terms), {kNone, middle, kNone});
+    op(Pass::kHorizontal, 0, 2 * f_, above_and_here(middle, true), to, true);
+  }
+
+  const int f_;
+  uint64_t state_ = 1;
+  Program p_{};
+};
+
+}  // namespace dsmooth::sampler
