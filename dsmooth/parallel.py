@@ -51,13 +51,17 @@ class Run:
 
 
 def train_side_by_side(
-    runs: Sequence[Run], threads: int, stop: Callable[[], int | None]
+    runs: Sequence[Run],
+    threads: int,
+    stop: Callable[[], int | None],
+    keep_open: Sequence[int] = (),
 ) -> int | None:
     """Train `runs` at the same time, `threads` CPU threads each, and show all their progress.
 
     stop: returns the number of a signal that asks to end early, or None; the children then save
-    and leave. Returns that number, or None if every run finished. Raises ChildProcessError with a
-    child's own message if one fails, after the others have saved and left.
+    and leave. keep_open: file descriptors that the children inherit. Returns the signal's number,
+    or None if every run finished. Raises ChildProcessError with a child's own message if one
+    fails, after the others have saved and left.
     """
     children: list[subprocess.Popen[bytes]] = []
     asked = False
@@ -70,6 +74,7 @@ def train_side_by_side(
                         stdin=subprocess.DEVNULL,
                         stdout=output,
                         stderr=subprocess.STDOUT,
+                        pass_fds=keep_open,
                     )
                 )
         with Screen(runs) as screen:
@@ -158,8 +163,6 @@ class Watched:
 
     def text(self) -> str:
         """Loss, rate and time left in a few words."""
-        if not self.total:
-            return "measuring the rate"
         if self.loss is None:
             return "starting"
         left = (self.total - self.images) / self.speed if self.speed else 0.0
@@ -179,12 +182,15 @@ class Screen:
         self.bars: Any = None
         if sys.stdout.isatty():
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+            from rich.table import Column
 
             self.bars = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=16),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[text]}"),
+                TextColumn(
+                    "{task.fields[text]}", table_column=Column(no_wrap=True, overflow="ellipsis")
+                ),
             )
             for run in runs:
                 self.bars.add_task(run.role, total=None, text="starting")

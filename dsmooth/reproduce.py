@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import math
 import os
 import platform
@@ -106,24 +107,23 @@ def reproduce(out: Path, plan: Plan, *, count: int = 64, scored_images: int = SC
         raise ValueError(f"count must be at least 1, got {count}")
     train_set, test_set = load_data(next(iter(plan.configs.values())))
     claim_folder(out, plan)
-    interrupted = train_all(out, plan, test_set)
-    if interrupted:
-        print(f"stopped and saved in {out}; repeat the same command to go on")
-        return 128 + interrupted
-    try:
-        models = load_models(out, plan)
-        samples = draw_all(out / "samples", models, plan, test_set, count)
-        bits = score_all(out / "bits_per_dim.json", models, test_set, scored_images)
-    except KeyboardInterrupt:
-        print(f"\nstopped; what is done is in {out}; repeat the same command to go on")
-        return 130
+    with lock_folder(out) as lock:
+        interrupted = train_all(out, plan, test_set, lock)
+        if interrupted:
+            print(f"stopped and saved in {out}; repeat the same command to go on")
+            return 128 + interrupted
+        try:
+            models = load_models(out, plan)
+            samples = draw_all(out / "samples", models, plan, test_set, count)
+            bits = score_all(out / "bits_per_dim.json", models, test_set, scored_images)
+        except KeyboardInterrupt:
+            print(f"\nstopped; what is done is in {out}; repeat the same command to go on")
+            return 130
 
-    results = collect(out, plan, models, train_set, test_set, samples, bits)
-    write_json(out / "results.json", results)
-    histories: dict[str, list[dict[str, Any]]] = {
-        role: history(out / role) for role in plan.configs
-    }
-    write_report(out / "report.html", results, histories, samples)
+        results = collect(out, plan, models, train_set, test_set, samples, bits)
+        write_json(out / "results.json", results)
+        histories = {str(role): history(out / role) for role in plan.configs}
+        write_report(out / "report.html", results, histories, samples)
     summarise(out, results)
     return 0
 
@@ -148,6 +148,24 @@ def claim_folder(out: Path, plan: Plan) -> None:
     write_json(path, plan.description())
 
 
+@contextmanager
+def lock_folder(out: Path) -> Iterator[int]:
+    """Keep other calls out of `out`; yields the descriptor that holds the lock.
+
+    Training runs inherit it, so that those that outlive a killed call still keep others out.
+    Raises ValueError if the folder is taken.
+    """
+    with open(out / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"another dsmooth reproduce, or a training run that it started, is at work in "
+                f"{out}; wait for it, or choose another --out"
+            ) from None
+        yield file.fileno()
+
+
 def flatten(value: Any, name: str = "") -> dict[str, Any]:
     """Nested dictionaries as one, with dotted keys; tuples as lists, as JSON has them."""
     if not isinstance(value, dict):
@@ -164,7 +182,7 @@ def is_finished(folder: Path) -> bool:
     return bool(entries) and entries[-1]["event"] == "end"
 
 
-def train_all(out: Path, plan: Plan, test_set: ImageDataset) -> int | None:
+def train_all(out: Path, plan: Plan, test_set: ImageDataset, lock: int) -> int | None:
     """Train what is not trained yet. Returns the number of the signal that stopped it, if any."""
     cores = torch.get_num_threads()
     with catch_signals() as stop:
@@ -186,7 +204,7 @@ def train_all(out: Path, plan: Plan, test_set: ImageDataset) -> int | None:
                 what = f"training {names}"
             each = " each" if len(left) > 1 else ""
             print(f"{what}, {threads} CPU thread{'s' if threads > 1 else ''}{each}", flush=True)
-            interrupted = train_side_by_side(runs, threads, stop)
+            interrupted = train_side_by_side(runs, threads, stop, [lock])
             if interrupted:
                 return interrupted
     return None

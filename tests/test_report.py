@@ -15,7 +15,7 @@ import torch
 
 from dsmooth.config import Role
 from dsmooth.data import load_dataset
-from dsmooth.evaluate.report import advice, curve_png, number, visible, write_report
+from dsmooth.evaluate.report import advice, curve_png, number, running_mean, visible, write_report
 from dsmooth.presets import preset
 from tests.report_checks import check_self_contained
 
@@ -163,6 +163,14 @@ def test_advice_fits_the_data() -> None:
     assert "--download" not in full
     assert "0.5 passes" in full
     assert "6.4 passes" in embedded
+
+
+def test_running_mean_keeps_lines_and_few_points() -> None:
+    line = [(i, 2.0 * i) for i in range(301)]
+    smooth = running_mean(line)
+    assert [i for i, _ in smooth] == list(range(301))
+    assert [v for _, v in smooth[3:-3]] == pytest.approx([v for _, v in line[3:-3]])
+    assert running_mean([(5, 1.5)]) == [(5, 1.5)]
 
 
 @pytest.mark.parametrize("entries", [[], made_up_history()[:1], made_up_history()])

@@ -24,6 +24,7 @@ from dsmooth.reproduce import (
     flatten,
     history,
     is_finished,
+    lock_folder,
     plan_from_preset,
     reproduce,
     training_seconds,
@@ -111,8 +112,9 @@ def test_a_second_call_repeats_nothing(
     finished: Path, data: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def files() -> dict[Path, int]:
-        paths = [p for p in finished.rglob("*") if p.is_file() and p.name != "report.html"]
-        return {p: p.stat().st_mtime_ns for p in paths if p.name != "results.json"}
+        paths = [p for p in finished.rglob("*") if p.is_file() and p.name != ".lock"]
+        rewritten = ("results.json", "report.html")
+        return {p: p.stat().st_mtime_ns for p in paths if p.name not in rewritten}
 
     before, results = files(), (finished / "results.json").read_bytes()
     report = (finished / "report.html").read_bytes()
@@ -139,6 +141,11 @@ def test_a_folder_with_other_things_is_refused_and_left_alone(data: Path, tmp_pa
     with pytest.raises(ValueError, match="holds no reproduction"):
         reproduce(tmp_path, tiny_plan(data))
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_folder_in_use_is_refused(finished: Path, data: Path) -> None:
+    with lock_folder(finished), pytest.raises(ValueError, match="is at work in"):
+        reproduce(finished, tiny_plan(data), count=9)
 
 
 SCRIPT = """
@@ -260,7 +267,7 @@ def test_history_forgets_steps_that_a_later_start_took_back(tmp_path: Path) -> N
 def test_a_watched_log_is_read_once_and_only_whole_lines(tmp_path: Path) -> None:
     watched = Watched(Run("noisy", tmp_path, tmp_path / "settings.json"))
     watched.read()
-    assert watched.text() == "measuring the rate"
+    assert watched.text() == "starting"
     start = json.dumps({"event": "start", "images": 0, "seconds": 0, "total": 100, "loss": "bits"})
     step = json.dumps(
         {"event": "step", "images": 40, "seconds": 2, "bits_per_dim": 1.5, "images_per_second": 20}

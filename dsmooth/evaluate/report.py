@@ -76,8 +76,8 @@ def write_report(
         "advice": "\n".join(f"<p>{code_words(sentence)}</p>" for sentence in advice(results)),
         "version": escape(results["dsmooth"]),
     }
-    # p(x | x~) must not break at the bar.
-    page = PAGE.substitute(values).replace(" | ", "\u00a0|\u00a0")
+    # p(x | x~) must not break at the bar: after one, only a word joiner forbids it.
+    page = PAGE.substitute(values).replace(" | ", "\u00a0|\u2060\u00a0")
     write_atomically(path, page.encode())
 
 
@@ -299,14 +299,14 @@ def curves_section(
     for role, entries in histories.items():
         run = results["runs"][role]
         png, dark = (curve_png(entries, dark=dark) for dark in (False, True))
-        last = f"{run['held_out_bits_per_dim']:.3f}"
+        last, loss = f"{run['held_out_bits_per_dim']:.3f}", run["loss"].replace("x~", "x̃")
         figures.append(
             figure(
                 png,
-                f"Training curve of the {role} run: {run['loss']} against images seen, ending at "
+                f"Training curve of the {role} run: {loss} against images seen, ending at "
                 f"{last} on held-out images.",
                 ROLE_TITLES[role],
-                f"Loss: {run['loss']}. Line: training, with dropout if any; dots: the averaged "
+                f"Loss: {loss}. Line: training, with dropout if any, smoothed; dots: the averaged "
                 f"weights on {run['held_out_images']:,} held-out images, {last} at the end.",
                 dark,
             )
@@ -325,15 +325,18 @@ def curve_png(entries: Sequence[Mapping[str, Any]], *, dark: bool) -> bytes:
 
     canvas = Figure(figsize=(3.6, 2.7), dpi=220, layout="constrained")
     axes = canvas.add_subplot()
+    means = running_mean(steps)
     if steps:
-        axes.plot(*zip(*steps, strict=True), color=line, linewidth=1.2, label="training")
+        axes.plot(*zip(*steps, strict=True), color=line, linewidth=0.6, alpha=0.3)
+        axes.plot(*zip(*means, strict=True), color=line, linewidth=1.4, label="training")
     if scores:
-        axes.plot(*zip(*scores, strict=True), "o", color=dots, markersize=4, label="held out")
+        dots_at = list(zip(*scores, strict=True))
+        axes.plot(*dots_at, "o", color=dots, markersize=4, zorder=3, label="held out")
     # The first steps start so high that they would flatten the rest.
-    values = sorted(v for _, v in steps + scores)
+    values = sorted(v for _, v in means + scores)
     if values:
         low, high = values[0], values[min(len(values) - 1, int(0.9 * len(values)))]
-        margin = 0.08 * (high - low) + 0.01
+        margin = 0.15 * (high - low) + 0.01
         axes.set_ylim(low - margin, high + margin)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlabel("images seen", color=text)
@@ -347,6 +350,16 @@ def curve_png(entries: Sequence[Mapping[str, Any]], *, dark: bool) -> bytes:
     buffer = io.BytesIO()
     canvas.savefig(buffer, format="png", transparent=True, metadata={"Software": None})
     return buffer.getvalue()
+
+
+def running_mean(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Each value replaced by the mean of the 2 % of points around it."""
+    reach = len(points) // 100
+    smooth = []
+    for i, (images, _) in enumerate(points):
+        near = [value for _, value in points[max(0, i - reach) : i + reach + 1]]
+        smooth.append((images, sum(near) / len(near)))
+    return smooth
 
 
 # --- tables ----------------------------------------------------------------------------------
