@@ -41,6 +41,8 @@ class Train:
     """Go on with the run in --out."""
     threads: int | None = None
     """CPU threads; by default all cores."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files (needs the extra "tensorboard")."""
     print_config: bool = False
     """Print the settings as JSON and stop."""
 
@@ -192,5 +194,11 @@ def _train(command: Train) -> int:
     from .train import train
 
     folder = command.out or Path("runs") / command.role
-    result = train(settings, folder, resume=command.resume, threads=command.threads)
+    result = train(
+        settings,
+        folder,
+        resume=command.resume,
+        threads=command.threads,
+        tensorboard=command.tensorboard,
+    )
     return 128 + result.interrupted if result.interrupted else 0

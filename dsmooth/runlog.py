@@ -26,10 +26,19 @@ class RunLog:
 
     log.jsonl holds one JSON object per line with an "event": start, step (about one a second,
     losses averaged since the last), evaluation, interrupted or end. On a terminal a bar shows the
-    rest; elsewhere a plain line appears every ten seconds.
+    rest; elsewhere a plain line appears every ten seconds. With `tensorboard` the numbers and
+    grids also go into the folder tensorboard/.
     """
 
-    def __init__(self, folder: Path, config: TrainConfig, loss_name: str, images_seen: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: TrainConfig,
+        loss_name: str,
+        images_seen: int,
+        tensorboard: bool = False,
+    ) -> None:
+        self.writer = make_writer(folder / "tensorboard") if tensorboard else None
         self.folder = folder
         self.config = config
         self.loss_name = loss_name
@@ -56,6 +65,8 @@ class RunLog:
         if self.bar is not None:
             self.bar.stop()
         self.file.close()
+        if self.writer is not None:
+            self.writer.close()
 
     def step(self, images_seen: int, loss: float, gradient_norm: float, rate: float) -> None:
         """Note one update: its loss in bits/dim, gradient norm and learning rate."""
@@ -99,6 +110,8 @@ class RunLog:
         if not x.isfinite().all():
             self.say(f"{images_seen:,} images · samples diverged: no picture yet")
             return
+        if self.writer is not None:
+            self.writer.add_images("samples", (x.clamp(-1, 1) + 1) / 2, images_seen)
         save_grid(x, self.folder / f"samples-{images_seen:09d}.png")
 
     def interrupted(self, images_seen: int) -> None:
@@ -125,6 +138,9 @@ class RunLog:
         seconds = round(time.monotonic() - self.started, 2)
         entry = {"event": event, "images": images_seen, "seconds": seconds, **values}
         self.file.write(json.dumps(entry) + "\n")
+        if self.writer is not None and event in ("step", "evaluation"):
+            for name, value in values.items():
+                self.writer.add_scalar(f"{event}/{name}", value, images_seen)
 
 
 def write_run_config(folder: Path, config: TrainConfig, image_size: tuple[int, int]) -> None:
@@ -162,6 +178,17 @@ def make_bar(name: str, total: int, completed: int) -> Any:
     )
     bar.add_task(name, total=total, completed=completed, text="starting")
     return bar
+
+
+def make_writer(folder: Path) -> Any:
+    """A TensorBoard writer. Raises ModuleNotFoundError that says what to install."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ModuleNotFoundError(
+            "--tensorboard needs the extra: pip install 'dsmooth[tensorboard]'"
+        ) from None
+    return SummaryWriter(str(folder))
 
 
 def clock(seconds: float) -> str:

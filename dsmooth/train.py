@@ -52,14 +52,20 @@ def loss_name(config: TrainConfig) -> str:
 
 
 def train(
-    config: TrainConfig, folder: Path, *, resume: bool = False, threads: int | None = None
+    config: TrainConfig,
+    folder: Path,
+    *,
+    resume: bool = False,
+    threads: int | None = None,
+    tensorboard: bool = False,
 ) -> TrainResult:
     """Train one model, or go on with `resume`, and write everything into `folder`.
 
     The folder gets config.json, log.jsonl, checkpoint.safetensors (all that a resumed run needs),
-    model.safetensors (the averaged weights, at each evaluation) and samples-*.png. SIGINT
-    and SIGTERM save a checkpoint and return early. threads: CPU threads, None for torch's setting;
-    sums are rounded in another order with another number.
+    model.safetensors (the averaged weights at the last evaluation), best.safetensors (those at the
+    best) and samples-*.png. SIGINT and SIGTERM save a checkpoint and return early. threads: CPU
+    threads, None for torch's setting; sums are rounded in another order with another number.
+    tensorboard: also write event files, which needs the extra of that name.
 
     Raises ValueError or FileNotFoundError for data, settings or a folder that do not fit, and
     NonFiniteLoss, naming step and seed.
@@ -84,7 +90,9 @@ def train(
             state.config = config
         folder.mkdir(parents=True, exist_ok=True)
         write_run_config(folder, config, test_set.image_size)
-        log = stack.enter_context(RunLog(folder, config, loss_name(config), state.images_seen))
+        log = stack.enter_context(
+            RunLog(folder, config, loss_name(config), state.images_seen, tensorboard)
+        )
         return _loop(state, test_set, folder, log, stop)
 
 
@@ -107,6 +115,9 @@ def _loop(
         if any(before < mark <= state.images_seen for mark in marks):
             bits = evaluate(state, test_set)
             save_weights(state.averaged, folder / "model.safetensors")
+            if bits < state.best_bits:
+                state.best_bits = bits
+                save_weights(state.averaged, folder / "best.safetensors")
             log.evaluation(state.images_seen, bits)
             log.grid(state.images_seen, sample_grid(state, test_set))
 
@@ -131,6 +142,7 @@ class TrainState:
         self.device = device
         self.images_seen = 0
         self.steps = 0
+        self.best_bits = math.inf
         self.autocast = torch.autocast(
             device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
         )
@@ -220,7 +232,11 @@ class TrainState:
         names = [name for name, _ in self.model.named_parameters()]
         for i, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{key}.{names[i]}": moments[key] for key in ("exp_avg", "exp_avg_sq")}
-        metadata = {"images_seen": str(self.images_seen), "steps": str(self.steps)}
+        metadata = {
+            "images_seen": str(self.images_seen),
+            "steps": str(self.steps),
+            "best_bits": repr(self.best_bits),
+        }
         write_tensors(path, tensors, metadata)
 
     def load(self, path: Path) -> None:
@@ -230,10 +246,11 @@ class TrainState:
         for name, tensor in tensors.items():
             part, _, rest = name.partition(".")
             parts.setdefault(part, {})[rest] = tensor
-        if not {"images_seen", "steps"} <= metadata.keys():
+        if not {"images_seen", "steps", "best_bits"} <= metadata.keys():
             raise ValueError(f"{path} is not a training checkpoint")
         load_state(self.model, parts["model"], str(path))
         self.images_seen, self.steps = int(metadata["images_seen"]), int(metadata["steps"])
+        self.best_bits = float(metadata["best_bits"])
         if self.ema:
             load_state(self.ema.model, parts["ema"], str(path))
             self.ema.n_updates = self.steps

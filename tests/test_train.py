@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import subprocess
@@ -110,7 +111,7 @@ def test_resumed_run_is_the_uninterrupted_run(
 
 @pytest.mark.slow
 def test_sigint_saves_and_leaves(tmp_path: Path) -> None:
-    """In a process of its own: Ctrl-C ends with status 130 and a checkpoint, and says how to go on."""
+    """In a process of its own: Ctrl-C leaves status 130, a checkpoint and advice."""
     run = tmp_path / "run"
     command = [sys.executable, "-m", "dsmooth", "train", "noisy", "--out", str(run), "--threads=1"]
     command += ["--images", "1000000", "--n-filters", "4", "--evaluations", "1"]
@@ -179,7 +180,7 @@ def test_schedules() -> None:
         rates.append(state.learning_rate())
     assert rates[0] == pytest.approx(0.5)
     assert max(rates[1:]) == rates[1] <= 1
-    assert all(a > b for a, b in zip(rates[1:], rates[2:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(rates[1:]))
     assert rates[-1] == pytest.approx(0)
     state.config = replace(config, schedule="exponential", learning_rate_decay=0.5)
     state.images_seen, state.steps = 32, 4
@@ -211,6 +212,32 @@ def test_budget_becomes_a_number_of_images(tmp_path: Path) -> None:
     train(replace(config, budget=None, images=stored.images), tmp_path / "again")
     a, b = ((tmp_path / run / "model.safetensors").read_bytes() for run in ("run", "again"))
     assert a == b
+
+
+def test_best_weights_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([3.0, 2.0, 2.5, 4.0])
+    monkeypatch.setattr(train_module, "evaluate", lambda state, data: next(scores))
+    train(tiny(images=32, evaluations=4), tmp_path / "run")
+    monkeypatch.setattr(train_module, "evaluate", lambda state, data: 1.0)
+    # The learning rate looks ahead to the end, so the prefix is run by a state of its own.
+    config, _ = read_run_config(tmp_path / "run" / "config.json")
+    data, _ = train_module.load_data(config)
+    state = TrainState(config, data, torch.device("cpu"))
+    state.step()
+    state.step()
+    best = load_file(tmp_path / "run" / "best.safetensors")
+    for name, value in state.averaged.state_dict().items():
+        assert torch.equal(value, best[name]), name
+    assert torch.equal(
+        load_file(tmp_path / "run" / "model.safetensors")["head.bias"],
+        load_file(tmp_path / "run" / "checkpoint.safetensors")["ema.head.bias"],
+    )
+
+
+def test_tensorboard_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'dsmooth\[tensorboard\]'"):
+        train(tiny(), tmp_path / "run", tensorboard=True)
 
 
 def test_non_finite_loss_stops_with_step_and_seed(tmp_path: Path) -> None:
@@ -258,7 +285,7 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="could not write .*No space left"):
+    with pytest.raises(OSError, match=r"could not write .*No space left"):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
