@@ -26,7 +26,7 @@ struct Plan {
   int64_t top, left, back_top, back_left;
   int f, f2, s2;                        // channels of h, of concat_elu(h), of concat_elu(skips)
   int64_t f_cells, f2_cells, s2_cells;  // cells of these channels of one pixel
-  int64_t f_pad, f2_pad, s2_pad;        // these channels in whole vectors
+  int64_t f_pad, f2_pad, s2_pad;        // these channels in columns of a product
   int64_t steps;                        // cells of a row's pixels, where pixels are summed over
   int64_t chunk;                        // rows whose weight gradient is computed at once
 
@@ -40,8 +40,8 @@ struct Plan {
     back_top = kernel_h - 1 - top, back_left = kernel_w - 1 - left;
     f = s.filters, f2 = 2 * f, s2 = 2 * s.all_skip_channels();
     f_cells = round_up(f, D::kPair) / D::kPair, f2_cells = f2 / D::kPair, s2_cells = s2 / D::kPair;
-    f_pad = round_up(f, D::kLanes), f2_pad = round_up(f2, D::kLanes);
-    s2_pad = round_up(s2, D::kLanes);
+    f_pad = round_up(f, D::kColumns), f2_pad = round_up(f2, D::kColumns);
+    s2_pad = round_up(s2, D::kColumns);
     steps = round_up(width, D::kPair) / D::kPair;
     chunk = smaller(larger(kChunkCells / steps, 1), smaller(height, kMostRows));
   }
@@ -89,7 +89,7 @@ void fill_zero(T* p, int64_t count) {
 template <class D>
 void pack(const typename D::Scalar* weight, int64_t stride_m, int m_count, int64_t stride_n,
           int n_count, int taps, bool flip, typename D::Cell* packed) {
-  const int64_t m_pad = round_up(m_count, D::kLanes);
+  const int64_t m_pad = round_up(m_count, D::kColumns);
   const int64_t cells = round_up(n_count, D::kPair) / D::kPair;
   for (int tap = 0; tap < taps; ++tap) {
     for (int64_t cell = 0; cell < cells; ++cell, packed += m_pad) {
@@ -439,7 +439,7 @@ class Block {
     t.out = buffers_.row;
     t.out_row = n_pad;
     t.add = kAdd;
-    run_tiles<D, false>(t, plan_.width, static_cast<int>(n_pad / D::kLanes));
+    run_tiles<D, false>(t, plan_.width, n_pad);
   }
 
   // sums[tap][k][n] += the gradient of a convolution's weights over an image.
@@ -495,7 +495,7 @@ class Block {
     t.out = sums;
     t.out_row = n_pad;
     t.add = true;
-    run_tiles<D, true>(t, k, static_cast<int>(n_pad / D::kLanes));
+    run_tiles<D, true>(t, k, n_pad);
   }
 
   static constexpr int64_t kNoOffset = 0;

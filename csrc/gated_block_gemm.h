@@ -16,6 +16,38 @@ namespace dsmooth::DSMOOTH_ISA {
 
 using bfloat16 = uint16_t;  // its bits
 
+#if defined(__AVX512F__)
+// Half a vector: a CPU that splits 512 bits in two spends half the time on it.
+struct HalfFloat {
+  static constexpr bool kExists = true;
+  using Sum = __m256;
+  struct Cells {
+    __m256i v;
+  };
+  DSMOOTH_INLINE static Cells load(const void* p) {
+    return {_mm256_loadu_si256(static_cast<const __m256i*>(p))};
+  }
+  DSMOOTH_INLINE static Sum zero() { return _mm256_setzero_ps(); }
+  DSMOOTH_INLINE static Sum load_sum(const float* p) { return _mm256_loadu_ps(p); }
+  DSMOOTH_INLINE static void store_sum(Sum sum, float* p) { _mm256_storeu_ps(p, sum); }
+};
+#endif
+
+struct NoHalf {
+  static constexpr bool kExists = false;
+};
+
+template <class T>
+struct HalfOf {
+  using Type = NoHalf;
+};
+#if defined(__AVX512F__)
+template <>
+struct HalfOf<float> {
+  using Type = HalfFloat;
+};
+#endif
+
 template <class T>
 struct PlainDot {
   using Element = T;
@@ -23,8 +55,10 @@ struct PlainDot {
   using Scalar = T;
   using M = VectorMath<T>;
   using V = typename M::V;
+  using Half = typename HalfOf<T>::Type;
   static constexpr int kPair = 1;
   static constexpr int kLanes = M::kLanes;
+  static constexpr int kColumns = Half::kExists ? kLanes / 2 : kLanes;  // come in multiples of this
 
   struct Cells {
     V v;
@@ -37,6 +71,12 @@ struct PlainDot {
   DSMOOTH_INLINE static Cells broadcast(const Cell* p) { return {V{} + *p}; }
   DSMOOTH_INLINE static Cell cell(T value, T) { return value; }
   DSMOOTH_INLINE static V multiply_add(V sum, Cells a, Cells b) { return sum + a.v * b.v; }
+#if defined(__AVX512F__)
+  DSMOOTH_INLINE static __m256 multiply_add_half(__m256 sum, Cells a, HalfFloat::Cells b) {
+    const __m256 low = _mm512_castps512_ps256(__builtin_bit_cast(__m512, a.v));
+    return _mm256_fmadd_ps(low, __builtin_bit_cast(__m256, b.v), sum);
+  }
+#endif
 };
 
 #if defined(__AVX512BF16__)
@@ -46,8 +86,10 @@ struct PairDot {
   using Scalar = float;
   using M = VectorMath<float>;
   using V = M::V;
+  using Half = HalfFloat;
   static constexpr int kPair = 2;
   static constexpr int kLanes = M::kLanes;
+  static constexpr int kColumns = kLanes / 2;
 
   struct Cells {
     __m512i v;
@@ -70,6 +112,10 @@ struct PairDot {
     return __builtin_bit_cast(
         V, _mm512_dpbf16_ps(__builtin_bit_cast(__m512, sum), __builtin_bit_cast(__m512bh, a.v),
                             __builtin_bit_cast(__m512bh, b.v)));
+  }
+  DSMOOTH_INLINE static __m256 multiply_add_half(__m256 sum, Cells a, HalfFloat::Cells b) {
+    return _mm256_dpbf16_ps(sum, __builtin_bit_cast(__m256bh, _mm512_castsi512_si256(a.v)),
+                            __builtin_bit_cast(__m256bh, b.v));
   }
 };
 #endif
@@ -97,19 +143,39 @@ inline constexpr int kMaxRows[3] = {8, 6, 4};
 inline constexpr int kMaxVectors = 3;
 inline constexpr int kMostRows = 14;
 
+struct Nothing {};
+
+template <class D, bool kHalf>
+struct HalfTypes {
+  using Sum = Nothing;
+  using Cells = Nothing;
+};
+template <class D>
+struct HalfTypes<D, true> {
+  using Sum = typename D::Half::Sum;
+  using Cells = typename D::Half::Cells;
+};
+
 // kAdjacent: the rows' cells are neighbours (a_row = 1); else the inner steps' are (a_step = 1).
-template <class D, int M, int NV, bool kAdjacent>
+// kHalf: the last of the NV vectors is half a one.
+template <class D, int M, int NV, bool kHalf, bool kAdjacent>
 void run_tile(const TileArgs<D>& t) {
   using V = typename D::V;
   using Cell = typename D::Cell;
+  constexpr int kFull = kHalf ? NV - 1 : NV;
   constexpr int kBases = kAdjacent ? 1 : (M + 2) / 3;  // row 3q + j is base q plus j strides
-  V sum[M][NV];
+  V sum[M][kFull > 0 ? kFull : 1];
+  [[maybe_unused]] typename HalfTypes<D, kHalf>::Sum half[M];
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) {
+    for (int v = 0; v < kFull; ++v) {
       sum[m][v] = V{};
       if (t.add) __builtin_memcpy(&sum[m][v], t.out + m * t.out_row + v * D::kLanes, sizeof(V));
+    }
+    if constexpr (kHalf) {
+      half[m] = D::Half::zero();
+      if (t.add) half[m] = D::Half::load_sum(t.out + m * t.out_row + kFull * D::kLanes);
     }
   }
   const int64_t row = kAdjacent ? 1 : t.a_row;
@@ -120,15 +186,18 @@ void run_tile(const TileArgs<D>& t) {
 #pragma GCC unroll 8
     for (int q = 0; q < kBases; ++q) base[q] = a + 3 * q * row;
     for (int64_t i = 0; i < t.inner; ++i) {
-      typename D::Cells column[NV];
+      typename D::Cells column[kFull > 0 ? kFull : 1];
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) column[v] = D::load(b + v * D::kLanes);
+      for (int v = 0; v < kFull; ++v) column[v] = D::load(b + v * D::kLanes);
+      [[maybe_unused]] typename HalfTypes<D, kHalf>::Cells half_column;
+      if constexpr (kHalf) half_column = D::Half::load(b + kFull * D::kLanes);
 #pragma GCC unroll 16
       for (int m = 0; m < M; ++m) {
         const typename D::Cells cell =
             kAdjacent ? D::broadcast(base[0] + m) : D::broadcast(base[m / 3] + m % 3 * row);
 #pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) sum[m][v] = D::multiply_add(sum[m][v], cell, column[v]);
+        for (int v = 0; v < kFull; ++v) sum[m][v] = D::multiply_add(sum[m][v], cell, column[v]);
+        if constexpr (kHalf) half[m] = D::multiply_add_half(half[m], cell, half_column);
       }
       b += t.b_step;
 #pragma GCC unroll 8
@@ -138,8 +207,11 @@ void run_tile(const TileArgs<D>& t) {
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) {
+    for (int v = 0; v < kFull; ++v) {
       __builtin_memcpy(t.out + m * t.out_row + v * D::kLanes, &sum[m][v], sizeof(V));
+    }
+    if constexpr (kHalf) {
+      D::Half::store_sum(half[m], t.out + m * t.out_row + kFull * D::kLanes);
     }
   }
 }
@@ -149,12 +221,15 @@ using TileKernel = void (*)(const TileArgs<D>&);
 
 template <class D, bool kAdjacent>
 struct TileTable {
-  TileKernel<D> kernel[kMaxVectors][kMostRows + 1] = {};
+  TileKernel<D> kernel[2][kMaxVectors][kMostRows + 1] = {};  // [half][vectors - 1][rows]
 
   template <int NV, int M>
   constexpr void fill() {
     if constexpr (M > 0) {
-      kernel[NV - 1][M] = &run_tile<D, M, NV, kAdjacent>;
+      kernel[0][NV - 1][M] = &run_tile<D, M, NV, false, kAdjacent>;
+      if constexpr (D::Half::kExists) {
+        kernel[1][NV - 1][M] = &run_tile<D, M, NV, true, kAdjacent>;
+      }
       fill<NV, M - 1>();
     }
   }
@@ -171,19 +246,22 @@ inline constexpr TileTable<D, kAdjacent> kTiles{};
 // How many of `vectors` columns the next tile takes: threes only where twos do not come out even.
 DSMOOTH_INLINE int next_vectors(int vectors) { return vectors == 1 || vectors == 3 ? vectors : 2; }
 
-// The product over all rows and columns; `t` describes its upper left corner.
+// The product over all rows and `columns`, a multiple of kColumns; `t` describes its upper left
+// corner.
 template <class D, bool kAdjacent>
-void run_tiles(TileArgs<D> t, int64_t rows, int vectors) {
+void run_tiles(TileArgs<D> t, int64_t rows, int64_t columns) {
   const TileArgs<D> corner = t;
+  const int vectors = static_cast<int>((columns + D::kLanes - 1) / D::kLanes);
   for (int done = 0; done < vectors;) {
     const int nv = next_vectors(vectors - done);
+    const int half = (done + nv) * D::kLanes > columns ? 1 : 0;
     const int64_t tiles = (rows + kMaxRows[nv - 1] - 1) / kMaxRows[nv - 1];
     t.b = corner.b + done * D::kLanes;
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const int64_t first = rows * tile / tiles, last = rows * (tile + 1) / tiles;
       t.a = corner.a + first * (kAdjacent ? 1 : t.a_row);
       t.out = corner.out + first * t.out_row + done * D::kLanes;
-      kTiles<D, kAdjacent>.kernel[nv - 1][last - first](t);
+      kTiles<D, kAdjacent>.kernel[half][nv - 1][last - first](t);
     }
     done += nv;
   }

@@ -1,0 +1,164 @@
+"""Laws of the shifted convolutions: what they see, what they compute, what they refuse."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dsmooth.functional import (
+    Shift,
+    concat_elu,
+    down_shift,
+    right_shift,
+    shifted_conv2d,
+    shifted_conv_transpose2d,
+    use_impl,
+)
+
+KERNELS: list[tuple[Shift, int, int]] = [
+    ("down", 2, 3),
+    ("down", 1, 3),
+    ("down", 2, 5),
+    ("down_right", 2, 2),
+    ("down_right", 2, 1),
+    ("down_right", 1, 2),
+]
+each_kernel = pytest.mark.parametrize(("shift", "kh", "kw"), KERNELS)
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def sees(shift: Shift, r: int, c: int, rows: int, cols: int) -> Tensor:
+    """Mask (rows, cols) of the input pixels that an output at (r, c) may depend on."""
+    mask = torch.zeros(rows, cols, dtype=torch.bool)
+    mask[: r + 1, : c + 1 if shift == "down_right" else cols] = True
+    return mask
+
+
+@each_kernel
+def test_values_are_the_sum_over_taps(shift: Shift, kh: int, kw: int) -> None:
+    x, weight, bias = draw(2, 3, 4, 5), draw(6, 3, kh, kw, seed=1), draw(6, seed=2)
+    y = shifted_conv2d(x, weight, bias, shift=shift)
+    left = kw - 1 if shift == "down_right" else (kw - 1) // 2
+    expected = bias.view(-1, 1, 1).expand(2, 6, 4, 5).clone()
+    for r, c, i, j in itertools.product(range(4), range(5), range(kh), range(kw)):
+        row, col = r - (kh - 1) + i, c - left + j
+        if 0 <= row < 4 and 0 <= col < 5:
+            expected[:, :, r, c] += x[:, :, row, col] @ weight[:, :, i, j].T
+    torch.testing.assert_close(y, expected)
+
+
+@each_kernel
+def test_outputs_do_not_see_what_comes_later(shift: Shift, kh: int, kw: int) -> None:
+    x, weight = draw(1, 2, 4, 6), draw(3, 2, kh, kw, seed=1)
+    plain = shifted_conv2d(x, weight, shift=shift)
+    for r, c in itertools.product(range(4), range(6)):
+        poisoned = x.masked_fill(~sees(shift, r, c, 4, 6), torch.nan)
+        y = shifted_conv2d(poisoned, weight, shift=shift)
+        torch.testing.assert_close(y[:, :, r, c], plain[:, :, r, c])
+
+
+@pytest.mark.parametrize(("shift", "kw"), [("down", 3), ("down_right", 2)])
+def test_strides_down_and_up_again_do_not_see_what_comes_later(shift: Shift, kw: int) -> None:
+    """A stride-2 convolution, its output shifted by the stream, and a transposed one keep order."""
+    x = draw(1, 2, 8, 8)
+    down, up = draw(3, 2, 2, kw, seed=1), draw(3, 4, 2, kw, seed=2)
+
+    def through(x: Tensor) -> Tensor:
+        return shifted_conv_transpose2d(
+            shifted_conv2d(x, down, shift=shift, stride=2), up, shift=shift
+        )
+
+    plain = through(x)
+    assert plain.shape == (1, 4, 8, 8)
+    for r, c in itertools.product(range(8), range(8)):
+        # An output of the pair may see the whole 2x2 cell that its own pixel lies in, no more.
+        mask = sees(shift, r | 1, c | 1, 8, 8)
+        y = through(x.masked_fill(~mask, torch.nan))
+        torch.testing.assert_close(y[:, :, r, c], plain[:, :, r, c])
+
+
+@pytest.mark.parametrize(("shift", "kw"), [("down", 3), ("down_right", 2)])
+def test_transposed_values_are_the_sum_over_taps(shift: Shift, kw: int) -> None:
+    x, weight, bias = draw(2, 3, 3, 4), draw(3, 5, 2, kw, seed=1), draw(5, seed=2)
+    y = shifted_conv_transpose2d(x, weight, bias, shift=shift)
+    expected = bias.view(-1, 1, 1).expand(2, 5, 6, 8).clone()
+    first = (kw - 1) // 2 if shift == "down" else 0
+    for r, c, i, j in itertools.product(range(3), range(4), range(2), range(kw)):
+        row, col = 2 * r + i, 2 * c + j - first
+        if row < 6 and 0 <= col < 8:
+            expected[:, :, row, col] += x[:, :, r, c] @ weight[:, :, i, j]
+    torch.testing.assert_close(y, expected)
+
+
+@each_kernel
+def test_gradcheck(shift: Shift, kh: int, kw: int) -> None:
+    inputs = [draw(1, 2, 3, 4), draw(3, 2, kh, kw, seed=1), draw(3, seed=2)]
+    leaves = [t.requires_grad_() for t in inputs]
+    assert torch.autograd.gradcheck(lambda *t: shifted_conv2d(*t, shift=shift), leaves)
+
+
+@pytest.mark.parametrize(("shift", "kw"), [("down", 3), ("down_right", 2)])
+def test_gradcheck_transposed(shift: Shift, kw: int) -> None:
+    inputs = [draw(1, 2, 2, 3), draw(2, 3, 2, kw, seed=1), draw(3, seed=2)]
+    leaves = [t.requires_grad_() for t in inputs]
+    assert torch.autograd.gradcheck(lambda *t: shifted_conv_transpose2d(*t, shift=shift), leaves)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 3, 5, 7), (0, 2, 4, 4)])
+def test_unshifted_is_the_ordinary_convolution(shape: tuple[int, ...]) -> None:
+    x, weight = draw(*shape), draw(4, shape[1], 3, 3, seed=1)
+    got = shifted_conv2d(x, weight, shift="none")
+    assert torch.equal(got, F.conv2d(x, weight, padding=1))
+
+
+@pytest.mark.parametrize("impl", ["auto", "reference", "native"])
+def test_every_implementation_is_torchs_own(impl: str) -> None:
+    x, weight = draw(1, 2, 3, 4), draw(3, 2, 2, 3, seed=1)
+    with use_impl(impl):
+        got = shifted_conv2d(x, weight, shift="down")
+    assert torch.equal(got, F.conv2d(F.pad(x, (1, 1, 1, 0)), weight))
+
+
+def test_shifts_move_by_one_and_fill_with_zeros() -> None:
+    x = draw(2, 3, 4, 5)
+    down, right = down_shift(x), right_shift(x)
+    assert torch.equal(down[:, :, 1:], x[:, :, :-1])
+    assert torch.equal(right[..., 1:], x[..., :-1])
+    assert not down[:, :, 0].any()
+    assert not right[..., 0].any()
+
+
+def test_shifts_keep_channels_last_dense() -> None:
+    x = draw(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    for y in (down_shift(x), right_shift(x)):
+        assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_concat_elu_is_elu_of_both_signs() -> None:
+    x = draw(2, 3, 4, 5)
+    torch.testing.assert_close(concat_elu(x), torch.cat([F.elu(x), F.elu(-x)], dim=1))
+
+
+def test_wrong_arguments_are_refused() -> None:
+    x, weight = draw(1, 2, 4, 4), draw(3, 2, 2, 3)
+    with pytest.raises(ValueError, match="shift must be one of"):
+        shifted_conv2d(x, weight, shift="up")
+    with pytest.raises(ValueError, match="weight must have 4 dimensions"):
+        shifted_conv2d(x, weight[0], shift="down")
+    with pytest.raises(ValueError, match=r"x must have shape \(B, 2, H, W\)"):
+        shifted_conv2d(x[:, :1], weight, shift="down")
+    with pytest.raises(ValueError, match="has no centre"):
+        shifted_conv2d(x, weight[..., :2], shift="down")
+    with pytest.raises(ValueError, match="stride must be 1 or 2"):
+        shifted_conv2d(x, weight, shift="down", stride=3)
+    with pytest.raises(ValueError, match='must be "down" or "down_right"'):
+        shifted_conv_transpose2d(x, draw(2, 3, 3, 3), shift="none")
+    with pytest.raises(NotImplementedError, match="no Triton kernel"):
+        shifted_conv2d(x, weight, shift="down", impl="triton")
