@@ -6,15 +6,12 @@ import fcntl
 import math
 import os
 import platform
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,26 +19,17 @@ from . import __version__
 from .checkpoint import read_json, write_json
 from .config import Role, TrainConfig
 from .data import ImageDataset
-from .draw import write_npz
-from .evaluate.likelihood import evaluate_bits_per_dim
-from .evaluate.report import advice, bound_sentence, is_diverged, visible, write_report
-from .images import save_grid
-from .nn import PixelCNNpp
-from .pair import SmoothedPair, load_run
+from .evaluate.figures import is_diverged
+from .evaluate.report import advice, bound_sentence, write_report
+from .evaluate.stages import Models, draw_all, load_models, score_all
 from .parallel import Run, train_side_by_side
 from .presets import preset
-from .runlog import LINE_SECONDS, read_log, read_run_config, write_run_config
-from .sampling import sample_images
-from .smoothing import GaussianSmoothing
+from .runlog import read_log, read_run_config, write_run_config
 from .train import catch_signals, load_data, loss_name
 
 # The baseline's part of the training time. The pair is what the reproduction is about.
 PLAIN_SHARE = 0.2
-# Images drawn or scored at a time.
-CHUNK = 64
 SCORED_IMAGES = 1000
-# Held-out images whose denoising is shown.
-DENOISED_IMAGES = 10
 
 
 @dataclass(frozen=True)
@@ -79,7 +67,7 @@ def plan_from_preset(
     if not 0 < budget < math.inf:
         raise ValueError(f"budget must be a positive number of minutes, got {budget}")
 
-    def config(role: Role, share: float) -> TrainConfig:
+    def config(role: Role, share: float, **changes: Any) -> TrainConfig:
         return replace(
             preset(name, role),
             images=None,
@@ -87,10 +75,13 @@ def plan_from_preset(
             data_dir=data_dir,
             download=download,
             seed=seed,
+            **changes,
         )
 
     pair = (config("noisy", 1 - PLAIN_SHARE), config("denoiser", 1 - PLAIN_SHARE))
-    return Plan(name, (pair, (config("plain", PLAIN_SHARE),)), budget)
+    # Its time is short: scored less often, it has more of it to learn.
+    plain = config("plain", PLAIN_SHARE, evaluations=4)
+    return Plan(name, (pair, (plain,)), budget)
 
 
 def reproduce(out: Path, plan: Plan, *, count: int = 64, scored_images: int = SCORED_IMAGES) -> int:
@@ -107,14 +98,15 @@ def reproduce(out: Path, plan: Plan, *, count: int = 64, scored_images: int = SC
         raise ValueError(f"count must be at least 1, got {count}")
     train_set, test_set = load_data(next(iter(plan.configs.values())))
     claim_folder(out, plan)
+    seed = plan.configs["noisy"].seed
     with lock_folder(out) as lock:
         interrupted = train_all(out, plan, test_set, lock)
         if interrupted:
             print(f"stopped and saved in {out}; repeat the same command to go on")
             return 128 + interrupted
         try:
-            models = load_models(out, plan)
-            samples = draw_all(out / "samples", models, plan, test_set, count)
+            models = load_models(out)
+            samples = draw_all(out / "samples", models, test_set, count, seed)
             bits = score_all(out / "bits_per_dim.json", models, test_set, scored_images)
         except KeyboardInterrupt:
             print(f"\nstopped; what is done is in {out}; repeat the same command to go on")
@@ -224,131 +216,6 @@ def prepare_run(folder: Path, config: TrainConfig, test_set: ImageDataset) -> Ru
     return Run(config.role, folder, settings)
 
 
-@dataclass(frozen=True)
-class Models:
-    """The trained models, in evaluation mode."""
-
-    pair: SmoothedPair
-    plain: PixelCNNpp | None
-
-
-def load_models(out: Path, plan: Plan) -> Models:
-    """Read the trained models onto the GPU if there is one."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    pair = SmoothedPair.from_runs(out / "noisy", out / "denoiser").to(device)
-    plain = load_run(out / "plain")[0].to(device) if "plain" in plan.configs else None
-    return Models(pair, plain)
-
-
-def draw_all(
-    folder: Path, models: Models, plan: Plan, test_set: ImageDataset, count: int
-) -> dict[str, Tensor]:
-    """The pictures of the report: (N, C, H, W) by name, drawn or read from `folder`.
-
-    "noisy", "two-step", "single-step" and "plain" are `count` samples; the same x~ stands behind
-    the first three. "held-out", "held-out-noisy", "held-out-two-step" and
-    "held-out-single-step" are test images, with noise, and denoised.
-    """
-    folder.mkdir(exist_ok=True)
-    pair, plain = models.pair, models.plain
-    seed = plan.configs["noisy"].seed
-    height, width = pair.image_size
-    device = next(pair.parameters()).device
-    pictures: dict[str, Tensor] = {}
-
-    def draw(name: str, n: int, what: Callable[[int, int], Tensor]) -> Tensor:
-        """`what` (first, n) in chunks, unless the file is there."""
-        path = folder / f"{name}.npz"
-        x = read_npz(path, n)
-        if x is None:
-            with progress(f"drawing {name}", n) as done:
-                chunks = []
-                for first in range(0, n, CHUNK):
-                    chunks.append(what(first, min(CHUNK, n - first)).cpu())
-                    done(first + chunks[-1].shape[0])
-            x = torch.cat(chunks)
-            write_npz(path, x, seed, 0)
-            save_grid(visible(x), folder / f"{name}.png")
-        pictures[name] = x
-        return x
-
-    def denoise(x_tilde: Tensor, method: Any) -> Callable[[int, int], Tensor]:
-        return lambda first, n: pair.denoise(
-            x_tilde[first : first + n].to(device), seed=seed, first_index=first, method=method
-        )
-
-    def sample(model: PixelCNNpp) -> Callable[[int, int], Tensor]:
-        return lambda first, n: sample_images(
-            model, n, height=height, width=width, seed=seed, first_index=first
-        )
-
-    clean = test_set.batch(torch.arange(min(DENOISED_IMAGES, len(test_set))))
-    noise = {"seed": seed, "first_index": 0, "repeat": 0}
-    x_tilde = {
-        "": draw("noisy", count, sample(pair.noisy)),
-        "held-out-": pair.smoothing.sample(clean, **noise),
-    }
-    pictures |= {"held-out": clean, "held-out-noisy": x_tilde["held-out-"]}
-    for prefix, x in x_tilde.items():
-        draw(f"{prefix}two-step", len(x), denoise(x, "two-step"))
-        if isinstance(pair.smoothing, GaussianSmoothing):
-            draw(f"{prefix}single-step", len(x), denoise(x, "single-step"))
-    if plain is not None:
-        draw("plain", count, sample(plain))
-    return pictures
-
-
-def read_npz(path: Path, count: int) -> Tensor | None:
-    """The `count` images that `write_npz` wrote to `path`, or None if others or none are there."""
-    if not path.exists():
-        return None
-    with np.load(path, allow_pickle=False) as arrays:
-        x = torch.from_numpy(arrays["x"])
-    return x if x.shape[0] == count else None
-
-
-def score_all(
-    path: Path, models: Models, test_set: ImageDataset, limit: int
-) -> dict[str, dict[str, Any]]:
-    """Bits/dim of the pair and of the baseline on held-out images, computed or read from `path`."""
-    n = min(limit, len(test_set))
-    if path.exists():
-        stored = read_json(path)
-        if stored["pair"]["n_images"] == n:
-            return stored
-    with progress("scoring held-out images", n) as done:
-        bound = evaluate_bits_per_dim(
-            models.pair, test_set, limit=n, batch_size=CHUNK, progress=lambda i, _: done(i)
-        )
-    scores = {"pair": {"unit": "bits/dim", **asdict(bound)}}
-    if models.plain is not None:
-        with progress("scoring the plain model", n) as done:
-            scores["plain"] = score_plain(models.plain, test_set, n, done)
-    write_json(path, scores)
-    return scores
-
-
-@torch.no_grad()
-def score_plain(
-    model: PixelCNNpp, test_set: ImageDataset, n: int, done: Callable[[int], None]
-) -> dict[str, Any]:
-    """-log2 p(x) / d of the first n images: exact, not a bound."""
-    device = next(model.parameters()).device
-    parts = []
-    for first in range(0, n, CHUNK):
-        x = test_set.batch(torch.arange(first, min(first + CHUNK, n))).to(device)
-        parts.append(-model.log_prob(x).double().cpu() / (math.log(2) * x[0].numel()))
-        done(first + x.shape[0])
-    bits = torch.cat(parts)
-    return {
-        "unit": "bits/dim",
-        "likelihood": model.config.likelihood,
-        "value": float(bits.mean()),
-        "standard_error": float(bits.std() / math.sqrt(n)) if n > 1 else math.nan,
-        "n_images": n,
-    }
-
-
 def history(folder: Path) -> list[dict[str, Any]]:
     """The log of a run without what a later start took back (steps after the last checkpoint)."""
     kept: list[dict[str, Any]] = []
@@ -443,36 +310,6 @@ def processor_name() -> str:
         return platform.processor() or platform.machine()
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
-
-
-@contextmanager
-def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show how many of `total` images are done: a bar on a terminal, else lines with seconds."""
-    started = printed = time.monotonic()
-    if sys.stdout.isatty():
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-        )
-
-        columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(TextColumn("{task.description}"), *columns) as bar:
-            task = bar.add_task(title, total=total)
-            yield lambda done: bar.update(task, completed=done)
-        return
-    print(f"{title}: {total:,} images", flush=True)
-
-    def show(done: int) -> None:
-        nonlocal printed
-        if time.monotonic() - printed >= LINE_SECONDS and done < total:
-            printed = time.monotonic()
-            print(f"{title}: {done:,}/{total:,}", flush=True)
-
-    yield show
-    print(f"{title}: done in {time.monotonic() - started:.1f} s", flush=True)
 
 
 def summarise(out: Path, results: dict[str, Any]) -> None:

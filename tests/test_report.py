@@ -15,7 +15,8 @@ import torch
 
 from dsmooth.config import Role
 from dsmooth.data import load_dataset
-from dsmooth.evaluate.report import advice, curve_png, number, running_mean, visible, write_report
+from dsmooth.evaluate.figures import curve_png, running_mean, visible
+from dsmooth.evaluate.report import advice, number, write_report
 from dsmooth.presets import preset
 from tests.report_checks import check_self_contained
 

@@ -18,6 +18,9 @@ import torch
 from PIL import Image
 
 from dsmooth.config import ModelConfig, TrainConfig
+from dsmooth.draw import write_npz
+from dsmooth.evaluate.figures import is_diverged
+from dsmooth.evaluate.stages import draw_all, load_models, read_npz
 from dsmooth.parallel import Run, Watched, last_words, train_side_by_side
 from dsmooth.reproduce import (
     Plan,
@@ -29,6 +32,7 @@ from dsmooth.reproduce import (
     reproduce,
     training_seconds,
 )
+from dsmooth.train import load_data
 from tests.report_checks import check_self_contained
 
 GREY = ModelConfig(n_filters=4, n_resnet=1, n_mix=2, dropout=0.0)
@@ -106,6 +110,26 @@ def test_results_name_their_numbers_and_no_path(finished: Path, data: Path) -> N
     assert pair["value"] == pytest.approx(terms, rel=1e-6)
     assert results["bits_per_dim"]["plain"]["n_images"] == results["data"]["test_images"]
     assert results["runs"]["noisy"]["images"] == 64
+
+
+def test_samples_of_a_diverged_noisy_image_count_as_diverged(
+    finished: Path, data: Path, tmp_path: Path
+) -> None:
+    names = ("noisy", "two-step", "single-step")
+    before = {name: read_npz(finished / "samples" / f"{name}.npz", 9) for name in names}
+    noisy = before["noisy"]
+    assert noisy is not None
+    row = int((~is_diverged(noisy)).nonzero()[-1])
+    noisy[row, 0, 3, 3] = float("inf")
+    write_npz(tmp_path / "noisy.npz", noisy, 0, 0)
+    _, test_set = load_data(tiny_plan(data).configs["noisy"])
+    after = draw_all(tmp_path, load_models(finished), test_set, 9, seed=0)
+    for name in names[1:]:
+        old = before[name]
+        assert old is not None
+        expected = is_diverged(old)
+        expected[row] = True
+        assert is_diverged(after[name]).tolist() == expected.tolist()
 
 
 def test_a_second_call_repeats_nothing(
