@@ -12,14 +12,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..nn.layers import GatedResnet, WeightNormConv
 from ..nn.pixelcnnpp import PixelCNNpp
 
 NONE = -1  # no cache
+NO_RAWS = (NONE, NONE)
 
 
 class Pass(IntEnum):
@@ -111,8 +113,9 @@ class _Node:
     act: int
 
 
-def folded(layer: WeightNormConv) -> tuple[Tensor, Tensor]:
+def folded(layer: nn.Module) -> tuple[Tensor, Tensor]:
     """(weight, bias) with weight norm folded in float64."""
+    assert isinstance(layer, WeightNormConv)
     v, g, bias = (p.detach().double() for p in (layer.weight_v, layer.weight_g, layer.bias))
     over = (0, 2, 3) if layer.transposed else (1, 2, 3)
     scale = g / torch.linalg.vector_norm(v, dim=over)
@@ -124,6 +127,12 @@ def build_program(model: PixelCNNpp, *, image_parts: int = 1) -> Program:
     builder = _Builder(model, image_parts)
     builder.build()
     return builder.program
+
+
+def _layers(block: nn.Module) -> list[tuple[GatedResnet, GatedResnet]]:
+    """The layers of a block: for u and for ul."""
+    u, ul = cast("list[GatedResnet]", block.u), cast("list[GatedResnet]", block.ul)
+    return list(zip(u, ul, strict=True))
 
 
 class _Stream:
@@ -154,40 +163,36 @@ class _Builder:
         program.image = program.cache(0, self._image_channels(), 3)
         nodes = self._stem(e_u, e_ul)
         stack = [nodes]
-        raw: list[tuple[int, int]] = []
-        for i, block in enumerate(model.up):
-            raw.append((self._raw(self.u, i), self._raw(self.ul, i)) if i < 2 else (NONE, NONE))
-            for j, layers in enumerate(zip(block.u, block.ul, strict=True)):
-                outs = raw[i] if j == len(block.u) - 1 else (NONE, NONE)
-                u = self._resnet(self.u, layers[0], nodes[0], [], outs[0])
-                ul = self._resnet(self.ul, layers[1], nodes[1], [u], outs[1])
-                nodes = (u, ul)
+        for level in range(3):
+            # The stride-2 convolutions read a block's last value as it is.
+            raws = (self._raw(self.u, level), self._raw(self.ul, level)) if level < 2 else NO_RAWS
+            layers = _layers(model.up[level])
+            for i, (res_u, res_ul) in enumerate(layers):
+                outs = raws if i == len(layers) - 1 else NO_RAWS
+                u = self._resnet(self.u, res_u, nodes[0], [], outs[0])
+                nodes = (u, self._resnet(self.ul, res_ul, nodes[1], [u], outs[1]))
                 stack.append(nodes)
-            if i < 2:
+            if level < 2:
                 nodes = (
-                    self._downsize(self.u, model.downsize_u[i], i, raw[i][0]),
-                    self._downsize(self.ul, model.downsize_ul[i], i, raw[i][1]),
+                    self._downsize(self.u, model.downsize_u[level], level, raws[0]),
+                    self._downsize(self.ul, model.downsize_ul[level], level, raws[1]),
                 )
                 stack.append(nodes)
 
         nodes = stack.pop()
-        for i, block in enumerate(model.down):
-            level = 2 - i
-            outs = (NONE, NONE)
-            if i < 2:
-                outs = (self._raw(self.u, level, rows=1), self._raw(self.ul, level))
-            for j, layers in enumerate(zip(block.u, block.ul, strict=True)):
-                last = j == len(block.u) - 1
+        for level in (2, 1, 0):
+            # Only the current row of a block's end is read by the transposed convolutions.
+            raws = (self._raw(self.u, level, 1), self._raw(self.ul, level)) if level else NO_RAWS
+            layers = _layers(model.down[2 - level])
+            for i, (res_u, res_ul) in enumerate(layers):
+                outs = raws if i == len(layers) - 1 else NO_RAWS
                 skip_u, skip_ul = stack.pop()
-                u = self._resnet(self.u, layers[0], nodes[0], [skip_u], outs[0] if last else NONE)
-                ul = self._resnet(
-                    self.ul, layers[1], nodes[1], [u, skip_ul], outs[1] if last else NONE
-                )
-                nodes = (u, ul)
-            if i < 2:
+                u = self._resnet(self.u, res_u, nodes[0], [skip_u], outs[0])
+                nodes = (u, self._resnet(self.ul, res_ul, nodes[1], [u, skip_ul], outs[1]))
+            if level:
                 nodes = (
-                    self._upsize(self.u, model.upsize_u[i], level, outs[0]),
-                    self._upsize(self.ul, model.upsize_ul[i], level, outs[1]),
+                    self._upsize(self.u, model.upsize_u[2 - level], level, raws[0]),
+                    self._upsize(self.ul, model.upsize_ul[2 - level], level, raws[1]),
                 )
         self._head(nodes[1])
 
@@ -199,10 +204,8 @@ class _Builder:
     def _raw(self, stream: _Stream, level: int, rows: int | None = None) -> int:
         return self.program.cache(level, self.f + self.f % 2, rows or stream.rows)
 
-    def _add(
-        self, stage: Pass, level: int, bias: Tensor, terms: list[Term], **outputs: int
-    ) -> None:
-        self.program.ops.append(Op(stage, level, bias, terms, **outputs))
+    def _add(self, *arguments: Any, **outputs: Any) -> None:
+        self.program.ops.append(Op(*arguments, **outputs))
 
     def _stem_taps(self, weight: Tensor) -> Tensor:
         """(n, C + 1, taps) on pixels and ones -> (n, taps, channels of the image cache)."""
@@ -284,22 +287,20 @@ class _Builder:
         weight, bias = folded(layer.conv_out)
         out = program.cache(level, 2 * self.f, stream.rows)
         residual = stream.residual[level]
-        program.ops.append(
-            Op(
-                stream.stage,
-                level,
-                bias,
-                self._taps(stream, h, weight),
-                gate=True,
-                residual_in=residual,
-                residual_out=residual,
-                act_out=out,
-                raw_out=raw_out,
-            )
+        self._add(
+            stream.stage,
+            level,
+            bias,
+            self._taps(stream, h, weight),
+            gate=True,
+            residual_in=residual,
+            residual_out=residual,
+            act_out=out,
+            raw_out=raw_out,
         )
         return _Node(level, out)
 
-    def _downsize(self, stream: _Stream, layer: WeightNormConv, level: int, raw: int) -> _Node:
+    def _downsize(self, stream: _Stream, layer: nn.Module, level: int, raw: int) -> _Node:
         weight, bias = folded(layer)
         act = self.program.cache(level + 1, 2 * self.f, stream.rows)
         residual = stream.residual[level + 1]
@@ -307,7 +308,7 @@ class _Builder:
         self._add(stream.stage, level + 1, bias, terms, residual_out=residual, act_out=act)
         return _Node(level + 1, act)
 
-    def _upsize(self, stream: _Stream, layer: WeightNormConv, level: int, raw: int) -> _Node:
+    def _upsize(self, stream: _Stream, layer: nn.Module, level: int, raw: int) -> _Node:
         """One operation per parity of row and column, each with the taps that fall there."""
         weight, bias = folded(layer)  # (c, n, 2, kw)
         act = self.program.cache(level - 1, 2 * self.f, stream.rows)
@@ -363,21 +364,20 @@ class _Builder:
         raws = [NONE] * len(encoder.layers) + [raw]
         self._add(Pass.ENCODER, 0, bias, terms, residual_out=residual, act_out=act, raw_out=raws[0])
         for layer, raw_out in zip(encoder.layers, raws[1:], strict=True):
+            assert isinstance(layer, GatedResnet)
             weight, bias = folded(layer.conv_in)
             self._add(Pass.ENCODER, 0, bias, around(act, weight), act_out=h)
             weight, bias = folded(layer.conv_out)
-            program.ops.append(
-                Op(
-                    Pass.ENCODER,
-                    0,
-                    bias,
-                    around(h, weight),
-                    gate=True,
-                    residual_in=residual,
-                    residual_out=residual,
-                    act_out=act,
-                    raw_out=raw_out,
-                )
+            self._add(
+                Pass.ENCODER,
+                0,
+                bias,
+                around(h, weight),
+                gate=True,
+                residual_in=residual,
+                residual_out=residual,
+                act_out=act,
+                raw_out=raw_out,
             )
         for output, nin in zip(outputs, (encoder.nin_u, encoder.nin_ul), strict=True):
             weight, bias = folded(nin)
