@@ -25,6 +25,7 @@ struct GatedBlockShape {
   int pad_top = 0, pad_left = 0;  // the output at (r, c) sees input rows r - pad_top and on
   int n_skips = 0;
   int skip_channels[kMaxSkips] = {};
+  bool taps_outside = false;  // kernels lie as (out, kh, kw, in) in memory, else (out, in, kh, kw)
 
   int taps() const { return kernel_h * kernel_w; }
   int all_skip_channels() const { return skip_channels[0] + skip_channels[1]; }
@@ -43,6 +44,8 @@ struct GatedDropout {
 
 inline constexpr uint32_t kDropoutStage = 5;  // Stage.DROPOUT in dsmooth/sampling/philox.py
 
+// With gains g, of each output channel, a convolution's weight is w = g v / |v| (weight norm) and
+// the arrays below hold v; without (null) they hold w.
 struct GatedWeights {
   const void* conv_in = nullptr;   // (F, 2F, kh, kw)
   const void* bias_in = nullptr;   // (F)
@@ -50,6 +53,9 @@ struct GatedWeights {
   const void* bias_out = nullptr;  // (2F)
   const void* nin = nullptr;       // (F, 2S), null without skips
   const void* bias_nin = nullptr;  // (F)
+  const void* gain_in = nullptr;   // (F)
+  const void* gain_out = nullptr;  // (2F)
+  const void* gain_nin = nullptr;  // (F)
 };
 
 struct GatedForward {
@@ -79,6 +85,9 @@ struct GatedBackward {
   void* grad_conv_out = nullptr;
   void* grad_bias_out = nullptr;
   void* grad_nin = nullptr;
+  void* grad_gain_in = nullptr;  // these three null without gains
+  void* grad_gain_out = nullptr;
+  void* grad_gain_nin = nullptr;
 };
 
 // What one instruction set offers for one storage. The weights are packed once a call; `first` and

@@ -19,7 +19,7 @@ using Address = uintptr_t;
 void* pointer(Address address) { return reinterpret_cast<void*>(address); }
 
 GatedBlockShape make_shape(const std::string& storage, const std::vector<int64_t>& extents,
-                           const std::vector<int>& skip_channels) {
+                           const std::vector<int>& skip_channels, bool taps_outside) {
   if (extents.size() != 8 || skip_channels.size() > kMaxSkips) {
     throw std::invalid_argument("gated block: 8 extents and at most 2 skips expected");
   }
@@ -37,6 +37,7 @@ GatedBlockShape make_shape(const std::string& storage, const std::vector<int64_t
   s.filters = static_cast<int>(extents[3]);
   s.kernel_h = static_cast<int>(extents[4]), s.kernel_w = static_cast<int>(extents[5]);
   s.pad_top = static_cast<int>(extents[6]), s.pad_left = static_cast<int>(extents[7]);
+  s.taps_outside = taps_outside;
   s.n_skips = static_cast<int>(skip_channels.size());
   for (int i = 0; i < s.n_skips; ++i) s.skip_channels[i] = skip_channels[i];
   return s;
@@ -54,8 +55,14 @@ GatedDropout make_dropout(Address seed, int64_t layer, uint32_t keep_from, doubl
 }
 
 GatedWeights make_weights(const std::vector<Address>& w) {
-  if (w.size() != 6) throw std::invalid_argument("gated block: 6 weights expected");
-  return {pointer(w[0]), pointer(w[1]), pointer(w[2]), pointer(w[3]), pointer(w[4]), pointer(w[5])};
+  if (w.size() != 9) throw std::invalid_argument("gated block: 9 weights expected");
+  GatedWeights weights;
+  weights.conv_in = pointer(w[0]), weights.bias_in = pointer(w[1]);
+  weights.conv_out = pointer(w[2]), weights.bias_out = pointer(w[3]);
+  weights.nin = pointer(w[4]), weights.bias_nin = pointer(w[5]);
+  weights.gain_in = pointer(w[6]), weights.gain_out = pointer(w[7]);
+  weights.gain_nin = pointer(w[8]);
+  return weights;
 }
 
 void check_count(const std::vector<Address>& addresses, size_t expected) {
@@ -66,12 +73,12 @@ void check_count(const std::vector<Address>& addresses, size_t expected) {
 }
 
 void forward(const std::string& storage, const std::vector<int64_t>& extents,
-             const std::vector<int>& skip_channels, Address seed, int64_t layer, uint32_t keep_from,
-             double scale, const std::vector<Address>& weights, const std::vector<Address>& tensors,
-             int threads, const std::string& instruction_set) {
+             const std::vector<int>& skip_channels, bool taps_outside, Address seed, int64_t layer,
+             uint32_t keep_from, double scale, const std::vector<Address>& weights,
+             const std::vector<Address>& tensors, int threads, const std::string& instruction_set) {
   check_count(tensors, 4 + skip_channels.size());
   GatedForward args;
-  args.shape = make_shape(storage, extents, skip_channels);
+  args.shape = make_shape(storage, extents, skip_channels, taps_outside);
   args.dropout = make_dropout(seed, layer, keep_from, scale);
   args.weights = make_weights(weights);
   args.x = pointer(tensors[0]);
@@ -84,13 +91,13 @@ void forward(const std::string& storage, const std::vector<int64_t>& extents,
 }
 
 void backward(const std::string& storage, const std::vector<int64_t>& extents,
-              const std::vector<int>& skip_channels, Address seed, int64_t layer,
+              const std::vector<int>& skip_channels, bool taps_outside, Address seed, int64_t layer,
               uint32_t keep_from, double scale, const std::vector<Address>& weights,
               const std::vector<Address>& tensors, int threads,
               const std::string& instruction_set) {
-  check_count(tensors, 10 + 2 * skip_channels.size());
+  check_count(tensors, 13 + 2 * skip_channels.size());
   GatedBackward args;
-  args.shape = make_shape(storage, extents, skip_channels);
+  args.shape = make_shape(storage, extents, skip_channels, taps_outside);
   args.dropout = make_dropout(seed, layer, keep_from, scale);
   args.weights = make_weights(weights);
   args.grad_y = pointer(tensors[0]);
@@ -103,9 +110,12 @@ void backward(const std::string& storage, const std::vector<int64_t>& extents,
   args.grad_conv_out = pointer(tensors[7]);
   args.grad_bias_out = pointer(tensors[8]);
   args.grad_nin = pointer(tensors[9]);
+  args.grad_gain_in = pointer(tensors[10]);
+  args.grad_gain_out = pointer(tensors[11]);
+  args.grad_gain_nin = pointer(tensors[12]);
   for (int i = 0; i < args.shape.n_skips; ++i) {
-    args.skips[i] = pointer(tensors[10 + 2 * i]);
-    args.grad_skips[i] = pointer(tensors[11 + 2 * i]);
+    args.skips[i] = pointer(tensors[13 + 2 * i]);
+    args.grad_skips[i] = pointer(tensors[14 + 2 * i]);
   }
   const py::gil_scoped_release release;
   gated_block_backward(args, threads, instruction_set);
@@ -118,17 +128,18 @@ void register_gated_block(py::module_& module) {
              "Names of the instruction sets built that this CPU has, the best last.");
   module.def(
       "gated_block_forward", &forward, py::arg("storage"), py::arg("extents"),
-      py::arg("skip_channels"), py::arg("seed"), py::arg("layer"), py::arg("keep_from"),
-      py::arg("scale"), py::arg("weights"), py::arg("tensors"), py::arg("threads") = 1,
-      py::arg("instruction_set") = "auto",
+      py::arg("skip_channels"), py::arg("taps_outside"), py::arg("seed"), py::arg("layer"),
+      py::arg("keep_from"), py::arg("scale"), py::arg("weights"), py::arg("tensors"),
+      py::arg("threads") = 1, py::arg("instruction_set") = "auto",
       "extents: B, H, W, F, kh, kw, rows padded on top, columns padded on the left. weights: "
-      "conv_in, its bias, conv_out, its bias, nin, its bias. tensors: x, y, h, gates, skips.");
+      "conv_in, its bias, conv_out, its bias, nin, its bias, their gains. tensors: x, y, h, gates, "
+      "skips.");
   module.def("gated_block_backward", &backward, py::arg("storage"), py::arg("extents"),
-             py::arg("skip_channels"), py::arg("seed"), py::arg("layer"), py::arg("keep_from"),
-             py::arg("scale"), py::arg("weights"), py::arg("tensors"), py::arg("threads") = 1,
-             py::arg("instruction_set") = "auto",
+             py::arg("skip_channels"), py::arg("taps_outside"), py::arg("seed"), py::arg("layer"),
+             py::arg("keep_from"), py::arg("scale"), py::arg("weights"), py::arg("tensors"),
+             py::arg("threads") = 1, py::arg("instruction_set") = "auto",
              "tensors: the gradient of y; x, h, gates; the gradients of x, conv_in, its bias, "
-             "conv_out, its bias, nin; then each skip and its gradient.");
+             "conv_out, its bias, nin and the gains; then each skip and its gradient.");
 }
 
 }  // namespace dsmooth

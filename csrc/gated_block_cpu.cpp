@@ -85,32 +85,100 @@ void fill_zero(T* p, int64_t count) {
   __builtin_memset(p, 0, static_cast<size_t>(count) * sizeof(T));
 }
 
-// packed[tap][n / pair][m] from the weight's element at m stride_m + n stride_n + tap.
+// How a kernel (out, in, kh, kw) lies in memory.
+struct KernelLayout {
+  int64_t out, in, tap;  // strides
+  KernelLayout(int inputs, int taps, bool taps_outside)
+      : out(static_cast<int64_t>(inputs) * taps),
+        in(taps_outside ? 1 : taps),
+        tap(taps_outside ? inputs : 1) {}
+};
+
 template <class D>
-void pack(const typename D::Scalar* weight, int64_t stride_m, int m_count, int64_t stride_n,
-          int n_count, int taps, bool flip, typename D::Cell* packed) {
-  const int64_t m_pad = round_up(m_count, D::kColumns);
-  const int64_t cells = round_up(n_count, D::kPair) / D::kPair;
+typename D::Scalar sum_of_products(const typename D::Scalar* a, const typename D::Scalar* b,
+                                   int64_t count) {
+  using M = typename D::M;
+  typename D::V sum{};
+  int64_t i = 0;
+  for (; i + D::kLanes <= count; i += D::kLanes) sum += M::load(a + i) * M::load(b + i);
+  typename D::Scalar total = 0;
+  for (; i < count; ++i) total += a[i] * b[i];
+  for (int lane = 0; lane < D::kLanes; ++lane) total += sum[lane];
+  return total;
+}
+
+// scale[n] = g[n] / |v[n]|, or 1 without gains.
+template <class D>
+void write_scales(const typename D::Scalar* v, const typename D::Scalar* gain, int n_count,
+                  int64_t length, typename D::Scalar* scale) {
+  for (int n = 0; n < n_count; ++n, v += length) {
+    scale[n] = gain == nullptr ? 1 : gain[n] / D::square_root(sum_of_products<D>(v, v, length));
+  }
+}
+
+// packed[tap][in / pair][out], weights times their scales.
+template <class D>
+void pack_forward_kernel(const typename D::Scalar* weight, const KernelLayout& layout,
+                         const typename D::Scalar* scale, int outputs, int inputs, int taps,
+                         typename D::Cell* packed) {
+  const int64_t pad = round_up(outputs, D::kColumns);
   for (int tap = 0; tap < taps; ++tap) {
-    for (int64_t cell = 0; cell < cells; ++cell, packed += m_pad) {
-      const auto* from = weight + (flip ? taps - 1 - tap : tap) + cell * D::kPair * stride_n;
-      const bool second = (cell + 1) * D::kPair <= n_count;
-      for (int m = 0; m < m_count; ++m) {
-        const auto* at = from + m * stride_m;
-        packed[m] = D::cell(at[0], D::kPair == 2 && second ? at[stride_n] : 0);
+    for (int cell = 0; cell < inputs / D::kPair; ++cell, packed += pad) {
+      const auto* at = weight + tap * layout.tap + cell * D::kPair * layout.in;
+      for (int n = 0; n < outputs; ++n, at += layout.out) {
+        packed[n] = D::cell(at[0] * scale[n], D::kPair == 2 ? at[layout.in] * scale[n] : 0);
       }
-      for (int64_t m = m_count; m < m_pad; ++m) packed[m] = 0;
+      for (int64_t n = outputs; n < pad; ++n) packed[n] = 0;
     }
   }
 }
 
-// weight[n][k][tap] = sums[tap][k][n].
-template <class Scalar>
-void unpack(const Scalar* sums, int64_t n_pad, int n_count, int k_count, int taps, Scalar* weight) {
-  for (int n = 0; n < n_count; ++n) {
-    for (int k = 0; k < k_count; ++k) {
-      for (int tap = 0; tap < taps; ++tap) *weight++ = sums[(tap * k_count + k) * n_pad + n];
+// packed[last tap first][out / pair][in], weights times their scales.
+template <class D>
+void pack_backward_kernel(const typename D::Scalar* weight, const KernelLayout& layout,
+                          const typename D::Scalar* scale, int outputs, int inputs, int taps,
+                          typename D::Cell* packed) {
+  const int64_t pad = round_up(inputs, D::kColumns);
+  for (int tap = taps - 1; tap >= 0; --tap) {
+    for (int n = 0; n < outputs; n += D::kPair, packed += pad) {
+      const auto* at = weight + tap * layout.tap + n * layout.out;
+      const bool second = D::kPair == 2 && n + 1 < outputs;  // an odd last output has no partner
+      for (int k = 0; k < inputs; ++k, at += layout.in) {
+        packed[k] = D::cell(at[0] * scale[n], second ? at[layout.out] * scale[n + 1] : 0);
+      }
+      for (int64_t k = inputs; k < pad; ++k) packed[k] = 0;
     }
+  }
+}
+
+// weight[out][in][tap] = sums[tap][in][out], of `pad` outputs a row.
+template <class Scalar>
+void unpack(const Scalar* sums, int64_t pad, const KernelLayout& layout, int outputs, int inputs,
+            int taps, Scalar* weight) {
+  for (int n = 0; n < outputs; ++n) {
+    for (int tap = 0; tap < taps; ++tap) {
+      for (int k = 0; k < inputs; ++k) {
+        weight[n * layout.out + k * layout.in + tap * layout.tap] =
+            sums[(static_cast<int64_t>(tap) * inputs + k) * pad + n];
+      }
+    }
+  }
+}
+
+// From the gradient of w = g v / |v| in `grad` to that of v, in place, and of g:
+// dg = <dw, v> / |v|, dv = g / |v| (dw - v <dw, v> / |v|^2).
+template <class D>
+void through_weight_norm(const typename D::Scalar* v, const typename D::Scalar* gain, int n_count,
+                         int64_t length, typename D::Scalar* grad, typename D::Scalar* grad_gain) {
+  if (gain == nullptr) return;
+  for (int n = 0; n < n_count; ++n, v += length, grad += length) {
+    const auto square = sum_of_products<D>(v, v, length);
+    const auto along = sum_of_products<D>(grad, v, length);
+    const auto norm = D::square_root(square);
+    grad_gain[n] = along / norm;
+    const auto scale = gain[n] / norm;
+    const auto back = along / square;
+    for (int64_t i = 0; i < length; ++i) grad[i] = scale * (grad[i] - v[i] * back);
   }
 }
 
@@ -124,29 +192,33 @@ class Block {
 
  public:
   static void pack_forward(const GatedBlockShape& shape, const GatedWeights& w, void* packed) {
-    const Plan<D> plan(shape);
-    const int64_t output = static_cast<int64_t>(plan.f2) * plan.taps;
-    Cell* cells = static_cast<Cell*>(packed);
-    pack<D>(numbers(w.conv_out), output, plan.f2, plan.taps, plan.f2, plan.taps, false, cells);
-    cells += plan.conv_out_cells();
-    pack<D>(numbers(w.conv_in), output, plan.f, plan.taps, plan.f2, plan.taps, false, cells);
-    cells += larger(plan.conv_in_cells(), plan.conv_in_back_cells());
-    if (plan.s2 > 0) pack<D>(numbers(w.nin), plan.s2, plan.f, 1, plan.s2, 1, false, cells);
+    const Packed p(shape, w, packed);
+    const Plan<D>& plan = p.plan;
+    pack_forward_kernel<D>(numbers(w.conv_out), p.conv, p.scale_out, plan.f2, plan.f2, plan.taps,
+                           p.conv_out);
+    pack_forward_kernel<D>(numbers(w.conv_in), p.conv, p.scale_in, plan.f, plan.f2, plan.taps,
+                           p.conv_in);
+    if (plan.s2 > 0) {
+      pack_forward_kernel<D>(numbers(w.nin), p.nin_layout, p.scale_nin, plan.f, plan.s2, 1, p.nin);
+    }
   }
 
   static void pack_backward(const GatedBlockShape& shape, const GatedWeights& w, void* packed) {
-    const Plan<D> plan(shape);
-    const int64_t output = static_cast<int64_t>(plan.f2) * plan.taps;
-    Cell* cells = static_cast<Cell*>(packed);
-    pack<D>(numbers(w.conv_out), plan.taps, plan.f2, output, plan.f2, plan.taps, true, cells);
-    cells += plan.conv_out_cells();
-    pack<D>(numbers(w.conv_in), plan.taps, plan.f2, output, plan.f, plan.taps, true, cells);
-    cells += larger(plan.conv_in_cells(), plan.conv_in_back_cells());
-    if (plan.s2 > 0) pack<D>(numbers(w.nin), 1, plan.s2, plan.s2, plan.f, 1, true, cells);
+    const Packed p(shape, w, packed);
+    const Plan<D>& plan = p.plan;
+    pack_backward_kernel<D>(numbers(w.conv_out), p.conv, p.scale_out, plan.f2, plan.f2, plan.taps,
+                            p.conv_out);
+    pack_backward_kernel<D>(numbers(w.conv_in), p.conv, p.scale_in, plan.f, plan.f2, plan.taps,
+                            p.conv_in);
+    if (plan.s2 > 0) {
+      pack_backward_kernel<D>(numbers(w.nin), p.nin_layout, p.scale_nin, plan.f, plan.s2, 1, p.nin);
+    }
   }
 
   static size_t packed_bytes(const GatedBlockShape& shape) {
-    return static_cast<size_t>(Plan<D>(shape).all_cells()) * sizeof(Cell);
+    const Plan<D> plan(shape);
+    return static_cast<size_t>(plan.all_cells()) * sizeof(Cell) +
+           static_cast<size_t>(2 * plan.f + plan.f2) * sizeof(Scalar);
   }
 
   static size_t sums_bytes(const GatedBlockShape& shape) {
@@ -189,21 +261,57 @@ class Block {
           reinterpret_cast<const Scalar*>(static_cast<const char*>(sums) + group * stride);
       for (int64_t i = 0; i < count; ++i) total[i] += more[i];
     }
-    unpack(total, plan.f2_pad, plan.f2, plan.f2, plan.taps,
-           static_cast<Scalar*>(args.grad_conv_out));
+    const GatedWeights& w = args.weights;
+    const KernelLayout conv(plan.f2, plan.taps, args.shape.taps_outside);
+    const KernelLayout plain(1, 1, false), nin(plan.s2, 1, false);
+    const int64_t length = static_cast<int64_t>(plan.f2) * plan.taps;
+    auto* grad = static_cast<Scalar*>(args.grad_conv_out);
+    unpack(total, plan.f2_pad, conv, plan.f2, plan.f2, plan.taps, grad);
+    through_weight_norm<D>(numbers(w.conv_out), numbers(w.gain_out), plan.f2, length, grad,
+                           static_cast<Scalar*>(args.grad_gain_out));
     total += plan.conv_out_sums();
-    unpack(total, plan.f_pad, plan.f, plan.f2, plan.taps, static_cast<Scalar*>(args.grad_conv_in));
+    grad = static_cast<Scalar*>(args.grad_conv_in);
+    unpack(total, plan.f_pad, conv, plan.f, plan.f2, plan.taps, grad);
+    through_weight_norm<D>(numbers(w.conv_in), numbers(w.gain_in), plan.f, length, grad,
+                           static_cast<Scalar*>(args.grad_gain_in));
     total += plan.conv_in_sums();
     if (plan.s2 > 0) {
-      unpack(total, plan.f_pad, plan.f, plan.s2, 1, static_cast<Scalar*>(args.grad_nin));
+      grad = static_cast<Scalar*>(args.grad_nin);
+      unpack(total, plan.f_pad, nin, plan.f, plan.s2, 1, grad);
+      through_weight_norm<D>(numbers(w.nin), numbers(w.gain_nin), plan.f, plan.s2, grad,
+                             static_cast<Scalar*>(args.grad_gain_nin));
     }
     total += plan.nin_sums();
-    unpack(total, plan.f2_pad, plan.f2, 1, 1, static_cast<Scalar*>(args.grad_bias_out));
+    unpack(total, plan.f2_pad, plain, plan.f2, 1, 1, static_cast<Scalar*>(args.grad_bias_out));
     total += plan.f2_pad;
-    unpack(total, plan.f_pad, plan.f, 1, 1, static_cast<Scalar*>(args.grad_bias_in));
+    unpack(total, plan.f_pad, plain, plan.f, 1, 1, static_cast<Scalar*>(args.grad_bias_in));
   }
 
  private:
+  // Where the packed weights and the scales of their outputs lie.
+  struct Packed {
+    Plan<D> plan;
+    KernelLayout conv, nin_layout;
+    Cell *conv_out, *conv_in, *nin;
+    Scalar *scale_out, *scale_in, *scale_nin;
+
+    Packed(const GatedBlockShape& shape, const GatedWeights& w, void* packed)
+        : plan(shape), conv(plan.f2, plan.taps, shape.taps_outside), nin_layout(plan.s2, 1, false) {
+      conv_out = static_cast<Cell*>(packed);
+      conv_in = conv_out + plan.conv_out_cells();
+      nin = conv_in + larger(plan.conv_in_cells(), plan.conv_in_back_cells());
+      scale_out = reinterpret_cast<Scalar*>(conv_out + plan.all_cells());
+      scale_in = scale_out + plan.f2;
+      scale_nin = scale_in + plan.f;
+      const int64_t length = static_cast<int64_t>(plan.f2) * plan.taps;
+      write_scales<D>(numbers(w.conv_out), numbers(w.gain_out), plan.f2, length, scale_out);
+      write_scales<D>(numbers(w.conv_in), numbers(w.gain_in), plan.f, length, scale_in);
+      if (plan.s2 > 0) {
+        write_scales<D>(numbers(w.nin), numbers(w.gain_nin), plan.f, plan.s2, scale_nin);
+      }
+    }
+  };
+
   struct Buffers {
     Element *x, *h;  // padded images: concat_elu of x and of h, one at a time in backward
     Element *grad_gates, *grad_h;  // padded images, shifted the other way

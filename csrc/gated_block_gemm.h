@@ -70,6 +70,9 @@ struct PlainDot {
   }
   DSMOOTH_INLINE static Cells broadcast(const Cell* p) { return {V{} + *p}; }
   DSMOOTH_INLINE static Cell cell(T value, T) { return value; }
+  DSMOOTH_INLINE static T square_root(T v) {
+    return sizeof(T) == 4 ? __builtin_sqrtf(v) : __builtin_sqrt(v);
+  }
   DSMOOTH_INLINE static V multiply_add(V sum, Cells a, Cells b) { return sum + a.v * b.v; }
 #if defined(__AVX512F__)
   DSMOOTH_INLINE static __m256 multiply_add_half(__m256 sum, Cells a, HalfFloat::Cells b) {
@@ -98,6 +101,7 @@ struct PairDot {
   DSMOOTH_INLINE static Cell cell(float first, float second) {
     return nearest_bfloat16(first) | nearest_bfloat16(second) << 16;
   }
+  DSMOOTH_INLINE static float square_root(float v) { return __builtin_sqrtf(v); }
   // Ties to even; a NaN stays one.
   DSMOOTH_INLINE static uint32_t nearest_bfloat16(float value) {
     const uint32_t bits = __builtin_bit_cast(uint32_t, value);

@@ -24,6 +24,7 @@ def gated_resnet(
     skip: Tensor | tuple[Tensor, ...] | None = None,
     nin_skip: Affine | None = None,
     *,
+    gains: tuple[Tensor, ...] = (),
     shift: Shift,
     dropout: float = 0.0,
     seed: Tensor | None = None,
@@ -38,8 +39,10 @@ def gated_resnet(
     x: (B, F, H, W). conv_in: weight (F, 2F, kh, kw), bias (F,). conv_out: weight (2F, 2F, kh, kw),
     bias (2F,). skip: (B, S, H, W), or a tuple of such tensors that stands for their concatenation
     (two at most for the native op), with nin_skip: weight (F, 2S, 1, 1), bias (F,); both or
-    neither. dropout: the probability of an element of concat_elu(h) to be zeroed, a function of
-    `seed` (int64, no dimensions; by default drawn from torch's generator), `layer` and the
+    neither. gains: none, or g (D,) of each of these convolutions, whose weights are then v of a
+    weight norm w = g v / |v| per output filter. dropout: the probability of an element of
+    concat_elu(h) to be zeroed, a function of `seed` (int64, no dimensions; by default drawn from
+    torch's generator), `layer` and the
     element's place alone: the same in every implementation (see `dropout_factors`). With
     probability 0 nothing is drawn. Returns (B, F, H, W), in the autocast dtype under autocast.
 
@@ -52,7 +55,7 @@ def gated_resnet(
     Source: Salimans et al., PixelCNN++ (2017).
     """
     skips = () if skip is None else skip if isinstance(skip, tuple) else (skip,)
-    _check(x, conv_in, conv_out, skips, nin_skip, dropout)
+    _check(x, conv_in, conv_out, skips, nin_skip, gains, dropout)
     if dropout > 0 and seed is None:
         seed = torch.randint(2**63 - 1, (), dtype=torch.int64, device=x.device)
     chosen = resolve_impl(impl)
@@ -68,7 +71,7 @@ def gated_resnet(
         raise RuntimeError(f"gated_resnet cannot run with impl='native': {obstacle}")
     if chosen == "reference" or obstacle is not None:
         return gated_resnet_ref(
-            x, conv_in, conv_out, skip, nin_skip,
+            x, conv_in, conv_out, skip, nin_skip, gains=gains,
             shift=shift, dropout=dropout, seed=seed, layer=layer,
         )  # fmt: skip
     exact = torch.float64 if dtype == torch.float64 else torch.float32
@@ -77,6 +80,7 @@ def gated_resnet(
         x.to(dtype),
         [tensor.to(dtype) for tensor in skips],
         weights,
+        [gain.to(exact) for gain in gains],
         seed if dropout > 0 else None,
         shift,
         float(dropout),
@@ -92,12 +96,16 @@ def gated_resnet_ref(
     skip: Tensor | tuple[Tensor, ...] | None = None,
     nin_skip: Affine | None = None,
     *,
+    gains: tuple[Tensor, ...] = (),
     shift: Shift,
     dropout: float = 0.0,
     seed: Tensor | None = None,
     layer: int = 0,
 ) -> Tensor:
     """The reference of `gated_resnet`, line for line the equation."""
+    if gains:
+        conv_in, conv_out = _folded(conv_in, gains[0]), _folded(conv_out, gains[1])
+        nin_skip = nin_skip and _folded(nin_skip, gains[2])
     h = shifted_conv2d_ref(concat_elu(x), *conv_in, shift=shift)
     if skip is not None and nin_skip is not None:
         a = torch.cat(skip, dim=1) if isinstance(skip, tuple) else skip
@@ -108,6 +116,12 @@ def gated_resnet_ref(
         h = torch.where(factors > 0, h * factors, 0)
     a, g = torch.chunk(shifted_conv2d_ref(h, *conv_out, shift=shift), 2, dim=1)
     return x + a * torch.sigmoid(g)
+
+
+def _folded(conv: Affine, gain: Tensor) -> Affine:
+    v, bias = conv
+    norm = torch.linalg.vector_norm(v, dim=(1, 2, 3))
+    return v * (gain / norm).view(-1, 1, 1, 1), bias
 
 
 def dropout_factors(shape: torch.Size, dropout: float, seed: Tensor, layer: int) -> Tensor:
@@ -145,6 +159,7 @@ def _check(
     conv_out: Affine,
     skips: tuple[Tensor, ...],
     nin_skip: Affine | None,
+    gains: tuple[Tensor, ...],
     dropout: float,
 ) -> None:
     f = conv_in[0].shape[0]
@@ -168,6 +183,11 @@ def _check(
         expected = (f, 2 * sum(skip.shape[1] for skip in skips), 1, 1)
         if tuple(nin_skip[0].shape) != expected:
             raise ValueError(f"nin_skip must have shape {expected}, got {tuple(nin_skip[0].shape)}")
+    shapes = [(f,), (2 * f,), (f,)][: 2 if nin_skip is None else 3]
+    if gains and [tuple(gain.shape) for gain in gains] != shapes:
+        raise ValueError(
+            f"gains must have shapes {shapes}, got {[tuple(gain.shape) for gain in gains]}"
+        )
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
 
@@ -200,11 +220,29 @@ def _empty_channels_last(like: Tensor, channels: int) -> Tensor:
     )
 
 
+def _dense_kernels(weights: list[Tensor]) -> list[Tensor]:
+    """The weights as the extension takes them: both kernels contiguous or both channels_last."""
+    if all(weights[i].is_contiguous(memory_format=torch.channels_last) for i in (0, 2)):
+        return weights[:4] + [w.contiguous() for w in weights[4:]]
+    return [w.contiguous() for w in weights]
+
+
+def _empty_like_kernel(weight: Tensor) -> Tensor:
+    contiguous = weight.is_contiguous()
+    layout = torch.contiguous_format if contiguous else torch.channels_last
+    return torch.empty(weight.shape, dtype=weight.dtype, device=weight.device, memory_format=layout)
+
+
+def _addresses(tensors: list[Tensor], count: int) -> list[int]:
+    return [tensor.data_ptr() for tensor in tensors] + [0] * (count - len(tensors))
+
+
 def _call(
     name: str,
     x: Tensor,
     skips: list[Tensor],
     weights: list[Tensor],
+    gains: list[Tensor],
     seed: Tensor | None,
     shift: str,
     dropout: float,
@@ -219,11 +257,12 @@ def _call(
         str(x.dtype).removeprefix("torch."),
         [batch, rows, cols, f, kh, kw, top, left],
         [skip.shape[1] for skip in skips],
+        not weights[0].is_contiguous(),
         0 if seed is None else seed.data_ptr(),
         layer,
         _keep_from(dropout),
         1 / (1 - dropout),
-        [w.data_ptr() for w in weights] + [0] * (6 - len(weights)),
+        _addresses(weights, 6) + _addresses(gains, 3),
         tensors,
         torch.get_num_threads(),
         instruction_set,
@@ -235,6 +274,7 @@ def _native(
     x: Tensor,
     skips: list[Tensor],
     weights: list[Tensor],
+    gains: list[Tensor],
     seed: Tensor | None,
     shift: str,
     dropout: float,
@@ -244,16 +284,17 @@ def _native(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(y, h, gates), channels_last; the last two, (B, F, H, W) and (B, 2F, H, W), for the backward.
 
-    weights: conv_in, its bias, conv_out, its bias and, with skips, nin_skip and its bias, float64
-    for float64 x, else float32. Without `save` h and gates have no elements.
+    weights: conv_in, its bias, conv_out, its bias and, with skips, nin_skip and its bias; gains:
+    none, or those of the convolutions; float64 for float64 x, else float32. Without `save` h and
+    gates have no elements.
     """
     x, skips = _channels_last(x), [_channels_last(skip) for skip in skips]
-    weights = [w.contiguous() for w in weights]
-    y, h, gates = _native_outputs(x, skips, weights, seed, shift, dropout, layer, save)
+    weights = _dense_kernels(weights)
+    y, h, gates = _native_outputs(x, skips, weights, gains, seed, shift, dropout, layer, save)
     tensors = [x.data_ptr(), y.data_ptr(), h.data_ptr(), gates.data_ptr()]
     tensors += [skip.data_ptr() for skip in skips]
     settings = (shift, dropout, layer, instruction_set)
-    _call("gated_block_forward", x, skips, weights, seed, *settings, tensors)
+    _call("gated_block_forward", x, skips, weights, gains, seed, *settings, tensors)
     return y, h, gates
 
 
@@ -262,6 +303,7 @@ def _native_outputs(
     x: Tensor,
     skips: list[Tensor],
     weights: list[Tensor],
+    gains: list[Tensor],
     seed: Tensor | None,
     shift: str,
     dropout: float,
@@ -284,24 +326,26 @@ def _native_backward(
     gates: Tensor,
     skips: list[Tensor],
     weights: list[Tensor],
+    gains: list[Tensor],
     seed: Tensor | None,
     shift: str,
     dropout: float,
     layer: int,
     instruction_set: str,
 ) -> list[Tensor]:
-    """The gradients of x, of the first five weights (nin_skip's bias has conv_in's) and skips."""
+    """Gradients of x, the first five weights (nin_skip's bias has conv_in's), gains and skips."""
     grad_y, x = _channels_last(grad_y), _channels_last(x)
     skips = [_channels_last(skip) for skip in skips]
-    weights = [w.contiguous() for w in weights]
+    weights = _dense_kernels(weights)
     settings = (shift, dropout, layer, instruction_set)
-    grads = _native_gradients(grad_y, x, h, gates, skips, weights, seed, *settings)
-    n_weights = min(len(weights), 5)
-    tensors = [t.data_ptr() for t in (grad_y, x, h, gates, *grads[: 1 + n_weights])]
-    tensors += [0] * (10 - len(tensors))
-    for skip, grad in zip(skips, grads[1 + n_weights :], strict=True):
+    grads = _native_gradients(grad_y, x, h, gates, skips, weights, gains, seed, *settings)
+    first_gain = 1 + min(len(weights), 5)
+    first_skip = first_gain + len(gains)
+    tensors = _addresses([grad_y, x, h, gates], 4) + _addresses(grads[:first_gain], 6)
+    tensors += _addresses(grads[first_gain:first_skip], 3)
+    for skip, grad in zip(skips, grads[first_skip:], strict=True):
         tensors += [skip.data_ptr(), grad.data_ptr()]
-    _call("gated_block_backward", x, skips, weights, seed, *settings, tensors)
+    _call("gated_block_backward", x, skips, weights, gains, seed, *settings, tensors)
     return grads
 
 
@@ -313,6 +357,7 @@ def _native_gradients(
     gates: Tensor,
     skips: list[Tensor],
     weights: list[Tensor],
+    gains: list[Tensor],
     seed: Tensor | None,
     shift: str,
     dropout: float,
@@ -321,32 +366,39 @@ def _native_gradients(
 ) -> list[Tensor]:
     return [
         _empty_channels_last(x, x.shape[1]),
-        *(w.new_empty(w.shape) for w in weights[:5]),
+        *(_empty_like_kernel(w) for w in _dense_kernels(weights)[:5]),
+        *(gain.new_empty(gain.shape) for gain in gains),
         *(_empty_channels_last(skip, skip.shape[1]) for skip in skips),
     ]
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, skips, weights, seed, shift, dropout, layer, _, instruction_set = inputs
+    x, skips, weights, gains, seed, shift, dropout, layer, _, instruction_set = inputs
     ctx.settings = (shift, dropout, layer, instruction_set)
     _, h, gates = output
     ctx.mark_non_differentiable(h, gates)
     ctx.set_materialize_grads(False)
-    ctx.n_skips, ctx.n_weights = len(skips), len(weights)
-    ctx.save_for_backward(x, h, gates, *skips, *weights, seed)
+    ctx.counts = [len(skips), len(weights), len(gains)]
+    ctx.save_for_backward(x, h, gates, *skips, *weights, *gains, seed)
 
 
 def _backward(ctx: Any, grad_y: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
+    n_skips, n_weights, n_gains = ctx.counts
+    rest: tuple[None, ...] = (None,) * 6
     if grad_y is None:
-        return None, [None] * ctx.n_skips, [None] * ctx.n_weights, *[None] * 6
-    x, h, gates, *rest, seed = ctx.saved_tensors
-    skips, weights = rest[: ctx.n_skips], rest[ctx.n_skips :]
-    grad_x, *grads = _native_backward(grad_y, x, h, gates, skips, weights, seed, *ctx.settings)
-    n_weights = min(ctx.n_weights, 5)
-    grad_weights, grad_skips = grads[:n_weights], grads[n_weights:]
-    if ctx.n_weights == 6:
+        return None, [None] * n_skips, [None] * n_weights, [None] * n_gains, *rest
+    x, h, gates, *lists, seed = ctx.saved_tensors
+    skips, lists = lists[:n_skips], lists[n_skips:]
+    weights, gains = lists[:n_weights], lists[n_weights:]
+    grad_x, *grads = _native_backward(
+        grad_y, x, h, gates, skips, weights, gains, seed, *ctx.settings
+    )
+    first_gain = min(n_weights, 5)
+    first_skip = first_gain + n_gains
+    grad_weights = grads[:first_gain]
+    if n_weights == 6:
         grad_weights.append(grad_weights[1].clone())
-    return grad_x, grad_skips, grad_weights, *[None] * 6
+    return grad_x, grads[first_skip:], grad_weights, grads[first_gain:first_skip], *rest
 
 
 def _refuse_second_derivative(ctx: Any, *grads: Any) -> None:

@@ -146,12 +146,15 @@ class GatedResnet(nn.Module):
 
         seed: of the dropout, int64 without dimensions; drawn from torch's generator if None.
         """
+        convs = [self.conv_in, self.conv_out] + ([self.nin_skip] if self.nin_skip else [])
+        (conv_in, conv_out, *nin) = [(conv.weight_v, conv.bias) for conv in convs]
         return gated_resnet(
             x,
-            self.conv_in.affine(),
-            self.conv_out.affine(),
+            conv_in,
+            conv_out,
             skip,
-            self.nin_skip.affine() if self.nin_skip is not None else None,
+            nin[0] if nin else None,
+            gains=tuple(conv.weight_g for conv in convs),
             shift=self.shift,
             dropout=self.dropout if self.training else 0.0,
             seed=seed,
