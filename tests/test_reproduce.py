@@ -267,6 +267,13 @@ def test_plan_shares_the_budget_between_groups() -> None:
     assert all(c.images is None for c in plan.configs.values())
 
 
+@pytest.mark.parametrize(("budget", "evaluations"), [(0.1, 1), (1.0, 2), (8.0, 8), (600.0, 8)])
+def test_a_short_run_is_scored_less_often(budget: float, evaluations: int) -> None:
+    configs = plan_from_preset("mnist-quick", budget=budget).configs
+    assert configs["noisy"].evaluations == evaluations
+    assert configs["denoiser"].evaluations == evaluations
+
+
 @pytest.mark.parametrize("budget", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_budget_must_be_positive(budget: float) -> None:
     with pytest.raises(ValueError, match="budget"):
