@@ -397,7 +397,7 @@ def test_native_code_checks_programs() -> None:
         elif change == "column":
             object.__setattr__(op.terms[0], "dcol", 1)
         elif change == "weight":
-            op.terms[0].weight[0, 0, 0] = torch.nan
+            op.terms[0].weight[0, 0, 0] = np.nan
         extension().CpuSampler(
             program=program,
             image_channels=1,

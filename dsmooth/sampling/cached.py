@@ -12,7 +12,7 @@ from torch import Tensor
 from .._extension import extension
 from ..nn import PixelCNNpp
 from .philox import split_seed
-from .program import build_program
+from .program import as_float64, build_program
 from .sequential import check_sample_arguments
 
 InstructionSet = Literal["auto", "generic", "avx2", "avx512"]
@@ -134,7 +134,7 @@ class CachedSampler:
             raise TypeError(
                 f"context must be float32 on the CPU, got {context.dtype} on {context.device}"
             )
-        if not context.isfinite().all():
+        if not np.isfinite(context.detach().numpy()).all():
             raise ValueError("context must be finite, got a NaN or an infinity")
 
 
@@ -144,5 +144,5 @@ def _check_model(model: PixelCNNpp) -> None:
     for name, parameter in model.named_parameters():
         if parameter.device.type != "cpu":
             raise ValueError(f"the model must be on the CPU, got {name} on {parameter.device}")
-        if not parameter.isfinite().all():
+        if not np.isfinite(as_float64(parameter)).all():
             raise ValueError(f"every parameter must be finite, got a NaN or infinity in {name}")

@@ -14,12 +14,14 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..nn.layers import GatedResnet, WeightNormConv
 from ..nn.pixelcnnpp import PixelCNNpp
 
+Array = np.ndarray
 NONE = -1  # no cache
 NO_RAWS = (NONE, NONE)
 
@@ -57,7 +59,7 @@ class Term:
     cache: int
     drow: int
     dcol: int
-    weight: Tensor
+    weight: Array
     row_part: bool = False
 
 
@@ -73,7 +75,7 @@ class Op:
 
     stage: Pass
     level: int
-    bias: Tensor
+    bias: Array
     terms: list[Term]
     gate: bool = False
     residual_in: int = NONE
@@ -113,13 +115,21 @@ class _Node:
     act: int
 
 
-def folded(layer: nn.Module) -> tuple[Tensor, Tensor]:
+def as_float64(parameter: Tensor) -> Array:
+    """A copy in numpy: on a busy machine torch's threads would wait for one another."""
+    values = parameter.detach()
+    if values.dtype not in (torch.float32, torch.float64):
+        values = values.float()
+    return values.numpy().astype(np.float64)
+
+
+def folded(layer: nn.Module) -> tuple[Array, Array]:
     """(weight, bias) with weight norm folded in float64."""
     assert isinstance(layer, WeightNormConv)
-    v, g, bias = (p.detach().double() for p in (layer.weight_v, layer.weight_g, layer.bias))
+    v, g, bias = (as_float64(p) for p in (layer.weight_v, layer.weight_g, layer.bias))
     over = (0, 2, 3) if layer.transposed else (1, 2, 3)
-    scale = g / torch.linalg.vector_norm(v, dim=over)
-    return v * scale.view((1, -1, 1, 1) if layer.transposed else (-1, 1, 1, 1)), bias
+    scale = g / np.sqrt(np.square(v).sum(over))
+    return v * scale.reshape((1, -1, 1, 1) if layer.transposed else (-1, 1, 1, 1)), bias
 
 
 def build_program(model: PixelCNNpp, *, image_parts: int = 1) -> Program:
@@ -127,6 +137,11 @@ def build_program(model: PixelCNNpp, *, image_parts: int = 1) -> Program:
     builder = _Builder(model, image_parts)
     builder.build()
     return builder.program
+
+
+def _widen(weight: Array, channels: int) -> Array:
+    """Zero weights for the channels that a cache has beyond those of (n, c, kh, kw)."""
+    return np.pad(weight, ((0, 0), (0, channels - weight.shape[1]), (0, 0), (0, 0)))
 
 
 def _layers(block: nn.Module) -> list[tuple[GatedResnet, GatedResnet]]:
@@ -207,18 +222,18 @@ class _Builder:
     def _add(self, *arguments: Any, **outputs: Any) -> None:
         self.program.ops.append(Op(*arguments, **outputs))
 
-    def _stem_taps(self, weight: Tensor) -> Tensor:
+    def _stem_taps(self, weight: Array) -> Array:
         """(n, C + 1, taps) on pixels and ones -> (n, taps, channels of the image cache)."""
         parts = [weight[:, :-1]] * self.program.image_parts + [weight[:, -1:]]
         missing = self._image_channels() - sum(p.shape[1] for p in parts)
-        parts += [weight.new_zeros(weight.shape[0], missing, weight.shape[2])]
-        return torch.cat(parts, dim=1).transpose(1, 2)
+        parts += [np.zeros((weight.shape[0], missing, weight.shape[2]))]
+        return np.concatenate(parts, axis=1).swapaxes(1, 2)
 
     def _stem(self, e_u: int, e_ul: int) -> tuple[_Node, _Node]:
         """u0 and ul0. Their biases enter through the channel of ones at a tap that lies inside the
         image exactly where the shifted branch is not zero."""
         ones, image = self.channels, self.program.image
-        model, zero = self.model, torch.zeros(self.f, dtype=torch.float64)
+        model, zero = self.model, np.zeros(self.f)
         w, bias = folded(model.stem_u)
         w[:, ones, 1, 1] += bias
         act_u = self.program.cache(0, 2 * self.f, self.u.rows)
@@ -250,17 +265,17 @@ class _Builder:
         )
         return _Node(0, act_u), _Node(0, act_ul)
 
-    def _taps(self, stream: _Stream, cache: int, weight: Tensor) -> list[Term]:
+    def _taps(self, stream: _Stream, cache: int, weight: Array) -> list[Term]:
         """The terms of a convolution (n, c, 2, kw) over the row above and the current one."""
         down = stream.stage == Pass.VERTICAL
         channels = self.program.caches[cache].channels
-        padded = torch.nn.functional.pad(weight, (0, 0, 0, 0, 0, channels - weight.shape[1]))
+        padded = _widen(weight, channels)
         return [
             Term(
                 cache,
                 drow,
                 -1,
-                padded[:, :, drow + 1].transpose(1, 2),
+                padded[:, :, drow + 1].swapaxes(1, 2),
                 row_part=not down and drow < 0,
             )
             for drow in (-1, 0)
@@ -276,7 +291,7 @@ class _Builder:
             skip_weight, skip_bias = folded(layer.nin_skip)
             bias = bias + skip_bias
             # concat_elu([a, b]) has the channels a, b, -a, -b; each cache holds a, -a.
-            parts = skip_weight.view(self.f, 2, len(skips), self.f)
+            parts = skip_weight.reshape(self.f, 2, len(skips), self.f)
             for i, skip in enumerate(skips):
                 own = parts[:, :, i].reshape(self.f, 1, 2 * self.f)
                 # The first skip of ul is u, of which the whole row is known.
@@ -313,13 +328,13 @@ class _Builder:
         weight, bias = folded(layer)  # (c, n, 2, kw)
         act = self.program.cache(level - 1, 2 * self.f, stream.rows)
         channels = self.program.caches[raw].channels
-        weight = torch.nn.functional.pad(weight.transpose(0, 1), (0, 0, 0, 0, 0, channels - self.f))
+        weight = _widen(weight.swapaxes(0, 1), channels)
         # y[2i + a, 2j + b - first] += w[a, b] x[i, j]: the taps of an output column of each parity,
         # in the order of j (for "down", first = 1: an odd column takes b = 2 of j, 0 of j + 1).
         columns = ([1], [2, 0]) if stream.stage == Pass.VERTICAL else ([0], [1])
         for row in (0, 1):
             for column, taps in enumerate(columns):
-                term = Term(raw, 0, 0, weight[:, :, row, taps].transpose(1, 2))
+                term = Term(raw, 0, 0, weight[:, :, row, taps].swapaxes(1, 2))
                 self._add(
                     stream.stage,
                     level - 1,
@@ -336,8 +351,8 @@ class _Builder:
         weight, bias = folded(self.model.head)
         self.program.params = self.program.cache(0, self.model.config.n_params, 1, operand=False)
         # elu(ul) is the first half of concat_elu(ul); the other half gets zero weights.
-        both = torch.cat([weight, torch.zeros_like(weight)], dim=1)
-        term = Term(ul.act, 0, 0, both[:, :, 0, 0].unsqueeze(1))
+        both = _widen(weight, 2 * self.f)
+        term = Term(ul.act, 0, 0, both[:, None, :, 0, 0])
         self._add(Pass.HEAD, 0, bias, [term], residual_out=self.program.params)
 
     def _encoder(self) -> tuple[int, int]:
@@ -350,9 +365,9 @@ class _Builder:
         raw = program.cache(0, f + f % 2, 0)
         outputs = [program.cache(0, f, 0, operand=False) for _ in range(2)]
 
-        def around(cache: int, weight: Tensor) -> list[Term]:
+        def around(cache: int, weight: Array) -> list[Term]:
             return [
-                Term(cache, drow, -1, weight[:, :, drow + 1].transpose(1, 2)) for drow in (-1, 0, 1)
+                Term(cache, drow, -1, weight[:, :, drow + 1].swapaxes(1, 2)) for drow in (-1, 0, 1)
             ]
 
         weight, bias = folded(encoder.stem)
@@ -381,7 +396,7 @@ class _Builder:
             )
         for output, nin in zip(outputs, (encoder.nin_u, encoder.nin_ul), strict=True):
             weight, bias = folded(nin)
-            weight = torch.nn.functional.pad(weight, (0, 0, 0, 0, 0, f % 2))
-            term = Term(raw, 0, 0, weight[:, :, 0, 0].unsqueeze(1))
+            weight = _widen(weight, f + f % 2)
+            term = Term(raw, 0, 0, weight[:, None, :, 0, 0])
             self._add(Pass.ENCODER, 0, bias, [term], residual_out=output)
         return outputs[0], outputs[1]
