@@ -192,8 +192,8 @@ def samples_section(results: Mapping[str, Any], pictures: Mapping[str, Tensor]) 
         ),
         "two-step": (
             "Two-step samples x ~ p(x | x̃)",
-            "The denoiser's draw for the noisy sample in the same place: the grain is gone and "
-            "edges are sharp. Where x̃ was no clear shape, neither is x.",
+            "The denoiser's draw for the noisy sample in the same place. As it learns, the grain "
+            "goes and edges become sharp; where x̃ is no clear shape, neither is x.",
         ),
         "single-step": (
             "Single-step samples E[x | x̃]",
