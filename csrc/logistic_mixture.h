@@ -45,7 +45,7 @@ struct LogisticMixtureArgs {
 };
 
 // What the forward leaves for the backward, so that this evaluates the components once: over k,
-// log sum exp(logit) = max_logit + log(sum_logit), and the same of joint = logit + log p_k.
+// max and sum of exp(logit - max), and of factor * exp(joint - max) with joint = logit + exponent.
 enum State { kMaxJoint, kSumJoint, kMaxLogit, kSumLogit, kStateChannels };
 
 // Index of a component's parameter among a pixel's channels.
@@ -74,6 +74,7 @@ struct ScalarMath {
   DSMOOTH_HOST_DEVICE static T splat(double value) { return static_cast<T>(value); }
   DSMOOTH_HOST_DEVICE static T select(bool condition, T a, T b) { return condition ? a : b; }
   DSMOOTH_HOST_DEVICE static T abs(T v) { return v < 0 ? -v : v; }
+  DSMOOTH_HOST_DEVICE static T reciprocal(T v) { return 1 / v; }
   DSMOOTH_HOST_DEVICE static T exp(T v) { return ::exp(v); }
   DSMOOTH_HOST_DEVICE static T log(T v) { return ::log(v); }
   DSMOOTH_HOST_DEVICE static ExpPair<T> exp_pair(T v) { return {::exp(v), ::expm1(v)}; }
@@ -91,11 +92,14 @@ DSMOOTH_HOST_DEVICE inline ExpPair<float> ScalarMath<float>::exp_pair(float v) {
   return {::expf(v), ::expm1f(v)};
 }
 
-// What one component says of one pixel: its log-density over all colours, without the weight, and
-// the derivatives of that by the raw parameters and by x.
+// What one component says of one pixel: its density over all colours, without the weight, and the
+// derivatives of log p by the raw parameters and by x.
+//
+// p = factor * exp(exponent), where 1e-5 < factor <= 1: small enough a range to keep sums over k
+// scaled by their largest exponent alone, which spares a logarithm per component.
 template <class V, int C>
 struct Component {
-  V log_p;
+  V exponent, factor;
   V d_mean[C], d_log_scale[C], d_x[C];
   V d_coefficient[3];  // g|r, b|r, b|g; unused for grey
 };
@@ -106,16 +110,15 @@ struct ComponentInput {
   typename M::V coefficient[3];
 };
 
-// Terms of one colour. log p = linear + log(numerator) - log(denominator), where the last two stay
-// within [0.1, 4], so one logarithm can serve the product over all colours.
+// Terms of one colour: p = factor * exp(exponent), 0.02 < factor <= 1.
 template <class V>
 struct Colour {
-  V linear, numerator, denominator;
+  V exponent, factor;
   V slope;        // s * d log p / d x
   V d_log_scale;  // d log p / d log s
 };
 
-// log p = z - log s - 2 softplus(z) = -|z| - log s - 2 log(1 + e), e = exp(-|z|).
+// log p = z - log s - 2 softplus(z), so p = exp(-|z| - log s) / (1 + e)^2 with e = exp(-|z|).
 template <class M>
 DSMOOTH_INLINE Colour<typename M::V> colour_density(typename M::V distance, typename M::V log_scale,
                                                     typename M::V inverse_scale) {
@@ -123,21 +126,22 @@ DSMOOTH_INLINE Colour<typename M::V> colour_density(typename M::V distance, type
   const V z = distance * inverse_scale;
   const V magnitude = M::abs(z);
   const ExpPair<V> exp = M::exp_pair(-magnitude);
-  const V denominator = 1 + exp.e;
-  const V tanh_half = -exp.em1 / denominator;  // tanh(|z| / 2)
+  const V inverse = M::reciprocal(1 + exp.e);
+  const V tanh_half = -exp.em1 * inverse;  // tanh(|z| / 2)
   Colour<V> out;
-  out.linear = -magnitude - log_scale;
-  out.numerator = M::splat(1);
-  out.denominator = denominator * denominator;
+  out.exponent = -magnitude - log_scale;
+  out.factor = inverse * inverse;
   out.slope = M::select(z < 0, tanh_half, -tanh_half);
   out.d_log_scale = magnitude * tanh_half - 1;
   return out;
 }
 
 // With a, b = (x - mean +- delta) / s and D = a - b = 2 delta / s, the probability of a level is
-//   sigma(a) - sigma(b) = sigma(a) sigma(-b) (1 - e^-D);  sigma(a) at level 0, sigma(-b) at 255,
-// and 1 - e^-D = D phi(D), log D = log(2 delta) - log s, which leaves no small difference and no
-// underflow at any scale.
+//   sigma(a) - sigma(b) = sigma(a) sigma(-b) (1 - e^-D);  sigma(a) at level 0, sigma(-b) at 255.
+// Seen from the mean, one edge of the level is far, |z| + D/2, and one is near, |z| - D/2:
+//   sigma(a) - sigma(b) = sigma(far) sigma(-near) (1 - e^-D), whatever the sign of z,
+// so two exponentials, of |z| and D/2, serve all. And 1 - e^-D = D phi(D), log D = log(2 delta) -
+// log s: no small difference, and no underflow at any scale.
 template <class M>
 DSMOOTH_INLINE Colour<typename M::V> colour_mass(typename M::V x, typename M::V distance,
                                                  typename M::V log_scale,
@@ -145,48 +149,60 @@ DSMOOTH_INLINE Colour<typename M::V> colour_mass(typename M::V x, typename M::V 
   using V = typename M::V;
   using T = typename M::Scalar;
   const V zero = M::splat(0), one = M::splat(1);
-  const V half = static_cast<T>(kHalfLevel) * inverse_scale;
-  const V centre = distance * inverse_scale;
-  const V a = centre + half, b = centre - half;
-  const ExpPair<V> exp_a = M::exp_pair(-M::abs(a));
-  const ExpPair<V> exp_b = M::exp_pair(-M::abs(b));
+  const V z = distance * inverse_scale;
+  const V half = static_cast<T>(kHalfLevel) * inverse_scale;  // D / 2 <= 4.3
+  const V far = M::abs(z) + half, near = M::abs(z) - half;
+  const auto inside = near < 0;
+  const V exp_z = M::exp(-M::abs(z));
+  const ExpPair<V> exp_half =
+      M::exp_pair(-M::select(half > static_cast<T>(1e-30), half, M::splat(1e-30)));
+  const V exp_far = exp_z * exp_half.e;  // exp(-far)
+  // exp(-|near|) is exp_z / exp_half, or the inverse.
+  const V exp_near =
+      M::select(inside, exp_half.e, exp_z) * M::reciprocal(M::select(inside, exp_z, exp_half.e));
+  const V one_less = -exp_half.em1 * (1 + exp_half.e);  // 1 - exp(-D)
   const V width = M::select(half > static_cast<T>(1e-30), half + half, M::splat(2e-30));
-  const ExpPair<V> exp_width = M::exp_pair(-width);
-  const V phi = -exp_width.em1 / width;
+  const V phi = one_less * M::reciprocal(width);
+  const V d_width = exp_half.e * exp_half.e * width * M::reciprocal(one_less);  // D / (e^D - 1)
 
+  // The outermost levels keep one edge: level 0 the upper, a, which is the far one if z >= 0.
   const auto is_first = x < static_cast<T>(-kOuterLevel);
   const auto is_last = x > static_cast<T>(kOuterLevel);
-  const V below = M::select(is_last, zero, M::select(a < 0, a, zero));    // min(a, 0)
-  const V above = M::select(is_first, zero, M::select(b > 0, -b, zero));  // min(-b, 0)
-  const V inner = static_cast<T>(kLogLevel) - log_scale;
-  const V denominator_a = 1 + exp_a.e, denominator_b = 1 + exp_b.e;
-  const V tail_a = M::select(is_last, zero, M::select(a > 0, exp_a.e, one) / denominator_a);
-  const V tail_b = M::select(is_first, zero, M::select(b > 0, one, exp_b.e) / denominator_b);
-  const V d_width = (1 + exp_width.em1) / phi;  // D / (e^D - 1)
+  const auto negative = z < 0, positive = z >= 0;
+  const auto no_near = (is_first & positive) | (is_last & negative);
+  const auto no_far = (is_first & negative) | (is_last & positive);
+  const auto outer = is_first | is_last;
+  const V inverse_far = M::reciprocal(1 + exp_far), inverse_near = M::reciprocal(1 + exp_near);
+  const V tail_far = M::select(no_far, zero, exp_far * inverse_far);  // sigma(-far)
+  const V tail_near =
+      M::select(no_near, zero, M::select(inside, exp_near, one) * inverse_near);  // sigma(near)
+  const V slope = tail_far - tail_near;
 
   Colour<V> out;
-  out.linear = below + above + M::select(is_first, zero, M::select(is_last, zero, inner));
-  out.numerator = M::select(is_first, one, M::select(is_last, one, phi));
-  out.denominator =
-      M::select(is_last, one, denominator_a) * M::select(is_first, one, denominator_b);
-  out.slope = tail_a - tail_b;  // sigma(-a) - sigma(b)
-  out.d_log_scale =
-      b * tail_b - a * tail_a - M::select(is_first, zero, M::select(is_last, zero, d_width));
+  out.exponent = M::select(no_near, zero, M::select(inside, zero, -near)) +
+                 M::select(outer, zero, static_cast<T>(kLogLevel) - log_scale);
+  out.factor = M::select(no_far, one, inverse_far) * M::select(no_near, one, inverse_near) *
+               M::select(outer, one, phi);
+  out.slope = M::select(negative, -slope, slope);
+  out.d_log_scale = near * tail_near - far * tail_far - M::select(outer, zero, d_width);
   return out;
 }
 
 template <class M, int C, bool kDiscretized>
-DSMOOTH_INLINE void evaluate_component(const typename M::V (&x)[C], const ComponentInput<M, C>& in,
-                                       Component<typename M::V, C>& out) {
+DSMOOTH_INLINE Component<typename M::V, C> evaluate_component(const typename M::V (&x)[C],
+                                                              const ComponentInput<M, C>& in) {
+  Component<typename M::V, C> out{};
   using V = typename M::V;
   using T = typename M::Scalar;
   V mean[C], coefficient[3], d_tanh[3];
+  DSMOOTH_UNROLL
   for (int c = 0; c < C; ++c) mean[c] = in.mean[c];
   if constexpr (C == 3) {
+    DSMOOTH_UNROLL
     for (int i = 0; i < 3; ++i) {
       // tanh(w) = (1 - e) / (1 + e) and 1 - tanh^2 = 4 e / (1 + e)^2, e = exp(-2 |w|).
       const ExpPair<V> exp = M::exp_pair(-2 * M::abs(in.coefficient[i]));
-      const V inverse = 1 / (1 + exp.e);
+      const V inverse = M::reciprocal(1 + exp.e);
       const V magnitude = -exp.em1 * inverse;
       coefficient[i] = M::select(in.coefficient[i] < 0, -magnitude, magnitude);
       d_tanh[i] = 4 * exp.e * inverse * inverse;
@@ -195,7 +211,9 @@ DSMOOTH_INLINE void evaluate_component(const typename M::V (&x)[C], const Compon
     mean[2] = mean[2] + coefficient[1] * x[0] + coefficient[2] * x[1];
   }
 
-  V linear = M::splat(0), numerator = M::splat(1), denominator = M::splat(1);
+  out.exponent = M::splat(0);
+  out.factor = M::splat(1);
+  DSMOOTH_UNROLL
   for (int c = 0; c < C; ++c) {
     const auto clamped = in.log_scale[c] < static_cast<T>(kMinLogScale);
     const V log_scale = M::select(clamped, M::splat(kMinLogScale), in.log_scale[c]);
@@ -207,14 +225,12 @@ DSMOOTH_INLINE void evaluate_component(const typename M::V (&x)[C], const Compon
     } else {
       colour = colour_density<M>(distance, log_scale, inverse_scale);
     }
-    linear = linear + colour.linear;
-    numerator = numerator * colour.numerator;
-    denominator = denominator * colour.denominator;
+    out.exponent = out.exponent + colour.exponent;
+    out.factor = out.factor * colour.factor;
     out.d_x[c] = colour.slope * inverse_scale;
     out.d_mean[c] = -out.d_x[c];
     out.d_log_scale[c] = M::select(clamped, M::splat(0), colour.d_log_scale);
   }
-  out.log_p = linear + M::log(numerator / denominator);
   if constexpr (C == 3) {
     out.d_x[0] = out.d_x[0] + coefficient[0] * out.d_mean[1] + coefficient[1] * out.d_mean[2];
     out.d_x[1] = out.d_x[1] + coefficient[2] * out.d_mean[2];
@@ -222,12 +238,14 @@ DSMOOTH_INLINE void evaluate_component(const typename M::V (&x)[C], const Compon
     out.d_coefficient[1] = out.d_mean[2] * x[0] * d_tanh[1];
     out.d_coefficient[2] = out.d_mean[2] * x[1] * d_tanh[2];
   }
+  return out;
 }
 
 template <class M, int C, class Load>
 DSMOOTH_INLINE ComponentInput<M, C> load_component(Channels<C> channel, int64_t k,
                                                    const Load& load) {
   ComponentInput<M, C> in;
+  DSMOOTH_UNROLL
   for (int c = 0; c < C; ++c) {
     in.mean[c] = load(channel.mean(c, k));
     in.log_scale[c] = load(channel.log_scale(c, k));
@@ -242,6 +260,7 @@ template <int C, class V, class Store>
 DSMOOTH_INLINE void store_component(const Component<V, C>& component, V weight, V responsibility,
                                     Channels<C> channel, int64_t k, const Store& store) {
   store(k, responsibility - weight);
+  DSMOOTH_UNROLL
   for (int c = 0; c < C; ++c) {
     store(channel.mean(c, k), responsibility * component.d_mean[c]);
     store(channel.log_scale(c, k), responsibility * component.d_log_scale[c]);
@@ -250,6 +269,21 @@ DSMOOTH_INLINE void store_component(const Component<V, C>& component, V weight, 
     }
   }
 }
+
+// max and sum over the values so far of factor * exp(value - max).
+template <class T>
+struct RunningSum {
+  T max = 0, sum = 0;
+
+  DSMOOTH_HOST_DEVICE void add(T value, T factor, bool first) {
+    using M = ScalarMath<T>;
+    if (first || value > max) {
+      sum = first ? T(0) : sum * M::exp(max - value);
+      max = value;
+    }
+    sum += factor * M::exp(value - max);
+  }
+};
 
 // One pixel without scratch memory, for a thread that has none: a CUDA thread, or the host in
 // tests.
@@ -263,28 +297,15 @@ struct Pixel {
 
   DSMOOTH_HOST_DEVICE Pixel(const LogisticMixtureArgs<T>& args, int64_t b, int64_t row, int64_t col)
       : params(args.params.at(b, row, col)), stride(args.params.stride_c), channel{args.n_mix} {
+    DSMOOTH_UNROLL
     for (int c = 0; c < C; ++c) x[c] = args.x.at(b, row, col)[c * args.x.stride_c];
   }
 
-  // Returns the logit.
-  DSMOOTH_HOST_DEVICE T evaluate(int64_t k, Component<T, C>& out) const {
-    const auto load = [&](int64_t index) { return params[index * stride]; };
-    evaluate_component<M, C, kDiscretized>(x, load_component<M, C>(channel, k, load), out);
-    return load(k);
-  }
-};
+  DSMOOTH_HOST_DEVICE T load(int64_t index) const { return params[index * stride]; }
 
-template <class T>
-struct RunningLogSumExp {
-  T max = 0, sum = 0;
-
-  DSMOOTH_HOST_DEVICE void add(T value, bool first) {
-    using M = ScalarMath<T>;
-    if (first || value > max) {
-      sum = first ? T(0) : sum * M::exp(max - value);
-      max = value;
-    }
-    sum += M::exp(value - max);
+  DSMOOTH_HOST_DEVICE Component<T, C> evaluate(int64_t k) const {
+    const auto get = [&](int64_t index) { return load(index); };
+    return evaluate_component<M, C, kDiscretized>(x, load_component<M, C>(channel, k, get));
   }
 };
 
@@ -293,12 +314,11 @@ DSMOOTH_HOST_DEVICE void pixel_forward(const LogisticMixtureArgs<T>& args, int64
                                        int64_t col) {
   using M = ScalarMath<T>;
   const Pixel<T, C, kDiscretized> pixel(args, b, row, col);
-  RunningLogSumExp<T> logits, joints;
+  RunningSum<T> logits, joints;
   for (int64_t k = 0; k < args.n_mix; ++k) {
-    Component<T, C> component;
-    const T logit = pixel.evaluate(k, component);
-    logits.add(logit, k == 0);
-    joints.add(logit + component.log_p, k == 0);
+    const Component<T, C> component = pixel.evaluate(k);
+    logits.add(pixel.load(k), 1, k == 0);
+    joints.add(pixel.load(k) + component.exponent, component.factor, k == 0);
   }
   *args.log_prob.at(b, row, col) =
       (joints.max - logits.max) + (M::log(joints.sum) - M::log(logits.sum));
@@ -322,18 +342,22 @@ DSMOOTH_HOST_DEVICE void pixel_backward(const LogisticMixtureArgs<T>& args, int6
   const T scale_logit = grad / state[kSumLogit * args.state.stride_c];
   T grad_x[C] = {};
   for (int64_t k = 0; k < args.n_mix; ++k) {
-    Component<T, C> component;
-    const T logit = pixel.evaluate(k, component);
-    const T responsibility = M::exp(logit + component.log_p - max_joint) * scale_joint;
+    const Component<T, C> component = pixel.evaluate(k);
+    const T logit = pixel.load(k);
+    const T responsibility =
+        component.factor * M::exp(logit + component.exponent - max_joint) * scale_joint;
+    DSMOOTH_UNROLL
     for (int c = 0; c < C; ++c) grad_x[c] += responsibility * component.d_x[c];
     if (args.grad_params.data == nullptr) continue;
     const T weight = M::exp(logit - max_logit) * scale_logit;
     T* target = args.grad_params.at(b, row, col);
-    store_component<C>(
-        component, weight, responsibility, pixel.channel, k,
-        [&](int64_t channel, T value) { target[channel * args.grad_params.stride_c] = value; });
+    const auto store = [&](int64_t index, T value) {
+      target[index * args.grad_params.stride_c] = value;
+    };
+    store_component<C>(component, weight, responsibility, pixel.channel, k, store);
   }
   if (args.grad_x.data == nullptr) return;
+  DSMOOTH_UNROLL
   for (int c = 0; c < C; ++c) args.grad_x.at(b, row, col)[c * args.grad_x.stride_c] = grad_x[c];
 }
 

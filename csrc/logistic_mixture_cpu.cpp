@@ -28,28 +28,30 @@ struct Block {
   DSMOOTH_INLINE static V evaluate(const LogisticMixtureArgs<T>& args, Place at, const V (&x)[C],
                                    int64_t k, Component<V, C>& out) {
     const auto get = [&](int64_t channel) { return load(args.params, at, channel); };
-    evaluate_component<M, C, kDiscretized>(x, load_component<M, C>(Channels<C>{args.n_mix}, k, get),
-                                           out);
+    out = evaluate_component<M, C, kDiscretized>(
+        x, load_component<M, C>(Channels<C>{args.n_mix}, k, get));
     return get(k);
   }
 
   static void forward(const LogisticMixtureArgs<T>& args, Place at, V* scratch) {
     V x[C];
+    DSMOOTH_UNROLL
     for (int c = 0; c < C; ++c) x[c] = load(args.x, at, c);
     V max_logit{}, max_joint{};
     for (int64_t k = 0; k < args.n_mix; ++k) {
       Component<V, C> component;
       const V logit = evaluate(args, at, x, k, component);
-      const V joint = logit + component.log_p;
+      const V joint = logit + component.exponent;
       max_logit = k == 0 ? logit : M::select(logit > max_logit, logit, max_logit);
       max_joint = k == 0 ? joint : M::select(joint > max_joint, joint, max_joint);
-      scratch[2 * k] = logit;
-      scratch[2 * k + 1] = joint;
+      scratch[3 * k] = logit;
+      scratch[3 * k + 1] = joint;
+      scratch[3 * k + 2] = component.factor;
     }
     V sum_logit{}, sum_joint{};
     for (int64_t k = 0; k < args.n_mix; ++k) {
-      sum_logit += M::exp(scratch[2 * k] - max_logit);
-      sum_joint += M::exp(scratch[2 * k + 1] - max_joint);
+      sum_logit += M::exp(scratch[3 * k] - max_logit);
+      sum_joint += M::exp(scratch[3 * k + 1] - max_joint) * scratch[3 * k + 2];
     }
     const V log_sums = M::log(sum_joint) - M::log(sum_logit);
     store((max_joint - max_logit) + log_sums, args.log_prob, at, 0);
@@ -61,6 +63,7 @@ struct Block {
 
   static void backward(const LogisticMixtureArgs<T>& args, Place at, V*) {
     V x[C], grad_x[C] = {};
+    DSMOOTH_UNROLL
     for (int c = 0; c < C; ++c) x[c] = load(args.x, at, c);
     const V grad = load(args.grad, at, 0);
     const V max_joint = load(args.state, at, kMaxJoint);
@@ -70,7 +73,9 @@ struct Block {
     for (int64_t k = 0; k < args.n_mix; ++k) {
       Component<V, C> component;
       const V logit = evaluate(args, at, x, k, component);
-      const V responsibility = M::exp(logit + component.log_p - max_joint) * scale_joint;
+      const V responsibility =
+          component.factor * M::exp(logit + component.exponent - max_joint) * scale_joint;
+      DSMOOTH_UNROLL
       for (int c = 0; c < C; ++c) grad_x[c] += responsibility * component.d_x[c];
       if (args.grad_params.data == nullptr) continue;
       const V weight = M::exp(logit - max_logit) * scale_logit;
@@ -79,6 +84,7 @@ struct Block {
           [&](int64_t channel, V value) { store(value, args.grad_params, at, channel); });
     }
     if (args.grad_x.data == nullptr) return;
+    DSMOOTH_UNROLL
     for (int c = 0; c < C; ++c) store(grad_x[c], args.grad_x, at, c);
   }
 };
@@ -149,7 +155,7 @@ void run_blocks(const LogisticMixtureArgs<T>& args, int64_t first, int64_t last,
       continue;
     }
     const int count = left < kLanes ? static_cast<int>(left) : kLanes;
-    Gathered<T> block_of{args, b, row, col, count, scratch + 2 * args.n_mix * kLanes};
+    Gathered<T> block_of{args, b, row, col, count, scratch + 3 * args.n_mix * kLanes};
     auto& local = block_of.local;
     block_of.read(args.x, C, local.x);
     block_of.read(args.params, n_params, local.params);

@@ -11,7 +11,7 @@ namespace dsmooth {
 
 // Work is counted in blocks of up to `lanes` neighbouring pixels of a row. `scratch` holds
 // kScratchPerComponent * n_mix + kScratchFixed vectors of that many numbers.
-inline constexpr int kScratchPerComponent = 22;  // 2 in the forward; 10 + 10 parameters, gathered
+inline constexpr int kScratchPerComponent = 23;  // 3 in the forward; 10 + 10 parameters, gathered
 inline constexpr int kScratchFixed = 12;         // x, gradient by x, log_prob, gradient, state
 
 template <class T>

@@ -5,14 +5,19 @@
 // two instruction sets share, or the linker could keep the AVX-512 copy for every CPU: everything
 // is inside the namespace, and no inline function of the standard library is called.
 //
-// The polynomials are Taylor's, whose remainders are easily bounded. exp, exp - 1 and log are
-// within 2 ulp over the domain stated at each (asserted by tests/test_extension.py).
+// exp, exp - 1 and log are within 2 ulp over the domain stated at each (asserted by
+// tests/test_extension.py).
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
 #include "logistic_mixture.h"
+
+#if defined(__AVX512F__) && DSMOOTH_VECTOR_BYTES == 64
+#include <immintrin.h>
+#define DSMOOTH_HAS_AVX512_MATH
+#endif
 
 namespace dsmooth::DSMOOTH_ISA {
 
@@ -31,9 +36,20 @@ struct FloatFormat<float> {
   static constexpr float kRound = 0x1.8p23f;  // v + kRound holds round(v) in its low bits
   static constexpr Word kSqrtHalf = 0x3f3504f3u;
   static constexpr float kMinExp = -87.33654f;  // log of the smallest normal number
+  static constexpr float kHuge = 1000;          // exp(-kHuge) is 0
+  // 2^(j / 16)
+  static constexpr float kPowers[16] = {
+      0x1p+0f,        0x1.0b5586p+0f, 0x1.172b84p+0f, 0x1.2387a6p+0f,
+      0x1.306fep+0f,  0x1.3dea64p+0f, 0x1.4bfdaep+0f, 0x1.5ab07ep+0f,
+      0x1.6a09e6p+0f, 0x1.7a1148p+0f, 0x1.8ace54p+0f, 0x1.9c4918p+0f,
+      0x1.ae89fap+0f, 0x1.c199bep+0f, 0x1.d5818ep+0f, 0x1.ea4afap+0f};
   static constexpr float kLn2High = 0x1.63p-1f, kLn2Low = -0x1.bd0106p-13f;
-  static constexpr int kExpDegree = 7;  // remainder 0.3466^8 / 8! = 5e-9
-  static constexpr int kLogTerms = 5;   // remainder 0.1716^10 / 11 = 2e-9
+  // (exp(r) - 1 - r) / r^2 interpolated at the Chebyshev nodes of |r| <= ln 2 / 2: exp(r) - 1
+  // within 2.6e-8 of itself.
+  static constexpr int kExpTerms = 5;
+  static constexpr float kExp[kExpTerms] = {0x1p-1f, 0x1.5554dcp-3f, 0x1.55551ap-5f, 0x1.120b6ep-7f,
+                                            0x1.6d110ap-10f};
+  static constexpr int kLogTerms = 5;  // remainder 0.1716^10 / 11 = 2e-9
 };
 
 template <>
@@ -48,8 +64,12 @@ struct FloatFormat<double> {
   static constexpr Word kSqrtHalf = 0x3fe6a09e667f3bcdull;
   static constexpr double kMinExp = -708.3964185322641;
   static constexpr double kLn2High = 0x1.62e42feep-1, kLn2Low = 0x1.a39ef35793c76p-33;
-  static constexpr int kExpDegree = 13;  // remainder 0.3466^14 / 14! = 4e-18
-  static constexpr int kLogTerms = 11;   // remainder 0.1716^22 / 23 = 6e-19
+  // (exp(r) - 1 - r) / r^2 by Taylor, remainder 0.3466^12 / 14! = 4e-17.
+  static constexpr int kExpTerms = 12;
+  static constexpr double kExp[kExpTerms] = {
+      1.0 / 2,     1.0 / 6,      1.0 / 24,      1.0 / 120,      1.0 / 720,       1.0 / 5040,
+      1.0 / 40320, 1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800};
+  static constexpr int kLogTerms = 11;  // remainder 0.1716^22 / 23 = 6e-19
 };
 
 template <class T>
@@ -68,30 +88,61 @@ struct VectorMath {
   DSMOOTH_INLINE static V from_bits(Bits v) { return __builtin_bit_cast(V, v); }
   DSMOOTH_INLINE static V abs(V v) { return from_bits(bits(v) & (~Word{0} >> 1)); }
 
-  // exp(y) for y <= 88 (float) or 709 (double); 0 where the result would not be a normal number.
-  DSMOOTH_INLINE static V exp(V y) { return exp_pair(y).e; }
+  // 1 / v for 2^-100 < v < 2^100, within 2 ulp.
+  DSMOOTH_INLINE static V reciprocal(V v) {
+#if defined(DSMOOTH_HAS_AVX512_MATH)
+    if constexpr (sizeof(T) == 4) {
+      // One step of Newton from 14 bits: a division takes as long as 10 other operations.
+      const V guess = V(_mm512_rcp14_ps(__m512(v)));
+      return guess + guess * (static_cast<T>(1) - v * guess);
+    }
+#endif
+    return static_cast<T>(1) / v;
+  }
+
+  // exp(y) for y <= 88 (float) or 709 (double); 0 or denormal under the smallest normal number.
+  DSMOOTH_INLINE static V exp(V y) {
+#if defined(DSMOOTH_HAS_AVX512_MATH)
+    if constexpr (sizeof(T) == 4) {
+      // y = n ln 2 + r with n in sixteenths, |r| <= ln 2 / 32: 2^n is a table's entry times a power
+      // of two, and three terms of exp(r) remain (remainder r^4 / 24 = 9e-9).
+      y = select(y < -Format::kHuge, splat(-Format::kHuge), y);
+      const V shifted = y * static_cast<T>(1.4426950408889634) + Format::kRound / 16;
+      const V n = shifted - Format::kRound / 16;
+      const V r = (y - n * Format::kLn2High) - n * Format::kLn2Low;
+      const V p = r * r * (r * static_cast<T>(1.0 / 6) + static_cast<T>(0.5)) + r;
+      const V power =
+          V(_mm512_permutexvar_ps(__m512i(bits(shifted)), __m512(load(Format::kPowers))));
+      return V(_mm512_scalef_ps(__m512(power * p + power), __m512(n)));
+    }
+#endif
+    return exp_pair(y).e;
+  }
 
   // y = n ln 2 + r, |r| <= ln 2 / 2; exp(y) = 2^n (1 + p), exp(y) - 1 = 2^n p + (2^n - 1), where p
   // = exp(r) - 1 is computed without its 1: for n = 0 nothing cancels.
   DSMOOTH_INLINE static ExpPair<V> exp_pair(V y) {
-    const V shifted = y * static_cast<T>(1.4426950408889634) + Format::kRound;
-    const V n = shifted - Format::kRound;
-    const V r = (y - n * Format::kLn2High) - n * Format::kLn2Low;
-    V tail = splat(kInverseFactorial[Format::kExpDegree]);
-#pragma GCC unroll 16
-    for (int i = Format::kExpDegree - 1; i >= 2; --i) {
-      tail = tail * r + static_cast<T>(kInverseFactorial[i]);
+    constexpr T kLog2E = static_cast<T>(1.4426950408889634), kOne = 1;
+#if defined(DSMOOTH_HAS_AVX512_MATH)
+    if constexpr (sizeof(T) == 4) {
+      y = select(y < -Format::kHuge, splat(-Format::kHuge), y);
+      const V n = V(_mm512_roundscale_ps(__m512(y * kLog2E), 0));
+      const V p = expm1_reduced((y - n * Format::kLn2High) - n * Format::kLn2Low);
+      const V power = V(_mm512_scalef_ps(__m512(splat(1)), __m512(n)));
+      return {power * p + power, power * p + (power - kOne)};
     }
-    const V p = r + r * r * tail;
+#endif
+    const V shifted = y * kLog2E + Format::kRound;
+    const V n = shifted - Format::kRound;
+    const V p = expm1_reduced((y - n * Format::kLn2High) - n * Format::kLn2Low);
     const V power = from_bits((bits(shifted) + Format::kBias) << Format::kMantissaBits);
-    const V scaled = power * p;
     const Mask vanishes = y < Format::kMinExp;
-    return {select(vanishes, V{}, scaled + power),
-            select(vanishes, V{} - static_cast<T>(1), scaled + (power - static_cast<T>(1)))};
+    return {select(vanishes, V{}, power * p + power),
+            select(vanishes, splat(-1), power * p + (power - kOne))};
   }
 
   // log(v) for normal v > 0; NaN for NaN. v = 2^n (1 + f), 1/sqrt 2 <= 1 + f < sqrt 2, s = f / (2 +
-  // f), log(1 + f) = 2 (s + s^3/3 + s^5/5 + ...).
+  // f), log(1 + f) = 2 (s + s^3/3 + s^5/5 + ...) = f - (f^2/2 - s (f^2/2 + 2 s^2/3 + 2 s^4/5 ...)).
   DSMOOTH_INLINE static V log(V v) {
     // The bias keeps the shifted value positive: no CPU here shifts 64-bit lanes arithmetically.
     const Bits biased = bits(v) + ((Format::kBias << Format::kMantissaBits) - Format::kSqrtHalf);
@@ -100,32 +151,26 @@ struct VectorMath {
     const Word round_bits = __builtin_bit_cast(Word, Format::kRound);
     const V n = from_bits(exponent + (round_bits - Format::kBias)) - Format::kRound;
     const V f = m - static_cast<T>(1);
-    const V s = f / (f + static_cast<T>(2));
+    const V s = f * reciprocal(f + static_cast<T>(2));
     const V square = s * s;
-    V tail = splat(1.0 / (2 * Format::kLogTerms - 1));
-#pragma GCC unroll 16
+    V tail = splat(2.0 / (2 * Format::kLogTerms - 1));
+    DSMOOTH_UNROLL
     for (int i = Format::kLogTerms - 2; i >= 1; --i) {
-      tail = tail * square + static_cast<T>(1.0 / (2 * i + 1));
+      tail = tail * square + static_cast<T>(2.0 / (2 * i + 1));
     }
-    const V twice = s + s;
-    const V result = n * Format::kLn2High + (n * Format::kLn2Low + twice * square * tail + twice);
+    const V half_square = f * f * static_cast<T>(0.5);
+    const V rest = s * (square * tail + half_square) + n * Format::kLn2Low;
+    const V result = n * Format::kLn2High + (f - (half_square - rest));
     return select(v == v, result, v);
   }
 
-  static constexpr double kInverseFactorial[14] = {1.0,
-                                                   1.0,
-                                                   1.0 / 2,
-                                                   1.0 / 6,
-                                                   1.0 / 24,
-                                                   1.0 / 120,
-                                                   1.0 / 720,
-                                                   1.0 / 5040,
-                                                   1.0 / 40320,
-                                                   1.0 / 362880,
-                                                   1.0 / 3628800,
-                                                   1.0 / 39916800,
-                                                   1.0 / 479001600,
-                                                   1.0 / 6227020800};
+  // exp(r) - 1 for |r| <= ln 2 / 2.
+  DSMOOTH_INLINE static V expm1_reduced(V r) {
+    V tail = splat(Format::kExp[Format::kExpTerms - 1]);
+    DSMOOTH_UNROLL
+    for (int i = Format::kExpTerms - 2; i >= 0; --i) tail = tail * r + Format::kExp[i];
+    return r * r * tail + r;
+  }
 
   DSMOOTH_INLINE static V load(const T* source) {
     V v;

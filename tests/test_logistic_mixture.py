@@ -505,6 +505,20 @@ def test_only_the_wanted_gradient_is_computed() -> None:
 
 
 @needs_extension
+def test_a_graph_that_is_kept_gives_its_gradient_again() -> None:
+    x, params = random_case(3, "discretized")
+    inputs = x.requires_grad_(), params.requires_grad_()
+    log_prob = logistic_mixture_log_prob(*inputs, "discretized", impl="native")
+    weights = torch.randn(log_prob.shape, dtype=torch.float64)
+    first = torch.autograd.grad((log_prob * weights).sum(), inputs, retain_graph=True)
+    kept = [gradient.clone() for gradient in first]
+    doubled = torch.autograd.grad((log_prob * weights).sum() * 2, inputs)
+    for a, b, c in zip(first, kept, doubled, strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(2 * a, c)
+
+
+@needs_extension
 # opcheck reads .grad of the clones that it makes; the warning is about its own tensors
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 @pytest.mark.parametrize("discretized", [False, True])

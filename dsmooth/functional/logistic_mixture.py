@@ -295,10 +295,10 @@ def _native_obstacle(device_type: str) -> str | None:
 def _native(x: Tensor, params: Tensor, discretized: bool) -> tuple[Tensor, Tensor]:
     """(log_prob (B, H, W), state (B, 4, H, W)) of float32 or float64 tensors.
 
-    The state is two log-sum-exps per pixel. With it the backward evaluates every component once
-    and writes each gradient once, already times the gradient from above. The other way, to keep
-    unit gradients from the forward, needs a second tensor of the size of params, and filling that
-    costs more time than it saves: fresh memory is 10 times slower than the arithmetic.
+    The state is two sums over components per pixel. With it the backward evaluates each component
+    once and writes each gradient once, already times the gradient from above. The other way, to
+    keep unit gradients from the forward, saves a second evaluation but needs a second tensor of the
+    size of params, and writing and reading that takes longer.
     """
     log_prob, state = _native_outputs(x, params, discretized)
     _extension.extension().logistic_mixture(
