@@ -49,14 +49,18 @@ class Train:
 
 @dataclass(frozen=True)
 class Sample:
-    """Draw images from a pair, or from one trained model, as PNG grid and/or NPZ array."""
+    """Draw images from a pair, or from one trained model, into files.
+
+    A long call with a folder as --out can be stopped and repeated: it goes on where it was.
+    """
 
     models: Positional[tuple[Path, ...]]
     """A saved pair, or the run folders of a noisy model and of its denoiser, or one run folder."""
     count: Annotated[int, arg(aliases=["-n"])] = 64
     """Number of images."""
     out: tuple[Path, ...] = (Path("samples.png"),)
-    """Files to write: .png for a grid, .npz for an array `x` (N, C, H, W) float32 in [-1, 1]."""
+    """Files to write: .png for a grid, .npz for an array `x` (N, C, H, W) float32 in [-1, 1]; or a
+    folder, a path without suffix, for numbered .npy shards of any number of images."""
     seed: int = 0
     """Decides the images, together with --first-index."""
     first_index: int = 0

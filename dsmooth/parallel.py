@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from .runlog import LINE_SECONDS, clock
+from .progress import LINE_SECONDS, clock
 
 POLL_SECONDS = 0.2
 

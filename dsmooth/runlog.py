@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -16,8 +15,8 @@ from ._version import __version__
 from .checkpoint import read_json, write_json
 from .config import TrainConfig
 from .images import save_grid
+from .progress import LINE_SECONDS, clock, make_bar
 
-LINE_SECONDS = 10.0
 RECORD_SECONDS = 1.0
 
 
@@ -164,22 +163,6 @@ def read_run_config(path: Path) -> tuple[TrainConfig, tuple[int, int]]:
     return TrainConfig.from_dict(values), (height, width)
 
 
-def make_bar(name: str, total: int, completed: int) -> Any:
-    """A rich progress bar with a field `text`, or None if the output is not a terminal."""
-    if not sys.stdout.isatty():
-        return None
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    bar = Progress(
-        TextColumn(name),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[text]}"),
-    )
-    bar.add_task(name, total=total, completed=completed, text="starting")
-    return bar
-
-
 def make_writer(folder: Path) -> Any:
     """A TensorBoard writer. Raises ModuleNotFoundError that says what to install."""
     try:
@@ -189,13 +172,6 @@ def make_writer(folder: Path) -> Any:
             "--tensorboard needs the extra: pip install 'dsmooth[tensorboard]'"
         ) from None
     return SummaryWriter(str(folder))
-
-
-def clock(seconds: float) -> str:
-    """Seconds as 1:02:03 or 2:03."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

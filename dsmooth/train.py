@@ -63,7 +63,8 @@ def train(
 
     The folder gets config.json, log.jsonl, checkpoint.safetensors (all that a resumed run needs),
     model.safetensors (the averaged weights at the last evaluation), best.safetensors (those at the
-    best) and samples-*.png. SIGINT and SIGTERM save a checkpoint and return early. threads: CPU
+    best) and samples-*.png. SIGINT, SIGTERM and SIGHUP save a checkpoint and
+    return early. threads: CPU
     threads, None for torch's setting; sums are rounded in another order with another number.
     tensorboard: also write event files, which needs the extra of that name.
 
@@ -86,7 +87,7 @@ def train(
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(catch_signals())
         if config.images is None:
-            config = fix_images(state, test_set, folder)
+            config = fix_images(state, test_set)
             state.config = config
         folder.mkdir(parents=True, exist_ok=True)
         write_run_config(folder, config, test_set.image_size)
@@ -330,8 +331,11 @@ def compile_blocks(model: PixelCNNpp) -> None:
             module.compile()
 
 
-def fix_images(state: TrainState, test_set: ImageDataset, folder: Path) -> TrainConfig:
-    """Turn a budget into a number of images by a few seconds of training on a scratch copy."""
+def fix_images(state: TrainState, test_set: ImageDataset) -> TrainConfig:
+    """Turn a budget into a number of images by a few seconds of training on a scratch copy.
+
+    Evaluations that would take more than a fifth of the budget become fewer, one at the least.
+    """
     config = state.config
     if config.budget is None:
         raise ValueError("give --images or --budget: how long is the run to be?")
@@ -346,11 +350,11 @@ def fix_images(state: TrainState, test_set: ImageDataset, folder: Path) -> Train
     before = time.monotonic()
     evaluate(scratch, test_set)
     sample_grid(scratch, test_set)
-    evaluations = config.evaluations * (time.monotonic() - before)
-    left = 60 * config.budget - evaluations - (time.monotonic() - started)
-    step = sorted(times)[len(times) // 2]
-    steps = max(1, int(left / step))
-    return replace(config, images=steps * config.batch_size)
+    cost = time.monotonic() - before
+    evaluations = max(1, min(config.evaluations, int(60 * config.budget / (5 * cost))))
+    left = 60 * config.budget - evaluations * cost - (time.monotonic() - started)
+    steps = max(1, int(left / sorted(times)[len(times) // 2]))
+    return replace(config, images=steps * config.batch_size, evaluations=evaluations)
 
 
 def check_new_run(folder: Path) -> None:
@@ -368,7 +372,8 @@ def merge_with_run(config: TrainConfig, folder: Path) -> TrainConfig:
         raise FileNotFoundError(f"{folder} holds no checkpoint to resume from")
     mine, theirs = asdict(config), asdict(stored)
     if mine["images"] is None:  # a budget has become a number of images
-        mine["images"], mine["budget"] = theirs["images"], theirs["budget"]
+        for name in ("images", "budget", "evaluations"):
+            mine[name] = theirs[name]
     if mine["precision"] == "auto":
         mine["precision"] = theirs["precision"]
     different = [name for name in mine if mine[name] != theirs[name]]
@@ -401,13 +406,13 @@ def load_data(config: TrainConfig) -> tuple[ImageDataset, ImageDataset]:
 
 @contextlib.contextmanager
 def catch_signals() -> Iterator[Callable[[], int | None]]:
-    """Inside the block SIGINT and SIGTERM only set what the yielded function returns."""
+    """Inside the block SIGINT, SIGTERM and SIGHUP only set what the yielded function returns."""
     received: list[int] = []
 
     def handler(number: int, frame: object) -> None:
         received.append(number)
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     try:
         previous = {number: signal.signal(number, handler) for number in numbers}
     except ValueError:  # not the main thread: nobody sends signals here

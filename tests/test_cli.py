@@ -108,6 +108,20 @@ def test_sample_from_runs_and_from_a_pair(tmp_path: Path) -> None:
     assert np.allclose(np.load(again)["x"], stored["x"][1:], atol=1e-5)
 
 
+def test_shards_hold_the_same_images_and_go_on(tmp_path: Path) -> None:
+    plain = save_run(tmp_path / "plain", "plain")
+    whole, folder = tmp_path / "x.npz", tmp_path / "shards"
+    assert run("sample", str(plain), "-n", "5", "--first-index", "7", "--out", str(whole)) == 0
+    arguments = ["sample", str(plain), "-n", "5", "--first-index", "7", "--out", str(folder)]
+    assert run(*arguments) == 0
+    (shard,) = folder.glob("shard_*.npy")
+    assert np.array_equal(np.load(shard), np.load(whole)["x"])
+    written = shard.stat().st_mtime_ns
+    assert run(*arguments) == 0
+    assert shard.stat().st_mtime_ns == written
+    assert run(*arguments, "--seed", "1") == 1
+
+
 def test_sample_from_one_model(tmp_path: Path) -> None:
     plain = save_run(tmp_path / "plain", "plain")
     out = tmp_path / "x.npz"
@@ -130,7 +144,7 @@ def test_sample_from_one_model(tmp_path: Path) -> None:
         (["sample", "{tmp}/denoiser"], "is a denoiser: name the run of its noisy model too"),
         (["sample", "{tmp}/noisy", "{tmp}/noisy"], "a pair needs the run of a noisy model and"),
         (["sample", "{tmp}/noisy", "{tmp}/other"], "the runs do not fit together"),
-        (["sample", "{tmp}/noisy", "--out", "x.gif"], "must end in .png or .npz, got x.gif"),
+        (["sample", "{tmp}/noisy", "--out", "x.gif"], "or be a folder without a suffix, got x.gif"),
         (["sample", "{tmp}/noisy", "--out", "{tmp}/no/x.png"], "there is no folder"),
         (["sample", "{tmp}/noisy", "-n", "0", "--out", "{tmp}/x.npz"], "at least 1, got 0"),
         (["sample", "{tmp}/noisy", "--temperature", "0"], "temperature must be positive"),

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +18,7 @@ from ..draw import write_npz
 from ..images import save_grid
 from ..nn import PixelCNNpp
 from ..pair import Method, SmoothedPair, load_run
-from ..runlog import LINE_SECONDS
+from ..progress import progress
 from ..sampling import sample_images
 from ..smoothing import GaussianSmoothing
 from .figures import is_diverged, visible
@@ -159,33 +156,3 @@ def score_plain(
         "standard_error": float(bits.std() / math.sqrt(n)) if n > 1 else math.nan,
         "n_images": n,
     }
-
-
-@contextmanager
-def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show how many of `total` images are done: a bar on a terminal, else lines with seconds."""
-    started = printed = time.monotonic()
-    if sys.stdout.isatty():
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-        )
-
-        columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(TextColumn("{task.description}"), *columns) as bar:
-            task = bar.add_task(title, total=total)
-            yield lambda done: bar.update(task, completed=done)
-        return
-    print(f"{title}: {total:,} images", flush=True)
-
-    def show(done: int) -> None:
-        nonlocal printed
-        if time.monotonic() - printed >= LINE_SECONDS and done < total:
-            printed = time.monotonic()
-            print(f"{title}: {done:,}/{total:,}", flush=True)
-
-    yield show
-    print(f"{title}: done in {time.monotonic() - started:.1f} s", flush=True)

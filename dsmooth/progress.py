@@ -1,0 +1,64 @@
+"""Progress on the screen: bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+LINE_SECONDS = 10.0
+
+
+@contextmanager
+def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show how many of `total` images are done: a bar on a terminal, else lines with seconds."""
+    started = printed = time.monotonic()
+    if sys.stdout.isatty():
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+        )
+
+        columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(TextColumn("{task.description}"), *columns) as bar:
+            task = bar.add_task(title, total=total)
+            yield lambda done: bar.update(task, completed=done)
+        return
+    print(f"{title}: {total:,} images", flush=True)
+
+    def show(done: int) -> None:
+        nonlocal printed
+        if time.monotonic() - printed >= LINE_SECONDS and done < total:
+            printed = time.monotonic()
+            print(f"{title}: {done:,}/{total:,}", flush=True)
+
+    yield show
+    print(f"{title}: done in {time.monotonic() - started:.1f} s", flush=True)
+
+
+def make_bar(name: str, total: int, completed: int) -> Any:
+    """A rich progress bar with a field `text`, or None if the output is not a terminal."""
+    if not sys.stdout.isatty():
+        return None
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    bar = Progress(
+        TextColumn(name),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[text]}"),
+    )
+    bar.add_task(name, total=total, completed=completed, text="starting")
+    return bar
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:02:03 or 2:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,67 @@
+"""Every command and every piece of Python in README and guide runs, with tiny networks."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dsmooth.cli import main
+
+ROOT = Path(__file__).parent.parent
+TINY = "--n-filters 4 --n-resnet 1 --n-mix 2 --dropout 0 --images 640 --batch-size 32"
+TINY += " --evaluations 1 --evaluation-images 4 --learning-rate 5e-3 --warmup-images 0"
+
+
+def blocks() -> Iterator[tuple[str, str]]:
+    for page in ("README.md", "docs/guide.md"):
+        yield from re.findall(r"```(\w*)\n(.*?)```", (ROOT / page).read_text(), re.S)
+
+
+def shrink(command: list[str]) -> list[str]:
+    """The documented command with a tiny network and few images."""
+    if command[0] == "train" and "--config" not in command:
+        if "--budget" in command:
+            at = command.index("--budget")
+            command = command[:at] + command[at + 2 :]
+        return [*command, *shlex.split(TINY)]
+    if command[0] == "sample":
+        at = command.index("-n") + 1
+        return [*command[:at], "4", *command[at + 1 :]]
+    return command
+
+
+def test_documented_commands_and_code_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    pixels = np.random.default_rng(0)
+    for i in range(12):
+        array = pixels.integers(0, 256, (8, 12, 3), dtype=np.uint8)
+        Image.fromarray(array).save(tmp_path / "images" / f"{i}.png")
+    for golden in (ROOT / "tests" / "golden").glob("network_*_k2.safetensors"):
+        shutil.copy(golden, tmp_path)
+
+    ran = {"commands": 0, "python": 0}
+    for language, text in blocks():
+        if language == "python":
+            exec(compile(text, "documentation", "exec"), {})
+            ran["python"] += 1
+            continue
+        for line in text.splitlines():
+            # `reproduce` and the test command are walked from a clean clone, not from here.
+            if line.startswith("dsmooth "):
+                command = shrink(shlex.split(line)[1:])
+                try:
+                    main(command)
+                except SystemExit as stop:
+                    assert stop.code == 0, line  # noqa: PT017 - main always exits
+                ran["commands"] += 1
+    assert ran["commands"] >= 12
+    assert ran["python"] >= 5
+    assert (tmp_path / "samples-50k").is_dir()
