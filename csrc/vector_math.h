@@ -100,13 +100,20 @@ struct VectorMath {
     return static_cast<T>(1) / v;
   }
 
+#if defined(DSMOOTH_HAS_AVX512_MATH)
+  // Keeps n ln 2 finite for y = -inf. The instruction returns its second operand if one is NaN.
+  DSMOOTH_INLINE static V at_least_minus_huge(V y) {
+    return V(_mm512_max_ps(__m512(splat(-Format::kHuge)), __m512(y)));
+  }
+#endif
+
   // exp(y) for y <= 88 (float) or 709 (double); 0 or denormal under the smallest normal number.
   DSMOOTH_INLINE static V exp(V y) {
 #if defined(DSMOOTH_HAS_AVX512_MATH)
     if constexpr (sizeof(T) == 4) {
       // y = n ln 2 + r with n in sixteenths, |r| <= ln 2 / 32: 2^n is a table's entry times a power
       // of two, and three terms of exp(r) remain (remainder r^4 / 24 = 9e-9).
-      y = select(y < -Format::kHuge, splat(-Format::kHuge), y);
+      y = at_least_minus_huge(y);
       const V shifted = y * static_cast<T>(1.4426950408889634) + Format::kRound / 16;
       const V n = shifted - Format::kRound / 16;
       const V r = (y - n * Format::kLn2High) - n * Format::kLn2Low;
@@ -125,7 +132,7 @@ struct VectorMath {
     constexpr T kLog2E = static_cast<T>(1.4426950408889634), kOne = 1;
 #if defined(DSMOOTH_HAS_AVX512_MATH)
     if constexpr (sizeof(T) == 4) {
-      y = select(y < -Format::kHuge, splat(-Format::kHuge), y);
+      y = at_least_minus_huge(y);
       const V n = V(_mm512_roundscale_ps(__m512(y * kLog2E), 0));
       const V p = expm1_reduced((y - n * Format::kLn2High) - n * Format::kLn2Low);
       const V power = V(_mm512_scalef_ps(__m512(splat(1)), __m512(n)));

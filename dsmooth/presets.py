@@ -31,7 +31,14 @@ _CIFAR10 = {"data": "cifar10", "scale": 0.3}
 _CELEBA = {"data": "celeba", "scale": 0.3, "image_size": 32}
 _F40 = {"image_channels": 1, "n_filters": 40, "n_resnet": 5, "n_mix": 10, "dropout": 0.5}
 _F160 = {"image_channels": 3, "n_filters": 160, "n_resnet": 5, "n_mix": 10, "dropout": 0.5}
-_QUICK = {"image_channels": 1, "n_filters": 24, "n_resnet": 1, "n_mix": 5, "dropout": 0.0}
+_QUICK = {
+    "image_channels": 1,
+    "n_filters": 24,
+    "n_resnet": 2,
+    "n_mix": 5,
+    "dropout": 0.0,
+    "context_layers": 2,
+}
 
 # Plain keys are fields of TrainConfig, "model" those of ModelConfig; a key that starts with a role
 # is for that role alone.
