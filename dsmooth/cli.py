@@ -16,6 +16,7 @@ from ._version import __version__
 from .config import Role, TrainConfig
 from .presets import DESCRIPTIONS, PRESETS, preset
 
+DEFAULT_PRESET = "mnist-quick"
 PRESET_HELP = "Settings to start from: " + "; ".join(f"{k}: {v}" for k, v in DESCRIPTIONS.items())
 Method = Literal["two-step", "single-step", "noisy"]
 Score = Literal["full", "conditional"]
@@ -32,13 +33,13 @@ class Train:
     role: Positional[Role]
     """Which model."""
     settings: OmitArgPrefixes[TrainConfig]
-    preset: Annotated[str, arg(help=PRESET_HELP, metavar="|".join(PRESETS))] = "mnist-quick"
+    preset: Annotated[str, arg(help=PRESET_HELP, metavar="|".join(PRESETS))] = DEFAULT_PRESET
     config: Path | None = None
     """Repeat the run whose config.json this is, instead of a preset."""
     out: Path | None = None
     """Folder of the run; by default runs/ROLE."""
     resume: bool = False
-    """Go on with the run in --out."""
+    """Go on with the run in --out, whose settings are the defaults then."""
     threads: int | None = None
     """CPU threads; by default all cores."""
     tensorboard: bool = False
@@ -84,7 +85,7 @@ class Reproduce:
 
     out: Path = Path("reproduction")
     """Folder for runs, pictures, results.json and report.html."""
-    preset: Annotated[str, arg(help=PRESET_HELP, metavar="|".join(PRESETS))] = "mnist-quick"
+    preset: Annotated[str, arg(help=PRESET_HELP, metavar="|".join(PRESETS))] = DEFAULT_PRESET
     budget: float = 8.0
     """Minutes of training in all; noisy model and denoiser are trained side by side."""
     data_dir: str | None = None
@@ -135,22 +136,31 @@ def _parse(args: list[str]) -> Train | Sample | Reproduce | Doctor:
 
 
 def _train_default(args: list[str]) -> Train:
-    """The defaults of `dsmooth train`, which depend on its role, --preset and --config."""
+    """The defaults of `dsmooth train`: from --config, from the run to resume, or from a preset."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("verb", nargs="?")
     parser.add_argument("role", nargs="?")
-    parser.add_argument("--preset", default="mnist-quick")
+    parser.add_argument("--preset")
     parser.add_argument("--config")
+    parser.add_argument("--out")
+    parser.add_argument("--resume", action="store_true")
     known, _ = parser.parse_known_args(args)
     role: Role = known.role if known.role in get_args(Role) else "noisy"
-    if known.verb == "train" and known.config:
+    source = Path(known.config) if known.config else None
+    if known.resume and not known.config and not known.preset:
+        source = run_folder(role, Path(known.out) if known.out else None) / "config.json"
+    if known.verb == "train" and source is not None:
         from .runlog import read_run_config
 
-        settings, _ = read_run_config(Path(known.config))
-        role = settings.role
+        settings, _ = read_run_config(source)
     else:
-        settings = preset(known.preset, role)
+        settings = preset(known.preset or DEFAULT_PRESET, role)
     return Train(role=tyro.MISSING, settings=settings)
+
+
+def run_folder(role: Role, out: Path | None) -> Path:
+    """Where a run goes: --out, by default runs/ROLE."""
+    return out or Path("runs") / role
 
 
 def _run(command: Train | Sample | Reproduce | Doctor) -> int:
@@ -197,7 +207,7 @@ def _train(command: Train) -> int:
         return 0
     from .train import train
 
-    folder = command.out or Path("runs") / command.role
+    folder = run_folder(command.role, command.out)
     result = train(
         settings,
         folder,

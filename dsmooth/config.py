@@ -188,3 +188,11 @@ def _from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
         raise ValueError(f"{cls.__name__} has no field {', '.join(sorted(unknown))}")
     plain = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     return cls(**plain)
+
+
+def flatten(value: Any, name: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted keys; tuples as lists, as JSON has them."""
+    if not isinstance(value, dict):
+        return {name: list(value) if isinstance(value, tuple) else value}
+    parts = [flatten(v, f"{name}.{k}" if name else k) for k, v in value.items()]
+    return {key: inner for part in parts for key, inner in part.items()}

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import __version__
 from .checkpoint import read_json, write_json
-from .config import Role, TrainConfig
+from .config import Role, TrainConfig, flatten
 from .data import ImageDataset
 from .evaluate.figures import is_diverged
 from .evaluate.report import advice, bound_sentence, write_report
@@ -158,14 +158,6 @@ def lock_folder(out: Path) -> Iterator[int]:
                 f"{out}; wait for it, or choose another --out"
             ) from None
         yield file.fileno()
-
-
-def flatten(value: Any, name: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, with dotted keys; tuples as lists, as JSON has them."""
-    if not isinstance(value, dict):
-        return {name: list(value) if isinstance(value, tuple) else value}
-    parts = [flatten(v, f"{name}.{k}" if name else k) for k, v in value.items()]
-    return {key: inner for part in parts for key, inner in part.items()}
 
 
 def is_finished(folder: Path) -> bool:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint import load_state, read_tensors, save_weights, write_tensors
-from .config import Precision, TrainConfig
+from .config import Precision, TrainConfig, flatten
 from .data import ImageDataset, indices_at, load_dataset
 from .ema import EMA
 from .nn import PixelCNNpp
@@ -370,7 +370,7 @@ def merge_with_run(config: TrainConfig, folder: Path) -> TrainConfig:
     stored, _ = read_run_config(folder / "config.json")
     if not (folder / "checkpoint.safetensors").exists():
         raise FileNotFoundError(f"{folder} holds no checkpoint to resume from")
-    mine, theirs = asdict(config), asdict(stored)
+    mine, theirs = flatten(asdict(config)), flatten(asdict(stored))
     if mine["images"] is None:  # a budget has become a number of images
         for name in ("images", "budget", "evaluations"):
             mine[name] = theirs[name]

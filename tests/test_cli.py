@@ -91,6 +91,16 @@ def test_train_then_config_repeats_the_run(
     assert "already holds a run" in capsys.readouterr().err
 
 
+def test_resume_takes_the_settings_of_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--out", str(tmp_path / "run")]
+    assert run("train", "plain", *out, *TINY, "--evaluations", "1", "--evaluation-images", "4") == 0
+    assert run("train", "plain", *out, "--resume") == 0
+    assert run("train", "plain", *out, "--resume", "--n-filters", "8") == 1
+    assert "another run: its model.n_filters is 4, not 8" in capsys.readouterr().err
+
+
 def test_sample_from_runs_and_from_a_pair(tmp_path: Path) -> None:
     noisy = save_run(tmp_path / "noisy", "noisy")
     denoiser = save_run(tmp_path / "denoiser", "denoiser")
