@@ -120,7 +120,9 @@ def sample_to_files(
 
 
 def check_outputs(outputs: Sequence[Path], count: int) -> None:
-    """Raise ValueError for files that `sample_to_files` cannot write."""
+    """Raise ValueError for a count or files that `sample_to_files` cannot write."""
+    if count < 1:
+        raise ValueError(f"the number of images must be at least 1, got {count}")
     for path in outputs:
         if not path.suffix and len(outputs) > 1:
             raise ValueError(f"a folder of shards must be the only --out, got {path} among others")

@@ -100,7 +100,9 @@ print("exit code", run_doctor())
 def test_editable_without_a_compiler_leaves_no_stale_extension(clone: Path, tmp_path: Path) -> None:
     stale = clone / "dsmooth" / "_C.cpython-000-none.so"
     stale.write_bytes(b"of an earlier build")
-    done = pip("install", "-e", clone, "--prefix", tmp_path / "p", cwd=tmp_path, **NO_COMPILER)
+    # Without --ignore-installed pip would first uninstall the dsmooth that runs these tests.
+    where = ["--prefix", tmp_path / "p", "--ignore-installed"]
+    done = pip("install", "-e", clone, *where, cwd=tmp_path, **NO_COMPILER)
     assert done.returncode == 0, done.stdout
     assert not stale.exists()
     assert json.loads((clone / "dsmooth" / "_build_info.json").read_text())["extension"] is False

@@ -136,13 +136,13 @@ def advice(results: Mapping[str, Any]) -> list[str]:
     sentences = [
         f"{spent} each model of the pair saw {fewest:,} images or more "
         f"({fewest / data['train_images']:.1f} passes over the training set). That is a first "
-        "sketch: published models of this kind were trained for days on a GPU."
+        "sketch."
     ]
     if data["name"] == "mnist":
         sentences.append(
-            "As a guide, from trials on the full MNIST: about 26,000 images a model gave strokes "
-            "and a digit in every third cell; 64,000, and a larger network, a good digit in nearly "
-            "every cell."
+            "As a guide: with the settings of mnist-quick, 42,000 images for the noisy model and "
+            "34,000 for the denoiser (8 minutes on two CPU cores) gave a bound of 1.158 bits/dim, "
+            "and about three cells in four read as a digit."
         )
     longer = max(60, round(8 * budget)) if budget else 60
     if data["embedded_subset"]:
