@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import signal
+
 import torch
 
 # The tests' tensors are too small to share among threads; on a busy machine sharing makes them
 # wait for each other. Tests about thread counts set their own.
 torch.set_num_threads(1)
+
+# A process started in the background may inherit an ignored SIGINT; tests about Ctrl-C need Python's.
+signal.signal(signal.SIGINT, signal.default_int_handler)
