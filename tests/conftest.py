@@ -10,5 +10,5 @@ import torch
 # wait for each other. Tests about thread counts set their own.
 torch.set_num_threads(1)
 
-# A process started in the background may inherit an ignored SIGINT; tests about Ctrl-C need Python's.
+# A process in the background may inherit an ignored SIGINT; tests of Ctrl-C need Python's own.
 signal.signal(signal.SIGINT, signal.default_int_handler)
