@@ -3,6 +3,8 @@
 //
 // An image goes through the whole block before the next one starts, so that everything between the
 // block's inputs and outputs stays in the second-level cache.
+//
+// One file though long: forward and backward share the padded extents and buffers defined here.
 #include "gated_block.h"
 #include "gated_block_passes.h"
 

@@ -1,4 +1,7 @@
-"""Laws of the gated block: the native op against the reference, and what both promise."""
+"""Laws of the gated block: the native op against the reference, and what both promise.
+
+One file though long, because every law judges the same cases with the same helpers.
+"""
 
 from __future__ import annotations
 
