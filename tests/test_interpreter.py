@@ -1,0 +1,36 @@
+"""Runs every interpreted_*.py, the laws of the Triton kernels, under Triton's interpreter.
+
+Each file in a process of its own, with TRITON_INTERPRET=1; by hand:
+
+    TRITON_INTERPRET=1 pytest tests/interpreted_logistic_mixture.py
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed: its kernels cannot be interpreted")
+ROOT = Path(__file__).resolve().parents[1]
+FILES = sorted(path.name for path in (ROOT / "tests").glob("interpreted_*.py"))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_interpreted(name: str, tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "PYTEST_ADDOPTS"}
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+        + [f"--rootdir={ROOT}", "-c", str(ROOT / "pyproject.toml"), str(ROOT / "tests" / name)],
+        # Another folder: `python -m` puts the current one before an installed dsmooth.
+        cwd=tmp_path,
+        env={**environment, "TRITON_INTERPRET": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if run.returncode != 0:
+        pytest.fail(f"{name}, exit status {run.returncode}:\n{run.stdout}", pytrace=False)

@@ -1,0 +1,193 @@
+"""How Triton kernels are proven without a GPU: compiled ahead of time, and their launches recorded.
+
+A launcher calls `kernel[grid](*arguments, **options)`. `record_launches` replaces the kernel for a
+while and keeps those calls; `compile_launch` compiles one for an architecture as Triton would on
+that GPU, with the same specialisations, and reads the result. What a kernel computes is judged in
+the files interpreted_*.py, in a process of their own (see test_interpreter.py): Triton reads
+TRITON_INTERPRET when a function is decorated.
+
+Triton itself is imported by the functions, so that a test module can skip where there is none.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+WARP_SIZE = 32
+LAUNCH_OPTIONS = {"num_warps": 4, "num_stages": 3}  # not parameters of a kernel; Triton's defaults
+DTYPES = {
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.float32: "fp32",
+    torch.float64: "fp64",
+    torch.int64: "i64",
+    torch.int32: "i32",
+}
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the compilers made of a kernel.
+
+    registers: of a thread. stack, in bytes of a thread: what did not fit the registers. local: how
+    many instructions load or store such memory (LDL, STL). shared: bytes of a block, static and
+    dynamic. sass is the machine's code, empty where none was asked for; ptx the virtual machine's.
+    """
+
+    registers: int
+    stack: int
+    local: int
+    shared: int
+    sass: str
+    ptx: str
+
+    def count(self, instruction: str) -> int:
+        """How many instructions of the machine code begin with this name, such as "HMMA"."""
+        return len(re.findall(rf"\s(?:@!?U?P\d+\s+)?{instruction}[.\s;]", self.sass))
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One call of a kernel by its launcher."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]  # of the kernel, by name
+    options: dict[str, int]  # num_warps, num_stages
+
+
+def compile_ahead(
+    fn: Any,
+    signature: Mapping[str, str],
+    constexprs: Mapping[str, Any],
+    arch: int,
+    num_warps: int = 4,
+    num_stages: int = 3,
+) -> Compiled:
+    """Compile a @triton.jit function for CUDA compute capability `arch` (80, 90, 100).
+
+    signature: the type of every parameter that is not in `constexprs`, as "*fp32", "i32", "fp32";
+    with ":16" where pointer or number is a multiple of 16. Multiplications and additions are fused,
+    as launchers must ask for by name: versions of Triton differ in their default.
+    """
+    from triton import knobs
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+    from triton.compiler import compile as compile_kernel
+
+    if knobs.runtime.interpret:
+        raise RuntimeError(
+            "kernels decorated under TRITON_INTERPRET=1 cannot be compiled; unset it"
+        )
+    names = fn.arg_names
+    if unknown := set(names) ^ (set(signature) | set(constexprs)):
+        raise ValueError(f"{fn.__name__} has {names}; missing or unknown: {sorted(unknown)}")
+    types = {n: "constexpr" if n in constexprs else signature[n].split(":")[0] for n in names}
+    multiples = {(i,) for i, n in enumerate(names) if signature.get(n, "").endswith(":16")}
+    source = ASTSource(
+        fn=fn,
+        signature=types,
+        constexprs={(names.index(n),): value for n, value in constexprs.items()},
+        attrs={place: [["tt.divisibility", 16]] for place in multiples},
+    )
+    compiled = compile_kernel(
+        source,
+        target=GPUTarget("cuda", arch, WARP_SIZE),
+        options={"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True},
+    )
+    usage = _resource_usage(compiled.asm["cubin"])
+    sass = compiled.asm["sass"]
+    return Compiled(
+        registers=usage["REG"],
+        stack=usage["STACK"],
+        local=len(re.findall(r"\b(?:LDL|STL)\b", sass)),
+        shared=max(compiled.metadata.shared, usage["SHARED"]),
+        sass=sass,
+        ptx=compiled.asm["ptx"],
+    )
+
+
+def compile_launch(launch: Launch, arch: int) -> Compiled:
+    """Compile what `launch` would make Triton compile on a GPU of compute capability `arch`."""
+    signature, constexprs = specialise(launch.kernel, launch.arguments)
+    return compile_ahead(launch.kernel, signature, constexprs, arch, **launch.options)
+
+
+def specialise(fn: Any, arguments: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
+    """Signature and constants of a call, as Triton derives them from the values.
+
+    A number that is 1 and None become constants; a multiple of 16 is marked as one.
+    """
+    signature: dict[str, str] = {}
+    constexprs: dict[str, Any] = {}
+    for parameter in fn.params:
+        name, value = parameter.name, arguments[parameter.name]
+        if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
+            constexprs[name] = value
+        elif isinstance(value, Tensor):
+            signature[name] = f"*{DTYPES[value.dtype]}" + _mark(value.data_ptr())
+        elif isinstance(value, bool):
+            signature[name] = "u1"
+        elif isinstance(value, int):
+            signature[name] = ("i32" if -(2**31) <= value < 2**31 else "i64") + _mark(value)
+        elif isinstance(value, float):
+            signature[name] = "fp32"
+        else:
+            raise TypeError(f"{name} is a {type(value).__name__}, which no kernel here takes")
+    return signature, constexprs
+
+
+def _mark(value: int) -> str:
+    return ":16" if value % 16 == 0 else ""
+
+
+@contextmanager
+def record_launches(module: ModuleType, *kernels: str) -> Iterator[list[Launch]]:
+    """Inside the block, `module`'s kernels of these names do nothing but append to the list."""
+    launches: list[Launch] = []
+    originals = {name: getattr(module, name) for name in kernels}
+    try:
+        for name, kernel in originals.items():
+            setattr(module, name, _Recorder(kernel, launches))
+        yield launches
+    finally:
+        for name, kernel in originals.items():
+            setattr(module, name, kernel)
+
+
+class _Recorder:
+    def __init__(self, kernel: Any, launches: list[Launch]) -> None:
+        self.kernel, self.launches = kernel, launches
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        def launch(*arguments: Any, **named: Any) -> None:
+            if not named.pop("enable_fp_fusion", False):
+                raise ValueError(f"{self.kernel.__name__}: launch with enable_fp_fusion=True")
+            options = {name: named.pop(name, value) for name, value in LAUNCH_OPTIONS.items()}
+            values = dict(zip(self.kernel.arg_names, arguments, strict=False)) | named
+            self.launches.append(Launch(self.kernel, grid, values, options))
+
+        return launch
+
+
+def _resource_usage(cubin: bytes) -> dict[str, int]:
+    """What `cuobjdump -res-usage` says of the only kernel in a cubin: REG, STACK, SHARED, ..."""
+    from triton import knobs
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        command = [knobs.nvidia.cuobjdump.path, "-res-usage", str(path)]
+        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return {name: int(value) for name, value in re.findall(r"\b([A-Z]+):(\d+)", text)}
