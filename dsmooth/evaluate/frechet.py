@@ -1,0 +1,204 @@
+"""The Fréchet distance between two Gaussians, and the statistics of features that it compares.
+
+The distance of Heusel et al. (2017) is called FID only with the features of the 2015 Inception
+network; see features.py for what else can stand in its place.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from ..checkpoint import write_atomically
+
+# How far from symmetric and from positive semi-definite a covariance may be, relative to its
+# largest entry: one that was accumulated in float32 stays well inside.
+COVARIANCE_TOLERANCE = 1e-5
+
+
+def frechet_distance(
+    mean1: Tensor | ArrayLike,
+    cov1: Tensor | ArrayLike,
+    mean2: Tensor | ArrayLike,
+    cov2: Tensor | ArrayLike,
+) -> float:
+    """||mean1 - mean2||^2 + tr(cov1 + cov2 - 2 (cov1 cov2)^(1/2)), never negative.
+
+    mean1, mean2: (D,); cov1, cov2: (D, D) symmetric positive semi-definite, of any rank. Arrays or
+    tensors of any real dtype; the computation is in float64 on the CPU.
+
+    With cov1 = A A' and cov2 = B B' the trace of the root is the sum of the singular values of
+    A' B. That needs no root of a product, whose rounding noise is what makes the textbook formula
+    fail for rank-deficient covariances.
+
+    Raises ValueError for wrong shapes, values that are not finite, and covariances that are not
+    symmetric or have a negative eigenvalue. Source: Dowson & Landau (1982); Heusel et al. (2017).
+    """
+    first, second = _as_float64("mean1", mean1), _as_float64("mean2", mean2)
+    for name, mean in (("mean1", first), ("mean2", second)):
+        if mean.ndim != 1 or mean.numel() < 1:
+            raise ValueError(f"{name} must have shape (D,), got {tuple(mean.shape)}")
+    if first.shape != second.shape:
+        raise ValueError(
+            f"mean2 must have mean1's shape {tuple(first.shape)}, got {tuple(second.shape)}"
+        )
+    a = _factor("cov1", _as_float64("cov1", cov1), first.numel())
+    b = _factor("cov2", _as_float64("cov2", cov2), first.numel())
+    root = torch.linalg.svdvals(a.T @ b).sum()
+    squares = (first - second).square().sum() + a.square().sum() + b.square().sum()
+    return max(0.0, float(squares - 2 * root))
+
+
+def _as_float64(name: str, value: Tensor | ArrayLike) -> Tensor:
+    tensor = value.detach() if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+    if tensor.is_complex():
+        raise ValueError(f"{name} must be real, got {tensor.dtype}")
+    tensor = tensor.to("cpu", torch.float64)
+    if not tensor.isfinite().all():
+        bad = int((~tensor.isfinite()).sum())
+        raise ValueError(f"{name} must be finite, got {bad} NaN or infinite among {tensor.numel()}")
+    return tensor
+
+
+def _factor(name: str, cov: Tensor, d: int) -> Tensor:
+    """A (D, rank) with A A' = cov."""
+    if cov.shape != (d, d):
+        raise ValueError(f"{name} must have shape ({d}, {d}), got {tuple(cov.shape)}")
+    scale = float(cov.abs().max())
+    asymmetry = float((cov - cov.T).abs().max())
+    if asymmetry > COVARIANCE_TOLERANCE * scale:
+        raise ValueError(
+            f"{name} must be symmetric, got entries that differ by {asymmetry:.3g} from their "
+            f"mirror image (largest entry {scale:.3g})"
+        )
+    values, vectors = torch.linalg.eigh((cov + cov.T) / 2)
+    if float(values[0]) < -COVARIANCE_TOLERANCE * scale:
+        raise ValueError(
+            f"{name} must be positive semi-definite, got an eigenvalue of {float(values[0]):.3g} "
+            f"(largest entry {scale:.3g})"
+        )
+    # What lies below is rounding noise of the null space, and its root would be 1e-8, not 1e-16.
+    kept = values > d * torch.finfo(torch.float64).eps * values[-1].clamp(min=0)
+    return vectors[:, kept] * values[kept].sqrt()
+
+
+class FeatureStatistics:
+    """Mean and covariance of a stream of features, in float64.
+
+    Batches are merged by the update of Chan, Golub & LeVeque (1983), so batch size and order
+    matter to rounding only, and a large mean does not drown a small variance.
+
+    dimension: D. count: features seen. mean: (D,). scatter: (D, D), the sum of outer products of
+    deviations from the mean. description: what the features are of, JSON values.
+    Raises ValueError for a dimension below 1.
+    """
+
+    def __init__(self, dimension: int, description: Mapping[str, Any] | None = None) -> None:
+        if dimension < 1:
+            raise ValueError(f"dimension must be at least 1, got {dimension}")
+        self.dimension = dimension
+        self.description = dict(description or {})
+        self.count = 0
+        self.mean = torch.zeros(dimension, dtype=torch.float64)
+        self.scatter = torch.zeros(dimension, dimension, dtype=torch.float64)
+
+    def update(self, features: Tensor) -> None:
+        """Take in features (B, D), floating point, on any device; B may be 0.
+
+        Raises ValueError for another shape and for values that are not finite.
+        """
+        if features.ndim != 2 or features.shape[1] != self.dimension:
+            raise ValueError(
+                f"features must have shape (B, {self.dimension}), got {tuple(features.shape)}"
+            )
+        batch = _as_float64("features", features)
+        n = batch.shape[0]
+        if n == 0:
+            return
+        mean = batch.mean(0)
+        centred = batch - mean
+        self._merge(n, mean, centred.T @ centred)
+
+    def merge(self, other: FeatureStatistics) -> None:
+        """Take in what `other` has seen. Raises ValueError for another dimension."""
+        if other.dimension != self.dimension:
+            raise ValueError(f"other must have dimension {self.dimension}, got {other.dimension}")
+        if other.count:
+            self._merge(other.count, other.mean, other.scatter)
+
+    def _merge(self, n: int, mean: Tensor, scatter: Tensor) -> None:
+        total = self.count + n
+        step = mean - self.mean
+        self.scatter = self.scatter + scatter + torch.outer(step, step) * (self.count * n / total)
+        self.mean = self.mean + step * (n / total)
+        self.count = total
+
+    @property
+    def covariance(self) -> Tensor:
+        """(D, D), scatter / (count - 1). Raises ValueError for fewer than 2 features."""
+        if self.count < 2:
+            raise ValueError(f"a covariance needs at least 2 images, got {self.count}")
+        return self.scatter / (self.count - 1)
+
+    def distance(self, other: FeatureStatistics) -> float:
+        """The Fréchet distance to `other`; ValueError if either has fewer than 2 features."""
+        return frechet_distance(self.mean, self.covariance, other.mean, other.covariance)
+
+    def save(self, path: Path) -> None:
+        """Write a .npz with `mu` and `sigma`, as pytorch-fid names them, `n` and `description`."""
+        buffer = io.BytesIO()
+        np.savez(
+            buffer,
+            mu=self.mean.numpy(),
+            sigma=self.covariance.numpy(),
+            n=np.int64(self.count),
+            description=np.str_(json.dumps(self.description)),
+        )
+        write_atomically(path, buffer.getvalue())
+
+    @classmethod
+    def load(cls, path: Path) -> FeatureStatistics:
+        """Read what `save` wrote; nothing in the file is unpickled.
+
+        Raises FileNotFoundError or ValueError, naming the file.
+        """
+        arrays = read_npz(path)
+        missing = {"mu", "sigma", "n", "description"} - arrays.keys()
+        if missing:
+            raise ValueError(
+                f"{path} does not hold saved statistics: it lacks {', '.join(sorted(missing))}"
+            )
+        mean, covariance = (_as_float64(f"{path}: {key}", arrays[key]) for key in ("mu", "sigma"))
+        d, n = mean.numel(), int(arrays["n"])
+        if mean.ndim != 1 or covariance.shape != (d, d) or n < 2:
+            raise ValueError(
+                f"{path} must hold mu (D,), sigma (D, D) and n >= 2, got {tuple(mean.shape)}, "
+                f"{tuple(covariance.shape)} and {n}"
+            )
+        statistics = cls(d, json.loads(str(arrays["description"])))
+        statistics.count, statistics.mean, statistics.scatter = n, mean, covariance * (n - 1)
+        return statistics
+
+
+def read_npz(path: Path) -> Mapping[str, np.ndarray]:
+    """The arrays of a .npz. Raises FileNotFoundError or ValueError, naming the file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}")
+    try:
+        with open(path, "rb") as file, zipfile.ZipFile(file):
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                return {key: arrays[key] for key in arrays.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path} is not a readable .npz without pickled objects: {error}"
+        ) from None
