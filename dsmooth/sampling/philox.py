@@ -27,6 +27,7 @@ class Stage(IntEnum):
     ORDER = 3  # the order of training images in an epoch
     CLEAN_NOISE = 4  # the paper's x + 0.01 n
     DROPOUT = 5
+    SHIFT = 6  # of a classifier's training images
 
 
 def split_seed(seed: int) -> tuple[int, int]:

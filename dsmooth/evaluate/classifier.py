@@ -1,0 +1,146 @@
+"""A small classifier of MNIST digits: features for Fréchet distances where Inception's say little.
+
+Its weights are in the package. `train_classifier` made them and makes them again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoint import load_state, read_tensors, write_tensors
+from ..data import ImageDataset, indices_at, to_float
+from ..sampling.philox import Stage, image_words
+
+WEIGHTS_PATH = Path(__file__).with_name("mnist_classifier.safetensors")
+IMAGE_SHAPE = (1, 28, 28)
+EPOCHS = 10
+BATCH_SIZE = 100
+LEARNING_RATE = 2e-3
+SHIFT = 2  # pixels by which training images are moved at most, to every side
+
+
+class MnistClassifier(nn.Module):
+    """Four convolutions and one hidden layer, each with ReLU; then a linear layer.
+
+    The hidden layer, (B, 128), is what Fréchet distances compare. 192,970 parameters.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        convs = [
+            nn.Conv2d(1, 16, 5, stride=2, padding=2),  # 14 x 14
+            nn.Conv2d(16, 32, 3, padding=1),
+            nn.Conv2d(32, 64, 3, stride=2, padding=1),  # 7 x 7
+            nn.Conv2d(64, 64, 3, stride=2, padding=1),  # 4 x 4
+        ]
+        self.convs = nn.ModuleList(convs)
+        self.hidden = nn.Linear(64 * 4 * 4, 128)
+        self.head = nn.Linear(128, 10)
+        for weight in (*(conv.weight for conv in convs), self.hidden.weight):
+            nn.init.kaiming_normal_(weight, nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, 1, 28, 28) in [-1, 1] -> features (B, 128) and class logits (B, 10)."""
+        for conv in self.convs:
+            x = conv(x).relu()
+        features = self.hidden(x.flatten(1)).relu()
+        return features, self.head(features)
+
+
+def train_classifier(
+    train_set: ImageDataset,
+    *,
+    epochs: int = EPOCHS,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> MnistClassifier:
+    """Train a classifier; on one machine with one number of threads a function of the seed.
+
+    Adam with a cosine schedule over `epochs` passes; each image is moved by up to two pixels.
+    progress: called with the number of images visited. Raises ValueError for images that are not
+    labelled digits of 28 x 28.
+    """
+    check_digits(train_set)
+    if epochs < 1:
+        raise ValueError(f"epochs must be at least 1, got {epochs}")
+    labels = train_set.labels
+    assert labels is not None  # checked
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed % 2**63)
+        model = MnistClassifier()
+    optimizer = torch.optim.Adam(model.parameters())
+    n = len(train_set)
+    steps = math.ceil(epochs * n / BATCH_SIZE)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * (1 + math.cos(math.pi * step / steps)) / 2
+        first = step * BATCH_SIZE
+        indices = indices_at(n, first, BATCH_SIZE, seed)
+        x = shift_images(train_set.images[indices], seed=seed, first_index=first)
+        _, logits = model(to_float(x))
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(logits, labels[indices]).backward()
+        optimizer.step()
+        if progress:
+            progress(min(first + BATCH_SIZE, epochs * n))
+    return model.eval()
+
+
+def shift_images(images: Tensor, *, seed: int, first_index: int) -> Tensor:
+    """Move each of images (B, 1, H, W), bytes, by up to SHIFT pixels, filling with black."""
+    b, _, height, width = images.shape
+    words = image_words(b, 1, seed=seed, first_index=first_index, stage=Stage.SHIFT)[:, 0, :2]
+    offsets = (words >> 16) * (2 * SHIFT + 1) >> 16  # 0 .. 2 SHIFT
+    padded = nn.functional.pad(images, (SHIFT,) * 4)
+    rows = offsets[:, 0, None] + torch.arange(height)
+    columns = offsets[:, 1, None] + torch.arange(width)
+    which = torch.arange(b)[:, None, None]
+    return padded[which, 0, rows[:, :, None], columns[:, None, :]][:, None]
+
+
+@torch.no_grad()
+def accuracy(model: MnistClassifier, dataset: ImageDataset, batch_size: int = 500) -> float:
+    """The fraction of a labelled set that is classified right."""
+    check_digits(dataset)
+    labels = dataset.labels
+    assert labels is not None  # checked
+    right = 0
+    for first in range(0, len(dataset), batch_size):
+        _, logits = model(to_float(dataset.images[first : first + batch_size]))
+        right += int((logits.argmax(1) == labels[first : first + batch_size]).sum())
+    return right / len(dataset)
+
+
+def check_digits(dataset: ImageDataset) -> None:
+    """Raise ValueError unless the images are (N, 1, 28, 28) with labels 0 .. 9."""
+    shape = tuple(dataset.images.shape[1:])
+    if shape != IMAGE_SHAPE or dataset.labels is None or not len(dataset):
+        labels = "without" if dataset.labels is None else "with"
+        raise ValueError(
+            f"the classifier needs labelled images of shape {IMAGE_SHAPE}, got {len(dataset)} of "
+            f"shape {shape} {labels} labels"
+        )
+    if int(dataset.labels.min()) < 0 or int(dataset.labels.max()) > 9:
+        raise ValueError("the labels must lie in 0 .. 9")
+
+
+def save_classifier(model: MnistClassifier, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write the weights as float16, with what is known about them."""
+    state = {name: tensor.half() for name, tensor in model.state_dict().items()}
+    write_tensors(path, state, metadata)
+
+
+def load_classifier(path: Path = WEIGHTS_PATH) -> tuple[MnistClassifier, dict[str, str]]:
+    """A classifier and its metadata, by default the package's; it computes in float32.
+
+    Raises FileNotFoundError or ValueError, naming the file.
+    """
+    tensors, metadata = read_tensors(path)
+    model = MnistClassifier()
+    load_state(model, tensors, str(path))
+    return model.eval().requires_grad_(False), metadata

@@ -1,0 +1,208 @@
+"""A set of samples against real images: every distance and score, with its name and its floor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from .features import FeatureExtractor, Features, extract_features
+from .frechet import FeatureStatistics
+from .scores import InceptionScore, KernelDistance, inception_score, kernel_distance
+
+# Called with (what is done, how many images); yields what is called with the number done.
+ShowProgress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+
+
+@contextmanager
+def no_progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Shows nothing."""
+    yield lambda done: None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Samples against a reference of real images.
+
+    name: FID, or what the Fréchet distance is called with this extractor. value: the distance.
+    floor: the distance of `n_floor` other real images to the same reference: no model of finite
+    samples is expected to get under it. kernel, kernel_floor: the kernel distance and its floor,
+    None if the reference is saved statistics. score, real_score: the Inception score of the samples
+    and of the other real images, None if the extractor is no classifier.
+    extractor: name, sha256, resize and dimension. warnings: sentences that belong to the numbers.
+    """
+
+    name: str
+    value: float
+    floor: float | None
+    n_samples: int
+    n_reference: int
+    n_floor: int
+    kernel_name: str
+    kernel: KernelDistance | None
+    kernel_floor: KernelDistance | None
+    score_name: str
+    score: InceptionScore | None
+    real_score: InceptionScore | None
+    extractor: dict[str, Any]
+    warnings: tuple[str, ...]
+
+
+def compare_images(
+    samples: Tensor,
+    reference: Tensor | FeatureStatistics,
+    extractor: FeatureExtractor,
+    *,
+    floor: Tensor | None = None,
+    batch_size: int = 100,
+    subsets: int = 100,
+    subset_size: int = 1000,
+    splits: int = 10,
+    seed: int = 0,
+    progress: ShowProgress = no_progress,
+) -> Comparison:
+    """Compare `samples` with `reference` by the features of `extractor`.
+
+    samples, reference, floor: bytes (N, C, H, W), N >= 2; floor: real images that are not in the
+    reference, best as many as there are samples. reference may also be statistics that were saved.
+    batch_size: images at a time, changes roundings only. subsets, subset_size, seed: of the kernel
+    distance. splits: of the Inception score. progress: such as `dsmooth.progress.progress`.
+    Features of all images are kept in memory: 4 N D bytes.
+
+    Raises ValueError for images that do not fit together and statistics of another extractor.
+    """
+    check_shapes(samples, reference, floor)
+
+    def extract(images: Tensor, what: str) -> tuple[Features, FeatureStatistics]:
+        with progress(f"features of {what}", len(images)) as done:
+            features = extract_features(images, extractor, batch_size=batch_size, progress=done)
+        statistics = FeatureStatistics(features.features.shape[1])
+        for part in features.features.split(1000):
+            statistics.update(part)
+        return features, statistics
+
+    drawn, drawn_statistics = extract(samples, "samples")
+    dimension = drawn_statistics.dimension
+    if isinstance(reference, FeatureStatistics):
+        check_statistics(reference, extractor, dimension)
+        real, real_statistics = None, reference
+    else:
+        real, real_statistics = extract(reference, "real images")
+    others, others_statistics = (None, None) if floor is None else extract(floor, "the floor")
+
+    def kernel(features: Features | None, what: str) -> KernelDistance | None:
+        if real is None or features is None:
+            return None
+        with progress(f"{extractor.kernel_name}{what}", subsets * subset_size) as done:
+            return kernel_distance(
+                features.features,
+                real.features,
+                subsets=subsets,
+                subset_size=subset_size,
+                seed=seed,
+                progress=lambda k: done(k * subset_size),
+            )
+
+    def score(features: Features | None) -> InceptionScore | None:
+        if features is None or features.logits is None:
+            return None
+        return inception_score(features.logits, splits=min(splits, len(features.logits)))
+
+    counts = {
+        "samples": drawn_statistics.count,
+        "real images": real_statistics.count,
+        "images of the floor": 0 if others_statistics is None else others_statistics.count,
+    }
+    return Comparison(
+        name=extractor.distance_name,
+        value=drawn_statistics.distance(real_statistics),
+        floor=None if others_statistics is None else others_statistics.distance(real_statistics),
+        n_samples=counts["samples"],
+        n_reference=counts["real images"],
+        n_floor=counts["images of the floor"],
+        kernel_name=extractor.kernel_name,
+        kernel=kernel(drawn, ""),
+        kernel_floor=kernel(others, ", floor"),
+        score_name=extractor.score_name,
+        score=score(drawn),
+        real_score=score(others),
+        extractor={**extractor.describe(), "dimension": dimension},
+        warnings=tuple(warn_of_counts(counts, dimension)),
+    )
+
+
+def real_statistics(
+    images: Tensor,
+    extractor: FeatureExtractor,
+    description: dict[str, Any],
+    *,
+    batch_size: int = 100,
+    progress: ShowProgress = no_progress,
+) -> FeatureStatistics:
+    """Statistics of real images, bytes (N, C, H, W), to be saved and used as a reference.
+
+    description: what the images are, JSON values; the extractor's is added.
+    """
+    with progress("features of real images", len(images)) as done:
+        features, _ = extract_features(images, extractor, batch_size=batch_size, progress=done)
+    statistics = FeatureStatistics(
+        features.shape[1],
+        {
+            **description,
+            "image_shape": list(images.shape[1:]),
+            "extractor": extractor.describe(),
+        },
+    )
+    for part in features.split(1000):
+        statistics.update(part)
+    return statistics
+
+
+def check_statistics(
+    statistics: FeatureStatistics, extractor: FeatureExtractor, dimension: int
+) -> None:
+    """Raise ValueError unless `statistics` were made with this very extractor."""
+    found = statistics.description.get("extractor")
+    if found != extractor.describe():
+        raise ValueError(
+            f"the saved statistics were made with {found}, not with {extractor.describe()}"
+        )
+    if statistics.dimension != dimension:
+        raise ValueError(
+            f"the saved statistics must have dimension {dimension}, got {statistics.dimension}"
+        )
+
+
+def check_shapes(
+    samples: Tensor, reference: Tensor | FeatureStatistics, floor: Tensor | None
+) -> None:
+    """Raise ValueError unless all images have one shape and there are at least 2 of each kind."""
+    shape = tuple(samples.shape[1:])
+    for name, images in (("samples", samples), ("reference", reference), ("floor", floor)):
+        if isinstance(images, Tensor) and len(images) < 2:
+            raise ValueError(f"{name} must hold at least 2 images, got {len(images)}")
+        if isinstance(images, FeatureStatistics):
+            found = tuple(images.description.get("image_shape", shape))
+        else:
+            found = shape if images is None else tuple(images.shape[1:])
+        if found != shape:
+            raise ValueError(f"{name} must have the samples' shape {shape} (C, H, W), got {found}")
+
+
+def warn_of_counts(counts: dict[str, int], dimension: int) -> Iterator[str]:
+    """What a reader must know of the numbers of images."""
+    for what, n in counts.items():
+        if 0 < n < dimension:
+            yield (
+                f"{n:,} {what} are fewer than the {dimension:,} features: the covariance is "
+                "rank-deficient and the distance biased upwards"
+            )
+    n, n_floor = counts["samples"], counts["images of the floor"]
+    if n_floor and n_floor != n:
+        yield (
+            f"the floor is of {n_floor:,} images, not {n:,}: the fewer images, the larger the "
+            "distance"
+        )

@@ -1,0 +1,286 @@
+"""Feature extractors by name: what turns images into the vectors that distances compare."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoint import read_tensors
+from ..data import to_float
+
+# The weights of the 2015 Inception network as pytorch-fid and torch-fidelity publish them, one and
+# the same file.
+INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+FIDELITY_HINT = "the inception extractor needs the extra: pip install 'dsmooth[fid]'"
+
+
+class Features(NamedTuple):
+    """Features (N, D) float32 and, from a classifier, class logits (N, K), both on the CPU."""
+
+    features: Tensor
+    logits: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureExtractor:
+    """A frozen network and all that a number computed with it must say.
+
+    name: as asked for, or saying that the weights are not the usual ones. sha256: of the weights.
+    resize: what happens to an image before the network, in words. is_fid: whether these are the
+    2015 Inception weights, the only ones whose Fréchet distance is called FID.
+    apply: bytes (B, C, H, W) on the network's device -> features (B, D) and logits or None.
+    """
+
+    name: str
+    sha256: str
+    resize: str
+    network: nn.Module
+    apply: Callable[[Tensor], tuple[Tensor, Tensor | None]]
+    is_fid: bool = False
+
+    @property
+    def distance_name(self) -> str:
+        """FID, or the Fréchet distance's honest name."""
+        return "FID" if self.is_fid else f"Fréchet distance on {self.name}"
+
+    @property
+    def kernel_name(self) -> str:
+        """KID, or the kernel distance's honest name."""
+        return "KID" if self.is_fid else f"kernel distance on {self.name}"
+
+    @property
+    def score_name(self) -> str:
+        """Inception score, or what it is with another classifier."""
+        return "Inception score" if self.is_fid else f"Inception-style score on {self.name}"
+
+    def describe(self) -> dict[str, Any]:
+        """What a saved number or saved statistics must agree on."""
+        return {"name": self.name, "sha256": self.sha256, "resize": self.resize}
+
+
+def make_extractor(
+    name: str, *, weights: Path | str | None = None, device: torch.device | str = "cpu"
+) -> FeatureExtractor:
+    """The extractor called `name`, on `device`.
+
+    name: "mnist-classifier"; "inception"; or a torch.nn.Module of the user's as "module:attribute"
+    or "file.py:attribute" (the module itself, or a class or function without arguments that makes
+    it), which gets (B, C, H, W) float32 in [-1, 1] and returns features (B, D), or features and
+    class logits.
+    weights: a file for "mnist-classifier" (as `dsmooth evaluate train-classifier` writes it) or
+    "inception" (the published .pth or another state dict as .safetensors); without one, the
+    package's classifier, or the published Inception file, downloaded once.
+
+    Raises ValueError, FileNotFoundError, ImportError or ConnectionError, saying what to do.
+    """
+    if name == "mnist-classifier":
+        extractor = _mnist_classifier(Path(weights) if weights else None)
+    elif name == "inception":
+        extractor = _inception(Path(weights) if weights else None)
+    elif ":" in name:
+        if weights:
+            raise ValueError(f"--weights is for inception and mnist-classifier, not for {name}")
+        extractor = _user_module(name)
+    else:
+        raise ValueError(
+            "extractor must be mnist-classifier, inception, module:attribute or file.py:attribute, "
+            f"got {name!r}"
+        )
+    extractor.network.eval().requires_grad_(False).to(device)
+    return extractor
+
+
+@torch.no_grad()
+def extract_features(
+    images: Tensor,
+    extractor: FeatureExtractor,
+    *,
+    batch_size: int = 100,
+    progress: Callable[[int], None] | None = None,
+) -> Features:
+    """Features of images (N, C, H, W), bytes. N >= 1.
+
+    progress: called with the number of images done. Raises ValueError for other images, and for a
+    network that returns something else than it should or values that are not finite.
+    """
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(
+            f"images must be uint8 of shape (N, 1 or 3, H, W), got {images.dtype} of shape "
+            f"{tuple(images.shape)}"
+        )
+    if len(images) < 1 or batch_size < 1:
+        raise ValueError(f"needs images and a batch_size of at least 1, got {len(images)} images")
+    device = next(extractor.network.parameters(), torch.empty(0)).device
+    features, logits = [], []
+    for first in range(0, len(images), batch_size):
+        batch = images[first : first + batch_size]
+        f, g = extractor.apply(batch.to(device))
+        if f.ndim != 2 or len(f) != len(batch) or (g is not None and len(g) != len(batch)):
+            raise ValueError(
+                f"{extractor.name} must return features ({len(batch)}, D), got {tuple(f.shape)}"
+            )
+        if not f.isfinite().all():
+            raise ValueError(f"{extractor.name} returned features that are not finite")
+        features.append(f.float().cpu())
+        if g is not None:
+            logits.append(g.float().cpu())
+        if progress:
+            progress(first + len(batch))
+    return Features(torch.cat(features), torch.cat(logits) if logits else None)
+
+
+def _mnist_classifier(weights: Path | None) -> FeatureExtractor:
+    from .classifier import IMAGE_SHAPE, WEIGHTS_PATH, load_classifier
+
+    path = weights or WEIGHTS_PATH
+    model, _ = load_classifier(path)
+
+    def apply(images: Tensor) -> tuple[Tensor, Tensor | None]:
+        if images.shape[1:] != IMAGE_SHAPE:
+            raise ValueError(
+                f"mnist-classifier needs images of shape {IMAGE_SHAPE}, got "
+                f"{tuple(images.shape[1:])}: choose another --extractor"
+            )
+        features, logits = model(to_float(images))
+        return features, logits
+
+    name = "mnist-classifier" if weights is None else f"mnist-classifier ({path.name})"
+    return FeatureExtractor(name, file_sha256(path), "none", model, apply)
+
+
+def _inception(weights: Path | None) -> FeatureExtractor:
+    try:
+        from torch_fidelity import FeatureExtractorInceptionV3
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+    except ImportError:
+        raise ModuleNotFoundError(FIDELITY_HINT) from None
+    path = weights or download_once(URL_INCEPTION_V3)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}")
+    digest = file_sha256(path)
+    published = digest == INCEPTION_SHA256
+
+    def build(file: Path) -> nn.Module:
+        layers = ["2048", "logits_unbiased"]
+        try:
+            return FeatureExtractorInceptionV3(
+                "inception-v3-compat", layers, feature_extractor_weights_path=str(file)
+            )
+        except (RuntimeError, KeyError) as error:
+            raise ValueError(f"{path} is not of the 2015 Inception network: {error}") from None
+
+    if published:
+        network = build(path)  # a pickle, but one whose every byte is known
+    elif path.suffix == ".safetensors":
+        tensors, _ = read_tensors(path)
+        # torch-fidelity unpickles without restriction, so what it gets is a file of our own.
+        with tempfile.TemporaryDirectory() as folder:
+            torch.save(tensors, Path(folder) / "weights.pth")
+            network = build(Path(folder) / "weights.pth")
+    else:
+        raise ValueError(
+            f"{path} is not the published file of the 2015 Inception weights (its sha256 is "
+            f"{digest[:16]}..., expected {INCEPTION_SHA256[:16]}...).\nOther weights are read from "
+            ".safetensors only, since a pickle can run code"
+        )
+
+    def apply(images: Tensor) -> tuple[Tensor, Tensor | None]:
+        features, logits = network(images.expand(-1, 3, -1, -1))
+        return features, logits
+
+    name = "inception" if published else f"inception with the weights {path.name}"
+    resize = "grey repeated to RGB; bilinear to 299 x 299 as TensorFlow 1 does it (torch-fidelity)"
+    return FeatureExtractor(name, digest, resize, network, apply, is_fid=published)
+
+
+def download_once(url: str) -> Path:
+    """The file at `url`, kept in torch.hub's folder. Raises ConnectionError if it cannot be had."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+    if path.is_file():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=INCEPTION_SHA256[:8])
+    except (OSError, RuntimeError) as error:
+        raise ConnectionError(
+            f"could not fetch the Inception weights ({error}).\nFetch {url} elsewhere and name the "
+            "file with --weights, or use --extractor mnist-classifier"
+        ) from None
+    return path
+
+
+def _user_module(name: str) -> FeatureExtractor:
+    where, _, attribute = name.rpartition(":")
+    found: Any = getattr(_import(where), attribute, None)
+    if not isinstance(found, nn.Module) and callable(found):
+        found = found()
+    if not isinstance(found, nn.Module):
+        raise ValueError(
+            f"{name} must be a torch.nn.Module, or make one when called without arguments, got "
+            f"{type(found).__name__}"
+        )
+    network = found
+
+    def apply(images: Tensor) -> tuple[Tensor, Tensor | None]:
+        out = network(to_float(images))
+        if isinstance(out, Tensor):
+            return out, None
+        if isinstance(out, tuple) and len(out) == 2 and all(isinstance(x, Tensor) for x in out):
+            return out
+        raise ValueError(
+            f"{name} must return features, or features and logits, got {type(out).__name__}"
+        )
+
+    return FeatureExtractor(name, module_sha256(network), "its own", network, apply)
+
+
+def _import(where: str) -> Any:
+    path = Path(where)
+    if path.suffix != ".py":
+        return importlib.import_module(where)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None  # of a .py file there always is one
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def file_sha256(path: Path) -> str:
+    """The hex digest of a file's content; FileNotFoundError if there is none."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}")
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def module_sha256(network: nn.Module) -> str:
+    """A digest of a network's source code, where there is some, and of its weights."""
+    digest = hashlib.sha256()
+    try:
+        digest.update(inspect.getsource(type(network)).encode())
+    except (OSError, TypeError):
+        digest.update(type(network).__qualname__.encode())
+    state: Mapping[str, Tensor] = network.state_dict()
+    for key in sorted(state):
+        tensor = state[key].detach().cpu().contiguous()
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

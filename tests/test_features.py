@@ -1,0 +1,331 @@
+"""Feature extractors: names, hashes, the packaged classifier, Inception, modules of the user."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dsmooth.data import ImageDataset, load_dataset
+from dsmooth.evaluate import features as features_module
+from dsmooth.evaluate.classifier import (
+    SHIFT,
+    WEIGHTS_PATH,
+    MnistClassifier,
+    accuracy,
+    load_classifier,
+    save_classifier,
+    shift_images,
+    train_classifier,
+)
+from dsmooth.evaluate.comparison import compare_images, real_statistics
+from dsmooth.evaluate.features import extract_features, make_extractor
+from dsmooth.evaluate.frechet import FeatureStatistics
+
+USER_MODULE = """
+import torch
+
+class Halves(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor({weight}))
+
+    def forward(self, x):
+        flat = self.weight * x.flatten(1)
+        half = flat.shape[1] // 2
+        return flat[:, :half], flat[:, half:]
+
+made = Halves()
+number = 3
+
+def wrong():
+    return "text"
+"""
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImageDataset:
+    return load_dataset("mnist", "test")
+
+
+def test_the_packaged_classifier_knows_digits(digits: ImageDataset) -> None:
+    model, metadata = load_classifier()
+    assert metadata["test_images"] == "10000"
+    assert float(metadata["test_accuracy"]) >= 0.99
+    assert accuracy(model, digits) >= 0.985  # a thousand of those ten thousand
+    assert WEIGHTS_PATH.stat().st_size < 500_000
+    extractor = make_extractor("mnist-classifier")
+    assert extractor.sha256 == hashlib.sha256(WEIGHTS_PATH.read_bytes()).hexdigest()
+    assert extractor.distance_name == "Fréchet distance on mnist-classifier"
+    assert extractor.kernel_name == "kernel distance on mnist-classifier"
+    assert "Inception-style" in extractor.score_name
+
+
+def test_features_do_not_depend_on_the_batch(digits: ImageDataset) -> None:
+    extractor = make_extractor("mnist-classifier")
+    images = digits.images[:23]
+    seen: list[int] = []
+    whole = extract_features(images, extractor, progress=seen.append)
+    assert whole.features.shape == (23, 128)
+    assert whole.logits is not None
+    assert whole.logits.shape == (23, 10)
+    assert seen == [23]
+    parts = extract_features(images, extractor, batch_size=7)
+    torch.testing.assert_close(parts.features, whole.features)
+    torch.testing.assert_close(parts.logits, whole.logits)
+
+
+def test_training_is_a_function_of_the_seed(tmp_path: Path, digits: ImageDataset) -> None:
+    few = replace(digits, images=digits.images[:300], labels=digits.labels[:300])
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    seen: list[int] = []
+    model = train_classifier(few, epochs=2, seed=1, progress=seen.append)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert seen[-1] == 600
+    again, other = (train_classifier(few, epochs=2, seed=s).state_dict() for s in (1, 2))
+    assert all(torch.equal(v, again[k]) for k, v in model.state_dict().items())
+    assert not torch.equal(model.head.weight, other["head.weight"])
+    paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for path in paths:
+        save_classifier(model, path, {"seed": "1"})
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    loaded, metadata = load_classifier(paths[0])
+    assert metadata["seed"] == "1"
+    torch.testing.assert_close(loaded.head.weight, model.head.weight, rtol=1e-3, atol=1e-7)
+
+
+def test_shifts_move_images_whole() -> None:
+    images = torch.zeros(200, 1, 28, 28, dtype=torch.uint8)
+    images[:, :, 10:14, 8:16] = torch.arange(1, 33, dtype=torch.uint8).view(4, 8)
+    moved = shift_images(images, seed=0, first_index=7)
+    assert torch.equal(moved[3:], shift_images(images[3:], seed=0, first_index=10))
+    offsets = set()
+    for image in moved:
+        rows, columns = (image[0] > 0).nonzero().min(0).values.tolist()
+        offsets.add((rows - 10, columns - 8))
+        back = image[0, rows : rows + 4, columns : columns + 8]
+        assert torch.equal(back, images[0, 0, 10:14, 8:16])
+    wanted = {(i, j) for i in range(-SHIFT, SHIFT + 1) for j in range(-SHIFT, SHIFT + 1)}
+    assert offsets == wanted
+
+
+def test_the_hash_follows_the_weights(tmp_path: Path) -> None:
+    model, _ = load_classifier()
+    path = tmp_path / "mine.safetensors"
+    digests = {make_extractor("mnist-classifier").sha256}
+    for change in (0.0, 0.25):
+        with torch.no_grad():
+            model.head.bias[3] += change
+        save_classifier(model, path, {})
+        extractor = make_extractor("mnist-classifier", weights=path)
+        assert extractor.name == "mnist-classifier (mine.safetensors)"
+        digests.add(extractor.sha256)
+    assert len(digests) == 3
+    for weight in ("2.0", "3.0", "3.0"):
+        (tmp_path / "user.py").write_text(USER_MODULE.format(weight=weight))
+        digests.add(make_extractor(f"{tmp_path / 'user.py'}:Halves").sha256)
+    assert len(digests) == 5
+
+
+def test_modules_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "user_features.py").write_text(USER_MODULE.format(weight="2.0"))
+    images = torch.tensor([[0, 255], [255, 0]]).byte().view(2, 1, 1, 2)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("user_features:Halves", "user_features:made", f"{tmp_path}/user_features.py:made"):
+        extractor = make_extractor(name)
+        assert extractor.distance_name == f"Fréchet distance on {name}"
+        features, logits = extract_features(images, extractor)
+        assert logits is not None
+        assert features.flatten().tolist() == [-2, 2]
+        assert logits.flatten().tolist() == [2, -2]
+    sys.modules.pop("user_features")
+
+
+def fake_inception() -> nn.Module:
+    """torch-fidelity's network with random weights instead of the file it would download."""
+    fidelity = pytest.importorskip("torch_fidelity")
+    network = fidelity.feature_extractor_inceptionv3
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(network, "load_state_dict_from_url", lambda *a, **k: {})
+        patch.setattr(nn.Module, "load_state_dict", lambda *a, **k: None)
+        torch.manual_seed(0)
+        return fidelity.FeatureExtractorInceptionV3("random", ["2048", "logits_unbiased"])
+
+
+def test_inception_by_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the published file is called FID; others are read without unpickling."""
+    theirs = fake_inception()
+    path = tmp_path / "other.safetensors"
+    save_file(theirs.state_dict(), path)
+    extractor = make_extractor("inception", weights=path)
+    assert extractor.distance_name == (
+        "Fréchet distance on inception with the weights other.safetensors"
+    )
+    assert extractor.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert "299" in extractor.resize
+    grey = torch.randint(0, 256, (2, 1, 28, 28)).byte()
+    features, logits = extract_features(grey, extractor)
+    assert features.shape == (2, 2048)
+    expected = theirs(grey.expand(-1, 3, -1, -1).contiguous())
+    torch.testing.assert_close(features, expected[0])
+    torch.testing.assert_close(logits, expected[1])
+
+    pickled = tmp_path / "weights.pth"
+    torch.save(theirs.state_dict(), pickled)
+    with pytest.raises(ValueError, match="is not the published file of the 2015 Inception"):
+        make_extractor("inception", weights=pickled)
+    digest = hashlib.sha256(pickled.read_bytes()).hexdigest()
+    monkeypatch.setattr(features_module, "INCEPTION_SHA256", digest)
+    published = make_extractor("inception", weights=pickled)
+    assert (published.distance_name, published.kernel_name) == ("FID", "KID")
+    assert published.score_name == "Inception score"
+
+    save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match="is not of the 2015 Inception network"):
+        make_extractor("inception", weights=path)
+
+
+def test_inception_without_network_or_extra_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "torch_fidelity", None)
+        with pytest.raises(ModuleNotFoundError, match=r"pip install 'dsmooth\[fid\]'"):
+            make_extractor("inception")
+    pytest.importorskip("torch_fidelity")
+
+    def fail(*args: object, **options: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    with pytest.raises(ConnectionError, match=r"no route to host.*\n.*--weights"):
+        make_extractor("inception")
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("vgg", ValueError, "extractor must be mnist-classifier, inception, module:attribute"),
+        ("no_such_module:f", ImportError, "no_such_module"),
+        ("{tmp}/none.py:f", FileNotFoundError, "none.py"),
+        ("{tmp}/user.py:nothing", ValueError, "must be a torch.nn.Module.*got NoneType"),
+        ("{tmp}/user.py:number", ValueError, "got int"),
+        ("{tmp}/user.py:wrong", ValueError, "got str"),
+    ],
+)
+def test_extractors_that_are_none(
+    tmp_path: Path, name: str, error: type[Exception], message: str
+) -> None:
+    (tmp_path / "user.py").write_text(USER_MODULE.format(weight="2.0"))
+    with pytest.raises(error, match=message):
+        make_extractor(name.replace("{tmp}", str(tmp_path)))
+
+
+class Wrong(nn.Module):
+    """Returns what it is told to."""
+
+    def __init__(self, result: object) -> None:
+        super().__init__()
+        self.result = result
+
+    def forward(self, x: Tensor) -> object:
+        return self.result
+
+
+def test_what_cannot_be_extracted_is_named(digits: ImageDataset) -> None:
+    extractor = make_extractor("mnist-classifier")
+    with pytest.raises(ValueError, match=r"needs images of shape \(1, 28, 28\), got \(3, 8, 8\)"):
+        extract_features(torch.zeros(2, 3, 8, 8).byte(), extractor)
+    with pytest.raises(ValueError, match="images must be uint8"):
+        extract_features(torch.zeros(2, 1, 28, 28), extractor)
+    with pytest.raises(ValueError, match="at least 1, got 0 images"):
+        extract_features(torch.zeros(0, 1, 28, 28).byte(), extractor)
+    with pytest.raises(ValueError, match="--weights is for inception"):
+        make_extractor("a:b", weights="x")
+    with pytest.raises(ValueError, match="labelled images of shape"):
+        train_classifier(replace(digits, labels=None))
+    with pytest.raises(ValueError, match="epochs must be at least 1, got 0"):
+        train_classifier(digits, epochs=0)
+    with pytest.raises(ValueError, match=r"lie in 0 \.\. 9"):
+        accuracy(MnistClassifier(), replace(digits, labels=digits.labels + 1))
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (torch.zeros(2, 3, 4), r"must return features \(2, D\), got \(2, 3, 4\)"),
+        (torch.zeros(1, 3), r"must return features \(2, D\), got \(1, 3\)"),
+        (torch.full((2, 3), torch.nan), "returned features that are not finite"),
+        ("text", "must return features, or features and logits, got str"),
+    ],
+)
+def test_networks_that_return_something_else(
+    result: object, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features_module, "wrong", Wrong(result), raising=False)
+    extractor = make_extractor("dsmooth.evaluate.features:wrong")
+    with pytest.raises(ValueError, match=message):
+        extract_features(torch.zeros(2, 1, 4, 4).byte(), extractor)
+
+
+def test_a_comparison_orders_real_images_before_noise(digits: ImageDataset) -> None:
+    """Other digits are near, blurred ones farther, noise far; every metric agrees."""
+    extractor = make_extractor("mnist-classifier")
+    reference, floor, rest = digits.images[:400], digits.images[400:600], digits.images[600:800]
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randint(0, 256, rest.shape, generator=generator).byte()
+    blurred = nn.functional.avg_pool2d(rest.float(), 3, 1, 1).byte()
+    runs = {
+        name: compare_images(x, reference, extractor, floor=floor, subsets=5, subset_size=100)
+        for name, x in (("real", rest), ("blurred", blurred), ("noise", noise))
+    }
+    values = [runs[name].value for name in ("real", "blurred", "noise")]
+    assert values == sorted(values)
+    assert values[0] == pytest.approx(runs["real"].floor, rel=0.5)
+    kernels = [runs[name].kernel.value for name in ("real", "blurred", "noise")]
+    assert kernels == sorted(kernels)
+    assert runs["real"].score.value > runs["noise"].score.value
+    result = runs["real"]
+    assert (result.n_samples, result.n_reference, result.n_floor) == (200, 400, 200)
+    assert result.extractor["dimension"] == 128
+    assert result.extractor["sha256"] == extractor.sha256
+    assert result.warnings == ()
+
+    shuffled = compare_images(rest.flip(0), reference, extractor, batch_size=33)
+    assert shuffled.value == pytest.approx(result.value, rel=1e-5)
+    assert shuffled.score.value == pytest.approx(result.score.value, rel=1e-6)
+    assert shuffled.floor is None
+
+    few = compare_images(rest[:50], reference, extractor, floor=floor)
+    assert any("50 samples are fewer than the 128 features" in w for w in few.warnings)
+    assert any("the floor is of 200 images, not 50" in w for w in few.warnings)
+
+
+def test_saved_statistics_stand_for_their_images(tmp_path: Path, digits: ImageDataset) -> None:
+    extractor = make_extractor("mnist-classifier")
+    statistics = real_statistics(digits.images[:300], extractor, {"data": "mnist"})
+    path = tmp_path / "reference.npz"
+    statistics.save(path)
+    loaded = FeatureStatistics.load(path)
+    direct = compare_images(digits.images[300:500], digits.images[:300], extractor)
+    by_file = compare_images(digits.images[300:500], loaded, extractor)
+    assert by_file.value == pytest.approx(direct.value, rel=1e-9)
+    assert by_file.kernel is None
+    assert direct.kernel is not None
+
+    other = tmp_path / "other.safetensors"
+    save_classifier(MnistClassifier(), other, {})
+    with pytest.raises(ValueError, match="the saved statistics were made with"):
+        compare_images(digits.images[:9], loaded, make_extractor("mnist-classifier", weights=other))
+    with pytest.raises(ValueError, match=r"reference must have the samples' shape \(1, 8, 8\)"):
+        compare_images(torch.zeros(3, 1, 8, 8).byte(), loaded, extractor)
+    with pytest.raises(ValueError, match="samples must hold at least 2 images, got 1"):
+        compare_images(digits.images[:1], loaded, extractor)
