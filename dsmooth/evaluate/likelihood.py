@@ -1,19 +1,295 @@
-"""Bits per dimension of a pair on held-out images (math.md section 5)."""
+"""Bits per dimension of models on held-out images, in every convention (math.md section 5).
+
+`score_pair` and `score_plain` keep the nats of each image and draw; `conventions` turns them into
+the numbers that are in use, each with its name, its errors and what it may be compared with.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..config import Likelihood
 from ..data import ImageDataset
+from ..functional import logistic_mixture_log_prob
+from ..nn import PixelCNNpp
 from ..pair import SmoothedPair
+from ..sampling.philox import Stage
+from ..smoothing import GaussianSmoothing
 
 # A density in units of [-1, 1] becomes one per grey level by adding this many bits/dim.
 LEVEL_BITS = math.log2(127.5)
+# What the entropy of Gaussian noise lacks, per dimension, if it is written without its e.
+EQUATION_4_BITS = 0.5 / math.log(2)
+EQUATION_4_SENTENCE = (
+    "Equation (4) of the reproduction paper writes the entropy of Gaussian noise as "
+    "log(2 pi sigma^2) / 2 instead of log(2 pi e sigma^2) / 2 per dimension, so its numbers are "
+    f"1 / (2 ln 2) = {EQUATION_4_BITS:.4f} bits/dim too high."
+)
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Nats of every draw (rows) and image (columns): (R, N) float64 on the CPU.
+
+    image: log p of the clean image, as the probability of its bytes ("discretized") and as a
+    density in units of [-1, 1] ("continuous"), by one and the same mixture; given x~ for a pair.
+    noisy, smoothing: log p(x~) and -log q(x~ | x) of a pair; None for a plain model, which has one
+    row. trained_as: the likelihood that the model of the clean image was trained with.
+    dimensions: d, sub-pixels of an image. clean_noise: standard deviation of the noise on the
+    target of the density. gaussian: whether the smoothing is.
+    """
+
+    image: dict[Likelihood, Tensor]
+    trained_as: Likelihood
+    dimensions: int
+    noisy: Tensor | None = None
+    smoothing: Tensor | None = None
+    clean_noise: float = 0.0
+    gaussian: bool = False
+
+    @property
+    def n_noise(self) -> int:
+        """R: draws of x~ per image."""
+        return self.image["discretized"].shape[0]
+
+    @property
+    def n_images(self) -> int:
+        """N: all images that were asked for, the last partial batch included."""
+        return self.image["discretized"].shape[1]
+
+    def log_weights(self, likelihood: Likelihood) -> Tensor:
+        """log p(x~) - log q(x~ | x) + log p(x | x~), or log p(x) of a plain model: (R, N)."""
+        if self.noisy is None or self.smoothing is None:
+            return self.image[likelihood]
+        return self.noisy + self.smoothing + self.image[likelihood]
+
+    def bits(self, nats: Tensor) -> Tensor:
+        """-nats / (d ln 2)."""
+        return -nats / (self.dimensions * math.log(2))
+
+
+@dataclass(frozen=True)
+class Convention:
+    """One number in bits/dim and what it means.
+
+    standard_error: over images, None for a single one. repeat_error: of the mean, over the draws
+    of noise, None for a single draw. equation_4: the number as the reproduction paper's equation
+    (4) has it, None where that does not apply. comparable: with discrete bits/dim of the
+    literature.
+    """
+
+    name: str
+    value: float
+    standard_error: float | None
+    repeat_error: float | None
+    equation_4: float | None
+    comparable: bool
+    meaning: str
+
+
+def conventions(scores: Scores) -> list[Convention]:
+    """The numbers of `scores` in every convention, the comparable ones first."""
+    pair = scores.noisy is not None
+    is_bound = "an upper bound" if pair else "exact"
+    target = f"x + {scores.clean_noise:g} n" if scores.clean_noise else "x"
+    rows = [
+        _convention(
+            scores,
+            "discrete bound" if pair else "discrete",
+            scores.log_weights("discretized"),
+            True,
+            f"{is_bound} on -log2 P(bytes) / d: comparable with the literature",
+        )
+    ]
+    if pair and scores.n_noise > 1:
+        rows.append(
+            _convention(
+                scores,
+                f"discrete bound, importance-weighted, n = {scores.n_noise}",
+                importance_weighted(scores.log_weights("discretized"))[None],
+                True,
+                "the same with the log of the mean weight: tighter",
+            )
+        )
+    density = scores.log_weights("continuous")
+    offset = -LEVEL_BITS * math.log(2) * scores.dimensions
+    rows.append(
+        _convention(
+            scores,
+            "density",
+            density,
+            False,
+            f"density of {target} in units of [-1, 1]: comparable with nothing discrete",
+        )
+    )
+    rows.append(
+        _convention(
+            scores,
+            f"density + {LEVEL_BITS:.3f}",
+            density + offset,
+            False,
+            f"density of {target} per grey level: a spike on each level lowers it without end",
+        )
+    )
+    return rows
+
+
+def _convention(
+    scores: Scores, name: str, nats: Tensor, comparable: bool, meaning: str
+) -> Convention:
+    """A row from nats (R, N)."""
+    bits = scores.bits(nats)
+    value = float(bits.mean())
+    return Convention(
+        name,
+        value,
+        standard_error(bits.mean(0)),
+        standard_error(bits.mean(1)),
+        value + EQUATION_4_BITS if scores.gaussian else None,
+        comparable,
+        meaning,
+    )
+
+
+def standard_error(values: Tensor) -> float | None:
+    """Of the mean of independent values (n,); None for a single one."""
+    return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else None
+
+
+def importance_weighted(log_weights: Tensor) -> Tensor:
+    """log of the mean over draws of the weights: (R, N) -> (N,). Burda et al. (ICLR 2016)."""
+    return torch.logsumexp(log_weights, dim=0) - math.log(log_weights.shape[0])
+
+
+@torch.no_grad()
+def score_pair(
+    pair: SmoothedPair,
+    dataset: ImageDataset,
+    *,
+    limit: int | None = None,
+    n_noise: int = 1,
+    batch_size: int = 100,
+    seed: int = 0,
+    clean_noise: float = 0.0,
+    progress: Progress | None = None,
+) -> Scores:
+    """Score the first `limit` images (all by default), each with `n_noise` draws of x~.
+
+    The noise of an image depends on (seed, its index, draw), so the result does not depend on
+    batch_size beyond rounding. clean_noise: standard deviation of the noise on the target of the
+    density, 0.01 for a denoiser trained as the paper's. progress is called with (images done,
+    images in all). Raises ValueError for counts below 1 and images that are not the pair's.
+    """
+    if n_noise < 1:
+        raise ValueError(f"n_noise must be at least 1, got {n_noise}")
+    if not 0 <= clean_noise < math.inf:
+        raise ValueError(f"clean_noise must be finite and at least 0, got {clean_noise}")
+    if dataset.image_size != pair.image_size:
+        raise ValueError(
+            f"the pair is for images of {pair.image_size}, got {dataset.name} of "
+            f"{dataset.image_size}"
+        )
+    parts: dict[str, list[Tensor]] = {}
+    for first, x in _batches(dataset, pair.noisy, limit, batch_size, progress):
+        columns: dict[str, list[Tensor]] = {}
+        for repeat in range(n_noise):
+            where = {"seed": seed, "first_index": first, "repeat": repeat}
+            x_tilde = pair.smoothing.sample(x, **where)
+            params = pair.denoiser(x, context=x_tilde)
+            target = x
+            target_params = params
+            if clean_noise:
+                target = GaussianSmoothing(clean_noise, Stage.CLEAN_NOISE).sample(x, **where)
+                target_params = pair.denoiser(target, context=x_tilde)
+            draw = {
+                "noisy": pair.noisy.log_prob(x_tilde),
+                "smoothing": -pair.smoothing.log_prob(x_tilde, x),
+                "discretized": _log_prob(x, params, "discretized"),
+                "continuous": _log_prob(target, target_params, "continuous"),
+            }
+            for name, values in draw.items():
+                columns.setdefault(name, []).append(values.double().cpu())
+        for name, draws in columns.items():
+            parts.setdefault(name, []).append(torch.stack(draws))
+    nats = {name: torch.cat(columns, dim=1) for name, columns in parts.items()}
+    return Scores(
+        image={"discretized": nats["discretized"], "continuous": nats["continuous"]},
+        trained_as=pair.denoiser.config.likelihood,
+        dimensions=dataset.images[0].numel(),
+        noisy=nats["noisy"],
+        smoothing=nats["smoothing"],
+        clean_noise=clean_noise,
+        gaussian=isinstance(pair.smoothing, GaussianSmoothing),
+    )
+
+
+@torch.no_grad()
+def score_plain(
+    model: PixelCNNpp,
+    dataset: ImageDataset,
+    *,
+    limit: int | None = None,
+    batch_size: int = 100,
+    progress: Progress | None = None,
+) -> Scores:
+    """Score the first `limit` images by a model without context: exact, no bound.
+
+    Arguments and errors as for `score_pair`.
+    """
+    if model.config.conditioning != "none":
+        raise ValueError(
+            f'a plain model must have conditioning="none", got "{model.config.conditioning}"'
+        )
+    parts: dict[Likelihood, list[Tensor]] = {"discretized": [], "continuous": []}
+    for _, x in _batches(dataset, model, limit, batch_size, progress):
+        params = model(x)
+        for likelihood, rows in parts.items():
+            rows.append(_log_prob(x, params, likelihood).double().cpu())
+    return Scores(
+        image={likelihood: torch.cat(rows)[None] for likelihood, rows in parts.items()},
+        trained_as=model.config.likelihood,
+        dimensions=dataset.images[0].numel(),
+    )
+
+
+def _log_prob(x: Tensor, params: Tensor, likelihood: Likelihood) -> Tensor:
+    """(B,), nats; pixels are added in float64."""
+    return logistic_mixture_log_prob(x, params, likelihood=likelihood).double().sum((1, 2))
+
+
+def _batches(
+    dataset: ImageDataset,
+    model: PixelCNNpp,
+    limit: int | None,
+    batch_size: int,
+    progress: Progress | None,
+) -> Iterator[tuple[int, Tensor]]:
+    """(index of its first image, batch) of all images asked for, on the model's device."""
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1, got {limit}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    n = len(dataset) if limit is None else min(limit, len(dataset))
+    if n < 1:
+        raise ValueError(f"{dataset.name} has no images to score")
+    if dataset.image_channels != model.config.image_channels:
+        raise ValueError(
+            f"the model is for images with {model.config.image_channels} channels, got "
+            f"{dataset.name} with {dataset.image_channels}"
+        )
+    parameter = model.head.bias
+    for first in range(0, n, batch_size):
+        x = dataset.batch(torch.arange(first, min(first + batch_size, n)))
+        yield first, x.to(parameter.device, parameter.dtype)
+        if progress:
+            progress(first + len(x), n)
 
 
 @dataclass(frozen=True)
@@ -43,37 +319,38 @@ def evaluate_bits_per_dim(
     n_noise: int = 1,
     batch_size: int = 100,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> BitsPerDim:
-    """Score the first `limit` images (all by default), each with `n_noise` draws of noise.
+    """The bound in the likelihood that the denoiser was trained with, and its terms.
 
     The bound is -E_q[log p(x~) - log q(x~ | x) + log p(x | x~)] / (d ln 2), averaged over images.
-    The noise of an image depends on (seed, its index, draw), so the result does not depend on
-    batch_size beyond rounding. progress is called with (images done, images in all).
-    Raises ValueError for counts below 1.
+    Arguments and errors are those of `score_pair`.
     """
-    n = min(limit or len(dataset), len(dataset))
-    if n < 1 or n_noise < 1 or batch_size < 1:
-        raise ValueError("limit, n_noise and batch_size must be at least 1")
-    device = next(pair.parameters()).device
-    sums: dict[str, list[Tensor]] = {"noisy": [], "smoothing": [], "denoiser": []}
-    for first in range(0, n, batch_size):
-        x = dataset.batch(torch.arange(first, min(first + batch_size, n))).to(device)
-        draws = [pair.elbo_terms(x, seed, first, repeat) for repeat in range(n_noise)]
-        for name, parts in sums.items():
-            parts.append(torch.stack([draw[name].double() for draw in draws]).mean(0))
-        if progress:
-            progress(first + x.shape[0], n)
-    nats = {name: torch.cat(parts) for name, parts in sums.items()}
-    bits = {name: -v / (math.log(2) * dataset.images[0].numel()) for name, v in nats.items()}
-    total = sum(bits.values(), torch.zeros(1))
-    return BitsPerDim(
-        likelihood=pair.denoiser.config.likelihood,
-        value=float(total.mean()),
-        standard_error=float(total.std() / math.sqrt(n)) if n > 1 else math.nan,
-        noisy=float(bits["noisy"].mean()),
-        smoothing=float(bits["smoothing"].mean()),
-        denoiser=float(bits["denoiser"].mean()),
-        n_images=n,
+    scores = score_pair(
+        pair,
+        dataset,
+        limit=limit,
         n_noise=n_noise,
+        batch_size=batch_size,
+        seed=seed,
+        progress=progress,
+    )
+    return summarise(scores)
+
+
+def summarise(scores: Scores) -> BitsPerDim:
+    """The bound of a pair's scores in the likelihood that its denoiser was trained with."""
+    if scores.noisy is None or scores.smoothing is None:
+        raise ValueError("these are the scores of a plain model, which has no bound")
+    total = scores.bits(scores.log_weights(scores.trained_as)).mean(0)
+    error = standard_error(total)
+    return BitsPerDim(
+        likelihood=scores.trained_as,
+        value=float(total.mean()),
+        standard_error=math.nan if error is None else error,
+        noisy=float(scores.bits(scores.noisy).mean()),
+        smoothing=float(scores.bits(scores.smoothing).mean()),
+        denoiser=float(scores.bits(scores.image[scores.trained_as]).mean()),
+        n_images=scores.n_images,
+        n_noise=scores.n_noise,
     )

@@ -1,0 +1,226 @@
+"""Bits/dim: conventions differ by their constants, bounds bound, batches change nothing."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+import dsmooth
+from dsmooth.data import ImageDataset, to_bytes
+from dsmooth.evaluate.likelihood import (
+    EQUATION_4_BITS,
+    LEVEL_BITS,
+    Scores,
+    conventions,
+    evaluate_bits_per_dim,
+    importance_weighted,
+    score_pair,
+    score_plain,
+    summarise,
+)
+from tests.test_pair import log_likelihood_by_quadrature, make_pixelwise, tiny_config, tiny_pair
+
+
+def dataset(n: int, size: int = 8, channels: int = 1) -> ImageDataset:
+    generator = torch.Generator().manual_seed(n)
+    images = torch.randint(0, 256, (n, channels, size, size), generator=generator).byte()
+    return ImageDataset(images, None, "noise", "test", f"{n} images of noise")
+
+
+def by_name(scores: Scores) -> dict[str, float]:
+    return {row.name: row.value for row in conventions(scores)}
+
+
+@pytest.mark.parametrize("likelihood", ["discretized", "continuous"])
+def test_conventions_differ_by_exactly_their_constants(likelihood: str) -> None:
+    pair = tiny_pair(likelihood)
+    scores = score_pair(pair, dataset(5), n_noise=3)
+    rows = {row.name: row for row in conventions(scores)}
+    names = ["discrete bound", "discrete bound, importance-weighted, n = 3"]
+    names += ["density", f"density + {LEVEL_BITS:.3f}"]
+    assert list(rows) == names
+    assert [row.comparable for row in rows.values()] == [True, True, False, False]
+    assert pytest.approx(6.9943534, abs=1e-7) == LEVEL_BITS
+    assert pytest.approx(0.7213475, abs=1e-7) == EQUATION_4_BITS
+    assert rows[names[3]].value - rows[names[2]].value == pytest.approx(LEVEL_BITS, abs=1e-12)
+    for row in rows.values():
+        assert row.equation_4 == pytest.approx(row.value + EQUATION_4_BITS, abs=1e-12)
+    assert rows[names[1]].value < rows[names[0]].value
+
+    # The bound is SmoothedPair.elbo's, in the likelihood that the denoiser has.
+    x = dataset(5).batch(torch.arange(5))
+    elbo = -pair.elbo(x, n_noise=3).double() / (64 * math.log(2))
+    own = names[0] if likelihood == "discretized" else names[2]
+    assert rows[own].value == pytest.approx(float(elbo.mean()), abs=1e-6)
+    assert rows[own].standard_error == pytest.approx(float(elbo.std() / 5**0.5), abs=1e-6)
+    bound = evaluate_bits_per_dim(pair, dataset(5), n_noise=3)
+    assert bound == summarise(scores)
+    assert bound.value == pytest.approx(rows[own].value, abs=1e-12)
+    assert bound.noisy + bound.smoothing + bound.denoiser == pytest.approx(bound.value)
+
+
+def test_the_entropy_of_the_noise_and_what_equation_4_drops() -> None:
+    """-E log q is 569.0204204735 nats on MNIST; without its e it is d/2 less."""
+    pair = tiny_pair()
+    pair.image_size = (28, 28)
+    scores = score_pair(pair, dataset(40, 28), n_noise=10)
+    assert scores.smoothing is not None
+    entropy = pair.smoothing.entropy(784)
+    assert entropy == pytest.approx(569.0204204735, abs=1e-9)
+    error = (784 / 2 / scores.smoothing.numel()) ** 0.5  # chi-squared with 784 degrees, halved
+    assert abs(float(scores.smoothing.mean()) - entropy) < 4 * error
+    without_e = 392 * math.log(2 * math.pi * 0.25)
+    assert (entropy - without_e) / (784 * math.log(2)) == pytest.approx(EQUATION_4_BITS)
+
+
+def test_laplace_noise_has_no_equation_4() -> None:
+    pair = tiny_pair()
+    pair.smoothing = dsmooth.LaplaceSmoothing(0.3)
+    rows = conventions(score_pair(pair, dataset(2)))
+    assert [row.equation_4 for row in rows] == [None] * 3
+    assert rows[0].repeat_error is None
+    assert conventions(score_pair(pair, dataset(1)))[0].standard_error is None
+
+
+@torch.no_grad()
+def test_every_bound_lies_above_the_exact_bits() -> None:
+    """Pixelwise models, whose -log2 p(x) is an integral over one noisy pixel."""
+    torch.manual_seed(2)
+    noisy = dsmooth.PixelCNNpp(tiny_config("none", "continuous")).double()
+    denoiser = dsmooth.PixelCNNpp(tiny_config("concat", "discretized")).double()
+    make_pixelwise(noisy)
+    make_pixelwise(denoiser)
+    pair = dsmooth.SmoothedPair(noisy, denoiser, dsmooth.GaussianSmoothing(0.5), (4, 4)).eval()
+    for likelihood, name in (("discretized", "discrete bound"), ("continuous", "density")):
+        denoiser.config = tiny_config("concat", likelihood)
+        x = torch.tensor([-1.0, 0.5], dtype=torch.float64)
+        x = ((x + 1) * 127.5).round() / 127.5 - 1
+        exact = -log_likelihood_by_quadrature(pair, x) / math.log(2)
+        for level, bits in zip(x, exact, strict=True):
+            images = to_bytes(level).expand(400, 1, 4, 4)
+            same = ImageDataset(images, None, "one level", "test", "one level")
+            scores = score_pair(pair, same, n_noise=4)
+            row = {row.name: row for row in conventions(scores)}[name]
+            assert row.standard_error is not None
+            assert row.value > float(bits) - 4 * row.standard_error
+            weighted = scores.bits(importance_weighted(scores.log_weights(likelihood)))
+            assert float(bits) - 4 * float(weighted.std() / 20) < float(weighted.mean()) < row.value
+
+
+class LinearGaussian(dsmooth.PixelCNNpp):
+    """x ~ N(0, I), x~ = x + scale n: log p(x~), or log p(x | x~) with the posterior mean moved."""
+
+    def __init__(self, conditioning: str, scale: float, shift: float = 0.0) -> None:
+        super().__init__(tiny_config(conditioning, "continuous"))
+        self.variance, self.shift = scale**2, shift
+
+    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        if context is None:
+            mean, variance = torch.zeros_like(x), 1 + self.variance
+        else:
+            mean = context / (1 + self.variance) + self.shift
+            variance = self.variance / (1 + self.variance)
+        terms = -0.5 * (x - mean) ** 2 / variance - 0.5 * math.log(2 * math.pi * variance)
+        return terms.flatten(1).sum(1)
+
+
+def test_the_bound_is_tight_for_the_true_posterior_and_loose_by_the_divergence() -> None:
+    scale, shift = 0.5, 0.3
+    x = torch.randn(6, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    exact = -0.5 * (x**2 + math.log(2 * math.pi)).flatten(1).sum(1)
+
+    def pair(shift: float) -> dsmooth.SmoothedPair:
+        noisy, denoiser = LinearGaussian("none", scale), LinearGaussian("concat", scale, shift)
+        return dsmooth.SmoothedPair(noisy, denoiser, dsmooth.GaussianSmoothing(scale), (8, 8))
+
+    # Every single draw of noise gives log p(x): the weights have no variance.
+    torch.testing.assert_close(pair(0).elbo(x), exact)
+    torch.testing.assert_close(pair(0).elbo(x, n_noise=3, importance_weighted=True), exact)
+    draws = pair(shift).elbo(x, n_noise=400)
+    variance = scale**2 / (1 + scale**2)
+    divergence = 64 * 0.5 * shift**2 / variance
+    # E over x~ of the cross term is shift * (x - E[mean]), zero only on average over p(x).
+    mean_error = x.flatten(1).sum(1) * (1 - 1 / (1 + scale**2)) * shift / variance
+    deviation = (64 * (shift / variance * scale / (1 + scale**2)) ** 2 / 400) ** 0.5
+    assert (draws - (exact - divergence + mean_error)).abs().max() < 4.5 * deviation
+    assert (exact - draws - mean_error > 0.5 * divergence).all()
+    tighter = pair(shift).elbo(x, n_noise=400, importance_weighted=True)
+    assert (tighter > draws).all()
+
+
+def test_more_draws_tighten_the_bound_over_all_subsets() -> None:
+    weights = score_pair(tiny_pair(), dataset(3), n_noise=5).log_weights("discretized")
+    bounds = []
+    for size in range(1, 6):
+        subsets = itertools.combinations(range(5), size)
+        bounds.append(torch.stack([importance_weighted(weights[list(s)]) for s in subsets]).mean(0))
+    torch.testing.assert_close(bounds[0], weights.mean(0))
+    assert (torch.stack(bounds).diff(dim=0) > 0).all()
+
+
+def test_batches_change_nothing_and_the_last_one_counts() -> None:
+    pair = tiny_pair()
+    whole = score_pair(pair, dataset(7), n_noise=2, seed=3)
+    assert whole.n_images == 7
+    for batch_size in (1, 3, 100):
+        parts = score_pair(pair, dataset(7), n_noise=2, seed=3, batch_size=batch_size)
+        torch.testing.assert_close(
+            parts.log_weights("discretized"), whole.log_weights("discretized"), rtol=2e-6, atol=0
+        )
+    limited = score_pair(pair, dataset(7), n_noise=2, seed=3, limit=5)
+    torch.testing.assert_close(
+        limited.log_weights("continuous"), whole.log_weights("continuous")[:, :5], rtol=2e-6, atol=0
+    )
+    other = score_pair(pair, dataset(7), n_noise=2, seed=4)
+    assert not torch.allclose(other.noisy, whole.noisy)
+    assert by_name(score_pair(pair, dataset(7), n_noise=2, seed=3)) == by_name(whole)
+
+
+def test_the_target_of_the_density_can_be_noisy() -> None:
+    """The paper's x + 0.01 n: the discrete bound does not know of it, the density does."""
+    pair = tiny_pair("continuous")
+    clean, noisy = (score_pair(pair, dataset(3), clean_noise=c) for c in (0.0, 0.2))
+    assert torch.equal(clean.image["discretized"], noisy.image["discretized"])
+    difference = clean.image["continuous"] - noisy.image["continuous"]
+    assert 0 < difference.abs().max() < 64
+    assert "density of x + 0.2 n" in conventions(noisy)[1].meaning
+
+
+@pytest.mark.parametrize("likelihood", ["discretized", "continuous"])
+def test_a_plain_model_is_scored_exactly(likelihood: str) -> None:
+    torch.manual_seed(0)
+    model = dsmooth.PixelCNNpp(tiny_config("none", likelihood)).eval()
+    scores = score_plain(model, dataset(5), batch_size=2)
+    own = "discrete" if likelihood == "discretized" else "density"
+    with torch.no_grad():
+        log_p = model.log_prob(dataset(5).batch(torch.arange(5)))
+    expected = -float(log_p.mean()) / (64 * math.log(2))
+    assert by_name(scores)[own] == pytest.approx(expected, rel=1e-6)
+    assert by_name(scores)[f"density + {LEVEL_BITS:.3f}"] - by_name(scores)["density"] == (
+        pytest.approx(LEVEL_BITS, abs=1e-12)
+    )
+    assert all(row.equation_4 is None for row in conventions(scores))
+    with pytest.raises(ValueError, match="plain model, which has no bound"):
+        summarise(scores)
+
+
+def test_what_cannot_be_scored_is_named() -> None:
+    pair = tiny_pair()
+    with pytest.raises(ValueError, match="n_noise must be at least 1, got 0"):
+        score_pair(pair, dataset(2), n_noise=0)
+    with pytest.raises(ValueError, match="limit must be at least 1, got 0"):
+        score_pair(pair, dataset(2), limit=0)
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        score_pair(pair, dataset(2), batch_size=0)
+    with pytest.raises(ValueError, match="clean_noise must be finite and at least 0, got -1"):
+        score_pair(pair, dataset(2), clean_noise=-1)
+    with pytest.raises(ValueError, match=r"images of \(8, 8\), got noise of \(12, 12\)"):
+        score_pair(pair, dataset(2, 12))
+    with pytest.raises(ValueError, match="images with 1 channels, got noise with 3"):
+        score_pair(pair, dataset(2, channels=3))
+    with pytest.raises(ValueError, match='a plain model must have conditioning="none"'):
+        score_plain(pair.denoiser, dataset(2))
