@@ -14,6 +14,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 
 from ._version import __version__
 from .config import Role, TrainConfig
+from .evaluate.options import Evaluate
 from .presets import DESCRIPTIONS, PRESETS, preset
 
 DEFAULT_PRESET = "mnist-quick"
@@ -121,10 +122,11 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(130)
 
 
-def _parse(args: list[str]) -> Train | Sample | Reproduce | Doctor:
+def _parse(args: list[str]) -> Train | Sample | Evaluate | Reproduce | Doctor:
     command = tyro.cli(
         Annotated[Train, subcommand("train", default=_train_default(args), prefix_name=False)]
         | Annotated[Sample, subcommand("sample", prefix_name=False)]
+        | Annotated[Evaluate, subcommand("evaluate", prefix_name=False)]
         | Annotated[Reproduce, subcommand("reproduce", prefix_name=False)]
         | Annotated[Doctor, subcommand("doctor", prefix_name=False)],
         args=args,
@@ -163,7 +165,7 @@ def run_folder(role: Role, out: Path | None) -> Path:
     return out or Path("runs") / role
 
 
-def _run(command: Train | Sample | Reproduce | Doctor) -> int:
+def _run(command: Train | Sample | Evaluate | Reproduce | Doctor) -> int:
     if isinstance(command, Doctor):
         from .doctor import run_doctor
 
@@ -184,6 +186,11 @@ def _run(command: Train | Sample | Reproduce | Doctor) -> int:
             temperature=command.temperature,
             threads=command.threads,
         )
+        return 0
+    if isinstance(command, Evaluate):
+        from .evaluate.commands import evaluate
+
+        evaluate(command.what)
         return 0
     from .reproduce import plan_from_preset, reproduce
 

@@ -65,6 +65,22 @@ def load_folder(
     return ImageDataset(images, None, "folder", split, f"{data_dir} ({len(images):,} images)")
 
 
+def read_every_image(folder: Path, limit: int | None = None) -> torch.Tensor:
+    """Return the first `limit` images (all by default) in `folder` and the folders inside it.
+
+    (N, C, H, W) uint8, in the order of their paths; the images must have one size, of any height
+    and width. Raises as `load_folder` does.
+    """
+    paths = _image_paths(folder)[:limit]
+    grey, size = _scan(paths, check_size=True)
+    return _decode_all(
+        paths,
+        lambda path: _planes(_open(path, "L" if grey else "RGB")),
+        (1 if grey else 3, *size),
+        None,
+    )
+
+
 def load_celeba(
     split: str, data_dir: Path, image_size: int | None = None, progress: Progress | None = None
 ) -> ImageDataset:

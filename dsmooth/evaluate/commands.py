@@ -1,0 +1,359 @@
+"""`dsmooth evaluate ...`: models and images from folders, numbers onto the screen and into JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._version import __version__
+from ..checkpoint import write_json
+from ..data import SPLITS, ImageDataset, load_dataset
+from ..draw import load_models, sample_to_files, weights_digest
+from ..pair import SmoothedPair, load_run
+from ..progress import progress
+from ..runlog import read_run_config
+from .classifier import EPOCHS, accuracy, load_classifier, save_classifier, train_classifier
+from .comparison import Comparison, compare_images, real_statistics
+from .features import make_extractor
+from .frechet import FeatureStatistics
+from .likelihood import (
+    EQUATION_4_SENTENCE,
+    Convention,
+    Scores,
+    conventions,
+    score_pair,
+    score_plain,
+)
+from .options import BitsOptions, ClassifierOptions, FrechetOptions
+from .sources import BYTES, ImageSet, choose_data, is_model, read_images
+
+DEFAULT_COUNT = 1000
+
+
+def evaluate(options: BitsOptions | FrechetOptions | ClassifierOptions) -> None:
+    """Carry out one command. Raises ValueError, OSError or ImportError for what does not fit."""
+    if options.threads is not None and options.threads < 1:
+        raise ValueError(f"--threads must be at least 1, got {options.threads}")
+    check_output(options.out, (".safetensors",) if is_training(options) else (".json",))
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if isinstance(options, BitsOptions):
+        evaluate_bits(options)
+    elif isinstance(options, FrechetOptions):
+        evaluate_frechet(options)
+    else:
+        make_classifier(options)
+
+
+def is_training(options: BitsOptions | FrechetOptions | ClassifierOptions) -> bool:
+    """Whether the command makes weights, not numbers."""
+    return isinstance(options, ClassifierOptions)
+
+
+def check_output(path: Path, suffixes: Sequence[str]) -> None:
+    """Raise ValueError for a file that could not be written, before any work."""
+    if path.suffix not in suffixes:
+        raise ValueError(f"the output must end in {' or '.join(suffixes)}, got {path}")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"there is no folder {path.absolute().parent} for {path.name}")
+
+
+def device() -> str:
+    """Where the networks compute."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def evaluate_bits(options: BitsOptions) -> None:
+    """`dsmooth evaluate bpd`."""
+    pair = load_models(options.models)
+    if not isinstance(pair, SmoothedPair):
+        raise ValueError(
+            f"{options.models[0]} is a single model: name a pair, and a plain model with --plain"
+        )
+    choice = choose_data(options.models, options.data, options.data_dir, options.image_size)
+    plain = None
+    if options.plain:
+        plain, config, size = load_run(options.plain)
+        if config.role != "plain" or size != pair.image_size:
+            raise ValueError(
+                f"--plain must be the run of a plain model of images {pair.image_size}, got "
+                f"{config.role} of {size}"
+            )
+        plain.to(device())
+    dataset = choice.load(options.split)
+    n = len(dataset) if options.limit is None else min(options.limit, len(dataset))
+    clean_noise = options.clean_noise
+    if clean_noise is None:
+        clean_noise = trained_clean_noise(options.models)
+    with progress("scoring the pair", n) as done:
+        scores = score_pair(
+            pair.to(device()),
+            dataset,
+            limit=options.limit,
+            n_noise=options.n_noise,
+            batch_size=options.batch_size,
+            seed=options.seed,
+            clean_noise=clean_noise,
+            progress=lambda i, _: done(i),
+        )
+    result: dict[str, Any] = {
+        "dsmooth": __version__,
+        "unit": "bits/dim",
+        "data": {**describe_data(dataset), "n_images": n},
+        "seed": options.seed,
+        "pair": {
+            "weights_sha256": [weights_digest(pair.noisy), weights_digest(pair.denoiser)],
+            **describe_scores(scores),
+        },
+        "equation_4": EQUATION_4_SENTENCE if scores.gaussian else None,
+    }
+    tables = [("pair", conventions(scores))]
+    if plain is not None:
+        with progress("scoring the plain model", n) as done:
+            plain_scores = score_plain(
+                plain,
+                dataset,
+                limit=options.limit,
+                batch_size=options.batch_size,
+                progress=lambda i, _: done(i),
+            )
+        tables.append(("plain", conventions(plain_scores)))
+        result["plain"] = {
+            "weights_sha256": [weights_digest(plain)],
+            **describe_scores(plain_scores),
+        }
+    write_json(options.out, result)
+    print_bits(tables, dataset, scores)
+    print(f"wrote {options.out}")
+
+
+def trained_clean_noise(folders: Sequence[Path]) -> float:
+    """The noise on the target of the denoiser among `folders`; 0 if it is not known."""
+    for folder in folders:
+        path = folder / "config.json"
+        if len(folders) == 2 and path.is_file():
+            config, _ = read_run_config(path)
+            if config.role == "denoiser":
+                return config.clean_noise
+    return 0.0
+
+
+def describe_data(dataset: ImageDataset) -> dict[str, Any]:
+    """Which images a number is of."""
+    return {"name": dataset.name, "split": dataset.split, "source": dataset.source}
+
+
+def describe_scores(scores: Scores) -> dict[str, Any]:
+    """What the JSON file says of the scores of a pair or of a plain model."""
+    terms = {f"image_{name}": nats for name, nats in scores.image.items()}
+    if scores.noisy is not None and scores.smoothing is not None:
+        terms |= {"noisy": scores.noisy, "smoothing": scores.smoothing}
+    return {
+        "trained_as": scores.trained_as,
+        "n_noise": scores.n_noise,
+        "dimensions": scores.dimensions,
+        "clean_noise": scores.clean_noise,
+        "terms": {name: float(scores.bits(nats).mean()) for name, nats in terms.items()},
+        "conventions": [asdict(row) for row in conventions(scores)],
+    }
+
+
+def print_bits(
+    tables: Sequence[tuple[str, Sequence[Convention]]], dataset: ImageDataset, scores: Scores
+) -> None:
+    """The table of all conventions, and below it what they mean."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"bits/dim · {dataset.source}, {dataset.split}: {scores.n_images:,} images")
+    for title in ("", "bits/dim", "± images", "± repeats", "by eq. (4)"):
+        table.add_column(title, justify="left" if not title else "right")
+    for name, rows in tables:
+        table.add_section()
+        for row in rows:
+            table.add_row(
+                f"{name}: {row.name}{' *' if row.comparable else ''}",
+                number(row.value),
+                number(row.standard_error),
+                number(row.repeat_error),
+                number(row.equation_4),
+            )
+    console = Console(highlight=False)
+    console.print(table)
+    meanings = {row.name: row.meaning for _, rows in tables for row in rows}
+    console.print("* comparable with discrete bits/dim of the literature")
+    for name, meaning in meanings.items():
+        console.print(f"{name}: {meaning}")
+    console.print(
+        f"The denoiser was trained with the {scores.trained_as} likelihood; {scores.n_noise} draws "
+        "of noise per image."
+    )
+    if scores.gaussian:
+        console.print(EQUATION_4_SENTENCE)
+
+
+def number(value: float | None) -> str:
+    """Four digits behind the point, or a dash."""
+    return "-" if value is None or math.isnan(value) else f"{value:.4f}"
+
+
+def evaluate_frechet(options: FrechetOptions) -> None:
+    """`dsmooth evaluate fid`."""
+    if options.save_reference:
+        check_output(options.save_reference, (".npz",))
+    extractor = make_extractor(options.extractor, weights=options.weights, device=device())
+    folders = [path for path in options.samples if is_model(path)]
+    choice = choose_data(folders, options.data, options.data_dir, options.image_size)
+    other_split = next(split for split in SPLITS if split != options.split)
+    other_set = choice.load(other_split)
+    description: dict[str, Any]
+    reference: Tensor | FeatureStatistics
+    if options.reference:
+        reference = FeatureStatistics.load(options.reference)
+        description = {k: v for k, v in reference.description.items() if k != "extractor"}
+        if description.get("split") == other_split:
+            raise ValueError(
+                f"{options.reference} is of the {other_split} images, which give the floor: "
+                f"add --split {other_split}"
+            )
+    else:
+        real_set = choice.load(options.split)
+        reference, description = real_set.images, describe_data(real_set)
+    samples, how = collect_samples(options)
+    floor = other_set.images[: len(samples.images)]
+    result = compare_images(
+        samples.images,
+        reference,
+        extractor,
+        floor=floor,
+        batch_size=options.batch_size,
+        subsets=options.subsets,
+        subset_size=options.subset_size,
+        seed=options.seed,
+        progress=progress,
+    )
+    warnings = list(result.warnings)
+    if samples.diverged:
+        warnings.append(f"{samples.diverged:,} samples with infinite values were left out")
+    if options.save_reference and isinstance(reference, Tensor):
+        real_statistics(
+            reference, extractor, description, batch_size=options.batch_size, progress=progress
+        ).save(options.save_reference)
+    values = asdict(result)
+    write_json(
+        options.out,
+        {
+            "dsmooth": __version__,
+            **values,
+            "warnings": warnings,
+            "samples": {"source": samples.source, "left_out": samples.diverged, **how},
+            "reference": description,
+            "floor_images": {**describe_data(other_set), "first": result.n_floor},
+            "bytes": BYTES,
+            "seed": options.seed,
+        },
+    )
+    print_comparison(result, warnings, samples, description)
+    if options.save_reference:
+        print(f"wrote {options.save_reference}")
+    print(f"wrote {options.out}")
+
+
+def collect_samples(options: FrechetOptions) -> tuple[ImageSet, dict[str, Any]]:
+    """The images to score, drawn or read, and how they were drawn."""
+    if not options.samples:
+        raise ValueError("name models to draw from, or a file or folder of images")
+    if not all(is_model(path) for path in options.samples):
+        if len(options.samples) > 1:
+            raise ValueError(
+                "name two run folders, or a single file or folder of images, got "
+                f"{', '.join(map(str, options.samples))}"
+            )
+        return read_images(options.samples[0], options.count), {}
+    count = DEFAULT_COUNT if options.count is None else options.count
+    name = f"samples-{options.method}-{count}"
+    keep = options.keep or options.out.absolute().parent / name
+    settings: dict[str, Any] = {
+        "seed": options.seed,
+        "method": options.method,
+        "temperature": options.temperature,
+    }
+    sample_to_files(options.samples, count, [keep], threads=options.threads, **settings)
+    models = load_models(options.samples)
+    networks = [models.noisy, models.denoiser] if isinstance(models, SmoothedPair) else [models[0]]
+    how = {**settings, "weights_sha256": [weights_digest(network) for network in networks]}
+    return read_images(keep), how
+
+
+def print_comparison(
+    result: Comparison,
+    warnings: Sequence[str],
+    samples: ImageSet,
+    reference: Mapping[str, Any],
+) -> None:
+    """The table of distances and scores, and below it what they are of."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{samples.source}: {result.n_samples:,} samples")
+    table.add_column("")
+    table.add_column("samples", justify="right")
+    table.add_column(f"{result.n_floor:,} other real images", justify="right")
+    table.add_row(result.name, number(result.value), number(result.floor))
+    if result.kernel:
+        table.add_row(
+            f"{result.kernel_name} x 1000",
+            spread(result.kernel.value, result.kernel.standard_deviation, 1000),
+            "-"
+            if result.kernel_floor is None
+            else spread(result.kernel_floor.value, result.kernel_floor.standard_deviation, 1000),
+        )
+    if result.score:
+        real = "-" if result.real_score is None else number(result.real_score.value)
+        table.add_row(result.score_name, number(result.score.value), real)
+    console = Console(highlight=False)
+    console.print(table)
+    extractor = result.extractor
+    console.print(
+        f"Reference: {result.n_reference:,} images, {reference.get('source', 'saved statistics')}, "
+        f"{reference.get('split', '')}. Extractor: {extractor['name']}, sha256 "
+        f"{extractor['sha256'][:16]}, {extractor['dimension']:,} features, resize: "
+        f"{extractor['resize']}. Values become bytes: {BYTES}."
+    )
+    for warning in warnings:
+        console.print(f"warning: {warning}")
+
+
+def spread(mean: float, deviation: float, factor: float) -> str:
+    """Mean ± standard deviation, both times `factor`."""
+    return f"{factor * mean:.3f} ± {factor * deviation:.3f}"
+
+
+def make_classifier(options: ClassifierOptions) -> None:
+    """`dsmooth evaluate train-classifier`."""
+    epochs = EPOCHS if options.epochs is None else options.epochs
+    train_set, test_set = (load_dataset("mnist", split, options.data_dir) for split in SPLITS)
+    with progress("training the classifier", epochs * len(train_set)) as done:
+        model = train_classifier(train_set, epochs=epochs, seed=options.seed, progress=done)
+    metadata = {
+        "what": "classifier of MNIST digits of dsmooth.evaluate.classifier",
+        "dsmooth": __version__,
+        "torch": torch.__version__,
+        "threads": str(torch.get_num_threads()),
+        "seed": str(options.seed),
+        "epochs": str(epochs),
+        "train_images": str(len(train_set)),
+        "test_images": str(len(test_set)),
+    }
+    save_classifier(model, options.out, metadata)
+    # Measured on what was written: float16 weights.
+    right = accuracy(load_classifier(options.out)[0], test_set)
+    save_classifier(model, options.out, {**metadata, "test_accuracy": f"{right:.4f}"})
+    print(f"{100 * right:.2f} % of {len(test_set):,} test images right")
+    print(f"wrote {options.out} ({options.out.stat().st_size / 1000:.0f} kB)")

@@ -1,0 +1,197 @@
+"""Where evaluations get their images from: data sets, models that draw, files of other people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..checkpoint import read_json
+from ..data import ImageDataset, load_dataset, to_bytes
+from ..data.folder import SUFFIXES, read_every_image
+from ..progress import progress
+from ..runlog import read_run_config
+from ..sampling.shards import MANIFEST
+from .figures import is_diverged
+from .frechet import read_npz
+
+BYTES = "x in [-1, 1] to round((x + 1) * 127.5), clamped to 0 .. 255"
+# Names of an array of images in a .npz: ours, two that are common, and savez's first.
+ARRAY_NAMES = ("x", "images", "samples", "arr_0")
+
+
+@dataclass(frozen=True)
+class DataChoice:
+    """What `load_dataset` is asked for, split apart."""
+
+    name: str
+    data_dir: str | None
+    image_size: int | None
+
+    def load(self, split: str) -> ImageDataset:
+        """The images of a split, with a progress bar while files are decoded."""
+        with ExitStack() as stack:
+            shown = None
+
+            def show(done: int, total: int) -> None:
+                nonlocal shown
+                if shown is None:
+                    shown = stack.enter_context(progress(f"reading {split} images", total))
+                shown(done)
+
+            return load_dataset(
+                self.name, split, self.data_dir, image_size=self.image_size, progress=show
+            )
+
+
+def choose_data(
+    folders: Sequence[Path], name: str | None, data_dir: Path | None, image_size: int | None
+) -> DataChoice:
+    """The data set that was asked for, else the one that a run in `folders` was trained on.
+
+    Without either it is mnist: a saved pair does not know its data.
+    """
+    directory = None if data_dir is None else str(data_dir)
+    for folder in folders:
+        path = folder / "config.json"
+        if path.is_file() and "role" in read_json(path):
+            config, _ = read_run_config(path)
+            if name not in (None, config.data):
+                break
+            return DataChoice(
+                config.data, directory or config.data_dir, image_size or config.image_size
+            )
+    return DataChoice(name or "mnist", directory, image_size)
+
+
+def is_model(path: Path) -> bool:
+    """Whether `path` is a run folder or a saved pair."""
+    return (path / "config.json").is_file()
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images as bytes (N, C, H, W), where they come from, and how many were left out.
+
+    diverged: images with NaN or infinite values, which have no bytes.
+    """
+
+    images: Tensor
+    source: str
+    diverged: int = 0
+
+
+def read_images(path: Path, limit: int | None = None) -> ImageSet:
+    """The first `limit` images (all by default) of a file or folder.
+
+    A .npy or .npz (array x, images, samples or arr_0), a folder of .npy shards as `dsmooth sample`
+    writes it, or a folder of image files. Arrays are (N, C, H, W), (N, H, W, C) or (N, H, W), of
+    bytes, or of floating point in [-1, 1], which becomes bytes as `dsmooth.data.to_bytes` does it.
+
+    Raises FileNotFoundError or ValueError, naming the file and what it must hold.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"the number of images must be at least 1, got {limit}")
+    if path.suffix == ".npz":
+        arrays = read_npz(path)
+        name = next((name for name in ARRAY_NAMES if name in arrays), None)
+        if name is None:
+            raise ValueError(
+                f"{path} must hold an array {', '.join(ARRAY_NAMES)}, got "
+                f"{', '.join(arrays) or 'none'}"
+            )
+        return _collect([arrays[name][:limit]], [path])
+    if path.suffix == ".npy":
+        return _collect([_load_npy(path)[:limit]], [path])
+    if not path.is_dir():
+        raise FileNotFoundError(f"there is no folder, .npz or .npy {path}")
+    shards = sorted(path.glob("*.npy"))
+    if shards:
+        return _read_shards(path, shards, limit)
+    if any(child.suffix.lower() in SUFFIXES for child in path.iterdir()):
+        images = read_every_image(path, limit)
+        return ImageSet(images, f"{path} ({len(images):,} image files)")
+    raise ValueError(f"{path} holds neither a model, nor .npy shards, nor image files")
+
+
+def _read_shards(folder: Path, shards: Sequence[Path], limit: int | None) -> ImageSet:
+    if (folder / MANIFEST).exists():
+        manifest = read_json(folder / MANIFEST)
+        if manifest.get("done") != manifest.get("n"):
+            raise ValueError(
+                f"{folder} holds {manifest.get('done')} of {manifest.get('n')} images: repeat the "
+                "command that draws them to go on"
+            )
+    arrays, left = [], limit
+    for shard in shards:
+        array = _load_npy(shard)[:left]
+        arrays.append(array)
+        if left is not None:
+            left -= len(array)
+            if left == 0:
+                break
+    return _collect(arrays, shards)
+
+
+def _load_npy(path: Path) -> NDArray[np.generic]:
+    try:
+        array: NDArray[np.generic] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no {path}") from None
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(
+            f"{path} is not a readable .npy without pickled objects: {error}"
+        ) from None
+    return array
+
+
+def _collect(arrays: Sequence[NDArray[np.generic]], paths: Sequence[Path]) -> ImageSet:
+    """One set of the images in `arrays`, a part of each file at a time."""
+    parts, diverged = [], 0
+    for array, path in zip(arrays, paths, strict=False):
+        for first in range(0, max(1, len(array)), 1000):
+            images, left_out = array_to_bytes(np.asarray(array[first : first + 1000]), str(path))
+            parts.append(images)
+            diverged += left_out
+    shapes = {tuple(part.shape[1:]) for part in parts}
+    if len(shapes) > 1:
+        raise ValueError(f"{paths[0].parent} holds images of different shapes: {sorted(shapes)}")
+    images = torch.cat(parts)
+    where = paths[0] if len(paths) == 1 else paths[0].parent
+    return ImageSet(images, f"{where} ({len(images) + diverged:,} images)", diverged)
+
+
+def array_to_bytes(array: NDArray[np.generic], source: str) -> tuple[Tensor, int]:
+    """Bytes (N, C, H, W) of an array in one of three layouts, and how many images were left out.
+
+    Raises ValueError, naming `source`, for other arrays.
+    """
+    if array.ndim == 3:
+        array = array[:, None]
+    if array.ndim == 4 and array.shape[1] not in (1, 3) and array.shape[3] in (1, 3):
+        array = array.transpose(0, 3, 1, 2)
+    if array.ndim != 4 or array.shape[1] not in (1, 3):
+        raise ValueError(
+            f"{source} must hold images (N, C, H, W), (N, H, W, C) or (N, H, W) with C = 1 or 3, "
+            f"got shape {array.shape}"
+        )
+    if array.dtype == np.uint8:
+        return torch.from_numpy(np.array(array)), 0
+    if array.dtype.kind != "f":
+        raise ValueError(f"{source} must hold bytes or floating-point values, got {array.dtype}")
+    x = torch.from_numpy(np.array(array, dtype=np.float32))
+    bad = is_diverged(x)
+    x = x[~bad]
+    outside = float((x.abs() > 4).float().mean()) if x.numel() else 0.0
+    if outside > 0.02:
+        raise ValueError(
+            f"{source} must hold values in [-1, 1], got {100 * outside:.0f} % beyond 4: "
+            "store bytes as uint8"
+        )
+    return to_bytes(x), int(bad.sum())

@@ -1,0 +1,232 @@
+"""`dsmooth evaluate`: from folders to numbers in JSON, and a line or two for every mistake."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import dsmooth
+from dsmooth.data import load_dataset
+from dsmooth.evaluate.classifier import load_classifier
+from dsmooth.evaluate.likelihood import LEVEL_BITS, conventions, score_pair, score_plain
+from dsmooth.evaluate.sources import array_to_bytes, read_images
+from dsmooth.pair import load_run
+from tests.data_makers import random_bytes, write_images, write_mnist
+from tests.test_cli import run, save_run
+
+EXTRACTOR = """
+import torch
+
+class Pixels(torch.nn.Module):
+    def forward(self, x):
+        return x.flatten(1)[:, :6] ** 2, x.flatten(1)[:, 6:9]
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with images of 8 x 8, runs trained on them and an extractor for them."""
+    monkeypatch.chdir(tmp_path)
+    pixels = random_bytes((60, 8, 8), seed=3)
+    write_images(tmp_path / "images", {f"{i:03d}.png": array for i, array in enumerate(pixels)})
+    for role in ("noisy", "denoiser", "plain"):
+        save_run(tmp_path / role, role, data="folder", data_dir="images")
+    (tmp_path / "own.py").write_text(EXTRACTOR)
+    return tmp_path
+
+
+def result(path: str) -> dict[str, Any]:
+    return json.loads(Path(path).read_text())
+
+
+def test_bits_of_runs_and_of_a_saved_pair(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    test_set = load_dataset("folder", "test", "images")
+    pair = dsmooth.SmoothedPair.from_runs("noisy", "denoiser")
+    options = ["--n-noise", "2", "--seed", "5", "--out", "bits.json"]
+    assert run("evaluate", "bpd", "denoiser", "noisy", "--plain", "plain", *options) == 0
+    printed = capsys.readouterr().out
+    stored = result("bits.json")
+    assert stored["data"]["n_images"] == len(test_set) < 30
+    assert stored["data"]["split"] == "test"
+    expected = conventions(score_pair(pair, test_set, n_noise=2, seed=5))
+    for row, found in zip(expected, stored["pair"]["conventions"], strict=True):
+        assert found["name"] == row.name
+        assert found["value"] == pytest.approx(row.value, abs=1e-9)
+        assert f"{row.value:.4f}" in printed
+        assert f"{row.equation_4:.4f}" in printed
+    assert stored["pair"]["terms"]["noisy"] < 100
+    assert "0.7213 bits/dim too high" in printed
+    assert "0.7213" in stored["equation_4"]
+    plain, _, _ = load_run(Path("plain"))
+    exact = conventions(score_plain(plain, test_set))[0].value
+    assert stored["plain"]["conventions"][0]["value"] == pytest.approx(exact, abs=1e-9)
+
+    pair.save_pretrained("saved")
+    data = ["--data", "folder", "--data-dir", "images", "--limit", "3", "--batch-size", "2"]
+    assert run("evaluate", "bpd", "saved", *data, "--n-noise", "1", "--out", "again.json") == 0
+    again = result("again.json")
+    assert again["data"]["n_images"] == 3
+    density, offset = (row["value"] for row in again["pair"]["conventions"][1:])
+    assert offset - density == pytest.approx(LEVEL_BITS, abs=1e-9)
+    assert "plain" not in again
+
+
+def test_frechet_of_drawn_samples_is_that_of_their_files(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--extractor", "own.py:Pixels", "--subset-size", "10", "--subsets", "3"]
+    drawn = ["evaluate", "fid", "noisy", "denoiser", "-n", "12", *options, "--seed", "2"]
+    assert run(*drawn, "--out", "drawn.json") == 0
+    stored = result("drawn.json")
+    assert stored["name"] == "Fréchet distance on own.py:Pixels"
+    assert stored["n_samples"] == 12
+    assert stored["n_reference"] == len(load_dataset("folder", "train", "images"))
+    assert stored["n_floor"] == min(12, len(load_dataset("folder", "test", "images")))
+    assert len(stored["extractor"]["sha256"]) == 64
+    assert stored["reference"]["split"] == "train"
+    assert stored["floor_images"]["split"] == "test"
+    assert stored["samples"]["method"] == "two-step"
+    assert len(stored["samples"]["weights_sha256"]) == 2
+    assert "Fréchet distance on own.py:Pixels" in " ".join(capsys.readouterr().out.split())
+
+    # The shards are used again, and a .npz of the same images gives the same numbers.
+    shard = Path("samples-two-step-12/shard_00000.npy")
+    written = shard.stat().st_mtime_ns
+    assert run(*drawn, "--out", "drawn.json", "--save-reference", "reference.npz") == 0
+    assert shard.stat().st_mtime_ns == written
+    np.savez("x.npz", x=np.load(shard))
+    by_file = ["evaluate", "fid", "x.npz", "--data", "folder", "--data-dir", "images", *options]
+    assert run(*by_file, "--out", "file.json") == 0
+    assert run(*by_file, "--reference", "reference.npz", "--out", "statistics.json") == 0
+    assert run(*by_file, "--batch-size", "5", "--seed", "2", "--out", "batches.json") == 0
+    for name in ("file", "statistics", "batches"):
+        again = result(f"{name}.json")
+        assert again["value"] == pytest.approx(stored["value"], rel=1e-6)
+        assert again["floor"] == pytest.approx(stored["floor"], rel=1e-6)
+        assert again["extractor"] == stored["extractor"]
+    assert result("statistics.json")["kernel"] is None
+    assert result("batches.json")["kernel"]["value"] == pytest.approx(
+        stored["kernel"]["value"], rel=1e-5
+    )
+    assert result("statistics.json")["reference"]["split"] == "train"
+
+
+def test_a_classifier_is_trained_and_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for n, split in ((60, "train"), (30, "test")):
+        write_mnist(tmp_path / "data", n, split)
+    options = ["--data-dir", "data", "--epochs", "1", "--seed", "3", "--out", "c.safetensors"]
+    assert run("evaluate", "train-classifier", *options) == 0
+    model, metadata = load_classifier(tmp_path / "c.safetensors")
+    assert metadata["seed"] == "3"
+    test_set = load_dataset("mnist", "test", "data")
+    with torch.no_grad():
+        _, logits = model(test_set.batch(torch.arange(30)))
+    right = float((logits.argmax(1) == test_set.labels).float().mean())
+    assert float(metadata["test_accuracy"]) == pytest.approx(right, abs=1e-4)
+    assert f"{100 * right:.2f} % of 30 test images" in capsys.readouterr().out
+
+
+def test_images_come_in_many_forms(tmp_path: Path) -> None:
+    images = torch.from_numpy(random_bytes((5, 3, 8, 8)))
+    x = images.float() / 127.5 - 1
+    last = images.permute(0, 2, 3, 1).numpy()
+    write_images(tmp_path / "png", {f"{i}.png": array for i, array in enumerate(last)})
+    (tmp_path / "shards").mkdir()
+    np.save(tmp_path / "shards" / "a.npy", x[:3].numpy())
+    np.save(tmp_path / "shards" / "b.npy", x[3:].numpy())
+    np.save(tmp_path / "double.npy", x.double().numpy())
+    np.savez(tmp_path / "last.npz", arr_0=last)
+    np.savez(tmp_path / "first.npz", labels=np.zeros(5), images=images.numpy())
+    for name in ("png", "shards", "double.npy", "last.npz", "first.npz"):
+        found = read_images(tmp_path / name)
+        assert torch.equal(found.images, images), name
+        assert "5 image" in found.source
+        assert torch.equal(read_images(tmp_path / name, 4).images, images[:4]), name
+    grey, _ = array_to_bytes(images[:, 0].numpy(), "grey")
+    assert torch.equal(grey, images[:, :1])
+
+
+def test_values_become_bytes_and_diverged_images_are_counted() -> None:
+    x = torch.tensor([[-3.5, -1, -0.999, 0, 0.001, 0.9999, 1, 3], [0, 0, 0, torch.inf, 0, 0, 0, 0]])
+    images, left_out = array_to_bytes(x.view(2, 1, 2, 4).numpy(), "x")
+    assert left_out == 1
+    assert images.flatten().tolist() == [0, 0, 0, 128, 128, 255, 255, 255]
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("bpd", "name a saved pair"),
+        ("bpd noisy", "is a single model: name a pair"),
+        ("bpd noisy denoiser --limit 0", "limit must be at least 1, got 0"),
+        ("bpd noisy denoiser --n-noise 0", "n_noise must be at least 1, got 0"),
+        ("bpd noisy denoiser --batch-size 0", "batch_size must be at least 1, got 0"),
+        ("bpd noisy denoiser --threads 0", "--threads must be at least 1, got 0"),
+        ("bpd noisy denoiser --seed -1", "seed must lie in"),
+        ("bpd noisy denoiser --plain noisy", "--plain must be the run of a plain model"),
+        ("bpd noisy denoiser --data mnist", "images of (8, 8), got mnist of (28, 28)"),
+        ("bpd noisy denoiser --data-dir nowhere", "nowhere is not a folder"),
+        ("bpd noisy denoiser --out no/x.json", "there is no folder"),
+        ("bpd noisy denoiser --out x.txt", "must end in .json, got x.txt"),
+        ("fid", "name models to draw from, or a file or folder of images"),
+        ("fid nowhere", "there is no folder, .npz or .npy nowhere"),
+        ("fid own.py", "there is no folder, .npz or .npy own.py"),
+        ("fid x.npy noisy", "name two run folders, or a single file or folder"),
+        ("fid empty", "holds neither a model, nor .npy shards, nor image files"),
+        ("fid x.npy --extractor vgg", "extractor must be mnist-classifier, inception, module"),
+        ("fid x.npy -n 0", "the number of images must be at least 1, got 0"),
+        ("fid x.npy -n 1", "samples must hold at least 2 images, got 1"),
+        ("fid x.npy --subset-size 1", "subset_size at least 2, got 100 and 1"),
+        ("fid x.npy --data mnist", "reference must have the samples' shape (1, 8, 8)"),
+        ("fid x.npy --extractor mnist-classifier", "mnist-classifier needs images of shape"),
+        ("fid x.npy --weights w", "--weights is for inception and mnist-classifier"),
+        ("fid x.npy --reference none.npz", "there is no none.npz"),
+        ("fid x.npy --reference bad.npz", "does not hold saved statistics"),
+        ("fid x.npy --save-reference r.txt", "must end in .npz, got r.txt"),
+        ("fid bad.npz", "must hold an array x, images, samples, arr_0, got text"),
+        ("fid levels.npy", "must hold values in [-1, 1], got 97 % beyond 4"),
+        ("fid shape.npy", "must hold images (N, C, H, W), (N, H, W, C) or (N, H, W)"),
+        ("fid integers.npy", "must hold bytes or floating-point values, got int64"),
+        ("fid pickle.npy", "without pickled objects"),
+        ("fid noisy denoiser -n 0", "the number of images must be at least 1, got 0"),
+        ("train-classifier --out c.pth", "must end in .safetensors, got c.pth"),
+        ("train-classifier --out c.safetensors --epochs 0", "epochs must be at least 1, got 0"),
+        ("train-classifier --out c.safetensors --data-dir no", "no is not a folder"),
+    ],
+)
+def test_mistakes_get_a_line_or_two(
+    place: Path, capsys: pytest.CaptureFixture[str], command: str, message: str
+) -> None:
+    np.save("x.npy", random_bytes((20, 8, 8)))
+    np.save("levels.npy", random_bytes((20, 8, 8)).astype(np.float32))
+    np.save("shape.npy", random_bytes((20, 2, 8, 8)))
+    np.save("integers.npy", random_bytes((20, 8, 8)).astype(np.int64))
+    np.save("pickle.npy", np.array([{}], dtype=object))
+    np.savez("bad.npz", text="text")
+    Path("empty").mkdir()
+    words = command.split()
+    if words[0] == "fid":
+        defaults = {"--extractor": "own.py:Pixels", "--data": "folder", "--data-dir": "images"}
+        if "mnist" in words:
+            del defaults["--data-dir"]
+        for option, value in defaults.items():
+            if option not in words:
+                words += [option, value]
+    before = sorted(place.rglob("*"))
+    assert run("evaluate", *words) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("dsmooth: error: ")
+    assert len(error.splitlines()) <= 3
+    assert sorted(p for p in place.rglob("*") if "__pycache__" not in p.parts) == before
