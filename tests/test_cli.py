@@ -44,7 +44,7 @@ def save_run(folder: Path, role: str, **settings: object) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("verb", ["", "train", "sample", "reproduce", "doctor"])
+@pytest.mark.parametrize("verb", ["", "train", "sample", "evaluate", "reproduce", "doctor"])
 def test_help_does_not_import_torch(tmp_path: Path, verb: str) -> None:
     code = (
         "import sys; from dsmooth.cli import main\n"

@@ -24,7 +24,7 @@ from dsmooth.evaluate.classifier import (
     shift_images,
     train_classifier,
 )
-from dsmooth.evaluate.comparison import compare_images, real_statistics
+from dsmooth.evaluate.comparison import compare_images
 from dsmooth.evaluate.features import extract_features, make_extractor
 from dsmooth.evaluate.frechet import FeatureStatistics
 
@@ -63,7 +63,7 @@ def test_the_packaged_classifier_knows_digits(digits: ImageDataset) -> None:
     extractor = make_extractor("mnist-classifier")
     assert extractor.sha256 == hashlib.sha256(WEIGHTS_PATH.read_bytes()).hexdigest()
     assert extractor.distance_name == "Fréchet distance on mnist-classifier"
-    assert extractor.kernel_name == "kernel distance on mnist-classifier"
+    assert extractor.kernel_name == "Kernel distance on mnist-classifier"
     assert "Inception-style" in extractor.score_name
 
 
@@ -311,11 +311,10 @@ def test_a_comparison_orders_real_images_before_noise(digits: ImageDataset) -> N
 
 def test_saved_statistics_stand_for_their_images(tmp_path: Path, digits: ImageDataset) -> None:
     extractor = make_extractor("mnist-classifier")
-    statistics = real_statistics(digits.images[:300], extractor, {"data": "mnist"})
-    path = tmp_path / "reference.npz"
-    statistics.save(path)
-    loaded = FeatureStatistics.load(path)
     direct = compare_images(digits.images[300:500], digits.images[:300], extractor)
+    path = tmp_path / "reference.npz"
+    direct.reference.save(path)
+    loaded = FeatureStatistics.load(path)
     by_file = compare_images(digits.images[300:500], loaded, extractor)
     assert by_file.value == pytest.approx(direct.value, rel=1e-9)
     assert by_file.kernel is None

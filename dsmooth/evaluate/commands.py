@@ -19,7 +19,7 @@ from ..pair import SmoothedPair, load_run
 from ..progress import progress
 from ..runlog import read_run_config
 from .classifier import EPOCHS, accuracy, load_classifier, save_classifier, train_classifier
-from .comparison import Comparison, compare_images, real_statistics
+from .comparison import Comparison, compare_images
 from .features import make_extractor
 from .frechet import FeatureStatistics
 from .likelihood import (
@@ -151,15 +151,18 @@ def describe_data(dataset: ImageDataset) -> dict[str, Any]:
 
 def describe_scores(scores: Scores) -> dict[str, Any]:
     """What the JSON file says of the scores of a pair or of a plain model."""
-    terms = {f"image_{name}": nats for name, nats in scores.image.items()}
-    if scores.noisy is not None and scores.smoothing is not None:
-        terms |= {"noisy": scores.noisy, "smoothing": scores.smoothing}
+    names = ("noisy", "smoothing", "discretized", "continuous")
+    terms = {name: getattr(scores, name) for name in names if getattr(scores, name) is not None}
     return {
         "trained_as": scores.trained_as,
         "n_noise": scores.n_noise,
         "dimensions": scores.dimensions,
         "clean_noise": scores.clean_noise,
-        "terms": {name: float(scores.bits(nats).mean()) for name, nats in terms.items()},
+        "terms": {
+            name: float(scores.bits(nats).mean())
+            for name, nats in terms.items()
+            if nats is not None
+        },
         "conventions": [asdict(row) for row in conventions(scores)],
     }
 
@@ -186,14 +189,15 @@ def print_bits(
             )
     console = Console(highlight=False)
     console.print(table)
-    meanings = {row.name: row.meaning for _, rows in tables for row in rows}
     console.print("* comparable with discrete bits/dim of the literature")
-    for name, meaning in meanings.items():
-        console.print(f"{name}: {meaning}")
-    console.print(
-        f"The denoiser was trained with the {scores.trained_as} likelihood; {scores.n_noise} draws "
-        "of noise per image."
-    )
+    seen: set[str] = set()
+    for name, rows in tables:
+        for row in rows:
+            if row.meaning not in seen:
+                console.print(f"{name}: {row.name}: {row.meaning}")
+            seen.add(row.meaning)
+    draws = f"{scores.n_noise} draw{'s' if scores.n_noise > 1 else ''} of noise per image"
+    console.print(f"The denoiser was trained as {scores.trained_as}; {draws}.")
     if scores.gaussian:
         console.print(EQUATION_4_SENTENCE)
 
@@ -216,7 +220,7 @@ def evaluate_frechet(options: FrechetOptions) -> None:
     reference: Tensor | FeatureStatistics
     if options.reference:
         reference = FeatureStatistics.load(options.reference)
-        description = {k: v for k, v in reference.description.items() if k != "extractor"}
+        description = {key: reference.description.get(key) for key in ("name", "split", "source")}
         if description.get("split") == other_split:
             raise ValueError(
                 f"{options.reference} is of the {other_split} images, which give the floor: "
@@ -242,15 +246,13 @@ def evaluate_frechet(options: FrechetOptions) -> None:
     if samples.diverged:
         warnings.append(f"{samples.diverged:,} samples with infinite values were left out")
     if options.save_reference and isinstance(reference, Tensor):
-        real_statistics(
-            reference, extractor, description, batch_size=options.batch_size, progress=progress
-        ).save(options.save_reference)
-    values = asdict(result)
+        result.reference.description |= description
+        result.reference.save(options.save_reference)
     write_json(
         options.out,
         {
             "dsmooth": __version__,
-            **values,
+            **result.as_json(),
             "warnings": warnings,
             "samples": {"source": samples.source, "left_out": samples.diverged, **how},
             "reference": description,
@@ -301,10 +303,10 @@ def print_comparison(
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{samples.source}: {result.n_samples:,} samples")
+    table = Table(title=f"{samples.source} against {result.n_reference:,} real images")
     table.add_column("")
-    table.add_column("samples", justify="right")
-    table.add_column(f"{result.n_floor:,} other real images", justify="right")
+    table.add_column(f"{result.n_samples:,} samples", justify="right")
+    table.add_column(f"{result.n_floor:,} real images", justify="right")
     table.add_row(result.name, number(result.value), number(result.floor))
     if result.kernel:
         table.add_row(

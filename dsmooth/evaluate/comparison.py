@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
@@ -28,11 +28,12 @@ class Comparison:
     """Samples against a reference of real images.
 
     name: FID, or what the Fréchet distance is called with this extractor. value: the distance.
-    floor: the distance of `n_floor` other real images to the same reference: no model of finite
-    samples is expected to get under it. kernel, kernel_floor: the kernel distance and its floor,
-    None if the reference is saved statistics. score, real_score: the Inception score of the samples
-    and of the other real images, None if the extractor is no classifier.
+    floor: the distance of `n_floor` other real images to the same reference, which is what a
+    perfect model would get with as many samples. kernel, kernel_floor: the kernel distance and its
+    floor, None if the reference is saved statistics. score, real_score: the Inception score of the
+    samples and of the other real images, None if the extractor is no classifier.
     extractor: name, sha256, resize and dimension. warnings: sentences that belong to the numbers.
+    reference: the statistics of the real images, which can be saved and compared with again.
     """
 
     name: str
@@ -49,6 +50,11 @@ class Comparison:
     real_score: InceptionScore | None
     extractor: dict[str, Any]
     warnings: tuple[str, ...]
+    reference: FeatureStatistics
+
+    def as_json(self) -> dict[str, Any]:
+        """All but the statistics, as JSON values."""
+        return {key: value for key, value in asdict(self).items() if key != "reference"}
 
 
 def compare_images(
@@ -70,31 +76,19 @@ def compare_images(
     reference, best as many as there are samples. reference may also be statistics that were saved.
     batch_size: images at a time, changes roundings only. subsets, subset_size, seed: of the kernel
     distance. splits: of the Inception score. progress: such as `dsmooth.progress.progress`.
-    Features of all images are kept in memory: 4 N D bytes.
+    Features of all images are kept in memory: 4 N D bytes. (Long, but one paragraph a number.)
 
     Raises ValueError for images that do not fit together and statistics of another extractor.
     """
     check_shapes(samples, reference, floor)
 
-    def extract(images: Tensor, what: str) -> tuple[Features, FeatureStatistics]:
+    def measure(images: Tensor, what: str) -> tuple[Features, FeatureStatistics]:
         with progress(f"features of {what}", len(images)) as done:
             features = extract_features(images, extractor, batch_size=batch_size, progress=done)
-        statistics = FeatureStatistics(features.features.shape[1])
-        for part in features.features.split(1000):
-            statistics.update(part)
-        return features, statistics
+        return features, collect_statistics(features.features, images, extractor)
 
-    drawn, drawn_statistics = extract(samples, "samples")
-    dimension = drawn_statistics.dimension
-    if isinstance(reference, FeatureStatistics):
-        check_statistics(reference, extractor, dimension)
-        real, real_statistics = None, reference
-    else:
-        real, real_statistics = extract(reference, "real images")
-    others, others_statistics = (None, None) if floor is None else extract(floor, "the floor")
-
-    def kernel(features: Features | None, what: str) -> KernelDistance | None:
-        if real is None or features is None:
+    def kernel(features: Features, what: str) -> KernelDistance | None:
+        if real is None:
             return None
         with progress(f"{extractor.kernel_name}{what}", subsets * subset_size) as done:
             return kernel_distance(
@@ -106,56 +100,53 @@ def compare_images(
                 progress=lambda k: done(k * subset_size),
             )
 
-    def score(features: Features | None) -> InceptionScore | None:
-        if features is None or features.logits is None:
+    def score(features: Features) -> InceptionScore | None:
+        if features.logits is None:
             return None
         return inception_score(features.logits, splits=min(splits, len(features.logits)))
 
+    drawn, statistics = measure(samples, "samples")
+    real: Features | None = None
+    if isinstance(reference, FeatureStatistics):
+        check_statistics(reference, extractor, statistics.dimension)
+        real_statistics = reference
+    else:
+        real, real_statistics = measure(reference, "real images")
+    others = None if floor is None else measure(floor, "the floor")
     counts = {
-        "samples": drawn_statistics.count,
+        "samples": statistics.count,
         "real images": real_statistics.count,
-        "images of the floor": 0 if others_statistics is None else others_statistics.count,
+        "images of the floor": others[1].count if others else 0,
     }
+    with progress(extractor.distance_name, counts["samples"]) as done:
+        value = statistics.distance(real_statistics)
+        lowest = others[1].distance(real_statistics) if others else None
+        done(counts["samples"])
     return Comparison(
         name=extractor.distance_name,
-        value=drawn_statistics.distance(real_statistics),
-        floor=None if others_statistics is None else others_statistics.distance(real_statistics),
+        value=value,
+        floor=lowest,
         n_samples=counts["samples"],
         n_reference=counts["real images"],
         n_floor=counts["images of the floor"],
         kernel_name=extractor.kernel_name,
         kernel=kernel(drawn, ""),
-        kernel_floor=kernel(others, ", floor"),
+        kernel_floor=kernel(others[0], ", floor") if others else None,
         score_name=extractor.score_name,
         score=score(drawn),
-        real_score=score(others),
-        extractor={**extractor.describe(), "dimension": dimension},
-        warnings=tuple(warn_of_counts(counts, dimension)),
+        real_score=score(others[0]) if others else None,
+        extractor={**extractor.describe(), "dimension": statistics.dimension},
+        warnings=tuple(warn_of_counts(counts, statistics.dimension)),
+        reference=real_statistics,
     )
 
 
-def real_statistics(
-    images: Tensor,
-    extractor: FeatureExtractor,
-    description: dict[str, Any],
-    *,
-    batch_size: int = 100,
-    progress: ShowProgress = no_progress,
+def collect_statistics(
+    features: Tensor, images: Tensor, extractor: FeatureExtractor
 ) -> FeatureStatistics:
-    """Statistics of real images, bytes (N, C, H, W), to be saved and used as a reference.
-
-    description: what the images are, JSON values; the extractor's is added.
-    """
-    with progress("features of real images", len(images)) as done:
-        features, _ = extract_features(images, extractor, batch_size=batch_size, progress=done)
-    statistics = FeatureStatistics(
-        features.shape[1],
-        {
-            **description,
-            "image_shape": list(images.shape[1:]),
-            "extractor": extractor.describe(),
-        },
-    )
+    """Statistics of features (N, D), which say of which images and by which extractor."""
+    description = {"image_shape": list(images.shape[1:]), "extractor": extractor.describe()}
+    statistics = FeatureStatistics(features.shape[1], description)
     for part in features.split(1000):
         statistics.update(part)
     return statistics

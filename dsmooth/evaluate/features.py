@@ -57,7 +57,7 @@ class FeatureExtractor:
     @property
     def kernel_name(self) -> str:
         """KID, or the kernel distance's honest name."""
-        return "KID" if self.is_fid else f"kernel distance on {self.name}"
+        return "KID" if self.is_fid else f"Kernel distance on {self.name}"
 
     @property
     def score_name(self) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -38,17 +38,18 @@ Progress = Callable[[int, int], None]
 class Scores:
     """Nats of every draw (rows) and image (columns): (R, N) float64 on the CPU.
 
-    image: log p of the clean image, as the probability of its bytes ("discretized") and as a
-    density in units of [-1, 1] ("continuous"), by one and the same mixture; given x~ for a pair.
+    discretized: log-probability of the bytes of the clean image, given x~ for a pair: its
+    mixtures' masses of the 256 levels. continuous: its log-density in units of [-1, 1] by the same
+    mixtures; None unless the model was trained with that likelihood, since one that was trained on
+    bytes lays its mixtures where their density says nothing.
     noisy, smoothing: log p(x~) and -log q(x~ | x) of a pair; None for a plain model, which has one
-    row. trained_as: the likelihood that the model of the clean image was trained with.
-    dimensions: d, sub-pixels of an image. clean_noise: standard deviation of the noise on the
+    row. dimensions: d, sub-pixels of an image. clean_noise: standard deviation of the noise on the
     target of the density. gaussian: whether the smoothing is.
     """
 
-    image: dict[Likelihood, Tensor]
-    trained_as: Likelihood
+    discretized: Tensor
     dimensions: int
+    continuous: Tensor | None = None
     noisy: Tensor | None = None
     smoothing: Tensor | None = None
     clean_noise: float = 0.0
@@ -57,18 +58,31 @@ class Scores:
     @property
     def n_noise(self) -> int:
         """R: draws of x~ per image."""
-        return self.image["discretized"].shape[0]
+        return self.discretized.shape[0]
 
     @property
     def n_images(self) -> int:
         """N: all images that were asked for, the last partial batch included."""
-        return self.image["discretized"].shape[1]
+        return self.discretized.shape[1]
+
+    @property
+    def trained_as(self) -> Likelihood:
+        """The likelihood that the model of the clean image was trained with."""
+        return "discretized" if self.continuous is None else "continuous"
 
     def log_weights(self, likelihood: Likelihood) -> Tensor:
-        """log p(x~) - log q(x~ | x) + log p(x | x~), or log p(x) of a plain model: (R, N)."""
+        """log p(x~) - log q(x~ | x) + log p(x | x~), or log p(x) of a plain model: (R, N).
+
+        The density of a model that was trained on bytes is the mass of each level, spread evenly
+        over the 1 / 127.5 that the level takes up.
+        """
+        image = self.discretized
+        if likelihood == "continuous":
+            spread = self.discretized + self.dimensions * math.log(127.5)
+            image = spread if self.continuous is None else self.continuous
         if self.noisy is None or self.smoothing is None:
-            return self.image[likelihood]
-        return self.noisy + self.smoothing + self.image[likelihood]
+            return image
+        return self.noisy + self.smoothing + image
 
     def bits(self, nats: Tensor) -> Tensor:
         """-nats / (d ln 2)."""
@@ -96,53 +110,35 @@ class Convention:
 
 def conventions(scores: Scores) -> list[Convention]:
     """The numbers of `scores` in every convention, the comparable ones first."""
-    pair = scores.noisy is not None
-    is_bound = "an upper bound" if pair else "exact"
-    target = f"x + {scores.clean_noise:g} n" if scores.clean_noise else "x"
-    rows = [
-        _convention(
-            scores,
-            "discrete bound" if pair else "discrete",
-            scores.log_weights("discretized"),
-            True,
-            f"{is_bound} on -log2 P(bytes) / d: comparable with the literature",
-        )
+    discrete, density = (scores.log_weights(form) for form in ("discretized", "continuous"))
+    per_level = density - scores.dimensions * math.log(127.5)
+    if scores.continuous is None:
+        of_density = "the mass of each level spread evenly over it, in units of [-1, 1]"
+        of_level = "the same per grey level, so the discrete number again"
+    else:
+        target = f"x + {scores.clean_noise:g} n" if scores.clean_noise else "x"
+        of_density = f"density of {target} in units of [-1, 1]"
+        of_level = "the same per grey level; not a probability of bytes"
+    if scores.noisy is None:
+        rows = [_convention(scores, "discrete", discrete, "exactly -log2 P(bytes) / d")]
+    else:
+        meaning = "upper bound on -log2 P(bytes) / d"
+        rows = [_convention(scores, "discrete bound", discrete, meaning)]
+        if scores.n_noise > 1:
+            weighted = importance_weighted(discrete)[None]
+            name = f"discrete bound, importance-weighted, n = {scores.n_noise}"
+            meaning = "the same by the log of the mean weight, which is tighter"
+            # Equation (4) is about the entropy, which has no place in a mean of weights.
+            rows.append(replace(_convention(scores, name, weighted, meaning), equation_4=None))
+    return [
+        *rows,
+        _convention(scores, "density", density, of_density, comparable=False),
+        _convention(scores, f"density + {LEVEL_BITS:.3f}", per_level, of_level, comparable=False),
     ]
-    if pair and scores.n_noise > 1:
-        rows.append(
-            _convention(
-                scores,
-                f"discrete bound, importance-weighted, n = {scores.n_noise}",
-                importance_weighted(scores.log_weights("discretized"))[None],
-                True,
-                "the same with the log of the mean weight: tighter",
-            )
-        )
-    density = scores.log_weights("continuous")
-    offset = -LEVEL_BITS * math.log(2) * scores.dimensions
-    rows.append(
-        _convention(
-            scores,
-            "density",
-            density,
-            False,
-            f"density of {target} in units of [-1, 1]: comparable with nothing discrete",
-        )
-    )
-    rows.append(
-        _convention(
-            scores,
-            f"density + {LEVEL_BITS:.3f}",
-            density + offset,
-            False,
-            f"density of {target} per grey level: a spike on each level lowers it without end",
-        )
-    )
-    return rows
 
 
 def _convention(
-    scores: Scores, name: str, nats: Tensor, comparable: bool, meaning: str
+    scores: Scores, name: str, nats: Tensor, meaning: str, *, comparable: bool = True
 ) -> Convention:
     """A row from nats (R, N)."""
     bits = scores.bits(nats)
@@ -196,6 +192,7 @@ def score_pair(
             f"the pair is for images of {pair.image_size}, got {dataset.name} of "
             f"{dataset.image_size}"
         )
+    trained_as = pair.denoiser.config.likelihood
     parts: dict[str, list[Tensor]] = {}
     for first, x in _batches(dataset, pair.noisy, limit, batch_size, progress):
         columns: dict[str, list[Tensor]] = {}
@@ -203,29 +200,29 @@ def score_pair(
             where = {"seed": seed, "first_index": first, "repeat": repeat}
             x_tilde = pair.smoothing.sample(x, **where)
             params = pair.denoiser(x, context=x_tilde)
-            target = x
-            target_params = params
-            if clean_noise:
-                target = GaussianSmoothing(clean_noise, Stage.CLEAN_NOISE).sample(x, **where)
-                target_params = pair.denoiser(target, context=x_tilde)
             draw = {
                 "noisy": pair.noisy.log_prob(x_tilde),
                 "smoothing": -pair.smoothing.log_prob(x_tilde, x),
                 "discretized": _log_prob(x, params, "discretized"),
-                "continuous": _log_prob(target, target_params, "continuous"),
             }
+            if trained_as == "continuous":
+                target = x
+                if clean_noise:
+                    target = GaussianSmoothing(clean_noise, Stage.CLEAN_NOISE).sample(x, **where)
+                    params = pair.denoiser(target, context=x_tilde)
+                draw["continuous"] = _log_prob(target, params, "continuous")
             for name, values in draw.items():
                 columns.setdefault(name, []).append(values.double().cpu())
         for name, draws in columns.items():
             parts.setdefault(name, []).append(torch.stack(draws))
     nats = {name: torch.cat(columns, dim=1) for name, columns in parts.items()}
     return Scores(
-        image={"discretized": nats["discretized"], "continuous": nats["continuous"]},
-        trained_as=pair.denoiser.config.likelihood,
-        dimensions=dataset.images[0].numel(),
+        nats["discretized"],
+        dataset.images[0].numel(),
+        continuous=nats.get("continuous"),
         noisy=nats["noisy"],
         smoothing=nats["smoothing"],
-        clean_noise=clean_noise,
+        clean_noise=clean_noise if trained_as == "continuous" else 0.0,
         gaussian=isinstance(pair.smoothing, GaussianSmoothing),
     )
 
@@ -247,16 +244,14 @@ def score_plain(
         raise ValueError(
             f'a plain model must have conditioning="none", got "{model.config.conditioning}"'
         )
-    parts: dict[Likelihood, list[Tensor]] = {"discretized": [], "continuous": []}
+    forms: set[Likelihood] = {"discretized", model.config.likelihood}
+    parts: dict[Likelihood, list[Tensor]] = {form: [] for form in forms}
     for _, x in _batches(dataset, model, limit, batch_size, progress):
         params = model(x)
-        for likelihood, rows in parts.items():
-            rows.append(_log_prob(x, params, likelihood).double().cpu())
-    return Scores(
-        image={likelihood: torch.cat(rows)[None] for likelihood, rows in parts.items()},
-        trained_as=model.config.likelihood,
-        dimensions=dataset.images[0].numel(),
-    )
+        for form in forms:
+            parts[form].append(_log_prob(x, params, form).double().cpu())
+    nats = {form: torch.cat(rows)[None] for form, rows in parts.items()}
+    return Scores(nats["discretized"], dataset.images[0].numel(), continuous=nats.get("continuous"))
 
 
 def _log_prob(x: Tensor, params: Tensor, likelihood: Likelihood) -> Tensor:
@@ -344,13 +339,14 @@ def summarise(scores: Scores) -> BitsPerDim:
         raise ValueError("these are the scores of a plain model, which has no bound")
     total = scores.bits(scores.log_weights(scores.trained_as)).mean(0)
     error = standard_error(total)
+    image = scores.discretized if scores.continuous is None else scores.continuous
     return BitsPerDim(
         likelihood=scores.trained_as,
         value=float(total.mean()),
         standard_error=math.nan if error is None else error,
         noisy=float(scores.bits(scores.noisy).mean()),
         smoothing=float(scores.bits(scores.smoothing).mean()),
-        denoiser=float(scores.bits(scores.image[scores.trained_as]).mean()),
+        denoiser=float(scores.bits(image).mean()),
         n_images=scores.n_images,
         n_noise=scores.n_noise,
     )
