@@ -2,34 +2,12 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
-#include <stdexcept>
-#include <string>
 
+#include "cuda_check.h"
 #include "logistic_mixture_cuda.h"
 
 namespace dsmooth {
 namespace {
-
-void check(cudaError_t status, const char* what) {
-  if (status != cudaSuccess) {
-    throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
-  }
-}
-
-// Makes a device current, and the former one again at the end of the scope.
-class DeviceGuard {
- public:
-  explicit DeviceGuard(int device) {
-    check(cudaGetDevice(&previous_), "cudaGetDevice");
-    check(cudaSetDevice(device), "cudaSetDevice");
-  }
-  ~DeviceGuard() { cudaSetDevice(previous_); }
-  DeviceGuard(const DeviceGuard&) = delete;
-  DeviceGuard& operator=(const DeviceGuard&) = delete;
-
- private:
-  int previous_ = 0;
-};
 
 template <class T, int C, bool kDiscretized, bool kBackward>
 __global__ void logistic_mixture_kernel(LogisticMixtureArgs<T> args) {
@@ -71,7 +49,7 @@ void logistic_mixture_cuda(const LogisticMixtureArgs<T>& args, bool backward, in
   const auto kernel = backward ? choose_kernel<T, true>(args.channels, args.discretized)
                                : choose_kernel<T, false>(args.channels, args.discretized);
   kernel<<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(args);
-  check(cudaGetLastError(), "launch of logistic_mixture_kernel");
+  cuda_check(cudaGetLastError(), "launch of logistic_mixture_kernel");
 }
 
 template void logistic_mixture_cuda<float>(const LogisticMixtureArgs<float>&, bool, int, void*);

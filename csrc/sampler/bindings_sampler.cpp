@@ -4,10 +4,16 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <array>
+#include <optional>
 #include <string>
 #include <utility>
 
+#include "../tensor_view.h"
 #include "sampler_cpu.h"
+#if defined(DSMOOTH_HAS_CUDA)
+#include "sampler_cuda.h"
+#endif
 
 namespace py = pybind11;
 
@@ -105,9 +111,96 @@ void sample(const CpuSampler& sampler, Array out, const py::object& context, uin
   });
 }
 
+#if defined(DSMOOTH_HAS_CUDA)
+using dsmooth::kAny;
+using dsmooth::Tensor;
+using dsmooth::View;
+using dsmooth::sampler::CudaRequest;
+using dsmooth::sampler::CudaSampler;
+using dsmooth::sampler::Sharing;
+
+// A view whose elements follow one another.
+template <int N>
+View<float, N> whole(const Tensor& tensor, const std::array<int64_t, N>& shape,
+                     dsmooth::Device device) {
+  const View<float, N> view(tensor, shape, device);
+  int64_t stride = 1;
+  for (int i = N - 1; i >= 0; stride *= view.shape[i--])
+    if (view.stride[i] != stride && view.shape[i] > 1)
+      throw py::value_error(tensor.name + " must be contiguous");
+  return view;
+}
+
+void launch(const CudaSampler& sampler, const Tensor& out, const std::optional<Tensor>& context,
+            const Tensor& workspace, const Sharing& sharing, uint64_t seed, uint64_t first_index,
+            float temperature, uintptr_t stream) {
+  const dsmooth::Device device{dsmooth::DeviceType::kCuda, sampler.device()};
+  const auto images = whole<4>(out, {kAny, sampler.image_channels(), kAny, kAny}, device);
+  const auto [n, channels, height, width] = images.shape;
+  const int h = static_cast<int>(height), w = static_cast<int>(width);
+  const auto bytes = static_cast<int64_t>(sampler.workspace_bytes(sharing, h, w));
+  const CudaRequest request{
+      n,
+      h,
+      w,
+      seed,
+      first_index,
+      temperature,
+      sharing,
+      context ? whole<4>(*context, images.shape, device).data : nullptr,
+      images.data,
+      whole<1>(workspace, {bytes / static_cast<int64_t>(sizeof(float))}, device).data,
+      reinterpret_cast<void*>(stream)};
+  const py::gil_scoped_release release;
+  sampler.sample(request);
+}
+
+void register_cuda_sampler(py::module_& module) {
+  py::class_<Sharing>(module, "Sharing")
+      .def_readonly("slices", &Sharing::slices)
+      .def_readonly("largest", &Sharing::largest)
+      .def_readonly("blocks", &Sharing::blocks);
+  py::class_<CudaSampler>(module, "CudaSampler")
+      .def(py::init([](const py::object& program, int image_channels, int n_mix, bool discretized,
+                       bool conditioned, bool bf16, int device) {
+             return CudaSampler(
+                 to_program(program, image_channels, n_mix, discretized, conditioned), bf16,
+                 device);
+           }),
+           py::kw_only(), py::arg("program"), py::arg("image_channels"), py::arg("n_mix"),
+           py::arg("discretized"), py::arg("conditioned"), py::arg("bf16"), py::arg("device"))
+      .def_property_readonly("weight_words",
+                             [](const CudaSampler& s) { return s.weight_bytes() / sizeof(float); })
+      .def(
+          "write_weights",
+          [](CudaSampler& s, Array to, uintptr_t address) {
+            if (static_cast<size_t>(to.nbytes()) != s.weight_bytes())
+              throw py::value_error("the array must have weight_words words");
+            s.write_weights(to.mutable_data(), address);
+          },
+          py::arg("to").noconvert(), py::arg("address"),
+          "Writes what the device must hold at `address`; once.")
+      .def("bytes_per_image", &CudaSampler::bytes_per_image, py::arg("height"), py::arg("width"))
+      .def("share", &CudaSampler::share, py::arg("n"), py::arg("height"), py::arg("width"),
+           py::arg("memory"), py::arg("max_slice"))
+      .def(
+          "workspace_words",
+          [](const CudaSampler& s, const Sharing& sharing, int height, int width) {
+            return s.workspace_bytes(sharing, height, width) / sizeof(float);
+          },
+          py::arg("sharing"), py::arg("height"), py::arg("width"))
+      .def("sample", &launch, py::kw_only(), py::arg("out"), py::arg("context"),
+           py::arg("workspace"), py::arg("sharing"), py::arg("seed"), py::arg("first_index"),
+           py::arg("temperature"), py::arg("stream"));
+}
+#endif
+
 }  // namespace
 
 void register_sampler(py::module_& module) {
+#if defined(DSMOOTH_HAS_CUDA)
+  register_cuda_sampler(module);
+#endif
   module.def("sampler_instruction_sets", &dsmooth::sampler::instruction_sets, py::arg("bf16"),
              "Names of the instruction sets that the sampler can use here, the best last.");
   py::class_<CpuSampler>(module, "CpuSampler")

@@ -2,5 +2,6 @@
 
 #include <pybind11/pybind11.h>
 
-// Adds the class CpuSampler to the module; see dsmooth/sampling/cached.py.
+// Adds the classes CpuSampler and, where CUDA was built, CudaSampler to the module; see
+// dsmooth/sampling/cached.py.
 void register_sampler(pybind11::module_& module);

@@ -5,22 +5,21 @@
 #include <cstdint>
 #include <cstring>
 
+#include "../host_device.h"
 #include "../philox.h"
-#include "program.h"
+#include "elementary.h"
+#include "network.h"
 
 namespace dsmooth::sampler {
-
-namespace scalar {
-#include "simd_common.h"
-}
 
 struct Pixel {
   float value[3];
 };
 
 // Four uniforms: the component by the cumulative softmax, then mean + scale * logit(u) per colour.
-inline Pixel draw_pixel(const Program& p, const float* params, uint64_t seed, uint64_t index,
-                        uint32_t position, float temperature) {
+DSMOOTH_HOST_DEVICE inline Pixel draw_pixel(const NetworkView& p, const float* params,
+                                            uint64_t seed, uint64_t index, uint32_t position,
+                                            float temperature) {
   const int k = p.n_mix, colours = p.image_channels;
   const PhiloxBlock words =
       philox4x32_10({{position, static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32),
@@ -66,9 +65,9 @@ inline Pixel draw_pixel(const Program& p, const float* params, uint64_t seed, ui
 
 // Channels of the image's cache: colours (then, in two parts, what rounding to bfloat16 left of
 // them), one.
-inline void store_pixel(const Program& p, bool bf16, const Pixel& pixel, float* to) {
+DSMOOTH_HOST_DEVICE inline void store_pixel(const NetworkView& p, const Pixel& pixel, float* to) {
   const int colours = p.image_channels;
-  if (!bf16) {
+  if (!p.bf16) {
     for (int part = 0; part < p.image_parts; ++part)
       for (int c = 0; c < colours; ++c) to[part * colours + c] = part == 0 ? pixel.value[c] : 0.0f;
     to[p.image_parts * colours] = 1.0f;

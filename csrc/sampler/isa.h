@@ -10,43 +10,13 @@
 #include <string>
 #include <vector>
 
+#include "network.h"
+
 namespace dsmooth::sampler {
 
-// Activations and weights are counted in 32-bit words: one float, or a pair of bfloat16 (channels
-// 2i and 2i + 1). A sum over k runs over words in ascending order, in one accumulator per output.
-constexpr int kUnit = 8;          // outputs; panels are so many units wide
-constexpr int kMaxSegments = 16;  // runs of consecutive words that a sum is made of
-constexpr int kMaxRows = 12;      // of a tile
+// A sum over k runs over words in ascending order, in one accumulator per output.
+constexpr int kMaxRows = 12;  // of a tile
 constexpr int kMaxUnits = 6;
-
-struct Segment {
-  const float* a;  // words of the first row
-  ptrdiff_t stride;
-  int k;
-};
-
-// Some output columns of a packed matrix: b[k][units * kUnit] words. In the matrix of a gate, the
-// first half of the columns are A, the second half G, of the same channels.
-struct Panel {
-  const float* b;
-  int units;
-  int column;   // of the packed matrix
-  int channel;  // of the result
-  int channels;
-};
-
-// Where results go: row m of a pointer p begins at p + m * stride; null means nowhere.
-struct Epilogue {
-  bool gate;
-  int channels;  // of the result; act holds elu(v) in [0, channels), elu(-v) behind
-  const float* residual_in;
-  const float* add;
-  float* residual_out;
-  void* act_out;
-  void* raw_out;
-  ptrdiff_t residual_in_stride, add_stride, residual_out_stride;
-  ptrdiff_t act_stride, raw_stride;  // in operands
-};
 
 // out[m] = epilogue(init[m] + sum over segments a[m] b), for m rows.
 struct Job {
@@ -61,6 +31,27 @@ struct Job {
   ptrdiff_t partial_stride;
   Epilogue epilogue;
 };
+
+inline Job make_job(const Product& product) {
+  const OpView& op = product.op();
+  const MatrixView& matrix = product.matrix();
+  Job job{};
+  job.m = product.m();
+  job.panels = matrix.panels;
+  job.n_panels = matrix.n_panels;
+  for (int t = 0; t < op.n_terms; ++t)
+    if (product.includes(op.terms[t]))
+      for (int tap = 0; tap < op.terms[t].taps; ++tap)
+        job.segments[job.n_segments++] = product.segment(op.terms[t], tap);
+  job.init = product.init();
+  job.init_stride = product.init_stride();
+  job.partial = product.partial();
+  if (job.partial)
+    job.partial_stride = matrix.columns;
+  else
+    job.epilogue = product.epilogue();
+  return job;
+}
 
 struct Isa {
   const char* name;

@@ -26,14 +26,6 @@ void Words::Free::operator()(float* p) const { std::free(p); }
 
 namespace {
 
-// The output that a packed column computes, or -1 for padding.
-int output_of(const Op& op, const Panel& panel, int column) {
-  const int half = panel.units * kUnit / 2;
-  const int within = op.gate ? column % half : column;
-  if (within >= panel.channels) return -1;
-  return panel.channel + within + (op.gate && column >= half ? op.n / 2 : 0);
-}
-
 // Panels as even as possible; two at least, so that two threads can share a single image.
 std::vector<Panel> cut(const Op& op, int max_units) {
   const int units = (op.n + kUnit - 1) / kUnit;
@@ -70,15 +62,10 @@ void pack_column(const Term& term, int output, bool bf16, int width, float* to) 
 
 Matrix pack(const Op& op, Part part, const Isa& isa) {
   Matrix matrix;
-  std::vector<const Term*> terms;
+  const std::vector<const Term*> terms = terms_of(op, part);
   size_t depth = 0;
-  for (const Term& term : op.terms) {
-    // Outside the horizontal stream there is one part only.
-    const bool in_row = op.pass == Pass::kHorizontal ? term.row_part : op.pass != Pass::kHead;
-    if (in_row != (part == Part::kRow)) continue;
-    terms.push_back(&term);
-    depth += static_cast<size_t>(term.taps * term.channels) / (isa.bf16 ? 2 : 1);
-  }
+  for (const Term* term : terms)
+    depth += static_cast<size_t>(term->taps * term->channels) / (isa.bf16 ? 2 : 1);
   matrix.panels = cut(op, isa.max_units);
   matrix.columns = matrix.panels.back().column + matrix.panels.back().units * kUnit;
   if (terms.empty()) {
@@ -112,47 +99,36 @@ Words pack_bias(const Op& op, const Isa& isa) {
   return bias;
 }
 
-size_t rows_of(const Cache& cache, int height) {
-  return static_cast<size_t>(cache.rows ? cache.rows : (height >> cache.level) + 2);
-}
-
-size_t words_per_image(const Plan& plan, const Cache& cache, int height, int width) {
-  return rows_of(cache, height) * static_cast<size_t>((width >> cache.level) + 2) *
-         static_cast<size_t>(plan.words(cache));
-}
-
-// Sums wait between the row part and the pixel part.
-size_t partial_words_per_image(const Plan& plan, size_t op, int width) {
-  const Matrix& row = plan.ops[op].row;
-  if (plan.program.ops[op].pass != Pass::kHorizontal || row.panels.empty()) return 0;
-  return static_cast<size_t>(width >> plan.program.ops[op].level) *
-         static_cast<size_t>(row.columns);
-}
-
 }  // namespace
 
-Plan::Plan(Program given, const Isa& chosen) : program(std::move(given)), isa(chosen) {
-  check(program);
-  for (Op& op : program.ops) {
-    PlannedOp planned{pack(op, Part::kRow, isa), pack(op, Part::kPixel, isa), pack_bias(op, isa),
-                      op.column_parity != kNone};
-    for (Term& term : op.terms) {
-      if (program.caches[static_cast<size_t>(term.cache)].level != op.level)
-        planned.resamples = true;
-      term.weight.clear();  // packed now
-      term.weight.shrink_to_fit();
-    }
-    ops.push_back(std::move(planned));
+Plan::Plan(Program given, const Isa& isa) : isa_(isa) {
+  const Program program = checked_by_pass(std::move(given));
+  skeleton_ = Skeleton(program, isa.bf16, 1);
+  for (size_t i = 0; i < program.ops.size(); ++i) {
+    const Op& op = program.ops[i];
+    planned_.push_back(
+        {pack(op, Part::kRow, isa), pack(op, Part::kPixel, isa), pack_bias(op, isa)});
+    const PlannedOp& planned = planned_.back();
+    const auto view = [](const Matrix& m) {
+      return MatrixView{m.panels.data(), static_cast<int>(m.panels.size()), m.columns, 0};
+    };
+    skeleton_.ops[i].row = view(planned.row);
+    skeleton_.ops[i].pixel = view(planned.pixel);
+    skeleton_.ops[i].bias = planned.bias.data();
   }
 }
 
-State::State(const Plan& plan, int batch, int height, int width)
-    : plan_(plan), batch_(batch), height_(height), width_(width) {
+State::State(const NetworkView& network, int batch, int height, int width)
+    : network_(network), batch_(batch), height_(height), width_(width) {
   const size_t images = static_cast<size_t>(batch);
-  for (const Cache& cache : plan.program.caches)
-    caches_.emplace_back(images * words_per_image(plan, cache, height, width));
-  for (size_t i = 0; i < plan.ops.size(); ++i)
-    partials_.emplace_back(images * partial_words_per_image(plan, i, width));
+  for (int i = 0; i < network.n_caches; ++i) {
+    caches_.emplace_back(images * network.caches[i].words_per_image(height, width));
+    cache_pointers_.push_back(caches_.back().data());
+  }
+  for (int i = 0; i < network.n_ops; ++i) {
+    partials_.emplace_back(images * network.partial_words(network.ops[i], width));
+    partial_pointers_.push_back(partials_.back().data());
+  }
 }
 
 void State::clear(int batch) {
@@ -160,31 +136,8 @@ void State::clear(int batch) {
   for (Words& cache : caches_) cache.clear();
 }
 
-float* State::at(int cache, int row, int column) const {
-  const Cache& c = plan_.program.caches[static_cast<size_t>(cache)];
-  const int rows = static_cast<int>(rows_of(c, height_));
-  const int slot = (row + 1 + rows) % rows;  // row >= -2, and only rings of 3 are asked for -2
-  const ptrdiff_t position = static_cast<ptrdiff_t>(slot) * (width(c.level) + 2) + column + 1;
-  return caches_[static_cast<size_t>(cache)].data() + position * batch_ * plan_.words(c);
-}
-
-float* State::partial(size_t op, int column) const {
-  return partials_[op].data() + static_cast<ptrdiff_t>(column) * batch_ * plan_.ops[op].row.columns;
-}
-
-size_t State::bytes() const {
-  size_t words = 0;
-  for (const auto* group : {&caches_, &partials_})
-    for (const Words& w : *group) words += w.size();
-  return words * sizeof(float);
-}
-
-size_t bytes_per_image(const Plan& plan, int height, int width) {
-  size_t words = 0;
-  for (const Cache& cache : plan.program.caches)
-    words += words_per_image(plan, cache, height, width);
-  for (size_t i = 0; i < plan.ops.size(); ++i) words += partial_words_per_image(plan, i, width);
-  return words * sizeof(float);
+StateView State::view() const {
+  return {&network_, cache_pointers_.data(), partial_pointers_.data(), batch_, height_, width_};
 }
 
 }  // namespace dsmooth::sampler

@@ -6,6 +6,8 @@
 #include <vector>
 
 #include "isa.h"
+#include "network.h"
+#include "packing.h"
 #include "program.h"
 
 namespace dsmooth::sampler {
@@ -34,51 +36,41 @@ struct Matrix {
   Words words;
 };
 
-enum class Part { kRow, kPixel };
-
 struct PlannedOp {
   Matrix row, pixel;  // no panels where there are no terms
   Words bias;         // packed columns
-  bool resamples;     // reads another level, or writes every second column
 };
 
-// Immutable once made; shared by all workers and calls.
-struct Plan {
-  Plan(Program program, const Isa& isa);
-
-  int words(const Cache& cache) const {
-    return cache.operand && isa.bf16 ? cache.channels / 2 : cache.channels;
-  }
-
-  Program program;
-  const Isa& isa;
-  std::vector<PlannedOp> ops;
-};
-
-// The caches of a slice of `batch` images of height x width.
-//
-// Within a row of a cache, columns follow one another and within a column images do, so the matrix
-// product over the images of a column, or over all of a row, reads memory in order. One column of
-// zeros on either side is the padding of the convolutions; rows above the image are zero likewise.
-class State {
+// Immutable once made; shared by all workers and calls. A view's pointers stay valid when the plan
+// is moved.
+class Plan {
  public:
-  State(const Plan& plan, int batch, int height, int width);
+  Plan(Program program, const Isa& isa);
+  Plan(const Plan&) = delete;
+  Plan(Plan&&) = default;
 
-  void clear(int batch);  // for the next slice, of at most the first batch size
-  int batch() const { return batch_; }
-  int width(int level) const { return width_ >> level; }
-  // Words of image 0 at a position of a cache; rows count from -1 up to the height inclusive.
-  float* at(int cache, int row, int column) const;
-  float* partial(size_t op, int column) const;
-  size_t bytes() const;
+  const NetworkView& network() const { return skeleton_.network; }
+  const Isa& isa() const { return isa_; }
 
  private:
-  const Plan& plan_;
-  int batch_, height_, width_;
-  std::vector<Words> caches_, partials_;
+  const Isa& isa_;
+  std::vector<PlannedOp> planned_;
+  Skeleton skeleton_;
 };
 
-// Bytes of the caches of one image.
-size_t bytes_per_image(const Plan& plan, int height, int width);
+// The memory of the caches of a slice of `batch` images of height x width.
+class State {
+ public:
+  State(const NetworkView& network, int batch, int height, int width);
+
+  void clear(int batch);  // for the next slice, of at most the first batch size
+  StateView view() const;
+
+ private:
+  NetworkView network_;  // whose own pointers outlive this
+  int batch_, height_, width_;
+  std::vector<Words> caches_, partials_;
+  std::vector<float*> cache_pointers_, partial_pointers_;
+};
 
 }  // namespace dsmooth::sampler

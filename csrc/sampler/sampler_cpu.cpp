@@ -40,7 +40,7 @@ class Run {
  public:
   Run(const Plan& plan, const Request& request) : plan_(plan), r_(request), split_(request) {
     for (int i = 0; i < split_.teams; ++i) {
-      states_.emplace_back(plan, split_.largest, r_.height, r_.width);
+      states_.emplace_back(plan.network(), split_.largest, r_.height, r_.width);
       teams_.push_back(std::make_unique<Team>(split_.lanes, control_));
     }
     current_.resize(static_cast<size_t>(split_.teams));
@@ -64,7 +64,7 @@ class Run {
 
  private:
   void wait(const std::function<void(double)>& poll) {
-    const double canvas = r_.height * (plan_.program.stacked() ? 2.0 : 1.0);
+    const double canvas = r_.height * (plan_.network().stacked() ? 2.0 : 1.0);
     const double all = static_cast<double>(r_.n) * canvas;
     std::unique_lock lock(mutex_);
     while (
@@ -78,12 +78,13 @@ class Run {
   void lane(int team_index, int lane) {
     const size_t t = static_cast<size_t>(team_index);
     Team& team = *teams_[t];
-    CpuWorker worker(plan_.isa, team, lane, split_.lanes);
+    CpuWorker worker(plan_.isa(), team, lane, split_.lanes);
     for (;;) {
       if (lane == 0) take(t);
       worker.end_row(0);
       if (current_[t].batch == 0 || worker.stop()) break;
-      if (!Step<CpuWorker>(plan_, current_[t], states_[t], worker).draw()) break;
+      const StateView state = states_[t].view();
+      if (!Step<CpuWorker>(plan_.network(), current_[t], state, worker).draw()) break;
     }
     std::lock_guard lock(mutex_);
     if (--running_ == 0) finished_.notify_one();
@@ -96,7 +97,7 @@ class Run {
     slice = Slice{};
     if (i >= split_.slices) return;
     const int64_t first = r_.n * i / split_.slices, end = r_.n * (i + 1) / split_.slices;
-    const int64_t pixels = int64_t{plan_.program.image_channels} * r_.height * r_.width;
+    const int64_t pixels = int64_t{plan_.network().image_channels} * r_.height * r_.width;
     slice = {static_cast<int>(end - first),
              r_.height,
              r_.width,
@@ -132,7 +133,7 @@ void CpuSampler::sample(const Request& request, const std::function<void(double)
 }
 
 size_t CpuSampler::bytes_per_image(int height, int width) const {
-  return sampler::bytes_per_image(plan_, height, width);
+  return sampler::bytes_per_image(plan_.network(), height, width);
 }
 
 }  // namespace dsmooth::sampler

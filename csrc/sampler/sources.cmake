@@ -3,7 +3,8 @@
 function(add_sampler target)
   set(here ${CMAKE_CURRENT_FUNCTION_LIST_DIR})
   target_sources(${target} PRIVATE
-    ${here}/program.cpp ${here}/plan.cpp ${here}/sampler_cpu.cpp ${here}/isa.cpp
+    ${here}/program.cpp ${here}/packing.cpp ${here}/plan.cpp ${here}/device_plan.cpp
+    ${here}/tile_layout.cpp ${here}/sampler_cpu.cpp ${here}/isa.cpp
     ${here}/isa_generic.cpp ${here}/isa_avx2.cpp ${here}/isa_avx512.cpp ${here}/isa_avx512_bf16.cpp)
   if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
     include(CheckCXXCompilerFlag)

@@ -76,9 +76,11 @@ class CpuWorker {
   CpuWorker(const Isa& isa, Team& team, int lane, int lanes)
       : isa_(isa), team_(team), lane_(lane), lanes_(lanes) {}
 
-  void matmul(const Job& job) const {
+  void matmul(const Product& product) const {
+    if (now_.solo && lane_ != 0) return;
+    const Job job = make_job(product);
     if (lanes_ == 1 || now_.solo) {
-      if (lane_ == 0) tiles(job, 0, job.m, 0, 1);
+      tiles(job, 0, job.m, 0, 1);
       return;
     }
     // Enough rows: each lane takes some, with all panels. Else the lanes share the panels.

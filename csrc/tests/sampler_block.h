@@ -1,5 +1,6 @@
-// A worker that plays a GPU's thread block on the host: lanes that run the whole step, each with
-// its share of every product, and meet at sync().
+// Thread blocks played on the host: lanes that run the whole step, each with its share of every
+// product, and meet at sync(). BlockWorker shares out the tiles of the CPU; a HostBlock runs the
+// worker of CUDA itself.
 //
 // Two modes. kThreads: every lane a thread of its own; a missing sync is a data race, which
 // ThreadSanitizer reports. kTurns: one lane at a time runs from sync to sync, in shuffled order; a
@@ -7,28 +8,53 @@
 #pragma once
 
 #include <algorithm>
-#include <barrier>
+#include <atomic>
+#include <cmath>
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
 #include <numeric>
 #include <random>
 #include <thread>
+#include <utility>
 #include <vector>
 
+#include "../sampler/block_run.cuh"
 #include "../sampler/isa.h"
+#include "../sampler/plan.h"
 #include "../sampler/step.h"
 
 namespace dsmooth::sampler {
 
 enum class Mode { kThreads, kTurns };
 
+// A barrier that only the last to arrive releases: one that lets its waiters sleep has counters of
+// its own, through which ThreadSanitizer sees an order that the missing sync would have made.
+class Meeting {
+ public:
+  explicit Meeting(int n) : n_(n) {}
+  void wait() {
+    const unsigned round = round_.load(std::memory_order_relaxed);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == n_) {
+      arrived_.store(0, std::memory_order_relaxed);
+      round_.store(round + 1, std::memory_order_release);
+      return;
+    }
+    while (round_.load(std::memory_order_acquire) == round) std::this_thread::yield();
+  }
+
+ private:
+  const int n_;
+  std::atomic<int> arrived_{0};
+  std::atomic<unsigned> round_{0};
+};
+
 class Block {
  public:
   Block(int lanes, Mode mode, unsigned seed)
       : lanes_(lanes),
         mode_(mode),
-        barrier_(lanes),
+        meeting_(lanes),
         random_(seed),
         order_(static_cast<size_t>(lanes)) {
     std::iota(order_.begin(), order_.end(), 0);
@@ -40,7 +66,7 @@ class Block {
     if (mode_ == Mode::kTurns) await_turn(lane, 0);
   }
   void sync(int lane, int64_t round) {
-    if (mode_ == Mode::kThreads) return barrier_.arrive_and_wait();
+    if (mode_ == Mode::kThreads) return meeting_.wait();
     end_turn();
     await_turn(lane, round + 1);
   }
@@ -66,7 +92,7 @@ class Block {
 
   const int lanes_;
   const Mode mode_;
-  std::barrier<> barrier_;
+  Meeting meeting_;
   std::mutex mutex_;
   std::condition_variable changed_;
   std::mt19937 random_;
@@ -75,13 +101,35 @@ class Block {
   int64_t round_ = 0;
 };
 
+// One lane of a block, as the worker of CUDA sees it.
+template <int kTheWarps, int kTheWarpLanes>
+class HostBlock {
+ public:
+  static constexpr int kWarps = kTheWarps, kWarpLanes = kTheWarpLanes;
+
+  // omit: the number of a sync to leave out, -1 for none.
+  HostBlock(Block& block, int lane, int64_t omit) : block_(block), lane_(lane), omit_(omit) {}
+  int lane() const { return lane_; }
+  void sync() {
+    if (count_++ != omit_) block_.sync(lane_, round_++);
+  }
+  int64_t syncs() const { return count_; }
+
+ private:
+  Block& block_;
+  const int lane_;
+  const int64_t omit_;
+  int64_t count_ = 0, round_ = 0;
+};
+
 class BlockWorker {
  public:
   // omit: the number of a sync to leave out, -1 for none.
   BlockWorker(const Isa& isa, Block& block, int lane, int64_t omit)
       : isa_(isa), block_(block), lane_(lane), omit_(omit) {}
 
-  void matmul(const Job& job) const {
+  void matmul(const Product& product) const {
+    const Job job = make_job(product);
     float sums[kMaxUnits * kUnit];
     for_each(job.m * job.n_panels, [&](int i) {
       const Panel& panel = job.panels[i % job.n_panels];
@@ -116,19 +164,62 @@ class BlockWorker {
 // Draws a slice with a block of lanes; returns the number of syncs.
 inline int64_t draw_with_block(const Plan& plan, const Slice& slice, int lanes, Mode mode,
                                int64_t omit = -1, unsigned seed = 1) {
-  State state(plan, slice.batch, slice.height, slice.width);
+  const State memory(plan.network(), slice.batch, slice.height, slice.width);
+  const StateView state = memory.view();
   Block block(lanes, mode, seed);
   std::vector<std::thread> threads;
   int64_t syncs = 0;
   for (int lane = 0; lane < lanes; ++lane)
     threads.emplace_back([&, lane] {
-      BlockWorker worker(plan.isa, block, lane, omit);
+      BlockWorker worker(plan.isa(), block, lane, omit);
       block.begin(lane);
-      Step<BlockWorker>(plan, slice, state, worker).draw();
+      Step<BlockWorker>(plan.network(), slice, state, worker).draw();
       if (lane == 0) syncs = worker.syncs();
       block.end(lane);
     });
   for (std::thread& thread : threads) thread.join();
+  return syncs;
+}
+
+// What a device is, for a call that is played.
+struct Device {
+  int processors;
+  int shared_bytes;
+};
+
+// Draws n images as CudaSampler does, block after block; returns the number of syncs of the first.
+template <class T, int kWarps, int kWarpLanes>
+int64_t draw_as_cuda(Program program, const Slice& all, int64_t n, const Device& device,
+                     int max_slice, Mode mode, int64_t omit = -1, unsigned seed = 1) {
+  using Lanes = HostBlock<kWarps, kWarpLanes>;
+  DevicePlan plan(std::move(program), sizeof(T) == sizeof(Bf16));
+  Words weights(plan.bytes() / sizeof(float));
+  plan.write(weights.data(), reinterpret_cast<uintptr_t>(weights.data()));
+  const Sharing sharing = share(n, device.processors, plan.bytes_per_image(all.height, all.width),
+                                size_t{1} << 30, max_slice);
+  const Workspace workspace = plan.workspace(sharing.largest, all.height, all.width);
+  const SharedLayout layout =
+      lay_out_shared(plan.row_columns(), plan.pixel_columns(), table_bytes(plan.network()),
+                     sizeof(T), device.shared_bytes);
+  Words memory(static_cast<size_t>(sharing.blocks) * workspace.words);
+  std::fill_n(memory.data(), memory.size(), NAN);
+  const BlockRun run{plan.network(), layout, sharing, n, all, memory.data(), workspace};
+  int64_t syncs = 0;
+  for (int i = 0; i < sharing.blocks; ++i) {
+    Words shared(static_cast<size_t>(layout.bytes) / sizeof(float));
+    std::fill_n(shared.data(), shared.size(), NAN);
+    Block block(kWarps * kWarpLanes, mode, seed);
+    std::vector<std::thread> threads;
+    for (int lane = 0; lane < block.lanes(); ++lane)
+      threads.emplace_back([&, lane] {
+        Lanes lanes(block, lane, i == 0 ? omit : -1);
+        block.begin(lane);
+        run_block<T>(run, i, lanes, reinterpret_cast<unsigned char*>(shared.data()));
+        if (lane == 0 && i == 0) syncs = lanes.syncs();
+        block.end(lane);
+      });
+    for (std::thread& thread : threads) thread.join();
+  }
   return syncs;
 }
 

@@ -1,6 +1,7 @@
 // Laws of the sampler that need no Python, run under the sanitizers (run.sh):
 //   sampler_test          all laws
 //   sampler_test plant N  draws with sync N left out, threads as lanes: ThreadSanitizer must object
+//   sampler_test plant_cuda N  the same with the worker of CUDA
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -107,12 +108,149 @@ void block_equals_threads(const Case& c) {
   expect(found * 2 > tried, "most missing syncs go unnoticed");
 }
 
+// A call of the CUDA sampler, played.
+struct CudaCall {
+  CudaCall(const Case& given, int images, bool whole = false)
+      : c(given), n(images), context(c.context(n)), out(c.size(n), NAN) {
+    if (whole) syncs = draw<float, 4, 1>({1, 64 << 10}, 0, Mode::kTurns);
+  }
+
+  template <class T, int kWarps, int kWarpLanes>
+  int64_t draw(const Device& device, int max_slice, Mode mode, int64_t omit = -1,
+               unsigned seed = 1) {
+    const bool conditioned = c.conditioning != Conditioning::kNone;
+    const Slice all{
+        0,         kHeight, kWidth, kSeed, kFirst, 1.0f, conditioned ? context.data() : nullptr,
+        out.data()};
+    return draw_as_cuda<T, kWarps, kWarpLanes>(Toy(c.filters, c.channels, c.conditioning).take(),
+                                               all, n, device, max_slice, mode, omit, seed);
+  }
+
+  const Case c;
+  const int n;
+  const std::vector<float> context;
+  std::vector<float> out;
+  int64_t syncs = 0;
+};
+
+template <class F>
+bool throws(F f) {
+  try {
+    f();
+  } catch (const std::exception&) {
+    return true;
+  }
+  return false;
+}
+
+void plant_cuda(int64_t omit) {
+  CudaCall(kCases[0], 3).draw<float, 4, 1>({1, 64 << 10}, 0, Mode::kThreads, omit);
+}
+
 void plant(int64_t omit) {
   const Case& c = kCases[0];
   const Plan plan(Toy(c.filters, c.channels, c.conditioning).take(), find_isa("generic", false));
   std::vector<float> out(c.size(3));
   const Slice slice{3, kHeight, kWidth, kSeed, kFirst, 1.0f, nullptr, out.data()};
   draw_with_block(plan, slice, 4, Mode::kThreads, omit);
+}
+
+// Sums in the order of CUDA's emulated fragments, one rounding per product, are those of the CPU
+// where it has FMA: the images are then the same bits.
+template <class T, int kWarps, int kWarpLanes>
+void cuda_equals_cpu(const Case& c, const Device& device, int max_slice, Mode mode) {
+  constexpr int kImages = 5;
+  const bool bf16 = sizeof(T) == sizeof(Bf16);
+  const CpuSampler sampler(Toy(c.filters, c.channels, c.conditioning).take(), "avx2", bf16);
+  const std::vector<float> expected = draw(sampler, c, 0, kImages, 1, 0);
+  CudaCall call(c, kImages);
+  call.draw<T, kWarps, kWarpLanes>(device, max_slice, mode);
+  expect(std::memcmp(call.out.data(), expected.data(), expected.size() * sizeof(float)) == 0,
+         "the worker of CUDA gives other bits than the CPU, " + std::to_string(c.filters) +
+             " filters, " + std::to_string(sizeof(T)) + " bytes, " +
+             std::to_string(device.shared_bytes) + " bytes of shared memory");
+}
+
+void cuda_equals_cpu_on_all_shapes() {
+  const std::vector<std::string> isas = instruction_sets(true);
+  if (std::find(isas.begin(), isas.end(), "avx2") == isas.end()) return;
+  constexpr Device kRoomy{2, 227 << 10}, kTight{1, 40 << 10};
+  for (const Case& c : kCases) {
+    cuda_equals_cpu<float, 4, 2>(c, kTight, 0, Mode::kThreads);
+    cuda_equals_cpu<Bf16, 8, 1>(c, kRoomy, 2, Mode::kThreads);
+    cuda_equals_cpu<Bf16, 4, 1>(c, kTight, 1, Mode::kTurns);
+  }
+  // Three panels for the row part of a gate, one of 18 fragments for its pixel part.
+  const Case wide{136, 1, Conditioning::kNone};
+  cuda_equals_cpu<Bf16, 4, 1>(wide, {1, 227 << 10}, 0, Mode::kThreads);
+}
+
+// The first sync stands before pointers, without which a lane would crash.
+void missing_syncs_change_the_image() {
+  const CudaCall whole(kCases[0], 3, true);
+  int tried = 0, found = 0;
+  for (int64_t omit = 1; omit < whole.syncs - 1; omit += 1 + whole.syncs / 40, ++tried) {
+    bool differs = false;
+    for (unsigned seed = 1; seed <= 3 && !differs; ++seed) {
+      CudaCall call(kCases[0], 3);
+      call.draw<float, 4, 1>({1, 64 << 10}, 0, Mode::kTurns, omit, seed);
+      differs = std::memcmp(call.out.data(), whole.out.data(), whole.out.size() * 4) != 0;
+    }
+    found += differs;
+  }
+  std::printf("missing syncs of CUDA's worker found by lanes in turn: %d of %d\n", found, tried);
+  expect(found * 2 > tried, "most missing syncs of CUDA's worker go unnoticed");
+}
+
+void batches_are_shared_out() {
+  for (int64_t n : {1, 5, 131, 132, 133, 1056, 2112, 4300, 50000})
+    for (int processors : {1, 84, 132})
+      for (size_t images_that_fit : {1, 100, 5000, 1000000})
+        for (int max_slice : {0, 1, 7}) {
+          const Sharing s = share(n, processors, 1000, 1000 * images_that_fit + 999, max_slice);
+          const std::string what = " for " + std::to_string(n) + " images";
+          expect(s.blocks >= 1 && s.blocks <= processors && s.blocks <= s.slices, "blocks" + what);
+          expect(s.slices <= n && s.largest * s.slices >= n, "images left over" + what);
+          expect((n + s.slices - 1) / s.slices == s.largest, "the largest slice" + what);
+          expect(static_cast<size_t>(s.blocks) * static_cast<size_t>(s.largest) <= images_that_fit,
+                 "more than memory holds" + what);
+          expect(s.largest <= (max_slice ? max_slice : kMostImages), "a slice too large" + what);
+        }
+  // The processors of an H100 all busy, in one round if slices of 32 suffice.
+  const Sharing s = share(2112, 132, 1, 1 << 20, 0);
+  expect(s.blocks == 132 && s.slices == 132 && s.largest == 16, "2112 images on 132 processors");
+  expect(share(5, 132, 1, 1 << 20, 0).blocks == 5, "five images on five blocks");
+  expect(throws([] { share(5, 132, 100, 99, 0); }), "an image that does not fit");
+}
+
+void tiles_fit_into_shared_memory() {
+  for (int limit : {48 << 10, 99 << 10, 163 << 10, 227 << 10})
+    for (int operand : {2, 4})
+      for (int columns = 16; columns <= kPixelColumns; columns += 16) {
+        const int row_columns = std::min(columns, kRowColumns);
+        SharedLayout layout{};
+        const auto lay_out = [&] {
+          layout = lay_out_shared(row_columns, columns, 5000, operand, limit);
+        };
+        const int smallest = Tile{kFragment, kFragment, columns, operand}.bytes() + 5120;
+        const bool refused = throws(lay_out);
+        expect(refused == (smallest > limit), "tiles that fit are refused, or others are not");
+        if (refused) continue;
+        expect(layout.bytes <= limit && layout.table_bytes % 128 == 0, "shared memory overflows");
+        for (const Tile& t : {layout.row, layout.pixel}) {
+          // Fragments and granules are aligned to what the instructions ask.
+          expect(t.sums_bytes() % 32 == 0 && t.stage_bytes() % 32 == 0, "a stage is not aligned");
+          expect(t.a_stride() * operand % 16 == 0 && t.b_stride(columns) * operand % 16 == 0,
+                 "a row is not aligned");
+          expect(t.rows * t.a_stride() * operand % 32 == 0, "weights are not aligned");
+        }
+      }
+  // An H100 runs both networks with the deepest stages.
+  for (int columns : {96, 320}) {
+    const SharedLayout h100 = lay_out_shared(std::min(columns, 128), columns, 3000, 2, 227 << 10);
+    expect(h100.row.rows == 128 && h100.row.depth >= 32 && h100.pixel.depth >= 32,
+           "small tiles on an H100");
+  }
 }
 
 // The activation and the gate against double precision, over all magnitudes.
@@ -208,6 +346,10 @@ int run_all() {
       for (const Case& c : kCases) same_bits_however_shared(c, isa, bf16);
     }
   for (const Case& c : kCases) block_equals_threads(c);
+  cuda_equals_cpu_on_all_shapes();
+  missing_syncs_change_the_image();
+  batches_are_shared_out();
+  tiles_fit_into_shared_memory();
   an_exception_stops_the_workers();
   std::printf(failures ? "%d failures\n" : "all laws hold\n", failures);
   return failures != 0;
@@ -219,6 +361,10 @@ int run_all() {
 int main(int argc, char** argv) {
   if (argc == 3 && std::strcmp(argv[1], "plant") == 0) {
     dsmooth::sampler::plant(std::atoll(argv[2]));
+    return 0;
+  }
+  if (argc == 3 && std::strcmp(argv[1], "plant_cuda") == 0) {
+    dsmooth::sampler::plant_cuda(std::atoll(argv[2]));
     return 0;
   }
   return dsmooth::sampler::run_all();

@@ -1,0 +1,225 @@
+// A plan as plain data, which the step reads on host and device alike: what each operation is,
+// where its matrices and caches lie, and what one matrix product of it consists of.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "../host_device.h"
+#include "program.h"
+
+namespace dsmooth::sampler {
+
+// Activations and weights are counted in 32-bit words: one float, or a pair of bfloat16 (channels
+// 2i and 2i + 1).
+constexpr int kUnit = 8;          // outputs; panels are so many units wide
+constexpr int kMaxSegments = 16;  // runs of consecutive words that a sum is made of
+
+enum class Part { kRow, kPixel };
+
+// Some output columns of a packed matrix. In the matrix of a gate, the first half of the columns
+// are A, the second half G, of the same channels.
+struct Panel {
+  const float* b;
+  int units;
+  int column;   // of the packed matrix
+  int channel;  // of the result
+  int channels;
+};
+
+struct MatrixView {
+  const Panel* panels;
+  int n_panels;
+  int columns;
+  int depth;  // operands in k, with padding
+};
+
+struct TermView {
+  int cache;
+  int drow, dcol;
+  int taps;
+  bool row_part;
+};
+
+struct OpView {
+  Pass pass;
+  int level;
+  int row_parity, column_parity;
+  bool gate;
+  bool resamples;  // reads another level, or writes every second column
+  int channels;    // of the result
+  int residual_in, add, residual_out, act_out, raw_out;
+  int n_terms;
+  const TermView* terms;
+  MatrixView row, pixel;
+  const float* bias;  // packed columns
+
+  DSMOOTH_HOST_DEVICE const MatrixView& matrix(Part part) const {
+    return part == Part::kRow ? row : pixel;
+  }
+  // Whether the sums wait between a row part and a pixel part.
+  DSMOOTH_HOST_DEVICE bool two_parts() const {
+    return pass == Pass::kHorizontal && row.n_panels > 0;
+  }
+};
+
+struct CacheView {
+  int level;
+  int rows;    // of the ring; 0: the whole image
+  int words;   // of an image at a position
+  int stride;  // from one image to the next; what lies beyond the words stays zero
+
+  DSMOOTH_HOST_DEVICE int rows_of(int height) const { return rows ? rows : (height >> level) + 2; }
+  DSMOOTH_HOST_DEVICE size_t words_per_image(int height, int width) const {
+    return static_cast<size_t>(rows_of(height)) * static_cast<size_t>((width >> level) + 2) *
+           static_cast<size_t>(stride);
+  }
+};
+
+struct NetworkView {
+  int image_channels;
+  int image_parts;
+  int n_mix;
+  bool discretized, conditioned;
+  bool bf16;                   // operands
+  int image, context, params;  // caches
+  int n_caches, n_ops;
+  const CacheView* caches;
+  const OpView* ops;     // by pass
+  int first_of_pass[5];  // operations first_of_pass[p] .. first_of_pass[p + 1] - 1
+
+  DSMOOTH_HOST_DEVICE bool stacked() const { return conditioned && context == kNone; }
+  DSMOOTH_HOST_DEVICE int begin(Pass pass) const { return first_of_pass[static_cast<int>(pass)]; }
+  DSMOOTH_HOST_DEVICE int end(Pass pass) const { return first_of_pass[static_cast<int>(pass) + 1]; }
+  // Words of the sums of one image that wait between the parts of an operation.
+  DSMOOTH_HOST_DEVICE size_t partial_words(const OpView& op, int width) const {
+    if (!op.two_parts()) return 0;
+    return static_cast<size_t>(width >> op.level) * static_cast<size_t>(op.row.columns);
+  }
+};
+
+// Where the caches of a slice lie.
+//
+// Within a row of a cache, columns follow one another and within a column images do, so the matrix
+// product over the images of a column, or over all of a row, reads memory in order. One column of
+// zeros on either side is the padding of the convolutions; rows above the image are zero likewise.
+struct StateView {
+  const NetworkView* network;
+  float* const* caches;
+  float* const* partials;  // by operation
+  int batch, height, width;
+
+  DSMOOTH_HOST_DEVICE int width_at(int level) const { return width >> level; }
+
+  // Words of image 0 at a position of a cache; rows count from -2 (of rings of 3) or -1 up to the
+  // height inclusive.
+  DSMOOTH_HOST_DEVICE float* at(int cache, int row, int column) const {
+    const CacheView& c = network->caches[cache];
+    const int rows = c.rows_of(height);
+    const int slot = (row + 1 + rows) % rows;
+    const ptrdiff_t position = static_cast<ptrdiff_t>(slot) * (width_at(c.level) + 2) + column + 1;
+    return caches[cache] + position * batch * c.stride;
+  }
+  DSMOOTH_HOST_DEVICE float* partial(int op, int column) const {
+    return partials[op] + static_cast<ptrdiff_t>(column) * batch * network->ops[op].row.columns;
+  }
+};
+
+// Calls place(i, word) with the first word of cache i in the workspace of a block, and of the
+// waiting sums of operation i with n_caches + i. Returns the number of words.
+template <class F>
+DSMOOTH_HOST_DEVICE size_t lay_out_workspace(const NetworkView& network, int images, int height,
+                                             int width, F place) {
+  size_t word = 0;
+  for (int i = 0; i < network.n_caches + network.n_ops; ++i) {
+    place(i, word);
+    const size_t words = i < network.n_caches
+                             ? network.caches[i].words_per_image(height, width)
+                             : network.partial_words(network.ops[i - network.n_caches], width);
+    word += (words * static_cast<size_t>(images) + 31) / 32 * 32;
+  }
+  return word;
+}
+
+struct Segment {
+  const float* a;  // words of the first row
+  ptrdiff_t stride;
+  int k;
+};
+
+// Where results go: row m of a pointer p begins at p + m * stride; null means nowhere.
+struct Epilogue {
+  bool gate;
+  int channels;  // of the result; act holds elu(v) in [0, channels), elu(-v) behind
+  const float* residual_in;
+  const float* add;
+  float* residual_out;
+  void* act_out;
+  void* raw_out;
+  ptrdiff_t residual_in_stride, add_stride, residual_out_stride;
+  ptrdiff_t act_stride, raw_stride;  // in operands
+};
+
+// One matrix product of the step: a part of an operation at `count` columns of a row, in the
+// coordinates of the operation's level. Its rows are the images of the first column, of the next,
+// and so on; a sum over k runs over the terms and their taps in order.
+struct Product {
+  const StateView* state;
+  int index;  // of the operation
+  Part part;
+  int row, column, count;
+
+  DSMOOTH_HOST_DEVICE const OpView& op() const { return state->network->ops[index]; }
+  DSMOOTH_HOST_DEVICE const MatrixView& matrix() const { return op().matrix(part); }
+  DSMOOTH_HOST_DEVICE int m() const { return count * state->batch; }
+  DSMOOTH_HOST_DEVICE bool includes(const TermView& term) const {
+    return op().pass != Pass::kHorizontal || term.row_part == (part == Part::kRow);
+  }
+
+  DSMOOTH_HOST_DEVICE Segment segment(const TermView& term, int tap) const {
+    const CacheView& cache = state->network->caches[term.cache];
+    const int down = op().level - cache.level;
+    const int r = down > 0 ? row << 1 : down < 0 ? row >> 1 : row;
+    const int c = down > 0 ? column << 1 : down < 0 ? column >> 1 : column;
+    return {state->at(term.cache, r + term.drow, c + term.dcol + tap), cache.stride, cache.words};
+  }
+
+  // Where the sums go if they wait for the pixel part, else null.
+  DSMOOTH_HOST_DEVICE float* partial() const {
+    return part == Part::kRow && op().two_parts() ? state->partial(index, column) : nullptr;
+  }
+  // What the sums begin with, and from one row to the next.
+  DSMOOTH_HOST_DEVICE const float* init() const {
+    return part == Part::kPixel && op().two_parts() ? state->partial(index, column) : op().bias;
+  }
+  DSMOOTH_HOST_DEVICE ptrdiff_t init_stride() const {
+    return part == Part::kPixel && op().two_parts() ? op().row.columns : 0;
+  }
+
+  DSMOOTH_HOST_DEVICE Epilogue epilogue() const {
+    const OpView& o = op();
+    const int operands = state->network->bf16 ? 2 : 1;
+    return {o.gate,
+            o.channels,
+            at(o.residual_in),
+            at(o.add),
+            at(o.residual_out),
+            at(o.act_out),
+            at(o.raw_out),
+            stride(o.residual_in),
+            stride(o.add),
+            stride(o.residual_out),
+            stride(o.act_out) * operands,
+            stride(o.raw_out) * operands};
+  }
+
+ private:
+  DSMOOTH_HOST_DEVICE float* at(int cache) const {
+    return cache == kNone ? nullptr : state->at(cache, row, column);
+  }
+  DSMOOTH_HOST_DEVICE ptrdiff_t stride(int cache) const {
+    return cache == kNone ? 0 : state->network->caches[cache].stride;
+  }
+};
+
+}  // namespace dsmooth::sampler

@@ -1,0 +1,94 @@
+#include "packing.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace dsmooth::sampler {
+
+Program checked_by_pass(Program program) {
+  check(program);
+  std::stable_sort(program.ops.begin(), program.ops.end(),
+                   [](const Op& a, const Op& b) { return a.pass < b.pass; });
+  return program;
+}
+
+Skeleton::Skeleton(const Program& p, bool bf16, int stride_words) {
+  const auto level_of = [&](const Term& term) {
+    return p.caches[static_cast<size_t>(term.cache)].level;
+  };
+  for (const Cache& c : p.caches) {
+    const int words = c.operand && bf16 ? c.channels / 2 : c.channels;
+    caches.push_back(
+        {c.level, c.rows, words, (words + stride_words - 1) / stride_words * stride_words});
+  }
+  size_t n_terms = 0;
+  for (const Op& op : p.ops) n_terms += op.terms.size();
+  terms.reserve(n_terms);  // from here on pointers into it hold
+  for (const Op& op : p.ops) {
+    const TermView* first = terms.data() + terms.size();
+    bool resamples = op.column_parity != kNone;
+    for (const Term& t : op.terms) {
+      terms.push_back({t.cache, t.drow, t.dcol, t.taps, t.row_part});
+      resamples |= level_of(t) != op.level;
+    }
+    ops.push_back({op.pass,
+                   op.level,
+                   op.row_parity,
+                   op.column_parity,
+                   op.gate,
+                   resamples,
+                   op.channels(),
+                   op.residual_in,
+                   op.add,
+                   op.residual_out,
+                   op.act_out,
+                   op.raw_out,
+                   static_cast<int>(op.terms.size()),
+                   first,
+                   {},
+                   {},
+                   nullptr});
+  }
+  network = {p.image_channels,
+             p.image_parts,
+             p.n_mix,
+             p.discretized,
+             p.conditioned,
+             bf16,
+             p.image,
+             p.context,
+             p.params,
+             static_cast<int>(caches.size()),
+             static_cast<int>(ops.size()),
+             caches.data(),
+             ops.data(),
+             {}};
+  for (const Op& op : p.ops)
+    for (int pass = static_cast<int>(op.pass) + 1; pass < 5; ++pass) ++network.first_of_pass[pass];
+}
+
+int output_of(const Op& op, const Panel& panel, int column) {
+  const int half = panel.units * kUnit / 2;
+  const int within = op.gate ? column % half : column;
+  if (within >= panel.channels) return -1;
+  return panel.channel + within + (op.gate && column >= half ? op.n / 2 : 0);
+}
+
+std::vector<const Term*> terms_of(const Op& op, Part part) {
+  std::vector<const Term*> terms;
+  for (const Term& term : op.terms) {
+    const bool in_row = op.pass == Pass::kHorizontal ? term.row_part : op.pass != Pass::kHead;
+    if (in_row == (part == Part::kRow)) terms.push_back(&term);
+  }
+  return terms;
+}
+
+size_t bytes_per_image(const NetworkView& network, int height, int width) {
+  size_t words = 0;
+  for (int i = 0; i < network.n_caches; ++i)
+    words += network.caches[i].words_per_image(height, width);
+  for (int i = 0; i < network.n_ops; ++i) words += network.partial_words(network.ops[i], width);
+  return words * sizeof(float);
+}
+
+}  // namespace dsmooth::sampler

@@ -1,0 +1,38 @@
+// What the plans of all devices share: the views of a program, and which weight goes where.
+#pragma once
+
+#include <vector>
+
+#include "network.h"
+#include "program.h"
+
+namespace dsmooth::sampler {
+
+// The views of a program, without its matrices. Pointers go to the vectors and survive a move.
+struct Skeleton {
+  std::vector<CacheView> caches;
+  std::vector<TermView> terms;
+  std::vector<OpView> ops;
+  NetworkView network;
+
+  Skeleton() = default;
+  // The program's operations must be in the order of their passes. The words of an image are padded
+  // to a multiple of `stride_words`.
+  Skeleton(const Program& program, bool bf16, int stride_words);
+  Skeleton(Skeleton&&) = default;
+  Skeleton& operator=(Skeleton&&) = default;
+};
+
+// Checks a program and brings its operations into the order of their passes.
+Program checked_by_pass(Program program);
+
+// The output that a packed column computes, or -1 for padding.
+int output_of(const Op& op, const Panel& panel, int column);
+
+// The terms of one part of an operation; outside the horizontal stream there is one part only.
+std::vector<const Term*> terms_of(const Op& op, Part part);
+
+// Bytes of the caches and waiting sums of one image.
+size_t bytes_per_image(const NetworkView& network, int height, int width);
+
+}  // namespace dsmooth::sampler

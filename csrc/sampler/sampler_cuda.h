@@ -1,0 +1,54 @@
+// Draws images on a CUDA device. The caller owns all memory, that of the device too.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "device_plan.h"
+
+namespace dsmooth::sampler {
+
+struct CudaRequest {
+  int64_t n;
+  int height, width;
+  uint64_t seed;
+  uint64_t first_index;
+  float temperature;
+  Sharing sharing;
+  const float* context;  // (n, C, H, W) on the device, or null
+  float* out;            // (n, C, H, W) on the device
+  float* workspace;      // workspace_bytes(sharing), aligned to 128
+  void* stream;          // a cudaStream_t of the device
+};
+
+class CudaSampler {
+ public:
+  // Reads the limits of a device. Throws std::runtime_error, in plain words and with CUDA's text,
+  // if there is none or if its driver is too old, and if the network is too wide for it.
+  CudaSampler(Program program, bool bf16, int device);
+
+  int device() const { return device_; }
+  int image_channels() const { return plan_.network().image_channels; }
+
+  // Of the image of the weights, and its contents for the address where the device will have it.
+  size_t weight_bytes() const { return plan_.bytes(); }
+  void write_weights(void* to, uintptr_t address) { plan_.write(to, address); }
+
+  size_t bytes_per_image(int height, int width) const {
+    return plan_.bytes_per_image(height, width);
+  }
+  Sharing share(int64_t n, int height, int width, size_t memory, int max_slice) const;
+  size_t workspace_bytes(const Sharing& sharing, int height, int width) const;
+
+  // Launches one kernel on the stream and returns; the weights must be on the device by then in
+  // the order of the stream. Throws std::runtime_error with CUDA's text.
+  void sample(const CudaRequest& request) const;
+
+ private:
+  DevicePlan plan_;
+  int device_;
+  int processors_;
+  SharedLayout shared_;
+};
+
+}  // namespace dsmooth::sampler
