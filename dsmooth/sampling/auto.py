@@ -7,16 +7,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .._extension import is_available
+from .._extension import cuda_obstacle, is_available
 from ..nn import PixelCNNpp
 from .cached import CachedSampler
 from .sequential import sequential_sample
 
 
 def has_cached_sampler(model: PixelCNNpp) -> bool:
-    """Whether `model` can be sampled by the extension: float32 weights on the CPU."""
+    """Whether the extension can sample `model`: float32 weights, and code for where they lie."""
     parameter = model.head.bias
-    return parameter.device.type == "cpu" and parameter.dtype == torch.float32 and is_available()
+    if parameter.dtype != torch.float32 or not is_available():
+        return False
+    device = parameter.device.type
+    return device == "cpu" or (device == "cuda" and cuda_obstacle() is None)
 
 
 def sample_images(
@@ -34,7 +37,8 @@ def sample_images(
 ) -> Tensor:
     """Draw n images: `CachedSampler` where it runs, else `sequential_sample`.
 
-    Arguments, result and errors are those of `CachedSampler.sample`; weights are packed anew at
+    On a CUDA device the cached sampler computes in bfloat16, on the CPU in float32. Arguments,
+    result and errors are those of `CachedSampler.sample`; weights are packed anew at
     each call, which takes milliseconds for a small network: keep a `CachedSampler` to draw in many
     small calls. progress is not called by the sequential sampler.
     """
@@ -54,6 +58,7 @@ def sample_images(
             )
         finally:
             torch.set_num_threads(before)
-    return CachedSampler(model).sample(
+    dtype = torch.bfloat16 if model.head.bias.device.type == "cuda" else torch.float32
+    return CachedSampler(model, dtype).sample(
         n, height, width, seed, first_index, context, temperature, threads, progress
     )

@@ -1,9 +1,9 @@
-"""Cached incremental sampling on the CPU, in the native extension."""
+"""Cached incremental sampling in the native extension, on the CPU or a CUDA device."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .._extension import extension
 from ..nn import PixelCNNpp
+from .cuda import CudaDrawer
 from .philox import split_seed
 from .program import as_float64, build_program
 from .sequential import check_sample_arguments
@@ -19,20 +20,22 @@ InstructionSet = Literal["auto", "generic", "avx2", "avx512"]
 
 
 class CachedSampler:
-    """Draws images from a PixelCNNpp; each activation is computed once per image.
+    """Draws images from a PixelCNNpp where it lies; each activation is computed once per image.
 
     Equal to `sequential_sample` up to rounding, from the same noise (see there), but for one
     forward of work per image instead of one per pixel. The images are bitwise the same for any
     batch size, first_index, slicing and number of threads, on one dtype and instruction set.
 
-    model: on the CPU, in evaluation or training mode (it samples without dropout). Its weights are
-    copied and packed here, once: later changes to the model do not reach the sampler. dtype:
-    torch.float32, or torch.bfloat16 for weights and activations with sums in float32.
-    instruction_set: "auto" takes the best that the CPU has.
+    model: on the CPU or a CUDA device, in evaluation or training mode (it samples without
+    dropout). Its weights are copied and packed here, once: later changes to the model do not reach
+    the sampler. dtype: torch.float32, or torch.bfloat16 for weights and activations with sums in
+    float32; on a CUDA device bfloat16 is the fast one, on tensor cores, and float32 is for
+    comparison. instruction_set: of the CPU; "auto" takes the best that there is.
 
-    Raises TypeError for what is not a PixelCNNpp and for another dtype; ValueError for a model that
-    is not on the CPU and for a parameter that is not finite; RuntimeError, with the reason, if the
-    extension is missing or the CPU lacks the instruction set.
+    Raises TypeError for what is not a PixelCNNpp and for another dtype; ValueError for a model on
+    several or on other devices, for a parameter that is not finite and for an instruction set on a
+    CUDA device; RuntimeError, with the reason, if the extension is missing, was built without CUDA
+    or cannot use the device, or if the CPU lacks the instruction set.
     """
 
     def __init__(
@@ -42,31 +45,37 @@ class CachedSampler:
         *,
         instruction_set: InstructionSet = "auto",
     ) -> None:
-        _check_model(model)
+        device = _check_model(model)
         if dtype not in (torch.float32, torch.bfloat16):
             raise TypeError(f"dtype must be torch.float32 or torch.bfloat16, got {dtype}")
+        if device.type == "cuda" and instruction_set != "auto":
+            raise ValueError(f'instruction_set must be "auto" on {device}, got {instruction_set!r}')
         self.config = model.config
         self.dtype = dtype
-        # In bfloat16 alone a pixel would lose what the noise put into it: it enters in two parts.
-        program = build_program(model, image_parts=1 if dtype == torch.float32 else 2)
-        self._native = extension().CpuSampler(
-            program=program,
-            image_channels=model.config.image_channels,
-            n_mix=model.config.n_mix,
-            discretized=model.config.likelihood == "discretized",
-            conditioned=model.config.conditioning != "none",
-            instruction_set=instruction_set,
-            bf16=dtype == torch.bfloat16,
-        )
+        self.device = device
+        settings = {
+            # In bfloat16 alone a pixel would lose what the noise put into it: it enters in two
+            # parts.
+            "program": build_program(model, image_parts=1 if dtype == torch.float32 else 2),
+            "image_channels": model.config.image_channels,
+            "n_mix": model.config.n_mix,
+            "discretized": model.config.likelihood == "discretized",
+            "conditioned": model.config.conditioning != "none",
+            "bf16": dtype == torch.bfloat16,
+        }
+        self._cuda = CudaDrawer(device, settings) if device.type == "cuda" else None
+        self._native: Any = None
+        if self._cuda is None:
+            self._native = extension().CpuSampler(**settings, instruction_set=instruction_set)
 
     @property
     def instruction_set(self) -> str:
-        """The instruction set in use: "generic", "avx2" or "avx512"."""
-        return str(self._native.instruction_set)
+        """What computes: "generic", "avx2" or "avx512", or "cuda"."""
+        return "cuda" if self._cuda is not None else str(self._native.instruction_set)
 
     def bytes_per_image(self, height: int, width: int) -> int:
         """Memory that the caches of one image take, in bytes."""
-        return int(self._native.bytes_per_image(height, width))
+        return int((self._cuda or self._native).bytes_per_image(height, width))
 
     def sample(
         self,
@@ -83,17 +92,19 @@ class CachedSampler:
     ) -> Tensor:
         """Draw images first_index .. first_index + n - 1 of the stream that `seed` names.
 
-        height, width: multiples of 4. context: (n, C, height, width) for a conditioned model.
-        temperature: > 0; divides the logits and multiplies the scales. threads: None for torch's
-        setting. progress: called with the fraction done, some ten times a second, and with 1.0 at
-        the end. max_slice: images at most that a thread draws at a time, which bounds the memory;
-        None for a size that suits the CPU's caches.
-        Returns (n, C, height, width) float32; unclamped for a continuous likelihood, one of the 256
-        levels for a discretized one.
+        height, width: multiples of 4. context: (n, C, height, width) for a conditioned model, where
+        the model was. temperature: > 0; divides the logits and multiplies the scales. threads: None
+        for torch's setting. progress: called with the fraction done, some ten times a second, and
+        with 1.0 at the end. max_slice: images at most that a thread (a thread block) draws at a
+        time, which bounds the memory; None for a size that suits the device.
+        Returns (n, C, height, width) float32 on the sampler's device; unclamped for a continuous
+        likelihood, one of the 256 levels for a discretized one.
 
-        Ctrl-C ends the call within a second with KeyboardInterrupt. Raises ValueError for a count,
-        size, seed, index, temperature or context out of range, before any work; MemoryError if the
-        caches do not fit.
+        On the CPU, Ctrl-C ends the call within a second with KeyboardInterrupt. On a CUDA device
+        the call launches one kernel on the current stream and returns without waiting for it:
+        threads and progress are not used, and a context that is not finite gives images that are
+        not. Raises ValueError for a count, size, seed, index, temperature or context out of range,
+        before any work; MemoryError, or torch.cuda.OutOfMemoryError, if the caches do not fit.
         """
         check_sample_arguments(n, height, width, temperature)
         split_seed(seed)
@@ -105,6 +116,15 @@ class CachedSampler:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         shape = (n, self.config.image_channels, height, width)
         self._check_context(context, shape)
+        if self._cuda is not None:
+            return self._cuda.draw(
+                shape,
+                seed=seed,
+                first_index=first_index,
+                context=context,
+                temperature=temperature,
+                max_slice=max_slice,
+            )
         out = np.empty(shape, dtype=np.float32)
         self._native.sample(
             out=out,
@@ -130,19 +150,27 @@ class CachedSampler:
             raise ValueError(f'context is missing: the model has conditioning="{conditioning}"')
         if tuple(context.shape) != shape:
             raise ValueError(f"context must have shape {shape}, got {tuple(context.shape)}")
-        if context.dtype != torch.float32 or context.device.type != "cpu":
+        if context.dtype != torch.float32 or context.device != self.device:
             raise TypeError(
-                f"context must be float32 on the CPU, got {context.dtype} on {context.device}"
+                f"context must be float32 on {self.device}, got {context.dtype} on {context.device}"
             )
-        if not np.isfinite(context.detach().numpy()).all():
+        if self._cuda is None and not np.isfinite(context.detach().numpy()).all():
             raise ValueError("context must be finite, got a NaN or an infinity")
 
 
-def _check_model(model: PixelCNNpp) -> None:
+def _check_model(model: PixelCNNpp) -> torch.device:
+    """Where the model lies. Raises as `CachedSampler` does."""
     if not isinstance(model, PixelCNNpp):
         raise TypeError(f"model must be a PixelCNNpp, got {type(model).__name__}")
+    device = model.head.bias.device
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"the model must be on the CPU or a CUDA device, got {device}")
     for name, parameter in model.named_parameters():
-        if parameter.device.type != "cpu":
-            raise ValueError(f"the model must be on the CPU, got {name} on {parameter.device}")
+        if parameter.device != device:
+            raise ValueError(
+                f"the model must be on one device, got {name} on {parameter.device} "
+                f"and head.bias on {device}"
+            )
         if not np.isfinite(as_float64(parameter)).all():
             raise ValueError(f"every parameter must be finite, got a NaN or infinity in {name}")
+    return device

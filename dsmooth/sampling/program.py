@@ -120,7 +120,7 @@ def as_float64(parameter: Tensor) -> Array:
     values = parameter.detach()
     if values.dtype not in (torch.float32, torch.float64):
         values = values.float()
-    return values.numpy().astype(np.float64)
+    return values.numpy(force=True).astype(np.float64)
 
 
 def folded(layer: nn.Module) -> tuple[Array, Array]:

@@ -1,0 +1,260 @@
+"""The cached sampler on CUDA: what can be known without a device, and its laws on one.
+
+The worker's own logic is tested on the host, under the sanitizers (csrc/tests).
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dsmooth._extension import build_info, cuda_obstacle, extension
+from dsmooth.nn import PixelCNNpp
+from dsmooth.sampling import CachedSampler, sample_images
+from dsmooth.sampling.program import build_program
+from tests.sampler_checks import (
+    FIRST,
+    SEED,
+    check_teacher_forced,
+    context_for,
+    network,
+    teacher_forced,
+)
+
+SOURCE = Path(__file__).parents[1] / "csrc" / "sampler" / "sampler_cuda.cu"
+NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+ARCHITECTURES = ("80", "90")
+
+
+@pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
+@pytest.mark.skipif(not SOURCE.exists(), reason="the sources are not here")
+def test_kernels_keep_to_registers(tmp_path: Path) -> None:
+    """A sum that leaves its register costs more than the product that made it."""
+    assert NVCC is not None
+    command = [NVCC, "-std=c++20", "-O3", "-lineinfo", "-Xptxas", "-v", "-Werror", "all-warnings"]
+    command += [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
+    command += ["--threads", "2", "-c", str(SOURCE), "-o", str(tmp_path / "sampler.o")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    kernels = parse_ptxas(done.stderr)
+    assert sorted(kernels) == [
+        (kernel, architecture)
+        for kernel in ("bfloat16", "float32")
+        for architecture in ("80", "90")
+    ]
+    for (kernel, _), used in kernels.items():
+        # 256 lanes share 65,536 registers.
+        assert used["registers"] <= {"bfloat16": 224, "float32": 255}[kernel]
+        assert used["spills"] == 0
+        assert used["stack"] <= 256
+        assert used["shared"] <= 1024  # apart from what the launch asks for
+
+
+def parse_ptxas(text: str) -> dict[tuple[str, str], dict[str, int]]:
+    """What -Xptxas -v says of each kernel and architecture; all of its functions' spills."""
+    found: dict[tuple[str, str], dict[str, int]] = {}
+    entry = r"Compiling entry function '(\w+)' for 'sm_(\d+)'"
+    parts = re.split(entry, text)[1:]
+    for name, architecture, report in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
+        kernel = "float32" if "sample_kernelIf" in name else "bfloat16"
+        assert "sample_kernel" in name
+
+        def total(pattern: str, report: str = report) -> int:
+            return sum(int(number) for number in re.findall(pattern, report))
+
+        found[kernel, architecture] = {
+            "registers": total(r"Used (\d+) registers"),
+            "spills": total(r"(\d+) bytes spill (?:stores|loads)"),
+            "stack": total(r"(\d+) bytes cumulative stack size"),
+            "shared": total(r"(\d+) bytes smem"),
+        }
+    return found
+
+
+def native_sampler(device: int) -> Any:
+    return extension().CudaSampler(
+        program=build_program(network()),
+        image_channels=1,
+        n_mix=3,
+        discretized=False,
+        conditioned=False,
+        bf16=False,
+        device=device,
+    )
+
+
+@pytest.mark.skipif(not extension().has_cuda, reason=f"not built for CUDA: {cuda_obstacle()}")
+def test_a_device_that_is_not_there_is_said() -> None:
+    with pytest.raises(RuntimeError, match=r"cudaDeviceGetAttribute: \w"):
+        native_sampler(100)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens without a CUDA device")
+@pytest.mark.skipif(not extension().has_cuda, reason=f"not built for CUDA: {cuda_obstacle()}")
+def test_no_device_or_driver_is_said_plainly() -> None:
+    plainly = "no NVIDIA driver is installed|sees no CUDA device|the driver knows CUDA"
+    with pytest.raises(RuntimeError, match=plainly):
+        native_sampler(0)
+
+
+def on_meta(model: PixelCNNpp) -> PixelCNNpp:
+    return model.to("meta")
+
+
+def test_other_devices_are_refused() -> None:
+    with pytest.raises(ValueError, match="on the CPU or a CUDA device, got meta"):
+        CachedSampler(on_meta(network()))
+    model = network()
+    model.head.to("cpu")
+    model.stem_u.to("meta")
+    with pytest.raises(ValueError, match=r"on one device, got stem_u\.\w+ on meta and head"):
+        CachedSampler(model)
+
+
+# From here on: laws on a device.
+
+
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+@pytest.fixture
+def draw() -> Callable[..., Tensor]:
+    def draw(
+        sampler: CachedSampler, context: Tensor | None, first: int, count: int, **settings: Any
+    ) -> Tensor:
+        part = None if context is None else context[first : first + count]
+        size = {"height": 4, "width": 8, "seed": SEED, "first_index": FIRST + first}
+        return sampler.sample(count, **size, context=part, **settings)
+
+    return draw
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("conditioning", ["none", "stack", "concat"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("likelihood", ["continuous", "discretized"])
+def test_equals_the_network_teacher_forced(
+    channels: int, conditioning: str, likelihood: str
+) -> None:
+    for n_filters, temperature in ((6, 1.0), (40, 0.7), (65, 1.3)):
+        model = network(
+            channels=channels,
+            conditioning=conditioning,
+            likelihood=likelihood,
+            n_filters=n_filters,
+        ).cuda()
+        check_teacher_forced(CachedSampler(model), model, (8, 12), temperature=temperature)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("conditioning", ["none", "stack", "concat"])
+def test_bfloat16_stays_near_the_network(conditioning: str) -> None:
+    model = network(n_mix=1, n_filters=16, conditioning=conditioning)
+    context = context_for(model, 4, 8, 8)
+    sampler = CachedSampler(copy.deepcopy(model).cuda(), torch.bfloat16)
+    on_device = None if context is None else context.cuda()
+    x = sampler.sample(4, 8, 8, seed=SEED, first_index=FIRST, context=on_device).cpu()
+    exact, _ = teacher_forced(model, x, context, torch.float64, 1.0)
+    assert (x - exact).abs().mean() < 0.01
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("conditioning", ["none", "stack", "concat"])
+def test_same_bits_for_any_batch(
+    conditioning: str, dtype: torch.dtype, draw: Callable[..., Tensor]
+) -> None:
+    model = network(conditioning=conditioning, n_filters=9, n_resnet=2).cuda()
+    sampler = CachedSampler(model, dtype)
+    n = 600
+    context = context_for(model, n, 4, 8)
+    context = None if context is None else context.cuda()
+    expected = draw(sampler, context, 0, n)
+    assert expected.device.type == "cuda"
+    assert len(expected.flatten(1).unique(dim=0)) == n
+    for first, count, max_slice in [
+        (0, 600, 1),
+        (0, 600, 3),
+        (0, 600, 32),
+        (0, 1, None),
+        (599, 1, None),
+        (7, 300, None),
+        (100, 33, 32),
+    ]:
+        part = draw(sampler, context, first, count, max_slice=max_slice)
+        assert torch.equal(part, expected[first : first + count]), (first, count, max_slice)
+
+
+@pytest.mark.gpu
+def test_equals_the_cpu_to_rounding() -> None:
+    model = network(n_filters=40, n_mix=1)
+    x = CachedSampler(model).sample(64, 12, 8, seed=SEED)
+    on_device = CachedSampler(copy.deepcopy(model).cuda()).sample(64, 12, 8, seed=SEED)
+    torch.testing.assert_close(on_device.cpu(), x, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_runs_on_the_current_stream_without_waiting() -> None:
+    """Behind a long kernel on a side stream the call must come back at once, and use its result."""
+    model = network(conditioning="stack").cuda()
+    sampler = CachedSampler(model)
+    context = torch.randn(4, 1, 8, 8, device="cuda")
+    expected = sampler.sample(4, 8, 8, context=context)
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(2_000_000_000)  # cycles: about a second
+        late = torch.zeros_like(context)
+        late.copy_(context, non_blocking=True)
+        x = sampler.sample(4, 8, 8, context=late)
+        done = stream.record_event()
+        del late  # the stream still reads it
+        torch.empty_like(context).fill_(float("nan"))
+        assert not done.query()
+    done.synchronize()
+    assert torch.equal(x, expected)
+
+
+@pytest.mark.gpu
+def test_weights_outlive_the_sampler() -> None:
+    model = network().cuda()
+    expected = CachedSampler(model).sample(2, 8, 8)
+    torch.cuda._sleep(500_000_000)
+    x = CachedSampler(model).sample(2, 8, 8)  # the sampler goes before its kernel runs
+    junk = [torch.full((1 << 20,), float("nan"), device="cuda") for _ in range(8)]
+    torch.cuda.synchronize()
+    assert len(junk) == 8
+    assert torch.equal(x, expected)
+
+
+@pytest.mark.gpu
+def test_images_are_drawn_in_bfloat16_where_the_model_lies() -> None:
+    model = network().cuda()
+    x = sample_images(model, 3, height=8, width=8, seed=4)
+    assert torch.equal(x, CachedSampler(model, torch.bfloat16).sample(3, 8, 8, seed=4))
+
+
+@pytest.mark.gpu
+def test_bad_arguments_on_a_device() -> None:
+    model = network(conditioning="concat").cuda()
+    with pytest.raises(ValueError, match='instruction_set must be "auto" on cuda:0'):
+        CachedSampler(model, instruction_set="avx2")
+    sampler = CachedSampler(model)
+    assert sampler.instruction_set == "cuda"
+    assert sampler.bytes_per_image(8, 8) > 0
+    with pytest.raises(
+        TypeError, match=r"context must be float32 on cuda:0, got torch\.float32 on cpu"
+    ):
+        sampler.sample(1, 4, 4, context=torch.zeros(1, 1, 4, 4))
+    info = build_info()
+    assert info is not None
+    assert info["cuda"]["built"]
