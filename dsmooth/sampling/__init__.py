@@ -2,6 +2,13 @@
 
 from .auto import sample_images
 from .cached import CachedSampler
+from .jacobi import JacobiSamples, jacobi_sample
 from .sequential import sequential_sample
 
-__all__ = ["CachedSampler", "sample_images", "sequential_sample"]
+__all__ = [
+    "CachedSampler",
+    "JacobiSamples",
+    "jacobi_sample",
+    "sample_images",
+    "sequential_sample",
+]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -40,31 +43,58 @@ def sequential_sample(
     check_sample_arguments(n, height, width, temperature)
     parameter = model.head.bias
     x = parameter.new_zeros(n, model.config.image_channels, height, width)
-    stage = Stage.SAMPLE if model.config.conditioning == "none" else Stage.SAMPLE_CONDITIONED
-    words = image_words(
-        n, height * width, seed=seed, first_index=first_index, stage=stage, device=x.device
-    )
-    uniforms = to_uniform(words).to(x.dtype).view(n, height, width, 4).permute(0, 3, 1, 2)
-
-    was_training = model.training
-    model.eval()
-    try:
+    uniforms = pixel_uniforms(model, n, height, width, seed, first_index)
+    with evaluating(model):
         encoded = model.encode_context(x, context)
         for r in range(height):
             # Rows below r cannot matter; what remains must stay a multiple of 4.
             rows = r // 4 * 4 + 4
-            visible: Encoded = encoded
-            if isinstance(encoded, tuple):
-                visible = (encoded[0][:, :, :rows], encoded[1][:, :, :rows])
+            visible = select_context(encoded, rows)
             for c in range(width):
                 params = model.decode(x[:, :, :rows], visible)
                 here = (..., slice(r, r + 1), slice(c, c + 1))
                 x[here] = logistic_mixture_sample(
                     params[here], uniforms[here], x.shape[1], model.config.likelihood, temperature
                 )
+    return x
+
+
+def pixel_uniforms(
+    model: PixelCNNpp, n: int, height: int, width: int, seed: int, first_index: int
+) -> Tensor:
+    """The noise of n images: (n, 4, height, width) in the model's dtype and device."""
+    parameter = model.head.bias
+    stage = Stage.SAMPLE if model.config.conditioning == "none" else Stage.SAMPLE_CONDITIONED
+    words = image_words(
+        n,
+        height * width,
+        seed=seed,
+        first_index=first_index,
+        stage=stage,
+        device=parameter.device,
+    )
+    return to_uniform(words).to(parameter.dtype).view(n, height, width, 4).permute(0, 3, 1, 2)
+
+
+@contextmanager
+def evaluating(model: PixelCNNpp) -> Iterator[None]:
+    """The model in evaluation mode, without dropout."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
     finally:
         model.train(was_training)
-    return x
+
+
+def select_context(encoded: Encoded, rows: int, images: Tensor | None = None) -> Encoded:
+    """What `decode` needs of an encoded context for the first rows of x, of some of the images."""
+    if isinstance(encoded, tuple):
+        u, ul = (e[:, :, :rows] if images is None else e[images, :, :rows] for e in encoded)
+        return u, ul
+    if encoded is None or images is None:
+        return encoded
+    return encoded[images]
 
 
 def check_sample_arguments(n: int, height: int, width: int, temperature: float) -> None:
