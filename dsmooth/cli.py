@@ -53,7 +53,8 @@ class Train:
 class Sample:
     """Draw images from a pair, or from one trained model, into files.
 
-    A long call with a folder as --out can be stopped and repeated: it goes on where it was.
+    A long call with a folder as --out can be stopped and repeated: it goes on where it was. Under
+    torchrun several processes (and GPUs) draw the same images together.
     """
 
     models: Positional[tuple[Path, ...]]
@@ -75,6 +76,9 @@ class Sample:
     """Below 1 for likelier pixels, above 1 for more varied ones."""
     threads: int | None = None
     """CPU threads; by default all cores."""
+    device: str = "auto"
+    """cpu, cuda or cuda:N; auto takes a CUDA device if there is one that can be used. There the
+    networks compute in bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +189,7 @@ def _run(command: Train | Sample | Evaluate | Reproduce | Doctor) -> int:
             score=command.score,
             temperature=command.temperature,
             threads=command.threads,
+            device=command.device,
         )
         return 0
     if isinstance(command, Evaluate):

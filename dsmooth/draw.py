@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ._extension import cuda_obstacle, is_available
 from .checkpoint import write_atomically
 from .images import save_grid
 from .nn import PixelCNNpp
@@ -20,12 +22,14 @@ from .pair import Method, Score, SmoothedPair, load_run
 from .progress import progress
 from .runlog import read_run_config
 from .sampling import sample_images
+from .sampling.ranks import Draw, draw_together, rank_and_size
 from .sampling.shards import draw_to_shards
 
 # The most images that one PNG shows.
 GRID_LIMIT = 400
-# Images drawn at a time: enough to pay for packing the weights, few enough for a lively bar.
-CHUNK = 256
+# Images that a process draws at a time: enough to pay for packing the weights and to fill the
+# device, few enough for a lively bar.
+CHUNK = {"cpu": 256, "cuda": 4096}
 
 Models = SmoothedPair | tuple[PixelCNNpp, tuple[int, int]]
 
@@ -64,18 +68,26 @@ def sample_to_files(
     score: Score = "full",
     temperature: float = 1.0,
     threads: int | None = None,
+    device: str = "auto",
 ) -> None:
     """Draw `count` images and write each of `outputs`.
 
     A .png is a grid and a .npz one array, made in memory. A path without a suffix is a folder of
     numbered .npy shards (see `draw_to_shards`), which must be the only output: the images go to
-    disk as they come, and a stopped call goes on where it was.
+    disk as they come, and a stopped call goes on where it was. Under torchrun all processes draw
+    the images of one together, and rank 0 writes them. device: see `choose_device`.
 
     Raises ValueError for outputs of another kind, before any work starts, and as
-    `SmoothedPair.sample` and `load_models` do.
+    `SmoothedPair.sample`, `load_models` and `choose_device` do.
     """
     check_outputs(outputs, count)
+    place = choose_device(device)
     models = load_models(folders)
+    networks = networks_of(models)
+    for network in networks:
+        network.to(place)
+    image_shape = (networks[0].config.image_channels, *image_size_of(models))
+    chunk = CHUNK[place.type] * rank_and_size()[1]
     settings: dict[str, Any] = {
         "seed": seed,
         "method": method,
@@ -98,25 +110,85 @@ def sample_to_files(
             threads=threads,
         )
 
-    started = time.monotonic()
-    if len(outputs) == 1 and not outputs[0].suffix:
-        _draw_shards(draw, models, count, outputs[0], first_index, settings)
-    else:
+    def write(draw: Draw) -> None:
+        started = time.monotonic()
         with progress("drawing", count) as done:
-            chunks = []
-            for first in range(0, count, CHUNK):
-                chunks.append(draw(first_index + first, min(CHUNK, count - first)))
-                done(first + len(chunks[-1]))
-        x = torch.cat(chunks)
-        for path in outputs:
-            if path.suffix == ".png":
-                save_grid(x, path)
+            if len(outputs) == 1 and not outputs[0].suffix:
+                digests = [weights_digest(network) for network in networks]
+                draw_to_shards(
+                    draw,
+                    count,
+                    outputs[0],
+                    image_shape=image_shape,
+                    first_index=first_index,
+                    description={**settings, "device": place.type, "weights_sha256": digests},
+                    chunk=chunk,
+                    progress=done,
+                )
             else:
-                write_npz(path, x, seed, first_index)
-    for path in outputs:
-        print(f"wrote {path}")
-    seconds = time.monotonic() - started
-    print(f"{count:,} images in {seconds:.1f} s ({count / seconds:.2f} img/s)")
+                chunks = []
+                for first in range(0, count, chunk):
+                    n = min(chunk, count - first)
+                    chunks.append(draw(first_index + first, n).cpu())
+                    done(first + n)
+                write_files(outputs, torch.cat(chunks), seed, first_index)
+        for path in outputs:
+            print(f"wrote {path}")
+        seconds = time.monotonic() - started
+        print(f"{count:,} images in {seconds:.1f} s ({count / seconds:.2f} img/s)")
+
+    draw_together(draw, image_shape, write)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that `name` means: "auto", "cpu", "cuda" or "cuda:1".
+
+    "auto" is "cuda" where there is a device and the extension can use it, else "cpu". Under
+    torchrun "cuda" is the device of LOCAL_RANK.
+    Raises ValueError, with the reason, for a CUDA device that is not there, and for other names.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() and cuda_is_built() else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    kind, _, index = name.partition(":")
+    if kind != "cuda" or (index and not index.isdigit()):
+        raise ValueError(f'--device must be auto, cpu, cuda or cuda:N, got "{name}"')
+    count = torch.cuda.device_count()
+    if count == 0:
+        built = torch.version.cuda is not None
+        reason = "no GPU and driver that it can use" if built else "it was built without CUDA"
+        raise ValueError(f"--device {name}: PyTorch finds no CUDA device ({reason})")
+    number = int(index) if index else int(os.environ.get("LOCAL_RANK", 0)) % count
+    if number >= count:
+        raise ValueError(f"--device {name}: there are {count} CUDA devices, numbered from 0")
+    return torch.device("cuda", number)
+
+
+def cuda_is_built() -> bool:
+    """Whether the extension has the CUDA half of the sampler."""
+    return is_available() and cuda_obstacle() is None
+
+
+def networks_of(models: Models) -> list[PixelCNNpp]:
+    """The networks, the noisy one first."""
+    if isinstance(models, SmoothedPair):
+        return [models.noisy, models.denoiser]
+    return [models[0]]
+
+
+def image_size_of(models: Models) -> tuple[int, int]:
+    """(H, W) of the images."""
+    return models.image_size if isinstance(models, SmoothedPair) else models[1]
+
+
+def write_files(paths: Sequence[Path], x: Tensor, seed: int, first_index: int) -> None:
+    """Write x (N, C, H, W) as a grid or an array, as each suffix asks."""
+    for path in paths:
+        if path.suffix == ".png":
+            save_grid(x, path)
+        else:
+            write_npz(path, x, seed, first_index)
 
 
 def check_outputs(outputs: Sequence[Path], count: int) -> None:
@@ -134,34 +206,6 @@ def check_outputs(outputs: Sequence[Path], count: int) -> None:
             raise ValueError(f"a .png shows at most {GRID_LIMIT} images, got {count}: use .npz")
         if not path.absolute().parent.is_dir():
             raise ValueError(f"there is no folder {path.absolute().parent} for {path.name}")
-
-
-def _draw_shards(
-    draw: Callable[[int, int], Tensor],
-    models: Models,
-    count: int,
-    folder: Path,
-    first_index: int,
-    settings: Mapping[str, Any],
-) -> None:
-    if isinstance(models, SmoothedPair):
-        channels, size = models.noisy.config.image_channels, models.image_size
-        networks = [models.noisy, models.denoiser]
-    else:
-        channels, size = models[0].config.image_channels, models[1]
-        networks = [models[0]]
-    description = {**settings, "weights_sha256": [weights_digest(network) for network in networks]}
-    with progress("drawing", count) as done:
-        draw_to_shards(
-            draw,
-            count,
-            folder,
-            image_shape=(channels, *size),
-            first_index=first_index,
-            description=description,
-            chunk=CHUNK,
-            progress=done,
-        )
 
 
 def weights_digest(model: PixelCNNpp) -> str:

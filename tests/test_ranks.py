@@ -1,0 +1,125 @@
+"""Several processes draw what one draws."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import dsmooth
+from dsmooth.draw import choose_device
+from dsmooth.sampling.ranks import draw_together, share_of
+from tests.sampler_checks import network
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+@pytest.mark.parametrize("count", [1, 2, 7, 8, 100])
+def test_shares_make_the_whole(count: int, size: int) -> None:
+    shares = [share_of(count, rank, size) for rank in range(size)]
+    drawn = [i for offset, number in shares for i in range(offset, offset + number)]
+    assert drawn == list(range(count))
+    assert max(number for _, number in shares) == -(-count // size)
+
+
+def test_one_process_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    seen = []
+    draw_together(
+        lambda first, n: torch.full((n, 1, 4, 4), float(first)),
+        (1, 4, 4),
+        lambda draw: seen.append(draw(3, 2)),
+    )
+    assert seen[0].shape == (2, 1, 4, 4)
+    assert (seen[0] == 3).all()
+    assert not torch.distributed.is_initialized()
+
+
+def saved_pair(folder: Path) -> Path:
+    smoothing = dsmooth.GaussianSmoothing(0.5)
+    pair = dsmooth.SmoothedPair(network(), network(conditioning="stack"), smoothing, (8, 8))
+    pair.save_pretrained(folder)
+    return folder
+
+
+def sample_by(processes: int, arguments: Sequence[str], folder: Path) -> list[str]:
+    """Run `dsmooth sample` in so many processes as torchrun would; what each of them printed."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    start = f"import sys; sys.path[:] = {sys.path!r}; from dsmooth.cli import main; main()"
+    children = []
+    for rank in range(processes):
+        environment = {
+            **os.environ,
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(processes),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "OMP_NUM_THREADS": "1",
+        }
+        command = [sys.executable, "-c", start, "sample", *arguments]
+        children.append(
+            subprocess.Popen(
+                command,
+                env=environment,
+                cwd=folder,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+        )
+    outputs = [child.communicate(timeout=300) for child in children]
+    for child, (_, errors) in zip(children, outputs, strict=True):
+        assert child.returncode == 0, errors
+    return [out for out, _ in outputs]
+
+
+def test_two_processes_write_the_images_of_one(tmp_path: Path) -> None:
+    models = str(saved_pair(tmp_path / "pair"))
+    common = [models, "-n", "7", "--seed", "3", "--first-index", "5", "--device", "cpu"]
+    sample_by(1, [*common, "--out", "one.npz"], tmp_path)
+    spoken = sample_by(2, [*common, "--out", "two.npz"], tmp_path)
+    one, two = (np.load(tmp_path / name)["x"] for name in ("one.npz", "two.npz"))
+    assert one.shape == (7, 1, 8, 8)
+    np.testing.assert_array_equal(two, one)
+    assert "7 images" in spoken[0]
+    assert spoken[1] == ""  # the progress is rank 0's
+
+
+def test_names_of_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert choose_device("auto") == torch.device("cpu")
+    assert choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(ValueError, match="--device cuda: PyTorch finds no CUDA device"):
+        choose_device("cuda")
+    with pytest.raises(ValueError, match='auto, cpu, cuda or cuda:N, got "gpu"'):
+        choose_device("gpu")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert choose_device("cuda") == torch.device("cuda:1")
+    assert choose_device("cuda:0") == torch.device("cuda:0")
+    with pytest.raises(ValueError, match="there are 2 CUDA devices"):
+        choose_device("cuda:2")
+
+
+def test_a_device_that_is_not_there_ends_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dsmooth.cli import main
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    out = tmp_path / "x.npz"
+    with pytest.raises(SystemExit) as stop:
+        main(["sample", str(saved_pair(tmp_path)), "--out", str(out), "--device", "cuda"])
+    assert stop.value.code == 1
+    assert "dsmooth: error: --device cuda: PyTorch finds no CUDA device" in capsys.readouterr().err
+    assert not out.exists()
