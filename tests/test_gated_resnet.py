@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import pytest
 import torch
@@ -21,6 +19,7 @@ from dsmooth.functional import Shift, concat_elu, gated_resnet, gated_resnet_ref
 from dsmooth.functional.gated_resnet import _native, _native_backward, dropout_factors
 from dsmooth.functional.shifted_conv import padding_of
 from dsmooth.nn.layers import GatedResnet
+from tests.gated_cases import EPS, KERNELS, STRIDES, assert_as_good, make_case
 
 # A machine without a C++ compiler has no extension, and its build record says so; that it is there
 # everywhere else is asserted by test_extension.py.
@@ -30,128 +29,12 @@ needs_extension = pytest.mark.skipif(
 INSTRUCTION_SETS = (
     _extension.extension().gated_block_instruction_sets() if _extension.is_available() else []
 )
-KERNELS: dict[Shift, tuple[int, int]] = {"down": (2, 3), "down_right": (2, 2), "none": (3, 3)}
-EPS = {torch.float64: 2.0**-52, torch.float32: 2.0**-23, torch.bfloat16: 2.0**-8}
+NATIVE_DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 both_impls = pytest.mark.parametrize(
     "impl", ["reference", pytest.param("native", marks=needs_extension)]
 )
+NO_TRITON = r"impl='triton': .*(cuda tensors, got cpu|not installed)"
 each_shift = pytest.mark.parametrize("shift", list(KERNELS))
-
-
-@dataclass
-class Case:
-    """A block's inputs in float64, rounded to the dtype they will be computed in."""
-
-    shift: Shift
-    x: Tensor
-    skips: list[Tensor]
-    weights: list[Tensor]
-    gains: list[Tensor]
-    grad_y: Tensor
-    dropout: float
-    seed: Tensor
-
-    def run(
-        self, impl: str, dtype: torch.dtype, prepare: Callable[[Tensor], Tensor] = lambda t: t
-    ) -> dict[str, Tensor]:
-        """The output and all gradients."""
-        exact = torch.float64 if dtype == torch.float64 else torch.float32
-        x, *skips = (
-            prepare(t.to(dtype).clone()).detach().requires_grad_() for t in (self.x, *self.skips)
-        )
-        weights = [w.to(exact).detach().clone().requires_grad_() for w in self.weights]
-        gains = [g.to(exact).detach().clone().requires_grad_() for g in self.gains]
-        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-            y = gated_resnet(
-                x,
-                (weights[0], weights[1]),
-                (weights[2], weights[3]),
-                tuple(skips) or None,
-                (weights[4], weights[5]) if skips else None,
-                gains=tuple(gains),
-                shift=self.shift,
-                dropout=self.dropout,
-                seed=self.seed,
-                layer=3,
-                impl=impl,
-            )
-        y.backward(self.grad_y.to(y.dtype))
-        names = ["conv_in", "bias_in", "conv_out", "bias_out", "nin", "bias_nin"]
-        grads = dict(zip(names, (w.grad for w in weights), strict=False))
-        grads |= {f"gain{i}": g.grad for i, g in enumerate(gains)}
-        grads |= {f"skip{i}": s.grad for i, s in enumerate(skips)}
-        return {"y": y.detach(), "x": x.grad, **grads}
-
-    def native_args(self, dtype: torch.dtype, instruction_set: str = "auto") -> tuple[Any, ...]:
-        exact = torch.float64 if dtype == torch.float64 else torch.float32
-        seed = self.seed if self.dropout else None
-        tensors = [
-            t.to(dtype).clone(memory_format=torch.channels_last) for t in (self.x, *self.skips)
-        ]
-        weights = [w.to(exact).clone() for w in self.weights]
-        gains = [g.to(exact).clone() for g in self.gains]
-        return (
-            *(tensors[0], tensors[1:], weights, gains, seed),
-            *(self.shift, self.dropout, 3, True, instruction_set),
-        )
-
-
-def make_case(
-    shift: Shift = "down",
-    size: tuple[int, int, int] = (2, 5, 7),
-    filters: int = 5,
-    skip_channels: tuple[int, ...] = (),
-    dropout: float = 0.0,
-    dtype: torch.dtype = torch.float64,
-    seed: int = 0,
-    gains: bool = False,
-) -> Case:
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape: int, fan_in: int = 1) -> Tensor:
-        values = torch.randn(shape, generator=generator, dtype=torch.float64) / fan_in**0.5
-        return values.to(dtype).double()
-
-    batch, height, width = size
-    kh, kw = KERNELS[shift]
-    f, fan_in = filters, 2 * filters * kh * kw
-    weights = [
-        draw(f, 2 * f, kh, kw, fan_in=fan_in),
-        draw(f),
-        draw(2 * f, 2 * f, kh, kw, fan_in=fan_in),
-        draw(2 * f),
-    ]
-    if skip_channels:
-        s = 2 * sum(skip_channels)
-        weights += [draw(f, s, 1, 1, fan_in=s), draw(f)]
-    return Case(
-        shift,
-        draw(batch, f, height, width),
-        [draw(batch, s, height, width) for s in skip_channels],
-        weights,
-        [draw(*bias.shape) for bias in weights[1::2]] if gains else [],
-        draw(batch, f, height, width),
-        dropout,
-        torch.tensor(0x1234_5678_9ABC_DEF0),
-    )
-
-
-def assert_as_good(
-    got: dict[str, Tensor], eager: dict[str, Tensor], exact: dict[str, Tensor], eps: float
-) -> None:
-    """The error against float64 is at most twice that of eager, and a band of rounding errors of
-    the largest value: sums of a few terms may be lucky in one order and not in another, and in
-    float64 the judge itself is rounded."""
-    band = (40 if eps == EPS[torch.float64] else 12) * eps
-    for name, expected in exact.items():
-        assert got[name].dtype == eager[name].dtype, name
-        assert got[name].shape == expected.shape, name
-        scale = expected.abs().max().item() if expected.numel() else 0.0
-        error = (got[name].double() - expected).abs().max().item() if expected.numel() else 0.0
-        eager_error = (
-            (eager[name].double() - expected).abs().max().item() if expected.numel() else 0.0
-        )
-        assert error <= 2 * eager_error + band * max(scale, 0.05), (name, error, eager_error)
 
 
 SHAPES = [
@@ -165,7 +48,7 @@ SHAPES = [
 
 
 @needs_extension
-@pytest.mark.parametrize("dtype", list(EPS))
+@pytest.mark.parametrize("dtype", NATIVE_DTYPES)
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize(("size", "filters", "skips"), SHAPES)
 @each_shift
@@ -184,7 +67,7 @@ def test_native_is_as_good_as_eager(
 
 
 @needs_extension
-@pytest.mark.parametrize("dtype", list(EPS))
+@pytest.mark.parametrize("dtype", NATIVE_DTYPES)
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
 @each_shift
 def test_every_instruction_set_computes_the_block(
@@ -229,7 +112,7 @@ def test_float64_equals_the_reference(
 
 
 @needs_extension
-@pytest.mark.parametrize("dtype", list(EPS))
+@pytest.mark.parametrize("dtype", NATIVE_DTYPES)
 def test_an_empty_batch_gives_empty_outputs_and_zero_gradients(dtype: torch.dtype) -> None:
     case = make_case(size=(0, 4, 4), skip_channels=(5,))
     for name, value in case.run("native", dtype).items():
@@ -252,16 +135,8 @@ def test_the_weights_memory_order_does_not_matter() -> None:
             torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
 
 
-STRIDES: dict[str, Callable[[Tensor], Tensor]] = {
-    "nchw": lambda t: t.contiguous(),
-    "channels_last": lambda t: t.to(memory_format=torch.channels_last),
-    "every second column": lambda t: t.repeat_interleave(2, dim=3)[..., ::2],
-    "transposed": lambda t: t.mT.contiguous().mT,
-}
-
-
 @needs_extension
-@pytest.mark.parametrize("dtype", list(EPS))
+@pytest.mark.parametrize("dtype", NATIVE_DTYPES)
 @pytest.mark.parametrize("prepare", list(STRIDES.values()), ids=list(STRIDES))
 def test_strides_do_not_matter(prepare: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
     case = make_case(skip_channels=(5, 2))
@@ -271,7 +146,7 @@ def test_strides_do_not_matter(prepare: Callable[[Tensor], Tensor], dtype: torch
 
 
 @needs_extension
-@pytest.mark.parametrize("dtype", list(EPS))
+@pytest.mark.parametrize("dtype", NATIVE_DTYPES)
 def test_results_do_not_depend_on_the_thread_count(dtype: torch.dtype) -> None:
     case = make_case(size=(7, 9, 14), filters=12, skip_channels=(12,), dropout=0.5, gains=True)
     before = torch.get_num_threads()
@@ -288,7 +163,7 @@ def test_results_do_not_depend_on_the_thread_count(dtype: torch.dtype) -> None:
 
 
 @needs_extension
-@pytest.mark.parametrize("dtype", list(EPS))
+@pytest.mark.parametrize("dtype", NATIVE_DTYPES)
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
 @each_shift
 def test_nothing_is_written_beside_the_outputs(
@@ -340,7 +215,7 @@ def test_nothing_is_written_beside_the_outputs(
     ("impl", "dtype"),
     [
         ("reference", torch.float64),
-        *(pytest.param("native", dtype, marks=needs_extension) for dtype in EPS),
+        *(pytest.param("native", dtype, marks=needs_extension) for dtype in NATIVE_DTYPES),
     ],
 )
 @pytest.mark.parametrize("shift", ["down", "down_right"])
@@ -466,7 +341,7 @@ def test_gradcheck(shift: Shift, dropout: float, skips: tuple[int, ...]) -> None
 @needs_extension
 # opcheck reads .grad of the clones that it makes; the warning is about its own tensors
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
-@pytest.mark.parametrize("dtype", list(EPS))
+@pytest.mark.parametrize("dtype", NATIVE_DTYPES)
 @pytest.mark.parametrize("skips", [(), (4, 3)])
 def test_opcheck(dtype: torch.dtype, skips: tuple[int, ...]) -> None:
     case = make_case("down", (2, 3, 5), 4, skips, 0.5, gains=True)
@@ -513,7 +388,7 @@ def test_a_block_compiles_whole() -> None:
     seed = torch.tensor(3)
 
     def loss(x: Tensor, skip: Tensor) -> Tensor:
-        return block(x, skip, seed).square().sum()
+        return block(x, skip, seed=seed).square().sum()
 
     with use_impl("native"):
         expected = torch.autograd.grad(loss(x, skip), list(block.parameters()))
@@ -543,8 +418,12 @@ def test_wrong_arguments_are_refused() -> None:
         gated_resnet(x, conv_in, conv_out, gains=(w[1], w[1]), shift="down")
     with pytest.raises(ValueError, match="dropout must lie in"):
         gated_resnet(x, conv_in, conv_out, shift="down", dropout=1.0)
-    with pytest.raises(NotImplementedError, match="no Triton kernel"):
-        gated_resnet(x, conv_in, conv_out, shift="down", impl="triton")
+
+
+def test_triton_says_why_it_cannot_run() -> None:
+    x, _, w, *_ = make_case().native_args(torch.float32)
+    with pytest.raises(RuntimeError, match=NO_TRITON):
+        gated_resnet(x, (w[0], w[1]), (w[2], w[3]), shift="down", impl="triton")
 
 
 @needs_extension

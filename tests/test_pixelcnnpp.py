@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -213,6 +214,35 @@ def test_dropout_is_elementwise_and_only_in_training() -> None:
     first = model(x)
     torch.manual_seed(3)
     assert torch.equal(first, model(x))
+
+
+@pytest.mark.parametrize("conditioning", CONDITIONINGS)
+def test_one_seed_a_forward_and_a_number_for_every_gated_resnet(conditioning: str) -> None:
+    """The seed is drawn once, or given; the numbers follow the order of the blocks."""
+    model = tiny(conditioning, dropout=0.5).train()
+    x, context = inputs(conditioning, 1, 4, 4)
+    seen: list[tuple[int, Tensor]] = []
+
+    def record(layer: GatedResnet, args: Any, named: dict[str, Any]) -> None:
+        seen.append((named["layer"], named["seed"]))
+
+    blocks = {name: m for name, m in model.named_modules() if isinstance(m, GatedResnet)}
+    for block in blocks.values():
+        block.register_forward_pre_hook(record, with_kwargs=True)
+    drawn = model(x, context)
+    assert sorted(layer for layer, _ in seen) == list(range(len(blocks)))
+    assert len({id(seed) for _, seed in seen}) == 1
+    order = sorted(blocks, key=lambda name: blocks[name].layer)
+    assert order[:4] == ["up.0.u.0", "up.0.ul.0", "up.0.u.1", "up.0.ul.1"]
+    parts = [name.split(".")[0] for name in order]
+    assert parts == sorted(parts, key=["up", "down", "encoder"].index)
+
+    seed = seen[0][1]
+    again = model.decode(x, model.encode_context(x, context, seed), seed)
+    assert torch.equal(again, drawn)
+    before = torch.get_rng_state()
+    model.eval()(x, context)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_likelihood_is_float32_under_autocast() -> None:

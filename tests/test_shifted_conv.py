@@ -28,6 +28,7 @@ KERNELS: list[tuple[Shift, int, int]] = [
     ("down_right", 1, 2),
 ]
 each_kernel = pytest.mark.parametrize(("shift", "kh", "kw"), KERNELS)
+NO_TRITON = r"impl='triton': .*(cuda tensors, got cpu|not installed)"
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -160,5 +161,11 @@ def test_wrong_arguments_are_refused() -> None:
         shifted_conv2d(x, weight, shift="down", stride=3)
     with pytest.raises(ValueError, match='must be "down" or "down_right"'):
         shifted_conv_transpose2d(x, draw(2, 3, 3, 3), shift="none")
-    with pytest.raises(NotImplementedError, match="no Triton kernel"):
+
+
+def test_triton_says_why_it_cannot_run() -> None:
+    x, weight = draw(1, 2, 4, 4), draw(3, 2, 2, 3)
+    with pytest.raises(RuntimeError, match=NO_TRITON):
         shifted_conv2d(x, weight, shift="down", impl="triton")
+    with pytest.raises(RuntimeError, match=NO_TRITON):
+        shifted_conv_transpose2d(x, draw(2, 3, 2, 3), shift="down", impl="triton")

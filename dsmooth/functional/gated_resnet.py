@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .. import _extension
 from ._impl import Impl, resolve_impl
-from .shifted_conv import Shift, concat_elu, padding_of, shifted_conv2d_ref
+from ._triton import triton_obstacle
+from .shifted_conv import Shift, compute_dtype, concat_elu, padding_of, shifted_conv2d_ref
 
 Affine = tuple[Tensor, Tensor]  # weight (D, C, kh, kw) and bias (D,)
 MAX_SKIPS = 2
@@ -38,7 +39,7 @@ def gated_resnet(
 
     x: (B, F, H, W). conv_in: weight (F, 2F, kh, kw), bias (F,). conv_out: weight (2F, 2F, kh, kw),
     bias (2F,). skip: (B, S, H, W), or a tuple of such tensors that stands for their concatenation
-    (two at most for the native op), with nin_skip: weight (F, 2S, 1, 1), bias (F,); both or
+    (two at most but for the reference), with nin_skip: weight (F, 2S, 1, 1), bias (F,); both or
     neither. gains: none, or g (D,) of each of these convolutions, whose weights are then v of a
     weight norm w = g v / |v| per output filter. dropout: the probability of an element of
     concat_elu(h) to be zeroed, a function of `seed` (int64, no dimensions; by default drawn from
@@ -46,29 +47,30 @@ def gated_resnet(
     element's place alone: the same in every implementation (see `dropout_factors`). With
     probability 0 nothing is drawn. Returns (B, F, H, W), in the autocast dtype under autocast.
 
-    impl: "native" is the C++ extension on the CPU, for float32, float64 and bfloat16; "reference"
-    plain PyTorch (which alone can be differentiated twice); "auto" the extension where it can run.
-    The native op returns channels_last and copies an x or skip that is not channels_last.
+    impl: "native" is the C++ extension on the CPU, for float32, float64 and bfloat16; "triton" the
+    Triton kernels on CUDA, for float32, bfloat16 and float16; "reference" plain PyTorch (which
+    alone can be differentiated twice); "auto" the one of the first two that can run, else the last.
+    Both return channels_last; the native op copies an x or skip that is not channels_last.
 
-    Raises ValueError for shapes that do not fit, and for an explicit impl that cannot run
-    RuntimeError (or NotImplementedError: no Triton kernel) with the reason.
+    Raises ValueError for shapes that do not fit, and RuntimeError, with the reason, for an explicit
+    impl that cannot run.
     Source: Salimans et al., PixelCNN++ (2017).
     """
     skips = () if skip is None else skip if isinstance(skip, tuple) else (skip,)
     _check(x, conv_in, conv_out, skips, nin_skip, gains, dropout)
     if dropout > 0 and seed is None:
-        seed = torch.randint(2**63 - 1, (), dtype=torch.int64, device=x.device)
+        seed = draw_seed(x.device)
     chosen = resolve_impl(impl)
-    if chosen == "triton":
-        raise NotImplementedError(
-            "gated_resnet has no Triton kernel; use impl='native' or impl='reference'"
-        )
-    dtype = x.dtype
-    if torch.is_autocast_enabled(x.device.type) and dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(x.device.type)
-    obstacle = None if chosen == "reference" else _native_obstacle(x.device.type, dtype, len(skips))
-    if chosen == "native" and obstacle is not None:
-        raise RuntimeError(f"gated_resnet cannot run with impl='native': {obstacle}")
+    if chosen == "auto":
+        chosen = "triton" if x.device.type == "cuda" else "native"
+    dtype = compute_dtype(x)
+    obstacle = None
+    if chosen == "native":
+        obstacle = _too_many(skips) or _native_obstacle(x.device.type, dtype)
+    elif chosen == "triton":
+        obstacle = _too_many(skips) or triton_obstacle(x.device, dtype)
+    if obstacle is not None and resolve_impl(impl) != "auto":
+        raise RuntimeError(f"gated_resnet cannot run with impl={chosen!r}: {obstacle}")
     if chosen == "reference" or obstacle is not None:
         return gated_resnet_ref(
             x, conv_in, conv_out, skip, nin_skip, gains=gains,
@@ -76,7 +78,7 @@ def gated_resnet(
         )  # fmt: skip
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     weights = [tensor.to(exact) for tensor in (*conv_in, *conv_out, *(nin_skip or ()))]
-    return _native(
+    args = (
         x.to(dtype),
         [tensor.to(dtype) for tensor in skips],
         weights,
@@ -85,8 +87,12 @@ def gated_resnet(
         shift,
         float(dropout),
         layer,
-        torch.is_grad_enabled(),
-    )[0]
+    )
+    if chosen == "triton":
+        from .gated_resnet_triton import gated_resnet_triton
+
+        return gated_resnet_triton(*args)[0]
+    return _native(*args, torch.is_grad_enabled())[0]
 
 
 def gated_resnet_ref(
@@ -118,6 +124,11 @@ def gated_resnet_ref(
     return x + a * torch.sigmoid(g)
 
 
+def draw_seed(device: torch.device) -> Tensor:
+    """A seed of dropout from torch's generator of the device: int64, no dimensions."""
+    return torch.randint(2**63 - 1, (), dtype=torch.int64, device=device)
+
+
 def _folded(conv: Affine, gain: Tensor) -> Affine:
     v, bias = conv
     norm = torch.linalg.vector_norm(v, dim=(1, 2, 3))
@@ -143,12 +154,12 @@ def dropout_factors(shape: torch.Size, dropout: float, seed: Tensor, layer: int)
     )
     key: Any = (seed & low, seed >> 32 & low)  # tensors: reading them would wait for a GPU
     words = philox4x32(counter, key).flatten()[:count]
-    kept = (words >> 9) >= _keep_from(dropout)
+    kept = (words >> 9) >= keep_from(dropout)
     factors = kept.double() / (1 - dropout)
     return factors.view(batch, rows, cols, channels).permute(0, 3, 1, 2)
 
 
-def _keep_from(dropout: float) -> int:
+def keep_from(dropout: float) -> int:
     """The least n = word >> 9 whose uniform (n + 1/2) 2**-23 is at least `dropout`."""
     return math.ceil(dropout * 2**23 - 0.5)
 
@@ -196,15 +207,19 @@ def _check(
 
 
 @torch.compiler.assume_constant_result
-def _native_obstacle(device_type: str, dtype: torch.dtype, n_skips: int) -> str | None:
+def _native_obstacle(device_type: str, dtype: torch.dtype) -> str | None:
     """Why the extension cannot compute this; None if it can."""
     if device_type != "cpu":
         return f"it runs on cpu tensors, got {device_type}"
     if dtype not in (torch.float32, torch.float64, torch.bfloat16):
         return f"it computes in float32, float64 and bfloat16, got {dtype}"
-    if n_skips > MAX_SKIPS:
-        return f"it takes at most {MAX_SKIPS} skips, got {n_skips}"
     return _extension.unavailable_reason()
+
+
+def _too_many(skips: tuple[Tensor, ...]) -> str | None:
+    if len(skips) > MAX_SKIPS:
+        return f"it takes at most {MAX_SKIPS} skips, got {len(skips)}"
+    return None
 
 
 def _channels_last(tensor: Tensor) -> Tensor:
@@ -260,7 +275,7 @@ def _call(
         not weights[0].is_contiguous(),
         0 if seed is None else seed.data_ptr(),
         layer,
-        _keep_from(dropout),
+        keep_from(dropout),
         1 / (1 - dropout),
         _addresses(weights, 6) + _addresses(gains, 3),
         tensors,

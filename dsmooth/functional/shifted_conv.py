@@ -14,8 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._impl import Impl, resolve_impl
+from ._triton import triton_obstacle
 
 Shift = Literal["down", "down_right", "none"]
+Taps = tuple[int, int, int, int, int]  # kh, kw, top, left, stride: see taps_of
 
 
 def concat_elu(x: Tensor) -> Tensor:
@@ -48,14 +50,18 @@ def shifted_conv2d(
         "down_right" pads kh-1 rows on top and kw-1 columns on the left;
         "none" pads symmetrically (kh and kw odd): an ordinary, unmasked convolution.
     stride: 1 or 2. Returns (B, D, H/stride, W/stride), in the autocast dtype under autocast.
-    impl: "native" and "reference" are both torch's own convolution: a network calls it a handful
-        of times a step, against some fifty gated blocks.
+    impl: "triton" is the Triton kernels, on CUDA; "native" and "reference" are both torch's own
+        convolution: a network calls it a handful of times a step, against some fifty gated blocks.
+        "auto" takes the kernels where they can run.
 
-    Raises ValueError for a shape that does not fit and NotImplementedError for impl="triton".
+    Raises ValueError for a shape that does not fit, and RuntimeError, with the reason, for
+    impl="triton" where the kernels cannot run.
     """
-    _check_conv(x, weight, weight.shape[1] if weight.ndim == 4 else -1, shift, impl)
+    _check_conv(x, weight, weight.shape[1] if weight.ndim == 4 else -1, shift)
     if stride not in (1, 2):
         raise ValueError(f"stride must be 1 or 2, got {stride}")
+    if _use_triton("shifted_conv2d", x, impl):
+        return _on_triton(x, weight, bias, shift, stride, transposed=False)
     return shifted_conv2d_ref(x, weight, bias, shift=shift, stride=stride)
 
 
@@ -93,9 +99,11 @@ def shifted_conv_transpose2d(
 
     Raises as `shifted_conv2d` does.
     """
-    _check_conv(x, weight, weight.shape[0] if weight.ndim == 4 else -1, shift, impl)
+    _check_conv(x, weight, weight.shape[0] if weight.ndim == 4 else -1, shift)
     if shift == "none":
         raise ValueError('shift must be "down" or "down_right", got "none"')
+    if _use_triton("shifted_conv_transpose2d", x, impl):
+        return _on_triton(x, weight, bias, shift, 2, transposed=True)
     return shifted_conv_transpose2d_ref(x, weight, bias, shift=shift)
 
 
@@ -111,7 +119,54 @@ def shifted_conv_transpose2d_ref(
     return y if bias is None else y + bias.to(y.dtype).view(-1, 1, 1)
 
 
-def _check_conv(x: Tensor, weight: Tensor, channels: int, shift: Shift, impl: Impl) -> None:
+def taps_of(weight: Tensor, shift: str, stride: int = 1) -> Taps:
+    """(kh, kw, top, left, stride) of a shifted convolution by weight (D, C, kh, kw).
+
+    Tap (i, j) at output (r, c) reads the input at (stride r + i - top, stride c + j - left).
+    """
+    kh, kw = weight.shape[2:]
+    left, _, top, _ = padding_of(kh, kw, shift)
+    return kh, kw, top, left, stride
+
+
+def transposed_taps_of(weight: Tensor, shift: str) -> Taps:
+    """The taps of the convolution whose adjoint is the transposed one by weight (C, D, kh, kw)."""
+    kh, kw = weight.shape[2:]
+    return kh, kw, 0, (kw - 1) // 2 if shift == "down" else 0, 2
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that an op computes x in: under autocast that of autocast."""
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
+
+
+def _use_triton(op: str, x: Tensor, impl: Impl) -> bool:
+    """Whether the Triton kernels compute: by name, or on CUDA where they can."""
+    chosen = resolve_impl(impl)
+    if chosen == "triton":
+        obstacle = triton_obstacle(x.device, compute_dtype(x))
+        if obstacle is not None:
+            raise RuntimeError(f"{op} cannot run with impl='triton': {obstacle}")
+        return True
+    if chosen != "auto" or x.device.type != "cuda":
+        return False
+    return triton_obstacle(x.device, compute_dtype(x)) is None
+
+
+def _on_triton(
+    x: Tensor, weight: Tensor, bias: Tensor | None, shift: Shift, stride: int, transposed: bool
+) -> Tensor:
+    from .shifted_conv_triton import shifted_conv_triton
+
+    exact = torch.float64 if x.dtype == torch.float64 else torch.float32
+    bias = None if bias is None else bias.to(exact)
+    x, weight = x.to(compute_dtype(x)), weight.to(exact)
+    return shifted_conv_triton(x, weight, bias, shift, stride, transposed)
+
+
+def _check_conv(x: Tensor, weight: Tensor, channels: int, shift: Shift) -> None:
     if shift not in get_args(Shift):
         raise ValueError(f"shift must be one of {', '.join(get_args(Shift))}, got {shift!r}")
     if weight.ndim != 4:
@@ -121,7 +176,3 @@ def _check_conv(x: Tensor, weight: Tensor, channels: int, shift: Shift, impl: Im
     kh, kw = weight.shape[-2:]
     if (shift != "down_right" and kw % 2 == 0) or (shift == "none" and kh % 2 == 0):
         raise ValueError(f"a kernel of {kh}x{kw} has no centre for shift={shift!r}")
-    if resolve_impl(impl) == "triton":
-        raise NotImplementedError(
-            "shifted convolutions have no Triton kernel; use impl='native' or impl='reference'"
-        )

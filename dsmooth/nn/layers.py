@@ -141,10 +141,14 @@ class GatedResnet(nn.Module):
         self.nin_skip = Nin(2 * skip_channels, n_filters) if skip_channels else None
         self.conv_out = ShiftedConv2d(2 * n_filters, 2 * n_filters, kernel_size, shift=shift)
 
-    def forward(self, x: Tensor, skip: Skip = None, seed: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, skip: Skip = None, *, seed: Tensor | None = None, layer: int | None = None
+    ) -> Tensor:
         """(B, F, H, W), skip (B, skip_channels, H, W) or its parts -> (B, F, H, W).
 
         seed: of the dropout, int64 without dimensions; drawn from torch's generator if None.
+        layer: the block's own number if None. A network passes it all the same: to torch.compile an
+        argument is a variable, an attribute a constant that has every block compiled anew.
         """
         convs = [self.conv_in, self.conv_out] + ([self.nin_skip] if self.nin_skip else [])
         (conv_in, conv_out, *nin) = [(conv.weight_v, conv.bias) for conv in convs]
@@ -158,10 +162,10 @@ class GatedResnet(nn.Module):
             shift=self.shift,
             dropout=self.dropout if self.training else 0.0,
             seed=seed,
-            layer=self.layer,
+            layer=self.layer if layer is None else layer,
         )
 
-    def initialize(self, x: Tensor, skip: Skip = None, seed: Tensor | None = None) -> None:
+    def initialize(self, x: Tensor, skip: Skip = None) -> None:
         """Data-dependent init on the inputs; the second convolution starts at scale 0.1."""
         self.conv_in.initialize(concat_elu(x))
         h = self.conv_in(concat_elu(x))

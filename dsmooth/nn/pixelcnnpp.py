@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..config import ModelConfig
 from ..functional import down_shift, logistic_mixture_log_prob, right_shift
+from ..functional.gated_resnet import draw_seed
 from .layers import GatedResnet, Nin, ShiftedConv2d, ShiftedConvTranspose2d
 
 Streams = tuple[Tensor, Tensor]  # u (all rows above) and ul (above, and left in the row)
@@ -36,6 +37,10 @@ class _Block(nn.Module):
             for _ in range(n_layers)
         )
 
+    def __iter__(self) -> Iterator[tuple[GatedResnet, GatedResnet]]:
+        """The layers (u, ul) in the order in which they run."""
+        return iter(zip(cast(Any, self.u), cast(Any, self.ul), strict=True))
+
 
 class ContextEncoder(nn.Module):
     """Unmasked, full-resolution encoder of the context for conditioning="concat"."""
@@ -51,11 +56,11 @@ class ContextEncoder(nn.Module):
         self.nin_u = Nin(f, f)
         self.nin_ul = Nin(f, f)
 
-    def forward(self, context: Tensor) -> Streams:
-        """(B, C, H, W) -> e_u and e_ul, each (B, F, H, W)."""
+    def forward(self, context: Tensor, seed: Tensor | None = None) -> Streams:
+        """(B, C, H, W) -> e_u and e_ul, each (B, F, H, W); seed: of the dropout."""
         e = self.stem(_with_ones(context))
         for layer in self.layers:
-            e = layer(e)
+            e = layer(e, seed=seed, layer=layer.layer)
         return self.nin_u(e), self.nin_ul(e)
 
 
@@ -91,6 +96,9 @@ class PixelCNNpp(nn.Module):
         )
         self.head = Nin(f, config.n_params)
         self.encoder = ContextEncoder(config) if config.conditioning == "concat" else None
+        # One seed a forward serves all dropout: each gated resnet has a number of its own.
+        for number, layer in enumerate(self._gated_resnets()):
+            layer.layer = number
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Mixture parameters of every pixel.
@@ -102,22 +110,29 @@ class PixelCNNpp(nn.Module):
         Raises ValueError for a wrong shape and for a context missing or superfluous, TypeError for
         a wrong dtype.
         """
-        return self.decode(x, self.encode_context(x, context))
+        seed = self._draw_seed(x)
+        return self.decode(x, self.encode_context(x, context, seed), seed)
 
-    def encode_context(self, x: Tensor, context: Tensor | None) -> Encoded:
+    def encode_context(
+        self, x: Tensor, context: Tensor | None, seed: Tensor | None = None
+    ) -> Encoded:
         """Check `x` against `context` and return what `decode` needs of the latter.
 
-        None without conditioning, the image itself for "stack", (e_u, e_ul) for "concat".
+        None without conditioning, the image itself for "stack", (e_u, e_ul) for "concat". seed: of
+        the dropout, int64 without dimensions; in training, drawn from torch's generator if None.
         Raises as `forward` does.
         """
         self._check(x, context)
         if self.encoder is not None and context is not None:
-            return self.encoder(context)
+            return self.encoder(context, self._draw_seed(x) if seed is None else seed)
         return context
 
-    def decode(self, x: Tensor, encoded: Encoded) -> Tensor:
-        """`forward` for an encoded context, which a sampler computes once for many calls."""
-        _, ul = self._streams(x, encoded)[-1]
+    def decode(self, x: Tensor, encoded: Encoded, seed: Tensor | None = None) -> Tensor:
+        """`forward` for an encoded context, which a sampler computes once for many calls.
+
+        seed: as of `encode_context`, and the same.
+        """
+        _, ul = self._streams(x, encoded, seed)[-1]
         return self.head(F.elu(ul))[:, :, -x.shape[2] :]
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -140,7 +155,8 @@ class PixelCNNpp(nn.Module):
         names = ("up0", "up1", "up2", "down0", "down1", "down2")
         scales = (1, 2, 4, 4, 2, 1)
         rows = [x.shape[2] // s for s in scales]
-        streams = self._streams(x, self.encode_context(x, context))
+        seed = self._draw_seed(x)
+        streams = self._streams(x, self.encode_context(x, context, seed), seed)
         return {
             name: (u[:, :, -n:], ul[:, :, -n:])
             for name, n, (u, ul) in zip(names, rows, streams, strict=True)
@@ -171,8 +187,21 @@ class PixelCNNpp(nn.Module):
                 handle.remove()
             self.train(was_training)
 
-    def _streams(self, x: Tensor, encoded: Encoded) -> list[Streams]:
+    def _gated_resnets(self) -> Iterator[GatedResnet]:
+        """All of them, in the order of their numbers: up, down, encoder."""
+        for block in [*cast("Iterable[_Block]", self.up), *cast("Iterable[_Block]", self.down)]:
+            for pair in block:
+                yield from pair
+        if self.encoder is not None:
+            yield from cast("Iterable[GatedResnet]", self.encoder.layers)
+
+    def _draw_seed(self, x: Tensor) -> Tensor | None:
+        """A seed for the dropout of one forward, None where nothing is dropped."""
+        return draw_seed(x.device) if self.training and self.config.dropout > 0 else None
+
+    def _streams(self, x: Tensor, encoded: Encoded, seed: Tensor | None) -> list[Streams]:
         """The six block outputs; for "stack" those of both images."""
+        seed = self._draw_seed(x) if seed is None else seed
         e_u: Tensor | None = None
         e_ul: Tensor | None = None
         if isinstance(encoded, tuple):
@@ -188,9 +217,9 @@ class PixelCNNpp(nn.Module):
         outputs: list[Streams] = []
         stack: list[Streams] = [(u, ul)]
         for i, block in enumerate(cast("Iterable[_Block]", self.up)):
-            for res_u, res_ul in zip(block.u, block.ul, strict=True):
-                u = res_u(u)
-                ul = res_ul(ul, u)
+            for res_u, res_ul in block:
+                u = res_u(u, seed=seed, layer=res_u.layer)
+                ul = res_ul(ul, u, seed=seed, layer=res_ul.layer)
                 stack.append((u, ul))
             outputs.append((u, ul))
             if i < 2:
@@ -199,10 +228,10 @@ class PixelCNNpp(nn.Module):
 
         u, ul = stack.pop()
         for i, block in enumerate(cast("Iterable[_Block]", self.down)):
-            for res_u, res_ul in zip(block.u, block.ul, strict=True):
+            for res_u, res_ul in block:
                 skip_u, skip_ul = stack.pop()
-                u = res_u(u, skip_u)
-                ul = res_ul(ul, (u, skip_ul))
+                u = res_u(u, skip_u, seed=seed, layer=res_u.layer)
+                ul = res_ul(ul, (u, skip_ul), seed=seed, layer=res_ul.layer)
             outputs.append((u, ul))
             if i < 2:
                 u, ul = self.upsize_u[i](u), self.upsize_ul[i](ul)

@@ -1,0 +1,102 @@
+"""The Triton op of the shifted convolutions; `shifted_conv2d` checks arguments and chooses it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .shifted_conv import Taps, taps_of, transposed_taps_of
+
+
+def _taps(weight: Tensor, shift: str, stride: int, transposed: bool) -> Taps:
+    return transposed_taps_of(weight, shift) if transposed else taps_of(weight, shift, stride)
+
+
+def _empty(like: Tensor, channels: int, rows: int, cols: int) -> Tensor:
+    return torch.empty(
+        (like.shape[0], channels, rows, cols),
+        dtype=like.dtype,
+        device=like.device,
+        memory_format=torch.channels_last,
+    )
+
+
+@torch.library.custom_op("dsmooth::shifted_conv_triton", mutates_args=())
+def shifted_conv_triton(
+    x: Tensor, weight: Tensor, bias: Tensor | None, shift: str, stride: int, transposed: bool
+) -> Tensor:
+    """`shifted_conv2d`, or (transposed) `shifted_conv_transpose2d`; channels_last.
+
+    weight and bias are float32, float64 for float64 x.
+    """
+    from ..kernels import shifted_conv as kernels
+
+    y = _output(x, weight, bias, shift, stride, transposed)
+    if y.numel() == 0:
+        return y
+    bias = None if bias is None else bias.contiguous()
+    run = kernels.forward_transposed if transposed else kernels.forward
+    taps = kernels.Taps(*_taps(weight, shift, stride, transposed))
+    return run(x, weight, bias, taps, *y.shape[2:])
+
+
+@shifted_conv_triton.register_fake
+def _output(
+    x: Tensor, weight: Tensor, bias: Tensor | None, shift: str, stride: int, transposed: bool
+) -> Tensor:
+    rows, cols = x.shape[2:]
+    if transposed:
+        return _empty(x, weight.shape[1], 2 * rows, 2 * cols)
+    return _empty(x, weight.shape[0], (rows + stride - 1) // stride, (cols + stride - 1) // stride)
+
+
+@torch.library.custom_op("dsmooth::shifted_conv_triton_backward", mutates_args=())
+def shifted_conv_triton_backward(
+    grad_y: Tensor, x: Tensor, weight: Tensor, shift: str, stride: int, transposed: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x (channels_last), weight (contiguous or channels_last as it is) and bias."""
+    from ..kernels import shifted_conv as kernels
+
+    if x.numel() == 0:
+        grads = _gradients(grad_y, x, weight, shift, stride, transposed)
+        return grads[0].zero_(), grads[1].zero_(), grads[2].zero_()
+    taps = kernels.Taps(*_taps(weight, shift, stride, transposed))
+    return kernels.backward(grad_y, x, weight, taps, transposed)
+
+
+@shifted_conv_triton_backward.register_fake
+def _gradients(
+    grad_y: Tensor, x: Tensor, weight: Tensor, shift: str, stride: int, transposed: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    last = not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if last else torch.contiguous_format
+    return (
+        _empty(x, x.shape[1], *x.shape[2:]),
+        torch.empty(weight.shape, dtype=weight.dtype, device=x.device, memory_format=layout),
+        weight.new_empty(grad_y.shape[1]),
+    )
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, bias, *ctx.settings = inputs
+    ctx.has_bias = bias is not None
+    ctx.save_for_backward(x, weight)
+
+
+def _backward(ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
+    x, weight = ctx.saved_tensors
+    grad_x, grad_weight, grad_bias = shifted_conv_triton_backward(grad_y, x, weight, *ctx.settings)
+    return grad_x, grad_weight, grad_bias if ctx.has_bias else None, None, None, None
+
+
+def _refuse_second_derivative(ctx: Any, *grads: Any) -> None:
+    raise NotImplementedError(
+        "the Triton convolutions cannot be differentiated twice; use impl='reference' "
+        "or a use_impl('reference') block"
+    )
+
+
+shifted_conv_triton.register_autograd(_backward, setup_context=_save_for_backward)
+shifted_conv_triton_backward.register_autograd(_refuse_second_derivative)

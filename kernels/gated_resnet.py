@@ -1,0 +1,448 @@
+"""The gated residual block: two kernels forward, a few more backward.
+
+    h = conv_in(E(x)) + nin(E(a)) + biases           hidden_kernel
+    y = x + A sigmoid(G), (A, G) = conv_out(D E(h))  gate_kernel
+
+with E = concat_elu and dropout D. Between them only h and, with dropout, `kept` go through memory:
+one byte per element of h, whose bits 0 and 1 say whether elu(h) and elu(-h) stay. Backward, A and G
+are computed anew (gate_kernel with GRAD), and each data gradient ends with the slopes of elu.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .launch import (
+    Taps,
+    arithmetic,
+    choose,
+    empty_channels_last,
+    launch,
+    n_pixels,
+    strides_of,
+    wide_dtype,
+)
+from .shifted_conv import weight_gradient
+from .taps import (
+    convolve,
+    convolve_transposed,
+    deinterleave,
+    drop,
+    elu_slopes,
+    interleave,
+    pixel_block,
+    pixel_pointers,
+    widen,
+)
+from .weights import pack, unpack
+
+POINT = Taps(1, 1, 0, 0)
+
+
+@triton.jit
+def philox_words(group, seed, layer):
+    """The four words of counter (group low, group high, layer, 5): Stage.DROPOUT is 5."""
+    low = group.to(tl.uint32)
+    zero = low * 0
+    high = (group >> 32).to(tl.uint32)
+    return tl.philox(seed, low, high, zero + layer.to(tl.uint32), zero + 5)
+
+
+@triton.jit
+def is_kept(word, keep_from):
+    return ((word >> 9).to(tl.int32) >= keep_from).to(tl.uint32)
+
+
+@triton.jit
+def draw_kept(
+    kept_ptr, seed_ptr, layer, keep_from, offs_p, mask_p, first_f,
+    F: tl.constexpr, BLOCK_F: tl.constexpr,
+):  # fmt: skip
+    """Draw `kept` of channels first_f .. first_f + BLOCK_F - 1 of h for a block of pixels.
+
+    Element i of dropout's input, counted in (B, H, W, 2F) order, has word i % 4 of Philox block
+    i // 4. Where 4 divides F a block of words serves four neighbouring channels.
+    """
+    seed = tl.load(seed_ptr)
+    layer = tl.full((1, 1), layer, dtype=tl.int32)
+    if F % 4 == 0:
+        offs_q = first_f // 4 + tl.arange(0, BLOCK_F // 4)
+        group = offs_p[:, None] * (F // 2) + offs_q[None, :]  # (P, BLOCK_F / 4)
+        p0, p1, p2, p3 = philox_words(group, seed, layer)
+        n0, n1, n2, n3 = philox_words(group + F // 4, seed, layer)
+        # Four bytes, the first channel lowest, as one little-endian word.
+        bits = is_kept(p0, keep_from) | is_kept(n0, keep_from) << 1
+        bits |= is_kept(p1, keep_from) << 8 | is_kept(n1, keep_from) << 9
+        bits |= is_kept(p2, keep_from) << 16 | is_kept(n2, keep_from) << 17
+        bits |= is_kept(p3, keep_from) << 24 | is_kept(n3, keep_from) << 25
+        tl.store(
+            kept_ptr.to(tl.pointer_type(tl.uint32)) + offs_p[:, None] * (F // 4) + offs_q[None, :],
+            bits,
+            mask=mask_p[:, None] & (offs_q < F // 4)[None, :],
+        )
+    else:
+        offs_f = first_f + tl.arange(0, BLOCK_F)
+        element = offs_p[:, None] * (2 * F) + offs_f[None, :]  # (P, BLOCK_F)
+        bits = is_kept(word_of(element, seed, layer), keep_from)
+        bits |= is_kept(word_of(element + F, seed, layer), keep_from) << 1
+        tl.store(
+            kept_ptr + offs_p[:, None] * F + offs_f[None, :],
+            bits.to(tl.uint8),
+            mask=mask_p[:, None] & (offs_f < F)[None, :],
+        )
+
+
+@triton.jit
+def word_of(element, seed, layer):
+    w0, w1, w2, w3 = philox_words(element // 4, seed, layer)
+    which = element % 4
+    return tl.where(which < 2, tl.where(which == 0, w0, w1), tl.where(which == 2, w2, w3))
+
+
+@triton.jit
+def kept_kernel(
+    kept_ptr, seed_ptr, layer, keep_from, n_pixels,
+    F: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_F: tl.constexpr,
+):  # fmt: skip
+    """kept (P, F) alone, for the backward."""
+    pid = tl.program_id(0).to(tl.int64)
+    blocks_f: tl.constexpr = (F + BLOCK_F - 1) // BLOCK_F
+    offs_p = pid // blocks_f * BLOCK_P + tl.arange(0, BLOCK_P)
+    draw_kept(
+        kept_ptr, seed_ptr, layer, keep_from, offs_p, offs_p < n_pixels,
+        pid % blocks_f * BLOCK_F, F, BLOCK_F,
+    )  # fmt: skip
+
+
+@triton.jit
+def hidden_kernel(
+    x_ptr, x_strides, a0_ptr, a0_strides, a1_ptr, a1_strides,
+    w_ptr, bias_ptr, nin_ptr, nin_bias_ptr, seed_ptr, h_ptr, kept_ptr,
+    n_pixels, height, width, steps, steps0, steps1, layer, keep_from,
+    F: tl.constexpr, S0: tl.constexpr, S1: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr,
+    DROPOUT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """h (P, F), and with DROPOUT kept (P, F) too.
+
+    w: (T, 2F, F); nin: (2 S0 + 2 S1, F); S0 and S1 are channels of the skips, 0 for none.
+    """
+    pid = tl.program_id(0).to(tl.int64)
+    blocks_n: tl.constexpr = (F + BLOCK_N - 1) // BLOCK_N
+    offs_p, image, row, col, mask_p = pixel_block(
+        pid // blocks_n * BLOCK_P, n_pixels, height, width, BLOCK_P
+    )
+    first_n = pid % blocks_n * BLOCK_N
+    offs_n = first_n + tl.arange(0, BLOCK_N)
+    mask_n = offs_n < F
+    acc = tl.zeros((BLOCK_P, BLOCK_N), dtype=ACC)
+    acc = convolve(
+        acc, x_ptr, x_strides, x_ptr, image, row, col, mask_p, height, width,
+        w_ptr, offs_n, mask_n, steps, F, F, KH, KW, TOP, LEFT, 1,
+        True, False, 1.0, PRECISION, BLOCK_K,
+    )  # fmt: skip
+    if S0 > 0:
+        acc = convolve(
+            acc, a0_ptr, a0_strides, a0_ptr, image, row, col, mask_p, height, width,
+            nin_ptr, offs_n, mask_n, steps0, S0, F, 1, 1, 0, 0, 1,
+            True, False, 1.0, PRECISION, BLOCK_K,
+        )  # fmt: skip
+        acc += widen(tl.load(nin_bias_ptr + offs_n, mask=mask_n, other=0.0))[None, :]
+    if S1 > 0:
+        acc = convolve(
+            acc, a1_ptr, a1_strides, a1_ptr, image, row, col, mask_p, height, width,
+            nin_ptr + 2 * S0 * F, offs_n, mask_n, steps1,
+            S1, F, 1, 1, 0, 0, 1, True, False, 1.0, PRECISION, BLOCK_K,
+        )  # fmt: skip
+    acc += widen(tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0))[None, :]
+    tl.store(
+        h_ptr + offs_p[:, None] * F + offs_n[None, :],
+        acc.to(h_ptr.dtype.element_ty),
+        mask=mask_p[:, None] & mask_n[None, :],
+    )
+    if DROPOUT:
+        draw_kept(kept_ptr, seed_ptr, layer, keep_from, offs_p, mask_p, first_n, F, BLOCK_N)
+
+
+@triton.jit
+def gate_kernel(
+    h_ptr, h_strides, kept_ptr, w_ptr, bias_ptr, x_ptr, x_strides,
+    out_ptr, sums_ptr, n_pixels, height, width, steps,
+    F: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr,
+    DROPOUT: tl.constexpr, SCALE: tl.constexpr, GRAD: tl.constexpr,
+    ACC: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """out = y (P, F) = x + A sigmoid(G), with (A, G) = conv_out(D E(h)) + bias.
+
+    With GRAD, x is dy, and out (P, 2F) the gradients of A_0, G_0, A_1, ...; sums (blocks, 2F) are
+    theirs over each block of pixels, A first. w: (T, 2F, 2F), filters A_0, G_0, A_1, ...
+    """
+    BLOCK_F: tl.constexpr = BLOCK_N // 2
+    pid = tl.program_id(0).to(tl.int64)
+    blocks_n: tl.constexpr = (F + BLOCK_F - 1) // BLOCK_F
+    offs_p, image, row, col, mask_p = pixel_block(
+        pid // blocks_n * BLOCK_P, n_pixels, height, width, BLOCK_P
+    )
+    offs_n = pid % blocks_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    offs_f = pid % blocks_n * BLOCK_F + tl.arange(0, BLOCK_F)
+    mask_n = offs_n < 2 * F
+    mask_f = offs_f < F
+    acc = tl.zeros((BLOCK_P, BLOCK_N), dtype=ACC)
+    acc = convolve(
+        acc, h_ptr, h_strides, kept_ptr,
+        image, row, col, mask_p, height, width, w_ptr, offs_n, mask_n, steps,
+        F, 2 * F, KH, KW, TOP, LEFT, 1, True, DROPOUT, SCALE, PRECISION, BLOCK_K,
+    )  # fmt: skip
+    a, g = deinterleave(acc)  # (BLOCK_P, BLOCK_F)
+    a += widen(tl.load(bias_ptr + offs_f, mask=mask_f, other=0.0))[None, :]
+    g += widen(tl.load(bias_ptr + F + offs_f, mask=mask_f, other=0.0))[None, :]
+    gate = 1 / (1 + tl.exp(-g))
+    mask = mask_p[:, None] & mask_f[None, :]
+    x_ptrs = pixel_pointers(x_ptr, x_strides, image, row, col)
+    x = widen(tl.load(x_ptrs[:, None] + offs_f[None, :] * x_strides[3], mask=mask, other=0.0))
+    if GRAD:
+        da = x * gate
+        dg = da * a * (1 - gate)
+        tl.store(
+            out_ptr + offs_p[:, None] * (2 * F) + offs_n[None, :],
+            interleave(da, dg).to(out_ptr.dtype.element_ty),
+            mask=mask_p[:, None] & mask_n[None, :],
+        )
+        sums = sums_ptr + pid // blocks_n * (2 * F) + offs_f
+        tl.store(sums, tl.sum(da, axis=0), mask=mask_f)
+        tl.store(sums + F, tl.sum(dg, axis=0), mask=mask_f)
+    else:
+        y = x + a * gate
+        tl.store(
+            out_ptr + offs_p[:, None] * F + offs_f[None, :],
+            y.to(out_ptr.dtype.element_ty),
+            mask=mask,
+        )
+
+
+@triton.jit
+def data_gradient_kernel(
+    g_ptr, g_strides, w_ptr, x_ptr, x_strides, kept_ptr, add_ptr, add_strides,
+    dx_ptr, sums_ptr, n_pixels, height, width, steps,
+    C: tl.constexpr, D: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr,
+    DROPOUT: tl.constexpr, SCALE: tl.constexpr, ADD: tl.constexpr, SUMS: tl.constexpr,
+    ACC: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """dx (P, C) of conv(D E(x)), given g (P, D), the gradient of that convolution's output.
+
+    dx = elu'(x) dE+ - elu'(-x) dE-, plus an image (ADD); with SUMS, its sums over each block of
+    pixels (blocks, C) too. w: (T, 2C, D), packed as for the convolution.
+    """
+    BLOCK_C: tl.constexpr = BLOCK_N // 2
+    pid = tl.program_id(0).to(tl.int64)
+    blocks_n: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
+    offs_p, image, row, col, mask_p = pixel_block(
+        pid // blocks_n * BLOCK_P, n_pixels, height, width, BLOCK_P
+    )
+    offs_n = pid % blocks_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    offs_c = pid % blocks_n * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask_c = offs_c < C
+    acc = tl.zeros((BLOCK_P, BLOCK_N), dtype=ACC)
+    acc = convolve_transposed(
+        acc, g_ptr, g_strides, image, row, col, 0, 0, mask_p,
+        height, width, w_ptr, offs_n, offs_n < 2 * C, steps,
+        D, 2 * C, KH, KW, TOP, LEFT, 1, PRECISION, BLOCK_K,
+    )  # fmt: skip
+    positive, negative = deinterleave(acc)  # (BLOCK_P, BLOCK_C)
+    mask = mask_p[:, None] & mask_c[None, :]
+    offs_x = offs_p[:, None] * C + offs_c[None, :]
+    if DROPOUT:
+        kept = tl.load(kept_ptr + offs_x, mask=mask, other=0)
+        positive, negative = drop(positive, negative, kept, SCALE)
+    x_ptrs = pixel_pointers(x_ptr, x_strides, image, row, col)
+    x = tl.load(x_ptrs[:, None] + offs_c[None, :] * x_strides[3], mask=mask, other=0.0)
+    slope, slope_negative = elu_slopes(x)
+    dx = slope * positive - slope_negative * negative
+    if ADD:
+        add_ptrs = pixel_pointers(add_ptr, add_strides, image, row, col)
+        dx += widen(
+            tl.load(add_ptrs[:, None] + offs_c[None, :] * add_strides[3], mask=mask, other=0.0)
+        )
+    tl.store(dx_ptr + offs_x, dx.to(dx_ptr.dtype.element_ty), mask=mask)
+    if SUMS:
+        sums = sums_ptr + pid // blocks_n * C + offs_c
+        tl.store(sums, tl.sum(tl.where(mask, dx, 0.0), axis=0), mask=mask_c)
+
+
+def draw(like: Tensor, seed: Tensor, layer: int, keep_from: int) -> Tensor:
+    """`kept` of h, (B, H, W, F) uint8."""
+    batch, f, rows, cols = like.shape
+    kept = torch.empty((batch, rows, cols, f), dtype=torch.uint8, device=like.device)
+    block_p, block_f = 32, 32
+    launch(
+        kept_kernel, (triton.cdiv(n_pixels(like), block_p) * triton.cdiv(f, block_f),),
+        like.device, kept, seed, layer, keep_from, n_pixels(like),
+        F=f, BLOCK_P=block_p, BLOCK_F=block_f, num_warps=4,
+    )  # fmt: skip
+    return kept
+
+
+def _pack_all(weights: list[Tensor], gains: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """conv_in, conv_out and, if there is one, nin_skip."""
+    return [
+        pack(weight, gains[i] if gains else None, dtype, pairs_in=True, pairs_out=i == 1)
+        for i, weight in enumerate(weights[::2])
+    ]
+
+
+def forward(
+    x: Tensor,
+    skips: list[Tensor],
+    weights: list[Tensor],
+    gains: list[Tensor],
+    seed: Tensor | None,
+    taps: Taps,
+    dropout: tuple[int, float],
+    layer: int,
+) -> tuple[Tensor, Tensor]:
+    """(y, h), (B, F, H, W) channels_last each.
+
+    weights: conv_in, its bias, conv_out, its bias and, with skips, nin_skip and its bias. dropout:
+    the least word >> 9 that is kept, and what kept elements are multiplied by; none without a seed.
+    """
+    f, rows, cols = x.shape[1:]
+    count = n_pixels(x)
+    w_in, w_out, *nin = _pack_all(weights, gains, x.dtype)
+    h, y = (empty_channels_last(x, f, rows, cols) for _ in range(2))
+    kept = None
+    if seed is not None:
+        kept = torch.empty((count, f), dtype=torch.uint8, device=x.device)
+    first, second = (*skips, x, x)[:2]
+    s0, s1 = (*(skip.shape[1] for skip in skips), 0, 0)[:2]
+    config = choose("single", f, x)
+    launch(
+        hidden_kernel, (triton.cdiv(count, config.block_p) * triton.cdiv(f, config.block_n),),
+        x.device,
+        x, strides_of(x), first, strides_of(first), second, strides_of(second),
+        w_in, weights[1], nin[0] if nin else w_in, weights[5] if nin else weights[1],
+        x if seed is None else seed, h, x if kept is None else kept,
+        count, rows, cols, *(triton.cdiv(2 * c, config.block_k) for c in (f, s0, s1)),
+        layer, dropout[0],
+        F=f, S0=s0, S1=s1,
+        KH=taps.kh, KW=taps.kw, TOP=taps.top, LEFT=taps.left, DROPOUT=kept is not None,
+        **arithmetic(x.dtype), **config.kernel_options(),
+    )  # fmt: skip
+    _gate(h, kept, dropout[1], w_out, weights[3], x, y, None, taps)
+    return y, h
+
+
+def _gate(
+    h: Tensor,
+    kept: Tensor | None,
+    kept_scale: float,
+    w_out: Tensor,
+    bias: Tensor,
+    x: Tensor,
+    out: Tensor,
+    sums: Tensor | None,
+    taps: Taps,
+) -> None:
+    """gate_kernel, with GRAD if there are `sums`."""
+    f, rows, cols = h.shape[1:]
+    config = choose("paired", f, h)
+    launch(
+        gate_kernel,
+        (triton.cdiv(n_pixels(h), config.block_p) * triton.cdiv(2 * f, config.block_n),),
+        h.device,
+        h, strides_of(h), h if kept is None else kept, w_out, bias, x, strides_of(x),
+        out, out if sums is None else sums, n_pixels(h), rows, cols,
+        triton.cdiv(2 * f, config.block_k),
+        F=f, KH=taps.kh, KW=taps.kw, TOP=taps.top, LEFT=taps.left,
+        DROPOUT=kept is not None, SCALE=kept_scale, GRAD=sums is not None,
+        **arithmetic(h.dtype), **config.kernel_options(),
+    )  # fmt: skip
+
+
+def _block_sums(like: Tensor, channels: int) -> Tensor:
+    """Room for sums over each block of pixels, (blocks, channels)."""
+    config = choose("paired", like.shape[1], like)
+    blocks = triton.cdiv(n_pixels(like), config.block_p)
+    return torch.empty((blocks, channels), dtype=wide_dtype(like.dtype), device=like.device)
+
+
+def _data_gradient(
+    g: Tensor,
+    w: Tensor,
+    x: Tensor,
+    taps: Taps,
+    *,
+    kept: Tensor | None = None,
+    kept_scale: float = 1.0,
+    add: Tensor | None = None,
+    sums: Tensor | None = None,
+) -> Tensor:
+    """Gradient of x from that of conv(D E(x)), g (B, D, H, W) channels_last; w (T, 2C, D)."""
+    channels, rows, cols = x.shape[1:]
+    dx = empty_channels_last(x, channels, rows, cols)
+    config = choose("paired", channels, x)
+    launch(
+        data_gradient_kernel,
+        (triton.cdiv(n_pixels(x), config.block_p) * triton.cdiv(2 * channels, config.block_n),),
+        x.device,
+        g, strides_of(g), w, x, strides_of(x), x if kept is None else kept,
+        x if add is None else add, strides_of(x if add is None else add),
+        dx, dx if sums is None else sums, n_pixels(x), rows, cols,
+        triton.cdiv(g.shape[1], config.block_k),
+        C=channels, D=g.shape[1], KH=taps.kh, KW=taps.kw, TOP=taps.top, LEFT=taps.left,
+        DROPOUT=kept is not None, SCALE=kept_scale, ADD=add is not None, SUMS=sums is not None,
+        **arithmetic(x.dtype), **config.kernel_options(),
+    )  # fmt: skip
+    return dx
+
+
+def backward(
+    grad_y: Tensor,
+    x: Tensor,
+    h: Tensor,
+    skips: list[Tensor],
+    weights: list[Tensor],
+    gains: list[Tensor],
+    seed: Tensor | None,
+    taps: Taps,
+    dropout: tuple[int, float],
+    layer: int,
+) -> list[Tensor]:
+    """Gradients of x, the first five weights (nin_skip's bias has conv_in's), gains and skips."""
+    f, rows, cols = x.shape[1:]
+    w_in, w_out, *nin = _pack_all(weights, gains, x.dtype)
+    kept = None if seed is None else draw(h, seed, layer, dropout[0])
+    d_gates = empty_channels_last(x, 2 * f, rows, cols)  # A_0, G_0, A_1, ...
+    out_sums, in_sums = _block_sums(x, 2 * f), _block_sums(x, f)
+    _gate(h, kept, dropout[1], w_out, weights[3], grad_y, d_gates, out_sums, taps)
+    dh = _data_gradient(d_gates, w_out, h, taps, kept=kept, kept_scale=dropout[1], sums=in_sums)
+    d_out = weight_gradient(h, d_gates, taps, elu=True, kept=kept, kept_scale=dropout[1])
+    dx = _data_gradient(dh, w_in, x, taps, add=grad_y)
+    packed = [weight_gradient(x, dh, taps, elu=True), d_out]
+
+    d_skips, first = [], 0
+    for skip in skips:
+        last = first + 2 * skip.shape[1]
+        d_skips.append(_data_gradient(dh, nin[0][:, first:last], skip, POINT))
+        first = last
+    if skips:
+        parts = [weight_gradient(skip, dh, POINT, elu=True) for skip in skips]
+        packed.append(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))
+
+    d_weights, d_gains = [], []
+    for i, grad in enumerate(packed):
+        d_weight, d_gain = unpack(
+            grad, weights[2 * i], gains[i] if gains else None, pairs_in=True, pairs_out=i == 1
+        )
+        d_weights.append(d_weight)
+        d_gains += [] if d_gain is None else [d_gain]
+        if i < 2:
+            d_weights.append((in_sums, out_sums)[i].sum(0))
+    return [dx, *d_weights, *d_gains, *d_skips]

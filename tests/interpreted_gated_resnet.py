@@ -1,0 +1,194 @@
+"""Laws of the gated block's Triton kernels, under the interpreter (see test_interpreter.py)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from dsmooth.functional import Shift, gated_resnet, use_impl
+from dsmooth.functional.gated_resnet import dropout_factors, keep_from
+from dsmooth.functional.gated_resnet_triton import (
+    gated_resnet_triton,
+    gated_resnet_triton_backward,
+)
+from dsmooth.kernels import gated_resnet as kernels
+from dsmooth.nn.layers import GatedResnet
+from tests import interpreter_speed  # noqa: F401
+from tests.gated_cases import EPS, STRIDES, Case, assert_as_good, make_case
+from tests.triton_canaries import guarded, guarded_memory
+
+Shapes = tuple[Shift, tuple[int, int, int], int, tuple[int, ...], float]
+CASES: list[Shapes] = [
+    ("down", (1, 1, 1), 1, (), 0.0),
+    ("down", (1, 5, 7), 5, (5, 3), 0.5),
+    ("down_right", (2, 5, 7), 4, (4,), 0.5),
+    ("none", (1, 3, 33), 5, (), 0.3),
+    ("down_right", (1, 1, 3), 40, (40, 40), 0.5),
+]
+DTYPES = [torch.float64, torch.float32, torch.float16]
+
+
+def as_good_as_eager(case: Case, dtype: torch.dtype) -> None:
+    exact = case.run("reference", torch.float64)
+    eager = case.run("reference", dtype)
+    assert_as_good(case.run("triton", dtype), eager, exact, EPS[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shapes", CASES)
+def test_as_good_as_eager(shapes: Shapes, dtype: torch.dtype) -> None:
+    *shape, dropout = shapes
+    as_good_as_eager(make_case(*shape, dropout, dtype, gains=dropout > 0), dtype)
+
+
+def test_as_good_as_eager_at_160_channels() -> None:
+    case = make_case("down_right", (1, 1, 2), 160, (160,), 0.5, torch.float16, gains=True)
+    as_good_as_eager(case, torch.float16)
+
+
+@pytest.mark.parametrize("prepare", list(STRIDES.values()), ids=list(STRIDES))
+def test_strides_do_not_matter(prepare: Callable[[Tensor], Tensor]) -> None:
+    case = make_case(size=(2, 3, 4), filters=4, skip_channels=(4, 2))
+    plain = case.run("triton", torch.float32, lambda t: t.to(memory_format=torch.channels_last))
+    got = case.run("triton", torch.float32, prepare)
+    # Three of the four are other memory; the one that is the same proves only the repetition.
+    for name, value in got.items():
+        assert torch.equal(value, plain[name]), name
+
+
+def test_the_weights_memory_order_does_not_matter() -> None:
+    case = make_case("down", (1, 2, 3), 4, (4,), gains=True)
+    x, skips, weights, gains, seed, *rest = case.native_args(torch.float64)[:8]
+    results = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        ws = [w.clone(memory_format=layout) if w.ndim == 4 else w.clone() for w in weights]
+        leaves = [w.requires_grad_() for w in ws]
+        y = gated_resnet_triton(x, skips, leaves, gains, seed, *rest)[0]
+        grads = torch.autograd.grad(y.sum(), leaves)
+        assert grads[0].is_contiguous(memory_format=layout)
+        results.append([y.detach(), *grads])
+    for got, expected in zip(*results, strict=True):
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_nothing_is_written_or_read_beside_a_tensor(dtype: torch.dtype) -> None:
+    """Nor before it is written: new memory is NaN, and so are canaries around inputs, outputs and
+    whatever else the launchers allocate."""
+    case = make_case("down", (1, 3, 5), 5, (5, 2), 0.5, dtype, gains=True)
+    plain = case.run("triton", dtype)
+    with guarded_memory() as allocated:
+        got = case.run("triton", dtype, guarded)
+    assert len(allocated) > 20
+    for name, value in plain.items():
+        assert torch.equal(got[name], value), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+@pytest.mark.parametrize("shift", ["down", "down_right"])
+def test_no_output_sees_a_later_pixel(shift: Shift, dtype: torch.dtype) -> None:
+    """NaN in every pixel that a shift must not see changes no output, bitwise.
+
+    Image i of the batch keeps the pixels that output i may see, and loses the others.
+    """
+    rows, cols = 3, 4
+    case = make_case(shift, (1, rows, cols), 5, (5,), dtype=dtype)
+    x, (skip,), w, *_ = case.native_args(dtype)
+    outputs = list(itertools.product(range(rows), range(cols)))
+    later = torch.zeros(len(outputs), 1, rows, cols, dtype=torch.bool)
+    for lost, (r, c) in zip(later, outputs, strict=True):
+        lost[:, r + 1 :] = True
+        if shift == "down_right":
+            lost[:, :, c + 1 :] = True
+    args = ((w[0], w[1]), (w[2], w[3]))
+
+    def run(x: Tensor, skip: Tensor) -> Tensor:
+        return gated_resnet(x, *args, skip, (w[4], w[5]), shift=shift, impl="triton")
+
+    plain = run(x, skip)
+    images = (t.repeat(len(outputs), 1, 1, 1).masked_fill(later, torch.nan) for t in (x, skip))
+    poisoned = run(*images)
+    for i, (r, c) in enumerate(outputs):
+        assert torch.equal(poisoned[i, :, r, c], plain[0, :, r, c])
+    assert poisoned.isnan().any()
+
+
+# ---- dropout ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("filters", [1, 4, 6, 40])
+def test_what_is_kept_is_what_the_reference_keeps(filters: int) -> None:
+    """kept_kernel alone; that the forward draws the same is in every case with dropout."""
+    shape = torch.Size((2, 2 * filters, 3, 5))
+    for seed, layer, p in ((0, 0, 0.5), (0x1234_5678_9ABC_DEF0, 61, 0.1), (2**63 - 2, 1, 0.9)):
+        seed_tensor = torch.tensor(seed)
+        image = torch.empty(2, filters, 3, 5)
+        kept = kernels.draw(image, seed_tensor, layer, keep_from(p))
+        both = torch.cat([kept & 1, kept >> 1], dim=-1).permute(0, 3, 1, 2)
+        assert torch.equal(both > 0, dropout_factors(shape, p, seed_tensor, layer) > 0)
+
+
+def test_the_forward_draws_what_the_backward_draws() -> None:
+    for filters in (3, 4):
+        x, _, weights, *_ = make_case("down", (1, 2, 3), filters).native_args(torch.float32)
+        seed, taps = torch.tensor(77), kernels.Taps(2, 3, 1, 1)
+        with guarded_memory() as allocated:
+            kernels.forward(x, [], weights, [], seed, taps, (2**22, 2.0), 5)
+        (kept,) = (whole[64:-64] for whole in allocated if whole.dtype == torch.uint8)
+        assert torch.equal(kept, kernels.draw(x, seed, 5, 2**22).flatten())
+
+
+# ---- the op as torch sees it ------------------------------------------------------------------
+
+
+# opcheck reads .grad of the clones that it makes; the warning is about its own tensors
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+def test_opcheck() -> None:
+    case = make_case("down_right", (1, 1, 3), 2, (2,), 0.5, gains=True)
+    args = case.native_args(torch.float32)[:8]
+    x, skips, weights, gains, *rest = args
+    _, h = gated_resnet_triton(*args)
+    grad_y = case.grad_y.float()
+    torch.library.opcheck(
+        gated_resnet_triton_backward, (grad_y, x, h, skips, weights, gains, *rest)
+    )
+    for tensor in (x, *skips, *weights, *gains):
+        tensor.requires_grad_()
+    torch.library.opcheck(gated_resnet_triton, args)
+
+
+def test_an_empty_batch_gives_empty_outputs_and_zero_gradients() -> None:
+    for name, value in (
+        make_case(size=(0, 4, 4), skip_channels=(5,)).run("triton", torch.float32).items()
+    ):
+        assert torch.equal(value, torch.zeros_like(value)), name
+
+
+def test_a_second_derivative_is_refused() -> None:
+    x, skips, weights, *rest = make_case(size=(1, 1, 1), filters=1).native_args(torch.float64)[:8]
+    x.requires_grad_()
+    y = gated_resnet_triton(x, skips, weights, *rest)[0]
+    (grad,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="differentiated twice"):
+        grad.sum().backward()
+
+
+def test_only_by_name_and_not_in_bfloat16() -> None:
+    """On the CPU "auto" stays with the extension or PyTorch, even where kernels are interpreted."""
+    block = GatedResnet(1, (2, 2), shift="down_right")
+    x = torch.randn(1, 1, 1, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "forward", None)
+        block(x)
+        with use_impl("triton"), pytest.raises(TypeError):
+            block(x)
+    with (
+        use_impl("triton"),
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(RuntimeError, match=r"impl='triton': .* multiplies bfloat16"),
+    ):
+        block(x)

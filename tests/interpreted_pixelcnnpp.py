@@ -1,0 +1,125 @@
+"""The network on Triton kernels, under Triton's interpreter (see test_interpreter.py).
+
+An interpreted step of even the smallest PixelCNNpp takes seconds, so training for twenty steps is
+judged on a few of its layers, one of each kind, and the whole network on one step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import dsmooth
+from dsmooth.functional import down_shift, logistic_mixture_log_prob, use_impl
+from dsmooth.nn.layers import GatedResnet, Nin, ShiftedConv2d, ShiftedConvTranspose2d
+from tests import interpreter_speed  # noqa: F401
+
+
+class FewLayers(nn.Module):
+    """One layer of each kind, as the network connects them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = ShiftedConv2d(1, 2, (2, 3), shift="down")
+        self.first = GatedResnet(2, (2, 3), shift="down", dropout=0.5, layer=0)
+        self.smaller = ShiftedConv2d(2, 2, (2, 2), shift="down_right", stride=2)
+        self.larger = ShiftedConvTranspose2d(2, 2, (2, 2), shift="down_right")
+        self.last = GatedResnet(
+            2, (2, 2), shift="down_right", skip_channels=4, dropout=0.5, layer=1
+        )
+        self.head = Nin(2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        seed = torch.randint(2**63 - 1, ())
+        stem = down_shift(self.stem(x))
+        first = self.first(stem, seed=seed)
+        y = self.larger(self.smaller(first))
+        return self.head(self.last(y, (first, stem), seed=seed))
+
+
+def make_model() -> dsmooth.PixelCNNpp:
+    torch.manual_seed(0)
+    config = dsmooth.ModelConfig(n_filters=2, n_resnet=1, n_mix=1, dropout=0.5)
+    return dsmooth.PixelCNNpp(config).double()
+
+
+def draw(batch: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(batch, 1, 4, 4, generator=generator, dtype=torch.float64) * 2 - 1
+
+
+def loss_of(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return -logistic_mixture_log_prob(x, model(x), impl="reference").mean()
+
+
+def train(impl: Any, steps: int) -> list[Tensor]:
+    """The losses, and the parameters after the last step."""
+    torch.manual_seed(0)
+    model = FewLayers().double()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(steps):
+        with use_impl(impl):
+            loss = loss_of(model, draw())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    return [*losses, *(p.detach() for p in model.parameters())]
+
+
+def test_twenty_steps_of_training_are_the_reference_run() -> None:
+    reference, triton = train("reference", 20), train("triton", 20)
+    assert reference[19] < reference[0]
+    for got, expected in zip(triton, reference, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.slow
+def test_a_compiled_training_step_is_the_reference_step() -> None:
+    """The whole network, with dropout, and the loss: one graph."""
+    model, x = make_model().train(), draw()
+    parameters = list(model.parameters())
+
+    def step(function: Callable[..., Tensor]) -> list[Tensor]:
+        torch.manual_seed(2)
+        loss = function(model, x)
+        return [loss.detach(), *torch.autograd.grad(loss, parameters)]
+
+    with use_impl("reference"):
+        expected = step(loss_of)
+    torch.compiler.reset()
+    with use_impl("triton"):
+        got = step(torch.compile(loss_of, fullgraph=True, backend="aot_eager"))
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_the_exported_network_calls_the_kernels() -> None:
+    model, x = make_model().eval(), draw()
+    with use_impl("triton"):
+        exported = torch.export.export(model, (x,))
+    targets = [str(node.target) for node in exported.graph.nodes]
+    assert targets.count("dsmooth.gated_resnet_triton.default") == 16
+    assert targets.count("dsmooth.shifted_conv_triton.default") == 12
+    torch.testing.assert_close(exported.module()(x), model(x))
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_no_parameter_sees_its_own_pixel_or_a_later_one() -> None:
+    model = make_model().eval()
+    here = torch.tensor([1, 14])
+    x = draw().repeat(len(here), 1, 1, 1)
+    lost = torch.arange(16)[None, :] >= here[:, None]
+    poisoned = x.flatten(2).masked_fill(lost[:, None, :], torch.nan).view_as(x)
+    with use_impl("triton"):
+        expected, got = (model(t).flatten(2) for t in (x, poisoned))
+    image = torch.arange(len(here))
+    assert torch.equal(got[image, :, here], expected[image, :, here])

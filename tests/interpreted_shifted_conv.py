@@ -1,0 +1,154 @@
+"""Laws of the shifted convolutions' Triton kernels, under the interpreter (test_interpreter.py)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dsmooth.functional import Shift, shifted_conv2d, shifted_conv_transpose2d
+from dsmooth.functional.shifted_conv_triton import (
+    shifted_conv_triton,
+    shifted_conv_triton_backward,
+)
+from tests import interpreter_speed  # noqa: F401
+from tests.gated_cases import EPS, STRIDES, assert_as_good
+from tests.triton_canaries import guarded, guarded_memory
+
+DTYPES = [torch.float64, torch.float32, torch.float16]
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A convolution from `channels` to `filters`; stride 0 stands for the transposed one."""
+
+    shift: Shift
+    kernel: tuple[int, int]
+    stride: int
+    size: tuple[int, int, int]
+    channels: int
+    filters: int
+
+    def draw(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """x, weight and bias in float64, rounded to dtype."""
+        generator = torch.Generator().manual_seed(0)
+
+        def draw(*shape: int) -> Tensor:
+            values = torch.randn(shape, generator=generator, dtype=torch.float64)
+            return values.to(dtype).double()
+
+        batch, rows, cols = self.size
+        d, c = self.filters, self.channels
+        weight = draw(*((c, d) if self.stride == 0 else (d, c)), *self.kernel)
+        return draw(batch, c, rows, cols), weight / (c * weight[0, 0].numel()) ** 0.5, draw(d)
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None, impl: Any) -> Tensor:
+        if self.stride == 0:
+            return shifted_conv_transpose2d(x, weight, bias, shift=self.shift, impl=impl)
+        return shifted_conv2d(x, weight, bias, shift=self.shift, stride=self.stride, impl=impl)
+
+    def run(
+        self,
+        impl: str,
+        dtype: torch.dtype,
+        rounded: torch.dtype | None = None,
+        prepare: Callable[[Tensor], Tensor] = lambda t: t,
+    ) -> dict[str, Tensor]:
+        """The output and all gradients, of inputs rounded to `rounded`."""
+        exact = torch.float64 if dtype == torch.float64 else torch.float32
+        x, weight, bias = self.draw(rounded or dtype)
+        x = prepare(x.to(dtype)).detach().requires_grad_()
+        weight, bias = (t.to(exact).requires_grad_() for t in (weight, bias))
+        half = dtype == torch.float16
+        with torch.autocast("cpu", torch.float16 if half else None, enabled=half):
+            y = self(x, weight, bias, impl)
+        generator = torch.Generator().manual_seed(1)
+        grad_y = torch.randn(y.shape, generator=generator, dtype=torch.float64)
+        grad_y = grad_y.to(rounded or dtype)
+        y.backward(prepare(grad_y.to(y.dtype)))
+        grads = {"x": x.grad, "weight": weight.grad, "bias": bias.grad}
+        return {"y": y.detach()} | {k: g for k, g in grads.items() if g is not None}
+
+
+CONVS = [
+    Conv("down", (2, 3), 1, (2, 5, 7), 2, 5),  # the stem's three
+    Conv("down", (1, 3), 1, (1, 3, 33), 2, 40),
+    Conv("down_right", (2, 1), 1, (1, 1, 1), 1, 1),
+    Conv("none", (3, 3), 1, (1, 3, 5), 4, 5),  # the encoder's
+    Conv("none", (1, 1), 1, (1, 1, 3), 40, 70),  # the head
+    Conv("down", (2, 3), 2, (1, 5, 7), 5, 5),
+    Conv("down_right", (2, 2), 2, (2, 4, 6), 5, 3),
+    Conv("down", (2, 3), 0, (1, 3, 5), 5, 3),
+    Conv("down_right", (2, 2), 0, (2, 2, 3), 3, 5),
+]
+each_conv = pytest.mark.parametrize("conv", CONVS, ids=str)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@each_conv
+def test_as_good_as_eager(conv: Conv, dtype: torch.dtype) -> None:
+    exact = conv.run("reference", torch.float64, rounded=dtype)
+    eager = conv.run("reference", dtype)
+    assert_as_good(conv.run("triton", dtype), eager, exact, EPS[dtype])
+
+
+@pytest.mark.parametrize("prepare", list(STRIDES.values()), ids=list(STRIDES))
+@pytest.mark.parametrize("conv", [CONVS[0], CONVS[5], CONVS[7]], ids=str)
+def test_strides_do_not_matter(conv: Conv, prepare: Callable[[Tensor], Tensor]) -> None:
+    plain = conv.run("triton", torch.float32, prepare=lambda t: t.mT.contiguous().mT)
+    for name, value in conv.run("triton", torch.float32, prepare=prepare).items():
+        if name == "bias":  # torch's own sum, whose order follows memory
+            torch.testing.assert_close(value, plain[name])
+        else:
+            assert torch.equal(value, plain[name]), name
+
+
+@each_conv
+def test_nothing_is_written_or_read_beside_a_tensor(conv: Conv) -> None:
+    plain = conv.run("triton", torch.float32, prepare=STRIDES["channels_last"])
+    with guarded_memory() as allocated:
+        got = conv.run("triton", torch.float32, prepare=guarded)
+    assert len(allocated) >= 5
+    for name, value in plain.items():
+        assert torch.equal(got[name], value), name
+
+
+@pytest.mark.parametrize("conv", [CONVS[0], CONVS[2], CONVS[5], CONVS[6]], ids=str)
+def test_no_output_sees_a_later_pixel(conv: Conv) -> None:
+    """NaN in every pixel that an output must not see does not change it."""
+    x, weight, bias = (t.float() for t in conv.draw(torch.float32))
+    _, rows, cols = conv.size
+    outputs = list(itertools.product(range(0, rows, conv.stride), range(0, cols, conv.stride)))
+    later = torch.zeros(len(outputs), 1, rows, cols, dtype=torch.bool)
+    for lost, (r, c) in zip(later, outputs, strict=True):
+        lost[:, r + 1 :] = True
+        if conv.shift == "down_right":
+            lost[:, :, c + 1 :] = True
+    images = x[:1].repeat(len(outputs), 1, 1, 1)
+    plain = conv(images, weight, bias, "triton").flatten(2)
+    poisoned = conv(images.masked_fill(later, torch.nan), weight, bias, "triton").flatten(2)
+    here = torch.arange(len(outputs))
+    assert torch.equal(poisoned[here, :, here], plain[here, :, here])
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.parametrize("conv", [CONVS[6], CONVS[8]], ids=str)
+def test_opcheck(conv: Conv) -> None:
+    x, weight, bias = (t.float() for t in conv.draw(torch.float32))
+    settings = (conv.shift, conv.stride or 2, conv.stride == 0)
+    y = shifted_conv_triton(x, weight, bias, *settings)
+    torch.library.opcheck(shifted_conv_triton_backward, (y, x, weight, *settings))
+    leaves = [t.requires_grad_() for t in (x, weight, bias)]
+    torch.library.opcheck(shifted_conv_triton, (*leaves, *settings))
+
+
+def test_an_empty_batch_gives_empty_outputs_and_zero_gradients() -> None:
+    for stride in (0, 1, 2):
+        conv = Conv("down", (2, 3), stride, (0, 4, 4), 2, 3)
+        for name, value in conv.run("triton", torch.float32).items():
+            assert torch.equal(value, torch.zeros_like(value)), name
