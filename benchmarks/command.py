@@ -34,6 +34,8 @@ class Options:
     """Which suites; all of them if none is named."""
     quick: bool = False
     """Only the cases that take seconds."""
+    cases: str | None = None
+    """Only cases whose name fits this expression, as for pytest's -k."""
     out: Path = Path("benchmark-results")
     """Folder for the figures and results.json; what it has of other cases is kept."""
     compare: Path | None = None
@@ -70,7 +72,7 @@ def main() -> int:
     except (OSError, ValueError) as error:
         print(f"python benchmarks: error: {error}", file=sys.stderr)
         return 2
-    measured, status = run(options.suites or tuple(SUITES), options.quick)
+    measured, status = run(options)
     keep(measured, options.out, console)
     if saved is not None:
         for sentence in results.compare(saved, measured):
@@ -78,16 +80,17 @@ def main() -> int:
     return status
 
 
-def run(suites: tuple[str, ...], quick: bool) -> tuple[list[results.Result], int]:
-    """The results of the suites, and pytest's exit status."""
+def run(options: Options) -> tuple[list[results.Result], int]:
+    """The results, and pytest's exit status; after Ctrl-C those of the finished cases."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pytest-benchmark.json"
         # In this folder no source tree hides the installed package from `python -m`.
         command = [
             *(sys.executable, "-m", "pytest", "-q", "--no-header", "--benchmark-quiet"),
-            *(f"bench_{suite}.py" for suite in suites),
+            *(f"bench_{suite}.py" for suite in options.suites or SUITES),
             f"--benchmark-json={path}",
-            *(["--quick"] if quick else []),
+            *(["--quick"] if options.quick else []),
+            *([f"-k={options.cases}"] if options.cases else []),
         ]
         status = subprocess.run(command, cwd=FOLDER).returncode
         text = path.read_text() if path.exists() else ""

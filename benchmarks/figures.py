@@ -9,6 +9,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import NullFormatter, NullLocator, PercentFormatter
 
 from benchmarks.results import Result
 
@@ -64,55 +65,55 @@ def speedup(axes: plt.Axes, results: list[Result]) -> bool:
         xticks=list(PUBLISHED),
     )
     axes.xaxis.set_major_formatter("{x:.0f}")
-    axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.legend(frameon=False)
     return True
 
 
 def roofline(axes: plt.Axes, results: list[Result]) -> bool:
-    """Arithmetic rate against arithmetic intensity, under the measured roofs."""
+    """Arithmetic rate against arithmetic intensity, both in units of the machine as measured.
+
+    Under the roof min(1, x) cases with other dtypes and thread counts can stand side by side.
+    """
     cases = [r for r in results if r["gflop_per_s"] and r["gb_per_s"]]
     if not cases:
         return False
+    reach = [1e-1, 1e1]
     for suite, colour in (("sampler", BLUE), ("gated_block", ORANGE)):
         for dtype, marker in (("float32", "o"), ("bfloat16", "^")):
-            chosen = [r for r in cases if (r["suite"], r["dtype"]) == (suite, dtype)]
-            intensity = [r["flops"] / r["bytes"] for r in chosen]
-            rates = [r["gflop_per_s"] for r in chosen]
-            label = f"{suite.replace('_', ' ')}, {dtype}"
-            if chosen:
-                axes.plot(intensity, rates, marker, color=colour, label=label)
-    low, high = axes.get_xlim()
-    axes.set(xscale="log", yscale="log", xlabel="FLOP per byte", ylabel="GFLOP/s")
-    spans = {"flops": [], "bytes": []}
-    for result in cases:
-        for unit, rate in result["limits"].values():
-            spans[unit].append(rate / 1e9)
-    x = [min(r["flops"] / r["bytes"] for r in cases) / 2, max(high, low, 1)]
-    bandwidth = max(spans["bytes"])
-    for peak in {min(spans["flops"]), max(spans["flops"])}:
-        knee = peak / bandwidth
-        axes.plot(
-            [x[0], knee, max(x[1], 2 * knee)],
-            [x[0] * bandwidth, peak, peak],
-            color=INK,
-            linewidth=1,
-        )
-    axes.set_title("Roofline: memory and torch.mm as measured")
+            points = []
+            for r in cases:
+                rates = dict(map(tuple, r["limits"].values()))
+                if (r["suite"], r["dtype"]) == (suite, dtype) and len(rates) == 2:
+                    balance = rates["flops"] / rates["bytes"]
+                    points.append(
+                        (r["flops"] / r["bytes"] / balance, 1e9 * r["gflop_per_s"] / rates["flops"])
+                    )
+            if points:
+                label = f"{suite.replace('_', ' ')}, {dtype}"
+                axes.plot(*zip(*points, strict=True), marker, color=colour, label=label)
+                reach = [
+                    min(reach[0], *(x for x, _ in points)),
+                    max(reach[1], *(x for x, _ in points)),
+                ]
+    axes.plot([reach[0], 1, reach[1]], [reach[0], 1, 1], color=INK, linewidth=1)
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="FLOP per byte, over torch.mm's FLOP/s per byte/s of memory",
+        ylabel="share of torch.mm",
+        title="Roofline",
+    )
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.legend(frameon=False, loc="lower right")
     return True
 
 
 def image_size(axes: plt.Axes, results: list[Result]) -> bool:
     """Seconds per image against its pixels, beside a line through the largest."""
-    cases = [
-        r
-        for r in results
-        if r["suite"] == "sampler"
-        and "x" in r["case"]
-        and list(r["seconds"]) == ["cached", "torch.mm"]
-    ]
+    cases = [r for r in results if r["suite"] == "sampler" and r["case"].startswith("size-")]
     points = sorted((r["shape"][2] * r["shape"][3], 1 / r["img_per_s"]) for r in cases)
     if len(points) < 2:
         return False

@@ -61,8 +61,8 @@ def plain_forward(model: PixelCNNpp, shape: tuple[int, ...]) -> None:
 def flops_of_forward(model: PixelCNNpp, shape: tuple[int, ...]) -> int:
     """Also those of cached sampling: every activation is computed once."""
     with FlopCounterMode(display=False) as counter:
-        plain_forward(model, shape)
-    return int(counter.get_total_flops())
+        plain_forward(model, (1, *shape[1:]))
+    return shape[0] * int(counter.get_total_flops())
 
 
 def dependent_stages(model: PixelCNNpp, height: int, width: int) -> int:
