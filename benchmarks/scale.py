@@ -4,75 +4,105 @@
 
 A worker (a CPU core) draws a slice of b images in one sweep, which takes
 
-    stages * tau + b * FLOP / rate
+    stages * tau + max(b * FLOP / rate, weight bytes / bandwidth)
 
 stages: matrix products of a sweep that must follow one another; tau: the time of the smallest;
 FLOP: of one image, with the outputs of each product rounded up to whole vectors of 16; rate: what
-the products of a worker reach. tau is measured; rate is taken from one case per dtype (REFERENCE),
-and all other cases of the results check the prediction. Workers do not wait for one another, so N
-processes under torchrun, each with its share of the image numbers, take 1/N of the time, up to the
-last, partly filled sweep.
+the products of a worker reach; weight bytes: those that a sweep reads, an operation's each time
+that it runs; bandwidth: a worker's share of reading as much memory as the weights take, again and
+again. tau and bandwidth are measured; rate is taken from one case per dtype (REFERENCE), and all
+other cases of the results check the prediction. Workers do not wait for one another, so N processes
+under torchrun, each with its share of the image numbers, take 1/N of the time, up to the last,
+partly filled sweep.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import statistics
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import torch
 from rich.table import Table
 
 from benchmarks import results
-from benchmarks.networks import CIFAR, MNIST, Network, dependent_stages, padded_flops
+from benchmarks.networks import CIFAR, MNIST, Network, dependent_stages, padded_flops, weight_bytes
 
 REFERENCE = {"float32": "mnist-64", "bfloat16": "mnist-64-bf16"}
+BYTES = {"float32": 4, "bfloat16": 2}
 SLICE = 16  # images that a worker draws at a time
 
 
 @dataclass(frozen=True)
 class Worker:
-    """Limits of one core, in one dtype."""
+    """Limits of one core for one network and dtype."""
 
     rate: float  # FLOP/s
+    bandwidth: float  # bytes/s
     tau: float  # seconds
 
 
-@lru_cache
-def work_of(network: Network, conditioning: str) -> tuple[int, float]:
-    """(dependent stages of a sweep, FLOP of an image)"""
-    model = network.build(conditioning)
-    size = network.size
-    return dependent_stages(model, size, size), padded_flops(model, size, size)
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep takes: dependent stages, FLOP of an image, numbers of weights that are read."""
+
+    stages: int
+    flops: float
+    weights: int
+
+    @classmethod
+    @lru_cache
+    def of(cls, network: Network, conditioning: str) -> Sweep:
+        model, size = network.build(conditioning), network.size
+        return cls(
+            dependent_stages(model, size, size),
+            padded_flops(model, size, size),
+            weight_bytes(model, size, size, torch.int8),
+        )
 
 
 def seconds(
-    worker: Worker, network: Network, conditionings: tuple[str, ...], n_images: int, workers: int
+    worker: Worker,
+    sweeps: Sequence[Sweep],
+    n_images: int,
+    workers: int,
+    dtype: str = "float32",
 ) -> float:
-    """Of n_images, each drawn by the models of these conditionings, one after the other."""
+    """Of n_images over so many workers, each image drawn by one model after the other."""
     share = math.ceil(n_images / workers)
     full_sweeps, rest = divmod(share, SLICE)
-    slices = [SLICE] * full_sweeps + [rest] * (rest > 0)
     total = 0.0
-    for conditioning in conditionings:
-        stages, flops = work_of(network, conditioning)
-        total += len(slices) * stages * worker.tau + share * flops / worker.rate
+    for b in [SLICE] * full_sweeps + [rest] * (rest > 0):
+        for sweep in sweeps:
+            reading = sweep.weights * BYTES[dtype] / worker.bandwidth
+            total += sweep.stages * worker.tau + max(b * sweep.flops / worker.rate, reading)
     return total
 
 
-def calibrate(measured: list[results.Result], dtype: str) -> Worker:
-    """From the reference case, whose two threads are two workers.
+def calibrate(measured: list[results.Result], dtype: str, network: Network) -> Worker:
+    """The rate from the reference case of `dtype`; what memory gives, from a case of `network`.
 
-    Raises ValueError if the results lack it.
+    Raises ValueError if the results lack one of them.
     """
-    for result in measured:
-        if (result["suite"], result["case"]) == ("sampler", REFERENCE[dtype]):
-            stages, flops = work_of(MNIST, "none")
-            tau = result["seconds_per_stage"]
-            share = result["shape"][0] / result["threads"]
-            spent = result["seconds"]["cached"][0] - share / SLICE * stages * tau
-            return Worker(share * flops / spent, tau)
-    raise ValueError(f"the results lack the case sampler {REFERENCE[dtype]}")
+    sampler = {r["case"]: r for r in measured if r["suite"] == "sampler"}
+    of_network = [
+        r
+        for r in sampler.values()
+        if "read" in r["limits"]
+        and (r["shape"][1:], r["dtype"]) == (list(network.shape(1)[1:]), dtype)
+    ]
+    if REFERENCE[dtype] not in sampler or not of_network:
+        raise ValueError(f"the results lack sampler {REFERENCE[dtype]}, or {dtype} of a network")
+    reference = sampler[REFERENCE[dtype]]
+    sweep = Sweep.of(MNIST, "none")
+    share = reference["shape"][0] / reference["threads"]
+    waiting = share / SLICE * sweep.stages * reference["seconds_per_stage"]
+    rate = share * sweep.flops / (reference["seconds"]["cached"][0] - waiting)
+    bandwidths = [r["limits"]["read"][1] / r["threads"] for r in of_network]
+    taus = [r["seconds_per_stage"] for r in of_network]
+    return Worker(rate, statistics.median(bandwidths), statistics.median(taus))
 
 
 def check(measured: list[results.Result]) -> Iterator[tuple[str, float, float]]:
@@ -89,8 +119,10 @@ def check(measured: list[results.Result]) -> Iterator[tuple[str, float, float]]:
         # Fewer images than threads share a slice: a team, which this model does not describe.
         if result["case"] in REFERENCE.values() or batch < threads:
             continue
-        worker = calibrate(measured, result["dtype"])
-        predicted = seconds(worker, network, conditionings, batch, threads)
+        dtype = result["dtype"]
+        worker = calibrate(measured, dtype, network)
+        sweeps = [Sweep.of(network, conditioning) for conditioning in conditionings]
+        predicted = seconds(worker, sweeps, batch, threads, dtype)
         yield results.name_of(result), predicted, result["seconds"][result["ours"]][0]
 
 
@@ -121,9 +153,10 @@ def predictions(measured: list[results.Result]) -> Iterator[tuple[str, str, int,
     """(what, dtype, cores, seconds)"""
     for what, network, conditionings, n_images in PLANS:
         for dtype in REFERENCE:
-            worker = calibrate(measured, dtype)
+            worker = calibrate(measured, dtype, network)
+            sweeps = [Sweep.of(network, conditioning) for conditioning in conditionings]
             for cores in (2, 64, 1024):
-                yield what, dtype, cores, seconds(worker, network, conditionings, n_images, cores)
+                yield what, dtype, cores, seconds(worker, sweeps, n_images, cores, dtype)
 
 
 def predictions_table(measured: list[results.Result]) -> Table:

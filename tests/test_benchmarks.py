@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from benchmarks import figures, results, scale, write_docs
-from benchmarks.networks import MNIST
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -71,10 +70,11 @@ def test_the_model_of_time_is_within_a_quarter_of_what_was_measured(path: Path) 
 
 
 def test_many_workers_share_the_images() -> None:
-    worker = scale.Worker(rate=1e11, tau=1e-6)
+    worker = scale.Worker(rate=1e11, bandwidth=1e10, tau=1e-6)
+    sweep = scale.Sweep(stages=1000, flops=1e9, weights=1000)
 
     def seconds(n_images: int, workers: int) -> float:
-        return scale.seconds(worker, MNIST, ("none",), n_images, workers)
+        return scale.seconds(worker, [sweep], n_images, workers)
 
     assert seconds(16 * 640, 64) == pytest.approx(seconds(16 * 10, 1))
     assert seconds(16 * 10, 1) == pytest.approx(10 * seconds(16, 1))
