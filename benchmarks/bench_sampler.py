@@ -36,7 +36,7 @@ from benchmarks.networks import (
     plain_forward,
     weight_bytes,
 )
-from dsmooth.sampling import CachedSampler, sequential_sample
+from dsmooth.sampling import CachedSampler, jacobi_sample, sequential_sample
 
 pytestmark = pytest.mark.usefixtures("native")
 BF16 = torch.bfloat16
@@ -172,6 +172,7 @@ def bench_exact(bench: Bench, network: Network, batch: int) -> None:
     contenders = {
         "cached": lambda: sampler.sample(batch, size, size),
         "sequential": lambda: sequential_sample(model, batch, height=size, width=size),
+        "Jacobi": lambda: jacobi_sample(model, batch, height=size, width=size).images,
     }
     samples = {name: run() for name, run in contenders.items()}
     for x in samples.values():

@@ -165,9 +165,15 @@ processes that do not wait for one another, it predicts, for cores like these:
 
 
 def readme_table(files: dict[Path, list[Result]]) -> Iterator[str]:
-    yield from ("| | rate | against |", "|---|---|---|")
     measured = {(r["suite"], r["case"]): r for rs in files.values() for r in rs}
-    for suite, case, words in HIGHLIGHTS:
-        result = measured[suite, case]
-        rate = results.rate_text(result)
-        yield f"| {words} | {rate} | {results.ratios_text(result)} |"
+    chosen = [(words, measured[suite, case]) for suite, case, words in HIGHLIGHTS]
+    first = chosen[0][1]
+    yield f"""
+Measured on {first["cores"]} cores of an {first["device"]} ({first["instruction_set"]}), torch
+{first["versions"]["torch"]}, by `python benchmarks`:
+
+| | rate | against |
+|---|---|---|"""
+    for words, result in chosen:
+        yield f"| {words} | {results.rate_text(result)} | {results.ratios_text(result)} |"
+    yield ""
