@@ -72,8 +72,9 @@ def bench_speedup(bench: Bench, network: Network, batch: int, dtype: torch.dtype
     }
     flops = flops_of_forward(model, network.shape(batch))
     stage_seconds = seconds_per_stage(network)
-    n_bytes = sum(p.numel() for p in model.parameters()) * dtype.itemsize
-    contenders["read"] = read(n_bytes)
+    n_bytes = weight_bytes(model, size, size, dtype)
+    # From whichever cache holds what one pixel reads.
+    contenders["read"] = read(n_bytes // size**2)
     # A forward that takes ten seconds needs no warming up.
     long = flops > 1e12
     turns = take_turns(contenders, rounds=3 if long else 7, warmup=0 if long else 1)
@@ -87,12 +88,15 @@ def bench_speedup(bench: Bench, network: Network, batch: int, dtype: torch.dtype
             images=batch,
             flops=flops,
             # A worker draws 16 images at a time and reads the weights for them once.
-            bytes=weight_bytes(model, size, size, dtype) * math.ceil(batch / 16),
+            bytes=n_bytes * math.ceil(batch / 16),
             stages=dependent_stages(model, size, size),
             stage_seconds=stage_seconds,
         ),
         seconds_per_stage=stage_seconds,
-        bytes_per_image=sampler.bytes_per_image(size, size),
+        # Two workers with caches for 16 images each, and the images.
+        memory_formula=min(batch, 16 * torch.get_num_threads())
+        * sampler.bytes_per_image(size, size)
+        + 4 * batch * network.channels * size**2,
         instruction_set=sampler.instruction_set,
     )
     return None

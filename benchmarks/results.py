@@ -52,7 +52,7 @@ def table(results: list[Result]) -> Table:
             rate_text(result),
             ratios_text(result),
             f"{result['fraction_of_limit']:.0%}" if result["fraction_of_limit"] else "",
-            f"{result['peak_memory'] / 2**20:,.0f} MiB" if result["peak_memory"] else "",
+            memory_text(result),
         )
     return made
 
@@ -63,6 +63,15 @@ def seconds_text(seconds: float) -> str:
 
 def rate_text(result: Result) -> str:
     return f"{result['img_per_s']:,.3g} img/s" if result["img_per_s"] else ""
+
+
+def memory_text(result: Result) -> str:
+    """The rise of the resident memory, and what a formula says where there is one."""
+    peak, formula = result["peak_memory"], result.get("memory_formula")
+    if peak is None:
+        return ""
+    text = f"{peak / 2**20:,.3g} MiB"
+    return text if formula is None else f"{text} (formula {formula / 2**20:,.3g})"
 
 
 def ratios_text(result: Result) -> str:

@@ -9,11 +9,10 @@ A worker (a CPU core) draws a slice of b images in one sweep, which takes
 stages: matrix products of a sweep that must follow one another; tau: the time of the smallest;
 FLOP: of one image, with the outputs of each product rounded up to whole vectors of 16; rate: what
 the products of a worker reach; weight bytes: those that a sweep reads, an operation's each time
-that it runs; bandwidth: a worker's share of reading as much memory as the weights take, again and
-again. tau and bandwidth are measured; rate is taken from one case per dtype (REFERENCE), and all
-other cases of the results check the prediction. Workers do not wait for one another, so N processes
-under torchrun, each with its share of the image numbers, take 1/N of the time, up to the last,
-partly filled sweep.
+that it runs; bandwidth: of reading as much as a pixel reads, again and again. tau and bandwidth
+are measured; rate is taken from one case per dtype (REFERENCE), and all other cases of the results
+check the prediction. Workers do not wait for one another, so N processes under torchrun, each with
+its share of the image numbers, take 1/N of the time, up to the last, partly filled sweep.
 """
 
 from __future__ import annotations

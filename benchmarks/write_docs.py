@@ -136,7 +136,6 @@ set {first["instruction_set"]}; commit {commits}; load average {min(loads):.1f} 
 
 
 def cells(result: Result) -> tuple[str, ...]:
-    memory = result["peak_memory"]
     return (
         results.name_of(result),
         str(result["threads"]),
@@ -144,7 +143,7 @@ def cells(result: Result) -> tuple[str, ...]:
         results.rate_text(result),
         results.ratios_text(result),
         f"{result['fraction_of_limit']:.0%}" if result["fraction_of_limit"] else "",
-        f"{memory / 2**20:,.0f} MiB" if memory else "",
+        results.memory_text(result),
     )
 
 
