@@ -6,6 +6,7 @@ A result is what `measure.Bench.record` makes: a flat JSON object.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,16 @@ def save(path: Path, results: list[Result]) -> None:
 
 
 def merge(before: list[Result], after: list[Result]) -> list[Result]:
-    """`before` with its cases replaced by those of `after`, sorted by suite."""
+    """`before` with its cases replaced by those of `after`, sorted by name."""
     merged = {name_of(result): result for result in before}
     merged.update({name_of(result): result for result in after})
-    return sorted(merged.values(), key=lambda result: result["suite"])
+    return sorted(merged.values(), key=_in_order)
+
+
+def _in_order(result: Result) -> list[tuple[int, str]]:
+    """By suite and case, numbers within a name by their value."""
+    parts = re.split(r"(\d+)", name_of(result))
+    return [(int(part), "") if part.isdigit() else (0, part) for part in parts]
 
 
 def name_of(result: Result) -> str:
@@ -70,17 +77,18 @@ def memory_text(result: Result) -> str:
     peak, formula = result["peak_memory"], result.get("memory_formula")
     if peak is None:
         return ""
-    text = f"{peak / 2**20:,.3g} MiB"
+    text = f"{peak / 2**20:,.3g} MiB" if peak >= 2**20 else "< 1 MiB"
     return text if formula is None else f"{text} (formula {formula / 2**20:,.3g})"
+
+
+def ratio_text(ratio: float) -> str:
+    return f"{ratio:,.0f}x" if ratio >= 100 else f"{ratio:.3g}x"
 
 
 def ratios_text(result: Result) -> str:
     """How often faster than each other contender; below 1 is a loss, and is shown like a win."""
     ratios = result["ratios"].items()
-    return ", ".join(
-        f"{median:,.0f}x {name}" if median >= 100 else f"{median:.2g}x {name}"
-        for name, (median, *_) in ratios
-    )
+    return ", ".join(f"{ratio_text(median)} {name}" for name, (median, *_) in ratios)
 
 
 def compare(before: list[Result], after: list[Result]) -> Iterator[str]:

@@ -129,7 +129,13 @@ set {first["instruction_set"]}; commit {commits}; load average {min(loads):.1f} 
             if (result["suite"], result["case"]) == (suite, case) and contender in result["ratios"]:
                 ratio = result["ratios"][contender][0]
                 verdict = "reached" if ratio >= least else "**missed**"
-                row = (results.name_of(result), contender, f"{least:,}x", f"{ratio:,.3g}x", verdict)
+                row = (
+                    results.name_of(result),
+                    contender,
+                    f"{least:,}x",
+                    results.ratio_text(ratio),
+                    verdict,
+                )
                 yield "| " + " | ".join(row) + " |"
     yield FIGURES
     yield from scale_section(measured)
@@ -165,7 +171,7 @@ processes that do not wait for one another, it predicts, for cores like these:
 
 def readme_table(files: dict[Path, list[Result]]) -> Iterator[str]:
     measured = {(r["suite"], r["case"]): r for rs in files.values() for r in rs}
-    chosen = [(words, measured[suite, case]) for suite, case, words in HIGHLIGHTS]
+    chosen = [(h[2], measured[h[:2]]) for h in HIGHLIGHTS if h[:2] in measured]
     first = chosen[0][1]
     yield f"""
 Measured on {first["cores"]} cores of an {first["device"]} ({first["instruction_set"]}), torch
