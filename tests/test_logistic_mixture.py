@@ -5,10 +5,8 @@ One file though long, because its four parts judge the same random cases with th
 
 from __future__ import annotations
 
-import json
+import importlib.util
 import math
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,17 +23,19 @@ from dsmooth.functional import (
     logistic_mixture_sample,
     use_impl,
 )
-from dsmooth.functional.logistic_mixture import (
-    _native,
-    _native_backward,
-    snap_to_levels,
-    split_mixture,
+from dsmooth.functional.logistic_mixture import snap_to_levels, split_mixture
+from dsmooth.functional.logistic_mixture_native import native, native_backward
+from tests.mixture_cases import (
+    GOLDEN,
+    GOLDEN_CASES,
+    LEVELS,
+    LIKELIHOODS,
+    golden_inputs,
+    n_params,
+    random_case,
+    raw_parts,
+    value_and_gradients,
 )
-
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "logistic_mixture.json").read_text())
-GOLDEN_CASES = ["rgb_base", "rgb_narrow", "grey_base", "grey_narrow"]
-LIKELIHOODS = ["continuous", "discretized"]
-LEVELS = torch.arange(256, dtype=torch.float64) / 127.5 - 1
 
 # A machine without a C++ compiler has no extension, and its build record says so; that it is there
 # everywhere else is asserted by test_extension.py.
@@ -48,49 +48,6 @@ both_impls = pytest.mark.parametrize(
 )
 each_likelihood = pytest.mark.parametrize("likelihood", LIKELIHOODS)
 each_channels = pytest.mark.parametrize("channels", [1, 3])
-
-
-def n_params(channels: int, n_mix: int) -> int:
-    return (3 if channels == 1 else 10) * n_mix
-
-
-def raw_parts(params: Tensor, channels: int) -> Tensor:
-    """View (B, C, 2 or 3, K, H, W) of means, log-scales and coefficients, to write into."""
-    n_mix = params.shape[1] // (3 if channels == 1 else 10)
-    return params[:, n_mix:].unflatten(1, (channels, 2 if channels == 1 else 3, n_mix))
-
-
-def random_case(
-    channels: int,
-    likelihood: str,
-    *,
-    n_mix: int = 4,
-    size: tuple[int, int, int] = (2, 5, 7),
-    seed: int = 0,
-) -> tuple[Tensor, Tensor]:
-    """x and params in float64 that meet every branch: edges, far tails, clamped and wide scales."""
-    generator = torch.Generator().manual_seed(seed)
-    batch, height, width = size
-    shape = (batch, n_params(channels, n_mix), height, width)
-    params = torch.randn(shape, generator=generator, dtype=torch.float64)
-    log_scales = raw_parts(params, channels)[:, :, 1]
-    log_scales.mul_(3).sub_(3)  # from -12, clamped at -7, to 6
-    x = torch.randint(0, 256, (batch, channels, height, width), generator=generator).double()
-    x[torch.rand(x.shape, generator=generator) < 0.1] = 0
-    x[torch.rand(x.shape, generator=generator) < 0.1] = 255
-    x = x / 127.5 - 1
-    if likelihood == "continuous":
-        x = x + 0.3 * torch.randn(x.shape, generator=generator, dtype=torch.float64)
-    return x, params
-
-
-def value_and_gradients(
-    function: Callable[[Tensor, Tensor], Tensor], x: Tensor, params: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    x, params = x.detach().clone().requires_grad_(), params.detach().clone().requires_grad_()
-    log_prob = function(x, params)
-    grad_x, grad_params = torch.autograd.grad(log_prob.sum(), (x, params))
-    return log_prob.detach(), grad_x, grad_params
 
 
 def run_native(
@@ -126,20 +83,6 @@ def call_native(
     backward = ("grad", "x", "params", "state", "grad_x", "grad_params")
     extension.logistic_mixture(**{k: borrowed[k] for k in forward}, **options)
     extension.logistic_mixture_backward(**{k: borrowed[k] for k in backward}, **options)
-
-
-def golden_inputs(case: dict[str, Any], narrow: bool) -> tuple[Tensor, Tensor]:
-    batch, channels, height, width = (
-        case[key] for key in ("batch", "image_channels", "height", "width")
-    )
-    shape = (batch, n_params(channels, case["n_mix"]), height, width)
-    index = torch.arange(math.prod(shape), dtype=torch.float64)
-    params = (-2 + 4 * (0.5 + 0.5 * torch.sin(0.7 * index + 0.3))).view(shape)
-    if narrow:
-        raw_parts(params, channels)[:, :, 1] = -8
-    levels = (37 * torch.arange(batch * channels * height * width) + 11) % 256
-    levels[0], levels[1] = 0, 255
-    return (levels.double() / 127.5 - 1).view(batch, channels, height, width), params
 
 
 @both_impls
@@ -497,9 +440,9 @@ def test_only_the_wanted_gradient_is_computed() -> None:
     with torch.no_grad():
         assert not logistic_mixture_log_prob(x, params, impl="native").requires_grad
     grad = torch.ones(2, 5, 7, dtype=torch.float64)
-    _, state = _native(x, params.detach(), False)
+    _, state = native(x, params.detach(), False)
     for needs in ((True, False), (False, True), (False, False)):
-        got = _native_backward(grad, x, params.detach(), state, False, *needs)
+        got = native_backward(grad, x, params.detach(), state, False, *needs)
         for gradient, needed in zip(got, needs, strict=True):
             assert (gradient.numel() > 0) == needed
 
@@ -526,14 +469,14 @@ def test_a_graph_that_is_kept_gives_its_gradient_again() -> None:
 def test_opcheck(channels: int, discretized: bool) -> None:
     x, params = random_case(channels, "discretized", n_mix=2, size=(2, 3, 5))
     last = params.to(memory_format=torch.channels_last)
-    torch.library.opcheck(_native, (x, params, discretized))
+    torch.library.opcheck(native, (x, params, discretized))
     torch.library.opcheck(
-        _native, (x.clone().requires_grad_(), last.clone().requires_grad_(), discretized)
+        native, (x.clone().requires_grad_(), last.clone().requires_grad_(), discretized)
     )
     grad = torch.randn(2, 3, 5, dtype=torch.float64)
-    _, state = _native(x, params, discretized)
+    _, state = native(x, params, discretized)
     for needs in ((True, True), (False, True), (True, False)):
-        torch.library.opcheck(_native_backward, (grad, x, last, state, discretized, *needs))
+        torch.library.opcheck(native_backward, (grad, x, last, state, discretized, *needs))
 
 
 @needs_extension
@@ -593,9 +536,18 @@ def test_use_impl_decides_and_an_explicit_impl_wins(monkeypatch: pytest.MonkeyPa
         assert torch.equal(logistic_mixture_log_prob(x, params, impl="reference"), reference)
 
 
-def test_no_triton_kernel() -> None:
-    with pytest.raises(NotImplementedError, match="no Triton kernel"):
-        logistic_mixture_log_prob(*random_case(1, "continuous"), impl="triton")
+def test_triton_says_why_it_cannot_run() -> None:
+    """What it computes is judged in interpreted_logistic_mixture.py."""
+    x, params = (t.float() for t in random_case(1, "continuous"))
+    reason = "in a process started with TRITON_INTERPRET=1, on cpu tensors, got cpu"
+    if importlib.util.find_spec("triton") is None:
+        reason = "Triton is not installed"
+    with pytest.raises(RuntimeError, match=f"with impl='triton': .*{reason}"):
+        logistic_mixture_log_prob(x, params, impl="triton")
+    with pytest.raises(RuntimeError, match=r"got torch\.float64"):
+        logistic_mixture_log_prob(x, params.double(), impl="triton")
+    with pytest.raises(RuntimeError, match="runs on cuda tensors, got meta"):
+        logistic_mixture_log_prob(x.to("meta"), params.to("meta"), impl="triton")
 
 
 @pytest.mark.parametrize("device", ["meta"])

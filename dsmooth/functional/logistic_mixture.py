@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import _extension
 from ._impl import Impl, resolve_impl
+from .logistic_mixture_native import native, native_obstacle
+from .logistic_mixture_triton import triton_log_prob, triton_obstacle
 
 Likelihood = Literal["continuous", "discretized"]
 ReferenceLikelihood = Literal["continuous", "discretized", "discretized_legacy"]
@@ -41,11 +42,13 @@ def logistic_mixture_log_prob(
     computed and returned in float32, also under autocast; gradients come in each input's dtype.
     A NaN in x or in params gives NaN at that pixel.
 
-    impl: "native" is the C++/CUDA extension, "reference" plain PyTorch (which alone can be
-    differentiated twice), "auto" the extension where it can run.
+    impl: "triton" is one kernel for value and gradient, on cuda; "native" the C++/CUDA extension;
+    "reference" plain PyTorch (which alone can be differentiated twice). "auto" takes the first of
+    the three that can run, but "triton" only on cuda. Under "triton" the gradient of the plain sum
+    is kept in each input's dtype, so in float16 it must not pass 65504.
 
-    Raises ValueError for shapes that do not fit, TypeError for integer tensors, and for an explicit
-    impl that cannot run RuntimeError (or NotImplementedError: no Triton kernel) with the reason.
+    Raises ValueError for shapes that do not fit, TypeError for integer tensors, and RuntimeError
+    with the reason for an explicit impl that cannot run.
     """
     check_mixture(x, params)
     if likelihood not in get_args(Likelihood):
@@ -53,17 +56,29 @@ def logistic_mixture_log_prob(
             f"likelihood must be one of {', '.join(get_args(Likelihood))}, got {likelihood!r}"
         )
     chosen = resolve_impl(impl)
-    if chosen == "triton":
-        raise NotImplementedError(
-            "logistic_mixture_log_prob has no Triton kernel; use impl='native' or impl='reference'"
-        )
-    obstacle = None if chosen == "reference" else _native_obstacle(x.device.type)
-    if chosen == "native" and obstacle is not None:
-        raise RuntimeError(f"logistic_mixture_log_prob cannot run with impl='native': {obstacle}")
-    if chosen == "reference" or obstacle is not None:
-        return logistic_mixture_log_prob_ref(x, params, likelihood)
-    x, params = _at_least_float32(x, params)
-    return _native(x, params, likelihood == "discretized")[0]
+    if chosen == "triton" or (chosen == "auto" and x.device.type == "cuda"):
+        obstacle = triton_obstacle(x.device, x.dtype, params.dtype)
+        if obstacle is None:
+            return _triton(x, params, likelihood == "discretized")
+        if chosen == "triton":
+            raise _cannot_run(chosen, obstacle)
+    if chosen != "reference":
+        obstacle = native_obstacle(x.device.type)
+        if obstacle is None:
+            return native(*_at_least_float32(x, params), likelihood == "discretized")[0]
+        if chosen == "native":
+            raise _cannot_run(chosen, obstacle)
+    return logistic_mixture_log_prob_ref(x, params, likelihood)
+
+
+def _cannot_run(impl: Impl, obstacle: str) -> RuntimeError:
+    return RuntimeError(f"logistic_mixture_log_prob cannot run with impl={impl!r}: {obstacle}")
+
+
+def _triton(x: Tensor, params: Tensor, discretized: bool) -> Tensor:
+    graded = torch.is_grad_enabled()
+    needs = graded and x.requires_grad, graded and params.requires_grad
+    return triton_log_prob(x, params, discretized, *needs)[0]
 
 
 def logistic_mixture_log_prob_ref(
@@ -279,124 +294,3 @@ def _log_mass_legacy(x: Tensor, means: Tensor, log_scales: Tensor) -> Tensor:
     return torch.where(
         x < -0.999, F.logsigmoid(a), torch.where(x > 0.999, F.logsigmoid(-b), interior)
     )
-
-
-@torch.compiler.assume_constant_result
-def _native_obstacle(device_type: str) -> str | None:
-    """Why the extension cannot compute on a device of this type; None if it can."""
-    if device_type not in ("cpu", "cuda"):
-        return f"the extension runs on cpu and cuda tensors, got {device_type}"
-    if device_type == "cuda" and _extension.is_available():
-        return _extension.cuda_obstacle()
-    return _extension.unavailable_reason()
-
-
-@torch.library.custom_op("dsmooth::logistic_mixture", mutates_args=())
-def _native(x: Tensor, params: Tensor, discretized: bool) -> tuple[Tensor, Tensor]:
-    """(log_prob (B, H, W), state (B, 4, H, W)) of float32 or float64 tensors.
-
-    The state is two sums over components per pixel. With it the backward evaluates each component
-    once and writes each gradient once, already times the gradient from above. The other way, to
-    keep unit gradients from the forward, saves a second evaluation but needs a second tensor of the
-    size of params, and writing and reading that takes longer.
-    """
-    log_prob, state = _native_outputs(x, params, discretized)
-    _extension.extension().logistic_mixture(
-        *_borrow(x=x, params=params, log_prob=log_prob, state=state),
-        discretized,
-        **_launch(x),
-    )
-    return log_prob, state
-
-
-@_native.register_fake
-def _native_outputs(x: Tensor, params: Tensor, discretized: bool) -> tuple[Tensor, Tensor]:
-    batch, _, height, width = x.shape
-    return x.new_empty((batch, height, width)), x.new_empty((batch, 4, height, width))
-
-
-@torch.library.custom_op("dsmooth::logistic_mixture_backward", mutates_args=())
-def _native_backward(
-    grad: Tensor,
-    x: Tensor,
-    params: Tensor,
-    state: Tensor,
-    discretized: bool,
-    needs_x: bool,
-    needs_params: bool,
-) -> tuple[Tensor, Tensor]:
-    """The gradients by x and params given grad (B, H, W), the gradient of log_prob.
-
-    One that is not needed has no elements.
-    """
-    grad_x, grad_params = _native_backward_outputs(
-        grad, x, params, state, discretized, needs_x, needs_params
-    )
-    # The gradient of a sum is one number spread by strides of 0, which no vector load can read. The
-    # copy is a hundredth of params.
-    grad = grad.contiguous()
-    _extension.extension().logistic_mixture_backward(
-        *_borrow(grad=grad, x=x, params=params, state=state),
-        _extension.borrow("grad_x", grad_x) if needs_x else None,
-        _extension.borrow("grad_params", grad_params) if needs_params else None,
-        discretized,
-        **_launch(x),
-    )
-    return grad_x, grad_params
-
-
-@_native_backward.register_fake
-def _native_backward_outputs(
-    grad: Tensor,
-    x: Tensor,
-    params: Tensor,
-    state: Tensor,
-    discretized: bool,
-    needs_x: bool,
-    needs_params: bool,
-) -> tuple[Tensor, Tensor]:
-    return (
-        x.new_empty(x.shape) if needs_x else x.new_empty(0),
-        x.new_empty(params.shape) if needs_params else x.new_empty(0),
-    )
-
-
-def _borrow(**tensors: Tensor) -> list[Any]:
-    return [_extension.borrow(name, tensor) for name, tensor in tensors.items()]
-
-
-def _launch(x: Tensor) -> dict[str, int]:
-    """Where the extension computes: the current stream of x's device, or torch's CPU threads."""
-    if x.device.type == "cuda":
-        return {"stream": torch.cuda.current_stream(x.device).cuda_stream}
-    return {"threads": torch.get_num_threads()}
-
-
-def _save_for_backward(
-    ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: tuple[Tensor, Tensor]
-) -> None:
-    x, params, ctx.discretized = inputs
-    state = output[1]
-    ctx.mark_non_differentiable(state)
-    ctx.save_for_backward(x, params, state)
-
-
-def _backward(
-    ctx: Any, grad: Tensor, _grad_state: Tensor
-) -> tuple[Tensor | None, Tensor | None, None]:
-    needs_x, needs_params, _ = ctx.needs_input_grad
-    grad_x, grad_params = _native_backward(
-        grad, *ctx.saved_tensors, ctx.discretized, needs_x, needs_params
-    )
-    return grad_x if needs_x else None, grad_params if needs_params else None, None
-
-
-def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> None:
-    raise NotImplementedError(
-        "the native logistic mixture cannot be differentiated twice; use impl='reference' "
-        "or a use_impl('reference') block"
-    )
-
-
-_native.register_autograd(_backward, setup_context=_save_for_backward)
-_native_backward.register_autograd(_refuse_second_derivative)

@@ -1,0 +1,131 @@
+"""The native operator of the logistic mixture: the C++/CUDA extension and its place in autograd."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _extension
+
+
+@torch.compiler.assume_constant_result
+def native_obstacle(device_type: str) -> str | None:
+    """Why the extension cannot compute on a device of this type; None if it can."""
+    if device_type not in ("cpu", "cuda"):
+        return f"the extension runs on cpu and cuda tensors, got {device_type}"
+    if device_type == "cuda" and _extension.is_available():
+        return _extension.cuda_obstacle()
+    return _extension.unavailable_reason()
+
+
+@torch.library.custom_op("dsmooth::logistic_mixture", mutates_args=())
+def native(x: Tensor, params: Tensor, discretized: bool) -> tuple[Tensor, Tensor]:
+    """(log_prob (B, H, W), state (B, 4, H, W)) of float32 or float64 tensors.
+
+    The state is two sums over components per pixel. With it the backward evaluates each component
+    once and writes each gradient once, already times the gradient from above. The other way, to
+    keep unit gradients from the forward, saves a second evaluation but needs a second tensor of the
+    size of params, and writing and reading that takes longer.
+    """
+    log_prob, state = _outputs(x, params, discretized)
+    _extension.extension().logistic_mixture(
+        *_borrow(x=x, params=params, log_prob=log_prob, state=state),
+        discretized,
+        **_launch(x),
+    )
+    return log_prob, state
+
+
+@native.register_fake
+def _outputs(x: Tensor, params: Tensor, discretized: bool) -> tuple[Tensor, Tensor]:
+    batch, _, height, width = x.shape
+    return x.new_empty((batch, height, width)), x.new_empty((batch, 4, height, width))
+
+
+@torch.library.custom_op("dsmooth::logistic_mixture_backward", mutates_args=())
+def native_backward(
+    grad: Tensor,
+    x: Tensor,
+    params: Tensor,
+    state: Tensor,
+    discretized: bool,
+    needs_x: bool,
+    needs_params: bool,
+) -> tuple[Tensor, Tensor]:
+    """The gradients by x and params given grad (B, H, W), the gradient of log_prob.
+
+    One that is not needed has no elements.
+    """
+    grad_x, grad_params = _backward_outputs(
+        grad, x, params, state, discretized, needs_x, needs_params
+    )
+    # The gradient of a sum is one number spread by strides of 0, which no vector load can read. The
+    # copy is a hundredth of params.
+    grad = grad.contiguous()
+    _extension.extension().logistic_mixture_backward(
+        *_borrow(grad=grad, x=x, params=params, state=state),
+        _extension.borrow("grad_x", grad_x) if needs_x else None,
+        _extension.borrow("grad_params", grad_params) if needs_params else None,
+        discretized,
+        **_launch(x),
+    )
+    return grad_x, grad_params
+
+
+@native_backward.register_fake
+def _backward_outputs(
+    grad: Tensor,
+    x: Tensor,
+    params: Tensor,
+    state: Tensor,
+    discretized: bool,
+    needs_x: bool,
+    needs_params: bool,
+) -> tuple[Tensor, Tensor]:
+    return (
+        x.new_empty(x.shape) if needs_x else x.new_empty(0),
+        x.new_empty(params.shape) if needs_params else x.new_empty(0),
+    )
+
+
+def _borrow(**tensors: Tensor) -> list[Any]:
+    return [_extension.borrow(name, tensor) for name, tensor in tensors.items()]
+
+
+def _launch(x: Tensor) -> dict[str, int]:
+    """Where the extension computes: the current stream of x's device, or torch's CPU threads."""
+    if x.device.type == "cuda":
+        return {"stream": torch.cuda.current_stream(x.device).cuda_stream}
+    return {"threads": torch.get_num_threads()}
+
+
+def _save_for_backward(
+    ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: tuple[Tensor, Tensor]
+) -> None:
+    x, params, ctx.discretized = inputs
+    state = output[1]
+    ctx.mark_non_differentiable(state)
+    ctx.save_for_backward(x, params, state)
+
+
+def _backward(
+    ctx: Any, grad: Tensor, _grad_state: Tensor
+) -> tuple[Tensor | None, Tensor | None, None]:
+    needs_x, needs_params, _ = ctx.needs_input_grad
+    grad_x, grad_params = native_backward(
+        grad, *ctx.saved_tensors, ctx.discretized, needs_x, needs_params
+    )
+    return grad_x if needs_x else None, grad_params if needs_params else None, None
+
+
+def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> None:
+    raise NotImplementedError(
+        "the native logistic mixture cannot be differentiated twice; use impl='reference' "
+        "or a use_impl('reference') block"
+    )
+
+
+native.register_autograd(_backward, setup_context=_save_for_backward)
+native_backward.register_autograd(_refuse_second_derivative)

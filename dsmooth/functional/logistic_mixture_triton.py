@@ -1,0 +1,137 @@
+"""The Triton operator of the logistic mixture: the kernels' place in autograd."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._triton import MIN_CAPABILITY
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+TWICE = (
+    "the Triton logistic mixture cannot be differentiated twice (create_graph=True); use "
+    "impl='reference' or a use_impl('reference') block"
+)
+
+
+@torch.compiler.assume_constant_result
+def triton_obstacle(device: torch.device, *dtypes: torch.dtype) -> str | None:
+    """Why the Triton kernels cannot compute on tensors of this device and these dtypes; None if
+    they can. They multiply no matrices, so the interpreter is right in bfloat16 too."""
+    for dtype in dtypes:
+        if dtype not in DTYPES:
+            return f"it takes {', '.join(map(str, DTYPES))}, got {dtype}"
+    if device.type not in ("cpu", "cuda"):
+        return f"Triton runs on cuda tensors, got {device.type}"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    from ..kernels import logistic_mixture as kernels
+
+    if (device.type == "cpu") != kernels.INTERPRETED:
+        return (
+            "Triton runs on cuda tensors or, in a process started with TRITON_INTERPRET=1, on cpu "
+            f"tensors, got {device.type}"
+        )
+    if kernels.INTERPRETED:
+        return None
+    if torch.version.hip is not None:
+        return "the Triton kernels were made for NVIDIA GPUs"
+    if (capability := torch.cuda.get_device_capability(device)) < MIN_CAPABILITY:
+        return f"it needs compute capability 8.0, this device has {capability[0]}.{capability[1]}"
+    return None
+
+
+@torch.library.custom_op("dsmooth::logistic_mixture_triton", mutates_args=())
+def triton_log_prob(
+    x: Tensor, params: Tensor, discretized: bool, needs_x: bool, needs_params: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """log_prob (B, H, W) in float32, and the gradients of its sum by x and by params, each in its
+    input's dtype; one that is not needed has no elements.
+
+    The gradients are all that autograd keeps. Evaluating the components a second time in the
+    backward would spare reading one of them, but costs as much arithmetic again, and in bfloat16
+    arithmetic is the limit.
+    """
+    from ..kernels import logistic_mixture as kernels
+
+    log_prob, unit_x, unit_params = outputs = _outputs(
+        x, params, discretized, needs_x, needs_params
+    )
+    kernels.log_prob(
+        x,
+        params,
+        log_prob,
+        unit_x if needs_x else None,
+        unit_params if needs_params else None,
+        discretized,
+    )
+    return outputs
+
+
+@triton_log_prob.register_fake
+def _outputs(
+    x: Tensor, params: Tensor, discretized: bool, needs_x: bool, needs_params: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, _, height, width = x.shape
+    return (
+        x.new_empty((batch, height, width), dtype=torch.float32),
+        x.new_empty(x.shape if needs_x else 0),
+        _empty_gradient(params) if needs_params else params.new_empty(0),
+    )
+
+
+def _empty_gradient(params: Tensor) -> Tensor:
+    """channels_last for channels_last parameters, which then want such a gradient; else
+    contiguous."""
+    batch, channels, height, width = params.shape
+    if params.is_contiguous() or not params.is_contiguous(memory_format=torch.channels_last):
+        return params.new_empty(params.shape)
+    return params.new_empty((batch, height, width, channels)).permute(0, 3, 1, 2)
+
+
+@torch.library.custom_op("dsmooth::logistic_mixture_triton_backward", mutates_args=())
+def triton_backward(grad: Tensor, unit_x: Tensor, unit_params: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients by x and params, given grad (B, H, W) and the gradients of the sum of log_prob,
+    which it multiplies per pixel; one without elements stays so."""
+    from ..kernels import logistic_mixture as kernels
+
+    outputs = _backward_outputs(grad, unit_x, unit_params)
+    for unit, out in zip((unit_x, unit_params), outputs, strict=True):
+        if unit.ndim == 4:
+            kernels.scale(unit, grad, out)
+    return outputs
+
+
+@triton_backward.register_fake
+def _backward_outputs(grad: Tensor, unit_x: Tensor, unit_params: Tensor) -> tuple[Tensor, Tensor]:
+    wanted = unit_params.ndim == 4
+    return (
+        unit_x.new_empty(unit_x.shape),
+        _empty_gradient(unit_params) if wanted else unit_params.new_empty(0),
+    )
+
+
+def _save_for_backward(
+    ctx: Any,
+    inputs: tuple[Tensor, Tensor, bool, bool, bool],
+    output: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    _, unit_x, unit_params = output
+    ctx.mark_non_differentiable(unit_x, unit_params)
+    ctx.save_for_backward(unit_x, unit_params)
+
+
+def _backward(
+    ctx: Any, grad: Tensor, *_: Tensor
+) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    if torch.is_grad_enabled():  # create_graph=True: what is kept does not know its inputs
+        raise NotImplementedError(TWICE)
+    needs_x, needs_params = ctx.needs_input_grad[:2]
+    grad_x, grad_params = triton_backward(grad, *ctx.saved_tensors)
+    return grad_x if needs_x else None, grad_params if needs_params else None, None, None, None
+
+
+triton_log_prob.register_autograd(_backward, setup_context=_save_for_backward)

@@ -1,0 +1,101 @@
+"""Inputs of the logistic mixture that meet every branch, and how exact a result must be."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dsmooth.functional import logistic_mixture_log_prob_ref
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "logistic_mixture.json").read_text())
+GOLDEN_CASES = ["rgb_base", "rgb_narrow", "grey_base", "grey_narrow"]
+LIKELIHOODS = ["continuous", "discretized"]
+LEVELS = torch.arange(256, dtype=torch.float64) / 127.5 - 1
+
+# At scales of e^40 the reference's slopes cancel to nothing even in float64.
+CANCELLED = 1e-30
+Gradients = tuple[Tensor, Tensor, Tensor]  # log_prob, and its sum's gradients by x and by params
+
+
+def n_params(channels: int, n_mix: int) -> int:
+    return (3 if channels == 1 else 10) * n_mix
+
+
+def raw_parts(params: Tensor, channels: int) -> Tensor:
+    """View (B, C, 2 or 3, K, H, W) of means, log-scales and coefficients, to write into."""
+    n_mix = params.shape[1] // (3 if channels == 1 else 10)
+    return params[:, n_mix:].unflatten(1, (channels, 2 if channels == 1 else 3, n_mix))
+
+
+def random_case(
+    channels: int,
+    likelihood: str,
+    *,
+    n_mix: int = 4,
+    size: tuple[int, int, int] = (2, 5, 7),
+    seed: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """x and params in float64 that meet every branch: edges, far tails, clamped and wide scales."""
+    generator = torch.Generator().manual_seed(seed)
+    batch, height, width = size
+    shape = (batch, n_params(channels, n_mix), height, width)
+    params = torch.randn(shape, generator=generator, dtype=torch.float64)
+    log_scales = raw_parts(params, channels)[:, :, 1]
+    log_scales.mul_(3).sub_(3)  # from -12, clamped at -7, to 6
+    x = torch.randint(0, 256, (batch, channels, height, width), generator=generator).double()
+    x[torch.rand(x.shape, generator=generator) < 0.1] = 0
+    x[torch.rand(x.shape, generator=generator) < 0.1] = 255
+    x = x / 127.5 - 1
+    if likelihood == "continuous":
+        x = x + 0.3 * torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    return x, params
+
+
+def value_and_gradients(
+    function: Callable[[Tensor, Tensor], Tensor], x: Tensor, params: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    x, params = x.detach().clone().requires_grad_(), params.detach().clone().requires_grad_()
+    log_prob = function(x, params)
+    grad_x, grad_params = torch.autograd.grad(log_prob.sum(), (x, params))
+    return log_prob.detach(), grad_x, grad_params
+
+
+def golden_inputs(case: dict[str, Any], narrow: bool) -> tuple[Tensor, Tensor]:
+    batch, channels, height, width = (
+        case[key] for key in ("batch", "image_channels", "height", "width")
+    )
+    shape = (batch, n_params(channels, case["n_mix"]), height, width)
+    index = torch.arange(math.prod(shape), dtype=torch.float64)
+    params = (-2 + 4 * (0.5 + 0.5 * torch.sin(0.7 * index + 0.3))).view(shape)
+    if narrow:
+        raw_parts(params, channels)[:, :, 1] = -8
+    levels = (37 * torch.arange(batch * channels * height * width) + 11) % 256
+    levels[0], levels[1] = 0, 255
+    return (levels.double() / 127.5 - 1).view(batch, channels, height, width), params
+
+
+def assert_as_exact_as_eager(got: Gradients, x: Tensor, params: Tensor, likelihood: Any) -> None:
+    """At most twice the error of eager PyTorch on these very inputs, and one rounding, both errors
+    measured against float64."""
+
+    def reference(x: Tensor, params: Tensor) -> Tensor:
+        return logistic_mixture_log_prob_ref(x, params, likelihood)
+
+    exact = value_and_gradients(reference, x.double(), params.double())
+    eager = value_and_gradients(reference, x, params)
+    for name, result, plain, want in zip(
+        ("log_prob", "grad_x", "grad_params"), got, eager, exact, strict=True
+    ):
+        assert result.dtype == plain.dtype
+        assert result.shape == plain.shape
+        if want.numel() == 0:
+            continue
+        error, eager_error = ((t.double() - want).abs().max().item() for t in (result, plain))
+        rounding = torch.finfo(result.dtype).eps * want.abs().max().item() + CANCELLED
+        assert error <= 2 * eager_error + rounding, (name, error, eager_error, rounding)

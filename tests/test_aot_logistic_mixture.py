@@ -1,0 +1,115 @@
+"""The logistic mixture's Triton kernels compile to what they are meant to be, without a GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed: nothing can be compiled")
+
+from dsmooth.kernels import logistic_mixture as kernels
+from tests.mixture_cases import n_params
+from tests.triton_tools import Compiled, Launch, compile_launch, record_launches
+
+SHARED_CEILING = 4096  # bytes of a block: what the sums over components pass between warps
+# (C, discretized, dtype, channels_last): every value of each with every value of every other but
+# one grey case, which is lighter than RGB in all respects
+CASES = [
+    (3, True, torch.float32, False),
+    (3, True, torch.bfloat16, True),
+    (3, False, torch.float16, True),
+    (3, False, torch.bfloat16, False),
+    (1, True, torch.float32, True),
+    (1, False, torch.float16, False),
+]
+
+
+def launch_of(
+    channels: int,
+    discretized: bool,
+    dtype: torch.dtype,
+    last: bool,
+    *,
+    n_mix: int = 10,
+    size: tuple[int, int] = (32, 32),
+) -> Launch:
+    x = torch.zeros(2, channels, *size, dtype=dtype)
+    params = torch.zeros(2, n_params(channels, n_mix), *size, dtype=dtype)
+    if last:
+        params = params.to(memory_format=torch.channels_last)
+    outputs = torch.empty(2, *size), torch.empty_like(x), torch.empty_like(params)
+    with record_launches(kernels, "log_prob_kernel") as launches:
+        kernels.log_prob(x, params, *outputs, discretized)
+    return launches[0]
+
+
+def check(compiled: Compiled, registers: int) -> None:
+    assert compiled.local == compiled.stack == 0
+    assert compiled.registers <= registers
+    assert compiled.shared <= SHARED_CEILING
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize(
+    ("channels", "discretized", "dtype", "last"), CASES, ids=lambda value: str(value)
+)
+def test_value_and_gradient(
+    channels: int, discretized: bool, dtype: torch.dtype, last: bool, arch: int
+) -> None:
+    compiled = compile_launch(launch_of(channels, discretized, dtype, last), arch)
+    check(compiled, 176 if channels == 3 and not discretized else 128)
+    # Where memory runs along pixels, a thread loads all its numbers of a parameter at once. In
+    # channels_last it runs along components, whose groups of 10 no wide load fits.
+    numbers = 2 if channels == 3 and discretized else 4
+    bits = "" if numbers * dtype.itemsize == 4 else f".{8 * numbers * dtype.itemsize}"
+    loads = set(re.findall(r"LDG\.E[.\w]*", compiled.sass))
+    assert last or loads == {f"LDG.E{bits}"}
+
+
+@pytest.mark.parametrize("n_mix", [1, 100, 1000])
+def test_each_tile(n_mix: int) -> None:
+    """For every number of components a thread holds 2 numbers of a tile, in 28 x 28 images too."""
+    launch = launch_of(3, True, torch.float32, False, n_mix=n_mix, size=(28, 28))
+    constants = launch.arguments
+    threads = 32 * launch.options["num_warps"]
+    assert constants["BLOCK_P"] * constants["BLOCK_K"] == 2 * threads
+    assert n_mix <= constants["BLOCK_K"] < 2 * n_mix
+    check(compile_launch(launch, 90), 128)
+
+
+@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("last", [False, True])
+def test_scaling(last: bool, arch: int) -> None:
+    unit = torch.zeros(2, 100, 28, 28, dtype=torch.bfloat16)
+    if last:
+        unit = unit.to(memory_format=torch.channels_last)
+    with record_launches(kernels, "scale_kernel") as launches:
+        kernels.scale(unit, torch.zeros(2, 28, 28), torch.empty_like(unit))
+    compiled = compile_launch(launches[0], arch)
+    check(compiled, 40)
+    assert last or "LDG.E.128" in compiled.sass
+
+
+def test_blackwell_builds() -> None:
+    compiled = compile_launch(launch_of(3, True, torch.bfloat16, False), 100)
+    assert ".target sm_100" in compiled.ptx
+    assert compiled.local == 0
+
+
+def test_the_tuner_says_that_there_is_no_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(__file__).parents[1] / "benchmarks" / "tune_logistic_mixture.py"
+    spec = importlib.util.spec_from_file_location("tune_logistic_mixture", path)
+    assert spec is not None
+    assert spec.loader is not None
+    tuner = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tuner)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert tuner.main() == 1
+    assert "no GPU here" in capsys.readouterr().out

@@ -1,0 +1,49 @@
+"""The logistic mixture on a CUDA device, every implementation against float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from dsmooth.functional import logistic_mixture_log_prob
+from tests.mixture_cases import (
+    LIKELIHOODS,
+    assert_as_exact_as_eager,
+    random_case,
+    raw_parts,
+    value_and_gradients,
+)
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("impl", ["triton", "native", "auto"])
+def test_as_exact_as_eager(
+    impl: Any, channels: int, likelihood: Any, dtype: torch.dtype, last: bool
+) -> None:
+    for size, n_mix in (((5, 28, 28), 10), ((3, 9, 11), 5), ((1, 1, 1), 1)):
+        x, params = random_case(channels, likelihood, n_mix=n_mix, size=size)
+        x, params = x.to("cuda", dtype), params.to("cuda", dtype)
+        # At the kink itself versions of PyTorch differ in the derivative.
+        log_scales = raw_parts(params, channels)[:, :, 1]
+        log_scales[log_scales == -7] = -7.5
+        if last:
+            params = params.to(memory_format=torch.channels_last)
+        try:
+            got = value_and_gradients(
+                lambda x, p: logistic_mixture_log_prob(x, p, likelihood, impl), x, params
+            )
+        except RuntimeError as error:
+            if impl == "native" and "without CUDA" in str(error):
+                pytest.skip(str(error))
+            raise
+        assert_as_exact_as_eager(got, x, params, likelihood)
