@@ -180,6 +180,8 @@ void cuda_equals_cpu_on_all_shapes() {
     cuda_equals_cpu<Bf16, 8, 1>(c, kRoomy, 2, Mode::kThreads);
     cuda_equals_cpu<Bf16, 4, 1>(c, kTight, 1, Mode::kTurns);
   }
+  // The shape of the device.
+  cuda_equals_cpu<float, 8, 32>(kCases[0], kRoomy, 0, Mode::kThreads);
   // Three panels for the row part of a gate, one of 18 fragments for its pixel part.
   const Case wide{136, 1, Conditioning::kNone};
   cuda_equals_cpu<Bf16, 4, 1>(wide, {1, 227 << 10}, 0, Mode::kThreads);
