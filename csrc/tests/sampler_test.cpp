@@ -188,7 +188,7 @@ void cuda_equals_cpu_on_all_shapes() {
 }
 
 // The first sync stands before pointers, without which a lane would crash.
-void missing_syncs_change_the_image() {
+[[maybe_unused]] void missing_syncs_change_the_image() {
   const CudaCall whole(kCases[0], 3, true);
   int tried = 0, found = 0;
   for (int64_t omit = 1; omit < whole.syncs - 1; omit += 1 + whole.syncs / 40, ++tried) {
@@ -349,7 +349,9 @@ int run_all() {
     }
   for (const Case& c : kCases) block_equals_threads(c);
   cuda_equals_cpu_on_all_shapes();
+#if !defined(__SANITIZE_THREAD__)  // lanes in turn are ordered by a mutex: it would learn nothing
   missing_syncs_change_the_image();
+#endif
   batches_are_shared_out();
   tiles_fit_into_shared_memory();
   an_exception_stops_the_workers();
