@@ -42,7 +42,8 @@ def test_kernels_keep_to_registers(tmp_path: Path) -> None:
     assert NVCC is not None
     command = [NVCC, "-std=c++20", "-O3", "-lineinfo", "-Xptxas", "-v", "-Werror", "all-warnings"]
     command += [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
-    command += ["--threads", "2", "-c", str(SOURCE), "-o", str(tmp_path / "sampler.o")]
+    target = tmp_path / "sampler.o"
+    command += ["--threads", "2", "-c", str(SOURCE), "-o", str(target)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     kernels = parse_ptxas(done.stderr)
@@ -57,6 +58,19 @@ def test_kernels_keep_to_registers(tmp_path: Path) -> None:
         assert used["spills"] == 0
         assert used["stack"] <= 256
         assert used["shared"] <= 1024  # apart from what the launch asks for
+    check_instructions(target)
+
+
+def check_instructions(target: Path) -> None:
+    """Tensor cores, fed from shared memory by matrices, and that by asynchronous copies."""
+    knobs = pytest.importorskip("triton.knobs")  # triton brings cuobjdump
+    command = [knobs.nvidia.cuobjdump.path, "-sass", str(target)]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    functions = [f for f in text.split("Function :")[1:] if "Bf16" in f.partition("\n")[0]]
+    assert len(functions) == len(ARCHITECTURES)
+    for function in functions:
+        for instruction in ("HMMA.16816.F32.BF16", "LDSM", "LDGSTS"):
+            assert instruction in function
 
 
 def parse_ptxas(text: str) -> dict[tuple[str, str], dict[str, int]]:

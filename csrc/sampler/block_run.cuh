@@ -28,18 +28,17 @@ DSMOOTH_HOST_DEVICE inline int table_bytes(const NetworkView& network) {
 }
 
 template <class T, class Block>
-DSMOOTH_HOST_DEVICE void run_block(const BlockRun& run, int block_index, Block& block,
-                                   unsigned char* shared) {
+DSMOOTH_HOST_DEVICE void run_block(const BlockRun& run, int block_index, Block& block) {
   const NetworkView& network = run.network;
-  StateView& state = *reinterpret_cast<StateView*>(shared);
+  StateView& state = *reinterpret_cast<StateView*>(block.shared());
   float* const base = run.memory + static_cast<size_t>(block_index) * run.workspace.words;
   if (block.lane() == 0) {
-    float** places = reinterpret_cast<float**>(shared + sizeof(StateView));
+    float** places = reinterpret_cast<float**>(block.shared() + sizeof(StateView));
     state = {&network, places, places + network.n_caches, 0, run.all.height, run.all.width};
     lay_out_workspace(network, run.sharing.largest, run.all.height, run.all.width,
                       [&](int i, size_t word) { places[i] = base + word; });
   }
-  CudaWorker<T, Block> worker(block, run.shared, shared);
+  CudaWorker<T, Block> worker(block, run.shared);
   const int64_t pixels = int64_t{network.image_channels} * run.all.height * run.all.width;
   for (int64_t i = block_index; i < run.sharing.slices; i += run.sharing.blocks) {
     const int64_t first = run.n * i / run.sharing.slices;

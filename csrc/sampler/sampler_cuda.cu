@@ -12,15 +12,18 @@ struct ThreadBlock {
   static constexpr int kWarps = 8, kWarpLanes = 32;
   __device__ int lane() const { return static_cast<int>(threadIdx.x); }
   __device__ void sync() const { __syncthreads(); }
+  __device__ unsigned char* shared() const {
+    extern __shared__ __align__(128) unsigned char memory[];
+    return memory;
+  }
 };
 constexpr int kThreads = ThreadBlock::kWarps * ThreadBlock::kWarpLanes;
 
 // One block a multiprocessor: shared memory holds no second one.
 template <class T>
 __global__ void __launch_bounds__(kThreads, 1) sample_kernel(const __grid_constant__ BlockRun run) {
-  extern __shared__ __align__(128) unsigned char shared[];
   ThreadBlock block;
-  run_block<T>(run, static_cast<int>(blockIdx.x), block, shared);
+  run_block<T>(run, static_cast<int>(blockIdx.x), block);
 }
 
 int attribute(cudaDeviceAttr name, int device) {

@@ -67,6 +67,10 @@ class Sums {
 };
 
 #if defined(__CUDACC__)
+__device__ inline unsigned shared_address(const void* p) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(p));
+}
+
 // On tensor cores. All pointers are aligned to 32 bytes and strides to 16 (tile_layout.h).
 template <>
 class Sums<Bf16, 32> {
@@ -79,14 +83,22 @@ class Sums<Bf16, 32> {
     nvcuda::wmma::store_matrix_sync(to, sums_, static_cast<unsigned>(stride),
                                     nvcuda::wmma::mem_row_major);
   }
+  // nvcc takes the pointers of wmma::load_matrix_sync for generic ones in bfloat16, though not in
+  // float; these are its instructions for shared memory. They stay between the barriers, as
+  // volatile ones do; that they read what only copy_async writes, the compiler need not know.
   __device__ void add_product(const Bf16* a, int a_stride, const Bf16* b, int b_stride, int) {
     namespace wmma = nvcuda::wmma;
     wmma::fragment<wmma::matrix_a, 16, 16, 16, __nv_bfloat16, wmma::row_major> left;
     wmma::fragment<wmma::matrix_b, 16, 16, 16, __nv_bfloat16, wmma::row_major> right;
-    wmma::load_matrix_sync(left, reinterpret_cast<const __nv_bfloat16*>(a),
-                           static_cast<unsigned>(a_stride));
-    wmma::load_matrix_sync(right, reinterpret_cast<const __nv_bfloat16*>(b),
-                           static_cast<unsigned>(b_stride));
+    static_assert(sizeof left == 4 * sizeof(unsigned) && sizeof right == sizeof left);
+    unsigned* l = reinterpret_cast<unsigned*>(&left);
+    unsigned* r = reinterpret_cast<unsigned*>(&right);
+    asm volatile("wmma.load.a.sync.aligned.row.m16n16k16.shared.bf16 {%0, %1, %2, %3}, [%4], %5;"
+                 : "=r"(l[0]), "=r"(l[1]), "=r"(l[2]), "=r"(l[3])
+                 : "r"(shared_address(a)), "r"(a_stride));
+    asm volatile("wmma.load.b.sync.aligned.row.m16n16k16.shared.bf16 {%0, %1, %2, %3}, [%4], %5;"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared_address(b)), "r"(b_stride));
     wmma::mma_sync(sums_, left, right, sums_);
   }
 
@@ -99,9 +111,9 @@ class Sums<Bf16, 32> {
 // lane itself after a wait, for others after a sync behind it.
 DSMOOTH_INLINE void copy_async(void* shared, const void* from, bool there) {
 #if defined(__CUDA_ARCH__)
-  const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
   const int bytes = there ? kGranule : 0;
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes)
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
+               "l"(from), "r"(bytes)
                : "memory");
 #else
   if (there)

@@ -1,7 +1,8 @@
 // A worker that is one thread block.
 //
-// A Block gives it its lanes: Block::kWarps and Block::kWarpLanes, powers of two, lane() and
-// sync(). On the device that is a thread block (sampler_cuda.cu); tests play one on the host.
+// A Block gives it its lanes: Block::kWarps and Block::kWarpLanes, powers of two, lane(), sync()
+// and shared(), the memory that they share. On the device that is a thread block (sampler_cuda.cu);
+// tests play one on the host.
 #pragma once
 
 #include <cstddef>
@@ -22,12 +23,8 @@ namespace dsmooth::sampler {
 template <class T, class Block>
 class CudaWorker {
  public:
-  DSMOOTH_HOST_DEVICE CudaWorker(Block& block, const SharedLayout& layout, unsigned char* shared)
-      : block_(block),
-        layout_(layout),
-        tiles_(shared + layout.table_bytes),
-        warp_(block.lane() / Block::kWarpLanes),
-        lane_(block.lane() % Block::kWarpLanes) {}
+  DSMOOTH_HOST_DEVICE CudaWorker(Block& block, const SharedLayout& layout)
+      : block_(block), layout_(layout) {}
 
   DSMOOTH_HOST_DEVICE void matmul(const Product& product) {
     const MatrixView& matrix = product.matrix();
@@ -84,9 +81,14 @@ class CudaWorker {
     }
   };
 
-  DSMOOTH_HOST_DEVICE float* sums() const { return reinterpret_cast<float*>(tiles_); }
+  // Asked of the block each time: through a stored pointer the compiler could not see that it is
+  // shared memory, and would not use its instructions.
+  DSMOOTH_HOST_DEVICE unsigned char* tiles() const { return block_.shared() + layout_.table_bytes; }
+  DSMOOTH_HOST_DEVICE int warp() const { return block_.lane() / Block::kWarpLanes; }
+  DSMOOTH_HOST_DEVICE int lane() const { return block_.lane() % Block::kWarpLanes; }
+  DSMOOTH_HOST_DEVICE float* sums() const { return reinterpret_cast<float*>(tiles()); }
   DSMOOTH_HOST_DEVICE T* activations(const Tile& tile, int chunk) const {
-    return reinterpret_cast<T*>(tiles_ + tile.sums_bytes() + chunk % kStages * tile.stage_bytes());
+    return reinterpret_cast<T*>(tiles() + tile.sums_bytes() + chunk % kStages * tile.stage_bytes());
   }
   DSMOOTH_HOST_DEVICE T* weights(const Tile& tile, int chunk) const {
     return activations(tile, chunk) + tile.rows * tile.a_stride();
@@ -108,7 +110,7 @@ class CudaWorker {
     wait_for_copies<kStages - 2>();
     block_.sync();
     each_fragment(cut, own, [&](Fragment& f, int row, int column) {
-      f.load(sums() + row * stride + column, stride, lane_);
+      f.load(sums() + row * stride + column, stride, lane());
     });
     for (int c = 0;;) {
       // Into the stage of chunk c - 1, which all have left.
@@ -119,7 +121,7 @@ class CudaWorker {
       block_.sync();
     }
     each_fragment(cut, own, [&](Fragment& f, int row, int column) {
-      f.store(sums() + row * stride + column, stride, lane_);
+      f.store(sums() + row * stride + column, stride, lane());
     });
     block_.sync();
     product.partial() ? keep_sums(cut) : finish(cut);
@@ -131,7 +133,7 @@ class CudaWorker {
   DSMOOTH_HOST_DEVICE void each_fragment(const Cut& cut, Fragment* own, F f) const {
     DSMOOTH_DEVICE_UNROLL
     for (int i = 0; i < kFragmentsPerWarp; ++i) {
-      const int index = warp_ + i * Block::kWarps;
+      const int index = warp() + i * Block::kWarps;
       if (index < cut.count())
         f(own[i], (index & (cut.down() - 1)) * kFragment, (index >> cut.log_down) * kFragment);
     }
@@ -144,7 +146,8 @@ class CudaWorker {
     const int left = depth - chunk * tile.depth, n = left < tile.depth ? left : tile.depth;
     for (int k = 0; k < n; k += kFragment)
       each_fragment(cut, own, [&](Fragment& f, int row, int column) {
-        f.add_product(a + row * a_stride + k, a_stride, b + k * b_stride + column, b_stride, lane_);
+        f.add_product(a + row * a_stride + k, a_stride, b + k * b_stride + column, b_stride,
+                      lane());
       });
   }
 
@@ -207,8 +210,8 @@ class CudaWorker {
   // Calls f(row, i) for i < n in each row of the tile, a warp a row.
   template <class F>
   DSMOOTH_HOST_DEVICE void each_in_rows(int rows, int n, F f) const {
-    for (int row = warp_; row < rows; row += Block::kWarps)
-      for (int i = lane_; i < n; i += Block::kWarpLanes) f(row, i);
+    for (int row = warp(); row < rows; row += Block::kWarps)
+      for (int i = lane(); i < n; i += Block::kWarpLanes) f(row, i);
   }
 
   // Puts there what the sums begin with; zeros in rows that no image has.
@@ -258,8 +261,6 @@ class CudaWorker {
 
   Block& block_;
   const SharedLayout& layout_;
-  unsigned char* const tiles_;
-  const int warp_, lane_;
   bool finishing_ = false;  // lanes may still read the sums of the last tile
 };
 

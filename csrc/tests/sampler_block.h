@@ -108,8 +108,10 @@ class HostBlock {
   static constexpr int kWarps = kTheWarps, kWarpLanes = kTheWarpLanes;
 
   // omit: the number of a sync to leave out, -1 for none.
-  HostBlock(Block& block, int lane, int64_t omit) : block_(block), lane_(lane), omit_(omit) {}
+  HostBlock(Block& block, int lane, unsigned char* shared, int64_t omit)
+      : block_(block), lane_(lane), shared_(shared), omit_(omit) {}
   int lane() const { return lane_; }
+  unsigned char* shared() const { return shared_; }
   void sync() {
     if (count_++ != omit_) block_.sync(lane_, round_++);
   }
@@ -118,6 +120,7 @@ class HostBlock {
  private:
   Block& block_;
   const int lane_;
+  unsigned char* const shared_;
   const int64_t omit_;
   int64_t count_ = 0, round_ = 0;
 };
@@ -212,9 +215,10 @@ int64_t draw_as_cuda(Program program, const Slice& all, int64_t n, const Device&
     std::vector<std::thread> threads;
     for (int lane = 0; lane < block.lanes(); ++lane)
       threads.emplace_back([&, lane] {
-        Lanes lanes(block, lane, i == 0 ? omit : -1);
+        Lanes lanes(block, lane, reinterpret_cast<unsigned char*>(shared.data()),
+                    i == 0 ? omit : -1);
         block.begin(lane);
-        run_block<T>(run, i, lanes, reinterpret_cast<unsigned char*>(shared.data()));
+        run_block<T>(run, i, lanes);
         if (lane == 0 && i == 0) syncs = lanes.syncs();
         block.end(lane);
       });
