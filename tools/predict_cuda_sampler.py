@@ -101,7 +101,7 @@ def add_tile(work: Work, times: int, rows: int, width: int, depth: int) -> None:
 
 def main() -> None:
     """Print a row per network and slice."""
-    print("network, images a block: stages, tiles, GB of weights, of activations, products, s, img/s")
+    print("network, images a block: stages, tiles, weights GB, activations GB, products, s, img/s")
     for name, channels, n_filters, size, slices in (
         ("MNIST F40 R5", 1, 40, 28, (1, 8, 16, 32)),
         ("CIFAR-10 F160 R5", 3, 160, 32, (1, 16, 32)),
