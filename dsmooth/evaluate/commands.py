@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -31,6 +33,7 @@ from .likelihood import (
     score_plain,
 )
 from .options import BitsOptions, ClassifierOptions, FrechetOptions
+from .scores import KernelDistance
 from .sources import BYTES, ImageSet, choose_data, is_model, read_images
 
 DEFAULT_COUNT = 1000
@@ -187,7 +190,7 @@ def print_bits(
                 number(row.repeat_error),
                 number(row.equation_4),
             )
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     console.print(table)
     console.print("* comparable with discrete bits/dim of the literature")
     seen: set[str] = set()
@@ -279,17 +282,19 @@ def collect_samples(options: FrechetOptions) -> tuple[ImageSet, dict[str, Any]]:
             )
         return read_images(options.samples[0], options.count), {}
     count = DEFAULT_COUNT if options.count is None else options.count
-    name = f"samples-{options.method}-{count}"
-    keep = options.keep or options.out.absolute().parent / name
+    models = load_models(options.samples)
+    networks = [models.noisy, models.denoiser] if isinstance(models, SmoothedPair) else [models[0]]
     settings: dict[str, Any] = {
         "seed": options.seed,
         "method": options.method,
         "temperature": options.temperature,
     }
-    sample_to_files(options.samples, count, [keep], threads=options.threads, **settings)
-    models = load_models(options.samples)
-    networks = [models.noisy, models.denoiser] if isinstance(models, SmoothedPair) else [models[0]]
     how = {**settings, "weights_sha256": [weights_digest(network) for network in networks]}
+    # Other settings or weights go to another folder, so that nothing has to be deleted.
+    digest = hashlib.sha256(json.dumps(how).encode()).hexdigest()[:8]
+    name = f"samples-{options.method}-{count}-{digest}"
+    keep = options.keep or options.out.parent / name
+    sample_to_files(options.samples, count, [keep], threads=options.threads, **settings)
     return read_images(keep), how
 
 
@@ -309,17 +314,11 @@ def print_comparison(
     table.add_column(f"{result.n_floor:,} real images", justify="right")
     table.add_row(result.name, number(result.value), number(result.floor))
     if result.kernel:
-        table.add_row(
-            f"{result.kernel_name} x 1000",
-            spread(result.kernel.value, result.kernel.standard_deviation, 1000),
-            "-"
-            if result.kernel_floor is None
-            else spread(result.kernel_floor.value, result.kernel_floor.standard_deviation, 1000),
-        )
+        table.add_row(result.kernel_name, spread(result.kernel), spread(result.kernel_floor))
     if result.score:
         real = "-" if result.real_score is None else number(result.real_score.value)
         table.add_row(result.score_name, number(result.score.value), real)
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     console.print(table)
     extractor = result.extractor
     console.print(
@@ -332,9 +331,11 @@ def print_comparison(
         console.print(f"warning: {warning}")
 
 
-def spread(mean: float, deviation: float, factor: float) -> str:
-    """Mean ± standard deviation, both times `factor`."""
-    return f"{factor * mean:.3f} ± {factor * deviation:.3f}"
+def spread(distance: KernelDistance | None) -> str:
+    """Mean ± standard deviation over subsets, or a dash."""
+    if distance is None:
+        return "-"
+    return f"{distance.value:.4g} ± {distance.standard_deviation:.2g}"
 
 
 def make_classifier(options: ClassifierOptions) -> None:

@@ -248,7 +248,13 @@ def _user_module(name: str) -> FeatureExtractor:
 def _import(where: str) -> Any:
     path = Path(where)
     if path.suffix != ".py":
-        return importlib.import_module(where)
+        try:
+            return importlib.import_module(where)
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                f"extractor {where} cannot be imported ({error}): name a file as "
+                "file.py:attribute, or put its folder on PYTHONPATH"
+            ) from None
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}")
     spec = importlib.util.spec_from_file_location(path.stem, path)

@@ -86,8 +86,8 @@ class FrechetOptions:
     seed: int = 0
     """Decides the samples and the subsets of the kernel distance."""
     keep: Path | None = None
-    """Folder for drawn samples, which a later call uses again; by default samples-METHOD-N beside
-    --out."""
+    """Folder for drawn samples, which a call with the same models and settings uses again; by
+    default one beside --out that is named after them."""
     subsets: int = 100
     """Subsets of the kernel distance."""
     subset_size: int = 1000

@@ -106,9 +106,9 @@ def read_images(path: Path, limit: int | None = None) -> ImageSet:
                 f"{path} must hold an array {', '.join(ARRAY_NAMES)}, got "
                 f"{', '.join(arrays) or 'none'}"
             )
-        return _collect([arrays[name][:limit]], [path])
+        return _collect([arrays[name][:limit]], path)
     if path.suffix == ".npy":
-        return _collect([_load_npy(path)[:limit]], [path])
+        return _collect([_load_npy(path)[:limit]], path)
     if not path.is_dir():
         raise FileNotFoundError(f"there is no folder, .npz or .npy {path}")
     shards = sorted(path.glob("*.npy"))
@@ -136,7 +136,7 @@ def _read_shards(folder: Path, shards: Sequence[Path], limit: int | None) -> Ima
             left -= len(array)
             if left == 0:
                 break
-    return _collect(arrays, shards)
+    return _collect(arrays, folder)
 
 
 def _load_npy(path: Path) -> NDArray[np.generic]:
@@ -151,20 +151,19 @@ def _load_npy(path: Path) -> NDArray[np.generic]:
     return array
 
 
-def _collect(arrays: Sequence[NDArray[np.generic]], paths: Sequence[Path]) -> ImageSet:
-    """One set of the images in `arrays`, a part of each file at a time."""
+def _collect(arrays: Sequence[NDArray[np.generic]], path: Path) -> ImageSet:
+    """One set of the images in `arrays`, which come from `path`, a thousand at a time."""
     parts, diverged = [], 0
-    for array, path in zip(arrays, paths, strict=False):
+    for array in arrays:
         for first in range(0, max(1, len(array)), 1000):
             images, left_out = array_to_bytes(np.asarray(array[first : first + 1000]), str(path))
             parts.append(images)
             diverged += left_out
     shapes = {tuple(part.shape[1:]) for part in parts}
     if len(shapes) > 1:
-        raise ValueError(f"{paths[0].parent} holds images of different shapes: {sorted(shapes)}")
+        raise ValueError(f"{path} holds images of different shapes: {sorted(shapes)}")
     images = torch.cat(parts)
-    where = paths[0] if len(paths) == 1 else paths[0].parent
-    return ImageSet(images, f"{where} ({len(images) + diverged:,} images)", diverged)
+    return ImageSet(images, f"{path} ({len(images) + diverged:,} images)", diverged)
 
 
 def array_to_bytes(array: NDArray[np.generic], source: str) -> tuple[Tensor, int]:
