@@ -127,7 +127,8 @@ def test_sdist_builds_a_complete_wheel(clone: Path, tmp_path: Path) -> None:
     unpacked = tmp_path / archive.name.removesuffix(".tar.gz")
     done = pip("wheel", unpacked, "-w", tmp_path / "w", cwd=tmp_path, **NO_COMPILER)
     assert done.returncode == 0, done.stdout
-    assert "dsmooth/kernels/__init__.py" in wheel_names(tmp_path / "w")
+    weights = "dsmooth/evaluate/mnist_classifier.safetensors"
+    assert {"dsmooth/kernels/__init__.py", weights} <= wheel_names(tmp_path / "w")
 
 
 def wheel_names(folder: Path) -> set[str]:
