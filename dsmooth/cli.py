@@ -13,7 +13,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 
 from ._version import __version__
-from .config import Role, TrainConfig
+from .config import ProbeSettings, Role, TrainConfig
 from .evaluate.options import Evaluate
 from .presets import DESCRIPTIONS, PRESETS, preset
 
@@ -21,6 +21,7 @@ DEFAULT_PRESET = "mnist-quick"
 PRESET_HELP = "Settings to start from: " + "; ".join(f"{k}: {v}" for k, v in DESCRIPTIONS.items())
 Method = Literal["two-step", "single-step", "noisy"]
 Score = Literal["full", "conditional"]
+Stage = Literal["samples", "bits-per-dim", "frechet", "probes", "receptive-field"]
 
 
 @dataclass(frozen=True)
@@ -82,30 +83,73 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Reproduce:
-    """Train a pair and a plain baseline, draw samples, score held-out images, write report.html.
+class Probe:
+    """Train linear probes on the features of both networks of a pair.
 
-    Stages whose results are in the folder already are skipped, so a stopped call can be repeated.
+    Writes probes.json with the test accuracy after each block, and a PNG per network. Controls are
+    the pixels and untrained networks. A stopped call can be repeated: it goes on where it was.
+    """
+
+    models: Positional[tuple[Path, ...]]
+    """A saved pair, or the run folders of a noisy model and of its denoiser."""
+    settings: OmitArgPrefixes[ProbeSettings]
+    data: str | None = None
+    """Data set; by default the one that the run was trained on, mnist for a saved pair."""
+    data_dir: Path | None = None
+    """Where its files are; by default where the run found them, else the embedded MNIST subset."""
+    out: Path = Path("probes")
+    """Folder for the results; also for features meanwhile, up to 10 GB for all of MNIST."""
+    threads: int | None = None
+    """CPU threads; by default all cores."""
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """The whole paper in one command: train, draw, measure, probe, and write report.html.
+
+    Trains a pair and a plain baseline, or takes --models. Stages whose results are in the folder
+    already are skipped, so a stopped call can be repeated.
     """
 
     out: Path = Path("reproduction")
     """Folder for runs, pictures, results.json and report.html."""
     preset: Annotated[str, arg(help=PRESET_HELP, metavar="|".join(PRESETS))] = DEFAULT_PRESET
-    budget: float = 8.0
-    """Minutes of training in all; noisy model and denoiser are trained side by side."""
+    budget: float | None = None
+    """Minutes of training in all (8 by default); noisy model and denoiser train side by side."""
+    models: tuple[Path, ...] = ()
+    """Take these instead of training: a saved pair, or the run folders of a noisy model and of its
+    denoiser; and perhaps that of a plain model."""
+    only: Stage | None = None
+    """Do one stage again, whether done before or not, and no other."""
+    data: str | None = None
+    """Data set for --models; by default that of their runs, mnist for a saved pair."""
     data_dir: str | None = None
     """Folder of the full data set; without one, the embedded MNIST subset."""
     download: bool = False
     """Download the data set into --data-dir if it is not there."""
-    count: Annotated[int, arg(aliases=["-n"])] = 64
-    """Samples to draw."""
+    count: Annotated[int, arg(aliases=["-n"])] = 1000
+    """Samples of each kind: the first 64 are shown, all count for the Fréchet distance."""
+    scored_images: int = 1000
+    """Held-out images whose bits/dim are measured."""
+    probe_train_images: int = 2000
+    """Training images of the linear probes."""
+    probe_test_images: int = 1000
+    """Test images of the linear probes."""
+    extractor: str = "auto"
+    """What the Fréchet distance looks at: auto (the package's classifier for MNIST, none for other
+    data), or one of `dsmooth evaluate fid --help`."""
     seed: int = 0
-    """Decides weights and samples."""
+    """Decides weights, noise and samples."""
+    threads: int | None = None
+    """CPU threads; by default all cores."""
 
 
 @dataclass(frozen=True)
 class Doctor:
     """Say what was built, what this machine has, and run a one-second self-test."""
+
+
+Command = Train | Sample | Evaluate | Probe | Reproduce | Doctor
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -126,11 +170,12 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(130)
 
 
-def _parse(args: list[str]) -> Train | Sample | Evaluate | Reproduce | Doctor:
+def _parse(args: list[str]) -> Command:
     command = tyro.cli(
         Annotated[Train, subcommand("train", default=_train_default(args), prefix_name=False)]
         | Annotated[Sample, subcommand("sample", prefix_name=False)]
         | Annotated[Evaluate, subcommand("evaluate", prefix_name=False)]
+        | Annotated[Probe, subcommand("probe", prefix_name=False)]
         | Annotated[Reproduce, subcommand("reproduce", prefix_name=False)]
         | Annotated[Doctor, subcommand("doctor", prefix_name=False)],
         args=args,
@@ -169,7 +214,7 @@ def run_folder(role: Role, out: Path | None) -> Path:
     return out or Path("runs") / role
 
 
-def _run(command: Train | Sample | Evaluate | Reproduce | Doctor) -> int:
+def _run(command: Command) -> int:
     if isinstance(command, Doctor):
         from .doctor import run_doctor
 
@@ -197,16 +242,44 @@ def _run(command: Train | Sample | Evaluate | Reproduce | Doctor) -> int:
 
         evaluate(command.what)
         return 0
-    from .reproduce import plan_from_preset, reproduce
+    if isinstance(command, Probe):
+        from .evaluate.probe_command import probe
 
-    plan = plan_from_preset(
-        command.preset,
-        budget=command.budget,
-        data_dir=command.data_dir,
-        download=command.download,
-        seed=command.seed,
+        probe(
+            command.models,
+            command.settings,
+            command.out,
+            data=command.data,
+            data_dir=command.data_dir,
+            threads=command.threads,
+        )
+        return 0
+    return _reproduce(command)
+
+
+def _reproduce(command: Reproduce) -> int:
+    from .reproduce import BUDGET_MINUTES, Given, Plan, Sizes, plan_from_preset, reproduce
+
+    probes = ProbeSettings(
+        train_images=command.probe_train_images, test_images=command.probe_test_images
     )
-    return reproduce(command.out, plan, count=command.count)
+    sizes = Sizes(command.count, command.scored_images, probes, command.extractor)
+    plan: Plan | Given
+    if command.models:
+        if command.budget is not None:
+            raise ValueError("--budget is for training, and with --models nothing is trained")
+        plan = Given(command.models, command.data, command.data_dir, command.seed)
+    else:
+        if command.data is not None:
+            raise ValueError("--data goes with --models; what is trained, --preset says")
+        plan = plan_from_preset(
+            command.preset,
+            budget=BUDGET_MINUTES if command.budget is None else command.budget,
+            data_dir=command.data_dir,
+            download=command.download,
+            seed=command.seed,
+        )
+    return reproduce(command.out, plan, sizes=sizes, only=command.only, threads=command.threads)
 
 
 def _train(command: Train) -> int:

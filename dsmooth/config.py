@@ -182,6 +182,48 @@ class TrainConfig:
         return _from_dict(cls, {**values, "model": _from_dict(ModelConfig, values["model"])})
 
 
+Stream = Literal["ul", "u", "both"]
+Pooling = Literal["flat", "mean"]
+ProbeInput = Literal["noisy", "clean"]
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """What linear probes see and how long they are trained.
+
+    Raises ValueError for a field out of range.
+    """
+
+    stream: Stream = "ul"
+    """Which stream of a block: ul, u, or both."""
+    pooling: Pooling = "flat"
+    """flat: every value of the map is a feature, as in the paper; mean: each filter's average."""
+    input: ProbeInput = "noisy"
+    """noisy: the networks see x~ alone, as in the paper; clean: x (the denoiser x given x~)."""
+    train_images: int | None = None
+    """Training images, the first ones; by default all."""
+    test_images: int | None = None
+    """Test images, the first ones; by default all."""
+    epochs: int = 20
+    """Passes of a probe over the training images."""
+    seed: int = 0
+    """Decides the noise, the order of images and the untrained networks."""
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("stream", Stream), ("pooling", Pooling), ("input", ProbeInput)):
+            if getattr(self, name) not in get_args(allowed):
+                raise ValueError(
+                    f"{name} must be one of {', '.join(get_args(allowed))}, "
+                    f"got {getattr(self, name)!r}"
+                )
+        for name in ("train_images", "test_images", "epochs"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed must lie in 0 .. 2**64 - 1, got {self.seed}")
+
+
 def _from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
     unknown = values.keys() - {f.name for f in fields(cls)}  # type: ignore[arg-type]
     if unknown:

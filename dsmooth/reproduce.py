@@ -1,37 +1,54 @@
-"""`dsmooth reproduce`: train, draw, score and report, in one folder that remembers what is done."""
+"""`dsmooth reproduce`: the whole paper in one folder that remembers what is done.
+
+Train or take models, draw samples, measure bits/dim and Fréchet distances, train linear probes,
+and report.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import math
 import os
-import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from . import __version__
 from .checkpoint import read_json, write_json
 from .config import Role, TrainConfig, flatten
-from .data import ImageDataset
-from .evaluate.figures import is_diverged
+from .data import ImageDataset, load_dataset
+from .draw import weights_digest
+from .evaluate.probe import check_images
 from .evaluate.report import advice, bound_sentence, write_report
-from .evaluate.stages import Models, draw_all, load_models, score_all
+from .evaluate.results import collect, history, is_finished
+from .evaluate.sources import choose_data
+from .evaluate.stages import (
+    STAGES,
+    Models,
+    Sizes,
+    Stage,
+    compare_all,
+    draw_all,
+    load_models,
+    mode_of,
+    probe_all,
+    score_all,
+    see_receptive_fields,
+)
 from .parallel import Run, train_side_by_side
 from .presets import preset
-from .runlog import read_log, read_run_config, write_run_config
-from .train import catch_signals, load_data, loss_name
+from .runlog import write_run_config
+from .train import catch_signals, load_data
 
 # The baseline's part of the training time. The pair is what the reproduction is about.
 PLAIN_SHARE = 0.2
 # The least training between two scores on held-out images.
 EVALUATION_MINUTES = 0.4
-SCORED_IMAGES = 1000
+BUDGET_MINUTES = 8.0
 
 
 @dataclass(frozen=True)
@@ -53,6 +70,11 @@ class Plan:
         """The settings by role."""
         return {config.role: config for group in self.groups for config in group}
 
+    @property
+    def seed(self) -> int:
+        """What decides weights, noise and samples."""
+        return self.configs["noisy"].seed
+
     def description(self) -> dict[str, Any]:
         """All that decides the results, as JSON."""
         roles = {role: asdict(config) for role, config in self.configs.items()}
@@ -60,7 +82,12 @@ class Plan:
 
 
 def plan_from_preset(
-    name: str, *, budget: float, data_dir: str | None = None, download: bool = False, seed: int = 0
+    name: str,
+    *,
+    budget: float = BUDGET_MINUTES,
+    data_dir: str | None = None,
+    download: bool = False,
+    seed: int = 0,
 ) -> Plan:
     """The pair side by side, then the plain baseline, in `budget` minutes together.
 
@@ -86,46 +113,151 @@ def plan_from_preset(
     return Plan(name, (pair, (config("plain", PLAIN_SHARE),)), budget)
 
 
-def reproduce(out: Path, plan: Plan, *, count: int = 64, scored_images: int = SCORED_IMAGES) -> int:
+@dataclass(frozen=True)
+class Given:
+    """A reproduction with models that are trained already.
+
+    folders: a saved pair, or the run folders of a noisy model and of its denoiser; beside either
+    the run folder of a plain model. data, data_dir: which images; by default those of the runs, and
+    the embedded MNIST subset for a saved pair.
+    """
+
+    folders: tuple[Path, ...]
+    data: str | None = None
+    data_dir: str | None = None
+    seed: int = 0
+    name: ClassVar[str] = "models that were given"
+    budget: ClassVar[None] = None
+
+    def load_data(self, models: Models) -> tuple[ImageDataset, ImageDataset]:
+        """Training and test images. Raises ValueError for those of another shape."""
+        directory = Path(self.data_dir) if self.data_dir else None
+        choice = choose_data(self.folders, self.data, directory, None)
+        sets = tuple(
+            load_dataset(choice.name, split, choice.data_dir, image_size=choice.image_size)
+            for split in ("train", "test")
+        )
+        for data in sets:
+            check_images(models.pair, data)
+        return sets[0], sets[1]
+
+    def description(self, models: Models, test_set: ImageDataset) -> dict[str, Any]:
+        """All that decides the results, as JSON."""
+        digests = {role: weights_digest(model) for role, model in models.networks.items()}
+        return {
+            "name": self.name,
+            "seed": self.seed,
+            "data": test_set.source,
+            "weights_sha256": digests,
+        }
+
+
+def reproduce(
+    out: Path,
+    plan: Plan | Given,
+    *,
+    sizes: Sizes | None = None,
+    only: Stage | None = None,
+    threads: int | None = None,
+) -> int:
     """Carry out `plan` in the folder `out`, without repeating what an earlier call did there.
 
-    Writes a run folder for each model, samples/ with a .npz array and a .png grid of `count`
-    images for each method, results.json and report.html; the first `scored_images` held-out
-    images are scored.
+    Writes a run folder for each model that it trains, samples/ with a .npz array and a .png grid
+    for each method, bits_per_dim.json, frechet.json, probes.json, receptive_field.json,
+    results.json with all numbers, and report.html. only: do this stage again and no other; the
+    report has what is there. threads: CPU threads, None for torch's setting.
     Returns the exit status: 0, or 128 + the signal's number if it was stopped; the same call then
     goes on. Raises ValueError for a folder that holds something else and whatever data, settings
     and runs raise.
     """
-    if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")
-    train_set, test_set = load_data(next(iter(plan.configs.values())))
-    claim_folder(out, plan)
-    seed = plan.configs["noisy"].seed
+    sizes = sizes or Sizes()
+    if threads is not None and threads < 1:
+        raise ValueError(f"--threads must be at least 1, got {threads}")
+    if threads:
+        torch.set_num_threads(threads)
+    if only not in (None, *STAGES):
+        raise ValueError(f"only must be one of {', '.join(STAGES)}, got {only!r}")
+    if isinstance(plan, Given):
+        models = load_models(plan.folders)
+        train_set, test_set = plan.load_data(models)
+        claim_folder(out, plan.description(models, test_set))
+    else:
+        train_set, test_set = load_data(next(iter(plan.configs.values())))
+        claim_folder(out, plan.description())
     with lock_folder(out) as lock:
-        interrupted = train_all(out, plan, test_set, lock)
-        if interrupted:
-            print(f"stopped and saved in {out}; repeat the same command to go on")
-            return 128 + interrupted
+        if isinstance(plan, Plan):
+            interrupted = train_all(out, plan, test_set, lock, only)
+            if interrupted:
+                print(f"stopped and saved in {out}; repeat the same command to go on")
+                return 128 + interrupted
+            models = load_models([out / role for role in plan.configs])
         try:
-            models = load_models(out)
-            samples = draw_all(out / "samples", models, test_set, count, seed)
-            bits = score_all(out / "bits_per_dim.json", models, test_set, scored_images)
+            measured, samples = run_stages(out, models, train_set, test_set, sizes, plan.seed, only)
         except KeyboardInterrupt:
             print(f"\nstopped; what is done is in {out}; repeat the same command to go on")
             return 130
 
-        results = collect(out, plan, models, train_set, test_set, samples, bits)
+        results = collect(plan.name, plan.budget, plan.seed, models, train_set, test_set, samples)
+        results |= measured
         write_json(out / "results.json", results)
-        histories = {str(role): history(out / role) for role in plan.configs}
+        histories = {
+            str(role): history(folder)
+            for role, folder in models.runs.items()
+            if is_finished(folder)
+        }
         write_report(out / "report.html", results, histories, samples)
     summarise(out, results)
     return 0
 
 
-def claim_folder(out: Path, plan: Plan) -> None:
-    """Make `out` the folder of `plan`. Raises ValueError if it is that of something else."""
+def run_stages(
+    out: Path,
+    models: Models,
+    train_set: ImageDataset,
+    test_set: ImageDataset,
+    sizes: Sizes,
+    seed: int,
+    only: Stage | None,
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The numbers of every stage that is there, by their key in results.json, and the pictures."""
+    samples = draw_all(
+        out / "samples", models, test_set, sizes.count, seed, mode_of("samples", only)
+    )
+    measured = {
+        "bits_per_dim": score_all(
+            out / "bits_per_dim.json",
+            models,
+            test_set,
+            sizes.scored_images,
+            mode_of("bits-per-dim", only),
+        ),
+        "frechet": compare_all(
+            out / "frechet.json",
+            samples,
+            train_set,
+            test_set,
+            sizes.extractor,
+            mode_of("frechet", only),
+        ),
+        "receptive_field": see_receptive_fields(
+            out / "receptive_field.json", mode_of("receptive-field", only)
+        ),
+        "probes": probe_all(
+            out / "probes.json",
+            models,
+            train_set,
+            test_set,
+            replace(sizes.probes, seed=seed),
+            mode_of("probes", only),
+        ),
+    }
+    return {name: value for name, value in measured.items() if value is not None}, samples
+
+
+def claim_folder(out: Path, description: dict[str, Any]) -> None:
+    """Make `out` the folder of what is described. Raises ValueError if it is another's."""
     path = out / "reproduction.json"
-    mine = flatten(plan.description())
+    mine = flatten(description)
     if path.exists():
         theirs = flatten(read_json(path))
         different = [key for key in [*mine, *theirs] if mine.get(key) != theirs.get(key)]
@@ -139,7 +271,7 @@ def claim_folder(out: Path, plan: Plan) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there and holds no reproduction; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
-    write_json(path, plan.description())
+    write_json(path, description)
 
 
 @contextmanager
@@ -160,16 +292,19 @@ def lock_folder(out: Path) -> Iterator[int]:
         yield file.fileno()
 
 
-def is_finished(folder: Path) -> bool:
-    """Whether the run in `folder` came to its end."""
-    if not (folder / "log.jsonl").exists() or not (folder / "model.safetensors").exists():
-        return False
-    entries = read_log(folder)
-    return bool(entries) and entries[-1]["event"] == "end"
+def train_all(
+    out: Path, plan: Plan, test_set: ImageDataset, lock: int, only: Stage | None
+) -> int | None:
+    """Train what is not trained yet. Returns the number of the signal that stopped it, if any.
 
-
-def train_all(out: Path, plan: Plan, test_set: ImageDataset, lock: int) -> int | None:
-    """Train what is not trained yet. Returns the number of the signal that stopped it, if any."""
+    Raises ValueError if something is left to train, but one stage `only` was asked for.
+    """
+    untrained = [role for role in plan.configs if not is_finished(out / role)]
+    if untrained and only:
+        raise ValueError(
+            f"--only {only} needs trained models, and {' and '.join(untrained)} in {out} "
+            f"{'is' if len(untrained) == 1 else 'are'} not: repeat the command without --only first"
+        )
     cores = torch.get_num_threads()
     with catch_signals() as stop:
         for group in plan.groups:
@@ -208,102 +343,6 @@ def prepare_run(folder: Path, config: TrainConfig, test_set: ImageDataset) -> Ru
             # begins again with the number of images that was measured then.
             os.replace(folder / "config.json", settings)
     return Run(config.role, folder, settings)
-
-
-def history(folder: Path) -> list[dict[str, Any]]:
-    """The log of a run without what a later start took back (steps after the last checkpoint)."""
-    kept: list[dict[str, Any]] = []
-    for entry in read_log(folder):
-        if entry["event"] == "start":
-            kept = [e for e in kept if e["images"] <= entry["images"]]
-        kept.append(entry)
-    return kept
-
-
-def training_seconds(entries: Sequence[dict[str, Any]]) -> float:
-    """Time in the training loop: each start counts its seconds from 0."""
-    total = last = 0.0
-    for entry in entries:
-        if entry["event"] == "start":
-            total, last = total + last, 0.0
-        last = max(last, entry["seconds"])
-    return round(total + last, 1)
-
-
-def collect(
-    out: Path,
-    plan: Plan,
-    models: Models,
-    train_set: ImageDataset,
-    test_set: ImageDataset,
-    samples: dict[str, Tensor],
-    bits: dict[str, dict[str, Any]],
-) -> dict[str, Any]:
-    """Everything that results.json says; no path of this machine is in it."""
-    networks = {"noisy": models.pair.noisy, "denoiser": models.pair.denoiser, "plain": models.plain}
-    runs = {}
-    for role in plan.configs:
-        config, _ = read_run_config(out / role / "config.json")
-        entries = history(out / role)
-        settings = asdict(config)
-        settings.pop("data_dir")
-        evaluations = [e for e in entries if e["event"] == "evaluation"]
-        network = networks[role]
-        assert network is not None  # every role of the plan was loaded
-        runs[role] = {
-            "settings": settings,
-            "parameters": sum(p.numel() for p in network.parameters()),
-            "images": config.images,
-            "passes_over_training_set": round((config.images or 0) / len(train_set), 2),
-            "training_seconds": training_seconds(entries),
-            "loss": loss_name(config),
-            "held_out_bits_per_dim": evaluations[-1]["bits_per_dim"],
-            "held_out_images": min(config.evaluation_images, len(test_set)),
-        }
-    return {
-        "dsmooth": __version__,
-        "name": plan.name,
-        "budget_minutes": plan.budget,
-        "data": {
-            "name": test_set.name,
-            "embedded_subset": test_set.name == "mnist" and plan.configs["noisy"].data_dir is None,
-            "train_images": len(train_set),
-            "test_images": len(test_set),
-            "image_size": list(test_set.image_size),
-            "image_channels": test_set.image_channels,
-        },
-        "machine": describe_machine(),
-        "runs": runs,
-        "samples": {
-            "seed": plan.configs["noisy"].seed,
-            "count": len(samples["noisy"]),
-            "diverged": {name: int(is_diverged(x).sum()) for name, x in samples.items()},
-        },
-        "bits_per_dim": bits,
-    }
-
-
-def describe_machine() -> dict[str, Any]:
-    """Processor, threads and versions."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "processor": processor_name(),
-        "cpu_threads": torch.get_num_threads(),
-        "gpu": gpu,
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-
-
-def processor_name() -> str:
-    """The processor's own name where Linux tells it, else its architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def summarise(out: Path, results: dict[str, Any]) -> None:

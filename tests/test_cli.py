@@ -27,7 +27,7 @@ def run(*args: str) -> int:
     return stop.value.code
 
 
-def save_run(folder: Path, role: str, **settings: object) -> Path:
+def save_run(folder: Path, role: str, *, size: int = 8, **settings: object) -> Path:
     """A run folder as training leaves it, of a small untrained network that does not diverge."""
     config = preset("mnist-quick", role)
     model_config = replace(config.model, n_filters=4, n_mix=2, context_layers=1)
@@ -37,14 +37,16 @@ def save_run(folder: Path, role: str, **settings: object) -> Path:
     with torch.no_grad():
         model.head.weight_g.mul_(0.1)
     folder.mkdir()
-    write_run_config(folder, config, (8, 8))
+    write_run_config(folder, config, (size, size))
     from dsmooth.checkpoint import save_weights
 
     save_weights(model, folder / "model.safetensors")
     return folder
 
 
-@pytest.mark.parametrize("verb", ["", "train", "sample", "evaluate", "reproduce", "doctor"])
+@pytest.mark.parametrize(
+    "verb", ["", "train", "sample", "evaluate", "probe", "reproduce", "doctor"]
+)
 def test_help_does_not_import_torch(tmp_path: Path, verb: str) -> None:
     code = (
         "import sys; from dsmooth.cli import main\n"

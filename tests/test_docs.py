@@ -39,6 +39,13 @@ def shrink(command: list[str]) -> list[str]:
         return [*command, "--limit", "4", "--n-noise", "2"]
     if command[:2] == ["evaluate", "fid"]:
         return [*command, "--subsets", "2"]
+    few = {"train": "40", "test": "20"}
+    if command[0] == "probe":
+        for split, n in few.items():
+            command[command.index(f"--{split}-images") + 1] = n
+    if command[0] == "reproduce":
+        probes = [part for split, n in few.items() for part in (f"--probe-{split}-images", n)]
+        return [*command, "--scored-images", "4", *probes]
     return command
 
 

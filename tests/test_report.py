@@ -13,12 +13,16 @@ from typing import Any
 import pytest
 import torch
 
-from dsmooth.config import Role
+from dsmooth.config import ProbeSettings, Role
 from dsmooth.data import load_dataset
-from dsmooth.evaluate.figures import curve_png, running_mean, visible
-from dsmooth.evaluate.report import advice, number, write_report
+from dsmooth.evaluate.figures import visible
+from dsmooth.evaluate.plots import curve_png, probe_png, receptive_png, running_mean
+from dsmooth.evaluate.probe import BLOCKS, PIXELS
+from dsmooth.evaluate.receptive_field import receptive_fields
+from dsmooth.evaluate.report import advice, write_report
+from dsmooth.evaluate.report_tables import number
 from dsmooth.presets import preset
-from tests.report_checks import check_self_contained
+from tests.report_checks import browse, check_self_contained
 
 ROLES: tuple[Role, ...] = ("noisy", "denoiser", "plain")
 
@@ -67,9 +71,39 @@ def made_up_results(name: str = "mnist-quick", **data: Any) -> dict[str, Any]:
             "torch": "2.11",
         },
         "runs": runs,
-        "samples": {"seed": 0, "count": 64, "diverged": dict.fromkeys(methods, 0)},
-        "bits_per_dim": {"pair": pair, "plain": plain},
+        "samples": {"seed": 0, "diverged": dict.fromkeys(methods, 0)},
+        "bits_per_dim": {"unit": "bits/dim", "pair": pair, "plain": plain},
+        "frechet": made_up_distances(),
+        "probes": {
+            "asked": asdict(ProbeSettings(train_images=2345, test_images=1000)),
+            "accuracy": made_up_accuracies(),
+        },
+        "receptive_field": receptive_fields(),
     }
+
+
+def made_up_distances() -> dict[str, Any]:
+    distances: dict[str, Any] = {"real": {"value": 0.321, "n_images": 900}}
+    for i, name in enumerate(("two-step", "single-step", "plain")):
+        distances[name] = {"value": 3.125 + i, "n_images": 991 + i, "left_out": i, "warnings": []}
+    distances["plain"]["warnings"] = ["993 samples are fewer than the 1,024 features"]
+    return {
+        "name": "Fréchet distance on mnist-classifier",
+        "extractor": {"name": "mnist-classifier", "sha256": "0123456789abcdef01", "resize": "none"},
+        "reference": {"split": "train", "n_images": 5000},
+        "distances": distances,
+    }
+
+
+def made_up_accuracies() -> dict[str, Any]:
+    heights = {"noisy": 0.913, "denoiser": 0.887, "untrained-noisy": 0.8, "untrained-denoiser": 0.7}
+    accuracy: dict[str, Any] = {PIXELS: {PIXELS: {"accuracy": 0.811, "standard_error": 0.01}}}
+    for name, height in heights.items():
+        accuracy[name] = {
+            block: {"accuracy": height - i / 100, "standard_error": 0.01}
+            for i, block in enumerate(BLOCKS)
+        }
+    return accuracy
 
 
 def made_up_pictures() -> dict[str, torch.Tensor]:
@@ -179,3 +213,72 @@ def test_curves_draw_from_any_history(entries: list[dict[str, Any]]) -> None:
     light, dark = (curve_png(entries, dark=d) for d in (False, True))
     assert light.startswith(b"\x89PNG")
     assert light != dark
+
+
+def test_page_puts_the_numbers_beside_the_papers(tmp_path: Path) -> None:
+    seen = words(write(tmp_path, made_up_results(), made_up_pictures()))
+    paper = seen[seen.index("Beside the paper") : seen.index("Training curves")]
+    for part in ("1.106", "3.23", "2.51", "91.3 %", "98.5 %", "88.7 %", "3.125", "2,345 images"):
+        assert part in paper
+    assert number(1.106 + 0.5 / math.log(2)) in paper  # by equation (4)
+    assert paper.count("not comparable") == 2
+
+
+def test_other_data_is_not_put_beside_the_paper(tmp_path: Path) -> None:
+    seen = words(
+        write(
+            tmp_path,
+            made_up_results(name="mnist-quick")
+            | {"data": made_up_results()["data"] | {"name": "fashion-mnist"}},
+            made_up_pictures(),
+        )
+    )
+    assert "98.5" not in seen
+    assert "3.23" not in seen
+
+
+def test_distances_say_their_extractor_floor_and_what_was_left_out(tmp_path: Path) -> None:
+    seen = words(write(tmp_path, made_up_results(), made_up_pictures()))
+    for part in (
+        "3.125",
+        "4.125",
+        "5.125",
+        "0.321",
+        "0123456789abcdef",
+        "5,000 training images",
+        "2 plain PixelCNN++ diverged",
+        "993 samples are fewer",
+    ):
+        assert part in seen
+    assert "FID" not in seen.replace("not comparable with an FID", "")
+
+
+def test_what_was_skipped_says_why_and_what_is_missing_has_no_section(tmp_path: Path) -> None:
+    results = made_up_results()
+    results["probes"] = {"skipped": "the images have no labels"}
+    results["frechet"] = {"skipped": "nothing suits"}
+    del results["receptive_field"]
+    seen = words(write(tmp_path, results, made_up_pictures()))
+    assert "Not measured: the images have no labels." in seen
+    assert "Not measured: nothing suits." in seen
+    assert "Receptive fields" not in seen
+
+
+def test_probes_and_receptive_fields_are_drawn_for_light_and_dark() -> None:
+    accuracy, field = made_up_accuracies(), receptive_fields()
+    pictures = [probe_png(accuracy, "noisy", dark=dark) for dark in (False, True)]
+    for name in ("masked-stack", "two-streams"):
+        pictures += [receptive_png(field, name, dark=dark) for dark in (False, True)]
+    assert len(set(pictures)) == 6
+    assert probe_png(accuracy, "noisy") == pictures[0]
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_a_browser_shows_all_of_it(tmp_path: Path, width: int) -> None:
+    write(tmp_path, made_up_results(), made_up_pictures())
+    seen = browse(tmp_path / "report.html", width)
+    assert seen["messages"] == []
+    assert seen["pictures"] >= 12
+    assert seen["broken"] == []
+    assert seen["overflow"] <= 0  # nothing sticks out to the right
+    assert seen["smallest_text"] >= 11  # CSS pixels

@@ -17,24 +17,25 @@ import pytest
 import torch
 from PIL import Image
 
-from dsmooth.config import ModelConfig, TrainConfig
+from dsmooth.config import ModelConfig, ProbeSettings, TrainConfig, flatten
 from dsmooth.draw import write_npz
 from dsmooth.evaluate.figures import is_diverged
-from dsmooth.evaluate.stages import draw_all, load_models, read_npz
+from dsmooth.evaluate.results import history, is_finished, training_seconds
+from dsmooth.evaluate.stages import STAGES, Sizes, Stage, draw_all, load_models, read_npz
 from dsmooth.parallel import Run, Watched, last_words, train_side_by_side
 from dsmooth.reproduce import (
+    Given,
     Plan,
-    flatten,
-    history,
-    is_finished,
     lock_folder,
     plan_from_preset,
     reproduce,
-    training_seconds,
 )
 from dsmooth.train import load_data
 from tests.report_checks import check_self_contained
+from tests.test_cli import run, save_run
 
+PROBES = ProbeSettings(train_images=40, test_images=20, epochs=1)
+SIZES = Sizes(count=9, scored_images=12, probes=PROBES)
 GREY = ModelConfig(n_filters=4, n_resnet=1, n_mix=2, dropout=0.0)
 DENOISER = replace(GREY, conditioning="concat", likelihood="discretized", context_layers=1)
 PLAIN = replace(GREY, likelihood="discretized")
@@ -84,7 +85,7 @@ def tiny_plan(data: Path, images: int = 64, seed: int = 0) -> Plan:
 @pytest.fixture(scope="module")
 def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("once") / "out"
-    assert reproduce(out, tiny_plan(data), count=9) == 0
+    assert reproduce(out, tiny_plan(data), sizes=SIZES) == 0
     return out
 
 
@@ -105,10 +106,12 @@ def test_results_name_their_numbers_and_no_path(finished: Path, data: Path) -> N
     assert str(data) not in text
     assert str(Path.home()) not in text
     pair = results["bits_per_dim"]["pair"]
-    assert pair["unit"] == "bits/dim"
+    assert results["bits_per_dim"]["unit"] == "bits/dim"
     terms = pair["noisy"] + pair["smoothing"] + pair["denoiser"]
     assert pair["value"] == pytest.approx(terms, rel=1e-6)
-    assert results["bits_per_dim"]["plain"]["n_images"] == results["data"]["test_images"]
+    assert results["bits_per_dim"]["plain"]["n_images"] == min(12, results["data"]["test_images"])
+    assert "labels" in results["probes"]["skipped"]
+    assert "classifier is for MNIST" in results["frechet"]["skipped"]
     assert results["runs"]["noisy"]["images"] == 64
 
 
@@ -123,7 +126,13 @@ def test_samples_of_a_diverged_noisy_image_count_as_diverged(
     noisy[row, 0, 3, 3] = float("inf")
     write_npz(tmp_path / "noisy.npz", noisy, 0, 0)
     _, test_set = load_data(tiny_plan(data).configs["noisy"])
-    after = draw_all(tmp_path, load_models(finished), test_set, 9, seed=0)
+    after = draw_all(
+        tmp_path,
+        load_models([finished / role for role in ("noisy", "denoiser")]),
+        test_set,
+        9,
+        seed=0,
+    )
     for name in names[1:]:
         old = before[name]
         assert old is not None
@@ -142,7 +151,7 @@ def test_a_second_call_repeats_nothing(
 
     before, results = files(), (finished / "results.json").read_bytes()
     report = (finished / "report.html").read_bytes()
-    assert reproduce(finished, tiny_plan(data), count=9) == 0
+    assert reproduce(finished, tiny_plan(data), sizes=SIZES) == 0
     assert files() == before
     assert (finished / "results.json").read_bytes() == results
     assert (finished / "report.html").read_bytes() == report
@@ -156,7 +165,7 @@ def test_another_reproduction_is_refused(
     finished: Path, data: Path, images: int, seed: int, name: str
 ) -> None:
     with pytest.raises(ValueError, match=f"holds another reproduction: its .*{name} is") as caught:
-        reproduce(finished, tiny_plan(data, images, seed), count=9)
+        reproduce(finished, tiny_plan(data, images, seed), sizes=SIZES)
     assert "--out" in str(caught.value)
 
 
@@ -169,15 +178,15 @@ def test_a_folder_with_other_things_is_refused_and_left_alone(data: Path, tmp_pa
 
 def test_a_folder_in_use_is_refused(finished: Path, data: Path) -> None:
     with lock_folder(finished), pytest.raises(ValueError, match="is at work in"):
-        reproduce(finished, tiny_plan(data), count=9)
+        reproduce(finished, tiny_plan(data), sizes=SIZES)
 
 
 SCRIPT = """
 import sys
 from pathlib import Path
-from tests.test_reproduce import tiny_plan
+from tests.test_reproduce import SIZES, tiny_plan
 from dsmooth.reproduce import reproduce
-sys.exit(reproduce(Path(sys.argv[1]), tiny_plan(Path(sys.argv[2]), int(sys.argv[3])), count=9))
+sys.exit(reproduce(Path(sys.argv[1]), tiny_plan(Path(sys.argv[2]), int(sys.argv[3])), sizes=SIZES))
 """
 
 
@@ -325,3 +334,142 @@ def test_flatten_compares_as_json_does() -> None:
     value = {"a": {"b": (1, 2), "c": None}, "d": "x"}
     assert flatten(value) == flatten(json.loads(json.dumps(value)))
     assert flatten(value) == {"a.b": [1, 2], "a.c": None, "d": "x"}
+
+
+# --- models that were given --------------------------------------------------------------------
+
+RESULTS = {
+    "samples": "samples/two-step.npz",
+    "bits-per-dim": "bits_per_dim.json",
+    "frechet": "frechet.json",
+    "probes": "probes.json",
+    "receptive-field": "receptive_field.json",
+}
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
+    """Run folders of small untrained networks for MNIST."""
+    folder = tmp_path_factory.mktemp("given")
+    return tuple(save_run(folder / role, role, size=28) for role in ("denoiser", "plain", "noisy"))
+
+
+@pytest.fixture(scope="module")
+def reported(given: tuple[Path, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("report") / "out"
+    assert reproduce(out, Given(given), sizes=SIZES) == 0
+    return out
+
+
+def stamps(out: Path) -> dict[str, int]:
+    return {stage: (out / name).stat().st_mtime_ns for stage, name in RESULTS.items()}
+
+
+def test_given_models_are_measured_and_reported(reported: Path) -> None:
+    results = json.loads((reported / "results.json").read_text())
+    assert set(RESULTS) == set(STAGES)
+    assert results["data"]["embedded_subset"]
+    assert {"two-step", "single-step", "plain", "real"} == set(results["frechet"]["distances"])
+    assert "mnist-classifier" in results["frechet"]["name"]
+    assert len(results["probes"]["accuracy"]) == 5
+    assert results["receptive_field"]["networks"]["two-streams"]["blind_spot"] == 0
+    for key in ("bits_per_dim", "frechet", "probes", "receptive_field"):
+        assert results[key]["unit"]
+    page = (reported / "report.html").read_text(encoding="utf-8")
+    check_self_contained(page)
+    for title in ("Linear probes", "Receptive fields", "Beside the paper", "Fréchet distance"):
+        assert f"<h2>{title}</h2>" in page
+    assert "Training curves" not in page  # these runs have no log
+    assert str(reported) not in (reported / "results.json").read_text()
+
+
+def test_finished_stages_are_not_repeated(given: tuple[Path, ...], reported: Path) -> None:
+    before, results = stamps(reported), (reported / "results.json").read_bytes()
+    assert reproduce(reported, Given(given), sizes=SIZES) == 0
+    assert stamps(reported) == before
+    assert (reported / "results.json").read_bytes() == results
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_only_repeats_one_stage(given: tuple[Path, ...], reported: Path, stage: Stage) -> None:
+    before, results = stamps(reported), (reported / "results.json").read_bytes()
+    assert reproduce(reported, Given(given), sizes=SIZES, only=stage) == 0
+    after = stamps(reported)
+    assert {name for name in after if after[name] != before[name]} == {stage}
+    assert (reported / "results.json").read_bytes() == results
+
+
+def test_only_leaves_what_was_never_done(given: tuple[Path, ...], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert reproduce(out, Given(given), sizes=SIZES, only="receptive-field") == 0
+    assert [name for name in RESULTS.values() if (out / name).exists()] == ["receptive_field.json"]
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "Receptive fields" in page
+    assert "Linear probes" not in page
+
+
+def test_a_stopped_stage_leaves_the_finished_ones(
+    given: tuple[Path, ...],
+    reported: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+
+    def stop(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dsmooth.reproduce.compare_all", stop)
+        assert reproduce(out, Given(given), sizes=SIZES) == 130
+    assert "repeat the same command to go on" in capsys.readouterr().out
+    done = {
+        name: (out / name).stat().st_mtime_ns for name in ("samples/plain.npz", "bits_per_dim.json")
+    }
+    assert not (out / "frechet.json").exists()
+    assert reproduce(out, Given(given), sizes=SIZES) == 0
+    assert {name: (out / name).stat().st_mtime_ns for name in done} == done
+    assert (out / "results.json").read_bytes() == (reported / "results.json").read_bytes()
+
+
+def test_a_saved_pair_gives_the_same_numbers(
+    given: tuple[Path, ...], reported: Path, tmp_path: Path
+) -> None:
+    denoiser, plain, noisy = given
+    load_models([noisy, denoiser]).pair.save_pretrained(tmp_path / "pair")
+    out = tmp_path / "out"
+    assert reproduce(out, Given((tmp_path / "pair", plain)), sizes=SIZES) == 0
+    one, two = (json.loads((path / "results.json").read_text()) for path in (reported, out))
+    for key in ("bits_per_dim", "frechet", "probes"):
+        assert one[key] == two[key]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--models", "{noisy}"], "perhaps that of a plain model; got"),
+        (["--models", "{noisy}", "{noisy}"], "are both runs of the role noisy"),
+        (["--models", "{noisy}", "{denoiser}", "--budget", "1"], "--budget is for training"),
+        (["--models", "{noisy}", "{denoiser}", "--data", "cifar10"], "--data-dir"),
+        (["--data", "mnist"], "--data goes with --models"),
+        (["--count", "0"], "count must be at least 1, got 0"),
+        (["--probe-train-images", "0"], "train_images must be at least 1, got 0"),
+        (["--threads", "0"], "--threads must be at least 1"),
+        (["--only", "probes"], "--only probes needs trained models, and noisy and denoiser and"),
+        (["--models", "{noisy}", "{denoiser}", "--extractor", "best"], "extractor must be mnist-"),
+    ],
+)
+def test_mistakes_get_a_line_or_two(
+    given: tuple[Path, ...],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    args: list[str],
+    message: str,
+) -> None:
+    places = {"{denoiser}": given[0], "{plain}": given[1], "{noisy}": given[2]}
+    args = [str(places.get(arg, arg)) for arg in args]
+    assert run("reproduce", "--out", str(tmp_path / "out"), *args) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) <= 3

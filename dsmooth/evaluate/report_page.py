@@ -86,38 +86,7 @@ footer { margin-top: 2.5rem; color: var(--quiet); font-size: .85rem; }
 $introduction
 </header>
 <main>
-<section>
-<h2>Samples</h2>
-<div class="grid samples">
-$samples
-</div>
-</section>
-<section>
-<h2>Denoising</h2>
-$denoising
-</section>
-<section>
-<h2>Bits per dimension</h2>
-$bits
-</section>
-<section>
-<h2>Training curves</h2>
-<div class="grid curves">
-$curves
-</div>
-</section>
-<section>
-<h2>Better digits</h2>
-$advice
-</section>
-<section>
-<h2>How this was made</h2>
-$making
-</section>
-<section>
-<h2>Settings</h2>
-$settings
-</section>
+$sections
 </main>
 <footer>Made by dsmooth $version. The numbers are in results.json beside this file.</footer>
 </body>

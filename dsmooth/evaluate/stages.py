@@ -1,59 +1,164 @@
-"""The stages of a reproduction after training: draw samples, score held-out images."""
+"""The stages of a reproduction after training: each is computed once and read from then on."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..checkpoint import read_json, write_json
-from ..data import ImageDataset
+from ..config import ProbeSettings, Role
+from ..data import ImageDataset, to_bytes
 from ..draw import write_npz
 from ..images import save_grid
 from ..nn import PixelCNNpp
 from ..pair import Method, SmoothedPair, load_run
 from ..progress import progress
+from ..runlog import read_run_config
 from ..sampling import sample_images
 from ..smoothing import GaussianSmoothing
+from .comparison import collect_statistics, compare_images
+from .features import extract_features, make_extractor
 from .figures import is_diverged, visible
-from .likelihood import evaluate_bits_per_dim
+from .likelihood import Scores, conventions, score_pair, score_plain, standard_error, summarise
+from .probe import probe_pair
+from .receptive_field import receptive_fields
+
+Stage = Literal["samples", "bits-per-dim", "frechet", "probes", "receptive-field"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+# go on: compute what is not stored; redo: compute it all; read: compute nothing.
+Mode = Literal["go on", "redo", "read"]
 
 # Images drawn or scored at a time.
 CHUNK = 64
-# Held-out images whose denoising is shown.
+# Held-out images whose denoising is shown, and samples in the picture of a grid.
 DENOISED_IMAGES = 10
+GRID_IMAGES = 64
+# Pictures whose distance to real images is measured.
+COMPARED = ("two-step", "single-step", "plain")
 
 
 @dataclass(frozen=True)
 class Models:
-    """The trained models, in evaluation mode."""
+    """Trained models in evaluation mode, and the run folders that they come from, if any."""
 
     pair: SmoothedPair
     plain: PixelCNNpp | None
+    runs: Mapping[Role, Path]
+
+    @property
+    def networks(self) -> dict[Role, PixelCNNpp]:
+        """Those that are there, by role."""
+        networks: dict[Role, PixelCNNpp] = {
+            "noisy": self.pair.noisy,
+            "denoiser": self.pair.denoiser,
+        }
+        return networks if self.plain is None else {**networks, "plain": self.plain}
 
 
-def load_models(out: Path) -> Models:
-    """Read the trained models from the run folders in `out`, onto the GPU if there is one."""
+def load_models(folders: Sequence[Path]) -> Models:
+    """Read a pair and perhaps a plain model, onto the GPU if there is one.
+
+    folders: a saved pair, or the run folders of a noisy model and of its denoiser, in any order;
+    beside either the run folder of a plain model.
+    Raises FileNotFoundError or ValueError, naming the folder, for anything else.
+    """
+    runs: dict[Role, Path] = {}
+    pair: SmoothedPair | None = None
+    for folder in folders:
+        if (folder / "noisy.safetensors").exists():
+            pair = SmoothedPair.from_pretrained(folder)
+            continue
+        role = read_run_config(folder / "config.json")[0].role
+        if role in runs:
+            raise ValueError(f"{runs[role]} and {folder} are both runs of the role {role}")
+        runs[role] = folder
+    if pair is None and {"noisy", "denoiser"} <= runs.keys():
+        pair = SmoothedPair.from_runs(runs["noisy"], runs["denoiser"])
+    elif pair is None or {"noisy", "denoiser"} & runs.keys():
+        raise ValueError(
+            "name a saved pair, or the run folders of a noisy model and of its denoiser, and "
+            f"perhaps that of a plain model; got {', '.join(map(str, folders)) or 'nothing'}"
+        )
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    pair = SmoothedPair.from_runs(out / "noisy", out / "denoiser").to(device)
-    plain = load_run(out / "plain")[0].to(device) if (out / "plain").exists() else None
-    return Models(pair, plain)
+    runs = {role: runs[role] for role in get_args(Role) if role in runs}
+    plain = None
+    if "plain" in runs:
+        plain, _, size = load_run(runs["plain"])
+        if size != pair.image_size:
+            raise ValueError(
+                f"the plain model of {runs['plain']} is for images of {size}, the pair for "
+                f"{pair.image_size}"
+            )
+        plain.to(device)
+    return Models(pair.to(device), plain, runs)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many images the stages draw and look at. Raises ValueError for numbers below 1."""
+
+    count: int = 1000
+    """Samples of each kind; the first are shown, all are compared with real images."""
+    scored_images: int = 1000
+    """Held-out images whose bits/dim are measured."""
+    probes: ProbeSettings = field(
+        default_factory=lambda: ProbeSettings(train_images=2000, test_images=1000)
+    )
+    """How linear probes are made."""
+    extractor: str = "auto"
+    """What a Fréchet distance looks at, as `make_extractor` names it; auto: the package's
+    classifier for MNIST, nothing for other data."""
+
+    def __post_init__(self) -> None:
+        for name in ("count", "scored_images"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+def mode_of(stage: Stage, only: Stage | None) -> Mode:
+    """What a call with `--only` does about a stage."""
+    return "go on" if only is None else "redo" if only == stage else "read"
+
+
+def stored_or(
+    path: Path, asked: Mapping[str, Any], mode: Mode, compute: Callable[[], dict[str, Any]]
+) -> dict[str, Any] | None:
+    """What `path` holds if it is what was asked for, else what `compute` gives, written there.
+
+    None if nothing is there in mode "read", which takes what there is.
+    """
+    stored = read_json(path) if path.exists() else None
+    if mode == "read" or (mode == "go on" and stored and stored.get("asked") == asked):
+        return stored
+    result = {"asked": dict(asked), **compute()}
+    write_json(path, result)
+    return result
+
+
+# --- samples -----------------------------------------------------------------------------------
 
 
 def draw_all(
-    folder: Path, models: Models, test_set: ImageDataset, count: int, seed: int
+    folder: Path,
+    models: Models,
+    test_set: ImageDataset,
+    count: int,
+    seed: int,
+    mode: Mode = "go on",
 ) -> dict[str, Tensor]:
     """The pictures of the report: (N, C, H, W) by name, drawn or read from `folder`.
 
     "noisy", "two-step", "single-step" and "plain" are `count` samples; the same x~ stands behind
     the first three. "held-out", "held-out-noisy", "held-out-two-step" and
     "held-out-single-step" are test images, with noise, and denoised.
+    In mode "read" only those are there that are in `folder`.
     """
     folder.mkdir(exist_ok=True)
     pair, plain = models.pair, models.plain
@@ -61,10 +166,12 @@ def draw_all(
     device = next(pair.parameters()).device
     pictures: dict[str, Tensor] = {}
 
-    def draw(name: str, n: int, what: Callable[[int, int], Tensor]) -> Tensor:
+    def draw(name: str, n: int, what: Callable[[int, int], Tensor]) -> None:
         """`what` (first, n) in chunks, unless the file is there."""
         path = folder / f"{name}.npz"
-        x = read_npz(path, n)
+        x = None if mode == "redo" else read_npz(path, n)
+        if x is None and mode == "read":
+            return
         if x is None:
             with progress(f"drawing {name}", n) as done:
                 chunks = []
@@ -73,9 +180,8 @@ def draw_all(
                     done(first + chunks[-1].shape[0])
             x = torch.cat(chunks)
             write_npz(path, x, seed, 0)
-            save_grid(visible(x), folder / f"{name}.png")
+            save_grid(visible(x[:GRID_IMAGES]), folder / f"{name}.png")
         pictures[name] = x
-        return x
 
     def denoise(x_tilde: Tensor, method: Method) -> Callable[[int, int], Tensor]:
         def some(first: int, n: int) -> Tensor:
@@ -92,16 +198,16 @@ def draw_all(
         )
 
     clean = test_set.batch(torch.arange(min(DENOISED_IMAGES, len(test_set))))
-    noise = {"seed": seed, "first_index": 0, "repeat": 0}
-    x_tilde = {
-        "": draw("noisy", count, sample(pair.noisy)),
-        "held-out-": pair.smoothing.sample(clean, **noise),
-    }
-    pictures |= {"held-out": clean, "held-out-noisy": x_tilde["held-out-"]}
-    for prefix, x in x_tilde.items():
-        draw(f"{prefix}two-step", len(x), denoise(x, "two-step"))
+    draw("noisy", count, sample(pair.noisy))
+    pictures["held-out"] = clean
+    pictures["held-out-noisy"] = pair.smoothing.sample(clean, seed=seed, first_index=0, repeat=0)
+    for prefix in ("", "held-out-"):
+        x_tilde = pictures.get(f"{prefix}noisy")
+        if x_tilde is None:
+            continue
+        draw(f"{prefix}two-step", len(x_tilde), denoise(x_tilde, "two-step"))
         if isinstance(pair.smoothing, GaussianSmoothing):
-            draw(f"{prefix}single-step", len(x), denoise(x, "single-step"))
+            draw(f"{prefix}single-step", len(x_tilde), denoise(x_tilde, "single-step"))
     if plain is not None:
         draw("plain", count, sample(plain))
     return pictures
@@ -116,43 +222,137 @@ def read_npz(path: Path, count: int) -> Tensor | None:
     return x if x.shape[0] == count else None
 
 
+# --- numbers -----------------------------------------------------------------------------------
+
+
 def score_all(
-    path: Path, models: Models, test_set: ImageDataset, limit: int
-) -> dict[str, dict[str, Any]]:
-    """Bits/dim of the pair and of the baseline on held-out images, computed or read from `path`."""
+    path: Path, models: Models, test_set: ImageDataset, limit: int, mode: Mode = "go on"
+) -> dict[str, Any] | None:
+    """Bits/dim of the pair and of the baseline on held-out images, in every convention."""
     n = min(limit, len(test_set))
-    if path.exists():
-        stored = read_json(path)
-        if stored["pair"]["n_images"] == n:
-            return stored
-    with progress("scoring held-out images", n) as done:
-        bound = evaluate_bits_per_dim(
-            models.pair, test_set, limit=n, batch_size=CHUNK, progress=lambda i, _: done(i)
-        )
-    scores = {"pair": {"unit": "bits/dim", **asdict(bound)}}
-    if models.plain is not None:
-        with progress("scoring the plain model", n) as done:
-            scores["plain"] = score_plain(models.plain, test_set, n, done)
-    write_json(path, scores)
-    return scores
+
+    def compute() -> dict[str, Any]:
+        with progress("scoring held-out images", n) as done:
+            scores = score_pair(
+                models.pair,
+                test_set,
+                limit=n,
+                batch_size=CHUNK,
+                clean_noise=clean_noise(models),
+                progress=lambda i, _: done(i),
+            )
+        rows = [asdict(row) for row in conventions(scores)]
+        bits = {"unit": "bits/dim", "pair": {**asdict(summarise(scores)), "conventions": rows}}
+        if models.plain is not None:
+            with progress("scoring the plain model", n) as done:
+                plain = score_plain(
+                    models.plain,
+                    test_set,
+                    limit=n,
+                    batch_size=CHUNK,
+                    progress=lambda i, _: done(i),
+                )
+            bits["plain"] = summarise_plain(plain)
+        return bits
+
+    return stored_or(path, {"n_images": n}, mode, compute)
 
 
-@torch.no_grad()
-def score_plain(
-    model: PixelCNNpp, test_set: ImageDataset, n: int, done: Callable[[int], None]
-) -> dict[str, Any]:
-    """-log2 p(x) / d of the first n images: exact, not a bound."""
-    device = next(model.parameters()).device
-    parts = []
-    for first in range(0, n, CHUNK):
-        x = test_set.batch(torch.arange(first, min(first + CHUNK, n))).to(device)
-        parts.append(-model.log_prob(x).double().cpu() / (math.log(2) * x[0].numel()))
-        done(first + x.shape[0])
-    bits = torch.cat(parts)
+def clean_noise(models: Models) -> float:
+    """The noise on the target that the denoiser was trained with; 0 where no run tells it."""
+    if "denoiser" not in models.runs:
+        return 0.0
+    return read_run_config(models.runs["denoiser"] / "config.json")[0].clean_noise
+
+
+def summarise_plain(scores: Scores) -> dict[str, Any]:
+    """The number of a plain model in the likelihood that it was trained with, and in all others."""
+    bits = scores.bits(scores.log_weights(scores.trained_as))[0]
     return {
-        "unit": "bits/dim",
-        "likelihood": model.config.likelihood,
+        "likelihood": scores.trained_as,
         "value": float(bits.mean()),
-        "standard_error": float(bits.std() / math.sqrt(n)) if n > 1 else math.nan,
-        "n_images": n,
+        "standard_error": standard_error(bits),
+        "n_images": scores.n_images,
+        "conventions": [asdict(row) for row in conventions(scores)],
     }
+
+
+def compare_all(
+    path: Path,
+    pictures: Mapping[str, Tensor],
+    train_set: ImageDataset,
+    test_set: ImageDataset,
+    extractor: str,
+    mode: Mode = "go on",
+) -> dict[str, Any] | None:
+    """Fréchet distances of the samples of each method to the training images, with their floor.
+
+    The floor is the distance of as many test images. Without an extractor that suits the data the
+    result says under "skipped" why there is none.
+    """
+    digits = train_set.name == "mnist" and tuple(train_set.images.shape[1:]) == (1, 28, 28)
+    samples = {
+        name: to_bytes(pictures[name][~is_diverged(pictures[name])])
+        for name in COMPARED
+        if name in pictures
+    }
+    samples = {name: images for name, images in samples.items() if len(images) > 1}
+    count = max(map(len, samples.values()), default=0)
+
+    def compute() -> dict[str, Any]:
+        if extractor == "auto" and not digits:
+            return {"skipped": "the package's classifier is for MNIST; name another by --extractor"}
+        if not samples:
+            return {"skipped": "there are no samples to compare"}
+        network = make_extractor(
+            "mnist-classifier" if extractor == "auto" else extractor,
+            device="cuda" if torch.cuda.is_available() else "cpu",
+        )
+        with progress("features of real images", len(train_set)) as done:
+            features, _ = extract_features(train_set.images, network, progress=done)
+        reference = collect_statistics(features, train_set.images, network)
+        distances: dict[str, Any] = {}
+        floor: Tensor | None = test_set.images[:count]
+        for name, images in samples.items():
+            result = compare_images(images, reference, network, floor=floor, progress=progress)
+            if floor is not None:
+                distances["real"] = {"value": result.floor, "n_images": result.n_floor}
+                floor = None
+            distances[name] = {
+                "value": result.value,
+                "n_images": result.n_samples,
+                "left_out": len(pictures[name]) - len(images),
+                "warnings": list(result.warnings),
+            }
+        return {
+            "unit": "squared distance in feature space",
+            "name": network.distance_name,
+            "extractor": network.describe(),
+            "reference": {"split": "train", "n_images": len(train_set)},
+            "distances": distances,
+        }
+
+    return stored_or(path, {"extractor": extractor, "count": count}, mode, compute)
+
+
+def probe_all(
+    path: Path,
+    models: Models,
+    train_set: ImageDataset,
+    test_set: ImageDataset,
+    settings: ProbeSettings,
+    mode: Mode = "go on",
+) -> dict[str, Any] | None:
+    """Accuracies of linear probes; "skipped" says why there are none for data without labels."""
+    if mode == "read":
+        return read_json(path) if path.exists() else None
+    if train_set.labels is None or test_set.labels is None:
+        return {"skipped": "the images have no labels"}
+    if mode == "redo":
+        path.unlink(missing_ok=True)
+    return probe_pair(models.pair, train_set, test_set, settings, path, replace_other=True)
+
+
+def see_receptive_fields(path: Path, mode: Mode = "go on") -> dict[str, Any] | None:
+    """What a pixel depends on in a masked stack and in two streams."""
+    return stored_or(path, {"networks": 2}, mode, receptive_fields)

@@ -1,0 +1,107 @@
+"""A linear softmax classifier on features that need not fit into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..data import epoch_order
+
+Features = NDArray[np.float16]  # (N, D), possibly on disk
+Labelled = tuple[Features, Tensor]  # and labels (N,) int64
+
+# Images of a step; fewer where an epoch would have less than ten steps.
+STEP_IMAGES = 100
+STEPS_PER_EPOCH = 10
+# A step of Adam moves every weight by about its rate, and so a sum over D standardised features
+# by up to D rates: the rate that suits every D is this number over D.
+STEP_OF_A_LOGIT = 1.0
+# Features that vary less than the others by more than this are not blown up to the same scale.
+SMALLEST_DEVIATION = 1e-2
+# Float32 values that one read of the features brings into memory.
+READ_VALUES = 2**24
+
+
+def train_linear(
+    train: Labelled,
+    test: Labelled,
+    classes: int,
+    *,
+    epochs: int,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int], None] = lambda images: None,
+) -> dict[str, Any]:
+    """Train on `train` by minibatch Adam for `epochs` passes and score on `test`.
+
+    The loss is the cross-entropy of softmax(W z + b), where z are the features standardised by the
+    mean and deviation of the training images. W and b start at 0 and the order of images is a
+    function of the seed, so the result is one too (with the same number of threads). progress is
+    called with the number of images visited. Returns "accuracy" on the test images, its
+    "standard_error", "train_accuracy" and the number of "features".
+    """
+    mean, scale = moments(train[0], device)
+    weight = torch.zeros(classes, len(mean), device=device, requires_grad=True)
+    bias = torch.zeros(classes, device=device, requires_grad=True)
+
+    def logits(features: Features) -> Tensor:
+        z = torch.from_numpy(features).to(device).float().sub_(mean)
+        return F.linear(z, weight * scale, bias)
+
+    features, labels = train
+    n = len(labels)
+    batch = max(1, min(STEP_IMAGES, n // STEPS_PER_EPOCH))
+    optimizer = torch.optim.Adam([weight, bias], lr=STEP_OF_A_LOGIT / len(mean))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * -(-n // batch))
+    for epoch in range(epochs):
+        order = epoch_order(n, epoch, seed)
+        for first in range(0, n, batch):
+            rows = order[first : first + batch].sort().values  # so that a disk is read forwards
+            loss = F.cross_entropy(logits(features[rows.numpy()]), labels[rows].to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            progress(epoch * n + first + len(rows))
+
+    @torch.no_grad()
+    def accuracy(data: Labelled) -> float:
+        told = torch.cat([logits(part).argmax(1).cpu() for part in parts(data[0])])
+        return float((told == data[1]).double().mean())
+
+    score, m = accuracy(test), len(test[1])
+    return {
+        "accuracy": score,
+        "standard_error": (score * (1 - score) / m) ** 0.5,
+        "train_accuracy": accuracy(train),
+        "features": len(mean),
+    }
+
+
+def parts(features: Features) -> Iterator[Features]:
+    """`features` in runs of rows that fit into memory."""
+    rows = max(1, READ_VALUES // features.shape[1])
+    for first in range(0, len(features), rows):
+        yield np.array(features[first : first + rows])
+
+
+def moments(features: Features, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """Mean and 1 / standard deviation of each feature, (D,) float32 on `device`."""
+    total = torch.zeros(features.shape[1], dtype=torch.float64)
+    squares = torch.zeros_like(total)
+    for part in parts(features):
+        values = torch.from_numpy(part).float()
+        total += values.sum(0, dtype=torch.float64)
+        squares += values.square().sum(0, dtype=torch.float64)
+    mean = total / len(features)
+    variance = (squares / len(features) - mean.square()).clamp(min=0)
+    floor = SMALLEST_DEVIATION**2 * variance.mean()
+    # A feature that never varies tells nothing; where none does, every scale is as good.
+    scale = (variance + floor).clamp(min=torch.finfo(torch.float32).tiny).rsqrt()
+    return mean.float().to(device), scale.float().to(device)

@@ -1,0 +1,163 @@
+"""Plots of a report as PNG: training curves, probe accuracies, receptive fields."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .probe import BLOCKS, PIXELS
+
+
+@dataclass(frozen=True)
+class Colours:
+    """One set for a light page, one for a dark one."""
+
+    text: str
+    line: str
+    dots: str
+    quiet: str
+    faint: str
+
+    @classmethod
+    def of(cls, dark: bool) -> Colours:
+        """The set."""
+        if dark:
+            return cls("#d6d9df", "#7fb2ff", "#ffb454", "#a3abb5", "#2b3038")
+        return cls("#333333", "#2f6fd0", "#b34700", "#6b7480", "#eceef1")
+
+
+def blank(colours: Colours) -> tuple[Any, Any]:
+    """An empty figure of the report's size and its axes."""
+    from matplotlib.figure import Figure
+
+    canvas = Figure(figsize=(3.6, 2.7), dpi=220, layout="constrained")
+    axes = canvas.add_subplot()
+    axes.tick_params(colors=colours.text)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(colours.text)
+    return canvas, axes
+
+
+def png(canvas: Any, *, transparent: bool = True) -> bytes:
+    """The figure as PNG, the same bytes for the same content."""
+    buffer = io.BytesIO()
+    canvas.savefig(buffer, format="png", transparent=transparent, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def curve_png(entries: Sequence[Mapping[str, Any]], *, dark: bool) -> bytes:
+    """Loss in bits/dim against images seen, as PNG; held-out scores as dots."""
+    from matplotlib.ticker import EngFormatter
+
+    steps = [(e["images"], e["bits_per_dim"]) for e in entries if e["event"] == "step"]
+    scores = [(e["images"], e["bits_per_dim"]) for e in entries if e["event"] == "evaluation"]
+    colours = Colours.of(dark)
+    canvas, axes = blank(colours)
+    means = running_mean(steps)
+    if steps:
+        axes.plot(*zip(*steps, strict=True), color=colours.line, linewidth=0.6, alpha=0.3)
+        axes.plot(*zip(*means, strict=True), color=colours.line, linewidth=1.4, label="training")
+    if scores:
+        dots_at = list(zip(*scores, strict=True))
+        axes.plot(*dots_at, "o", color=colours.dots, markersize=4, zorder=3, label="held out")
+    # The first steps start so high that they would flatten the rest.
+    values = sorted(v for _, v in means + scores)
+    if values:
+        low, high = values[0], values[min(len(values) - 1, int(0.9 * len(values)))]
+        margin = 0.15 * (high - low) + 0.01
+        axes.set_ylim(low - margin, high + margin)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.set_xlabel("images seen", color=colours.text)
+    axes.set_ylabel("bits/dim", color=colours.text)
+    if steps or scores:
+        axes.legend(frameon=False, labelcolor=colours.text)
+    return png(canvas)
+
+
+def running_mean(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Each value replaced by the mean of the 2 % of points around it."""
+    reach = len(points) // 100
+    smooth = []
+    for i, (images, _) in enumerate(points):
+        near = [value for _, value in points[max(0, i - reach) : i + reach + 1]]
+        smooth.append((images, sum(near) / len(near)))
+    return smooth
+
+
+def probe_png(
+    accuracy: Mapping[str, Mapping[str, Any]],
+    name: str,
+    *,
+    dark: bool = False,
+    transparent: bool = True,
+) -> bytes:
+    """Accuracy of the probe after each block of network `name`, its controls beside it.
+
+    accuracy: the entry of that name in the result of `probe_pair`. Bars are standard errors.
+    """
+    colours = Colours.of(dark)
+    canvas, axes = blank(colours)
+    lines = (
+        (name, "trained", {"color": colours.line, "fmt": "o-", "linewidth": 1.6}),
+        (f"untrained-{name}", "untrained", {"color": colours.quiet, "fmt": "s--", "linewidth": 1}),
+    )
+    for subject, label, style in lines:
+        if subject not in accuracy:
+            continue
+        blocks = [accuracy[subject][block] for block in BLOCKS]
+        heights = [100 * block["accuracy"] for block in blocks]
+        errors = [100 * block["standard_error"] for block in blocks]
+        axes.errorbar(BLOCKS, heights, errors, label=label, markersize=4, capsize=2, **style)
+    if PIXELS in accuracy:
+        height = 100 * accuracy[PIXELS][PIXELS]["accuracy"]
+        axes.axhline(height, color=colours.dots, linewidth=1, linestyle=":", label="pixels")
+    axes.set_xlabel("after block", color=colours.text)
+    axes.set_ylabel("test accuracy, %", color=colours.text)
+    axes.legend(frameon=False, labelcolor=colours.text)
+    return png(canvas, transparent=transparent)
+
+
+def receptive_png(field: Mapping[str, Any], name: str, *, dark: bool) -> bytes:
+    """What the marked pixel of network `name` depends on; its blind spot stands out.
+
+    field: the result of `receptive_fields`. The shade is the logarithm of the gradient.
+    """
+    import numpy as np
+    from matplotlib.colors import to_rgb
+    from matplotlib.patches import Patch
+
+    colours = Colours.of(dark)
+    canvas, axes = blank(colours)
+    influence = np.array(field["networks"][name]["influence"])
+    row, column = field["pixel"]
+    order = np.arange(influence.size).reshape(influence.shape)
+    before = order < order[row, column]
+    line, dots, faint, text = map(
+        np.array, map(to_rgb, (colours.line, colours.dots, colours.faint, colours.text))
+    )
+    picture = np.broadcast_to(faint, (*influence.shape, 3)).copy()
+    reached = influence > 0
+    strength = np.log(influence, where=reached, out=np.zeros_like(influence))
+    low, high = strength[reached].min(), strength[reached].max()
+    # The weakest keeps enough colour to be told from what is not reached.
+    share = 0.35 + 0.65 * (strength[reached] - low) / max(high - low, math.ulp(1.0))
+    picture[reached] = faint + share[:, None] * (line - faint)
+    picture[before & ~reached] = dots
+    picture[row, column] = text
+    axes.imshow(picture, interpolation="nearest")
+    axes.grid(False)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    marks = ((line, "reached"), (dots, "blind spot"), (text, "the pixel"), (faint, "later"))
+    canvas.legend(
+        handles=[Patch(color=tuple(colour), label=label) for colour, label in marks],
+        loc="outside right upper",
+        frameon=False,
+        labelcolor=colours.text,
+    )
+    return png(canvas)

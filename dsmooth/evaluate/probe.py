@@ -1,0 +1,294 @@
+"""Linear probes: which classes a straight cut through a network's features tells apart.
+
+The frozen features of a block are the input of a linear softmax classifier (math.md section 6).
+The six blocks of a network come from one pass over the images, and wait on disk as float16 until
+their probe is trained: for 60,000 images at F = 40 they take 10 GB.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..checkpoint import read_json, write_json
+from ..config import ProbeSettings
+from ..data import ImageDataset
+from ..draw import weights_digest
+from ..nn import PixelCNNpp
+from ..pair import SmoothedPair
+from ..progress import progress
+from ..smoothing import Smoothing
+from .linear import train_linear
+
+Split = Literal["train", "test"]
+Rows = NDArray[np.float16]  # (N, D)
+
+BLOCKS = ("up0", "up1", "up2", "down0", "down1", "down2")
+PIXELS = "pixels"
+# Training image i and test image i get different draws of noise.
+REPEATS: dict[Split, int] = {"train": 0, "test": 1}
+# Images of every network call, the last one filled up: sums are then rounded alike for an image
+# whatever the others are and however many there are.
+CALL_IMAGES = 50
+# Training images that set the scales and biases of an untrained network.
+FIRST_BATCH = 100
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is probed: a network, or with None the pixels that it would see."""
+
+    name: str
+    network: PixelCNNpp | None
+
+
+def probe_pair(
+    pair: SmoothedPair,
+    train_set: ImageDataset,
+    test_set: ImageDataset,
+    settings: ProbeSettings,
+    path: Path,
+    *,
+    replace_other: bool = False,
+) -> dict[str, Any]:
+    """Accuracy of a linear probe after each block of both networks, and of the controls.
+
+    The controls are the pixels themselves and networks of the same shapes with untrained weights.
+    The result is written to `path` as JSON after each of these, and a later call with the same
+    settings goes on from there. Features lie in the folder of `path` while they are needed, in
+    files without a name, so that nothing is left however the call ends.
+    replace_other: overwrite a result of other settings or weights.
+    Raises ValueError for data without labels or of another shape than the pair's and for another
+    result in `path`, OSError where the disk has no room for the features.
+    """
+    check_data(pair, train_set, test_set)
+    splits: dict[Split, ImageDataset] = {
+        "train": first_images(train_set, settings.train_images),
+        "test": first_images(test_set, settings.test_images),
+    }
+    asked = description(pair, splits, settings)
+    results = read_json(path) if path.exists() else {}
+    found = results.get("asked")
+    if found != asked:
+        if found and not replace_other:
+            raise ValueError(other_probes(path, found, asked))
+        unit = "fraction of test images whose class is told"
+        results = {"unit": unit, "asked": asked, "accuracy": {}}
+    run = Probing(pair.smoothing, splits, settings, path.parent)
+    for subject in run.subjects(pair):
+        if subject.name not in results["accuracy"]:
+            results["accuracy"][subject.name] = run.probe(subject)
+            write_json(path, results)
+    return results
+
+
+def check_data(pair: SmoothedPair, *datasets: ImageDataset) -> None:
+    """Raise ValueError for data that this pair cannot be probed on."""
+    for data in datasets:
+        check_images(pair, data)
+        if data.labels is None:
+            raise ValueError(f"probes need labelled images, but {data.source} has no labels")
+
+
+def check_images(pair: SmoothedPair, data: ImageDataset) -> None:
+    """Raise ValueError for images of another shape than the pair's."""
+    wanted = (pair.noisy.config.image_channels, *pair.image_size)
+    if tuple(data.images.shape[1:]) != wanted:
+        raise ValueError(
+            f"the pair is for images (C, H, W) = {wanted}, but those of {data.source} are "
+            f"{tuple(data.images.shape[1:])}"
+        )
+
+
+def first_images(data: ImageDataset, count: int | None) -> ImageDataset:
+    """The first `count` images, or all if there are fewer or count is None."""
+    labels = None if data.labels is None else data.labels[:count]
+    return replace(data, images=data.images[:count], labels=labels)
+
+
+def description(
+    pair: SmoothedPair, splits: Mapping[Split, ImageDataset], settings: ProbeSettings
+) -> dict[str, Any]:
+    """All that decides the result, as JSON."""
+    used = {f"{split}_images": len(data) for split, data in splits.items()}
+    digests = {"noisy": weights_digest(pair.noisy), "denoiser": weights_digest(pair.denoiser)}
+    source = splits["train"].name
+    return {**asdict(settings), **used, "data": source, "weights_sha256": digests}
+
+
+def other_probes(path: Path, theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
+    """The message that names the first difference."""
+    key = next(key for key in mine if theirs.get(key) != mine[key])
+    return (
+        f"{path} holds other probes: their {key} is {theirs.get(key)}, not {mine[key]}; "
+        "choose another --out"
+    )
+
+
+@dataclass(frozen=True)
+class Probing:
+    """The images, the noise and the settings that all subjects share.
+
+    folder: where features lie while they are needed.
+    """
+
+    smoothing: Smoothing
+    splits: Mapping[Split, ImageDataset]
+    settings: ProbeSettings
+    folder: Path
+
+    def subjects(self, pair: SmoothedPair) -> Iterator[Subject]:
+        """Both networks, then the controls."""
+        networks = {"noisy": pair.noisy, "denoiser": pair.denoiser}
+        for name, network in networks.items():
+            yield Subject(name, network)
+        yield Subject(PIXELS, None)
+        for name, network in networks.items():
+            yield Subject(f"untrained-{name}", self.untrained(network))
+
+    def untrained(self, network: PixelCNNpp) -> PixelCNNpp:
+        """A network of the same shape as training begins: scales and biases from a first batch."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.settings.seed)
+            fresh = PixelCNNpp(network.config).eval()
+        first = torch.arange(min(FIRST_BATCH, len(self.splits["train"])))
+        fresh.initialize(*self.inputs(fresh, self.splits["train"].batch(first), 0, "train"))
+        return fresh.to(device_of(network))
+
+    def inputs(
+        self, network: PixelCNNpp | None, x: Tensor, first: int, split: Split
+    ) -> tuple[Tensor, Tensor | None]:
+        """(input, context) for clean images x (B, C, H, W), numbers first .. first + B - 1.
+
+        The noise of an image is a function of (seed, its number, split) alone.
+        """
+        x_tilde = self.smoothing.sample(
+            x, seed=self.settings.seed, first_index=first, repeat=REPEATS[split]
+        )
+        conditioned = network is not None and network.config.conditioning != "none"
+        seen = x_tilde if self.settings.input == "noisy" else x
+        return seen, x_tilde if conditioned else None
+
+    @torch.no_grad()
+    def features(self, subject: Subject, first: int, split: Split) -> dict[str, Tensor]:
+        """(B, D) after each block for CALL_IMAGES images from `first` on, float16, on the CPU.
+
+        Pixels are one block of that name. Raises ArithmeticError for values beyond float16.
+        """
+        data, network = self.splits[split], subject.network
+        indices = torch.arange(first, first + CALL_IMAGES)
+        x = data.batch(indices.clamp(max=len(data) - 1)).to(device_of(network))
+        count = min(CALL_IMAGES, len(data) - first)
+        inputs = self.inputs(network, x, first, split)
+        if network is None:
+            blocks = {PIXELS: inputs[0]}
+        else:
+            streams = network.features(*inputs)
+            blocks = {name: self.choose(*both) for name, both in streams.items()}
+        rows = {name: values[:count].flatten(1).half().cpu() for name, values in blocks.items()}
+        for name, values in rows.items():
+            if not values.isfinite().all():
+                raise ArithmeticError(
+                    f"block {name} of {subject.name} has values beyond float16 for {split} images "
+                    f"{first} to {first + count - 1}: the network diverged"
+                )
+        return rows
+
+    def choose(self, u: Tensor, ul: Tensor) -> Tensor:
+        """The streams that the settings name, averaged over the map if they say so."""
+        stream = self.settings.stream
+        chosen = torch.cat((u, ul), 1) if stream == "both" else u if stream == "u" else ul
+        return chosen.mean((2, 3)) if self.settings.pooling == "mean" else chosen
+
+    def probe(self, subject: Subject) -> dict[str, dict[str, Any]]:
+        """Write the features of all blocks to disk in one pass, then train each block's probe."""
+        total = sum(map(len, self.splits.values()))
+        labels = {split: labels_of(data) for split, data in self.splits.items()}
+        classes = 1 + max(int(values.max()) for values in labels.values())
+        with contextlib.ExitStack() as stack:
+            rows: dict[Split, dict[str, Rows]] = {}
+            with progress(f"features of {subject.name}", total) as done:
+                rows["train"] = self.extract(subject, "train", stack, done)
+                rows["test"] = self.extract(
+                    subject, "test", stack, shifted(done, len(labels["train"]))
+                )
+            results = {}
+            steps = self.settings.epochs * len(labels["train"])
+            with progress(f"probes of {subject.name}", steps * len(rows["train"])) as done:
+                for i, (name, features) in enumerate(rows["train"].items()):
+                    results[name] = train_linear(
+                        (features, labels["train"]),
+                        (rows["test"][name], labels["test"]),
+                        classes,
+                        epochs=self.settings.epochs,
+                        seed=self.settings.seed,
+                        device=device_of(subject.network),
+                        progress=shifted(done, i * steps),
+                    )
+        return results
+
+    def extract(
+        self,
+        subject: Subject,
+        split: Split,
+        stack: contextlib.ExitStack,
+        done: Callable[[int], None],
+    ) -> dict[str, Rows]:
+        """The features of all images of `split` by block, as maps of files that `stack` closes."""
+        count = len(self.splits[split])
+        files: dict[str, IO[bytes]] = {}
+        widths: dict[str, int] = {}
+        for first in range(0, count, CALL_IMAGES):
+            rows = self.features(subject, first, split)
+            if not files:
+                widths = {name: values.shape[1] for name, values in rows.items()}
+                self.check_room(2 * sum(map(len, self.splits.values())) * sum(widths.values()))
+                files = {
+                    name: stack.enter_context(tempfile.TemporaryFile(dir=self.folder))  # noqa: SIM115
+                    for name in widths
+                }
+            for name, values in rows.items():
+                files[name].write(values.numpy().tobytes())
+            done(min(first + CALL_IMAGES, count))
+        for file in files.values():
+            file.flush()
+        return {
+            name: np.memmap(file, np.float16, "r", shape=(count, widths[name]))
+            for name, file in files.items()
+        }
+
+    def check_room(self, needed: int) -> None:
+        """Raise OSError unless `needed` bytes fit on the disk of the folder."""
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise OSError(
+                f"the features need {needed / 1e9:.1f} GB in {self.folder}, which has "
+                f"{free / 1e9:.1f} GB free: use fewer --train-images, --pooling mean, or another "
+                "folder"
+            )
+
+
+def shifted(done: Callable[[int], None], before: int) -> Callable[[int], None]:
+    """`done` for a part that comes after `before` others."""
+    return lambda n: done(before + n)
+
+
+def labels_of(data: ImageDataset) -> Tensor:
+    """The labels (N,), which `check_data` has seen."""
+    assert data.labels is not None
+    return data.labels
+
+
+def device_of(network: PixelCNNpp | None) -> torch.device:
+    """Where a network lives; pixels live on the CPU."""
+    return torch.device("cpu") if network is None else next(network.parameters()).device

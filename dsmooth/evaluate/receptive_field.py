@@ -1,0 +1,110 @@
+"""What the distribution of a pixel can depend on: one masked stack against two streams.
+
+A stack of masked convolutions has a blind spot: rows above are reached only through pixels at most
+as far to the right as up, so much of the past on the right is never seen. PixelCNN++ has a stream
+for the rows above and one for the row, and none (the paper's Figure 10). Both are shown by the
+gradients of real networks, small and untrained.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import ModelConfig
+from ..nn import PixelCNNpp
+
+SIZE = 16
+FILTERS = 4
+
+
+class MaskedStack(nn.Module):
+    """The naive network: 3 x 3 convolutions that see the past alone, one after another.
+
+    The first is blind for the pixel itself (mask A), the others are not (mask B).
+    Source: van den Oord et al., Pixel recurrent neural networks (2016).
+    """
+
+    def __init__(self, layers: int, filters: int = FILTERS) -> None:
+        super().__init__()
+        widths = [1, *[filters] * layers]
+        self.convs = nn.ModuleList(
+            MaskedConv(before, after, own=i > 0)
+            for i, (before, after) in enumerate(itertools.pairwise(widths))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 1, H, W) -> (B, filters, H, W)."""
+        for conv in self.convs:
+            x = torch.tanh(conv(x))
+        return x
+
+
+class MaskedConv(nn.Conv2d):
+    """A 3 x 3 convolution over the pixels before its own, and with `own` over that one too."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, own: bool) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1)
+        mask = torch.tensor([[1.0, 1.0, 1.0], [1.0, float(own), 0.0], [0.0, 0.0, 0.0]])
+        self.register_buffer("mask", mask)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, D, H, W)."""
+        return F.conv2d(x, self.weight * self.get_buffer("mask"), self.bias, padding=1)
+
+
+def influence(network: Callable[[Tensor], Tensor], size: int, row: int, column: int) -> Tensor:
+    """|d output(row, column) / dx|, averaged over outputs: (size, size) float64.
+
+    network: (1, 1, size, size) -> (1, P, size, size), in float64. An input without a path to the
+    output has a gradient of exactly 0.
+    """
+    x = torch.zeros(1, 1, size, size, dtype=torch.float64, requires_grad=True)
+    outputs = network(x)[0, :, row, column]
+    gradients = [torch.autograd.grad(o, x, retain_graph=True)[0][0, 0] for o in outputs]
+    return torch.stack(gradients).abs().mean(0)
+
+
+def causal(size: int, row: int, column: int) -> Tensor:
+    """The pixels before (row, column) in raster order: (size, size) bool."""
+    order = torch.arange(size * size).view(size, size)
+    return order < row * size + column
+
+
+def receptive_fields(size: int = SIZE) -> dict[str, Any]:
+    """What the middle pixel of a size x size image depends on, in both kinds of network.
+
+    Returns for "masked-stack" and "two-streams" how many of the `causal` earlier pixels are
+    reached, how many are in the `blind_spot`, how many later ones are reached (`leaks`), and the
+    gradients as rows of `influence`. The stack is as deep as the image is wide: its depth is not
+    what limits it.
+    """
+    row = column = size // 2
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        stack = MaskedStack(layers=size)
+        config = ModelConfig(n_filters=FILTERS, n_resnet=1, n_mix=1, dropout=0.0)
+        streams = PixelCNNpp(config)
+    before = causal(size, row, column)
+    networks = {}
+    for name, network in (("masked-stack", stack), ("two-streams", streams)):
+        gradient = influence(network.double().eval(), size, row, column)
+        reached = gradient > 0
+        networks[name] = {
+            "reached": int((reached & before).sum()),
+            "blind_spot": int((~reached & before).sum()),
+            "leaks": int((reached & ~before).sum()),
+            "influence": gradient.tolist(),
+        }
+    return {
+        "unit": "pixels; influence is |d output / d pixel|, averaged over outputs",
+        "size": size,
+        "pixel": [row, column],
+        "causal": int(before.sum()),
+        "networks": networks,
+    }

@@ -1,0 +1,138 @@
+"""results.json of a reproduction: what was trained on what, on which machine."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import __version__
+from ..config import Role
+from ..data import ImageDataset
+from ..runlog import read_log, read_run_config
+from ..train import loss_name
+from .figures import is_diverged
+from .stages import Models
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run in `folder` came to its end, and its log is there."""
+    if not (folder / "log.jsonl").exists() or not (folder / "model.safetensors").exists():
+        return False
+    entries = read_log(folder)
+    return bool(entries) and entries[-1]["event"] == "end"
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    """The log of a run without what a later start took back (steps after the last checkpoint)."""
+    kept: list[dict[str, Any]] = []
+    for entry in read_log(folder):
+        if entry["event"] == "start":
+            kept = [e for e in kept if e["images"] <= entry["images"]]
+        kept.append(entry)
+    return kept
+
+
+def training_seconds(entries: Sequence[dict[str, Any]]) -> float:
+    """Time in the training loop: each start counts its seconds from 0."""
+    total = last = 0.0
+    for entry in entries:
+        if entry["event"] == "start":
+            total, last = total + last, 0.0
+        last = max(last, entry["seconds"])
+    return round(total + last, 1)
+
+
+def collect(
+    name: str,
+    budget: float | None,
+    seed: int,
+    models: Models,
+    train_set: ImageDataset,
+    test_set: ImageDataset,
+    samples: Mapping[str, Tensor],
+) -> dict[str, Any]:
+    """What results.json says beside the stages' numbers; no path of this machine is in it."""
+    return {
+        "dsmooth": __version__,
+        "name": name,
+        "budget_minutes": budget,
+        "data": {
+            "name": test_set.name,
+            "embedded_subset": test_set.source.startswith("embedded"),
+            "train_images": len(train_set),
+            "test_images": len(test_set),
+            "image_size": list(test_set.image_size),
+            "image_channels": test_set.image_channels,
+        },
+        "machine": describe_machine(),
+        "runs": {
+            role: describe_model(role, models, train_set, test_set) for role in models.networks
+        },
+        "samples": {
+            "seed": seed,
+            "count": {name: len(x) for name, x in samples.items()},
+            "diverged": {name: int(is_diverged(x).sum()) for name, x in samples.items()},
+        },
+    }
+
+
+def describe_model(
+    role: Role, models: Models, train_set: ImageDataset, test_set: ImageDataset
+) -> dict[str, Any]:
+    """Its settings and size; how it was trained, if the folder of a finished run is there."""
+    network, smoothing = models.networks[role], models.pair.smoothing
+    parameters = sum(p.numel() for p in network.parameters())
+    folder = models.runs.get(role)
+    if folder is None:
+        settings = {
+            "model": asdict(network.config),
+            "smoothing": smoothing.kind,
+            "scale": smoothing.scale,
+        }
+        return {"settings": settings, "parameters": parameters}
+    config, _ = read_run_config(folder / "config.json")
+    settings = asdict(config)
+    settings.pop("data_dir")
+    if not is_finished(folder):
+        return {"settings": settings, "parameters": parameters}
+    entries = history(folder)
+    scores = [e["bits_per_dim"] for e in entries if e["event"] == "evaluation"]
+    return {
+        "settings": settings,
+        "parameters": parameters,
+        "images": config.images,
+        "passes_over_training_set": round((config.images or 0) / len(train_set), 2),
+        "training_seconds": training_seconds(entries),
+        "loss": loss_name(config),
+        "held_out_bits_per_dim": scores[-1],
+        "held_out_images": min(config.evaluation_images, len(test_set)),
+    }
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, threads and versions."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "processor": processor_name(),
+        "cpu_threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def processor_name() -> str:
+    """The processor's own name where Linux tells it, else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

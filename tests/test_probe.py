@@ -1,0 +1,412 @@
+"""Linear probes: they reach what is separable, see what the network gives, and leave no trace."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import dsmooth
+from dsmooth.cli import main
+from dsmooth.config import ModelConfig, ProbeSettings
+from dsmooth.data import ImageDataset
+from dsmooth.evaluate import probe as probe_module
+from dsmooth.evaluate.linear import moments, train_linear
+from dsmooth.evaluate.probe import BLOCKS, PIXELS, Probing, Subject, probe_pair
+from tests.test_cli import save_run
+
+GREY = ModelConfig(n_filters=4, n_resnet=1, n_mix=2, dropout=0.0)
+STACK = replace(GREY, conditioning="stack")
+CONCAT = replace(GREY, conditioning="concat", likelihood="discretized", context_layers=1)
+SETTINGS = ProbeSettings(epochs=2)
+
+
+def make_pair(denoiser: ModelConfig = CONCAT) -> dsmooth.SmoothedPair:
+    torch.manual_seed(0)
+    networks = [dsmooth.PixelCNNpp(config) for config in (GREY, denoiser)]
+    return dsmooth.SmoothedPair(*networks, dsmooth.GaussianSmoothing(0.3), (8, 8)).eval()
+
+
+def squares(n: int, split: str, labels: bool = True) -> ImageDataset:
+    """8 x 8 pictures of two classes: a bright square on the left or on the right."""
+    generator = torch.Generator().manual_seed(len(split))
+    kinds = torch.randint(0, 2, (n,), generator=generator)
+    images = torch.zeros(n, 1, 8, 8, dtype=torch.uint8)
+    for image, kind in zip(images, kinds.tolist(), strict=True):
+        image[0, 2:6, 4 * kind : 4 * kind + 4] = 255
+    return ImageDataset(images, kinds if labels else None, "squares", split, "made for a test")
+
+
+def probing(folder: Path, settings: ProbeSettings = SETTINGS) -> Probing:
+    splits = {"train": squares(23, "train"), "test": squares(11, "test")}
+    return Probing(dsmooth.GaussianSmoothing(0.3), splits, settings, folder)
+
+
+# --- the classifier ----------------------------------------------------------------------------
+
+
+def labelled(n: int, d: int, classes: int, seed: int) -> tuple[np.ndarray, Tensor]:
+    """Points with a margin of 4 standard deviations between classes, on wild scales."""
+    generator = np.random.default_rng(1)
+    centres = np.linalg.qr(generator.normal(size=(d, classes)))[0].T * 8
+    scale, offset = 10.0 ** generator.uniform(-1, 1, d), generator.normal(size=d) * 3
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, classes, n)
+    points = centres[labels] + generator.normal(size=(n, d)) * min(1.0, 4 / d**0.5)
+    return ((points * scale + offset).astype(np.float16), torch.from_numpy(labels))
+
+
+@pytest.mark.parametrize(
+    ("n", "d", "classes"), [(60, 2, 2), (200, 5, 3), (1000, 40, 10), (300, 3000, 10), (40, 500, 4)]
+)
+def test_what_is_linearly_separable_is_reached(n: int, d: int, classes: int) -> None:
+    result = train_linear(
+        labelled(n, d, classes, 2), labelled(500, d, classes, 3), classes, epochs=20
+    )
+    assert result["accuracy"] == 1
+    assert result["train_accuracy"] == 1
+    assert result["features"] == d
+
+
+def test_labels_that_have_nothing_to_do_with_the_features_are_not_told() -> None:
+    n, classes = 1000, 4
+    (train, labels), (test, _) = labelled(n, 6, classes, 2), labelled(n, 6, classes, 3)
+    wrong = torch.from_numpy(np.random.default_rng(4).integers(0, classes, n))
+    result = train_linear((train, labels), (test, wrong), classes, epochs=2)
+    assert abs(result["accuracy"] - 1 / classes) < 4 * (0.25 * 0.75 / n) ** 0.5
+    assert result["standard_error"] == pytest.approx(
+        (result["accuracy"] * (1 - result["accuracy"]) / n) ** 0.5
+    )
+
+
+def test_features_that_never_vary_change_nothing() -> None:
+    train, test = labelled(200, 6, 3, 2), labelled(200, 6, 3, 3)
+    constant = [(np.concatenate([x, np.full_like(x, 7)], 1), y) for x, y in (train, test)]
+    plain = train_linear(train, test, 3, epochs=10)
+    padded = train_linear(constant[0], constant[1], 3, epochs=10)
+    assert (plain["accuracy"], padded["accuracy"]) == (1, 1)
+    mean, scale = moments(constant[0][0], "cpu")
+    assert mean.isfinite().all()
+    assert scale.isfinite().all()
+
+
+def test_moments_are_those_of_the_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = labelled(333, 5, 3, 2)[0]
+    exact = features.astype(np.float64)
+    variance = exact.var(0)
+    monkeypatch.setattr("dsmooth.evaluate.linear.READ_VALUES", 50)  # ten rows at a time
+    mean, scale = moments(features, "cpu")
+    np.testing.assert_allclose(mean.numpy(), exact.mean(0), rtol=1e-6)
+    floor = variance.mean() * 1e-4
+    np.testing.assert_allclose(scale.numpy(), (variance + floor) ** -0.5, rtol=1e-6)
+
+
+# --- the features ------------------------------------------------------------------------------
+
+
+def in_calls(
+    network: dsmooth.PixelCNNpp, inputs: tuple[Tensor, ...], n: int
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """`features` of n images at a time: with other numbers sums are rounded otherwise."""
+    n_images = len(inputs[0])
+    calls = []
+    with torch.no_grad():
+        for first in range(0, n_images, n):
+            rows = torch.arange(first, first + n).clamp(max=n_images - 1)
+            calls.append(network.features(*(x[rows] for x in inputs)))
+    return {
+        name: (
+            torch.cat([call[name][0] for call in calls])[:n_images],
+            torch.cat([call[name][1] for call in calls])[:n_images],
+        )
+        for name in BLOCKS
+    }
+
+
+@pytest.mark.parametrize("denoiser", [STACK, CONCAT], ids=["stack", "concat"])
+@pytest.mark.parametrize("see", ["noisy", "clean"])
+@pytest.mark.parametrize("stream", ["ul", "u", "both"])
+@pytest.mark.parametrize("pooling", ["flat", "mean"])
+def test_rows_are_the_features_of_the_network_in_float16(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    denoiser: ModelConfig,
+    see: Any,
+    stream: Any,
+    pooling: Any,
+) -> None:
+    pair = make_pair(denoiser)
+    monkeypatch.setattr(probe_module, "CALL_IMAGES", 11)  # of 23 and 11: also a part of a call
+    run = probing(tmp_path, ProbeSettings(stream=stream, pooling=pooling, input=see, seed=5))
+    for name, network in (("noisy", pair.noisy), ("denoiser", pair.denoiser)):
+        for repeat, (split, data) in enumerate(run.splits.items()):
+            x = data.batch(torch.arange(len(data)))
+            x_tilde = run.smoothing.sample(x, seed=5, first_index=0, repeat=repeat)
+            seen = x_tilde if see == "noisy" else x
+            inputs = (seen,) if name == "noisy" else (seen, x_tilde)
+            expected = in_calls(network, inputs, 11)
+            with contextlib.ExitStack() as stack:
+                rows = run.extract(Subject(name, network), split, stack, lambda n: None)
+                assert tuple(rows) == BLOCKS
+                for block, (u, ul) in expected.items():
+                    maps = {"u": u, "ul": ul, "both": torch.cat((u, ul), 1)}[stream]
+                    values = maps.mean((2, 3)) if pooling == "mean" else maps.flatten(1)
+                    assert np.array_equal(rows[block], values.half().numpy())
+
+
+def test_pixels_are_what_the_networks_see(tmp_path: Path) -> None:
+    run = probing(tmp_path)
+    x = run.splits["test"].batch(torch.arange(11))
+    with contextlib.ExitStack() as stack:
+        rows = run.extract(Subject(PIXELS, None), "test", stack, lambda n: None)
+        noisy = run.smoothing.sample(x, seed=0, first_index=0, repeat=1)
+        assert np.array_equal(rows[PIXELS], noisy.flatten(1).half().numpy())
+
+
+def test_an_untrained_network_is_new_and_leaves_the_generator_alone(tmp_path: Path) -> None:
+    pair, run = make_pair(), probing(tmp_path)
+    state = torch.random.get_rng_state()
+    fresh = run.untrained(pair.denoiser)
+    assert torch.random.get_rng_state().equal(state)
+    assert fresh.config == pair.denoiser.config
+    assert not fresh.stem_u.weight_v.equal(pair.denoiser.stem_u.weight_v)
+    again = run.untrained(pair.denoiser)
+    assert all(a.equal(b) for a, b in zip(fresh.parameters(), again.parameters(), strict=True))
+    other = replace(run, settings=replace(run.settings, seed=1)).untrained(pair.denoiser)
+    assert not fresh.stem_u.weight_v.equal(other.stem_u.weight_v)
+
+
+# --- the whole ---------------------------------------------------------------------------------
+
+
+def run_probes(path: Path, settings: ProbeSettings = SETTINGS, **options: Any) -> dict[str, Any]:
+    path.parent.mkdir(exist_ok=True)
+    return probe_pair(
+        make_pair(), squares(23, "train"), squares(11, "test"), settings, path, **options
+    )
+
+
+@pytest.mark.parametrize("call", [1, 7, 22])
+def test_the_result_does_not_depend_on_the_batch_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    whole = run_probes(tmp_path / "whole" / "probes.json")
+    monkeypatch.setattr(probe_module, "CALL_IMAGES", call)
+    assert run_probes(tmp_path / "calls" / "probes.json") == whole
+
+
+def test_an_image_has_the_same_features_whatever_the_others_are(tmp_path: Path) -> None:
+    few = probing(tmp_path)
+    many = replace(few, splits={"train": squares(57, "train"), "test": squares(11, "test")})
+    network = make_pair().denoiser
+    with contextlib.ExitStack() as stack:
+        rows, more = (
+            run.extract(Subject("denoiser", network), "train", stack, lambda n: None)
+            for run in (few, many)
+        )
+        assert all(np.array_equal(rows[block], more[block][:23]) for block in BLOCKS)
+
+
+def test_networks_and_controls_are_there(tmp_path: Path) -> None:
+    results = run_probes(tmp_path / "probes.json")
+    assert results == json.loads((tmp_path / "probes.json").read_text())
+    accuracy = results["accuracy"]
+    names = ["noisy", "denoiser", PIXELS, "untrained-noisy", "untrained-denoiser"]
+    assert list(accuracy) == names
+    for name in names:
+        assert tuple(accuracy[name]) == ((PIXELS,) if name == PIXELS else BLOCKS)
+    assert [accuracy["noisy"][b]["features"] for b in BLOCKS] == [256, 64, 16, 16, 64, 256]
+    assert results["asked"]["train_images"] == 23
+    assert "fraction" in results["unit"]
+
+
+def test_two_kinds_of_squares_are_told_apart(tmp_path: Path) -> None:
+    """They differ in place alone: pixels tell it, and so do maps of the pixels above."""
+    result = run_probes(tmp_path / "probes.json", ProbeSettings(epochs=20))
+    assert result["accuracy"][PIXELS][PIXELS]["accuracy"] == 1
+    assert result["accuracy"]["noisy"]["up0"]["accuracy"] == 1
+
+
+def mapped_files(folder: Path) -> list[str]:
+    """Files in `folder`, and those without a name that this process still has open or mapped."""
+    gc.collect()
+    found = [str(path) for path in folder.rglob("*") if path.is_file()]
+    if sys.platform == "linux":
+        maps = Path("/proc/self/maps").read_text().splitlines()
+        found += [line for line in maps if str(folder) in line]
+        for link in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(OSError):
+                target = str(link.readlink())
+                found += [target] if target.startswith(str(folder)) else []
+    return found
+
+
+@pytest.mark.parametrize("stop", [RuntimeError, KeyboardInterrupt], ids=["error", "^C"])
+@pytest.mark.parametrize("where", ["train_linear", "features"])
+def test_features_are_gone_however_the_call_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException], where: str
+) -> None:
+    held: list[int] = []
+    monkeypatch.setattr(probe_module, "CALL_IMAGES", 7)
+
+    def fail(*args: Any, **options: Any) -> Any:
+        held.append(len(mapped_files(tmp_path)))
+        raise stop
+
+    if where == "train_linear":
+        monkeypatch.setattr(probe_module, "train_linear", fail)
+    else:
+        real, calls = Probing.features, iter(range(100))
+        monkeypatch.setattr(
+            Probing,
+            "features",
+            lambda self, *args: fail() if next(calls) == 3 else real(self, *args),
+        )
+    with pytest.raises(stop):
+        run_probes(tmp_path / "probes.json")
+    if sys.platform == "linux":
+        assert held[0] > 0  # the features were on disk then
+    assert mapped_files(tmp_path) == []
+
+
+def test_features_are_gone_after_success(tmp_path: Path) -> None:
+    run_probes(tmp_path / "probes.json")
+    assert mapped_files(tmp_path) == [str(tmp_path / "probes.json")]
+
+
+def test_a_stopped_call_goes_on_after_the_last_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run_probes(tmp_path / "whole" / "probes.json")
+    done: list[str] = []
+    real = Probing.probe
+
+    def until_pixels(self: Probing, subject: Subject) -> dict[str, dict[str, Any]]:
+        if subject.name == PIXELS and PIXELS not in done:
+            done.append(PIXELS)
+            raise KeyboardInterrupt
+        done.append(subject.name)
+        return real(self, subject)
+
+    monkeypatch.setattr(Probing, "probe", until_pixels)
+    path = tmp_path / "stopped" / "probes.json"
+    with pytest.raises(KeyboardInterrupt):
+        run_probes(path)
+    assert list(json.loads(path.read_text())["accuracy"]) == ["noisy", "denoiser"]
+    assert run_probes(path) == whole
+    assert done[:3] == ["noisy", "denoiser", PIXELS]
+    assert sorted(done[3:]) == sorted([PIXELS, "untrained-noisy", "untrained-denoiser"])
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Path:
+    run_probes(tmp_path / "probes.json")
+    return tmp_path / "probes.json"
+
+
+def test_other_settings_do_not_mix_with_stored_ones(stored: Path) -> None:
+    before = stored.read_bytes()
+    with pytest.raises(ValueError, match="their epochs is 2, not 3; choose another --out"):
+        run_probes(stored, ProbeSettings(epochs=3))
+    assert stored.read_bytes() == before
+    replaced = run_probes(stored, ProbeSettings(epochs=3), replace_other=True)
+    assert replaced["asked"]["epochs"] == 3
+
+
+def test_data_that_does_not_fit_is_refused(tmp_path: Path, monkeypatch: Any) -> None:
+    pair, path = make_pair(), tmp_path / "probes.json"
+    train, test = squares(9, "train"), squares(9, "test")
+    with pytest.raises(ValueError, match="made for a test has no labels"):
+        probe_pair(pair, train, squares(9, "test", labels=False), SETTINGS, path)
+    wide = replace(test, images=test.images.repeat(1, 1, 1, 2))
+    with pytest.raises(ValueError, match=r"\(1, 8, 8\), but those of made for a test are \(1, 8"):
+        probe_pair(pair, train, wide, SETTINGS, path)
+    usage = shutil_usage(free=1000)
+    monkeypatch.setattr(probe_module.shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(OSError, match=r"need 0\.0 GB in .*--train-images"):
+        probe_pair(pair, train, test, SETTINGS, path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def shutil_usage(free: int) -> Any:
+    from types import SimpleNamespace
+
+    return SimpleNamespace(free=free)
+
+
+def test_a_diverged_network_is_named(tmp_path: Path) -> None:
+    pair = make_pair()
+    with torch.no_grad():
+        pair.denoiser.stem_u.weight_g.fill_(1e30)
+    with pytest.raises(ArithmeticError, match="block up0 of denoiser has values beyond float16"):
+        probe_pair(pair, squares(9, "train"), squares(9, "test"), SETTINGS, tmp_path / "p.json")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("stream", "ur"), ("pooling", "max"), ("input", "dark"), ("epochs", 0), ("seed", -1)],
+)
+def test_settings_out_of_range_are_refused(field: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=field):
+        ProbeSettings(**{field: value})
+
+
+# --- the command -------------------------------------------------------------------------------
+
+
+def command(*args: object) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main(list(map(str, args)))
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
+def test_the_command_writes_figures_and_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noisy, denoiser = (save_run(tmp_path / role, role, size=28) for role in ("noisy", "denoiser"))
+    out = tmp_path / "probes"
+    sizes = ["--train-images", 40, "--test-images", 20, "--epochs", 1]
+    assert command("probe", denoiser, noisy, "--out", out, *sizes) == 0
+    printed = capsys.readouterr().out
+    names = {path.name for path in out.iterdir()}
+    assert names == {"probes.json", "noisy.png", "denoiser.png"}
+    results = json.loads((out / "probes.json").read_text())
+    best = 100 * results["accuracy"]["noisy"]["up1"]["accuracy"]
+    assert f"{best:.1f} ±" in printed
+    assert command("probe", noisy, denoiser, "--out", out, *sizes, "--seed", 1) == 1
+    assert "their seed is 0, not 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["{tmp}/noisy"], "is a single model: name the run of its denoiser too"),
+        ([], "name a saved pair"),
+        (["{tmp}/noisy", "{tmp}/denoiser"], "the pair is for images (C, H, W) = (1, 8, 8)"),
+        (["{tmp}/noisy", "{tmp}/denoiser", "--data", "cifar10"], "--data-dir"),
+        (["{tmp}/noisy", "{tmp}/denoiser", "--threads", "0"], "--threads must be at least 1"),
+        (["{tmp}/nothing", "{tmp}/denoiser"], "there is no"),
+    ],
+)
+def test_mistakes_get_a_line_or_two(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], args: list[str], message: str
+) -> None:
+    for role in ("noisy", "denoiser"):
+        save_run(tmp_path / role, role)
+    out = tmp_path / "probes"
+    args = [arg.replace("{tmp}", str(tmp_path)) for arg in args]
+    assert command("probe", *args, "--out", out) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) <= 3
+    assert not out.exists()

@@ -1,0 +1,75 @@
+"""Receptive fields: two streams see the whole past and nothing else; a masked stack is blind."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import dsmooth
+from dsmooth.config import ModelConfig
+from dsmooth.evaluate.receptive_field import (
+    MaskedStack,
+    causal,
+    influence,
+    receptive_fields,
+)
+
+TINY = ModelConfig(n_filters=4, n_resnet=1, n_mix=1, dropout=0.0)
+
+
+@pytest.mark.parametrize(("row", "column"), [(8, 8), (9, 4), (8, 0), (0, 5), (0, 0)])
+def test_two_streams_see_the_whole_past_and_nothing_else(row: int, column: int) -> None:
+    torch.manual_seed(1)
+    network = dsmooth.PixelCNNpp(TINY).double().eval()
+    reached = influence(network, 16, row, column) > 0
+    assert reached.equal(causal(16, row, column))
+
+
+@pytest.mark.parametrize("depth", [12, 20])
+def test_a_masked_stack_misses_what_lies_flat_to_the_right(depth: int) -> None:
+    """With 3 x 3 kernels k rows up are seen up to k columns to the right, however deep it is."""
+    torch.manual_seed(1)
+    size, row, column = 12, 7, 5
+    reached = influence(MaskedStack(depth).double(), size, row, column) > 0
+    rows, columns = torch.arange(size)[:, None], torch.arange(size)[None, :]
+    blind = (rows < row) & (columns - column > row - rows)
+    assert reached.equal(causal(size, row, column) & ~blind)
+    assert int(blind.sum()) == 15
+
+
+def test_influence_is_the_gradient() -> None:
+    """Of a linear network: its weights themselves."""
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(1, 2, 3, padding=1).double()
+    field = influence(conv, 5, 2, 3)
+    expected = torch.zeros(5, 5, dtype=torch.float64)
+    expected[1:4, 2:5] = conv.weight.detach()[:, 0].abs().mean(0)
+    torch.testing.assert_close(field, expected, rtol=1e-15, atol=0)
+
+
+def test_a_leak_would_be_counted() -> None:
+    class Leaky(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.roll(-1, 3)
+
+    later = influence(Leaky(), 4, 1, 1) > 0
+    assert bool((later & ~causal(4, 1, 1)).any())
+
+
+def test_the_figure_is_of_these_networks_and_always_the_same() -> None:
+    state = torch.random.get_rng_state()
+    field = receptive_fields()
+    assert torch.random.get_rng_state().equal(state)
+    assert field == receptive_fields()
+    stack, streams = field["networks"]["masked-stack"], field["networks"]["two-streams"]
+    assert field["causal"] == 8 * 16 + 8
+    assert (streams["reached"], streams["blind_spot"], streams["leaks"]) == (136, 0, 0)
+    assert (stack["reached"], stack["blind_spot"], stack["leaks"]) == (115, 21, 0)
+
+
+def test_a_deeper_network_sees_no_less() -> None:
+    torch.manual_seed(0)
+    deeper = dsmooth.PixelCNNpp(replace(TINY, n_resnet=2)).double().eval()
+    assert (influence(deeper, 12, 6, 6) > 0).equal(causal(12, 6, 6))
