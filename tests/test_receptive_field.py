@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -19,12 +20,13 @@ from dsmooth.evaluate.receptive_field import (
 TINY = ModelConfig(n_filters=4, n_resnet=1, n_mix=1, dropout=0.0)
 
 
-@pytest.mark.parametrize(("row", "column"), [(8, 8), (9, 4), (8, 0), (0, 5), (0, 0)])
-def test_two_streams_see_the_whole_past_and_nothing_else(row: int, column: int) -> None:
+def test_two_streams_see_the_whole_past_and_nothing_else() -> None:
+    """From every pixel, at three resnets per block; fewer miss some of the row above."""
     torch.manual_seed(1)
-    network = dsmooth.PixelCNNpp(TINY).double().eval()
-    reached = influence(network, 16, row, column) > 0
-    assert reached.equal(causal(16, row, column))
+    network = dsmooth.PixelCNNpp(replace(TINY, n_resnet=3)).double().eval()
+    for row, column in itertools.product(range(8), range(8)):
+        reached = influence(network, 8, row, column) > 0
+        assert reached.equal(causal(8, row, column)), (row, column)
 
 
 @pytest.mark.parametrize("depth", [12, 20])
@@ -67,9 +69,3 @@ def test_the_figure_is_of_these_networks_and_always_the_same() -> None:
     assert field["causal"] == 8 * 16 + 8
     assert (streams["reached"], streams["blind_spot"], streams["leaks"]) == (136, 0, 0)
     assert (stack["reached"], stack["blind_spot"], stack["leaks"]) == (115, 21, 0)
-
-
-def test_a_deeper_network_sees_no_less() -> None:
-    torch.manual_seed(0)
-    deeper = dsmooth.PixelCNNpp(replace(TINY, n_resnet=2)).double().eval()
-    assert (influence(deeper, 12, 6, 6) > 0).equal(causal(12, 6, 6))

@@ -168,7 +168,7 @@ def test_a_continuous_denoiser_is_not_called_discrete(tmp_path: Path) -> None:
 
 def test_a_pair_without_baseline_or_single_step_has_a_page(tmp_path: Path) -> None:
     results = made_up_results()
-    del results["runs"]["plain"], results["bits_per_dim"]["plain"]
+    del results["runs"]["plain"], results["bits_per_dim"]["plain"], results["frechet"]
     kept = {k: v for k, v in made_up_pictures().items() if "single" not in k and k != "plain"}
     histories = {role: made_up_history() for role in ("noisy", "denoiser")}
     write_report(tmp_path / "report.html", results, histories, kept)
@@ -246,7 +246,7 @@ def test_distances_say_their_extractor_floor_and_what_was_left_out(tmp_path: Pat
         "0.321",
         "0123456789abcdef",
         "5,000 training images",
-        "2 plain PixelCNN++ diverged",
+        "Plain PixelCNN++: 2 diverged",
         "993 samples are fewer",
     ):
         assert part in seen

@@ -182,28 +182,26 @@ def test_a_folder_in_use_is_refused(finished: Path, data: Path) -> None:
 
 
 SCRIPT = """
-import sys
+import json, sys
 from pathlib import Path
-from tests.test_reproduce import SIZES, tiny_plan
-from dsmooth.reproduce import reproduce
-sys.exit(reproduce(Path(sys.argv[1]), tiny_plan(Path(sys.argv[2]), int(sys.argv[3])), sizes=SIZES))
+from dsmooth.config import TrainConfig
+from dsmooth.evaluate.stages import Sizes
+from dsmooth.reproduce import Plan, reproduce
+noisy, denoiser, plain = map(TrainConfig.from_dict, json.loads(sys.argv[2])["runs"].values())
+plan = Plan("tiny", ((noisy, denoiser), (plain,)))
+sys.exit(reproduce(Path(sys.argv[1]), plan, sizes=Sizes(count=9, scored_images=12)))
 """
 
 
 @pytest.mark.slow
 def test_stopped_and_resumed_is_the_uninterrupted_run(data: Path, tmp_path: Path) -> None:
-    images = 1600
+    plan = json.dumps(tiny_plan(data, images=1600).description())
     outs = [tmp_path / "whole", tmp_path / "stopped"]
-    root = str(Path(__file__).parents[1])
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([root, *sys.path]),
-        "OMP_NUM_THREADS": "1",
-    }
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
 
     def start(out: Path) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(out), str(data), str(images)],
+            [sys.executable, "-c", SCRIPT, str(out), plan],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

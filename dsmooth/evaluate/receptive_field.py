@@ -21,6 +21,7 @@ from ..nn import PixelCNNpp
 
 SIZE = 16
 FILTERS = 4
+RESNETS = 3
 
 
 class MaskedStack(nn.Module):
@@ -88,7 +89,7 @@ def receptive_fields(size: int = SIZE) -> dict[str, Any]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         stack = MaskedStack(layers=size)
-        config = ModelConfig(n_filters=FILTERS, n_resnet=1, n_mix=1, dropout=0.0)
+        config = ModelConfig(n_filters=FILTERS, n_resnet=RESNETS, n_mix=1, dropout=0.0)
         streams = PixelCNNpp(config)
     before = causal(size, row, column)
     networks = {}

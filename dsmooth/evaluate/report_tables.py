@@ -120,7 +120,7 @@ def frechet_section(results: Mapping[str, Any]) -> str:
         rows.append(row(title, words, number(distance["value"]), total=name == "real"))
         remarks += [w for w in distance.get("warnings", ()) if w not in remarks]
         if distance.get("left_out"):
-            remarks.append(f"{distance['left_out']:,} {title.lower()} diverged and are left out")
+            remarks.append(f"{title}: {distance['left_out']:,} diverged and are left out")
     extractor = frechet["extractor"]
     text = (
         f"{frechet['name']} to the {frechet['reference']['n_images']:,} training images. "
