@@ -138,7 +138,7 @@ def receptive_section(results: Mapping[str, Any]) -> str:
         light, dark = (receptive_png(field, name, dark=dark) for dark in (False, True))
         text = (
             f"Of {field['causal']} earlier pixels {network['reached']} are reached and "
-            f"{network['blind_spot']} are not; of the later ones, {network['leaks']}."
+            f"{network['blind_spot']} are not; of the later pixels {network['leaks']} are."
         )
         alt = f"Map of the pixels that the middle one depends on. {titles[name]}: {text}"
         figures.append(figure(light, alt, titles[name], text, dark))

@@ -312,12 +312,11 @@ def compare_all(
             features, _ = extract_features(train_set.images, network, progress=done)
         reference = collect_statistics(features, train_set.images, network)
         distances: dict[str, Any] = {}
-        floor: Tensor | None = test_set.images[:count]
+        real: dict[str, Any] = {}
         for name, images in samples.items():
+            floor = None if real else test_set.images[:count]
             result = compare_images(images, reference, network, floor=floor, progress=progress)
-            if floor is not None:
-                distances["real"] = {"value": result.floor, "n_images": result.n_floor}
-                floor = None
+            real = real or {"value": result.floor, "n_images": result.n_floor}
             distances[name] = {
                 "value": result.value,
                 "n_images": result.n_samples,
@@ -329,7 +328,7 @@ def compare_all(
             "name": network.distance_name,
             "extractor": network.describe(),
             "reference": {"split": "train", "n_images": len(train_set)},
-            "distances": distances,
+            "distances": {**distances, "real": real},
         }
 
     return stored_or(path, {"extractor": extractor, "count": count}, mode, compute)
