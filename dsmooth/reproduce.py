@@ -22,6 +22,7 @@ from .checkpoint import read_json, write_json
 from .config import Role, TrainConfig, flatten
 from .data import ImageDataset, load_dataset
 from .draw import weights_digest
+from .evaluate.features import make_extractor
 from .evaluate.probe import check_images
 from .evaluate.report import advice, bound_sentence, write_report
 from .evaluate.results import collect, history, is_finished
@@ -177,6 +178,8 @@ def reproduce(
         torch.set_num_threads(threads)
     if only not in (None, *STAGES):
         raise ValueError(f"only must be one of {', '.join(STAGES)}, got {only!r}")
+    if sizes.extractor != "auto":
+        make_extractor(sizes.extractor)  # a mistake is told before any work
     if isinstance(plan, Given):
         models = load_models(plan.folders)
         train_set, test_set = plan.load_data(models)

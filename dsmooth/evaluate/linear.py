@@ -19,11 +19,9 @@ Labelled = tuple[Features, Tensor]  # and labels (N,) int64
 # Images of a step; fewer where an epoch would have less than ten steps.
 STEP_IMAGES = 100
 STEPS_PER_EPOCH = 10
-# A step of Adam moves every weight by about its rate, and so a sum over D standardised features
-# by up to D rates: the rate that suits every D is this number over D.
-STEP_OF_A_LOGIT = 1.0
-# Features that vary less than the others by more than this are not blown up to the same scale.
-SMALLEST_DEVIATION = 1e-2
+# A step of Adam moves every weight by about its rate, and so a sum over D scaled features by up to
+# about D / 2 rates: the rate that suits every D is this number over D.
+STEP_OF_A_LOGIT = 3.0
 # Float32 values that one read of the features brings into memory.
 READ_VALUES = 2**24
 
@@ -40,11 +38,11 @@ def train_linear(
 ) -> dict[str, Any]:
     """Train on `train` by minibatch Adam for `epochs` passes and score on `test`.
 
-    The loss is the cross-entropy of softmax(W z + b), where z are the features standardised by the
-    mean and deviation of the training images. W and b start at 0 and the order of images is a
-    function of the seed, so the result is one too (with the same number of threads). progress is
-    called with the number of images visited. Returns "accuracy" on the test images, its
-    "standard_error", "train_accuracy" and the number of "features".
+    The loss is the cross-entropy of softmax(W z + b), where z are the features less their mean
+    over the training images, scaled as `moments` says. W and b start at 0 and the order of images
+    is a function of the seed, so the result is one too (with the same number of threads).
+    progress is called with the number of images visited. Returns "accuracy" on the test images,
+    its "standard_error", "train_accuracy" and the number of "features".
     """
     mean, scale = moments(train[0], device)
     weight = torch.zeros(classes, len(mean), device=device, requires_grad=True)
@@ -92,7 +90,13 @@ def parts(features: Features) -> Iterator[Features]:
 
 
 def moments(features: Features, device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """Mean and 1 / standard deviation of each feature, (D,) float32 on `device`."""
+    """Mean and scale of each feature, (D,) float32 on `device`.
+
+    The scale is 1 / sqrt(variance + mean variance of all features), half-way between standardised
+    features and one scale for all. On the noisy MNIST model of `mnist-quick` with 2,000 images, 20
+    passes, the three gave 92.5, 91.5 and 87.1 % after down2, and 78.6, 77.9 and 80.4 % after up0
+    (± 1): where features vary little that is mostly noise, and elsewhere they are needed.
+    """
     total = torch.zeros(features.shape[1], dtype=torch.float64)
     squares = torch.zeros_like(total)
     for part in parts(features):
@@ -101,7 +105,6 @@ def moments(features: Features, device: torch.device | str) -> tuple[Tensor, Ten
         squares += values.square().sum(0, dtype=torch.float64)
     mean = total / len(features)
     variance = (squares / len(features) - mean.square()).clamp(min=0)
-    floor = SMALLEST_DEVIATION**2 * variance.mean()
-    # A feature that never varies tells nothing; where none does, every scale is as good.
-    scale = (variance + floor).clamp(min=torch.finfo(torch.float32).tiny).rsqrt()
+    # Where nothing varies at all, every scale is as good.
+    scale = (variance + variance.mean()).clamp(min=torch.finfo(torch.float32).tiny).rsqrt()
     return mean.float().to(device), scale.float().to(device)

@@ -128,9 +128,9 @@ def description(
 
 def other_probes(path: Path, theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
     """The message that names the first difference."""
-    key = next(key for key in mine if theirs.get(key) != mine[key])
+    key = next((key for key in mine if theirs.get(key) != mine[key]), "description")
     return (
-        f"{path} holds other probes: their {key} is {theirs.get(key)}, not {mine[key]}; "
+        f"{path} holds other probes: their {key} is {theirs.get(key)}, not {mine.get(key)}; "
         "choose another --out"
     )
 
