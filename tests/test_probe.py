@@ -230,7 +230,7 @@ def test_networks_and_controls_are_there(tmp_path: Path) -> None:
 
 def test_two_kinds_of_squares_are_told_apart(tmp_path: Path) -> None:
     """They differ in place alone: pixels tell it, and so do maps of the pixels above."""
-    result = run_probes(tmp_path / "probes.json", ProbeSettings(epochs=20))
+    result = run_probes(tmp_path / "probes.json", ProbeSettings(epochs=10))
     assert result["accuracy"][PIXELS][PIXELS]["accuracy"] == 1
     assert result["accuracy"]["noisy"]["up0"]["accuracy"] == 1
 
