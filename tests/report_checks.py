@@ -100,19 +100,20 @@ frame.srcdoc = PAGE;
 </script></body></html>"""
 
 
-def browse(path: Path, width: int) -> dict[str, Any]:
+def browse(path: Path, width: int, folder: Path) -> dict[str, Any]:
     """What headless Chromium sees of a page at a width in CSS pixels, without a network.
 
-    Returns the number of pictures, the broken ones, by how much the page is wider than the window,
-    the smallest text, and what the browser's console says.
+    folder: for the browser's own files. Returns the number of pictures, the broken ones, by how
+    much the page is wider than the window, the smallest text, and what the console says. Skips the
+    test where there is no browser.
     """
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
     if browser is None:
         pytest.skip("needs chromium, for which nothing named so is on the PATH")
     source = json.dumps(path.read_text(encoding="utf-8")).replace("</", "<\\/")
-    frame = path.with_name("frame.html")
+    frame = folder / "frame.html"
     frame.write_text(FRAME.replace("WIDTH", str(width)).replace("PAGE", source), encoding="utf-8")
-    profile = f"--user-data-dir={path.parent / 'profile'}"
+    profile = f"--user-data-dir={folder / 'profile'}"
     offline = "--host-resolver-rules=MAP * ~NOTFOUND"
     command = [browser, "--headless", "--no-sandbox", "--disable-gpu", offline, profile]
     done = subprocess.run(

@@ -140,14 +140,22 @@ def write(folder: Path, results: Mapping[str, Any], pictures: dict[str, torch.Te
     return text
 
 
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of `made_up_results`."""
+    folder = tmp_path_factory.mktemp("page")
+    write(folder, made_up_results(), made_up_pictures())
+    return folder / "report.html"
+
+
 def words(html: str) -> str:
     """What a reader sees, white space collapsed."""
     body = html[html.index("<body>") :]
     return re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]*>", " ", body)))
 
 
-def test_page_says_the_numbers_and_their_conventions(tmp_path: Path) -> None:
-    seen = words(write(tmp_path, made_up_results(), made_up_pictures()))
+def test_page_says_the_numbers_and_their_conventions(page: Path) -> None:
+    seen = words(page.read_text(encoding="utf-8"))
     for part in ("1.132", "−1.047", "1.021", "1.106 ± 0.012", "1.357 ± 0.025", "987 held-out"):
         assert part in seen
     assert "Discrete bound" in seen
@@ -215,8 +223,8 @@ def test_curves_draw_from_any_history(entries: list[dict[str, Any]]) -> None:
     assert light != dark
 
 
-def test_page_puts_the_numbers_beside_the_papers(tmp_path: Path) -> None:
-    seen = words(write(tmp_path, made_up_results(), made_up_pictures()))
+def test_page_puts_the_numbers_beside_the_papers(page: Path) -> None:
+    seen = words(page.read_text(encoding="utf-8"))
     paper = seen[seen.index("Beside the paper") : seen.index("Training curves")]
     for part in ("1.106", "3.23", "2.51", "91.3 %", "98.5 %", "88.7 %", "3.125", "2,345 images"):
         assert part in paper
@@ -237,8 +245,8 @@ def test_other_data_is_not_put_beside_the_paper(tmp_path: Path) -> None:
     assert "3.23" not in seen
 
 
-def test_distances_say_their_extractor_floor_and_what_was_left_out(tmp_path: Path) -> None:
-    seen = words(write(tmp_path, made_up_results(), made_up_pictures()))
+def test_distances_say_their_extractor_floor_and_what_was_left_out(page: Path) -> None:
+    seen = words(page.read_text(encoding="utf-8"))
     for part in (
         "3.125",
         "4.125",
@@ -274,9 +282,8 @@ def test_probes_and_receptive_fields_are_drawn_for_light_and_dark() -> None:
 
 
 @pytest.mark.parametrize("width", [390, 1200])
-def test_a_browser_shows_all_of_it(tmp_path: Path, width: int) -> None:
-    write(tmp_path, made_up_results(), made_up_pictures())
-    seen = browse(tmp_path / "report.html", width)
+def test_a_browser_shows_all_of_it(page: Path, tmp_path: Path, width: int) -> None:
+    seen = browse(page, width, tmp_path)
     assert seen["messages"] == []
     assert seen["pictures"] >= 12
     assert seen["broken"] == []
