@@ -144,7 +144,7 @@ def receptive_section(results: Mapping[str, Any]) -> str:
         figures.append(figure(light, alt, titles[name], text, dark))
     text = (
         f"Gradients of small untrained networks on {field['size']} x {field['size']} pixels: what "
-        "the distribution of the dark pixel depends on. A masked stack goes up and to the right "
+        "the distribution of the marked pixel depends on. A masked stack goes up and to the right "
         "by equal steps at most, so what lies flatter to the right is never seen, however deep "
         "it is. PixelCNN++ carries the rows above in a stream of their own."
     )
