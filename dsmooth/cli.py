@@ -266,8 +266,9 @@ def _reproduce(command: Reproduce) -> int:
     sizes = Sizes(command.count, command.scored_images, probes, command.extractor)
     plan: Plan | Given
     if command.models:
-        if command.budget is not None:
-            raise ValueError("--budget is for training, and with --models nothing is trained")
+        if command.budget is not None or command.download:
+            name = "--download" if command.budget is None else "--budget"
+            raise ValueError(f"{name} is for training, and with --models nothing is trained")
         plan = Given(command.models, command.data, command.data_dir, command.seed)
     else:
         if command.data is not None:

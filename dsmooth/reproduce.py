@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .checkpoint import read_json, write_json
 from .config import Role, TrainConfig, flatten
-from .data import ImageDataset, load_dataset
+from .data import ImageDataset
 from .draw import weights_digest
 from .evaluate.features import make_extractor
 from .evaluate.probe import check_images
@@ -134,13 +134,10 @@ class Given:
         """Training and test images. Raises ValueError for those of another shape."""
         directory = Path(self.data_dir) if self.data_dir else None
         choice = choose_data(self.folders, self.data, directory, None)
-        sets = tuple(
-            load_dataset(choice.name, split, choice.data_dir, image_size=choice.image_size)
-            for split in ("train", "test")
-        )
-        for data in sets:
+        train_set, test_set = choice.load("train"), choice.load("test")
+        for data in (train_set, test_set):
             check_images(models.pair, data)
-        return sets[0], sets[1]
+        return train_set, test_set
 
     def description(self, models: Models, test_set: ImageDataset) -> dict[str, Any]:
         """All that decides the results, as JSON."""

@@ -449,6 +449,7 @@ def test_a_saved_pair_gives_the_same_numbers(
         (["--models", "{noisy}"], "perhaps that of a plain model; got"),
         (["--models", "{noisy}", "{noisy}"], "are both runs of the role noisy"),
         (["--models", "{noisy}", "{denoiser}", "--budget", "1"], "--budget is for training"),
+        (["--models", "{noisy}", "{denoiser}", "--download"], "--download is for training"),
         (["--models", "{noisy}", "{denoiser}", "--data", "cifar10"], "--data-dir"),
         (["--data", "mnist"], "--data goes with --models"),
         (["--count", "0"], "count must be at least 1, got 0"),
