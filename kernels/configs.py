@@ -56,14 +56,16 @@ AMPERE: dict[tuple[Work, Format, bool], Config] = {
     ("paired", "ieee", False): Config(32, 32, 16, 4, 2),
     ("paired", "ieee", True): Config(32, 32, 16, 4, 2),
     ("weights", "half", False): Config(64, 32, 32, 4, 3),
-    ("weights", "half", True): Config(64, 64, 64, 4, 3),
-    ("weights", "tf32", False): Config(32, 32, 32, 4, 3),
+    ("weights", "half", True): Config(64, 64, 32, 4, 3),
+    ("weights", "tf32", False): Config(32, 64, 64, 4, 3),
     ("weights", "tf32", True): Config(32, 64, 64, 4, 3),
     ("weights", "ieee", False): Config(16, 32, 32, 4, 2),
     ("weights", "ieee", True): Config(16, 32, 32, 4, 2),
 }
 HOPPER: dict[tuple[Work, Format, bool], Config] = AMPERE | {
     ("paired", "half", True): Config(64, 128, 64, 4, 3),
+    # wgmma multiplies 64 rows at a time: of pixels above, here of input channels
+    ("weights", "half", False): Config(64, 32, 64, 4, 3),
     ("weights", "half", True): Config(64, 128, 64, 4, 3),
 }
 

@@ -40,17 +40,22 @@ class Case:
     seed: Tensor
 
     def run(
-        self, impl: str, dtype: torch.dtype, prepare: Callable[[Tensor], Tensor] = lambda t: t
+        self,
+        impl: str,
+        dtype: torch.dtype,
+        prepare: Callable[[Tensor], Tensor] = lambda t: t,
+        device: str = "cpu",
     ) -> dict[str, Tensor]:
-        """The output and all gradients."""
+        """The output and all gradients, on the CPU."""
         exact = torch.float64 if dtype == torch.float64 else torch.float32
         x, *skips = (
-            prepare(t.to(dtype).clone()).detach().requires_grad_() for t in (self.x, *self.skips)
+            prepare(t.to(device, dtype, copy=True)).detach().requires_grad_()
+            for t in (self.x, *self.skips)
         )
-        weights = [w.to(exact).detach().clone().requires_grad_() for w in self.weights]
-        gains = [g.to(exact).detach().clone().requires_grad_() for g in self.gains]
+        weights = [w.to(device, exact, copy=True).requires_grad_() for w in self.weights]
+        gains = [g.to(device, exact, copy=True).requires_grad_() for g in self.gains]
         half = dtype in (torch.bfloat16, torch.float16)
-        with torch.autocast("cpu", dtype if half else None, enabled=half):
+        with torch.autocast(device, dtype if half else None, enabled=half):
             y = gated_resnet(
                 x,
                 (weights[0], weights[1]),
@@ -60,16 +65,17 @@ class Case:
                 gains=tuple(gains),
                 shift=self.shift,
                 dropout=self.dropout,
-                seed=self.seed,
+                seed=self.seed.to(device),
                 layer=3,
                 impl=impl,
             )
-        y.backward(self.grad_y.to(y.dtype))
+        y.backward(self.grad_y.to(device, y.dtype))
         names = ["conv_in", "bias_in", "conv_out", "bias_out", "nin", "bias_nin"]
         grads = dict(zip(names, (w.grad for w in weights), strict=False))
         grads |= {f"gain{i}": g.grad for i, g in enumerate(gains)}
         grads |= {f"skip{i}": s.grad for i, s in enumerate(skips)}
-        return {"y": y.detach(), "x": x.grad, **grads}
+        grads |= {"y": y.detach(), "x": x.grad}
+        return {name: value.cpu() for name, value in grads.items() if value is not None}
 
     def native_args(self, dtype: torch.dtype, instruction_set: str = "auto") -> tuple[Any, ...]:
         exact = torch.float64 if dtype == torch.float64 else torch.float32

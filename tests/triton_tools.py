@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 WARP_SIZE = 32
+Type = str | tuple[str, ...]
 LAUNCH_OPTIONS = {"num_warps": 4, "num_stages": 3}  # not parameters of a kernel; Triton's defaults
 DTYPES = {
     torch.bfloat16: "bf16",
@@ -33,6 +34,7 @@ DTYPES = {
     torch.float64: "fp64",
     torch.int64: "i64",
     torch.int32: "i32",
+    torch.uint8: "u8",
 }
 
 
@@ -69,8 +71,8 @@ class Launch:
 
 def compile_ahead(
     fn: Any,
-    signature: Mapping[str, str],
-    constexprs: Mapping[str, Any],
+    signature: Mapping[str, Type],
+    constexprs: Mapping[str | tuple[str, int], Any],
     arch: int,
     num_warps: int = 4,
     num_stages: int = 3,
@@ -78,8 +80,9 @@ def compile_ahead(
     """Compile a @triton.jit function for CUDA compute capability `arch` (80, 90, 100).
 
     signature: the type of every parameter that is not in `constexprs`, as "*fp32", "i32", "fp32";
-    with ":16" where pointer or number is a multiple of 16. Multiplications and additions are fused,
-    as launchers must ask for by name: versions of Triton differ in their default.
+    with ":16" where pointer or number is a multiple of 16. A tuple has a tuple of types, with
+    "constexpr" for a constant part, whose value is at (name, place). Multiplications and additions
+    are fused, as launchers must ask for by name: versions of Triton differ in their default.
     """
     from triton import knobs
     from triton.backends.compiler import GPUTarget
@@ -91,14 +94,22 @@ def compile_ahead(
             "kernels decorated under TRITON_INTERPRET=1 cannot be compiled; unset it"
         )
     names = fn.arg_names
-    if unknown := set(names) ^ (set(signature) | set(constexprs)):
+    constants = {key if isinstance(key, tuple) else (key,): v for key, v in constexprs.items()}
+    if unknown := set(names) ^ (set(signature) | {key[0] for key in constants}):
         raise ValueError(f"{fn.__name__} has {names}; missing or unknown: {sorted(unknown)}")
-    types = {n: "constexpr" if n in constexprs else signature[n].split(":")[0] for n in names}
-    multiples = {(i,) for i, n in enumerate(names) if signature.get(n, "").endswith(":16")}
+    types: dict[str, Type] = {}
+    multiples = []
+    for i, name in enumerate(names):
+        given = signature.get(name, "constexpr")
+        parts = given if isinstance(given, tuple) else (given,)
+        bare = tuple(part.split(":")[0] for part in parts)
+        types[name] = bare if isinstance(given, tuple) else bare[0]
+        places = [(i, j) if isinstance(given, tuple) else (i,) for j in range(len(parts))]
+        multiples += [p for p, part in zip(places, parts, strict=True) if part.endswith(":16")]
     source = ASTSource(
         fn=fn,
         signature=types,
-        constexprs={(names.index(n),): value for n, value in constexprs.items()},
+        constexprs={(names.index(n), *rest): value for (n, *rest), value in constants.items()},
         attrs={place: [["tt.divisibility", 16]] for place in multiples},
     )
     compiled = compile_kernel(
@@ -124,28 +135,41 @@ def compile_launch(launch: Launch, arch: int) -> Compiled:
     return compile_ahead(launch.kernel, signature, constexprs, arch, **launch.options)
 
 
-def specialise(fn: Any, arguments: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, Any]]:
+def specialise(
+    fn: Any, arguments: Mapping[str, Any]
+) -> tuple[dict[str, Type], dict[str | tuple[str, int], Any]]:
     """Signature and constants of a call, as Triton derives them from the values.
 
     A number that is 1 and None become constants; a multiple of 16 is marked as one.
     """
-    signature: dict[str, str] = {}
-    constexprs: dict[str, Any] = {}
+    signature: dict[str, Type] = {}
+    constexprs: dict[str | tuple[str, int], Any] = {}
     for parameter in fn.params:
         name, value = parameter.name, arguments[parameter.name]
-        if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
+        if not parameter.is_constexpr and isinstance(value, tuple):
+            types = tuple(_type_of(name, part) for part in value)
+            signature[name] = types
+            constants = (i for i, type_ in enumerate(types) if type_ == "constexpr")
+            constexprs |= {(name, i): value[i] for i in constants}
+        elif parameter.is_constexpr or _type_of(name, value) == "constexpr":
             constexprs[name] = value
-        elif isinstance(value, Tensor):
-            signature[name] = f"*{DTYPES[value.dtype]}" + _mark(value.data_ptr())
-        elif isinstance(value, bool):
-            signature[name] = "u1"
-        elif isinstance(value, int):
-            signature[name] = ("i32" if -(2**31) <= value < 2**31 else "i64") + _mark(value)
-        elif isinstance(value, float):
-            signature[name] = "fp32"
         else:
-            raise TypeError(f"{name} is a {type(value).__name__}, which no kernel here takes")
+            signature[name] = _type_of(name, value)
     return signature, constexprs
+
+
+def _type_of(name: str, value: Any) -> str:
+    if value is None or (type(value) is int and value == 1):
+        return "constexpr"
+    if isinstance(value, Tensor):
+        return f"*{DTYPES[value.dtype]}" + _mark(value.data_ptr())
+    if isinstance(value, bool):
+        return "u1"
+    if isinstance(value, int):
+        return ("i32" if -(2**31) <= value < 2**31 else "i64") + _mark(value)
+    if isinstance(value, float):
+        return "fp32"
+    raise TypeError(f"{name} is a {type(value).__name__}, which no kernel here takes")
 
 
 def _mark(value: int) -> str:

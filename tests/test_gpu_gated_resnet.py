@@ -1,0 +1,53 @@
+"""The gated block's Triton kernels on a CUDA device, against float64 on the CPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dsmooth.functional import Shift
+from tests.gated_cases import EPS, KERNELS, STRIDES, assert_as_good, make_case
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+SIZES = [
+    ((1, 1, 1), 1, ()),
+    ((3, 5, 7), 5, (5, 3)),
+    ((2, 28, 28), 40, (40,)),
+    ((2, 8, 33), 160, (160, 160)),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("size", "filters", "skips"), SIZES)
+@pytest.mark.parametrize("shift", list(KERNELS))
+def test_as_good_as_eager(
+    shift: Shift,
+    size: tuple[int, int, int],
+    filters: int,
+    skips: tuple[int, ...],
+    dtype: torch.dtype,
+) -> None:
+    case = make_case(shift, size, filters, skips, 0.5, dtype, gains=True)
+    exact = case.run("reference", torch.float64)
+    eager = case.run("reference", dtype, device="cuda")
+    for name, prepare in STRIDES.items():
+        got = case.run("triton", dtype, prepare, device="cuda")
+        assert_as_good(got, eager, exact, EPS[dtype])
+        again = case.run("auto", dtype, prepare, device="cuda")
+        for key, value in got.items():
+            assert torch.equal(again[key], value), (name, key)
+
+
+def test_tf32_where_torch_allows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = make_case("down", (2, 16, 16), 64, (64,), 0.0, torch.float32)
+    exact = case.run("reference", torch.float64)
+    errors = []
+    for precision in ("ieee", "tf32"):
+        monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", precision)
+        got = case.run("triton", torch.float32, device="cuda")
+        errors.append((got["y"].double() - exact["y"]).abs().max().item())
+    assert errors[0] < 1e-5 < errors[1] < 1e-2
