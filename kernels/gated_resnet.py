@@ -6,6 +6,8 @@
 with E = concat_elu and dropout D. Between them only h and, with dropout, `kept` go through memory:
 one byte per element of h, whose bits 0 and 1 say whether elu(h) and elu(-h) stay. Backward, A and G
 are computed anew (gate_kernel with GRAD), and each data gradient ends with the slopes of elu.
+
+One file though long: the passes of one block, whose kernels and launchers share every convention.
 """
 
 from __future__ import annotations
