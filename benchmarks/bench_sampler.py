@@ -1,155 +1,190 @@
 """The cached sampler against plain sampling, one forward of the network per pixel.
 
-    pytest benchmarks/bench_sampler.py
-
-All threads of torch. Plain sampling would take minutes per image: a few eager forwards of the same
-batch by the reference operations are timed and multiplied by H W, the number of pixels. The
-contenders and a large torch.mm, for the peak, take turns within a round; medians over rounds are
-printed. Images are checked against the network before a time is. With --benchmark-disable the
-smallest case is checked and nothing is timed.
+Plain sampling would take minutes per image: a few eager forwards of the same batch by the reference
+operations are timed and multiplied by H W, the number of pixels. They, the sampler and a large
+torch.mm, for the peak, take turns within a round. `bench_exact` runs plain sampling for real, where
+it is small enough, beside fixed-point sampling. Images are checked against the network before a
+time is.
 """
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+import math
 
 import pytest
 import torch
-from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
-from dsmooth import ModelConfig, PixelCNNpp, _extension
-from dsmooth.functional import logistic_mixture_sample, use_impl
-from dsmooth.sampling import CachedSampler
-from dsmooth.sampling.philox import Stage, image_words, to_uniform
-
-# Without a C++ compiler there is no extension, and nothing to compare.
-pytestmark = pytest.mark.skipif(
-    not _extension.is_available(), reason=str(_extension.unavailable_reason())
+from benchmarks.measure import (
+    Bench,
+    Work,
+    full,
+    matmul,
+    quick,
+    read,
+    smoke,
+    take_turns,
+    torch_threads,
 )
-ROUNDS = 3
-MM_SIZE = 1536
+from benchmarks.networks import (
+    CIFAR,
+    MNIST,
+    SMALL,
+    Network,
+    check_samples,
+    dependent_stages,
+    flops_of_forward,
+    plain_forward,
+    weight_bytes,
+)
+from dsmooth.sampling import CachedSampler, jacobi_sample, sequential_sample
+
+pytestmark = pytest.mark.usefixtures("native")
+BF16 = torch.bfloat16
 
 
-@dataclass(frozen=True)
-class Case:
-    """`conditionings`: the models that an image takes, one after the other."""
+@pytest.mark.parametrize(
+    ("network", "batch", "dtype"),
+    [
+        smoke(SMALL, 2, torch.float32, id="small"),
+        *(full(MNIST, 2**i, torch.float32, id=f"mnist-{2**i}") for i in (1, 2, 3, 5, 7, 8)),
+        *(quick(MNIST, n, torch.float32, id=f"mnist-{n}") for n in (1, 16, 64)),
+        quick(MNIST, 64, BF16, id="mnist-64-bf16"),
+        *(full(CIFAR, n, torch.float32, id=f"cifar-{n}") for n in (1, 4, 16, 64)),
+        full(CIFAR, 16, BF16, id="cifar-16-bf16"),
+    ],
+)
+def bench_speedup(bench: Bench, network: Network, batch: int, dtype: torch.dtype) -> None:
+    """Batch sweep."""
+    model = network.build()
+    sampler = CachedSampler(model, dtype)
+    size = network.size
 
-    batch: int
-    conditionings: tuple[str, ...] = ("none",)
-    dtype: torch.dtype = torch.float32
-    channels: int = 1
-    n_filters: int = 40
-    n_resnet: int = 5
-    size: int = 28
-    n_mix: int = 10
+    def cached() -> torch.Tensor:
+        return sampler.sample(batch, size, size)
 
-
-CASES = {
-    "small": Case(2, n_filters=8, n_resnet=1, size=8),
-    "mnist-1": Case(1),
-    "mnist-64": Case(64),
-    "mnist-256": Case(256),
-    "mnist-64-bf16": Case(64, dtype=torch.bfloat16),
-    "two-step-64": Case(64, ("none", "stack")),
-    "two-step-concat-64": Case(64, ("none", "concat")),
-    "cifar-16": Case(16, channels=3, n_filters=160, size=32),
-    "cifar-64": Case(64, channels=3, n_filters=160, size=32),
-    "cifar-16-bf16": Case(16, dtype=torch.bfloat16, channels=3, n_filters=160, size=32),
-}
-
-
-@pytest.mark.parametrize("name", CASES)
-def bench_sampler(benchmark: Any, capsys: pytest.CaptureFixture[str], name: str) -> None:
-    if benchmark.disabled and name != "small":
-        pytest.skip("without timing, the smallest case shows that the benchmark runs")
-    case = CASES[name]
-    models = [make_model(case, conditioning) for conditioning in case.conditionings]
-    samplers = [CachedSampler(model, case.dtype) for model in models]
-    shape = (case.batch, case.channels, case.size, case.size)
-
-    def cached() -> Tensor:
-        x: Tensor | None = None
-        for sampler in samplers:
-            x = sampler.sample(case.batch, case.size, case.size, context=x)
-        assert x is not None
-        return x
-
-    @torch.no_grad()
-    def forwards() -> None:
-        """What plain sampling does for one pixel of every image."""
-        with use_impl("reference"):
-            for model in models:
-                given = None if model.config.conditioning == "none" else torch.zeros(shape)
-                model.decode(torch.zeros(shape), model.encode_context(torch.zeros(shape), given))
-
-    first = samplers[0].sample(case.batch, case.size, case.size)
-    check(models[0], first, case.dtype)
-    if benchmark.disabled:
-        benchmark(cached)
-        return
-    with FlopCounterMode(display=False) as counter:
-        forwards()
-    flops = counter.get_total_flops()
-    a = torch.randn(MM_SIZE, MM_SIZE)
-    contenders = {"plain": forwards, "cached": cached, "mm": lambda: a @ a}
-    seconds: dict[str, list[float]] = {key: [] for key in contenders}
-    for _ in range(ROUNDS):
-        for key, run in contenders.items():
-            seconds[key].append(timed(run))
-    benchmark.pedantic(cached, rounds=1)
-    median = {key: statistics.median(values) for key, values in seconds.items()}
-    pixels = case.size**2
-    ratio = statistics.median(
-        pixels * plain / fast
-        for plain, fast in zip(seconds["plain"], seconds["cached"], strict=True)
+    check_samples(model, cached(), dtype)
+    if bench.smoke:
+        return bench.once(cached)
+    contenders = {
+        "plain": lambda: plain_forward(model, network.shape(batch)),
+        "cached": cached,
+        "torch.mm": matmul(dtype),
+    }
+    flops = flops_of_forward(model, network.shape(batch))
+    stage_seconds = seconds_per_stage(network)
+    n_bytes = weight_bytes(model, size, size, dtype)
+    # From whichever cache holds what one pixel reads.
+    contenders["read"] = read(n_bytes // size**2)
+    # A forward that takes ten seconds needs no warming up.
+    long = flops > 1e12
+    turns = take_turns(contenders, rounds=3 if long else 7, warmup=0 if long else 1)
+    bench.record(
+        turns.times("plain", size**2),
+        "cached",
+        cached,
+        shape=network.shape(batch),
+        dtype=dtype,
+        work=Work(
+            images=batch,
+            flops=flops,
+            # A worker draws 16 images at a time and reads the weights for them once.
+            bytes=n_bytes * math.ceil(batch / 16),
+            stages=dependent_stages(model, size, size),
+            stage_seconds=stage_seconds,
+        ),
+        seconds_per_stage=stage_seconds,
+        # Two workers with caches for 16 images each, and the images.
+        memory_formula=min(batch, 16 * torch.get_num_threads())
+        * sampler.bytes_per_image(size, size)
+        + 4 * batch * network.channels * size**2,
+        instruction_set=sampler.instruction_set,
     )
-    peak = 2 * MM_SIZE**3 / median["mm"]
-    rate = flops / median["cached"]
-    with capsys.disabled():
-        print(
-            f"\n{name}: {case.batch / median['cached']:.3g} img/s, "
-            f"{ratio:,.0f} x plain ({case.batch / median['plain'] / pixels:.3g} img/s), "
-            f"{rate / 1e9:.0f} GFLOP/s, {rate / peak:.0%} of torch.mm's {peak / 1e9:.0f}, "
-            f"{torch.get_num_threads()} threads, {samplers[0].instruction_set}"
-        )
+    return None
 
 
-def timed(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+def seconds_per_stage(network: Network) -> float:
+    """The least time of a dependent product: that of the narrowest network, one image, a thread."""
+    narrow = Network(network.channels, 4, network.n_resnet, network.size)
+    model, size = narrow.build(), network.size
+    sampler = CachedSampler(model)
+    turns = take_turns({"narrow": lambda: sampler.sample(1, size, size, threads=1)}, rounds=3)
+    return turns.of("narrow").median / dependent_stages(model, size, size)
 
 
-def make_model(case: Case, conditioning: str) -> PixelCNNpp:
-    torch.manual_seed(0)
-    model = PixelCNNpp(
-        ModelConfig(
-            image_channels=case.channels,
-            n_filters=case.n_filters,
-            n_resnet=case.n_resnet,
-            n_mix=case.n_mix,
-            conditioning=conditioning,  # type: ignore[arg-type]
-        )
-    ).eval()
-    with torch.no_grad():
-        model.head.weight_g.mul_(0.1)
-        model.head.bias[case.n_mix :].view(case.channels, -1, case.n_mix)[:, 1] = -3
-    return model
+@pytest.mark.parametrize(
+    ("network", "batch"),
+    [
+        smoke(SMALL, 2, id="small"),
+        quick(MNIST, 1, id="threads-mnist-1"),
+        quick(MNIST, 64, id="threads-mnist-64"),
+    ],
+)
+def bench_threads(bench: Bench, network: Network, batch: int) -> None:
+    """One thread against two."""
+    sampler, size = CachedSampler(network.build()), network.size
+    contenders = {
+        f"{n} thread(s)": lambda n=n: sampler.sample(batch, size, size, threads=n) for n in (1, 2)
+    }
+    one, two = (run() for run in contenders.values())
+    assert torch.equal(one, two)
+    if bench.smoke:
+        return bench.once(contenders["2 thread(s)"])
+    turns = take_turns(contenders, rounds=5)
+    run = contenders["2 thread(s)"]
+    shape = network.shape(batch)
+    bench.record(turns, "2 thread(s)", run, shape=shape, work=Work(images=batch))
+    return None
 
 
-@torch.no_grad()
-def check(model: PixelCNNpp, x: Tensor, dtype: torch.dtype) -> None:
-    """The images are those of the network: redraw their pixels from a forward on themselves."""
-    n = min(4, x.shape[0])
-    height, width = x.shape[2:]
-    words = image_words(n, height * width, seed=0, stage=Stage.SAMPLE)
-    uniforms = to_uniform(words).float().view(n, height, width, 4).permute(0, 3, 1, 2)
-    again = logistic_mixture_sample(model(x[:n]), uniforms, x.shape[1])
-    # What differs is a component chosen within rounding of a boundary.
-    tolerance, flips = (1e-3, 1e-3) if dtype == torch.float32 else (5e-2, 3e-2)
-    assert ((again - x[:n]).abs() > tolerance).float().mean() < flips
+@pytest.mark.parametrize(
+    "network",
+    [
+        smoke(SMALL, id="small"),
+        *(quick(Network(size=n), id=f"size-{n}x{n}") for n in (16, 28)),
+        *(full(Network(size=n), id=f"size-{n}x{n}") for n in (40, 56, 80)),
+    ],
+)
+def bench_image_size(bench: Bench, network: Network) -> None:
+    """Time against H W: linear, where plain sampling's is quadratic."""
+    size = network.size
+    model = network.build()
+    sampler = CachedSampler(model)
+
+    def cached() -> torch.Tensor:
+        return sampler.sample(16, size, size)
+
+    check_samples(model, cached())
+    if bench.smoke:
+        return bench.once(cached)
+    turns = take_turns({"cached": cached, "torch.mm": matmul(torch.float32)}, rounds=5)
+    work = Work(images=16, flops=flops_of_forward(model, network.shape(16)))
+    bench.record(turns, "cached", cached, shape=network.shape(16), work=work)
+    return None
+
+
+@pytest.mark.parametrize(
+    ("network", "batch"),
+    [
+        smoke(SMALL, 2, id="small"),
+        quick(Network(n_filters=16, n_resnet=1, size=12), 16, id="exact-12x12"),
+    ],
+)
+def bench_exact(bench: Bench, network: Network, batch: int) -> None:
+    """The cached sampler, plain sampling and fixed points, each drawing whole images."""
+    model, size = network.build(), network.size
+    sampler = CachedSampler(model)
+    contenders = {
+        "cached": lambda: sampler.sample(batch, size, size),
+        "sequential": lambda: sequential_sample(model, batch, height=size, width=size),
+        "Jacobi": lambda: jacobi_sample(model, batch, height=size, width=size).images,
+    }
+    samples = {name: run() for name, run in contenders.items()}
+    for x in samples.values():
+        torch.testing.assert_close(x, samples["sequential"], rtol=1e-3, atol=1e-3)
+    if bench.smoke:
+        return bench.once(contenders["cached"])
+    with torch_threads(1):
+        turns = take_turns(contenders, rounds=3)
+        work = Work(images=batch, flops=flops_of_forward(model, network.shape(batch)))
+        bench.record(turns, "cached", contenders["cached"], shape=network.shape(batch), work=work)
+    return None

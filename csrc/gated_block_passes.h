@@ -164,8 +164,8 @@ struct Passes {
   }
 
   DSMOOTH_INLINE static V sigmoid(V v) {
-    const ExpPair<V> exp = exp_minus_abs(v);
-    return M::select(v > 0, V{} + 1, exp.e) / (exp.e + 1);
+    const V e = M::exp(-M::abs(v));
+    return M::select(v > 0, V{} + 1, e) * M::reciprocal(e + 1);
   }
 
   // y = x + A sigmoid(G) with (A, G) = sums + bias, kept in `gates` unless that is null.

@@ -50,7 +50,7 @@ def describe() -> Iterator[str]:
     yield f"torch {torch.__version__}, triton {_version_of('triton')}"
     yield from _describe_build()
     yield f"threads: {torch.get_num_threads()} (torch.set_num_threads or OMP_NUM_THREADS)"
-    yield f"devices: cpu ({_cpu_name()})"
+    yield f"devices: cpu ({cpu_name()})"
     for i in range(torch.cuda.device_count()):
         memory = torch.cuda.get_device_properties(i).total_memory / 2**30
         yield f"devices: cuda:{i} ({torch.cuda.get_device_name(i)}, {memory:.0f} GiB)"
@@ -91,7 +91,7 @@ def _version_of(package: str) -> str:
         return "not installed"
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     if sys.platform == "linux":
         with open("/proc/cpuinfo") as file:
             for line in file:

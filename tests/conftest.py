@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,9 @@ torch.set_num_threads(1)
 
 # A process in the background may inherit an ignored SIGINT; tests of Ctrl-C need Python's own.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# For the tests of benchmarks/; last, so that an installed dsmooth is found before the source tree.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

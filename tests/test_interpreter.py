@@ -19,17 +19,15 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(path.name for path in (ROOT / "tests").glob("interpreted_*.py"))
 
 
-def test_there_are_files_to_run() -> None:
-    assert FILES
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_interpreted(name: str, tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "PYTEST_ADDOPTS"}
-    where = [f"--rootdir={ROOT}", "-c", str(ROOT / "pyproject.toml"), str(ROOT / "tests" / name)]
+    command = [
+        *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
+        *(f"--rootdir={ROOT}", "-c", str(ROOT / "pyproject.toml"), str(ROOT / "tests" / name)),
+    ]
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *where],
+        command,
         # Another folder: `python -m` puts the current one before an installed dsmooth.
         cwd=tmp_path,
         env={**environment, "TRITON_INTERPRET": "1"},

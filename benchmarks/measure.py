@@ -1,0 +1,331 @@
+"""What every benchmark shares: turns within rounds, limits of the machine, the record of a result.
+
+A benchmark takes the fixture `bench`, a `Bench`: it checks its contenders, lets them take turns and
+records the result, which pytest-benchmark writes to its JSON file and `python benchmarks` reads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+
+from dsmooth import _extension, doctor
+
+Run = Callable[[], object]
+
+
+def smoke(*values: Any, id: str) -> Any:
+    """A parameter of the smallest case: what --benchmark-disable runs, and nothing else does."""
+    return pytest.param(*values, id=id, marks=pytest.mark.smoke)
+
+
+def quick(*values: Any, id: str) -> Any:
+    """A parameter that --quick keeps."""
+    return pytest.param(*values, id=id, marks=pytest.mark.quick)
+
+
+def full(*values: Any, id: str) -> Any:
+    """A parameter that --quick leaves out."""
+    return pytest.param(*values, id=id)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and quartiles."""
+
+    median: float
+    q1: float
+    q3: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        if len(values) == 1:
+            return cls(values[0], values[0], values[0])
+        q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(median, q1, q3)
+
+    def as_list(self) -> list[float]:
+        """[median, q1, q3], four digits of each."""
+        return [float(f"{v:.4g}") for v in (self.median, self.q1, self.q3)]
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A contender whose rate is a limit of the machine: `amount` FLOP or bytes in one call."""
+
+    run: Run
+    amount: float
+    unit: Literal["flops", "bytes"]
+
+    def __call__(self) -> object:
+        return self.run()
+
+
+def matmul(dtype: torch.dtype, size: int = 1536) -> Limit:
+    """A large matrix product, whose rate stands for the peak of `dtype`."""
+    a = torch.randn(size, size).to(dtype)
+    return Limit(lambda: a @ a, 2 * size**3, "flops")
+
+
+def copy(n_bytes: int = 2**27) -> Limit:
+    """A copy, larger than the caches by default."""
+    source = torch.ones(n_bytes, dtype=torch.uint8)
+    target = torch.empty_like(source)
+    return Limit(lambda: target.copy_(source), 2 * n_bytes, "bytes")
+
+
+def read(n_bytes: int) -> Limit:
+    """Reading memory again and again, from whichever cache holds so much: one thread does, and
+    as many as torch has are taken to be as fast."""
+    a, b = torch.ones(n_bytes // 8), torch.ones(n_bytes // 8)
+    repeats = max(1, 2**26 // n_bytes)
+
+    def run() -> None:
+        with torch_threads(1):
+            for _ in range(repeats):
+                torch.dot(a, b)
+
+    return Limit(run, torch.get_num_threads() * repeats * n_bytes, "bytes")
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Seconds of every contender in every round."""
+
+    seconds: dict[str, list[float]]
+    limits: dict[str, Limit] = field(default_factory=dict)
+
+    def of(self, name: str) -> Spread:
+        return Spread.of(self.seconds[name])
+
+    def ratio(self, slow: str, fast: str) -> Spread:
+        """Of times that are neighbours in a round."""
+        pairs = zip(self.seconds[slow], self.seconds[fast], strict=True)
+        return Spread.of([a / b for a, b in pairs])
+
+    def times(self, name: str, factor: float) -> Turns:
+        """With the contender `name` taking `factor` times as long."""
+        scaled = {name: [factor * s for s in self.seconds[name]]}
+        return Turns(self.seconds | scaled, self.limits)
+
+    def rates(self) -> dict[str, tuple[str, float]]:
+        """(unit, amount per second) of the limits."""
+        return {k: (m.unit, m.amount / self.of(k).median) for k, m in self.limits.items()}
+
+
+def take_turns(
+    contenders: Mapping[str, Run],
+    rounds: int,
+    *,
+    warmup: int = 1,
+    before: int = 0,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Turns:
+    """Time each contender once in every round, after `warmup` rounds that do not count.
+
+    before: untimed calls of a contender right before its timed one, which fill the caches with its
+    data. clock: time.thread_time counts the CPU seconds of this thread.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for i in range(rounds + warmup):
+        for name, run in contenders.items():
+            for _ in range(before):
+                run()
+            start = clock()
+            run()
+            if i >= warmup:
+                seconds[name].append(clock() - start)
+    return Turns(seconds, {k: run for k, run in contenders.items() if isinstance(run, Limit)})
+
+
+@contextmanager
+def torch_threads(n: int) -> Iterator[None]:
+    """Within, torch uses n threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    yield
+    torch.set_num_threads(before)
+
+
+def warm_memory() -> None:
+    """Make the allocator keep freed tensors, as it does in training.
+
+    In a young process each freed tensor goes back to the system, and page faults on fresh memory
+    take longer than a contender; that ends once a larger block was freed.
+    """
+    torch.empty(31 * 2**20, dtype=torch.uint8).fill_(1)
+
+
+def peak_memory_of(run: Run) -> int | None:
+    """Bytes by which the resident memory of this process rises at most during `run`; None where
+    the system does not say."""
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    try:
+        # What earlier calls freed would be used again, and the memory not seen to rise.
+        ctypes.CDLL(None).malloc_trim(0)
+        reset.write_text("5")
+    except (OSError, AttributeError):
+        run()
+        return None
+    before = _memory(status, "VmRSS")
+    run()
+    return max(0, _memory(status, "VmHWM") - before)
+
+
+def _memory(status: Path, field_name: str) -> int:
+    line = next(s for s in status.read_text().splitlines() if s.startswith(field_name + ":"))
+    return 1024 * int(line.split()[1])
+
+
+@lru_cache(maxsize=1)
+def machine() -> dict[str, Any]:
+    """Where and with what a result was measured."""
+    packages = ("torch", "triton", "numpy")
+    versions = {"python": platform.python_version(), "dsmooth": metadata.version("dsmooth")}
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    described = {
+        "device": doctor.cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1,
+        "versions": versions,
+        "commit": _commit(),
+    }
+    if _extension.is_available():
+        described["instruction_set"] = _extension.extension().instruction_sets()[-1]
+    return described
+
+
+def _commit() -> str:
+    """The commit of this source tree, with a + if files differ from it."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        commit = subprocess.check_output([*git, "rev-parse", "--short=10", "HEAD"], text=True)
+        changed = subprocess.check_output([*git, "status", "--porcelain", "-uno"], text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return commit.strip() + ("+" if changed.strip() else "")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one call of the contender under test does, as far as it can be counted.
+
+    stages and stage_seconds: steps that must wait for one another, and the least time of one.
+    """
+
+    images: int = 0
+    flops: float = 0
+    bytes: float = 0
+    stages: int = 0
+    stage_seconds: float = 0
+
+    def least_seconds(self, turns: Turns) -> float:
+        """The time below which it cannot be done: of arithmetic, of memory, of waiting."""
+        least = [self.stages * self.stage_seconds]
+        for unit, rate in turns.rates().values():
+            least.append((self.flops if unit == "flops" else self.bytes) / rate)
+        return max(least)
+
+
+@dataclass
+class Bench:
+    """One case of a benchmark: pytest-benchmark's fixture, and how to print."""
+
+    benchmark: Any
+    capsys: pytest.CaptureFixture[str]
+    suite: str
+    case: str
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def smoke(self) -> bool:
+        """Whether the case only has to run: with --benchmark-disable."""
+        return bool(self.benchmark.disabled)
+
+    def once(self, run: Run) -> None:
+        """Run it once, untimed."""
+        self.benchmark.pedantic(run, rounds=1)
+
+    def record(
+        self,
+        turns: Turns,
+        ours: str,
+        run: Run,
+        *,
+        shape: Sequence[int],
+        dtype: torch.dtype = torch.float32,
+        work: Work | None = None,
+        **facts: Any,
+    ) -> dict[str, Any]:
+        """Keep and print what `turns` say of the contender `ours`, and the memory that `run` takes.
+
+        Contenders that are no `Limit` are what it is compared with.
+        """
+        work = work or Work()
+        seconds = turns.of(ours).median
+        others = turns.seconds.keys() - turns.limits.keys() - {ours}
+        peak: list[int | None] = []
+        self.benchmark.pedantic(lambda: peak.append(peak_memory_of(run)), rounds=1)
+        result = {
+            "suite": self.suite,
+            "case": self.case,
+            "ours": ours,
+            "seconds": {name: turns.of(name).as_list() for name in turns.seconds},
+            "ratios": {n: turns.ratio(n, ours).as_list() for n in turns.seconds if n in others},
+            "rounds": len(turns.seconds[ours]),
+            "img_per_s": _round(work.images / seconds),
+            "gflop_per_s": _round(work.flops / seconds / 1e9),
+            "gb_per_s": _round(work.bytes / seconds / 1e9),
+            "flops": work.flops,
+            "bytes": work.bytes,
+            "limits": {n: [unit, _round(rate)] for n, (unit, rate) in turns.rates().items()},
+            "fraction_of_limit": _round(work.least_seconds(turns) / seconds),
+            "shape": list(shape),
+            "dtype": str(dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+            "load": _round(os.getloadavg()[0]),
+            "peak_memory": peak[0],
+            **machine(),
+            **facts,
+        }
+        self.benchmark.extra_info.update(result)
+        with self.capsys.disabled():
+            print(f"\n  {line(result)}", flush=True)
+        return result
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def line(result: Mapping[str, Any]) -> str:
+    """A result in one line."""
+    seconds, q1, q3 = result["seconds"][result["ours"]]
+    parts = [f"{result['suite']} {result['case']}: {seconds * 1e3:.4g} ms"]
+    parts[0] += f" ({q1 * 1e3:.4g} to {q3 * 1e3:.4g})"
+    if result["img_per_s"]:
+        parts.append(f"{result['img_per_s']:.4g} img/s")
+    parts += [f"{median:,.4g}x {name}" for name, (median, _, _) in result["ratios"].items()]
+    if result["gflop_per_s"]:
+        parts.append(f"{result['gflop_per_s']:.0f} GFLOP/s")
+    if result["fraction_of_limit"]:
+        parts.append(f"{result['fraction_of_limit']:.0%} of the limit")
+    parts.append(f"{result['threads']} thread(s), load {result['load']:.1f}")
+    return ", ".join(parts)

@@ -1,0 +1,124 @@
+"""The networks that the benchmarks run, and the checks of what a sampler draws from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from dsmooth import ModelConfig, PixelCNNpp
+from dsmooth.functional import logistic_mixture_sample, use_impl
+from dsmooth.sampling.philox import Stage, image_words, to_uniform
+from dsmooth.sampling.program import NONE, Op, Pass, build_program
+
+
+@dataclass(frozen=True)
+class Network:
+    """A PixelCNN++ and the images it is for."""
+
+    channels: int = 1
+    n_filters: int = 40
+    n_resnet: int = 5
+    size: int = 28
+
+    def build(self, conditioning: Any = "none", n_mix: int = 10) -> PixelCNNpp:
+        """With random weights whose samples stay in the range of images, in evaluation mode."""
+        torch.manual_seed(0)
+        config = ModelConfig(
+            image_channels=self.channels,
+            n_filters=self.n_filters,
+            n_resnet=self.n_resnet,
+            n_mix=n_mix,
+            conditioning=conditioning,
+        )
+        model = PixelCNNpp(config).eval()
+        with torch.no_grad():
+            model.head.weight_g.mul_(0.1)
+            model.head.bias[n_mix:].view(self.channels, -1, n_mix)[:, 1] = -3
+        return model
+
+    def shape(self, batch: int) -> tuple[int, int, int, int]:
+        return batch, self.channels, self.size, self.size
+
+
+SMALL = Network(n_filters=8, n_resnet=1, size=8)
+MNIST = Network()
+CIFAR = Network(channels=3, n_filters=160, size=32)
+
+
+@torch.no_grad()
+def plain_forward(model: PixelCNNpp, shape: tuple[int, ...]) -> None:
+    """What plain sampling does for one pixel of every image."""
+    context = None if model.config.conditioning == "none" else torch.zeros(shape)
+    with use_impl("reference"):
+        model.decode(torch.zeros(shape), model.encode_context(torch.zeros(shape), context))
+
+
+def flops_of_forward(model: PixelCNNpp, shape: tuple[int, ...]) -> int:
+    """Also those of cached sampling: every activation is computed once."""
+    with FlopCounterMode(display=False) as counter:
+        plain_forward(model, (1, *shape[1:]))
+    return shape[0] * int(counter.get_total_flops())
+
+
+def dependent_stages(model: PixelCNNpp, height: int, width: int) -> int:
+    """Matrix products of a sweep that must follow one another."""
+    total = 0
+    for op, rows, columns in _operations(model, height, width):
+        if op.stage in (Pass.ENCODER, Pass.VERTICAL):
+            total += rows
+        else:
+            total += rows * (columns + any(term.row_part for term in op.terms))
+    return total
+
+
+def weight_bytes(model: PixelCNNpp, height: int, width: int, dtype: torch.dtype) -> int:
+    """Bytes of weights that one sweep reads: those of an operation each time that it runs."""
+    total = 0
+    for op, rows, columns in _operations(model, height, width):
+        at_once = op.stage in (Pass.ENCODER, Pass.VERTICAL)
+        for term in op.terms:
+            total += term.weight.size * rows * (1 if at_once or term.row_part else columns)
+    return total * dtype.itemsize
+
+
+def padded_flops(model: PixelCNNpp, height: int, width: int) -> float:
+    """FLOP of an image, with the outputs of every product rounded up to vectors of 16."""
+    total = 0
+    for op, rows, columns in _operations(model, height, width):
+        for term in op.terms:
+            outputs, taps, channels = term.weight.shape
+            total += 2 * rows * columns * taps * channels * (-(-outputs // 16) * 16)
+    return total
+
+
+def _operations(model: PixelCNNpp, height: int, width: int) -> Iterator[tuple[Op, int, int]]:
+    """(operation, rows, columns where it runs); a stacked context counts as rows of a prompt."""
+    canvas = 2 * height if model.config.conditioning == "stack" else height
+    for op in build_program(model).ops:
+        rows = sum(_runs_at(op.level, op.row_parity, row) for row in range(canvas))
+        columns = sum(_runs_at(op.level, op.column_parity, column) for column in range(width))
+        yield op, rows, columns
+
+
+def _runs_at(level: int, parity: int, at: int) -> bool:
+    if at % 2**level:
+        return False
+    return parity == NONE or (at >> level) % 2 == parity
+
+
+@torch.no_grad()
+def check_samples(model: PixelCNNpp, x: Tensor, dtype: torch.dtype = torch.float32) -> None:
+    """The images are those of the network: redraw their pixels from a forward on themselves."""
+    n = min(4, x.shape[0])
+    height, width = x.shape[2:]
+    words = image_words(n, height * width, seed=0, stage=Stage.SAMPLE)
+    uniforms = to_uniform(words).float().view(n, height, width, 4).permute(0, 3, 1, 2)
+    again = logistic_mixture_sample(model(x[:n]), uniforms, x.shape[1])
+    # What differs is a component chosen within rounding of a boundary.
+    tolerance, flips = (1e-3, 1e-3) if dtype == torch.float32 else (5e-2, 3e-2)
+    assert ((again - x[:n]).abs() > tolerance).float().mean() < flips

@@ -1,0 +1,127 @@
+"""Results of benchmarks as data: reading, writing, a table, and the comparison of two runs.
+
+A result is what `measure.Bench.record` makes: a flat JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+Result = dict[str, Any]
+
+
+def load(path: Path) -> list[Result]:
+    """Raises ValueError, naming the file, if it is not a file of results."""
+    try:
+        loaded = json.loads(path.read_text())["results"]
+        return [dict(result) for result in loaded]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a results.json of `python benchmarks`: {error}") from error
+
+
+def save(path: Path, results: list[Result]) -> None:
+    lines = ",\n".join(json.dumps(result) for result in results)
+    path.write_text(f'{{"results": [\n{lines}\n]}}\n')
+
+
+def merge(before: list[Result], after: list[Result]) -> list[Result]:
+    """`before` with its cases replaced by those of `after`, sorted by name."""
+    merged = {name_of(result): result for result in before}
+    merged.update({name_of(result): result for result in after})
+    return sorted(merged.values(), key=_in_order)
+
+
+def _in_order(result: Result) -> list[tuple[int, str]]:
+    """By suite and case, numbers within a name by their value."""
+    parts = re.split(r"(\d+)", name_of(result))
+    return [(int(part), "") if part.isdigit() else (0, part) for part in parts]
+
+
+def name_of(result: Result) -> str:
+    return f"{result['suite']} {result['case']}"
+
+
+def table(results: list[Result]) -> Table:
+    """Time, rate, what it was compared with, and how near it came to the machine's limit."""
+    made = Table(title="Benchmarks: medians", title_justify="left")
+    for column in ("case", "time", "rate", "against", "of the limit", "memory"):
+        made.add_column(column, justify="left" if column in ("case", "against") else "right")
+    for result in results:
+        made.add_row(
+            name_of(result),
+            seconds_text(result["seconds"][result["ours"]][0]),
+            rate_text(result),
+            ratios_text(result),
+            f"{result['fraction_of_limit']:.0%}" if result["fraction_of_limit"] else "",
+            memory_text(result),
+        )
+    return made
+
+
+def seconds_text(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
+
+
+def rate_text(result: Result) -> str:
+    return f"{result['img_per_s']:,.3g} img/s" if result["img_per_s"] else ""
+
+
+def memory_text(result: Result) -> str:
+    """The rise of the resident memory, and what a formula says where there is one."""
+    peak, formula = result["peak_memory"], result.get("memory_formula")
+    if peak is None:
+        return ""
+    text = f"{peak / 2**20:,.3g} MiB" if peak >= 2**20 else "< 1 MiB"
+    return text if formula is None else f"{text} (formula {formula / 2**20:,.3g})"
+
+
+def ratio_text(ratio: float) -> str:
+    return f"{ratio:,.0f}x" if ratio >= 100 else f"{ratio:.3g}x"
+
+
+def ratios_text(result: Result) -> str:
+    """How often faster than each other contender; below 1 is a loss, and is shown like a win."""
+    ratios = result["ratios"].items()
+    return ", ".join(f"{ratio_text(median)} {name}" for name, (median, *_) in ratios)
+
+
+def compare(before: list[Result], after: list[Result]) -> Iterator[str]:
+    """Sentences on what changed beyond the spread, that is, where the quartiles do not overlap.
+
+    Times are compared on the same device with as many threads; ratios always, for both contenders
+    ran on the same machine.
+    """
+    old = {name_of(result): result for result in before}
+    compared = changed = 0
+    for result in after:
+        name = name_of(result)
+        if name not in old:
+            continue
+        for what, now, then, faster in _pairs(result, old[name]):
+            compared += 1
+            if now[1] <= then[2] and then[1] <= now[2]:
+                continue
+            changed += 1
+            better = (now[0] < then[0]) == faster
+            yield (
+                f"{name}: {what} {then[0]:.4g} -> {now[0]:.4g} "
+                f"({'better' if better else 'WORSE'}, {now[0] / then[0] - 1:+.0%})"
+            )
+    missing = [name for name in old if name not in {name_of(result) for result in after}]
+    yield f"{compared} numbers compared, {changed} differ beyond the spread."
+    if missing:
+        yield f"Not run now: {', '.join(missing)}."
+
+
+def _pairs(now: Result, then: Result) -> Iterator[tuple[str, list[float], list[float], bool]]:
+    """(what, now, then, whether less is better)"""
+    if (now["device"], now["threads"]) == (then["device"], then["threads"]):
+        yield "seconds", now["seconds"][now["ours"]], then["seconds"][then["ours"]], True
+    for name in now["ratios"].keys() & then["ratios"].keys():
+        yield f"ratio to {name}", now["ratios"][name], then["ratios"][name], False

@@ -1,0 +1,184 @@
+"""Write docs/benchmarks.md, its figures and the README's table from the committed results.
+
+python benchmarks --write-docs            # after adding a file to benchmarks/results/
+python benchmarks --write-docs --check    # fails if they are not what the results give
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks import figures, results, scale
+from benchmarks.results import Result
+
+PROJECT = Path(__file__).resolve().parents[1]
+SAVED = PROJECT / "benchmarks" / "results"
+PAGE = PROJECT / "docs" / "benchmarks.md"
+PICTURES = PROJECT / "docs" / "figures"
+README = PROJECT / "README.md"
+BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
+
+INTRODUCTION = """# Benchmarks
+
+Made by `python benchmarks --write-docs` from `benchmarks/results/`. `python benchmarks` measures
+the same on your machine (`--quick` in a few minutes), draws these figures, and with `--compare`
+says what differs from a saved result beyond the spread.
+
+A ratio is the median over rounds of two times that are neighbours in a round: above 1 this package
+is faster, below 1 slower. Plain sampling is a few timed forwards of the reference network times the
+number of pixels. The limit is the largest of three times: FLOP at the rate of torch.mm, bytes at
+the rate of a copy (for the sampler: of reading the weights again and again), dependent products at
+the time of the smallest, all measured in the same run. A share above 100 % means that torch.mm
+does not reach the machine's peak. Memory is the rise of the resident memory of the process during
+one call.
+
+No GPU has been measured yet."""
+FIGURES = """
+![Cached sampling against plain sampling](figures/speedup.png)
+
+![Roofline](figures/roofline.png)
+
+![Time against image size](figures/image_size.png)
+"""
+# What the README shows: (suite, case, words).
+HIGHLIGHTS = (
+    ("sampler", "mnist-1", "cached sampling, MNIST F40 R5, one image"),
+    ("sampler", "mnist-64", "the same, batch 64"),
+    ("sampler", "mnist-64-bf16", "the same, batch 64, bfloat16"),
+    ("sampler", "cifar-64", "cached sampling, CIFAR-10 F160 R5, batch 64"),
+    ("two_step", "mnist-stack-64", "two-step sampling, MNIST, the paper's denoiser, batch 64"),
+    ("training_step", "F40-R5-two-threads", "training step, MNIST F40 R5, bfloat16, batch 32"),
+    (
+        "logistic_mixture",
+        "cifar-continuous-gradient",
+        "loss + gradient, 16 x 32x32 RGB, continuous",
+    ),
+    ("logistic_mixture", "cifar-discretized-gradient", "the same, discretized"),
+    ("data", "mnist", "noisy batches of MNIST, from their seed alone"),
+)
+# Targets of this project that a result is held against: (suite, case, contender, at least).
+TARGETS = (
+    ("sampler", "mnist-1", "plain", 400),
+    ("sampler", "mnist-64", "plain", 1000),
+    ("sampler", "cifar-16", "plain", 740),
+    ("sampler", "cifar-64", "plain", 1000),
+    ("two_step", "mnist-stack-64", "plain", 1000),
+    ("training_step", "F40-R5-two-threads", "eager float32", 4),
+    ("training_step", "F40-R5-two-threads", "compile bfloat16", 1.5),
+    ("logistic_mixture", "cifar-continuous-gradient", "eager", 6),
+    ("logistic_mixture", "cifar-continuous-gradient", "compile", 4),
+    ("logistic_mixture", "cifar-discretized-gradient", "eager", 6),
+    ("logistic_mixture", "cifar-discretized-gradient", "compile", 4),
+)
+
+
+def saved_results() -> list[Path]:
+    """The committed files of results."""
+    return sorted(SAVED.glob("*.json"))
+
+
+def texts() -> dict[Path, str]:
+    """What the page and the README must say, by path."""
+    files = {path: results.load(path) for path in saved_results()}
+    return {
+        PAGE: "\n".join(page(files)) + "\n",
+        README: with_table(README.read_text(), "\n".join(readme_table(files))),
+    }
+
+
+def write() -> None:
+    for path, text in texts().items():
+        path.write_text(text)
+    PICTURES.mkdir(exist_ok=True)
+    everything = [result for path in saved_results() for result in results.load(path)]
+    for path in figures.draw_all(everything, PICTURES):
+        print(path.relative_to(PROJECT))
+
+
+def with_table(readme: str, table: str) -> str:
+    before, _, rest = readme.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+
+
+def page(files: dict[Path, list[Result]]) -> Iterator[str]:
+    yield INTRODUCTION
+    for path, measured in files.items():
+        yield from section(path, measured)
+
+
+def section(path: Path, measured: list[Result]) -> Iterator[str]:
+    first = measured[0]
+    versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
+    commits = ", ".join(sorted({result["commit"] for result in measured}))
+    loads = [result["load"] for result in measured]
+    yield f"""
+## {first["device"]}, {first["cores"]} cores
+
+Saved in `benchmarks/results/{path.name}`, by `python benchmarks`. Versions: {versions}; instruction
+set {first["instruction_set"]}; commit {commits}; load average {min(loads):.1f} to {max(loads):.1f}.
+
+| case | threads | time | rate | against | of the limit | memory |
+|---|---|---|---|---|---|---|"""
+    for result in measured:
+        yield "| " + " | ".join(cells(result)) + " |"
+    yield "\n### Targets\n\n| case | against | target | measured | |\n|---|---|---|---|---|"
+    for suite, case, contender, least in TARGETS:
+        for result in measured:
+            if (result["suite"], result["case"]) == (suite, case) and contender in result["ratios"]:
+                ratio = result["ratios"][contender][0]
+                verdict = "reached" if ratio >= least else "**missed**"
+                row = (
+                    results.name_of(result),
+                    contender,
+                    f"{least:,}x",
+                    results.ratio_text(ratio),
+                    verdict,
+                )
+                yield "| " + " | ".join(row) + " |"
+    yield FIGURES
+    yield from scale_section(measured)
+
+
+def cells(result: Result) -> tuple[str, ...]:
+    return (
+        results.name_of(result),
+        str(result["threads"]),
+        results.seconds_text(result["seconds"][result["ours"]][0]),
+        results.rate_text(result),
+        results.ratios_text(result),
+        f"{result['fraction_of_limit']:.0%}" if result["fraction_of_limit"] else "",
+        results.memory_text(result),
+    )
+
+
+def scale_section(measured: list[Result]) -> Iterator[str]:
+    errors = list(scale.check(measured))
+    worst = max(errors, key=lambda e: abs(e[1] / e[2] - 1))
+    yield f"""### Many samples, many machines
+
+`benchmarks/scale.py` predicts the time of a sweep from its FLOP and its dependent products,
+calibrated on one case per dtype and checked on {len(errors)} others; the worst error is
+{worst[1] / worst[2] - 1:+.0%} ({worst[0]}). With torchrun, which splits the image numbers over
+processes that do not wait for one another, it predicts, for cores like these:
+
+| samples | dtype | cores | time |
+|---|---|---|---|"""
+    for what, dtype, cores, predicted in scale.predictions(measured):
+        yield f"| {what} | {dtype} | {cores:,} | {scale.duration(predicted)} |"
+
+
+def readme_table(files: dict[Path, list[Result]]) -> Iterator[str]:
+    measured = {(r["suite"], r["case"]): r for rs in files.values() for r in rs}
+    chosen = [(h[2], measured[h[:2]]) for h in HIGHLIGHTS if h[:2] in measured]
+    first = chosen[0][1]
+    yield f"""
+Measured on {first["cores"]} cores of an {first["device"]} ({first["instruction_set"]}), torch
+{first["versions"]["torch"]}, by `python benchmarks`:
+
+| | rate | against |
+|---|---|---|"""
+    for words, result in chosen:
+        yield f"| {words} | {results.rate_text(result)} | {results.ratios_text(result)} |"
+    yield ""
