@@ -13,6 +13,7 @@ for sanitizer in address,undefined thread; do
         { cat "$build/cmake.txt"; exit 1; }
     cmake --build "$build/$sanitizer"
     "$build/$sanitizer/sampler_test"
+    "$build/$sanitizer/logistic_mixture_test"
 done
 
 echo "== a missing sync"

@@ -1,0 +1,26 @@
+# The loss on the CPU, added to a target that links dsmooth_flags: its vectorised source is compiled
+# once per instruction set, each time in a namespace of that name. Sets `names` to the list of them.
+function(add_logistic_mixture target names)
+  set(here ${CMAKE_CURRENT_FUNCTION_LIST_DIR})
+  set(sets generic)
+  set(bytes_generic 16)
+  if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+    list(APPEND sets avx2 avx512)
+    set(bytes_avx2 32)
+    set(flags_avx2 -mavx2 -mfma)
+    set(bytes_avx512 64)
+    set(flags_avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma
+      -mprefer-vector-width=512)
+    target_compile_definitions(${target} PRIVATE DSMOOTH_HAS_X86)
+  endif()
+  foreach(isa IN LISTS sets)
+    add_library(cpu_${isa} OBJECT ${here}/logistic_mixture_cpu.cpp)
+    target_compile_definitions(cpu_${isa} PRIVATE
+      DSMOOTH_ISA=${isa} DSMOOTH_VECTOR_BYTES=${bytes_${isa}})
+    target_compile_options(cpu_${isa} PRIVATE ${flags_${isa}})
+    target_link_libraries(cpu_${isa} PRIVATE dsmooth_flags)
+    target_link_libraries(${target} PRIVATE cpu_${isa})
+  endforeach()
+  target_sources(${target} PRIVATE ${here}/logistic_mixture_dispatch.cpp)
+  set(${names} ${sets} PARENT_SCOPE)
+endfunction()
