@@ -74,6 +74,9 @@ struct ScalarMath {
   DSMOOTH_HOST_DEVICE static T splat(double value) { return static_cast<T>(value); }
   DSMOOTH_HOST_DEVICE static T select(bool condition, T a, T b) { return condition ? a : b; }
   DSMOOTH_HOST_DEVICE static T abs(T v) { return v < 0 ? -v : v; }
+  DSMOOTH_HOST_DEVICE static T copysign(T magnitude, T sign) {
+    return sign < 0 ? -magnitude : magnitude;
+  }
   DSMOOTH_HOST_DEVICE static T reciprocal(T v) { return 1 / v; }
   DSMOOTH_HOST_DEVICE static T exp(T v) { return ::exp(v); }
   DSMOOTH_HOST_DEVICE static T log(T v) { return ::log(v); }
@@ -125,13 +128,13 @@ DSMOOTH_INLINE Colour<typename M::V> colour_density(typename M::V distance, type
   using V = typename M::V;
   const V z = distance * inverse_scale;
   const V magnitude = M::abs(z);
-  const ExpPair<V> exp = M::exp_pair(-magnitude);
-  const V inverse = M::reciprocal(1 + exp.e);
-  const V tanh_half = -exp.em1 * inverse;  // tanh(|z| / 2)
+  const V e = M::exp(-magnitude);
+  const V inverse = M::reciprocal(1 + e);
+  const V tanh_half = inverse - e * inverse;  // tanh(|z| / 2)
   Colour<V> out;
   out.exponent = -magnitude - log_scale;
   out.factor = inverse * inverse;
-  out.slope = M::select(z < 0, tanh_half, -tanh_half);
+  out.slope = -M::copysign(tanh_half, z);
   out.d_log_scale = magnitude * tanh_half - 1;
   return out;
 }
@@ -200,12 +203,12 @@ DSMOOTH_INLINE Component<typename M::V, C> evaluate_component(const typename M::
   if constexpr (C == 3) {
     DSMOOTH_UNROLL
     for (int i = 0; i < 3; ++i) {
-      // tanh(w) = (1 - e) / (1 + e) and 1 - tanh^2 = 4 e / (1 + e)^2, e = exp(-2 |w|).
-      const ExpPair<V> exp = M::exp_pair(-2 * M::abs(in.coefficient[i]));
-      const V inverse = M::reciprocal(1 + exp.e);
-      const V magnitude = -exp.em1 * inverse;
-      coefficient[i] = M::select(in.coefficient[i] < 0, -magnitude, magnitude);
-      d_tanh[i] = 4 * exp.e * inverse * inverse;
+      // |tanh w| = (1 - e) / (1 + e), e = exp(-2 |w|).
+      const V e = M::exp(-2 * M::abs(in.coefficient[i]));
+      const V inverse = M::reciprocal(1 + e);
+      const V magnitude = inverse - e * inverse;
+      coefficient[i] = M::copysign(magnitude, in.coefficient[i]);
+      d_tanh[i] = 1 - magnitude * magnitude;
     }
     mean[1] = mean[1] + coefficient[0] * x[0];
     mean[2] = mean[2] + coefficient[1] * x[0] + coefficient[2] * x[1];

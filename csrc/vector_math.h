@@ -88,6 +88,11 @@ struct VectorMath {
   DSMOOTH_INLINE static V from_bits(Bits v) { return __builtin_bit_cast(V, v); }
   DSMOOTH_INLINE static V abs(V v) { return from_bits(bits(v) & (~Word{0} >> 1)); }
 
+  // magnitude >= 0 with the sign of `sign`.
+  DSMOOTH_INLINE static V copysign(V magnitude, V sign) {
+    return from_bits(bits(magnitude) | (bits(sign) & ~(~Word{0} >> 1)));
+  }
+
   // 1 / v for 2^-100 < v < 2^100, within 2 ulp.
   DSMOOTH_INLINE static V reciprocal(V v) {
 #if defined(DSMOOTH_HAS_AVX512_MATH)
