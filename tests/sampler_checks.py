@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import dsmooth
-from dsmooth.functional import logistic_mixture_sample
+from dsmooth.functional import logistic_mixture_sample, use_impl
 from dsmooth.functional.logistic_mixture import split_mixture
 from dsmooth.nn import PixelCNNpp
 from dsmooth.sampling import CachedSampler
@@ -66,11 +66,12 @@ def uniforms_of(model: PixelCNNpp, n: int, height: int, width: int, first: int) 
 def teacher_forced(
     model: PixelCNNpp, x: Tensor, context: Tensor | None, dtype: torch.dtype, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """Every pixel of x redrawn from one forward on x itself: the pixels, and how near its uniform
-    is to a boundary between components (a distance in probability), (B, 1, H, W)."""
+    """Every pixel of x redrawn from one eager forward on x itself: the pixels, and how near its
+    uniform is to a boundary between components (a distance in probability), (B, 1, H, W)."""
     model = copy.deepcopy(model).to(dtype)
     n, channels, height, width = x.shape
-    params = model(x.to(dtype), None if context is None else context.to(dtype))
+    with use_impl("reference"):
+        params = model(x.to(dtype), None if context is None else context.to(dtype))
     u = uniforms_of(model, n, height, width, FIRST).to(dtype)
     drawn = logistic_mixture_sample(params, u, channels, model.config.likelihood, temperature)
     logits = split_mixture(params, channels).logits / temperature
