@@ -1,0 +1,89 @@
+"""Reading images and making batches: what a training step waits for beside the network.
+
+A batch is made of an order that is a function of the seed, of bytes, and of smoothing noise that is
+a function of the image's index: three computations where other trainers have three random states.
+Against torchvision-style loading, a DataLoader over the same tensors with noise from torch.randn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from benchmarks.measure import Bench, Work, copy, quick, smoke, take_turns
+from dsmooth import GaussianSmoothing
+from dsmooth.data import ImageDataset, indices_at, load_dataset, to_float
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SMOOTHING = GaussianSmoothing(0.5)
+
+
+def random_images(n: int, channels: int, size: int) -> ImageDataset:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (n, channels, size, size), generator=generator)
+    return ImageDataset(images.to(torch.uint8), None, "random", "train", "random bytes")
+
+
+@pytest.mark.parametrize(
+    ("images", "batch"),
+    [
+        smoke((16, 1, 8), 4, id="small"),
+        quick((60_000, 1, 28), 80, id="mnist"),
+        quick((50_000, 3, 32), 80, id="cifar"),
+    ],
+)
+def bench_batches(bench: Bench, images: tuple[int, int, int], batch: int) -> None:
+    """Noisy batches in shuffled order."""
+    dataset = random_images(*images)
+    seen = 0
+
+    def ours() -> torch.Tensor:
+        nonlocal seen
+        x = dataset.batch(indices_at(len(dataset), seen, batch, seed=0))
+        x_tilde = SMOOTHING.sample(x, seed=0, first_index=seen)
+        seen += batch
+        return x_tilde
+
+    loader = DataLoader(TensorDataset(dataset.images), batch_size=batch, shuffle=True)
+    batches = repeat_forever(loader)
+
+    def loaded() -> torch.Tensor:
+        x = to_float(next(batches)[0])
+        return x + 0.5 * torch.randn_like(x)
+
+    x_tilde = ours()
+    assert x_tilde.shape == loaded().shape
+    noise = x_tilde - dataset.batch(indices_at(len(dataset), 0, batch, seed=0))
+    assert abs(float(noise.std()) - 0.5) < 0.1
+    if bench.smoke:
+        return bench.once(ours)
+    turns = take_turns({"DataLoader": loaded, "ours": ours, "copy": copy()}, rounds=30, warmup=3)
+    values = batch * dataset.images[0].numel()
+    work = Work(images=batch, bytes=5 * values)  # a byte is read, a float32 written
+    bench.record(turns, "ours", ours, shape=x_tilde.shape, work=work)
+    return None
+
+
+def repeat_forever(loader: DataLoader) -> Iterator[list[torch.Tensor]]:
+    while True:
+        yield from loader
+
+
+@pytest.mark.parametrize("split", [smoke("test", id="small"), quick("train", id="mnist-subset")])
+def bench_embedded(bench: Bench, split: str) -> None:
+    """The embedded subset, from the package's file to bytes in memory."""
+
+    def read() -> ImageDataset:
+        return load_dataset("mnist", split)
+
+    dataset = read()
+    assert dataset.images.shape[1:] == (1, 28, 28)
+    if bench.smoke:
+        return bench.once(read)
+    turns = take_turns({"read": read}, rounds=7)
+    work = Work(images=len(dataset), bytes=dataset.images.numel())
+    bench.record(turns, "read", read, shape=dataset.images.shape, work=work)
+    return None

@@ -1,0 +1,60 @@
+"""`SmoothedPair.sample`: x~ from the noisy model, then x from the denoiser, for both conditionings.
+
+Against plain sampling of the same batch, of which one forward per model is timed and multiplied by
+the number of pixels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.measure import Bench, Work, full, matmul, quick, smoke, take_turns
+from benchmarks.networks import (
+    CIFAR,
+    MNIST,
+    SMALL,
+    Network,
+    check_samples,
+    flops_of_forward,
+    plain_forward,
+)
+from dsmooth import GaussianSmoothing, SmoothedPair
+
+pytestmark = pytest.mark.usefixtures("native")
+
+
+@pytest.mark.parametrize(
+    ("network", "conditioning", "batch"),
+    [
+        smoke(SMALL, "concat", 2, id="small"),
+        quick(MNIST, "stack", 64, id="mnist-stack-64"),
+        quick(MNIST, "concat", 64, id="mnist-concat-64"),
+        full(MNIST, "stack", 1, id="mnist-stack-1"),
+        full(CIFAR, "stack", 16, id="cifar-stack-16"),
+    ],
+)
+def bench_two_step(bench: Bench, network: Network, conditioning: Any, batch: int) -> None:
+    models = [network.build(), network.build(conditioning)]
+    size = network.size
+    pair = SmoothedPair(*models, GaussianSmoothing(0.5), (size, size)).eval()
+
+    def two_step() -> torch.Tensor:
+        return pair.sample(batch)
+
+    def plain() -> None:
+        for model in models:
+            plain_forward(model, network.shape(batch))
+
+    check_samples(models[0], pair.sample(batch, method="noisy"))
+    assert torch.isfinite(two_step()).all()
+    if bench.smoke:
+        return bench.once(two_step)
+    contenders = {"plain": plain, "two-step": two_step, "torch.mm": matmul(torch.float32)}
+    turns = take_turns(contenders, rounds=3).times("plain", size**2)
+    flops = sum(flops_of_forward(model, network.shape(batch)) for model in models)
+    work = Work(images=batch, flops=flops)
+    bench.record(turns, "two-step", two_step, shape=network.shape(batch), work=work)
+    return None
