@@ -92,6 +92,7 @@ def _version_of(package: str) -> str:
 
 
 def cpu_name() -> str:
+    """The processor's own name where Linux tells it, else its architecture."""
     if sys.platform == "linux":
         with open("/proc/cpuinfo") as file:
             for line in file:

@@ -1,4 +1,7 @@
-"""`dsmooth reproduce`: the whole path once, again, stopped and resumed, and in a wrong folder."""
+"""`dsmooth reproduce`: the whole path once, again, stopped and resumed, and in a wrong folder.
+
+One file though long, because the laws share one trained run, which takes longest.
+"""
 
 from __future__ import annotations
 

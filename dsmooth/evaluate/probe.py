@@ -253,6 +253,7 @@ class Probing:
             if not files:
                 widths = {name: values.shape[1] for name, values in rows.items()}
                 self.check_room(2 * sum(map(len, self.splits.values())) * sum(widths.values()))
+                # The stack closes them.
                 files = {
                     name: stack.enter_context(tempfile.TemporaryFile(dir=self.folder))  # noqa: SIM115
                     for name in widths

@@ -14,6 +14,7 @@ from torch import Tensor
 from .. import __version__
 from ..config import Role
 from ..data import ImageDataset
+from ..doctor import cpu_name
 from ..runlog import read_log, read_run_config
 from ..train import loss_name
 from .figures import is_diverged
@@ -119,20 +120,10 @@ def describe_machine() -> dict[str, Any]:
     """Processor, threads and versions."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
-        "processor": processor_name(),
+        "processor": cpu_name(),
         "cpu_threads": torch.get_num_threads(),
         "gpu": gpu,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
-
-
-def processor_name() -> str:
-    """The processor's own name where Linux tells it, else its architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
