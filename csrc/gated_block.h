@@ -92,7 +92,7 @@ struct GatedBackward {
 
 // What one instruction set offers for one storage. The weights are packed once a call; `first` and
 // `last` bound a range of images; `scratch` belongs to the caller's thread. `sums` are the weight
-// gradients of a group of images, in the packed order, added to by backward.
+// gradients of a group of images, in the packed order, written by backward.
 struct GatedKernels {
   size_t (*packed_bytes)(const GatedBlockShape& shape);
   size_t (*scratch_bytes)(const GatedBlockShape& shape);
@@ -103,9 +103,11 @@ struct GatedKernels {
                   void* scratch);
   void (*backward)(const GatedBackward& args, const void* packed, int64_t first, int64_t last,
                    void* scratch, void* sums);
-  // Adds the sums of all groups in their order and writes the gradients of the weights; sums are
-  // `stride` bytes apart.
-  void (*reduce)(const GatedBackward& args, void* sums, size_t stride, int64_t groups);
+  // One of `parts` of adding the sums of all groups, `stride` bytes apart, to the first in order.
+  void (*add_sums)(const GatedBlockShape& shape, void* sums, size_t stride, int64_t groups,
+                   int64_t part, int64_t parts);
+  // One of `parts` of writing the gradients of the weights from these sums.
+  void (*write_gradients)(const GatedBackward& args, const void* sums, int64_t part, int64_t parts);
 };
 
 struct GatedKernelSet {

@@ -17,14 +17,15 @@ DSMOOTH_INLINE int64_t round_up(int64_t value, int64_t multiple) {
 DSMOOTH_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 DSMOOTH_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// The extents of a block. A padded image has the convolution's zeros around it, and columns of
-// zeros on the right so that pairs of columns exist wherever a tap looks, from an even or an odd
-// column on. Gradients of a convolution's outputs are padded on the opposite sides.
+// The extents of a block. A padded image has the convolution's columns of zeros on both sides, and
+// some more on the right so that pairs of columns exist wherever a tap looks, from an even or an
+// odd column on. Rows outside the image are not there: taps that would read them are left out.
+// Gradients of a convolution's outputs are padded on the opposite sides.
 template <class D>
 struct Plan {
   int64_t height, width;
   int kernel_h, kernel_w, taps;
-  int64_t rows, cols, pairs;  // of a padded image; pairs of columns
+  int64_t cols, pairs;  // of a padded image; pairs of columns
   int64_t top, left, back_top, back_left;
   int f, f2, s2;                        // channels of h, of concat_elu(h), of concat_elu(skips)
   int64_t f_cells, f2_cells, s2_cells;  // cells of these channels of one pixel
@@ -37,7 +38,7 @@ struct Plan {
   explicit Plan(const GatedBlockShape& s) {
     height = s.height, width = s.width;
     kernel_h = s.kernel_h, kernel_w = s.kernel_w, taps = s.taps();
-    rows = height + kernel_h - 1, cols = round_up(width + kernel_w - 1, 2) + 2, pairs = cols / 2;
+    cols = round_up(width + kernel_w - 1, 2) + 2, pairs = cols / 2;
     top = s.pad_top, left = s.pad_left;
     back_top = kernel_h - 1 - top, back_left = kernel_w - 1 - left;
     f = s.filters, f2 = 2 * f, s2 = 2 * s.all_skip_channels();
@@ -49,6 +50,17 @@ struct Plan {
   }
 
   static constexpr int64_t kMostRows = 16;
+
+  // The rows of a kernel, or of an image, that meet the other: from first to before last.
+  struct Range {
+    int64_t first, last;
+  };
+  // Of the kernel, where output row r sees input rows r - above and on.
+  Range kernel_rows(int64_t r, int64_t above) const {
+    return {larger(above - r, 0), smaller(height + above - r, kernel_h)};
+  }
+  // Of the output, whose row i of the kernel lies inside the image.
+  Range output_rows(int i) const { return {larger(top - i, 0), smaller(height + top - i, height)}; }
 
   // Packed weights: [tap][cell of the channel summed over][the other channel].
   int64_t conv_out_cells() const { return taps * f2_cells * f2_pad; }
@@ -63,9 +75,8 @@ struct Plan {
   int64_t conv_out_sums() const { return taps * f2 * f2_pad; }
   int64_t conv_in_sums() const { return taps * f2 * f_pad; }
   int64_t nin_sums() const { return s2 * f_pad; }
-  int64_t all_sums() const {
-    return conv_out_sums() + conv_in_sums() + nin_sums() + f2_pad + f_pad;
-  }
+  int64_t weight_sums() const { return conv_out_sums() + conv_in_sums() + nin_sums(); }
+  int64_t all_sums() const { return weight_sums() + f2_pad + f_pad; }
 };
 
 // Memory of a thread, handed out piece by piece; without memory it counts.
@@ -153,34 +164,46 @@ void pack_backward_kernel(const typename D::Scalar* weight, const KernelLayout& 
   }
 }
 
-// weight[out][in][tap] = sums[tap][in][out], of `pad` outputs a row.
+// Some of the output channels of a convolution, and in how many columns of sums all of them lie.
+struct Outputs {
+  int64_t first, last, pad;
+};
+
+// weight[out][in][tap] = sums[tap][in][out].
 template <class Scalar>
-void unpack(const Scalar* sums, int64_t pad, const KernelLayout& layout, int outputs, int inputs,
+void unpack(const Scalar* sums, const Outputs& outputs, const KernelLayout& layout, int inputs,
             int taps, Scalar* weight) {
-  for (int n = 0; n < outputs; ++n) {
+  for (int64_t n = outputs.first; n < outputs.last; ++n) {
     for (int tap = 0; tap < taps; ++tap) {
       for (int k = 0; k < inputs; ++k) {
         weight[n * layout.out + k * layout.in + tap * layout.tap] =
-            sums[(static_cast<int64_t>(tap) * inputs + k) * pad + n];
+            sums[(static_cast<int64_t>(tap) * inputs + k) * outputs.pad + n];
       }
     }
   }
 }
 
-// From the gradient of w = g v / |v| in `grad` to that of v, in place, and of g:
+// The gradient of v from the sums of that of w = g v / |v|, and of g unless there are no gains:
 // dg = <dw, v> / |v|, dv = g / |v| (dw - v <dw, v> / |v|^2).
 template <class D>
-void through_weight_norm(const typename D::Scalar* v, const typename D::Scalar* gain, int n_count,
-                         int64_t length, typename D::Scalar* grad, typename D::Scalar* grad_gain) {
+void write_gradient(const typename D::Scalar* sums, const Outputs& outputs,
+                    const KernelLayout& layout, int inputs, int taps, const void* weight,
+                    const void* gain, void* grad_weight, void* grad_gain) {
+  using Scalar = typename D::Scalar;
+  auto* grad = static_cast<Scalar*>(grad_weight);
+  unpack(sums, outputs, layout, inputs, taps, grad);
   if (gain == nullptr) return;
-  for (int n = 0; n < n_count; ++n, v += length, grad += length) {
-    const auto square = sum_of_products<D>(v, v, length);
-    const auto along = sum_of_products<D>(grad, v, length);
-    const auto norm = D::square_root(square);
-    grad_gain[n] = along / norm;
-    const auto scale = gain[n] / norm;
-    const auto back = along / square;
-    for (int64_t i = 0; i < length; ++i) grad[i] = scale * (grad[i] - v[i] * back);
+  const auto* g = static_cast<const Scalar*>(gain);
+  const int64_t length = static_cast<int64_t>(inputs) * taps;
+  for (int64_t n = outputs.first; n < outputs.last; ++n) {
+    const Scalar* v = static_cast<const Scalar*>(weight) + n * length;
+    Scalar* dv = grad + n * length;
+    const Scalar square = sum_of_products<D>(v, v, length);
+    const Scalar along = sum_of_products<D>(dv, v, length);
+    const Scalar norm = D::square_root(square);
+    static_cast<Scalar*>(grad_gain)[n] = along / norm;
+    const Scalar scale = g[n] / norm, back = along / square;
+    for (int64_t i = 0; i < length; ++i) dv[i] = scale * (dv[i] - v[i] * back);
   }
 }
 
@@ -245,48 +268,52 @@ class Block {
   static void backward(const GatedBackward& args, const void* packed, int64_t first, int64_t last,
                        void* scratch, void* sums) {
     Block block(args.shape, args.dropout, packed, scratch);
-    fill_zero(static_cast<Scalar*>(sums), block.plan_.all_sums());
+    auto* group = static_cast<Scalar*>(sums);
+    const Plan<D>& plan = block.plan_;
+    fill_zero(group + plan.weight_sums(), plan.f2_pad + plan.f_pad);
     for (int64_t image = first; image < last; ++image) {
       args.dropout.active
-          ? block.template backward_image<true>(args, image, static_cast<Scalar*>(sums))
-          : block.template backward_image<false>(args, image, static_cast<Scalar*>(sums));
+          ? block.template backward_image<true>(args, image, image == first, group)
+          : block.template backward_image<false>(args, image, image == first, group);
     }
   }
 
-  static void reduce(const GatedBackward& args, void* sums, size_t stride, int64_t groups) {
-    const Plan<D> plan(args.shape);
+  static void add_sums(const GatedBlockShape& shape, void* sums, size_t stride, int64_t groups,
+                       int64_t part, int64_t parts) {
+    const int64_t count = Plan<D>(shape).all_sums();
+    const int64_t first = count * part / parts, last = count * (part + 1) / parts;
     auto* total = static_cast<Scalar*>(sums);
-    const int64_t count = plan.all_sums();
-    if (groups == 0) fill_zero(total, count);
+    if (groups == 0) fill_zero(total + first, last - first);
     for (int64_t group = 1; group < groups; ++group) {
       const auto* more =
           reinterpret_cast<const Scalar*>(static_cast<const char*>(sums) + group * stride);
-      for (int64_t i = 0; i < count; ++i) total[i] += more[i];
+      for (int64_t i = first; i < last; ++i) total[i] += more[i];
     }
+  }
+
+  static void write_gradients(const GatedBackward& args, const void* sums, int64_t part,
+                              int64_t parts) {
+    const Plan<D> plan(args.shape);
     const GatedWeights& w = args.weights;
+    const auto* total = static_cast<const Scalar*>(sums);
     const KernelLayout conv(plan.f2, plan.taps, args.shape.taps_outside);
     const KernelLayout plain(1, 1, false), nin(plan.s2, 1, false);
-    const int64_t length = static_cast<int64_t>(plan.f2) * plan.taps;
-    auto* grad = static_cast<Scalar*>(args.grad_conv_out);
-    unpack(total, plan.f2_pad, conv, plan.f2, plan.f2, plan.taps, grad);
-    through_weight_norm<D>(numbers(w.conv_out), numbers(w.gain_out), plan.f2, length, grad,
-                           static_cast<Scalar*>(args.grad_gain_out));
+    const Outputs wide{plan.f2 * part / parts, plan.f2 * (part + 1) / parts, plan.f2_pad};
+    const Outputs narrow{plan.f * part / parts, plan.f * (part + 1) / parts, plan.f_pad};
+    write_gradient<D>(total, wide, conv, plan.f2, plan.taps, w.conv_out, w.gain_out,
+                      args.grad_conv_out, args.grad_gain_out);
     total += plan.conv_out_sums();
-    grad = static_cast<Scalar*>(args.grad_conv_in);
-    unpack(total, plan.f_pad, conv, plan.f, plan.f2, plan.taps, grad);
-    through_weight_norm<D>(numbers(w.conv_in), numbers(w.gain_in), plan.f, length, grad,
-                           static_cast<Scalar*>(args.grad_gain_in));
+    write_gradient<D>(total, narrow, conv, plan.f2, plan.taps, w.conv_in, w.gain_in,
+                      args.grad_conv_in, args.grad_gain_in);
     total += plan.conv_in_sums();
     if (plan.s2 > 0) {
-      grad = static_cast<Scalar*>(args.grad_nin);
-      unpack(total, plan.f_pad, nin, plan.f, plan.s2, 1, grad);
-      through_weight_norm<D>(numbers(w.nin), numbers(w.gain_nin), plan.f, plan.s2, grad,
-                             static_cast<Scalar*>(args.grad_gain_nin));
+      write_gradient<D>(total, narrow, nin, plan.s2, 1, w.nin, w.gain_nin, args.grad_nin,
+                        args.grad_gain_nin);
     }
     total += plan.nin_sums();
-    unpack(total, plan.f2_pad, plain, plan.f2, 1, 1, static_cast<Scalar*>(args.grad_bias_out));
+    write_gradient<D>(total, wide, plain, 1, 1, nullptr, nullptr, args.grad_bias_out, nullptr);
     total += plan.f2_pad;
-    unpack(total, plan.f_pad, plain, plan.f, 1, 1, static_cast<Scalar*>(args.grad_bias_in));
+    write_gradient<D>(total, narrow, plain, 1, 1, nullptr, nullptr, args.grad_bias_in, nullptr);
   }
 
  private:
@@ -326,13 +353,13 @@ class Block {
 
     Buffers(const GatedBlockShape& shape, Scratch& scratch) {
       const Plan<D> p(shape);
-      const int64_t padded = p.rows * p.cols;
+      const int64_t padded = p.height * p.cols;
       x = scratch.take<Element>(padded * p.f2);
       h = scratch.take<Element>(padded * p.f2);
       grad_gates = scratch.take<Element>(padded * p.f2);
       grad_h = scratch.take<Element>(padded * p.f_cells * D::kPair);
-      even = scratch.take<Cell>(kPairs ? p.rows * p.pairs * p.f2 : 0);
-      odd = scratch.take<Cell>(kPairs ? p.rows * p.pairs * p.f2 : 0);
+      even = scratch.take<Cell>(kPairs ? p.height * p.pairs * p.f2 : 0);
+      odd = scratch.take<Cell>(kPairs ? p.height * p.pairs * p.f2 : 0);
       gates_pairs = scratch.take<Cell>(kPairs ? p.height * p.steps * p.f2_pad : 0);
       h_pairs = scratch.take<Cell>(kPairs ? p.height * p.steps * p.f_pad : 0);
       skip = scratch.take<Element>(p.chunk * p.steps * D::kPair * p.s2);
@@ -356,11 +383,15 @@ class Block {
         Scratch scratch)
       : shape_(shape), plan_(shape), dropout_(dropout), buffers_(shape, scratch) {
     // The zeros around the images stay: passes write the inside alone.
-    const int64_t padded = plan_.rows * plan_.cols;
-    fill_zero(buffers_.x, padded * plan_.f2);
-    fill_zero(buffers_.h, padded * plan_.f2);
-    fill_zero(buffers_.grad_gates, padded * plan_.f2);
-    fill_zero(buffers_.grad_h, padded * plan_.f_cells * D::kPair);
+    fill_margins(buffers_.x, plan_.f2, plan_.left);
+    fill_margins(buffers_.h, plan_.f2, plan_.left);
+    fill_margins(buffers_.grad_gates, plan_.f2, plan_.back_left);
+    const int64_t h_stride = plan_.f_cells * D::kPair;
+    if (h_stride == plan_.f) {
+      fill_margins(buffers_.grad_h, h_stride, plan_.back_left);
+    } else {  // the last channel's partner is zero, too
+      fill_zero(buffers_.grad_h, plan_.height * plan_.cols * h_stride);
+    }
     fill_zero(buffers_.skip, plan_.chunk * plan_.steps * D::kPair * plan_.s2);
     conv_out_ = static_cast<const Cell*>(packed);
     conv_in_ = conv_out_ + plan_.conv_out_cells();
@@ -371,6 +402,16 @@ class Block {
         wide_taps_[i * plan_.kernel_w + j] = pixel * plan_.f2_cells;
         narrow_taps_[i * plan_.kernel_w + j] = pixel * plan_.f_cells;
       }
+    }
+  }
+
+  // Zeros in the columns beside a padded image of `channels`, `left` of them before it.
+  void fill_margins(Element* padded, int64_t channels, int64_t left) const {
+    const int64_t right = plan_.cols - left - plan_.width;
+    for (int64_t r = 0; r < plan_.height; ++r) {
+      Element* row = padded + r * plan_.cols * channels;
+      fill_zero(row, left * channels);
+      fill_zero(row + (left + plan_.width) * channels, right * channels);
     }
   }
 
@@ -389,8 +430,7 @@ class Block {
           x + r * line, p.width, p.f, inside(buffers_.x, r, p.f2), p.f2, p.f, nullptr, nullptr);
     }
     for (int64_t r = 0; r < p.height; ++r) {
-      convolve<false>(buffers_.x + r * p.cols * p.f2, p.f2_cells, wide_taps_, p.taps, conv_in_,
-                      p.f_pad);
+      convolve_row(buffers_.x, p.f2_cells, wide_taps_, conv_in_, p.f_pad, r, p.top);
       if (p.s2 > 0) {
         write_skip_row<false>(args.skips, first + r * p.width, buffers_.skip);
         convolve<true>(buffers_.skip, p.s2_cells, &kNoOffset, 1, nin_, p.f_pad);
@@ -402,8 +442,7 @@ class Block {
                                                     p.f2, p.f, keep_row(r), nullptr);
     }
     for (int64_t r = 0; r < p.height; ++r) {
-      convolve<false>(buffers_.h + r * p.cols * p.f2, p.f2_cells, wide_taps_, p.taps, conv_out_,
-                      p.f2_pad);
+      convolve_row(buffers_.h, p.f2_cells, wide_taps_, conv_out_, p.f2_pad, r, p.top);
       T* gates = args.gates == nullptr ? nullptr
                                        : static_cast<T*>(args.gates) + 2 * (first * p.f + r * line);
       P::write_gated(buffers_.row, p.f2_pad, numbers(args.weights.bias_out), x + r * line, p.width,
@@ -414,7 +453,7 @@ class Block {
   // ---- backward ----
 
   template <bool kDropout>
-  void backward_image(const GatedBackward& args, int64_t image, Scalar* sums) {
+  void backward_image(const GatedBackward& args, int64_t image, bool first_image, Scalar* sums) {
     const Plan<D>& p = plan_;
     const int64_t first = image * p.height * p.width;
     const int64_t line = p.width * p.f;
@@ -439,11 +478,11 @@ class Block {
                                                    inside(buffers_.h, r, p.f2), p.f2, p.f,
                                                    keep_row(r), buffers_.h_slope + r * line);
     }
-    add_conv_gradient(buffers_.h, buffers_.grad_gates, p.f2, buffers_.gates_pairs, p.f2_pad, sums);
+    add_conv_gradient(buffers_.h, buffers_.grad_gates, p.f2, buffers_.gates_pairs, p.f2_pad,
+                      first_image, sums);
 
     for (int64_t r = 0; r < p.height; ++r) {
-      convolve<false>(buffers_.grad_gates + r * p.cols * p.f2, p.f2_cells, wide_taps_, p.taps,
-                      conv_out_, p.f2_pad);
+      convolve_row(buffers_.grad_gates, p.f2_cells, wide_taps_, conv_out_, p.f2_pad, r, p.back_top);
       Element* out = back_inside(buffers_.grad_h, r, h_stride);
       P::template write_hidden_gradient<kDropout>(buffers_.row, p.f2_pad, h + r * line,
                                                   buffers_.h_slope + r * line, keep_row(r), p.width,
@@ -454,18 +493,18 @@ class Block {
                                                 inside(buffers_.x, r, p.f2), p.f2, p.f, nullptr,
                                                 buffers_.x_slope + r * line);
     }
-    add_conv_gradient(buffers_.x, buffers_.grad_h, h_stride, buffers_.h_pairs, p.f_pad, sums_in);
+    add_conv_gradient(buffers_.x, buffers_.grad_h, h_stride, buffers_.h_pairs, p.f_pad, first_image,
+                      sums_in);
     for (int64_t r = 0; r < p.height; ++r) {
-      convolve<false>(buffers_.grad_h + r * p.cols * h_stride, p.f_cells, narrow_taps_, p.taps,
-                      conv_in_, p.f2_pad);
+      convolve_row(buffers_.grad_h, p.f_cells, narrow_taps_, conv_in_, p.f2_pad, r, p.back_top);
       P::write_input_gradient(buffers_.row, p.f2_pad, p.f, x + r * line,
                               buffers_.x_slope + r * line, grad_y + r * line, p.width, p.f,
                               grad_x + r * line);
     }
-    if (p.s2 > 0) backward_skips(args, first, sums_nin);
+    if (p.s2 > 0) backward_skips(args, first, first_image, sums_nin);
   }
 
-  void backward_skips(const GatedBackward& args, int64_t first, Scalar* sums) {
+  void backward_skips(const GatedBackward& args, int64_t first, bool first_image, Scalar* sums) {
     const Plan<D>& p = plan_;
     const int64_t h_stride = p.f_cells * D::kPair;
     const int64_t line = p.steps * D::kPair * p.s2;  // elements of a row of buffers_.skip
@@ -492,7 +531,7 @@ class Block {
                             : Rows{cells(buffers_.skip), line, p.s2};
       add_weight_gradient(a,
                           gradient_rows(buffers_.grad_h, h_stride, buffers_.h_pairs, p.f_pad, r0),
-                          rows, p.s2, p.f_pad, sums);
+                          rows, p.s2, p.f_pad, !first_image || r0 > 0, sums);
     }
   }
 
@@ -507,10 +546,10 @@ class Block {
   static const Cell* cells(const Element* p) { return reinterpret_cast<const Cell*>(p); }
 
   Element* inside(Element* padded, int64_t r, int64_t stride) const {
-    return padded + ((r + plan_.top) * plan_.cols + plan_.left) * stride;
+    return padded + (r * plan_.cols + plan_.left) * stride;
   }
   Element* back_inside(Element* padded, int64_t r, int64_t stride) const {
-    return padded + ((r + plan_.back_top) * plan_.cols + plan_.back_left) * stride;
+    return padded + (r * plan_.cols + plan_.back_left) * stride;
   }
 
   void draw_keep(int64_t first_pixel) {
@@ -529,6 +568,17 @@ class Block {
           plan_.s2, plan_.s2 / 2, nullptr, buffers_.skip_slope + channel * plan_.width);
       channel += channels;
     }
+  }
+
+  // buffers_.row[c][n] = the convolution of a padded image at the pixels of output row r, whose
+  // first taps lie in row r - above.
+  void convolve_row(const Element* image, int64_t pixel_cells, const int64_t* offsets,
+                    const Cell* packed, int64_t n_pad, int64_t r, int64_t above) {
+    const auto [first, last] = plan_.kernel_rows(r, above);
+    const int64_t before = first * plan_.kernel_w;
+    convolve<false>(image + (r - above + first) * plan_.cols * pixel_cells * D::kPair, pixel_cells,
+                    offsets, static_cast<int>((last - first) * plan_.kernel_w),
+                    packed + before * pixel_cells * n_pad, n_pad);
   }
 
   // buffers_.row[c][n] (+)= a convolution at the pixels of a row; `in` is where the first tap of
@@ -552,11 +602,12 @@ class Block {
     run_tiles<D, false>(t, plan_.width, n_pad);
   }
 
-  // sums[tap][k][n] += the gradient of a convolution's weights over an image.
+  // sums[tap][k][n] += the gradient of a convolution's weights over an image; = if `first_image`.
   void add_conv_gradient(const Element* input, const Element* gradient, int64_t gradient_stride,
-                         const Cell* gradient_pairs, int64_t n_pad, Scalar* sums) {
+                         const Cell* gradient_pairs, int64_t n_pad, bool first_image,
+                         Scalar* sums) {
     const Plan<D>& p = plan_;
-    for (int64_t r = 0; r < (kPairs ? p.rows : 0); ++r) {
+    for (int64_t r = 0; r < (kPairs ? p.height : 0); ++r) {
       const Element* row = input + r * p.cols * p.f2;
       P::pair_columns(row, p.f2, p.pairs, p.f2, buffers_.even + r * p.pairs * p.f2, p.f2);
       if (p.kernel_w > 1) {
@@ -564,17 +615,28 @@ class Block {
                         p.f2);
       }
     }
+    const int64_t tap_sums = p.f2 * n_pad;
+    for (int i = 0; first_image && i < p.kernel_h; ++i) {
+      if (p.output_rows(i).first >= p.output_rows(i).last) {
+        fill_zero(sums + i * p.kernel_w * tap_sums, p.kernel_w * tap_sums);
+      }
+    }
     for (int64_t r0 = 0; r0 < p.height; r0 += p.chunk) {
-      const int64_t rows = smaller(p.chunk, p.height - r0);
-      const Rows b = gradient_rows(gradient, gradient_stride, gradient_pairs, n_pad, r0);
       for (int i = 0; i < p.kernel_h; ++i) {
+        const auto inside = p.output_rows(i);
+        const int64_t first = larger(r0, inside.first);
+        const int64_t rows = smaller(r0 + p.chunk, inside.last) - first;
+        if (rows <= 0) continue;
+        const bool add = !first_image || first > inside.first;
+        const int64_t row = first + i - p.top;
+        const Rows b = gradient_rows(gradient, gradient_stride, gradient_pairs, n_pad, first);
         for (int j = 0; j < p.kernel_w; ++j) {
           const Cell* pairs =
-              (j % 2 == 0 ? buffers_.even : buffers_.odd) + ((r0 + i) * p.pairs + j / 2) * p.f2;
-          const Cell* pixels = cells(input + ((r0 + i) * p.cols + j) * p.f2);
+              (j % 2 == 0 ? buffers_.even : buffers_.odd) + (row * p.pairs + j / 2) * p.f2;
+          const Cell* pixels = cells(input + (row * p.cols + j) * p.f2);
           const Rows a =
               kPairs ? Rows{pairs, p.pairs * p.f2, p.f2} : Rows{pixels, p.cols * p.f2, p.f2};
-          add_weight_gradient(a, b, rows, p.f2, n_pad, sums + (i * p.kernel_w + j) * p.f2 * n_pad);
+          add_weight_gradient(a, b, rows, p.f2, n_pad, add, sums + (i * p.kernel_w + j) * tap_sums);
         }
       }
     }
@@ -583,13 +645,13 @@ class Block {
   Rows gradient_rows(const Element* gradient, int64_t stride, const Cell* pairs, int64_t n_pad,
                      int64_t r0) const {
     if (kPairs) return {pairs + r0 * plan_.steps * n_pad, plan_.steps * n_pad, n_pad};
-    const int64_t pixel = (r0 + plan_.back_top) * plan_.cols + plan_.back_left;
+    const int64_t pixel = r0 * plan_.cols + plan_.back_left;
     return {cells(gradient + pixel * stride), plan_.cols * stride, stride};
   }
 
-  // sums[k][n] += the sum over `rows` rows and their pixels of a[pixel][k] b[pixel][n].
+  // sums[k][n] (+)= the sum over `rows` rows and their pixels of a[pixel][k] b[pixel][n].
   void add_weight_gradient(const Rows& a, const Rows& b, int64_t rows, int k, int64_t n_pad,
-                           Scalar* sums) {
+                           bool add, Scalar* sums) {
     int64_t offsets[Plan<D>::kMostRows];
     for (int64_t r = 0; r < rows; ++r) offsets[r] = r * a.row;
     TileArgs<D> t;
@@ -604,7 +666,7 @@ class Block {
     t.inner = plan_.steps;
     t.out = sums;
     t.out_row = n_pad;
-    t.add = true;
+    t.add = add;
     run_tiles<D, true>(t, k, n_pad);
   }
 
@@ -621,8 +683,9 @@ class Block {
 template <class D, class T>
 GatedKernels kernels_of() {
   using B = Block<D, T>;
-  return {&B::packed_bytes,  &B::scratch_bytes, &B::sums_bytes, &B::pack_forward,
-          &B::pack_backward, &B::forward,       &B::backward,   &B::reduce};
+  return {&B::packed_bytes, &B::scratch_bytes, &B::sums_bytes,
+          &B::pack_forward, &B::pack_backward, &B::forward,
+          &B::backward,     &B::add_sums,      &B::write_gradients};
 }
 
 }  // namespace

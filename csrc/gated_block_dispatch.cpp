@@ -122,11 +122,14 @@ class Arena {
 
 thread_local Arena arena;
 
+// About so many pixels are one thread's next piece of work.
+constexpr int64_t kPixels = 784;
+
 // Groups of images whose weight gradients are summed apart. A function of the shape alone, so that
-// the sum is the same for every thread count; about 784 pixels each, which makes clearing and
-// adding up the sums cheap beside computing them.
+// the sum is the same for every thread count; about kPixels each, which makes adding up the sums
+// cheap beside computing them.
 int64_t count_groups(const GatedBlockShape& s, size_t sums_bytes) {
-  constexpr int64_t kPixels = 784, kFewest = 4, kMostBytes = 64 << 20;
+  constexpr int64_t kFewest = 4, kMostBytes = 64 << 20;
   const int64_t by_pixels = std::max(s.batch * s.height * s.width / kPixels, kFewest);
   const int64_t by_memory = std::max(kMostBytes / static_cast<int64_t>(sums_bytes), kFewest);
   return std::min({s.batch, by_pixels, by_memory});
@@ -146,15 +149,15 @@ void gated_block_forward(const GatedForward& args, int threads,
   const GatedKernels& kernels = find_kernels(args.shape.storage, instruction_set);
   const int64_t batch = args.shape.batch;
   if (batch == 0) return;
-  const int64_t parts = std::clamp<int64_t>(threads, 1, batch);
+  const int64_t pieces =
+      std::clamp<int64_t>(batch * args.shape.height * args.shape.width / kPixels, 1, batch);
+  const int64_t workers = std::clamp<int64_t>(threads, 1, pieces);
   const size_t scratch_bytes = Arena::round_up(kernels.scratch_bytes(args.shape));
-  const auto memory = arena.take({kernels.packed_bytes(args.shape), scratch_bytes * parts});
+  const auto memory = arena.take({kernels.packed_bytes(args.shape), scratch_bytes * workers});
   kernels.pack_forward(args.shape, args.weights, memory[0]);
-  parallel_for(parts, static_cast<int>(parts), [&](int64_t first_part, int64_t last_part) {
-    for (int64_t part = first_part; part < last_part; ++part) {
-      kernels.forward(args, memory[0], batch * part / parts, batch * (part + 1) / parts,
-                      memory[1] + scratch_bytes * part);
-    }
+  parallel_for_each(pieces, static_cast<int>(workers), [&](int64_t piece, int64_t worker) {
+    kernels.forward(args, memory[0], batch * piece / pieces, batch * (piece + 1) / pieces,
+                    memory[1] + scratch_bytes * worker);
   });
 }
 
@@ -165,22 +168,24 @@ void gated_block_backward(const GatedBackward& args, int threads,
   const int64_t batch = args.shape.batch;
   const size_t sums_bytes = Arena::round_up(kernels.sums_bytes(args.shape));
   const int64_t groups = count_groups(args.shape, sums_bytes);
-  const int64_t parts = std::clamp<int64_t>(threads, 1, std::max<int64_t>(groups, 1));
+  const int64_t workers = std::clamp<int64_t>(threads, 1, std::max<int64_t>(groups, 1));
   const size_t scratch_bytes = Arena::round_up(kernels.scratch_bytes(args.shape));
-  const auto memory = arena.take({kernels.packed_bytes(args.shape), scratch_bytes * parts,
+  const auto memory = arena.take({kernels.packed_bytes(args.shape), scratch_bytes * workers,
                                   sums_bytes * std::max<int64_t>(groups, 1)});
   if (groups > 0) kernels.pack_backward(args.shape, args.weights, memory[0]);
-  parallel_for(
-      groups > 0 ? parts : 0, static_cast<int>(parts), [&](int64_t first_part, int64_t last_part) {
-        for (int64_t part = first_part; part < last_part; ++part) {
-          const int64_t last = groups * (part + 1) / parts;
-          for (int64_t group = groups * part / parts; group < last; ++group) {
-            kernels.backward(args, memory[0], batch * group / groups, batch * (group + 1) / groups,
-                             memory[1] + scratch_bytes * part, memory[2] + sums_bytes * group);
-          }
-        }
-      });
-  kernels.reduce(args, memory[2], sums_bytes, groups);
+  parallel_for_each(groups, static_cast<int>(workers), [&](int64_t group, int64_t worker) {
+    kernels.backward(args, memory[0], batch * group / groups, batch * (group + 1) / groups,
+                     memory[1] + scratch_bytes * worker, memory[2] + sums_bytes * group);
+  });
+  const auto split = [&](const auto& body) {
+    parallel_for(workers, static_cast<int>(workers), [&](int64_t first, int64_t last) {
+      for (int64_t part = first; part < last; ++part) body(part);
+    });
+  };
+  split([&](int64_t part) {
+    kernels.add_sums(args.shape, memory[2], sums_bytes, groups, part, workers);
+  });
+  split([&](int64_t part) { kernels.write_gradients(args, memory[2], part, workers); });
 }
 
 }  // namespace dsmooth

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <thread>
 #include <vector>
@@ -29,6 +30,21 @@ void parallel_for(int64_t count, int threads, const Body& body) {
   run_part(0);
   for (std::thread& other : others) other.join();
 #endif
+}
+
+// Calls body(item, worker) for every item of [0, count), each on the worker that is free first;
+// workers are numbered from 0 to before `threads`, and one works on one item at a time.
+template <class Body>
+void parallel_for_each(int64_t count, int threads, const Body& body) {
+  std::atomic<int64_t> next{0};
+  const auto work = [&](int64_t worker) {
+    for (int64_t item = next++; item < count; item = next++) body(item, worker);
+  };
+  const int workers =
+      static_cast<int>(std::clamp<int64_t>(threads, 1, std::max<int64_t>(count, 1)));
+  parallel_for(workers, workers, [&](int64_t first, int64_t last) {
+    for (int64_t worker = first; worker < last; ++worker) work(worker);
+  });
 }
 
 }  // namespace dsmooth

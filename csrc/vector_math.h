@@ -153,6 +153,25 @@ struct VectorMath {
             select(vanishes, splat(-1), power * p + (power - kOne))};
   }
 
+  // exp_pair for results that are rounded to bfloat16: e within 2^-12 and em1 within 2^-11 of
+  // itself, for y <= 0. exp(y) = 2^n 2^f, |f| <= 1/2.
+  DSMOOTH_INLINE static ExpPair<V> rough_exp_pair(V y) {
+#if defined(DSMOOTH_HAS_AVX512_MATH)
+    if constexpr (sizeof(T) == 4) {
+      // (2^f - 1) / f interpolated at the Chebyshev nodes.
+      constexpr T kRough[3] = {0x1.62e43p-1f, 0x1.efb038p-3f, 0x1.c8bdfap-5f};
+      y = at_least_minus_huge(y) * static_cast<T>(1.4426950408889634);
+      const V n = V(_mm512_roundscale_ps(__m512(y), 0));
+      const V f = y - n;
+      const V p = f * ((f * kRough[2] + kRough[1]) * f + kRough[0]);
+      const V power = V(_mm512_scalef_ps(__m512(splat(1)), __m512(n)));
+      const V em1 = power * p + (power - static_cast<T>(1));
+      return {em1 + static_cast<T>(1), em1};
+    }
+#endif
+    return exp_pair(y);
+  }
+
   // log(v) for normal v > 0; NaN for NaN. v = 2^n (1 + f), 1/sqrt 2 <= 1 + f < sqrt 2, s = f / (2 +
   // f), log(1 + f) = 2 (s + s^3/3 + s^5/5 + ...) = f - (f^2/2 - s (f^2/2 + 2 s^2/3 + 2 s^4/5 ...)).
   DSMOOTH_INLINE static V log(V v) {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,13 @@ from torch import Tensor
 
 from dsmooth import _extension
 from dsmooth.functional import Shift, concat_elu, gated_resnet, gated_resnet_ref, use_impl
-from dsmooth.functional.gated_resnet import _native, _native_backward, dropout_factors
+from dsmooth.functional.gated_resnet import dropout_factors
+from dsmooth.functional.gated_resnet_native import (
+    backward_op,
+    forward_op,
+    gated_resnet_native,
+    operands,
+)
 from dsmooth.functional.shifted_conv import padding_of
 from dsmooth.nn.layers import GatedResnet
 from tests.gated_cases import EPS, KERNELS, STRIDES, assert_as_good, make_case
@@ -45,6 +52,11 @@ SHAPES = [
     ((2, 6, 1), 24, ()),
     ((2, 4, 30), 20, (20,)),
 ]
+
+
+def _native(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The op on what Case.native_args gives."""
+    return gated_resnet_native(x, operands(*rest[:7]), *rest[7:])
 
 
 @needs_extension
@@ -182,7 +194,7 @@ def test_nothing_is_written_beside_the_outputs(
     same = (skips, weights, gains, seed, shift, dropout, layer)
     expected = _native(x, *same, True, instruction_set)
     grad_y = case.grad_y.to(dtype).to(memory_format=torch.channels_last)
-    expected_grads = _native_backward(grad_y, x, *expected[1:], *same, instruction_set)
+    expected_grads = backward_op(grad_y, x, *expected[1:], *operands(*same), instruction_set)
     outputs = [guarded(t) for t in expected]
     grads = [guarded(t) for t in expected_grads]
 
@@ -346,16 +358,14 @@ def test_gradcheck(shift: Shift, dropout: float, skips: tuple[int, ...]) -> None
 def test_opcheck(dtype: torch.dtype, skips: tuple[int, ...]) -> None:
     case = make_case("down", (2, 3, 5), 4, skips, 0.5, gains=True)
     args = case.native_args(dtype)
-    x, skip_list, weights, gains, seed, shift, dropout, layer, *_ = args
+    x, skip_list, weights, gains, *_ = args
+    given = operands(*args[1:8])
     _, h, gates = _native(*args)
     grad_y = case.grad_y.to(dtype)
-    torch.library.opcheck(
-        _native_backward,
-        (grad_y, x, h, gates, skip_list, weights, gains, seed, shift, dropout, layer, "auto"),
-    )
+    torch.library.opcheck(backward_op, (grad_y, x, h, gates, *given, "auto"))
     for tensor in (x, *skip_list, *weights, *gains):
         tensor.requires_grad_()
-    torch.library.opcheck(_native, args)
+    torch.library.opcheck(forward_op, (x, *given, True, "auto"))
 
 
 @needs_extension

@@ -9,13 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import _extension
 from ._impl import Impl, resolve_impl
 from ._triton import triton_obstacle
-from .shifted_conv import Shift, compute_dtype, concat_elu, padding_of, shifted_conv2d_ref
+from .gated_resnet_native import MAX_SKIPS, gated_resnet_native, native_obstacle, operands
+from .shifted_conv import Shift, compute_dtype, concat_elu, shifted_conv2d_ref
 
 Affine = tuple[Tensor, Tensor]  # weight (D, C, kh, kw) and bias (D,)
-MAX_SKIPS = 2
 
 
 def gated_resnet(
@@ -66,9 +65,10 @@ def gated_resnet(
     dtype = compute_dtype(x)
     obstacle = None
     if chosen == "native":
-        obstacle = _too_many(skips) or _native_obstacle(x.device.type, dtype)
+        obstacle = native_obstacle(x.device.type, dtype, len(skips))
     elif chosen == "triton":
-        obstacle = _too_many(skips) or triton_obstacle(x.device, dtype)
+        too_many = f"it takes at most {MAX_SKIPS} skips, got {len(skips)}"
+        obstacle = too_many if len(skips) > MAX_SKIPS else triton_obstacle(x.device, dtype)
     if obstacle is not None and resolve_impl(impl) != "auto":
         raise RuntimeError(f"gated_resnet cannot run with impl={chosen!r}: {obstacle}")
     if chosen == "reference" or obstacle is not None:
@@ -79,7 +79,6 @@ def gated_resnet(
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     weights = [tensor.to(exact) for tensor in (*conv_in, *conv_out, *(nin_skip or ()))]
     args = (
-        x.to(dtype),
         [tensor.to(dtype) for tensor in skips],
         weights,
         [gain.to(exact) for gain in gains],
@@ -91,8 +90,8 @@ def gated_resnet(
     if chosen == "triton":
         from .gated_resnet_triton import gated_resnet_triton
 
-        return gated_resnet_triton(*args)[0]
-    return _native(*args, torch.is_grad_enabled())[0]
+        return gated_resnet_triton(x.to(dtype), *args)[0]
+    return gated_resnet_native(x.to(dtype), operands(*args), torch.is_grad_enabled())[0]
 
 
 def gated_resnet_ref(
@@ -201,227 +200,3 @@ def _check(
         )
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
-
-
-# ---- the native op --------------------------------------------------------------------------
-
-
-@torch.compiler.assume_constant_result
-def _native_obstacle(device_type: str, dtype: torch.dtype) -> str | None:
-    """Why the extension cannot compute this; None if it can."""
-    if device_type != "cpu":
-        return f"it runs on cpu tensors, got {device_type}"
-    if dtype not in (torch.float32, torch.float64, torch.bfloat16):
-        return f"it computes in float32, float64 and bfloat16, got {dtype}"
-    return _extension.unavailable_reason()
-
-
-def _too_many(skips: tuple[Tensor, ...]) -> str | None:
-    if len(skips) > MAX_SKIPS:
-        return f"it takes at most {MAX_SKIPS} skips, got {len(skips)}"
-    return None
-
-
-def _channels_last(tensor: Tensor) -> Tensor:
-    return tensor.contiguous(memory_format=torch.channels_last)
-
-
-def _empty_channels_last(like: Tensor, channels: int) -> Tensor:
-    return torch.empty(
-        (like.shape[0], channels, *like.shape[2:]),
-        dtype=like.dtype,
-        device=like.device,
-        memory_format=torch.channels_last,
-    )
-
-
-def _dense_kernels(weights: list[Tensor]) -> list[Tensor]:
-    """The weights as the extension takes them: both kernels contiguous or both channels_last."""
-    if all(weights[i].is_contiguous(memory_format=torch.channels_last) for i in (0, 2)):
-        return weights[:4] + [w.contiguous() for w in weights[4:]]
-    return [w.contiguous() for w in weights]
-
-
-def _empty_like_kernel(weight: Tensor) -> Tensor:
-    contiguous = weight.is_contiguous()
-    layout = torch.contiguous_format if contiguous else torch.channels_last
-    return torch.empty(weight.shape, dtype=weight.dtype, device=weight.device, memory_format=layout)
-
-
-def _addresses(tensors: list[Tensor], count: int) -> list[int]:
-    return [tensor.data_ptr() for tensor in tensors] + [0] * (count - len(tensors))
-
-
-def _call(
-    name: str,
-    x: Tensor,
-    skips: list[Tensor],
-    weights: list[Tensor],
-    gains: list[Tensor],
-    seed: Tensor | None,
-    shift: str,
-    dropout: float,
-    layer: int,
-    instruction_set: str,
-    tensors: list[int],
-) -> None:
-    batch, f, rows, cols = x.shape
-    kh, kw = weights[0].shape[2:]
-    left, _, top, _ = padding_of(kh, kw, shift)
-    getattr(_extension.extension(), name)(
-        str(x.dtype).removeprefix("torch."),
-        [batch, rows, cols, f, kh, kw, top, left],
-        [skip.shape[1] for skip in skips],
-        not weights[0].is_contiguous(),
-        0 if seed is None else seed.data_ptr(),
-        layer,
-        keep_from(dropout),
-        1 / (1 - dropout),
-        _addresses(weights, 6) + _addresses(gains, 3),
-        tensors,
-        torch.get_num_threads(),
-        instruction_set,
-    )
-
-
-@torch.library.custom_op("dsmooth::gated_resnet", mutates_args=())
-def _native(
-    x: Tensor,
-    skips: list[Tensor],
-    weights: list[Tensor],
-    gains: list[Tensor],
-    seed: Tensor | None,
-    shift: str,
-    dropout: float,
-    layer: int,
-    save: bool,
-    instruction_set: str = "auto",
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(y, h, gates), channels_last; the last two, (B, F, H, W) and (B, 2F, H, W), for the backward.
-
-    weights: conv_in, its bias, conv_out, its bias and, with skips, nin_skip and its bias; gains:
-    none, or those of the convolutions; float64 for float64 x, else float32. Without `save` h and
-    gates have no elements.
-    """
-    x, skips = _channels_last(x), [_channels_last(skip) for skip in skips]
-    weights = _dense_kernels(weights)
-    y, h, gates = _native_outputs(x, skips, weights, gains, seed, shift, dropout, layer, save)
-    tensors = [x.data_ptr(), y.data_ptr(), h.data_ptr(), gates.data_ptr()]
-    tensors += [skip.data_ptr() for skip in skips]
-    settings = (shift, dropout, layer, instruction_set)
-    _call("gated_block_forward", x, skips, weights, gains, seed, *settings, tensors)
-    return y, h, gates
-
-
-@_native.register_fake
-def _native_outputs(
-    x: Tensor,
-    skips: list[Tensor],
-    weights: list[Tensor],
-    gains: list[Tensor],
-    seed: Tensor | None,
-    shift: str,
-    dropout: float,
-    layer: int,
-    save: bool,
-    instruction_set: str = "auto",
-) -> tuple[Tensor, Tensor, Tensor]:
-    f = x.shape[1]
-    y = _empty_channels_last(x, f)
-    if not save:
-        return y, x.new_empty(0), x.new_empty(0)
-    return y, _empty_channels_last(x, f), _empty_channels_last(x, 2 * f)
-
-
-@torch.library.custom_op("dsmooth::gated_resnet_backward", mutates_args=())
-def _native_backward(
-    grad_y: Tensor,
-    x: Tensor,
-    h: Tensor,
-    gates: Tensor,
-    skips: list[Tensor],
-    weights: list[Tensor],
-    gains: list[Tensor],
-    seed: Tensor | None,
-    shift: str,
-    dropout: float,
-    layer: int,
-    instruction_set: str,
-) -> list[Tensor]:
-    """Gradients of x, the first five weights (nin_skip's bias has conv_in's), gains and skips."""
-    grad_y, x = _channels_last(grad_y), _channels_last(x)
-    skips = [_channels_last(skip) for skip in skips]
-    weights = _dense_kernels(weights)
-    settings = (shift, dropout, layer, instruction_set)
-    grads = _native_gradients(grad_y, x, h, gates, skips, weights, gains, seed, *settings)
-    first_gain = 1 + min(len(weights), 5)
-    first_skip = first_gain + len(gains)
-    tensors = _addresses([grad_y, x, h, gates], 4) + _addresses(grads[:first_gain], 6)
-    tensors += _addresses(grads[first_gain:first_skip], 3)
-    for skip, grad in zip(skips, grads[first_skip:], strict=True):
-        tensors += [skip.data_ptr(), grad.data_ptr()]
-    _call("gated_block_backward", x, skips, weights, gains, seed, *settings, tensors)
-    return grads
-
-
-@_native_backward.register_fake
-def _native_gradients(
-    grad_y: Tensor,
-    x: Tensor,
-    h: Tensor,
-    gates: Tensor,
-    skips: list[Tensor],
-    weights: list[Tensor],
-    gains: list[Tensor],
-    seed: Tensor | None,
-    shift: str,
-    dropout: float,
-    layer: int,
-    instruction_set: str,
-) -> list[Tensor]:
-    return [
-        _empty_channels_last(x, x.shape[1]),
-        *(_empty_like_kernel(w) for w in _dense_kernels(weights)[:5]),
-        *(gain.new_empty(gain.shape) for gain in gains),
-        *(_empty_channels_last(skip, skip.shape[1]) for skip in skips),
-    ]
-
-
-def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, skips, weights, gains, seed, shift, dropout, layer, _, instruction_set = inputs
-    ctx.settings = (shift, dropout, layer, instruction_set)
-    _, h, gates = output
-    ctx.mark_non_differentiable(h, gates)
-    ctx.set_materialize_grads(False)
-    ctx.counts = [len(skips), len(weights), len(gains)]
-    ctx.save_for_backward(x, h, gates, *skips, *weights, *gains, seed)
-
-
-def _backward(ctx: Any, grad_y: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
-    n_skips, n_weights, n_gains = ctx.counts
-    rest: tuple[None, ...] = (None,) * 6
-    if grad_y is None:
-        return None, [None] * n_skips, [None] * n_weights, [None] * n_gains, *rest
-    x, h, gates, *lists, seed = ctx.saved_tensors
-    skips, lists = lists[:n_skips], lists[n_skips:]
-    weights, gains = lists[:n_weights], lists[n_weights:]
-    grad_x, *grads = _native_backward(
-        grad_y, x, h, gates, skips, weights, gains, seed, *ctx.settings
-    )
-    first_gain = min(n_weights, 5)
-    first_skip = first_gain + n_gains
-    grad_weights = grads[:first_gain]
-    if n_weights == 6:
-        grad_weights.append(grad_weights[1].clone())
-    return grad_x, grads[first_skip:], grad_weights, grads[first_gain:first_skip], *rest
-
-
-def _refuse_second_derivative(ctx: Any, *grads: Any) -> None:
-    raise NotImplementedError(
-        "the native gated block cannot be differentiated twice; use impl='reference' "
-        "or a use_impl('reference') block"
-    )
-
-
-_native.register_autograd(_backward, setup_context=_save_for_backward)
-_native_backward.register_autograd(_refuse_second_derivative)
