@@ -59,7 +59,7 @@ struct Plan {
   Range kernel_rows(int64_t r, int64_t above) const {
     return {larger(above - r, 0), smaller(height + above - r, kernel_h)};
   }
-  // Of the output, whose row i of the kernel lies inside the image.
+  // Of the output, for which row i of the kernel lies inside the image.
   Range output_rows(int i) const { return {larger(top - i, 0), smaller(height + top - i, height)}; }
 
   // Packed weights: [tap][cell of the channel summed over][the other channel].

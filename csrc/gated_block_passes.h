@@ -13,8 +13,7 @@
 namespace dsmooth::DSMOOTH_ISA {
 
 // Vectors in memory: float and double as they are, bfloat16 widened to float. `count` lanes are
-// read or written, the others are 0 or left alone. Where the compiler knows it, half a vector needs
-// no mask: a masked store of 16-bit lanes takes Zen 4 tens of cycles.
+// read or written, the others are 0 or left alone.
 template <class M>
 struct Memory {
   using T = typename M::Scalar;
@@ -25,16 +24,12 @@ struct Memory {
   DSMOOTH_INLINE static __mmask16 mask(int count) {
     return static_cast<__mmask16>((1u << count) - 1);
   }
-  DSMOOTH_INLINE static bool is_half(int count) {
-    return __builtin_constant_p(count) && count == kLanes / 2;
-  }
 #endif
 
   DSMOOTH_INLINE static V load(const T* p, int count) {
     if (count == kLanes) return M::load(p);
 #if defined(__AVX512F__)
     if constexpr (sizeof(T) == 4) {
-      if (is_half(count)) return __builtin_bit_cast(V, _mm512_zextps256_ps512(_mm256_loadu_ps(p)));
       return __builtin_bit_cast(V, _mm512_maskz_loadu_ps(mask(count), p));
     } else {
       return __builtin_bit_cast(V, _mm512_maskz_loadu_pd(static_cast<__mmask8>(mask(count)), p));
@@ -48,9 +43,6 @@ struct Memory {
     if (count == kLanes) return M::store(v, p);
 #if defined(__AVX512F__)
     if constexpr (sizeof(T) == 4) {
-      if (is_half(count)) {
-        return _mm256_storeu_ps(p, _mm512_castps512_ps256(__builtin_bit_cast(__m512, v)));
-      }
       _mm512_mask_storeu_ps(p, mask(count), __builtin_bit_cast(__m512, v));
     } else {
       const auto some = static_cast<__mmask8>(mask(count));
@@ -63,14 +55,8 @@ struct Memory {
 
   DSMOOTH_INLINE static V load(const bfloat16* p, int count) {
 #if defined(__AVX512F__)
-    __m256i half;
-    if (count == kLanes) {
-      half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-    } else if (is_half(count)) {
-      half = _mm256_zextsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-    } else {
-      half = _mm256_maskz_loadu_epi16(mask(count), p);
-    }
+    const __m256i half = count == kLanes ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))
+                                         : _mm256_maskz_loadu_epi16(mask(count), p);
     return __builtin_bit_cast(V, _mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 #else
     typename M::Bits bits{};
@@ -89,8 +75,6 @@ struct Memory {
 #endif
     if (count == kLanes) {
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), half);
-    } else if (is_half(count)) {
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(half));
     } else {
       _mm256_mask_storeu_epi16(p, mask(count), half);
     }
@@ -119,15 +103,11 @@ struct Passes {
   static constexpr int kLanes = D::kLanes;
   static constexpr bool kRough = sizeof(T) == 2;  // activations have 8 bits of precision
 
-  // body(first, count) for the vectors of n numbers; full and half vectors are compiled apart.
+  // body(first, count) for the vectors of n numbers; full vectors are compiled apart.
   template <class Body>
   DSMOOTH_INLINE static void for_vectors(int n, const Body& body) {
     int i = 0;
     for (; i + kLanes <= n; i += kLanes) body(i, kLanes);
-    if (i + kLanes / 2 <= n) {
-      body(i, kLanes / 2);
-      i += kLanes / 2;
-    }
     if (i < n) body(i, n - i);
   }
 

@@ -12,6 +12,7 @@ pytest.importorskip("triton", reason="Triton is not installed: nothing can be co
 
 from dsmooth.kernels.configs import AMPERE, HOPPER
 from tests.aot_launches import (
+    KERNELS,
     check,
     config_of,
     distinct,
@@ -67,9 +68,12 @@ def test_no_config_is_left_out(arch: int, table: dict[object, object]) -> None:
             assert table[work, numbers, True] == table[work, numbers, False]
 
 
-def test_blackwell_builds() -> None:
-    (launch,) = distinct(gated_launches(100, FP16, 20, False, kernel=(1, 1)), "KH")[:1]
-    assert ".target sm_100" in compile_launch(launch, 100).ptx
+@pytest.mark.slow
+def test_every_kernel_builds_for_blackwell() -> None:
+    launches = gated_launches(100, BF16, 160, False) + shifted_launches(100, BF16, 160, False)
+    assert {launch.kernel.__name__ for launch in launches} == set().union(*KERNELS.values())
+    for launch in distinct(launches):
+        assert ".target sm_100" in compile_launch(launch, 100).ptx
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: tuning would begin")
