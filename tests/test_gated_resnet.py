@@ -132,6 +132,28 @@ def test_an_empty_batch_gives_empty_outputs_and_zero_gradients(dtype: torch.dtyp
 
 
 @needs_extension
+@pytest.mark.parametrize("last", [False, True])
+def test_biases_and_gains_may_be_strided(last: bool) -> None:
+    case = make_case("down", skip_channels=(5,), gains=True)
+    x, skips, weights, gains, *rest = case.native_args(torch.float64)
+    if last:
+        weights = [w.to(memory_format=torch.channels_last) if w.ndim == 4 else w for w in weights]
+
+    def run(weights: list[Tensor], gains: list[Tensor]) -> list[Tensor]:
+        leaves = [t.detach().requires_grad_() for t in (*weights, *gains)]
+        y = _native(x, skips, leaves[: len(weights)], leaves[len(weights) :], *rest)[0]
+        return [y.detach(), *torch.autograd.grad(y.square().sum(), leaves)]
+
+    def strided(v: Tensor) -> Tensor:
+        return v if v.ndim == 4 else torch.stack([v, v + 1], dim=-1)[:, 0]
+
+    expected = run(weights, gains)
+    got = run([strided(w) for w in weights], [strided(g) for g in gains])
+    for a, b in zip(got, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+@needs_extension
 def test_the_weights_memory_order_does_not_matter() -> None:
     case = make_case("down", skip_channels=(5,), gains=True)
     x, skips, weights, *rest = case.native_args(torch.float64)

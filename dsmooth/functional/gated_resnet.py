@@ -64,11 +64,12 @@ def gated_resnet(
         chosen = "triton" if x.device.type == "cuda" else "native"
     dtype = compute_dtype(x)
     obstacle = None
-    if chosen == "native":
-        obstacle = native_obstacle(x.device.type, dtype, len(skips))
+    if chosen != "reference" and len(skips) > MAX_SKIPS:
+        obstacle = f"it takes at most {MAX_SKIPS} skips, got {len(skips)}"
+    elif chosen == "native":
+        obstacle = native_obstacle(x.device.type, dtype)
     elif chosen == "triton":
-        too_many = f"it takes at most {MAX_SKIPS} skips, got {len(skips)}"
-        obstacle = too_many if len(skips) > MAX_SKIPS else triton_obstacle(x.device, dtype)
+        obstacle = triton_obstacle(x.device, dtype)
     if obstacle is not None and resolve_impl(impl) != "auto":
         raise RuntimeError(f"gated_resnet cannot run with impl={chosen!r}: {obstacle}")
     if chosen == "reference" or obstacle is not None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _extension
+from ._op import empty_channels_last, refuse_second_derivative
 from .shifted_conv import padding_of
 
 MAX_SKIPS = 2
@@ -41,17 +42,19 @@ class Operands(NamedTuple):
         return [skip for skip in (self.skip, self.skip_2) if skip is not None]
 
     def dense(self) -> Operands:
-        """As the extension takes them: skips channels_last, both kernels in one memory order."""
+        """As the extension takes them: skips channels_last, the rest dense.
+
+        Both kernels lie in one memory order, contiguous or channels_last.
+        """
         conv_in, conv_out = self.conv_in, self.conv_out
         if not all(conv.is_contiguous(memory_format=_LAST) for conv in (conv_in, conv_out)):
             conv_in, conv_out = conv_in.contiguous(), conv_out.contiguous()
-        return self._replace(
-            skip=None if self.skip is None else _channels_last(self.skip),
-            skip_2=None if self.skip_2 is None else _channels_last(self.skip_2),
-            conv_in=conv_in,
-            conv_out=conv_out,
-            nin=None if self.nin is None else self.nin.contiguous(),
-        )
+        vectors = (self.bias_in, self.bias_out, self.bias_nin, *self[8:11])
+        bias_in, bias_out, bias_nin, *gains = (v if v is None else v.contiguous() for v in vectors)
+        skips = (skip if skip is None else _channels_last(skip) for skip in self[:2])
+        nin = self.nin if self.nin is None else self.nin.contiguous()
+        tensors = (conv_in, bias_in, conv_out, bias_out, nin, bias_nin, *gains)
+        return Operands._make([*skips, *tensors, *self[11:]])
 
 
 _LAST = torch.channels_last
@@ -89,15 +92,9 @@ def gated_resnet_native(
     return forward_op(x, *given, save, instruction_set)
 
 
-def native_obstacle(device_type: str, dtype: torch.dtype, skips: int) -> str | None:
-    """Why the extension cannot compute this; None if it can."""
-    if skips > MAX_SKIPS:
-        return f"it takes at most {MAX_SKIPS} skips, got {skips}"
-    return _device_obstacle(device_type, dtype)
-
-
 @torch.compiler.assume_constant_result
-def _device_obstacle(device_type: str, dtype: torch.dtype) -> str | None:
+def native_obstacle(device_type: str, dtype: torch.dtype) -> str | None:
+    """Why the extension cannot compute this; None if it can."""
     if device_type != "cpu":
         return f"it runs on cpu tensors, got {device_type}"
     if dtype not in (torch.float32, torch.float64, torch.bfloat16):
@@ -124,8 +121,8 @@ def _outputs(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     *_, save, _ = rest
     f = x.shape[1]
     if not save:
-        return _empty(x, f), x.new_empty(0), x.new_empty(0)
-    return _empty(x, f), _empty(x, f), _empty(x, 2 * f)
+        return empty_channels_last(x, f), x.new_empty(0), x.new_empty(0)
+    return empty_channels_last(x, f), empty_channels_last(x, f), empty_channels_last(x, 2 * f)
 
 
 @torch.library.custom_op(
@@ -161,7 +158,7 @@ def _gradients(
         *(dense.gain_in, dense.gain_out, dense.gain_nin, dense.skip, dense.skip_2),
     )
     grads = (x.new_empty(0) if t is None else torch.empty_like(t) for t in alike)
-    return _empty(x, x.shape[1]), *grads
+    return empty_channels_last(x, x.shape[1]), *grads
 
 
 def _call(name: str, x: Tensor, given: Operands, tensors: list[int], instruction_set: str) -> None:
@@ -208,24 +205,12 @@ def _backward(ctx: Any, grad_y: Tensor | None, *_: Tensor | None) -> tuple[Tenso
     return x, *(None if t is None else grad for grad, t in chosen), *rest
 
 
-def _refuse_second_derivative(ctx: Any, *grads: Any) -> None:
-    raise NotImplementedError(
-        "the native gated block cannot be differentiated twice; use impl='reference' "
-        "or a use_impl('reference') block"
-    )
-
-
 forward_op.register_autograd(_backward, setup_context=_save_for_backward)
-backward_op.register_autograd(_refuse_second_derivative)
+backward_op.register_autograd(refuse_second_derivative("native gated block"))
 
 
 def _channels_last(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=_LAST)
-
-
-def _empty(like: Tensor, channels: int) -> Tensor:
-    shape = (like.shape[0], channels, *like.shape[2:])
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=_LAST)
 
 
 def _addresses(tensors: Any) -> list[int]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._op import empty_channels_last, refuse_second_derivative
 from .gated_resnet import keep_from
 from .shifted_conv import taps_of
 
@@ -19,15 +20,6 @@ def _numbers(dropout: float) -> tuple[int, float]:
 def _dense_vectors(tensors: list[Tensor]) -> list[Tensor]:
     """Biases and gains in adjacent numbers; of weights the kernels take the strides."""
     return [tensor.contiguous() if tensor.ndim == 1 else tensor for tensor in tensors]
-
-
-def _empty(like: Tensor, channels: int) -> Tensor:
-    return torch.empty(
-        (like.shape[0], channels, *like.shape[2:]),
-        dtype=like.dtype,
-        device=like.device,
-        memory_format=torch.channels_last,
-    )
 
 
 def _empty_weight(weight: Tensor) -> Tensor:
@@ -75,7 +67,7 @@ def _outputs(
     dropout: float,
     layer: int,
 ) -> tuple[Tensor, Tensor]:
-    return _empty(x, x.shape[1]), _empty(x, x.shape[1])
+    return empty_channels_last(x, x.shape[1]), empty_channels_last(x, x.shape[1])
 
 
 @torch.library.custom_op("dsmooth::gated_resnet_triton_backward", mutates_args=())
@@ -118,10 +110,10 @@ def _gradients(
     layer: int,
 ) -> list[Tensor]:
     return [
-        _empty(x, x.shape[1]),
+        empty_channels_last(x, x.shape[1]),
         *(_empty_weight(weight) for weight in weights[:5]),
         *(gain.new_empty(gain.shape) for gain in gains),
-        *(_empty(skip, skip.shape[1]) for skip in skips),
+        *(empty_channels_last(skip, skip.shape[1]) for skip in skips),
     ]
 
 
@@ -153,12 +145,5 @@ def _backward(ctx: Any, grad_y: Tensor | None, _grad_h: Tensor | None) -> tuple[
     return grad_x, grads[first_skip:], grad_weights, grads[first_gain:first_skip], *rest
 
 
-def _refuse_second_derivative(ctx: Any, *grads: Any) -> None:
-    raise NotImplementedError(
-        "the Triton gated block cannot be differentiated twice; use impl='reference' "
-        "or a use_impl('reference') block"
-    )
-
-
 gated_resnet_triton.register_autograd(_backward, setup_context=_save_for_backward)
-gated_resnet_triton_backward.register_autograd(_refuse_second_derivative)
+gated_resnet_triton_backward.register_autograd(refuse_second_derivative("Triton gated block"))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _extension
+from ._op import refuse_second_derivative
 
 
 @torch.compiler.assume_constant_result
@@ -120,12 +121,5 @@ def _backward(
     return grad_x if needs_x else None, grad_params if needs_params else None, None
 
 
-def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> None:
-    raise NotImplementedError(
-        "the native logistic mixture cannot be differentiated twice; use impl='reference' "
-        "or a use_impl('reference') block"
-    )
-
-
 native.register_autograd(_backward, setup_context=_save_for_backward)
-native_backward.register_autograd(_refuse_second_derivative)
+native_backward.register_autograd(refuse_second_derivative("native logistic mixture"))

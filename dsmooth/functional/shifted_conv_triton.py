@@ -7,20 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._op import empty_channels_last, refuse_second_derivative
 from .shifted_conv import Taps, taps_of, transposed_taps_of
 
 
 def _taps(weight: Tensor, shift: str, stride: int, transposed: bool) -> Taps:
     return transposed_taps_of(weight, shift) if transposed else taps_of(weight, shift, stride)
-
-
-def _empty(like: Tensor, channels: int, rows: int, cols: int) -> Tensor:
-    return torch.empty(
-        (like.shape[0], channels, rows, cols),
-        dtype=like.dtype,
-        device=like.device,
-        memory_format=torch.channels_last,
-    )
 
 
 @torch.library.custom_op("dsmooth::shifted_conv_triton", mutates_args=())
@@ -48,8 +40,10 @@ def _output(
 ) -> Tensor:
     rows, cols = x.shape[2:]
     if transposed:
-        return _empty(x, weight.shape[1], 2 * rows, 2 * cols)
-    return _empty(x, weight.shape[0], (rows + stride - 1) // stride, (cols + stride - 1) // stride)
+        return empty_channels_last(x, weight.shape[1], (2 * rows, 2 * cols))
+    return empty_channels_last(
+        x, weight.shape[0], ((rows + stride - 1) // stride, (cols + stride - 1) // stride)
+    )
 
 
 @torch.library.custom_op("dsmooth::shifted_conv_triton_backward", mutates_args=())
@@ -73,7 +67,7 @@ def _gradients(
     last = not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last if last else torch.contiguous_format
     return (
-        _empty(x, x.shape[1], *x.shape[2:]),
+        empty_channels_last(x, x.shape[1]),
         torch.empty(weight.shape, dtype=weight.dtype, device=x.device, memory_format=layout),
         weight.new_empty(grad_y.shape[1]),
     )
@@ -91,12 +85,5 @@ def _backward(ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
     return grad_x, grad_weight, grad_bias if ctx.has_bias else None, None, None, None
 
 
-def _refuse_second_derivative(ctx: Any, *grads: Any) -> None:
-    raise NotImplementedError(
-        "the Triton convolutions cannot be differentiated twice; use impl='reference' "
-        "or a use_impl('reference') block"
-    )
-
-
 shifted_conv_triton.register_autograd(_backward, setup_context=_save_for_backward)
-shifted_conv_triton_backward.register_autograd(_refuse_second_derivative)
+shifted_conv_triton_backward.register_autograd(refuse_second_derivative("Triton convolutions"))
