@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import tyro
@@ -12,7 +12,29 @@ import tyro
 T = TypeVar("T")
 
 Conditioning = Literal["none", "stack", "concat"]
-Likelihood = Literal["continuous", "discretized"]
+Likelihood = Literal["continuous", "discretized", "gaussian"]
+
+
+def check_likelihood(
+    likelihood: str,
+    atoms: Sequence[int] = (),
+    smoothing_scale: float = 0.0,
+    allowed: Sequence[str] = get_args(Likelihood),
+) -> None:
+    """Raise ValueError for an unknown likelihood, or atoms or a scale that do not go with it."""
+    if likelihood not in allowed:
+        raise ValueError(f"likelihood must be one of {', '.join(allowed)}, got {likelihood!r}")
+    if likelihood == "gaussian" and not 0 < smoothing_scale < math.inf:
+        raise ValueError(
+            f'smoothing_scale must be positive for likelihood "gaussian", got {smoothing_scale}'
+        )
+    if not atoms:
+        return
+    if likelihood != "discretized":
+        raise ValueError(f'atoms need likelihood "discretized", got {likelihood!r}')
+    whole = all(isinstance(level, int) and 0 <= level <= 255 for level in atoms)
+    if not whole or len(set(atoms)) != len(atoms):
+        raise ValueError(f"atoms must be distinct byte levels 0 .. 255, got {tuple(atoms)}")
 
 
 @dataclass(frozen=True)
@@ -35,7 +57,13 @@ class ModelConfig:
     conditioning: Conditioning = "none"
     """How a context image enters: not at all, stacked on top, or through an encoder."""
     likelihood: Likelihood = "continuous"
-    """Density of real-valued pixels, or probability of the 256 levels."""
+    """continuous: density of real-valued pixels under logistics; discretized: probability of the
+    256 levels; gaussian: density under Gaussians that contain the smoothing's noise."""
+    atoms: tuple[int, ...] = ()
+    """Byte levels with a probability of their own, for likelihood=discretized."""
+    smoothing_scale: float = 0.5
+    """Standard deviation of the noise that likelihood=gaussian contains; training sets it to its
+    own scale."""
     context_layers: int = 4
     """Gated resnets in the encoder of conditioning="concat"."""
 
@@ -49,17 +77,26 @@ class ModelConfig:
             raise ValueError(f"context_layers must be at least 0, got {self.context_layers}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
-        for name, allowed in (("conditioning", Conditioning), ("likelihood", Likelihood)):
-            if getattr(self, name) not in get_args(allowed):
-                raise ValueError(
-                    f"{name} must be one of {', '.join(get_args(allowed))}, "
-                    f"got {getattr(self, name)!r}"
-                )
+        if self.conditioning not in get_args(Conditioning):
+            raise ValueError(
+                f"conditioning must be one of {', '.join(get_args(Conditioning))}, "
+                f"got {self.conditioning!r}"
+            )
+        check_likelihood(self.likelihood, self.atoms, self.smoothing_scale)
 
     @property
     def n_params(self) -> int:
-        """P: mixture parameters per pixel, 3K for grey images and 10K for RGB."""
-        return (3 if self.image_channels == 1 else 10) * self.n_mix
+        """P: mixture parameters per pixel, 3K for grey images and 10K for RGB, and one an atom."""
+        return (3 if self.image_channels == 1 else 10) * self.n_mix + len(self.atoms)
+
+    @property
+    def mixture(self) -> dict[str, Any]:
+        """What a pixel's distribution is, as the functional ops take it."""
+        return {
+            "likelihood": self.likelihood,
+            "atoms": self.atoms,
+            "smoothing_scale": self.smoothing_scale,
+        }
 
 
 Role = Literal["noisy", "denoiser", "plain"]
@@ -111,7 +148,7 @@ class TrainConfig:
     """Factor per step, for schedule=exponential (the paper uses 0.999995)."""
     warmup_images: int = 1000
     """Images over which the learning rate rises from 0."""
-    clip_norm: float | None = 1.0
+    clip_norm: float | None = None
     """Largest norm of the gradient; None for no clipping."""
     ema: float = 0.9995
     """Largest decay of the moving average of weights; 0 for no average."""
@@ -170,11 +207,19 @@ class TrainConfig:
             raise ValueError(
                 f'role "{self.role}" does not go with conditioning "{self.model.conditioning}"'
             )
-        if self.role == "noisy" and self.model.likelihood != "continuous":
+        if self.role == "noisy" and self.model.likelihood == "discretized":
             raise ValueError(
-                'role "noisy" needs likelihood "continuous": noisy pixels are not bytes, '
-                f'got "{self.model.likelihood}"'
+                'role "noisy" needs likelihood "continuous" or "gaussian": noisy pixels are not '
+                'bytes, got "discretized"'
             )
+        if self.model.likelihood == "gaussian":
+            if (self.role, self.smoothing) != ("noisy", "gaussian"):
+                raise ValueError(
+                    'likelihood "gaussian" is for role "noisy" with gaussian smoothing, '
+                    f'got role "{self.role}" with {self.smoothing} smoothing'
+                )
+            model = replace(self.model, smoothing_scale=self.scale)
+            object.__setattr__(self, "model", model)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:

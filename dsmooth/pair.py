@@ -26,8 +26,9 @@ Score = Literal["full", "conditional"]
 class SmoothedPair(nn.Module):
     """p(x~) and p(x | x~) with the smoothing q(x~ | x) that they were trained for.
 
-    noisy: a model with conditioning "none" and continuous likelihood. denoiser: a model with
-    conditioning "stack" or "concat". image_size: (H, W), multiples of 4.
+    noisy: a model with conditioning "none" and likelihood "continuous", or "gaussian" with the
+    smoothing's scale. denoiser: a model with conditioning "stack" or "concat". image_size: (H, W),
+    multiples of 4.
     Raises ValueError for models that do not fit together. Source: Meng et al. (ICLR 2021).
     """
 
@@ -39,10 +40,19 @@ class SmoothedPair(nn.Module):
         image_size: Sequence[int],
     ) -> None:
         super().__init__()
-        if noisy.config.conditioning != "none" or noisy.config.likelihood != "continuous":
+        if noisy.config.conditioning != "none" or noisy.config.likelihood == "discretized":
             raise ValueError(
-                'the noisy model must have conditioning="none" and likelihood="continuous", got '
-                f'"{noisy.config.conditioning}" and "{noisy.config.likelihood}"'
+                'the noisy model must have conditioning="none" and likelihood="continuous" or '
+                f'"gaussian", got "{noisy.config.conditioning}" and "{noisy.config.likelihood}"'
+            )
+        if noisy.config.likelihood == "gaussian" and (smoothing.kind, smoothing.scale) != (
+            "gaussian",
+            noisy.config.smoothing_scale,
+        ):
+            raise ValueError(
+                'the noisy model\'s likelihood "gaussian" contains gaussian noise of scale '
+                f"{noisy.config.smoothing_scale}, got {smoothing.kind} smoothing of scale "
+                f"{smoothing.scale}"
             )
         if denoiser.config.conditioning == "none":
             raise ValueError('the denoiser must have conditioning="stack" or "concat", got "none"')

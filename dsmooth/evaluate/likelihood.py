@@ -203,14 +203,15 @@ def score_pair(
             draw = {
                 "noisy": pair.noisy.log_prob(x_tilde),
                 "smoothing": -pair.smoothing.log_prob(x_tilde, x),
-                "discretized": _log_prob(x, params, "discretized"),
+                "discretized": _log_prob(pair.denoiser, x, params, "discretized"),
             }
             if trained_as == "continuous":
                 target = x
                 if clean_noise:
                     target = GaussianSmoothing(clean_noise, Stage.CLEAN_NOISE).sample(x, **where)
                     params = pair.denoiser(target, context=x_tilde)
-                draw["continuous"] = _log_prob(target, params, "continuous")
+                density = _log_prob(pair.denoiser, target, params, "continuous")
+                draw["continuous"] = density
             for name, values in draw.items():
                 columns.setdefault(name, []).append(values.double().cpu())
         for name, draws in columns.items():
@@ -249,14 +250,15 @@ def score_plain(
     for _, x in _batches(dataset, model, limit, batch_size, progress):
         params = model(x)
         for form in forms:
-            parts[form].append(_log_prob(x, params, form).double().cpu())
+            parts[form].append(_log_prob(model, x, params, form).double().cpu())
     nats = {form: torch.cat(rows)[None] for form, rows in parts.items()}
     return Scores(nats["discretized"], dataset.images[0].numel(), continuous=nats.get("continuous"))
 
 
-def _log_prob(x: Tensor, params: Tensor, likelihood: Likelihood) -> Tensor:
-    """(B,), nats; pixels are added in float64."""
-    return logistic_mixture_log_prob(x, params, likelihood=likelihood).double().sum((1, 2))
+def _log_prob(model: PixelCNNpp, x: Tensor, params: Tensor, likelihood: Likelihood) -> Tensor:
+    """(B,), nats, under what `params` of the model mean in a likelihood; summed in float64."""
+    mixture = {**model.config.mixture, "likelihood": likelihood}
+    return logistic_mixture_log_prob(x, params, **mixture).double().sum((1, 2))
 
 
 def _batches(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
 import torch
@@ -19,6 +20,13 @@ def refuse_second_derivative(op: str) -> Callable[..., NoReturn]:
         )
 
     return refuse
+
+
+def without_autocast(device_type: str) -> AbstractContextManager[object]:
+    """Inside the block, operations compute in the dtype of their inputs."""
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
 
 
 def empty_channels_last(like: Tensor, channels: int, size: tuple[int, int] | None = None) -> Tensor:

@@ -1,43 +1,56 @@
-"""The likelihood of a pixel under a mixture of logistics, and the draw of one.
+"""The likelihood of a pixel under a mixture of logistics or Gaussians, and the draw of one.
 
-Parameters of a pixel (Salimans et al., PixelCNN++, 2017), P channels: K mixture logits; then per
-colour K means, K log-scales and, for RGB, K coefficient logits. Through tanh the coefficients are
-g|r in red's slot, b|r in green's and b|g in blue's; they move the means:
+Parameters of a pixel (Salimans et al., PixelCNN++, 2017), P channels: K mixture logits, then one
+logit for each of J atoms; then per colour K means, K log-scales and, for RGB, K coefficient logits.
+Through tanh the coefficients are g|r in red's slot, b|r in green's and b|g in blue's; they move the
+means:
 
     mean_g += c_gr x_r        mean_b += c_br x_r + c_bg x_g
 
-One component index serves all colours of a pixel. Equations: docs, math.md section 2 and 3.
+One component index serves all colours of a pixel. An atom is a component that puts all its
+probability on one byte level, the same in all colours. Equations: docs, math.md section 2 and 3.
 """
 
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..config import Likelihood, check_likelihood
 from ._impl import Impl, resolve_impl
+from ._op import without_autocast
 from .logistic_mixture_native import native, native_obstacle
 from .logistic_mixture_triton import triton_log_prob, triton_obstacle
 
-Likelihood = Literal["continuous", "discretized"]
-ReferenceLikelihood = Literal["continuous", "discretized", "discretized_legacy"]
+ReferenceLikelihood = Literal["continuous", "discretized", "gaussian", "discretized_legacy"]
 
 MIN_LOG_SCALE = -7.0
 HALF_LEVEL = 1 / 255  # half the distance of two of the 256 levels in [-1, 1]
 
 
 def logistic_mixture_log_prob(
-    x: Tensor, params: Tensor, likelihood: Likelihood = "continuous", impl: Impl = "auto"
+    x: Tensor,
+    params: Tensor,
+    likelihood: Likelihood = "continuous",
+    impl: Impl = "auto",
+    *,
+    atoms: Sequence[int] = (),
+    smoothing_scale: float = 0.0,
 ) -> Tensor:
     """Log-likelihood of every pixel, in nats.
 
-    x: (B, C, H, W), C = 1 or 3; real-valued, never clamped, for "continuous", which gives the log
-    of a density; one of the 256 levels byte/127.5 - 1 for "discretized", which gives the log of a
-    probability. params: (B, P, H, W), P = 3K for C = 1 and 10K for C = 3, on x's device.
+    likelihood: "continuous" gives the log of a density of logistics; "discretized" the log of the
+    probability of a byte; "gaussian" the log of a density of Gaussians whose variance is
+    smoothing_scale**2 + exp(log_scale)**2, for images with Gaussian noise of that scale.
+    x: (B, C, H, W), C = 1 or 3; for "discretized" one of the 256 levels byte/127.5 - 1, else
+    real-valued and never clamped. params: (B, P, H, W) on x's device, P = 3K + J for C = 1 and
+    10K + J for C = 3, J = len(atoms). atoms: distinct byte levels, for "discretized" alone; each is
+    one more component, a point mass at that level in all colours.
     Returns (B, H, W), the sum over colours inside one mixture. Half and bfloat16 inputs are
     computed and returned in float32, also under autocast; gradients come in each input's dtype.
     A NaN in x or in params gives NaN at that pixel.
@@ -47,15 +60,14 @@ def logistic_mixture_log_prob(
     the three that can run, but "triton" only on cuda. Under "triton" the gradient of the plain sum
     is kept in each input's dtype, so in float16 it must not pass 65504.
 
-    Raises ValueError for shapes that do not fit, TypeError for integer tensors, and RuntimeError
-    with the reason for an explicit impl that cannot run.
+    Raises ValueError for shapes or levels that do not fit, TypeError for integer tensors, and
+    RuntimeError with the reason for an explicit impl that cannot run.
     """
-    check_mixture(x, params)
-    if likelihood not in get_args(Likelihood):
-        raise ValueError(
-            f"likelihood must be one of {', '.join(get_args(Likelihood))}, got {likelihood!r}"
-        )
+    check_likelihood(likelihood, atoms, smoothing_scale)
+    check_mixture(x, params, len(atoms))
     chosen = resolve_impl(impl)
+    if (atoms or likelihood == "gaussian") and chosen == "auto":
+        chosen = "reference"
     if chosen == "triton" or (chosen == "auto" and x.device.type == "cuda"):
         obstacle = triton_obstacle(x.device, x.dtype, params.dtype)
         if obstacle is None:
@@ -68,7 +80,9 @@ def logistic_mixture_log_prob(
             return native(*_at_least_float32(x, params), likelihood == "discretized")[0]
         if chosen == "native":
             raise _cannot_run(chosen, obstacle)
-    return logistic_mixture_log_prob_ref(x, params, likelihood)
+    return logistic_mixture_log_prob_ref(
+        x, params, likelihood, atoms=atoms, smoothing_scale=smoothing_scale
+    )
 
 
 def _cannot_run(impl: Impl, obstacle: str) -> RuntimeError:
@@ -82,7 +96,12 @@ def _triton(x: Tensor, params: Tensor, discretized: bool) -> Tensor:
 
 
 def logistic_mixture_log_prob_ref(
-    x: Tensor, params: Tensor, likelihood: ReferenceLikelihood = "continuous"
+    x: Tensor,
+    params: Tensor,
+    likelihood: ReferenceLikelihood = "continuous",
+    *,
+    atoms: Sequence[int] = (),
+    smoothing_scale: float = 0.0,
 ) -> Tensor:
     """The reference of `logistic_mixture_log_prob`: the equation in PyTorch, any number of times
     differentiable.
@@ -90,25 +109,28 @@ def logistic_mixture_log_prob_ref(
     "discretized_legacy" is the discretized likelihood of the classic code, whose midpoint fallback
     is off by up to 2.15 nats per sub-pixel at narrow scales: only for comparing with old numbers.
     """
-    check_mixture(x, params)
-    log_density = {
-        "continuous": _log_density,
-        "discretized": _log_mass,
-        "discretized_legacy": _log_mass_legacy,
-    }.get(likelihood)
-    if log_density is None:
-        raise ValueError(
-            f"likelihood must be one of {', '.join(get_args(ReferenceLikelihood))}, "
-            f"got {likelihood!r}"
-        )
+    check_likelihood(likelihood, atoms, smoothing_scale, get_args(ReferenceLikelihood))
+    check_mixture(x, params, len(atoms))
     x, params = _at_least_float32(x, params)
-    with _without_autocast(x.device.type):
-        mixture = split_mixture(params, x.shape[1])
+    with without_autocast(x.device.type):
+        mixture = split_mixture(params, x.shape[1], len(atoms))
         means = _conditional_means(mixture, x)
         log_scales = mixture.log_scales.clamp(min=MIN_LOG_SCALE)
-        per_colour = log_density(x.unsqueeze(2), means, log_scales)  # (B, C, K, H, W)
-        log_weights = F.log_softmax(mixture.logits, dim=1)
-        return torch.logsumexp(log_weights + per_colour.sum(1), dim=1)
+        where = x.unsqueeze(2), means, log_scales
+        if likelihood == "continuous":
+            per_colour = _log_density(*where)  # (B, C, K, H, W)
+        elif likelihood == "gaussian":
+            per_colour = _log_gaussian(*where, smoothing_scale)
+        elif likelihood == "discretized":
+            per_colour = _log_mass(*where)
+        else:
+            per_colour = _log_mass_legacy(*where)
+        log_weights = F.log_softmax(mixture.logits, dim=1)  # of components, then of atoms
+        joint = log_weights[:, : means.shape[2]] + per_colour.sum(1)
+        if atoms:
+            log_atoms = log_weights[:, means.shape[2] :]
+            joint = torch.cat([joint, log_atoms.where(_at_atoms(x, atoms), -math.inf)], dim=1)
+        return torch.logsumexp(joint, dim=1)
 
 
 def logistic_mixture_sample(
@@ -117,39 +139,46 @@ def logistic_mixture_sample(
     image_channels: int,
     likelihood: Likelihood = "continuous",
     temperature: float = 1.0,
+    *,
+    atoms: Sequence[int] = (),
+    smoothing_scale: float = 0.0,
 ) -> Tensor:
     """Draw every pixel from its mixture, as a function of four uniforms each.
 
-    params: (B, P, H, W) float. uniforms: (B, 4, H, W) in (0, 1): the first picks the component by
-    the cumulative softmax, the others give x_c = mean_c + scale_c * logit(u_c). Colours are drawn
-    in turn, and a drawn colour moves the means of the next. "continuous" is real-valued and not
-    clamped; "discretized" is clamped to [-1, 1] and snapped to the 256 levels before it moves a
-    mean. temperature > 0 divides the logits and multiplies the scales.
+    params: (B, P, H, W) float. uniforms: (B, 4, H, W) in (0, 1): the first picks the component, or
+    the atom, by the cumulative softmax; the others give x_c = mean_c + scale_c * logit(u_c), for
+    "gaussian" mean_c + sqrt(smoothing_scale**2 + scale_c**2) * ndtri(u_c). Colours are drawn in
+    turn, and a drawn colour moves the means of the next. "discretized" is clamped to [-1, 1] and
+    snapped to the 256 levels before it moves a mean, an atom gives its level in all colours; the
+    others are real-valued and not clamped. temperature > 0 divides the logits and multiplies the
+    scales.
 
     Returns (B, C, H, W), float32 at least. Raises ValueError for arguments that do not fit,
     TypeError for integer tensors.
     """
-    n_mix = _n_mix(params, image_channels)
+    check_likelihood(likelihood, atoms, smoothing_scale)
+    n_mix = _n_mix(params, image_channels, len(atoms))
     expected = (params.shape[0], 4, *params.shape[2:])
     if tuple(uniforms.shape) != expected:
         raise ValueError(f"uniforms must have shape {expected}, got {tuple(uniforms.shape)}")
-    if likelihood not in get_args(Likelihood):
-        raise ValueError(
-            f"likelihood must be one of {', '.join(get_args(Likelihood))}, got {likelihood!r}"
-        )
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be positive and finite, got {temperature}")
     _check_floating(params=params, uniforms=uniforms)
     params, uniforms = _at_least_float32(params, uniforms)
 
-    mixture = split_mixture(params, image_channels)
+    mixture = split_mixture(params, image_channels, len(atoms))
     cumulative = F.softmax(mixture.logits / temperature, dim=1).cumsum(1)
-    # The last boundary is 1 up to rounding: left out, so that the index stays below K.
-    component = (uniforms[:, :1] >= cumulative[:, : n_mix - 1]).sum(1, keepdim=True)  # (B, 1, H, W)
+    # The last boundary is 1 up to rounding: left out, so that the index stays below K + J.
+    chosen = (uniforms[:, :1] >= cumulative[:, :-1]).sum(1, keepdim=True)  # (B, 1, H, W)
+    component = chosen.clamp(max=n_mix - 1)
     index = component.unsqueeze(1).expand(-1, image_channels, -1, -1, -1)
     means = mixture.means.gather(2, index).squeeze(2)  # (B, C, H, W)
-    log_scales = mixture.log_scales.gather(2, index).squeeze(2).clamp(min=MIN_LOG_SCALE)
-    noise = log_scales.exp() * temperature * torch.logit(uniforms[:, 1 : 1 + image_channels])
+    scales = mixture.log_scales.gather(2, index).squeeze(2).clamp(min=MIN_LOG_SCALE).exp()
+    u = uniforms[:, 1 : 1 + image_channels]
+    if likelihood == "gaussian":
+        noise = torch.sqrt(scales**2 + smoothing_scale**2) * temperature * torch.special.ndtri(u)
+    else:
+        noise = scales * temperature * torch.logit(u)
 
     colours: list[Tensor] = []
     for c in range(image_channels):
@@ -159,7 +188,11 @@ def logistic_mixture_sample(
             mean = mean + sum(w * colours[i] for i, w in _mean_shifts(coefficients, c))
         colour = mean + noise[:, c]
         colours.append(snap_to_levels(colour) if likelihood == "discretized" else colour)
-    return torch.stack(colours, dim=1)
+    x = torch.stack(colours, dim=1)
+    if atoms:
+        levels = params.new_tensor([0.0] * n_mix + list(atoms)) / 127.5 - 1
+        x = x.where(chosen < n_mix, levels[chosen])
+    return x
 
 
 def snap_to_levels(x: Tensor) -> Tensor:
@@ -170,30 +203,30 @@ def snap_to_levels(x: Tensor) -> Tensor:
 class Mixture(NamedTuple):
     """The named parts of `params`."""
 
-    logits: Tensor  # (B, K, H, W)
+    logits: Tensor  # (B, K + J, H, W), those of the atoms last
     means: Tensor  # (B, C, K, H, W)
     log_scales: Tensor  # (B, C, K, H, W), not clamped
     coefficients: Tensor  # (B, 3, K, H, W) after tanh: g|r, b|r, b|g; (B, 0, K, H, W) for grey
 
 
-def split_mixture(params: Tensor, image_channels: int) -> Mixture:
+def split_mixture(params: Tensor, image_channels: int, n_atoms: int = 0) -> Mixture:
     """Name the parts of params (B, P, H, W); views but for the coefficients."""
-    n_mix = _n_mix(params, image_channels)
+    n_mix = _n_mix(params, image_channels, n_atoms)
     per_colour = 2 if image_channels == 1 else 3
-    rest = params[:, n_mix:].unflatten(1, (image_channels, per_colour, n_mix))
+    rest = params[:, n_mix + n_atoms :].unflatten(1, (image_channels, per_colour, n_mix))
     return Mixture(
-        params[:, :n_mix],
+        params[:, : n_mix + n_atoms],
         rest[:, :, 0],
         rest[:, :, 1],
         torch.tanh(rest[:, :, 2:].flatten(1, 2)) if image_channels == 3 else rest[:, :0, 0],
     )
 
 
-def check_mixture(x: Tensor, params: Tensor) -> None:
+def check_mixture(x: Tensor, params: Tensor, n_atoms: int = 0) -> None:
     """Raise ValueError or TypeError unless x and params are one batch of pixels and mixtures."""
     if x.ndim != 4 or x.shape[1] not in (1, 3):
         raise ValueError(f"x must have shape (B, C, H, W) with C = 1 or 3, got {tuple(x.shape)}")
-    _n_mix(params, x.shape[1])
+    _n_mix(params, x.shape[1], n_atoms)
     if (params.shape[0], *params.shape[2:]) != (x.shape[0], *x.shape[2:]):
         expected = (x.shape[0], params.shape[1], *x.shape[2:])
         raise ValueError(f"params must have shape {expected}, got {tuple(params.shape)}")
@@ -202,16 +235,18 @@ def check_mixture(x: Tensor, params: Tensor) -> None:
     _check_floating(x=x, params=params)
 
 
-def _n_mix(params: Tensor, image_channels: int) -> int:
+def _n_mix(params: Tensor, image_channels: int, n_atoms: int = 0) -> int:
     if image_channels not in (1, 3):
         raise ValueError(f"image_channels must be 1 or 3, got {image_channels}")
     per_component = 3 if image_channels == 1 else 10
-    if params.ndim != 4 or params.shape[1] == 0 or params.shape[1] % per_component:
+    channels = params.shape[1] - n_atoms if params.ndim == 4 else 0
+    if channels < per_component or channels % per_component:
+        expected = f"{per_component}K + {n_atoms}" if n_atoms else f"{per_component}K"
         raise ValueError(
-            f"params must have shape (B, {per_component}K, H, W) for {image_channels} image "
+            f"params must have shape (B, {expected}, H, W) for {image_channels} image "
             f"channels, got {tuple(params.shape)}"
         )
-    return params.shape[1] // per_component
+    return channels // per_component
 
 
 def _check_floating(**tensors: Tensor) -> None:
@@ -226,12 +261,6 @@ def _at_least_float32(*tensors: Tensor) -> tuple[Tensor, ...]:
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
     return tuple(tensor.to(dtype) for tensor in tensors)
-
-
-def _without_autocast(device_type: str) -> AbstractContextManager[object]:
-    if torch.amp.is_autocast_available(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()
 
 
 def _mean_shifts(coefficients: Tensor, colour: int) -> list[tuple[int, Tensor]]:
@@ -261,6 +290,18 @@ def _log_density(x: Tensor, means: Tensor, log_scales: Tensor) -> Tensor:
     """log p = z - log s - 2 softplus(z), with z = (x - mean) / s."""
     z = (x - means) * torch.exp(-log_scales)
     return F.logsigmoid(z) + F.logsigmoid(-z) - log_scales
+
+
+def _log_gaussian(x: Tensor, means: Tensor, log_scales: Tensor, smoothing_scale: float) -> Tensor:
+    """log N(x; mean, smoothing_scale^2 + s^2)."""
+    variance = smoothing_scale**2 + torch.exp(2 * log_scales)
+    return -0.5 * ((x - means) ** 2 / variance + torch.log(2 * math.pi * variance))
+
+
+def _at_atoms(x: Tensor, atoms: Sequence[int]) -> Tensor:
+    """(B, J, H, W): whether all colours of a pixel of x (B, C, H, W) have the level of an atom."""
+    levels = x.new_tensor(list(atoms)).view(1, 1, -1, 1, 1)
+    return (torch.round((x.unsqueeze(2) + 1) * 127.5) == levels).all(1)
 
 
 def _log_mass(x: Tensor, means: Tensor, log_scales: Tensor) -> Tensor:

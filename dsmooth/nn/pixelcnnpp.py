@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..config import ModelConfig
 from ..functional import down_shift, logistic_mixture_log_prob, right_shift
+from ..functional._op import without_autocast
 from ..functional.gated_resnet import draw_seed
 from .layers import GatedResnet, Nin, ShiftedConv2d, ShiftedConvTranspose2d
 
@@ -133,7 +134,10 @@ class PixelCNNpp(nn.Module):
         seed: as of `encode_context`, and the same.
         """
         _, ul = self._streams(x, encoded, seed)[-1]
-        return self.head(F.elu(ul))[:, :, -x.shape[2] :]
+        ul = ul[:, :, -x.shape[2] :]
+        # Rounded to bfloat16, a log-scale or a logit would be off by more than it can learn.
+        with without_autocast(ul.device.type):
+            return self.head(F.elu(ul.to(self.head.bias.dtype)))
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """log p(x), or log p(x | context), by the model's likelihood: (B,), nats.
@@ -144,7 +148,7 @@ class PixelCNNpp(nn.Module):
 
     def log_prob_given(self, x: Tensor, params: Tensor) -> Tensor:
         """log p(x) given the mixture parameters (B, P, H, W) of its pixels: (B,), nats."""
-        return logistic_mixture_log_prob(x, params, likelihood=self.config.likelihood).sum((1, 2))
+        return logistic_mixture_log_prob(x, params, **self.config.mixture).sum((1, 2))
 
     def features(self, x: Tensor, context: Tensor | None = None) -> dict[str, Streams]:
         """The streams (u, ul) after each block, of x alone.

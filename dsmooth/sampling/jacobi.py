@@ -68,8 +68,8 @@ def jacobi_sample(
         x = start.detach().to(parameter).clone()
     else:
         raise ValueError(f"start must have shape {shape}, got {tuple(start.shape)}")
-    likelihood = model.config.likelihood
-    rounding = 0.0 if likelihood == "discretized" else ROUNDINGS * torch.finfo(x.dtype).eps
+    exact = model.config.likelihood == "discretized"
+    rounding = 0.0 if exact else ROUNDINGS * torch.finfo(x.dtype).eps
     uniforms = pixel_uniforms(model, n, height, width, seed, first_index)
     iterations = torch.zeros(n, dtype=torch.int64, device=x.device)
     bands = [(r, r + 1) for r in range(height)] if by_row else [(0, height)]
@@ -87,8 +87,8 @@ def jacobi_sample(
                     params[:, :, first:end],
                     uniforms[active, :, first:end],
                     x.shape[1],
-                    likelihood,
-                    temperature,
+                    temperature=temperature,
+                    **model.config.mixture,
                 ).to(x.dtype)
                 moved = (drawn - x[active, :, first:end]).abs()
                 x[active, :, first:end] = drawn

@@ -54,7 +54,11 @@ def sequential_sample(
                 params = model.decode(x[:, :, :rows], visible)
                 here = (..., slice(r, r + 1), slice(c, c + 1))
                 x[here] = logistic_mixture_sample(
-                    params[here], uniforms[here], x.shape[1], model.config.likelihood, temperature
+                    params[here],
+                    uniforms[here],
+                    x.shape[1],
+                    temperature=temperature,
+                    **model.config.mixture,
                 )
     return x
 
