@@ -28,7 +28,7 @@ def main() -> int:
         return 1
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
     for shape, dtype, layout, likelihood in product(
-        SHAPES, DTYPES, LAYOUTS, ("continuous", "discretized")
+        SHAPES, DTYPES, LAYOUTS, ("continuous", "discretized", "gaussian")
     ):
         print(f"{shape} {dtype} {layout} {likelihood}: {tune(shape, dtype, layout, likelihood)}")
     return 0
@@ -49,12 +49,14 @@ def tune(shape: str, dtype: torch.dtype, layout: str, likelihood: str) -> str:
     params = params.to(memory_format=LAYOUTS[layout])
     log_prob = torch.empty(batch, height, width, device="cuda")
     grad_params = torch.empty_like(params)
-    discretized = likelihood == "discretized"
+    sigma = 0.5  # of "gaussian"
 
     def run(config: kernels.Config) -> Callable[[], None]:
-        return lambda: kernels.log_prob(x, params, log_prob, None, grad_params, discretized, config)
+        return lambda: kernels.log_prob(
+            x, params, log_prob, None, grad_params, likelihood, (), sigma, config
+        )
 
-    frozen = kernels.log_prob_config(N_MIX, channels, discretized)
+    frozen = kernels.log_prob_config(N_MIX, channels, likelihood)
     run(frozen)()
     want = grad_params.clone()
     times = {}

@@ -1,13 +1,17 @@
 """The logistic mixture's log-likelihood and its gradient in one pass over the parameters.
 
 A program owns BLOCK_P neighbouring pixels of an image and all K components of each, in tiles of
-(BLOCK_P, BLOCK_K), BLOCK_K the power of two that holds K. Every parameter is read once and every
-derivative written once; between lie registers only. The equations are those of
-csrc/logistic_mixture.h and docs, math.md section 2; arithmetic is float32 for every dtype.
+(BLOCK_P, BLOCK_K), BLOCK_K the power of two that holds K. Every parameter of a component is read
+once and every derivative written once; between lie registers only. The logits of atoms come in
+tiles of the same shape, which join those of the components before each sum over a pixel; they are
+read again for each use, so that any number of atoms takes the same registers. The equations are
+those of csrc/logistic_mixture.h and docs, math.md section 2; arithmetic is float32 for every dtype.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,129 +19,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .mixture_terms import byte_level, colour_terms, place_among, tanh_pair
+
 # Whether the kernels below are run by Triton's interpreter: it reads TRITON_INTERPRET as it
 # decorates them, that is now.
 INTERPRETED = bool(triton.knobs.runtime.interpret)
-
-MIN_LOG_SCALE = tl.constexpr(-7.0)
-HALF_LEVEL = tl.constexpr(1 / 255)  # delta, half the distance of two of the 256 levels
-LOG_LEVEL = tl.constexpr(-4.848116364598481)  # log(2 delta)
-OUTER_LEVEL = tl.constexpr(0.999)  # beyond it, the outer levels take the tails
-
-# exp(y) = 2^n exp(r): y = n ln 2 + r, with ln 2 in two parts, the first exact times any n that
-# occurs; v + ROUND holds round(v) in its low bits.
-LOG2_E = tl.constexpr(1.4426950408889634)
-LN2_HIGH = tl.constexpr(0.693359375)
-LN2_LOW = tl.constexpr(-0.00021219444170128554)
-ROUND = tl.constexpr(12582912.0)
-LEAST_EXP = tl.constexpr(-87.33654)  # log of the smallest normal number
-# (exp(r) - 1 - r) / r^2 interpolated at the Chebyshev nodes of |r| <= ln 2 / 2: exp(r) - 1 within
-# 2.6e-8 of itself.
-EXP_0 = tl.constexpr(0.5)
-EXP_1 = tl.constexpr(0.16666576)
-EXP_2 = tl.constexpr(0.041666556)
-EXP_3 = tl.constexpr(0.008363179)
-EXP_4 = tl.constexpr(0.0013926184)
-
-
-@triton.jit
-def exp_pair(y):
-    """exp(y) and exp(y) - 1 for y <= 88, within 2 ulp; exp is never under 1.2e-38. NaN for NaN.
-
-    The hardware's exponential is neither: at -80 it is off by 1e-5 of itself, and minus one it
-    leaves nothing of a small y.
-    """
-    y = tl.where(y < LEAST_EXP, LEAST_EXP, y)
-    shifted = y * LOG2_E + ROUND
-    n = shifted - ROUND
-    r = (y - n * LN2_HIGH) - n * LN2_LOW
-    tail = (((EXP_4 * r + EXP_3) * r + EXP_2) * r + EXP_1) * r + EXP_0
-    p = r * r * tail + r  # exp(r) - 1
-    power = ((shifted.to(tl.int32, bitcast=True) + 127) << 23).to(tl.float32, bitcast=True)
-    return power * p + power, power * p + (power - 1.0)
-
-
-@triton.jit
-def colour_density(distance, log_scale, inverse_scale):
-    """p = factor exp(exponent) of one colour; s d log p / dx and d log p / d log s.
-
-    log p = z - log s - 2 softplus(z), so p = exp(-|z| - log s) / (1 + e)^2 with e = exp(-|z|).
-    """
-    z = distance * inverse_scale
-    magnitude = tl.abs(z)
-    e, em1 = exp_pair(-magnitude)
-    inverse = 1.0 / (1.0 + e)
-    tanh_half = -em1 * inverse  # tanh(|z| / 2)
-    slope = tl.where(z < 0, tanh_half, -tanh_half)
-    return -magnitude - log_scale, inverse * inverse, slope, magnitude * tanh_half - 1.0
-
-
-@triton.jit
-def colour_mass(x, distance, log_scale, inverse_scale):
-    """As colour_density, for the probability of the level of x.
-
-    With a, b = (x - mean +- delta) / s and D = a - b, that is sigma(a) - sigma(b), at level 0
-    sigma(a), at level 255 sigma(-b). Seen from the mean, one edge of the level is far, |z| + D/2,
-    and one near, |z| - D/2: sigma(far) sigma(-near) (1 - e^-D) whatever the sign of z, so the
-    exponentials of |z| and D/2 serve all. And 1 - e^-D = D phi(D), log D = log(2 delta) - log s:
-    no small difference, and no underflow at any scale.
-    """
-    z = distance * inverse_scale
-    half = HALF_LEVEL * inverse_scale  # D / 2 <= 4.3
-    half = tl.where(half > 1e-30, half, 1e-30)
-    far = tl.abs(z) + half
-    near = tl.abs(z) - half
-    inside = near < 0
-    exp_z, _ = exp_pair(-tl.abs(z))
-    exp_half, half_em1 = exp_pair(-half)
-    exp_far = exp_z * exp_half  # exp(-far)
-    # exp(-|near|) is exp_z / exp_half, or the inverse.
-    exp_near = tl.where(inside, exp_half, exp_z) / tl.where(inside, exp_z, exp_half)
-    one_less = -half_em1 * (1.0 + exp_half)  # 1 - exp(-D)
-    width = half + half
-    phi = one_less / width
-    d_width = exp_half * exp_half * width / one_less  # D / (e^D - 1)
-
-    # The outermost levels keep one edge: level 0 the upper, a, which is the far one if z >= 0.
-    is_first = x < -OUTER_LEVEL
-    is_last = x > OUTER_LEVEL
-    outer = is_first | is_last
-    no_near = (is_first & (z >= 0)) | (is_last & (z < 0))
-    no_far = (is_first & (z < 0)) | (is_last & (z >= 0))
-    inverse_far = 1.0 / (1.0 + exp_far)
-    inverse_near = 1.0 / (1.0 + exp_near)
-    tail_far = tl.where(no_far, 0.0, exp_far * inverse_far)  # sigma(-far)
-    tail_near = tl.where(no_near, 0.0, tl.where(inside, exp_near, 1.0) * inverse_near)
-
-    exponent = tl.where(no_near | inside, 0.0, -near) + tl.where(outer, 0.0, LOG_LEVEL - log_scale)
-    factor = tl.where(no_far, 1.0, inverse_far) * tl.where(no_near, 1.0, inverse_near)
-    factor = factor * tl.where(outer, 1.0, phi)
-    slope = tail_far - tail_near
-    d_log_scale = near * tail_near - far * tail_far - tl.where(outer, 0.0, d_width)
-    return exponent, factor, tl.where(z < 0, -slope, slope), d_log_scale
-
-
-@triton.jit
-def colour_terms(x, mean, raw_log_scale, DISCRETIZED: tl.constexpr):
-    """p = factor exp(exponent) of one colour, 0.02 < factor <= 1, and the derivatives of log p by
-    x and by the raw log-scale; all (BLOCK_P, BLOCK_K) but x (BLOCK_P, 1)."""
-    clamped = raw_log_scale < MIN_LOG_SCALE
-    log_scale = tl.where(clamped, MIN_LOG_SCALE, raw_log_scale)
-    inverse_scale, _ = exp_pair(-log_scale)
-    if DISCRETIZED:
-        exponent, factor, slope, d_scale = colour_mass(x, x - mean, log_scale, inverse_scale)
-    else:
-        exponent, factor, slope, d_scale = colour_density(x - mean, log_scale, inverse_scale)
-    return exponent, factor, slope * inverse_scale, tl.where(clamped, 0.0, d_scale)
-
-
-@triton.jit
-def tanh_pair(w):
-    """tanh(w) = (1 - e) / (1 + e) and its slope 4 e / (1 + e)^2, with e = exp(-2 |w|)."""
-    e, em1 = exp_pair(-2.0 * tl.abs(w))
-    inverse = 1.0 / (1.0 + e)
-    magnitude = -em1 * inverse
-    return tl.where(w < 0, -magnitude, magnitude), 4.0 * e * inverse * inverse
 
 
 @triton.jit
@@ -152,6 +38,20 @@ def load_group(ptrs, mask, stride_k, group: tl.constexpr, N_MIX: tl.constexpr):
 @triton.jit
 def store_group(ptrs, value, mask, stride_k, group: tl.constexpr, N_MIX: tl.constexpr):
     tl.store(ptrs + group * N_MIX * stride_k, value.to(ptrs.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def load_atoms(ptrs, mask_p, stride_k, first, place, N_ATOMS: tl.constexpr, BLOCK_K: tl.constexpr):
+    """The logits of atoms `first`, `first` + 1, ... of every pixel, (BLOCK_P, BLOCK_K) in float32,
+    and the same with -inf for all but the atom that the pixel lies on.
+
+    ptrs: of the lanes of atom 0. place: (BLOCK_P, 1), that atom or -1. Lanes without an atom are
+    -inf.
+    """
+    atom = first + tl.arange(0, BLOCK_K)[None, :]
+    mask = mask_p[:, None] & (atom < N_ATOMS)
+    logit = tl.load(ptrs + first * stride_k, mask=mask, other=float("-inf")).to(tl.float32)
+    return logit, tl.where(atom == place, logit, float("-inf"))
 
 
 @triton.jit
@@ -175,9 +75,12 @@ def log_prob_kernel(
     grad_stride_b,  # of grad_params, whose rows follow each other
     grad_stride_c,
     grad_stride_col,
+    noise,  # standard deviation and its logarithm; read by "gaussian" alone
+    log_noise,
     N_MIX: tl.constexpr,
     CHANNELS: tl.constexpr,
-    DISCRETIZED: tl.constexpr,
+    LIKELIHOOD: tl.constexpr,
+    ATOMS: tl.constexpr,  # tuple of byte levels
     ROWS_FOLLOW: tl.constexpr,  # in x and params too: an image is then one row of pixels
     BLOCK_P: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -201,12 +104,15 @@ def log_prob_kernel(
     ptrs = ptrs + params_offs[:, None] + offs_k[None, :] * params_stride_c
 
     # The channels of a pixel are groups of K: logits; per colour means, log-scales and, for RGB,
-    # coefficients.
+    # coefficients. The logits of atoms lie between the first group and the others.
+    N_ATOMS: tl.constexpr = len(ATOMS)
     logit = load_group(ptrs, mask, params_stride_c, 0, N_MIX)
+    atom_ptrs = ptrs + N_MIX * params_stride_c
+    ptrs = ptrs + N_ATOMS * params_stride_c
     x0 = tl.load(x_ptrs, mask=mask_p[:, None], other=0.0).to(tl.float32)
     mean0 = load_group(ptrs, mask, params_stride_c, 1, N_MIX)
     scale0 = load_group(ptrs, mask, params_stride_c, 2, N_MIX)
-    exponent, factor, d_x0, d_scale0 = colour_terms(x0, mean0, scale0, DISCRETIZED)
+    exponent, factor, d_x0, d_scale0 = colour_terms(x0, mean0, scale0, noise, log_noise, LIKELIHOOD)
     if CHANNELS == 3:
         x1 = tl.load(x_ptrs + x_stride_c, mask=mask_p[:, None], other=0.0).to(tl.float32)
         x2 = tl.load(x_ptrs + 2 * x_stride_c, mask=mask_p[:, None], other=0.0).to(tl.float32)
@@ -218,20 +124,46 @@ def log_prob_kernel(
         scale2 = load_group(ptrs, mask, params_stride_c, 8, N_MIX)
         blue_green, d_blue_green = tanh_pair(load_group(ptrs, mask, params_stride_c, 9, N_MIX))
         mean2 = mean2 + blue_red * x0 + blue_green * x1
-        exponent1, factor1, d_x1, d_scale1 = colour_terms(x1, mean1, scale1, DISCRETIZED)
-        exponent2, factor2, d_x2, d_scale2 = colour_terms(x2, mean2, scale2, DISCRETIZED)
+        exponent1, factor1, d_x1, d_scale1 = colour_terms(
+            x1, mean1, scale1, noise, log_noise, LIKELIHOOD
+        )
+        exponent2, factor2, d_x2, d_scale2 = colour_terms(
+            x2, mean2, scale2, noise, log_noise, LIKELIHOOD
+        )
         exponent = exponent + exponent1 + exponent2
         factor = factor * factor1 * factor2  # > 1e-5: a sum scaled by exponents alone is safe
 
-    # log sum_k pi_k p_k = log sum_k factor_k e^(logit_k + exponent_k) - log sum_k e^logit_k
+    # log sum_k pi_k p_k = log sum_k factor_k e^(logit_k + exponent_k) - log sum_k e^logit_k, where
+    # an atom has p = 1 at its level, else 0.
     logit = tl.where(mask_k[None, :], logit, float("-inf"))
     joint = logit + exponent
-    max_logit = tl.max(logit, axis=1)[:, None]
-    max_joint = tl.max(joint, axis=1)[:, None]
+    top_logit, top_joint = logit, joint
+    if N_ATOMS > 0:
+        level = byte_level(x0)
+        if CHANNELS == 3:
+            grey = (level == byte_level(x1)) & (level == byte_level(x2))
+            level = tl.where(grey, level, -1.0)
+        place = place_among(level, ATOMS)
+        for first in range(0, N_ATOMS, BLOCK_K):
+            atom_logit, atom_joint = load_atoms(
+                atom_ptrs, mask_p, params_stride_c, first, place, N_ATOMS, BLOCK_K
+            )
+            top_logit = tl.maximum(top_logit, atom_logit)
+            top_joint = tl.maximum(top_joint, atom_joint)
+    max_logit = tl.max(top_logit, axis=1)[:, None]
+    max_joint = tl.max(top_joint, axis=1)[:, None]
     weight = tl.exp(logit - max_logit)
     responsibility = factor * tl.exp(joint - max_joint)
-    sum_weight = tl.sum(weight, axis=1)[:, None]
-    sum_joint = tl.sum(responsibility, axis=1)[:, None]
+    all_weight, all_joint = weight, responsibility
+    if N_ATOMS > 0:
+        for first in range(0, N_ATOMS, BLOCK_K):
+            atom_logit, atom_joint = load_atoms(
+                atom_ptrs, mask_p, params_stride_c, first, place, N_ATOMS, BLOCK_K
+            )
+            all_weight += tl.exp(atom_logit - max_logit)
+            all_joint += tl.exp(atom_joint - max_joint)
+    sum_weight = tl.sum(all_weight, axis=1)[:, None]
+    sum_joint = tl.sum(all_joint, axis=1)[:, None]
     log_prob = (max_joint - max_logit) + (tl.log(sum_joint) - tl.log(sum_weight))
     log_prob_ptrs = log_prob_ptr + image * pixels + offs_p[:, None]
     tl.store(log_prob_ptrs, log_prob, mask=mask_p[:, None])
@@ -242,6 +174,19 @@ def log_prob_kernel(
         grads = grads + offs_p[:, None] * grad_stride_col + offs_k[None, :] * grad_stride_c
         d_logit = responsibility - weight / sum_weight
         store_group(grads, d_logit, mask, grad_stride_c, 0, N_MIX)
+        if N_ATOMS > 0:
+            for first in range(0, N_ATOMS, BLOCK_K):
+                atom_logit, atom_joint = load_atoms(
+                    atom_ptrs, mask_p, params_stride_c, first, place, N_ATOMS, BLOCK_K
+                )
+                d_atom = tl.exp(atom_joint - max_joint) / sum_joint
+                d_atom -= tl.exp(atom_logit - max_logit) / sum_weight
+                tl.store(
+                    grads + (N_MIX + first) * grad_stride_c,
+                    d_atom.to(grads.dtype.element_ty),
+                    mask=mask_p[:, None] & (first + offs_k < N_ATOMS)[None, :],
+                )
+        grads = grads + N_ATOMS * grad_stride_c
         store_group(grads, -responsibility * d_x0, mask, grad_stride_c, 1, N_MIX)
         store_group(grads, responsibility * d_scale0, mask, grad_stride_c, 2, N_MIX)
         if CHANNELS == 3:
@@ -314,13 +259,13 @@ class Config(NamedTuple):
     num_warps: int
 
 
-def log_prob_config(n_mix: int, channels: int, discretized: bool) -> Config:
+def log_prob_config(n_mix: int, channels: int, likelihood: str) -> Config:
     """The frozen choice; no dtype or capability asks for another yet.
 
     How many numbers of a tile a thread holds is a matter of registers: of RGB some 20 tiles are
     alive at a time, and with 4 numbers of each the discretized likelihood spills.
     """
-    numbers, num_warps = (2, 8) if channels == 3 and discretized else (4, 4)
+    numbers, num_warps = (2, 8) if channels == 3 and likelihood == "discretized" else (4, 4)
     block_k = triton.next_power_of_2(n_mix)
     num_warps = min(32, max(num_warps, block_k // (32 * numbers)))
     return Config(max(1, 32 * numbers * num_warps // block_k), block_k, num_warps)
@@ -339,18 +284,21 @@ def log_prob(
     log_prob: Tensor,
     grad_x: Tensor | None,
     grad_params: Tensor | None,
-    discretized: bool,
+    likelihood: str,
+    atoms: Sequence[int] = (),
+    smoothing_scale: float = 0.0,
     config: Config | None = None,
 ) -> None:
     """Write log_prob, and the gradients of its sum where there is a tensor for them.
 
     x: (B, C, H, W) and params (B, P, H, W), float32 or shorter, with any strides. log_prob:
     (B, H, W) float32, contiguous. grad_x: as x, contiguous. grad_params: as params, contiguous or
-    channels_last.
+    channels_last. likelihood: "continuous", "discretized", with any number of atoms, or "gaussian",
+    with a positive smoothing_scale; every set of atoms is compiled for itself.
     """
     batch, channels, height, width = x.shape
-    n_mix = params.shape[1] // (3 if channels == 1 else 10)
-    config = config or log_prob_config(n_mix, channels, discretized)
+    n_mix = (params.shape[1] - len(atoms)) // (3 if channels == 1 else 10)
+    config = config or log_prob_config(n_mix, channels, likelihood)
     blocks = triton.cdiv(height * width, config.block_p)
     if batch * blocks == 0:
         return
@@ -370,9 +318,12 @@ def log_prob(
             grad_strides[0],
             grad_strides[1],
             grad_strides[3],
+            smoothing_scale,
+            math.log(smoothing_scale) if likelihood == "gaussian" else 0.0,
             N_MIX=n_mix,
             CHANNELS=channels,
-            DISCRETIZED=discretized,
+            LIKELIHOOD=likelihood,
+            ATOMS=tuple(atoms),
             ROWS_FOLLOW=_rows_follow(x) and _rows_follow(params),
             BLOCK_P=config.block_p,
             BLOCK_K=config.block_k,

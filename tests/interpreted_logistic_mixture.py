@@ -23,13 +23,16 @@ from tests.mixture_cases import (
     GOLDEN_CASES,
     LEVELS,
     LIKELIHOODS,
+    VARIANTS,
     Gradients,
+    Variant,
     assert_as_exact_as_eager,
+    avoid_kink,
     golden_inputs,
     n_params,
     random_case,
-    raw_parts,
     value_and_gradients,
+    variant_case,
 )
 
 assert kernels.INTERPRETED, "run with TRITON_INTERPRET=1"
@@ -37,17 +40,28 @@ assert kernels.INTERPRETED, "run with TRITON_INTERPRET=1"
 each_likelihood = pytest.mark.parametrize("likelihood", LIKELIHOODS)
 each_channels = pytest.mark.parametrize("channels", [1, 3])
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+each_variant = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 
 
-def run(x: Tensor, params: Tensor, likelihood: Any) -> Gradients:
+def run(x: Tensor, params: Tensor, likelihood: Any, **options: Any) -> Gradients:
     return value_and_gradients(
-        lambda x, p: logistic_mixture_log_prob(x, p, likelihood, impl="triton"), x, params
+        lambda x, p: logistic_mixture_log_prob(x, p, likelihood, impl="triton", **options),
+        x,
+        params,
     )
 
 
 def case(channels: int, likelihood: str, **options: Any) -> tuple[Tensor, Tensor]:
     x, params = random_case(channels, likelihood, **options)
     return x.float(), params.float()
+
+
+def op_arguments(variant: Variant) -> tuple[str, list[int], float]:
+    return (
+        variant["likelihood"],
+        list(variant.get("atoms", ())),
+        variant.get("smoothing_scale", 0.0),
+    )
 
 
 @each_likelihood
@@ -77,9 +91,7 @@ def test_as_exact_as_eager(
     size: tuple[int, int, int], n_mix: int, dtype: torch.dtype, channels: int, likelihood: Any
 ) -> None:
     x, params = (t.to(dtype) for t in case(channels, likelihood, n_mix=n_mix, size=size))
-    # At the kink itself, which half precision meets, versions of PyTorch differ in the derivative.
-    log_scales = raw_parts(params, channels)[:, :, 1]
-    log_scales[log_scales == -7] = -7.5
+    avoid_kink(params, channels)
     got = run(x, params, likelihood)
     assert got[0].dtype == torch.float32
     assert_as_exact_as_eager(got, x, params, likelihood)
@@ -121,10 +133,11 @@ def test_masses_sum_to_one(log_scale: float) -> None:
     assert log_prob.double().exp().sum().item() == pytest.approx(1, abs=2e-6)
 
 
+@each_variant
 @each_channels
-def test_any_strides_give_the_same_bits(channels: int) -> None:
-    x, params = case(channels, "continuous", size=(2, 6, 10))
-    want = run(x, params, "continuous")
+def test_any_strides_give_the_same_bits(channels: int, variant: Variant) -> None:
+    x, params, options = variant_case(channels, variant, size=(2, 6, 10))
+    want = run(x, params, **options)
     last = torch.channels_last
     layouts = [
         (x.to(memory_format=last), params.to(memory_format=last)),
@@ -135,7 +148,7 @@ def test_any_strides_give_the_same_bits(channels: int) -> None:
     ]
     for x_view, params_view in layouts:
         leaves = x_view.detach().requires_grad_(), params_view.detach().requires_grad_()
-        log_prob = logistic_mixture_log_prob(*leaves, impl="triton")
+        log_prob = logistic_mixture_log_prob(*leaves, impl="triton", **options)
         gradients = torch.autograd.grad(log_prob.sum(), leaves)
         for g, w in zip((log_prob, *gradients), want, strict=True):
             assert torch.equal(g, w)
@@ -144,28 +157,32 @@ def test_any_strides_give_the_same_bits(channels: int) -> None:
         assert gradients[1].is_contiguous() == (not is_last)
     expanded = x[:1].expand(2, -1, -1, -1)
     for g, w in zip(
-        run(expanded, params, "continuous"),
-        run(expanded.contiguous(), params, "continuous"),
+        run(expanded, params, **options),
+        run(expanded.contiguous(), params, **options),
         strict=True,
     ):
         assert torch.equal(g, w)
 
 
 @pytest.mark.parametrize("size", [(0, 4, 4), (2, 0, 4), (2, 4, 0)], ids=str)
+@each_variant
 @each_channels
-def test_empty(channels: int, size: tuple[int, int, int]) -> None:
-    x, params = case(channels, "continuous", size=size)
-    got = run(x, params, "continuous")
+def test_empty(channels: int, variant: Variant, size: tuple[int, int, int]) -> None:
+    x, params, options = variant_case(channels, variant, size=size)
+    got = run(x, params, **options)
     assert [g.shape for g in got] == [size, x.shape, params.shape]
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+@each_variant
 @each_channels
-def test_nothing_is_written_outside_the_outputs(channels: int, last: bool) -> None:
+def test_nothing_is_written_outside_the_outputs(
+    channels: int, variant: Variant, last: bool
+) -> None:
     """Outputs lie between canaries and are NaN before: every element is written, and no other."""
     canary = 123.5
     for n_mix, width in ((3, 11), (10, 33)):
-        x, params = case(channels, "continuous", n_mix=n_mix, size=(2, 1, width))
+        x, params, options = variant_case(channels, variant, n_mix=n_mix, size=(2, 1, width))
         shapes = {"log_prob": (2, 1, width), "grad_x": x.shape, "grad_params": params.shape}
         buffers = {k: torch.full((math.prod(s) + 128,), canary) for k, s in shapes.items()}
         views = {k: b[64:-64].fill_(math.nan).view(shapes[k]) for k, b in buffers.items()}
@@ -174,7 +191,7 @@ def test_nothing_is_written_outside_the_outputs(channels: int, last: bool) -> No
                 buffers["grad_params"][64:-64].view(2, 1, width, -1).permute(0, 3, 1, 2)
             )
             params = params.to(memory_format=torch.channels_last)
-        kernels.log_prob(x, params, **views, discretized=False)
+        kernels.log_prob(x, params, **views, **options)
         for name in ("grad_x", "grad_params"):
             kernels.scale(views[name], torch.ones(2, 1, width), views[name])
         for name, buffer in buffers.items():
@@ -183,13 +200,13 @@ def test_nothing_is_written_outside_the_outputs(channels: int, last: bool) -> No
             assert views[name].isfinite().all(), name
 
 
-@each_likelihood
-def test_the_tile_changes_no_bit(likelihood: Any) -> None:
-    x, params = case(3, likelihood, size=(1, 3, 7))
+@each_variant
+def test_the_tile_changes_no_bit(variant: Variant) -> None:
+    x, params, options = variant_case(3, variant, size=(1, 3, 7))
     results = []
     for config in (None, kernels.Config(4, 4, 1), kernels.Config(16, 4, 8)):
         outputs = torch.zeros(1, 3, 7), torch.zeros_like(x), torch.zeros_like(params)
-        kernels.log_prob(x, params, *outputs, likelihood == "discretized", config)
+        kernels.log_prob(x, params, *outputs, **options, config=config)
         results.append(outputs)
     assert results[0][0].any()
     for other in results[1:]:
@@ -198,23 +215,23 @@ def test_the_tile_changes_no_bit(likelihood: Any) -> None:
 
 # Triton's interpreter takes the maximum of a pixel that is NaN throughout by np.nanmax
 @pytest.mark.filterwarnings("ignore:All-NaN slice encountered:RuntimeWarning")
+@each_variant
 @each_channels
-def test_nan_is_never_hidden(channels: int) -> None:
+def test_nan_is_never_hidden(channels: int, variant: Variant) -> None:
     """A NaN in any one channel of x or params makes its pixel NaN, and no other."""
-    for likelihood in LIKELIHOODS:
-        n_mix = 2
-        total = n_params(channels, n_mix) + channels
-        x, params = case(channels, likelihood, n_mix=n_mix, size=(1, 1, total + 1))
-        clean = run(x, params, likelihood)
-        for pixel in range(params.shape[1]):
-            params[:, pixel, :, pixel] = math.nan
-        for c in range(channels):
-            x[:, c, :, params.shape[1] + c] = math.nan
-        got = run(x, params, likelihood)
-        assert got[0][..., :-1].isnan().all()
-        assert got[2][..., :-1].isnan().any(dim=1).all()
-        for dirty, pure in zip(got, clean, strict=True):
-            assert torch.equal(dirty[..., -1], pure[..., -1])
+    n_mix = 2
+    total = n_params(channels, n_mix) + len(variant.get("atoms", ())) + channels
+    x, params, options = variant_case(channels, variant, n_mix=n_mix, size=(1, 1, total + 1))
+    clean = run(x, params, **options)
+    for pixel in range(params.shape[1]):
+        params[:, pixel, :, pixel] = math.nan
+    for c in range(channels):
+        x[:, c, :, params.shape[1] + c] = math.nan
+    got = run(x, params, **options)
+    assert got[0][..., :-1].isnan().all()
+    assert got[2][..., :-1].isnan().any(dim=1).all()
+    for dirty, pure in zip(got, clean, strict=True):
+        assert torch.equal(dirty[..., -1], pure[..., -1])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -235,16 +252,17 @@ def test_gradient_of_a_weighted_sum(dtype: torch.dtype) -> None:
             torch.testing.assert_close(gradient, want, rtol=off, atol=0)
 
 
-def test_only_the_wanted_gradient_is_computed() -> None:
-    x, params = case(1, "continuous")
+@each_variant
+def test_only_the_wanted_gradient_is_computed(variant: Variant) -> None:
+    x, params, options = variant_case(1, variant)
     params.requires_grad_()
-    log_prob = logistic_mixture_log_prob(x, params, impl="triton")
+    log_prob = logistic_mixture_log_prob(x, params, impl="triton", **options)
     (grad,) = torch.autograd.grad(log_prob.sum(), params)
-    assert torch.equal(grad, run(x, params, "continuous")[2])
+    assert torch.equal(grad, run(x, params, **options)[2])
     with torch.no_grad():
-        assert not logistic_mixture_log_prob(x, params, impl="triton").requires_grad
+        assert not logistic_mixture_log_prob(x, params, impl="triton", **options).requires_grad
     for needs in ((True, False), (False, True), (False, False)):
-        _, *units = triton_log_prob(x, params.detach(), False, *needs)
+        _, *units = triton_log_prob(x, params.detach(), *op_arguments(variant), *needs)
         gradients = triton_backward(torch.ones(2, 5, 7), *units)
         assert [unit.numel() > 0 for unit in units] == list(needs)
         assert [gradient.numel() > 0 for gradient in gradients] == list(needs)
@@ -273,22 +291,26 @@ def test_second_derivative_is_refused_not_lost() -> None:
 
 # opcheck reads .grad of the clones that it makes; the warning is about its own tensors
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
-def test_opcheck() -> None:
-    x, params = (t.bfloat16() for t in case(3, "discretized", n_mix=2, size=(2, 1, 3)))
+@each_variant
+def test_opcheck(variant: Variant) -> None:
+    x, params, _ = variant_case(3, variant, n_mix=2, size=(2, 1, 3))
+    x, params = x.bfloat16(), params.bfloat16()
     last = params.to(memory_format=torch.channels_last)
-    torch.library.opcheck(triton_log_prob, (x, params, True, False, False))
+    what = op_arguments(variant)
+    torch.library.opcheck(triton_log_prob, (x, params, *what, False, False))
     for layout in (params, last):
         leaves = x.clone().requires_grad_(), layout.clone().requires_grad_()
-        torch.library.opcheck(triton_log_prob, (*leaves, True, True, True))
-        _, *units = triton_log_prob(x, layout, True, True, True)
+        torch.library.opcheck(triton_log_prob, (*leaves, *what, True, True))
+        _, *units = triton_log_prob(x, layout, *what, True, True)
         torch.library.opcheck(triton_backward, (torch.randn(2, 1, 3), *units))
 
 
-def test_compiles_without_a_break() -> None:
+@each_variant
+def test_compiles_without_a_break(variant: Variant) -> None:
     def loss(x: Tensor, params: Tensor) -> Tensor:
-        return -logistic_mixture_log_prob(x, params, "discretized").mean()
+        return -logistic_mixture_log_prob(x, params, **options).mean()
 
-    x, params = case(1, "discretized", n_mix=2, size=(1, 2, 3))
+    x, params, options = variant_case(1, variant, n_mix=2, size=(1, 2, 3))
     with use_impl("triton"):
         compiled = torch.compile(loss, fullgraph=True)
         for got, want in zip(

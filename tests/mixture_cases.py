@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,15 @@ LEVELS = torch.arange(256, dtype=torch.float64) / 127.5 - 1
 # At scales of e^40 the reference's slopes cancel to nothing even in float64.
 CANCELLED = 1e-30
 Gradients = tuple[Tensor, Tensor, Tensor]  # log_prob, and its sum's gradients by x and by params
+
+
+Variant = dict[str, Any]  # a likelihood and what goes with it
+VARIANTS: dict[str, Variant] = {
+    "continuous": {"likelihood": "continuous"},
+    "discretized": {"likelihood": "discretized"},
+    "atoms": {"likelihood": "discretized", "atoms": (0, 254, 255, 128, 3)},
+    "gaussian": {"likelihood": "gaussian", "smoothing_scale": 0.3},
+}
 
 
 def n_params(channels: int, n_mix: int) -> int:
@@ -52,9 +61,46 @@ def random_case(
     x[torch.rand(x.shape, generator=generator) < 0.1] = 0
     x[torch.rand(x.shape, generator=generator) < 0.1] = 255
     x = x / 127.5 - 1
-    if likelihood == "continuous":
+    if likelihood != "discretized":
         x = x + 0.3 * torch.randn(x.shape, generator=generator, dtype=torch.float64)
     return x, params
+
+
+def with_atoms(
+    x: Tensor, params: Tensor, atoms: Sequence[int], seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """A case of the discretized likelihood with a logit per atom put after those of components;
+    every third pixel, by chance, lies on an atom in all colours, others in some."""
+    generator = torch.Generator().manual_seed(seed)
+    batch, total, height, width = params.shape
+    n_mix = total // (3 if x.shape[1] == 1 else 10)
+    logits = torch.randn(
+        (batch, len(atoms), height, width), generator=generator, dtype=torch.float64
+    )
+    logits = (3 * logits).to(params.dtype)
+    levels = (torch.tensor(list(atoms), dtype=torch.float64) / 127.5 - 1).to(x.dtype)
+    there = levels[torch.randint(len(atoms), (batch, 1, height, width), generator=generator)]
+    chance = torch.rand((batch, 1, height, width), generator=generator)
+    x = torch.where(chance < 1 / 3, there, x)
+    x[:, 0] = torch.where(chance[:, 0] < 1 / 2, there[:, 0], x[:, 0])
+    return x, torch.cat([params[:, :n_mix], logits, params[:, n_mix:]], dim=1)
+
+
+def variant_case(channels: int, variant: Variant, **options: Any) -> tuple[Tensor, Tensor, Variant]:
+    """x and params in float32, and how to call for them."""
+    x, params = (t.float() for t in random_case(channels, variant["likelihood"], **options))
+    if atoms := variant.get("atoms"):
+        x, params = with_atoms(x, params, atoms)
+    return x, params, variant
+
+
+def avoid_kink(params: Tensor, channels: int, n_atoms: int = 0) -> None:
+    """At the kink itself, which half precision meets, versions of PyTorch differ in the
+    derivative."""
+    n_mix = (params.shape[1] - n_atoms) // (3 if channels == 1 else 10)
+    rest = params[:, n_mix + n_atoms :].unflatten(1, (channels, -1, n_mix))
+    log_scales = rest[:, :, 1]
+    log_scales[log_scales == -7] = -7.5
 
 
 def value_and_gradients(
@@ -80,12 +126,14 @@ def golden_inputs(case: dict[str, Any], narrow: bool) -> tuple[Tensor, Tensor]:
     return (levels.double() / 127.5 - 1).view(batch, channels, height, width), params
 
 
-def assert_as_exact_as_eager(got: Gradients, x: Tensor, params: Tensor, likelihood: Any) -> None:
+def assert_as_exact_as_eager(
+    got: Gradients, x: Tensor, params: Tensor, likelihood: Any, **options: Any
+) -> None:
     """At most twice the error of eager PyTorch on these very inputs, and one rounding, both errors
-    measured against float64."""
+    measured against float64. options: atoms or smoothing_scale."""
 
     def reference(x: Tensor, params: Tensor) -> Tensor:
-        return logistic_mixture_log_prob_ref(x, params, likelihood)
+        return logistic_mixture_log_prob_ref(x, params, likelihood, **options)
 
     exact = value_and_gradients(reference, x.double(), params.double())
     eager = value_and_gradients(reference, x, params)

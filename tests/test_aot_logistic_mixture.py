@@ -16,21 +16,27 @@ from tests.mixture_cases import n_params
 from tests.triton_tools import Compiled, Launch, compile_launch, record_launches
 
 SHARED_CEILING = 4096  # bytes of a block: what the sums over components pass between warps
-# (C, discretized, dtype, channels_last): every value of each with every value of every other but
-# one grey case, which is lighter than RGB in all respects
+FIVE = (0, 252, 253, 254, 255)
+# (C, likelihood, atoms, dtype, channels_last): RGB of every kind in both layouts; grey is lighter
+# in all respects
 CASES = [
-    (3, True, torch.float32, False),
-    (3, True, torch.bfloat16, True),
-    (3, False, torch.float16, True),
-    (3, False, torch.bfloat16, False),
-    (1, True, torch.float32, True),
-    (1, False, torch.float16, False),
+    (3, "discretized", (), torch.float32, False),
+    (3, "discretized", (), torch.bfloat16, True),
+    (3, "discretized", FIVE, torch.float32, False),
+    (3, "discretized", FIVE, torch.bfloat16, True),
+    (3, "continuous", (), torch.float16, True),
+    (3, "continuous", (), torch.bfloat16, False),
+    (3, "gaussian", (), torch.float32, False),
+    (3, "gaussian", (), torch.bfloat16, True),
+    (1, "discretized", FIVE, torch.float32, True),
+    (1, "continuous", (), torch.float16, False),
 ]
 
 
 def launch_of(
     channels: int,
-    discretized: bool,
+    likelihood: str,
+    atoms: tuple[int, ...],
     dtype: torch.dtype,
     last: bool,
     *,
@@ -38,12 +44,12 @@ def launch_of(
     size: tuple[int, int] = (32, 32),
 ) -> Launch:
     x = torch.zeros(2, channels, *size, dtype=dtype)
-    params = torch.zeros(2, n_params(channels, n_mix), *size, dtype=dtype)
+    params = torch.zeros(2, n_params(channels, n_mix) + len(atoms), *size, dtype=dtype)
     if last:
         params = params.to(memory_format=torch.channels_last)
     outputs = torch.empty(2, *size), torch.empty_like(x), torch.empty_like(params)
     with record_launches(kernels, "log_prob_kernel") as launches:
-        kernels.log_prob(x, params, *outputs, discretized)
+        kernels.log_prob(x, params, *outputs, likelihood, atoms, 0.5)
     return launches[0]
 
 
@@ -56,12 +62,18 @@ def check(compiled: Compiled, registers: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", [80, 90])
 @pytest.mark.parametrize(
-    ("channels", "discretized", "dtype", "last"), CASES, ids=lambda value: str(value)
+    ("channels", "likelihood", "atoms", "dtype", "last"), CASES, ids=lambda value: str(value)
 )
 def test_value_and_gradient(
-    channels: int, discretized: bool, dtype: torch.dtype, last: bool, arch: int
+    channels: int,
+    likelihood: str,
+    atoms: tuple[int, ...],
+    dtype: torch.dtype,
+    last: bool,
+    arch: int,
 ) -> None:
-    compiled = compile_launch(launch_of(channels, discretized, dtype, last), arch)
+    discretized = likelihood == "discretized"
+    compiled = compile_launch(launch_of(channels, likelihood, atoms, dtype, last), arch)
     check(compiled, 176 if channels == 3 and not discretized else 128)
     # Where memory runs along pixels, a thread loads all its numbers of a parameter at once. In
     # channels_last it runs along components, whose groups of 10 no wide load fits.
@@ -74,12 +86,22 @@ def test_value_and_gradient(
 @pytest.mark.parametrize("n_mix", [1, 100, 1000])
 def test_each_tile(n_mix: int) -> None:
     """For every number of components a thread holds 2 numbers of a tile, in 28 x 28 images too."""
-    launch = launch_of(3, True, torch.float32, False, n_mix=n_mix, size=(28, 28))
+    launch = launch_of(3, "discretized", (), torch.float32, False, n_mix=n_mix, size=(28, 28))
     constants = launch.arguments
     threads = 32 * launch.options["num_warps"]
     assert constants["BLOCK_P"] * constants["BLOCK_K"] == 2 * threads
     assert n_mix <= constants["BLOCK_K"] < 2 * n_mix
     check(compile_launch(launch, 90), 128)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize(("n_mix", "n_atoms"), [(10, 1), (10, 33), (10, 256), (100, 256)])
+def test_any_number_of_atoms(n_mix: int, n_atoms: int, last: bool) -> None:
+    """Tiles of atoms are read again for each use: no number of them fills the registers."""
+    atoms = tuple(range(n_atoms))
+    launch = launch_of(3, "discretized", atoms, torch.bfloat16, last, n_mix=n_mix)
+    check(compile_launch(launch, 90), 128 if n_atoms == 1 else 192)
 
 
 @pytest.mark.parametrize("arch", [80, 90])
@@ -95,8 +117,9 @@ def test_scaling(last: bool, arch: int) -> None:
     assert last or "LDG.E.128" in compiled.sass
 
 
-def test_blackwell_builds() -> None:
-    compiled = compile_launch(launch_of(3, True, torch.bfloat16, False), 100)
+@pytest.mark.parametrize(("likelihood", "atoms"), [("discretized", FIVE), ("gaussian", ())])
+def test_blackwell_builds(likelihood: str, atoms: tuple[int, ...]) -> None:
+    compiled = compile_launch(launch_of(3, likelihood, atoms, torch.bfloat16, False), 100)
     assert ".target sm_100" in compiled.ptx
     assert compiled.local == 0
 

@@ -66,14 +66,14 @@ def logistic_mixture_log_prob(
     check_likelihood(likelihood, atoms, smoothing_scale)
     check_mixture(x, params, len(atoms))
     chosen = resolve_impl(impl)
-    if (atoms or likelihood == "gaussian") and chosen == "auto":
-        chosen = "reference"
     if chosen == "triton" or (chosen == "auto" and x.device.type == "cuda"):
         obstacle = triton_obstacle(x.device, x.dtype, params.dtype)
         if obstacle is None:
-            return _triton(x, params, likelihood == "discretized")
+            return _triton(x, params, likelihood, atoms, smoothing_scale)
         if chosen == "triton":
             raise _cannot_run(chosen, obstacle)
+    if (atoms or likelihood == "gaussian") and chosen == "auto":
+        chosen = "reference"
     if chosen != "reference":
         obstacle = native_obstacle(x.device.type)
         if obstacle is None:
@@ -89,10 +89,12 @@ def _cannot_run(impl: Impl, obstacle: str) -> RuntimeError:
     return RuntimeError(f"logistic_mixture_log_prob cannot run with impl={impl!r}: {obstacle}")
 
 
-def _triton(x: Tensor, params: Tensor, discretized: bool) -> Tensor:
+def _triton(
+    x: Tensor, params: Tensor, likelihood: str, atoms: Sequence[int], smoothing_scale: float
+) -> Tensor:
     graded = torch.is_grad_enabled()
     needs = graded and x.requires_grad, graded and params.requires_grad
-    return triton_log_prob(x, params, discretized, *needs)[0]
+    return triton_log_prob(x, params, likelihood, list(atoms), smoothing_scale, *needs)[0]
 
 
 def logistic_mixture_log_prob_ref(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -46,7 +47,13 @@ def triton_obstacle(device: torch.device, *dtypes: torch.dtype) -> str | None:
 
 @torch.library.custom_op("dsmooth::logistic_mixture_triton", mutates_args=())
 def triton_log_prob(
-    x: Tensor, params: Tensor, discretized: bool, needs_x: bool, needs_params: bool
+    x: Tensor,
+    params: Tensor,
+    likelihood: str,
+    atoms: Sequence[int],
+    smoothing_scale: float,
+    needs_x: bool,
+    needs_params: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """log_prob (B, H, W) in float32, and the gradients of its sum by x and by params, each in its
     input's dtype; one that is not needed has no elements.
@@ -58,7 +65,7 @@ def triton_log_prob(
     from ..kernels import logistic_mixture as kernels
 
     log_prob, unit_x, unit_params = outputs = _outputs(
-        x, params, discretized, needs_x, needs_params
+        x, params, likelihood, atoms, smoothing_scale, needs_x, needs_params
     )
     kernels.log_prob(
         x,
@@ -66,14 +73,22 @@ def triton_log_prob(
         log_prob,
         unit_x if needs_x else None,
         unit_params if needs_params else None,
-        discretized,
+        likelihood,
+        atoms,
+        smoothing_scale,
     )
     return outputs
 
 
 @triton_log_prob.register_fake
 def _outputs(
-    x: Tensor, params: Tensor, discretized: bool, needs_x: bool, needs_params: bool
+    x: Tensor,
+    params: Tensor,
+    likelihood: str,
+    atoms: Sequence[int],
+    smoothing_scale: float,
+    needs_x: bool,
+    needs_params: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, _, height, width = x.shape
     return (
@@ -116,7 +131,7 @@ def _backward_outputs(grad: Tensor, unit_x: Tensor, unit_params: Tensor) -> tupl
 
 def _save_for_backward(
     ctx: Any,
-    inputs: tuple[Tensor, Tensor, bool, bool, bool],
+    inputs: tuple[Any, ...],
     output: tuple[Tensor, Tensor, Tensor],
 ) -> None:
     _, unit_x, unit_params = output
@@ -124,14 +139,13 @@ def _save_for_backward(
     ctx.save_for_backward(unit_x, unit_params)
 
 
-def _backward(
-    ctx: Any, grad: Tensor, *_: Tensor
-) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     if torch.is_grad_enabled():  # create_graph=True: what is kept does not know its inputs
         raise NotImplementedError(TWICE)
     needs_x, needs_params = ctx.needs_input_grad[:2]
     grad_x, grad_params = triton_backward(grad, *ctx.saved_tensors)
-    return grad_x if needs_x else None, grad_params if needs_params else None, None, None, None
+    needed = grad_x if needs_x else None, grad_params if needs_params else None
+    return *needed, *[None] * (len(ctx.needs_input_grad) - 2)
 
 
 triton_log_prob.register_autograd(_backward, setup_context=_save_for_backward)
