@@ -66,6 +66,8 @@ class ModelConfig:
     own scale."""
     context_layers: int = 4
     """Gated resnets in the encoder of conditioning="concat"."""
+    context_filters: int | None = None
+    """Channels of that encoder; None for n_filters."""
 
     def __post_init__(self) -> None:
         if self.image_channels not in (1, 3):
@@ -75,6 +77,8 @@ class ModelConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.context_layers < 0:
             raise ValueError(f"context_layers must be at least 0, got {self.context_layers}")
+        if self.context_filters is not None and self.context_filters < 1:
+            raise ValueError(f"context_filters must be at least 1, got {self.context_filters}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
         if self.conditioning not in get_args(Conditioning):
