@@ -116,7 +116,9 @@ def test_samples_have_the_atoms_weights_and_the_gaussians_quantiles() -> None:
         params.expand(n, -1, -1, -1), uniforms, 3, "discretized", 0.7, atoms=(3, 200)
     )
     weights = torch.softmax(params[0, :4, 0, 0] / 0.7, 0)
-    chosen = torch.bucketize(uniforms[:, 0].flatten().contiguous(), weights.cumsum(0)[:3], right=True)
+    chosen = torch.bucketize(
+        uniforms[:, 0].flatten().contiguous(), weights.cumsum(0)[:3], right=True
+    )
     for index, level in ((2, 3), (3, 200)):
         at_level = (x == level / 127.5 - 1).flatten(1).all(1)
         assert at_level[chosen == index].all()
