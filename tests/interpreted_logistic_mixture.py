@@ -23,16 +23,16 @@ from tests.mixture_cases import (
     GOLDEN_CASES,
     LEVELS,
     LIKELIHOODS,
-    VARIANTS,
+    MIXTURES,
     Gradients,
-    Variant,
     assert_as_exact_as_eager,
     avoid_kink,
+    float_case,
     golden_inputs,
+    n_atoms,
     n_params,
     random_case,
     value_and_gradients,
-    variant_case,
 )
 
 assert kernels.INTERPRETED, "run with TRITON_INTERPRET=1"
@@ -40,7 +40,7 @@ assert kernels.INTERPRETED, "run with TRITON_INTERPRET=1"
 each_likelihood = pytest.mark.parametrize("likelihood", LIKELIHOODS)
 each_channels = pytest.mark.parametrize("channels", [1, 3])
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-each_variant = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+each_mixture = pytest.mark.parametrize("mixture", MIXTURES)
 
 
 def run(x: Tensor, params: Tensor, likelihood: Any, **options: Any) -> Gradients:
@@ -56,11 +56,12 @@ def case(channels: int, likelihood: str, **options: Any) -> tuple[Tensor, Tensor
     return x.float(), params.float()
 
 
-def op_arguments(variant: Variant) -> tuple[str, list[int], float]:
+def op_arguments(mixture: str) -> tuple[str, list[int], float]:
+    options = MIXTURES[mixture]
     return (
-        variant["likelihood"],
-        list(variant.get("atoms", ())),
-        variant.get("smoothing_scale", 0.0),
+        options["likelihood"],
+        list(options.get("atoms", ())),
+        options.get("smoothing_scale", 0.0),
     )
 
 
@@ -133,10 +134,10 @@ def test_masses_sum_to_one(log_scale: float) -> None:
     assert log_prob.double().exp().sum().item() == pytest.approx(1, abs=2e-6)
 
 
-@each_variant
+@each_mixture
 @each_channels
-def test_any_strides_give_the_same_bits(channels: int, variant: Variant) -> None:
-    x, params, options = variant_case(channels, variant, size=(2, 6, 10))
+def test_any_strides_give_the_same_bits(channels: int, mixture: str) -> None:
+    x, params, options = float_case(channels, mixture, size=(2, 6, 10))
     want = run(x, params, **options)
     last = torch.channels_last
     layouts = [
@@ -165,24 +166,22 @@ def test_any_strides_give_the_same_bits(channels: int, variant: Variant) -> None
 
 
 @pytest.mark.parametrize("size", [(0, 4, 4), (2, 0, 4), (2, 4, 0)], ids=str)
-@each_variant
+@each_mixture
 @each_channels
-def test_empty(channels: int, variant: Variant, size: tuple[int, int, int]) -> None:
-    x, params, options = variant_case(channels, variant, size=size)
+def test_empty(channels: int, mixture: str, size: tuple[int, int, int]) -> None:
+    x, params, options = float_case(channels, mixture, size=size)
     got = run(x, params, **options)
     assert [g.shape for g in got] == [size, x.shape, params.shape]
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
-@each_variant
+@each_mixture
 @each_channels
-def test_nothing_is_written_outside_the_outputs(
-    channels: int, variant: Variant, last: bool
-) -> None:
+def test_nothing_is_written_outside_the_outputs(channels: int, mixture: str, last: bool) -> None:
     """Outputs lie between canaries and are NaN before: every element is written, and no other."""
     canary = 123.5
     for n_mix, width in ((3, 11), (10, 33)):
-        x, params, options = variant_case(channels, variant, n_mix=n_mix, size=(2, 1, width))
+        x, params, options = float_case(channels, mixture, n_mix=n_mix, size=(2, 1, width))
         shapes = {"log_prob": (2, 1, width), "grad_x": x.shape, "grad_params": params.shape}
         buffers = {k: torch.full((math.prod(s) + 128,), canary) for k, s in shapes.items()}
         views = {k: b[64:-64].fill_(math.nan).view(shapes[k]) for k, b in buffers.items()}
@@ -200,9 +199,9 @@ def test_nothing_is_written_outside_the_outputs(
             assert views[name].isfinite().all(), name
 
 
-@each_variant
-def test_the_tile_changes_no_bit(variant: Variant) -> None:
-    x, params, options = variant_case(3, variant, size=(1, 3, 7))
+@each_mixture
+def test_the_tile_changes_no_bit(mixture: str) -> None:
+    x, params, options = float_case(3, mixture, size=(1, 3, 7))
     results = []
     for config in (None, kernels.Config(4, 4, 1), kernels.Config(16, 4, 8)):
         outputs = torch.zeros(1, 3, 7), torch.zeros_like(x), torch.zeros_like(params)
@@ -217,13 +216,13 @@ def test_the_tile_changes_no_bit(variant: Variant) -> None:
 # -inf of an atom elsewhere is among the NaN, subtracts -inf from -inf.
 @pytest.mark.filterwarnings("ignore:All-NaN slice encountered:RuntimeWarning")
 @pytest.mark.filterwarnings("ignore:invalid value encountered in subtract:RuntimeWarning")
-@each_variant
+@each_mixture
 @each_channels
-def test_nan_is_never_hidden(channels: int, variant: Variant) -> None:
+def test_nan_is_never_hidden(channels: int, mixture: str) -> None:
     """A NaN in any one channel of x or params makes its pixel NaN, and no other."""
     n_mix = 2
-    total = n_params(channels, n_mix) + len(variant.get("atoms", ())) + channels
-    x, params, options = variant_case(channels, variant, n_mix=n_mix, size=(1, 1, total + 1))
+    total = n_params(channels, n_mix) + n_atoms(mixture) + channels
+    x, params, options = float_case(channels, mixture, n_mix=n_mix, size=(1, 1, total + 1))
     clean = run(x, params, **options)
     for pixel in range(params.shape[1]):
         params[:, pixel, :, pixel] = math.nan
@@ -254,9 +253,9 @@ def test_gradient_of_a_weighted_sum(dtype: torch.dtype) -> None:
             torch.testing.assert_close(gradient, want, rtol=off, atol=0)
 
 
-@each_variant
-def test_only_the_wanted_gradient_is_computed(variant: Variant) -> None:
-    x, params, options = variant_case(1, variant)
+@each_mixture
+def test_only_the_wanted_gradient_is_computed(mixture: str) -> None:
+    x, params, options = float_case(1, mixture)
     params.requires_grad_()
     log_prob = logistic_mixture_log_prob(x, params, impl="triton", **options)
     (grad,) = torch.autograd.grad(log_prob.sum(), params)
@@ -264,7 +263,7 @@ def test_only_the_wanted_gradient_is_computed(variant: Variant) -> None:
     with torch.no_grad():
         assert not logistic_mixture_log_prob(x, params, impl="triton", **options).requires_grad
     for needs in ((True, False), (False, True), (False, False)):
-        _, *units = triton_log_prob(x, params.detach(), *op_arguments(variant), *needs)
+        _, *units = triton_log_prob(x, params.detach(), *op_arguments(mixture), *needs)
         gradients = triton_backward(torch.ones(2, 5, 7), *units)
         assert [unit.numel() > 0 for unit in units] == list(needs)
         assert [gradient.numel() > 0 for gradient in gradients] == list(needs)
@@ -293,12 +292,12 @@ def test_second_derivative_is_refused_not_lost() -> None:
 
 # opcheck reads .grad of the clones that it makes; the warning is about its own tensors
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
-@each_variant
-def test_opcheck(variant: Variant) -> None:
-    x, params, _ = variant_case(3, variant, n_mix=2, size=(2, 1, 3))
+@each_mixture
+def test_opcheck(mixture: str) -> None:
+    x, params, _ = float_case(3, mixture, n_mix=2, size=(2, 1, 3))
     x, params = x.bfloat16(), params.bfloat16()
     last = params.to(memory_format=torch.channels_last)
-    what = op_arguments(variant)
+    what = op_arguments(mixture)
     torch.library.opcheck(triton_log_prob, (x, params, *what, False, False))
     for layout in (params, last):
         leaves = x.clone().requires_grad_(), layout.clone().requires_grad_()
@@ -307,12 +306,12 @@ def test_opcheck(variant: Variant) -> None:
         torch.library.opcheck(triton_backward, (torch.randn(2, 1, 3), *units))
 
 
-@each_variant
-def test_compiles_without_a_break(variant: Variant) -> None:
+@each_mixture
+def test_compiles_without_a_break(mixture: str) -> None:
     def loss(x: Tensor, params: Tensor) -> Tensor:
         return -logistic_mixture_log_prob(x, params, **options).mean()
 
-    x, params, options = variant_case(1, variant, n_mix=2, size=(1, 2, 3))
+    x, params, options = float_case(1, mixture, n_mix=2, size=(1, 2, 3))
     with use_impl("triton"):
         compiled = torch.compile(loss, fullgraph=True)
         for got, want in zip(

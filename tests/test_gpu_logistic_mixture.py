@@ -10,12 +10,12 @@ import torch
 
 from dsmooth.functional import logistic_mixture_log_prob
 from tests.mixture_cases import (
-    VARIANTS,
-    Variant,
+    MIXTURES,
     assert_as_exact_as_eager,
     avoid_kink,
+    float_case,
+    n_atoms,
     value_and_gradients,
-    variant_case,
 )
 
 pytestmark = [
@@ -26,16 +26,16 @@ pytestmark = [
 
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize("mixture", MIXTURES)
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("impl", ["triton", "native", "auto"])
 def test_as_exact_as_eager(
-    impl: Any, channels: int, variant: Variant, dtype: torch.dtype, last: bool
+    impl: Any, channels: int, mixture: str, dtype: torch.dtype, last: bool
 ) -> None:
     for size, n_mix in (((5, 28, 28), 10), ((3, 9, 11), 5), ((1, 1, 1), 1)):
-        x, params, options = variant_case(channels, variant, n_mix=n_mix, size=size)
+        x, params, options = float_case(channels, mixture, n_mix=n_mix, size=size)
         x, params = x.to("cuda", dtype), params.to("cuda", dtype)
-        avoid_kink(params, channels, len(options.get("atoms", ())))
+        avoid_kink(params, channels, n_atoms(mixture))
         if last:
             params = params.to(memory_format=torch.channels_last)
         function = partial(logistic_mixture_log_prob, impl=impl, **options)

@@ -72,12 +72,11 @@ def logistic_mixture_log_prob(
             return _triton(x, params, likelihood, atoms, smoothing_scale)
         if chosen == "triton":
             raise _cannot_run(chosen, obstacle)
-    if (atoms or likelihood == "gaussian") and chosen == "auto":
-        chosen = "reference"
     if chosen != "reference":
         obstacle = native_obstacle(x.device.type)
         if obstacle is None:
-            return native(*_at_least_float32(x, params), likelihood == "discretized")[0]
+            wide = _at_least_float32(x, params)
+            return native(*wide, likelihood, list(atoms), float(smoothing_scale))[0]
         if chosen == "native":
             raise _cannot_run(chosen, obstacle)
     return logistic_mixture_log_prob_ref(

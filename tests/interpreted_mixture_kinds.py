@@ -1,7 +1,7 @@
 """Laws of atoms and Gaussian components in the logistic mixture's Triton kernel, under Triton's
 interpreter.
 
-    TRITON_INTERPRET=1 pytest tests/interpreted_mixture_variants.py
+    TRITON_INTERPRET=1 pytest tests/interpreted_mixture_kinds.py
 
 Run by test_interpreter.py. What holds for every likelihood is in interpreted_logistic_mixture.py.
 """
@@ -20,14 +20,13 @@ from dsmooth.kernels import logistic_mixture as kernels
 from tests import interpreter_speed  # noqa: F401
 from tests.mixture_cases import (
     LEVELS,
-    VARIANTS,
+    MIXTURES,
     Gradients,
-    Variant,
     assert_as_exact_as_eager,
     avoid_kink,
+    float_case,
     random_case,
     value_and_gradients,
-    variant_case,
     with_atoms,
 )
 
@@ -90,10 +89,10 @@ def test_every_level_an_atom(channels: int) -> None:
 
 @each_channels
 @pytest.mark.parametrize("n_mix", [1, 5, 17])
-@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
-def test_a_pixel_does_not_see_its_neighbours(variant: Variant, n_mix: int, channels: int) -> None:
+@pytest.mark.parametrize("mixture", MIXTURES)
+def test_a_pixel_does_not_see_its_neighbours(mixture: str, n_mix: int, channels: int) -> None:
     """Of a part of an image, down to one pixel, the same bits as of the whole."""
-    x, params, options = variant_case(channels, variant, n_mix=n_mix, size=(2, 3, 13))
+    x, params, options = float_case(channels, mixture, n_mix=n_mix, size=(2, 3, 13))
     whole = run(x, params, **options)
     for part in ((slice(1), ..., slice(1), slice(1)), (slice(2), ..., slice(1, 3), slice(4, 11))):
         for got, want in zip(run(x[part], params[part], **options), whole, strict=True):
