@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <cmath>
 #include <cstdint>
 #include <optional>
 #include <stdexcept>
@@ -59,10 +60,63 @@ Planes<T> planes(const View<T, 4>& view) {
   return {view.data, view.stride[0], view.stride[1], view.stride[2], view.stride[3]};
 }
 
+Likelihood parse_likelihood(const std::string& name) {
+  if (name == "continuous") return Likelihood::kContinuous;
+  if (name == "discretized") return Likelihood::kDiscretized;
+  if (name == "gaussian") return Likelihood::kGaussian;
+  throw std::invalid_argument("likelihood must be one of continuous, discretized, gaussian, got " +
+                              name);
+}
+
+// What the pixels' distribution is, apart from its parameters.
+struct Mixture {
+  std::string likelihood;
+  std::vector<int64_t> atoms;
+  double smoothing_scale;
+};
+
+template <class T>
+void set_mixture(LogisticMixtureArgs<T>& args, const Mixture& mixture) {
+  args.likelihood = parse_likelihood(mixture.likelihood);
+  if (args.likelihood == Likelihood::kGaussian) {
+    if (!(mixture.smoothing_scale > 0 && std::isfinite(mixture.smoothing_scale))) {
+      throw std::invalid_argument("smoothing_scale must be positive and finite, got " +
+                                  std::to_string(mixture.smoothing_scale));
+    }
+    args.smoothing = make_smoothing(mixture.smoothing_scale);
+  }
+  if (!mixture.atoms.empty() && args.likelihood != Likelihood::kDiscretized) {
+    throw std::invalid_argument("atoms need likelihood discretized, got " + mixture.likelihood);
+  }
+  std::array<bool, kMaxAtoms> seen{};
+  for (const int64_t level : mixture.atoms) {
+    if (level < 0 || level >= kMaxAtoms || seen[static_cast<size_t>(level)]) {
+      throw std::invalid_argument("atoms must be distinct byte levels 0 .. 255, got " +
+                                  to_string(mixture.atoms));
+    }
+    seen[static_cast<size_t>(level)] = true;
+    args.atoms[args.n_atoms++] = static_cast<uint8_t>(level);
+  }
+}
+
+// K of params with P channels.
+int64_t count_components(const std::string& name, int64_t n_params, int64_t channels,
+                         int64_t n_atoms) {
+  const int64_t per_component = channels == 1 ? 3 : 10;
+  const int64_t rest = n_params - n_atoms;
+  if (rest <= 0 || rest % per_component != 0) {
+    const std::string atoms =
+        n_atoms == 0 ? "" : ", and " + std::to_string(n_atoms) + " for the atoms";
+    throw std::invalid_argument(name + " must have a multiple of " + std::to_string(per_component) +
+                                " channels" + atoms + ", got " + std::to_string(n_params));
+  }
+  return rest / per_component;
+}
+
 // The arguments that forward and backward share.
 template <class T>
 LogisticMixtureArgs<T> make_args(const Tensor& x, const Tensor& params, const Tensor& state,
-                                 bool discretized) {
+                                 const Mixture& mixture) {
   const View<const T, 4> x_view(x, {kAny, kAny, kAny, kAny}, x.device);
   const auto [batch, channels, rows, cols] = x_view.shape;
   if (channels != 1 && channels != 3) {
@@ -70,23 +124,16 @@ LogisticMixtureArgs<T> make_args(const Tensor& x, const Tensor& params, const Te
                                 std::to_string(channels));
   }
   const View<const T, 4> params_view(params, {batch, kAny, rows, cols}, x.device);
-  const int64_t n_params = params_view.shape[1];
-  const int64_t per_component = channels == 1 ? 3 : 10;
-  if (n_params == 0 || n_params % per_component != 0) {
-    throw std::invalid_argument(params.name + " must have a multiple of " +
-                                std::to_string(per_component) + " channels, got " +
-                                std::to_string(n_params));
-  }
   LogisticMixtureArgs<T> args;
+  set_mixture(args, mixture);
   args.x = planes(x_view);
   args.params = planes(params_view);
   args.state = planes(View<T, 4>(state, {batch, kStateChannels, rows, cols}, x.device));
   args.batch = batch;
   args.rows = rows;
   args.cols = cols;
-  args.n_mix = n_params / per_component;
+  args.n_mix = count_components(params.name, params_view.shape[1], channels, args.n_atoms);
   args.channels = static_cast<int>(channels);
-  args.discretized = discretized;
   return args;
 }
 
@@ -129,11 +176,12 @@ void run_logistic_mixture(LogisticMixtureArgs<T> args, bool backward, Device dev
 }
 
 void logistic_mixture(const Tensor& x, const Tensor& params, const Tensor& log_prob,
-                      const Tensor& state, bool discretized, uintptr_t stream, int threads,
-                      const std::string& instruction_set) {
+                      const Tensor& state, const std::string& likelihood,
+                      const std::vector<int64_t>& atoms, double smoothing_scale, uintptr_t stream,
+                      int threads, const std::string& instruction_set) {
   const auto run = [&](auto zero) {
     using T = decltype(zero);
-    auto args = make_args<T>(x, params, state, discretized);
+    auto args = make_args<T>(x, params, state, {likelihood, atoms, smoothing_scale});
     args.log_prob = per_pixel<T>(log_prob, args, x.device);
     run_logistic_mixture(args, false, x.device, stream, threads, instruction_set);
   };
@@ -142,11 +190,13 @@ void logistic_mixture(const Tensor& x, const Tensor& params, const Tensor& log_p
 
 void logistic_mixture_backward(const Tensor& grad, const Tensor& x, const Tensor& params,
                                const Tensor& state, const std::optional<Tensor>& grad_x,
-                               const std::optional<Tensor>& grad_params, bool discretized,
-                               uintptr_t stream, int threads, const std::string& instruction_set) {
+                               const std::optional<Tensor>& grad_params,
+                               const std::string& likelihood, const std::vector<int64_t>& atoms,
+                               double smoothing_scale, uintptr_t stream, int threads,
+                               const std::string& instruction_set) {
   const auto run = [&](auto zero) {
     using T = decltype(zero);
-    auto args = make_args<T>(x, params, state, discretized);
+    auto args = make_args<T>(x, params, state, {likelihood, atoms, smoothing_scale});
     args.grad = per_pixel<const T>(grad, args, x.device);
     const int64_t n_params = params.shape[1];
     if (grad_x) {
@@ -197,13 +247,14 @@ PYBIND11_MODULE(_C, module) {
   module.def("instruction_sets", &instruction_sets,
              "Names of the instruction sets built that this CPU has, the best last.");
   module.def("logistic_mixture", &logistic_mixture, py::arg("x"), py::arg("params"),
-             py::arg("log_prob"), py::arg("state"), py::arg("discretized"), py::arg("stream") = 0,
-             py::arg("threads") = 1, py::arg("instruction_set") = "auto",
+             py::arg("log_prob"), py::arg("state"), py::arg("likelihood"), py::arg("atoms"),
+             py::arg("smoothing_scale"), py::arg("stream") = 0, py::arg("threads") = 1,
+             py::arg("instruction_set") = "auto",
              "Writes log_prob (B, H, W), and state (B, 4, H, W) for the backward.");
   module.def("logistic_mixture_backward", &logistic_mixture_backward, py::arg("grad"), py::arg("x"),
              py::arg("params"), py::arg("state"), py::arg("grad_x"), py::arg("grad_params"),
-             py::arg("discretized"), py::arg("stream") = 0, py::arg("threads") = 1,
-             py::arg("instruction_set") = "auto",
+             py::arg("likelihood"), py::arg("atoms"), py::arg("smoothing_scale"),
+             py::arg("stream") = 0, py::arg("threads") = 1, py::arg("instruction_set") = "auto",
              "Writes the gradients by x and params, each unless None, of the sum of grad (B, H, W) "
              "times log_prob.");
   module.def("elementary_functions", &elementary, py::arg("input"), py::arg("exp"),

@@ -5,11 +5,12 @@
 
 #include "cuda_check.h"
 #include "logistic_mixture_cuda.h"
+#include "logistic_mixture_pixel.h"
 
 namespace dsmooth {
 namespace {
 
-template <class T, int C, bool kDiscretized, bool kBackward>
+template <class T, int C, Likelihood kLikelihood, bool kBackward>
 __global__ void logistic_mixture_kernel(LogisticMixtureArgs<T> args) {
   const int64_t pixels = args.batch * args.rows * args.cols;
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
@@ -18,21 +19,19 @@ __global__ void logistic_mixture_kernel(LogisticMixtureArgs<T> args) {
     const int64_t line = pixel / args.cols;
     const int64_t b = line / args.rows, row = line % args.rows, col = pixel % args.cols;
     if constexpr (kBackward) {
-      pixel_backward<T, C, kDiscretized>(args, b, row, col);
+      pixel_backward<T, C, kLikelihood>(args, b, row, col);
     } else {
-      pixel_forward<T, C, kDiscretized>(args, b, row, col);
+      pixel_forward<T, C, kLikelihood>(args, b, row, col);
     }
   }
 }
 
 template <class T, bool kBackward>
-auto choose_kernel(int channels, bool discretized) {
-  if (channels == 1) {
-    return discretized ? logistic_mixture_kernel<T, 1, true, kBackward>
-                       : logistic_mixture_kernel<T, 1, false, kBackward>;
-  }
-  return discretized ? logistic_mixture_kernel<T, 3, true, kBackward>
-                     : logistic_mixture_kernel<T, 3, false, kBackward>;
+auto choose_kernel(const LogisticMixtureArgs<T>& args) {
+  return with_constants(args.channels, args.likelihood, [](auto channels, auto likelihood) {
+    return &logistic_mixture_kernel<T, decltype(channels)::value, decltype(likelihood)::value,
+                                    kBackward>;
+  });
 }
 
 }  // namespace
@@ -46,8 +45,7 @@ void logistic_mixture_cuda(const LogisticMixtureArgs<T>& args, bool backward, in
   constexpr int kThreads = 128;
   const auto blocks =
       static_cast<unsigned>(std::min<int64_t>((pixels + kThreads - 1) / kThreads, 1 << 20));
-  const auto kernel = backward ? choose_kernel<T, true>(args.channels, args.discretized)
-                               : choose_kernel<T, false>(args.channels, args.discretized);
+  const auto kernel = backward ? choose_kernel<T, true>(args) : choose_kernel<T, false>(args);
   kernel<<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(args);
   cuda_check(cudaGetLastError(), "launch of logistic_mixture_kernel");
 }

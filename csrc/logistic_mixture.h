@@ -1,13 +1,16 @@
-// Log-likelihood of one pixel under a mixture of logistics, and its gradient in closed form.
+// Log-likelihood of one pixel under a mixture of logistics or Gaussians, and its gradient in closed
+// form.
 //
 // The equations are written once, as templates over a Math: ScalarMath (a CUDA thread; the host,
 // for tests) or the vectors of one CPU instruction set (vector_math.h), where V holds several
-// pixels. Channels of a pixel: K logits; per colour K means, K log-scales and, for RGB, K
-// coefficient logits.
+// pixels. Channels of a pixel: K logits of components, J logits of atoms; per colour K means, K
+// log-scales and, for RGB, K coefficient logits.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
+#include <type_traits>
 
 #include "host_device.h"
 
@@ -17,6 +20,25 @@ inline constexpr double kMinLogScale = -7.0;
 inline constexpr double kHalfLevel = 1.0 / 255.0;        // delta
 inline constexpr double kLogLevel = -4.848116364598481;  // log(2 delta)
 inline constexpr double kOuterLevel = 0.999;  // beyond it, the outer levels take the tails
+inline constexpr double kHalfLogTwoPi = 0.9189385332046727;
+inline constexpr double kInfinity = std::numeric_limits<double>::infinity();
+inline constexpr int kMaxAtoms = 256;  // one a byte level
+
+// The probability of a pixel: a density of logistics, their mass in a byte level, or a density of
+// Gaussians.
+enum class Likelihood { kContinuous, kDiscretized, kGaussian };
+
+// The smoothing's own scale sigma, whose square is added to the variance of every Gaussian.
+struct Smoothing {
+  double log_scale = 0;  // log sigma
+  double precision = 1;  // 1 / sigma^2
+};
+
+// A sigma under 1e-12 vanishes beside the narrowest s, e^-7, and 1 / sigma^2 must fit a float.
+inline Smoothing make_smoothing(double scale) {
+  const double sigma = std::fmax(scale, 1e-12);
+  return {std::log(sigma), 1 / (sigma * sigma)};
+}
 
 // A (B, channels, H, W) tensor, rows and columns perhaps collapsed; strides in elements.
 template <class T>
@@ -41,21 +63,42 @@ struct LogisticMixtureArgs {
   Planes<T> grad_params;  // (B, P, H, W), or data == nullptr: not wanted
   int64_t batch = 0, rows = 0, cols = 0, n_mix = 0;
   int channels = 0;
-  bool discretized = false;
+  Likelihood likelihood = Likelihood::kContinuous;
+  Smoothing smoothing;         // of kGaussian
+  int64_t n_atoms = 0;         // not 0 for kDiscretized alone
+  uint8_t atoms[kMaxAtoms]{};  // their byte levels, distinct
 };
 
-// What the forward leaves for the backward, so that this evaluates the components once: over k,
-// max and sum of exp(logit - max), and of factor * exp(joint - max) with joint = logit + exponent.
+// run(channels, likelihood), both as compile-time constants.
+template <class Run>
+auto with_constants(int channels, Likelihood likelihood, const Run& run) {
+  const auto of_channels = [&](auto constant) {
+    return channels == 1 ? run(std::integral_constant<int, 1>{}, constant)
+                         : run(std::integral_constant<int, 3>{}, constant);
+  };
+  switch (likelihood) {
+    case Likelihood::kDiscretized:
+      return of_channels(std::integral_constant<Likelihood, Likelihood::kDiscretized>{});
+    case Likelihood::kGaussian:
+      return of_channels(std::integral_constant<Likelihood, Likelihood::kGaussian>{});
+    default:
+      return of_channels(std::integral_constant<Likelihood, Likelihood::kContinuous>{});
+  }
+}
+
+// What the forward leaves for the backward, so that this evaluates the components once: over
+// components and atoms, max and sum of exp(logit - max), and of factor * exp(joint - max) with
+// joint = logit + exponent. An atom has factor 1, and joint = logit at its level, else -inf.
 enum State { kMaxJoint, kSumJoint, kMaxLogit, kSumLogit, kStateChannels };
 
 // Index of a component's parameter among a pixel's channels.
 template <int C>
 struct Channels {
-  int64_t n_mix;
+  int64_t n_mix, n_atoms;
   static constexpr int kPerColour = C == 1 ? 2 : 3;
 
   DSMOOTH_HOST_DEVICE int64_t mean(int c, int64_t k) const {
-    return n_mix * (1 + kPerColour * c) + k;
+    return n_mix * (1 + kPerColour * c) + n_atoms + k;
   }
   DSMOOTH_HOST_DEVICE int64_t log_scale(int c, int64_t k) const { return mean(c, k) + n_mix; }
   DSMOOTH_HOST_DEVICE int64_t coefficient(int c, int64_t k) const { return mean(c, k) + 2 * n_mix; }
@@ -78,10 +121,15 @@ struct ScalarMath {
     return sign < 0 ? -magnitude : magnitude;
   }
   DSMOOTH_HOST_DEVICE static T reciprocal(T v) { return 1 / v; }
+  DSMOOTH_HOST_DEVICE static T round(T v) { return ::rint(v); }
   DSMOOTH_HOST_DEVICE static T exp(T v) { return ::exp(v); }
   DSMOOTH_HOST_DEVICE static T log(T v) { return ::log(v); }
   DSMOOTH_HOST_DEVICE static ExpPair<T> exp_pair(T v) { return {::exp(v), ::expm1(v)}; }
 };
+template <>
+DSMOOTH_HOST_DEVICE inline float ScalarMath<float>::round(float v) {
+  return ::rintf(v);
+}
 template <>
 DSMOOTH_HOST_DEVICE inline float ScalarMath<float>::exp(float v) {
   return ::expf(v);
@@ -113,19 +161,21 @@ struct ComponentInput {
   typename M::V coefficient[3];
 };
 
-// Terms of one colour: p = factor * exp(exponent), 0.02 < factor <= 1.
+// Terms of one colour: p = factor * exp(exponent), 0.02 < factor <= 1. For a Gaussian p =
+// exp(exponent) / sqrt(factor), 1 <= factor <= 2: one logarithm then serves all colours.
 template <class V>
 struct Colour {
   V exponent, factor;
-  V slope;        // s * d log p / d x
+  V slope;        // d log p / d x
   V d_log_scale;  // d log p / d log s
 };
 
 // log p = z - log s - 2 softplus(z), so p = exp(-|z| - log s) / (1 + e)^2 with e = exp(-|z|).
 template <class M>
-DSMOOTH_INLINE Colour<typename M::V> colour_density(typename M::V distance, typename M::V log_scale,
-                                                    typename M::V inverse_scale) {
+DSMOOTH_INLINE Colour<typename M::V> colour_density(typename M::V distance,
+                                                    typename M::V log_scale) {
   using V = typename M::V;
+  const V inverse_scale = M::exp(-log_scale);
   const V z = distance * inverse_scale;
   const V magnitude = M::abs(z);
   const V e = M::exp(-magnitude);
@@ -134,7 +184,7 @@ DSMOOTH_INLINE Colour<typename M::V> colour_density(typename M::V distance, type
   Colour<V> out;
   out.exponent = -magnitude - log_scale;
   out.factor = inverse * inverse;
-  out.slope = -M::copysign(tanh_half, z);
+  out.slope = -M::copysign(tanh_half, z) * inverse_scale;
   out.d_log_scale = magnitude * tanh_half - 1;
   return out;
 }
@@ -147,11 +197,11 @@ DSMOOTH_INLINE Colour<typename M::V> colour_density(typename M::V distance, type
 // log s: no small difference, and no underflow at any scale.
 template <class M>
 DSMOOTH_INLINE Colour<typename M::V> colour_mass(typename M::V x, typename M::V distance,
-                                                 typename M::V log_scale,
-                                                 typename M::V inverse_scale) {
+                                                 typename M::V log_scale) {
   using V = typename M::V;
   using T = typename M::Scalar;
   const V zero = M::splat(0), one = M::splat(1);
+  const V inverse_scale = M::exp(-log_scale);
   const V z = distance * inverse_scale;
   const V half = static_cast<T>(kHalfLevel) * inverse_scale;  // D / 2 <= 4.3
   const V far = M::abs(z) + half, near = M::abs(z) - half;
@@ -186,14 +236,41 @@ DSMOOTH_INLINE Colour<typename M::V> colour_mass(typename M::V x, typename M::V 
                  M::select(outer, zero, static_cast<T>(kLogLevel) - log_scale);
   out.factor = M::select(no_far, one, inverse_far) * M::select(no_near, one, inverse_near) *
                M::select(outer, one, phi);
-  out.slope = M::select(negative, -slope, slope);
+  out.slope = M::select(negative, -slope, slope) * inverse_scale;
   out.d_log_scale = near * tail_near - far * tail_far - M::select(outer, zero, d_width);
   return out;
 }
 
-template <class M, int C, bool kDiscretized>
+// The variance is v = s^2 + sigma^2 = m^2 (1 + q), with m the larger of s and sigma, and q = exp(-2
+// |log s - log sigma|) the squared ratio of the smaller to m: one exponential, and no overflow.
+template <class M>
+DSMOOTH_INLINE Colour<typename M::V> colour_gaussian(typename M::V distance,
+                                                     typename M::V log_scale,
+                                                     const Smoothing& smoothing) {
+  using V = typename M::V;
+  using T = typename M::Scalar;
+  const V one = M::splat(1), log_sigma = M::splat(smoothing.log_scale);
+  const V ratio = log_scale - log_sigma;
+  const V q = M::exp(-2 * M::abs(ratio));
+  const auto wide = ratio > 0;
+  const V inverse = M::reciprocal(1 + q);
+  const V precision =
+      M::select(wide, q, one) * inverse * static_cast<T>(smoothing.precision);  // 1 / v
+  const V pull = distance * precision;
+  const V square = distance * pull;  // (x - mean)^2 / v
+  Colour<V> out;
+  out.exponent = static_cast<T>(-0.5) * square - M::select(wide, log_scale, log_sigma) -
+                 static_cast<T>(kHalfLogTwoPi);
+  out.factor = 1 + q;
+  out.slope = -pull;
+  out.d_log_scale = M::select(wide, one, q) * inverse * (square - 1);  // s^2 / v (square - 1)
+  return out;
+}
+
+template <class M, int C, Likelihood kLikelihood>
 DSMOOTH_INLINE Component<typename M::V, C> evaluate_component(const typename M::V (&x)[C],
-                                                              const ComponentInput<M, C>& in) {
+                                                              const ComponentInput<M, C>& in,
+                                                              const Smoothing& smoothing) {
   Component<typename M::V, C> out{};
   using V = typename M::V;
   using T = typename M::Scalar;
@@ -220,19 +297,24 @@ DSMOOTH_INLINE Component<typename M::V, C> evaluate_component(const typename M::
   for (int c = 0; c < C; ++c) {
     const auto clamped = in.log_scale[c] < static_cast<T>(kMinLogScale);
     const V log_scale = M::select(clamped, M::splat(kMinLogScale), in.log_scale[c]);
-    const V inverse_scale = M::exp(-log_scale);
     const V distance = x[c] - mean[c];
     Colour<V> colour;
-    if constexpr (kDiscretized) {
-      colour = colour_mass<M>(x[c], distance, log_scale, inverse_scale);
+    if constexpr (kLikelihood == Likelihood::kDiscretized) {
+      colour = colour_mass<M>(x[c], distance, log_scale);
+    } else if constexpr (kLikelihood == Likelihood::kGaussian) {
+      colour = colour_gaussian<M>(distance, log_scale, smoothing);
     } else {
-      colour = colour_density<M>(distance, log_scale, inverse_scale);
+      colour = colour_density<M>(distance, log_scale);
     }
     out.exponent = out.exponent + colour.exponent;
     out.factor = out.factor * colour.factor;
-    out.d_x[c] = colour.slope * inverse_scale;
+    out.d_x[c] = colour.slope;
     out.d_mean[c] = -out.d_x[c];
     out.d_log_scale[c] = M::select(clamped, M::splat(0), colour.d_log_scale);
+  }
+  if constexpr (kLikelihood == Likelihood::kGaussian) {
+    out.exponent = out.exponent - static_cast<T>(0.5) * M::log(out.factor);
+    out.factor = M::splat(1);
   }
   if constexpr (C == 3) {
     out.d_x[0] = out.d_x[0] + coefficient[0] * out.d_mean[1] + coefficient[1] * out.d_mean[2];
@@ -271,97 +353,6 @@ DSMOOTH_INLINE void store_component(const Component<V, C>& component, V weight, 
       store(channel.coefficient(c, k), responsibility * component.d_coefficient[c]);
     }
   }
-}
-
-// max and sum over the values so far of factor * exp(value - max).
-template <class T>
-struct RunningSum {
-  T max = 0, sum = 0;
-
-  DSMOOTH_HOST_DEVICE void add(T value, T factor, bool first) {
-    using M = ScalarMath<T>;
-    if (first || value > max) {
-      sum = first ? T(0) : sum * M::exp(max - value);
-      max = value;
-    }
-    sum += factor * M::exp(value - max);
-  }
-};
-
-// One pixel without scratch memory, for a thread that has none: a CUDA thread, or the host in
-// tests.
-template <class T, int C, bool kDiscretized>
-struct Pixel {
-  using M = ScalarMath<T>;
-  T x[C];
-  const T* params;
-  int64_t stride;
-  Channels<C> channel;
-
-  DSMOOTH_HOST_DEVICE Pixel(const LogisticMixtureArgs<T>& args, int64_t b, int64_t row, int64_t col)
-      : params(args.params.at(b, row, col)), stride(args.params.stride_c), channel{args.n_mix} {
-    DSMOOTH_UNROLL
-    for (int c = 0; c < C; ++c) x[c] = args.x.at(b, row, col)[c * args.x.stride_c];
-  }
-
-  DSMOOTH_HOST_DEVICE T load(int64_t index) const { return params[index * stride]; }
-
-  DSMOOTH_HOST_DEVICE Component<T, C> evaluate(int64_t k) const {
-    const auto get = [&](int64_t index) { return load(index); };
-    return evaluate_component<M, C, kDiscretized>(x, load_component<M, C>(channel, k, get));
-  }
-};
-
-template <class T, int C, bool kDiscretized>
-DSMOOTH_HOST_DEVICE void pixel_forward(const LogisticMixtureArgs<T>& args, int64_t b, int64_t row,
-                                       int64_t col) {
-  using M = ScalarMath<T>;
-  const Pixel<T, C, kDiscretized> pixel(args, b, row, col);
-  RunningSum<T> logits, joints;
-  for (int64_t k = 0; k < args.n_mix; ++k) {
-    const Component<T, C> component = pixel.evaluate(k);
-    logits.add(pixel.load(k), 1, k == 0);
-    joints.add(pixel.load(k) + component.exponent, component.factor, k == 0);
-  }
-  *args.log_prob.at(b, row, col) =
-      (joints.max - logits.max) + (M::log(joints.sum) - M::log(logits.sum));
-  T* state = args.state.at(b, row, col);
-  state[kMaxJoint * args.state.stride_c] = joints.max;
-  state[kSumJoint * args.state.stride_c] = joints.sum;
-  state[kMaxLogit * args.state.stride_c] = logits.max;
-  state[kSumLogit * args.state.stride_c] = logits.sum;
-}
-
-template <class T, int C, bool kDiscretized>
-DSMOOTH_HOST_DEVICE void pixel_backward(const LogisticMixtureArgs<T>& args, int64_t b, int64_t row,
-                                        int64_t col) {
-  using M = ScalarMath<T>;
-  const Pixel<T, C, kDiscretized> pixel(args, b, row, col);
-  const T* state = args.state.at(b, row, col);
-  const T max_joint = state[kMaxJoint * args.state.stride_c];
-  const T max_logit = state[kMaxLogit * args.state.stride_c];
-  const T grad = *args.grad.at(b, row, col);
-  const T scale_joint = grad / state[kSumJoint * args.state.stride_c];
-  const T scale_logit = grad / state[kSumLogit * args.state.stride_c];
-  T grad_x[C] = {};
-  for (int64_t k = 0; k < args.n_mix; ++k) {
-    const Component<T, C> component = pixel.evaluate(k);
-    const T logit = pixel.load(k);
-    const T responsibility =
-        component.factor * M::exp(logit + component.exponent - max_joint) * scale_joint;
-    DSMOOTH_UNROLL
-    for (int c = 0; c < C; ++c) grad_x[c] += responsibility * component.d_x[c];
-    if (args.grad_params.data == nullptr) continue;
-    const T weight = M::exp(logit - max_logit) * scale_logit;
-    T* target = args.grad_params.at(b, row, col);
-    const auto store = [&](int64_t index, T value) {
-      target[index * args.grad_params.stride_c] = value;
-    };
-    store_component<C>(component, weight, responsibility, pixel.channel, k, store);
-  }
-  if (args.grad_x.data == nullptr) return;
-  DSMOOTH_UNROLL
-  for (int c = 0; c < C; ++c) args.grad_x.at(b, row, col)[c * args.grad_x.stride_c] = grad_x[c];
 }
 
 }  // namespace dsmooth

@@ -2,13 +2,14 @@
 // time with its own DSMOOTH_ISA; see vector_math.h for what this forbids.
 #include "logistic_mixture_cpu.h"
 
+#include "logistic_mixture_atoms.h"
 #include "vector_math.h"
 
 namespace dsmooth::DSMOOTH_ISA {
 namespace {
 
 // kLanes neighbouring pixels of a row; every tensor has adjacent columns.
-template <class T, int C, bool kDiscretized>
+template <class T, int C, Likelihood kLikelihood>
 struct Block {
   using M = VectorMath<T>;
   using V = typename M::V;
@@ -28,8 +29,8 @@ struct Block {
   DSMOOTH_INLINE static V evaluate(const LogisticMixtureArgs<T>& args, Place at, const V (&x)[C],
                                    int64_t k, Component<V, C>& out) {
     const auto get = [&](int64_t channel) { return load(args.params, at, channel); };
-    out = evaluate_component<M, C, kDiscretized>(
-        x, load_component<M, C>(Channels<C>{args.n_mix}, k, get));
+    out = evaluate_component<M, C, kLikelihood>(
+        x, load_component<M, C>(Channels<C>{args.n_mix, args.n_atoms}, k, get), args.smoothing);
     return get(k);
   }
 
@@ -48,10 +49,28 @@ struct Block {
       scratch[3 * k + 1] = joint;
       scratch[3 * k + 2] = component.factor;
     }
+    const V impossible = M::splat(-kInfinity);
+    const bool has_atoms = kLikelihood == Likelihood::kDiscretized && args.n_atoms > 0;
+    V atom = impossible;
+    if (has_atoms) {
+      const auto get = [&](int64_t channel) { return load(args.params, at, channel); };
+      atom = atom_joint<M>(args, common_level<M, C>(x), get, [&](V logit) {
+        max_logit = M::select(logit > max_logit, logit, max_logit);
+      });
+      max_joint = M::select(atom > max_joint, atom, max_joint);
+    }
+    // Where nothing is possible, as for x = inf, every exp(joint - base) is 0, and log_prob -inf.
+    const V base = M::select(max_joint == impossible, V{}, max_joint);
     V sum_logit{}, sum_joint{};
     for (int64_t k = 0; k < args.n_mix; ++k) {
       sum_logit += M::exp(scratch[3 * k] - max_logit);
-      sum_joint += M::exp(scratch[3 * k + 1] - max_joint) * scratch[3 * k + 2];
+      sum_joint += M::exp(scratch[3 * k + 1] - base) * scratch[3 * k + 2];
+    }
+    if (has_atoms) {
+      sum_joint += M::exp(atom - base);
+      for (int64_t j = 0; j < args.n_atoms; ++j) {
+        sum_logit += M::exp(load(args.params, at, args.n_mix + j) - max_logit);
+      }
     }
     const V log_sums = M::log(sum_joint) - M::log(sum_logit);
     store((max_joint - max_logit) + log_sums, args.log_prob, at, 0);
@@ -70,6 +89,7 @@ struct Block {
     const V max_logit = load(args.state, at, kMaxLogit);
     const V scale_joint = grad / load(args.state, at, kSumJoint);
     const V scale_logit = grad / load(args.state, at, kSumLogit);
+    const auto set = [&](int64_t channel, V value) { store(value, args.grad_params, at, channel); };
     for (int64_t k = 0; k < args.n_mix; ++k) {
       Component<V, C> component;
       const V logit = evaluate(args, at, x, k, component);
@@ -79,9 +99,14 @@ struct Block {
       for (int c = 0; c < C; ++c) grad_x[c] += responsibility * component.d_x[c];
       if (args.grad_params.data == nullptr) continue;
       const V weight = M::exp(logit - max_logit) * scale_logit;
-      store_component<C>(
-          component, weight, responsibility, Channels<C>{args.n_mix}, k,
-          [&](int64_t channel, V value) { store(value, args.grad_params, at, channel); });
+      store_component<C>(component, weight, responsibility, Channels<C>{args.n_mix, args.n_atoms},
+                         k, set);
+    }
+    const bool has_atoms = kLikelihood == Likelihood::kDiscretized && args.n_atoms > 0;
+    if (has_atoms && args.grad_params.data != nullptr) {
+      const auto get = [&](int64_t channel) { return load(args.params, at, channel); };
+      store_atoms<M>(args, common_level<M, C>(x), max_joint, scale_joint, max_logit, scale_logit,
+                     get, set);
     }
     if (args.grad_x.data == nullptr) return;
     DSMOOTH_UNROLL
@@ -133,14 +158,14 @@ struct Gathered {
   }
 };
 
-template <class T, int C, bool kDiscretized, bool kBackward>
+template <class T, int C, Likelihood kLikelihood, bool kBackward>
 void run_blocks(const LogisticMixtureArgs<T>& args, int64_t first, int64_t last, T* scratch) {
-  using B = Block<T, C, kDiscretized>;
+  using B = Block<T, C, kLikelihood>;
   constexpr int kLanes = VectorMath<T>::kLanes;
   const auto run = kBackward ? &B::backward : &B::forward;
   auto* vectors = reinterpret_cast<typename B::V*>(scratch);
   const int64_t blocks_per_row = (args.cols + kLanes - 1) / kLanes;
-  const int64_t n_params = args.n_mix * (C == 1 ? 3 : 10);
+  const int64_t n_params = args.n_mix * (C == 1 ? 3 : 10) + args.n_atoms;
   const bool adjacent = args.x.stride_col == 1 && args.params.stride_col == 1 &&
                         args.log_prob.stride_col == 1 && args.state.stride_col == 1 &&
                         args.grad.stride_col == 1 && args.grad_x.stride_col == 1 &&
@@ -178,13 +203,10 @@ void run_blocks(const LogisticMixtureArgs<T>& args, int64_t first, int64_t last,
 
 template <class T, bool kBackward>
 void run_range(const LogisticMixtureArgs<T>& args, int64_t first, int64_t last, T* scratch) {
-  if (args.channels == 1) {
-    (args.discretized ? run_blocks<T, 1, true, kBackward>
-                      : run_blocks<T, 1, false, kBackward>)(args, first, last, scratch);
-  } else {
-    (args.discretized ? run_blocks<T, 3, true, kBackward>
-                      : run_blocks<T, 3, false, kBackward>)(args, first, last, scratch);
-  }
+  with_constants(args.channels, args.likelihood, [&](auto channels, auto likelihood) {
+    run_blocks<T, decltype(channels)::value, decltype(likelihood)::value, kBackward>(args, first,
+                                                                                     last, scratch);
+  });
 }
 
 template <class T>

@@ -10,8 +10,10 @@
 namespace dsmooth {
 
 // Work is counted in blocks of up to `lanes` neighbouring pixels of a row. `scratch` holds
-// kScratchPerComponent * n_mix + kScratchFixed vectors of that many numbers.
+// kScratchPerComponent * n_mix + kScratchPerAtom * n_atoms + kScratchFixed vectors of that many
+// numbers.
 inline constexpr int kScratchPerComponent = 23;  // 3 in the forward; 10 + 10 parameters, gathered
+inline constexpr int kScratchPerAtom = 2;        // its logit and the gradient by it, gathered
 inline constexpr int kScratchFixed = 12;         // x, gradient by x, log_prob, gradient, state
 
 template <class T>

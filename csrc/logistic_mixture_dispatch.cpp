@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "logistic_mixture_cpu.h"
+#include "logistic_mixture_pixel.h"
 #include "parallel.h"
 
 namespace dsmooth {
@@ -26,28 +27,25 @@ LogisticMixtureKernels kernels();
 
 namespace {
 
-template <class T, int C, bool kDiscretized, bool kBackward>
+template <class T, int C, Likelihood kLikelihood, bool kBackward>
 void run_pixels(const LogisticMixtureArgs<T>& args, int64_t first, int64_t last) {
   for (int64_t pixel = first; pixel < last; ++pixel) {
     const int64_t line = pixel / args.cols;
     const int64_t b = line / args.rows, row = line % args.rows, col = pixel % args.cols;
     if constexpr (kBackward) {
-      pixel_backward<T, C, kDiscretized>(args, b, row, col);
+      pixel_backward<T, C, kLikelihood>(args, b, row, col);
     } else {
-      pixel_forward<T, C, kDiscretized>(args, b, row, col);
+      pixel_forward<T, C, kLikelihood>(args, b, row, col);
     }
   }
 }
 
 template <class T, bool kBackward>
 void run_scalar(const LogisticMixtureArgs<T>& args, int64_t first, int64_t last, T*) {
-  if (args.channels == 1) {
-    (args.discretized ? run_pixels<T, 1, true, kBackward>
-                      : run_pixels<T, 1, false, kBackward>)(args, first, last);
-  } else {
-    (args.discretized ? run_pixels<T, 3, true, kBackward>
-                      : run_pixels<T, 3, false, kBackward>)(args, first, last);
-  }
+  with_constants(args.channels, args.likelihood, [&](auto channels, auto likelihood) {
+    run_pixels<T, decltype(channels)::value, decltype(likelihood)::value, kBackward>(args, first,
+                                                                                     last);
+  });
 }
 
 template <class T>
@@ -122,8 +120,9 @@ void logistic_mixture_cpu(const LogisticMixtureArgs<T>& args, bool backward, int
   const int64_t blocks = args.batch * args.rows * blocks_per_row;
   const int parts = static_cast<int>(std::clamp<int64_t>(threads, 1, std::max<int64_t>(blocks, 1)));
   // Memory is taken here, where failing may throw, and not in the threads.
-  const size_t scratch_size =
-      static_cast<size_t>(kScratchPerComponent * args.n_mix + kScratchFixed) * kernel.lanes;
+  const size_t scratch_size = static_cast<size_t>(kScratchPerComponent * args.n_mix +
+                                                  kScratchPerAtom * args.n_atoms + kScratchFixed) *
+                              kernel.lanes;
   constexpr std::align_val_t kAlignment{64};
   const auto release = [=](T* memory) { ::operator delete(memory, kAlignment); };
   const std::unique_ptr<T, decltype(release)> scratch(

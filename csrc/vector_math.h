@@ -93,6 +93,10 @@ struct VectorMath {
     return from_bits(bits(magnitude) | (bits(sign) & ~(~Word{0} >> 1)));
   }
 
+  // To a whole number, halves to even, for |v| < 2^22 (float) or 2^51 (double); beyond, to some
+  // number beyond.
+  DSMOOTH_INLINE static V round(V v) { return (v + Format::kRound) - Format::kRound; }
+
   // 1 / v for 2^-100 < v < 2^100, within 2 ulp.
   DSMOOTH_INLINE static V reciprocal(V v) {
 #if defined(DSMOOTH_HAS_AVX512_MATH)

@@ -154,16 +154,24 @@ def _check_native(device: str) -> str | None:
 
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(2, 3, 8, 9, generator=generator, dtype=torch.float64) * 2 - 1
-    params = torch.randn(2, 100, 8, 9, generator=generator, dtype=torch.float64)
+    x[0], x[1, :, :4] = -1, 1  # at the two atoms
+    params = torch.randn(2, 102, 8, 9, generator=generator, dtype=torch.float64)
 
-    def run(impl: Any, likelihood: Any) -> tuple[Tensor, ...]:
-        inputs = x.to(device).requires_grad_(), params.to(device).requires_grad_()
-        log_prob = logistic_mixture_log_prob(*inputs, likelihood=likelihood, impl=impl)
+    def run(impl: Any, mixture: dict[str, Any]) -> tuple[Tensor, ...]:
+        n_params = 100 + len(mixture.get("atoms", ()))
+        inputs = x.to(device).requires_grad_(), params[:, :n_params].to(device).requires_grad_()
+        log_prob = logistic_mixture_log_prob(*inputs, impl=impl, **mixture)
         return log_prob, *torch.autograd.grad(log_prob.sum(), inputs)
 
-    for likelihood in ("continuous", "discretized"):
-        for got, want in zip(run("native", likelihood), run("reference", likelihood), strict=True):
+    mixtures: dict[str, dict[str, Any]] = {
+        "continuous": {"likelihood": "continuous"},
+        "discretized": {"likelihood": "discretized"},
+        "gaussian": {"likelihood": "gaussian", "smoothing_scale": 0.3},
+        "discretized with atoms": {"likelihood": "discretized", "atoms": (0, 255)},
+    }
+    for name, mixture in mixtures.items():
+        for got, want in zip(run("native", mixture), run("reference", mixture), strict=True):
             difference = ((got - want).abs() / (1 + want.abs())).max().item()
             if not difference < 1e-10:
-                return f"{likelihood} differs by {difference:.1e}"
+                return f"{name} differs by {difference:.1e}"
     return None

@@ -16,6 +16,14 @@ from dsmooth.functional import logistic_mixture_log_prob_ref
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "logistic_mixture.json").read_text())
 GOLDEN_CASES = ["rgb_base", "rgb_narrow", "grey_base", "grey_narrow"]
 LIKELIHOODS = ["continuous", "discretized"]
+ATOMS = (0, 255, 17)
+# Keyword arguments of the op; "atoms" is the discretized likelihood with them.
+MIXTURES: dict[str, dict[str, Any]] = {
+    "continuous": {"likelihood": "continuous"},
+    "discretized": {"likelihood": "discretized"},
+    "gaussian": {"likelihood": "gaussian", "smoothing_scale": 0.3},
+    "atoms": {"likelihood": "discretized", "atoms": ATOMS},
+}
 LEVELS = torch.arange(256, dtype=torch.float64) / 127.5 - 1
 
 # At scales of e^40 the reference's slopes cancel to nothing even in float64.
@@ -27,32 +35,43 @@ def n_params(channels: int, n_mix: int) -> int:
     return (3 if channels == 1 else 10) * n_mix
 
 
-def raw_parts(params: Tensor, channels: int) -> Tensor:
+def n_atoms(mixture: str) -> int:
+    return len(MIXTURES[mixture].get("atoms", ()))
+
+
+def raw_parts(params: Tensor, channels: int, n_atoms: int = 0) -> Tensor:
     """View (B, C, 2 or 3, K, H, W) of means, log-scales and coefficients, to write into."""
-    n_mix = params.shape[1] // (3 if channels == 1 else 10)
-    return params[:, n_mix:].unflatten(1, (channels, 2 if channels == 1 else 3, n_mix))
+    n_mix = (params.shape[1] - n_atoms) // (3 if channels == 1 else 10)
+    parts = params[:, n_mix + n_atoms :]
+    return parts.unflatten(1, (channels, 2 if channels == 1 else 3, n_mix))
 
 
 def random_case(
     channels: int,
-    likelihood: str,
+    mixture: str,
     *,
     n_mix: int = 4,
     size: tuple[int, int, int] = (2, 5, 7),
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """x and params in float64 that meet every branch: edges, far tails, clamped and wide scales."""
+    """x and params in float64 of one of MIXTURES that meet every branch: edges, far tails, clamped
+    and wide scales, pixels at an atom and beside it in one colour."""
     generator = torch.Generator().manual_seed(seed)
     batch, height, width = size
-    shape = (batch, n_params(channels, n_mix), height, width)
+    shape = (batch, n_params(channels, n_mix) + n_atoms(mixture), height, width)
     params = torch.randn(shape, generator=generator, dtype=torch.float64)
-    log_scales = raw_parts(params, channels)[:, :, 1]
+    log_scales = raw_parts(params, channels, n_atoms(mixture))[:, :, 1]
     log_scales.mul_(3).sub_(3)  # from -12, clamped at -7, to 6
     x = torch.randint(0, 256, (batch, channels, height, width), generator=generator).double()
     x[torch.rand(x.shape, generator=generator) < 0.1] = 0
     x[torch.rand(x.shape, generator=generator) < 0.1] = 255
+    for level in MIXTURES[mixture].get("atoms", ()):
+        here = torch.rand(batch, 1, height, width, generator=generator) < 0.2
+        x = torch.where(here, float(level), x)
+    if n_atoms(mixture):
+        x[:, -1:][torch.rand(batch, 1, height, width, generator=generator) < 0.1] = 100
     x = x / 127.5 - 1
-    if likelihood == "continuous":
+    if mixture in ("continuous", "gaussian"):
         x = x + 0.3 * torch.randn(x.shape, generator=generator, dtype=torch.float64)
     return x, params
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,10 +12,14 @@ import dsmooth
 from dsmooth.functional import logistic_mixture_sample, use_impl
 from dsmooth.functional.logistic_mixture import split_mixture
 from dsmooth.nn import PixelCNNpp
+from dsmooth.nn.layers import WeightNormConv
 from dsmooth.sampling import CachedSampler
 from dsmooth.sampling.philox import Stage, image_words, to_uniform
 
 SEED, FIRST = 2**40 + 5, 2**32 - 2
+# Distributions of a pixel, as fields of a ModelConfig.
+ATOMS: dict[str, Any] = {"likelihood": "discretized", "atoms": (255, 0, 77)}
+GAUSSIAN: dict[str, Any] = {"likelihood": "gaussian", "smoothing_scale": 0.3}
 
 
 def network(
@@ -24,9 +29,9 @@ def network(
     n_resnet: int = 1,
     n_mix: int = 3,
     conditioning: str = "none",
-    likelihood: str = "continuous",
     context_layers: int = 1,
     context_filters: int | None = None,
+    **mixture: Any,
 ) -> PixelCNNpp:
     """A random network whose streams have unit variance and whose pixels stay near [-1, 1]."""
     torch.manual_seed(0)
@@ -36,9 +41,9 @@ def network(
         n_resnet=n_resnet,
         n_mix=n_mix,
         conditioning=conditioning,
-        likelihood=likelihood,
         context_layers=context_layers,
         context_filters=context_filters,
+        **mixture,
     )
     model = PixelCNNpp(config).eval()
     x = 0.5 * torch.randn(8, channels, 8, 8)
@@ -46,7 +51,8 @@ def network(
     with torch.no_grad():
         model.head.weight_g.mul_(0.3)
         model.head.bias.mul_(0.3)
-        model.head.bias[n_mix:].view(channels, -1, n_mix)[:, 1] -= 2  # log-scales
+        components = model.head.bias[n_mix + len(config.atoms) :].view(channels, -1, n_mix)
+        components[:, 1] -= 2  # log-scales
     return model
 
 
@@ -75,12 +81,73 @@ def teacher_forced(
     with use_impl("reference"):
         params = model(x.to(dtype), None if context is None else context.to(dtype))
     u = uniforms_of(model, n, height, width, FIRST).to(dtype)
-    drawn = logistic_mixture_sample(params, u, channels, model.config.likelihood, temperature)
-    logits = split_mixture(params, channels).logits / temperature
+    mixture = model.config.mixture
+    drawn = logistic_mixture_sample(params, u, channels, temperature=temperature, **mixture)
+    logits = split_mixture(params, channels, len(model.config.atoms)).logits / temperature
     boundaries = torch.softmax(logits, dim=1).cumsum(1)[:, :-1]
     if boundaries.shape[1] == 0:
         return drawn, torch.ones_like(u[:, :1])
     return drawn, (u[:, :1] - boundaries).abs().amin(1, keepdim=True)
+
+
+@torch.no_grad()
+def constant_network(logits: list[float], means: list[float], **mixture: Any) -> PixelCNNpp:
+    """A grey network whose parameters are the same at every pixel, with scales of e^-7."""
+    model = network(n_filters=1, n_mix=len(means), **mixture)
+    model.head.weight_g.zero_()
+    model.head.bias.copy_(torch.tensor([*logits, *means, *[-7.0] * len(means)]))
+    return model
+
+
+@torch.no_grad()
+def network_with_exact_streams(n_filters: int) -> PixelCNNpp:
+    """A grey network whose streams hold few bits, so that they are exact in bfloat16, before a head
+    of random weights: the last ul is the context's encoding at every fourth row and column."""
+    model = network(n_filters=n_filters, n_mix=1, conditioning="concat")
+    assert model.encoder is not None
+    head = model.head.weight_g.clone()
+    for layer in model.modules():
+        if isinstance(layer, WeightNormConv):
+            layer.weight_g.zero_()
+            if layer is not model.head:
+                layer.bias.zero_()
+    model.head.weight_g.copy_(head)
+    one = torch.eye(n_filters)[:, :, None, None]
+    nothing = torch.zeros(n_filters)
+    model.encoder.nin_ul.set_weight(one, nothing)
+    for i in range(2):
+        here = torch.nn.functional.pad(one, (1, 0, 1, 0))
+        model.downsize_ul[i].set_weight(here, nothing)  # type: ignore[operator]
+        model.upsize_ul[i].set_weight(one.expand(-1, -1, 2, 2), nothing)  # type: ignore[operator]
+    stem = torch.zeros_like(model.encoder.stem.weight_v)
+    stem[:, 0, 1, 1] = 2.0 ** -torch.arange(n_filters).remainder(3) * (-1) ** torch.arange(
+        n_filters
+    )
+    model.encoder.stem.set_weight(stem, torch.randint(-8, 9, (n_filters,)) / 8)
+    return model
+
+
+@torch.no_grad()
+def check_head_in_float32(sampler: CachedSampler, model: PixelCNNpp) -> None:
+    """The parameters of a bfloat16 sampler on `network_with_exact_streams`, which near temperature
+    0 are its pixels, are those of a head in float32."""
+    context = torch.randint(-4, 5, (4, 1, 8, 8), generator=torch.Generator().manual_seed(2)) / 4
+    x = sampler.sample(4, 8, 8, context=context.to(sampler.device), temperature=1e-7).cpu()
+    exact = copy.deepcopy(model).cpu().double()
+    encoded = exact.encode_context(x.double(), context.double())
+    _, ul = exact._streams(x.double(), encoded, None)[-1]
+    assert torch.equal(ul, ul.bfloat16().double())
+    assert len(ul.unique()) > 20
+    means = exact.head(torch.nn.functional.elu(ul))[:, 1:2]
+    weight = exact.head.weight()[1].abs().view(1, -1, 1, 1)
+    terms = (weight * torch.nn.functional.elu(ul).abs()).sum(1, keepdim=True)
+    rounding = 4 * torch.finfo(torch.float32).eps * (terms + 1)
+    assert ((x - means).abs() <= rounding).all()
+    # Operands in bfloat16 would show.
+    rounded = torch.nn.functional.elu(ul).bfloat16().double()
+    coarse = (rounded * exact.head.weight()[1].bfloat16().double().view(1, -1, 1, 1)).sum(1)
+    coarse = coarse[:, None] + exact.head.bias[1]
+    assert (coarse - means).abs().max() > 100 * rounding.max()
 
 
 def check_teacher_forced(

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,13 +19,19 @@ import dsmooth
 from dsmooth._extension import extension
 from dsmooth.functional.logistic_mixture import MIN_LOG_SCALE
 from dsmooth.sampling import CachedSampler, sequential_sample
-from dsmooth.sampling.program import build_program
+from dsmooth.sampling.cached import native_settings
+from dsmooth.sampling.philox import Stage, image_words, to_uniform
 from tests.sampler_checks import (
+    ATOMS,
     FIRST,
+    GAUSSIAN,
     SEED,
+    check_head_in_float32,
     check_teacher_forced,
+    constant_network,
     context_for,
     network,
+    network_with_exact_streams,
     teacher_forced,
 )
 
@@ -52,6 +59,19 @@ def test_equals_the_network_teacher_forced(
         model = network(channels=channels, conditioning=conditioning, likelihood=likelihood)
         sampler = CachedSampler(model, instruction_set=instruction_set)
         check_teacher_forced(sampler, model, (8, 8))
+
+
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+@pytest.mark.parametrize("conditioning", ["none", "stack", "concat"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("mixture", [ATOMS, GAUSSIAN], ids=["atoms", "gaussian"])
+def test_atoms_and_gaussians_equal_the_network_teacher_forced(
+    mixture: dict[str, Any], channels: int, conditioning: str, instruction_set: str
+) -> None:
+    model = network(channels=channels, conditioning=conditioning, **mixture)
+    sampler = CachedSampler(model, instruction_set=instruction_set)
+    for temperature in (1.0, 0.7):
+        check_teacher_forced(sampler, model, (8, 8), temperature=temperature)
 
 
 @pytest.mark.parametrize(
@@ -90,15 +110,53 @@ def test_golden_networks(channels: int) -> None:
     check_teacher_forced(CachedSampler(model), model, (8, 8))
 
 
+@pytest.mark.parametrize("mixture", [{}, ATOMS, GAUSSIAN], ids=["continuous", "atoms", "gaussian"])
 @pytest.mark.parametrize(("conditioning", "channels"), [("none", 3), ("concat", 1)])
-def test_equals_sequential_sampling(conditioning: str, channels: int) -> None:
-    model = network(conditioning=conditioning, channels=channels, n_filters=4)
+def test_equals_sequential_sampling(
+    conditioning: str, channels: int, mixture: dict[str, Any]
+) -> None:
+    model = network(conditioning=conditioning, channels=channels, n_filters=4, **mixture)
     context = context_for(model, 2, 8, 4)
-    x = CachedSampler(model).sample(2, 8, 4, seed=3, first_index=7, context=context)
-    expected = sequential_sample(
-        model, 2, height=8, width=4, seed=3, first_index=7, context=context
-    )
+    settings = {"seed": 3, "first_index": 7, "context": context, "temperature": 0.7}
+    x = CachedSampler(model).sample(2, 8, 4, **settings)
+    expected = sequential_sample(model, 2, height=8, width=4, **settings)
     torch.testing.assert_close(x, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_atoms_are_drawn_as_often_as_they_weigh(temperature: float) -> None:
+    """Counts of two components and three atoms, within 3.5 standard deviations."""
+    logits = [0.3, -0.7, 1.1, -2.0, 0.0]
+    model = constant_network(logits, means=[-0.5, 0.5], **ATOMS)
+    x = CachedSampler(model).sample(128, 32, 32, seed=SEED, temperature=temperature)
+    levels = ((x + 1) * 127.5).round()
+    counts = [(levels == level).sum() for level in model.config.atoms]
+    own = torch.isin(levels, torch.tensor(model.config.atoms))
+    counts = [(~own & (x < 0)).sum(), (~own & (x > 0)).sum(), *counts]
+    share = torch.stack(counts).double() / x.numel()
+    p = torch.softmax(torch.tensor(logits, dtype=torch.float64) / temperature, 0)
+    assert ((share - p).abs() < 3.5 * (p * (1 - p) / x.numel()).sqrt()).all()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_gaussian_noise_is_the_quantile_of_its_uniform(temperature: float) -> None:
+    model = constant_network([0.0], means=[0.0], **GAUSSIAN)
+    n, size = 64, 64
+    x = CachedSampler(model).sample(n, size, size, seed=SEED, temperature=temperature)
+    words = image_words(n, size * size, seed=SEED, stage=Stage.SAMPLE)
+    u = to_uniform(words)[..., 1].view(n, 1, size, size)
+    spread = np.hypot(model.config.smoothing_scale, np.exp(MIN_LOG_SCALE)) * temperature
+    exact = spread * torch.special.ndtri(u)
+    assert ((x - exact).abs() <= 8 * torch.finfo(torch.float32).eps * exact.abs()).all()
+    assert x.abs().max() > 4 * spread
+
+
+@pytest.mark.parametrize("n_filters", [7, 16, 40])
+@pytest.mark.parametrize("instruction_set", BF16_INSTRUCTION_SETS)
+def test_head_of_bfloat16_is_in_float32(instruction_set: str, n_filters: int) -> None:
+    model = network_with_exact_streams(n_filters)
+    sampler = CachedSampler(model, torch.bfloat16, instruction_set=instruction_set)
+    check_head_in_float32(sampler, model)
 
 
 @pytest.mark.parametrize(
@@ -106,11 +164,28 @@ def test_equals_sequential_sampling(conditioning: str, channels: int) -> None:
     [(torch.float32, name) for name in INSTRUCTION_SETS]
     + [(torch.bfloat16, name) for name in BF16_INSTRUCTION_SETS],
 )
-@pytest.mark.parametrize("conditioning", ["none", "stack", "concat"])
+@pytest.mark.parametrize(
+    ("conditioning", "channels", "mixture"),
+    [
+        ("none", 1, {}),
+        ("stack", 1, {}),
+        ("concat", 1, {}),
+        ("concat", 1, ATOMS),
+        ("none", 3, ATOMS),
+        ("none", 1, GAUSSIAN),
+        ("stack", 3, GAUSSIAN),
+    ],
+)
 def test_same_bits_however_the_work_is_shared(
-    conditioning: str, dtype: torch.dtype, instruction_set: str
+    conditioning: str,
+    channels: int,
+    mixture: dict[str, Any],
+    dtype: torch.dtype,
+    instruction_set: str,
 ) -> None:
-    model = network(conditioning=conditioning, n_filters=9, n_resnet=2)
+    model = network(
+        conditioning=conditioning, channels=channels, n_filters=9, n_resnet=2, **mixture
+    )
     sampler = CachedSampler(model, dtype, instruction_set=instruction_set)
     n, height, width = 64, 4, 8
     context = context_for(model, n, height, width)
@@ -294,7 +369,8 @@ def test_bad_models() -> None:
 
 def test_native_code_checks_programs() -> None:
     def build(change: str) -> None:
-        program = build_program(network())
+        settings = native_settings(network(), bf16=False)
+        program = settings["program"]
         op = program.ops[3]
         if change == "cache":
             op.act_out = len(program.caches)
@@ -308,17 +384,36 @@ def test_native_code_checks_programs() -> None:
             object.__setattr__(op.terms[0], "dcol", 1)
         elif change == "weight":
             op.terms[0].weight[0, 0, 0] = np.nan
-        extension().CpuSampler(
-            program=program,
-            image_channels=1,
-            n_mix=3,
-            discretized=False,
-            conditioned=False,
-            instruction_set="auto",
-            bf16=False,
-        )
+        extension().CpuSampler(**settings, instruction_set="auto")
 
     build("nothing")
     for change in ("cache", "channels", "bias", "row", "column", "weight"):
         with pytest.raises(ValueError, match="sampler program"):
             build(change)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"atoms": [256, 0, 7]}, "atoms must be distinct byte levels 0 .. 255, got 256"),
+        ({"atoms": [-1, 0, 7]}, "atoms must be distinct byte levels 0 .. 255, got -1"),
+        ({"atoms": [7, 0, 7]}, "atoms must be distinct byte levels 0 .. 255, got 7"),
+        ({"atoms": [7]}, "params: must have 10 channels for n_mix 3 and 1 atoms, got 12"),
+        ({"n_mix": 2}, "params: must have 9 channels for n_mix 2 and 3 atoms, got 12"),
+        ({"n_mix": 0}, "n_mix must be at least 1, got 0"),
+        ({"likelihood": "continuous"}, "atoms need likelihood discretized"),
+        ({"likelihood": "laplace"}, "likelihood must be continuous, discretized or gaussian, got"),
+        (
+            {"likelihood": "gaussian", "atoms": [], "n_mix": 4, "smoothing_scale": 0.0},
+            "smoothing_scale must be positive and finite for likelihood gaussian, got 0",
+        ),
+        (
+            {"likelihood": "gaussian", "atoms": [], "n_mix": 4, "smoothing_scale": float("inf")},
+            "smoothing_scale must be positive and finite for likelihood gaussian, got inf",
+        ),
+    ],
+)
+def test_native_code_checks_mixtures(changes: dict[str, Any], message: str) -> None:
+    settings = native_settings(network(**ATOMS), bf16=False)
+    with pytest.raises(ValueError, match=message):
+        extension().CpuSampler(**settings | changes, instruction_set="auto")

@@ -20,13 +20,17 @@ from torch import Tensor
 from dsmooth._extension import build_info, cuda_obstacle, extension
 from dsmooth.nn import PixelCNNpp
 from dsmooth.sampling import CachedSampler, sample_images
-from dsmooth.sampling.program import build_program
+from dsmooth.sampling.cached import native_settings
 from tests.sampler_checks import (
+    ATOMS,
     FIRST,
+    GAUSSIAN,
     SEED,
+    check_head_in_float32,
     check_teacher_forced,
     context_for,
     network,
+    network_with_exact_streams,
     teacher_forced,
 )
 
@@ -96,12 +100,7 @@ def parse_ptxas(text: str) -> dict[tuple[str, str], dict[str, int]]:
 
 def native_sampler(device: int) -> Any:
     return extension().CudaSampler(
-        program=build_program(network()),
-        image_channels=1,
-        n_mix=3,
-        discretized=False,
-        conditioned=False,
-        bf16=False,
+        **native_settings(network(), bf16=False),
         device=device,
     )
 
@@ -155,16 +154,20 @@ def draw() -> Callable[..., Tensor]:
 @pytest.mark.gpu
 @pytest.mark.parametrize("conditioning", ["none", "stack", "concat"])
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("likelihood", ["continuous", "discretized"])
+@pytest.mark.parametrize(
+    "mixture",
+    [{}, {"likelihood": "discretized"}, ATOMS, GAUSSIAN],
+    ids=["continuous", "discretized", "atoms", "gaussian"],
+)
 def test_equals_the_network_teacher_forced(
-    channels: int, conditioning: str, likelihood: str
+    channels: int, conditioning: str, mixture: dict[str, Any]
 ) -> None:
     for n_filters, temperature in ((6, 1.0), (40, 0.7), (65, 1.3)):
         model = network(
             channels=channels,
             conditioning=conditioning,
-            likelihood=likelihood,
             n_filters=n_filters,
+            **mixture,
         ).cuda()
         check_teacher_forced(CachedSampler(model), model, (8, 12), temperature=temperature)
 
@@ -182,12 +185,26 @@ def test_bfloat16_stays_near_the_network(conditioning: str) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("n_filters", [7, 16, 40])
+def test_head_of_bfloat16_is_in_float32(n_filters: int) -> None:
+    model = network_with_exact_streams(n_filters)
+    sampler = CachedSampler(copy.deepcopy(model).cuda(), torch.bfloat16)
+    check_head_in_float32(sampler, model)
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("conditioning", ["none", "stack", "concat"])
+@pytest.mark.parametrize(
+    ("conditioning", "mixture"),
+    [("none", {}), ("stack", {}), ("concat", {}), ("none", ATOMS), ("concat", GAUSSIAN)],
+)
 def test_same_bits_for_any_batch(
-    conditioning: str, dtype: torch.dtype, draw: Callable[..., Tensor]
+    conditioning: str,
+    mixture: dict[str, Any],
+    dtype: torch.dtype,
+    draw: Callable[..., Tensor],
 ) -> None:
-    model = network(conditioning=conditioning, n_filters=9, n_resnet=2).cuda()
+    model = network(conditioning=conditioning, n_filters=9, n_resnet=2, **mixture).cuda()
     sampler = CachedSampler(model, dtype)
     n = 600
     context = context_for(model, n, 4, 8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
 import subprocess
 import sys
@@ -115,7 +116,13 @@ def call(function: str, **changes: Any) -> None:
         tensors["grad"] = torch.zeros(2, 3, 4)
         tensors["grad_x"] = torch.zeros(2, 1, 3, 4)
         tensors["grad_params"] = torch.zeros(2, 6, 3, 4)
-    options = {"discretized": False, "threads": 1, "instruction_set": "auto"}
+    options = {
+        "likelihood": "discretized",
+        "atoms": [],
+        "smoothing_scale": 0.0,
+        "threads": 1,
+        "instruction_set": "auto",
+    }
     for name, value in changes.items():
         (tensors if name in tensors else options)[name] = value
     borrowed = {
@@ -141,6 +148,16 @@ ZEROS = torch.zeros
         ({"params": ZEROS(2, 6, 3, 4).double()}, "params must be float32, got float64"),
         ({"x": ZEROS(2, 1, 3, 4).half()}, "x must be float32 or float64, got float16"),
         ({"state": ZEROS(2, 3, 3, 4)}, r"state must have shape \(2, 4, 3, 4\), got \(2, 3, 3"),
+        ({"atoms": [7, 0]}, "multiple of 3 channels, and 2 for the atoms, got 6"),
+        ({"atoms": [0, 1, 2, 3, 4, 5]}, "multiple of 3 channels, and 6 for the atoms, got 6"),
+        ({"atoms": [0, 256, 1]}, r"atoms must be distinct byte levels 0 .. 255, got \(0, 256, 1\)"),
+        ({"atoms": [-1, 0, 1]}, "atoms must be distinct byte levels"),
+        ({"atoms": [3, 3, 1]}, r"atoms must be distinct .*, got \(3, 3, 1\)"),
+        ({"likelihood": "continuous", "atoms": [1]}, "atoms need likelihood discretized, got cont"),
+        ({"likelihood": "gaussian"}, "smoothing_scale must be positive and finite, got 0"),
+        ({"likelihood": "gaussian", "smoothing_scale": math.inf}, "positive and finite, got inf"),
+        ({"likelihood": "gaussian", "smoothing_scale": math.nan}, "positive and finite, got nan"),
+        ({"likelihood": "normal"}, "likelihood must be one of continuous, .*, got normal"),
         ({"instruction_set": "mmx"}, "instruction_set must be auto or one of scalar, generic.*mmx"),
     ],
 )
@@ -183,7 +200,7 @@ def test_devices_must_agree() -> None:
     )
     x = _extension.borrow("x", torch.zeros(2, 1, 3, 4))
     with pytest.raises(ValueError, match="params must be on cpu, got cuda:1"):
-        extension.logistic_mixture(x, elsewhere, x, x, False)
+        extension.logistic_mixture(x, elsewhere, x, x, "continuous", [], 0.0)
 
 
 @needs_extension
@@ -202,7 +219,9 @@ def test_cuda_without_a_device_raises_what_cuda_says() -> None:
             fake("params", 1, 3, 2, 2),
             fake("log_prob", 1, 2, 2),
             fake("state", 1, 4, 2, 2),
-            False,
+            "continuous",
+            [],
+            0.0,
         )
 
 

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from dsmooth.sampling import jacobi_sample, sequential_sample
-from tests.sampler_checks import context_for, network
+from tests.sampler_checks import ATOMS, GAUSSIAN, context_for, network
 
 HEIGHT, WIDTH = 8, 4
 
 
 @pytest.mark.parametrize("by_row", [False, True])
-@pytest.mark.parametrize("likelihood", ["continuous", "discretized"])
+@pytest.mark.parametrize(
+    "mixture",
+    [{}, {"likelihood": "discretized"}, ATOMS, GAUSSIAN],
+    ids=["continuous", "discretized", "atoms", "gaussian"],
+)
 @pytest.mark.parametrize(
     ("conditioning", "channels"), [("none", 1), ("none", 3), ("stack", 1), ("concat", 3)]
 )
 def test_equals_sequential_sampling(
-    conditioning: str, channels: int, likelihood: str, by_row: bool
+    conditioning: str, channels: int, mixture: dict[str, Any], by_row: bool
 ) -> None:
-    model = network(
-        conditioning=conditioning, channels=channels, likelihood=likelihood, n_filters=4
-    ).double()
+    model = network(conditioning=conditioning, channels=channels, n_filters=4, **mixture).double()
     context = context_for(model, 3, HEIGHT, WIDTH)
     context = None if context is None else context.double()
     settings = {"height": HEIGHT, "width": WIDTH, "seed": 3, "first_index": 5, "context": context}
     expected = sequential_sample(model, 3, **settings)
     x, iterations = jacobi_sample(model, 3, **settings, by_row=by_row)
-    if likelihood == "discretized":
+    if model.config.likelihood == "discretized":
         assert torch.equal(x, expected)
     else:
         torch.testing.assert_close(x, expected, rtol=1e-12, atol=1e-12)

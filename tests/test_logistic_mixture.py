@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -30,59 +31,28 @@ from tests.mixture_cases import (
     GOLDEN_CASES,
     LEVELS,
     LIKELIHOODS,
+    MIXTURES,
     golden_inputs,
+    n_atoms,
     n_params,
     random_case,
     raw_parts,
     value_and_gradients,
 )
+from tests.native_mixture import (
+    INSTRUCTION_SETS,
+    both_impls,
+    call_native,
+    each_channels,
+    each_mixture,
+    log_prob_of,
+    native_mixture,
+    native_outputs,
+    needs_extension,
+    run_native,
+)
 
-# A machine without a C++ compiler has no extension, and its build record says so; that it is there
-# everywhere else is asserted by test_extension.py.
-needs_extension = pytest.mark.skipif(
-    not _extension.is_available(), reason=str(_extension.unavailable_reason())
-)
-INSTRUCTION_SETS = _extension.extension().instruction_sets() if _extension.is_available() else []
-both_impls = pytest.mark.parametrize(
-    "impl", ["reference", pytest.param("native", marks=needs_extension)]
-)
 each_likelihood = pytest.mark.parametrize("likelihood", LIKELIHOODS)
-each_channels = pytest.mark.parametrize("channels", [1, 3])
-
-
-def run_native(
-    x: Tensor, params: Tensor, likelihood: str, *, instruction_set: str = "auto", threads: int = 1
-) -> tuple[Tensor, Tensor, Tensor]:
-    """log_prob and the gradients of its sum by the extension, into buffers full of NaN."""
-    outputs = native_outputs(x, params)
-    call_native(x, params, likelihood, outputs, instruction_set=instruction_set, threads=threads)
-    return outputs["log_prob"], outputs["grad_x"], outputs["grad_params"]
-
-
-def native_outputs(x: Tensor, params: Tensor) -> dict[str, Tensor]:
-    batch, _, height, width = x.shape
-    shapes = {
-        "log_prob": (batch, height, width),
-        "state": (batch, 4, height, width),
-        "grad_x": x.shape,
-        "grad_params": params.shape,
-    }
-    return {name: torch.full(s, math.nan, dtype=x.dtype) for name, s in shapes.items()}
-
-
-def call_native(
-    x: Tensor, params: Tensor, likelihood: str, outputs: dict[str, Tensor], **options: Any
-) -> None:
-    """Forward, then backward from a gradient of ones."""
-    grad = torch.ones_like(outputs["log_prob"]).contiguous()
-    inputs = {"grad": grad, "x": x, "params": params}
-    borrowed = {k: _extension.borrow(k, v) for k, v in {**inputs, **outputs}.items()}
-    options["discretized"] = likelihood == "discretized"
-    extension = _extension.extension()
-    forward = ("x", "params", "log_prob", "state")
-    backward = ("grad", "x", "params", "state", "grad_x", "grad_params")
-    extension.logistic_mixture(**{k: borrowed[k] for k in forward}, **options)
-    extension.logistic_mixture_backward(**{k: borrowed[k] for k in backward}, **options)
 
 
 @both_impls
@@ -217,40 +187,35 @@ def test_density_integrates_to_one(channels: int, impl: Any) -> None:
 
 
 @both_impls
-@each_likelihood
+@each_mixture
 @each_channels
-def test_gradcheck(channels: int, likelihood: Any, impl: Any) -> None:
-    x, params = random_case(channels, likelihood, n_mix=2, size=(1, 2, 2))
-    raw_parts(params, channels)[:, :, 1].clamp_(-2, 2)  # finite differences need moderate scales
+def test_gradcheck(channels: int, mixture: str, impl: Any) -> None:
+    x, params = random_case(channels, mixture, n_mix=2, size=(1, 2, 2))
+    log_scales = raw_parts(params, channels, n_atoms(mixture))[:, :, 1]
+    log_scales.clamp_(-2, 2)  # finite differences need moderate scales
     x, params = x.requires_grad_(), params.requires_grad_()
-    assert torch.autograd.gradcheck(
-        lambda x, p: logistic_mixture_log_prob(x, p, likelihood, impl), (x, params)
-    )
+    assert torch.autograd.gradcheck(log_prob_of(mixture, impl), (x, params))
 
 
-@each_likelihood
-def test_reference_is_twice_differentiable(likelihood: Any) -> None:
-    x, params = random_case(3, likelihood, n_mix=2, size=(1, 1, 2))
-    raw_parts(params, 3)[:, :, 1].clamp_(-2, 2)
+@each_mixture
+def test_reference_is_twice_differentiable(mixture: str) -> None:
+    x, params = random_case(3, mixture, n_mix=2, size=(1, 1, 2))
+    raw_parts(params, 3, n_atoms(mixture))[:, :, 1].clamp_(-2, 2)
     x, params = x.requires_grad_(), params.requires_grad_()
-    assert torch.autograd.gradgradcheck(
-        lambda x, p: logistic_mixture_log_prob(x, p, likelihood, "reference"), (x, params)
-    )
+    assert torch.autograd.gradgradcheck(log_prob_of(mixture, "reference"), (x, params))
 
 
 @needs_extension
-@each_likelihood
+@each_mixture
 @each_channels
 @given(seed=st.integers(0, 2**32), n_mix=st.integers(1, 12), width=st.integers(1, 40))
 @settings(max_examples=20, deadline=None)
 def test_closed_form_equals_autograd(
-    channels: int, likelihood: Any, seed: int, n_mix: int, width: int
+    channels: int, mixture: str, seed: int, n_mix: int, width: int
 ) -> None:
-    x, params = random_case(channels, likelihood, n_mix=n_mix, size=(1, 2, width), seed=seed)
-    expected = value_and_gradients(
-        lambda x, p: logistic_mixture_log_prob_ref(x, p, likelihood), x, params
-    )
-    for got, want in zip(run_native(x, params, likelihood), expected, strict=True):
+    x, params = random_case(channels, mixture, n_mix=n_mix, size=(1, 2, width), seed=seed)
+    expected = value_and_gradients(log_prob_of(mixture, "reference"), x, params)
+    for got, want in zip(run_native(x, params, mixture), expected, strict=True):
         scale = want.abs().max().item() + 1
         torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-13 * scale)
 
@@ -258,24 +223,21 @@ def test_closed_form_equals_autograd(
 @needs_extension
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@each_likelihood
+@pytest.mark.parametrize("mixture", ["continuous", "discretized", "gaussian"])
 @each_channels
 def test_each_instruction_set_is_as_exact_as_eager(
-    channels: int, likelihood: Any, dtype: torch.dtype, instruction_set: str
+    channels: int, mixture: str, dtype: torch.dtype, instruction_set: str
 ) -> None:
-    """At most twice eager's error, and one rounding.
+    """At most twice eager's error, and one rounding; with atoms, in test_atoms_and_gaussians.py.
 
     In float32 both errors are measured against float64. Nothing here is wider than float64: there
     eager's error is taken as its float32 error scaled by the epsilons, once for each side.
     """
-
-    def reference(x: Tensor, params: Tensor) -> Tensor:
-        return logistic_mixture_log_prob_ref(x, params, likelihood)
-
-    x, params = (t.float() for t in random_case(channels, likelihood, n_mix=10, size=(3, 9, 11)))
+    reference = log_prob_of(mixture, "reference")
+    x, params = (t.float() for t in random_case(channels, mixture, n_mix=10, size=(3, 9, 11)))
     exact = value_and_gradients(reference, x.double(), params.double())
     eager = value_and_gradients(reference, x, params)
-    native = run_native(x.to(dtype), params.to(dtype), likelihood, instruction_set=instruction_set)
+    native = run_native(x.to(dtype), params.to(dtype), mixture, instruction_set=instruction_set)
     for got, plain, want in zip(native, eager, exact, strict=True):
         assert got.dtype == dtype
         eager_error = (plain.double() - want).abs().max().item()
@@ -286,14 +248,12 @@ def test_each_instruction_set_is_as_exact_as_eager(
 
 
 @both_impls
-@each_likelihood
-def test_a_clamped_log_scale_has_no_gradient(likelihood: Any, impl: Any) -> None:
-    x, params = random_case(3, likelihood)
-    grad = value_and_gradients(
-        lambda x, p: logistic_mixture_log_prob(x, p, likelihood, impl), x, params
-    )[2]
-    clamped = raw_parts(params, 3)[:, :, 1] < -7
-    grad_log_scales = raw_parts(grad, 3)[:, :, 1]
+@each_mixture
+def test_a_clamped_log_scale_has_no_gradient(mixture: str, impl: Any) -> None:
+    x, params = random_case(3, mixture)
+    grad = value_and_gradients(log_prob_of(mixture, impl), x, params)[2]
+    clamped = raw_parts(params, 3, n_atoms(mixture))[:, :, 1] < -7
+    grad_log_scales = raw_parts(grad, 3, n_atoms(mixture))[:, :, 1]
     assert clamped.any()
     assert (grad_log_scales[clamped] == 0).all()
     assert (grad_log_scales[~clamped] != 0).any()
@@ -313,19 +273,19 @@ def test_extreme_scales_are_finite(log_scale: float, impl: Any) -> None:
 
 @needs_extension
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
-@each_likelihood
+@each_mixture
 @each_channels
-def test_nan_is_never_hidden(channels: int, likelihood: Any, instruction_set: str) -> None:
+def test_nan_is_never_hidden(channels: int, mixture: str, instruction_set: str) -> None:
     """A NaN in any one channel of x or params makes its pixel NaN, and no other."""
     n_mix = 2
-    total = n_params(channels, n_mix) + channels
-    x, params = random_case(channels, likelihood, n_mix=n_mix, size=(1, 1, total + 1))
-    clean = run_native(x, params, likelihood, instruction_set=instruction_set)
+    total = n_params(channels, n_mix) + n_atoms(mixture) + channels
+    x, params = random_case(channels, mixture, n_mix=n_mix, size=(1, 1, total + 1))
+    clean = run_native(x, params, mixture, instruction_set=instruction_set)
     for pixel in range(params.shape[1]):
         params[:, pixel, :, pixel] = math.nan
     for c in range(channels):
         x[:, c, :, params.shape[1] + c] = math.nan
-    got = run_native(x, params, likelihood, instruction_set=instruction_set)
+    got = run_native(x, params, mixture, instruction_set=instruction_set)
     assert got[0][..., :-1].isnan().all()
     assert got[2][..., :-1].isnan().any(dim=1).all()
     for dirty, pure in zip(got, clean, strict=True):
@@ -343,15 +303,18 @@ def test_nan_reaches_the_result(impl: Any) -> None:
 
 @needs_extension
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+@each_mixture
 @each_channels
-def test_nothing_is_written_outside_the_outputs(channels: int, instruction_set: str) -> None:
+def test_nothing_is_written_outside_the_outputs(
+    channels: int, mixture: str, instruction_set: str
+) -> None:
     for width in (1, 3, 15, 16, 17, 33):
-        x, params = random_case(channels, "continuous", size=(2, 3, width))
+        x, params = random_case(channels, mixture, size=(2, 3, width))
         canary = 123.456
         plain = native_outputs(x, params)
         buffers = {k: torch.full((v.numel() + 128,), canary).double() for k, v in plain.items()}
         views = {k: b[64:-64].view(plain[k].shape).fill_(math.nan) for k, b in buffers.items()}
-        call_native(x, params, "continuous", views, instruction_set=instruction_set)
+        call_native(x, params, mixture, views, instruction_set=instruction_set)
         for buffer, view in zip(buffers.values(), views.values(), strict=True):
             assert (buffer[:64] == torch.tensor(canary).double()).all()
             assert (buffer[-64:] == torch.tensor(canary).double()).all()
@@ -360,27 +323,24 @@ def test_nothing_is_written_outside_the_outputs(channels: int, instruction_set: 
 
 @needs_extension
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@each_likelihood
-def test_thread_count_changes_no_bit(likelihood: Any, dtype: torch.dtype) -> None:
-    x, params = random_case(3, likelihood, size=(3, 7, 13))
+@each_mixture
+def test_thread_count_changes_no_bit(mixture: str, dtype: torch.dtype) -> None:
+    x, params = random_case(3, mixture, size=(3, 7, 13))
     x, params = x.to(dtype), params.to(dtype)
-    alone = run_native(x, params, likelihood, threads=1)
+    alone = run_native(x, params, mixture, threads=1)
     for threads in (2, 3, 5, 64):
-        shared = run_native(x, params, likelihood, threads=threads)
+        shared = run_native(x, params, mixture, threads=threads)
         assert all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
 
 
 @both_impls
+@each_mixture
 @each_channels
-def test_any_strides_give_the_same(channels: int, impl: Any) -> None:
-    x, params = random_case(channels, "continuous", size=(2, 6, 10))
+def test_any_strides_give_the_same(channels: int, mixture: str, impl: Any) -> None:
+    x, params = random_case(channels, mixture, size=(2, 6, 10))
 
-    def value(x: Tensor, params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return value_and_gradients(
-            lambda x, p: logistic_mixture_log_prob(x, p, impl=impl), x, params
-        )
-
-    expected = value(x, params)
+    log_prob = log_prob_of(mixture, impl)
+    expected = value_and_gradients(log_prob, x, params)
     last = torch.channels_last
     layouts = [
         (x.to(memory_format=last), params.to(memory_format=last)),
@@ -390,26 +350,31 @@ def test_any_strides_give_the_same(channels: int, impl: Any) -> None:
         (x[:1].expand(2, -1, -1, -1), params),
     ]
     for i, (x_view, params_view) in enumerate(layouts):
-        want = value(x_view.contiguous(), params_view.contiguous()) if i == 4 else expected
-        got = value_of_views(x_view, params_view, impl)
+        want = expected
+        if i == 4:
+            want = value_and_gradients(log_prob, x_view.contiguous(), params_view)
+        got = value_of_views(log_prob, x_view, params_view)
         for g, w in zip(got, want, strict=True):
             torch.testing.assert_close(g, w, rtol=1e-13, atol=1e-13 * w.abs().max().item())
 
 
-def value_of_views(x: Tensor, params: Tensor, impl: Any) -> tuple[Tensor, Tensor, Tensor]:
+def value_of_views(
+    function: Callable[[Tensor, Tensor], Tensor], x: Tensor, params: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """As value_and_gradients, without a copy that would straighten the strides."""
     x, params = x.detach().requires_grad_(), params.detach().requires_grad_()
-    log_prob = logistic_mixture_log_prob(x, params, impl=impl)
+    log_prob = function(x, params)
     return (log_prob.detach(), *torch.autograd.grad(log_prob.sum(), (x, params)))
 
 
 @both_impls
 @pytest.mark.parametrize("size", [(0, 4, 4), (2, 0, 4), (1, 1, 1), (1, 3, 1), (2, 1, 29)], ids=str)
+@each_mixture
 @each_channels
-def test_any_size(channels: int, size: tuple[int, int, int], impl: Any) -> None:
-    x, params = random_case(channels, "continuous", size=size)
-    got = value_and_gradients(lambda x, p: logistic_mixture_log_prob(x, p, impl=impl), x, params)
-    want = value_and_gradients(logistic_mixture_log_prob_ref, x, params)
+def test_any_size(channels: int, mixture: str, size: tuple[int, int, int], impl: Any) -> None:
+    x, params = random_case(channels, mixture, size=size)
+    got = value_and_gradients(log_prob_of(mixture, impl), x, params)
+    want = value_and_gradients(log_prob_of(mixture, "reference"), x, params)
     assert [g.shape for g in got] == [(size[0], *size[1:]), x.shape, params.shape]
     for g, w in zip(got, want, strict=True):
         torch.testing.assert_close(g, w, rtol=1e-11, atol=1e-10)
@@ -431,18 +396,21 @@ def test_gradient_of_a_weighted_sum() -> None:
 
 
 @needs_extension
-def test_only_the_wanted_gradient_is_computed() -> None:
-    x, params = random_case(1, "continuous")
+@each_mixture
+def test_only_the_wanted_gradient_is_computed(mixture: str) -> None:
+    x, params = random_case(1, mixture)
     params.requires_grad_()
-    (grad,) = torch.autograd.grad(logistic_mixture_log_prob(x, params, impl="native").sum(), params)
-    want = value_and_gradients(logistic_mixture_log_prob_ref, x, params)[2]
+    log_prob = log_prob_of(mixture, "native")
+    (grad,) = torch.autograd.grad(log_prob(x, params).sum(), params)
+    want = value_and_gradients(log_prob_of(mixture, "reference"), x, params)[2]
     torch.testing.assert_close(grad, want, rtol=1e-11, atol=1e-10)
     with torch.no_grad():
-        assert not logistic_mixture_log_prob(x, params, impl="native").requires_grad
+        assert not log_prob(x, params).requires_grad
+    options = native_mixture(mixture).values()
     grad = torch.ones(2, 5, 7, dtype=torch.float64)
-    _, state = native(x, params.detach(), False)
+    _, state = native(x, params.detach(), *options)
     for needs in ((True, False), (False, True), (False, False)):
-        got = native_backward(grad, x, params.detach(), state, False, *needs)
+        got = native_backward(grad, x, params.detach(), state, *options, *needs)
         for gradient, needed in zip(got, needs, strict=True):
             assert (gradient.numel() > 0) == needed
 
@@ -464,19 +432,20 @@ def test_a_graph_that_is_kept_gives_its_gradient_again() -> None:
 @needs_extension
 # opcheck reads .grad of the clones that it makes; the warning is about its own tensors
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
-@pytest.mark.parametrize("discretized", [False, True])
+@each_mixture
 @each_channels
-def test_opcheck(channels: int, discretized: bool) -> None:
-    x, params = random_case(channels, "discretized", n_mix=2, size=(2, 3, 5))
+def test_opcheck(channels: int, mixture: str) -> None:
+    x, params = random_case(channels, mixture, n_mix=2, size=(2, 3, 5))
+    options = native_mixture(mixture).values()
     last = params.to(memory_format=torch.channels_last)
-    torch.library.opcheck(native, (x, params, discretized))
+    torch.library.opcheck(native, (x, params, *options))
     torch.library.opcheck(
-        native, (x.clone().requires_grad_(), last.clone().requires_grad_(), discretized)
+        native, (x.clone().requires_grad_(), last.clone().requires_grad_(), *options)
     )
     grad = torch.randn(2, 3, 5, dtype=torch.float64)
-    _, state = native(x, params, discretized)
+    _, state = native(x, params, *options)
     for needs in ((True, True), (False, True), (True, False)):
-        torch.library.opcheck(native_backward, (grad, x, last, state, discretized, *needs))
+        torch.library.opcheck(native_backward, (grad, x, last, state, *options, *needs))
 
 
 @needs_extension
@@ -491,11 +460,12 @@ def test_second_derivative_is_refused_not_lost() -> None:
 
 @pytest.mark.slow
 @both_impls
-def test_compiles_without_a_break(impl: Any) -> None:
+@each_mixture
+def test_compiles_without_a_break(mixture: str, impl: Any) -> None:
     def loss(x: Tensor, params: Tensor) -> Tensor:
-        return -logistic_mixture_log_prob(x, params, "discretized", impl).mean()
+        return -logistic_mixture_log_prob(x, params, impl=impl, **MIXTURES[mixture]).mean()
 
-    x, params = random_case(3, "discretized")
+    x, params = random_case(3, mixture)
     compiled = torch.compile(loss, fullgraph=True)
     for got, want in zip(
         value_and_gradients(compiled, x, params), value_and_gradients(loss, x, params), strict=True
@@ -585,7 +555,7 @@ def test_bad_tensors(x: Tensor, params: Tensor, error: type[Exception], message:
 
 def test_bad_likelihood() -> None:
     x, params = random_case(1, "continuous")
-    with pytest.raises(ValueError, match="continuous, discretized, got 'discretised'"):
+    with pytest.raises(ValueError, match="discretized, gaussian, got 'discretised'"):
         logistic_mixture_log_prob(x, params, "discretised")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="discretized_legacy, got 'x'"):
         logistic_mixture_log_prob_ref(x, params, "x")  # type: ignore[arg-type]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,9 +12,10 @@ import dsmooth
 from dsmooth.functional import logistic_mixture_sample
 from dsmooth.sampling import sequential_sample
 from dsmooth.sampling.philox import Stage, image_words, to_uniform
+from tests.sampler_checks import ATOMS, GAUSSIAN
 
 
-def tiny(conditioning: str, channels: int, likelihood: str) -> dsmooth.PixelCNNpp:
+def tiny(conditioning: str, channels: int, **mixture: Any) -> dsmooth.PixelCNNpp:
     torch.manual_seed(0)
     config = dsmooth.ModelConfig(
         image_channels=channels,
@@ -20,8 +23,8 @@ def tiny(conditioning: str, channels: int, likelihood: str) -> dsmooth.PixelCNNp
         n_resnet=1,
         n_mix=2,
         conditioning=conditioning,
-        likelihood=likelihood,
         context_layers=1,
+        **mixture,
     )
     model = dsmooth.PixelCNNpp(config).double()
     with torch.no_grad():  # small outputs: an untrained network would feed on itself and diverge
@@ -38,15 +41,19 @@ def context_for(model: dsmooth.PixelCNNpp, n: int, height: int, width: int) -> T
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("likelihood", ["continuous", "discretized"])
+@pytest.mark.parametrize(
+    "mixture",
+    [{}, {"likelihood": "discretized"}, ATOMS, GAUSSIAN],
+    ids=["continuous", "discretized", "atoms", "gaussian"],
+)
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("conditioning", ["none", "stack", "concat"])
 def test_samples_are_redrawn_from_their_own_parameters(
-    conditioning: str, channels: int, likelihood: str, temperature: float
+    conditioning: str, channels: int, mixture: dict[str, Any], temperature: float
 ) -> None:
     """Teacher forcing: one forward on the samples, then the same noise, gives the samples."""
     height, width, seed, first = 8, 12, 2**35 + 1, 7
-    model = tiny(conditioning, channels, likelihood)
+    model = tiny(conditioning, channels, **mixture)
     context = context_for(model, 2, height, width)
     x = sequential_sample(
         model,
@@ -64,17 +71,19 @@ def test_samples_are_redrawn_from_their_own_parameters(
     model.eval()
     with torch.no_grad():
         params = model(x, context)
-    again = logistic_mixture_sample(params, uniforms, channels, likelihood, temperature)
+    again = logistic_mixture_sample(
+        params, uniforms, channels, temperature=temperature, **model.config.mixture
+    )
     torch.testing.assert_close(x, again, rtol=1e-9, atol=1e-9)
     assert x.std() > 0.1
-    if likelihood == "discretized":
+    if model.config.likelihood == "discretized":
         levels = (x + 1) * 127.5
         assert (levels - levels.round()).abs().max() < 1e-9
         assert x.abs().max() <= 1
 
 
 def test_an_image_depends_on_seed_and_index_only() -> None:
-    model = tiny("concat", 1, "continuous")
+    model = tiny("concat", 1)
     context = context_for(model, 4, 4, 8)
     draw = {"height": 4, "width": 8}
     whole = sequential_sample(model, 4, seed=3, first_index=10, context=context, **draw)
@@ -88,7 +97,7 @@ def test_an_image_depends_on_seed_and_index_only() -> None:
 
 
 def test_model_keeps_its_mode_and_dropout_is_off() -> None:
-    model = tiny("none", 1, "continuous").train()
+    model = tiny("none", 1).train()
     first = sequential_sample(model, 2, height=4, width=4)
     assert model.training
     assert torch.equal(first, sequential_sample(model, 2, height=4, width=4))
@@ -108,6 +117,6 @@ def test_model_keeps_its_mode_and_dropout_is_off() -> None:
     ],
 )
 def test_bad_arguments(arguments: dict[str, object], message: str) -> None:
-    model = tiny("none", 1, "continuous").float()
+    model = tiny("none", 1).float()
     with pytest.raises(ValueError, match=message):
         sequential_sample(model, **{"n": 1, "height": 4, "width": 4, **arguments})

@@ -109,7 +109,7 @@ def main() -> None:
         config = dsmooth.ModelConfig(
             image_channels=channels, n_filters=n_filters, n_resnet=5, n_mix=10
         )
-        program = build_program(PixelCNNpp(config), image_parts=2)
+        program = build_program(PixelCNNpp(config), bf16=True)
         for images in slices:
             w = count(program, images, size)
             print(

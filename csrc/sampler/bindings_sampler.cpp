@@ -60,6 +60,7 @@ Op to_op(const py::handle& o) {
         integer("residual_out"),
         integer("act_out"),
         integer("raw_out"),
+        o.attr("split").cast<bool>(),
         values(o.attr("bias")),
         {}};
   op.n = static_cast<int>(op.bias.size());
@@ -67,13 +68,25 @@ Op to_op(const py::handle& o) {
   return op;
 }
 
-Program to_program(const py::object& p, int image_channels, int n_mix, bool discretized,
-                   bool conditioned) {
-  Program program{image_channels,
+// What a model is beside its weights, as every sampler takes it.
+struct Settings {
+  py::object program;
+  int image_channels, n_mix;
+  std::string likelihood;
+  std::vector<int> atoms;
+  float smoothing_scale;
+  bool conditioned;
+};
+
+Program to_program(const Settings& s) {
+  const py::object& p = s.program;
+  Program program{s.image_channels,
                   p.attr("image_parts").cast<int>(),
-                  n_mix,
-                  discretized,
-                  conditioned,
+                  s.n_mix,
+                  dsmooth::sampler::likelihood_named(s.likelihood),
+                  s.atoms,
+                  s.smoothing_scale,
+                  s.conditioned,
                   p.attr("image").cast<int>(),
                   p.attr("context").cast<int>(),
                   p.attr("params").cast<int>(),
@@ -161,14 +174,16 @@ void register_cuda_sampler(py::module_& module) {
       .def_readonly("largest", &Sharing::largest)
       .def_readonly("blocks", &Sharing::blocks);
   py::class_<CudaSampler>(module, "CudaSampler")
-      .def(py::init([](const py::object& program, int image_channels, int n_mix, bool discretized,
-                       bool conditioned, bool bf16, int device) {
-             return CudaSampler(
-                 to_program(program, image_channels, n_mix, discretized, conditioned), bf16,
-                 device);
+      .def(py::init([](const py::object& program, int image_channels, int n_mix,
+                       const std::string& likelihood, const std::vector<int>& atoms,
+                       float smoothing_scale, bool conditioned, bool bf16, int device) {
+             return CudaSampler(to_program({program, image_channels, n_mix, likelihood, atoms,
+                                            smoothing_scale, conditioned}),
+                                bf16, device);
            }),
            py::kw_only(), py::arg("program"), py::arg("image_channels"), py::arg("n_mix"),
-           py::arg("discretized"), py::arg("conditioned"), py::arg("bf16"), py::arg("device"))
+           py::arg("likelihood"), py::arg("atoms"), py::arg("smoothing_scale"),
+           py::arg("conditioned"), py::arg("bf16"), py::arg("device"))
       .def_property_readonly("weight_words",
                              [](const CudaSampler& s) { return s.weight_bytes() / sizeof(float); })
       .def(
@@ -204,14 +219,17 @@ void register_sampler(py::module_& module) {
   module.def("sampler_instruction_sets", &dsmooth::sampler::instruction_sets, py::arg("bf16"),
              "Names of the instruction sets that the sampler can use here, the best last.");
   py::class_<CpuSampler>(module, "CpuSampler")
-      .def(py::init([](const py::object& program, int image_channels, int n_mix, bool discretized,
-                       bool conditioned, const std::string& instruction_set, bool bf16) {
-             return CpuSampler(to_program(program, image_channels, n_mix, discretized, conditioned),
+      .def(py::init([](const py::object& program, int image_channels, int n_mix,
+                       const std::string& likelihood, const std::vector<int>& atoms,
+                       float smoothing_scale, bool conditioned, const std::string& instruction_set,
+                       bool bf16) {
+             return CpuSampler(to_program({program, image_channels, n_mix, likelihood, atoms,
+                                           smoothing_scale, conditioned}),
                                instruction_set, bf16);
            }),
            py::kw_only(), py::arg("program"), py::arg("image_channels"), py::arg("n_mix"),
-           py::arg("discretized"), py::arg("conditioned"), py::arg("instruction_set"),
-           py::arg("bf16"))
+           py::arg("likelihood"), py::arg("atoms"), py::arg("smoothing_scale"),
+           py::arg("conditioned"), py::arg("instruction_set"), py::arg("bf16"))
       .def("sample", &sample, py::kw_only(), py::arg("out").noconvert(), py::arg("context"),
            py::arg("seed"), py::arg("first_index"), py::arg("temperature"), py::arg("threads"),
            py::arg("slice"), py::arg("progress"))

@@ -16,7 +16,40 @@ struct Pixel {
   float value[3];
 };
 
-// Four uniforms: the component by the cumulative softmax, then mean + scale * logit(u) per colour.
+// The component that u picks by the cumulative softmax, or, from n_mix on, the atom.
+DSMOOTH_HOST_DEVICE inline int draw_component(const NetworkView& p, const float* logits, float u,
+                                              float temperature) {
+  const int n = p.n_mix + p.n_atoms;
+  float top = logits[0];
+  for (int i = 1; i < n; ++i) top = logits[i] > top ? logits[i] : top;
+  float total = 0;
+  for (int i = 0; i < n; ++i) total += std::exp((logits[i] - top) / temperature);
+  const float threshold = u * total;
+  int component = 0;
+  float cumulative = 0;
+  for (int i = 0; i < n - 1; ++i) {
+    cumulative += std::exp((logits[i] - top) / temperature);
+    component += threshold >= cumulative;
+  }
+  return component;
+}
+
+// The distance from the mean at which a component's distribution function is u.
+DSMOOTH_HOST_DEVICE inline float draw_noise(const NetworkView& p, float log_scale, float u,
+                                            float temperature) {
+  const float scale = std::exp(log_scale < -7.0f ? -7.0f : log_scale);
+  if (p.likelihood != Likelihood::kGaussian)
+    return scale * temperature * (std::log(u) - std::log1p(-u));
+  const float variance = scale * scale + p.smoothing_scale * p.smoothing_scale;
+  return std::sqrt(variance) * temperature * scalar::ndtri(u);
+}
+
+DSMOOTH_HOST_DEVICE inline float snap_to_level(float x) {
+  x = x < -1.0f ? -1.0f : x > 1.0f ? 1.0f : x;
+  return std::nearbyint((x + 1.0f) * 127.5f) / 127.5f - 1.0f;
+}
+
+// Four uniforms: the component or atom, then a colour each.
 DSMOOTH_HOST_DEVICE inline Pixel draw_pixel(const NetworkView& p, const float* params,
                                             uint64_t seed, uint64_t index, uint32_t position,
                                             float temperature) {
@@ -25,40 +58,28 @@ DSMOOTH_HOST_DEVICE inline Pixel draw_pixel(const NetworkView& p, const float* p
       philox4x32_10({{position, static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32),
                       p.conditioned ? 1u : 0u}},
                     static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
-
-  float top = params[0];
-  for (int i = 1; i < k; ++i) top = params[i] > top ? params[i] : top;
-  float total = 0;
-  for (int i = 0; i < k; ++i) total += std::exp((params[i] - top) / temperature);
-  const float threshold = philox_uniform(words.word[0]) * total;
-  int component = 0;
-  float cumulative = 0;
-  for (int i = 0; i < k - 1; ++i) {
-    cumulative += std::exp((params[i] - top) / temperature);
-    component += threshold >= cumulative;
+  const int component = draw_component(p, params, philox_uniform(words.word[0]), temperature);
+  Pixel pixel{};
+  if (component >= k) {
+    const float level = static_cast<float>(p.atoms[component - k]) / 127.5f - 1.0f;
+    for (int c = 0; c < colours; ++c) pixel.value[c] = level;
+    return pixel;
   }
 
   const int per_colour = colours == 1 ? 2 : 3;
   // Parameter `slot` of a colour: 0 mean, 1 log-scale, 2 coefficient (g|r, b|r, b|g by colour).
   const auto parameter = [&](int colour, int slot) {
-    return params[k + (colour * per_colour + slot) * k + component];
+    return params[k + p.n_atoms + (colour * per_colour + slot) * k + component];
   };
-  Pixel pixel{};
   for (int c = 0; c < colours; ++c) {
     float mean = parameter(c, 0);
     if (c == 1) mean += std::tanh(parameter(0, 2)) * pixel.value[0];
     if (c == 2)
       mean +=
           std::tanh(parameter(1, 2)) * pixel.value[0] + std::tanh(parameter(2, 2)) * pixel.value[1];
-    const float log_scale = parameter(c, 1);
-    const float scale = std::exp(log_scale < -7.0f ? -7.0f : log_scale) * temperature;
     const float u = philox_uniform(words.word[1 + c]);
-    float x = mean + scale * (std::log(u) - std::log1p(-u));
-    if (p.discretized) {
-      x = x < -1.0f ? -1.0f : x > 1.0f ? 1.0f : x;
-      x = std::nearbyint((x + 1.0f) * 127.5f) / 127.5f - 1.0f;
-    }
-    pixel.value[c] = x;
+    const float x = mean + draw_noise(p, parameter(c, 1), u, temperature);
+    pixel.value[c] = p.likelihood == Likelihood::kDiscretized ? snap_to_level(x) : x;
   }
   return pixel;
 }

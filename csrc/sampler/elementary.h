@@ -1,4 +1,5 @@
-// elu and sigmoid of one value, with the roundings of tile.h's vectors, for host and device.
+// elu and sigmoid of one value, with the roundings of tile.h's vectors, and the quantile of the
+// normal distribution, for host and device.
 #pragma once
 
 #include <cmath>
@@ -42,6 +43,25 @@ DSMOOTH_HOST_DEVICE inline float sigmoid(float x) {
   const Exponential e = exponential(-fabsf(x));
   const float small = fmaf(e.power, e.rest, e.power);  // e^-|x|
   return (x > 0 ? 1.0f : small) / (1.0f + small);
+}
+
+// The x below which a standard normal variable falls with probability u, for 2^-24 <= u <= 1 -
+// 2^-24. Wichura, "Algorithm AS 241" (1988), PPND7 without its far tail, sqrt(-log u) > 5.
+DSMOOTH_HOST_DEVICE inline float ndtri(float u) {
+  const float q = u - 0.5f;
+  if (fabsf(q) <= 0.425f) {
+    const float r = fmaf(-q, q, 0.180625f);
+    const float top =
+        fmaf(fmaf(fmaf(59.109374720f, r, 159.29113202f), r, 50.434271938f), r, 3.3871327179f);
+    const float bottom =
+        fmaf(fmaf(fmaf(67.187563600f, r, 78.757757664f), r, 17.895169469f), r, 1.0f);
+    return q * top / bottom;
+  }
+  const float r = sqrtf(-logf(q < 0 ? u : 1.0f - u)) - 1.6f;
+  const float top =
+      fmaf(fmaf(fmaf(0.17023821103f, r, 1.3067284816f), r, 2.7568153900f), r, 1.4234372777f);
+  const float x = top / fmaf(fmaf(0.12021132975f, r, 0.73700164250f), r, 1.0f);
+  return q < 0 ? -x : x;
 }
 
 }  // namespace dsmooth::sampler::scalar

@@ -46,6 +46,7 @@ struct OpView {
   int level;
   int row_parity, column_parity;
   bool gate;
+  bool split;      // act_out gets elu alone, in kSplitParts operands
   bool resamples;  // reads another level, or writes every second column
   int channels;    // of the result
   int residual_in, add, residual_out, act_out, raw_out;
@@ -79,14 +80,17 @@ struct CacheView {
 struct NetworkView {
   int image_channels;
   int image_parts;
-  int n_mix;
-  bool discretized, conditioned;
+  int n_mix, n_atoms;
+  Likelihood likelihood;
+  float smoothing_scale;
+  bool conditioned;
   bool bf16;                   // operands
   int image, context, params;  // caches
   int n_caches, n_ops;
   const CacheView* caches;
   const OpView* ops;     // by pass
   int first_of_pass[5];  // operations first_of_pass[p] .. first_of_pass[p + 1] - 1
+  uint8_t atoms[256];    // byte levels, the first n_atoms
 
   DSMOOTH_HOST_DEVICE bool stacked() const { return conditioned && context == kNone; }
   DSMOOTH_HOST_DEVICE int begin(Pass pass) const { return first_of_pass[static_cast<int>(pass)]; }
@@ -150,7 +154,8 @@ struct Segment {
 // Where results go: row m of a pointer p begins at p + m * stride; null means nowhere.
 struct Epilogue {
   bool gate;
-  int channels;  // of the result; act holds elu(v) in [0, channels), elu(-v) behind
+  bool split;    // act holds kSplitParts operands, [0, channels) each, whose sum is elu(v)
+  int channels;  // of the result; else act holds elu(v) in [0, channels), elu(-v) behind
   const float* residual_in;
   const float* add;
   float* residual_out;
@@ -200,6 +205,7 @@ struct Product {
     const OpView& o = op();
     const int operands = state->network->bf16 ? 2 : 1;
     return {o.gate,
+            o.split,
             o.channels,
             at(o.residual_in),
             at(o.add),

@@ -36,6 +36,7 @@ Skeleton::Skeleton(const Program& p, bool bf16, int stride_words) {
                    op.row_parity,
                    op.column_parity,
                    op.gate,
+                   op.split,
                    resamples,
                    op.channels(),
                    op.residual_in,
@@ -52,7 +53,9 @@ Skeleton::Skeleton(const Program& p, bool bf16, int stride_words) {
   network = {p.image_channels,
              p.image_parts,
              p.n_mix,
-             p.discretized,
+             static_cast<int>(p.atoms.size()),
+             p.likelihood,
+             p.smoothing_scale,
              p.conditioned,
              bf16,
              p.image,
@@ -62,7 +65,9 @@ Skeleton::Skeleton(const Program& p, bool bf16, int stride_words) {
              static_cast<int>(ops.size()),
              caches.data(),
              ops.data(),
+             {},
              {}};
+  std::copy(p.atoms.begin(), p.atoms.end(), network.atoms);
   for (const Op& op : p.ops)
     for (int pass = static_cast<int>(op.pass) + 1; pass < 5; ++pass) ++network.first_of_pass[pass];
 }

@@ -1,5 +1,6 @@
 #include "program.h"
 
+#include <algorithm>
 #include <cmath>
 #include <stdexcept>
 #include <string>
@@ -7,7 +8,7 @@
 namespace dsmooth::sampler {
 namespace {
 
-void require(bool condition, const std::string& where, const char* what) {
+void require(bool condition, const std::string& where, const std::string& what) {
   if (!condition) throw std::invalid_argument("sampler program, " + where + ": " + what);
 }
 
@@ -24,18 +25,38 @@ class Checker {
   void run() const {
     require(p_.image_channels == 1 || p_.image_channels == 3, "image", "channels must be 1 or 3");
     require(p_.image_parts == 1 || p_.image_parts == 2, "image", "parts must be 1 or 2");
-    require(p_.n_mix >= 1, "mixture", "needs a component");
+    check_mixture();
     for (size_t i = 0; i < p_.caches.size(); ++i) check_cache(p_.caches[i], std::to_string(i));
     const int image_width = p_.image_channels * p_.image_parts + 1;
     check_use(p_.image, 0, image_width + image_width % 2, true, "image");
     if (p_.context != kNone)
       check_use(p_.context, 0, image_width + image_width % 2, true, "context");
-    check_use(p_.params, 0, (p_.image_channels == 1 ? 3 : 10) * p_.n_mix, false, "params");
+    const int n_params = cache(p_.params, "params").channels;
+    require(n_params == p_.n_params(), "params",
+            "must have " + std::to_string(p_.n_params()) + " channels for n_mix " +
+                std::to_string(p_.n_mix) + " and " + std::to_string(p_.atoms.size()) +
+                " atoms, got " + std::to_string(n_params));
+    check_use(p_.params, 0, n_params, false, "params");
     for (size_t i = 0; i < p_.ops.size(); ++i)
       check_op(p_.ops[i], "operation " + std::to_string(i));
   }
 
  private:
+  void check_mixture() const {
+    require(p_.n_mix >= 1, "mixture", "n_mix must be at least 1, got " + std::to_string(p_.n_mix));
+    require(p_.atoms.empty() || p_.likelihood == Likelihood::kDiscretized, "mixture",
+            "atoms need likelihood discretized");
+    for (auto level = p_.atoms.begin(); level != p_.atoms.end(); ++level)
+      require(*level >= 0 && *level <= 255 && std::find(p_.atoms.begin(), level, *level) == level,
+              "mixture",
+              "atoms must be distinct byte levels 0 .. 255, got " + std::to_string(*level));
+    require(p_.likelihood != Likelihood::kGaussian ||
+                (std::isfinite(p_.smoothing_scale) && p_.smoothing_scale > 0),
+            "mixture",
+            "smoothing_scale must be positive and finite for likelihood gaussian, got " +
+                std::to_string(p_.smoothing_scale));
+  }
+
   static void check_cache(const Cache& c, const std::string& index) {
     const std::string where = "cache " + index;
     require(c.level >= 0 && c.level < kLevels, where, "level out of range");
@@ -65,7 +86,7 @@ class Checker {
     const int n = op.channels();
     for (int index : {op.residual_in, op.add, op.residual_out})
       if (index != kNone) check_use(index, op.level, n, false, where);
-    if (op.act_out != kNone) check_use(op.act_out, op.level, 2 * n, true, where);
+    if (op.act_out != kNone) check_use(op.act_out, op.level, op.act_channels(), true, where);
     if (op.raw_out != kNone) check_use(op.raw_out, op.level, n + n % 2, true, where);
     require(op.terms.size() >= 1 && op.terms.size() <= 5, where, "number of terms");
     for (const Term& term : op.terms) check_term(op, term, where);
@@ -97,6 +118,14 @@ class Checker {
 };
 
 }  // namespace
+
+Likelihood likelihood_named(const std::string& name) {
+  if (name == "continuous") return Likelihood::kContinuous;
+  if (name == "discretized") return Likelihood::kDiscretized;
+  if (name == "gaussian") return Likelihood::kGaussian;
+  throw std::invalid_argument("likelihood must be continuous, discretized or gaussian, got " +
+                              name);
+}
 
 void check(const Program& program) { Checker(program).run(); }
 

@@ -3,14 +3,17 @@
 // here.
 #pragma once
 
+#include <string>
 #include <vector>
 
 namespace dsmooth::sampler {
 
 constexpr int kNone = -1;
-constexpr int kLevels = 3;  // full, half and quarter resolution
+constexpr int kLevels = 3;      // full, half and quarter resolution
+constexpr int kSplitParts = 3;  // operands that a split value is the sum of
 
 enum class Pass { kEncoder, kVertical, kHorizontal, kHead };
+enum class Likelihood { kContinuous, kDiscretized, kGaussian };
 
 struct Cache {
   int level;
@@ -35,26 +38,42 @@ struct Op {
   bool gate;
   int n;  // outputs of the matrix product: twice the channels of the result for a gate
   int residual_in, add, residual_out, act_out, raw_out;
+  bool split;               // act_out gets elu alone, in kSplitParts operands
   std::vector<float> bias;  // (n)
   std::vector<Term> terms;
 
   int channels() const { return gate ? n / 2 : n; }
+  // Of the cache of act_out, an even number.
+  int act_channels() const {
+    const int used = (split ? kSplitParts : 2) * channels();
+    return used + used % 2;
+  }
 };
 
 struct Program {
   int image_channels;
   int image_parts;  // a pixel enters as a sum of so many operands
   int n_mix;
-  bool discretized;
+  Likelihood likelihood;
+  std::vector<int> atoms;      // byte levels, kDiscretized alone
+  float smoothing_scale;       // kGaussian alone
   bool conditioned;            // decides the stage of the noise
   int image, context, params;  // caches
   std::vector<Cache> caches;
   std::vector<Op> ops;
 
   bool stacked() const { return conditioned && context == kNone; }
+  // Parameters of a pixel's mixture.
+  int n_params() const {
+    return (image_channels == 1 ? 3 : 10) * n_mix + static_cast<int>(atoms.size());
+  }
 };
 
-// Throws std::invalid_argument naming the operation if an index, a size or a tap is out of range,
+// "continuous", "discretized" or "gaussian"; throws std::invalid_argument for another name.
+Likelihood likelihood_named(const std::string& name);
+
+// Throws std::invalid_argument naming the argument if the mixture contradicts itself, and the
+// operation if an index, a size or a tap is out of range,
 // if an operation reads what is not there yet, or if a weight is not finite.
 void check(const Program& program);
 

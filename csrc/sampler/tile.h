@@ -74,6 +74,26 @@ inline void put(T* p, Vec v, int n) {
     store_bf16(p, v, n);
 }
 
+// The n values at p.
+inline Vec get(const float* p, int n) { return load(p, n); }
+inline Vec get(const uint16_t* p, int n) {
+  float values[kLanes] = {};
+  for (int i = 0; i < n; ++i) {
+    const uint32_t bits = static_cast<uint32_t>(p[i]) << 16;
+    __builtin_memcpy(&values[i], &bits, sizeof bits);
+  }
+  return load(values, kLanes);
+}
+
+// Each part takes what the ones before left of v.
+template <class T>
+inline void put_split(T* p, int channels, Vec v, int n) {
+  for (int part = 0; part < kSplitParts; ++part, p += channels) {
+    put(p, v, n);
+    v = v - get(p, n);
+  }
+}
+
 template <class T>
 [[gnu::flatten]] void finish(const Job& job, const Panel& panel, int m0, int rows,
                              const float* sums, ptrdiff_t stride) {
@@ -95,8 +115,13 @@ template <class T>
         // One of elu(v) and elu(-v) is |v|, the other e^-|v| - 1.
         const Vec small = expm1_negative(minus_abs(v));
         T* act = static_cast<T*>(e.act_out) + m * e.act_stride + channel;
-        put(act, select_positive(v, v, small), n);
-        put(act + e.channels, select_positive(v, small, splat(0.0f) - v), n);
+        const Vec elu = select_positive(v, v, small);
+        if (e.split) {
+          put_split(act, e.channels, elu, n);
+        } else {
+          put(act, elu, n);
+          put(act + e.channels, select_positive(v, small, splat(0.0f) - v), n);
+        }
       }
     }
   }

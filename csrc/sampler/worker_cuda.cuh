@@ -61,7 +61,7 @@ class CudaWorker {
   static constexpr int kPerWord = static_cast<int>(sizeof(float) / sizeof(T));
   using Fragment = Sums<T, Block::kWarpLanes>;
 
-  // What of a product a tile computes.
+  // The part of a product that one tile computes.
   struct Cut {
     const Product& product;
     const Panel& panel;
@@ -253,8 +253,18 @@ class CudaWorker {
         // One of elu(v) and elu(-v) is |v|, the other e^-|v| - 1.
         const float small = scalar::expm1_negative(-fabsf(v));
         T* act = static_cast<T*>(e.act_out) + m * e.act_stride + channel;
-        put(act, v > 0 ? v : small);
-        put(act + e.channels, v > 0 ? small : 0.0f - v);
+        if (e.split) {
+          float rest = v > 0 ? v : small;
+          for (int part = 0; part < kSplitParts; ++part, act += e.channels) {
+            T rounded;
+            put(&rounded, rest);
+            *act = rounded;
+            rest -= to_float(rounded);
+          }
+        } else {
+          put(act, v > 0 ? v : small);
+          put(act + e.channels, v > 0 ? small : 0.0f - v);
+        }
       }
     });
   }

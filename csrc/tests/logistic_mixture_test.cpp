@@ -27,8 +27,14 @@ constexpr Layout kLayouts[] = {Layout::kContiguous, Layout::kChannelsLast, Layou
 struct Shape {
   int64_t batch, rows, cols, n_mix;
   int channels;
-  int64_t n_params() const { return n_mix * (channels == 1 ? 3 : 10); }
+  int64_t n_atoms = 0;
+  int64_t n_params() const { return n_mix * (channels == 1 ? 3 : 10) + n_atoms; }
 };
+
+std::string to_string(Likelihood likelihood) {
+  if (likelihood == Likelihood::kGaussian) return "gaussian";
+  return likelihood == Likelihood::kDiscretized ? "discretized" : "continuous";
+}
 
 // Memory of one tensor, up to its last element and no further.
 template <class T>
@@ -81,17 +87,21 @@ struct Results {
 };
 
 template <class T>
-Results<T> compute(const Shape& s, Layout layout, bool discretized, int threads,
+Results<T> compute(const Shape& s, Layout layout, Likelihood likelihood, int threads,
                    const std::string& instruction_set) {
   Buffer<T> x(s, s.channels, layout), params(s, s.n_params(), layout), grad(s, 1, layout);
   x.fill(s, s.channels, [](int64_t pixel, int64_t c) {
-    const int64_t level = (37 * pixel + 101 * c) % 5 == 0 ? (pixel % 2) * 255 : (pixel * 53) % 256;
+    // Every third pixel is grey: its colours have one level, which may be an atom's.
+    const int64_t colour = pixel % 3 == 0 ? 0 : c;
+    const int64_t level =
+        (37 * pixel + 101 * colour) % 5 == 0 ? (pixel % 2) * 255 : (pixel * 53 + colour) % 256;
     return static_cast<double>(level) / 127.5 - 1;
   });
   const int per_colour = s.channels == 1 ? 2 : 3;
   params.fill(s, s.n_params(), [&](int64_t pixel, int64_t channel) {
-    const int64_t group = channel / s.n_mix - 1;
+    const int64_t group = (channel - s.n_atoms) / s.n_mix - 1;
     const auto pick = static_cast<size_t>(pixel * 7 + channel * 3);
+    if (channel < s.n_mix + s.n_atoms) return 8 * std::sin(0.7 * static_cast<double>(pick));
     if (group >= 0 && group % per_colour == 0) return kMeans[pick % std::size(kMeans)];
     if (group >= 0 && group % per_colour == 1) return kLogScales[pick % std::size(kLogScales)];
     return 8 * std::sin(0.7 * static_cast<double>(pick));
@@ -109,7 +119,10 @@ Results<T> compute(const Shape& s, Layout layout, bool discretized, int threads,
   args.cols = s.cols;
   args.n_mix = s.n_mix;
   args.channels = s.channels;
-  args.discretized = discretized;
+  args.likelihood = likelihood;
+  args.smoothing = make_smoothing(0.3);
+  args.n_atoms = s.n_atoms;
+  for (int64_t j = 0; j < s.n_atoms; ++j) args.atoms[j] = static_cast<uint8_t>(255 - j);
   logistic_mixture_cpu(args, false, threads, instruction_set);
   args.log_prob = {};
   args.grad = grad.read();
@@ -144,14 +157,14 @@ void compare(const Shape& s, int64_t channels, const Buffer<T>& got, const Buffe
 }
 
 template <class T>
-void all_sets_agree(const Shape& s, Layout layout, bool discretized) {
-  const Results<T> want = compute<T>(s, layout, discretized, 1, "scalar");
+void all_sets_agree(const Shape& s, Layout layout, Likelihood likelihood) {
+  const Results<T> want = compute<T>(s, layout, likelihood, 1, "scalar");
   for (const std::string& set : instruction_sets()) {
     for (const int threads : {1, 3}) {
-      const Results<T> got = compute<T>(s, layout, discretized, threads, set);
-      const std::string what = set + (sizeof(T) == 4 ? " float32" : " float64") +
-                               (discretized ? " discretized" : " continuous") + " K" +
-                               std::to_string(s.n_mix) + " C" + std::to_string(s.channels) +
+      const Results<T> got = compute<T>(s, layout, likelihood, threads, set);
+      const std::string what = set + (sizeof(T) == 4 ? " float32" : " float64") + " " +
+                               to_string(likelihood) + " K" + std::to_string(s.n_mix) + " J" +
+                               std::to_string(s.n_atoms) + " C" + std::to_string(s.channels) +
                                " cols " + std::to_string(s.cols);
       compare(s, 1, got.log_prob, want.log_prob, what + " log_prob");
       compare(s, s.channels, got.grad_x, want.grad_x, what + " grad_x");
@@ -166,13 +179,19 @@ void all_sets_agree(const Shape& s, Layout layout, bool discretized) {
 int main() {
   using namespace dsmooth;
   for (const int channels : {1, 3}) {
-    for (const bool discretized : {false, true}) {
-      for (const Layout layout : kLayouts) {
+    for (const Layout layout : kLayouts) {
+      for (const Likelihood likelihood :
+           {Likelihood::kContinuous, Likelihood::kDiscretized, Likelihood::kGaussian}) {
         for (const Shape s : {Shape{1, 1, 1, 1, channels}, Shape{2, 3, 7, 10, channels},
                               Shape{1, 2, 17, 3, channels}, Shape{2, 1, 48, 10, channels}}) {
-          all_sets_agree<float>(s, layout, discretized);
-          all_sets_agree<double>(s, layout, discretized);
+          all_sets_agree<float>(s, layout, likelihood);
+          all_sets_agree<double>(s, layout, likelihood);
         }
+      }
+      for (const Shape s : {Shape{1, 1, 1, 1, channels, 1}, Shape{2, 3, 7, 10, channels, 5},
+                            Shape{1, 2, 17, 3, channels, 256}, Shape{2, 1, 48, 10, channels, 1}}) {
+        all_sets_agree<float>(s, layout, Likelihood::kDiscretized);
+        all_sets_agree<double>(s, layout, Likelihood::kDiscretized);
       }
     }
   }

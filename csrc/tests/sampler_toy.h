@@ -13,11 +13,15 @@ enum class Conditioning { kNone, kStack, kConcat };
 
 class Toy {
  public:
-  Toy(int filters, int image_channels, Conditioning conditioning) : f_(filters) {
+  Toy(int filters, int image_channels, Conditioning conditioning,
+      Likelihood likelihood = Likelihood::kContinuous, std::vector<int> atoms = {})
+      : f_(filters) {
     p_.image_channels = image_channels;
     p_.image_parts = 2;
     p_.n_mix = 2;
-    p_.discretized = false;
+    p_.likelihood = likelihood;
+    p_.atoms = std::move(atoms);
+    p_.smoothing_scale = 0.25f;
     p_.conditioned = conditioning != Conditioning::kNone;
     p_.context = kNone;
     const int e = conditioning == Conditioning::kConcat ? encoder() : kNone;
@@ -34,6 +38,10 @@ class Toy {
     return static_cast<int>(p_.caches.size()) - 1;
   }
   int act(int level, int rows) { return cache(level, 2 * f_, rows); }
+  int split_act() {
+    const int used = kSplitParts * f_;
+    return cache(0, used + used % 2, 1);
+  }
 
   float random() {
     state_ = state_ * 6364136223846793005u + 1442695040888963407u;
@@ -49,19 +57,8 @@ class Toy {
   };
   void op(Pass pass, int level, int n, std::vector<Term> terms, Outputs to, bool gate = false,
           int add = kNone, int row_parity = kNone, int column_parity = kNone) {
-    Op op{pass,
-          level,
-          row_parity,
-          column_parity,
-          gate,
-          n,
-          gate ? to.residual : kNone,
-          add,
-          to.residual,
-          to.act,
-          to.raw,
-          {},
-          std::move(terms)};
+    Op op{pass, level,       row_parity, column_parity, gate,  n,  gate ? to.residual : kNone,
+          add,  to.residual, to.act,     to.raw,        false, {}, std::move(terms)};
     for (int i = 0; i < n; ++i)
       op.bias.push_back(pass == Pass::kHead ? -2.0f : 0.1f * random());  // narrow components
     for (Term& t : op.terms)
@@ -104,14 +101,15 @@ class Toy {
     upsize(v, low_u, {ru, u2, kNone});
 
     const int l0 = act(0, 1), hl = act(0, 1), l1 = act(0, 1), raw_l = cache(0, even, 1);
-    const int low_l = cache(1, even, 1), l2 = act(0, 1), hl2 = act(0, 1), l3 = act(0, 1);
+    const int low_l = cache(1, even, 1), l2 = act(0, 1), hl2 = act(0, 1), l3 = split_act();
     op(h, 0, f_, {term(p_.image, -1, -1, 3, true), term(p_.image, 0, -1, 1)}, {rl, l0, kNone},
        false, e);
     gated(l0, {term(u1, 0, 0, 1, true)}, hl, {rl, l1, raw_l});
     op(h, 1, f_, above_and_here(raw_l, true), {rl1, kNone, low_l});
     upsize(h, low_l, {rl, l2, kNone});
     gated(l2, {term(u2, 0, 0, 1, true), term(l0, 0, 0, 1)}, hl2, {rl, l3, kNone});
-    p_.params = cache(0, (p_.image_channels == 1 ? 3 : 10) * p_.n_mix, 1, false);
+    p_.ops.back().split = true;
+    p_.params = cache(0, p_.n_params(), 1, false);
     op(Pass::kHead, 0, p_.caches.back().channels, {term(l3, 0, 0, 1)}, {p_.params, kNone, kNone});
   }
   void gated(int from, std::vector<Term> skips, int middle, Outputs to) {

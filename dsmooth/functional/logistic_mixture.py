@@ -66,10 +66,10 @@ def logistic_mixture_log_prob(
     check_likelihood(likelihood, atoms, smoothing_scale)
     check_mixture(x, params, len(atoms))
     chosen = resolve_impl(impl)
-    if (atoms or likelihood == "gaussian") and chosen == "auto":
-        chosen = "reference"
     if chosen == "triton" or (chosen == "auto" and x.device.type == "cuda"):
-        obstacle = triton_obstacle(x.device, x.dtype, params.dtype)
+        obstacle = triton_obstacle(x.device, x.dtype, params.dtype) or _not_in_triton(
+            likelihood, atoms
+        )
         if obstacle is None:
             return _triton(x, params, likelihood == "discretized")
         if chosen == "triton":
@@ -77,7 +77,8 @@ def logistic_mixture_log_prob(
     if chosen != "reference":
         obstacle = native_obstacle(x.device.type)
         if obstacle is None:
-            return native(*_at_least_float32(x, params), likelihood == "discretized")[0]
+            wide = _at_least_float32(x, params)
+            return native(*wide, likelihood, list(atoms), float(smoothing_scale))[0]
         if chosen == "native":
             raise _cannot_run(chosen, obstacle)
     return logistic_mixture_log_prob_ref(
@@ -87,6 +88,12 @@ def logistic_mixture_log_prob(
 
 def _cannot_run(impl: Impl, obstacle: str) -> RuntimeError:
     return RuntimeError(f"logistic_mixture_log_prob cannot run with impl={impl!r}: {obstacle}")
+
+
+def _not_in_triton(likelihood: Likelihood, atoms: Sequence[int]) -> str | None:
+    if atoms or likelihood == "gaussian":
+        return "the Triton kernels compute neither atoms nor the gaussian likelihood"
+    return None
 
 
 def _triton(x: Tensor, params: Tensor, discretized: bool) -> Tensor:

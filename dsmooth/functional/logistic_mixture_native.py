@@ -22,25 +22,31 @@ def native_obstacle(device_type: str) -> str | None:
 
 
 @torch.library.custom_op("dsmooth::logistic_mixture", mutates_args=())
-def native(x: Tensor, params: Tensor, discretized: bool) -> tuple[Tensor, Tensor]:
+def native(
+    x: Tensor, params: Tensor, likelihood: str, atoms: list[int], smoothing_scale: float
+) -> tuple[Tensor, Tensor]:
     """(log_prob (B, H, W), state (B, 4, H, W)) of float32 or float64 tensors.
 
-    The state is two sums over components per pixel. With it the backward evaluates each component
-    once and writes each gradient once, already times the gradient from above. The other way, to
-    keep unit gradients from the forward, saves a second evaluation but needs a second tensor of the
-    size of params, and writing and reading that takes longer.
+    The state is two sums over components and atoms per pixel. With it the backward evaluates each
+    component once and writes each gradient once, already times the gradient from above. The other
+    way, to keep unit gradients from the forward, saves a second evaluation but needs a second
+    tensor of the size of params, and writing and reading that takes longer.
     """
-    log_prob, state = _outputs(x, params, discretized)
+    log_prob, state = _outputs(x, params, likelihood, atoms, smoothing_scale)
     _extension.extension().logistic_mixture(
         *_borrow(x=x, params=params, log_prob=log_prob, state=state),
-        discretized,
+        likelihood,
+        atoms,
+        smoothing_scale,
         **_launch(x),
     )
     return log_prob, state
 
 
 @native.register_fake
-def _outputs(x: Tensor, params: Tensor, discretized: bool) -> tuple[Tensor, Tensor]:
+def _outputs(
+    x: Tensor, params: Tensor, likelihood: str, atoms: list[int], smoothing_scale: float
+) -> tuple[Tensor, Tensor]:
     batch, _, height, width = x.shape
     return x.new_empty((batch, height, width)), x.new_empty((batch, 4, height, width))
 
@@ -51,7 +57,9 @@ def native_backward(
     x: Tensor,
     params: Tensor,
     state: Tensor,
-    discretized: bool,
+    likelihood: str,
+    atoms: list[int],
+    smoothing_scale: float,
     needs_x: bool,
     needs_params: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -60,7 +68,7 @@ def native_backward(
     One that is not needed has no elements.
     """
     grad_x, grad_params = _backward_outputs(
-        grad, x, params, state, discretized, needs_x, needs_params
+        grad, x, params, state, likelihood, atoms, smoothing_scale, needs_x, needs_params
     )
     # The gradient of a sum is one number spread by strides of 0, which no vector load can read. The
     # copy is a hundredth of params.
@@ -69,7 +77,9 @@ def native_backward(
         *_borrow(grad=grad, x=x, params=params, state=state),
         _extension.borrow("grad_x", grad_x) if needs_x else None,
         _extension.borrow("grad_params", grad_params) if needs_params else None,
-        discretized,
+        likelihood,
+        atoms,
+        smoothing_scale,
         **_launch(x),
     )
     return grad_x, grad_params
@@ -81,7 +91,9 @@ def _backward_outputs(
     x: Tensor,
     params: Tensor,
     state: Tensor,
-    discretized: bool,
+    likelihood: str,
+    atoms: list[int],
+    smoothing_scale: float,
     needs_x: bool,
     needs_params: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -103,9 +115,11 @@ def _launch(x: Tensor) -> dict[str, int]:
 
 
 def _save_for_backward(
-    ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: tuple[Tensor, Tensor]
+    ctx: Any,
+    inputs: tuple[Tensor, Tensor, str, list[int], float],
+    output: tuple[Tensor, Tensor],
 ) -> None:
-    x, params, ctx.discretized = inputs
+    x, params, *ctx.mixture = inputs
     state = output[1]
     ctx.mark_non_differentiable(state)
     ctx.save_for_backward(x, params, state)
@@ -113,12 +127,12 @@ def _save_for_backward(
 
 def _backward(
     ctx: Any, grad: Tensor, _grad_state: Tensor
-) -> tuple[Tensor | None, Tensor | None, None]:
-    needs_x, needs_params, _ = ctx.needs_input_grad
+) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    needs_x, needs_params = ctx.needs_input_grad[:2]
     grad_x, grad_params = native_backward(
-        grad, *ctx.saved_tensors, ctx.discretized, needs_x, needs_params
+        grad, *ctx.saved_tensors, *ctx.mixture, needs_x, needs_params
     )
-    return grad_x if needs_x else None, grad_params if needs_params else None, None
+    return grad_x if needs_x else None, grad_params if needs_params else None, None, None, None
 
 
 native.register_autograd(_backward, setup_context=_save_for_backward)

@@ -12,8 +12,9 @@ from torch import Tensor
 from .._extension import extension
 from ..nn import PixelCNNpp
 from .cuda import CudaDrawer
+from .folding import as_float64
 from .philox import split_seed
-from .program import as_float64, build_program
+from .program import build_program
 from .sequential import check_sample_arguments
 
 InstructionSet = Literal["auto", "generic", "avx2", "avx512"]
@@ -29,8 +30,9 @@ class CachedSampler:
     model: on the CPU or a CUDA device, in evaluation or training mode (it samples without
     dropout). Its weights are copied and packed here, once: later changes to the model do not reach
     the sampler. dtype: torch.float32, or torch.bfloat16 for weights and activations with sums in
-    float32; on a CUDA device bfloat16 is the fast one, on tensor cores, and float32 is for
-    comparison. instruction_set: of the CPU; "auto" takes the best that there is.
+    float32, and the head in float32 as everywhere; on a CUDA device bfloat16 is the fast one, on
+    tensor cores, and float32 is for comparison. instruction_set: of the CPU; "auto" takes the best
+    that there is.
 
     Raises TypeError for what is not a PixelCNNpp and for another dtype; ValueError for a model on
     several or on other devices, for a parameter that is not finite and for an instruction set on a
@@ -53,16 +55,7 @@ class CachedSampler:
         self.config = model.config
         self.dtype = dtype
         self.device = device
-        settings = {
-            # In bfloat16 alone a pixel would lose what the noise put into it: it enters in two
-            # parts.
-            "program": build_program(model, image_parts=1 if dtype == torch.float32 else 2),
-            "image_channels": model.config.image_channels,
-            "n_mix": model.config.n_mix,
-            "discretized": model.config.likelihood == "discretized",
-            "conditioned": model.config.conditioning != "none",
-            "bf16": dtype == torch.bfloat16,
-        }
+        settings = native_settings(model, bf16=dtype == torch.bfloat16)
         self._cuda = CudaDrawer(device, settings) if device.type == "cuda" else None
         self._native: Any = None
         if self._cuda is None:
@@ -97,8 +90,8 @@ class CachedSampler:
         for torch's setting. progress: called with the fraction done, some ten times a second, and
         with 1.0 at the end. max_slice: images at most that a thread (a thread block) draws at a
         time, which bounds the memory; None for a size that suits the device.
-        Returns (n, C, height, width) float32 on the sampler's device; unclamped for a continuous
-        likelihood, one of the 256 levels for a discretized one.
+        Returns (n, C, height, width) float32 on the sampler's device; one of the 256 levels for a
+        discretized likelihood, unclamped for the others.
 
         On the CPU, Ctrl-C ends the call within a second with KeyboardInterrupt. On a CUDA device
         the call launches one kernel on the current stream and returns without waiting for it:
@@ -156,6 +149,19 @@ class CachedSampler:
             )
         if self._cuda is None and not np.isfinite(context.detach().numpy()).all():
             raise ValueError("context must be finite, got a NaN or an infinity")
+
+
+def native_settings(model: PixelCNNpp, *, bf16: bool) -> dict[str, Any]:
+    """The arguments that every native sampler of a model takes."""
+    config = model.config
+    return {
+        "program": build_program(model, bf16=bf16),
+        "image_channels": config.image_channels,
+        "n_mix": config.n_mix,
+        **config.mixture,
+        "conditioned": config.conditioning != "none",
+        "bf16": bf16,
+    }
 
 
 def _check_model(model: PixelCNNpp) -> torch.device:

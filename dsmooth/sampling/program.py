@@ -15,13 +15,12 @@ from enum import IntEnum
 from typing import Any, cast
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..nn.layers import GatedResnet, WeightNormConv
+from ..nn.layers import GatedResnet
 from ..nn.pixelcnnpp import PixelCNNpp
+from .folding import SPLIT_PARTS, Array, folded, split, widen
 
-Array = np.ndarray
 NONE = -1  # no cache
 NO_RAWS = (NONE, NONE)
 
@@ -69,7 +68,8 @@ class Op:
 
     With `gate` the 2n sums are (A, G) and the value is residual_in + A * sigmoid(G); else the value
     is the sum; `add` is added to it. It is stored as float32 (residual_out), as concat_elu of
-    itself (act_out) and as operand (raw_out). row_parity, column_parity: the positions where the
+    itself (act_out) and as operand (raw_out). split: act_out gets elu of the value alone, as
+    SPLIT_PARTS operands that add up to it. row_parity, column_parity: the positions where the
     operation runs, NONE for all.
     """
 
@@ -83,6 +83,7 @@ class Op:
     residual_out: int = NONE
     act_out: int = NONE
     raw_out: int = NONE
+    split: bool = False
     row_parity: int = NONE
     column_parity: int = NONE
 
@@ -115,33 +116,16 @@ class _Node:
     act: int
 
 
-def as_float64(parameter: Tensor) -> Array:
-    """A copy in numpy: on a busy machine torch's threads would wait for one another."""
-    values = parameter.detach()
-    if values.dtype not in (torch.float32, torch.float64):
-        values = values.float()
-    return values.numpy(force=True).astype(np.float64)
+def build_program(model: PixelCNNpp, *, bf16: bool = False) -> Program:
+    """The program of `model`; weights as they are now.
 
-
-def folded(layer: nn.Module) -> tuple[Array, Array]:
-    """(weight, bias) with weight norm folded in float64."""
-    assert isinstance(layer, WeightNormConv)
-    v, g, bias = (as_float64(p) for p in (layer.weight_v, layer.weight_g, layer.bias))
-    over = (0, 2, 3) if layer.transposed else (1, 2, 3)
-    scale = g / np.sqrt(np.square(v).sum(over))
-    return v * scale.reshape((1, -1, 1, 1) if layer.transposed else (-1, 1, 1, 1)), bias
-
-
-def build_program(model: PixelCNNpp, *, image_parts: int = 1) -> Program:
-    """The program of `model`; weights as they are now."""
-    builder = _Builder(model, image_parts)
+    bf16: operands will be bfloat16. A pixel enters as two of them, or it would lose what the noise
+    put into it. The head multiplies split operands and weights, or a log-scale or a logit would be
+    off by more than it can learn.
+    """
+    builder = _Builder(model, bf16)
     builder.build()
     return builder.program
-
-
-def _widen(weight: Array, channels: int) -> Array:
-    """Zero weights for the channels that a cache has beyond those of (n, c, kh, kw)."""
-    return np.pad(weight, ((0, 0), (0, channels - weight.shape[1]), (0, 0), (0, 0)))
 
 
 def _layers(block: nn.Module) -> list[tuple[GatedResnet, GatedResnet]]:
@@ -161,11 +145,12 @@ class _Stream:
 
 
 class _Builder:
-    def __init__(self, model: PixelCNNpp, image_parts: int) -> None:
+    def __init__(self, model: PixelCNNpp, bf16: bool) -> None:
         self.model = model
         self.f = model.config.n_filters
         self.channels = model.config.image_channels
-        self.program = Program(image_parts)
+        self.bf16 = bf16
+        self.program = Program(image_parts=2 if bf16 else 1)
         # Row r of u needs rows r - 1 and r of its inputs. ul needs one row only: the row part has
         # consumed the row above before the row itself is overwritten.
         self.u = _Stream(self.program, Pass.VERTICAL, 2, self.f)
@@ -269,7 +254,7 @@ class _Builder:
         """The terms of a convolution (n, c, 2, kw) over the row above and the current one."""
         down = stream.stage == Pass.VERTICAL
         channels = self.program.caches[cache].channels
-        padded = _widen(weight, channels)
+        padded = widen(weight, channels)
         return [
             Term(
                 cache,
@@ -328,7 +313,7 @@ class _Builder:
         weight, bias = folded(layer)  # (c, n, 2, kw)
         act = self.program.cache(level - 1, 2 * self.f, stream.rows)
         channels = self.program.caches[raw].channels
-        weight = _widen(weight.swapaxes(0, 1), channels)
+        weight = widen(weight.swapaxes(0, 1), channels)
         # y[2i + a, 2j + b - first] += w[a, b] x[i, j]: the taps of an output column of each parity,
         # in the order of j (for "down", first = 1: an odd column takes b = 2 of j, 0 of j + 1).
         columns = ([1], [2, 0]) if stream.stage == Pass.VERTICAL else ([0], [1])
@@ -348,12 +333,23 @@ class _Builder:
         return _Node(level - 1, act)
 
     def _head(self, ul: _Node) -> None:
+        program, f = self.program, self.f
         weight, bias = folded(self.model.head)
-        self.program.params = self.program.cache(0, self.model.config.n_params, 1, operand=False)
-        # elu(ul) is the first half of concat_elu(ul); the other half gets zero weights.
-        both = _widen(weight, 2 * self.f)
-        term = Term(ul.act, 0, 0, both[:, None, :, 0, 0])
-        self._add(Pass.HEAD, 0, bias, [term], residual_out=self.program.params)
+        program.params = program.cache(0, self.model.config.n_params, 1, operand=False)
+        weights = [weight]  # elu(ul) is the first half of concat_elu(ul)
+        if self.bf16:
+            # Part i of a weight times part j of elu(ul): those of i + j > 2 are below rounding.
+            last, channels = program.ops[-1], SPLIT_PARTS * f
+            assert last.act_out == ul.act
+            last.split = True
+            program.caches[ul.act] = Cache(0, channels + channels % 2, self.ul.rows, operand=True)
+            weights = [
+                np.concatenate([part] * (SPLIT_PARTS - i), axis=1)
+                for i, part in enumerate(split(weight))
+            ]
+        channels = program.caches[ul.act].channels
+        terms = [Term(ul.act, 0, 0, widen(w, channels)[:, None, :, 0, 0]) for w in weights]
+        self._add(Pass.HEAD, 0, bias, terms, residual_out=program.params)
 
     def _encoder(self) -> tuple[int, int]:
         """The operations of the context's encoder; the caches of e_u and e_ul."""
@@ -397,7 +393,7 @@ class _Builder:
             )
         for output, nin in zip(outputs, (encoder.nin_u, encoder.nin_ul), strict=True):
             weight, bias = folded(nin)
-            weight = _widen(weight, width + width % 2)
+            weight = widen(weight, width + width % 2)
             term = Term(raw, 0, 0, weight[:, None, :, 0, 0])
             self._add(Pass.ENCODER, 0, bias, [term], residual_out=output)
         return outputs[0], outputs[1]

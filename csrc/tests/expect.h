@@ -1,0 +1,28 @@
+// How a law reports that it does not hold.
+#pragma once
+
+#include <cstdio>
+#include <exception>
+#include <string>
+
+namespace dsmooth {
+
+inline int failures = 0;
+
+inline void expect(bool condition, const std::string& what) {
+  if (condition) return;
+  ++failures;
+  std::printf("FAILED: %s\n", what.c_str());
+}
+
+template <class F>
+bool throws(F f) {
+  try {
+    f();
+  } catch (const std::exception&) {
+    return true;
+  }
+  return false;
+}
+
+}  // namespace dsmooth
