@@ -1,7 +1,7 @@
-"""Write docs/benchmarks.md, its figures and the README's table from the committed results.
+"""Write the tables of docs/benchmarks.md and of the README, and the figures of the former.
 
-python benchmarks --write-docs            # after adding a file to benchmarks/results/
-python benchmarks --write-docs --check    # fails if they are not what the results give
+They come from the committed results, by `python benchmarks --write-docs` after a file was added to
+benchmarks/results/. A test fails where they are not what the results give.
 """
 
 from __future__ import annotations
@@ -19,21 +19,6 @@ PICTURES = PROJECT / "docs" / "figures"
 README = PROJECT / "README.md"
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 
-INTRODUCTION = """# Benchmarks
-
-Made by `python benchmarks --write-docs` from `benchmarks/results/`. `python benchmarks` measures
-the same on your machine (`--quick` in a few minutes), draws these figures, and with `--compare`
-says what differs from a saved result beyond the spread.
-
-A ratio is the median over rounds of two times that are neighbours in a round: above 1 this package
-is faster, below 1 slower. Plain sampling is a few timed forwards of the reference network times the
-number of pixels. The limit is the largest of three times: FLOP at the rate of torch.mm, bytes at
-the rate of a copy (for the sampler: of reading the weights again and again), dependent products at
-the time of the smallest, all measured in the same run. A share above 100 % means that torch.mm
-does not reach the machine's peak. Memory is the rise of the resident memory of the process during
-one call.
-
-No GPU has been measured yet."""
 FIGURES = """
 ![Cached sampling against plain sampling](figures/speedup.png)
 
@@ -82,8 +67,8 @@ def texts() -> dict[Path, str]:
     """What the page and the README must say, by path."""
     files = {path: results.load(path) for path in saved_results()}
     return {
-        PAGE: "\n".join(page(files)) + "\n",
-        README: with_table(README.read_text(), "\n".join(readme_table(files))),
+        PAGE: between_marks(PAGE.read_text(), "\n".join(page(files)) + "\n"),
+        README: between_marks(README.read_text(), "\n".join(readme_table(files))),
     }
 
 
@@ -96,14 +81,16 @@ def write() -> None:
         print(path.relative_to(PROJECT))
 
 
-def with_table(readme: str, table: str) -> str:
-    before, _, rest = readme.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+def between_marks(page: str, generated: str) -> str:
+    """The page with this text between its two marks; what stands outside is written by hand."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"a page must hold {BEGIN} and then {END}, got one without")
+    return f"{before}{BEGIN}\n{generated}\n{END}{after}"
 
 
 def page(files: dict[Path, list[Result]]) -> Iterator[str]:
-    yield INTRODUCTION
     for path, measured in files.items():
         yield from section(path, measured)
 
