@@ -13,14 +13,12 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 
 from ._version import __version__
-from .config import ProbeSettings, Role, TrainConfig
+from .config import Method, ProbeSettings, Role, Score, TrainConfig
 from .evaluate.options import Evaluate
 from .presets import DESCRIPTIONS, PRESETS, preset
 
 DEFAULT_PRESET = "mnist-quick"
 PRESET_HELP = "Settings to start from: " + "; ".join(f"{k}: {v}" for k, v in DESCRIPTIONS.items())
-Method = Literal["two-step", "single-step", "noisy"]
-Score = Literal["full", "conditional"]
 Stage = Literal["samples", "bits-per-dim", "frechet", "probes", "receptive-field"]
 
 
@@ -223,19 +221,19 @@ def _run(command: Command) -> int:
         return _train(command)
     if isinstance(command, Sample):
         from .draw import sample_to_files
+        from .sampling.draw import Draw
 
-        sample_to_files(
-            command.models,
+        draw = Draw(
             command.count,
-            command.out,
-            seed=command.seed,
-            first_index=command.first_index,
-            method=command.method,
-            score=command.score,
-            temperature=command.temperature,
-            threads=command.threads,
+            command.seed,
+            command.first_index,
+            command.method,
+            command.score,
+            command.temperature,
+            command.threads,
             device=command.device,
         )
+        sample_to_files(command.models, draw, command.out)
         return 0
     if isinstance(command, Evaluate):
         from .evaluate.commands import evaluate

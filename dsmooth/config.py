@@ -100,6 +100,8 @@ class ModelConfig:
 
 
 Role = Literal["noisy", "denoiser", "plain"]
+Method = Literal["two-step", "single-step", "noisy"]
+Score = Literal["full", "conditional"]
 SmoothingKind = Literal["gaussian", "laplace", "uniform"]
 Precision = Literal["auto", "float32", "bfloat16"]
 LearningRateSchedule = Literal["cosine", "exponential"]

@@ -7,8 +7,8 @@ import io
 import os
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,12 +18,13 @@ from ._extension import cuda_obstacle, is_available
 from .checkpoint import write_atomically
 from .images import save_grid
 from .nn import PixelCNNpp
-from .pair import Method, Score, SmoothedPair, load_run
+from .pair import PairSampler, SmoothedPair, load_run
 from .progress import progress
 from .runlog import read_run_config
-from .sampling import sample_images
-from .sampling.ranks import Draw, draw_together, rank_and_size
-from .sampling.shards import draw_to_shards
+from .sampling.auto import NetworkSampler
+from .sampling.draw import Draw
+from .sampling.ranks import DrawPart, draw_in_chunks, rank_and_size
+from .sampling.shards import SHARD_SIZE, Shards
 
 # The most images that one PNG shows.
 GRID_LIMIT = 400
@@ -57,87 +58,60 @@ def load_models(folders: Sequence[Path]) -> Models:
     return model, image_size
 
 
-def sample_to_files(
-    folders: Sequence[Path],
-    count: int,
-    outputs: Sequence[Path],
-    *,
-    seed: int = 0,
-    first_index: int = 0,
-    method: Method = "two-step",
-    score: Score = "full",
-    temperature: float = 1.0,
-    threads: int | None = None,
-    device: str = "auto",
-) -> None:
-    """Draw `count` images and write each of `outputs`.
+def sample_to_files(folders: Sequence[Path], draw: Draw, outputs: Sequence[Path]) -> None:
+    """Draw images and write each of `outputs`.
 
     A .png is a grid and a .npz one array, made in memory. A path without a suffix is a folder of
-    numbered .npy shards (see `draw_to_shards`), which must be the only output: the images go to
-    disk as they come, and a stopped call goes on where it was. Under torchrun all processes draw
-    the images of one together, and rank 0 writes them. device: see `choose_device`.
+    numbered .npy shards (see `Shards`), which must be the only output: the images go to disk as
+    they come, and a stopped call goes on where it was. Under torchrun all processes draw the images
+    of one together, and rank 0 writes them. draw.device: see `choose_device`.
 
     Raises ValueError for outputs of another kind, before any work starts, and as
     `SmoothedPair.sample`, `load_models` and `choose_device` do.
     """
-    check_outputs(outputs, count)
-    place = choose_device(device)
+    check_outputs(outputs, draw.count)
+    place = choose_device(draw.device or "auto")
     models = load_models(folders)
     networks = networks_of(models)
     for network in networks:
         network.to(place)
-    image_shape = (networks[0].config.image_channels, *image_size_of(models))
-    chunk = CHUNK[place.type] * rank_and_size()[1]
-    settings: dict[str, Any] = {
-        "seed": seed,
-        "method": method,
-        "score": score,
-        "temperature": temperature,
-    }
+    to_shards = not outputs[0].suffix
+    chunks = partial(
+        draw_in_chunks,
+        part_drawer(models),
+        draw,
+        image_shape=(networks[0].config.image_channels, *image_size_of(models)),
+        chunk=CHUNK[place.type],
+        within=SHARD_SIZE if to_shards else None,
+    )
+    if rank_and_size()[0] > 0:
+        for _ in chunks():  # its shares; rank 0 has the images
+            pass
+        return
+    started = time.monotonic()
+    with progress("drawing", draw.count) as done:
+        if to_shards:
+            digests = [weights_digest(network) for network in networks]
+            description = {**draw.how(), "device": place.type, "weights_sha256": digests}
+            shape = (networks[0].config.image_channels, *image_size_of(models))
+            shards = Shards(outputs[0], draw, shape, description)
+            done(shards.done)
+            for _, x in chunks(done=shards.done, progress=done):
+                shards.add(x)
+        else:
+            x = torch.cat([images.cpu() for _, images in chunks(progress=done)])
+            write_files(outputs, x, draw)
+    for path in outputs:
+        print(f"wrote {path}")
+    seconds = time.monotonic() - started
+    print(f"{draw.count:,} images in {seconds:.1f} s ({draw.count / seconds:.2f} img/s)")
 
-    def draw(first: int, n: int) -> Tensor:
-        if isinstance(models, SmoothedPair):
-            return models.sample(n, first_index=first, threads=threads, **settings)
-        model, (height, width) = models
-        return sample_images(
-            model,
-            n,
-            height=height,
-            width=width,
-            seed=seed,
-            first_index=first,
-            temperature=temperature,
-            threads=threads,
-        )
 
-    def write(draw: Draw) -> None:
-        started = time.monotonic()
-        with progress("drawing", count) as done:
-            if len(outputs) == 1 and not outputs[0].suffix:
-                digests = [weights_digest(network) for network in networks]
-                draw_to_shards(
-                    draw,
-                    count,
-                    outputs[0],
-                    image_shape=image_shape,
-                    first_index=first_index,
-                    description={**settings, "device": place.type, "weights_sha256": digests},
-                    chunk=chunk,
-                    progress=done,
-                )
-            else:
-                chunks = []
-                for first in range(0, count, chunk):
-                    n = min(chunk, count - first)
-                    chunks.append(draw(first_index + first, n).cpu())
-                    done(first + n)
-                write_files(outputs, torch.cat(chunks), seed, first_index)
-        for path in outputs:
-            print(f"wrote {path}")
-        seconds = time.monotonic() - started
-        print(f"{count:,} images in {seconds:.1f} s ({count / seconds:.2f} img/s)")
-
-    draw_together(draw, image_shape, write)
+def part_drawer(models: Models) -> DrawPart:
+    """Draws parts of one drawing, with the weights packed once."""
+    if isinstance(models, SmoothedPair):
+        return PairSampler(models).draw
+    return NetworkSampler(*models).draw
 
 
 def choose_device(name: str) -> torch.device:
@@ -182,13 +156,13 @@ def image_size_of(models: Models) -> tuple[int, int]:
     return models.image_size if isinstance(models, SmoothedPair) else models[1]
 
 
-def write_files(paths: Sequence[Path], x: Tensor, seed: int, first_index: int) -> None:
+def write_files(paths: Sequence[Path], x: Tensor, draw: Draw) -> None:
     """Write x (N, C, H, W) as a grid or an array, as each suffix asks."""
     for path in paths:
         if path.suffix == ".png":
             save_grid(x, path)
         else:
-            write_npz(path, x, seed, first_index)
+            write_npz(path, x, draw)
 
 
 def check_outputs(outputs: Sequence[Path], count: int) -> None:
@@ -217,10 +191,13 @@ def weights_digest(model: PixelCNNpp) -> str:
     return digest.hexdigest()
 
 
-def write_npz(path: Path, x: Tensor, seed: int, first_index: int) -> None:
+def write_npz(path: Path, x: Tensor, draw: Draw) -> None:
     """Write x (N, C, H, W) with its seed and first index as one compressed .npz."""
     buffer = io.BytesIO()
     np.savez_compressed(
-        buffer, x=x.cpu().numpy(), seed=np.uint64(seed), first_index=np.int64(first_index)
+        buffer,
+        x=x.cpu().numpy(),
+        seed=np.uint64(draw.seed),
+        first_index=np.int64(draw.first_index),
     )
     write_atomically(path, buffer.getvalue())

@@ -6,21 +6,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
 from . import __version__
 from .checkpoint import load_weights, read_json, save_weights, write_json
-from .config import ModelConfig, TrainConfig
+from .config import Method, ModelConfig, Score, TrainConfig
 from .nn import PixelCNNpp
 from .runlog import read_run_config
-from .sampling import sample_images
+from .sampling.auto import NetworkSampler
+from .sampling.draw import Draw, Progress, share_of_progress
 from .smoothing import GaussianSmoothing, Smoothing, make_smoothing
-
-Method = Literal["two-step", "single-step", "noisy"]
-Score = Literal["full", "conditional"]
 
 
 class SmoothedPair(nn.Module):
@@ -89,18 +87,8 @@ class SmoothedPair(nn.Module):
         temperature: > 0, of every draw. threads: None for torch's setting.
         Returns (n, C, H, W); x~ is not clamped, nor is x from a continuous denoiser.
         """
-        if method not in get_args(Method):
-            raise ValueError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
-        x_tilde = self._draw(self.noisy, n, seed, first_index, temperature, threads)
-        return self.denoise(
-            x_tilde,
-            seed=seed,
-            first_index=first_index,
-            method=method,
-            score=score,
-            temperature=temperature,
-            threads=threads,
-        )
+        draw = Draw(n, seed, first_index, method, score, temperature, threads)
+        return PairSampler(self).draw(draw)
 
     @torch.no_grad()
     def denoise(
@@ -115,35 +103,8 @@ class SmoothedPair(nn.Module):
         threads: int | None = None,
     ) -> Tensor:
         """The second half of `sample`, for noisy images (B, C, H, W) that are there already."""
-        if method == "noisy":
-            return x_tilde
-        if method == "single-step":
-            return self.single_step(x_tilde, score=score)
-        n = x_tilde.shape[0]
-        return self._draw(self.denoiser, n, seed, first_index, temperature, threads, x_tilde)
-
-    def _draw(
-        self,
-        model: PixelCNNpp,
-        n: int,
-        seed: int,
-        first_index: int,
-        temperature: float,
-        threads: int | None,
-        context: Tensor | None = None,
-    ) -> Tensor:
-        height, width = self.image_size
-        return sample_images(
-            model,
-            n,
-            height=height,
-            width=width,
-            seed=seed,
-            first_index=first_index,
-            context=context,
-            temperature=temperature,
-            threads=threads,
-        )
+        draw = Draw(x_tilde.shape[0], seed, first_index, method, score, temperature, threads)
+        return PairSampler(self).denoise(x_tilde, draw)
 
     def single_step(self, x_tilde: Tensor, *, score: Score = "full") -> Tensor:
         """The posterior mean E[x | x~] = x~ + scale**2 * grad log p(x~) (Tweedie's formula).
@@ -257,6 +218,34 @@ class SmoothedPair(nn.Module):
         load_weights(denoiser, folder / "denoiser.safetensors")
         smoothing = make_smoothing(**description["smoothing"])
         return cls(noisy, denoiser, smoothing, description["image_size"]).eval()
+
+
+class PairSampler:
+    """Draws the parts of one drawing from a pair, whose networks are packed once.
+
+    As of a `NetworkSampler`, its life ends with the drawing.
+    """
+
+    def __init__(self, pair: SmoothedPair) -> None:
+        self.pair = pair
+        self._noisy = NetworkSampler(pair.noisy, pair.image_size)
+        self._denoiser = NetworkSampler(pair.denoiser, pair.image_size)
+
+    @torch.no_grad()
+    def draw(self, draw: Draw, progress: Progress | None = None) -> Tensor:
+        """What `SmoothedPair.sample` does. progress: called with the fraction done."""
+        half = 0.5 if draw.method == "two-step" else 1.0
+        x_tilde = self._noisy.draw(draw, share_of_progress(progress, 0.0, half))
+        return self.denoise(x_tilde, draw, share_of_progress(progress, half, 1.0))
+
+    @torch.no_grad()
+    def denoise(self, x_tilde: Tensor, draw: Draw, progress: Progress | None = None) -> Tensor:
+        """What `SmoothedPair.denoise` does. progress: called with the fraction done."""
+        if draw.method == "noisy":
+            return x_tilde
+        if draw.method == "single-step":
+            return self.pair.single_step(x_tilde, score=draw.score)
+        return self._denoiser.draw(draw, progress, x_tilde)
 
 
 def load_run(folder: Path) -> tuple[PixelCNNpp, TrainConfig, tuple[int, int]]:

@@ -15,7 +15,8 @@ import torch
 
 import dsmooth
 from dsmooth.draw import choose_device
-from dsmooth.sampling.ranks import draw_together, share_of
+from dsmooth.sampling.draw import Draw, Progress
+from dsmooth.sampling.ranks import draw_in_chunks, share_of
 from tests.sampler_checks import network
 
 
@@ -28,16 +29,41 @@ def test_shares_make_the_whole(count: int, size: int) -> None:
     assert max(number for _, number in shares) == -(-count // size)
 
 
-def test_one_process_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("done", "within"), [(0, None), (0, 5), (4, None), (4, 5), (12, 5)])
+def test_chunks_of_one_process(
+    monkeypatch: pytest.MonkeyPatch, done: int, within: int | None
+) -> None:
+    """Every image behind `done` once, no chunk too long or across a border, and no group."""
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    seen = []
-    draw_together(
-        lambda first, n: torch.full((n, 1, 4, 4), float(first)),
-        (1, 4, 4),
-        lambda draw: seen.append(draw(3, 2)),
+    seen: list[float] = []
+
+    def draw_part(part: Draw, progress: Progress) -> torch.Tensor:
+        progress(0.5)
+        progress(1.0)
+        numbers = torch.arange(part.first_index, part.first_index + part.count).float()
+        return numbers.view(-1, 1, 1, 1).expand(-1, 1, 4, 4)
+
+    chunks = list(
+        draw_in_chunks(
+            draw_part,
+            Draw(12, first_index=7),
+            image_shape=(1, 4, 4),
+            chunk=3,
+            within=within,
+            done=done,
+            progress=seen.append,
+        )
     )
-    assert seen[0].shape == (2, 1, 4, 4)
-    assert (seen[0] == 3).all()
+    numbers = [int(x[0, 0, 0]) for _, images in chunks for x in images]
+    assert numbers == list(range(7 + done, 19))
+    assert all(first == images[0, 0, 0, 0] and len(images) <= 3 for first, images in chunks)
+    if within:
+        assert all(
+            (first - 7) // within == (first - 7 + len(images) - 1) // within
+            for first, images in chunks
+        )
+    assert seen == sorted(seen)
+    assert seen[-1:] == [12.0][: len(chunks)]
     assert not torch.distributed.is_initialized()
 
 

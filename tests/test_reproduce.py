@@ -33,6 +33,7 @@ from dsmooth.reproduce import (
     plan_from_preset,
     reproduce,
 )
+from dsmooth.sampling.draw import Draw
 from dsmooth.train import load_data
 from tests.report_checks import check_self_contained
 from tests.test_cli import run, save_run
@@ -127,7 +128,7 @@ def test_samples_of_a_diverged_noisy_image_count_as_diverged(
     assert noisy is not None
     row = int((~is_diverged(noisy)).nonzero()[-1])
     noisy[row, 0, 3, 3] = float("inf")
-    write_npz(tmp_path / "noisy.npz", noisy, 0, 0)
+    write_npz(tmp_path / "noisy.npz", noisy, Draw(9))
     _, test_set = load_data(tiny_plan(data).configs["noisy"])
     after = draw_all(
         tmp_path,

@@ -20,6 +20,7 @@ from ..draw import load_models, sample_to_files, weights_digest
 from ..pair import SmoothedPair, load_run
 from ..progress import progress
 from ..runlog import read_run_config
+from ..sampling.draw import Draw
 from .classifier import EPOCHS, accuracy, load_classifier, save_classifier, train_classifier
 from .comparison import Comparison, compare_images
 from .features import make_extractor
@@ -284,17 +285,20 @@ def collect_samples(options: FrechetOptions) -> tuple[ImageSet, dict[str, Any]]:
     count = DEFAULT_COUNT if options.count is None else options.count
     models = load_models(options.samples)
     networks = [models.noisy, models.denoiser] if isinstance(models, SmoothedPair) else [models[0]]
-    settings: dict[str, Any] = {
-        "seed": options.seed,
-        "method": options.method,
-        "temperature": options.temperature,
-    }
+    draw = Draw(
+        count,
+        options.seed,
+        method=options.method,
+        temperature=options.temperature,
+        threads=options.threads,
+    )
+    settings = {"seed": draw.seed, "method": draw.method, "temperature": draw.temperature}
     how = {**settings, "weights_sha256": [weights_digest(network) for network in networks]}
     # Other settings or weights go to another folder, so that nothing has to be deleted.
     digest = hashlib.sha256(json.dumps(how).encode()).hexdigest()[:8]
     name = f"samples-{options.method}-{count}-{digest}"
     keep = options.keep or options.out.parent / name
-    sample_to_files(options.samples, count, [keep], threads=options.threads, **settings)
+    sample_to_files(options.samples, draw, [keep])
     return read_images(keep), how
 
 

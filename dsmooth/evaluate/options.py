@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 
-Method = Literal["two-step", "single-step", "noisy"]
+from ..config import Method
+
 Split = Literal["train", "test"]
 
 

@@ -13,15 +13,17 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import read_json, write_json
-from ..config import ProbeSettings, Role
+from ..config import Method, ProbeSettings, Role
 from ..data import ImageDataset, to_bytes
 from ..draw import write_npz
 from ..images import save_grid
 from ..nn import PixelCNNpp
-from ..pair import Method, SmoothedPair, load_run
+from ..pair import PairSampler, SmoothedPair, load_run
 from ..progress import progress
 from ..runlog import read_run_config
-from ..sampling import sample_images
+from ..sampling.auto import NetworkSampler
+from ..sampling.draw import Draw, Progress
+from ..sampling.ranks import DrawPart, draw_in_chunks
 from ..smoothing import GaussianSmoothing
 from .comparison import collect_statistics, compare_images
 from .features import extract_features, make_extractor
@@ -162,54 +164,52 @@ def draw_all(
     """
     folder.mkdir(exist_ok=True)
     pair, plain = models.pair, models.plain
-    height, width = pair.image_size
+    shape = (pair.noisy.config.image_channels, *pair.image_size)
     device = next(pair.parameters()).device
+    sampler = PairSampler(pair)
     pictures: dict[str, Tensor] = {}
 
-    def draw(name: str, n: int, what: Callable[[int, int], Tensor]) -> None:
-        """`what` (first, n) in chunks, unless the file is there."""
+    def draw(name: str, count: int, draw_part: DrawPart, method: Method = "two-step") -> None:
+        """In chunks, unless the file is there."""
         path = folder / f"{name}.npz"
-        x = None if mode == "redo" else read_npz(path, n)
+        x = None if mode == "redo" else read_npz(path, count)
         if x is None and mode == "read":
             return
         if x is None:
-            with progress(f"drawing {name}", n) as done:
-                chunks = []
-                for first in range(0, n, CHUNK):
-                    chunks.append(what(first, min(CHUNK, n - first)).cpu())
-                    done(first + chunks[-1].shape[0])
-            x = torch.cat(chunks)
-            write_npz(path, x, seed, 0)
+            whole = Draw(count, seed, method=method)
+            with progress(f"drawing {name}", count) as done:
+                chunks = draw_in_chunks(
+                    draw_part, whole, image_shape=shape, chunk=CHUNK, progress=done
+                )
+                x = torch.cat([images.cpu() for _, images in chunks])
+            write_npz(path, x, whole)
             save_grid(visible(x[:GRID_IMAGES]), folder / f"{name}.png")
         pictures[name] = x
 
-    def denoise(x_tilde: Tensor, method: Method) -> Callable[[int, int], Tensor]:
-        def some(first: int, n: int) -> Tensor:
-            part = x_tilde[first : first + n].to(device)
-            x = pair.denoise(visible(part), seed=seed, first_index=first, method=method)
+    def denoise(x_tilde: Tensor) -> DrawPart:
+        def some(part: Draw, report: Progress) -> Tensor:
+            end = part.first_index + part.count
+            noisy = x_tilde[part.first_index : end].to(device)
+            x = sampler.denoise(visible(noisy), part, report)
             # What was drawn for a noisy image that diverged means nothing.
-            return torch.where(is_diverged(part)[:, None, None, None], math.nan, x)
+            return torch.where(is_diverged(noisy)[:, None, None, None], math.nan, x)
 
         return some
 
-    def sample(model: PixelCNNpp) -> Callable[[int, int], Tensor]:
-        return lambda first, n: sample_images(
-            model, n, height=height, width=width, seed=seed, first_index=first
-        )
-
     clean = test_set.batch(torch.arange(min(DENOISED_IMAGES, len(test_set))))
-    draw("noisy", count, sample(pair.noisy))
+    draw("noisy", count, sampler.draw, "noisy")
     pictures["held-out"] = clean
     pictures["held-out-noisy"] = pair.smoothing.sample(clean, seed=seed, first_index=0, repeat=0)
     for prefix in ("", "held-out-"):
         x_tilde = pictures.get(f"{prefix}noisy")
         if x_tilde is None:
             continue
-        draw(f"{prefix}two-step", len(x_tilde), denoise(x_tilde, "two-step"))
+        draw(f"{prefix}two-step", len(x_tilde), denoise(x_tilde))
         if isinstance(pair.smoothing, GaussianSmoothing):
-            draw(f"{prefix}single-step", len(x_tilde), denoise(x_tilde, "single-step"))
+            name = f"{prefix}single-step"
+            draw(name, len(x_tilde), denoise(x_tilde), "single-step")
     if plain is not None:
-        draw("plain", count, sample(plain))
+        draw("plain", count, NetworkSampler(plain, pair.image_size).draw)
     return pictures
 
 
