@@ -16,6 +16,7 @@ from ._version import __version__
 from .config import Method, ProbeSettings, Role, Score, TrainConfig
 from .evaluate.options import Evaluate
 from .presets import DESCRIPTIONS, PRESETS, preset
+from .runs import RunFolder, read_run_config
 
 DEFAULT_PRESET = "mnist-quick"
 PRESET_HELP = "Settings to start from: " + "; ".join(f"{k}: {v}" for k, v in DESCRIPTIONS.items())
@@ -197,10 +198,8 @@ def _train_default(args: list[str]) -> Train:
     role: Role = known.role if known.role in get_args(Role) else "noisy"
     source = Path(known.config) if known.config else None
     if known.resume and not known.config and not known.preset:
-        source = run_folder(role, Path(known.out) if known.out else None) / "config.json"
+        source = RunFolder(run_folder(role, Path(known.out) if known.out else None)).config
     if known.verb == "train" and source is not None:
-        from .runlog import read_run_config
-
         settings, _ = read_run_config(source)
     else:
         settings = preset(known.preset or DEFAULT_PRESET, role)
@@ -220,20 +219,9 @@ def _run(command: Command) -> int:
     if isinstance(command, Train):
         return _train(command)
     if isinstance(command, Sample):
-        from .draw import sample_to_files
-        from .sampling.draw import Draw
+        from .draw import sample
 
-        draw = Draw(
-            command.count,
-            command.seed,
-            command.first_index,
-            command.method,
-            command.score,
-            command.temperature,
-            command.threads,
-            device=command.device,
-        )
-        sample_to_files(command.models, draw, command.out)
+        sample(command)
         return 0
     if isinstance(command, Evaluate):
         from .evaluate.commands import evaluate

@@ -2,88 +2,57 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import os
 import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ._extension import cuda_obstacle, is_available
-from .checkpoint import write_atomically
 from .images import save_grid
-from .nn import PixelCNNpp
-from .pair import PairSampler, SmoothedPair, load_run
+from .models import Models, load_models
 from .progress import progress
-from .runlog import read_run_config
-from .sampling.auto import NetworkSampler
 from .sampling.draw import Draw
-from .sampling.ranks import DrawPart, draw_in_chunks, rank_and_size
-from .sampling.shards import SHARD_SIZE, Shards
+from .sampling.ranks import rank_and_size
+from .sampling.shards import SHARD_SIZE, Shards, write_images
+
+if TYPE_CHECKING:
+    from .cli import Sample
 
 # The most images that one PNG shows.
 GRID_LIMIT = 400
-# Images that a process draws at a time: enough to pay for packing the weights and to fill the
-# device, few enough for a lively bar.
-CHUNK = {"cpu": 256, "cuda": 4096}
-
-Models = SmoothedPair | tuple[PixelCNNpp, tuple[int, int]]
 
 
-def load_models(folders: Sequence[Path]) -> Models:
-    """A pair from its folder or from two run folders in any order; else one run's model and size.
-
-    Raises FileNotFoundError or ValueError, naming the folder, for anything else.
-    """
-    if not folders or len(folders) > 2:
-        raise ValueError(
-            "name a saved pair, or the run folders of a noisy model and of its denoiser, "
-            f"got {len(folders)} folders"
-        )
-    if len(folders) == 2:
-        roles = [read_run_config(folder / "config.json")[0].role for folder in folders]
-        noisy, denoiser = folders if roles[0] == "noisy" else reversed(folders)
-        return SmoothedPair.from_runs(noisy, denoiser)
-    (folder,) = folders
-    if (folder / "noisy.safetensors").exists():
-        return SmoothedPair.from_pretrained(folder)
-    model, config, image_size = load_run(folder)
-    if config.role == "denoiser":
-        raise ValueError(f"{folder} is a denoiser: name the run of its noisy model too")
-    return model, image_size
+def sample(options: Sample) -> None:
+    """Carry out `dsmooth sample`. Raises ValueError or FileNotFoundError before any work."""
+    draw = Draw(
+        options.count,
+        options.seed,
+        options.first_index,
+        options.method,
+        options.score,
+        options.temperature,
+        options.threads,
+        device=str(choose_device(options.device)),
+    )
+    check_outputs(options.out, draw.count)
+    sample_to_files(load_models(options.models), draw, options.out)
 
 
-def sample_to_files(folders: Sequence[Path], draw: Draw, outputs: Sequence[Path]) -> None:
-    """Draw images and write each of `outputs`.
+def sample_to_files(models: Models, draw: Draw, outputs: Sequence[Path]) -> None:
+    """Draw images and write each of `outputs`, which `check_outputs` has seen.
 
     A .png is a grid and a .npz one array, made in memory. A path without a suffix is a folder of
-    numbered .npy shards (see `Shards`), which must be the only output: the images go to disk as
-    they come, and a stopped call goes on where it was. Under torchrun all processes draw the images
-    of one together, and rank 0 writes them. draw.device: see `choose_device`.
-
-    Raises ValueError for outputs of another kind, before any work starts, and as
-    `SmoothedPair.sample`, `load_models` and `choose_device` do.
+    numbered .npy shards (see `Shards`): the images go to disk as they come, and a stopped call goes
+    on where it was. Under torchrun all processes draw the images of one together, and rank 0 writes
+    them. Raises ValueError as `Models.draw` and `Shards` do.
     """
-    check_outputs(outputs, draw.count)
-    place = choose_device(draw.device or "auto")
-    models = load_models(folders)
-    networks = networks_of(models)
-    for network in networks:
-        network.to(place)
     to_shards = not outputs[0].suffix
-    chunks = partial(
-        draw_in_chunks,
-        part_drawer(models),
-        draw,
-        image_shape=(networks[0].config.image_channels, *image_size_of(models)),
-        chunk=CHUNK[place.type],
-        within=SHARD_SIZE if to_shards else None,
-    )
+    chunks = partial(models.draw, draw, within=SHARD_SIZE if to_shards else None)
     if rank_and_size()[0] > 0:
         for _ in chunks():  # its shares; rank 0 has the images
             pass
@@ -91,10 +60,7 @@ def sample_to_files(folders: Sequence[Path], draw: Draw, outputs: Sequence[Path]
     started = time.monotonic()
     with progress("drawing", draw.count) as done:
         if to_shards:
-            digests = [weights_digest(network) for network in networks]
-            description = {**draw.how(), "device": place.type, "weights_sha256": digests}
-            shape = (networks[0].config.image_channels, *image_size_of(models))
-            shards = Shards(outputs[0], draw, shape, description)
+            shards = Shards(outputs[0], draw, models.image_shape, describe(models, draw))
             done(shards.done)
             for _, x in chunks(done=shards.done, progress=done):
                 shards.add(x)
@@ -107,11 +73,14 @@ def sample_to_files(folders: Sequence[Path], draw: Draw, outputs: Sequence[Path]
     print(f"{draw.count:,} images in {seconds:.1f} s ({draw.count / seconds:.2f} img/s)")
 
 
-def part_drawer(models: Models) -> DrawPart:
-    """Draws parts of one drawing, with the weights packed once."""
-    if isinstance(models, SmoothedPair):
-        return PairSampler(models).draw
-    return NetworkSampler(*models).draw
+def describe(models: Models, draw: Draw) -> dict[str, Any]:
+    """What decides an image beside its number, as JSON."""
+    place = models.device if draw.device is None else torch.device(draw.device)
+    return {
+        **draw.how(),
+        "device": place.type,
+        "weights_sha256": list(models.digests().values()),
+    }
 
 
 def choose_device(name: str) -> torch.device:
@@ -144,31 +113,17 @@ def cuda_is_built() -> bool:
     return is_available() and cuda_obstacle() is None
 
 
-def networks_of(models: Models) -> list[PixelCNNpp]:
-    """The networks, the noisy one first."""
-    if isinstance(models, SmoothedPair):
-        return [models.noisy, models.denoiser]
-    return [models[0]]
-
-
-def image_size_of(models: Models) -> tuple[int, int]:
-    """(H, W) of the images."""
-    return models.image_size if isinstance(models, SmoothedPair) else models[1]
-
-
 def write_files(paths: Sequence[Path], x: Tensor, draw: Draw) -> None:
     """Write x (N, C, H, W) as a grid or an array, as each suffix asks."""
     for path in paths:
         if path.suffix == ".png":
             save_grid(x, path)
         else:
-            write_npz(path, x, draw)
+            write_images(path, x, draw)
 
 
 def check_outputs(outputs: Sequence[Path], count: int) -> None:
-    """Raise ValueError for a count or files that `sample_to_files` cannot write."""
-    if count < 1:
-        raise ValueError(f"the number of images must be at least 1, got {count}")
+    """Raise ValueError for files that `sample_to_files` cannot write `count` images to."""
     for path in outputs:
         if not path.suffix and len(outputs) > 1:
             raise ValueError(f"a folder of shards must be the only --out, got {path} among others")
@@ -180,24 +135,3 @@ def check_outputs(outputs: Sequence[Path], count: int) -> None:
             raise ValueError(f"a .png shows at most {GRID_LIMIT} images, got {count}: use .npz")
         if not path.absolute().parent.is_dir():
             raise ValueError(f"there is no folder {path.absolute().parent} for {path.name}")
-
-
-def weights_digest(model: PixelCNNpp) -> str:
-    """SHA-256 of a model's weights, in the order of their names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def write_npz(path: Path, x: Tensor, draw: Draw) -> None:
-    """Write x (N, C, H, W) with its seed and first index as one compressed .npz."""
-    buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer,
-        x=x.cpu().numpy(),
-        seed=np.uint64(draw.seed),
-        first_index=np.int64(draw.first_index),
-    )
-    write_atomically(path, buffer.getvalue())

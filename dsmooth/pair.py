@@ -13,12 +13,17 @@ from torch import Tensor, nn
 
 from . import __version__
 from .checkpoint import load_weights, read_json, save_weights, write_json
-from .config import Method, ModelConfig, Score, TrainConfig
+from .config import Method, ModelConfig, Score
 from .nn import PixelCNNpp
-from .runlog import read_run_config
+from .runs import RunFolder
 from .sampling.auto import NetworkSampler
 from .sampling.draw import Draw, Progress, share_of_progress
 from .smoothing import GaussianSmoothing, Smoothing, make_smoothing
+
+# The files of a saved pair.
+CONFIG_FILE = "config.json"
+NOISY_FILE = "noisy.safetensors"
+DENOISER_FILE = "denoiser.safetensors"
 
 
 class SmoothedPair(nn.Module):
@@ -166,8 +171,8 @@ class SmoothedPair(nn.Module):
         """Write config.json, noisy.safetensors and denoiser.safetensors into `folder`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save_weights(self.noisy, folder / "noisy.safetensors")
-        save_weights(self.denoiser, folder / "denoiser.safetensors")
+        save_weights(self.noisy, folder / NOISY_FILE)
+        save_weights(self.denoiser, folder / DENOISER_FILE)
         description = {
             "dsmooth": __version__,
             "noisy": asdict(self.noisy.config),
@@ -175,7 +180,7 @@ class SmoothedPair(nn.Module):
             "smoothing": {"kind": self.smoothing.kind, "scale": self.smoothing.scale},
             "image_size": list(self.image_size),
         }
-        write_json(folder / "config.json", description)
+        write_json(folder / CONFIG_FILE, description)
 
     @classmethod
     def from_runs(cls, noisy: str | Path, denoiser: str | Path) -> SmoothedPair:
@@ -184,7 +189,7 @@ class SmoothedPair(nn.Module):
         Raises FileNotFoundError or ValueError for folders that are not runs, have other roles, or
         were trained for different smoothing or image sizes.
         """
-        loaded = [load_run(Path(folder)) for folder in (noisy, denoiser)]
+        loaded = [RunFolder(Path(folder)).load_model() for folder in (noisy, denoiser)]
         (noisy_model, first, size), (denoiser_model, second, other_size) = loaded
         if (first.role, second.role) != ("noisy", "denoiser"):
             raise ValueError(
@@ -206,18 +211,22 @@ class SmoothedPair(nn.Module):
         Raises FileNotFoundError or ValueError, naming the file, for a folder that is not a pair.
         """
         folder = Path(folder)
-        description = read_json(folder / "config.json")
+        path = folder / CONFIG_FILE
+        description = read_json(path)
         missing = {"noisy", "denoiser", "smoothing", "image_size"} - description.keys()
         if missing:
-            raise ValueError(
-                f"{folder / 'config.json'} is not a pair's: it lacks {', '.join(sorted(missing))}"
-            )
-        noisy = PixelCNNpp(ModelConfig(**description["noisy"]))
-        denoiser = PixelCNNpp(ModelConfig(**description["denoiser"]))
-        load_weights(noisy, folder / "noisy.safetensors")
-        load_weights(denoiser, folder / "denoiser.safetensors")
+            raise ValueError(f"{path} is not a pair's: it lacks {', '.join(sorted(missing))}")
+        noisy = PixelCNNpp(ModelConfig.from_dict(description["noisy"]))
+        denoiser = PixelCNNpp(ModelConfig.from_dict(description["denoiser"]))
+        load_weights(noisy, folder / NOISY_FILE)
+        load_weights(denoiser, folder / DENOISER_FILE)
         smoothing = make_smoothing(**description["smoothing"])
         return cls(noisy, denoiser, smoothing, description["image_size"]).eval()
+
+
+def is_saved_pair(folder: Path) -> bool:
+    """Whether `SmoothedPair.save_pretrained` wrote into `folder`."""
+    return (folder / NOISY_FILE).exists()
 
 
 class PairSampler:
@@ -246,17 +255,6 @@ class PairSampler:
         if draw.method == "single-step":
             return self.pair.single_step(x_tilde, score=draw.score)
         return self._denoiser.draw(draw, progress, x_tilde)
-
-
-def load_run(folder: Path) -> tuple[PixelCNNpp, TrainConfig, tuple[int, int]]:
-    """The trained model of a run folder, its settings and its image size.
-
-    Raises FileNotFoundError or ValueError, naming the file, for a folder without finished weights.
-    """
-    config, image_size = read_run_config(folder / "config.json")
-    model = PixelCNNpp(config.model)
-    load_weights(model, folder / "model.safetensors")
-    return model.eval(), config, image_size
 
 
 def score_of(model: PixelCNNpp, x: Tensor, score: Score = "full") -> Tensor:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -21,28 +20,26 @@ from torch import Tensor
 from .checkpoint import read_json, write_json
 from .config import Role, TrainConfig, flatten
 from .data import ImageDataset
-from .draw import weights_digest
 from .evaluate.features import make_extractor
 from .evaluate.probe import check_images
 from .evaluate.report import advice, bound_sentence, write_report
-from .evaluate.results import collect, history, is_finished
+from .evaluate.results import collect
 from .evaluate.sources import choose_data
 from .evaluate.stages import (
     STAGES,
-    Models,
     Sizes,
     Stage,
     compare_all,
     draw_all,
-    load_models,
     mode_of,
     probe_all,
     score_all,
     see_receptive_fields,
 )
-from .parallel import Run, train_side_by_side
+from .models import Models, load_models
+from .parallel import train_side_by_side
 from .presets import preset
-from .runlog import write_run_config
+from .runs import RunFolder
 from .train import catch_signals, load_data
 
 # The baseline's part of the training time. The pair is what the reproduction is about.
@@ -141,12 +138,11 @@ class Given:
 
     def description(self, models: Models, test_set: ImageDataset) -> dict[str, Any]:
         """All that decides the results, as JSON."""
-        digests = {role: weights_digest(model) for role, model in models.networks.items()}
         return {
             "name": self.name,
             "seed": self.seed,
             "data": test_set.source,
-            "weights_sha256": digests,
+            "weights_sha256": models.digests(),
         }
 
 
@@ -177,8 +173,9 @@ def reproduce(
         raise ValueError(f"only must be one of {', '.join(STAGES)}, got {only!r}")
     if sizes.extractor != "auto":
         make_extractor(sizes.extractor)  # a mistake is told before any work
+    place = "cuda" if torch.cuda.is_available() else "cpu"
     if isinstance(plan, Given):
-        models = load_models(plan.folders)
+        models = load_models(plan.folders).to(place)
         train_set, test_set = plan.load_data(models)
         claim_folder(out, plan.description(models, test_set))
     else:
@@ -190,7 +187,7 @@ def reproduce(
             if interrupted:
                 print(f"stopped and saved in {out}; repeat the same command to go on")
                 return 128 + interrupted
-            models = load_models([out / role for role in plan.configs])
+            models = load_models([out / role for role in plan.configs]).to(place)
         try:
             measured, samples = run_stages(out, models, train_set, test_set, sizes, plan.seed, only)
         except KeyboardInterrupt:
@@ -201,9 +198,7 @@ def reproduce(
         results |= measured
         write_json(out / "results.json", results)
         histories = {
-            str(role): history(folder)
-            for role, folder in models.runs.items()
-            if is_finished(folder)
+            str(role): run.history() for role, run in models.runs.items() if run.is_finished()
         }
         write_report(out / "report.html", results, histories, samples)
     summarise(out, results)
@@ -299,7 +294,7 @@ def train_all(
 
     Raises ValueError if something is left to train, but one stage `only` was asked for.
     """
-    untrained = [role for role in plan.configs if not is_finished(out / role)]
+    untrained = [role for role in plan.configs if not RunFolder(out / role).is_finished()]
     if untrained and only:
         raise ValueError(
             f"--only {only} needs trained models, and {' and '.join(untrained)} in {out} "
@@ -308,16 +303,18 @@ def train_all(
     cores = torch.get_num_threads()
     with catch_signals() as stop:
         for group in plan.groups:
-            left = [config for config in group if not is_finished(out / config.role)]
+            left = [config for config in group if config.role in untrained]
             for config in group:
                 if config not in left:
                     print(f"{config.role}: trained already")
             if not left:
                 continue
-            runs = [prepare_run(out / config.role, config, test_set) for config in left]
+            runs = {config.role: RunFolder(out / config.role) for config in left}
+            for config in left:
+                runs[config.role].prepare_for_child(config, test_set.image_size)
             threads = max(1, cores // len(group))
             names = " and ".join(config.role for config in left)
-            if any((run.folder / "checkpoint.safetensors").exists() for run in runs):
+            if any(run.checkpoint.exists() for run in runs.values()):
                 what = f"going on with {names}"
             elif left[0].budget:
                 what = f"training {names} for {left[0].budget:.3g} minutes"
@@ -329,20 +326,6 @@ def train_all(
             if interrupted:
                 return interrupted
     return None
-
-
-def prepare_run(folder: Path, config: TrainConfig, test_set: ImageDataset) -> Run:
-    """The run of `config` in `folder`, ready to start or to go on."""
-    folder.mkdir(exist_ok=True)
-    settings = folder / "settings.json"
-    if not (folder / "checkpoint.safetensors").exists():
-        if not (folder / "config.json").exists() and not settings.exists():
-            write_run_config(folder, config, test_set.image_size)
-        if (folder / "config.json").exists():
-            # Just written, or left by a run that was killed before its first checkpoint: that one
-            # begins again with the number of images that was measured then.
-            os.replace(folder / "config.json", settings)
-    return Run(config.role, folder, settings)
 
 
 def summarise(out: Path, results: dict[str, Any]) -> None:

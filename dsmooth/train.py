@@ -22,7 +22,8 @@ from .config import Precision, TrainConfig, flatten
 from .data import ImageDataset, indices_at, load_dataset
 from .ema import EMA
 from .nn import PixelCNNpp
-from .runlog import RunLog, read_run_config, write_run_config
+from .runlog import RunLog
+from .runs import RunFolder
 from .sampling import sample_images
 from .sampling.philox import Stage, image_words
 from .smoothing import GaussianSmoothing, make_smoothing
@@ -61,9 +62,7 @@ def train(
 ) -> TrainResult:
     """Train one model, or go on with `resume`, and write everything into `folder`.
 
-    The folder gets config.json, log.jsonl, checkpoint.safetensors (all that a resumed run needs),
-    model.safetensors (the averaged weights at the last evaluation), best.safetensors (those at the
-    best) and samples-*.png. SIGINT, SIGTERM and SIGHUP save a checkpoint and
+    The folder gets the files of a `RunFolder`. SIGINT, SIGTERM and SIGHUP save a checkpoint and
     return early. threads: CPU
     threads, None for torch's setting; sums are rounded in another order with another number.
     tensorboard: also write event files, which needs the extra of that name.
@@ -71,36 +70,36 @@ def train(
     Raises ValueError or FileNotFoundError for data, settings or a folder that do not fit, and
     NonFiniteLoss, naming step and seed.
     """
-    folder = Path(folder)
+    run = RunFolder(Path(folder))
     if threads:
         torch.set_num_threads(threads)
     if resume:
-        config = merge_with_run(config, folder)
+        config = merge_with_run(config, run)
     else:
-        check_new_run(folder)
+        check_new_run(run)
     train_set, test_set = load_data(config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = replace(config, precision=resolve_precision(config, device))
     state = TrainState(config, train_set, device)
     if resume:
-        state.load(folder / "checkpoint.safetensors")
+        state.load(run.checkpoint)
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(catch_signals())
         if config.images is None:
             config = fix_images(state, test_set)
             state.config = config
-        folder.mkdir(parents=True, exist_ok=True)
-        write_run_config(folder, config, test_set.image_size)
+        run.path.mkdir(parents=True, exist_ok=True)
+        run.write_config(config, test_set.image_size)
         log = stack.enter_context(
-            RunLog(folder, config, loss_name(config), state.images_seen, tensorboard)
+            RunLog(run, config, loss_name(config), state.images_seen, tensorboard)
         )
-        return _loop(state, test_set, folder, log, stop)
+        return _loop(state, test_set, run, log, stop)
 
 
 def _loop(
     state: TrainState,
     test_set: ImageDataset,
-    folder: Path,
+    run: RunFolder,
     log: RunLog,
     stop: Callable[[], int | None],
 ) -> TrainResult:
@@ -115,17 +114,17 @@ def _loop(
 
         if any(before < mark <= state.images_seen for mark in marks):
             bits = evaluate(state, test_set)
-            save_weights(state.averaged, folder / "model.safetensors")
+            save_weights(state.averaged, run.weights)
             if bits < state.best_bits:
                 state.best_bits = bits
-                save_weights(state.averaged, folder / "best.safetensors")
+                save_weights(state.averaged, run.best_weights)
             log.evaluation(state.images_seen, bits)
             log.grid(state.images_seen, sample_grid(state, test_set))
 
         interrupted = stop()
         due = time.monotonic() - saved > 60 * state.config.checkpoint_minutes
         if interrupted or due or state.images_seen >= total:
-            state.save(folder / "checkpoint.safetensors")
+            state.save(run.checkpoint)
             saved = time.monotonic()
         if interrupted:
             log.interrupted(state.images_seen)
@@ -357,19 +356,19 @@ def fix_images(state: TrainState, test_set: ImageDataset) -> TrainConfig:
     return replace(config, images=steps * config.batch_size, evaluations=evaluations)
 
 
-def check_new_run(folder: Path) -> None:
-    """Raise ValueError if `folder` already holds a run."""
-    if (folder / "config.json").exists():
+def check_new_run(run: RunFolder) -> None:
+    """Raise ValueError if the folder already holds a run."""
+    if run.config.exists():
         raise ValueError(
-            f"{folder} already holds a run; go on with it by --resume, or choose another --out"
+            f"{run.path} already holds a run; go on with it by --resume, or choose another --out"
         )
 
 
-def merge_with_run(config: TrainConfig, folder: Path) -> TrainConfig:
-    """The config of the run in `folder`, after checking that `config` does not contradict it."""
-    stored, _ = read_run_config(folder / "config.json")
-    if not (folder / "checkpoint.safetensors").exists():
-        raise FileNotFoundError(f"{folder} holds no checkpoint to resume from")
+def merge_with_run(config: TrainConfig, run: RunFolder) -> TrainConfig:
+    """The config of the run that is there, after checking that `config` does not contradict it."""
+    stored, _ = run.read_config()
+    if not run.checkpoint.exists():
+        raise FileNotFoundError(f"{run.path} holds no checkpoint to resume from")
     mine, theirs = flatten(asdict(config)), flatten(asdict(stored))
     if mine["images"] is None:  # a budget has become a number of images
         for name in ("images", "budget", "evaluations"):
@@ -380,7 +379,7 @@ def merge_with_run(config: TrainConfig, folder: Path) -> TrainConfig:
     if different:
         name = different[0]
         raise ValueError(
-            f"{folder} holds another run: its {name} is {theirs[name]}, not {mine[name]}"
+            f"{run.path} holds another run: its {name} is {theirs[name]}, not {mine[name]}"
         )
     return stored
 

@@ -15,7 +15,7 @@ import torch
 import dsmooth
 from dsmooth.cli import main
 from dsmooth.presets import PRESETS, preset
-from dsmooth.runlog import write_run_config
+from dsmooth.runs import RunFolder
 
 TINY = ["--n-filters", "4", "--n-mix", "2", "--images", "16", "--batch-size", "8"]
 
@@ -37,10 +37,11 @@ def save_run(folder: Path, role: str, *, size: int = 8, **settings: object) -> P
     with torch.no_grad():
         model.head.weight_g.mul_(0.1)
     folder.mkdir()
-    write_run_config(folder, config, (size, size))
+    run = RunFolder(folder)
+    run.write_config(config, (size, size))
     from dsmooth.checkpoint import save_weights
 
-    save_weights(model, folder / "model.safetensors")
+    save_weights(model, run.weights)
     return folder
 
 
@@ -154,7 +155,7 @@ def test_sample_from_one_model(tmp_path: Path) -> None:
         (["sample"], "name a saved pair"),
         (["sample", "{tmp}"], "there is no"),
         (["sample", "{tmp}/denoiser"], "is a denoiser: name the run of its noisy model too"),
-        (["sample", "{tmp}/noisy", "{tmp}/noisy"], "a pair needs the run of a noisy model and"),
+        (["sample", "{tmp}/noisy", "{tmp}/noisy"], "are both runs of the role noisy"),
         (["sample", "{tmp}/noisy", "{tmp}/other"], "the runs do not fit together"),
         (["sample", "{tmp}/noisy", "--out", "x.gif"], "or be a folder without a suffix, got x.gif"),
         (["sample", "{tmp}/noisy", "--out", "{tmp}/no/x.png"], "there is no folder"),

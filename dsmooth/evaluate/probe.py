@@ -23,7 +23,7 @@ from torch import Tensor
 from ..checkpoint import read_json, write_json
 from ..config import ProbeSettings
 from ..data import ImageDataset
-from ..draw import weights_digest
+from ..models import weights_digest
 from ..nn import PixelCNNpp
 from ..pair import SmoothedPair
 from ..progress import progress

@@ -10,8 +10,7 @@ import torch
 
 from ..checkpoint import write_atomically
 from ..config import ProbeSettings
-from ..draw import load_models
-from ..pair import SmoothedPair
+from ..models import load_models
 from .plots import probe_png
 from .probe import BLOCKS, PIXELS, check_data, probe_pair
 from .sources import choose_data
@@ -35,9 +34,7 @@ def probe(
         raise ValueError(f"--threads must be at least 1, got {threads}")
     if threads:
         torch.set_num_threads(threads)
-    pair = load_models(folders)
-    if not isinstance(pair, SmoothedPair):
-        raise ValueError(f"{folders[0]} is a single model: name the run of its denoiser too")
+    pair = load_models(folders).pair
     choice = choose_data(folders, data, data_dir, None)
     train_set, test_set = choice.load("train"), choice.load("test")
     check_data(pair, train_set, test_set)

@@ -9,11 +9,17 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..checkpoint import read_json, write_json
+from ..checkpoint import read_json, write_json, write_npz
 from .draw import Draw
 
 MANIFEST = "shards.json"
 SHARD_SIZE = 1000
+
+
+def write_images(path: Path, x: Tensor, draw: Draw) -> None:
+    """Write the images x (N, C, H, W) of a draw as one compressed .npz: x, seed, first_index."""
+    seed, first_index = np.uint64(draw.seed), np.int64(draw.first_index)
+    write_npz(path, {"x": x.numpy(force=True), "seed": seed, "first_index": first_index})
 
 
 class Shards:
