@@ -120,7 +120,7 @@ def self_tests() -> Iterator[tuple[str, Check]]:
 def _check_philox() -> str | None:
     import torch
 
-    from .sampling.philox import philox4x32
+    from .philox import philox4x32
 
     words = tuple(philox4x32(torch.zeros(4, dtype=torch.int64), (0, 0)).tolist())
     if words != _PHILOX_ZERO:

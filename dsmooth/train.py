@@ -22,10 +22,10 @@ from .config import Precision, TrainConfig, flatten
 from .data import ImageDataset, indices_at, load_dataset
 from .ema import EMA
 from .nn import PixelCNNpp
+from .philox import Stage, image_words
 from .runlog import RunLog
 from .runs import RunFolder
 from .sampling import sample_images
-from .sampling.philox import Stage, image_words
 from .smoothing import GaussianSmoothing, make_smoothing
 
 # Evaluation noise never repeats a training draw: training uses repeat 0.

@@ -142,7 +142,7 @@ def dropout_factors(shape: torch.Size, dropout: float, seed: Tensor, layer: int)
     counter (i // 4 low, i // 4 high, layer, Stage.DROPOUT), key `seed`, and is kept if that word's
     uniform is at least `dropout`. Returns float64 of that shape, on the seed's device.
     """
-    from ..sampling.philox import Stage, philox4x32
+    from ..philox import Stage, philox4x32
 
     low = 0xFFFFFFFF
     batch, channels, rows, cols = shape

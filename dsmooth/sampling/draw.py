@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from ..config import Method, Score
-from .philox import split_seed
+from ..philox import split_seed
 
 # Called with the fraction that is done.
 Progress = Callable[[float], None]

@@ -11,8 +11,8 @@ from torch import Tensor
 from ..functional import logistic_mixture_sample
 from ..nn import PixelCNNpp
 from ..nn.pixelcnnpp import Encoded
+from ..philox import Stage, image_words, to_uniform
 from .draw import Draw, Progress, check_size
-from .philox import Stage, image_words, to_uniform
 
 
 def sequential_sample(
