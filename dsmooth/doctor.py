@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import sys
 import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _extension
 from ._version import __version__
+from .machine import cpu_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,16 +89,6 @@ def _version_of(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "not installed"
-
-
-def cpu_name() -> str:
-    """The processor's own name where Linux tells it, else its architecture."""
-    if sys.platform == "linux":
-        with open("/proc/cpuinfo") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 Check = Callable[[], str | None]

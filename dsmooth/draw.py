@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -12,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ._extension import cuda_obstacle, is_available
-from .images import save_grid
+from .machine import choose_device
 from .models import Models, load_models
+from .pictures import save_grid
 from .progress import progress
 from .sampling.draw import Draw
 from .sampling.ranks import rank_and_size
@@ -81,36 +80,6 @@ def describe(models: Models, draw: Draw) -> dict[str, Any]:
         "device": place.type,
         "weights_sha256": list(models.digests().values()),
     }
-
-
-def choose_device(name: str) -> torch.device:
-    """The device that `name` means: "auto", "cpu", "cuda" or "cuda:1".
-
-    "auto" is "cuda" where there is a device and the extension can use it, else "cpu". Under
-    torchrun "cuda" is the device of LOCAL_RANK.
-    Raises ValueError, with the reason, for a CUDA device that is not there, and for other names.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() and cuda_is_built() else "cpu"
-    if name == "cpu":
-        return torch.device("cpu")
-    kind, _, index = name.partition(":")
-    if kind != "cuda" or (index and not index.isdigit()):
-        raise ValueError(f'--device must be auto, cpu, cuda or cuda:N, got "{name}"')
-    count = torch.cuda.device_count()
-    if count == 0:
-        built = torch.version.cuda is not None
-        reason = "no GPU and driver that it can use" if built else "it was built without CUDA"
-        raise ValueError(f"--device {name}: PyTorch finds no CUDA device ({reason})")
-    number = int(index) if index else int(os.environ.get("LOCAL_RANK", 0)) % count
-    if number >= count:
-        raise ValueError(f"--device {name}: there are {count} CUDA devices, numbered from 0")
-    return torch.device("cuda", number)
-
-
-def cuda_is_built() -> bool:
-    """Whether the extension has the CUDA half of the sampler."""
-    return is_available() and cuda_obstacle() is None
 
 
 def write_files(paths: Sequence[Path], x: Tensor, draw: Draw) -> None:

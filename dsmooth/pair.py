@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from . import __version__
-from .checkpoint import load_weights, read_json, save_weights, write_json
 from .config import Method, ModelConfig, Score
+from .files import load_weights, read_json, save_weights, write_json
 from .nn import PixelCNNpp
 from .runs import RunFolder
 from .sampling.auto import NetworkSampler

@@ -17,7 +17,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .checkpoint import read_json, write_json
 from .config import Role, TrainConfig, flatten
 from .data import ImageDataset
 from .evaluate.features import make_extractor
@@ -36,6 +35,8 @@ from .evaluate.stages import (
     score_all,
     see_receptive_fields,
 )
+from .files import read_json, write_json
+from .machine import default_device, use_threads
 from .models import Models, load_models
 from .parallel import train_side_by_side
 from .presets import preset
@@ -165,15 +166,12 @@ def reproduce(
     and runs raise.
     """
     sizes = sizes or Sizes()
-    if threads is not None and threads < 1:
-        raise ValueError(f"--threads must be at least 1, got {threads}")
-    if threads:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     if only not in (None, *STAGES):
         raise ValueError(f"only must be one of {', '.join(STAGES)}, got {only!r}")
     if sizes.extractor != "auto":
         make_extractor(sizes.extractor)  # a mistake is told before any work
-    place = "cuda" if torch.cuda.is_available() else "cpu"
+    place = default_device()
     if isinstance(plan, Given):
         models = load_models(plan.folders).to(place)
         train_set, test_set = plan.load_data(models)

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from .config import TrainConfig
-from .images import save_grid
+from .pictures import save_grid
 from .progress import LINE_SECONDS, clock, make_bar
 from .runs import RunFolder
 

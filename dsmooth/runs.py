@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
-from .checkpoint import load_weights, read_json, write_json
 from .config import TrainConfig
+from .files import load_weights, read_json, write_json
 
 if TYPE_CHECKING:
     from .nn import PixelCNNpp

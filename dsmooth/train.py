@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .checkpoint import load_state, read_tensors, save_weights, write_tensors
 from .config import Precision, TrainConfig, flatten
 from .data import ImageDataset, indices_at, load_dataset
 from .ema import EMA
+from .files import load_state, read_tensors, save_weights, write_tensors
 from .nn import PixelCNNpp
 from .philox import Stage, image_words
 from .runlog import RunLog

@@ -39,7 +39,7 @@ def save_run(folder: Path, role: str, *, size: int = 8, **settings: object) -> P
     folder.mkdir()
     run = RunFolder(folder)
     run.write_config(config, (size, size))
-    from dsmooth.checkpoint import save_weights
+    from dsmooth.files import save_weights
 
     save_weights(model, run.weights)
     return folder

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import dsmooth
-from dsmooth.draw import choose_device
+from dsmooth.machine import choose_device
 from dsmooth.sampling.draw import Draw, Progress
 from dsmooth.sampling.ranks import draw_in_chunks, share_of
 from tests.sampler_checks import network

@@ -21,11 +21,11 @@ import torch
 from PIL import Image
 
 from dsmooth.config import ModelConfig, ProbeSettings, TrainConfig, flatten
-from dsmooth.evaluate.figures import is_diverged
 from dsmooth.evaluate.results import training_seconds
 from dsmooth.evaluate.stages import STAGES, Sizes, Stage, draw_all, read_images
 from dsmooth.models import load_models
 from dsmooth.parallel import Watched, last_words, train_side_by_side
+from dsmooth.pictures import is_diverged
 from dsmooth.reproduce import (
     Given,
     Plan,

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from .._version import __version__
-from ..checkpoint import write_json
 from ..data import SPLITS, ImageDataset, load_dataset
-from ..draw import check_outputs, choose_device, sample_to_files
+from ..draw import check_outputs, sample_to_files
+from ..files import write_json
+from ..machine import choose_device, default_device, use_threads
 from ..models import is_model, load_models, weights_digest
 from ..progress import progress
 from ..runs import RunFolder
@@ -42,11 +43,8 @@ DEFAULT_COUNT = 1000
 
 def evaluate(options: BitsOptions | FrechetOptions | ClassifierOptions) -> None:
     """Carry out one command. Raises ValueError, OSError or ImportError for what does not fit."""
-    if options.threads is not None and options.threads < 1:
-        raise ValueError(f"--threads must be at least 1, got {options.threads}")
+    use_threads(options.threads)
     check_output(options.out, (".safetensors",) if is_training(options) else (".json",))
-    if options.threads:
-        torch.set_num_threads(options.threads)
     if isinstance(options, BitsOptions):
         evaluate_bits(options)
     elif isinstance(options, FrechetOptions):
@@ -68,11 +66,6 @@ def check_output(path: Path, suffixes: Sequence[str]) -> None:
         raise ValueError(f"there is no folder {path.absolute().parent} for {path.name}")
 
 
-def device() -> str:
-    """Where the networks compute."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def evaluate_bits(options: BitsOptions) -> None:
     """`dsmooth evaluate bpd`."""
     models = load_models(options.models)
@@ -86,7 +79,7 @@ def evaluate_bits(options: BitsOptions) -> None:
                 f"--plain must be the run of a plain model of images {pair.image_size}, got "
                 f"{config.role} of {size}"
             )
-        plain.to(device())
+        plain.to(default_device())
     dataset = choice.load(options.split)
     n = len(dataset) if options.limit is None else min(options.limit, len(dataset))
     clean_noise = options.clean_noise
@@ -94,7 +87,7 @@ def evaluate_bits(options: BitsOptions) -> None:
         clean_noise = models.clean_noise
     with progress("scoring the pair", n) as done:
         scores = score_pair(
-            pair.to(device()),
+            pair.to(default_device()),
             dataset,
             limit=options.limit,
             n_noise=options.n_noise,
@@ -201,7 +194,7 @@ def evaluate_frechet(options: FrechetOptions) -> None:
     """`dsmooth evaluate fid`."""
     if options.save_reference:
         check_output(options.save_reference, (".npz",))
-    extractor = make_extractor(options.extractor, weights=options.weights, device=device())
+    extractor = make_extractor(options.extractor, weights=options.weights, device=default_device())
     folders = [path for path in options.samples if is_model(path)]
     choice = choose_data(folders, options.data, options.data_dir, options.image_size)
     other_split = next(split for split in SPLITS if split != options.split)

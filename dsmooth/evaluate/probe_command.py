@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ..checkpoint import write_atomically
 from ..config import ProbeSettings
+from ..files import write_atomically
+from ..machine import default_device, use_threads
 from ..models import load_models
 from .plots import probe_png
 from .probe import BLOCKS, PIXELS, check_data, probe_pair
@@ -30,17 +29,15 @@ def probe(
     data, data_dir: which images; by default those of the run. Raises ValueError for folders that
     are no pair, an `out` with probes of something else, and as `probe_pair` does.
     """
-    if threads is not None and threads < 1:
-        raise ValueError(f"--threads must be at least 1, got {threads}")
-    if threads:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     pair = load_models(folders).pair
     choice = choose_data(folders, data, data_dir, None)
     train_set, test_set = choice.load("train"), choice.load("test")
     check_data(pair, train_set, test_set)
     out.mkdir(parents=True, exist_ok=True)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    results = probe_pair(pair.to(device), train_set, test_set, settings, out / "probes.json")
+    results = probe_pair(
+        pair.to(default_device()), train_set, test_set, settings, out / "probes.json"
+    )
     for name in ("noisy", "denoiser"):
         write_atomically(
             out / f"{name}.png", probe_png(results["accuracy"], name, transparent=False)

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..checkpoint import write_atomically
+from ..files import write_atomically
 from .report_figures import (
     curves_section,
     denoising_section,

@@ -13,10 +13,10 @@ from torch import Tensor
 from .. import __version__
 from ..config import Role
 from ..data import ImageDataset
-from ..doctor import cpu_name
+from ..machine import cpu_name
 from ..models import Models
+from ..pictures import is_diverged
 from ..train import loss_name
-from .figures import is_diverged
 
 
 def training_seconds(entries: Sequence[dict[str, Any]]) -> float:

@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..checkpoint import read_json, read_npz
 from ..data import ImageDataset, load_dataset, to_bytes
 from ..data.folder import SUFFIXES, read_every_image
+from ..files import read_json, read_npz
+from ..pictures import is_diverged
 from ..progress import progress
 from ..runs import first_config
 from ..sampling.shards import MANIFEST
-from .figures import is_diverged
 
 BYTES = "x in [-1, 1] to round((x + 1) * 127.5), clamped to 0 .. 255"
 # Names of an array of images in a .npz: ours, two that are common, and savez's first.

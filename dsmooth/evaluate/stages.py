@@ -11,12 +11,13 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ..checkpoint import read_json, read_npz, write_json
 from ..config import Method, ProbeSettings
 from ..data import ImageDataset, to_bytes
-from ..images import save_grid
+from ..files import read_json, read_npz, write_json
+from ..machine import default_device
 from ..models import Models
 from ..pair import PairSampler
+from ..pictures import is_diverged, save_grid, visible
 from ..progress import progress
 from ..sampling.auto import NetworkSampler
 from ..sampling.draw import Draw, Progress
@@ -25,7 +26,6 @@ from ..sampling.shards import write_images
 from ..smoothing import GaussianSmoothing
 from .comparison import collect_statistics, compare_images
 from .features import extract_features, make_extractor
-from .figures import is_diverged, visible
 from .likelihood import Scores, conventions, score_pair, score_plain, standard_error, summarise
 from .probe import probe_pair
 from .receptive_field import receptive_fields
@@ -238,7 +238,7 @@ def compare_all(
             return {"skipped": "there are no samples to compare"}
         network = make_extractor(
             "mnist-classifier" if extractor == "auto" else extractor,
-            device="cuda" if torch.cuda.is_available() else "cpu",
+            device=default_device(),
         )
         with progress("features of real images", len(train_set)) as done:
             features, _ = extract_features(train_set.images, network, progress=done)

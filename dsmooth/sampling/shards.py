@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..checkpoint import read_json, write_json, write_npz
+from ..files import read_json, write_json, write_npz
 from .draw import Draw
 
 MANIFEST = "shards.json"
