@@ -38,10 +38,10 @@ from .evaluate.stages import (
 from .files import read_json, write_json
 from .machine import default_device, use_threads
 from .models import Models, load_models
-from .parallel import train_side_by_side
 from .presets import preset
 from .runs import RunFolder
-from .train import catch_signals, load_data
+from .train.loop import catch_signals, load_data
+from .train.side_by_side import train_side_by_side
 
 # The baseline's part of the training time. The pair is what the reproduction is about.
 PLAIN_SHARE = 0.2

@@ -24,7 +24,6 @@ from dsmooth.config import ModelConfig, ProbeSettings, TrainConfig, flatten
 from dsmooth.evaluate.results import training_seconds
 from dsmooth.evaluate.stages import STAGES, Sizes, Stage, draw_all, read_images
 from dsmooth.models import load_models
-from dsmooth.parallel import Watched, last_words, train_side_by_side
 from dsmooth.pictures import is_diverged
 from dsmooth.reproduce import (
     Given,
@@ -36,7 +35,8 @@ from dsmooth.reproduce import (
 from dsmooth.runs import RunFolder
 from dsmooth.sampling.draw import Draw
 from dsmooth.sampling.shards import write_images
-from dsmooth.train import load_data
+from dsmooth.train.loop import load_data
+from dsmooth.train.side_by_side import Watched, last_words, train_side_by_side
 from tests.report_checks import check_self_contained
 from tests.test_cli import run, save_run
 

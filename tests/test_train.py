@@ -18,11 +18,12 @@ from safetensors.torch import load_file
 import dsmooth
 from dsmooth import train as train_module
 from dsmooth.config import ModelConfig, TrainConfig
-from dsmooth.ema import EMA
 from dsmooth.files import read_tensors, write_atomically
 from dsmooth.presets import PRESETS, preset
 from dsmooth.runs import RunFolder
-from dsmooth.train import NonFiniteLoss, TrainState, make_inputs, train
+from dsmooth.train import NonFiniteLoss, train
+from dsmooth.train.ema import EMA
+from dsmooth.train.state import TrainState, make_inputs
 
 ROLES = ("noisy", "denoiser", "plain")
 

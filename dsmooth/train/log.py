@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
-from .config import TrainConfig
-from .pictures import save_grid
-from .progress import LINE_SECONDS, clock, make_bar
-from .runs import RunFolder
+from ..config import TrainConfig
+from ..pictures import save_grid
+from ..progress import LINE_SECONDS, clock, make_bar
+from ..runs import RunFolder
 
 RECORD_SECONDS = 1.0
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from .config import Role
-from .progress import LINE_SECONDS, clock
-from .runs import RunFolder
+from ..config import Role
+from ..progress import LINE_SECONDS, clock
+from ..runs import RunFolder
 
 POLL_SECONDS = 0.2
 
