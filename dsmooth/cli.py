@@ -7,20 +7,19 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, get_args
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 
 from ._version import __version__
-from .config import Method, ProbeSettings, Role, Score, TrainConfig
+from .config import Method, ProbeSettings, ReproductionStage, Role, Score, TrainConfig
 from .evaluate.options import Evaluate
 from .presets import DESCRIPTIONS, PRESETS, preset
 from .runs import RunFolder, read_run_config
 
 DEFAULT_PRESET = "mnist-quick"
 PRESET_HELP = "Settings to start from: " + "; ".join(f"{k}: {v}" for k, v in DESCRIPTIONS.items())
-Stage = Literal["samples", "bits-per-dim", "frechet", "probes", "receptive-field"]
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ class Reproduce:
     models: tuple[Path, ...] = ()
     """Take these instead of training: a saved pair, or the run folders of a noisy model and of its
     denoiser; and perhaps that of a plain model."""
-    only: Stage | None = None
+    only: ReproductionStage | None = None
     """Do one stage again, whether done before or not, and no other."""
     data: str | None = None
     """Data set for --models; by default that of their runs, mnist for a saved pair."""

@@ -107,6 +107,7 @@ class ModelConfig:
 Role = Literal["noisy", "denoiser", "plain"]
 Method = Literal["two-step", "single-step", "noisy"]
 Score = Literal["full", "conditional"]
+ReproductionStage = Literal["samples", "bits-per-dim", "frechet", "probes", "receptive-field"]
 SmoothingKind = Literal["gaussian", "laplace", "uniform"]
 Precision = Literal["auto", "float32", "bfloat16"]
 LearningRateSchedule = Literal["cosine", "exponential"]

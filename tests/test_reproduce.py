@@ -20,18 +20,18 @@ import pytest
 import torch
 from PIL import Image
 
-from dsmooth.config import ModelConfig, ProbeSettings, TrainConfig, flatten
-from dsmooth.evaluate.results import training_seconds
-from dsmooth.evaluate.stages import STAGES, Sizes, Stage, draw_all, read_images
+from dsmooth.config import ModelConfig, ProbeSettings, ReproductionStage, TrainConfig, flatten
 from dsmooth.models import load_models
 from dsmooth.pictures import is_diverged
 from dsmooth.reproduce import (
     Given,
     Plan,
-    lock_folder,
     plan_from_preset,
     reproduce,
 )
+from dsmooth.reproduce.results import training_seconds
+from dsmooth.reproduce.stages import STAGES, Sizes, draw_all, read_images
+from dsmooth.reproduce.whole import lock_folder
 from dsmooth.runs import RunFolder
 from dsmooth.sampling.draw import Draw
 from dsmooth.sampling.shards import write_images
@@ -191,7 +191,7 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 from dsmooth.config import TrainConfig
-from dsmooth.evaluate.stages import Sizes
+from dsmooth.reproduce.stages import Sizes
 from dsmooth.reproduce import Plan, reproduce
 noisy, denoiser, plain = map(TrainConfig.from_dict, json.loads(sys.argv[2])["runs"].values())
 plan = Plan("tiny", ((noisy, denoiser), (plain,)))
@@ -393,7 +393,9 @@ def test_finished_stages_are_not_repeated(given: tuple[Path, ...], reported: Pat
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_only_repeats_one_stage(given: tuple[Path, ...], reported: Path, stage: Stage) -> None:
+def test_only_repeats_one_stage(
+    given: tuple[Path, ...], reported: Path, stage: ReproductionStage
+) -> None:
     before, results = stamps(reported), (reported / "results.json").read_bytes()
     assert reproduce(reported, Given(given), sizes=SIZES, only=stage) == 0
     after = stamps(reported)
@@ -423,7 +425,7 @@ def test_a_stopped_stage_leaves_the_finished_ones(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("dsmooth.reproduce.compare_all", stop)
+        patch.setattr("dsmooth.reproduce.whole.compare_all", stop)
         assert reproduce(out, Given(given), sizes=SIZES) == 130
     assert "repeat the same command to go on" in capsys.readouterr().out
     done = {

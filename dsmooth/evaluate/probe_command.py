@@ -10,7 +10,7 @@ from ..config import ProbeSettings
 from ..files import write_atomically
 from ..machine import default_device, use_threads
 from ..models import load_models
-from .plots import probe_png
+from ..report.plots import probe_png
 from .probe import BLOCKS, PIXELS, check_data, probe_pair
 from .sources import choose_data
 

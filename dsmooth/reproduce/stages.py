@@ -11,8 +11,20 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ..config import Method, ProbeSettings
+from ..config import Method, ProbeSettings, ReproductionStage
 from ..data import ImageDataset, to_bytes
+from ..evaluate.comparison import collect_statistics, compare_images
+from ..evaluate.features import extract_features, make_extractor
+from ..evaluate.likelihood import (
+    Scores,
+    conventions,
+    score_pair,
+    score_plain,
+    standard_error,
+    summarise,
+)
+from ..evaluate.probe import probe_pair
+from ..evaluate.receptive_field import receptive_fields
 from ..files import read_json, read_npz, write_json
 from ..machine import default_device
 from ..models import Models
@@ -24,14 +36,8 @@ from ..sampling.draw import Draw, Progress
 from ..sampling.ranks import DrawPart, draw_in_chunks
 from ..sampling.shards import write_images
 from ..smoothing import GaussianSmoothing
-from .comparison import collect_statistics, compare_images
-from .features import extract_features, make_extractor
-from .likelihood import Scores, conventions, score_pair, score_plain, standard_error, summarise
-from .probe import probe_pair
-from .receptive_field import receptive_fields
 
-Stage = Literal["samples", "bits-per-dim", "frechet", "probes", "receptive-field"]
-STAGES: tuple[Stage, ...] = get_args(Stage)
+STAGES: tuple[ReproductionStage, ...] = get_args(ReproductionStage)
 # go on: compute what is not stored; redo: compute it all; read: compute nothing.
 Mode = Literal["go on", "redo", "read"]
 
@@ -66,7 +72,7 @@ class Sizes:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
-def mode_of(stage: Stage, only: Stage | None) -> Mode:
+def mode_of(stage: ReproductionStage, only: ReproductionStage | None) -> Mode:
     """What a call with `--only` does about a stage."""
     return "go on" if only is None else "redo" if only == stage else "read"
 
