@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
-from .config import TrainConfig
+from .config import Role, TrainConfig
 from .files import load_weights, read_json, write_json
 
 if TYPE_CHECKING:
@@ -129,6 +129,11 @@ class RunFolder:
             # Just written, or left by a run that was killed before its first checkpoint: that one
             # begins again with the number of images that was measured then.
             os.replace(self.config, self.settings)
+
+
+def default_folder(role: Role) -> Path:
+    """Where a run goes if no folder is named."""
+    return Path("runs") / role
 
 
 def read_run_config(path: Path) -> tuple[TrainConfig, tuple[int, int]]:

@@ -6,21 +6,19 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .machine import choose_device
-from .models import Models, load_models
-from .pictures import save_grid
-from .progress import progress
-from .sampling.draw import Draw
-from .sampling.ranks import rank_and_size
-from .sampling.shards import SHARD_SIZE, Shards, write_images
-
-if TYPE_CHECKING:
-    from .cli import Sample
+from ..machine import choose_device
+from ..models import Models, load_models
+from ..pictures import save_grid
+from ..progress import progress
+from ..sampling.draw import Draw
+from ..sampling.ranks import rank_and_size
+from ..sampling.shards import SHARD_SIZE, Shards, write_images
+from .options import Sample
 
 # The most images that one PNG shows.
 GRID_LIMIT = 400

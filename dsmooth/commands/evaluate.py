@@ -15,18 +15,17 @@ from torch import Tensor
 
 from .._version import __version__
 from ..data import SPLITS, ImageDataset, load_dataset
-from ..draw import check_outputs, sample_to_files
-from ..files import write_json
-from ..machine import choose_device, default_device, use_threads
-from ..models import is_model, load_models, weights_digest
-from ..progress import progress
-from ..runs import RunFolder
-from ..sampling.draw import Draw
-from .classifier import EPOCHS, accuracy, load_classifier, save_classifier, train_classifier
-from .comparison import Comparison, compare_images
-from .features import make_extractor
-from .frechet import FeatureStatistics
-from .likelihood import (
+from ..evaluate.classifier import (
+    EPOCHS,
+    accuracy,
+    load_classifier,
+    save_classifier,
+    train_classifier,
+)
+from ..evaluate.comparison import Comparison, compare_images
+from ..evaluate.features import make_extractor
+from ..evaluate.frechet import FeatureStatistics
+from ..evaluate.likelihood import (
     EQUATION_4_SENTENCE,
     Convention,
     Scores,
@@ -34,9 +33,16 @@ from .likelihood import (
     score_pair,
     score_plain,
 )
+from ..evaluate.scores import KernelDistance
+from ..evaluate.sources import BYTES, ImageSet, choose_data, read_images
+from ..files import write_json
+from ..machine import choose_device, default_device, use_threads
+from ..models import is_model, load_models, weights_digest
+from ..progress import progress
+from ..runs import RunFolder
+from ..sampling.draw import Draw
 from .options import BitsOptions, ClassifierOptions, FrechetOptions
-from .scores import KernelDistance
-from .sources import BYTES, ImageSet, choose_data, read_images
+from .sample import check_outputs, sample_to_files
 
 DEFAULT_COUNT = 1000
 
