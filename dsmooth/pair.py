@@ -11,7 +11,7 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from . import __version__
+from ._version import __version__
 from .config import Method, ModelConfig, Score
 from .files import load_weights, read_json, save_weights, write_json
 from .nn import PixelCNNpp

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import __version__
+from .._version import __version__
 from ..config import Role
 from ..data import ImageDataset
 from ..machine import cpu_name
