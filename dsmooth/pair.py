@@ -240,14 +240,12 @@ class PairSampler:
         self._noisy = NetworkSampler(pair.noisy, pair.image_size)
         self._denoiser = NetworkSampler(pair.denoiser, pair.image_size)
 
-    @torch.no_grad()
     def draw(self, draw: Draw, progress: Progress | None = None) -> Tensor:
         """What `SmoothedPair.sample` does. progress: called with the fraction done."""
         half = 0.5 if draw.method == "two-step" else 1.0
         x_tilde = self._noisy.draw(draw, share_of_progress(progress, 0.0, half))
         return self.denoise(x_tilde, draw, share_of_progress(progress, half, 1.0))
 
-    @torch.no_grad()
     def denoise(self, x_tilde: Tensor, draw: Draw, progress: Progress | None = None) -> Tensor:
         """What `SmoothedPair.denoise` does. progress: called with the fraction done."""
         if draw.method == "noisy":

@@ -121,6 +121,18 @@ def test_sample_from_runs_and_from_a_pair(tmp_path: Path) -> None:
     assert np.allclose(np.load(again)["x"], stored["x"][1:], atol=1e-5)
 
 
+def test_a_single_chunk_shows_its_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Lines where the output is no terminal: the noisy model is half of the work."""
+    monkeypatch.setattr("dsmooth.progress.LINE_SECONDS", 0.0)
+    models = [str(save_run(tmp_path / role, role)) for role in ("noisy", "denoiser")]
+    assert run("sample", *models, "-n", "4", "--out", str(tmp_path / "x.npz")) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "drawing: 4 images"
+    assert "drawing: 2/4" in lines
+
+
 def test_shards_hold_the_same_images_and_go_on(tmp_path: Path) -> None:
     plain = save_run(tmp_path / "plain", "plain")
     whole, folder = tmp_path / "x.npz", tmp_path / "shards"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -118,6 +119,22 @@ def test_two_processes_write_the_images_of_one(tmp_path: Path) -> None:
     np.testing.assert_array_equal(two, one)
     assert "7 images" in spoken[0]
     assert spoken[1] == ""  # the progress is rank 0's
+
+
+def test_two_processes_go_on_where_rank_0_was(tmp_path: Path) -> None:
+    arguments = [str(saved_pair(tmp_path / "pair")), "-n", "7", "--device", "cpu", "--out", "x"]
+    sample_by(1, arguments, tmp_path)
+    shard, manifest = tmp_path / "x" / "shard_00000.npy", tmp_path / "x" / "shards.json"
+    whole = np.load(shard)
+    stopped = np.load(shard, mmap_mode="r+")
+    stopped[3:] = np.nan
+    stopped[:3] = 7  # what is there is not drawn again
+    stopped.flush()
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "done": 3}))
+    sample_by(2, arguments, tmp_path)
+    resumed = np.load(shard)
+    np.testing.assert_array_equal(resumed[3:], whole[3:])
+    assert (resumed[:3] == 7).all()
 
 
 def test_names_of_devices(monkeypatch: pytest.MonkeyPatch) -> None:

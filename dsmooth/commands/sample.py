@@ -48,7 +48,7 @@ def sample_to_files(models: Models, draw: Draw, outputs: Sequence[Path]) -> None
     on where it was. Under torchrun all processes draw the images of one together, and rank 0 writes
     them. Raises ValueError as `Models.draw` and `Shards` do.
     """
-    to_shards = not outputs[0].suffix
+    to_shards = any(not path.suffix for path in outputs)
     chunks = partial(models.draw, draw, within=SHARD_SIZE if to_shards else None)
     if rank_and_size()[0] > 0:
         for _ in chunks():  # its shares; rank 0 has the images
@@ -62,8 +62,10 @@ def sample_to_files(models: Models, draw: Draw, outputs: Sequence[Path]) -> None
             for _, x in chunks(done=shards.done, progress=done):
                 shards.add(x)
         else:
-            x = torch.cat([images.cpu() for _, images in chunks(progress=done)])
-            write_files(outputs, x, draw)
+            parts = []
+            for _, x in chunks(progress=done):
+                parts.append(x.cpu())
+            write_files(outputs, torch.cat(parts), draw)
     for path in outputs:
         print(f"wrote {path}")
     seconds = time.monotonic() - started
