@@ -66,6 +66,8 @@ class ModelConfig:
     own scale."""
     context_layers: int = 4
     """Gated resnets in the encoder of conditioning="concat"."""
+    context_filters: int | None = None
+    """Channels of that encoder; None for n_filters."""
 
     def __post_init__(self) -> None:
         if self.image_channels not in (1, 3):
@@ -75,6 +77,8 @@ class ModelConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.context_layers < 0:
             raise ValueError(f"context_layers must be at least 0, got {self.context_layers}")
+        if self.context_filters is not None and self.context_filters < 1:
+            raise ValueError(f"context_filters must be at least 1, got {self.context_filters}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
         if self.conditioning not in get_args(Conditioning):
@@ -110,7 +114,7 @@ Score = Literal["full", "conditional"]
 ReproductionStage = Literal["samples", "bits-per-dim", "frechet", "probes", "receptive-field"]
 SmoothingKind = Literal["gaussian", "laplace", "uniform"]
 Precision = Literal["auto", "float32", "bfloat16"]
-LearningRateSchedule = Literal["cosine", "exponential"]
+LearningRateSchedule = Literal["cosine", "cooldown", "exponential"]
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,10 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.99)
     """Adam's decay rates."""
     schedule: LearningRateSchedule = "cosine"
-    """cosine: falls to 0 at the end; exponential: each step times learning_rate_decay."""
+    """cosine: falls to 0 at the end; cooldown: constant, then falls in a line to 0 over the last
+    part of the images; exponential: each step times learning_rate_decay."""
+    cooldown: float = 0.2
+    """The part of the images over which schedule=cooldown falls."""
     learning_rate_decay: float = 1.0
     """Factor per step, for schedule=exponential (the paper uses 0.999995)."""
     warmup_images: int = 1000
@@ -197,6 +204,8 @@ class TrainConfig:
                 raise ValueError(f"{name} must be positive, got {value}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must lie in [0, 1), got {self.ema}")
+        if not 0 < self.cooldown <= 1:
+            raise ValueError(f"cooldown must lie in (0, 1], got {self.cooldown}")
         if not 0 < self.learning_rate_decay <= 1:
             raise ValueError(
                 f"learning_rate_decay must lie in (0, 1], got {self.learning_rate_decay}"

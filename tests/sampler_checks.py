@@ -26,6 +26,7 @@ def network(
     conditioning: str = "none",
     likelihood: str = "continuous",
     context_layers: int = 1,
+    context_filters: int | None = None,
 ) -> PixelCNNpp:
     """A random network whose streams have unit variance and whose pixels stay near [-1, 1]."""
     torch.manual_seed(0)
@@ -37,6 +38,7 @@ def network(
         conditioning=conditioning,
         likelihood=likelihood,
         context_layers=context_layers,
+        context_filters=context_filters,
     )
     model = PixelCNNpp(config).eval()
     x = 0.5 * torch.randn(8, channels, 8, 8)

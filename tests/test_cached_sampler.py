@@ -75,9 +75,9 @@ def test_every_shape(
         check_teacher_forced(CachedSampler(model), model, size, temperature=temperature, n=2)
 
 
-@pytest.mark.parametrize("context_layers", [0, 3])
-def test_every_depth_of_encoder(context_layers: int) -> None:
-    model = network(conditioning="concat", context_layers=context_layers)
+@pytest.mark.parametrize(("layers", "filters"), [(0, None), (3, None), (1, 3), (2, 10)])
+def test_every_depth_and_width_of_encoder(layers: int, filters: int | None) -> None:
+    model = network(conditioning="concat", context_layers=layers, context_filters=filters)
     check_teacher_forced(CachedSampler(model), model, (8, 8))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,22 +72,25 @@ def log_likelihood_by_quadrature(pair: dsmooth.SmoothedPair, levels: Tensor) -> 
     from dsmooth.functional import logistic_mixture_log_prob as log_prob
 
     noisy_params = pair.noisy(zeros)
-    prior = log_prob(grid, noisy_params, likelihood="continuous").flatten()[: len(nodes)]
+    prior = log_prob(grid, noisy_params, **pair.noisy.config.mixture).flatten()[: len(nodes)]
     params = pair.denoiser(zeros, context=grid)
     result = []
     for level in levels.tolist():
         x = torch.full_like(grid, level)
-        log_p = log_prob(x, params, likelihood=pair.denoiser.config.likelihood)
+        log_p = log_prob(x, params, **pair.denoiser.config.mixture)
         joint = prior + log_p.flatten()[: len(nodes)]
         result.append(torch.logsumexp(joint, 0) + math.log(nodes[1] - nodes[0]))
     return torch.stack(result)
 
 
 @torch.no_grad()
-def test_bound_is_below_the_exact_likelihood() -> None:
+@pytest.mark.parametrize(("likelihood", "atoms"), [("continuous", ()), ("gaussian", (0, 191))])
+def test_bound_is_below_the_exact_likelihood(likelihood: str, atoms: tuple[int, ...]) -> None:
     torch.manual_seed(2)
-    noisy = dsmooth.PixelCNNpp(tiny_config("none", "continuous")).double()
-    denoiser = dsmooth.PixelCNNpp(tiny_config("concat", "discretized")).double()
+    noisy = dsmooth.PixelCNNpp(tiny_config("none", likelihood)).double()
+    denoiser = dsmooth.PixelCNNpp(
+        replace(tiny_config("concat", "discretized"), atoms=atoms)
+    ).double()
     make_pixelwise(noisy)
     make_pixelwise(denoiser)
     pair = dsmooth.SmoothedPair(noisy, denoiser, dsmooth.GaussianSmoothing(0.5), (4, 4)).eval()

@@ -183,6 +183,12 @@ def test_schedules() -> None:
     assert max(rates[1:]) == rates[1] <= 1
     assert all(a > b for a, b in itertools.pairwise(rates[1:]))
     assert rates[-1] == pytest.approx(0)
+    state.config = replace(config, schedule="cooldown", cooldown=0.4)
+    rates = []
+    for images in (16, 48, 56, 64, 72, 80):
+        state.images_seen = images
+        rates.append(state.learning_rate())
+    assert rates == pytest.approx([1, 1, 0.75, 0.5, 0.25, 0])
     state.config = replace(config, schedule="exponential", learning_rate_decay=0.5)
     state.images_seen, state.steps = 32, 4
     assert state.learning_rate() == pytest.approx(0.5**4)
@@ -319,6 +325,7 @@ def test_paper_presets_are_the_papers() -> None:
         ({"role": "denoiser"}, "does not go with conditioning"),
         ({"model": ModelConfig(likelihood="discretized")}, "noisy pixels are not bytes"),
         ({"images": 0}, "images must be at least 1"),
+        ({"cooldown": 0.0}, "cooldown must lie in"),
     ],
 )
 def test_bad_settings_are_named(settings: dict[str, object], message: str) -> None:

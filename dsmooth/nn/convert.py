@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -28,7 +28,10 @@ _RENAMES = (
 
 
 def load_pixelcnnpp(
-    source: str | Path | Mapping[str, Tensor], dtype: torch.dtype = torch.float32
+    source: str | Path | Mapping[str, Tensor],
+    dtype: torch.dtype = torch.float32,
+    *,
+    atoms: Sequence[int] = (),
 ) -> PixelCNNpp:
     """Build a `PixelCNNpp` from a checkpoint of the older PyTorch ports.
 
@@ -36,7 +39,8 @@ def load_pixelcnnpp(
     as `weight_g` and `weight_v`. Sizes (C, F, R, K) are read from the tensors. The ports
     normalise a transposed convolution per input channel: every norm is folded in float64, re-split
     per output filter, then cast to `dtype`. Returns a model without dropout, in evaluation mode,
-    with continuous likelihood (the checkpoint does not say which it was trained with).
+    with continuous likelihood (the checkpoint does not say which it was trained with) or, if it was
+    trained with `atoms`, a discretized one.
 
     Raises ValueError for a pickled file (naming the conversion to safetensors), for a file that is
     not safetensors, and for keys or shapes that are not this network's; FileNotFoundError for a
@@ -44,7 +48,7 @@ def load_pixelcnnpp(
     """
     state = _read(Path(source)) if isinstance(source, (str, Path)) else dict(source)
     state = {key.removeprefix("module."): value for key, value in state.items()}
-    model = PixelCNNpp(_infer_config(state)).to(dtype).eval()
+    model = PixelCNNpp(_infer_config(state, tuple(atoms))).to(dtype).eval()
     for name, layer in model.named_modules():
         if isinstance(layer, WeightNormConv):
             old = _old_name(name)
@@ -105,20 +109,20 @@ def _fold(v: Tensor, g: Tensor) -> Tensor:
     return g * v / torch.linalg.vector_norm(v, dim=over, keepdim=True)
 
 
-def _infer_config(state: Mapping[str, Tensor]) -> ModelConfig:
+def _infer_config(state: Mapping[str, Tensor], atoms: tuple[int, ...]) -> ModelConfig:
     try:
         n_filters, inputs = state["u_init.conv.weight_v"].shape[:2]
-        n_params = state["nin_out.lin_a.bias"].shape[0]
+        n_params = state["nin_out.lin_a.bias"].shape[0] - len(atoms)
     except KeyError as error:
         raise ValueError(f"not a PixelCNN++ checkpoint: it lacks {error.args[0]!r}") from None
     layers = [re.match(r"up_layers\.0\.u_stream\.(\d+)\.", key) for key in state]
     n_resnet = 1 + max((int(m[1]) for m in layers if m), default=-1)
     channels = inputs - 1
     per_component = 3 if channels == 1 else 10
-    if channels not in (1, 3) or n_resnet < 1 or n_params % per_component:
+    if channels not in (1, 3) or n_resnet < 1 or n_params < 1 or n_params % per_component:
         raise ValueError(
-            "not a PixelCNN++ checkpoint: expected 1 or 3 image channels and 3K or 10K outputs, "
-            f"got {channels} and {n_params}"
+            "not a PixelCNN++ checkpoint: expected 1 or 3 image channels and 3K or 10K outputs "
+            f"beside {len(atoms)} atoms, got {channels} and {n_params}"
         )
     return ModelConfig(
         image_channels=channels,
@@ -126,4 +130,6 @@ def _infer_config(state: Mapping[str, Tensor]) -> ModelConfig:
         n_resnet=n_resnet,
         n_mix=n_params // per_component,
         dropout=0.0,
+        likelihood="discretized" if atoms else "continuous",
+        atoms=atoms,
     )

@@ -48,14 +48,14 @@ class ContextEncoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        f = config.n_filters
-        self.stem = ShiftedConv2d(config.image_channels + 1, f, (3, 3), shift="none")
+        f, width = config.n_filters, config.context_filters or config.n_filters
+        self.stem = ShiftedConv2d(config.image_channels + 1, width, (3, 3), shift="none")
         self.layers = nn.ModuleList(
-            GatedResnet(f, (3, 3), shift="none", dropout=config.dropout)
+            GatedResnet(width, (3, 3), shift="none", dropout=config.dropout)
             for _ in range(config.context_layers)
         )
-        self.nin_u = Nin(f, f)
-        self.nin_ul = Nin(f, f)
+        self.nin_u = Nin(width, f)
+        self.nin_ul = Nin(width, f)
 
     def forward(self, context: Tensor, seed: Tensor | None = None) -> Streams:
         """(B, C, H, W) -> e_u and e_ul, each (B, F, H, W); seed: of the dropout."""

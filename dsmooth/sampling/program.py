@@ -359,10 +359,11 @@ class _Builder:
         """The operations of the context's encoder; the caches of e_u and e_ul."""
         program, encoder, f = self.program, self.model.encoder, self.f
         assert encoder is not None
+        width = self.model.config.context_filters or f
         program.context = program.cache(0, self._image_channels(), 0)
-        act, h = program.cache(0, 2 * f, 0), program.cache(0, 2 * f, 0)
-        residual = program.cache(0, f, 0, operand=False)
-        raw = program.cache(0, f + f % 2, 0)
+        act, h = program.cache(0, 2 * width, 0), program.cache(0, 2 * width, 0)
+        residual = program.cache(0, width, 0, operand=False)
+        raw = program.cache(0, width + width % 2, 0)
         outputs = [program.cache(0, f, 0, operand=False) for _ in range(2)]
 
         def around(cache: int, weight: Array) -> list[Term]:
@@ -396,7 +397,7 @@ class _Builder:
             )
         for output, nin in zip(outputs, (encoder.nin_u, encoder.nin_ul), strict=True):
             weight, bias = folded(nin)
-            weight = _widen(weight, f + f % 2)
+            weight = _widen(weight, width + width % 2)
             term = Term(raw, 0, 0, weight[:, None, :, 0, 0])
             self._add(Pass.ENCODER, 0, bias, [term], residual_out=output)
         return outputs[0], outputs[1]

@@ -87,6 +87,8 @@ class TrainState:
         if config.schedule == "exponential":
             return config.learning_rate * warm * config.learning_rate_decay**self.steps
         done = min(1.0, self.images_seen / self.total_images)
+        if config.schedule == "cooldown":
+            return config.learning_rate * warm * min(1.0, (1 - done) / config.cooldown)
         return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * done))
 
     def step(self) -> tuple[float, float]:

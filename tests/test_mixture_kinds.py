@@ -1,0 +1,273 @@
+"""Atoms and Gaussian components: laws of the reference, and their way through the package."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+import dsmooth
+from dsmooth.config import ModelConfig, TrainConfig
+from dsmooth.data import ImageDataset
+from dsmooth.evaluate.likelihood import score_pair, score_plain
+from dsmooth.functional import (
+    logistic_mixture_log_prob,
+    logistic_mixture_log_prob_ref,
+    logistic_mixture_sample,
+)
+from dsmooth.pair import score_of
+from dsmooth.presets import PRESETS, preset
+from dsmooth.train import TrainState
+from tests.test_convert import GOLDEN
+from tests.test_pair import tiny_config
+
+ATOMS = (0, 252, 253, 254, 255)
+LEVELS = (torch.arange(256, dtype=torch.float64) / 127.5 - 1).view(1, 1, 1, 256)
+
+
+def make_params(n: int, *shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape[0], n, *shape[1:], generator=generator, dtype=torch.float64)
+
+
+def test_an_atom_adds_its_weight_at_its_level_alone() -> None:
+    params = make_params(3 * 4 + 5, 1, 1, 1).expand(-1, -1, 1, 256)
+    weights = torch.softmax(params[0, :9, 0, 0], 0)
+    mixed = logistic_mixture_log_prob_ref(LEVELS, params, "discretized", atoms=ATOMS).exp()
+    bare = torch.cat([params[:, :4], params[:, 9:]], dim=1)
+    smooth = logistic_mixture_log_prob_ref(LEVELS, bare, "discretized").exp()
+    expected = weights[:4].sum() * smooth[0, 0]
+    for weight, level in zip(weights[4:], ATOMS, strict=True):
+        expected[level] += weight
+    torch.testing.assert_close(mixed[0, 0], expected, rtol=1e-12, atol=0)
+    assert float(mixed.sum()) == pytest.approx(1, abs=1e-12)
+
+
+def test_an_atom_of_rgb_needs_all_colours() -> None:
+    params = make_params(10 * 2 + 1, 1, 1, 1)
+    params[:, 2] = 40.0  # nearly all the weight
+    alike = torch.full((1, 3, 1, 1), 252 / 127.5 - 1, dtype=torch.float64)
+    other = alike.clone()
+    other[:, 2] = 0.4 / 127.5
+    kinds = {"likelihood": "discretized", "atoms": (252,)}
+    assert float(logistic_mixture_log_prob_ref(alike, params, **kinds)) > -1e-12
+    assert float(logistic_mixture_log_prob_ref(other, params, **kinds)) < -30
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_gaussian_component_is_a_normal_that_contains_the_noise(channels: int) -> None:
+    params = make_params(3 if channels == 1 else 10, 2, 3, 4)
+    x = 2 * make_params(channels, 2, 3, 4, seed=1)
+    got = logistic_mixture_log_prob_ref(x, params, "gaussian", smoothing_scale=0.5)
+    per_colour = 2 if channels == 1 else 3
+    means = [params[:, 1 + per_colour * c] for c in range(channels)]
+    scales = [(params[:, 2 + per_colour * c].exp() ** 2 + 0.25).sqrt() for c in range(channels)]
+    if channels == 3:
+        green_red, blue_red, blue_green = (torch.tanh(params[:, i]) for i in (3, 6, 9))
+        means[1] = means[1] + green_red * x[:, 0]
+        means[2] = means[2] + blue_red * x[:, 0] + blue_green * x[:, 1]
+    terms = [
+        torch.distributions.Normal(mean, scale).log_prob(x[:, c])
+        for c, (mean, scale) in enumerate(zip(means, scales, strict=True))
+    ]
+    torch.testing.assert_close(got, sum(terms), rtol=1e-12, atol=1e-12)
+
+
+def test_the_density_of_gaussians_integrates_to_one() -> None:
+    params = make_params(3 * 3, 1, 1, 1).expand(-1, -1, 1, 20_001)
+    x = torch.linspace(-40, 40, 20_001, dtype=torch.float64).view(1, 1, 1, -1)
+    density = logistic_mixture_log_prob_ref(x, params, "gaussian", smoothing_scale=0.3).exp()
+    assert float(torch.trapezoid(density.flatten(), x.flatten())) == pytest.approx(1, abs=1e-9)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kind", ["atoms", "gaussian"])
+def test_gradients_twice(kind: str, channels: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+    n_atoms = 2 if kind == "atoms" else 0
+    params = make_params((3 if channels == 1 else 10) * 2 + n_atoms, 1, 2, 3).requires_grad_()
+    if kind == "atoms":
+        levels = torch.tensor([0, 255, 255, 7, 130, 0]).view(1, 1, 2, 3).expand(-1, channels, 2, 3)
+        x = levels.double() / 127.5 - 1
+        settings = {"likelihood": "discretized", "atoms": (0, 255)}
+    else:
+        x = torch.randn(1, channels, 2, 3, generator=generator).double()
+        settings = {"likelihood": "gaussian", "smoothing_scale": 0.5}
+
+    def log_prob(p: Tensor) -> Tensor:
+        return logistic_mixture_log_prob_ref(x, p, **settings)
+
+    assert torch.autograd.gradcheck(log_prob, (params,))
+    assert torch.autograd.gradgradcheck(log_prob, (params,))
+
+
+def test_samples_have_the_atoms_weights_and_the_gaussians_quantiles() -> None:
+    n = 40_000
+    generator = torch.Generator().manual_seed(0)
+    uniforms = torch.rand(n, 4, 1, 1, generator=generator, dtype=torch.float64)
+    params = make_params(10 * 2 + 2, 1, 1, 1)
+    params[:, 4:] *= 0.2
+    x = logistic_mixture_sample(
+        params.expand(n, -1, -1, -1), uniforms, 3, "discretized", 0.7, atoms=(3, 200)
+    )
+    weights = torch.softmax(params[0, :4, 0, 0] / 0.7, 0)
+    chosen = torch.bucketize(
+        uniforms[:, 0].flatten().contiguous(), weights.cumsum(0)[:3], right=True
+    )
+    for index, level in ((2, 3), (3, 200)):
+        at_level = (x == level / 127.5 - 1).flatten(1).all(1)
+        assert at_level[chosen == index].all()
+        assert at_level.double().mean() == pytest.approx(float(weights[index]), abs=0.01)
+    params = torch.tensor([0.0, 0.4, math.log(0.3)], dtype=torch.float64).view(1, 3, 1, 1)
+    x = logistic_mixture_sample(
+        params.expand(n, -1, -1, -1), uniforms, 1, "gaussian", 0.5, smoothing_scale=0.4
+    )
+    expected = 0.4 + 0.5 * 0.5 * torch.special.ndtri(uniforms[:, 1:2])
+    torch.testing.assert_close(x, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"atoms": (0,)}, "atoms need likelihood \"discretized\", got 'continuous'"),
+        ({"likelihood": "discretized", "atoms": (0, 256)}, "distinct byte levels 0 .. 255"),
+        ({"likelihood": "discretized", "atoms": (3, 3)}, r"got \(3, 3\)"),
+        ({"likelihood": "gaussian", "smoothing_scale": 0.0}, "smoothing_scale must be positive"),
+        ({"likelihood": "laplace"}, "likelihood must be one of"),
+    ],
+)
+def test_what_does_not_go_together_is_named(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ModelConfig(**settings)
+    with pytest.raises(ValueError, match=message):
+        logistic_mixture_log_prob(torch.zeros(1, 1, 1, 1), torch.zeros(1, 9, 1, 1), **settings)
+
+
+def test_params_that_lack_the_atoms_are_named() -> None:
+    with pytest.raises(ValueError, match=r"\(B, 3K \+ 5, H, W\)"):
+        logistic_mixture_log_prob(
+            torch.zeros(1, 1, 1, 1), torch.zeros(1, 6, 1, 1), "discretized", atoms=ATOMS
+        )
+
+
+def test_only_our_mnist_presets_have_atoms() -> None:
+    for name in PRESETS:
+        for role in ("noisy", "denoiser", "plain"):
+            with_atoms = name in ("mnist", "mnist-quick") and role != "noisy"
+            assert preset(name, role).model.atoms == (ATOMS if with_atoms else ())
+
+
+def test_a_gaussian_model_takes_the_scale_of_its_run() -> None:
+    model = ModelConfig(likelihood="gaussian")
+    config = TrainConfig(model=model, scale=0.3, images=8)
+    assert config.model.smoothing_scale == 0.3
+    assert TrainConfig.from_dict(json.loads(json.dumps(asdict(config)))) == config
+    with pytest.raises(ValueError, match='is for role "noisy" with gaussian smoothing'):
+        replace(config, smoothing="laplace")
+
+
+def gaussian_pair(atoms: tuple[int, ...] = ATOMS) -> dsmooth.SmoothedPair:
+    torch.manual_seed(0)
+    noisy = replace(tiny_config("none", "gaussian"), smoothing_scale=0.5)
+    denoiser = replace(tiny_config("concat", "discretized"), atoms=atoms)
+    models = dsmooth.PixelCNNpp(noisy), dsmooth.PixelCNNpp(denoiser)
+    for model in models:
+        model.head.weight_g.data.mul_(0.3)
+    return dsmooth.SmoothedPair(*models, dsmooth.GaussianSmoothing(0.5), (8, 8)).eval()
+
+
+def test_a_pair_refuses_a_gaussian_model_of_another_scale() -> None:
+    pair = gaussian_pair()
+    with pytest.raises(ValueError, match=r"noise of scale 0\.5, got gaussian smoothing of scale 0"):
+        dsmooth.SmoothedPair(pair.noisy, pair.denoiser, dsmooth.GaussianSmoothing(0.3), (8, 8))
+
+
+@torch.no_grad()
+def test_scores_are_those_of_the_models_own_mixtures() -> None:
+    pair = gaussian_pair()
+    images = torch.zeros(6, 1, 8, 8, dtype=torch.uint8)
+    images[3:, :, ::2] = 253
+    data = ImageDataset(images, None, "made", "test", "made for a test")
+    scores = score_pair(pair, data, n_noise=2, seed=1)
+    x = data.batch(torch.arange(6))
+    expected = pair.elbo(x, n_noise=2, seed=1)
+    torch.testing.assert_close(
+        scores.log_weights("discretized").mean(0).float(), expected, rtol=1e-5, atol=1e-3
+    )
+    plain = dsmooth.PixelCNNpp(replace(pair.denoiser.config, conditioning="none")).eval()
+    exact = score_plain(plain, data)
+    torch.testing.assert_close(
+        exact.discretized[0].float(), plain.log_prob(x), rtol=1e-5, atol=1e-3
+    )
+
+
+def test_single_step_denoising_follows_the_gaussians() -> None:
+    """Tweedie's mean with every pixel its own mixture: x~ + sigma^2 d log p / d x~."""
+    pair = gaussian_pair().double()
+    x_tilde = torch.randn(2, 1, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        mean = pair.denoise(x_tilde, method="single-step", score="conditional")
+        params = pair.noisy(x_tilde)
+    weights = params[:, :3].log_softmax(1)
+    variance = params[:, 6:].exp() ** 2 + 0.25
+    joint = weights + torch.distributions.Normal(params[:, 3:6], variance.sqrt()).log_prob(x_tilde)
+    shares = joint.softmax(1)
+    expected = x_tilde + 0.25 * (shares * (params[:, 3:6] - x_tilde) / variance).sum(1, True)
+    torch.testing.assert_close(mean, expected, rtol=1e-9, atol=1e-9)
+    assert score_of(pair.noisy, x_tilde).shape == x_tilde.shape
+
+
+def test_a_step_of_each_kind_moves_all_weights() -> None:
+    images = torch.randint(0, 2, (16, 1, 8, 8)).byte() * 253
+    data = ImageDataset(images, None, "made", "train", "made for a test")
+    for role in ("noisy", "denoiser", "plain"):
+        config = preset("mnist-quick", role)
+        model = replace(config.model, n_filters=4, n_resnet=1, n_mix=2, context_layers=1)
+        if role == "noisy":
+            model = replace(model, likelihood="gaussian")
+        config = replace(config, model=model, images=64, batch_size=8, precision="float32")
+        state = TrainState(config, data, torch.device("cpu"))
+        before = {key: value.clone() for key, value in state.model.state_dict().items()}
+        state.step()
+        after = state.model.state_dict()
+        moved = [key for key, value in before.items() if (value != after[key]).any()]
+        assert len(moved) > 0.9 * len(before)
+
+
+def test_an_old_checkpoint_with_atoms_is_read() -> None:
+    state = load_file(GOLDEN)
+    outputs, filters = state["module.nin_out.lin_a.weight_v"].shape
+    for part, extra in (
+        ("weight_v", torch.ones(1, filters)),
+        ("weight_g", state["module.nin_out.lin_a.weight_g"][:1]),
+        ("bias", torch.ones(1)),
+    ):
+        key = f"module.nin_out.lin_a.{part}"
+        state[key] = torch.cat([state[key], extra])
+    model = dsmooth.load_pixelcnnpp(state, atoms=(0,))
+    assert model.config.n_mix * 3 + 1 == outputs + 1 == model.config.n_params
+    assert (model.config.likelihood, model.config.atoms) == ("discretized", (0,))
+    with pytest.raises(ValueError, match="3K or 10K outputs"):
+        dsmooth.load_pixelcnnpp(state)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("conditioning", ["none", "concat"])
+def test_the_head_computes_in_float32_under_autocast(conditioning: str) -> None:
+    torch.manual_seed(0)
+    model = dsmooth.PixelCNNpp(tiny_config(conditioning, "continuous")).eval()
+    x = torch.randn(2, 1, 8, 8)
+    context = torch.randn(2, 1, 8, 8) if conditioning == "concat" else None
+    with torch.autocast("cpu", torch.bfloat16):
+        params = model(x, context)
+        ul = model.features(x, context)["down2"][1]
+    assert params.dtype == torch.float32
+    weight, bias = model.head.affine()
+    activations = torch.nn.functional.elu(ul.double())
+    exact = torch.nn.functional.conv2d(activations, weight.double(), bias.double())
+    torch.testing.assert_close(params.double(), exact, rtol=1e-5, atol=1e-5)
