@@ -42,7 +42,7 @@ struct GatedDropout {
   double scale = 1.0;  // of what is kept
 };
 
-inline constexpr uint32_t kDropoutStage = 5;  // Stage.DROPOUT in dsmooth/philox.py
+inline constexpr uint32_t kDropoutStage = 5;  // Stage.DROPOUT in dsmooth/sampling/philox.py
 
 // With gains g, of each output channel, a convolution's weight is w = g v / |v| (weight norm) and
 // the arrays below hold v; without (null) they hold w.
