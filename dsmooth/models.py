@@ -131,31 +131,36 @@ def load_models(folders: Sequence[Path]) -> Models:
             raise ValueError(f"{runs[role].path} and {run.path} are both runs of the role {role}")
         runs[role] = run
     runs = {role: runs[role] for role in get_args(Role) if role in runs}
-    if pair is None and {"noisy", "denoiser"} <= runs.keys():
+    of_a_pair = {"noisy", "denoiser"} & runs.keys()
+    unexpected = ValueError(f"{EXPECTED}; got {', '.join(map(str, folders)) or 'nothing'}")
+    if pair is not None:
+        if of_a_pair:
+            raise unexpected
+    elif len(of_a_pair) == 2:
         pair = SmoothedPair.from_runs(runs["noisy"].path, runs["denoiser"].path)
-    elif pair is None and list(runs) == ["denoiser"]:
+    elif list(runs) == ["denoiser"]:
         raise ValueError(
             f"{runs['denoiser'].path} is a denoiser: name the run of its noisy model too"
         )
-    elif len(runs) != 1 if pair is None else {"noisy", "denoiser"} & runs.keys():
-        raise ValueError(f"{EXPECTED}; got {', '.join(map(str, folders)) or 'nothing'}")
-    return _assemble(pair, runs)
+    elif len(runs) != 1:
+        raise unexpected
+    return _with_single(pair, runs)
 
 
-def _assemble(pair: SmoothedPair | None, runs: Mapping[Role, RunFolder]) -> Models:
-    """The models of a pair, or those of runs that are no pair; raises for sizes that differ."""
+def _with_single(pair: SmoothedPair | None, runs: Mapping[Role, RunFolder]) -> Models:
+    """The models of a pair and of the one run that is not of it. Raises for sizes that differ."""
     networks: dict[Role, PixelCNNpp] = {}
-    sizes: dict[Role, tuple[int, int]] = {}
     if pair is not None:
         networks = {"noisy": pair.noisy, "denoiser": pair.denoiser}
-    for role in runs.keys() - networks.keys():
-        networks[role], _, sizes[role] = runs[role].load_model()
-    size = pair.image_size if pair is not None else next(iter(sizes.values()))
-    for role, own in sizes.items():
-        if own != size:
+    size = None if pair is None else pair.image_size
+    for role in [role for role in runs if role not in networks]:
+        networks[role], _, own = runs[role].load_model()
+        if size not in (None, own):
             raise ValueError(
                 f"the {role} model of {runs[role].path} is for images of {own}, the pair for {size}"
             )
+        size = own
+    assert size is not None  # there is a pair or a run
     return Models(networks, pair, size, runs)
 
 
