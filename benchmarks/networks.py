@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dsmooth import ModelConfig, PixelCNNpp
 from dsmooth.functional import logistic_mixture_sample, use_impl
-from dsmooth.sampling.philox import Stage, image_words, to_uniform
+from dsmooth.philox import Stage, image_words, to_uniform
 from dsmooth.sampling.program import NONE, Op, Pass, build_program
 
 

@@ -102,8 +102,16 @@ class ModelConfig:
             "smoothing_scale": self.smoothing_scale,
         }
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
+        """Rebuild a config from `dataclasses.asdict` or JSON. Raises ValueError for other keys."""
+        return _from_dict(cls, values)
+
 
 Role = Literal["noisy", "denoiser", "plain"]
+Method = Literal["two-step", "single-step", "noisy"]
+Score = Literal["full", "conditional"]
+ReproductionStage = Literal["samples", "bits-per-dim", "frechet", "probes", "receptive-field"]
 SmoothingKind = Literal["gaussian", "laplace", "uniform"]
 Precision = Literal["auto", "float32", "bfloat16"]
 LearningRateSchedule = Literal["cosine", "cooldown", "exponential"]
@@ -233,7 +241,7 @@ class TrainConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
         """Rebuild a config from `dataclasses.asdict` or JSON. Raises ValueError for other keys."""
-        return _from_dict(cls, {**values, "model": _from_dict(ModelConfig, values["model"])})
+        return _from_dict(cls, {**values, "model": ModelConfig.from_dict(values["model"])})
 
 
 Stream = Literal["ul", "u", "both"]

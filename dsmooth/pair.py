@@ -6,21 +6,24 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
-from . import __version__
-from .checkpoint import load_weights, read_json, save_weights, write_json
-from .config import ModelConfig, TrainConfig
+from ._version import __version__
+from .config import Method, ModelConfig, Score
+from .files import load_weights, read_json, save_weights, write_json
 from .nn import PixelCNNpp
-from .runlog import read_run_config
-from .sampling import sample_images
+from .runs import RunFolder
+from .sampling.auto import NetworkSampler
+from .sampling.draw import Draw, Progress, share_of_progress
 from .smoothing import GaussianSmoothing, Smoothing, make_smoothing
 
-Method = Literal["two-step", "single-step", "noisy"]
-Score = Literal["full", "conditional"]
+# The files of a saved pair.
+CONFIG_FILE = "config.json"
+NOISY_FILE = "noisy.safetensors"
+DENOISER_FILE = "denoiser.safetensors"
 
 
 class SmoothedPair(nn.Module):
@@ -89,18 +92,8 @@ class SmoothedPair(nn.Module):
         temperature: > 0, of every draw. threads: None for torch's setting.
         Returns (n, C, H, W); x~ is not clamped, nor is x from a continuous denoiser.
         """
-        if method not in get_args(Method):
-            raise ValueError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
-        x_tilde = self._draw(self.noisy, n, seed, first_index, temperature, threads)
-        return self.denoise(
-            x_tilde,
-            seed=seed,
-            first_index=first_index,
-            method=method,
-            score=score,
-            temperature=temperature,
-            threads=threads,
-        )
+        draw = Draw(n, seed, first_index, method, score, temperature, threads)
+        return PairSampler(self).draw(draw)
 
     @torch.no_grad()
     def denoise(
@@ -115,35 +108,8 @@ class SmoothedPair(nn.Module):
         threads: int | None = None,
     ) -> Tensor:
         """The second half of `sample`, for noisy images (B, C, H, W) that are there already."""
-        if method == "noisy":
-            return x_tilde
-        if method == "single-step":
-            return self.single_step(x_tilde, score=score)
-        n = x_tilde.shape[0]
-        return self._draw(self.denoiser, n, seed, first_index, temperature, threads, x_tilde)
-
-    def _draw(
-        self,
-        model: PixelCNNpp,
-        n: int,
-        seed: int,
-        first_index: int,
-        temperature: float,
-        threads: int | None,
-        context: Tensor | None = None,
-    ) -> Tensor:
-        height, width = self.image_size
-        return sample_images(
-            model,
-            n,
-            height=height,
-            width=width,
-            seed=seed,
-            first_index=first_index,
-            context=context,
-            temperature=temperature,
-            threads=threads,
-        )
+        draw = Draw(x_tilde.shape[0], seed, first_index, method, score, temperature, threads)
+        return PairSampler(self).denoise(x_tilde, draw)
 
     def single_step(self, x_tilde: Tensor, *, score: Score = "full") -> Tensor:
         """The posterior mean E[x | x~] = x~ + scale**2 * grad log p(x~) (Tweedie's formula).
@@ -205,8 +171,8 @@ class SmoothedPair(nn.Module):
         """Write config.json, noisy.safetensors and denoiser.safetensors into `folder`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save_weights(self.noisy, folder / "noisy.safetensors")
-        save_weights(self.denoiser, folder / "denoiser.safetensors")
+        save_weights(self.noisy, folder / NOISY_FILE)
+        save_weights(self.denoiser, folder / DENOISER_FILE)
         description = {
             "dsmooth": __version__,
             "noisy": asdict(self.noisy.config),
@@ -214,7 +180,7 @@ class SmoothedPair(nn.Module):
             "smoothing": {"kind": self.smoothing.kind, "scale": self.smoothing.scale},
             "image_size": list(self.image_size),
         }
-        write_json(folder / "config.json", description)
+        write_json(folder / CONFIG_FILE, description)
 
     @classmethod
     def from_runs(cls, noisy: str | Path, denoiser: str | Path) -> SmoothedPair:
@@ -223,7 +189,7 @@ class SmoothedPair(nn.Module):
         Raises FileNotFoundError or ValueError for folders that are not runs, have other roles, or
         were trained for different smoothing or image sizes.
         """
-        loaded = [load_run(Path(folder)) for folder in (noisy, denoiser)]
+        loaded = [RunFolder(Path(folder)).load_model() for folder in (noisy, denoiser)]
         (noisy_model, first, size), (denoiser_model, second, other_size) = loaded
         if (first.role, second.role) != ("noisy", "denoiser"):
             raise ValueError(
@@ -245,29 +211,48 @@ class SmoothedPair(nn.Module):
         Raises FileNotFoundError or ValueError, naming the file, for a folder that is not a pair.
         """
         folder = Path(folder)
-        description = read_json(folder / "config.json")
+        path = folder / CONFIG_FILE
+        description = read_json(path)
         missing = {"noisy", "denoiser", "smoothing", "image_size"} - description.keys()
         if missing:
-            raise ValueError(
-                f"{folder / 'config.json'} is not a pair's: it lacks {', '.join(sorted(missing))}"
-            )
-        noisy = PixelCNNpp(ModelConfig(**description["noisy"]))
-        denoiser = PixelCNNpp(ModelConfig(**description["denoiser"]))
-        load_weights(noisy, folder / "noisy.safetensors")
-        load_weights(denoiser, folder / "denoiser.safetensors")
+            raise ValueError(f"{path} is not a pair's: it lacks {', '.join(sorted(missing))}")
+        noisy = PixelCNNpp(ModelConfig.from_dict(description["noisy"]))
+        denoiser = PixelCNNpp(ModelConfig.from_dict(description["denoiser"]))
+        load_weights(noisy, folder / NOISY_FILE)
+        load_weights(denoiser, folder / DENOISER_FILE)
         smoothing = make_smoothing(**description["smoothing"])
         return cls(noisy, denoiser, smoothing, description["image_size"]).eval()
 
 
-def load_run(folder: Path) -> tuple[PixelCNNpp, TrainConfig, tuple[int, int]]:
-    """The trained model of a run folder, its settings and its image size.
+def is_saved_pair(folder: Path) -> bool:
+    """Whether `SmoothedPair.save_pretrained` wrote into `folder`."""
+    return (folder / NOISY_FILE).exists()
 
-    Raises FileNotFoundError or ValueError, naming the file, for a folder without finished weights.
+
+class PairSampler:
+    """Draws the parts of one drawing from a pair, whose networks are packed once.
+
+    As of a `NetworkSampler`, its life ends with the drawing.
     """
-    config, image_size = read_run_config(folder / "config.json")
-    model = PixelCNNpp(config.model)
-    load_weights(model, folder / "model.safetensors")
-    return model.eval(), config, image_size
+
+    def __init__(self, pair: SmoothedPair) -> None:
+        self.pair = pair
+        self._noisy = NetworkSampler(pair.noisy, pair.image_size)
+        self._denoiser = NetworkSampler(pair.denoiser, pair.image_size)
+
+    def draw(self, draw: Draw, progress: Progress | None = None) -> Tensor:
+        """What `SmoothedPair.sample` does. progress: called with the fraction done."""
+        half = 0.5 if draw.method == "two-step" else 1.0
+        x_tilde = self._noisy.draw(draw, share_of_progress(progress, 0.0, half))
+        return self.denoise(x_tilde, draw, share_of_progress(progress, half, 1.0))
+
+    def denoise(self, x_tilde: Tensor, draw: Draw, progress: Progress | None = None) -> Tensor:
+        """What `SmoothedPair.denoise` does. progress: called with the fraction done."""
+        if draw.method == "noisy":
+            return x_tilde
+        if draw.method == "single-step":
+            return self.pair.single_step(x_tilde, score=draw.score)
+        return self._denoiser.draw(draw, progress, x_tilde)
 
 
 def score_of(model: PixelCNNpp, x: Tensor, score: Score = "full") -> Tensor:

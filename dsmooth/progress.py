@@ -12,8 +12,11 @@ LINE_SECONDS = 10.0
 
 
 @contextmanager
-def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show how many of `total` images are done: a bar on a terminal, else lines with seconds."""
+def progress(title: str, total: int) -> Iterator[Callable[[float], None]]:
+    """Show how many of `total` images are done: a bar on a terminal, else lines with seconds.
+
+    Fractions of images move the bar; numbers are whole.
+    """
     started = printed = time.monotonic()
     if sys.stdout.isatty():
         from rich.progress import (
@@ -31,11 +34,11 @@ def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
         return
     print(f"{title}: {total:,} images", flush=True)
 
-    def show(done: int) -> None:
+    def show(done: float) -> None:
         nonlocal printed
         if time.monotonic() - printed >= LINE_SECONDS and done < total:
             printed = time.monotonic()
-            print(f"{title}: {done:,}/{total:,}", flush=True)
+            print(f"{title}: {int(done):,}/{total:,}", flush=True)
 
     yield show
     print(f"{title}: done in {time.monotonic() - started:.1f} s", flush=True)

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .sampling.philox import Stage, image_words, to_uniform
+from .philox import Stage, image_words, to_uniform
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dsmooth.functional import Shift, gated_resnet, use_impl
-from dsmooth.functional.gated_resnet import dropout_factors, keep_from
+from dsmooth.functional.dropout import dropout_factors, keep_from
 from dsmooth.functional.gated_resnet_triton import (
     gated_resnet_triton,
     gated_resnet_triton_backward,

@@ -13,8 +13,8 @@ from dsmooth.functional import logistic_mixture_sample, use_impl
 from dsmooth.functional.logistic_mixture import split_mixture
 from dsmooth.nn import PixelCNNpp
 from dsmooth.nn.layers import WeightNormConv
+from dsmooth.philox import Stage, image_words, to_uniform
 from dsmooth.sampling import CachedSampler
-from dsmooth.sampling.philox import Stage, image_words, to_uniform
 
 SEED, FIRST = 2**40 + 5, 2**32 - 2
 # Distributions of a pixel, as fields of a ModelConfig.

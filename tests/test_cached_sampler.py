@@ -18,9 +18,9 @@ from torch import Tensor
 import dsmooth
 from dsmooth._extension import extension
 from dsmooth.functional.logistic_mixture import MIN_LOG_SCALE
+from dsmooth.philox import Stage, image_words, to_uniform
 from dsmooth.sampling import CachedSampler, sequential_sample
 from dsmooth.sampling.cached import native_settings
-from dsmooth.sampling.philox import Stage, image_words, to_uniform
 from tests.sampler_checks import (
     ATOMS,
     FIRST,

@@ -15,7 +15,7 @@ import torch
 import dsmooth
 from dsmooth.cli import main
 from dsmooth.presets import PRESETS, preset
-from dsmooth.runlog import write_run_config
+from dsmooth.runs import RunFolder
 
 TINY = ["--n-filters", "4", "--n-mix", "2", "--images", "16", "--batch-size", "8"]
 
@@ -37,10 +37,11 @@ def save_run(folder: Path, role: str, *, size: int = 8, **settings: object) -> P
     with torch.no_grad():
         model.head.weight_g.mul_(0.1)
     folder.mkdir()
-    write_run_config(folder, config, (size, size))
-    from dsmooth.checkpoint import save_weights
+    run = RunFolder(folder)
+    run.write_config(config, (size, size))
+    from dsmooth.files import save_weights
 
-    save_weights(model, folder / "model.safetensors")
+    save_weights(model, run.weights)
     return folder
 
 
@@ -120,6 +121,18 @@ def test_sample_from_runs_and_from_a_pair(tmp_path: Path) -> None:
     assert np.allclose(np.load(again)["x"], stored["x"][1:], atol=1e-5)
 
 
+def test_a_single_chunk_shows_its_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Lines where the output is no terminal: the noisy model is half of the work."""
+    monkeypatch.setattr("dsmooth.progress.LINE_SECONDS", 0.0)
+    models = [str(save_run(tmp_path / role, role)) for role in ("noisy", "denoiser")]
+    assert run("sample", *models, "-n", "4", "--out", str(tmp_path / "x.npz")) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "drawing: 4 images"
+    assert "drawing: 2/4" in lines
+
+
 def test_shards_hold_the_same_images_and_go_on(tmp_path: Path) -> None:
     plain = save_run(tmp_path / "plain", "plain")
     whole, folder = tmp_path / "x.npz", tmp_path / "shards"
@@ -154,7 +167,7 @@ def test_sample_from_one_model(tmp_path: Path) -> None:
         (["sample"], "name a saved pair"),
         (["sample", "{tmp}"], "there is no"),
         (["sample", "{tmp}/denoiser"], "is a denoiser: name the run of its noisy model too"),
-        (["sample", "{tmp}/noisy", "{tmp}/noisy"], "a pair needs the run of a noisy model and"),
+        (["sample", "{tmp}/noisy", "{tmp}/noisy"], "are both runs of the role noisy"),
         (["sample", "{tmp}/noisy", "{tmp}/other"], "the runs do not fit together"),
         (["sample", "{tmp}/noisy", "--out", "x.gif"], "or be a folder without a suffix, got x.gif"),
         (["sample", "{tmp}/noisy", "--out", "{tmp}/no/x.png"], "there is no folder"),

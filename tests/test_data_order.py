@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsmooth.data import epoch_order, indices_at, order
-from dsmooth.sampling.philox import Stage, image_words
+from dsmooth.philox import Stage, image_words
 
 sizes, seeds = st.integers(1, 300), st.integers(0, 2**64 - 1)
 

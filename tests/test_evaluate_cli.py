@@ -15,7 +15,7 @@ from dsmooth.data import load_dataset
 from dsmooth.evaluate.classifier import load_classifier
 from dsmooth.evaluate.likelihood import LEVEL_BITS, conventions, score_pair, score_plain
 from dsmooth.evaluate.sources import array_to_bytes, read_images
-from dsmooth.pair import load_run
+from dsmooth.runs import RunFolder
 from tests.data_makers import random_bytes, write_images, write_mnist
 from tests.test_cli import run, save_run
 
@@ -66,7 +66,7 @@ def test_bits_of_runs_and_of_a_saved_pair(
     assert stored["pair"]["terms"]["noisy"] < 100
     assert "0.7213 bits/dim too high" in printed
     assert "0.7213" in stored["equation_4"]
-    plain, _, _ = load_run(Path("plain"))
+    plain, _, _ = RunFolder(Path("plain")).load_model()
     exact = conventions(score_plain(plain, test_set))[0].value
     assert stored["plain"]["conventions"][0]["value"] == pytest.approx(exact, abs=1e-9)
 
@@ -169,7 +169,7 @@ def test_values_become_bytes_and_diverged_images_are_counted() -> None:
     ("command", "message"),
     [
         ("bpd", "name a saved pair"),
-        ("bpd noisy", "is a single model: name a pair"),
+        ("bpd noisy", "is a single model: name a saved pair"),
         ("bpd noisy denoiser --limit 0", "limit must be at least 1, got 0"),
         ("bpd noisy denoiser --n-noise 0", "n_noise must be at least 1, got 0"),
         ("bpd noisy denoiser --batch-size 0", "batch_size must be at least 1, got 0"),

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 import dsmooth
-from dsmooth import _extension, doctor
+from dsmooth import _extension
+from dsmooth.commands import doctor
 
 # Without a C++ compiler there is no extension, and the build record says so: the first test below
 # fails wherever it is missing for another reason.
@@ -318,7 +319,8 @@ def run_python(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_importing_dsmooth_or_doctor_does_not_import_torch(tmp_path: Path) -> None:
-    code = "import sys, dsmooth, dsmooth.doctor, dsmooth._extension; print('torch' in sys.modules)"
+    modules = "sys, dsmooth, dsmooth.commands.doctor, dsmooth._extension"
+    code = f"import {modules}; print('torch' in sys.modules)"
     done = run_python(code, tmp_path)
     assert done.stdout.strip() == "False", done.stderr
 

@@ -24,7 +24,7 @@ from dsmooth.functional.gated_resnet_native import (
     gated_resnet_native,
     operands,
 )
-from dsmooth.functional.shifted_conv import padding_of
+from dsmooth.functional.taps import padding_of
 from dsmooth.nn.layers import GatedResnet
 from tests.gated_cases import EPS, KERNELS, STRIDES, assert_as_good, make_case
 

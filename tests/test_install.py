@@ -79,7 +79,7 @@ def test_installs_without_a_compiler_and_says_so(clone: Path, tmp_path: Path) ->
 
     code = """
 import torch, dsmooth
-from dsmooth.doctor import run_doctor
+from dsmooth.commands.doctor import run_doctor
 x, params = torch.zeros(1, 1, 4, 4), torch.zeros(1, 30, 4, 4)
 print(dsmooth.functional.logistic_mixture_log_prob(x, params).shape)
 try:
@@ -155,7 +155,9 @@ def test_wheel_holds_the_package_and_a_working_extension(clone: Path, tmp_path: 
     site = tmp_path / "site"
     with zipfile.ZipFile(next((tmp_path / "w").glob("*.whl"))) as file:
         file.extractall(site)
-    ran = python("from dsmooth.doctor import run_doctor; exit(run_doctor())", tmp_path, site)
+    ran = python(
+        "from dsmooth.commands.doctor import run_doctor; exit(run_doctor())", tmp_path, site
+    )
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "CUDA build: none (DSMOOTH_CUDA=0)" in ran.stdout.splitlines()
     assert "native against reference, cpu: ok" in ran.stdout

@@ -22,7 +22,7 @@ from dsmooth.functional import (
 )
 from dsmooth.pair import score_of
 from dsmooth.presets import PRESETS, preset
-from dsmooth.train import TrainState
+from dsmooth.train.state import TrainState
 from tests.test_convert import GOLDEN
 from tests.test_pair import tiny_config
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dsmooth.sampling.philox import Stage, image_words, philox4x32, split_seed, to_uniform
+from dsmooth.philox import Stage, image_words, philox4x32, split_seed, to_uniform
 
 KNOWN = json.loads((Path(__file__).parent / "golden" / "logistic_mixture.json").read_text())
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dsmooth import _extension
-from dsmooth.sampling.philox import philox4x32, to_uniform
+from dsmooth.philox import philox4x32, to_uniform
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "logistic_mixture.json").read_text())
 # Without a C++ compiler there is no extension; test_extension.py asserts it everywhere else.

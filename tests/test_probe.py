@@ -389,7 +389,7 @@ def test_the_command_writes_figures_and_numbers(
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["{tmp}/noisy"], "is a single model: name the run of its denoiser too"),
+        (["{tmp}/noisy"], "is a single model: name a saved pair, or the run"),
         ([], "name a saved pair"),
         (["{tmp}/noisy", "{tmp}/denoiser"], "the pair is for images (C, H, W) = (1, 8, 8)"),
         (["{tmp}/noisy", "{tmp}/denoiser", "--data", "cifar10"], "--data-dir"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -14,8 +15,9 @@ import pytest
 import torch
 
 import dsmooth
-from dsmooth.draw import choose_device
-from dsmooth.sampling.ranks import draw_together, share_of
+from dsmooth.machine import choose_device
+from dsmooth.sampling.draw import Draw, Progress
+from dsmooth.sampling.ranks import draw_in_chunks, share_of
 from tests.sampler_checks import network
 
 
@@ -28,16 +30,41 @@ def test_shares_make_the_whole(count: int, size: int) -> None:
     assert max(number for _, number in shares) == -(-count // size)
 
 
-def test_one_process_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("done", "within"), [(0, None), (0, 5), (4, None), (4, 5), (12, 5)])
+def test_chunks_of_one_process(
+    monkeypatch: pytest.MonkeyPatch, done: int, within: int | None
+) -> None:
+    """Every image behind `done` once, no chunk too long or across a border, and no group."""
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    seen = []
-    draw_together(
-        lambda first, n: torch.full((n, 1, 4, 4), float(first)),
-        (1, 4, 4),
-        lambda draw: seen.append(draw(3, 2)),
+    seen: list[float] = []
+
+    def draw_part(part: Draw, progress: Progress) -> torch.Tensor:
+        progress(0.5)
+        progress(1.0)
+        numbers = torch.arange(part.first_index, part.first_index + part.count).float()
+        return numbers.view(-1, 1, 1, 1).expand(-1, 1, 4, 4)
+
+    chunks = list(
+        draw_in_chunks(
+            draw_part,
+            Draw(12, first_index=7),
+            image_shape=(1, 4, 4),
+            chunk=3,
+            within=within,
+            done=done,
+            progress=seen.append,
+        )
     )
-    assert seen[0].shape == (2, 1, 4, 4)
-    assert (seen[0] == 3).all()
+    numbers = [int(x[0, 0, 0]) for _, images in chunks for x in images]
+    assert numbers == list(range(7 + done, 19))
+    assert all(first == images[0, 0, 0, 0] and len(images) <= 3 for first, images in chunks)
+    if within:
+        assert all(
+            (first - 7) // within == (first - 7 + len(images) - 1) // within
+            for first, images in chunks
+        )
+    assert seen == sorted(seen)
+    assert seen[-1:] == [12.0][: len(chunks)]
     assert not torch.distributed.is_initialized()
 
 
@@ -92,6 +119,22 @@ def test_two_processes_write_the_images_of_one(tmp_path: Path) -> None:
     np.testing.assert_array_equal(two, one)
     assert "7 images" in spoken[0]
     assert spoken[1] == ""  # the progress is rank 0's
+
+
+def test_two_processes_go_on_where_rank_0_was(tmp_path: Path) -> None:
+    arguments = [str(saved_pair(tmp_path / "pair")), "-n", "7", "--device", "cpu", "--out", "x"]
+    sample_by(1, arguments, tmp_path)
+    shard, manifest = tmp_path / "x" / "shard_00000.npy", tmp_path / "x" / "shards.json"
+    whole = np.load(shard)
+    stopped = np.load(shard, mmap_mode="r+")
+    stopped[3:] = np.nan
+    stopped[:3] = 7  # what is there is not drawn again
+    stopped.flush()
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "done": 3}))
+    sample_by(2, arguments, tmp_path)
+    resumed = np.load(shard)
+    np.testing.assert_array_equal(resumed[3:], whole[3:])
+    assert (resumed[:3] == 7).all()
 
 
 def test_names_of_devices(monkeypatch: pytest.MonkeyPatch) -> None:

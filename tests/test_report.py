@@ -15,13 +15,13 @@ import torch
 
 from dsmooth.config import ProbeSettings, Role
 from dsmooth.data import load_dataset
-from dsmooth.evaluate.figures import visible
-from dsmooth.evaluate.plots import curve_png, probe_png, receptive_png, running_mean
 from dsmooth.evaluate.probe import BLOCKS, PIXELS
 from dsmooth.evaluate.receptive_field import receptive_fields
-from dsmooth.evaluate.report import advice, write_report
-from dsmooth.evaluate.report_tables import number
+from dsmooth.pictures import visible
 from dsmooth.presets import preset
+from dsmooth.report.page import advice, write_report
+from dsmooth.report.plots import curve_png, probe_png, receptive_png, running_mean
+from dsmooth.report.tables import number
 from tests.report_checks import browse, check_self_contained
 
 ROLES: tuple[Role, ...] = ("noisy", "denoiser", "plain")

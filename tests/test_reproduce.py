@@ -20,20 +20,23 @@ import pytest
 import torch
 from PIL import Image
 
-from dsmooth.config import ModelConfig, ProbeSettings, TrainConfig, flatten
-from dsmooth.draw import write_npz
-from dsmooth.evaluate.figures import is_diverged
-from dsmooth.evaluate.results import history, is_finished, training_seconds
-from dsmooth.evaluate.stages import STAGES, Sizes, Stage, draw_all, load_models, read_npz
-from dsmooth.parallel import Run, Watched, last_words, train_side_by_side
+from dsmooth.config import ModelConfig, ProbeSettings, ReproductionStage, TrainConfig, flatten
+from dsmooth.models import load_models
+from dsmooth.pictures import is_diverged
 from dsmooth.reproduce import (
     Given,
     Plan,
-    lock_folder,
     plan_from_preset,
     reproduce,
 )
-from dsmooth.train import load_data
+from dsmooth.reproduce.results import training_seconds
+from dsmooth.reproduce.stages import STAGES, Sizes, draw_all, read_images
+from dsmooth.reproduce.whole import lock_folder
+from dsmooth.runs import RunFolder
+from dsmooth.sampling.draw import Draw
+from dsmooth.sampling.shards import write_images
+from dsmooth.train.loop import load_data
+from dsmooth.train.side_by_side import Watched, last_words, train_side_by_side
 from tests.report_checks import check_self_contained
 from tests.test_cli import run, save_run
 
@@ -94,7 +97,7 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_everything_is_there(finished: Path) -> None:
     for role in ("noisy", "denoiser", "plain"):
-        assert is_finished(finished / role)
+        assert RunFolder(finished / role).is_finished()
     for name in ("noisy", "two-step", "single-step", "plain"):
         with np.load(finished / "samples" / f"{name}.npz") as arrays:
             assert arrays["x"].shape == (9, 1, 8, 8)
@@ -122,12 +125,12 @@ def test_samples_of_a_diverged_noisy_image_count_as_diverged(
     finished: Path, data: Path, tmp_path: Path
 ) -> None:
     names = ("noisy", "two-step", "single-step")
-    before = {name: read_npz(finished / "samples" / f"{name}.npz", 9) for name in names}
+    before = {name: read_images(finished / "samples" / f"{name}.npz", 9) for name in names}
     noisy = before["noisy"]
     assert noisy is not None
     row = int((~is_diverged(noisy)).nonzero()[-1])
     noisy[row, 0, 3, 3] = float("inf")
-    write_npz(tmp_path / "noisy.npz", noisy, 0, 0)
+    write_images(tmp_path / "noisy.npz", noisy, Draw(9))
     _, test_set = load_data(tiny_plan(data).configs["noisy"])
     after = draw_all(
         tmp_path,
@@ -188,7 +191,7 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 from dsmooth.config import TrainConfig
-from dsmooth.evaluate.stages import Sizes
+from dsmooth.reproduce.stages import Sizes
 from dsmooth.reproduce import Plan, reproduce
 noisy, denoiser, plain = map(TrainConfig.from_dict, json.loads(sys.argv[2])["runs"].values())
 plan = Plan("tiny", ((noisy, denoiser), (plain,)))
@@ -223,7 +226,7 @@ def test_stopped_and_resumed_is_the_uninterrupted_run(data: Path, tmp_path: Path
     output = stopped.communicate(timeout=120)[0]
     assert stopped.returncode == 128 + signal.SIGINT, output
     assert "repeat the same command to go on" in output
-    assert not is_finished(outs[1] / "denoiser")
+    assert not RunFolder(outs[1] / "denoiser").is_finished()
     assert (outs[1] / "denoiser" / "checkpoint.safetensors").exists()
 
     for out in outs:
@@ -244,7 +247,7 @@ def test_a_failing_run_says_why_and_stops_the_other(data: Path, tmp_path: Path) 
     with pytest.raises(ChildProcessError, match=r"(?s)denoiser run failed.*the loss is") as caught:
         reproduce(tmp_path / "out", Plan("bad", ((noisy, too_fast),)))
     assert "noisy run failed" not in str(caught.value)
-    assert not is_finished(tmp_path / "out" / "noisy")
+    assert not RunFolder(tmp_path / "out" / "noisy").is_finished()
 
 
 def test_missing_data_is_told_before_any_work(tmp_path: Path) -> None:
@@ -258,13 +261,11 @@ def test_a_stop_during_measurement_leaves_nothing_behind(data: Path, tmp_path: P
     config = replace(plan.configs["noisy"], images=None, budget=60.0)
     folder = tmp_path / "noisy"
     folder.mkdir()
-    from dsmooth.runlog import write_run_config
-
-    write_run_config(folder, config, (8, 8))
-    os.replace(folder / "config.json", folder / "settings.json")
-    run = Run("noisy", folder, folder / "settings.json")
-    assert train_side_by_side([run], 1, lambda: signal.SIGINT) == signal.SIGINT
-    assert not (folder / "config.json").exists()
+    run = RunFolder(folder)
+    run.prepare_for_child(config, (8, 8))
+    assert run.settings.exists()
+    assert train_side_by_side({"noisy": run}, 1, lambda: signal.SIGINT) == signal.SIGINT
+    assert not run.config.exists()
 
 
 def test_plan_shares_the_budget_between_groups() -> None:
@@ -300,13 +301,13 @@ def test_history_forgets_steps_that_a_later_start_took_back(tmp_path: Path) -> N
     ]
     lines = [json.dumps(entry) for entry in entries]
     (tmp_path / "log.jsonl").write_text("\n".join([*lines, '{"event": "st']))
-    kept = history(tmp_path)
+    kept = RunFolder(tmp_path).history()
     assert [e["images"] for e in kept if e["event"] == "step"] == [8, 16]
     assert training_seconds(kept) == 2.5
 
 
 def test_a_watched_log_is_read_once_and_only_whole_lines(tmp_path: Path) -> None:
-    watched = Watched(Run("noisy", tmp_path, tmp_path / "settings.json"))
+    watched = Watched("noisy", RunFolder(tmp_path))
     watched.read()
     assert watched.text() == "starting"
     start = json.dumps({"event": "start", "images": 0, "seconds": 0, "total": 100, "loss": "bits"})
@@ -392,7 +393,9 @@ def test_finished_stages_are_not_repeated(given: tuple[Path, ...], reported: Pat
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_only_repeats_one_stage(given: tuple[Path, ...], reported: Path, stage: Stage) -> None:
+def test_only_repeats_one_stage(
+    given: tuple[Path, ...], reported: Path, stage: ReproductionStage
+) -> None:
     before, results = stamps(reported), (reported / "results.json").read_bytes()
     assert reproduce(reported, Given(given), sizes=SIZES, only=stage) == 0
     after = stamps(reported)
@@ -422,7 +425,7 @@ def test_a_stopped_stage_leaves_the_finished_ones(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("dsmooth.reproduce.compare_all", stop)
+        patch.setattr("dsmooth.reproduce.whole.compare_all", stop)
         assert reproduce(out, Given(given), sizes=SIZES) == 130
     assert "repeat the same command to go on" in capsys.readouterr().out
     done = {
@@ -449,7 +452,7 @@ def test_a_saved_pair_gives_the_same_numbers(
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--models", "{noisy}"], "perhaps that of a plain model; got"),
+        (["--models", "{noisy}"], "is a single model: name a saved pair"),
         (["--models", "{noisy}", "{noisy}"], "are both runs of the role noisy"),
         (["--models", "{noisy}", "{denoiser}", "--budget", "1"], "--budget is for training"),
         (["--models", "{noisy}", "{denoiser}", "--download"], "--download is for training"),

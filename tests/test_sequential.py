@@ -10,8 +10,8 @@ from torch import Tensor
 
 import dsmooth
 from dsmooth.functional import logistic_mixture_sample
+from dsmooth.philox import Stage, image_words, to_uniform
 from dsmooth.sampling import sequential_sample
-from dsmooth.sampling.philox import Stage, image_words, to_uniform
 from tests.sampler_checks import ATOMS, GAUSSIAN
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +10,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsmooth.sampling.shards import draw_to_shards
+from dsmooth.sampling.draw import Draw
+from dsmooth.sampling.shards import Shards
 
 SHAPE = (1, 2, 3)
 
 
-def draw(first: int, count: int) -> Tensor:
+def images(first: int, count: int) -> Tensor:
     """Images that tell their number."""
     numbers = torch.arange(first, first + count).float().view(-1, 1, 1, 1)
     return numbers.expand(count, *SHAPE)
+
+
+def chunks(shards: Shards, draw: Draw, chunk: int) -> Iterator[Tensor]:
+    """What `shards` lacks."""
+    for done in range(shards.done, draw.count, chunk):
+        yield images(draw.first_index + done, min(chunk, draw.count - done))
 
 
 def read(paths: list[Path]) -> np.ndarray:
@@ -25,65 +33,44 @@ def read(paths: list[Path]) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("n", "shard_size", "chunk"), [(1, 10, 3), (10, 10, 3), (23, 10, 4), (20, 5, 64)]
+    ("n", "size", "chunk"), [(1, 10, 3), (10, 10, 3), (23, 10, 4), (20, 5, 64)]
 )
-def test_every_image_once(tmp_path: Path, n: int, shard_size: int, chunk: int) -> None:
-    seen: list[int] = []
-    paths = draw_to_shards(
-        draw,
-        n,
-        tmp_path,
-        image_shape=SHAPE,
-        first_index=7,
-        shard_size=shard_size,
-        chunk=chunk,
-        progress=seen.append,
-    )
-    assert [path.name for path in paths] == sorted(path.name for path in tmp_path.glob("*.npy"))
-    assert np.array_equal(read(paths), draw(7, n).numpy())
-    assert seen[0] == 0
-    assert seen[-1] == n
-    assert seen == sorted(set(seen))
+def test_every_image_once(tmp_path: Path, n: int, size: int, chunk: int) -> None:
+    draw = Draw(n, first_index=7)
+    shards = Shards(tmp_path, draw, SHAPE, size=size)
+    for x in chunks(shards, draw, chunk):
+        shards.add(x)
+    assert shards.done == n
+    assert [path.name for path in shards.paths] == sorted(p.name for p in tmp_path.glob("*.npy"))
+    assert all(len(np.load(path)) <= size for path in shards.paths)
+    assert np.array_equal(read(shards.paths), images(7, n).numpy())
 
 
 @pytest.mark.parametrize("calls", [0, 1, 2, 3, 5])
 def test_a_stopped_run_goes_on(tmp_path: Path, calls: int) -> None:
-    drawn: list[int] = []
-
-    def stops(first: int, count: int) -> Tensor:
-        if len(drawn) == calls:
-            raise KeyboardInterrupt
-        drawn.append(count)
-        return draw(first, count)
-
-    with pytest.raises(KeyboardInterrupt):
-        draw_to_shards(stops, 20, tmp_path, image_shape=SHAPE, shard_size=7, chunk=3)
-    again: list[int] = []
-
-    def goes_on(first: int, count: int) -> Tensor:
-        again.append(count)
-        return draw(first, count)
-
-    paths = draw_to_shards(goes_on, 20, tmp_path, image_shape=SHAPE, shard_size=7, chunk=3)
-    assert sum(drawn) + sum(again) == 20
-    assert np.array_equal(read(paths), draw(0, 20).numpy())
-    assert draw_to_shards(goes_on, 20, tmp_path, image_shape=SHAPE, shard_size=7, chunk=3) == paths
-    assert sum(drawn) + sum(again) == 20
+    draw = Draw(20)
+    first = Shards(tmp_path, draw, SHAPE, size=7)
+    for x, _ in zip(chunks(first, draw, 3), range(calls), strict=False):
+        first.add(x)
+    again = Shards(tmp_path, draw, SHAPE, size=7)
+    assert again.done == first.done == min(20, 3 * calls)
+    for x in chunks(again, draw, 3):
+        again.add(x)
+    assert np.array_equal(read(again.paths), images(0, 20).numpy())
+    assert Shards(tmp_path, draw, SHAPE, size=7).done == 20
 
 
 def test_another_runs_folder_is_refused(tmp_path: Path) -> None:
-    draw_to_shards(draw, 3, tmp_path, image_shape=SHAPE, description={"seed": 0})
+    Shards(tmp_path, Draw(3), SHAPE, {"seed": 0}).add(images(0, 3))
     with pytest.raises(ValueError, match=r"holds another run: its description is \{'seed': 0\}"):
-        draw_to_shards(draw, 3, tmp_path, image_shape=SHAPE, description={"seed": 1})
+        Shards(tmp_path, Draw(3), SHAPE, {"seed": 1})
     with pytest.raises(ValueError, match="its n is 3, not 4"):
-        draw_to_shards(draw, 4, tmp_path, image_shape=SHAPE, description={"seed": 0})
+        Shards(tmp_path, Draw(4), SHAPE, {"seed": 0})
     (tmp_path / "shards.json").unlink()
     with pytest.raises(ValueError, match=r"without shards\.json"):
-        draw_to_shards(draw, 3, tmp_path, image_shape=SHAPE)
+        Shards(tmp_path, Draw(3), SHAPE)
 
 
-@pytest.mark.parametrize("name", ["n", "shard_size", "chunk"])
-def test_counts_below_one(tmp_path: Path, name: str) -> None:
-    arguments = {"n": 1, "shard_size": 1, "chunk": 1, name: 0}
-    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
-        draw_to_shards(draw, folder=tmp_path, image_shape=SHAPE, **arguments)
+def test_a_size_below_one(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="size must be at least 1, got 0"):
+        Shards(tmp_path, Draw(1), SHAPE, size=0)

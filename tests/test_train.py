@@ -17,12 +17,13 @@ from safetensors.torch import load_file
 
 import dsmooth
 from dsmooth import train as train_module
-from dsmooth.checkpoint import read_tensors, write_atomically
 from dsmooth.config import ModelConfig, TrainConfig
-from dsmooth.ema import EMA
+from dsmooth.files import read_tensors, write_atomically
 from dsmooth.presets import PRESETS, preset
-from dsmooth.runlog import read_log, read_run_config
-from dsmooth.train import NonFiniteLoss, TrainState, make_inputs, train
+from dsmooth.runs import RunFolder
+from dsmooth.train import NonFiniteLoss, train
+from dsmooth.train.ema import EMA
+from dsmooth.train.state import TrainState, make_inputs
 
 ROLES = ("noisy", "denoiser", "plain")
 
@@ -57,16 +58,16 @@ def test_run_folder_is_complete(tmp_path: Path, role: str) -> None:
     result = train(config, tmp_path / "run")
     assert result.images_seen == 40
     assert result.interrupted is None
-    stored, image_size = read_run_config(tmp_path / "run" / "config.json")
+    stored, image_size = RunFolder(tmp_path / "run").read_config()
     assert stored == config
     assert image_size == (28, 28)
     model = dsmooth.PixelCNNpp(config.model)
     assert load_file(tmp_path / "run" / "model.safetensors").keys() == model.state_dict().keys()
-    events = [entry["event"] for entry in read_log(tmp_path / "run")]
+    events = [entry["event"] for entry in RunFolder(tmp_path / "run").read_log()]
     assert events[0] == "start"
     assert events[-2:] == ["evaluation", "end"]
     assert "step" in events
-    (score,) = [e for e in read_log(tmp_path / "run") if e["event"] == "evaluation"]
+    (score,) = [e for e in RunFolder(tmp_path / "run").read_log() if e["event"] == "evaluation"]
     assert score["bits_per_dim"] == pytest.approx(result.bits_per_dim, abs=1e-5)
     assert len(list((tmp_path / "run").glob("samples-*.png"))) == 1
 
@@ -118,7 +119,7 @@ def test_sigint_saves_and_leaves(tmp_path: Path) -> None:
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as child:
         try:
             deadline = time.monotonic() + 120
-            while not (run / "log.jsonl").exists() or len(read_log(run)) < 2:
+            while not (run / "log.jsonl").exists() or len(RunFolder(run).read_log()) < 2:
                 assert child.poll() is None
                 assert time.monotonic() < deadline
                 time.sleep(0.2)
@@ -212,7 +213,7 @@ def test_budget_becomes_a_number_of_images(tmp_path: Path) -> None:
     started = time.monotonic()
     train(config, tmp_path / "run")
     assert time.monotonic() - started < 60
-    stored, _ = read_run_config(tmp_path / "run" / "config.json")
+    stored, _ = RunFolder(tmp_path / "run").read_config()
     assert stored.images is not None
     assert stored.images % config.batch_size == 0
     train(replace(config, budget=None, images=stored.images), tmp_path / "again")
@@ -226,7 +227,7 @@ def test_best_weights_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     train(tiny(images=32, evaluations=4), tmp_path / "run")
     monkeypatch.setattr(train_module, "evaluate", lambda state, data: 1.0)
     # The learning rate looks ahead to the end, so the prefix is run by a state of its own.
-    config, _ = read_run_config(tmp_path / "run" / "config.json")
+    config, _ = RunFolder(tmp_path / "run").read_config()
     data, _ = train_module.load_data(config)
     state = TrainState(config, data, torch.device("cpu"))
     state.step()

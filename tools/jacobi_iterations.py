@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dsmooth.pair import load_run
+from dsmooth.runs import RunFolder
 from dsmooth.sampling import jacobi_sample, sample_images
 
 
@@ -26,7 +26,7 @@ def main() -> None:
     arguments = parser.parse_args()
     contexts: dict[float, Tensor] = {}
     for folder in arguments.runs:
-        model, config, (height, width) = load_run(folder)
+        model, config, (height, width) = RunFolder(folder).load_model()
         n, scale = arguments.n, config.scale
         size = {"height": height, "width": width}
         context = contexts[scale] if config.role == "denoiser" else None

@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from dsmooth.sampling.philox import Stage, image_words
+from dsmooth.philox import Stage, image_words
 
 
 # A batch smaller than the data set lies in at most two epochs. A permutation of a million images

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import load_state, read_tensors, write_tensors
 from ..data import ImageDataset, indices_at, to_float
-from ..sampling.philox import Stage, image_words
+from ..files import load_state, read_tensors, write_tensors
+from ..philox import Stage, image_words
 
 WEIGHTS_PATH = Path(__file__).with_name("mnist_classifier.safetensors")
 IMAGE_SHAPE = (1, 28, 28)

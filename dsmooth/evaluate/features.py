@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import read_tensors
 from ..data import to_float
+from ..files import read_tensors
 
 # The weights of the 2015 Inception network as pytorch-fid and torch-fidelity publish them, one and
 # the same file.

@@ -6,9 +6,7 @@ network; see features.py for what else can stand in its place.
 
 from __future__ import annotations
 
-import io
 import json
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ..checkpoint import write_atomically
+from ..files import read_npz, write_npz
 
 # How far from symmetric and from positive semi-definite a covariance may be, relative to its
 # largest entry: one that was accumulated in float32 stays well inside.
@@ -155,15 +153,13 @@ class FeatureStatistics:
 
     def save(self, path: Path) -> None:
         """Write a .npz with `mu` and `sigma`, as pytorch-fid names them, `n` and `description`."""
-        buffer = io.BytesIO()
-        np.savez(
-            buffer,
-            mu=self.mean.numpy(),
-            sigma=self.covariance.numpy(),
-            n=np.int64(self.count),
-            description=np.str_(json.dumps(self.description)),
-        )
-        write_atomically(path, buffer.getvalue())
+        arrays = {
+            "mu": self.mean.numpy(),
+            "sigma": self.covariance.numpy(),
+            "n": np.int64(self.count),
+            "description": np.str_(json.dumps(self.description)),
+        }
+        write_npz(path, arrays, compressed=False)
 
     @classmethod
     def load(cls, path: Path) -> FeatureStatistics:
@@ -187,18 +183,3 @@ class FeatureStatistics:
         statistics = cls(d, json.loads(str(arrays["description"])))
         statistics.count, statistics.mean, statistics.scatter = n, mean, covariance * (n - 1)
         return statistics
-
-
-def read_npz(path: Path) -> Mapping[str, np.ndarray]:
-    """The arrays of a .npz. Raises FileNotFoundError or ValueError, naming the file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no {path}")
-    try:
-        with open(path, "rb") as file, zipfile.ZipFile(file):
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as arrays:
-                return {key: arrays[key] for key in arrays.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{path} is not a readable .npz without pickled objects: {error}"
-        ) from None

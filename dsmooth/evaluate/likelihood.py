@@ -18,7 +18,7 @@ from ..data import ImageDataset
 from ..functional import logistic_mixture_log_prob
 from ..nn import PixelCNNpp
 from ..pair import SmoothedPair
-from ..sampling.philox import Stage
+from ..philox import Stage
 from ..smoothing import GaussianSmoothing
 
 # A density in units of [-1, 1] becomes one per grey level by adding this many bits/dim.

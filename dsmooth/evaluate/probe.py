@@ -20,10 +20,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..checkpoint import read_json, write_json
 from ..config import ProbeSettings
 from ..data import ImageDataset
-from ..draw import weights_digest
+from ..files import read_json, write_json
+from ..models import weights_digest
 from ..nn import PixelCNNpp
 from ..pair import SmoothedPair
 from ..progress import progress

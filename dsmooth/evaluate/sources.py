@@ -12,14 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..checkpoint import read_json
 from ..data import ImageDataset, load_dataset, to_bytes
 from ..data.folder import SUFFIXES, read_every_image
+from ..files import read_json, read_npz
+from ..pictures import is_diverged
 from ..progress import progress
-from ..runlog import read_run_config
+from ..runs import first_config
 from ..sampling.shards import MANIFEST
-from .figures import is_diverged
-from .frechet import read_npz
 
 BYTES = "x in [-1, 1] to round((x + 1) * 127.5), clamped to 0 .. 255"
 # Names of an array of images in a .npz: ours, two that are common, and savez's first.
@@ -58,21 +57,12 @@ def choose_data(
     Without either it is mnist: a saved pair does not know its data.
     """
     directory = None if data_dir is None else str(data_dir)
-    for folder in folders:
-        path = folder / "config.json"
-        if path.is_file() and "role" in read_json(path):
-            config, _ = read_run_config(path)
-            if name not in (None, config.data):
-                break
-            return DataChoice(
-                config.data, directory or config.data_dir, image_size or config.image_size
-            )
+    config = first_config(folders)
+    if config is not None and name in (None, config.data):
+        return DataChoice(
+            config.data, directory or config.data_dir, image_size or config.image_size
+        )
     return DataChoice(name or "mnist", directory, image_size)
-
-
-def is_model(path: Path) -> bool:
-    """Whether `path` is a run folder or a saved pair."""
-    return (path / "config.json").is_file()
 
 
 @dataclass(frozen=True, eq=False)

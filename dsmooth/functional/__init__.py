@@ -1,6 +1,6 @@
 """Ops as functions: each has a plain PyTorch reference (`*_ref`) and perhaps faster twins."""
 
-from ._impl import Impl, use_impl
+from .dispatch import Impl, use_impl
 from .gated_resnet import gated_resnet, gated_resnet_ref
 from .logistic_mixture import (
     logistic_mixture_log_prob,
@@ -8,7 +8,6 @@ from .logistic_mixture import (
     logistic_mixture_sample,
 )
 from .shifted_conv import (
-    Shift,
     concat_elu,
     down_shift,
     right_shift,
@@ -17,6 +16,7 @@ from .shifted_conv import (
     shifted_conv_transpose2d,
     shifted_conv_transpose2d_ref,
 )
+from .taps import Shift
 
 __all__ = [
     "Impl",

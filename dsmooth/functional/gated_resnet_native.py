@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from .. import _extension
-from ._op import empty_channels_last, refuse_second_derivative
-from .shifted_conv import padding_of
+from .dispatch import empty_channels_last, refuse_second_derivative
+from .dropout import keep_from
+from .taps import padding_of
 
 MAX_SKIPS = 2
 
@@ -162,8 +163,6 @@ def _gradients(
 
 
 def _call(name: str, x: Tensor, given: Operands, tensors: list[int], instruction_set: str) -> None:
-    from .gated_resnet import keep_from
-
     batch, f, rows, cols = x.shape
     kh, kw = given.conv_in.shape[2:]
     left, _, top, _ = padding_of(kh, kw, given.shift)

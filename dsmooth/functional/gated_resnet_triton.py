@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._op import empty_channels_last, refuse_second_derivative
-from .gated_resnet import keep_from
-from .shifted_conv import taps_of
+from .dispatch import empty_channels_last, refuse_second_derivative
+from .dropout import keep_from
+from .taps import taps_of
 
 
 def _numbers(dropout: float) -> tuple[int, float]:

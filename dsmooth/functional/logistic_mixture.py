@@ -22,8 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import Likelihood, check_likelihood
-from ._impl import Impl, resolve_impl
-from ._op import without_autocast
+from .dispatch import Impl, resolve_impl, without_autocast
 from .logistic_mixture_native import native, native_obstacle
 from .logistic_mixture_triton import triton_log_prob, triton_obstacle
 

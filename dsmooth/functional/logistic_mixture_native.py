@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _extension
-from ._op import refuse_second_derivative
+from .dispatch import refuse_second_derivative
 
 
 @torch.compiler.assume_constant_result

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._triton import MIN_CAPABILITY
+from .dispatch import MIN_CAPABILITY
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TWICE = (

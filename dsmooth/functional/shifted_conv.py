@@ -7,17 +7,14 @@ the source is Salimans et al., PixelCNN++ (2017), section 2.4.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._impl import Impl, resolve_impl
-from ._triton import triton_obstacle
-
-Shift = Literal["down", "down_right", "none"]
-Taps = tuple[int, int, int, int, int]  # kh, kw, top, left, stride: see taps_of
+from .dispatch import Impl, compute_dtype, resolve_impl, triton_obstacle
+from .taps import Shift, padding_of
 
 
 def concat_elu(x: Tensor) -> Tensor:
@@ -75,14 +72,6 @@ def shifted_conv2d_ref(
     return F.conv2d(F.pad(x, (left, right, top, bottom)), weight, bias, stride)
 
 
-def padding_of(kh: int, kw: int, shift: str) -> tuple[int, int, int, int]:
-    """Columns padded left and right, rows padded on top and at the bottom."""
-    if shift == "none":
-        return (kw - 1) // 2, (kw - 1) // 2, (kh - 1) // 2, (kh - 1) // 2
-    left, right = (kw - 1, 0) if shift == "down_right" else ((kw - 1) // 2, (kw - 1) // 2)
-    return left, right, kh - 1, 0
-
-
 def shifted_conv_transpose2d(
     x: Tensor,
     weight: Tensor,
@@ -117,29 +106,6 @@ def shifted_conv_transpose2d_ref(
     first = (weight.shape[3] - 1) // 2 if shift == "down" else 0
     y = y[:, :, :rows, first : first + columns]
     return y if bias is None else y + bias.to(y.dtype).view(-1, 1, 1)
-
-
-def taps_of(weight: Tensor, shift: str, stride: int = 1) -> Taps:
-    """(kh, kw, top, left, stride) of a shifted convolution by weight (D, C, kh, kw).
-
-    Tap (i, j) at output (r, c) reads the input at (stride r + i - top, stride c + j - left).
-    """
-    kh, kw = weight.shape[2:]
-    left, _, top, _ = padding_of(kh, kw, shift)
-    return kh, kw, top, left, stride
-
-
-def transposed_taps_of(weight: Tensor, shift: str) -> Taps:
-    """The taps of the convolution whose adjoint is the transposed one by weight (C, D, kh, kw)."""
-    kh, kw = weight.shape[2:]
-    return kh, kw, 0, (kw - 1) // 2 if shift == "down" else 0, 2
-
-
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """The dtype that an op computes x in: under autocast that of autocast."""
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        return torch.get_autocast_dtype(x.device.type)
-    return x.dtype
 
 
 def _use_triton(op: str, x: Tensor, impl: Impl) -> bool:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._op import empty_channels_last, refuse_second_derivative
-from .shifted_conv import Taps, taps_of, transposed_taps_of
+from .dispatch import empty_channels_last, refuse_second_derivative
+from .taps import Taps, taps_of, transposed_taps_of
 
 
 def _taps(weight: Tensor, shift: str, stride: int, transposed: bool) -> Taps:

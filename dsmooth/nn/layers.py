@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ..functional import gated_resnet, shifted_conv2d, shifted_conv_transpose2d
-from ..functional.shifted_conv import Shift, concat_elu
+from ..functional.shifted_conv import concat_elu
+from ..functional.taps import Shift
 
 Skip = Tensor | tuple[Tensor, ...] | None
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ..config import ModelConfig
 from ..functional import down_shift, logistic_mixture_log_prob, right_shift
-from ..functional._op import without_autocast
-from ..functional.gated_resnet import draw_seed
+from ..functional.dispatch import without_autocast
+from ..functional.dropout import draw_seed
 from .layers import GatedResnet, Nin, ShiftedConv2d, ShiftedConvTranspose2d
 
 Streams = tuple[Tensor, Tensor]  # u (all rows above) and ul (above, and left in the row)

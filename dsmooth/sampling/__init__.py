@@ -1,4 +1,4 @@
-"""Samplers and the counter-based randomness they share."""
+"""Samplers: the specification, the cached one, Jacobi iterations, and drawing in chunks."""
 
 from .auto import sample_images
 from .cached import CachedSampler

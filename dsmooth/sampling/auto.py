@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -10,7 +10,8 @@ from torch import Tensor
 from .._extension import cuda_obstacle, is_available
 from ..nn import PixelCNNpp
 from .cached import CachedSampler
-from .sequential import sequential_sample
+from .draw import Draw, Progress
+from .sequential import draw_sequentially
 
 
 def has_cached_sampler(model: PixelCNNpp) -> bool:
@@ -33,32 +34,45 @@ def sample_images(
     context: Tensor | None = None,
     temperature: float = 1.0,
     threads: int | None = None,
-    progress: Callable[[float], None] | None = None,
+    progress: Progress | None = None,
 ) -> Tensor:
     """Draw n images: `CachedSampler` where it runs, else `sequential_sample`.
 
     On a CUDA device the cached sampler computes in bfloat16, on the CPU in float32. Arguments,
     result and errors are those of `CachedSampler.sample`; weights are packed anew at
     each call, which takes milliseconds for a small network: keep a `CachedSampler` to draw in many
-    small calls. progress is not called by the sequential sampler.
+    small calls.
     """
-    if not has_cached_sampler(model):
+    draw = Draw(n, seed, first_index, temperature=temperature, threads=threads)
+    return NetworkSampler(model, (height, width)).draw(draw, progress, context)
+
+
+class NetworkSampler:
+    """Draws the parts of one drawing: the network is packed once, when it is first needed.
+
+    Later changes of the weights may not reach it, so it must not outlive the drawing.
+    """
+
+    def __init__(self, model: PixelCNNpp, size: tuple[int, int]) -> None:
+        self.model = model
+        self.size = size
+
+    @cached_property
+    def _cached(self) -> CachedSampler | None:
+        if not has_cached_sampler(self.model):
+            return None
+        on_cuda = self.model.head.bias.device.type == "cuda"
+        return CachedSampler(self.model, torch.bfloat16 if on_cuda else torch.float32)
+
+    def draw(
+        self, draw: Draw, progress: Progress | None = None, context: Tensor | None = None
+    ) -> Tensor:
+        """What `sample_images` does, for a part of the drawing."""
+        if self._cached is not None:
+            return self._cached.draw(draw, self.size, context, progress)
         before = torch.get_num_threads()
-        torch.set_num_threads(threads or before)
+        torch.set_num_threads(draw.threads or before)
         try:
-            return sequential_sample(
-                model,
-                n,
-                height=height,
-                width=width,
-                seed=seed,
-                first_index=first_index,
-                context=context,
-                temperature=temperature,
-            )
+            return draw_sequentially(self.model, draw, self.size, context, progress)
         finally:
             torch.set_num_threads(before)
-    dtype = torch.bfloat16 if model.head.bias.device.type == "cuda" else torch.float32
-    return CachedSampler(model, dtype).sample(
-        n, height, width, seed, first_index, context, temperature, threads, progress
-    )

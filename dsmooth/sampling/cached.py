@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -12,10 +11,9 @@ from torch import Tensor
 from .._extension import extension
 from ..nn import PixelCNNpp
 from .cuda import CudaDrawer
+from .draw import Draw, Progress, check_size
 from .folding import as_float64
-from .philox import split_seed
 from .program import build_program
-from .sequential import check_sample_arguments
 
 InstructionSet = Literal["auto", "generic", "avx2", "avx512"]
 
@@ -80,7 +78,7 @@ class CachedSampler:
         context: Tensor | None = None,
         temperature: float = 1.0,
         threads: int | None = None,
-        progress: Callable[[float], None] | None = None,
+        progress: Progress | None = None,
         max_slice: int | None = None,
     ) -> Tensor:
         """Draw images first_index .. first_index + n - 1 of the stream that `seed` names.
@@ -99,34 +97,33 @@ class CachedSampler:
         not. Raises ValueError for a count, size, seed, index, temperature or context out of range,
         before any work; MemoryError, or torch.cuda.OutOfMemoryError, if the caches do not fit.
         """
-        check_sample_arguments(n, height, width, temperature)
-        split_seed(seed)
-        if first_index < 0 or first_index + n > 2**63 - 1:
-            raise ValueError(f"first_index must lie in 0 .. 2**63 - 1, got {first_index}")
-        threads = torch.get_num_threads() if threads is None else threads
-        for name, value in (("threads", threads), ("max_slice", max_slice)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        shape = (n, self.config.image_channels, height, width)
+        draw = Draw(
+            n, seed, first_index, temperature=temperature, threads=threads, max_slice=max_slice
+        )
+        return self.draw(draw, (height, width), context, progress)
+
+    def draw(
+        self,
+        draw: Draw,
+        size: tuple[int, int],
+        context: Tensor | None = None,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """What `sample` does, for a draw of images of `size` (H, W)."""
+        check_size(size)
+        shape = (draw.count, self.config.image_channels, *size)
         self._check_context(context, shape)
         if self._cuda is not None:
-            return self._cuda.draw(
-                shape,
-                seed=seed,
-                first_index=first_index,
-                context=context,
-                temperature=temperature,
-                max_slice=max_slice,
-            )
+            return self._cuda.draw(draw, shape, context)
         out = np.empty(shape, dtype=np.float32)
         self._native.sample(
             out=out,
             context=None if context is None else context.detach().contiguous().numpy(),
-            seed=seed,
-            first_index=first_index,
-            temperature=temperature,
-            threads=threads,
-            slice=max_slice or 0,
+            seed=draw.seed,
+            first_index=draw.first_index,
+            temperature=draw.temperature,
+            threads=draw.threads or torch.get_num_threads(),
+            slice=draw.max_slice or 0,
             progress=progress,
         )
         if progress is not None:

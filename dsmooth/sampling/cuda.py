@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .._extension import borrow, cuda_obstacle, extension
+from .draw import Draw
 
 # Of the device's free memory, what the caches of one call may take.
 MEMORY_FRACTION = 0.8
@@ -42,22 +43,18 @@ class CudaDrawer:
 
     def draw(
         self,
+        draw: Draw,
         shape: tuple[int, int, int, int],
-        *,
-        seed: int,
-        first_index: int,
         context: Tensor | None,
-        temperature: float,
-        max_slice: int | None,
     ) -> Tensor:
-        """Images of `shape` on the device, as soon as the stream comes to them.
+        """Images of `shape` (count, C, H, W) on the device, as soon as the stream comes to them.
 
         The workspace is freed when this returns and given out again in the order of the stream.
         Raises RuntimeError with CUDA's text, torch.cuda.OutOfMemoryError among them.
         """
         n, _, height, width = shape
         stream = torch.cuda.current_stream(self.device)
-        sharing = self._native.share(n, height, width, self._memory(), max_slice or 0)
+        sharing = self._native.share(n, height, width, self._memory(), draw.max_slice or 0)
         words = self._native.workspace_words(sharing, height, width)
         workspace = torch.empty(words, dtype=torch.float32, device=self.device)
         out = torch.empty(shape, dtype=torch.float32, device=self.device)
@@ -71,9 +68,9 @@ class CudaDrawer:
             context=None if context is None else borrow("context", context),
             workspace=borrow("workspace", workspace),
             sharing=sharing,
-            seed=seed,
-            first_index=first_index,
-            temperature=temperature,
+            seed=draw.seed,
+            first_index=draw.first_index,
+            temperature=draw.temperature,
             stream=stream.cuda_stream,
         )
         return out

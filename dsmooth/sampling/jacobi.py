@@ -9,12 +9,8 @@ from torch import Tensor
 
 from ..functional import logistic_mixture_sample
 from ..nn import PixelCNNpp
-from .sequential import (
-    check_sample_arguments,
-    evaluating,
-    pixel_uniforms,
-    select_context,
-)
+from .draw import Draw, check_size
+from .sequential import evaluating, pixel_uniforms, select_context
 
 # A continuous pixel has settled when it moves by no more than this, in roundings of its dtype.
 ROUNDINGS = 8
@@ -59,9 +55,11 @@ def jacobi_sample(
     another shape. Source: Song, Meng et al., Accelerating feedforward computation via parallel
     nonlinear equation solving (2021).
     """
-    check_sample_arguments(n, height, width, temperature)
+    draw = Draw(n, seed, first_index, temperature=temperature)
+    size = height, width
+    check_size(size)
     parameter = model.head.bias
-    shape = (n, model.config.image_channels, height, width)
+    shape = (n, model.config.image_channels, *size)
     if start is None:
         x = parameter.new_zeros(shape)
     elif tuple(start.shape) == shape:
@@ -70,7 +68,7 @@ def jacobi_sample(
         raise ValueError(f"start must have shape {shape}, got {tuple(start.shape)}")
     exact = model.config.likelihood == "discretized"
     rounding = 0.0 if exact else ROUNDINGS * torch.finfo(x.dtype).eps
-    uniforms = pixel_uniforms(model, n, height, width, seed, first_index)
+    uniforms = pixel_uniforms(model, draw, size)
     iterations = torch.zeros(n, dtype=torch.int64, device=x.device)
     bands = [(r, r + 1) for r in range(height)] if by_row else [(0, height)]
 
@@ -87,7 +85,7 @@ def jacobi_sample(
                     params[:, :, first:end],
                     uniforms[active, :, first:end],
                     x.shape[1],
-                    temperature=temperature,
+                    temperature=draw.temperature,
                     **model.config.mixture,
                 ).to(x.dtype)
                 moved = (drawn - x[active, :, first:end]).abs()

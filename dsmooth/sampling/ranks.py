@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-Draw = Callable[[int, int], Tensor]
+from .draw import Draw, Progress
+
+# Draws a part of a drawing; reports the fraction of it that is done.
+DrawPart = Callable[[Draw, Progress], Tensor]
 
 
 def rank_and_size() -> tuple[int, int]:
@@ -24,56 +27,74 @@ def share_of(count: int, rank: int, size: int) -> tuple[int, int]:
     return offset, min(each, count - offset)
 
 
-def draw_together(
-    draw: Draw, image_shape: tuple[int, int, int], work: Callable[[Draw], None]
-) -> None:
-    """Run work(draw) on rank 0 with a draw that all ranks share, so that work sees one process.
+def draw_in_chunks(
+    draw_part: DrawPart,
+    draw: Draw,
+    *,
+    image_shape: tuple[int, int, int],
+    chunk: int,
+    within: int | None = None,
+    done: int = 0,
+    progress: Progress | None = None,
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield (first image number, images) of one chunk of `draw` after another, in order.
 
-    draw: called as draw(first, count), returns (count, *image_shape); a function of the image
-    numbers alone, as every sampler here is, so that the images do not depend on the number of
-    processes. The other ranks draw their shares of what rank 0 asks for until its work is done; an
-    exception in one rank breaks the connection, and so ends the others. Shared draws are float32 on
-    the CPU. Without torchrun this is work(draw).
+    draw_part: called as draw_part(part, progress), returns (part.count, *image_shape); a function
+    of the part alone, as every sampler here is, so that the images do not depend on the number of
+    processes. chunk: images that a process draws at a time at most; no chunk crosses a multiple of
+    `within`. done: images that are there already, which are skipped. progress: called with the
+    number of images that are there, in fractions while a chunk is drawn.
+
+    Without torchrun images stay where they were drawn. Under it every rank runs this with the same
+    arguments, but for `done`, which rank 0 decides: rank 0 yields all images, float32 on the CPU,
+    and the others draw their shares and yield nothing. An exception in one rank breaks the
+    connection, and so ends the others.
     """
     rank, size = rank_and_size()
-    if size == 1:
-        return work(draw)
-    dist.init_process_group("gloo")  # images travel through the CPU, where they are written
+    if size > 1:
+        dist.init_process_group("gloo")  # images travel through the CPU, where they are written
     try:
-        if rank == 0:
-            work(lambda first, count: _draw_shares(draw, image_shape, first, count))
-            _announce(0, 0)
-        else:
-            first, count = _announce()
-            while count:
-                _draw_own(draw, image_shape, first, count)
-                first, count = _announce()
+        if size > 1:
+            done = _as_rank_0_has_it(done)
+        while done < draw.count:
+            n = min(chunk * size, draw.count - done)
+            if within is not None:
+                n = min(n, within - done % within)
+            part = draw.part(done, n)
+            report = _image_counter(progress, done, n)
+            images = (
+                draw_part(part, report)
+                if size == 1
+                else _draw_shares(draw_part, part, image_shape, report)
+            )
+            done += n
+            if rank == 0:
+                yield part.first_index, images
     finally:
-        dist.destroy_process_group()
+        if size > 1:
+            dist.destroy_process_group()
 
 
-def _announce(first: int = 0, count: int = 0) -> tuple[int, int]:
-    """Rank 0's images to draw next, on all ranks; none at the end."""
-    wanted = torch.tensor([first, count])
-    dist.broadcast(wanted, src=0)
-    return int(wanted[0]), int(wanted[1])
+def _image_counter(progress: Progress | None, done: int, n: int) -> Progress:
+    """Turns the fraction of a chunk of `n` images behind `done` others into a number of images."""
+    return lambda fraction: progress(done + fraction * n) if progress is not None else None
 
 
-def _draw_shares(draw: Draw, image_shape: tuple[int, int, int], first: int, count: int) -> Tensor:
-    """What rank 0 gets for draw(first, count)."""
-    _announce(first, count)
-    return torch.cat(_draw_own(draw, image_shape, first, count))[:count]
+def _as_rank_0_has_it(number: int) -> int:
+    shared = torch.tensor([number])
+    dist.broadcast(shared, src=0)
+    return int(shared)
 
 
-def _draw_own(
-    draw: Draw, image_shape: tuple[int, int, int], first: int, count: int
-) -> list[Tensor]:
-    """Draw this rank's share; on rank 0 the shares of all ranks, padded to one size."""
+def _draw_shares(
+    draw_part: DrawPart, part: Draw, image_shape: tuple[int, int, int], progress: Progress
+) -> Tensor:
+    """Draw this rank's share of a chunk; on rank 0 the shares of all ranks."""
     rank, size = rank_and_size()
-    offset, number = share_of(count, rank, size)
-    own = torch.zeros(-(-count // size), *image_shape)
+    offset, number = share_of(part.count, rank, size)
+    own = torch.zeros(-(-part.count // size), *image_shape)  # of one size on all ranks
     if number:
-        own[:number] = draw(first + offset, number)
+        own[:number] = draw_part(part.part(offset, number), progress)
     shares = [torch.empty_like(own) for _ in range(size)] if rank == 0 else []
     dist.gather(own, shares or None, dst=0)
-    return shares
+    return torch.cat(shares)[: part.count] if rank == 0 else own

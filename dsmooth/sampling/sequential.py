@@ -11,10 +11,10 @@ from torch import Tensor
 from ..functional import logistic_mixture_sample
 from ..nn import PixelCNNpp
 from ..nn.pixelcnnpp import Encoded
-from .philox import Stage, image_words, to_uniform
+from ..philox import Stage, image_words, to_uniform
+from .draw import Draw, Progress, check_size
 
 
-@torch.no_grad()
 def sequential_sample(
     model: PixelCNNpp,
     n: int,
@@ -40,10 +40,23 @@ def sequential_sample(
     Raises ValueError for a count, size, seed or temperature out of range, and for a context that
     does not fit. Source: math.md section 3.
     """
-    check_sample_arguments(n, height, width, temperature)
-    parameter = model.head.bias
-    x = parameter.new_zeros(n, model.config.image_channels, height, width)
-    uniforms = pixel_uniforms(model, n, height, width, seed, first_index)
+    draw = Draw(n, seed, first_index, temperature=temperature)
+    return draw_sequentially(model, draw, (height, width), context)
+
+
+@torch.no_grad()
+def draw_sequentially(
+    model: PixelCNNpp,
+    draw: Draw,
+    size: tuple[int, int],
+    context: Tensor | None = None,
+    progress: Progress | None = None,
+) -> Tensor:
+    """What `sequential_sample` does, for a draw. progress: called after each row."""
+    check_size(size)
+    height, width = size
+    x = model.head.bias.new_zeros(draw.count, model.config.image_channels, height, width)
+    uniforms = pixel_uniforms(model, draw, size)
     with evaluating(model):
         encoded = model.encode_context(x, context)
         for r in range(height):
@@ -57,27 +70,27 @@ def sequential_sample(
                     params[here],
                     uniforms[here],
                     x.shape[1],
-                    temperature=temperature,
+                    temperature=draw.temperature,
                     **model.config.mixture,
                 )
+            if progress is not None:
+                progress((r + 1) / height)
     return x
 
 
-def pixel_uniforms(
-    model: PixelCNNpp, n: int, height: int, width: int, seed: int, first_index: int
-) -> Tensor:
-    """The noise of n images: (n, 4, height, width) in the model's dtype and device."""
+def pixel_uniforms(model: PixelCNNpp, draw: Draw, size: tuple[int, int]) -> Tensor:
+    """The noise of a draw: (count, 4, H, W) in the model's dtype and device."""
     parameter = model.head.bias
     stage = Stage.SAMPLE if model.config.conditioning == "none" else Stage.SAMPLE_CONDITIONED
     words = image_words(
-        n,
-        height * width,
-        seed=seed,
-        first_index=first_index,
+        draw.count,
+        size[0] * size[1],
+        seed=draw.seed,
+        first_index=draw.first_index,
         stage=stage,
         device=parameter.device,
     )
-    return to_uniform(words).to(parameter.dtype).view(n, height, width, 4).permute(0, 3, 1, 2)
+    return to_uniform(words).to(parameter.dtype).view(-1, *size, 4).permute(0, 3, 1, 2)
 
 
 @contextmanager
@@ -99,14 +112,3 @@ def select_context(encoded: Encoded, rows: int, images: Tensor | None = None) ->
     if encoded is None or images is None:
         return encoded
     return encoded[images]
-
-
-def check_sample_arguments(n: int, height: int, width: int, temperature: float) -> None:
-    """Raise ValueError for arguments of a sampler that are out of range."""
-    if n < 1:
-        raise ValueError(f"the number of images must be at least 1, got {n}")
-    for name, size in (("height", height), ("width", width)):
-        if size < 4 or size % 4:
-            raise ValueError(f"{name} must be a positive multiple of 4, got {size}")
-    if not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature must be positive, got {temperature}")

@@ -1,21 +1,19 @@
-"""What a training run tells: log.jsonl for programs, a progress bar or plain lines for people."""
+"""What a training run tells: its log for programs, a progress bar or plain lines for people."""
 
 from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from torch import Tensor
 
-from ._version import __version__
-from .checkpoint import read_json, write_json
-from .config import TrainConfig
-from .images import save_grid
-from .progress import LINE_SECONDS, clock, make_bar
+from ..config import TrainConfig
+from ..pictures import save_grid
+from ..progress import LINE_SECONDS, clock, make_bar
+from ..runs import RunFolder
 
 RECORD_SECONDS = 1.0
 
@@ -23,21 +21,21 @@ RECORD_SECONDS = 1.0
 class RunLog:
     """Writes into `folder` and to the screen; a context manager.
 
-    log.jsonl holds one JSON object per line with an "event": start, step (about one a second,
+    The log holds one JSON object per line with an "event": start, step (about one a second,
     losses averaged since the last), evaluation, interrupted or end. On a terminal a bar shows the
     rest; elsewhere a plain line appears every ten seconds. With `tensorboard` the numbers and
-    grids also go into the folder tensorboard/.
+    grids also go into event files.
     """
 
     def __init__(
         self,
-        folder: Path,
+        folder: RunFolder,
         config: TrainConfig,
         loss_name: str,
         images_seen: int,
         tensorboard: bool = False,
     ) -> None:
-        self.writer = make_writer(folder / "tensorboard") if tensorboard else None
+        self.writer = make_writer(folder.tensorboard) if tensorboard else None
         self.folder = folder
         self.config = config
         self.loss_name = loss_name
@@ -46,7 +44,7 @@ class RunLog:
         self.first_image = images_seen
         self.losses: list[float] = []
         self.recorded = self.printed = self.started
-        self.file = open(folder / "log.jsonl", "a", buffering=1)  # noqa: SIM115 - closed in __exit__
+        self.file = open(folder.log, "a", buffering=1)  # noqa: SIM115 - closed in __exit__
         self.bar = make_bar(config.role, self.total, images_seen)
         self._record("start", images_seen, total=self.total, loss=loss_name)
 
@@ -111,14 +109,14 @@ class RunLog:
             return
         if self.writer is not None:
             self.writer.add_images("samples", (x.clamp(-1, 1) + 1) / 2, images_seen)
-        save_grid(x, self.folder / f"samples-{images_seen:09d}.png")
+        save_grid(x, self.folder.grid(images_seen))
 
     def interrupted(self, images_seen: int) -> None:
         """Note that a signal ended the run early."""
         self._record("interrupted", images_seen)
         self.say(
             f"stopped at {images_seen:,} of {self.total:,} images and saved; "
-            f"go on with: dsmooth train {self.config.role} --out {self.folder} --resume"
+            f"go on with: dsmooth train {self.config.role} --out {self.folder.path} --resume"
         )
 
     def finished(self, images_seen: int) -> None:
@@ -142,27 +140,6 @@ class RunLog:
                 self.writer.add_scalar(f"{event}/{name}", value, images_seen)
 
 
-def write_run_config(folder: Path, config: TrainConfig, image_size: tuple[int, int]) -> None:
-    """Write config.json: the settings, and what a reader of the run needs beside them."""
-    write_json(
-        folder / "config.json",
-        {"dsmooth": __version__, "height_and_width": list(image_size), **asdict(config)},
-    )
-
-
-def read_run_config(path: Path) -> tuple[TrainConfig, tuple[int, int]]:
-    """The settings and image size in a run's config.json.
-
-    Raises FileNotFoundError or ValueError, naming the file.
-    """
-    values: dict[str, Any] = read_json(path)
-    values.pop("dsmooth", None)
-    if not {"role", "model", "height_and_width"} <= values.keys():
-        raise ValueError(f"{path} is not that of a training run")
-    height, width = values.pop("height_and_width")
-    return TrainConfig.from_dict(values), (height, width)
-
-
 def make_writer(folder: Path) -> Any:
     """A TensorBoard writer. Raises ModuleNotFoundError that says what to install."""
     try:
@@ -172,14 +149,3 @@ def make_writer(folder: Path) -> Any:
             "--tensorboard needs the extra: pip install 'dsmooth[tensorboard]'"
         ) from None
     return SummaryWriter(str(folder))
-
-
-def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The entries of log.jsonl, in order; a last line cut by a crash is left out."""
-    entries = []
-    for line in (folder / "log.jsonl").read_text().splitlines():
-        try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return entries

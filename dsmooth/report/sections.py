@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .figures import figure, grid
+from .html import figure, grid
 from .plots import curve_png, probe_png, receptive_png
-from .report_tables import SUBJECT_TITLES
+from .tables import SUBJECT_TITLES
 
 # Pictures show an 8 x 8 grid at most, whatever was drawn.
 SHOWN = 64

@@ -2,55 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import torch
-
-from ..checkpoint import write_atomically
-from ..config import ProbeSettings
-from ..draw import load_models
-from ..pair import SmoothedPair
-from .plots import probe_png
-from .probe import BLOCKS, PIXELS, check_data, probe_pair
-from .sources import choose_data
+from ..evaluate.probe import BLOCKS, PIXELS, check_data, probe_pair
+from ..evaluate.sources import choose_data
+from ..files import write_atomically
+from ..machine import default_device, use_threads
+from ..models import load_models
+from ..report.plots import probe_png
+from .options import Probe
 
 
-def probe(
-    folders: Sequence[Path],
-    settings: ProbeSettings,
-    out: Path,
-    *,
-    data: str | None = None,
-    data_dir: Path | None = None,
-    threads: int | None = None,
-) -> dict[str, Any]:
-    """Probe the pair in `folders`; write probes.json and a PNG per network into `out`.
+def probe(options: Probe) -> None:
+    """Carry out `dsmooth probe`: probes.json and a PNG per network.
 
-    data, data_dir: which images; by default those of the run. Raises ValueError for folders that
-    are no pair, an `out` with probes of something else, and as `probe_pair` does.
+    Raises ValueError for folders that are no pair, an `out` with probes of something else, and as
+    `probe_pair` does.
     """
-    if threads is not None and threads < 1:
-        raise ValueError(f"--threads must be at least 1, got {threads}")
-    if threads:
-        torch.set_num_threads(threads)
-    pair = load_models(folders)
-    if not isinstance(pair, SmoothedPair):
-        raise ValueError(f"{folders[0]} is a single model: name the run of its denoiser too")
-    choice = choose_data(folders, data, data_dir, None)
+    use_threads(options.threads)
+    pair = load_models(options.models).pair
+    choice = choose_data(options.models, options.data, options.data_dir, None)
     train_set, test_set = choice.load("train"), choice.load("test")
     check_data(pair, train_set, test_set)
+    out = options.out
     out.mkdir(parents=True, exist_ok=True)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    results = probe_pair(pair.to(device), train_set, test_set, settings, out / "probes.json")
+    results = probe_pair(
+        pair.to(default_device()), train_set, test_set, options.settings, out / "probes.json"
+    )
     for name in ("noisy", "denoiser"):
         write_atomically(
             out / f"{name}.png", probe_png(results["accuracy"], name, transparent=False)
         )
     print_accuracies(results)
     print(f"wrote {out / 'probes.json'} and {out}/*.png")
-    return results
 
 
 def print_accuracies(results: dict[str, Any]) -> None:

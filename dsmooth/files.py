@@ -1,15 +1,18 @@
-"""Files of a run: weights as safetensors, settings as JSON, each written whole or not at all."""
+"""Files that are written whole or not at all: JSON, tensors as safetensors, arrays as .npz."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -66,6 +69,35 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from None
 
 
+def write_npz(path: Path, arrays: Mapping[str, Any], *, compressed: bool = True) -> None:
+    """Write numpy arrays and scalars as one .npz."""
+    import numpy as np
+
+    buffer = io.BytesIO()
+    (np.savez_compressed if compressed else np.savez)(buffer, **arrays)
+    write_atomically(path, buffer.getvalue())
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a .npz, of which nothing is unpickled.
+
+    Raises FileNotFoundError or ValueError, naming the file.
+    """
+    import numpy as np
+
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}")
+    try:
+        with open(path, "rb") as file, zipfile.ZipFile(file):
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                return {key: arrays[key] for key in arrays.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path} is not a readable .npz without pickled objects: {error}"
+        ) from None
+
+
 def save_weights(model: nn.Module, path: Path) -> None:
     """Write a model's state dict."""
     write_tensors(path, model.state_dict(), {"format": "pt"})
@@ -83,6 +115,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Copy `state` into `model`; ValueError naming `source` where keys or shapes differ."""
+    import torch
+
     own = model.state_dict()
     different = sorted(own.keys() ^ state.keys()) or sorted(
         name for name in own if own[name].shape != state[name].shape

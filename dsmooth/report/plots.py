@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .probe import BLOCKS, PIXELS
+from ..evaluate.probe import BLOCKS, PIXELS
 
 
 @dataclass(frozen=True)

@@ -5,38 +5,18 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import __version__
+from .._version import __version__
 from ..config import Role
 from ..data import ImageDataset
-from ..doctor import cpu_name
-from ..runlog import read_log, read_run_config
-from ..train import loss_name
-from .figures import is_diverged
-from .stages import Models
-
-
-def is_finished(folder: Path) -> bool:
-    """Whether the run in `folder` came to its end, and its log is there."""
-    if not (folder / "log.jsonl").exists() or not (folder / "model.safetensors").exists():
-        return False
-    entries = read_log(folder)
-    return bool(entries) and entries[-1]["event"] == "end"
-
-
-def history(folder: Path) -> list[dict[str, Any]]:
-    """The log of a run without what a later start took back (steps after the last checkpoint)."""
-    kept: list[dict[str, Any]] = []
-    for entry in read_log(folder):
-        if entry["event"] == "start":
-            kept = [e for e in kept if e["images"] <= entry["images"]]
-        kept.append(entry)
-    return kept
+from ..machine import cpu_name
+from ..models import Models
+from ..pictures import is_diverged
+from ..train.state import loss_name
 
 
 def training_seconds(entries: Sequence[dict[str, Any]]) -> float:
@@ -89,20 +69,20 @@ def describe_model(
     """Its settings and size; how it was trained, if the folder of a finished run is there."""
     network, smoothing = models.networks[role], models.pair.smoothing
     parameters = sum(p.numel() for p in network.parameters())
-    folder = models.runs.get(role)
-    if folder is None:
+    run = models.runs.get(role)
+    if run is None:
         settings = {
             "model": asdict(network.config),
             "smoothing": smoothing.kind,
             "scale": smoothing.scale,
         }
         return {"settings": settings, "parameters": parameters}
-    config, _ = read_run_config(folder / "config.json")
+    config, _ = run.read_config()
     settings = asdict(config)
     settings.pop("data_dir")
-    if not is_finished(folder):
+    if not run.is_finished():
         return {"settings": settings, "parameters": parameters}
-    entries = history(folder)
+    entries = run.history()
     scores = [e["bits_per_dim"] for e in entries if e["event"] == "evaluation"]
     return {
         "settings": settings,

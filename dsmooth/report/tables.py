@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from .likelihood import EQUATION_4_BITS, LEVEL_BITS
+from ..evaluate.likelihood import EQUATION_4_BITS, LEVEL_BITS
 
 # What the reproduction paper of Meng et al. (ICLR 2021) reports for MNIST. Its equation (4) for
 # bits/dim lacks an e, which makes its numbers 0.7213 too high, if its code did the same.

@@ -7,147 +7,37 @@ and report.
 from __future__ import annotations
 
 import fcntl
-import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .checkpoint import read_json, write_json
-from .config import Role, TrainConfig, flatten
-from .data import ImageDataset
-from .draw import weights_digest
-from .evaluate.features import make_extractor
-from .evaluate.probe import check_images
-from .evaluate.report import advice, bound_sentence, write_report
-from .evaluate.results import collect, history, is_finished
-from .evaluate.sources import choose_data
-from .evaluate.stages import (
+from ..config import ReproductionStage, flatten
+from ..data import ImageDataset
+from ..evaluate.features import make_extractor
+from ..files import read_json, write_json
+from ..machine import default_device, use_threads
+from ..models import Models, load_models
+from ..report.page import advice, bound_sentence, write_report
+from ..runs import RunFolder
+from ..train.loop import catch_signals, load_data
+from ..train.side_by_side import train_side_by_side
+from .plan import Given, Plan
+from .results import collect
+from .stages import (
     STAGES,
-    Models,
     Sizes,
-    Stage,
     compare_all,
     draw_all,
-    load_models,
     mode_of,
     probe_all,
     score_all,
     see_receptive_fields,
 )
-from .parallel import Run, train_side_by_side
-from .presets import preset
-from .runlog import write_run_config
-from .train import catch_signals, load_data
-
-# The baseline's part of the training time. The pair is what the reproduction is about.
-PLAIN_SHARE = 0.2
-# The least training between two scores on held-out images.
-EVALUATION_MINUTES = 0.4
-BUDGET_MINUTES = 8.0
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a reproduction trains.
-
-    groups: the runs of a group train side by side; the groups follow one another. Among the runs
-    are one noisy model and its denoiser; a plain one may be there.
-    name: where the settings come from, for the report. budget: minutes of training in all, or
-    None if the configs say how many images.
-    """
-
-    name: str
-    groups: tuple[tuple[TrainConfig, ...], ...]
-    budget: float | None = None
-
-    @property
-    def configs(self) -> dict[Role, TrainConfig]:
-        """The settings by role."""
-        return {config.role: config for group in self.groups for config in group}
-
-    @property
-    def seed(self) -> int:
-        """What decides weights, noise and samples."""
-        return self.configs["noisy"].seed
-
-    def description(self) -> dict[str, Any]:
-        """All that decides the results, as JSON."""
-        roles = {role: asdict(config) for role, config in self.configs.items()}
-        return {"name": self.name, "budget": self.budget, "runs": roles}
-
-
-def plan_from_preset(
-    name: str,
-    *,
-    budget: float = BUDGET_MINUTES,
-    data_dir: str | None = None,
-    download: bool = False,
-    seed: int = 0,
-) -> Plan:
-    """The pair side by side, then the plain baseline, in `budget` minutes together.
-
-    Raises ValueError for an unknown preset or a budget that is not positive.
-    """
-    if not 0 < budget < math.inf:
-        raise ValueError(f"budget must be a positive number of minutes, got {budget}")
-
-    def config(role: Role, share: float) -> TrainConfig:
-        settings, minutes = preset(name, role), share * budget
-        return replace(
-            settings,
-            images=None,
-            budget=minutes,
-            data_dir=data_dir,
-            download=download,
-            seed=seed,
-            # A short run must not spend its time on being scored.
-            evaluations=max(1, min(settings.evaluations, int(minutes / EVALUATION_MINUTES))),
-        )
-
-    pair = (config("noisy", 1 - PLAIN_SHARE), config("denoiser", 1 - PLAIN_SHARE))
-    return Plan(name, (pair, (config("plain", PLAIN_SHARE),)), budget)
-
-
-@dataclass(frozen=True)
-class Given:
-    """A reproduction with models that are trained already.
-
-    folders: a saved pair, or the run folders of a noisy model and of its denoiser; beside either
-    the run folder of a plain model. data, data_dir: which images; by default those of the runs, and
-    the embedded MNIST subset for a saved pair.
-    """
-
-    folders: tuple[Path, ...]
-    data: str | None = None
-    data_dir: str | None = None
-    seed: int = 0
-    name: ClassVar[str] = "models that were given"
-    budget: ClassVar[None] = None
-
-    def load_data(self, models: Models) -> tuple[ImageDataset, ImageDataset]:
-        """Training and test images. Raises ValueError for those of another shape."""
-        directory = Path(self.data_dir) if self.data_dir else None
-        choice = choose_data(self.folders, self.data, directory, None)
-        train_set, test_set = choice.load("train"), choice.load("test")
-        for data in (train_set, test_set):
-            check_images(models.pair, data)
-        return train_set, test_set
-
-    def description(self, models: Models, test_set: ImageDataset) -> dict[str, Any]:
-        """All that decides the results, as JSON."""
-        digests = {role: weights_digest(model) for role, model in models.networks.items()}
-        return {
-            "name": self.name,
-            "seed": self.seed,
-            "data": test_set.source,
-            "weights_sha256": digests,
-        }
 
 
 def reproduce(
@@ -155,7 +45,7 @@ def reproduce(
     plan: Plan | Given,
     *,
     sizes: Sizes | None = None,
-    only: Stage | None = None,
+    only: ReproductionStage | None = None,
     threads: int | None = None,
 ) -> int:
     """Carry out `plan` in the folder `out`, without repeating what an earlier call did there.
@@ -169,16 +59,14 @@ def reproduce(
     and runs raise.
     """
     sizes = sizes or Sizes()
-    if threads is not None and threads < 1:
-        raise ValueError(f"--threads must be at least 1, got {threads}")
-    if threads:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     if only not in (None, *STAGES):
         raise ValueError(f"only must be one of {', '.join(STAGES)}, got {only!r}")
     if sizes.extractor != "auto":
         make_extractor(sizes.extractor)  # a mistake is told before any work
+    place = default_device()
     if isinstance(plan, Given):
-        models = load_models(plan.folders)
+        models = load_models(plan.folders).to(place)
         train_set, test_set = plan.load_data(models)
         claim_folder(out, plan.description(models, test_set))
     else:
@@ -190,7 +78,7 @@ def reproduce(
             if interrupted:
                 print(f"stopped and saved in {out}; repeat the same command to go on")
                 return 128 + interrupted
-            models = load_models([out / role for role in plan.configs])
+            models = load_models([out / role for role in plan.configs]).to(place)
         try:
             measured, samples = run_stages(out, models, train_set, test_set, sizes, plan.seed, only)
         except KeyboardInterrupt:
@@ -201,9 +89,7 @@ def reproduce(
         results |= measured
         write_json(out / "results.json", results)
         histories = {
-            str(role): history(folder)
-            for role, folder in models.runs.items()
-            if is_finished(folder)
+            str(role): run.history() for role, run in models.runs.items() if run.is_finished()
         }
         write_report(out / "report.html", results, histories, samples)
     summarise(out, results)
@@ -217,7 +103,7 @@ def run_stages(
     test_set: ImageDataset,
     sizes: Sizes,
     seed: int,
-    only: Stage | None,
+    only: ReproductionStage | None,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The numbers of every stage that is there, by their key in results.json, and the pictures."""
     samples = draw_all(
@@ -293,13 +179,13 @@ def lock_folder(out: Path) -> Iterator[int]:
 
 
 def train_all(
-    out: Path, plan: Plan, test_set: ImageDataset, lock: int, only: Stage | None
+    out: Path, plan: Plan, test_set: ImageDataset, lock: int, only: ReproductionStage | None
 ) -> int | None:
     """Train what is not trained yet. Returns the number of the signal that stopped it, if any.
 
     Raises ValueError if something is left to train, but one stage `only` was asked for.
     """
-    untrained = [role for role in plan.configs if not is_finished(out / role)]
+    untrained = [role for role in plan.configs if not RunFolder(out / role).is_finished()]
     if untrained and only:
         raise ValueError(
             f"--only {only} needs trained models, and {' and '.join(untrained)} in {out} "
@@ -308,16 +194,18 @@ def train_all(
     cores = torch.get_num_threads()
     with catch_signals() as stop:
         for group in plan.groups:
-            left = [config for config in group if not is_finished(out / config.role)]
+            left = [config for config in group if config.role in untrained]
             for config in group:
                 if config not in left:
                     print(f"{config.role}: trained already")
             if not left:
                 continue
-            runs = [prepare_run(out / config.role, config, test_set) for config in left]
+            runs = {config.role: RunFolder(out / config.role) for config in left}
+            for config in left:
+                runs[config.role].prepare_for_child(config, test_set.image_size)
             threads = max(1, cores // len(group))
             names = " and ".join(config.role for config in left)
-            if any((run.folder / "checkpoint.safetensors").exists() for run in runs):
+            if any(run.checkpoint.exists() for run in runs.values()):
                 what = f"going on with {names}"
             elif left[0].budget:
                 what = f"training {names} for {left[0].budget:.3g} minutes"
@@ -329,20 +217,6 @@ def train_all(
             if interrupted:
                 return interrupted
     return None
-
-
-def prepare_run(folder: Path, config: TrainConfig, test_set: ImageDataset) -> Run:
-    """The run of `config` in `folder`, ready to start or to go on."""
-    folder.mkdir(exist_ok=True)
-    settings = folder / "settings.json"
-    if not (folder / "checkpoint.safetensors").exists():
-        if not (folder / "config.json").exists() and not settings.exists():
-            write_run_config(folder, config, test_set.image_size)
-        if (folder / "config.json").exists():
-            # Just written, or left by a run that was killed before its first checkpoint: that one
-            # begins again with the number of images that was measured then.
-            os.replace(folder / "config.json", settings)
-    return Run(config.role, folder, settings)
 
 
 def summarise(out: Path, results: dict[str, Any]) -> None:

@@ -14,17 +14,18 @@ import torch
 from torch import Tensor
 
 from .._version import __version__
-from ..checkpoint import write_json
 from ..data import SPLITS, ImageDataset, load_dataset
-from ..draw import load_models, sample_to_files, weights_digest
-from ..pair import SmoothedPair, load_run
-from ..progress import progress
-from ..runlog import read_run_config
-from .classifier import EPOCHS, accuracy, load_classifier, save_classifier, train_classifier
-from .comparison import Comparison, compare_images
-from .features import make_extractor
-from .frechet import FeatureStatistics
-from .likelihood import (
+from ..evaluate.classifier import (
+    EPOCHS,
+    accuracy,
+    load_classifier,
+    save_classifier,
+    train_classifier,
+)
+from ..evaluate.comparison import Comparison, compare_images
+from ..evaluate.features import make_extractor
+from ..evaluate.frechet import FeatureStatistics
+from ..evaluate.likelihood import (
     EQUATION_4_SENTENCE,
     Convention,
     Scores,
@@ -32,20 +33,24 @@ from .likelihood import (
     score_pair,
     score_plain,
 )
+from ..evaluate.scores import KernelDistance
+from ..evaluate.sources import BYTES, ImageSet, choose_data, read_images
+from ..files import write_json
+from ..machine import choose_device, default_device, use_threads
+from ..models import is_model, load_models, weights_digest
+from ..progress import progress
+from ..runs import RunFolder
+from ..sampling.draw import Draw
 from .options import BitsOptions, ClassifierOptions, FrechetOptions
-from .scores import KernelDistance
-from .sources import BYTES, ImageSet, choose_data, is_model, read_images
+from .sample import check_outputs, sample_to_files
 
 DEFAULT_COUNT = 1000
 
 
 def evaluate(options: BitsOptions | FrechetOptions | ClassifierOptions) -> None:
     """Carry out one command. Raises ValueError, OSError or ImportError for what does not fit."""
-    if options.threads is not None and options.threads < 1:
-        raise ValueError(f"--threads must be at least 1, got {options.threads}")
+    use_threads(options.threads)
     check_output(options.out, (".safetensors",) if is_training(options) else (".json",))
-    if options.threads:
-        torch.set_num_threads(options.threads)
     if isinstance(options, BitsOptions):
         evaluate_bits(options)
     elif isinstance(options, FrechetOptions):
@@ -67,36 +72,28 @@ def check_output(path: Path, suffixes: Sequence[str]) -> None:
         raise ValueError(f"there is no folder {path.absolute().parent} for {path.name}")
 
 
-def device() -> str:
-    """Where the networks compute."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def evaluate_bits(options: BitsOptions) -> None:
     """`dsmooth evaluate bpd`."""
-    pair = load_models(options.models)
-    if not isinstance(pair, SmoothedPair):
-        raise ValueError(
-            f"{options.models[0]} is a single model: name a pair, and a plain model with --plain"
-        )
+    models = load_models(options.models)
+    pair = models.pair
     choice = choose_data(options.models, options.data, options.data_dir, options.image_size)
     plain = None
     if options.plain:
-        plain, config, size = load_run(options.plain)
+        plain, config, size = RunFolder(options.plain).load_model()
         if config.role != "plain" or size != pair.image_size:
             raise ValueError(
                 f"--plain must be the run of a plain model of images {pair.image_size}, got "
                 f"{config.role} of {size}"
             )
-        plain.to(device())
+        plain.to(default_device())
     dataset = choice.load(options.split)
     n = len(dataset) if options.limit is None else min(options.limit, len(dataset))
     clean_noise = options.clean_noise
     if clean_noise is None:
-        clean_noise = trained_clean_noise(options.models)
+        clean_noise = models.clean_noise
     with progress("scoring the pair", n) as done:
         scores = score_pair(
-            pair.to(device()),
+            pair.to(default_device()),
             dataset,
             limit=options.limit,
             n_noise=options.n_noise,
@@ -111,7 +108,7 @@ def evaluate_bits(options: BitsOptions) -> None:
         "data": {**describe_data(dataset), "n_images": n},
         "seed": options.seed,
         "pair": {
-            "weights_sha256": [weights_digest(pair.noisy), weights_digest(pair.denoiser)],
+            "weights_sha256": list(models.digests().values()),
             **describe_scores(scores),
         },
         "equation_4": EQUATION_4_SENTENCE if scores.gaussian else None,
@@ -134,17 +131,6 @@ def evaluate_bits(options: BitsOptions) -> None:
     write_json(options.out, result)
     print_bits(tables, dataset, scores)
     print(f"wrote {options.out}")
-
-
-def trained_clean_noise(folders: Sequence[Path]) -> float:
-    """The noise on the target of the denoiser among `folders`; 0 if it is not known."""
-    for folder in folders:
-        path = folder / "config.json"
-        if len(folders) == 2 and path.is_file():
-            config, _ = read_run_config(path)
-            if config.role == "denoiser":
-                return config.clean_noise
-    return 0.0
 
 
 def describe_data(dataset: ImageDataset) -> dict[str, Any]:
@@ -214,7 +200,7 @@ def evaluate_frechet(options: FrechetOptions) -> None:
     """`dsmooth evaluate fid`."""
     if options.save_reference:
         check_output(options.save_reference, (".npz",))
-    extractor = make_extractor(options.extractor, weights=options.weights, device=device())
+    extractor = make_extractor(options.extractor, weights=options.weights, device=default_device())
     folders = [path for path in options.samples if is_model(path)]
     choice = choose_data(folders, options.data, options.data_dir, options.image_size)
     other_split = next(split for split in SPLITS if split != options.split)
@@ -283,18 +269,22 @@ def collect_samples(options: FrechetOptions) -> tuple[ImageSet, dict[str, Any]]:
         return read_images(options.samples[0], options.count), {}
     count = DEFAULT_COUNT if options.count is None else options.count
     models = load_models(options.samples)
-    networks = [models.noisy, models.denoiser] if isinstance(models, SmoothedPair) else [models[0]]
-    settings: dict[str, Any] = {
-        "seed": options.seed,
-        "method": options.method,
-        "temperature": options.temperature,
-    }
-    how = {**settings, "weights_sha256": [weights_digest(network) for network in networks]}
+    draw = Draw(
+        count,
+        options.seed,
+        method=options.method,
+        temperature=options.temperature,
+        threads=options.threads,
+        device=str(choose_device("auto")),
+    )
+    settings = {"seed": draw.seed, "method": draw.method, "temperature": draw.temperature}
+    how = {**settings, "weights_sha256": list(models.digests().values())}
     # Other settings or weights go to another folder, so that nothing has to be deleted.
     digest = hashlib.sha256(json.dumps(how).encode()).hexdigest()[:8]
     name = f"samples-{options.method}-{count}-{digest}"
     keep = options.keep or options.out.parent / name
-    sample_to_files(options.samples, count, [keep], threads=options.threads, **settings)
+    check_outputs([keep], count)
+    sample_to_files(models, draw, [keep])
     return read_images(keep), how
 
 

@@ -1,7 +1,7 @@
 """report.html of a reproduction: one file, pictures inline, no script, no network.
 
 `write_report` turns the numbers of results.json into sentences and tables, and puts them into the
-page of report_page.py.
+page of template.py.
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ from typing import Any
 
 from torch import Tensor
 
-from ..checkpoint import write_atomically
-from .report_figures import (
+from ..files import write_atomically
+from .sections import (
     curves_section,
     denoising_section,
     probes_section,
     receptive_section,
     samples_section,
 )
-from .report_page import PAGE
-from .report_tables import (
+from .tables import (
     SUBJECT_TITLES,
     bits_section,
     frechet_section,
@@ -30,6 +29,7 @@ from .report_tables import (
     plus_minus,
     settings_section,
 )
+from .template import PAGE
 
 NOISE_NAMES = {"gaussian": "Gaussian", "laplace": "Laplace", "uniform": "uniform"}
 
@@ -43,7 +43,7 @@ def write_report(
     """Write the report of `results` (the content of results.json) to `path`.
 
     histories: the log of each role's run. pictures: (N, C, H, W) images by name, as
-    `dsmooth.reproduce.draw_all` returns them.
+    `dsmooth.reproduce.stages.draw_all` returns them.
     """
     sections = {
         "Samples": samples_section(results, pictures),

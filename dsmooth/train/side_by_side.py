@@ -1,4 +1,4 @@
-"""Training runs as child processes side by side, watched through their log.jsonl.
+"""Training runs as child processes side by side, watched through their logs.
 
 Two processes with one thread each get more out of two cores than one process with two threads: the
 layers of a small model are too short to share.
@@ -11,52 +11,41 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from .progress import LINE_SECONDS, clock
+from ..config import Role
+from ..progress import LINE_SECONDS, clock
+from ..runs import RunFolder
 
 POLL_SECONDS = 0.2
 
 
-@dataclass(frozen=True)
-class Run:
-    """One training run: its role, its folder, and the JSON file of settings it starts from."""
-
-    role: str
-    folder: Path
-    settings: Path
-
-    @property
-    def output(self) -> Path:
-        """Where the child's own words go."""
-        return self.folder / "output.txt"
-
-    def command(self, threads: int) -> list[str]:
-        """The child's command line: `dsmooth train`, with --resume if there is a checkpoint."""
-        # The parent's sys.path makes the child import the same package, whatever the current
-        # folder holds: a clone of the sources would otherwise win over the installed package.
-        start = f"import sys; sys.path[:] = {sys.path!r}; from dsmooth.cli import main; main()"
-        resume = (self.folder / "checkpoint.safetensors").exists()
-        settings = self.folder / "config.json" if resume else self.settings
-        arguments = ["--config", settings, "--out", self.folder, "--threads", threads]
-        return [
-            *(sys.executable, "-c", start, "train", self.role),
-            *(str(argument) for argument in arguments),
-            *(["--resume"] if resume else []),
-        ]
+def command_of(role: str, run: RunFolder, threads: int) -> list[str]:
+    """The child's command line: `dsmooth train`, with --resume if there is a checkpoint."""
+    # The parent's sys.path makes the child import the same package, whatever the current folder
+    # holds: a clone of the sources would otherwise win over the installed package.
+    start = f"import sys; sys.path[:] = {sys.path!r}; from dsmooth.cli import main; main()"
+    resume = run.checkpoint.exists()
+    settings = run.config if resume else run.settings
+    arguments = ["--config", settings, "--out", run.path, "--threads", threads]
+    return [
+        *(sys.executable, "-c", start, "train", role),
+        *(str(argument) for argument in arguments),
+        *(["--resume"] if resume else []),
+    ]
 
 
 def train_side_by_side(
-    runs: Sequence[Run],
+    runs: Mapping[Role, RunFolder],
     threads: int,
     stop: Callable[[], int | None],
     keep_open: Sequence[int] = (),
 ) -> int | None:
-    """Train `runs` at the same time, `threads` CPU threads each, and show all their progress.
+    """Train the runs of some roles at the same time, `threads` CPU threads each, and show it all.
 
     stop: returns the number of a signal that asks to end early, or None; the children then save
     and leave. keep_open: file descriptors that the children inherit. Returns the signal's number,
@@ -66,11 +55,11 @@ def train_side_by_side(
     children: list[subprocess.Popen[bytes]] = []
     asked = False
     try:
-        for run in runs:
+        for role, run in runs.items():
             with open(run.output, "wb") as output:
                 children.append(
                     subprocess.Popen(
-                        run.command(threads),
+                        command_of(role, run, threads),
                         stdin=subprocess.DEVNULL,
                         stdout=output,
                         stderr=subprocess.STDOUT,
@@ -84,17 +73,17 @@ def train_side_by_side(
                 if not asked and (stop() or any(child.poll() for child in children)):
                     asked = True
                     screen.say("stopping: the runs save their state")
-                    terminate(runs, children)
+                    terminate(runs.values(), children)
             screen.update(last=True)
     finally:
-        terminate(runs, children)
+        terminate(runs.values(), children)
         for child in children:
             child.wait()
     if stop():
         return stop()
     failures = [
-        f"the {run.role} run failed (exit status {child.returncode}):\n{last_words(run.output)}"
-        for run, child in zip(runs, children, strict=True)
+        f"the {role} run failed (exit status {child.returncode}):\n{last_words(run.output)}"
+        for (role, run), child in zip(runs.items(), children, strict=True)
         # A run that had to stop because another failed is not at fault.
         if child.returncode not in (0, 128 + signal.SIGTERM, -signal.SIGTERM, -signal.SIGKILL)
     ]
@@ -105,12 +94,12 @@ def train_side_by_side(
     return None
 
 
-def terminate(runs: Sequence[Run], children: Sequence[subprocess.Popen[bytes]]) -> None:
+def terminate(runs: Iterable[RunFolder], children: Sequence[subprocess.Popen[bytes]]) -> None:
     """Ask every child that still runs to save and leave; end one that has nothing to save yet."""
     for run, child in zip(runs, children, strict=False):
         if child.poll() is None:
             child.send_signal(signal.SIGTERM)
-            if not (run.folder / "config.json").exists():  # it still measures the rate
+            if not run.config.exists():  # it still measures the rate
                 child.kill()
 
 
@@ -123,9 +112,10 @@ def last_words(path: Path, lines: int = 12) -> str:
 
 @dataclass
 class Watched:
-    """What is known of a run from its log.jsonl so far."""
+    """What is known of a run from its log so far."""
 
-    run: Run
+    role: str
+    run: RunFolder
     offset: int = 0
     total: int = 0
     images: int = 0
@@ -136,7 +126,7 @@ class Watched:
 
     def read(self) -> None:
         """Take in the lines that were added since the last call."""
-        path = self.run.folder / "log.jsonl"
+        path = self.run.log
         if not path.exists():
             return
         with open(path, "rb") as file:
@@ -172,8 +162,8 @@ class Watched:
 class Screen:
     """Progress of several runs: bars on a terminal, else a line per run every ten seconds."""
 
-    def __init__(self, runs: Sequence[Run]) -> None:
-        self.watched = [Watched(run) for run in runs]
+    def __init__(self, runs: Mapping[Role, RunFolder]) -> None:
+        self.watched = [Watched(role, run) for role, run in runs.items()]
         for one in self.watched:  # what earlier calls said is not news
             one.read()
             one.news.clear()
@@ -192,8 +182,8 @@ class Screen:
                     "{task.fields[text]}", table_column=Column(no_wrap=True, overflow="ellipsis")
                 ),
             )
-            for run in runs:
-                self.bars.add_task(run.role, total=None, text="starting")
+            for role in runs:
+                self.bars.add_task(role, total=None, text="starting")
 
     def __enter__(self) -> Screen:
         if self.bars is not None:
@@ -217,14 +207,14 @@ class Screen:
         for number, one in enumerate(self.watched):
             one.read()
             for news in one.news:
-                self.say(f"{one.run.role}: {news}")
+                self.say(f"{one.role}: {news}")
             one.news.clear()
             if self.bars is not None:
                 task = self.bars.task_ids[number]
                 total = one.total or None
                 self.bars.update(task, total=total, completed=one.images, text=one.text())
             elif due and one.total and not (one.images >= one.total and not last):
-                self.say(f"{one.run.role}: {one.images:,}/{one.total:,} images · {one.text()}")
+                self.say(f"{one.role}: {one.images:,}/{one.total:,} images · {one.text()}")
 
     def say(self, text: str) -> None:
         """Print one line, above the bars if there are any."""

@@ -1,4 +1,4 @@
-"""Training of one model: p(x~), p(x | x~) or p(x).
+"""A training run between two steps: the model, its average, its optimiser, and what they score.
 
 A step is a function of (config, images seen): the order of images, the noise and the dropout are
 all derived from these two, so a resumed run is the run that was never interrupted.
@@ -6,26 +6,20 @@ all derived from these two, so a resumed run is the run that was never interrupt
 
 from __future__ import annotations
 
-import contextlib
 import math
-import signal
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .checkpoint import load_state, read_tensors, save_weights, write_tensors
-from .config import Precision, TrainConfig, flatten
-from .data import ImageDataset, indices_at, load_dataset
+from ..config import Precision, TrainConfig
+from ..data import ImageDataset, indices_at
+from ..files import load_state, read_tensors, write_tensors
+from ..nn import PixelCNNpp
+from ..philox import Stage, image_words
+from ..sampling import sample_images
+from ..smoothing import GaussianSmoothing, make_smoothing
 from .ema import EMA
-from .nn import PixelCNNpp
-from .runlog import RunLog, read_run_config, write_run_config
-from .sampling import sample_images
-from .sampling.philox import Stage, image_words
-from .smoothing import GaussianSmoothing, make_smoothing
 
 # Evaluation noise never repeats a training draw: training uses repeat 0.
 EVALUATION_REPEAT = 1
@@ -36,102 +30,10 @@ class NonFiniteLoss(ArithmeticError):
     """The loss became infinite or NaN."""
 
 
-@dataclass
-class TrainResult:
-    """How a call of `train` ended. `interrupted` is the signal's number, or None if it finished."""
-
-    images_seen: int
-    bits_per_dim: float | None
-    interrupted: int | None = None
-
-
 def loss_name(config: TrainConfig) -> str:
     """What the loss of a run measures, in bits/dim, with its likelihood."""
     what = {"noisy": "x~", "denoiser": "x given x~", "plain": "x"}[config.role]
     return f"bits/dim of {what} ({config.model.likelihood})"
-
-
-def train(
-    config: TrainConfig,
-    folder: Path,
-    *,
-    resume: bool = False,
-    threads: int | None = None,
-    tensorboard: bool = False,
-) -> TrainResult:
-    """Train one model, or go on with `resume`, and write everything into `folder`.
-
-    The folder gets config.json, log.jsonl, checkpoint.safetensors (all that a resumed run needs),
-    model.safetensors (the averaged weights at the last evaluation), best.safetensors (those at the
-    best) and samples-*.png. SIGINT, SIGTERM and SIGHUP save a checkpoint and
-    return early. threads: CPU
-    threads, None for torch's setting; sums are rounded in another order with another number.
-    tensorboard: also write event files, which needs the extra of that name.
-
-    Raises ValueError or FileNotFoundError for data, settings or a folder that do not fit, and
-    NonFiniteLoss, naming step and seed.
-    """
-    folder = Path(folder)
-    if threads:
-        torch.set_num_threads(threads)
-    if resume:
-        config = merge_with_run(config, folder)
-    else:
-        check_new_run(folder)
-    train_set, test_set = load_data(config)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    config = replace(config, precision=resolve_precision(config, device))
-    state = TrainState(config, train_set, device)
-    if resume:
-        state.load(folder / "checkpoint.safetensors")
-    with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(catch_signals())
-        if config.images is None:
-            config = fix_images(state, test_set)
-            state.config = config
-        folder.mkdir(parents=True, exist_ok=True)
-        write_run_config(folder, config, test_set.image_size)
-        log = stack.enter_context(
-            RunLog(folder, config, loss_name(config), state.images_seen, tensorboard)
-        )
-        return _loop(state, test_set, folder, log, stop)
-
-
-def _loop(
-    state: TrainState,
-    test_set: ImageDataset,
-    folder: Path,
-    log: RunLog,
-    stop: Callable[[], int | None],
-) -> TrainResult:
-    total = state.total_images
-    marks = [total * (i + 1) // state.config.evaluations for i in range(state.config.evaluations)]
-    bits = None
-    saved = time.monotonic()
-    while state.images_seen < total:
-        before = state.images_seen
-        loss, gradient_norm = state.step()
-        log.step(state.images_seen, loss, gradient_norm, state.learning_rate())
-
-        if any(before < mark <= state.images_seen for mark in marks):
-            bits = evaluate(state, test_set)
-            save_weights(state.averaged, folder / "model.safetensors")
-            if bits < state.best_bits:
-                state.best_bits = bits
-                save_weights(state.averaged, folder / "best.safetensors")
-            log.evaluation(state.images_seen, bits)
-            log.grid(state.images_seen, sample_grid(state, test_set))
-
-        interrupted = stop()
-        due = time.monotonic() - saved > 60 * state.config.checkpoint_minutes
-        if interrupted or due or state.images_seen >= total:
-            state.save(folder / "checkpoint.safetensors")
-            saved = time.monotonic()
-        if interrupted:
-            log.interrupted(state.images_seen)
-            return TrainResult(state.images_seen, bits, interrupted)
-    log.finished(state.images_seen)
-    return TrainResult(state.images_seen, bits)
 
 
 class TrainState:
@@ -326,102 +228,8 @@ def resolve_precision(config: TrainConfig, device: torch.device) -> Precision:
 
 def compile_blocks(model: PixelCNNpp) -> None:
     """Compile each gated resnet by itself: equal shapes share one compilation of seconds."""
-    from .nn.layers import GatedResnet
+    from ..nn.layers import GatedResnet
 
     for module in model.modules():
         if isinstance(module, GatedResnet):
             module.compile()
-
-
-def fix_images(state: TrainState, test_set: ImageDataset) -> TrainConfig:
-    """Turn a budget into a number of images by a few seconds of training on a scratch copy.
-
-    Evaluations that would take more than a fifth of the budget become fewer, one at the least.
-    """
-    config = state.config
-    if config.budget is None:
-        raise ValueError("give --images or --budget: how long is the run to be?")
-    started = time.monotonic()
-    scratch = TrainState(replace(config, images=10**9), state.train_set, state.device)
-    scratch.step()
-    times: list[float] = []
-    while len(times) < 3 or time.monotonic() - started < min(5.0, 3 * config.budget):
-        before = time.monotonic()
-        scratch.step()
-        times.append(time.monotonic() - before)
-    before = time.monotonic()
-    evaluate(scratch, test_set)
-    sample_grid(scratch, test_set)
-    cost = time.monotonic() - before
-    evaluations = max(1, min(config.evaluations, int(60 * config.budget / (5 * cost))))
-    left = 60 * config.budget - evaluations * cost - (time.monotonic() - started)
-    steps = max(1, int(left / sorted(times)[len(times) // 2]))
-    return replace(config, images=steps * config.batch_size, evaluations=evaluations)
-
-
-def check_new_run(folder: Path) -> None:
-    """Raise ValueError if `folder` already holds a run."""
-    if (folder / "config.json").exists():
-        raise ValueError(
-            f"{folder} already holds a run; go on with it by --resume, or choose another --out"
-        )
-
-
-def merge_with_run(config: TrainConfig, folder: Path) -> TrainConfig:
-    """The config of the run in `folder`, after checking that `config` does not contradict it."""
-    stored, _ = read_run_config(folder / "config.json")
-    if not (folder / "checkpoint.safetensors").exists():
-        raise FileNotFoundError(f"{folder} holds no checkpoint to resume from")
-    mine, theirs = flatten(asdict(config)), flatten(asdict(stored))
-    if mine["images"] is None:  # a budget has become a number of images
-        for name in ("images", "budget", "evaluations"):
-            mine[name] = theirs[name]
-    if mine["precision"] == "auto":
-        mine["precision"] = theirs["precision"]
-    different = [name for name in mine if mine[name] != theirs[name]]
-    if different:
-        name = different[0]
-        raise ValueError(
-            f"{folder} holds another run: its {name} is {theirs[name]}, not {mine[name]}"
-        )
-    return stored
-
-
-def load_data(config: TrainConfig) -> tuple[ImageDataset, ImageDataset]:
-    def load(split: str) -> ImageDataset:
-        return load_dataset(
-            config.data,
-            split,
-            config.data_dir,
-            download=config.download,
-            image_size=config.image_size,
-        )
-
-    train_set, test_set = load("train"), load("test")
-    if train_set.image_channels != config.model.image_channels:
-        raise ValueError(
-            f"{config.data} has {train_set.image_channels} channels, but the model's "
-            f"image_channels is {config.model.image_channels}"
-        )
-    return train_set, test_set
-
-
-@contextlib.contextmanager
-def catch_signals() -> Iterator[Callable[[], int | None]]:
-    """Inside the block SIGINT, SIGTERM and SIGHUP only set what the yielded function returns."""
-    received: list[int] = []
-
-    def handler(number: int, frame: object) -> None:
-        received.append(number)
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    try:
-        previous = {number: signal.signal(number, handler) for number in numbers}
-    except ValueError:  # not the main thread: nobody sends signals here
-        yield lambda: None
-        return
-    try:
-        yield lambda: received[0] if received else None
-    finally:
-        for number, old in previous.items():
-            signal.signal(number, old)

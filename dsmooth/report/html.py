@@ -1,4 +1,4 @@
-"""Grids of images that may have diverged, and the HTML that carries pictures inline."""
+"""The HTML that carries pictures inline."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import base64
 import math
 from html import escape
 
-import torch
 from torch import Tensor
 
-from ..images import grid_png
+from ..pictures import grid_png, visible
 
 MIN_WIDTH = 600  # pixels of a grid
 
@@ -18,16 +17,6 @@ def grid(x: Tensor, columns: int) -> bytes:
     """A PNG grid, sharp on a dense screen, in which diverged images are plain grey."""
     zoom = max(2, math.ceil(MIN_WIDTH / (columns * x.shape[3])))
     return grid_png(visible(x), columns=columns, zoom=zoom)
-
-
-def visible(x: Tensor) -> Tensor:
-    """x (N, C, H, W) with images that diverged to infinity replaced by plain grey ones."""
-    return torch.where(is_diverged(x)[:, None, None, None], 0.0, x)
-
-
-def is_diverged(x: Tensor) -> Tensor:
-    """Which images of x (N, C, H, W) diverged, as those of a hardly trained model can: (N,)."""
-    return ~x.isfinite().flatten(1).all(1)
 
 
 def data_uri(png: bytes) -> str:

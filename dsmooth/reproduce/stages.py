@@ -3,35 +3,41 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..checkpoint import read_json, write_json
-from ..config import ProbeSettings, Role
+from ..config import Method, ProbeSettings, ReproductionStage
 from ..data import ImageDataset, to_bytes
-from ..draw import write_npz
-from ..images import save_grid
-from ..nn import PixelCNNpp
-from ..pair import Method, SmoothedPair, load_run
+from ..evaluate.comparison import collect_statistics, compare_images
+from ..evaluate.features import extract_features, make_extractor
+from ..evaluate.likelihood import (
+    Scores,
+    conventions,
+    score_pair,
+    score_plain,
+    standard_error,
+    summarise,
+)
+from ..evaluate.probe import probe_pair
+from ..evaluate.receptive_field import receptive_fields
+from ..files import read_json, read_npz, write_json
+from ..machine import default_device
+from ..models import Models
+from ..pair import PairSampler
+from ..pictures import is_diverged, save_grid, visible
 from ..progress import progress
-from ..runlog import read_run_config
-from ..sampling import sample_images
+from ..sampling.auto import NetworkSampler
+from ..sampling.draw import Draw, Progress
+from ..sampling.ranks import DrawPart, draw_in_chunks
+from ..sampling.shards import write_images
 from ..smoothing import GaussianSmoothing
-from .comparison import collect_statistics, compare_images
-from .features import extract_features, make_extractor
-from .figures import is_diverged, visible
-from .likelihood import Scores, conventions, score_pair, score_plain, standard_error, summarise
-from .probe import probe_pair
-from .receptive_field import receptive_fields
 
-Stage = Literal["samples", "bits-per-dim", "frechet", "probes", "receptive-field"]
-STAGES: tuple[Stage, ...] = get_args(Stage)
+STAGES: tuple[ReproductionStage, ...] = get_args(ReproductionStage)
 # go on: compute what is not stored; redo: compute it all; read: compute nothing.
 Mode = Literal["go on", "redo", "read"]
 
@@ -42,62 +48,6 @@ DENOISED_IMAGES = 10
 GRID_IMAGES = 64
 # Pictures whose distance to real images is measured.
 COMPARED = ("two-step", "single-step", "plain")
-
-
-@dataclass(frozen=True)
-class Models:
-    """Trained models in evaluation mode, and the run folders that they come from, if any."""
-
-    pair: SmoothedPair
-    plain: PixelCNNpp | None
-    runs: Mapping[Role, Path]
-
-    @property
-    def networks(self) -> dict[Role, PixelCNNpp]:
-        """Those that are there, by role."""
-        networks: dict[Role, PixelCNNpp] = {
-            "noisy": self.pair.noisy,
-            "denoiser": self.pair.denoiser,
-        }
-        return networks if self.plain is None else {**networks, "plain": self.plain}
-
-
-def load_models(folders: Sequence[Path]) -> Models:
-    """Read a pair and perhaps a plain model, onto the GPU if there is one.
-
-    folders: a saved pair, or the run folders of a noisy model and of its denoiser, in any order;
-    beside either the run folder of a plain model.
-    Raises FileNotFoundError or ValueError, naming the folder, for anything else.
-    """
-    runs: dict[Role, Path] = {}
-    pair: SmoothedPair | None = None
-    for folder in folders:
-        if (folder / "noisy.safetensors").exists():
-            pair = SmoothedPair.from_pretrained(folder)
-            continue
-        role = read_run_config(folder / "config.json")[0].role
-        if role in runs:
-            raise ValueError(f"{runs[role]} and {folder} are both runs of the role {role}")
-        runs[role] = folder
-    if pair is None and {"noisy", "denoiser"} <= runs.keys():
-        pair = SmoothedPair.from_runs(runs["noisy"], runs["denoiser"])
-    elif pair is None or {"noisy", "denoiser"} & runs.keys():
-        raise ValueError(
-            "name a saved pair, or the run folders of a noisy model and of its denoiser, and "
-            f"perhaps that of a plain model; got {', '.join(map(str, folders)) or 'nothing'}"
-        )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    runs = {role: runs[role] for role in get_args(Role) if role in runs}
-    plain = None
-    if "plain" in runs:
-        plain, _, size = load_run(runs["plain"])
-        if size != pair.image_size:
-            raise ValueError(
-                f"the plain model of {runs['plain']} is for images of {size}, the pair for "
-                f"{pair.image_size}"
-            )
-        plain.to(device)
-    return Models(pair.to(device), plain, runs)
 
 
 @dataclass(frozen=True)
@@ -122,7 +72,7 @@ class Sizes:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
-def mode_of(stage: Stage, only: Stage | None) -> Mode:
+def mode_of(stage: ReproductionStage, only: ReproductionStage | None) -> Mode:
     """What a call with `--only` does about a stage."""
     return "go on" if only is None else "redo" if only == stage else "read"
 
@@ -162,63 +112,58 @@ def draw_all(
     """
     folder.mkdir(exist_ok=True)
     pair, plain = models.pair, models.plain
-    height, width = pair.image_size
-    device = next(pair.parameters()).device
+    sampler = PairSampler(pair)
     pictures: dict[str, Tensor] = {}
 
-    def draw(name: str, n: int, what: Callable[[int, int], Tensor]) -> None:
-        """`what` (first, n) in chunks, unless the file is there."""
+    def draw(name: str, count: int, draw_part: DrawPart, method: Method = "two-step") -> None:
+        """In chunks, unless the file is there."""
         path = folder / f"{name}.npz"
-        x = None if mode == "redo" else read_npz(path, n)
+        x = None if mode == "redo" else read_images(path, count)
         if x is None and mode == "read":
             return
         if x is None:
-            with progress(f"drawing {name}", n) as done:
-                chunks = []
-                for first in range(0, n, CHUNK):
-                    chunks.append(what(first, min(CHUNK, n - first)).cpu())
-                    done(first + chunks[-1].shape[0])
-            x = torch.cat(chunks)
-            write_npz(path, x, seed, 0)
+            whole = Draw(count, seed, method=method)
+            with progress(f"drawing {name}", count) as done:
+                chunks = draw_in_chunks(
+                    draw_part, whole, image_shape=models.image_shape, chunk=CHUNK, progress=done
+                )
+                x = torch.cat([images.cpu() for _, images in chunks])
+            write_images(path, x, whole)
             save_grid(visible(x[:GRID_IMAGES]), folder / f"{name}.png")
         pictures[name] = x
 
-    def denoise(x_tilde: Tensor, method: Method) -> Callable[[int, int], Tensor]:
-        def some(first: int, n: int) -> Tensor:
-            part = x_tilde[first : first + n].to(device)
-            x = pair.denoise(visible(part), seed=seed, first_index=first, method=method)
+    def denoise(x_tilde: Tensor) -> DrawPart:
+        def some(part: Draw, report: Progress) -> Tensor:
+            end = part.first_index + part.count
+            noisy = x_tilde[part.first_index : end].to(models.device)
+            x = sampler.denoise(visible(noisy), part, report)
             # What was drawn for a noisy image that diverged means nothing.
-            return torch.where(is_diverged(part)[:, None, None, None], math.nan, x)
+            return torch.where(is_diverged(noisy)[:, None, None, None], math.nan, x)
 
         return some
 
-    def sample(model: PixelCNNpp) -> Callable[[int, int], Tensor]:
-        return lambda first, n: sample_images(
-            model, n, height=height, width=width, seed=seed, first_index=first
-        )
-
     clean = test_set.batch(torch.arange(min(DENOISED_IMAGES, len(test_set))))
-    draw("noisy", count, sample(pair.noisy))
+    draw("noisy", count, sampler.draw, "noisy")
     pictures["held-out"] = clean
     pictures["held-out-noisy"] = pair.smoothing.sample(clean, seed=seed, first_index=0, repeat=0)
     for prefix in ("", "held-out-"):
         x_tilde = pictures.get(f"{prefix}noisy")
         if x_tilde is None:
             continue
-        draw(f"{prefix}two-step", len(x_tilde), denoise(x_tilde, "two-step"))
+        draw(f"{prefix}two-step", len(x_tilde), denoise(x_tilde))
         if isinstance(pair.smoothing, GaussianSmoothing):
-            draw(f"{prefix}single-step", len(x_tilde), denoise(x_tilde, "single-step"))
+            name = f"{prefix}single-step"
+            draw(name, len(x_tilde), denoise(x_tilde), "single-step")
     if plain is not None:
-        draw("plain", count, sample(plain))
+        draw("plain", count, NetworkSampler(plain, pair.image_size).draw)
     return pictures
 
 
-def read_npz(path: Path, count: int) -> Tensor | None:
-    """The `count` images that `write_npz` wrote to `path`, or None if others or none are there."""
+def read_images(path: Path, count: int) -> Tensor | None:
+    """What `write_images` wrote to `path`; None if it is not there or not of `count` images."""
     if not path.exists():
         return None
-    with np.load(path, allow_pickle=False) as arrays:
-        x = torch.from_numpy(arrays["x"])
+    x = torch.from_numpy(read_npz(path)["x"])
     return x if x.shape[0] == count else None
 
 
@@ -238,7 +183,7 @@ def score_all(
                 test_set,
                 limit=n,
                 batch_size=CHUNK,
-                clean_noise=clean_noise(models),
+                clean_noise=models.clean_noise,
                 progress=lambda i, _: done(i),
             )
         rows = [asdict(row) for row in conventions(scores)]
@@ -256,13 +201,6 @@ def score_all(
         return bits
 
     return stored_or(path, {"n_images": n}, mode, compute)
-
-
-def clean_noise(models: Models) -> float:
-    """The noise on the target that the denoiser was trained with; 0 where no run tells it."""
-    if "denoiser" not in models.runs:
-        return 0.0
-    return read_run_config(models.runs["denoiser"] / "config.json")[0].clean_noise
 
 
 def summarise_plain(scores: Scores) -> dict[str, Any]:
@@ -306,7 +244,7 @@ def compare_all(
             return {"skipped": "there are no samples to compare"}
         network = make_extractor(
             "mnist-classifier" if extractor == "auto" else extractor,
-            device="cuda" if torch.cuda.is_available() else "cpu",
+            device=default_device(),
         )
         with progress("features of real images", len(train_set)) as done:
             features, _ = extract_features(train_set.images, network, progress=done)

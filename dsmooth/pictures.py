@@ -1,4 +1,4 @@
-"""Grids of images as PNG."""
+"""Grids of images as PNG, and images that diverged."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import io
 import math
 from pathlib import Path
 
+import torch
 from torch import Tensor
+
+from .data import to_bytes
+from .files import write_atomically
 
 
 def grid_png(x: Tensor, *, columns: int | None = None, zoom: int = 2) -> bytes:
@@ -17,8 +21,6 @@ def grid_png(x: Tensor, *, columns: int | None = None, zoom: int = 2) -> bytes:
     """
     from torchvision.transforms.functional import to_pil_image
     from torchvision.utils import make_grid
-
-    from .data import to_bytes
 
     if x.ndim != 4 or x.shape[0] < 1 or x.shape[1] not in (1, 3):
         raise ValueError(f"x must have shape (B, 1 or 3, H, W) with B >= 1, got {tuple(x.shape)}")
@@ -33,6 +35,14 @@ def grid_png(x: Tensor, *, columns: int | None = None, zoom: int = 2) -> bytes:
 
 def save_grid(x: Tensor, path: Path, *, columns: int | None = None, zoom: int = 2) -> None:
     """Write `grid_png` to `path`."""
-    from .checkpoint import write_atomically
-
     write_atomically(path, grid_png(x, columns=columns, zoom=zoom))
+
+
+def visible(x: Tensor) -> Tensor:
+    """x (N, C, H, W) with images that diverged to infinity replaced by plain grey ones."""
+    return torch.where(is_diverged(x)[:, None, None, None], 0.0, x)
+
+
+def is_diverged(x: Tensor) -> Tensor:
+    """Which images of x (N, C, H, W) diverged, as those of a hardly trained model can: (N,)."""
+    return ~x.isfinite().flatten(1).all(1)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import platform
-import sys
 import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from . import _extension
-from ._version import __version__
+from .. import _extension
+from .._version import __version__
+from ..machine import cpu_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,16 +91,6 @@ def _version_of(package: str) -> str:
         return "not installed"
 
 
-def cpu_name() -> str:
-    """The processor's own name where Linux tells it, else its architecture."""
-    if sys.platform == "linux":
-        with open("/proc/cpuinfo") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
 Check = Callable[[], str | None]
 
 
@@ -120,7 +110,7 @@ def self_tests() -> Iterator[tuple[str, Check]]:
 def _check_philox() -> str | None:
     import torch
 
-    from .sampling.philox import philox4x32
+    from ..philox import philox4x32
 
     words = tuple(philox4x32(torch.zeros(4, dtype=torch.int64), (0, 0)).tolist())
     if words != _PHILOX_ZERO:
@@ -135,7 +125,7 @@ def _check_philox() -> str | None:
 def _check_masses() -> str | None:
     import torch
 
-    from .functional import logistic_mixture_log_prob
+    from ..functional import logistic_mixture_log_prob
 
     levels = torch.arange(256, dtype=torch.float64) / 127.5 - 1
     params = torch.tensor([0.3, -0.2, -0.5, 0.4, -7.0, -1.0], dtype=torch.float64)
@@ -150,7 +140,7 @@ def _check_native(device: str) -> str | None:
     """float64, where the two may differ by rounding alone."""
     import torch
 
-    from .functional import logistic_mixture_log_prob
+    from ..functional import logistic_mixture_log_prob
 
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(2, 3, 8, 9, generator=generator, dtype=torch.float64) * 2 - 1

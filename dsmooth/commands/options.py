@@ -1,0 +1,259 @@
+"""The command line: a class per verb, whose fields are its options. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
+
+from ..config import Method, ProbeSettings, ReproductionStage, Role, Score, TrainConfig
+from ..presets import DESCRIPTIONS, PRESETS
+
+Split = Literal["train", "test"]
+DEFAULT_PRESET = "mnist-quick"
+PRESET_HELP = "Settings to start from: " + "; ".join(f"{k}: {v}" for k, v in DESCRIPTIONS.items())
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train one model: noisy p(x~), denoiser p(x | x~), or plain p(x).
+
+    Writes config.json, log.jsonl, checkpoint.safetensors, model.safetensors and samples-*.png into
+    the folder --out. Ctrl-C saves and leaves; --resume goes on, bitwise as if nothing had happened.
+    """
+
+    role: Positional[Role]
+    """Which model."""
+    settings: OmitArgPrefixes[TrainConfig]
+    preset: Annotated[str, arg(help=PRESET_HELP, metavar="|".join(PRESETS))] = DEFAULT_PRESET
+    config: Path | None = None
+    """Repeat the run whose config.json this is, instead of a preset."""
+    out: Path | None = None
+    """Folder of the run; by default runs/ROLE."""
+    resume: bool = False
+    """Go on with the run in --out, whose settings are the defaults then."""
+    threads: int | None = None
+    """CPU threads; by default all cores."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files (needs the extra "tensorboard")."""
+    print_config: bool = False
+    """Print the settings as JSON and stop."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw images from a pair, or from one trained model, into files.
+
+    A long call with a folder as --out can be stopped and repeated: it goes on where it was. Under
+    torchrun several processes (and GPUs) draw the same images together.
+    """
+
+    models: Positional[tuple[Path, ...]]
+    """A saved pair, or the run folders of a noisy model and of its denoiser, or one run folder."""
+    count: Annotated[int, arg(aliases=["-n"])] = 64
+    """Number of images."""
+    out: tuple[Path, ...] = (Path("samples.png"),)
+    """Files to write: .png for a grid, .npz for an array `x` (N, C, H, W) float32 in [-1, 1]; or a
+    folder, a path without suffix, for numbered .npy shards of any number of images."""
+    seed: int = 0
+    """Decides the images, together with --first-index."""
+    first_index: int = 0
+    """Index of the first image in the stream that --seed names."""
+    method: Method = "two-step"
+    """two-step: x~ then x given x~; single-step: posterior mean of x~; noisy: x~ itself."""
+    score: Score = "full"
+    """Gradient of single-step: through the whole network, or each pixel's own conditional."""
+    temperature: float = 1.0
+    """Below 1 for likelier pixels, above 1 for more varied ones."""
+    threads: int | None = None
+    """CPU threads; by default all cores."""
+    device: str = "auto"
+    """cpu, cuda or cuda:N; auto takes a CUDA device if there is one that can be used. There the
+    networks compute in bfloat16."""
+
+
+@dataclass(frozen=True)
+class BitsOptions:
+    """Bits/dim of a pair on held-out images: a bound by Monte Carlo over noise, every convention.
+
+    Prints a table and writes JSON. What is comparable with the literature says so.
+    """
+
+    models: Positional[tuple[Path, ...]]
+    """A saved pair, or the run folders of a noisy model and of its denoiser."""
+    plain: Path | None = None
+    """Run folder of a plain PixelCNN++ to score beside the pair."""
+    data: str | None = None
+    """Data set; by default the one that the run was trained on, mnist for a saved pair."""
+    data_dir: Path | None = None
+    """Where its files are; by default where the run found them, else the embedded MNIST subset."""
+    image_size: int | None = None
+    """Pixels a side for celeba and folder; by default as the run had it."""
+    split: Split = "test"
+    """Which images."""
+    limit: int | None = None
+    """Score the first images only, for a quick look."""
+    n_noise: int = 4
+    """Draws of x~ per image: repeats of the bound, and n of the importance-weighted one."""
+    clean_noise: float | None = None
+    """Standard deviation of noise on the target of the density; by default that of training."""
+    batch_size: int = 100
+    """Images at a time; does not change the result."""
+    seed: int = 0
+    """Decides the noise."""
+    out: Path = Path("bits_per_dim.json")
+    """File for the numbers."""
+    threads: int | None = None
+    """CPU threads; by default all cores."""
+
+
+@dataclass(frozen=True)
+class FrechetOptions:
+    """Fréchet distance of samples to real images, with kernel distance and Inception score.
+
+    Called FID only with the 2015 Inception network. Beside it stands the distance of other real
+    images to the same reference. Values in [-1, 1] become bytes by rounding and clamping. Prints a
+    table and writes JSON.
+    """
+
+    samples: Positional[tuple[Path, ...]]
+    """What to score: a saved pair, the run folders of a noisy model and of its denoiser, or one
+    run folder, from which images are drawn; or a .npz, a .npy, a folder of .npy shards or of image
+    files."""
+    count: Annotated[int | None, arg(aliases=["-n"])] = None
+    """Samples to draw (1,000 by default), or the first of a file (all by default)."""
+    extractor: str = "mnist-classifier"
+    """mnist-classifier; inception (needs the extra "fid"); or a torch.nn.Module of your own as
+    module:attribute or file.py:attribute."""
+    weights: Path | None = None
+    """File of the extractor's weights, instead of the package's or the published ones."""
+    data: str | None = None
+    """Data set of the real images; by default the one that the run was trained on, else mnist."""
+    data_dir: Path | None = None
+    """Where its files are; by default where the run found them, else the embedded MNIST subset."""
+    image_size: int | None = None
+    """Pixels a side for celeba and folder; by default as the run had it."""
+    split: Split = "train"
+    """Real images to compare with; the other split gives the floor."""
+    reference: Path | None = None
+    """Statistics that an earlier call saved, to compare with instead."""
+    save_reference: Path | None = None
+    """Save the statistics of the real images as .npz."""
+    method: Method = "two-step"
+    """How a pair draws."""
+    temperature: float = 1.0
+    """Of the draws."""
+    seed: int = 0
+    """Decides the samples and the subsets of the kernel distance."""
+    keep: Path | None = None
+    """Folder for drawn samples, which a call with the same models and settings uses again; by
+    default one beside --out that is named after them."""
+    subsets: int = 100
+    """Subsets of the kernel distance."""
+    subset_size: int = 1000
+    """Images in each."""
+    batch_size: int = 100
+    """Images at a time; does not change the result."""
+    out: Path = Path("frechet.json")
+    """File for the numbers."""
+    threads: int | None = None
+    """CPU threads; by default all cores."""
+
+
+@dataclass(frozen=True)
+class ClassifierOptions:
+    """Train the small MNIST classifier whose features stand in for Inception's.
+
+    The package has its weights; this makes them again, or others.
+    """
+
+    out: Path
+    """File for the weights, .safetensors."""
+    data_dir: Path | None = None
+    """Folder of the full MNIST; without one, the embedded subset, which gives a worse one."""
+    epochs: int | None = None
+    """Passes over the training images."""
+    seed: int = 0
+    """Decides the weights, on one machine with one number of threads."""
+    threads: int | None = None
+    """CPU threads; by default all cores."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure models and samples: bpd, fid, train-classifier."""
+
+    what: OmitArgPrefixes[
+        Annotated[BitsOptions, subcommand("bpd", prefix_name=False)]
+        | Annotated[FrechetOptions, subcommand("fid", prefix_name=False)]
+        | Annotated[ClassifierOptions, subcommand("train-classifier", prefix_name=False)]
+    ]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Train linear probes on the features of both networks of a pair.
+
+    Writes probes.json with the test accuracy after each block, and a PNG per network. Controls are
+    the pixels and untrained networks. A stopped call can be repeated: it goes on where it was.
+    """
+
+    models: Positional[tuple[Path, ...]]
+    """A saved pair, or the run folders of a noisy model and of its denoiser."""
+    settings: OmitArgPrefixes[ProbeSettings]
+    data: str | None = None
+    """Data set; by default the one that the run was trained on, mnist for a saved pair."""
+    data_dir: Path | None = None
+    """Where its files are; by default where the run found them, else the embedded MNIST subset."""
+    out: Path = Path("probes")
+    """Folder for the results; also for features meanwhile, up to 10 GB for all of MNIST."""
+    threads: int | None = None
+    """CPU threads; by default all cores."""
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """The whole paper in one command: train, draw, measure, probe, and write report.html.
+
+    Trains a pair and a plain baseline, or takes --models. Stages whose results are in the folder
+    already are skipped, so a stopped call can be repeated.
+    """
+
+    out: Path = Path("reproduction")
+    """Folder for runs, pictures, results.json and report.html."""
+    preset: Annotated[str, arg(help=PRESET_HELP, metavar="|".join(PRESETS))] = DEFAULT_PRESET
+    budget: float | None = None
+    """Minutes of training in all (8 by default); noisy model and denoiser train side by side."""
+    models: tuple[Path, ...] = ()
+    """Take these instead of training: a saved pair, or the run folders of a noisy model and of its
+    denoiser; and perhaps that of a plain model."""
+    only: ReproductionStage | None = None
+    """Do one stage again, whether done before or not, and no other."""
+    data: str | None = None
+    """Data set for --models; by default that of their runs, mnist for a saved pair."""
+    data_dir: str | None = None
+    """Folder of the full data set; without one, the embedded MNIST subset."""
+    download: bool = False
+    """Download the data set into --data-dir if it is not there."""
+    count: Annotated[int, arg(aliases=["-n"])] = 1000
+    """Samples of each kind: the first 64 are shown, all count for the Fréchet distance."""
+    scored_images: int = 1000
+    """Held-out images whose bits/dim are measured."""
+    probe_train_images: int = 2000
+    """Training images of the linear probes."""
+    probe_test_images: int = 1000
+    """Test images of the linear probes."""
+    extractor: str = "auto"
+    """What the Fréchet distance looks at: auto (the package's classifier for MNIST, none for other
+    data), or one of `dsmooth evaluate fid --help`."""
+    seed: int = 0
+    """Decides weights, noise and samples."""
+    threads: int | None = None
+    """CPU threads; by default all cores."""
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Say what was built, what this machine has, and run a one-second self-test."""

@@ -1,0 +1,109 @@
+"""Which implementation an op uses and where it can run; what the ops of several files share.
+
+An op uses what its argument `impl` says, or the `use_impl` block around the call.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal, NoReturn, get_args
+
+import torch
+from torch import Tensor
+
+Impl = Literal["auto", "reference", "triton", "native"]
+MIN_CAPABILITY = (8, 0)
+
+# One value for the process, not per thread: torch.compile can guard on a module global.
+_current: Impl = "auto"
+
+
+def resolve_impl(impl: Impl) -> Impl:
+    """Return `impl`, or the one set by `use_impl` when `impl` is "auto"."""
+    if impl not in get_args(Impl):
+        raise ValueError(f"impl must be one of {', '.join(get_args(Impl))}, got {impl!r}")
+    return _current if impl == "auto" else impl
+
+
+@contextmanager
+def use_impl(impl: Impl) -> Iterator[None]:
+    """Make `impl` the choice of every op inside the block whose own `impl` is "auto".
+
+    An explicit choice that cannot run raises at the op, with the reason; "auto" may fall back.
+    The setting belongs to the process, not to the thread.
+    """
+    global _current
+    previous = _current
+    resolve_impl(impl)
+    _current = impl
+    try:
+        yield
+    finally:
+        _current = previous
+
+
+@torch.compiler.assume_constant_result
+def triton_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why Triton kernels cannot compute on tensors of this device and dtype; None if they can.
+
+    Where the kernels are interpreted (TRITON_INTERPRET=1 before Triton was imported) they run on
+    CPU tensors, slowly: for tests.
+    """
+    if device.type not in ("cuda", "cpu"):
+        return f"Triton kernels run on cuda tensors, got {device.type}"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    from ..kernels.taps import INTERPRETED
+
+    if INTERPRETED:
+        if dtype == torch.bfloat16:
+            return "Triton's interpreter multiplies bfloat16 matrices wrongly"
+        return None if device.type == "cpu" else "the kernels are interpreted, on cpu tensors alone"
+    if device.type == "cpu":
+        return "Triton kernels run on cuda tensors, got cpu (TRITON_INTERPRET=1 interprets them)"
+    if dtype == torch.float64:
+        return "the Triton kernels compute in float32, bfloat16 and float16, got torch.float64"
+    if torch.version.hip is not None:
+        return "the Triton kernels were made for NVIDIA GPUs"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < MIN_CAPABILITY:
+        return f"the Triton kernels need compute capability 8.0, got {capability}"
+    return None
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that an op computes x in: under autocast that of autocast."""
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
+
+
+def refuse_second_derivative(op: str) -> Callable[..., NoReturn]:
+    """The derivative of a backward op: an error that names `op`, such as "native gated block"."""
+
+    def refuse(ctx: Any, *grads: Any) -> NoReturn:
+        raise NotImplementedError(
+            f"the {op} cannot be differentiated twice; use impl='reference' "
+            "or a use_impl('reference') block"
+        )
+
+    return refuse
+
+
+def without_autocast(device_type: str) -> AbstractContextManager[object]:
+    """Inside the block, operations compute in the dtype of their inputs."""
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
+
+
+def empty_channels_last(like: Tensor, channels: int, size: tuple[int, int] | None = None) -> Tensor:
+    """Uninitialised, with the batch, dtype and device of `like` and, without `size`, its extent."""
+    return torch.empty(
+        (like.shape[0], channels, *(size or like.shape[2:])),
+        dtype=like.dtype,
+        device=like.device,
+        memory_format=torch.channels_last,
+    )

@@ -1,0 +1,34 @@
+"""Which inputs an output of a shifted convolution reads: its kernel's taps, and the padding."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+Shift = Literal["down", "down_right", "none"]
+Taps = tuple[int, int, int, int, int]  # kh, kw, top, left, stride: see taps_of
+
+
+def padding_of(kh: int, kw: int, shift: str) -> tuple[int, int, int, int]:
+    """Columns padded left and right, rows padded on top and at the bottom."""
+    if shift == "none":
+        return (kw - 1) // 2, (kw - 1) // 2, (kh - 1) // 2, (kh - 1) // 2
+    left, right = (kw - 1, 0) if shift == "down_right" else ((kw - 1) // 2, (kw - 1) // 2)
+    return left, right, kh - 1, 0
+
+
+def taps_of(weight: Tensor, shift: str, stride: int = 1) -> Taps:
+    """(kh, kw, top, left, stride) of a shifted convolution by weight (D, C, kh, kw).
+
+    Tap (i, j) at output (r, c) reads the input at (stride r + i - top, stride c + j - left).
+    """
+    kh, kw = weight.shape[2:]
+    left, _, top, _ = padding_of(kh, kw, shift)
+    return kh, kw, top, left, stride
+
+
+def transposed_taps_of(weight: Tensor, shift: str) -> Taps:
+    """The taps of the convolution whose adjoint is the transposed one by weight (C, D, kh, kw)."""
+    kh, kw = weight.shape[2:]
+    return kh, kw, 0, (kw - 1) // 2 if shift == "down" else 0, 2

@@ -1,0 +1,73 @@
+"""What the machine has: its device for the networks, its CPU threads, its processor's name."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from typing import TYPE_CHECKING
+
+from ._extension import cuda_obstacle, is_available
+
+if TYPE_CHECKING:
+    import torch
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that `name` means: "auto", "cpu", "cuda" or "cuda:1".
+
+    "auto" is "cuda" where there is a device and the extension can use it, else "cpu". Under
+    torchrun "cuda" is the device of LOCAL_RANK.
+    Raises ValueError, with the reason, for a CUDA device that is not there, and for other names.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() and cuda_is_built() else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    kind, _, index = name.partition(":")
+    if kind != "cuda" or (index and not index.isdigit()):
+        raise ValueError(f'--device must be auto, cpu, cuda or cuda:N, got "{name}"')
+    count = torch.cuda.device_count()
+    if count == 0:
+        built = torch.version.cuda is not None
+        reason = "no GPU and driver that it can use" if built else "it was built without CUDA"
+        raise ValueError(f"--device {name}: PyTorch finds no CUDA device ({reason})")
+    number = int(index) if index else int(os.environ.get("LOCAL_RANK", 0)) % count
+    if number >= count:
+        raise ValueError(f"--device {name}: there are {count} CUDA devices, numbered from 0")
+    return torch.device("cuda", number)
+
+
+def cuda_is_built() -> bool:
+    """Whether the extension has the CUDA half of the sampler."""
+    return is_available() and cuda_obstacle() is None
+
+
+def default_device() -> str:
+    """Where networks compute that need no extension: "cuda" if there is a device, else "cpu"."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def use_threads(threads: int | None) -> None:
+    """Make torch use so many CPU threads; None leaves its setting. ValueError for less than 1."""
+    import torch
+
+    if threads is None:
+        return
+    if threads < 1:
+        raise ValueError(f"--threads must be at least 1, got {threads}")
+    torch.set_num_threads(threads)
+
+
+def cpu_name() -> str:
+    """The processor's own name where Linux tells it, else its architecture."""
+    if sys.platform == "linux":
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,118 @@
+"""What a reproduction is made of: the runs to train, or models that were given."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ..config import Role, TrainConfig
+from ..data import ImageDataset
+from ..evaluate.probe import check_images
+from ..evaluate.sources import choose_data
+from ..models import Models
+from ..presets import preset
+
+# The baseline's part of the training time. The pair is what the reproduction is about.
+PLAIN_SHARE = 0.2
+# The least training between two scores on held-out images.
+EVALUATION_MINUTES = 0.4
+BUDGET_MINUTES = 8.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a reproduction trains.
+
+    groups: the runs of a group train side by side; the groups follow one another. Among the runs
+    are one noisy model and its denoiser; a plain one may be there.
+    name: where the settings come from, for the report. budget: minutes of training in all, or
+    None if the configs say how many images.
+    """
+
+    name: str
+    groups: tuple[tuple[TrainConfig, ...], ...]
+    budget: float | None = None
+
+    @property
+    def configs(self) -> dict[Role, TrainConfig]:
+        """The settings by role."""
+        return {config.role: config for group in self.groups for config in group}
+
+    @property
+    def seed(self) -> int:
+        """What decides weights, noise and samples."""
+        return self.configs["noisy"].seed
+
+    def description(self) -> dict[str, Any]:
+        """All that decides the results, as JSON."""
+        roles = {role: asdict(config) for role, config in self.configs.items()}
+        return {"name": self.name, "budget": self.budget, "runs": roles}
+
+
+def plan_from_preset(
+    name: str,
+    *,
+    budget: float = BUDGET_MINUTES,
+    data_dir: str | None = None,
+    download: bool = False,
+    seed: int = 0,
+) -> Plan:
+    """The pair side by side, then the plain baseline, in `budget` minutes together.
+
+    Raises ValueError for an unknown preset or a budget that is not positive.
+    """
+    if not 0 < budget < math.inf:
+        raise ValueError(f"budget must be a positive number of minutes, got {budget}")
+
+    def config(role: Role, share: float) -> TrainConfig:
+        settings, minutes = preset(name, role), share * budget
+        return replace(
+            settings,
+            images=None,
+            budget=minutes,
+            data_dir=data_dir,
+            download=download,
+            seed=seed,
+            # A short run must not spend its time on being scored.
+            evaluations=max(1, min(settings.evaluations, int(minutes / EVALUATION_MINUTES))),
+        )
+
+    pair = (config("noisy", 1 - PLAIN_SHARE), config("denoiser", 1 - PLAIN_SHARE))
+    return Plan(name, (pair, (config("plain", PLAIN_SHARE),)), budget)
+
+
+@dataclass(frozen=True)
+class Given:
+    """A reproduction with models that are trained already.
+
+    folders: a saved pair, or the run folders of a noisy model and of its denoiser; beside either
+    the run folder of a plain model. data, data_dir: which images; by default those of the runs, and
+    the embedded MNIST subset for a saved pair.
+    """
+
+    folders: tuple[Path, ...]
+    data: str | None = None
+    data_dir: str | None = None
+    seed: int = 0
+    name: ClassVar[str] = "models that were given"
+    budget: ClassVar[None] = None
+
+    def load_data(self, models: Models) -> tuple[ImageDataset, ImageDataset]:
+        """Training and test images. Raises ValueError for those of another shape."""
+        directory = Path(self.data_dir) if self.data_dir else None
+        choice = choose_data(self.folders, self.data, directory, None)
+        train_set, test_set = choice.load("train"), choice.load("test")
+        for data in (train_set, test_set):
+            check_images(models.pair, data)
+        return train_set, test_set
+
+    def description(self, models: Models, test_set: ImageDataset) -> dict[str, Any]:
+        """All that decides the results, as JSON."""
+        return {
+            "name": self.name,
+            "seed": self.seed,
+            "data": test_set.source,
+            "weights_sha256": models.digests(),
+        }

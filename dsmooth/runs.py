@@ -1,0 +1,158 @@
+"""The folder of a training run: its files, whether it is finished, and what it was trained on."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ._version import __version__
+from .config import Role, TrainConfig
+from .files import load_weights, read_json, write_json
+
+if TYPE_CHECKING:
+    from .nn import PixelCNNpp
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of a run, by what they are for; they need not be there."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The settings, as JSON."""
+        return self.path / "config.json"
+
+    @property
+    def log(self) -> Path:
+        """What happened, one JSON object a line."""
+        return self.path / "log.jsonl"
+
+    @property
+    def checkpoint(self) -> Path:
+        """All that a resumed run needs."""
+        return self.path / "checkpoint.safetensors"
+
+    @property
+    def weights(self) -> Path:
+        """The averaged weights at the last evaluation."""
+        return self.path / "model.safetensors"
+
+    @property
+    def best_weights(self) -> Path:
+        """The averaged weights at the best evaluation."""
+        return self.path / "best.safetensors"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The folder of TensorBoard's event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def settings(self) -> Path:
+        """The settings that a child process is to begin with; it writes `config` itself."""
+        return self.path / "settings.json"
+
+    @property
+    def output(self) -> Path:
+        """The words of a child process."""
+        return self.path / "output.txt"
+
+    def grid(self, images_seen: int) -> Path:
+        """The samples after so many training images."""
+        return self.path / f"samples-{images_seen:09d}.png"
+
+    def is_run(self) -> bool:
+        """Whether settings of a training run are here. Raises ValueError for damaged JSON."""
+        return self.config.is_file() and "role" in read_json(self.config)
+
+    def is_finished(self) -> bool:
+        """Whether the run came to its end, and its log is there."""
+        if not self.log.exists() or not self.weights.exists():
+            return False
+        entries = self.read_log()
+        return bool(entries) and entries[-1]["event"] == "end"
+
+    def write_config(self, config: TrainConfig, image_size: tuple[int, int]) -> None:
+        """Write the settings, and what a reader of the run needs beside them."""
+        values = {"dsmooth": __version__, "height_and_width": list(image_size), **asdict(config)}
+        write_json(self.config, values)
+
+    def read_config(self) -> tuple[TrainConfig, tuple[int, int]]:
+        """The settings and the image size. Raises as `read_run_config` does."""
+        return read_run_config(self.config)
+
+    def read_log(self) -> list[dict[str, Any]]:
+        """The entries of the log, in order; a last line cut by a crash is left out."""
+        entries = []
+        for line in self.log.read_text().splitlines():
+            try:
+                entries.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+        return entries
+
+    def history(self) -> list[dict[str, Any]]:
+        """The log without what a later start took back (steps after the last checkpoint)."""
+        kept: list[dict[str, Any]] = []
+        for entry in self.read_log():
+            if entry["event"] == "start":
+                kept = [e for e in kept if e["images"] <= entry["images"]]
+            kept.append(entry)
+        return kept
+
+    def load_model(self) -> tuple[PixelCNNpp, TrainConfig, tuple[int, int]]:
+        """The trained model in evaluation mode, its settings and its image size.
+
+        Raises FileNotFoundError or ValueError, naming the file, without finished weights.
+        """
+        from .nn import PixelCNNpp
+
+        config, image_size = self.read_config()
+        model = PixelCNNpp(config.model)
+        load_weights(model, self.weights)
+        return model.eval(), config, image_size
+
+    def prepare_for_child(self, config: TrainConfig, image_size: tuple[int, int]) -> None:
+        """Lay down what a child process begins with, unless it is there or has a checkpoint."""
+        self.path.mkdir(exist_ok=True)
+        if self.checkpoint.exists():
+            return
+        if not self.config.exists() and not self.settings.exists():
+            self.write_config(config, image_size)
+        if self.config.exists():
+            # Just written, or left by a run that was killed before its first checkpoint: that one
+            # begins again with the number of images that was measured then.
+            os.replace(self.config, self.settings)
+
+
+def default_folder(role: Role) -> Path:
+    """Where a run goes if no folder is named."""
+    return Path("runs") / role
+
+
+def read_run_config(path: Path) -> tuple[TrainConfig, tuple[int, int]]:
+    """The settings and image size in a file that is the `config` of a run, wherever it lies.
+
+    Raises FileNotFoundError or ValueError, naming the file.
+    """
+    values: dict[str, Any] = read_json(path)
+    values.pop("dsmooth", None)
+    if not {"role", "model", "height_and_width"} <= values.keys():
+        raise ValueError(f"{path} is not that of a training run")
+    height, width = values.pop("height_and_width")
+    return TrainConfig.from_dict(values), (height, width)
+
+
+def first_config(folders: Iterable[Path]) -> TrainConfig | None:
+    """The settings of the first of `folders` that is a run; None if there is none."""
+    for folder in folders:
+        run = RunFolder(folder)
+        if run.is_run():
+            return run.read_config()[0]
+    return None

@@ -1,0 +1,85 @@
+"""A draw: which images, and how they are drawn.
+
+It is made and checked where a user asks for images; behind that door it alone travels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, get_args
+
+from ..config import Method, Score
+from ..philox import split_seed
+
+# Called with the fraction that is done.
+Progress = Callable[[float], None]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Images first_index .. first_index + count - 1 of the stream that `seed` names.
+
+    method, score: of a pair, see `SmoothedPair.sample`. temperature: of every draw. threads: on the
+    CPU, None for torch's setting. max_slice: images that a thread (a thread block) draws at a time
+    at most, None for a size that suits the device. device: where the networks go to draw, None for
+    where they lie.
+    Raises ValueError, naming the field, for one out of range.
+    """
+
+    count: int
+    seed: int = 0
+    first_index: int = 0
+    method: Method = "two-step"
+    score: Score = "full"
+    temperature: float = 1.0
+    threads: int | None = None
+    max_slice: int | None = None
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"the number of images must be at least 1, got {self.count}")
+        split_seed(self.seed)
+        if self.first_index < 0 or self.first_index + self.count > 2**63 - 1:
+            raise ValueError(f"first_index must lie in 0 .. 2**63 - 1, got {self.first_index}")
+        for name, allowed in (("method", Method), ("score", Score)):
+            if getattr(self, name) not in get_args(allowed):
+                raise ValueError(
+                    f"{name} must be one of {', '.join(get_args(allowed))}, "
+                    f"got {getattr(self, name)!r}"
+                )
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature must be positive, got {self.temperature}")
+        for name in ("threads", "max_slice"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+
+    def part(self, offset: int, count: int) -> Draw:
+        """The `count` images behind the first `offset` ones, drawn the same way."""
+        return replace(self, first_index=self.first_index + offset, count=count)
+
+    def how(self) -> dict[str, Any]:
+        """All that decides an image beside its number and the weights, as JSON."""
+        return {
+            "seed": self.seed,
+            "method": self.method,
+            "score": self.score,
+            "temperature": self.temperature,
+        }
+
+
+def check_size(size: tuple[int, int]) -> None:
+    """Raise ValueError for an image size (H, W) that no network has."""
+    for name, value in zip(("height", "width"), size, strict=True):
+        if value < 4 or value % 4:
+            raise ValueError(f"{name} must be a positive multiple of 4, got {value}")
+
+
+def share_of_progress(progress: Progress | None, first: float, last: float) -> Progress | None:
+    """`progress` for a part of the work that begins at the fraction `first` and ends at `last`."""
+    if progress is None:
+        return None
+    return lambda fraction: progress(first + (last - first) * fraction)

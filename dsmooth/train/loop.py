@@ -1,0 +1,203 @@
+"""The loop of a training run: from a folder and settings to finished weights."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from ..config import TrainConfig, flatten
+from ..data import ImageDataset, load_dataset
+from ..files import save_weights
+from ..runs import RunFolder
+from .log import RunLog
+from .state import TrainState, evaluate, loss_name, resolve_precision, sample_grid
+
+
+@dataclass
+class TrainResult:
+    """How a call of `train` ended. `interrupted` is the signal's number, or None if it finished."""
+
+    images_seen: int
+    bits_per_dim: float | None
+    interrupted: int | None = None
+
+
+def train(
+    config: TrainConfig,
+    folder: Path,
+    *,
+    resume: bool = False,
+    threads: int | None = None,
+    tensorboard: bool = False,
+) -> TrainResult:
+    """Train one model, or go on with `resume`, and write everything into `folder`.
+
+    The folder gets the files of a `RunFolder`. SIGINT, SIGTERM and SIGHUP save a checkpoint and
+    return early. threads: CPU
+    threads, None for torch's setting; sums are rounded in another order with another number.
+    tensorboard: also write event files, which needs the extra of that name.
+
+    Raises ValueError or FileNotFoundError for data, settings or a folder that do not fit, and
+    NonFiniteLoss, naming step and seed.
+    """
+    run = RunFolder(Path(folder))
+    if threads:
+        torch.set_num_threads(threads)
+    if resume:
+        config = merge_with_run(config, run)
+    else:
+        check_new_run(run)
+    train_set, test_set = load_data(config)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    config = replace(config, precision=resolve_precision(config, device))
+    state = TrainState(config, train_set, device)
+    if resume:
+        state.load(run.checkpoint)
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(catch_signals())
+        if config.images is None:
+            config = fix_images(state, test_set)
+            state.config = config
+        run.path.mkdir(parents=True, exist_ok=True)
+        run.write_config(config, test_set.image_size)
+        log = stack.enter_context(
+            RunLog(run, config, loss_name(config), state.images_seen, tensorboard)
+        )
+        return _loop(state, test_set, run, log, stop)
+
+
+def _loop(
+    state: TrainState,
+    test_set: ImageDataset,
+    run: RunFolder,
+    log: RunLog,
+    stop: Callable[[], int | None],
+) -> TrainResult:
+    total = state.total_images
+    marks = [total * (i + 1) // state.config.evaluations for i in range(state.config.evaluations)]
+    bits = None
+    saved = time.monotonic()
+    while state.images_seen < total:
+        before = state.images_seen
+        loss, gradient_norm = state.step()
+        log.step(state.images_seen, loss, gradient_norm, state.learning_rate())
+
+        if any(before < mark <= state.images_seen for mark in marks):
+            bits = evaluate(state, test_set)
+            save_weights(state.averaged, run.weights)
+            if bits < state.best_bits:
+                state.best_bits = bits
+                save_weights(state.averaged, run.best_weights)
+            log.evaluation(state.images_seen, bits)
+            log.grid(state.images_seen, sample_grid(state, test_set))
+
+        interrupted = stop()
+        due = time.monotonic() - saved > 60 * state.config.checkpoint_minutes
+        if interrupted or due or state.images_seen >= total:
+            state.save(run.checkpoint)
+            saved = time.monotonic()
+        if interrupted:
+            log.interrupted(state.images_seen)
+            return TrainResult(state.images_seen, bits, interrupted)
+    log.finished(state.images_seen)
+    return TrainResult(state.images_seen, bits)
+
+
+def fix_images(state: TrainState, test_set: ImageDataset) -> TrainConfig:
+    """Turn a budget into a number of images by a few seconds of training on a scratch copy.
+
+    Evaluations that would take more than a fifth of the budget become fewer, one at the least.
+    """
+    config = state.config
+    if config.budget is None:
+        raise ValueError("give --images or --budget: how long is the run to be?")
+    started = time.monotonic()
+    scratch = TrainState(replace(config, images=10**9), state.train_set, state.device)
+    scratch.step()
+    times: list[float] = []
+    while len(times) < 3 or time.monotonic() - started < min(5.0, 3 * config.budget):
+        before = time.monotonic()
+        scratch.step()
+        times.append(time.monotonic() - before)
+    before = time.monotonic()
+    evaluate(scratch, test_set)
+    sample_grid(scratch, test_set)
+    cost = time.monotonic() - before
+    evaluations = max(1, min(config.evaluations, int(60 * config.budget / (5 * cost))))
+    left = 60 * config.budget - evaluations * cost - (time.monotonic() - started)
+    steps = max(1, int(left / sorted(times)[len(times) // 2]))
+    return replace(config, images=steps * config.batch_size, evaluations=evaluations)
+
+
+def check_new_run(run: RunFolder) -> None:
+    """Raise ValueError if the folder already holds a run."""
+    if run.config.exists():
+        raise ValueError(
+            f"{run.path} already holds a run; go on with it by --resume, or choose another --out"
+        )
+
+
+def merge_with_run(config: TrainConfig, run: RunFolder) -> TrainConfig:
+    """The config of the run that is there, after checking that `config` does not contradict it."""
+    stored, _ = run.read_config()
+    if not run.checkpoint.exists():
+        raise FileNotFoundError(f"{run.path} holds no checkpoint to resume from")
+    mine, theirs = flatten(asdict(config)), flatten(asdict(stored))
+    if mine["images"] is None:  # a budget has become a number of images
+        for name in ("images", "budget", "evaluations"):
+            mine[name] = theirs[name]
+    if mine["precision"] == "auto":
+        mine["precision"] = theirs["precision"]
+    different = [name for name in mine if mine[name] != theirs[name]]
+    if different:
+        name = different[0]
+        raise ValueError(
+            f"{run.path} holds another run: its {name} is {theirs[name]}, not {mine[name]}"
+        )
+    return stored
+
+
+def load_data(config: TrainConfig) -> tuple[ImageDataset, ImageDataset]:
+    def load(split: str) -> ImageDataset:
+        return load_dataset(
+            config.data,
+            split,
+            config.data_dir,
+            download=config.download,
+            image_size=config.image_size,
+        )
+
+    train_set, test_set = load("train"), load("test")
+    if train_set.image_channels != config.model.image_channels:
+        raise ValueError(
+            f"{config.data} has {train_set.image_channels} channels, but the model's "
+            f"image_channels is {config.model.image_channels}"
+        )
+    return train_set, test_set
+
+
+@contextlib.contextmanager
+def catch_signals() -> Iterator[Callable[[], int | None]]:
+    """Inside the block SIGINT, SIGTERM and SIGHUP only set what the yielded function returns."""
+    received: list[int] = []
+
+    def handler(number: int, frame: object) -> None:
+        received.append(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    try:
+        previous = {number: signal.signal(number, handler) for number in numbers}
+    except ValueError:  # not the main thread: nobody sends signals here
+        yield lambda: None
+        return
+    try:
+        yield lambda: received[0] if received else None
+    finally:
+        for number, old in previous.items():
+            signal.signal(number, old)

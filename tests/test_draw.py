@@ -1,0 +1,117 @@
+"""A draw: its parts are its images, and what is out of range is refused where it is made."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError
+from typing import Any
+
+import pytest
+import torch
+
+import dsmooth
+from dsmooth.pair import PairSampler
+from dsmooth.sampling import CachedSampler, jacobi_sample, sequential_sample
+from dsmooth.sampling.auto import NetworkSampler, has_cached_sampler
+from dsmooth.sampling.draw import Draw
+from tests.sampler_checks import network
+
+MISTAKES: list[tuple[dict[str, Any], str]] = [
+    ({"seed": -1}, "seed must lie in"),
+    ({"seed": 2**64}, "seed must lie in"),
+    ({"first_index": -1}, "first_index must lie in"),
+    ({"first_index": 2**63 - 1}, "first_index must lie in"),
+    ({"temperature": 0.0}, "temperature must be positive"),
+    ({"temperature": float("nan")}, "temperature must be positive"),
+    ({"threads": 0}, "threads must be at least 1"),
+    ({"method": "three-step"}, "method must be one of"),
+    ({"score": "half"}, "score must be one of"),
+    ({"max_slice": 0}, "max_slice must be at least 1"),
+]
+
+
+@pytest.fixture(scope="module")
+def pair() -> dsmooth.SmoothedPair:
+    smoothing = dsmooth.GaussianSmoothing(0.5)
+    return dsmooth.SmoothedPair(network(), network(conditioning="stack"), smoothing, (8, 8))
+
+
+def test_parts_make_the_whole() -> None:
+    draw = Draw(10, seed=3, first_index=2**32 - 4, temperature=0.5, method="noisy")
+    parts = [draw.part(0, 4), draw.part(4, 6)]
+    assert [(p.first_index, p.count) for p in parts] == [(2**32 - 4, 4), (2**32, 6)]
+    assert all(p.how() == draw.how() for p in parts)
+    with pytest.raises(FrozenInstanceError):
+        draw.seed = 4  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(("arguments", "message"), [*MISTAKES, ({"count": 0}, "at least 1, got 0")])
+def test_a_draw_is_checked_when_it_is_made(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Draw(**{"count": 1, **arguments})
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES)
+def test_every_door_checks(
+    pair: dsmooth.SmoothedPair, arguments: dict[str, Any], message: str
+) -> None:
+    common = {k: v for k, v in arguments.items() if k in ("seed", "first_index", "temperature")}
+    of_cached = {k: v for k, v in arguments.items() if k not in ("method", "score")}
+    doors: list[Any] = []
+    if "max_slice" not in arguments:
+        doors += [
+            lambda: pair.sample(1, **arguments),
+            lambda: pair.denoise(torch.zeros(1, 1, 8, 8), **arguments),
+        ]
+    if common:
+        doors += [
+            lambda: sequential_sample(pair.noisy, 1, height=4, width=4, **common),
+            lambda: jacobi_sample(pair.noisy, 1, height=4, width=4, **common),
+        ]
+    if of_cached and has_cached_sampler(pair.noisy):
+        doors.append(lambda: CachedSampler(pair.noisy).sample(1, 4, 4, **of_cached))
+    assert doors
+    for door in doors:
+        with pytest.raises(ValueError, match=message):
+            door()
+
+
+def test_a_sampler_of_a_drawing_packs_once_and_public_calls_see_new_weights(
+    pair: dsmooth.SmoothedPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not has_cached_sampler(pair.noisy):
+        pytest.skip("needs the extension")
+    packed: list[object] = []
+    original = CachedSampler.__init__
+
+    def counting(self: CachedSampler, *arguments: Any, **keywords: Any) -> None:
+        packed.append(arguments[0])
+        original(self, *arguments, **keywords)
+
+    monkeypatch.setattr(CachedSampler, "__init__", counting)
+    sampler, draw = PairSampler(pair), Draw(4, seed=1)
+    parts = torch.cat([sampler.draw(draw.part(i, 2)) for i in (0, 2)])
+    assert packed == [pair.noisy, pair.denoiser]
+    assert torch.equal(parts, pair.sample(4, seed=1))
+
+    before = pair.sample(2, seed=1, method="noisy")
+    with torch.no_grad():
+        pair.noisy.head.bias.add_(0.1)
+    try:
+        assert not torch.equal(pair.sample(2, seed=1, method="noisy"), before)
+    finally:
+        with torch.no_grad():
+            pair.noisy.head.bias.sub_(0.1)
+
+
+@pytest.mark.parametrize("method", ["two-step", "noisy", "single-step"])
+def test_progress_of_a_draw_rises_to_its_end(pair: dsmooth.SmoothedPair, method: Any) -> None:
+    seen: list[float] = []
+    PairSampler(pair).draw(Draw(2, method=method), seen.append)
+    assert seen == sorted(seen)
+    assert seen[-1] == 1.0
+
+
+def test_the_sequential_sampler_reports_rows() -> None:
+    seen: list[float] = []
+    NetworkSampler(network().double(), (8, 4)).draw(Draw(1), seen.append)
+    assert seen == [i / 8 for i in range(1, 9)]

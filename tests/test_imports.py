@@ -1,0 +1,135 @@
+"""The house: which module may import which, without circles, and who spells the names of files."""
+
+from __future__ import annotations
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import dsmooth
+
+PACKAGE = Path(dsmooth.__file__).parent
+
+# From the verbs down to the ground floor: a module imports from its own line, where it is a package
+# of that line, and from later lines. Lazy imports count, those for type checkers too.
+FLOORS = (
+    ("__main__",),
+    ("cli",),
+    ("commands",),
+    ("reproduce",),
+    ("report",),
+    ("evaluate",),
+    ("models",),
+    ("pair", "train"),
+    ("runs",),
+    ("sampling",),
+    ("pictures",),
+    ("data", "smoothing"),
+    ("nn",),
+    ("functional",),
+    ("kernels",),
+    ("machine", "presets"),
+    ("philox", "files", "config", "progress", "_extension"),
+    ("_version", "_C"),
+)
+FLOOR = {name: number for number, floor in enumerate(FLOORS) for name in floor}
+# The command's options are read before any torch is there; they know the settings and their names.
+OPTIONS = {"config", "presets"}
+IMPLEMENTATION_IMPORTS = {"taps", "dropout", "dispatch"}
+FILE_NAMES = (
+    "config.json",
+    "log.jsonl",
+    "checkpoint.safetensors",
+    "model.safetensors",
+    "best.safetensors",
+    "noisy.safetensors",
+    "denoiser.safetensors",
+    "settings.json",
+)
+
+
+def modules() -> dict[str, ast.Module]:
+    """Every module of the package by its dotted name below dsmooth ("" is the package itself)."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found[name] = ast.parse(path.read_text())
+    return found
+
+
+MODULES = modules()
+
+
+def imports(name: str) -> set[str]:
+    """The modules of dsmooth that `name` imports anywhere, in functions too, as dotted names."""
+    is_package = (PACKAGE / name.replace(".", "/") / "__init__.py").exists()
+    package = name.split(".") if is_package and name else name.split(".")[:-1]
+    found = set()
+    for node in ast.walk(MODULES[name]):
+        if isinstance(node, ast.ImportFrom):
+            if node.level:
+                base = package[: len(package) + 1 - node.level]
+            elif (node.module or "").split(".")[0] == "dsmooth":
+                base = []
+            else:
+                continue
+            tail = (node.module or "").split(".") if node.module else []
+            target = base + (tail if node.level else tail[1:])
+            for alias in node.names:
+                longer = ".".join([*target, alias.name])
+                known = longer in MODULES or (not target and alias.name in FLOOR)
+                found.add(longer if known else ".".join(target))
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] == "dsmooth":
+                    found.add(".".join(alias.name.split(".")[1:]))
+    return found - {name}
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name])
+def test_imports_go_down(name: str) -> None:
+    top = name.split(".")[0]
+    for target in imports(name):
+        other = target.split(".")[0]
+        assert target, f"{name} imports the package itself, which names everything"
+        assert other == top or FLOOR[other] > FLOOR[top], f"{name} imports {target}"
+
+
+def test_every_module_has_a_floor() -> None:
+    assert {name.split(".")[0] for name in MODULES if name} <= FLOOR.keys()
+
+
+def test_there_are_no_circles() -> None:
+    """Inside a package too; a package's __init__ counts as importing what it re-exports."""
+    TopologicalSorter({name: imports(name) for name in MODULES if name}).prepare()
+
+
+@pytest.mark.parametrize("kind", ["native", "triton"])
+def test_implementations_of_an_op_know_neither_the_op_nor_each_other(kind: str) -> None:
+    files = [name for name in MODULES if name.startswith("functional.") and name.endswith(kind)]
+    assert files
+    for name in files:
+        within = {t.split(".")[1] for t in imports(name) if t.startswith("functional.")}
+        assert within <= IMPLEMENTATION_IMPORTS, f"{name} imports {within}"
+
+
+def test_the_options_know_settings_alone() -> None:
+    assert imports("commands.options") == OPTIONS
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if n not in ("runs", "pair")])
+def test_only_runs_and_pairs_spell_the_names_of_their_files(name: str) -> None:
+    """In code; docstrings and help texts may name them."""
+    tree = MODULES[name]
+    prose = {
+        id(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
+            spelled = [file for file in FILE_NAMES if file in node.value]
+            assert not spelled, f"{name} line {node.lineno} spells {spelled}"
