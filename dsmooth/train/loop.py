@@ -39,9 +39,10 @@ def train(
     """Train one model, or go on with `resume`, and write everything into `folder`.
 
     The folder gets the files of a `RunFolder`. SIGINT, SIGTERM and SIGHUP save a checkpoint and
-    return early. threads: CPU
-    threads, None for torch's setting; sums are rounded in another order with another number.
-    tensorboard: also write event files, which needs the extra of that name.
+    return early. A resumed run must have the same settings; but with schedule="cooldown" its images
+    may become more or fewer until the learning rate begins to fall. threads: CPU threads, None for
+    torch's setting; sums are rounded in another order with another number. tensorboard: also write
+    event files, which needs the extra of that name.
 
     Raises ValueError or FileNotFoundError for data, settings or a folder that do not fit, and
     NonFiniteLoss, naming step and seed.
@@ -59,6 +60,7 @@ def train(
     state = TrainState(config, train_set, device)
     if resume:
         state.load(run.checkpoint)
+        check_length(state, run)
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(catch_signals())
         if config.images is None:
@@ -154,6 +156,9 @@ def merge_with_run(config: TrainConfig, run: RunFolder) -> TrainConfig:
             mine[name] = theirs[name]
     if mine["precision"] == "auto":
         mine["precision"] = theirs["precision"]
+    if stored.schedule == "cooldown":
+        stored = replace(stored, images=mine["images"], evaluations=mine["evaluations"])
+        theirs |= {"images": mine["images"], "evaluations": mine["evaluations"]}
     different = [name for name in mine if mine[name] != theirs[name]]
     if different:
         name = different[0]
@@ -161,6 +166,20 @@ def merge_with_run(config: TrainConfig, run: RunFolder) -> TrainConfig:
             f"{run.path} holds another run: its {name} is {theirs[name]}, not {mine[name]}"
         )
     return stored
+
+
+def check_length(state: TrainState, run: RunFolder) -> None:
+    """Raise ValueError if a resumed run is to have another number of images, but its learning rate
+    has fallen already, or would have with the new number."""
+    before, _ = run.read_config()
+    lengths = {before.images or 0, state.total_images}
+    latest = (1 - state.config.cooldown) * min(lengths)
+    if len(lengths) > 1 and state.images_seen > latest:
+        raise ValueError(
+            f"images can be {state.total_images:,} instead of {before.images:,} only until "
+            f"{latest:,.0f} images, where the learning rate falls; {run.path} has seen "
+            f"{state.images_seen:,}"
+        )
 
 
 def load_data(config: TrainConfig) -> tuple[ImageDataset, ImageDataset]:
