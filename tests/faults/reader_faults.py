@@ -136,12 +136,17 @@ def webp_bomb(side: int) -> bytes:
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
-def tiff(tags: dict[int, int]) -> bytes:
-    """A little-endian TIFF file of these tags, each one 32-bit number, and 64 more bytes."""
-    entries = b"".join(
-        struct.pack("<HHLL", tag, 4, 1, value) for tag, value in sorted(tags.items())
-    )
-    return b"II*\0" + struct.pack("<LH", 8, len(tags)) + entries + bytes(4 + 64)
+def tiff(tags: dict[int, int | tuple[int, ...]]) -> bytes:
+    """A little-endian TIFF file of these tags, one or several numbers each, and 384 zeros."""
+    start = 8 + 2 + 12 * len(tags) + 4
+    entries, tail = b"", b""
+    for tag, value in sorted(tags.items()):
+        if isinstance(value, tuple):
+            entries += struct.pack("<HHLL", tag, 4, len(value), start + len(tail))
+            tail += struct.pack(f"<{len(value)}L", *value)
+        else:
+            entries += struct.pack("<HHLL", tag, 4, 1, value)
+    return b"II*\0" + struct.pack("<LH", 8, len(tags)) + entries + bytes(4) + tail + bytes(384)
 
 
 def jpeg_of_scans(count: int) -> bytes:
