@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from threading import Condition
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -33,6 +34,9 @@ _GREY, _WIDE = ("1", "L", "LA"), ("I", "F")
 _MAX_SCANS = 100  # of a JPEG file; libjpeg's own progressive files have about 10
 _MAX_COMMENTS = 1000  # of a PPM file in text: Pillow copies the file to leave one out
 _MAX_STRIPS = 1 << 18  # of a TIFF file: tiles of 16 x 16 at `MAX_PIXELS`
+# Between a JPEG's scans stand segments with lengths; inside a scan, FF is followed by 0 or by a
+# restart mark (D0 to D7). FF 01 has no length.
+_JPEG_MARK = re.compile(rb"\xff+([^\x00\x01\xff\xd0-\xd8])")
 _STRIPS = (273, 279, 324, 325)  # offsets and lengths of strips and tiles
 _BITS, _TILE_WIDTH, _TILE_LENGTH = 258, 322, 323
 _COMPRESSIONS = frozenset(
@@ -83,6 +87,16 @@ def pillow() -> Any:
     return Image
 
 
+@lru_cache(maxsize=1)
+def _formats() -> tuple[str, ...]:
+    """Return those of `FORMATS` that this build of Pillow has: WEBP may be missing."""
+    image_module = pillow()
+    image_module.preinit()  # PNG, JPEG, BMP and PPM
+    from PIL import TiffImagePlugin, WebPImagePlugin  # noqa: F401
+
+    return tuple(name for name in FORMATS if name in image_module.OPEN)
+
+
 @contextmanager
 def no_warnings() -> Iterator[None]:
     """Hold back Pillow's warnings: what matters of them is an error here."""
@@ -124,10 +138,6 @@ def _opened(path: Path, whole: bool) -> Iterator[Any]:
     Errors inside become ValueError too.
     """
     image_module = pillow()
-    image_module.preinit()  # PNG, JPEG, BMP and PPM
-    from PIL import TiffImagePlugin, WebPImagePlugin  # noqa: F401
-
-    formats = [name for name in FORMATS if name in image_module.OPEN]  # not every build has WEBP
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > MAX_BYTES:
@@ -149,7 +159,7 @@ def _opened(path: Path, whole: bool) -> Iterator[Any]:
             _check_strips(path, head, stream)
             stream.seek(0)
             try:
-                image = image_module.open(stream, formats=formats)
+                image = image_module.open(stream, formats=_formats())
             except image_module.DecompressionBombError as error:
                 pixels = re.search(r"\d+", str(error))
                 raise Refused(
@@ -233,11 +243,9 @@ def _check_scans(path: Path, head: bytes, stream: io.BytesIO) -> None:
         raise Refused(f"{shown(path)} has too many comments: expected at most {_MAX_COMMENTS}")
     if head[:2] != b"\xff\xd8":
         return
-    # A JPEG file may go over its pixels as often as it likes. Between scans stand segments with
-    # lengths; inside a scan, FF is followed by 0 or by a restart mark (D0 to D7). 01 has no length.
-    mark = re.compile(rb"\xff+([^\x00\x01\xff\xd0-\xd8])")
+    # A JPEG file may go over its pixels as often as it likes.
     position, scans = 2, 0
-    while (found := mark.search(content, position)) and found[1] != b"\xd9":
+    while (found := _JPEG_MARK.search(content, position)) and found[1] != b"\xd9":
         scans += found[1] == b"\xda"
         position = found.end() + int.from_bytes(content[found.end() : found.end() + 2], "big")
     if scans > _MAX_SCANS:
