@@ -7,13 +7,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from dsmooth.data.dataset import ImageDataset
+from dsmooth.data.guard import Refused, allocate, read_regular, shown
+from dsmooth.data.pictures import no_warnings, read_header, read_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -27,8 +29,7 @@ CELEBA_SIZE = 32
 
 _PARTITION = "list_eval_partition.txt"
 _CHUNK = 512
-_ORIENTATION = 0x0112  # the EXIF tag; values 5 to 8 turn the image by 90 degrees
-_GREY, _WIDE = ("1", "L", "LA"), ("I", "F")
+_MAX_PARTITION = 1 << 26  # bytes; CelebA's has 2.8 MB
 
 
 def load_folder(
@@ -49,20 +50,22 @@ def load_folder(
     if image_size is not None:
         size = (image_size, image_size)
     if size[0] % 4 or size[1] % 4:
-        raise ValueError(
+        raise Refused(
             f"images must have a height and width that are multiples of 4, got {size[0]} x "
-            f"{size[1]} in {every[0]}; give --image-size to crop and resize them"
+            f"{size[1]} in {shown(every[0])}; give --image-size to crop and resize them"
         )
     paths = _split_by_hash(data_dir, every, split)
 
     def decode(path: Path) -> NDArray[np.uint8]:
-        image = _open(path, "L" if grey else "RGB")
+        image = read_picture(path, "L" if grey else "RGB")
         if image_size is not None:
             image = centre_crop_resize(image, min(image.size), image_size)
         return _planes(image)
 
-    images = _decode_all(paths, decode, (1 if grey else 3, *size), progress)
-    return ImageDataset(images, None, "folder", split, f"{data_dir} ({len(images):,} images)")
+    images = _decode_all(data_dir, paths, decode, (1 if grey else 3, *size), progress)
+    return ImageDataset(
+        images, None, "folder", split, f"{shown(data_dir)} ({len(images):,} images)"
+    )
 
 
 def read_every_image(folder: Path, limit: int | None = None) -> torch.Tensor:
@@ -74,8 +77,9 @@ def read_every_image(folder: Path, limit: int | None = None) -> torch.Tensor:
     paths = _image_paths(folder)[:limit]
     grey, size = _scan(paths, check_size=True)
     return _decode_all(
+        folder,
         paths,
-        lambda path: _planes(_open(path, "L" if grey else "RGB")),
+        lambda path: _planes(read_picture(path, "L" if grey else "RGB")),
         (1 if grey else 3, *size),
         None,
     )
@@ -93,7 +97,7 @@ def load_celeba(
     """
     size = CELEBA_SIZE if image_size is None else image_size
     if size % 4:
-        raise ValueError(f"--image-size must be a multiple of 4, got {size}")
+        raise Refused(f"--image-size must be a multiple of 4, got {size}")
     inner = ("img_align_celeba", "celeba/img_align_celeba")
     folder = next((data_dir / name for name in inner if (data_dir / name).is_dir()), data_dir)
     paths = _image_paths(folder)
@@ -105,16 +109,18 @@ def load_celeba(
         paths, how = _split_by_partition(partition, paths, split), "official split"
 
     def decode(path: Path) -> NDArray[np.uint8]:
-        image = _open(path, "RGB")
+        image = read_picture(path, "RGB")
         if min(image.size) < CELEBA_CROP:
-            raise ValueError(
-                f"{path} must be at least {CELEBA_CROP} x {CELEBA_CROP} (CelebA's aligned images "
-                f"are 218 x 178), got {image.height} x {image.width}"
+            raise Refused(
+                f"{shown(path)} must be at least {CELEBA_CROP} x {CELEBA_CROP} (CelebA's "
+                f"aligned images are 218 x 178), got {image.height} x {image.width}"
             )
         return _planes(centre_crop_resize(image, CELEBA_CROP, size))
 
-    images = _decode_all(paths, decode, (3, size, size), progress)
-    return ImageDataset(images, None, "celeba", split, f"{folder} ({len(images):,} images, {how})")
+    images = _decode_all(folder, paths, decode, (3, size, size), progress)
+    return ImageDataset(
+        images, None, "celeba", split, f"{shown(folder)} ({len(images):,} images, {how})"
+    )
 
 
 def centre_crop_resize(image: Image, crop: int, size: int) -> Image:
@@ -129,16 +135,6 @@ def centre_crop_resize(image: Image, crop: int, size: int) -> Image:
     return square if crop == size else square.resize((size, size), Resampling.BILINEAR)
 
 
-def _pillow() -> Any:
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ModuleNotFoundError(
-            "reading image files needs Pillow: pip install pillow", name="PIL"
-        ) from error
-    return Image
-
-
 def _image_paths(folder: Path) -> list[Path]:
     paths = sorted(
         (
@@ -150,17 +146,18 @@ def _image_paths(folder: Path) -> list[Path]:
     )
     if not paths:
         raise FileNotFoundError(
-            f"no image ({', '.join(sorted(SUFFIXES))}) is in {folder} or the folders inside it.\n"
-            "Point --data-dir to a folder of images."
+            f"no image ({', '.join(sorted(SUFFIXES))}) is in {shown(folder)} or the folders inside "
+            "it.\nPoint --data-dir to a folder of images."
         )
     return paths
 
 
 def _split_by_hash(folder: Path, paths: list[Path], split: str) -> list[Path]:
     if len(paths) < 2:
-        raise ValueError(f"{folder} must hold at least 2 images, one to test with, found 1")
+        raise Refused(f"{shown(folder)} must hold at least 2 images, one to test with, found 1")
     names = [path.relative_to(folder).as_posix() for path in paths]
-    keys = [int.from_bytes(sha256(name.encode()).digest()[:8], "big") for name in names]
+    encoded = [name.encode(errors="surrogateescape") for name in names]
+    keys = [int.from_bytes(sha256(name).digest()[:8], "big") for name in encoded]
     # The bounds keep an image in either split of a small folder, whatever the names.
     limit = max(min(keys), min(max(keys) - 1, int(TEST_FRACTION * 2**64)))
     test = split == "test"
@@ -168,67 +165,49 @@ def _split_by_hash(folder: Path, paths: list[Path], split: str) -> list[Path]:
 
 
 def _split_by_partition(partition: Path, paths: list[Path], split: str) -> list[Path]:
+    content = read_regular(partition, _MAX_PARTITION, "a list of images")
+    lines = content.decode(errors="surrogateescape").splitlines()
     part_of = {}
-    for number, line in enumerate(partition.read_text().splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         fields = line.split()
         if not fields:
             continue
         if len(fields) != 2 or fields[1] not in ("0", "1", "2"):
-            raise ValueError(
-                f"{partition}, line {number}: expected a file name and 0, 1 or 2, found {line!r}"
+            raise Refused(
+                f"{shown(partition)}, line {number}: expected a file name and 0, 1 or 2, found "
+                f"{line[:200]!r}"
             )
         part_of[fields[0]] = fields[1]
     unlisted = next((path for path in paths if path.name not in part_of), None)
     if unlisted is not None:
-        raise ValueError(f"{unlisted} must be listed in {partition}, found no line for it")
+        raise Refused(
+            f"{shown(unlisted)} must be listed in {shown(partition)}, found no line for it"
+        )
     wanted = {"train": "0", "test": "2"}[split]
     chosen = [path for path in paths if part_of[path.name] == wanted]
     if not chosen:
-        raise ValueError(f"{partition} must put an image in {split} ({wanted}), found none present")
+        raise Refused(
+            f"{shown(partition)} must put an image in {split} ({wanted}), found none present"
+        )
     return chosen
 
 
 def _scan(paths: list[Path], check_size: bool) -> tuple[bool, tuple[int, int]]:
     """Return whether all images are grey and the first's (height, width), from their headers."""
-    pillow = _pillow()
     grey, size = True, (0, 0)
-    for path in paths:
-        try:
-            with pillow.open(path) as image:
-                mode, (width, height) = image.mode, image.size
-                turned = image.getexif().get(_ORIENTATION, 1) >= 5
-        except OSError as error:
-            raise ValueError(f"{path} cannot be read as an image ({error})") from error
-        if mode in _WIDE or mode.startswith("I;"):
-            raise ValueError(f"{path} must have 8 bits a channel, got Pillow's mode {mode}")
-        grey = grey and mode in _GREY
-        found = (width, height) if turned else (height, width)
-        if path is paths[0]:
-            size = found
-        elif check_size and found != size:
-            raise ValueError(
-                f"images must have one size, got {size[0]} x {size[1]} in {paths[0]} and "
-                f"{found[0]} x {found[1]} in {path}; give --image-size to crop and resize them"
-            )
+    with no_warnings():
+        for path in paths:
+            header = read_header(path)
+            grey = grey and header.grey
+            if path is paths[0]:
+                size = header.size
+            elif check_size and header.size != size:
+                raise Refused(
+                    f"images must have one size, got {size[0]} x {size[1]} in {shown(paths[0])} "
+                    f"and {header.size[0]} x {header.size[1]} in {shown(path)}; give --image-size "
+                    "to crop and resize them"
+                )
     return grey, size
-
-
-def _open(path: Path, mode: str) -> Image:
-    from PIL import ImageOps
-
-    try:
-        with _pillow().open(path) as file:
-            image: Image = ImageOps.exif_transpose(file)
-            image.load()
-    except (OSError, SyntaxError) as error:  # Pillow's PNG reader raises SyntaxError when damaged
-        raise ValueError(f"{path} cannot be read as an image ({error})") from error
-    # What a transparent pixel looks like depends on what it lies on: not ours to choose.
-    if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (
-        255,
-        255,
-    ):
-        raise ValueError(f"{path} must be opaque, got transparent pixels; flatten it first")
-    return image.convert(mode)
 
 
 def _planes(image: Image) -> NDArray[np.uint8]:
@@ -238,18 +217,26 @@ def _planes(image: Image) -> NDArray[np.uint8]:
 
 
 def _decode_all(
+    folder: Path,
     paths: list[Path],
     decode: Callable[[Path], NDArray[np.uint8]],
     shape: tuple[int, int, int],
     progress: Progress | None,
 ) -> torch.Tensor:
     """Return (N, C, H, W) uint8. Pillow lets go of the interpreter's lock while it decodes."""
-    _pillow()
-    images = np.empty((len(paths), *shape), np.uint8)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    images = allocate((len(paths), *shape), folder)
+
+    def put(index: int) -> None:  # here, so that decoded images do not wait in memory
+        image = decode(paths[index])
+        if image.shape != shape:
+            raise Refused(f"{shown(paths[index])} changed while it was read")
+        images[index] = image
+
+    with no_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(paths), _CHUNK):
-            for offset, image in enumerate(pool.map(decode, paths[start : start + _CHUNK])):
-                images[start + offset] = image
+            stop = min(start + _CHUNK, len(paths))
+            for _ in pool.map(put, range(start, stop)):
+                pass
             if progress is not None:
-                progress(min(start + _CHUNK, len(paths)), len(paths))
+                progress(stop, len(paths))
     return torch.from_numpy(images)

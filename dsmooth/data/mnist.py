@@ -11,13 +11,16 @@ import torch
 from numpy.typing import NDArray
 
 from dsmooth.data.dataset import ImageDataset
+from dsmooth.data.guard import Refused, md5_of, shown
 from dsmooth.data.idx import read_idx
+from dsmooth.data.npz import read_npz
 from dsmooth.data.published import published_md5
 
 SUBSET_PATH = Path(__file__).with_name("mnist_subset.npz")
 
 _PREFIXES = {"train": "train", "test": "t10k"}
 _FOLDERS = {"mnist": "MNIST/raw", "fashion-mnist": "FashionMNIST/raw"}  # torchvision's layout
+_MAX_SUBSET_BYTES = 1 << 24  # of an array; the largest has 3.9 MB
 # By the shape of the array; of the file without compression, header included.
 _MNIST_SHA256 = {
     (60000, 28, 28): "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -33,9 +36,14 @@ def load_embedded_mnist(split: str) -> ImageDataset:
     The images stand in rounds of one of each digit, so any prefix is balanced to one image.
     ATTRIBUTION.md, beside the file, names the authors of MNIST and the licence.
     """
-    with np.load(SUBSET_PATH, allow_pickle=False) as arrays:
-        images = arrays[f"{split}_images"]
-        labels = arrays[f"{split}_labels"]
+    names = f"{split}_images", f"{split}_labels"
+    arrays = read_npz(SUBSET_PATH, names, _MAX_SUBSET_BYTES)
+    images, labels = (arrays[name] for name in names)
+    if images.dtype != np.uint8 or images.ndim != 3 or labels.shape != images.shape[:1]:
+        raise Refused(
+            f"{shown(SUBSET_PATH)} must hold bytes (N, H, W) and labels (N,), found "
+            f"{images.dtype} {images.shape} and {labels.dtype} {labels.shape}"
+        )
     return _dataset(
         images, labels, "mnist", split, f"embedded MNIST subset ({len(images):,} images)"
     )
@@ -51,7 +59,7 @@ def load_idx_dataset(name: str, split: str, data_dir: Path) -> ImageDataset:
     data sets share these names and sizes, and gzip's own checksum finds damage.
     """
     images, labels, folder = read_idx_arrays(name, split, data_dir)
-    return _dataset(images.copy(), labels, name, split, f"{folder} ({len(images):,} images)")
+    return _dataset(images, labels, name, split, f"{shown(folder)} ({len(images):,} images)")
 
 
 def read_idx_arrays(
@@ -61,9 +69,11 @@ def read_idx_arrays(
     images_path = _find(name, f"{_PREFIXES[split]}-images", 3, data_dir)
     labels_path = _find(name, f"{_PREFIXES[split]}-labels", 1, data_dir)
     images, labels = read_idx(images_path, 3), read_idx(labels_path, 1)
+    if 0 in images.shape:
+        raise Refused(f"{shown(images_path)} must hold images, found shape {images.shape}")
     if len(images) != len(labels):
-        raise ValueError(
-            f"{labels_path} must hold one label per image of {images_path.name}: expected "
+        raise Refused(
+            f"{shown(labels_path)} must hold one label per image of {images_path.name}: expected "
             f"{len(images)}, found {len(labels)}"
         )
     for path, array in ((images_path, images), (labels_path, labels)):
@@ -109,8 +119,10 @@ def _warn_unless_mnist(path: Path, array: NDArray[np.uint8]) -> None:
 def _warn_unless_fashion_mnist(path: Path) -> None:
     """Check a compressed file: these are the ones of which torchvision lists the MD5."""
     expected = published_md5("FashionMNIST").get(path.name)
-    found = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
-    if expected not in (None, found):
+    if expected is None:
+        return
+    found = md5_of(path)
+    if expected != found:
         warnings.warn(
             f"{path} is not the published file (MD5 {found}, expected {expected}): packed anew, "
             "or another data set",
