@@ -16,12 +16,11 @@ import torch
 from safetensors.torch import load_file
 
 import dsmooth
-from dsmooth import train as train_module
 from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.files import read_tensors, write_atomically
 from dsmooth.presets import PRESETS, preset
 from dsmooth.runs import RunFolder
-from dsmooth.train import NonFiniteLoss, train
+from dsmooth.train import NonFiniteLoss, loop, train
 from dsmooth.train.ema import EMA
 from dsmooth.train.state import TrainState, make_inputs
 
@@ -49,7 +48,7 @@ def tiny(role: str = "noisy", **settings: object) -> TrainConfig:
 @pytest.fixture(autouse=True)
 def no_grids(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sampling has tests of its own; here its 784 forwards per grid would only cost time."""
-    monkeypatch.setattr(train_module, "sample_grid", lambda state, data: torch.zeros(1, 1, 4, 4))
+    monkeypatch.setattr(loop, "sample_grid", lambda state, data: torch.zeros(1, 1, 4, 4))
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -137,7 +136,7 @@ def test_a_step_is_a_function_of_images_seen() -> None:
     """Noise, order and targets follow from (seed, images seen), for any batch size."""
     for role in ROLES:
         config = tiny(role, clean_noise=0.01 if role == "denoiser" else 0.0)
-        data, _ = train_module.load_data(config)
+        data, _ = loop.load_data(config)
         state = TrainState(config, data, torch.device("cpu"))
         small = TrainState(replace(config, batch_size=4), data, torch.device("cpu"))
         x, context = state.inputs(16)
@@ -165,7 +164,7 @@ def test_what_each_role_is_trained_on() -> None:
 
 def test_loss_falls() -> None:
     config = tiny("noisy", images=10_000, learning_rate=5e-3)
-    data, _ = train_module.load_data(config)
+    data, _ = loop.load_data(config)
     state = TrainState(config, data, torch.device("cpu"))
     losses = [state.step()[0] for _ in range(60)]
     assert sum(losses[-10:]) < sum(losses[:10]) - 3
@@ -173,7 +172,7 @@ def test_loss_falls() -> None:
 
 def test_schedules() -> None:
     config = tiny(images=80, warmup_images=16, learning_rate=1.0)
-    data, _ = train_module.load_data(config)
+    data, _ = loop.load_data(config)
     state = TrainState(config, data, torch.device("cpu"))
     rates = []
     for images in range(0, 81, 8):
@@ -223,12 +222,12 @@ def test_budget_becomes_a_number_of_images(tmp_path: Path) -> None:
 
 def test_best_weights_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = iter([3.0, 2.0, 2.5, 4.0])
-    monkeypatch.setattr(train_module, "evaluate", lambda state, data: next(scores))
+    monkeypatch.setattr(loop, "evaluate", lambda state, data: next(scores))
     train(tiny(images=32, evaluations=4), tmp_path / "run")
-    monkeypatch.setattr(train_module, "evaluate", lambda state, data: 1.0)
+    monkeypatch.setattr(loop, "evaluate", lambda state, data: 1.0)
     # The learning rate looks ahead to the end, so the prefix is run by a state of its own.
     config, _ = RunFolder(tmp_path / "run").read_config()
-    data, _ = train_module.load_data(config)
+    data, _ = loop.load_data(config)
     state = TrainState(config, data, torch.device("cpu"))
     state.step()
     state.step()
