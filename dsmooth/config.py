@@ -232,8 +232,8 @@ class TrainConfig:
         if self.model.likelihood == "gaussian":
             if (self.role, self.smoothing) != ("noisy", "gaussian"):
                 raise ValueError(
-                    'likelihood "gaussian" is for role "noisy" with gaussian smoothing, '
-                    f'got role "{self.role}" with {self.smoothing} smoothing'
+                    'likelihood "gaussian" is for role "noisy" with gaussian smoothing, got role '
+                    f'"{self.role}" with {self.smoothing} smoothing; take "continuous"'
                 )
             model = replace(self.model, smoothing_scale=self.scale)
             object.__setattr__(self, "model", model)

@@ -229,7 +229,7 @@ def test_a_step_of_each_kind_moves_all_weights() -> None:
         config = preset("mnist-quick", role)
         model = replace(config.model, n_filters=4, n_resnet=1, n_mix=2, context_layers=1)
         if role == "noisy":
-            model = replace(model, likelihood="gaussian")
+            assert model.likelihood == "gaussian"
         config = replace(config, model=model, images=64, batch_size=8, precision="float32")
         state = TrainState(config, data, torch.device("cpu"))
         before = {key: value.clone() for key, value in state.model.state_dict().items()}
