@@ -80,7 +80,7 @@ def roofline(axes: plt.Axes, results: list[Result]) -> bool:
     if not cases:
         return False
     reach = [1e-1, 1e1]
-    for suite, colour in (("sampler", BLUE), ("gated_block", ORANGE)):
+    for suite, colour in (("sampler", BLUE), ("gated_resnet", ORANGE)):
         for dtype, marker in (("float32", "o"), ("bfloat16", "^")):
             points = []
             for r in cases:

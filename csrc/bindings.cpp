@@ -1,4 +1,4 @@
-// The Python module dsmooth._C: the only file that knows Python.
+// The Python module dsmooth._C; more of its functions are defined in bindings/ and sampler/.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -12,7 +12,7 @@
 #include <utility>
 #include <vector>
 
-#include "gated_block_bindings.h"
+#include "bindings/gated_resnet.h"
 #include "logistic_mixture_cpu.h"
 #include "philox.h"
 #include "sampler/bindings_sampler.h"
@@ -261,7 +261,7 @@ PYBIND11_MODULE(_C, module) {
              py::arg("expm1"), py::arg("log"), py::arg("instruction_set"),
              "Writes the three functions of the input, all (N,), as the loss computes them.");
   register_sampler(module);
-  register_gated_block(module);
+  register_gated_resnet(module);
   module.def("philox4x32_10", &philox, py::arg("counter"), py::arg("key"),
              "The 4 words of a Philox4x32-10 block.");
   module.def("philox_uniform", &philox_uniform, py::arg("word"),

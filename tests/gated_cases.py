@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dsmooth.functional import Shift, gated_resnet
+from dsmooth.functional.gated_resnet_operands import Operands
 
 KERNELS: dict[Shift, tuple[int, int]] = {"down": (2, 3), "down_right": (2, 2), "none": (3, 3)}
 EPS = {
@@ -128,6 +129,26 @@ def make_case(
         draw(batch, f, height, width),
         dropout,
         torch.tensor(0x1234_5678_9ABC_DEF0),
+    )
+
+
+def operands(
+    skips: list[Tensor],
+    weights: list[Tensor],
+    gains: list[Tensor],
+    seed: Tensor | None,
+    shift: str,
+    dropout: float,
+    layer: int,
+) -> Operands:
+    """The operands of an op from what `Case.native_args` gives after x."""
+    skip, skip_2 = (*skips, None, None)[:2]
+    conv_in, bias_in, conv_out, bias_out, *nin = weights
+    nin_skip, bias_nin = nin or (None, None)
+    gain_in, gain_out, gain_nin = (*gains, None, None, None)[:3]
+    return Operands(
+        *(skip, skip_2, conv_in, bias_in, conv_out, bias_out, nin_skip, bias_nin),
+        *(gain_in, gain_out, gain_nin, seed, shift, dropout, layer),
     )
 
 

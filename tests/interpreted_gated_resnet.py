@@ -12,13 +12,14 @@ from torch import Tensor
 from dsmooth.functional import Shift, gated_resnet, use_impl
 from dsmooth.functional.dropout import dropout_factors, keep_from
 from dsmooth.functional.gated_resnet_triton import (
+    backward_op,
+    forward_op,
     gated_resnet_triton,
-    gated_resnet_triton_backward,
 )
 from dsmooth.kernels import gated_resnet as kernels
 from dsmooth.nn.layers import GatedResnet
 from tests import interpreter_speed  # noqa: F401
-from tests.gated_cases import EPS, STRIDES, Case, assert_as_good, make_case
+from tests.gated_cases import EPS, STRIDES, Case, assert_as_good, make_case, operands
 from tests.triton_canaries import guarded, guarded_memory
 
 Shapes = tuple[Shift, tuple[int, int, int], int, tuple[int, ...], float]
@@ -67,7 +68,7 @@ def test_the_weights_memory_order_does_not_matter() -> None:
     for layout in (torch.contiguous_format, torch.channels_last):
         ws = [w.clone(memory_format=layout) if w.ndim == 4 else w.clone() for w in weights]
         leaves = [w.requires_grad_() for w in ws]
-        y = gated_resnet_triton(x, skips, leaves, gains, seed, *rest)[0]
+        y = gated_resnet_triton(x, operands(skips, leaves, gains, seed, *rest))[0]
         grads = torch.autograd.grad(y.sum(), leaves)
         assert grads[0].is_contiguous(memory_format=layout)
         results.append([y.detach(), *grads])
@@ -149,16 +150,14 @@ def test_the_forward_draws_what_the_backward_draws() -> None:
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 def test_opcheck() -> None:
     case = make_case("down_right", (1, 1, 3), 2, (2,), 0.5, gains=True)
-    args = case.native_args(torch.float32)[:8]
-    x, skips, weights, gains, *rest = args
-    _, h = gated_resnet_triton(*args)
+    x, skips, weights, gains, *rest = case.native_args(torch.float32)[:8]
+    given = operands(skips, weights, gains, *rest)
+    _, h = gated_resnet_triton(x, given)
     grad_y = case.grad_y.float()
-    torch.library.opcheck(
-        gated_resnet_triton_backward, (grad_y, x, h, skips, weights, gains, *rest)
-    )
+    torch.library.opcheck(backward_op, (grad_y, x, h, *given))
     for tensor in (x, *skips, *weights, *gains):
         tensor.requires_grad_()
-    torch.library.opcheck(gated_resnet_triton, args)
+    torch.library.opcheck(forward_op, (x, *given))
 
 
 def test_an_empty_batch_gives_empty_outputs_and_zero_gradients() -> None:
@@ -171,7 +170,7 @@ def test_an_empty_batch_gives_empty_outputs_and_zero_gradients() -> None:
 def test_a_second_derivative_is_refused() -> None:
     x, skips, weights, *rest = make_case(size=(1, 1, 1), filters=1).native_args(torch.float64)[:8]
     x.requires_grad_()
-    y = gated_resnet_triton(x, skips, weights, *rest)[0]
+    y = gated_resnet_triton(x, operands(skips, weights, *rest))[0]
     (grad,) = torch.autograd.grad(y.sum(), x, create_graph=True)
     with pytest.raises(NotImplementedError, match="differentiated twice"):
         grad.sum().backward()

@@ -16,17 +16,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dsmooth import _extension
-from dsmooth.functional import Shift, concat_elu, gated_resnet, gated_resnet_ref, use_impl
+from dsmooth.functional import Shift, gated_resnet, use_impl
 from dsmooth.functional.gated_resnet import dropout_factors
-from dsmooth.functional.gated_resnet_native import (
-    backward_op,
-    forward_op,
-    gated_resnet_native,
-    operands,
-)
+from dsmooth.functional.gated_resnet_native import backward_op, forward_op, gated_resnet_native
+from dsmooth.functional.gated_resnet_operands import GRADIENTS
 from dsmooth.functional.taps import padding_of
 from dsmooth.nn.layers import GatedResnet
-from tests.gated_cases import EPS, KERNELS, STRIDES, assert_as_good, make_case
+from tests.gated_cases import EPS, KERNELS, STRIDES, assert_as_good, make_case, operands
 
 # A machine without a C++ compiler has no extension, and its build record says so; that it is there
 # everywhere else is asserted by test_extension.py.
@@ -34,7 +30,7 @@ needs_extension = pytest.mark.skipif(
     not _extension.is_available(), reason=str(_extension.unavailable_reason())
 )
 INSTRUCTION_SETS = (
-    _extension.extension().gated_block_instruction_sets() if _extension.is_available() else []
+    _extension.extension().gated_resnet_instruction_sets() if _extension.is_available() else []
 )
 NATIVE_DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 both_impls = pytest.mark.parametrize(
@@ -52,6 +48,20 @@ SHAPES = [
     ((2, 6, 1), 24, ()),
     ((2, 4, 30), 20, (20,)),
 ]
+
+
+class Guarded:
+    """A tensor like another one, of NaN, between canaries."""
+
+    def __init__(self, like: Tensor, canary: int = 64) -> None:
+        self.canary = canary
+        self.whole = torch.full((like.numel() + 2 * canary,), 7.0, dtype=like.dtype)
+        middle = self.whole[canary:-canary]
+        middle[:] = float("nan")
+        self.inside = middle.as_strided(like.shape, like.stride(), middle.storage_offset())
+
+    def edges(self) -> tuple[Tensor, Tensor]:
+        return self.whole[: self.canary], self.whole[-self.canary :]
 
 
 def _native(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -206,43 +216,27 @@ def test_nothing_is_written_beside_the_outputs(
     """The extension on raw memory: every output lies between canaries and starts as NaN."""
     case = make_case(shift, (2, 3, 5), 5, (5, 2), 0.5, gains=True)
     x, skips, weights, gains, seed, _, dropout, layer, *_ = case.native_args(dtype)
-    canary = 64
-
-    def guarded(like: Tensor) -> tuple[Tensor, Tensor]:
-        whole = torch.full((like.numel() + 2 * canary,), 7.0, dtype=like.dtype)
-        whole[canary:-canary] = float("nan")
-        return whole, whole[canary:-canary]
-
-    same = (skips, weights, gains, seed, shift, dropout, layer)
-    expected = _native(x, *same, True, instruction_set)
+    given = operands(skips, weights, gains, seed, shift, dropout, layer)
     grad_y = case.grad_y.to(dtype).to(memory_format=torch.channels_last)
-    expected_grads = backward_op(grad_y, x, *expected[1:], *operands(*same), instruction_set)
-    outputs = [guarded(t) for t in expected]
-    grads = [guarded(t) for t in expected_grads]
+    saved = gated_resnet_native(x, given, True, instruction_set)
+    outputs = dict(zip(("y", "h", "gates"), saved, strict=True))
+    gradients = backward_op(grad_y, x, *saved[1:], *given, instruction_set)
+    expected = {**outputs, **dict(zip(GRADIENTS, gradients, strict=True))}
+    written = {name: Guarded(tensor) for name, tensor in expected.items()}
 
+    inputs = {"x": x, **given.tensors()}
     kh, kw = KERNELS[shift]
     left, _, top, _ = padding_of(kh, kw, shift)
-    shared = (
-        *(str(dtype).removeprefix("torch."), [2, 3, 5, 5, kh, kw, top, left], [5, 2], False),
-        *(seed.data_ptr(), layer, 2**22, 2.0, [w.data_ptr() for w in (*weights, *gains)]),
-    )
-    y, h, gates = (inside.data_ptr() for _, inside in outputs)
-    gx, *gw = (inside.data_ptr() for _, inside in grads)
-    pairs = zip(skips, gw[8:], strict=True)
-    extension = _extension.extension()
-    forward = [x.data_ptr(), y, h, gates, *(s.data_ptr() for s in skips)]
-    extension.gated_block_forward(*shared, forward, 1, instruction_set)
-    backward = [grad_y.data_ptr(), x.data_ptr(), h, gates, gx, *gw[:8]]
-    backward += itertools.chain.from_iterable((s.data_ptr(), g) for s, g in pairs)
-    extension.gated_block_backward(*shared, backward, 1, instruction_set)
-
-    activations = [*expected, expected_grads[0], *expected_grads[9:]]
-    in_memory = [t.permute(0, 2, 3, 1).flatten() for t in activations]
-    in_memory[4:4] = [t.flatten() for t in expected_grads[1:9]]
-    for (whole, inside), values in zip(outputs + grads, in_memory, strict=True):
-        assert torch.equal(inside, values)
-        for edge in (whole[:canary], whole[-canary:]):
-            assert torch.equal(edge, torch.full_like(edge, 7.0))
+    settings = (top, left, layer, 2**22, 2.0, 1, instruction_set)
+    outputs = {name: written[name].inside for name in outputs}
+    _extension.extension().gated_resnet_forward({**inputs, **outputs}, *settings)
+    grads = {name: written[name].inside for name in GRADIENTS}
+    saved_by_name = {"h": outputs["h"], "gates": outputs["gates"], "grad_y": grad_y}
+    _extension.extension().gated_resnet_backward({**inputs, **saved_by_name, **grads}, *settings)
+    for name, tensor in expected.items():
+        assert torch.equal(written[name].inside, tensor), name
+        for edge in written[name].edges():
+            assert torch.equal(edge, torch.full_like(edge, 7.0)), name
 
 
 @pytest.mark.parametrize(
@@ -428,56 +422,3 @@ def test_a_block_compiles_whole() -> None:
         got = torch.autograd.grad(compiled(x, skip), list(block.parameters()))
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b)
-
-
-# ---- arguments ---------------------------------------------------------------------------------
-
-
-def test_wrong_arguments_are_refused() -> None:
-    x, skips, w, *_ = make_case(skip_channels=(5,)).native_args(torch.float32)
-    conv_in, conv_out, nin = (w[0], w[1]), (w[2], w[3]), (w[4], w[5])
-    with pytest.raises(ValueError, match=r"x must have shape \(B, 5, H, W\)"):
-        gated_resnet(x[:, :3], conv_in, conv_out, shift="down")
-    with pytest.raises(ValueError, match="conv_out must have shape"):
-        gated_resnet(x, conv_in, conv_in, shift="down")
-    with pytest.raises(ValueError, match="given together"):
-        gated_resnet(x, conv_in, conv_out, skips[0], shift="down")
-    with pytest.raises(ValueError, match="skip must have x's batch"):
-        gated_resnet(x, conv_in, conv_out, skips[0][:1], nin, shift="down")
-    with pytest.raises(ValueError, match="nin_skip must have shape"):
-        gated_resnet(x, conv_in, conv_out, (x, x), nin, shift="down")
-    with pytest.raises(ValueError, match="gains must have shapes"):
-        gated_resnet(x, conv_in, conv_out, gains=(w[1], w[1]), shift="down")
-    with pytest.raises(ValueError, match="dropout must lie in"):
-        gated_resnet(x, conv_in, conv_out, shift="down", dropout=1.0)
-
-
-def test_triton_says_why_it_cannot_run() -> None:
-    x, _, w, *_ = make_case().native_args(torch.float32)
-    with pytest.raises(RuntimeError, match=NO_TRITON):
-        gated_resnet(x, (w[0], w[1]), (w[2], w[3]), shift="down", impl="triton")
-
-
-@needs_extension
-def test_native_says_why_it_cannot_run() -> None:
-    x, skips, w, *_ = make_case(skip_channels=(1, 1, 1)).native_args(torch.float32)
-    args = ((w[0], w[1]), (w[2], w[3]))
-    with pytest.raises(RuntimeError, match="at most 2 skips"):
-        gated_resnet(x, *args, tuple(skips), (w[4], w[5]), shift="down", impl="native")
-    auto = gated_resnet(x, *args, tuple(skips), (w[4], w[5]), shift="down")
-    reference = gated_resnet_ref(x, *args, tuple(skips), (w[4], w[5]), shift="down")
-    assert torch.equal(auto, reference)
-    with pytest.raises(RuntimeError, match="float16"):
-        gated_resnet(x.half(), *args, shift="down", impl="native")
-
-
-def test_the_reference_is_the_equation() -> None:
-    case = make_case("none", (2, 4, 4), 3, (3,))
-    x, (skip,), w = case.x, case.skips, case.weights
-    conv = torch.nn.functional.conv2d
-    h = conv(concat_elu(x), w[0], w[1], padding=1) + conv(concat_elu(skip), w[4], w[5])
-    a, g = conv(concat_elu(h), w[2], w[3], padding=1).chunk(2, dim=1)
-    got = gated_resnet(
-        x, (w[0], w[1]), (w[2], w[3]), skip, (w[4], w[5]), shift="none", impl="reference"
-    )
-    torch.testing.assert_close(got, x + a * torch.sigmoid(g))

@@ -244,7 +244,7 @@ def sampling() -> Drawing:
     return d
 
 
-def gated_block() -> Drawing:
+def gated_resnet() -> Drawing:
     """The gated block, step by step: what eager PyTorch writes, and what the kernels do."""
     d = Drawing(900, 250, "The gated block: what each implementation writes to memory")
     steps = (
@@ -290,7 +290,7 @@ FIGURES = {
     "streams.svg": streams,
     "atoms.svg": atoms,
     "sampling.svg": sampling,
-    "gated_block.svg": gated_block,
+    "gated_resnet.svg": gated_resnet,
 }
 
 

@@ -73,11 +73,17 @@ def triton_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype that autocast has an op compute x in, None where it does not."""
+    device = x.device.type
+    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
+        return None
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype that an op computes x in: under autocast that of autocast."""
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        return torch.get_autocast_dtype(x.device.type)
-    return x.dtype
+    return autocast_dtype(x) or x.dtype
 
 
 def refuse_second_derivative(op: str) -> Callable[..., NoReturn]:

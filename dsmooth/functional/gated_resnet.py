@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .dispatch import Impl, compute_dtype, resolve_impl, triton_obstacle
+from .dispatch import Impl, autocast_dtype, resolve_impl, triton_obstacle
 from .dropout import draw_seed, dropout_factors
-from .gated_resnet_native import MAX_SKIPS, gated_resnet_native, native_obstacle, operands
+from .gated_resnet_native import MAX_TAPS, gated_resnet_native, native_obstacle
+from .gated_resnet_operands import MAX_SKIPS, Operands, check_operands
 from .shifted_conv import concat_elu, shifted_conv2d_ref
-from .taps import Shift
+from .taps import Shift, check_kernel
 
+_AUTOCAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # that autocast casts
 Affine = tuple[Tensor, Tensor]  # weight (D, C, kh, kw) and bias (D,)
 
 
@@ -49,48 +53,44 @@ def gated_resnet(
     alone can be differentiated twice); "auto" the one of the first two that can run, else the last.
     Both return channels_last; the native op copies an x or skip that is not channels_last.
 
-    Raises ValueError for shapes that do not fit, and RuntimeError, with the reason, for an explicit
-    impl that cannot run.
+    Without autocast all tensors but the seed have x's dtype; all are on its device. Raises
+    ValueError for a shape, dtype, device or shift that does not fit, and RuntimeError, with the
+    reason, for an explicit impl that cannot run. Errors call the biases bias_in, bias_out and
+    bias_nin, the gains gain_in, gain_out and gain_nin.
     Source: Salimans et al., PixelCNN++ (2017).
     """
     skips = () if skip is None else skip if isinstance(skip, tuple) else (skip,)
-    _check(x, conv_in, conv_out, skips, nin_skip, gains, dropout)
+    weights = _by_name(conv_in, conv_out, nin_skip, gains)
+    autocast = autocast_dtype(x)
+    dtype = autocast or x.dtype
+    dtypes = (x.dtype,) if autocast is None else _AUTOCAST_DTYPES
+    if not x.is_floating_point():
+        raise ValueError(f"x must be of a floating-point dtype, got {x.dtype}")
+    check_operands(x, skips, weights, seed, dtypes, dtypes)
+    check_kernel(conv_in[0], shift, "conv_in")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
     if dropout > 0 and seed is None:
         seed = draw_seed(x.device)
-    chosen = resolve_impl(impl)
-    if chosen == "auto":
-        chosen = "triton" if x.device.type == "cuda" else "native"
-    dtype = compute_dtype(x)
-    obstacle = None
-    if chosen != "reference" and len(skips) > MAX_SKIPS:
-        obstacle = f"it takes at most {MAX_SKIPS} skips, got {len(skips)}"
-    elif chosen == "native":
-        obstacle = native_obstacle(x.device.type, dtype)
-    elif chosen == "triton":
-        obstacle = triton_obstacle(x.device, dtype)
-    if obstacle is not None and resolve_impl(impl) != "auto":
-        raise RuntimeError(f"gated_resnet cannot run with impl={chosen!r}: {obstacle}")
-    if chosen == "reference" or obstacle is not None:
+    chosen = _choose(impl, x, dtype, skips, conv_in[0])
+    if chosen == "reference":
         return gated_resnet_ref(
             x, conv_in, conv_out, skip, nin_skip, gains=gains,
             shift=shift, dropout=dropout, seed=seed, layer=layer,
         )  # fmt: skip
     exact = torch.float64 if dtype == torch.float64 else torch.float32
-    weights = [tensor.to(exact) for tensor in (*conv_in, *conv_out, *(nin_skip or ()))]
-    args = (
-        [tensor.to(dtype) for tensor in skips],
-        weights,
-        [gain.to(exact) for gain in gains],
-        seed if dropout > 0 else None,
-        shift,
-        float(dropout),
-        layer,
-    )
+    if autocast is not None or dtype != exact:
+        x, skips = x.to(dtype), tuple(skip.to(dtype) for skip in skips)
+        weights = {name: w if w is None else w.to(exact) for name, w in weights.items()}
+    first, second = (*skips, None, None)[:MAX_SKIPS]
+    settings: dict[str, Any] = {"shift": shift, "dropout": float(dropout), "layer": layer}
+    weights["seed"] = seed if dropout > 0 else None
+    given = Operands(skip=first, skip_2=second, **weights, **settings)
     if chosen == "triton":
         from .gated_resnet_triton import gated_resnet_triton
 
-        return gated_resnet_triton(x.to(dtype), *args)[0]
-    return gated_resnet_native(x.to(dtype), operands(*args), torch.is_grad_enabled())[0]
+        return gated_resnet_triton(x, given)[0]
+    return gated_resnet_native(x, given, torch.is_grad_enabled())[0]
 
 
 def gated_resnet_ref(
@@ -128,40 +128,57 @@ def _folded(conv: Affine, gain: Tensor) -> Affine:
     return v * (gain / norm).view(-1, 1, 1, 1), bias
 
 
-def _check(
-    x: Tensor,
+def _by_name(
     conv_in: Affine,
     conv_out: Affine,
-    skips: tuple[Tensor, ...],
     nin_skip: Affine | None,
     gains: tuple[Tensor, ...],
-    dropout: float,
-) -> None:
-    f = conv_in[0].shape[0]
-    if x.ndim != 4 or x.shape[1] != f or conv_in[0].shape[1] != 2 * f:
-        raise ValueError(
-            f"x must have shape (B, {f}, H, W) and conv_in twice that many inputs, "
-            f"got x {tuple(x.shape)} and conv_in {tuple(conv_in[0].shape)}"
-        )
-    expected = (2 * f, 2 * f, *conv_in[0].shape[2:])
-    if tuple(conv_out[0].shape) != expected:
-        raise ValueError(f"conv_out must have shape {expected}, got {tuple(conv_out[0].shape)}")
-    if (len(skips) == 0) != (nin_skip is None):
-        raise ValueError("skip and nin_skip must be given together")
-    for skip in skips:
-        if skip.ndim != 4 or (skip.shape[0], *skip.shape[2:]) != (x.shape[0], *x.shape[2:]):
-            raise ValueError(
-                f"skip must have x's batch, height and width, got {tuple(skip.shape)} "
-                f"beside {tuple(x.shape)}"
-            )
-    if nin_skip is not None:
-        expected = (f, 2 * sum(skip.shape[1] for skip in skips), 1, 1)
-        if tuple(nin_skip[0].shape) != expected:
-            raise ValueError(f"nin_skip must have shape {expected}, got {tuple(nin_skip[0].shape)}")
-    shapes = [(f,), (2 * f,), (f,)][: 2 if nin_skip is None else 3]
-    if gains and [tuple(gain.shape) for gain in gains] != shapes:
-        raise ValueError(
-            f"gains must have shapes {shapes}, got {[tuple(gain.shape) for gain in gains]}"
-        )
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
+) -> dict[str, Any]:
+    """Weights, biases and gains by the names of the field table."""
+    count = 2 if nin_skip is None else 3
+    if len(gains) not in (0, count):
+        raise ValueError(f"gains must be none, or {count} for as many weights, got {len(gains)}")
+    (weight_in, bias_in), (weight_out, bias_out) = conv_in, conv_out
+    nin, bias_nin = (None, None) if nin_skip is None else nin_skip
+    gain_in, gain_out, gain_nin = (*gains, None, None, None)[:3]
+    return {
+        "conv_in": weight_in,
+        "bias_in": bias_in,
+        "conv_out": weight_out,
+        "bias_out": bias_out,
+        "nin_skip": nin,
+        "bias_nin": bias_nin,
+        "gain_in": gain_in,
+        "gain_out": gain_out,
+        "gain_nin": gain_nin,
+    }
+
+
+def _choose(
+    impl: Impl, x: Tensor, dtype: torch.dtype, skips: tuple[Tensor, ...], kernel: Tensor
+) -> Impl:
+    """Who computes. Raises RuntimeError where an explicit choice cannot."""
+    asked = resolve_impl(impl)
+    chosen: Impl = asked if asked != "auto" else "triton" if x.device.type == "cuda" else "native"
+    if chosen == "reference":
+        return chosen
+    obstacle = _obstacle(chosen, x, dtype, skips, kernel)
+    if obstacle is None:
+        return chosen
+    if asked == "auto":
+        return "reference"
+    raise RuntimeError(f"gated_resnet cannot run with impl={chosen!r}: {obstacle}")
+
+
+def _obstacle(
+    impl: str, x: Tensor, dtype: torch.dtype, skips: tuple[Tensor, ...], kernel: Tensor
+) -> str | None:
+    """Why an implementation other than the reference cannot compute this; None if it can."""
+    if len(skips) > MAX_SKIPS:
+        return f"it takes at most {MAX_SKIPS} skips, got {len(skips)}"
+    if impl == "triton":
+        return triton_obstacle(x.device, dtype)
+    taps = kernel.shape[2] * kernel.shape[3]
+    if taps > MAX_TAPS:
+        return f"it takes kernels of at most {MAX_TAPS} taps, got {taps}"
+    return native_obstacle(x.device.type, dtype)

@@ -8,142 +8,130 @@ import torch
 from torch import Tensor
 
 from .dispatch import empty_channels_last, refuse_second_derivative
-from .dropout import keep_from
+from .gated_resnet_operands import (
+    FIELDS,
+    GRADIENTS,
+    SCHEMA,
+    Operands,
+    check_images,
+    check_of_op,
+    input_gradients,
+)
 from .taps import taps_of
 
 
-def _numbers(dropout: float) -> tuple[int, float]:
-    """The least word >> 9 that is kept, and what a kept element is multiplied by."""
-    return keep_from(dropout), 1 / (1 - dropout)
+def gated_resnet_triton(x: Tensor, given: Operands) -> tuple[Tensor, Tensor]:
+    """(y, h), (B, F, H, W) channels_last; h, the first convolution's output, for the backward."""
+    return forward_op(x, *given)
 
 
-def _dense_vectors(tensors: list[Tensor]) -> list[Tensor]:
-    """Biases and gains in adjacent numbers; of weights the kernels take the strides."""
-    return [tensor.contiguous() if tensor.ndim == 1 else tensor for tensor in tensors]
-
-
-def _empty_weight(weight: Tensor) -> Tensor:
-    """For the gradient of a weight: channels_last if the weight is that alone, else contiguous."""
-    last = weight.ndim == 4 and not weight.is_contiguous()
-    last = last and weight.is_contiguous(memory_format=torch.channels_last)
-    layout = torch.channels_last if last else torch.contiguous_format
-    return torch.empty(weight.shape, dtype=weight.dtype, device=weight.device, memory_format=layout)
-
-
-@torch.library.custom_op("dsmooth::gated_resnet_triton", mutates_args=())
-def gated_resnet_triton(
-    x: Tensor,
-    skips: list[Tensor],
-    weights: list[Tensor],
-    gains: list[Tensor],
-    seed: Tensor | None,
-    shift: str,
-    dropout: float,
-    layer: int,
-) -> tuple[Tensor, Tensor]:
-    """(y, h), (B, F, H, W) channels_last; h, the first convolution's output, for the backward.
-
-    weights: conv_in, its bias, conv_out, its bias and, with skips, nin_skip and its bias; gains:
-    none, or those of the convolutions; float64 for float64 x, else float32. seed: None for no
-    dropout.
-    """
+@torch.library.custom_op(
+    "dsmooth::gated_resnet_triton",
+    mutates_args=(),
+    schema=f"(Tensor x, {SCHEMA}) -> (Tensor, Tensor)",
+)
+def forward_op(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     from ..kernels import gated_resnet as kernels
 
+    given = Operands(*rest)
     if x.numel() == 0:
-        return _outputs(x, skips, weights, gains, seed, shift, dropout, layer)
-    weights, gains = _dense_vectors(weights), _dense_vectors(gains)
-    taps = kernels.Taps(*taps_of(weights[0], shift))
-    return kernels.forward(x, skips, weights, gains, seed, taps, _numbers(dropout), layer)
+        return _outputs(x, *rest)
+    check_of_op(x, given)
+    return kernels.forward(x, given.skips(), *_lists(given), given.seed, *_numbers(given))
 
 
-@gated_resnet_triton.register_fake
-def _outputs(
-    x: Tensor,
-    skips: list[Tensor],
-    weights: list[Tensor],
-    gains: list[Tensor],
-    seed: Tensor | None,
-    shift: str,
-    dropout: float,
-    layer: int,
-) -> tuple[Tensor, Tensor]:
+@forward_op.register_fake
+def _outputs(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    check_of_op(x, Operands(*rest))
     return empty_channels_last(x, x.shape[1]), empty_channels_last(x, x.shape[1])
 
 
-@torch.library.custom_op("dsmooth::gated_resnet_triton_backward", mutates_args=())
-def gated_resnet_triton_backward(
-    grad_y: Tensor,
-    x: Tensor,
-    h: Tensor,
-    skips: list[Tensor],
-    weights: list[Tensor],
-    gains: list[Tensor],
-    seed: Tensor | None,
-    shift: str,
-    dropout: float,
-    layer: int,
-) -> list[Tensor]:
-    """Gradients of x, the first five weights (nin_skip's bias has conv_in's), gains and skips."""
+@torch.library.custom_op(
+    "dsmooth::gated_resnet_triton_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad_y, Tensor x, Tensor h, {SCHEMA}) -> "
+    f"({', '.join(['Tensor'] * len(GRADIENTS))})",
+)
+def backward_op(grad_y: Tensor, x: Tensor, h: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    """The gradients GRADIENTS; those of absent operands have no elements."""
     from ..kernels import gated_resnet as kernels
 
+    given = Operands(*rest)
     if x.numel() == 0:
-        like = _gradients(grad_y, x, h, skips, weights, gains, seed, shift, dropout, layer)
-        return [tensor.zero_() for tensor in like]
-    weights, gains = _dense_vectors(weights), _dense_vectors(gains)
-    taps = kernels.Taps(*taps_of(weights[0], shift))
-    return kernels.backward(
-        grad_y, x, h, skips, weights, gains, seed, taps, _numbers(dropout), layer
+        return tuple(tensor.zero_() for tensor in _gradients(grad_y, x, h, *rest))
+    check_of_op(x, given)
+    check_images(x, grad_y=grad_y, h=h)
+    grads = kernels.backward(
+        grad_y, x, h, given.skips(), *_lists(given), given.seed, *_numbers(given)
+    )
+    written = [n for n in _WRITTEN if n == "x" or getattr(given, n) is not None]
+    by_name = {f"grad_{n}": grad for n, grad in zip(written, grads, strict=True)}
+    return tuple(by_name[name] if name in by_name else x.new_empty(0) for name in GRADIENTS)
+
+
+@backward_op.register_fake
+def _gradients(grad_y: Tensor, x: Tensor, h: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    given = Operands(*rest)
+    check_of_op(x, given)
+    check_images(x, grad_y=grad_y, h=h)
+    tensors = {"x": x, **given.tensors()}
+    names = (gradient.removeprefix("grad_") for gradient in GRADIENTS)
+    return tuple(
+        x.new_empty(0) if tensors[name] is None else _empty_like(name, tensors[name])
+        for name in names
     )
 
 
-@gated_resnet_triton_backward.register_fake
-def _gradients(
-    grad_y: Tensor,
-    x: Tensor,
-    h: Tensor,
-    skips: list[Tensor],
-    weights: list[Tensor],
-    gains: list[Tensor],
-    seed: Tensor | None,
-    shift: str,
-    dropout: float,
-    layer: int,
-) -> list[Tensor]:
-    return [
-        empty_channels_last(x, x.shape[1]),
-        *(_empty_weight(weight) for weight in weights[:5]),
-        *(gain.new_empty(gain.shape) for gain in gains),
-        *(empty_channels_last(skip, skip.shape[1]) for skip in skips),
-    ]
+# In the order of the list that the kernels' backward returns.
+_WRITTEN = (
+    *("x", "conv_in", "bias_in", "conv_out", "bias_out", "nin_skip"),
+    *("gain_in", "gain_out", "gain_nin", "skip", "skip_2"),
+)
+
+
+def _lists(given: Operands) -> tuple[list[Tensor], list[Tensor]]:
+    """Weights and gains as the kernels take them: biases and gains in adjacent numbers."""
+    convs = (given.conv_in, given.bias_in, given.conv_out, given.bias_out)
+    weights = (*convs, given.nin_skip, given.bias_nin)
+    gains = (given.gain_in, given.gain_out, given.gain_nin)
+    return (
+        [w if w.ndim == 4 else w.contiguous() for w in weights if w is not None],
+        [gain.contiguous() for gain in gains if gain is not None],
+    )
+
+
+def _numbers(given: Operands) -> tuple[Any, ...]:
+    from ..kernels import gated_resnet as kernels
+
+    taps = kernels.Taps(*taps_of(given.conv_in, given.shift))
+    return taps, given.dropout_numbers(), given.layer
+
+
+def _empty_like(name: str, tensor: Tensor) -> Tensor:
+    """For a gradient: channels_last for images and for kernels that are that alone."""
+    last = FIELDS[name].layout == "ChannelsLast"
+    if FIELDS[name].layout == "Kernel" and not tensor.is_contiguous():
+        last = tensor.is_contiguous(memory_format=torch.channels_last)
+    order = torch.channels_last if last else torch.contiguous_format
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device, memory_format=order)
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, skips, weights, gains, seed, *ctx.settings = inputs
+    x, *tensors, shift, dropout, layer = inputs
     _, h = output
     ctx.mark_non_differentiable(h)
     ctx.set_materialize_grads(False)
-    ctx.counts = [len(skips), len(weights), len(gains)]
-    ctx.save_for_backward(x, h, *skips, *weights, *gains, seed)
+    ctx.settings = shift, dropout, layer
+    ctx.save_for_backward(x, h, *tensors)
 
 
-def _backward(ctx: Any, grad_y: Tensor | None, _grad_h: Tensor | None) -> tuple[Any, ...]:
-    n_skips, n_weights, n_gains = ctx.counts
-    rest: tuple[None, ...] = (None,) * 4
+def _backward(ctx: Any, grad_y: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    x, h, *tensors = ctx.saved_tensors
+    given = Operands(*tensors, *ctx.settings)
     if grad_y is None:
-        return None, [None] * n_skips, [None] * n_weights, [None] * n_gains, *rest
-    x, h, *lists, seed = ctx.saved_tensors
-    skips, lists = lists[:n_skips], lists[n_skips:]
-    weights, gains = lists[:n_weights], lists[n_weights:]
-    grad_x, *grads = gated_resnet_triton_backward(
-        grad_y, x, h, skips, weights, gains, seed, *ctx.settings
-    )
-    first_gain = min(n_weights, 5)
-    first_skip = first_gain + n_gains
-    grad_weights = grads[:first_gain]
-    if n_weights == 6:
-        grad_weights.append(grad_weights[1].clone())
-    return grad_x, grads[first_skip:], grad_weights, grads[first_gain:first_skip], *rest
+        return None, *(None for _ in given)
+    return input_gradients(given, backward_op(grad_y, x, h, *given))
 
 
-gated_resnet_triton.register_autograd(_backward, setup_context=_save_for_backward)
-gated_resnet_triton_backward.register_autograd(refuse_second_derivative("Triton gated block"))
+forward_op.register_autograd(_backward, setup_context=_save_for_backward)
+backward_op.register_autograd(refuse_second_derivative("Triton gated block"))

@@ -7,14 +7,12 @@ the source is Salimans et al., PixelCNN++ (2017), section 2.4.
 
 from __future__ import annotations
 
-from typing import get_args
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .dispatch import Impl, compute_dtype, resolve_impl, triton_obstacle
-from .taps import Shift, padding_of
+from .taps import Shift, check_kernel, padding_of
 
 
 def concat_elu(x: Tensor) -> Tensor:
@@ -133,12 +131,6 @@ def _on_triton(
 
 
 def _check_conv(x: Tensor, weight: Tensor, channels: int, shift: Shift) -> None:
-    if shift not in get_args(Shift):
-        raise ValueError(f"shift must be one of {', '.join(get_args(Shift))}, got {shift!r}")
-    if weight.ndim != 4:
-        raise ValueError(f"weight must have 4 dimensions, got shape {tuple(weight.shape)}")
+    check_kernel(weight, shift)
     if x.ndim != 4 or x.shape[1] != channels:
         raise ValueError(f"x must have shape (B, {channels}, H, W), got {tuple(x.shape)}")
-    kh, kw = weight.shape[-2:]
-    if (shift != "down_right" and kw % 2 == 0) or (shift == "none" and kh % 2 == 0):
-        raise ValueError(f"a kernel of {kh}x{kw} has no centre for shift={shift!r}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
 
@@ -22,7 +22,9 @@ def taps_of(weight: Tensor, shift: str, stride: int = 1) -> Taps:
     """(kh, kw, top, left, stride) of a shifted convolution by weight (D, C, kh, kw).
 
     Tap (i, j) at output (r, c) reads the input at (stride r + i - top, stride c + j - left).
+    Raises ValueError as `check_kernel` does.
     """
+    check_kernel(weight, shift)
     kh, kw = weight.shape[2:]
     left, _, top, _ = padding_of(kh, kw, shift)
     return kh, kw, top, left, stride
@@ -32,3 +34,14 @@ def transposed_taps_of(weight: Tensor, shift: str) -> Taps:
     """The taps of the convolution whose adjoint is the transposed one by weight (C, D, kh, kw)."""
     kh, kw = weight.shape[2:]
     return kh, kw, 0, (kw - 1) // 2 if shift == "down" else 0, 2
+
+
+def check_kernel(weight: Tensor, shift: str, name: str = "weight") -> None:
+    """Raises ValueError unless the shift is one and fits the kernel of `weight` (D, C, kh, kw)."""
+    if shift not in get_args(Shift):
+        raise ValueError(f"shift must be one of {', '.join(get_args(Shift))}, got {shift!r}")
+    if weight.ndim != 4:
+        raise ValueError(f"{name} must have 4 dimensions, got shape {tuple(weight.shape)}")
+    kh, kw = weight.shape[2:]
+    if (shift != "down_right" and kw % 2 == 0) or (shift == "none" and kh % 2 == 0):
+        raise ValueError(f"a kernel of {kh}x{kw} has no centre for shift={shift!r}")

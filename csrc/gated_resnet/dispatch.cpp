@@ -6,25 +6,25 @@
 #include <string>
 #include <vector>
 
-#include "gated_block.h"
-#include "parallel.h"
+#include "../parallel.h"
+#include "gated_resnet.h"
 
 namespace dsmooth {
 
 namespace generic {
-GatedKernelSet gated_block_kernels();
+GatedKernelSet gated_resnet_kernels();
 }
 #if defined(DSMOOTH_HAS_X86)
 namespace avx2 {
-GatedKernelSet gated_block_kernels();
+GatedKernelSet gated_resnet_kernels();
 }
 namespace avx512 {
-GatedKernelSet gated_block_kernels();
+GatedKernelSet gated_resnet_kernels();
 }
 #endif
 #if defined(DSMOOTH_HAS_AVX512BF16)
 namespace avx512bf16 {
-GatedKernelSet gated_block_kernels();
+GatedKernelSet gated_resnet_kernels();
 }
 #endif
 
@@ -38,17 +38,17 @@ struct InstructionSet {
 const std::vector<InstructionSet>& available_sets() {
   static const std::vector<InstructionSet> sets = [] {
     std::vector<InstructionSet> found;
-    found.push_back({"generic", generic::gated_block_kernels()});
+    found.push_back({"generic", generic::gated_resnet_kernels()});
 #if defined(DSMOOTH_HAS_X86)
     const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     const bool has_avx512 =
         has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    if (has_avx2) found.push_back({"avx2", avx2::gated_block_kernels()});
-    if (has_avx512) found.push_back({"avx512", avx512::gated_block_kernels()});
+    if (has_avx2) found.push_back({"avx2", avx2::gated_resnet_kernels()});
+    if (has_avx512) found.push_back({"avx512", avx512::gated_resnet_kernels()});
 #if defined(DSMOOTH_HAS_AVX512BF16)
     if (has_avx512 && __builtin_cpu_supports("avx512bf16")) {
-      found.push_back({"avx512bf16", avx512bf16::gated_block_kernels()});
+      found.push_back({"avx512bf16", avx512bf16::gated_resnet_kernels()});
     }
 #endif
 #endif
@@ -78,13 +78,13 @@ const GatedKernels& find_kernels(GatedStorage storage, const std::string& name) 
   }
 }
 
-void check(const GatedBlockShape& s) {
-  const bool inside = s.pad_top >= 0 && s.pad_top < s.kernel_h && s.pad_left >= 0 &&
-                      s.pad_left < s.kernel_w && s.taps() <= kMaxTaps;
-  if (s.batch < 0 || s.height < 1 || s.width < 1 || s.filters < 1 || s.kernel_h < 1 ||
-      s.kernel_w < 1 || !inside || s.n_skips < 0 || s.n_skips > kMaxSkips) {
-    throw std::invalid_argument("gated block: extents out of range");
-  }
+void check_padding(const GatedShape& s) {
+  const auto refuse = [](const char* name, int limit, int got) {
+    throw std::invalid_argument(std::string(name) + " must lie in [0, " + std::to_string(limit) +
+                                "), got " + std::to_string(got));
+  };
+  if (s.pad_top < 0 || s.pad_top >= s.kernel_h) refuse("pad_top", s.kernel_h, s.pad_top);
+  if (s.pad_left < 0 || s.pad_left >= s.kernel_w) refuse("pad_left", s.kernel_w, s.pad_left);
 }
 
 // Memory that stays with the calling thread: a fresh page costs more than what is computed in it.
@@ -128,7 +128,7 @@ constexpr int64_t kPixels = 784;
 // Groups of images whose weight gradients are summed apart. A function of the shape alone, so that
 // the sum is the same for every thread count; about kPixels each, which makes adding up the sums
 // cheap beside computing them.
-int64_t count_groups(const GatedBlockShape& s, size_t sums_bytes) {
+int64_t count_groups(const GatedShape& s, size_t sums_bytes) {
   constexpr int64_t kFewest = 4, kMostBytes = 64 << 20;
   const int64_t by_pixels = std::max(s.batch * s.height * s.width / kPixels, kFewest);
   const int64_t by_memory = std::max(kMostBytes / static_cast<int64_t>(sums_bytes), kFewest);
@@ -137,44 +137,43 @@ int64_t count_groups(const GatedBlockShape& s, size_t sums_bytes) {
 
 }  // namespace
 
-std::vector<std::string> gated_block_instruction_sets() {
+std::vector<std::string> gated_resnet_instruction_sets() {
   std::vector<std::string> names;
   for (const InstructionSet& set : available_sets()) names.push_back(set.name);
   return names;
 }
 
-void gated_block_forward(const GatedForward& args, int threads,
-                         const std::string& instruction_set) {
-  check(args.shape);
-  const GatedKernels& kernels = find_kernels(args.shape.storage, instruction_set);
-  const int64_t batch = args.shape.batch;
+void gated_resnet_forward(const GatedCall& call, int threads, const std::string& instruction_set) {
+  check_padding(call.shape);
+  const GatedKernels& kernels = find_kernels(call.shape.storage, instruction_set);
+  const int64_t batch = call.shape.batch;
   if (batch == 0) return;
   const int64_t pieces =
-      std::clamp<int64_t>(batch * args.shape.height * args.shape.width / kPixels, 1, batch);
+      std::clamp<int64_t>(batch * call.shape.height * call.shape.width / kPixels, 1, batch);
   const int64_t workers = std::clamp<int64_t>(threads, 1, pieces);
-  const size_t scratch_bytes = Arena::round_up(kernels.scratch_bytes(args.shape));
-  const auto memory = arena.take({kernels.packed_bytes(args.shape), scratch_bytes * workers});
-  kernels.pack_forward(args.shape, args.weights, memory[0]);
+  const size_t scratch_bytes = Arena::round_up(kernels.scratch_bytes(call.shape));
+  const auto memory = arena.take({kernels.packed_bytes(call.shape), scratch_bytes * workers});
+  kernels.pack_forward(call, memory[0]);
   parallel_for_each(pieces, static_cast<int>(workers), [&](int64_t piece, int64_t worker) {
-    kernels.forward(args, memory[0], batch * piece / pieces, batch * (piece + 1) / pieces,
+    kernels.forward(call, memory[0], batch * piece / pieces, batch * (piece + 1) / pieces,
                     memory[1] + scratch_bytes * worker);
   });
 }
 
-void gated_block_backward(const GatedBackward& args, int threads,
-                          const std::string& instruction_set) {
-  check(args.shape);
-  const GatedKernels& kernels = find_kernels(args.shape.storage, instruction_set);
-  const int64_t batch = args.shape.batch;
-  const size_t sums_bytes = Arena::round_up(kernels.sums_bytes(args.shape));
-  const int64_t groups = count_groups(args.shape, sums_bytes);
+void gated_resnet_backward(const GatedCall& call, int threads, const std::string& instruction_set) {
+  check_padding(call.shape);
+  const GatedKernels& kernels = find_kernels(call.shape.storage, instruction_set);
+  const int64_t batch = call.shape.batch;
+  const size_t sums_bytes = Arena::round_up(kernels.sums_bytes(call.shape));
+  const int64_t groups = count_groups(call.shape, sums_bytes);
   const int64_t workers = std::clamp<int64_t>(threads, 1, std::max<int64_t>(groups, 1));
-  const size_t scratch_bytes = Arena::round_up(kernels.scratch_bytes(args.shape));
-  const auto memory = arena.take({kernels.packed_bytes(args.shape), scratch_bytes * workers,
+  // An empty batch has no memory, and so may have any extent.
+  const size_t scratch_bytes = batch == 0 ? 0 : Arena::round_up(kernels.scratch_bytes(call.shape));
+  const auto memory = arena.take({kernels.packed_bytes(call.shape), scratch_bytes * workers,
                                   sums_bytes * std::max<int64_t>(groups, 1)});
-  if (groups > 0) kernels.pack_backward(args.shape, args.weights, memory[0]);
+  if (groups > 0) kernels.pack_backward(call, memory[0]);
   parallel_for_each(groups, static_cast<int>(workers), [&](int64_t group, int64_t worker) {
-    kernels.backward(args, memory[0], batch * group / groups, batch * (group + 1) / groups,
+    kernels.backward(call, memory[0], batch * group / groups, batch * (group + 1) / groups,
                      memory[1] + scratch_bytes * worker, memory[2] + sums_bytes * group);
   });
   const auto split = [&](const auto& body) {
@@ -183,9 +182,9 @@ void gated_block_backward(const GatedBackward& args, int threads,
     });
   };
   split([&](int64_t part) {
-    kernels.add_sums(args.shape, memory[2], sums_bytes, groups, part, workers);
+    kernels.add_sums(call.shape, memory[2], sums_bytes, groups, part, workers);
   });
-  split([&](int64_t part) { kernels.write_gradients(args, memory[2], part, workers); });
+  split([&](int64_t part) { kernels.write_gradients(call, memory[2], part, workers); });
 }
 
 }  // namespace dsmooth

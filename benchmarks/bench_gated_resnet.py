@@ -35,7 +35,7 @@ BATCH = 32
         *(full(40, 7, dtype, id=f"F40-7x7-{name}") for name, dtype in DTYPES.items()),
     ],
 )
-def bench_gated_block(bench: Bench, f: int, size: int, dtype: torch.dtype) -> None:
+def bench_gated_resnet(bench: Bench, f: int, size: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int, scale: float = 1.0) -> Tensor:

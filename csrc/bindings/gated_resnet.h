@@ -4,6 +4,6 @@
 
 namespace dsmooth {
 
-void register_gated_block(pybind11::module_& module);
+void register_gated_resnet(pybind11::module_& module);
 
 }  // namespace dsmooth

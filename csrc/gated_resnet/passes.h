@@ -1,12 +1,12 @@
 // What the gated block does to rows of pixels between its convolutions. Compiled once per
 // instruction set: see vector_math.h for what that forbids.
 //
-// D is the arithmetic of the convolutions (gated_block_gemm.h), T the activations in memory.
+// D is the arithmetic of the convolutions (gemm.h), T the activations in memory.
 #pragma once
 
-#include "gated_block.h"
-#include "gated_block_gemm.h"
-#include "philox.h"
+#include "../philox.h"
+#include "gated_resnet.h"
+#include "gemm.h"
 
 #define DSMOOTH_INLINE_LAMBDA __attribute__((always_inline))
 
@@ -265,19 +265,6 @@ struct Passes {
       const int64_t from = base < 0 ? -base : 0;
       const int64_t to = count - base < 4 * kBlocks ? count - base : 4 * kBlocks;
       for (int64_t i = from; i < to; ++i) keep[base + i] = factor[i / 4][i % 4];
-    }
-  }
-
-  // out[q][c] = the cell of in[2q][c] and in[2q + 1][c]: neighbouring columns side by side, as a
-  // product that sums over pixels takes them.
-  static void pair_columns(const Element* in, int64_t stride, int64_t pairs, int channels,
-                           Cell* out, int64_t out_stride) {
-    if constexpr (D::kPair == 2) {
-      for (int64_t q = 0; q < pairs; ++q, in += 2 * stride, out += out_stride) {
-        for (int c = 0; c < channels; ++c) {
-          out[c] = static_cast<Cell>(in[c]) | static_cast<Cell>(in[stride + c]) << 16;
-        }
-      }
     }
   }
 };

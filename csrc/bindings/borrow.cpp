@@ -1,0 +1,86 @@
+#include "borrow.h"
+
+#include <stdexcept>
+#include <string>
+
+namespace dsmooth {
+namespace {
+
+namespace py = pybind11;
+
+// What is used of DLPack 1.x: its layout is a stable interface (github.com/dmlc/dlpack, dlpack.h).
+struct DlTensor {
+  void* data;
+  int32_t device_type, device_index;
+  int32_t n_dims;
+  uint8_t code, bits;
+  uint16_t lanes;
+  int64_t* shape;
+  int64_t* strides;
+  uint64_t byte_offset;
+};
+
+struct DlExchange {
+  uint32_t major, minor;
+  const DlExchange* older;
+  void* allocate;
+  void* managed_from_object;
+  void* object_from_managed;
+  int (*tensor_from_object)(void* object, DlTensor* tensor);  // sets Python's error unless 0
+  void* current_stream;
+};
+
+struct Torch {
+  PyTypeObject* tensor_type;
+  const DlExchange* exchange;
+};
+
+Torch find_torch() {
+  const py::object type = py::module_::import("torch").attr("Tensor");
+  const auto capsule = py::getattr(type, "__dlpack_c_exchange_api__", py::none());
+  if (!capsule.is_none()) {
+    const void* pointer = PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api");
+    if (pointer == nullptr) throw py::error_already_set();
+    const auto* exchange = static_cast<const DlExchange*>(pointer);
+    while (exchange != nullptr && exchange->major != 1) exchange = exchange->older;
+    if (exchange != nullptr && exchange->tensor_from_object != nullptr) {
+      return {reinterpret_cast<PyTypeObject*>(type.ptr()), exchange};
+    }
+  }
+  throw std::runtime_error(
+      "the extension reads tensors by version 1 of DLPack's C exchange interface "
+      "(torch.Tensor.__dlpack_c_exchange_api__), which this torch does not offer");
+}
+
+[[noreturn]] void refuse(const char* name, const char* expected, const std::string& got) {
+  throw std::invalid_argument(std::string(name) + " must be " + expected + ", got " + got);
+}
+
+}  // namespace
+
+Borrowed borrow(const char* name, PyObject* object) {
+  if (object == Py_None) return {};
+  static const Torch torch = find_torch();  // the class and its interface live as long as Python
+  if (!PyObject_TypeCheck(object, torch.tensor_type)) {
+    refuse(name, "a tensor", Py_TYPE(object)->tp_name);
+  }
+  DlTensor tensor{};
+  if (torch.exchange->tensor_from_object(object, &tensor) != 0) {
+    const py::error_already_set error;
+    const py::str device = py::str(py::handle(object).attr("device"));
+    refuse(name, "a strided tensor on cpu or cuda",
+           "one on " + std::string(device) + " (" + std::string(py::str(error.value())) + ")");
+  }
+  if (tensor.n_dims > 0 && (tensor.shape == nullptr || tensor.strides == nullptr)) {
+    refuse(name, "a strided tensor", "one without strides");
+  }
+  return {true,
+          tensor.data == nullptr ? nullptr : static_cast<char*>(tensor.data) + tensor.byte_offset,
+          {tensor.code, tensor.bits, tensor.lanes},
+          {tensor.device_type, tensor.device_index},
+          tensor.n_dims,
+          tensor.shape,
+          tensor.strides};
+}
+
+}  // namespace dsmooth

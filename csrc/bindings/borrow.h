@@ -1,0 +1,16 @@
+// A torch tensor of Python's as memory to borrow, without linking torch: by DLPack's C exchange
+// interface, which torch.Tensor offers and which costs some 50 ns a tensor.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include "../common/borrowed.h"
+
+namespace dsmooth {
+
+// The tensor's description, or that of an absent tensor for None. It holds while the tensor lives
+// and keeps its shape. Throws std::invalid_argument, naming the tensor, for anything else and for
+// a tensor whose memory cannot be addressed (a meta tensor, a sparse one).
+Borrowed borrow(const char* name, PyObject* tensor);
+
+}  // namespace dsmooth

@@ -1,0 +1,108 @@
+// Memory that someone else owns, described for the time of a call.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace dsmooth {
+
+// The type of an element as DLPack counts it.
+struct ElementType {
+  enum Code : uint8_t { kInt = 0, kUnsigned = 1, kFloat = 2, kBFloat = 4, kComplex = 5, kBool = 6 };
+  uint8_t code = kFloat;
+  uint8_t bits = 32;
+  uint16_t lanes = 1;
+
+  bool operator==(const ElementType&) const = default;
+};
+
+inline constexpr ElementType kFloat32Type{ElementType::kFloat, 32};
+inline constexpr ElementType kFloat64Type{ElementType::kFloat, 64};
+inline constexpr ElementType kBFloat16Type{ElementType::kBFloat, 16};
+inline constexpr ElementType kInt64Type{ElementType::kInt, 64};
+
+// Where memory lies: a DLPack device type, of which 1 is the CPU and 2 is CUDA, and an index.
+struct Place {
+  static constexpr int32_t kCpu = 1, kCuda = 2;
+  int32_t type = kCpu;
+  int32_t index = 0;
+
+  bool operator==(const Place&) const = default;
+};
+
+struct Borrowed {
+  bool given = false;  // else the tensor is absent
+  void* data = nullptr;
+  ElementType type;
+  Place place;
+  int n_dims = 0;
+  const int64_t* shape = nullptr;
+  const int64_t* strides = nullptr;  // in elements
+};
+
+inline std::string to_string(ElementType type) {
+  const std::string bits = std::to_string(type.bits);
+  switch (type.code) {
+    case ElementType::kInt:
+      return "int" + bits;
+    case ElementType::kUnsigned:
+      return "uint" + bits;
+    case ElementType::kFloat:
+      return "float" + bits;
+    case ElementType::kBFloat:
+      return "bfloat" + bits;
+    case ElementType::kComplex:
+      return "complex" + bits;
+    case ElementType::kBool:
+      return "bool";
+    default:
+      return "an element of DLPack type " + std::to_string(type.code);
+  }
+}
+
+inline std::string to_string(Place place) {
+  if (place.type == Place::kCpu) return "cpu";
+  return (place.type == Place::kCuda ? "cuda:"
+                                     : "DLPack device type " + std::to_string(place.type) + ":") +
+         std::to_string(place.index);
+}
+
+// As Python writes a tuple.
+inline std::string to_string(const int64_t* extents, int count) {
+  std::string text = "(";
+  for (int i = 0; i < count; ++i) text += (i == 0 ? "" : ", ") + std::to_string(extents[i]);
+  return text + (count == 1 ? ",)" : ")");
+}
+
+inline bool is_empty(const Borrowed& tensor) {
+  for (int i = 0; i < tensor.n_dims; ++i) {
+    if (tensor.shape[i] == 0) return true;
+  }
+  return false;
+}
+
+// Whether the elements lie one after the other, the dimensions from the fastest on in `order`.
+inline bool is_dense(const Borrowed& tensor, const int* order) {
+  if (is_empty(tensor)) return true;
+  int64_t stride = 1;
+  for (int i = 0; i < tensor.n_dims; ++i) {
+    const int dim = order[i];
+    if (tensor.shape[dim] != 1 && tensor.strides[dim] != stride) return false;
+    stride *= tensor.shape[dim];
+  }
+  return true;
+}
+
+// The last dimension fastest. Of at most 4 dimensions.
+inline bool is_contiguous(const Borrowed& tensor) {
+  constexpr int kOrder[] = {3, 2, 1, 0};
+  return tensor.n_dims <= 4 && is_dense(tensor, kOrder + 4 - tensor.n_dims);
+}
+
+// A (B, C, H, W) tensor in (B, H, W, C) order.
+inline bool is_channels_last(const Borrowed& tensor) {
+  constexpr int kOrder[] = {1, 3, 2, 0};
+  return tensor.n_dims == 4 && is_dense(tensor, kOrder);
+}
+
+}  // namespace dsmooth

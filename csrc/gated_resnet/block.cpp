@@ -1,0 +1,297 @@
+// The gated block over a range of images with the vectors of one instruction set. Compiled once per
+// set, each time with its own DSMOOTH_ISA; see vector_math.h for what this forbids.
+//
+// An image goes through the whole block before the next one starts, so that everything between the
+// block's inputs and outputs stays in the second-level cache.
+#include "convolution.h"
+#include "passes.h"
+#include "weights.h"
+
+namespace dsmooth::DSMOOTH_ISA {
+namespace {
+
+template <class D, class T>
+class Block {
+  using P = Passes<D, T>;
+  using Scalar = typename D::Scalar;
+  using Element = typename D::Element;
+  using Cell = typename D::Cell;
+  using Rows = typename Convolutions<D>::Rows;
+  static constexpr bool kPairs = D::kPair == 2;
+
+ public:
+  static size_t scratch_bytes(const GatedShape& shape) {
+    Scratch nothing;
+    const Buffers buffers(shape, nothing);
+    return static_cast<size_t>(nothing.used);
+  }
+
+  static void forward(const GatedCall& call, const void* packed, int64_t first, int64_t last,
+                      void* scratch) {
+    Block block(call.shape, call.dropout, packed, scratch);
+    for (int64_t image = first; image < last; ++image) {
+      call.dropout.active ? block.template forward_image<true>(call, image)
+                          : block.template forward_image<false>(call, image);
+    }
+  }
+
+  static void backward(const GatedCall& call, const void* packed, int64_t first, int64_t last,
+                       void* scratch, void* sums) {
+    Block block(call.shape, call.dropout, packed, scratch);
+    auto* group = static_cast<Scalar*>(sums);
+    const Plan<D>& plan = block.plan_;
+    fill_zero(group + plan.weight_sums(), plan.f2_pad + plan.f_pad);
+    for (int64_t image = first; image < last; ++image) {
+      call.dropout.active
+          ? block.template backward_image<true>(call, image, image == first, group)
+          : block.template backward_image<false>(call, image, image == first, group);
+    }
+  }
+
+ private:
+  struct Buffers {
+    Element *x, *h;  // padded images: concat_elu of x and of h, one at a time in backward
+    Element *grad_gates, *grad_h;  // padded images, shifted the other way
+    Cell *even, *odd;              // concat_elu in pairs of columns
+    Cell *gates_pairs, *h_pairs, *skip_pairs;
+    Element* skip;                            // concat_elu of some rows of the skips
+    Element *x_slope, *h_slope, *skip_slope;  // exp(-|v|) of x and h, and of a row of the skips
+    Scalar *row, *keep;  // sums of a row of pixels; dropout's factors of an image
+    T* h_row;
+
+    Buffers(const GatedShape& shape, Scratch& scratch) {
+      const Plan<D> p(shape);
+      const int64_t padded = p.height * p.cols;
+      x = scratch.take<Element>(padded * p.f2);
+      h = scratch.take<Element>(padded * p.f2);
+      grad_gates = scratch.take<Element>(padded * p.f2);
+      grad_h = scratch.take<Element>(padded * p.f_cells * D::kPair);
+      even = scratch.take<Cell>(kPairs ? p.height * p.pairs * p.f2 : 0);
+      odd = scratch.take<Cell>(kPairs ? p.height * p.pairs * p.f2 : 0);
+      gates_pairs = scratch.take<Cell>(kPairs ? p.height * p.steps * p.f2_pad : 0);
+      h_pairs = scratch.take<Cell>(kPairs ? p.height * p.steps * p.f_pad : 0);
+      skip = scratch.take<Element>(p.chunk * p.steps * D::kPair * p.s2);
+      skip_pairs = scratch.take<Cell>(kPairs ? p.chunk * p.steps * p.s2 : 0);
+      row = scratch.take<Scalar>(p.width * larger(p.f2_pad, p.s2_pad));
+      keep = scratch.take<Scalar>(p.height * p.width * p.f2);
+      x_slope = scratch.take<Element>(p.height * p.width * p.f);
+      h_slope = scratch.take<Element>(p.height * p.width * p.f);
+      skip_slope = scratch.take<Element>(p.width * p.s2 / 2);
+      h_row = scratch.take<T>(p.width * p.f);
+    }
+  };
+
+  static const Scalar* numbers(const void* p) { return static_cast<const Scalar*>(p); }
+
+  Block(const GatedShape& shape, const GatedDropout& dropout, const void* packed, void* scratch)
+      : Block(shape, dropout, packed, Scratch{static_cast<char*>(scratch)}) {}
+
+  Block(const GatedShape& shape, const GatedDropout& dropout, const void* packed, Scratch scratch)
+      : shape_(shape),
+        plan_(shape),
+        dropout_(dropout),
+        buffers_(shape, scratch),
+        convolutions_(plan_, buffers_.row, buffers_.even, buffers_.odd) {
+    // The zeros around the images stay: passes write the inside alone.
+    fill_margins(buffers_.x, plan_.f2, plan_.left);
+    fill_margins(buffers_.h, plan_.f2, plan_.left);
+    fill_margins(buffers_.grad_gates, plan_.f2, plan_.back_left);
+    const int64_t h_stride = plan_.f_cells * D::kPair;
+    if (h_stride == plan_.f) {
+      fill_margins(buffers_.grad_h, h_stride, plan_.back_left);
+    } else {  // the last channel's partner is zero, too
+      fill_zero(buffers_.grad_h, plan_.height * plan_.cols * h_stride);
+    }
+    fill_zero(buffers_.skip, plan_.chunk * plan_.steps * D::kPair * plan_.s2);
+    conv_out_ = static_cast<const Cell*>(packed);
+    conv_in_ = conv_out_ + plan_.conv_in_start();
+    nin_ = conv_out_ + plan_.nin_start();
+  }
+
+  // Zeros in the columns beside a padded image of `channels`, `left` of them before it.
+  void fill_margins(Element* padded, int64_t channels, int64_t left) const {
+    const int64_t right = plan_.cols - left - plan_.width;
+    for (int64_t r = 0; r < plan_.height; ++r) {
+      Element* row = padded + r * plan_.cols * channels;
+      fill_zero(row, left * channels);
+      fill_zero(row + (left + plan_.width) * channels, right * channels);
+    }
+  }
+
+  template <bool kDropout>
+  void forward_image(const GatedCall& call, int64_t image) {
+    const Plan<D>& p = plan_;
+    const int64_t first = image * p.height * p.width;
+    const T* x = static_cast<const T*>(call.tensors.x) + first * p.f;
+    T* y = static_cast<T*>(call.tensors.y) + first * p.f;
+    const int64_t line = p.width * p.f;
+    if constexpr (kDropout) draw_keep(first);
+    for (int64_t r = 0; r < p.height; ++r) {
+      P::template write_concat_elu<false, false>(
+          x + r * line, p.width, p.f, inside(buffers_.x, r, p.f2), p.f2, p.f, nullptr, nullptr);
+    }
+    for (int64_t r = 0; r < p.height; ++r) {
+      convolutions_.convolve_row(buffers_.x, p.f2_cells, conv_in_, p.f_pad, r, p.top);
+      if (p.s2 > 0) {
+        write_skip_row<false>(call.tensors, first + r * p.width, buffers_.skip);
+        convolutions_.template convolve_points<true>(buffers_.skip, p.s2_cells, nin_, p.f_pad);
+      }
+      T* h = call.tensors.h == nullptr ? buffers_.h_row
+                                       : static_cast<T*>(call.tensors.h) + first * p.f + r * line;
+      P::write_biased(buffers_.row, p.f_pad, numbers(call.tensors.bias_in),
+                      p.s2 > 0 ? numbers(call.tensors.bias_nin) : nullptr, p.width, p.f, h);
+      P::template write_concat_elu<kDropout, false>(h, p.width, p.f, inside(buffers_.h, r, p.f2),
+                                                    p.f2, p.f, keep_row(r), nullptr);
+    }
+    for (int64_t r = 0; r < p.height; ++r) {
+      convolutions_.convolve_row(buffers_.h, p.f2_cells, conv_out_, p.f2_pad, r, p.top);
+      T* gates = call.tensors.gates == nullptr
+                     ? nullptr
+                     : static_cast<T*>(call.tensors.gates) + 2 * (first * p.f + r * line);
+      P::write_gated(buffers_.row, p.f2_pad, numbers(call.tensors.bias_out), x + r * line, p.width,
+                     p.f, y + r * line, gates);
+    }
+  }
+
+  template <bool kDropout>
+  void backward_image(const GatedCall& call, int64_t image, bool first_image, Scalar* sums) {
+    const Plan<D>& p = plan_;
+    const int64_t first = image * p.height * p.width;
+    const int64_t line = p.width * p.f;
+    const auto at = [&](const void* data) { return static_cast<const T*>(data) + first * p.f; };
+    const T *grad_y = at(call.grads.y), *x = at(call.tensors.x), *h = at(call.tensors.h);
+    const T* gates = static_cast<const T*>(call.tensors.gates) + 2 * first * p.f;
+    T* grad_x = static_cast<T*>(call.grads.x) + first * p.f;
+    Scalar* sums_in = sums + p.conv_out_sums();
+    Scalar* sums_nin = sums_in + p.conv_in_sums();
+    Scalar* sums_bias_out = sums_nin + p.nin_sums();
+    Scalar* sums_bias_in = sums_bias_out + p.f2_pad;
+    const int64_t h_stride = p.f_cells * D::kPair;
+
+    if constexpr (kDropout) draw_keep(first);
+    for (int64_t r = 0; r < p.height; ++r) {
+      Element* out = back_inside(buffers_.grad_gates, r, p.f2);
+      P::write_gate_gradient(grad_y + r * line, gates + 2 * r * line, p.width, p.f, out, p.f2,
+                             sums_bias_out);
+      pair_columns<D>(out, p.f2, p.steps, p.f2, buffers_.gates_pairs + r * p.steps * p.f2_pad,
+                      p.f2_pad);
+      P::template write_concat_elu<kDropout, true>(h + r * line, p.width, p.f,
+                                                   inside(buffers_.h, r, p.f2), p.f2, p.f,
+                                                   keep_row(r), buffers_.h_slope + r * line);
+    }
+    convolutions_.add_conv_gradient(buffers_.h, buffers_.grad_gates, p.f2, buffers_.gates_pairs,
+                                    p.f2_pad, first_image, sums);
+
+    for (int64_t r = 0; r < p.height; ++r) {
+      convolutions_.convolve_row(buffers_.grad_gates, p.f2_cells, conv_out_, p.f2_pad, r,
+                                 p.back_top);
+      Element* out = back_inside(buffers_.grad_h, r, h_stride);
+      P::template write_hidden_gradient<kDropout>(buffers_.row, p.f2_pad, h + r * line,
+                                                  buffers_.h_slope + r * line, keep_row(r), p.width,
+                                                  p.f, out, h_stride, sums_bias_in);
+      pair_columns<D>(out, h_stride, p.steps, p.f, buffers_.h_pairs + r * p.steps * p.f_pad,
+                      p.f_pad);
+      P::template write_concat_elu<false, true>(x + r * line, p.width, p.f,
+                                                inside(buffers_.x, r, p.f2), p.f2, p.f, nullptr,
+                                                buffers_.x_slope + r * line);
+    }
+    convolutions_.add_conv_gradient(buffers_.x, buffers_.grad_h, h_stride, buffers_.h_pairs,
+                                    p.f_pad, first_image, sums_in);
+    for (int64_t r = 0; r < p.height; ++r) {
+      convolutions_.convolve_row(buffers_.grad_h, p.f_cells, conv_in_, p.f2_pad, r, p.back_top);
+      P::write_input_gradient(buffers_.row, p.f2_pad, p.f, x + r * line,
+                              buffers_.x_slope + r * line, grad_y + r * line, p.width, p.f,
+                              grad_x + r * line);
+    }
+    if (p.s2 > 0) backward_skips(call, first, first_image, sums_nin);
+  }
+
+  void backward_skips(const GatedCall& call, int64_t first, bool first_image, Scalar* sums) {
+    const void* const skips[kMaxSkips] = {call.tensors.skip, call.tensors.skip_2};
+    void* const grad_skips[kMaxSkips] = {call.grads.skip, call.grads.skip_2};
+    const Plan<D>& p = plan_;
+    const int64_t h_stride = p.f_cells * D::kPair;
+    const int64_t line = p.steps * D::kPair * p.s2;  // elements of a row of buffers_.skip
+    for (int64_t r0 = 0; r0 < p.height; r0 += p.chunk) {
+      const int64_t rows = smaller(p.chunk, p.height - r0);
+      for (int64_t r = 0; r < rows; ++r) {
+        const int64_t pixel = first + (r0 + r) * p.width;
+        Element* skip = buffers_.skip + r * line;
+        write_skip_row<true>(call.tensors, pixel, skip);
+        pair_columns<D>(skip, p.s2, p.steps, p.s2, buffers_.skip_pairs + r * p.steps * p.s2, p.s2);
+        convolutions_.template convolve_points<false>(
+            back_inside(buffers_.grad_h, r0 + r, h_stride), p.f_cells, nin_, p.s2_pad);
+        int64_t channel = 0;
+        for (int i = 0; i < shape_.n_skips; ++i) {
+          const int channels = shape_.skip_channels[i];
+          P::write_input_gradient(buffers_.row + channel, p.s2_pad, p.s2 / 2,
+                                  static_cast<const T*>(skips[i]) + pixel * channels,
+                                  buffers_.skip_slope + channel * p.width, nullptr, p.width,
+                                  channels, static_cast<T*>(grad_skips[i]) + pixel * channels);
+          channel += channels;
+        }
+      }
+      const Rows a = kPairs ? Rows{buffers_.skip_pairs, p.steps * p.s2, p.s2}
+                            : Rows{Convolutions<D>::cells(buffers_.skip), line, p.s2};
+      convolutions_.add_weight_gradient(
+          a, convolutions_.gradient_rows(buffers_.grad_h, h_stride, buffers_.h_pairs, p.f_pad, r0),
+          rows, p.s2, p.f_pad, !first_image || r0 > 0, sums);
+    }
+  }
+
+  Element* inside(Element* padded, int64_t r, int64_t stride) const {
+    return padded + (r * plan_.cols + plan_.left) * stride;
+  }
+  Element* back_inside(Element* padded, int64_t r, int64_t stride) const {
+    return padded + (r * plan_.cols + plan_.back_left) * stride;
+  }
+
+  void draw_keep(int64_t first_pixel) {
+    P::write_keep(dropout_, first_pixel * plan_.f2, plan_.height * plan_.width * plan_.f2,
+                  buffers_.keep);
+  }
+  const Scalar* keep_row(int64_t r) const { return buffers_.keep + r * plan_.width * plan_.f2; }
+
+  template <bool kSlope>
+  void write_skip_row(const GatedTensors& tensors, int64_t pixel, Element* out) {
+    const void* const skips[kMaxSkips] = {tensors.skip, tensors.skip_2};
+    int64_t channel = 0;
+    for (int i = 0; i < shape_.n_skips; ++i) {
+      const int channels = shape_.skip_channels[i];
+      P::template write_concat_elu<false, kSlope>(
+          static_cast<const T*>(skips[i]) + pixel * channels, plan_.width, channels, out + channel,
+          plan_.s2, plan_.s2 / 2, nullptr, buffers_.skip_slope + channel * plan_.width);
+      channel += channels;
+    }
+  }
+
+  const GatedShape& shape_;
+  Plan<D> plan_;
+  const GatedDropout& dropout_;
+  Buffers buffers_;
+  Convolutions<D> convolutions_;
+  const Cell *conv_out_, *conv_in_, *nin_;
+};
+
+template <class D, class T>
+GatedKernels kernels_of() {
+  using B = Block<D, T>;
+  using W = Weights<D>;
+  return {&W::packed_bytes, &B::scratch_bytes, &W::sums_bytes,
+          &W::pack_forward, &W::pack_backward, &B::forward,
+          &B::backward,     &W::add_sums,      &W::write_gradients};
+}
+
+}  // namespace
+
+GatedKernelSet gated_resnet_kernels() {
+#if defined(__AVX512BF16__)
+  return {kernels_of<PlainDot<float>, float>(), kernels_of<PlainDot<double>, double>(),
+          kernels_of<PairDot, bfloat16>()};
+#else
+  return {kernels_of<PlainDot<float>, float>(), kernels_of<PlainDot<double>, double>(),
+          kernels_of<PlainDot<float>, bfloat16>()};
+#endif
+}
+
+}  // namespace dsmooth::DSMOOTH_ISA

@@ -1,0 +1,95 @@
+// The gated residual block of PixelCNN++ on the CPU, forward and backward: y = x + A sigmoid(G),
+// (A, G) = conv_out(dropout(concat_elu(h))), h = conv_in(concat_elu(x)) + nin(concat_elu(skips)).
+// docs/kernels.md has the equations of the backward and the reasons for this shape.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace dsmooth {
+
+enum class GatedStorage { kFloat32, kFloat64, kBFloat16 };  // of activations and their gradients
+
+inline constexpr int kMaxSkips = 2;
+inline constexpr int kMaxTaps = 64;           // of a convolution's kernel
+inline constexpr int kMaxChannels = 1 << 24;  // of a tensor, so that sizes of products fit an int64
+
+// Activations lie in (B, H, W, C) order. Letters: B batch, H W image, F filters, S channels of all
+// skips together. Weights, biases and their gradients are float32 (float64 for kFloat64).
+struct GatedShape {
+  GatedStorage storage = GatedStorage::kFloat32;
+  int64_t batch = 0, height = 0, width = 0;
+  int filters = 0;
+  int kernel_h = 0, kernel_w = 0;
+  int pad_top = 0, pad_left = 0;  // the output at (r, c) sees input rows r - pad_top and on
+  int n_skips = 0;
+  int skip_channels[kMaxSkips] = {};
+  bool taps_outside = false;  // kernels lie as (out, kh, kw, in) in memory, else (out, in, kh, kw)
+
+  int taps() const { return kernel_h * kernel_w; }
+  int all_skip_channels() const { return skip_channels[0] + skip_channels[1]; }
+};
+
+// An element of concat_elu(h), counted in (B, H, W, 2F) order, is kept if word >> 9 >= keep_from,
+// where word is number (element % 4) of the Philox block at counter (element / 4 low, high, layer,
+// kDropoutStage).
+struct GatedDropout {
+  bool active = false;
+  uint64_t seed = 0;
+  uint32_t layer = 0;
+  uint32_t keep_from = 0;
+  double scale = 1.0;  // of what is kept
+};
+
+inline constexpr uint32_t kDropoutStage = 5;  // Stage.DROPOUT in dsmooth/sampling/philox.py
+
+// The memory of every tensor of the field table, null for one that is absent. With gains g, of each
+// output channel, a convolution's weight is w = g v / |v| (weight norm), and the tensors hold v.
+struct GatedTensors {
+#define FIELD(name, ...) void* name = nullptr;
+#include "../../dsmooth/functional/gated_resnet.def"
+#undef FIELD
+};
+
+struct GatedCall {
+  GatedShape shape;
+  GatedDropout dropout;
+  GatedTensors tensors;  // the forward keeps neither h nor the gates where they are null
+  GatedTensors grads;    // of the backward; bias_in's is that of bias_nin too: both are added to h
+};
+
+// What one instruction set offers for one storage. The weights are packed once a call; `first` and
+// `last` bound a range of images; `scratch` belongs to the caller's thread. `sums` are the weight
+// gradients of a group of images, in the packed order, written by backward.
+struct GatedKernels {
+  size_t (*packed_bytes)(const GatedShape& shape);
+  size_t (*scratch_bytes)(const GatedShape& shape);
+  size_t (*sums_bytes)(const GatedShape& shape);
+  void (*pack_forward)(const GatedCall& call, void* packed);
+  void (*pack_backward)(const GatedCall& call, void* packed);
+  void (*forward)(const GatedCall& call, const void* packed, int64_t first, int64_t last,
+                  void* scratch);
+  void (*backward)(const GatedCall& call, const void* packed, int64_t first, int64_t last,
+                   void* scratch, void* sums);
+  // One of `parts` of adding the sums of all groups, `stride` bytes apart, to the first in order.
+  void (*add_sums)(const GatedShape& shape, void* sums, size_t stride, int64_t groups, int64_t part,
+                   int64_t parts);
+  // One of `parts` of writing the gradients of the weights from these sums.
+  void (*write_gradients)(const GatedCall& call, const void* sums, int64_t part, int64_t parts);
+};
+
+struct GatedKernelSet {
+  GatedKernels float32, float64, bfloat16;
+};
+
+// Names of the instruction sets compiled that this CPU has, the best last.
+std::vector<std::string> gated_resnet_instruction_sets();
+
+// Results do not depend on `threads`: sums over images are taken in groups that are a function of
+// the shape alone. Throw std::invalid_argument for an unknown instruction set; "auto" is the best.
+void gated_resnet_forward(const GatedCall& call, int threads, const std::string& instruction_set);
+void gated_resnet_backward(const GatedCall& call, int threads, const std::string& instruction_set);
+
+}  // namespace dsmooth

@@ -1,0 +1,209 @@
+// A block's weights in the order that its products read, and their gradients back in torch's.
+// Compiled once per instruction set: see vector_math.h for what that forbids.
+#pragma once
+
+#include "plan.h"
+
+namespace dsmooth::DSMOOTH_ISA {
+namespace {
+
+// How a kernel (out, in, kh, kw) lies in memory.
+struct KernelLayout {
+  int64_t out, in, tap;  // strides
+  KernelLayout(int inputs, int taps, bool taps_outside)
+      : out(static_cast<int64_t>(inputs) * taps),
+        in(taps_outside ? 1 : taps),
+        tap(taps_outside ? inputs : 1) {}
+};
+
+template <class D>
+typename D::Scalar sum_of_products(const typename D::Scalar* a, const typename D::Scalar* b,
+                                   int64_t count) {
+  using M = typename D::M;
+  typename D::V sum{};
+  int64_t i = 0;
+  for (; i + D::kLanes <= count; i += D::kLanes) sum += M::load(a + i) * M::load(b + i);
+  typename D::Scalar total = 0;
+  for (; i < count; ++i) total += a[i] * b[i];
+  for (int lane = 0; lane < D::kLanes; ++lane) total += sum[lane];
+  return total;
+}
+
+// scale[n] = g[n] / |v[n]|, or 1 without gains.
+template <class D>
+void write_scales(const typename D::Scalar* v, const typename D::Scalar* gain, int n_count,
+                  int64_t length, typename D::Scalar* scale) {
+  for (int n = 0; n < n_count; ++n, v += length) {
+    scale[n] = gain == nullptr ? 1 : gain[n] / D::square_root(sum_of_products<D>(v, v, length));
+  }
+}
+
+// packed[tap][in / pair][out], weights times their scales.
+template <class D>
+void pack_forward_kernel(const typename D::Scalar* weight, const KernelLayout& layout,
+                         const typename D::Scalar* scale, int outputs, int inputs, int taps,
+                         typename D::Cell* packed) {
+  const int64_t pad = round_up(outputs, D::kColumns);
+  for (int tap = 0; tap < taps; ++tap) {
+    for (int cell = 0; cell < inputs / D::kPair; ++cell, packed += pad) {
+      const auto* at = weight + tap * layout.tap + cell * D::kPair * layout.in;
+      for (int n = 0; n < outputs; ++n, at += layout.out) {
+        packed[n] = D::cell(at[0] * scale[n], D::kPair == 2 ? at[layout.in] * scale[n] : 0);
+      }
+      for (int64_t n = outputs; n < pad; ++n) packed[n] = 0;
+    }
+  }
+}
+
+// packed[last tap first][out / pair][in], weights times their scales.
+template <class D>
+void pack_backward_kernel(const typename D::Scalar* weight, const KernelLayout& layout,
+                          const typename D::Scalar* scale, int outputs, int inputs, int taps,
+                          typename D::Cell* packed) {
+  const int64_t pad = round_up(inputs, D::kColumns);
+  for (int tap = taps - 1; tap >= 0; --tap) {
+    for (int n = 0; n < outputs; n += D::kPair, packed += pad) {
+      const auto* at = weight + tap * layout.tap + n * layout.out;
+      const bool second = D::kPair == 2 && n + 1 < outputs;  // an odd last output has no partner
+      for (int k = 0; k < inputs; ++k, at += layout.in) {
+        packed[k] = D::cell(at[0] * scale[n], second ? at[layout.out] * scale[n + 1] : 0);
+      }
+      for (int64_t k = inputs; k < pad; ++k) packed[k] = 0;
+    }
+  }
+}
+
+// Some of the output channels of a convolution, and in how many columns of sums all of them lie.
+struct Outputs {
+  int64_t first, last, pad;
+};
+
+// weight[out][in][tap] = sums[tap][in][out].
+template <class Scalar>
+void unpack(const Scalar* sums, const Outputs& outputs, const KernelLayout& layout, int inputs,
+            int taps, Scalar* weight) {
+  for (int64_t n = outputs.first; n < outputs.last; ++n) {
+    for (int tap = 0; tap < taps; ++tap) {
+      for (int k = 0; k < inputs; ++k) {
+        weight[n * layout.out + k * layout.in + tap * layout.tap] =
+            sums[(static_cast<int64_t>(tap) * inputs + k) * outputs.pad + n];
+      }
+    }
+  }
+}
+
+// The gradient of v from the sums of that of w = g v / |v|, and of g unless there are no gains:
+// dg = <dw, v> / |v|, dv = g / |v| (dw - v <dw, v> / |v|^2).
+template <class D>
+void write_gradient(const typename D::Scalar* sums, const Outputs& outputs,
+                    const KernelLayout& layout, int inputs, int taps, const void* weight,
+                    const void* gain, void* grad_weight, void* grad_gain) {
+  using Scalar = typename D::Scalar;
+  auto* grad = static_cast<Scalar*>(grad_weight);
+  unpack(sums, outputs, layout, inputs, taps, grad);
+  if (gain == nullptr) return;
+  const auto* g = static_cast<const Scalar*>(gain);
+  const int64_t length = static_cast<int64_t>(inputs) * taps;
+  for (int64_t n = outputs.first; n < outputs.last; ++n) {
+    const Scalar* v = static_cast<const Scalar*>(weight) + n * length;
+    Scalar* dv = grad + n * length;
+    const Scalar square = sum_of_products<D>(v, v, length);
+    const Scalar along = sum_of_products<D>(dv, v, length);
+    const Scalar norm = D::square_root(square);
+    static_cast<Scalar*>(grad_gain)[n] = along / norm;
+    const Scalar scale = g[n] / norm, back = along / square;
+    for (int64_t i = 0; i < length; ++i) dv[i] = scale * (dv[i] - v[i] * back);
+  }
+}
+
+template <class D>
+class Weights {
+  using Scalar = typename D::Scalar;
+  using Cell = typename D::Cell;
+
+ public:
+  static size_t packed_bytes(const GatedShape& shape) {
+    const Plan<D> plan(shape);
+    return static_cast<size_t>(plan.all_cells()) * sizeof(Cell) +
+           static_cast<size_t>(2 * plan.f + plan.f2) * sizeof(Scalar);
+  }
+
+  static size_t sums_bytes(const GatedShape& shape) {
+    return static_cast<size_t>(Plan<D>(shape).all_sums()) * sizeof(Scalar);
+  }
+
+  static void pack_forward(const GatedCall& call, void* packed) {
+    pack<pack_forward_kernel<D>>(call, packed);
+  }
+  static void pack_backward(const GatedCall& call, void* packed) {
+    pack<pack_backward_kernel<D>>(call, packed);
+  }
+
+  static void add_sums(const GatedShape& shape, void* sums, size_t stride, int64_t groups,
+                       int64_t part, int64_t parts) {
+    const int64_t count = Plan<D>(shape).all_sums();
+    const int64_t first = count * part / parts, last = count * (part + 1) / parts;
+    auto* total = static_cast<Scalar*>(sums);
+    if (groups == 0) fill_zero(total + first, last - first);
+    for (int64_t group = 1; group < groups; ++group) {
+      const auto* more =
+          reinterpret_cast<const Scalar*>(static_cast<const char*>(sums) + group * stride);
+      for (int64_t i = first; i < last; ++i) total[i] += more[i];
+    }
+  }
+
+  static void write_gradients(const GatedCall& call, const void* sums, int64_t part,
+                              int64_t parts) {
+    const Plan<D> plan(call.shape);
+    const GatedTensors &w = call.tensors, &grads = call.grads;
+    const auto* total = static_cast<const Scalar*>(sums);
+    const KernelLayout conv(plan.f2, plan.taps, call.shape.taps_outside);
+    const KernelLayout plain(1, 1, false), nin(plan.s2, 1, false);
+    const Outputs wide{plan.f2 * part / parts, plan.f2 * (part + 1) / parts, plan.f2_pad};
+    const Outputs narrow{plan.f * part / parts, plan.f * (part + 1) / parts, plan.f_pad};
+    write_gradient<D>(total, wide, conv, plan.f2, plan.taps, w.conv_out, w.gain_out, grads.conv_out,
+                      grads.gain_out);
+    total += plan.conv_out_sums();
+    write_gradient<D>(total, narrow, conv, plan.f2, plan.taps, w.conv_in, w.gain_in, grads.conv_in,
+                      grads.gain_in);
+    total += plan.conv_in_sums();
+    if (plan.s2 > 0) {
+      write_gradient<D>(total, narrow, nin, plan.s2, 1, w.nin_skip, w.gain_nin, grads.nin_skip,
+                        grads.gain_nin);
+    }
+    total += plan.nin_sums();
+    write_gradient<D>(total, wide, plain, 1, 1, nullptr, nullptr, grads.bias_out, nullptr);
+    total += plan.f2_pad;
+    write_gradient<D>(total, narrow, plain, 1, 1, nullptr, nullptr, grads.bias_in, nullptr);
+  }
+
+ private:
+  static const Scalar* numbers(const void* p) { return static_cast<const Scalar*>(p); }
+
+  // The packed weights, and behind them the scales of their outputs.
+  template <auto kPackKernel>
+  static void pack(const GatedCall& call, void* packed) {
+    const Plan<D> plan(call.shape);
+    const GatedTensors& w = call.tensors;
+    const KernelLayout conv(plan.f2, plan.taps, call.shape.taps_outside);
+    auto* cells = static_cast<Cell*>(packed);
+    auto* scale_out = reinterpret_cast<Scalar*>(cells + plan.all_cells());
+    Scalar* scale_in = scale_out + plan.f2;
+    Scalar* scale_nin = scale_in + plan.f;
+    const int64_t length = static_cast<int64_t>(plan.f2) * plan.taps;
+    write_scales<D>(numbers(w.conv_out), numbers(w.gain_out), plan.f2, length, scale_out);
+    write_scales<D>(numbers(w.conv_in), numbers(w.gain_in), plan.f, length, scale_in);
+    kPackKernel(numbers(w.conv_out), conv, scale_out, plan.f2, plan.f2, plan.taps, cells);
+    kPackKernel(numbers(w.conv_in), conv, scale_in, plan.f, plan.f2, plan.taps,
+                cells + plan.conv_in_start());
+    if (plan.s2 > 0) {
+      const KernelLayout nin(plan.s2, 1, false);
+      write_scales<D>(numbers(w.nin_skip), numbers(w.gain_nin), plan.f, plan.s2, scale_nin);
+      kPackKernel(numbers(w.nin_skip), nin, scale_nin, plan.f, plan.s2, 1,
+                  cells + plan.nin_start());
+    }
+  }
+};
+
+}  // namespace
+}  // namespace dsmooth::DSMOOTH_ISA

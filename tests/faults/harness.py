@@ -1,0 +1,235 @@
+"""Wrong calls of native functions, drawn by hypothesis and made in a process of their own.
+
+The law: a call raises, or gives the right answer, and touches nothing outside its tensors; it never
+ends the process. A file wrong_*.py of this folder has a test of its functions that calls `run`;
+test_wrong_calls.py runs each of these files.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[2]
+MARGIN = 32
+CANARY = 7
+NOTE = "call.txt"  # the call that is being made, in the folder of the process
+DTYPES = [
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    *(torch.int32, torch.int64, torch.bool, torch.complex64),
+]
+Arguments = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A function to call wrongly.
+
+    arguments: fresh ones, by name, with which `call` succeeds. call: returns tensors. expected: the
+    same tensors by other means, from the same arguments; it raises for what has no right answer.
+    values: wrong or odd values of arguments that are no tensors. is_raw: the function reads memory
+    itself; torch's own end the process over a tensor that lost its memory.
+    """
+
+    name: str
+    arguments: Callable[[], Arguments]
+    call: Callable[[Arguments], Sequence[Tensor]]
+    expected: Callable[[Arguments], Sequence[Tensor]]
+    values: dict[str, list[Any]]
+    is_raw: bool = False
+
+
+def guarded(tensor: Tensor) -> Tensor:
+    """A copy of a dense tensor, in the same memory order, between canaries."""
+    whole = torch.full((tensor.numel() + 2 * MARGIN,), CANARY, dtype=tensor.dtype)
+    inside = whole.as_strided(tensor.shape, tensor.stride(), MARGIN)
+    return inside.copy_(tensor)
+
+
+def assert_untouched(tensor: Tensor) -> None:
+    whole = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage())
+    for edge in (whole[:MARGIN], whole[-MARGIN:]):
+        assert torch.equal(edge, torch.full_like(edge, CANARY))
+
+
+def _without_memory(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach().clone()
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
+def _every_second(tensor: Tensor) -> Tensor:
+    return torch.stack([tensor, tensor], dim=-1)[..., 0]
+
+
+def _with_extent(tensor: Tensor, dim: int, extent: int) -> Tensor:
+    shape = list(tensor.shape)
+    shape[dim % max(tensor.ndim, 1)] = extent
+    return torch.ones(shape, dtype=tensor.dtype)
+
+
+@st.composite
+def wrong_tensors(draw: st.DrawFn, tensor: Tensor, is_raw: bool) -> tuple[str, Any]:
+    """Words, and a tensor of another shape, dtype, device or memory order, or no tensor."""
+    dim = draw(st.integers(0, max(tensor.ndim - 1, 0)))
+    changes: dict[str, Callable[[], Any]] = {
+        "None": lambda: None,
+        "a number": lambda: 2.5,
+        "a string": lambda: "x",
+        "a list": lambda: [1.0, 2.0],
+        "empty": lambda: tensor.new_empty(0),
+        "one element": lambda: tensor.new_ones(1),
+        "no dimensions": lambda: tensor.new_ones(()),
+        "a dimension more": lambda: tensor.unsqueeze(dim),
+        "flat": lambda: tensor.flatten(),
+        "meta": lambda: tensor.to("meta"),
+        "sparse": lambda: tensor.to_sparse(),
+        "every second number": lambda: _every_second(tensor),
+        "reversed dimensions": lambda: tensor.permute(*reversed(range(tensor.ndim))),
+        "transposed memory": lambda: tensor.mT.contiguous().mT,
+        "requires grad": lambda: tensor.clone().requires_grad_(),
+        "a parameter": lambda: torch.nn.Parameter(tensor.clone()),
+    }
+    if is_raw:
+        changes["no memory"] = lambda: _without_memory(tensor)
+    if tensor.ndim > 0:
+        extent = tensor.shape[dim]
+        changes |= {
+            f"dimension {dim} of 0": lambda: _with_extent(tensor, dim, 0),
+            f"dimension {dim} longer": lambda: _with_extent(tensor, dim, extent + 1),
+            f"dimension {dim} shorter": lambda: _with_extent(tensor, dim, extent - 1),
+            f"dimension {dim} of 1": lambda: _with_extent(tensor, dim, 1),
+            f"dimension {dim} repeated": lambda: tensor.narrow(dim, 0, 1).expand(tensor.shape),
+            "a dimension less": lambda: tensor.select(dim, 0),
+            "huge and empty": lambda: tensor.new_empty((0, *(2**15,) * (tensor.ndim - 1))),
+        }
+    if tensor.ndim == 4:
+        changes["channels_last"] = lambda: tensor.contiguous(memory_format=torch.channels_last)
+        changes["contiguous"] = lambda: tensor.contiguous()
+    changes |= {str(dtype): lambda dtype=dtype: tensor.to(dtype) for dtype in DTYPES}
+    word = draw(st.sampled_from(sorted(changes)))
+    try:
+        return word, changes[word]()
+    except (RuntimeError, IndexError):  # a change that such a tensor does not have
+        return "None", None
+
+
+@dataclass(repr=False)
+class WrongCall:
+    """Arguments, one or two of which are not as they should be, and what was changed in words."""
+
+    words: str
+    arguments: Arguments
+
+    def __repr__(self) -> str:
+        return self.words
+
+
+@st.composite
+def wrong_calls(draw: st.DrawFn, target: Target) -> WrongCall:
+    arguments = target.arguments()
+    words = []
+    names = st.lists(st.sampled_from(sorted(arguments)), min_size=1, max_size=2, unique=True)
+    chosen = draw(names)
+    is_raw = target.is_raw and len(chosen) == 1  # a second fault has the tensor printed by torch
+    for name in chosen:
+        value = arguments[name]
+        if isinstance(value, Tensor):
+            word, arguments[name] = draw(wrong_tensors(value, is_raw))
+        else:
+            odd = [*target.values.get(name, []), None]
+            arguments[name] = draw(st.sampled_from(odd))
+            word = repr(arguments[name])
+        words.append(f"{name}: {word}")
+    return WrongCall(f"{target.name} with {', '.join(words)}", arguments)
+
+
+def judge(target: Target, arguments: Arguments) -> bool:
+    """Whether the call raised; asserts that its answer is right if it did not."""
+    try:
+        got = target.call(arguments)
+    except Exception as error:
+        if isinstance(error, (AssertionError, SystemError)):
+            raise
+        return True
+    expected = target.expected(arguments)
+    assert len(got) == len(expected)
+    for a, b in zip(got, expected, strict=True):
+        assert a.device == b.device
+        torch.testing.assert_close(
+            a.double(), b.double(), rtol=2e-4, atol=2e-4, equal_nan=True, check_stride=False
+        )
+    return False
+
+
+def run(target: Target, examples: int) -> None:
+    """Makes `examples` wrong calls. Before each its description goes to the file NOTE."""
+    count = refused = 0
+    plain = target.arguments()
+    guards = [value for value in plain.values() if isinstance(value, Tensor)]
+    assert not judge(target, plain), f"{target.name} refuses right arguments"
+    for guard in guards:
+        assert_untouched(guard)
+
+    @settings(max_examples=examples, database=None, derandomize=True, deadline=None)
+    @given(wrong_calls(target))
+    def law(wrong: WrongCall) -> None:
+        nonlocal count, refused
+        Path(NOTE).write_text(wrong.words)
+        guards = [
+            value
+            for value in wrong.arguments.values()
+            if isinstance(value, Tensor) and _is_guarded(value)
+        ]
+        refused += judge(target, wrong.arguments)
+        count += 1
+        for guard in guards:
+            assert_untouched(guard)
+
+    law()
+    print(f"{target.name}: {count} calls, {refused} refused")
+
+
+def _is_guarded(tensor: Tensor) -> bool:
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.requires_grad:
+        return False
+    return (
+        tensor.storage_offset() == MARGIN
+        and tensor.untyped_storage().nbytes()
+        == (tensor.numel() + 2 * MARGIN) * tensor.element_size()
+    )
+
+
+def run_in_child(name: str, folder: Path) -> str:
+    """The output of pytest on a file of this folder, in a process of its own in `folder`.
+
+    Raises AssertionError, with the last call, if that process failed or was ended.
+    """
+    command = [
+        *(sys.executable, "-X", "faulthandler", "-m", "pytest", "-q", "-s"),
+        *("-p", "no:cacheprovider", f"--rootdir={ROOT}", "-c", str(ROOT / "pyproject.toml")),
+        str(ROOT / "tests" / "faults" / name),
+    ]
+    done = subprocess.run(
+        command,
+        cwd=folder,  # not the source tree: an installed dsmooth comes first
+        env={k: v for k, v in os.environ.items() if k != "PYTEST_ADDOPTS"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+    )
+    note = folder / NOTE
+    call = note.read_text() if note.exists() else "no call"
+    assert done.returncode == 0, f"{call}: exit status {done.returncode}\n{done.stdout[-8000:]}"
+    return done.stdout

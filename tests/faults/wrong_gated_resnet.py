@@ -1,0 +1,322 @@
+"""The functions of the gated block, for wrong calls: see harness.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dsmooth import _extension
+from dsmooth.functional import gated_resnet
+from dsmooth.functional.gated_resnet import draw_seed, dropout_factors
+from dsmooth.functional.gated_resnet_operands import (
+    FIELDS,
+    GRADIENTS,
+    TENSORS,
+    Operands,
+    keep_from,
+)
+from dsmooth.functional.shifted_conv import concat_elu, padding_of
+from tests.faults.harness import Arguments, Target, guarded, run
+from tests.gated_cases import make_case, operands
+
+EXTENSION = _extension.extension()
+SETTINGS = ("pad_top", "pad_left", "layer", "keep_from", "scale", "threads", "instruction_set")
+DROPOUT = 0.5
+LAYERS = [-1, 2**31, 2**70, 1.5, "x"]
+VALUES: dict[str, list[Any]] = {
+    "pad_top": [-1, 0, 2, 2**20, 2**40],
+    "pad_left": [-1, 0, 3, 2**20, 2**40],
+    "layer": LAYERS,
+    "keep_from": [-1, 0, 1, 2**40, 0.5],
+    "scale": [0.0, float("nan"), "x"],
+    "threads": [0, -3, 2, 10**9, 2**40],
+    "instruction_set": ["generic", "sse9", "", 3],
+    "shift": ["down_right", "none", "bogus", "", 3],
+    "dropout": [0.0, 0.25, 1.0, -0.5, 2.0, float("nan"), "x"],
+    "save": [False, 2],
+    "impl": ["native", "reference", "triton", "bogus"],
+}
+
+
+def _base() -> dict[str, Any]:
+    case = make_case("down", (2, 3, 4), 3, (2, 1), DROPOUT, gains=True)
+    x, *rest = case.native_args(torch.float32)
+    given = operands(*rest[:7])
+    tensors = {"x": x, **given.tensors()}
+    return {name: guarded(tensor) for name, tensor in tensors.items()}
+
+
+def _taps(given: Arguments) -> tuple[int, int]:
+    """Rows and columns padded before the image; raises where a kernel and a shift do not fit."""
+    kh, kw = given["conv_in"].shape[2:]
+    shift = given["shift"]
+    if shift not in ("down", "down_right", "none"):
+        raise ValueError(shift)
+    assert shift == "down_right" or kw % 2 == 1
+    assert shift != "none" or kh % 2 == 1
+    left, _, top, _ = padding_of(kh, kw, shift)
+    return top, left
+
+
+def _weights(given: Arguments, name: str, gain: str) -> Tensor:
+    v = given[name]
+    if given[gain] is None:
+        return v
+    norm = torch.linalg.vector_norm(v, dim=(1, 2, 3))
+    return v * (given[gain] / norm).view(-1, 1, 1, 1)
+
+
+def _block(
+    given: Arguments,
+    numbers: tuple[int, int, int, int, float],
+    saved: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, h and the gates, line for line the equation; of tensors that fit, else it raises.
+
+    saved: values that h and the gates have instead, with gradients as if they were computed.
+    """
+    top, left, layer, least, scale = numbers
+    x = given["x"]
+    kh, kw = given["conv_in"].shape[2:]
+
+    def conv(image: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        assert weight.shape[2:] == (kh, kw)
+        assert bias.shape == weight.shape[:1]
+        return F.conv2d(F.pad(image, (left, kw - 1 - left, top, kh - 1 - top)), weight, bias)
+
+    skips = [given[name] for name in ("skip", "skip_2") if given[name] is not None]
+    assert (given["gain_in"] is None) == (given["gain_out"] is None)
+    h = conv(concat_elu(x), _weights(given, "conv_in", "gain_in"), given["bias_in"])
+    if skips:
+        assert (given["gain_in"] is None) == (given["gain_nin"] is None)
+        nin, bias = _weights(given, "nin_skip", "gain_nin"), given["bias_nin"]
+        assert nin.shape[2:] == (1, 1)
+        assert bias.shape == nin.shape[:1]
+        h = h + F.conv2d(concat_elu(torch.cat(skips, dim=1)), nin, bias)
+    else:
+        assert given["nin_skip"] is None
+        assert given["bias_nin"] is None
+        assert given["gain_nin"] is None
+    assert h.shape == x.shape
+    if saved is not None:
+        h = saved[0].double() + (h - h.detach())
+    e = concat_elu(h)
+    seed = given["seed"]
+    if seed is not None:
+        assert seed.dtype == torch.int64
+        assert seed.shape == ()
+        kept = dropout_factors(e.shape, least / 2**23, seed, layer) > 0
+        e = torch.where(kept, e * scale, 0)
+    gates = conv(e, _weights(given, "conv_out", "gain_out"), given["bias_out"])
+    if saved is not None:
+        gates = saved[1].double() + (gates - gates.detach())
+    a, g = gates.chunk(2, dim=1)
+    assert a.shape == x.shape
+    return x + a * torch.sigmoid(g), h, gates
+
+
+def _exact(given: Arguments) -> dict[str, Any]:
+    """The inputs in float64, if they are CPU tensors of dtypes that go together."""
+    inputs = {name: given[name] for name in ("x", *TENSORS)}
+    dtype = given["x"].dtype
+    exact = torch.float64 if dtype == torch.float64 else torch.float32
+    assert dtype in (torch.float64, torch.float32, torch.bfloat16)
+    for name, tensor in inputs.items():
+        if tensor is not None:
+            assert tensor.device.type == "cpu"
+            assert tensor.layout == torch.strided
+            assert len(tensor.shape) == FIELDS[name].shape.count(",")
+            expected = {"Image": dtype, "Weight": exact, "Int64": torch.int64}
+            assert tensor.dtype == expected[FIELDS[name].dtype]
+    return {
+        name: tensor.detach().double().requires_grad_() if _is_float(tensor) else tensor
+        for name, tensor in inputs.items()
+    }
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _numbers(given: Arguments) -> tuple[int, int, int, int, float]:
+    if "shift" not in given:
+        names = ("pad_top", "pad_left", "layer", "keep_from", "scale")
+        top, left, layer, least, scale = (given[name] for name in names)
+        kh, kw = given["conv_in"].shape[2:]
+        assert 0 <= top < kh
+        assert 0 <= left < kw
+        return top, left, layer, least, scale
+    assert 0 <= given["dropout"] < 1
+    top, left = _taps(given)
+    return top, left, given["layer"], keep_from(given["dropout"]), 1 / (1 - given["dropout"])
+
+
+def _with_gradients(y: Tensor, inputs: Arguments, given: Arguments) -> list[Tensor]:
+    """The gradients of the sum of y by the inputs that asked for one."""
+    names = [n for n in ("x", *TENSORS) if _is_float(given[n]) and given[n].requires_grad]
+    if not names:
+        return []
+    return list(torch.autograd.grad(y.sum(), [inputs[name] for name in names]))
+
+
+def _expected_public(given: Arguments) -> list[Tensor]:
+    if given["seed"] is None and given["dropout"] > 0:
+        torch.manual_seed(0)
+        given = {**given, "seed": draw_seed(torch.device("cpu"))}
+    return _expected_forward(given)
+
+
+def _expected_forward(given: Arguments) -> list[Tensor]:
+    inputs = _exact(given)
+    y, h, gates = _block(inputs, _numbers(given))
+    grads = [] if "y" in given else _with_gradients(y, inputs, given)
+    saved = given["save"] if "save" in given else given.get("h") is not None
+    return [t.detach() for t in ([y, h, gates] if saved else [y])] + grads
+
+
+def _expected_backward(given: Arguments) -> list[Tensor]:
+    inputs = _exact(given)
+    saved = given["h"].detach(), given["gates"].detach()
+    y, _, _ = _block(inputs, _numbers(given), saved)
+    for value in (*saved, given["grad_y"]):
+        assert value.dtype == given["x"].dtype
+    leaves = (inputs[name.removeprefix("grad_")] for name in GRADIENTS)
+    present = [leaf for leaf in leaves if leaf is not None]
+    return list(torch.autograd.grad(y, present, given["grad_y"].detach().double()))
+
+
+def _forward_of_extension(given: Arguments) -> list[Tensor]:
+    tensors = {name: value for name, value in given.items() if name not in SETTINGS}
+    EXTENSION.gated_resnet_forward(tensors, **{name: given[name] for name in SETTINGS})
+    outputs = (given["y"], given.get("h"), given.get("gates"))
+    return [tensor.detach() for tensor in outputs if tensor is not None]
+
+
+def _backward_of_extension(given: Arguments) -> list[Tensor]:
+    tensors = {name: value for name, value in given.items() if name not in SETTINGS}
+    EXTENSION.gated_resnet_backward(tensors, **{name: given[name] for name in SETTINGS})
+    grads = (given[name] for name in GRADIENTS)
+    return [grad.detach() for grad in grads if grad is not None]
+
+
+def _op_arguments(given: Arguments) -> list[Any]:
+    return [given[name] for name in Operands._fields]
+
+
+def _forward_of_op(given: Arguments) -> list[Tensor]:
+    y, *saved = torch.ops.dsmooth.gated_resnet(
+        given["x"], *_op_arguments(given), given["save"], given["instruction_set"]
+    )
+    outputs = [t.detach() for t in ((y, *saved) if given["save"] else (y,))]
+    return outputs + _with_gradients(y, given, given)
+
+
+def _backward_of_op(given: Arguments) -> list[Tensor]:
+    saved = (given[name] for name in ("grad_y", "x", "h", "gates"))
+    grads = torch.ops.dsmooth.gated_resnet_backward(
+        *saved, *_op_arguments(given), given["instruction_set"]
+    )
+    names = (name.removeprefix("grad_") for name in GRADIENTS)
+    return [grad for name, grad in zip(names, grads, strict=True) if given[name] is not None]
+
+
+def _public(given: Arguments) -> list[Tensor]:
+    skips = tuple(given[name] for name in ("skip", "skip_2") if given[name] is not None)
+    gains = tuple(given[n] for n in ("gain_in", "gain_out", "gain_nin") if given[n] is not None)
+    nin = (given["nin_skip"], given["bias_nin"])
+    torch.manual_seed(0)
+    y = gated_resnet(
+        given["x"],
+        (given["conv_in"], given["bias_in"]),
+        (given["conv_out"], given["bias_out"]),
+        skips or None,
+        None if nin == (None, None) else nin,
+        gains=gains,
+        **{name: given[name] for name in ("shift", "dropout", "seed", "layer", "impl")},
+    )
+    return [y.detach(), *_with_gradients(y, given, given)]
+
+
+def _settings_of_op() -> Arguments:
+    return {"shift": "down", "dropout": DROPOUT, "layer": 3}
+
+
+def _settings_of_extension() -> Arguments:
+    least, scale = keep_from(DROPOUT), 1 / (1 - DROPOUT)
+    numbers = (1, 1, 3, least, scale, 1, "auto")
+    return dict(zip(SETTINGS, numbers, strict=True))
+
+
+def _saved() -> Arguments:
+    """y, h, gates and grad_y of the right values."""
+    inputs = _base()
+    case = {**inputs, **_settings_of_extension()}
+    y, h, gates = (t.detach().float() for t in _block(_exact(case), _numbers(case)))
+    last = (t.contiguous(memory_format=torch.channels_last) for t in (y, h, gates, y * 0.5))
+    return dict(zip(("y", "h", "gates", "grad_y"), map(guarded, last), strict=True))
+
+
+def _forward_arguments() -> Arguments:
+    saved = _saved()
+    outputs = {name: guarded(torch.full_like(saved[name], torch.nan)) for name in OUTPUTS}
+    return {**_base(), **outputs, **_settings_of_extension()}
+
+
+def _backward_arguments() -> Arguments:
+    inputs, saved = _base(), _saved()
+    del saved["y"]
+    names = (name.removeprefix("grad_") for name in GRADIENTS)
+    grads = {f"grad_{n}": guarded(torch.full_like(inputs[n], torch.nan)) for n in names}
+    return {**inputs, **saved, **grads, **_settings_of_extension()}
+
+
+def _op_forward_arguments() -> Arguments:
+    return {**_base(), **_settings_of_op(), "save": True, "instruction_set": "auto"}
+
+
+def _op_backward_arguments() -> Arguments:
+    saved = _saved()
+    del saved["y"]
+    return {**_base(), **saved, **_settings_of_op(), "instruction_set": "auto"}
+
+
+def _public_arguments(impl: str) -> Callable[[], Arguments]:
+    return lambda: {**_base(), **_settings_of_op(), "impl": impl}
+
+
+OUTPUTS = ("y", "h", "gates")
+TARGETS = [
+    Target(
+        *("_C.gated_resnet_forward", _forward_arguments, _forward_of_extension),
+        *(_expected_forward, VALUES, True),
+    ),
+    Target(
+        *("_C.gated_resnet_backward", _backward_arguments, _backward_of_extension),
+        *(_expected_backward, VALUES, True),
+    ),
+    Target(
+        *("torch.ops.dsmooth.gated_resnet", _op_forward_arguments, _forward_of_op),
+        *(_expected_forward, VALUES),
+    ),
+    Target(
+        *("torch.ops.dsmooth.gated_resnet_backward", _op_backward_arguments, _backward_of_op),
+        *(_expected_backward, VALUES),
+    ),
+    *(
+        Target(
+            *(f"functional.gated_resnet by {impl}", _public_arguments(impl), _public),
+            *(_expected_public, VALUES),
+        )
+        for impl in ("native", "reference")
+    ),
+]
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=[target.name for target in TARGETS])
+def test_a_wrong_call_raises_or_answers_rightly(target: Target) -> None:
+    run(target, examples=120)

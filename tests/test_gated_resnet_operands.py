@@ -1,0 +1,283 @@
+"""What the gated block takes: the field table, and errors for everything else."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+import dsmooth
+from dsmooth import _extension
+from dsmooth.functional import concat_elu, gated_resnet, gated_resnet_ref, use_impl
+from dsmooth.functional.gated_resnet_operands import FIELDS, GRADIENTS, TENSORS, Operands
+from tests.gated_cases import EPS, Case, make_case, operands
+
+needs_extension = pytest.mark.skipif(
+    not _extension.is_available(), reason=str(_extension.unavailable_reason())
+)
+NO_TRITON = r"impl='triton': .*(cuda tensors, got cpu|not installed)"
+each_impl = pytest.mark.parametrize(
+    "impl", ["reference", pytest.param("native", marks=needs_extension), "auto"]
+)
+
+
+def arguments(case: Case, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    """By the names of the field table."""
+    x, *rest = case.native_args(dtype)
+    return {"x": x, **operands(*rest[:7])._asdict()}
+
+
+def call(given: dict[str, Any], impl: Any = "auto") -> Tensor:
+    """`gated_resnet` of arguments by these names."""
+    skips = tuple(given[name] for name in ("skip", "skip_2") if given[name] is not None)
+    gains = tuple(given[n] for n in ("gain_in", "gain_out", "gain_nin") if given[n] is not None)
+    has_nin = given["nin_skip"] is not None
+    return gated_resnet(
+        given["x"],
+        (given["conv_in"], given["bias_in"]),
+        (given["conv_out"], given["bias_out"]),
+        skips or None,
+        (given["nin_skip"], given["bias_nin"]) if has_nin else None,
+        gains=gains,
+        **{name: given[name] for name in ("shift", "dropout", "seed", "layer")},
+        impl=impl,
+    )
+
+
+# ---- the table --------------------------------------------------------------------------------
+
+
+def test_the_operands_are_those_of_the_table() -> None:
+    assert Operands._fields == (*TENSORS, "shift", "dropout", "layer")
+
+
+@needs_extension
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_the_extension_was_built_with_the_same_table(direction: str) -> None:
+    names = [f.name for f in FIELDS.values() if direction == "forward" or f.group != "Output"]
+    if direction == "backward":
+        names += [*GRADIENTS, "grad_y"]
+    function = getattr(_extension.extension(), f"gated_resnet_{direction}")
+    with pytest.raises(ValueError, match=r"got \['bogus'\]") as error:
+        function({"bogus": torch.ones(1)}, 0, 0, 0, 0, 1.0)
+    listed = str(error.value).removeprefix("tensors must be among ").split(", got ")[0]
+    assert sorted(listed.split(", ")) == sorted(names)
+
+
+# ---- wrong arguments --------------------------------------------------------------------------
+
+SIZES = {"B": 2, "F": 5, "H": 5, "W": 7, "KH": 2, "KW": 3, "S_1": 3, "S_2": 2, "S": 5}
+
+
+def full_case() -> Case:
+    return make_case("down", skip_channels=(3, 2), dropout=0.5, gains=True)
+
+
+def one_longer(tensor: Tensor) -> Tensor:
+    shape = [extent + (i == tensor.ndim - 1) for i, extent in enumerate(tensor.shape)] or [1]
+    return torch.ones(shape, dtype=tensor.dtype)
+
+
+WRONG: dict[str, tuple[Callable[[Tensor], Any], str]] = {
+    "shape": (one_longer, r"{name} must have shape .*, got \({got}\)|.* must have shape"),
+    "empty": (lambda t: t.new_empty(0), r"{name} must have .*, got \(0,\)"),
+    "dtype": (lambda t: t.to(torch.int32), r".* must be .*, got .*int32|x must be .*int32"),
+    "device": (lambda t: t.to("meta"), r"{name} must be on cpu, got meta|.* on meta, got cpu"),
+    "number": (lambda t: 3.0, r"{name} must be a tensor, got float|'float' object"),
+}
+
+
+@each_impl
+@pytest.mark.parametrize("name", ["x", *TENSORS])
+@pytest.mark.parametrize("fault", list(WRONG))
+def test_every_tensor_is_checked(name: str, fault: str, impl: str) -> None:
+    given = arguments(full_case())
+    change, message = WRONG[fault]
+    given[name] = change(given[name])
+    with pytest.raises((ValueError, TypeError, AttributeError)) as error:
+        call(given, impl)
+    assert name in str(error.value) or name in ("x", "conv_in"), error.value
+    assert error.match(message.format(name=name, got=".*"))
+
+
+@each_impl
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shift": "bogus"}, "shift must be one of down, down_right, none, got 'bogus'"),
+        ({"shift": "none"}, "a kernel of 2x3 has no centre for shift='none'"),
+        ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
+        ({"dropout": math.nan}, r"dropout must lie in \[0, 1\), got nan"),
+        ({"nin_skip": None}, "nin_skip must be given with skip, got None"),
+        ({"skip": None, "skip_2": None}, "nin_skip must be None without skip, got a tensor"),
+        ({"gain_nin": None}, "gains must be none, or 3"),
+    ],
+)
+def test_settings_and_absence_are_checked(changes: dict[str, Any], message: str, impl: str) -> None:
+    given = arguments(full_case()) | changes
+    if given["nin_skip"] is None:
+        given["gain_nin"] = None
+    with pytest.raises(ValueError, match=message):
+        call(given, impl)
+
+
+@each_impl
+def test_a_kernel_without_a_centre_is_refused(impl: str) -> None:
+    given = arguments(make_case())
+    given |= {"conv_in": torch.ones(5, 10, 2, 4), "conv_out": torch.ones(10, 10, 2, 4)}
+    with pytest.raises(ValueError, match="a kernel of 2x4 has no centre for shift='down'"):
+        call(given, impl)
+
+
+@each_impl
+@pytest.mark.parametrize("name", ["bias_in", "bias_out"])
+def test_a_bias_of_one_element_is_refused(name: str, impl: str) -> None:
+    given = arguments(make_case())
+    given[name] = torch.ones(1, requires_grad=True)
+    with pytest.raises(ValueError, match=rf"{name} must have shape \(\d+,\), got \(1,\)"):
+        call(given, impl)
+
+
+@each_impl
+def test_a_network_with_an_empty_bias_says_so(impl: Any) -> None:
+    model = dsmooth.PixelCNNpp(dsmooth.ModelConfig(n_filters=4, n_resnet=1, n_mix=2))
+    block = next(m for m in model.modules() if isinstance(m, dsmooth.nn.layers.GatedResnet))
+    block.conv_in.bias = torch.nn.Parameter(torch.empty(0))
+    with use_impl(impl), pytest.raises(ValueError, match=r"bias_in must have shape \(4,\)"):
+        model(torch.zeros(1, 1, 4, 4))
+
+
+@each_impl
+def test_without_autocast_all_have_one_dtype(impl: str) -> None:
+    given = arguments(full_case())
+    given["bias_out"] = given["bias_out"].double()
+    with pytest.raises(ValueError, match="bias_out must be float32, got float64"):
+        call(given, impl)
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(ValueError, match="bias_out must be float32 or bfloat16 or float16"),
+    ):
+        call(given, impl)
+
+
+# ---- the ops ----------------------------------------------------------------------------------
+
+
+@needs_extension
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("seed", torch.tensor(3, dtype=torch.int32), "seed must be int64, got int32"),
+        ("seed", torch.empty(0, dtype=torch.int64), r"seed must have shape \(\), got \(0,\)"),
+        ("seed", None, "seed must be given with dropout 0.5"),
+        ("bias_in", torch.ones(1), r"bias_in must have shape \(5,\), got \(1,\)"),
+        ("conv_out", torch.ones(10, 10, 2, 3, device="meta"), "conv_out must be on cpu, got meta"),
+        ("skip", torch.ones(2, 0, 5, 7), "skip must have a channel, a row and a column"),
+        ("shift", "bogus", "shift must be one of"),
+        ("dropout", 1.0, "dropout must lie in"),
+    ],
+)
+def test_the_op_checks_as_the_function_does(name: str, value: Any, message: str) -> None:
+    given = arguments(full_case())
+    given[name] = value
+    with pytest.raises(ValueError, match=message):
+        torch.ops.dsmooth.gated_resnet(*given.values(), True, "auto")
+
+
+@needs_extension
+@pytest.mark.parametrize("name", ["grad_y", "h", "gates"])
+@pytest.mark.parametrize("shape", [(0,), (2, 5, 5, 8)])
+def test_the_backward_op_checks_what_was_saved(name: str, shape: tuple[int, ...]) -> None:
+    given = arguments(full_case())
+    _, h, gates = torch.ops.dsmooth.gated_resnet(*given.values(), True, "auto")
+    saved = {"grad_y": h, "x": given.pop("x"), "h": h, "gates": gates, name: torch.ones(shape)}
+    message = rf"{name} must have (4 dimensions|shape \(2, \d+, 5, 7\)), got"
+    with pytest.raises(ValueError, match=message):
+        torch.ops.dsmooth.gated_resnet_backward(*saved.values(), *given.values(), "auto")
+
+
+@needs_extension
+def test_a_forward_that_saved_nothing_has_no_backward() -> None:
+    given = arguments(make_case())
+    given["x"].requires_grad_()
+    y, *_ = torch.ops.dsmooth.gated_resnet(*given.values(), False, "auto")
+    with pytest.raises(ValueError, match="h must have 4 dimensions"):
+        y.sum().backward()
+
+
+# ---- hooks on saved tensors -------------------------------------------------------------------
+
+
+def contiguous_copies() -> AbstractContextManager[object]:
+    return torch.autograd.graph.saved_tensors_hooks(
+        lambda t: t.contiguous(), lambda t: t.contiguous()
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("hooks", [torch.autograd.graph.save_on_cpu, contiguous_copies])
+@pytest.mark.parametrize("impl", ["reference", pytest.param("native", marks=needs_extension)])
+def test_hooks_that_change_the_memory_order_change_no_gradient(
+    impl: str, hooks: Callable[[], AbstractContextManager[object]], dtype: torch.dtype
+) -> None:
+    case = full_case()
+    plain, hooked = (run_with(case, impl, dtype, inside) for inside in (_nothing, hooks))
+    for name, value in plain.items():
+        if impl == "native":
+            assert torch.equal(hooked[name], value), name
+        else:  # torch's own convolutions sum in an order that depends on the memory order
+            band = 32 * EPS[dtype] * value.abs().max().item()
+            assert_close(hooked[name], value, rtol=0, atol=band)
+
+
+def _nothing() -> AbstractContextManager[object]:
+    return contextlib.nullcontext()
+
+
+def run_with(
+    case: Case, impl: str, dtype: torch.dtype, inside: Callable[[], AbstractContextManager[object]]
+) -> dict[str, Tensor]:
+    with inside():
+        return case.run(impl, dtype, lambda t: t.to(memory_format=torch.channels_last))
+
+
+# ---- who computes -----------------------------------------------------------------------------
+
+
+def test_triton_says_why_it_cannot_run() -> None:
+    x, _, w, *_ = make_case().native_args(torch.float32)
+    with pytest.raises(RuntimeError, match=NO_TRITON):
+        gated_resnet(x, (w[0], w[1]), (w[2], w[3]), shift="down", impl="triton")
+
+
+@needs_extension
+def test_native_says_why_it_cannot_run() -> None:
+    x, skips, w, *_ = make_case(skip_channels=(1, 1, 1)).native_args(torch.float32)
+    args = ((w[0], w[1]), (w[2], w[3]))
+    with pytest.raises(RuntimeError, match="at most 2 skips"):
+        gated_resnet(x, *args, tuple(skips), (w[4], w[5]), shift="down", impl="native")
+    auto = gated_resnet(x, *args, tuple(skips), (w[4], w[5]), shift="down")
+    reference = gated_resnet_ref(x, *args, tuple(skips), (w[4], w[5]), shift="down")
+    assert torch.equal(auto, reference)
+    halves = [(weight.half(), bias.half()) for weight, bias in args]
+    with pytest.raises(RuntimeError, match="float16"):
+        gated_resnet(x.half(), *halves, shift="down", impl="native")
+
+
+def test_the_reference_is_the_equation() -> None:
+    case = make_case("none", (2, 4, 4), 3, (3,))
+    x, (skip,), w = case.x, case.skips, case.weights
+    conv = torch.nn.functional.conv2d
+    h = conv(concat_elu(x), w[0], w[1], padding=1) + conv(concat_elu(skip), w[4], w[5])
+    a, g = conv(concat_elu(h), w[2], w[3], padding=1).chunk(2, dim=1)
+    got = gated_resnet(
+        x, (w[0], w[1]), (w[2], w[3]), skip, (w[4], w[5]), shift="none", impl="reference"
+    )
+    torch.testing.assert_close(got, x + a * torch.sigmoid(g))
