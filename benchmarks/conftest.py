@@ -15,6 +15,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="only the cases that take seconds")
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """No workers: what is timed has the machine for itself."""
+    return 0
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "smoke: the smallest case, which --benchmark-disable runs")
     config.addinivalue_line("markers", "quick: a case that --quick keeps")

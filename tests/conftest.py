@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from pathlib import Path
 
+# The tests' tensors are too small to share among threads, and tests run side by side (-n auto): on
+# a busy machine threads only wait for each other. Read when torch is imported, here and in the
+# processes that tests start; tests about thread counts set their own.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
 import torch
+from hypothesis import settings
 
-# The tests' tensors are too small to share among threads; on a busy machine sharing makes them
-# wait for each other. Tests about thread counts set their own.
 torch.set_num_threads(1)
+
+# The same examples in every run and every worker; nothing is remembered from run to run.
+settings.register_profile("fixed", derandomize=True, database=None, deadline=None)
+settings.load_profile("fixed")
 
 # A process in the background may inherit an ignored SIGINT; tests of Ctrl-C need Python's own.
 signal.signal(signal.SIGINT, signal.default_int_handler)

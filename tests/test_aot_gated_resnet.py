@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed: nothing can be compiled")
 
 from dsmooth.kernels.configs import AMPERE, HOPPER
-from tests.aot_launches import (
+from tests.helpers.aot_launches import (
     KERNELS,
     check,
     config_of,
@@ -20,7 +20,7 @@ from tests.aot_launches import (
     is_matmul,
     shifted_launches,
 )
-from tests.triton_tools import Launch, compile_launch
+from tests.helpers.triton_tools import Launch, compile_launch
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 Row = tuple[torch.dtype, int, bool]  # dtype, filters, TF32

@@ -12,8 +12,8 @@ import torch
 pytest.importorskip("triton", reason="Triton is not installed: nothing can be compiled")
 
 from dsmooth.kernels import logistic_mixture as kernels
-from tests.mixture_cases import n_params
-from tests.triton_tools import Compiled, Launch, compile_launch, record_launches
+from tests.helpers.mixture_cases import n_params
+from tests.helpers.triton_tools import Compiled, Launch, compile_launch, record_launches
 
 SHARED_CEILING = 4096  # bytes of a block: what the sums over components pass between warps
 FIVE = (0, 252, 253, 254, 255)

@@ -7,8 +7,8 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed: nothing can be compiled")
 
-from tests.aot_launches import check, distinct, is_matmul, shifted_launches
-from tests.triton_tools import compile_launch
+from tests.helpers.aot_launches import check, distinct, is_matmul, shifted_launches
+from tests.helpers.triton_tools import compile_launch
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 ROWS = [(BF16, 160, False), (FP16, 20, False), (FP32, 160, True), (FP32, 160, False)]

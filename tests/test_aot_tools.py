@@ -10,7 +10,7 @@ import torch
 triton = pytest.importorskip("triton", reason="Triton is not installed: nothing can be compiled")
 import triton.language as tl  # noqa: E402
 
-from tests.triton_tools import compile_ahead, compile_launch, record_launches  # noqa: E402
+from tests.helpers.triton_tools import compile_ahead, compile_launch, record_launches  # noqa: E402
 
 LOAD_128 = "ld.global.v4.b32"
 

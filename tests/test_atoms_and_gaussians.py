@@ -14,7 +14,7 @@ from torch import Tensor
 
 import dsmooth
 from dsmooth.functional import logistic_mixture_log_prob, logistic_mixture_log_prob_ref, use_impl
-from tests.mixture_cases import (
+from tests.helpers.mixture_cases import (
     LEVELS,
     MIXTURES,
     n_atoms,
@@ -23,7 +23,7 @@ from tests.mixture_cases import (
     raw_parts,
     value_and_gradients,
 )
-from tests.native_mixture import (
+from tests.helpers.native_mixture import (
     INSTRUCTION_SETS,
     both_impls,
     each_channels,

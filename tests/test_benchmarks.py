@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import figures, results, scale, write_docs
+from benchmarks import figures, measure, results, scale, write_docs
+from dsmooth.machine import cpu_name
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -90,6 +91,13 @@ def test_figures_are_drawn_from_the_committed_results(tmp_path: Path) -> None:
     everything = [r for path in write_docs.saved_results() for r in results.load(path)]
     drawn = list(figures.draw_all(everything, tmp_path))
     assert {path.name for path in drawn} == {"speedup.png", "roofline.png", "image_size.png"}
+
+
+def test_a_result_says_where_it_was_measured() -> None:
+    machine = measure.machine()
+    assert machine["device"] == cpu_name()
+    assert machine["cores"] >= 1
+    assert {"python", "torch", "dsmooth"} <= machine["versions"].keys()
 
 
 def test_the_command_names_its_suites_and_refuses_others() -> None:

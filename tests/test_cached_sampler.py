@@ -21,7 +21,7 @@ from dsmooth.functional.logistic_mixture import MIN_LOG_SCALE
 from dsmooth.philox import Stage, image_words, to_uniform
 from dsmooth.sampling import CachedSampler, sequential_sample
 from dsmooth.sampling.cached import native_settings
-from tests.sampler_checks import (
+from tests.helpers.sampler_checks import (
     ATOMS,
     FIRST,
     GAUSSIAN,

@@ -21,7 +21,7 @@ from dsmooth._extension import build_info, cuda_obstacle, extension
 from dsmooth.nn import PixelCNNpp
 from dsmooth.sampling import CachedSampler, sample_images
 from dsmooth.sampling.cached import native_settings
-from tests.sampler_checks import (
+from tests.helpers.sampler_checks import (
     ATOMS,
     FIRST,
     GAUSSIAN,

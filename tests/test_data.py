@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import dsmooth
 from dsmooth.data import DATASETS, SPLITS, ImageDataset, load_dataset, to_bytes, to_float
-from tests.data_makers import assert_says, random_bytes, write_mnist
+from tests.helpers.data_makers import assert_says, random_bytes, write_mnist
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])

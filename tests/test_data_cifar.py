@@ -16,7 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsmooth.data import SPLITS, cifar, load_dataset
-from tests.data_makers import assert_says, cifar_binary, cifar_pickle, random_bytes, write_tar_gz
+from tests.helpers.data_makers import (
+    assert_says,
+    cifar_binary,
+    cifar_pickle,
+    random_bytes,
+    write_tar_gz,
+)
 
 _PIXELS = random_bytes((6, 3072))
 _LABELS = np.arange(6, dtype=np.uint8) + 4

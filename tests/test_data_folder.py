@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dsmooth.data import SPLITS, load_dataset
-from tests.data_makers import assert_says, random_bytes, write_images
+from tests.helpers.data_makers import assert_says, random_bytes, write_images
 
 
 def grey_folder(folder: Path, n: int) -> dict[str, np.ndarray]:

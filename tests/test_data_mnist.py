@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from dsmooth.data import SPLITS, load_dataset, mnist
 from dsmooth.data.idx import read_idx
 from dsmooth.data.published import published_md5
-from tests.data_makers import assert_says, idx_bytes, random_bytes, write_mnist
+from tests.helpers.data_makers import assert_says, idx_bytes, random_bytes, write_mnist
 
 _SUBSET_SHA256 = {
     "train": (

@@ -13,7 +13,7 @@ from dsmooth.pair import PairSampler
 from dsmooth.sampling import CachedSampler, jacobi_sample, sequential_sample
 from dsmooth.sampling.auto import NetworkSampler, has_cached_sampler
 from dsmooth.sampling.draw import Draw
-from tests.sampler_checks import network
+from tests.helpers.sampler_checks import network
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"seed": -1}, "seed must lie in"),

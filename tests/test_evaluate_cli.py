@@ -16,8 +16,8 @@ from dsmooth.evaluate.classifier import load_classifier
 from dsmooth.evaluate.likelihood import LEVEL_BITS, conventions, score_pair, score_plain
 from dsmooth.evaluate.sources import array_to_bytes, read_images
 from dsmooth.runs import RunFolder
-from tests.data_makers import random_bytes, write_images, write_mnist
-from tests.test_cli import run, save_run
+from tests.helpers.command_runs import run, save_run
+from tests.helpers.data_makers import random_bytes, write_images, write_mnist
 
 EXTRACTOR = """
 import torch

@@ -22,7 +22,7 @@ from dsmooth.functional.gated_resnet_native import backward_op, forward_op, gate
 from dsmooth.functional.gated_resnet_operands import GRADIENTS
 from dsmooth.functional.taps import padding_of
 from dsmooth.nn.layers import GatedResnet
-from tests.gated_cases import EPS, KERNELS, STRIDES, assert_as_good, make_case, operands
+from tests.helpers.gated_cases import EPS, KERNELS, STRIDES, assert_as_good, make_case, operands
 
 # A machine without a C++ compiler has no extension, and its build record says so; that it is there
 # everywhere else is asserted by test_extension.py.

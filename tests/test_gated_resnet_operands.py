@@ -17,7 +17,7 @@ import dsmooth
 from dsmooth import _extension
 from dsmooth.functional import concat_elu, gated_resnet, gated_resnet_ref, use_impl
 from dsmooth.functional.gated_resnet_operands import FIELDS, GRADIENTS, TENSORS, Operands
-from tests.gated_cases import EPS, Case, make_case, operands
+from tests.helpers.gated_cases import EPS, Case, make_case, operands
 
 needs_extension = pytest.mark.skipif(
     not _extension.is_available(), reason=str(_extension.unavailable_reason())

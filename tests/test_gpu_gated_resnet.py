@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dsmooth.functional import Shift
-from tests.gated_cases import EPS, KERNELS, STRIDES, assert_as_good, make_case
+from tests.helpers.gated_cases import EPS, KERNELS, STRIDES, assert_as_good, make_case
 
 pytestmark = [
     pytest.mark.gpu,

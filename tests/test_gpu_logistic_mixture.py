@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dsmooth.functional import logistic_mixture_log_prob
-from tests.mixture_cases import (
+from tests.helpers.mixture_cases import (
     MIXTURES,
     assert_as_exact_as_eager,
     avoid_kink,

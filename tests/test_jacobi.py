@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dsmooth.sampling import jacobi_sample, sequential_sample
-from tests.sampler_checks import ATOMS, GAUSSIAN, context_for, network
+from tests.helpers.sampler_checks import ATOMS, GAUSSIAN, context_for, network
 
 HEIGHT, WIDTH = 8, 4
 

@@ -22,7 +22,12 @@ from dsmooth.evaluate.likelihood import (
     score_plain,
     summarise,
 )
-from tests.test_pair import log_likelihood_by_quadrature, make_pixelwise, tiny_config, tiny_pair
+from tests.helpers.tiny_pairs import (
+    log_likelihood_by_quadrature,
+    make_pixelwise,
+    tiny_config,
+    tiny_pair,
+)
 
 
 def dataset(n: int, size: int = 8, channels: int = 1) -> ImageDataset:

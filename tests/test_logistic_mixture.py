@@ -26,7 +26,7 @@ from dsmooth.functional import (
 )
 from dsmooth.functional.logistic_mixture import snap_to_levels, split_mixture
 from dsmooth.functional.logistic_mixture_native import native, native_backward
-from tests.mixture_cases import (
+from tests.helpers.mixture_cases import (
     GOLDEN,
     GOLDEN_CASES,
     LEVELS,
@@ -39,7 +39,7 @@ from tests.mixture_cases import (
     raw_parts,
     value_and_gradients,
 )
-from tests.native_mixture import (
+from tests.helpers.native_mixture import (
     INSTRUCTION_SETS,
     both_impls,
     call_native,
@@ -507,7 +507,7 @@ def test_use_impl_decides_and_an_explicit_impl_wins(monkeypatch: pytest.MonkeyPa
 
 
 def test_triton_says_why_it_cannot_run() -> None:
-    """What it computes is judged in interpreted_logistic_mixture.py."""
+    """What it computes is judged in interpreted/logistic_mixture.py."""
     x, params = (t.float() for t in random_case(1, "continuous"))
     reason = "in a process started with TRITON_INTERPRET=1, on cpu tensors, got cpu"
     if importlib.util.find_spec("triton") is None:

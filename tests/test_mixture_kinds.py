@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,9 +24,9 @@ from dsmooth.functional import (
 from dsmooth.pair import score_of
 from dsmooth.presets import PRESETS, preset
 from dsmooth.train.state import TrainState
-from tests.test_convert import GOLDEN
-from tests.test_pair import tiny_config
+from tests.helpers.tiny_pairs import tiny_config
 
+GOLDEN = Path(__file__).parent / "golden" / "network_c1_8x8_f4_r1_k2.safetensors"
 ATOMS = (0, 252, 253, 254, 255)
 LEVELS = (torch.arange(256, dtype=torch.float64) / 127.5 - 1).view(1, 1, 1, 256)
 

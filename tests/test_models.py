@@ -10,7 +10,7 @@ import torch
 
 from dsmooth.models import is_model, load_models, weights_digest
 from dsmooth.runs import RunFolder, first_config
-from tests.test_cli import save_run
+from tests.helpers.command_runs import save_run
 
 
 @pytest.fixture(scope="module")

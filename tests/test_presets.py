@@ -18,7 +18,7 @@ from dsmooth.presets import DESCRIPTIONS, PRESETS, preset
 from dsmooth.sampling import sample_images
 from dsmooth.train.loop import load_data
 from dsmooth.train.state import TrainState, evaluate
-from tests.data_makers import cifar_binary, random_bytes, write_images, write_mnist
+from tests.helpers.data_makers import cifar_binary, random_bytes, write_images, write_mnist
 
 ROLES = ("noisy", "denoiser", "plain")
 CPU = torch.device("cpu")

@@ -22,7 +22,7 @@ from dsmooth.data import ImageDataset
 from dsmooth.evaluate import probe as probe_module
 from dsmooth.evaluate.linear import moments, train_linear
 from dsmooth.evaluate.probe import BLOCKS, PIXELS, Probing, Subject, probe_pair
-from tests.test_cli import save_run
+from tests.helpers.command_runs import save_run
 
 GREY = ModelConfig(n_filters=4, n_resnet=1, n_mix=2, dropout=0.0)
 STACK = replace(GREY, conditioning="stack")

@@ -18,7 +18,7 @@ import dsmooth
 from dsmooth.machine import choose_device
 from dsmooth.sampling.draw import Draw, Progress
 from dsmooth.sampling.ranks import draw_in_chunks, share_of
-from tests.sampler_checks import network
+from tests.helpers.sampler_checks import network
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 8])

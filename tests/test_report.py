@@ -22,7 +22,7 @@ from dsmooth.presets import preset
 from dsmooth.report.page import advice, write_report
 from dsmooth.report.plots import curve_png, probe_png, receptive_png, running_mean
 from dsmooth.report.tables import number
-from tests.report_checks import browse, check_self_contained
+from tests.helpers.report_checks import browse, check_self_contained
 
 ROLES: tuple[Role, ...] = ("noisy", "denoiser", "plain")
 

@@ -37,8 +37,8 @@ from dsmooth.sampling.draw import Draw
 from dsmooth.sampling.shards import write_images
 from dsmooth.train.loop import load_data
 from dsmooth.train.side_by_side import Watched, last_words, train_side_by_side
-from tests.report_checks import check_self_contained
-from tests.test_cli import run, save_run
+from tests.helpers.command_runs import run, save_run
+from tests.helpers.report_checks import check_self_contained
 
 PROBES = ProbeSettings(train_images=40, test_images=20, epochs=1)
 SIZES = Sizes(count=9, scored_images=12, probes=PROBES)

@@ -12,7 +12,7 @@ import dsmooth
 from dsmooth.functional import logistic_mixture_sample
 from dsmooth.philox import Stage, image_words, to_uniform
 from dsmooth.sampling import sequential_sample
-from tests.sampler_checks import ATOMS, GAUSSIAN
+from tests.helpers.sampler_checks import ATOMS, GAUSSIAN
 
 
 def tiny(conditioning: str, channels: int, **mixture: Any) -> dsmooth.PixelCNNpp:

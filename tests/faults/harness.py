@@ -216,7 +216,7 @@ def run_in_child(name: str, folder: Path) -> str:
     Raises AssertionError, with the last call, if that process failed or was ended.
     """
     command = [
-        *(sys.executable, "-X", "faulthandler", "-m", "pytest", "-q", "-s"),
+        *(sys.executable, "-X", "faulthandler", "-m", "pytest", "-q", "-s", "-n0"),
         *("-p", "no:cacheprovider", f"--rootdir={ROOT}", "-c", str(ROOT / "pyproject.toml")),
         str(ROOT / "tests" / "faults" / name),
     ]

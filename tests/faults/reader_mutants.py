@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from dsmooth.data.mnist import SUBSET_PATH
-from tests.data_makers import (
+from tests.helpers.data_makers import (
     cifar_binary,
     cifar_pickle,
     idx_bytes,

@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.data_makers import cifar_binary, idx_bytes, random_bytes, write_images, write_mnist
 from tests.faults.reader_faults import (
     EPS,
     Outcome,
@@ -31,6 +30,13 @@ from tests.faults.reader_faults import (
     webp_bomb,
 )
 from tests.faults.reader_mutants import foreign, subjects
+from tests.helpers.data_makers import (
+    cifar_binary,
+    idx_bytes,
+    random_bytes,
+    write_images,
+    write_mnist,
+)
 
 MEMORY = 640 << 20  # what a hostile file may take here, three times over what the tiny sets take
 

@@ -22,7 +22,7 @@ from dsmooth.functional.gated_resnet_operands import (
 )
 from dsmooth.functional.shifted_conv import concat_elu, padding_of
 from tests.faults.harness import Arguments, Target, guarded, run
-from tests.gated_cases import make_case, operands
+from tests.helpers.gated_cases import make_case, operands
 
 EXTENSION = _extension.extension()
 SETTINGS = ("pad_top", "pad_left", "layer", "keep_from", "scale", "threads", "instruction_set")

@@ -1,9 +1,9 @@
 """Laws of atoms and Gaussian components in the logistic mixture's Triton kernel, under Triton's
 interpreter.
 
-    TRITON_INTERPRET=1 pytest tests/interpreted_mixture_kinds.py
+    TRITON_INTERPRET=1 pytest -n0 tests/interpreted/mixture_kinds.py
 
-Run by test_interpreter.py. What holds for every likelihood is in interpreted_logistic_mixture.py.
+Run by test_interpreter.py. What holds for every likelihood is in interpreted/logistic_mixture.py.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from dsmooth.functional import logistic_mixture_log_prob, logistic_mixture_log_prob_ref
 from dsmooth.kernels import logistic_mixture as kernels
-from tests import interpreter_speed  # noqa: F401
-from tests.mixture_cases import (
+from tests.helpers import interpreter_speed  # noqa: F401
+from tests.helpers.mixture_cases import (
     LEVELS,
     MIXTURES,
     Gradients,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dsmooth.functional import logistic_mixture_log_prob_ref
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "logistic_mixture.json").read_text())
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "logistic_mixture.json").read_text())
 GOLDEN_CASES = ["rgb_base", "rgb_narrow", "grey_base", "grey_narrow"]
 LIKELIHOODS = ["continuous", "discretized"]
 ATOMS = (0, 255, 17)

@@ -3,7 +3,7 @@
 A launcher calls `kernel[grid](*arguments, **options)`. `record_launches` replaces the kernel for a
 while and keeps those calls; `compile_launch` compiles one for an architecture as Triton would on
 that GPU, with the same specialisations, and reads the result. What a kernel computes is judged in
-the files interpreted_*.py, in a process of their own (see test_interpreter.py): Triton reads
+the files of tests/interpreted, in a process of their own (see test_interpreter.py): Triton reads
 TRITON_INTERPRET when a function is decorated.
 
 Triton itself is imported by the functions, so that a test module can skip where there is none.

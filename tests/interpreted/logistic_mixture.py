@@ -1,6 +1,6 @@
 """Laws of the logistic mixture's Triton kernels, under Triton's interpreter.
 
-    TRITON_INTERPRET=1 pytest tests/interpreted_logistic_mixture.py
+    TRITON_INTERPRET=1 pytest -n0 tests/interpreted/logistic_mixture.py
 
 Run by test_interpreter.py. Shapes are small: the interpreter takes some 50 ms for a program.
 """
@@ -17,8 +17,8 @@ from torch import Tensor
 from dsmooth.functional import logistic_mixture_log_prob, use_impl
 from dsmooth.functional.logistic_mixture_triton import triton_backward, triton_log_prob
 from dsmooth.kernels import logistic_mixture as kernels
-from tests import interpreter_speed  # noqa: F401
-from tests.mixture_cases import (
+from tests.helpers import interpreter_speed  # noqa: F401
+from tests.helpers.mixture_cases import (
     GOLDEN,
     GOLDEN_CASES,
     LEVELS,

@@ -16,9 +16,9 @@ from dsmooth.functional.shifted_conv_triton import (
     shifted_conv_triton,
     shifted_conv_triton_backward,
 )
-from tests import interpreter_speed  # noqa: F401
-from tests.gated_cases import EPS, STRIDES, assert_as_good
-from tests.triton_canaries import guarded, guarded_memory
+from tests.helpers import interpreter_speed  # noqa: F401
+from tests.helpers.gated_cases import EPS, STRIDES, assert_as_good
+from tests.helpers.triton_canaries import guarded, guarded_memory
 
 DTYPES = [torch.float64, torch.float32, torch.float16]
 

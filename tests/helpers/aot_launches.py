@@ -13,7 +13,7 @@ from dsmooth.kernels import gated_resnet, shifted_conv, weights
 from dsmooth.kernels import launch as launching
 from dsmooth.kernels.configs import Config
 from dsmooth.kernels.launch import Taps
-from tests.triton_tools import Compiled, Launch, record_launches
+from tests.helpers.triton_tools import Compiled, Launch, record_launches
 
 MATMULS = {
     "hidden_kernel", "gate_kernel", "data_gradient_kernel", "conv_kernel",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import dsmooth
 from dsmooth.functional import logistic_mixture_log_prob, use_impl
-from tests import interpreter_speed  # noqa: F401
+from tests.helpers import interpreter_speed  # noqa: F401
 
 
 def make_model() -> dsmooth.PixelCNNpp:

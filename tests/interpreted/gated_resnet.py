@@ -18,9 +18,9 @@ from dsmooth.functional.gated_resnet_triton import (
 )
 from dsmooth.kernels import gated_resnet as kernels
 from dsmooth.nn.layers import GatedResnet
-from tests import interpreter_speed  # noqa: F401
-from tests.gated_cases import EPS, STRIDES, Case, assert_as_good, make_case, operands
-from tests.triton_canaries import guarded, guarded_memory
+from tests.helpers import interpreter_speed  # noqa: F401
+from tests.helpers.gated_cases import EPS, STRIDES, Case, assert_as_good, make_case, operands
+from tests.helpers.triton_canaries import guarded, guarded_memory
 
 Shapes = tuple[Shift, tuple[int, int, int], int, tuple[int, ...], float]
 CASES: list[Shapes] = [

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dsmooth import _extension
 from dsmooth.functional import logistic_mixture_log_prob
-from tests.mixture_cases import MIXTURES, Gradients
+from tests.helpers.mixture_cases import MIXTURES, Gradients
 
 # A machine without a C++ compiler has no extension, and its build record says so; that it is there
 # everywhere else is asserted by test_extension.py.
