@@ -104,6 +104,7 @@ def test_any_number_of_atoms(n_mix: int, n_atoms: int, last: bool) -> None:
     check(compile_launch(launch, 90), 192)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("arch", [80, 90])
 @pytest.mark.parametrize("last", [False, True])
 def test_scaling(last: bool, arch: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import figures, measure, results, scale, write_docs
+from benchmarks import command, figures, measure, results, scale, write_docs
 from dsmooth.machine import cpu_name
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -100,10 +100,12 @@ def test_a_result_says_where_it_was_measured() -> None:
     assert {"python", "torch", "dsmooth"} <= machine["versions"].keys()
 
 
-def test_the_command_names_its_suites_and_refuses_others() -> None:
-    command = [sys.executable, str(PROJECT / "benchmarks")]
-    names = subprocess.run([*command, "--list"], capture_output=True, text=True, check=True).stdout
+def test_the_command_names_its_suites_and_refuses_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listing = [sys.executable, str(PROJECT / "benchmarks"), "--list"]
+    names = subprocess.run(listing, capture_output=True, text=True, check=True).stdout
     assert {"sampler", "logistic_mixture", "training_step"} <= set(names.split())
-    run = subprocess.run([*command, "nonsense"], capture_output=True, text=True)
-    assert run.returncode == 2
-    assert "unknown suite 'nonsense'" in run.stderr
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "nonsense"])
+    assert command.main() == 2
+    assert "unknown suite 'nonsense'" in capsys.readouterr().err

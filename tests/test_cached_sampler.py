@@ -101,6 +101,7 @@ def test_every_depth_and_width_of_encoder(layers: int, filters: int | None) -> N
     check_teacher_forced(CachedSampler(model), model, (8, 8))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("channels", [1, 3])
 def test_golden_networks(channels: int) -> None:
     model = dsmooth.load_pixelcnnpp(GOLDEN / f"network_c{channels}_8x8_f4_r1_k2.safetensors")
@@ -110,6 +111,7 @@ def test_golden_networks(channels: int) -> None:
     check_teacher_forced(CachedSampler(model), model, (8, 8))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("mixture", [{}, ATOMS, GAUSSIAN], ids=["continuous", "atoms", "gaussian"])
 @pytest.mark.parametrize(("conditioning", "channels"), [("none", 3), ("concat", 1)])
 def test_equals_sequential_sampling(
@@ -222,6 +224,7 @@ def test_same_bits_however_the_work_is_shared(
         ), (first, count, threads, max_slice)
 
 
+@pytest.mark.quick
 def test_seed_and_stage_decide_the_noise() -> None:
     sampler = CachedSampler(network())
     x = sampler.sample(2, 4, 4, seed=0)
@@ -318,6 +321,7 @@ def test_an_error_in_the_callback_ends_the_call(slow_sampler: CachedSampler) -> 
         slow_sampler.sample(8, 512, 512, progress=fail)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -392,6 +396,7 @@ def test_native_code_checks_programs() -> None:
             build(change)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

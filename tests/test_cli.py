@@ -18,6 +18,7 @@ from tests.helpers.command_runs import run, save_run
 TINY = ["--n-filters", "4", "--n-mix", "2", "--images", "16", "--batch-size", "8"]
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "verb", ["", "train", "sample", "evaluate", "probe", "reproduce", "doctor"]
 )
@@ -37,11 +38,13 @@ def test_help_does_not_import_torch(tmp_path: Path, verb: str) -> None:
         assert all(name in done.stdout for name in PRESETS)
 
 
+@pytest.mark.quick
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--version"])
     assert capsys.readouterr().out == f"dsmooth {dsmooth.__version__}\n"
 
 
+@pytest.mark.quick
 def test_print_config_shows_overrides(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("train", "denoiser", "--preset", "mnist-paper", "--print-config", *TINY) == 0
     printed = json.loads(capsys.readouterr().out)
@@ -77,6 +80,7 @@ def test_resume_takes_the_settings_of_the_run(
     assert "another run: its model.n_filters is 4, not 8" in capsys.readouterr().err
 
 
+@pytest.mark.quick
 def test_sample_from_runs_and_from_a_pair(tmp_path: Path) -> None:
     noisy = save_run(tmp_path / "noisy", "noisy")
     denoiser = save_run(tmp_path / "denoiser", "denoiser")
@@ -106,6 +110,7 @@ def test_a_single_chunk_shows_its_progress(
     assert "drawing: 2/4" in lines
 
 
+@pytest.mark.quick
 def test_shards_hold_the_same_images_and_go_on(tmp_path: Path) -> None:
     plain = save_run(tmp_path / "plain", "plain")
     whole, folder = tmp_path / "x.npz", tmp_path / "shards"
@@ -120,6 +125,7 @@ def test_shards_hold_the_same_images_and_go_on(tmp_path: Path) -> None:
     assert run(*arguments, "--seed", "1") == 1
 
 
+@pytest.mark.quick
 def test_sample_from_one_model(tmp_path: Path) -> None:
     plain = save_run(tmp_path / "plain", "plain")
     out = tmp_path / "x.npz"
@@ -168,6 +174,7 @@ def test_mistakes_get_a_line_or_two(
     assert {path.name for path in tmp_path.iterdir()} == {"noisy", "denoiser", "other"}
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("args", "message"),
     [

@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 
 import dsmooth
 
+pytestmark = pytest.mark.quick
+
 GOLDEN = Path(__file__).parent / "golden" / "network_c1_8x8_f4_r1_k2.safetensors"
 
 

@@ -18,6 +18,8 @@ import dsmooth
 from dsmooth.data import DATASETS, SPLITS, ImageDataset, load_dataset, to_bytes, to_float
 from tests.helpers.data_makers import assert_says, random_bytes, write_mnist
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 def test_every_byte_survives_the_way_to_float_and_back(dtype: torch.dtype) -> None:

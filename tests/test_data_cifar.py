@@ -24,6 +24,8 @@ from tests.helpers.data_makers import (
     write_tar_gz,
 )
 
+pytestmark = pytest.mark.quick
+
 _PIXELS = random_bytes((6, 3072))
 _LABELS = np.arange(6, dtype=np.uint8) + 4
 

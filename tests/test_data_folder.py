@@ -12,6 +12,8 @@ import torch
 from dsmooth.data import SPLITS, load_dataset
 from tests.helpers.data_makers import assert_says, random_bytes, write_images
 
+pytestmark = pytest.mark.quick
+
 
 def grey_folder(folder: Path, n: int) -> dict[str, np.ndarray]:
     images = {f"{i // 10}/{i}.png": random_bytes((8, 12), seed=i) for i in range(n)}

@@ -17,6 +17,8 @@ from dsmooth.data.idx import read_idx
 from dsmooth.data.published import published_md5
 from tests.helpers.data_makers import assert_says, idx_bytes, random_bytes, write_mnist
 
+pytestmark = pytest.mark.quick
+
 _SUBSET_SHA256 = {
     "train": (
         "4b81f51b4c1dab2ffda842261a37aaac70a8be1f968dfcdd8bf2826e04112817",

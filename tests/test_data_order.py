@@ -15,6 +15,7 @@ from dsmooth.philox import Stage, image_words
 sizes, seeds = st.integers(1, 300), st.integers(0, 2**64 - 1)
 
 
+@pytest.mark.quick
 @given(n=sizes, epoch=st.integers(0, 2**40), seed=seeds)
 @settings(deadline=None)
 def test_an_epoch_is_the_permutation_that_sorts_its_keys(n: int, epoch: int, seed: int) -> None:

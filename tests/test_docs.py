@@ -84,6 +84,7 @@ def test_documented_commands_and_code_run(tmp_path: Path, monkeypatch: pytest.Mo
     assert (tmp_path / "samples-50k").is_dir()
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_paths_in_a_page_exist(page: Path) -> None:
     top = "dsmooth|csrc|kernels|benchmarks|tests|tools|docs"
@@ -91,6 +92,7 @@ def test_paths_in_a_page_exist(page: Path) -> None:
         assert list(ROOT.glob(path)), f"{page.name} names {path}, which is not there"
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_inline_equations_survive_markdown(page: Path) -> None:
     """Markdown takes a backslash before punctuation for its own, and `|` ends a cell."""
@@ -103,6 +105,7 @@ def test_inline_equations_survive_markdown(page: Path) -> None:
         assert not any("|" in equation for equation in re.findall(r"\$([^$]*)\$", row)), row
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("module", [dsmooth, dsmooth.functional, dsmooth.sampling, dsmooth.data])
 def test_the_reference_has_every_public_name(module: Any) -> None:
     pages = "\n".join(page.read_text() for page in (ROOT / "docs" / "api").glob("*.md"))

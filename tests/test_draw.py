@@ -15,6 +15,8 @@ from dsmooth.sampling.auto import NetworkSampler, has_cached_sampler
 from dsmooth.sampling.draw import Draw
 from tests.helpers.sampler_checks import network
 
+pytestmark = pytest.mark.quick
+
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"seed": -1}, "seed must lie in"),
     ({"seed": 2**64}, "seed must lie in"),

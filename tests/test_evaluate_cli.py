@@ -44,6 +44,7 @@ def result(path: str) -> dict[str, Any]:
     return json.loads(Path(path).read_text())
 
 
+@pytest.mark.quick
 def test_bits_of_runs_and_of_a_saved_pair(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,6 +81,7 @@ def test_bits_of_runs_and_of_a_saved_pair(
     assert "plain" not in again
 
 
+@pytest.mark.quick
 def test_frechet_of_drawn_samples_is_that_of_their_files(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

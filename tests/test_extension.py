@@ -22,6 +22,8 @@ import dsmooth
 from dsmooth import _extension
 from dsmooth.commands import doctor
 
+pytestmark = pytest.mark.quick
+
 # Without a C++ compiler there is no extension, and the build record says so: the first test below
 # fails wherever it is missing for another reason.
 needs_extension = pytest.mark.skipif(

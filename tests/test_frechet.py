@@ -15,6 +15,8 @@ from torch import Tensor
 from dsmooth.evaluate.frechet import FeatureStatistics, frechet_distance
 from dsmooth.evaluate.scores import inception_score, kernel_distance, squared_mmd
 
+pytestmark = pytest.mark.quick
+
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

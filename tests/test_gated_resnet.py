@@ -69,6 +69,7 @@ def _native(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     return gated_resnet_native(x, operands(*rest[:7]), *rest[7:])
 
 
+@pytest.mark.quick
 @needs_extension
 @pytest.mark.parametrize("dtype", NATIVE_DTYPES)
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -88,6 +89,7 @@ def test_native_is_as_good_as_eager(
     assert_as_good(case.run("native", dtype), eager, exact, EPS[dtype])
 
 
+@pytest.mark.quick
 @needs_extension
 @pytest.mark.parametrize("dtype", NATIVE_DTYPES)
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
@@ -107,6 +109,7 @@ def test_every_instruction_set_computes_the_block(
     assert_as_good(got, eager, exact, EPS[dtype])
 
 
+@pytest.mark.quick
 @needs_extension
 @settings(max_examples=30, deadline=None)
 @given(
@@ -179,6 +182,7 @@ def test_the_weights_memory_order_does_not_matter() -> None:
             torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.quick
 @needs_extension
 @pytest.mark.parametrize("dtype", NATIVE_DTYPES)
 @pytest.mark.parametrize("prepare", list(STRIDES.values()), ids=list(STRIDES))
@@ -189,6 +193,7 @@ def test_strides_do_not_matter(prepare: Callable[[Tensor], Tensor], dtype: torch
         assert torch.equal(value, plain[name]), name
 
 
+@pytest.mark.quick
 @needs_extension
 @pytest.mark.parametrize("dtype", NATIVE_DTYPES)
 def test_results_do_not_depend_on_the_thread_count(dtype: torch.dtype) -> None:
@@ -206,6 +211,7 @@ def test_results_do_not_depend_on_the_thread_count(dtype: torch.dtype) -> None:
             assert torch.equal(value, results[0][name]), name
 
 
+@pytest.mark.quick
 @needs_extension
 @pytest.mark.parametrize("dtype", NATIVE_DTYPES)
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
@@ -239,6 +245,7 @@ def test_nothing_is_written_beside_the_outputs(
             assert torch.equal(edge, torch.full_like(edge, 7.0)), name
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("impl", "dtype"),
     [

@@ -19,6 +19,8 @@ from dsmooth.functional import concat_elu, gated_resnet, gated_resnet_ref, use_i
 from dsmooth.functional.gated_resnet_operands import FIELDS, GRADIENTS, TENSORS, Operands
 from tests.helpers.gated_cases import EPS, Case, make_case, operands
 
+pytestmark = pytest.mark.quick
+
 needs_extension = pytest.mark.skipif(
     not _extension.is_available(), reason=str(_extension.unavailable_reason())
 )

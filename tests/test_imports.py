@@ -10,6 +10,8 @@ import pytest
 
 import dsmooth
 
+pytestmark = pytest.mark.quick
+
 PACKAGE = Path(dsmooth.__file__).parent
 
 # From the verbs down to the ground floor: a module imports from its own line, where it is a package

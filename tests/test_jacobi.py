@@ -61,6 +61,7 @@ def test_the_answer_as_a_start_is_confirmed_in_one_iteration() -> None:
     assert (iterations > 2).all()
 
 
+@pytest.mark.quick
 def test_images_settle_one_by_one() -> None:
     model = network(likelihood="discretized").double()
     with torch.no_grad():

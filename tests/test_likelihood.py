@@ -29,6 +29,8 @@ from tests.helpers.tiny_pairs import (
     tiny_pair,
 )
 
+pytestmark = pytest.mark.quick
+
 
 def dataset(n: int, size: int = 8, channels: int = 1) -> ImageDataset:
     generator = torch.Generator().manual_seed(n)

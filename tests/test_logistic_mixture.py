@@ -55,6 +55,7 @@ from tests.helpers.native_mixture import (
 each_likelihood = pytest.mark.parametrize("likelihood", LIKELIHOODS)
 
 
+@pytest.mark.quick
 @both_impls
 @each_likelihood
 @pytest.mark.parametrize("name", GOLDEN_CASES)
@@ -104,6 +105,7 @@ def test_legacy_midpoint_is_off_where_scales_are_narrow() -> None:
     assert (exact - legacy).item() == pytest.approx(2.15, abs=0.01)
 
 
+@pytest.mark.quick
 @both_impls
 @given(
     mean=st.floats(-3, 3),
@@ -186,6 +188,7 @@ def test_density_integrates_to_one(channels: int, impl: Any) -> None:
     torch.testing.assert_close(integral, expected, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.quick
 @both_impls
 @each_mixture
 @each_channels
@@ -205,6 +208,7 @@ def test_reference_is_twice_differentiable(mixture: str) -> None:
     assert torch.autograd.gradgradcheck(log_prob_of(mixture, "reference"), (x, params))
 
 
+@pytest.mark.quick
 @needs_extension
 @each_mixture
 @each_channels
@@ -220,6 +224,7 @@ def test_closed_form_equals_autograd(
         torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-13 * scale)
 
 
+@pytest.mark.quick
 @needs_extension
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -271,6 +276,7 @@ def test_extreme_scales_are_finite(log_scale: float, impl: Any) -> None:
         assert out.isfinite().all()
 
 
+@pytest.mark.quick
 @needs_extension
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
 @each_mixture
@@ -321,6 +327,7 @@ def test_nothing_is_written_outside_the_outputs(
             assert view.isfinite().all()
 
 
+@pytest.mark.quick
 @needs_extension
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @each_mixture
@@ -367,6 +374,7 @@ def value_of_views(
     return (log_prob.detach(), *torch.autograd.grad(log_prob.sum(), (x, params)))
 
 
+@pytest.mark.quick
 @both_impls
 @pytest.mark.parametrize("size", [(0, 4, 4), (2, 0, 4), (1, 1, 1), (1, 3, 1), (2, 1, 29)], ids=str)
 @each_mixture
@@ -614,6 +622,7 @@ def ks_distance(values: Tensor) -> float:
     return float(max((steps[1:] - ordered).max(), (ordered - steps[:-1]).max()))
 
 
+@pytest.mark.quick
 @each_likelihood
 @each_channels
 def test_draws_follow_the_mixture(channels: int, likelihood: Any) -> None:

@@ -36,6 +36,7 @@ def make_params(n: int, *shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape[0], n, *shape[1:], generator=generator, dtype=torch.float64)
 
 
+@pytest.mark.quick
 def test_an_atom_adds_its_weight_at_its_level_alone() -> None:
     params = make_params(3 * 4 + 5, 1, 1, 1).expand(-1, -1, 1, 256)
     weights = torch.softmax(params[0, :9, 0, 0], 0)

@@ -12,6 +12,8 @@ from dsmooth.models import is_model, load_models, weights_digest
 from dsmooth.runs import RunFolder, first_config
 from tests.helpers.command_runs import save_run
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:

@@ -72,6 +72,7 @@ def test_importance_weighting_is_tighter_over_all_subsets() -> None:
     torch.testing.assert_close(iw, bounds[-1])
 
 
+@pytest.mark.quick
 @torch.no_grad()
 def test_bound_does_not_depend_on_the_batch() -> None:
     pair = tiny_pair().double()
@@ -127,6 +128,7 @@ def test_full_score_is_the_gradient_and_conditional_is_not() -> None:
     assert (conditional - full).abs().max() > 1e-3
 
 
+@pytest.mark.quick
 def test_methods_share_the_noisy_image() -> None:
     pair = tiny_pair()
     noisy = pair.sample(2, seed=5, first_index=3, method="noisy")
@@ -138,6 +140,7 @@ def test_methods_share_the_noisy_image() -> None:
     assert not torch.equal(pair.sample(2, seed=6, first_index=3), two_step)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("conditioning", ["stack", "concat"])
 def test_saved_pair_is_the_same_pair(tmp_path: Path, conditioning: str) -> None:
     pair = tiny_pair("continuous", conditioning)

@@ -10,6 +10,8 @@ import torch
 
 from dsmooth.philox import Stage, image_words, philox4x32, split_seed, to_uniform
 
+pytestmark = pytest.mark.quick
+
 KNOWN = json.loads((Path(__file__).parent / "golden" / "logistic_mixture.json").read_text())
 
 

@@ -15,9 +15,10 @@ from dsmooth.philox import philox4x32, to_uniform
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "logistic_mixture.json").read_text())
 # Without a C++ compiler there is no extension; test_extension.py asserts it everywhere else.
-pytestmark = pytest.mark.skipif(
-    not _extension.is_available(), reason=str(_extension.unavailable_reason())
-)
+pytestmark = [
+    pytest.mark.quick,
+    pytest.mark.skipif(not _extension.is_available(), reason=str(_extension.unavailable_reason())),
+]
 word = st.integers(0, 2**32 - 1)
 
 

@@ -44,6 +44,7 @@ def inputs(
     return x, x + 0.5 * torch.randn(x.shape, generator=generator)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("channels", [1, 3])
 def test_golden_network_float64(channels: int) -> None:
     path = GOLDEN / f"network_c{channels}_8x8_f4_r1_k2"
@@ -53,6 +54,7 @@ def test_golden_network_float64(channels: int) -> None:
     assert (y - io["y"]).abs().max() <= 1e-9 * io["y"].abs().max()
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_golden_network_float32(channels: int, prefix: str) -> None:
@@ -72,6 +74,7 @@ def test_parameter_counts() -> None:
     assert sum(p.numel() for p in rgb.parameters()) == 53_659_080
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)
 @torch.no_grad()
@@ -94,6 +97,7 @@ def test_causality_is_exact(conditioning: str, channels: int) -> None:
     assert torch.equal(got, expected)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)
 def test_context_is_seen_where_the_design_says(conditioning: str) -> None:
     """The last pixel of x sees early pixels; a denoiser's first pixel sees its context."""
@@ -115,6 +119,7 @@ def test_context_is_seen_where_the_design_says(conditioning: str) -> None:
         assert seen[6, 6] == (conditioning == "stack")
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)
 @pytest.mark.parametrize(("height", "width", "batch"), [(4, 4, 1), (4, 12, 2), (16, 8, 3)])
 @torch.no_grad()
@@ -135,6 +140,7 @@ def test_shapes_of_output_and_features(
     torch.testing.assert_close(head, model(x, context))
 
 
+@pytest.mark.quick
 @torch.no_grad()
 def test_an_image_does_not_depend_on_its_batch() -> None:
     model = tiny("concat")
@@ -263,6 +269,7 @@ def test_compiles_without_graph_breaks() -> None:
     torch.testing.assert_close(compiled(x, context), expected)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("conditioning", "x", "context", "error", "message"),
     [

@@ -36,6 +36,7 @@ def dataset(channels: int, size: int) -> ImageDataset:
     return ImageDataset(images, None, "made", "train", "made for a test")
 
 
+@pytest.mark.quick
 def test_every_preset_is_described() -> None:
     assert PRESETS.keys() == DESCRIPTIONS.keys()
 
@@ -72,6 +73,7 @@ def test_preset_builds_at_full_size(name: str) -> None:
         assert sum(p.numel() for p in model.parameters()) > 100_000
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("kind", ["embedded", "mnist", "cifar10", "folder"])
 def test_each_kind_of_data_trains_a_step(tmp_path: Path, kind: str) -> None:
     model = ModelConfig(n_filters=4, n_resnet=1, n_mix=2)

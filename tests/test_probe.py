@@ -65,6 +65,7 @@ def labelled(n: int, d: int, classes: int, seed: int) -> tuple[np.ndarray, Tenso
     return ((points * scale + offset).astype(np.float16), torch.from_numpy(labels))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("n", "d", "classes"), [(60, 2, 2), (200, 5, 3), (1000, 40, 10), (300, 3000, 10), (40, 500, 4)]
 )
@@ -215,6 +216,7 @@ def test_an_image_has_the_same_features_whatever_the_others_are(tmp_path: Path) 
         assert all(np.array_equal(rows[block], more[block][:23]) for block in BLOCKS)
 
 
+@pytest.mark.quick
 def test_networks_and_controls_are_there(tmp_path: Path) -> None:
     results = run_probes(tmp_path / "probes.json")
     assert results == json.loads((tmp_path / "probes.json").read_text())

@@ -21,6 +21,7 @@ from dsmooth.sampling.ranks import draw_in_chunks, share_of
 from tests.helpers.sampler_checks import network
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
 @pytest.mark.parametrize("count", [1, 2, 7, 8, 100])
 def test_shares_make_the_whole(count: int, size: int) -> None:

@@ -17,6 +17,8 @@ from dsmooth.evaluate.receptive_field import (
     receptive_fields,
 )
 
+pytestmark = pytest.mark.quick
+
 TINY = ModelConfig(n_filters=4, n_resnet=1, n_mix=1, dropout=0.0)
 
 

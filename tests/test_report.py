@@ -154,6 +154,7 @@ def words(html: str) -> str:
     return re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]*>", " ", body)))
 
 
+@pytest.mark.quick
 def test_page_says_the_numbers_and_their_conventions(page: Path) -> None:
     seen = words(page.read_text(encoding="utf-8"))
     for part in ("1.132", "−1.047", "1.021", "1.106 ± 0.012", "1.357 ± 0.025", "987 held-out"):
@@ -199,6 +200,7 @@ def test_diverged_samples_are_counted_not_hidden(tmp_path: Path) -> None:
     assert shown[rest].equal(pictures["noisy"][rest])
 
 
+@pytest.mark.quick
 def test_advice_fits_the_data() -> None:
     embedded = " ".join(advice(made_up_results()))
     assert "--data-dir mnist --download" in embedded
@@ -208,6 +210,7 @@ def test_advice_fits_the_data() -> None:
     assert "6.4 passes" in embedded
 
 
+@pytest.mark.quick
 def test_running_mean_keeps_lines_and_few_points() -> None:
     line = [(i, 2.0 * i) for i in range(301)]
     smooth = running_mean(line)

@@ -40,6 +40,7 @@ from dsmooth.train.side_by_side import Watched, last_words, train_side_by_side
 from tests.helpers.command_runs import run, save_run
 from tests.helpers.report_checks import check_self_contained
 
+IMAGES = 1600  # enough that a run can be stopped halfway
 PROBES = ProbeSettings(train_images=40, test_images=20, epochs=1)
 SIZES = Sizes(count=9, scored_images=12, probes=PROBES)
 GREY = ModelConfig(n_filters=4, n_resnet=1, n_mix=2, dropout=0.0)
@@ -69,7 +70,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def tiny_plan(data: Path, images: int = 64, seed: int = 0) -> Plan:
+def tiny_plan(data: Path, images: int = IMAGES, seed: int = 0) -> Plan:
     noisy = TrainConfig(
         role="noisy",
         model=GREY,
@@ -118,7 +119,7 @@ def test_results_name_their_numbers_and_no_path(finished: Path, data: Path) -> N
     assert results["bits_per_dim"]["plain"]["n_images"] == min(12, results["data"]["test_images"])
     assert "labels" in results["probes"]["skipped"]
     assert "classifier is for MNIST" in results["frechet"]["skipped"]
-    assert results["runs"]["noisy"]["images"] == 64
+    assert results["runs"]["noisy"]["images"] == IMAGES
 
 
 def test_samples_of_a_diverged_noisy_image_count_as_diverged(
@@ -165,7 +166,7 @@ def test_a_second_call_repeats_nothing(
 
 
 @pytest.mark.parametrize(
-    ("images", "seed", "name"), [(128, 0, "images"), (64, 1, "seed")], ids=["images", "seed"]
+    ("images", "seed", "name"), [(128, 0, "images"), (IMAGES, 1, "seed")], ids=["images", "seed"]
 )
 def test_another_reproduction_is_refused(
     finished: Path, data: Path, images: int, seed: int, name: str
@@ -200,12 +201,14 @@ sys.exit(reproduce(Path(sys.argv[1]), plan, sizes=Sizes(count=9, scored_images=1
 
 
 @pytest.mark.slow
-def test_stopped_and_resumed_is_the_uninterrupted_run(data: Path, tmp_path: Path) -> None:
-    plan = json.dumps(tiny_plan(data, images=1600).description())
-    outs = [tmp_path / "whole", tmp_path / "stopped"]
+def test_stopped_and_resumed_is_the_uninterrupted_run(
+    finished: Path, data: Path, tmp_path: Path
+) -> None:
+    plan = json.dumps(tiny_plan(data).description())
+    out = tmp_path / "stopped"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
 
-    def start(out: Path) -> subprocess.Popen[str]:
+    def start() -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-c", SCRIPT, str(out), plan],
             stdout=subprocess.PIPE,
@@ -215,8 +218,8 @@ def test_stopped_and_resumed_is_the_uninterrupted_run(data: Path, tmp_path: Path
             cwd=tmp_path,
         )
 
-    stopped = start(outs[1])
-    log = outs[1] / "denoiser" / "log.jsonl"
+    stopped = start()
+    log = out / "denoiser" / "log.jsonl"
     deadline = time.monotonic() + 120
     while not (log.exists() and '"step"' in log.read_text()):
         assert time.monotonic() < deadline
@@ -226,17 +229,16 @@ def test_stopped_and_resumed_is_the_uninterrupted_run(data: Path, tmp_path: Path
     output = stopped.communicate(timeout=120)[0]
     assert stopped.returncode == 128 + signal.SIGINT, output
     assert "repeat the same command to go on" in output
-    assert not RunFolder(outs[1] / "denoiser").is_finished()
-    assert (outs[1] / "denoiser" / "checkpoint.safetensors").exists()
+    assert not RunFolder(out / "denoiser").is_finished()
+    assert (out / "denoiser" / "checkpoint.safetensors").exists()
 
-    for out in outs:
-        process = start(out)
-        output = process.communicate(timeout=300)[0]
-        assert process.returncode == 0, output
+    resumed = start()
+    output = resumed.communicate(timeout=300)[0]
+    assert resumed.returncode == 0, output
     for role in ("noisy", "denoiser", "plain"):
-        one, two = (out / role / "model.safetensors" for out in outs)
+        one, two = (folder / role / "model.safetensors" for folder in (finished, out))
         assert one.read_bytes() == two.read_bytes()
-    one, two = (json.loads((out / "results.json").read_text()) for out in outs)
+    one, two = (json.loads((folder / "results.json").read_text()) for folder in (finished, out))
     assert one["bits_per_dim"] == two["bits_per_dim"]
 
 
@@ -268,6 +270,7 @@ def test_a_stop_during_measurement_leaves_nothing_behind(data: Path, tmp_path: P
     assert not run.config.exists()
 
 
+@pytest.mark.quick
 def test_plan_shares_the_budget_between_groups() -> None:
     plan = plan_from_preset("mnist-quick", budget=10, seed=3)
     assert [[c.role for c in group] for group in plan.groups] == [["noisy", "denoiser"], ["plain"]]
@@ -291,6 +294,7 @@ def test_a_budget_must_be_positive(budget: float) -> None:
         plan_from_preset("mnist-quick", budget=budget)
 
 
+@pytest.mark.quick
 def test_history_forgets_steps_that_a_later_start_took_back(tmp_path: Path) -> None:
     entries = [
         {"event": "start", "images": 0, "seconds": 0.0},
@@ -367,6 +371,7 @@ def stamps(out: Path) -> dict[str, int]:
     return {stage: (out / name).stat().st_mtime_ns for stage, name in RESULTS.items()}
 
 
+@pytest.mark.quick
 def test_given_models_are_measured_and_reported(reported: Path) -> None:
     results = json.loads((reported / "results.json").read_text())
     assert set(RESULTS) == set(STAGES)
@@ -385,6 +390,7 @@ def test_given_models_are_measured_and_reported(reported: Path) -> None:
     assert str(reported) not in (reported / "results.json").read_text()
 
 
+@pytest.mark.quick
 def test_finished_stages_are_not_repeated(given: tuple[Path, ...], reported: Path) -> None:
     before, results = stamps(reported), (reported / "results.json").read_bytes()
     assert reproduce(reported, Given(given), sizes=SIZES) == 0

@@ -13,6 +13,8 @@ from torch import Tensor
 from dsmooth.sampling.draw import Draw
 from dsmooth.sampling.shards import Shards
 
+pytestmark = pytest.mark.quick
+
 SHAPE = (1, 2, 3)
 
 

@@ -19,6 +19,8 @@ from dsmooth.functional import (
     use_impl,
 )
 
+pytestmark = pytest.mark.quick
+
 KERNELS: list[tuple[Shift, int, int]] = [
     ("down", 2, 3),
     ("down", 1, 3),

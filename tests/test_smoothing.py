@@ -10,6 +10,8 @@ import torch
 import dsmooth
 from dsmooth.smoothing import SMOOTHINGS, Smoothing, make_smoothing
 
+pytestmark = pytest.mark.quick
+
 KINDS = sorted(SMOOTHINGS)
 
 

@@ -51,6 +51,7 @@ def no_grids(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "sample_grid", lambda state, data: torch.zeros(1, 1, 4, 4))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("role", ROLES)
 def test_run_folder_is_complete(tmp_path: Path, role: str) -> None:
     config = tiny(role)
@@ -96,6 +97,7 @@ def train_until_24(config: TrainConfig, run: Path, monkeypatch: pytest.MonkeyPat
     assert stopped.interrupted == signal.SIGTERM
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("role", ROLES)
 def test_resumed_run_is_the_uninterrupted_run(
     tmp_path: Path, role: str, monkeypatch: pytest.MonkeyPatch
@@ -166,6 +168,7 @@ def test_a_step_is_a_function_of_images_seen() -> None:
             assert torch.equal(context, torch.cat([c for _, c in halves if c is not None]))
 
 
+@pytest.mark.quick
 def test_what_each_role_is_trained_on() -> None:
     x = torch.zeros(2, 1, 8, 8)
     target, context = make_inputs(x, tiny("plain"), first_index=0)
@@ -334,6 +337,7 @@ def test_paper_presets_are_the_papers() -> None:
     assert preset("cifar10-paper", "noisy").scale == 0.3
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
