@@ -6,7 +6,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
-#include <vector>
 
 namespace dsmooth {
 
@@ -84,11 +83,8 @@ struct GatedKernelSet {
   GatedKernels float32, float64, bfloat16;
 };
 
-// Names of the instruction sets compiled that this CPU has, the best last.
-std::vector<std::string> gated_resnet_instruction_sets();
-
 // Results do not depend on `threads`: sums over images are taken in groups that are a function of
-// the shape alone. Throw std::invalid_argument for an unknown instruction set; "auto" is the best.
+// the shape alone. instruction_set: as for find_instruction_set.
 void gated_resnet_forward(const GatedCall& call, int threads, const std::string& instruction_set);
 void gated_resnet_backward(const GatedCall& call, int threads, const std::string& instruction_set);
 

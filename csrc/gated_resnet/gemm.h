@@ -6,7 +6,7 @@
 // vectors of columns stays in registers; a row's cell is broadcast against the columns' vectors.
 #pragma once
 
-#include "../vector_math.h"
+#include "../common/vector_math.h"
 
 #if defined(__AVX512F__)
 #include <immintrin.h>

@@ -4,7 +4,7 @@
 // D is the arithmetic of the convolutions (gemm.h), T the activations in memory.
 #pragma once
 
-#include "../philox.h"
+#include "../common/philox.h"
 #include "gated_resnet.h"
 #include "gemm.h"
 

@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <cstring>
 
-#include "../host_device.h"
-#include "../philox.h"
+#include "../common/host_device.h"
+#include "../common/philox.h"
 #include "elementary.h"
 #include "network.h"
 

@@ -51,10 +51,10 @@ template <int U>
 struct Row {
   Vec v[U];
   void load(const float* p) {
-    for (int i = 0; i < U; ++i) v[i] = ISA::load(p + 8 * i);
+    for (int i = 0; i < U; ++i) v[i] = DSMOOTH_ISA::load(p + 8 * i);
   }
   void store(float* p) const {
-    for (int i = 0; i < U; ++i) ISA::store(p + 8 * i, v[i]);
+    for (int i = 0; i < U; ++i) DSMOOTH_ISA::store(p + 8 * i, v[i]);
   }
 };
 struct F32 {
