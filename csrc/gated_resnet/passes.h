@@ -71,7 +71,8 @@ struct Memory {
     const auto half =
         __builtin_bit_cast(__m256i, _mm512_cvtneps_pbh(__builtin_bit_cast(__m512, v)));
 #else
-    const auto half = _mm512_cvtepi32_epi16(__builtin_bit_cast(__m512i, nearest_bfloat16(v)));
+    const auto half =
+        _mm512_cvtepi32_epi16(__builtin_bit_cast(__m512i, nearest_bfloat16<typename M::Bits>(v)));
 #endif
     if (count == kLanes) {
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), half);
@@ -79,16 +80,9 @@ struct Memory {
       _mm256_mask_storeu_epi16(p, mask(count), half);
     }
 #else
-    const typename M::Bits bits = nearest_bfloat16(v);
+    const auto bits = nearest_bfloat16<typename M::Bits>(v);
     for (int i = 0; i < count; ++i) p[i] = static_cast<bfloat16>(bits[i]);
 #endif
-  }
-
-  // The nearest bfloat16, ties to even, in the low half of a lane; a NaN stays a (quiet) NaN.
-  DSMOOTH_INLINE static typename M::Bits nearest_bfloat16(V v) {
-    const typename M::Bits bits = M::bits(v);
-    const typename M::Bits nearest = (bits + (0x7fffu + (bits >> 16 & 1u))) >> 16;
-    return v == v ? nearest : (bits >> 16 | 0x40u);
   }
 };
 

@@ -6,9 +6,9 @@
 #include <new>
 #include <utility>
 
-namespace dsmooth::sampler {
+#include "../common/bfloat16.h"
 
-#include "simd_common.h"
+namespace dsmooth::sampler {
 
 Words::Words(size_t count) : count_(count) {
   if (count == 0) return;
@@ -53,7 +53,7 @@ void pack_column(const Term& term, int output, bool bf16, int width, float* to) 
     if (!bf16) {
       to[k * static_cast<size_t>(width)] = w[k];
     } else {
-      const uint16_t value = round_bf16(w[k]);
+      const bfloat16 value = to_bfloat16(w[k]);
       char* word = reinterpret_cast<char*>(to + k / 2 * static_cast<size_t>(width));
       std::memcpy(word + k % 2 * sizeof value, &value, sizeof value);
     }

@@ -38,7 +38,7 @@ inline Vec power_of_two(Vec whole) {
 inline void store_bf16(uint16_t* p, Vec v, int n) {
   float values[kLanes];
   _mm256_storeu_ps(values, v);
-  for (int i = 0; i < n; ++i) p[i] = round_bf16(values[i]);
+  for (int i = 0; i < n; ++i) p[i] = to_bfloat16(values[i]);
 }
 
 // A tile's row of U units in registers.

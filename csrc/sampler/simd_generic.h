@@ -43,7 +43,7 @@ inline Vec power_of_two(Vec whole) {
   return reinterpret_cast<Vec>((__builtin_convertvector(whole, IntVec) + 127) << 23);
 }
 inline void store_bf16(uint16_t* p, Vec v, int n) {
-  for (int i = 0; i < n; ++i) p[i] = round_bf16(v[i]);
+  for (int i = 0; i < n; ++i) p[i] = to_bfloat16(v[i]);
 }
 
 // A tile's row of U units in registers.

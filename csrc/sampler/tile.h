@@ -78,10 +78,7 @@ inline void put(T* p, Vec v, int n) {
 inline Vec get(const float* p, int n) { return load(p, n); }
 inline Vec get(const uint16_t* p, int n) {
   float values[kLanes] = {};
-  for (int i = 0; i < n; ++i) {
-    const uint32_t bits = static_cast<uint32_t>(p[i]) << 16;
-    __builtin_memcpy(&values[i], &bits, sizeof bits);
-  }
+  for (int i = 0; i < n; ++i) values[i] = from_bfloat16(p[i]);
   return load(values, kLanes);
 }
 

@@ -1,5 +1,6 @@
 // The sampler's tiles of bfloat16 operands, compiled once per instruction set: nothing here may run
 // before the CPU has been asked.
+#include "../common/bfloat16.h"
 #include "tile_kernels.h"
 
 #if defined(__AVX2__)
