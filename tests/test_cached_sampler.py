@@ -18,7 +18,7 @@ from torch import Tensor
 import dsmooth
 from dsmooth._extension import extension, instruction_sets
 from dsmooth.functional.logistic_mixture import MIN_LOG_SCALE
-from dsmooth.philox import Stage, image_words, to_uniform
+from dsmooth.philox import Stream, image_words, to_uniform
 from dsmooth.sampling import CachedSampler, sequential_sample
 from dsmooth.sampling.cached import native_settings
 from tests.sampler_checks import (
@@ -144,7 +144,7 @@ def test_gaussian_noise_is_the_quantile_of_its_uniform(temperature: float) -> No
     model = constant_network([0.0], means=[0.0], **GAUSSIAN)
     n, size = 64, 64
     x = CachedSampler(model).sample(n, size, size, seed=SEED, temperature=temperature)
-    words = image_words(n, size * size, seed=SEED, stage=Stage.SAMPLE)
+    words = image_words(n, size * size, seed=SEED, stream=Stream.SAMPLE)
     u = to_uniform(words)[..., 1].view(n, 1, size, size)
     spread = np.hypot(model.config.smoothing_scale, np.exp(MIN_LOG_SCALE)) * temperature
     exact = spread * torch.special.ndtri(u)

@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstdint>
+#include <map>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -26,6 +27,17 @@ std::array<uint32_t, 4> philox(const std::array<uint32_t, 4>& counter,
   const PhiloxBlock block =
       philox4x32_10({{counter[0], counter[1], counter[2], counter[3]}}, key[0], key[1]);
   return {block.word[0], block.word[1], block.word[2], block.word[3]};
+}
+
+std::map<std::string, uint32_t> streams() {
+  const auto number = [](Stream stream) { return static_cast<uint32_t>(stream); };
+  return {{"SAMPLE", number(Stream::kSample)},
+          {"SAMPLE_CONDITIONED", number(Stream::kSampleConditioned)},
+          {"SMOOTHING", number(Stream::kSmoothing)},
+          {"ORDER", number(Stream::kOrder)},
+          {"CLEAN_NOISE", number(Stream::kCleanNoise)},
+          {"DROPOUT", number(Stream::kDropout)},
+          {"SHIFT", number(Stream::kShift)}};
 }
 
 Tensor make_tensor(std::string name, uintptr_t data, const std::string& dtype,
@@ -72,6 +84,7 @@ PYBIND11_MODULE(_C, module) {
   register_sampler(module);
   module.def("philox4x32_10", &philox, py::arg("counter"), py::arg("key"),
              "The 4 words of a Philox4x32-10 block.");
+  module.def("streams", &streams, "The numbers of the streams of random words, by their names.");
   module.def("philox_uniform", &philox_uniform, py::arg("word"),
              "Uniform in (0, 1) of one word, exact in float32.");
 }

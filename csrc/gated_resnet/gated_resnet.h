@@ -33,7 +33,7 @@ struct GatedShape {
 
 // An element of concat_elu(h), counted in (B, H, W, 2F) order, is kept if word >> 9 >= keep_from,
 // where word is number (element % 4) of the Philox block at counter (element / 4 low, high, layer,
-// kDropoutStage).
+// Stream::kDropout).
 struct GatedDropout {
   bool active = false;
   uint64_t seed = 0;
@@ -41,8 +41,6 @@ struct GatedDropout {
   uint32_t keep_from = 0;
   double scale = 1.0;  // of what is kept
 };
-
-inline constexpr uint32_t kDropoutStage = 5;  // Stage.DROPOUT in dsmooth/sampling/philox.py
 
 // The memory of every tensor of the field table, null for one that is absent. With gains g, of each
 // output channel, a convolution's weight is w = g v / |v| (weight norm), and the tensors hold v.

@@ -249,7 +249,7 @@ struct Passes {
         const auto number = static_cast<uint64_t>(counter + i);
         const PhiloxBlock drawn =
             philox4x32_10({{static_cast<uint32_t>(number), static_cast<uint32_t>(number >> 32),
-                            dropout.layer, kDropoutStage}},
+                            dropout.layer, static_cast<uint32_t>(Stream::kDropout)}},
                           key0, key1);
         for (int j = 0; j < 4; ++j) {
           factor[i][j] = (drawn.word[j] >> 9) >= dropout.keep_from ? scale : Scalar{0};

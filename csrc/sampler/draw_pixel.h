@@ -55,9 +55,10 @@ DSMOOTH_HOST_DEVICE inline Pixel draw_pixel(const NetworkView& p, const float* p
                                             uint64_t seed, uint64_t index, uint32_t position,
                                             float temperature) {
   const int k = p.n_mix, colours = p.image_channels;
+  const Stream stream = p.conditioned ? Stream::kSampleConditioned : Stream::kSample;
   const PhiloxBlock words =
       philox4x32_10({{position, static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32),
-                      p.conditioned ? 1u : 0u}},
+                      static_cast<uint32_t>(stream)}},
                     static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
   const int component = draw_component(p, params, philox_uniform(words.word[0]), temperature);
   Pixel pixel{};
