@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from dsmooth import ModelConfig, PixelCNNpp
 from dsmooth.functional import logistic_mixture_sample, use_impl
 from dsmooth.philox import Stream, image_words, to_uniform
-from dsmooth.sampling.program import NONE, Op, Pass, build_program
+from dsmooth.sampling.builder import build_program
+from dsmooth.sampling.program import NONE, Op, Pass
 
 
 @dataclass(frozen=True)

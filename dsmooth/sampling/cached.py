@@ -10,10 +10,10 @@ from torch import Tensor
 
 from .._extension import extension
 from ..nn import PixelCNNpp
+from .builder import build_program
 from .cuda import CudaDrawer
 from .draw import Draw, Progress, check_size
 from .folding import as_float64
-from .program import build_program
 
 InstructionSet = Literal["auto", "generic", "avx2", "avx512", "avx512bf16"]
 
