@@ -5,7 +5,8 @@ A program owns BLOCK_P neighbouring pixels of an image and all K components of e
 once and every derivative written once; between lie registers only. The logits of atoms come in
 tiles of the same shape, which join those of the components before each sum over a pixel; they are
 read again for each use, so that registers suffice for any number of atoms. The equations are
-those of csrc/logistic_mixture.h and docs, math.md section 2; arithmetic is float32 for every dtype.
+those of csrc/logistic_mixture/logistic_mixture.h and docs, math.md section 2; arithmetic is float32
+for every dtype.
 """
 
 from __future__ import annotations
