@@ -6,7 +6,6 @@ layers of a small model are too short to share.
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from typing import Any
 
 from ..config import Role
 from ..progress import LINE_SECONDS, clock
-from ..runs import RunFolder
+from ..runs import RunFolder, read_entry
 
 POLL_SECONDS = 0.2
 
@@ -135,10 +134,9 @@ class Watched:
         complete = new[: new.rfind(b"\n") + 1]
         self.offset += len(complete)
         for line in complete.splitlines():
-            try:
-                self._note(json.loads(line))
-            except json.JSONDecodeError:  # cut by a crash of an earlier call
-                continue
+            entry = read_entry(line)
+            if entry is not None:
+                self._note(entry)
 
     def _note(self, entry: dict[str, Any]) -> None:
         self.images = entry["images"]
