@@ -37,6 +37,7 @@ from .taps import (
     interleave,
     pixel_block,
     pixel_pointers,
+    program_blocks,
     widen,
 )
 from .weights import pack, unpack
@@ -110,12 +111,11 @@ def kept_kernel(
     F: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
     """kept (P, F) alone, for the backward."""
-    pid = tl.program_id(0).to(tl.int64)
-    blocks_f: tl.constexpr = (F + BLOCK_F - 1) // BLOCK_F
-    offs_p = pid // blocks_f * BLOCK_P + tl.arange(0, BLOCK_P)
+    block_p, block_f = program_blocks(F, BLOCK_F)
+    offs_p = block_p * BLOCK_P + tl.arange(0, BLOCK_P)
     draw_kept(
-        kept_ptr, seed_ptr, layer, keep_from, offs_p, offs_p < n_pixels,
-        pid % blocks_f * BLOCK_F, F, BLOCK_F,
+        kept_ptr, seed_ptr, layer, keep_from,
+        offs_p=offs_p, mask_p=offs_p < n_pixels, first_f=block_f * BLOCK_F, F=F, BLOCK_F=BLOCK_F,
     )  # fmt: skip
 
 
@@ -133,32 +133,33 @@ def hidden_kernel(
 
     w: (T, 2F, F); nin: (2 S0 + 2 S1, F); S0 and S1 are channels of the skips, 0 for none.
     """
-    pid = tl.program_id(0).to(tl.int64)
-    blocks_n: tl.constexpr = (F + BLOCK_N - 1) // BLOCK_N
+    block_p, block_n = program_blocks(F, BLOCK_N)
     offs_p, image, row, col, mask_p = pixel_block(
-        pid // blocks_n * BLOCK_P, n_pixels, height, width, BLOCK_P
+        block_p * BLOCK_P, n_pixels, height, width, BLOCK_P
     )
-    first_n = pid % blocks_n * BLOCK_N
+    first_n = block_n * BLOCK_N
     offs_n = first_n + tl.arange(0, BLOCK_N)
     mask_n = offs_n < F
     acc = tl.zeros((BLOCK_P, BLOCK_N), dtype=ACC)
     acc = convolve(
-        acc, x_ptr, x_strides, x_ptr, image, row, col, mask_p, height, width,
-        w_ptr, offs_n, mask_n, steps, F, F, KH, KW, TOP, LEFT, 1,
-        True, False, 1.0, PRECISION, BLOCK_K,
+        acc, x_ptr, x_strides, w_ptr, image=image, row=row, col=col, mask_p=mask_p,
+        height=height, width=width, offs_n=offs_n, mask_n=mask_n, steps=steps,
+        CHANNELS=F, N=F, PRECISION=PRECISION, BLOCK_K=BLOCK_K,
+        KH=KH, KW=KW, TOP=TOP, LEFT=LEFT, ELU=True,
     )  # fmt: skip
     if S0 > 0:
         acc = convolve(
-            acc, a0_ptr, a0_strides, a0_ptr, image, row, col, mask_p, height, width,
-            nin_ptr, offs_n, mask_n, steps0, S0, F, 1, 1, 0, 0, 1,
-            True, False, 1.0, PRECISION, BLOCK_K,
+            acc, a0_ptr, a0_strides, nin_ptr, image=image, row=row, col=col, mask_p=mask_p,
+            height=height, width=width, offs_n=offs_n, mask_n=mask_n, steps=steps0,
+            CHANNELS=S0, N=F, PRECISION=PRECISION, BLOCK_K=BLOCK_K, ELU=True,
         )  # fmt: skip
         acc += widen(tl.load(nin_bias_ptr + offs_n, mask=mask_n, other=0.0))[None, :]
     if S1 > 0:
         acc = convolve(
-            acc, a1_ptr, a1_strides, a1_ptr, image, row, col, mask_p, height, width,
-            nin_ptr + 2 * S0 * F, offs_n, mask_n, steps1,
-            S1, F, 1, 1, 0, 0, 1, True, False, 1.0, PRECISION, BLOCK_K,
+            acc, a1_ptr, a1_strides, nin_ptr + 2 * S0 * F,
+            image=image, row=row, col=col, mask_p=mask_p,
+            height=height, width=width, offs_n=offs_n, mask_n=mask_n, steps=steps1,
+            CHANNELS=S1, N=F, PRECISION=PRECISION, BLOCK_K=BLOCK_K, ELU=True,
         )  # fmt: skip
     acc += widen(tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0))[None, :]
     tl.store(
@@ -167,7 +168,10 @@ def hidden_kernel(
         mask=mask_p[:, None] & mask_n[None, :],
     )
     if DROPOUT:
-        draw_kept(kept_ptr, seed_ptr, layer, keep_from, offs_p, mask_p, first_n, F, BLOCK_N)
+        draw_kept(
+            kept_ptr, seed_ptr, layer, keep_from,
+            offs_p=offs_p, mask_p=mask_p, first_f=first_n, F=F, BLOCK_F=BLOCK_N,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -186,20 +190,21 @@ def gate_kernel(
     theirs over each block of pixels, A first. w: (T, 2F, 2F), filters A_0, G_0, A_1, ...
     """
     BLOCK_F: tl.constexpr = BLOCK_N // 2
-    pid = tl.program_id(0).to(tl.int64)
-    blocks_n: tl.constexpr = (F + BLOCK_F - 1) // BLOCK_F
+    block_p, block_n = program_blocks(2 * F, BLOCK_N)
     offs_p, image, row, col, mask_p = pixel_block(
-        pid // blocks_n * BLOCK_P, n_pixels, height, width, BLOCK_P
+        block_p * BLOCK_P, n_pixels, height, width, BLOCK_P
     )
-    offs_n = pid % blocks_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    offs_f = pid % blocks_n * BLOCK_F + tl.arange(0, BLOCK_F)
+    offs_n = block_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    offs_f = block_n * BLOCK_F + tl.arange(0, BLOCK_F)
     mask_n = offs_n < 2 * F
     mask_f = offs_f < F
     acc = tl.zeros((BLOCK_P, BLOCK_N), dtype=ACC)
     acc = convolve(
-        acc, h_ptr, h_strides, kept_ptr,
-        image, row, col, mask_p, height, width, w_ptr, offs_n, mask_n, steps,
-        F, 2 * F, KH, KW, TOP, LEFT, 1, True, DROPOUT, SCALE, PRECISION, BLOCK_K,
+        acc, h_ptr, h_strides, w_ptr, image=image, row=row, col=col, mask_p=mask_p,
+        height=height, width=width, offs_n=offs_n, mask_n=mask_n, steps=steps,
+        CHANNELS=F, N=2 * F, PRECISION=PRECISION, BLOCK_K=BLOCK_K,
+        KH=KH, KW=KW, TOP=TOP, LEFT=LEFT,
+        ELU=True, kept_ptr=kept_ptr if DROPOUT else None, SCALE=SCALE,
     )  # fmt: skip
     a, g = deinterleave(acc)  # (BLOCK_P, BLOCK_F)
     a += widen(tl.load(bias_ptr + offs_f, mask=mask_f, other=0.0))[None, :]
@@ -216,7 +221,7 @@ def gate_kernel(
             interleave(da, dg).to(out_ptr.dtype.element_ty),
             mask=mask_p[:, None] & mask_n[None, :],
         )
-        sums = sums_ptr + pid // blocks_n * (2 * F) + offs_f
+        sums = sums_ptr + block_p * (2 * F) + offs_f
         tl.store(sums, tl.sum(da, axis=0), mask=mask_f)
         tl.store(sums + F, tl.sum(dg, axis=0), mask=mask_f)
     else:
@@ -244,19 +249,19 @@ def data_gradient_kernel(
     pixels (blocks, C) too. w: (T, 2C, D), packed as for the convolution.
     """
     BLOCK_C: tl.constexpr = BLOCK_N // 2
-    pid = tl.program_id(0).to(tl.int64)
-    blocks_n: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
+    block_p, block_n = program_blocks(2 * C, BLOCK_N)
     offs_p, image, row, col, mask_p = pixel_block(
-        pid // blocks_n * BLOCK_P, n_pixels, height, width, BLOCK_P
+        block_p * BLOCK_P, n_pixels, height, width, BLOCK_P
     )
-    offs_n = pid % blocks_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    offs_c = pid % blocks_n * BLOCK_C + tl.arange(0, BLOCK_C)
+    offs_n = block_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    offs_c = block_n * BLOCK_C + tl.arange(0, BLOCK_C)
     mask_c = offs_c < C
     acc = tl.zeros((BLOCK_P, BLOCK_N), dtype=ACC)
     acc = convolve_transposed(
-        acc, g_ptr, g_strides, image, row, col, 0, 0, mask_p,
-        height, width, w_ptr, offs_n, offs_n < 2 * C, steps,
-        D, 2 * C, KH, KW, TOP, LEFT, 1, PRECISION, BLOCK_K,
+        acc, g_ptr, g_strides, w_ptr, image=image, row=row, col=col, mask_p=mask_p,
+        height=height, width=width, offs_n=offs_n, mask_n=offs_n < 2 * C, steps=steps,
+        CHANNELS=D, N=2 * C, PRECISION=PRECISION, BLOCK_K=BLOCK_K,
+        KH=KH, KW=KW, TOP=TOP, LEFT=LEFT,
     )  # fmt: skip
     positive, negative = deinterleave(acc)  # (BLOCK_P, BLOCK_C)
     mask = mask_p[:, None] & mask_c[None, :]
@@ -275,7 +280,7 @@ def data_gradient_kernel(
         )
     tl.store(dx_ptr + offs_x, dx.to(dx_ptr.dtype.element_ty), mask=mask)
     if SUMS:
-        sums = sums_ptr + pid // blocks_n * C + offs_c
+        sums = sums_ptr + block_p * C + offs_c
         tl.store(sums, tl.sum(tl.where(mask, dx, 0.0), axis=0), mask=mask_c)
 
 
@@ -286,7 +291,8 @@ def draw(like: Tensor, seed: Tensor, layer: int, keep_from: int) -> Tensor:
     block_p, block_f = 32, 32
     launch(
         kept_kernel, (triton.cdiv(n_pixels(like), block_p) * triton.cdiv(f, block_f),),
-        like.device, kept, seed, layer, keep_from, n_pixels(like),
+        like.device,
+        kept_ptr=kept, seed_ptr=seed, layer=layer, keep_from=keep_from, n_pixels=n_pixels(like),
         F=f, BLOCK_P=block_p, BLOCK_F=block_f, num_warps=4,
     )  # fmt: skip
     return kept
@@ -325,17 +331,19 @@ def forward(
     first, second = (*skips, x, x)[:2]
     s0, s1 = (*(skip.shape[1] for skip in skips), 0, 0)[:2]
     config = choose("single", f, x)
+    steps, steps0, steps1 = (triton.cdiv(2 * c, config.block_k) for c in (f, s0, s1))
     launch(
         hidden_kernel, (triton.cdiv(count, config.block_p) * triton.cdiv(f, config.block_n),),
         x.device,
-        x, strides_of(x), first, strides_of(first), second, strides_of(second),
-        w_in, weights[1], nin[0] if nin else w_in, weights[5] if nin else weights[1],
-        x if seed is None else seed, h, x if kept is None else kept,
-        count, rows, cols, *(triton.cdiv(2 * c, config.block_k) for c in (f, s0, s1)),
-        layer, dropout[0],
-        F=f, S0=s0, S1=s1,
-        KH=taps.kh, KW=taps.kw, TOP=taps.top, LEFT=taps.left, DROPOUT=kept is not None,
-        **arithmetic(x.dtype), **config.kernel_options(),
+        x_ptr=x, x_strides=strides_of(x),
+        a0_ptr=first, a0_strides=strides_of(first), a1_ptr=second, a1_strides=strides_of(second),
+        w_ptr=w_in, bias_ptr=weights[1],
+        nin_ptr=nin[0] if nin else w_in, nin_bias_ptr=weights[5] if nin else weights[1],
+        seed_ptr=x if seed is None else seed, h_ptr=h, kept_ptr=x if kept is None else kept,
+        n_pixels=count, height=rows, width=cols,
+        steps=steps, steps0=steps0, steps1=steps1, layer=layer, keep_from=dropout[0],
+        F=f, S0=s0, S1=s1, DROPOUT=kept is not None,
+        **taps.constants(), **arithmetic(x.dtype), **config.kernel_options(),
     )  # fmt: skip
     _gate(h, kept, dropout[1], w_out, weights[3], x, y, None, taps)
     return y, h
@@ -359,12 +367,12 @@ def _gate(
         gate_kernel,
         (triton.cdiv(n_pixels(h), config.block_p) * triton.cdiv(2 * f, config.block_n),),
         h.device,
-        h, strides_of(h), h if kept is None else kept, w_out, bias, x, strides_of(x),
-        out, out if sums is None else sums, n_pixels(h), rows, cols,
-        triton.cdiv(2 * f, config.block_k),
-        F=f, KH=taps.kh, KW=taps.kw, TOP=taps.top, LEFT=taps.left,
-        DROPOUT=kept is not None, SCALE=kept_scale, GRAD=sums is not None,
-        **arithmetic(h.dtype), **config.kernel_options(),
+        h_ptr=h, h_strides=strides_of(h), kept_ptr=h if kept is None else kept,
+        w_ptr=w_out, bias_ptr=bias, x_ptr=x, x_strides=strides_of(x),
+        out_ptr=out, sums_ptr=out if sums is None else sums,
+        n_pixels=n_pixels(h), height=rows, width=cols, steps=triton.cdiv(2 * f, config.block_k),
+        F=f, DROPOUT=kept is not None, SCALE=kept_scale, GRAD=sums is not None,
+        **taps.constants(), **arithmetic(h.dtype), **config.kernel_options(),
     )  # fmt: skip
 
 
@@ -394,13 +402,14 @@ def _data_gradient(
         data_gradient_kernel,
         (triton.cdiv(n_pixels(x), config.block_p) * triton.cdiv(2 * channels, config.block_n),),
         x.device,
-        g, strides_of(g), w, x, strides_of(x), x if kept is None else kept,
-        x if add is None else add, strides_of(x if add is None else add),
-        dx, dx if sums is None else sums, n_pixels(x), rows, cols,
-        triton.cdiv(g.shape[1], config.block_k),
-        C=channels, D=g.shape[1], KH=taps.kh, KW=taps.kw, TOP=taps.top, LEFT=taps.left,
+        g_ptr=g, g_strides=strides_of(g), w_ptr=w, x_ptr=x, x_strides=strides_of(x),
+        kept_ptr=x if kept is None else kept,
+        add_ptr=x if add is None else add, add_strides=strides_of(x if add is None else add),
+        dx_ptr=dx, sums_ptr=dx if sums is None else sums,
+        n_pixels=n_pixels(x), height=rows, width=cols,
+        steps=triton.cdiv(g.shape[1], config.block_k), C=channels, D=g.shape[1],
         DROPOUT=kept is not None, SCALE=kept_scale, ADD=add is not None, SUMS=sums is not None,
-        **arithmetic(x.dtype), **config.kernel_options(),
+        **taps.constants(), **arithmetic(x.dtype), **config.kernel_options(),
     )  # fmt: skip
     return dx
 

@@ -23,6 +23,10 @@ class Taps(NamedTuple):
     left: int
     stride: int = 1
 
+    def constants(self) -> dict[str, int]:
+        """The kernel and its padding as constexprs."""
+        return {"KH": self.kh, "KW": self.kw, "TOP": self.top, "LEFT": self.left}
+
 
 def strides_of(image: Tensor) -> tuple[int, int, int, int]:
     """Strides (image, row, column, channel) of a (B, C, H, W) tensor in any memory order."""

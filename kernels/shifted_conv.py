@@ -29,6 +29,7 @@ from .taps import (
     load_operand,
     pixel_block,
     pixel_pointers,
+    program_blocks,
     widen,
 )
 from .weights import pack, unpack
@@ -48,18 +49,18 @@ def conv_kernel(
     BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """y (P, D) = conv(x) + bias; w: (T, C, D)."""
-    pid = tl.program_id(0).to(tl.int64)
-    blocks_n: tl.constexpr = (D + BLOCK_N - 1) // BLOCK_N
+    block_p, block_n = program_blocks(D, BLOCK_N)
     offs_p, image, row, col, mask_p = pixel_block(
-        pid // blocks_n * BLOCK_P, n_pixels, height_out, width_out, BLOCK_P
+        block_p * BLOCK_P, n_pixels, height_out, width_out, BLOCK_P
     )
-    offs_n = pid % blocks_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    offs_n = block_n * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_n = offs_n < D
     acc = tl.zeros((BLOCK_P, BLOCK_N), dtype=ACC)
     acc = convolve(
-        acc, x_ptr, x_strides, x_ptr, image, row, col, mask_p, height, width,
-        w_ptr, offs_n, mask_n, steps, C, D, KH, KW, TOP, LEFT, STRIDE, False, False, 1.0,
-        PRECISION, BLOCK_K,
+        acc, x_ptr, x_strides, w_ptr, image=image, row=row, col=col, mask_p=mask_p,
+        height=height, width=width, offs_n=offs_n, mask_n=mask_n, steps=steps,
+        CHANNELS=C, N=D, PRECISION=PRECISION, BLOCK_K=BLOCK_K,
+        KH=KH, KW=KW, TOP=TOP, LEFT=LEFT, STRIDE=STRIDE,
     )  # fmt: skip
     if BIAS:
         acc += widen(tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0))[None, :]
@@ -84,19 +85,21 @@ def conv_transposed_kernel(
     Output pixels are taken in cells of STRIDE x STRIDE: a program has the same place in each of
     its cells, hence the same taps.
     """
-    pid = tl.program_id(0).to(tl.int64)
-    blocks_n: tl.constexpr = (C + BLOCK_N - 1) // BLOCK_N
+    block_p, block_n = program_blocks(C, BLOCK_N)
     _, image, row, col, mask_p = pixel_block(
-        pid // blocks_n * BLOCK_P, n_cells, cell_rows, cell_cols, BLOCK_P
+        block_p * BLOCK_P, n_cells, cell_rows, cell_cols, BLOCK_P
     )
     row_phase = tl.program_id(1) // STRIDE
     col_phase = tl.program_id(1) % STRIDE
-    offs_n = pid % blocks_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    offs_n = block_n * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_n = offs_n < C
     acc = tl.zeros((BLOCK_P, BLOCK_N), dtype=ACC)
     acc = convolve_transposed(
-        acc, g_ptr, g_strides, image, row, col, row_phase, col_phase, mask_p, height, width,
-        w_ptr, offs_n, mask_n, steps, D, C, KH, KW, TOP, LEFT, STRIDE, PRECISION, BLOCK_K,
+        acc, g_ptr, g_strides, w_ptr, image=image, row=row, col=col, mask_p=mask_p,
+        height=height, width=width, offs_n=offs_n, mask_n=mask_n, steps=steps,
+        CHANNELS=D, N=C, PRECISION=PRECISION, BLOCK_K=BLOCK_K,
+        KH=KH, KW=KW, TOP=TOP, LEFT=LEFT,
+        STRIDE=STRIDE, row_phase=row_phase, col_phase=col_phase,
     )  # fmt: skip
     if BIAS:
         acc += widen(tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0))[None, :]
@@ -144,10 +147,16 @@ def weight_gradient_kernel(
         c = col * STRIDE + (tap % KW - LEFT)
         pixel = (image.to(tl.int64) * height + r) * width + c
         operand = load_operand(
-            pixel_pointers(x_ptr, x_strides, image, r, c), x_strides[3],
-            kept_ptr + pixel * C, mask_p & in_image(r, c, height, width),
-            first_k, C, ELU, DROPOUT, SCALE, BLOCK_K,
-        )  # fmt: skip
+            pixel_ptrs=pixel_pointers(x_ptr, x_strides, image, r, c),
+            stride_f=x_strides[3],
+            inside=mask_p & in_image(r, c, height, width),
+            first=first_k,
+            CHANNELS=C,
+            BLOCK_K=BLOCK_K,
+            ELU=ELU,
+            kept_ptrs=kept_ptr + pixel * C if DROPOUT else None,
+            SCALE=SCALE,
+        )
         g = tl.load(
             pixel_pointers(g_ptr, g_strides, image, row, col)[:, None]
             + offs_n[None, :] * g_strides[3],
@@ -176,11 +185,11 @@ def convolution(
         conv_kernel,
         (triton.cdiv(count, config.block_p) * triton.cdiv(filters, config.block_n),),
         x.device,
-        x, strides_of(x), packed, x if bias is None else bias, y,
-        count, rows, cols, x.shape[2], x.shape[3],
-        triton.cdiv(channels, config.block_k),
-        C=channels, D=filters, KH=taps.kh, KW=taps.kw, TOP=taps.top, LEFT=taps.left,
-        STRIDE=taps.stride, BIAS=bias is not None, **arithmetic(x.dtype), **config.kernel_options(),
+        x_ptr=x, x_strides=strides_of(x), w_ptr=packed, bias_ptr=x if bias is None else bias,
+        y_ptr=y, n_pixels=count, height_out=rows, width_out=cols,
+        height=x.shape[2], width=x.shape[3], steps=triton.cdiv(channels, config.block_k),
+        C=channels, D=filters, STRIDE=taps.stride, BIAS=bias is not None,
+        **taps.constants(), **arithmetic(x.dtype), **config.kernel_options(),
     )  # fmt: skip
     return y
 
@@ -198,11 +207,12 @@ def convolution_adjoint(
     blocks = triton.cdiv(cells, config.block_p) * triton.cdiv(channels, config.block_n)
     launch(
         conv_transposed_kernel, (blocks, taps.stride**2), g.device,
-        g, strides_of(g), packed, g if bias is None else bias, y,
-        cells, cell_rows, cell_cols, rows, cols, g.shape[2], g.shape[3],
-        triton.cdiv(filters, config.block_k),
-        C=channels, D=filters, KH=taps.kh, KW=taps.kw, TOP=taps.top, LEFT=taps.left,
-        STRIDE=taps.stride, BIAS=bias is not None, **arithmetic(g.dtype), **config.kernel_options(),
+        g_ptr=g, g_strides=strides_of(g), w_ptr=packed, bias_ptr=g if bias is None else bias,
+        y_ptr=y, n_cells=cells, cell_rows=cell_rows, cell_cols=cell_cols,
+        height_out=rows, width_out=cols, height=g.shape[2], width=g.shape[3],
+        steps=triton.cdiv(filters, config.block_k),
+        C=channels, D=filters, STRIDE=taps.stride, BIAS=bias is not None,
+        **taps.constants(), **arithmetic(g.dtype), **config.kernel_options(),
     )  # fmt: skip
     return y
 
@@ -231,11 +241,13 @@ def weight_gradient(
     partial = torch.empty((splits, n_taps, k, filters), dtype=wide_dtype(x.dtype), device=x.device)
     launch(
         weight_gradient_kernel, (tiles, splits), x.device,
-        x, strides_of(x), x if kept is None else kept, g, strides_of(g), partial,
-        n_pixels(g), g.shape[2], g.shape[3], x.shape[2], x.shape[3], steps,
-        C=channels, D=filters, KH=taps.kh, KW=taps.kw, TOP=taps.top, LEFT=taps.left,
-        STRIDE=taps.stride, ELU=elu, DROPOUT=kept is not None, SCALE=kept_scale,
-        **arithmetic(x.dtype), **config.kernel_options(),
+        x_ptr=x, x_strides=strides_of(x), kept_ptr=x if kept is None else kept,
+        g_ptr=g, g_strides=strides_of(g), partial_ptr=partial,
+        n_pixels=n_pixels(g), height_out=g.shape[2], width_out=g.shape[3],
+        height=x.shape[2], width=x.shape[3], steps=steps,
+        C=channels, D=filters, STRIDE=taps.stride,
+        ELU=elu, DROPOUT=kept is not None, SCALE=kept_scale,
+        **taps.constants(), **arithmetic(x.dtype), **config.kernel_options(),
     )  # fmt: skip
     return partial[0] if splits == 1 else partial.sum(0)
 
