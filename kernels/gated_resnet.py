@@ -6,8 +6,6 @@
 with E = concat_elu and dropout D. Between them only h and, with dropout, `kept` go through memory:
 one byte per element of h, whose bits 0 and 1 say whether elu(h) and elu(-h) stay. Backward, A and G
 are computed anew (gate_kernel with GRAD), and each data gradient ends with the slopes of elu.
-
-One file though long: the passes of one block, whose kernels and launchers share every convention.
 """
 
 from __future__ import annotations
@@ -17,16 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import (
-    Taps,
-    arithmetic,
-    choose,
-    empty_channels_last,
-    launch,
-    n_pixels,
-    strides_of,
-    wide_dtype,
-)
+from .dropout import draw, draw_kept
+from .geometry import Taps, empty_channels_last, n_pixels, strides_of
+from .launch import arithmetic, choose, launch, wide_dtype
 from .shifted_conv import weight_gradient
 from .taps import (
     convolve,
@@ -43,80 +34,6 @@ from .taps import (
 from .weights import pack, unpack
 
 POINT = Taps(1, 1, 0, 0)
-
-
-@triton.jit
-def philox_words(group, seed, layer):
-    """The four words of counter (group low, group high, layer, 5): Stage.DROPOUT is 5."""
-    low = group.to(tl.uint32)
-    zero = low * 0
-    high = (group >> 32).to(tl.uint32)
-    return tl.philox(seed, low, high, zero + layer.to(tl.uint32), zero + 5)
-
-
-@triton.jit
-def is_kept(word, keep_from):
-    return ((word >> 9).to(tl.int32) >= keep_from).to(tl.uint32)
-
-
-@triton.jit
-def draw_kept(
-    kept_ptr, seed_ptr, layer, keep_from, offs_p, mask_p, first_f,
-    F: tl.constexpr, BLOCK_F: tl.constexpr,
-):  # fmt: skip
-    """Draw `kept` of channels first_f .. first_f + BLOCK_F - 1 of h for a block of pixels.
-
-    Element i of dropout's input, counted in (B, H, W, 2F) order, has word i % 4 of Philox block
-    i // 4. Where 4 divides F a block of words serves four neighbouring channels.
-    """
-    seed = tl.load(seed_ptr)
-    layer = tl.full((1, 1), layer, dtype=tl.int32)
-    if F % 4 == 0:
-        offs_q = first_f // 4 + tl.arange(0, BLOCK_F // 4)
-        group = offs_p[:, None] * (F // 2) + offs_q[None, :]  # (P, BLOCK_F / 4)
-        p0, p1, p2, p3 = philox_words(group, seed, layer)
-        n0, n1, n2, n3 = philox_words(group + F // 4, seed, layer)
-        # Four bytes, the first channel lowest, as one little-endian word.
-        bits = is_kept(p0, keep_from) | is_kept(n0, keep_from) << 1
-        bits |= is_kept(p1, keep_from) << 8 | is_kept(n1, keep_from) << 9
-        bits |= is_kept(p2, keep_from) << 16 | is_kept(n2, keep_from) << 17
-        bits |= is_kept(p3, keep_from) << 24 | is_kept(n3, keep_from) << 25
-        tl.store(
-            kept_ptr.to(tl.pointer_type(tl.uint32)) + offs_p[:, None] * (F // 4) + offs_q[None, :],
-            bits,
-            mask=mask_p[:, None] & (offs_q < F // 4)[None, :],
-        )
-    else:
-        offs_f = first_f + tl.arange(0, BLOCK_F)
-        element = offs_p[:, None] * (2 * F) + offs_f[None, :]  # (P, BLOCK_F)
-        bits = is_kept(word_of(element, seed, layer), keep_from)
-        bits |= is_kept(word_of(element + F, seed, layer), keep_from) << 1
-        tl.store(
-            kept_ptr + offs_p[:, None] * F + offs_f[None, :],
-            bits.to(tl.uint8),
-            mask=mask_p[:, None] & (offs_f < F)[None, :],
-        )
-
-
-@triton.jit
-def word_of(element, seed, layer):
-    w0, w1, w2, w3 = philox_words(element // 4, seed, layer)
-    which = element % 4
-    return tl.where(which < 2, tl.where(which == 0, w0, w1), tl.where(which == 2, w2, w3))
-
-
-@triton.jit
-def kept_kernel(
-    kept_ptr, seed_ptr, layer, keep_from, n_pixels,
-    F: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_F: tl.constexpr,
-):  # fmt: skip
-    """kept (P, F) alone, for the backward."""
-    block_p, block_f = program_blocks(F, BLOCK_F)
-    offs_p = block_p * BLOCK_P + tl.arange(0, BLOCK_P)
-    draw_kept(
-        kept_ptr, seed_ptr, layer, keep_from,
-        offs_p=offs_p, mask_p=offs_p < n_pixels, first_f=block_f * BLOCK_F, F=F, BLOCK_F=BLOCK_F,
-    )  # fmt: skip
 
 
 @triton.jit
@@ -284,20 +201,6 @@ def data_gradient_kernel(
         tl.store(sums, tl.sum(tl.where(mask, dx, 0.0), axis=0), mask=mask_c)
 
 
-def draw(like: Tensor, seed: Tensor, layer: int, keep_from: int) -> Tensor:
-    """`kept` of h, (B, H, W, F) uint8."""
-    batch, f, rows, cols = like.shape
-    kept = torch.empty((batch, rows, cols, f), dtype=torch.uint8, device=like.device)
-    block_p, block_f = 32, 32
-    launch(
-        kept_kernel, (triton.cdiv(n_pixels(like), block_p) * triton.cdiv(f, block_f),),
-        like.device,
-        kept_ptr=kept, seed_ptr=seed, layer=layer, keep_from=keep_from, n_pixels=n_pixels(like),
-        F=f, BLOCK_P=block_p, BLOCK_F=block_f, num_warps=4,
-    )  # fmt: skip
-    return kept
-
-
 def _pack_all(weights: list[Tensor], gains: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
     """conv_in, conv_out and, if there is one, nin_skip."""
     return [
@@ -324,16 +227,16 @@ def forward(
     f, rows, cols = x.shape[1:]
     count = n_pixels(x)
     w_in, w_out, *nin = _pack_all(weights, gains, x.dtype)
-    h, y = (empty_channels_last(x, f, rows, cols) for _ in range(2))
+    h, y = (empty_channels_last(x, f) for _ in range(2))
     kept = None
     if seed is not None:
         kept = torch.empty((count, f), dtype=torch.uint8, device=x.device)
     first, second = (*skips, x, x)[:2]
     s0, s1 = (*(skip.shape[1] for skip in skips), 0, 0)[:2]
-    config = choose("single", f, x)
-    steps, steps0, steps1 = (triton.cdiv(2 * c, config.block_k) for c in (f, s0, s1))
+    tiling = choose("single", f, x)
+    steps, steps0, steps1 = (triton.cdiv(2 * c, tiling.block_k) for c in (f, s0, s1))
     launch(
-        hidden_kernel, (triton.cdiv(count, config.block_p) * triton.cdiv(f, config.block_n),),
+        hidden_kernel, (triton.cdiv(count, tiling.block_p) * triton.cdiv(f, tiling.block_n),),
         x.device,
         x_ptr=x, x_strides=strides_of(x),
         a0_ptr=first, a0_strides=strides_of(first), a1_ptr=second, a1_strides=strides_of(second),
@@ -343,7 +246,7 @@ def forward(
         n_pixels=count, height=rows, width=cols,
         steps=steps, steps0=steps0, steps1=steps1, layer=layer, keep_from=dropout[0],
         F=f, S0=s0, S1=s1, DROPOUT=kept is not None,
-        **taps.constants(), **arithmetic(x.dtype), **config.kernel_options(),
+        **taps.constants(), **arithmetic(x.dtype), **tiling.kernel_options(),
     )  # fmt: skip
     _gate(h, kept, dropout[1], w_out, weights[3], x, y, None, taps)
     return y, h
@@ -362,24 +265,24 @@ def _gate(
 ) -> None:
     """gate_kernel, with GRAD if there are `sums`."""
     f, rows, cols = h.shape[1:]
-    config = choose("paired", f, h)
+    tiling = choose("paired", f, h)
     launch(
         gate_kernel,
-        (triton.cdiv(n_pixels(h), config.block_p) * triton.cdiv(2 * f, config.block_n),),
+        (triton.cdiv(n_pixels(h), tiling.block_p) * triton.cdiv(2 * f, tiling.block_n),),
         h.device,
         h_ptr=h, h_strides=strides_of(h), kept_ptr=h if kept is None else kept,
         w_ptr=w_out, bias_ptr=bias, x_ptr=x, x_strides=strides_of(x),
         out_ptr=out, sums_ptr=out if sums is None else sums,
-        n_pixels=n_pixels(h), height=rows, width=cols, steps=triton.cdiv(2 * f, config.block_k),
+        n_pixels=n_pixels(h), height=rows, width=cols, steps=triton.cdiv(2 * f, tiling.block_k),
         F=f, DROPOUT=kept is not None, SCALE=kept_scale, GRAD=sums is not None,
-        **taps.constants(), **arithmetic(h.dtype), **config.kernel_options(),
+        **taps.constants(), **arithmetic(h.dtype), **tiling.kernel_options(),
     )  # fmt: skip
 
 
 def _block_sums(like: Tensor, channels: int) -> Tensor:
     """Room for sums over each block of pixels, (blocks, channels)."""
-    config = choose("paired", like.shape[1], like)
-    blocks = triton.cdiv(n_pixels(like), config.block_p)
+    tiling = choose("paired", like.shape[1], like)
+    blocks = triton.cdiv(n_pixels(like), tiling.block_p)
     return torch.empty((blocks, channels), dtype=wide_dtype(like.dtype), device=like.device)
 
 
@@ -396,20 +299,20 @@ def _data_gradient(
 ) -> Tensor:
     """Gradient of x from that of conv(D E(x)), g (B, D, H, W) channels_last; w (T, 2C, D)."""
     channels, rows, cols = x.shape[1:]
-    dx = empty_channels_last(x, channels, rows, cols)
-    config = choose("paired", channels, x)
+    dx = empty_channels_last(x, channels)
+    tiling = choose("paired", channels, x)
     launch(
         data_gradient_kernel,
-        (triton.cdiv(n_pixels(x), config.block_p) * triton.cdiv(2 * channels, config.block_n),),
+        (triton.cdiv(n_pixels(x), tiling.block_p) * triton.cdiv(2 * channels, tiling.block_n),),
         x.device,
         g_ptr=g, g_strides=strides_of(g), w_ptr=w, x_ptr=x, x_strides=strides_of(x),
         kept_ptr=x if kept is None else kept,
         add_ptr=x if add is None else add, add_strides=strides_of(x if add is None else add),
         dx_ptr=dx, sums_ptr=dx if sums is None else sums,
         n_pixels=n_pixels(x), height=rows, width=cols,
-        steps=triton.cdiv(g.shape[1], config.block_k), C=channels, D=g.shape[1],
+        steps=triton.cdiv(g.shape[1], tiling.block_k), C=channels, D=g.shape[1],
         DROPOUT=kept is not None, SCALE=kept_scale, ADD=add is not None, SUMS=sums is not None,
-        **taps.constants(), **arithmetic(x.dtype), **config.kernel_options(),
+        **taps.constants(), **arithmetic(x.dtype), **tiling.kernel_options(),
     )  # fmt: skip
     return dx
 
@@ -427,10 +330,10 @@ def backward(
     layer: int,
 ) -> list[Tensor]:
     """Gradients of x, the first five weights (nin_skip's bias has conv_in's), gains and skips."""
-    f, rows, cols = x.shape[1:]
+    f = x.shape[1]
     w_in, w_out, *nin = _pack_all(weights, gains, x.dtype)
     kept = None if seed is None else draw(h, seed, layer, dropout[0])
-    d_gates = empty_channels_last(x, 2 * f, rows, cols)  # A_0, G_0, A_1, ...
+    d_gates = empty_channels_last(x, 2 * f)  # A_0, G_0, A_1, ...
     out_sums, in_sums = _block_sums(x, 2 * f), _block_sums(x, f)
     _gate(h, kept, dropout[1], w_out, weights[3], grad_y, d_gates, out_sums, taps)
     dh = _data_gradient(d_gates, w_out, h, taps, kept=kept, kept_scale=dropout[1], sums=in_sums)

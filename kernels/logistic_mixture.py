@@ -14,16 +14,12 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launch import launch
 from .mixture_terms import byte_level, colour_terms, place_among, tanh_pair
-
-# Whether the kernels below are run by Triton's interpreter: it reads TRITON_INTERPRET as it
-# decorates them, that is now.
-INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 
 @triton.jit
@@ -246,7 +242,7 @@ def scale_kernel(
     tl.store(out_ptr + offs, (unit * grad).to(out_ptr.dtype.element_ty), mask=mask)
 
 
-class Config(NamedTuple):
+class Tiling(NamedTuple):
     """How a launch is cut: tiles of (block_p, block_k), shared by 32 num_warps threads."""
 
     block_p: int
@@ -254,7 +250,7 @@ class Config(NamedTuple):
     num_warps: int
 
 
-def log_prob_config(n_mix: int, channels: int, likelihood: str) -> Config:
+def log_prob_tiling(n_mix: int, channels: int, likelihood: str) -> Tiling:
     """The frozen choice; no dtype or capability asks for another yet.
 
     How many numbers of a tile a thread holds is a matter of registers: of RGB some 20 tiles are
@@ -263,14 +259,14 @@ def log_prob_config(n_mix: int, channels: int, likelihood: str) -> Config:
     numbers, num_warps = (2, 8) if channels == 3 and likelihood == "discretized" else (4, 4)
     block_k = triton.next_power_of_2(n_mix)
     num_warps = min(32, max(num_warps, block_k // (32 * numbers)))
-    return Config(max(1, 32 * numbers * num_warps // block_k), block_k, num_warps)
+    return Tiling(max(1, 32 * numbers * num_warps // block_k), block_k, num_warps)
 
 
-def scale_config(channels: int, adjacent_channels: bool) -> Config:
+def scale_tiling(channels: int, adjacent_channels: bool) -> Tiling:
     """8 numbers a thread; the longer side of the tile lies along adjacent memory."""
     along = 128 if adjacent_channels else 8
     block_n = min(along, triton.next_power_of_2(channels))
-    return Config(1024 // block_n, block_n, 4)
+    return Tiling(1024 // block_n, block_n, 4)
 
 
 def log_prob(
@@ -282,7 +278,7 @@ def log_prob(
     likelihood: str,
     atoms: Sequence[int] = (),
     smoothing_scale: float = 0.0,
-    config: Config | None = None,
+    tiling: Tiling | None = None,
 ) -> None:
     """Write log_prob, and the gradients of its sum where there is a tensor for them.
 
@@ -293,36 +289,35 @@ def log_prob(
     """
     batch, channels, height, width = x.shape
     n_mix = (params.shape[1] - len(atoms)) // (3 if channels == 1 else 10)
-    config = config or log_prob_config(n_mix, channels, likelihood)
-    blocks = triton.cdiv(height * width, config.block_p)
-    if batch * blocks == 0:
-        return
+    tiling = tiling or log_prob_tiling(n_mix, channels, likelihood)
+    blocks = triton.cdiv(height * width, tiling.block_p)
     grad_strides = (0, 0, 0, 0) if grad_params is None else grad_params.stride()
-    with torch.cuda.device_of(x):
-        log_prob_kernel[(batch * blocks,)](
-            x_ptr=x,
-            params_ptr=params,
-            log_prob_ptr=log_prob,
-            grad_x_ptr=grad_x,
-            grad_params_ptr=grad_params,
-            pixels=height * width,
-            width=width,
-            blocks=blocks,
-            x_strides=x.stride(),
-            params_strides=params.stride(),
-            grad_strides=(grad_strides[0], grad_strides[1], grad_strides[3]),
-            noise=smoothing_scale,
-            log_noise=math.log(smoothing_scale) if likelihood == "gaussian" else 0.0,
-            N_MIX=n_mix,
-            CHANNELS=channels,
-            LIKELIHOOD=likelihood,
-            ATOMS=tuple(atoms),
-            ROWS_FOLLOW=_rows_follow(x) and _rows_follow(params),
-            BLOCK_P=config.block_p,
-            BLOCK_K=config.block_k,
-            num_warps=config.num_warps,
-            enable_fp_fusion=True,
-        )
+    launch(
+        log_prob_kernel,
+        (batch * blocks,),
+        x.device,
+        x_ptr=x,
+        params_ptr=params,
+        log_prob_ptr=log_prob,
+        grad_x_ptr=grad_x,
+        grad_params_ptr=grad_params,
+        pixels=height * width,
+        width=width,
+        blocks=blocks,
+        x_strides=x.stride(),
+        params_strides=params.stride(),
+        grad_strides=(grad_strides[0], grad_strides[1], grad_strides[3]),
+        noise=smoothing_scale,
+        log_noise=math.log(smoothing_scale) if likelihood == "gaussian" else 0.0,
+        N_MIX=n_mix,
+        CHANNELS=channels,
+        LIKELIHOOD=likelihood,
+        ATOMS=tuple(atoms),
+        ROWS_FOLLOW=_rows_follow(x) and _rows_follow(params),
+        BLOCK_P=tiling.block_p,
+        BLOCK_K=tiling.block_k,
+        num_warps=tiling.num_warps,
+    )
 
 
 def scale(unit: Tensor, grad: Tensor, out: Tensor) -> None:
@@ -331,27 +326,26 @@ def scale(unit: Tensor, grad: Tensor, out: Tensor) -> None:
     unit and out: of one layout, contiguous or channels_last. grad: float32, with any strides.
     """
     batch, channels, height, width = unit.shape
-    config = scale_config(channels, unit.stride(1) == 1)
-    blocks = triton.cdiv(height * width, config.block_p)
-    if batch * blocks == 0:
-        return
-    with torch.cuda.device_of(unit):
-        scale_kernel[(batch * blocks, triton.cdiv(channels, config.block_k))](
-            unit_ptr=unit,
-            grad_ptr=grad,
-            out_ptr=out,
-            channels=channels,
-            pixels=height * width,
-            width=width,
-            blocks=blocks,
-            unit_strides=(unit.stride(0), unit.stride(1), unit.stride(3)),
-            grad_strides=grad.stride(),
-            ROWS_FOLLOW=_rows_follow(grad),
-            BLOCK_P=config.block_p,
-            BLOCK_N=config.block_k,
-            num_warps=config.num_warps,
-            enable_fp_fusion=True,
-        )
+    tiling = scale_tiling(channels, unit.stride(1) == 1)
+    blocks = triton.cdiv(height * width, tiling.block_p)
+    launch(
+        scale_kernel,
+        (batch * blocks, triton.cdiv(channels, tiling.block_k)),
+        unit.device,
+        unit_ptr=unit,
+        grad_ptr=grad,
+        out_ptr=out,
+        channels=channels,
+        pixels=height * width,
+        width=width,
+        blocks=blocks,
+        unit_strides=(unit.stride(0), unit.stride(1), unit.stride(3)),
+        grad_strides=grad.stride(),
+        ROWS_FOLLOW=_rows_follow(grad),
+        BLOCK_P=tiling.block_p,
+        BLOCK_N=tiling.block_k,
+        num_warps=tiling.num_warps,
+    )
 
 
 def _rows_follow(tensor: Tensor) -> bool:

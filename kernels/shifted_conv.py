@@ -12,16 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import (
-    Taps,
-    arithmetic,
-    choose,
-    empty_channels_last,
-    launch,
-    n_pixels,
-    strides_of,
-    wide_dtype,
-)
+from .geometry import Taps, empty_channels_last, n_pixels, strides_of
+from .launch import arithmetic, choose, launch, wide_dtype
 from .taps import (
     convolve,
     convolve_transposed,
@@ -178,18 +170,18 @@ def convolution(
 ) -> Tensor:
     """conv(x) + bias at rows x cols output pixels; packed: (kh kw, C, D)."""
     _, channels, filters = packed.shape
-    y = empty_channels_last(x, filters, rows, cols)
-    config = choose("single", min(channels, filters), x)
+    y = empty_channels_last(x, filters, (rows, cols))
+    tiling = choose("single", min(channels, filters), x)
     count = n_pixels(y)
     launch(
         conv_kernel,
-        (triton.cdiv(count, config.block_p) * triton.cdiv(filters, config.block_n),),
+        (triton.cdiv(count, tiling.block_p) * triton.cdiv(filters, tiling.block_n),),
         x.device,
         x_ptr=x, x_strides=strides_of(x), w_ptr=packed, bias_ptr=x if bias is None else bias,
         y_ptr=y, n_pixels=count, height_out=rows, width_out=cols,
-        height=x.shape[2], width=x.shape[3], steps=triton.cdiv(channels, config.block_k),
+        height=x.shape[2], width=x.shape[3], steps=triton.cdiv(channels, tiling.block_k),
         C=channels, D=filters, STRIDE=taps.stride, BIAS=bias is not None,
-        **taps.constants(), **arithmetic(x.dtype), **config.kernel_options(),
+        **taps.constants(), **arithmetic(x.dtype), **tiling.kernel_options(),
     )  # fmt: skip
     return y
 
@@ -199,20 +191,20 @@ def convolution_adjoint(
 ) -> Tensor:
     """The adjoint of `convolution` from rows x cols pixels, at g (B, D, ...), plus bias (C,)."""
     _, channels, filters = packed.shape
-    y = empty_channels_last(g, channels, rows, cols)
-    config = choose("single", min(channels, filters), g)
+    y = empty_channels_last(g, channels, (rows, cols))
+    tiling = choose("single", min(channels, filters), g)
     n_pixels(y)
     cell_rows, cell_cols = triton.cdiv(rows, taps.stride), triton.cdiv(cols, taps.stride)
     cells = g.shape[0] * cell_rows * cell_cols
-    blocks = triton.cdiv(cells, config.block_p) * triton.cdiv(channels, config.block_n)
+    blocks = triton.cdiv(cells, tiling.block_p) * triton.cdiv(channels, tiling.block_n)
     launch(
         conv_transposed_kernel, (blocks, taps.stride**2), g.device,
         g_ptr=g, g_strides=strides_of(g), w_ptr=packed, bias_ptr=g if bias is None else bias,
         y_ptr=y, n_cells=cells, cell_rows=cell_rows, cell_cols=cell_cols,
         height_out=rows, width_out=cols, height=g.shape[2], width=g.shape[3],
-        steps=triton.cdiv(filters, config.block_k),
+        steps=triton.cdiv(filters, tiling.block_k),
         C=channels, D=filters, STRIDE=taps.stride, BIAS=bias is not None,
-        **taps.constants(), **arithmetic(g.dtype), **config.kernel_options(),
+        **taps.constants(), **arithmetic(g.dtype), **tiling.kernel_options(),
     )  # fmt: skip
     return y
 
@@ -233,9 +225,9 @@ def weight_gradient(
     """
     channels, filters = x.shape[1], g.shape[1]
     k, n_taps = (2 * channels if elu else channels), taps.kh * taps.kw
-    config = choose("weights", min(channels, filters), x)
-    blocks = triton.cdiv(n_pixels(g), config.block_p)
-    tiles = n_taps * triton.cdiv(k, config.block_k) * triton.cdiv(filters, config.block_n)
+    tiling = choose("weights", min(channels, filters), x)
+    blocks = triton.cdiv(n_pixels(g), tiling.block_p)
+    tiles = n_taps * triton.cdiv(k, tiling.block_k) * triton.cdiv(filters, tiling.block_n)
     steps = max(1, blocks * tiles // WANTED_PROGRAMS)
     splits = max(1, triton.cdiv(blocks, steps))
     partial = torch.empty((splits, n_taps, k, filters), dtype=wide_dtype(x.dtype), device=x.device)
@@ -247,7 +239,7 @@ def weight_gradient(
         height=x.shape[2], width=x.shape[3], steps=steps,
         C=channels, D=filters, STRIDE=taps.stride,
         ELU=elu, DROPOUT=kept is not None, SCALE=kept_scale,
-        **taps.constants(), **arithmetic(x.dtype), **config.kernel_options(),
+        **taps.constants(), **arithmetic(x.dtype), **tiling.kernel_options(),
     )  # fmt: skip
     return partial[0] if splits == 1 else partial.sum(0)
 

@@ -10,10 +10,6 @@ exponential. `weights.py` packs the kernels in that order.
 import triton
 import triton.language as tl
 
-# Triton reads TRITON_INTERPRET when a function is decorated: whether these kernels are interpreted
-# was decided by the time this line runs.
-INTERPRETED: bool = triton.knobs.runtime.interpret
-
 
 @triton.jit
 def widen(v):

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .. import _extension
-from .dispatch import empty_channels_last, refuse_second_derivative
+from ..kernels.geometry import empty_channels_last
+from .dispatch import refuse_second_derivative
 from .gated_resnet_operands import (
     FIELDS,
     GRADIENTS,
@@ -144,9 +145,9 @@ def _dense(x: Tensor, given: Operands) -> dict[str, Any]:
 
 def _settings(given: Operands) -> tuple[int, int, int, int, float, int]:
     """pad_top, pad_left, layer, keep_from, scale and threads of the extension's functions."""
-    _, _, top, left, _ = taps_of(given.conv_in, given.shift)
+    taps = taps_of(given.conv_in, given.shift)
     least, scale = given.dropout_numbers()
-    return top, left, given.layer, least, scale, torch.get_num_threads()
+    return taps.top, taps.left, given.layer, least, scale, torch.get_num_threads()
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
