@@ -23,7 +23,8 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from dsmooth import _extension, doctor
+from dsmooth import _extension
+from dsmooth.machine import cpu_name
 
 Run = Callable[[], object]
 
@@ -202,7 +203,7 @@ def machine() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     described = {
-        "device": doctor.cpu_name(),
+        "device": cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1,
         "versions": versions,
         "commit": _commit(),

@@ -171,10 +171,10 @@ def print_bits(
         for row in rows:
             table.add_row(
                 f"{name}: {row.name}{' *' if row.comparable else ''}",
-                number(row.value),
-                number(row.standard_error),
-                number(row.repeat_error),
-                number(row.equation_4),
+                four_decimals(row.value),
+                four_decimals(row.standard_error),
+                four_decimals(row.repeat_error),
+                four_decimals(row.equation_4),
             )
     console = Console(highlight=False, markup=False)
     console.print(table)
@@ -191,8 +191,8 @@ def print_bits(
         console.print(EQUATION_4_SENTENCE)
 
 
-def number(value: float | None) -> str:
-    """Four digits behind the point, or a dash."""
+def four_decimals(value: float | None) -> str:
+    """A table's entry: four decimals, or a dash for None and NaN."""
     return "-" if value is None or math.isnan(value) else f"{value:.4f}"
 
 
@@ -302,12 +302,12 @@ def print_comparison(
     table.add_column("")
     table.add_column(f"{result.n_samples:,} samples", justify="right")
     table.add_column(f"{result.n_floor:,} real images", justify="right")
-    table.add_row(result.name, number(result.value), number(result.floor))
+    table.add_row(result.name, four_decimals(result.value), four_decimals(result.floor))
     if result.kernel:
         table.add_row(result.kernel_name, spread(result.kernel), spread(result.kernel_floor))
     if result.score:
-        real = "-" if result.real_score is None else number(result.real_score.value)
-        table.add_row(result.score_name, number(result.score.value), real)
+        real = "-" if result.real_score is None else four_decimals(result.real_score.value)
+        table.add_row(result.score_name, four_decimals(result.score.value), real)
     console = Console(highlight=False, markup=False)
     console.print(table)
     extractor = result.extractor

@@ -65,7 +65,7 @@ def open_regular(path: Path) -> Iterator[BinaryIO]:
         if path.is_symlink():
             target = shown(os.readlink(path))
             raise FileNotFoundError(f"{shown(path)} links to {target}, which is missing") from error
-        raise FileNotFoundError(f"{shown(path)} is missing") from error
+        raise FileNotFoundError(f"there is no {shown(path)}") from error
     with open(descriptor, "rb") as file:
         _check_regular(path, os.fstat(descriptor).st_mode)
         yield file

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..data import ImageDataset, load_dataset, to_bytes
 from ..data.folder import SUFFIXES, read_every_image
-from ..files import read_json, read_npz
+from ..data.npz import read_npz
+from ..files import read_json
 from ..pictures import is_diverged
 from ..progress import progress
 from ..runs import first_config

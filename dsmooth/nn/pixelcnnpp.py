@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import ModelConfig
+from ..config import Conditioning, ModelConfig
 from ..functional import down_shift, logistic_mixture_log_prob, right_shift
 from ..functional.dispatch import without_autocast
 from ..functional.dropout import draw_seed
@@ -257,12 +257,8 @@ class PixelCNNpp(nn.Module):
             raise ValueError(f"x must be on the model's device {expected.device}, got {x.device}")
         if x.dtype != expected.dtype and not torch.is_autocast_enabled(x.device.type):
             raise TypeError(f"x must have the model's dtype {expected.dtype}, got {x.dtype}")
-        if conditioning == "none":
-            if context is not None:
-                raise ValueError('context was given, but the model has conditioning="none"')
+        if not is_given(context, conditioning):
             return
-        if context is None:
-            raise ValueError(f'context is missing: the model has conditioning="{conditioning}"')
         if context.shape != x.shape:
             raise ValueError(
                 f"context must have shape {tuple(x.shape)}, got {tuple(context.shape)}"
@@ -271,6 +267,17 @@ class PixelCNNpp(nn.Module):
             raise TypeError(
                 f"context must be {x.dtype} on {x.device}, got {context.dtype} on {context.device}"
             )
+
+
+def is_given(context: Tensor | None, conditioning: Conditioning) -> TypeGuard[Tensor]:
+    """Whether a model has a context. Raises ValueError for one missing or superfluous."""
+    if conditioning == "none":
+        if context is not None:
+            raise ValueError('context was given, but the model has conditioning="none"')
+        return False
+    if context is None:
+        raise ValueError(f'context is missing: the model has conditioning="{conditioning}"')
+    return True
 
 
 def _with_ones(x: Tensor) -> Tensor:

@@ -74,9 +74,6 @@ def write_report(
     write_atomically(path, page.encode())
 
 
-# --- sentences -------------------------------------------------------------------------------
-
-
 def data_name(results: Mapping[str, Any]) -> str:
     """The data set's name as people write it."""
     names = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}

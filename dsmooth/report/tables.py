@@ -46,9 +46,6 @@ SETTINGS = (
 )
 
 
-# --- bits/dim ----------------------------------------------------------------------------------
-
-
 def bits_section(results: Mapping[str, Any]) -> str:
     """The bound with its terms, the baseline, and what they may be compared with."""
     if "bits_per_dim" not in results:
@@ -97,9 +94,6 @@ def comparison(discrete: bool) -> str:
     )
 
 
-# --- Fréchet distance --------------------------------------------------------------------------
-
-
 def frechet_section(results: Mapping[str, Any]) -> str:
     """Distances of the samples of each method to real images, and their floor."""
     frechet = results.get("frechet")
@@ -129,9 +123,6 @@ def frechet_section(results: Mapping[str, Any]) -> str:
     )
     text = " ".join([text, *(f"{remark[0].upper()}{remark[1:]}." for remark in remarks)])
     return table(("Images", "distance"), rows) + f"<p>{escape(text)}</p>"
-
-
-# --- beside the paper --------------------------------------------------------------------------
 
 
 def paper_section(results: Mapping[str, Any]) -> str:
@@ -202,9 +193,6 @@ def paper_probes(results: Mapping[str, Any]) -> list[str]:
     return rows
 
 
-# --- settings ----------------------------------------------------------------------------------
-
-
 def settings_section(results: Mapping[str, Any]) -> str:
     """Settings of the runs side by side; a dash where a model has none, or none is recorded."""
     runs = results["runs"]
@@ -240,9 +228,6 @@ def setting_words(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-# --- rows --------------------------------------------------------------------------------------
 
 
 def table(head: Sequence[str], rows: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..config import Method, ProbeSettings, ReproductionStage
 from ..data import ImageDataset, to_bytes
+from ..data.npz import read_npz
 from ..evaluate.comparison import collect_statistics, compare_images
 from ..evaluate.features import extract_features, make_extractor
 from ..evaluate.likelihood import (
@@ -25,7 +26,7 @@ from ..evaluate.likelihood import (
 )
 from ..evaluate.probe import probe_pair
 from ..evaluate.receptive_field import receptive_fields
-from ..files import read_json, read_npz, write_json
+from ..files import read_json, write_json
 from ..machine import default_device
 from ..models import Models
 from ..pair import PairSampler
@@ -90,9 +91,6 @@ def stored_or(
     result = {"asked": dict(asked), **compute()}
     write_json(path, result)
     return result
-
-
-# --- samples -----------------------------------------------------------------------------------
 
 
 def draw_all(
@@ -165,9 +163,6 @@ def read_images(path: Path, count: int) -> Tensor | None:
         return None
     x = torch.from_numpy(read_npz(path)["x"])
     return x if x.shape[0] == count else None
-
-
-# --- numbers -----------------------------------------------------------------------------------
 
 
 def score_all(

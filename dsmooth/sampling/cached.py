@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .._extension import extension
 from ..nn import PixelCNNpp
+from ..nn.pixelcnnpp import is_given
 from .cuda import CudaDrawer
 from .draw import Draw, Progress, check_size
 from .folding import as_float64
@@ -131,13 +132,8 @@ class CachedSampler:
         return torch.from_numpy(out)
 
     def _check_context(self, context: Tensor | None, shape: tuple[int, ...]) -> None:
-        conditioning = self.config.conditioning
-        if conditioning == "none":
-            if context is not None:
-                raise ValueError('context was given, but the model has conditioning="none"')
+        if not is_given(context, self.config.conditioning):
             return
-        if context is None:
-            raise ValueError(f'context is missing: the model has conditioning="{conditioning}"')
         if tuple(context.shape) != shape:
             raise ValueError(f"context must have shape {shape}, got {tuple(context.shape)}")
         if context.dtype != torch.float32 or context.device != self.device:
