@@ -9,7 +9,6 @@ from torch import Tensor
 
 from .geometry import n_pixels
 from .launch import launch
-from .taps import program_blocks
 
 
 @triton.jit
@@ -78,11 +77,13 @@ def kept_kernel(
     F: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
     """kept (P, F) alone, for the backward."""
-    block_p, block_f = program_blocks(F, BLOCK_F)
-    offs_p = block_p * BLOCK_P + tl.arange(0, BLOCK_P)
+    pid = tl.program_id(0).to(tl.int64)
+    blocks_f: tl.constexpr = (F + BLOCK_F - 1) // BLOCK_F
+    offs_p = pid // blocks_f * BLOCK_P + tl.arange(0, BLOCK_P)
     draw_kept(
         kept_ptr, seed_ptr, layer, keep_from,
-        offs_p=offs_p, mask_p=offs_p < n_pixels, first_f=block_f * BLOCK_F, F=F, BLOCK_F=BLOCK_F,
+        offs_p=offs_p, mask_p=offs_p < n_pixels, first_f=pid % blocks_f * BLOCK_F,
+        F=F, BLOCK_F=BLOCK_F,
     )  # fmt: skip
 
 

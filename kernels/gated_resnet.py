@@ -28,7 +28,6 @@ from .taps import (
     interleave,
     pixel_block,
     pixel_pointers,
-    program_blocks,
     widen,
 )
 from .weights import pack, unpack
@@ -50,11 +49,12 @@ def hidden_kernel(
 
     w: (T, 2F, F); nin: (2 S0 + 2 S1, F); S0 and S1 are channels of the skips, 0 for none.
     """
-    block_p, block_n = program_blocks(F, BLOCK_N)
+    pid = tl.program_id(0).to(tl.int64)
+    blocks_n: tl.constexpr = (F + BLOCK_N - 1) // BLOCK_N
     offs_p, image, row, col, mask_p = pixel_block(
-        block_p * BLOCK_P, n_pixels, height, width, BLOCK_P
+        pid // blocks_n * BLOCK_P, n_pixels, height, width, BLOCK_P
     )
-    first_n = block_n * BLOCK_N
+    first_n = pid % blocks_n * BLOCK_N
     offs_n = first_n + tl.arange(0, BLOCK_N)
     mask_n = offs_n < F
     acc = tl.zeros((BLOCK_P, BLOCK_N), dtype=ACC)
@@ -107,12 +107,13 @@ def gate_kernel(
     theirs over each block of pixels, A first. w: (T, 2F, 2F), filters A_0, G_0, A_1, ...
     """
     BLOCK_F: tl.constexpr = BLOCK_N // 2
-    block_p, block_n = program_blocks(2 * F, BLOCK_N)
+    pid = tl.program_id(0).to(tl.int64)
+    blocks_n: tl.constexpr = (F + BLOCK_F - 1) // BLOCK_F
     offs_p, image, row, col, mask_p = pixel_block(
-        block_p * BLOCK_P, n_pixels, height, width, BLOCK_P
+        pid // blocks_n * BLOCK_P, n_pixels, height, width, BLOCK_P
     )
-    offs_n = block_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    offs_f = block_n * BLOCK_F + tl.arange(0, BLOCK_F)
+    offs_n = pid % blocks_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    offs_f = pid % blocks_n * BLOCK_F + tl.arange(0, BLOCK_F)
     mask_n = offs_n < 2 * F
     mask_f = offs_f < F
     acc = tl.zeros((BLOCK_P, BLOCK_N), dtype=ACC)
@@ -138,7 +139,7 @@ def gate_kernel(
             interleave(da, dg).to(out_ptr.dtype.element_ty),
             mask=mask_p[:, None] & mask_n[None, :],
         )
-        sums = sums_ptr + block_p * (2 * F) + offs_f
+        sums = sums_ptr + pid // blocks_n * (2 * F) + offs_f
         tl.store(sums, tl.sum(da, axis=0), mask=mask_f)
         tl.store(sums + F, tl.sum(dg, axis=0), mask=mask_f)
     else:
@@ -166,12 +167,13 @@ def data_gradient_kernel(
     pixels (blocks, C) too. w: (T, 2C, D), packed as for the convolution.
     """
     BLOCK_C: tl.constexpr = BLOCK_N // 2
-    block_p, block_n = program_blocks(2 * C, BLOCK_N)
+    pid = tl.program_id(0).to(tl.int64)
+    blocks_n: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
     offs_p, image, row, col, mask_p = pixel_block(
-        block_p * BLOCK_P, n_pixels, height, width, BLOCK_P
+        pid // blocks_n * BLOCK_P, n_pixels, height, width, BLOCK_P
     )
-    offs_n = block_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    offs_c = block_n * BLOCK_C + tl.arange(0, BLOCK_C)
+    offs_n = pid % blocks_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    offs_c = pid % blocks_n * BLOCK_C + tl.arange(0, BLOCK_C)
     mask_c = offs_c < C
     acc = tl.zeros((BLOCK_P, BLOCK_N), dtype=ACC)
     acc = convolve_transposed(
@@ -197,7 +199,7 @@ def data_gradient_kernel(
         )
     tl.store(dx_ptr + offs_x, dx.to(dx_ptr.dtype.element_ty), mask=mask)
     if SUMS:
-        sums = sums_ptr + block_p * C + offs_c
+        sums = sums_ptr + pid // blocks_n * C + offs_c
         tl.store(sums, tl.sum(tl.where(mask, dx, 0.0), axis=0), mask=mask_c)
 
 

@@ -21,7 +21,6 @@ from .taps import (
     load_operand,
     pixel_block,
     pixel_pointers,
-    program_blocks,
     widen,
 )
 from .weights import pack, unpack
@@ -41,11 +40,12 @@ def conv_kernel(
     BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """y (P, D) = conv(x) + bias; w: (T, C, D)."""
-    block_p, block_n = program_blocks(D, BLOCK_N)
+    pid = tl.program_id(0).to(tl.int64)
+    blocks_n: tl.constexpr = (D + BLOCK_N - 1) // BLOCK_N
     offs_p, image, row, col, mask_p = pixel_block(
-        block_p * BLOCK_P, n_pixels, height_out, width_out, BLOCK_P
+        pid // blocks_n * BLOCK_P, n_pixels, height_out, width_out, BLOCK_P
     )
-    offs_n = block_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    offs_n = pid % blocks_n * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_n = offs_n < D
     acc = tl.zeros((BLOCK_P, BLOCK_N), dtype=ACC)
     acc = convolve(
@@ -77,13 +77,14 @@ def conv_transposed_kernel(
     Output pixels are taken in cells of STRIDE x STRIDE: a program has the same place in each of
     its cells, hence the same taps.
     """
-    block_p, block_n = program_blocks(C, BLOCK_N)
+    pid = tl.program_id(0).to(tl.int64)
+    blocks_n: tl.constexpr = (C + BLOCK_N - 1) // BLOCK_N
     _, image, row, col, mask_p = pixel_block(
-        block_p * BLOCK_P, n_cells, cell_rows, cell_cols, BLOCK_P
+        pid // blocks_n * BLOCK_P, n_cells, cell_rows, cell_cols, BLOCK_P
     )
     row_phase = tl.program_id(1) // STRIDE
     col_phase = tl.program_id(1) % STRIDE
-    offs_n = block_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    offs_n = pid % blocks_n * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_n = offs_n < C
     acc = tl.zeros((BLOCK_P, BLOCK_N), dtype=ACC)
     acc = convolve_transposed(
@@ -141,12 +142,12 @@ def weight_gradient_kernel(
         operand = load_operand(
             pixel_ptrs=pixel_pointers(x_ptr, x_strides, image, r, c),
             stride_f=x_strides[3],
+            kept_ptrs=kept_ptr + pixel * C if DROPOUT else None,
             inside=mask_p & in_image(r, c, height, width),
             first=first_k,
             CHANNELS=C,
             BLOCK_K=BLOCK_K,
             ELU=ELU,
-            kept_ptrs=kept_ptr + pixel * C if DROPOUT else None,
             SCALE=SCALE,
         )
         g = tl.load(

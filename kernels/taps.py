@@ -52,14 +52,6 @@ def deinterleave(v):
 
 
 @triton.jit
-def program_blocks(N: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Numbers (int64) of this program's block of pixels and of its block of the N columns."""
-    pid = tl.program_id(0).to(tl.int64)
-    blocks_n: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
-    return pid // blocks_n, pid % blocks_n
-
-
-@triton.jit
 def pixel_block(first, n_pixels, height, width, BLOCK_P: tl.constexpr):
     """The pixels from number `first` (int64) on: numbers, images, rows, columns and which exist.
 
@@ -175,6 +167,7 @@ def convolve(
                 acc,
                 pixel_ptrs=x_ptrs + (i * x_strides[1] + j * x_strides[2]),
                 stride_f=x_strides[3],
+                kept_ptrs=None if kept_ptr is None else kept_ptrs + (i * width + j) * CHANNELS,
                 inside=mask_p & in_image(row + i, col + j, height, width),
                 w_ptr=w_ptr + (i * KW + j) * K * N,
                 w_stride_k=N,
@@ -186,7 +179,6 @@ def convolve(
                 PRECISION=PRECISION,
                 BLOCK_K=BLOCK_K,
                 ELU=ELU,
-                kept_ptrs=None if kept_ptr is None else kept_ptrs + (i * width + j) * CHANNELS,
                 SCALE=SCALE,
             )
     return acc
