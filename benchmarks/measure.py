@@ -1,4 +1,4 @@
-"""What every benchmark shares: turns within rounds, limits of the machine, the record of a result.
+"""Measuring: turns within rounds, limits of the machine, the record of a result.
 
 A benchmark takes the fixture `bench`, a `Bench`: it checks its contenders, lets them take turns and
 records the result, which pytest-benchmark writes to its JSON file and `python benchmarks` reads.
@@ -226,7 +226,7 @@ def _commit() -> str:
 
 @dataclass(frozen=True)
 class Work:
-    """What one call of the contender under test does, as far as it can be counted.
+    """The work of one call of the contender under test, as far as it can be counted.
 
     stages and stage_seconds: steps that must wait for one another, and the least time of one.
     """

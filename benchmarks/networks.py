@@ -1,4 +1,4 @@
-"""The networks that the benchmarks run, and the checks of what a sampler draws from them."""
+"""The networks of the benchmarks, and the check of images that a sampler draws from them."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ CIFAR = Network(channels=3, n_filters=160, size=32)
 
 @torch.no_grad()
 def plain_forward(model: PixelCNNpp, shape: tuple[int, ...]) -> None:
-    """What plain sampling does for one pixel of every image."""
+    """One forward: the work of plain sampling for one pixel of every image."""
     context = None if model.config.conditioning == "none" else torch.zeros(shape)
     with use_impl("reference"):
         model.decode(torch.zeros(shape), model.encode_context(torch.zeros(shape), context))

@@ -45,7 +45,7 @@ class Worker:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep takes: dependent stages, FLOP of an image, numbers of weights that are read."""
+    """The work of a sweep: dependent stages, FLOP of an image, numbers of weights that are read."""
 
     stages: int
     flops: float
@@ -141,7 +141,7 @@ def checks_table(measured: list[results.Result], name: str) -> Table:
     return table
 
 
-PLANS = (
+TASKS = (
     ("50,000 two-step CIFAR-10 samples, F160, stack", CIFAR, ("none", "stack"), 50_000),
     ("1,000,000 two-step MNIST samples, F40, stack", MNIST, ("none", "stack"), 1_000_000),
     ("1,000,000 two-step MNIST samples, F40, concat", MNIST, ("none", "concat"), 1_000_000),
@@ -150,7 +150,7 @@ PLANS = (
 
 def predictions(measured: list[results.Result]) -> Iterator[tuple[str, str, int, float]]:
     """(what, dtype, cores, seconds)"""
-    for what, network, conditionings, n_images in PLANS:
+    for what, network, conditionings, n_images in TASKS:
         for dtype in REFERENCE:
             worker = calibrate(measured, dtype, network)
             sweeps = [Sweep.of(network, conditioning) for conditioning in conditionings]

@@ -64,7 +64,7 @@ def saved_results() -> list[Path]:
 
 
 def texts() -> dict[Path, str]:
-    """What the page and the README must say, by path."""
+    """The texts of the page and of the README, by path."""
     files = {path: results.load(path) for path in saved_results()}
     return {
         PAGE: between_marks(PAGE.read_text(), "\n".join(page(files)) + "\n"),

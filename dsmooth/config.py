@@ -1,4 +1,4 @@
-"""Frozen dataclasses that say what a model and a run are."""
+"""The settings of models, training runs and probes: frozen dataclasses."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def check_likelihood(
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of a PixelCNN++ (math.md section 1).
+    """The shape of a PixelCNN++ (docs/math.md, section 1).
 
     The defaults are the paper's MNIST model. Raises ValueError for a field out of range.
     """
@@ -95,7 +95,7 @@ class ModelConfig:
 
     @property
     def mixture(self) -> dict[str, Any]:
-        """What a pixel's distribution is, as the functional ops take it."""
+        """The kind of a pixel's distribution, as the functional ops take it."""
         return {
             "likelihood": self.likelihood,
             "atoms": self.atoms,
@@ -109,6 +109,7 @@ class ModelConfig:
 
 
 Role = Literal["noisy", "denoiser", "plain"]
+Split = Literal["train", "test"]
 Method = Literal["two-step", "single-step", "noisy"]
 Score = Literal["full", "conditional"]
 ReproductionStage = Literal["samples", "bits-per-dim", "frechet", "probes", "receptive-field"]
@@ -172,7 +173,7 @@ class TrainConfig:
     precision: Precision = "auto"
     """auto: bfloat16 autocast where the machine is fast at it, else float32."""
     compile: bool = False
-    """Compile the gated blocks with torch.compile."""
+    """Compile the gated resnets with torch.compile."""
     seed: int = 0
     """Decides weights, order, noise and dropout."""
     evaluations: int = 8
@@ -251,7 +252,7 @@ ProbeInput = Literal["noisy", "clean"]
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """What linear probes see and how long they are trained.
+    """The input of linear probes and the length of their training.
 
     Raises ValueError for a field out of range.
     """

@@ -22,6 +22,7 @@ def philox_words(group, seed, layer):
 
 @triton.jit
 def is_kept(word, keep_from):
+    """1 where the word keeps its element, else 0."""
     return ((word >> 9).to(tl.int32) >= keep_from).to(tl.uint32)
 
 
@@ -32,8 +33,8 @@ def draw_kept(
 ):  # fmt: skip
     """Draw `kept` of channels first_f .. first_f + BLOCK_F - 1 of h for a block of pixels.
 
-    Element i of dropout's input, counted in (B, H, W, 2F) order, has word i % 4 of Philox block
-    i // 4. Where 4 divides F a block of words serves four neighbouring channels.
+    Element i of dropout's input, counted in (B, H, W, 2F) order, has word i % 4 of Philox call
+    i // 4. Where 4 divides F, the four words of a call serve four neighbouring channels.
     """
     seed = tl.load(seed_ptr)
     layer = tl.full((1, 1), layer, dtype=tl.int32)
@@ -66,6 +67,7 @@ def draw_kept(
 
 @triton.jit
 def word_of(element, seed, layer):
+    """The random word of an element of dropout's input."""
     w0, w1, w2, w3 = philox_words(element // 4, seed, layer)
     which = element % 4
     return tl.where(which < 2, tl.where(which == 0, w0, w1), tl.where(which == 2, w2, w3))
@@ -76,7 +78,7 @@ def kept_kernel(
     kept_ptr, seed_ptr, layer, keep_from, n_pixels,
     F: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
-    """kept (P, F) alone, for the backward."""
+    """Write kept (P, F) alone, for the backward."""
     pid = tl.program_id(0).to(tl.int64)
     blocks_f: tl.constexpr = (F + BLOCK_F - 1) // BLOCK_F
     offs_p = pid // blocks_f * BLOCK_P + tl.arange(0, BLOCK_P)

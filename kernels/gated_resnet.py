@@ -1,4 +1,4 @@
-"""The gated residual block: two kernels forward, a few more backward.
+"""The gated resnet: two kernels forward, a few more backward.
 
     h = conv_in(E(x)) + nin(E(a)) + biases           hidden_kernel
     y = x + A sigmoid(G), (A, G) = conv_out(D E(h))  gate_kernel

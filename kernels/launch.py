@@ -1,4 +1,4 @@
-"""What every launcher needs: the arithmetic of float32, the tiling, and the launch itself."""
+"""Launching: the arithmetic of float32, the choice of a tiling, and the launch itself."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def arithmetic(dtype: torch.dtype) -> dict[str, Any]:
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What sums are kept in: float64 for float64, else float32."""
+    """The dtype of sums: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 

@@ -2,10 +2,10 @@
 
 A program owns BLOCK_P neighbouring pixels of an image and all K components of each, in tiles of
 (BLOCK_P, BLOCK_K), BLOCK_K the power of two that holds K. Every parameter of a component is read
-once and every derivative written once; between lie registers only. The logits of atoms come in
+once and every derivative written once, with only registers between. The logits of atoms come in
 tiles of the same shape, which join those of the components before each sum over a pixel; they are
 read again for each use, so that registers suffice for any number of atoms. The equations are
-those of csrc/logistic_mixture.h and docs, math.md section 2; arithmetic is float32 for every dtype.
+those of docs/math.md, section 2; arithmetic is float32 for every dtype.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ def load_group(ptrs, mask, stride_k, group: tl.constexpr, N_MIX: tl.constexpr):
 
 @triton.jit
 def store_group(ptrs, value, mask, stride_k, group: tl.constexpr, N_MIX: tl.constexpr):
+    """Write what `load_group` reads."""
     tl.store(ptrs + group * N_MIX * stride_k, value.to(ptrs.dtype.element_ty), mask=mask)
 
 

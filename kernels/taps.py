@@ -13,7 +13,7 @@ import triton.language as tl
 
 @triton.jit
 def widen(v):
-    """float32, or float64 as it is: what every sum and elementwise function is computed in."""
+    """v in float32, or in float64 as it is: the dtype of every sum and elementwise function."""
     return v if v.dtype == tl.float64 else v.to(tl.float32)
 
 
@@ -53,7 +53,7 @@ def deinterleave(v):
 
 @triton.jit
 def pixel_block(first, n_pixels, height, width, BLOCK_P: tl.constexpr):
-    """The pixels from number `first` (int64) on: numbers, images, rows, columns and which exist.
+    """BLOCK_P pixels from number `first` (int64) on: numbers, images, rows, columns, existence.
 
     The launchers admit less than 2**31 pixels, so positions are 32-bit: 64-bit division is slow.
     """
@@ -76,6 +76,7 @@ def pixel_pointers(ptr, strides, image, row, col):
 
 @triton.jit
 def in_image(row, col, height, width):
+    """Whether pixels lie in the image."""
     return (row >= 0) & (row < height) & (col >= 0) & (col < width)
 
 

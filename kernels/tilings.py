@@ -16,7 +16,7 @@ Format = Literal["half", "tf32", "ieee"]
 
 
 class MatmulTiling(NamedTuple):
-    """A step of a matmul and how its kernel is launched.
+    """One step of a matmul, and the launch of its kernel.
 
     block_p pixels, block_n output columns and block_k contracted channels; in a weight gradient
     block_p pixels are contracted and the output has block_k rows and block_n columns.

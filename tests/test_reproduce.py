@@ -30,7 +30,7 @@ from dsmooth.reproduce import (
     reproduce,
 )
 from dsmooth.reproduce.results import training_seconds
-from dsmooth.reproduce.stages import STAGES, Sizes, draw_all, read_images
+from dsmooth.reproduce.stages import STAGES, Sizes, draw_all, read_drawn
 from dsmooth.reproduce.whole import lock_folder
 from dsmooth.runs import RunFolder
 from dsmooth.sampling.draw import Draw
@@ -125,7 +125,7 @@ def test_samples_of_a_diverged_noisy_image_count_as_diverged(
     finished: Path, data: Path, tmp_path: Path
 ) -> None:
     names = ("noisy", "two-step", "single-step")
-    before = {name: read_images(finished / "samples" / f"{name}.npz", 9) for name in names}
+    before = {name: read_drawn(finished / "samples" / f"{name}.npz", 9) for name in names}
     noisy = before["noisy"]
     assert noisy is not None
     row = int((~is_diverged(noisy)).nonzero()[-1])

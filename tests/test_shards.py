@@ -41,9 +41,10 @@ def test_every_image_once(tmp_path: Path, n: int, size: int, chunk: int) -> None
     for x in chunks(shards, draw, chunk):
         shards.add(x)
     assert shards.done == n
-    assert [path.name for path in shards.paths] == sorted(p.name for p in tmp_path.glob("*.npy"))
-    assert all(len(np.load(path)) <= size for path in shards.paths)
-    assert np.array_equal(read(shards.paths), images(7, n).numpy())
+    paths = sorted(tmp_path.glob("*.npy"))
+    assert [path.name for path in paths] == [f"shard_{i:05d}.npy" for i in range(-(-n // size))]
+    assert all(len(np.load(path)) <= size for path in paths)
+    assert np.array_equal(read(paths), images(7, n).numpy())
 
 
 @pytest.mark.parametrize("calls", [0, 1, 2, 3, 5])
@@ -56,13 +57,13 @@ def test_a_stopped_run_goes_on(tmp_path: Path, calls: int) -> None:
     assert again.done == first.done == min(20, 3 * calls)
     for x in chunks(again, draw, 3):
         again.add(x)
-    assert np.array_equal(read(again.paths), images(0, 20).numpy())
+    assert np.array_equal(read(sorted(tmp_path.glob("*.npy"))), images(0, 20).numpy())
     assert Shards(tmp_path, draw, SHAPE, size=7).done == 20
 
 
 def test_another_runs_folder_is_refused(tmp_path: Path) -> None:
     Shards(tmp_path, Draw(3), SHAPE, {"seed": 0}).add(images(0, 3))
-    with pytest.raises(ValueError, match=r"holds another run: its description is \{'seed': 0\}"):
+    with pytest.raises(ValueError, match=r"another drawing: its description is \{'seed': 0\}"):
         Shards(tmp_path, Draw(3), SHAPE, {"seed": 1})
     with pytest.raises(ValueError, match="its n is 3, not 4"):
         Shards(tmp_path, Draw(4), SHAPE, {"seed": 0})

@@ -134,12 +134,12 @@ def evaluate_bits(options: BitsOptions) -> None:
 
 
 def describe_data(dataset: ImageDataset) -> dict[str, Any]:
-    """Which images a number is of."""
+    """The images that a number is of."""
     return {"name": dataset.name, "split": dataset.split, "source": dataset.source}
 
 
 def describe_scores(scores: Scores) -> dict[str, Any]:
-    """What the JSON file says of the scores of a pair or of a plain model."""
+    """The scores of a pair or of a plain model, as the JSON file has them."""
     names = ("noisy", "smoothing", "discretized", "continuous")
     terms = {name: getattr(scores, name) for name in names if getattr(scores, name) is not None}
     return {

@@ -1,4 +1,4 @@
-"""One door to every data set."""
+"""`load_dataset`: every data set by its name."""
 
 from __future__ import annotations
 

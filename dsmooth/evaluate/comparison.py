@@ -146,7 +146,7 @@ def score_of(features: Features) -> InceptionScore | None:
 def collect_statistics(
     features: Tensor, images: Tensor, extractor: FeatureExtractor
 ) -> FeatureStatistics:
-    """Statistics of features (N, D), which say of which images and by which extractor."""
+    """Statistics of features (N, D), with the shape of the images and the extractor."""
     description = {"image_shape": list(images.shape[1:]), "extractor": extractor.describe()}
     statistics = FeatureStatistics(features.shape[1], description)
     for part in features.split(1000):
@@ -186,7 +186,7 @@ def check_shapes(
 
 
 def warn_of_counts(counts: dict[str, int], dimension: int) -> Iterator[str]:
-    """What a reader must know of the numbers of images."""
+    """Warnings about the numbers of images, a sentence each."""
     for what, n in counts.items():
         if 0 < n < dimension:
             yield (

@@ -1,4 +1,4 @@
-"""Bits per dimension of models on held-out images, in every convention (math.md section 5).
+"""Bits per dimension of models on held-out images, in every convention (docs/math.md, section 5).
 
 `score_pair` and `score_plain` keep the nats of each image and draw; `conventions` turns them into
 the numbers that are in use, each with its name, its errors and what it may be compared with.

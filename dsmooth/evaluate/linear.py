@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..data import epoch_order
 
-Features = NDArray[np.float16]  # (N, D), possibly on disk
-Labelled = tuple[Features, Tensor]  # and labels (N,) int64
+Rows = NDArray[np.float16]  # features (N, D), possibly on disk
+Labelled = tuple[Rows, Tensor]  # and labels (N,) int64
 
 # Images of a step; fewer where an epoch would have less than ten steps.
 STEP_IMAGES = 100
@@ -48,7 +48,7 @@ def train_linear(
     weight = torch.zeros(classes, len(mean), device=device, requires_grad=True)
     bias = torch.zeros(classes, device=device, requires_grad=True)
 
-    def logits(features: Features) -> Tensor:
+    def logits(features: Rows) -> Tensor:
         z = torch.from_numpy(features).to(device).float().sub_(mean)
         return F.linear(z, weight * scale, bias)
 
@@ -70,8 +70,8 @@ def train_linear(
 
     @torch.no_grad()
     def accuracy(data: Labelled) -> float:
-        told = torch.cat([logits(part).argmax(1).cpu() for part in parts(data[0])])
-        return float((told == data[1]).double().mean())
+        chosen = torch.cat([logits(part).argmax(1).cpu() for part in parts(data[0])])
+        return float((chosen == data[1]).double().mean())
 
     score, m = accuracy(test), len(test[1])
     return {
@@ -82,14 +82,14 @@ def train_linear(
     }
 
 
-def parts(features: Features) -> Iterator[Features]:
-    """`features` in runs of rows that fit into memory."""
+def parts(features: Rows) -> Iterator[Rows]:
+    """`features` in parts that fit into memory, in order."""
     rows = max(1, READ_VALUES // features.shape[1])
     for first in range(0, len(features), rows):
         yield np.array(features[first : first + rows])
 
 
-def moments(features: Features, device: torch.device | str) -> tuple[Tensor, Tensor]:
+def moments(features: Rows, device: torch.device | str) -> tuple[Tensor, Tensor]:
     """Mean and scale of each feature, (D,) float32 on `device`.
 
     The scale is 1 / sqrt(variance + mean variance of all features), half-way between standardised

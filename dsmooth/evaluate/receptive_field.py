@@ -1,4 +1,4 @@
-"""What the distribution of a pixel can depend on: one masked stack against two streams.
+"""The pixels that a pixel's distribution can depend on: one masked stack against two streams.
 
 A stack of masked convolutions has a blind spot: rows above are reached only through pixels at most
 as far to the right as up, so much of the past on the right is never seen. PixelCNN++ has a stream
@@ -78,7 +78,7 @@ def causal(size: int, row: int, column: int) -> Tensor:
 
 
 def receptive_fields(size: int = SIZE) -> dict[str, Any]:
-    """What the middle pixel of a size x size image depends on, in both kinds of network.
+    """The dependence of the middle pixel of a size x size image, in both kinds of network.
 
     Returns for "masked-stack" and "two-streams" how many of the `causal` earlier pixels are
     reached, how many are in the `blind_spot`, how many later ones are reached (`leaks`), and the

@@ -28,7 +28,7 @@ ARRAY_NAMES = ("x", "images", "samples", "arr_0")
 
 @dataclass(frozen=True)
 class DataChoice:
-    """What `load_dataset` is asked for, split apart."""
+    """The arguments of `load_dataset` for a data set, but for the split."""
 
     name: str
     data_dir: str | None

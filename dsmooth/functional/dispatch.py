@@ -1,6 +1,6 @@
-"""Which implementation an op uses and where it can run; what the ops of several files share.
+"""The choice of an implementation: which one an op uses, and where it can run.
 
-An op uses what its argument `impl` says, or the `use_impl` block around the call.
+An op follows its argument `impl`, or the `use_impl` block around the call.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def triton_obstacle(device: torch.device, *dtypes: torch.dtype, matmul: bool = T
         return "Triton is not installed"
     from ..kernels.launch import INTERPRETED
 
-    taken = TRITON_DTYPES
+    taken: tuple[torch.dtype, ...] = TRITON_DTYPES
     if INTERPRETED and matmul:
         if torch.bfloat16 in dtypes:
             return "Triton's interpreter multiplies bfloat16 matrices wrongly"
@@ -96,7 +96,7 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 
 def refuse_second_derivative(op: str) -> Callable[..., NoReturn]:
-    """The derivative of a backward op: an error that names `op`, such as "native gated block"."""
+    """The derivative of a backward op: an error that names `op`, such as "native gated resnet"."""
 
     def refuse(ctx: Any, *grads: Any) -> NoReturn:
         raise NotImplementedError(

@@ -1,4 +1,4 @@
-"""The native op of the gated block; `gated_resnet` checks arguments and chooses it."""
+"""The native op of the gated resnet; `gated_resnet` checks arguments and chooses it."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def _backward(ctx: Any, grad_y: Tensor | None, *_: Tensor | None) -> tuple[Tenso
 
 
 forward_op.register_autograd(_backward, setup_context=_save_for_backward)
-backward_op.register_autograd(refuse_second_derivative("native gated block"))
+backward_op.register_autograd(refuse_second_derivative("native gated resnet"))
 
 
 def _channels_last(name: str, tensor: Tensor) -> Tensor:

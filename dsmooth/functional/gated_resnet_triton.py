@@ -1,4 +1,4 @@
-"""The Triton op of the gated block; `gated_resnet` checks arguments and chooses it."""
+"""The Triton op of the gated resnet; `gated_resnet` checks arguments and chooses it."""
 
 from __future__ import annotations
 
@@ -132,4 +132,4 @@ def _backward(ctx: Any, grad_y: Tensor | None, _: Tensor | None) -> tuple[Tensor
 
 
 forward_op.register_autograd(_backward, setup_context=_save_for_backward)
-backward_op.register_autograd(refuse_second_derivative("Triton gated block"))
+backward_op.register_autograd(refuse_second_derivative("Triton gated resnet"))

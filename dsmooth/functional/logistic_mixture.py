@@ -8,7 +8,7 @@ means:
     mean_g += c_gr x_r        mean_b += c_br x_r + c_bg x_g
 
 One component index serves all colours of a pixel. An atom is a component that puts all its
-probability on one byte level, the same in all colours. Equations: docs, math.md section 2 and 3.
+probability on one byte level, the same in all colours. Equations: docs/math.md, sections 2 and 3.
 """
 
 from __future__ import annotations

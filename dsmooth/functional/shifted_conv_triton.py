@@ -30,9 +30,9 @@ def shifted_conv_triton(
     if y.numel() == 0:
         return y
     bias = None if bias is None else bias.contiguous()
-    run = kernels.forward_transposed if transposed else kernels.forward
+    convolve = kernels.forward_transposed if transposed else kernels.forward
     taps = _taps(weight, shift, stride, transposed)
-    return run(x, weight, bias, taps, *y.shape[2:])
+    return convolve(x, weight, bias, taps, *y.shape[2:])
 
 
 @shifted_conv_triton.register_fake

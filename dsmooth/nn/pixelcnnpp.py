@@ -1,4 +1,4 @@
-"""PixelCNN++ with optional conditioning on a second image (math.md sections 1 and 2)."""
+"""PixelCNN++ with optional conditioning on a second image (docs/math.md, sections 1 and 2)."""
 
 from __future__ import annotations
 
@@ -105,8 +105,8 @@ class PixelCNNpp(nn.Module):
         """Mixture parameters of every pixel.
 
         x: (B, C, H, W) in [-1, 1] (noisy images go beyond), H and W multiples of 4.
-        context: like x, for a conditioned model only. Returns (B, P, H, W) for x alone, in the
-        layout of math.md section 1: logits, then means, log-scales and coefficients per colour.
+        context: like x, for a conditioned model only. Returns (B, P, H, W) for x alone: logits,
+        then means, log-scales and coefficients per colour, as in docs/math.md, section 1.
 
         Raises ValueError for a wrong shape and for a context missing or superfluous, TypeError for
         a wrong dtype.

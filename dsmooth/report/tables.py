@@ -80,7 +80,7 @@ def bits_section(results: Mapping[str, Any]) -> str:
 
 
 def comparison(discrete: bool) -> str:
-    """What the pair's number may be compared with."""
+    """The numbers that the pair's may be compared with, as text."""
     if not discrete:
         return (
             "This denoiser gives a density, so the number bounds a log-density. It is not "
@@ -126,7 +126,7 @@ def frechet_section(results: Mapping[str, Any]) -> str:
 
 
 def paper_section(results: Mapping[str, Any]) -> str:
-    """What was measured beside the reproduction paper's numbers, and whether they compare."""
+    """The measured numbers beside the reproduction paper's, and whether they compare."""
     rows = [*paper_bits(results), *paper_frechet(results), *paper_probes(results)]
     if not rows or results["data"]["name"] != "mnist":
         return ""

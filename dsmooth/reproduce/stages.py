@@ -64,8 +64,8 @@ class Sizes:
     )
     """How linear probes are made."""
     extractor: str = "auto"
-    """What a Fréchet distance looks at, as `make_extractor` names it; auto: the package's
-    classifier for MNIST, nothing for other data."""
+    """Extractor of the Fréchet distance, as `make_extractor` names it; auto: the package's
+    classifier for MNIST, none for other data."""
 
     def __post_init__(self) -> None:
         for name in ("count", "scored_images"):
@@ -74,16 +74,16 @@ class Sizes:
 
 
 def mode_of(stage: ReproductionStage, only: ReproductionStage | None) -> Mode:
-    """What a call with `--only` does about a stage."""
+    """The mode of a stage in a call with `--only`, or without."""
     return "go on" if only is None else "redo" if only == stage else "read"
 
 
 def stored_or(
     path: Path, asked: Mapping[str, Any], mode: Mode, compute: Callable[[], dict[str, Any]]
 ) -> dict[str, Any] | None:
-    """What `path` holds if it is what was asked for, else what `compute` gives, written there.
+    """The result in `path` if it is the one asked for, else that of `compute`, written there.
 
-    None if nothing is there in mode "read", which takes what there is.
+    Mode "read" takes any result that is there, and gives None where there is none.
     """
     stored = read_json(path) if path.exists() else None
     if mode == "read" or (mode == "go on" and stored and stored.get("asked") == asked):
@@ -116,7 +116,7 @@ def draw_all(
     def draw(name: str, count: int, draw_part: DrawPart, method: Method = "two-step") -> None:
         """In chunks, unless the file is there."""
         path = folder / f"{name}.npz"
-        x = None if mode == "redo" else read_images(path, count)
+        x = None if mode == "redo" else read_drawn(path, count)
         if x is None and mode == "read":
             return
         if x is None:
@@ -157,8 +157,8 @@ def draw_all(
     return pictures
 
 
-def read_images(path: Path, count: int) -> Tensor | None:
-    """What `write_images` wrote to `path`; None if it is not there or not of `count` images."""
+def read_drawn(path: Path, count: int) -> Tensor | None:
+    """The images in `path`, as `write_images` wrote them; None unless there are `count`."""
     if not path.exists():
         return None
     x = torch.from_numpy(read_npz(path)["x"])
@@ -286,5 +286,5 @@ def probe_all(
 
 
 def see_receptive_fields(path: Path, mode: Mode = "go on") -> dict[str, Any] | None:
-    """What a pixel depends on in a masked stack and in two streams."""
+    """The pixels that a pixel depends on, in a masked stack and in two streams."""
     return stored_or(path, {"networks": 2}, mode, receptive_fields)

@@ -62,7 +62,7 @@ class CachedSampler:
 
     @property
     def instruction_set(self) -> str:
-        """What computes: "generic", "avx2" or "avx512", or "cuda"."""
+        """The instruction set in use: "generic", "avx2" or "avx512", or "cuda"."""
         return "cuda" if self._cuda is not None else str(self._native.instruction_set)
 
     def bytes_per_image(self, height: int, width: int) -> int:
@@ -110,7 +110,7 @@ class CachedSampler:
         context: Tensor | None = None,
         progress: Progress | None = None,
     ) -> Tensor:
-        """What `sample` does, for a draw of images of `size` (H, W)."""
+        """Sample a draw of images of `size` (H, W), as `sample` does."""
         check_size(size)
         shape = (draw.count, self.config.image_channels, *size)
         self._check_context(context, shape)

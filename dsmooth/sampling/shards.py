@@ -1,4 +1,4 @@
-"""Images on disk: one .npz, or many numbered .npy files that a stopped run goes on with."""
+"""Images on disk: one .npz, or numbered .npy files that a repeated call goes on with."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Shards:
 
     description: what decides the images beside their numbers (seed, temperature, hash of the
     weights); JSON values. It is kept in shards.json. Raises ValueError for a size below 1 and for a
-    folder that holds another run.
+    folder that holds another drawing.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Shards:
         self.n = draw.count
         self.image_shape = image_shape
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._run = {
+        self._drawing = {
             "description": dict(description or {}),
             "n": draw.count,
             "first_index": draw.first_index,
@@ -59,11 +59,6 @@ class Shards:
             "image_shape": list(image_shape),
         }
         self.done = self._found()
-
-    @property
-    def paths(self) -> list[Path]:
-        """The files of the whole draw, in order."""
-        return [self._path(i) for i in range(-(-self.n // self.size))]
 
     def add(self, images: Tensor) -> None:
         """Write the next images (N, *image_shape), which may go on into further files."""
@@ -82,26 +77,26 @@ class Shards:
             array.flush()
             x, self.done = x[count:], self.done + count
             # Only now do these images count: a crash before repeats them, one after keeps them.
-            write_json(self.folder / MANIFEST, {**self._run, "done": self.done})
+            write_json(self.folder / MANIFEST, {**self._drawing, "done": self.done})
 
     def _path(self, shard: int) -> Path:
         return self.folder / f"shard_{shard:05d}.npy"
 
     def _found(self) -> int:
-        """How many images are there already. Raises ValueError for another run's folder."""
+        """How many images are there already. Raises ValueError for another drawing's folder."""
         manifest = self.folder / MANIFEST
         if not manifest.exists():
             if any(self.folder.glob("shard_*.npy")):
                 raise ValueError(
                     f"{self.folder} holds shards without {MANIFEST}: choose another folder"
                 )
-            write_json(manifest, {**self._run, "done": 0})
+            write_json(manifest, {**self._drawing, "done": 0})
             return 0
         found = read_json(manifest)
-        for key, value in self._run.items():
+        for key, value in self._drawing.items():
             if found.get(key) != value:
                 raise ValueError(
-                    f"{self.folder} holds another run: its {key} is {found.get(key)!r}, not "
+                    f"{self.folder} holds another drawing: its {key} is {found.get(key)!r}, not "
                     f"{value!r}; choose another folder"
                 )
         return int(found["done"])

@@ -1,4 +1,4 @@
-"""What a training run tells: its log for programs, a progress bar or plain lines for people."""
+"""Reports of a training run: its log for programs, a progress bar or plain lines for people."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def last_words(path: Path, lines: int = 12) -> str:
 
 @dataclass
 class Watched:
-    """What is known of a run from its log so far."""
+    """The state of a run, from its log so far."""
 
     role: str
     run: RunFolder
