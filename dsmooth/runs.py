@@ -39,6 +39,16 @@ class RunFolder:
         return self.path / "checkpoint.safetensors"
 
     @property
+    def earlier_checkpoint(self) -> Path:
+        """The checkpoint before it, should that one be damaged."""
+        return self.path / "checkpoint-earlier.safetensors"
+
+    @property
+    def new_checkpoint(self) -> Path:
+        """A checkpoint that is being written."""
+        return self.path / ".checkpoint-new.safetensors"
+
+    @property
     def weights(self) -> Path:
         """The averaged weights at the last evaluation."""
         return self.path / "model.safetensors"
@@ -71,6 +81,11 @@ class RunFolder:
         """Whether settings of a training run are here. Raises ValueError for damaged JSON."""
         return self.config.is_file() and "role" in read_json(self.config)
 
+    def can_resume(self) -> bool:
+        """Whether there is a run to go on with."""
+        checkpoints = (self.checkpoint, self.earlier_checkpoint)
+        return self.config.exists() and any(path.exists() for path in checkpoints)
+
     def is_finished(self) -> bool:
         """Whether the run came to its end, and its log is there."""
         if not self.log.exists() or not self.weights.exists():
@@ -97,6 +112,13 @@ class RunFolder:
                 continue
         return entries
 
+    def log_ends_whole(self) -> bool:
+        """Whether the log is empty or its last line is complete."""
+        with open(self.log, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 1))
+            return file.read() in (b"", b"\n")
+
     def history(self) -> list[dict[str, Any]]:
         """The log without what a later start took back (steps after the last checkpoint)."""
         kept: list[dict[str, Any]] = []
@@ -119,9 +141,9 @@ class RunFolder:
         return model.eval(), config, image_size
 
     def prepare_for_child(self, config: TrainConfig, image_size: tuple[int, int]) -> None:
-        """Write the settings that a child begins with, unless they or a checkpoint are there."""
+        """Write the settings that a child begins with, unless it has a run to go on with."""
         self.path.mkdir(exist_ok=True)
-        if self.checkpoint.exists():
+        if self.can_resume():
             return
         if not self.config.exists() and not self.settings.exists():
             self.write_config(config, image_size)

@@ -16,6 +16,10 @@ from torch import Tensor
 Impl = Literal["auto", "reference", "triton", "native"]
 MIN_CAPABILITY = (8, 0)
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Asked once: torch.compile of torch 2.11 cannot trace the question.
+_AUTOCAST_DEVICES = frozenset(
+    device for device in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(device)
+)
 
 # One value for the process, not per thread: torch.compile can guard on a module global.
 _current: Impl = "auto"
@@ -85,7 +89,7 @@ def triton_obstacle(device: torch.device, *dtypes: torch.dtype, matmul: bool = T
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """The dtype that autocast has an op compute x in, None where it does not."""
     device = x.device.type
-    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
+    if x.dtype == torch.float64 or device not in _AUTOCAST_DEVICES:
         return None
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
@@ -109,6 +113,6 @@ def refuse_second_derivative(op: str) -> Callable[..., NoReturn]:
 
 def without_autocast(device_type: str) -> AbstractContextManager[object]:
     """Inside the block, operations compute in the dtype of their inputs."""
-    if torch.amp.is_autocast_available(device_type):
+    if device_type in _AUTOCAST_DEVICES:
         return torch.autocast(device_type, enabled=False)
     return nullcontext()

@@ -44,6 +44,8 @@ class RunLog:
         self.losses: list[float] = []
         self.recorded = self.printed = self.started
         self.file = open(folder.log, "a", buffering=1)  # noqa: SIM115 - closed in __exit__
+        if not folder.log_ends_whole():
+            self.file.write("\n")  # a line was cut by a crash
         self.bar = make_bar(config.role, self.total, images_seen)
         self._record("start", images_seen, total=self.total, loss=loss_name)
 

@@ -28,7 +28,7 @@ def command_of(role: str, run: RunFolder, threads: int) -> list[str]:
     # The parent's sys.path makes the child import the same package, whatever the current folder
     # holds: a clone of the sources would otherwise win over the installed package.
     start = f"import sys; sys.path[:] = {sys.path!r}; from dsmooth.cli import main; main()"
-    resume = run.checkpoint.exists()
+    resume = run.can_resume()
     settings = run.config if resume else run.settings
     arguments = ["--config", settings, "--out", run.path, "--threads", threads]
     return [
