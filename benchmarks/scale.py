@@ -11,8 +11,8 @@ FLOP: of one image, with the outputs of each product rounded up to whole vectors
 the products of a worker reach; weight bytes: those that a sweep reads, an operation's each time
 that it runs; bandwidth: of reading as much as a pixel reads, again and again. tau and bandwidth
 are measured; rate is taken from one case per dtype (REFERENCE), and all other cases of the results
-check the prediction. Workers do not wait for one another, so N processes under torchrun, each with
-its share of the image numbers, take 1/N of the time, up to the last, partly filled sweep.
+check the prediction. Workers do not wait for one another. So N processes under torchrun, each with
+its share of the image numbers, take 1/N of the time but for the last sweep, which may not be full.
 """
 
 from __future__ import annotations

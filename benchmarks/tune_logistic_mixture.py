@@ -2,9 +2,9 @@
 
     python benchmarks/tune_logistic_mixture.py
 
-Prints, per case, the tile of `log_prob_tiling` and the fastest one, each with its time and with the
-share of the time that a copy of as many bytes takes. It changes nothing: an entry that pays is
-written into `log_prob_tiling` by hand.
+Prints, per case, the tile of `log_prob_tiling` and the fastest one. Beside each stand its time and
+the time of a copy of as many bytes as a share of it. It changes nothing: a better tile is written
+into `log_prob_tiling` by hand.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Packed weights are (T, C, D), taps x input channels x filters, so that a filter block is contiguous.
 With ALTERNATE_C input channel n of the packed order is channel (n % 2) * C / 2 + n // 2 of the
 weight: elu(x_i) and elu(-x_i) lie side by side. With ALTERNATE_D likewise the filters, A_i and G_i.
-Weight norm, w = g v / |v| per filter, is folded on the way in and differentiated on the way out, so
-it costs no launch of its own.
+Weight norm, w = g v / |v| per filter, is folded on the way in and differentiated on the way out. It
+costs no launch of its own.
 """
 
 from __future__ import annotations

@@ -348,5 +348,5 @@ def make_classifier(options: ClassifierOptions) -> None:
     # Measured on what was written: float16 weights.
     right = accuracy(load_classifier(options.out)[0], test_set)
     save_classifier(model, options.out, {**metadata, "test_accuracy": f"{right:.4f}"})
-    print(f"{100 * right:.2f} % of {len(test_set):,} test images right")
+    print(f"{100 * right:.2f} % of {len(test_set):,} test images classified correctly")
     print(f"wrote {options.out} ({options.out.stat().st_size / 1000:.0f} kB)")

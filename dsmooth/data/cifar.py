@@ -46,8 +46,8 @@ def load_cifar10(split: str, data_dir: Path) -> ImageDataset:
     """Return CIFAR-10 from the files in `data_dir`, in the order of its batches.
 
     Looks for binary files, then for Python archives, in `data_dir` itself or the usual folder
-    inside it, then for either .tar.gz, which is read without unpacking it to disk. A training set
-    may lack some of its five batches; `source` says how many there were.
+    inside it; then for either .tar.gz. An archive is read without unpacking it to disk. A training
+    set may lack some of its five batches; `source` says how many there were.
     Raises FileNotFoundError if there is none, ValueError for a file that is cut or of another form.
     """
     suffix, batches, place = _find(split, data_dir)

@@ -28,8 +28,8 @@ def read_idx(path: Path, ndim: int) -> NDArray[np.uint8]:
     ndim: the number of dimensions that it must have: 3 for images (N, H, W), 1 for labels (N,).
     The header is checked before the elements are decompressed: memory is what it promises, at most
     `MAX_IDX_BYTES`, however the file was packed.
-    Raises ValueError, naming the file, what was expected and what was found, for a file of another
-    kind, element type or dimensionality, or one shorter, longer or larger than it may be.
+    Raises ValueError for a file of another kind, element type or dimensionality, or one shorter,
+    longer or larger than it may be. It names the file, what was expected and what was found.
     """
     with open_regular(path) as file, guarded(path, "an IDX file"):
         packed = file.read(2) == _GZIP_MAGIC

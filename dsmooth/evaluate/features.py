@@ -75,9 +75,9 @@ def make_extractor(
     """The extractor called `name`, on `device`.
 
     name: "mnist-classifier"; "inception"; or a torch.nn.Module of the user's as "module:attribute"
-    or "file.py:attribute" (the module itself, or a class or function without arguments that makes
-    it), which gets (B, C, H, W) float32 in [-1, 1] and returns features (B, D), or features and
-    class logits.
+    or "file.py:attribute". The attribute is the module itself, or a class or function that makes it
+    without arguments. It gets (B, C, H, W) float32 in [-1, 1] and returns features (B, D), or
+    features and class logits.
     weights: a file for "mnist-classifier" (as `dsmooth evaluate train-classifier` writes it) or
     "inception" (the published .pth or another state dict as .safetensors); without one, the
     package's classifier, or the published Inception file, downloaded once.

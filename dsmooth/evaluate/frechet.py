@@ -93,8 +93,8 @@ def _factor(name: str, cov: Tensor, d: int) -> Tensor:
 class FeatureStatistics:
     """Mean and covariance of a stream of features, in float64.
 
-    Batches are merged by the update of Chan, Golub & LeVeque (1983), so batch size and order
-    matter to rounding only, and a large mean does not drown a small variance.
+    Batches are merged by the update of Chan, Golub & LeVeque (1983). So batch size and order matter
+    to rounding only, and a large mean does not drown a small variance.
 
     dimension: D. count: features seen. mean: (D,). scatter: (D, D), the sum of outer products of
     deviations from the mean. description: what the features are of, JSON values.

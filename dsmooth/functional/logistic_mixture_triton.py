@@ -25,7 +25,7 @@ def triton_log_prob(
     input's dtype; one that is not needed has no elements.
 
     The gradients are all that autograd keeps. Evaluating the components a second time in the
-    backward would spare reading one of them, but costs as much arithmetic again, and in bfloat16
+    backward would spare reading one of them. But it costs as much arithmetic again, and in bfloat16
     arithmetic is the limit.
     """
     from ..kernels import logistic_mixture as kernels

@@ -1,6 +1,6 @@
 """Convolutions that see only what lies above, or above and to the left.
 
-A shifted convolution pads on the causal side alone, so the output at (r, c) is a function of rows
+A shifted convolution pads on the causal side alone. So the output at (r, c) is a function of rows
 <= r ("down"), or of rows <= r and columns <= c ("down_right"). docs/math.md, section 1,
 calls them DS and DRS. Source: Salimans et al., PixelCNN++ (2017), section 2.4.
 """

@@ -68,8 +68,8 @@ class ContextEncoder(nn.Module):
 class PixelCNNpp(nn.Module):
     """An autoregressive model of images, conditioned on a context image or not.
 
-    The distribution of a pixel is a mixture of K logistics whose parameters are a function of the
-    pixels before it in raster order (and of the whole context). Source: Salimans et al. (2017).
+    The distribution of a pixel is a mixture of K logistics. Its parameters are a function of the
+    pixels before it in raster order, and of the whole context. Source: Salimans et al. (2017).
     """
 
     def __init__(self, config: ModelConfig) -> None:

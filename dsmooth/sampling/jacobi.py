@@ -39,13 +39,13 @@ def jacobi_sample(
 ) -> JacobiSamples:
     """Draw the images of `sequential_sample` as the fixed point of drawing all pixels in parallel.
 
-    With the noise of every pixel fixed, an image is a function F of itself, a pixel of those before
-    it, and the sampled image is its only fixed point x = F(x). From the guess `start` the sampler
-    iterates x <- F(x), one forward each: after t iterations the first t pixels are exact, so it
-    ends, and it ends sooner where pixels depend little on others. An image that has settled leaves
-    the batch: its pixels did not move in the last iteration, which counts; bitwise for a
-    discretized likelihood, within 8 roundings for a continuous one. by_row: settle row after row,
-    each iteration over the rows so far.
+    With the noise of every pixel fixed, a pixel is a function of those before it. So an image is a
+    function F of itself, and the sampled image is the only fixed point x = F(x). From the guess
+    `start` the sampler iterates x <- F(x), one forward each. After t iterations the first t pixels
+    are exact, so it ends; it ends sooner where pixels depend little on others. An image leaves the
+    batch when an iteration, which counts, did not move its pixels: bitwise for a discretized
+    likelihood, within 8 roundings for a continuous one. by_row: settle row after row, each
+    iteration over the rows so far.
 
     start: (n, C, height, width), by default zeros; it decides the number of iterations, not the
     images, but for rounding. The other arguments are those of `sequential_sample`.

@@ -29,9 +29,9 @@ def sequential_sample(
     """Draw n images pixel by pixel in raster order, each from one forward of the network.
 
     The noise of pixel (r, c) of image i is Philox4x32-10 with key `seed` and counter
-    (r * width + c, first_index + i low, high, stage), stage 0 without context and 1 with one, so
-    an image depends on its index and on the seed, not on the batch that it is drawn in (up to the
-    rounding of the forward). The model samples in evaluation mode, without dropout.
+    (r * width + c, first_index + i low, high, stage), stage 0 without context and 1 with one. So an
+    image depends on its index and on the seed. The batch that it is drawn in matters to the
+    rounding of the forward alone. The model samples in evaluation mode, without dropout.
 
     context: (n, C, height, width) for a conditioned model. temperature: > 0; divides the logits
     and multiplies the scales. Returns (n, C, height, width) in the model's dtype and device;

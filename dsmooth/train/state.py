@@ -1,7 +1,7 @@
 """A training run between two steps: the model, its average, its optimiser, and their scores.
 
-A step is a function of (config, images seen): the order of images, the noise and the dropout are
-all derived from these two, so a resumed run is the run that was never interrupted.
+A step is a function of (config, images seen): the order of images, the noise and the dropout all
+derive from these two. So a resumed run is the run that was never interrupted.
 """
 
 from __future__ import annotations
