@@ -166,22 +166,13 @@ def convolve(
         for j in tl.static_range(KW):
             acc = add_tap(
                 acc,
-                pixel_ptrs=x_ptrs + (i * x_strides[1] + j * x_strides[2]),
-                stride_f=x_strides[3],
+                pixel_ptrs=x_ptrs + (i * x_strides[1] + j * x_strides[2]), stride_f=x_strides[3],
                 kept_ptrs=None if kept_ptr is None else kept_ptrs + (i * width + j) * CHANNELS,
                 inside=mask_p & in_image(row + i, col + j, height, width),
-                w_ptr=w_ptr + (i * KW + j) * K * N,
-                w_stride_k=N,
-                w_stride_n=1,
-                offs_n=offs_n,
-                mask_n=mask_n,
-                steps=steps,
-                CHANNELS=CHANNELS,
-                PRECISION=PRECISION,
-                BLOCK_K=BLOCK_K,
-                ELU=ELU,
-                SCALE=SCALE,
-            )
+                w_ptr=w_ptr + (i * KW + j) * K * N, w_stride_k=N, w_stride_n=1,
+                offs_n=offs_n, mask_n=mask_n, steps=steps,
+                CHANNELS=CHANNELS, PRECISION=PRECISION, BLOCK_K=BLOCK_K, ELU=ELU, SCALE=SCALE,
+            )  # fmt: skip
     return acc
 
 
@@ -212,17 +203,10 @@ def convolve_transposed(
                 mask_w = mask_n & (offs_n * 0 + i < KH) & (offs_n * 0 + j < KW)
             acc = add_tap(
                 acc,
-                pixel_ptrs=g_ptrs - (k * g_strides[1] + m * g_strides[2]),
-                stride_f=g_strides[3],
+                pixel_ptrs=g_ptrs - (k * g_strides[1] + m * g_strides[2]), stride_f=g_strides[3],
                 inside=inside,
-                w_ptr=w_ptr + (i * KW + j) * N * CHANNELS,
-                w_stride_k=1,
-                w_stride_n=CHANNELS,
-                offs_n=offs_n,
-                mask_n=mask_w,
-                steps=steps,
-                CHANNELS=CHANNELS,
-                PRECISION=PRECISION,
-                BLOCK_K=BLOCK_K,
-            )
+                w_ptr=w_ptr + (i * KW + j) * N * CHANNELS, w_stride_k=1, w_stride_n=CHANNELS,
+                offs_n=offs_n, mask_n=mask_w, steps=steps,
+                CHANNELS=CHANNELS, PRECISION=PRECISION, BLOCK_K=BLOCK_K,
+            )  # fmt: skip
     return acc

@@ -100,7 +100,7 @@ def evaluate_bits(options: BitsOptions) -> None:
             batch_size=options.batch_size,
             seed=options.seed,
             clean_noise=clean_noise,
-            progress=lambda i, _: done(i),
+            progress=done,
         )
     result: dict[str, Any] = {
         "dsmooth": __version__,
@@ -121,7 +121,7 @@ def evaluate_bits(options: BitsOptions) -> None:
                 dataset,
                 limit=options.limit,
                 batch_size=options.batch_size,
-                progress=lambda i, _: done(i),
+                progress=done,
             )
         tables.append(("plain", conventions(plain_scores)))
         result["plain"] = {

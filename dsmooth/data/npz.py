@@ -52,7 +52,7 @@ def read_npz(
     """
     with (
         open_regular(path) as file,
-        guarded(path, "a .npz"),
+        guarded(path, "a .npz without pickled objects"),
         zipfile.ZipFile(_ShortReads(file)) as archive,
     ):
         members = archive.infolist()

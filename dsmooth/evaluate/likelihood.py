@@ -31,7 +31,7 @@ EQUATION_4_SENTENCE = (
     f"1 / (2 ln 2) = {EQUATION_4_BITS:.4f} bits/dim too high."
 )
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[int], None]  # called with the number of images done
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,8 +180,8 @@ def score_pair(
 
     The noise of an image depends on (seed, its index, draw), so the result does not depend on
     batch_size beyond rounding. clean_noise: standard deviation of the noise on the target of the
-    density, 0.01 for a denoiser trained as the paper's. progress is called with (images done,
-    images in all). Raises ValueError for counts below 1 and images that are not the pair's.
+    density, 0.01 for a denoiser trained as the paper's. progress is called with the number
+    of images done. Raises ValueError for counts below 1 and images that are not the pair's.
     """
     if n_noise < 1:
         raise ValueError(f"n_noise must be at least 1, got {n_noise}")
@@ -286,7 +286,7 @@ def _batches(
         x = dataset.batch(torch.arange(first, min(first + batch_size, n)))
         yield first, x.to(parameter.device, parameter.dtype)
         if progress:
-            progress(first + len(x), n)
+            progress(first + len(x))
 
 
 @dataclass(frozen=True)

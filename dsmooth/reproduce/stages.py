@@ -179,7 +179,7 @@ def score_all(
                 limit=n,
                 batch_size=CHUNK,
                 clean_noise=models.clean_noise,
-                progress=lambda i, _: done(i),
+                progress=done,
             )
         rows = [asdict(row) for row in conventions(scores)]
         bits = {"unit": "bits/dim", "pair": {**asdict(summarise(scores)), "conventions": rows}}
@@ -190,7 +190,7 @@ def score_all(
                     test_set,
                     limit=n,
                     batch_size=CHUNK,
-                    progress=lambda i, _: done(i),
+                    progress=done,
                 )
             bits["plain"] = summarise_plain(plain)
         return bits

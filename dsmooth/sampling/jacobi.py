@@ -58,14 +58,7 @@ def jacobi_sample(
     draw = Draw(n, seed, first_index, temperature=temperature)
     size = height, width
     check_size(size)
-    parameter = model.head.bias
-    shape = (n, model.config.image_channels, *size)
-    if start is None:
-        x = parameter.new_zeros(shape)
-    elif tuple(start.shape) == shape:
-        x = start.detach().to(parameter).clone()
-    else:
-        raise ValueError(f"start must have shape {shape}, got {tuple(start.shape)}")
+    x = _first_guess(start, (n, model.config.image_channels, *size), model.head.bias)
     exact = model.config.likelihood == "discretized"
     rounding = 0.0 if exact else ROUNDINGS * torch.finfo(x.dtype).eps
     uniforms = pixel_uniforms(model, draw, size)
@@ -75,9 +68,7 @@ def jacobi_sample(
     with evaluating(model):
         encoded = model.encode_context(x, context)
         for first, end in bands:
-            rows = (
-                (end + 3) // 4 * 4
-            )  # those below cannot matter, but a multiple of 4 must be there
+            rows = (end + 3) // 4 * 4  # those below cannot matter; a multiple of 4 must be there
             active = torch.arange(n, device=x.device)
             for _ in range((end - first) * width + 1):
                 params = model.decode(x[active, :, :rows], select_context(encoded, rows, active))
@@ -96,3 +87,12 @@ def jacobi_sample(
                 if len(active) == 0:
                     break
     return JacobiSamples(x, iterations)
+
+
+def _first_guess(start: Tensor | None, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """A copy of `start`, or zeros, in the dtype and on the device of `like`."""
+    if start is None:
+        return like.new_zeros(shape)
+    if tuple(start.shape) != shape:
+        raise ValueError(f"start must have shape {shape}, got {tuple(start.shape)}")
+    return start.detach().to(like).clone()
