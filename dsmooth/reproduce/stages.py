@@ -114,21 +114,10 @@ def draw_all(
     pictures: dict[str, Tensor] = {}
 
     def draw(name: str, count: int, draw_part: DrawPart, method: Method = "two-step") -> None:
-        """In chunks, unless the file is there."""
-        path = folder / f"{name}.npz"
-        x = None if mode == "redo" else read_drawn(path, count)
-        if x is None and mode == "read":
-            return
-        if x is None:
-            whole = Draw(count, seed, method=method)
-            with progress(f"drawing {name}", count) as done:
-                chunks = draw_in_chunks(
-                    draw_part, whole, image_shape=models.image_shape, chunk=CHUNK, progress=done
-                )
-                x = torch.cat([images.cpu() for _, images in chunks])
-            write_images(path, x, whole)
-            save_grid(visible(x[:GRID_IMAGES]), folder / f"{name}.png")
-        pictures[name] = x
+        whole = Draw(count, seed, method=method)
+        x = draw_or_read(folder / name, whole, draw_part, models.image_shape, mode)
+        if x is not None:
+            pictures[name] = x
 
     def denoise(x_tilde: Tensor) -> DrawPart:
         def some(part: Draw, report: Progress) -> Tensor:
@@ -155,6 +144,27 @@ def draw_all(
     if plain is not None:
         draw("plain", count, NetworkSampler(plain, pair.image_size).draw)
     return pictures
+
+
+def draw_or_read(
+    path: Path, draw: Draw, draw_part: DrawPart, image_shape: tuple[int, int, int], mode: Mode
+) -> Tensor | None:
+    """The images of `draw`, read from path.npz, or drawn and written there with a grid as path.png.
+
+    None if mode is "read" and they are not there.
+    """
+    array, picture = (path.with_name(path.name + suffix) for suffix in (".npz", ".png"))
+    x = None if mode == "redo" else read_drawn(array, draw.count)
+    if x is not None or mode == "read":
+        return x
+    with progress(f"drawing {path.name}", draw.count) as done:
+        chunks = draw_in_chunks(
+            draw_part, draw, image_shape=image_shape, chunk=CHUNK, progress=done
+        )
+        x = torch.cat([images.cpu() for _, images in chunks])
+    write_images(array, x, draw)
+    save_grid(visible(x[:GRID_IMAGES]), picture)
+    return x
 
 
 def read_drawn(path: Path, count: int) -> Tensor | None:
