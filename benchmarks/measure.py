@@ -176,7 +176,7 @@ def peak_memory_of(run: Run) -> int | None:
     the system does not say."""
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     try:
-        # What earlier calls freed would be used again, and the memory not seen to rise.
+        # Memory that earlier calls freed would be used again, and not be seen to rise.
         ctypes.CDLL(None).malloc_trim(0)
         reset.write_text("5")
     except (OSError, AttributeError):

@@ -119,6 +119,6 @@ def check_samples(model: PixelCNNpp, x: Tensor, dtype: torch.dtype = torch.float
     words = image_words(n, height * width, seed=0, stage=Stage.SAMPLE)
     uniforms = to_uniform(words).float().view(n, height, width, 4).permute(0, 3, 1, 2)
     again = logistic_mixture_sample(model(x[:n]), uniforms, x.shape[1])
-    # What differs is a component chosen within rounding of a boundary.
+    # Pixels differ where a component was chosen within rounding of a boundary.
     tolerance, flips = (1e-3, 1e-3) if dtype == torch.float32 else (5e-2, 3e-2)
     assert ((again - x[:n]).abs() > tolerance).float().mean() < flips

@@ -26,7 +26,7 @@ FIGURES = """
 
 ![Time against image size](figures/image_size.png)
 """
-# What the README shows: (suite, case, words).
+# The rows of the README's table: (suite, case, words).
 HIGHLIGHTS = (
     ("sampler", "mnist-1", "cached sampling, MNIST F40 R5, one image"),
     ("sampler", "mnist-64", "the same, batch 64"),

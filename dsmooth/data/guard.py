@@ -1,4 +1,4 @@
-"""What readers share: regular files only, bounded reads, one kind of error."""
+"""Careful reading: regular files only, bounded reads, one kind of error."""
 
 from __future__ import annotations
 

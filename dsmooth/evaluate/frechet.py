@@ -85,7 +85,7 @@ def _factor(name: str, cov: Tensor, d: int) -> Tensor:
             f"{name} must be positive semi-definite, got an eigenvalue of {float(values[0]):.3g} "
             f"(largest entry {scale:.3g})"
         )
-    # What lies below is rounding noise of the null space, and its root would be 1e-8, not 1e-16.
+    # Values below are rounding noise of the null space; their roots would be 1e-8, not 1e-16.
     kept = values > d * torch.finfo(torch.float64).eps * values[-1].clamp(min=0)
     return vectors[:, kept] * values[kept].sqrt()
 

@@ -23,7 +23,7 @@ from ..smoothing import GaussianSmoothing
 
 # A density in units of [-1, 1] becomes one per grey level by adding this many bits/dim.
 LEVEL_BITS = math.log2(127.5)
-# What the entropy of Gaussian noise lacks, per dimension, if it is written without its e.
+# The part of the entropy of Gaussian noise, per dimension, that is lost without its e.
 EQUATION_4_BITS = 0.5 / math.log(2)
 EQUATION_4_SENTENCE = (
     "Equation (4) of the reproduction paper writes the entropy of Gaussian noise as "

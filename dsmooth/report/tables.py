@@ -8,7 +8,7 @@ from typing import Any
 
 from ..evaluate.likelihood import EQUATION_4_BITS, LEVEL_BITS
 
-# What the reproduction paper of Meng et al. (ICLR 2021) reports for MNIST. Its equation (4) for
+# The numbers of the reproduction paper of Meng et al. (ICLR 2021) for MNIST. Its equation (4) for
 # bits/dim lacks an e, which makes its numbers 0.7213 too high, if its code did the same.
 PAPER_BITS = 3.23
 PAPER_PROBE = 98.5

@@ -124,7 +124,7 @@ def draw_all(
             end = part.first_index + part.count
             noisy = x_tilde[part.first_index : end].to(models.device)
             x = sampler.denoise(visible(noisy), part, report)
-            # What was drawn for a noisy image that diverged means nothing.
+            # A draw for a noisy image that diverged means nothing.
             return torch.where(is_diverged(noisy)[:, None, None, None], math.nan, x)
 
         return some
