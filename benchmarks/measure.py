@@ -1,7 +1,7 @@
 """Measuring: turns within rounds, limits of the machine, the record of a result.
 
 A benchmark takes the fixture `bench`, a `Bench`: it checks its contenders, lets them take turns and
-records the result, which pytest-benchmark writes to its JSON file and `python benchmarks` reads.
+records the result. pytest-benchmark writes that to its JSON file, for `python benchmarks` to read.
 """
 
 from __future__ import annotations

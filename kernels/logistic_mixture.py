@@ -3,8 +3,8 @@
 A program owns BLOCK_P neighbouring pixels of an image and all K components of each. Its tiles are
 (BLOCK_P, BLOCK_K), where BLOCK_K is the power of two that holds K. Every parameter of a component
 is read once and every derivative written once, with only registers between. The logits of atoms
-come in tiles of the same shape, which join those of the components before each sum over a pixel.
-They are read again for each use, so that registers suffice for any number of atoms. Equations:
+come in tiles of the same shape. These join the tiles of the components before each sum over a
+pixel. They are read again for each use, so registers suffice for any number of atoms. Equations:
 docs/math.md, section 2. Arithmetic is float32 for every dtype.
 """
 

@@ -1,10 +1,10 @@
 """Device functions that the convolutions share: an implicit matmul, one tap at a time.
 
-An output pixel's sum over taps and channels is a row of a matmul whose left operand is read from
-the image where it lies. Pixels outside the image are not loaded: a predicate gives zeros, so that
-nothing, not even a NaN, comes from a place that a tap must not see. Packed channels of
-concat_elu(x) alternate, elu(x_0), elu(-x_0), elu(x_1), ...: both come of one load and one
-exponential. `weights.py` packs the kernels in that order.
+An output pixel's sum over taps and channels is a row of a matmul. Its left operand is read from the
+image in place. Pixels outside the image are not loaded: a predicate gives zeros. So nothing, not
+even a NaN, comes from a place that a tap must not see. Packed channels of concat_elu(x) alternate,
+elu(x_0), elu(-x_0), elu(x_1), ...: both come of one load and one exponential. `weights.py` packs
+the kernels in that order.
 """
 
 import triton
@@ -122,8 +122,8 @@ def add_tap(
 ):  # fmt: skip
     """acc (P, N) + operand (P, K) @ w (K, N) of one tap, K the packed channels of the operand.
 
-    steps = K / BLOCK_K, rounded up, is no constant: with a known number of iterations the compiler
-    unrolls this loop for each tap, spills, and takes ten times as long.
+    steps = K / BLOCK_K, rounded up, is no constant. With a known number of iterations the compiler
+    unrolls this loop for each tap. It then spills, and takes ten times as long.
     """
     K: tl.constexpr = 2 * CHANNELS if ELU else CHANNELS
     for step in range(steps):

@@ -1,7 +1,7 @@
 """Block sizes: a frozen table, read by a pure function of shape, dtype and compute capability.
 
 Not tuned on a card: the sizes keep accumulators in registers and the stages of loads in shared
-memory, which the ahead-of-time tests verify for every row. `benchmarks/tune_gated_resnet.py`
+memory. The ahead-of-time tests verify that for every row. `benchmarks/tune_gated_resnet.py`
 proposes others where there is a GPU.
 """
 

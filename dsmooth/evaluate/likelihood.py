@@ -1,7 +1,8 @@
 """Bits per dimension of models on held-out images, in every convention (docs/math.md, section 5).
 
 `score_pair` and `score_plain` keep the nats of each image and draw; `conventions` turns them into
-the numbers that are in use, each with its name, its errors and what it may be compared with.
+the numbers that are in use. Each has a name, its errors, and a note of the numbers that it compares
+with.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ Progress = Callable[[int], None]  # called with the number of images done
 class Scores:
     """Nats of every draw (rows) and image (columns): (R, N) float64 on the CPU.
 
-    discretized: log-probability of the bytes of the clean image, given x~ for a pair: its
-    mixtures' masses of the 256 levels. continuous: its log-density in units of [-1, 1] by the same
-    mixtures; None unless the model was trained with that likelihood, since one that was trained on
-    bytes lays its mixtures where their density says nothing.
+    discretized: log-probability of the bytes of the clean image, given x~ for a pair: its mixtures'
+    masses of the 256 levels. continuous: its log-density in units of [-1, 1] by the same mixtures;
+    None unless the model was trained with that likelihood: the density of one that was trained on
+    bytes says nothing.
     noisy, smoothing: log p(x~) and -log q(x~ | x) of a pair; None for a plain model, which has one
     row. dimensions: d, sub-pixels of an image. clean_noise: standard deviation of the noise on the
     target of the density. gaussian: whether the smoothing is.
@@ -74,7 +75,7 @@ class Scores:
         """log p(x~) - log q(x~ | x) + log p(x | x~), or log p(x) of a plain model: (R, N).
 
         The density of a model that was trained on bytes is the mass of each level, spread evenly
-        over the 1 / 127.5 that the level takes up.
+        over its 1 / 127.5.
         """
         image = self.discretized
         if likelihood == "continuous":

@@ -60,9 +60,9 @@ def probe_pair(
     """Accuracy of a linear probe after each block of both networks, and of the controls.
 
     The controls are the pixels themselves and networks of the same shapes with untrained weights.
-    The result is written to `path` as JSON after each of these, and a later call with the same
-    settings goes on from there. Features lie in the folder of `path` while they are needed, in
-    files without a name, so that nothing is left however the call ends.
+    The result is written to `path` as JSON after each of these. A later call with the same settings
+    goes on from there. Features lie in the folder of `path` while they are needed. Their files have
+    no name, so nothing is left however the call ends.
     replace_other: overwrite a result of other settings or weights.
     Raises ValueError for data without labels or of another shape than the pair's and for another
     result in `path`, OSError where the disk has no room for the features.

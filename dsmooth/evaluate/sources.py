@@ -83,7 +83,7 @@ def read_images(path: Path, limit: int | None = None) -> ImageSet:
 
     A .npy or .npz (array x, images, samples or arr_0), a folder of .npy shards as `dsmooth sample`
     writes it, or a folder of image files. Arrays are (N, C, H, W), (N, H, W, C) or (N, H, W), of
-    bytes, or of floating point in [-1, 1], which becomes bytes as `dsmooth.data.to_bytes` does it.
+    bytes or of floating point in [-1, 1]. `dsmooth.data.to_bytes` turns the latter into bytes.
 
     Raises FileNotFoundError or ValueError, naming the file and what it must hold.
     """

@@ -170,8 +170,8 @@ class PixelCNNpp(nn.Module):
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """Data-dependent init: set g and b of every layer on a first batch.
 
-        Each pre-activation gets mean 0 and variance 1 (standard deviation 0.1 for the second
-        convolution of a gated resnet), layer after layer with the already corrected input.
+        Each pre-activation gets mean 0 and variance 1, layer after layer, with the already
+        corrected input. For the second convolution of a gated resnet the standard deviation is 0.1.
         Source: Salimans & Kingma, Weight normalization (2016), section 3.
         """
 

@@ -22,9 +22,9 @@ InstructionSet = Literal["auto", "generic", "avx2", "avx512"]
 class CachedSampler:
     """Draws images from a PixelCNNpp where it lies; each activation is computed once per image.
 
-    Equal to `sequential_sample` up to rounding, from the same noise (see there), but for one
-    forward of work per image instead of one per pixel. The images are bitwise the same for any
-    batch size, first_index, slicing and number of threads, on one dtype and instruction set.
+    It draws the images of `sequential_sample`, up to rounding, from the same noise (see there). The
+    work is one forward per image instead of one per pixel. On one dtype and instruction set the
+    images are bitwise the same for any batch size, first_index, slicing and number of threads.
 
     model: on the CPU or a CUDA device, in evaluation or training mode (it samples without
     dropout). Its weights are copied and packed here, once: later changes to the model do not reach

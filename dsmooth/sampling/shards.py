@@ -25,10 +25,10 @@ def write_images(path: Path, x: Tensor, draw: Draw) -> None:
 class Shards:
     """A folder that takes the images of a draw in order, chunk after chunk.
 
-    Files shard_00000.npy, ... hold `size` images each, the last one the rest, as float32
-    (size, *image_shape). The images lie on disk when `add` returns. After an interruption (Ctrl-C,
-    a full disk, a killed process) the same folder says in `done` how many it has, to go on behind
-    them; the files are then those of an uninterrupted run.
+    Files shard_00000.npy, ... hold `size` images each, the last one the rest, as float32 (size,
+    *image_shape). The images lie on disk when `add` returns. After an interruption (Ctrl-C, a full
+    disk, a killed process) the same folder says in `done` how many it has. Drawing goes on behind
+    them, and gives the files of an uninterrupted call.
 
     description: what decides the images beside their numbers (seed, temperature, hash of the
     weights); JSON values. It is kept in shards.json. Raises ValueError for a size below 1 and for a
