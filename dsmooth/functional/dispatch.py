@@ -75,8 +75,8 @@ def triton_obstacle(device: torch.device, *dtypes: torch.dtype, matmul: bool = T
         return None if device.type == "cpu" else "the kernels are interpreted, on cpu tensors alone"
     if device.type == "cpu":
         return (
-            "Triton runs on cuda tensors or, in a process started with TRITON_INTERPRET=1, "
-            "on cpu tensors, got cpu"
+            "Triton runs on cuda tensors, got cpu (a process started with TRITON_INTERPRET=1 "
+            "interprets the kernels on cpu tensors)"
         )
     if torch.version.hip is not None:
         return "the Triton kernels were made for NVIDIA GPUs"
