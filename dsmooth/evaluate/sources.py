@@ -15,11 +15,10 @@ from torch import Tensor
 from ..data import ImageDataset, load_dataset, to_bytes
 from ..data.folder import SUFFIXES, read_every_image
 from ..data.npz import read_npz
-from ..files import read_json
 from ..pictures import is_diverged
 from ..progress import progress
 from ..runs import first_config
-from ..sampling.shards import MANIFEST
+from ..sampling.shards import MANIFEST, check_shards
 
 BYTES = "x in [-1, 1] to round((x + 1) * 127.5), clamped to 0 .. 255"
 # Names of an array of images in a .npz: ours, two that are common, and savez's first.
@@ -113,12 +112,7 @@ def read_images(path: Path, limit: int | None = None) -> ImageSet:
 
 def _read_shards(folder: Path, shards: Sequence[Path], limit: int | None) -> ImageSet:
     if (folder / MANIFEST).exists():
-        manifest = read_json(folder / MANIFEST)
-        if manifest.get("done") != manifest.get("n"):
-            raise ValueError(
-                f"{folder} holds {manifest.get('done')} of {manifest.get('n')} images: repeat the "
-                "command that draws them to go on"
-            )
+        check_shards(folder)
     arrays, left = [], limit
     for shard in shards:
         array = _load_npy(shard)[:left]

@@ -63,21 +63,23 @@ def triton_obstacle(device: torch.device, *dtypes: torch.dtype, matmul: bool = T
         return "Triton is not installed"
     from ..kernels.launch import INTERPRETED
 
-    taken: tuple[torch.dtype, ...] = TRITON_DTYPES
-    if INTERPRETED and matmul:
-        if torch.bfloat16 in dtypes:
-            return "Triton's interpreter multiplies bfloat16 matrices wrongly"
-        taken = (*TRITON_DTYPES, torch.float64)
-    for dtype in dtypes:
-        if dtype not in taken:
-            return f"the Triton kernels take {', '.join(map(str, taken))}, got {dtype}"
-    if INTERPRETED:
-        return None if device.type == "cpu" else "the kernels are interpreted, on cpu tensors alone"
-    if device.type == "cpu":
-        return (
+    if INTERPRETED and matmul and torch.bfloat16 in dtypes:
+        return "Triton's interpreter multiplies bfloat16 matrices wrongly"
+    taken = (*TRITON_DTYPES, *[torch.float64] * (INTERPRETED and matmul))
+    reasons = [
+        f"its kernels take {', '.join(map(str, taken))}, got {dtype}"
+        for dtype in dtypes
+        if dtype not in taken
+    ]
+    if INTERPRETED and device.type != "cpu":
+        reasons.append("its kernels are interpreted, on cpu tensors alone")
+    elif not INTERPRETED and device.type == "cpu":
+        reasons.append(
             "Triton runs on cuda tensors, got cpu (a process started with TRITON_INTERPRET=1 "
             "interprets the kernels on cpu tensors)"
         )
+    if INTERPRETED or reasons:
+        return "; ".join(reasons) or None
     if torch.version.hip is not None:
         return "the Triton kernels were made for NVIDIA GPUs"
     capability = torch.cuda.get_device_capability(device)
