@@ -57,8 +57,8 @@ class Shards:
 
     description: what decides the images beside their numbers (seed, temperature, hash of the
     weights); JSON values. It is kept in shards.json, with the SHA-256 of each file's images.
-    Raises ValueError for a size below 1, for a folder that holds another drawing and for images that
-    are not those that were written.
+    Raises ValueError for a size below 1, for a folder that holds another drawing, and for images
+    that are not those that were written.
     """
 
     def __init__(
