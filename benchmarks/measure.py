@@ -209,7 +209,7 @@ def machine() -> dict[str, Any]:
         "commit": _commit(),
     }
     if _extension.is_available():
-        described["instruction_set"] = _extension.extension().instruction_sets()[-1]
+        described["instruction_set"] = _extension.instruction_sets()[-1]
     return described
 
 

@@ -12,8 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dsmooth import ModelConfig, PixelCNNpp
 from dsmooth.functional import logistic_mixture_sample, use_impl
-from dsmooth.philox import Stage, image_words, to_uniform
-from dsmooth.sampling.program import NONE, Op, Pass, build_program
+from dsmooth.philox import Stream, image_words, to_uniform
+from dsmooth.sampling.builder import build_program
+from dsmooth.sampling.program import NONE, Op, Pass
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def check_samples(model: PixelCNNpp, x: Tensor, dtype: torch.dtype = torch.float
     """The images are those of the network: redraw their pixels from a forward on themselves."""
     n = min(4, x.shape[0])
     height, width = x.shape[2:]
-    words = image_words(n, height * width, seed=0, stage=Stage.SAMPLE)
+    words = image_words(n, height * width, seed=0, stream=Stream.SAMPLE)
     uniforms = to_uniform(words).float().view(n, height, width, 4).permute(0, 3, 1, 2)
     again = logistic_mixture_sample(model(x[:n]), uniforms, x.shape[1])
     # Pixels differ where a component was chosen within rounding of a boundary.

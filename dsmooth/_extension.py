@@ -76,6 +76,14 @@ def extension() -> ModuleType:
     return loaded
 
 
+def instruction_sets() -> list[str]:
+    """Names of the instruction sets built that this CPU has, the best last; none without extension.
+
+    An op that has no code of its own for a set takes that of the best one below it.
+    """
+    return list(extension().instruction_sets()) if is_available() else []
+
+
 def cuda_obstacle() -> str | None:
     """Why a loaded extension cannot compute on CUDA tensors; None if it can."""
     if extension().has_cuda:

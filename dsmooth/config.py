@@ -245,7 +245,7 @@ class TrainConfig:
         return _from_dict(cls, {**values, "model": ModelConfig.from_dict(values["model"])})
 
 
-Stream = Literal["ul", "u", "both"]
+ProbeStream = Literal["ul", "u", "both"]
 Pooling = Literal["flat", "mean"]
 ProbeInput = Literal["noisy", "clean"]
 
@@ -257,7 +257,7 @@ class ProbeSettings:
     Raises ValueError for a field out of range.
     """
 
-    stream: Stream = "ul"
+    stream: ProbeStream = "ul"
     """Which stream of a block: ul, u, or both."""
     pooling: Pooling = "flat"
     """flat: every value of the map is a feature, as in the paper; mean: each filter's average."""
@@ -273,7 +273,7 @@ class ProbeSettings:
     """Decides the noise, the order of images and the untrained networks."""
 
     def __post_init__(self) -> None:
-        for name, allowed in (("stream", Stream), ("pooling", Pooling), ("input", ProbeInput)):
+        for name, allowed in (("stream", ProbeStream), ("pooling", Pooling), ("input", ProbeInput)):
             if getattr(self, name) not in get_args(allowed):
                 raise ValueError(
                     f"{name} must be one of {', '.join(get_args(allowed))}, "

@@ -7,17 +7,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..philox import Stream
 from .geometry import n_pixels
 from .launch import launch
+
+STREAM = tl.constexpr(int(Stream.DROPOUT))
 
 
 @triton.jit
 def philox_words(group, seed, layer):
-    """The four words of counter (group low, group high, layer, 5): Stage.DROPOUT is 5."""
+    """The four words of counter (group low, group high, layer, Stream.DROPOUT)."""
     low = group.to(tl.uint32)
     zero = low * 0
     high = (group >> 32).to(tl.uint32)
-    return tl.philox(seed, low, high, zero + layer.to(tl.uint32), zero + 5)
+    return tl.philox(seed, low, high, zero + layer.to(tl.uint32), zero + STREAM)
 
 
 @triton.jit

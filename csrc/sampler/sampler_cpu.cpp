@@ -78,7 +78,7 @@ class Run {
   void lane(int team_index, int lane) {
     const size_t t = static_cast<size_t>(team_index);
     Team& team = *teams_[t];
-    CpuWorker worker(plan_.isa(), team, lane, split_.lanes);
+    CpuWorker worker(plan_.kernels(), team, lane, split_.lanes);
     for (;;) {
       if (lane == 0) take(t);
       worker.end_row(0);
@@ -125,7 +125,7 @@ class Run {
 }  // namespace
 
 CpuSampler::CpuSampler(Program program, const std::string& instruction_set, bool bf16)
-    : plan_(std::move(program), find_isa(instruction_set, bf16)) {}
+    : plan_(std::move(program), find_tile_kernels(instruction_set, bf16)) {}
 
 void CpuSampler::sample(const Request& request, const std::function<void(double)>& poll) const {
   if (request.n == 0) return;

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..data import ImageDataset, indices_at, to_float
 from ..files import load_state, read_tensors, write_tensors
-from ..philox import Stage, image_words
+from ..philox import Stream, image_words
 
 WEIGHTS_PATH = Path(__file__).with_name("mnist_classifier.safetensors")
 IMAGE_SHAPE = (1, 28, 28)
@@ -108,7 +108,7 @@ def train_classifier(
 def shift_images(images: Tensor, *, seed: int, first_index: int) -> Tensor:
     """Move each of images (B, 1, H, W), bytes, by up to SHIFT pixels, filling with black."""
     b, _, height, width = images.shape
-    words = image_words(b, 1, seed=seed, first_index=first_index, stage=Stage.SHIFT)[:, 0, :2]
+    words = image_words(b, 1, seed=seed, first_index=first_index, stream=Stream.SHIFT)[:, 0, :2]
     offsets = (words >> 16) * (2 * SHIFT + 1) >> 16  # 0 .. 2 SHIFT
     padded = nn.functional.pad(images, (SHIFT,) * 4)
     rows = offsets[:, 0, None] + torch.arange(height)

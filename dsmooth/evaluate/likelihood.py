@@ -19,7 +19,7 @@ from ..data import ImageDataset
 from ..functional import logistic_mixture_log_prob
 from ..nn import PixelCNNpp
 from ..pair import SmoothedPair
-from ..philox import Stage
+from ..philox import Stream
 from ..smoothing import GaussianSmoothing
 
 # A density in units of [-1, 1] becomes one per grey level by adding this many bits/dim.
@@ -209,7 +209,7 @@ def score_pair(
             if trained_as == "continuous":
                 target = x
                 if clean_noise:
-                    target = GaussianSmoothing(clean_noise, Stage.CLEAN_NOISE).sample(x, **where)
+                    target = GaussianSmoothing(clean_noise, Stream.CLEAN_NOISE).sample(x, **where)
                     params = pair.denoiser(target, context=x_tilde)
                 density = _log_prob(pair.denoiser, target, params, "continuous")
                 draw["continuous"] = density

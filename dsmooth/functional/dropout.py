@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..philox import Stage, philox4x32
+from ..philox import Stream, philox4x32
 
 
 def draw_seed(device: torch.device) -> Tensor:
@@ -20,14 +20,14 @@ def dropout_factors(shape: torch.Size, dropout: float, seed: Tensor, layer: int)
     """The factors of dropout, for concat_elu(h) of `shape` (B, 2F, H, W): 0 or 1 / (1 - dropout).
 
     Elements are numbered in (B, H, W, 2F) order. Number i takes word i % 4 of the Philox call at
-    counter (i // 4 low, i // 4 high, layer, Stage.DROPOUT), key `seed`. It is kept if that word's
+    counter (i // 4 low, i // 4 high, layer, Stream.DROPOUT), key `seed`. It is kept if that word's
     uniform is at least `dropout`. Returns float64 of that shape, on the seed's device.
     """
     low = 0xFFFFFFFF
     batch, channels, rows, cols = shape
     count = batch * channels * rows * cols
     call = torch.arange((count + 3) // 4, device=seed.device)
-    rest = torch.tensor([layer & low, int(Stage.DROPOUT)], device=seed.device)
+    rest = torch.tensor([layer & low, int(Stream.DROPOUT)], device=seed.device)
     counter = torch.cat(
         [torch.stack([call & low, call >> 32], dim=-1), rest.expand(len(call), 2)], dim=-1
     )

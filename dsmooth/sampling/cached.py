@@ -11,12 +11,12 @@ from torch import Tensor
 from .._extension import extension
 from ..nn import PixelCNNpp
 from ..nn.pixelcnnpp import is_given
+from .builder import build_program
 from .cuda import CudaDrawer
 from .draw import Draw, Progress, check_size
 from .folding import as_float64
-from .program import build_program
 
-InstructionSet = Literal["auto", "generic", "avx2", "avx512"]
+InstructionSet = Literal["auto", "generic", "avx2", "avx512", "avx512bf16"]
 
 
 class CachedSampler:
@@ -31,7 +31,7 @@ class CachedSampler:
     the sampler. dtype: torch.float32, or torch.bfloat16 for weights and activations with sums in
     float32, and the head in float32 as everywhere; on a CUDA device bfloat16 is the fast one, on
     tensor cores, and float32 is for comparison. instruction_set: of the CPU; "auto" takes the best
-    that there is.
+    that there is, as "avx512" takes "avx512bf16" for bfloat16.
 
     Raises TypeError for what is not a PixelCNNpp and for another dtype; ValueError for a model on
     several or on other devices, for a parameter that is not finite and for an instruction set on a
@@ -62,7 +62,7 @@ class CachedSampler:
 
     @property
     def instruction_set(self) -> str:
-        """The instruction set in use: "generic", "avx2" or "avx512", or "cuda"."""
+        """The instruction set in use: "generic", "avx2", "avx512" or "avx512bf16", or "cuda"."""
         return "cuda" if self._cuda is not None else str(self._native.instruction_set)
 
     def bytes_per_image(self, height: int, width: int) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..functional import logistic_mixture_sample
 from ..nn import PixelCNNpp
 from ..nn.pixelcnnpp import Encoded
-from ..philox import Stage, image_words, to_uniform
+from ..philox import Stream, image_words, to_uniform
 from .draw import Draw, Progress, check_size
 
 
@@ -29,8 +29,8 @@ def sequential_sample(
     """Draw n images pixel by pixel in raster order, each from one forward of the network.
 
     The noise of pixel (r, c) of image i is Philox4x32-10 with key `seed` and counter
-    (r * width + c, first_index + i low, high, stage), stage 0 without context and 1 with one. So an
-    image depends on its index and on the seed. The batch that it is drawn in matters to the
+    (r * width + c, first_index + i low, high, stream), stream 0 without context and 1 with one. So
+    an image depends on its index and on the seed. The batch that it is drawn in matters to the
     rounding of the forward alone. The model samples in evaluation mode, without dropout.
 
     context: (n, C, height, width) for a conditioned model. temperature: > 0; divides the logits
@@ -81,13 +81,13 @@ def draw_sequentially(
 def pixel_uniforms(model: PixelCNNpp, draw: Draw, size: tuple[int, int]) -> Tensor:
     """The noise of a draw: (count, 4, H, W) in the model's dtype and device."""
     parameter = model.head.bias
-    stage = Stage.SAMPLE if model.config.conditioning == "none" else Stage.SAMPLE_CONDITIONED
+    stream = Stream.SAMPLE if model.config.conditioning == "none" else Stream.SAMPLE_CONDITIONED
     words = image_words(
         draw.count,
         size[0] * size[1],
         seed=draw.seed,
         first_index=draw.first_index,
-        stage=stage,
+        stream=stream,
         device=parameter.device,
     )
     return to_uniform(words).to(parameter.dtype).view(-1, *size, 4).permute(0, 3, 1, 2)

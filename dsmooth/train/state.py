@@ -16,7 +16,7 @@ from ..config import Precision, TrainConfig
 from ..data import ImageDataset, indices_at
 from ..files import load_state
 from ..nn import PixelCNNpp
-from ..philox import Stage, image_words
+from ..philox import Stream, image_words
 from ..sampling import sample_images
 from ..smoothing import GaussianSmoothing, make_smoothing
 from .ema import EMA
@@ -96,7 +96,7 @@ class TrainState:
         config = self.config
         # Dropout is then a function of the seed and of the images seen.
         words = image_words(
-            1, 1, seed=config.seed, first_index=self.images_seen, stage=Stage.DROPOUT
+            1, 1, seed=config.seed, first_index=self.images_seen, stream=Stream.DROPOUT
         )
         torch.manual_seed(int(words[0, 0, 0]))
         for group in self.optimizer.param_groups:
@@ -194,7 +194,7 @@ def make_inputs(
     if config.role == "noisy":
         return x_tilde, None
     if config.clean_noise:
-        x = GaussianSmoothing(config.clean_noise, Stage.CLEAN_NOISE).sample(x, **where)
+        x = GaussianSmoothing(config.clean_noise, Stream.CLEAN_NOISE).sample(x, **where)
     return x, x_tilde
 
 
