@@ -1,4 +1,4 @@
-"""Frozen dataclasses that say what a model and a run are."""
+"""The settings of models, training runs and probes: frozen dataclasses."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def check_likelihood(
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of a PixelCNN++ (math.md section 1).
+    """The shape of a PixelCNN++ (docs/math.md, section 1).
 
     The defaults are the paper's MNIST model. Raises ValueError for a field out of range.
     """
@@ -100,7 +100,7 @@ class ModelConfig:
 
     @property
     def mixture(self) -> dict[str, Any]:
-        """What a pixel's distribution is, as the functional ops take it."""
+        """The kind of a pixel's distribution, as the functional ops take it."""
         return {
             "likelihood": self.likelihood,
             "atoms": self.atoms,
@@ -114,6 +114,7 @@ class ModelConfig:
 
 
 Role = Literal["noisy", "denoiser", "plain"]
+Split = Literal["train", "test"]
 Method = Literal["two-step", "single-step", "noisy"]
 Score = Literal["full", "conditional"]
 ReproductionStage = Literal["samples", "bits-per-dim", "frechet", "probes", "receptive-field"]
@@ -177,7 +178,7 @@ class TrainConfig:
     precision: Precision = "auto"
     """auto: bfloat16 autocast where the machine is fast at it, else float32."""
     compile: bool = False
-    """Compile the gated blocks with torch.compile."""
+    """Compile the gated resnets with torch.compile."""
     seed: int = 0
     """Decides weights, order, noise and dropout."""
     evaluations: int = 8
@@ -251,19 +252,19 @@ class TrainConfig:
         return structure(values, cls)
 
 
-Stream = Literal["ul", "u", "both"]
+ProbeStream = Literal["ul", "u", "both"]
 Pooling = Literal["flat", "mean"]
 ProbeInput = Literal["noisy", "clean"]
 
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """What linear probes see and how long they are trained.
+    """The input of linear probes and the length of their training.
 
     Raises ValueError for a field out of range.
     """
 
-    stream: Stream = "ul"
+    stream: ProbeStream = "ul"
     """Which stream of a block: ul, u, or both."""
     pooling: Pooling = "flat"
     """flat: every value of the map is a feature, as in the paper; mean: each filter's average."""
@@ -279,7 +280,7 @@ class ProbeSettings:
     """Decides the noise, the order of images and the untrained networks."""
 
     def __post_init__(self) -> None:
-        for name, allowed in (("stream", Stream), ("pooling", Pooling), ("input", ProbeInput)):
+        for name, allowed in (("stream", ProbeStream), ("pooling", Pooling), ("input", ProbeInput)):
             if getattr(self, name) not in get_args(allowed):
                 raise ValueError(
                     f"{name} must be one of {', '.join(get_args(allowed))}, "

@@ -259,13 +259,13 @@ class PairSampler:
         self._denoiser = NetworkSampler(pair.denoiser, pair.image_size)
 
     def draw(self, draw: Draw, progress: Progress | None = None) -> Tensor:
-        """What `SmoothedPair.sample` does. progress: called with the fraction done."""
+        """Draw as `SmoothedPair.sample` does. progress: called with the fraction done."""
         half = 0.5 if draw.method == "two-step" else 1.0
         x_tilde = self._noisy.draw(draw, share_of_progress(progress, 0.0, half))
         return self.denoise(x_tilde, draw, share_of_progress(progress, half, 1.0))
 
     def denoise(self, x_tilde: Tensor, draw: Draw, progress: Progress | None = None) -> Tensor:
-        """What `SmoothedPair.denoise` does. progress: called with the fraction done."""
+        """Denoise as `SmoothedPair.denoise` does. progress: called with the fraction done."""
         if draw.method == "noisy":
             return x_tilde
         if draw.method == "single-step":

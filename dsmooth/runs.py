@@ -30,7 +30,7 @@ class RunFolder:
 
     @property
     def log(self) -> Path:
-        """What happened, one JSON object a line."""
+        """The log: one JSON object a line."""
         return self.path / "log.jsonl"
 
     @property
@@ -70,7 +70,7 @@ class RunFolder:
 
     @property
     def output(self) -> Path:
-        """The words of a child process."""
+        """The output of a child process."""
         return self.path / "output.txt"
 
     def grid(self, images_seen: int) -> Path:
@@ -136,7 +136,7 @@ class RunFolder:
         return model.eval(), config, image_size
 
     def prepare_for_child(self, config: TrainConfig, image_size: tuple[int, int]) -> None:
-        """Lay down what a child process begins with, unless it has a run to go on with."""
+        """Write the settings that a child begins with, unless it has a run to go on with."""
         self.path.mkdir(exist_ok=True)
         if self.can_resume():
             return

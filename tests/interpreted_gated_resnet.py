@@ -17,6 +17,7 @@ from dsmooth.functional.gated_resnet_triton import (
     gated_resnet_triton,
 )
 from dsmooth.kernels import gated_resnet as kernels
+from dsmooth.kernels.geometry import Taps
 from dsmooth.nn.layers import GatedResnet
 from tests import interpreter_speed  # noqa: F401
 from tests.gated_cases import EPS, STRIDES, Case, assert_as_good, make_case, operands
@@ -136,7 +137,7 @@ def test_what_is_kept_is_what_the_reference_keeps(filters: int) -> None:
 def test_the_forward_draws_what_the_backward_draws() -> None:
     for filters in (3, 4):
         x, _, weights, *_ = make_case("down", (1, 2, 3), filters).native_args(torch.float32)
-        seed, taps = torch.tensor(77), kernels.Taps(2, 3, 1, 1)
+        seed, taps = torch.tensor(77), Taps(2, 3, 1, 1)
         with guarded_memory() as allocated:
             kernels.forward(x, [], weights, [], seed, taps, (2**22, 2.0), 5)
         (kept,) = (whole[64:-64] for whole in allocated if whole.dtype == torch.uint8)

@@ -1,6 +1,6 @@
 """A draw: which images, and how they are drawn.
 
-It is made and checked where a user asks for images; behind that door it alone travels.
+It is made and checked where a user asks for images; everything behind takes a `Draw`.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from ..config import Role
@@ -111,7 +110,7 @@ def last_words(path: Path, lines: int = 12) -> str:
 
 @dataclass
 class Watched:
-    """What is known of a run from its log so far."""
+    """The state of a run, from its log so far."""
 
     role: str
     run: RunFolder
@@ -188,12 +187,7 @@ class Screen:
             self.bars.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         if self.bars is not None:
             self.bars.stop()
 
