@@ -99,7 +99,8 @@ def test_no_output_sees_a_later_pixel(shift: Shift, dtype: torch.dtype) -> None:
     """
     rows, cols = 3, 4
     case = make_case(shift, (1, rows, cols), 5, (5,), dtype=dtype)
-    x, (skip,), w, *_ = case.native_args(dtype)
+    x, (skip,), weights, *_ = case.native_args(dtype)
+    w = [weight.to(dtype) for weight in weights]
     outputs = list(itertools.product(range(rows), range(cols)))
     later = torch.zeros(len(outputs), 1, rows, cols, dtype=torch.bool)
     for lost, (r, c) in zip(later, outputs, strict=True):
