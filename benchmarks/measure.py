@@ -1,7 +1,7 @@
-"""What every benchmark shares: turns within rounds, limits of the machine, the record of a result.
+"""Measuring: turns within rounds, limits of the machine, the record of a result.
 
 A benchmark takes the fixture `bench`, a `Bench`: it checks its contenders, lets them take turns and
-records the result, which pytest-benchmark writes to its JSON file and `python benchmarks` reads.
+records the result. pytest-benchmark writes that to its JSON file, for `python benchmarks` to read.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def peak_memory_of(run: Run) -> int | None:
     the system does not say."""
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     try:
-        # What earlier calls freed would be used again, and the memory not seen to rise.
+        # Memory that earlier calls freed would be used again, and not be seen to rise.
         ctypes.CDLL(None).malloc_trim(0)
         reset.write_text("5")
     except (OSError, AttributeError):
@@ -209,7 +209,7 @@ def machine() -> dict[str, Any]:
         "commit": _commit(),
     }
     if _extension.is_available():
-        described["instruction_set"] = _extension.extension().instruction_sets()[-1]
+        described["instruction_set"] = _extension.instruction_sets()[-1]
     return described
 
 
@@ -226,7 +226,7 @@ def _commit() -> str:
 
 @dataclass(frozen=True)
 class Work:
-    """What one call of the contender under test does, as far as it can be counted.
+    """The work of one call of the contender under test, as far as it can be counted.
 
     stages and stage_seconds: steps that must wait for one another, and the least time of one.
     """

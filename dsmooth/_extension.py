@@ -1,4 +1,4 @@
-"""The one place that imports the native extension `dsmooth._C`, and that knows why it is not there.
+"""The native extension `dsmooth._C`: its only import, and the reason where it is not there.
 
 The record `_build_info.json` is written by setup.py beside the package. A source tree without a
 built extension has neither: the message then says what to do.
@@ -74,6 +74,14 @@ def extension() -> ModuleType:
     if isinstance(loaded, str):
         raise RuntimeError(loaded)
     return loaded
+
+
+def instruction_sets() -> list[str]:
+    """Names of the instruction sets built that this CPU has, the best last; none without extension.
+
+    An op that has no code of its own for a set takes that of the best one below it.
+    """
+    return list(extension().instruction_sets()) if is_available() else []
 
 
 def cuda_obstacle() -> str | None:

@@ -1,32 +1,72 @@
-"""Files that are written whole or not at all: JSON, tensors as safetensors, arrays as .npz."""
+"""Files that are written whole or not at all: JSON, tensors as safetensors, arrays as .npz.
+
+`dsmooth.data.npz` reads the arrays.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
-import zipfile
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor, nn
+
+
+PARTIAL = ".partial"
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace `path` by `data`; after a crash or a full disk the old content is still there."""
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = None
     try:
-        with open(temporary, "wb") as file:
+        # Of a name of its own, should another process write the same file.
+        descriptor, name = tempfile.mkstemp(PARTIAL, f".{path.name}.", path.parent)
+        temporary = Path(name)
+        with open(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
         raise OSError(error.errno, f"could not write {path}: {error.strerror}") from None
+
+
+def _umask() -> int:
+    """The permissions that new files are not to have; asking for them means setting them."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+@contextmanager
+def lock_folder(folder: Path, holder: str) -> Iterator[int]:
+    """Keep other processes out of `folder`, made if need be; yields the lock's descriptor.
+
+    The lock ends with the block or the process, or with the last child process that inherited the
+    descriptor. Files that a killed process left half written are removed. Raises ValueError, saying
+    that `holder` is at work, if the folder is taken.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{holder} is at work in {folder}; wait for it, or choose another --out"
+            ) from None
+        for left in folder.glob(f".*{PARTIAL}"):
+            left.unlink(missing_ok=True)
+        yield file.fileno()
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -76,26 +116,6 @@ def write_npz(path: Path, arrays: Mapping[str, Any], *, compressed: bool = True)
     buffer = io.BytesIO()
     (np.savez_compressed if compressed else np.savez)(buffer, **arrays)
     write_atomically(path, buffer.getvalue())
-
-
-def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a .npz, of which nothing is unpickled.
-
-    Raises FileNotFoundError or ValueError, naming the file.
-    """
-    import numpy as np
-
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no {path}")
-    try:
-        with open(path, "rb") as file, zipfile.ZipFile(file):
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as arrays:
-                return {key: arrays[key] for key in arrays.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{path} is not a readable .npz without pickled objects: {error}"
-        ) from None
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

@@ -18,8 +18,11 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _MASK = 0xFFFFFFFF
 
 
-class Stage(IntEnum):
-    """What a stream of random words is for: the low byte of the counter's last word."""
+class Stream(IntEnum):
+    """What a stream of random words is for: the low byte of the counter's last word.
+
+    The same in csrc/common/philox.h.
+    """
 
     SAMPLE = 0  # pixels of a model without context
     SAMPLE_CONDITIONED = 1  # pixels of a model with context
@@ -69,14 +72,14 @@ def image_words(
     *,
     seed: int,
     first_index: int = 0,
-    stage: Stage,
+    stream: Stream,
     repeat: int = 0,
     first_counter: int = 0,
     device: torch.device | str = "cpu",
 ) -> Tensor:
     """Random words of images first_index .. first_index + n_images - 1.
 
-    The counter is (first_counter + i, image index low, image index high, stage | repeat << 8) for
+    The counter is (first_counter + i, image index low, image index high, stream | repeat << 8) for
     i = 0 .. n_counters - 1. Returns (n_images, n_counters, 4) int64.
     Raises ValueError for a seed, an index or a repeat out of range.
     """
@@ -91,7 +94,7 @@ def image_words(
             position,
             index & _MASK,
             index >> 32,
-            torch.tensor(int(stage) | repeat << 8, device=device),
+            torch.tensor(int(stream) | repeat << 8, device=device),
         ),
         dim=-1,
     )

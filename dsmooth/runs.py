@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
-from .config import Role, TrainConfig
+from .config import Role, TrainConfig, structure
 from .files import load_weights, read_json, write_json
 
 if TYPE_CHECKING:
@@ -30,13 +30,23 @@ class RunFolder:
 
     @property
     def log(self) -> Path:
-        """What happened, one JSON object a line."""
+        """The log: one JSON object a line."""
         return self.path / "log.jsonl"
 
     @property
     def checkpoint(self) -> Path:
         """All that a resumed run needs."""
         return self.path / "checkpoint.safetensors"
+
+    @property
+    def earlier_checkpoint(self) -> Path:
+        """The checkpoint before it, should that one be damaged."""
+        return self.path / "checkpoint-earlier.safetensors"
+
+    @property
+    def new_checkpoint(self) -> Path:
+        """A checkpoint that is being written."""
+        return self.path / ".checkpoint-new.safetensors"
 
     @property
     def weights(self) -> Path:
@@ -60,7 +70,7 @@ class RunFolder:
 
     @property
     def output(self) -> Path:
-        """The words of a child process."""
+        """The output of a child process."""
         return self.path / "output.txt"
 
     def grid(self, images_seen: int) -> Path:
@@ -70,6 +80,11 @@ class RunFolder:
     def is_run(self) -> bool:
         """Whether settings of a training run are here. Raises ValueError for damaged JSON."""
         return self.config.is_file() and "role" in read_json(self.config)
+
+    def can_resume(self) -> bool:
+        """Whether there is a run to go on with."""
+        checkpoints = (self.checkpoint, self.earlier_checkpoint)
+        return self.config.exists() and any(path.exists() for path in checkpoints)
 
     def is_finished(self) -> bool:
         """Whether the run came to its end, and its log is there."""
@@ -88,14 +103,16 @@ class RunFolder:
         return read_run_config(self.config)
 
     def read_log(self) -> list[dict[str, Any]]:
-        """The entries of the log, in order; a last line cut by a crash is left out."""
-        entries = []
-        for line in self.log.read_text().splitlines():
-            try:
-                entries.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-        return entries
+        """The entries of the log, in order, without lines that were cut by a crash or damaged."""
+        lines = self.log.read_bytes().splitlines()
+        return [entry for entry in map(read_entry, lines) if entry is not None]
+
+    def log_ends_whole(self) -> bool:
+        """Whether the log is empty or its last line is complete."""
+        with open(self.log, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 1))
+            return file.read() in (b"", b"\n")
 
     def history(self) -> list[dict[str, Any]]:
         """The log without what a later start took back (steps after the last checkpoint)."""
@@ -119,9 +136,9 @@ class RunFolder:
         return model.eval(), config, image_size
 
     def prepare_for_child(self, config: TrainConfig, image_size: tuple[int, int]) -> None:
-        """Lay down what a child process begins with, unless it is there or has a checkpoint."""
+        """Write the settings that a child begins with, unless it has a run to go on with."""
         self.path.mkdir(exist_ok=True)
-        if self.checkpoint.exists():
+        if self.can_resume():
             return
         if not self.config.exists() and not self.settings.exists():
             self.write_config(config, image_size)
@@ -129,6 +146,28 @@ class RunFolder:
             # Just written, or left by a run that was killed before its first checkpoint: that one
             # begins again with the number of images that was measured then.
             os.replace(self.config, self.settings)
+
+
+# The numbers of an entry of the log, by its event; "loss" of "start" is text.
+_NUMBERS = {
+    "start": ("total",),
+    "step": ("bits_per_dim", "images_per_second"),
+    "evaluation": ("bits_per_dim",),
+}
+
+
+def read_entry(line: bytes) -> dict[str, Any] | None:
+    """An entry of a log; None for a line that is none."""
+    try:
+        entry = json.loads(line)
+    except ValueError:  # not JSON, or not UTF-8
+        return None
+    if not isinstance(entry, dict) or not isinstance(entry.get("event"), str):
+        return None
+    names = ("images", "seconds", *_NUMBERS.get(entry["event"], ()))
+    numbers = all(type(entry.get(name)) in (int, float) for name in names)
+    named = entry["event"] != "start" or isinstance(entry.get("loss"), str)
+    return entry if numbers and named else None
 
 
 def default_folder(role: Role) -> Path:
@@ -139,14 +178,22 @@ def default_folder(role: Role) -> Path:
 def read_run_config(path: Path) -> tuple[TrainConfig, tuple[int, int]]:
     """The settings and image size in a file that is the `config` of a run, wherever it lies.
 
-    Raises FileNotFoundError or ValueError, naming the file.
+    Raises FileNotFoundError or ValueError, naming the file and the field.
     """
     values: dict[str, Any] = read_json(path)
     values.pop("dsmooth", None)
     if not {"role", "model", "height_and_width"} <= values.keys():
         raise ValueError(f"{path} is not that of a training run")
-    height, width = values.pop("height_and_width")
-    return TrainConfig.from_dict(values), (height, width)
+    try:
+        size = structure({"height_and_width": values.pop("height_and_width")}, _ImageSize)
+        return structure(values, TrainConfig), size.height_and_width
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+@dataclass(frozen=True)
+class _ImageSize:
+    height_and_width: tuple[int, int]
 
 
 def first_config(folders: Iterable[Path]) -> TrainConfig | None:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .philox import Stage, image_words, to_uniform
+from .philox import Stream, image_words, to_uniform
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Smoothing:
 
     kind: ClassVar[str]
     scale: float
-    stage: Stage = Stage.SMOOTHING
+    stream: Stream = Stream.SMOOTHING
     """The stream of random words that the noise comes from."""
 
     def __post_init__(self) -> None:
@@ -61,7 +61,7 @@ class Smoothing:
             -(-d // 4),
             seed=seed,
             first_index=first_index,
-            stage=self.stage,
+            stream=self.stream,
             repeat=repeat,
             device=x.device,
         )

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 import dsmooth
-from dsmooth._extension import extension
+from dsmooth._extension import extension, instruction_sets
 from dsmooth.functional.logistic_mixture import MIN_LOG_SCALE
-from dsmooth.philox import Stage, image_words, to_uniform
+from dsmooth.philox import Stream, image_words, to_uniform
 from dsmooth.sampling import CachedSampler, sequential_sample
 from dsmooth.sampling.cached import native_settings
 from tests.helpers.sampler_checks import (
@@ -36,8 +36,9 @@ from tests.helpers.sampler_checks import (
 )
 
 GOLDEN = Path(__file__).parent / "golden"
-INSTRUCTION_SETS = tuple(extension().sampler_instruction_sets(False))
-BF16_INSTRUCTION_SETS = tuple(extension().sampler_instruction_sets(True))
+# Those that have code of their own for the dtype.
+INSTRUCTION_SETS = [name for name in instruction_sets() if name != "avx512bf16"]
+BF16_INSTRUCTION_SETS = [name for name in instruction_sets() if name != "avx512"]
 
 
 @pytest.fixture(autouse=True)
@@ -145,7 +146,7 @@ def test_gaussian_noise_is_the_quantile_of_its_uniform(temperature: float) -> No
     model = constant_network([0.0], means=[0.0], **GAUSSIAN)
     n, size = 64, 64
     x = CachedSampler(model).sample(n, size, size, seed=SEED, temperature=temperature)
-    words = image_words(n, size * size, seed=SEED, stage=Stage.SAMPLE)
+    words = image_words(n, size * size, seed=SEED, stream=Stream.SAMPLE)
     u = to_uniform(words)[..., 1].view(n, 1, size, size)
     spread = np.hypot(model.config.smoothing_scale, np.exp(MIN_LOG_SCALE)) * temperature
     exact = spread * torch.special.ndtri(u)
@@ -367,8 +368,21 @@ def test_bad_models() -> None:
         model.down[1].ul[0].conv_in.bias[2] = float("inf")
     with pytest.raises(ValueError, match=r"finite.*down\.1\.ul\.0\.conv_in\.bias"):
         CachedSampler(model)
-    with pytest.raises(ValueError, match="must be auto, generic"):
+    with pytest.raises(ValueError, match=r"must be auto or one of generic, .*got mmx"):
         CachedSampler(network(), instruction_set="mmx")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("instruction_set", instruction_sets())
+def test_every_instruction_set_has_code_of_its_own_or_of_one_below(instruction_set: str) -> None:
+    here = instruction_sets()
+    model = network()
+    own = INSTRUCTION_SETS[: here.index(instruction_set) + 1][-1]
+    assert CachedSampler(model, instruction_set=instruction_set).instruction_set == own
+    # AVX-512 multiplies bfloat16 in its extension alone, where the CPU has that.
+    own = "avx512bf16" if instruction_set == "avx512" else instruction_set
+    own = own if own in here else BF16_INSTRUCTION_SETS[-1]
+    sampler = CachedSampler(model, torch.bfloat16, instruction_set=instruction_set)
+    assert sampler.instruction_set == own
 
 
 def test_native_code_checks_programs() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsmooth.data import epoch_order, indices_at, order
-from dsmooth.philox import Stage, image_words
+from dsmooth.philox import Stream, image_words
 
 sizes, seeds = st.integers(1, 300), st.integers(0, 2**64 - 1)
 
@@ -20,7 +20,7 @@ sizes, seeds = st.integers(1, 300), st.integers(0, 2**64 - 1)
 @settings(deadline=None)
 def test_an_epoch_is_the_permutation_that_sorts_its_keys(n: int, epoch: int, seed: int) -> None:
     found = epoch_order(n, epoch, seed)
-    words = image_words(1, n, seed=seed, first_index=epoch, stage=Stage.ORDER)[0].tolist()
+    words = image_words(1, n, seed=seed, first_index=epoch, stream=Stream.ORDER)[0].tolist()
     assert found.dtype == torch.int64
     assert found.tolist() == sorted(range(n), key=lambda i: (words[i][0], words[i][1], i))
 

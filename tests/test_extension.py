@@ -29,7 +29,8 @@ pytestmark = pytest.mark.quick
 needs_extension = pytest.mark.skipif(
     not _extension.is_available(), reason=str(_extension.unavailable_reason())
 )
-INSTRUCTION_SETS = _extension.extension().instruction_sets() if _extension.is_available() else []
+# "scalar" is the loss's alone: the body of a CUDA thread on the host.
+INSTRUCTION_SETS = ["scalar", *_extension.instruction_sets()] if _extension.is_available() else []
 
 
 def test_extension_is_there_unless_the_build_found_no_compiler() -> None:
@@ -44,8 +45,9 @@ def test_the_record_is_of_this_extension() -> None:
     assert info is not None
     assert info["extension"] is True
     assert info["cuda"]["built"] == _extension.extension().has_cuda
-    assert set(INSTRUCTION_SETS) <= {"scalar", *info["instruction_sets"]}
-    assert INSTRUCTION_SETS[:2] == ["scalar", "generic"]
+    here, built = _extension.instruction_sets(), info["instruction_sets"]
+    assert here == [name for name in built if name in here]
+    assert here[0] == "generic"
 
 
 @needs_extension
@@ -161,7 +163,7 @@ ZEROS = torch.zeros
         ({"likelihood": "gaussian", "smoothing_scale": math.inf}, "positive and finite, got inf"),
         ({"likelihood": "gaussian", "smoothing_scale": math.nan}, "positive and finite, got nan"),
         ({"likelihood": "normal"}, "likelihood must be one of continuous, .*, got normal"),
-        ({"instruction_set": "mmx"}, "instruction_set must be auto or one of scalar, generic.*mmx"),
+        ({"instruction_set": "mmx"}, "instruction_set must be auto or one of generic, avx2, .*mmx"),
     ],
 )
 def test_bad_arguments_are_named(function: str, changes: dict[str, Any], message: str) -> None:

@@ -29,9 +29,7 @@ from tests.helpers.gated_cases import EPS, KERNELS, STRIDES, assert_as_good, mak
 needs_extension = pytest.mark.skipif(
     not _extension.is_available(), reason=str(_extension.unavailable_reason())
 )
-INSTRUCTION_SETS = (
-    _extension.extension().gated_resnet_instruction_sets() if _extension.is_available() else []
-)
+INSTRUCTION_SETS = _extension.instruction_sets()
 NATIVE_DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 both_impls = pytest.mark.parametrize(
     "impl", ["reference", pytest.param("native", marks=needs_extension)]

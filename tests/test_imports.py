@@ -1,8 +1,12 @@
-"""The house: which module may import which, without circles, and who spells the names of files."""
+"""The house: which module may import which, without circles, and who spells the names of files.
+
+In C++: who includes pybind11.
+"""
 
 from __future__ import annotations
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -50,6 +54,10 @@ FILE_NAMES = (
     "denoiser.safetensors",
     "settings.json",
 )
+
+
+SOURCES = PACKAGE.parent / "csrc"
+INCLUDES_PYBIND11 = re.compile(r"^\s*#\s*include\s*[<\"]pybind11\b", re.MULTILINE)
 
 
 def modules() -> dict[str, ast.Module]:
@@ -135,3 +143,10 @@ def test_only_runs_and_pairs_spell_the_names_of_their_files(name: str) -> None:
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
             spelled = [file for file in FILE_NAMES if file in node.value]
             assert not spelled, f"{name} line {node.lineno} spells {spelled}"
+
+
+@pytest.mark.skipif(not SOURCES.exists(), reason="the sources are not here")
+def test_only_the_bindings_include_pybind11() -> None:
+    files = [path for path in SOURCES.rglob("*") if path.suffix in (".h", ".cpp", ".cuh", ".cu")]
+    including = {path for path in files if INCLUDES_PYBIND11.search(path.read_text())}
+    assert {path.parent for path in including} == {SOURCES / "bindings"}

@@ -130,7 +130,7 @@ def test_sdist_builds_a_complete_wheel(clone: Path, tmp_path: Path) -> None:
     with tarfile.open(archive) as tar:
         names = {name.partition("/")[2] for name in tar.getnames()}
         tar.extractall(tmp_path, filter="data")
-    expected = {"csrc/CMakeLists.txt", "csrc/bindings.cpp", "dsmooth/kernels/__init__.py"}
+    expected = {"csrc/CMakeLists.txt", "csrc/bindings/module.cpp", "dsmooth/kernels/__init__.py"}
     assert expected <= names
     assert not [name for name in names if name.endswith((".so", "_build_info.json"))]
 

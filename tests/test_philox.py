@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dsmooth.philox import Stage, image_words, philox4x32, split_seed, to_uniform
+from dsmooth.philox import Stream, image_words, philox4x32, split_seed, to_uniform
 
 pytestmark = pytest.mark.quick
 
@@ -23,7 +23,7 @@ def test_known_answers(case: dict[str, list[str]]) -> None:
 
 
 def test_words_depend_on_the_image_index_and_not_on_the_batch() -> None:
-    settings = {"seed": 2**40 + 5, "stage": Stage.SMOOTHING, "repeat": 3}
+    settings = {"seed": 2**40 + 5, "stream": Stream.SMOOTHING, "repeat": 3}
     whole = image_words(6, 5, first_index=2**33, **settings)
     for i in range(6):
         assert torch.equal(image_words(1, 5, first_index=2**33 + i, **settings)[0], whole[i])
@@ -31,10 +31,10 @@ def test_words_depend_on_the_image_index_and_not_on_the_batch() -> None:
     assert torch.equal(tail, whole[:, 3:])
 
 
-def test_counter_is_position_index_stage_and_repeat() -> None:
+def test_counter_is_position_index_stream_and_repeat() -> None:
     seed, index = 0x0123456789ABCDEF, 0x1_0000_0002
-    words = image_words(1, 8, seed=seed, first_index=index, stage=Stage.CLEAN_NOISE, repeat=9)
-    counter = torch.tensor([7, 2, 1, int(Stage.CLEAN_NOISE) | 9 << 8])
+    words = image_words(1, 8, seed=seed, first_index=index, stream=Stream.CLEAN_NOISE, repeat=9)
+    counter = torch.tensor([7, 2, 1, int(Stream.CLEAN_NOISE) | 9 << 8])
     assert torch.equal(words[0, 7], philox4x32(counter, (0x89ABCDEF, 0x01234567)))
 
 
@@ -45,7 +45,7 @@ def test_uniforms_are_inside_the_unit_interval_and_exact_in_float32() -> None:
 
 
 def test_uniforms_are_uniform() -> None:
-    u = to_uniform(image_words(100, 250, seed=1, stage=Stage.SAMPLE)).flatten()
+    u = to_uniform(image_words(100, 250, seed=1, stream=Stream.SAMPLE)).flatten()
     n = u.numel()
     distance = (u.sort().values - (torch.arange(n) + 0.5) / n).abs().max()
     assert distance < 1.95 / n**0.5  # Kolmogorov-Smirnov at 1e-3
@@ -62,6 +62,6 @@ def test_seed_out_of_range(seed: int) -> None:
 
 def test_index_and_repeat_out_of_range() -> None:
     with pytest.raises(ValueError, match="first_index"):
-        image_words(1, 1, seed=0, first_index=-1, stage=Stage.SAMPLE)
+        image_words(1, 1, seed=0, first_index=-1, stream=Stream.SAMPLE)
     with pytest.raises(ValueError, match="repeat"):
-        image_words(1, 1, seed=0, repeat=2**24, stage=Stage.SAMPLE)
+        image_words(1, 1, seed=0, repeat=2**24, stream=Stream.SAMPLE)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dsmooth import _extension
-from dsmooth.philox import philox4x32, to_uniform
+from dsmooth.philox import Stream, philox4x32, to_uniform
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "logistic_mixture.json").read_text())
 # Without a C++ compiler there is no extension; test_extension.py asserts it everywhere else.
@@ -40,6 +40,10 @@ def test_same_uniform_as_python_and_exact_in_float32(value: int) -> None:
     assert uniform == to_uniform(torch.tensor(value)).item()
     assert uniform == torch.tensor(uniform, dtype=torch.float32).item()
     assert 0 < uniform < 1
+
+
+def test_the_streams_have_the_same_names_and_numbers_as_in_python() -> None:
+    assert _extension.extension().streams() == {stream.name: int(stream) for stream in Stream}
 
 
 @pytest.mark.parametrize(("counter", "key"), [([0] * 3, [0] * 2), ([0] * 4, [2**32, 0])])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -131,7 +132,9 @@ def test_two_processes_go_on_where_rank_0_was(tmp_path: Path) -> None:
     stopped[3:] = np.nan
     stopped[:3] = 7  # what is there is not drawn again
     stopped.flush()
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "done": 3}))
+    digest = hashlib.sha256(stopped[:3].tobytes()).hexdigest()
+    found = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**found, "done": 3, "sha256": [digest]}))
     sample_by(2, arguments, tmp_path)
     resumed = np.load(shard)
     np.testing.assert_array_equal(resumed[3:], whole[3:])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import dsmooth
 from dsmooth.functional import logistic_mixture_sample
-from dsmooth.philox import Stage, image_words, to_uniform
+from dsmooth.philox import Stream, image_words, to_uniform
 from dsmooth.sampling import sequential_sample
 from tests.helpers.sampler_checks import ATOMS, GAUSSIAN
 
@@ -65,8 +65,8 @@ def test_samples_are_redrawn_from_their_own_parameters(
         context=context,
         temperature=temperature,
     )
-    stage = Stage.SAMPLE if context is None else Stage.SAMPLE_CONDITIONED
-    words = image_words(2, height * width, seed=seed, first_index=first, stage=stage)
+    stream = Stream.SAMPLE if context is None else Stream.SAMPLE_CONDITIONED
+    words = image_words(2, height * width, seed=seed, first_index=first, stream=stream)
     uniforms = to_uniform(words).view(2, height, width, 4).permute(0, 3, 1, 2)
     model.eval()
     with torch.no_grad():

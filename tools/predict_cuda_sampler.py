@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import dsmooth
 from dsmooth.nn import PixelCNNpp
-from dsmooth.sampling.program import NONE, Op, Pass, Program, build_program
+from dsmooth.sampling.builder import build_program
+from dsmooth.sampling.program import NONE, Op, Pass, Program
 
 PROCESSORS = 132
 CLOCK = 1.755e9  # Hz

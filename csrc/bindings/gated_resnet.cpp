@@ -92,8 +92,6 @@ void define(py::module_& module, const char* name, const char* doc) {
 }  // namespace
 
 void register_gated_resnet(py::module_& module) {
-  module.def("gated_resnet_instruction_sets", &gated_resnet_instruction_sets,
-             "Names of the instruction sets built that this CPU has, the best last.");
   define<GatedDirection::kForward>(
       module, "gated_resnet_forward",
       "Writes y and, where they are given, h and gates. tensors: by the names of the field table "

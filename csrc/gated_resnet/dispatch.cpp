@@ -6,75 +6,33 @@
 #include <string>
 #include <vector>
 
-#include "../parallel.h"
+#include "../common/isa.h"
+#include "../common/parallel.h"
 #include "gated_resnet.h"
 
 namespace dsmooth {
 
-namespace generic {
-GatedKernelSet gated_resnet_kernels();
-}
-#if defined(DSMOOTH_HAS_X86)
-namespace avx2 {
-GatedKernelSet gated_resnet_kernels();
-}
-namespace avx512 {
-GatedKernelSet gated_resnet_kernels();
-}
-#endif
-#if defined(DSMOOTH_HAS_AVX512BF16)
-namespace avx512bf16 {
-GatedKernelSet gated_resnet_kernels();
-}
-#endif
+#define DSMOOTH_SET(name)                \
+  namespace name {                       \
+  GatedKernelSet gated_resnet_kernels(); \
+  }
+BLOCK_SETS
+#undef DSMOOTH_SET
 
 namespace {
 
-struct InstructionSet {
-  std::string name;
-  GatedKernelSet kernels;
-};
-
-const std::vector<InstructionSet>& available_sets() {
-  static const std::vector<InstructionSet> sets = [] {
-    std::vector<InstructionSet> found;
-    found.push_back({"generic", generic::gated_resnet_kernels()});
-#if defined(DSMOOTH_HAS_X86)
-    const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    const bool has_avx512 =
-        has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    if (has_avx2) found.push_back({"avx2", avx2::gated_resnet_kernels()});
-    if (has_avx512) found.push_back({"avx512", avx512::gated_resnet_kernels()});
-#if defined(DSMOOTH_HAS_AVX512BF16)
-    if (has_avx512 && __builtin_cpu_supports("avx512bf16")) {
-      found.push_back({"avx512bf16", avx512bf16::gated_resnet_kernels()});
-    }
-#endif
-#endif
-    return found;
-  }();
-  return sets;
-}
-
-const GatedKernels& find_kernels(GatedStorage storage, const std::string& name) {
-  const GatedKernelSet* kernels = name == "auto" ? &available_sets().back().kernels : nullptr;
-  std::string names;
-  for (const InstructionSet& set : available_sets()) {
-    if (set.name == name) kernels = &set.kernels;
-    names += (names.empty() ? "" : ", ") + set.name;
-  }
-  if (kernels == nullptr) {
-    throw std::invalid_argument("instruction_set must be auto or one of " + names + ", got " +
-                                name);
-  }
+const GatedKernels& find_kernels(GatedStorage storage, const std::string& instruction_set) {
+#define DSMOOTH_SET(name) {#name, &name::gated_resnet_kernels},
+  static const PerInstructionSet<GatedKernelSet> sets{BLOCK_SETS};
+#undef DSMOOTH_SET
+  const GatedKernelSet& kernels = sets.find(instruction_set);
   switch (storage) {
     case GatedStorage::kFloat64:
-      return kernels->float64;
+      return kernels.float64;
     case GatedStorage::kBFloat16:
-      return kernels->bfloat16;
+      return kernels.bfloat16;
     default:
-      return kernels->float32;
+      return kernels.float32;
   }
 }
 
@@ -136,12 +94,6 @@ int64_t count_groups(const GatedShape& s, size_t sums_bytes) {
 }
 
 }  // namespace
-
-std::vector<std::string> gated_resnet_instruction_sets() {
-  std::vector<std::string> names;
-  for (const InstructionSet& set : available_sets()) names.push_back(set.name);
-  return names;
-}
 
 void gated_resnet_forward(const GatedCall& call, int threads, const std::string& instruction_set) {
   check_padding(call.shape);

@@ -6,7 +6,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
-#include <vector>
 
 namespace dsmooth {
 
@@ -34,7 +33,7 @@ struct GatedShape {
 
 // An element of concat_elu(h), counted in (B, H, W, 2F) order, is kept if word >> 9 >= keep_from,
 // where word is number (element % 4) of the Philox block at counter (element / 4 low, high, layer,
-// kDropoutStage).
+// Stream::kDropout).
 struct GatedDropout {
   bool active = false;
   uint64_t seed = 0;
@@ -42,8 +41,6 @@ struct GatedDropout {
   uint32_t keep_from = 0;
   double scale = 1.0;  // of what is kept
 };
-
-inline constexpr uint32_t kDropoutStage = 5;  // Stage.DROPOUT in dsmooth/sampling/philox.py
 
 // The memory of every tensor of the field table, null for one that is absent. With gains g, of each
 // output channel, a convolution's weight is w = g v / |v| (weight norm), and the tensors hold v.
@@ -84,11 +81,8 @@ struct GatedKernelSet {
   GatedKernels float32, float64, bfloat16;
 };
 
-// Names of the instruction sets compiled that this CPU has, the best last.
-std::vector<std::string> gated_resnet_instruction_sets();
-
 // Results do not depend on `threads`: sums over images are taken in groups that are a function of
-// the shape alone. Throw std::invalid_argument for an unknown instruction set; "auto" is the best.
+// the shape alone. instruction_set: as for find_instruction_set.
 void gated_resnet_forward(const GatedCall& call, int threads, const std::string& instruction_set);
 void gated_resnet_backward(const GatedCall& call, int threads, const std::string& instruction_set);
 

@@ -6,15 +6,14 @@
 // vectors of columns stays in registers; a row's cell is broadcast against the columns' vectors.
 #pragma once
 
-#include "../vector_math.h"
+#include "../common/bfloat16.h"
+#include "../common/vector_math.h"
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
 namespace dsmooth::DSMOOTH_ISA {
-
-using bfloat16 = uint16_t;  // its bits
 
 #if defined(__AVX512F__)
 // Half a vector: a CPU that splits 512 bits in two spends half the time on it.
@@ -99,14 +98,9 @@ struct PairDot {
   };
   DSMOOTH_INLINE static Cells load(const Cell* p) { return {_mm512_loadu_si512(p)}; }
   DSMOOTH_INLINE static Cell cell(float first, float second) {
-    return nearest_bfloat16(first) | nearest_bfloat16(second) << 16;
+    return nearest_bfloat16<uint32_t>(first) | nearest_bfloat16<uint32_t>(second) << 16;
   }
   DSMOOTH_INLINE static float square_root(float v) { return __builtin_sqrtf(v); }
-  // Ties to even; a NaN stays one.
-  DSMOOTH_INLINE static uint32_t nearest_bfloat16(float value) {
-    const uint32_t bits = __builtin_bit_cast(uint32_t, value);
-    return (value == value ? bits + (0x7fffu + (bits >> 16 & 1u)) : bits | 0x400000u) >> 16;
-  }
   DSMOOTH_INLINE static Cells broadcast(const Cell* p) {
     int cell;  // the buffer was written as bfloat16
     __builtin_memcpy(&cell, p, sizeof(cell));

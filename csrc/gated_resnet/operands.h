@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <vector>
 
 #include "../common/borrowed.h"
 #include "gated_resnet.h"

@@ -4,7 +4,7 @@
 // D is the arithmetic of the convolutions (gemm.h), T the activations in memory.
 #pragma once
 
-#include "../philox.h"
+#include "../common/philox.h"
 #include "gated_resnet.h"
 #include "gemm.h"
 
@@ -71,7 +71,8 @@ struct Memory {
     const auto half =
         __builtin_bit_cast(__m256i, _mm512_cvtneps_pbh(__builtin_bit_cast(__m512, v)));
 #else
-    const auto half = _mm512_cvtepi32_epi16(__builtin_bit_cast(__m512i, nearest_bfloat16(v)));
+    const auto half =
+        _mm512_cvtepi32_epi16(__builtin_bit_cast(__m512i, nearest_bfloat16<typename M::Bits>(v)));
 #endif
     if (count == kLanes) {
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), half);
@@ -79,16 +80,9 @@ struct Memory {
       _mm256_mask_storeu_epi16(p, mask(count), half);
     }
 #else
-    const typename M::Bits bits = nearest_bfloat16(v);
+    const auto bits = nearest_bfloat16<typename M::Bits>(v);
     for (int i = 0; i < count; ++i) p[i] = static_cast<bfloat16>(bits[i]);
 #endif
-  }
-
-  // The nearest bfloat16, ties to even, in the low half of a lane; a NaN stays a (quiet) NaN.
-  DSMOOTH_INLINE static typename M::Bits nearest_bfloat16(V v) {
-    const typename M::Bits bits = M::bits(v);
-    const typename M::Bits nearest = (bits + (0x7fffu + (bits >> 16 & 1u))) >> 16;
-    return v == v ? nearest : (bits >> 16 | 0x40u);
   }
 };
 
@@ -255,7 +249,7 @@ struct Passes {
         const auto number = static_cast<uint64_t>(counter + i);
         const PhiloxBlock drawn =
             philox4x32_10({{static_cast<uint32_t>(number), static_cast<uint32_t>(number >> 32),
-                            dropout.layer, kDropoutStage}},
+                            dropout.layer, static_cast<uint32_t>(Stream::kDropout)}},
                           key0, key1);
         for (int j = 0; j < 4; ++j) {
           factor[i][j] = (drawn.word[j] >> 9) >= dropout.keep_from ? scale : Scalar{0};

@@ -1,29 +1,9 @@
-# The gated block on the CPU, added to a target that links dsmooth_flags: one object library per
-# instruction set, each time in a namespace of that name.
-function(add_gated_resnet_set target name vector_bytes)
-  add_library(gated_resnet_${name} OBJECT ${here}/block.cpp)
-  target_compile_definitions(gated_resnet_${name} PRIVATE
-    DSMOOTH_ISA=${name} DSMOOTH_VECTOR_BYTES=${vector_bytes})
-  target_compile_options(gated_resnet_${name} PRIVATE ${ARGN})
-  target_link_libraries(gated_resnet_${name} PRIVATE dsmooth_flags)
-  target_link_libraries(${target} PRIVATE gated_resnet_${name})
-endfunction()
+# The gated block on the CPU, added to a target that links dsmooth_flags.
+include(${CMAKE_CURRENT_LIST_DIR}/../isa.cmake)
 
 function(add_gated_resnet target)
   set(here ${CMAKE_CURRENT_FUNCTION_LIST_DIR})
   target_sources(${target} PRIVATE ${here}/dispatch.cpp ${here}/operands.cpp)
-  add_gated_resnet_set(${target} generic 16)
-  if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
-    set(avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mprefer-vector-width=512)
-    add_gated_resnet_set(${target} avx2 32 -mavx2 -mfma)
-    add_gated_resnet_set(${target} avx512 64 ${avx512})
-    set(have DSMOOTH_HAS_X86)
-    include(CheckCXXCompilerFlag)
-    check_cxx_compiler_flag(-mavx512bf16 DSMOOTH_COMPILES_BF16)
-    if(DSMOOTH_COMPILES_BF16)
-      add_gated_resnet_set(${target} avx512bf16 64 ${avx512} -mavx512bf16)
-      list(APPEND have DSMOOTH_HAS_AVX512BF16)
-    endif()
-    set_source_files_properties(${here}/dispatch.cpp PROPERTIES COMPILE_DEFINITIONS "${have}")
-  endif()
+  compile_for_instruction_sets(${target} ${here}/block.cpp ${here}/dispatch.cpp BLOCK_SETS
+    generic avx2 avx512 avx512bf16)
 endfunction()

@@ -5,8 +5,9 @@
 #include <cstdint>
 #include <cstring>
 
-#include "../host_device.h"
-#include "../philox.h"
+#include "../common/bfloat16.h"
+#include "../common/host_device.h"
+#include "../common/philox.h"
 #include "elementary.h"
 #include "network.h"
 
@@ -54,9 +55,10 @@ DSMOOTH_HOST_DEVICE inline Pixel draw_pixel(const NetworkView& p, const float* p
                                             uint64_t seed, uint64_t index, uint32_t position,
                                             float temperature) {
   const int k = p.n_mix, colours = p.image_channels;
+  const Stream stream = p.conditioned ? Stream::kSampleConditioned : Stream::kSample;
   const PhiloxBlock words =
       philox4x32_10({{position, static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32),
-                      p.conditioned ? 1u : 0u}},
+                      static_cast<uint32_t>(stream)}},
                     static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
   const int component = draw_component(p, params, philox_uniform(words.word[0]), temperature);
   Pixel pixel{};
@@ -94,20 +96,17 @@ DSMOOTH_HOST_DEVICE inline void store_pixel(const NetworkView& p, const Pixel& p
     to[p.image_parts * colours] = 1.0f;
     return;
   }
-  uint16_t channels[8] = {};
+  bfloat16 channels[8] = {};
   float rest[3] = {pixel.value[0], pixel.value[1], pixel.value[2]};
   for (int part = 0; part < p.image_parts; ++part)
     for (int c = 0; c < colours; ++c) {
-      const uint16_t rounded = scalar::round_bf16(rest[c]);
-      const uint32_t bits = static_cast<uint32_t>(rounded) << 16;
-      float back;
-      std::memcpy(&back, &bits, sizeof back);
-      rest[c] -= back;
+      const bfloat16 rounded = to_bfloat16(rest[c]);
+      rest[c] -= from_bfloat16(rounded);
       channels[part * colours + c] = rounded;
     }
   const int ones = p.image_parts * colours;
-  channels[ones] = 0x3F80;  // 1
-  std::memcpy(to, channels, static_cast<size_t>(ones + 1 + (ones + 1) % 2) * sizeof(uint16_t));
+  channels[ones] = to_bfloat16(1.0f);
+  std::memcpy(to, channels, static_cast<size_t>(ones + 1 + (ones + 1) % 2) * sizeof(bfloat16));
 }
 
 }  // namespace dsmooth::sampler

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "../host_device.h"
+#include "../common/host_device.h"
 
 namespace dsmooth::sampler::scalar {
 

@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "../host_device.h"
+#include "../common/host_device.h"
 #include "program.h"
 
 namespace dsmooth::sampler {

@@ -6,9 +6,9 @@
 #include <new>
 #include <utility>
 
-namespace dsmooth::sampler {
+#include "../common/bfloat16.h"
 
-#include "simd_common.h"
+namespace dsmooth::sampler {
 
 Words::Words(size_t count) : count_(count) {
   if (count == 0) return;
@@ -53,20 +53,20 @@ void pack_column(const Term& term, int output, bool bf16, int width, float* to) 
     if (!bf16) {
       to[k * static_cast<size_t>(width)] = w[k];
     } else {
-      const uint16_t value = round_bf16(w[k]);
+      const bfloat16 value = to_bfloat16(w[k]);
       char* word = reinterpret_cast<char*>(to + k / 2 * static_cast<size_t>(width));
       std::memcpy(word + k % 2 * sizeof value, &value, sizeof value);
     }
   }
 }
 
-Matrix pack(const Op& op, Part part, const Isa& isa) {
+Matrix pack(const Op& op, Part part, const TileKernels& kernels) {
   Matrix matrix;
   const std::vector<const Term*> terms = terms_of(op, part);
   size_t depth = 0;
   for (const Term* term : terms)
-    depth += static_cast<size_t>(term->taps * term->channels) / (isa.bf16 ? 2 : 1);
-  matrix.panels = cut(op, isa.max_units);
+    depth += static_cast<size_t>(term->taps * term->channels) / (kernels.bf16 ? 2 : 1);
+  matrix.panels = cut(op, kernels.max_units);
   matrix.columns = matrix.panels.back().column + matrix.panels.back().units * kUnit;
   if (terms.empty()) {
     matrix.panels.clear();
@@ -80,16 +80,16 @@ Matrix pack(const Op& op, Part part, const Isa& isa) {
     for (const Term* term : terms) {
       for (int column = 0; column < width; ++column) {
         const int output = output_of(op, panel, column);
-        if (output >= 0) pack_column(*term, output, isa.bf16, width, b + column);
+        if (output >= 0) pack_column(*term, output, kernels.bf16, width, b + column);
       }
-      b += static_cast<size_t>(term->taps * term->channels / (isa.bf16 ? 2 : 1) * width);
+      b += static_cast<size_t>(term->taps * term->channels / (kernels.bf16 ? 2 : 1) * width);
     }
   }
   return matrix;
 }
 
-Words pack_bias(const Op& op, const Isa& isa) {
-  const std::vector<Panel> panels = cut(op, isa.max_units);
+Words pack_bias(const Op& op, const TileKernels& kernels) {
+  const std::vector<Panel> panels = cut(op, kernels.max_units);
   Words bias(static_cast<size_t>(panels.back().column + panels.back().units * kUnit));
   for (const Panel& panel : panels)
     for (int column = 0; column < panel.units * kUnit; ++column) {
@@ -101,13 +101,13 @@ Words pack_bias(const Op& op, const Isa& isa) {
 
 }  // namespace
 
-Plan::Plan(Program given, const Isa& isa) : isa_(isa) {
+Plan::Plan(Program given, const TileKernels& kernels) : kernels_(kernels) {
   const Program program = checked_by_pass(std::move(given));
-  skeleton_ = Skeleton(program, isa.bf16, 1);
+  skeleton_ = Skeleton(program, kernels.bf16, 1);
   for (size_t i = 0; i < program.ops.size(); ++i) {
     const Op& op = program.ops[i];
     planned_.push_back(
-        {pack(op, Part::kRow, isa), pack(op, Part::kPixel, isa), pack_bias(op, isa)});
+        {pack(op, Part::kRow, kernels), pack(op, Part::kPixel, kernels), pack_bias(op, kernels)});
     const PlannedOp& planned = planned_.back();
     const auto view = [](const Matrix& m) {
       return MatrixView{m.panels.data(), static_cast<int>(m.panels.size()), m.columns, 0};

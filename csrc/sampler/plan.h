@@ -5,10 +5,10 @@
 #include <memory>
 #include <vector>
 
-#include "isa.h"
 #include "network.h"
 #include "packing.h"
 #include "program.h"
+#include "tile_kernels.h"
 
 namespace dsmooth::sampler {
 
@@ -45,15 +45,15 @@ struct PlannedOp {
 // is moved.
 class Plan {
  public:
-  Plan(Program program, const Isa& isa);
+  Plan(Program program, const TileKernels& kernels);
   Plan(const Plan&) = delete;
   Plan(Plan&&) = default;
 
   const NetworkView& network() const { return skeleton_.network; }
-  const Isa& isa() const { return isa_; }
+  const TileKernels& kernels() const { return kernels_; }
 
  private:
-  const Isa& isa_;
+  const TileKernels& kernels_;
   std::vector<PlannedOp> planned_;
   Skeleton skeleton_;
 };

@@ -1,5 +1,5 @@
 // A PixelCNN++ as data: what is cached, which operations run where, with which weights. Built in
-// Python from the module (dsmooth/sampling/program.py, where each field is explained), checked
+// Python from the module (dsmooth/sampling/builder.py; program.py explains each field), checked
 // here.
 #pragma once
 
@@ -57,7 +57,7 @@ struct Program {
   Likelihood likelihood;
   std::vector<int> atoms;      // byte levels, kDiscretized alone
   float smoothing_scale;       // kGaussian alone
-  bool conditioned;            // decides the stage of the noise
+  bool conditioned;            // decides the stream of the noise
   int image, context, params;  // caches
   std::vector<Cache> caches;
   std::vector<Op> ops;

@@ -1,7 +1,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "../cuda_check.h"
+#include "../common/cuda_check.h"
 #include "block_run.cuh"
 #include "sampler_cuda.h"
 

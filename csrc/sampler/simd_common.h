@@ -5,11 +5,3 @@
 // r.
 constexpr float kExp2 = 0.5f, kExp3 = 0x1.5554aep-3f, kExp4 = 0x1.555486p-5f;
 constexpr float kExp5 = 0x1.12288p-7f, kExp6 = 0x1.6d99bep-10f;
-
-// The nearest bfloat16, ties to even; a NaN stays one.
-DSMOOTH_HOST_DEVICE inline uint16_t round_bf16(float x) {
-  uint32_t bits;
-  __builtin_memcpy(&bits, &x, sizeof bits);
-  if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return static_cast<uint16_t>((bits >> 16) | 0x40u);
-  return static_cast<uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
-}

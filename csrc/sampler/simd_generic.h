@@ -43,7 +43,7 @@ inline Vec power_of_two(Vec whole) {
   return reinterpret_cast<Vec>((__builtin_convertvector(whole, IntVec) + 127) << 23);
 }
 inline void store_bf16(uint16_t* p, Vec v, int n) {
-  for (int i = 0; i < n; ++i) p[i] = round_bf16(v[i]);
+  for (int i = 0; i < n; ++i) p[i] = to_bfloat16(v[i]);
 }
 
 // A tile's row of U units in registers.
@@ -51,10 +51,10 @@ template <int U>
 struct Row {
   Vec v[U];
   void load(const float* p) {
-    for (int i = 0; i < U; ++i) v[i] = ISA::load(p + 8 * i);
+    for (int i = 0; i < U; ++i) v[i] = DSMOOTH_ISA::load(p + 8 * i);
   }
   void store(float* p) const {
-    for (int i = 0; i < U; ++i) ISA::store(p + 8 * i, v[i]);
+    for (int i = 0; i < U; ++i) DSMOOTH_ISA::store(p + 8 * i, v[i]);
   }
 };
 struct F32 {

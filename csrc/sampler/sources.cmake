@@ -1,22 +1,16 @@
-# The sampler, added to a target. The tiles of an instruction set are compiled for it and reached
-# through a table (isa.h); all else is portable.
+# The sampler, added to a target that links dsmooth_flags. Its tiles are compiled per instruction set,
+# which AVX-512 has for bfloat16 in its BF16 extension alone; all else is portable.
+include(${CMAKE_CURRENT_LIST_DIR}/../isa.cmake)
+
 function(add_sampler target)
   set(here ${CMAKE_CURRENT_FUNCTION_LIST_DIR})
   target_sources(${target} PRIVATE
     ${here}/program.cpp ${here}/packing.cpp ${here}/plan.cpp ${here}/device_plan.cpp
-    ${here}/tile_layout.cpp ${here}/sampler_cpu.cpp ${here}/isa.cpp
-    ${here}/isa_generic.cpp ${here}/isa_avx2.cpp ${here}/isa_avx512.cpp ${here}/isa_avx512_bf16.cpp)
-  if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
-    include(CheckCXXCompilerFlag)
-    set(avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mprefer-vector-width=512)
-    set_source_files_properties(${here}/isa_avx2.cpp PROPERTIES COMPILE_OPTIONS "-mavx2;-mfma")
-    set_source_files_properties(${here}/isa_avx512.cpp PROPERTIES COMPILE_OPTIONS "${avx512}")
-    check_cxx_compiler_flag(-mavx512bf16 DSMOOTH_COMPILES_BF16)
-    if(DSMOOTH_COMPILES_BF16)
-      set_source_files_properties(${here}/isa_avx512_bf16.cpp PROPERTIES
-        COMPILE_OPTIONS "${avx512};-mavx512bf16")
-    endif()
-  endif()
+    ${here}/tile_layout.cpp ${here}/sampler_cpu.cpp ${here}/tile_kernels.cpp)
+  compile_for_instruction_sets(${target} ${here}/tiles_float32.cpp ${here}/tile_kernels.cpp
+    FLOAT32_SETS generic avx2 avx512)
+  compile_for_instruction_sets(${target} ${here}/tiles_bfloat16.cpp ${here}/tile_kernels.cpp
+    BFLOAT16_SETS generic avx2 avx512bf16)
   find_package(Threads REQUIRED)
   target_link_libraries(${target} PRIVATE Threads::Threads)
 endfunction()

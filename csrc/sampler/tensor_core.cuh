@@ -6,7 +6,8 @@
 #include <cstdint>
 #include <cstring>
 
-#include "../host_device.h"
+#include "../common/bfloat16.h"
+#include "../common/host_device.h"
 #include "elementary.h"
 
 #if defined(__CUDACC__)
@@ -20,13 +21,13 @@ constexpr int kFragment = 16;  // rows, columns and k of a fragment
 constexpr int kGranule = 16;   // bytes that one copy moves
 
 struct Bf16 {
-  uint16_t bits;
+  bfloat16 bits;
 };
 
 DSMOOTH_INLINE float to_float(float x) { return x; }
-DSMOOTH_INLINE float to_float(Bf16 x) { return scalar::from_bits(uint32_t{x.bits} << 16); }
+DSMOOTH_INLINE float to_float(Bf16 x) { return from_bfloat16(x.bits); }
 DSMOOTH_INLINE void put(float* p, float x) { *p = x; }
-DSMOOTH_INLINE void put(Bf16* p, float x) { p->bits = scalar::round_bf16(x); }
+DSMOOTH_INLINE void put(Bf16* p, float x) { p->bits = to_bfloat16(x); }
 
 // 16 x 16 sums in the registers of a warp. Here every lane owns some of them and adds over k in
 // ascending order, one rounding per product: the path of float32, and of the host.

@@ -1,5 +1,5 @@
 // The matrix product of a tile and its epilogue, written once over the vectors of an instruction
-// set. Included by each isa_*.cpp inside that set's own namespace, after its simd_*.h.
+// set. Included by tiles_*.cpp inside that set's own namespace, after simd.h.
 
 // e^x - 1 for x <= 0, as 2^n (e^r - 1) + (2^n - 1) with x = n ln 2 + r, |r| <= ln(2)/2: accurate
 // near 0 too. `power` is 2^n and `rest` is e^r - 1.
@@ -78,10 +78,7 @@ inline void put(T* p, Vec v, int n) {
 inline Vec get(const float* p, int n) { return load(p, n); }
 inline Vec get(const uint16_t* p, int n) {
   float values[kLanes] = {};
-  for (int i = 0; i < n; ++i) {
-    const uint32_t bits = static_cast<uint32_t>(p[i]) << 16;
-    __builtin_memcpy(&values[i], &bits, sizeof bits);
-  }
+  for (int i = 0; i < n; ++i) values[i] = from_bfloat16(p[i]);
   return load(values, kLanes);
 }
 

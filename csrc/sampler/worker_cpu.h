@@ -5,7 +5,7 @@
 #include <atomic>
 #include <cstdint>
 
-#include "isa.h"
+#include "tile_kernels.h"
 
 namespace dsmooth::sampler {
 
@@ -73,8 +73,8 @@ struct Team {
 
 class CpuWorker {
  public:
-  CpuWorker(const Isa& isa, Team& team, int lane, int lanes)
-      : isa_(isa), team_(team), lane_(lane), lanes_(lanes) {}
+  CpuWorker(const TileKernels& kernels, Team& team, int lane, int lanes)
+      : kernels_(kernels), team_(team), lane_(lane), lanes_(lanes) {}
 
   void matmul(const Product& product) const {
     if (now_.solo && lane_ != 0) return;
@@ -129,7 +129,7 @@ class CpuWorker {
       const int block_end = std::min(end, block + kRowsAtATime);
       for (int i = first_panel; i < job.n_panels; i += step) {
         const Panel& panel = job.panels[i];
-        const int most = isa_.max_rows(panel.units);
+        const int most = kernels_.max_rows(panel.units);
         const int count = (block_end - block + most - 1) / most;
         for (int t = 0, m = block; t < count; ++t) {
           const int next = block + (block_end - block) * (t + 1) / count;
@@ -143,11 +143,11 @@ class CpuWorker {
   void tile(const Job& job, const Panel& panel, int m, int rows, float* sums) const {
     if (job.partial) {
       float* out = job.partial + m * job.partial_stride + panel.column;
-      return isa_.tile(job, panel, m, rows, out, job.partial_stride);
+      return kernels_.tile(job, panel, m, rows, out, job.partial_stride);
     }
     const int stride = panel.units * kUnit;
-    isa_.tile(job, panel, m, rows, sums, stride);
-    isa_.finish(job, panel, m, rows, sums, stride);
+    kernels_.tile(job, panel, m, rows, sums, stride);
+    kernels_.finish(job, panel, m, rows, sums, stride);
   }
 
   // `solo` is the first lane's.
@@ -161,7 +161,7 @@ class CpuWorker {
 
   static constexpr int kLate = 6, kLeastPatience = 4, kMostPatience = 64;
 
-  const Isa& isa_;
+  const TileKernels& kernels_;
   Team& team_;
   const int lane_, lanes_;
   int turn_ = 0;

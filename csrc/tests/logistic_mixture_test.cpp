@@ -8,7 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "../logistic_mixture_cpu.h"
+#include "../common/isa.h"
+#include "../logistic_mixture/cpu.h"
 
 namespace dsmooth {
 namespace {
@@ -159,7 +160,9 @@ void compare(const Shape& s, int64_t channels, const Buffer<T>& got, const Buffe
 template <class T>
 void all_sets_agree(const Shape& s, Layout layout, Likelihood likelihood) {
   const Results<T> want = compute<T>(s, layout, likelihood, 1, "scalar");
-  for (const std::string& set : instruction_sets()) {
+  std::vector<std::string> sets = instruction_sets();
+  sets.push_back("scalar");
+  for (const std::string& set : sets) {
     for (const int threads : {1, 3}) {
       const Results<T> got = compute<T>(s, layout, likelihood, threads, set);
       const std::string what = set + (sizeof(T) == 4 ? " float32" : " float64") + " " +

@@ -20,9 +20,9 @@
 #include <vector>
 
 #include "../sampler/block_run.cuh"
-#include "../sampler/isa.h"
 #include "../sampler/plan.h"
 #include "../sampler/step.h"
+#include "../sampler/tile_kernels.h"
 
 namespace dsmooth::sampler {
 
@@ -128,8 +128,8 @@ class HostBlock {
 class BlockWorker {
  public:
   // omit: the number of a sync to leave out, -1 for none.
-  BlockWorker(const Isa& isa, Block& block, int lane, int64_t omit)
-      : isa_(isa), block_(block), lane_(lane), omit_(omit) {}
+  BlockWorker(const TileKernels& kernels, Block& block, int lane, int64_t omit)
+      : kernels_(kernels), block_(block), lane_(lane), omit_(omit) {}
 
   void matmul(const Product& product) const {
     const Job job = make_job(product);
@@ -139,10 +139,10 @@ class BlockWorker {
       const int m = i / job.n_panels;
       if (job.partial) {
         float* out = job.partial + m * job.partial_stride + panel.column;
-        return isa_.tile(job, panel, m, 1, out, job.partial_stride);
+        return kernels_.tile(job, panel, m, 1, out, job.partial_stride);
       }
-      isa_.tile(job, panel, m, 1, sums, panel.units * kUnit);
-      isa_.finish(job, panel, m, 1, sums, panel.units * kUnit);
+      kernels_.tile(job, panel, m, 1, sums, panel.units * kUnit);
+      kernels_.finish(job, panel, m, 1, sums, panel.units * kUnit);
     });
   }
   template <class F>
@@ -157,7 +157,7 @@ class BlockWorker {
   int64_t syncs() const { return count_; }
 
  private:
-  const Isa& isa_;
+  const TileKernels& kernels_;
   Block& block_;
   const int lane_;
   const int64_t omit_;
@@ -174,7 +174,7 @@ inline int64_t draw_with_block(const Plan& plan, const Slice& slice, int lanes, 
   int64_t syncs = 0;
   for (int lane = 0; lane < lanes; ++lane)
     threads.emplace_back([&, lane] {
-      BlockWorker worker(plan.isa(), block, lane, omit);
+      BlockWorker worker(plan.kernels(), block, lane, omit);
       block.begin(lane);
       Step<BlockWorker>(plan.network(), slice, state, worker).draw();
       if (lane == 0) syncs = worker.syncs();

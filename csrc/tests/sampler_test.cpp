@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "../common/isa.h"
 #include "../sampler/sampler_cpu.h"
 #include "expect.h"
 #include "sampler_block.h"
@@ -52,25 +53,25 @@ std::vector<float> draw(const CpuSampler& sampler, const Case& c, int64_t first,
   return out;
 }
 
-void same_bits_however_shared(const Case& c, const std::string& isa, bool bf16) {
-  const CpuSampler sampler(c.program(), isa, bf16);
+void same_bits_however_shared(const Case& c, const std::string& set, bool bf16) {
+  const CpuSampler sampler(c.program(), set, bf16);
   const std::vector<float> all = draw(sampler, c, 0, 9, 1, 0);
   expect(std::all_of(all.begin(), all.end(), [](float x) { return std::isfinite(x); }),
-         isa + ": a pixel is not finite");
+         set + ": a pixel is not finite");
   struct {
     int first, n, threads, slice;
   } ways[] = {{0, 9, 2, 0}, {0, 9, 3, 1}, {0, 1, 3, 0}, {8, 1, 2, 0}, {2, 2, 4, 0}, {1, 7, 1, 3}};
   for (const auto& w : ways) {
     const std::vector<float> part = draw(sampler, c, w.first, w.n, w.threads, w.slice);
     expect(std::memcmp(part.data(), all.data() + c.size(w.first), part.size() * sizeof(float)) == 0,
-           isa + ": other bits with " + std::to_string(w.threads) + " threads");
+           set + ": other bits with " + std::to_string(w.threads) + " threads");
   }
 }
 
 // A block of lanes against the threads of the CPU, on the portable tiles.
 void block_equals_threads(const Case& c) {
   constexpr int kImages = 3;
-  const Plan plan(c.program(), find_isa("generic", false));
+  const Plan plan(c.program(), find_tile_kernels("generic", false));
   const CpuSampler sampler(c.program(), "generic", false);
   const std::vector<float> expected = draw(sampler, c, 0, kImages, 1, 0);
   const std::vector<float> context = c.context(kImages);
@@ -140,7 +141,7 @@ void plant_cuda(int64_t omit) {
 
 void plant(int64_t omit) {
   const Case& c = kCases[0];
-  const Plan plan(c.program(), find_isa("generic", false));
+  const Plan plan(c.program(), find_tile_kernels("generic", false));
   std::vector<float> out(c.size(3));
   const Slice slice{3, kHeight, kWidth, kSeed, kFirst, 1.0f, nullptr, out.data()};
   draw_with_block(plan, slice, 4, Mode::kThreads, omit);
@@ -163,8 +164,7 @@ void cuda_equals_cpu(const Case& c, const Device& device, int max_slice, Mode mo
 }
 
 void cuda_equals_cpu_on_all_shapes() {
-  const std::vector<std::string> isas = instruction_sets(true);
-  if (std::find(isas.begin(), isas.end(), "avx2") == isas.end()) return;
+  if (!has_instruction_set("avx2")) return;
   constexpr Device kRoomy{2, 227 << 10}, kTight{1, 40 << 10};
   for (const Case& c : kCases) {
     cuda_equals_cpu<float, 4, 2>(c, kTight, 0, Mode::kThreads);
@@ -319,10 +319,11 @@ int run_all() {
   ndtri_inverts_the_normal_distribution();
   atoms_are_drawn_as_often_as_they_weigh();
   for (bool bf16 : {false, true})
-    for (const std::string& isa : instruction_sets(bf16)) {
-      bf16 ? split_elu_loses_nothing(find_isa(isa, bf16))
-           : activations_are_accurate(find_isa(isa, bf16));
-      for (const Case& c : kCases) same_bits_however_shared(c, isa, bf16);
+    for (const std::string& set : instruction_sets()) {
+      if (find_tile_kernels(set, bf16).instruction_set != set) continue;  // another set's kernels
+      bf16 ? split_elu_loses_nothing(find_tile_kernels(set, bf16))
+           : activations_are_accurate(find_tile_kernels(set, bf16));
+      for (const Case& c : kCases) same_bits_however_shared(c, set, bf16);
     }
   for (const Case& c : kCases) block_equals_threads(c);
   cuda_equals_cpu_on_all_shapes();

@@ -6,7 +6,7 @@
 #include <cstdio>
 #include <vector>
 
-#include "../philox.h"
+#include "../common/philox.h"
 #include "../sampler/draw_pixel.h"
 #include "../sampler/elementary.h"
 #include "../sampler/tensor_core.cuh"
@@ -15,7 +15,7 @@
 namespace dsmooth::sampler {
 
 // The activation and the gate against double precision, over all magnitudes.
-void activations_are_accurate(const Isa& isa) {
+void activations_are_accurate(const TileKernels& kernels) {
   std::vector<float> x;
   for (float magnitude = 1e-30f; magnitude < 200; magnitude *= 1.0007f) {
     x.push_back(magnitude);
@@ -30,7 +30,7 @@ void activations_are_accurate(const Isa& isa) {
   job.epilogue.channels = 8;
   job.epilogue.act_out = act.data();
   job.epilogue.act_stride = 16;
-  isa.finish(job, panel, 0, n, x.data(), 8);
+  kernels.finish(job, panel, 0, n, x.data(), 8);
   double elu_error = 0, gate_error = 0;
   for (int i = 0; i < 8 * n; ++i) {
     const double v = x[static_cast<size_t>(i)];
@@ -53,20 +53,20 @@ void activations_are_accurate(const Isa& isa) {
   job.epilogue.residual_in_stride = 8;
   job.epilogue.residual_out = value.data();
   job.epilogue.residual_out_stride = 8;
-  isa.finish(job, panel, 0, n, sums.data(), 16);
+  kernels.finish(job, panel, 0, n, sums.data(), 16);
   for (int i = 0; i < 8 * n; ++i) {
     const double v = x[static_cast<size_t>(i)];
     if (v < -87) continue;  // there the gate stays at e^-87, 1e-38
     gate_error =
         std::max(gate_error, std::abs(value[static_cast<size_t>(i)] * (1 + std::exp(-v)) - 1));
   }
-  std::printf("%s: elu within %.2g, sigmoid within %.2g, relative\n", isa.name, elu_error,
-              gate_error);
+  std::printf("%s: elu within %.2g, sigmoid within %.2g, relative\n", kernels.instruction_set,
+              elu_error, gate_error);
   expect(elu_error < 2.4e-7 && gate_error < 2.4e-7, "elementary functions are inaccurate");
 }
 
 // Three bfloat16 hold elu as float32 does.
-void split_elu_loses_nothing(const Isa& isa) {
+void split_elu_loses_nothing(const TileKernels& kernels) {
   std::vector<float> x;
   for (float magnitude = 1e-30f; magnitude < 200; magnitude *= 1.0007f)
     for (const float sign : {1.0f, -1.0f}) x.push_back(sign * magnitude);
@@ -78,7 +78,7 @@ void split_elu_loses_nothing(const Isa& isa) {
   job.epilogue.split = true;
   job.epilogue.act_out = act.data();
   job.epilogue.act_stride = 8 * kSplitParts;
-  isa.finish(job, panel, 0, n, x.data(), 8);
+  kernels.finish(job, panel, 0, n, x.data(), 8);
   double error = 0;
   for (int i = 0; i < 8 * n; ++i) {
     const double v = x[static_cast<size_t>(i)];
@@ -87,7 +87,7 @@ void split_elu_loses_nothing(const Isa& isa) {
       sum += to_float(Bf16{act[static_cast<size_t>((i / 8 * kSplitParts + part) * 8 + i % 8)]});
     error = std::max(error, std::abs(sum / (v > 0 ? v : std::expm1(v)) - 1));
   }
-  std::printf("%s: split elu within %.2g, relative\n", isa.name, error);
+  std::printf("%s: split elu within %.2g, relative\n", kernels.instruction_set, error);
   expect(error < 2.4e-7, "a split elu is inaccurate");
 }
 

@@ -79,7 +79,7 @@ def _describe_build() -> Iterator[str]:
         yield f"extension: {info['compiler']}, {info['flags']}, {openmp}"
     yield cuda_build_line(info)
     if reason is None:
-        usable = [s for s in _extension.extension().instruction_sets() if s != "scalar"]
+        usable = _extension.instruction_sets()
         built = ", ".join(info["instruction_sets"]) if info else "unknown"
         yield f"instruction sets: built {built}; usable here {', '.join(usable)}; used {usable[-1]}"
 

@@ -17,7 +17,7 @@ from ..pictures import save_grid
 from ..progress import progress
 from ..sampling.draw import Draw
 from ..sampling.ranks import rank_and_size
-from ..sampling.shards import SHARD_SIZE, Shards, write_images
+from ..sampling.shards import SHARD_SIZE, open_shards, write_images
 from .options import Sample
 
 # The most images that one PNG shows.
@@ -57,10 +57,11 @@ def sample_to_files(models: Models, draw: Draw, outputs: Sequence[Path]) -> None
     started = time.monotonic()
     with progress("drawing", draw.count) as done:
         if to_shards:
-            shards = Shards(outputs[0], draw, models.image_shape, describe(models, draw))
-            done(shards.done)
-            for _, x in chunks(done=shards.done, progress=done):
-                shards.add(x)
+            how = describe(models, draw)
+            with open_shards(outputs[0], draw, models.image_shape, how) as shards:
+                done(shards.done)
+                for _, x in chunks(done=shards.done, progress=done):
+                    shards.add(x)
         else:
             parts = []
             for _, x in chunks(progress=done):
@@ -73,7 +74,7 @@ def sample_to_files(models: Models, draw: Draw, outputs: Sequence[Path]) -> None
 
 
 def describe(models: Models, draw: Draw) -> dict[str, Any]:
-    """What decides an image beside its number, as JSON."""
+    """All that decides an image beside its number, as JSON."""
     place = models.device if draw.device is None else torch.device(draw.device)
     return {
         **draw.how(),

@@ -1,8 +1,8 @@
 """The order of training images, as a function of (seed, images seen).
 
-Nothing here has a state: a resumed run asks for the positions it has not seen yet and gets what
-the uninterrupted run would have got. The permutation is made of Philox words, not of a library's
-generator, so it stays the same over versions of torch and numpy.
+Nothing here has a state. A resumed run asks for the positions that it has not seen yet, and gets
+the same images as an uninterrupted run. The permutation is made of Philox words, not of a library's
+generator. So it stays the same over versions of torch and numpy.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from dsmooth.philox import Stage, image_words
+from dsmooth.philox import Stream, image_words
 
 
 # A batch smaller than the data set lies in at most two epochs. A permutation of a million images
 # takes 8 MB.
 @lru_cache(maxsize=2)
 def _permutation(n: int, epoch: int, seed: int) -> Tensor:
-    words = image_words(1, n, seed=seed, first_index=epoch, stage=Stage.ORDER)[0]
+    words = image_words(1, n, seed=seed, first_index=epoch, stream=Stream.ORDER)[0]
     # The high word moves to -2^31 .. 2^31 - 1 so that the 64-bit key fits a signed integer.
     keys = (words[:, 0] - (1 << 31)) * (1 << 32) + words[:, 1]
     return torch.argsort(keys, stable=True)  # equal keys stay in the order of their indices

@@ -1,4 +1,4 @@
-"""A small classifier of MNIST digits: features for Fréchet distances where Inception's say little.
+"""A small classifier of MNIST digits: features for Fréchet distances of digits.
 
 Its weights are in the package. `train_classifier` made them and makes them again.
 """
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..data import ImageDataset, indices_at, to_float
 from ..files import load_state, read_tensors, write_tensors
-from ..philox import Stage, image_words
+from ..philox import Stream, image_words
 
 WEIGHTS_PATH = Path(__file__).with_name("mnist_classifier.safetensors")
 IMAGE_SHAPE = (1, 28, 28)
@@ -108,7 +108,7 @@ def train_classifier(
 def shift_images(images: Tensor, *, seed: int, first_index: int) -> Tensor:
     """Move each of images (B, 1, H, W), bytes, by up to SHIFT pixels, filling with black."""
     b, _, height, width = images.shape
-    words = image_words(b, 1, seed=seed, first_index=first_index, stage=Stage.SHIFT)[:, 0, :2]
+    words = image_words(b, 1, seed=seed, first_index=first_index, stream=Stream.SHIFT)[:, 0, :2]
     offsets = (words >> 16) * (2 * SHIFT + 1) >> 16  # 0 .. 2 SHIFT
     padded = nn.functional.pad(images, (SHIFT,) * 4)
     rows = offsets[:, 0, None] + torch.arange(height)
@@ -119,7 +119,7 @@ def shift_images(images: Tensor, *, seed: int, first_index: int) -> Tensor:
 
 @torch.no_grad()
 def accuracy(model: MnistClassifier, dataset: ImageDataset, batch_size: int = 500) -> float:
-    """The fraction of a labelled set that is classified right."""
+    """The fraction of a labelled set that is classified correctly."""
     check_digits(dataset)
     labels = dataset.labels
     assert labels is not None  # checked

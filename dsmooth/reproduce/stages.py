@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -11,8 +13,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ..config import Method, ProbeSettings, ReproductionStage
+from ..config import Method, ProbeSettings, ReproductionStage, Role
 from ..data import ImageDataset, to_bytes
+from ..data.npz import read_npz
 from ..evaluate.comparison import collect_statistics, compare_images
 from ..evaluate.features import extract_features, make_extractor
 from ..evaluate.likelihood import (
@@ -25,7 +28,7 @@ from ..evaluate.likelihood import (
 )
 from ..evaluate.probe import probe_pair
 from ..evaluate.receptive_field import receptive_fields
-from ..files import read_json, read_npz, write_json
+from ..files import read_json, write_json
 from ..machine import default_device
 from ..models import Models
 from ..pair import PairSampler
@@ -63,8 +66,8 @@ class Sizes:
     )
     """How linear probes are made."""
     extractor: str = "auto"
-    """What a Fréchet distance looks at, as `make_extractor` names it; auto: the package's
-    classifier for MNIST, nothing for other data."""
+    """Extractor of the Fréchet distance, as `make_extractor` names it; auto: the package's
+    classifier for MNIST, none for other data."""
 
     def __post_init__(self) -> None:
         for name in ("count", "scored_images"):
@@ -73,26 +76,33 @@ class Sizes:
 
 
 def mode_of(stage: ReproductionStage, only: ReproductionStage | None) -> Mode:
-    """What a call with `--only` does about a stage."""
+    """The mode of a stage in a call with `--only`, or without."""
     return "go on" if only is None else "redo" if only == stage else "read"
 
 
 def stored_or(
     path: Path, asked: Mapping[str, Any], mode: Mode, compute: Callable[[], dict[str, Any]]
 ) -> dict[str, Any] | None:
-    """What `path` holds if it is what was asked for, else what `compute` gives, written there.
+    """The result in `path` if it is the one asked for, else that of `compute`, written there.
 
-    None if nothing is there in mode "read", which takes what there is.
+    Mode "read" takes any result that is there, whatever its sizes, unless it is of other weights;
+    it gives None where there is none.
     """
     stored = read_json(path) if path.exists() else None
-    if mode == "read" or (mode == "go on" and stored and stored.get("asked") == asked):
+    theirs = stored.get("asked", {}) if stored else {}
+    if mode == "read":
+        same = theirs.get("weights_sha256") == asked.get("weights_sha256")
+        return stored if same else None
+    if mode == "go on" and stored and theirs == asked:
         return stored
     result = {"asked": dict(asked), **compute()}
     write_json(path, result)
     return result
 
 
-# --- samples -----------------------------------------------------------------------------------
+def digest_of(x: Tensor) -> str:
+    """SHA-256 of the values of a tensor."""
+    return hashlib.sha256(x.numpy(force=True).tobytes()).hexdigest()
 
 
 def draw_all(
@@ -114,60 +124,88 @@ def draw_all(
     pair, plain = models.pair, models.plain
     sampler = PairSampler(pair)
     pictures: dict[str, Tensor] = {}
+    weights = models.digests()
 
-    def draw(name: str, count: int, draw_part: DrawPart, method: Method = "two-step") -> None:
-        """In chunks, unless the file is there."""
-        path = folder / f"{name}.npz"
-        x = None if mode == "redo" else read_images(path, count)
-        if x is None and mode == "read":
-            return
-        if x is None:
-            whole = Draw(count, seed, method=method)
-            with progress(f"drawing {name}", count) as done:
-                chunks = draw_in_chunks(
-                    draw_part, whole, image_shape=models.image_shape, chunk=CHUNK, progress=done
-                )
-                x = torch.cat([images.cpu() for _, images in chunks])
-            write_images(path, x, whole)
-            save_grid(visible(x[:GRID_IMAGES]), folder / f"{name}.png")
-        pictures[name] = x
+    def draw(
+        name: str,
+        count: int,
+        draw_part: DrawPart,
+        method: Method = "two-step",
+        *,
+        roles: Sequence[Role] = ("noisy", "denoiser"),
+        given: Tensor | None = None,
+    ) -> None:
+        """The images depend on the weights of `roles` and on the images `given`."""
+        whole = Draw(count, seed, method=method)
+        asked = {"count": count, **whole.how(), "weights_sha256": [weights[r] for r in roles]}
+        if given is not None:
+            asked["given_sha256"] = digest_of(given)
+        x = draw_or_read(folder / name, whole, asked, draw_part, models.image_shape, mode)
+        if x is not None:
+            pictures[name] = x
 
     def denoise(x_tilde: Tensor) -> DrawPart:
         def some(part: Draw, report: Progress) -> Tensor:
             end = part.first_index + part.count
             noisy = x_tilde[part.first_index : end].to(models.device)
             x = sampler.denoise(visible(noisy), part, report)
-            # What was drawn for a noisy image that diverged means nothing.
+            # A draw for a noisy image that diverged means nothing.
             return torch.where(is_diverged(noisy)[:, None, None, None], math.nan, x)
 
         return some
 
     clean = test_set.batch(torch.arange(min(DENOISED_IMAGES, len(test_set))))
-    draw("noisy", count, sampler.draw, "noisy")
+    draw("noisy", count, sampler.draw, "noisy", roles=["noisy"])
     pictures["held-out"] = clean
     pictures["held-out-noisy"] = pair.smoothing.sample(clean, seed=seed, first_index=0, repeat=0)
     for prefix in ("", "held-out-"):
         x_tilde = pictures.get(f"{prefix}noisy")
         if x_tilde is None:
             continue
-        draw(f"{prefix}two-step", len(x_tilde), denoise(x_tilde))
+        draw(f"{prefix}two-step", len(x_tilde), denoise(x_tilde), given=x_tilde)
         if isinstance(pair.smoothing, GaussianSmoothing):
             name = f"{prefix}single-step"
-            draw(name, len(x_tilde), denoise(x_tilde), "single-step")
+            draw(name, len(x_tilde), denoise(x_tilde), "single-step", given=x_tilde)
     if plain is not None:
-        draw("plain", count, NetworkSampler(plain, pair.image_size).draw)
+        draw("plain", count, NetworkSampler(plain, pair.image_size).draw, roles=["plain"])
     return pictures
 
 
-def read_images(path: Path, count: int) -> Tensor | None:
-    """What `write_images` wrote to `path`; None if it is not there or not of `count` images."""
+def draw_or_read(
+    path: Path,
+    draw: Draw,
+    asked: Mapping[str, Any],
+    draw_part: DrawPart,
+    image_shape: tuple[int, int, int],
+    mode: Mode,
+) -> Tensor | None:
+    """The images of `draw`, read from path.npz, or drawn and written there with a grid as path.png.
+
+    Images that were `asked` for otherwise are drawn again. None if mode is "read" and they are not
+    there.
+    """
+    array, picture = (path.with_name(path.name + suffix) for suffix in (".npz", ".png"))
+    x = None if mode == "redo" else read_drawn(array, asked)
+    if x is not None or mode == "read":
+        return x
+    with progress(f"drawing {path.name}", draw.count) as done:
+        chunks = draw_in_chunks(
+            draw_part, draw, image_shape=image_shape, chunk=CHUNK, progress=done
+        )
+        x = torch.cat([images.cpu() for _, images in chunks])
+    write_images(array, x, draw, asked)
+    save_grid(visible(x[:GRID_IMAGES]), picture)
+    return x
+
+
+def read_drawn(path: Path, asked: Mapping[str, Any]) -> Tensor | None:
+    """The images in `path`, as `write_images` wrote them; None unless the same was asked."""
     if not path.exists():
         return None
-    x = torch.from_numpy(read_npz(path)["x"])
-    return x if x.shape[0] == count else None
-
-
-# --- numbers -----------------------------------------------------------------------------------
+    arrays = read_npz(path)
+    if str(arrays.get("asked")) != json.dumps(asked):
+        return None
+    return torch.from_numpy(arrays["x"])
 
 
 def score_all(
@@ -184,7 +222,7 @@ def score_all(
                 limit=n,
                 batch_size=CHUNK,
                 clean_noise=models.clean_noise,
-                progress=lambda i, _: done(i),
+                progress=done,
             )
         rows = [asdict(row) for row in conventions(scores)]
         bits = {"unit": "bits/dim", "pair": {**asdict(summarise(scores)), "conventions": rows}}
@@ -195,12 +233,13 @@ def score_all(
                     test_set,
                     limit=n,
                     batch_size=CHUNK,
-                    progress=lambda i, _: done(i),
+                    progress=done,
                 )
             bits["plain"] = summarise_plain(plain)
         return bits
 
-    return stored_or(path, {"n_images": n}, mode, compute)
+    asked = {"n_images": n, "weights_sha256": models.digests()}
+    return stored_or(path, asked, mode, compute)
 
 
 def summarise_plain(scores: Scores) -> dict[str, Any]:
@@ -217,6 +256,7 @@ def summarise_plain(scores: Scores) -> dict[str, Any]:
 
 def compare_all(
     path: Path,
+    models: Models,
     pictures: Mapping[str, Tensor],
     train_set: ImageDataset,
     test_set: ImageDataset,
@@ -237,15 +277,16 @@ def compare_all(
     samples = {name: images for name, images in samples.items() if len(images) > 1}
     count = max(map(len, samples.values()), default=0)
 
+    network = None
+    if extractor != "auto" or digits:
+        name = "mnist-classifier" if extractor == "auto" else extractor
+        network = make_extractor(name, device=default_device())
+
     def compute() -> dict[str, Any]:
-        if extractor == "auto" and not digits:
+        if network is None:
             return {"skipped": "the package's classifier is for MNIST; name another by --extractor"}
         if not samples:
             return {"skipped": "there are no samples to compare"}
-        network = make_extractor(
-            "mnist-classifier" if extractor == "auto" else extractor,
-            device=default_device(),
-        )
         with progress("features of real images", len(train_set)) as done:
             features, _ = extract_features(train_set.images, network, progress=done)
         reference = collect_statistics(features, train_set.images, network)
@@ -269,7 +310,12 @@ def compare_all(
             "distances": {**distances, "real": real},
         }
 
-    return stored_or(path, {"extractor": extractor, "count": count}, mode, compute)
+    asked = {
+        "extractor": extractor if network is None else network.describe(),
+        "samples_sha256": {name: digest_of(images) for name, images in samples.items()},
+        "weights_sha256": models.digests(),
+    }
+    return stored_or(path, asked, mode, compute)
 
 
 def probe_all(
@@ -291,5 +337,5 @@ def probe_all(
 
 
 def see_receptive_fields(path: Path, mode: Mode = "go on") -> dict[str, Any] | None:
-    """What a pixel depends on in a masked stack and in two streams."""
+    """The pixels that a pixel depends on, in a masked stack and in two streams."""
     return stored_or(path, {"networks": 2}, mode, receptive_fields)

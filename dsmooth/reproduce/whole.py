@@ -6,9 +6,6 @@ and report.
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,7 @@ from torch import Tensor
 from ..config import ReproductionStage, flatten
 from ..data import ImageDataset
 from ..evaluate.features import make_extractor
-from ..files import read_json, write_json
+from ..files import lock_folder, read_json, write_json
 from ..machine import default_device, use_threads
 from ..models import Models, load_models
 from ..report.page import advice, bound_sentence, write_report
@@ -39,6 +36,9 @@ from .stages import (
     see_receptive_fields,
 )
 
+# Training runs inherit the lock, so that those that outlive a killed call still keep others out.
+_HOLDER = "another dsmooth reproduce, or a training run that it started,"
+
 
 def reproduce(
     out: Path,
@@ -50,10 +50,11 @@ def reproduce(
 ) -> int:
     """Carry out `plan` in the folder `out`, without repeating what an earlier call did there.
 
-    Writes a run folder for each model that it trains, samples/ with a .npz array and a .png grid
-    for each method, bits_per_dim.json, frechet.json, probes.json, receptive_field.json,
-    results.json with all numbers, and report.html. only: do this stage again and no other; the
-    report has what is there. threads: CPU threads, None for torch's setting.
+    Writes a run folder for each model that it trains, and samples/ with a .npz array and a .png
+    grid for each method. The stages write bits_per_dim.json, frechet.json, probes.json and
+    receptive_field.json. results.json has all numbers, report.html shows them. only: do this stage
+    again and no other; the report has what is there. threads: CPU threads, None for torch's
+    setting.
     Returns the exit status: 0, or 128 + the signal's number if it was stopped; the same call then
     goes on. Raises ValueError for a folder that holds something else and whatever data, settings
     and runs raise.
@@ -63,7 +64,7 @@ def reproduce(
     if only not in (None, *STAGES):
         raise ValueError(f"only must be one of {', '.join(STAGES)}, got {only!r}")
     if sizes.extractor != "auto":
-        make_extractor(sizes.extractor)  # a mistake is told before any work
+        make_extractor(sizes.extractor)  # a mistake is reported before any work
     place = default_device()
     if isinstance(plan, Given):
         models = load_models(plan.folders).to(place)
@@ -72,7 +73,7 @@ def reproduce(
     else:
         train_set, test_set = load_data(next(iter(plan.configs.values())))
         claim_folder(out, plan.description())
-    with lock_folder(out) as lock:
+    with lock_folder(out, _HOLDER) as lock:
         if isinstance(plan, Plan):
             interrupted = train_all(out, plan, test_set, lock, only)
             if interrupted:
@@ -119,6 +120,7 @@ def run_stages(
         ),
         "frechet": compare_all(
             out / "frechet.json",
+            models,
             samples,
             train_set,
             test_set,
@@ -160,24 +162,6 @@ def claim_folder(out: Path, description: dict[str, Any]) -> None:
     write_json(path, description)
 
 
-@contextmanager
-def lock_folder(out: Path) -> Iterator[int]:
-    """Keep other calls out of `out`; yields the descriptor that holds the lock.
-
-    Training runs inherit it, so that those that outlive a killed call still keep others out.
-    Raises ValueError if the folder is taken.
-    """
-    with open(out / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"another dsmooth reproduce, or a training run that it started, is at work in "
-                f"{out}; wait for it, or choose another --out"
-            ) from None
-        yield file.fileno()
-
-
 def train_all(
     out: Path, plan: Plan, test_set: ImageDataset, lock: int, only: ReproductionStage | None
 ) -> int | None:
@@ -205,7 +189,7 @@ def train_all(
                 runs[config.role].prepare_for_child(config, test_set.image_size)
             threads = max(1, cores // len(group))
             names = " and ".join(config.role for config in left)
-            if any(run.checkpoint.exists() for run in runs.values()):
+            if any(run.can_resume() for run in runs.values()):
                 what = f"going on with {names}"
             elif left[0].budget:
                 what = f"training {names} for {left[0].budget:.3g} minutes"

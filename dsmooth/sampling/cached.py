@@ -10,27 +10,28 @@ from torch import Tensor
 
 from .._extension import extension
 from ..nn import PixelCNNpp
+from ..nn.pixelcnnpp import is_given
+from .builder import build_program
 from .cuda import CudaDrawer
 from .draw import Draw, Progress, check_size
 from .folding import as_float64
-from .program import build_program
 
-InstructionSet = Literal["auto", "generic", "avx2", "avx512"]
+InstructionSet = Literal["auto", "generic", "avx2", "avx512", "avx512bf16"]
 
 
 class CachedSampler:
     """Draws images from a PixelCNNpp where it lies; each activation is computed once per image.
 
-    Equal to `sequential_sample` up to rounding, from the same noise (see there), but for one
-    forward of work per image instead of one per pixel. The images are bitwise the same for any
-    batch size, first_index, slicing and number of threads, on one dtype and instruction set.
+    It draws the images of `sequential_sample`, up to rounding, from the same noise (see there). The
+    work is one forward per image instead of one per pixel. On one dtype and instruction set the
+    images are bitwise the same for any batch size, first_index, slicing and number of threads.
 
     model: on the CPU or a CUDA device, in evaluation or training mode (it samples without
     dropout). Its weights are copied and packed here, once: later changes to the model do not reach
     the sampler. dtype: torch.float32, or torch.bfloat16 for weights and activations with sums in
     float32, and the head in float32 as everywhere; on a CUDA device bfloat16 is the fast one, on
     tensor cores, and float32 is for comparison. instruction_set: of the CPU; "auto" takes the best
-    that there is.
+    that there is, as "avx512" takes "avx512bf16" for bfloat16.
 
     Raises TypeError for what is not a PixelCNNpp and for another dtype; ValueError for a model on
     several or on other devices, for a parameter that is not finite and for an instruction set on a
@@ -61,7 +62,7 @@ class CachedSampler:
 
     @property
     def instruction_set(self) -> str:
-        """What computes: "generic", "avx2" or "avx512", or "cuda"."""
+        """The instruction set in use: "generic", "avx2", "avx512" or "avx512bf16", or "cuda"."""
         return "cuda" if self._cuda is not None else str(self._native.instruction_set)
 
     def bytes_per_image(self, height: int, width: int) -> int:
@@ -109,7 +110,7 @@ class CachedSampler:
         context: Tensor | None = None,
         progress: Progress | None = None,
     ) -> Tensor:
-        """What `sample` does, for a draw of images of `size` (H, W)."""
+        """Sample a draw of images of `size` (H, W), as `sample` does."""
         check_size(size)
         shape = (draw.count, self.config.image_channels, *size)
         self._check_context(context, shape)
@@ -131,13 +132,8 @@ class CachedSampler:
         return torch.from_numpy(out)
 
     def _check_context(self, context: Tensor | None, shape: tuple[int, ...]) -> None:
-        conditioning = self.config.conditioning
-        if conditioning == "none":
-            if context is not None:
-                raise ValueError('context was given, but the model has conditioning="none"')
+        if not is_given(context, self.config.conditioning):
             return
-        if context is None:
-            raise ValueError(f'context is missing: the model has conditioning="{conditioning}"')
         if tuple(context.shape) != shape:
             raise ValueError(f"context must have shape {shape}, got {tuple(context.shape)}")
         if context.dtype != torch.float32 or context.device != self.device:

@@ -1,11 +1,10 @@
-"""What a training run tells: its log for programs, a progress bar or plain lines for people."""
+"""Reports of a training run: its log for programs, a progress bar or plain lines for people."""
 
 from __future__ import annotations
 
 import json
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from torch import Tensor
@@ -45,6 +44,8 @@ class RunLog:
         self.losses: list[float] = []
         self.recorded = self.printed = self.started
         self.file = open(folder.log, "a", buffering=1)  # noqa: SIM115 - closed in __exit__
+        if not folder.log_ends_whole():
+            self.file.write("\n")  # a line was cut by a crash
         self.bar = make_bar(config.role, self.total, images_seen)
         self._record("start", images_seen, total=self.total, loss=loss_name)
 
@@ -53,12 +54,7 @@ class RunLog:
             self.bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         if self.bar is not None:
             self.bar.stop()
         self.file.close()

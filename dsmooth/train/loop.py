@@ -13,8 +13,9 @@ import torch
 
 from ..config import TrainConfig, flatten
 from ..data import ImageDataset, load_dataset
-from ..files import save_weights
+from ..files import lock_folder, save_weights
 from ..runs import RunFolder
+from .checkpoint import load_checkpoint, save_checkpoint, stored_images
 from .log import RunLog
 from .state import TrainState, evaluate, loss_name, resolve_precision, sample_grid
 
@@ -58,19 +59,26 @@ def train(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = replace(config, precision=resolve_precision(config, device))
     state = TrainState(config, train_set, device)
-    if resume:
-        state.load(run.checkpoint)
-        check_length(state, run)
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(catch_signals())
         if config.images is None:
             config = fix_images(state, test_set)
             state.config = config
-        run.path.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(lock_folder(run.path, "another training run"))
+        news = None
+        if resume:
+            news = load_checkpoint(run, state)
+            check_length(state, run)
+        else:
+            check_new_run(run)
+            # Before the settings: a folder with settings can always be resumed.
+            save_checkpoint(run, state)
         run.write_config(config, test_set.image_size)
         log = stack.enter_context(
             RunLog(run, config, loss_name(config), state.images_seen, tensorboard)
         )
+        if news:
+            log.say(news)
         return _loop(state, test_set, run, log, stop)
 
 
@@ -91,24 +99,33 @@ def _loop(
         log.step(state.images_seen, loss, gradient_norm, state.learning_rate())
 
         if any(before < mark <= state.images_seen for mark in marks):
-            bits = evaluate(state, test_set)
-            save_weights(state.averaged, run.weights)
-            if bits < state.best_bits:
-                state.best_bits = bits
-                save_weights(state.averaged, run.best_weights)
-            log.evaluation(state.images_seen, bits)
-            log.grid(state.images_seen, sample_grid(state, test_set))
+            bits = _score(state, test_set, run, log)
 
         interrupted = stop()
         due = time.monotonic() - saved > 60 * state.config.checkpoint_minutes
         if interrupted or due or state.images_seen >= total:
-            state.save(run.checkpoint)
+            save_checkpoint(run, state)
             saved = time.monotonic()
         if interrupted:
             log.interrupted(state.images_seen)
             return TrainResult(state.images_seen, bits, interrupted)
+    if not run.weights.exists():  # of a finished run whose file is gone
+        bits = _score(state, test_set, run, log)
     log.finished(state.images_seen)
     return TrainResult(state.images_seen, bits)
+
+
+def _score(state: TrainState, test_set: ImageDataset, run: RunFolder, log: RunLog) -> float:
+    """Bits/dim on the held-out images; the averaged weights and a grid of samples are saved."""
+    state.check_finite()
+    bits = evaluate(state, test_set)
+    save_weights(state.averaged, run.weights)
+    if bits < state.best_bits:
+        state.best_bits = bits
+        save_weights(state.averaged, run.best_weights)
+    log.evaluation(state.images_seen, bits)
+    log.grid(state.images_seen, sample_grid(state, test_set))
+    return bits
 
 
 def fix_images(state: TrainState, test_set: ImageDataset) -> TrainConfig:
@@ -148,7 +165,7 @@ def check_new_run(run: RunFolder) -> None:
 def merge_with_run(config: TrainConfig, run: RunFolder) -> TrainConfig:
     """The config of the run that is there, after checking that `config` does not contradict it."""
     stored, _ = run.read_config()
-    if not run.checkpoint.exists():
+    if not run.can_resume():
         raise FileNotFoundError(f"{run.path} holds no checkpoint to resume from")
     mine, theirs = flatten(asdict(config)), flatten(asdict(stored))
     if mine["images"] is None:  # a budget has become a number of images
@@ -171,12 +188,12 @@ def merge_with_run(config: TrainConfig, run: RunFolder) -> TrainConfig:
 def check_length(state: TrainState, run: RunFolder) -> None:
     """Raise ValueError if a resumed run is to have another number of images, but its learning rate
     has fallen already, or would have with the new number."""
-    before, _ = run.read_config()
-    lengths = {before.images or 0, state.total_images}
+    before = stored_images(run) or 0
+    lengths = {before, state.total_images}
     latest = (1 - state.config.cooldown) * min(lengths)
     if len(lengths) > 1 and state.images_seen > latest:
         raise ValueError(
-            f"images can be {state.total_images:,} instead of {before.images:,} only until "
+            f"images can be {state.total_images:,} instead of {before:,} only until "
             f"{latest:,.0f} images, where the learning rate falls; {run.path} has seen "
             f"{state.images_seen:,}"
         )

@@ -1,22 +1,22 @@
-"""A training run between two steps: the model, its average, its optimiser, and what they score.
+"""A training run between two steps: the model, its average, its optimiser, and their scores.
 
-A step is a function of (config, images seen): the order of images, the noise and the dropout are
-all derived from these two, so a resumed run is the run that was never interrupted.
+A step is a function of (config, images seen): the order of images, the noise and the dropout all
+derive from these two. So a resumed run is the run that was never interrupted.
 """
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from ..config import Precision, TrainConfig
 from ..data import ImageDataset, indices_at
-from ..files import load_state, read_tensors, write_tensors
+from ..files import load_state
 from ..nn import PixelCNNpp
-from ..philox import Stage, image_words
+from ..philox import Stream, image_words
 from ..sampling import sample_images
 from ..smoothing import GaussianSmoothing, make_smoothing
 from .ema import EMA
@@ -31,7 +31,7 @@ class NonFiniteLoss(ArithmeticError):
 
 
 def loss_name(config: TrainConfig) -> str:
-    """What the loss of a run measures, in bits/dim, with its likelihood."""
+    """The quantity that the loss of a run measures, in bits/dim, with its likelihood."""
     what = {"noisy": "x~", "denoiser": "x given x~", "plain": "x"}[config.role]
     return f"bits/dim of {what} ({config.model.likelihood})"
 
@@ -59,7 +59,7 @@ class TrainState:
             self.model.parameters(), lr=config.learning_rate, betas=config.betas, fused=True
         )
         if config.compile:
-            compile_blocks(self.model)
+            compile_gated_resnets(self.model)
 
     @property
     def averaged(self) -> PixelCNNpp:
@@ -96,7 +96,7 @@ class TrainState:
         config = self.config
         # Dropout is then a function of the seed and of the images seen.
         words = image_words(
-            1, 1, seed=config.seed, first_index=self.images_seen, stage=Stage.DROPOUT
+            1, 1, seed=config.seed, first_index=self.images_seen, stream=Stream.DROPOUT
         )
         torch.manual_seed(int(words[0, 0, 0]))
         for group in self.optimizer.param_groups:
@@ -129,36 +129,46 @@ class TrainState:
         self.images_seen += config.batch_size
         return loss, norm
 
-    def save(self, path: Path) -> None:
-        """Write all that a resumed run needs as one safetensors file."""
+    def check_finite(self) -> None:
+        """Raise NonFiniteLoss if a weight or an average is infinite or NaN."""
+        for name, tensor in self.tensors().items():
+            if not tensor.isfinite().all():
+                raise NonFiniteLoss(
+                    f"{name} is not finite after step {self.steps} ({self.images_seen:,} images) "
+                    f"with seed {self.config.seed}; what was saved before is kept"
+                )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors that a resumed run needs, by name."""
         tensors: dict[str, Tensor] = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         if self.ema:
             tensors |= {f"ema.{k}": v for k, v in self.ema.model.state_dict().items()}
         names = [name for name, _ in self.model.named_parameters()]
         for i, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{key}.{names[i]}": moments[key] for key in ("exp_avg", "exp_avg_sq")}
-        metadata = {
-            "images_seen": str(self.images_seen),
-            "steps": str(self.steps),
-            "best_bits": repr(self.best_bits),
-        }
-        write_tensors(path, tensors, metadata)
+        return tensors
 
-    def load(self, path: Path) -> None:
-        """Continue from what `save` wrote."""
-        tensors, metadata = read_tensors(path)
+    def restore(
+        self,
+        tensors: Mapping[str, Tensor],
+        *,
+        images_seen: int,
+        steps: int,
+        best_bits: float,
+        source: str,
+    ) -> None:
+        """Continue from what `tensors` gave. Raises ValueError, naming `source`, for others."""
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "adam": {}}
         for name, tensor in tensors.items():
             part, _, rest = name.partition(".")
             parts.setdefault(part, {})[rest] = tensor
-        if not {"images_seen", "steps", "best_bits"} <= metadata.keys():
-            raise ValueError(f"{path} is not a training checkpoint")
-        load_state(self.model, parts["model"], str(path))
-        self.images_seen, self.steps = int(metadata["images_seen"]), int(metadata["steps"])
-        self.best_bits = float(metadata["best_bits"])
+        load_state(self.model, parts["model"], source)
+        self.images_seen, self.steps, self.best_bits = images_seen, steps, best_bits
         if self.ema:
-            load_state(self.ema.model, parts["ema"], str(path))
+            load_state(self.ema.model, parts["ema"], source)
             self.ema.n_updates = self.steps
+        if not steps:
+            return  # the optimiser has no moments before its first step
         description = self.optimizer.state_dict()
         for i, (name, parameter) in enumerate(self.model.named_parameters()):
             # The fused optimiser walks memory: moments must lie in the order of their parameter.
@@ -172,7 +182,7 @@ class TrainState:
 def make_inputs(
     x: Tensor, config: TrainConfig, *, first_index: int, repeat: int = 0
 ) -> tuple[Tensor, Tensor | None]:
-    """What a role is trained on: (target, context) for clean images x (B, C, H, W).
+    """The (target, context) that a role is trained on, for clean images x (B, C, H, W).
 
     The noise of row b is a function of (config.seed, first_index + b, repeat).
     """
@@ -184,7 +194,7 @@ def make_inputs(
     if config.role == "noisy":
         return x_tilde, None
     if config.clean_noise:
-        x = GaussianSmoothing(config.clean_noise, Stage.CLEAN_NOISE).sample(x, **where)
+        x = GaussianSmoothing(config.clean_noise, Stream.CLEAN_NOISE).sample(x, **where)
     return x, x_tilde
 
 
@@ -226,7 +236,7 @@ def resolve_precision(config: TrainConfig, device: torch.device) -> Precision:
     return "bfloat16" if fast else "float32"
 
 
-def compile_blocks(model: PixelCNNpp) -> None:
+def compile_gated_resnets(model: PixelCNNpp) -> None:
     """Compile each gated resnet by itself: equal shapes share one compilation of seconds."""
     from ..nn.layers import GatedResnet
 

@@ -13,7 +13,7 @@ from dsmooth.functional import logistic_mixture_sample, use_impl
 from dsmooth.functional.logistic_mixture import split_mixture
 from dsmooth.nn import PixelCNNpp
 from dsmooth.nn.layers import WeightNormConv
-from dsmooth.philox import Stage, image_words, to_uniform
+from dsmooth.philox import Stream, image_words, to_uniform
 from dsmooth.sampling import CachedSampler
 
 SEED, FIRST = 2**40 + 5, 2**32 - 2
@@ -65,8 +65,8 @@ def context_for(model: PixelCNNpp, n: int, height: int, width: int) -> Tensor | 
 
 def uniforms_of(model: PixelCNNpp, n: int, height: int, width: int, first: int) -> Tensor:
     conditioned = model.config.conditioning != "none"
-    stage = Stage.SAMPLE_CONDITIONED if conditioned else Stage.SAMPLE
-    words = image_words(n, height * width, seed=SEED, first_index=first, stage=stage)
+    stream = Stream.SAMPLE_CONDITIONED if conditioned else Stream.SAMPLE
+    words = image_words(n, height * width, seed=SEED, first_index=first, stream=stream)
     return to_uniform(words).view(n, height, width, 4).permute(0, 3, 1, 2)
 
 

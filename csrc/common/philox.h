@@ -9,6 +9,18 @@
 
 namespace dsmooth {
 
+// What a stream of random words is for: the low byte of the counter's last word. The same as in
+// dsmooth/philox.py, where each is explained.
+enum class Stream : uint32_t {
+  kSample = 0,
+  kSampleConditioned = 1,
+  kSmoothing = 2,
+  kOrder = 3,
+  kCleanNoise = 4,
+  kDropout = 5,
+  kShift = 6,
+};
+
 struct PhiloxBlock {
   uint32_t word[4];
 };

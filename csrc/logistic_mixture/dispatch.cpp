@@ -2,28 +2,22 @@
 #include <algorithm>
 #include <memory>
 #include <new>
-#include <stdexcept>
 #include <string>
 #include <type_traits>
-#include <vector>
 
-#include "logistic_mixture_cpu.h"
-#include "logistic_mixture_pixel.h"
-#include "parallel.h"
+#include "../common/isa.h"
+#include "../common/parallel.h"
+#include "cpu.h"
+#include "pixel.h"
 
 namespace dsmooth {
 
-namespace generic {
-LogisticMixtureKernels kernels();
-}
-#if defined(DSMOOTH_HAS_X86)
-namespace avx2 {
-LogisticMixtureKernels kernels();
-}
-namespace avx512 {
-LogisticMixtureKernels kernels();
-}
-#endif
+#define DSMOOTH_SET(name)           \
+  namespace name {                  \
+  LogisticMixtureKernels kernels(); \
+  }
+LOSS_SETS
+#undef DSMOOTH_SET
 
 namespace {
 
@@ -58,56 +52,24 @@ void elementary_scalar(const T* input, T* exp, T* expm1, T* log, int64_t count) 
   }
 }
 
-struct InstructionSet {
-  std::string name;
-  LogisticMixtureKernels kernels;
-};
-
-const std::vector<InstructionSet>& available_sets() {
-  static const std::vector<InstructionSet> sets = [] {
-    std::vector<InstructionSet> found;
-    found.push_back({"scalar",
-                     {{1, &run_scalar<float, false>, &run_scalar<float, true>},
-                      {1, &run_scalar<double, false>, &run_scalar<double, true>},
-                      &elementary_scalar<float>,
-                      &elementary_scalar<double>}});
-    found.push_back({"generic", generic::kernels()});
-#if defined(DSMOOTH_HAS_X86)
-    const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (has_avx2) found.push_back({"avx2", avx2::kernels()});
-    if (has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-      found.push_back({"avx512", avx512::kernels()});
-    }
-#endif
-    return found;
-  }();
-  return sets;
-}
-
-const InstructionSet& find_set(const std::string& name) {
-  const auto& sets = available_sets();
-  if (name == "auto") return sets.back();
-  std::string names;
-  for (const InstructionSet& set : sets) {
-    if (set.name == name) return set;
-    names += (names.empty() ? "" : ", ") + set.name;
-  }
-  throw std::invalid_argument("instruction_set must be auto or one of " + names + ", got " + name);
+const LogisticMixtureKernels& find_kernels(const std::string& instruction_set) {
+  static const LogisticMixtureKernels scalar{
+      {1, &run_scalar<float, false>, &run_scalar<float, true>},
+      {1, &run_scalar<double, false>, &run_scalar<double, true>},
+      &elementary_scalar<float>,
+      &elementary_scalar<double>};
+#define DSMOOTH_SET(name) {#name, &name::kernels},
+  static const PerInstructionSet<LogisticMixtureKernels> sets{LOSS_SETS};
+#undef DSMOOTH_SET
+  return instruction_set == "scalar" ? scalar : sets.find(instruction_set);
 }
 
 }  // namespace
 
-std::vector<std::string> instruction_sets() {
-  std::vector<std::string> names;
-  for (const InstructionSet& set : available_sets()) names.push_back(set.name);
-  return names;
-}
-
 template <class T>
 void logistic_mixture_cpu(const LogisticMixtureArgs<T>& args, bool backward, int threads,
                           const std::string& instruction_set) {
-  const LogisticMixtureKernels& kernels = find_set(instruction_set).kernels;
+  const LogisticMixtureKernels& kernels = find_kernels(instruction_set);
   const LogisticMixtureKernel<T>& kernel = [&]() -> const LogisticMixtureKernel<T>& {
     if constexpr (std::is_same_v<T, float>) {
       return kernels.float32;
@@ -138,7 +100,7 @@ void logistic_mixture_cpu(const LogisticMixtureArgs<T>& args, bool backward, int
 template <class T>
 void elementary_functions(const T* input, T* exp, T* expm1, T* log, int64_t count,
                           const std::string& instruction_set) {
-  const LogisticMixtureKernels& kernels = find_set(instruction_set).kernels;
+  const LogisticMixtureKernels& kernels = find_kernels(instruction_set);
   if constexpr (std::is_same_v<T, float>) {
     kernels.elementary_float32(input, exp, expm1, log, count);
   } else {

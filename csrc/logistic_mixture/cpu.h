@@ -1,9 +1,8 @@
-// The loss on the CPU: instruction sets, and the entry point that splits the pixels over threads.
+// The loss on the CPU: what an instruction set offers, and the entry points.
 #pragma once
 
 #include <cstdint>
 #include <string>
-#include <vector>
 
 #include "logistic_mixture.h"
 
@@ -36,12 +35,8 @@ struct LogisticMixtureKernels {
   ElementaryKernel<double> elementary_float64 = nullptr;
 };
 
-// Names of the instruction sets that were compiled and that this CPU has, the best last. "scalar"
-// is the body of a CUDA thread on the host: slow, and there for tests.
-std::vector<std::string> instruction_sets();
-
-// The forward, or the backward, of all pixels. Throws std::invalid_argument for an instruction set
-// that is not among them; "auto" is the best.
+// The forward, or the backward, of all pixels, split over threads. instruction_set: as for
+// find_instruction_set; or "scalar", the body of a CUDA thread on the host: slow, there for tests.
 template <class T>
 void logistic_mixture_cpu(const LogisticMixtureArgs<T>& args, bool backward, int threads,
                           const std::string& instruction_set);

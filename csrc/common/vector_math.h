@@ -12,7 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "logistic_mixture.h"
+#include "scalar_math.h"
 
 #if defined(__AVX512F__) && DSMOOTH_VECTOR_BYTES == 64
 #include <immintrin.h>

@@ -8,7 +8,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
-#include <vector>
 
 #include "network.h"
 
@@ -53,8 +52,8 @@ inline Job make_job(const Product& product) {
   return job;
 }
 
-struct Isa {
-  const char* name;
+struct TileKernels {
+  const char* instruction_set;
   bool bf16;  // operands
   int max_units;
   int (*max_rows)(int units);
@@ -64,17 +63,9 @@ struct Isa {
                  ptrdiff_t stride);
 };
 
-// Tables by instruction set; null if the compiler lacks it.
-const Isa* isa_generic(bool bf16);
-const Isa* isa_avx2(bool bf16);
-const Isa* isa_avx512();
-const Isa* isa_avx512_bf16();
-
-// Names of those that run here, the best last.
-std::vector<std::string> instruction_sets(bool bf16);
-
-// By name ("generic", "avx2", "avx512"), or the best one that runs here for "auto".
-// Throws std::invalid_argument for an unknown name, std::runtime_error for one that cannot run.
-const Isa& find_isa(const std::string& name, bool bf16);
+// The kernels for an instruction set, or those of the best set below it that has some. AVX-512
+// multiplies bfloat16 in its BF16 extension alone, so with bf16 "avx512" takes that in where the
+// CPU has it. Throws as find_instruction_set does.
+const TileKernels& find_tile_kernels(const std::string& instruction_set, bool bf16);
 
 }  // namespace dsmooth::sampler

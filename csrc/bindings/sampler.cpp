@@ -1,5 +1,5 @@
 // The Python side of the sampler: programs in, images out. Arguments were checked in Python.
-#include "bindings_sampler.h"
+#include "sampler.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
@@ -9,24 +9,25 @@
 #include <string>
 #include <utility>
 
-#include "../tensor_view.h"
-#include "sampler_cpu.h"
+#include "../common/tensor_view.h"
+#include "../sampler/sampler_cpu.h"
 #if defined(DSMOOTH_HAS_CUDA)
-#include "sampler_cuda.h"
+#include "../sampler/sampler_cuda.h"
 #endif
+
+namespace dsmooth {
+namespace {
 
 namespace py = pybind11;
 
-namespace {
-
-using dsmooth::sampler::Cache;
-using dsmooth::sampler::CpuSampler;
-using dsmooth::sampler::kNone;
-using dsmooth::sampler::Op;
-using dsmooth::sampler::Pass;
-using dsmooth::sampler::Program;
-using dsmooth::sampler::Request;
-using dsmooth::sampler::Term;
+using sampler::Cache;
+using sampler::CpuSampler;
+using sampler::kNone;
+using sampler::Op;
+using sampler::Pass;
+using sampler::Program;
+using sampler::Request;
+using sampler::Term;
 using Array = py::array_t<float, py::array::c_style>;
 using AnyArray = py::array_t<float, py::array::c_style | py::array::forcecast>;
 
@@ -83,7 +84,7 @@ Program to_program(const Settings& s) {
   Program program{s.image_channels,
                   p.attr("image_parts").cast<int>(),
                   s.n_mix,
-                  dsmooth::sampler::likelihood_named(s.likelihood),
+                  sampler::likelihood_named(s.likelihood),
                   s.atoms,
                   s.smoothing_scale,
                   s.conditioned,
@@ -125,17 +126,13 @@ void sample(const CpuSampler& sampler, Array out, const py::object& context, uin
 }
 
 #if defined(DSMOOTH_HAS_CUDA)
-using dsmooth::kAny;
-using dsmooth::Tensor;
-using dsmooth::View;
-using dsmooth::sampler::CudaRequest;
-using dsmooth::sampler::CudaSampler;
-using dsmooth::sampler::Sharing;
+using sampler::CudaRequest;
+using sampler::CudaSampler;
+using sampler::Sharing;
 
 // A view whose elements follow one another.
 template <int N>
-View<float, N> whole(const Tensor& tensor, const std::array<int64_t, N>& shape,
-                     dsmooth::Device device) {
+View<float, N> whole(const Tensor& tensor, const std::array<int64_t, N>& shape, Device device) {
   const View<float, N> view(tensor, shape, device);
   int64_t stride = 1;
   for (int i = N - 1; i >= 0; stride *= view.shape[i--])
@@ -147,7 +144,7 @@ View<float, N> whole(const Tensor& tensor, const std::array<int64_t, N>& shape,
 void launch(const CudaSampler& sampler, const Tensor& out, const std::optional<Tensor>& context,
             const Tensor& workspace, const Sharing& sharing, uint64_t seed, uint64_t first_index,
             float temperature, uintptr_t stream) {
-  const dsmooth::Device device{dsmooth::DeviceType::kCuda, sampler.device()};
+  const Device device{DeviceType::kCuda, sampler.device()};
   const auto images = whole<4>(out, {kAny, sampler.image_channels(), kAny, kAny}, device);
   const auto [n, channels, height, width] = images.shape;
   const int h = static_cast<int>(height), w = static_cast<int>(width);
@@ -216,8 +213,6 @@ void register_sampler(py::module_& module) {
 #if defined(DSMOOTH_HAS_CUDA)
   register_cuda_sampler(module);
 #endif
-  module.def("sampler_instruction_sets", &dsmooth::sampler::instruction_sets, py::arg("bf16"),
-             "Names of the instruction sets that the sampler can use here, the best last.");
   py::class_<CpuSampler>(module, "CpuSampler")
       .def(py::init([](const py::object& program, int image_channels, int n_mix,
                        const std::string& likelihood, const std::vector<int>& atoms,
@@ -236,3 +231,5 @@ void register_sampler(py::module_& module) {
       .def_property_readonly("instruction_set", &CpuSampler::instruction_set)
       .def("bytes_per_image", &CpuSampler::bytes_per_image, py::arg("height"), py::arg("width"));
 }
+
+}  // namespace dsmooth

@@ -12,7 +12,7 @@
 #include <limits>
 #include <type_traits>
 
-#include "host_device.h"
+#include "../common/scalar_math.h"
 
 namespace dsmooth {
 
@@ -103,45 +103,6 @@ struct Channels {
   DSMOOTH_HOST_DEVICE int64_t log_scale(int c, int64_t k) const { return mean(c, k) + n_mix; }
   DSMOOTH_HOST_DEVICE int64_t coefficient(int c, int64_t k) const { return mean(c, k) + 2 * n_mix; }
 };
-
-template <class V>
-struct ExpPair {
-  V e;    // exp(y)
-  V em1;  // exp(y) - 1, accurate near 0
-};
-
-template <class T>
-struct ScalarMath {
-  using V = T;
-  using Scalar = T;
-  DSMOOTH_HOST_DEVICE static T splat(double value) { return static_cast<T>(value); }
-  DSMOOTH_HOST_DEVICE static T select(bool condition, T a, T b) { return condition ? a : b; }
-  DSMOOTH_HOST_DEVICE static T abs(T v) { return v < 0 ? -v : v; }
-  DSMOOTH_HOST_DEVICE static T copysign(T magnitude, T sign) {
-    return sign < 0 ? -magnitude : magnitude;
-  }
-  DSMOOTH_HOST_DEVICE static T reciprocal(T v) { return 1 / v; }
-  DSMOOTH_HOST_DEVICE static T round(T v) { return ::rint(v); }
-  DSMOOTH_HOST_DEVICE static T exp(T v) { return ::exp(v); }
-  DSMOOTH_HOST_DEVICE static T log(T v) { return ::log(v); }
-  DSMOOTH_HOST_DEVICE static ExpPair<T> exp_pair(T v) { return {::exp(v), ::expm1(v)}; }
-};
-template <>
-DSMOOTH_HOST_DEVICE inline float ScalarMath<float>::round(float v) {
-  return ::rintf(v);
-}
-template <>
-DSMOOTH_HOST_DEVICE inline float ScalarMath<float>::exp(float v) {
-  return ::expf(v);
-}
-template <>
-DSMOOTH_HOST_DEVICE inline float ScalarMath<float>::log(float v) {
-  return ::logf(v);
-}
-template <>
-DSMOOTH_HOST_DEVICE inline ExpPair<float> ScalarMath<float>::exp_pair(float v) {
-  return {::expf(v), ::expm1f(v)};
-}
 
 // What one component says of one pixel: its density over all colours, without the weight, and the
 // derivatives of log p by the raw parameters and by x.

@@ -1,5 +1,6 @@
-// The Python module dsmooth._C; more of its functions are defined in bindings/ and sampler/.
-#include <pybind11/pybind11.h>
+// The loss's entry points for Python: every tensor is checked against the others' extents.
+#include "logistic_mixture.h"
+
 #include <pybind11/stl.h>
 
 #include <array>
@@ -9,51 +10,18 @@
 #include <stdexcept>
 #include <string>
 #include <type_traits>
-#include <utility>
 #include <vector>
 
-#include "bindings/gated_resnet.h"
-#include "logistic_mixture_cpu.h"
-#include "philox.h"
-#include "sampler/bindings_sampler.h"
-#include "tensor_view.h"
+#include "../common/tensor_view.h"
+#include "../logistic_mixture/cpu.h"
 #if defined(DSMOOTH_HAS_CUDA)
-#include "logistic_mixture_cuda.h"
+#include "../logistic_mixture/cuda.h"
 #endif
-
-namespace py = pybind11;
 
 namespace dsmooth {
 namespace {
 
-std::array<uint32_t, 4> philox(const std::array<uint32_t, 4>& counter,
-                               const std::array<uint32_t, 2>& key) {
-  const PhiloxBlock block =
-      philox4x32_10({{counter[0], counter[1], counter[2], counter[3]}}, key[0], key[1]);
-  return {block.word[0], block.word[1], block.word[2], block.word[3]};
-}
-
-Tensor make_tensor(std::string name, uintptr_t data, const std::string& dtype,
-                   const std::string& device, int device_index, std::vector<int64_t> shape,
-                   std::vector<int64_t> strides, const py::object& /*owner*/) {
-  Tensor tensor;
-  if (dtype == "float32") {
-    tensor.dtype = Dtype::kFloat32;
-  } else if (dtype == "float64") {
-    tensor.dtype = Dtype::kFloat64;
-  } else {
-    throw std::invalid_argument(name + " must be float32 or float64, got " + dtype);
-  }
-  if (device != "cpu" && device != "cuda") {
-    throw std::invalid_argument(name + " must be on cpu or cuda, got " + device);
-  }
-  tensor.device = {device == "cpu" ? DeviceType::kCpu : DeviceType::kCuda, device_index};
-  tensor.name = std::move(name);
-  tensor.data = reinterpret_cast<void*>(data);
-  tensor.shape = std::move(shape);
-  tensor.strides = std::move(strides);
-  return tensor;
-}
+namespace py = pybind11;
 
 template <class T>
 Planes<T> planes(const View<T, 4>& view) {
@@ -231,21 +199,7 @@ void elementary(const Tensor& input, const Tensor& exp, const Tensor& expm1, con
 
 }  // namespace
 
-PYBIND11_MODULE(_C, module) {
-  module.doc() = "Native code of dsmooth. Internal: use dsmooth's Python functions.";
-#if defined(DSMOOTH_HAS_CUDA)
-  module.attr("has_cuda") = true;
-#else
-  module.attr("has_cuda") = false;
-#endif
-
-  py::class_<Tensor>(module, "Tensor", "Borrowed memory, and a reference to its owner.")
-      .def(py::init(&make_tensor), py::arg("name"), py::arg("data"), py::arg("dtype"),
-           py::arg("device"), py::arg("device_index"), py::arg("shape"), py::arg("strides"),
-           py::arg("owner"), py::keep_alive<1, 9>());
-
-  module.def("instruction_sets", &instruction_sets,
-             "Names of the instruction sets built that this CPU has, the best last.");
+void register_logistic_mixture(py::module_& module) {
   module.def("logistic_mixture", &logistic_mixture, py::arg("x"), py::arg("params"),
              py::arg("log_prob"), py::arg("state"), py::arg("likelihood"), py::arg("atoms"),
              py::arg("smoothing_scale"), py::arg("stream") = 0, py::arg("threads") = 1,
@@ -260,12 +214,6 @@ PYBIND11_MODULE(_C, module) {
   module.def("elementary_functions", &elementary, py::arg("input"), py::arg("exp"),
              py::arg("expm1"), py::arg("log"), py::arg("instruction_set"),
              "Writes the three functions of the input, all (N,), as the loss computes them.");
-  register_sampler(module);
-  register_gated_resnet(module);
-  module.def("philox4x32_10", &philox, py::arg("counter"), py::arg("key"),
-             "The 4 words of a Philox4x32-10 block.");
-  module.def("philox_uniform", &philox_uniform, py::arg("word"),
-             "Uniform in (0, 1) of one word, exact in float32.");
 }
 
 }  // namespace dsmooth

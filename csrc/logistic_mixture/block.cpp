@@ -1,9 +1,8 @@
 // The loss over many pixels with the vectors of one instruction set. Compiled once per set, each
 // time with its own DSMOOTH_ISA; see vector_math.h for what this forbids.
-#include "logistic_mixture_cpu.h"
-
-#include "logistic_mixture_atoms.h"
-#include "vector_math.h"
+#include "../common/vector_math.h"
+#include "atoms.h"
+#include "cpu.h"
 
 namespace dsmooth::DSMOOTH_ISA {
 namespace {

@@ -2,7 +2,7 @@
 // none: a CUDA thread, or the host in tests.
 #pragma once
 
-#include "logistic_mixture_atoms.h"
+#include "atoms.h"
 
 namespace dsmooth {
 

@@ -3,9 +3,9 @@
 
 #include <algorithm>
 
-#include "cuda_check.h"
-#include "logistic_mixture_cuda.h"
-#include "logistic_mixture_pixel.h"
+#include "../common/cuda_check.h"
+#include "cuda.h"
+#include "pixel.h"
 
 namespace dsmooth {
 namespace {

@@ -1,0 +1,92 @@
+// The Python module dsmooth._C: what no op owns, and the ops' own functions by their register_*.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <cstdint>
+#include <map>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "../common/isa.h"
+#include "../common/philox.h"
+#include "../common/tensor_view.h"
+#include "gated_resnet.h"
+#include "logistic_mixture.h"
+#include "sampler.h"
+
+namespace py = pybind11;
+
+namespace dsmooth {
+namespace {
+
+std::array<uint32_t, 4> philox(const std::array<uint32_t, 4>& counter,
+                               const std::array<uint32_t, 2>& key) {
+  const PhiloxBlock block =
+      philox4x32_10({{counter[0], counter[1], counter[2], counter[3]}}, key[0], key[1]);
+  return {block.word[0], block.word[1], block.word[2], block.word[3]};
+}
+
+std::map<std::string, uint32_t> streams() {
+  const auto number = [](Stream stream) { return static_cast<uint32_t>(stream); };
+  return {{"SAMPLE", number(Stream::kSample)},
+          {"SAMPLE_CONDITIONED", number(Stream::kSampleConditioned)},
+          {"SMOOTHING", number(Stream::kSmoothing)},
+          {"ORDER", number(Stream::kOrder)},
+          {"CLEAN_NOISE", number(Stream::kCleanNoise)},
+          {"DROPOUT", number(Stream::kDropout)},
+          {"SHIFT", number(Stream::kShift)}};
+}
+
+Tensor make_tensor(std::string name, uintptr_t data, const std::string& dtype,
+                   const std::string& device, int device_index, std::vector<int64_t> shape,
+                   std::vector<int64_t> strides, const py::object& /*owner*/) {
+  Tensor tensor;
+  if (dtype == "float32") {
+    tensor.dtype = Dtype::kFloat32;
+  } else if (dtype == "float64") {
+    tensor.dtype = Dtype::kFloat64;
+  } else {
+    throw std::invalid_argument(name + " must be float32 or float64, got " + dtype);
+  }
+  if (device != "cpu" && device != "cuda") {
+    throw std::invalid_argument(name + " must be on cpu or cuda, got " + device);
+  }
+  tensor.device = {device == "cpu" ? DeviceType::kCpu : DeviceType::kCuda, device_index};
+  tensor.name = std::move(name);
+  tensor.data = reinterpret_cast<void*>(data);
+  tensor.shape = std::move(shape);
+  tensor.strides = std::move(strides);
+  return tensor;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, module) {
+  module.doc() = "Native code of dsmooth. Internal: use dsmooth's Python functions.";
+#if defined(DSMOOTH_HAS_CUDA)
+  module.attr("has_cuda") = true;
+#else
+  module.attr("has_cuda") = false;
+#endif
+
+  py::class_<Tensor>(module, "Tensor", "Borrowed memory, and a reference to its owner.")
+      .def(py::init(&make_tensor), py::arg("name"), py::arg("data"), py::arg("dtype"),
+           py::arg("device"), py::arg("device_index"), py::arg("shape"), py::arg("strides"),
+           py::arg("owner"), py::keep_alive<1, 9>());
+
+  module.def("instruction_sets", &instruction_sets,
+             "Names of the instruction sets built that this CPU has, the best last.");
+  register_logistic_mixture(module);
+  register_gated_resnet(module);
+  register_sampler(module);
+  module.def("philox4x32_10", &philox, py::arg("counter"), py::arg("key"),
+             "The 4 words of a Philox4x32-10 block.");
+  module.def("streams", &streams, "The numbers of the streams of random words, by their names.");
+  module.def("philox_uniform", &philox_uniform, py::arg("word"),
+             "Uniform in (0, 1) of one word, exact in float32.");
+}
+
+}  // namespace dsmooth

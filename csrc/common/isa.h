@@ -1,0 +1,57 @@
+// Instruction sets at run time: which of the built ones this CPU has, and what an op has for the
+// one that a caller names. Their table is in csrc/isa.cmake.
+#pragma once
+
+#include <initializer_list>
+#include <string>
+#include <vector>
+
+namespace dsmooth {
+
+// Names of the instruction sets built that this CPU has, the best last.
+std::vector<std::string> instruction_sets();
+
+bool has_instruction_set(const std::string& name);
+
+// The place in the table, the least set first, of a set that is built and that this CPU has; "auto"
+// is the best one. Throws std::invalid_argument for an unknown name, std::runtime_error for a set
+// that the CPU or the build lacks.
+int find_instruction_set(const std::string& name);
+
+// What an op has for each instruction set that it is compiled for.
+template <class Code>
+class PerInstructionSet {
+ public:
+  // `make` runs only where the CPU has the set: it may be made of that set's instructions.
+  struct Entry {
+    const char* set;
+    Code (*make)();
+  };
+
+  // From the least set on, the generic one first.
+  PerInstructionSet(std::initializer_list<Entry> entries) {
+    for (const Entry& entry : entries) {
+      if (has_instruction_set(entry.set)) {
+        found_.push_back({find_instruction_set(entry.set), entry.make()});
+      }
+    }
+  }
+
+  // For a set that the op is not compiled for, the code of the best one below it. Throws as
+  // find_instruction_set does.
+  const Code& find(const std::string& name) const {
+    const int place = find_instruction_set(name);
+    size_t best = found_.size() - 1;
+    while (best > 0 && found_[best].place > place) --best;
+    return found_[best].code;
+  }
+
+ private:
+  struct Found {
+    int place;
+    Code code;
+  };
+  std::vector<Found> found_;
+};
+
+}  // namespace dsmooth

@@ -1,0 +1,121 @@
+"""The checkpoints of a run: the two newest are kept, each with its settings and a digest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..config import TrainConfig, flatten
+from ..files import read_tensors, write_tensors
+from ..runs import RunFolder
+from .state import TrainState
+
+# May change while the learning rate of a cooldown is constant; `check_length` says until when.
+_LENGTH = ("images", "evaluations")
+
+
+def save_checkpoint(run: RunFolder, state: TrainState) -> None:
+    """Write the newest checkpoint of `run`; the one before it is kept.
+
+    Raises NonFiniteLoss, and leaves the files alone, if a weight is infinite or NaN.
+    """
+    state.check_finite()
+    tensors = state.tensors()
+    metadata = {
+        "images_seen": str(state.images_seen),
+        "steps": str(state.steps),
+        "best_bits": repr(state.best_bits),
+        "settings": json.dumps(asdict(state.config)),
+        "sha256": digest(tensors),
+    }
+    write_tensors(run.new_checkpoint, tensors, metadata)
+    if run.checkpoint.exists():
+        os.replace(run.checkpoint, run.earlier_checkpoint)
+    os.replace(run.new_checkpoint, run.checkpoint)
+
+
+def load_checkpoint(run: RunFolder, state: TrainState) -> str | None:
+    """Continue `state` from the newest checkpoint of `run` that is whole.
+
+    Returns a sentence for the user if that is not the newest one. Raises FileNotFoundError or
+    ValueError, naming the file, where no checkpoint is whole or it is another run's.
+    """
+    try:
+        _restore(run.checkpoint, state)
+    except (FileNotFoundError, DamagedCheckpoint) as error:
+        if not run.earlier_checkpoint.exists():
+            raise
+        _restore(run.earlier_checkpoint, state)
+        return f"{error}; going on from the checkpoint before it, at {state.images_seen:,} images"
+    return None
+
+
+class DamagedCheckpoint(ValueError):
+    """A file that does not hold what was written into it."""
+
+
+def stored_images(run: RunFolder) -> int | None:
+    """The number of images that the run of the newest checkpoint was to see."""
+    for path in (run.checkpoint, run.earlier_checkpoint):
+        try:
+            settings = _read(path)[1].get("settings")
+        except (FileNotFoundError, DamagedCheckpoint):
+            continue
+        if settings is not None:
+            return TrainConfig.from_dict(json.loads(settings)).images
+    return run.read_config()[0].images
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors with their names and shapes, whatever their memory order."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        sha.update(tensor.detach().cpu().contiguous().numpy().data)
+    return sha.hexdigest()
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a whole checkpoint."""
+    try:
+        tensors, metadata = read_tensors(path)
+    except ValueError as error:
+        raise DamagedCheckpoint(str(error)) from None
+    if not {"images_seen", "steps", "best_bits"} <= metadata.keys():
+        raise ValueError(f"{path} is not a training checkpoint")
+    # Checkpoints of earlier versions have no digest.
+    if metadata.get("sha256", digest(tensors)) != digest(tensors):
+        raise DamagedCheckpoint(f"{path} is damaged: its tensors do not have the digest it states")
+    return tensors, metadata
+
+
+def _restore(path: Path, state: TrainState) -> None:
+    tensors, metadata = _read(path)
+    if "settings" in metadata:
+        _check_settings(path, json.loads(metadata["settings"]), state.config)
+    state.restore(
+        tensors,
+        images_seen=int(metadata["images_seen"]),
+        steps=int(metadata["steps"]),
+        best_bits=float(metadata["best_bits"]),
+        source=str(path),
+    )
+
+
+def _check_settings(path: Path, stored: Mapping[str, Any], config: TrainConfig) -> None:
+    """Raise ValueError if a checkpoint was made with other settings than those of its folder."""
+    mine, theirs = flatten(asdict(config)), flatten(asdict(TrainConfig.from_dict(stored)))
+    movable = _LENGTH if config.schedule == "cooldown" else ()
+    for name, value in mine.items():
+        if value != theirs[name] and name not in movable:
+            raise ValueError(
+                f"{path} is a checkpoint of another run: its {name} is {theirs[name]}, that of "
+                f"the folder's settings {value}"
+            )

@@ -1,0 +1,117 @@
+"""kill_training.py FOLDER REFERENCE: kill copies of the run in REFERENCE, resume them, compare.
+
+A copy is trained by a forked process that is killed at the n-th change of a file, n = 1, 2, ..., or
+after a random time; the next process resumes it, or starts it again where the folder says that
+nothing had begun. In the end its weights are those of REFERENCE, bit for bit. Prints the kills.
+"""
+
+from __future__ import annotations
+
+import builtins
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from dsmooth.runs import RunFolder
+from dsmooth.train import loop, train
+
+RANDOM_RUNS = 8
+KILLS_PER_RUN = 4
+# Every step of writing a file goes through one of these.
+CHANGES = ((os, "replace"), (os, "fsync"), (os, "unlink"), (builtins, "open"))
+
+
+def train_on(run: RunFolder, reference: RunFolder) -> None:
+    config, _ = reference.read_config()
+    loop.sample_grid = lambda state, data: torch.zeros(1, 1, 8, 8)
+    train(config, run.path, resume=run.can_resume(), threads=1)
+
+
+def kill_at(change: int) -> None:
+    """This process ends just before its `change`-th change of a file."""
+    count = 0
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **keywords: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == change:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **keywords)
+
+        return call
+
+    for module, name in CHANGES:
+        setattr(module, name, counted(getattr(module, name)))
+
+
+def in_child(work: Callable[[], None], seconds: float | None = None) -> bool:
+    """Do `work` in a forked process, killed after `seconds`. Returns whether it was killed."""
+    child = os.fork()
+    if not child:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        try:
+            work()
+        except BaseException as error:
+            os.write(2, f"{type(error).__name__}: {error}\n".encode())
+            os._exit(1)
+        os._exit(0)
+    if seconds is not None:
+        time.sleep(seconds)
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    assert killed or os.waitstatus_to_exitcode(status) == 0, "the run failed"
+    return killed
+
+
+def assert_same(run: RunFolder, reference: RunFolder) -> None:
+    for name in ("checkpoint", "weights", "best_weights"):
+        mine, theirs = load_file(getattr(run, name)), load_file(getattr(reference, name))
+        assert all(torch.equal(mine[key], theirs[key]) for key in theirs), f"{run.path}: {name}"
+    assert run.is_finished()
+    known = {file.name for file in reference.path.iterdir()}
+    assert {file.name for file in run.path.iterdir()} <= known, "something was left over"
+
+
+def main(folder: Path, reference: RunFolder) -> int:
+    kills = 0
+    killed, change = True, 0
+    while killed:  # until the run ends before its next change
+        change += 1
+        run = RunFolder(folder / f"change-{change}")
+
+        def work(run: RunFolder = run, change: int = change) -> None:
+            kill_at(change)
+            train_on(run, reference)
+
+        killed = in_child(work)
+        kills += killed
+        in_child(lambda run=run: train_on(run, reference))
+        assert_same(run, reference)
+
+    chance = random.Random(0)
+    started = time.monotonic()
+    in_child(lambda: train_on(RunFolder(folder / "timed"), reference))
+    whole = time.monotonic() - started
+    for number in range(RANDOM_RUNS):
+        run = RunFolder(folder / f"random-{number}")
+        for _ in range(KILLS_PER_RUN):
+            work = lambda run=run: train_on(run, reference)  # noqa: E731
+            kills += in_child(work, chance.uniform(0, whole))
+        in_child(work)
+        assert_same(run, reference)
+    return kills
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    print(main(Path(sys.argv[1]), RunFolder(Path(sys.argv[2]))), "kills")

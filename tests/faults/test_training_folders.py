@@ -1,0 +1,195 @@
+"""What happens to a run's folder: damage, other runs' files, kills, a second writer."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dsmooth.config import ModelConfig, TrainConfig
+from dsmooth.files import lock_folder, read_tensors, write_tensors
+from dsmooth.runs import RunFolder
+from dsmooth.train import NonFiniteLoss, loop, train
+from dsmooth.train.checkpoint import load_checkpoint, save_checkpoint
+from dsmooth.train.state import TrainState
+
+CONFIG = TrainConfig(
+    model=ModelConfig(n_filters=4, n_resnet=1, n_mix=2, dropout=0.3),
+    images=32,
+    batch_size=8,
+    evaluations=2,
+    evaluation_images=10,
+    checkpoint_minutes=1e-9,
+    precision="float32",
+)
+
+
+@pytest.fixture(autouse=True)
+def no_grids(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "sample_grid", lambda state, data: torch.zeros(1, 1, 8, 8))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A whole run; tests copy it."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "sample_grid", lambda state, data: torch.zeros(1, 1, 8, 8))
+        train(CONFIG, folder)
+    return RunFolder(folder)
+
+
+@pytest.fixture
+def run(finished: RunFolder, tmp_path: Path) -> RunFolder:
+    """The whole run, its newest checkpoint at 32 images and the one before at 24."""
+    copy = RunFolder(tmp_path / "run")
+    copy.path.mkdir()
+    for file in finished.path.iterdir():
+        (copy.path / file.name).write_bytes(file.read_bytes())
+    return copy
+
+
+def assert_same_end(run: RunFolder, finished: RunFolder) -> None:
+    for name in ("checkpoint", "weights", "best_weights"):
+        mine, theirs = load_file(getattr(run, name)), load_file(getattr(finished, name))
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[key], theirs[key]) for key in mine), name
+
+
+def images_of(path: Path) -> str:
+    return read_tensors(path)[1]["images_seen"]
+
+
+def change(path: Path, name: str = "model.head.bias") -> None:
+    """Flip the lowest bit of one weight, and keep what the file says of itself."""
+    tensors, metadata = read_tensors(path)
+    tensors[name].view(torch.int32)[0] ^= 1
+    write_tensors(path, tensors, metadata)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [change, cut, empty, Path.unlink])
+def test_the_checkpoint_before_a_damaged_one_is_used(
+    run: RunFolder, finished: RunFolder, damage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (images_of(run.checkpoint), images_of(run.earlier_checkpoint)) == ("32", "24")
+    damage(run.checkpoint)
+    train(CONFIG, run.path, resume=True)
+    assert "going on from the checkpoint before it, at 24 images" in capsys.readouterr().out
+    assert_same_end(run, finished)
+
+
+@pytest.mark.parametrize("damage", [change, cut, empty])
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused(run: RunFolder, damage) -> None:
+    weights = run.weights.read_bytes()
+    damage(run.checkpoint)
+    damage(run.earlier_checkpoint)
+    with pytest.raises(ValueError, match=r"checkpoint-earlier\.safetensors is "):
+        train(CONFIG, run.path, resume=True)
+    assert run.weights.read_bytes() == weights
+
+
+def test_the_checkpoint_of_another_run_is_refused(run: RunFolder, tmp_path: Path) -> None:
+    train(replace(CONFIG, seed=1), tmp_path / "other")
+    other = RunFolder(tmp_path / "other")
+    run.checkpoint.write_bytes(other.checkpoint.read_bytes())
+    with pytest.raises(
+        ValueError, match=r"of another run: its seed is 1, that of the folder's .* 0"
+    ):
+        train(CONFIG, run.path, resume=True)
+
+
+def test_an_edited_rate_is_refused(run: RunFolder) -> None:
+    settings = json.loads(run.config.read_text())
+    settings["learning_rate"] = 0.5
+    run.config.write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"its learning_rate is 0\.002, that of the folder's"):
+        train(replace(CONFIG, learning_rate=0.5), run.path, resume=True)
+
+
+def test_a_checkpoint_without_digest_and_settings_is_read(
+    run: RunFolder, finished: RunFolder
+) -> None:
+    """As earlier versions wrote it."""
+    tensors, metadata = read_tensors(run.earlier_checkpoint)
+    del metadata["sha256"], metadata["settings"]
+    write_tensors(run.checkpoint, tensors, metadata)
+    train(CONFIG, run.path, resume=True)
+    assert_same_end(run, finished)
+
+
+def test_weights_that_are_not_finite_replace_nothing(run: RunFolder) -> None:
+    data, _ = loop.load_data(CONFIG)
+    state = TrainState(CONFIG, data, torch.device("cpu"))
+    load_checkpoint(run, state)
+    before = {path: path.read_bytes() for path in run.path.iterdir() if path.is_file()}
+    with torch.no_grad():
+        state.ema.model.head.bias[0] = torch.nan
+    with pytest.raises(
+        NonFiniteLoss, match=r"ema\.head\.bias is not finite after step 4 .* seed 0"
+    ):
+        save_checkpoint(run, state)
+    assert before == {path: path.read_bytes() for path in run.path.iterdir() if path.is_file()}
+
+
+def test_a_lost_model_file_is_written_again(run: RunFolder, finished: RunFolder) -> None:
+    run.weights.unlink()
+    train(CONFIG, run.path, resume=True)
+    assert_same_end(run, finished)
+
+
+def test_a_cut_line_of_the_log_does_not_swallow_the_next(run: RunFolder) -> None:
+    entries = run.read_log()
+    with open(run.log, "a") as file:
+        file.write('{"event": "st')
+    train(CONFIG, run.path, resume=True)
+    again = run.read_log()
+    assert again[: len(entries)] == entries
+    assert again[len(entries)]["event"] == "start"
+    assert run.is_finished()
+
+
+def test_a_folder_has_one_writer(tmp_path: Path) -> None:
+    with (
+        lock_folder(tmp_path / "run", "someone"),
+        pytest.raises(ValueError, match=r"another training run is at work in .*run"),
+    ):
+        train(CONFIG, tmp_path / "run")
+    assert not RunFolder(tmp_path / "run").config.exists()
+
+
+def test_foreign_tensors_are_named(run: RunFolder) -> None:
+    save_file({"a": torch.zeros(3)}, run.checkpoint)
+    with pytest.raises(ValueError, match=r"checkpoint\.safetensors is not a training checkpoint"):
+        train(CONFIG, run.path, resume=True)
+
+
+def test_a_run_survives_being_killed_anywhere(finished: RunFolder, tmp_path: Path) -> None:
+    """At every change of a file in turn, and then at random moments: 60 kills and more."""
+    script = Path(__file__).with_name("kill_training.py")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [sys.executable, script, tmp_path, finished.path],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    kills = int(result.stdout.split()[0])
+    assert kills >= 60
