@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import torch
 from PIL import Image
 
 from dsmooth.config import ModelConfig, ProbeSettings, ReproductionStage, TrainConfig, flatten
+from dsmooth.files import lock_folder, read_npz
 from dsmooth.models import load_models
 from dsmooth.pictures import is_diverged
 from dsmooth.reproduce import (
@@ -30,11 +32,11 @@ from dsmooth.reproduce import (
     reproduce,
 )
 from dsmooth.reproduce.results import training_seconds
-from dsmooth.reproduce.stages import STAGES, Sizes, draw_all, read_images
-from dsmooth.reproduce.whole import lock_folder
+from dsmooth.reproduce.stages import STAGES, Sizes, draw_all
 from dsmooth.runs import RunFolder
 from dsmooth.sampling.draw import Draw
 from dsmooth.sampling.shards import write_images
+from dsmooth.train import train
 from dsmooth.train.loop import load_data
 from dsmooth.train.side_by_side import Watched, last_words, train_side_by_side
 from tests.report_checks import check_self_contained
@@ -125,12 +127,12 @@ def test_samples_of_a_diverged_noisy_image_count_as_diverged(
     finished: Path, data: Path, tmp_path: Path
 ) -> None:
     names = ("noisy", "two-step", "single-step")
-    before = {name: read_images(finished / "samples" / f"{name}.npz", 9) for name in names}
+    arrays = {name: read_npz(finished / "samples" / f"{name}.npz") for name in names}
+    before = {name: torch.from_numpy(arrays[name]["x"]) for name in names}
     noisy = before["noisy"]
-    assert noisy is not None
     row = int((~is_diverged(noisy)).nonzero()[-1])
     noisy[row, 0, 3, 3] = float("inf")
-    write_images(tmp_path / "noisy.npz", noisy, Draw(9))
+    write_images(tmp_path / "noisy.npz", noisy, Draw(9), json.loads(str(arrays["noisy"]["asked"])))
     _, test_set = load_data(tiny_plan(data).configs["noisy"])
     after = draw_all(
         tmp_path,
@@ -140,9 +142,7 @@ def test_samples_of_a_diverged_noisy_image_count_as_diverged(
         seed=0,
     )
     for name in names[1:]:
-        old = before[name]
-        assert old is not None
-        expected = is_diverged(old)
+        expected = is_diverged(before[name])
         expected[row] = True
         assert is_diverged(after[name]).tolist() == expected.tolist()
 
@@ -183,7 +183,7 @@ def test_a_folder_with_other_things_is_refused_and_left_alone(data: Path, tmp_pa
 
 
 def test_a_folder_in_use_is_refused(finished: Path, data: Path) -> None:
-    with lock_folder(finished), pytest.raises(ValueError, match="is at work in"):
+    with lock_folder(finished, "someone"), pytest.raises(ValueError, match="is at work in"):
         reproduce(finished, tiny_plan(data), sizes=SIZES)
 
 
@@ -435,6 +435,28 @@ def test_a_stopped_stage_leaves_the_finished_ones(
     assert reproduce(out, Given(given), sizes=SIZES) == 0
     assert {name: (out / name).stat().st_mtime_ns for name in done} == done
     assert (out / "results.json").read_bytes() == (reported / "results.json").read_bytes()
+
+
+def test_results_of_other_weights_are_not_kept(finished: Path, data: Path, tmp_path: Path) -> None:
+    """What came from the model that was in a run's folder is drawn and scored again."""
+    out, plan = tmp_path / "out", tiny_plan(data)
+    shutil.copytree(finished, out)
+    shutil.rmtree(out / "noisy")
+    train(replace(plan.configs["noisy"], learning_rate=5e-3), out / "noisy")
+    assert reproduce(out, plan, sizes=SIZES, only="receptive-field") == 0
+    assert "bits_per_dim" not in json.loads((out / "results.json").read_text())
+
+    assert reproduce(out, plan, sizes=SIZES) == 0
+    samples = [path.name for path in (finished / "samples").glob("*.npz")]
+    pairs = {name: [f / "samples" / name for f in (finished, out)] for name in samples}
+    kept = {name for name, (old, new) in pairs.items() if old.read_bytes() == new.read_bytes()}
+    assert kept == {"plain.npz"}
+    old, new = (
+        json.loads((folder / "bits_per_dim.json").read_text()) for folder in (finished, out)
+    )
+    assert old["pair"]["noisy"] != new["pair"]["noisy"]
+    assert old["pair"]["denoiser"] == new["pair"]["denoiser"]
+    assert old["plain"] == new["plain"]
 
 
 def test_a_saved_pair_gives_the_same_numbers(

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -26,8 +27,13 @@ void parallel_for(int64_t count, int threads, const Body& body) {
   for (int64_t part = 0; part < parts; ++part) run_part(part);
 #else
   std::vector<std::thread> others;
-  for (int64_t part = 1; part < parts; ++part) others.emplace_back(run_part, part);
+  int64_t given = 1;
+  try {
+    for (; given < parts; ++given) others.emplace_back(run_part, given);
+  } catch (const std::system_error&) {  // there are no more threads
+  }
   run_part(0);
+  for (int64_t part = given; part < parts; ++part) run_part(part);
   for (std::thread& other : others) other.join();
 #endif
 }

@@ -5,6 +5,8 @@
 #include <condition_variable>
 #include <exception>
 #include <mutex>
+#include <stdexcept>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -46,23 +48,53 @@ class Run {
     current_.resize(static_cast<size_t>(split_.teams));
   }
 
+  // Starts every thread, none of which works yet. Returns how many there are; if they are fewer
+  // than wanted, because the system gives no more, all of them have left again.
+  int start() {
+    running_ = split_.teams * split_.lanes;
+    try {
+      while (static_cast<int>(threads_.size()) < running_) {
+        const int i = static_cast<int>(threads_.size());
+        threads_.emplace_back([this, i] {
+          gate_.wait(kClosed);
+          if (gate_ == kOpen) lane(i / split_.lanes, i % split_.lanes);
+        });
+      }
+    } catch (const std::system_error&) {
+      const int started = static_cast<int>(threads_.size());
+      leave(kCancelled);
+      return started;
+    }
+    return running_;
+  }
+
+  int wanted() const { return split_.teams * split_.lanes; }
+
+  // Lets the threads work, and waits for them.
   void go(const std::function<void(double)>& poll) {
-    std::vector<std::thread> threads;
+    gate_ = kOpen;
+    gate_.notify_all();
     std::exception_ptr failure;
     try {
-      running_ = split_.teams * split_.lanes;
-      for (int i = 0; i < split_.teams * split_.lanes; ++i)
-        threads.emplace_back([this, i] { lane(i / split_.lanes, i % split_.lanes); });
       wait(poll);
     } catch (...) {
       failure = std::current_exception();
       control_.stop.store(true, std::memory_order_relaxed);
     }
-    for (std::thread& thread : threads) thread.join();
+    leave(kOpen);
     if (failure) std::rethrow_exception(failure);
   }
 
  private:
+  enum Gate : int { kClosed, kOpen, kCancelled };
+
+  void leave(Gate gate) {
+    gate_ = gate;
+    gate_.notify_all();
+    for (std::thread& thread : threads_) thread.join();
+    threads_.clear();
+  }
+
   void wait(const std::function<void(double)>& poll) {
     const double canvas = r_.height * (plan_.network().stacked() ? 2.0 : 1.0);
     const double all = static_cast<double>(r_.n) * canvas;
@@ -120,6 +152,8 @@ class Run {
   std::mutex mutex_;
   std::condition_variable finished_;
   int running_ = 0;
+  std::atomic<int> gate_{kClosed};
+  std::vector<std::thread> threads_;
 };
 
 }  // namespace
@@ -129,7 +163,14 @@ CpuSampler::CpuSampler(Program program, const std::string& instruction_set, bool
 
 void CpuSampler::sample(const Request& request, const std::function<void(double)>& poll) const {
   if (request.n == 0) return;
-  Run(plan_, request).go(poll);
+  // With fewer threads, if need be: the images are the same.
+  for (Request now = request;;) {
+    Run run(plan_, now);
+    const int started = run.start();
+    if (started == run.wanted()) return run.go(poll);
+    if (started == 0) throw std::runtime_error("the system lets this process start no thread");
+    now.threads = started;
+  }
 }
 
 size_t CpuSampler::bytes_per_image(int height, int width) const {

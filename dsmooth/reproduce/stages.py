@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -11,7 +13,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ..config import Method, ProbeSettings, ReproductionStage
+from ..config import Method, ProbeSettings, ReproductionStage, Role
 from ..data import ImageDataset, to_bytes
 from ..evaluate.comparison import collect_statistics, compare_images
 from ..evaluate.features import extract_features, make_extractor
@@ -82,14 +84,23 @@ def stored_or(
 ) -> dict[str, Any] | None:
     """What `path` holds if it is what was asked for, else what `compute` gives, written there.
 
-    None if nothing is there in mode "read", which takes what there is.
+    In mode "read" what there is, whatever its sizes, unless it is of other weights; or None.
     """
     stored = read_json(path) if path.exists() else None
-    if mode == "read" or (mode == "go on" and stored and stored.get("asked") == asked):
+    theirs = stored.get("asked", {}) if stored else {}
+    if mode == "read":
+        same = theirs.get("weights_sha256") == asked.get("weights_sha256")
+        return stored if same else None
+    if mode == "go on" and stored and theirs == asked:
         return stored
     result = {"asked": dict(asked), **compute()}
     write_json(path, result)
     return result
+
+
+def digest_of(x: Tensor) -> str:
+    """SHA-256 of the values of a tensor."""
+    return hashlib.sha256(x.numpy(force=True).tobytes()).hexdigest()
 
 
 # --- samples -----------------------------------------------------------------------------------
@@ -114,21 +125,36 @@ def draw_all(
     pair, plain = models.pair, models.plain
     sampler = PairSampler(pair)
     pictures: dict[str, Tensor] = {}
+    weights = models.digests()
 
-    def draw(name: str, count: int, draw_part: DrawPart, method: Method = "two-step") -> None:
-        """In chunks, unless the file is there."""
+    def draw(
+        name: str,
+        count: int,
+        draw_part: DrawPart,
+        method: Method = "two-step",
+        *,
+        roles: Sequence[Role] = ("noisy", "denoiser"),
+        given: Tensor | None = None,
+    ) -> None:
+        """In chunks, unless the file is there.
+
+        What it shows depends on the weights of `roles` and on the images `given`.
+        """
         path = folder / f"{name}.npz"
-        x = None if mode == "redo" else read_images(path, count)
+        whole = Draw(count, seed, method=method)
+        asked = {"count": count, **whole.how(), "weights_sha256": [weights[r] for r in roles]}
+        if given is not None:
+            asked["given_sha256"] = digest_of(given)
+        x = None if mode == "redo" else read_images(path, asked)
         if x is None and mode == "read":
             return
         if x is None:
-            whole = Draw(count, seed, method=method)
             with progress(f"drawing {name}", count) as done:
                 chunks = draw_in_chunks(
                     draw_part, whole, image_shape=models.image_shape, chunk=CHUNK, progress=done
                 )
                 x = torch.cat([images.cpu() for _, images in chunks])
-            write_images(path, x, whole)
+            write_images(path, x, whole, asked)
             save_grid(visible(x[:GRID_IMAGES]), folder / f"{name}.png")
         pictures[name] = x
 
@@ -143,28 +169,30 @@ def draw_all(
         return some
 
     clean = test_set.batch(torch.arange(min(DENOISED_IMAGES, len(test_set))))
-    draw("noisy", count, sampler.draw, "noisy")
+    draw("noisy", count, sampler.draw, "noisy", roles=["noisy"])
     pictures["held-out"] = clean
     pictures["held-out-noisy"] = pair.smoothing.sample(clean, seed=seed, first_index=0, repeat=0)
     for prefix in ("", "held-out-"):
         x_tilde = pictures.get(f"{prefix}noisy")
         if x_tilde is None:
             continue
-        draw(f"{prefix}two-step", len(x_tilde), denoise(x_tilde))
+        draw(f"{prefix}two-step", len(x_tilde), denoise(x_tilde), given=x_tilde)
         if isinstance(pair.smoothing, GaussianSmoothing):
             name = f"{prefix}single-step"
-            draw(name, len(x_tilde), denoise(x_tilde), "single-step")
+            draw(name, len(x_tilde), denoise(x_tilde), "single-step", given=x_tilde)
     if plain is not None:
-        draw("plain", count, NetworkSampler(plain, pair.image_size).draw)
+        draw("plain", count, NetworkSampler(plain, pair.image_size).draw, roles=["plain"])
     return pictures
 
 
-def read_images(path: Path, count: int) -> Tensor | None:
-    """What `write_images` wrote to `path`; None if it is not there or not of `count` images."""
+def read_images(path: Path, asked: Mapping[str, Any]) -> Tensor | None:
+    """What `write_images` wrote to `path`; None if nothing is there or something else was asked."""
     if not path.exists():
         return None
-    x = torch.from_numpy(read_npz(path)["x"])
-    return x if x.shape[0] == count else None
+    arrays = read_npz(path)
+    if str(arrays.get("asked")) != json.dumps(asked):
+        return None
+    return torch.from_numpy(arrays["x"])
 
 
 # --- numbers -----------------------------------------------------------------------------------
@@ -200,7 +228,8 @@ def score_all(
             bits["plain"] = summarise_plain(plain)
         return bits
 
-    return stored_or(path, {"n_images": n}, mode, compute)
+    asked = {"n_images": n, "weights_sha256": models.digests()}
+    return stored_or(path, asked, mode, compute)
 
 
 def summarise_plain(scores: Scores) -> dict[str, Any]:
@@ -217,6 +246,7 @@ def summarise_plain(scores: Scores) -> dict[str, Any]:
 
 def compare_all(
     path: Path,
+    models: Models,
     pictures: Mapping[str, Tensor],
     train_set: ImageDataset,
     test_set: ImageDataset,
@@ -237,15 +267,16 @@ def compare_all(
     samples = {name: images for name, images in samples.items() if len(images) > 1}
     count = max(map(len, samples.values()), default=0)
 
+    network = None
+    if extractor != "auto" or digits:
+        name = "mnist-classifier" if extractor == "auto" else extractor
+        network = make_extractor(name, device=default_device())
+
     def compute() -> dict[str, Any]:
-        if extractor == "auto" and not digits:
+        if network is None:
             return {"skipped": "the package's classifier is for MNIST; name another by --extractor"}
         if not samples:
             return {"skipped": "there are no samples to compare"}
-        network = make_extractor(
-            "mnist-classifier" if extractor == "auto" else extractor,
-            device=default_device(),
-        )
         with progress("features of real images", len(train_set)) as done:
             features, _ = extract_features(train_set.images, network, progress=done)
         reference = collect_statistics(features, train_set.images, network)
@@ -269,7 +300,12 @@ def compare_all(
             "distances": {**distances, "real": real},
         }
 
-    return stored_or(path, {"extractor": extractor, "count": count}, mode, compute)
+    asked = {
+        "extractor": extractor if network is None else network.describe(),
+        "samples_sha256": {name: digest_of(images) for name, images in samples.items()},
+        "weights_sha256": models.digests(),
+    }
+    return stored_or(path, asked, mode, compute)
 
 
 def probe_all(

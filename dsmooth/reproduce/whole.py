@@ -119,6 +119,7 @@ def run_stages(
         ),
         "frechet": compare_all(
             out / "frechet.json",
+            models,
             samples,
             train_set,
             test_set,

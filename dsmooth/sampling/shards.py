@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -23,10 +24,17 @@ SHARD_SIZE = 1000
 _DTYPE = np.dtype("<f4")
 
 
-def write_images(path: Path, x: Tensor, draw: Draw) -> None:
-    """Write the images x (N, C, H, W) of a draw as one compressed .npz: x, seed, first_index."""
-    seed, first_index = np.uint64(draw.seed), np.int64(draw.first_index)
-    write_npz(path, {"x": x.numpy(force=True), "seed": seed, "first_index": first_index})
+def write_images(path: Path, x: Tensor, draw: Draw, asked: Mapping[str, Any] | None = None) -> None:
+    """Write the images x (N, C, H, W) of a draw as one compressed .npz: x, seed, first_index.
+
+    asked: what decides the images, kept beside them as JSON in "asked".
+    """
+    arrays = {
+        "x": x.numpy(force=True),
+        "seed": np.uint64(draw.seed),
+        "first_index": np.int64(draw.first_index),
+    }
+    write_npz(path, arrays if asked is None else {**arrays, "asked": np.array(json.dumps(asked))})
 
 
 @contextmanager
