@@ -1,8 +1,8 @@
-"""Reading images and making batches: what a training step waits for beside the network.
+"""Reading images and making batches: the waits of a training step beside the network.
 
-A batch is made of an order that is a function of the seed, of bytes, and of smoothing noise that is
-a function of the image's index: three computations where other trainers have three random states.
-Against torchvision-style loading, a DataLoader over the same tensors with noise from torch.randn.
+A batch needs an order, which is a function of the seed; bytes; and smoothing noise, which is a
+function of the image's index. Other trainers have random states there. The contender is a
+DataLoader over the same tensors, with noise from torch.randn.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a newcomer waits for: the command's help, the import, the installation."""
+"""The waits of a newcomer: the command's help, the import, the installation."""
 
 from __future__ import annotations
 

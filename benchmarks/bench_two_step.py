@@ -1,6 +1,6 @@
 """`SmoothedPair.sample`: x~ from the noisy model, then x from the denoiser, for both conditionings.
 
-Against plain sampling of the same batch, of which one forward per model is timed and multiplied by
+The contender is plain sampling of the same batch. One forward per model is timed, and multiplied by
 the number of pixels.
 """
 

@@ -40,7 +40,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def bench(
     benchmark: Any, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> Bench:
-    """What a benchmark measures with."""
+    """The tools that a benchmark measures with."""
     suite = request.path.stem.removeprefix("bench_")
     name = request.node.name
     case = name[name.index("[") + 1 : -1] if "[" in name else name.removeprefix("bench_")

@@ -1,7 +1,7 @@
-"""What every benchmark shares: turns within rounds, limits of the machine, the record of a result.
+"""Measuring: turns within rounds, limits of the machine, the record of a result.
 
 A benchmark takes the fixture `bench`, a `Bench`: it checks its contenders, lets them take turns and
-records the result, which pytest-benchmark writes to its JSON file and `python benchmarks` reads.
+records the result. pytest-benchmark writes that to its JSON file, for `python benchmarks` to read.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from dsmooth import _extension, doctor
+from dsmooth import _extension
+from dsmooth.machine import cpu_name
 
 Run = Callable[[], object]
 
@@ -175,7 +176,7 @@ def peak_memory_of(run: Run) -> int | None:
     the system does not say."""
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     try:
-        # What earlier calls freed would be used again, and the memory not seen to rise.
+        # Memory that earlier calls freed would be used again, and not be seen to rise.
         ctypes.CDLL(None).malloc_trim(0)
         reset.write_text("5")
     except (OSError, AttributeError):
@@ -202,7 +203,7 @@ def machine() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     described = {
-        "device": doctor.cpu_name(),
+        "device": cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1,
         "versions": versions,
         "commit": _commit(),
@@ -225,7 +226,7 @@ def _commit() -> str:
 
 @dataclass(frozen=True)
 class Work:
-    """What one call of the contender under test does, as far as it can be counted.
+    """The work of one call of the contender under test, as far as it can be counted.
 
     stages and stage_seconds: steps that must wait for one another, and the least time of one.
     """

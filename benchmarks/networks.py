@@ -1,4 +1,4 @@
-"""The networks that the benchmarks run, and the checks of what a sampler draws from them."""
+"""The networks of the benchmarks, and the check of images that a sampler draws from them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ CIFAR = Network(channels=3, n_filters=160, size=32)
 
 @torch.no_grad()
 def plain_forward(model: PixelCNNpp, shape: tuple[int, ...]) -> None:
-    """What plain sampling does for one pixel of every image."""
+    """One forward: the work of plain sampling for one pixel of every image."""
     context = None if model.config.conditioning == "none" else torch.zeros(shape)
     with use_impl("reference"):
         model.decode(torch.zeros(shape), model.encode_context(torch.zeros(shape), context))
@@ -120,6 +120,6 @@ def check_samples(model: PixelCNNpp, x: Tensor, dtype: torch.dtype = torch.float
     words = image_words(n, height * width, seed=0, stream=Stream.SAMPLE)
     uniforms = to_uniform(words).float().view(n, height, width, 4).permute(0, 3, 1, 2)
     again = logistic_mixture_sample(model(x[:n]), uniforms, x.shape[1])
-    # What differs is a component chosen within rounding of a boundary.
+    # Pixels differ where a component was chosen within rounding of a boundary.
     tolerance, flips = (1e-3, 1e-3) if dtype == torch.float32 else (5e-2, 3e-2)
     assert ((again - x[:n]).abs() > tolerance).float().mean() < flips

@@ -11,8 +11,8 @@ FLOP: of one image, with the outputs of each product rounded up to whole vectors
 the products of a worker reach; weight bytes: those that a sweep reads, an operation's each time
 that it runs; bandwidth: of reading as much as a pixel reads, again and again. tau and bandwidth
 are measured; rate is taken from one case per dtype (REFERENCE), and all other cases of the results
-check the prediction. Workers do not wait for one another, so N processes under torchrun, each with
-its share of the image numbers, take 1/N of the time, up to the last, partly filled sweep.
+check the prediction. Workers do not wait for one another. So N processes under torchrun, each with
+its share of the image numbers, take 1/N of the time but for the last sweep, which may not be full.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Worker:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep takes: dependent stages, FLOP of an image, numbers of weights that are read."""
+    """The work of a sweep: dependent stages, FLOP of an image, numbers of weights that are read."""
 
     stages: int
     flops: float
@@ -141,7 +141,7 @@ def checks_table(measured: list[results.Result], name: str) -> Table:
     return table
 
 
-PLANS = (
+TASKS = (
     ("50,000 two-step CIFAR-10 samples, F160, stack", CIFAR, ("none", "stack"), 50_000),
     ("1,000,000 two-step MNIST samples, F40, stack", MNIST, ("none", "stack"), 1_000_000),
     ("1,000,000 two-step MNIST samples, F40, concat", MNIST, ("none", "concat"), 1_000_000),
@@ -150,7 +150,7 @@ PLANS = (
 
 def predictions(measured: list[results.Result]) -> Iterator[tuple[str, str, int, float]]:
     """(what, dtype, cores, seconds)"""
-    for what, network, conditionings, n_images in PLANS:
+    for what, network, conditionings, n_images in TASKS:
         for dtype in REFERENCE:
             worker = calibrate(measured, dtype, network)
             sweeps = [Sweep.of(network, conditioning) for conditioning in conditionings]

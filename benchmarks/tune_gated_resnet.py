@@ -1,4 +1,4 @@
-"""Propose rows of kernels/configs.py for the GPU at hand.
+"""Propose rows of kernels/tilings.py for the GPU at hand.
 
     python benchmarks/tune_gated_resnet.py --filters 160 --size 32 --batch 64 --dtype bfloat16
 
@@ -47,6 +47,7 @@ def milliseconds(run: Callable[[], Any]) -> float:
 def make_block(options: argparse.Namespace) -> Callable[[], list[Tensor]]:
     """A function that runs a 2x3 block with one skip, gains and dropout, forward and backward."""
     from dsmooth.kernels import gated_resnet as kernels
+    from dsmooth.kernels.geometry import Taps
 
     torch.manual_seed(0)
     f, dtype = options.filters, getattr(torch, options.dtype)
@@ -63,7 +64,7 @@ def make_block(options: argparse.Namespace) -> Callable[[], list[Tensor]]:
     weights += [parameter(2 * f), parameter(f, 2 * f, 1, 1), parameter(f)]
     gains = [parameter(f), parameter(2 * f), parameter(f)]
     seed = torch.zeros((), dtype=torch.int64, device="cuda")
-    rest = ([skip], weights, gains, seed, kernels.Taps(2, 3, 1, 1), (2**22, 2.0), 0)
+    rest = ([skip], weights, gains, seed, Taps(2, 3, 1, 1), (2**22, 2.0), 0)
 
     def run() -> list[Tensor]:
         y, h = kernels.forward(x, *rest)
@@ -73,8 +74,8 @@ def make_block(options: argparse.Namespace) -> Callable[[], list[Tensor]]:
 
 
 def tune(options: argparse.Namespace) -> None:
-    from dsmooth.kernels import configs
     from dsmooth.kernels import launch as launching
+    from dsmooth.kernels import tilings
 
     run = make_block(options)
     expected = run()
@@ -84,28 +85,28 @@ def tune(options: argparse.Namespace) -> None:
     for work in ("single", "paired", "weights"):
         found = []
         for sizes in candidates(work):
-            config = configs.Config(*sizes)
+            tiling = tilings.MatmulTiling(*sizes)
 
             def choose(
-                kind: str, *shape: Any, work: str = work, config: configs.Config = config
-            ) -> configs.Config:
-                return config if kind == work else configs.config_for(kind, *shape)
+                kind: str, *shape: Any, work: str = work, tiling: tilings.MatmulTiling = tiling
+            ) -> tilings.MatmulTiling:
+                return tiling if kind == work else tilings.tiling_for(kind, *shape)
 
-            launching.config_for = choose
+            launching.tiling_for = choose
             try:
                 got = run()
                 torch.cuda.synchronize()
             except Exception as error:  # resources of this card, or a limit of the compiler
-                print(f"  {work} {config}: {type(error).__name__}", file=sys.stderr)
+                print(f"  {work} {tiling}: {type(error).__name__}", file=sys.stderr)
                 continue
             for a, b in zip(got, expected, strict=True):
                 distance = (a - b).float().norm() / b.float().norm()
                 if not distance < 2e-2:
-                    raise RuntimeError(f"{work} {config} is wrong by {distance:.2g}")
-            found.append((milliseconds(run), config))
-        launching.config_for = configs.config_for
-        for time, config in sorted(found)[:3]:
-            print(f"{work:8s} {time:.3f} ms  {config}")
+                    raise RuntimeError(f"{work} {tiling} is wrong by {distance:.2g}")
+            found.append((milliseconds(run), tiling))
+        launching.tiling_for = tilings.tiling_for
+        for time, tiling in sorted(found)[:3]:
+            print(f"{work:8s} {time:.3f} ms  {tiling}")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -2,9 +2,9 @@
 
     python benchmarks/tune_logistic_mixture.py
 
-Prints, per case, the tile of `log_prob_config` and the fastest one, each with its time and with the
-share of the time that a copy of as many bytes takes. It changes nothing: an entry that pays is
-written into `log_prob_config` by hand.
+Prints, per case, the tile of `log_prob_tiling` and the fastest one. Beside each stand its time and
+the time of a copy of as many bytes as a share of it. It changes nothing: a better tile is written
+into `log_prob_tiling` by hand.
 """
 
 from __future__ import annotations
@@ -51,29 +51,29 @@ def tune(shape: str, dtype: torch.dtype, layout: str, likelihood: str) -> str:
     grad_params = torch.empty_like(params)
     sigma = 0.5  # of "gaussian"
 
-    def run(config: kernels.Config) -> Callable[[], None]:
+    def run(tiling: kernels.Tiling) -> Callable[[], None]:
         return lambda: kernels.log_prob(
-            x, params, log_prob, None, grad_params, likelihood, (), sigma, config
+            x, params, log_prob, None, grad_params, likelihood, (), sigma, tiling
         )
 
-    frozen = kernels.log_prob_config(N_MIX, channels, likelihood)
+    frozen = kernels.log_prob_tiling(N_MIX, channels, likelihood)
     run(frozen)()
     want = grad_params.clone()
     times = {}
     for block_p, num_warps in product(BLOCK_PS, NUM_WARPS):
-        config = kernels.Config(block_p, frozen.block_k, num_warps)
+        tiling = kernels.Tiling(block_p, frozen.block_k, num_warps)
         try:
-            run(config)()
+            run(tiling)()
         except (CompilationError, OutOfResources):
             continue  # more registers or shared memory than a block may have
         torch.testing.assert_close(grad_params, want, rtol=1e-2, atol=1e-3)
-        times[config] = do_bench(run(config), return_mode="median")
+        times[tiling] = do_bench(run(tiling), return_mode="median")
     times[frozen] = do_bench(run(frozen), return_mode="median")
     copy = do_bench(lambda: grad_params.copy_(params), return_mode="median")
     fastest = min(times, key=times.__getitem__)
     return "; ".join(
-        f"{name} {tuple(config)} {times[config]:.3f} ms, {copy / times[config]:.0%} of a copy"
-        for name, config in (("frozen", frozen), ("fastest", fastest))
+        f"{name} {tuple(tiling)} {times[tiling]:.3f} ms, {copy / times[tiling]:.0%} of a copy"
+        for name, tiling in (("frozen", frozen), ("fastest", fastest))
     )
 
 

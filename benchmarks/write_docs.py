@@ -26,7 +26,7 @@ FIGURES = """
 
 ![Time against image size](figures/image_size.png)
 """
-# What the README shows: (suite, case, words).
+# The rows of the README's table: (suite, case, words).
 HIGHLIGHTS = (
     ("sampler", "mnist-1", "cached sampling, MNIST F40 R5, one image"),
     ("sampler", "mnist-64", "the same, batch 64"),
@@ -64,7 +64,7 @@ def saved_results() -> list[Path]:
 
 
 def texts() -> dict[Path, str]:
-    """What the page and the README must say, by path."""
+    """The texts of the page and of the README, by path."""
     files = {path: results.load(path) for path in saved_results()}
     return {
         PAGE: between_marks(PAGE.read_text(), "\n".join(page(files)) + "\n"),

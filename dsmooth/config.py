@@ -1,18 +1,22 @@
-"""Frozen dataclasses that say what a model and a run are."""
+"""The settings of models, training runs and probes: frozen dataclasses."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from dataclasses import asdict, dataclass, field, replace
+from typing import Annotated, Any, Literal, SupportsIndex, TypeVar, get_args
 
+import msgspec
 import tyro
 
 T = TypeVar("T")
 
 Conditioning = Literal["none", "stack", "concat"]
 Likelihood = Literal["continuous", "discretized", "gaussian"]
+
+# No network needs more of anything; a damaged file must not make one that does.
+LARGEST = 4096
 
 
 def check_likelihood(
@@ -39,7 +43,7 @@ def check_likelihood(
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of a PixelCNN++ (math.md section 1).
+    """The shape of a PixelCNN++ (docs/math.md, section 1).
 
     The defaults are the paper's MNIST model. Raises ValueError for a field out of range.
     """
@@ -70,15 +74,16 @@ class ModelConfig:
     """Channels of that encoder; None for n_filters."""
 
     def __post_init__(self) -> None:
+        counts = ("n_filters", "n_resnet", "n_mix")
+        _check_whole_fields(self, ["image_channels", *counts, "context_layers", "context_filters"])
         if self.image_channels not in (1, 3):
             raise ValueError(f"image_channels must be 1 or 3, got {self.image_channels}")
-        for name in ("n_filters", "n_resnet", "n_mix"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.context_layers < 0:
-            raise ValueError(f"context_layers must be at least 0, got {self.context_layers}")
-        if self.context_filters is not None and self.context_filters < 1:
-            raise ValueError(f"context_filters must be at least 1, got {self.context_filters}")
+        for name in (*counts, "context_layers", "context_filters"):
+            value, least = getattr(self, name), 0 if name == "context_layers" else 1
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+            if value is not None and value > LARGEST:
+                raise ValueError(f"{name} must be at most {LARGEST}, got {value}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
         if self.conditioning not in get_args(Conditioning):
@@ -95,7 +100,7 @@ class ModelConfig:
 
     @property
     def mixture(self) -> dict[str, Any]:
-        """What a pixel's distribution is, as the functional ops take it."""
+        """The kind of a pixel's distribution, as the functional ops take it."""
         return {
             "likelihood": self.likelihood,
             "atoms": self.atoms,
@@ -105,10 +110,11 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
         """Rebuild a config from `dataclasses.asdict` or JSON. Raises ValueError for other keys."""
-        return _from_dict(cls, values)
+        return structure(values, cls)
 
 
 Role = Literal["noisy", "denoiser", "plain"]
+Split = Literal["train", "test"]
 Method = Literal["two-step", "single-step", "noisy"]
 Score = Literal["full", "conditional"]
 ReproductionStage = Literal["samples", "bits-per-dim", "frechet", "probes", "receptive-field"]
@@ -172,7 +178,7 @@ class TrainConfig:
     precision: Precision = "auto"
     """auto: bfloat16 autocast where the machine is fast at it, else float32."""
     compile: bool = False
-    """Compile the gated blocks with torch.compile."""
+    """Compile the gated resnets with torch.compile."""
     seed: int = 0
     """Decides weights, order, noise and dropout."""
     evaluations: int = 8
@@ -194,7 +200,9 @@ class TrainConfig:
                     f"{name} must be one of {', '.join(get_args(allowed))}, "
                     f"got {getattr(self, name)!r}"
                 )
-        for name in ("batch_size", "accumulate", "evaluations", "evaluation_images", "images"):
+        counts = ("batch_size", "accumulate", "evaluations", "evaluation_images", "images")
+        _check_whole_fields(self, [*counts, "image_size", "warmup_images", "seed"])
+        for name in counts:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -210,7 +218,7 @@ class TrainConfig:
             raise ValueError(
                 f"learning_rate_decay must lie in (0, 1], got {self.learning_rate_decay}"
             )
-        if self.clean_noise < 0 or self.warmup_images < 0:
+        if not 0 <= self.clean_noise < math.inf or self.warmup_images < 0:
             raise ValueError("clean_noise and warmup_images must not be negative")
         if self.batch_size % self.accumulate:
             raise ValueError(
@@ -241,22 +249,22 @@ class TrainConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
         """Rebuild a config from `dataclasses.asdict` or JSON. Raises ValueError for other keys."""
-        return _from_dict(cls, {**values, "model": ModelConfig.from_dict(values["model"])})
+        return structure(values, cls)
 
 
-Stream = Literal["ul", "u", "both"]
+ProbeStream = Literal["ul", "u", "both"]
 Pooling = Literal["flat", "mean"]
 ProbeInput = Literal["noisy", "clean"]
 
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """What linear probes see and how long they are trained.
+    """The input of linear probes and the length of their training.
 
     Raises ValueError for a field out of range.
     """
 
-    stream: Stream = "ul"
+    stream: ProbeStream = "ul"
     """Which stream of a block: ul, u, or both."""
     pooling: Pooling = "flat"
     """flat: every value of the map is a feature, as in the paper; mean: each filter's average."""
@@ -272,13 +280,15 @@ class ProbeSettings:
     """Decides the noise, the order of images and the untrained networks."""
 
     def __post_init__(self) -> None:
-        for name, allowed in (("stream", Stream), ("pooling", Pooling), ("input", ProbeInput)):
+        for name, allowed in (("stream", ProbeStream), ("pooling", Pooling), ("input", ProbeInput)):
             if getattr(self, name) not in get_args(allowed):
                 raise ValueError(
                     f"{name} must be one of {', '.join(get_args(allowed))}, "
                     f"got {getattr(self, name)!r}"
                 )
-        for name in ("train_images", "test_images", "epochs"):
+        counts = ("train_images", "test_images", "epochs")
+        _check_whole_fields(self, [*counts, "seed"])
+        for name in counts:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -286,12 +296,32 @@ class ProbeSettings:
             raise ValueError(f"seed must lie in 0 .. 2**64 - 1, got {self.seed}")
 
 
-def _from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
-    unknown = values.keys() - {f.name for f in fields(cls)}  # type: ignore[arg-type]
+def structure(values: Any, kind: type[T]) -> T:
+    """The dataclass `kind` from what `asdict` or JSON gave, types checked strictly.
+
+    Raises ValueError, naming the field, for a field of another type, out of range, or unknown.
+    """
+    try:
+        made = msgspec.convert(values, kind, strict=True)
+    except msgspec.ValidationError as error:
+        reason, _, place = str(error).partition(" - at `$")
+        field = place.strip("`.")
+        raise ValueError(f"{field}: {reason}" if field else reason) from None
+    unknown = [name for name in flatten(values) if name not in flatten(asdict(made))]  # type: ignore[call-overload]
     if unknown:
-        raise ValueError(f"{cls.__name__} has no field {', '.join(sorted(unknown))}")
-    plain = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    return cls(**plain)
+        raise ValueError(f"{kind.__name__} has no field {', '.join(sorted(unknown))}")
+    return made
+
+
+def check_whole(**values: object) -> None:
+    """Raise ValueError, naming it, for a value that is neither a whole number nor None."""
+    for name, value in values.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, SupportsIndex)):
+            raise ValueError(f"{name} must be a whole number, got {value!r}")
+
+
+def _check_whole_fields(config: Any, names: Sequence[str]) -> None:
+    check_whole(**{name: getattr(config, name) for name in names})
 
 
 def flatten(value: Any, name: str = "") -> dict[str, Any]:

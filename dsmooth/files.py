@@ -1,4 +1,7 @@
-"""Files that are written whole or not at all: JSON, tensors as safetensors, arrays as .npz."""
+"""Files that are written whole or not at all: JSON, tensors as safetensors, arrays as .npz.
+
+`dsmooth.data.npz` reads the arrays.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,12 @@ import io
 import json
 import os
 import tempfile
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor, nn
 
 
@@ -115,26 +116,6 @@ def write_npz(path: Path, arrays: Mapping[str, Any], *, compressed: bool = True)
     buffer = io.BytesIO()
     (np.savez_compressed if compressed else np.savez)(buffer, **arrays)
     write_atomically(path, buffer.getvalue())
-
-
-def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a .npz, of which nothing is unpickled.
-
-    Raises FileNotFoundError or ValueError, naming the file.
-    """
-    import numpy as np
-
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no {path}")
-    try:
-        with open(path, "rb") as file, zipfile.ZipFile(file):
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as arrays:
-                return {key: arrays[key] for key in arrays.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{path} is not a readable .npz without pickled objects: {error}"
-        ) from None
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the machine has: its device for the networks, its CPU threads, its processor's name."""
+"""The machine: the device for networks, the CPU threads, the processor's name."""
 
 from __future__ import annotations
 

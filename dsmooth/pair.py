@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import get_args
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ._version import __version__
-from .config import Method, ModelConfig, Score
+from .config import Method, ModelConfig, Score, SmoothingKind, structure
 from .files import load_weights, read_json, save_weights, write_json
 from .nn import PixelCNNpp
 from .runs import RunFolder
@@ -212,16 +212,34 @@ class SmoothedPair(nn.Module):
         """
         folder = Path(folder)
         path = folder / CONFIG_FILE
-        description = read_json(path)
-        missing = {"noisy", "denoiser", "smoothing", "image_size"} - description.keys()
-        if missing:
-            raise ValueError(f"{path} is not a pair's: it lacks {', '.join(sorted(missing))}")
-        noisy = PixelCNNpp(ModelConfig.from_dict(description["noisy"]))
-        denoiser = PixelCNNpp(ModelConfig.from_dict(description["denoiser"]))
+        values = read_json(path)
+        values.pop("dsmooth", None)
+        try:
+            found = structure(values, _Saved)
+            noisy, denoiser = PixelCNNpp(found.noisy), PixelCNNpp(found.denoiser)
+            smoothing = make_smoothing(found.smoothing.kind, found.smoothing.scale)
+            pair = cls(noisy, denoiser, smoothing, found.image_size)
+        except ValueError as error:
+            raise ValueError(f"{path} is not a pair's: {error}") from None
         load_weights(noisy, folder / NOISY_FILE)
         load_weights(denoiser, folder / DENOISER_FILE)
-        smoothing = make_smoothing(**description["smoothing"])
-        return cls(noisy, denoiser, smoothing, description["image_size"]).eval()
+        return pair.eval()
+
+
+@dataclass(frozen=True)
+class _SavedSmoothing:
+    kind: SmoothingKind
+    scale: float
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """What the config.json of a saved pair holds, beside the version of dsmooth."""
+
+    noisy: ModelConfig
+    denoiser: ModelConfig
+    smoothing: _SavedSmoothing
+    image_size: tuple[int, int]
 
 
 def is_saved_pair(folder: Path) -> bool:
@@ -241,13 +259,13 @@ class PairSampler:
         self._denoiser = NetworkSampler(pair.denoiser, pair.image_size)
 
     def draw(self, draw: Draw, progress: Progress | None = None) -> Tensor:
-        """What `SmoothedPair.sample` does. progress: called with the fraction done."""
+        """Draw as `SmoothedPair.sample` does. progress: called with the fraction done."""
         half = 0.5 if draw.method == "two-step" else 1.0
         x_tilde = self._noisy.draw(draw, share_of_progress(progress, 0.0, half))
         return self.denoise(x_tilde, draw, share_of_progress(progress, half, 1.0))
 
     def denoise(self, x_tilde: Tensor, draw: Draw, progress: Progress | None = None) -> Tensor:
-        """What `SmoothedPair.denoise` does. progress: called with the fraction done."""
+        """Denoise as `SmoothedPair.denoise` does. progress: called with the fraction done."""
         if draw.method == "noisy":
             return x_tilde
         if draw.method == "single-step":

@@ -33,9 +33,9 @@ def grid_png(x: Tensor, *, columns: int | None = None, zoom: int = 2) -> bytes:
     return buffer.getvalue()
 
 
-def save_grid(x: Tensor, path: Path, *, columns: int | None = None, zoom: int = 2) -> None:
+def save_grid(x: Tensor, path: Path) -> None:
     """Write `grid_png` to `path`."""
-    write_atomically(path, grid_png(x, columns=columns, zoom=zoom))
+    write_atomically(path, grid_png(x))
 
 
 def visible(x: Tensor) -> Tensor:

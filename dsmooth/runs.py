@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
-from .config import Role, TrainConfig
+from .config import Role, TrainConfig, structure
 from .files import load_weights, read_json, write_json
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class RunFolder:
 
     @property
     def log(self) -> Path:
-        """What happened, one JSON object a line."""
+        """The log: one JSON object a line."""
         return self.path / "log.jsonl"
 
     @property
@@ -70,7 +70,7 @@ class RunFolder:
 
     @property
     def output(self) -> Path:
-        """The words of a child process."""
+        """The output of a child process."""
         return self.path / "output.txt"
 
     def grid(self, images_seen: int) -> Path:
@@ -103,14 +103,9 @@ class RunFolder:
         return read_run_config(self.config)
 
     def read_log(self) -> list[dict[str, Any]]:
-        """The entries of the log, in order; a last line cut by a crash is left out."""
-        entries = []
-        for line in self.log.read_text().splitlines():
-            try:
-                entries.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-        return entries
+        """The entries of the log, in order, without lines that were cut by a crash or damaged."""
+        lines = self.log.read_bytes().splitlines()
+        return [entry for entry in map(read_entry, lines) if entry is not None]
 
     def log_ends_whole(self) -> bool:
         """Whether the log is empty or its last line is complete."""
@@ -141,7 +136,7 @@ class RunFolder:
         return model.eval(), config, image_size
 
     def prepare_for_child(self, config: TrainConfig, image_size: tuple[int, int]) -> None:
-        """Lay down what a child process begins with, unless it has a run to go on with."""
+        """Write the settings that a child begins with, unless it has a run to go on with."""
         self.path.mkdir(exist_ok=True)
         if self.can_resume():
             return
@@ -153,6 +148,28 @@ class RunFolder:
             os.replace(self.config, self.settings)
 
 
+# The numbers of an entry of the log, by its event; "loss" of "start" is text.
+_NUMBERS = {
+    "start": ("total",),
+    "step": ("bits_per_dim", "images_per_second"),
+    "evaluation": ("bits_per_dim",),
+}
+
+
+def read_entry(line: bytes) -> dict[str, Any] | None:
+    """An entry of a log; None for a line that is none."""
+    try:
+        entry = json.loads(line)
+    except ValueError:  # not JSON, or not UTF-8
+        return None
+    if not isinstance(entry, dict) or not isinstance(entry.get("event"), str):
+        return None
+    names = ("images", "seconds", *_NUMBERS.get(entry["event"], ()))
+    numbers = all(type(entry.get(name)) in (int, float) for name in names)
+    named = entry["event"] != "start" or isinstance(entry.get("loss"), str)
+    return entry if numbers and named else None
+
+
 def default_folder(role: Role) -> Path:
     """Where a run goes if no folder is named."""
     return Path("runs") / role
@@ -161,14 +178,22 @@ def default_folder(role: Role) -> Path:
 def read_run_config(path: Path) -> tuple[TrainConfig, tuple[int, int]]:
     """The settings and image size in a file that is the `config` of a run, wherever it lies.
 
-    Raises FileNotFoundError or ValueError, naming the file.
+    Raises FileNotFoundError or ValueError, naming the file and the field.
     """
     values: dict[str, Any] = read_json(path)
     values.pop("dsmooth", None)
     if not {"role", "model", "height_and_width"} <= values.keys():
         raise ValueError(f"{path} is not that of a training run")
-    height, width = values.pop("height_and_width")
-    return TrainConfig.from_dict(values), (height, width)
+    try:
+        size = structure({"height_and_width": values.pop("height_and_width")}, _ImageSize)
+        return structure(values, TrainConfig), size.height_and_width
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+@dataclass(frozen=True)
+class _ImageSize:
+    height_and_width: tuple[int, int]
 
 
 def first_config(folders: Iterable[Path]) -> TrainConfig | None:

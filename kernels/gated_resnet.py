@@ -1,4 +1,4 @@
-"""The gated residual block: two kernels forward, a few more backward.
+"""The gated resnet: two kernels forward, a few more backward.
 
     h = conv_in(E(x)) + nin(E(a)) + biases           hidden_kernel
     y = x + A sigmoid(G), (A, G) = conv_out(D E(h))  gate_kernel
@@ -6,8 +6,6 @@
 with E = concat_elu and dropout D. Between them only h and, with dropout, `kept` go through memory:
 one byte per element of h, whose bits 0 and 1 say whether elu(h) and elu(-h) stay. Backward, A and G
 are computed anew (gate_kernel with GRAD), and each data gradient ends with the slopes of elu.
-
-One file though long: the passes of one block, whose kernels and launchers share every convention.
 """
 
 from __future__ import annotations
@@ -17,17 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..philox import Stream
-from .launch import (
-    Taps,
-    arithmetic,
-    choose,
-    empty_channels_last,
-    launch,
-    n_pixels,
-    strides_of,
-    wide_dtype,
-)
+from .dropout import draw, draw_kept
+from .geometry import Taps, empty_channels_last, n_pixels, strides_of
+from .launch import arithmetic, choose, launch, wide_dtype
 from .shifted_conv import weight_gradient
 from .taps import (
     convolve,
@@ -43,82 +33,6 @@ from .taps import (
 from .weights import pack, unpack
 
 POINT = Taps(1, 1, 0, 0)
-DROPOUT = tl.constexpr(int(Stream.DROPOUT))
-
-
-@triton.jit
-def philox_words(group, seed, layer):
-    """The four words of counter (group low, group high, layer, Stream.DROPOUT)."""
-    low = group.to(tl.uint32)
-    zero = low * 0
-    high = (group >> 32).to(tl.uint32)
-    return tl.philox(seed, low, high, zero + layer.to(tl.uint32), zero + DROPOUT)
-
-
-@triton.jit
-def is_kept(word, keep_from):
-    return ((word >> 9).to(tl.int32) >= keep_from).to(tl.uint32)
-
-
-@triton.jit
-def draw_kept(
-    kept_ptr, seed_ptr, layer, keep_from, offs_p, mask_p, first_f,
-    F: tl.constexpr, BLOCK_F: tl.constexpr,
-):  # fmt: skip
-    """Draw `kept` of channels first_f .. first_f + BLOCK_F - 1 of h for a block of pixels.
-
-    Element i of dropout's input, counted in (B, H, W, 2F) order, has word i % 4 of Philox block
-    i // 4. Where 4 divides F a block of words serves four neighbouring channels.
-    """
-    seed = tl.load(seed_ptr)
-    layer = tl.full((1, 1), layer, dtype=tl.int32)
-    if F % 4 == 0:
-        offs_q = first_f // 4 + tl.arange(0, BLOCK_F // 4)
-        group = offs_p[:, None] * (F // 2) + offs_q[None, :]  # (P, BLOCK_F / 4)
-        p0, p1, p2, p3 = philox_words(group, seed, layer)
-        n0, n1, n2, n3 = philox_words(group + F // 4, seed, layer)
-        # Four bytes, the first channel lowest, as one little-endian word.
-        bits = is_kept(p0, keep_from) | is_kept(n0, keep_from) << 1
-        bits |= is_kept(p1, keep_from) << 8 | is_kept(n1, keep_from) << 9
-        bits |= is_kept(p2, keep_from) << 16 | is_kept(n2, keep_from) << 17
-        bits |= is_kept(p3, keep_from) << 24 | is_kept(n3, keep_from) << 25
-        tl.store(
-            kept_ptr.to(tl.pointer_type(tl.uint32)) + offs_p[:, None] * (F // 4) + offs_q[None, :],
-            bits,
-            mask=mask_p[:, None] & (offs_q < F // 4)[None, :],
-        )
-    else:
-        offs_f = first_f + tl.arange(0, BLOCK_F)
-        element = offs_p[:, None] * (2 * F) + offs_f[None, :]  # (P, BLOCK_F)
-        bits = is_kept(word_of(element, seed, layer), keep_from)
-        bits |= is_kept(word_of(element + F, seed, layer), keep_from) << 1
-        tl.store(
-            kept_ptr + offs_p[:, None] * F + offs_f[None, :],
-            bits.to(tl.uint8),
-            mask=mask_p[:, None] & (offs_f < F)[None, :],
-        )
-
-
-@triton.jit
-def word_of(element, seed, layer):
-    w0, w1, w2, w3 = philox_words(element // 4, seed, layer)
-    which = element % 4
-    return tl.where(which < 2, tl.where(which == 0, w0, w1), tl.where(which == 2, w2, w3))
-
-
-@triton.jit
-def kept_kernel(
-    kept_ptr, seed_ptr, layer, keep_from, n_pixels,
-    F: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_F: tl.constexpr,
-):  # fmt: skip
-    """kept (P, F) alone, for the backward."""
-    pid = tl.program_id(0).to(tl.int64)
-    blocks_f: tl.constexpr = (F + BLOCK_F - 1) // BLOCK_F
-    offs_p = pid // blocks_f * BLOCK_P + tl.arange(0, BLOCK_P)
-    draw_kept(
-        kept_ptr, seed_ptr, layer, keep_from, offs_p, offs_p < n_pixels,
-        pid % blocks_f * BLOCK_F, F, BLOCK_F,
-    )  # fmt: skip
 
 
 @triton.jit
@@ -145,22 +59,24 @@ def hidden_kernel(
     mask_n = offs_n < F
     acc = tl.zeros((BLOCK_P, BLOCK_N), dtype=ACC)
     acc = convolve(
-        acc, x_ptr, x_strides, x_ptr, image, row, col, mask_p, height, width,
-        w_ptr, offs_n, mask_n, steps, F, F, KH, KW, TOP, LEFT, 1,
-        True, False, 1.0, PRECISION, BLOCK_K,
+        acc, x_ptr, x_strides, w_ptr, image=image, row=row, col=col, mask_p=mask_p,
+        height=height, width=width, offs_n=offs_n, mask_n=mask_n, steps=steps,
+        CHANNELS=F, N=F, PRECISION=PRECISION, BLOCK_K=BLOCK_K,
+        KH=KH, KW=KW, TOP=TOP, LEFT=LEFT, ELU=True,
     )  # fmt: skip
     if S0 > 0:
         acc = convolve(
-            acc, a0_ptr, a0_strides, a0_ptr, image, row, col, mask_p, height, width,
-            nin_ptr, offs_n, mask_n, steps0, S0, F, 1, 1, 0, 0, 1,
-            True, False, 1.0, PRECISION, BLOCK_K,
+            acc, a0_ptr, a0_strides, nin_ptr, image=image, row=row, col=col, mask_p=mask_p,
+            height=height, width=width, offs_n=offs_n, mask_n=mask_n, steps=steps0,
+            CHANNELS=S0, N=F, PRECISION=PRECISION, BLOCK_K=BLOCK_K, ELU=True,
         )  # fmt: skip
         acc += widen(tl.load(nin_bias_ptr + offs_n, mask=mask_n, other=0.0))[None, :]
     if S1 > 0:
         acc = convolve(
-            acc, a1_ptr, a1_strides, a1_ptr, image, row, col, mask_p, height, width,
-            nin_ptr + 2 * S0 * F, offs_n, mask_n, steps1,
-            S1, F, 1, 1, 0, 0, 1, True, False, 1.0, PRECISION, BLOCK_K,
+            acc, a1_ptr, a1_strides, nin_ptr + 2 * S0 * F,
+            image=image, row=row, col=col, mask_p=mask_p,
+            height=height, width=width, offs_n=offs_n, mask_n=mask_n, steps=steps1,
+            CHANNELS=S1, N=F, PRECISION=PRECISION, BLOCK_K=BLOCK_K, ELU=True,
         )  # fmt: skip
     acc += widen(tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0))[None, :]
     tl.store(
@@ -169,7 +85,10 @@ def hidden_kernel(
         mask=mask_p[:, None] & mask_n[None, :],
     )
     if DROPOUT:
-        draw_kept(kept_ptr, seed_ptr, layer, keep_from, offs_p, mask_p, first_n, F, BLOCK_N)
+        draw_kept(
+            kept_ptr, seed_ptr, layer, keep_from,
+            offs_p=offs_p, mask_p=mask_p, first_f=first_n, F=F, BLOCK_F=BLOCK_N,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -199,9 +118,11 @@ def gate_kernel(
     mask_f = offs_f < F
     acc = tl.zeros((BLOCK_P, BLOCK_N), dtype=ACC)
     acc = convolve(
-        acc, h_ptr, h_strides, kept_ptr,
-        image, row, col, mask_p, height, width, w_ptr, offs_n, mask_n, steps,
-        F, 2 * F, KH, KW, TOP, LEFT, 1, True, DROPOUT, SCALE, PRECISION, BLOCK_K,
+        acc, h_ptr, h_strides, w_ptr, image=image, row=row, col=col, mask_p=mask_p,
+        height=height, width=width, offs_n=offs_n, mask_n=mask_n, steps=steps,
+        CHANNELS=F, N=2 * F, PRECISION=PRECISION, BLOCK_K=BLOCK_K,
+        KH=KH, KW=KW, TOP=TOP, LEFT=LEFT,
+        ELU=True, kept_ptr=kept_ptr if DROPOUT else None, SCALE=SCALE,
     )  # fmt: skip
     a, g = deinterleave(acc)  # (BLOCK_P, BLOCK_F)
     a += widen(tl.load(bias_ptr + offs_f, mask=mask_f, other=0.0))[None, :]
@@ -256,9 +177,10 @@ def data_gradient_kernel(
     mask_c = offs_c < C
     acc = tl.zeros((BLOCK_P, BLOCK_N), dtype=ACC)
     acc = convolve_transposed(
-        acc, g_ptr, g_strides, image, row, col, 0, 0, mask_p,
-        height, width, w_ptr, offs_n, offs_n < 2 * C, steps,
-        D, 2 * C, KH, KW, TOP, LEFT, 1, PRECISION, BLOCK_K,
+        acc, g_ptr, g_strides, w_ptr, image=image, row=row, col=col, mask_p=mask_p,
+        height=height, width=width, offs_n=offs_n, mask_n=offs_n < 2 * C, steps=steps,
+        CHANNELS=D, N=2 * C, PRECISION=PRECISION, BLOCK_K=BLOCK_K,
+        KH=KH, KW=KW, TOP=TOP, LEFT=LEFT,
     )  # fmt: skip
     positive, negative = deinterleave(acc)  # (BLOCK_P, BLOCK_C)
     mask = mask_p[:, None] & mask_c[None, :]
@@ -279,19 +201,6 @@ def data_gradient_kernel(
     if SUMS:
         sums = sums_ptr + pid // blocks_n * C + offs_c
         tl.store(sums, tl.sum(tl.where(mask, dx, 0.0), axis=0), mask=mask_c)
-
-
-def draw(like: Tensor, seed: Tensor, layer: int, keep_from: int) -> Tensor:
-    """`kept` of h, (B, H, W, F) uint8."""
-    batch, f, rows, cols = like.shape
-    kept = torch.empty((batch, rows, cols, f), dtype=torch.uint8, device=like.device)
-    block_p, block_f = 32, 32
-    launch(
-        kept_kernel, (triton.cdiv(n_pixels(like), block_p) * triton.cdiv(f, block_f),),
-        like.device, kept, seed, layer, keep_from, n_pixels(like),
-        F=f, BLOCK_P=block_p, BLOCK_F=block_f, num_warps=4,
-    )  # fmt: skip
-    return kept
 
 
 def _pack_all(weights: list[Tensor], gains: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
@@ -320,24 +229,26 @@ def forward(
     f, rows, cols = x.shape[1:]
     count = n_pixels(x)
     w_in, w_out, *nin = _pack_all(weights, gains, x.dtype)
-    h, y = (empty_channels_last(x, f, rows, cols) for _ in range(2))
+    h, y = (empty_channels_last(x, f) for _ in range(2))
     kept = None
     if seed is not None:
         kept = torch.empty((count, f), dtype=torch.uint8, device=x.device)
     first, second = (*skips, x, x)[:2]
     s0, s1 = (*(skip.shape[1] for skip in skips), 0, 0)[:2]
-    config = choose("single", f, x)
+    tiling = choose("single", f, x)
+    steps, steps0, steps1 = (triton.cdiv(2 * c, tiling.block_k) for c in (f, s0, s1))
     launch(
-        hidden_kernel, (triton.cdiv(count, config.block_p) * triton.cdiv(f, config.block_n),),
+        hidden_kernel, (triton.cdiv(count, tiling.block_p) * triton.cdiv(f, tiling.block_n),),
         x.device,
-        x, strides_of(x), first, strides_of(first), second, strides_of(second),
-        w_in, weights[1], nin[0] if nin else w_in, weights[5] if nin else weights[1],
-        x if seed is None else seed, h, x if kept is None else kept,
-        count, rows, cols, *(triton.cdiv(2 * c, config.block_k) for c in (f, s0, s1)),
-        layer, dropout[0],
-        F=f, S0=s0, S1=s1,
-        KH=taps.kh, KW=taps.kw, TOP=taps.top, LEFT=taps.left, DROPOUT=kept is not None,
-        **arithmetic(x.dtype), **config.kernel_options(),
+        x_ptr=x, x_strides=strides_of(x),
+        a0_ptr=first, a0_strides=strides_of(first), a1_ptr=second, a1_strides=strides_of(second),
+        w_ptr=w_in, bias_ptr=weights[1],
+        nin_ptr=nin[0] if nin else w_in, nin_bias_ptr=weights[5] if nin else weights[1],
+        seed_ptr=x if seed is None else seed, h_ptr=h, kept_ptr=x if kept is None else kept,
+        n_pixels=count, height=rows, width=cols,
+        steps=steps, steps0=steps0, steps1=steps1, layer=layer, keep_from=dropout[0],
+        F=f, S0=s0, S1=s1, DROPOUT=kept is not None,
+        **taps.constants(), **arithmetic(x.dtype), **tiling.kernel_options(),
     )  # fmt: skip
     _gate(h, kept, dropout[1], w_out, weights[3], x, y, None, taps)
     return y, h
@@ -356,24 +267,24 @@ def _gate(
 ) -> None:
     """gate_kernel, with GRAD if there are `sums`."""
     f, rows, cols = h.shape[1:]
-    config = choose("paired", f, h)
+    tiling = choose("paired", f, h)
     launch(
         gate_kernel,
-        (triton.cdiv(n_pixels(h), config.block_p) * triton.cdiv(2 * f, config.block_n),),
+        (triton.cdiv(n_pixels(h), tiling.block_p) * triton.cdiv(2 * f, tiling.block_n),),
         h.device,
-        h, strides_of(h), h if kept is None else kept, w_out, bias, x, strides_of(x),
-        out, out if sums is None else sums, n_pixels(h), rows, cols,
-        triton.cdiv(2 * f, config.block_k),
-        F=f, KH=taps.kh, KW=taps.kw, TOP=taps.top, LEFT=taps.left,
-        DROPOUT=kept is not None, SCALE=kept_scale, GRAD=sums is not None,
-        **arithmetic(h.dtype), **config.kernel_options(),
+        h_ptr=h, h_strides=strides_of(h), kept_ptr=h if kept is None else kept,
+        w_ptr=w_out, bias_ptr=bias, x_ptr=x, x_strides=strides_of(x),
+        out_ptr=out, sums_ptr=out if sums is None else sums,
+        n_pixels=n_pixels(h), height=rows, width=cols, steps=triton.cdiv(2 * f, tiling.block_k),
+        F=f, DROPOUT=kept is not None, SCALE=kept_scale, GRAD=sums is not None,
+        **taps.constants(), **arithmetic(h.dtype), **tiling.kernel_options(),
     )  # fmt: skip
 
 
 def _block_sums(like: Tensor, channels: int) -> Tensor:
     """Room for sums over each block of pixels, (blocks, channels)."""
-    config = choose("paired", like.shape[1], like)
-    blocks = triton.cdiv(n_pixels(like), config.block_p)
+    tiling = choose("paired", like.shape[1], like)
+    blocks = triton.cdiv(n_pixels(like), tiling.block_p)
     return torch.empty((blocks, channels), dtype=wide_dtype(like.dtype), device=like.device)
 
 
@@ -390,19 +301,20 @@ def _data_gradient(
 ) -> Tensor:
     """Gradient of x from that of conv(D E(x)), g (B, D, H, W) channels_last; w (T, 2C, D)."""
     channels, rows, cols = x.shape[1:]
-    dx = empty_channels_last(x, channels, rows, cols)
-    config = choose("paired", channels, x)
+    dx = empty_channels_last(x, channels)
+    tiling = choose("paired", channels, x)
     launch(
         data_gradient_kernel,
-        (triton.cdiv(n_pixels(x), config.block_p) * triton.cdiv(2 * channels, config.block_n),),
+        (triton.cdiv(n_pixels(x), tiling.block_p) * triton.cdiv(2 * channels, tiling.block_n),),
         x.device,
-        g, strides_of(g), w, x, strides_of(x), x if kept is None else kept,
-        x if add is None else add, strides_of(x if add is None else add),
-        dx, dx if sums is None else sums, n_pixels(x), rows, cols,
-        triton.cdiv(g.shape[1], config.block_k),
-        C=channels, D=g.shape[1], KH=taps.kh, KW=taps.kw, TOP=taps.top, LEFT=taps.left,
+        g_ptr=g, g_strides=strides_of(g), w_ptr=w, x_ptr=x, x_strides=strides_of(x),
+        kept_ptr=x if kept is None else kept,
+        add_ptr=x if add is None else add, add_strides=strides_of(x if add is None else add),
+        dx_ptr=dx, sums_ptr=dx if sums is None else sums,
+        n_pixels=n_pixels(x), height=rows, width=cols,
+        steps=triton.cdiv(g.shape[1], tiling.block_k), C=channels, D=g.shape[1],
         DROPOUT=kept is not None, SCALE=kept_scale, ADD=add is not None, SUMS=sums is not None,
-        **arithmetic(x.dtype), **config.kernel_options(),
+        **taps.constants(), **arithmetic(x.dtype), **tiling.kernel_options(),
     )  # fmt: skip
     return dx
 
@@ -420,10 +332,10 @@ def backward(
     layer: int,
 ) -> list[Tensor]:
     """Gradients of x, the first five weights (nin_skip's bias has conv_in's), gains and skips."""
-    f, rows, cols = x.shape[1:]
+    f = x.shape[1]
     w_in, w_out, *nin = _pack_all(weights, gains, x.dtype)
     kept = None if seed is None else draw(h, seed, layer, dropout[0])
-    d_gates = empty_channels_last(x, 2 * f, rows, cols)  # A_0, G_0, A_1, ...
+    d_gates = empty_channels_last(x, 2 * f)  # A_0, G_0, A_1, ...
     out_sums, in_sums = _block_sums(x, 2 * f), _block_sums(x, f)
     _gate(h, kept, dropout[1], w_out, weights[3], grad_y, d_gates, out_sums, taps)
     dh = _data_gradient(d_gates, w_out, h, taps, kept=kept, kept_scale=dropout[1], sums=in_sums)

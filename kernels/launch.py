@@ -1,50 +1,20 @@
-"""What every launcher needs: geometry, strides, the arithmetic of float32, and the config."""
+"""Launching: the arithmetic of float32, the choice of a tiling, and the launch itself."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
 
-from .configs import Config, Work, config_for
+from .tilings import MatmulTiling, Work, tiling_for
 
-MAX_PIXELS = 2**31 - 2**10  # positions are 32-bit; the last block may be partly beyond the end
-
-
-class Taps(NamedTuple):
-    """Where tap (i, j) of a (kh, kw) kernel reads: stride * (row, col) + (i - top, j - left)."""
-
-    kh: int
-    kw: int
-    top: int
-    left: int
-    stride: int = 1
-
-
-def strides_of(image: Tensor) -> tuple[int, int, int, int]:
-    """Strides (image, row, column, channel) of a (B, C, H, W) tensor in any memory order."""
-    batch, channel, row, col = image.stride()
-    return batch, row, col, channel
-
-
-def n_pixels(image: Tensor) -> int:
-    """B H W. Raises ValueError where 32 bits cannot number the pixels."""
-    count = image.shape[0] * image.shape[2] * image.shape[3]
-    if count > MAX_PIXELS:
-        raise ValueError(f"an image tensor must have at most {MAX_PIXELS} pixels, got {count}")
-    return count
-
-
-def empty_channels_last(like: Tensor, channels: int, rows: int, cols: int) -> Tensor:
-    return torch.empty(
-        (like.shape[0], channels, rows, cols),
-        dtype=like.dtype,
-        device=like.device,
-        memory_format=torch.channels_last,
-    )
+# Whether the kernels run in Triton's interpreter. It reads TRITON_INTERPRET as it decorates a
+# function; every file of kernels imports this one first.
+INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 
 def allows_tf32() -> bool:
@@ -62,7 +32,7 @@ def arithmetic(dtype: torch.dtype) -> dict[str, Any]:
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What sums are kept in: float64 for float64, else float32."""
+    """The dtype of sums: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -74,8 +44,9 @@ def capability_of(device: torch.device) -> int:
     return 10 * major + minor
 
 
-def choose(work: Work, channels: int, image: Tensor) -> Config:
-    return config_for(work, channels, image.dtype, allows_tf32(), capability_of(image.device))
+def choose(work: Work, channels: int, image: Tensor) -> MatmulTiling:
+    """The tiling of a convolution of `channels` on its narrower side, for the device of `image`."""
+    return tiling_for(work, channels, image.dtype, allows_tf32(), capability_of(image.device))
 
 
 def launch(kernel: Any, grid: tuple[int, ...], device: torch.device, *args: Any, **kw: Any) -> None:

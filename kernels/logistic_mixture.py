@@ -1,12 +1,11 @@
 """The logistic mixture's log-likelihood and its gradient in one pass over the parameters.
 
-A program owns BLOCK_P neighbouring pixels of an image and all K components of each, in tiles of
-(BLOCK_P, BLOCK_K), BLOCK_K the power of two that holds K. Every parameter of a component is read
-once and every derivative written once; between lie registers only. The logits of atoms come in
-tiles of the same shape, which join those of the components before each sum over a pixel; they are
-read again for each use, so that registers suffice for any number of atoms. The equations are
-those of csrc/logistic_mixture/logistic_mixture.h and docs, math.md section 2; arithmetic is float32
-for every dtype.
+A program owns BLOCK_P neighbouring pixels of an image and all K components of each. Its tiles are
+(BLOCK_P, BLOCK_K), where BLOCK_K is the power of two that holds K. Every parameter of a component
+is read once and every derivative written once, with only registers between. The logits of atoms
+come in tiles of the same shape. These join the tiles of the components before each sum over a
+pixel. They are read again for each use, so registers suffice for any number of atoms. Equations:
+docs/math.md, section 2. Arithmetic is float32 for every dtype.
 """
 
 from __future__ import annotations
@@ -15,16 +14,12 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from .launch import launch
 from .mixture_terms import byte_level, colour_terms, place_among, tanh_pair
-
-# Whether the kernels below are run by Triton's interpreter: it reads TRITON_INTERPRET as it
-# decorates them, that is now.
-INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 
 @triton.jit
@@ -38,6 +33,7 @@ def load_group(ptrs, mask, stride_k, group: tl.constexpr, N_MIX: tl.constexpr):
 
 @triton.jit
 def store_group(ptrs, value, mask, stride_k, group: tl.constexpr, N_MIX: tl.constexpr):
+    """Write what `load_group` reads."""
     tl.store(ptrs + group * N_MIX * stride_k, value.to(ptrs.dtype.element_ty), mask=mask)
 
 
@@ -65,17 +61,9 @@ def log_prob_kernel(
     pixels,  # H W
     width,
     blocks,  # programs per image
-    x_stride_b,
-    x_stride_c,
-    x_stride_row,
-    x_stride_col,
-    params_stride_b,
-    params_stride_c,
-    params_stride_row,
-    params_stride_col,
-    grad_stride_b,  # of grad_params, whose rows follow each other
-    grad_stride_c,
-    grad_stride_col,
+    x_strides,  # image, channel, row, column
+    params_strides,
+    grad_strides,  # image, channel, column of grad_params, whose rows follow each other
     noise,  # standard deviation and its logarithm; read by "gaussian" alone
     log_noise,
     N_MIX: tl.constexpr,
@@ -94,36 +82,36 @@ def log_prob_kernel(
     mask_k = offs_k < N_MIX
     mask = mask_p[:, None] & mask_k[None, :]  # (BLOCK_P, BLOCK_K), as all tiles
     if ROWS_FOLLOW:
-        x_offs = offs_p * x_stride_col
-        params_offs = offs_p * params_stride_col
+        x_offs = offs_p * x_strides[3]
+        params_offs = offs_p * params_strides[3]
     else:
         row, col = offs_p // width, offs_p % width
-        x_offs = row * x_stride_row + col * x_stride_col
-        params_offs = row * params_stride_row + col * params_stride_col
-    x_ptrs = x_ptr + image * x_stride_b + x_offs[:, None]
-    ptrs = params_ptr + image * params_stride_b
-    ptrs = ptrs + params_offs[:, None] + offs_k[None, :] * params_stride_c
+        x_offs = row * x_strides[2] + col * x_strides[3]
+        params_offs = row * params_strides[2] + col * params_strides[3]
+    x_ptrs = x_ptr + image * x_strides[0] + x_offs[:, None]
+    ptrs = params_ptr + image * params_strides[0]
+    ptrs = ptrs + params_offs[:, None] + offs_k[None, :] * params_strides[1]
 
     # The channels of a pixel are groups of K: logits; per colour means, log-scales and, for RGB,
     # coefficients. The logits of atoms lie between the first group and the others.
     N_ATOMS: tl.constexpr = len(ATOMS)
-    logit = load_group(ptrs, mask, params_stride_c, 0, N_MIX)
-    atom_ptrs = ptrs + N_MIX * params_stride_c
-    ptrs = ptrs + N_ATOMS * params_stride_c
+    logit = load_group(ptrs, mask, params_strides[1], 0, N_MIX)
+    atom_ptrs = ptrs + N_MIX * params_strides[1]
+    ptrs = ptrs + N_ATOMS * params_strides[1]
     x0 = tl.load(x_ptrs, mask=mask_p[:, None], other=0.0).to(tl.float32)
-    mean0 = load_group(ptrs, mask, params_stride_c, 1, N_MIX)
-    scale0 = load_group(ptrs, mask, params_stride_c, 2, N_MIX)
+    mean0 = load_group(ptrs, mask, params_strides[1], 1, N_MIX)
+    scale0 = load_group(ptrs, mask, params_strides[1], 2, N_MIX)
     exponent, factor, d_x0, d_scale0 = colour_terms(x0, mean0, scale0, noise, log_noise, LIKELIHOOD)
     if CHANNELS == 3:
-        x1 = tl.load(x_ptrs + x_stride_c, mask=mask_p[:, None], other=0.0).to(tl.float32)
-        x2 = tl.load(x_ptrs + 2 * x_stride_c, mask=mask_p[:, None], other=0.0).to(tl.float32)
-        green_red, d_green_red = tanh_pair(load_group(ptrs, mask, params_stride_c, 3, N_MIX))
-        mean1 = load_group(ptrs, mask, params_stride_c, 4, N_MIX) + green_red * x0
-        scale1 = load_group(ptrs, mask, params_stride_c, 5, N_MIX)
-        blue_red, d_blue_red = tanh_pair(load_group(ptrs, mask, params_stride_c, 6, N_MIX))
-        mean2 = load_group(ptrs, mask, params_stride_c, 7, N_MIX)
-        scale2 = load_group(ptrs, mask, params_stride_c, 8, N_MIX)
-        blue_green, d_blue_green = tanh_pair(load_group(ptrs, mask, params_stride_c, 9, N_MIX))
+        x1 = tl.load(x_ptrs + x_strides[1], mask=mask_p[:, None], other=0.0).to(tl.float32)
+        x2 = tl.load(x_ptrs + 2 * x_strides[1], mask=mask_p[:, None], other=0.0).to(tl.float32)
+        green_red, d_green_red = tanh_pair(load_group(ptrs, mask, params_strides[1], 3, N_MIX))
+        mean1 = load_group(ptrs, mask, params_strides[1], 4, N_MIX) + green_red * x0
+        scale1 = load_group(ptrs, mask, params_strides[1], 5, N_MIX)
+        blue_red, d_blue_red = tanh_pair(load_group(ptrs, mask, params_strides[1], 6, N_MIX))
+        mean2 = load_group(ptrs, mask, params_strides[1], 7, N_MIX)
+        scale2 = load_group(ptrs, mask, params_strides[1], 8, N_MIX)
+        blue_green, d_blue_green = tanh_pair(load_group(ptrs, mask, params_strides[1], 9, N_MIX))
         mean2 = mean2 + blue_red * x0 + blue_green * x1
         exponent1, factor1, d_x1, d_scale1 = colour_terms(
             x1, mean1, scale1, noise, log_noise, LIKELIHOOD
@@ -147,7 +135,7 @@ def log_prob_kernel(
         place = place_among(level, ATOMS)
         for first in range(0, N_ATOMS, BLOCK_K):
             atom_logit, atom_joint = load_atoms(
-                atom_ptrs, mask_p, params_stride_c, first, place, N_ATOMS, BLOCK_K
+                atom_ptrs, mask_p, params_strides[1], first, place, N_ATOMS=N_ATOMS, BLOCK_K=BLOCK_K
             )
             top_logit = tl.maximum(top_logit, atom_logit)
             top_joint = tl.maximum(top_joint, atom_joint)
@@ -159,7 +147,7 @@ def log_prob_kernel(
     if N_ATOMS > 0:
         for first in range(0, N_ATOMS, BLOCK_K):
             atom_logit, atom_joint = load_atoms(
-                atom_ptrs, mask_p, params_stride_c, first, place, N_ATOMS, BLOCK_K
+                atom_ptrs, mask_p, params_strides[1], first, place, N_ATOMS=N_ATOMS, BLOCK_K=BLOCK_K
             )
             all_weight += tl.exp(atom_logit - max_logit)
             all_joint += tl.exp(atom_joint - max_joint)
@@ -171,35 +159,41 @@ def log_prob_kernel(
     responsibility = responsibility / sum_joint
 
     if grad_params_ptr is not None:
-        grads = grad_params_ptr + image * grad_stride_b
-        grads = grads + offs_p[:, None] * grad_stride_col + offs_k[None, :] * grad_stride_c
+        grads = grad_params_ptr + image * grad_strides[0]
+        grads = grads + offs_p[:, None] * grad_strides[2] + offs_k[None, :] * grad_strides[1]
         d_logit = responsibility - weight / sum_weight
-        store_group(grads, d_logit, mask, grad_stride_c, 0, N_MIX)
+        store_group(grads, d_logit, mask, grad_strides[1], 0, N_MIX)
         if N_ATOMS > 0:
             for first in range(0, N_ATOMS, BLOCK_K):
                 atom_logit, atom_joint = load_atoms(
-                    atom_ptrs, mask_p, params_stride_c, first, place, N_ATOMS, BLOCK_K
+                    atom_ptrs,
+                    mask_p,
+                    params_strides[1],
+                    first,
+                    place,
+                    N_ATOMS=N_ATOMS,
+                    BLOCK_K=BLOCK_K,
                 )
                 d_atom = tl.exp(atom_joint - max_joint) / sum_joint
                 d_atom -= tl.exp(atom_logit - max_logit) / sum_weight
                 tl.store(
-                    grads + (N_MIX + first) * grad_stride_c,
+                    grads + (N_MIX + first) * grad_strides[1],
                     d_atom.to(grads.dtype.element_ty),
                     mask=mask_p[:, None] & (first + offs_k < N_ATOMS)[None, :],
                 )
-        grads = grads + N_ATOMS * grad_stride_c
-        store_group(grads, -responsibility * d_x0, mask, grad_stride_c, 1, N_MIX)
-        store_group(grads, responsibility * d_scale0, mask, grad_stride_c, 2, N_MIX)
+        grads = grads + N_ATOMS * grad_strides[1]
+        store_group(grads, -responsibility * d_x0, mask, grad_strides[1], 1, N_MIX)
+        store_group(grads, responsibility * d_scale0, mask, grad_strides[1], 2, N_MIX)
         if CHANNELS == 3:
             d_mean1 = -responsibility * d_x1
             d_mean2 = -responsibility * d_x2
-            store_group(grads, d_mean1 * x0 * d_green_red, mask, grad_stride_c, 3, N_MIX)
-            store_group(grads, d_mean1, mask, grad_stride_c, 4, N_MIX)
-            store_group(grads, responsibility * d_scale1, mask, grad_stride_c, 5, N_MIX)
-            store_group(grads, d_mean2 * x0 * d_blue_red, mask, grad_stride_c, 6, N_MIX)
-            store_group(grads, d_mean2, mask, grad_stride_c, 7, N_MIX)
-            store_group(grads, responsibility * d_scale2, mask, grad_stride_c, 8, N_MIX)
-            store_group(grads, d_mean2 * x1 * d_blue_green, mask, grad_stride_c, 9, N_MIX)
+            store_group(grads, d_mean1 * x0 * d_green_red, mask, grad_strides[1], 3, N_MIX)
+            store_group(grads, d_mean1, mask, grad_strides[1], 4, N_MIX)
+            store_group(grads, responsibility * d_scale1, mask, grad_strides[1], 5, N_MIX)
+            store_group(grads, d_mean2 * x0 * d_blue_red, mask, grad_strides[1], 6, N_MIX)
+            store_group(grads, d_mean2, mask, grad_strides[1], 7, N_MIX)
+            store_group(grads, responsibility * d_scale2, mask, grad_strides[1], 8, N_MIX)
+            store_group(grads, d_mean2 * x1 * d_blue_green, mask, grad_strides[1], 9, N_MIX)
 
     if grad_x_ptr is not None:
         grad_x_ptrs = grad_x_ptr + image * CHANNELS * pixels + offs_p
@@ -225,12 +219,8 @@ def scale_kernel(
     pixels,
     width,
     blocks,
-    stride_b,
-    stride_c,
-    stride_col,
-    grad_stride_b,
-    grad_stride_row,
-    grad_stride_col,
+    unit_strides,  # image, channel, column
+    grad_strides,  # image, row, column
     ROWS_FOLLOW: tl.constexpr,  # in grad too
     BLOCK_P: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -242,17 +232,18 @@ def scale_kernel(
     mask_p = offs_p < pixels
     mask = mask_p[:, None] & (offs_n < channels)[None, :]  # (BLOCK_P, BLOCK_N)
     if ROWS_FOLLOW:
-        grad_offs = offs_p * grad_stride_col
+        grad_offs = offs_p * grad_strides[2]
     else:
-        grad_offs = offs_p // width * grad_stride_row + offs_p % width * grad_stride_col
-    grad_ptrs = grad_ptr + image * grad_stride_b + grad_offs[:, None]
+        grad_offs = offs_p // width * grad_strides[1] + offs_p % width * grad_strides[2]
+    grad_ptrs = grad_ptr + image * grad_strides[0] + grad_offs[:, None]
     grad = tl.load(grad_ptrs, mask=mask_p[:, None], other=0.0)
-    offs = image * stride_b + offs_p[:, None] * stride_col + offs_n[None, :] * stride_c
+    offs = image * unit_strides[0] + offs_p[:, None] * unit_strides[2]
+    offs = offs + offs_n[None, :] * unit_strides[1]
     unit = tl.load(unit_ptr + offs, mask=mask, other=0.0).to(tl.float32)
     tl.store(out_ptr + offs, (unit * grad).to(out_ptr.dtype.element_ty), mask=mask)
 
 
-class Config(NamedTuple):
+class Tiling(NamedTuple):
     """How a launch is cut: tiles of (block_p, block_k), shared by 32 num_warps threads."""
 
     block_p: int
@@ -260,7 +251,7 @@ class Config(NamedTuple):
     num_warps: int
 
 
-def log_prob_config(n_mix: int, channels: int, likelihood: str) -> Config:
+def log_prob_tiling(n_mix: int, channels: int, likelihood: str) -> Tiling:
     """The frozen choice; no dtype or capability asks for another yet.
 
     How many numbers of a tile a thread holds is a matter of registers: of RGB some 20 tiles are
@@ -269,14 +260,14 @@ def log_prob_config(n_mix: int, channels: int, likelihood: str) -> Config:
     numbers, num_warps = (2, 8) if channels == 3 and likelihood == "discretized" else (4, 4)
     block_k = triton.next_power_of_2(n_mix)
     num_warps = min(32, max(num_warps, block_k // (32 * numbers)))
-    return Config(max(1, 32 * numbers * num_warps // block_k), block_k, num_warps)
+    return Tiling(max(1, 32 * numbers * num_warps // block_k), block_k, num_warps)
 
 
-def scale_config(channels: int, adjacent_channels: bool) -> Config:
+def scale_tiling(channels: int, adjacent_channels: bool) -> Tiling:
     """8 numbers a thread; the longer side of the tile lies along adjacent memory."""
     along = 128 if adjacent_channels else 8
     block_n = min(along, triton.next_power_of_2(channels))
-    return Config(1024 // block_n, block_n, 4)
+    return Tiling(1024 // block_n, block_n, 4)
 
 
 def log_prob(
@@ -288,7 +279,7 @@ def log_prob(
     likelihood: str,
     atoms: Sequence[int] = (),
     smoothing_scale: float = 0.0,
-    config: Config | None = None,
+    tiling: Tiling | None = None,
 ) -> None:
     """Write log_prob, and the gradients of its sum where there is a tensor for them.
 
@@ -299,38 +290,35 @@ def log_prob(
     """
     batch, channels, height, width = x.shape
     n_mix = (params.shape[1] - len(atoms)) // (3 if channels == 1 else 10)
-    config = config or log_prob_config(n_mix, channels, likelihood)
-    blocks = triton.cdiv(height * width, config.block_p)
-    if batch * blocks == 0:
-        return
+    tiling = tiling or log_prob_tiling(n_mix, channels, likelihood)
+    blocks = triton.cdiv(height * width, tiling.block_p)
     grad_strides = (0, 0, 0, 0) if grad_params is None else grad_params.stride()
-    with torch.cuda.device_of(x):
-        log_prob_kernel[(batch * blocks,)](
-            x,
-            params,
-            log_prob,
-            grad_x,
-            grad_params,
-            height * width,
-            width,
-            blocks,
-            *x.stride(),
-            *params.stride(),
-            grad_strides[0],
-            grad_strides[1],
-            grad_strides[3],
-            smoothing_scale,
-            math.log(smoothing_scale) if likelihood == "gaussian" else 0.0,
-            N_MIX=n_mix,
-            CHANNELS=channels,
-            LIKELIHOOD=likelihood,
-            ATOMS=tuple(atoms),
-            ROWS_FOLLOW=_rows_follow(x) and _rows_follow(params),
-            BLOCK_P=config.block_p,
-            BLOCK_K=config.block_k,
-            num_warps=config.num_warps,
-            enable_fp_fusion=True,
-        )
+    launch(
+        log_prob_kernel,
+        (batch * blocks,),
+        x.device,
+        x_ptr=x,
+        params_ptr=params,
+        log_prob_ptr=log_prob,
+        grad_x_ptr=grad_x,
+        grad_params_ptr=grad_params,
+        pixels=height * width,
+        width=width,
+        blocks=blocks,
+        x_strides=x.stride(),
+        params_strides=params.stride(),
+        grad_strides=(grad_strides[0], grad_strides[1], grad_strides[3]),
+        noise=smoothing_scale,
+        log_noise=math.log(smoothing_scale) if likelihood == "gaussian" else 0.0,
+        N_MIX=n_mix,
+        CHANNELS=channels,
+        LIKELIHOOD=likelihood,
+        ATOMS=tuple(atoms),
+        ROWS_FOLLOW=_rows_follow(x) and _rows_follow(params),
+        BLOCK_P=tiling.block_p,
+        BLOCK_K=tiling.block_k,
+        num_warps=tiling.num_warps,
+    )
 
 
 def scale(unit: Tensor, grad: Tensor, out: Tensor) -> None:
@@ -339,29 +327,26 @@ def scale(unit: Tensor, grad: Tensor, out: Tensor) -> None:
     unit and out: of one layout, contiguous or channels_last. grad: float32, with any strides.
     """
     batch, channels, height, width = unit.shape
-    config = scale_config(channels, unit.stride(1) == 1)
-    blocks = triton.cdiv(height * width, config.block_p)
-    if batch * blocks == 0:
-        return
-    with torch.cuda.device_of(unit):
-        scale_kernel[(batch * blocks, triton.cdiv(channels, config.block_k))](
-            unit,
-            grad,
-            out,
-            channels,
-            height * width,
-            width,
-            blocks,
-            unit.stride(0),
-            unit.stride(1),
-            unit.stride(3),
-            *grad.stride(),
-            ROWS_FOLLOW=_rows_follow(grad),
-            BLOCK_P=config.block_p,
-            BLOCK_N=config.block_k,
-            num_warps=config.num_warps,
-            enable_fp_fusion=True,
-        )
+    tiling = scale_tiling(channels, unit.stride(1) == 1)
+    blocks = triton.cdiv(height * width, tiling.block_p)
+    launch(
+        scale_kernel,
+        (batch * blocks, triton.cdiv(channels, tiling.block_k)),
+        unit.device,
+        unit_ptr=unit,
+        grad_ptr=grad,
+        out_ptr=out,
+        channels=channels,
+        pixels=height * width,
+        width=width,
+        blocks=blocks,
+        unit_strides=(unit.stride(0), unit.stride(1), unit.stride(3)),
+        grad_strides=grad.stride(),
+        ROWS_FOLLOW=_rows_follow(grad),
+        BLOCK_P=tiling.block_p,
+        BLOCK_N=tiling.block_k,
+        num_warps=tiling.num_warps,
+    )
 
 
 def _rows_follow(tensor: Tensor) -> bool:

@@ -1,7 +1,7 @@
-"""What one colour of a pixel contributes to the logistic mixture's likelihood, as device functions.
+"""Device functions: the contribution of one colour of a pixel to the mixture's likelihood.
 
-All tiles are (BLOCK_P, BLOCK_K): BLOCK_P pixels and their components, in float32. Equations: docs,
-math.md section 2.
+All tiles are (BLOCK_P, BLOCK_K): BLOCK_P pixels and their components, in float32. Equations:
+docs/math.md, section 2.
 """
 
 from __future__ import annotations

@@ -12,16 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import (
-    Taps,
-    arithmetic,
-    choose,
-    empty_channels_last,
-    launch,
-    n_pixels,
-    strides_of,
-    wide_dtype,
-)
+from .geometry import Taps, empty_channels_last, n_pixels, strides_of
+from .launch import arithmetic, choose, launch, wide_dtype
 from .taps import (
     convolve,
     convolve_transposed,
@@ -57,9 +49,10 @@ def conv_kernel(
     mask_n = offs_n < D
     acc = tl.zeros((BLOCK_P, BLOCK_N), dtype=ACC)
     acc = convolve(
-        acc, x_ptr, x_strides, x_ptr, image, row, col, mask_p, height, width,
-        w_ptr, offs_n, mask_n, steps, C, D, KH, KW, TOP, LEFT, STRIDE, False, False, 1.0,
-        PRECISION, BLOCK_K,
+        acc, x_ptr, x_strides, w_ptr, image=image, row=row, col=col, mask_p=mask_p,
+        height=height, width=width, offs_n=offs_n, mask_n=mask_n, steps=steps,
+        CHANNELS=C, N=D, PRECISION=PRECISION, BLOCK_K=BLOCK_K,
+        KH=KH, KW=KW, TOP=TOP, LEFT=LEFT, STRIDE=STRIDE,
     )  # fmt: skip
     if BIAS:
         acc += widen(tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0))[None, :]
@@ -95,8 +88,11 @@ def conv_transposed_kernel(
     mask_n = offs_n < C
     acc = tl.zeros((BLOCK_P, BLOCK_N), dtype=ACC)
     acc = convolve_transposed(
-        acc, g_ptr, g_strides, image, row, col, row_phase, col_phase, mask_p, height, width,
-        w_ptr, offs_n, mask_n, steps, D, C, KH, KW, TOP, LEFT, STRIDE, PRECISION, BLOCK_K,
+        acc, g_ptr, g_strides, w_ptr, image=image, row=row, col=col, mask_p=mask_p,
+        height=height, width=width, offs_n=offs_n, mask_n=mask_n, steps=steps,
+        CHANNELS=D, N=C, PRECISION=PRECISION, BLOCK_K=BLOCK_K,
+        KH=KH, KW=KW, TOP=TOP, LEFT=LEFT,
+        STRIDE=STRIDE, row_phase=row_phase, col_phase=col_phase,
     )  # fmt: skip
     if BIAS:
         acc += widen(tl.load(bias_ptr + offs_n, mask=mask_n, other=0.0))[None, :]
@@ -144,10 +140,16 @@ def weight_gradient_kernel(
         c = col * STRIDE + (tap % KW - LEFT)
         pixel = (image.to(tl.int64) * height + r) * width + c
         operand = load_operand(
-            pixel_pointers(x_ptr, x_strides, image, r, c), x_strides[3],
-            kept_ptr + pixel * C, mask_p & in_image(r, c, height, width),
-            first_k, C, ELU, DROPOUT, SCALE, BLOCK_K,
-        )  # fmt: skip
+            pixel_ptrs=pixel_pointers(x_ptr, x_strides, image, r, c),
+            stride_f=x_strides[3],
+            kept_ptrs=kept_ptr + pixel * C if DROPOUT else None,
+            inside=mask_p & in_image(r, c, height, width),
+            first=first_k,
+            CHANNELS=C,
+            BLOCK_K=BLOCK_K,
+            ELU=ELU,
+            SCALE=SCALE,
+        )
         g = tl.load(
             pixel_pointers(g_ptr, g_strides, image, row, col)[:, None]
             + offs_n[None, :] * g_strides[3],
@@ -169,18 +171,18 @@ def convolution(
 ) -> Tensor:
     """conv(x) + bias at rows x cols output pixels; packed: (kh kw, C, D)."""
     _, channels, filters = packed.shape
-    y = empty_channels_last(x, filters, rows, cols)
-    config = choose("single", min(channels, filters), x)
+    y = empty_channels_last(x, filters, (rows, cols))
+    tiling = choose("single", min(channels, filters), x)
     count = n_pixels(y)
     launch(
         conv_kernel,
-        (triton.cdiv(count, config.block_p) * triton.cdiv(filters, config.block_n),),
+        (triton.cdiv(count, tiling.block_p) * triton.cdiv(filters, tiling.block_n),),
         x.device,
-        x, strides_of(x), packed, x if bias is None else bias, y,
-        count, rows, cols, x.shape[2], x.shape[3],
-        triton.cdiv(channels, config.block_k),
-        C=channels, D=filters, KH=taps.kh, KW=taps.kw, TOP=taps.top, LEFT=taps.left,
-        STRIDE=taps.stride, BIAS=bias is not None, **arithmetic(x.dtype), **config.kernel_options(),
+        x_ptr=x, x_strides=strides_of(x), w_ptr=packed, bias_ptr=x if bias is None else bias,
+        y_ptr=y, n_pixels=count, height_out=rows, width_out=cols,
+        height=x.shape[2], width=x.shape[3], steps=triton.cdiv(channels, tiling.block_k),
+        C=channels, D=filters, STRIDE=taps.stride, BIAS=bias is not None,
+        **taps.constants(), **arithmetic(x.dtype), **tiling.kernel_options(),
     )  # fmt: skip
     return y
 
@@ -190,19 +192,20 @@ def convolution_adjoint(
 ) -> Tensor:
     """The adjoint of `convolution` from rows x cols pixels, at g (B, D, ...), plus bias (C,)."""
     _, channels, filters = packed.shape
-    y = empty_channels_last(g, channels, rows, cols)
-    config = choose("single", min(channels, filters), g)
+    y = empty_channels_last(g, channels, (rows, cols))
+    tiling = choose("single", min(channels, filters), g)
     n_pixels(y)
     cell_rows, cell_cols = triton.cdiv(rows, taps.stride), triton.cdiv(cols, taps.stride)
     cells = g.shape[0] * cell_rows * cell_cols
-    blocks = triton.cdiv(cells, config.block_p) * triton.cdiv(channels, config.block_n)
+    blocks = triton.cdiv(cells, tiling.block_p) * triton.cdiv(channels, tiling.block_n)
     launch(
         conv_transposed_kernel, (blocks, taps.stride**2), g.device,
-        g, strides_of(g), packed, g if bias is None else bias, y,
-        cells, cell_rows, cell_cols, rows, cols, g.shape[2], g.shape[3],
-        triton.cdiv(filters, config.block_k),
-        C=channels, D=filters, KH=taps.kh, KW=taps.kw, TOP=taps.top, LEFT=taps.left,
-        STRIDE=taps.stride, BIAS=bias is not None, **arithmetic(g.dtype), **config.kernel_options(),
+        g_ptr=g, g_strides=strides_of(g), w_ptr=packed, bias_ptr=g if bias is None else bias,
+        y_ptr=y, n_cells=cells, cell_rows=cell_rows, cell_cols=cell_cols,
+        height_out=rows, width_out=cols, height=g.shape[2], width=g.shape[3],
+        steps=triton.cdiv(filters, tiling.block_k),
+        C=channels, D=filters, STRIDE=taps.stride, BIAS=bias is not None,
+        **taps.constants(), **arithmetic(g.dtype), **tiling.kernel_options(),
     )  # fmt: skip
     return y
 
@@ -223,19 +226,21 @@ def weight_gradient(
     """
     channels, filters = x.shape[1], g.shape[1]
     k, n_taps = (2 * channels if elu else channels), taps.kh * taps.kw
-    config = choose("weights", min(channels, filters), x)
-    blocks = triton.cdiv(n_pixels(g), config.block_p)
-    tiles = n_taps * triton.cdiv(k, config.block_k) * triton.cdiv(filters, config.block_n)
+    tiling = choose("weights", min(channels, filters), x)
+    blocks = triton.cdiv(n_pixels(g), tiling.block_p)
+    tiles = n_taps * triton.cdiv(k, tiling.block_k) * triton.cdiv(filters, tiling.block_n)
     steps = max(1, blocks * tiles // WANTED_PROGRAMS)
     splits = max(1, triton.cdiv(blocks, steps))
     partial = torch.empty((splits, n_taps, k, filters), dtype=wide_dtype(x.dtype), device=x.device)
     launch(
         weight_gradient_kernel, (tiles, splits), x.device,
-        x, strides_of(x), x if kept is None else kept, g, strides_of(g), partial,
-        n_pixels(g), g.shape[2], g.shape[3], x.shape[2], x.shape[3], steps,
-        C=channels, D=filters, KH=taps.kh, KW=taps.kw, TOP=taps.top, LEFT=taps.left,
-        STRIDE=taps.stride, ELU=elu, DROPOUT=kept is not None, SCALE=kept_scale,
-        **arithmetic(x.dtype), **config.kernel_options(),
+        x_ptr=x, x_strides=strides_of(x), kept_ptr=x if kept is None else kept,
+        g_ptr=g, g_strides=strides_of(g), partial_ptr=partial,
+        n_pixels=n_pixels(g), height_out=g.shape[2], width_out=g.shape[3],
+        height=x.shape[2], width=x.shape[3], steps=steps,
+        C=channels, D=filters, STRIDE=taps.stride,
+        ELU=elu, DROPOUT=kept is not None, SCALE=kept_scale,
+        **taps.constants(), **arithmetic(x.dtype), **tiling.kernel_options(),
     )  # fmt: skip
     return partial[0] if splits == 1 else partial.sum(0)
 

@@ -1,23 +1,19 @@
 """Device functions that the convolutions share: an implicit matmul, one tap at a time.
 
-An output pixel's sum over taps and channels is a row of a matmul whose left operand is read from
-the image where it lies. Pixels outside the image are not loaded: a predicate gives zeros, so that
-nothing, not even a NaN, comes from a place that a tap must not see. Packed channels of
-concat_elu(x) alternate, elu(x_0), elu(-x_0), elu(x_1), ...: both come of one load and one
-exponential. `weights.py` packs the kernels in that order.
+An output pixel's sum over taps and channels is a row of a matmul. Its left operand is read from the
+image in place. Pixels outside the image are not loaded: a predicate gives zeros. So nothing, not
+even a NaN, comes from a place that a tap must not see. Packed channels of concat_elu(x) alternate,
+elu(x_0), elu(-x_0), elu(x_1), ...: both come of one load and one exponential. `weights.py` packs
+the kernels in that order.
 """
 
 import triton
 import triton.language as tl
 
-# Triton reads TRITON_INTERPRET when a function is decorated: whether these kernels are interpreted
-# was decided by the time this line runs.
-INTERPRETED: bool = triton.knobs.runtime.interpret
-
 
 @triton.jit
 def widen(v):
-    """float32, or float64 as it is: what every sum and elementwise function is computed in."""
+    """v in float32, or in float64 as it is: the dtype of every sum and elementwise function."""
     return v if v.dtype == tl.float64 else v.to(tl.float32)
 
 
@@ -57,7 +53,7 @@ def deinterleave(v):
 
 @triton.jit
 def pixel_block(first, n_pixels, height, width, BLOCK_P: tl.constexpr):
-    """The pixels from number `first` (int64) on: numbers, images, rows, columns and which exist.
+    """BLOCK_P pixels from number `first` (int64) on: numbers, images, rows, columns, existence.
 
     The launchers admit less than 2**31 pixels, so positions are 32-bit: 64-bit division is slow.
     """
@@ -80,6 +76,7 @@ def pixel_pointers(ptr, strides, image, row, col):
 
 @triton.jit
 def in_image(row, col, height, width):
+    """Whether pixels lie in the image."""
     return (row >= 0) & (row < height) & (col >= 0) & (col < width)
 
 
@@ -94,28 +91,21 @@ def drop(positive, negative, kept, SCALE: tl.constexpr):
 
 @triton.jit
 def load_operand(
-    pixel_ptrs,
-    stride_f,
-    kept_ptrs,
-    inside,
-    first,
-    CHANNELS: tl.constexpr,
-    ELU: tl.constexpr,
-    DROPOUT: tl.constexpr,
-    SCALE: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+    pixel_ptrs, stride_f, inside, first,
+    CHANNELS: tl.constexpr, BLOCK_K: tl.constexpr,
+    ELU: tl.constexpr = False, kept_ptrs=None, SCALE: tl.constexpr = 1.0,
+):  # fmt: skip
     """Packed channels first .. first + BLOCK_K - 1 of the pixels, (P, BLOCK_K).
 
-    Those of x itself, or (ELU) of concat_elu(x), or (DROPOUT too) of dropout(concat_elu(x)).
-    Zero where `inside` is false and beyond the last channel.
+    They are the channels of x itself, with ELU of concat_elu(x), and with kept_ptrs too of
+    dropout(concat_elu(x)). Zero where `inside` is false and beyond the last channel.
     """
     offs_f = first // 2 + tl.arange(0, BLOCK_K // 2) if ELU else first + tl.arange(0, BLOCK_K)
     mask = inside[:, None] & (offs_f < CHANNELS)[None, :]
     v = tl.load(pixel_ptrs[:, None] + offs_f[None, :] * stride_f, mask=mask, other=0.0)
     if ELU:
         positive, negative = elu_pair(v)
-        if DROPOUT:
+        if kept_ptrs is not None:
             kept = tl.load(kept_ptrs[:, None] + offs_f[None, :], mask=mask, other=0)
             positive, negative = drop(positive, negative, kept, SCALE)
         operand = interleave(positive.to(v.dtype), negative.to(v.dtype))
@@ -126,35 +116,21 @@ def load_operand(
 
 @triton.jit
 def add_tap(
-    acc,
-    pixel_ptrs,
-    stride_f,
-    kept_ptrs,
-    inside,
-    w_ptr,
-    w_stride_k,
-    w_stride_n,
-    offs_n,
-    mask_n,
-    steps,
-    CHANNELS: tl.constexpr,
-    ELU: tl.constexpr,
-    DROPOUT: tl.constexpr,
-    SCALE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+    acc, pixel_ptrs, stride_f, inside, w_ptr, w_stride_k, w_stride_n, offs_n, mask_n, steps,
+    CHANNELS: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
+    ELU: tl.constexpr = False, kept_ptrs=None, SCALE: tl.constexpr = 1.0,
+):  # fmt: skip
     """acc (P, N) + operand (P, K) @ w (K, N) of one tap, K the packed channels of the operand.
 
-    steps = K / BLOCK_K, rounded up, is no constant: with a known number of iterations the compiler
-    unrolls this loop for each tap, spills, and takes ten times as long.
+    steps = K / BLOCK_K, rounded up, is no constant. With a known number of iterations the compiler
+    unrolls this loop for each tap. It then spills, and takes ten times as long.
     """
     K: tl.constexpr = 2 * CHANNELS if ELU else CHANNELS
     for step in range(steps):
         first = step * BLOCK_K
         operand = load_operand(
-            pixel_ptrs, stride_f, kept_ptrs, inside, first,
-            CHANNELS, ELU, DROPOUT, SCALE, BLOCK_K,
+            pixel_ptrs, stride_f, inside, first, CHANNELS=CHANNELS, BLOCK_K=BLOCK_K,
+            ELU=ELU, kept_ptrs=kept_ptrs, SCALE=SCALE,
         )  # fmt: skip
         offs_k = first + tl.arange(0, BLOCK_K)
         w = tl.load(
@@ -168,95 +144,45 @@ def add_tap(
 
 @triton.jit
 def convolve(
-    acc,
-    x_ptr,
-    x_strides,
-    kept_ptr,
-    image,
-    row,
-    col,
-    mask_p,
-    height,
-    width,
-    w_ptr,
-    offs_n,
-    mask_n,
-    steps,
-    CHANNELS: tl.constexpr,
-    N: tl.constexpr,
-    KH: tl.constexpr,
-    KW: tl.constexpr,
-    TOP: tl.constexpr,
-    LEFT: tl.constexpr,
-    STRIDE: tl.constexpr,
-    ELU: tl.constexpr,
-    DROPOUT: tl.constexpr,
-    SCALE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+    acc, x_ptr, x_strides, w_ptr, image, row, col, mask_p, height, width, offs_n, mask_n, steps,
+    CHANNELS: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
+    KH: tl.constexpr = 1, KW: tl.constexpr = 1, TOP: tl.constexpr = 0, LEFT: tl.constexpr = 0,
+    STRIDE: tl.constexpr = 1, ELU: tl.constexpr = False,
+    kept_ptr=None, SCALE: tl.constexpr = 1.0,
+):  # fmt: skip
     """acc += the convolution of an image of (height, width) at output pixels (row, col).
 
     w: (KH * KW, K, N), packed. Tap (i, j) reads (STRIDE * row + i - TOP, STRIDE * col + j - LEFT).
+    ELU, kept_ptr, SCALE: what is convolved, as in `load_operand`.
     """
     K: tl.constexpr = 2 * CHANNELS if ELU else CHANNELS
     row = row * STRIDE - TOP
     col = col * STRIDE - LEFT
     x_ptrs = pixel_pointers(x_ptr, x_strides, image, row, col)  # of tap (0, 0)
     kept_ptrs = kept_ptr
-    if DROPOUT:
+    if kept_ptr is not None:
         kept_ptrs += ((image.to(tl.int64) * height + row) * width + col) * CHANNELS
     for i in tl.static_range(KH):
         for j in tl.static_range(KW):
             acc = add_tap(
                 acc,
-                x_ptrs + (i * x_strides[1] + j * x_strides[2]),
-                x_strides[3],
-                kept_ptrs + (i * width + j) * CHANNELS,
-                mask_p & in_image(row + i, col + j, height, width),
-                w_ptr + (i * KW + j) * K * N,
-                N,
-                1,
-                offs_n,
-                mask_n,
-                steps,
-                CHANNELS,
-                ELU,
-                DROPOUT,
-                SCALE,
-                PRECISION,
-                BLOCK_K,
-            )
+                pixel_ptrs=x_ptrs + (i * x_strides[1] + j * x_strides[2]), stride_f=x_strides[3],
+                kept_ptrs=None if kept_ptr is None else kept_ptrs + (i * width + j) * CHANNELS,
+                inside=mask_p & in_image(row + i, col + j, height, width),
+                w_ptr=w_ptr + (i * KW + j) * K * N, w_stride_k=N, w_stride_n=1,
+                offs_n=offs_n, mask_n=mask_n, steps=steps,
+                CHANNELS=CHANNELS, PRECISION=PRECISION, BLOCK_K=BLOCK_K, ELU=ELU, SCALE=SCALE,
+            )  # fmt: skip
     return acc
 
 
 @triton.jit
 def convolve_transposed(
-    acc,
-    g_ptr,
-    g_strides,
-    image,
-    row,
-    col,
-    row_phase,
-    col_phase,
-    mask_p,
-    height,
-    width,
-    w_ptr,
-    offs_n,
-    mask_n,
-    steps,
-    CHANNELS: tl.constexpr,
-    N: tl.constexpr,
-    KH: tl.constexpr,
-    KW: tl.constexpr,
-    TOP: tl.constexpr,
-    LEFT: tl.constexpr,
-    STRIDE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+    acc, g_ptr, g_strides, w_ptr, image, row, col, mask_p, height, width, offs_n, mask_n, steps,
+    CHANNELS: tl.constexpr, N: tl.constexpr, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr,
+    STRIDE: tl.constexpr = 1, row_phase=0, col_phase=0,
+):  # fmt: skip
     """acc += the adjoint of a convolution at the pixels (STRIDE * row + row_phase, likewise col).
 
     g: the image of (height, width) to read, CHANNELS deep. w: (KH * KW, N, CHANNELS), packed as
@@ -277,21 +203,10 @@ def convolve_transposed(
                 mask_w = mask_n & (offs_n * 0 + i < KH) & (offs_n * 0 + j < KW)
             acc = add_tap(
                 acc,
-                g_ptrs - (k * g_strides[1] + m * g_strides[2]),
-                g_strides[3],
-                g_ptr,
-                inside,
-                w_ptr + (i * KW + j) * N * CHANNELS,
-                1,
-                CHANNELS,
-                offs_n,
-                mask_w,
-                steps,
-                CHANNELS,
-                False,
-                False,
-                1.0,
-                PRECISION,
-                BLOCK_K,
-            )
+                pixel_ptrs=g_ptrs - (k * g_strides[1] + m * g_strides[2]), stride_f=g_strides[3],
+                inside=inside,
+                w_ptr=w_ptr + (i * KW + j) * N * CHANNELS, w_stride_k=1, w_stride_n=CHANNELS,
+                offs_n=offs_n, mask_n=mask_w, steps=steps,
+                CHANNELS=CHANNELS, PRECISION=PRECISION, BLOCK_K=BLOCK_K,
+            )  # fmt: skip
     return acc

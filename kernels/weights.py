@@ -3,8 +3,8 @@
 Packed weights are (T, C, D), taps x input channels x filters, so that a filter block is contiguous.
 With ALTERNATE_C input channel n of the packed order is channel (n % 2) * C / 2 + n // 2 of the
 weight: elu(x_i) and elu(-x_i) lie side by side. With ALTERNATE_D likewise the filters, A_i and G_i.
-Weight norm, w = g v / |v| per filter, is folded on the way in and differentiated on the way out, so
-it costs no launch of its own.
+Weight norm, w = g v / |v| per filter, is folded on the way in and differentiated on the way out. It
+costs no launch of its own.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def pack_kernel(
         square = tl.zeros((BLOCK_D,), dtype=v_ptr.dtype.element_ty)
         for first in range(0, T * C, BLOCK_K):
             weight, _, mask = block_of_weight(
-                first, d, stride_d, stride_c, stride_t,
-                T, C, D, ALTERNATE_C, ALTERNATE_D, BLOCK_K,
+                first, d, stride_d, stride_c, stride_t, T=T, C=C, D=D,
+                ALTERNATE_C=ALTERNATE_C, ALTERNATE_D=ALTERNATE_D, BLOCK_K=BLOCK_K,
             )  # fmt: skip
             v = tl.load(v_ptr + weight, mask=mask, other=0.0)
             square += tl.sum(v * v, axis=0)
@@ -67,8 +67,9 @@ def pack_kernel(
         factor = gain / tl.where(d < D, tl.sqrt(square), 1.0)
     for first in range(0, T * C, BLOCK_K):
         weight, packed, mask = block_of_weight(
-            first, d, stride_d, stride_c, stride_t, T, C, D, ALTERNATE_C, ALTERNATE_D, BLOCK_K
-        )
+            first, d, stride_d, stride_c, stride_t, T=T, C=C, D=D,
+            ALTERNATE_C=ALTERNATE_C, ALTERNATE_D=ALTERNATE_D, BLOCK_K=BLOCK_K,
+        )  # fmt: skip
         v = tl.load(v_ptr + weight, mask=mask, other=0.0)
         w = v * factor[None, :]
         tl.store(packed_ptr + packed, w.to(packed_ptr.dtype.element_ty), mask=mask)
@@ -89,8 +90,8 @@ def unpack_kernel(
         product = tl.zeros((BLOCK_D,), dtype=v_ptr.dtype.element_ty)
         for first in range(0, T * C, BLOCK_K):
             weight, packed, mask = block_of_weight(
-                first, d, stride_d, stride_c, stride_t,
-                T, C, D, ALTERNATE_C, ALTERNATE_D, BLOCK_K,
+                first, d, stride_d, stride_c, stride_t, T=T, C=C, D=D,
+                ALTERNATE_C=ALTERNATE_C, ALTERNATE_D=ALTERNATE_D, BLOCK_K=BLOCK_K,
             )  # fmt: skip
             v = tl.load(v_ptr + weight, mask=mask, other=0.0)
             dw = tl.load(grad_ptr + packed, mask=mask, other=0.0)
@@ -103,8 +104,9 @@ def unpack_kernel(
         tl.store(grad_gain_ptr + filter_, product / norm, mask=d < D)
     for first in range(0, T * C, BLOCK_K):
         weight, packed, mask = block_of_weight(
-            first, d, stride_d, stride_c, stride_t, T, C, D, ALTERNATE_C, ALTERNATE_D, BLOCK_K
-        )
+            first, d, stride_d, stride_c, stride_t, T=T, C=C, D=D,
+            ALTERNATE_C=ALTERNATE_C, ALTERNATE_D=ALTERNATE_D, BLOCK_K=BLOCK_K,
+        )  # fmt: skip
         dw = tl.load(grad_ptr + packed, mask=mask, other=0.0)
         if NORMED:
             v = tl.load(v_ptr + weight, mask=mask, other=0.0)
@@ -119,12 +121,11 @@ def _dense(v: Tensor) -> Tensor:
     return v.contiguous()
 
 
-def _strides(v: Tensor) -> tuple[int, int, int]:
+def _strides(v: Tensor) -> dict[str, int]:
     """Strides of filter, channel and tap."""
     _, channels, rows, cols = v.shape
-    if v.is_contiguous():
-        return channels * rows * cols, rows * cols, 1
-    return channels * rows * cols, 1, channels
+    stride_c, stride_t = (rows * cols, 1) if v.is_contiguous() else (1, channels)
+    return {"stride_d": channels * rows * cols, "stride_c": stride_c, "stride_t": stride_t}
 
 
 def pack(
@@ -140,7 +141,7 @@ def pack(
     packed = torch.empty((rows * cols, channels, filters), dtype=dtype, device=v.device)
     launch(
         pack_kernel, (triton.cdiv(filters, BLOCK_D),), v.device,
-        v, v if gain is None else gain, packed, *_strides(v),
+        v_ptr=v, gain_ptr=v if gain is None else gain, packed_ptr=packed, **_strides(v),
         T=rows * cols, C=channels, D=filters, ALTERNATE_C=pairs_in, ALTERNATE_D=pairs_out,
         NORMED=gain is not None, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D, num_warps=4,
     )  # fmt: skip
@@ -161,8 +162,8 @@ def unpack(
     grad_gain = None if gain is None else gain.new_empty(gain.shape)
     launch(
         unpack_kernel, (triton.cdiv(filters, BLOCK_D),), v.device,
-        grad, v, v if gain is None else gain, grad_v, v if grad_gain is None else grad_gain,
-        *_strides(v),
+        grad_ptr=grad, v_ptr=v, gain_ptr=v if gain is None else gain,
+        grad_v_ptr=grad_v, grad_gain_ptr=v if grad_gain is None else grad_gain, **_strides(v),
         T=rows * cols, C=channels, D=filters, ALTERNATE_C=pairs_in, ALTERNATE_D=pairs_out,
         NORMED=gain is not None, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D, num_warps=4,
     )  # fmt: skip

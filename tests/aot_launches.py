@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsmooth.kernels import gated_resnet, shifted_conv, weights
+from dsmooth.kernels import dropout, gated_resnet, shifted_conv, weights
 from dsmooth.kernels import launch as launching
-from dsmooth.kernels.configs import Config
-from dsmooth.kernels.launch import Taps
+from dsmooth.kernels.geometry import Taps
+from dsmooth.kernels.tilings import MatmulTiling
 from tests.triton_tools import Compiled, Launch, record_launches
 
 MATMULS = {
@@ -26,8 +26,9 @@ REGISTERS = 255
 SHARED = {80: 80 * 1024, 90: 112 * 1024}
 
 KERNELS = {
-    gated_resnet: ["hidden_kernel", "gate_kernel", "data_gradient_kernel", "kept_kernel"],
+    gated_resnet: ["hidden_kernel", "gate_kernel", "data_gradient_kernel"],
     shifted_conv: ["conv_kernel", "conv_transposed_kernel", "weight_gradient_kernel"],
+    dropout: ["kept_kernel"],
     weights: ["pack_kernel", "unpack_kernel"],
 }
 
@@ -81,9 +82,9 @@ def _image(dtype: torch.dtype, channels: int) -> Tensor:
     return torch.empty(16, channels, 32, 32, dtype=dtype, device="meta", memory_format=last)
 
 
-def config_of(launch: Launch) -> Config:
+def tiling_of(launch: Launch) -> MatmulTiling:
     blocks = (launch.arguments[f"BLOCK_{letter}"] for letter in "PNK")
-    return Config(*blocks, launch.options["num_warps"], launch.options["num_stages"])
+    return MatmulTiling(*blocks, launch.options["num_warps"], launch.options["num_stages"])
 
 
 def distinct(launches: list[Launch], *constants: str) -> list[Launch]:

@@ -17,6 +17,7 @@ from dsmooth.functional.gated_resnet_triton import (
     gated_resnet_triton,
 )
 from dsmooth.kernels import gated_resnet as kernels
+from dsmooth.kernels.geometry import Taps
 from dsmooth.nn.layers import GatedResnet
 from tests import interpreter_speed  # noqa: F401
 from tests.gated_cases import EPS, STRIDES, Case, assert_as_good, make_case, operands
@@ -98,7 +99,8 @@ def test_no_output_sees_a_later_pixel(shift: Shift, dtype: torch.dtype) -> None:
     """
     rows, cols = 3, 4
     case = make_case(shift, (1, rows, cols), 5, (5,), dtype=dtype)
-    x, (skip,), w, *_ = case.native_args(dtype)
+    x, (skip,), weights, *_ = case.native_args(dtype)
+    w = [weight.to(dtype) for weight in weights]
     outputs = list(itertools.product(range(rows), range(cols)))
     later = torch.zeros(len(outputs), 1, rows, cols, dtype=torch.bool)
     for lost, (r, c) in zip(later, outputs, strict=True):
@@ -136,7 +138,7 @@ def test_what_is_kept_is_what_the_reference_keeps(filters: int) -> None:
 def test_the_forward_draws_what_the_backward_draws() -> None:
     for filters in (3, 4):
         x, _, weights, *_ = make_case("down", (1, 2, 3), filters).native_args(torch.float32)
-        seed, taps = torch.tensor(77), kernels.Taps(2, 3, 1, 1)
+        seed, taps = torch.tensor(77), Taps(2, 3, 1, 1)
         with guarded_memory() as allocated:
             kernels.forward(x, [], weights, [], seed, taps, (2**22, 2.0), 5)
         (kept,) = (whole[64:-64] for whole in allocated if whole.dtype == torch.uint8)

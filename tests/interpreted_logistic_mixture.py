@@ -17,6 +17,7 @@ from torch import Tensor
 from dsmooth.functional import logistic_mixture_log_prob, use_impl
 from dsmooth.functional.logistic_mixture_triton import triton_backward, triton_log_prob
 from dsmooth.kernels import logistic_mixture as kernels
+from dsmooth.kernels.launch import INTERPRETED
 from tests import interpreter_speed  # noqa: F401
 from tests.mixture_cases import (
     GOLDEN,
@@ -35,7 +36,7 @@ from tests.mixture_cases import (
     value_and_gradients,
 )
 
-assert kernels.INTERPRETED, "run with TRITON_INTERPRET=1"
+assert INTERPRETED, "run with TRITON_INTERPRET=1"
 
 each_likelihood = pytest.mark.parametrize("likelihood", LIKELIHOODS)
 each_channels = pytest.mark.parametrize("channels", [1, 3])
@@ -203,9 +204,9 @@ def test_nothing_is_written_outside_the_outputs(channels: int, mixture: str, las
 def test_the_tile_changes_no_bit(mixture: str) -> None:
     x, params, options = float_case(3, mixture, size=(1, 3, 7))
     results = []
-    for config in (None, kernels.Config(4, 4, 1), kernels.Config(16, 4, 8)):
+    for tiling in (None, kernels.Tiling(4, 4, 1), kernels.Tiling(16, 4, 8)):
         outputs = torch.zeros(1, 3, 7), torch.zeros_like(x), torch.zeros_like(params)
-        kernels.log_prob(x, params, *outputs, **options, config=config)
+        kernels.log_prob(x, params, *outputs, **options, tiling=tiling)
         results.append(outputs)
     assert results[0][0].any()
     for other in results[1:]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dsmooth.functional import logistic_mixture_log_prob, logistic_mixture_log_prob_ref
-from dsmooth.kernels import logistic_mixture as kernels
+from dsmooth.kernels.launch import INTERPRETED
 from tests import interpreter_speed  # noqa: F401
 from tests.mixture_cases import (
     LEVELS,
@@ -30,7 +30,7 @@ from tests.mixture_cases import (
     with_atoms,
 )
 
-assert kernels.INTERPRETED, "run with TRITON_INTERPRET=1"
+assert INTERPRETED, "run with TRITON_INTERPRET=1"
 
 each_channels = pytest.mark.parametrize("channels", [1, 3])
 each_size = pytest.mark.parametrize(

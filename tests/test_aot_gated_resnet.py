@@ -10,15 +10,15 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed: nothing can be compiled")
 
-from dsmooth.kernels.configs import AMPERE, HOPPER
+from dsmooth.kernels.tilings import AMPERE, HOPPER
 from tests.aot_launches import (
     KERNELS,
     check,
-    config_of,
     distinct,
     gated_launches,
     is_matmul,
     shifted_launches,
+    tiling_of,
 )
 from tests.triton_tools import Launch, compile_launch
 
@@ -62,7 +62,7 @@ def test_no_config_is_left_out(arch: int, table: dict[object, object]) -> None:
         for launch in make(arch, *row)
         if is_matmul(launch)
     ]
-    assert {config_of(launch) for launch in launches} == set(table.values())
+    assert {tiling_of(launch) for launch in launches} == set(table.values())
     for numbers in ("tf32", "ieee"):
         for work in ("single", "paired", "weights"):
             assert table[work, numbers, True] == table[work, numbers, False]

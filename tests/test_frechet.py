@@ -191,7 +191,7 @@ def test_files_that_are_no_statistics_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="without pickled objects"):
         FeatureStatistics.load(path)
     path.write_bytes(b"PK\x03\x04 cut")
-    with pytest.raises(ValueError, match="not a readable"):
+    with pytest.raises(ValueError, match="cannot be read as a"):
         FeatureStatistics.load(path)
 
 

@@ -217,7 +217,7 @@ def test_folders_that_are_not_pairs_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
         dsmooth.SmoothedPair.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match="is not a pair's: it lacks denoiser, image_size"):
+    with pytest.raises(ValueError, match="is not a pair's: Object missing required field `noisy`"):
         dsmooth.SmoothedPair.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match="is not JSON"):

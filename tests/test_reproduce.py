@@ -22,7 +22,8 @@ import torch
 from PIL import Image
 
 from dsmooth.config import ModelConfig, ProbeSettings, ReproductionStage, TrainConfig, flatten
-from dsmooth.files import lock_folder, read_npz
+from dsmooth.data.npz import read_npz
+from dsmooth.files import lock_folder
 from dsmooth.models import load_models
 from dsmooth.pictures import is_diverged
 from dsmooth.reproduce import (

@@ -64,7 +64,7 @@ def test_a_stopped_run_goes_on(tmp_path: Path, calls: int) -> None:
 
 def test_another_runs_folder_is_refused(tmp_path: Path) -> None:
     Shards(tmp_path, Draw(3), SHAPE, {"seed": 0}).add(images(0, 3))
-    with pytest.raises(ValueError, match=r"holds another run: its description is \{'seed': 0\}"):
+    with pytest.raises(ValueError, match=r"another drawing: its description is \{'seed': 0\}"):
         Shards(tmp_path, Draw(3), SHAPE, {"seed": 1})
     with pytest.raises(ValueError, match="its n is 3, not 4"):
         Shards(tmp_path, Draw(4), SHAPE, {"seed": 0})

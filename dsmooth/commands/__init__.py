@@ -1,1 +1,1 @@
-"""The verbs of the command `dsmooth`, one file each; `options` is what they can be asked."""
+"""The verbs of the command `dsmooth`, one file each, and their `options`."""

@@ -100,7 +100,7 @@ def evaluate_bits(options: BitsOptions) -> None:
             batch_size=options.batch_size,
             seed=options.seed,
             clean_noise=clean_noise,
-            progress=lambda i, _: done(i),
+            progress=done,
         )
     result: dict[str, Any] = {
         "dsmooth": __version__,
@@ -121,7 +121,7 @@ def evaluate_bits(options: BitsOptions) -> None:
                 dataset,
                 limit=options.limit,
                 batch_size=options.batch_size,
-                progress=lambda i, _: done(i),
+                progress=done,
             )
         tables.append(("plain", conventions(plain_scores)))
         result["plain"] = {
@@ -134,12 +134,12 @@ def evaluate_bits(options: BitsOptions) -> None:
 
 
 def describe_data(dataset: ImageDataset) -> dict[str, Any]:
-    """Which images a number is of."""
+    """The images that a number is of."""
     return {"name": dataset.name, "split": dataset.split, "source": dataset.source}
 
 
 def describe_scores(scores: Scores) -> dict[str, Any]:
-    """What the JSON file says of the scores of a pair or of a plain model."""
+    """The scores of a pair or of a plain model, as the JSON file has them."""
     names = ("noisy", "smoothing", "discretized", "continuous")
     terms = {name: getattr(scores, name) for name in names if getattr(scores, name) is not None}
     return {
@@ -171,10 +171,10 @@ def print_bits(
         for row in rows:
             table.add_row(
                 f"{name}: {row.name}{' *' if row.comparable else ''}",
-                number(row.value),
-                number(row.standard_error),
-                number(row.repeat_error),
-                number(row.equation_4),
+                four_decimals(row.value),
+                four_decimals(row.standard_error),
+                four_decimals(row.repeat_error),
+                four_decimals(row.equation_4),
             )
     console = Console(highlight=False, markup=False)
     console.print(table)
@@ -191,8 +191,8 @@ def print_bits(
         console.print(EQUATION_4_SENTENCE)
 
 
-def number(value: float | None) -> str:
-    """Four digits behind the point, or a dash."""
+def four_decimals(value: float | None) -> str:
+    """A table's entry: four decimals, or a dash for None and NaN."""
     return "-" if value is None or math.isnan(value) else f"{value:.4f}"
 
 
@@ -302,12 +302,12 @@ def print_comparison(
     table.add_column("")
     table.add_column(f"{result.n_samples:,} samples", justify="right")
     table.add_column(f"{result.n_floor:,} real images", justify="right")
-    table.add_row(result.name, number(result.value), number(result.floor))
+    table.add_row(result.name, four_decimals(result.value), four_decimals(result.floor))
     if result.kernel:
         table.add_row(result.kernel_name, spread(result.kernel), spread(result.kernel_floor))
     if result.score:
-        real = "-" if result.real_score is None else number(result.real_score.value)
-        table.add_row(result.score_name, number(result.score.value), real)
+        real = "-" if result.real_score is None else four_decimals(result.real_score.value)
+        table.add_row(result.score_name, four_decimals(result.score.value), real)
     console = Console(highlight=False, markup=False)
     console.print(table)
     extractor = result.extractor
@@ -348,5 +348,5 @@ def make_classifier(options: ClassifierOptions) -> None:
     # Measured on what was written: float16 weights.
     right = accuracy(load_classifier(options.out)[0], test_set)
     save_classifier(model, options.out, {**metadata, "test_accuracy": f"{right:.4f}"})
-    print(f"{100 * right:.2f} % of {len(test_set):,} test images right")
+    print(f"{100 * right:.2f} % of {len(test_set):,} test images classified correctly")
     print(f"wrote {options.out} ({options.out.stat().st_size / 1000:.0f} kB)")

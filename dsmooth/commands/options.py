@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 
-from ..config import Method, ProbeSettings, ReproductionStage, Role, Score, TrainConfig
+from ..config import Method, ProbeSettings, ReproductionStage, Role, Score, Split, TrainConfig
 from ..presets import DESCRIPTIONS, PRESETS
 
-Split = Literal["train", "test"]
 DEFAULT_PRESET = "mnist-quick"
 PRESET_HELP = "Settings to start from: " + "; ".join(f"{k}: {v}" for k, v in DESCRIPTIONS.items())
 
@@ -119,9 +118,8 @@ class FrechetOptions:
     """
 
     samples: Positional[tuple[Path, ...]]
-    """What to score: a saved pair, the run folders of a noisy model and of its denoiser, or one
-    run folder, from which images are drawn; or a .npz, a .npy, a folder of .npy shards or of image
-    files."""
+    """Images to score: those of a .npz, a .npy, a folder of .npy shards or of image files; or drawn
+    from a saved pair, the run folders of a noisy model and of its denoiser, or one run folder."""
     count: Annotated[int | None, arg(aliases=["-n"])] = None
     """Samples to draw (1,000 by default), or the first of a file (all by default)."""
     extractor: str = "mnist-classifier"
@@ -246,7 +244,7 @@ class Reproduce:
     probe_test_images: int = 1000
     """Test images of the linear probes."""
     extractor: str = "auto"
-    """What the Fréchet distance looks at: auto (the package's classifier for MNIST, none for other
+    """Extractor of the Fréchet distance: auto (the package's classifier for MNIST, none for other
     data), or one of `dsmooth evaluate fid --help`."""
     seed: int = 0
     """Decides weights, noise and samples."""

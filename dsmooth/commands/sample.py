@@ -74,7 +74,7 @@ def sample_to_files(models: Models, draw: Draw, outputs: Sequence[Path]) -> None
 
 
 def describe(models: Models, draw: Draw) -> dict[str, Any]:
-    """What decides an image beside its number, as JSON."""
+    """All that decides an image beside its number, as JSON."""
     place = models.device if draw.device is None else torch.device(draw.device)
     return {
         **draw.how(),

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from dsmooth.data.cifar_pickle import PickledArray, read_pickle
 from dsmooth.data.dataset import ImageDataset
-from dsmooth.data.guard import Refused, Stream, guarded, open_regular, read_regular, shown
+from dsmooth.data.guard import Readable, Refused, guarded, open_regular, read_regular, shown
 from dsmooth.data.published import published_md5
 
 _PIXELS = 3 * 32 * 32
@@ -46,8 +46,8 @@ def load_cifar10(split: str, data_dir: Path) -> ImageDataset:
     """Return CIFAR-10 from the files in `data_dir`, in the order of its batches.
 
     Looks for binary files, then for Python archives, in `data_dir` itself or the usual folder
-    inside it, then for either .tar.gz, which is read without unpacking it to disk. A training set
-    may lack some of its five batches; `source` says how many there were.
+    inside it; then for either .tar.gz. An archive is read without unpacking it to disk. A training
+    set may lack some of its five batches; `source` says how many there were.
     Raises FileNotFoundError if there is none, ValueError for a file that is cut or of another form.
     """
     suffix, batches, place = _find(split, data_dir)
@@ -173,7 +173,7 @@ def _find(split: str, data_dir: Path) -> tuple[str, list[_Batch], Path]:
 class _Bounded:
     """The first `limit` bytes of a stream; ValueError if it goes on after them."""
 
-    def __init__(self, stream: Stream, limit: int) -> None:
+    def __init__(self, stream: Readable, limit: int) -> None:
         self._stream, self._left = stream, limit
 
     def read(self, size: int) -> bytes:

@@ -1,9 +1,9 @@
 """The dictionary in a CIFAR-10 Python archive, read without running what the file names.
 
-A pickle is a program for a stack machine that may call any function, and a few of its bytes can ask
-for gigabytes. The machine here knows the opcodes of protocols 2 to 5 that these archives use, and
-calls nothing: an array is kept as a description, and what it allocates is bounded by the file's
-length. The opcodes are those of the standard library's pickletools.
+A pickle is a program for a stack machine that may call any function. A few of its bytes can ask for
+gigabytes. The machine here knows the opcodes of protocols 2 to 5 that these archives use, and calls
+nothing: an array is kept as a description, and what it allocates is bounded by the file's length.
+The opcodes are those of the standard library's pickletools.
 """
 
 from __future__ import annotations

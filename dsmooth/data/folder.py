@@ -39,8 +39,8 @@ def load_folder(
 
     Every image must have the same size, height and width multiples of 4; or give image_size, and
     the largest centred square of each is resized to that many pixels a side. The data set is grey
-    if every image is, else RGB. One image in ten (`TEST_FRACTION`) is for testing, by a hash of its
-    path inside the folder, so a file stays in its split as others come and go.
+    if every image is, else RGB. One image in ten (`TEST_FRACTION`) is for testing. A hash of its
+    path inside the folder decides, so a file stays in its split as others come and go.
     progress: called with (images done, images in all).
     Raises FileNotFoundError if there is no image, ValueError for an image that does not fit; each
     names the file.

@@ -1,4 +1,4 @@
-"""The part that every reader shares: regular files only, bounded reads, one kind of error."""
+"""Careful reading: regular files only, bounded reads, one kind of error."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ class Refused(ValueError):
     """A file that a reader does not take. The message names it and says what is wrong."""
 
 
-class Stream(Protocol):
+class Readable(Protocol):
+    """Anything that gives its next bytes."""
+
     def read(self, size: int, /) -> bytes: ...
 
 
@@ -65,7 +67,7 @@ def open_regular(path: Path) -> Iterator[BinaryIO]:
         if path.is_symlink():
             target = shown(os.readlink(path))
             raise FileNotFoundError(f"{shown(path)} links to {target}, which is missing") from error
-        raise FileNotFoundError(f"{shown(path)} is missing") from error
+        raise FileNotFoundError(f"there is no {shown(path)}") from error
     with open(descriptor, "rb") as file:
         _check_regular(path, os.fstat(descriptor).st_mode)
         yield file
@@ -89,7 +91,7 @@ def read_regular(path: Path, limit: int, what: str) -> bytes:
         return file.read(limit)
 
 
-def read_up_to(stream: Stream, size: int) -> bytes:
+def read_up_to(stream: Readable, size: int) -> bytes:
     """Return the next `size` bytes, or those before the end where fewer are left.
 
     Memory grows with what is read, not with `size`. A compressed stream that ends early ends here.

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dsmooth.data.guard import Refused, Stream, guarded, open_regular, read_up_to, shown
+from dsmooth.data.guard import Readable, Refused, guarded, open_regular, read_up_to, shown
 
 # The largest file of this family, EMNIST by class, has 0.51 GiB.
 MAX_IDX_BYTES = 1 << 30
@@ -28,8 +28,8 @@ def read_idx(path: Path, ndim: int) -> NDArray[np.uint8]:
     ndim: the number of dimensions that it must have: 3 for images (N, H, W), 1 for labels (N,).
     The header is checked before the elements are decompressed: memory is what it promises, at most
     `MAX_IDX_BYTES`, however the file was packed.
-    Raises ValueError, naming the file, what was expected and what was found, for a file of another
-    kind, element type or dimensionality, or one shorter, longer or larger than it may be.
+    Raises ValueError for a file of another kind, element type or dimensionality, or one shorter,
+    longer or larger than it may be. It names the file, what was expected and what was found.
     """
     with open_regular(path) as file, guarded(path, "an IDX file"):
         packed = file.read(2) == _GZIP_MAGIC
@@ -45,7 +45,7 @@ def read_idx(path: Path, ndim: int) -> NDArray[np.uint8]:
             ) from error
 
 
-def _read(path: Path, ndim: int, stream: Stream, size: int | None) -> NDArray[np.uint8]:
+def _read(path: Path, ndim: int, stream: Readable, size: int | None) -> NDArray[np.uint8]:
     """size: the bytes in `stream`, or None if only decompressing can tell."""
     shape, header = _read_header(path, ndim, stream)
     expected = header + math.prod(shape)  # Python integers: a damaged header may pass 64 bits
@@ -69,7 +69,7 @@ def _read(path: Path, ndim: int, stream: Stream, size: int | None) -> NDArray[np
     return np.frombuffer(elements, np.uint8).reshape(shape)
 
 
-def _read_header(path: Path, ndim: int, stream: Stream) -> tuple[list[int], int]:
+def _read_header(path: Path, ndim: int, stream: Readable) -> tuple[list[int], int]:
     """Return the shape and the header's length."""
     magic, header = bytes((0, 0, 8, ndim)), 4 + 4 * ndim
     content = read_up_to(stream, header)

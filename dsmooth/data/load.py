@@ -1,4 +1,4 @@
-"""One door to every data set."""
+"""`load_dataset`: every data set by its name."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def load_dataset(
     download: fetch the files into data_dir if they are not there (not for "folder").
     image_size: pixels a side after cropping and resizing, for "celeba" (32) and "folder" (none).
     progress: called with (images done, images in all) while image files are decoded.
-    Raises FileNotFoundError if a file is missing, ValueError if one is damaged or an argument does
-    not fit, ConnectionError if a download fails, ModuleNotFoundError if Pillow or torchvision is
-    needed and missing. Each says in one or two lines which file and what to do.
+    Raises FileNotFoundError for a missing file; ValueError for a damaged one and for an argument
+    that does not fit; ConnectionError if a download fails; ModuleNotFoundError if Pillow or
+    torchvision is needed and missing. Each says in one or two lines which file and what to do.
     """
     if name not in DATASETS:
         raise ValueError(f"name must be one of {', '.join(DATASETS)}, got {name!r}")

@@ -42,21 +42,24 @@ class _ShortReads(io.RawIOBase):
         return True
 
 
-def read_npz(path: Path, names: Sequence[str], limit: int) -> dict[str, NDArray[Any]]:
-    """Return the arrays `names` of a .npz, each of at most `limit` bytes.
+def read_npz(
+    path: Path, names: Sequence[str] | None = None, limit: int | None = None
+) -> dict[str, NDArray[Any]]:
+    """Return the arrays `names` of a .npz (all by default), each of at most `limit` bytes.
 
     The zip directory and each array's header are read first; memory is what the headers promise.
     Raises FileNotFoundError or ValueError, naming the file and what is wrong.
     """
     with (
         open_regular(path) as file,
-        guarded(path, "a .npz"),
+        guarded(path, "a .npz without pickled objects"),
         zipfile.ZipFile(_ShortReads(file)) as archive,
     ):
         members = archive.infolist()
         if len(members) > _MAX_MEMBERS:
             raise ValueError(f"it holds {len(members)} arrays, at most {_MAX_MEMBERS} are read")
         found = {member.filename.removesuffix(".npy"): member for member in members}
+        names = list(found) if names is None else names
         missing = [name for name in names if name not in found]
         if missing:
             raise Refused(
@@ -65,7 +68,9 @@ def read_npz(path: Path, names: Sequence[str], limit: int) -> dict[str, NDArray[
         return {name: _read_array(archive, found[name], limit) for name in names}
 
 
-def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, limit: int) -> NDArray[Any]:
+def _read_array(
+    archive: zipfile.ZipFile, member: zipfile.ZipInfo, limit: int | None
+) -> NDArray[Any]:
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"{member.filename!a} is neither stored nor deflated")
     with archive.open(member) as stream:
@@ -76,7 +81,7 @@ def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, limit: int) -
         size = math.prod(shape) * dtype.itemsize
         if dtype.kind not in _KINDS or any(length < 0 for length in shape):
             raise ValueError(f"{member.filename!a} holds {dtype} {shape}")
-        if size > limit:
+        if limit is not None and size > limit:
             raise ValueError(f"{member.filename!a} promises {size} bytes, at most {limit} are read")
         content = read_up_to(stream, size)
         if len(content) != size or stream.read(1):  # at the end this checks the CRC-32

@@ -1,8 +1,8 @@
 """The order of training images, as a function of (seed, images seen).
 
-Nothing here has a state: a resumed run asks for the positions it has not seen yet and gets what
-the uninterrupted run would have got. The permutation is made of Philox words, not of a library's
-generator, so it stays the same over versions of torch and numpy.
+Nothing here has a state. A resumed run asks for the positions that it has not seen yet, and gets
+the same images as an uninterrupted run. The permutation is made of Philox words, not of a library's
+generator. So it stays the same over versions of torch and numpy.
 """
 
 from __future__ import annotations

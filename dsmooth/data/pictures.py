@@ -124,7 +124,7 @@ def read_picture(path: Path, mode: str) -> Image:
     with _opened(path, whole=True) as file:
         image: Image = ImageOps.exif_transpose(file)
         image.load()
-        # What a transparent pixel looks like depends on what it lies on: not ours to choose.
+        # The look of a transparent pixel depends on its background, which is not ours to choose.
         alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
         if alpha is not None and alpha.getextrema() != (255, 255):
             raise Refused(f"{shown(path)} must be opaque, got transparent pixels; flatten it first")

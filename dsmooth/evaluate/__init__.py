@@ -1,1 +1,1 @@
-"""Evaluators: bits per dimension, and the report of a reproduction."""
+"""Measures: bits/dim, distances and scores of samples, linear probes, receptive fields."""

@@ -1,4 +1,4 @@
-"""A small classifier of MNIST digits: features for Fréchet distances where Inception's say little.
+"""A small classifier of MNIST digits: features for Fréchet distances of digits.
 
 Its weights are in the package. `train_classifier` made them and makes them again.
 """
@@ -119,7 +119,7 @@ def shift_images(images: Tensor, *, seed: int, first_index: int) -> Tensor:
 
 @torch.no_grad()
 def accuracy(model: MnistClassifier, dataset: ImageDataset, batch_size: int = 500) -> float:
-    """The fraction of a labelled set that is classified right."""
+    """The fraction of a labelled set that is classified correctly."""
     check_digits(dataset)
     labels = dataset.labels
     assert labels is not None  # checked

@@ -13,6 +13,7 @@ from .features import FeatureExtractor, Features, extract_features
 from .frechet import FeatureStatistics
 from .scores import InceptionScore, KernelDistance, inception_score, kernel_distance
 
+SPLITS = 10  # of the Inception score, as its authors report it
 # Called with (what is done, how many images); yields what is called with the number done.
 ShowProgress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
@@ -66,7 +67,6 @@ def compare_images(
     batch_size: int = 100,
     subsets: int = 100,
     subset_size: int = 1000,
-    splits: int = 10,
     seed: int = 0,
     progress: ShowProgress = no_progress,
 ) -> Comparison:
@@ -75,8 +75,8 @@ def compare_images(
     samples, reference, floor: bytes (N, C, H, W), N >= 2; floor: real images that are not in the
     reference, best as many as there are samples. reference may also be statistics that were saved.
     batch_size: images at a time, changes roundings only. subsets, subset_size, seed: of the kernel
-    distance. splits: of the Inception score. progress: such as `dsmooth.progress.progress`.
-    Features of all images are kept in memory: 4 N D bytes. (Long, but one paragraph a number.)
+    distance. progress: such as `dsmooth.progress.progress`. Features of all images are kept in
+    memory: 4 N D bytes.
 
     Raises ValueError for images that do not fit together and statistics of another extractor.
     """
@@ -99,11 +99,6 @@ def compare_images(
                 seed=seed,
                 progress=lambda k: done(k * subset_size),
             )
-
-    def score(features: Features) -> InceptionScore | None:
-        if features.logits is None:
-            return None
-        return inception_score(features.logits, splits=min(splits, len(features.logits)))
 
     drawn, statistics = measure(samples, "samples")
     real: Features | None = None
@@ -133,18 +128,25 @@ def compare_images(
         kernel=kernel(drawn, ""),
         kernel_floor=kernel(others[0], ", floor") if others else None,
         score_name=extractor.score_name,
-        score=score(drawn),
-        real_score=score(others[0]) if others else None,
+        score=score_of(drawn),
+        real_score=score_of(others[0]) if others else None,
         extractor={**extractor.describe(), "dimension": statistics.dimension},
         warnings=tuple(warn_of_counts(counts, statistics.dimension)),
         reference=real_statistics,
     )
 
 
+def score_of(features: Features) -> InceptionScore | None:
+    """The Inception score; None without class logits."""
+    if features.logits is None:
+        return None
+    return inception_score(features.logits, splits=min(SPLITS, len(features.logits)))
+
+
 def collect_statistics(
     features: Tensor, images: Tensor, extractor: FeatureExtractor
 ) -> FeatureStatistics:
-    """Statistics of features (N, D), which say of which images and by which extractor."""
+    """Statistics of features (N, D), with the shape of the images and the extractor."""
     description = {"image_shape": list(images.shape[1:]), "extractor": extractor.describe()}
     statistics = FeatureStatistics(features.shape[1], description)
     for part in features.split(1000):
@@ -184,7 +186,7 @@ def check_shapes(
 
 
 def warn_of_counts(counts: dict[str, int], dimension: int) -> Iterator[str]:
-    """What a reader must know of the numbers of images."""
+    """Warnings about the numbers of images, a sentence each."""
     for what, n in counts.items():
         if 0 < n < dimension:
             yield (

@@ -1,4 +1,4 @@
-"""Feature extractors by name: what turns images into the vectors that distances compare."""
+"""Feature extractors by name: networks that turn images into the vectors of distances."""
 
 from __future__ import annotations
 
@@ -51,21 +51,21 @@ class FeatureExtractor:
 
     @property
     def distance_name(self) -> str:
-        """FID, or the Fréchet distance's honest name."""
+        """FID, or the name of the Fréchet distance with another extractor."""
         return "FID" if self.is_fid else f"Fréchet distance on {self.name}"
 
     @property
     def kernel_name(self) -> str:
-        """KID, or the kernel distance's honest name."""
+        """KID, or the name of the kernel distance with another extractor."""
         return "KID" if self.is_fid else f"Kernel distance on {self.name}"
 
     @property
     def score_name(self) -> str:
-        """Inception score, or what it is with another classifier."""
+        """Inception score, or the name of the score with another classifier."""
         return "Inception score" if self.is_fid else f"Inception-style score on {self.name}"
 
     def describe(self) -> dict[str, Any]:
-        """What a saved number or saved statistics must agree on."""
+        """The facts that saved numbers and statistics must agree on."""
         return {"name": self.name, "sha256": self.sha256, "resize": self.resize}
 
 
@@ -75,9 +75,9 @@ def make_extractor(
     """The extractor called `name`, on `device`.
 
     name: "mnist-classifier"; "inception"; or a torch.nn.Module of the user's as "module:attribute"
-    or "file.py:attribute" (the module itself, or a class or function without arguments that makes
-    it), which gets (B, C, H, W) float32 in [-1, 1] and returns features (B, D), or features and
-    class logits.
+    or "file.py:attribute". The attribute is the module itself, or a class or function that makes it
+    without arguments. It gets (B, C, H, W) float32 in [-1, 1] and returns features (B, D), or
+    features and class logits.
     weights: a file for "mnist-classifier" (as `dsmooth evaluate train-classifier` writes it) or
     "inception" (the published .pth or another state dict as .safetensors); without one, the
     package's classifier, or the published Inception file, downloaded once.

@@ -16,7 +16,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ..files import read_npz, write_npz
+from ..data.npz import read_npz
+from ..files import write_npz
 
 # How far from symmetric and from positive semi-definite a covariance may be, relative to its
 # largest entry: one that was accumulated in float32 stays well inside.
@@ -84,7 +85,7 @@ def _factor(name: str, cov: Tensor, d: int) -> Tensor:
             f"{name} must be positive semi-definite, got an eigenvalue of {float(values[0]):.3g} "
             f"(largest entry {scale:.3g})"
         )
-    # What lies below is rounding noise of the null space, and its root would be 1e-8, not 1e-16.
+    # Values below are rounding noise of the null space; their roots would be 1e-8, not 1e-16.
     kept = values > d * torch.finfo(torch.float64).eps * values[-1].clamp(min=0)
     return vectors[:, kept] * values[kept].sqrt()
 
@@ -92,8 +93,8 @@ def _factor(name: str, cov: Tensor, d: int) -> Tensor:
 class FeatureStatistics:
     """Mean and covariance of a stream of features, in float64.
 
-    Batches are merged by the update of Chan, Golub & LeVeque (1983), so batch size and order
-    matter to rounding only, and a large mean does not drown a small variance.
+    Batches are merged by the update of Chan, Golub & LeVeque (1983). So batch size and order matter
+    to rounding only, and a large mean does not drown a small variance.
 
     dimension: D. count: features seen. mean: (D,). scatter: (D, D), the sum of outer products of
     deviations from the mean. description: what the features are of, JSON values.

@@ -1,7 +1,8 @@
-"""Bits per dimension of models on held-out images, in every convention (math.md section 5).
+"""Bits per dimension of models on held-out images, in every convention (docs/math.md, section 5).
 
 `score_pair` and `score_plain` keep the nats of each image and draw; `conventions` turns them into
-the numbers that are in use, each with its name, its errors and what it may be compared with.
+the numbers that are in use. Each has a name, its errors, and a note of the numbers that it compares
+with.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ..smoothing import GaussianSmoothing
 
 # A density in units of [-1, 1] becomes one per grey level by adding this many bits/dim.
 LEVEL_BITS = math.log2(127.5)
-# What the entropy of Gaussian noise lacks, per dimension, if it is written without its e.
+# The part of the entropy of Gaussian noise, per dimension, that is lost without its e.
 EQUATION_4_BITS = 0.5 / math.log(2)
 EQUATION_4_SENTENCE = (
     "Equation (4) of the reproduction paper writes the entropy of Gaussian noise as "
@@ -31,17 +32,17 @@ EQUATION_4_SENTENCE = (
     f"1 / (2 ln 2) = {EQUATION_4_BITS:.4f} bits/dim too high."
 )
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[int], None]  # called with the number of images done
 
 
 @dataclass(frozen=True, eq=False)
 class Scores:
     """Nats of every draw (rows) and image (columns): (R, N) float64 on the CPU.
 
-    discretized: log-probability of the bytes of the clean image, given x~ for a pair: its
-    mixtures' masses of the 256 levels. continuous: its log-density in units of [-1, 1] by the same
-    mixtures; None unless the model was trained with that likelihood, since one that was trained on
-    bytes lays its mixtures where their density says nothing.
+    discretized: log-probability of the bytes of the clean image, given x~ for a pair: its mixtures'
+    masses of the 256 levels. continuous: its log-density in units of [-1, 1] by the same mixtures;
+    None unless the model was trained with that likelihood: the density of one that was trained on
+    bytes says nothing.
     noisy, smoothing: log p(x~) and -log q(x~ | x) of a pair; None for a plain model, which has one
     row. dimensions: d, sub-pixels of an image. clean_noise: standard deviation of the noise on the
     target of the density. gaussian: whether the smoothing is.
@@ -74,7 +75,7 @@ class Scores:
         """log p(x~) - log q(x~ | x) + log p(x | x~), or log p(x) of a plain model: (R, N).
 
         The density of a model that was trained on bytes is the mass of each level, spread evenly
-        over the 1 / 127.5 that the level takes up.
+        over its 1 / 127.5.
         """
         image = self.discretized
         if likelihood == "continuous":
@@ -180,8 +181,8 @@ def score_pair(
 
     The noise of an image depends on (seed, its index, draw), so the result does not depend on
     batch_size beyond rounding. clean_noise: standard deviation of the noise on the target of the
-    density, 0.01 for a denoiser trained as the paper's. progress is called with (images done,
-    images in all). Raises ValueError for counts below 1 and images that are not the pair's.
+    density, 0.01 for a denoiser trained as the paper's. progress is called with the number
+    of images done. Raises ValueError for counts below 1 and images that are not the pair's.
     """
     if n_noise < 1:
         raise ValueError(f"n_noise must be at least 1, got {n_noise}")
@@ -286,7 +287,7 @@ def _batches(
         x = dataset.batch(torch.arange(first, min(first + batch_size, n)))
         yield first, x.to(parameter.device, parameter.dtype)
         if progress:
-            progress(first + len(x), n)
+            progress(first + len(x))
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""Linear probes: which classes a straight cut through a network's features tells apart.
+"""Linear probes: how well a linear classifier tells classes apart by a network's features.
 
-The frozen features of a block are the input of a linear softmax classifier (math.md section 6).
-The six blocks of a network come from one pass over the images, and wait on disk as float16 until
-their probe is trained: for 60,000 images at F = 40 they take 10 GB.
+The frozen features of a block are the input of a linear softmax classifier (docs/math.md, section
+6). The six blocks of a network come from one pass over the images. They wait on disk as float16
+until their probe is trained: for 60,000 images at F = 40 they take 10 GB.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from ..config import ProbeSettings
+from ..config import ProbeSettings, Split
 from ..data import ImageDataset
 from ..files import read_json, write_json
 from ..models import weights_digest
@@ -28,10 +27,7 @@ from ..nn import PixelCNNpp
 from ..pair import SmoothedPair
 from ..progress import progress
 from ..smoothing import Smoothing
-from .linear import train_linear
-
-Split = Literal["train", "test"]
-Rows = NDArray[np.float16]  # (N, D)
+from .linear import Rows, train_linear
 
 BLOCKS = ("up0", "up1", "up2", "down0", "down1", "down2")
 PIXELS = "pixels"
@@ -46,7 +42,7 @@ FIRST_BATCH = 100
 
 @dataclass(frozen=True)
 class Subject:
-    """What is probed: a network, or with None the pixels that it would see."""
+    """The subject of probes: a network, or with None the pixels that it would see."""
 
     name: str
     network: PixelCNNpp | None
@@ -64,9 +60,9 @@ def probe_pair(
     """Accuracy of a linear probe after each block of both networks, and of the controls.
 
     The controls are the pixels themselves and networks of the same shapes with untrained weights.
-    The result is written to `path` as JSON after each of these, and a later call with the same
-    settings goes on from there. Features lie in the folder of `path` while they are needed, in
-    files without a name, so that nothing is left however the call ends.
+    The result is written to `path` as JSON after each of these. A later call with the same settings
+    goes on from there. Features lie in the folder of `path` while they are needed. Their files have
+    no name, so nothing is left however the call ends.
     replace_other: overwrite a result of other settings or weights.
     Raises ValueError for data without labels or of another shape than the pair's and for another
     result in `path`, OSError where the disk has no room for the features.
@@ -82,12 +78,12 @@ def probe_pair(
     if found != asked:
         if found and not replace_other:
             raise ValueError(other_probes(path, found, asked))
-        unit = "fraction of test images whose class is told"
+        unit = "fraction classified correctly"
         results = {"unit": unit, "asked": asked, "accuracy": {}}
-    run = Probing(pair.smoothing, splits, settings, path.parent)
-    for subject in run.subjects(pair):
+    probing = Probing(pair.smoothing, splits, settings, path.parent)
+    for subject in probing.subjects(pair):
         if subject.name not in results["accuracy"]:
-            results["accuracy"][subject.name] = run.probe(subject)
+            results["accuracy"][subject.name] = probing.probe(subject)
             write_json(path, results)
     return results
 
@@ -291,5 +287,5 @@ def labels_of(data: ImageDataset) -> Tensor:
 
 
 def device_of(network: PixelCNNpp | None) -> torch.device:
-    """Where a network lives; pixels live on the CPU."""
+    """The device of a network; pixels are on the CPU."""
     return torch.device("cpu") if network is None else next(network.parameters()).device

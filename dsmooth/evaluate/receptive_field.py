@@ -1,7 +1,7 @@
-"""What the distribution of a pixel can depend on: one masked stack against two streams.
+"""The pixels that a pixel's distribution can depend on: one masked stack against two streams.
 
-A stack of masked convolutions has a blind spot: rows above are reached only through pixels at most
-as far to the right as up, so much of the past on the right is never seen. PixelCNN++ has a stream
+A stack of masked convolutions has a blind spot. It reaches rows above only through pixels at most
+as far to the right as up. So much of the past on the right is never seen. PixelCNN++ has a stream
 for the rows above and one for the row, and none (the paper's Figure 10). Both are shown by the
 gradients of real networks, small and untrained.
 """
@@ -78,12 +78,12 @@ def causal(size: int, row: int, column: int) -> Tensor:
 
 
 def receptive_fields(size: int = SIZE) -> dict[str, Any]:
-    """What the middle pixel of a size x size image depends on, in both kinds of network.
+    """The dependence of the middle pixel of a size x size image, in both kinds of network.
 
-    Returns for "masked-stack" and "two-streams" how many of the `causal` earlier pixels are
-    reached, how many are in the `blind_spot`, how many later ones are reached (`leaks`), and the
-    gradients as rows of `influence`. The stack is as deep as the image is wide: its depth is not
-    what limits it.
+    Returns counts for "masked-stack" and "two-streams": how many of the `causal` earlier pixels are
+    `reached`, how many lie in the `blind_spot`, and how many later ones are reached (`leaks`). The
+    gradients are the rows of `influence`. The stack is as deep as the image is wide, so its depth
+    is not what limits it.
     """
     row = column = size // 2
     with torch.random.fork_rng(devices=[]):

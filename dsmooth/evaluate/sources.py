@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..data import ImageDataset, load_dataset, to_bytes
 from ..data.folder import SUFFIXES, read_every_image
-from ..files import read_npz
+from ..data.npz import read_npz
 from ..pictures import is_diverged
 from ..progress import progress
 from ..runs import first_config
@@ -27,7 +27,7 @@ ARRAY_NAMES = ("x", "images", "samples", "arr_0")
 
 @dataclass(frozen=True)
 class DataChoice:
-    """What `load_dataset` is asked for, split apart."""
+    """The arguments of `load_dataset` for a data set, but for the split."""
 
     name: str
     data_dir: str | None
@@ -82,7 +82,7 @@ def read_images(path: Path, limit: int | None = None) -> ImageSet:
 
     A .npy or .npz (array x, images, samples or arr_0), a folder of .npy shards as `dsmooth sample`
     writes it, or a folder of image files. Arrays are (N, C, H, W), (N, H, W, C) or (N, H, W), of
-    bytes, or of floating point in [-1, 1], which becomes bytes as `dsmooth.data.to_bytes` does it.
+    bytes or of floating point in [-1, 1]. `dsmooth.data.to_bytes` turns the latter into bytes.
 
     Raises FileNotFoundError or ValueError, naming the file and what it must hold.
     """

@@ -1,4 +1,4 @@
-"""Ops as functions: each has a plain PyTorch reference (`*_ref`) and perhaps faster twins."""
+"""Ops as functions: a plain PyTorch reference (`*_ref`) each, and most also faster ones."""
 
 from .dispatch import Impl, use_impl
 from .gated_resnet import gated_resnet, gated_resnet_ref

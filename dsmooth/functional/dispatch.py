@@ -1,6 +1,6 @@
-"""Which implementation an op uses and where it can run; what the ops of several files share.
+"""The choice of an implementation: which one an op uses, and where it can run.
 
-An op uses what its argument `impl` says, or the `use_impl` block around the call.
+An op follows its argument `impl`, or the `use_impl` block around the call.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 
 Impl = Literal["auto", "reference", "triton", "native"]
 MIN_CAPABILITY = (8, 0)
+TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Asked once: torch.compile of torch 2.11 cannot trace the question.
 _AUTOCAST_DEVICES = frozenset(
     device for device in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(device)
@@ -49,26 +50,36 @@ def use_impl(impl: Impl) -> Iterator[None]:
 
 
 @torch.compiler.assume_constant_result
-def triton_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why Triton kernels cannot compute on tensors of this device and dtype; None if they can.
+def triton_obstacle(device: torch.device, *dtypes: torch.dtype, matmul: bool = True) -> str | None:
+    """Why Triton kernels cannot compute on tensors of this device and dtypes; None if they can.
 
     Where the kernels are interpreted (TRITON_INTERPRET=1 before Triton was imported) they run on
-    CPU tensors, slowly: for tests.
+    CPU tensors, slowly: for tests. matmul: whether the kernels multiply matrices; interpreted ones
+    that do take float64 but not bfloat16.
     """
     if device.type not in ("cuda", "cpu"):
-        return f"Triton kernels run on cuda tensors, got {device.type}"
+        return f"Triton runs on cuda tensors, got {device.type}"
     if importlib.util.find_spec("triton") is None:
-        return "triton is not installed"
-    from ..kernels.taps import INTERPRETED
+        return "Triton is not installed"
+    from ..kernels.launch import INTERPRETED
 
-    if INTERPRETED:
-        if dtype == torch.bfloat16:
-            return "Triton's interpreter multiplies bfloat16 matrices wrongly"
-        return None if device.type == "cpu" else "the kernels are interpreted, on cpu tensors alone"
-    if device.type == "cpu":
-        return "Triton kernels run on cuda tensors, got cpu (TRITON_INTERPRET=1 interprets them)"
-    if dtype == torch.float64:
-        return "the Triton kernels compute in float32, bfloat16 and float16, got torch.float64"
+    if INTERPRETED and matmul and torch.bfloat16 in dtypes:
+        return "Triton's interpreter multiplies bfloat16 matrices wrongly"
+    taken = (*TRITON_DTYPES, *[torch.float64] * (INTERPRETED and matmul))
+    reasons = [
+        f"its kernels take {', '.join(map(str, taken))}, got {dtype}"
+        for dtype in dtypes
+        if dtype not in taken
+    ]
+    if INTERPRETED and device.type != "cpu":
+        reasons.append("its kernels are interpreted, on cpu tensors alone")
+    elif not INTERPRETED and device.type == "cpu":
+        reasons.append(
+            "Triton runs on cuda tensors, got cpu (a process started with TRITON_INTERPRET=1 "
+            "interprets the kernels on cpu tensors)"
+        )
+    if INTERPRETED or reasons:
+        return "; ".join(reasons) or None
     if torch.version.hip is not None:
         return "the Triton kernels were made for NVIDIA GPUs"
     capability = torch.cuda.get_device_capability(device)
@@ -91,7 +102,7 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 
 def refuse_second_derivative(op: str) -> Callable[..., NoReturn]:
-    """The derivative of a backward op: an error that names `op`, such as "native gated block"."""
+    """The derivative of a backward op: an error that names `op`, such as "native gated resnet"."""
 
     def refuse(ctx: Any, *grads: Any) -> NoReturn:
         raise NotImplementedError(
@@ -107,13 +118,3 @@ def without_autocast(device_type: str) -> AbstractContextManager[object]:
     if device_type in _AUTOCAST_DEVICES:
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
-
-
-def empty_channels_last(like: Tensor, channels: int, size: tuple[int, int] | None = None) -> Tensor:
-    """Uninitialised, with the batch, dtype and device of `like` and, without `size`, its extent."""
-    return torch.empty(
-        (like.shape[0], channels, *(size or like.shape[2:])),
-        dtype=like.dtype,
-        device=like.device,
-        memory_format=torch.channels_last,
-    )

@@ -17,19 +17,19 @@ def draw_seed(device: torch.device) -> Tensor:
 
 
 def dropout_factors(shape: torch.Size, dropout: float, seed: Tensor, layer: int) -> Tensor:
-    """What dropout multiplies concat_elu(h) of `shape` (B, 2F, H, W) by: 0 or 1 / (1 - dropout).
+    """The factors of dropout, for concat_elu(h) of `shape` (B, 2F, H, W): 0 or 1 / (1 - dropout).
 
-    Elements are numbered in (B, H, W, 2F) order. Number i takes word i % 4 of the Philox block at
-    counter (i // 4 low, i // 4 high, layer, Stream.DROPOUT), key `seed`, and is kept if that word's
+    Elements are numbered in (B, H, W, 2F) order. Number i takes word i % 4 of the Philox call at
+    counter (i // 4 low, i // 4 high, layer, Stream.DROPOUT), key `seed`. It is kept if that word's
     uniform is at least `dropout`. Returns float64 of that shape, on the seed's device.
     """
     low = 0xFFFFFFFF
     batch, channels, rows, cols = shape
     count = batch * channels * rows * cols
-    block = torch.arange((count + 3) // 4, device=seed.device)
+    call = torch.arange((count + 3) // 4, device=seed.device)
     rest = torch.tensor([layer & low, int(Stream.DROPOUT)], device=seed.device)
     counter = torch.cat(
-        [torch.stack([block & low, block >> 32], dim=-1), rest.expand(len(block), 2)], dim=-1
+        [torch.stack([call & low, call >> 32], dim=-1), rest.expand(len(call), 2)], dim=-1
     )
     key: Any = (seed & low, seed >> 32 & low)  # tensors: reading them would wait for a GPU
     words = philox4x32(counter, key).flatten()[:count]

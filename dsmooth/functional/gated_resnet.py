@@ -1,4 +1,4 @@
-"""The gated residual block of PixelCNN++ (math.md section 1)."""
+"""The gated resnet of PixelCNN++ (docs/math.md, section 1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The native op of the gated block; `gated_resnet` checks arguments and chooses it."""
+"""The native op of the gated resnet; `gated_resnet` checks arguments and chooses it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .. import _extension
-from .dispatch import empty_channels_last, refuse_second_derivative
+from ..kernels.geometry import empty_channels_last
+from .dispatch import refuse_second_derivative
 from .gated_resnet_operands import (
     FIELDS,
     GRADIENTS,
@@ -144,9 +145,9 @@ def _dense(x: Tensor, given: Operands) -> dict[str, Any]:
 
 def _settings(given: Operands) -> tuple[int, int, int, int, float, int]:
     """pad_top, pad_left, layer, keep_from, scale and threads of the extension's functions."""
-    _, _, top, left, _ = taps_of(given.conv_in, given.shift)
+    taps = taps_of(given.conv_in, given.shift)
     least, scale = given.dropout_numbers()
-    return top, left, given.layer, least, scale, torch.get_num_threads()
+    return taps.top, taps.left, given.layer, least, scale, torch.get_num_threads()
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -169,7 +170,7 @@ def _backward(ctx: Any, grad_y: Tensor | None, *_: Tensor | None) -> tuple[Tenso
 
 
 forward_op.register_autograd(_backward, setup_context=_save_for_backward)
-backward_op.register_autograd(refuse_second_derivative("native gated block"))
+backward_op.register_autograd(refuse_second_derivative("native gated resnet"))
 
 
 def _channels_last(name: str, tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The operands of a gated block, shared by its implementations: the field table and its check."""
+"""The operands of a gated resnet, shared by its implementations: the field table and its check."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _read_table() -> dict[str, Field]:
 
 
 FIELDS = _read_table()
-# What the ops take beside x, and what their backwards return.
+# The arguments of the ops beside x, and the results of their backwards.
 TENSORS = tuple(f.name for f in FIELDS.values() if f.group == "Input" and f.name != "x")
 GRADIENTS = tuple(f"grad_{f.name}" for f in FIELDS.values() if f.group == "Input" and f.gradient)
 SCHEMA = ", ".join(
@@ -85,10 +85,10 @@ _shapes = _compile_shapes()
 
 
 class Operands(NamedTuple):
-    """What the block takes beside x: the tensors of the field table in its order, then settings.
+    """The operands beside x: the tensors of the field table in its order, then settings.
 
-    Each is an argument of its own of the ops: lists of tensors are taken apart in Python by torch,
-    at every call.
+    The ops take each tensor as its own argument: torch takes lists of tensors apart in Python, at
+    every call.
     """
 
     skip: Tensor | None

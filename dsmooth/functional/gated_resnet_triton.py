@@ -1,4 +1,4 @@
-"""The Triton op of the gated block; `gated_resnet` checks arguments and chooses it."""
+"""The Triton op of the gated resnet; `gated_resnet` checks arguments and chooses it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .dispatch import empty_channels_last, refuse_second_derivative
+from ..kernels.geometry import empty_channels_last
+from .dispatch import refuse_second_derivative
 from .gated_resnet_operands import (
     FIELDS,
     GRADIENTS,
@@ -101,10 +102,7 @@ def _lists(given: Operands) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def _numbers(given: Operands) -> tuple[Any, ...]:
-    from ..kernels import gated_resnet as kernels
-
-    taps = kernels.Taps(*taps_of(given.conv_in, given.shift))
-    return taps, given.dropout_numbers(), given.layer
+    return taps_of(given.conv_in, given.shift), given.dropout_numbers(), given.layer
 
 
 def _empty_like(name: str, tensor: Tensor) -> Tensor:
@@ -134,4 +132,4 @@ def _backward(ctx: Any, grad_y: Tensor | None, _: Tensor | None) -> tuple[Tensor
 
 
 forward_op.register_autograd(_backward, setup_context=_save_for_backward)
-backward_op.register_autograd(refuse_second_derivative("Triton gated block"))
+backward_op.register_autograd(refuse_second_derivative("Triton gated resnet"))

@@ -8,7 +8,7 @@ means:
     mean_g += c_gr x_r        mean_b += c_br x_r + c_bg x_g
 
 One component index serves all colours of a pixel. An atom is a component that puts all its
-probability on one byte level, the same in all colours. Equations: docs, math.md section 2 and 3.
+probability on one byte level, the same in all colours. Equations: docs/math.md, sections 2 and 3.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import Likelihood, check_likelihood
-from .dispatch import Impl, resolve_impl, without_autocast
+from .dispatch import Impl, resolve_impl, triton_obstacle, without_autocast
 from .logistic_mixture_native import native, native_obstacle
-from .logistic_mixture_triton import triton_log_prob, triton_obstacle
+from .logistic_mixture_triton import triton_log_prob
 
 ReferenceLikelihood = Literal["continuous", "discretized", "gaussian", "discretized_legacy"]
 
@@ -66,7 +66,7 @@ def logistic_mixture_log_prob(
     check_mixture(x, params, len(atoms))
     chosen = resolve_impl(impl)
     if chosen == "triton" or (chosen == "auto" and x.device.type == "cuda"):
-        obstacle = triton_obstacle(x.device, x.dtype, params.dtype)
+        obstacle = triton_obstacle(x.device, x.dtype, params.dtype, matmul=False)
         if obstacle is None:
             return _triton(x, params, likelihood, atoms, smoothing_scale)
         if chosen == "triton":

@@ -28,9 +28,9 @@ def native(
     """(log_prob (B, H, W), state (B, 4, H, W)) of float32 or float64 tensors.
 
     The state is two sums over components and atoms per pixel. With it the backward evaluates each
-    component once and writes each gradient once, already times the gradient from above. The other
-    way, to keep unit gradients from the forward, saves a second evaluation but needs a second
-    tensor of the size of params, and writing and reading that takes longer.
+    component once and writes each gradient once, already times the gradient from above. Keeping
+    unit gradients from the forward would save the second evaluation. But they need a second tensor
+    of the size of params, which takes longer to write and read.
     """
     log_prob, state = _outputs(x, params, likelihood, atoms, smoothing_scale)
     _extension.extension().logistic_mixture(

@@ -2,47 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .dispatch import MIN_CAPABILITY
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-TWICE = (
-    "the Triton logistic mixture cannot be differentiated twice (create_graph=True); use "
-    "impl='reference' or a use_impl('reference') block"
-)
-
-
-@torch.compiler.assume_constant_result
-def triton_obstacle(device: torch.device, *dtypes: torch.dtype) -> str | None:
-    """Why the Triton kernels cannot compute on tensors of this device and these dtypes; None if
-    they can. They multiply no matrices, so the interpreter is right in bfloat16 too."""
-    for dtype in dtypes:
-        if dtype not in DTYPES:
-            return f"it takes {', '.join(map(str, DTYPES))}, got {dtype}"
-    if device.type not in ("cpu", "cuda"):
-        return f"Triton runs on cuda tensors, got {device.type}"
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed"
-    from ..kernels import logistic_mixture as kernels
-
-    if (device.type == "cpu") != kernels.INTERPRETED:
-        return (
-            "Triton runs on cuda tensors or, in a process started with TRITON_INTERPRET=1, on cpu "
-            f"tensors, got {device.type}"
-        )
-    if kernels.INTERPRETED:
-        return None
-    if torch.version.hip is not None:
-        return "the Triton kernels were made for NVIDIA GPUs"
-    if (capability := torch.cuda.get_device_capability(device)) < MIN_CAPABILITY:
-        return f"it needs compute capability 8.0, this device has {capability[0]}.{capability[1]}"
-    return None
+from .dispatch import refuse_second_derivative
 
 
 @torch.library.custom_op("dsmooth::logistic_mixture_triton", mutates_args=())
@@ -59,7 +25,7 @@ def triton_log_prob(
     input's dtype; one that is not needed has no elements.
 
     The gradients are all that autograd keeps. Evaluating the components a second time in the
-    backward would spare reading one of them, but costs as much arithmetic again, and in bfloat16
+    backward would spare reading one of them. But it costs as much arithmetic again, and in bfloat16
     arithmetic is the limit.
     """
     from ..kernels import logistic_mixture as kernels
@@ -141,7 +107,7 @@ def _save_for_backward(
 
 def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     if torch.is_grad_enabled():  # create_graph=True: what is kept does not know its inputs
-        raise NotImplementedError(TWICE)
+        refuse_second_derivative("Triton logistic mixture")(ctx, grad)
     needs_x, needs_params = ctx.needs_input_grad[:2]
     grad_x, grad_params = triton_backward(grad, *ctx.saved_tensors)
     needed = grad_x if needs_x else None, grad_params if needs_params else None

@@ -1,8 +1,8 @@
 """Convolutions that see only what lies above, or above and to the left.
 
-A shifted convolution pads on the causal side alone, so the output at (r, c) is a function of rows
-<= r ("down"), or of rows <= r and columns <= c ("down_right"). math.md calls them DS and DRS;
-the source is Salimans et al., PixelCNN++ (2017), section 2.4.
+A shifted convolution pads on the causal side alone. So the output at (r, c) is a function of rows
+<= r ("down"), or of rows <= r and columns <= c ("down_right"). docs/math.md, section 1,
+calls them DS and DRS. Source: Salimans et al., PixelCNN++ (2017), section 2.4.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def shifted_conv2d(
         "none" pads symmetrically (kh and kw odd): an ordinary, unmasked convolution.
     stride: 1 or 2. Returns (B, D, H/stride, W/stride), in the autocast dtype under autocast.
     impl: "triton" is the Triton kernels, on CUDA; "native" and "reference" are both torch's own
-        convolution: a network calls it a handful of times a step, against some fifty gated blocks.
+        convolution: a network calls it a handful of times a step, against some fifty gated resnets.
         "auto" takes the kernels where they can run.
 
     Raises ValueError for a shape that does not fit, and RuntimeError, with the reason, for

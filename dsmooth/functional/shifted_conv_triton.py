@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .dispatch import empty_channels_last, refuse_second_derivative
-from .taps import Taps, taps_of, transposed_taps_of
+from ..kernels.geometry import Taps, empty_channels_last
+from .dispatch import refuse_second_derivative
+from .taps import taps_of, transposed_taps_of
 
 
 def _taps(weight: Tensor, shift: str, stride: int, transposed: bool) -> Taps:
@@ -29,9 +30,9 @@ def shifted_conv_triton(
     if y.numel() == 0:
         return y
     bias = None if bias is None else bias.contiguous()
-    run = kernels.forward_transposed if transposed else kernels.forward
-    taps = kernels.Taps(*_taps(weight, shift, stride, transposed))
-    return run(x, weight, bias, taps, *y.shape[2:])
+    convolve = kernels.forward_transposed if transposed else kernels.forward
+    taps = _taps(weight, shift, stride, transposed)
+    return convolve(x, weight, bias, taps, *y.shape[2:])
 
 
 @shifted_conv_triton.register_fake
@@ -56,7 +57,7 @@ def shifted_conv_triton_backward(
     if x.numel() == 0:
         grads = _gradients(grad_y, x, weight, shift, stride, transposed)
         return grads[0].zero_(), grads[1].zero_(), grads[2].zero_()
-    taps = kernels.Taps(*_taps(weight, shift, stride, transposed))
+    taps = _taps(weight, shift, stride, transposed)
     return kernels.backward(grad_y, x, weight, taps, transposed)
 
 

@@ -6,8 +6,9 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
+from ..kernels.geometry import Taps
+
 Shift = Literal["down", "down_right", "none"]
-Taps = tuple[int, int, int, int, int]  # kh, kw, top, left, stride: see taps_of
 
 
 def padding_of(kh: int, kw: int, shift: str) -> tuple[int, int, int, int]:
@@ -19,21 +20,20 @@ def padding_of(kh: int, kw: int, shift: str) -> tuple[int, int, int, int]:
 
 
 def taps_of(weight: Tensor, shift: str, stride: int = 1) -> Taps:
-    """(kh, kw, top, left, stride) of a shifted convolution by weight (D, C, kh, kw).
+    """The taps of a shifted convolution by weight (D, C, kh, kw).
 
-    Tap (i, j) at output (r, c) reads the input at (stride r + i - top, stride c + j - left).
     Raises ValueError as `check_kernel` does.
     """
     check_kernel(weight, shift)
     kh, kw = weight.shape[2:]
     left, _, top, _ = padding_of(kh, kw, shift)
-    return kh, kw, top, left, stride
+    return Taps(kh, kw, top, left, stride)
 
 
 def transposed_taps_of(weight: Tensor, shift: str) -> Taps:
     """The taps of the convolution whose adjoint is the transposed one by weight (C, D, kh, kw)."""
     kh, kw = weight.shape[2:]
-    return kh, kw, 0, (kw - 1) // 2 if shift == "down" else 0, 2
+    return Taps(kh, kw, 0, (kw - 1) // 2 if shift == "down" else 0, 2)
 
 
 def check_kernel(weight: Tensor, shift: str, name: str = "weight") -> None:

@@ -38,9 +38,8 @@ def load_pixelcnnpp(
     source: a .safetensors file, or a state dict; keys with or without the prefix `module.`, weights
     as `weight_g` and `weight_v`. Sizes (C, F, R, K) are read from the tensors. The ports
     normalise a transposed convolution per input channel: every norm is folded in float64, re-split
-    per output filter, then cast to `dtype`. Returns a model without dropout, in evaluation mode,
-    with continuous likelihood (the checkpoint does not say which it was trained with) or, if it was
-    trained with `atoms`, a discretized one.
+    per output filter, then cast to `dtype`. Returns a model without dropout, in evaluation mode.
+    The checkpoint does not say its likelihood: with `atoms` it is discretized, else continuous.
 
     Raises ValueError for a pickled file (naming the conversion to safetensors), for a file that is
     not safetensors, and for keys or shapes that are not this network's; FileNotFoundError for a

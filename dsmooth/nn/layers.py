@@ -1,4 +1,4 @@
-"""Weight-normed layers and the gated block as modules."""
+"""Weight-normed layers and the gated resnet as modules."""
 
 from __future__ import annotations
 
@@ -120,8 +120,8 @@ class ShiftedConvTranspose2d(WeightNormConv):
 class GatedResnet(nn.Module):
     """The module of `functional.gated_resnet`.
 
-    skip_channels: channels of the skip input, 0 for a block without one. layer: a number that sets
-    its dropout apart from that of the network's other blocks under one seed.
+    skip_channels: channels of the skip input, 0 without one. layer: a number that sets its dropout
+    apart from that of the network's other gated resnets under one seed.
     """
 
     def __init__(
@@ -148,8 +148,8 @@ class GatedResnet(nn.Module):
         """(B, F, H, W), skip (B, skip_channels, H, W) or its parts -> (B, F, H, W).
 
         seed: of the dropout, int64 without dimensions; drawn from torch's generator if None.
-        layer: the block's own number if None. A network passes it all the same: to torch.compile an
-        argument is a variable, an attribute a constant that has every block compiled anew.
+        layer: its own number if None. A network passes the number all the same: to torch.compile an
+        argument is a variable; an attribute is a constant, with which each one is compiled anew.
         """
         convs = [self.conv_in, self.conv_out] + ([self.nin_skip] if self.nin_skip else [])
         (conv_in, conv_out, *nin) = [(conv.weight_v, conv.bias) for conv in convs]

@@ -1,15 +1,15 @@
-"""PixelCNN++ with optional conditioning on a second image (math.md sections 1 and 2)."""
+"""PixelCNN++ with optional conditioning on a second image (docs/math.md, sections 1 and 2)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import ModelConfig
+from ..config import Conditioning, ModelConfig
 from ..functional import down_shift, logistic_mixture_log_prob, right_shift
 from ..functional.dispatch import without_autocast
 from ..functional.dropout import draw_seed
@@ -68,8 +68,8 @@ class ContextEncoder(nn.Module):
 class PixelCNNpp(nn.Module):
     """An autoregressive model of images, conditioned on a context image or not.
 
-    The distribution of a pixel is a mixture of K logistics whose parameters are a function of the
-    pixels before it in raster order (and of the whole context). Source: Salimans et al. (2017).
+    The distribution of a pixel is a mixture of K logistics. Its parameters are a function of the
+    pixels before it in raster order, and of the whole context. Source: Salimans et al. (2017).
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -105,8 +105,8 @@ class PixelCNNpp(nn.Module):
         """Mixture parameters of every pixel.
 
         x: (B, C, H, W) in [-1, 1] (noisy images go beyond), H and W multiples of 4.
-        context: like x, for a conditioned model only. Returns (B, P, H, W) for x alone, in the
-        layout of math.md section 1: logits, then means, log-scales and coefficients per colour.
+        context: like x, for a conditioned model only. Returns (B, P, H, W) for x alone: logits,
+        then means, log-scales and coefficients per colour, as in docs/math.md, section 1.
 
         Raises ValueError for a wrong shape and for a context missing or superfluous, TypeError for
         a wrong dtype.
@@ -170,8 +170,8 @@ class PixelCNNpp(nn.Module):
     def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
         """Data-dependent init: set g and b of every layer on a first batch.
 
-        Each pre-activation gets mean 0 and variance 1 (standard deviation 0.1 for the second
-        convolution of a gated resnet), layer after layer with the already corrected input.
+        Each pre-activation gets mean 0 and variance 1, layer after layer, with the already
+        corrected input. For the second convolution of a gated resnet the standard deviation is 0.1.
         Source: Salimans & Kingma, Weight normalization (2016), section 3.
         """
 
@@ -257,12 +257,8 @@ class PixelCNNpp(nn.Module):
             raise ValueError(f"x must be on the model's device {expected.device}, got {x.device}")
         if x.dtype != expected.dtype and not torch.is_autocast_enabled(x.device.type):
             raise TypeError(f"x must have the model's dtype {expected.dtype}, got {x.dtype}")
-        if conditioning == "none":
-            if context is not None:
-                raise ValueError('context was given, but the model has conditioning="none"')
+        if not is_given(context, conditioning):
             return
-        if context is None:
-            raise ValueError(f'context is missing: the model has conditioning="{conditioning}"')
         if context.shape != x.shape:
             raise ValueError(
                 f"context must have shape {tuple(x.shape)}, got {tuple(context.shape)}"
@@ -271,6 +267,17 @@ class PixelCNNpp(nn.Module):
             raise TypeError(
                 f"context must be {x.dtype} on {x.device}, got {context.dtype} on {context.device}"
             )
+
+
+def is_given(context: Tensor | None, conditioning: Conditioning) -> TypeGuard[Tensor]:
+    """Whether a model has a context. Raises ValueError for one missing or superfluous."""
+    if conditioning == "none":
+        if context is not None:
+            raise ValueError('context was given, but the model has conditioning="none"')
+        return False
+    if context is None:
+        raise ValueError(f'context is missing: the model has conditioning="{conditioning}"')
+    return True
 
 
 def _with_ones(x: Tensor) -> Tensor:

@@ -74,9 +74,6 @@ def write_report(
     write_atomically(path, page.encode())
 
 
-# --- sentences -------------------------------------------------------------------------------
-
-
 def data_name(results: Mapping[str, Any]) -> str:
     """The data set's name as people write it."""
     names = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
@@ -96,7 +93,7 @@ def bound_sentence(results: Mapping[str, Any]) -> str:
 
 
 def making(results: Mapping[str, Any]) -> list[str]:
-    """How the run was made."""
+    """Sentences on data, runs and machine of the reproduction."""
     data, machine, runs = results["data"], results["machine"], results["runs"]
     kind = "the subset that comes with dsmooth" if data["embedded_subset"] else "the files given"
     sentences = [
@@ -126,7 +123,7 @@ def making(results: Mapping[str, Any]) -> list[str]:
 
 
 def advice(results: Mapping[str, Any]) -> list[str]:
-    """What this much training gives, and what more of it buys; commands stand in backquotes."""
+    """Sentences on the training so far and on more of it; commands stand in backquotes."""
     runs, data, budget = results["runs"], results["data"], results["budget_minutes"]
     sentences = []
     if budget:
@@ -171,7 +168,7 @@ def paragraphs(sentences: Sequence[str]) -> str:
 
 
 def introduction(results: Mapping[str, Any]) -> str:
-    """What the two models do."""
+    """The task of each of the two models, as a paragraph."""
     settings = results["runs"]["noisy"]["settings"]
     noise = f"{NOISE_NAMES[settings['smoothing']]} noise of scale {settings['scale']:g}"
     return (

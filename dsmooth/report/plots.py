@@ -23,7 +23,7 @@ class Colours:
 
     @classmethod
     def of(cls, dark: bool) -> Colours:
-        """The set."""
+        """The set for a dark or a light page."""
         if dark:
             return cls("#d6d9df", "#7fb2ff", "#ffb454", "#a3abb5", "#2b3038")
         return cls("#333333", "#2f6fd0", "#b34700", "#6b7480", "#eceef1")
@@ -122,7 +122,7 @@ def probe_png(
 
 
 def receptive_png(field: Mapping[str, Any], name: str, *, dark: bool) -> bytes:
-    """What the marked pixel of network `name` depends on; its blind spot stands out.
+    """The pixels that the marked one of network `name` depends on, as PNG; blind spots stand out.
 
     field: the result of `receptive_fields`. The shade is the logarithm of the gradient.
     """

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..evaluate.likelihood import EQUATION_4_BITS, LEVEL_BITS
 
-# What the reproduction paper of Meng et al. (ICLR 2021) reports for MNIST. Its equation (4) for
+# The numbers of the reproduction paper of Meng et al. (ICLR 2021) for MNIST. Its equation (4) for
 # bits/dim lacks an e, which makes its numbers 0.7213 too high, if its code did the same.
 PAPER_BITS = 3.23
 PAPER_PROBE = 98.5
@@ -46,9 +46,6 @@ SETTINGS = (
 )
 
 
-# --- bits/dim ----------------------------------------------------------------------------------
-
-
 def bits_section(results: Mapping[str, Any]) -> str:
     """The bound with its terms, the baseline, and what they may be compared with."""
     if "bits_per_dim" not in results:
@@ -83,7 +80,7 @@ def bits_section(results: Mapping[str, Any]) -> str:
 
 
 def comparison(discrete: bool) -> str:
-    """What the pair's number may be compared with."""
+    """The numbers that the pair's may be compared with, as text."""
     if not discrete:
         return (
             "This denoiser gives a density, so the number bounds a log-density. It is not "
@@ -95,9 +92,6 @@ def comparison(discrete: bool) -> str:
         "are over full test sets, by models trained on full training sets. Densities, such as "
         "those of a denoiser trained on x\u00a0+\u00a00.01\u00a0n, are not comparable with it."
     )
-
-
-# --- Fréchet distance --------------------------------------------------------------------------
 
 
 def frechet_section(results: Mapping[str, Any]) -> str:
@@ -131,11 +125,8 @@ def frechet_section(results: Mapping[str, Any]) -> str:
     return table(("Images", "distance"), rows) + f"<p>{escape(text)}</p>"
 
 
-# --- beside the paper --------------------------------------------------------------------------
-
-
 def paper_section(results: Mapping[str, Any]) -> str:
-    """What was measured beside the reproduction paper's numbers, and whether they compare."""
+    """The measured numbers beside the reproduction paper's, and whether they compare."""
     rows = [*paper_bits(results), *paper_frechet(results), *paper_probes(results)]
     if not rows or results["data"]["name"] != "mnist":
         return ""
@@ -202,9 +193,6 @@ def paper_probes(results: Mapping[str, Any]) -> list[str]:
     return rows
 
 
-# --- settings ----------------------------------------------------------------------------------
-
-
 def settings_section(results: Mapping[str, Any]) -> str:
     """Settings of the runs side by side; a dash where a model has none, or none is recorded."""
     runs = results["runs"]
@@ -240,9 +228,6 @@ def setting_words(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-# --- rows --------------------------------------------------------------------------------------
 
 
 def table(head: Sequence[str], rows: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""What a reproduction is made of: the runs to train, or models that were given."""
+"""The models of a reproduction: runs to train, or models that are given."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BUDGET_MINUTES = 8.0
 
 @dataclass(frozen=True)
 class Plan:
-    """What a reproduction trains.
+    """The runs that a reproduction trains.
 
     groups: the runs of a group train side by side; the groups follow one another. Among the runs
     are one noisy model and its denoiser; a plain one may be there.
@@ -42,7 +42,7 @@ class Plan:
 
     @property
     def seed(self) -> int:
-        """What decides weights, noise and samples."""
+        """The seed of weights, noise and samples."""
         return self.configs["noisy"].seed
 
     def description(self) -> dict[str, Any]:

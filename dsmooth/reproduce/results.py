@@ -1,4 +1,4 @@
-"""results.json of a reproduction: what was trained on what, on which machine."""
+"""results.json of a reproduction: models, data, machine."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def collect(
     test_set: ImageDataset,
     samples: Mapping[str, Tensor],
 ) -> dict[str, Any]:
-    """What results.json says beside the stages' numbers; no path of this machine is in it."""
+    """The content of results.json beside the stages' numbers, without any path of this machine."""
     return {
         "dsmooth": __version__,
         "name": name,
@@ -66,7 +66,7 @@ def collect(
 def describe_model(
     role: Role, models: Models, train_set: ImageDataset, test_set: ImageDataset
 ) -> dict[str, Any]:
-    """Its settings and size; how it was trained, if the folder of a finished run is there."""
+    """A model's settings and size; its training, if the folder of a finished run is there."""
     network, smoothing = models.networks[role], models.pair.smoothing
     parameters = sum(p.numel() for p in network.parameters())
     run = models.runs.get(role)

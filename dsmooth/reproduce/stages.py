@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..config import Method, ProbeSettings, ReproductionStage, Role
 from ..data import ImageDataset, to_bytes
+from ..data.npz import read_npz
 from ..evaluate.comparison import collect_statistics, compare_images
 from ..evaluate.features import extract_features, make_extractor
 from ..evaluate.likelihood import (
@@ -27,7 +28,7 @@ from ..evaluate.likelihood import (
 )
 from ..evaluate.probe import probe_pair
 from ..evaluate.receptive_field import receptive_fields
-from ..files import read_json, read_npz, write_json
+from ..files import read_json, write_json
 from ..machine import default_device
 from ..models import Models
 from ..pair import PairSampler
@@ -65,8 +66,8 @@ class Sizes:
     )
     """How linear probes are made."""
     extractor: str = "auto"
-    """What a Fréchet distance looks at, as `make_extractor` names it; auto: the package's
-    classifier for MNIST, nothing for other data."""
+    """Extractor of the Fréchet distance, as `make_extractor` names it; auto: the package's
+    classifier for MNIST, none for other data."""
 
     def __post_init__(self) -> None:
         for name in ("count", "scored_images"):
@@ -75,16 +76,17 @@ class Sizes:
 
 
 def mode_of(stage: ReproductionStage, only: ReproductionStage | None) -> Mode:
-    """What a call with `--only` does about a stage."""
+    """The mode of a stage in a call with `--only`, or without."""
     return "go on" if only is None else "redo" if only == stage else "read"
 
 
 def stored_or(
     path: Path, asked: Mapping[str, Any], mode: Mode, compute: Callable[[], dict[str, Any]]
 ) -> dict[str, Any] | None:
-    """What `path` holds if it is what was asked for, else what `compute` gives, written there.
+    """The result in `path` if it is the one asked for, else that of `compute`, written there.
 
-    In mode "read" what there is, whatever its sizes, unless it is of other weights; or None.
+    Mode "read" takes any result that is there, whatever its sizes, unless it is of other weights;
+    it gives None where there is none.
     """
     stored = read_json(path) if path.exists() else None
     theirs = stored.get("asked", {}) if stored else {}
@@ -101,9 +103,6 @@ def stored_or(
 def digest_of(x: Tensor) -> str:
     """SHA-256 of the values of a tensor."""
     return hashlib.sha256(x.numpy(force=True).tobytes()).hexdigest()
-
-
-# --- samples -----------------------------------------------------------------------------------
 
 
 def draw_all(
@@ -136,34 +135,21 @@ def draw_all(
         roles: Sequence[Role] = ("noisy", "denoiser"),
         given: Tensor | None = None,
     ) -> None:
-        """In chunks, unless the file is there.
-
-        What it shows depends on the weights of `roles` and on the images `given`.
-        """
-        path = folder / f"{name}.npz"
+        """The images depend on the weights of `roles` and on the images `given`."""
         whole = Draw(count, seed, method=method)
         asked = {"count": count, **whole.how(), "weights_sha256": [weights[r] for r in roles]}
         if given is not None:
             asked["given_sha256"] = digest_of(given)
-        x = None if mode == "redo" else read_images(path, asked)
-        if x is None and mode == "read":
-            return
-        if x is None:
-            with progress(f"drawing {name}", count) as done:
-                chunks = draw_in_chunks(
-                    draw_part, whole, image_shape=models.image_shape, chunk=CHUNK, progress=done
-                )
-                x = torch.cat([images.cpu() for _, images in chunks])
-            write_images(path, x, whole, asked)
-            save_grid(visible(x[:GRID_IMAGES]), folder / f"{name}.png")
-        pictures[name] = x
+        x = draw_or_read(folder / name, whole, asked, draw_part, models.image_shape, mode)
+        if x is not None:
+            pictures[name] = x
 
     def denoise(x_tilde: Tensor) -> DrawPart:
         def some(part: Draw, report: Progress) -> Tensor:
             end = part.first_index + part.count
             noisy = x_tilde[part.first_index : end].to(models.device)
             x = sampler.denoise(visible(noisy), part, report)
-            # What was drawn for a noisy image that diverged means nothing.
+            # A draw for a noisy image that diverged means nothing.
             return torch.where(is_diverged(noisy)[:, None, None, None], math.nan, x)
 
         return some
@@ -185,17 +171,41 @@ def draw_all(
     return pictures
 
 
-def read_images(path: Path, asked: Mapping[str, Any]) -> Tensor | None:
-    """What `write_images` wrote to `path`; None if nothing is there or something else was asked."""
+def draw_or_read(
+    path: Path,
+    draw: Draw,
+    asked: Mapping[str, Any],
+    draw_part: DrawPart,
+    image_shape: tuple[int, int, int],
+    mode: Mode,
+) -> Tensor | None:
+    """The images of `draw`, read from path.npz, or drawn and written there with a grid as path.png.
+
+    Images that were `asked` for otherwise are drawn again. None if mode is "read" and they are not
+    there.
+    """
+    array, picture = (path.with_name(path.name + suffix) for suffix in (".npz", ".png"))
+    x = None if mode == "redo" else read_drawn(array, asked)
+    if x is not None or mode == "read":
+        return x
+    with progress(f"drawing {path.name}", draw.count) as done:
+        chunks = draw_in_chunks(
+            draw_part, draw, image_shape=image_shape, chunk=CHUNK, progress=done
+        )
+        x = torch.cat([images.cpu() for _, images in chunks])
+    write_images(array, x, draw, asked)
+    save_grid(visible(x[:GRID_IMAGES]), picture)
+    return x
+
+
+def read_drawn(path: Path, asked: Mapping[str, Any]) -> Tensor | None:
+    """The images in `path`, as `write_images` wrote them; None unless the same was asked."""
     if not path.exists():
         return None
     arrays = read_npz(path)
     if str(arrays.get("asked")) != json.dumps(asked):
         return None
     return torch.from_numpy(arrays["x"])
-
-
-# --- numbers -----------------------------------------------------------------------------------
 
 
 def score_all(
@@ -212,7 +222,7 @@ def score_all(
                 limit=n,
                 batch_size=CHUNK,
                 clean_noise=models.clean_noise,
-                progress=lambda i, _: done(i),
+                progress=done,
             )
         rows = [asdict(row) for row in conventions(scores)]
         bits = {"unit": "bits/dim", "pair": {**asdict(summarise(scores)), "conventions": rows}}
@@ -223,7 +233,7 @@ def score_all(
                     test_set,
                     limit=n,
                     batch_size=CHUNK,
-                    progress=lambda i, _: done(i),
+                    progress=done,
                 )
             bits["plain"] = summarise_plain(plain)
         return bits
@@ -327,5 +337,5 @@ def probe_all(
 
 
 def see_receptive_fields(path: Path, mode: Mode = "go on") -> dict[str, Any] | None:
-    """What a pixel depends on in a masked stack and in two streams."""
+    """The pixels that a pixel depends on, in a masked stack and in two streams."""
     return stored_or(path, {"networks": 2}, mode, receptive_fields)

@@ -50,10 +50,11 @@ def reproduce(
 ) -> int:
     """Carry out `plan` in the folder `out`, without repeating what an earlier call did there.
 
-    Writes a run folder for each model that it trains, samples/ with a .npz array and a .png grid
-    for each method, bits_per_dim.json, frechet.json, probes.json, receptive_field.json,
-    results.json with all numbers, and report.html. only: do this stage again and no other; the
-    report has what is there. threads: CPU threads, None for torch's setting.
+    Writes a run folder for each model that it trains, and samples/ with a .npz array and a .png
+    grid for each method. The stages write bits_per_dim.json, frechet.json, probes.json and
+    receptive_field.json. results.json has all numbers, report.html shows them. only: do this stage
+    again and no other; the report has what is there. threads: CPU threads, None for torch's
+    setting.
     Returns the exit status: 0, or 128 + the signal's number if it was stopped; the same call then
     goes on. Raises ValueError for a folder that holds something else and whatever data, settings
     and runs raise.
@@ -63,7 +64,7 @@ def reproduce(
     if only not in (None, *STAGES):
         raise ValueError(f"only must be one of {', '.join(STAGES)}, got {only!r}")
     if sizes.extractor != "auto":
-        make_extractor(sizes.extractor)  # a mistake is told before any work
+        make_extractor(sizes.extractor)  # a mistake is reported before any work
     place = default_device()
     if isinstance(plan, Given):
         models = load_models(plan.folders).to(place)

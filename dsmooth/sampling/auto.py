@@ -67,7 +67,7 @@ class NetworkSampler:
     def draw(
         self, draw: Draw, progress: Progress | None = None, context: Tensor | None = None
     ) -> Tensor:
-        """What `sample_images` does, for a part of the drawing."""
+        """Draw a part of the drawing, as `sample_images` does."""
         if self._cached is not None:
             return self._cached.draw(draw, self.size, context, progress)
         before = torch.get_num_threads()

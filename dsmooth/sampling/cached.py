@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .._extension import extension
 from ..nn import PixelCNNpp
+from ..nn.pixelcnnpp import is_given
 from .builder import build_program
 from .cuda import CudaDrawer
 from .draw import Draw, Progress, check_size
@@ -21,9 +22,9 @@ InstructionSet = Literal["auto", "generic", "avx2", "avx512", "avx512bf16"]
 class CachedSampler:
     """Draws images from a PixelCNNpp where it lies; each activation is computed once per image.
 
-    Equal to `sequential_sample` up to rounding, from the same noise (see there), but for one
-    forward of work per image instead of one per pixel. The images are bitwise the same for any
-    batch size, first_index, slicing and number of threads, on one dtype and instruction set.
+    It draws the images of `sequential_sample`, up to rounding, from the same noise (see there). The
+    work is one forward per image instead of one per pixel. On one dtype and instruction set the
+    images are bitwise the same for any batch size, first_index, slicing and number of threads.
 
     model: on the CPU or a CUDA device, in evaluation or training mode (it samples without
     dropout). Its weights are copied and packed here, once: later changes to the model do not reach
@@ -61,7 +62,7 @@ class CachedSampler:
 
     @property
     def instruction_set(self) -> str:
-        """Whose code computes: "generic", "avx2", "avx512" or "avx512bf16", or "cuda"."""
+        """The instruction set in use: "generic", "avx2", "avx512" or "avx512bf16", or "cuda"."""
         return "cuda" if self._cuda is not None else str(self._native.instruction_set)
 
     def bytes_per_image(self, height: int, width: int) -> int:
@@ -109,7 +110,7 @@ class CachedSampler:
         context: Tensor | None = None,
         progress: Progress | None = None,
     ) -> Tensor:
-        """What `sample` does, for a draw of images of `size` (H, W)."""
+        """Sample a draw of images of `size` (H, W), as `sample` does."""
         check_size(size)
         shape = (draw.count, self.config.image_channels, *size)
         self._check_context(context, shape)
@@ -131,13 +132,8 @@ class CachedSampler:
         return torch.from_numpy(out)
 
     def _check_context(self, context: Tensor | None, shape: tuple[int, ...]) -> None:
-        conditioning = self.config.conditioning
-        if conditioning == "none":
-            if context is not None:
-                raise ValueError('context was given, but the model has conditioning="none"')
+        if not is_given(context, self.config.conditioning):
             return
-        if context is None:
-            raise ValueError(f'context is missing: the model has conditioning="{conditioning}"')
         if tuple(context.shape) != shape:
             raise ValueError(f"context must have shape {shape}, got {tuple(context.shape)}")
         if context.dtype != torch.float32 or context.device != self.device:

@@ -1,4 +1,4 @@
-"""Cached incremental sampling on a CUDA device: what `CachedSampler` does there."""
+"""Cached incremental sampling on a CUDA device, for `CachedSampler`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A draw: which images, and how they are drawn.
 
-It is made and checked where a user asks for images; behind that door it alone travels.
+It is made and checked where a user asks for images; everything behind takes a `Draw`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
-from ..config import Method, Score
+from ..config import Method, Score, check_whole
 from ..philox import split_seed
 
 # Called with the fraction that is done.
@@ -39,6 +39,8 @@ class Draw:
     device: str | None = None
 
     def __post_init__(self) -> None:
+        for name in ("count", "seed", "first_index", "threads", "max_slice"):
+            check_whole(**{name: getattr(self, name)})
         if self.count < 1:
             raise ValueError(f"the number of images must be at least 1, got {self.count}")
         split_seed(self.seed)

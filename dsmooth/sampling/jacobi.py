@@ -39,13 +39,13 @@ def jacobi_sample(
 ) -> JacobiSamples:
     """Draw the images of `sequential_sample` as the fixed point of drawing all pixels in parallel.
 
-    With the noise of every pixel fixed, an image is a function F of itself, a pixel of those before
-    it, and the sampled image is its only fixed point x = F(x). From the guess `start` the sampler
-    iterates x <- F(x), one forward each: after t iterations the first t pixels are exact, so it
-    ends, and it ends sooner where pixels depend little on others. An image that has settled leaves
-    the batch: its pixels did not move in the last iteration, which counts; bitwise for a
-    discretized likelihood, within 8 roundings for a continuous one. by_row: settle row after row,
-    each iteration over the rows so far.
+    With the noise of every pixel fixed, a pixel is a function of those before it. So an image is a
+    function F of itself, and the sampled image is the only fixed point x = F(x). From the guess
+    `start` the sampler iterates x <- F(x), one forward each. After t iterations the first t pixels
+    are exact, so it ends; it ends sooner where pixels depend little on others. An image leaves the
+    batch when an iteration, which counts, did not move its pixels: bitwise for a discretized
+    likelihood, within 8 roundings for a continuous one. by_row: settle row after row, each
+    iteration over the rows so far.
 
     start: (n, C, height, width), by default zeros; it decides the number of iterations, not the
     images, but for rounding. The other arguments are those of `sequential_sample`.
@@ -58,14 +58,7 @@ def jacobi_sample(
     draw = Draw(n, seed, first_index, temperature=temperature)
     size = height, width
     check_size(size)
-    parameter = model.head.bias
-    shape = (n, model.config.image_channels, *size)
-    if start is None:
-        x = parameter.new_zeros(shape)
-    elif tuple(start.shape) == shape:
-        x = start.detach().to(parameter).clone()
-    else:
-        raise ValueError(f"start must have shape {shape}, got {tuple(start.shape)}")
+    x = _first_guess(start, (n, model.config.image_channels, *size), model.head.bias)
     exact = model.config.likelihood == "discretized"
     rounding = 0.0 if exact else ROUNDINGS * torch.finfo(x.dtype).eps
     uniforms = pixel_uniforms(model, draw, size)
@@ -75,9 +68,7 @@ def jacobi_sample(
     with evaluating(model):
         encoded = model.encode_context(x, context)
         for first, end in bands:
-            rows = (
-                (end + 3) // 4 * 4
-            )  # those below cannot matter, but a multiple of 4 must be there
+            rows = (end + 3) // 4 * 4  # those below cannot matter; a multiple of 4 must be there
             active = torch.arange(n, device=x.device)
             for _ in range((end - first) * width + 1):
                 params = model.decode(x[active, :, :rows], select_context(encoded, rows, active))
@@ -96,3 +87,12 @@ def jacobi_sample(
                 if len(active) == 0:
                     break
     return JacobiSamples(x, iterations)
+
+
+def _first_guess(start: Tensor | None, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """A copy of `start`, or zeros, in the dtype and on the device of `like`."""
+    if start is None:
+        return like.new_zeros(shape)
+    if tuple(start.shape) != shape:
+        raise ValueError(f"start must have shape {shape}, got {tuple(start.shape)}")
+    return start.detach().to(like).clone()

@@ -29,16 +29,16 @@ def sequential_sample(
     """Draw n images pixel by pixel in raster order, each from one forward of the network.
 
     The noise of pixel (r, c) of image i is Philox4x32-10 with key `seed` and counter
-    (r * width + c, first_index + i low, high, stream), stream 0 without context and 1 with one, so
-    an image depends on its index and on the seed, not on the batch that it is drawn in (up to the
-    rounding of the forward). The model samples in evaluation mode, without dropout.
+    (r * width + c, first_index + i low, high, stream), stream 0 without context and 1 with one. So
+    an image depends on its index and on the seed. The batch that it is drawn in matters to the
+    rounding of the forward alone. The model samples in evaluation mode, without dropout.
 
     context: (n, C, height, width) for a conditioned model. temperature: > 0; divides the logits
     and multiplies the scales. Returns (n, C, height, width) in the model's dtype and device;
     unclamped for a continuous likelihood, one of the 256 levels for a discretized one.
 
     Raises ValueError for a count, size, seed or temperature out of range, and for a context that
-    does not fit. Source: math.md section 3.
+    does not fit. Source: docs/math.md, section 3.
     """
     draw = Draw(n, seed, first_index, temperature=temperature)
     return draw_sequentially(model, draw, (height, width), context)
@@ -52,7 +52,7 @@ def draw_sequentially(
     context: Tensor | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
-    """What `sequential_sample` does, for a draw. progress: called after each row."""
+    """Sample a draw as `sequential_sample` does. progress: called after each row."""
     check_size(size)
     height, width = size
     x = model.head.bias.new_zeros(draw.count, model.config.image_channels, height, width)
@@ -105,7 +105,7 @@ def evaluating(model: PixelCNNpp) -> Iterator[None]:
 
 
 def select_context(encoded: Encoded, rows: int, images: Tensor | None = None) -> Encoded:
-    """What `decode` needs of an encoded context for the first rows of x, of some of the images."""
+    """The part of an encoded context that `decode` needs for the first rows of some images."""
     if isinstance(encoded, tuple):
         u, ul = (e[:, :, :rows] if images is None else e[images, :, :rows] for e in encoded)
         return u, ul

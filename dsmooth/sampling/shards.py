@@ -60,13 +60,13 @@ class Shards:
     Files shard_00000.npy, ... hold `size` images each, the last one the rest, as float32
     (size, *image_shape). The images lie on disk when `add` returns. After an interruption (Ctrl-C,
     a full disk, a killed process) the same folder says in `done` how many it has, to go on behind
-    them; the files are then those of an uninterrupted run. A file is complete in its last chunk:
+    them; the files are then those of an uninterrupted call. A file is complete in its last chunk:
     until then it is shorter than its header says, and no reader takes it.
 
     description: what decides the images beside their numbers (seed, temperature, hash of the
     weights); JSON values. It is kept in shards.json, with the SHA-256 of each file's images.
-    Raises ValueError for a size below 1, for a folder that holds another run and for images that
-    are not those that were written.
+    Raises ValueError for a size below 1, for a folder that holds another drawing, and for images
+    that are not those that were written.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Shards:
         self.n = draw.count
         self.image_shape = image_shape
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._run = {
+        self._drawing = {
             "description": dict(description or {}),
             "n": draw.count,
             "first_index": draw.first_index,
@@ -110,7 +110,9 @@ class Shards:
             x, self.done = x[count:], self.done + count
             # Only now do these images count: a crash before repeats them, one after keeps them.
             digests = [digest.hexdigest() for digest in self._digests]
-            write_json(self.folder / MANIFEST, {**self._run, "done": self.done, "sha256": digests})
+            write_json(
+                self.folder / MANIFEST, {**self._drawing, "done": self.done, "sha256": digests}
+            )
 
     def _write(self, shard: int, offset: int, data: bytes) -> None:
         """Write the images behind the first `offset` ones of a file."""
@@ -160,13 +162,13 @@ class Shards:
                 raise ValueError(
                     f"{self.folder} holds shards without {MANIFEST}: choose another folder"
                 )
-            write_json(manifest, {**self._run, "done": 0, "sha256": []})
+            write_json(manifest, {**self._drawing, "done": 0, "sha256": []})
             return 0
         found = read_json(manifest)
-        for key, value in self._run.items():
+        for key, value in self._drawing.items():
             if found.get(key) != value:
                 raise ValueError(
-                    f"{self.folder} holds another run: its {key} is {found.get(key)!r}, not "
+                    f"{self.folder} holds another drawing: its {key} is {found.get(key)!r}, not "
                     f"{value!r}; choose another folder"
                 )
         done, digests = found.get("done"), found.get("sha256")

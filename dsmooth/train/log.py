@@ -1,11 +1,10 @@
-"""What a training run tells: its log for programs, a progress bar or plain lines for people."""
+"""Reports of a training run: its log for programs, a progress bar or plain lines for people."""
 
 from __future__ import annotations
 
 import json
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from torch import Tensor
@@ -55,12 +54,7 @@ class RunLog:
             self.bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         if self.bar is not None:
             self.bar.stop()
         self.file.close()

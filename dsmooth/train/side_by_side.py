@@ -6,7 +6,6 @@ layers of a small model are too short to share.
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -14,12 +13,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from ..config import Role
 from ..progress import LINE_SECONDS, clock
-from ..runs import RunFolder
+from ..runs import RunFolder, read_entry
 
 POLL_SECONDS = 0.2
 
@@ -112,7 +110,7 @@ def last_words(path: Path, lines: int = 12) -> str:
 
 @dataclass
 class Watched:
-    """What is known of a run from its log so far."""
+    """The state of a run, from its log so far."""
 
     role: str
     run: RunFolder
@@ -135,10 +133,9 @@ class Watched:
         complete = new[: new.rfind(b"\n") + 1]
         self.offset += len(complete)
         for line in complete.splitlines():
-            try:
-                self._note(json.loads(line))
-            except json.JSONDecodeError:  # cut by a crash of an earlier call
-                continue
+            entry = read_entry(line)
+            if entry is not None:
+                self._note(entry)
 
     def _note(self, entry: dict[str, Any]) -> None:
         self.images = entry["images"]
@@ -190,12 +187,7 @@ class Screen:
             self.bars.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         if self.bars is not None:
             self.bars.stop()
 

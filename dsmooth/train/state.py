@@ -1,7 +1,7 @@
-"""A training run between two steps: the model, its average, its optimiser, and what they score.
+"""A training run between two steps: the model, its average, its optimiser, and their scores.
 
-A step is a function of (config, images seen): the order of images, the noise and the dropout are
-all derived from these two, so a resumed run is the run that was never interrupted.
+A step is a function of (config, images seen): the order of images, the noise and the dropout all
+derive from these two. So a resumed run is the run that was never interrupted.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class NonFiniteLoss(ArithmeticError):
 
 
 def loss_name(config: TrainConfig) -> str:
-    """What the loss of a run measures, in bits/dim, with its likelihood."""
+    """The quantity that the loss of a run measures, in bits/dim, with its likelihood."""
     what = {"noisy": "x~", "denoiser": "x given x~", "plain": "x"}[config.role]
     return f"bits/dim of {what} ({config.model.likelihood})"
 
@@ -59,7 +59,7 @@ class TrainState:
             self.model.parameters(), lr=config.learning_rate, betas=config.betas, fused=True
         )
         if config.compile:
-            compile_blocks(self.model)
+            compile_gated_resnets(self.model)
 
     @property
     def averaged(self) -> PixelCNNpp:
@@ -182,7 +182,7 @@ class TrainState:
 def make_inputs(
     x: Tensor, config: TrainConfig, *, first_index: int, repeat: int = 0
 ) -> tuple[Tensor, Tensor | None]:
-    """What a role is trained on: (target, context) for clean images x (B, C, H, W).
+    """The (target, context) that a role is trained on, for clean images x (B, C, H, W).
 
     The noise of row b is a function of (config.seed, first_index + b, repeat).
     """
@@ -236,7 +236,7 @@ def resolve_precision(config: TrainConfig, device: torch.device) -> Precision:
     return "bfloat16" if fast else "float32"
 
 
-def compile_blocks(model: PixelCNNpp) -> None:
+def compile_gated_resnets(model: PixelCNNpp) -> None:
     """Compile each gated resnet by itself: equal shapes share one compilation of seconds."""
     from ..nn.layers import GatedResnet
 

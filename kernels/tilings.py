@@ -1,7 +1,7 @@
 """Block sizes: a frozen table, read by a pure function of shape, dtype and compute capability.
 
 Not tuned on a card: the sizes keep accumulators in registers and the stages of loads in shared
-memory, which the ahead-of-time tests verify for every row. `benchmarks/tune_gated_resnet.py`
+memory. The ahead-of-time tests verify that for every row. `benchmarks/tune_gated_resnet.py`
 proposes others where there is a GPU.
 """
 
@@ -15,8 +15,8 @@ Work = Literal["single", "paired", "weights"]
 Format = Literal["half", "tf32", "ieee"]
 
 
-class Config(NamedTuple):
-    """A step of a matmul and how its kernel is launched.
+class MatmulTiling(NamedTuple):
+    """One step of a matmul, and the launch of its kernel.
 
     block_p pixels, block_n output columns and block_k contracted channels; in a weight gradient
     block_p pixels are contracted and the output has block_k rows and block_n columns.
@@ -42,37 +42,37 @@ class Config(NamedTuple):
 # Work: "single" writes one column per filter; "paired" two that its epilogue combines (A and G, or
 # the gradients of elu(x) and elu(-x)); "weights" is a weight gradient. The last key says whether
 # the convolution has more than 32 channels on both sides.
-AMPERE: dict[tuple[Work, Format, bool], Config] = {
-    ("single", "half", False): Config(64, 32, 32, 4, 3),
-    ("single", "half", True): Config(64, 64, 64, 4, 3),
-    ("single", "tf32", False): Config(64, 64, 32, 4, 3),
-    ("single", "tf32", True): Config(64, 64, 32, 4, 3),
-    ("single", "ieee", False): Config(32, 32, 16, 4, 2),
-    ("single", "ieee", True): Config(32, 32, 16, 4, 2),
-    ("paired", "half", False): Config(64, 32, 32, 4, 3),
-    ("paired", "half", True): Config(64, 128, 32, 4, 3),
-    ("paired", "tf32", False): Config(64, 64, 32, 4, 3),
-    ("paired", "tf32", True): Config(64, 64, 32, 4, 3),
-    ("paired", "ieee", False): Config(32, 32, 16, 4, 2),
-    ("paired", "ieee", True): Config(32, 32, 16, 4, 2),
-    ("weights", "half", False): Config(64, 32, 32, 4, 3),
-    ("weights", "half", True): Config(64, 64, 32, 4, 3),
-    ("weights", "tf32", False): Config(32, 64, 64, 4, 3),
-    ("weights", "tf32", True): Config(32, 64, 64, 4, 3),
-    ("weights", "ieee", False): Config(16, 32, 32, 4, 2),
-    ("weights", "ieee", True): Config(16, 32, 32, 4, 2),
+AMPERE: dict[tuple[Work, Format, bool], MatmulTiling] = {
+    ("single", "half", False): MatmulTiling(64, 32, 32, 4, 3),
+    ("single", "half", True): MatmulTiling(64, 64, 64, 4, 3),
+    ("single", "tf32", False): MatmulTiling(64, 64, 32, 4, 3),
+    ("single", "tf32", True): MatmulTiling(64, 64, 32, 4, 3),
+    ("single", "ieee", False): MatmulTiling(32, 32, 16, 4, 2),
+    ("single", "ieee", True): MatmulTiling(32, 32, 16, 4, 2),
+    ("paired", "half", False): MatmulTiling(64, 32, 32, 4, 3),
+    ("paired", "half", True): MatmulTiling(64, 128, 32, 4, 3),
+    ("paired", "tf32", False): MatmulTiling(64, 64, 32, 4, 3),
+    ("paired", "tf32", True): MatmulTiling(64, 64, 32, 4, 3),
+    ("paired", "ieee", False): MatmulTiling(32, 32, 16, 4, 2),
+    ("paired", "ieee", True): MatmulTiling(32, 32, 16, 4, 2),
+    ("weights", "half", False): MatmulTiling(64, 32, 32, 4, 3),
+    ("weights", "half", True): MatmulTiling(64, 64, 32, 4, 3),
+    ("weights", "tf32", False): MatmulTiling(32, 64, 64, 4, 3),
+    ("weights", "tf32", True): MatmulTiling(32, 64, 64, 4, 3),
+    ("weights", "ieee", False): MatmulTiling(16, 32, 32, 4, 2),
+    ("weights", "ieee", True): MatmulTiling(16, 32, 32, 4, 2),
 }
-HOPPER: dict[tuple[Work, Format, bool], Config] = AMPERE | {
-    ("paired", "half", True): Config(64, 128, 64, 4, 3),
+HOPPER: dict[tuple[Work, Format, bool], MatmulTiling] = AMPERE | {
+    ("paired", "half", True): MatmulTiling(64, 128, 64, 4, 3),
     # wgmma multiplies 64 rows at a time: of pixels above, here of input channels
-    ("weights", "half", False): Config(64, 32, 64, 4, 3),
-    ("weights", "half", True): Config(64, 128, 64, 4, 3),
+    ("weights", "half", False): MatmulTiling(64, 32, 64, 4, 3),
+    ("weights", "half", True): MatmulTiling(64, 128, 64, 4, 3),
 }
 
 
-def config_for(
+def tiling_for(
     work: Work, channels: int, dtype: torch.dtype, tf32: bool, capability: int
-) -> Config:
+) -> MatmulTiling:
     """The row of the table for a convolution of `channels` on its narrower side.
 
     tf32: whether float32 matmuls may round to TF32. capability: 80, 86, 90, ...

@@ -1,0 +1,125 @@
+"""Settings and logs of the wrong type: an error of one line that names file and field."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dsmooth import ModelConfig, PixelCNNpp, SmoothedPair
+from dsmooth.config import TrainConfig
+from dsmooth.presets import preset
+from dsmooth.runs import RunFolder
+from dsmooth.sampling.draw import Draw
+from dsmooth.smoothing import GaussianSmoothing
+
+# One of them has the right type for every field.
+WRONG = (
+    *(None, True, False, 0, -1, 3, 2**70, 0.5, 1e400, math.nan, "", "3", "é\n"),
+    *([], [1], [1, 2], ["a", "b"], [[]], {}, {"a": 1}),
+)
+
+
+def mutants(values: Any) -> Iterator[tuple[str, Any]]:
+    """Every document in which one value is another, is missing, or has a neighbour too many."""
+    for key in list(values) if isinstance(values, dict) else range(len(values)):
+        for wrong in WRONG:
+            yield str(key), {**values, key: wrong} if isinstance(values, dict) else wrong
+        if isinstance(values, dict):
+            yield str(key), {k: v for k, v in values.items() if k != key}
+            if isinstance(values[key], dict):
+                for name, inner in mutants(values[key]):
+                    yield name, {**values, key: inner}
+    yield "extra", {**values, "extra": 1}
+
+
+@pytest.mark.parametrize("role", ["noisy", "denoiser", "plain"])
+@pytest.mark.parametrize("name", ["mnist", "mnist-paper"])
+def test_settings_of_a_run(tmp_path: Path, name: str, role: Any) -> None:
+    run = RunFolder(tmp_path)
+    run.write_config(preset(name, role), (28, 28))
+    values = json.loads(run.config.read_text())
+    refused = 0
+    for key, mutant in mutants(values):
+        run.config.write_text(json.dumps(mutant))
+        try:
+            config, size = run.read_config()
+        except ValueError as caught:
+            error = str(caught)
+        else:
+            error = ""
+        if error:
+            refused += 1
+            assert error.startswith(str(run.config))
+            assert "\n" not in error
+            # Fields that contradict each other name the other one too.
+            named = (key, "is not that of a training run", "role", "atoms", "batch_size")
+            assert any(name in error for name in named), (key, error)
+        else:
+            assert isinstance(config, TrainConfig)
+            assert TrainConfig.from_dict(json.loads(json.dumps(mutant_settings(mutant)))) == config
+            assert all(type(extent) is int for extent in size)
+    assert refused > 300
+
+
+def mutant_settings(mutant: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in mutant.items() if k not in ("dsmooth", "height_and_width")}
+
+
+def test_settings_of_a_pair(tmp_path: Path) -> None:
+    model = ModelConfig(n_filters=2, n_resnet=1, n_mix=1, dropout=0.0)
+    denoiser = ModelConfig(n_filters=2, n_resnet=1, n_mix=1, dropout=0.0, conditioning="concat")
+    pair = SmoothedPair(PixelCNNpp(model), PixelCNNpp(denoiser), GaussianSmoothing(0.5), (8, 8))
+    pair.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    refused = 0
+    for _, mutant in mutants(values):
+        path.write_text(json.dumps(mutant))
+        try:
+            SmoothedPair.from_pretrained(tmp_path)
+        except ValueError as caught:
+            error = str(caught)
+        else:
+            continue
+        refused += 1
+        assert str(tmp_path) in error
+        assert "\n" not in error
+    assert refused > 300
+
+
+def test_lines_of_a_log(tmp_path: Path) -> None:
+    """Lines that are no entries are left out; the others stand."""
+    run = RunFolder(tmp_path)
+    entries = [
+        {"event": "start", "images": 0, "seconds": 0.0, "total": 8, "loss": "bits/dim"},
+        {"event": "step", "images": 8, "seconds": 1.0, "bits_per_dim": 2, "images_per_second": 8.0},
+        {"event": "evaluation", "images": 8, "seconds": 1.0, "bits_per_dim": 2.0},
+        {"event": "end", "images": 8, "seconds": 1.0},
+    ]
+    whole = [json.dumps(entry).encode() for entry in entries]
+    for entry, line in zip(entries, whole, strict=True):
+        for _, mutant in mutants(entry):
+            for damaged in (json.dumps(mutant).encode(), line[:-3], b"\xff" + line, b"[1]", b"3"):
+                run.log.write_bytes(b"\n".join([*whole, damaged, *whole]) + b"\n")
+                found = run.history()
+                assert found[-4:] == entries
+                run.is_finished()
+
+
+@pytest.mark.parametrize("name", ["count", "seed", "first_index", "threads", "max_slice"])
+@pytest.mark.parametrize("wrong", [1.0, "1", True, [1], math.nan])
+def test_whole_numbers_of_a_draw(name: str, wrong: Any) -> None:
+    with pytest.raises(ValueError, match=f"^{name} must be a whole number, got "):
+        Draw(**{"count": 4, name: wrong})
+
+
+@pytest.mark.parametrize("name", ["n_filters", "n_resnet", "n_mix", "context_layers"])
+@pytest.mark.parametrize("wrong", [1.0, "1", True, math.nan])
+def test_whole_numbers_of_a_model(name: str, wrong: Any) -> None:
+    with pytest.raises(ValueError, match=f"^{name} must be a whole number, got "):
+        ModelConfig(**{name: wrong})
