@@ -41,6 +41,9 @@ def main(args: Sequence[str] | None = None) -> None:
     except (ValueError, ArithmeticError, OSError, ImportError) as error:
         print(f"dsmooth: error: {error}", file=sys.stderr)
         sys.exit(1)
+    except MemoryError as error:
+        print(f"dsmooth: error: not enough memory {error}".rstrip(), file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("dsmooth: stopped", file=sys.stderr)
         sys.exit(130)

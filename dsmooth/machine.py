@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ._extension import cuda_obstacle, is_available
@@ -61,6 +63,16 @@ def use_threads(threads: int | None) -> None:
     if threads < 1:
         raise ValueError(f"--threads must be at least 1, got {threads}")
     torch.set_num_threads(threads)
+
+
+def check_memory(shape: Sequence[int]) -> None:
+    """Raise ValueError, naming the bytes, if a machine can never hold (N, C, H, W) float32."""
+    needed, there = 4 * math.prod(shape), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        raise ValueError(
+            f"{shape[0]:,} images take {needed:,} bytes, and the machine has {there:,}: draw fewer "
+            "at a time, or into a folder of shards"
+        )
 
 
 def cpu_name() -> str:

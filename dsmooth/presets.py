@@ -52,7 +52,7 @@ _QUICK = {
 # Plain keys are fields of TrainConfig, "model" those of ModelConfig; a key that starts with a role
 # is for that role alone.
 PRESETS: dict[str, dict[str, Any]] = {
-    "mnist-quick": {**_OURS_MNIST, **_MNIST, "model": _QUICK},
+    "mnist-quick": {**_OURS_MNIST, **_MNIST, "model": _QUICK, "batch_size": 16},
     "mnist": {**_OURS_MNIST, **_MNIST, "model": _F40, "images": 3_000_000},
     "cifar10": {**_OURS, **_CIFAR10, "model": _F160, "learning_rate": 5e-4, "images": 10_000_000},
     "mnist-paper": {**_PAPER, **_MNIST, "model": _F40},

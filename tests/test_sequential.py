@@ -11,7 +11,7 @@ from torch import Tensor
 import dsmooth
 from dsmooth.functional import logistic_mixture_sample
 from dsmooth.philox import Stream, image_words, to_uniform
-from dsmooth.sampling import sequential_sample
+from dsmooth.sampling import CachedSampler, jacobi_sample, sequential_sample
 from tests.helpers.sampler_checks import ATOMS, GAUSSIAN
 
 
@@ -96,11 +96,38 @@ def test_an_image_depends_on_seed_and_index_only() -> None:
     assert not torch.equal(other, whole)
 
 
+def test_the_mode_of_the_model_is_never_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread may be training it."""
+    model = tiny("none", 1).train().float()
+    modes: set[bool] = set()
+    decode = dsmooth.PixelCNNpp.decode
+
+    def watch(self: dsmooth.PixelCNNpp, *args: Any) -> Tensor:
+        modes.update(module.training for module in model.modules())
+        assert not self.training
+        return decode(self, *args)
+
+    monkeypatch.setattr(dsmooth.PixelCNNpp, "decode", watch)
+    sequential_sample(model, 1, height=4, width=4)
+    jacobi_sample(model, 1, height=4, width=4)
+    assert modes == {True}
+
+
 def test_model_keeps_its_mode_and_dropout_is_off() -> None:
     model = tiny("none", 1).train()
     first = sequential_sample(model, 2, height=4, width=4)
     assert model.training
     assert torch.equal(first, sequential_sample(model, 2, height=4, width=4))
+
+
+def test_a_count_that_no_memory_holds() -> None:
+    model = tiny("none", 1)
+    for draw in (sequential_sample, jacobi_sample, CachedSampler(model.float()).sample):
+        first = () if draw.__name__ == "sample" else (model,)
+        with pytest.raises(
+            ValueError, match="images take 64,000,000,000,000 bytes"
+        ):
+            draw(*first, 10**12, height=4, width=4)
 
 
 @pytest.mark.parametrize(

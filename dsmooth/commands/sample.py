@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..machine import choose_device
+from ..machine import check_memory, choose_device
 from ..models import Models, load_models
 from ..pictures import save_grid
 from ..progress import progress
@@ -49,6 +49,8 @@ def sample_to_files(models: Models, draw: Draw, outputs: Sequence[Path]) -> None
     them. Raises ValueError as `Models.draw` and `Shards` do.
     """
     to_shards = any(not path.suffix for path in outputs)
+    if not to_shards:
+        check_memory((draw.count, *models.image_shape))
     chunks = partial(models.draw, draw, within=SHARD_SIZE if to_shards else None)
     if rank_and_size()[0] > 0:
         for _ in chunks():  # its shares; rank 0 has the images

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .._extension import extension
+from ..machine import check_memory
 from ..nn import PixelCNNpp
 from ..nn.pixelcnnpp import is_given
 from .builder import build_program
@@ -113,6 +114,7 @@ class CachedSampler:
         """Sample a draw of images of `size` (H, W), as `sample` does."""
         check_size(size)
         shape = (draw.count, self.config.image_channels, *size)
+        check_memory(shape)
         self._check_context(context, shape)
         if self._cuda is not None:
             return self._cuda.draw(draw, shape, context)

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from ..functional import logistic_mixture_sample
+from ..machine import check_memory
 from ..nn import PixelCNNpp
 from .draw import Draw, check_size
-from .sequential import evaluating, pixel_uniforms, select_context
+from .sequential import in_evaluation, pixel_uniforms, select_context
 
 # A continuous pixel has settled when it moves by no more than this, in roundings of its dtype.
 ROUNDINGS = 8
@@ -58,6 +59,7 @@ def jacobi_sample(
     draw = Draw(n, seed, first_index, temperature=temperature)
     size = height, width
     check_size(size)
+    check_memory((n, model.config.image_channels, *size))
     x = _first_guess(start, (n, model.config.image_channels, *size), model.head.bias)
     exact = model.config.likelihood == "discretized"
     rounding = 0.0 if exact else ROUNDINGS * torch.finfo(x.dtype).eps
@@ -65,27 +67,27 @@ def jacobi_sample(
     iterations = torch.zeros(n, dtype=torch.int64, device=x.device)
     bands = [(r, r + 1) for r in range(height)] if by_row else [(0, height)]
 
-    with evaluating(model):
-        encoded = model.encode_context(x, context)
-        for first, end in bands:
-            rows = (end + 3) // 4 * 4  # those below cannot matter; a multiple of 4 must be there
-            active = torch.arange(n, device=x.device)
-            for _ in range((end - first) * width + 1):
-                params = model.decode(x[active, :, :rows], select_context(encoded, rows, active))
-                drawn = logistic_mixture_sample(
-                    params[:, :, first:end],
-                    uniforms[active, :, first:end],
-                    x.shape[1],
-                    temperature=draw.temperature,
-                    **model.config.mixture,
-                ).to(x.dtype)
-                moved = (drawn - x[active, :, first:end]).abs()
-                x[active, :, first:end] = drawn
-                iterations[active] += 1
-                settled = (moved <= rounding * drawn.abs().clamp(min=1)).flatten(1).all(1)
-                active = active[~settled]
-                if len(active) == 0:
-                    break
+    model = in_evaluation(model)
+    encoded = model.encode_context(x, context)
+    for first, end in bands:
+        rows = (end + 3) // 4 * 4  # those below cannot matter; a multiple of 4 must be there
+        active = torch.arange(n, device=x.device)
+        for _ in range((end - first) * width + 1):
+            params = model.decode(x[active, :, :rows], select_context(encoded, rows, active))
+            drawn = logistic_mixture_sample(
+                params[:, :, first:end],
+                uniforms[active, :, first:end],
+                x.shape[1],
+                temperature=draw.temperature,
+                **model.config.mixture,
+            ).to(x.dtype)
+            moved = (drawn - x[active, :, first:end]).abs()
+            x[active, :, first:end] = drawn
+            iterations[active] += 1
+            settled = (moved <= rounding * drawn.abs().clamp(min=1)).flatten(1).all(1)
+            active = active[~settled]
+            if len(active) == 0:
+                break
     return JacobiSamples(x, iterations)
 
 

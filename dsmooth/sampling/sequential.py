@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import copy
 
 import torch
 from torch import Tensor
 
 from ..functional import logistic_mixture_sample
+from ..machine import check_memory
 from ..nn import PixelCNNpp
 from ..nn.pixelcnnpp import Encoded
 from ..philox import Stream, image_words, to_uniform
@@ -55,26 +55,27 @@ def draw_sequentially(
     """Sample a draw as `sequential_sample` does. progress: called after each row."""
     check_size(size)
     height, width = size
+    check_memory((draw.count, model.config.image_channels, *size))
     x = model.head.bias.new_zeros(draw.count, model.config.image_channels, height, width)
     uniforms = pixel_uniforms(model, draw, size)
-    with evaluating(model):
-        encoded = model.encode_context(x, context)
-        for r in range(height):
-            # Rows below r cannot matter; what remains must stay a multiple of 4.
-            rows = r // 4 * 4 + 4
-            visible = select_context(encoded, rows)
-            for c in range(width):
-                params = model.decode(x[:, :, :rows], visible)
-                here = (..., slice(r, r + 1), slice(c, c + 1))
-                x[here] = logistic_mixture_sample(
-                    params[here],
-                    uniforms[here],
-                    x.shape[1],
-                    temperature=draw.temperature,
-                    **model.config.mixture,
-                )
-            if progress is not None:
-                progress((r + 1) / height)
+    model = in_evaluation(model)
+    encoded = model.encode_context(x, context)
+    for r in range(height):
+        # Rows below r cannot matter; what remains must stay a multiple of 4.
+        rows = r // 4 * 4 + 4
+        visible = select_context(encoded, rows)
+        for c in range(width):
+            params = model.decode(x[:, :, :rows], visible)
+            here = (..., slice(r, r + 1), slice(c, c + 1))
+            x[here] = logistic_mixture_sample(
+                params[here],
+                uniforms[here],
+                x.shape[1],
+                temperature=draw.temperature,
+                **model.config.mixture,
+            )
+        if progress is not None:
+            progress((r + 1) / height)
     return x
 
 
@@ -93,15 +94,12 @@ def pixel_uniforms(model: PixelCNNpp, draw: Draw, size: tuple[int, int]) -> Tens
     return to_uniform(words).to(parameter.dtype).view(-1, *size, 4).permute(0, 3, 1, 2)
 
 
-@contextmanager
-def evaluating(model: PixelCNNpp) -> Iterator[None]:
-    """The model in evaluation mode, without dropout."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
+def in_evaluation(model: PixelCNNpp) -> PixelCNNpp:
+    """The same weights in evaluation mode; another thread may go on training `model`."""
+    if not model.training:
+        return model
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared).eval()
 
 
 def select_context(encoded: Encoded, rows: int, images: Tensor | None = None) -> Encoded:

@@ -14,6 +14,7 @@ import torch
 from ..config import TrainConfig, flatten
 from ..data import ImageDataset, load_dataset
 from ..files import lock_folder, save_weights
+from ..machine import use_threads
 from ..runs import RunFolder
 from .checkpoint import load_checkpoint, save_checkpoint, stored_images
 from .log import RunLog
@@ -49,8 +50,7 @@ def train(
     NonFiniteLoss, naming step and seed.
     """
     run = RunFolder(Path(folder))
-    if threads:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     if resume:
         config = merge_with_run(config, run)
     else:
