@@ -124,9 +124,7 @@ def test_a_count_that_no_memory_holds() -> None:
     model = tiny("none", 1)
     for draw in (sequential_sample, jacobi_sample, CachedSampler(model.float()).sample):
         first = () if draw.__name__ == "sample" else (model,)
-        with pytest.raises(
-            ValueError, match="images take 64,000,000,000,000 bytes"
-        ):
+        with pytest.raises(ValueError, match="images take 64,000,000,000,000 bytes"):
             draw(*first, 10**12, height=4, width=4)
 
 

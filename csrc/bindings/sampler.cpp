@@ -1,11 +1,13 @@
-// The Python side of the sampler: programs in, images out. Arguments were checked in Python.
+// The Python side of the sampler: programs in, images out.
 #include "sampler.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
 #include <array>
+#include <cmath>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <utility>
 
@@ -100,13 +102,44 @@ Program to_program(const Settings& s) {
   return program;
 }
 
+std::string shape_of(const py::array& array) {
+  return py::str(py::tuple(array.attr("shape"))).cast<std::string>();
+}
+
+// Throws std::invalid_argument, naming the argument, unless the request reads and writes inside its
+// arrays and asks for something that can be drawn.
+void check(const CpuSampler& sampler, const Array& out, const std::optional<Array>& context,
+           float temperature, int threads, int slice) {
+  const auto refuse = [](const std::string& what) { throw std::invalid_argument(what); };
+  constexpr py::ssize_t kLongest = 1 << 15;  // a side
+  const auto is_side = [](py::ssize_t n) { return n > 0 && n <= kLongest && n % 4 == 0; };
+  const int channels = sampler.network().image_channels;
+  if (out.ndim() != 4 || out.shape(1) != channels || !is_side(out.shape(2)) ||
+      !is_side(out.shape(3))) {
+    refuse("out must have shape (N, " + std::to_string(channels) +
+           ", H, W), H and W multiples of 4 up to 32768, got " + shape_of(out));
+  }
+  if (!out.writeable()) refuse("out must be writeable");
+  if (context.has_value() != sampler.network().conditioned) {
+    refuse(context ? "context must be None for a model without conditioning"
+                   : "context must be an array for a conditioned model");
+  }
+  if (context && shape_of(*context) != shape_of(out)) {
+    refuse("context must have shape " + shape_of(out) + ", got " + shape_of(*context));
+  }
+  if (!(temperature > 0 && std::isfinite(temperature))) {
+    refuse("temperature must be positive, got " + std::to_string(temperature));
+  }
+  if (threads < 1) refuse("threads must be at least 1, got " + std::to_string(threads));
+  if (slice < 0) refuse("slice must not be negative, got " + std::to_string(slice));
+}
+
 // The GIL is free while the workers run. Between polls it is taken for a moment: for signals, so
 // that Ctrl-C ends the call, and for the caller's progress.
-void sample(const CpuSampler& sampler, Array out, const py::object& context, uint64_t seed,
-            uint64_t first_index, float temperature, int threads, int slice,
+void sample(const CpuSampler& sampler, Array out, const std::optional<Array>& context,
+            uint64_t seed, uint64_t first_index, float temperature, int threads, int slice,
             const py::object& progress) {
-  Array given;
-  if (!context.is_none()) given = py::cast<Array>(context);
+  check(sampler, out, context, temperature, threads, slice);
   const Request request{out.shape(0),
                         static_cast<int>(out.shape(2)),
                         static_cast<int>(out.shape(3)),
@@ -115,7 +148,7 @@ void sample(const CpuSampler& sampler, Array out, const py::object& context, uin
                         temperature,
                         threads,
                         slice,
-                        context.is_none() ? nullptr : given.data(),
+                        context ? context->data() : nullptr,
                         out.mutable_data()};
   const py::gil_scoped_release release;
   sampler.sample(request, [&](double done) {
@@ -225,9 +258,9 @@ void register_sampler(py::module_& module) {
            py::kw_only(), py::arg("program"), py::arg("image_channels"), py::arg("n_mix"),
            py::arg("likelihood"), py::arg("atoms"), py::arg("smoothing_scale"),
            py::arg("conditioned"), py::arg("instruction_set"), py::arg("bf16"))
-      .def("sample", &sample, py::kw_only(), py::arg("out").noconvert(), py::arg("context"),
-           py::arg("seed"), py::arg("first_index"), py::arg("temperature"), py::arg("threads"),
-           py::arg("slice"), py::arg("progress"))
+      .def("sample", &sample, py::kw_only(), py::arg("out").noconvert(),
+           py::arg("context").noconvert(), py::arg("seed"), py::arg("first_index"),
+           py::arg("temperature"), py::arg("threads"), py::arg("slice"), py::arg("progress"))
       .def_property_readonly("instruction_set", &CpuSampler::instruction_set)
       .def("bytes_per_image", &CpuSampler::bytes_per_image, py::arg("height"), py::arg("width"));
 }

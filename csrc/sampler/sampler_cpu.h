@@ -30,6 +30,7 @@ class CpuSampler {
   // Throws std::bad_alloc if the caches do not fit into memory.
   void sample(const Request& request, const std::function<void(double)>& poll) const;
 
+  const NetworkView& network() const { return plan_.network(); }
   const char* instruction_set() const { return plan_.kernels().instruction_set; }
   size_t bytes_per_image(int height, int width) const;
 

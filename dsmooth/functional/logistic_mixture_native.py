@@ -47,6 +47,7 @@ def native(
 def _outputs(
     x: Tensor, params: Tensor, likelihood: str, atoms: list[int], smoothing_scale: float
 ) -> tuple[Tensor, Tensor]:
+    _check_place(x, params=params)
     batch, _, height, width = x.shape
     return x.new_empty((batch, height, width)), x.new_empty((batch, 4, height, width))
 
@@ -97,10 +98,18 @@ def _backward_outputs(
     needs_x: bool,
     needs_params: bool,
 ) -> tuple[Tensor, Tensor]:
+    _check_place(x, grad=grad, params=params, state=state)
     return (
         x.new_empty(x.shape) if needs_x else x.new_empty(0),
         x.new_empty(params.shape) if needs_params else x.new_empty(0),
     )
+
+
+def _check_place(x: Tensor, **tensors: Tensor) -> None:
+    """Raise ValueError unless all lie where x does: from meta tensors nothing is computed."""
+    for name, tensor in tensors.items():
+        if tensor.device != x.device:
+            raise ValueError(f"{name} must be on {x.device}, got {tensor.device}")
 
 
 def _borrow(**tensors: Tensor) -> list[Any]:

@@ -1,0 +1,145 @@
+"""The functions of the logistic mixture's likelihood, for wrong calls: see harness.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import reject
+from torch import Tensor
+
+from dsmooth.functional import logistic_mixture_log_prob
+from dsmooth.functional.logistic_mixture import logistic_mixture_log_prob_ref
+from tests.faults.harness import Arguments, Target, guarded, run
+
+ATOMS = (0, 255)
+VALUES: dict[str, list[Any]] = {
+    "likelihood": ["continuous", "gaussian", "bogus", "", 3],
+    "atoms": [(), (0,), (0, 0), (256, 1), (-1, 2), (0, 1, 2), "x", (2**70, 0), tuple(range(256))],
+    "smoothing_scale": [0.5, -1.0, float("nan"), float("inf"), "x"],
+    "impl": ["native", "reference", "triton", "bogus"],
+    "needs_x": [False, 2],
+    "needs_params": [False, "x"],
+}
+MIXTURE = ("likelihood", "atoms", "smoothing_scale")
+
+
+def _base(channels: int) -> Arguments:
+    generator = torch.Generator().manual_seed(channels)
+    levels = torch.randint(0, 256, (2, channels, 4, 5), generator=generator)
+    levels[0, :, 0, :2] = torch.tensor([0, 255])
+    params = torch.randn(2, (3 if channels == 1 else 10) * 2 + 2, 4, 5, generator=generator)
+    x = levels / 127.5 - 1
+    return {
+        "x": guarded(x),
+        "params": guarded(params),
+        "likelihood": "discretized",
+        "atoms": ATOMS,
+        "smoothing_scale": 0.0,
+    }
+
+
+def _log_prob(given: Arguments) -> tuple[Tensor, list[Tensor]]:
+    """The reference in float64, and its leaves x and params."""
+    for name in ("x", "params"):
+        assert given[name].layout == torch.strided
+        assert given[name].device.type == "cpu"
+    leaves = [given[name].detach().double().requires_grad_() for name in ("x", "params")]
+    rest = {name: given[name] for name in MIXTURE}
+    return logistic_mixture_log_prob_ref(*leaves, **rest), leaves
+
+
+def _gradients(value: Tensor, leaves: list[Tensor], given: Arguments) -> list[Tensor]:
+    """By those of x and params that asked for one."""
+    wanted = [
+        leaf
+        for name, leaf in zip(("x", "params"), leaves, strict=True)
+        if given[name].requires_grad
+    ]
+    return list(torch.autograd.grad(value.sum(), wanted)) if wanted else []
+
+
+def _expected(given: Arguments) -> list[Tensor]:
+    value, leaves = _log_prob(given)
+    return [value.detach(), *_gradients(value, leaves, given)]
+
+
+def _public(given: Arguments) -> list[Tensor]:
+    value = logistic_mixture_log_prob(**given)
+    return [value.detach(), *_gradients(value, [given["x"], given["params"]], given)]
+
+
+def _op(given: Arguments) -> list[Tensor]:
+    value, _ = torch.ops.dsmooth.logistic_mixture(*(given[n] for n in ("x", "params", *MIXTURE)))
+    return [value.detach(), *_gradients(value, [given["x"], given["params"]], given)]
+
+
+def _backward_arguments(channels: int) -> Arguments:
+    given = _base(channels)
+    _, state = torch.ops.dsmooth.logistic_mixture(*given.values())
+    grad = guarded(torch.linspace(-1, 1, 40).view(2, 4, 5))
+    return {"grad": grad, "state": guarded(state), **given, "needs_x": True, "needs_params": True}
+
+
+def _expected_backward(given: Arguments) -> list[Tensor]:
+    value, leaves = _log_prob(given)
+    assert given["grad"].shape == value.shape
+    assert given["grad"].dtype == given["x"].dtype
+    # Other numbers in the state give other gradients, which nothing else computes.
+    inputs = [given[name] for name in ("x", "params", *MIXTURE)]
+    fresh = torch.ops.dsmooth.logistic_mixture(*inputs)[1].detach()
+    if given["state"].shape != fresh.shape or not torch.equal(given["state"], fresh):
+        reject()
+    grads = torch.autograd.grad(value, leaves, given["grad"].detach().double())
+    wanted = (given["needs_x"], given["needs_params"])
+    return [grad for grad, needed in zip(grads, wanted, strict=True) if needed]
+
+
+def _op_backward(given: Arguments) -> list[Tensor]:
+    names = ("grad", "x", "params", "state", *MIXTURE, "needs_x", "needs_params")
+    grads = torch.ops.dsmooth.logistic_mixture_backward(*(given[name] for name in names))
+    wanted = (given["needs_x"], given["needs_params"])
+    return [grad for grad, needed in zip(grads, wanted, strict=True) if needed]
+
+
+def _public_arguments(channels: int, impl: str) -> Callable[[], Arguments]:
+    return lambda: {**_base(channels), "impl": impl}
+
+
+TARGETS = [
+    target
+    for channels in (1, 3)
+    for target in (
+        *(
+            Target(
+                f"functional.logistic_mixture_log_prob, C = {channels}, by {impl}",
+                _public_arguments(channels, impl),
+                _public,
+                _expected,
+                VALUES,
+            )
+            for impl in ("native", "reference")
+        ),
+        Target(
+            f"torch.ops.dsmooth.logistic_mixture, C = {channels}",
+            lambda channels=channels: _base(channels),
+            _op,
+            _expected,
+            VALUES,
+        ),
+        Target(
+            f"torch.ops.dsmooth.logistic_mixture_backward, C = {channels}",
+            lambda channels=channels: _backward_arguments(channels),
+            _op_backward,
+            _expected_backward,
+            VALUES,
+        ),
+    )
+]
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=[target.name for target in TARGETS])
+def test_a_wrong_call_raises_or_answers_rightly(target: Target) -> None:
+    run(target, examples=150)
