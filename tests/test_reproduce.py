@@ -304,7 +304,11 @@ def test_history_forgets_steps_that_a_later_start_took_back(tmp_path: Path) -> N
         {"event": "start", "images": 8, "seconds": 0.0},
         {"event": "step", "images": 16, "seconds": 1.5},
     ]
-    lines = [json.dumps(entry) for entry in entries]
+    rest = {
+        "start": {"total": 24, "loss": "bits"},
+        "step": {"bits_per_dim": 1.5, "images_per_second": 8.0},
+    }
+    lines = [json.dumps(entry | rest[entry["event"]]) for entry in entries]
     (tmp_path / "log.jsonl").write_text("\n".join([*lines, '{"event": "st']))
     kept = RunFolder(tmp_path).history()
     assert [e["images"] for e in kept if e["event"] == "step"] == [8, 16]

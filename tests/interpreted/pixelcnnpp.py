@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 
 import dsmooth
 from dsmooth.functional import logistic_mixture_log_prob, use_impl
@@ -79,7 +80,8 @@ def test_the_exported_network_calls_the_kernels() -> None:
     model, x = make_model().eval(), draw()
     with use_impl("triton"):
         exported = torch.export.export(model, (x,))
-    targets = [str(node.target) for node in exported.graph.nodes]
+    graphs = [m.graph for m in exported.graph_module.modules() if isinstance(m, GraphModule)]
+    targets = [str(node.target) for graph in graphs for node in graph.nodes]
     assert targets.count("dsmooth.gated_resnet_triton.default") == 16
     assert targets.count("dsmooth.shifted_conv_triton.default") == 12
     torch.testing.assert_close(exported.module()(x), model(x))
