@@ -30,7 +30,7 @@ _OURS: dict[str, Any] = {
 # narrow enough for that. Measured: docs/decisions/005-training-recipe.md.
 _MNIST_ATOMS = (0, 252, 253, 254, 255)
 _OURS_MNIST: dict[str, Any] = {
-    "learning_rate": 3.2e-2,
+    "learning_rate": 1.6e-2,
     "noisy.model": {"likelihood": "gaussian"},
     "denoiser.model": _OURS["denoiser.model"] | {"atoms": _MNIST_ATOMS},
     "plain.model": _OURS["plain.model"] | {"atoms": _MNIST_ATOMS},
@@ -52,7 +52,13 @@ _QUICK = {
 # Plain keys are fields of TrainConfig, "model" those of ModelConfig; a key that starts with a role
 # is for that role alone.
 PRESETS: dict[str, dict[str, Any]] = {
-    "mnist-quick": {**_OURS_MNIST, **_MNIST, "model": _QUICK, "batch_size": 16},
+    "mnist-quick": {
+        **_OURS_MNIST,
+        **_MNIST,
+        "model": _QUICK,
+        "batch_size": 16,
+        "learning_rate": 3.2e-2,
+    },
     "mnist": {**_OURS_MNIST, **_MNIST, "model": _F40, "images": 3_000_000},
     "cifar10": {**_OURS, **_CIFAR10, "model": _F160, "learning_rate": 5e-4, "images": 10_000_000},
     "mnist-paper": {**_PAPER, **_MNIST, "model": _F40},
