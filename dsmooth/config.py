@@ -307,7 +307,8 @@ def structure(values: Any, kind: type[T]) -> T:
         reason, _, place = str(error).partition(" - at `$")
         field = place.strip("`.")
         raise ValueError(f"{field}: {reason}" if field else reason) from None
-    unknown = [name for name in flatten(values) if name not in flatten(asdict(made))]  # type: ignore[call-overload]
+    known = flatten(asdict(made))  # type: ignore[call-overload]  # typing has no bound "a dataclass"
+    unknown = [name for name in flatten(values) if name not in known]
     if unknown:
         raise ValueError(f"{kind.__name__} has no field {', '.join(sorted(unknown))}")
     return made

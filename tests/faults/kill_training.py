@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +106,8 @@ def main(folder: Path, reference: RunFolder) -> int:
     for number in range(RANDOM_RUNS):
         run = RunFolder(folder / f"random-{number}")
         for _ in range(KILLS_PER_RUN):
-            work = lambda run=run: train_on(run, reference)  # noqa: E731
-            kills += in_child(work, chance.uniform(0, whole))
-        in_child(work)
+            kills += in_child(partial(train_on, run, reference), chance.uniform(0, whole))
+        in_child(partial(train_on, run, reference))
         assert_same(run, reference)
     return kills
 
