@@ -36,7 +36,7 @@ FLOORS = (
     ("nn",),
     ("functional",),
     ("kernels",),
-    ("machine", "presets"),
+    ("distributed", "machine", "presets"),
     ("philox", "files", "config", "progress", "_extension"),
     ("_version", "_C"),
 )

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -79,36 +81,60 @@ def saved_pair(folder: Path) -> Path:
 
 def sample_by(processes: int, arguments: Sequence[str], folder: Path) -> list[str]:
     """Run `dsmooth sample` in so many processes as torchrun would; what each of them printed."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    start = f"import sys; sys.path[:] = {sys.path!r}; from dsmooth.cli import main; main()"
-    children = []
-    for rank in range(processes):
-        environment = {
-            **os.environ,
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(processes),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": "1",
-        }
-        command = [sys.executable, "-c", start, "sample", *arguments]
-        children.append(
-            subprocess.Popen(
-                command,
-                env=environment,
-                cwd=folder,
-                text=True,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-            )
-        )
+    children = start_ranks(range(processes), processes, arguments, folder)
     outputs = [child.communicate(timeout=300) for child in children]
     for child, (_, errors) in zip(children, outputs, strict=True):
         assert child.returncode == 0, errors
     return [out for out, _ in outputs]
+
+
+def start_ranks(
+    ranks: Iterable[int], size: int, arguments: Sequence[str], folder: Path, seconds: float = 300
+) -> list[subprocess.Popen[str]]:
+    """Start `dsmooth sample` as some ranks of so many, which wait `seconds` for each other."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    start = (
+        f"import datetime, sys; sys.path[:] = {sys.path!r}; from dsmooth import distributed\n"
+        f"distributed.START = datetime.timedelta(seconds={seconds})\n"
+        "from dsmooth.cli import main; main()"
+    )
+    common = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", start, "sample", *arguments],
+            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            cwd=folder,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for rank in ranks
+    ]
+
+
+def test_a_killed_process_ends_the_other_with_one_line(tmp_path: Path) -> None:
+    models = str(saved_pair(tmp_path / "pair"))
+    arguments = [models, "-n", "1000000", "--device", "cpu", "--out", "x"]
+    first, second = start_ranks(range(2), 2, arguments, tmp_path)
+    manifest = tmp_path / "x" / "shards.json"
+    while not manifest.exists() or json.loads(manifest.read_text())["done"] == 0:
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.05)
+    second.kill()
+    _, errors = first.communicate(timeout=60)
+    second.communicate()
+    assert first.returncode == 1
+    assert re.fullmatch(r"dsmooth: error: rank 0: another process ended or did .*\n", errors)
+
+
+def test_a_process_that_is_alone_does_not_wait_for_ever(tmp_path: Path) -> None:
+    """As where rank 0 failed before it met the others."""
+    (second,) = start_ranks([1], 2, ["pair", "--device", "cpu"], tmp_path, seconds=0.5)
+    _, errors = second.communicate(timeout=60)
+    assert second.returncode == 1
+    assert re.fullmatch(r"dsmooth: error: rank 1: the 2 processes did not all start .*\n", errors)
 
 
 def test_two_processes_write_the_images_of_one(tmp_path: Path) -> None:

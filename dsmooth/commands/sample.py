@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..distributed import process_group, rank_and_size
 from ..machine import check_memory, choose_device
 from ..models import Models, load_models
 from ..pictures import save_grid
 from ..progress import progress
 from ..sampling.draw import Draw
-from ..sampling.ranks import rank_and_size
 from ..sampling.shards import SHARD_SIZE, open_shards, write_images
 from .options import Sample
 
@@ -37,7 +37,8 @@ def sample(options: Sample) -> None:
         device=str(choose_device(options.device)),
     )
     check_outputs(options.out, draw.count)
-    sample_to_files(load_models(options.models), draw, options.out)
+    with process_group():
+        sample_to_files(load_models(options.models), draw, options.out)
 
 
 def sample_to_files(models: Models, draw: Draw, outputs: Sequence[Path]) -> None:

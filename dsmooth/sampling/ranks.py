@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..distributed import exchange, process_group, rank_and_size
 from .draw import Draw, Progress
 
 # Draws a part of a drawing; reports the fraction of it that is done.
 DrawPart = Callable[[Draw, Progress], Tensor]
-
-
-def rank_and_size() -> tuple[int, int]:
-    """This process among those that torchrun started: (RANK, WORLD_SIZE), (0, 1) without it."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def share_of(count: int, rank: int, size: int) -> tuple[int, int]:
@@ -47,13 +42,11 @@ def draw_in_chunks(
 
     Without torchrun images stay where they were drawn. Under it every rank runs this with the same
     arguments, but for `done`, which rank 0 decides: rank 0 yields all images, float32 on the CPU,
-    and the others draw their shares and yield nothing. An exception in one rank breaks the
-    connection, and so ends the others.
+    and the others draw their shares and yield nothing. A rank whose neighbour is lost draws its
+    share to the end and then raises `dsmooth.distributed.ProcessLost`.
     """
     rank, size = rank_and_size()
-    if size > 1:
-        dist.init_process_group("gloo")  # images travel through the CPU, where they are written
-    try:
+    with process_group():
         if size > 1:
             done = _as_rank_0_has_it(done)
         while done < draw.count:
@@ -70,9 +63,6 @@ def draw_in_chunks(
             done += n
             if rank == 0:
                 yield part.first_index, images
-    finally:
-        if size > 1:
-            dist.destroy_process_group()
 
 
 def _image_counter(progress: Progress | None, done: int, n: int) -> Progress:
@@ -82,7 +72,8 @@ def _image_counter(progress: Progress | None, done: int, n: int) -> Progress:
 
 def _as_rank_0_has_it(number: int) -> int:
     shared = torch.tensor([number])
-    dist.broadcast(shared, src=0)
+    with exchange():
+        dist.broadcast(shared, src=0)
     return int(shared)
 
 
@@ -96,5 +87,6 @@ def _draw_shares(
     if number:
         own[:number] = draw_part(part.part(offset, number), progress)
     shares = [torch.empty_like(own) for _ in range(size)] if rank == 0 else []
-    dist.gather(own, shares or None, dst=0)
+    with exchange():
+        dist.gather(own, shares or None, dst=0)
     return torch.cat(shares)[: part.count] if rank == 0 else own

@@ -1,0 +1,95 @@
+"""The processes of one call, started by torchrun: they meet, and none waits for a lost one.
+
+They are connected through the CPU (gloo). When a process ends, in whatever way, its connections
+close, and the others find that out at their next exchange.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+# How long a process waits for the others: until they have all started, and at an exchange, which
+# one may come to later than another. One that has ended is not waited for.
+START = timedelta(minutes=5)
+EXCHANGE = timedelta(minutes=30)
+
+
+class ProcessLost(ConnectionError):
+    """Another process of this call has ended, or does not answer."""
+
+
+def rank_and_size() -> tuple[int, int]:
+    """This process among those that torchrun started: (RANK, WORLD_SIZE), (0, 1) without it."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Inside the block the processes that torchrun started are connected.
+
+    Without torchrun there is nothing to connect; a block inside another does nothing. Enter it
+    before what may fail in one process alone: then the connections of that process close, and the
+    others raise ProcessLost at their next exchange. They raise it too where not all processes come
+    to this block within `START`.
+    """
+    rank, size = rank_and_size()
+    if size == 1:
+        yield
+        return
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        yield
+        return
+    try:
+        if rank:
+            _wait_for_rank_0()
+        store = next(dist.rendezvous("env://", rank, size, timeout=START))[0]
+        store.set(f"started/{rank}", "")
+        store.wait([f"started/{other}" for other in range(size)], START)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=EXCHANGE)
+    except (OSError, RuntimeError) as error:
+        raise ProcessLost(
+            f"rank {rank}: the {size} processes did not all start within "
+            f"{START.total_seconds():.0f} s; one that failed says why"
+        ) from error
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _wait_for_rank_0() -> None:
+    """Raise OSError if nothing listens where rank 0 should within `START`.
+
+    torch waits too, but reports a timeout by a page of its own stack.
+    """
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    deadline = time.monotonic() + START.total_seconds()
+    while True:
+        try:
+            return socket.create_connection(address, timeout=START.total_seconds()).close()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+
+@contextmanager
+def exchange() -> Iterator[None]:
+    """Around calls of torch.distributed: raise ProcessLost where another process is gone.
+
+    That is at once for one that has ended, and after `EXCHANGE` for one that does not answer.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        raise ProcessLost(
+            f"rank {rank_and_size()[0]}: another process ended or did not answer; one that failed "
+            "says why. Repeat the command to go on"
+        ) from error
