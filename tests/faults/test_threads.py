@@ -1,4 +1,4 @@
-"""Fewer threads than asked for: the sampler uses those there are."""
+"""Threads that are missing: those that the system does not give, and those of a forked process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).with_name("few_threads.py")
+FEW_THREADS, FORKS = (Path(__file__).with_name(name) for name in ("few_threads.py", "forks.py"))
 STACK = 1 << 30
 
 
@@ -23,7 +23,7 @@ def test_the_same_images_with_the_threads_that_can_be_started() -> None:
         resource.setrlimit(resource.RLIMIT_STACK, (STACK, most))
 
     result = subprocess.run(
-        [sys.executable, SCRIPT],
+        [sys.executable, FEW_THREADS],
         capture_output=True,
         text=True,
         timeout=120,
@@ -33,3 +33,12 @@ def test_the_same_images_with_the_threads_that_can_be_started() -> None:
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout == "the same images\n"
+
+
+def test_a_forked_process_computes_what_its_parent_does() -> None:
+    """OpenMP's threads were not there, and the child waited for them for ever."""
+    result = subprocess.run(
+        [sys.executable, FORKS], capture_output=True, text=True, timeout=200, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "os.fork 0\nbeside a sampler 0\nDataLoader 0\n"
