@@ -76,15 +76,22 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises FileNotFoundError or ValueError, naming the file."""
-    if not path.exists():
-        raise FileNotFoundError(f"there is no {path}")
+    _check_file(path)
     try:
         value = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(value).__name__}")
     return value
+
+
+def _check_file(path: Path) -> None:
+    """Raise before a named pipe is opened, which would wait for a writer."""
+    if not path.exists():
+        raise FileNotFoundError(f"there is no {path}")
+    if not path.is_file():
+        raise ValueError(f"{path} must be a regular file")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -99,8 +106,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read tensors (on the CPU) and metadata. Raises FileNotFoundError or ValueError."""
     from safetensors import SafetensorError, safe_open
 
-    if not path.exists():
-        raise FileNotFoundError(f"there is no {path}")
+    _check_file(path)
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -123,29 +129,27 @@ def save_weights(model: nn.Module, path: Path) -> None:
     write_tensors(path, model.state_dict(), {"format": "pt"})
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load into `model` what `save_weights` wrote.
-
-    Raises FileNotFoundError for a missing file and ValueError for one that is damaged or belongs
-    to a model of another shape.
-    """
-    tensors, _ = read_tensors(path)
-    load_state(model, tensors, str(path))
-
-
 def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Copy `state` into `model`; ValueError naming `source` where keys or shapes differ."""
+    """Copy `state` into `model`; ValueError naming `source` where `check_state` refuses it."""
     import torch
 
+    check_state(model, state, source)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            tensor.copy_(state[name])
+
+
+def check_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Raise ValueError, naming `source`, where keys, shapes or kinds of numbers differ."""
     own = model.state_dict()
     different = sorted(own.keys() ^ state.keys()) or sorted(
-        name for name in own if own[name].shape != state[name].shape
+        name
+        for name, tensor in own.items()
+        if tensor.shape != state[name].shape
+        or tensor.is_floating_point() != state[name].is_floating_point()
     )
     if different:
         raise ValueError(
             f"{source} holds a model of another shape: {len(different)} tensors differ, "
             f"first {different[0]!r}"
         )
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(state[name])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import get_args
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 
 from ._version import __version__
 from .config import Method, ModelConfig, Score, SmoothingKind, structure
-from .files import load_weights, read_json, save_weights, write_json
+from .files import read_json, save_weights, write_json
 from .nn import PixelCNNpp
+from .nn.weights import load_network
 from .runs import RunFolder
 from .sampling.auto import NetworkSampler
 from .sampling.draw import Draw, Progress, share_of_progress
@@ -214,16 +216,22 @@ class SmoothedPair(nn.Module):
         path = folder / CONFIG_FILE
         values = read_json(path)
         values.pop("dsmooth", None)
-        try:
+        with _settings_in(path):
             found = structure(values, _Saved)
-            noisy, denoiser = PixelCNNpp(found.noisy), PixelCNNpp(found.denoiser)
             smoothing = make_smoothing(found.smoothing.kind, found.smoothing.scale)
-            pair = cls(noisy, denoiser, smoothing, found.image_size)
-        except ValueError as error:
-            raise ValueError(f"{path} is not a pair's: {error}") from None
-        load_weights(noisy, folder / NOISY_FILE)
-        load_weights(denoiser, folder / DENOISER_FILE)
-        return pair.eval()
+        noisy = load_network(found.noisy, folder / NOISY_FILE)
+        denoiser = load_network(found.denoiser, folder / DENOISER_FILE)
+        with _settings_in(path):
+            return cls(noisy, denoiser, smoothing, found.image_size).eval()
+
+
+@contextmanager
+def _settings_in(path: Path) -> Iterator[None]:
+    """Errors inside name the file whose settings are wrong."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path} is not a pair's: {error}") from None
 
 
 @dataclass(frozen=True)

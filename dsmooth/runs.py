@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
 from .config import Role, TrainConfig, structure
-from .files import load_weights, read_json, write_json
+from .files import read_json, write_json
 
 if TYPE_CHECKING:
     from .nn import PixelCNNpp
@@ -128,12 +128,10 @@ class RunFolder:
 
         Raises FileNotFoundError or ValueError, naming the file, without finished weights.
         """
-        from .nn import PixelCNNpp
+        from .nn.weights import load_network
 
         config, image_size = self.read_config()
-        model = PixelCNNpp(config.model)
-        load_weights(model, self.weights)
-        return model.eval(), config, image_size
+        return load_network(config.model, self.weights), config, image_size
 
     def prepare_for_child(self, config: TrainConfig, image_size: tuple[int, int]) -> None:
         """Write the settings that a child begins with, unless it has a run to go on with."""
@@ -160,7 +158,7 @@ def read_entry(line: bytes) -> dict[str, Any] | None:
     """An entry of a log; None for a line that is none."""
     try:
         entry = json.loads(line)
-    except ValueError:  # not JSON, or not UTF-8
+    except (ValueError, RecursionError):  # not JSON, or not UTF-8
         return None
     if not isinstance(entry, dict) or not isinstance(entry.get("event"), str):
         return None

@@ -48,3 +48,40 @@ def test_wrong_keys_and_shapes_are_named() -> None:
     wrong = {**state, "module.nin_out.lin_a.weight_v": torch.ones(6, 5)}
     with pytest.raises(ValueError, match=r"nin_out\.lin_a must have weights of shape"):
         dsmooth.load_pixelcnnpp(wrong)
+
+
+@pytest.mark.parametrize("layer", [9, 4000, 10**9 - 1, 10**30])
+def test_a_key_brings_no_layers(layer: int) -> None:
+    """A network of a thousand million layers was built, layer by layer."""
+    key = f"up_layers.0.u_stream.{layer}.conv_input.conv.bias"
+    with pytest.raises(ValueError, match=r"n_resnet|keys that are not"):
+        dsmooth.load_pixelcnnpp({**load_file(GOLDEN), key: torch.zeros(4)})
+
+
+def test_a_wide_stem_brings_no_wide_network() -> None:
+    """A file of 200 kB promised a network of 30 GB."""
+    state = load_file(GOLDEN)
+    state["module.u_init.conv.weight_v"] = torch.ones(4096, 2, 2, 3)
+    with pytest.raises(ValueError, match=r"must have weights of shape \(4096, "):
+        dsmooth.load_pixelcnnpp(state)
+
+
+@pytest.mark.parametrize("part", ["weight_v", "weight_g", "bias"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: torch.zeros(()),
+        lambda t: torch.zeros(2, 3, 4, 5, 6),
+        lambda t: t[:0],
+        lambda t: torch.cat([t, t]),
+        lambda t: t.to(torch.int64),
+        lambda t: t.to(torch.complex64),
+        lambda t: torch.full_like(t, torch.nan),
+    ],
+)
+@pytest.mark.parametrize("name", ["u_init.conv", "nin_out.lin_a", "upsize_u_stream.0.deconv"])
+def test_a_tensor_of_another_kind_is_refused(name: str, part: str, change) -> None:
+    state = load_file(GOLDEN)
+    key = f"module.{name}.{part}"
+    with pytest.raises(ValueError, match=r"PixelCNN|must (be|have|hold)|does not fit"):
+        dsmooth.load_pixelcnnpp({**state, key: change(state[key])})

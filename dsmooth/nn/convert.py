@@ -12,6 +12,7 @@ from torch import Tensor
 from ..config import ModelConfig
 from .layers import WeightNormConv
 from .pixelcnnpp import PixelCNNpp
+from .weights import outline
 
 # Our module names and theirs.
 _RENAMES = (
@@ -47,29 +48,43 @@ def load_pixelcnnpp(
     """
     state = _read(Path(source)) if isinstance(source, (str, Path)) else dict(source)
     state = {key.removeprefix("module."): value for key, value in state.items()}
-    model = PixelCNNpp(_infer_config(state, tuple(atoms))).to(dtype).eval()
-    for name, layer in model.named_modules():
-        if isinstance(layer, WeightNormConv):
-            old = _old_name(name)
-            try:
-                v, g, bias = (state.pop(f"{old}.{part}") for part in _PARTS)
-            except KeyError as error:
-                raise ValueError(f"the checkpoint lacks {error.args[0]!r}") from None
-            weight = _fold(v.double(), g.double())
-            if weight.ndim == 2:
-                weight = weight[:, :, None, None]
-            if weight.shape != layer.weight_v.shape or bias.shape != layer.bias.shape:
-                raise ValueError(
-                    f"{old} must have weights of shape {tuple(layer.weight_v.shape)}, "
-                    f"got {tuple(weight.shape)}"
-                )
-            layer.set_weight(weight, bias.double())
+    config = _infer_config(state, tuple(atoms))
+    folded = {
+        name: _take(state, _old_name(name), layer)
+        for name, layer in outline(config, state, "the checkpoint").named_modules()
+        if isinstance(layer, WeightNormConv)
+    }
     if state:
         raise ValueError(f"the checkpoint has keys that are not PixelCNN++'s: {sorted(state)[:3]}")
+    model = PixelCNNpp(config).to(dtype).eval()
+    for name, layer in model.named_modules():
+        if isinstance(layer, WeightNormConv):
+            layer.set_weight(*folded[name])
     return model
 
 
+def _take(state: dict[str, Tensor], old: str, layer: WeightNormConv) -> tuple[Tensor, Tensor]:
+    """Remove the tensors of `old` from `state`; the folded weight and bias of `layer`, float64."""
+    try:
+        v, g, bias = (state.pop(f"{old}.{part}") for part in _PARTS)
+    except KeyError as error:
+        raise ValueError(f"the checkpoint lacks {error.args[0]!r}") from None
+    if not all(tensor.is_floating_point() for tensor in (v, g, bias)):
+        raise ValueError(f"{old} must hold floating-point numbers")
+    if v.ndim == 2:
+        v, g = v[:, :, None, None], g[..., None, None]
+    if v.shape != layer.weight_v.shape or bias.shape != layer.bias.shape:
+        raise ValueError(
+            f"{old} must have weights of shape {tuple(layer.weight_v.shape)}, got {tuple(v.shape)}"
+        )
+    weight = _fold(v.double(), g.double())
+    if not weight.isfinite().all() or not bias.isfinite().all():
+        raise ValueError(f"{old} must be finite")
+    return weight, bias.double()
+
+
 _PARTS = ("weight_v", "weight_g", "bias")
+_STEM, _HEAD = "u_init.conv.weight_v", "nin_out.lin_a.bias"
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -78,6 +93,8 @@ def _read(path: Path) -> dict[str, Tensor]:
 
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint at {path}")
+    if not path.is_file():
+        raise ValueError(f"{path} must be a regular file")
     if path.suffix in (".pth", ".pt", ".ckpt", ".pkl"):
         target = path.with_suffix(".safetensors")
         raise ValueError(
@@ -88,7 +105,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         )
     try:
         return load_file(path)
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a safetensors file: {error}") from None
 
 
@@ -103,18 +120,18 @@ def _old_name(name: str) -> str:
 def _fold(v: Tensor, g: Tensor) -> Tensor:
     """g * v / ||v||, the norm over every dimension in which g has size 1."""
     over = [i for i in range(v.ndim) if g.shape[i] == 1] if g.ndim == v.ndim else []
-    if not over:
+    if not over or any(g.shape[i] != v.shape[i] for i in range(v.ndim) if i not in over):
         raise ValueError(f"weight_g of shape {tuple(g.shape)} does not fit {tuple(v.shape)}")
     return g * v / torch.linalg.vector_norm(v, dim=over, keepdim=True)
 
 
 def _infer_config(state: Mapping[str, Tensor], atoms: tuple[int, ...]) -> ModelConfig:
-    try:
-        n_filters, inputs = state["u_init.conv.weight_v"].shape[:2]
-        n_params = state["nin_out.lin_a.bias"].shape[0] - len(atoms)
-    except KeyError as error:
-        raise ValueError(f"not a PixelCNN++ checkpoint: it lacks {error.args[0]!r}") from None
-    layers = [re.match(r"up_layers\.0\.u_stream\.(\d+)\.", key) for key in state]
+    for name, ndim in ((_STEM, 4), (_HEAD, 1)):
+        if name not in state or state[name].ndim != ndim:
+            raise ValueError(f"not a PixelCNN++ checkpoint: it lacks {name!r} of {ndim} dimensions")
+    n_filters, inputs = state[_STEM].shape[:2]
+    n_params = state[_HEAD].shape[0] - len(atoms)
+    layers = [re.match(r"up_layers\.0\.u_stream\.(\d{1,9})\.", key) for key in state]
     n_resnet = 1 + max((int(m[1]) for m in layers if m), default=-1)
     channels = inputs - 1
     per_component = 3 if channels == 1 else 10

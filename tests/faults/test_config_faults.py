@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 
 from dsmooth import ModelConfig, PixelCNNpp, SmoothedPair
 from dsmooth.config import TrainConfig
+from dsmooth.files import save_weights
 from dsmooth.presets import preset
 from dsmooth.runs import RunFolder
 from dsmooth.sampling.draw import Draw
@@ -90,6 +93,38 @@ def test_settings_of_a_pair(tmp_path: Path) -> None:
         assert str(tmp_path) in error
         assert "\n" not in error
     assert refused > 300
+
+
+@pytest.mark.parametrize("name", ["n_filters", "n_resnet"])
+def test_settings_bring_no_memory(tmp_path: Path, name: str) -> None:
+    """Beside small weights, settings of a network of terabytes had it built."""
+    model = ModelConfig(n_filters=2, n_resnet=1, n_mix=1, dropout=0.0)
+    run = RunFolder(tmp_path)
+    run.write_config(replace(preset("mnist", "noisy"), model=model), (8, 8))
+    save_weights(PixelCNNpp(model), run.weights)
+    assert run.load_model()[0].config == model
+    values = json.loads(run.config.read_text())
+    values["model"][name] = 4096
+    run.config.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"model\.safetensors holds a model of another shape"):
+        run.load_model()
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "9" * 5000])
+def test_json_that_python_refuses(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.json is not JSON"):
+        RunFolder(tmp_path).read_config()
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_pipe_is_not_opened(tmp_path: Path, name: str) -> None:
+    run = RunFolder(tmp_path)
+    run.write_config(preset("mnist", "noisy"), (8, 8))
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match=rf"{name} must be a regular file"):
+        run.load_model()
 
 
 def test_lines_of_a_log(tmp_path: Path) -> None:

@@ -1,0 +1,49 @@
+"""Networks from files: memory is what the file holds, whatever the settings beside it promise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..config import ModelConfig
+from ..files import check_state, load_state, read_tensors
+from .pixelcnnpp import PixelCNNpp
+
+
+def load_network(config: ModelConfig, path: Path) -> PixelCNNpp:
+    """The network of `config` with the weights that `save_weights` wrote, in evaluation mode.
+
+    Raises FileNotFoundError for a missing file and ValueError for one that is damaged or belongs
+    to a network of another shape.
+    """
+    tensors, _ = read_tensors(path)
+    network = outline(config, tensors, str(path))
+    check_state(network, tensors, str(path))
+    network.to_empty(device="cpu")
+    load_state(network, tensors, str(path))
+    return network.eval()
+
+
+# Weight, gain and bias of every layer that one more gated resnet a block, or one more of the
+# context's, brings.
+TENSORS_PER_RESNET, TENSORS_PER_CONTEXT_LAYER = 99, 6
+
+
+def outline(config: ModelConfig, tensors: Mapping[str, Tensor], source: str) -> PixelCNNpp:
+    """A network without memory, on the device "meta".
+
+    Raises ValueError, naming `source`, where `tensors` are too few for its layers.
+    """
+    least = TENSORS_PER_RESNET * config.n_resnet
+    if config.conditioning == "concat":
+        least += TENSORS_PER_CONTEXT_LAYER * config.context_layers
+    if len(tensors) < least:
+        raise ValueError(
+            f"{source} holds a model of another shape: it has {len(tensors)} tensors, "
+            f"n_resnet = {config.n_resnet} takes {least} and more"
+        )
+    with torch.device("meta"):
+        return PixelCNNpp(config)
