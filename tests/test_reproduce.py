@@ -1,7 +1,4 @@
-"""`dsmooth reproduce`: the whole path once, again, stopped and resumed, and in a wrong folder.
-
-One file though long, because the laws share one trained run, which takes longest.
-"""
+"""`dsmooth reproduce`: the whole path once, again, stopped and resumed, and in a wrong folder."""
 
 from __future__ import annotations
 
@@ -21,26 +18,22 @@ import pytest
 import torch
 from PIL import Image
 
-from dsmooth.config import ModelConfig, ProbeSettings, ReproductionStage, TrainConfig, flatten
+from dsmooth.config import ModelConfig, ProbeSettings, TrainConfig
 from dsmooth.data.npz import read_npz
 from dsmooth.files import lock_folder
 from dsmooth.models import load_models
 from dsmooth.pictures import is_diverged
 from dsmooth.reproduce import (
-    Given,
     Plan,
-    plan_from_preset,
     reproduce,
 )
-from dsmooth.reproduce.results import training_seconds
-from dsmooth.reproduce.stages import STAGES, Sizes, draw_all
+from dsmooth.reproduce.stages import Sizes, draw_all
 from dsmooth.runs import RunFolder
 from dsmooth.sampling.draw import Draw
 from dsmooth.sampling.shards import write_images
 from dsmooth.train import train
 from dsmooth.train.loop import load_data
-from dsmooth.train.side_by_side import Watched, last_words, train_side_by_side
-from tests.helpers.command_runs import run, save_run
+from dsmooth.train.side_by_side import train_side_by_side
 from tests.helpers.report_checks import check_self_contained
 
 IMAGES = 1600  # enough that a run can be stopped halfway
@@ -271,183 +264,6 @@ def test_a_stop_during_measurement_leaves_nothing_behind(data: Path, tmp_path: P
     assert not run.config.exists()
 
 
-@pytest.mark.quick
-def test_plan_shares_the_budget_between_groups() -> None:
-    plan = plan_from_preset("mnist-quick", budget=10, seed=3)
-    assert [[c.role for c in group] for group in plan.groups] == [["noisy", "denoiser"], ["plain"]]
-    budgets = [{c.budget for c in group} for group in plan.groups]
-    assert all(len(b) == 1 for b in budgets)
-    assert sum(b for group in budgets for b in group if b) == pytest.approx(10)
-    assert {c.seed for c in plan.configs.values()} == {3}
-    assert all(c.images is None for c in plan.configs.values())
-
-
-@pytest.mark.parametrize(("budget", "evaluations"), [(0.1, 1), (1.0, 2), (8.0, 8), (600.0, 8)])
-def test_a_short_run_is_scored_less_often(budget: float, evaluations: int) -> None:
-    configs = plan_from_preset("mnist-quick", budget=budget).configs
-    assert configs["noisy"].evaluations == evaluations
-    assert configs["denoiser"].evaluations == evaluations
-
-
-@pytest.mark.parametrize("budget", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_budget_must_be_positive(budget: float) -> None:
-    with pytest.raises(ValueError, match="budget"):
-        plan_from_preset("mnist-quick", budget=budget)
-
-
-@pytest.mark.quick
-def test_history_forgets_steps_that_a_later_start_took_back(tmp_path: Path) -> None:
-    entries = [
-        {"event": "start", "images": 0, "seconds": 0.0},
-        {"event": "step", "images": 8, "seconds": 1.0},
-        {"event": "step", "images": 24, "seconds": 3.0},
-        {"event": "start", "images": 8, "seconds": 0.0},
-        {"event": "step", "images": 16, "seconds": 1.5},
-    ]
-    rest = {
-        "start": {"total": 24, "loss": "bits"},
-        "step": {"bits_per_dim": 1.5, "images_per_second": 8.0},
-    }
-    lines = [json.dumps(entry | rest[entry["event"]]) for entry in entries]
-    (tmp_path / "log.jsonl").write_text("\n".join([*lines, '{"event": "st']))
-    kept = RunFolder(tmp_path).history()
-    assert [e["images"] for e in kept if e["event"] == "step"] == [8, 16]
-    assert training_seconds(kept) == 2.5
-
-
-def test_a_watched_log_is_read_once_and_only_whole_lines(tmp_path: Path) -> None:
-    watched = Watched("noisy", RunFolder(tmp_path))
-    watched.read()
-    assert watched.text() == "starting"
-    start = json.dumps({"event": "start", "images": 0, "seconds": 0, "total": 100, "loss": "bits"})
-    step = json.dumps(
-        {"event": "step", "images": 40, "seconds": 2, "bits_per_dim": 1.5, "images_per_second": 20}
-    )
-    (tmp_path / "log.jsonl").write_text(start + "\n" + step[:20])
-    watched.read()
-    assert (watched.images, watched.text()) == (0, "starting")
-    with open(tmp_path / "log.jsonl", "a") as file:
-        file.write(step[20:] + "\n")
-    watched.read()
-    assert watched.images == 40
-    assert watched.text() == "1.500 bits/dim · 20 img/s · 0:03 left"
-
-
-def test_last_words_are_the_error_if_there_is_one(tmp_path: Path) -> None:
-    path = tmp_path / "output.txt"
-    path.write_text("noisy: 8 images\ndsmooth: error: the disk is full\nfree some\n")
-    assert last_words(path) == "the disk is full\nfree some"
-    path.write_text("\n".join(map(str, range(40))))
-    assert last_words(path, lines=2) == "38\n39"
-
-
-def test_flatten_compares_as_json_does() -> None:
-    value = {"a": {"b": (1, 2), "c": None}, "d": "x"}
-    assert flatten(value) == flatten(json.loads(json.dumps(value)))
-    assert flatten(value) == {"a.b": [1, 2], "a.c": None, "d": "x"}
-
-
-# --- models that were given --------------------------------------------------------------------
-
-RESULTS = {
-    "samples": "samples/two-step.npz",
-    "bits-per-dim": "bits_per_dim.json",
-    "frechet": "frechet.json",
-    "probes": "probes.json",
-    "receptive-field": "receptive_field.json",
-}
-
-
-@pytest.fixture(scope="module")
-def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
-    """Run folders of small untrained networks for MNIST."""
-    folder = tmp_path_factory.mktemp("given")
-    return tuple(save_run(folder / role, role, size=28) for role in ("denoiser", "plain", "noisy"))
-
-
-@pytest.fixture(scope="module")
-def reported(given: tuple[Path, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("report") / "out"
-    assert reproduce(out, Given(given), sizes=SIZES) == 0
-    return out
-
-
-def stamps(out: Path) -> dict[str, int]:
-    return {stage: (out / name).stat().st_mtime_ns for stage, name in RESULTS.items()}
-
-
-@pytest.mark.quick
-def test_given_models_are_measured_and_reported(reported: Path) -> None:
-    results = json.loads((reported / "results.json").read_text())
-    assert set(RESULTS) == set(STAGES)
-    assert results["data"]["embedded_subset"]
-    assert {"two-step", "single-step", "plain", "real"} == set(results["frechet"]["distances"])
-    assert "mnist-classifier" in results["frechet"]["name"]
-    assert len(results["probes"]["accuracy"]) == 5
-    assert results["receptive_field"]["networks"]["two-streams"]["blind_spot"] == 0
-    for key in ("bits_per_dim", "frechet", "probes", "receptive_field"):
-        assert results[key]["unit"]
-    page = (reported / "report.html").read_text(encoding="utf-8")
-    check_self_contained(page)
-    for title in ("Linear probes", "Receptive fields", "Beside the paper", "Fréchet distance"):
-        assert f"<h2>{title}</h2>" in page
-    assert "Training curves" not in page  # these runs have no log
-    assert str(reported) not in (reported / "results.json").read_text()
-
-
-@pytest.mark.quick
-def test_finished_stages_are_not_repeated(given: tuple[Path, ...], reported: Path) -> None:
-    before, results = stamps(reported), (reported / "results.json").read_bytes()
-    assert reproduce(reported, Given(given), sizes=SIZES) == 0
-    assert stamps(reported) == before
-    assert (reported / "results.json").read_bytes() == results
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_only_repeats_one_stage(
-    given: tuple[Path, ...], reported: Path, stage: ReproductionStage
-) -> None:
-    before, results = stamps(reported), (reported / "results.json").read_bytes()
-    assert reproduce(reported, Given(given), sizes=SIZES, only=stage) == 0
-    after = stamps(reported)
-    assert {name for name in after if after[name] != before[name]} == {stage}
-    assert (reported / "results.json").read_bytes() == results
-
-
-def test_only_leaves_what_was_never_done(given: tuple[Path, ...], tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    assert reproduce(out, Given(given), sizes=SIZES, only="receptive-field") == 0
-    assert [name for name in RESULTS.values() if (out / name).exists()] == ["receptive_field.json"]
-    page = (out / "report.html").read_text(encoding="utf-8")
-    assert "Receptive fields" in page
-    assert "Linear probes" not in page
-
-
-def test_a_stopped_stage_leaves_the_finished_ones(
-    given: tuple[Path, ...],
-    reported: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    out = tmp_path / "out"
-
-    def stop(*args: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("dsmooth.reproduce.whole.compare_all", stop)
-        assert reproduce(out, Given(given), sizes=SIZES) == 130
-    assert "repeat the same command to go on" in capsys.readouterr().out
-    done = {
-        name: (out / name).stat().st_mtime_ns for name in ("samples/plain.npz", "bits_per_dim.json")
-    }
-    assert not (out / "frechet.json").exists()
-    assert reproduce(out, Given(given), sizes=SIZES) == 0
-    assert {name: (out / name).stat().st_mtime_ns for name in done} == done
-    assert (out / "results.json").read_bytes() == (reported / "results.json").read_bytes()
-
-
 def test_results_of_other_weights_are_not_kept(finished: Path, data: Path, tmp_path: Path) -> None:
     """What came from the model that was in a run's folder is drawn and scored again."""
     out, plan = tmp_path / "out", tiny_plan(data)
@@ -468,46 +284,3 @@ def test_results_of_other_weights_are_not_kept(finished: Path, data: Path, tmp_p
     assert old["pair"]["noisy"] != new["pair"]["noisy"]
     assert old["pair"]["denoiser"] == new["pair"]["denoiser"]
     assert old["plain"] == new["plain"]
-
-
-def test_a_saved_pair_gives_the_same_numbers(
-    given: tuple[Path, ...], reported: Path, tmp_path: Path
-) -> None:
-    denoiser, plain, noisy = given
-    load_models([noisy, denoiser]).pair.save_pretrained(tmp_path / "pair")
-    out = tmp_path / "out"
-    assert reproduce(out, Given((tmp_path / "pair", plain)), sizes=SIZES) == 0
-    one, two = (json.loads((path / "results.json").read_text()) for path in (reported, out))
-    for key in ("bits_per_dim", "frechet", "probes"):
-        assert one[key] == two[key]
-
-
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (["--models", "{noisy}"], "is a single model: name a saved pair"),
-        (["--models", "{noisy}", "{noisy}"], "are both runs of the role noisy"),
-        (["--models", "{noisy}", "{denoiser}", "--budget", "1"], "--budget is for training"),
-        (["--models", "{noisy}", "{denoiser}", "--download"], "--download is for training"),
-        (["--models", "{noisy}", "{denoiser}", "--data", "cifar10"], "--data-dir"),
-        (["--data", "mnist"], "--data goes with --models"),
-        (["--count", "0"], "count must be at least 1, got 0"),
-        (["--probe-train-images", "0"], "train_images must be at least 1, got 0"),
-        (["--threads", "0"], "--threads must be at least 1"),
-        (["--only", "probes"], "--only probes needs trained models, and noisy and denoiser and"),
-        (["--models", "{noisy}", "{denoiser}", "--extractor", "best"], "extractor must be mnist-"),
-    ],
-)
-def test_mistakes_get_a_line_or_two(
-    given: tuple[Path, ...],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    args: list[str],
-    message: str,
-) -> None:
-    places = {"{denoiser}": given[0], "{plain}": given[1], "{noisy}": given[2]}
-    args = [str(places.get(arg, arg)) for arg in args]
-    assert run("reproduce", "--out", str(tmp_path / "out"), *args) == 1
-    error = capsys.readouterr().err
-    assert message in error
-    assert len(error.splitlines()) <= 3

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from ..data.guard import guarded
 from ..data.npz import read_npz
 from ..files import write_npz
 
@@ -175,12 +176,17 @@ class FeatureStatistics:
                 f"{path} does not hold saved statistics: it lacks {', '.join(sorted(missing))}"
             )
         mean, covariance = (_as_float64(f"{path}: {key}", arrays[key]) for key in ("mu", "sigma"))
-        d, n = mean.numel(), int(arrays["n"])
+        with guarded(path, "saved statistics"):
+            d, n, description = (
+                mean.numel(),
+                int(arrays["n"]),
+                dict(json.loads(str(arrays["description"]))),
+            )
         if mean.ndim != 1 or covariance.shape != (d, d) or n < 2:
             raise ValueError(
                 f"{path} must hold mu (D,), sigma (D, D) and n >= 2, got {tuple(mean.shape)}, "
                 f"{tuple(covariance.shape)} and {n}"
             )
-        statistics = cls(d, json.loads(str(arrays["description"])))
+        statistics = cls(d, description)
         statistics.count, statistics.mean, statistics.scatter = n, mean, covariance * (n - 1)
         return statistics

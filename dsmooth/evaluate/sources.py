@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..data import ImageDataset, load_dataset, to_bytes
 from ..data.folder import SUFFIXES, read_every_image
+from ..data.guard import guarded, open_regular
 from ..data.npz import read_npz
 from ..pictures import is_diverged
 from ..progress import progress
@@ -125,15 +126,8 @@ def _read_shards(folder: Path, shards: Sequence[Path], limit: int | None) -> Ima
 
 
 def _load_npy(path: Path) -> NDArray[np.generic]:
-    try:
-        array: NDArray[np.generic] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no {path}") from None
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(
-            f"{path} is not a readable .npy without pickled objects: {error}"
-        ) from None
-    return array
+    with open_regular(path), guarded(path, "a .npy without pickled objects"):
+        return np.lib.format.open_memmap(path, mode="r")
 
 
 def _collect(arrays: Sequence[NDArray[np.generic]], path: Path) -> ImageSet:

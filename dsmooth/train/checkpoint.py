@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -69,7 +69,7 @@ def stored_images(run: RunFolder) -> int | None:
         except (FileNotFoundError, DamagedCheckpoint):
             continue
         if settings is not None:
-            return TrainConfig.from_dict(json.loads(settings)).images
+            return _settings(path, settings).images
     return run.read_config()[0].images
 
 
@@ -88,7 +88,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         tensors, metadata = read_tensors(path)
     except ValueError as error:
         raise DamagedCheckpoint(str(error)) from None
-    if not {"images_seen", "steps", "best_bits"} <= metadata.keys():
+    counts = (metadata.get(name, "") for name in ("images_seen", "steps"))
+    if not all(re.fullmatch("[0-9]{1,18}", count) for count in counts):
         raise ValueError(f"{path} is not a training checkpoint")
     # Checkpoints of earlier versions have no digest.
     if metadata.get("sha256", digest(tensors)) != digest(tensors):
@@ -99,19 +100,31 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _restore(path: Path, state: TrainState) -> None:
     tensors, metadata = _read(path)
     if "settings" in metadata:
-        _check_settings(path, json.loads(metadata["settings"]), state.config)
+        _check_settings(path, _settings(path, metadata["settings"]), state.config)
+    try:
+        best_bits = float(metadata["best_bits"])
+    except (KeyError, ValueError):
+        raise ValueError(f"{path} is not a training checkpoint") from None
     state.restore(
         tensors,
         images_seen=int(metadata["images_seen"]),
         steps=int(metadata["steps"]),
-        best_bits=float(metadata["best_bits"]),
+        best_bits=best_bits,
         source=str(path),
     )
 
 
-def _check_settings(path: Path, stored: Mapping[str, Any], config: TrainConfig) -> None:
+def _settings(path: Path, text: str) -> TrainConfig:
+    """The settings that a checkpoint states."""
+    try:
+        return TrainConfig.from_dict(json.loads(text))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} states settings that cannot be read: {error}") from None
+
+
+def _check_settings(path: Path, stored: TrainConfig, config: TrainConfig) -> None:
     """Raise ValueError if a checkpoint was made with other settings than those of its folder."""
-    mine, theirs = flatten(asdict(config)), flatten(asdict(TrainConfig.from_dict(stored)))
+    mine, theirs = flatten(asdict(config)), flatten(asdict(stored))
     movable = _LENGTH if config.schedule == "cooldown" else ()
     for name, value in mine.items():
         if value != theirs[name] and name not in movable:

@@ -169,12 +169,16 @@ class TrainState:
             self.ema.n_updates = self.steps
         if not steps:
             return  # the optimiser has no moments before its first step
+        moments = ("exp_avg", "exp_avg_sq")
+        shapes = {f"{m}.{n}": p.shape for n, p in self.model.named_parameters() for m in moments}
+        if {name: tensor.shape for name, tensor in parts["adam"].items()} != shapes:
+            raise ValueError(f"{source} holds the state of another optimiser")
         description = self.optimizer.state_dict()
         for i, (name, parameter) in enumerate(self.model.named_parameters()):
             # The fused optimiser walks memory: moments must lie in the order of their parameter.
             description["state"][i] = {
                 key: torch.empty_like(parameter).copy_(parts["adam"][f"{key}.{name}"])
-                for key in ("exp_avg", "exp_avg_sq")
+                for key in moments
             } | {"step": torch.tensor(float(self.steps))}
         self.optimizer.load_state_dict(description)
 

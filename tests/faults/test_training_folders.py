@@ -178,6 +178,34 @@ def test_foreign_tensors_are_named(run: RunFolder) -> None:
         train(CONFIG, run.path, resume=True)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("images_seen", "-8"),
+        ("images_seen", "9" * 5000),
+        ("steps", "a"),
+        ("best_bits", "none"),
+        ("settings", "[" * 100_000),
+        ("settings", '{"role": 3}'),
+        ("images_seen", None),
+    ],
+)
+def test_what_a_checkpoint_states_is_checked(run: RunFolder, name: str, value: str | None) -> None:
+    tensors, metadata = read_tensors(run.checkpoint)
+    stated = {**metadata, name: value}
+    write_tensors(run.checkpoint, tensors, {k: v for k, v in stated.items() if v is not None})
+    with pytest.raises(ValueError, match=r"checkpoint\.safetensors (is not a training|states)"):
+        train(CONFIG, run.path, resume=True)
+
+
+def test_moments_of_another_optimiser_are_refused(run: RunFolder) -> None:
+    tensors, metadata = read_tensors(run.checkpoint)
+    del tensors["adam.exp_avg.head.bias"], metadata["sha256"]
+    write_tensors(run.checkpoint, tensors, metadata)
+    with pytest.raises(ValueError, match=r"checkpoint\.safetensors holds the state of another opt"):
+        train(CONFIG, run.path, resume=True)
+
+
 def test_a_run_survives_being_killed_anywhere(finished: RunFolder, tmp_path: Path) -> None:
     """At every change of a file in turn, and then at random moments: 60 kills and more."""
     script = Path(__file__).with_name("kill_training.py")

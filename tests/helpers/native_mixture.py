@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dsmooth import _extension
 from dsmooth.functional import logistic_mixture_log_prob
-from tests.helpers.mixture_cases import MIXTURES, Gradients
+from tests.helpers.mixture_cases import LIKELIHOODS, MIXTURES, Gradients
 
 # A machine without a C++ compiler has no extension, and its build record says so; that it is there
 # everywhere else is asserted by test_extension.py.
@@ -24,6 +24,7 @@ INSTRUCTION_SETS = ["scalar", *_extension.instruction_sets()] if _extension.is_a
 both_impls = pytest.mark.parametrize(
     "impl", ["reference", pytest.param("native", marks=needs_extension)]
 )
+each_likelihood = pytest.mark.parametrize("likelihood", LIKELIHOODS)
 each_mixture = pytest.mark.parametrize("mixture", MIXTURES)
 each_channels = pytest.mark.parametrize("channels", [1, 3])
 

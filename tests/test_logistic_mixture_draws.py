@@ -1,0 +1,184 @@
+"""Draws from the logistic mixture follow it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dsmooth.functional import (
+    logistic_mixture_sample,
+)
+from dsmooth.functional.logistic_mixture import snap_to_levels, split_mixture
+from tests.helpers.mixture_cases import (
+    GOLDEN,
+    LEVELS,
+    random_case,
+    raw_parts,
+)
+from tests.helpers.native_mixture import (
+    each_channels,
+    each_likelihood,
+)
+
+N_DRAWS = 20_000
+
+
+def uniforms_of(n: int, seed: int = 5) -> Tensor:
+    """(1, 4, 1, n) uniforms on the sampler's grid: (integer + 1/2) / 2^23."""
+    generator = torch.Generator().manual_seed(seed)
+    words = torch.randint(0, 2**23, (1, 4, 1, n), generator=generator)
+    return (words.double() + 0.5) * 2.0**-23
+
+
+def conditional_cdf(x: Tensor, params: Tensor, likelihood: str, place: float) -> list[Tensor]:
+    """P(X_c < x_c | earlier colours), per colour, as if a level's mass were drawn at `place` in it.
+
+    Independent uniforms over draws of the model (Rosenblatt's transform).
+    """
+    channels = x.shape[1]
+    mixture = split_mixture(params, channels)
+    log_weights = torch.log_softmax(mixture.logits, 1)
+    transformed = []
+    for c in range(channels):
+        value = x[:, c : c + 1]
+        mean = mixture.means[:, c]
+        if c == 1:
+            mean = mean + mixture.coefficients[:, 0] * x[:, 0:1]
+        if c == 2:
+            mean = mean + mixture.coefficients[:, 1] * x[:, 0:1]
+            mean = mean + mixture.coefficients[:, 2] * x[:, 1:2]
+        log_scale = mixture.log_scales[:, c].clamp(min=-7)
+        if likelihood == "continuous":
+            cdf = torch.sigmoid((value - mean) * torch.exp(-log_scale))
+            z = (value - mean) * torch.exp(-log_scale)
+            log_p = torch.nn.functional.logsigmoid(z) + torch.nn.functional.logsigmoid(-z)
+            log_p = log_p - log_scale
+        else:
+            lower = torch.sigmoid((value - 1 / 255 - mean) * torch.exp(-log_scale))
+            upper = torch.sigmoid((value + 1 / 255 - mean) * torch.exp(-log_scale))
+            lower = torch.where(value < -0.999, torch.zeros_like(lower), lower)
+            upper = torch.where(value > 0.999, torch.ones_like(upper), upper)
+            cdf = lower + place * (upper - lower)
+            log_p = torch.log(upper - lower)
+        transformed.append((torch.softmax(log_weights, 1) * cdf).sum(1).flatten())
+        log_weights = log_weights + log_p
+    return transformed
+
+
+def ks_distance(values: Tensor) -> float:
+    """Largest distance of the empirical distribution of values from the uniform one."""
+    ordered = np.sort(values.numpy())
+    n = len(ordered)
+    steps = np.arange(n + 1) / n
+    return float(max((steps[1:] - ordered).max(), (ordered - steps[:-1]).max()))
+
+
+@pytest.mark.quick
+@each_likelihood
+@each_channels
+def test_draws_follow_the_mixture(channels: int, likelihood: Any) -> None:
+    """Kolmogorov-Smirnov at a level of 1e-6, per colour given the earlier ones."""
+    _, params = random_case(channels, "continuous", size=(1, 1, 1), seed=2)
+    raw_parts(params, channels)[:, :, 1].clamp_(-4, 0)
+    params = params.expand(-1, -1, -1, N_DRAWS)
+    x = logistic_mixture_sample(params, uniforms_of(N_DRAWS), channels, likelihood)
+    assert x.shape == (1, channels, 1, N_DRAWS)
+    place = torch.rand(1, 1, 1, N_DRAWS, generator=torch.Generator().manual_seed(9))
+    limit = math.sqrt(-math.log(1e-6 / 2) / 2 / N_DRAWS)
+    for u in conditional_cdf(x, params, likelihood, place):
+        assert ks_distance(u) < limit
+    wrong = conditional_cdf(x + 0.05, params, "continuous", 0.5)
+    assert max(ks_distance(u) for u in wrong) > limit  # the test can fail
+
+
+def test_quantiles_of_the_golden_mixture() -> None:
+    case = GOLDEN["mixture_quantiles"]
+    params = torch.tensor([case["logits"] + case["means"] + case["log_scales"]])
+    params = params.double().view(1, 9, 1, 1)
+    for u, quantile in case["u_and_quantile"]:
+        x = torch.full((1, 1, 1, 1), quantile, dtype=torch.float64)
+        assert conditional_cdf(x, params, "continuous", 0.5)[0].item() == pytest.approx(u, rel=1e-6)
+
+
+def test_a_draw_inverts_its_uniforms() -> None:
+    """One component, so the noise is known: the earlier colours moved the means as drawn."""
+    _, params = random_case(3, "continuous", n_mix=1, size=(2, 3, 4))
+    uniforms = uniforms_of(24).view(4, 2, 3, 4).transpose(0, 1)
+    x = logistic_mixture_sample(params, uniforms, 3)
+    recovered = conditional_cdf(x, params, "continuous", 0.5)
+    for c in range(3):
+        torch.testing.assert_close(recovered[c], uniforms[:, c + 1].flatten(), rtol=1e-9, atol=1e-9)
+
+
+def test_discretized_draws_are_levels_and_condition_as_such() -> None:
+    _, params = random_case(3, "discretized", n_mix=1, size=(1, 1, 1))
+    parts = raw_parts(params, 3)
+    parts[:, :, 0] = 0.1
+    parts[:, :, 1] = -12  # clamped at -7: the noise is far below a level
+    parts[:, 0, 2], parts[:, 1, 2], parts[:, 2, 2] = 0.9, 0.4, -0.3
+    params = params.expand(-1, -1, -1, 500)
+    x = logistic_mixture_sample(params, uniforms_of(500), 3, "discretized")
+    levels = (x + 1) * 127.5
+    torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-9)
+    coefficients = torch.tanh(torch.tensor([0.9, 0.4, -0.3], dtype=torch.float64))
+    scale = math.exp(-7) * torch.logit(uniforms_of(500))
+    green = 0.1 + coefficients[0] * x[:, 0] + scale[:, 2]
+    blue = 0.1 + coefficients[1] * x[:, 0] + coefficients[2] * x[:, 1] + scale[:, 3]
+    torch.testing.assert_close(x[:, 1], snap_to_levels(green), rtol=0, atol=1e-12)
+    torch.testing.assert_close(x[:, 2], snap_to_levels(blue), rtol=0, atol=1e-12)
+
+
+def test_continuous_draws_are_not_clamped() -> None:
+    params = torch.tensor([0, 0.9, 0.0]).view(1, 3, 1, 1).expand(1, 3, 1, 1000)
+    assert logistic_mixture_sample(params, uniforms_of(1000), 1).max() > 2
+    assert logistic_mixture_sample(params, uniforms_of(1000), 1, "discretized").max() == 1
+
+
+def test_snapping_keeps_the_levels() -> None:
+    assert torch.equal(snap_to_levels(LEVELS), LEVELS)
+    narrow = torch.arange(256, dtype=torch.float32) / 127.5 - 1
+    assert torch.equal(snap_to_levels(narrow), narrow)
+
+
+@each_channels
+def test_temperature_divides_logits_and_widens_scales(channels: int) -> None:
+    _, params = random_case(channels, "continuous", size=(2, 4, 4))
+    raw_parts(params, channels)[:, :, 1].clamp_(-5, 0)
+    uniforms = uniforms_of(32).view(4, 2, 4, 4).transpose(0, 1)
+    warm = params.clone()
+    warm[:, : params.shape[1] // (3 if channels == 1 else 10)] /= 0.7
+    raw_parts(warm, channels)[:, :, 1] += math.log(0.7)
+    torch.testing.assert_close(
+        logistic_mixture_sample(params, uniforms, channels, temperature=0.7),
+        logistic_mixture_sample(warm, uniforms, channels),
+        rtol=1e-12,
+        atol=1e-12,
+    )
+
+
+def test_largest_and_smallest_uniform_draw_something_finite() -> None:
+    params = torch.zeros(1, 30, 1, 2)
+    uniforms = torch.tensor([0.5 * 2**-23, 1 - 0.5 * 2**-23]).expand(1, 4, 1, 2)
+    assert logistic_mixture_sample(params, uniforms, 1).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"uniforms": torch.rand(1, 3, 2, 2)}, r"uniforms must have shape \(1, 4, 2, 2\), got"),
+        ({"image_channels": 2}, "image_channels must be 1 or 3, got 2"),
+        ({"image_channels": 3}, r"params must have shape \(B, 10K, H, W\)"),
+        ({"temperature": 0.0}, "temperature must be positive and finite, got 0.0"),
+        ({"temperature": math.inf}, "temperature must be positive and finite, got inf"),
+        ({"likelihood": "legacy"}, "likelihood must be one of"),
+    ],
+)
+def test_bad_arguments_of_a_draw(arguments: dict[str, Any], message: str) -> None:
+    good = {"params": torch.zeros(1, 6, 2, 2), "uniforms": torch.rand(1, 4, 2, 2)}
+    with pytest.raises(ValueError, match=message):
+        logistic_mixture_sample(**{**good, "image_channels": 1, **arguments})

@@ -1,0 +1,332 @@
+"""What the operator of the logistic mixture promises: memory, strides, threads, choice, errors."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dsmooth import _extension
+from dsmooth.functional import (
+    logistic_mixture_log_prob,
+    logistic_mixture_log_prob_ref,
+    use_impl,
+)
+from dsmooth.functional.logistic_mixture_native import native, native_backward
+from tests.helpers.mixture_cases import (
+    MIXTURES,
+    n_atoms,
+    n_params,
+    random_case,
+    value_and_gradients,
+)
+from tests.helpers.native_mixture import (
+    INSTRUCTION_SETS,
+    both_impls,
+    call_native,
+    each_channels,
+    each_mixture,
+    log_prob_of,
+    native_mixture,
+    native_outputs,
+    needs_extension,
+    run_native,
+)
+
+
+@pytest.mark.quick
+@needs_extension
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+@each_mixture
+@each_channels
+def test_nan_is_never_hidden(channels: int, mixture: str, instruction_set: str) -> None:
+    """A NaN in any one channel of x or params makes its pixel NaN, and no other."""
+    n_mix = 2
+    total = n_params(channels, n_mix) + n_atoms(mixture) + channels
+    x, params = random_case(channels, mixture, n_mix=n_mix, size=(1, 1, total + 1))
+    clean = run_native(x, params, mixture, instruction_set=instruction_set)
+    for pixel in range(params.shape[1]):
+        params[:, pixel, :, pixel] = math.nan
+    for c in range(channels):
+        x[:, c, :, params.shape[1] + c] = math.nan
+    got = run_native(x, params, mixture, instruction_set=instruction_set)
+    assert got[0][..., :-1].isnan().all()
+    assert got[2][..., :-1].isnan().any(dim=1).all()
+    for dirty, pure in zip(got, clean, strict=True):
+        assert torch.equal(dirty[..., -1], pure[..., -1])
+
+
+@both_impls
+def test_nan_reaches_the_result(impl: Any) -> None:
+    x, params = random_case(3, "continuous")
+    x[0, 1, 2, 3] = math.nan
+    log_prob = logistic_mixture_log_prob(x, params, impl=impl)
+    assert log_prob[0, 2, 3].isnan()
+    assert log_prob.isnan().sum() == 1
+
+
+@needs_extension
+@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+@each_mixture
+@each_channels
+def test_nothing_is_written_outside_the_outputs(
+    channels: int, mixture: str, instruction_set: str
+) -> None:
+    for width in (1, 3, 15, 16, 17, 33):
+        x, params = random_case(channels, mixture, size=(2, 3, width))
+        canary = 123.456
+        plain = native_outputs(x, params)
+        buffers = {k: torch.full((v.numel() + 128,), canary).double() for k, v in plain.items()}
+        views = {k: b[64:-64].view(plain[k].shape).fill_(math.nan) for k, b in buffers.items()}
+        call_native(x, params, mixture, views, instruction_set=instruction_set)
+        for buffer, view in zip(buffers.values(), views.values(), strict=True):
+            assert (buffer[:64] == torch.tensor(canary).double()).all()
+            assert (buffer[-64:] == torch.tensor(canary).double()).all()
+            assert view.isfinite().all()
+
+
+@pytest.mark.quick
+@needs_extension
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@each_mixture
+def test_thread_count_changes_no_bit(mixture: str, dtype: torch.dtype) -> None:
+    x, params = random_case(3, mixture, size=(3, 7, 13))
+    x, params = x.to(dtype), params.to(dtype)
+    alone = run_native(x, params, mixture, threads=1)
+    for threads in (2, 3, 5, 64):
+        shared = run_native(x, params, mixture, threads=threads)
+        assert all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
+
+
+@both_impls
+@each_mixture
+@each_channels
+def test_any_strides_give_the_same(channels: int, mixture: str, impl: Any) -> None:
+    x, params = random_case(channels, mixture, size=(2, 6, 10))
+
+    log_prob = log_prob_of(mixture, impl)
+    expected = value_and_gradients(log_prob, x, params)
+    last = torch.channels_last
+    layouts = [
+        (x.to(memory_format=last), params.to(memory_format=last)),
+        (x, params.to(memory_format=last)),
+        (x.transpose(2, 3).contiguous().transpose(2, 3), params),
+        (x, torch.cat([params, params], dim=3)[..., 10:]),
+        (x[:1].expand(2, -1, -1, -1), params),
+    ]
+    for i, (x_view, params_view) in enumerate(layouts):
+        want = expected
+        if i == 4:
+            want = value_and_gradients(log_prob, x_view.contiguous(), params_view)
+        got = value_of_views(log_prob, x_view, params_view)
+        for g, w in zip(got, want, strict=True):
+            torch.testing.assert_close(g, w, rtol=1e-13, atol=1e-13 * w.abs().max().item())
+
+
+def value_of_views(
+    function: Callable[[Tensor, Tensor], Tensor], x: Tensor, params: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As value_and_gradients, without a copy that would straighten the strides."""
+    x, params = x.detach().requires_grad_(), params.detach().requires_grad_()
+    log_prob = function(x, params)
+    return (log_prob.detach(), *torch.autograd.grad(log_prob.sum(), (x, params)))
+
+
+@pytest.mark.quick
+@both_impls
+@pytest.mark.parametrize("size", [(0, 4, 4), (2, 0, 4), (1, 1, 1), (1, 3, 1), (2, 1, 29)], ids=str)
+@each_mixture
+@each_channels
+def test_any_size(channels: int, mixture: str, size: tuple[int, int, int], impl: Any) -> None:
+    x, params = random_case(channels, mixture, size=size)
+    got = value_and_gradients(log_prob_of(mixture, impl), x, params)
+    want = value_and_gradients(log_prob_of(mixture, "reference"), x, params)
+    assert [g.shape for g in got] == [(size[0], *size[1:]), x.shape, params.shape]
+    for g, w in zip(got, want, strict=True):
+        torch.testing.assert_close(g, w, rtol=1e-11, atol=1e-10)
+
+
+@needs_extension
+def test_gradient_of_a_weighted_sum() -> None:
+    """The operator multiplies its unit gradients by what arrives from above, per pixel."""
+    x, params = random_case(3, "continuous")
+    weights = torch.randn(2, 5, 7, dtype=torch.float64)
+    results = [
+        value_and_gradients(
+            lambda x, p, impl=impl: logistic_mixture_log_prob(x, p, impl=impl) * weights, x, params
+        )
+        for impl in ("native", "reference")
+    ]
+    for g, w in zip(*results, strict=True):
+        torch.testing.assert_close(g, w, rtol=1e-10, atol=1e-10)
+
+
+@needs_extension
+@each_mixture
+def test_only_the_wanted_gradient_is_computed(mixture: str) -> None:
+    x, params = random_case(1, mixture)
+    params.requires_grad_()
+    log_prob = log_prob_of(mixture, "native")
+    (grad,) = torch.autograd.grad(log_prob(x, params).sum(), params)
+    want = value_and_gradients(log_prob_of(mixture, "reference"), x, params)[2]
+    torch.testing.assert_close(grad, want, rtol=1e-11, atol=1e-10)
+    with torch.no_grad():
+        assert not log_prob(x, params).requires_grad
+    options = native_mixture(mixture).values()
+    grad = torch.ones(2, 5, 7, dtype=torch.float64)
+    _, state = native(x, params.detach(), *options)
+    for needs in ((True, False), (False, True), (False, False)):
+        got = native_backward(grad, x, params.detach(), state, *options, *needs)
+        for gradient, needed in zip(got, needs, strict=True):
+            assert (gradient.numel() > 0) == needed
+
+
+@needs_extension
+def test_a_graph_that_is_kept_gives_its_gradient_again() -> None:
+    x, params = random_case(3, "discretized")
+    inputs = x.requires_grad_(), params.requires_grad_()
+    log_prob = logistic_mixture_log_prob(*inputs, "discretized", impl="native")
+    weights = torch.randn(log_prob.shape, dtype=torch.float64)
+    first = torch.autograd.grad((log_prob * weights).sum(), inputs, retain_graph=True)
+    kept = [gradient.clone() for gradient in first]
+    doubled = torch.autograd.grad((log_prob * weights).sum() * 2, inputs)
+    for a, b, c in zip(first, kept, doubled, strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(2 * a, c)
+
+
+@needs_extension
+# opcheck reads .grad of the clones that it makes; the warning is about its own tensors
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@each_mixture
+@each_channels
+def test_opcheck(channels: int, mixture: str) -> None:
+    x, params = random_case(channels, mixture, n_mix=2, size=(2, 3, 5))
+    options = native_mixture(mixture).values()
+    last = params.to(memory_format=torch.channels_last)
+    torch.library.opcheck(native, (x, params, *options))
+    torch.library.opcheck(
+        native, (x.clone().requires_grad_(), last.clone().requires_grad_(), *options)
+    )
+    grad = torch.randn(2, 3, 5, dtype=torch.float64)
+    _, state = native(x, params, *options)
+    for needs in ((True, True), (False, True), (True, False)):
+        torch.library.opcheck(native_backward, (grad, x, last, state, *options, *needs))
+
+
+@needs_extension
+def test_second_derivative_is_refused_not_lost() -> None:
+    x, params = random_case(1, "continuous")
+    params.requires_grad_()
+    log_prob = logistic_mixture_log_prob(x, params, impl="native").sum()
+    (grad,) = torch.autograd.grad(log_prob, params, create_graph=True)
+    with pytest.raises(NotImplementedError, match="use impl='reference'"):
+        torch.autograd.grad(grad.square().sum() + params.sum(), params)
+
+
+@pytest.mark.slow
+@both_impls
+@each_mixture
+def test_compiles_without_a_break(mixture: str, impl: Any) -> None:
+    def loss(x: Tensor, params: Tensor) -> Tensor:
+        return -logistic_mixture_log_prob(x, params, impl=impl, **MIXTURES[mixture]).mean()
+
+    x, params = random_case(3, mixture)
+    compiled = torch.compile(loss, fullgraph=True)
+    for got, want in zip(
+        value_and_gradients(compiled, x, params), value_and_gradients(loss, x, params), strict=True
+    ):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
+
+
+@both_impls
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_is_computed_in_float32(dtype: torch.dtype, impl: Any) -> None:
+    x, params = random_case(3, "continuous")
+    x, params = x.to(dtype), params.to(dtype)
+
+    def loss(x: Tensor, params: Tensor) -> Tensor:
+        return logistic_mixture_log_prob(x, params, impl=impl)
+
+    wide = value_and_gradients(loss, x.float(), params.float())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        narrow = value_and_gradients(loss, x, params)
+        mixed = logistic_mixture_log_prob(x.float(), params, impl=impl)
+    assert torch.equal(narrow[0], wide[0])
+    assert torch.equal(mixed, wide[0])
+    assert [g.dtype for g in narrow] == [torch.float32, dtype, dtype]
+    for g, w in zip(narrow[1:], wide[1:], strict=True):
+        assert torch.equal(g, w.to(dtype))
+
+
+def test_use_impl_decides_and_an_explicit_impl_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_extension, "unavailable_reason", lambda: "no compiler here")
+    x, params = random_case(1, "continuous")
+    reference = logistic_mixture_log_prob(x, params, impl="reference")
+    assert torch.equal(logistic_mixture_log_prob(x, params), reference)  # auto falls back
+    with pytest.raises(RuntimeError, match="no compiler here"):
+        logistic_mixture_log_prob(x, params, impl="native")
+    with use_impl("native"):
+        with pytest.raises(RuntimeError, match="no compiler here"):
+            logistic_mixture_log_prob(x, params)
+        assert torch.equal(logistic_mixture_log_prob(x, params, impl="reference"), reference)
+
+
+def test_triton_says_why_it_cannot_run() -> None:
+    """What it computes is judged in interpreted/logistic_mixture.py."""
+    x, params = (t.float() for t in random_case(1, "continuous"))
+    reason = "runs on cuda tensors, got cpu .*TRITON_INTERPRET=1"
+    if importlib.util.find_spec("triton") is None:
+        reason = "Triton is not installed"
+    with pytest.raises(RuntimeError, match=f"with impl='triton': .*{reason}"):
+        logistic_mixture_log_prob(x, params, impl="triton")
+    with pytest.raises(RuntimeError, match=r"got torch\.float64"):
+        logistic_mixture_log_prob(x, params.double(), impl="triton")
+    with pytest.raises(RuntimeError, match="runs on cuda tensors, got meta"):
+        logistic_mixture_log_prob(x.to("meta"), params.to("meta"), impl="triton")
+
+
+@pytest.mark.parametrize("device", ["meta"])
+def test_native_says_which_devices_it_runs_on(device: str) -> None:
+    x, params = (t.to(device) for t in random_case(1, "continuous"))
+    assert logistic_mixture_log_prob(x, params).shape == (2, 5, 7)
+    with pytest.raises(RuntimeError, match="runs on cpu and cuda tensors, got meta"):
+        logistic_mixture_log_prob(x, params, impl="native")
+
+
+ZEROS = torch.zeros
+
+
+@pytest.mark.parametrize(
+    ("x", "params", "error", "message"),
+    [
+        (ZEROS(1, 2, 4, 4), ZEROS(1, 30, 4, 4), ValueError, r"x .* C = 1 or 3, got \(1, 2, 4, 4\)"),
+        (ZEROS(4, 4), ZEROS(1, 30, 4, 4), ValueError, r"x must have shape .*got \(4, 4\)"),
+        (ZEROS(1, 1, 4, 4), ZEROS(1, 10, 4, 4), ValueError, r"\(B, 3K, H, W\).*\(1, 10, 4, 4\)"),
+        (ZEROS(1, 3, 4, 4), ZEROS(1, 15, 4, 4), ValueError, r"\(B, 10K, H, W\).*\(1, 15, 4, 4\)"),
+        (ZEROS(1, 1, 4, 4), ZEROS(1, 0, 4, 4), ValueError, r"\(B, 3K, H, W\)"),
+        (ZEROS(2, 1, 4, 4), ZEROS(1, 3, 4, 4), ValueError, r"params .*\(2, 3, 4, 4\), got \(1, 3"),
+        (ZEROS(1, 1, 4, 4), ZEROS(1, 3, 4, 8), ValueError, r"params .*\(1, 3, 4, 4\), got"),
+        (ZEROS(1, 1, 4, 4).int(), ZEROS(1, 3, 4, 4), TypeError, "x must be a floating-point"),
+        (ZEROS(1, 1, 4, 4), ZEROS(1, 3, 4, 4).long(), TypeError, "params must be a floating"),
+        (ZEROS(1, 1, 4, 4), ZEROS(1, 3, 4, 4, device="meta"), ValueError, "on x's device cpu"),
+    ],
+)
+def test_bad_tensors(x: Tensor, params: Tensor, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        logistic_mixture_log_prob(x, params)
+    with pytest.raises(error, match=message):
+        logistic_mixture_log_prob_ref(x, params)
+
+
+def test_bad_likelihood() -> None:
+    x, params = random_case(1, "continuous")
+    with pytest.raises(ValueError, match="discretized, gaussian, got 'discretised'"):
+        logistic_mixture_log_prob(x, params, "discretised")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="discretized_legacy, got 'x'"):
+        logistic_mixture_log_prob_ref(x, params, "x")  # type: ignore[arg-type]

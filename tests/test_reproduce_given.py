@@ -1,0 +1,164 @@
+"""`dsmooth reproduce` of models that were given, and what it says of mistakes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dsmooth.config import ProbeSettings, ReproductionStage
+from dsmooth.models import load_models
+from dsmooth.reproduce import (
+    Given,
+    reproduce,
+)
+from dsmooth.reproduce.stages import STAGES, Sizes
+from tests.helpers.command_runs import run, save_run
+from tests.helpers.report_checks import check_self_contained
+
+SIZES = Sizes(
+    count=9,
+    scored_images=12,
+    probes=ProbeSettings(train_images=40, test_images=20, epochs=1),
+)
+RESULTS = {
+    "samples": "samples/two-step.npz",
+    "bits-per-dim": "bits_per_dim.json",
+    "frechet": "frechet.json",
+    "probes": "probes.json",
+    "receptive-field": "receptive_field.json",
+}
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
+    """Run folders of small untrained networks for MNIST."""
+    folder = tmp_path_factory.mktemp("given")
+    return tuple(save_run(folder / role, role, size=28) for role in ("denoiser", "plain", "noisy"))
+
+
+@pytest.fixture(scope="module")
+def reported(given: tuple[Path, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("report") / "out"
+    assert reproduce(out, Given(given), sizes=SIZES) == 0
+    return out
+
+
+def stamps(out: Path) -> dict[str, int]:
+    return {stage: (out / name).stat().st_mtime_ns for stage, name in RESULTS.items()}
+
+
+@pytest.mark.quick
+def test_given_models_are_measured_and_reported(reported: Path) -> None:
+    results = json.loads((reported / "results.json").read_text())
+    assert set(RESULTS) == set(STAGES)
+    assert results["data"]["embedded_subset"]
+    assert {"two-step", "single-step", "plain", "real"} == set(results["frechet"]["distances"])
+    assert "mnist-classifier" in results["frechet"]["name"]
+    assert len(results["probes"]["accuracy"]) == 5
+    assert results["receptive_field"]["networks"]["two-streams"]["blind_spot"] == 0
+    for key in ("bits_per_dim", "frechet", "probes", "receptive_field"):
+        assert results[key]["unit"]
+    page = (reported / "report.html").read_text(encoding="utf-8")
+    check_self_contained(page)
+    for title in ("Linear probes", "Receptive fields", "Beside the paper", "Fréchet distance"):
+        assert f"<h2>{title}</h2>" in page
+    assert "Training curves" not in page  # these runs have no log
+    assert str(reported) not in (reported / "results.json").read_text()
+
+
+@pytest.mark.quick
+def test_finished_stages_are_not_repeated(given: tuple[Path, ...], reported: Path) -> None:
+    before, results = stamps(reported), (reported / "results.json").read_bytes()
+    assert reproduce(reported, Given(given), sizes=SIZES) == 0
+    assert stamps(reported) == before
+    assert (reported / "results.json").read_bytes() == results
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_only_repeats_one_stage(
+    given: tuple[Path, ...], reported: Path, stage: ReproductionStage
+) -> None:
+    before, results = stamps(reported), (reported / "results.json").read_bytes()
+    assert reproduce(reported, Given(given), sizes=SIZES, only=stage) == 0
+    after = stamps(reported)
+    assert {name for name in after if after[name] != before[name]} == {stage}
+    assert (reported / "results.json").read_bytes() == results
+
+
+def test_only_leaves_what_was_never_done(given: tuple[Path, ...], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert reproduce(out, Given(given), sizes=SIZES, only="receptive-field") == 0
+    assert [name for name in RESULTS.values() if (out / name).exists()] == ["receptive_field.json"]
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "Receptive fields" in page
+    assert "Linear probes" not in page
+
+
+def test_a_stopped_stage_leaves_the_finished_ones(
+    given: tuple[Path, ...],
+    reported: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+
+    def stop(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dsmooth.reproduce.whole.compare_all", stop)
+        assert reproduce(out, Given(given), sizes=SIZES) == 130
+    assert "repeat the same command to go on" in capsys.readouterr().out
+    done = {
+        name: (out / name).stat().st_mtime_ns for name in ("samples/plain.npz", "bits_per_dim.json")
+    }
+    assert not (out / "frechet.json").exists()
+    assert reproduce(out, Given(given), sizes=SIZES) == 0
+    assert {name: (out / name).stat().st_mtime_ns for name in done} == done
+    assert (out / "results.json").read_bytes() == (reported / "results.json").read_bytes()
+
+
+def test_a_saved_pair_gives_the_same_numbers(
+    given: tuple[Path, ...], reported: Path, tmp_path: Path
+) -> None:
+    denoiser, plain, noisy = given
+    load_models([noisy, denoiser]).pair.save_pretrained(tmp_path / "pair")
+    out = tmp_path / "out"
+    assert reproduce(out, Given((tmp_path / "pair", plain)), sizes=SIZES) == 0
+    one, two = (json.loads((path / "results.json").read_text()) for path in (reported, out))
+    for key in ("bits_per_dim", "frechet", "probes"):
+        assert one[key] == two[key]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--models", "{noisy}"], "is a single model: name a saved pair"),
+        (["--models", "{noisy}", "{noisy}"], "are both runs of the role noisy"),
+        (["--models", "{noisy}", "{denoiser}", "--budget", "1"], "--budget is for training"),
+        (["--models", "{noisy}", "{denoiser}", "--download"], "--download is for training"),
+        (["--models", "{noisy}", "{denoiser}", "--data", "cifar10"], "--data-dir"),
+        (["--data", "mnist"], "--data goes with --models"),
+        (["--count", "0"], "count must be at least 1, got 0"),
+        (["--probe-train-images", "0"], "train_images must be at least 1, got 0"),
+        (["--threads", "0"], "--threads must be at least 1"),
+        (["--only", "probes"], "--only probes needs trained models, and noisy and denoiser and"),
+        (["--models", "{noisy}", "{denoiser}", "--extractor", "best"], "extractor must be mnist-"),
+    ],
+)
+def test_mistakes_get_a_line_or_two(
+    given: tuple[Path, ...],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    args: list[str],
+    message: str,
+) -> None:
+    places = {"{denoiser}": given[0], "{plain}": given[1], "{noisy}": given[2]}
+    args = [str(places.get(arg, arg)) for arg in args]
+    assert run("reproduce", "--out", str(tmp_path / "out"), *args) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) <= 3
