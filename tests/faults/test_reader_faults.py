@@ -349,3 +349,22 @@ def test_a_batch_has_at_most_ten_thousand_records(tmp_path: Path) -> None:
     (tmp_path / "data_batch_1.bin").write_bytes(cifar_binary(pixels, labels))
     with pytest.raises(ValueError, match=r"data_batch_1.bin is too long .* at most 30730000"):
         load_dataset("cifar10", "train", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        npy_header("{'descr': '<f4', 'fortran_order': False, 'shape': (1,\n") + bytes(4),
+        npy_header("{'descr': '|O', 'fortran_order': False, 'shape': (1,)}\n") + b"N.",
+        npy_header("{'descr': '<f4', 'fortran_order': False, 'shape': (9, 9)}\n") + bytes(4),
+        npy_header("(" * 9000),
+        b"PK\x05\x06" + bytes(18),  # an empty .npz
+    ],
+)
+def test_a_damaged_npy_is_one_error(tmp_path: Path, content: bytes) -> None:
+    from dsmooth.evaluate.sources import read_images
+
+    (tmp_path / "x.npy").write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.npy cannot be read as a \.npy without pickled"):
+        read_images(tmp_path / "x.npy")
