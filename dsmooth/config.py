@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Annotated, Any, Literal, SupportsIndex, TypeVar, get_args
 
 import msgspec
@@ -75,7 +75,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         counts = ("n_filters", "n_resnet", "n_mix")
-        _check_whole_fields(self, ["image_channels", *counts, "context_layers", "context_filters"])
+        check_whole(self, ["image_channels", *counts, "context_layers", "context_filters"])
         if self.image_channels not in (1, 3):
             raise ValueError(f"image_channels must be 1 or 3, got {self.image_channels}")
         for name in (*counts, "context_layers", "context_filters"):
@@ -201,7 +201,7 @@ class TrainConfig:
                     f"got {getattr(self, name)!r}"
                 )
         counts = ("batch_size", "accumulate", "evaluations", "evaluation_images", "images")
-        _check_whole_fields(self, [*counts, "image_size", "warmup_images", "seed"])
+        check_whole(self, [*counts, "image_size", "warmup_images", "seed"])
         for name in counts:
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -287,7 +287,7 @@ class ProbeSettings:
                     f"got {getattr(self, name)!r}"
                 )
         counts = ("train_images", "test_images", "epochs")
-        _check_whole_fields(self, [*counts, "seed"])
+        check_whole(self, [*counts, "seed"])
         for name in counts:
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -314,15 +314,15 @@ def structure(values: Any, kind: type[T]) -> T:
     return made
 
 
-def check_whole(**values: object) -> None:
-    """Raise ValueError, naming it, for a value that is neither a whole number nor None."""
-    for name, value in values.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, SupportsIndex)):
+def check_whole(config: Any, names: Iterable[str]) -> None:
+    """Raise ValueError for a field that is no whole number, nor None where its type has None."""
+    optional = {each.name for each in fields(config) if "None" in str(each.type)}
+    for name in names:
+        value = getattr(config, name)
+        if value is None and name in optional:
+            continue
+        if isinstance(value, bool) or not isinstance(value, SupportsIndex):
             raise ValueError(f"{name} must be a whole number, got {value!r}")
-
-
-def _check_whole_fields(config: Any, names: Sequence[str]) -> None:
-    check_whole(**{name: getattr(config, name) for name in names})
 
 
 def flatten(value: Any, name: str = "") -> dict[str, Any]:

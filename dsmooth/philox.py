@@ -35,6 +35,8 @@ class Stream(IntEnum):
 
 def split_seed(seed: int) -> tuple[int, int]:
     """The key (low word, high word) of a seed. Raises ValueError outside 0 <= seed < 2**64."""
+    if not hasattr(seed, "__index__"):
+        raise ValueError(f"seed must be a whole number, got {seed!r}")
     if not 0 <= seed <= MAX_SEED:
         raise ValueError(f"seed must lie in 0 .. 2**64 - 1, got {seed}")
     return seed & _MASK, seed >> 32

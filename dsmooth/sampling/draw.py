@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, get_args
 
 from ..config import Method, Score, check_whole
@@ -39,8 +40,7 @@ class Draw:
     device: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("count", "seed", "first_index", "threads", "max_slice"):
-            check_whole(**{name: getattr(self, name)})
+        check_whole(self, ("count", "seed", "first_index", "threads", "max_slice"))
         if self.count < 1:
             raise ValueError(f"the number of images must be at least 1, got {self.count}")
         split_seed(self.seed)
@@ -52,8 +52,8 @@ class Draw:
                     f"{name} must be one of {', '.join(get_args(allowed))}, "
                     f"got {getattr(self, name)!r}"
                 )
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature must be positive, got {self.temperature}")
+        if not isinstance(self.temperature, Real) or not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature must be positive, got {self.temperature!r}")
         for name in ("threads", "max_slice"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dsmooth import ModelConfig, PixelCNNpp, SmoothedPair
 from dsmooth.config import TrainConfig
@@ -146,6 +147,24 @@ def test_lines_of_a_log(tmp_path: Path) -> None:
                 run.is_finished()
 
 
+@pytest.mark.parametrize("wrong", [None, "1", math.nan, 0.0, -1.0])
+def test_a_temperature_is_a_positive_number(wrong: Any) -> None:
+    with pytest.raises(ValueError, match=r"^temperature must be positive, got "):
+        Draw(4, temperature=wrong)
+
+
+@pytest.mark.parametrize("name", ["count", "seed", "first_index"])
+def test_a_number_of_a_draw_that_must_be_there(name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name} must be a whole number, got None"):
+        Draw(**{"count": 4, name: None})
+
+
+@pytest.mark.parametrize("wrong", [None, 1.5, "1"])
+def test_a_seed_of_noise_is_a_whole_number(wrong: Any) -> None:
+    with pytest.raises(ValueError, match=r"^seed must be a whole number, got "):
+        GaussianSmoothing(0.5).sample(torch.zeros(1, 1, 4, 4), seed=wrong)
+
+
 @pytest.mark.parametrize("name", ["count", "seed", "first_index", "threads", "max_slice"])
 @pytest.mark.parametrize("wrong", [1.0, "1", True, [1], math.nan])
 def test_whole_numbers_of_a_draw(name: str, wrong: Any) -> None:
@@ -154,7 +173,7 @@ def test_whole_numbers_of_a_draw(name: str, wrong: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["n_filters", "n_resnet", "n_mix", "context_layers"])
-@pytest.mark.parametrize("wrong", [1.0, "1", True, math.nan])
+@pytest.mark.parametrize("wrong", [None, 1.0, "1", True, math.nan])
 def test_whole_numbers_of_a_model(name: str, wrong: Any) -> None:
     with pytest.raises(ValueError, match=f"^{name} must be a whole number, got "):
         ModelConfig(**{name: wrong})
