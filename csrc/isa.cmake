@@ -11,6 +11,9 @@ set(instruction_set_table
   "avx512     64 avx2 fma avx512f avx512bw avx512dq avx512vl"
   "avx512bf16 64 avx2 fma avx512f avx512bw avx512dq avx512vl avx512bf16")
 
+set(DSMOOTH_INSTRUCTION_SETS "" CACHE STRING
+  "Instruction sets to build, of the table in isa.cmake; empty: all that the compiler has")
+
 set(instruction_sets "")  # the names of those that this compiler builds
 set(known_sets "")        # for isa.cpp: all, and when a CPU has them
 foreach(row IN LISTS instruction_set_table)
@@ -28,6 +31,9 @@ foreach(row IN LISTS instruction_set_table)
       check_cxx_compiler_flag("${flags}" DSMOOTH_COMPILES_${name})
       set(builds ${DSMOOTH_COMPILES_${name}})
     endif()
+  endif()
+  if(DSMOOTH_INSTRUCTION_SETS AND NOT name IN_LIST DSMOOTH_INSTRUCTION_SETS)
+    set(builds FALSE)
   endif()
   if(builds)
     list(APPEND instruction_sets ${name})
@@ -56,12 +62,14 @@ function(compile_for_instruction_sets target source chooser list)
   foreach(name IN LISTS ARGN)
     if(name IN_LIST instruction_sets)
       set(library ${room}_${stem}_${name})
-      add_library(${library} OBJECT ${source})
-      target_compile_definitions(${library} PRIVATE
-        DSMOOTH_ISA=${name} DSMOOTH_ISA_NAME="${name}"
-        DSMOOTH_VECTOR_BYTES=${vector_bytes_${name}})
-      target_compile_options(${library} PRIVATE ${flags_${name}})
-      target_link_libraries(${library} PRIVATE dsmooth_flags)
+      if(NOT TARGET ${library})  # else of another target too
+        add_library(${library} OBJECT ${source})
+        target_compile_definitions(${library} PRIVATE
+          DSMOOTH_ISA=${name} DSMOOTH_ISA_NAME="${name}"
+          DSMOOTH_VECTOR_BYTES=${vector_bytes_${name}})
+        target_compile_options(${library} PRIVATE ${flags_${name}})
+        target_link_libraries(${library} PRIVATE dsmooth_flags)
+      endif()
       target_link_libraries(${target} PRIVATE ${library})
       string(APPEND sets " DSMOOTH_SET(${name})")
     endif()

@@ -10,10 +10,7 @@ import json
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from typing import Any
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -90,20 +87,3 @@ def cuda_obstacle() -> str | None:
         return None
     info = build_info()
     return f"the extension was built without CUDA ({info['cuda']['reason'] if info else 'unknown'})"
-
-
-def borrow(name: str, tensor: Tensor) -> Any:
-    """A description of a tensor's memory for the extension; `name` is for its messages.
-
-    It keeps the tensor alive.
-    """
-    return extension().Tensor(
-        name,
-        tensor.data_ptr(),
-        str(tensor.dtype).removeprefix("torch."),
-        tensor.device.type,
-        tensor.device.index or 0,
-        tensor.shape,
-        tensor.stride(),
-        tensor,
-    )

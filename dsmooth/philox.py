@@ -47,7 +47,14 @@ def philox4x32(counter: Tensor, key: tuple[int, int]) -> Tensor:
 
     counter: (..., 4) int64 with values in 0 .. 2**32 - 1; key: two such integers.
     Returns (..., 4) int64, each entry a uniform 32-bit word.
+    Raises TypeError for another dtype, ValueError for another shape or a key that is no such pair.
     """
+    if counter.dtype != torch.int64:
+        raise TypeError(f"counter must be int64, got {counter.dtype}")
+    if counter.ndim == 0 or counter.shape[-1] != 4:
+        raise ValueError(f"counter must have shape (..., 4), got {tuple(counter.shape)}")
+    if not all(0 <= word <= _MASK for word in key if isinstance(word, int)):
+        raise ValueError(f"key must be two words 0 .. 2**32 - 1, got {key}")
     c0, c1, c2, c3 = counter.unbind(-1)
     k0, k1 = key
     for _ in range(10):
@@ -83,12 +90,15 @@ def image_words(
 
     The counter is (first_counter + i, image index low, image index high, stream | repeat << 8) for
     i = 0 .. n_counters - 1. Returns (n_images, n_counters, 4) int64.
-    Raises ValueError for a seed, an index or a repeat out of range.
+    Raises ValueError for a seed, an index, a counter, a stream or a repeat out of range.
     """
     if first_index < 0 or first_index + n_images > 2**63 - 1:
         raise ValueError(f"first_index must lie in 0 .. 2**63 - 1, got {first_index}")
     if not 0 <= repeat < 2**24:
         raise ValueError(f"repeat must lie in 0 .. 2**24 - 1, got {repeat}")
+    if first_counter < 0 or first_counter + n_counters > 2**32:
+        raise ValueError(f"first_counter must lie in 0 .. 2**32 - 1, got {first_counter}")
+    last_word = int(Stream(stream)) | repeat << 8
     index = torch.arange(first_index, first_index + n_images, device=device)[:, None]
     position = torch.arange(first_counter, first_counter + n_counters, device=device)[None, :]
     counter = torch.stack(
@@ -96,7 +106,7 @@ def image_words(
             position,
             index & _MASK,
             index >> 32,
-            torch.tensor(int(stream) | repeat << 8, device=device),
+            torch.tensor(last_word, device=device),
         ),
         dim=-1,
     )

@@ -9,7 +9,6 @@ import math
 import os
 import subprocess
 import sys
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +94,7 @@ def test_elementary_functions_at_the_ends(dtype: torch.dtype, instruction_set: s
 
 def elementary(values: Tensor, instruction_set: str) -> tuple[Tensor, Tensor, Tensor]:
     out = torch.empty_like(values), torch.empty_like(values), torch.empty_like(values)
-    _extension.extension().elementary_functions(
-        *(_extension.borrow("values", t) for t in (values, *out)), instruction_set
-    )
+    _extension.extension().elementary_functions(values, *out, instruction_set)
     return out
 
 
@@ -130,11 +127,7 @@ def call(function: str, **changes: Any) -> None:
     }
     for name, value in changes.items():
         (tensors if name in tensors else options)[name] = value
-    borrowed = {
-        name: None if tensor is None else _extension.borrow(name, tensor)
-        for name, tensor in tensors.items()
-    }
-    getattr(_extension.extension(), function)(**borrowed, **options)
+    getattr(_extension.extension(), function)(**tensors, **options)
 
 
 ZEROS = torch.zeros
@@ -185,49 +178,66 @@ def test_bad_gradients_are_named(changes: dict[str, Any], message: str) -> None:
         call("logistic_mixture_backward", **changes)
 
 
-@needs_extension
-def test_borrowed_memory_stays_alive() -> None:
-    """A temporary tensor may be lent: the description holds on to it."""
-    tensor = torch.zeros(3)
-    reference = weakref.ref(tensor)
-    lent = _extension.borrow("x", tensor)
-    del tensor
-    assert reference() is not None
-    del lent
-    assert reference() is None
+def expanded(*shape: int) -> Tensor:
+    return torch.zeros(1).expand(shape)
+
+
+def misaligned(*shape: int) -> Tensor:
+    count = math.prod(shape)
+    return torch.frombuffer(bytearray(4 * count + 1), dtype=torch.float32, offset=1).view(shape)
+
+
+SHARED = ZEROS(2, 4, 3, 4)
 
 
 @needs_extension
-def test_devices_must_agree() -> None:
-    extension = _extension.extension()
-    elsewhere = extension.Tensor(
-        "params", 0, "float32", "cuda", 1, (2, 6, 3, 4), (72, 12, 4, 1), None
-    )
-    x = _extension.borrow("x", torch.zeros(2, 1, 3, 4))
-    with pytest.raises(ValueError, match="params must be on cpu, got cuda:1"):
-        extension.logistic_mixture(x, elsewhere, x, x, "continuous", [], 0.0)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x": None}, "x must be a tensor, got None"),
+        ({"x": 3.5}, "x must be a tensor, got float"),
+        (
+            {"params": ZEROS(2, 6, 3, 4).to("meta")},
+            "params must be a strided tensor on cpu or cuda",
+        ),
+        ({"params": ZEROS(2, 6, 3, 4).to_sparse()}, "params must be a strided tensor on cpu or cu"),
+        ({"state": expanded(2, 4, 3, 4)}, "state must have an element's memory for each, got stri"),
+        ({"params": misaligned(2, 6, 3, 4)}, "params must be aligned to its elements"),
+        (
+            {"state": SHARED, "log_prob": SHARED[:, 3]},
+            "log_prob must have memory of its own, got that of state",
+        ),
+        (
+            {"x": SHARED[:, :1], "state": SHARED},
+            "state must have memory of its own, got that of x",
+        ),
+    ],
+)
+def test_memory_is_checked(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call("logistic_mixture", **changes)
 
 
 @needs_extension
-@pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens without a CUDA device")
-def test_cuda_without_a_device_raises_what_cuda_says() -> None:
-    extension = _extension.extension()
+def test_inputs_may_share_memory_and_be_expanded() -> None:
+    call("logistic_mixture", x=expanded(2, 1, 3, 4), params=expanded(2, 6, 3, 4))
 
-    def fake(name: str, *shape: int) -> Any:
-        strides = torch.empty(shape, device="meta").stride()
-        return extension.Tensor(name, 4096, "float32", "cuda", 0, shape, strides, None)
 
-    message = "cuda(Get|Set)Device: " if extension.has_cuda else "has no CUDA half"
-    with pytest.raises(RuntimeError, match=message):
-        extension.logistic_mixture(
-            fake("x", 1, 1, 2, 2),
-            fake("params", 1, 3, 2, 2),
-            fake("log_prob", 1, 2, 2),
-            fake("state", 1, 4, 2, 2),
-            "continuous",
-            [],
-            0.0,
-        )
+@needs_extension
+def test_memory_that_was_given_back_is_refused() -> None:
+    params = torch.zeros(2, 6, 3, 4)
+    params.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match="params must have memory, got a tensor without"):
+        call("logistic_mixture", params=params)
+
+
+@needs_extension
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["params", "log_prob", "state"])
+def test_devices_must_agree(name: str) -> None:
+    shapes = {"params": (2, 6, 3, 4), "log_prob": (2, 3, 4), "state": (2, 4, 3, 4)}
+    with pytest.raises(ValueError, match=f"{name} must be on cpu, got cuda:0"):
+        call("logistic_mixture", **{name: torch.zeros(shapes[name], device="cuda")})
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "../common/tensor_view.h"
+
 namespace dsmooth {
 namespace {
 
@@ -27,7 +29,7 @@ struct DlExchange {
   void* managed_from_object;
   void* object_from_managed;
   int (*tensor_from_object)(void* object, DlTensor* tensor);  // sets Python's error unless 0
-  void* current_stream;
+  int (*current_stream)(int32_t device_type, int32_t device_index, void** stream);  // likewise
 };
 
 struct Torch {
@@ -43,7 +45,8 @@ Torch find_torch() {
     if (pointer == nullptr) throw py::error_already_set();
     const auto* exchange = static_cast<const DlExchange*>(pointer);
     while (exchange != nullptr && exchange->major != 1) exchange = exchange->older;
-    if (exchange != nullptr && exchange->tensor_from_object != nullptr) {
+    if (exchange != nullptr && exchange->tensor_from_object != nullptr &&
+        exchange->current_stream != nullptr) {
       return {reinterpret_cast<PyTypeObject*>(type.ptr()), exchange};
     }
   }
@@ -52,27 +55,29 @@ Torch find_torch() {
       "(torch.Tensor.__dlpack_c_exchange_api__), which this torch does not offer");
 }
 
-[[noreturn]] void refuse(const char* name, const char* expected, const std::string& got) {
-  throw std::invalid_argument(std::string(name) + " must be " + expected + ", got " + got);
+// The class and its interface live as long as Python.
+const Torch& find_torch_once() {
+  static const Torch torch = find_torch();
+  return torch;
 }
 
 }  // namespace
 
 Borrowed borrow(const char* name, PyObject* object) {
   if (object == Py_None) return {};
-  static const Torch torch = find_torch();  // the class and its interface live as long as Python
+  const Torch& torch = find_torch_once();
   if (!PyObject_TypeCheck(object, torch.tensor_type)) {
-    refuse(name, "a tensor", Py_TYPE(object)->tp_name);
+    refuse(name, "be a tensor", Py_TYPE(object)->tp_name);
   }
   DlTensor tensor{};
   if (torch.exchange->tensor_from_object(object, &tensor) != 0) {
     const py::error_already_set error;
     const py::str device = py::str(py::handle(object).attr("device"));
-    refuse(name, "a strided tensor on cpu or cuda",
+    refuse(name, "be a strided tensor on cpu or cuda",
            "one on " + std::string(device) + " (" + std::string(py::str(error.value())) + ")");
   }
   if (tensor.n_dims > 0 && (tensor.shape == nullptr || tensor.strides == nullptr)) {
-    refuse(name, "a strided tensor", "one without strides");
+    refuse(name, "be a strided tensor", "one without strides");
   }
   return {true,
           tensor.data == nullptr ? nullptr : static_cast<char*>(tensor.data) + tensor.byte_offset,
@@ -81,6 +86,14 @@ Borrowed borrow(const char* name, PyObject* object) {
           tensor.n_dims,
           tensor.shape,
           tensor.strides};
+}
+
+void* current_stream(Place place) {
+  void* stream = nullptr;
+  if (find_torch_once().exchange->current_stream(place.type, place.index, &stream) != 0) {
+    throw py::error_already_set();
+  }
+  return stream;
 }
 
 }  // namespace dsmooth

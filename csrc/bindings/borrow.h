@@ -12,5 +12,11 @@ namespace dsmooth {
 // and keeps its shape. Throws std::invalid_argument, naming the tensor, for anything else and for
 // a tensor whose memory cannot be addressed (a meta tensor, a sparse one).
 Borrowed borrow(const char* name, PyObject* tensor);
+inline Borrowed borrow(const char* name, const pybind11::object& tensor) {
+  return borrow(name, tensor.ptr());
+}
+
+// Torch's current stream of a CUDA device: a cudaStream_t. Throws what torch throws.
+void* current_stream(Place place);
 
 }  // namespace dsmooth

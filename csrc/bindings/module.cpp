@@ -5,14 +5,10 @@
 #include <array>
 #include <cstdint>
 #include <map>
-#include <stdexcept>
 #include <string>
-#include <utility>
-#include <vector>
 
 #include "../common/isa.h"
 #include "../common/philox.h"
-#include "../common/tensor_view.h"
 #include "gated_resnet.h"
 #include "logistic_mixture.h"
 #include "sampler.h"
@@ -40,28 +36,6 @@ std::map<std::string, uint32_t> streams() {
           {"SHIFT", number(Stream::kShift)}};
 }
 
-Tensor make_tensor(std::string name, uintptr_t data, const std::string& dtype,
-                   const std::string& device, int device_index, std::vector<int64_t> shape,
-                   std::vector<int64_t> strides, const py::object& /*owner*/) {
-  Tensor tensor;
-  if (dtype == "float32") {
-    tensor.dtype = Dtype::kFloat32;
-  } else if (dtype == "float64") {
-    tensor.dtype = Dtype::kFloat64;
-  } else {
-    throw std::invalid_argument(name + " must be float32 or float64, got " + dtype);
-  }
-  if (device != "cpu" && device != "cuda") {
-    throw std::invalid_argument(name + " must be on cpu or cuda, got " + device);
-  }
-  tensor.device = {device == "cpu" ? DeviceType::kCpu : DeviceType::kCuda, device_index};
-  tensor.name = std::move(name);
-  tensor.data = reinterpret_cast<void*>(data);
-  tensor.shape = std::move(shape);
-  tensor.strides = std::move(strides);
-  return tensor;
-}
-
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
@@ -71,11 +45,6 @@ PYBIND11_MODULE(_C, module) {
 #else
   module.attr("has_cuda") = false;
 #endif
-
-  py::class_<Tensor>(module, "Tensor", "Borrowed memory, and a reference to its owner.")
-      .def(py::init(&make_tensor), py::arg("name"), py::arg("data"), py::arg("dtype"),
-           py::arg("device"), py::arg("device_index"), py::arg("shape"), py::arg("strides"),
-           py::arg("owner"), py::keep_alive<1, 9>());
 
   module.def("instruction_sets", &instruction_sets,
              "Names of the instruction sets built that this CPU has, the best last.");

@@ -4,18 +4,21 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
-#include <optional>
+#include <cstdint>
 #include <stdexcept>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "../common/tensor_view.h"
 #include "../sampler/sampler_cpu.h"
 #if defined(DSMOOTH_HAS_CUDA)
 #include "../sampler/sampler_cuda.h"
 #endif
+#include "borrow.h"
 
 namespace dsmooth {
 namespace {
@@ -30,7 +33,6 @@ using sampler::Pass;
 using sampler::Program;
 using sampler::Request;
 using sampler::Term;
-using Array = py::array_t<float, py::array::c_style>;
 using AnyArray = py::array_t<float, py::array::c_style | py::array::forcecast>;
 
 std::vector<float> values(const py::handle& array) {
@@ -102,54 +104,67 @@ Program to_program(const Settings& s) {
   return program;
 }
 
-std::string shape_of(const py::array& array) {
-  return py::str(py::tuple(array.attr("shape"))).cast<std::string>();
+bool is_side(int64_t n) { return n > 0 && n <= (1 << 15) && n % 4 == 0; }
+
+void check_size(int height, int width) {
+  if (is_side(height) && is_side(width)) return;
+  throw std::invalid_argument("height and width must be multiples of 4 up to 32768, got " +
+                              std::to_string(height) + " and " + std::to_string(width));
 }
 
-// Throws std::invalid_argument, naming the argument, unless the request reads and writes inside its
-// arrays and asks for something that can be drawn.
-void check(const CpuSampler& sampler, const Array& out, const std::optional<Array>& context,
-           float temperature, int threads, int slice) {
-  const auto refuse = [](const std::string& what) { throw std::invalid_argument(what); };
-  constexpr py::ssize_t kLongest = 1 << 15;  // a side
-  const auto is_side = [](py::ssize_t n) { return n > 0 && n <= kLongest && n % 4 == 0; };
-  const int channels = sampler.network().image_channels;
-  if (out.ndim() != 4 || out.shape(1) != channels || !is_side(out.shape(2)) ||
-      !is_side(out.shape(3))) {
-    refuse("out must have shape (N, " + std::to_string(channels) +
-           ", H, W), H and W multiples of 4 up to 32768, got " + shape_of(out));
+// The images that a call draws, and how. Tensors are borrowed while they live.
+struct Call {
+  Borrowed out, context;  // both (N, C, H, W) float32
+  uint64_t seed, first_index;
+  float temperature;
+
+  // Throws std::invalid_argument, naming the argument, unless the call reads and writes inside its
+  // tensors and asks for something that can be drawn.
+  View<float, 4> check(const sampler::NetworkView& network, Place place) const {
+    const auto images =
+        contiguous_view<float, 4>("out", out, {kAny, network.image_channels, kAny, kAny}, place);
+    if (!is_side(images.shape[2]) || !is_side(images.shape[3])) {
+      refuse("out", "have H and W that are multiples of 4 up to 32768",
+             to_string(images.shape.data(), 4));
+    }
+    if (context.given != network.conditioned) {
+      refuse("context",
+             network.conditioned ? "be a tensor for a conditioned model"
+                                 : "be None for a model without conditioning",
+             context.given ? "a tensor" : "None");
+    }
+    if (context.given) contiguous_view<float, 4>("context", context, images.shape, place);
+    if (!(temperature > 0 && std::isfinite(temperature))) {
+      refuse("temperature", "be positive and finite", std::to_string(temperature));
+    }
+    return images;
   }
-  if (!out.writeable()) refuse("out must be writeable");
-  if (context.has_value() != sampler.network().conditioned) {
-    refuse(context ? "context must be None for a model without conditioning"
-                   : "context must be an array for a conditioned model");
-  }
-  if (context && shape_of(*context) != shape_of(out)) {
-    refuse("context must have shape " + shape_of(out) + ", got " + shape_of(*context));
-  }
-  if (!(temperature > 0 && std::isfinite(temperature))) {
-    refuse("temperature must be positive, got " + std::to_string(temperature));
-  }
-  if (threads < 1) refuse("threads must be at least 1, got " + std::to_string(threads));
-  if (slice < 0) refuse("slice must not be negative, got " + std::to_string(slice));
-}
+};
 
 // The GIL is free while the workers run. Between polls it is taken for a moment: for signals, so
 // that Ctrl-C ends the call, and for the caller's progress.
-void sample(const CpuSampler& sampler, Array out, const std::optional<Array>& context,
+void sample(const CpuSampler& sampler, const py::object& out, const py::object& context,
             uint64_t seed, uint64_t first_index, float temperature, int threads, int slice,
             const py::object& progress) {
-  check(sampler, out, context, temperature, threads, slice);
-  const Request request{out.shape(0),
-                        static_cast<int>(out.shape(2)),
-                        static_cast<int>(out.shape(3)),
+  constexpr int kMostThreads = 1 << 12, kLargestSlice = 1 << 15;
+  const Call call{borrow("out", out), borrow("context", context), seed, first_index, temperature};
+  const auto images = call.check(sampler.network(), Place{});
+  const Lent lent[] = {{"out", &call.out, true}, {"context", &call.context, false}};
+  check_apart(lent);
+  if (threads < 1 || threads > kMostThreads) {
+    refuse("threads", "lie in 1 .. " + std::to_string(kMostThreads), std::to_string(threads));
+  }
+  if (slice < 0) refuse("slice", "not be negative", std::to_string(slice));
+  const Request request{images.shape[0],
+                        static_cast<int>(images.shape[2]),
+                        static_cast<int>(images.shape[3]),
                         seed,
                         first_index,
                         temperature,
                         threads,
-                        slice,
-                        context ? context->data() : nullptr,
-                        out.mutable_data()};
+                        std::min(slice, kLargestSlice),
+                        static_cast<const float*>(call.context.data),
+                        images.data};
   const py::gil_scoped_release release;
   sampler.sample(request, [&](double done) {
     const py::gil_scoped_acquire acquire;
@@ -163,80 +178,117 @@ using sampler::CudaRequest;
 using sampler::CudaSampler;
 using sampler::Sharing;
 
-// A view whose elements follow one another.
-template <int N>
-View<float, N> whole(const Tensor& tensor, const std::array<int64_t, N>& shape, Device device) {
-  const View<float, N> view(tensor, shape, device);
-  int64_t stride = 1;
-  for (int i = N - 1; i >= 0; stride *= view.shape[i--])
-    if (view.stride[i] != stride && view.shape[i] > 1)
-      throw py::value_error(tensor.name + " must be contiguous");
-  return view;
-}
+// A sampler and the tensor that holds its weights on the device.
+class CudaDrawer {
+ public:
+  explicit CudaDrawer(CudaSampler sampler) : sampler_(std::move(sampler)) {
+    words_ = static_cast<int64_t>(sampler_.weight_bytes() / sizeof(float));
+  }
 
-void launch(const CudaSampler& sampler, const Tensor& out, const std::optional<Tensor>& context,
-            const Tensor& workspace, const Sharing& sharing, uint64_t seed, uint64_t first_index,
-            float temperature, uintptr_t stream) {
-  const Device device{DeviceType::kCuda, sampler.device()};
-  const auto images = whole<4>(out, {kAny, sampler.image_channels(), kAny, kAny}, device);
-  const auto [n, channels, height, width] = images.shape;
-  const int h = static_cast<int>(height), w = static_cast<int>(width);
-  const auto bytes = static_cast<int64_t>(sampler.workspace_bytes(sharing, h, w));
-  const CudaRequest request{
-      n,
-      h,
-      w,
-      seed,
-      first_index,
-      temperature,
-      sharing,
-      context ? whole<4>(*context, images.shape, device).data : nullptr,
-      images.data,
-      whole<1>(workspace, {bytes / static_cast<int64_t>(sizeof(float))}, device).data,
-      reinterpret_cast<void*>(stream)};
-  const py::gil_scoped_release release;
-  sampler.sample(request);
-}
+  int64_t weight_words() const { return words_; }
+
+  void write_weights(const py::object& host, const py::object& device) {
+    if (!weights_.is_none()) throw std::invalid_argument("the weights were written before");
+    const Borrowed to = borrow("host", host), there = borrow("device", device);
+    const auto image = contiguous_view<float, 1>("host", to, {words_}, Place{});
+    const auto place = contiguous_view<float, 1>("device", there, {words_}, device_place());
+    if (reinterpret_cast<uintptr_t>(place.data) % 128 != 0) {
+      refuse("device", "be aligned to 128 bytes", "a tensor that is not");
+    }
+    sampler_.write_weights(image.data, reinterpret_cast<uintptr_t>(place.data));
+    weights_ = device;
+  }
+
+  size_t bytes_per_image(int height, int width) const {
+    check_size(height, width);
+    return sampler_.bytes_per_image(height, width);
+  }
+
+  Sharing share(int64_t n, int height, int width, size_t memory, int max_slice) const {
+    check_size(height, width);
+    if (n < 1) refuse("n", "be at least 1", std::to_string(n));
+    if (max_slice < 0) refuse("max_slice", "not be negative", std::to_string(max_slice));
+    return sampler_.share(n, height, width, memory, max_slice);
+  }
+
+  size_t workspace_words(const Sharing& sharing, int height, int width) const {
+    check_size(height, width);
+    return sampler_.workspace_bytes(sharing, height, width) / sizeof(float);
+  }
+
+  void sample(const py::object& out, const py::object& context, const py::object& workspace,
+              const Sharing& sharing, uint64_t seed, uint64_t first_index,
+              float temperature) const {
+    if (weights_.is_none()) throw std::invalid_argument("the weights must be written before");
+    const Place place = device_place();
+    const Call call{borrow("out", out), borrow("context", context), seed, first_index, temperature};
+    const auto images = call.check(sampler_.network(), place);
+    const auto [n, channels, height, width] = images.shape;
+    if (n < sharing.slices || (n + sharing.slices - 1) / sharing.slices > sharing.largest) {
+      refuse("sharing", "be of as many images as out has", std::to_string(n));
+    }
+    const int h = static_cast<int>(height), w = static_cast<int>(width);
+    const auto words = static_cast<int64_t>(workspace_words(sharing, h, w));
+    const Borrowed room = borrow("workspace", workspace), weights = borrow("weights", weights_);
+    const auto memory = contiguous_view<float, 1>("workspace", room, {words}, place);
+    if (reinterpret_cast<uintptr_t>(memory.data) % 128 != 0) {
+      refuse("workspace", "be aligned to 128 bytes", "a tensor that is not");
+    }
+    const Lent lent[] = {{"out", &call.out, true},
+                         {"context", &call.context, false},
+                         {"workspace", &room, true},
+                         {"weights", &weights, false}};
+    check_apart(lent);
+    const CudaRequest request{n,
+                              h,
+                              w,
+                              seed,
+                              first_index,
+                              temperature,
+                              sharing,
+                              static_cast<const float*>(call.context.data),
+                              images.data,
+                              memory.data,
+                              current_stream(place)};
+    const py::gil_scoped_release release;
+    sampler_.sample(request);
+  }
+
+ private:
+  Place device_place() const { return {Place::kCuda, sampler_.device()}; }
+
+  CudaSampler sampler_;
+  int64_t words_;
+  py::object weights_ = py::none();
+};
 
 void register_cuda_sampler(py::module_& module) {
   py::class_<Sharing>(module, "Sharing")
       .def_readonly("slices", &Sharing::slices)
       .def_readonly("largest", &Sharing::largest)
       .def_readonly("blocks", &Sharing::blocks);
-  py::class_<CudaSampler>(module, "CudaSampler")
+  py::class_<CudaDrawer>(module, "CudaSampler")
       .def(py::init([](const py::object& program, int image_channels, int n_mix,
                        const std::string& likelihood, const std::vector<int>& atoms,
                        float smoothing_scale, bool conditioned, bool bf16, int device) {
-             return CudaSampler(to_program({program, image_channels, n_mix, likelihood, atoms,
-                                            smoothing_scale, conditioned}),
-                                bf16, device);
+             return CudaDrawer(CudaSampler(to_program({program, image_channels, n_mix, likelihood,
+                                                       atoms, smoothing_scale, conditioned}),
+                                           bf16, device));
            }),
            py::kw_only(), py::arg("program"), py::arg("image_channels"), py::arg("n_mix"),
            py::arg("likelihood"), py::arg("atoms"), py::arg("smoothing_scale"),
            py::arg("conditioned"), py::arg("bf16"), py::arg("device"))
-      .def_property_readonly("weight_words",
-                             [](const CudaSampler& s) { return s.weight_bytes() / sizeof(float); })
-      .def(
-          "write_weights",
-          [](CudaSampler& s, Array to, uintptr_t address) {
-            if (static_cast<size_t>(to.nbytes()) != s.weight_bytes())
-              throw py::value_error("the array must have weight_words words");
-            s.write_weights(to.mutable_data(), address);
-          },
-          py::arg("to").noconvert(), py::arg("address"),
-          "Writes what the device must hold at `address`; once.")
-      .def("bytes_per_image", &CudaSampler::bytes_per_image, py::arg("height"), py::arg("width"))
-      .def("share", &CudaSampler::share, py::arg("n"), py::arg("height"), py::arg("width"),
+      .def_property_readonly("weight_words", &CudaDrawer::weight_words)
+      .def("write_weights", &CudaDrawer::write_weights, py::arg("host"), py::arg("device"),
+           "Writes to `host` what `device` is to hold, once; `device` is kept.")
+      .def("bytes_per_image", &CudaDrawer::bytes_per_image, py::arg("height"), py::arg("width"))
+      .def("share", &CudaDrawer::share, py::arg("n"), py::arg("height"), py::arg("width"),
            py::arg("memory"), py::arg("max_slice"))
-      .def(
-          "workspace_words",
-          [](const CudaSampler& s, const Sharing& sharing, int height, int width) {
-            return s.workspace_bytes(sharing, height, width) / sizeof(float);
-          },
-          py::arg("sharing"), py::arg("height"), py::arg("width"))
-      .def("sample", &launch, py::kw_only(), py::arg("out"), py::arg("context"),
+      .def("workspace_words", &CudaDrawer::workspace_words, py::arg("sharing"), py::arg("height"),
+           py::arg("width"))
+      .def("sample", &CudaDrawer::sample, py::kw_only(), py::arg("out"), py::arg("context"),
            py::arg("workspace"), py::arg("sharing"), py::arg("seed"), py::arg("first_index"),
-           py::arg("temperature"), py::arg("stream"));
+           py::arg("temperature"), "On torch's current stream of the device.");
 }
 #endif
 
@@ -258,11 +310,17 @@ void register_sampler(py::module_& module) {
            py::kw_only(), py::arg("program"), py::arg("image_channels"), py::arg("n_mix"),
            py::arg("likelihood"), py::arg("atoms"), py::arg("smoothing_scale"),
            py::arg("conditioned"), py::arg("instruction_set"), py::arg("bf16"))
-      .def("sample", &sample, py::kw_only(), py::arg("out").noconvert(),
-           py::arg("context").noconvert(), py::arg("seed"), py::arg("first_index"),
-           py::arg("temperature"), py::arg("threads"), py::arg("slice"), py::arg("progress"))
+      .def("sample", &sample, py::kw_only(), py::arg("out"), py::arg("context"), py::arg("seed"),
+           py::arg("first_index"), py::arg("temperature"), py::arg("threads"), py::arg("slice"),
+           py::arg("progress"))
       .def_property_readonly("instruction_set", &CpuSampler::instruction_set)
-      .def("bytes_per_image", &CpuSampler::bytes_per_image, py::arg("height"), py::arg("width"));
+      .def(
+          "bytes_per_image",
+          [](const CpuSampler& s, int height, int width) {
+            check_size(height, width);
+            return s.bytes_per_image(height, width);
+          },
+          py::arg("height"), py::arg("width"));
 }
 
 }  // namespace dsmooth

@@ -1,7 +1,10 @@
 // Memory that someone else owns, described for the time of a call.
 #pragma once
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <string>
 
 namespace dsmooth {
@@ -67,11 +70,20 @@ inline std::string to_string(Place place) {
          std::to_string(place.index);
 }
 
-// As Python writes a tuple.
+// An extent that may be anything.
+inline constexpr int64_t kAny = std::numeric_limits<int64_t>::min();
+
+// As Python writes a tuple, with * for kAny.
 inline std::string to_string(const int64_t* extents, int count) {
   std::string text = "(";
-  for (int i = 0; i < count; ++i) text += (i == 0 ? "" : ", ") + std::to_string(extents[i]);
+  for (int i = 0; i < count; ++i) {
+    text += (i == 0 ? "" : ", ") + (extents[i] == kAny ? "*" : std::to_string(extents[i]));
+  }
   return text + (count == 1 ? ",)" : ")");
+}
+
+inline size_t bytes_of(ElementType type) {
+  return std::max<size_t>(size_t{type.bits} * type.lanes / 8, 1);
 }
 
 inline bool is_empty(const Borrowed& tensor) {
@@ -103,6 +115,41 @@ inline bool is_contiguous(const Borrowed& tensor) {
 inline bool is_channels_last(const Borrowed& tensor) {
   constexpr int kOrder[] = {1, 3, 2, 0};
   return tensor.n_dims == 4 && is_dense(tensor, kOrder);
+}
+
+// The addresses from the first element to behind the last; none of an absent or empty tensor.
+struct MemoryRange {
+  uintptr_t begin = 0, end = 0;
+
+  bool meets(const MemoryRange& other) const { return begin < other.end && other.begin < end; }
+};
+
+// Strides are not negative: torch has none.
+inline MemoryRange range_of(const Borrowed& tensor) {
+  if (!tensor.given || is_empty(tensor)) return {};
+  uintptr_t last = 0;
+  for (int i = 0; i < tensor.n_dims; ++i) {
+    last += static_cast<uintptr_t>((tensor.shape[i] - 1) * tensor.strides[i]);
+  }
+  const auto begin = reinterpret_cast<uintptr_t>(tensor.data);
+  return {begin, begin + (last + 1) * bytes_of(tensor.type)};
+}
+
+// Whether two elements may share memory, as in an expanded tensor: whether a step along a dimension
+// stays within what the dimensions of smaller steps reach.
+inline bool repeats_elements(const Borrowed& tensor) {
+  if (!tensor.given || is_empty(tensor)) return false;
+  const int64_t *shape = tensor.shape, *strides = tensor.strides;
+  for (int i = 0; i < tensor.n_dims; ++i) {
+    if (shape[i] == 1) continue;
+    int64_t reach = 0;
+    for (int j = 0; j < tensor.n_dims; ++j) {
+      const bool smaller = strides[j] < strides[i] || (strides[j] == strides[i] && j < i);
+      if (smaller) reach += (shape[j] - 1) * strides[j];
+    }
+    if (strides[i] <= reach) return true;
+  }
+  return false;
 }
 
 }  // namespace dsmooth

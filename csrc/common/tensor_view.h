@@ -1,58 +1,52 @@
-// Typed views over memory that Python owns. Every error of shape, dtype or device is born here.
+// The checks of borrowed tensors, and typed views over them. Every error of shape, dtype, device or
+// memory is born here.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
-#include <vector>
+#include <utility>
+
+#include "borrowed.h"
 
 namespace dsmooth {
 
-enum class Dtype { kFloat32, kFloat64 };
-enum class DeviceType { kCpu, kCuda };
-
-struct Device {
-  DeviceType type = DeviceType::kCpu;
-  int index = 0;
-
-  bool operator==(const Device&) const = default;
-};
-
-inline std::string to_string(Dtype dtype) {
-  return dtype == Dtype::kFloat32 ? "float32" : "float64";
+[[noreturn]] inline void refuse(const std::string& name, const std::string& expected,
+                                const std::string& got) {
+  throw std::invalid_argument(name + " must " + expected + ", got " + got);
 }
 
-inline std::string to_string(Device device) {
-  return device.type == DeviceType::kCpu ? "cpu" : "cuda:" + std::to_string(device.index);
-}
-
-inline std::string to_string(const std::vector<int64_t>& shape) {
-  std::string text = "(";
-  for (size_t i = 0; i < shape.size(); ++i) {
-    text += (i == 0 ? "" : ", ") + (shape[i] < 0 ? std::string("*") : std::to_string(shape[i]));
+// Throws std::invalid_argument, which names the tensor, unless it is given with this shape (kAny
+// where an extent may be anything), type and place, and has memory, aligned to its elements.
+inline void check_tensor(const char* name, const Borrowed& t, std::span<const int64_t> shape,
+                         ElementType type, Place place) {
+  if (!t.given) refuse(name, "be a tensor", "None");
+  bool fits = t.n_dims == static_cast<int>(shape.size());
+  for (size_t i = 0; fits && i < shape.size(); ++i) {
+    fits = t.shape[i] >= 0 && (shape[i] == kAny || shape[i] == t.shape[i]);
   }
-  return text + (shape.size() == 1 ? ",)" : ")");
+  if (!fits) {
+    const int n_dims = static_cast<int>(shape.size());
+    refuse(name, "have shape " + to_string(shape.data(), n_dims), to_string(t.shape, t.n_dims));
+  }
+  if (!(t.type == type)) refuse(name, "be " + to_string(type), to_string(t.type));
+  if (!(t.place == place)) refuse(name, "be on " + to_string(place), to_string(t.place));
+  if (is_empty(t)) return;
+  if (t.data == nullptr) refuse(name, "have memory", "a tensor without");
+  if (reinterpret_cast<uintptr_t>(t.data) % bytes_of(type) != 0) {
+    refuse(name, "be aligned to its elements", "a tensor that is not");
+  }
 }
-
-// A tensor as Python describes it. Borrowed: the caller keeps the memory alive during the call.
-struct Tensor {
-  std::string name;  // of the argument, for messages
-  void* data = nullptr;
-  Dtype dtype = Dtype::kFloat32;
-  Device device;
-  std::vector<int64_t> shape;
-  std::vector<int64_t> strides;  // in elements
-};
 
 template <class T>
-constexpr Dtype dtype_of() {
+constexpr ElementType type_of() {
   static_assert(std::is_same_v<T, float> || std::is_same_v<T, double>);
-  return std::is_same_v<T, float> ? Dtype::kFloat32 : Dtype::kFloat64;
+  return std::is_same_v<T, float> ? kFloat32Type : kFloat64Type;
 }
-
-inline constexpr int64_t kAny = -1;  // an extent that may be anything
 
 // Checked view of N dimensions: `data[i * stride[0] + j * stride[1] + ...]`.
 template <class T, int N>
@@ -62,38 +56,54 @@ struct View {
   std::array<int64_t, N> stride{};
 
   View() = default;
-  View(const Tensor& tensor, const std::array<int64_t, N>& expected, Device device) {
-    const std::vector<int64_t> wanted(expected.begin(), expected.end());
-    bool fits = tensor.shape.size() == N && tensor.strides.size() == N;
-    for (int i = 0; fits && i < N; ++i) {
-      fits = tensor.shape[i] >= 0 && (expected[i] == kAny || expected[i] == tensor.shape[i]);
-    }
-    if (!fits) {
-      throw std::invalid_argument(tensor.name + " must have shape " + to_string(wanted) + ", got " +
-                                  to_string(tensor.shape));
-    }
-    if (tensor.dtype != dtype_of<std::remove_const_t<T>>()) {
-      throw std::invalid_argument(tensor.name + " must be " +
-                                  to_string(dtype_of<std::remove_const_t<T>>()) + ", got " +
-                                  to_string(tensor.dtype));
-    }
-    if (!(tensor.device == device)) {
-      throw std::invalid_argument(tensor.name + " must be on " + to_string(device) + ", got " +
-                                  to_string(tensor.device));
-    }
+  // Throws as check_tensor does.
+  View(const char* name, const Borrowed& tensor, const std::array<int64_t, N>& expected,
+       Place place) {
+    check_tensor(name, tensor, expected, type_of<std::remove_const_t<T>>(), place);
     data = static_cast<T*>(tensor.data);
-    for (int i = 0; i < N; ++i) {
-      shape[i] = tensor.shape[i];
-      stride[i] = tensor.strides[i];
-    }
-  }
-
-  bool empty() const {
-    for (const int64_t extent : shape) {
-      if (extent == 0) return true;
-    }
-    return false;
+    std::copy_n(tensor.shape, N, shape.begin());
+    std::copy_n(tensor.strides, N, stride.begin());
   }
 };
+
+// A view whose elements follow one another.
+template <class T, int N>
+View<T, N> contiguous_view(const char* name, const Borrowed& tensor,
+                           const std::array<int64_t, N>& expected, Place place) {
+  const View<T, N> view(name, tensor, expected, place);
+  if (!is_contiguous(tensor)) {
+    refuse(name, "be contiguous", "strides " + to_string(tensor.strides, N));
+  }
+  return view;
+}
+
+// A checked tensor of a call.
+struct Lent {
+  const char* name;
+  const Borrowed* tensor;
+  bool written;
+};
+
+// Throws std::invalid_argument unless what is written lies apart: each element in memory of its
+// own, and all of them outside the memory from another tensor's first element to its last.
+inline void check_apart(std::span<const Lent> tensors) {
+  constexpr size_t kMost = 64;
+  std::array<MemoryRange, kMost> ranges;
+  if (tensors.size() > kMost) throw std::logic_error("too many tensors in a call");
+  for (size_t i = 0; i < tensors.size(); ++i) ranges[i] = range_of(*tensors[i].tensor);
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    if (!tensors[i].written) continue;
+    if (repeats_elements(*tensors[i].tensor)) {
+      refuse(tensors[i].name, "have an element's memory for each",
+             "strides " + to_string(tensors[i].tensor->strides, tensors[i].tensor->n_dims));
+    }
+    for (size_t j = 0; j < tensors.size(); ++j) {
+      if (j != i && ranges[i].meets(ranges[j])) {
+        refuse(tensors[i].name, "have memory of its own",
+               std::string("that of ") + tensors[j].name);
+      }
+    }
+  }
+}
 
 }  // namespace dsmooth

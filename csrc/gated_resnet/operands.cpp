@@ -1,6 +1,8 @@
 #include "operands.h"
 
-#include <stdexcept>
+#include <span>
+
+#include "../common/tensor_view.h"
 
 namespace dsmooth {
 namespace {
@@ -63,11 +65,6 @@ constexpr Field kFields[] = {
 #undef FIELD
 #undef DSMOOTH_AND_LIST
 
-[[noreturn]] void refuse(const std::string& name, const std::string& expected,
-                         const std::string& got) {
-  throw std::invalid_argument(name + " must " + expected + ", got " + got);
-}
-
 std::vector<GatedName> names_of(GatedDirection direction) {
   const bool backward = direction == GatedDirection::kBackward;
   std::vector<GatedName> names;
@@ -95,6 +92,7 @@ class Checker {
     GatedCall call;
     call.shape = shape();
     for (int i = 0; i < kGatedFields; ++i) check_field(kFields[i], i);
+    check_memory();
 #define FIELD(name, ...)                             \
   call.tensors.name = tensor(GatedField::name).data; \
   call.grads.name = gradient(GatedField::name).data;
@@ -204,20 +202,26 @@ class Checker {
 
   void check_tensor(const char* name, const Borrowed& t, const Field& field) const {
     std::array<int64_t, 4> expected{};
-    bool fits = t.n_dims == field.n_dims;
     for (int i = 0; i < field.n_dims; ++i) {
       expected[i] = field.shape[i].factor * extents_[field.shape[i].letter];
-      fits = fits && t.shape[i] == expected[i];
     }
-    if (!fits) {
-      refuse(name, "have shape " + to_string(expected.data(), field.n_dims),
-             to_string(t.shape, t.n_dims));
-    }
-    const ElementType type = type_of(field.dtype);
-    if (!(t.type == type)) refuse(name, "be " + to_string(type), to_string(t.type));
-    if (!(t.place == Place{})) refuse(name, "be on " + to_string(Place{}), to_string(t.place));
+    const std::span<const int64_t> shape(expected.data(), static_cast<size_t>(field.n_dims));
+    dsmooth::check_tensor(name, t, shape, type_of(field.dtype), Place{});
     check_layout(name, t, field.layout);
-    if (t.data == nullptr && !is_empty(t)) refuse(name, "have memory", "a tensor without");
+  }
+
+  void check_memory() const {
+    std::array<Lent, 2 * kGatedFields> lent;
+    size_t count = 0;
+    for (int i = 0; i < kGatedFields; ++i) {
+      const Field& f = kFields[i];
+      const bool written = !backward_ && f.group != kInput;
+      if (given_.tensors[i].given) lent[count++] = {f.name, &given_.tensors[i], written};
+      if (given_.gradients[i].given) {
+        lent[count++] = {f.gradient_name, &given_.gradients[i], f.group == kInput};
+      }
+    }
+    check_apart({lent.data(), count});
   }
 
   ElementType type_of(DtypeRule rule) const {

@@ -8,6 +8,8 @@
 namespace dsmooth::sampler {
 namespace {
 
+constexpr int kMostChannels = 1 << 16;  // of a cache, and outputs of an operation
+
 void require(bool condition, const std::string& where, const std::string& what) {
   if (!condition) throw std::invalid_argument("sampler program, " + where + ": " + what);
 }
@@ -29,6 +31,7 @@ class Checker {
     for (size_t i = 0; i < p_.caches.size(); ++i) check_cache(p_.caches[i], std::to_string(i));
     const int image_width = p_.image_channels * p_.image_parts + 1;
     check_use(p_.image, 0, image_width + image_width % 2, true, "image");
+    require(p_.context == kNone || p_.conditioned, "context", "of a model that is not conditioned");
     if (p_.context != kNone)
       check_use(p_.context, 0, image_width + image_width % 2, true, "context");
     const int n_params = cache(p_.params, "params").channels;
@@ -37,11 +40,17 @@ class Checker {
                 std::to_string(p_.n_mix) + " and " + std::to_string(p_.atoms.size()) +
                 " atoms, got " + std::to_string(n_params));
     check_use(p_.params, 0, n_params, false, "params");
+    require(is_written(p_.params), "params", "no operation writes them");
     for (size_t i = 0; i < p_.ops.size(); ++i)
       check_op(p_.ops[i], "operation " + std::to_string(i));
   }
 
  private:
+  bool is_written(int cache) const {
+    return std::any_of(p_.ops.begin(), p_.ops.end(),
+                       [&](const Op& op) { return op.residual_out == cache; });
+  }
+
   void check_mixture() const {
     require(p_.n_mix >= 1, "mixture", "n_mix must be at least 1, got " + std::to_string(p_.n_mix));
     require(p_.atoms.empty() || p_.likelihood == Likelihood::kDiscretized, "mixture",
@@ -60,7 +69,8 @@ class Checker {
   static void check_cache(const Cache& c, const std::string& index) {
     const std::string where = "cache " + index;
     require(c.level >= 0 && c.level < kLevels, where, "level out of range");
-    require(c.channels >= 1 && c.rows >= 0 && c.rows <= 3, where, "size out of range");
+    require(c.channels >= 1 && c.channels <= kMostChannels && c.rows >= 0 && c.rows <= 3, where,
+            "size out of range");
     require(!c.operand || c.channels % 2 == 0, where, "operands come in pairs of channels");
   }
 
@@ -76,8 +86,10 @@ class Checker {
   }
 
   void check_op(const Op& op, const std::string& where) const {
+    require(op.pass >= Pass::kEncoder && op.pass <= Pass::kHead, where, "no such pass");
     require(op.level >= 0 && op.level < kLevels, where, "level out of range");
-    require(op.n >= 1 && (!op.gate || op.n % 2 == 0), where, "number of outputs");
+    require(op.n >= 1 && op.n <= kMostChannels && (!op.gate || op.n % 2 == 0), where,
+            "number of outputs");
     require(op.bias.size() == static_cast<size_t>(op.n), where, "size of the bias");
     require(all_finite(op.bias), where, "a bias is not finite");
     for (int parity : {op.row_parity, op.column_parity})
@@ -90,6 +102,13 @@ class Checker {
     if (op.raw_out != kNone) check_use(op.raw_out, op.level, n + n % 2, true, where);
     require(op.terms.size() >= 1 && op.terms.size() <= 5, where, "number of terms");
     for (const Term& term : op.terms) check_term(op, term, where);
+    if (op.pass == Pass::kEncoder) {  // it runs at every pixel
+      const bool everywhere = op.row_parity == kNone && op.column_parity == kNone;
+      require(op.level == 0 && everywhere, where, "an encoder's operation misses pixels");
+    }
+    const auto in_pixel_part = [](const Term& term) { return !term.row_part; };
+    require(std::any_of(op.terms.begin(), op.terms.end(), in_pixel_part), where,
+            "all terms are of the row part");
   }
 
   void check_term(const Op& op, const Term& term, const std::string& where) const {
@@ -102,15 +121,23 @@ class Checker {
                                       static_cast<size_t>(term.channels),
             where, "size of a weight");
     require(all_finite(term.weight), where, "a weight is not finite");
+    // Lanes share the positions and the outputs of an operation, in no order.
+    require(term.cache != op.act_out && term.cache != op.raw_out, where, "reads what it writes");
+    require(!term.row_part || op.pass == Pass::kHorizontal, where, "a row part elsewhere");
     if (op.pass == Pass::kEncoder) {
-      require(c.rows == 0 && std::abs(term.drow) <= 1, where, "a row outside the context");
+      require(c.level == 0 && c.rows == 0 && std::abs(term.drow) <= 1, where,
+              "a row outside the context");
       return;
     }
     require(term.drow <= 0 && term.drow >= -2, where, "a row that is not there yet");
-    // The row part of the horizontal stream runs before its own caches move on to the row.
-    const int rows = c.rows + (term.row_part ? 1 : 0);
+    const bool row_known = op.pass == Pass::kVertical || term.row_part;
+    if (row_known && term.cache == p_.image)  // of which only the rows above are there
+      require(term.drow < 0, where, "a row that is not there yet");
+    // The row part of the horizontal stream runs before its own caches move on to the row. The
+    // image moves on beside it.
+    const int rows = c.rows + (term.row_part && term.cache != p_.image ? 1 : 0);
     require(c.rows == 0 || -term.drow < rows, where, "a row that is gone");
-    if (op.pass != Pass::kVertical && !term.row_part)
+    if (!row_known)
       require(term.drow == 0 && term.dcol + term.taps <= 1, where, "a pixel that is not there yet");
   }
 

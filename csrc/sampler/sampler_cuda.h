@@ -28,7 +28,7 @@ class CudaSampler {
   CudaSampler(Program program, bool bf16, int device);
 
   int device() const { return device_; }
-  int image_channels() const { return plan_.network().image_channels; }
+  const NetworkView& network() const { return plan_.network(); }
 
   // Of the image of the weights, and its contents for the address where the device will have it.
   size_t weight_bytes() const { return plan_.bytes(); }

@@ -34,11 +34,7 @@ def native(
     """
     log_prob, state = _outputs(x, params, likelihood, atoms, smoothing_scale)
     _extension.extension().logistic_mixture(
-        *_borrow(x=x, params=params, log_prob=log_prob, state=state),
-        likelihood,
-        atoms,
-        smoothing_scale,
-        **_launch(x),
+        x, params, log_prob, state, likelihood, atoms, smoothing_scale, torch.get_num_threads()
     )
     return log_prob, state
 
@@ -75,13 +71,16 @@ def native_backward(
     # copy is a hundredth of params.
     grad = grad.contiguous()
     _extension.extension().logistic_mixture_backward(
-        *_borrow(grad=grad, x=x, params=params, state=state),
-        _extension.borrow("grad_x", grad_x) if needs_x else None,
-        _extension.borrow("grad_params", grad_params) if needs_params else None,
+        grad,
+        x,
+        params,
+        state,
+        grad_x if needs_x else None,
+        grad_params if needs_params else None,
         likelihood,
         atoms,
         smoothing_scale,
-        **_launch(x),
+        torch.get_num_threads(),
     )
     return grad_x, grad_params
 
@@ -110,17 +109,6 @@ def _check_place(x: Tensor, **tensors: Tensor) -> None:
     for name, tensor in tensors.items():
         if tensor.device != x.device:
             raise ValueError(f"{name} must be on {x.device}, got {tensor.device}")
-
-
-def _borrow(**tensors: Tensor) -> list[Any]:
-    return [_extension.borrow(name, tensor) for name, tensor in tensors.items()]
-
-
-def _launch(x: Tensor) -> dict[str, int]:
-    """Where the extension computes: the current stream of x's device, or torch's CPU threads."""
-    if x.device.type == "cuda":
-        return {"stream": torch.cuda.current_stream(x.device).cuda_stream}
-    return {"threads": torch.get_num_threads()}
 
 
 def _save_for_backward(

@@ -17,16 +17,19 @@ from .taps import Shift, check_kernel, padding_of
 
 def concat_elu(x: Tensor) -> Tensor:
     """elu([x, -x]) on channels: (B, C, H, W) -> (B, 2C, H, W)."""
+    _check_image(x)
     return F.elu(torch.cat([x, -x], dim=1))
 
 
 def down_shift(x: Tensor) -> Tensor:
     """Move (B, C, H, W) down by one row; row 0 becomes exactly zero."""
+    _check_image(x)
     return F.pad(x, (0, 0, 1, -1))
 
 
 def right_shift(x: Tensor) -> Tensor:
     """Move (B, C, H, W) right by one column; column 0 becomes exactly zero."""
+    _check_image(x)
     return F.pad(x, (1, -1, 0, 0))
 
 
@@ -52,9 +55,6 @@ def shifted_conv2d(
     Raises ValueError for a shape that does not fit, and RuntimeError, with the reason, for
     impl="triton" where the kernels cannot run.
     """
-    _check_conv(x, weight, weight.shape[1] if weight.ndim == 4 else -1, shift)
-    if stride not in (1, 2):
-        raise ValueError(f"stride must be 1 or 2, got {stride}")
     if _use_triton("shifted_conv2d", x, impl):
         return _on_triton(x, weight, bias, shift, stride, transposed=False)
     return shifted_conv2d_ref(x, weight, bias, shift=shift, stride=stride)
@@ -64,6 +64,7 @@ def shifted_conv2d_ref(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, shift: Shift, stride: int = 1
 ) -> Tensor:
     """The reference of `shifted_conv2d`: pad, then an ordinary convolution."""
+    _check_conv(x, weight, bias, shift, stride)
     left, right, top, bottom = padding_of(weight.shape[2], weight.shape[3], shift)
     if (left, top) == (right, bottom):
         return F.conv2d(x, weight, bias, stride, padding=(top, left))
@@ -86,9 +87,6 @@ def shifted_conv_transpose2d(
 
     Raises as `shifted_conv2d` does.
     """
-    _check_conv(x, weight, weight.shape[0] if weight.ndim == 4 else -1, shift)
-    if shift == "none":
-        raise ValueError('shift must be "down" or "down_right", got "none"')
     if _use_triton("shifted_conv_transpose2d", x, impl):
         return _on_triton(x, weight, bias, shift, 2, transposed=True)
     return shifted_conv_transpose2d_ref(x, weight, bias, shift=shift)
@@ -98,6 +96,7 @@ def shifted_conv_transpose2d_ref(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, shift: Shift
 ) -> Tensor:
     """The reference of `shifted_conv_transpose2d`."""
+    _check_transposed(x, weight, bias, shift)
     rows, columns = 2 * x.shape[2], 2 * x.shape[3]
     # The bias comes last: oneDNN's gradient of a transposed convolution's bias is a plain loop.
     y = F.conv_transpose2d(x, weight, stride=2, output_padding=1)
@@ -124,13 +123,46 @@ def _on_triton(
 ) -> Tensor:
     from .shifted_conv_triton import shifted_conv_triton
 
+    if transposed:
+        _check_transposed(x, weight, bias, shift)
+    else:
+        _check_conv(x, weight, bias, shift, stride)
     exact = torch.float64 if x.dtype == torch.float64 else torch.float32
     bias = None if bias is None else bias.to(exact)
     x, weight = x.to(compute_dtype(x)), weight.to(exact)
     return shifted_conv_triton(x, weight, bias, shift, stride, transposed)
 
 
-def _check_conv(x: Tensor, weight: Tensor, channels: int, shift: Shift) -> None:
+def _check_image(x: Tensor) -> None:
+    if x.ndim != 4:
+        raise ValueError(f"x must have shape (B, C, H, W), got {tuple(x.shape)}")
+
+
+def _check_conv(x: Tensor, weight: Tensor, bias: Tensor | None, shift: Shift, stride: int) -> None:
     check_kernel(weight, shift)
+    filters, channels = weight.shape[:2]
+    _check_operands(x, weight, bias, channels, filters)
+    if stride not in (1, 2):
+        raise ValueError(f"stride must be 1 or 2, got {stride}")
+
+
+def _check_transposed(x: Tensor, weight: Tensor, bias: Tensor | None, shift: Shift) -> None:
+    check_kernel(weight, shift)
+    if weight.shape[2] != 2:
+        raise ValueError(f"weight must have shape (C, D, 2, kw), got {tuple(weight.shape)}")
+    if shift == "none":
+        raise ValueError('shift must be "down" or "down_right", got "none"')
+    channels, filters = weight.shape[:2]
+    _check_operands(x, weight, bias, channels, filters)
+
+
+def _check_operands(
+    x: Tensor, weight: Tensor, bias: Tensor | None, channels: int, filters: int
+) -> None:
     if x.ndim != 4 or x.shape[1] != channels:
         raise ValueError(f"x must have shape (B, {channels}, H, W), got {tuple(x.shape)}")
+    if bias is not None and bias.shape != (filters,):
+        raise ValueError(f"bias must have shape ({filters},), got {tuple(bias.shape)}")
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(f"{name} must be on x's device {x.device}, got {tensor.device}")

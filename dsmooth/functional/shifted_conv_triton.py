@@ -9,11 +9,31 @@ from torch import Tensor
 
 from ..kernels.geometry import Taps, empty_channels_last
 from .dispatch import refuse_second_derivative
-from .taps import taps_of, transposed_taps_of
+from .taps import check_kernel, taps_of, transposed_taps_of
 
 
 def _taps(weight: Tensor, shift: str, stride: int, transposed: bool) -> Taps:
     return transposed_taps_of(weight, shift) if transposed else taps_of(weight, shift, stride)
+
+
+def _check(x: Tensor, weight: Tensor, shift: str, stride: int, transposed: bool) -> None:
+    """Raise ValueError for what the kernels would read beyond."""
+    check_kernel(weight, shift)
+    channels = weight.shape[0 if transposed else 1]
+    if x.ndim != 4 or x.shape[1] != channels:
+        raise ValueError(f"x must have shape (B, {channels}, H, W), got {tuple(x.shape)}")
+    if weight.device != x.device:
+        raise ValueError(f"weight must be on {x.device}, got {weight.device}")
+    if stride not in (1, 2) or (transposed and (stride != 2 or weight.shape[2] != 2)):
+        raise ValueError(f"stride {stride} and a kernel of {weight.shape[2]} rows do not fit")
+
+
+def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...], x: Tensor) -> None:
+    if tuple(tensor.shape) != shape or tensor.device != x.device:
+        raise ValueError(
+            f"{name} must have shape {shape} on {x.device}, "
+            f"got {tuple(tensor.shape)} on {tensor.device}"
+        )
 
 
 @torch.library.custom_op("dsmooth::shifted_conv_triton", mutates_args=())
@@ -39,11 +59,15 @@ def shifted_conv_triton(
 def _output(
     x: Tensor, weight: Tensor, bias: Tensor | None, shift: str, stride: int, transposed: bool
 ) -> Tensor:
+    _check(x, weight, shift, stride, transposed)
+    filters = weight.shape[1 if transposed else 0]
+    if bias is not None:
+        _check_shape("bias", bias, (filters,), x)
     rows, cols = x.shape[2:]
     if transposed:
-        return empty_channels_last(x, weight.shape[1], (2 * rows, 2 * cols))
+        return empty_channels_last(x, filters, (2 * rows, 2 * cols))
     return empty_channels_last(
-        x, weight.shape[0], ((rows + stride - 1) // stride, (cols + stride - 1) // stride)
+        x, filters, ((rows + stride - 1) // stride, (cols + stride - 1) // stride)
     )
 
 
@@ -54,8 +78,8 @@ def shifted_conv_triton_backward(
     """Gradients of x (channels_last), weight (contiguous or channels_last as it is) and bias."""
     from ..kernels import shifted_conv as kernels
 
+    grads = _gradients(grad_y, x, weight, shift, stride, transposed)
     if x.numel() == 0:
-        grads = _gradients(grad_y, x, weight, shift, stride, transposed)
         return grads[0].zero_(), grads[1].zero_(), grads[2].zero_()
     taps = _taps(weight, shift, stride, transposed)
     return kernels.backward(grad_y, x, weight, taps, transposed)
@@ -65,6 +89,8 @@ def shifted_conv_triton_backward(
 def _gradients(
     grad_y: Tensor, x: Tensor, weight: Tensor, shift: str, stride: int, transposed: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
+    expected = _output(x, weight, None, shift, stride, transposed).shape
+    _check_shape("grad_y", grad_y, tuple(expected), x)
     last = not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last if last else torch.contiguous_format
     return (

@@ -12,7 +12,11 @@ Shift = Literal["down", "down_right", "none"]
 
 
 def padding_of(kh: int, kw: int, shift: str) -> tuple[int, int, int, int]:
-    """Columns padded left and right, rows padded on top and at the bottom."""
+    """Columns padded left and right, rows padded on top and at the bottom.
+
+    Raises ValueError unless the shift is one and fits the kernel.
+    """
+    check_size(kh, kw, shift)
     if shift == "none":
         return (kw - 1) // 2, (kw - 1) // 2, (kh - 1) // 2, (kh - 1) // 2
     left, right = (kw - 1, 0) if shift == "down_right" else ((kw - 1) // 2, (kw - 1) // 2)
@@ -25,23 +29,38 @@ def taps_of(weight: Tensor, shift: str, stride: int = 1) -> Taps:
     Raises ValueError as `check_kernel` does.
     """
     check_kernel(weight, shift)
+    if stride not in (1, 2):
+        raise ValueError(f"stride must be 1 or 2, got {stride}")
     kh, kw = weight.shape[2:]
     left, _, top, _ = padding_of(kh, kw, shift)
     return Taps(kh, kw, top, left, stride)
 
 
 def transposed_taps_of(weight: Tensor, shift: str) -> Taps:
-    """The taps of the convolution whose adjoint is the transposed one by weight (C, D, kh, kw)."""
+    """The taps of the convolution whose adjoint is the transposed one by weight (C, D, kh, kw).
+
+    Raises ValueError as `check_kernel` does, and for the shift "none".
+    """
+    check_kernel(weight, shift)
+    if shift == "none":
+        raise ValueError('shift must be "down" or "down_right", got "none"')
     kh, kw = weight.shape[2:]
     return Taps(kh, kw, 0, (kw - 1) // 2 if shift == "down" else 0, 2)
 
 
 def check_kernel(weight: Tensor, shift: str, name: str = "weight") -> None:
     """Raises ValueError unless the shift is one and fits the kernel of `weight` (D, C, kh, kw)."""
+    if weight.ndim != 4:
+        check_size(1, 1, shift)
+        raise ValueError(f"{name} must have 4 dimensions, got shape {tuple(weight.shape)}")
+    check_size(*weight.shape[2:], shift)
+
+
+def check_size(kh: int, kw: int, shift: str) -> None:
+    """Raises ValueError unless the shift is one and fits a kernel of kh x kw."""
     if shift not in get_args(Shift):
         raise ValueError(f"shift must be one of {', '.join(get_args(Shift))}, got {shift!r}")
-    if weight.ndim != 4:
-        raise ValueError(f"{name} must have 4 dimensions, got shape {tuple(weight.shape)}")
-    kh, kw = weight.shape[2:]
+    if kh < 1 or kw < 1:
+        raise ValueError(f"a kernel must have rows and columns, got {kh}x{kw}")
     if (shift != "down_right" and kw % 2 == 0) or (shift == "none" and kh % 2 == 0):
         raise ValueError(f"a kernel of {kh}x{kw} has no centre for shift={shift!r}")

@@ -118,10 +118,10 @@ class CachedSampler:
         self._check_context(context, shape)
         if self._cuda is not None:
             return self._cuda.draw(draw, shape, context)
-        out = np.empty(shape, dtype=np.float32)
+        out = torch.empty(shape, dtype=torch.float32)
         self._native.sample(
             out=out,
-            context=None if context is None else context.detach().contiguous().numpy(),
+            context=None if context is None else context.contiguous(),
             seed=draw.seed,
             first_index=draw.first_index,
             temperature=draw.temperature,
@@ -131,7 +131,7 @@ class CachedSampler:
         )
         if progress is not None:
             progress(1.0)
-        return torch.from_numpy(out)
+        return out
 
     def _check_context(self, context: Tensor | None, shape: tuple[int, ...]) -> None:
         if not is_given(context, self.config.conditioning):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from .._extension import borrow, cuda_obstacle, extension
+from .._extension import cuda_obstacle, extension
 from .draw import Draw
 
 # Of the device's free memory, what the caches of one call may take.
@@ -29,12 +28,12 @@ class CudaDrawer:
             raise RuntimeError(f"CachedSampler cannot run on {device}: {obstacle}")
         self.device = device
         self._native = extension().CudaSampler(**settings, device=device.index)
-        host = np.empty(self._native.weight_words, dtype=np.float32)
-        self._weights = torch.empty(host.shape, dtype=torch.float32, device=device)
-        self._native.write_weights(host, self._weights.data_ptr())
+        host = torch.empty(self._native.weight_words, dtype=torch.float32)
+        self._weights = torch.empty_like(host, device=device)
+        self._native.write_weights(host, self._weights)
         stream = torch.cuda.current_stream(device)
         with torch.cuda.stream(stream):
-            self._weights.copy_(torch.from_numpy(host))
+            self._weights.copy_(host)
             self._uploaded = stream.record_event()
 
     def bytes_per_image(self, height: int, width: int) -> int:
@@ -64,14 +63,13 @@ class CudaDrawer:
             context = context.detach().contiguous()
             context.record_stream(stream)
         self._native.sample(
-            out=borrow("out", out),
-            context=None if context is None else borrow("context", context),
-            workspace=borrow("workspace", workspace),
+            out=out,
+            context=context,
+            workspace=workspace,
             sharing=sharing,
             seed=draw.seed,
             first_index=draw.first_index,
             temperature=draw.temperature,
-            stream=stream.cuda_stream,
         )
         return out
 

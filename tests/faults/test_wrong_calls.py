@@ -1,21 +1,84 @@
-"""No wrong call ends the process, and none answers wrongly: see harness.py."""
+"""No wrong call ends the process, and none answers wrongly: see harness.py.
+
+With DSMOOTH_SANITIZED, the folder of an extension built with AddressSanitizer (csrc/tests/run.sh
+builds one), the calls are made with that.
+"""
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import os
+import pkgutil
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import torch
 
-from dsmooth import _extension
+from dsmooth import _extension, functional
 from tests.faults.harness import run_in_child
 
 needs_extension = pytest.mark.skipif(
     not _extension.is_available(), reason=str(_extension.unavailable_reason())
 )
 FILES = sorted(path.name for path in Path(__file__).parent.glob("wrong_*.py"))
+# Of builds with CUDA; their wrong calls are made on a device (test_cached_sampler_cuda.py).
+ON_A_DEVICE = {
+    *(f"_C.Sharing.{name}" for name in ("blocks", "largest", "slices")),
+    "_C.CudaSampler.__init__",
+    *(f"_C.CudaSampler.{name}" for name in ("bytes_per_image", "sample", "share")),
+    *(f"_C.CudaSampler.{name}" for name in ("weight_words", "workspace_words", "write_weights")),
+}
+
+
+def sanitized() -> Path | None:
+    """The extension to use instead of the installed one."""
+    folder = os.environ.get("DSMOOTH_SANITIZED")
+    if folder is None:
+        return None
+    (path,) = Path(folder).glob("_C.*.so")
+    return path
 
 
 @needs_extension
 @pytest.mark.parametrize("name", FILES)
 def test_wrong_calls(name: str, tmp_path: Path) -> None:
-    print(run_in_child(name, tmp_path))
+    print(run_in_child(name, tmp_path, sanitized()))
+
+
+def functions_of_extension(module: ModuleType) -> Iterator[str]:
+    for name, value in vars(module).items():
+        if not isinstance(value, type):
+            if callable(value):
+                yield f"_C.{name}"
+            continue
+        for member in vars(value):
+            is_own = not member.startswith("_") or member == "__init__"
+            if is_own and "pybind11" not in member:
+                yield f"_C.{name}.{member}"
+
+
+def functions_of_torch() -> Iterator[str]:
+    for module in pkgutil.iter_modules(functional.__path__):
+        importlib.import_module(f"dsmooth.functional.{module.name}")
+    for name in torch._C._dispatch_get_all_op_names():
+        if name.startswith("dsmooth::"):
+            yield f"torch.ops.dsmooth.{name.removeprefix('dsmooth::')}"
+
+
+@needs_extension
+def test_every_function_is_called_wrongly() -> None:
+    modules = [importlib.import_module(f"tests.faults.{Path(name).stem}") for name in FILES]
+    tried = {target.function for module in modules for target in module.TARGETS}
+    for module in modules:
+        tried |= set(getattr(module, "ALSO", ()))
+    functions = {*functions_of_extension(_extension.extension()), *functions_of_torch()}
+    functions |= {
+        f"functional.{name}"
+        for name in functional.__all__
+        if inspect.isfunction(getattr(functional, name))
+    }
+    assert functions - tried - ON_A_DEVICE == set()
+    assert {name for name in tried if name.startswith(("_C.", "torch.ops."))} <= functions

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsmooth import _extension
-from dsmooth.functional import gated_resnet
+from dsmooth.functional import gated_resnet, gated_resnet_ref
 from dsmooth.functional.gated_resnet import draw_seed, dropout_factors
 from dsmooth.functional.gated_resnet_operands import (
     FIELDS,
@@ -230,14 +230,16 @@ def _public(given: Arguments) -> list[Tensor]:
     gains = tuple(given[n] for n in ("gain_in", "gain_out", "gain_nin") if given[n] is not None)
     nin = (given["nin_skip"], given["bias_nin"])
     torch.manual_seed(0)
-    y = gated_resnet(
+    by_impl = {} if given["impl"] is None else {"impl": given["impl"]}
+    y = (gated_resnet if by_impl else gated_resnet_ref)(
         given["x"],
         (given["conv_in"], given["bias_in"]),
         (given["conv_out"], given["bias_out"]),
         skips or None,
         None if nin == (None, None) else nin,
         gains=gains,
-        **{name: given[name] for name in ("shift", "dropout", "seed", "layer", "impl")},
+        **{name: given[name] for name in ("shift", "dropout", "seed", "layer")},
+        **by_impl,
     )
     return [y.detach(), *_with_gradients(y, given, given)]
 
@@ -275,6 +277,40 @@ def _backward_arguments() -> Arguments:
     return {**inputs, **saved, **grads, **_settings_of_extension()}
 
 
+def _triton_arguments() -> Arguments:
+    """On CPU tensors, where the kernels do not run."""
+    return {**_base(), **_settings_of_op()}
+
+
+def _forward_of_triton(given: Arguments) -> list[Tensor]:
+    return [torch.ops.dsmooth.gated_resnet_triton(given["x"], *_op_arguments(given))[0]]
+
+
+def _expected_of_triton(given: Arguments) -> list[Tensor]:
+    return _expected_forward({**given, "save": False})[:1]
+
+
+def _triton_backward_arguments() -> Arguments:
+    given = _op_backward_arguments()
+    del given["instruction_set"]
+    return given
+
+
+def _backward_of_triton(given: Arguments) -> list[Tensor]:
+    saved = (given[name] for name in ("grad_y", "x", "h"))
+    grads = torch.ops.dsmooth.gated_resnet_triton_backward(*saved, *_op_arguments(given))
+    names = (name.removeprefix("grad_") for name in GRADIENTS)
+    return [grad for name, grad in zip(names, grads, strict=True) if given[name] is not None]
+
+
+def _reference_arguments() -> Arguments:
+    return {**_base(), **_settings_of_op()}
+
+
+def _reference(given: Arguments) -> list[Tensor]:
+    return _public({**given, "impl": None})
+
+
 def _op_forward_arguments() -> Arguments:
     return {**_base(), **_settings_of_op(), "save": True, "instruction_set": "auto"}
 
@@ -306,6 +342,20 @@ TARGETS = [
     Target(
         *("torch.ops.dsmooth.gated_resnet_backward", _op_backward_arguments, _backward_of_op),
         *(_expected_backward, VALUES),
+    ),
+    Target(
+        *("torch.ops.dsmooth.gated_resnet_triton", _triton_arguments, _forward_of_triton),
+        *(_expected_of_triton, VALUES),
+        runs=False,
+    ),
+    Target(
+        *("torch.ops.dsmooth.gated_resnet_triton_backward", _triton_backward_arguments),
+        *(_backward_of_triton, _expected_backward, VALUES),
+        runs=False,
+    ),
+    Target(
+        *("functional.gated_resnet_ref", _reference_arguments, _reference),
+        *(_expected_public, VALUES),
     ),
     *(
         Target(

@@ -10,6 +10,7 @@ import torch
 from hypothesis import reject
 from torch import Tensor
 
+from dsmooth import _extension
 from dsmooth.functional import logistic_mixture_log_prob
 from dsmooth.functional.logistic_mixture import logistic_mixture_log_prob_ref
 from tests.faults.harness import Arguments, Target, guarded, run
@@ -22,7 +23,10 @@ VALUES: dict[str, list[Any]] = {
     "impl": ["native", "reference", "triton", "bogus"],
     "needs_x": [False, 2],
     "needs_params": [False, "x"],
+    "threads": [0, -3, 2, 10**9, 2**40, "x"],
+    "instruction_set": ["generic", "scalar", "sse9", "", 3],
 }
+SETTINGS = {"threads": 1, "instruction_set": "auto"}
 MIXTURE = ("likelihood", "atoms", "smoothing_scale")
 
 
@@ -71,6 +75,11 @@ def _public(given: Arguments) -> list[Tensor]:
     return [value.detach(), *_gradients(value, [given["x"], given["params"]], given)]
 
 
+def _reference(given: Arguments) -> list[Tensor]:
+    value = logistic_mixture_log_prob_ref(**given)
+    return [value.detach(), *_gradients(value, [given["x"], given["params"]], given)]
+
+
 def _op(given: Arguments) -> list[Tensor]:
     value, _ = torch.ops.dsmooth.logistic_mixture(*(given[n] for n in ("x", "params", *MIXTURE)))
     return [value.detach(), *_gradients(value, [given["x"], given["params"]], given)]
@@ -104,6 +113,97 @@ def _op_backward(given: Arguments) -> list[Tensor]:
     return [grad for grad, needed in zip(grads, wanted, strict=True) if needed]
 
 
+def _forward_of_extension(given: Arguments) -> list[Tensor]:
+    _extension.extension().logistic_mixture(**given)
+    return [given["log_prob"].detach()]
+
+
+def _outputs(given: Arguments, *names: str) -> Arguments:
+    batch, channels, rows, cols = given["x"].shape
+    shapes = {
+        "log_prob": (batch, rows, cols),
+        "state": (batch, 4, rows, cols),
+        "grad_x": (batch, channels, rows, cols),
+        "grad_params": given["params"].shape,
+    }
+    return {name: guarded(torch.full(shapes[name], torch.nan)) for name in names}
+
+
+def _extension_arguments(channels: int) -> Arguments:
+    given = _base(channels)
+    return {**given, **_outputs(given, "log_prob", "state"), **SETTINGS}
+
+
+def _of_one_dtype(given: Arguments) -> None:
+    """The extension converts nothing."""
+    tensors = [value for value in given.values() if isinstance(value, Tensor)]
+    assert len({tensor.dtype for tensor in tensors}) == 1
+    assert given["x"].dtype in (torch.float32, torch.float64)
+
+
+def _expected_forward(given: Arguments) -> list[Tensor]:
+    _of_one_dtype(given)
+    value, _ = _log_prob(given)
+    assert given["log_prob"].shape == value.shape
+    return [value.detach()]
+
+
+def _backward_of_extension(given: Arguments) -> list[Tensor]:
+    _extension.extension().logistic_mixture_backward(**given)
+    grads = (given[name] for name in ("grad_x", "grad_params"))
+    return [grad.detach() for grad in grads if grad is not None]
+
+
+def _extension_backward_arguments(channels: int) -> Arguments:
+    given = _backward_arguments(channels)
+    del given["needs_x"], given["needs_params"]
+    return {**given, **_outputs(given, "grad_x", "grad_params"), **SETTINGS}
+
+
+def _expected_extension_backward(given: Arguments) -> list[Tensor]:
+    _of_one_dtype(given)
+    needs = {f"needs_{name}": given[f"grad_{name}"] is not None for name in ("x", "params")}
+    return _expected_backward({**given, **needs})
+
+
+def _triton(given: Arguments) -> list[Tensor]:
+    import dsmooth.functional.logistic_mixture_triton  # noqa: F401
+
+    names = ("x", "params", *MIXTURE, "needs_x", "needs_params")
+    return [torch.ops.dsmooth.logistic_mixture_triton(*(given[name] for name in names))[0].detach()]
+
+
+def _triton_backward_arguments() -> Arguments:
+    given = _base(1)
+    grad = guarded(torch.linspace(-1, 1, 40).view(2, 4, 5))
+    return {"grad": grad, "unit_x": given["x"], "unit_params": given["params"]}
+
+
+def _triton_backward(given: Arguments) -> list[Tensor]:
+    return list(torch.ops.dsmooth.logistic_mixture_triton_backward(**given))
+
+
+def _expected_triton_backward(given: Arguments) -> list[Tensor]:
+    grad = given["grad"].detach()
+    assert grad.ndim == 3
+    return [grad.unsqueeze(1) * given[name].detach() for name in ("unit_x", "unit_params")]
+
+
+TRITON = [
+    Target(
+        "torch.ops.dsmooth.logistic_mixture_triton",
+        lambda: {**_base(1), "needs_x": True, "needs_params": True},
+        *(_triton, lambda given: [_log_prob(given)[0].detach()], VALUES),
+        runs=False,
+    ),
+    Target(
+        "torch.ops.dsmooth.logistic_mixture_triton_backward",
+        *(_triton_backward_arguments, _triton_backward, _expected_triton_backward, VALUES),
+        runs=False,
+    ),
+]
+
+
 def _public_arguments(channels: int, impl: str) -> Callable[[], Arguments]:
     return lambda: {**_base(channels), "impl": impl}
 
@@ -123,6 +223,13 @@ TARGETS = [
             for impl in ("native", "reference")
         ),
         Target(
+            f"functional.logistic_mixture_log_prob_ref, C = {channels}",
+            lambda channels=channels: _base(channels),
+            _reference,
+            _expected,
+            VALUES,
+        ),
+        Target(
             f"torch.ops.dsmooth.logistic_mixture, C = {channels}",
             lambda channels=channels: _base(channels),
             _op,
@@ -136,8 +243,19 @@ TARGETS = [
             _expected_backward,
             VALUES,
         ),
+        Target(
+            f"_C.logistic_mixture, C = {channels}",
+            lambda channels=channels: _extension_arguments(channels),
+            *(_forward_of_extension, _expected_forward, VALUES, True),
+        ),
+        Target(
+            f"_C.logistic_mixture_backward, C = {channels}",
+            lambda channels=channels: _extension_backward_arguments(channels),
+            *(_backward_of_extension, _expected_extension_backward, VALUES, True),
+        ),
     )
 ]
+TARGETS += TRITON
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=[target.name for target in TARGETS])

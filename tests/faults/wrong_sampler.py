@@ -1,103 +1,211 @@
-"""The native sampler, for wrong calls: an exception, or the images of the right call."""
+"""The native samplers, for wrong calls and wrong programs: see harness.py."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given, seed
 from hypothesis import strategies as st
+from torch import Tensor
 
 from dsmooth import ModelConfig, PixelCNNpp
 from dsmooth._extension import extension
 from dsmooth.sampling.cached import native_settings
+from tests.faults.harness import SEED, Arguments, Target, guarded, note, run, settings_of
 
-N, SIZE, MARGIN = 3, 8, 1024
-SHAPE = (N, 1, SIZE, SIZE)
-RIGHT: dict[str, Any] = {
-    "seed": 5,
-    "first_index": 2,
-    "temperature": 1.0,
-    "threads": 2,
-    "slice": 0,
-    "progress": None,
-}
-WRONG: dict[str, list[Any]] = {
-    "out": [
-        *(None, 3, "x", [], np.zeros(SHAPE), np.zeros(SHAPE, np.int32)),
-        *(np.zeros(shape, np.float32) for shape in ((), (0,), (4,), (0, 1, 8, 8), (3, 1, 8))),
-        *(np.zeros(shape, np.float32) for shape in ((3, 2, 8, 8), (3, 1, 6, 8), (3, 1, 8, 0))),
-        *(np.zeros(shape, np.float32) for shape in ((3, 1, 8, 8, 1), (3, 3, 8, 8))),
-        np.zeros((N, 1, SIZE, 2 * SIZE), np.float32)[..., ::2],
-        np.zeros((SIZE, SIZE, 1, N), np.float32).T,
-    ],
-    "context": [
-        *(None, 3, "x", [[1.0]], np.zeros(SHAPE), np.zeros(SHAPE, np.float16)),
-        *(np.zeros(shape, np.float32) for shape in ((), (1,), (1, 1, 8, 8), (3, 1, 4, 8), SHAPE)),
-        np.zeros((N, 1, SIZE, 2 * SIZE), np.float32)[..., ::2],
-        np.full(SHAPE, np.nan, np.float32),
-    ],
-    "seed": [-1, 2**64, 1.5, "x", None, 2**64 - 1],
-    "first_index": [-1, 2**64, 0.5, None, 2**63],
-    "temperature": [0.0, -1.0, float("nan"), float("inf"), "x", None, 1e-30, 1e30],
-    "threads": [0, -1, 2**31, 2**40, 1.5, None, 64],
-    "slice": [-1, 2**31, 1.5, None, 1, 1000],
+SHAPE = (3, 1, 8, 8)
+VALUES: dict[str, list[Any]] = {
+    "seed": [-1, 2**64, 1.5, "x", 2**64 - 1],
+    "first_index": [-1, 2**64, 0.5, 2**63],
+    "temperature": [0.0, -1.0, float("nan"), float("inf"), "x", 1e-30, 1e30],
+    "threads": [0, -1, 2**31, 2**40, 1.5, 64, 10**6],
+    "slice": [-1, 2**31, 1.5, 1, 1000, 2**31 - 1],
     "progress": [3, "x", lambda: None],
+    "height": [-4, 0, 6, 2**15, 2**15 + 4, 2**31, 8.0, "x"],
+    "width": [-4, 0, 6, 2**15, 2**15 + 4, 2**31, 8.0, "x"],
 }
 
 
-def make_sampler(conditioning: str, dtype: torch.dtype) -> Any:
+def make_settings(conditioning: str, bf16: bool) -> dict[str, Any]:
     torch.manual_seed(0)
-    likelihood = {"likelihood": "discretized", "atoms": (0, 255)}
-    model = PixelCNNpp(
-        ModelConfig(
-            n_filters=3, n_resnet=1, n_mix=2, dropout=0.0, conditioning=conditioning, **likelihood
-        )
+    config = ModelConfig(
+        n_filters=3,
+        n_resnet=1,
+        n_mix=2,
+        dropout=0.0,
+        conditioning=conditioning,  # type: ignore[arg-type]
+        likelihood="discretized",
+        atoms=(0, 255),
     )
-    arguments = native_settings(model, bf16=dtype == torch.bfloat16)
-    return extension().CpuSampler(**arguments, instruction_set="auto")
+    return native_settings(PixelCNNpp(config), bf16=bf16)
 
 
-def guarded(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """An array between canaries, and the whole of it."""
-    whole = np.full(int(np.prod(shape)) + 2 * MARGIN, 7, np.float32)
-    return whole[MARGIN:-MARGIN].reshape(shape), whole
+def make_sampler(conditioning: str, bf16: bool) -> Any:
+    return extension().CpuSampler(**make_settings(conditioning, bf16), instruction_set="auto")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def _arguments(conditioning: str) -> Arguments:
+    context = torch.linspace(-1, 1, 192).view(SHAPE)
+    return {
+        "out": guarded(torch.full(SHAPE, torch.nan)),
+        "context": None if conditioning == "none" else guarded(context),
+        "seed": 5,
+        "first_index": 2,
+        "temperature": 1.0,
+        "threads": 2,
+        "slice": 0,
+        "progress": None,
+    }
+
+
+def _target(conditioning: str, bf16: bool) -> Target:
+    sampler = make_sampler(conditioning, bf16)
+
+    def call(given: Arguments) -> list[Tensor]:
+        sampler.sample(**given)
+        return [given["out"].detach()]
+
+    def expected(given: Arguments) -> list[Tensor]:
+        """The images of one thread, into fresh memory."""
+        images, context = given["out"], given["context"]
+        assert images.dtype == torch.float32
+        out = torch.full(images.shape, torch.nan)
+        if context is not None:
+            assert context.shape == images.shape
+            context = context.detach().clone(memory_format=torch.contiguous_format)
+        plain = {"threads": 1, "slice": 0, "progress": None}
+        sampler.sample(**{**given, "out": out, "context": context, **plain})
+        assert out.isfinite().all()
+        return [out]
+
+    operands = "bfloat16" if bf16 else "float32"
+    return Target(
+        f"_C.CpuSampler.sample, {conditioning}, {operands}",
+        *(lambda: _arguments(conditioning), call, expected, VALUES, True),
+    )
+
+
+def _bytes(given: Arguments) -> list[Tensor]:
+    return [torch.tensor(make_sampler("none", False).bytes_per_image(**given))]
+
+
+def _expected_bytes(given: Arguments) -> list[Tensor]:
+    """That the bytes are a linear function of rows and columns, each with its padding."""
+    height, width = given["height"], given["width"]
+    for side in (height, width):
+        assert isinstance(side, int)
+        assert 4 <= side <= 2**15
+        assert side % 4 == 0
+    sampler = make_sampler("none", False)  # whose caches are rings of rows
+    eight, twelve = sampler.bytes_per_image(8, 8), sampler.bytes_per_image(8, 12)
+    return [torch.tensor(eight + (width - 8) // 4 * (twelve - eight))]
+
+
+TARGETS = [
+    *(
+        _target(conditioning, bf16)
+        for conditioning in ("none", "stack", "concat")
+        for bf16 in (0, 1)
+    ),
+    Target(
+        "_C.CpuSampler.bytes_per_image",
+        *(lambda: {"height": 8, "width": 8}, _bytes, _expected_bytes, VALUES),
+    ),
+]
+ALSO = ("_C.CpuSampler.__init__", "_C.CpuSampler.instruction_set")
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=[target.name for target in TARGETS])
+def test_a_wrong_call_raises_or_draws_rightly(target: Target) -> None:
+    run(target, examples=120)
+
+
+# ---- wrong programs ---------------------------------------------------------------------------
+
+NUMBERS = [-2, -1, 0, 1, 2, 3, 5, 64, 2**20, 2**31, 2**70]
+ODD = [None, "x", 1.5, True, False, (), [], {}, np.zeros(3), torch.ones(2), object(), *NUMBERS]
+WEIGHTS = [
+    *(np.zeros(shape) for shape in ((), (0,), (3,), (3, 1), (3, 1, 6), (0, 1, 6), (3, 1, 6, 1))),
+    *(np.full((3, 1, 6), value) for value in (np.nan, np.inf, 1e300)),
+    *(np.zeros((3, 1, 6), dtype) for dtype in (bool, np.int64, np.complex64, object, "U1")),
+    [[[1.0] * 6]] * 3,
+    torch.zeros(3, 1, 6),
+    "abc",
+    None,
+]
+SETTINGS: dict[str, list[Any]] = {
+    "program": [None, "x", 3, object()],
+    "image_channels": [-1, 0, 2, 3, 2**31, 1.5, "x"],
+    "n_mix": [-1, 0, 1, 3, 2**31 - 1, 2**31, 1.5, "x"],
+    "likelihood": ["continuous", "gaussian", "bogus", "", 3],
+    "atoms": [(), (0, 0), (256, 1), (-1, 2), "x", 3, (2**70, 1)],
+    "smoothing_scale": [-1.0, float("nan"), "x"],
+    "conditioned": [None, "x", 2, True, False],
+    "bf16": [None, "x", True, False],
+    "instruction_set": ["generic", "sse9", "", 3],
+}
+
+
+@st.composite
+def wrong_programs(draw: st.DrawFn, right: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Words, and the arguments of a sampler with one to three wrong values."""
+    arguments = copy.deepcopy(right)
+    words = []
+    for _ in range(draw(st.integers(1, 3))):
+        program = arguments["program"]
+        if draw(st.integers(0, 3)) == 0 or not hasattr(program, "ops"):
+            name = draw(st.sampled_from(sorted(SETTINGS)))
+            arguments[name] = draw(st.sampled_from(SETTINGS[name]))
+            words.append(f"{name}: {arguments[name]!r}")
+            continue
+        kinds = {"program": [program]}
+        if isinstance(program.ops, list) and isinstance(program.caches, list):
+            kinds |= {"op": program.ops, "cache": program.caches}
+            terms = [t for op in program.ops if isinstance(op.terms, list) for t in op.terms]
+            kinds["term"] = terms
+        kind = draw(st.sampled_from(sorted(kinds)))
+        chosen = draw(st.integers(0, len(kinds[kind]) - 1))
+        name = draw(st.sampled_from(sorted(vars(kinds[kind][chosen]))))
+        value = draw(st.sampled_from(WEIGHTS if name in ("weight", "bias") else ODD))
+        object.__setattr__(kinds[kind][chosen], name, value)
+        words.append(f"{kind} {chosen}, {name}: {value!r:.40}")
+    return ", ".join(words), arguments
+
+
 @pytest.mark.parametrize("conditioning", ["none", "stack", "concat"])
-def test_a_wrong_call_raises_or_draws_rightly(conditioning: str, dtype: torch.dtype) -> None:
-    sampler = make_sampler(conditioning, dtype)
-    context = None if conditioning == "none" else np.linspace(-1, 1, 192).reshape(SHAPE)
-    right = {**RIGHT, "context": None if context is None else context.astype(np.float32)}
-    expected, _ = guarded(SHAPE)
-    sampler.sample(out=expected, **right)
+def test_a_wrong_program_is_refused_or_draws_the_same_by_any_threads(conditioning: str) -> None:
+    right = {**make_settings(conditioning, False), "instruction_set": "auto"}
     calls = refused = 0
 
-    names = st.sets(st.sampled_from(sorted(WRONG)), min_size=1, max_size=2)
-
-    @settings(max_examples=250, database=None, derandomize=True, deadline=None)
-    @given(st.data(), names)
-    def law(data: st.DataObject, wrong: set[str]) -> None:
+    @seed(SEED)
+    @settings_of(400)
+    @given(wrong_programs(right))
+    def law(wrong: tuple[str, dict[str, Any]]) -> None:
         nonlocal calls, refused
-        out, whole = guarded(SHAPE)
-        arguments = {"out": out, **right}
-        for name in sorted(wrong):
-            arguments[name] = data.draw(st.sampled_from(WRONG[name]), name)
+        words, arguments = wrong
+        note(f"_C.CpuSampler with {words}")
         calls += 1
         try:
-            sampler.sample(**arguments)
-        except (TypeError, ValueError, RuntimeError, MemoryError):
+            sampler = extension().CpuSampler(**arguments)
+        except Exception as error:
+            if isinstance(error, SystemError):
+                raise
             refused += 1
-        else:
-            decisive = wrong & {"out", "context", "seed", "first_index", "temperature"}
-            if not decisive:
-                np.testing.assert_array_equal(out, expected)
-        assert (whole[:MARGIN] == 7).all()
-        assert (whole[-MARGIN:] == 7).all()
+            return
+        if sampler.bytes_per_image(8, 8) > 2**24:
+            return
+        channels, conditioned = arguments["image_channels"], bool(arguments["conditioned"])
+        context = torch.zeros(3, channels, 8, 8) if conditioned else None
+        images = [torch.full((3, channels, 8, 8), torch.nan) for _ in range(2)]
+        for threads, out in zip((1, 4), images, strict=True):
+            drawing = {**_arguments(conditioning), "out": out, "context": context}
+            sampler.sample(**{**drawing, "threads": threads})
+        torch.testing.assert_close(*images, rtol=0, atol=0, equal_nan=True)
 
     law()
-    print(f"_C.CpuSampler.sample, {conditioning}, {dtype}: {calls} calls, {refused} refused")
-    assert refused > 50
+    print(f"_C.CpuSampler.__init__, {conditioning}: {calls} calls, {refused} refused")
+    assert refused > calls // 2

@@ -79,10 +79,10 @@ def call_native(
     """Forward, then backward from a gradient of ones."""
     grad = torch.ones_like(outputs["log_prob"]).contiguous()
     inputs = {"grad": grad, "x": x, "params": params}
-    borrowed = {k: _extension.borrow(k, v) for k, v in {**inputs, **outputs}.items()}
+    tensors = {**inputs, **outputs}
     options |= native_mixture(mixture)
     extension = _extension.extension()
     forward = ("x", "params", "log_prob", "state")
     backward = ("grad", "x", "params", "state", "grad_x", "grad_params")
-    extension.logistic_mixture(**{k: borrowed[k] for k in forward}, **options)
-    extension.logistic_mixture_backward(**{k: borrowed[k] for k in backward}, **options)
+    extension.logistic_mixture(**{k: tensors[k] for k in forward}, **options)
+    extension.logistic_mixture_backward(**{k: tensors[k] for k in backward}, **options)

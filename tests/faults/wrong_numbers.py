@@ -1,0 +1,175 @@
+"""Random words, elementary functions and what the extension tells of itself: see harness.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dsmooth import _extension, philox
+from dsmooth.philox import Stream
+from tests.faults.harness import Arguments, Target, guarded, run
+from tests.helpers.random_words import MASK, words_of
+
+EXTENSION = _extension.extension()
+
+
+def _tensor(words: Any) -> list[Tensor]:
+    return [torch.tensor(words)]
+
+
+def _uniform(word: int) -> float:
+    assert isinstance(word, int)
+    assert 0 <= word <= MASK
+    return ((word >> 9) + 0.5) * 2.0**-23
+
+
+def _counters() -> Tensor:
+    return guarded(torch.tensor([[1, 2, 3, 4], [MASK, 0, 7, MASK]]))
+
+
+def _expected_philox(given: Arguments) -> list[Tensor]:
+    counter = given["counter"]
+    assert counter.dtype == torch.int64
+    rows = [words_of(row, given["key"]) for row in counter.reshape(-1, 4).tolist()]
+    return [torch.tensor(rows, dtype=torch.int64).view(counter.shape)]
+
+
+def _image_words(given: Arguments) -> list[Tensor]:
+    return [philox.image_words(**given)]
+
+
+def _expected_image_words(given: Arguments) -> list[Tensor]:
+    first, repeat = given["first_index"], given["repeat"]
+    assert given["device"] in ("cpu", None)
+    assert 0 <= given["seed"] < 2**64
+    assert 0 <= repeat < 2**24
+    assert first >= 0
+    key = given["seed"] & MASK, given["seed"] >> 32
+    last_word = int(Stream(given["stream"])) | repeat << 8
+    words = [
+        [
+            words_of((given["first_counter"] + i, index & MASK, index >> 32, last_word), key)
+            for i in range(given["n_counters"])
+        ]
+        for index in range(first, first + given["n_images"])
+    ]
+    shape = given["n_images"], given["n_counters"], 4
+    return [torch.tensor(words, dtype=torch.int64).view(shape)]
+
+
+def _image_arguments() -> Arguments:
+    return {
+        "n_images": 2,
+        "n_counters": 3,
+        "seed": 2**35 + 1,
+        "first_index": 2**32 - 1,
+        "stream": Stream.SAMPLE,
+        "repeat": 1,
+        "first_counter": 2,
+        "device": "cpu",
+    }
+
+
+def _elementary_arguments() -> Arguments:
+    outputs = {name: guarded(torch.full((9,), torch.nan)) for name in ("exp", "expm1", "log")}
+    values = guarded(torch.linspace(0.1, 3, 9))
+    return {"input": values, **outputs, "instruction_set": "auto"}
+
+
+def _elementary(given: Arguments) -> list[Tensor]:
+    EXTENSION.elementary_functions(**given)
+    return [given[name].detach() for name in ("exp", "expm1", "log")]
+
+
+def _expected_elementary(given: Arguments) -> list[Tensor]:
+    x = given["input"].detach()
+    assert x.dtype in (torch.float32, torch.float64)
+    assert x.ndim == 1
+    for name in ("exp", "expm1", "log"):
+        assert given[name].dtype == x.dtype
+        assert given[name].shape == x.shape
+    return [x.double().exp(), x.double().expm1(), x.double().log()]
+
+
+def _split(given: Arguments) -> list[Tensor]:
+    return _tensor(philox.split_seed(**given))
+
+
+def _expected_split(given: Arguments) -> list[Tensor]:
+    seed = given["seed"]
+    assert isinstance(seed, int)
+    assert 0 <= seed < 2**64
+    return _tensor((seed & MASK, seed >> 32))
+
+
+WORDS = [-1, 0, MASK, 2**32, 2**70, 1.5, "x", float("nan")]
+COUNTS = [-1, 0, 1, 1.5, "x", 2**70]
+VALUES: dict[str, list[Any]] = {
+    "counter": [[], [1, 2, 3], [1, 2, 3, 4, 5], [1, 2, 3, 2**32], [-1, 0, 0, 0], "abcd", 3],
+    "key": [(), (1,), (1, 2, 3), (2**32, 0), (0, -1), (1.5, 0), "ab", 3],
+    "word": WORDS,
+    "seed": [-1, 0, 2**64 - 1, 2**64, 2**70, 1.5, "x"],
+    "first_index": [-1, 0, 2**63 - 2, 2**63, 2**70, 1.5, "x"],
+    "n_images": COUNTS,
+    "n_counters": COUNTS,
+    "first_counter": [-1, 0, 2**32 - 3, 2**32 - 1, 2**70, 1.5, "x"],
+    "stream": [1, -1, 99, 300, 1.5, "x"],
+    "repeat": [-1, 0, 2**24 - 1, 2**24, 1.5, "x"],
+    "device": ["meta", "bogus", 1.5],
+    "instruction_set": ["generic", "scalar", "sse9", "", 3],
+}
+COUNTER = [1, 2, 3, MASK]
+ALSO = ("_C.streams", "_C.instruction_sets")
+TARGETS = [
+    Target(
+        "_C.philox4x32_10",
+        lambda: {"counter": COUNTER, "key": [5, MASK]},
+        lambda given: _tensor(EXTENSION.philox4x32_10(**given)),
+        lambda given: _tensor(words_of(given["counter"], given["key"])),
+        VALUES,
+    ),
+    Target(
+        "_C.philox_uniform",
+        lambda: {"word": 77},
+        lambda given: _tensor(EXTENSION.philox_uniform(**given)),
+        lambda given: _tensor(_uniform(given["word"])),
+        VALUES,
+    ),
+    Target(
+        "_C.elementary_functions",
+        *(_elementary_arguments, _elementary, _expected_elementary, VALUES, True),
+    ),
+    Target(
+        "philox.philox4x32",
+        lambda: {"counter": _counters(), "key": (5, MASK)},
+        lambda given: [philox.philox4x32(**given)],
+        _expected_philox,
+        VALUES,
+    ),
+    Target(
+        "philox.to_uniform",
+        lambda: {"words": _counters()},
+        lambda given: [philox.to_uniform(**given)],
+        lambda given: [((given["words"] >> 9).double() + 0.5) * 2.0**-23],
+        VALUES,
+    ),
+    Target("philox.image_words", _image_arguments, _image_words, _expected_image_words, VALUES),
+    Target("philox.split_seed", lambda: {"seed": 2**40}, _split, _expected_split, VALUES),
+]
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=[target.name for target in TARGETS])
+def test_a_wrong_call_raises_or_answers_rightly(target: Target) -> None:
+    run(target, examples=150)
+
+
+@pytest.mark.parametrize("name", ALSO)
+def test_what_takes_no_arguments_refuses_any(name: str) -> None:
+    function = getattr(EXTENSION, name.removeprefix("_C."))
+    for argument in (None, 1, "x", torch.ones(1)):
+        with pytest.raises(TypeError):
+            function(argument)
+    assert function() == function()
