@@ -289,3 +289,35 @@ def test_bad_arguments_on_a_device() -> None:
     info = build_info()
     assert info is not None
     assert info["cuda"]["built"]
+
+
+@pytest.mark.gpu
+def test_wrong_calls_of_the_native_sampler_are_refused() -> None:
+    sampler = native_sampler(0)
+    words = sampler.weight_words
+    host, weights = torch.empty(words), torch.empty(words, device="cuda")
+    out = torch.empty(2, 1, 8, 8, device="cuda")
+    sharing = sampler.share(2, 8, 8, 1 << 30, 0)
+    workspace = torch.empty(sampler.workspace_words(sharing, 8, 8), device="cuda")
+    right = {"out": out, "context": None, "workspace": workspace, "sharing": sharing}
+    right |= {"seed": 0, "first_index": 0, "temperature": 1.0}
+    with pytest.raises(ValueError, match="weights must be written before"):
+        sampler.sample(**right)
+    for wrong in ((host[:-1], weights), (host, weights[:-1]), (host, host), (host, None)):
+        with pytest.raises(ValueError, match=r"(host|device) must"):
+            sampler.write_weights(*wrong)
+    sampler.write_weights(host, weights)
+    with pytest.raises(ValueError, match="were written before"):
+        sampler.write_weights(host, weights)
+    for name, value in {
+        "out": torch.empty(3, 1, 8, 8, device="cuda"),
+        "context": out,
+        "workspace": workspace[:-1],
+        "sharing": sampler.share(9, 8, 8, 1 << 30, 0),
+        "temperature": 0.0,
+    }.items():
+        with pytest.raises(ValueError, match=r"sharing|context|workspace|temperature"):
+            sampler.sample(**{**right, name: value})
+    for arguments in ((0, 8, 8, 1 << 30, 0), (2, 6, 8, 1 << 30, 0), (2, 8, 8, 1 << 30, -1)):
+        with pytest.raises(ValueError, match=r"n must|height and width|max_slice"):
+            sampler.share(*arguments)

@@ -111,11 +111,11 @@ struct Passes {
     return kRough ? M::rough_exp_pair(-M::abs(v)) : M::exp_pair(-M::abs(v));
   }
 
-  // `keep`: what an element is multiplied by. Zero drops it, whatever it is.
+  // `keep + at`: what an element is multiplied by. Zero drops it, whatever it is.
   template <bool kDropout>
-  DSMOOTH_INLINE static V kept(V v, const Scalar* keep, int count) {
+  DSMOOTH_INLINE static V kept(V v, const Scalar* keep, int at, int count) {
     if constexpr (kDropout) {
-      const V factor = Mem::load(keep, count);
+      const V factor = Mem::load(keep + at, count);
       return M::select(factor != 0, v * factor, V{});
     }
     return v;
@@ -136,8 +136,8 @@ struct Passes {
         const ExpPair<V> exp = exp_minus_abs(v);
         const V m = exp.em1;
         if constexpr (kSlope) Mem::store(exp.e, slope_p + c, count);
-        Mem::store(kept<kDropout>(M::select(v > 0, v, m), keep_p + c, count), out + c, count);
-        Mem::store(kept<kDropout>(M::select(v > 0, m, -v), keep_p + channels + c, count),
+        Mem::store(kept<kDropout>(M::select(v > 0, v, m), keep_p, c, count), out + c, count);
+        Mem::store(kept<kDropout>(M::select(v > 0, m, -v), keep_p, channels + c, count),
                    out + negative + c, count);
       });
     }
@@ -213,8 +213,8 @@ struct Passes {
       for_vectors(f, [&](int c, int count) DSMOOTH_INLINE_LAMBDA {
         const V dv = through_concat_elu(
             Mem::load(v + c, count), Mem::load(slope + c, count),
-            kept<kDropout>(Mem::load(sums + c, count), keep_p + c, count),
-            kept<kDropout>(Mem::load(sums + f + c, count), keep_p + f + c, count));
+            kept<kDropout>(Mem::load(sums + c, count), keep_p, c, count),
+            kept<kDropout>(Mem::load(sums + f + c, count), keep_p, f + c, count));
         Mem::store(dv, out + c, count);
         add_to(bias_sums + c, dv, count);
       });

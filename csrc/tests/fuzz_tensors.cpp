@@ -78,7 +78,7 @@ class Lender {
     Borrowed borrowed{given_, nullptr, type_, place_, n_dims_, shape_.data(), strides_.data()};
     const size_t bytes = range_of(borrowed).end;
     if (bytes > kMostBytes) return {};
-    memory_ = shared != nullptr && shared->size_ >= bytes
+    memory_ = shared != nullptr && shared->memory_ && shared->size_ >= bytes
                   ? shared->memory_
                   : std::shared_ptr<char[]>(new char[bytes + 1]);
     size_ = bytes;

@@ -5,11 +5,13 @@
 #include <iterator>
 #include <limits>
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "../common/isa.h"
 #include "../logistic_mixture/cpu.h"
+#include "../logistic_mixture/operands.h"
 
 namespace dsmooth {
 namespace {
@@ -176,11 +178,29 @@ void all_sets_agree(const Shape& s, Layout layout, Likelihood likelihood) {
   }
 }
 
+// What a tensor of another device says: its memory is not touched.
+void devices_must_agree() {
+  const int64_t image[] = {2, 1, 3, 4}, dense[] = {12, 12, 4, 1};
+  float value = 0;
+  MixtureTensors tensors;
+  tensors.x = {true, &value, kFloat32Type, {}, 4, image, dense};
+  tensors.params = tensors.x;
+  tensors.params.place = {Place::kCuda, 1};
+  std::string message;
+  try {
+    check_mixture_operands<float>(tensors, {"continuous", {}, 0}, false);
+  } catch (const std::invalid_argument& error) {
+    message = error.what();
+  }
+  expect(message == "params must be on cpu, got cuda:1", "devices differ: " + message);
+}
+
 }  // namespace
 }  // namespace dsmooth
 
 int main() {
   using namespace dsmooth;
+  devices_must_agree();
   for (const int channels : {1, 3}) {
     for (const Layout layout : kLayouts) {
       for (const Likelihood likelihood :

@@ -1,16 +1,43 @@
 #!/usr/bin/env bash
 # The C++ tests under AddressSanitizer with UndefinedBehaviorSanitizer, then under ThreadSanitizer,
-# which must also find a sync that is left out on purpose.
-#   csrc/tests/run.sh [build folder]
+# which must also find a sync that is left out on purpose. Before them the fuzz targets, for some
+# seconds each, and the Python module _C under AddressSanitizer, for tests/faults, where there is
+# pybind11: its folder is BUILD/extension.
+#   csrc/tests/run.sh [build folder] [seconds of each fuzz target: 15]
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 build=${1:-$(mktemp -d)}
+seconds=${2:-15}
 mkdir -p "$build"
+
+configure() {  # folder, options
+    local folder=$build/$1
+    cmake -S "$here" -B "$folder" -G Ninja "${@:2}" >"$build/cmake.txt" ||
+        { cat "$build/cmake.txt"; exit 1; }
+}
+
+echo "== the module and the fuzz targets"
+python=$(command -v python || command -v python3)
+extension=(-DDSMOOTH_EXTENSION=OFF)
+if pybind11=$("$python" -m pybind11 --cmakedir 2>/dev/null); then
+    extension=(-DDSMOOTH_EXTENSION=ON -DPython_EXECUTABLE="$python" -Dpybind11_DIR="$pybind11")
+fi
+configure extension -DDSMOOTH_SANITIZE=address,undefined -DDSMOOTH_FUZZ=ON "${extension[@]}" \
+    -DDSMOOTH_OPTIMIZE=-O1 -DDSMOOTH_INSTRUCTION_SETS=generic
+cmake --build "$build/extension" --target fuzz_program fuzz_tensors
+if [ "${extension[0]}" = -DDSMOOTH_EXTENSION=ON ]; then
+    cmake --build "$build/extension" --target _C
+fi
+for target in fuzz_program fuzz_tensors; do
+    echo "== $target, $seconds s"
+    mkdir -p "$build/corpus/$target"
+    (cd "$build" && "extension/$target" -max_total_time="$seconds" -seed=1 \
+        -max_len=96 -len_control=0 "corpus/$target")
+done
 
 for sanitizer in address,undefined thread; do
     echo "== $sanitizer"
-    cmake -S "$here" -B "$build/$sanitizer" -G Ninja -DDSMOOTH_SANITIZE="$sanitizer" >"$build/cmake.txt" ||
-        { cat "$build/cmake.txt"; exit 1; }
+    configure "$sanitizer" -DDSMOOTH_SANITIZE="$sanitizer"
     cmake --build "$build/$sanitizer"
     "$build/$sanitizer/sampler_test"
     "$build/$sanitizer/logistic_mixture_test"

@@ -20,6 +20,10 @@ from hypothesis import Phase, given, seed, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from dsmooth import _extension
+
+USED = os.environ.get("DSMOOTH_TEST_EXTENSION")  # see conftest.py
+assert USED is None or _extension.extension().__file__ == USED
 ROOT = Path(__file__).resolve().parents[2]
 MARGIN = 32
 CANARY = 7
