@@ -53,7 +53,8 @@ def check_kernel(weight: Tensor, shift: str, name: str = "weight") -> None:
     if weight.ndim != 4:
         check_size(1, 1, shift)
         raise ValueError(f"{name} must have 4 dimensions, got shape {tuple(weight.shape)}")
-    check_size(*weight.shape[2:], shift)
+    kh, kw = weight.shape[2:]
+    check_size(kh, kw, shift)
 
 
 def check_size(kh: int, kw: int, shift: str) -> None:

@@ -8,6 +8,7 @@ test_wrong_calls.py runs each of these files.
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -28,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MARGIN = 32
 CANARY = 7
 SEED = int(os.environ.get("DSMOOTH_WRONG_CALLS_SEED", "1"))
-DEADLINE = 120  # seconds of a process
+CPU_SECONDS = 60  # of a process, whatever else the machine does
 NOTE = "call.txt"  # the call that is being made, in the folder of the process
 DTYPES = [
     *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
@@ -288,7 +289,8 @@ def run_in_child(name: str, folder: Path, sanitized: Path | None) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=DEADLINE,
+        timeout=900,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS)),
     )
     written = folder / NOTE
     call = written.read_text() if written.exists() else "no call"

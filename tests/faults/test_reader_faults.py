@@ -319,6 +319,7 @@ def test_pages_of_another_picture_after_a_jpeg_are_left_alone(tmp_path: Path) ->
     assert (images.int() - 3).abs().max() <= 2
 
 
+@pytest.mark.budget(60)
 def test_damaged_files_are_refused_or_read_as_promised(tmp_path: Path) -> None:
     everything = subjects()
     files = [(s, c) for seed, s in enumerate(everything) for c in s.contents(seed)]

@@ -206,6 +206,7 @@ def test_moments_of_another_optimiser_are_refused(run: RunFolder) -> None:
         train(CONFIG, run.path, resume=True)
 
 
+@pytest.mark.budget(150)
 def test_a_run_survives_being_killed_anywhere(finished: RunFolder, tmp_path: Path) -> None:
     """At every change of a file in turn, and then at random moments: 60 kills and more."""
     script = Path(__file__).with_name("kill_training.py")

@@ -43,6 +43,7 @@ def sanitized() -> Path | None:
 
 
 @needs_extension
+@pytest.mark.budget(60)
 @pytest.mark.parametrize("name", FILES)
 def test_wrong_calls(name: str, tmp_path: Path) -> None:
     print(run_in_child(name, tmp_path, sanitized()))
