@@ -77,7 +77,7 @@ class Lender {
   Borrowed lend(const Lender* shared) {
     Borrowed borrowed{given_, nullptr, type_, place_, n_dims_, shape_.data(), strides_.data()};
     const size_t bytes = range_of(borrowed).end;
-    if (bytes > kMostBytes) return {};
+    if (!given_ || bytes > kMostBytes) return {};
     memory_ = shared != nullptr && shared->memory_ && shared->size_ >= bytes
                   ? shared->memory_
                   : std::shared_ptr<char[]>(new char[bytes + 1]);

@@ -148,10 +148,10 @@ def _check_conv(x: Tensor, weight: Tensor, bias: Tensor | None, shift: Shift, st
 
 def _check_transposed(x: Tensor, weight: Tensor, bias: Tensor | None, shift: Shift) -> None:
     check_kernel(weight, shift)
-    if weight.shape[2] != 2:
-        raise ValueError(f"weight must have shape (C, D, 2, kw), got {tuple(weight.shape)}")
     if shift == "none":
         raise ValueError('shift must be "down" or "down_right", got "none"')
+    if weight.shape[2] != 2:
+        raise ValueError(f"weight must have shape (C, D, 2, kw), got {tuple(weight.shape)}")
     channels, filters = weight.shape[:2]
     _check_operands(x, weight, bias, channels, filters)
 

@@ -117,7 +117,6 @@ def wrong_tensors(draw: st.DrawFn, tensor: Tensor, is_raw: bool) -> tuple[str, A
         "sparse": lambda: tensor.to_sparse(),
         "every second number": lambda: _every_second(tensor),
         "reversed dimensions": lambda: tensor.permute(*reversed(range(tensor.ndim))),
-        "transposed memory": lambda: tensor.mT.contiguous().mT,
         "requires grad": lambda: tensor.clone().requires_grad_(),
         "a parameter": lambda: torch.nn.Parameter(tensor.clone()),
     }
@@ -135,6 +134,8 @@ def wrong_tensors(draw: st.DrawFn, tensor: Tensor, is_raw: bool) -> tuple[str, A
             "a dimension less": lambda: tensor.select(dim, 0),
             "huge and empty": lambda: tensor.new_empty((0, *(2**15,) * (tensor.ndim - 1))),
         }
+    if tensor.ndim >= 2:
+        changes["transposed memory"] = lambda: tensor.mT.contiguous().mT
     if tensor.ndim == 4:
         changes["channels_last"] = lambda: tensor.contiguous(memory_format=torch.channels_last)
         changes["contiguous"] = lambda: tensor.contiguous()
