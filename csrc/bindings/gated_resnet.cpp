@@ -3,6 +3,7 @@
 
 #include <pybind11/stl.h>
 
+#include <cmath>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -67,6 +68,9 @@ GatedCall read_call(const py::dict& tensors, GatedDirection direction,
 template <GatedDirection kDirection>
 void run(const py::dict& tensors, int pad_top, int pad_left, int64_t layer, uint32_t keep_from,
          double scale, int threads, const std::string& instruction_set) {
+  if (!std::isfinite(scale)) {
+    throw std::invalid_argument("scale must be finite, got " + std::to_string(scale));
+  }
   std::vector<py::object> owners;
   GatedCall call = read_call(tensors, kDirection, owners);
   call.shape.pad_top = pad_top;
