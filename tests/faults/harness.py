@@ -116,7 +116,7 @@ def wrong_tensors(draw: st.DrawFn, tensor: Tensor, is_raw: bool) -> tuple[str, A
         "meta": lambda: tensor.to("meta"),
         "sparse": lambda: tensor.to_sparse(),
         "every second number": lambda: _every_second(tensor),
-        "reversed dimensions": lambda: tensor.permute(*reversed(range(tensor.ndim))),
+        "reversed dimensions": lambda: tensor.permute(tuple(reversed(range(tensor.ndim)))),
         "requires grad": lambda: tensor.clone().requires_grad_(),
         "a parameter": lambda: torch.nn.Parameter(tensor.clone()),
     }
