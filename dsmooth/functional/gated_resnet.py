@@ -63,13 +63,7 @@ def gated_resnet(
     weights = _by_name(conv_in, conv_out, nin_skip, gains)
     autocast = autocast_dtype(x)
     dtype = autocast or x.dtype
-    dtypes = (x.dtype,) if autocast is None else _AUTOCAST_DTYPES
-    if not x.is_floating_point():
-        raise ValueError(f"x must be of a floating-point dtype, got {x.dtype}")
-    check_operands(x, skips, weights, seed, dtypes, dtypes)
-    check_kernel(conv_in[0], shift, "conv_in")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
+    _check(x, skips, weights, seed, shift, dropout)
     if dropout > 0 and seed is None:
         seed = draw_seed(x.device)
     chosen = _choose(impl, x, dtype, skips, conv_in[0])
@@ -106,7 +100,9 @@ def gated_resnet_ref(
     seed: Tensor | None = None,
     layer: int = 0,
 ) -> Tensor:
-    """The reference of `gated_resnet`, line for line the equation."""
+    """The reference of `gated_resnet`, line for line the equation. Raises as that does."""
+    skips = () if skip is None else skip if isinstance(skip, tuple) else (skip,)
+    _check(x, skips, _by_name(conv_in, conv_out, nin_skip, gains), seed, shift, dropout)
     if gains:
         conv_in, conv_out = _folded(conv_in, gains[0]), _folded(conv_out, gains[1])
         nin_skip = nin_skip and _folded(nin_skip, gains[2])
@@ -115,11 +111,29 @@ def gated_resnet_ref(
         a = torch.cat(skip, dim=1) if isinstance(skip, tuple) else skip
         h = h + F.conv2d(concat_elu(a), *nin_skip)
     h = concat_elu(h)
-    if dropout > 0 and seed is not None:
+    if dropout > 0:
+        seed = draw_seed(x.device) if seed is None else seed
         factors = dropout_factors(h.shape, dropout, seed, layer).to(h.dtype)
         h = torch.where(factors > 0, h * factors, 0)
     a, g = torch.chunk(shifted_conv2d_ref(h, *conv_out, shift=shift), 2, dim=1)
     return x + a * torch.sigmoid(g)
+
+
+def _check(
+    x: Tensor,
+    skips: tuple[Tensor, ...],
+    weights: dict[str, Any],
+    seed: Tensor | None,
+    shift: Shift,
+    dropout: float,
+) -> None:
+    if not x.is_floating_point():
+        raise ValueError(f"x must be of a floating-point dtype, got {x.dtype}")
+    dtypes = (x.dtype,) if autocast_dtype(x) is None else _AUTOCAST_DTYPES
+    check_operands(x, skips, weights, seed, dtypes, dtypes)
+    check_kernel(weights["conv_in"], shift, "conv_in")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
 
 
 def _folded(conv: Affine, gain: Tensor) -> Affine:
