@@ -121,6 +121,7 @@ ReproductionStage = Literal["samples", "bits-per-dim", "frechet", "probes", "rec
 SmoothingKind = Literal["gaussian", "laplace", "uniform"]
 Precision = Literal["auto", "float32", "bfloat16"]
 LearningRateSchedule = Literal["cosine", "cooldown", "exponential"]
+Graph = Literal["auto", "on", "off"]
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,9 @@ class TrainConfig:
     """auto: bfloat16 autocast where the machine is fast at it, else float32."""
     compile: bool = False
     """Compile the gated resnets with torch.compile."""
+    graph: Graph = "auto"
+    """Replay a step as one CUDA graph: auto where that is possible; on, or an error that says why
+    not; off."""
     seed: int = 0
     """Decides weights, order, noise and dropout."""
     evaluations: int = 8
@@ -194,6 +198,7 @@ class TrainConfig:
             ("smoothing", SmoothingKind),
             ("precision", Precision),
             ("schedule", LearningRateSchedule),
+            ("graph", Graph),
         ):
             if getattr(self, name) not in get_args(allowed):
                 raise ValueError(

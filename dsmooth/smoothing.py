@@ -46,13 +46,14 @@ class Smoothing:
         x: Tensor,
         *,
         seed: int = 0,
-        first_index: int = 0,
+        first_index: int | Tensor = 0,
         repeat: int = 0,
     ) -> Tensor:
         """Draw x~ for x (B, C, H, W); same shape, dtype and device.
 
         Row b is image first_index + b: its noise is a pure function of (seed, image index,
-        repeat), whatever the batch. Raises ValueError for values out of range.
+        repeat), whatever the batch. first_index: a number, or int64 without dimensions on x's
+        device. Raises ValueError for numbers out of range.
         """
         n = x.shape[0]
         d = math.prod(x.shape[1:])

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsmooth.data import epoch_order, indices_at, order
+from dsmooth.data.order import OrderOnDevice
 from dsmooth.philox import Stream, image_words
 
 sizes, seeds = st.integers(1, 300), st.integers(0, 2**64 - 1)
@@ -72,3 +73,14 @@ def test_order_refuses_what_is_out_of_range() -> None:
             indices_at(*arguments)
     with pytest.raises(ValueError, match="epoch must be 0 or more, got -1"):
         epoch_order(5, -1, 0)
+
+
+@pytest.mark.parametrize(("n", "batch"), [(10, 4), (3, 8), (8, 8), (1, 5), (7, 1), (10, 12)])
+def test_a_device_knows_the_same_order(n: int, batch: int) -> None:
+    """From any position, steps of one batch, over several epochs."""
+    on_device = OrderOnDevice(n, batch, 5, torch.device("cpu"))
+    for first in (0, 3, 1000):
+        for position in range(first, first + 5 * max(n, batch), batch):
+            on_device.prepare(position)
+            indices = on_device.indices(torch.tensor(position))
+            assert torch.equal(indices, indices_at(n, position, batch, 5))

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -22,27 +23,9 @@ from dsmooth.presets import PRESETS, preset
 from dsmooth.runs import RunFolder
 from dsmooth.train import NonFiniteLoss, loop, train
 from dsmooth.train.ema import EMA
-from dsmooth.train.state import TrainState, make_inputs
-
-ROLES = ("noisy", "denoiser", "plain")
-
-
-def tiny(role: str = "noisy", **settings: object) -> TrainConfig:
-    model = {
-        "noisy": {},
-        "denoiser": {"conditioning": "concat", "likelihood": "discretized", "context_layers": 1},
-        "plain": {"likelihood": "discretized"},
-    }[role]
-    config = ModelConfig(n_filters=4, n_resnet=1, n_mix=2, dropout=0.3, **model)
-    defaults = {
-        "images": 40,
-        "batch_size": 8,
-        "evaluations": 1,
-        "evaluation_images": 10,
-        "warmup_images": 16,
-        "precision": "float32",
-    }
-    return TrainConfig(role=role, model=config, **{**defaults, **settings})
+from dsmooth.train.state import TrainState
+from dsmooth.train.step import learning_rate, make_inputs
+from tests.helpers.tiny_runs import ROLES, tiny
 
 
 @pytest.fixture(autouse=True)
@@ -84,11 +67,10 @@ def train_until_24(config: TrainConfig, run: Path, monkeypatch: pytest.MonkeyPat
     """Train as `train` does, but a signal comes after 24 images."""
     step = TrainState.step
 
-    def step_then_signal(state: TrainState) -> tuple[float, float]:
-        result = step(state)
+    def step_then_signal(state: TrainState) -> None:
+        step(state)
         if state.images_seen == 24:
             signal.raise_signal(signal.SIGTERM)
-        return result
 
     with monkeypatch.context() as patch:
         patch.setattr(TrainState, "step", step_then_signal)
@@ -189,31 +171,29 @@ def test_loss_falls() -> None:
     config = tiny("noisy", images=10_000, learning_rate=5e-3)
     data, _ = loop.load_data(config)
     state = TrainState(config, data, torch.device("cpu"))
-    losses = [state.step()[0] for _ in range(60)]
+    losses = []
+    for _ in range(60):
+        state.step()
+        losses += [reading.loss for reading in state.read()]
     assert sum(losses[-10:]) < sum(losses[:10]) - 3
 
 
 def test_schedules() -> None:
     config = tiny(images=80, warmup_images=16, learning_rate=1.0)
-    data, _ = loop.load_data(config)
-    state = TrainState(config, data, torch.device("cpu"))
-    rates = []
-    for images in range(0, 81, 8):
-        state.images_seen = images
-        rates.append(state.learning_rate())
+
+    def rates_at(images_seen: Iterable[int]) -> list[float]:
+        steps = torch.tensor(4)
+        return [float(learning_rate(config, torch.tensor(n), steps)) for n in images_seen]
+
+    rates = rates_at(range(0, 81, 8))
     assert rates[0] == pytest.approx(0.5)
     assert max(rates[1:]) == rates[1] <= 1
     assert all(a > b for a, b in itertools.pairwise(rates[1:]))
     assert rates[-1] == pytest.approx(0)
-    state.config = replace(config, schedule="cooldown", cooldown=0.4)
-    rates = []
-    for images in (16, 48, 56, 64, 72, 80):
-        state.images_seen = images
-        rates.append(state.learning_rate())
-    assert rates == pytest.approx([1, 1, 0.75, 0.5, 0.25, 0])
-    state.config = replace(config, schedule="exponential", learning_rate_decay=0.5)
-    state.images_seen, state.steps = 32, 4
-    assert state.learning_rate() == pytest.approx(0.5**4)
+    config = replace(config, schedule="cooldown", cooldown=0.4)
+    assert rates_at((16, 48, 56, 64, 72, 80)) == pytest.approx([1, 1, 0.75, 0.5, 0.25, 0])
+    config = replace(config, schedule="exponential", learning_rate_decay=0.5)
+    assert rates_at([32]) == pytest.approx([0.5**4])
 
 
 def test_ema_is_the_average_it_says() -> None:

@@ -30,6 +30,11 @@ def _check_size(n: int) -> None:
         raise ValueError(f"n must lie in 1 .. 2**32 - 1 images, got {n}")
 
 
+def _check_batch(batch_size: int) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+
+
 def epoch_order(n: int, epoch: int, seed: int) -> Tensor:
     """Return the permutation of 0 .. n - 1 in which epoch `epoch` (from 0) visits n images.
 
@@ -53,8 +58,7 @@ def indices_at(n: int, images_seen: int, batch_size: int, seed: int) -> Tensor:
     _check_size(n)
     if images_seen < 0:
         raise ValueError(f"images_seen must be 0 or more, got {images_seen}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+    _check_batch(batch_size)
     pieces = []
     position, end = images_seen, images_seen + batch_size
     while position < end:
@@ -63,3 +67,33 @@ def indices_at(n: int, images_seen: int, batch_size: int, seed: int) -> Tensor:
         pieces.append(_permutation(n, epoch, seed)[start:stop])
         position += stop - start
     return torch.cat(pieces)
+
+
+class OrderOnDevice:
+    """`indices_at` for a position that only the device knows.
+
+    It holds the permutations of as many epochs as one batch can touch, and `prepare` puts those of
+    the next batch in place. Raises ValueError for n or batch_size out of range.
+    """
+
+    def __init__(self, n: int, batch_size: int, seed: int, device: torch.device) -> None:
+        _check_size(n)
+        _check_batch(batch_size)
+        self.n, self.batch_size, self.seed = n, batch_size, seed
+        rows = (n + batch_size - 2) // n + 1
+        self.table = torch.zeros(rows, n, dtype=torch.int64, device=device)
+        self.epochs = [-1] * rows  # whose permutation each row holds
+
+    def prepare(self, images_seen: int) -> None:
+        """Send the permutations that positions images_seen .. need and that are not there yet."""
+        last = images_seen + self.batch_size - 1
+        for epoch in range(images_seen // self.n, last // self.n + 1):
+            row = epoch % len(self.epochs)
+            if self.epochs[row] != epoch:
+                self.table[row].copy_(_permutation(self.n, epoch, self.seed))
+                self.epochs[row] = epoch
+
+    def indices(self, images_seen: Tensor) -> Tensor:
+        """The image indices of positions images_seen (int64, no dimensions) ..: (batch_size,)."""
+        positions = images_seen + torch.arange(self.batch_size, device=self.table.device)
+        return self.table.flatten()[positions % self.table.numel()]

@@ -30,10 +30,8 @@ def dropout_factors(shape: torch.Size, dropout: float, seed: Tensor, layer: int)
     batch, channels, rows, cols = shape
     count = batch * channels * rows * cols
     call = torch.arange((count + 3) // 4, device=seed.device)
-    rest = torch.tensor([layer & low, int(Stream.DROPOUT)], device=seed.device)
-    counter = torch.cat(
-        [torch.stack([call & low, call >> 32], dim=-1), rest.expand(len(call), 2)], dim=-1
-    )
+    rest = [torch.full_like(call, word) for word in (layer & low, int(Stream.DROPOUT))]
+    counter = torch.stack([call & low, call >> 32, *rest], dim=-1)
     key: Any = (seed & low, seed >> 32 & low)  # tensors: reading them would wait for a GPU
     words = philox4x32(counter, key).flatten()[:count]
     kept = (words >> 9) >= keep_from(dropout)

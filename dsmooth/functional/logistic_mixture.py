@@ -300,7 +300,8 @@ def _log_gaussian(x: Tensor, means: Tensor, log_scales: Tensor, smoothing_scale:
 
 def _at_atoms(x: Tensor, atoms: Sequence[int]) -> Tensor:
     """(B, J, H, W): whether all colours of a pixel of x (B, C, H, W) have the level of an atom."""
-    levels = x.new_tensor(list(atoms)).view(1, 1, -1, 1, 1)
+    # Filled one by one: a list would be sent from the host, which a CUDA graph cannot record.
+    levels = torch.stack([x.new_full((), level) for level in atoms]).view(1, 1, -1, 1, 1)
     return (torch.round((x.unsqueeze(2) + 1) * 127.5) == levels).all(1)
 
 

@@ -101,17 +101,21 @@ class PixelCNNpp(nn.Module):
         for number, layer in enumerate(self._gated_resnets()):
             layer.layer = number
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, seed: Tensor | None = None
+    ) -> Tensor:
         """Mixture parameters of every pixel.
 
         x: (B, C, H, W) in [-1, 1] (noisy images go beyond), H and W multiples of 4.
-        context: like x, for a conditioned model only. Returns (B, P, H, W) for x alone: logits,
-        then means, log-scales and coefficients per colour, as in docs/math.md, section 1.
+        context: like x, for a conditioned model only. seed: of the dropout, int64 without
+        dimensions; in training, drawn from torch's generator if None. Returns (B, P, H, W) for x
+        alone: logits, then means, log-scales and coefficients per colour, as in docs/math.md,
+        section 1.
 
         Raises ValueError for a wrong shape and for a context missing or superfluous, TypeError for
         a wrong dtype.
         """
-        seed = self._draw_seed(x)
+        seed = self._draw_seed(x) if seed is None else seed
         return self.decode(x, self.encode_context(x, context, seed), seed)
 
     def encode_context(

@@ -16,7 +16,7 @@ from ..data import ImageDataset
 from ..machine import cpu_name
 from ..models import Models
 from ..pictures import is_diverged
-from ..train.state import loss_name
+from ..train.held_out import loss_name
 
 
 def training_seconds(entries: Sequence[dict[str, Any]]) -> float:

@@ -1,6 +1,6 @@
 """Training of one model: p(x~), p(x | x~) or p(x)."""
 
 from .loop import TrainResult, train
-from .state import NonFiniteLoss
+from .readings import NonFiniteLoss
 
 __all__ = ["NonFiniteLoss", "TrainResult", "train"]

@@ -17,6 +17,8 @@ from ..files import read_tensors, write_tensors
 from ..runs import RunFolder
 from .state import TrainState
 
+# How a step runs may change at any time.
+_FREE = ("graph",)
 # May change while the learning rate of a cooldown is constant; `check_length` says until when.
 _LENGTH = ("images", "evaluations")
 
@@ -125,7 +127,7 @@ def _settings(path: Path, text: str) -> TrainConfig:
 def _check_settings(path: Path, stored: TrainConfig, config: TrainConfig) -> None:
     """Raise ValueError if a checkpoint was made with other settings than those of its folder."""
     mine, theirs = flatten(asdict(config)), flatten(asdict(stored))
-    movable = _LENGTH if config.schedule == "cooldown" else ()
+    movable = _FREE + (_LENGTH if config.schedule == "cooldown" else ())
     for name, value in mine.items():
         if value != theirs[name] and name not in movable:
             raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..config import TrainConfig
 from ..pictures import save_grid
 from ..progress import LINE_SECONDS, clock, make_bar
 from ..runs import RunFolder
+from .readings import Reading
 
 RECORD_SECONDS = 1.0
 
@@ -61,9 +63,11 @@ class RunLog:
         if self.writer is not None:
             self.writer.close()
 
-    def step(self, images_seen: int, loss: float, gradient_norm: float, rate: float) -> None:
-        """Note one update: its loss in bits/dim, gradient norm and learning rate."""
-        self.losses.append(loss)
+    def steps(self, images_seen: int, readings: Sequence[Reading]) -> None:
+        """Note the updates up to `images_seen` since the last call."""
+        if not readings:
+            return
+        self.losses += [reading.loss for reading in readings]
         now = time.monotonic()
         if now - self.recorded < RECORD_SECONDS and images_seen < self.total:
             return
@@ -76,8 +80,8 @@ class RunLog:
             "step",
             images_seen,
             bits_per_dim=round(mean, 5),
-            gradient_norm=round(gradient_norm, 4),
-            learning_rate=rate,
+            gradient_norm=round(readings[-1].gradient_norm, 4),
+            learning_rate=readings[-1].learning_rate,
             images_per_second=round(speed, 2),
         )
         if self.bar is not None:

@@ -17,8 +17,10 @@ from ..files import lock_folder, save_weights
 from ..machine import use_threads
 from ..runs import RunFolder
 from .checkpoint import load_checkpoint, save_checkpoint, stored_images
-from .log import RunLog
-from .state import TrainState, evaluate, loss_name, resolve_precision, sample_grid
+from .held_out import evaluate, loss_name, sample_grid
+from .log import RECORD_SECONDS, RunLog
+from .readings import READ_STEPS
+from .state import TrainState, resolve_precision
 
 
 @dataclass
@@ -92,18 +94,23 @@ def _loop(
     total = state.total_images
     marks = [total * (i + 1) // state.config.evaluations for i in range(state.config.evaluations)]
     bits = None
-    saved = time.monotonic()
+    saved = read = time.monotonic()
     while state.images_seen < total:
         before = state.images_seen
-        loss, gradient_norm = state.step()
-        log.step(state.images_seen, loss, gradient_norm, state.learning_rate())
-
-        if any(before < mark <= state.images_seen for mark in marks):
-            bits = _score(state, test_set, run, log)
+        state.step()
 
         interrupted = stop()
+        scored = any(before < mark <= state.images_seen for mark in marks)
         due = time.monotonic() - saved > 60 * state.config.checkpoint_minutes
-        if interrupted or due or state.images_seen >= total:
+        save = interrupted or due or state.images_seen >= total
+        unread = state.steps - state.steps_read
+        if scored or save or unread == READ_STEPS or time.monotonic() - read > RECORD_SECONDS:
+            log.steps(state.images_seen, state.read())
+            read = time.monotonic()
+
+        if scored:
+            bits = _score(state, test_set, run, log)
+        if save:
             save_checkpoint(run, state)
             saved = time.monotonic()
         if interrupted:
@@ -139,10 +146,12 @@ def fix_images(state: TrainState, test_set: ImageDataset) -> TrainConfig:
     started = time.monotonic()
     scratch = TrainState(replace(config, images=10**9), state.train_set, state.device)
     scratch.step()
+    scratch.read()
     times: list[float] = []
     while len(times) < 3 or time.monotonic() - started < min(5.0, 3 * config.budget):
         before = time.monotonic()
         scratch.step()
+        scratch.read()
         times.append(time.monotonic() - before)
     before = time.monotonic()
     evaluate(scratch, test_set)
@@ -173,6 +182,8 @@ def merge_with_run(config: TrainConfig, run: RunFolder) -> TrainConfig:
             mine[name] = theirs[name]
     if mine["precision"] == "auto":
         mine["precision"] = theirs["precision"]
+    stored = replace(stored, graph=config.graph)  # how, not what
+    theirs["graph"] = mine["graph"]
     if stored.schedule == "cooldown":
         stored = replace(stored, images=mine["images"], evaluations=mine["evaluations"])
         theirs |= {"images": mine["images"], "evaluations": mine["evaluations"]}

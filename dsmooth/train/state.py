@@ -1,4 +1,4 @@
-"""A training run between two steps: the model, its average, its optimiser, and their scores.
+"""A training run between two steps: the model, its average, its optimiser.
 
 A step is a function of (config, images seen): the order of images, the noise and the dropout all
 derive from these two. So a resumed run is the run that was never interrupted.
@@ -7,47 +7,47 @@ derive from these two. So a resumed run is the run that was never interrupted.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from ..config import Precision, TrainConfig
-from ..data import ImageDataset, indices_at
+from ..data import ImageDataset, to_float
+from ..data.order import OrderOnDevice
 from ..files import load_state
 from ..nn import PixelCNNpp
-from ..philox import Stream, image_words
-from ..sampling import sample_images
-from ..smoothing import GaussianSmoothing, make_smoothing
 from .ema import EMA
-
-# Evaluation noise never repeats a training draw: training uses repeat 0.
-EVALUATION_REPEAT = 1
-GRID_IMAGES = 16
-
-
-class NonFiniteLoss(ArithmeticError):
-    """The loss became infinite or NaN."""
-
-
-def loss_name(config: TrainConfig) -> str:
-    """The quantity that the loss of a run measures, in bits/dim, with its likelihood."""
-    what = {"noisy": "x~", "denoiser": "x given x~", "plain": "x"}[config.role]
-    return f"bits/dim of {what} ({config.model.likelihood})"
+from .graph import ReplayedStep, uses_graph
+from .readings import NonFiniteLoss, Reading, Readings
+from .step import dropout_seed, learning_rate, make_inputs
 
 
 class TrainState:
-    """The model, its average and its optimiser, as after `images_seen` training images."""
+    """The model, its average and its optimiser, as after `images_seen` training images.
+
+    On `device` there are also the bytes of the training images, and the position in their stream.
+    Raises ValueError for settings that the device cannot follow.
+    """
 
     def __init__(self, config: TrainConfig, train_set: ImageDataset, device: torch.device) -> None:
         self.config = config
         self.train_set = train_set
         self.device = device
-        self.images_seen = 0
-        self.steps = 0
+        self.images_seen = self.steps = self.steps_read = 0
         self.best_bits = math.inf
         self.autocast = torch.autocast(
             device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
+        )
+        self.images = train_set.images.to(device)
+        self.order = OrderOnDevice(len(train_set), config.batch_size, config.seed, device)
+        # `images_seen` and `steps` where a step can use them.
+        self.position = torch.zeros((), dtype=torch.int64, device=device)
+        self.counter = torch.zeros((), dtype=torch.int64, device=device)
+        self.readings = Readings(device)
+        on_graph = uses_graph(config, device)
+        self._run: Callable[[], None] = (
+            ReplayedStep(self._update, device) if on_graph else self._update
         )
 
         torch.manual_seed(config.seed)
@@ -56,8 +56,16 @@ class TrainState:
             self.model.initialize(*self.inputs(0))
         self.ema = EMA(self.model, config.ema) if config.ema else None
         self.optimizer = torch.optim.Adam(
-            self.model.parameters(), lr=config.learning_rate, betas=config.betas, fused=True
+            self.model.parameters(),
+            lr=config.learning_rate,
+            betas=config.betas,
+            fused=True,
+            capturable=device.type == "cuda",
         )
+        # A tensor, which a step can set: float64 as Python has it, but float32 for Adam on CUDA.
+        exact = torch.float32 if device.type == "cuda" else torch.float64
+        for group in self.optimizer.param_groups:
+            group["lr"] = torch.zeros((), dtype=exact, device=device)
         if config.compile:
             compile_gated_resnets(self.model)
 
@@ -75,64 +83,75 @@ class TrainState:
 
     def inputs(self, first: int) -> tuple[Tensor, Tensor | None]:
         """(target, context) of the batch at stream position `first`."""
-        config = self.config
-        indices = indices_at(len(self.train_set), first, config.batch_size, config.seed)
-        x = self.train_set.batch(indices).to(self.device)
-        return make_inputs(x, config, first_index=first)
+        self.order.prepare(first)
+        return self._inputs_at(torch.tensor(first, device=self.device))
 
-    def learning_rate(self) -> float:
-        """The learning rate of the step at `images_seen`."""
-        config = self.config
-        warm = min(1.0, (self.images_seen + config.batch_size) / max(1, config.warmup_images))
-        if config.schedule == "exponential":
-            return config.learning_rate * warm * config.learning_rate_decay**self.steps
-        done = min(1.0, self.images_seen / self.total_images)
-        if config.schedule == "cooldown":
-            return config.learning_rate * warm * min(1.0, (1 - done) / config.cooldown)
-        return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * done))
+    def step(self) -> None:
+        """One update. It may still run when this returns; `read` waits for it."""
+        self.order.prepare(self.images_seen)
+        self._run()
+        self.steps += 1
+        self.images_seen += self.config.batch_size
 
-    def step(self) -> tuple[float, float]:
-        """One update. Returns (loss in bits/dim, norm of the gradient before clipping)."""
-        config = self.config
-        # Dropout is then a function of the seed and of the images seen.
-        words = image_words(
-            1, 1, seed=config.seed, first_index=self.images_seen, stream=Stream.DROPOUT
-        )
-        torch.manual_seed(int(words[0, 0, 0]))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate()
+    def read(self) -> list[Reading]:
+        """The steps since the last call, at most READ_STEPS, once the device has made them.
 
-        x, context = self.inputs(self.images_seen)
+        Raises NonFiniteLoss, naming step and seed, if a loss or a gradient is infinite or NaN. The
+        weights are then lost. So this comes before everything that keeps them.
+        """
+        readings = self.readings.read(self.steps_read, self.steps)
+        self.steps_read = self.steps
+        for reading in readings:
+            if not reading.is_finite():
+                images = self.images_seen - (self.steps - reading.step) * self.config.batch_size
+                raise NonFiniteLoss(
+                    f"the loss is {reading.loss} and its gradient's norm {reading.gradient_norm} "
+                    f"at step {reading.step} ({images:,} images) with seed {self.config.seed}; "
+                    "lower learning_rate, or resume from the last checkpoint with another setting"
+                )
+        return readings
+
+    def _inputs_at(self, position: Tensor) -> tuple[Tensor, Tensor | None]:
+        x = to_float(self.images[self.order.indices(position)])
+        return make_inputs(x, self.config, first_index=position)
+
+    def _update(self) -> None:
+        """One update, from tensors on the device to tensors on the device."""
+        config = self.config
+        rate = learning_rate(config, self.position, self.counter)
+        seed = dropout_seed(config, self.position) if config.model.dropout else None
+        x, context = self._inputs_at(self.position)
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        loss = 0.0
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
         for part in range(config.accumulate):
             rows = slice(part, None, config.accumulate)
             with self.autocast:
-                log_p = self.model.log_prob(x[rows], None if context is None else context[rows])
+                params = self.model(
+                    x[rows],
+                    None if context is None else context[rows],
+                    None if seed is None else seed + part,
+                )
+                log_p = self.model.log_prob_given(x[rows], params)
             part_loss = -log_p.sum() / (math.log(2) * x.numel())
             part_loss.backward()
-            loss += float(part_loss.detach())
-        norm = float(
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm or math.inf)
-        )
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            raise NonFiniteLoss(
-                f"the loss is {loss} and its gradient's norm {norm} at step {self.steps} "
-                f"({self.images_seen:,} images) with seed {config.seed}; "
-                "lower learning_rate, or resume from the last checkpoint with another setting"
-            )
+            loss += part_loss.detach()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm or math.inf)
+        for group in self.optimizer.param_groups:
+            group["lr"].copy_(rate)
         self.optimizer.step()
         if self.ema:
             self.ema.update(self.model)
-        self.steps += 1
-        self.images_seen += config.batch_size
-        return loss, norm
+        self.readings.write(self.counter, loss, norm, rate)
+        self.counter += 1
+        self.position += config.batch_size
 
     def check_finite(self) -> None:
         """Raise NonFiniteLoss if a weight or an average is infinite or NaN."""
-        for name, tensor in self.tensors().items():
-            if not tensor.isfinite().all():
+        tensors = self.tensors()
+        finite = torch.stack([tensor.isfinite().all() for tensor in tensors.values()]).tolist()
+        for name, is_finite in zip(tensors, finite, strict=True):
+            if not is_finite:
                 raise NonFiniteLoss(
                     f"{name} is not finite after step {self.steps} ({self.images_seen:,} images) "
                     f"with seed {self.config.seed}; what was saved before is kept"
@@ -163,10 +182,13 @@ class TrainState:
             part, _, rest = name.partition(".")
             parts.setdefault(part, {})[rest] = tensor
         load_state(self.model, parts["model"], source)
-        self.images_seen, self.steps, self.best_bits = images_seen, steps, best_bits
+        self.images_seen, self.best_bits = images_seen, best_bits
+        self.steps = self.steps_read = steps
+        self.position.fill_(images_seen)
+        self.counter.fill_(steps)
         if self.ema:
             load_state(self.ema.model, parts["ema"], source)
-            self.ema.n_updates = self.steps
+            self.ema.n_updates.fill_(steps)
         if not steps:
             return  # the optimiser has no moments before its first step
         moments = ("exp_avg", "exp_avg_sq")
@@ -179,53 +201,8 @@ class TrainState:
             description["state"][i] = {
                 key: torch.empty_like(parameter).copy_(parts["adam"][f"{key}.{name}"])
                 for key in moments
-            } | {"step": torch.tensor(float(self.steps))}
+            } | {"step": torch.tensor(float(steps))}
         self.optimizer.load_state_dict(description)
-
-
-def make_inputs(
-    x: Tensor, config: TrainConfig, *, first_index: int, repeat: int = 0
-) -> tuple[Tensor, Tensor | None]:
-    """The (target, context) that a role is trained on, for clean images x (B, C, H, W).
-
-    The noise of row b is a function of (config.seed, first_index + b, repeat).
-    """
-    if config.role == "plain":
-        return x, None
-    smoothing = make_smoothing(config.smoothing, config.scale)
-    where = {"seed": config.seed, "first_index": first_index, "repeat": repeat}
-    x_tilde = smoothing.sample(x, **where)
-    if config.role == "noisy":
-        return x_tilde, None
-    if config.clean_noise:
-        x = GaussianSmoothing(config.clean_noise, Stream.CLEAN_NOISE).sample(x, **where)
-    return x, x_tilde
-
-
-@torch.no_grad()
-def evaluate(state: TrainState, test_set: ImageDataset) -> float:
-    """Bits/dim of the averaged weights on the first held-out images, with fixed noise."""
-    config = state.config
-    n = min(config.evaluation_images, len(test_set))
-    model = state.averaged.eval()
-    nats = 0.0
-    for first in range(0, n, 100):
-        x = test_set.batch(torch.arange(first, min(first + 100, n))).to(state.device)
-        x, context = make_inputs(x, config, first_index=first, repeat=EVALUATION_REPEAT)
-        with state.autocast:
-            nats -= float(model.log_prob(x, context).double().sum())
-    return nats / (math.log(2) * n * test_set.images[0].numel())
-
-
-def sample_grid(state: TrainState, test_set: ImageDataset) -> Tensor:
-    """A few samples of the averaged weights; a denoiser gets held-out noisy images."""
-    config = state.config
-    height, width = test_set.image_size
-    x = test_set.batch(torch.arange(min(GRID_IMAGES, len(test_set)))).to(state.device)
-    _, context = make_inputs(x, config, first_index=0, repeat=EVALUATION_REPEAT)
-    return sample_images(
-        state.averaged, x.shape[0], height=height, width=width, seed=config.seed, context=context
-    )
 
 
 def resolve_precision(config: TrainConfig, device: torch.device) -> Precision:

@@ -1,0 +1,50 @@
+"""The averaged weights on held-out images: their score, and a few samples."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..config import TrainConfig
+from ..data import ImageDataset
+from ..sampling import sample_images
+from .state import TrainState
+from .step import make_inputs
+
+# Evaluation noise never repeats a training draw: training uses repeat 0.
+EVALUATION_REPEAT = 1
+GRID_IMAGES = 16
+
+
+def loss_name(config: TrainConfig) -> str:
+    """The quantity that the loss of a run measures, in bits/dim, with its likelihood."""
+    what = {"noisy": "x~", "denoiser": "x given x~", "plain": "x"}[config.role]
+    return f"bits/dim of {what} ({config.model.likelihood})"
+
+
+@torch.no_grad()
+def evaluate(state: TrainState, test_set: ImageDataset) -> float:
+    """Bits/dim of the averaged weights on the first held-out images, with fixed noise."""
+    config = state.config
+    n = min(config.evaluation_images, len(test_set))
+    model = state.averaged.eval()
+    nats = 0.0
+    for first in range(0, n, 100):
+        x = test_set.batch(torch.arange(first, min(first + 100, n))).to(state.device)
+        x, context = make_inputs(x, config, first_index=first, repeat=EVALUATION_REPEAT)
+        with state.autocast:
+            nats -= float(model.log_prob(x, context).double().sum())
+    return nats / (math.log(2) * n * test_set.images[0].numel())
+
+
+def sample_grid(state: TrainState, test_set: ImageDataset) -> Tensor:
+    """A few samples of the averaged weights; a denoiser gets held-out noisy images."""
+    config = state.config
+    height, width = test_set.image_size
+    x = test_set.batch(torch.arange(min(GRID_IMAGES, len(test_set)))).to(state.device)
+    _, context = make_inputs(x, config, first_index=0, repeat=EVALUATION_REPEAT)
+    return sample_images(
+        state.averaged, x.shape[0], height=height, width=width, seed=config.seed, context=context
+    )

@@ -1,0 +1,68 @@
+"""One update as a function of tensors on the device: nothing is read back, nothing is sent.
+
+The position in the stream of images, from which the batch, the noise, the dropout and the learning
+rate follow, is a tensor too, and a step moves it on. So steps need no word from the host, and can be
+replayed as a CUDA graph.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..config import TrainConfig
+from ..philox import Stream, image_words
+from ..smoothing import GaussianSmoothing, make_smoothing
+
+
+def make_inputs(
+    x: Tensor, config: TrainConfig, *, first_index: int | Tensor, repeat: int = 0
+) -> tuple[Tensor, Tensor | None]:
+    """The (target, context) that a role is trained on, for clean images x (B, C, H, W).
+
+    The noise of row b is a function of (config.seed, first_index + b, repeat).
+    """
+    if config.role == "plain":
+        return x, None
+    smoothing = make_smoothing(config.smoothing, config.scale)
+    where = {"seed": config.seed, "repeat": repeat}
+    x_tilde = smoothing.sample(x, first_index=first_index, **where)
+    if config.role == "noisy":
+        return x_tilde, None
+    if config.clean_noise:
+        clean_noise = GaussianSmoothing(config.clean_noise, Stream.CLEAN_NOISE)
+        x = clean_noise.sample(x, first_index=first_index, **where)
+    return x, x_tilde
+
+
+def dropout_seed(config: TrainConfig, images_seen: Tensor) -> Tensor:
+    """The seed of a step's dropout: int64 without dimensions, where `images_seen` is.
+
+    The first two words of Philox at counter (0, images seen low, images seen high, DROPOUT).
+    """
+    words = image_words(
+        1,
+        1,
+        seed=config.seed,
+        first_index=images_seen,
+        stream=Stream.DROPOUT,
+        device=images_seen.device,
+    )
+    return words[0, 0, 0] | words[0, 0, 1] << 32
+
+
+def learning_rate(config: TrainConfig, images_seen: Tensor, steps: Tensor) -> Tensor:
+    """The learning rate of the step after so many images and steps: float64, no dimensions."""
+    if config.images is None:
+        raise ValueError("images is not fixed yet")
+    seen = images_seen.double()
+    warm = ((seen + config.batch_size) / max(1, config.warmup_images)).clamp(max=1)
+    peak = config.learning_rate * warm
+    if config.schedule == "exponential":
+        return peak * torch.pow(config.learning_rate_decay, steps.double())
+    done = (seen / config.images).clamp(max=1)
+    if config.schedule == "cooldown":
+        return peak * ((1 - done) / config.cooldown).clamp(max=1)
+    return peak * 0.5 * (1 + torch.cos(math.pi * done))

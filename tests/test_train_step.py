@@ -1,0 +1,208 @@
+"""A step stays on the device: nothing is read back, nothing is sent; and it can be replayed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import dsmooth
+from dsmooth.config import LearningRateSchedule
+from dsmooth.data import ImageDataset
+from dsmooth.functional import use_impl
+from dsmooth.runs import RunFolder
+from dsmooth.train import NonFiniteLoss, graph, loop, state, train
+from dsmooth.train.readings import READ_STEPS
+from dsmooth.train.state import TrainState
+from dsmooth.train.step import learning_rate
+from tests.helpers.tiny_runs import ROLES, tiny
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
+# Operations whose result, or its shape, is a number on the host.
+READ_BACK = ("_local_scalar_dense", "item", "equal", "is_nonzero", "nonzero", "masked_select")
+
+
+class NoReadBack(TorchDispatchMode):
+    """Refuses what would wait for a GPU."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = func._schema.name.partition("::")[2], kwargs or {}
+        given = torch.device(kwargs.get("device") or "cuda")
+        assert name not in READ_BACK and not (name == "_to_copy" and given.type == "cpu"), name
+        return func(*args, **kwargs)
+
+
+class OnCudaAlone(TorchDispatchMode):
+    """Refuses every tensor that is not on the pretended device."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        tensors = [t for t in tree_leaves((args, kwargs, result)) if isinstance(t, Tensor)]
+        assert all(tensor.device == CUDA for tensor in tensors), func
+        return result
+
+
+def made_images(n: int = 12) -> ImageDataset:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (n, 1, 8, 8), generator=generator).byte()
+    return ImageDataset(images, None, "made", "train", "made for a test")
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("role", ROLES)
+def test_steps_read_nothing_back(role: str) -> None:
+    """Over the end of an epoch, with all that a step can have; reading them is refused."""
+    config = tiny(role, accumulate=2, clip_norm=1.0)
+    trained = TrainState(config, made_images(), CPU)
+    with NoReadBack():
+        for _ in range(3):
+            trained.step()
+    assert len(trained.read()) == 3
+    with NoReadBack(), pytest.raises(AssertionError, match="_local_scalar_dense"):
+        float(trained.position)
+
+
+@pytest.mark.quick
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")  # the EMA's copy
+def test_a_step_takes_nothing_from_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a pretended GPU, which has shapes and devices but no numbers.
+
+    All but torch's own backward and Adam, which need a driver; every op by its reference.
+    """
+    config = tiny("denoiser", accumulate=2, clip_norm=1.0, clean_noise=0.01)
+    config = replace(config, data_init=False, model=replace(config.model, atoms=(0, 255)))
+    monkeypatch.setattr(state, "uses_graph", lambda config, device: False)
+    monkeypatch.setattr(dsmooth.PixelCNNpp, "to", lambda model, *args, **keywords: model)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    images = made_images()
+    with FakeTensorMode(allow_non_fake_inputs=True), use_impl("reference"), CUDA:
+        trained = TrainState(config, images, CUDA)
+
+        def backward(loss: Tensor) -> None:
+            for parameter in trained.model.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+
+        monkeypatch.setattr(Tensor, "backward", backward)
+        monkeypatch.setattr(trained.optimizer, "step", lambda: None)
+        trained.order.prepare(0)
+        with OnCudaAlone():
+            trained._update()
+            for schedule in get_args(LearningRateSchedule):
+                learning_rate(replace(config, schedule=schedule), trained.position, trained.counter)
+        with OnCudaAlone(), pytest.raises(AssertionError, match="lift_fresh"):
+            torch.tensor([1, 2])
+
+
+def test_a_loss_that_is_not_finite_is_found_and_spares_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """READ_STEPS steps are made before anybody looks; weights become NaN in the second."""
+    monkeypatch.setattr(loop, "RECORD_SECONDS", 1e9)
+    monkeypatch.setattr(loop, "sample_grid", lambda state, data: torch.zeros(1, 1, 4, 4))
+    steps = []
+    step = TrainState.step
+
+    def poisoned(trained: TrainState) -> None:
+        if trained.steps == 1:
+            with torch.no_grad():
+                trained.model.head.bias[0] = torch.nan
+        step(trained)
+        steps.append(trained.steps)
+
+    monkeypatch.setattr(TrainState, "step", poisoned)
+    run = RunFolder(tmp_path / "run")
+    with pytest.raises(NonFiniteLoss, match=r"loss is nan .* at step 1 \(8 images\) with seed 7"):
+        train(tiny(images=8 * 2 * READ_STEPS, seed=7), run.path)
+    assert steps[-1] == READ_STEPS
+    kept = TrainState(tiny(images=8 * 2 * READ_STEPS, seed=7), loop.load_data(tiny())[0], CPU)
+    loop.load_checkpoint(run, kept)
+    kept.check_finite()
+    assert not run.weights.exists()
+
+
+def test_a_graph_that_must_be_and_cannot_says_why() -> None:
+    with pytest.raises(ValueError, match="needs a CUDA device, and this run computes on cpu"):
+        TrainState(tiny(graph="on"), made_images(), CPU)
+    assert not graph.uses_graph(tiny(), CPU)
+    assert graph.uses_graph(tiny(), CUDA)
+    assert not graph.uses_graph(tiny(graph="off"), CUDA)
+    assert not graph.uses_graph(tiny(compile=True), CUDA)
+    with pytest.raises(ValueError, match="compile=True launches kernels of its own"):
+        graph.uses_graph(tiny(graph="on", compile=True), CUDA)
+
+
+class Recorder:
+    """torch.cuda without a device: what runs inside `graph` is recorded and not executed."""
+
+    def __init__(self) -> None:
+        self.recording = False
+        self.replays = 0
+        self.orders: list[str] = []
+
+    def CUDAGraph(self) -> Recorder:
+        return self
+
+    def Stream(self) -> Recorder:
+        return self
+
+    current_stream = Stream
+
+    def wait_stream(self, other: Recorder) -> None:
+        self.orders.append("wait")
+
+    @contextlib.contextmanager
+    def device(self, device: torch.device) -> Iterator[None]:
+        yield
+
+    stream = device
+
+    @contextlib.contextmanager
+    def graph(self, recorded: Recorder) -> Iterator[None]:
+        self.recording = True
+        yield
+        self.recording = False
+
+    def replay(self) -> None:
+        self.replays += 1
+
+
+def test_each_call_of_a_replayed_step_is_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder, executed, recorded = Recorder(), [], []
+
+    def step() -> None:
+        (recorded if recorder.recording else executed).append(1)
+
+    names = ("CUDAGraph", "Stream", "current_stream", "device", "stream", "graph")
+    for name in names:
+        monkeypatch.setattr(torch.cuda, name, getattr(recorder, name))
+    run: Callable[[], None] = graph.ReplayedStep(step, CUDA)
+    for calls in range(1, graph.WARM_UP + 4):
+        run()
+        assert len(executed) + recorder.replays == calls
+    assert len(recorded) == 1
+    assert recorder.orders == ["wait"] * 2 * graph.WARM_UP  # there and back
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("role", ROLES)
+def test_replayed_steps_are_the_steps(role: str) -> None:
+    """A captured run against an uncaptured one, on a GPU: the same losses and weights."""
+    config = tiny(role, accumulate=2, clip_norm=1.0)
+    runs = {}
+    for how in ("on", "off"):
+        trained = TrainState(replace(config, graph=how), made_images(), CUDA)
+        for _ in range(10):
+            trained.step()
+        runs[how] = [reading.loss for reading in trained.read()], trained.tensors()
+    assert runs["on"][0] == pytest.approx(runs["off"][0], rel=1e-5)
+    for name, tensor in runs["on"][1].items():
+        torch.testing.assert_close(tensor, runs["off"][1][name], rtol=1e-3, atol=1e-4)
