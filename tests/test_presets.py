@@ -16,8 +16,8 @@ from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.data import ImageDataset
 from dsmooth.presets import DESCRIPTIONS, PRESETS, preset
 from dsmooth.sampling import sample_images
-from dsmooth.train.loop import load_data
 from dsmooth.train.held_out import evaluate
+from dsmooth.train.loop import load_data
 from dsmooth.train.state import TrainState
 from tests.helpers.data_makers import cifar_binary, random_bytes, write_images, write_mnist
 

@@ -1,4 +1,4 @@
-"""What steps leave behind for the log: numbers that stay on the device until somebody reads them."""
+"""What steps leave behind for the log: numbers on the device, read now and then."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """One update as a function of tensors on the device: nothing is read back, nothing is sent.
 
 The position in the stream of images, from which the batch, the noise, the dropout and the learning
-rate follow, is a tensor too, and a step moves it on. So steps need no word from the host, and can be
-replayed as a CUDA graph.
+rate follow, is a tensor too, and a step moves it on. So steps need no word from the host, and can
+be replayed as a CUDA graph.
 """
 
 from __future__ import annotations
