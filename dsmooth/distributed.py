@@ -9,14 +9,19 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TypeVar
 
 # How long a process waits for the others: until they have all started, and at an exchange, which
 # one may come to later than another. One that has ended is not waited for.
 START = timedelta(minutes=5)
 EXCHANGE = timedelta(minutes=30)
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class ProcessLost(ConnectionError):
@@ -89,7 +94,61 @@ def exchange() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise ProcessLost(
-            f"rank {rank_and_size()[0]}: another process ended or did not answer; one that failed "
-            "says why. Repeat the command to go on"
-        ) from error
+        raise _lost() from error
+
+
+@contextmanager
+def shared_work() -> Iterator[None]:
+    """Around work that exchanges on its way, as a backward does; otherwise like `exchange`."""
+    try:
+        yield
+    except RuntimeError as error:
+        # gloo raises RuntimeError with the place in its sources, NCCL a class of its own.
+        if type(error).__name__.startswith("Dist") or "/gloo/" in str(error):
+            raise _lost() from error
+        raise
+
+
+def _lost() -> ProcessLost:
+    return ProcessLost(
+        f"rank {rank_and_size()[0]}: another process ended or did not answer; one that failed "
+        "says why. Repeat the command to go on"
+    )
+
+
+def agree(*numbers: int) -> list[int]:
+    """The largest of each of these numbers over all processes, which all call this."""
+    if rank_and_size()[1] == 1:
+        return list(numbers)
+    import torch
+    import torch.distributed as dist
+
+    largest = torch.tensor(numbers)
+    with exchange():
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return largest.tolist()
+
+
+def as_rank_0_has_it(number: int) -> int:
+    """A number, 0 or more, that rank 0 decides. All processes call this."""
+    return agree(number if rank_and_size()[0] == 0 else 0)[0]
+
+
+def dealt(items: Sequence[Item], work: Callable[[Item], Result]) -> Iterator[Result]:
+    """work(item) of all items in their order, for every process; each does every size-th of them.
+
+    A result is what one process would have got, and the order is that of one: sums over it are
+    those of one process, bit for bit. Results travel pickled, tensors among them on the CPU.
+    """
+    rank, size = rank_and_size()
+    if size == 1:
+        yield from map(work, items)
+        return
+    import torch.distributed as dist
+
+    for first in range(0, len(items), size):
+        mine = work(items[first + rank]) if first + rank < len(items) else None
+        results: list[Result | None] = [None] * size
+        with exchange():
+            dist.all_gather_object(results, mine)
+        yield from results[: len(items) - first]  # type: ignore[misc]  # each has its result

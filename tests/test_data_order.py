@@ -82,5 +82,7 @@ def test_a_device_knows_the_same_order(n: int, batch: int) -> None:
     for first in (0, 3, 1000):
         for position in range(first, first + 5 * max(n, batch), batch):
             on_device.prepare(position)
-            indices = on_device.indices(torch.tensor(position))
+            indices = on_device.indices(torch.tensor(position), batch)
             assert torch.equal(indices, indices_at(n, position, batch, 5))
+            part = on_device.indices(torch.tensor(position + batch // 2), batch - batch // 2)
+            assert torch.equal(part, indices[batch // 2 :])

@@ -20,7 +20,7 @@ from dsmooth.config import LearningRateSchedule
 from dsmooth.data import ImageDataset
 from dsmooth.functional import use_impl
 from dsmooth.runs import RunFolder
-from dsmooth.train import NonFiniteLoss, graph, loop, state, train
+from dsmooth.train import NonFiniteLoss, graph, loop, state, train, watch
 from dsmooth.train.readings import READ_STEPS
 from dsmooth.train.state import TrainState
 from dsmooth.train.step import learning_rate
@@ -107,7 +107,7 @@ def test_a_loss_that_is_not_finite_is_found_and_spares_the_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """READ_STEPS steps are made before anybody looks; weights become NaN in the second."""
-    monkeypatch.setattr(loop, "RECORD_SECONDS", 1e9)
+    monkeypatch.setattr(watch, "RECORD_SECONDS", 1e9)
     monkeypatch.setattr(loop, "sample_grid", lambda state, data: torch.zeros(1, 1, 4, 4))
     steps = []
     step = TrainState.step

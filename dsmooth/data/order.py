@@ -93,7 +93,10 @@ class OrderOnDevice:
                 self.table[row].copy_(_permutation(self.n, epoch, self.seed))
                 self.epochs[row] = epoch
 
-    def indices(self, images_seen: Tensor) -> Tensor:
-        """The image indices of positions images_seen (int64, no dimensions) ..: (batch_size,)."""
-        positions = images_seen + torch.arange(self.batch_size, device=self.table.device)
+    def indices(self, first: Tensor, count: int) -> Tensor:
+        """The image indices of positions first (int64, no dimensions) ..: (count,).
+
+        All of them in the batch that `prepare` was called for.
+        """
+        positions = first + torch.arange(count, device=self.table.device)
         return self.table.flatten()[positions % self.table.numel()]

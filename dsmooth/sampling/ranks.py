@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..distributed import exchange, process_group, rank_and_size
+from ..distributed import as_rank_0_has_it, exchange, process_group, rank_and_size
 from .draw import Draw, Progress
 
 # Draws a part of a drawing; reports the fraction of it that is done.
@@ -48,7 +48,7 @@ def draw_in_chunks(
     rank, size = rank_and_size()
     with process_group():
         if size > 1:
-            done = _as_rank_0_has_it(done)
+            done = as_rank_0_has_it(done)
         while done < draw.count:
             n = min(chunk * size, draw.count - done)
             if within is not None:
@@ -68,13 +68,6 @@ def draw_in_chunks(
 def _image_counter(progress: Progress | None, done: int, n: int) -> Progress:
     """Turns the fraction of a chunk of `n` images behind `done` others into a number of images."""
     return lambda fraction: progress(done + fraction * n) if progress is not None else None
-
-
-def _as_rank_0_has_it(number: int) -> int:
-    shared = torch.tensor([number])
-    with exchange():
-        dist.broadcast(shared, src=0)
-    return int(shared)
 
 
 def _draw_shares(

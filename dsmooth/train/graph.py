@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from ..config import TrainConfig
+from ..distributed import rank_and_size
 
 # Calls that run as they are before one is recorded: they make the optimiser's state, choose
 # algorithms and compile kernels, none of which may happen while a graph is recorded.
@@ -17,6 +18,8 @@ def graph_obstacle(config: TrainConfig, device: torch.device) -> str | None:
     """Why the steps of a run cannot be replayed as a CUDA graph; None if they can."""
     if device.type != "cuda":
         return f"it needs a CUDA device, and this run computes on {device.type}"
+    if rank_and_size()[1] > 1:
+        return "several processes exchange gradients in every step, which is not recorded"
     if config.compile:
         return "compile=True launches kernels of its own, which are not recorded"
     return None

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..config import TrainConfig
 from ..data import ImageDataset
+from ..distributed import dealt
 from ..sampling import sample_images
 from .state import TrainState
 from .step import make_inputs
@@ -26,16 +27,21 @@ def loss_name(config: TrainConfig) -> str:
 
 @torch.no_grad()
 def evaluate(state: TrainState, test_set: ImageDataset) -> float:
-    """Bits/dim of the averaged weights on the first held-out images, with fixed noise."""
+    """Bits/dim of the averaged weights on the first held-out images, with fixed noise.
+
+    All processes call this, and each scores its batches: the number is that of one process.
+    """
     config = state.config
     n = min(config.evaluation_images, len(test_set))
     model = state.averaged.eval()
-    nats = 0.0
-    for first in range(0, n, 100):
+
+    def score(first: int) -> float:
         x = test_set.batch(torch.arange(first, min(first + 100, n))).to(state.device)
         x, context = make_inputs(x, config, first_index=first, repeat=EVALUATION_REPEAT)
         with state.autocast:
-            nats -= float(model.log_prob(x, context).double().sum())
+            return -float(model.log_prob(x, context).double().sum())
+
+    nats = sum(dealt(range(0, n, 100), score))
     return nats / (math.log(2) * n * test_set.images[0].numel())
 
 

@@ -9,18 +9,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import torch
-
 from ..config import TrainConfig, flatten
 from ..data import ImageDataset, load_dataset
+from ..distributed import agree, as_rank_0_has_it, process_group, rank_and_size
 from ..files import lock_folder, save_weights
 from ..machine import use_threads
 from ..runs import RunFolder
 from .checkpoint import load_checkpoint, save_checkpoint, stored_images
 from .held_out import evaluate, loss_name, sample_grid
-from .log import RECORD_SECONDS, RunLog
-from .readings import READ_STEPS
+from .log import RunLog
+from .ranks import is_restarted, training_device
 from .state import TrainState, resolve_precision
+from .watch import Watch
 
 
 @dataclass
@@ -48,39 +48,55 @@ def train(
     torch's setting; sums are rounded in another order with another number. tensorboard: also write
     event files, which needs the extra of that name.
 
-    Raises ValueError or FileNotFoundError for data, settings or a folder that do not fit, and
-    NonFiniteLoss, naming step and seed.
+    Under torchrun all processes call this and train together: each computes its share of every
+    batch, and rank 0 writes. `folder` and the data must be there for all of them. A run that
+    torchrun starts again goes on from its last checkpoint, whatever `resume` says.
+
+    Raises ValueError or FileNotFoundError for data, settings or a folder that do not fit,
+    NonFiniteLoss, naming step and seed, and ProcessLost if another process is gone.
     """
-    run = RunFolder(Path(folder))
+    with process_group():
+        return _train(config, RunFolder(Path(folder)), resume, threads, tensorboard)
+
+
+def _train(
+    config: TrainConfig, run: RunFolder, resume: bool, threads: int | None, tensorboard: bool
+) -> TrainResult:
     use_threads(threads)
+    resume = resume or (is_restarted() and run.can_resume())
     if resume:
         config = merge_with_run(config, run)
     else:
         check_new_run(run)
     train_set, test_set = load_data(config)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = training_device()
     config = replace(config, precision=resolve_precision(config, device))
     state = TrainState(config, train_set, device)
+    writes = rank_and_size()[0] == 0
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(catch_signals())
         if config.images is None:
             config = fix_images(state, test_set)
             state.config = config
-        stack.enter_context(lock_folder(run.path, "another training run"))
+        if writes:
+            stack.enter_context(lock_folder(run.path, "another training run"))
         news = None
         if resume:
             news = load_checkpoint(run, state)
             check_length(state, run)
-        else:
+            check_same_place(state, run)
+        elif writes:
             check_new_run(run)
             # Before the settings: a folder with settings can always be resumed.
             save_checkpoint(run, state)
-        run.write_config(config, test_set.image_size)
-        log = stack.enter_context(
-            RunLog(run, config, loss_name(config), state.images_seen, tensorboard)
-        )
-        if news:
-            log.say(news)
+        log = None
+        if writes:
+            run.write_config(config, test_set.image_size)
+            log = stack.enter_context(
+                RunLog(run, config, loss_name(config), state.images_seen, tensorboard)
+            )
+            if news:
+                log.say(news)
         return _loop(state, test_set, run, log, stop)
 
 
@@ -88,47 +104,53 @@ def _loop(
     state: TrainState,
     test_set: ImageDataset,
     run: RunFolder,
-    log: RunLog,
+    log: RunLog | None,
     stop: Callable[[], int | None],
 ) -> TrainResult:
+    """All processes run this, step by step together; that of rank 0 has a `log` and writes."""
     total = state.total_images
     marks = [total * (i + 1) // state.config.evaluations for i in range(state.config.evaluations)]
     bits = None
-    saved = read = time.monotonic()
+    watch = Watch(state.config, state.steps, stop)
     while state.images_seen < total:
         before = state.images_seen
         state.step()
-
-        interrupted = stop()
         scored = any(before < mark <= state.images_seen for mark in marks)
-        due = time.monotonic() - saved > 60 * state.config.checkpoint_minutes
-        save = interrupted or due or state.images_seen >= total
-        unread = state.steps - state.steps_read
-        if scored or save or unread == READ_STEPS or time.monotonic() - read > RECORD_SECONDS:
-            log.steps(state.images_seen, state.read())
-            read = time.monotonic()
+        ended = state.images_seen >= total
+        if not (scored or ended or watch.is_due(state.steps)):
+            continue
 
+        interrupted, save = watch.look(state.steps)
+        readings = state.read()
+        if log:
+            log.steps(state.images_seen, readings)
         if scored:
             bits = _score(state, test_set, run, log)
-        if save:
-            save_checkpoint(run, state)
-            saved = time.monotonic()
+        if interrupted or save or ended:
+            if log:
+                save_checkpoint(run, state)
+            watch.has_saved()
         if interrupted:
-            log.interrupted(state.images_seen)
+            if log:
+                log.interrupted(state.images_seen)
             return TrainResult(state.images_seen, bits, interrupted)
-    if not run.weights.exists():  # of a finished run whose file is gone
+    if as_rank_0_has_it(not run.weights.exists()):  # of a finished run whose file is gone
         bits = _score(state, test_set, run, log)
-    log.finished(state.images_seen)
+    if log:
+        log.finished(state.images_seen)
+    as_rank_0_has_it(0)  # the others leave when all is written
     return TrainResult(state.images_seen, bits)
 
 
-def _score(state: TrainState, test_set: ImageDataset, run: RunFolder, log: RunLog) -> float:
+def _score(state: TrainState, test_set: ImageDataset, run: RunFolder, log: RunLog | None) -> float:
     """Bits/dim on the held-out images; the averaged weights and a grid of samples are saved."""
     state.check_finite()
     bits = evaluate(state, test_set)
+    best, state.best_bits = bits < state.best_bits, min(bits, state.best_bits)
+    if log is None:
+        return bits
     save_weights(state.averaged, run.weights)
-    if bits < state.best_bits:
-        state.best_bits = bits
+    if best:
         save_weights(state.averaged, run.best_weights)
     log.evaluation(state.images_seen, bits)
     log.grid(state.images_seen, sample_grid(state, test_set))
@@ -148,18 +170,22 @@ def fix_images(state: TrainState, test_set: ImageDataset) -> TrainConfig:
     scratch.step()
     scratch.read()
     times: list[float] = []
-    while len(times) < 3 or time.monotonic() - started < min(5.0, 3 * config.budget):
+    while as_rank_0_has_it(
+        len(times) < 3 or time.monotonic() - started < min(5.0, 3 * config.budget)
+    ):
         before = time.monotonic()
         scratch.step()
         scratch.read()
         times.append(time.monotonic() - before)
     before = time.monotonic()
     evaluate(scratch, test_set)
-    sample_grid(scratch, test_set)
+    if rank_and_size()[0] == 0:
+        sample_grid(scratch, test_set)
     cost = time.monotonic() - before
     evaluations = max(1, min(config.evaluations, int(60 * config.budget / (5 * cost))))
     left = 60 * config.budget - evaluations * cost - (time.monotonic() - started)
-    steps = max(1, int(left / sorted(times)[len(times) // 2]))
+    evaluations = as_rank_0_has_it(evaluations)
+    steps = as_rank_0_has_it(max(1, int(left / sorted(times)[len(times) // 2])))
     return replace(config, images=steps * config.batch_size, evaluations=evaluations)
 
 
@@ -207,6 +233,17 @@ def check_length(state: TrainState, run: RunFolder) -> None:
             f"images can be {state.total_images:,} instead of {before:,} only until "
             f"{latest:,.0f} images, where the learning rate falls; {run.path} has seen "
             f"{state.images_seen:,}"
+        )
+
+
+def check_same_place(state: TrainState, run: RunFolder) -> None:
+    """Raise ValueError unless all processes have read the same checkpoint."""
+    images = state.images_seen
+    latest, least = agree(images, -images)
+    if latest != -least:
+        raise ValueError(
+            f"the processes read checkpoints at {-least:,} and {latest:,} images: {run.path} must "
+            "be one folder that all of them see"
         )
 
 

@@ -6,7 +6,10 @@ import math
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+
+from ..distributed import exchange, rank_and_size
 
 # The latest that a loss that is not finite is found: after so many more steps.
 READ_STEPS = 50
@@ -43,10 +46,19 @@ class Readings:
         self.rows.index_copy_(0, (step % READ_STEPS).view(1), row.view(1, 3))
 
     def read(self, first: int, end: int) -> list[Reading]:
-        """Steps first .. end - 1, at most the last READ_STEPS, once the device has made them."""
+        """Steps first .. end - 1, at most the last READ_STEPS, once the device has made them.
+
+        All processes call this together.
+        """
         self.copy.copy_(self.rows, non_blocking=True)
         if self.rows.is_cuda:
             torch.cuda.current_stream(self.rows.device).synchronize()
+        size = rank_and_size()[1]
+        if size > 1:  # the loss is that of a share; the norm and the rate are the batch's
+            losses = self.copy[:, 0].contiguous()
+            with exchange():
+                dist.all_reduce(losses)
+            self.copy[:, 0] = losses / size
         rows = self.copy.tolist()
         steps = range(max(first, end - READ_STEPS), end)
         return [Reading(step, *rows[step % READ_STEPS]) for step in steps]

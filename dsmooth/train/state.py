@@ -6,6 +6,7 @@ derive from these two. So a resumed run is the run that was never interrupted.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping
 
@@ -15,10 +16,12 @@ from torch import Tensor
 from ..config import Precision, TrainConfig
 from ..data import ImageDataset, to_float
 from ..data.order import OrderOnDevice
+from ..distributed import shared_work
 from ..files import load_state
 from ..nn import PixelCNNpp
 from .ema import EMA
 from .graph import ReplayedStep, uses_graph
+from .ranks import share_gradients, share_of_batch, without_exchange
 from .readings import NonFiniteLoss, Reading, Readings
 from .step import dropout_seed, learning_rate, make_inputs
 
@@ -40,6 +43,7 @@ class TrainState:
             device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
         )
         self.images = train_set.images.to(device)
+        self.first_row, self.rows = share_of_batch(config)
         self.order = OrderOnDevice(len(train_set), config.batch_size, config.seed, device)
         # `images_seen` and `steps` where a step can use them.
         self.position = torch.zeros((), dtype=torch.int64, device=device)
@@ -68,6 +72,8 @@ class TrainState:
             group["lr"] = torch.zeros((), dtype=exact, device=device)
         if config.compile:
             compile_gated_resnets(self.model)
+        self.network = share_gradients(self.model, config, device)
+        self.without_exchange = without_exchange(self.network)
 
     @property
     def averaged(self) -> PixelCNNpp:
@@ -82,14 +88,18 @@ class TrainState:
         return self.config.images
 
     def inputs(self, first: int) -> tuple[Tensor, Tensor | None]:
-        """(target, context) of the batch at stream position `first`."""
+        """(target, context) of the whole batch at stream position `first`."""
         self.order.prepare(first)
-        return self._inputs_at(torch.tensor(first, device=self.device))
+        return self._inputs_at(torch.tensor(first, device=self.device), self.config.batch_size)
 
     def step(self) -> None:
-        """One update. It may still run when this returns; `read` waits for it."""
+        """One update, by all processes. It may still run when this returns; `read` waits for it.
+
+        Raises ProcessLost if another process is gone.
+        """
         self.order.prepare(self.images_seen)
-        self._run()
+        with shared_work():
+            self._run()
         self.steps += 1
         self.images_seen += self.config.batch_size
 
@@ -97,7 +107,8 @@ class TrainState:
         """The steps since the last call, at most READ_STEPS, once the device has made them.
 
         Raises NonFiniteLoss, naming step and seed, if a loss or a gradient is infinite or NaN. The
-        weights are then lost. So this comes before everything that keeps them.
+        weights are then lost. So this comes before everything that keeps them. All processes call
+        it together.
         """
         readings = self.readings.read(self.steps_read, self.steps)
         self.steps_read = self.steps
@@ -111,30 +122,34 @@ class TrainState:
                 )
         return readings
 
-    def _inputs_at(self, position: Tensor) -> tuple[Tensor, Tensor | None]:
-        x = to_float(self.images[self.order.indices(position)])
-        return make_inputs(x, self.config, first_index=position)
+    def _inputs_at(self, first: Tensor, count: int) -> tuple[Tensor, Tensor | None]:
+        """(target, context) of stream positions first .. first + count - 1."""
+        x = to_float(self.images[self.order.indices(first, count)])
+        return make_inputs(x, self.config, first_index=first)
 
     def _update(self) -> None:
         """One update, from tensors on the device to tensors on the device."""
         config = self.config
         rate = learning_rate(config, self.position, self.counter)
         seed = dropout_seed(config, self.position) if config.model.dropout else None
-        x, context = self._inputs_at(self.position)
+        x, context = self._inputs_at(self.position + self.first_row, self.rows)
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        for part in range(config.accumulate):
-            rows = slice(part, None, config.accumulate)
-            with self.autocast:
-                params = self.model(
-                    x[rows],
-                    None if context is None else context[rows],
-                    None if seed is None else seed + part,
-                )
-                log_p = self.model.log_prob_given(x[rows], params)
-            part_loss = -log_p.sum() / (math.log(2) * x.numel())
-            part_loss.backward()
+        size = self.rows // config.accumulate
+        for first in range(0, self.rows, size):
+            rows = slice(first, first + size)
+            last = first + size == self.rows
+            with contextlib.nullcontext() if last else self.without_exchange():
+                with self.autocast:
+                    params = self.network(
+                        x[rows],
+                        None if context is None else context[rows],
+                        None if seed is None else seed + self.first_row + first,
+                    )
+                    log_p = self.model.log_prob_given(x[rows], params)
+                part_loss = -log_p.sum() / (math.log(2) * x.numel())
+                part_loss.backward()
             loss += part_loss.detach()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm or math.inf)
         for group in self.optimizer.param_groups:
