@@ -20,7 +20,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from benchmarks import figures, results, scale, write_docs
+from benchmarks import figures, results, scale, scale_training, write_docs
 
 FOLDER = Path(__file__).resolve().parent
 SUITES = sorted(path.stem.removeprefix("bench_") for path in FOLDER.glob("bench_*.py"))
@@ -62,6 +62,7 @@ def main() -> int:
         for path in write_docs.saved_results():
             for table in scale.tables(results.load(path), path.name):
                 console.print(table)
+        console.print(scale_training.table())
         return 0
     unknown = [suite for suite in options.suites if suite not in SUITES]
     if unknown:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -22,6 +24,7 @@ from .commands.options import (
     Train,
 )
 from .config import Role
+from .distributed import rank_and_size
 from .presets import preset
 from .runs import RunFolder, default_folder, read_run_config
 
@@ -35,7 +38,9 @@ def main(args: Sequence[str] | None = None) -> None:
         print(f"dsmooth {__version__}")
         return
     try:
-        sys.exit(_run(_parse(args)))
+        command = _parse(args)
+        with _silence() if rank_and_size()[0] > 0 else contextlib.nullcontext():
+            sys.exit(_run(command))
     except BrokenPipeError:  # the reader of a pipe left
         sys.exit(141)
     except (ValueError, ArithmeticError, OSError, ImportError) as error:
@@ -47,6 +52,13 @@ def main(args: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("dsmooth: stopped", file=sys.stderr)
         sys.exit(130)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Of several processes rank 0 alone shows its progress; errors are everybody's."""
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
 
 
 def _parse(args: list[str]) -> Command:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 # How long a process waits for the others: until they have all started, and at an exchange, which
 # one may come to later than another. One that has ended is not waited for.
@@ -129,16 +129,24 @@ def agree(*numbers: int) -> list[int]:
     return largest.tolist()
 
 
+def meet() -> None:
+    """Wait until all processes are here: what rank 0 wrote before is there for all then."""
+    agree(0)
+
+
 def as_rank_0_has_it(number: int) -> int:
     """A number, 0 or more, that rank 0 decides. All processes call this."""
     return agree(number if rank_and_size()[0] == 0 else 0)[0]
 
 
-def dealt(items: Sequence[Item], work: Callable[[Item], Result]) -> Iterator[Result]:
-    """work(item) of all items in their order, for every process; each does every size-th of them.
+def dealt(
+    items: Sequence[Item], work: Callable[[Item], Result], *, to_all: bool = True
+) -> Iterator[Result]:
+    """work(item) of all items in their order; each process does every size-th of them.
 
     A result is what one process would have got, and the order is that of one: sums over it are
-    those of one process, bit for bit. Results travel pickled, tensors among them on the CPU.
+    those of one process, bit for bit. Results travel pickled, tensors among them on the CPU, to all
+    processes, or else to rank 0 alone: the others then do their work and yield nothing.
     """
     rank, size = rank_and_size()
     if size == 1:
@@ -148,7 +156,11 @@ def dealt(items: Sequence[Item], work: Callable[[Item], Result]) -> Iterator[Res
 
     for first in range(0, len(items), size):
         mine = work(items[first + rank]) if first + rank < len(items) else None
-        results: list[Result | None] = [None] * size
+        results: list[Any] = [None] * size
         with exchange():
-            dist.all_gather_object(results, mine)
-        yield from results[: len(items) - first]  # type: ignore[misc]  # each has its result
+            if to_all:
+                dist.all_gather_object(results, mine)
+            else:
+                dist.gather_object(mine, results if rank == 0 else None)
+        if to_all or rank == 0:
+            yield from results[: len(items) - first]

@@ -48,10 +48,15 @@ def cuda_is_built() -> bool:
 
 
 def default_device() -> str:
-    """Where networks compute that need no extension: "cuda" if there is a device, else "cpu"."""
+    """Where networks compute that need no extension: "cuda:N" if there is a device, else "cpu".
+
+    N is LOCAL_RANK under torchrun, else 0.
+    """
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
 
 
 def use_threads(threads: int | None) -> None:

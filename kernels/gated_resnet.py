@@ -39,7 +39,7 @@ POINT = Taps(1, 1, 0, 0)
 def hidden_kernel(
     x_ptr, x_strides, a0_ptr, a0_strides, a1_ptr, a1_strides,
     w_ptr, bias_ptr, nin_ptr, nin_bias_ptr, seed_ptr, h_ptr, kept_ptr,
-    n_pixels, height, width, steps, steps0, steps1, layer, keep_from,
+    n_pixels, height, width, steps, steps0, steps1, layer, keep_from, first_pixel,
     F: tl.constexpr, S0: tl.constexpr, S1: tl.constexpr,
     KH: tl.constexpr, KW: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr,
     DROPOUT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
@@ -86,7 +86,7 @@ def hidden_kernel(
     )
     if DROPOUT:
         draw_kept(
-            kept_ptr, seed_ptr, layer, keep_from,
+            kept_ptr, seed_ptr, layer, keep_from, first_pixel,
             offs_p=offs_p, mask_p=mask_p, first_f=first_n, F=F, BLOCK_F=BLOCK_N,
         )  # fmt: skip
 
@@ -220,6 +220,7 @@ def forward(
     taps: Taps,
     dropout: tuple[int, float],
     layer: int,
+    first_image: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """(y, h), (B, F, H, W) channels_last each.
 
@@ -247,6 +248,7 @@ def forward(
         seed_ptr=x if seed is None else seed, h_ptr=h, kept_ptr=x if kept is None else kept,
         n_pixels=count, height=rows, width=cols,
         steps=steps, steps0=steps0, steps1=steps1, layer=layer, keep_from=dropout[0],
+        first_pixel=first_image * rows * cols,
         F=f, S0=s0, S1=s1, DROPOUT=kept is not None,
         **taps.constants(), **arithmetic(x.dtype), **tiling.kernel_options(),
     )  # fmt: skip
@@ -330,11 +332,12 @@ def backward(
     taps: Taps,
     dropout: tuple[int, float],
     layer: int,
+    first_image: int = 0,
 ) -> list[Tensor]:
     """Gradients of x, the first five weights (nin_skip's bias has conv_in's), gains and skips."""
     f = x.shape[1]
     w_in, w_out, *nin = _pack_all(weights, gains, x.dtype)
-    kept = None if seed is None else draw(h, seed, layer, dropout[0])
+    kept = None if seed is None else draw(h, seed, layer, dropout[0], first_image)
     d_gates = empty_channels_last(x, 2 * f)  # A_0, G_0, A_1, ...
     out_sums, in_sums = _block_sums(x, 2 * f), _block_sums(x, f)
     _gate(h, kept, dropout[1], w_out, weights[3], grad_y, d_gates, out_sums, taps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import command, figures, measure, results, scale, write_docs
+from benchmarks import command, figures, measure, results, scale, scale_training, write_docs
 from dsmooth.machine import cpu_name
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -80,6 +81,25 @@ def test_many_workers_share_the_images() -> None:
     assert seconds(16 * 640, 64) == pytest.approx(seconds(16 * 10, 1))
     assert seconds(16 * 10, 1) == pytest.approx(10 * seconds(16, 1))
     assert seconds(17, 1) > seconds(16, 1) * 17 / 16  # a second sweep pays its waiting again
+
+
+def test_more_gpus_share_a_batch_and_pay_for_what_travels() -> None:
+    def seconds(gpus: int, images: int = 64, **assumed: float) -> float:
+        cluster = scale_training.Cluster(gpus, **assumed)
+        return scale_training.step_seconds(cluster, 5e10, 50_000_000, images)
+
+    free = {"inside": math.inf, "between": math.inf, "launches": 0.0}
+    assert seconds(64, **free) == pytest.approx(seconds(1))
+    assert seconds(1) < seconds(8) < seconds(16)
+    # Where nothing is left to hide behind, all that travels is waited for.
+    ring = 2 * 7 / 8 * 4 * 50_000_000 / 300e9
+    assert seconds(8, images=0, launches=0.0) == pytest.approx(ring)
+    assert seconds(8, images=0) == 0.07
+
+
+def test_the_page_has_what_the_model_of_training_gives() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "many_machines.md").read_text()
+    assert "\n".join(scale_training.rows()) in page
 
 
 def test_the_documents_are_what_the_results_give() -> None:

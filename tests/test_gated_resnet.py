@@ -231,7 +231,7 @@ def test_nothing_is_written_beside_the_outputs(
     inputs = {"x": x, **given.tensors()}
     kh, kw = KERNELS[shift]
     left, _, top, _ = padding_of(kh, kw, shift)
-    settings = (top, left, layer, 2**22, 2.0, 1, instruction_set)
+    settings = (top, left, layer, 0, 2**22, 2.0, 1, instruction_set)
     outputs = {name: written[name].inside for name in outputs}
     _extension.extension().gated_resnet_forward({**inputs, **outputs}, *settings)
     grads = {name: written[name].inside for name in GRADIENTS}
@@ -314,6 +314,33 @@ def test_dropout_factors_of_an_image_are_a_prefix_of_the_batch() -> None:
     seed = torch.tensor(9)
     batch = dropout_factors(torch.Size((3, 6, 5, 7)), 0.5, seed, 2)
     assert torch.equal(dropout_factors(torch.Size((1, 6, 5, 7)), 0.5, seed, 2), batch[:1])
+
+
+@pytest.mark.parametrize("impl", ["reference", pytest.param("native", marks=needs_extension)])
+def test_a_part_of_a_batch_has_the_dropout_of_the_batch(impl: str) -> None:
+    """Numbers of elements that do not divide by 4 too: 3 filters, 5x7 pixels."""
+    seed = torch.tensor(9)
+    batch = dropout_factors(torch.Size((5, 6, 5, 7)), 0.5, seed, 2)
+    case = make_case("down_right", (5, 5, 7), 3, (), 0.5)
+
+    def run(rows: slice, first_image: int) -> Tensor:
+        x = case.x[rows].float().requires_grad_()
+        conv_in, bias_in, conv_out, bias_out = (w.float() for w in case.weights)
+        settings = {"shift": "down_right", "dropout": 0.5, "seed": seed, "layer": 3, "impl": impl}
+        y = gated_resnet(
+            x, (conv_in, bias_in), (conv_out, bias_out), first_image=first_image, **settings
+        )
+        (grad,) = torch.autograd.grad(y.sum(), x)
+        return torch.stack([y.detach(), grad])
+
+    whole = run(slice(None), 0)
+    for first in range(5):
+        part = dropout_factors(torch.Size((2, 6, 5, 7)), 0.5, seed, 2, first)
+        assert torch.equal(part[: 5 - first], batch[first : first + 2])
+        rows = slice(first, first + 2)
+        torch.testing.assert_close(run(rows, first), whole[:, rows], rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="first_image must lie in 0"):
+        run(slice(None), -1)
 
 
 @needs_extension

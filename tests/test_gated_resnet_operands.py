@@ -57,7 +57,7 @@ def call(given: dict[str, Any], impl: Any = "auto") -> Tensor:
 
 
 def test_the_operands_are_those_of_the_table() -> None:
-    assert Operands._fields == (*TENSORS, "shift", "dropout", "layer")
+    assert Operands._fields == (*TENSORS, "shift", "dropout", "layer", "first_image")
 
 
 @needs_extension
@@ -68,7 +68,7 @@ def test_the_extension_was_built_with_the_same_table(direction: str) -> None:
         names += [*GRADIENTS, "grad_y"]
     function = getattr(_extension.extension(), f"gated_resnet_{direction}")
     with pytest.raises(ValueError, match=r"got \['bogus'\]") as error:
-        function({"bogus": torch.ones(1)}, 0, 0, 0, 0, 1.0)
+        function({"bogus": torch.ones(1)}, 0, 0, 0, 0, 0, 1.0)
     listed = str(error.value).removeprefix("tensors must be among ").split(", got ")[0]
     assert sorted(listed.split(", ")) == sorted(names)
 

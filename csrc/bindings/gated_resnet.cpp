@@ -66,10 +66,14 @@ GatedCall read_call(const py::dict& tensors, GatedDirection direction,
 }
 
 template <GatedDirection kDirection>
-void run(const py::dict& tensors, int pad_top, int pad_left, int64_t layer, uint32_t keep_from,
-         double scale, int threads, const std::string& instruction_set) {
+void run(const py::dict& tensors, int pad_top, int pad_left, int64_t layer, int64_t first_image,
+         uint32_t keep_from, double scale, int threads, const std::string& instruction_set) {
   if (!std::isfinite(scale)) {
     throw std::invalid_argument("scale must be finite, got " + std::to_string(scale));
+  }
+  if (first_image < 0 || first_image > INT32_MAX) {
+    throw std::invalid_argument("first_image must lie in 0 .. 2**31 - 1, got " +
+                                std::to_string(first_image));
   }
   std::vector<py::object> owners;
   GatedCall call = read_call(tensors, kDirection, owners);
@@ -79,6 +83,7 @@ void run(const py::dict& tensors, int pad_top, int pad_left, int64_t layer, uint
   call.dropout.active = seed != nullptr;
   call.dropout.seed = seed == nullptr ? 0 : *seed;
   call.dropout.layer = static_cast<uint32_t>(layer);
+  call.dropout.first_image = first_image;
   call.dropout.keep_from = keep_from;
   call.dropout.scale = scale;
   const py::gil_scoped_release release;
@@ -89,8 +94,8 @@ void run(const py::dict& tensors, int pad_top, int pad_left, int64_t layer, uint
 template <GatedDirection kDirection>
 void define(py::module_& module, const char* name, const char* doc) {
   module.def(name, &run<kDirection>, py::arg("tensors"), py::arg("pad_top"), py::arg("pad_left"),
-             py::arg("layer"), py::arg("keep_from"), py::arg("scale"), py::arg("threads") = 1,
-             py::arg("instruction_set") = "auto", doc);
+             py::arg("layer"), py::arg("first_image"), py::arg("keep_from"), py::arg("scale"),
+             py::arg("threads") = 1, py::arg("instruction_set") = "auto", doc);
 }
 
 }  // namespace
@@ -101,7 +106,8 @@ void register_gated_resnet(py::module_& module) {
       "Writes y and, where they are given, h and gates. tensors: by the names of the field table "
       "in dsmooth/functional/gated_resnet.def. pad_top, pad_left: rows and columns of zeros before "
       "the image. keep_from, scale: dropout keeps an element whose word >> 9 is at least the "
-      "first, times the second; none without a seed.");
+      "first, times the second; none without a seed. layer, first_image: where in the network and "
+      "in a larger batch, for the counters of dropout.");
   define<GatedDirection::kBackward>(module, "gated_resnet_backward",
                                     "Writes the gradients (grad_x, ...) of what is given, from "
                                     "grad_y and what the forward saved; "

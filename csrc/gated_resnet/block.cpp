@@ -247,8 +247,9 @@ class Block {
   }
 
   void draw_keep(int64_t first_pixel) {
-    P::write_keep(dropout_, first_pixel * plan_.f2, plan_.height * plan_.width * plan_.f2,
-                  buffers_.keep);
+    const int64_t pixels = plan_.height * plan_.width;
+    P::write_keep(dropout_, (dropout_.first_image * pixels + first_pixel) * plan_.f2,
+                  pixels * plan_.f2, buffers_.keep);
   }
   const Scalar* keep_row(int64_t r) const { return buffers_.keep + r * plan_.width * plan_.f2; }
 

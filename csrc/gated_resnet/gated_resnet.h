@@ -31,13 +31,14 @@ struct GatedShape {
   int all_skip_channels() const { return skip_channels[0] + skip_channels[1]; }
 };
 
-// An element of concat_elu(h), counted in (B, H, W, 2F) order, is kept if word >> 9 >= keep_from,
-// where word is number (element % 4) of the Philox block at counter (element / 4 low, high, layer,
-// Stream::kDropout).
+// An element of concat_elu(h), counted in (B, H, W, 2F) order from image `first_image` of a larger
+// batch on, is kept if word >> 9 >= keep_from, where word is number (element % 4) of the Philox
+// block at counter (element / 4 low, high, layer, Stream::kDropout).
 struct GatedDropout {
   bool active = false;
   uint64_t seed = 0;
   uint32_t layer = 0;
+  int64_t first_image = 0;
   uint32_t keep_from = 0;
   double scale = 1.0;  // of what is kept
 };

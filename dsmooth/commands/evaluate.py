@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .._version import __version__
 from ..data import SPLITS, ImageDataset, load_dataset
+from ..distributed import meet, process_group, rank_and_size
 from ..evaluate.classifier import (
     EPOCHS,
     accuracy,
@@ -51,12 +52,13 @@ def evaluate(options: BitsOptions | FrechetOptions | ClassifierOptions) -> None:
     """Carry out one command. Raises ValueError, OSError or ImportError for what does not fit."""
     use_threads(options.threads)
     check_output(options.out, (".safetensors",) if is_training(options) else (".json",))
-    if isinstance(options, BitsOptions):
-        evaluate_bits(options)
-    elif isinstance(options, FrechetOptions):
-        evaluate_frechet(options)
-    else:
-        make_classifier(options)
+    with process_group():
+        if isinstance(options, BitsOptions):
+            evaluate_bits(options)
+        elif isinstance(options, FrechetOptions):
+            evaluate_frechet(options)
+        elif rank_and_size()[0] == 0:  # nothing to share
+            make_classifier(options)
 
 
 def is_training(options: BitsOptions | FrechetOptions | ClassifierOptions) -> bool:
@@ -128,6 +130,8 @@ def evaluate_bits(options: BitsOptions) -> None:
             "weights_sha256": [weights_digest(plain)],
             **describe_scores(plain_scores),
         }
+    if rank_and_size()[0] > 0:
+        return
     write_json(options.out, result)
     print_bits(tables, dataset, scores)
     print(f"wrote {options.out}")
@@ -231,6 +235,8 @@ def evaluate_frechet(options: FrechetOptions) -> None:
         seed=options.seed,
         progress=progress,
     )
+    if rank_and_size()[0] > 0:
+        return
     warnings = list(result.warnings)
     if samples.diverged:
         warnings.append(f"{samples.diverged:,} samples with infinite values were left out")
@@ -285,6 +291,7 @@ def collect_samples(options: FrechetOptions) -> tuple[ImageSet, dict[str, Any]]:
     keep = options.keep or options.out.parent / name
     check_outputs([keep], count)
     sample_to_files(models, draw, [keep])
+    meet()
     return read_images(keep), how
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..distributed import process_group, rank_and_size
 from ..evaluate.probe import BLOCKS, PIXELS, check_data, probe_pair
 from ..evaluate.sources import choose_data
 from ..files import write_atomically
@@ -19,6 +20,11 @@ def probe(options: Probe) -> None:
     Raises ValueError for folders that are no pair, an `out` with probes of something else, and as
     `probe_pair` does.
     """
+    with process_group():
+        _probe(options)
+
+
+def _probe(options: Probe) -> None:
     use_threads(options.threads)
     pair = load_models(options.models).pair
     choice = choose_data(options.models, options.data, options.data_dir, None)
@@ -29,6 +35,8 @@ def probe(options: Probe) -> None:
     results = probe_pair(
         pair.to(default_device()), train_set, test_set, options.settings, out / "probes.json"
     )
+    if rank_and_size()[0] > 0:
+        return
     for name in ("noisy", "denoiser"):
         write_atomically(
             out / f"{name}.png", probe_png(results["accuracy"], name, transparent=False)

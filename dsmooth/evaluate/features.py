@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import to_float
+from ..distributed import dealt
 from ..files import read_tensors
 
 # The weights of the 2015 Inception network as pytorch-fid and torch-fidelity publish them, one and
@@ -112,7 +113,8 @@ def extract_features(
     """Features of images (N, C, H, W), bytes. N >= 1.
 
     progress: called with the number of images done. Raises ValueError for other images, and for a
-    network that returns something else than it should or values that are not finite.
+    network that returns something else than it should or values that are not finite. Under torchrun
+    each process applies the network to its batches, and all have all features.
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError(
@@ -122,8 +124,8 @@ def extract_features(
     if len(images) < 1 or batch_size < 1:
         raise ValueError(f"needs images and a batch_size of at least 1, got {len(images)} images")
     device = next(extractor.network.parameters(), torch.empty(0)).device
-    features, logits = [], []
-    for first in range(0, len(images), batch_size):
+
+    def apply(first: int) -> tuple[Tensor, Tensor | None]:
         batch = images[first : first + batch_size]
         f, g = extractor.apply(batch.to(device))
         if f.ndim != 2 or len(f) != len(batch) or (g is not None and len(g) != len(batch)):
@@ -132,11 +134,17 @@ def extract_features(
             )
         if not f.isfinite().all():
             raise ValueError(f"{extractor.name} returned features that are not finite")
-        features.append(f.float().cpu())
+        return f.float().cpu(), None if g is None else g.float().cpu()
+
+    features, logits = [], []
+    done = 0
+    for f, g in dealt(range(0, len(images), batch_size), apply):
+        features.append(f)
         if g is not None:
-            logits.append(g.float().cpu())
+            logits.append(g)
+        done += len(f)
         if progress:
-            progress(first + len(batch))
+            progress(done)
     return Features(torch.cat(features), torch.cat(logits) if logits else None)
 
 

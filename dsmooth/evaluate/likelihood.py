@@ -8,7 +8,7 @@ with.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..config import Likelihood
 from ..data import ImageDataset
+from ..distributed import dealt
 from ..functional import logistic_mixture_log_prob
 from ..nn import PixelCNNpp
 from ..pair import SmoothedPair
@@ -194,8 +195,9 @@ def score_pair(
             f"{dataset.image_size}"
         )
     trained_as = pair.denoiser.config.likelihood
-    parts: dict[str, list[Tensor]] = {}
-    for first, x in _batches(dataset, pair.noisy, limit, batch_size, progress):
+
+    def score(first: int, x: Tensor) -> dict[str, Tensor]:
+        """The rows (n_noise, B) of a batch."""
         columns: dict[str, list[Tensor]] = {}
         for repeat in range(n_noise):
             where = {"seed": seed, "first_index": first, "repeat": repeat}
@@ -215,9 +217,9 @@ def score_pair(
                 draw["continuous"] = density
             for name, values in draw.items():
                 columns.setdefault(name, []).append(values.double().cpu())
-        for name, draws in columns.items():
-            parts.setdefault(name, []).append(torch.stack(draws))
-    nats = {name: torch.cat(columns, dim=1) for name, columns in parts.items()}
+        return {name: torch.stack(draws) for name, draws in columns.items()}
+
+    nats = _score_batches(score, dataset, pair.noisy, limit, batch_size, progress)
     return Scores(
         nats["discretized"],
         dataset.images[0].numel(),
@@ -247,12 +249,12 @@ def score_plain(
             f'a plain model must have conditioning="none", got "{model.config.conditioning}"'
         )
     forms: set[Likelihood] = {"discretized", model.config.likelihood}
-    parts: dict[Likelihood, list[Tensor]] = {form: [] for form in forms}
-    for _, x in _batches(dataset, model, limit, batch_size, progress):
+
+    def score(first: int, x: Tensor) -> dict[str, Tensor]:
         params = model(x)
-        for form in forms:
-            parts[form].append(_log_prob(model, x, params, form).double().cpu())
-    nats = {form: torch.cat(rows)[None] for form, rows in parts.items()}
+        return {form: _log_prob(model, x, params, form).double().cpu()[None] for form in forms}
+
+    nats = _score_batches(score, dataset, model, limit, batch_size, progress)
     return Scores(nats["discretized"], dataset.images[0].numel(), continuous=nats.get("continuous"))
 
 
@@ -262,14 +264,19 @@ def _log_prob(model: PixelCNNpp, x: Tensor, params: Tensor, likelihood: Likeliho
     return logistic_mixture_log_prob(x, params, **mixture).double().sum((1, 2))
 
 
-def _batches(
+def _score_batches(
+    score: Callable[[int, Tensor], dict[str, Tensor]],
     dataset: ImageDataset,
     model: PixelCNNpp,
     limit: int | None,
     batch_size: int,
     progress: Progress | None,
-) -> Iterator[tuple[int, Tensor]]:
-    """(index of its first image, batch) of all images asked for, on the model's device."""
+) -> dict[str, Tensor]:
+    """The rows (R, N) of all images asked for, by what `score` calls them.
+
+    score(index of its first image, batch on the model's device) gives those of a batch. Under
+    torchrun each process scores its batches, and all have the rows of all.
+    """
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
     if batch_size < 1:
@@ -283,11 +290,20 @@ def _batches(
             f"{dataset.name} with {dataset.image_channels}"
         )
     parameter = model.head.bias
-    for first in range(0, n, batch_size):
+
+    def score_from(first: int) -> dict[str, Tensor]:
         x = dataset.batch(torch.arange(first, min(first + batch_size, n)))
-        yield first, x.to(parameter.device, parameter.dtype)
+        return score(first, x.to(parameter.device, parameter.dtype))
+
+    parts: dict[str, list[Tensor]] = {}
+    done = 0
+    for rows in dealt(range(0, n, batch_size), score_from):
+        for name, values in rows.items():
+            parts.setdefault(name, []).append(values)
+        done = min(done + batch_size, n)
         if progress:
-            progress(first + len(x))
+            progress(done)
+    return {name: torch.cat(columns, dim=1) for name, columns in parts.items()}
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from ..config import ProbeSettings, Split
 from ..data import ImageDataset
+from ..distributed import as_rank_0_has_it, dealt, meet, rank_and_size
 from ..files import read_json, write_json
 from ..models import weights_digest
 from ..nn import PixelCNNpp
@@ -65,7 +67,8 @@ def probe_pair(
     no name, so nothing is left however the call ends.
     replace_other: overwrite a result of other settings or weights.
     Raises ValueError for data without labels or of another shape than the pair's and for another
-    result in `path`, OSError where the disk has no room for the features.
+    result in `path`, OSError where the disk has no room for the features. Under torchrun all
+    processes call this; the result is rank 0's.
     """
     check_data(pair, train_set, test_set)
     splits: dict[Split, ImageDataset] = {
@@ -82,9 +85,12 @@ def probe_pair(
         results = {"unit": unit, "asked": asked, "accuracy": {}}
     probing = Probing(pair.smoothing, splits, settings, path.parent)
     for subject in probing.subjects(pair):
-        if subject.name not in results["accuracy"]:
-            results["accuracy"][subject.name] = probing.probe(subject)
-            write_json(path, results)
+        if as_rank_0_has_it(subject.name not in results["accuracy"]):
+            accuracy = probing.probe(subject)
+            if accuracy is not None:
+                results["accuracy"][subject.name] = accuracy
+                write_json(path, results)
+    meet()
     return results
 
 
@@ -206,8 +212,12 @@ class Probing:
         chosen = torch.cat((u, ul), 1) if stream == "both" else u if stream == "u" else ul
         return chosen.mean((2, 3)) if self.settings.pooling == "mean" else chosen
 
-    def probe(self, subject: Subject) -> dict[str, dict[str, Any]]:
-        """Write the features of all blocks to disk in one pass, then train each block's probe."""
+    def probe(self, subject: Subject) -> dict[str, dict[str, Any]] | None:
+        """Write the features of all blocks to disk in one pass, then train each block's probe.
+
+        Under torchrun each process computes its share of the features. Rank 0 collects them and
+        trains the probes; the others return None.
+        """
         total = sum(map(len, self.splits.values()))
         labels = {split: labels_of(data) for split, data in self.splits.items()}
         classes = 1 + max(int(values.max()) for values in labels.values())
@@ -218,6 +228,8 @@ class Probing:
                 rows["test"] = self.extract(
                     subject, "test", stack, shifted(done, len(labels["train"]))
                 )
+            if rank_and_size()[0] > 0:
+                return None
             results = {}
             steps = self.settings.epochs * len(labels["train"])
             with progress(f"probes of {subject.name}", steps * len(rows["train"])) as done:
@@ -244,8 +256,9 @@ class Probing:
         count = len(self.splits[split])
         files: dict[str, IO[bytes]] = {}
         widths: dict[str, int] = {}
-        for first in range(0, count, CALL_IMAGES):
-            rows = self.features(subject, first, split)
+        firsts = range(0, count, CALL_IMAGES)
+        of_call = partial(self.features, subject, split=split)
+        for first, rows in zip(firsts, dealt(firsts, of_call, to_all=False), strict=False):
             if not files:
                 widths = {name: values.shape[1] for name, values in rows.items()}
                 self.check_room(2 * sum(map(len, self.splits.values())) * sum(widths.values()))

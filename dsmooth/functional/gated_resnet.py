@@ -31,6 +31,7 @@ def gated_resnet(
     dropout: float = 0.0,
     seed: Tensor | None = None,
     layer: int = 0,
+    first_image: int = 0,
     impl: Impl = "auto",
 ) -> Tensor:
     """x + A * sigmoid(G), where (A, G) come from two convolutions with concat_elu before each.
@@ -44,8 +45,8 @@ def gated_resnet(
     neither. gains: none, or g (D,) of each of these convolutions, whose weights are then v of a
     weight norm w = g v / |v| per output filter. dropout: the probability of an element of
     concat_elu(h) to be zeroed, a function of `seed` (int64, no dimensions; by default drawn from
-    torch's generator), `layer` and the
-    element's place alone: the same in every implementation (see `dropout_factors`). With
+    torch's generator), `layer` and the element's place alone: the same in every implementation (see
+    `dropout_factors`). first_image: where x begins in a larger batch whose dropout it shares. With
     probability 0 nothing is drawn. Returns (B, F, H, W), in the autocast dtype under autocast.
 
     impl: "native" is the C++ extension on the CPU, for float32, float64 and bfloat16; "triton" the
@@ -63,14 +64,14 @@ def gated_resnet(
     weights = _by_name(conv_in, conv_out, nin_skip, gains)
     autocast = autocast_dtype(x)
     dtype = autocast or x.dtype
-    _check(x, skips, weights, seed, shift, dropout)
+    _check(x, skips, weights, seed, shift, dropout, first_image)
     if dropout > 0 and seed is None:
         seed = draw_seed(x.device)
     chosen = _choose(impl, x, dtype, skips, conv_in[0])
     if chosen == "reference":
         return gated_resnet_ref(
             x, conv_in, conv_out, skip, nin_skip, gains=gains,
-            shift=shift, dropout=dropout, seed=seed, layer=layer,
+            shift=shift, dropout=dropout, seed=seed, layer=layer, first_image=first_image,
         )  # fmt: skip
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     if autocast is not None or dtype != exact:
@@ -78,6 +79,7 @@ def gated_resnet(
         weights = {name: w if w is None else w.to(exact) for name, w in weights.items()}
     first, second = (*skips, None, None)[:MAX_SKIPS]
     settings: dict[str, Any] = {"shift": shift, "dropout": float(dropout), "layer": layer}
+    settings["first_image"] = first_image
     weights["seed"] = seed if dropout > 0 else None
     given = Operands(skip=first, skip_2=second, **weights, **settings)
     if chosen == "triton":
@@ -99,10 +101,12 @@ def gated_resnet_ref(
     dropout: float = 0.0,
     seed: Tensor | None = None,
     layer: int = 0,
+    first_image: int = 0,
 ) -> Tensor:
     """The reference of `gated_resnet`, line for line the equation. Raises as that does."""
     skips = () if skip is None else skip if isinstance(skip, tuple) else (skip,)
-    _check(x, skips, _by_name(conv_in, conv_out, nin_skip, gains), seed, shift, dropout)
+    weights = _by_name(conv_in, conv_out, nin_skip, gains)
+    _check(x, skips, weights, seed, shift, dropout, first_image)
     if gains:
         conv_in, conv_out = _folded(conv_in, gains[0]), _folded(conv_out, gains[1])
         nin_skip = nin_skip and _folded(nin_skip, gains[2])
@@ -113,7 +117,7 @@ def gated_resnet_ref(
     h = concat_elu(h)
     if dropout > 0:
         seed = draw_seed(x.device) if seed is None else seed
-        factors = dropout_factors(h.shape, dropout, seed, layer).to(h.dtype)
+        factors = dropout_factors(h.shape, dropout, seed, layer, first_image).to(h.dtype)
         h = torch.where(factors > 0, h * factors, 0)
     a, g = torch.chunk(shifted_conv2d_ref(h, *conv_out, shift=shift), 2, dim=1)
     return x + a * torch.sigmoid(g)
@@ -126,6 +130,7 @@ def _check(
     seed: Tensor | None,
     shift: Shift,
     dropout: float,
+    first_image: int,
 ) -> None:
     if not x.is_floating_point():
         raise ValueError(f"x must be of a floating-point dtype, got {x.dtype}")
@@ -134,6 +139,8 @@ def _check(
     check_kernel(weights["conv_in"], shift, "conv_in")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
+    if not 0 <= first_image < 2**31:
+        raise ValueError(f"first_image must lie in 0 .. 2**31 - 1, got {first_image}")
 
 
 def _folded(conv: Affine, gain: Tensor) -> Affine:

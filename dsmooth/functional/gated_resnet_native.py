@@ -143,19 +143,20 @@ def _dense(x: Tensor, given: Operands) -> dict[str, Any]:
     return tensors
 
 
-def _settings(given: Operands) -> tuple[int, int, int, int, float, int]:
-    """pad_top, pad_left, layer, keep_from, scale and threads of the extension's functions."""
+def _settings(given: Operands) -> tuple[int, int, int, int, int, float, int]:
+    """pad_top, pad_left, layer, first_image, keep_from, scale and threads for the extension."""
     taps = taps_of(given.conv_in, given.shift)
     least, scale = given.dropout_numbers()
-    return taps.top, taps.left, given.layer, least, scale, torch.get_num_threads()
+    place = given.layer, given.first_image
+    return taps.top, taps.left, *place, least, scale, torch.get_num_threads()
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, *tensors, shift, dropout, layer, _save, ctx.instruction_set = inputs
+    x, *tensors, shift, dropout, layer, first_image, _save, ctx.instruction_set = inputs
     _, h, gates = output
     ctx.mark_non_differentiable(h, gates)
     ctx.set_materialize_grads(False)
-    ctx.settings = shift, dropout, layer
+    ctx.settings = shift, dropout, layer, first_image
     ctx.save_for_backward(x, h, gates, *tensors)
 
 

@@ -62,7 +62,7 @@ SCHEMA = ", ".join(
             f"Tensor{'' if FIELDS[name].needed and not FIELDS[name].conditions else '?'} {name}"
             for name in TENSORS
         ),
-        "str shift, float dropout, int layer",
+        "str shift, float dropout, int layer, int first_image",
     ]
 )
 
@@ -106,6 +106,7 @@ class Operands(NamedTuple):
     shift: str
     dropout: float
     layer: int
+    first_image: int = 0
 
     def tensors(self) -> dict[str, Any]:
         """The tensors by name, None for those that are absent."""

@@ -102,7 +102,8 @@ def _lists(given: Operands) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def _numbers(given: Operands) -> tuple[Any, ...]:
-    return taps_of(given.conv_in, given.shift), given.dropout_numbers(), given.layer
+    taps = taps_of(given.conv_in, given.shift)
+    return taps, given.dropout_numbers(), given.layer, given.first_image
 
 
 def _empty_like(name: str, tensor: Tensor) -> Tensor:
@@ -115,11 +116,11 @@ def _empty_like(name: str, tensor: Tensor) -> Tensor:
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, *tensors, shift, dropout, layer = inputs
+    x, *tensors, shift, dropout, layer, first_image = inputs
     _, h = output
     ctx.mark_non_differentiable(h)
     ctx.set_materialize_grads(False)
-    ctx.settings = shift, dropout, layer
+    ctx.settings = shift, dropout, layer, first_image
     ctx.save_for_backward(x, h, *tensors)
 
 

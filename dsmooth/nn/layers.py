@@ -143,13 +143,20 @@ class GatedResnet(nn.Module):
         self.conv_out = ShiftedConv2d(2 * n_filters, 2 * n_filters, kernel_size, shift=shift)
 
     def forward(
-        self, x: Tensor, skip: Skip = None, *, seed: Tensor | None = None, layer: int | None = None
+        self,
+        x: Tensor,
+        skip: Skip = None,
+        *,
+        seed: Tensor | None = None,
+        layer: int | None = None,
+        first_image: int = 0,
     ) -> Tensor:
         """(B, F, H, W), skip (B, skip_channels, H, W) or its parts -> (B, F, H, W).
 
         seed: of the dropout, int64 without dimensions; drawn from torch's generator if None.
         layer: its own number if None. A network passes the number all the same: to torch.compile an
         argument is a variable; an attribute is a constant, with which each one is compiled anew.
+        first_image: where x begins in a larger batch whose dropout it shares.
         """
         convs = [self.conv_in, self.conv_out] + ([self.nin_skip] if self.nin_skip else [])
         (conv_in, conv_out, *nin) = [(conv.weight_v, conv.bias) for conv in convs]
@@ -164,6 +171,7 @@ class GatedResnet(nn.Module):
             dropout=self.dropout if self.training else 0.0,
             seed=seed,
             layer=self.layer if layer is None else layer,
+            first_image=first_image,
         )
 
     def initialize(self, x: Tensor, skip: Skip = None) -> None:

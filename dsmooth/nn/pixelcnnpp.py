@@ -57,11 +57,11 @@ class ContextEncoder(nn.Module):
         self.nin_u = Nin(width, f)
         self.nin_ul = Nin(width, f)
 
-    def forward(self, context: Tensor, seed: Tensor | None = None) -> Streams:
-        """(B, C, H, W) -> e_u and e_ul, each (B, F, H, W); seed: of the dropout."""
+    def forward(self, context: Tensor, seed: Tensor | None = None, first_image: int = 0) -> Streams:
+        """(B, C, H, W) -> e_u and e_ul, each (B, F, H, W); seed, first_image: of the dropout."""
         e = self.stem(_with_ones(context))
         for layer in self.layers:
-            e = layer(e, seed=seed, layer=layer.layer)
+            e = layer(e, seed=seed, layer=layer.layer, first_image=first_image)
         return self.nin_u(e), self.nin_ul(e)
 
 
@@ -102,24 +102,33 @@ class PixelCNNpp(nn.Module):
             layer.layer = number
 
     def forward(
-        self, x: Tensor, context: Tensor | None = None, seed: Tensor | None = None
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        seed: Tensor | None = None,
+        first_image: int = 0,
     ) -> Tensor:
         """Mixture parameters of every pixel.
 
         x: (B, C, H, W) in [-1, 1] (noisy images go beyond), H and W multiples of 4.
         context: like x, for a conditioned model only. seed: of the dropout, int64 without
-        dimensions; in training, drawn from torch's generator if None. Returns (B, P, H, W) for x
-        alone: logits, then means, log-scales and coefficients per colour, as in docs/math.md,
-        section 1.
+        dimensions; in training, drawn from torch's generator if None. first_image: where x begins
+        in a larger batch whose dropout it shares. Returns (B, P, H, W) for x alone: logits, then
+        means, log-scales and coefficients per colour, as in docs/math.md, section 1.
 
         Raises ValueError for a wrong shape and for a context missing or superfluous, TypeError for
         a wrong dtype.
         """
         seed = self._draw_seed(x) if seed is None else seed
-        return self.decode(x, self.encode_context(x, context, seed), seed)
+        encoded = self.encode_context(x, context, seed, first_image)
+        return self.decode(x, encoded, seed, first_image)
 
     def encode_context(
-        self, x: Tensor, context: Tensor | None, seed: Tensor | None = None
+        self,
+        x: Tensor,
+        context: Tensor | None,
+        seed: Tensor | None = None,
+        first_image: int = 0,
     ) -> Encoded:
         """Check `x` against `context` and return what `decode` needs of the latter.
 
@@ -129,15 +138,18 @@ class PixelCNNpp(nn.Module):
         """
         self._check(x, context)
         if self.encoder is not None and context is not None:
-            return self.encoder(context, self._draw_seed(x) if seed is None else seed)
+            seed = self._draw_seed(x) if seed is None else seed
+            return self.encoder(context, seed, first_image)
         return context
 
-    def decode(self, x: Tensor, encoded: Encoded, seed: Tensor | None = None) -> Tensor:
+    def decode(
+        self, x: Tensor, encoded: Encoded, seed: Tensor | None = None, first_image: int = 0
+    ) -> Tensor:
         """`forward` for an encoded context, which a sampler computes once for many calls.
 
-        seed: as of `encode_context`, and the same.
+        seed, first_image: as of `encode_context`, and the same.
         """
-        _, ul = self._streams(x, encoded, seed)[-1]
+        _, ul = self._streams(x, encoded, seed, first_image)[-1]
         ul = ul[:, :, -x.shape[2] :]
         # Rounded to bfloat16, a log-scale or a logit would be off by more than it can learn.
         with without_autocast(ul.device.type):
@@ -207,9 +219,12 @@ class PixelCNNpp(nn.Module):
         """A seed for the dropout of one forward, None where nothing is dropped."""
         return draw_seed(x.device) if self.training and self.config.dropout > 0 else None
 
-    def _streams(self, x: Tensor, encoded: Encoded, seed: Tensor | None) -> list[Streams]:
+    def _streams(
+        self, x: Tensor, encoded: Encoded, seed: Tensor | None, first_image: int = 0
+    ) -> list[Streams]:
         """The six block outputs; for "stack" those of both images."""
         seed = self._draw_seed(x) if seed is None else seed
+        dropout: dict[str, Any] = {"seed": seed, "first_image": first_image}
         e_u: Tensor | None = None
         e_ul: Tensor | None = None
         if isinstance(encoded, tuple):
@@ -226,8 +241,8 @@ class PixelCNNpp(nn.Module):
         stack: list[Streams] = [(u, ul)]
         for i, block in enumerate(cast("Iterable[_Block]", self.up)):
             for res_u, res_ul in block:
-                u = res_u(u, seed=seed, layer=res_u.layer)
-                ul = res_ul(ul, u, seed=seed, layer=res_ul.layer)
+                u = res_u(u, layer=res_u.layer, **dropout)
+                ul = res_ul(ul, u, layer=res_ul.layer, **dropout)
                 stack.append((u, ul))
             outputs.append((u, ul))
             if i < 2:
@@ -238,8 +253,8 @@ class PixelCNNpp(nn.Module):
         for i, block in enumerate(cast("Iterable[_Block]", self.down)):
             for res_u, res_ul in block:
                 skip_u, skip_ul = stack.pop()
-                u = res_u(u, skip_u, seed=seed, layer=res_u.layer)
-                ul = res_ul(ul, (u, skip_ul), seed=seed, layer=res_ul.layer)
+                u = res_u(u, skip_u, layer=res_u.layer, **dropout)
+                ul = res_ul(ul, (u, skip_ul), layer=res_ul.layer, **dropout)
             outputs.append((u, ul))
             if i < 2:
                 u, ul = self.upsize_u[i](u), self.upsize_ul[i](ul)

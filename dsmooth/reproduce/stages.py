@@ -16,6 +16,7 @@ from torch import Tensor
 from ..config import Method, ProbeSettings, ReproductionStage, Role
 from ..data import ImageDataset, to_bytes
 from ..data.npz import read_npz
+from ..distributed import meet, rank_and_size
 from ..evaluate.comparison import collect_statistics, compare_images
 from ..evaluate.features import extract_features, make_extractor
 from ..evaluate.likelihood import (
@@ -86,8 +87,10 @@ def stored_or(
     """The result in `path` if it is the one asked for, else that of `compute`, written there.
 
     Mode "read" takes any result that is there, whatever its sizes, unless it is of other weights;
-    it gives None where there is none.
+    it gives None where there is none. Under torchrun all processes compute together, and rank 0
+    writes.
     """
+    meet()  # nobody writes while another looks
     stored = read_json(path) if path.exists() else None
     theirs = stored.get("asked", {}) if stored else {}
     if mode == "read":
@@ -96,7 +99,8 @@ def stored_or(
     if mode == "go on" and stored and theirs == asked:
         return stored
     result = {"asked": dict(asked), **compute()}
-    write_json(path, result)
+    if rank_and_size()[0] == 0:
+        write_json(path, result)
     return result
 
 
@@ -121,6 +125,7 @@ def draw_all(
     In mode "read" only those are there that are in `folder`.
     """
     folder.mkdir(exist_ok=True)
+    meet()
     pair, plain = models.pair, models.plain
     sampler = PairSampler(pair)
     pictures: dict[str, Tensor] = {}
@@ -192,10 +197,13 @@ def draw_or_read(
         chunks = draw_in_chunks(
             draw_part, draw, image_shape=image_shape, chunk=CHUNK, progress=done
         )
-        x = torch.cat([images.cpu() for _, images in chunks])
-    write_images(array, x, draw, asked)
-    save_grid(visible(x[:GRID_IMAGES]), picture)
-    return x
+        parts = [images.cpu() for _, images in chunks]
+    if rank_and_size()[0] == 0:
+        x = torch.cat(parts)
+        write_images(array, x, draw, asked)
+        save_grid(visible(x[:GRID_IMAGES]), picture)
+    meet()
+    return x if x is not None else read_drawn(array, asked)
 
 
 def read_drawn(path: Path, asked: Mapping[str, Any]) -> Tensor | None:
@@ -333,6 +341,7 @@ def probe_all(
         return {"skipped": "the images have no labels"}
     if mode == "redo":
         path.unlink(missing_ok=True)
+        meet()
     return probe_pair(models.pair, train_set, test_set, settings, path, replace_other=True)
 
 

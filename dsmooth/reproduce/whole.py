@@ -6,6 +6,7 @@ and report.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ from torch import Tensor
 
 from ..config import ReproductionStage, flatten
 from ..data import ImageDataset
+from ..distributed import as_rank_0_has_it, meet, process_group, rank_and_size
 from ..evaluate.features import make_extractor
 from ..files import lock_folder, read_json, write_json
 from ..machine import default_device, use_threads
 from ..models import Models, load_models
 from ..report.page import advice, bound_sentence, write_report
 from ..runs import RunFolder
+from ..train import train
 from ..train.loop import catch_signals, load_data
 from ..train.side_by_side import train_side_by_side
 from .plan import Given, Plan
@@ -56,9 +59,20 @@ def reproduce(
     again and no other; the report has what is there. threads: CPU threads, None for torch's
     setting.
     Returns the exit status: 0, or 128 + the signal's number if it was stopped; the same call then
-    goes on. Raises ValueError for a folder that holds something else and whatever data, settings
-    and runs raise.
+    goes on. Under torchrun all processes work together in every stage, and rank 0 writes. Raises
+    ValueError for a folder that holds something else and whatever data, settings and runs raise.
     """
+    with process_group():
+        return _reproduce(out, plan, sizes, only, threads)
+
+
+def _reproduce(
+    out: Path,
+    plan: Plan | Given,
+    sizes: Sizes | None,
+    only: ReproductionStage | None,
+    threads: int | None,
+) -> int:
     sizes = sizes or Sizes()
     use_threads(threads)
     if only not in (None, *STAGES):
@@ -66,14 +80,19 @@ def reproduce(
     if sizes.extractor != "auto":
         make_extractor(sizes.extractor)  # a mistake is reported before any work
     place = default_device()
+    first = rank_and_size()[0] == 0
+    say_how_to_use_all_gpus()
     if isinstance(plan, Given):
         models = load_models(plan.folders).to(place)
         train_set, test_set = plan.load_data(models)
-        claim_folder(out, plan.description(models, test_set))
+        description = plan.description(models, test_set)
     else:
         train_set, test_set = load_data(next(iter(plan.configs.values())))
-        claim_folder(out, plan.description())
-    with lock_folder(out, _HOLDER) as lock:
+        description = plan.description()
+    if first:
+        claim_folder(out, description)
+    meet()
+    with lock_folder(out, _HOLDER) if first else contextlib.nullcontext(0) as lock:
         if isinstance(plan, Plan):
             interrupted = train_all(out, plan, test_set, lock, only)
             if interrupted:
@@ -85,6 +104,8 @@ def reproduce(
         except KeyboardInterrupt:
             print(f"\nstopped; what is done is in {out}; repeat the same command to go on")
             return 130
+        if not first:
+            return 0
 
         results = collect(plan.name, plan.budget, plan.seed, models, train_set, test_set, samples)
         results |= measured
@@ -175,6 +196,8 @@ def train_all(
             f"--only {only} needs trained models, and {' and '.join(untrained)} in {out} "
             f"{'is' if len(untrained) == 1 else 'are'} not: repeat the command without --only first"
         )
+    if rank_and_size()[1] > 1:
+        return train_together(out, plan)
     cores = torch.get_num_threads()
     with catch_signals() as stop:
         for group in plan.groups:
@@ -201,6 +224,33 @@ def train_all(
             if interrupted:
                 return interrupted
     return None
+
+
+def train_together(out: Path, plan: Plan) -> int | None:
+    """Train one model after the other, each by all processes; otherwise as `train_all`.
+
+    Models that would be trained side by side share the minutes of their budget.
+    """
+    for group in plan.groups:
+        for config in group:
+            run = RunFolder(out / config.role)
+            if as_rank_0_has_it(run.is_finished()):
+                continue
+            minutes = None if config.budget is None else config.budget / len(group)
+            result = train(replace(config, budget=minutes), run.path, resume=run.can_resume())
+            if result.interrupted:
+                return result.interrupted
+    return None
+
+
+def say_how_to_use_all_gpus() -> None:
+    """One line where there are several GPUs and one process."""
+    count = torch.cuda.device_count()
+    if count > 1 and rank_and_size()[1] == 1:
+        print(
+            f"this machine has {count} GPUs, and one process uses one of them; to use all: "
+            f"torchrun --nproc-per-node {count} -m dsmooth reproduce ..."
+        )
 
 
 def summarise(out: Path, results: dict[str, Any]) -> None:

@@ -9,16 +9,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import torch
+
 from ..config import TrainConfig, flatten
 from ..data import ImageDataset, load_dataset
-from ..distributed import agree, as_rank_0_has_it, process_group, rank_and_size
+from ..distributed import agree, as_rank_0_has_it, meet, process_group, rank_and_size
 from ..files import lock_folder, save_weights
-from ..machine import use_threads
+from ..machine import default_device, use_threads
 from ..runs import RunFolder
 from .checkpoint import load_checkpoint, save_checkpoint, stored_images
 from .held_out import evaluate, loss_name, sample_grid
 from .log import RunLog
-from .ranks import is_restarted, training_device
+from .ranks import is_restarted
 from .state import TrainState, resolve_precision
 from .watch import Watch
 
@@ -69,7 +71,9 @@ def _train(
     else:
         check_new_run(run)
     train_set, test_set = load_data(config)
-    device = training_device()
+    device = torch.device(default_device())
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     config = replace(config, precision=resolve_precision(config, device))
     state = TrainState(config, train_set, device)
     writes = rank_and_size()[0] == 0
@@ -138,7 +142,7 @@ def _loop(
         bits = _score(state, test_set, run, log)
     if log:
         log.finished(state.images_seen)
-    as_rank_0_has_it(0)  # the others leave when all is written
+    meet()  # the others leave when all is written
     return TrainResult(state.images_seen, bits)
 
 

@@ -19,15 +19,6 @@ from ..config import TrainConfig
 from ..distributed import EXCHANGE, rank_and_size
 
 
-def training_device() -> torch.device:
-    """A CUDA device, under torchrun that of LOCAL_RANK, where there is one; else the CPU."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
-    torch.cuda.set_device(device)
-    return device
-
-
 def is_restarted() -> bool:
     """Whether torchrun started this process again after a failure (--max-restarts)."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
@@ -64,7 +55,6 @@ def share_gradients(model: nn.Module, config: TrainConfig, device: torch.device)
         # torch's static graph and its no_sync do not go together (2.15: an internal assertion).
         static_graph=config.accumulate == 1,
         gradient_as_bucket_view=True,
-        broadcast_buffers=False,
     )
 
 

@@ -145,7 +145,8 @@ class TrainState:
                     params = self.network(
                         x[rows],
                         None if context is None else context[rows],
-                        None if seed is None else seed + self.first_row + first,
+                        seed,
+                        self.first_row + first,
                     )
                     log_p = self.model.log_prob_given(x[rows], params)
                 part_loss = -log_p.sum() / (math.log(2) * x.numel())

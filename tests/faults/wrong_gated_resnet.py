@@ -25,13 +25,15 @@ from tests.faults.harness import Arguments, Target, guarded, run
 from tests.helpers.gated_cases import make_case, operands
 
 EXTENSION = _extension.extension()
-SETTINGS = ("pad_top", "pad_left", "layer", "keep_from", "scale", "threads", "instruction_set")
+PLACE = ("layer", "first_image")
+SETTINGS = ("pad_top", "pad_left", *PLACE, "keep_from", "scale", "threads", "instruction_set")
 DROPOUT = 0.5
 LAYERS = [-1, 2**31, 2**70, 1.5, "x"]
 VALUES: dict[str, list[Any]] = {
     "pad_top": [-1, 0, 2, 2**20, 2**40],
     "pad_left": [-1, 0, 3, 2**20, 2**40],
     "layer": LAYERS,
+    "first_image": [-1, 3, 2**31, 2**70, 1.5],
     "keep_from": [-1, 0, 1, 2**40, 0.5],
     "scale": [0.0, float("nan"), "x"],
     "threads": [0, -3, 2, 10**9, 2**40],
@@ -73,14 +75,14 @@ def _weights(given: Arguments, name: str, gain: str) -> Tensor:
 
 def _block(
     given: Arguments,
-    numbers: tuple[int, int, int, int, float],
+    numbers: tuple[int, int, int, int, int, float],
     saved: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, h and the gates, line for line the equation; of tensors that fit, else it raises.
 
     saved: values that h and the gates have instead, with gradients as if they were computed.
     """
-    top, left, layer, least, scale = numbers
+    top, left, layer, first_image, least, scale = numbers
     x = given["x"]
     kh, kw = given["conv_in"].shape[2:]
 
@@ -110,7 +112,7 @@ def _block(
     if seed is not None:
         assert seed.dtype == torch.int64
         assert seed.shape == ()
-        kept = dropout_factors(e.shape, least / 2**23, seed, layer) > 0
+        kept = dropout_factors(e.shape, least / 2**23, seed, layer, first_image) > 0
         e = torch.where(kept, e * scale, 0)
     gates = conv(e, _weights(given, "conv_out", "gain_out"), given["bias_out"])
     if saved is not None:
@@ -143,17 +145,19 @@ def _is_float(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def _numbers(given: Arguments) -> tuple[int, int, int, int, float]:
+def _numbers(given: Arguments) -> tuple[int, int, int, int, int, float]:
+    assert 0 <= given.get("first_image", 0) < 2**31
     if "shift" not in given:
-        names = ("pad_top", "pad_left", "layer", "keep_from", "scale")
-        top, left, layer, least, scale = (given[name] for name in names)
+        names = ("pad_top", "pad_left", *PLACE, "keep_from", "scale")
+        top, left, layer, first_image, least, scale = (given[name] for name in names)
         kh, kw = given["conv_in"].shape[2:]
         assert 0 <= top < kh
         assert 0 <= left < kw
-        return top, left, layer, least, scale
+        return top, left, layer, first_image, least, scale
     assert 0 <= given["dropout"] < 1
     top, left = _taps(given)
-    return top, left, given["layer"], keep_from(given["dropout"]), 1 / (1 - given["dropout"])
+    place = given["layer"], given.get("first_image", 0)
+    return top, left, *place, keep_from(given["dropout"]), 1 / (1 - given["dropout"])
 
 
 def _with_gradients(y: Tensor, inputs: Arguments, given: Arguments) -> list[Tensor]:
@@ -245,12 +249,12 @@ def _public(given: Arguments) -> list[Tensor]:
 
 
 def _settings_of_op() -> Arguments:
-    return {"shift": "down", "dropout": DROPOUT, "layer": 3}
+    return {"shift": "down", "dropout": DROPOUT, "layer": 3, "first_image": 0}
 
 
 def _settings_of_extension() -> Arguments:
     least, scale = keep_from(DROPOUT), 1 / (1 - DROPOUT)
-    numbers = (1, 1, 3, least, scale, 1, "auto")
+    numbers = (1, 1, 3, 0, least, scale, 1, "auto")
     return dict(zip(SETTINGS, numbers, strict=True))
 
 

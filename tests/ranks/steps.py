@@ -1,4 +1,4 @@
-"""steps.py OUT SETTINGS...: some steps of each of these trainings, as one rank of those it is among.
+"""steps.py OUT SETTINGS...: a few steps of each of these trainings, by this rank.
 
 Rank 0 writes losses, gradients' norms and weights of number i into OUT/i.pt.
 """

@@ -1,0 +1,214 @@
+"""Several processes train, measure and probe as one does."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dsmooth import distributed
+from dsmooth.config import TrainConfig
+from dsmooth.files import read_tensors
+from dsmooth.runs import RunFolder
+from dsmooth.train import graph, train
+from dsmooth.train.ranks import share_of_batch
+from tests.helpers.rank_processes import COMMAND, run_script, start_ranks
+from tests.helpers.tiny_pairs import tiny_pair
+from tests.helpers.tiny_runs import ROLES, tiny
+
+SCRIPTS = Path(__file__).with_name("ranks")
+TINY = [
+    "--n-filters=4",
+    "--n-resnet=1",
+    "--n-mix=2",
+    "--dropout=0.3",
+    "--batch-size=8",
+    "--evaluations=1",
+    "--evaluation-images=8",
+    "--warmup-images=16",
+    "--precision=float32",
+    "--threads=1",
+]
+
+
+def settings_of(config: TrainConfig) -> str:
+    return json.dumps(asdict(config))
+
+
+def test_the_same_steps_for_any_number_of_ranks(tmp_path: Path) -> None:
+    """1, 2 and 3 ranks: the same images, noise and dropout; other sums."""
+    configs = [
+        tiny(role, batch_size=12, images=120, accumulate=accumulate, clip_norm=1.0)
+        for role, accumulate in zip(ROLES, (1, 2, 1), strict=True)
+    ]
+    for size in (1, 2, 3):
+        out = tmp_path / str(size)
+        out.mkdir()
+        script = SCRIPTS / "steps.py"
+        run_script(script, size, [str(out), *map(settings_of, configs)], tmp_path)
+    for number in range(len(configs)):
+        one = torch.load(tmp_path / "1" / f"{number}.pt")
+        for size in (2, 3):
+            losses, norms, tensors = torch.load(tmp_path / str(size) / f"{number}.pt")
+            assert losses == pytest.approx(one[0], rel=1e-6)
+            assert norms == pytest.approx(one[1], rel=1e-5)
+            for name, tensor in one[2].items():
+                torch.testing.assert_close(tensors[name], tensor, rtol=0, atol=1e-5, msg=name)
+
+
+def test_accumulation_is_the_same_run(tmp_path: Path) -> None:
+    """With dropout, which belongs to the batch and not to its parts."""
+    tensors = []
+    for accumulate in (1, 2, 4):
+        run = RunFolder(tmp_path / str(accumulate))
+        train(tiny(accumulate=accumulate, evaluation_images=2), run.path)
+        tensors.append(load_file(run.checkpoint))
+    for name, tensor in tensors[0].items():
+        for other in tensors[1:]:
+            torch.testing.assert_close(other[name], tensor, rtol=0, atol=1e-5, msg=name)
+
+
+@pytest.mark.quick
+def test_a_batch_that_does_not_divide_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert share_of_batch(tiny(batch_size=12)) == (8, 4)
+    with pytest.raises(ValueError, match=r"8 does not divide among 3 .* accumulate=1: take 6 or 9"):
+        share_of_batch(tiny(batch_size=8))
+    with pytest.raises(ValueError, match=r"accumulate=2: take 6$"):
+        share_of_batch(tiny(batch_size=4, accumulate=2))
+    assert "several processes" in str(graph.graph_obstacle(tiny(), torch.device("cuda:0")))
+
+
+@pytest.mark.quick
+def test_dealt_work_is_the_work_of_one() -> None:
+    assert list(distributed.dealt(range(3), lambda i: i * i)) == [0, 1, 4]
+    assert distributed.agree(3, 4) == [3, 4]
+
+
+# ---- faults -----------------------------------------------------------------------------------
+
+
+def torchrun(arguments: Sequence[str], folder: Path, *options: str) -> subprocess.Popen[str]:
+    """torchrun with two processes on this machine."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*start, *options, "--no-python", sys.executable, "-c", COMMAND, *arguments]
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def wait_for(what: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not what():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def images_saved(run: RunFolder) -> int:
+    if not run.checkpoint.exists() or not run.config.exists():
+        return 0
+    return int(read_tensors(run.checkpoint)[1]["images_seen"])
+
+
+def children_of(process: int) -> list[int]:
+    text = Path(f"/proc/{process}/task/{process}/children").read_text()
+    return [int(word) for word in text.split()]
+
+
+def rank_of(process: int) -> str:
+    variables = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+    return next(v[5:].decode() for v in variables if v.startswith(b"RANK="))
+
+
+def test_a_killed_rank_ends_the_others_and_a_restart_goes_on(tmp_path: Path) -> None:
+    """To the weights of the run that nobody killed, bit for bit."""
+    common = ["train", "noisy", *TINY, "--images=160", "--checkpoint-minutes=1e-9"]
+    whole = torchrun([*common, "--out=whole"], tmp_path)
+    killed = torchrun([*common, "--out=killed"], tmp_path, "--max-restarts=1")
+    run = RunFolder(tmp_path / "killed")
+    wait_for(lambda: images_saved(run) >= 16, killed)
+    (victim,) = (child for child in children_of(killed.pid) if rank_of(child) == "1")
+    os.kill(victim, signal.SIGKILL)
+    _, errors = killed.communicate(timeout=300)
+    assert killed.returncode == 0, errors
+    lost = re.findall(r"dsmooth: error: rank 0: another process ended or did not answer.*", errors)
+    assert len(lost) <= 1  # torchrun may have been quicker
+    assert "Traceback (most recent call last)" not in errors
+    starts = [entry for entry in run.read_log() if entry["event"] == "start"]
+    assert len(starts) == 2
+    assert starts[1]["images"] >= 16
+    _, errors = whole.communicate(timeout=300)
+    assert whole.returncode == 0, errors
+    for name in ("checkpoint", "weights"):
+        mine = load_file(getattr(run, name))
+        theirs = load_file(getattr(RunFolder(tmp_path / "whole"), name))
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[key], theirs[key]) for key in mine), name
+
+
+def test_a_signal_saves_once_and_one_process_goes_on(tmp_path: Path) -> None:
+    arguments = ["train", "noisy", *TINY, "--images=100000", "--schedule=cooldown", "--out=run"]
+    stopped = torchrun(arguments, tmp_path)
+    run = RunFolder(tmp_path / "run")
+    wait_for(lambda: run.log.exists() and len(run.read_log()) > 1, stopped)
+    stopped.send_signal(signal.SIGTERM)
+    output, errors = stopped.communicate(timeout=120)
+    assert output.count("and saved; go on with") == 1, errors
+    events = [entry["event"] for entry in run.read_log()]
+    assert events[-1] == "interrupted"
+    seen = images_saved(run)
+    assert seen == run.read_log()[-1]["images"] > 0
+    config, _ = run.read_config()
+    # One process goes on, to an end that is near: before the rate falls, it may be moved.
+    result = train(replace(config, images=int(seen / 0.75) + 8), run.path, resume=True)
+    assert result.images_seen >= seen / 0.75
+
+
+def test_a_full_disk_on_rank_0_ends_all(tmp_path: Path) -> None:
+    limit = "import os, resource\nif os.environ['RANK'] == '0':\n"
+    limit += "    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
+    arguments = ["train", "noisy", *TINY, "--images=1000", "--out=run"]
+    started = time.monotonic()
+    first, second = start_ranks(2, arguments, tmp_path, limit + COMMAND)
+    errors = [child.communicate(timeout=120)[1] for child in (first, second)]
+    assert (first.returncode, second.returncode) == (1, 1)
+    assert re.fullmatch(r"dsmooth: error: .*could not write .*checkpoint.*\n", errors[0])
+    assert re.fullmatch(r"dsmooth: error: rank 1: another process ended or .*\n", errors[1])
+    assert time.monotonic() - started < 60
+    assert not RunFolder(tmp_path / "run").config.exists()
+
+
+# ---- measures ---------------------------------------------------------------------------------
+
+
+def test_numbers_are_those_of_one_process(tmp_path: Path) -> None:
+    """Bit for bit: each batch is whole, and sums are in the order of one process."""
+    tiny_pair().save_pretrained(tmp_path / "pair")
+    results = []
+    for size in (1, 2):
+        out = tmp_path / str(size)
+        out.mkdir()
+        run_script(SCRIPTS / "measures.py", size, [str(tmp_path / "pair"), str(out)], tmp_path)
+        results.append(torch.load(out / "numbers.pt"))
+    (one, probes), (two, probes_of_two) = results
+    for name, tensor in one.items():
+        assert torch.equal(two[name], tensor), name
+    assert probes_of_two == probes
