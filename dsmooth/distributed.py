@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -55,8 +56,7 @@ def process_group() -> Iterator[None]:
         if rank:
             _wait_for_rank_0()
         store = next(dist.rendezvous("env://", rank, size, timeout=START))[0]
-        store.set(f"started/{rank}", "")
-        store.wait([f"started/{other}" for other in range(size)], START)
+        store = dist.PrefixStore(_agree_on_a_name(store, rank, size), store)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=EXCHANGE)
     except (OSError, RuntimeError) as error:
         raise ProcessLost(
@@ -67,6 +67,38 @@ def process_group() -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def _agree_on_a_name(store: Any, rank: int, size: int) -> str:
+    """A name for this start of the processes, when all of them are here.
+
+    torchrun's store outlives a restart, and so do the addresses in it. Its count of restarts
+    differs between machines. So every process says hello by a name of its own, rank 0 answers by
+    that name, and goes on once all of the others are here. Raises RuntimeError after `START`.
+    """
+    mine = uuid.uuid4().hex
+    if rank:
+        store.set(f"hello/{rank}", mine)
+        name = store.get(f"welcome/{mine}").decode()
+        store.set(f"{name}/here/{rank}", "")
+        store.wait([f"{name}/go"], START)
+        return name
+    missing, welcomed = set(range(1, size)), set()
+    deadline = time.monotonic() + START.total_seconds()
+    while missing:
+        for other in sorted(missing):
+            if store.check([f"{mine}/here/{other}"]):
+                missing.remove(other)
+            elif store.check([f"hello/{other}"]):
+                theirs = store.get(f"hello/{other}").decode()
+                if theirs not in welcomed:  # it may have been left by an earlier start
+                    store.set(f"welcome/{theirs}", mine)
+                    welcomed.add(theirs)
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"ranks {sorted(missing)} did not start")
+        time.sleep(0.01)
+    store.set(f"{mine}/go", "")
+    return mine
 
 
 def _wait_for_rank_0() -> None:
@@ -123,7 +155,7 @@ def agree(*numbers: int) -> list[int]:
     import torch
     import torch.distributed as dist
 
-    largest = torch.tensor(numbers)
+    largest = torch.tensor(numbers, dtype=torch.int64)
     with exchange():
         dist.all_reduce(largest, dist.ReduceOp.MAX)
     return largest.tolist()
