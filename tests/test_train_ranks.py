@@ -115,7 +115,7 @@ def torchrun(arguments: Sequence[str], folder: Path, *options: str) -> subproces
 
 
 def wait_for(what: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not what():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline

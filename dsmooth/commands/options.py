@@ -21,6 +21,7 @@ class Train:
 
     Writes config.json, log.jsonl, checkpoint.safetensors, model.safetensors and samples-*.png into
     the folder --out. Ctrl-C saves and leaves; --resume goes on, bitwise as if nothing had happened.
+    Under torchrun several processes (and GPUs) train together.
     """
 
     role: Positional[Role]
@@ -77,7 +78,8 @@ class Sample:
 class BitsOptions:
     """Bits/dim of a pair on held-out images: a bound by Monte Carlo over noise, every convention.
 
-    Prints a table and writes JSON. What is comparable with the literature says so.
+    Prints a table and writes JSON. What is comparable with the literature says so. Under torchrun
+    several processes (and GPUs) score the same images together.
     """
 
     models: Positional[tuple[Path, ...]]
@@ -196,6 +198,7 @@ class Probe:
 
     Writes probes.json with the test accuracy after each block, and a PNG per network. Controls are
     the pixels and untrained networks. A stopped call can be repeated: it goes on where it was.
+    Under torchrun several processes (and GPUs) compute the features together.
     """
 
     models: Positional[tuple[Path, ...]]
@@ -216,7 +219,8 @@ class Reproduce:
     """The whole paper in one command: train, draw, measure, probe, and write report.html.
 
     Trains a pair and a plain baseline, or takes --models. Stages whose results are in the folder
-    already are skipped, so a stopped call can be repeated.
+    already are skipped, so a stopped call can be repeated. Under torchrun several processes (and
+    GPUs) share every stage.
     """
 
     out: Path = Path("reproduction")
