@@ -93,7 +93,7 @@ def kept_kernel(
     )  # fmt: skip
 
 
-def draw(like: Tensor, seed: Tensor, layer: int, keep_from: int, first_image: int) -> Tensor:
+def draw(like: Tensor, seed: Tensor, layer: int, keep_from: int, first_image: int = 0) -> Tensor:
     """`kept` of h, (B, H, W, F) uint8, as of images first_image and on of a larger batch."""
     batch, f, rows, cols = like.shape
     kept = torch.empty((batch, rows, cols, f), dtype=torch.uint8, device=like.device)

@@ -130,9 +130,10 @@ def test_what_is_kept_is_what_the_reference_keeps(filters: int) -> None:
     for seed, layer, p in ((0, 0, 0.5), (0x1234_5678_9ABC_DEF0, 61, 0.1), (2**63 - 2, 1, 0.9)):
         seed_tensor = torch.tensor(seed)
         image = torch.empty(2, filters, 3, 5)
-        kept = kernels.draw(image, seed_tensor, layer, keep_from(p))
-        both = torch.cat([kept & 1, kept >> 1], dim=-1).permute(0, 3, 1, 2)
-        assert torch.equal(both > 0, dropout_factors(shape, p, seed_tensor, layer) > 0)
+        for first in (0, 3):  # of a larger batch
+            kept = kernels.draw(image, seed_tensor, layer, keep_from(p), first)
+            both = torch.cat([kept & 1, kept >> 1], dim=-1).permute(0, 3, 1, 2)
+            assert torch.equal(both > 0, dropout_factors(shape, p, seed_tensor, layer, first) > 0)
 
 
 def test_the_forward_draws_what_the_backward_draws() -> None:
@@ -140,9 +141,9 @@ def test_the_forward_draws_what_the_backward_draws() -> None:
         x, _, weights, *_ = make_case("down", (1, 2, 3), filters).native_args(torch.float32)
         seed, taps = torch.tensor(77), Taps(2, 3, 1, 1)
         with guarded_memory() as allocated:
-            kernels.forward(x, [], weights, [], seed, taps, (2**22, 2.0), 5)
+            kernels.forward(x, [], weights, [], seed, taps, (2**22, 2.0), 5, 3)
         (kept,) = (whole[64:-64] for whole in allocated if whole.dtype == torch.uint8)
-        assert torch.equal(kept, kernels.draw(x, seed, 5, 2**22).flatten())
+        assert torch.equal(kept, kernels.draw(x, seed, 5, 2**22, 3).flatten())
 
 
 # ---- the op as torch sees it ------------------------------------------------------------------
