@@ -1,0 +1,280 @@
+"""The memory that a played kernel sees: one array of bytes, and for every byte what may be done.
+
+Windows of the array stand for shared memory, the kernel's parameters and each lane's local memory;
+the rest holds tensors, whose addresses in the process are the addresses that the kernel gets. So a
+generic address needs no case distinction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import prod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# What is known of a byte, as bits.
+INSIDE = 1  # of a tensor, a variable or a window
+WRITTEN = 2
+ONCE = 4  # may be written once
+SETTLED = 8  # no asynchronous copy into it is on its way
+OPEN = 16  # may be written
+READABLE = INSIDE | WRITTEN | SETTLED
+WRITABLE = INSIDE | SETTLED | OPEN
+
+WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+SHARED_BYTES = 232 * 1024
+FIRST_SHARED = 1024  # what the driver keeps in front
+WARP = 32
+
+
+class Trap(Exception):
+    """What a kernel must not do."""
+
+
+def spread(bits: int, size: int) -> int:
+    """The same bits in every byte of a word."""
+    return int.from_bytes(bytes([bits]) * size, "little")
+
+
+class Memory:
+    """bytes: for tensors, a power of two in all.
+
+    `place` copies a tensor in, `empty` makes one that nobody has written; both return a tensor over
+    the player's memory. Outputs declared `once` must not be written twice; inputs not at all.
+    """
+
+    def __init__(self, size: int = 1 << 23, threads: int = 1024, local_bytes: int = 4096) -> None:
+        self.local_bytes, self.threads = local_bytes, threads
+        self.shared = 0
+        self.parameters = self.shared + SHARED_BYTES
+        self.local = self.parameters + (1 << 14)
+        self.first_tensor = -(-(self.local + threads * local_bytes) // 4096) * 4096
+        self.size = 1 << (self.first_tensor + size - 1).bit_length()
+        raw = np.zeros(self.size + 4096, np.uint8)
+        skip = -raw.ctypes.data % 4096
+        self.bytes = raw[skip : skip + self.size]
+        self.state = np.zeros(self.size, np.uint8)
+        self.base = self.bytes.ctypes.data
+        self.words = {size: self.bytes.view(dtype) for size, dtype in WORDS.items()}
+        self.states = {size: self.state.view(dtype) for size, dtype in WORDS.items()}
+        self.state[self.local : self.first_tensor] = READABLE | OPEN
+        self._next = self.first_tensor
+        self.races = Races(1)
+
+    def empty(
+        self,
+        shape: Sequence[int],
+        dtype: torch.dtype = torch.float32,
+        *,
+        once: bool = False,
+        strides: Sequence[int] | None = None,
+        alignment: int = 256,
+    ) -> Tensor:
+        """A tensor of unwritten bytes (they hold NaNs), in PyTorch's strides, in elements."""
+        if strides is None:
+            strides = [prod(shape[i + 1 :]) for i in range(len(shape))]
+        elements = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+        size = dtype.itemsize * (elements if 0 not in shape else 0)
+        at = -(-self._next // alignment) * alignment
+        self._next = at + size + 256  # a gap that belongs to no tensor
+        if self._next > self.size:
+            raise MemoryError(f"the player's memory has {self.size} bytes; give it more")
+        self.bytes[at : at + size] = 0xFF
+        whole = torch.from_numpy(self.bytes[at : at + size]).view(dtype)
+        tensor = whole.as_strided(tuple(shape), tuple(strides))
+        self.mark(tensor, INSIDE | SETTLED | OPEN | (ONCE if once else 0))
+        return tensor
+
+    def place(self, tensor: Tensor, *, writable: bool = False) -> Tensor:
+        """A copy in the player's memory, of the same strides and alignment (up to 256)."""
+        alignment = min(tensor.data_ptr() & -tensor.data_ptr(), 256) if tensor.numel() else 16
+        copy = self.empty(
+            tensor.shape, tensor.dtype, strides=tensor.stride(), alignment=max(alignment, 16)
+        )
+        copy.copy_(tensor)
+        self.mark(copy, READABLE | (OPEN if writable else 0))
+        return copy
+
+    def holds(self, tensor: Tensor) -> bool:
+        return 0 <= tensor.data_ptr() - self.base < self.size
+
+    @contextmanager
+    def borrowed(self) -> Iterator[None]:
+        """What is made inside the block is gone behind it."""
+        before = self._next
+        yield
+        self.state[before : self._next] = 0
+        self._next = before
+
+    def mark(self, tensor: Tensor, state: int) -> None:
+        """Sets the state of a tensor's bytes, and of no others between them."""
+        at = tensor.data_ptr() - self.base
+        size = tensor.element_size()
+        shape, strides = (*tensor.shape, size), (*(s * size for s in tensor.stride()), 1)
+        if tensor.numel():
+            torch.from_numpy(self.state).as_strided(shape, strides, at).fill_(state)
+
+    def written(self, tensor: Tensor) -> Tensor:
+        """Which elements have been written in full, as booleans of the tensor's shape."""
+        at = tensor.data_ptr() - self.base
+        size = tensor.element_size()
+        shape, strides = (*tensor.shape, size), (*(s * size for s in tensor.stride()), 1)
+        states = torch.from_numpy(self.state).as_strided(shape, strides, at)
+        return ((states & WRITTEN) != 0).all(-1)
+
+    def start_block(self, warps: int, shared: int, parameters: bytes) -> None:
+        """Makes shared memory that many fresh bytes, and writes the parameters."""
+        if FIRST_SHARED + shared > SHARED_BYTES:
+            raise Trap(f"{shared} bytes of shared memory")
+        first = self.shared + FIRST_SHARED
+        self.state[self.shared : self.parameters] = 0
+        self.state[first : first + shared] = INSIDE | SETTLED | OPEN
+        self.bytes[first : first + shared] = 0xFF
+        self.state[self.parameters : self.local] = 0
+        self.state[self.parameters : self.parameters + len(parameters)] = READABLE
+        self.bytes[self.parameters : self.parameters + len(parameters)] = np.frombuffer(
+            parameters, np.uint8
+        )
+        self.races = Races(warps)
+
+    def locate(self, index: np.ndarray, size: int, alignment: int) -> np.ndarray:
+        """Checks that places in the array (uint64, may wrap) are inside it and aligned."""
+        together = int(np.bitwise_or.reduce(index))
+        if together >= self.size:
+            inside = index + np.uint64(size) <= self.size
+            if not inside.all():
+                raise Trap(f"{self._which(index, ~inside)} is outside of every tensor")
+        if together & (alignment - 1):
+            wrong = (index & np.uint64(alignment - 1)) != 0
+            raise Trap(f"{self._which(index, wrong)} is not a multiple of {alignment}")
+        return index.view(np.int64)
+
+    def check_read(self, index: np.ndarray, size: int) -> None:
+        states = self.states[size].take(index >> size.bit_length() - 1)
+        want = spread(READABLE, size)
+        if int(np.bitwise_and.reduce(states)) & want != want:
+            self._refuse(index, size, states, READABLE, "read")
+
+    def check_write(self, index: np.ndarray, size: int) -> np.ndarray:
+        """Returns the states found, to be handed to `wrote`."""
+        states = self.states[size].take(index >> size.bit_length() - 1)
+        want = spread(WRITABLE, size)
+        if int(np.bitwise_and.reduce(states)) & want != want:
+            self._refuse(index, size, states, WRITABLE, "write")
+        return states
+
+    def wrote(self, index: np.ndarray, size: int, states: np.ndarray) -> None:
+        once = spread(ONCE, size)
+        if int(np.bitwise_or.reduce(states)) & once:
+            if len(np.unique(index)) < len(index):
+                raise Trap("lanes write the same byte of an output that may be written once")
+            states = states & ~((states & states.dtype.type(once)) << states.dtype.type(2))
+        self.states[size][index >> size.bit_length() - 1] = states | states.dtype.type(
+            spread(WRITTEN, size)
+        )
+
+    def _refuse(
+        self, index: np.ndarray, size: int, states: np.ndarray, want: int, verb: str
+    ) -> None:
+        each = np.ascontiguousarray(states).view(np.uint8).reshape(-1, size)
+        wrong = (each & want) != want
+        bits = int(each[wrong][0])
+        if not bits & INSIDE:
+            reason = "is outside of every tensor"
+        elif not bits & SETTLED:
+            reason = "is the target of an asynchronous copy that no wait has covered"
+        elif verb == "read":
+            reason = "was never written"
+        elif bits & ONCE:
+            reason = "is an output that has been written already"
+        else:
+            reason = "is an input"
+        raise Trap(f"{verb} of {size} bytes: {self._which(index, wrong.any(1))} {reason}")
+
+    def _which(self, index: np.ndarray, wrong: np.ndarray) -> str:
+        """Of the first wrong place, by the window that it is in, and how many there are."""
+        place = int(index[wrong][0])
+        more = f" (and {int(wrong.sum()) - 1} more)" if wrong.sum() > 1 else ""
+        if 0 <= place < self.parameters:
+            return f"shared byte {place - self.shared - FIRST_SHARED}{more}"
+        if self.parameters <= place < self.local:
+            return f"parameter byte {place - self.parameters}{more}"
+        return f"address {(place + self.base) % 2**64:#x}{more}"
+
+
+class Races:
+    """Which warps have touched a byte of shared memory since the last barrier, a bit a warp."""
+
+    def __init__(self, warps: int) -> None:
+        self.dtype = np.dtype(np.uint8 if warps <= 8 else np.uint16 if warps <= 16 else np.uint32)
+        self.readers = np.zeros(SHARED_BYTES, self.dtype)
+        self.writers = np.zeros(SHARED_BYTES, self.dtype)
+        self.most = 8 // self.dtype.itemsize  # bytes whose bits are looked at together
+        self.views = {}
+        self.own = {}
+        lanes = np.arange(warps * WARP) // WARP
+        for size in (1, 2, 4, 8):
+            if size <= self.most:
+                word = WORDS[size * self.dtype.itemsize]
+                self.views[size] = self.readers.view(word), self.writers.view(word)
+                bits = (np.ones((), self.dtype) << lanes.astype(self.dtype)).astype(self.dtype)
+                self.own[size] = np.repeat(bits[:, None], size, 1).copy().view(word)[:, 0]
+
+    def clear(self) -> None:
+        self.readers.fill(0)
+        self.writers.fill(0)
+
+    def read(self, index: np.ndarray, size: int, lanes: np.ndarray) -> None:
+        """lanes: of the block, as numbers."""
+        for part in range(0, size, self.most):
+            self._read(index + part, min(size, self.most), lanes)
+
+    def write(self, index: np.ndarray, size: int, lanes: np.ndarray) -> None:
+        for part in range(0, size, self.most):
+            self._write(index + part, min(size, self.most), lanes)
+
+    def _read(self, index: np.ndarray, size: int, lanes: np.ndarray) -> None:
+        readers, writers = self.views[size]
+        own = self.own[size][lanes]
+        word = index >> size.bit_length() - 1
+        if ((writers.take(word) | own) != own).any():
+            self._report(index, lanes, writers.take(word) & ~own, "reads what", "has written")
+        self._add(readers, word, own)
+
+    def _write(self, index: np.ndarray, size: int, lanes: np.ndarray) -> None:
+        readers, writers = self.views[size]
+        own = self.own[size][lanes]
+        word = index >> size.bit_length() - 1
+        before = writers.take(word) | readers.take(word)
+        if ((before | own) != own).any():
+            written = ((writers.take(word) | own) != own).any()
+            other = "has written" if written else "has read"
+            self._report(index, lanes, before & ~own, "writes what", other)
+        self._add(writers, word, own)
+        if (writers.take(word) != writers.take(word) & own).any():
+            self._report(index, lanes, writers.take(word) & ~own, "writes what", "writes with it")
+
+    @staticmethod
+    def _add(bits: np.ndarray, word: np.ndarray, own: np.ndarray) -> None:
+        """Sets each lane's bit, also where lanes of several warps have the same word."""
+        mine, at = own, word
+        while len(at):
+            bits[at] = bits.take(at) | mine
+            lost = (bits.take(at) & mine) != mine
+            if not lost.any():
+                return
+            at, mine = at[lost], mine[lost]
+
+    @staticmethod
+    def _report(
+        index: np.ndarray, lanes: np.ndarray, others: np.ndarray, verb: str, other: str
+    ) -> None:
+        i = int(np.flatnonzero(others)[0])
+        place = int(index[i]) - FIRST_SHARED
+        raise Trap(
+            f"race: warp {int(lanes[i]) // WARP} {verb} another warp {other} "
+            f"since the last barrier, shared byte {place}"
+        )
