@@ -46,6 +46,8 @@ class Memory:
     the player's memory. Outputs declared `once` must not be written twice; inputs not at all.
     """
 
+    INPUT = READABLE  # the state of what is there and may not be written
+
     def __init__(self, size: int = 1 << 23, threads: int = 1024, local_bytes: int = 4096) -> None:
         self.local_bytes, self.threads = local_bytes, threads
         self.shared = 0

@@ -177,7 +177,7 @@ def _statements(text: str, at: int, end: int) -> Iterator[tuple[str, int]]:
         elif label := _LABEL.match(text, at):
             yield f"{label[1]}:", at
             at = label.end()
-        elif text.startswith((".loc", ".file"), at):
+        elif text.startswith((".loc\t", ".loc ", ".file\t", ".file "), at):
             at = text.index("\n", at)
         else:
             stop = text.index(";", at)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tests.ptx import access, floats, integers, matrices, warps
-from tests.ptx.blocks import Code, Outcome
+from tests.ptx.blocks import Code, Outcome, callees_first
 from tests.ptx.copies import Copies
 from tests.ptx.lanes import Group, Registers
 from tests.ptx.memory import FIRST_SHARED, OPEN, READABLE, WARP, Memory, Trap
@@ -110,7 +110,8 @@ class Kernel:
         self.copies = Copies(self.memory, self.count)
         self.everyone = Group.everyone(self.count)
         self.special = special_registers(extents)
-        functions = player.module.functions
+        reached = callees_first(player.module.functions, entry.name)
+        functions = {function.name: function for function in reached}
         self.static_shared = 0
         symbols = self._symbols(functions)
         self.registers = {}

@@ -1,0 +1,182 @@
+"""CUDA kernels compiled by nvcc and played where their own host code launches them.
+
+The .cu file and the C++ around it are built into one library with a runtime that has no device
+(host/runtime.cpp); the kernels are played from the PTX of that very compilation.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.ptx.memory import Memory
+from tests.ptx.parse import Module, parse
+from tests.ptx.player import Player
+
+ROOT = Path(__file__).resolve().parents[2]
+HOST = Path(__file__).parent / "host"
+NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+# What the host's CPU draws with is not needed here.
+CPU_ONLY = {"sampler_cpu", "tile_kernels", "tiles_float32", "tiles_bfloat16"}
+LAUNCHED = ctypes.CFUNCTYPE(
+    None, ctypes.c_char_p, ctypes.POINTER(ctypes.c_uint), ctypes.POINTER(ctypes.c_uint),
+    ctypes.c_size_t, ctypes.POINTER(ctypes.c_void_p),
+)  # fmt: skip
+CONDITIONING = {"none": 0, "stack": 1, "concat": 2}
+LIKELIHOOD = {"continuous": 0, "discretized": 1, "gaussian": 2}
+
+
+@dataclass(frozen=True)
+class Built:
+    """A library of host code, and the text of the PTX of each .cu in it."""
+
+    library: Path
+    ptx: dict[str, str]
+
+
+def build(folder: Path, host: Sequence[Path], cuda: Path, arch: int = 80) -> Built:
+    """host: C++ sources. Raises CalledProcessError with the compiler's words."""
+    assert NVCC is not None
+    kept = folder / f"{cuda.stem}_kept"
+    kept.mkdir(parents=True, exist_ok=True)
+    library = folder / f"{cuda.stem}.so"
+    command = [NVCC, "-std=c++20", f"-arch=sm_{arch}", "-O3", "-Xcompiler", "-fPIC,-O1", "-shared"]
+    command += ["-cudart", "none", "-Xlinker", "-Bsymbolic", "-diag-suppress", "20012,20014", "--threads", "2"]
+    command += ["--keep", "--keep-dir", str(kept), "-o", str(library), str(cuda)]
+    command += [str(path) for path in (HOST / "runtime.cpp", *host)]
+    subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return Built(library, {path.stem: path.read_text() for path in kept.glob("*.ptx")})
+
+
+def build_sampler(folder: Path) -> Built:
+    source = ROOT / "csrc" / "sampler"
+    host = [path for path in sorted(source.glob("*.cpp")) if path.stem not in CPU_ONLY]
+    return build(folder, [HOST / "sampler.cpp", *host], source / "sampler_cuda.cu")
+
+
+class CudaPlayer:
+    """A library whose launches are played. What a launch raises comes out of `call`.
+
+    processors: multiprocessors that the device says it has.
+    """
+
+    def __init__(self, built: Built, memory: Memory, ptx: str | Module, processors: int = 1) -> None:
+        self.library = ctypes.CDLL(str(built.library))
+        module = parse(ptx) if isinstance(ptx, str) else ptx
+        self.player, self.memory = Player(module, memory), memory
+        self.processors = processors
+        self._failure: BaseException | None = None
+        self._callback = LAUNCHED(self._launched)
+
+    def call(self, function: str, *arguments: Any, result: Any = None) -> Any:
+        found = self.library[function]
+        found.restype = result
+        self.library.play_launches(self._callback, self.processors)
+        value = found(*arguments)
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+        return value
+
+    def _launched(self, name: bytes, grid: Any, block: Any, shared: int, arguments: Any) -> None:
+        if self._failure is not None:
+            return  # a launch before has failed
+        try:
+            entry = self.player.entry(name.decode())
+            data, at = b"", 0
+            for i, parameter in enumerate(entry.parameters):
+                data += bytes(-at % parameter.alignment)
+                data += ctypes.string_at(arguments[i], parameter.size)
+                at = len(data)
+            self.player.launch(entry.name, grid[:3], block[:3], data, shared)
+        except BaseException as error:  # comes out of `call`
+            self._failure = error
+
+
+class Case(ctypes.Structure):
+    """A program of csrc/tests/sampler_toy.h and what to draw of it, as in host/sampler.cpp."""
+
+    _fields_ = (
+        ("filters", ctypes.c_int), ("channels", ctypes.c_int), ("conditioning", ctypes.c_int),
+        ("likelihood", ctypes.c_int), ("n_atoms", ctypes.c_int), ("atoms", ctypes.c_int * 8),
+        ("bf16", ctypes.c_int), ("height", ctypes.c_int), ("width", ctypes.c_int),
+        ("n", ctypes.c_int64), ("seed", ctypes.c_uint64), ("first_index", ctypes.c_uint64),
+        ("temperature", ctypes.c_float), ("max_slice", ctypes.c_int),
+    )  # fmt: skip
+
+
+def make_case(
+    filters: int = 4,
+    channels: int = 1,
+    conditioning: str = "none",
+    likelihood: str = "continuous",
+    atoms: Sequence[int] = (),
+    *,
+    bf16: bool = False,
+    size: tuple[int, int] = (4, 4),
+    n: int = 2,
+    temperature: float = 1.0,
+    max_slice: int = 0,
+) -> Case:
+    return Case(
+        filters, channels, CONDITIONING[conditioning], LIKELIHOOD[likelihood], len(atoms),
+        (ctypes.c_int * 8)(*atoms), bf16, *size, n, (3 << 32) + 7, (1 << 32) - 1, temperature,
+        max_slice,
+    )  # fmt: skip
+
+
+def context_of(case: Case) -> Tensor | None:
+    if case.conditioning == CONDITIONING["none"]:
+        return None
+    shape = (case.n, case.channels, case.height, case.width)
+    count = torch.arange(torch.Size(shape).numel(), dtype=torch.float32)
+    return torch.sin(0.7 * count).view(shape)
+
+
+def draw(player: CudaPlayer, case: Case) -> Tensor:
+    """The images (n, C, H, W) as the compiled kernel draws them."""
+    memory = player.memory
+    pointer = ctypes.c_void_p
+    context = context_of(case)
+    with memory.borrowed():
+        sampler = pointer(player.call("make_sampler", ctypes.byref(case), result=pointer))
+        assert sampler.value is not None, "the sampler refuses the case"
+        try:
+            size = player.call("weight_bytes", sampler, result=ctypes.c_int64)
+            weights = memory.empty((size,), torch.uint8)
+            player.call("write_weights", sampler, pointer(weights.data_ptr()))
+            memory.mark(weights, memory.INPUT)
+            size = player.call("workspace_bytes", sampler, result=ctypes.c_int64)
+            workspace = memory.empty((size,), torch.uint8)
+            shape = (case.n, case.channels, case.height, case.width)
+            out = memory.empty(shape, once=True)
+            given = None if context is None else memory.place(context).data_ptr()
+            player.call(
+                "draw", sampler, pointer(given), pointer(out.data_ptr()),
+                pointer(workspace.data_ptr()),
+            )  # fmt: skip
+            assert memory.written(out).all(), "a pixel that nobody drew"
+            return out.clone()
+        finally:
+            player.call("free_sampler", sampler)
+
+
+def draw_on_host(player: CudaPlayer, case: Case) -> Tensor:
+    """The same by the worker's emulation on the host."""
+    context = context_of(case)
+    out = torch.full((case.n, case.channels, case.height, case.width), torch.nan)
+    given = None if context is None else context.data_ptr()
+    pointer = ctypes.c_void_p
+    player.call("draw_on_host", ctypes.byref(case), pointer(given), pointer(out.data_ptr()))
+    return out
+
+
+Edit = Callable[[str], str]
