@@ -289,7 +289,10 @@ def extracted(a: np.ndarray, position: np.ndarray, length: np.ndarray) -> np.nda
         return field
     at = np.clip(np.minimum(p + n - 1, width - 1), 0, width - 1).astype(unsigned)
     negative = ((bits >> at) & unsigned(1) != 0) & (n > 0)
-    return np.where(negative, field | ~ones, field).astype(unsigned).view(a.dtype)
+    beyond = np.minimum(n, np.maximum(width - p, 0))  # from this bit on, the sign
+    sign = np.where(beyond < width, ~unsigned(0) << np.minimum(beyond, width - 1).astype(unsigned),
+                    unsigned(0))  # fmt: skip
+    return np.where(negative, field | sign, field).astype(unsigned).view(a.dtype)
 
 
 @form("bfe")
