@@ -28,6 +28,7 @@ WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 SHARED_BYTES = 232 * 1024
 FIRST_SHARED = 1024  # what the driver keeps in front
 WARP = 32
+GAP = 256  # bytes between tensors, that belong to none
 
 
 class Trap(Exception):
@@ -63,7 +64,7 @@ class Memory:
         self.words = {size: self.bytes.view(dtype) for size, dtype in WORDS.items()}
         self.states = {size: self.state.view(dtype) for size, dtype in WORDS.items()}
         self.state[self.local : self.first_tensor] = READABLE | OPEN
-        self._next = self.first_tensor
+        self._next = self.first_tensor + GAP
         self.races = Races(1)
 
     def empty(
@@ -81,7 +82,7 @@ class Memory:
         elements = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
         size = dtype.itemsize * (elements if 0 not in shape else 0)
         at = -(-self._next // alignment) * alignment
-        self._next = at + size + 256  # a gap that belongs to no tensor
+        self._next = at + size + GAP
         if self._next > self.size:
             raise MemoryError(f"the player's memory has {self.size} bytes; give it more")
         self.bytes[at : at + size] = 0xFF

@@ -10,15 +10,22 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-SIZES = {
+class UnknownForm(Exception):
+    """An instruction, modifier or declaration that the player does not know."""
+
+
+class Sizes(dict[str, int]):
+    """Bytes of a type."""
+
+    def __missing__(self, type_: str) -> int:
+        raise UnknownForm(f"type .{type_}")
+
+
+SIZES = Sizes({
     "b8": 1, "u8": 1, "s8": 1, "b16": 2, "u16": 2, "s16": 2, "f16": 2, "bf16": 2,
     "b32": 4, "u32": 4, "s32": 4, "f32": 4, "f16x2": 4, "bf16x2": 4, "tf32": 4,
     "b64": 8, "u64": 8, "s64": 8, "f64": 8, "pred": 1,
-}  # fmt: skip
-
-
-class UnknownForm(Exception):
-    """An instruction, modifier or declaration that the player does not know."""
+})  # fmt: skip
 
 
 @dataclass(frozen=True)

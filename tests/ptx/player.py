@@ -177,6 +177,8 @@ class Kernel:
                     action(group)
                 action = None
                 steps += len(block.actions) + 1
+                if steps > self.player.steps:
+                    raise Trap(f"still running after {steps} instructions")
                 outcome = block.end(group)
                 if isinstance(outcome, int) and not self.waiting:
                     at = outcome
@@ -186,8 +188,6 @@ class Kernel:
                     break
                 at = min(self.waiting)
                 group = self.waiting.pop(at)
-                if steps > self.player.steps:
-                    raise Trap(f"still running after {steps} instructions")
             self._finish()
         except (Trap, UnknownForm) as error:
             instruction = block.last
