@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -51,18 +52,17 @@ def write_words(
 ) -> None:
     memory = place.memory
     states = memory.check_write(index, size)
+    word = index >> size.bit_length() - 1
+    memory.words[size][word] = values
     if place.touches_shared(index):
-        _race(memory.races.write, memory, index, size, group.lanes)
-    memory.words[size][index >> size.bit_length() - 1] = values
+        # What is read back differs where lanes write different values to one place.
+        same = bool((memory.words[size].take(word) == values).all())
+        _race(partial(memory.races.write, same=same), memory, index, size, group.lanes)
     memory.wrote(index, size, states)
 
 
 def _race(
-    check: Callable[[np.ndarray, int, np.ndarray], None],
-    memory: Memory,
-    index: np.ndarray,
-    size: int,
-    lanes: np.ndarray,
+    check: Callable[..., None], memory: Memory, index: np.ndarray, size: int, lanes: np.ndarray
 ) -> None:
     inside = index < memory.parameters
     if inside.all():

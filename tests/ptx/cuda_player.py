@@ -49,7 +49,16 @@ def build(folder: Path, host: Sequence[Path], cuda: Path, arch: int = 80) -> Bui
     kept.mkdir(parents=True, exist_ok=True)
     library = folder / f"{cuda.stem}.so"
     command = [NVCC, "-std=c++20", f"-arch=sm_{arch}", "-O3", "-Xcompiler", "-fPIC,-O1", "-shared"]
-    command += ["-cudart", "none", "-Xlinker", "-Bsymbolic", "-diag-suppress", "20012,20014", "--threads", "2"]
+    command += [
+        "-cudart",
+        "none",
+        "-Xlinker",
+        "-Bsymbolic",
+        "-diag-suppress",
+        "20012,20014",
+        "--threads",
+        "2",
+    ]
     command += ["--keep", "--keep-dir", str(kept), "-o", str(library), str(cuda)]
     command += [str(path) for path in (HOST / "runtime.cpp", *host)]
     subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -68,7 +77,9 @@ class CudaPlayer:
     processors: multiprocessors that the device says it has.
     """
 
-    def __init__(self, built: Built, memory: Memory, ptx: str | Module, processors: int = 1) -> None:
+    def __init__(
+        self, built: Built, memory: Memory, ptx: str | Module, processors: int = 1
+    ) -> None:
         self.library = ctypes.CDLL(str(built.library))
         module = parse(ptx) if isinstance(ptx, str) else ptx
         self.player, self.memory = Player(module, memory), memory

@@ -18,7 +18,9 @@ MOVED = {1: "u8", 2: "b16", 4: "b32", 8: "b64"}
 
 
 def _register(prefix: str, i: int, type_: str) -> str:
-    return f".reg .{'pred' if type_ == 'pred' else 'b' + str(8 * max(SIZES[type_], 2))} %{prefix}{i};"
+    return (
+        f".reg .{'pred' if type_ == 'pred' else 'b' + str(8 * max(SIZES[type_], 2))} %{prefix}{i};"
+    )
 
 
 @cache

@@ -349,9 +349,7 @@ def _to_integer(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return np.where(x <= float(ends.min), dtype.type(ends.min), result)
 
 
-def _narrowed_pair(
-    instruction: Instruction, registers: Registers, type_: str, mode: str
-) -> Action:
+def _narrowed_pair(instruction: Instruction, registers: Registers, type_: str, mode: str) -> Action:
     """The first source becomes the high half."""
     if mode not in ("rn", "rz"):
         raise refuse(instruction)

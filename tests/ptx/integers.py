@@ -307,9 +307,7 @@ def bfe(instruction: Instruction, registers: Registers) -> Action:
     return lambda group: put(d, extracted(a, position, length), group)
 
 
-def inserted(
-    a: np.ndarray, b: np.ndarray, position: np.ndarray, length: np.ndarray
-) -> np.ndarray:
+def inserted(a: np.ndarray, b: np.ndarray, position: np.ndarray, length: np.ndarray) -> np.ndarray:
     """The low bits of a in place of those of b."""
     width = 8 * a.itemsize
     unsigned = a.dtype.type

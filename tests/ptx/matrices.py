@@ -193,9 +193,7 @@ def wmma(instruction: Instruction, registers: Registers) -> Action:
     return _wmma_access(instruction, registers, space, type_)
 
 
-def _wmma_access(
-    instruction: Instruction, registers: Registers, space: str, type_: str
-) -> Action:
+def _wmma_access(instruction: Instruction, registers: Registers, space: str, type_: str) -> Action:
     """Each lane of WMMA moves its eight neighbours of a row."""
     load = instruction.modifiers[0] == "load"
     fragment, address = instruction.operands[:2] if load else instruction.operands[1::-1]

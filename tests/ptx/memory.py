@@ -235,19 +235,28 @@ class Races:
         for part in range(0, size, self.most):
             self._read(index + part, min(size, self.most), lanes)
 
-    def write(self, index: np.ndarray, size: int, lanes: np.ndarray) -> None:
+    def write(self, index: np.ndarray, size: int, lanes: np.ndarray, same: bool = False) -> None:
+        """same: whether lanes that write to one place here write the same value, which Triton lets
+        several warps do: a race of no consequence, and none for their own reads."""
         for part in range(0, size, self.most):
-            self._write(index + part, min(size, self.most), lanes)
+            self._write(index + part, min(size, self.most), lanes, same)
 
     def _read(self, index: np.ndarray, size: int, lanes: np.ndarray) -> None:
         readers, writers = self.views[size]
         own = self.own[size][lanes]
         word = index >> size.bit_length() - 1
-        if ((writers.take(word) | own) != own).any():
-            self._report(index, lanes, writers.take(word) & ~own, "reads what", "has written")
+        before = writers.take(word)
+        if ((before | own) != own).any():
+            others = self._bytes(before & ~own) * (self._bytes(before & own) == 0)
+            if others.any():
+                self._report(index, lanes, others.any(1), "reads what", "has written")
         self._add(readers, word, own)
 
-    def _write(self, index: np.ndarray, size: int, lanes: np.ndarray) -> None:
+    def _bytes(self, words: np.ndarray) -> np.ndarray:
+        """(lanes, bytes) of the bits of words."""
+        return np.ascontiguousarray(words).view(self.dtype).reshape(len(words), -1)
+
+    def _write(self, index: np.ndarray, size: int, lanes: np.ndarray, same: bool) -> None:
         readers, writers = self.views[size]
         own = self.own[size][lanes]
         word = index >> size.bit_length() - 1
@@ -257,8 +266,9 @@ class Races:
             other = "has written" if written else "has read"
             self._report(index, lanes, before & ~own, "writes what", other)
         self._add(writers, word, own)
-        if (writers.take(word) != writers.take(word) & own).any():
-            self._report(index, lanes, writers.take(word) & ~own, "writes what", "writes with it")
+        if not same and (writers.take(word) != own).any():
+            others = writers.take(word) & ~own
+            self._report(index, lanes, others, "writes what", "writes with it")
 
     @staticmethod
     def _add(bits: np.ndarray, word: np.ndarray, own: np.ndarray) -> None:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+
 class UnknownForm(Exception):
     """An instruction, modifier or declaration that the player does not know."""
 

@@ -255,4 +255,3 @@ def special_registers(extents: tuple[int, ...]) -> dict[str, np.ndarray]:
         "%smid": np.zeros(count), "%nsmid": np.ones(count), "%dynamic_smem_size": np.zeros(count),
     }  # fmt: skip
     return {name: np.ascontiguousarray(values, np.uint32) for name, values in full.items()}
-

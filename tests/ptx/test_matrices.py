@@ -187,16 +187,12 @@ def test_shuffles() -> None:
 
 def test_votes() -> None:
     truth = [lane % 3 == 0 for lane in LANES]
-    (ballot,) = evaluate(
-        "vote.sync.ballot.b32 %d0, %s0, 0xffffffff;", ["u32"], [("pred", truth)]
-    )
+    (ballot,) = evaluate("vote.sync.ballot.b32 %d0, %s0, 0xffffffff;", ["u32"], [("pred", truth)])
     assert set(ballot.tolist()) == {sum(1 << i for i, t in enumerate(truth) if t)}
     for mode, expected in (("any", True), ("all", False), ("uni", False)):
         (got,) = evaluate(
             f"vote.sync.{mode}.pred %d0, %s0, 0xffffffff;", ["pred"], [("pred", truth)]
         )
         assert set(got.tolist()) == {expected}
-    (total,) = evaluate(
-        "redux.sync.add.u32 %d0, %s0, 0xffffffff;", ["u32"], [("u32", list(LANES))]
-    )
+    (total,) = evaluate("redux.sync.add.u32 %d0, %s0, 0xffffffff;", ["u32"], [("u32", list(LANES))])
     assert set(total.tolist()) == {sum(LANES)}

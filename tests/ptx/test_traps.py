@@ -116,7 +116,9 @@ def test_races() -> None:
     play(OTHER + WRITE + "bar.sync 0;" + READ_OTHER)
     again = "bar.sync 0;" + READ_OTHER + WRITE
     trapped(OTHER + WRITE + again, "race: warp . writes what another warp has read")
-    trapped("st.shared.f32 [%r2], 0f00000000;", "race: warp . writes what another warp writes")
+    trapped("st.shared.u32 [%r2], %r1;", "race: warp . writes what another warp writes")
+    # The same value, as Triton stores what it holds in several warps.
+    play("st.shared.f32 [%r2], 0f00000000; ld.shared.f32 %f1, [%r2];")
     # Neighbours of a word are no race, nor are lanes of one warp.
     half = "mad.lo.u32 %r6, %r1, 2, %r2; mov.b16 %h1, 1; st.shared.b16 [%r6], %h1;"
     play(half)
@@ -169,7 +171,9 @@ def test_lanes_that_part_meet_again() -> None:
 def test_functions() -> None:
     memory = Memory(1 << 16)
     out = memory.empty((COUNT,), torch.int32, once=True)
-    text = HEADER + """
+    text = (
+        HEADER
+        + """
     .func (.param .b32 result) twice(.param .b32 given) {
         .reg .b32 %r<3>; .reg .pred %p<2>; .local .align 4 .b8 frame[8]; .reg .b64 %rd<3>;
         ld.param.b32 %r1, [given]; mov.u64 %rd1, frame; st.local.u32 [%rd1+4], %r1;
@@ -185,6 +189,7 @@ def test_functions() -> None:
         ret;
     }
     """
+    )
     Player(text, memory).launch("k", (1,), (COUNT,), [out])
     assert out.tolist() == [2 * i + 1000 * (i >= 40) for i in range(COUNT)]
 

@@ -20,9 +20,8 @@ import torch
 from torch import Tensor
 
 from dsmooth.kernels import launch as launching
-from tests.helpers.triton_tools import LAUNCH_OPTIONS, Launch, compile_launch, specialise
+from tests.helpers.triton_tools import LAUNCH_OPTIONS, Launch, compile_kernel, specialise
 from tests.ptx.memory import WARP, Memory
-from tests.ptx.parse import Module, parse
 from tests.ptx.player import Player
 
 
@@ -35,7 +34,9 @@ class TritonPlayer:
         self.instructions = 0
         self._compiled: dict[Any, tuple[Player, int]] = {}
 
-    def play(self, kernel: Any, grid: tuple[int, ...], values: dict[str, Any], options: Any) -> None:
+    def play(
+        self, kernel: Any, grid: tuple[int, ...], values: dict[str, Any], options: Any
+    ) -> None:
         with self.memory.borrowed():
             values = {name: self._placed(value) for name, value in values.items()}
             player, shared = self._compile(Launch(kernel, grid, values, options))
@@ -48,9 +49,7 @@ class TritonPlayer:
                 else:
                     arguments.append(values[name])
             before = player.instructions
-            player.launch(
-                kernel.__name__, grid, (WARP * options["num_warps"],), arguments, shared
-            )
+            player.launch(kernel.__name__, grid, (WARP * options["num_warps"],), arguments, shared)
             self.instructions += player.instructions - before
             self.launches.append(kernel.__name__)
 
@@ -65,12 +64,13 @@ class TritonPlayer:
         signature, constexprs = specialise(launch.kernel, launch.arguments)
         key = (launch.kernel, repr(signature), repr(constexprs), repr(launch.options))
         if key not in self._compiled:
-            compiled = compile_launch(launch, self.arch)
-            text = compiled.ptx
+            compiled = compile_kernel(
+                launch.kernel, signature, constexprs, self.arch, **launch.options
+            )
+            text = compiled.asm["ptx"]
             if self.edit is not None:
                 text = self.edit(launch.kernel.__name__, text)
-            module: Module = parse(text)
-            self._compiled[key] = Player(module, self.memory), compiled.shared
+            self._compiled[key] = Player(text, self.memory), compiled.metadata.shared
         return self._compiled[key]
 
 

@@ -26,9 +26,7 @@ def check_members(members: np.ndarray, group: Group) -> None:
         )
 
 
-def shuffle_sources(
-    mode: str, by: np.ndarray, clamp: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def shuffle_sources(mode: str, by: np.ndarray, clamp: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The lane of its warp that each lane takes from, and whether it is in range."""
     lane = np.arange(len(by)) % WARP
     by, clamp = by.astype(np.int64), clamp.astype(np.int64)
