@@ -7,15 +7,13 @@ The .cu file and the C++ around it are built into one library with a runtime tha
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from tests.ptx.memory import Memory
 from tests.ptx.parse import Module, parse
@@ -30,45 +28,46 @@ LAUNCHED = ctypes.CFUNCTYPE(
     None, ctypes.c_char_p, ctypes.POINTER(ctypes.c_uint), ctypes.POINTER(ctypes.c_uint),
     ctypes.c_size_t, ctypes.POINTER(ctypes.c_void_p),
 )  # fmt: skip
-CONDITIONING = {"none": 0, "stack": 1, "concat": 2}
-LIKELIHOOD = {"continuous": 0, "discretized": 1, "gaussian": 2}
 
 
 @dataclass(frozen=True)
 class Built:
-    """A library of host code, and the text of the PTX of each .cu in it."""
+    """A library of host code, and the PTX of its kernels."""
 
     library: Path
-    ptx: dict[str, str]
+    ptx: str
 
 
-def build(folder: Path, host: Sequence[Path], cuda: Path, arch: int = 80) -> Built:
-    """host: C++ sources. Raises CalledProcessError with the compiler's words."""
+def build(folder: Path, host: Sequence[Path], cuda: Path) -> Built:
+    """host: C++ sources. Raises CalledProcessError with the compiler's words.
+
+    Processes that ask for the same library at the same time build it once.
+    """
     assert NVCC is not None
     kept = folder / f"{cuda.stem}_kept"
     kept.mkdir(parents=True, exist_ok=True)
     library = folder / f"{cuda.stem}.so"
-    command = [NVCC, "-std=c++20", f"-arch=sm_{arch}", "-O3", "-Xcompiler", "-fPIC,-O1", "-shared"]
-    command += [
-        "-cudart",
-        "none",
-        "-Xlinker",
-        "-Bsymbolic",
-        "-diag-suppress",
-        "20012,20014",
-        "--threads",
-        "2",
-    ]
-    command += ["--keep", "--keep-dir", str(kept), "-o", str(library), str(cuda)]
-    command += [str(path) for path in (HOST / "runtime.cpp", *host)]
-    subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    return Built(library, {path.stem: path.read_text() for path in kept.glob("*.ptx")})
+    command = [NVCC, "-std=c++20", "-O3", "-gencode", "arch=compute_80,code=compute_80", "-shared"]
+    command += ["-Xcompiler", "-fPIC,-O1", "-Xlinker", "-Bsymbolic", "-cudart", "none"]
+    command += ["-diag-suppress", "20012,20014", "--threads", "2", "--keep", "--keep-dir"]
+    command += [str(kept), "-o", str(library), str(cuda), str(HOST / "runtime.cpp")]
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not library.exists():
+            subprocess.run([*command, *map(str, host)], check=True, capture_output=True, text=True)
+    return Built(library, (kept / f"{cuda.stem}.ptx").read_text())
 
 
 def build_sampler(folder: Path) -> Built:
     source = ROOT / "csrc" / "sampler"
     host = [path for path in sorted(source.glob("*.cpp")) if path.stem not in CPU_ONLY]
     return build(folder, [HOST / "sampler.cpp", *host], source / "sampler_cuda.cu")
+
+
+def build_mixture(folder: Path) -> Built:
+    return build(
+        folder, [HOST / "logistic_mixture.cpp"], ROOT / "csrc" / "logistic_mixture" / "cuda.cu"
+    )
 
 
 class CudaPlayer:
@@ -110,84 +109,3 @@ class CudaPlayer:
             self.player.launch(entry.name, grid[:3], block[:3], data, shared)
         except BaseException as error:  # comes out of `call`
             self._failure = error
-
-
-class Case(ctypes.Structure):
-    """A program of csrc/tests/sampler_toy.h and what to draw of it, as in host/sampler.cpp."""
-
-    _fields_ = (
-        ("filters", ctypes.c_int), ("channels", ctypes.c_int), ("conditioning", ctypes.c_int),
-        ("likelihood", ctypes.c_int), ("n_atoms", ctypes.c_int), ("atoms", ctypes.c_int * 8),
-        ("bf16", ctypes.c_int), ("height", ctypes.c_int), ("width", ctypes.c_int),
-        ("n", ctypes.c_int64), ("seed", ctypes.c_uint64), ("first_index", ctypes.c_uint64),
-        ("temperature", ctypes.c_float), ("max_slice", ctypes.c_int),
-    )  # fmt: skip
-
-
-def make_case(
-    filters: int = 4,
-    channels: int = 1,
-    conditioning: str = "none",
-    likelihood: str = "continuous",
-    atoms: Sequence[int] = (),
-    *,
-    bf16: bool = False,
-    size: tuple[int, int] = (4, 4),
-    n: int = 2,
-    temperature: float = 1.0,
-    max_slice: int = 0,
-) -> Case:
-    return Case(
-        filters, channels, CONDITIONING[conditioning], LIKELIHOOD[likelihood], len(atoms),
-        (ctypes.c_int * 8)(*atoms), bf16, *size, n, (3 << 32) + 7, (1 << 32) - 1, temperature,
-        max_slice,
-    )  # fmt: skip
-
-
-def context_of(case: Case) -> Tensor | None:
-    if case.conditioning == CONDITIONING["none"]:
-        return None
-    shape = (case.n, case.channels, case.height, case.width)
-    count = torch.arange(torch.Size(shape).numel(), dtype=torch.float32)
-    return torch.sin(0.7 * count).view(shape)
-
-
-def draw(player: CudaPlayer, case: Case) -> Tensor:
-    """The images (n, C, H, W) as the compiled kernel draws them."""
-    memory = player.memory
-    pointer = ctypes.c_void_p
-    context = context_of(case)
-    with memory.borrowed():
-        sampler = pointer(player.call("make_sampler", ctypes.byref(case), result=pointer))
-        assert sampler.value is not None, "the sampler refuses the case"
-        try:
-            size = player.call("weight_bytes", sampler, result=ctypes.c_int64)
-            weights = memory.empty((size,), torch.uint8)
-            player.call("write_weights", sampler, pointer(weights.data_ptr()))
-            memory.mark(weights, memory.INPUT)
-            size = player.call("workspace_bytes", sampler, result=ctypes.c_int64)
-            workspace = memory.empty((size,), torch.uint8)
-            shape = (case.n, case.channels, case.height, case.width)
-            out = memory.empty(shape, once=True)
-            given = None if context is None else memory.place(context).data_ptr()
-            player.call(
-                "draw", sampler, pointer(given), pointer(out.data_ptr()),
-                pointer(workspace.data_ptr()),
-            )  # fmt: skip
-            assert memory.written(out).all(), "a pixel that nobody drew"
-            return out.clone()
-        finally:
-            player.call("free_sampler", sampler)
-
-
-def draw_on_host(player: CudaPlayer, case: Case) -> Tensor:
-    """The same by the worker's emulation on the host."""
-    context = context_of(case)
-    out = torch.full((case.n, case.channels, case.height, case.width), torch.nan)
-    given = None if context is None else context.data_ptr()
-    pointer = ctypes.c_void_p
-    player.call("draw_on_host", ctypes.byref(case), pointer(given), pointer(out.data_ptr()))
-    return out
-
-
-Edit = Callable[[str], str]
