@@ -145,3 +145,12 @@ def activemask(instruction: Instruction, registers: Registers) -> Action:
         put(d, np.repeat(bits, WARP).astype(np.uint32), group)
 
     return run
+
+
+@form("bar")
+def warp_barrier(instruction: Instruction, registers: Registers) -> Action:
+    """Lanes of a warp that run together have met already; all that are named must be here."""
+    if instruction.modifiers != ("warp", "sync"):
+        raise refuse(instruction)
+    names = registers.read(instruction.operands[0], "u32")
+    return lambda group: check_members(names, group)
