@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsmooth.functional import Shift, shifted_conv2d, shifted_conv_transpose2d
 from dsmooth.functional.shifted_conv_triton import (
     shifted_conv_triton,
     shifted_conv_triton_backward,

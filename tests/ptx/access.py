@@ -9,7 +9,8 @@ import numpy as np
 
 from tests.ptx.forms import Action, Modifiers, form, put, refuse
 from tests.ptx.lanes import DTYPES, Group, Registers
-from tests.ptx.memory import SETTLED, WORDS, WRITTEN, Memory, spread
+from tests.ptx.layout import WORDS
+from tests.ptx.memory import SETTLED, Memory, spread
 from tests.ptx.parse import SIZES, Instruction, Operand, UnknownForm
 
 SPACES = ("global", "shared", "local", "param", "const")
@@ -175,10 +176,10 @@ def copy(instruction: Instruction, registers: Registers) -> Action:
     if modifiers.take("wait_group"):
         modifiers.done()
         most = instruction.operands[0].value
-        return lambda group: copies.wait(most, group)
+        return lambda group: copies.wait(most, group.lanes)
     if modifiers.take("wait_all"):
         modifiers.done()
-        return lambda group: copies.wait(-1, group)
+        return lambda group: copies.wait(-1, group.lanes)
     return _copy(instruction, registers, modifiers)
 
 

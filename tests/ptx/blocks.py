@@ -1,4 +1,4 @@
-"""The code of a kernel in basic blocks: straight runs of actions, and where lanes go behind them."""
+"""The code of a kernel in basic blocks: runs of actions, and where lanes go behind them."""
 
 from __future__ import annotations
 

@@ -26,22 +26,22 @@ class Copies:
     def issue(self, index: np.ndarray, size: int, lanes: np.ndarray) -> None:
         self.pending.append((lanes, index, self.committed[lanes], size))
 
-    def wait(self, most: int, group: Group) -> None:
-        """Until at most so many of each lane's groups are on their way; -1: all, and what no group
-        holds."""
+    def wait(self, most: int, lanes: np.ndarray) -> None:
+        """Until at most so many of each of these lanes' groups are on their way; -1: none, nor what
+        no group holds."""
         limit = self.committed - most
         if most < 0:
             limit = self.committed + 1
         chosen = np.zeros(len(self.committed), bool)
-        chosen[group.lanes] = True
+        chosen[lanes] = True
         left = []
-        for lanes, index, number, size in self.pending:
-            done = chosen[lanes] & (number < limit[lanes])
+        for owners, index, number, size in self.pending:
+            done = chosen[owners] & (number < limit[owners])
             if done.any():
-                self._settle(index[done], size, lanes[done])
+                self._settle(index[done], size, owners[done])
             if not done.all():
                 keep = ~done
-                left.append((lanes[keep], index[keep], number[keep], size))
+                left.append((owners[keep], index[keep], number[keep], size))
         self.pending = left
 
     def _settle(self, index: np.ndarray, size: int, lanes: np.ndarray) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from tests.ptx.lanes import DTYPES
-from tests.ptx.memory import WARP, Memory
+from tests.ptx.layout import WARP
+from tests.ptx.memory import Memory
 from tests.ptx.parse import SIZES
 from tests.ptx.player import Player
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from tests.ptx.copies import Copies
-from tests.ptx.memory import WARP, WORDS, Memory, Trap
+from tests.ptx.layout import WARP, WORDS, Trap
+from tests.ptx.memory import Memory
 from tests.ptx.parse import SIZES, Function, Instruction, Operand, UnknownForm
 
 DTYPES: dict[str, type[np.generic]] = {
@@ -154,7 +155,7 @@ class Registers:
     def write_extended(
         self, operand: Operand, type_: str
     ) -> Callable[[np.ndarray, np.ndarray], None]:
-        """For loads and conversions, whose register may be wider: a function of lanes and values."""
+        """For loads and conversions, whose register may be wider: takes lanes and values."""
         if operand.name == "_":
             return lambda lanes, values: None
         array = self._arrays[operand.name]

@@ -14,7 +14,7 @@ import numpy as np
 from tests.ptx.access import Place, read_words, write_words
 from tests.ptx.forms import Action, Modifiers, form, refuse
 from tests.ptx.lanes import Group, Registers
-from tests.ptx.memory import WARP, Trap
+from tests.ptx.layout import WARP, Trap
 from tests.ptx.parse import Instruction, Operand
 from tests.ptx.rounding import from_bf16
 
@@ -179,7 +179,7 @@ def wmma(instruction: Instruction, registers: Registers) -> Action:
     """m16n16k16 of bfloat16 with sums in float32, the forms of nvcc's nvcuda::wmma."""
     modifiers = instruction.modifiers
     if modifiers[0] == "mma":
-        if modifiers[1:] != tuple("sync.aligned.row.row.m16n16k16.f32.bf16.bf16.f32".split(".")):
+        if ".".join(modifiers[1:]) != "sync.aligned.row.row.m16n16k16.f32.bf16.bf16.f32":
             raise refuse(instruction)
         return _wmma_product(instruction, registers)
     action, which, *rest = modifiers

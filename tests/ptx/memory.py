@@ -15,6 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tests.ptx.layout import FIRST_SHARED, SHARED_BYTES, WORDS, Trap
+from tests.ptx.races import Races
+
 # What is known of a byte, as bits.
 INSIDE = 1  # of a tensor, a variable or a window
 WRITTEN = 2
@@ -24,15 +27,7 @@ OPEN = 16  # may be written
 READABLE = INSIDE | WRITTEN | SETTLED
 WRITABLE = INSIDE | SETTLED | OPEN
 
-WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
-SHARED_BYTES = 232 * 1024
-FIRST_SHARED = 1024  # what the driver keeps in front
-WARP = 32
 GAP = 256  # bytes between tensors, that belong to none
-
-
-class Trap(Exception):
-    """What a kernel must not do."""
 
 
 def spread(bits: int, size: int) -> int:
@@ -206,88 +201,3 @@ class Memory:
         if self.parameters <= place < self.local:
             return f"parameter byte {place - self.parameters}{more}"
         return f"address {(place + self.base) % 2**64:#x}{more}"
-
-
-class Races:
-    """Which warps have touched a byte of shared memory since the last barrier, a bit a warp."""
-
-    def __init__(self, warps: int) -> None:
-        self.dtype = np.dtype(np.uint8 if warps <= 8 else np.uint16 if warps <= 16 else np.uint32)
-        self.readers = np.zeros(SHARED_BYTES, self.dtype)
-        self.writers = np.zeros(SHARED_BYTES, self.dtype)
-        self.most = 8 // self.dtype.itemsize  # bytes whose bits are looked at together
-        self.views = {}
-        self.own = {}
-        lanes = np.arange(warps * WARP) // WARP
-        for size in (1, 2, 4, 8):
-            if size <= self.most:
-                word = WORDS[size * self.dtype.itemsize]
-                self.views[size] = self.readers.view(word), self.writers.view(word)
-                bits = (np.ones((), self.dtype) << lanes.astype(self.dtype)).astype(self.dtype)
-                self.own[size] = np.repeat(bits[:, None], size, 1).copy().view(word)[:, 0]
-
-    def clear(self) -> None:
-        self.readers.fill(0)
-        self.writers.fill(0)
-
-    def read(self, index: np.ndarray, size: int, lanes: np.ndarray) -> None:
-        """lanes: of the block, as numbers."""
-        for part in range(0, size, self.most):
-            self._read(index + part, min(size, self.most), lanes)
-
-    def write(self, index: np.ndarray, size: int, lanes: np.ndarray, same: bool = False) -> None:
-        """same: whether lanes that write to one place here write the same value, which Triton lets
-        several warps do: a race of no consequence, and none for their own reads."""
-        for part in range(0, size, self.most):
-            self._write(index + part, min(size, self.most), lanes, same)
-
-    def _read(self, index: np.ndarray, size: int, lanes: np.ndarray) -> None:
-        readers, writers = self.views[size]
-        own = self.own[size][lanes]
-        word = index >> size.bit_length() - 1
-        before = writers.take(word)
-        if ((before | own) != own).any():
-            others = self._bytes(before & ~own) * (self._bytes(before & own) == 0)
-            if others.any():
-                self._report(index, lanes, others.any(1), "reads what", "has written")
-        self._add(readers, word, own)
-
-    def _bytes(self, words: np.ndarray) -> np.ndarray:
-        """(lanes, bytes) of the bits of words."""
-        return np.ascontiguousarray(words).view(self.dtype).reshape(len(words), -1)
-
-    def _write(self, index: np.ndarray, size: int, lanes: np.ndarray, same: bool) -> None:
-        readers, writers = self.views[size]
-        own = self.own[size][lanes]
-        word = index >> size.bit_length() - 1
-        before = writers.take(word) | readers.take(word)
-        if ((before | own) != own).any():
-            written = ((writers.take(word) | own) != own).any()
-            other = "has written" if written else "has read"
-            self._report(index, lanes, before & ~own, "writes what", other)
-        self._add(writers, word, own)
-        if not same and (writers.take(word) != own).any():
-            others = writers.take(word) & ~own
-            self._report(index, lanes, others, "writes what", "writes with it")
-
-    @staticmethod
-    def _add(bits: np.ndarray, word: np.ndarray, own: np.ndarray) -> None:
-        """Sets each lane's bit, also where lanes of several warps have the same word."""
-        mine, at = own, word
-        while len(at):
-            bits[at] = bits.take(at) | mine
-            lost = (bits.take(at) & mine) != mine
-            if not lost.any():
-                return
-            at, mine = at[lost], mine[lost]
-
-    @staticmethod
-    def _report(
-        index: np.ndarray, lanes: np.ndarray, others: np.ndarray, verb: str, other: str
-    ) -> None:
-        i = int(np.flatnonzero(others)[0])
-        place = int(index[i]) - FIRST_SHARED
-        raise Trap(
-            f"race: warp {int(lanes[i]) // WARP} {verb} another warp {other} "
-            f"since the last barrier, shared byte {place}"
-        )

@@ -17,14 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tests.ptx import access, floats, integers, matrices, warps
+from tests.ptx import access, bits, choices, floats, integers, matrices, warps
 from tests.ptx.blocks import Code, Outcome, callees_first
 from tests.ptx.copies import Copies
 from tests.ptx.lanes import Group, Registers
-from tests.ptx.memory import FIRST_SHARED, OPEN, READABLE, WARP, Memory, Trap
+from tests.ptx.layout import FIRST_SHARED, WARP, Trap
+from tests.ptx.memory import OPEN, READABLE, Memory
 from tests.ptx.parse import Function, Instruction, Module, UnknownForm, Variable, parse
 
-KINDS = (access, floats, integers, matrices, warps)  # imported for the forms that they register
+KINDS = (access, bits, choices, floats, integers, matrices, warps)  # imported for the forms that they register
 FIRST_LOCAL = 16
 
 
@@ -126,7 +127,7 @@ class Kernel:
         self.code = Code(functions, entry.name, self.registers, self._arrive)
 
     def _symbols(self, functions: dict[str, Function]) -> dict[str, tuple[str, int]]:
-        """Where variables and parameters lie. Open arrays of shared memory begin behind the rest."""
+        """Where variables and parameters lie. Open arrays of shared memory are behind the rest."""
         symbols = {name: ("global", place) for name, place in self.player.variables.items()}
         shared = [v for v in self.player.module.variables.values() if v.space == "shared"]
         local = FIRST_LOCAL

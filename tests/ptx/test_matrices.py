@@ -77,9 +77,11 @@ def product(
     sources += registers(b, type_, b_tf32 if narrow else b_halves, count_b)
     sources += registers(c, c_type, c_single, 4 if c_type == "f32" else 2)
     count_c = 4 if c_type == "f32" else 2
-    ends = itertools.accumulate((count_a, count_b, count_c))
-    first, second, third = ([f"%s{i}" for i in range(e - n, e)]
-                            for e, n in zip(ends, (count_a, count_b, count_c)))  # fmt: skip
+    names = iter(f"%s{i}" for i in range(count_a + count_b + 4))
+    first, second, third = (
+        [next(names) for _ in range(n)]
+        for n in (count_a, count_b, 4 if c_type == "f32" else 2)
+    )
     d = [f"%d{i}" for i in range(count_c)]
     lists = ", ".join("{" + ", ".join(names) + "}" for names in (d, first, second, third))
     code = f"mma.sync.aligned.m16n8k{k}.row.col.{c_type}.{type_}.{type_}.{c_type} {lists};"

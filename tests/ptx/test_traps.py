@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tests.ptx.evaluate import HEADER
-from tests.ptx.memory import Memory, Trap
+from tests.ptx.layout import Trap
+from tests.ptx.memory import Memory
 from tests.ptx.parse import UnknownForm
 from tests.ptx.player import Player
 

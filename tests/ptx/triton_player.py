@@ -21,7 +21,8 @@ from torch import Tensor
 
 from dsmooth.kernels import launch as launching
 from tests.helpers.triton_tools import LAUNCH_OPTIONS, Launch, compile_kernel, specialise
-from tests.ptx.memory import WARP, Memory
+from tests.ptx.layout import WARP
+from tests.ptx.memory import Memory
 from tests.ptx.player import Player
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from tests.ptx.forms import Action, Modifiers, form, put, refuse
 from tests.ptx.lanes import DTYPES, Group, Registers
-from tests.ptx.memory import WARP, Trap
+from tests.ptx.layout import WARP, Trap
 from tests.ptx.parse import Instruction
 
 
