@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 
 from tests.ptx.forms import Action, Modifiers, form, put, refuse
 from tests.ptx.lanes import DTYPES, Group, Registers
 from tests.ptx.layout import WORDS
-from tests.ptx.memory import SETTLED, Memory, spread
+from tests.ptx.memory import ONCE, OPEN, SETTLED, Memory, spread
 from tests.ptx.parse import SIZES, Instruction, Operand, UnknownForm
 
 SPACES = ("global", "shared", "local", "param", "const")
@@ -28,23 +27,18 @@ class Place:
     def __init__(self, operand: Operand, space: str, size: int, alignment: int, r: Registers):
         self.memory, self.size, self.alignment = r.memory, size, alignment
         self.at = r.place(operand, space)
-        self.space = space
+        self.shared_among_lanes = space not in ("local", "param", "const")
 
     def __call__(self, group: Group) -> np.ndarray:
         return self.memory.locate(self.at(group), self.size, self.alignment)
-
-    def touches_shared(self, index: np.ndarray) -> bool:
-        if self.space:
-            return self.space == "shared"
-        return bool((index < self.memory.parameters).any())
 
 
 def read_words(place: Place, index: np.ndarray, size: int, group: Group) -> np.ndarray:
     """The words of `size` bytes at these places."""
     memory = place.memory
-    memory.check_read(index, size)
-    if place.touches_shared(index):
-        _race(memory.races.read, memory, index, size, group.lanes)
+    states = memory.check_read(index, size)
+    if place.shared_among_lanes and int(np.bitwise_or.reduce(states)) & spread(OPEN | ONCE, size):
+        memory.races.read(index, size, group.lanes)
     return memory.words[size].take(index >> size.bit_length() - 1)
 
 
@@ -55,21 +49,11 @@ def write_words(
     states = memory.check_write(index, size)
     word = index >> size.bit_length() - 1
     memory.words[size][word] = values
-    if place.touches_shared(index):
+    if place.shared_among_lanes:
         # What is read back differs where lanes write different values to one place.
         same = bool((memory.words[size].take(word) == values).all())
-        _race(partial(memory.races.write, same=same), memory, index, size, group.lanes)
+        memory.races.write(index, size, group.lanes, same)
     memory.wrote(index, size, states)
-
-
-def _race(
-    check: Callable[..., None], memory: Memory, index: np.ndarray, size: int, lanes: np.ndarray
-) -> None:
-    inside = index < memory.parameters
-    if inside.all():
-        check(index, size, lanes)
-    else:  # generic addresses of several spaces at once
-        check(index[inside], size, lanes[inside])
 
 
 def _parts(operand: Operand) -> tuple[Operand, ...]:
@@ -221,25 +205,23 @@ def _copy(instruction: Instruction, registers: Registers, modifiers: Modifiers) 
 def _gather(source: Place, group: Group, taken: np.ndarray, size: int) -> np.ndarray:
     """(lanes, size) bytes: those that are taken, and zeros. The source of none is not read."""
     data = np.zeros((len(taken), size), np.uint8)
-    memory = source.memory
     if (taken == size).all():
         index = source(group)
         word = min(size, 8)
         for part in range(0, size, word):
-            memory.check_read(index + part, word)
-            values = memory.words[word].take(index + part >> word.bit_length() - 1)
+            values = read_words(source, index + part, word, group)
             data[:, part : part + word] = values[:, None].view(np.uint8)
         return data
     some = taken > 0
     if not some.any():
         return data
-    mask = np.zeros(np.size(group.where) if group.where is not True else len(taken), bool)
-    mask[group.lanes[some]] = True
-    index = source(Group(mask))
+    if (taken[some] == size).all():
+        data[some] = _gather(source, group.part(some), taken[some], size)
+        return data
     for i in range(int(taken.max())):
-        has = taken[some] > i
-        memory.check_read(index[has] + i, 1)
-        data[np.flatnonzero(some)[has], i] = memory.bytes[index[has] + i]
+        has = taken > i
+        chosen = group.part(has)
+        data[has, i] = read_words(source, source(chosen) + i, 1, chosen)
     return data
 
 

@@ -73,6 +73,12 @@ class Group:
                 return self
         return Group(mask) if mask.any() else None
 
+    def part(self, chosen: np.ndarray) -> Group:
+        """Those of its lanes for which `chosen`, a boolean for each of them, holds."""
+        mask = np.zeros(len(self.lanes) if self.where is True else np.size(self.where), bool)
+        mask[self.lanes[chosen]] = True
+        return Group(mask)
+
 
 class Registers:
     """The registers of one function, and how its operands are read and written.

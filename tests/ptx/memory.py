@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tests.ptx.layout import FIRST_SHARED, SHARED_BYTES, WORDS, Trap
+from tests.ptx.layout import FIRST_SHARED, SHARED_BYTES, WORDS, Trap, place_name
 from tests.ptx.races import Races
 
 # What is known of a byte, as bits.
@@ -60,7 +60,7 @@ class Memory:
         self.states = {size: self.state.view(dtype) for size, dtype in WORDS.items()}
         self.state[self.local : self.first_tensor] = READABLE | OPEN
         self._next = self.first_tensor + GAP
-        self.races = Races(1)
+        self.races = Races(1, self.size)
 
     def empty(
         self,
@@ -123,7 +123,7 @@ class Memory:
         states = torch.from_numpy(self.state).as_strided(shape, strides, at)
         return ((states & WRITTEN) != 0).all(-1)
 
-    def start_block(self, warps: int, shared: int, parameters: bytes) -> None:
+    def start_block(self, races: Races, shared: int, parameters: bytes) -> None:
         """Makes shared memory that many fresh bytes, and writes the parameters."""
         if FIRST_SHARED + shared > SHARED_BYTES:
             raise Trap(f"{shared} bytes of shared memory")
@@ -136,7 +136,8 @@ class Memory:
         self.bytes[self.parameters : self.parameters + len(parameters)] = np.frombuffer(
             parameters, np.uint8
         )
-        self.races = Races(warps)
+        self.races = races
+        races.clear()
 
     def locate(self, index: np.ndarray, size: int, alignment: int) -> np.ndarray:
         """Checks that places in the array (uint64, may wrap) are inside it and aligned."""
@@ -150,11 +151,13 @@ class Memory:
             raise Trap(f"{self._which(index, wrong)} is not a multiple of {alignment}")
         return index.view(np.int64)
 
-    def check_read(self, index: np.ndarray, size: int) -> None:
+    def check_read(self, index: np.ndarray, size: int) -> np.ndarray:
+        """Returns the states found."""
         states = self.states[size].take(index >> size.bit_length() - 1)
         want = spread(READABLE, size)
         if int(np.bitwise_and.reduce(states)) & want != want:
             self._refuse(index, size, states, READABLE, "read")
+        return states
 
     def check_write(self, index: np.ndarray, size: int) -> np.ndarray:
         """Returns the states found, to be handed to `wrote`."""
@@ -197,7 +200,7 @@ class Memory:
         place = int(index[wrong][0])
         more = f" (and {int(wrong.sum()) - 1} more)" if wrong.sum() > 1 else ""
         if 0 <= place < self.parameters:
-            return f"shared byte {place - self.shared - FIRST_SHARED}{more}"
+            return place_name(place) + more
         if self.parameters <= place < self.local:
             return f"parameter byte {place - self.parameters}{more}"
         return f"address {(place + self.base) % 2**64:#x}{more}"

@@ -24,6 +24,7 @@ from tests.ptx.lanes import Group, Registers
 from tests.ptx.layout import FIRST_SHARED, WARP, Trap
 from tests.ptx.memory import OPEN, READABLE, Memory
 from tests.ptx.parse import Function, Instruction, Module, UnknownForm, Variable, parse
+from tests.ptx.races import Races
 
 KINDS = (access, bits, choices, floats, integers, matrices, warps)  # imported for the forms that they register
 FIRST_LOCAL = 16
@@ -109,6 +110,7 @@ class Kernel:
         if entry.threads and self.count > entry.threads:
             raise Trap(f"{self.count} lanes in a block that is compiled for {entry.threads}")
         self.copies = Copies(self.memory, self.count)
+        self.races = Races(self.count // WARP, self.memory.size)
         self.everyone = Group.everyone(self.count)
         self.special = special_registers(extents)
         reached = callees_first(player.module.functions, entry.name)
@@ -160,7 +162,7 @@ class Kernel:
         for z, y, x in np.ndindex(grid[::-1]):
             for axis, index in zip("xyz", (x, y, z), strict=True):
                 self.special[f"%ctaid.{axis}"][:] = index
-            self.memory.start_block(self.count // WARP, self.static_shared + shared, parameters)
+            self.memory.start_block(self.races, self.static_shared + shared, parameters)
             self.copies.start()
             self._run((x, y, z))
 

@@ -127,6 +127,15 @@ def test_races() -> None:
     play("bar.sync 0;" + OTHER + WRITE + "bar.sync 0; ld.shared.f32 %f1, [%r2]; " + READ_OTHER)
 
 
+def test_races_in_global_memory() -> None:
+    """Of lanes of one block, whose outputs are inputs of one another."""
+    write = "cvt.rn.f32.u32 %f2, %r1; st.global.f32 [%rd4], %f2;"
+    other = "xor.b32 %r5, %r1, 32; mad.wide.u32 %rd5, %r5, 4, %rd2;"
+    read = "ld.global.f32 %f1, [%rd5];"
+    trapped(other + write + read, "race: warp . reads what another warp has written")
+    play(other + write + "bar.sync 0;" + read)
+
+
 def test_a_copy_of_another_warp_needs_a_barrier_behind_the_wait() -> None:
     wait = "cp.async.wait_group 0;"
     trapped(OTHER + STAGE + wait + READ_OTHER, "race: .*reads what another warp has written")
