@@ -1,13 +1,12 @@
 // The CUDA sampler's host side for Python: a small program drawn by CudaSampler, whose launches the
 // runtime beside this file hands on, and the same images by the worker's emulation on the host.
-#include "../../../csrc/sampler/sampler_cuda.h"
-
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <string>
 #include <vector>
 
+#include "../../../csrc/sampler/sampler_cuda.h"
 #include "../../../csrc/tests/sampler_block.h"
 #include "../../../csrc/tests/sampler_toy.h"
 
