@@ -21,7 +21,10 @@ from tests.helpers.mixture_cases import (
 from tests.ptx.cuda_player import NVCC, Built, CudaPlayer, build_mixture
 from tests.ptx.memory import Memory
 
-pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(NVCC is None, reason="nvcc is not installed"),
+]
 LIKELIHOODS = {"continuous": 0, "discretized": 1, "gaussian": 2}
 STATE = 4  # numbers of a pixel that the forward leaves for the backward
 

@@ -22,6 +22,7 @@ from tests.ptx.sampler_cases import draw, draw_on_host
 from tests.ptx.sampler_cases import make_case as make_sampler_case
 from tests.ptx.triton_player import played
 
+pytestmark = pytest.mark.slow
 REGISTER = r"%\w+"
 
 

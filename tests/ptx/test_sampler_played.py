@@ -11,7 +11,10 @@ from tests.ptx.cuda_player import NVCC, Built, CudaPlayer, build_sampler
 from tests.ptx.memory import Memory
 from tests.ptx.sampler_cases import Case, draw, draw_on_host, make_case
 
-pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(NVCC is None, reason="nvcc is not installed"),
+]
 
 # Sums run over k in another order, and exp is the device's: a few roundings of what they are made
 # of. Images are of the order of 1.
