@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tests.ptx import access, bits, choices, floats, integers, matrices, warps
+from tests.ptx import access, bits, choices, conversions, floats, integers, matrices, warps
 from tests.ptx.blocks import Code, Outcome, callees_first
 from tests.ptx.copies import Copies
 from tests.ptx.lanes import Group, Registers
@@ -26,7 +26,7 @@ from tests.ptx.memory import OPEN, READABLE, Memory
 from tests.ptx.parse import Function, Instruction, Module, UnknownForm, Variable, parse
 from tests.ptx.races import Races
 
-KINDS = (access, bits, choices, floats, integers, matrices, warps)  # imported for the forms that they register
+KINDS = (access, bits, choices, conversions, floats, integers, matrices, warps)  # imported for the forms that they register
 FIRST_LOCAL = 16
 
 

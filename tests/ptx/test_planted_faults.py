@@ -1,6 +1,6 @@
 """Faults planted in the compiled kernels, by edits of their PTX: the player finds each.
 
-docs/kernels.md has the table of who else finds them. Found means a trap, or a result that the
+docs/played.md has the table of who else finds them. Found means a trap, or a result that the
 kernel's law refuses.
 """
 
@@ -78,7 +78,7 @@ SAMPLER_FAULTS = [
     Fault("a constant of Philox is wrong", r"-766435501|-845247145|3528531795|3449720151",
           "1234567", ""),
     Fault("a pixel is stored beside its place",
-          r"(st\.f32|st\.global\.f32)(\s+\[%rd\d+)\]", r"\1\2+4]", "outside|already|nobody drew"),
+          r"(st\.f32|st\.global\.f32)(\s+\[%rd\d+)\]", r"\1\2+4]", "outside|already|nobody drew|race"),
     Fault("a warp passes a barrier by", r"bar\.sync\s+0;",
           "{ .reg .pred %ps; .reg .b32 %ts; mov.u32 %ts, %tid.x; setp.lt.u32 %ps, %ts, 32;"
           " @%ps bra $PASSED; bar.sync 0; $PASSED: }", "is reached by 224 of 256|different barr", 0),
@@ -87,7 +87,7 @@ PREDICATED = r"@%p\d+ (ld\.global[^;]*;)"
 TRITON_FAULTS = [
     Fault("a mask of loads is dropped", PREDICATED, r"\1", "outside of every tensor"),
     Fault("a mask of stores is dropped", r"@%p\d+ (st\.global[^;]*;)", r"\1",
-          "outside of every tensor|already|same byte"),
+          "outside of every tensor|already|same byte|race"),
     Fault("all barriers are missing", r"bar\.sync\s+0;", "", RACE),
     Fault("the first barrier is missing", r"bar\.sync\s+0;", "", RACE, 0),
     Fault("B is not transposed as it is loaded",
