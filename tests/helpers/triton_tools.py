@@ -69,14 +69,14 @@ class Launch:
     options: dict[str, int]  # num_warps, num_stages
 
 
-def compile_ahead(
+def compile_kernel(
     fn: Any,
     signature: Mapping[str, Type],
     constexprs: Mapping[str | tuple[str, int], Any],
     arch: int,
     num_warps: int = 4,
     num_stages: int = 3,
-) -> Compiled:
+) -> Any:
     """Compile a @triton.jit function for CUDA compute capability `arch` (80, 90, 100).
 
     signature: the type of every parameter that is not in `constexprs`, as "*fp32", "i32", "fp32";
@@ -87,7 +87,7 @@ def compile_ahead(
     from triton import knobs
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
-    from triton.compiler import compile as compile_kernel
+    from triton.compiler import compile as compile_source
 
     if knobs.runtime.interpret:
         raise RuntimeError(
@@ -112,11 +112,23 @@ def compile_ahead(
         constexprs={(names.index(n), *rest): value for (n, *rest), value in constants.items()},
         attrs={place: [["tt.divisibility", 16]] for place in multiples},
     )
-    compiled = compile_kernel(
+    return compile_source(
         source,
         target=GPUTarget("cuda", arch, WARP_SIZE),
         options={"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True},
     )
+
+
+def compile_ahead(
+    fn: Any,
+    signature: Mapping[str, Type],
+    constexprs: Mapping[str | tuple[str, int], Any],
+    arch: int,
+    num_warps: int = 4,
+    num_stages: int = 3,
+) -> Compiled:
+    """`compile_kernel`, and what is to be read in its machine code."""
+    compiled = compile_kernel(fn, signature, constexprs, arch, num_warps, num_stages)
     usage = _resource_usage(compiled.asm["cubin"])
     sass = compiled.asm["sass"]
     return Compiled(

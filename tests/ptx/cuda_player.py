@@ -1,0 +1,111 @@
+"""CUDA kernels compiled by nvcc and played where their own host code launches them.
+
+The .cu file and the C++ around it are built into one library with a runtime that has no device
+(host/runtime.cpp); the kernels are played from the PTX of that very compilation.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.ptx.memory import Memory
+from tests.ptx.parse import Module, parse
+from tests.ptx.player import Player
+
+ROOT = Path(__file__).resolve().parents[2]
+HOST = Path(__file__).parent / "host"
+NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+# What the host's CPU draws with is not needed here.
+CPU_ONLY = {"sampler_cpu", "tile_kernels", "tiles_float32", "tiles_bfloat16"}
+LAUNCHED = ctypes.CFUNCTYPE(
+    None, ctypes.c_char_p, ctypes.POINTER(ctypes.c_uint), ctypes.POINTER(ctypes.c_uint),
+    ctypes.c_size_t, ctypes.POINTER(ctypes.c_void_p),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Built:
+    """A library of host code, and the PTX of its kernels."""
+
+    library: Path
+    ptx: str
+
+
+def build(folder: Path, host: Sequence[Path], cuda: Path) -> Built:
+    """host: C++ sources. Raises CalledProcessError with the compiler's words.
+
+    Processes that ask for the same library at the same time build it once.
+    """
+    assert NVCC is not None
+    kept = folder / f"{cuda.stem}_kept"
+    kept.mkdir(parents=True, exist_ok=True)
+    library = folder / f"{cuda.stem}.so"
+    command = [NVCC, "-std=c++20", "-O3", "-gencode", "arch=compute_80,code=compute_80", "-shared"]
+    command += ["-Xcompiler", "-fPIC,-O1", "-Xlinker", "-Bsymbolic", "-cudart", "none"]
+    command += ["-diag-suppress", "20012,20014", "--threads", "2", "--keep", "--keep-dir"]
+    command += [str(kept), "-o", str(library), str(cuda), str(HOST / "runtime.cpp")]
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not library.exists():
+            subprocess.run([*command, *map(str, host)], check=True, capture_output=True, text=True)
+    return Built(library, (kept / f"{cuda.stem}.ptx").read_text())
+
+
+def build_sampler(folder: Path) -> Built:
+    source = ROOT / "csrc" / "sampler"
+    host = [path for path in sorted(source.glob("*.cpp")) if path.stem not in CPU_ONLY]
+    return build(folder, [HOST / "sampler.cpp", *host], source / "sampler_cuda.cu")
+
+
+def build_mixture(folder: Path) -> Built:
+    return build(
+        folder, [HOST / "logistic_mixture.cpp"], ROOT / "csrc" / "logistic_mixture" / "cuda.cu"
+    )
+
+
+class CudaPlayer:
+    """A library whose launches are played. What a launch raises comes out of `call`.
+
+    processors: multiprocessors that the device says it has.
+    """
+
+    def __init__(
+        self, built: Built, memory: Memory, ptx: str | Module, processors: int = 1
+    ) -> None:
+        self.library = ctypes.CDLL(str(built.library))
+        module = parse(ptx) if isinstance(ptx, str) else ptx
+        self.player, self.memory = Player(module, memory), memory
+        self.processors = processors
+        self._failure: BaseException | None = None
+        self._callback = LAUNCHED(self._launched)
+
+    def call(self, function: str, *arguments: Any, result: Any = None) -> Any:
+        found = self.library[function]
+        found.restype = result
+        self.library.play_launches(self._callback, self.processors)
+        value = found(*arguments)
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+        return value
+
+    def _launched(self, name: bytes, grid: Any, block: Any, shared: int, arguments: Any) -> None:
+        if self._failure is not None:
+            return  # a launch before has failed
+        try:
+            entry = self.player.entry(name.decode())
+            data, at = b"", 0
+            for i, parameter in enumerate(entry.parameters):
+                data += bytes(-at % parameter.alignment)
+                data += ctypes.string_at(arguments[i], parameter.size)
+                at = len(data)
+            self.player.launch(entry.name, grid[:3], block[:3], data, shared)
+        except BaseException as error:  # comes out of `call`
+            self._failure = error

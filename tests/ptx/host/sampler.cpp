@@ -1,0 +1,96 @@
+// The CUDA sampler's host side for Python: a small program drawn by CudaSampler, whose launches the
+// runtime beside this file hands on, and the same images by the worker's emulation on the host.
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include "../../../csrc/sampler/sampler_cuda.h"
+#include "../../../csrc/tests/sampler_block.h"
+#include "../../../csrc/tests/sampler_toy.h"
+
+namespace {
+
+using namespace dsmooth::sampler;
+
+struct Case {
+  int filters, channels, conditioning, likelihood, n_atoms;
+  int atoms[8];
+  int bf16, height, width;
+  int64_t n;
+  uint64_t seed, first_index;
+  float temperature;
+  int max_slice;
+};
+
+Program program(const Case& c) {
+  return Toy(c.filters, c.channels, static_cast<Conditioning>(c.conditioning),
+             static_cast<Likelihood>(c.likelihood), std::vector<int>(c.atoms, c.atoms + c.n_atoms))
+      .take();
+}
+
+struct Sampler {
+  Case c;
+  CudaSampler sampler;
+  Sharing sharing;
+  std::string error;
+  explicit Sampler(const Case& given)
+      : c(given),
+        sampler(program(given), given.bf16 != 0, 0),
+        sharing(sampler.share(c.n, c.height, c.width, size_t{1} << 30, c.max_slice)) {}
+};
+
+// All launches of a request, however many there are.
+template <class S>
+void sample(const S& sampler, const CudaRequest& request) {
+  if constexpr (requires { sampler.launches(request.sharing, request.height); }) {
+    for (int64_t i = 0; i < sampler.launches(request.sharing, request.height); ++i)
+      sampler.sample(request, i);
+  } else {
+    sampler.sample(request);
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+void* make_sampler(const Case* c) {
+  try {
+    return new Sampler(*c);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return nullptr;
+  }
+}
+void free_sampler(void* s) { delete static_cast<Sampler*>(s); }
+int64_t weight_bytes(void* s) {
+  return static_cast<int64_t>(static_cast<Sampler*>(s)->sampler.weight_bytes());
+}
+void write_weights(void* s, void* to) {
+  static_cast<Sampler*>(s)->sampler.write_weights(to, reinterpret_cast<uintptr_t>(to));
+}
+int64_t workspace_bytes(void* s) {
+  auto& sampler = *static_cast<Sampler*>(s);
+  return static_cast<int64_t>(
+      sampler.sampler.workspace_bytes(sampler.sharing, sampler.c.height, sampler.c.width));
+}
+void draw(void* s, const float* context, float* out, float* workspace) {
+  auto& [c, sampler, sharing, error] = *static_cast<Sampler*>(s);
+  sample(sampler, {c.n, c.height, c.width, c.seed, c.first_index, c.temperature, sharing, context,
+                   out, workspace, nullptr});
+}
+
+// The same by lanes of the host that meet at every sync.
+void draw_on_host(const Case* given, const float* context, float* out) {
+  const Case& c = *given;
+  const Slice all{0, c.height, c.width, c.seed, c.first_index, c.temperature, context, out};
+  const Device device{1, 163 << 10};
+  if (c.bf16)
+    draw_as_cuda<Bf16, 4, 1>(program(c), all, c.n, device, c.max_slice, Mode::kThreads);
+  else
+    draw_as_cuda<float, 4, 1>(program(c), all, c.n, device, c.max_slice, Mode::kThreads);
+}
+
+}  // extern "C"

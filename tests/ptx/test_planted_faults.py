@@ -1,0 +1,160 @@
+"""Faults planted in the compiled kernels, by edits of their PTX: the player finds each.
+
+docs/played.md has the table of who else finds them. Found means a trap, or a result that the
+kernel's law refuses.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from tests.helpers.aot_launches import KERNELS
+from tests.helpers.gated_cases import EPS, assert_as_good, make_case
+from tests.ptx.cuda_player import NVCC, Built, CudaPlayer, build_sampler
+from tests.ptx.layout import Trap
+from tests.ptx.memory import Memory
+from tests.ptx.sampler_cases import draw, draw_on_host
+from tests.ptx.sampler_cases import make_case as make_sampler_case
+from tests.ptx.triton_player import played
+
+pytestmark = pytest.mark.slow
+REGISTER = r"%\w+"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """pattern: replaced where it stands for the nth time in the code of the kernel, or everywhere
+    (nth = None). traps: what the player says; empty if it is the result that differs."""
+
+    name: str
+    pattern: str
+    replacement: str | Callable[[re.Match[str]], str]
+    traps: str
+    nth: int | None = None
+
+    def plant(self, text: str) -> str:
+        found = 0
+
+        def replace(match: re.Match[str]) -> str:
+            nonlocal found
+            found += 1
+            wanted = self.nth is None or found == self.nth + 1
+            if not wanted:
+                return match.group()
+            by = self.replacement
+            return match.expand(by) if isinstance(by, str) else by(match)
+
+        planted = re.sub(self.pattern, replace, text)
+        assert planted != text, f"there is nowhere to plant: {self.name}"
+        return planted
+
+
+def one_more(match: re.Match[str]) -> str:
+    return match.group().replace(match[1], str(int(match[1]) + 1))
+
+
+RACE = "race: warp|was never written"
+WAIT = "no wait has covered"
+FIRST_TWO = rf"\{{({REGISTER}), ({REGISTER})"
+SAMPLER_FAULTS = [
+    Fault("a barrier is missing behind the wait for copies",
+          r"(?s)(cp\.async\.wait_group(?:(?!bar\.sync).)*)bar\.sync\s+0;", r"\1", RACE),
+    Fault("a wait leaves one group too many", r"cp\.async\.wait_group\s+(\d+);",
+          one_more, WAIT),
+    Fault("a group of copies does not end", r"cp\.async\.commit_group;", "", WAIT),
+    Fault("a stage of the ring is misaligned",
+          rf"(cp\.async\.cg\.shared\.global \[{REGISTER})\]", r"\1+8]", "not a multiple of 16"),
+    Fault("copies of rows that are not there read them",
+          rf"(cp\.async\.cg\.shared\.global [^;]*, 16), {REGISTER};", r"\1;",
+          "outside of every tensor|never written"),
+    Fault("two registers of A are exchanged",
+          rf"(mma\.sync[^;]*?\}}, ){FIRST_TWO}", r"\1{\3, \2", ""),
+    Fault("two sums are exchanged", rf"(mma\.sync\S+\s+){FIRST_TWO}", r"\1{\3, \2", ""),
+    Fault("a constant of Philox is wrong", r"-766435501|-845247145|3528531795|3449720151",
+          "1234567", ""),
+    Fault("a pixel is stored beside its place",
+          r"(st\.f32|st\.global\.f32)(\s+\[%rd\d+)\]", r"\1\2+4]", "outside|already|nobody drew|race"),
+    Fault("a warp passes a barrier by", r"bar\.sync\s+0;",
+          "{ .reg .pred %ps; .reg .b32 %ts; mov.u32 %ts, %tid.x; setp.lt.u32 %ps, %ts, 32;"
+          " @%ps bra $PASSED; bar.sync 0; $PASSED: }", "is reached by 224 of 256|different barr", 0),
+]  # fmt: skip
+PREDICATED = r"@%p\d+ (ld\.global[^;]*;)"
+TRITON_FAULTS = [
+    Fault("a mask of loads is dropped", PREDICATED, r"\1", "outside of every tensor"),
+    Fault("a mask of stores is dropped", r"@%p\d+ (st\.global[^;]*;)", r"\1",
+          "outside of every tensor|already|same byte|race"),
+    Fault("all barriers are missing", r"bar\.sync\s+0;", "", RACE),
+    Fault("the first barrier is missing", r"bar\.sync\s+0;", "", RACE, 0),
+    Fault("B is not transposed as it is loaded",
+          r"(ldmatrix\.sync\.aligned\.m8n8\.x\d)\.trans", r"\1", ""),
+    Fault("two registers of A are exchanged",
+          rf"(mma\.sync[^;]*?\}}, )\{{ ({REGISTER}), ({REGISTER})", r"\1{\3, \2", ""),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    base = tmp_path_factory.getbasetemp()
+    return build_sampler((base.parent if "gw" in base.name else base) / "played_sampler")
+
+
+def bfloat16_alone(text: str, edit: Callable[[str], str]) -> str:
+    """Edits the functions whose name has Bf16 in it."""
+    parts = re.split(r"(?m)^(?=(?:\.visible |\.weak )?\.(?:func|entry))", text)
+    wanted = ["Bf16" in re.split(r"[(\n{]", part, maxsplit=2)[0] for part in parts]
+    together = edit(
+        "\0".join(part for part, is_wanted in zip(parts, wanted, strict=True) if is_wanted)
+    )
+    edited = iter(together.split("\0"))
+    return "".join(next(edited) if is_wanted else part
+                   for part, is_wanted in zip(parts, wanted, strict=True))  # fmt: skip
+
+
+def caught(run: Callable[[], None]) -> str:
+    """What the player says of a run; empty if nothing."""
+    try:
+        run()
+    except Trap as trap:
+        return str(trap)
+    return ""
+
+
+def judge(fault: Fault, said: str) -> None:
+    """Where the fault is one that traps, it must have been this trap."""
+    assert bool(said) == bool(fault.traps), said
+    assert re.search(fault.traps, said), said
+
+
+@pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
+@pytest.mark.parametrize("fault", SAMPLER_FAULTS, ids=lambda fault: fault.name)
+def test_faults_of_the_sampler(fault: Fault, built: Built) -> None:
+    case = make_sampler_case(6, bf16=True, n=1)
+    player = CudaPlayer(built, Memory(1 << 22), bfloat16_alone(built.ptx, fault.plant))
+    drawn: list[torch.Tensor] = []
+    judge(fault, caught(lambda: drawn.append(draw(player, case))))
+    if drawn:
+        assert not (drawn[0] - draw_on_host(player, case)).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("fault", TRITON_FAULTS, ids=lambda fault: fault.name)
+def test_faults_of_triton(fault: Fault) -> None:
+    """In the first convolution of a gated block."""
+    pytest.importorskip("triton")
+    dtype = torch.bfloat16
+    case = make_case("down_right", (1, 3, 5), 5, (5,), 0.5, dtype, gains=True)
+
+    def edit(kernel: str, text: str) -> str:
+        return fault.plant(text) if kernel == "hidden_kernel" else text
+
+    exact, eager = (case.run("reference", d) for d in (torch.float64, dtype))
+    got: list[dict[str, torch.Tensor]] = []
+    with played(KERNELS, Memory(1 << 22), edit=edit):
+        judge(fault, caught(lambda: got.append(case.run("triton", dtype))))
+    if got:
+        with pytest.raises(AssertionError):
+            assert_as_good(got[0], eager, exact, EPS[dtype])

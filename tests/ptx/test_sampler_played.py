@@ -1,0 +1,63 @@
+"""The CUDA sampler's compiled kernels draw the images that the host draws of the same noise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.ptx.cuda_player import NVCC, Built, CudaPlayer, build_sampler
+from tests.ptx.memory import Memory
+from tests.ptx.sampler_cases import Case, draw, draw_on_host, make_case
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(NVCC is None, reason="nvcc is not installed"),
+]
+
+# Sums run over k in another order, and exp is the device's: a few roundings of what they are made
+# of. Images are of the order of 1.
+ROUNDING = {False: 2e-6, True: 2e-5}
+CASES: dict[str, dict[str, Any]] = {
+    "grey": {"filters": 4, "bf16": True, "n": 3, "max_slice": 2},
+    "grey in float32": {"filters": 4, "n": 1},
+    "rgb stack gaussian": {
+        "filters": 5, "channels": 3, "conditioning": "stack", "likelihood": "gaussian",
+        "bf16": True, "n": 1,
+    },
+    "grey concat": {"filters": 20, "conditioning": "concat", "bf16": True, "n": 1},
+    "rgb discretized with atoms": {
+        "filters": 3, "channels": 3, "likelihood": "discretized", "atoms": [0, 255, 17],
+        "bf16": True, "n": 2,
+    },
+    "rgb discretized in float32": {
+        "filters": 3, "channels": 3, "likelihood": "discretized", "atoms": [0, 255, 17], "n": 1,
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """Once for all workers of a run, where there are several."""
+    base = tmp_path_factory.getbasetemp()
+    return build_sampler((base.parent if "gw" in base.name else base) / "played_sampler")
+
+
+def close(drawn: torch.Tensor, expected: torch.Tensor, case: Case) -> bool:
+    """Equal to rounding; of a discretized pixel, rounding may reach the next level."""
+    off = (drawn - expected).abs()
+    if case.likelihood == 1:
+        return bool((off > 1e-6).float().mean() < 0.05 and off.max() < 1.1 / 127.5)
+    return bool(off.max() < ROUNDING[bool(case.bf16)])
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_images_are_those_of_the_host(name: str, built: Built) -> None:
+    case = make_case(**CASES[name])
+    player = CudaPlayer(built, Memory(1 << 23), built.ptx)
+    expected = draw_on_host(player, case)
+    assert expected.isfinite().all()
+    assert expected.std() > 0.01
+    drawn = draw(player, case)
+    assert close(drawn, expected, case), (drawn - expected).abs().max()

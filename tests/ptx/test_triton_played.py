@@ -1,0 +1,84 @@
+"""The compiled Triton kernels compute what their references do, in every dtype.
+
+Kernels for compute capability 8.0 as a GPU would get them, launched by their own launchers. Each
+test holds a result's error to twice that of eager PyTorch and a rounding, and the player holds
+every access to what memory.py allows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from dsmooth.functional import logistic_mixture_log_prob
+from dsmooth.kernels import logistic_mixture as mixture_kernels
+from tests.helpers.aot_launches import KERNELS
+from tests.helpers.convolutions import Conv
+from tests.helpers.gated_cases import EPS, assert_as_good, make_case
+from tests.helpers.mixture_cases import (
+    MIXTURES,
+    assert_as_exact_as_eager,
+    avoid_kink,
+    n_atoms,
+    random_case,
+    value_and_gradients,
+)
+from tests.ptx.memory import Memory
+from tests.ptx.triton_player import played
+
+pytestmark = pytest.mark.slow
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+MIXTURE_KERNELS = {mixture_kernels: ["log_prob_kernel", "scale_kernel"]}
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+@each_dtype
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_gated_block(dropout: float, dtype: torch.dtype) -> None:
+    """Forward and backward: packing, both convolutions, gate, dropout, every gradient."""
+    shape = ("down_right", (1, 3, 5), 5, (5, 3)) if dropout else ("down", (2, 2, 3), 4, ())
+    case = make_case(*shape, dropout, dtype, gains=dropout > 0)
+    with played(KERNELS, Memory(1 << 22)) as player:
+        got = case.run("triton", dtype)
+    assert {"hidden_kernel", "gate_kernel", "weight_gradient_kernel"} <= set(player.launches)
+    exact, eager = (case.run("reference", d) for d in (torch.float64, dtype))
+    assert_as_good(got, eager, exact, EPS[dtype])
+
+
+CONVS = [
+    Conv("down_right", (2, 2), 1, (1, 3, 5), 3, 6),
+    Conv("down", (2, 3), 2, (1, 4, 6), 5, 3),
+    Conv("down_right", (2, 2), 0, (1, 2, 3), 3, 5),
+]
+
+
+@each_dtype
+@pytest.mark.parametrize("conv", CONVS, ids=str)
+def test_shifted_convolutions(conv: Conv, dtype: torch.dtype) -> None:
+    with played(KERNELS, Memory(1 << 22)) as player:
+        got = conv.run("triton", dtype)
+    assert player.launches
+    exact = conv.run("reference", torch.float64, rounded=dtype)
+    assert_as_good(got, conv.run("reference", dtype), exact, EPS[dtype])
+
+
+@each_dtype
+@pytest.mark.parametrize("mixture", list(MIXTURES))
+@pytest.mark.parametrize("channels", [1, 3])
+def test_logistic_mixture(channels: int, mixture: str, dtype: torch.dtype) -> None:
+    if (channels == 1) != (mixture in ("continuous", "gaussian")) and dtype != torch.bfloat16:
+        pytest.skip("one dtype is enough for every pair")
+    x, params = (t.to(dtype) for t in random_case(channels, mixture, size=(1, 3, 5)))
+    avoid_kink(params, channels, n_atoms(mixture))
+    options = dict(MIXTURES[mixture])
+    likelihood: Any = options.pop("likelihood")
+    with played(MIXTURE_KERNELS, Memory(1 << 22)):
+        got = value_and_gradients(
+            lambda x, p: logistic_mixture_log_prob(x, p, likelihood, impl="triton", **options),
+            x, params,
+        )  # fmt: skip
+    assert_as_exact_as_eager(got, x, params, likelihood, **options)
