@@ -66,9 +66,10 @@ def expand_kernel(
     first_f = pid % chunks * BLOCK_F
     offs_a = pid // chunks * BLOCK_P + tl.arange(0, BLOCK_P)
     mask_a = offs_a < total
-    pixel, is_pixel = place_of(
+    base, place, is_pixel = place_of(
         pid // chunks * BLOCK_P - margin, batch, height, width, KH=KH, KW=KW, BLOCK=BLOCK_P
     )
+    pixel = base + place
     e_ptrs = e_ptr + (plane.to(tl.int64) * total + offs_a) * (2 * F)
     if X:
         if plane == 0:

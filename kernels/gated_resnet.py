@@ -34,7 +34,7 @@ def add_bias(acc, bias_ptr, offs, N: tl.constexpr):
 
 @triton.jit
 def store_hidden(
-    acc, bias_ptr, nin_bias_ptr, h_ptr, pixel, is_pixel, first_n,
+    acc, bias_ptr, nin_bias_ptr, h_ptr, place, is_pixel, first_n,
     F: tl.constexpr, SKIP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Columns first_n .. of h (P, F) = acc + biases."""
@@ -43,7 +43,7 @@ def store_hidden(
         acc = add_bias(acc, nin_bias_ptr, offs_n, N=F)
     acc = add_bias(acc, bias_ptr, offs_n, N=F)
     tl.store(
-        h_ptr + pixel[:, None] * F + offs_n[None, :],
+        h_ptr + place[:, None] * F + offs_n[None, :],
         acc.to(h_ptr.dtype.element_ty),
         mask=is_pixel[:, None] & (offs_n < F)[None, :],
     )
@@ -71,21 +71,22 @@ def hidden_kernel(
         C=2 * F, N=F, KH=KH, KW=KW, TOP=TOP, LEFT=LEFT, PLANES=PLANES, PRECISION=PRECISION,
         BLOCK_P=BLOCK_P, N1=N1, N2=N2, BLOCK_K=BLOCK_K,
     )  # fmt: skip
-    pixel, is_pixel = place_of(first_row, batch, height, width, KH=KH, KW=KW, BLOCK=BLOCK_P)
+    base, place, is_pixel = place_of(first_row, batch, height, width, KH=KH, KW=KW, BLOCK=BLOCK_P)
+    h_ptr += base * F
     store_hidden(
-        acc, bias_ptr, nin_bias_ptr, h_ptr, pixel, is_pixel, first_n,
+        acc, bias_ptr, nin_bias_ptr, h_ptr, place, is_pixel, first_n,
         F=F, SKIP=PLANES > 0, BLOCK=N1,
     )  # fmt: skip
     if N2 > 0:
         store_hidden(
-            acc2, bias_ptr, nin_bias_ptr, h_ptr, pixel, is_pixel, first_n + N1,
+            acc2, bias_ptr, nin_bias_ptr, h_ptr, place, is_pixel, first_n + N1,
             F=F, SKIP=PLANES > 0, BLOCK=N2,
         )  # fmt: skip
 
 
 @triton.jit
 def store_gate(
-    acc, bias_ptr, x_ptr, out_ptr, sums_ptr, pixel, is_pixel, first_row, block, first_f,
+    acc, bias_ptr, x_ptr, out_ptr, sums_ptr, place, is_pixel, first_f,
     F: tl.constexpr, GRAD: tl.constexpr, BLOCK: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """What gate_kernel writes of channels first_f .., whose A and G are acc's columns in turn."""
@@ -96,16 +97,15 @@ def store_gate(
     g = add_bias(g, bias_ptr + F, offs_f, N=F)
     gate = 1 / (1 + tl.exp(-g))
     mask = is_pixel[:, None] & mask_f[None, :]
-    offs = pixel[:, None] * F + offs_f[None, :]
+    offs = place[:, None] * F + offs_f[None, :]
     x = widen(tl.load(x_ptr + offs, mask=mask, other=0.0))
     if GRAD:
         da = tl.where(mask, x * gate, 0.0)
         dg = tl.where(mask, da * a * (1 - gate), 0.0)
-        rows = first_row + tl.arange(0, BLOCK_P)
-        out = out_ptr + rows[:, None] * (2 * F) + offs_f[None, :]
+        out = out_ptr + tl.arange(0, BLOCK_P)[:, None] * (2 * F) + offs_f[None, :]
         tl.store(out, da.to(out_ptr.dtype.element_ty), mask=mask_f[None, :])
         tl.store(out + F, dg.to(out_ptr.dtype.element_ty), mask=mask_f[None, :])
-        sums = sums_ptr + block * (2 * F) + offs_f
+        sums = sums_ptr + offs_f
         tl.store(sums, tl.sum(da, axis=0), mask=mask_f)
         tl.store(sums + F, tl.sum(dg, axis=0), mask=mask_f)
     else:
@@ -136,22 +136,25 @@ def gate_kernel(
         C=2 * F, N=2 * F, KH=KH, KW=KW, TOP=TOP, LEFT=LEFT, PLANES=0, PRECISION=PRECISION,
         BLOCK_P=BLOCK_P, N1=N1, N2=N2, BLOCK_K=BLOCK_K,
     )  # fmt: skip
-    pixel, is_pixel = place_of(first_row, batch, height, width, KH=KH, KW=KW, BLOCK=BLOCK_P)
+    base, place, is_pixel = place_of(first_row, batch, height, width, KH=KH, KW=KW, BLOCK=BLOCK_P)
+    x_ptr += base * F
+    out_ptr += first_row * (2 * F) if GRAD else base * F
+    sums_ptr += block * (2 * F)
     store_gate(
-        acc, bias_ptr, x_ptr, out_ptr, sums_ptr, pixel, is_pixel, first_row, block, first_n // 2,
+        acc, bias_ptr, x_ptr, out_ptr, sums_ptr, place, is_pixel, first_n // 2,
         F=F, GRAD=GRAD, BLOCK=N1, BLOCK_P=BLOCK_P,
     )  # fmt: skip
     if N2 > 0:
         store_gate(
-            acc2, bias_ptr, x_ptr, out_ptr, sums_ptr, pixel, is_pixel, first_row, block,
-            (first_n + N1) // 2, F=F, GRAD=GRAD, BLOCK=N2, BLOCK_P=BLOCK_P,
+            acc2, bias_ptr, x_ptr, out_ptr, sums_ptr, place, is_pixel, (first_n + N1) // 2,
+            F=F, GRAD=GRAD, BLOCK=N2, BLOCK_P=BLOCK_P,
         )  # fmt: skip
 
 
 @triton.jit
 def store_data_gradient(
-    acc, x_ptr, kept_ptr, add_ptr, dx_ptr, sums_ptr, pixel, is_pixel, first_row, block, first_f,
-    first_c, F: tl.constexpr, C: tl.constexpr, DROPOUT: tl.constexpr, SCALE: tl.constexpr,
+    acc, x_ptr, kept_ptr, add_ptr, dx_ptr, sums_ptr, place, is_pixel, first_f, first_c,
+    F: tl.constexpr, C: tl.constexpr, DROPOUT: tl.constexpr, SCALE: tl.constexpr,
     ADD: tl.constexpr, HIDDEN: tl.constexpr, BLOCK: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """What data_gradient_kernel writes of channels first_c + first_f .. of a plane."""
@@ -159,12 +162,11 @@ def store_data_gradient(
     mask_f = (offs_f < F) & (first_c + offs_f < C)
     mask = is_pixel[:, None] & mask_f[None, :]
     positive, negative = deinterleave(acc)
-    rows = first_row + tl.arange(0, BLOCK_P)
-    offs_row = rows[:, None] * F + offs_f[None, :]
+    offs_row = tl.arange(0, BLOCK_P)[:, None] * F + offs_f[None, :]
     if DROPOUT:
         kept = tl.load(kept_ptr + offs_row, mask=mask, other=0)
         positive, negative = drop(positive, negative, kept, SCALE)
-    offs_x = pixel[:, None] * C + (first_c + offs_f)[None, :]
+    offs_x = place[:, None] * C + (first_c + offs_f)[None, :]
     x = tl.load(x_ptr + offs_x, mask=mask, other=0.0)
     slope, slope_negative = elu_slopes(x)
     dx = slope * positive - slope_negative * negative
@@ -173,7 +175,7 @@ def store_data_gradient(
     if HIDDEN:
         dx = tl.where(mask, dx, 0.0)
         tl.store(dx_ptr + offs_row, dx.to(dx_ptr.dtype.element_ty), mask=mask_f[None, :])
-        tl.store(sums_ptr + block * F + offs_f, tl.sum(dx, axis=0), mask=mask_f)
+        tl.store(sums_ptr + offs_f, tl.sum(dx, axis=0), mask=mask_f)
     else:
         tl.store(dx_ptr + offs_x, dx.to(dx_ptr.dtype.element_ty), mask=mask)
 
@@ -206,17 +208,22 @@ def data_gradient_kernel(
         C=D, N=2 * F, KH=KH, KW=KW, TOP=TOP, LEFT=LEFT, PLANES=0, PRECISION=PRECISION,
         BLOCK_P=BLOCK_P, N1=N1, N2=N2, BLOCK_K=BLOCK_K,
     )  # fmt: skip
-    pixel, is_pixel = place_of(
+    base, place, is_pixel = place_of(
         first_row, batch, height, width, KH=PADDED_H, KW=PADDED_W, BLOCK=BLOCK_P
     )
+    x_ptr += base * C
+    add_ptr += base * C
+    kept_ptr += first_row * F
+    dx_ptr += first_row * F if HIDDEN else base * C
+    sums_ptr += block * F
     store_data_gradient(
-        acc, x_ptr, kept_ptr, add_ptr, dx_ptr, sums_ptr, pixel, is_pixel, first_row, block,
-        first_n // 2, first_c, F=F, C=C, DROPOUT=DROPOUT, SCALE=SCALE,
+        acc, x_ptr, kept_ptr, add_ptr, dx_ptr, sums_ptr, place, is_pixel, first_n // 2, first_c,
+        F=F, C=C, DROPOUT=DROPOUT, SCALE=SCALE,
         ADD=ADD, HIDDEN=HIDDEN, BLOCK=N1, BLOCK_P=BLOCK_P,
     )  # fmt: skip
     if N2 > 0:
         store_data_gradient(
-            acc2, x_ptr, kept_ptr, add_ptr, dx_ptr, sums_ptr, pixel, is_pixel, first_row, block,
+            acc2, x_ptr, kept_ptr, add_ptr, dx_ptr, sums_ptr, place, is_pixel,
             (first_n + N1) // 2, first_c, F=F, C=C, DROPOUT=DROPOUT, SCALE=SCALE,
             ADD=ADD, HIDDEN=HIDDEN, BLOCK=N2, BLOCK_P=BLOCK_P,
         )  # fmt: skip

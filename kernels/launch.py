@@ -54,9 +54,7 @@ def matmul_tiling(
     rows: int, columns: int, runs: tuple[tuple[int, int], ...], like: Tensor
 ) -> MatmulTiling:
     """`tilings.matmul_tiling` for the dtype and device of `like`."""
-    return tilings.matmul_tiling(
-        rows, columns, runs, like.dtype, allows_tf32(), capability_of(like.device)
-    )
+    return tilings.matmul_tiling(rows, columns, runs, like.dtype, allows_tf32())
 
 
 def gradient_tiling(k: int, columns: int, like: Tensor) -> MatmulTiling:

@@ -32,19 +32,23 @@ UNUSED = tl.constexpr(16)
 
 @triton.jit
 def place_of(first, batch, height, width, KH: tl.constexpr, KW: tl.constexpr, BLOCK: tl.constexpr):
-    """Numbers (B, H, W order, int64) of the pixels at BLOCK rows from `first` on; which are pixels.
+    """The pixels at BLOCK rows from `first` on: a number to start from, how far from it each one is
+    (in B, H, W order), and which rows are pixels.
 
-    The launchers admit less than 2**31 rows, so positions are 32-bit: 64-bit division is slow.
+    The launchers admit less than 2**31 rows, so positions are 32-bit: 64-bit division is slow, and
+    64-bit offsets take twice the registers.
     """
     s = first.to(tl.int32) + tl.arange(0, BLOCK)
     pitch = width + KW - 1
+    lines = height + KH - 1
+    base = tl.maximum(first.to(tl.int32), 0) // (lines * pitch)
     line = s // pitch
     col = s - line * pitch - (KW - 1)
-    image = line // (height + KH - 1)
-    row = line - image * (height + KH - 1) - (KH - 1)
+    image = line // lines
+    row = line - image * lines - (KH - 1)
     is_pixel = (s >= 0) & (row >= 0) & (col >= 0) & (image < batch)
-    pixel = image.to(tl.int64) * (height * width) + (row * width + col)
-    return tl.where(is_pixel, pixel, 0), is_pixel
+    pixel = ((image - base) * height + row) * width + col
+    return base.to(tl.int64) * height * width, tl.where(is_pixel, pixel, 0), is_pixel
 
 
 @triton.jit

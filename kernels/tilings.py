@@ -69,14 +69,14 @@ def columns_of(n: int, widest: int) -> tuple[int, int]:
     return (first, second) if second < first else (2 * first, 0)
 
 
-def block_k_of(runs: tuple[tuple[int, int], ...], largest: int) -> int:
+def block_k_of(runs: tuple[tuple[int, int], ...], smallest: int, largest: int) -> int:
     """The largest step that wastes at most a tenth of it, or the one that wastes least.
 
     runs: how many there are, and how long each one is, of the contracted index.
     """
     useful = {}
     for block in BLOCKS_K:
-        if block <= largest:
+        if smallest <= block <= largest:
             padded = sum(count * (-(-length // block) * block) for count, length in runs)
             useful[block] = sum(count * length for count, length in runs) / padded
     good = [block for block, share in useful.items() if share >= 0.9]
@@ -84,31 +84,28 @@ def block_k_of(runs: tuple[tuple[int, int], ...], largest: int) -> int:
 
 
 def matmul_tiling(
-    rows: int,
-    columns: int,
-    runs: tuple[tuple[int, int], ...],
-    dtype: torch.dtype,
-    tf32: bool,
-    capability: int,
+    rows: int, columns: int, runs: tuple[tuple[int, int], ...], dtype: torch.dtype, tf32: bool
 ) -> MatmulTiling:
-    """Of rows x columns sums over `runs` (see `block_k_of`). capability: 80, 86, 90, ..."""
+    """Of rows x columns sums over `runs` (see `block_k_of`)."""
     numbers = format_of(dtype, tf32)
     if numbers == "ieee":
         return MatmulTiling(32, *columns_of(columns, 32), 16, 4, 2)
-    widest = 320 if capability >= 90 and numbers == "half" else 160
-    largest = 64 if numbers == "half" else 32
-    wide = columns_of(columns, widest)
-    block_k = block_k_of(runs, largest)
-    # Small images have few rows: narrower blocks then keep more of the processors busy.
-    if rows // 128 * -(-columns // sum(wide)) >= PROCESSORS * 3 // 4:
-        return MatmulTiling(128, *wide, block_k, 8 if sum(wide) > 96 else 4, 3)
-    return MatmulTiling(64, *columns_of(columns, 160), block_k, 4, 3)
+    # Wider ones spill in the epilogues that take pairs of columns.
+    n1, n2 = columns_of(columns, 160)
+    # Small images have few rows: lower blocks then keep more of the processors busy.
+    many = rows // 128 * -(-columns // (n1 + n2)) >= PROCESSORS * 3 // 4
+    warps = 8 if many and n1 + n2 > 96 else 4
+    largest = 128 // (2 if numbers == "half" else 4)
+    # Each thread then has 16 bytes to load of the smaller block of weights.
+    smallest = 16 * 32 * warps // ((n2 or n1) * (2 if numbers == "half" else 4))
+    block_k = block_k_of(runs, min(smallest, largest), largest)
+    return MatmulTiling(128 if many else 64, n1, n2, block_k, warps, 3)
 
 
 def gradient_tiling(
     k: int, columns: int, dtype: torch.dtype, tf32: bool, capability: int
 ) -> MatmulTiling:
-    """Of a weight gradient with k x columns sums over rows."""
+    """Of a weight gradient with k x columns sums over rows. capability: 80, 86, 90, ..."""
     numbers = format_of(dtype, tf32)
     if numbers == "ieee":
         return MatmulTiling(16, *columns_of(columns, 32), 32, 4, 2)
