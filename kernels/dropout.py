@@ -24,9 +24,7 @@ def is_kept(word, keep_from):
 
 
 @triton.jit
-def draw_kept(
-    seed_ptr, layer, keep_from, pixel, first_f, F: tl.constexpr, BLOCK_F: tl.constexpr
-):
+def draw_kept(seed_ptr, layer, keep_from, pixel, first_f, F: tl.constexpr, BLOCK_F: tl.constexpr):
     """Bits 0 and 1 say whether elu(h) and elu(-h) stay: (P, BLOCK_F) uint8, of channels first_f ...
 
     Element i of dropout's input, counted in (B, H, W, 2F) order, has word i % 4 of Philox call

@@ -78,24 +78,25 @@ def expand_kernel(
                 C=F, F=F, DROPOUT=False, SCALE=SCALE, BLOCK_F=BLOCK_F,
             )  # fmt: skip
         if S0 > 0:
+            first_c = (plane - 1) * F
             if (plane > 0) & (plane <= planes_0):
                 expand_block(
-                    a0_ptr, e_ptrs, pixel, is_pixel, mask_a, (plane - 1) * F, first_f, None,
+                    a0_ptr, e_ptrs, pixel, is_pixel, mask_a, first_c, first_f, None,
                     C=S0, F=F, DROPOUT=False, SCALE=SCALE, BLOCK_F=BLOCK_F,
                 )  # fmt: skip
         if S1 > 0:
+            first_c = (plane - 1 - planes_0) * F
             if (plane > planes_0) & (plane < planes_x):
                 expand_block(
-                    a1_ptr, e_ptrs, pixel, is_pixel, mask_a, (plane - 1 - planes_0) * F, first_f,
-                    None, C=S1, F=F, DROPOUT=False, SCALE=SCALE, BLOCK_F=BLOCK_F,
+                    a1_ptr, e_ptrs, pixel, is_pixel, mask_a, first_c, first_f, None,
+                    C=S1, F=F, DROPOUT=False, SCALE=SCALE, BLOCK_F=BLOCK_F,
                 )  # fmt: skip
     if H:
-        if plane == planes_x:
+        of_h = plane == planes_x
+        if of_h:
             kept = None
             if DROPOUT:
-                kept = draw_kept(
-                    seed_ptr, layer, keep_from, pixel, first_f, F=F, BLOCK_F=BLOCK_F
-                )  # fmt: skip
+                kept = draw_kept(seed_ptr, layer, keep_from, pixel, first_f, F=F, BLOCK_F=BLOCK_F)
                 if KEEP:
                     offs_f = first_f + tl.arange(0, BLOCK_F)
                     tl.store(
@@ -122,11 +123,13 @@ def expand(
 ) -> tuple[Tensor, Tensor | None]:
     """concat_elu of x and its skips, and (seed) dropout of concat_elu(h), each of them if given.
 
-    Returns (planes, count + margin, 2F) from row 0 on, with margins on both sides, x's plane first
-    and h's last; and with `keep` the bits of dropout, (1, count + margin, F) likewise. Images are
+    Returns (planes, total + margin, 2F) from row 0 on, with margins on both sides, x's plane first
+    and h's last; and with `keep` the bits of dropout, (1, total + margin, F) likewise. Images are
     channels_last. dropout: the least word >> 9 that is kept, and what is kept is multiplied by.
     """
     image = h if x is None else x
+    if image is None:
+        raise ValueError("there must be x or h")
     f = image.shape[1]
     channels = [skip.shape[1] for skip in skips]
     planes = (0 if x is None else 1 + planes_of(channels, f)) + (h is not None)
@@ -172,17 +175,17 @@ def patches_kernel(
 
 
 def patches(image: Tensor, taps: Taps, rows: Rows) -> Tensor:
-    """(1, count, kh kw C): the taps' inputs for each of the output pixels `rows` (of a 1x1 kernel).
+    """(1, total, kh kw C): the taps' inputs for each of the output pixels `rows` (of a 1x1 kernel).
 
     image: (B, C, H, W) channels_last.
     """
     channels = image.shape[1]
     k = taps.kh * taps.kw * channels
-    out = torch.empty((1, rows.count, k), dtype=image.dtype, device=image.device)
+    out = torch.empty((1, rows.total, k), dtype=image.dtype, device=image.device)
     block_k = min(64, triton.next_power_of_2(k))
     launch(
-        patches_kernel, (rows.count // 32, triton.cdiv(k, block_k)), image.device,
-        image_ptr=image, out_ptr=out, count=rows.count,
+        patches_kernel, (rows.total // 32, triton.cdiv(k, block_k)), image.device,
+        image_ptr=image, out_ptr=out, count=rows.total,
         batch=image.shape[0], height=image.shape[2], width=image.shape[3],
         height_out=rows.height, width_out=rows.width,
         C=channels, STRIDE=taps.stride, BLOCK_P=32, BLOCK_K=block_k, num_warps=4,
@@ -228,7 +231,7 @@ def fold(
 ) -> Tensor:
     """The adjoint of `patches`, plus bias (C,): (B, C, *size) in the dtype of `like`.
 
-    given: (1, count, kh kw C), not narrower than float32.
+    given: (1, total, kh kw C), not narrower than float32.
     """
     channels = given.shape[2] // (taps.kh * taps.kw)
     y = empty_channels_last(like, channels, size)

@@ -249,6 +249,9 @@ class Needs(NamedTuple):
     parameters: bool = True
 
 
+EVERYTHING = Needs()
+
+
 def _runs(taps: Taps, channels: int, planes: int = 0) -> tuple[tuple[int, int], ...]:
     """The contracted index of a convolution: how many runs, and how long, as in `accumulate`."""
     return ((taps.kh, taps.kw * channels), (planes, channels))
@@ -264,7 +267,7 @@ def _matmul(
     """Launch a kernel that ends a matmul of `rows` by so many columns."""
     runs = _runs(taps, channels, named.get("PLANES", 0))
     tiling = _tiling(rows, taps, channels, columns, like, named.get("PLANES", 0))
-    grid = (rows.count // tiling.block_p * triton.cdiv(columns, tiling.block_n),)
+    grid = (rows.total // tiling.block_p * triton.cdiv(columns, tiling.block_n),)
     launch(
         kernel, grid, like.device, **named, **rows.numbers(), steps=_steps(runs, tiling.block_k),
         **taps.constants(), **arithmetic(like.dtype), **tiling.kernel_options(),
@@ -274,7 +277,7 @@ def _matmul(
 def _tiling(
     rows: Rows, taps: Taps, channels: int, columns: int, like: Tensor, planes: int = 0
 ) -> MatmulTiling:
-    return matmul_tiling(rows.count, columns, _runs(taps, channels, planes), like)
+    return matmul_tiling(rows.total, columns, _runs(taps, channels, planes), like)
 
 
 def forward(
@@ -357,7 +360,7 @@ def _data_gradient(
 
 def _block_sums(rows: Rows, taps: Taps, channels: int, columns: int, n: int, x: Tensor) -> Tensor:
     """Room for sums over each block of rows of a matmul, (blocks, n)."""
-    blocks = rows.count // _tiling(rows, taps, channels, columns, x).block_p
+    blocks = rows.total // _tiling(rows, taps, channels, columns, x).block_p
     return torch.empty((blocks, n), dtype=wide_dtype(x.dtype), device=x.device)
 
 
@@ -372,9 +375,9 @@ def backward(
     gains: list[Tensor],
     seed: Tensor | None,
     settings: Settings,
-    needs: Needs = Needs(),
+    needs: Needs = EVERYTHING,
 ) -> dict[str, list[Tensor]]:
-    """Gradients by name: "x" (one), "skips", "weights", "biases", "gains"; those that are needed."""
+    """Gradients: "x" (one), "skips", "weights", "biases" and "gains", those that are needed."""
     x, h, grad_y, *skips = map(channels_last, (x, h, grad_y, *skips))
     taps, f = settings.taps, x.shape[1]
     channels = [skip.shape[1] for skip in skips]
@@ -414,7 +417,5 @@ def _skip_gradients(rows: Rows, dh: Tensor, w: Tensor, skips: list[Tensor]) -> l
     grads = [empty_channels_last(skip, skip.shape[1]) for skip in skips]
     for skip, grad in zip(skips, grads, strict=True):
         for first in range(0, skip.shape[1], f):
-            _data_gradient(
-                rows, Taps(1, 1, 0, 0), dh, next(weights), skip, f, grad, first=first
-            )
+            _data_gradient(rows, Taps(1, 1, 0, 0), dh, next(weights), skip, f, grad, first=first)
     return grads

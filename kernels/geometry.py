@@ -48,10 +48,10 @@ class Rows(NamedTuple):
     def of(cls, image: Tensor, taps: Taps) -> Rows:
         """Of a (B, C, H, W) tensor. Raises ValueError where 32 bits cannot number the rows."""
         rows = cls(image.shape[0], image.shape[2], image.shape[3], taps.kh, taps.kw)
-        if rows.count + 2 * rows.margin > MAX_PIXELS:
+        if rows.total + 2 * rows.margin > MAX_PIXELS:
             raise ValueError(
                 f"an image tensor must have at most {MAX_PIXELS} pixels with its padding, "
-                f"got {rows.count + 2 * rows.margin}"
+                f"got {rows.total + 2 * rows.margin}"
             )
         return rows
 
@@ -66,18 +66,18 @@ class Rows(NamedTuple):
         return (self.kh - 1) * self.pitch + self.kw - 1
 
     @property
-    def count(self) -> int:
+    def total(self) -> int:
         """All rows up to the last pixel and a margin, in whole blocks."""
-        count = self.batch * (self.height + self.kh - 1) * self.pitch + self.margin
-        return (count + ROW_BLOCK - 1) // ROW_BLOCK * ROW_BLOCK
+        last = self.batch * (self.height + self.kh - 1) * self.pitch + self.margin
+        return (last + ROW_BLOCK - 1) // ROW_BLOCK * ROW_BLOCK
 
     def numbers(self) -> dict[str, int]:
         """As arguments of a kernel, which finds pixels by `place_of`."""
         return {"batch": self.batch, "height": self.height, "width": self.width}
 
     def empty(self, like: Tensor, channels: int, planes: int = 1) -> Tensor:
-        """Uninitialised room (planes, margin + count + margin, channels) of the dtype of `like`."""
-        size = (planes, self.count + 2 * self.margin, channels)
+        """Uninitialised room (planes, margin + total + margin, channels) of the dtype of `like`."""
+        size = (planes, self.total + 2 * self.margin, channels)
         return torch.empty(size, dtype=like.dtype, device=like.device)
 
     def first(self, room: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ def planes_of(skip_channels: Sequence[int], filters: int) -> int:
 
 
 def packed_sizes(filters: int, taps: Taps, planes: int, adjoint: bool) -> list[int]:
-    """How many numbers the parts of `weights.Packed` have; without `adjoint` there are two parts."""
+    """How many numbers the parts of `weights.Packed` have; two parts without `adjoint`."""
     f, t = filters, taps.kh * taps.kw
     forward = [2 * f * f * (t + planes), 4 * f * f * t]
     return [*forward, 4 * f * f * t, 2 * f * f * t, 2 * f * f * planes] if adjoint else forward

@@ -20,7 +20,8 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 def allows_tf32() -> bool:
     """Whether float32 convolutions on CUDA may round their operands to TF32, as torch's own do."""
-    return torch.backends.cudnn.conv.fp32_precision == "tf32"
+    precision: Any = torch.backends.cudnn
+    return precision.conv.fp32_precision == "tf32"
 
 
 def accumulator_of(dtype: torch.dtype) -> Any:

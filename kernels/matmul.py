@@ -113,9 +113,7 @@ def accumulate(
 
 
 @triton.jit
-def load_weights(
-    ptrs, mask_k, offs_n, N: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr
-):
+def load_weights(ptrs, mask_k, offs_n, N: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr):
     """A block of weights (columns, K), masked only where it may end in the middle."""
     if N % BLOCK != 0:
         w = tl.load(ptrs, mask=mask_k & (offs_n < N)[:, None], other=0.0)
@@ -162,7 +160,7 @@ def weight_gradient_kernel(
     if N2 > 0:
         offs_n2 = tile % blocks_n * BLOCK_N + N1 + tl.arange(0, N2)
         g2_ptrs = g_ptr + first * D + (rows[:, None] * D + offs_n2[None, :])
-    for step in range(tl.minimum(steps, blocks - split * steps)):
+    for _ in range(tl.minimum(steps, blocks - split * steps)):
         if K % BLOCK_M != 0:
             e = tl.load(e_ptrs, mask=mask_k[None, :], other=0.0)
         else:
@@ -185,16 +183,11 @@ def weight_gradient_kernel(
 @triton.jit
 def load_columns(ptrs, offs_n, N: tl.constexpr, BLOCK: tl.constexpr):
     """A block (rows, columns), masked only where the columns may end in the middle."""
-    if N % BLOCK != 0:
-        g = tl.load(ptrs, mask=(offs_n < N)[None, :], other=0.0)
-    else:
-        g = tl.load(ptrs)
-    return g
+    mask = (offs_n < N)[None, :]
+    return tl.load(ptrs, mask=mask, other=0.0) if N % BLOCK != 0 else tl.load(ptrs)
 
 
-def weight_gradient(
-    e: Tensor, g: Tensor, rows: Rows, taps: Taps, planes: int = 0
-) -> Tensor:
+def weight_gradient(e: Tensor, g: Tensor, rows: Rows, taps: Taps, planes: int = 0) -> Tensor:
     """Parts (splits, K, D) of the gradient of weights, to be added, K as in `accumulate`.
 
     e (1 + planes, rows, C) and g (1, rows, D) begin at row 0; e has a margin on both sides, all of
@@ -204,7 +197,7 @@ def weight_gradient(
     k = (taps.kh * taps.kw + planes) * channels
     tiling = gradient_tiling(k, filters, e)
     tiles = triton.cdiv(k, tiling.block_k) * triton.cdiv(filters, tiling.block_n)
-    blocks = rows.count // tiling.block_p
+    blocks = rows.total // tiling.block_p
     steps = steps_of_splits(tiles, blocks)
     splits = triton.cdiv(blocks, steps)
     partial = torch.empty((splits, k, filters), dtype=wide_dtype(e.dtype), device=e.device)

@@ -68,7 +68,7 @@ def linear_kernel(
 
 
 def _linear(a: Tensor, w: Tensor, bias: Tensor | None, y: Tensor, n_rows: int) -> None:
-    """The first n_rows rows of y (rows, D) = a w^T + bias; a (1, count, C), w (D, C)."""
+    """The first n_rows rows of y (rows, D) = a w^T + bias; a (1, total, C), w (D, C)."""
     filters, channels = w.shape
     tiling = matmul_tiling(a.shape[1], filters, ((1, channels),), a)
     launch(
@@ -95,17 +95,18 @@ def _adjoint(
 ) -> tuple[Tensor, Tensor]:
     """The adjoint by w (kh kw C, D) to an image of `size`, and g (B, D, H, W) as rows."""
     read = patches(g, POINT, rows)
-    spread = torch.empty(
-        (1, rows.count, w.shape[0]), dtype=wide_dtype(g.dtype), device=g.device
-    )
-    _linear(read, w, None, spread, rows.count)
+    spread = torch.empty((1, rows.total, w.shape[0]), dtype=wide_dtype(g.dtype), device=g.device)
+    _linear(read, w, None, spread, rows.total)
     return fold(spread, bias, taps, rows, g, size), read
 
 
 def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, taps: Taps, size: tuple[int, int]
 ) -> Tensor:
-    """The convolution of x (B, C, H, W) by weight (D, C, kh, kw), both float32 at least, to `size`."""
+    """The convolution of x (B, C, H, W) by weight (D, C, kh, kw) to `size`.
+
+    The weight is float32, float64 for float64 x.
+    """
     w, _ = pack_one(weight, x.dtype)
     rows = Rows(x.shape[0], *size, 1, 1)
     return _convolve(channels_last(x), w, bias, taps, rows)[0]
@@ -140,7 +141,7 @@ def backward(
     if need_x and transposed:
         grad_x, read_image = _convolve(grad_y, w, None, taps, rows)
     elif need_x:
-        grad_x, read_g = _adjoint(grad_y, w_adjoint, None, taps, rows, x.shape[2:])
+        grad_x, read_g = _adjoint(grad_y, w_adjoint, None, taps, rows, (x.shape[2], x.shape[3]))
     if not need_weight:
         return grad_x, None
     read_image = patches(image, taps, rows) if read_image is None else read_image

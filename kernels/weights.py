@@ -101,7 +101,10 @@ def pack_kernel(
     F: tl.constexpr, S0: tl.constexpr, S1: tl.constexpr, PLANES: tl.constexpr, T: tl.constexpr,
     NORMED: tl.constexpr, ADJOINT: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """All weights of a gated resnet, as `Packed` has them. v, gain: of conv_in, conv_out, nin_skip."""
+    """All weights of a gated resnet, as `Packed` has them.
+
+    v, gain: those of conv_in, conv_out and nin_skip.
+    """
     ROW: tl.constexpr = (T + PLANES) * 2 * F
     OUT: tl.constexpr = F * ROW
     OUT_ADJOINT: tl.constexpr = OUT + 4 * F * F * T

@@ -163,10 +163,11 @@ def _backward(ctx: Any, grad_y: Tensor | None, *_: Tensor | None) -> tuple[Tenso
     given = Operands(*tensors, *ctx.settings)
     if grad_y is None:
         return None, *(None for _ in given), None
-    need_x, *wanted = ctx.needs_input_grad
-    needs = need_x, any(wanted[: len(_SKIPS)]), any(wanted[len(_SKIPS) :])
+    need_x, *rest = ctx.needs_input_grad
+    needs = need_x, any(rest[: len(_SKIPS)]), any(rest[len(_SKIPS) :])
     grads = input_gradients(given, backward_op(grad_y, x, h, packed, *given, *needs))
-    return *(g if want else None for g, want in zip(grads, ctx.needs_input_grad)), None
+    wanted = ctx.needs_input_grad[:-1]
+    return *(g if want else None for g, want in zip(grads, wanted, strict=True)), None
 
 
 forward_op.register_autograd(_backward, setup_context=_save_for_backward)

@@ -135,9 +135,7 @@ def _backward(ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
     need_x, need_weight, need_bias, *_ = ctx.needs_input_grad
     grad_x, grad_weight, grad_bias = None, None, None
     if need_x or need_weight:
-        grads = shifted_conv_triton_backward(
-            grad_y, x, weight, *ctx.settings, need_x, need_weight
-        )
+        grads = shifted_conv_triton_backward(grad_y, x, weight, *ctx.settings, need_x, need_weight)
         grad_x, grad_weight = (
             grad if need else None for grad, need in zip(grads, (need_x, need_weight), strict=True)
         )

@@ -54,7 +54,7 @@ class Block:
     dtype: torch.dtype = torch.bfloat16
     tf32: bool = False
     size: tuple[int, int, int] = (16, 32, 32)
-    needs: gated_resnet.Needs = gated_resnet.Needs()
+    needs: gated_resnet.Needs = gated_resnet.EVERYTHING
 
     def launches(self, arch: int) -> list[Launch]:
         """On a GPU of this capability."""

@@ -112,9 +112,7 @@ def matrix_loops(code: list[Instruction]) -> list[list[Instruction]]:
 
 def narrow_loads(body: list[Instruction]) -> list[Instruction]:
     """Loads from global memory of less than 16 bytes a thread."""
-    return [
-        line for line in body if re.match(r"LDG(STS)?\.|LD\.", line.name) and line.bytes < 16
-    ]
+    return [line for line in body if re.match(r"LDG(STS)?\.|LD\.", line.name) and line.bytes < 16]
 
 
 def divisions(body: list[Instruction]) -> list[Instruction]:
@@ -123,7 +121,7 @@ def divisions(body: list[Instruction]) -> list[Instruction]:
 
 
 def tensor_clocks(body: list[Instruction]) -> float:
-    """Clocks of an SM's four tensor cores for the HGMMAs that a warpgroup issues in a loop's body."""
+    """Clocks of an SM's tensor cores for the HGMMAs that a warpgroup issues in a loop's body."""
     clocks = 0.0
     for line in body:
         found = re.match(r"HGMMA\.64x(\d+)x(\d+)\.F\d+\.?(\w*)", line.name)
