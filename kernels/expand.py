@@ -45,17 +45,27 @@ def expand_block(
 
 
 @triton.jit
+def clear_block(ptr, offs_a, mask, first, C: tl.constexpr, BLOCK: tl.constexpr):
+    """Zeros to columns first .. of rows of C."""
+    offs = first + tl.arange(0, BLOCK)
+    zero = tl.zeros((offs_a.shape[0], BLOCK), dtype=ptr.dtype.element_ty)
+    ptrs = ptr + offs_a.to(tl.int64)[:, None] * C + offs[None, :]
+    tl.store(ptrs, zero, mask=mask[:, None] & (offs < C)[None, :])
+
+
+@triton.jit
 def expand_kernel(
-    x_ptr, a0_ptr, a1_ptr, h_ptr, e_ptr, kept_ptr, seed_ptr, layer, keep_from,
+    x_ptr, a0_ptr, a1_ptr, h_ptr, e_ptr, kept_ptr, d_gates_ptr, dh_ptr, seed_ptr, layer, keep_from,
     margin, total, batch, height, width,
     F: tl.constexpr, S0: tl.constexpr, S1: tl.constexpr, X: tl.constexpr, H: tl.constexpr,
-    DROPOUT: tl.constexpr, KEEP: tl.constexpr, SCALE: tl.constexpr,
+    DROPOUT: tl.constexpr, BACKWARD: tl.constexpr, SCALE: tl.constexpr,
     KH: tl.constexpr, KW: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
     """e (planes, total, 2F), margins too: with X of x and of the skips, then with H of h.
 
     A skip of S channels has as many planes as it takes, F channels each. With DROPOUT what is made
-    of h is dropped, and with KEEP `kept` (total, F) written.
+    of h is dropped. BACKWARD: `kept` (total, F) says what stayed, and the margins of d_gates
+    (total, 2F) and dh (total, F), which the kernels that fill these leave alone, become zeros.
     """
     planes_0: tl.constexpr = (S0 + F - 1) // F
     planes_1: tl.constexpr = (S1 + F - 1) // F
@@ -97,7 +107,7 @@ def expand_kernel(
             kept = None
             if DROPOUT:
                 kept = draw_kept(seed_ptr, layer, keep_from, pixel, first_f, F=F, BLOCK_F=BLOCK_F)
-                if KEEP:
+                if BACKWARD:
                     offs_f = first_f + tl.arange(0, BLOCK_F)
                     tl.store(
                         kept_ptr + offs_a.to(tl.int64)[:, None] * F + offs_f[None, :],
@@ -108,6 +118,10 @@ def expand_kernel(
                 h_ptr, e_ptrs, pixel, is_pixel, mask_a, 0, first_f, kept,
                 C=F, F=F, DROPOUT=DROPOUT, SCALE=SCALE, BLOCK_F=BLOCK_F,
             )  # fmt: skip
+            if BACKWARD:
+                outside = mask_a & ((offs_a < margin) | (offs_a >= total - margin))
+                clear_block(d_gates_ptr, offs_a, outside, 2 * first_f, C=2 * F, BLOCK=2 * BLOCK_F)
+                clear_block(dh_ptr, offs_a, outside, first_f, C=F, BLOCK=BLOCK_F)
 
 
 def expand(
@@ -119,13 +133,15 @@ def expand(
     layer: int = 0,
     dropout: tuple[int, float] = (0, 1.0),
     *,
-    keep: bool = False,
+    d_gates: Tensor | None = None,
+    dh: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """concat_elu of x and its skips, and (seed) dropout of concat_elu(h), each of them if given.
 
     Returns (planes, total + margin, 2F) from row 0 on, with margins on both sides, x's plane first
-    and h's last; and with `keep` the bits of dropout, (1, total + margin, F) likewise. Images are
-    channels_last. dropout: the least word >> 9 that is kept, and what is kept is multiplied by.
+    and h's last. Images are channels_last. dropout: the least word >> 9 that is kept, and what is
+    kept is multiplied by. For the backward there is room for the gradients of the gates and of h;
+    its margins are written, and the bits of dropout, (1, total + margin, F), are returned too.
     """
     image = h if x is None else x
     if image is None:
@@ -135,18 +151,21 @@ def expand(
     planes = (0 if x is None else 1 + planes_of(channels, f)) + (h is not None)
     room = rows.empty(image, 2 * f, planes)
     total = room.shape[1]
-    keep = keep and seed is not None
-    kept = torch.empty((1, total, f), dtype=torch.uint8, device=image.device) if keep else None
+    kept = None
+    if dh is not None and seed is not None:
+        kept = torch.empty((1, total, f), dtype=torch.uint8, device=image.device)
     first, second = (*skips, image, image)[:2]
     s0, s1 = (*channels, 0, 0)[:2]
-    block_f = 32 if f % 32 == 0 else min(64, triton.next_power_of_2(max(f, 4)))
+    block_f = 32 if f % 32 == 0 else min(64, max(16, triton.next_power_of_2(f)))
     launch(
         expand_kernel, (triton.cdiv(total, 32) * triton.cdiv(f, block_f), planes), image.device,
         x_ptr=image, a0_ptr=first, a1_ptr=second, h_ptr=image if h is None else h, e_ptr=room,
-        kept_ptr=image if kept is None else kept, seed_ptr=image if seed is None else seed,
+        kept_ptr=image if kept is None else kept,
+        d_gates_ptr=image if d_gates is None else d_gates, dh_ptr=image if dh is None else dh,
+        seed_ptr=image if seed is None else seed,
         layer=layer, keep_from=dropout[0], margin=rows.margin, total=total, **rows.numbers(),
         F=f, S0=s0, S1=s1, X=x is not None, H=h is not None,
-        DROPOUT=h is not None and seed is not None, KEEP=keep, SCALE=dropout[1],
+        DROPOUT=h is not None and seed is not None, BACKWARD=dh is not None, SCALE=dropout[1],
         KH=rows.kh, KW=rows.kw, BLOCK_P=32, BLOCK_F=block_f, num_warps=4,
     )  # fmt: skip
     return rows.first(room), None if kept is None else rows.first(kept)

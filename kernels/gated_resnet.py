@@ -383,11 +383,12 @@ def backward(
     channels = [skip.shape[1] for skip in skips]
     rows, planes = Rows.of(x, taps), planes_of(channels, f)
     w = parts_of(packed, f, taps, planes)
+    d_gates, dh = rows.empty(x, 2 * f), rows.empty(x, f)
     e, kept = expand(
         rows, x if needs.parameters else None, skips if needs.parameters else [], h,
-        seed, settings.layer, settings.dropout, keep=True,
+        seed, settings.layer, settings.dropout, d_gates=d_gates, dh=dh,
     )  # fmt: skip
-    d_gates, dh = rows.first(rows.empty(x, 2 * f)), rows.first(rows.empty(x, f))
+    d_gates, dh = rows.first(d_gates), rows.first(dh)
     out_sums = _block_sums(rows, taps, 2 * f, 2 * f, 2 * f, x)
     in_sums = _block_sums(rows, taps.adjoint(), 2 * f, 2 * f, f, x)
     _gate(rows, taps, e[-1], w.out, biases[1], grad_y, d_gates, out_sums)

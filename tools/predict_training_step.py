@@ -1,0 +1,167 @@
+"""Predicts the time of a training step's gated resnets on an H100 from the tilings of the kernels.
+
+    python tools/predict_training_step.py
+
+Counts what each launch multiplies, pads, and moves through the second-level cache and memory, and
+how well its programs fill the multiprocessors. The rates are assumptions; no card has run it.
+docs/kernels.md has the table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from dsmooth.kernels.geometry import Rows, Taps
+from dsmooth.kernels.tilings import (
+    PROCESSORS,
+    MatmulTiling,
+    gradient_tiling,
+    matmul_tiling,
+    steps_of_splits,
+)
+
+CLOCK = 1.755e9  # Hz
+FLOP_PER_CLOCK = 4096  # of one multiprocessor's tensor cores, bfloat16
+L2_BYTES_PER_CLOCK = 28  # that one multiprocessor gets when all of them read
+MEMORY = 2.6e12  # bytes/s
+LAUNCH = 3e-6  # s, from the start of a kernel to that of the next when they do nothing
+INSTRUCTIONS = {8: 130, 4: 165}  # of a warp in a step, the most found in machine code, by warps
+SIZES = ((40, 28, 80), (160, 32, 64))  # filters, side of the image, batch
+
+
+@dataclass(frozen=True)
+class Work:
+    """One launch: multiplications and additions that count, and all; bytes; how it is divided."""
+
+    name: str
+    useful: float = 0
+    padded: float = 0
+    memory_bytes: float = 0
+    programs: int = 0
+    steps: int = 0
+    tiling: MatmulTiling | None = None
+    step_rows: int = 0  # of the left operand, in a step
+
+    @property
+    def waves(self) -> float:
+        """How many programs a processor computes, on average."""
+        return self.programs / PROCESSORS
+
+    @property
+    def seconds(self) -> float:
+        """The longest of products, instructions, second-level cache and memory, and a launch."""
+        if self.tiling is None:
+            return self.memory_bytes / MEMORY + LAUNCH
+        tile = self.tiling
+        k = self.step_rows * tile.block_n * tile.block_k * tile.block_p // self.step_rows
+        clocks = max(
+            2 * k / FLOP_PER_CLOCK,
+            INSTRUCTIONS[tile.num_warps] * tile.num_warps / 4,
+            self.step_bytes / L2_BYTES_PER_CLOCK,
+        )
+        busy = math.ceil(self.waves) * self.steps * clocks / CLOCK
+        return max(busy, self.memory_bytes / MEMORY) + LAUNCH
+
+    @property
+    def step_bytes(self) -> int:
+        """Of both operands, bfloat16, in a step."""
+        assert self.tiling is not None
+        contracted = self.tiling.block_p * self.tiling.block_k // self.step_rows
+        return 2 * contracted * (self.step_rows + self.tiling.block_n)
+
+
+def blocks(resnets: int, side: int) -> Iterator[tuple[int, Taps, int]]:
+    """Side, taps and skips of every gated resnet of a PixelCNN++."""
+    down, right = Taps(2, 3, 1, 1), Taps(2, 2, 1, 1)
+    for level in range(3):
+        for _ in range(resnets):
+            yield from ((side >> level, down, 0), (side >> level, right, 1))
+    for level in (2, 1, 0):
+        for _ in range(resnets + (level < 2)):
+            yield from ((side >> level, down, 1), (side >> level, right, 2))
+
+
+def matmul(
+    name: str, rows: Rows, columns: int, runs: tuple[tuple[int, int], ...], memory: float
+) -> Work:
+    """A launch of a kernel that ends a matmul, memory bytes a pixel."""
+    tile = matmul_tiling(rows.total, columns, runs, torch.bfloat16, False)
+    steps = sum(count * math.ceil(length / tile.block_k) for count, length in runs)
+    wide = math.ceil(columns / tile.block_n)
+    pixels = rows.batch * rows.height * rows.width
+    useful = 2 * pixels * columns * sum(count * length for count, length in runs)
+    padded = 2 * rows.total * wide * tile.block_n * steps * tile.block_k
+    programs = rows.total // tile.block_p * wide
+    return Work(name, useful, padded, memory * pixels, programs, steps, tile, tile.block_p)
+
+
+def weight_gradient(name: str, rows: Rows, k: int, columns: int, memory: float) -> Work:
+    tile = gradient_tiling(k, columns, torch.bfloat16, False, 90)
+    high, wide = math.ceil(k / tile.block_k), math.ceil(columns / tile.block_n)
+    count = rows.total // tile.block_p
+    steps = steps_of_splits(high * wide, count)
+    splits = math.ceil(count / steps)
+    pixels = rows.batch * rows.height * rows.width
+    padded = 2 * rows.total * high * tile.block_k * wide * tile.block_n
+    moved = memory * pixels + splits * k * columns * 4 * 3
+    programs = high * wide * splits
+    useful = 2 * pixels * k * columns
+    return Work(name, useful, padded, moved, programs, steps, tile, tile.block_k)
+
+
+def launches(filters: int, side: int, batch: int, resnets: int = 5) -> Iterator[Work]:
+    """All of a step's gated resnets, with dropout."""
+    f, two = filters, 2 * filters
+    for size, taps, skips in blocks(resnets, side):
+        rows = Rows(batch, size, size, taps.kh, taps.kw)
+        pixels, t = batch * size * size, taps.kh * taps.kw
+        wide, narrow = (taps.kh, taps.kw * two), (taps.kh, taps.kw * f)
+        parameters = two * (t + skips) * f + 2 * two * t * f
+        yield Work("pack", memory_bytes=parameters * 8)
+        for planes in (1 + skips, 1, 2 + skips):
+            yield Work("expand", memory_bytes=planes * pixels * 3 * f * 2)
+        yield matmul("hidden", rows, f, (wide, (skips, two)), 2 * (two * (1 + skips) + f))
+        yield matmul("gate", rows, two, (wide,), 2 * (two + two))
+        yield matmul("gate again", rows, two, (wide,), 2 * (two + f + two))
+        yield matmul("data gradients", rows, two, (wide,), 2 * (two + two) + f)
+        yield matmul("data gradients", rows, two, (narrow,), 2 * 4 * f)
+        for _ in range(skips):
+            yield matmul("data gradients", rows, two, ((1, f),), 2 * 3 * f)
+        yield weight_gradient("weight gradients", rows, t * two, two, 2 * (two + two))
+        k = (t + skips) * two
+        yield weight_gradient("weight gradients", rows, k, f, 2 * (two * (1 + skips) + f))
+        yield Work("unpack", memory_bytes=parameters * 8)
+
+
+def wave_use(work: Work) -> float:
+    """The part of the processors' time that a launch's programs fill, 1 for whole waves."""
+    return work.waves / math.ceil(work.waves)
+
+
+def main() -> None:
+    for filters, side, batch in SIZES:
+        found = list(launches(filters, side, batch))
+        times: dict[str, float] = defaultdict(float)
+        for work in found:
+            times[work.name] += work.seconds
+        multiplied = [work for work in found if work.tiling is not None]
+        useful, padded = (sum(getattr(w, n) for w in multiplied) for n in ("useful", "padded"))
+        through = sum(w.programs * w.steps * w.step_bytes for w in multiplied)
+        total = sum(times.values())
+        print(f"{filters} filters, {side}x{side}, batch {batch}: {len(found)} launches")
+        print("  " + ", ".join(f"{name} {1e3 * s:.1f}" for name, s in times.items()), "ms")
+        again = sum(w.useful for w in multiplied if w.name == "gate again")
+        peak = FLOP_PER_CLOCK * PROCESSORS * CLOCK
+        print(f"  {1e3 * total:.1f} ms, {(useful - again) / total / peak:.0%} of peak,")
+        print(f"  {useful / padded:.2f} of {padded / 1e12:.2f} TFLOP useful,", end=" ")
+        filled = sum(w.useful * wave_use(w) for w in multiplied) / useful
+        print(f"waves {filled:.2f} full, {through / 1e9:.0f} GB through the second-level cache")
+
+
+if __name__ == "__main__":
+    main()
