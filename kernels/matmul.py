@@ -85,8 +85,15 @@ def accumulate(
         offs_n2 = first_n + N1 + tl.arange(0, N2)
         w2_ptrs = w_ptr + offs_n2[:, None] * K + offs_k[None, :]
     for step in range(steps):
-        run = step // RUN_STEPS
-        k = (step - run * RUN_STEPS) * BLOCK_K
+        if C % BLOCK_K == 0:
+            # All taps of some channels, then the next: their rows overlap, and lie in L1 by then.
+            part = step // (KH * KW)
+            tap = step - part * (KH * KW)
+            run = tap // KW
+            k = (tap - run * KW) * C + part * BLOCK_K
+        else:
+            run = step // RUN_STEPS
+            k = (step - run * RUN_STEPS) * BLOCK_K
         offset_a = (run * pitch).to(tl.int64) * C + k
         offset_w = run * RUN + k
         length = RUN - k
@@ -101,7 +108,7 @@ def accumulate(
         # A run's last block may reach beyond it; zeros there keep out what lies behind, even a NaN.
         mask_k = (offs_k < length)[None, :]
         if WHOLE:
-            a = tl.load(a_ptrs + offset_a)
+            a = tl.load(a_ptrs + offset_a, cache_modifier=".ca")
         else:
             a = tl.load(a_ptrs + offset_a, mask=mask_k, other=0.0)
         w = load_weights(w_ptrs + offset_w, mask_k, offs_n, N=N, BLOCK=N1 + N2, WHOLE=WHOLE)

@@ -30,7 +30,7 @@ FLOP_PER_CLOCK = 4096  # of one multiprocessor's tensor cores, bfloat16
 L2_BYTES_PER_CLOCK = 28  # that one multiprocessor gets when all of them read
 MEMORY = 2.6e12  # bytes/s
 LAUNCH = 3e-6  # s, from the start of a kernel to that of the next when they do nothing
-INSTRUCTIONS = {8: 130, 4: 165}  # of a warp in a step, the most found in machine code, by warps
+INSTRUCTIONS = {8: 145, 4: 170}  # of a warp in a step, the most found in machine code, by warps
 SIZES = ((40, 28, 80), (160, 32, 64))  # filters, side of the image, batch
 
 
@@ -45,7 +45,7 @@ class Work:
     programs: int = 0
     steps: int = 0
     tiling: MatmulTiling | None = None
-    step_rows: int = 0  # of the left operand, in a step
+    reread: float = 1  # the part of the left operand that does not lie in L1 yet
 
     @property
     def waves(self) -> float:
@@ -58,9 +58,8 @@ class Work:
         if self.tiling is None:
             return self.memory_bytes / MEMORY + LAUNCH
         tile = self.tiling
-        k = self.step_rows * tile.block_n * tile.block_k * tile.block_p // self.step_rows
         clocks = max(
-            2 * k / FLOP_PER_CLOCK,
+            2 * tile.block_p * tile.block_n * tile.block_k / FLOP_PER_CLOCK,
             INSTRUCTIONS[tile.num_warps] * tile.num_warps / 4,
             self.step_bytes / L2_BYTES_PER_CLOCK,
         )
@@ -68,11 +67,12 @@ class Work:
         return max(busy, self.memory_bytes / MEMORY) + LAUNCH
 
     @property
-    def step_bytes(self) -> int:
-        """Of both operands, bfloat16, in a step."""
+    def step_bytes(self) -> float:
+        """Of both operands, bfloat16, that come from the second-level cache in a step."""
         assert self.tiling is not None
-        contracted = self.tiling.block_p * self.tiling.block_k // self.step_rows
-        return 2 * contracted * (self.step_rows + self.tiling.block_n)
+        tile = self.tiling
+        contracted = tile.block_p if self.name == "weight gradients" else tile.block_k
+        return 2 * (tile.block_p * tile.block_k * self.reread + contracted * tile.block_n)
 
 
 def blocks(resnets: int, side: int) -> Iterator[tuple[int, Taps, int]]:
@@ -97,7 +97,11 @@ def matmul(
     useful = 2 * pixels * columns * sum(count * length for count, length in runs)
     padded = 2 * rows.total * wide * tile.block_n * steps * tile.block_k
     programs = rows.total // tile.block_p * wide
-    return Work(name, useful, padded, memory * pixels, programs, steps, tile, tile.block_p)
+    reread, (count, length) = 1.0, runs[0]
+    if length % (rows.kw * tile.block_k) == 0:
+        # All taps of some channels follow each other, and their rows overlap.
+        reread = (tile.block_p + rows.margin) / (tile.block_p * count * rows.kw)
+    return Work(name, useful, padded, memory * pixels, programs, steps, tile, min(reread, 1.0))
 
 
 def weight_gradient(name: str, rows: Rows, k: int, columns: int, memory: float) -> Work:
@@ -111,36 +115,47 @@ def weight_gradient(name: str, rows: Rows, k: int, columns: int, memory: float) 
     moved = memory * pixels + splits * k * columns * 4 * 3
     programs = high * wide * splits
     useful = 2 * pixels * k * columns
-    return Work(name, useful, padded, moved, programs, steps, tile, tile.block_k)
+    return Work(name, useful, padded, moved, programs, steps, tile)
+
+
+def block(filters: int, batch: int, size: int, taps: Taps, skips: int) -> Iterator[Work]:
+    """The launches of one gated resnet, forward and backward, with dropout."""
+    f, two = filters, 2 * filters
+    rows = Rows(batch, size, size, taps.kh, taps.kw)
+    pixels, t = batch * size * size, taps.kh * taps.kw
+    wide, narrow = (taps.kh, taps.kw * two), (taps.kh, taps.kw * f)
+    parameters = two * (t + skips) * f + 2 * two * t * f
+    yield Work("pack", memory_bytes=parameters * 8)
+    for planes in (1 + skips, 1, 2 + skips):
+        yield Work("expand", memory_bytes=planes * pixels * 3 * f * 2)
+    yield matmul("hidden", rows, f, (wide, (skips, two)), 2 * (two * (1 + skips) + f))
+    yield matmul("gate", rows, two, (wide,), 2 * (two + two))
+    yield matmul("gate again", rows, two, (wide,), 2 * (two + f + two))
+    yield matmul("data gradients", rows, two, (wide,), 2 * (two + two) + f)
+    yield matmul("data gradients", rows, two, (narrow,), 2 * 4 * f)
+    for _ in range(skips):
+        yield matmul("data gradients", rows, two, ((1, f),), 2 * 3 * f)
+    yield weight_gradient("weight gradients", rows, t * two, two, 2 * (two + two))
+    k = (t + skips) * two
+    yield weight_gradient("weight gradients", rows, k, f, 2 * (two * (1 + skips) + f))
+    yield Work("unpack", memory_bytes=parameters * 8)
 
 
 def launches(filters: int, side: int, batch: int, resnets: int = 5) -> Iterator[Work]:
-    """All of a step's gated resnets, with dropout."""
-    f, two = filters, 2 * filters
+    """All of a step's gated resnets."""
     for size, taps, skips in blocks(resnets, side):
-        rows = Rows(batch, size, size, taps.kh, taps.kw)
-        pixels, t = batch * size * size, taps.kh * taps.kw
-        wide, narrow = (taps.kh, taps.kw * two), (taps.kh, taps.kw * f)
-        parameters = two * (t + skips) * f + 2 * two * t * f
-        yield Work("pack", memory_bytes=parameters * 8)
-        for planes in (1 + skips, 1, 2 + skips):
-            yield Work("expand", memory_bytes=planes * pixels * 3 * f * 2)
-        yield matmul("hidden", rows, f, (wide, (skips, two)), 2 * (two * (1 + skips) + f))
-        yield matmul("gate", rows, two, (wide,), 2 * (two + two))
-        yield matmul("gate again", rows, two, (wide,), 2 * (two + f + two))
-        yield matmul("data gradients", rows, two, (wide,), 2 * (two + two) + f)
-        yield matmul("data gradients", rows, two, (narrow,), 2 * 4 * f)
-        for _ in range(skips):
-            yield matmul("data gradients", rows, two, ((1, f),), 2 * 3 * f)
-        yield weight_gradient("weight gradients", rows, t * two, two, 2 * (two + two))
-        k = (t + skips) * two
-        yield weight_gradient("weight gradients", rows, k, f, 2 * (two * (1 + skips) + f))
-        yield Work("unpack", memory_bytes=parameters * 8)
+        yield from block(filters, batch, size, taps, skips)
 
 
-def wave_use(work: Work) -> float:
-    """The part of the processors' time that a launch's programs fill, 1 for whole waves."""
-    return work.waves / math.ceil(work.waves)
+def useful_share(found: list[Work]) -> float:
+    """Products that count, of all with padding."""
+    return sum(work.useful for work in found) / sum(work.padded for work in found)
+
+
+def filled_share(found: list[Work]) -> float:
+    """The part of the processors' time that programs fill, weighted by useful products."""
+    filled = sum(work.useful * work.waves / math.ceil(work.waves) for work in found if work.useful)
+    return filled / sum(work.useful for work in found)
 
 
 def main() -> None:
@@ -150,7 +165,7 @@ def main() -> None:
         for work in found:
             times[work.name] += work.seconds
         multiplied = [work for work in found if work.tiling is not None]
-        useful, padded = (sum(getattr(w, n) for w in multiplied) for n in ("useful", "padded"))
+        useful = sum(work.useful for work in multiplied)
         through = sum(w.programs * w.steps * w.step_bytes for w in multiplied)
         total = sum(times.values())
         print(f"{filters} filters, {side}x{side}, batch {batch}: {len(found)} launches")
@@ -158,9 +173,11 @@ def main() -> None:
         again = sum(w.useful for w in multiplied if w.name == "gate again")
         peak = FLOP_PER_CLOCK * PROCESSORS * CLOCK
         print(f"  {1e3 * total:.1f} ms, {(useful - again) / total / peak:.0%} of peak,")
-        print(f"  {useful / padded:.2f} of {padded / 1e12:.2f} TFLOP useful,", end=" ")
-        filled = sum(w.useful * wave_use(w) for w in multiplied) / useful
-        print(f"waves {filled:.2f} full, {through / 1e9:.0f} GB through the second-level cache")
+        print(
+            f"  {useful / 1e12:.2f} TFLOP, {useful_share(found):.2f} of all with padding,", end=" "
+        )
+        print(f"waves {filled_share(found):.2f} full,", end=" ")
+        print(f"{through / 1e9:.0f} GB through the second-level cache")
 
 
 if __name__ == "__main__":
