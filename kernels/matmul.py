@@ -101,7 +101,7 @@ def accumulate(
             over = step - KH * RUN_STEPS
             plane = over // PLANE_STEPS
             plane_k = (over - plane * PLANE_STEPS) * BLOCK_K
-            at_pixel = (plane + 1) * plane_stride + (TOP * pitch + LEFT) * C + plane_k
+            at_pixel = (plane + 1).to(tl.int64) * plane_stride + (TOP * pitch + LEFT) * C + plane_k
             offset_a = tl.where(over >= 0, at_pixel, offset_a)
             offset_w = tl.where(over >= 0, KH * RUN + plane * C + plane_k, offset_w)
             length = tl.where(over >= 0, C - plane_k, length)
