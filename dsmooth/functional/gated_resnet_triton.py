@@ -82,8 +82,7 @@ def backward_op(
     if x.numel() == 0:
         grads = _gradients(grad_y, x, h, packed, *rest)
         return tuple(tensor.zero_() for tensor in grads)
-    check_of_op(x, given)
-    check_images(x, grad_y=grad_y, h=h)
+    _check(x, grad_y, h, packed, given)
     found = kernels.backward(
         grad_y, x, h, packed.contiguous(), given.skips(), *_lists(given), given.seed,
         _settings(given), kernels.Needs(need_x, need_skips, need_parameters),
@@ -104,8 +103,7 @@ def _gradients(
 ) -> tuple[Tensor, ...]:
     *tensors, need_x, need_skips, need_parameters = rest
     given = Operands(*tensors)
-    check_of_op(x, given)
-    check_images(x, grad_y=grad_y, h=h)
+    _check(x, grad_y, h, packed, given)
     operands = {"x": x, **given.tensors()}
     grads = []
     for gradient in GRADIENTS:
@@ -130,6 +128,18 @@ def _settings(given: Operands) -> Any:
     from ..kernels.gated_resnet import Settings
 
     return Settings(taps_of(given.conv_in, given.shift), given.dropout_numbers(), given.layer)
+
+
+def _check(x: Tensor, grad_y: Tensor, h: Tensor, packed: Tensor, given: Operands) -> None:
+    """Raises ValueError unless the backward can take these."""
+    check_of_op(x, given)
+    check_images(x, grad_y=grad_y, h=h)
+    size = _packed_size(x, given)
+    if packed.shape != (size,) or packed.dtype != x.dtype or packed.device != x.device:
+        raise ValueError(
+            f"packed must have shape ({size},), {x.dtype}, on {x.device}, got "
+            f"{tuple(packed.shape)}, {packed.dtype}, on {packed.device}"
+        )
 
 
 def _packed_size(x: Tensor, given: Operands) -> int:
