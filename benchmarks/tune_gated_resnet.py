@@ -103,10 +103,19 @@ def tables_of(name: str, run: Callable[[], Any]) -> list[Any]:
         used.setdefault(tiling.block_n, tiling)
         return tiling
 
-    setattr(tilings, name, note)
+    install(name, note)
     run()
-    setattr(tilings, name, original)
+    install(name, original)
     return list(used.values())
+
+
+def install(name: str, choose: Callable[..., Any]) -> None:
+    """Have the kernels choose tilings so, and forget what was worked out before."""
+    from dsmooth.kernels import gated_resnet, tilings
+
+    setattr(tilings, name, choose)
+    gated_resnet.plan_of.cache_clear()
+    tilings.gradient_plan.cache_clear()
 
 
 def trial(
@@ -121,7 +130,7 @@ def trial(
         table = original(*shape)
         return tiling if table.block_n == tiling.block_n else table
 
-    setattr(tilings, name, choose)
+    install(name, choose)
     try:
         got = run()
         torch.cuda.synchronize()
@@ -134,7 +143,7 @@ def trial(
         print(f"  {name} {tiling}: {type(error).__name__}", file=sys.stderr)
         return None
     finally:
-        setattr(tilings, name, original)
+        install(name, original)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .dropout import draw_kept
 from .elementwise import drop, elu_pair
-from .geometry import Rows, Taps, empty_channels_last, planes_of
+from .geometry import Rows, Taps, cdiv, empty_channels_last, planes_of
 from .launch import launch
 from .matmul import place_of
 
@@ -158,7 +158,7 @@ def expand(
     s0, s1 = (*channels, 0, 0)[:2]
     block_f = 32 if f % 32 == 0 else min(64, max(16, triton.next_power_of_2(f)))
     launch(
-        expand_kernel, (triton.cdiv(total, 32) * triton.cdiv(f, block_f), planes), image.device,
+        expand_kernel, (cdiv(total, 32) * cdiv(f, block_f), planes), image.device,
         x_ptr=image, a0_ptr=first, a1_ptr=second, h_ptr=image if h is None else h, e_ptr=room,
         kept_ptr=image if kept is None else kept,
         d_gates_ptr=image if d_gates is None else d_gates, dh_ptr=image if dh is None else dh,
@@ -203,7 +203,7 @@ def patches(image: Tensor, taps: Taps, rows: Rows) -> Tensor:
     out = torch.empty((1, rows.total, k), dtype=image.dtype, device=image.device)
     block_k = min(64, triton.next_power_of_2(k))
     launch(
-        patches_kernel, (rows.total // 32, triton.cdiv(k, block_k)), image.device,
+        patches_kernel, (rows.total // 32, cdiv(k, block_k)), image.device,
         image_ptr=image, out_ptr=out, count=rows.total,
         batch=image.shape[0], height=image.shape[2], width=image.shape[3],
         height_out=rows.height, width_out=rows.width,
@@ -257,7 +257,7 @@ def fold(
     count = y.shape[0] * size[0] * size[1]
     block_c = min(64, triton.next_power_of_2(channels))
     launch(
-        fold_kernel, (triton.cdiv(count, 32), triton.cdiv(channels, block_c)), like.device,
+        fold_kernel, (cdiv(count, 32), cdiv(channels, block_c)), like.device,
         patches_ptr=given, bias_ptr=given if bias is None else bias, y_ptr=y, n_pixels=count,
         height=size[0], width=size[1], height_in=rows.height, width_in=rows.width,
         C=channels, STRIDE=taps.stride, BIAS=bias is not None, BLOCK_P=32, BLOCK_C=block_c,

@@ -11,7 +11,6 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tilings
-from .tilings import MatmulTiling
 
 # Whether the kernels run in Triton's interpreter. It reads TRITON_INTERPRET as it decorates a
 # function; every file of kernels imports this one first.
@@ -29,13 +28,14 @@ def accumulator_of(dtype: torch.dtype) -> Any:
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
-def arithmetic(dtype: torch.dtype) -> dict[str, Any]:
+def uses_tf32(dtype: torch.dtype) -> bool:
+    """Whether matmuls of this dtype round to TF32."""
+    return dtype == torch.float32 and allows_tf32()
+
+
+def arithmetic(dtype: torch.dtype, tf32: bool) -> dict[str, Any]:
     """Constexprs: the accumulator's dtype and how float32 operands are multiplied."""
-    tf32 = dtype == torch.float32 and allows_tf32()
-    return {
-        "ACC": accumulator_of(dtype),
-        "PRECISION": "tf32" if tf32 else "ieee",
-    }
+    return {"ACC": accumulator_of(dtype), "PRECISION": "tf32" if tf32 else "ieee"}
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -51,18 +51,10 @@ def capability_of(device: torch.device) -> int:
     return 10 * major + minor
 
 
-def matmul_tiling(
-    rows: int, columns: int, runs: tuple[tuple[int, int], ...], like: Tensor
-) -> MatmulTiling:
-    """`tilings.matmul_tiling` for the dtype and device of `like`."""
-    return tilings.matmul_tiling(rows, columns, runs, like.dtype, allows_tf32())
-
-
-def gradient_tiling(k: int, columns: int, like: Tensor) -> MatmulTiling:
-    """`tilings.gradient_tiling` for the dtype and device of `like`."""
-    return tilings.gradient_tiling(
-        k, columns, like.dtype, allows_tf32(), capability_of(like.device)
-    )
+def gradient_plan(rows: int, k: int, columns: int, like: Tensor) -> tilings.GradientPlan:
+    """`tilings.gradient_plan` for the dtype and device of `like`."""
+    tf32, capability = uses_tf32(like.dtype), capability_of(like.device)
+    return tilings.gradient_plan(rows, k, columns, like.dtype, tf32, capability)
 
 
 def launch(kernel: Any, grid: tuple[int, ...], device: torch.device, **named: Any) -> None:

@@ -23,8 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .geometry import Rows, Taps
-from .launch import arithmetic, gradient_tiling, launch, wide_dtype
-from .tilings import steps_of_splits
+from .launch import arithmetic, gradient_plan, launch, uses_tf32, wide_dtype
 
 # Columns of the accumulator that N2 = 0 leaves unused; no instruction comes of it.
 UNUSED = tl.constexpr(16)
@@ -202,18 +201,15 @@ def weight_gradient(e: Tensor, g: Tensor, rows: Rows, taps: Taps, planes: int = 
     """
     channels, filters = e.shape[2], g.shape[2]
     k = (taps.kh * taps.kw + planes) * channels
-    tiling = gradient_tiling(k, filters, e)
-    tiles = triton.cdiv(k, tiling.block_k) * triton.cdiv(filters, tiling.block_n)
-    blocks = rows.total // tiling.block_p
-    steps = steps_of_splits(tiles, blocks)
-    splits = triton.cdiv(blocks, steps)
+    plan = gradient_plan(rows.total, k, filters, e)
+    tiling, splits = plan.tiling, plan.splits
     partial = torch.empty((splits, k, filters), dtype=wide_dtype(e.dtype), device=e.device)
     launch(
-        weight_gradient_kernel, (tiles, splits), e.device,
+        weight_gradient_kernel, (plan.tiles, splits), e.device,
         e_ptr=e, g_ptr=g, partial_ptr=partial, pitch=rows.pitch, plane_stride=e.stride(0),
-        blocks=blocks, steps=steps, C=channels, D=filters, PLANES=planes,
+        blocks=plan.blocks, steps=plan.steps, C=channels, D=filters, PLANES=planes,
         BLOCK_P=tiling.block_p, N1=tiling.n1, N2=tiling.n2, BLOCK_M=tiling.block_k,
         num_warps=tiling.num_warps, num_stages=tiling.num_stages,
-        **taps.constants(), **arithmetic(e.dtype),
+        **taps.constants(), **arithmetic(e.dtype, uses_tf32(e.dtype)),
     )  # fmt: skip
     return partial

@@ -14,10 +14,12 @@ from torch import Tensor
 
 from .elementwise import widen
 from .expand import fold, patches
-from .geometry import Rows, Taps, channels_last, empty_channels_last
-from .launch import arithmetic, launch, matmul_tiling, wide_dtype
+from .geometry import Rows, Taps, cdiv, channels_last, empty_channels_last
+from .launch import arithmetic, launch, uses_tf32, wide_dtype
 from .matmul import accumulate, weight_gradient, zeros
-from .weights import pack_one, unpack_one
+from .tilings import matmul_tiling
+from .weight_gradients import unpack_one
+from .weights import pack_one
 
 POINT = Taps(1, 1, 0, 0)
 
@@ -70,13 +72,14 @@ def linear_kernel(
 def _linear(a: Tensor, w: Tensor, bias: Tensor | None, y: Tensor, n_rows: int) -> None:
     """The first n_rows rows of y (rows, D) = a w^T + bias; a (1, total, C), w (D, C)."""
     filters, channels = w.shape
-    tiling = matmul_tiling(a.shape[1], filters, ((1, channels),), a)
+    tf32 = uses_tf32(a.dtype)
+    tiling = matmul_tiling(a.shape[1], filters, ((1, channels),), a.dtype, tf32)
     launch(
         linear_kernel,
-        (a.shape[1] // tiling.block_p * triton.cdiv(filters, tiling.block_n),), a.device,
+        (a.shape[1] // tiling.block_p * cdiv(filters, tiling.block_n),), a.device,
         a_ptr=a, w_ptr=w, bias_ptr=y if bias is None else bias, y_ptr=y, n_rows=n_rows,
-        steps=triton.cdiv(channels, tiling.block_k), C=channels, D=filters, BIAS=bias is not None,
-        **arithmetic(a.dtype), **tiling.kernel_options(),
+        steps=cdiv(channels, tiling.block_k), C=channels, D=filters, BIAS=bias is not None,
+        **arithmetic(a.dtype, tf32), **tiling.kernel_options(),
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ there is a GPU.
 
 from __future__ import annotations
 
+import functools
 from typing import Literal, NamedTuple
 
 import torch
@@ -118,7 +119,26 @@ def gradient_tiling(
     return MatmulTiling(64, *wide, 128, 8 if sum(wide) > 96 else 4, 3)
 
 
-def steps_of_splits(tiles: int, blocks: int) -> int:
-    """Steps of one split of a weight gradient: the programs, tiles times splits, fill one wave."""
-    splits = max(1, min(blocks, PROCESSORS // tiles))
-    return -(-blocks // splits)
+class GradientPlan(NamedTuple):
+    """How a weight gradient is divided: tiles of the result, and splits of the rows into parts.
+
+    A split has `steps` blocks of rows, the last one what remains of all `blocks`.
+    """
+
+    tiling: MatmulTiling
+    tiles: int
+    splits: int
+    blocks: int
+    steps: int
+
+
+@functools.lru_cache(maxsize=4096)
+def gradient_plan(
+    rows: int, k: int, columns: int, dtype: torch.dtype, tf32: bool, capability: int
+) -> GradientPlan:
+    """Tiles times splits, the programs, fill one wave."""
+    tiling = gradient_tiling(k, columns, dtype, tf32, capability)
+    tiles = -(-k // tiling.block_k) * -(-columns // tiling.block_n)
+    blocks = rows // tiling.block_p
+    steps = -(-blocks // max(1, min(blocks, PROCESSORS // tiles)))
+    return GradientPlan(tiling, tiles, -(-blocks // steps), blocks, steps)

@@ -20,9 +20,21 @@ pytest.importorskip("triton", reason="Triton is not installed: its launchers can
 
 import dsmooth
 from dsmooth.functional import use_impl
-from dsmooth.kernels import expand, gated_resnet, logistic_mixture, matmul, shifted_conv, weights
+from dsmooth.kernels import (
+    expand,
+    gated_resnet,
+    logistic_mixture,
+    matmul,
+    shifted_conv,
+    weight_gradients,
+    weights,
+)
 from dsmooth.pair import score_of
 
+MODULES = (
+    *(expand, gated_resnet, logistic_mixture, matmul, shifted_conv),
+    *(weight_gradients, weights),
+)
 OPS = ("gated_resnet", "shifted_conv", "logistic_mixture")
 WEIGHT_GRADIENTS = {"weight_gradient_kernel", "unpack_kernel", "unpack_one_kernel"}
 # Of 40 filters and 5 resnets a block: 64 gated resnets, 12 other convolutions and the loss.
@@ -38,7 +50,7 @@ def counted(patch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
         counts[kernel.__name__] += min(grid) > 0
 
     with patch.context() as inside, use_impl("triton"):
-        for module in (expand, gated_resnet, logistic_mixture, matmul, shifted_conv, weights):
+        for module in MODULES:
             inside.setattr(module, "launch", launch)
         for op in OPS:
             module = importlib.import_module(f"dsmooth.functional.{op}")

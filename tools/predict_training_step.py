@@ -20,9 +20,8 @@ from dsmooth.kernels.geometry import Rows, Taps
 from dsmooth.kernels.tilings import (
     PROCESSORS,
     MatmulTiling,
-    gradient_tiling,
+    gradient_plan,
     matmul_tiling,
-    steps_of_splits,
 )
 
 CLOCK = 1.755e9  # Hz
@@ -105,17 +104,13 @@ def matmul(
 
 
 def weight_gradient(name: str, rows: Rows, k: int, columns: int, memory: float) -> Work:
-    tile = gradient_tiling(k, columns, torch.bfloat16, False, 90)
-    high, wide = math.ceil(k / tile.block_k), math.ceil(columns / tile.block_n)
-    count = rows.total // tile.block_p
-    steps = steps_of_splits(high * wide, count)
-    splits = math.ceil(count / steps)
+    plan = gradient_plan(rows.total, k, columns, torch.bfloat16, False, 90)
+    tile = plan.tiling
     pixels = rows.batch * rows.height * rows.width
-    padded = 2 * rows.total * high * tile.block_k * wide * tile.block_n
-    moved = memory * pixels + splits * k * columns * 4 * 3
-    programs = high * wide * splits
+    padded = 2 * rows.total * plan.tiles * tile.block_k * tile.block_n
+    moved = memory * pixels + plan.splits * k * columns * 4 * 3
     useful = 2 * pixels * k * columns
-    return Work(name, useful, padded, moved, programs, steps, tile)
+    return Work(name, useful, padded, moved, plan.tiles * plan.splits, plan.steps, tile)
 
 
 def block(filters: int, batch: int, size: int, taps: Taps, skips: int) -> Iterator[Work]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsmooth.kernels import expand, gated_resnet, matmul, shifted_conv, weights
+from dsmooth.kernels import expand, gated_resnet, matmul, shifted_conv, weight_gradients, weights
 from dsmooth.kernels import launch as launching
 from dsmooth.kernels.geometry import Taps
 from dsmooth.kernels.tilings import format_of
@@ -29,7 +29,8 @@ KERNELS = {
     gated_resnet: ["hidden_kernel", "gate_kernel", "data_gradient_kernel"],
     matmul: ["weight_gradient_kernel"],
     shifted_conv: ["linear_kernel"],
-    weights: ["pack_kernel", "unpack_kernel", "pack_one_kernel", "unpack_one_kernel"],
+    weights: ["pack_kernel", "pack_one_kernel"],
+    weight_gradients: ["unpack_kernel", "unpack_one_kernel"],
 }
 
 
