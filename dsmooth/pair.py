@@ -282,16 +282,29 @@ class PairSampler:
         return self._denoiser.draw(draw, progress, x_tilde)
 
 
+class _LogProb(nn.Module):
+    """A model's log_prob as its forward."""
+
+    def __init__(self, model: PixelCNNpp) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model.log_prob(x)
+
+
 def score_of(model: PixelCNNpp, x: Tensor, score: Score = "full") -> Tensor:
     """The gradient of log p(x) with respect to x (B, C, H, W): same shape, nats per unit of x."""
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
         if score == "full":
             # Frozen: the gradients of the weights would cost a third of all.
-            frozen = {name: weight.detach() for name, weight in model.named_parameters()}
-            params = functional_call(model, frozen, (x,))
+            whole = _LogProb(model)
+            frozen = {name: weight.detach() for name, weight in whole.named_parameters()}
+            log_p = functional_call(whole, frozen, (x,))
         else:
             with torch.no_grad():
                 params = model(x)
-        (gradient,) = torch.autograd.grad(model.log_prob_given(x, params).sum(), x)
+            log_p = model.log_prob_given(x, params)
+        (gradient,) = torch.autograd.grad(log_p.sum(), x)
     return gradient
