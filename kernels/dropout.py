@@ -29,7 +29,7 @@ def draw_kept(seed_ptr, layer, keep_from, pixel, first_f, F: tl.constexpr, BLOCK
 
     Element i of dropout's input, counted in (B, H, W, 2F) order, has word i % 4 of Philox call
     i // 4. Where 4 divides F, the four words of a call serve four neighbouring channels.
-    pixel: (P,) int64, in (B, H, W) order.
+    pixel: (P,) int64, in (B, H, W) order of the whole batch.
     """
     seed = tl.load(seed_ptr)
     layer = tl.full((1, 1), layer, dtype=tl.int32)

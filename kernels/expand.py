@@ -56,7 +56,7 @@ def clear_block(ptr, offs_a, mask, first, C: tl.constexpr, BLOCK: tl.constexpr):
 @triton.jit
 def expand_kernel(
     x_ptr, a0_ptr, a1_ptr, h_ptr, e_ptr, kept_ptr, d_gates_ptr, dh_ptr, seed_ptr, layer, keep_from,
-    margin, total, batch, height, width,
+    first_pixel, margin, total, batch, height, width,
     F: tl.constexpr, S0: tl.constexpr, S1: tl.constexpr, X: tl.constexpr, H: tl.constexpr,
     DROPOUT: tl.constexpr, BACKWARD: tl.constexpr, SCALE: tl.constexpr,
     KH: tl.constexpr, KW: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_F: tl.constexpr,
@@ -64,8 +64,9 @@ def expand_kernel(
     """e (planes, total, 2F), margins too: with X of x and of the skips, then with H of h.
 
     A skip of S channels has as many planes as it takes, F channels each. With DROPOUT what is made
-    of h is dropped. BACKWARD: `kept` (total, F) says what stayed, and the margins of d_gates
-    (total, 2F) and dh (total, F), which the kernels that fill these leave alone, become zeros.
+    of h is dropped, as from pixel first_pixel of a larger batch on. BACKWARD: `kept` (total, F)
+    says what stayed, and the margins of d_gates (total, 2F) and dh (total, F), which the kernels
+    that fill these leave alone, become zeros.
     """
     planes_0: tl.constexpr = (S0 + F - 1) // F
     planes_1: tl.constexpr = (S1 + F - 1) // F
@@ -106,7 +107,9 @@ def expand_kernel(
         if of_h:
             kept = None
             if DROPOUT:
-                kept = draw_kept(seed_ptr, layer, keep_from, pixel, first_f, F=F, BLOCK_F=BLOCK_F)
+                kept = draw_kept(
+                    seed_ptr, layer, keep_from, first_pixel + pixel, first_f, F=F, BLOCK_F=BLOCK_F
+                )
                 if BACKWARD:
                     offs_f = first_f + tl.arange(0, BLOCK_F)
                     tl.store(
@@ -132,6 +135,7 @@ def expand(
     seed: Tensor | None = None,
     layer: int = 0,
     dropout: tuple[int, float] = (0, 1.0),
+    first_image: int = 0,
     *,
     d_gates: Tensor | None = None,
     dh: Tensor | None = None,
@@ -140,8 +144,9 @@ def expand(
 
     Returns (planes, total + margin, 2F) from row 0 on, with margins on both sides, x's plane first
     and h's last. Images are channels_last. dropout: the least word >> 9 that is kept, and what is
-    kept is multiplied by. For the backward there is room for the gradients of the gates and of h;
-    its margins are written, and the bits of dropout, (1, total + margin, F), are returned too.
+    kept is multiplied by. first_image: where they begin in a larger batch whose dropout they share.
+    For the backward there is room for the gradients of the gates and of h; its margins are written,
+    and the bits of dropout, (1, total + margin, F), are returned too.
     """
     image = h if x is None else x
     if image is None:
@@ -163,7 +168,9 @@ def expand(
         kept_ptr=image if kept is None else kept,
         d_gates_ptr=image if d_gates is None else d_gates, dh_ptr=image if dh is None else dh,
         seed_ptr=image if seed is None else seed,
-        layer=layer, keep_from=dropout[0], margin=rows.margin, total=total, **rows.numbers(),
+        layer=layer, keep_from=dropout[0],
+        first_pixel=first_image * rows.height * rows.width,
+        margin=rows.margin, total=total, **rows.numbers(),
         F=f, S0=s0, S1=s1, X=x is not None, H=h is not None,
         DROPOUT=h is not None and seed is not None, BACKWARD=dh is not None, SCALE=dropout[1],
         KH=rows.kh, KW=rows.kw, BLOCK_P=32, BLOCK_F=block_f, num_warps=4,

@@ -36,6 +36,11 @@ class Settings(NamedTuple):
     taps: Taps
     dropout: tuple[int, float]
     layer: int
+    first_image: int = 0  # where the images begin in a larger batch whose dropout they share
+
+    def of_dropout(self) -> tuple[int, tuple[int, float], int]:
+        """As `expand` takes them."""
+        return self.layer, self.dropout, self.first_image
 
 
 class Needs(NamedTuple):
@@ -113,7 +118,7 @@ def forward(
         e_ptr=e, w_ptr=packed, bias_ptr=biases[0], nin_bias_ptr=biases[-1], h_ptr=h,
         plane_stride=e.stride(0), F=f, PLANES=planes,
     )  # fmt: skip
-    e, _ = expand(rows, None, [], h, seed, settings.layer, settings.dropout)
+    e, _ = expand(rows, None, [], h, seed, *settings.of_dropout())
     w_out = packed[2 * f * f * (taps.kh * taps.kw + planes) :]
     _gate(rows, taps, e[0], w_out, biases[1], x, y, None)
     return y, h, packed
@@ -192,7 +197,7 @@ def backward(
     d_gates, dh = rows.empty(x, 2 * f), rows.empty(x, f)
     e, kept = expand(
         rows, x if needs.parameters else None, skips if needs.parameters else [], h,
-        seed, settings.layer, settings.dropout, d_gates=d_gates, dh=dh,
+        seed, *settings.of_dropout(), d_gates=d_gates, dh=dh,
     )  # fmt: skip
     d_gates, dh = rows.first(d_gates), rows.first(dh)
     out_sums = _block_sums(rows, taps, 2 * f, 2 * f, 2 * f, x)

@@ -127,7 +127,8 @@ def _lists(given: Operands) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
 def _settings(given: Operands) -> Any:
     from ..kernels.gated_resnet import Settings
 
-    return Settings(taps_of(given.conv_in, given.shift), given.dropout_numbers(), given.layer)
+    taps = taps_of(given.conv_in, given.shift)
+    return Settings(taps, given.dropout_numbers(), given.layer, given.first_image)
 
 
 def _check(x: Tensor, grad_y: Tensor, h: Tensor, packed: Tensor, given: Operands) -> None:
@@ -160,11 +161,11 @@ def _empty_like(name: str, tensor: Tensor) -> Tensor:
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, *tensors, shift, dropout, layer, _save = inputs
+    x, *tensors, shift, dropout, layer, first_image, _save = inputs
     _, h, packed = output
     ctx.mark_non_differentiable(h, packed)
     ctx.set_materialize_grads(False)
-    ctx.settings = shift, dropout, layer
+    ctx.settings = shift, dropout, layer, first_image
     ctx.save_for_backward(x, h, packed, *tensors)
 
 

@@ -130,13 +130,16 @@ def test_what_is_kept_is_what_the_reference_keeps(filters: int) -> None:
     shape = torch.Size((2, 2 * filters, 3, 5))
     h = torch.full((2, filters, 3, 5), -1.0).to(memory_format=torch.channels_last)
     rows = Rows.of(h, Taps(2, 3, 1, 1))
-    for seed, layer, p in ((0, 0, 0.5), (0x1234_5678_9ABC_DEF0, 61, 0.1), (2**63 - 2, 1, 0.9)):
+    cases = ((0, 0, 0.5, 0), (0x1234_5678_9ABC_DEF0, 61, 0.1, 3), (2**63 - 2, 1, 0.9, 2**31 - 1))
+    for seed, layer, p, first_image in cases:
         seed_tensor = torch.tensor(seed)
         numbers = keep_from(p), 1 / (1 - p)
         d_gates, dh = rows.empty(h, 2 * filters), rows.empty(h, filters)
-        e, kept = expand(rows, None, [], h, seed_tensor, layer, numbers, d_gates=d_gates, dh=dh)
+        e, kept = expand(
+            rows, None, [], h, seed_tensor, layer, numbers, first_image, d_gates=d_gates, dh=dh
+        )
         assert kept is not None
-        expected = dropout_factors(shape, p, seed_tensor, layer) > 0
+        expected = dropout_factors(shape, p, seed_tensor, layer, first_image) > 0
         bits = torch.cat([kept & 1, kept >> 1], dim=-1)
         assert torch.equal(pixels(bits, rows) > 0, expected)
         assert torch.equal(pixels(e, rows) != 0, expected)
