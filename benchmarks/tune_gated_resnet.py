@@ -2,9 +2,10 @@
 
     python benchmarks/tune_gated_resnet.py --filters 160 --size 32 --batch 64 --dtype bfloat16
 
-One kind of work at a time gets each candidate's block sizes while the others keep the table's; the
-time is that of a whole block, forward and backward. A candidate must give the table's results
-before it is timed. Printed are the table's time and the best candidates', to be copied by hand.
+One kind of work at a time, and one width of it, gets each candidate's block sizes while the others
+keep the table's; the time is that of a whole block, forward and backward. A candidate must give the
+table's results before it is timed. Printed are the table's time and the best candidates', to be
+copied by hand.
 """
 
 from __future__ import annotations
@@ -22,12 +23,11 @@ from torch import Tensor
 ROUNDS = 20
 
 
-def candidates(work: str) -> Iterator[tuple[int, int, int, int, int]]:
-    """Every (block_p, block_n, block_k, num_warps, num_stages) worth a trial: at most 4 warps."""
-    for sizes in itertools.product((32, 64, 128), (32, 64, 128), (32, 64), (2, 4), (2, 3, 4)):
-        accumulator = sizes[2] * sizes[1] if work == "weights" else sizes[0] * sizes[1]
-        if accumulator <= 128 * 128 and accumulator // (32 * sizes[3]) <= 128:
-            yield sizes
+def candidates(name: str, table: Any) -> Iterator[Any]:
+    """Tilings worth a trial instead of the table's, for the same columns."""
+    sizes = ((64, 128), (32, 64)) if name == "matmul_tiling" else ((32, 64), (64, 128))
+    for block_p, block_k, warps, stages in itertools.product(*sizes, (4, 8), (2, 3, 4)):
+        yield table._replace(block_p=block_p, block_k=block_k, num_warps=warps, num_stages=stages)
 
 
 def milliseconds(run: Callable[[], Any]) -> float:
@@ -60,53 +60,90 @@ def make_block(options: argparse.Namespace) -> Callable[[], list[Tensor]]:
         return torch.randn(shape, device="cuda")
 
     x, skip, grad_y = image(), image(), image()
-    weights = [parameter(f, 2 * f, 2, 3), parameter(f), parameter(2 * f, 2 * f, 2, 3)]
-    weights += [parameter(2 * f), parameter(f, 2 * f, 1, 1), parameter(f)]
-    gains = [parameter(f), parameter(2 * f), parameter(f)]
+    weights = [parameter(f, 2 * f, 2, 3), parameter(2 * f, 2 * f, 2, 3), parameter(f, 2 * f, 1, 1)]
+    biases, gains = ([parameter(w.shape[0]) for w in weights] for _ in range(2))
     seed = torch.zeros((), dtype=torch.int64, device="cuda")
-    rest = ([skip], weights, gains, seed, Taps(2, 3, 1, 1), (2**22, 2.0), 0)
+    settings = kernels.Settings(Taps(2, 3, 1, 1), (2**22, 2.0), 0)
+    rest = ([skip], weights, biases, gains, seed, settings)
 
     def run() -> list[Tensor]:
-        y, h = kernels.forward(x, *rest)
-        return [y, *kernels.backward(grad_y, x, h, *rest)]
+        y, h, packed = kernels.forward(x, *rest)
+        grads = kernels.backward(grad_y, x, h, packed, *rest)
+        return [y, *(grad for part in grads.values() for grad in part)]
 
     return run
 
 
 def tune(options: argparse.Namespace) -> None:
-    from dsmooth.kernels import launch as launching
-    from dsmooth.kernels import tilings
-
     run = make_block(options)
     expected = run()
     torch.cuda.synchronize()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}: {vars(options)}")
     print(f"the table: {milliseconds(run):.3f} ms a block, forward and backward")
-    for work in ("single", "paired", "weights"):
-        found = []
-        for sizes in candidates(work):
-            tiling = tilings.MatmulTiling(*sizes)
+    for name in ("matmul_tiling", "gradient_tiling"):
+        for table in tables_of(name, run):
+            found = [
+                (time, tiling)
+                for tiling in candidates(name, table)
+                if (time := trial(name, tiling, run, expected)) is not None
+            ]
+            for time, tiling in sorted(found)[:3]:
+                print(f"{name} of {table.block_n} columns: {time:.3f} ms  {tiling}")
 
-            def choose(
-                kind: str, *shape: Any, work: str = work, tiling: tilings.MatmulTiling = tiling
-            ) -> tilings.MatmulTiling:
-                return tiling if kind == work else tilings.tiling_for(kind, *shape)
 
-            launching.tiling_for = choose
-            try:
-                got = run()
-                torch.cuda.synchronize()
-            except Exception as error:  # resources of this card, or a limit of the compiler
-                print(f"  {work} {tiling}: {type(error).__name__}", file=sys.stderr)
-                continue
-            for a, b in zip(got, expected, strict=True):
-                distance = (a - b).float().norm() / b.float().norm()
-                if not distance < 2e-2:
-                    raise RuntimeError(f"{work} {tiling} is wrong by {distance:.2g}")
-            found.append((milliseconds(run), tiling))
-        launching.tiling_for = tilings.tiling_for
-        for time, tiling in sorted(found)[:3]:
-            print(f"{work:8s} {time:.3f} ms  {tiling}")
+def tables_of(name: str, run: Callable[[], Any]) -> list[Any]:
+    """The tilings that a block uses now, one for each width."""
+    from dsmooth.kernels import tilings
+
+    used: dict[int, Any] = {}
+    original = getattr(tilings, name)
+
+    def note(*shape: Any) -> Any:
+        tiling = original(*shape)
+        used.setdefault(tiling.block_n, tiling)
+        return tiling
+
+    install(name, note)
+    run()
+    install(name, original)
+    return list(used.values())
+
+
+def install(name: str, choose: Callable[..., Any]) -> None:
+    """Have the kernels choose tilings so, and forget what was worked out before."""
+    from dsmooth.kernels import gated_resnet, tilings
+
+    setattr(tilings, name, choose)
+    gated_resnet.plan_of.cache_clear()
+    tilings.gradient_plan.cache_clear()
+
+
+def trial(
+    name: str, tiling: Any, run: Callable[[], list[Tensor]], expected: list[Tensor]
+) -> float | None:
+    """Milliseconds of the block with this tiling for its width, None where it cannot run."""
+    from dsmooth.kernels import tilings
+
+    original = getattr(tilings, name)
+
+    def choose(*shape: Any) -> Any:
+        table = original(*shape)
+        return tiling if table.block_n == tiling.block_n else table
+
+    install(name, choose)
+    try:
+        got = run()
+        torch.cuda.synchronize()
+        for a, b in zip(got, expected, strict=True):
+            distance = (a - b).float().norm() / b.float().norm()
+            if not distance < 2e-2:
+                sys.exit(f"{name} {tiling} is wrong by {distance:.2g}")
+        return milliseconds(run)
+    except Exception as error:  # resources of this card, or a limit of the compiler
+        print(f"  {name} {tiling}: {type(error).__name__}", file=sys.stderr)
+        return None
+    finally:
+        install(name, original)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -11,6 +11,7 @@ from typing import get_args
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ._version import __version__
 from .config import Method, ModelConfig, Score, SmoothingKind, structure
@@ -281,12 +282,26 @@ class PairSampler:
         return self._denoiser.draw(draw, progress, x_tilde)
 
 
+class _LogProb(nn.Module):
+    """A model's log_prob as its forward."""
+
+    def __init__(self, model: PixelCNNpp) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model.log_prob(x)
+
+
 def score_of(model: PixelCNNpp, x: Tensor, score: Score = "full") -> Tensor:
     """The gradient of log p(x) with respect to x (B, C, H, W): same shape, nats per unit of x."""
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
         if score == "full":
-            log_p = model.log_prob(x)
+            # Frozen: the gradients of the weights would cost a third of all.
+            whole = _LogProb(model)
+            frozen = {name: weight.detach() for name, weight in whole.named_parameters()}
+            log_p = functional_call(whole, frozen, (x,))
         else:
             with torch.no_grad():
                 params = model(x)

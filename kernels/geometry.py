@@ -1,13 +1,15 @@
-"""Images and kernels as numbers: taps, strides, pixels. Needs no Triton."""
+"""Images and kernels as numbers: taps, pixels, rows of a matmul. Needs no Triton."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 MAX_PIXELS = 2**31 - 2**10  # positions are 32-bit; the last block may be partly beyond the end
+ROW_BLOCK = 128  # the largest number of rows that a program multiplies; smaller ones divide it
 
 
 class Taps(NamedTuple):
@@ -23,11 +25,69 @@ class Taps(NamedTuple):
         """The kernel and its padding as constexprs."""
         return {"KH": self.kh, "KW": self.kw, "TOP": self.top, "LEFT": self.left}
 
+    def adjoint(self) -> Taps:
+        """The taps of the adjoint of a convolution of stride 1, whose kernel is turned around."""
+        return Taps(self.kh, self.kw, self.kh - 1 - self.top, self.kw - 1 - self.left)
 
-def strides_of(image: Tensor) -> tuple[int, int, int, int]:
-    """Strides (image, row, column, channel) of a (B, C, H, W) tensor in any memory order."""
-    batch, channel, row, col = image.stride()
-    return batch, row, col, channel
+
+class Rows(NamedTuple):
+    """Images as rows of a matmul: pixels in order, with zeros between them.
+
+    Each image has kh - 1 rows of zeros above it, each of its rows kw - 1 zeros before it: image b's
+    pixel (r, c) is row ((height + kh - 1) b + r + kh - 1) pitch + c + kw - 1. So each tap reads a
+    constant distance away, and finds a zero where it leaves the image, on any side.
+    """
+
+    batch: int
+    height: int
+    width: int
+    kh: int
+    kw: int
+
+    @classmethod
+    def of(cls, image: Tensor, taps: Taps) -> Rows:
+        """Of a (B, C, H, W) tensor. Raises ValueError where 32 bits cannot number the rows."""
+        rows = cls(image.shape[0], image.shape[2], image.shape[3], taps.kh, taps.kw)
+        if rows.total + 2 * rows.margin > MAX_PIXELS:
+            raise ValueError(
+                f"an image tensor must have at most {MAX_PIXELS} pixels with its padding, "
+                f"got {rows.total + 2 * rows.margin}"
+            )
+        return rows
+
+    @property
+    def pitch(self) -> int:
+        """Rows from a pixel to the one below it."""
+        return self.width + self.kw - 1
+
+    @property
+    def margin(self) -> int:
+        """The farthest that a tap reads; as many rows lie before the first and after the last."""
+        return (self.kh - 1) * self.pitch + self.kw - 1
+
+    @property
+    def total(self) -> int:
+        """All rows up to the last pixel and a margin, in whole blocks."""
+        last = self.batch * (self.height + self.kh - 1) * self.pitch + self.margin
+        return (last + ROW_BLOCK - 1) // ROW_BLOCK * ROW_BLOCK
+
+    def numbers(self) -> dict[str, int]:
+        """As arguments of a kernel, which finds pixels by `place_of`."""
+        return {"batch": self.batch, "height": self.height, "width": self.width}
+
+    def empty(self, like: Tensor, channels: int, planes: int = 1) -> Tensor:
+        """Uninitialised room (planes, margin + total + margin, channels) of the dtype of `like`."""
+        size = (planes, self.total + 2 * self.margin, channels)
+        return torch.empty(size, dtype=like.dtype, device=like.device)
+
+    def first(self, room: Tensor) -> Tensor:
+        """What `empty` gave, from row 0 on."""
+        return room[:, self.margin :]
+
+
+def cdiv(a: int, b: int) -> int:
+    """a / b, rounded up; Triton's own takes 50 times as long on the host."""
+    return -(-a // b)
 
 
 def n_pixels(image: Tensor) -> int:
@@ -38,6 +98,11 @@ def n_pixels(image: Tensor) -> int:
     return count
 
 
+def channels_last(image: Tensor) -> Tensor:
+    """The image itself if its memory order is channels_last, else a copy that is."""
+    return image.contiguous(memory_format=torch.channels_last)
+
+
 def empty_channels_last(like: Tensor, channels: int, size: tuple[int, int] | None = None) -> Tensor:
     """Uninitialised, with the batch, dtype and device of `like` and, without `size`, its extent."""
     return torch.empty(
@@ -46,3 +111,15 @@ def empty_channels_last(like: Tensor, channels: int, size: tuple[int, int] | Non
         device=like.device,
         memory_format=torch.channels_last,
     )
+
+
+def planes_of(skip_channels: Sequence[int], filters: int) -> int:
+    """How many planes of `filters` channels the skips of a gated resnet take."""
+    return sum(-(-channels // filters) for channels in skip_channels)
+
+
+def packed_sizes(filters: int, taps: Taps, planes: int, adjoint: bool) -> list[int]:
+    """How many numbers the parts of `weights.Packed` have; two parts without `adjoint`."""
+    f, t = filters, taps.kh * taps.kw
+    forward = [2 * f * f * (t + planes), 4 * f * f * t]
+    return [*forward, 4 * f * f * t, 2 * f * f * t, 2 * f * f * planes] if adjoint else forward

@@ -1,4 +1,4 @@
-"""Launching: the arithmetic of float32, the choice of a tiling, and the launch itself."""
+"""Launching: the arithmetic of float32, the device's capability, and the launch itself."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tilings import MatmulTiling, Work, tiling_for
+from . import tilings
 
 # Whether the kernels run in Triton's interpreter. It reads TRITON_INTERPRET as it decorates a
 # function; every file of kernels imports this one first.
@@ -18,21 +18,28 @@ INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 
 def allows_tf32() -> bool:
-    """Whether float32 matmuls on CUDA may round their operands to TF32."""
-    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+    """Whether float32 convolutions on CUDA may round their operands to TF32, as torch's own do."""
+    precision: Any = torch.backends.cudnn
+    return precision.conv.fp32_precision == "tf32"
 
 
-def arithmetic(dtype: torch.dtype) -> dict[str, Any]:
+def accumulator_of(dtype: torch.dtype) -> Any:
+    """The dtype in which kernels sum: float64 for float64, else float32."""
+    return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def uses_tf32(dtype: torch.dtype) -> bool:
+    """Whether matmuls of this dtype round to TF32."""
+    return dtype == torch.float32 and allows_tf32()
+
+
+def arithmetic(dtype: torch.dtype, tf32: bool) -> dict[str, Any]:
     """Constexprs: the accumulator's dtype and how float32 operands are multiplied."""
-    tf32 = dtype == torch.float32 and allows_tf32()
-    return {
-        "ACC": tl.float64 if dtype == torch.float64 else tl.float32,
-        "PRECISION": "tf32" if tf32 else "ieee",
-    }
+    return {"ACC": accumulator_of(dtype), "PRECISION": "tf32" if tf32 else "ieee"}
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of sums: float64 for float64, else float32."""
+    """`accumulator_of`, as torch's."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -44,17 +51,21 @@ def capability_of(device: torch.device) -> int:
     return 10 * major + minor
 
 
-def choose(work: Work, channels: int, image: Tensor) -> MatmulTiling:
-    """The tiling of a convolution of `channels` on its narrower side, for the device of `image`."""
-    return tiling_for(work, channels, image.dtype, allows_tf32(), capability_of(image.device))
+def gradient_plan(rows: int, k: int, columns: int, like: Tensor) -> tilings.GradientPlan:
+    """`tilings.gradient_plan` for the dtype and device of `like`."""
+    tf32, capability = uses_tf32(like.dtype), capability_of(like.device)
+    return tilings.gradient_plan(rows, k, columns, like.dtype, tf32, capability)
 
 
-def launch(kernel: Any, grid: tuple[int, ...], device: torch.device, *args: Any, **kw: Any) -> None:
+def launch(kernel: Any, grid: tuple[int, ...], device: torch.device, **named: Any) -> None:
     """Run a kernel on the current stream of `device`; an empty grid is no launch.
 
     Multiplications and additions are fused, asked for by name: Triton's default is to change.
     """
     if math.prod(grid) == 0:
         return
-    with torch.cuda.device(device if device.type == "cuda" else -1):
-        kernel[grid](*args, enable_fp_fusion=True, **kw)
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            kernel[grid](enable_fp_fusion=True, **named)
+    else:
+        kernel[grid](enable_fp_fusion=True, **named)

@@ -1,85 +1,144 @@
-"""Block sizes: a frozen table, read by a pure function of shape, dtype and compute capability.
+"""Block sizes: pure functions of shape, dtype and compute capability.
 
 Not tuned on a card: the sizes keep accumulators in registers and the stages of loads in shared
-memory. The ahead-of-time tests verify that for every row. `benchmarks/tune_gated_resnet.py`
-proposes others where there is a GPU.
+memory. The ahead-of-time tests verify that. `benchmarks/tune_gated_resnet.py` proposes others where
+there is a GPU.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Literal, NamedTuple
 
 import torch
 
-Work = Literal["single", "paired", "weights"]
 Format = Literal["half", "tf32", "ieee"]
+BLOCKS_K = (64, 32, 16)
+# Multiprocessors that work is divided among. A constant, so that the order of a sum depends on the
+# shape alone, not on the card: those of an H100; an A100 has 108.
+PROCESSORS = 132
 
 
 class MatmulTiling(NamedTuple):
     """One step of a matmul, and the launch of its kernel.
 
-    block_p pixels, block_n output columns and block_k contracted channels; in a weight gradient
-    block_p pixels are contracted and the output has block_k rows and block_n columns.
+    A program has block_p rows by n1 + n2 columns and takes block_k of the contracted numbers a
+    step. In a weight gradient block_p rows are contracted and the output has block_k rows.
     """
 
     block_p: int
-    block_n: int
+    n1: int
+    n2: int
     block_k: int
     num_warps: int
     num_stages: int
 
+    @property
+    def block_n(self) -> int:
+        return self.n1 + self.n2
+
     def kernel_options(self) -> dict[str, int]:
-        """As keyword arguments of a launch."""
+        """As keyword arguments of the launch of a convolution."""
         return {
             "BLOCK_P": self.block_p,
-            "BLOCK_N": self.block_n,
+            "N1": self.n1,
+            "N2": self.n2,
             "BLOCK_K": self.block_k,
             "num_warps": self.num_warps,
             "num_stages": self.num_stages,
         }
 
 
-# Work: "single" writes one column per filter; "paired" two that its epilogue combines (A and G, or
-# the gradients of elu(x) and elu(-x)); "weights" is a weight gradient. The last key says whether
-# the convolution has more than 32 channels on both sides.
-AMPERE: dict[tuple[Work, Format, bool], MatmulTiling] = {
-    ("single", "half", False): MatmulTiling(64, 32, 32, 4, 3),
-    ("single", "half", True): MatmulTiling(64, 64, 64, 4, 3),
-    ("single", "tf32", False): MatmulTiling(64, 64, 32, 4, 3),
-    ("single", "tf32", True): MatmulTiling(64, 64, 32, 4, 3),
-    ("single", "ieee", False): MatmulTiling(32, 32, 16, 4, 2),
-    ("single", "ieee", True): MatmulTiling(32, 32, 16, 4, 2),
-    ("paired", "half", False): MatmulTiling(64, 32, 32, 4, 3),
-    ("paired", "half", True): MatmulTiling(64, 128, 32, 4, 3),
-    ("paired", "tf32", False): MatmulTiling(64, 64, 32, 4, 3),
-    ("paired", "tf32", True): MatmulTiling(64, 64, 32, 4, 3),
-    ("paired", "ieee", False): MatmulTiling(32, 32, 16, 4, 2),
-    ("paired", "ieee", True): MatmulTiling(32, 32, 16, 4, 2),
-    ("weights", "half", False): MatmulTiling(64, 32, 32, 4, 3),
-    ("weights", "half", True): MatmulTiling(64, 64, 32, 4, 3),
-    ("weights", "tf32", False): MatmulTiling(32, 64, 64, 4, 3),
-    ("weights", "tf32", True): MatmulTiling(32, 64, 64, 4, 3),
-    ("weights", "ieee", False): MatmulTiling(16, 32, 32, 4, 2),
-    ("weights", "ieee", True): MatmulTiling(16, 32, 32, 4, 2),
-}
-HOPPER: dict[tuple[Work, Format, bool], MatmulTiling] = AMPERE | {
-    ("paired", "half", True): MatmulTiling(64, 128, 64, 4, 3),
-    # wgmma multiplies 64 rows at a time: of pixels above, here of input channels
-    ("weights", "half", False): MatmulTiling(64, 32, 64, 4, 3),
-    ("weights", "half", True): MatmulTiling(64, 128, 64, 4, 3),
-}
-
-
-def tiling_for(
-    work: Work, channels: int, dtype: torch.dtype, tf32: bool, capability: int
-) -> MatmulTiling:
-    """The row of the table for a convolution of `channels` on its narrower side.
-
-    tf32: whether float32 matmuls may round to TF32. capability: 80, 86, 90, ...
-    """
-    numbers: Format = "ieee"
+def format_of(dtype: torch.dtype, tf32: bool) -> Format:
+    """How numbers are multiplied. tf32: whether float32 may round to TF32."""
     if dtype in (torch.float16, torch.bfloat16):
-        numbers = "half"
-    elif dtype == torch.float32 and tf32:
-        numbers = "tf32"
-    return (HOPPER if capability >= 90 else AMPERE)[work, numbers, channels > 32]
+        return "half"
+    return "tf32" if dtype == torch.float32 and tf32 else "ieee"
+
+
+def columns_of(n: int, widest: int) -> tuple[int, int]:
+    """Two powers of two, the second possibly 0, for programs that share n columns evenly.
+
+    A program has at most `widest` columns. 160 is 128 + 32, 40 is 32 + 16, 320 is 256 + 64.
+    """
+    programs = -(-n // widest)
+    share = max(16, -(-n // programs))
+    first = 1 << (share.bit_length() - 1)
+    if share == first:
+        return first, 0
+    second = max(16, 1 << (share - first - 1).bit_length())
+    return (first, second) if second < first else (2 * first, 0)
+
+
+def block_k_of(runs: tuple[tuple[int, int], ...], smallest: int, largest: int) -> int:
+    """The largest step that wastes at most a tenth of it, or the one that wastes least.
+
+    runs: how many there are, and how long each one is, of the contracted index.
+    """
+    useful = {}
+    for block in BLOCKS_K:
+        if smallest <= block <= largest:
+            padded = sum(count * (-(-length // block) * block) for count, length in runs)
+            useful[block] = sum(count * length for count, length in runs) / padded
+    good = [block for block, share in useful.items() if share >= 0.9]
+    return good[0] if good else max(useful, key=lambda block: useful[block])
+
+
+def matmul_tiling(
+    rows: int, columns: int, runs: tuple[tuple[int, int], ...], dtype: torch.dtype, tf32: bool
+) -> MatmulTiling:
+    """Of rows x columns sums over `runs` (see `block_k_of`)."""
+    numbers = format_of(dtype, tf32)
+    if numbers == "ieee":
+        return MatmulTiling(32, *columns_of(columns, 32), 16, 4, 2)
+    # Wider ones spill in the epilogues that take pairs of columns.
+    n1, n2 = columns_of(columns, 160)
+    # Small images have few rows: lower blocks then keep more of the processors busy.
+    many = rows // 128 * -(-columns // (n1 + n2)) >= PROCESSORS * 3 // 4
+    warps = 8 if many and n1 + n2 > 96 else 4
+    largest = 128 // (2 if numbers == "half" else 4)
+    # Each thread then has 16 bytes to load of the smaller block of weights.
+    smallest = 16 * 32 * warps // ((n2 or n1) * (2 if numbers == "half" else 4))
+    block_k = block_k_of(runs, min(smallest, largest), largest)
+    return MatmulTiling(128 if many else 64, n1, n2, block_k, warps, 3)
+
+
+def gradient_tiling(
+    k: int, columns: int, dtype: torch.dtype, tf32: bool, capability: int
+) -> MatmulTiling:
+    """Of a weight gradient with k x columns sums over rows. capability: 80, 86, 90, ..."""
+    numbers = format_of(dtype, tf32)
+    if numbers == "ieee":
+        return MatmulTiling(16, *columns_of(columns, 32), 32, 4, 2)
+    if numbers == "tf32":
+        # Two warps: Hopper's own instruction takes TF32 only in the other memory order.
+        return MatmulTiling(32, *columns_of(columns, 64), 64, 2, 3)
+    wide = columns_of(columns, 320 if capability >= 90 else 160)
+    if k < 128:
+        return MatmulTiling(64, *columns_of(columns, 128), 64, 4, 3)
+    return MatmulTiling(64, *wide, 128, 8 if sum(wide) > 96 else 4, 3)
+
+
+class GradientPlan(NamedTuple):
+    """How a weight gradient is divided: tiles of the result, and splits of the rows into parts.
+
+    A split has `steps` blocks of rows, the last one what remains of all `blocks`.
+    """
+
+    tiling: MatmulTiling
+    tiles: int
+    splits: int
+    blocks: int
+    steps: int
+
+
+@functools.lru_cache(maxsize=4096)
+def gradient_plan(
+    rows: int, k: int, columns: int, dtype: torch.dtype, tf32: bool, capability: int
+) -> GradientPlan:
+    """Tiles times splits, the programs, fill one wave."""
+    tiling = gradient_tiling(k, columns, dtype, tf32, capability)
+    tiles = -(-k // tiling.block_k) * -(-columns // tiling.block_n)
+    blocks = rows // tiling.block_p
+    steps = -(-blocks // max(1, min(blocks, PROCESSORS // tiles)))
+    return GradientPlan(tiling, tiles, -(-blocks // steps), blocks, steps)

@@ -1,19 +1,22 @@
-"""Weights into the order that the convolutions read, and their gradients back out of it.
+"""Weights into the order that the matmuls read; `weight_gradients.py` is the way back.
 
-Packed weights are (T, C, D), taps x input channels x filters, so that a filter block is contiguous.
-With ALTERNATE_C input channel n of the packed order is channel (n % 2) * C / 2 + n // 2 of the
-weight: elu(x_i) and elu(-x_i) lie side by side. With ALTERNATE_D likewise the filters, A_i and G_i.
-Weight norm, w = g v / |v| per filter, is folded on the way in and differentiated on the way out. It
-costs no launch of its own.
+A packed weight has a row per column of the matmul, its K numbers adjacent: (D, T C) for a
+convolution, by tap and then channel, and for the adjoint (C, T D) with the taps turned around.
+Columns that an epilogue takes in pairs lie side by side: A_i and G_i of a gate, the gradients of
+elu(x_i) and elu(-x_i). Weight norm, w = g v / |v| per filter, is folded on the way. What one gated
+resnet needs goes in one launch.
 """
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from .geometry import Taps, cdiv, packed_sizes
 from .launch import launch
 
 BLOCK_D = 8
@@ -21,150 +24,221 @@ BLOCK_K = 256
 
 
 @triton.jit
-def original(n, COUNT: tl.constexpr, ALTERNATE: tl.constexpr):
-    """The channel of the weight that has number n in packed order."""
-    if ALTERNATE:
-        n = n % 2 * (COUNT // 2) + n // 2
+def paired(n, COUNT: tl.constexpr, PAIRS: tl.constexpr):
+    """The place of column n where the halves of COUNT columns lie in turn."""
+    if PAIRS:
+        n = n % (COUNT // 2) * 2 + n // (COUNT // 2)
     return n
 
 
 @triton.jit
-def block_of_weight(
-    first, d, stride_d, stride_c, stride_t,
-    T: tl.constexpr, C: tl.constexpr, D: tl.constexpr,
-    ALTERNATE_C: tl.constexpr, ALTERNATE_D: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """Offsets in the weight and in the packed weight of rows (tap, channel) first .. and filters d,
-    and which exist: (BLOCK_K, BLOCK_D) each."""
-    k = (first + tl.arange(0, BLOCK_K))[:, None].to(tl.int64)
-    mask = (k < T * C) & (d < D)[None, :]
-    channel = original(k % C, C, ALTERNATE_C)
-    filter_ = original(d, D, ALTERNATE_D)[None, :]
-    weight = filter_ * stride_d + channel * stride_c + k // C * stride_t
-    return weight, k * D + d[None, :], mask
+def source_of(
+    k, stride_c, stride_t, T: tl.constexpr, C: tl.constexpr, S0: tl.constexpr, S1: tl.constexpr
+):
+    """Offsets in a filter of numbers k = (tap, channel) of its packed row, and which exist.
+
+    With S0 > 0 the weight is that of the skips, of S0 and S1 channels: a "tap" is a plane of C / 2
+    channels of a skip, elu of them and of their negatives.
+    """
+    tap = k // C
+    channel = k % C
+    exists = k < T * C
+    if S0 > 0:
+        F: tl.constexpr = C // 2
+        planes_0: tl.constexpr = (S0 + F - 1) // F
+        second = tap >= planes_0
+        f = (tl.where(second, tap - planes_0, tap) * F) + channel % F
+        exists &= f < tl.where(second, S1, S0)
+        channel = channel // F * (S0 + S1) + tl.where(second, S0, 0) + f
+        tap = tap * 0
+    return channel.to(tl.int64) * stride_c + tap * stride_t, exists
 
 
 @triton.jit
-def pack_kernel(
-    v_ptr, gain_ptr, packed_ptr, stride_d, stride_c, stride_t,
-    T: tl.constexpr, C: tl.constexpr, D: tl.constexpr,
-    ALTERNATE_C: tl.constexpr, ALTERNATE_D: tl.constexpr, NORMED: tl.constexpr,
-    BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+def pack_filters(
+    v_ptr, gain_ptr, forward_ptr, adjoint_ptr, block, stride_d, stride_c, stride_t,
+    T: tl.constexpr, C: tl.constexpr, D: tl.constexpr, S0: tl.constexpr, S1: tl.constexpr,
+    ROW: tl.constexpr, PAIRS_C: tl.constexpr, PAIRS_D: tl.constexpr, TURNED: tl.constexpr,
+    NORMED: tl.constexpr, ADJOINT: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """packed = g v / |v|, or v itself without NORMED."""
-    d = tl.program_id(0).to(tl.int64) * BLOCK_D + tl.arange(0, BLOCK_D)
+    """BLOCK_D filters g v / |v|, or v itself without NORMED, to rows of ROW numbers, and (ADJOINT)
+    to columns of the adjoint's rows: (C, T D) with taps TURNED around, else (T, C, D)."""
+    d = block.to(tl.int64) * BLOCK_D + tl.arange(0, BLOCK_D)
+    mask_d = d < D
     factor = tl.full((BLOCK_D,), 1.0, dtype=v_ptr.dtype.element_ty)
     if NORMED:
         square = tl.zeros((BLOCK_D,), dtype=v_ptr.dtype.element_ty)
         for first in range(0, T * C, BLOCK_K):
-            weight, _, mask = block_of_weight(
-                first, d, stride_d, stride_c, stride_t, T=T, C=C, D=D,
-                ALTERNATE_C=ALTERNATE_C, ALTERNATE_D=ALTERNATE_D, BLOCK_K=BLOCK_K,
-            )  # fmt: skip
-            v = tl.load(v_ptr + weight, mask=mask, other=0.0)
-            square += tl.sum(v * v, axis=0)
-        gain = tl.load(gain_ptr + original(d, D, ALTERNATE_D), mask=d < D, other=0.0)
-        factor = gain / tl.where(d < D, tl.sqrt(square), 1.0)
+            k = first + tl.arange(0, BLOCK_K)
+            source, exists = source_of(k, stride_c, stride_t, T=T, C=C, S0=S0, S1=S1)
+            mask = mask_d[:, None] & exists[None, :]
+            v = tl.load(v_ptr + d[:, None] * stride_d + source[None, :], mask=mask, other=0.0)
+            square += tl.sum(v * v, axis=1)
+        gain = tl.load(gain_ptr + d, mask=mask_d, other=0.0)
+        factor = gain / tl.where(mask_d, tl.sqrt(square), 1.0)
     for first in range(0, T * C, BLOCK_K):
-        weight, packed, mask = block_of_weight(
-            first, d, stride_d, stride_c, stride_t, T=T, C=C, D=D,
-            ALTERNATE_C=ALTERNATE_C, ALTERNATE_D=ALTERNATE_D, BLOCK_K=BLOCK_K,
-        )  # fmt: skip
-        v = tl.load(v_ptr + weight, mask=mask, other=0.0)
-        w = v * factor[None, :]
-        tl.store(packed_ptr + packed, w.to(packed_ptr.dtype.element_ty), mask=mask)
+        k = first + tl.arange(0, BLOCK_K)
+        source, exists = source_of(k, stride_c, stride_t, T=T, C=C, S0=S0, S1=S1)
+        mask = mask_d[:, None] & exists[None, :]
+        v = tl.load(v_ptr + d[:, None] * stride_d + source[None, :], mask=mask, other=0.0)
+        w = (v * factor[:, None]).to(forward_ptr.dtype.element_ty)
+        mask = mask_d[:, None] & (k < T * C)[None, :]
+        row = paired(d, D, PAIRS_D)[:, None] * ROW
+        tl.store(forward_ptr + row + k[None, :], w, mask=mask)
+        if ADJOINT:
+            tap = k // C
+            column = paired(k % C, C, PAIRS_C)
+            place = (column * T + (T - 1 - tap)) * D if TURNED else (tap * C + column) * D
+            tl.store(adjoint_ptr + place[None, :] + d[:, None], w, mask=mask)
 
 
 @triton.jit
-def unpack_kernel(
-    grad_ptr, v_ptr, gain_ptr, grad_v_ptr, grad_gain_ptr, stride_d, stride_c, stride_t,
-    T: tl.constexpr, C: tl.constexpr, D: tl.constexpr,
-    ALTERNATE_C: tl.constexpr, ALTERNATE_D: tl.constexpr, NORMED: tl.constexpr,
+def pack_kernel(
+    v, gain, in_strides, out_strides, nin_strides, packed_ptr,
+    F: tl.constexpr, S0: tl.constexpr, S1: tl.constexpr, PLANES: tl.constexpr, T: tl.constexpr,
+    NORMED: tl.constexpr, ADJOINT: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """All weights of a gated resnet, as `Packed` has them.
+
+    v, gain: those of conv_in, conv_out and nin_skip.
+    """
+    ROW: tl.constexpr = (T + PLANES) * 2 * F
+    OUT: tl.constexpr = F * ROW
+    OUT_ADJOINT: tl.constexpr = OUT + 4 * F * F * T
+    IN_ADJOINT: tl.constexpr = OUT_ADJOINT + 4 * F * F * T
+    NIN_ADJOINT: tl.constexpr = IN_ADJOINT + 2 * F * F * T
+    blocks_in: tl.constexpr = (F + BLOCK_D - 1) // BLOCK_D
+    blocks_out: tl.constexpr = (2 * F + BLOCK_D - 1) // BLOCK_D
+    pid = tl.program_id(0)
+    if pid < blocks_out:
+        pack_filters(
+            v[1], gain[1], packed_ptr + OUT, packed_ptr + OUT_ADJOINT, pid,
+            out_strides[0], out_strides[1], out_strides[2], T=T, C=2 * F, D=2 * F, S0=0, S1=0,
+            ROW=2 * F * T, PAIRS_C=True, PAIRS_D=True, TURNED=True,
+            NORMED=NORMED, ADJOINT=ADJOINT, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D,
+        )  # fmt: skip
+    elif pid < blocks_out + blocks_in:
+        pack_filters(
+            v[0], gain[0], packed_ptr, packed_ptr + IN_ADJOINT, pid - blocks_out,
+            in_strides[0], in_strides[1], in_strides[2], T=T, C=2 * F, D=F, S0=0, S1=0,
+            ROW=ROW, PAIRS_C=True, PAIRS_D=False, TURNED=True,
+            NORMED=NORMED, ADJOINT=ADJOINT, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D,
+        )  # fmt: skip
+    elif PLANES > 0:
+        pack_filters(
+            v[2], gain[2], packed_ptr + 2 * F * T, packed_ptr + NIN_ADJOINT,
+            pid - blocks_out - blocks_in, nin_strides[0], nin_strides[1], nin_strides[2],
+            T=PLANES, C=2 * F, D=F, S0=S0, S1=S1,
+            ROW=ROW, PAIRS_C=True, PAIRS_D=False, TURNED=False,
+            NORMED=NORMED, ADJOINT=ADJOINT, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D,
+        )  # fmt: skip
+
+
+@triton.jit
+def pack_one_kernel(
+    v_ptr, strides, packed_ptr, T: tl.constexpr, C: tl.constexpr, D: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """From dw, packed: dg = <dw, v> / |v| and dv = g / |v| (dw - v <dw, v> / |v|^2) per filter, or
-    dv = dw without NORMED. v and dv share their strides."""
-    d = tl.program_id(0).to(tl.int64) * BLOCK_D + tl.arange(0, BLOCK_D)
-    if NORMED:
-        square = tl.zeros((BLOCK_D,), dtype=v_ptr.dtype.element_ty)
-        product = tl.zeros((BLOCK_D,), dtype=v_ptr.dtype.element_ty)
-        for first in range(0, T * C, BLOCK_K):
-            weight, packed, mask = block_of_weight(
-                first, d, stride_d, stride_c, stride_t, T=T, C=C, D=D,
-                ALTERNATE_C=ALTERNATE_C, ALTERNATE_D=ALTERNATE_D, BLOCK_K=BLOCK_K,
-            )  # fmt: skip
-            v = tl.load(v_ptr + weight, mask=mask, other=0.0)
-            dw = tl.load(grad_ptr + packed, mask=mask, other=0.0)
-            square += tl.sum(v * v, axis=0)
-            product += tl.sum(dw * v, axis=0)
-        filter_ = original(d, D, ALTERNATE_D)
-        square = tl.where(d < D, square, 1.0)
-        norm = tl.sqrt(square)
-        gain = tl.load(gain_ptr + filter_, mask=d < D, other=0.0)
-        tl.store(grad_gain_ptr + filter_, product / norm, mask=d < D)
-    for first in range(0, T * C, BLOCK_K):
-        weight, packed, mask = block_of_weight(
-            first, d, stride_d, stride_c, stride_t, T=T, C=C, D=D,
-            ALTERNATE_C=ALTERNATE_C, ALTERNATE_D=ALTERNATE_D, BLOCK_K=BLOCK_K,
-        )  # fmt: skip
-        dw = tl.load(grad_ptr + packed, mask=mask, other=0.0)
-        if NORMED:
-            v = tl.load(v_ptr + weight, mask=mask, other=0.0)
-            dw = (gain / norm)[None, :] * (dw - v * (product / square)[None, :])
-        tl.store(grad_v_ptr + weight, dw, mask=mask)
+    """A weight without norm: (D, T C) and then (T C, D)."""
+    pack_filters(
+        v_ptr, v_ptr, packed_ptr, packed_ptr + D * T * C, tl.program_id(0),
+        strides[0], strides[1], strides[2], T=T, C=C, D=D, S0=0, S1=0,
+        ROW=T * C, PAIRS_C=False, PAIRS_D=False, TURNED=False,
+        NORMED=False, ADJOINT=True, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D,
+    )  # fmt: skip
 
 
-def _dense(v: Tensor) -> Tensor:
+class Packed(NamedTuple):
+    """The packed weights of a gated resnet, parts of one tensor.
+
+    hidden: (F, (T + planes) 2F), conv_in and then the skips' weight. out: (2F, T 2F). For the
+    adjoints out_adjoint (2F, T 2F), in_adjoint (2F, T F) and, for each plane, nin_adjoint (2F, F).
+    """
+
+    hidden: Tensor
+    out: Tensor
+    out_adjoint: Tensor
+    in_adjoint: Tensor
+    nin_adjoint: Tensor
+
+
+def parts_of(packed: Tensor, filters: int, taps: Taps, planes: int) -> Packed:
+    """The parts of what `pack` gave with `adjoint`."""
+    return Packed(*packed.split(packed_sizes(filters, taps, planes, True)))
+
+
+def dense(v: Tensor) -> Tensor:
     """v with one stride for all taps: contiguous or channels_last as it is, else a copy."""
     if v.is_contiguous() or v.is_contiguous(memory_format=torch.channels_last):
         return v
     return v.contiguous()
 
 
-def _strides(v: Tensor) -> dict[str, int]:
-    """Strides of filter, channel and tap."""
+def strides_of(v: Tensor) -> tuple[int, int, int]:
+    """Strides of filter, channel and tap of a dense weight."""
     _, channels, rows, cols = v.shape
     stride_c, stride_t = (rows * cols, 1) if v.is_contiguous() else (1, channels)
-    return {"stride_d": channels * rows * cols, "stride_c": stride_c, "stride_t": stride_t}
+    return channels * rows * cols, stride_c, stride_t
+
+
+def three(tensors: list[Tensor]) -> tuple[Tensor, ...]:
+    """Something in the third place, which a block without skips does not read."""
+    return (*tensors, tensors[0])[:3]
+
+
+def block_constants(
+    weights: list[Tensor], skip_channels: list[int], planes: int, normed: bool
+) -> dict[str, Any]:
+    filters, _, kh, kw = weights[0].shape
+    s0, s1 = (*skip_channels, 0, 0)[:2]
+    return {
+        "F": filters, "S0": s0, "S1": s1, "PLANES": planes, "T": kh * kw,
+        "NORMED": normed, "BLOCK_K": BLOCK_K, "BLOCK_D": BLOCK_D,
+        **dict(zip(
+            ("in_strides", "out_strides", "nin_strides"),
+            map(strides_of, three(weights)), strict=True,
+        )),
+    }  # fmt: skip
+
+
+def block_grid(weights: list[Tensor]) -> tuple[int]:
+    return (sum(cdiv(weight.shape[0], BLOCK_D) for weight in weights),)
 
 
 def pack(
-    v: Tensor, gain: Tensor | None, dtype: torch.dtype, *, pairs_in: bool, pairs_out: bool
+    weights: list[Tensor],
+    gains: list[Tensor],
+    skip_channels: list[int],
+    planes: int,
+    dtype: torch.dtype,
+    *,
+    adjoint: bool,
 ) -> Tensor:
-    """The weight v (D, C, kh, kw), times gain / |v| per filter if there is one, packed.
+    """The weights of a gated resnet, as `Packed` orders them, in one tensor of `dtype`.
 
-    pairs_in, pairs_out: alternate the halves of the input channels, of the filters. v and gain are
-    float32, or float64 for a float64 result. Returns (kh kw, C, D) of `dtype`.
+    weights: conv_in, conv_out and, with skips, nin_skip, (D, C, kh, kw) each; gains: one (D,) for
+    each of them, or none. They are float32, or float64 for a float64 result.
     """
-    v = _dense(v)
-    filters, channels, rows, cols = v.shape
-    packed = torch.empty((rows * cols, channels, filters), dtype=dtype, device=v.device)
+    weights = [dense(weight) for weight in weights]
+    filters, _, kh, kw = weights[0].shape
+    sizes = packed_sizes(filters, Taps(kh, kw, 0, 0), planes, adjoint)
+    packed = torch.empty((sum(sizes),), dtype=dtype, device=weights[0].device)
     launch(
-        pack_kernel, (triton.cdiv(filters, BLOCK_D),), v.device,
-        v_ptr=v, gain_ptr=v if gain is None else gain, packed_ptr=packed, **_strides(v),
-        T=rows * cols, C=channels, D=filters, ALTERNATE_C=pairs_in, ALTERNATE_D=pairs_out,
-        NORMED=gain is not None, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D, num_warps=4,
+        pack_kernel, block_grid(weights), packed.device,
+        v=three(weights), gain=three(gains or weights), packed_ptr=packed, ADJOINT=adjoint,
+        **block_constants(weights, skip_channels, planes, bool(gains)), num_warps=4,
     )  # fmt: skip
     return packed
 
 
-def unpack(
-    grad: Tensor, v: Tensor, gain: Tensor | None, *, pairs_in: bool, pairs_out: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Gradients of v and gain from that of the packed weight, (kh kw, C, D) in v's dtype.
-
-    The first is contiguous, or channels_last where v is that alone.
-    """
-    v = _dense(v)
-    filters, channels, rows, cols = v.shape
-    layout = torch.contiguous_format if v.is_contiguous() else torch.channels_last
-    grad_v = torch.empty(v.shape, dtype=v.dtype, device=v.device, memory_format=layout)
-    grad_gain = None if gain is None else gain.new_empty(gain.shape)
+def pack_one(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A weight (D, C, kh, kw) without norm as (D, kh kw C), and for the adjoint (kh kw C, D)."""
+    weight = dense(weight)
+    filters, channels, kh, kw = weight.shape
+    packed = torch.empty((2, weight.numel()), dtype=dtype, device=weight.device)
     launch(
-        unpack_kernel, (triton.cdiv(filters, BLOCK_D),), v.device,
-        grad_ptr=grad, v_ptr=v, gain_ptr=v if gain is None else gain,
-        grad_v_ptr=grad_v, grad_gain_ptr=v if grad_gain is None else grad_gain, **_strides(v),
-        T=rows * cols, C=channels, D=filters, ALTERNATE_C=pairs_in, ALTERNATE_D=pairs_out,
-        NORMED=gain is not None, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D, num_warps=4,
+        pack_one_kernel, (cdiv(filters, BLOCK_D),), weight.device,
+        v_ptr=weight, strides=strides_of(weight), packed_ptr=packed,
+        T=kh * kw, C=channels, D=filters, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D, num_warps=4,
     )  # fmt: skip
-    return grad_v, grad_gain
+    return packed[0].view(filters, -1), packed[1].view(-1, filters)

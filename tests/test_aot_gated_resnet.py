@@ -1,4 +1,7 @@
-"""The gated block's Triton kernels compile to what they are meant to be, without a GPU."""
+"""The gated block's Triton kernels compile to what they are meant to be, without a GPU.
+
+`test_triton_versions.py` runs this file once more with the oldest Triton that the package takes.
+"""
 
 from __future__ import annotations
 
@@ -10,70 +13,108 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed: nothing can be compiled")
 
-from dsmooth.kernels.tilings import AMPERE, HOPPER
+from dsmooth.kernels.gated_resnet import Needs
 from tests.helpers.aot_launches import (
     KERNELS,
+    Block,
     check,
     distinct,
-    gated_launches,
     is_matmul,
     shifted_launches,
-    tiling_of,
 )
+from tests.helpers.sass import matrix_loops, tensor_clocks
 from tests.helpers.triton_tools import Launch, compile_launch
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
-Row = tuple[torch.dtype, int, bool]  # dtype, filters, TF32
-ROWS: list[Row] = [(FP16, 20, False), (FP32, 160, True), (FP32, 160, False)]
-each_arch = pytest.mark.parametrize("arch", [80, 90])
+# Every number of filters with every kernel would be nine times as many; between them these have
+# each number, kernel, dtype and kind of float32, with dropout and without, many images and few.
+BLOCKS = [
+    Block(160, (2, 3), skips=2, size=(64, 32, 32)),
+    Block(40, (2, 2), skips=1, dropout=False, size=(80, 28, 28)),
+    Block(24, (3, 3), skips=0, dtype=FP16),
+    Block(160, (2, 2), skips=0, dropout=False, dtype=FP32, tf32=True, size=(4, 8, 8)),
+    Block(40, (3, 3), skips=0, size=(2, 8, 8)),
+]
+AMPERE = [Block(160, (2, 3)), Block(24, (2, 2), skips=1, dtype=FP32, tf32=True)]
 
 
-def compile_and_check(launch: Launch, arch: int, tensor_cores: bool) -> None:
-    check(launch, compile_launch(launch, arch), arch, tensor_cores)
+def matmuls(block: Block, arch: int) -> list[Launch]:
+    """One launch of each kernel that multiplies matrices, and of each of its forms."""
+    launches = [launch for launch in block.launches(arch) if is_matmul(launch)]
+    return distinct(launches, "KH", "GRAD", "HIDDEN", "D")
 
 
 @pytest.mark.slow
-@each_arch
-def test_every_kernel_in_bfloat16(arch: int) -> None:
-    """As CIFAR-10's network calls them: 160 filters, 2x3 taps, two skips."""
-    launches = gated_launches(arch, BF16, 160, False)
-    for launch in distinct(launches, "KH", "GRAD", "ADD", "DROPOUT"):
-        compile_and_check(launch, arch, tensor_cores=True)
+@pytest.mark.parametrize("block", BLOCKS, ids=str)
+def test_every_matmul_on_hopper(block: Block) -> None:
+    for launch in matmuls(block, 90):
+        check(launch, compile_launch(launch, 90), 90)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("row", ROWS, ids=str)
-@each_arch
-def test_every_kernel_in_every_other_config(arch: int, row: Row) -> None:
-    """With 2x2 taps; of kernels with options, the one launched last."""
-    launches = gated_launches(arch, *row, kernel=(2, 2))
-    matmuls = [launch for launch in launches if launch.arguments.get("KH") == 2]
-    for launch in distinct(matmuls):
-        compile_and_check(launch, arch, tensor_cores=row[0] == FP16 or row[2])
+@pytest.mark.parametrize("block", AMPERE, ids=str)
+def test_every_matmul_on_ampere(block: Block) -> None:
+    for launch in matmuls(block, 80):
+        check(launch, compile_launch(launch, 80), 80)
 
 
-@pytest.mark.parametrize(("arch", "table"), [(80, AMPERE), (90, HOPPER)])
-def test_no_config_is_left_out(arch: int, table: dict[object, object]) -> None:
-    """The rows above, with those of other width that share their config, are the table."""
-    launches = [
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", [80, 90])
+def test_matmuls_without_tensor_cores(arch: int) -> None:
+    for launch in distinct(matmuls(Block(20, (2, 2), skips=1, dtype=FP32), arch), "GRAD"):
+        check(launch, compile_launch(launch, arch), arch)
+
+
+@pytest.mark.slow
+def test_what_is_no_matmul_neither_spills_nor_fails() -> None:
+    others = [
         launch
-        for row in [(BF16, 160, False), *ROWS, (FP32, 20, True), (FP32, 20, False)]
-        for make in (gated_launches, shifted_launches)
-        for launch in make(arch, *row)
-        if is_matmul(launch)
+        for launch in Block(40, skips=2).launches(90) + shifted_launches(90, BF16, 24, False)
+        if not is_matmul(launch)
     ]
-    assert {tiling_of(launch) for launch in launches} == set(table.values())
-    for numbers in ("tf32", "ieee"):
-        for work in ("single", "paired", "weights"):
-            assert table[work, numbers, True] == table[work, numbers, False]
+    assert {launch.kernel.__name__ for launch in others} >= {"expand_kernel", "unpack_kernel"}
+    for launch in distinct(others, "X", "H", "ADJOINT"):
+        check(launch, compile_launch(launch, 90), 90)
 
 
 @pytest.mark.slow
 def test_every_kernel_builds_for_blackwell() -> None:
-    launches = gated_launches(100, BF16, 160, False) + shifted_launches(100, BF16, 160, False)
+    launches = Block(40).launches(100) + shifted_launches(100, BF16, 40, False)
     assert {launch.kernel.__name__ for launch in launches} == set().union(*KERNELS.values())
     for launch in distinct(launches):
         assert ".target sm_100" in compile_launch(launch, 100).ptx
+
+
+@pytest.mark.slow
+def test_the_tensor_cores_wait_for_memory_not_for_instructions() -> None:
+    """At 160 filters: instructions that a scheduler issues for each clock of the tensor cores."""
+    for launch in matmuls(BLOCKS[0], 90):
+        loops = matrix_loops(compile_launch(launch, 90).code)
+        assert loops
+        for body in loops:
+            # A warpgroup puts one warp on each of the four schedulers.
+            assert len(body) / tensor_clocks(body) <= 0.6, launch.kernel.__name__
+
+
+FROZEN = {"unpack_kernel", "weight_gradient_kernel"}
+
+
+@pytest.mark.parametrize(
+    ("needs", "missing"),
+    [
+        (Needs(), set()),
+        (Needs(parameters=False), FROZEN),
+        (Needs(x=False, skips=False), set()),
+    ],
+)
+def test_gradients_that_nobody_needs_are_not_computed(needs: Needs, missing: set[str]) -> None:
+    whole = Block(8, size=(1, 4, 4)).launches(90)
+    part = Block(8, size=(1, 4, 4), needs=needs).launches(90)
+    assert {launch.kernel.__name__ for launch in whole} - {
+        launch.kernel.__name__ for launch in part
+    } == missing
+    gradients = [launch.kernel.__name__ for launch in part].count("data_gradient_kernel")
+    assert gradients == 1 + needs.x + 2 * needs.skips
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: tuning would begin")

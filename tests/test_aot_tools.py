@@ -10,6 +10,7 @@ import torch
 triton = pytest.importorskip("triton", reason="Triton is not installed: nothing can be compiled")
 import triton.language as tl  # noqa: E402
 
+from tests.helpers.sass import matrix_loops, register_operand, tensor_clocks  # noqa: E402
 from tests.helpers.triton_tools import compile_ahead, compile_launch, record_launches  # noqa: E402
 
 LOAD_128 = "ld.global.v4.b32"
@@ -21,6 +22,19 @@ def matmul_kernel(a_ptr, b_ptr, out_ptr, N: tl.constexpr):
     col = tl.arange(0, N)[None, :]
     product = tl.dot(tl.load(a_ptr + row * N + col), tl.load(b_ptr + row * N + col))
     tl.store(out_ptr + row * N + col, product)
+
+
+@triton.jit
+def computed_operand_kernel(a_ptr, b_ptr, out_ptr, steps, N: tl.constexpr):
+    row = tl.arange(0, N)[:, None]
+    col = tl.arange(0, N)[None, :]
+    total = tl.zeros((N, N), dtype=tl.float32)
+    for _ in range(steps):
+        a = tl.exp(tl.load(a_ptr + row * N + col).to(tl.float32))
+        total = tl.dot(a.to(tl.bfloat16), tl.load(b_ptr + row * N + col), total)
+        a_ptr += N * N
+        b_ptr += N * N
+    tl.store(out_ptr + row * N + col, total)
 
 
 @triton.jit
@@ -45,6 +59,19 @@ def test_tensor_core_instructions_are_counted(arch: int, instruction: str) -> No
     assert compiled.shared >= 2 * 64 * 64 * (2 if arch > 80 else 1)
     assert compiled.local == compiled.stack == 0
     assert 0 < compiled.registers <= 255
+
+
+def test_an_operand_in_registers_is_seen() -> None:
+    """What is computed between the load and the product is multiplied from registers."""
+    signature = {"a_ptr": "*bf16:16", "b_ptr": "*bf16:16", "out_ptr": "*fp32:16", "steps": "i32"}
+    computed = compile_ahead(computed_operand_kernel, signature, {"N": 64}, 90, num_warps=4)
+    (loop,) = matrix_loops(computed.code)
+    assert any(register_operand(line) for line in loop)
+    assert sum(tensor_clocks([line]) for line in loop) == 2 * 64**3 / 4096
+    del signature["steps"]
+    loaded = compile_ahead(matmul_kernel, signature, {"N": 64}, 90, num_warps=4)
+    assert loaded.count("HGMMA") > 0
+    assert not any(register_operand(line) for line in loaded.code)
 
 
 def test_spills_are_seen() -> None:

@@ -260,7 +260,7 @@ def gated_resnet() -> Drawing:
     width, gap, left = 80, 14, 70
     rows = (
         (70, "eager PyTorch: every step writes its result", set(range(8))),
-        (165, "Triton kernels: only h and y are written", {2, 7}),
+        (165, "Triton kernels: what is multiplied, h and y are written", {0, 2, 4, 7}),
     )
     for y, name, stored in rows:
         d.text(left, y - 22, name, 14, "start", weight="bold")
@@ -276,7 +276,8 @@ def gated_resnet() -> Drawing:
             if i in stored:
                 d.dot(end + gap / 2, y + 17, NOTED)
         d.text(left + 8 * (width + gap) + 10, y + 22, "y", 15)
-    for first, last, name in ((0, 2, "hidden_kernel"), (3, 7, "gate_kernel")):
+    kernels = ((0, 0, "expand"), (1, 2, "hidden"), (3, 4, "expand"), (5, 7, "gate"))
+    for first, last, name in kernels:
         x0, x1 = left + first * (width + gap), left + last * (width + gap) + width
         d.line([(x0, 208), (x0, 214), (x1, 214), (x1, 208)], NOW, 1.5)
         d.text((x0 + x1) / 2, 232, name, 12, colour=NOW)

@@ -52,7 +52,7 @@ def gated_resnet(
     impl: "native" is the C++ extension on the CPU, for float32, float64 and bfloat16; "triton" the
     Triton kernels on CUDA, for float32, bfloat16 and float16; "reference" plain PyTorch (which
     alone can be differentiated twice); "auto" the one of the first two that can run, else the last.
-    Both return channels_last; the native op copies an x or skip that is not channels_last.
+    Both return channels_last, and copy an x or skip that is not channels_last.
 
     Without autocast all tensors but the seed have x's dtype; all are on its device. Raises
     ValueError for a shape, dtype, device or shift that does not fit, and RuntimeError, with the
@@ -85,7 +85,7 @@ def gated_resnet(
     if chosen == "triton":
         from .gated_resnet_triton import gated_resnet_triton
 
-        return gated_resnet_triton(x, given)[0]
+        return gated_resnet_triton(x, given, torch.is_grad_enabled())[0]
     return gated_resnet_native(x, given, torch.is_grad_enabled())[0]
 
 

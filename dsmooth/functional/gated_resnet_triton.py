@@ -20,90 +20,135 @@ from .gated_resnet_operands import (
 )
 from .taps import taps_of
 
+_WEIGHTS = ("conv_in", "conv_out", "nin_skip")
+_BIASES = ("bias_in", "bias_out", "bias_nin")
+_GAINS = ("gain_in", "gain_out", "gain_nin")
+_SKIPS = ("skip", "skip_2")
 
-def gated_resnet_triton(x: Tensor, given: Operands) -> tuple[Tensor, Tensor]:
-    """(y, h), (B, F, H, W) channels_last; h, the first convolution's output, for the backward."""
-    return forward_op(x, *given)
+
+def gated_resnet_triton(
+    x: Tensor, given: Operands, save: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(y, h, packed); the last two for the backward.
+
+    y and h, the first convolution's output, are (B, F, H, W) channels_last. packed: the weights in
+    x's dtype, in the order of the kernels; without `save` it has no elements.
+    """
+    return forward_op(x, *given, save)
 
 
 @torch.library.custom_op(
     "dsmooth::gated_resnet_triton",
     mutates_args=(),
-    schema=f"(Tensor x, {SCHEMA}) -> (Tensor, Tensor)",
+    schema=f"(Tensor x, {SCHEMA}, bool save) -> (Tensor, Tensor, Tensor)",
 )
-def forward_op(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+def forward_op(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     from ..kernels import gated_resnet as kernels
 
-    given = Operands(*rest)
+    *tensors, save = rest
+    given = Operands(*tensors)
+    check_of_op(x, given)
     if x.numel() == 0:
         return _outputs(x, *rest)
-    check_of_op(x, given)
-    return kernels.forward(x, given.skips(), *_lists(given), given.seed, *_numbers(given))
+    y, h, packed = kernels.forward(
+        x, given.skips(), *_lists(given), given.seed, _settings(given), save
+    )
+    return y, h, packed if save else x.new_empty(0)
 
 
 @forward_op.register_fake
-def _outputs(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    check_of_op(x, Operands(*rest))
-    return empty_channels_last(x, x.shape[1]), empty_channels_last(x, x.shape[1])
+def _outputs(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *tensors, save = rest
+    given = Operands(*tensors)
+    check_of_op(x, given)
+    packed = x.new_empty(_packed_size(x, given) if save else 0)
+    return empty_channels_last(x, x.shape[1]), empty_channels_last(x, x.shape[1]), packed
 
 
 @torch.library.custom_op(
     "dsmooth::gated_resnet_triton_backward",
     mutates_args=(),
-    schema=f"(Tensor grad_y, Tensor x, Tensor h, {SCHEMA}) -> "
-    f"({', '.join(['Tensor'] * len(GRADIENTS))})",
+    schema=f"(Tensor grad_y, Tensor x, Tensor h, Tensor packed, {SCHEMA}, bool need_x, "
+    f"bool need_skips, bool need_parameters) -> ({', '.join(['Tensor'] * len(GRADIENTS))})",
 )
-def backward_op(grad_y: Tensor, x: Tensor, h: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    """The gradients GRADIENTS; those of absent operands have no elements."""
+def backward_op(
+    grad_y: Tensor, x: Tensor, h: Tensor, packed: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
+    """The gradients GRADIENTS; those that are not needed or have no operand have no elements."""
     from ..kernels import gated_resnet as kernels
 
-    given = Operands(*rest)
+    *tensors, need_x, need_skips, need_parameters = rest
+    given = Operands(*tensors)
     if x.numel() == 0:
-        return tuple(tensor.zero_() for tensor in _gradients(grad_y, x, h, *rest))
-    check_of_op(x, given)
-    check_images(x, grad_y=grad_y, h=h)
-    grads = kernels.backward(
-        grad_y, x, h, given.skips(), *_lists(given), given.seed, *_numbers(given)
-    )
-    written = [n for n in _WRITTEN if n == "x" or getattr(given, n) is not None]
-    by_name = {f"grad_{n}": grad for n, grad in zip(written, grads, strict=True)}
-    return tuple(by_name[name] if name in by_name else x.new_empty(0) for name in GRADIENTS)
+        grads = _gradients(grad_y, x, h, packed, *rest)
+        return tuple(tensor.zero_() for tensor in grads)
+    _check(x, grad_y, h, packed, given)
+    found = kernels.backward(
+        grad_y, x, h, packed.contiguous(), given.skips(), *_lists(given), given.seed,
+        _settings(given), kernels.Needs(need_x, need_skips, need_parameters),
+    )  # fmt: skip
+    named: dict[str, Tensor] = {}
+    for names, kind in (
+        (("x",), "x"), (_SKIPS, "skips"), (_WEIGHTS, "weights"), (_BIASES, "biases"),
+        (_GAINS, "gains"),
+    ):  # fmt: skip
+        named |= dict(zip(names, found.get(kind, ()), strict=False))
+    named = {f"grad_{name}": tensor for name, tensor in named.items()}
+    return tuple(named[name] if name in named else x.new_empty(0) for name in GRADIENTS)
 
 
 @backward_op.register_fake
-def _gradients(grad_y: Tensor, x: Tensor, h: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    given = Operands(*rest)
+def _gradients(
+    grad_y: Tensor, x: Tensor, h: Tensor, packed: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
+    *tensors, need_x, need_skips, need_parameters = rest
+    given = Operands(*tensors)
+    _check(x, grad_y, h, packed, given)
+    operands = {"x": x, **given.tensors()}
+    grads = []
+    for gradient in GRADIENTS:
+        name = gradient.removeprefix("grad_")
+        needed = need_x if name == "x" else need_skips if name in _SKIPS else need_parameters
+        tensor = operands[name] if needed else None
+        grads.append(x.new_empty(0) if tensor is None else _empty_like(name, tensor))
+    return tuple(grads)
+
+
+def _lists(given: Operands) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Weights, biases and gains as the kernels take them."""
+    tensors = given.tensors()
+    weights, biases, gains = (
+        [tensors[name] for name in names if tensors[name] is not None]
+        for names in (_WEIGHTS, _BIASES, _GAINS)
+    )
+    return weights, [b.contiguous() for b in biases], [g.contiguous() for g in gains]
+
+
+def _settings(given: Operands) -> Any:
+    from ..kernels.gated_resnet import Settings
+
+    taps = taps_of(given.conv_in, given.shift)
+    return Settings(taps, given.dropout_numbers(), given.layer, given.first_image)
+
+
+def _check(x: Tensor, grad_y: Tensor, h: Tensor, packed: Tensor, given: Operands) -> None:
+    """Raises ValueError unless the backward can take these."""
     check_of_op(x, given)
     check_images(x, grad_y=grad_y, h=h)
-    tensors = {"x": x, **given.tensors()}
-    names = (gradient.removeprefix("grad_") for gradient in GRADIENTS)
-    return tuple(
-        x.new_empty(0) if tensors[name] is None else _empty_like(name, tensors[name])
-        for name in names
-    )
+    size = _packed_size(x, given)
+    if packed.shape != (size,) or packed.dtype != x.dtype or packed.device != x.device:
+        raise ValueError(
+            f"packed must have shape ({size},), {x.dtype}, on {x.device}, got "
+            f"{tuple(packed.shape)}, {packed.dtype}, on {packed.device}"
+        )
 
 
-# In the order of the list that the kernels' backward returns.
-_WRITTEN = (
-    *("x", "conv_in", "bias_in", "conv_out", "bias_out", "nin_skip"),
-    *("gain_in", "gain_out", "gain_nin", "skip", "skip_2"),
-)
+def _packed_size(x: Tensor, given: Operands) -> int:
+    from ..kernels.geometry import packed_sizes, planes_of
 
-
-def _lists(given: Operands) -> tuple[list[Tensor], list[Tensor]]:
-    """Weights and gains as the kernels take them: biases and gains in adjacent numbers."""
-    convs = (given.conv_in, given.bias_in, given.conv_out, given.bias_out)
-    weights = (*convs, given.nin_skip, given.bias_nin)
-    gains = (given.gain_in, given.gain_out, given.gain_nin)
-    return (
-        [w if w.ndim == 4 else w.contiguous() for w in weights if w is not None],
-        [gain.contiguous() for gain in gains if gain is not None],
-    )
-
-
-def _numbers(given: Operands) -> tuple[Any, ...]:
-    taps = taps_of(given.conv_in, given.shift)
-    return taps, given.dropout_numbers(), given.layer, given.first_image
+    f = x.shape[1]
+    planes = planes_of([skip.shape[1] for skip in given.skips()], f)
+    return sum(packed_sizes(f, taps_of(given.conv_in, given.shift), planes, True))
 
 
 def _empty_like(name: str, tensor: Tensor) -> Tensor:
@@ -116,20 +161,24 @@ def _empty_like(name: str, tensor: Tensor) -> Tensor:
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, *tensors, shift, dropout, layer, first_image = inputs
-    _, h = output
-    ctx.mark_non_differentiable(h)
+    x, *tensors, shift, dropout, layer, first_image, _save = inputs
+    _, h, packed = output
+    ctx.mark_non_differentiable(h, packed)
     ctx.set_materialize_grads(False)
     ctx.settings = shift, dropout, layer, first_image
-    ctx.save_for_backward(x, h, *tensors)
+    ctx.save_for_backward(x, h, packed, *tensors)
 
 
-def _backward(ctx: Any, grad_y: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    x, h, *tensors = ctx.saved_tensors
+def _backward(ctx: Any, grad_y: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    x, h, packed, *tensors = ctx.saved_tensors
     given = Operands(*tensors, *ctx.settings)
     if grad_y is None:
-        return None, *(None for _ in given)
-    return input_gradients(given, backward_op(grad_y, x, h, *given))
+        return None, *(None for _ in given), None
+    need_x, *rest = ctx.needs_input_grad
+    needs = need_x, any(rest[: len(_SKIPS)]), any(rest[len(_SKIPS) :])
+    grads = input_gradients(given, backward_op(grad_y, x, h, packed, *given, *needs))
+    wanted = ctx.needs_input_grad[:-1]
+    return *(g if want else None for g, want in zip(grads, wanted, strict=True)), None
 
 
 forward_op.register_autograd(_backward, setup_context=_save_for_backward)

@@ -52,7 +52,7 @@ def shifted_conv_triton(
     bias = None if bias is None else bias.contiguous()
     convolve = kernels.forward_transposed if transposed else kernels.forward
     taps = _taps(weight, shift, stride, transposed)
-    return convolve(x, weight, bias, taps, *y.shape[2:])
+    return convolve(x, weight, bias, taps, (y.shape[2], y.shape[3]))
 
 
 @shifted_conv_triton.register_fake
@@ -73,43 +73,75 @@ def _output(
 
 @torch.library.custom_op("dsmooth::shifted_conv_triton_backward", mutates_args=())
 def shifted_conv_triton_backward(
-    grad_y: Tensor, x: Tensor, weight: Tensor, shift: str, stride: int, transposed: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x (channels_last), weight (contiguous or channels_last as it is) and bias."""
+    grad_y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    shift: str,
+    stride: int,
+    transposed: bool,
+    need_x: bool,
+    need_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x (channels_last) and of weight (contiguous or channels_last as it is).
+
+    One that is not needed has no elements.
+    """
     from ..kernels import shifted_conv as kernels
 
-    grads = _gradients(grad_y, x, weight, shift, stride, transposed)
+    grads = _gradients(grad_y, x, weight, shift, stride, transposed, need_x, need_weight)
     if x.numel() == 0:
-        return grads[0].zero_(), grads[1].zero_(), grads[2].zero_()
+        return grads[0].zero_(), grads[1].zero_()
     taps = _taps(weight, shift, stride, transposed)
-    return kernels.backward(grad_y, x, weight, taps, transposed)
+    grad_x, grad_weight = kernels.backward(
+        grad_y, x, weight, taps, transposed, need_x=need_x, need_weight=need_weight
+    )
+    return (
+        x.new_empty(0) if grad_x is None else grad_x,
+        weight.new_empty(0) if grad_weight is None else grad_weight,
+    )
 
 
 @shifted_conv_triton_backward.register_fake
 def _gradients(
-    grad_y: Tensor, x: Tensor, weight: Tensor, shift: str, stride: int, transposed: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+    grad_y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    shift: str,
+    stride: int,
+    transposed: bool,
+    need_x: bool,
+    need_weight: bool,
+) -> tuple[Tensor, Tensor]:
     expected = _output(x, weight, None, shift, stride, transposed).shape
     _check_shape("grad_y", grad_y, tuple(expected), x)
     last = not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last if last else torch.contiguous_format
+    grad_weight = torch.empty(
+        weight.shape, dtype=weight.dtype, device=x.device, memory_format=layout
+    )
     return (
-        empty_channels_last(x, x.shape[1]),
-        torch.empty(weight.shape, dtype=weight.dtype, device=x.device, memory_format=layout),
-        weight.new_empty(grad_y.shape[1]),
+        empty_channels_last(x, x.shape[1]) if need_x else x.new_empty(0),
+        grad_weight if need_weight else weight.new_empty(0),
     )
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias, *ctx.settings = inputs
-    ctx.has_bias = bias is not None
+    x, weight, _, *ctx.settings = inputs
     ctx.save_for_backward(x, weight)
 
 
 def _backward(ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
     x, weight = ctx.saved_tensors
-    grad_x, grad_weight, grad_bias = shifted_conv_triton_backward(grad_y, x, weight, *ctx.settings)
-    return grad_x, grad_weight, grad_bias if ctx.has_bias else None, None, None, None
+    need_x, need_weight, need_bias, *_ = ctx.needs_input_grad
+    grad_x, grad_weight, grad_bias = None, None, None
+    if need_x or need_weight:
+        grads = shifted_conv_triton_backward(grad_y, x, weight, *ctx.settings, need_x, need_weight)
+        grad_x, grad_weight = (
+            grad if need else None for grad, need in zip(grads, (need_x, need_weight), strict=True)
+        )
+    if need_bias:
+        grad_bias = grad_y.sum((0, 2, 3), dtype=weight.dtype)
+    return grad_x, grad_weight, grad_bias, None, None, None
 
 
 shifted_conv_triton.register_autograd(_backward, setup_context=_save_for_backward)

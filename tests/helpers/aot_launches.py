@@ -4,32 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import Tensor
 
-from dsmooth.kernels import dropout, gated_resnet, shifted_conv, weights
+from dsmooth.kernels import expand, gated_resnet, matmul, shifted_conv, weight_gradients, weights
 from dsmooth.kernels import launch as launching
 from dsmooth.kernels.geometry import Taps
-from dsmooth.kernels.tilings import MatmulTiling
+from dsmooth.kernels.tilings import format_of
+from tests.helpers.sass import divisions, hazards, matrix_loops, narrow_loads, register_operand
 from tests.helpers.triton_tools import Compiled, Launch, record_launches
 
 MATMULS = {
-    "hidden_kernel", "gate_kernel", "data_gradient_kernel", "conv_kernel",
-    "conv_transposed_kernel", "weight_gradient_kernel",
+    "hidden_kernel", "gate_kernel", "data_gradient_kernel", "linear_kernel",
+    "weight_gradient_kernel",
 }  # fmt: skip
-# Half the registers of a thread's 255 would let two blocks of 4 warps share a quarter of an SM; the
-# matmuls take more, so what counts is that nothing spills.
-REGISTERS = 255
-# An SM has 164 KB (8.0) and 228 KB (9.0) for its blocks, 1 KB of each reserved: two fit.
-SHARED = {80: 80 * 1024, 90: 112 * 1024}
+# What a block may use of an SM's 164 KB (8.0) and 228 KB (9.0), 1 KB of each reserved.
+SHARED = {80: 163 * 1024, 90: 227 * 1024}
 
 KERNELS = {
+    expand: ["expand_kernel", "patches_kernel", "fold_kernel"],
     gated_resnet: ["hidden_kernel", "gate_kernel", "data_gradient_kernel"],
-    shifted_conv: ["conv_kernel", "conv_transposed_kernel", "weight_gradient_kernel"],
-    dropout: ["kept_kernel"],
-    weights: ["pack_kernel", "unpack_kernel"],
+    matmul: ["weight_gradient_kernel"],
+    shifted_conv: ["linear_kernel"],
+    weights: ["pack_kernel", "pack_one_kernel"],
+    weight_gradients: ["unpack_kernel", "unpack_one_kernel"],
 }
 
 
@@ -43,21 +44,38 @@ def recorded(arch: int, tf32: bool) -> Iterator[list[list[Launch]]]:
         yield [stack.enter_context(record_launches(m, *names)) for m, names in KERNELS.items()]
 
 
-def gated_launches(
-    arch: int, dtype: torch.dtype, filters: int, tf32: bool, kernel: tuple[int, int] = (2, 3)
-) -> list[Launch]:
-    """Forward and backward of a block with two skips, dropout and gains, 16 images of 32x32."""
-    f, (kh, kw) = filters, kernel
-    x, skips = _image(dtype, f), [_image(dtype, f), _image(dtype, f)]
-    shapes = [(f, 2 * f, kh, kw), (f,), (2 * f, 2 * f, kh, kw), (2 * f,), (f, 4 * f, 1, 1), (f,)]
-    parameters = [torch.empty(shape, device="meta") for shape in shapes]
-    seed = torch.empty((), dtype=torch.int64, device="meta")
-    taps = Taps(kh, kw, kh - 1, kw // 2)
-    rest = (skips, parameters, parameters[1::2], seed, taps, (2**22, 2.0), 3)
-    with recorded(arch, tf32) as lists:
-        y, h = gated_resnet.forward(x, *rest)
-        gated_resnet.backward(y, x, h, *rest)
-    return [launch for launches in lists for launch in launches]
+@dataclass(frozen=True)
+class Block:
+    """A gated resnet, forward and backward, with gains."""
+
+    filters: int
+    kernel: tuple[int, int] = (2, 3)
+    skips: int = 2
+    dropout: bool = True
+    dtype: torch.dtype = torch.bfloat16
+    tf32: bool = False
+    size: tuple[int, int, int] = (16, 32, 32)
+    needs: gated_resnet.Needs = gated_resnet.EVERYTHING
+
+    def launches(self, arch: int) -> list[Launch]:
+        """On a GPU of this capability."""
+        f, (kh, kw) = self.filters, self.kernel
+        x, skips = self._image(f), [self._image(f) for _ in range(self.skips)]
+        shapes = [(f, 2 * f, kh, kw), (2 * f, 2 * f, kh, kw)]
+        shapes += [(f, 2 * self.skips * f, 1, 1)] * (self.skips > 0)
+        weights = [torch.empty(shape, device="meta") for shape in shapes]
+        vectors = [torch.empty(shape[0], device="meta") for shape in shapes]
+        seed = torch.empty((), dtype=torch.int64, device="meta") if self.dropout else None
+        taps = Taps(kh, kw, kh - 1, kw // 2) if kh * kw < 9 else Taps(kh, kw, 1, 1)
+        settings = gated_resnet.Settings(taps, (2**22, 2.0), 3)
+        rest = (skips, weights, vectors, vectors, seed, settings)
+        with recorded(arch, self.tf32) as lists:
+            y, h, packed = gated_resnet.forward(x, *rest)
+            gated_resnet.backward(y, x, h, packed, *rest, self.needs)
+        return [launch for launches in lists for launch in launches]
+
+    def _image(self, channels: int) -> Tensor:
+        return _image(self.dtype, channels, self.size)
 
 
 def shifted_launches(
@@ -65,26 +83,22 @@ def shifted_launches(
 ) -> list[Launch]:
     """Forward and backward of a stride-2 and of a transposed convolution."""
     f, (kh, kw) = filters, kernel
-    x = _image(dtype, f)
+    x = _image(dtype, f, (16, 32, 32))
     weight, bias = (torch.empty(shape, device="meta") for shape in ((f, f, kh, kw), (f,)))
     with recorded(arch, tf32) as lists:
         taps = Taps(kh, kw, kh - 1, kw // 2, 2)
-        y = shifted_conv.forward(x, weight, bias, taps, 16, 16)
+        y = shifted_conv.forward(x, weight, bias, taps, (16, 16))
         shifted_conv.backward(y, x, weight, taps, False)
         taps = Taps(kh, kw, 0, (kw - 1) // 2, 2)
-        x = shifted_conv.forward_transposed(y, weight, bias, taps, 32, 32)
+        x = shifted_conv.forward_transposed(y, weight, bias, taps, (32, 32))
         shifted_conv.backward(x, y, weight, taps, True)
     return [launch for launches in lists for launch in launches]
 
 
-def _image(dtype: torch.dtype, channels: int) -> Tensor:
+def _image(dtype: torch.dtype, channels: int, size: tuple[int, int, int]) -> Tensor:
+    batch, rows, cols = size
     last = torch.channels_last
-    return torch.empty(16, channels, 32, 32, dtype=dtype, device="meta", memory_format=last)
-
-
-def tiling_of(launch: Launch) -> MatmulTiling:
-    blocks = (launch.arguments[f"BLOCK_{letter}"] for letter in "PNK")
-    return MatmulTiling(*blocks, launch.options["num_warps"], launch.options["num_stages"])
+    return torch.empty(batch, channels, rows, cols, dtype=dtype, device="meta", memory_format=last)
 
 
 def distinct(launches: list[Launch], *constants: str) -> list[Launch]:
@@ -100,12 +114,31 @@ def is_matmul(launch: Launch) -> bool:
     return launch.kernel.__name__ in MATMULS
 
 
-def check(launch: Launch, compiled: Compiled, arch: int, tensor_cores: bool) -> None:
-    """No spills, resources under their ceilings, and tensor cores where a matmul can use them."""
+def numbers_of(launch: Launch) -> str:
+    """How a matmul's operands are multiplied: "half", "tf32" or "ieee"."""
+    pointer = next(v for v in launch.arguments.values() if isinstance(v, Tensor))
+    return format_of(pointer.dtype, launch.arguments["PRECISION"] == "tf32")
+
+
+def check(launch: Launch, compiled: Compiled, arch: int) -> None:
+    """No spills, resources under their ceilings, tensor cores wherever a matmul can use them, and
+    on Hopper none of the things that were found in code that computed operands in registers."""
     assert compiled.local == compiled.stack == 0
-    assert compiled.registers <= REGISTERS
     assert compiled.shared <= SHARED[arch]
-    if is_matmul(launch):
-        assert launch.options["num_warps"] <= 4
-        used = compiled.count("HGMMA") if arch == 90 else compiled.count("HMMA")
-        assert (used > 0) == tensor_cores
+    if not is_matmul(launch):
+        return
+    numbers = numbers_of(launch)
+    used = compiled.count("HMMA") + compiled.count("HGMMA")
+    assert (used > 0) == (numbers != "ieee")
+    if arch == 90 and numbers == "half":
+        assert compiled.count("HGMMA") > 0
+    assert not any(register_operand(line) for line in compiled.code)
+    assert not hazards(compiled.code)
+    channels = launch.arguments.get("F", launch.arguments.get("C"))
+    # In TF32 the instruction wants pixels adjacent, and a weight gradient's are not: its operands
+    # are turned as they are loaded.
+    turned = numbers == "tf32" and launch.kernel.__name__ == "weight_gradient_kernel"
+    for body in matrix_loops(compiled.code):
+        assert not divisions(body)
+        if channels % 8 == 0 and numbers != "ieee" and not turned:
+            assert not narrow_loads(body)

@@ -17,12 +17,15 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from tests.helpers.sass import Instruction, parse
 
 WARP_SIZE = 32
 Type = str | tuple[str, ...]
@@ -44,7 +47,7 @@ class Compiled:
 
     registers: of a thread. stack, in bytes of a thread: what did not fit the registers. local: how
     many instructions load or store such memory (LDL, STL). shared: bytes of a block, static and
-    dynamic. sass is the machine's code, empty where none was asked for; ptx the virtual machine's.
+    dynamic. sass is the machine's code as cuobjdump prints it; ptx the virtual machine's.
     """
 
     registers: int
@@ -54,9 +57,14 @@ class Compiled:
     sass: str
     ptx: str
 
+    @cached_property
+    def code(self) -> list[Instruction]:
+        """The machine code, line by line."""
+        return parse(self.sass)
+
     def count(self, instruction: str) -> int:
         """How many instructions of the machine code begin with this name, such as "HMMA"."""
-        return len(re.findall(rf"\s(?:@!?U?P\d+\s+)?{instruction}[.\s;]", self.sass))
+        return sum(line.name.split(".")[0] == instruction for line in self.code)
 
 
 @dataclass(frozen=True)
@@ -129,8 +137,8 @@ def compile_ahead(
 ) -> Compiled:
     """`compile_kernel`, and what is to be read in its machine code."""
     compiled = compile_kernel(fn, signature, constexprs, arch, num_warps, num_stages)
-    usage = _resource_usage(compiled.asm["cubin"])
-    sass = compiled.asm["sass"]
+    sass = _disassembled(compiled.asm["cubin"])
+    usage = {name: int(value) for name, value in re.findall(r"\b([A-Z]+):(\d+)", sass)}
     return Compiled(
         registers=usage["REG"],
         stack=usage["STACK"],
@@ -217,13 +225,12 @@ class _Recorder:
         return launch
 
 
-def _resource_usage(cubin: bytes) -> dict[str, int]:
-    """What `cuobjdump -res-usage` says of the only kernel in a cubin: REG, STACK, SHARED, ..."""
+def _disassembled(cubin: bytes) -> str:
+    """What cuobjdump says of the only kernel in a cubin: its code and what it uses (REG, STACK)."""
     from triton import knobs
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
-        command = [knobs.nvidia.cuobjdump.path, "-res-usage", str(path)]
-        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return {name: int(value) for name, value in re.findall(r"\b([A-Z]+):(\d+)", text)}
+        command = [knobs.nvidia.cuobjdump.path, "-sass", "-res-usage", str(path)]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout

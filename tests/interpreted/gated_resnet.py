@@ -17,7 +17,8 @@ from dsmooth.functional.gated_resnet_triton import (
     gated_resnet_triton,
 )
 from dsmooth.kernels import gated_resnet as kernels
-from dsmooth.kernels.geometry import Taps
+from dsmooth.kernels.expand import expand
+from dsmooth.kernels.geometry import Rows, Taps
 from dsmooth.nn.layers import GatedResnet
 from tests.helpers import interpreter_speed  # noqa: F401
 from tests.helpers.gated_cases import EPS, STRIDES, Case, assert_as_good, make_case, operands
@@ -125,25 +126,34 @@ def test_no_output_sees_a_later_pixel(shift: Shift, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("filters", [1, 4, 6, 40])
 def test_what_is_kept_is_what_the_reference_keeps(filters: int) -> None:
-    """kept_kernel alone; that the forward draws the same is in every case with dropout."""
+    """The bits, and the elements that they keep; in margins and between the pixels, zeros."""
     shape = torch.Size((2, 2 * filters, 3, 5))
-    for seed, layer, p in ((0, 0, 0.5), (0x1234_5678_9ABC_DEF0, 61, 0.1), (2**63 - 2, 1, 0.9)):
+    h = torch.full((2, filters, 3, 5), -1.0).to(memory_format=torch.channels_last)
+    rows = Rows.of(h, Taps(2, 3, 1, 1))
+    cases = ((0, 0, 0.5, 0), (0x1234_5678_9ABC_DEF0, 61, 0.1, 3), (2**63 - 2, 1, 0.9, 2**31 - 1))
+    for seed, layer, p, first_image in cases:
         seed_tensor = torch.tensor(seed)
-        image = torch.empty(2, filters, 3, 5)
-        for first in (0, 3):  # of a larger batch
-            kept = kernels.draw(image, seed_tensor, layer, keep_from(p), first)
-            both = torch.cat([kept & 1, kept >> 1], dim=-1).permute(0, 3, 1, 2)
-            assert torch.equal(both > 0, dropout_factors(shape, p, seed_tensor, layer, first) > 0)
+        numbers = keep_from(p), 1 / (1 - p)
+        d_gates, dh = rows.empty(h, 2 * filters), rows.empty(h, filters)
+        e, kept = expand(
+            rows, None, [], h, seed_tensor, layer, numbers, first_image, d_gates=d_gates, dh=dh
+        )
+        assert kept is not None
+        expected = dropout_factors(shape, p, seed_tensor, layer, first_image) > 0
+        bits = torch.cat([kept & 1, kept >> 1], dim=-1)
+        assert torch.equal(pixels(bits, rows) > 0, expected)
+        assert torch.equal(pixels(e, rows) != 0, expected)
+        assert e.count_nonzero() == expected.count_nonzero()
+        for room in (d_gates, dh):
+            margins = room[:, : rows.margin], room[:, rows.margin + rows.total :]
+            assert not any(margin.count_nonzero() for margin in margins)
 
 
-def test_the_forward_draws_what_the_backward_draws() -> None:
-    for filters in (3, 4):
-        x, _, weights, *_ = make_case("down", (1, 2, 3), filters).native_args(torch.float32)
-        seed, taps = torch.tensor(77), Taps(2, 3, 1, 1)
-        with guarded_memory() as allocated:
-            kernels.forward(x, [], weights, [], seed, taps, (2**22, 2.0), 5, 3)
-        (kept,) = (whole[64:-64] for whole in allocated if whole.dtype == torch.uint8)
-        assert torch.equal(kept, kernels.draw(x, seed, 5, 2**22, 3).flatten())
+def pixels(room: Tensor, rows: Rows) -> Tensor:
+    """The pixels (B, C, H, W) of rows (1, count + margin, C)."""
+    lines = rows.batch * (rows.height + rows.kh - 1)
+    image = room[0, : lines * rows.pitch].view(rows.batch, -1, rows.pitch, room.shape[2])
+    return image[:, rows.kh - 1 :, rows.kw - 1 :].permute(0, 3, 1, 2)
 
 
 # ---- the op as torch sees it ------------------------------------------------------------------
@@ -155,12 +165,33 @@ def test_opcheck() -> None:
     case = make_case("down_right", (1, 1, 3), 2, (2,), 0.5, gains=True)
     x, skips, weights, gains, *rest = case.native_args(torch.float32)[:8]
     given = operands(skips, weights, gains, *rest)
-    _, h = gated_resnet_triton(x, given)
+    _, h, packed = gated_resnet_triton(x, given)
     grad_y = case.grad_y.float()
-    torch.library.opcheck(backward_op, (grad_y, x, h, *given))
+    for needs in ((True, True, True), (True, False, False), (False, True, False)):
+        torch.library.opcheck(backward_op, (grad_y, x, h, packed, *given, *needs))
     for tensor in (x, *skips, *weights, *gains):
         tensor.requires_grad_()
-    torch.library.opcheck(forward_op, (x, *given))
+    torch.library.opcheck(forward_op, (x, *given, True))
+    with torch.no_grad():
+        torch.library.opcheck(forward_op, (x.detach(), *given, False))
+
+
+def test_a_gradient_does_not_depend_on_which_others_are_wanted() -> None:
+    case = make_case("down", (1, 3, 4), 4, (4, 2), 0.5, gains=True)
+    x, skips, weights, gains, *rest = case.native_args(torch.float64)[:8]
+    leaves = [x, *skips, *weights, *gains]
+
+    def gradients(wanted: list[Tensor]) -> dict[int, Tensor]:
+        for leaf in leaves:
+            leaf.requires_grad_(any(leaf is one for one in wanted))
+        y = gated_resnet_triton(x, operands(skips, weights, gains, *rest))[0]
+        grads = torch.autograd.grad((y * case.grad_y).sum(), wanted)
+        return {id(leaf): grad for leaf, grad in zip(wanted, grads, strict=True)}
+
+    every = gradients(leaves)
+    for wanted in ([x], skips, [skips[1]], weights + gains, [weights[0]], [x, gains[2]]):
+        for key, grad in gradients(wanted).items():
+            assert torch.equal(grad, every[key])
 
 
 def test_an_empty_batch_gives_empty_outputs_and_zero_gradients() -> None:
