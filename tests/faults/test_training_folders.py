@@ -57,7 +57,7 @@ def run(finished: RunFolder, tmp_path: Path) -> RunFolder:
 
 
 def assert_same_end(run: RunFolder, finished: RunFolder) -> None:
-    for name in ("checkpoint", "weights", "best_weights"):
+    for name in ("checkpoint", "weights"):
         mine, theirs = load_file(getattr(run, name)), load_file(getattr(finished, name))
         assert mine.keys() == theirs.keys()
         assert all(torch.equal(mine[key], theirs[key]) for key in mine), name
@@ -184,7 +184,6 @@ def test_foreign_tensors_are_named(run: RunFolder) -> None:
         ("images_seen", "-8"),
         ("images_seen", "9" * 5000),
         ("steps", "a"),
-        ("best_bits", "none"),
         ("settings", "[" * 100_000),
         ("settings", '{"role": 3}'),
         ("images_seen", None),
