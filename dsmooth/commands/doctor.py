@@ -29,6 +29,8 @@ def run_doctor() -> int:
     console = Console(highlight=False, soft_wrap=True)
     for line in describe():
         console.print(line, markup=False)
+    # torch imports its compiler with the first custom operator: seconds that are not the test's.
+
     failed = 0
     start = time.perf_counter()
     for name, check in self_tests():
