@@ -7,11 +7,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks.measure import Bench, full, quick, smoke, take_turns
+import dsmooth
+from benchmarks.measure import Bench, announce, full, quick, smoke, take_turns
 
 PROJECT = Path(__file__).resolve().parents[1]
 COMMANDS = {
@@ -44,6 +47,41 @@ def bench_startup(bench: Bench, command: str) -> None:
     return None
 
 
+@pytest.mark.parametrize("filters", [smoke(4, id="sample-small"), quick(24, id="sample")])
+def bench_sample(bench: Bench, native: None, filters: int, tmp_path: Path) -> None:
+    """`dsmooth sample -n 1`, a pair of mnist-quick's size: at most 3 s beyond torch's import."""
+    save_pair(tmp_path / "pair", filters)
+    out = tmp_path / "samples.png"
+    sample = ["-m", "dsmooth", "sample", str(tmp_path / "pair"), "-n", "1", "--out", str(out)]
+    assert "1 image in" in python(*sample)
+    assert out.stat().st_size
+    if bench.smoke:
+        return bench.once(lambda: python(*sample))
+    contenders = {
+        "dsmooth sample -n 1": lambda: python(*sample),
+        "import torch": lambda: python(*COMMANDS["import torch"]),
+    }
+    turns = take_turns(contenders, rounds=5)
+    run = contenders["dsmooth sample -n 1"]
+    bench.record(turns, "dsmooth sample -n 1", run, shape=(1, 1, 28, 28))
+    beyond = turns.of("dsmooth sample -n 1").median - turns.of("import torch").median
+    assert beyond <= 3.0
+    return None
+
+
+def save_pair(folder: Path, filters: int) -> None:
+    """A pair with the weights of a first step, whose samples stay finite."""
+    noisy, denoiser = (
+        dsmooth.PixelCNNpp(replace(dsmooth.preset("mnist-quick", role).model, n_filters=filters))
+        for role in ("noisy", "denoiser")
+    )
+    with torch.no_grad():
+        noisy.head.weight_g.mul_(0.1)
+        denoiser.head.weight_g.mul_(0.1)
+    smoothing = dsmooth.GaussianSmoothing(noisy.config.smoothing_scale)
+    dsmooth.SmoothedPair(noisy, denoiser, smoothing, (28, 28)).save_pretrained(folder)
+
+
 @pytest.mark.parametrize("cuda", [full("0", id="without-cuda"), full("1", id="with-cuda")])
 def bench_install(bench: Bench, cuda: str, tmp_path: Path) -> None:
     """`pip install .` with its dependencies already there: the build of the extension, mostly."""
@@ -55,6 +93,7 @@ def bench_install(bench: Bench, cuda: str, tmp_path: Path) -> None:
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target"]
 
     def install() -> None:
+        announce("building the extension: a minute or two" + ", CUDA included" * (cuda == "1"))
         target = tempfile.mkdtemp(dir=tmp_path)
         env = os.environ | {"DSMOOTH_CUDA": cuda}
         subprocess.run([*pip, target, str(source)], env=env, check=True)

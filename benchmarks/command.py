@@ -87,7 +87,7 @@ def run(options: Options) -> tuple[list[results.Result], int]:
         path = Path(folder) / "pytest-benchmark.json"
         # In this folder no source tree hides the installed package from `python -m`.
         command = [
-            *(sys.executable, "-m", "pytest", "-q", "--no-header", "--benchmark-quiet"),
+            *(sys.executable, "-m", "pytest", "-q", "-s", "--no-header", "--benchmark-quiet"),
             *(f"bench_{suite}.py" for suite in options.suites or SUITES),
             f"--benchmark-json={path}",
             *(["--quick"] if options.quick else []),
@@ -106,6 +106,9 @@ def keep(measured: list[results.Result], folder: Path, console: Console) -> None
     everything = results.merge(results.load(path) if path.exists() else [], measured)
     results.save(path, everything)
     console.print(results.table(measured))
+    warning = results.load_warning(measured)
+    if warning is not None:
+        console.print(warning, style="yellow")
     for figure in figures.draw_all(everything, folder):
         console.print(f"Figure:  {figure}")
     console.print(f"Results: {path}")

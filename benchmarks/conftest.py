@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.measure import Bench, torch_threads
+from benchmarks.measure import Bench, announce, torch_threads
 from dsmooth import _extension
 
 
@@ -49,6 +49,8 @@ def bench(
     suite = request.path.stem.removeprefix("bench_")
     name = request.node.name
     case = name[name.index("[") + 1 : -1] if "[" in name else name.removeprefix("bench_")
+    if not benchmark.disabled:
+        announce(f"{suite} {case} ...")
     return Bench(benchmark, capsys, suite, case)
 
 

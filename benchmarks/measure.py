@@ -11,6 +11,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ import torch
 
 from dsmooth import _extension
 from dsmooth.machine import cpu_name
+from dsmooth.progress import LINE_SECONDS
 
 Run = Callable[[], object]
 
@@ -142,8 +144,12 @@ def take_turns(
     data. clock: time.thread_time counts the CPU seconds of this thread.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    told = time.monotonic()
     for i in range(rounds + warmup):
         for name, run in contenders.items():
+            if time.monotonic() - told > LINE_SECONDS:
+                told = time.monotonic()
+                announce(f"round {i + 1} of {rounds + warmup}: {name}")
             for _ in range(before):
                 run()
             start = clock()
@@ -151,6 +157,11 @@ def take_turns(
             if i >= warmup:
                 seconds[name].append(clock() - start)
     return Turns(seconds, {k: run for k, run in contenders.items() if isinstance(run, Limit)})
+
+
+def announce(text: str) -> None:
+    """A line on the terminal at once, past the capture of the running case."""
+    print(f"    {text}", file=sys.__stderr__, flush=True)
 
 
 @contextmanager

@@ -13,6 +13,8 @@ from typing import Any
 
 from rich.table import Table
 
+from dsmooth.progress import significant
+
 Result = dict[str, Any]
 
 
@@ -50,12 +52,13 @@ def name_of(result: Result) -> str:
 def table(results: list[Result]) -> Table:
     """Time, rate, what it was compared with, and how near it came to the machine's limit."""
     made = Table(title="Benchmarks: medians", title_justify="left")
-    for column in ("case", "time", "rate", "against", "of the limit", "memory"):
+    for column in ("case", "time", "spread", "rate", "against", "of the limit", "memory"):
         made.add_column(column, justify="left" if column in ("case", "against") else "right")
     for result in results:
         made.add_row(
             name_of(result),
             seconds_text(result["seconds"][result["ours"]][0]),
+            spread_text(result),
             rate_text(result),
             ratios_text(result),
             f"{result['fraction_of_limit']:.0%}" if result["fraction_of_limit"] else "",
@@ -65,11 +68,29 @@ def table(results: list[Result]) -> Table:
 
 
 def seconds_text(seconds: float) -> str:
-    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
+    return f"{significant(seconds)} s" if seconds >= 1 else f"{significant(seconds * 1e3)} ms"
+
+
+def spread_text(result: Result) -> str:
+    """The quartiles of our times against their median; nothing for a single round."""
+    median, q1, q3 = result["seconds"][result["ours"]]
+    return f"{q1 / median - 1:+.0%} {q3 / median - 1:+.0%}" if result.get("rounds", 2) > 1 else ""
+
+
+def load_warning(measured: list[Result]) -> str | None:
+    """A sentence on cases that shared the cores with other work; None if there are none."""
+    busy = [result for result in measured if result["load"] > result["cores"]]
+    if not busy:
+        return None
+    worst = max(busy, key=lambda result: result["load"])
+    return (
+        f"Warning: the load exceeded the {worst['cores']} cores in {len(busy)} of {len(measured)} "
+        f"cases (up to {worst['load']:.1f}, in {name_of(worst)}): other work ran beside them."
+    )
 
 
 def rate_text(result: Result) -> str:
-    return f"{result['img_per_s']:,.3g} img/s" if result["img_per_s"] else ""
+    return f"{significant(result['img_per_s'])} img/s" if result["img_per_s"] else ""
 
 
 def memory_text(result: Result) -> str:
@@ -77,8 +98,8 @@ def memory_text(result: Result) -> str:
     peak, formula = result["peak_memory"], result.get("memory_formula")
     if peak is None:
         return ""
-    text = f"{peak / 2**20:,.3g} MiB" if peak >= 2**20 else "< 1 MiB"
-    return text if formula is None else f"{text} (formula {formula / 2**20:,.3g})"
+    text = f"{significant(peak / 2**20)} MiB" if peak >= 2**20 else "< 1 MiB"
+    return text if formula is None else f"{text} (formula {significant(formula / 2**20)})"
 
 
 def ratio_text(ratio: float) -> str:

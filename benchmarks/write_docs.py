@@ -106,8 +106,8 @@ def section(path: Path, measured: list[Result]) -> Iterator[str]:
 Saved in `benchmarks/results/{path.name}`, by `python benchmarks`. Versions: {versions}; instruction
 set {first["instruction_set"]}; commit {commits}; load average {min(loads):.1f} to {max(loads):.1f}.
 
-| case | threads | time | rate | against | of the limit | memory |
-|---|---|---|---|---|---|---|"""
+| case | threads | time | spread | rate | against | of the limit | memory |
+|---|---|---|---|---|---|---|---|"""
     for result in measured:
         yield "| " + " | ".join(cells(result)) + " |"
     yield "\n### Targets\n\n| case | against | target | measured | |\n|---|---|---|---|---|"
@@ -133,6 +133,7 @@ def cells(result: Result) -> tuple[str, ...]:
         results.name_of(result),
         str(result["threads"]),
         results.seconds_text(result["seconds"][result["ours"]][0]),
+        results.spread_text(result),
         results.rate_text(result),
         results.ratios_text(result),
         f"{result['fraction_of_limit']:.0%}" if result["fraction_of_limit"] else "",

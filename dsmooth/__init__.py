@@ -17,11 +17,14 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from . import data, evaluate, functional, sampling
-    from .config import ModelConfig
+    from .config import ModelConfig, TrainConfig
     from .nn import PixelCNNpp
     from .nn.convert import load_pixelcnnpp
     from .pair import SmoothedPair
+    from .presets import preset
+    from .runs import RunFolder
     from .smoothing import GaussianSmoothing, LaplaceSmoothing, UniformSmoothing
+    from .train import train
 
 # Resolved on first use, so that `import dsmooth` and `dsmooth --help` do not import torch.
 _HOME = {
@@ -29,25 +32,32 @@ _HOME = {
     "LaplaceSmoothing": "smoothing",
     "ModelConfig": "config",
     "PixelCNNpp": "nn",
+    "RunFolder": "runs",
     "SmoothedPair": "pair",
+    "TrainConfig": "config",
     "UniformSmoothing": "smoothing",
     "load_pixelcnnpp": "nn.convert",
+    "preset": "presets",
 }
-_MODULES = ("data", "evaluate", "functional", "sampling")
+_MODULES = ("data", "evaluate", "functional", "sampling", "train")
 
 __all__ = [
     "GaussianSmoothing",
     "LaplaceSmoothing",
     "ModelConfig",
     "PixelCNNpp",
+    "RunFolder",
     "SmoothedPair",
+    "TrainConfig",
     "UniformSmoothing",
     "__version__",
     "data",
     "evaluate",
     "functional",
     "load_pixelcnnpp",
+    "preset",
     "sampling",
+    "train",
 ]
 
 

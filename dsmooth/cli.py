@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
+import inspect
 import os
 import sys
-from collections.abc import Iterator, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Any, cast, get_args
 
 import tyro
-from tyro.conf import subcommand
 
 from ._version import __version__
 from .commands.options import (
     DEFAULT_PRESET,
+    BitsOptions,
+    ClassifierOptions,
     Doctor,
     Evaluate,
+    FrechetOptions,
     Probe,
     Reproduce,
     Sample,
@@ -29,14 +34,26 @@ from .presets import preset
 from .runs import RunFolder, default_folder, read_run_config
 
 Command = Train | Sample | Evaluate | Probe | Reproduce | Doctor
+VERBS: dict[str, type] = {
+    "train": Train,
+    "sample": Sample,
+    "evaluate": Evaluate,
+    "probe": Probe,
+    "reproduce": Reproduce,
+    "doctor": Doctor,
+}
+MEASURES: dict[str, type] = {
+    "bpd": BitsOptions,
+    "fid": FrechetOptions,
+    "train-classifier": ClassifierOptions,
+}
+HELP_WIDTH = 80
+TAGLINE = "Autoregressive image modelling with distribution smoothing, made fast."
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command with `args`, by default those of the process; exits with its status."""
     args = list(sys.argv[1:] if args is None else args)
-    if args == ["--version"]:
-        print(f"dsmooth {__version__}")
-        return
     try:
         command = _parse(args)
         with _silence() if rank_and_size()[0] > 0 else contextlib.nullcontext():
@@ -62,19 +79,57 @@ def _silence() -> Iterator[None]:
 
 
 def _parse(args: list[str]) -> Command:
-    command = tyro.cli(
-        Annotated[Train, subcommand("train", default=_train_default(args), prefix_name=False)]
-        | Annotated[Sample, subcommand("sample", prefix_name=False)]
-        | Annotated[Evaluate, subcommand("evaluate", prefix_name=False)]
-        | Annotated[Probe, subcommand("probe", prefix_name=False)]
-        | Annotated[Reproduce, subcommand("reproduce", prefix_name=False)]
-        | Annotated[Doctor, subcommand("doctor", prefix_name=False)],
-        args=args,
-        prog="dsmooth",
-        description="Autoregressive image modelling with distribution smoothing, made fast.",
-        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff),
+    """The command that `args` mean. Each verb has a parser of its own, which its messages name."""
+    verb = _chosen("dsmooth", VERBS, args)
+    if verb == "evaluate":
+        measure = _chosen("dsmooth evaluate", MEASURES, args[1:])
+        options = _options(MEASURES[measure], f"dsmooth evaluate {measure}", args[2:])
+        return Evaluate(options)
+    default = _train_default(args) if verb == "train" else None
+    return cast(Command, _options(VERBS[verb], f"dsmooth {verb}", args[1:], default))
+
+
+def _chosen(prog: str, choices: Mapping[str, type], args: Sequence[str]) -> str:
+    """The first of `args`, which must be one of `choices`; prints help, or an error, and leaves."""
+    top = prog == "dsmooth"
+    parser = argparse.ArgumentParser(
+        prog,
+        description=_wrapped(TAGLINE if top else Evaluate.__doc__ or ""),
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=HELP_WIDTH),
+        epilog=f"{prog} VERB --help describes the options of a verb.",
     )
-    return command
+    if top:
+        version = f"dsmooth {__version__}"
+        parser.add_argument(
+            "--version", action="version", version=version, help="print the version and leave"
+        )
+    verbs = parser.add_subparsers(metavar="VERB", dest="verb", required=True, title="verbs")
+    for name, kind in choices.items():
+        verbs.add_parser(name, help=(kind.__doc__ or "").partition("\n")[0])
+    word = args[0] if args else None
+    if word is not None and word in choices:
+        return word
+    if word is not None and not word.startswith("-"):
+        close = difflib.get_close_matches(word, choices, 1)
+        meant = f"did you mean {close[0]}?" if close else f"verbs are {', '.join(choices)}"
+        parser.error(f"there is no verb {word!r}: {meant}; {prog} --help lists them")
+    parser.parse_args(args[:1])  # help, the version, or an error
+    raise AssertionError("argparse leaves")
+
+
+def _options(kind: type, prog: str, args: Sequence[str], default: Any = None) -> Any:
+    """The options of one verb; prints help, or an error that names the nearest, and leaves."""
+    config = (tyro.conf.HelptextFromCommentsOff,)
+    description = _wrapped(kind.__doc__ or "")
+    return tyro.cli(
+        kind, args=args, prog=prog, description=description, config=config, default=default
+    )
+
+
+def _wrapped(text: str) -> str:
+    """A docstring's paragraphs in lines of the width of help, which tyro joins at the margin."""
+    wrapper = textwrap.TextWrapper(HELP_WIDTH, initial_indent="  ", subsequent_indent="  ")
+    return "\n".join(map(wrapper.fill, inspect.cleandoc(text).split("\n\n")))
 
 
 def _train_default(args: list[str]) -> Train:
@@ -85,6 +140,7 @@ def _train_default(args: list[str]) -> Train:
     parser.add_argument("--preset")
     parser.add_argument("--config")
     parser.add_argument("--out")
+    parser.add_argument("--image-channels", "--image_channels")
     parser.add_argument("--resume", action="store_true")
     known, _ = parser.parse_known_args(args)
     role: Role = known.role if known.role in get_args(Role) else "noisy"
@@ -95,7 +151,8 @@ def _train_default(args: list[str]) -> Train:
         settings, _ = read_run_config(source)
     else:
         settings = preset(known.preset or DEFAULT_PRESET, role)
-    return Train(role=tyro.MISSING, settings=settings)
+    unnamed = known.image_channels is None and source is None
+    return Train(role=tyro.MISSING, settings=settings, match_channels=unnamed)
 
 
 def _run(command: Command) -> int:

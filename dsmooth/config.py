@@ -19,6 +19,11 @@ Likelihood = Literal["continuous", "discretized", "gaussian"]
 LARGEST = 4096
 
 
+def _default_hint(default: str) -> str:
+    """What help says of a default that may be empty."""
+    return f"(default: {default or 'none'})"
+
+
 def check_likelihood(
     likelihood: str,
     atoms: Sequence[int] = (),
@@ -63,7 +68,7 @@ class ModelConfig:
     likelihood: Likelihood = "continuous"
     """continuous: density of real-valued pixels under logistics; discretized: probability of the
     256 levels; gaussian: density under Gaussians that contain the smoothing's noise."""
-    atoms: tuple[int, ...] = ()
+    atoms: Annotated[tuple[int, ...], tyro.conf.arg(help_behavior_hint=_default_hint)] = ()
     """Byte levels with a probability of their own, for likelihood=discretized."""
     smoothing_scale: float = 0.5
     """Standard deviation of the noise that likelihood=gaussian contains; training sets it to its
@@ -140,7 +145,7 @@ class TrainConfig:
     data_dir: str | None = None
     """Where its files are; without one, mnist is the embedded subset of 6,000 images."""
     download: bool = False
-    """Download the files into data_dir if they are not there."""
+    """Whether to download the files into data_dir if they are not there."""
     image_size: int | None = None
     """Pixels a side for celeba and folder; None for the data set's own."""
     smoothing: SmoothingKind = "gaussian"
@@ -175,11 +180,11 @@ class TrainConfig:
     ema: float = 0.9995
     """Largest decay of the moving average of weights; 0 for no average."""
     data_init: bool = True
-    """Set scales and biases from the first batch (data-dependent init)."""
+    """Whether to set scales and biases from the first batch (data-dependent init)."""
     precision: Precision = "auto"
     """auto: bfloat16 autocast where the machine is fast at it, else float32."""
     compile: bool = False
-    """Compile the gated resnets with torch.compile."""
+    """Whether to compile the gated resnets with torch.compile."""
     graph: Graph = "auto"
     """Replay a step as one CUDA graph: auto where that is possible; on, or an error that says why
     not; off."""

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ._version import __version__
-from .config import Method, ModelConfig, Score, SmoothingKind, structure
+from .config import Method, ModelConfig, Precision, Score, SmoothingKind, structure
 from .files import read_json, save_weights, write_json
 from .nn import PixelCNNpp
 from .nn.weights import load_network
 from .runs import RunFolder
 from .sampling.auto import NetworkSampler
-from .sampling.draw import Draw, Progress, share_of_progress
+from .sampling.draw import Draw, Progress, chosen_seed, share_of_progress
 from .smoothing import GaussianSmoothing, Smoothing, make_smoothing
 
 # The files of a saved pair.
@@ -75,27 +75,51 @@ class SmoothedPair(nn.Module):
         self.smoothing = smoothing
         self.image_size = (int(height), int(width))
 
+    def __repr__(self) -> str:
+        """Both networks, the smoothing and the images in a few lines; not every layer."""
+        height, width = self.image_size
+        shape = f"{self.noisy.config.image_channels} x {height} x {width}"
+        lines = [
+            f"noisy: {describe_network(self.noisy)}",
+            f"denoiser: {describe_network(self.denoiser)}",
+            f"smoothing: {self.smoothing.kind} of scale {self.smoothing.scale}",
+            f"images: {shape}, on {self.noisy.head.bias.device}",
+        ]
+        return "\n  ".join(["SmoothedPair(", *lines]) + "\n)"
+
     @torch.no_grad()
     def sample(
         self,
         n: int,
         *,
-        seed: int = 0,
+        seed: int | None = 0,
         first_index: int = 0,
         method: Method = "two-step",
         score: Score = "full",
         temperature: float = 1.0,
         threads: int | None = None,
+        precision: Precision = "auto",
     ) -> Tensor:
-        """Draw images first_index .. first_index + n - 1 of the stream that `seed` names.
+        """Draw n images, by default in two steps: x~ ~ p(x~), then x ~ p(x | x~).
 
-        method: "two-step" draws x~ ~ p(x~), then x ~ p(x | x~); "single-step" replaces the second
+        They are images first_index .. first_index + n - 1 of the stream that `seed` names; None
+        draws a seed and reports it on stderr. method: "two-step"; "single-step" replaces the second
         draw by the posterior mean x~ + scale**2 * grad log p(x~) (Gaussian smoothing only);
         "noisy" gives x~ itself. score: how "single-step" differentiates, see `single_step`.
-        temperature: > 0, of every draw. threads: None for torch's setting.
+        temperature: > 0, of every draw. threads: None for torch's setting. precision: of the cached
+        sampler; "auto" is bfloat16 on a CUDA device, float32 on the CPU.
         Returns (n, C, H, W); x~ is not clamped, nor is x from a continuous denoiser.
         """
-        draw = Draw(n, seed, first_index, method, score, temperature, threads)
+        draw = Draw(
+            n,
+            chosen_seed(seed),
+            first_index,
+            method,
+            score,
+            temperature,
+            threads,
+            precision=precision,
+        )
         return PairSampler(self).draw(draw)
 
     @torch.no_grad()
@@ -103,15 +127,25 @@ class SmoothedPair(nn.Module):
         self,
         x_tilde: Tensor,
         *,
-        seed: int = 0,
+        seed: int | None = 0,
         first_index: int = 0,
         method: Method = "two-step",
         score: Score = "full",
         temperature: float = 1.0,
         threads: int | None = None,
+        precision: Precision = "auto",
     ) -> Tensor:
         """The second half of `sample`, for noisy images (B, C, H, W) that are there already."""
-        draw = Draw(x_tilde.shape[0], seed, first_index, method, score, temperature, threads)
+        draw = Draw(
+            x_tilde.shape[0],
+            chosen_seed(seed),
+            first_index,
+            method,
+            score,
+            temperature,
+            threads,
+            precision=precision,
+        )
         return PairSampler(self).denoise(x_tilde, draw)
 
     def single_step(self, x_tilde: Tensor, *, score: Score = "full") -> Tensor:
@@ -249,6 +283,17 @@ class _Saved:
     denoiser: ModelConfig
     smoothing: _SavedSmoothing
     image_size: tuple[int, int]
+
+
+def describe_network(model: PixelCNNpp) -> str:
+    """The settings of a network that matter most, in one line."""
+    config = model.config
+    atoms = f" with {len(config.atoms)} atoms" if config.atoms else ""
+    number = sum(p.numel() for p in model.parameters())
+    return (
+        f"{number:,} parameters, F {config.n_filters}, R {config.n_resnet}, K {config.n_mix}, "
+        f"{config.conditioning}, {config.likelihood}{atoms}"
+    )
 
 
 def is_saved_pair(folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Grids of images as PNG, and images that diverged."""
+"""Images as PNG, one or a grid of them, and images that diverged."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import io
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .data import to_bytes
 from .files import write_atomically
+
+BORDER = 96  # grey between the images of a grid
 
 
 def grid_png(x: Tensor, *, columns: int | None = None, zoom: int = 2) -> bytes:
@@ -19,16 +23,31 @@ def grid_png(x: Tensor, *, columns: int | None = None, zoom: int = 2) -> bytes:
     columns: images per row, by default about the square root of B. zoom: pixels per pixel.
     Raises ValueError for a batch that is empty or not images.
     """
-    from torchvision.transforms.functional import to_pil_image
-    from torchvision.utils import make_grid
-
     if x.ndim != 4 or x.shape[0] < 1 or x.shape[1] not in (1, 3):
         raise ValueError(f"x must have shape (B, 1 or 3, H, W) with B >= 1, got {tuple(x.shape)}")
-    pixels = to_bytes(x.detach().float().cpu())
-    pixels = pixels.repeat_interleave(zoom, dim=2).repeat_interleave(zoom, dim=3)
-    columns = columns or math.isqrt(x.shape[0] - 1) + 1
-    picture = to_pil_image(make_grid(pixels, nrow=columns, padding=zoom, pad_value=96))
+    pixels = nhwc_bytes(x).repeat(zoom, axis=1).repeat(zoom, axis=2)
+    count, height, width, channels = pixels.shape
+    columns = min(count, columns or math.isqrt(count - 1) + 1)
+    rows = -(-count // columns)
+    height, width = height + zoom, width + zoom  # with the border on the left and above
+    grid = np.full((rows * height + zoom, columns * width + zoom, channels), BORDER, np.uint8)
+    for i, image in enumerate(pixels):
+        top, left = i // columns * height + zoom, i % columns * width + zoom
+        grid[top : top + height - zoom, left : left + width - zoom] = image
+    return png(grid)
+
+
+def nhwc_bytes(x: Tensor) -> NDArray[np.uint8]:
+    """x (B, C, H, W) in [-1, 1] as bytes (B, H, W, C); values outside are clamped."""
+    return to_bytes(x.detach().float().cpu()).permute(0, 2, 3, 1).numpy()
+
+
+def png(pixels: NDArray[np.uint8]) -> bytes:
+    """PNG bytes of one image (H, W, 1 or 3) of bytes."""
+    from PIL import Image
+
     buffer = io.BytesIO()
+    picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
     picture.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 

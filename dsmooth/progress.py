@@ -12,10 +12,10 @@ LINE_SECONDS = 10.0
 
 
 @contextmanager
-def progress(title: str, total: int) -> Iterator[Callable[[float], None]]:
+def progress(title: str, total: int, unit: str = "images") -> Iterator[Callable[[float], None]]:
     """Show how many of `total` images are done: a bar on a terminal, else lines with seconds.
 
-    Fractions of images move the bar; numbers are whole.
+    Fractions of images move the bar; numbers are whole. unit: what is counted instead.
     """
     started = printed = time.monotonic()
     if sys.stdout.isatty():
@@ -28,11 +28,11 @@ def progress(title: str, total: int) -> Iterator[Callable[[float], None]]:
         )
 
         columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(TextColumn("{task.description}"), *columns) as bar:
+        with Progress(TextColumn("{task.description}"), *columns, TextColumn(unit)) as bar:
             task = bar.add_task(title, total=total)
             yield lambda done: bar.update(task, completed=done)
         return
-    print(f"{title}: {total:,} images", flush=True)
+    print(f"{title}: {total:,} {unit}", flush=True)
 
     def show(done: float) -> None:
         nonlocal printed
@@ -58,6 +58,12 @@ def make_bar(name: str, total: int, completed: int) -> Any:
     )
     bar.add_task(name, total=total, completed=completed, text="starting")
     return bar
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """A number to so many significant digits, large ones without exponent: 12,800."""
+    rounded = float(f"{value:.{digits}g}")
+    return f"{rounded:,.0f}" if abs(rounded) >= 10**digits else f"{rounded:.{digits}g}"
 
 
 def clock(seconds: float) -> str:

@@ -11,17 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
 from .config import Role, TrainConfig, structure
-from .files import read_json, write_json
+from .files import read_json, save_weights, write_json
 
 if TYPE_CHECKING:
     from .nn import PixelCNNpp
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class RunFolder:
     """The files of a run, by what they are for; they need not be there."""
 
     path: Path
+
+    def __init__(self, path: str | Path) -> None:
+        object.__setattr__(self, "path", Path(path))
 
     @property
     def config(self) -> Path:
@@ -54,11 +57,6 @@ class RunFolder:
         return self.path / "model.safetensors"
 
     @property
-    def best_weights(self) -> Path:
-        """The averaged weights at the best evaluation."""
-        return self.path / "best.safetensors"
-
-    @property
     def tensorboard(self) -> Path:
         """The folder of TensorBoard's event files."""
         return self.path / "tensorboard"
@@ -76,6 +74,10 @@ class RunFolder:
     def grid(self, images_seen: int) -> Path:
         """The samples after so many training images."""
         return self.path / f"samples-{images_seen:09d}.png"
+
+    def grids(self) -> list[Path]:
+        """The pictures of samples that are there, in the order of the training images."""
+        return sorted(self.path.glob("samples-*.png"))
 
     def is_run(self) -> bool:
         """Whether settings of a training run are here. Raises ValueError for damaged JSON."""
@@ -97,6 +99,20 @@ class RunFolder:
         """Write the settings, and what a reader of the run needs beside them."""
         values = {"dsmooth": __version__, "height_and_width": list(image_size), **asdict(config)}
         write_json(self.config, values)
+
+    def write_model(
+        self, model: PixelCNNpp, config: TrainConfig, image_size: tuple[int, int]
+    ) -> None:
+        """Make this a run folder of a model that a training loop of one's own made.
+
+        Every command then takes the folder. config: says the model's role, smoothing and data.
+        image_size: (H, W). Raises ValueError if the model is not the one that the config describes.
+        """
+        if model.config != config.model:
+            raise ValueError(f"config.model must be the model's own {model.config}")
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.write_config(config, image_size)
+        save_weights(model, self.weights)
 
     def read_config(self) -> tuple[TrainConfig, tuple[int, int]]:
         """The settings and the image size. Raises as `read_run_config` does."""
@@ -180,8 +196,11 @@ def read_run_config(path: Path) -> tuple[TrainConfig, tuple[int, int]]:
     """
     values: dict[str, Any] = read_json(path)
     values.pop("dsmooth", None)
-    if not {"role", "model", "height_and_width"} <= values.keys():
-        raise ValueError(f"{path} is not that of a training run")
+    missing = [key for key in ("role", "model", "height_and_width") if key not in values]
+    if missing:
+        raise ValueError(
+            f"{path} is not that of a training run: it has no {' and no '.join(missing)}"
+        )
     try:
         size = structure({"height_and_width": values.pop("height_and_width")}, _ImageSize)
         return structure(values, TrainConfig), size.height_and_width

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from benchmarks import command, figures, measure, results, scale, scale_training, write_docs
 from dsmooth.machine import cpu_name
@@ -40,6 +42,32 @@ def test_a_difference_is_named_when_it_exceeds_the_spread(
     *sentences, summary = results.compare([result((1.0, 0.9, 1.1))], [result(now)])
     assert [verdict in sentence for sentence in sentences] == ([] if verdict is None else [True])
     assert summary == f"2 numbers compared, {len(sentences)} differ beyond the spread."
+
+
+def test_the_table_says_the_spread_and_warns_of_load() -> None:
+    facts = {"load": 0.5, "cores": 2, "img_per_s": 12_812.0, "fraction_of_limit": 0.0}
+    quiet = result((1.0, 0.9, 1.25)) | facts | {"peak_memory": None}
+    text = io.StringIO()
+    Console(file=text, width=120).print(results.table([quiet]))
+    assert "-10% +25%" in text.getvalue()
+    assert "12,800 img/s" in text.getvalue()
+    assert results.spread_text(quiet | {"rounds": 1}) == ""
+    assert results.load_warning([quiet]) is None
+    warning = results.load_warning([quiet, quiet | {"load": 7.25}])
+    assert warning is not None
+    assert "the load exceeded the 2 cores in 1 of 2 cases (up to 7.2, in loss small)" in warning
+
+
+def test_a_long_measurement_is_not_silent(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(measure, "LINE_SECONDS", -1.0)
+    monkeypatch.setattr(sys, "__stderr__", sys.stderr)
+    measure.take_turns({"one": lambda: None, "two": lambda: None}, rounds=1, warmup=0)
+    assert capfd.readouterr().err.splitlines() == [
+        "    round 1 of 1: one",
+        "    round 1 of 1: two",
+    ]
 
 
 def test_a_lost_speedup_is_worse_on_any_machine() -> None:

@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 
 import dsmooth
-from dsmooth.cli import main
+from dsmooth.data import load_dataset
+from dsmooth.evaluate.sources import read_images
 from dsmooth.presets import PRESETS
+from dsmooth.runs import RunFolder
 from tests.helpers.command_runs import run, save_run
+from tests.helpers.data_makers import random_bytes, write_images
 
 TINY = ["--n-filters", "4", "--n-mix", "2", "--images", "16", "--batch-size", "8"]
 
@@ -40,8 +43,30 @@ def test_help_does_not_import_torch(tmp_path: Path, verb: str) -> None:
 
 @pytest.mark.quick
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["--version"])
+    assert run("--version") == 0
     assert capsys.readouterr().out == f"dsmooth {dsmooth.__version__}\n"
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("train", "sample", "probe", "reproduce", "doctor", "evaluate", ""),
+        *("evaluate bpd", "evaluate fid", "evaluate train-classifier"),
+    ],
+)
+def test_help_is_for_people(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    assert run(*command.split(), "--help") == 0
+    text = capsys.readouterr().out
+    assert f"usage: {' '.join(['dsmooth', *command.split()])} [" in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert "Raises" not in text
+    assert "(default: )" not in text
+    if command == "train":
+        shown = " ".join(text.replace("│", " ").split())
+        assert "--data-init, --no-data-init Whether to set scales" in shown
+    if not command:
+        assert "--version" in text
 
 
 @pytest.mark.quick
@@ -126,6 +151,95 @@ def test_shards_hold_the_same_images_and_go_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.quick
+def test_folders_grow_and_rates_are_of_what_was_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = save_run(tmp_path / "plain", "plain")
+    whole = tmp_path / "x.npz"
+    assert run("sample", str(plain), "-n", "5", "--out", str(whole), "--adm") == 0
+    pixels = np.load(whole)["arr_0"]
+    assert (pixels.shape, pixels.dtype) == ((5, 8, 8, 3), np.uint8)
+    for kind in ([], ["--png"]):
+        folder = tmp_path / f"folder{len(kind)}"
+        arguments = ["sample", str(plain), *kind, "--out", str(folder)]
+        assert run(*arguments, "-n", "2") == 0
+        assert f"wrote {folder}\n2 images in " in capsys.readouterr().out
+        assert run(*arguments, "-n", "5") == 0
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert last.startswith("3 images in ")
+        assert last.endswith(" img/s), beside 2 that were there")
+        assert run(*arguments, "-n", "5") == 0
+        assert f"nothing to draw: {folder} has them all" in capsys.readouterr().out
+        read = read_images(folder).images
+        assert np.array_equal(read.permute(0, 2, 3, 1).numpy(), pixels[..., :1])
+        assert run(*arguments, "-n", "5", "--temperature", "0.5") == 1
+        error = capsys.readouterr().err
+        assert error == (
+            f"dsmooth: error: {folder} holds another drawing: temperature 1.0, not 0.5; choose "
+            "another folder\n"
+        )
+
+
+@pytest.mark.quick
+def test_precision_and_a_drawn_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = str(save_run(tmp_path / "plain", "plain"))
+    images = {}
+    for name in ("auto", "float32", "bfloat16"):
+        out = tmp_path / f"{name}.npz"
+        assert run("sample", plain, "-n", "2", "--precision", name, "--out", str(out)) == 0
+        images[name] = np.load(out)["x"]
+    assert np.array_equal(images["auto"], images["float32"])
+    assert not np.array_equal(images["auto"], images["bfloat16"])
+    out = tmp_path / "drawn.npz"
+    assert run("sample", plain, "-n", "1", "--seed", "None", "--out", str(out)) == 0
+    seed = int(np.load(out)["seed"])
+    reported = f"dsmooth: drew seed {seed}; seed={seed} gives the same images again\n"
+    assert capsys.readouterr().err == reported
+
+
+def test_sampling_does_not_import_the_compiler(tmp_path: Path) -> None:
+    """torch._dynamo, Triton and torchvision take as long to import as torch itself."""
+    plain = save_run(tmp_path / "plain", "plain")
+    code = (
+        "import sys; from dsmooth.cli import main\n"
+        f"try: main(['sample', {str(plain)!r}, '-n', '1'])\n"
+        "finally: print(sorted({'torch._dynamo', 'triton', 'torchvision'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.quick
+def test_channels_follow_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Unless they are named; the run says what it trains on, what it wrote, and what is next."""
+    monkeypatch.chdir(tmp_path)
+    pixels = random_bytes((12, 8, 8, 3))
+    write_images(tmp_path / "images", {f"{i}.png": picture for i, picture in enumerate(pixels)})
+    data = ["--data", "folder", "--data-dir", "images", *TINY, "--evaluations", "1"]
+    assert run("train", "noisy", "--out", "run", *data, "--precision", "float32") == 0
+    config, size = RunFolder(Path("run")).read_config()
+    assert (config.model.image_channels, size) == (3, (8, 8))
+    train = len(load_dataset("folder", "train", "images"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == (
+        f"noisy: folder: {train} images to train on and {12 - train} held out, RGB, 8 x 8; from "
+        f"images ({train} images)"
+    )
+    assert lines[1].startswith("noisy: ")
+    assert " parameters; cpu (" in lines[1]
+    assert lines[1].endswith("), float32")
+    assert lines[-2].startswith("noisy: wrote run/model.safetensors (0.")
+    assert lines[-1] == "noisy: next: train its denoiser, then dsmooth sample run DENOISER"
+    assert run("train", "noisy", "--out", "run", *data, "--resume") == 0
+    assert run("train", "noisy", "--out", "grey", *data, "--image-channels", "1") == 1
+    assert "has 3 channels, but the model's image_channels is 1" in capsys.readouterr().err
+
+
+@pytest.mark.quick
 def test_sample_from_one_model(tmp_path: Path) -> None:
     plain = save_run(tmp_path / "plain", "plain")
     out = tmp_path / "x.npz"
@@ -148,6 +262,13 @@ def test_sample_from_one_model(tmp_path: Path) -> None:
         (["sample", "{tmp}/denoiser"], "is a denoiser: name the run of its noisy model too"),
         (["sample", "{tmp}/noisy", "{tmp}/noisy"], "are both runs of the role noisy"),
         (["sample", "{tmp}/noisy", "{tmp}/other"], "the runs do not fit together"),
+        (
+            ["train", "noisy", "--config", "{tmp}/noisy/log.json"],
+            "that of a training run: it has no role",
+        ),
+        (["sample", "{tmp}/noisy", "--png"], "--png is for a folder: give --out a path without a"),
+        (["sample", "{tmp}/noisy", "--adm"], "--adm is for a .npz: give --out one"),
+        (["sample", "{tmp}/noisy", "-n", "401"], "or a folder with --png for a picture an image"),
         (["sample", "{tmp}/noisy", "--out", "x.gif"], "or be a folder without a suffix, got x.gif"),
         (["sample", "{tmp}/noisy", "--out", "{tmp}/no/x.png"], "there is no folder"),
         (["sample", "{tmp}/noisy", "-n", "0", "--out", "{tmp}/x.npz"], "at least 1, got 0"),
@@ -166,6 +287,7 @@ def test_mistakes_get_a_line_or_two(
     save_run(tmp_path / "noisy", "noisy")
     save_run(tmp_path / "denoiser", "denoiser")
     save_run(tmp_path / "other", "denoiser", scale=0.3)
+    (tmp_path / "noisy" / "log.json").write_text("{}")
     assert run(*(arg.replace("{tmp}", str(tmp_path)) for arg in args)) == 1
     error = capsys.readouterr().err
     assert message in error
@@ -178,7 +300,11 @@ def test_mistakes_get_a_line_or_two(
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["trian"], "trian"),
+        (["trian"], "there is no verb 'trian': did you mean train?; dsmooth --help lists them"),
+        (["evaluate", "bbd"], "did you mean bpd?; dsmooth evaluate --help lists them"),
+        (["sample", "--tempurature", "2"], "--temperature"),
+        (["sample", "--tempurature", "2"], "run dsmooth sample --help"),
+        (["evaluate", "fid", "x", "--extracter", "y"], "run dsmooth evaluate fid --help"),
         (["train"], "noisy"),
         (["train", "noise"], "noise"),
         (["sample", "--method", "three-step"], "three-step"),

@@ -63,6 +63,15 @@ def test_dataset_hands_out_what_it_holds() -> None:
         ImageDataset(images[:, :2], None, "folder", "train", "memory")
     with pytest.raises(ValueError, match=r"labels must be int64 of shape \(7,\), .* \(6,\)"):
         ImageDataset(images, torch.arange(6), "folder", "train", "memory")
+    x, label = dataset[-1]
+    assert torch.equal(x, to_float(images[6]))
+    assert label == 6
+    assert torch.equal(ImageDataset(images, None, "x", "train", "x")[3], to_float(images[3]))
+    batch, labels = next(iter(torch.utils.data.DataLoader(dataset, batch_size=7)))
+    assert torch.equal(batch, to_float(images))
+    assert torch.equal(labels, torch.arange(7))
+    with pytest.raises(IndexError):
+        dataset[7]
 
 
 @pytest.mark.parametrize("name", DATASETS)

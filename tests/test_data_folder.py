@@ -135,7 +135,36 @@ def test_folder_errors_name_the_file(tmp_path: Path) -> None:
     clear[..., 3] = 255  # a needless alpha channel
     write_images(tmp_path, {"b.png": clear})
     assert load_dataset("folder", "train", tmp_path).image_channels == 3
-    refused("--image-size must be 4 or more", image_size=3)
+    refused("--image-size must be a positive multiple of 4, got 30", image_size=30)
+
+
+def test_what_cannot_be_used_is_named_all_at_once(tmp_path: Path) -> None:
+    """Before any picture is decoded for training; palettes, CMYK and two levels are converted."""
+    from PIL import Image
+
+    picture = Image.fromarray(random_bytes((8, 8, 3)))
+    for mode, name in (("P", "p.png"), ("CMYK", "c.jpg"), ("1", "b.png"), ("RGBA", "a.png")):
+        picture.convert(mode).save(tmp_path / name)
+    assert load_dataset("folder", "train", tmp_path).image_channels == 3
+    clear = picture.convert("RGBA")
+    clear.putalpha(128)
+    for number in range(11):
+        clear.save(tmp_path / f"clear{number:02d}.png")
+    Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "deep.png")
+    (tmp_path / "e.png").write_text("text")
+    with pytest.raises(ValueError, match=r"^13 of 17 images cannot be used:\n") as error:
+        load_dataset("folder", "train", tmp_path)
+    lines = str(error.value).splitlines()[1:]
+    assert [line.split()[0] for line in lines[:10]] == [
+        str(tmp_path / f"clear{number:02d}.png") for number in range(10)
+    ]
+    assert lines[10:] == ["  ... and 3 more"]
+
+
+def test_a_size_is_suggested(tmp_path: Path) -> None:
+    write_images(tmp_path, {f"{i}.png": random_bytes((30, 30 + i)) for i in range(3)})
+    with pytest.raises(ValueError, match=r"in .*1\.png and 1 others; give --image-size 28, or"):
+        load_dataset("folder", "train", tmp_path)
 
 
 def celeba_image(seed: int) -> np.ndarray:
@@ -197,7 +226,7 @@ def test_celeba_errors_name_the_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="line 3") as error:
         load_dataset("celeba", "train", tmp_path)
     assert_says(error, partition, "'2.png 3'")
-    with pytest.raises(ValueError, match="--image-size must be a multiple of 4, got 30"):
+    with pytest.raises(ValueError, match="must be a positive multiple of 4, got 30"):
         load_dataset("celeba", "train", tmp_path, image_size=30)
 
 

@@ -14,7 +14,7 @@ import dsmooth
 from dsmooth.data import load_dataset
 from dsmooth.evaluate.classifier import load_classifier
 from dsmooth.evaluate.likelihood import LEVEL_BITS, conventions, score_pair, score_plain
-from dsmooth.evaluate.sources import array_to_bytes, read_images
+from dsmooth.evaluate.sources import array_to_bytes, as_grey, read_images
 from dsmooth.runs import RunFolder
 from tests.helpers.command_runs import run, save_run
 from tests.helpers.data_makers import random_bytes, write_images, write_mnist
@@ -79,6 +79,25 @@ def test_bits_of_runs_and_of_a_saved_pair(
     density, offset = (row["value"] for row in again["pair"]["conventions"][1:])
     assert offset - density == pytest.approx(LEVEL_BITS, abs=1e-9)
     assert "plain" not in again
+
+
+@pytest.mark.quick
+def test_a_plain_model_is_scored_alone(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--limit", "3", "--out", "plain.json"]
+    assert run("evaluate", "bpd", "plain", *options) == 0
+    printed = capsys.readouterr().out
+    plain, _, _ = RunFolder(Path("plain")).load_model()
+    expected = conventions(score_plain(plain, load_dataset("folder", "test", "images"), limit=3))
+    stored = result("plain.json")
+    assert stored["plain"]["conventions"][0]["value"] == pytest.approx(expected[0].value, abs=1e-9)
+    assert f"plain: {expected[0].name}" in printed
+    assert "denoiser" not in printed
+    assert "pair" not in stored
+    # Beside a pair it gives the same number, whether named with the pair or by --plain.
+    for words in (["noisy", "denoiser", "plain"], ["noisy", "denoiser", "--plain", "plain"]):
+        assert run("evaluate", "bpd", *words, "--n-noise", "1", *options) == 0
+        assert result("plain.json")["plain"] == stored["plain"]
+        assert len(result("plain.json")["pair"]["weights_sha256"]) == 2
 
 
 @pytest.mark.quick
@@ -156,6 +175,8 @@ def test_images_come_in_many_forms(tmp_path: Path) -> None:
         assert torch.equal(found.images, images), name
         assert "5 image" in found.source
         assert torch.equal(read_images(tmp_path / name, 4).images, images[:4]), name
+    assert torch.equal(as_grey(images), images)
+    assert torch.equal(as_grey(images[:, :1].expand(-1, 3, -1, -1)), images[:, :1])
     grey, _ = array_to_bytes(images[:, 0].numpy(), "grey")
     assert torch.equal(grey, images[:, :1])
 
@@ -172,6 +193,7 @@ def test_values_become_bytes_and_diverged_images_are_counted() -> None:
     [
         ("bpd", "name a saved pair"),
         ("bpd noisy", "is a single model: name a saved pair"),
+        ("bpd plain --plain plain", "there are two plain models to score: leave out --plain"),
         ("bpd noisy denoiser --limit 0", "limit must be at least 1, got 0"),
         ("bpd noisy denoiser --n-noise 0", "n_noise must be at least 1, got 0"),
         ("bpd noisy denoiser --batch-size 0", "batch_size must be at least 1, got 0"),

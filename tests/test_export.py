@@ -11,6 +11,7 @@ from torch import Tensor
 import dsmooth
 from dsmooth import _extension
 from dsmooth.functional import use_impl
+from dsmooth.functional.dispatch import constant_when_compiled
 
 IMPLS = [
     "reference",
@@ -77,3 +78,15 @@ def test_a_training_step_compiles_as_one_graph(impl: Any) -> None:
         got = gradients(torch.compile(loss, fullgraph=True, backend="aot_eager"))
     for g, w in zip(got, want, strict=True):
         torch.testing.assert_close(g, w, rtol=1e-4, atol=1e-5)
+
+
+def test_the_mark_of_constants_is_that_of_torch() -> None:
+    """Set without the import of the compiler, which torch's own decorator does."""
+
+    def mark(decorator: Any) -> dict[str, Any]:
+        def function() -> None:
+            """Does nothing."""
+
+        return dict(vars(decorator(function)))
+
+    assert mark(constant_when_compiled) == mark(torch.compiler.assume_constant_result)

@@ -206,7 +206,7 @@ def test_inception_without_network_or_extra_says_what_to_do(
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
-    with pytest.raises(ConnectionError, match=r"no route to host.*\n.*--weights"):
+    with pytest.raises(ConnectionError, match=r"no route to host.*: fetch .*--weights"):
         make_extractor("inception")
 
 
@@ -219,14 +219,19 @@ def test_inception_without_network_or_extra_says_what_to_do(
         ("{tmp}/user.py:nothing", ValueError, "must be a torch.nn.Module.*got NoneType"),
         ("{tmp}/user.py:number", ValueError, "got int"),
         ("{tmp}/user.py:wrong", ValueError, "got str"),
+        ("{tmp}/bad.py:f", ValueError, "bad.py cannot be imported: NameError: name 'nothing' is"),
+        ("{tmp}/user.py:broken", ValueError, "cannot be made without arguments: ZeroDivision"),
     ],
 )
 def test_extractors_that_are_none(
     tmp_path: Path, name: str, error: type[Exception], message: str
 ) -> None:
-    (tmp_path / "user.py").write_text(USER_MODULE.format(weight="2.0"))
-    with pytest.raises(error, match=message):
+    (tmp_path / "bad.py").write_text("nothing")
+    broken = "\ndef broken():\n    1 / 0\n"
+    (tmp_path / "user.py").write_text(USER_MODULE.format(weight="2.0") + broken)
+    with pytest.raises(error, match=message) as caught:
         make_extractor(name.replace("{tmp}", str(tmp_path)))
+    assert "\n" not in str(caught.value)
 
 
 class Wrong(nn.Module):
@@ -274,6 +279,15 @@ def test_networks_that_return_something_else(
     extractor = make_extractor("dsmooth.evaluate.features:wrong")
     with pytest.raises(ValueError, match=message):
         extract_features(torch.zeros(2, 1, 4, 4).byte(), extractor)
+
+
+def test_a_network_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features_module, "wrong", nn.Linear(3, 4), raising=False)
+    extractor = make_extractor("dsmooth.evaluate.features:wrong")
+    with pytest.raises(ValueError, match=r"cannot compute features of images \(2, 1, 8, 8\)") as e:
+        extract_features(torch.zeros(2, 1, 8, 8).byte(), extractor)
+    assert "RuntimeError" in str(e.value)
+    assert "\n" not in str(e.value)
 
 
 def test_a_comparison_orders_real_images_before_noise(digits: ImageDataset) -> None:

@@ -12,10 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from dsmooth import evaluate
 from dsmooth.evaluate.frechet import FeatureStatistics, frechet_distance
 from dsmooth.evaluate.scores import inception_score, kernel_distance, squared_mmd
 
 pytestmark = pytest.mark.quick
+
+
+def test_the_public_names_of_the_measures() -> None:
+    assert {"compare_images", "frechet", "make_extractor", "score_pair"} <= set(dir(evaluate))
+    for name in dir(evaluate):
+        assert getattr(evaluate, name).__doc__, name
+    assert evaluate.frechet.frechet_distance is evaluate.frechet_distance is frechet_distance
+    with pytest.raises(AttributeError, match="no attribute 'fid'"):
+        evaluate.fid  # noqa: B018
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -49,7 +49,6 @@ FILE_NAMES = (
     "log.jsonl",
     "checkpoint.safetensors",
     "model.safetensors",
-    "best.safetensors",
     "noisy.safetensors",
     "denoiser.safetensors",
     "settings.json",

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import dsmooth
 from dsmooth.pair import score_of
+from dsmooth.sampling import CachedSampler, jacobi_sample, sample_images, sequential_sample
 from tests.helpers.tiny_pairs import (
     log_likelihood_by_quadrature,
     make_pixelwise,
@@ -194,3 +195,52 @@ def test_models_that_do_not_fit_are_refused() -> None:
         pair.sample(1, method="three-step")
     with pytest.raises(ValueError, match="n_noise"):
         pair.elbo(torch.zeros(1, 1, 8, 8), n_noise=0)
+
+
+@pytest.mark.quick
+def test_a_pair_describes_itself_in_a_few_lines() -> None:
+    pair = tiny_pair()
+    lines = repr(pair).splitlines()
+    assert len(lines) <= 10
+    count = sum(p.numel() for p in pair.noisy.parameters())
+    assert lines[1] == f"  noisy: {count:,} parameters, F 6, R 1, K 3, none, continuous"
+    assert lines[3:5] == ["  smoothing: gaussian of scale 0.5", "  images: 1 x 8 x 8, on cpu"]
+    first = (dsmooth.SmoothedPair.sample.__doc__ or "").splitlines()[0]
+    assert "by default in two steps" in first
+
+
+@pytest.mark.quick
+def test_a_seed_that_was_drawn_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    pair = tiny_pair()
+    draws = [
+        lambda seed: pair.sample(1, seed=seed, method="noisy"),
+        lambda seed: pair.denoise(torch.zeros(1, 1, 8, 8), seed=seed),
+        lambda seed: CachedSampler(pair.noisy).sample(1, 8, 8, seed=seed),
+        lambda seed: sequential_sample(pair.noisy, 1, height=8, width=8, seed=seed),
+        lambda seed: jacobi_sample(pair.noisy, 1, height=8, width=8, seed=seed).images,
+        lambda seed: sample_images(pair.noisy, 1, height=8, width=8, seed=seed),
+    ]
+    seeds = set()
+    for draw in draws:
+        x = draw(None)
+        said = capsys.readouterr().err
+        seed = int(said.split("seed=")[1].split()[0])
+        assert said == f"dsmooth: drew seed {seed}; seed={seed} gives the same images again\n"
+        assert torch.equal(draw(seed), x)
+        seeds.add(seed)
+    assert len(seeds) == len(draws)
+
+
+@pytest.mark.quick
+def test_precision_is_that_of_the_cached_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = tiny_pair("continuous")
+    exact = pair.sample(2)
+    assert torch.equal(pair.sample(2, precision="float32"), exact)
+    rounded = pair.sample(2, precision="bfloat16", method="noisy")
+    assert torch.equal(rounded, CachedSampler(pair.noisy, torch.bfloat16).sample(2, 8, 8))
+    assert not torch.equal(rounded, pair.sample(2, method="noisy"))
+    with pytest.raises(ValueError, match="precision must be one of auto, float32, bfloat16, got"):
+        pair.sample(2, precision="float16")
+    monkeypatch.setattr("dsmooth.sampling.auto.is_available", lambda: False)
+    with pytest.raises(ValueError, match="precision bfloat16 needs the cached sampler: "):
+        pair.sample(2, precision="bfloat16")

@@ -30,7 +30,7 @@ from dsmooth.reproduce import (
 from dsmooth.reproduce.stages import Sizes, draw_all
 from dsmooth.runs import RunFolder
 from dsmooth.sampling.draw import Draw
-from dsmooth.sampling.shards import write_images
+from dsmooth.sampling.image_files import write_images
 from dsmooth.train import train
 from dsmooth.train.loop import load_data
 from dsmooth.train.side_by_side import train_side_by_side

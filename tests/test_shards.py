@@ -13,6 +13,7 @@ from torch import Tensor
 from dsmooth.data import to_bytes
 from dsmooth.evaluate.sources import read_images
 from dsmooth.sampling.draw import Draw
+from dsmooth.sampling.image_files import NumberedPngs, write_adm_npz
 from dsmooth.sampling.shards import Shards, open_shards
 
 pytestmark = pytest.mark.quick
@@ -66,13 +67,70 @@ def test_a_stopped_run_goes_on(tmp_path: Path, calls: int) -> None:
 
 def test_another_runs_folder_is_refused(tmp_path: Path) -> None:
     Shards(tmp_path, Draw(3), SHAPE, {"seed": 0}).add(images(0, 3))
-    with pytest.raises(ValueError, match=r"another drawing: its description is \{'seed': 0\}"):
+    with pytest.raises(ValueError, match="another drawing: seed 0, not 1; choose another folder"):
         Shards(tmp_path, Draw(3), SHAPE, {"seed": 1})
-    with pytest.raises(ValueError, match="its n is 3, not 4"):
-        Shards(tmp_path, Draw(4), SHAPE, {"seed": 0})
+    with pytest.raises(ValueError, match="a drawing of 3 images: ask for 3 or more, not 2"):
+        Shards(tmp_path, Draw(2), SHAPE, {"seed": 0})
     (tmp_path / "shards.json").unlink()
     with pytest.raises(ValueError, match=r"without shards\.json"):
         Shards(tmp_path, Draw(3), SHAPE)
+
+
+@pytest.mark.parametrize("counts", [(3, 20), (7, 8), (10, 11, 13), (14, 14, 21)])
+def test_a_folder_grows(tmp_path: Path, counts: tuple[int, ...]) -> None:
+    """A larger draw leaves the files that it alone would have made."""
+    for n in counts:
+        draw = Draw(n)
+        shards = Shards(tmp_path / "grown", draw, SHAPE, size=7)
+        for x in chunks(shards, draw, 3):
+            shards.add(x)
+    at_once = Shards(tmp_path / "at once", draw, SHAPE, size=7)
+    at_once.add(images(0, n))
+    for path in (*at_once.paths, tmp_path / "at once" / "shards.json"):
+        assert path.read_bytes() == (tmp_path / "grown" / path.name).read_bytes()
+
+
+def test_growing_stopped_before_its_first_image(tmp_path: Path) -> None:
+    """The last file's header is that of the larger draw then: either draw goes on from there."""
+    Shards(tmp_path, Draw(3), SHAPE, size=7).add(images(0, 3))
+    Shards(tmp_path, Draw(5), SHAPE, size=7)
+    assert Shards(tmp_path, Draw(3), SHAPE, size=7).done == 3
+    assert np.array_equal(read([tmp_path / "shard_00000.npy"]), images(0, 3).numpy())
+
+
+def test_numbered_pictures(tmp_path: Path) -> None:
+    from PIL import Image
+
+    x = torch.linspace(-1, 1, 5).view(5, 1, 1, 1).expand(5, *SHAPE)
+    NumberedPngs(tmp_path, Draw(2, first_index=7), SHAPE, {"seed": 0}).add(x[:2])
+    rest = NumberedPngs(tmp_path, Draw(5, first_index=7), SHAPE, {"seed": 0})
+    assert rest.done == 2
+    rest.add(x[2:])
+    names = sorted(path.name for path in tmp_path.glob("*.png"))
+    assert names == [f"{i:08d}.png" for i in range(7, 12)]
+    pixels = np.stack([np.asarray(Image.open(tmp_path / name)) for name in names])
+    assert np.array_equal(pixels, to_bytes(x)[:, 0].numpy())
+    assert torch.equal(read_images(tmp_path).images, to_bytes(x))
+    with pytest.raises(ValueError, match="another drawing: seed 0, not 1; choose another folder"):
+        NumberedPngs(tmp_path, Draw(5, first_index=7), SHAPE, {"seed": 1})
+    with pytest.raises(ValueError, match=r"1 of 2 images diverged .* leave out --png and --adm"):
+        rest.add(torch.stack([x[0], torch.full(SHAPE, torch.inf)]))
+    (tmp_path / "images.json").unlink()
+    with pytest.raises(ValueError, match=r"holds pictures without images\.json"):
+        NumberedPngs(tmp_path, Draw(5, first_index=7), SHAPE, {"seed": 0})
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_layout_of_adm(tmp_path: Path, channels: int) -> None:
+    x = torch.rand(2, channels, 3, 4) * 2 - 1
+    write_adm_npz(tmp_path / "x.npz", x)
+    with np.load(tmp_path / "x.npz") as stored:
+        assert stored.files == ["arr_0"]
+        pixels = stored["arr_0"]
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == (2, 3, 4, 3)
+    expected = to_bytes(x).expand(2, 3, 3, 4).permute(0, 2, 3, 1)
+    assert np.array_equal(pixels, expected.numpy())
 
 
 def whole(folder: Path) -> Shards:

@@ -8,9 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -18,13 +19,18 @@ from safetensors.torch import load_file
 
 import dsmooth
 from dsmooth.config import ModelConfig, TrainConfig
+from dsmooth.data import load_dataset, own_images
+from dsmooth.data.own import split_own
 from dsmooth.files import read_tensors, write_atomically
+from dsmooth.models import load_models
 from dsmooth.presets import PRESETS, preset
 from dsmooth.runs import RunFolder
 from dsmooth.train import NonFiniteLoss, loop, train
 from dsmooth.train.ema import EMA
+from dsmooth.train.log import RunLog
 from dsmooth.train.state import TrainState
 from dsmooth.train.step import learning_rate, make_inputs
+from tests.helpers.data_makers import random_bytes
 from tests.helpers.tiny_runs import ROLES, tiny
 
 
@@ -223,24 +229,127 @@ def test_budget_becomes_a_number_of_images(tmp_path: Path) -> None:
     assert a == b
 
 
-def test_best_weights_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scores = iter([3.0, 2.0, 2.5, 4.0])
-    monkeypatch.setattr(loop, "evaluate", lambda state, data: next(scores))
-    train(tiny(images=32, evaluations=4), tmp_path / "run")
-    monkeypatch.setattr(loop, "evaluate", lambda state, data: 1.0)
-    # The learning rate looks ahead to the end, so the prefix is run by a state of its own.
-    config, _ = RunFolder(tmp_path / "run").read_config()
-    data, _ = loop.load_data(config)
-    state = TrainState(config, data, torch.device("cpu"))
+def test_the_weights_of_a_run_are_the_averaged_ones(tmp_path: Path) -> None:
+    train(tiny(images=16), tmp_path / "run")
+    weights = load_file(tmp_path / "run" / "model.safetensors")
+    averages = load_file(tmp_path / "run" / "checkpoint.safetensors")
+    for name, value in weights.items():
+        assert torch.equal(value, averages[f"ema.{name}"]), name
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("kind", ["uint8 images", "Dataset", "pair"])
+def test_images_of_ones_own(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`dsmooth.train` is public; the weights are those of the same images as a folder's."""
+    pixels = torch.from_numpy(random_bytes((20, 3, 8, 12)))
+    datasets = {
+        "uint8 images": pixels,
+        "Dataset": torch.utils.data.TensorDataset(pixels.float() / 255, torch.arange(20)),
+        "pair": (own_images(pixels[~held_out(20)]), own_images(pixels[held_out(20)])),
+    }
+    assert "train" in dir(dsmooth)
+    config = tiny(images=16)
+    with pytest.raises(ValueError, match="own has 3 channels, but the model's image_channels is 1"):
+        dsmooth.train(config, tmp_path / "no", dataset=datasets[kind])
+    result = dsmooth.train(config, tmp_path / "a", dataset=datasets[kind], match_channels=True)
+    assert result.images_seen == 16
+    stored, size = RunFolder(tmp_path / "a").read_config()
+    assert (stored.data, stored.model.image_channels, size) == ("own", 3, (8, 12))
+    opening = "noisy: own: 18 images to train on and 2 held out, RGB, 8 x 12; from "
+    assert capsys.readouterr().out.startswith(opening)
+    state = TrainState(stored, split_own(pixels)[0], torch.device("cpu"))
     state.step()
     state.step()
-    best = load_file(tmp_path / "run" / "best.safetensors")
+    weights = load_file(tmp_path / "a" / "model.safetensors")
     for name, value in state.averaged.state_dict().items():
-        assert torch.equal(value, best[name]), name
-    assert torch.equal(
-        load_file(tmp_path / "run" / "model.safetensors")["head.bias"],
-        load_file(tmp_path / "run" / "checkpoint.safetensors")["ema.head.bias"],
+        assert torch.equal(value, weights[name]), name
+    with pytest.raises(ValueError, match=r"given to dsmooth\.train in Python.*with --data"):
+        load_dataset("own", "test")
+
+
+def held_out(count: int) -> torch.Tensor:
+    return torch.arange(count) % 10 == 9
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        ([torch.zeros(8, 8)] * 9, "10 images or more, one of which is held out, got 9"),
+        ([torch.zeros(8, 8), torch.zeros(8, 4)], "one shape.* item 1 of "),
+        (
+            [torch.full((8, 8), -1.0)],
+            "item 0 must be uint8 or floating point in .* got torch.float",
+        ),
+        ([torch.zeros(2, 8, 8)], r"item 0 must be an image .* got shape \(2, 8, 8\)"),
+        ([], "must hold images, got none"),
+        (torch.zeros(20, 1, 8, 6, dtype=torch.uint8), "multiples of 4, got 8 x 6: crop, pad"),
+        ((torch.zeros(9, 1, 8, 8).byte(), torch.zeros(9, 3, 8, 8).byte()), "held-out images must"),
+    ],
+)
+def test_data_that_cannot_be_trained_on(dataset: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        split_own(dataset)
+
+
+@pytest.mark.quick
+def test_a_loop_of_ones_own_writes_a_run(tmp_path: Path) -> None:
+    config = tiny("plain", images=1)
+    model = dsmooth.PixelCNNpp(config.model)
+    run = dsmooth.RunFolder(str(tmp_path / "deep" / "run"))
+    run.write_model(model, config, (8, 8))
+    loaded, stored, size = run.load_model()
+    assert (stored, size) == (config, (8, 8))
+    assert all(
+        torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True)
     )
+    assert load_models([run.path]).plain is not None
+    other = replace(config, model=replace(config.model, n_mix=3))
+    with pytest.raises(ValueError, match=r"config\.model must be the model's own ModelConfig"):
+        run.write_model(model, other, (8, 8))
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("images_seen", "total", "words"),
+    [
+        (9_999, 10_000, "9,999 images · too early for a picture"),
+        (40_000, 100_000, "40,000 images · too early for a picture"),
+        (60_000, 100_000, "60,000 images · samples diverged: no picture"),
+    ],
+)
+def test_a_picture_may_be_too_early(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], images_seen: int, total: int, words: str
+) -> None:
+    with RunLog(RunFolder(tmp_path), tiny(images=total), "bits/dim", 0) as log:
+        log.grid(images_seen, torch.full((1, 1, 4, 4), torch.inf))
+    assert capsys.readouterr().out == f"noisy: {words}\n"
+    assert not RunFolder(tmp_path).grids()
+
+
+def test_tensorboard_gets_numbers_and_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[str, tuple[object, ...]]] = []
+
+    class Writer:
+        def __init__(self, folder: str) -> None:
+            calls.append(("folder", (folder,)))
+
+        def __getattr__(self, name: str) -> Callable[..., None]:
+            return lambda *values: calls.append((name, values))
+
+    module = ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = Writer
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    train(tiny(images=16), tmp_path / "run", tensorboard=True)
+    (picture,) = [values for name, values in calls if name == "add_images"]
+    assert picture[0] == "samples"
+    assert torch.equal(picture[1], torch.full((1, 1, 4, 4), 0.5))
+    assert picture[2] == 16
+    named = {values[0] for name, values in calls if name == "add_scalar"}
+    assert {"evaluation/bits_per_dim", "step/learning_rate"} <= named
+    assert calls[-1][0] == "close"
 
 
 def test_tensorboard_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

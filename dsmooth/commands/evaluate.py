@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +28,18 @@ from ..evaluate.features import make_extractor
 from ..evaluate.frechet import FeatureStatistics
 from ..evaluate.likelihood import (
     EQUATION_4_SENTENCE,
-    Convention,
     Scores,
     conventions,
     score_pair,
     score_plain,
 )
 from ..evaluate.scores import KernelDistance
-from ..evaluate.sources import BYTES, ImageSet, choose_data, read_images
+from ..evaluate.sources import BYTES, ImageSet, as_grey, choose_data, read_images
 from ..files import write_json
 from ..machine import choose_device, default_device, use_threads
-from ..models import is_model, load_models, weights_digest
-from ..progress import progress
+from ..models import Models, is_model, load_models, weights_digest
+from ..nn import PixelCNNpp
+from ..progress import progress, significant
 from ..runs import RunFolder
 from ..sampling.draw import Draw
 from .options import BitsOptions, ClassifierOptions, FrechetOptions
@@ -77,64 +77,66 @@ def check_output(path: Path, suffixes: Sequence[str]) -> None:
 def evaluate_bits(options: BitsOptions) -> None:
     """`dsmooth evaluate bpd`."""
     models = load_models(options.models)
-    pair = models.pair
+    plain = choose_plain(models, options.plain)
     choice = choose_data(options.models, options.data, options.data_dir, options.image_size)
-    plain = None
-    if options.plain:
-        plain, config, size = RunFolder(options.plain).load_model()
-        if config.role != "plain" or size != pair.image_size:
-            raise ValueError(
-                f"--plain must be the run of a plain model of images {pair.image_size}, got "
-                f"{config.role} of {size}"
-            )
-        plain.to(default_device())
     dataset = choice.load(options.split)
     n = len(dataset) if options.limit is None else min(options.limit, len(dataset))
-    clean_noise = options.clean_noise
-    if clean_noise is None:
-        clean_noise = models.clean_noise
-    with progress("scoring the pair", n) as done:
-        scores = score_pair(
-            pair.to(default_device()),
-            dataset,
-            limit=options.limit,
-            n_noise=options.n_noise,
-            batch_size=options.batch_size,
-            seed=options.seed,
-            clean_noise=clean_noise,
-            progress=done,
-        )
     result: dict[str, Any] = {
         "dsmooth": __version__,
         "unit": "bits/dim",
         "data": {**describe_data(dataset), "n_images": n},
         "seed": options.seed,
-        "pair": {
-            "weights_sha256": list(models.digests().values()),
-            **describe_scores(scores),
-        },
-        "equation_4": EQUATION_4_SENTENCE if scores.gaussian else None,
     }
-    tables = [("pair", conventions(scores))]
+    settings: dict[str, Any] = {"limit": options.limit, "batch_size": options.batch_size}
+    every: dict[str, Scores] = {}
+    if models.smoothed is not None:
+        clean_noise = options.clean_noise
+        with progress("scoring the pair", n) as done:
+            every["pair"] = score_pair(
+                models.smoothed.to(default_device()),
+                dataset,
+                n_noise=options.n_noise,
+                seed=options.seed,
+                clean_noise=models.clean_noise if clean_noise is None else clean_noise,
+                progress=done,
+                **settings,
+            )
+        digests = [models.digests()[role] for role in models.networks if role != "plain"]
+        result["pair"] = {"weights_sha256": digests, **describe_scores(every["pair"])}
+        result["equation_4"] = EQUATION_4_SENTENCE if every["pair"].gaussian else None
     if plain is not None:
         with progress("scoring the plain model", n) as done:
-            plain_scores = score_plain(
-                plain,
-                dataset,
-                limit=options.limit,
-                batch_size=options.batch_size,
-                progress=done,
+            every["plain"] = score_plain(
+                plain.to(default_device()), dataset, progress=done, **settings
             )
-        tables.append(("plain", conventions(plain_scores)))
-        result["plain"] = {
-            "weights_sha256": [weights_digest(plain)],
-            **describe_scores(plain_scores),
-        }
+        digests = [weights_digest(plain)]
+        result["plain"] = {"weights_sha256": digests, **describe_scores(every["plain"])}
     if rank_and_size()[0] > 0:
         return
     write_json(options.out, result)
-    print_bits(tables, dataset, scores)
+    print_bits(every, dataset)
     print(f"wrote {options.out}")
+
+
+def choose_plain(models: Models, folder: Path | None) -> PixelCNNpp | None:
+    """The plain model to score: that of `folder` or of `models`, None if there is neither.
+
+    Raises ValueError for a folder of another model or another image size, for two plain models, and
+    for a single model that is not plain.
+    """
+    if folder is None:
+        if models.plain is None:
+            models.pair  # noqa: B018 - says what is wrong with a single model
+        return models.plain
+    if models.plain is not None:
+        raise ValueError(f"there are two plain models to score: leave out --plain {folder}")
+    plain, config, size = RunFolder(folder).load_model()
+    if config.role != "plain" or size != models.image_size:
+        raise ValueError(
+            f"--plain must be the run of a plain model of images {models.image_size}, got "
+            f"{config.role} of {size}"
+        )
+    return plain
 
 
 def describe_data(dataset: ImageDataset) -> dict[str, Any]:
@@ -160,17 +162,17 @@ def describe_scores(scores: Scores) -> dict[str, Any]:
     }
 
 
-def print_bits(
-    tables: Sequence[tuple[str, Sequence[Convention]]], dataset: ImageDataset, scores: Scores
-) -> None:
-    """The table of all conventions, and below it what they mean."""
+def print_bits(every: Mapping[str, Scores], dataset: ImageDataset) -> None:
+    """The table of all conventions of a pair, a plain model or both, and what they mean."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"bits/dim · {dataset.source}, {dataset.split}: {scores.n_images:,} images")
+    count = next(iter(every.values())).n_images
+    table = Table(title=f"bits/dim · {dataset.source}, {dataset.split}: {count:,} images")
     for title in ("", "bits/dim", "± images", "± repeats", "by eq. (4)"):
         table.add_column(title, justify="left" if not title else "right")
-    for name, rows in tables:
+    tables = {name: conventions(scores) for name, scores in every.items()}
+    for name, rows in tables.items():
         table.add_section()
         for row in rows:
             table.add_row(
@@ -184,15 +186,17 @@ def print_bits(
     console.print(table)
     console.print("* comparable with discrete bits/dim of the literature")
     seen: set[str] = set()
-    for name, rows in tables:
+    for name, rows in tables.items():
         for row in rows:
             if row.meaning not in seen:
                 console.print(f"{name}: {row.name}: {row.meaning}")
             seen.add(row.meaning)
-    draws = f"{scores.n_noise} draw{'s' if scores.n_noise > 1 else ''} of noise per image"
-    console.print(f"The denoiser was trained as {scores.trained_as}; {draws}.")
-    if scores.gaussian:
-        console.print(EQUATION_4_SENTENCE)
+    scores = every.get("pair")
+    if scores is not None:
+        draws = f"{scores.n_noise} draw{'s' if scores.n_noise > 1 else ''} of noise per image"
+        console.print(f"The denoiser was trained as {scores.trained_as}; {draws}.")
+        if scores.gaussian:
+            console.print(EQUATION_4_SENTENCE)
 
 
 def four_decimals(value: float | None) -> str:
@@ -223,6 +227,8 @@ def evaluate_frechet(options: FrechetOptions) -> None:
         real_set = choice.load(options.split)
         reference, description = real_set.images, describe_data(real_set)
     samples, how = collect_samples(options)
+    if other_set.image_channels == 1:
+        samples = replace(samples, images=as_grey(samples.images))
     floor = other_set.images[: len(samples.images)]
     result = compare_images(
         samples.images,
@@ -332,15 +338,20 @@ def spread(distance: KernelDistance | None) -> str:
     """Mean ± standard deviation over subsets, or a dash."""
     if distance is None:
         return "-"
-    return f"{distance.value:.4g} ± {distance.standard_deviation:.2g}"
+    return f"{significant(distance.value, 4)} ± {significant(distance.standard_deviation, 2)}"
 
 
 def make_classifier(options: ClassifierOptions) -> None:
     """`dsmooth evaluate train-classifier`."""
     epochs = EPOCHS if options.epochs is None else options.epochs
     train_set, test_set = (load_dataset("mnist", split, options.data_dir) for split in SPLITS)
-    with progress("training the classifier", epochs * len(train_set)) as done:
-        model = train_classifier(train_set, epochs=epochs, seed=options.seed, progress=done)
+    with progress("training the classifier", epochs, "epochs") as done:
+        model = train_classifier(
+            train_set,
+            epochs=epochs,
+            seed=options.seed,
+            progress=lambda visited: done(visited / len(train_set)),
+        )
     metadata = {
         "what": "classifier of MNIST digits of dsmooth.evaluate.classifier",
         "dsmooth": __version__,

@@ -6,11 +6,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, Suppress, arg
 
-from ..config import Method, ProbeSettings, ReproductionStage, Role, Score, Split, TrainConfig
+from ..config import (
+    Method,
+    Precision,
+    ProbeSettings,
+    ReproductionStage,
+    Role,
+    Score,
+    Split,
+    TrainConfig,
+)
 from ..presets import DESCRIPTIONS, PRESETS
 
+# A switch that is off: without this, help would list its negation too.
+Flag = FlagCreatePairsOff[bool]
+Folders = Annotated[Positional[tuple[Path, ...]], arg(help_behavior_hint="")]
 DEFAULT_PRESET = "mnist-quick"
 PRESET_HELP = "Settings to start from: " + "; ".join(f"{k}: {v}" for k, v in DESCRIPTIONS.items())
 
@@ -27,19 +39,24 @@ class Train:
     role: Positional[Role]
     """Which model."""
     settings: OmitArgPrefixes[TrainConfig]
+    """All that decides the weights."""
     preset: Annotated[str, arg(help=PRESET_HELP, metavar="|".join(PRESETS))] = DEFAULT_PRESET
     config: Path | None = None
     """Repeat the run whose config.json this is, instead of a preset."""
     out: Path | None = None
     """Folder of the run; by default runs/ROLE."""
-    resume: bool = False
+    resume: Flag = False
     """Go on with the run in --out, whose settings are the defaults then."""
+    device: str = "auto"
+    """cpu, cuda or cuda:N; auto takes a CUDA device if there is one."""
     threads: int | None = None
     """CPU threads; by default all cores."""
-    tensorboard: bool = False
+    tensorboard: Flag = False
     """Also write TensorBoard event files (needs the extra "tensorboard")."""
-    print_config: bool = False
+    print_config: Flag = False
     """Print the settings as JSON and stop."""
+    match_channels: Suppress[bool] = False
+    """Whether image_channels, which nobody named, follows the images of a folder."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +67,19 @@ class Sample:
     torchrun several processes (and GPUs) draw the same images together.
     """
 
-    models: Positional[tuple[Path, ...]]
+    models: Folders
     """A saved pair, or the run folders of a noisy model and of its denoiser, or one run folder."""
     count: Annotated[int, arg(aliases=["-n"])] = 64
     """Number of images."""
     out: tuple[Path, ...] = (Path("samples.png"),)
     """Files to write: .png for a grid, .npz for an array `x` (N, C, H, W) float32 in [-1, 1]; or a
-    folder, a path without suffix, for numbered .npy shards of any number of images."""
-    seed: int = 0
-    """Decides the images, together with --first-index."""
+    folder, a path without suffix, for numbered .npy shards. A larger --count adds to a folder."""
+    png: Flag = False
+    """Fill the folder with numbered PNG files, one an image, instead of .npy shards."""
+    adm: Flag = False
+    """Write the .npz as ADM's and similar evaluators read it: `arr_0`, uint8 (N, H, W, 3)."""
+    seed: int | None = 0
+    """Decides the images, together with --first-index; None draws a seed and says which."""
     first_index: int = 0
     """Index of the first image in the stream that --seed names."""
     method: Method = "two-step"
@@ -70,20 +91,23 @@ class Sample:
     threads: int | None = None
     """CPU threads; by default all cores."""
     device: str = "auto"
-    """cpu, cuda or cuda:N; auto takes a CUDA device if there is one that can be used. There the
-    networks compute in bfloat16."""
+    """cpu, cuda or cuda:N; auto takes a CUDA device if there is one that can be used."""
+    precision: Precision = "auto"
+    """What the networks compute in; auto takes bfloat16 on a CUDA device, float32 on the CPU."""
 
 
 @dataclass(frozen=True)
 class BitsOptions:
-    """Bits/dim of a pair on held-out images: a bound by Monte Carlo over noise, every convention.
+    """Bits/dim of held-out images, in every convention.
 
-    Prints a table and writes JSON. What is comparable with the literature says so. Under torchrun
-    several processes (and GPUs) score the same images together.
+    A pair gives a bound by Monte Carlo over noise, a plain model the exact number. Prints a table
+    and writes JSON. What is comparable with the literature says so. Under torchrun several
+    processes (and GPUs) score the same images together.
     """
 
-    models: Positional[tuple[Path, ...]]
-    """A saved pair, or the run folders of a noisy model and of its denoiser."""
+    models: Folders
+    """A saved pair, or the run folders of a noisy model and of its denoiser; or that of a plain
+    model."""
     plain: Path | None = None
     """Run folder of a plain PixelCNN++ to score beside the pair."""
     data: str | None = None
@@ -119,7 +143,7 @@ class FrechetOptions:
     table and writes JSON.
     """
 
-    samples: Positional[tuple[Path, ...]]
+    samples: Folders
     """Images to score: those of a .npz, a .npy, a folder of .npy shards or of image files; or drawn
     from a saved pair, the run folders of a noisy model and of its denoiser, or one run folder."""
     count: Annotated[int | None, arg(aliases=["-n"])] = None
@@ -183,13 +207,9 @@ class ClassifierOptions:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure models and samples: bpd, fid, train-classifier."""
+    """Measure models and samples."""
 
-    what: OmitArgPrefixes[
-        Annotated[BitsOptions, subcommand("bpd", prefix_name=False)]
-        | Annotated[FrechetOptions, subcommand("fid", prefix_name=False)]
-        | Annotated[ClassifierOptions, subcommand("train-classifier", prefix_name=False)]
-    ]
+    what: BitsOptions | FrechetOptions | ClassifierOptions
 
 
 @dataclass(frozen=True)
@@ -201,9 +221,10 @@ class Probe:
     Under torchrun several processes (and GPUs) compute the features together.
     """
 
-    models: Positional[tuple[Path, ...]]
+    models: Folders
     """A saved pair, or the run folders of a noisy model and of its denoiser."""
     settings: OmitArgPrefixes[ProbeSettings]
+    """What the probes see, and how long they train."""
     data: str | None = None
     """Data set; by default the one that the run was trained on, mnist for a saved pair."""
     data_dir: Path | None = None
@@ -228,7 +249,7 @@ class Reproduce:
     preset: Annotated[str, arg(help=PRESET_HELP, metavar="|".join(PRESETS))] = DEFAULT_PRESET
     budget: float | None = None
     """Minutes of training in all (8 by default); noisy model and denoiser train side by side."""
-    models: tuple[Path, ...] = ()
+    models: Annotated[tuple[Path, ...], arg(help_behavior_hint="")] = ()
     """Take these instead of training: a saved pair, or the run folders of a noisy model and of its
     denoiser; and perhaps that of a plain model."""
     only: ReproductionStage | None = None
@@ -237,7 +258,7 @@ class Reproduce:
     """Data set for --models; by default that of their runs, mnist for a saved pair."""
     data_dir: str | None = None
     """Folder of the full data set; without one, the embedded MNIST subset."""
-    download: bool = False
+    download: Flag = False
     """Download the data set into --data-dir if it is not there."""
     count: Annotated[int, arg(aliases=["-n"])] = 1000
     """Samples of each kind: the first 64 are shown, all count for the Fréchet distance."""

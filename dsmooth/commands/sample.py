@@ -16,8 +16,10 @@ from ..machine import check_memory, choose_device
 from ..models import Models, load_models
 from ..pictures import save_grid
 from ..progress import progress
-from ..sampling.draw import Draw
-from ..sampling.shards import SHARD_SIZE, open_shards, write_images
+from ..sampling.auto import resolved_precision
+from ..sampling.draw import Draw, chosen_seed
+from ..sampling.image_files import open_pngs, write_adm_npz, write_images
+from ..sampling.shards import SHARD_SIZE, open_shards
 from .options import Sample
 
 # The most images that one PNG shows.
@@ -26,54 +28,69 @@ GRID_LIMIT = 400
 
 def sample(options: Sample) -> None:
     """Carry out `dsmooth sample`. Raises ValueError or FileNotFoundError before any work."""
+    if options.seed is None and rank_and_size()[1] > 1:
+        raise ValueError("--seed None is for one process: give all of them the same number")
     draw = Draw(
         options.count,
-        options.seed,
+        chosen_seed(options.seed),
         options.first_index,
         options.method,
         options.score,
         options.temperature,
         options.threads,
         device=str(choose_device(options.device)),
+        precision=options.precision,
     )
-    check_outputs(options.out, draw.count)
+    check_outputs(options.out, draw.count, png=options.png, adm=options.adm)
     with process_group():
-        sample_to_files(load_models(options.models), draw, options.out)
+        models = load_models(options.models)
+        sample_to_files(models, draw, options.out, png=options.png, adm=options.adm)
 
 
-def sample_to_files(models: Models, draw: Draw, outputs: Sequence[Path]) -> None:
+def sample_to_files(
+    models: Models, draw: Draw, outputs: Sequence[Path], *, png: bool = False, adm: bool = False
+) -> None:
     """Draw images and write each of `outputs`, which `check_outputs` has seen.
 
-    A .png is a grid and a .npz one array, made in memory. A path without a suffix is a folder of
-    numbered .npy shards (see `Shards`): the images go to disk as they come, and a stopped call goes
-    on where it was. Under torchrun all processes draw the images of one together, and rank 0 writes
-    them. Raises ValueError as `Models.draw` and `Shards` do.
+    A .png is a grid and a .npz one array, made in memory; with `adm` in the layout of
+    `write_adm_npz`. A path without a suffix is a folder of numbered .npy shards (see `Shards`), or
+    with `png` of a PNG file an image (see `NumberedPngs`): the images go to disk as they come, and
+    a stopped call goes on where it was. Under torchrun all processes draw the images of one
+    together, and rank 0 writes them. Raises ValueError as `Models.draw` and these folders do.
     """
-    to_shards = any(not path.suffix for path in outputs)
-    if not to_shards:
+    to_folder = any(not path.suffix for path in outputs)
+    if not to_folder:
         check_memory((draw.count, *models.image_shape))
-    chunks = partial(models.draw, draw, within=SHARD_SIZE if to_shards else None)
+    chunks = partial(models.draw, draw, within=SHARD_SIZE if to_folder else None)
     if rank_and_size()[0] > 0:
         for _ in chunks():  # its shares; rank 0 has the images
             pass
         return
-    started = time.monotonic()
+    started, there = time.monotonic(), 0
     with progress("drawing", draw.count) as done:
-        if to_shards:
+        if to_folder:
             how = describe(models, draw)
-            with open_shards(outputs[0], draw, models.image_shape, how) as shards:
-                done(shards.done)
-                for _, x in chunks(done=shards.done, progress=done):
-                    shards.add(x)
+            opened = open_pngs if png else open_shards
+            with opened(outputs[0], draw, models.image_shape, how) as folder:
+                there = folder.done
+                done(there)
+                for _, x in chunks(done=there, progress=done):
+                    folder.add(x)
         else:
             parts = []
             for _, x in chunks(progress=done):
                 parts.append(x.cpu())
-            write_files(outputs, torch.cat(parts), draw)
+            write_files(outputs, torch.cat(parts), draw, adm)
     for path in outputs:
-        print(f"wrote {path}")
-    seconds = time.monotonic() - started
-    print(f"{draw.count:,} images in {seconds:.1f} s ({draw.count / seconds:.2f} img/s)")
+        print(f"wrote {path}" if there < draw.count else f"nothing to draw: {path} has them all")
+    print(rate_line(draw.count - there, there, time.monotonic() - started))
+
+
+def rate_line(drawn: int, there: int, seconds: float) -> str:
+    """How many images this call drew, and how fast; those that were there already do not count."""
+    before = f", beside {there:,} that were there" if there else ""
+    rate = f" ({drawn / seconds:.2f} img/s)" if drawn else ""
+    return f"{drawn:,} image{'s' * (drawn != 1)} in {seconds:.1f} s{rate}{before}"
 
 
 def describe(models: Models, draw: Draw) -> dict[str, Any]:
@@ -82,29 +99,41 @@ def describe(models: Models, draw: Draw) -> dict[str, Any]:
     return {
         **draw.how(),
         "device": place.type,
+        "precision": resolved_precision(draw.precision, place),
         "weights_sha256": list(models.digests().values()),
     }
 
 
-def write_files(paths: Sequence[Path], x: Tensor, draw: Draw) -> None:
+def write_files(paths: Sequence[Path], x: Tensor, draw: Draw, adm: bool) -> None:
     """Write x (N, C, H, W) as a grid or an array, as each suffix asks."""
     for path in paths:
         if path.suffix == ".png":
             save_grid(x, path)
+        elif adm:
+            write_adm_npz(path, x)
         else:
             write_images(path, x, draw)
 
 
-def check_outputs(outputs: Sequence[Path], count: int) -> None:
+def check_outputs(
+    outputs: Sequence[Path], count: int, *, png: bool = False, adm: bool = False
+) -> None:
     """Raise ValueError for files that `sample_to_files` cannot write `count` images to."""
+    if png and all(path.suffix for path in outputs):
+        raise ValueError("--png is for a folder: give --out a path without a suffix")
+    if adm and not any(path.suffix == ".npz" for path in outputs):
+        raise ValueError("--adm is for a .npz: give --out one")
     for path in outputs:
         if not path.suffix and len(outputs) > 1:
-            raise ValueError(f"a folder of shards must be the only --out, got {path} among others")
+            raise ValueError(f"a folder must be the only --out, got {path} among others")
         if path.suffix not in ("", ".png", ".npz"):
             raise ValueError(
                 f"--out must end in .png or .npz, or be a folder without a suffix, got {path}"
             )
         if path.suffix == ".png" and count > GRID_LIMIT:
-            raise ValueError(f"a .png shows at most {GRID_LIMIT} images, got {count}: use .npz")
+            raise ValueError(
+                f"a .png shows at most {GRID_LIMIT} images, got {count}: use .npz, or a folder "
+                "with --png for a picture an image"
+            )
         if not path.absolute().parent.is_dir():
             raise ValueError(f"there is no folder {path.absolute().parent} for {path.name}")

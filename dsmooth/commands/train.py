@@ -21,7 +21,9 @@ def train(options: Train) -> int:
     result = train_run(
         settings,
         folder,
+        match_channels=options.match_channels and settings.data == "folder",
         resume=options.resume,
+        device=options.device,
         threads=options.threads,
         tensorboard=options.tensorboard,
     )

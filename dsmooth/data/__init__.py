@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dsmooth.data.dataset import ImageDataset, to_bytes, to_float
     from dsmooth.data.load import DATASETS, SPLITS, load_dataset
     from dsmooth.data.order import epoch_order, indices_at
+    from dsmooth.data.own import own_images
 
 __all__ = [
     "DATASETS",
@@ -21,6 +22,7 @@ __all__ = [
     "epoch_order",
     "indices_at",
     "load_dataset",
+    "own_images",
     "to_bytes",
     "to_float",
 ]
@@ -32,6 +34,7 @@ _HOMES = {
     "epoch_order": "order",
     "indices_at": "order",
     "load_dataset": "load",
+    "own_images": "own",
     "to_bytes": "dataset",
     "to_float": "dataset",
 }

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dsmooth.data.dataset import ImageDataset
 from dsmooth.data.guard import Refused, allocate, read_regular, shown
-from dsmooth.data.pictures import no_warnings, read_header, read_picture
+from dsmooth.data.pictures import Header, no_warnings, read_header, read_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,6 +29,8 @@ CELEBA_SIZE = 32
 
 _PARTITION = "list_eval_partition.txt"
 _CHUNK = 512
+_MOST_NAMED = 10  # images in an error
+_SUGGESTED_SIZE = 64
 _MAX_PARTITION = 1 << 26  # bytes; CelebA's has 2.8 MB
 
 
@@ -52,7 +54,7 @@ def load_folder(
     if size[0] % 4 or size[1] % 4:
         raise Refused(
             f"images must have a height and width that are multiples of 4, got {size[0]} x "
-            f"{size[1]} in {shown(every[0])}; give --image-size to crop and resize them"
+            f"{size[1]} in {shown(every[0])}; {_resize_hint(min(size))}"
         )
     paths = _split_by_hash(data_dir, every, split)
 
@@ -96,8 +98,6 @@ def load_celeba(
     Arguments and errors as for `load_folder`; labels are None.
     """
     size = CELEBA_SIZE if image_size is None else image_size
-    if size % 4:
-        raise Refused(f"--image-size must be a multiple of 4, got {size}")
     inner = ("img_align_celeba", "celeba/img_align_celeba")
     folder = next((data_dir / name for name in inner if (data_dir / name).is_dir()), data_dir)
     paths = _image_paths(folder)
@@ -193,21 +193,55 @@ def _split_by_partition(partition: Path, paths: list[Path], split: str) -> list[
 
 
 def _scan(paths: list[Path], check_size: bool) -> tuple[bool, tuple[int, int]]:
-    """Return whether all images are grey and the first's (height, width), from their headers."""
-    grey, size = True, (0, 0)
-    with no_warnings():
-        for path in paths:
-            header = read_header(path)
-            grey = grey and header.grey
-            if path is paths[0]:
-                size = header.size
-            elif check_size and header.size != size:
-                raise Refused(
-                    f"images must have one size, got {size[0]} x {size[1]} in {shown(paths[0])} "
-                    f"and {header.size[0]} x {header.size[1]} in {shown(path)}; give --image-size "
-                    "to crop and resize them"
-                )
-    return grey, size
+    """Return whether all images are grey and the first's (height, width), from their headers.
+
+    Raises ValueError that names every image which cannot be used, the first `_MOST_NAMED` with the
+    reason.
+    """
+    with no_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = list(pool.map(_header_or_reason, paths))
+    refused = [reason for reason in found if isinstance(reason, str)]
+    if refused:
+        raise Refused(_all_at_once(refused, len(paths)))
+    headers = [header for header in found if isinstance(header, Header)]
+    size = headers[0].size
+    other = [i for i, header in enumerate(headers) if header.size != size]
+    if check_size and other:
+        height, width = headers[other[0]].size
+        smallest = min(min(header.size) for header in headers)
+        more = f" and {len(other) - 1:,} others" if len(other) > 1 else ""
+        raise Refused(
+            f"images must have one size, got {size[0]} x {size[1]} in {shown(paths[0])} and "
+            f"{height} x {width} in {shown(paths[other[0]])}{more}; {_resize_hint(smallest)}"
+        )
+    return all(header.grey for header in headers), size
+
+
+def _header_or_reason(path: Path) -> Header | str:
+    """The header of a picture that can be used, else why it cannot."""
+    try:
+        header = read_header(path)
+        if header.may_be_transparent:
+            read_picture(path, "L")
+        return header
+    except Refused as error:
+        return str(error)
+
+
+def _all_at_once(reasons: list[str], total: int) -> str:
+    """One message of several refusals."""
+    if len(reasons) == 1:
+        return reasons[0]
+    left = len(reasons) - _MOST_NAMED
+    more = [f"... and {left:,} more"] if left > 0 else []
+    lines = "\n  ".join([*reasons[:_MOST_NAMED], *more])
+    return f"{len(reasons):,} of {total:,} images cannot be used:\n  {lines}"
+
+
+def _resize_hint(smallest: int) -> str:
+    """What to do about images of no usable size; smallest: the smallest height or width."""
+    size = max(4, min(_SUGGESTED_SIZE, smallest - smallest % 4))
+    return f"give --image-size {size}, or another multiple of 4, to crop and resize them"
 
 
 def _planes(image: Image) -> NDArray[np.uint8]:

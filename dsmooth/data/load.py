@@ -9,6 +9,7 @@ from dsmooth.data.dataset import ImageDataset
 from dsmooth.data.download import download_dataset
 from dsmooth.data.folder import Progress, load_celeba, load_folder
 from dsmooth.data.mnist import load_embedded_mnist, load_idx_dataset
+from dsmooth.data.own import OWN
 
 DATASETS = ("mnist", "fashion-mnist", "cifar10", "celeba", "folder")
 SPLITS = ("train", "test")
@@ -36,14 +37,19 @@ def load_dataset(
     that does not fit; ConnectionError if a download fails; ModuleNotFoundError if Pillow or
     torchvision is needed and missing. Each says in one or two lines which file and what to do.
     """
+    if name == OWN:
+        raise ValueError(
+            "the data set was given to dsmooth.train in Python, where no command finds it: name "
+            f"another with --data, one of {', '.join(DATASETS)}"
+        )
     if name not in DATASETS:
         raise ValueError(f"name must be one of {', '.join(DATASETS)}, got {name!r}")
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     if image_size is not None and name not in ("celeba", "folder"):
         raise ValueError(f"--image-size is for celeba and folder, got it for {name}")
-    if image_size is not None and image_size < 4:
-        raise ValueError(f"--image-size must be 4 or more, got {image_size}")
+    if image_size is not None and (image_size < 4 or image_size % 4):
+        raise ValueError(f"--image-size must be a positive multiple of 4, got {image_size}")
     if data_dir is None:
         if download:
             raise ValueError("--download needs --data-dir, the folder to download into")

@@ -75,6 +75,7 @@ class Header:
 
     grey: bool
     size: tuple[int, int]
+    may_be_transparent: bool = False
 
 
 def pillow() -> Any:
@@ -110,7 +111,8 @@ def read_header(path: Path) -> Header:
     with _opened(path, whole=False) as image:
         width, height = image.size
         turned = image.getexif().get(_ORIENTATION, 1) >= 5
-        return Header(image.mode in _GREY, (width, height) if turned else (height, width))
+        size = (width, height) if turned else (height, width)
+        return Header(image.mode in _GREY, size, image.has_transparency_data)
 
 
 def read_picture(path: Path, mode: str) -> Image:

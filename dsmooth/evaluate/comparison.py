@@ -14,12 +14,12 @@ from .frechet import FeatureStatistics
 from .scores import InceptionScore, KernelDistance, inception_score, kernel_distance
 
 SPLITS = 10  # of the Inception score, as its authors report it
-# Called with (what is done, how many images); yields what is called with the number done.
-ShowProgress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+# Called with (what is done, how many, of what); yields what is called with the number done.
+ShowProgress = Callable[[str, int, str], AbstractContextManager[Callable[[int], None]]]
 
 
 @contextmanager
-def no_progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
+def no_progress(title: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
     """Shows nothing."""
     yield lambda done: None
 
@@ -83,21 +83,21 @@ def compare_images(
     check_shapes(samples, reference, floor)
 
     def measure(images: Tensor, what: str) -> tuple[Features, FeatureStatistics]:
-        with progress(f"features of {what}", len(images)) as done:
+        with progress(f"features of {what}", len(images), "images") as done:
             features = extract_features(images, extractor, batch_size=batch_size, progress=done)
         return features, collect_statistics(features.features, images, extractor)
 
     def kernel(features: Features, what: str) -> KernelDistance | None:
         if real is None:
             return None
-        with progress(f"{extractor.kernel_name}{what}", subsets * subset_size) as done:
+        with progress(f"{extractor.kernel_name}{what}", subsets, "subsets") as done:
             return kernel_distance(
                 features.features,
                 real.features,
                 subsets=subsets,
                 subset_size=subset_size,
                 seed=seed,
-                progress=lambda k: done(k * subset_size),
+                progress=done,
             )
 
     drawn, statistics = measure(samples, "samples")
@@ -113,7 +113,7 @@ def compare_images(
         "real images": real_statistics.count,
         "images of the floor": others[1].count if others else 0,
     }
-    with progress(extractor.distance_name, counts["samples"]) as done:
+    with progress(extractor.distance_name, counts["samples"], "images") as done:
         value = statistics.distance(real_statistics)
         lowest = others[1].distance(real_statistics) if others else None
         done(counts["samples"])

@@ -8,7 +8,8 @@ import importlib.util
 import inspect
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -199,7 +200,7 @@ def _inception(weights: Path | None) -> FeatureExtractor:
     else:
         raise ValueError(
             f"{path} is not the published file of the 2015 Inception weights (its sha256 is "
-            f"{digest[:16]}..., expected {INCEPTION_SHA256[:16]}...).\nOther weights are read from "
+            f"{digest[:16]}..., expected {INCEPTION_SHA256[:16]}...): other weights are read from "
             ".safetensors only, since a pickle can run code"
         )
 
@@ -222,7 +223,7 @@ def download_once(url: str) -> Path:
         torch.hub.download_url_to_file(url, str(path), hash_prefix=INCEPTION_SHA256[:8])
     except (OSError, RuntimeError) as error:
         raise ConnectionError(
-            f"could not fetch the Inception weights ({error}).\nFetch {url} elsewhere and name the "
+            f"could not fetch the Inception weights ({error}): fetch {url} elsewhere and name the "
             "file with --weights, or use --extractor mnist-classifier"
         ) from None
     return path
@@ -232,7 +233,8 @@ def _user_module(name: str) -> FeatureExtractor:
     where, _, attribute = name.rpartition(":")
     found: Any = getattr(_import(where), attribute, None)
     if not isinstance(found, nn.Module) and callable(found):
-        found = found()
+        with faults_of(name, "be made without arguments"):
+            found = found()
     if not isinstance(found, nn.Module):
         raise ValueError(
             f"{name} must be a torch.nn.Module, or make one when called without arguments, got "
@@ -241,7 +243,8 @@ def _user_module(name: str) -> FeatureExtractor:
     network = found
 
     def apply(images: Tensor) -> tuple[Tensor, Tensor | None]:
-        out = network(to_float(images))
+        with faults_of(name, f"compute features of images {tuple(images.shape)}"):
+            out = network(to_float(images))
         if isinstance(out, Tensor):
             return out, None
         if isinstance(out, tuple) and len(out) == 2 and all(isinstance(x, Tensor) for x in out):
@@ -263,6 +266,8 @@ def _import(where: str) -> Any:
                 f"extractor {where} cannot be imported ({error}): name a file as "
                 "file.py:attribute, or put its folder on PYTHONPATH"
             ) from None
+        except Exception as error:
+            raise fault_of(where, "be imported", error) from error
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -270,8 +275,24 @@ def _import(where: str) -> Any:
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(path.stem, module)  # dataclasses look their module up
     # Not by the loader, which takes cached bytecode for a file that was changed within a second.
-    exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+    with faults_of(where, "be imported"):
+        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
     return module
+
+
+@contextmanager
+def faults_of(name: str, what: str) -> Iterator[None]:
+    """Any error of a user's code inside as a ValueError of one line: which cannot do `what`."""
+    try:
+        yield
+    except Exception as error:
+        raise fault_of(name, what, error) from error
+
+
+def fault_of(name: str, what: str, error: Exception) -> ValueError:
+    """The one line of `faults_of`."""
+    reason = " ".join(str(error).split())
+    return ValueError(f"extractor {name} cannot {what}: {type(error).__name__}: {reason}")
 
 
 def file_sha256(path: Path) -> str:

@@ -232,7 +232,7 @@ class Probing:
                 return None
             results = {}
             steps = self.settings.epochs * len(labels["train"])
-            with progress(f"probes of {subject.name}", steps * len(rows["train"])) as done:
+            with progress(f"probes of {subject.name}", len(rows["train"]), "blocks") as done:
                 for i, (name, features) in enumerate(rows["train"].items()):
                     results[name] = train_linear(
                         (features, labels["train"]),
@@ -241,7 +241,7 @@ class Probing:
                         epochs=self.settings.epochs,
                         seed=self.settings.seed,
                         device=device_of(subject.network),
-                        progress=shifted(done, i * steps),
+                        progress=share_of(done, i, steps),
                     )
         return results
 
@@ -291,6 +291,11 @@ class Probing:
 def shifted(done: Callable[[int], None], before: int) -> Callable[[int], None]:
     """`done` for a part that comes after `before` others."""
     return lambda n: done(before + n)
+
+
+def share_of(done: Callable[[float], None], before: int, total: int) -> Callable[[int], None]:
+    """`done` for one unit after `before` others, which has `total` steps."""
+    return lambda n: done(before + n / total)
 
 
 def labels_of(data: ImageDataset) -> Tensor:

@@ -78,6 +78,15 @@ class ImageSet:
     diverged: int = 0
 
 
+def as_grey(images: Tensor) -> Tensor:
+    """The grey ones (N, 1, H, W) behind images (N, 3, H, W) that were repeated to RGB; else same.
+
+    Files for evaluators with an Inception network hold grey images so.
+    """
+    first = images[:, :1]
+    return first if images.shape[1] == 3 and bool((images == first).all()) else images
+
+
 def read_images(path: Path, limit: int | None = None) -> ImageSet:
     """The first `limit` images (all by default) of a file or folder.
 

@@ -9,11 +9,12 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal, NoReturn, get_args
+from typing import Any, Literal, NoReturn, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 Impl = Literal["auto", "reference", "triton", "native"]
 MIN_CAPABILITY = (8, 0)
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -54,7 +55,17 @@ def use_impl(impl: Impl) -> Iterator[None]:
         _current = previous
 
 
-@torch.compiler.assume_constant_result
+def constant_when_compiled(function: Function) -> Function:
+    """Mark a function whose result torch.compile may take as a constant.
+
+    As torch.compiler.assume_constant_result does, which imports the compiler for it: two seconds at
+    every start.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@constant_when_compiled
 def triton_obstacle(device: torch.device, *dtypes: torch.dtype, matmul: bool = True) -> str | None:
     """Why Triton kernels cannot compute on tensors of this device and dtypes; None if they can.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import _extension
 from ..kernels.geometry import empty_channels_last
-from .dispatch import refuse_second_derivative
+from .dispatch import constant_when_compiled, refuse_second_derivative
 from .gated_resnet_operands import (
     FIELDS,
     GRADIENTS,
@@ -36,7 +36,7 @@ def gated_resnet_native(
     return forward_op(x, *given, save, instruction_set)
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def native_obstacle(device_type: str, dtype: torch.dtype) -> str | None:
     """Why the extension cannot compute this; None if it can."""
     if device_type != "cpu":

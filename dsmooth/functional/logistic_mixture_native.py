@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from .. import _extension
-from .dispatch import refuse_second_derivative
+from .dispatch import constant_when_compiled, refuse_second_derivative
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def native_obstacle(device_type: str) -> str | None:
     """Why the extension cannot compute on a device of this type; None if it can."""
     if device_type not in ("cpu", "cuda"):

@@ -31,9 +31,12 @@ class WeightNormConv(nn.Module):
         channels = (in_channels, out_channels) if transposed else (out_channels, in_channels)
         v = torch.empty(*channels, *kernel_size)
         fan_in = in_channels * kernel_size[0] * kernel_size[1]
-        nn.init.normal_(v, std=fan_in**-0.5)
+        g = torch.empty(out_channels)
+        if not v.is_meta:  # without memory there is nothing to draw, and torch imports its compiler
+            nn.init.normal_(v, std=fan_in**-0.5)
+            g = self._norm(v)
         self.weight_v = nn.Parameter(v)
-        self.weight_g = nn.Parameter(self._norm(v))
+        self.weight_g = nn.Parameter(g)
         self.bias = nn.Parameter(torch.zeros(out_channels))
 
     def _norm(self, v: Tensor) -> Tensor:

@@ -37,8 +37,8 @@ from ..pictures import is_diverged, save_grid, visible
 from ..progress import progress
 from ..sampling.auto import NetworkSampler
 from ..sampling.draw import Draw, Progress
+from ..sampling.image_files import write_images
 from ..sampling.ranks import DrawPart, draw_in_chunks
-from ..sampling.shards import write_images
 from ..smoothing import GaussianSmoothing
 
 STAGES: tuple[ReproductionStage, ...] = get_args(ReproductionStage)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from .._extension import cuda_obstacle, is_available
+from .._extension import cuda_obstacle, is_available, unavailable_reason
+from ..config import Precision
 from ..nn import PixelCNNpp
 from .cached import CachedSampler
-from .draw import Draw, Progress
+from .draw import Draw, Progress, chosen_seed
 from .sequential import draw_sequentially
 
 
@@ -29,22 +30,37 @@ def sample_images(
     *,
     height: int,
     width: int,
-    seed: int = 0,
+    seed: int | None = 0,
     first_index: int = 0,
     context: Tensor | None = None,
     temperature: float = 1.0,
     threads: int | None = None,
+    precision: Precision = "auto",
     progress: Progress | None = None,
 ) -> Tensor:
     """Draw n images: `CachedSampler` where it runs, else `sequential_sample`.
 
-    On a CUDA device the cached sampler computes in bfloat16, on the CPU in float32. Arguments,
-    result and errors are those of `CachedSampler.sample`; weights are packed anew at
+    precision: of the cached sampler; "auto" is bfloat16 on a CUDA device, float32 on the CPU. Other
+    arguments, result and errors are those of `CachedSampler.sample`; weights are packed anew at
     each call, which takes milliseconds for a small network: keep a `CachedSampler` to draw in many
     small calls.
     """
-    draw = Draw(n, seed, first_index, temperature=temperature, threads=threads)
+    draw = Draw(
+        n,
+        chosen_seed(seed),
+        first_index,
+        temperature=temperature,
+        threads=threads,
+        precision=precision,
+    )
     return NetworkSampler(model, (height, width)).draw(draw, progress, context)
+
+
+def resolved_precision(precision: Precision, device: torch.device) -> Precision:
+    """What the cached sampler computes in on `device`, "auto" resolved."""
+    if precision != "auto":
+        return precision
+    return "bfloat16" if device.type == "cuda" else "float32"
 
 
 class NetworkSampler:
@@ -56,20 +72,27 @@ class NetworkSampler:
     def __init__(self, model: PixelCNNpp, size: tuple[int, int]) -> None:
         self.model = model
         self.size = size
+        self._cached = cache(self._pack)
 
-    @cached_property
-    def _cached(self) -> CachedSampler | None:
-        if not has_cached_sampler(self.model):
-            return None
-        on_cuda = self.model.head.bias.device.type == "cuda"
-        return CachedSampler(self.model, torch.bfloat16 if on_cuda else torch.float32)
+    def _pack(self, precision: Precision) -> CachedSampler | None:
+        if has_cached_sampler(self.model):
+            resolved = resolved_precision(precision, self.model.head.bias.device)
+            return CachedSampler(self.model, getattr(torch, resolved))
+        if precision == "bfloat16":
+            reason = unavailable_reason() or cuda_obstacle() or "the weights are not float32"
+            raise ValueError(f"precision bfloat16 needs the cached sampler: {reason}")
+        return None
 
     def draw(
         self, draw: Draw, progress: Progress | None = None, context: Tensor | None = None
     ) -> Tensor:
-        """Draw a part of the drawing, as `sample_images` does."""
-        if self._cached is not None:
-            return self._cached.draw(draw, self.size, context, progress)
+        """Draw a part of the drawing, as `sample_images` does.
+
+        Raises ValueError for precision bfloat16 where the cached sampler cannot run.
+        """
+        cached = self._cached(draw.precision)
+        if cached is not None:
+            return cached.draw(draw, self.size, context, progress)
         before = torch.get_num_threads()
         torch.set_num_threads(draw.threads or before)
         try:

@@ -14,7 +14,7 @@ from ..nn import PixelCNNpp
 from ..nn.pixelcnnpp import is_given
 from .builder import build_program
 from .cuda import CudaDrawer
-from .draw import Draw, Progress, check_size
+from .draw import Draw, Progress, check_size, chosen_seed
 from .folding import as_float64
 
 InstructionSet = Literal["auto", "generic", "avx2", "avx512", "avx512bf16"]
@@ -75,7 +75,7 @@ class CachedSampler:
         n: int,
         height: int,
         width: int,
-        seed: int = 0,
+        seed: int | None = 0,
         first_index: int = 0,
         context: Tensor | None = None,
         temperature: float = 1.0,
@@ -100,7 +100,12 @@ class CachedSampler:
         before any work; MemoryError, or torch.cuda.OutOfMemoryError, if the caches do not fit.
         """
         draw = Draw(
-            n, seed, first_index, temperature=temperature, threads=threads, max_slice=max_slice
+            n,
+            chosen_seed(seed),
+            first_index,
+            temperature=temperature,
+            threads=threads,
+            max_slice=max_slice,
         )
         return self.draw(draw, (height, width), context, progress)
 

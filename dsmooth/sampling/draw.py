@@ -6,12 +6,14 @@ It is made and checked where a user asks for images; everything behind takes a `
 from __future__ import annotations
 
 import math
+import secrets
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, get_args
 
-from ..config import Method, Score, check_whole
+from ..config import Method, Precision, Score, check_whole
 from ..philox import split_seed
 
 # Called with the fraction that is done.
@@ -25,7 +27,8 @@ class Draw:
     method, score: of a pair, see `SmoothedPair.sample`. temperature: of every draw. threads: on the
     CPU, None for torch's setting. max_slice: images that a thread (a thread block) draws at a time
     at most, None for a size that suits the device. device: where the networks go to draw, None for
-    where they lie.
+    where they lie. precision: that the cached sampler computes in; "auto" is bfloat16 on a CUDA
+    device and float32 on the CPU.
     Raises ValueError, naming the field, for one out of range.
     """
 
@@ -38,6 +41,7 @@ class Draw:
     threads: int | None = None
     max_slice: int | None = None
     device: str | None = None
+    precision: Precision = "auto"
 
     def __post_init__(self) -> None:
         check_whole(self, ("count", "seed", "first_index", "threads", "max_slice"))
@@ -46,7 +50,11 @@ class Draw:
         split_seed(self.seed)
         if self.first_index < 0 or self.first_index + self.count > 2**63 - 1:
             raise ValueError(f"first_index must lie in 0 .. 2**63 - 1, got {self.first_index}")
-        for name, allowed in (("method", Method), ("score", Score)):
+        for name, allowed in (
+            ("method", Method),
+            ("score", Score),
+            ("precision", Precision),
+        ):
             if getattr(self, name) not in get_args(allowed):
                 raise ValueError(
                     f"{name} must be one of {', '.join(get_args(allowed))}, "
@@ -71,6 +79,15 @@ class Draw:
             "score": self.score,
             "temperature": self.temperature,
         }
+
+
+def chosen_seed(seed: int | None) -> int:
+    """`seed`; for None one from the operating system, which a line on stderr reports."""
+    if seed is not None:
+        return seed
+    seed = secrets.randbits(32)
+    print(f"dsmooth: drew seed {seed}; seed={seed} gives the same images again", file=sys.stderr)
+    return seed
 
 
 def check_size(size: tuple[int, int]) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..functional import logistic_mixture_sample
 from ..machine import check_memory
 from ..nn import PixelCNNpp
-from .draw import Draw, check_size
+from .draw import Draw, check_size, chosen_seed
 from .sequential import in_evaluation, pixel_uniforms, select_context
 
 # A continuous pixel has settled when it moves by no more than this, in roundings of its dtype.
@@ -31,7 +31,7 @@ def jacobi_sample(
     *,
     height: int,
     width: int,
-    seed: int = 0,
+    seed: int | None = 0,
     first_index: int = 0,
     context: Tensor | None = None,
     temperature: float = 1.0,
@@ -56,7 +56,7 @@ def jacobi_sample(
     another shape. Source: Song, Meng et al., Accelerating feedforward computation via parallel
     nonlinear equation solving (2021).
     """
-    draw = Draw(n, seed, first_index, temperature=temperature)
+    draw = Draw(n, chosen_seed(seed), first_index, temperature=temperature)
     size = height, width
     check_size(size)
     check_memory((n, model.config.image_channels, *size))

@@ -12,7 +12,7 @@ from ..machine import check_memory
 from ..nn import PixelCNNpp
 from ..nn.pixelcnnpp import Encoded
 from ..philox import Stream, image_words, to_uniform
-from .draw import Draw, Progress, check_size
+from .draw import Draw, Progress, check_size, chosen_seed
 
 
 def sequential_sample(
@@ -21,7 +21,7 @@ def sequential_sample(
     *,
     height: int,
     width: int,
-    seed: int = 0,
+    seed: int | None = 0,
     first_index: int = 0,
     context: Tensor | None = None,
     temperature: float = 1.0,
@@ -40,7 +40,7 @@ def sequential_sample(
     Raises ValueError for a count, size, seed or temperature out of range, and for a context that
     does not fit. Source: docs/math.md, section 3.
     """
-    draw = Draw(n, seed, first_index, temperature=temperature)
+    draw = Draw(n, chosen_seed(seed), first_index, temperature=temperature)
     return draw_sequentially(model, draw, (height, width), context)
 
 

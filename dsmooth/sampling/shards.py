@@ -1,10 +1,9 @@
-"""Images on disk: one .npz, or many numbered .npy files that a stopped run goes on with."""
+"""Images on disk as numbered .npy files: a stopped call goes on with them, a larger one adds."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -15,26 +14,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ..config import flatten
 from ..data.guard import guarded, open_regular
-from ..files import lock_folder, read_json, write_json, write_npz
+from ..files import lock_folder, read_json, write_json
 from .draw import Draw
 
 MANIFEST = "shards.json"
 SHARD_SIZE = 1000
 _DTYPE = np.dtype("<f4")
-
-
-def write_images(path: Path, x: Tensor, draw: Draw, asked: Mapping[str, Any] | None = None) -> None:
-    """Write the images x (N, C, H, W) of a draw as one compressed .npz: x, seed, first_index.
-
-    asked: what decides the images, kept beside them as JSON in "asked".
-    """
-    arrays = {
-        "x": x.numpy(force=True),
-        "seed": np.uint64(draw.seed),
-        "first_index": np.int64(draw.first_index),
-    }
-    write_npz(path, arrays if asked is None else {**arrays, "asked": np.array(json.dumps(asked))})
 
 
 @contextmanager
@@ -60,8 +47,9 @@ class Shards:
     Files shard_00000.npy, ... hold `size` images each, the last one the rest, as float32
     (size, *image_shape). The images lie on disk when `add` returns. After an interruption (Ctrl-C,
     a full disk, a killed process) the same folder says in `done` how many it has, to go on behind
-    them; the files are then those of an uninterrupted call. A file is complete in its last chunk:
-    until then it is shorter than its header says, and no reader takes it.
+    them; the files are then those of an uninterrupted call. So are those of a draw of more images
+    into the folder of a smaller one. A file is complete in its last chunk: until then it is shorter
+    than its header says, and no reader takes it.
 
     description: what decides the images beside their numbers (seed, temperature, hash of the
     weights); JSON values. It is kept in shards.json, with the SHA-256 of each file's images.
@@ -144,8 +132,12 @@ class Shards:
 
     def _header(self, shard: int) -> bytes:
         """The .npy header of a complete file."""
+        return self._header_of(self._length(shard))
+
+    def _header_of(self, count: int) -> bytes:
+        """The .npy header of `count` images; as long for any number of them, up to the size."""
         buffer = io.BytesIO()
-        shape = (self._length(shard), *self.image_shape)
+        shape = (count, *self.image_shape)
         np.lib.format.write_array_header_1_0(
             buffer, {"descr": _DTYPE.str, "fortran_order": False, "shape": shape}
         )
@@ -165,16 +157,16 @@ class Shards:
             write_json(manifest, {**self._drawing, "done": 0, "sha256": []})
             return 0
         found = read_json(manifest)
-        for key, value in self._drawing.items():
-            if found.get(key) != value:
-                raise ValueError(
-                    f"{self.folder} holds another drawing: its {key} is {found.get(key)!r}, not "
-                    f"{value!r}; choose another folder"
-                )
-        done, digests = found.get("done"), found.get("sha256")
+        n, done, digests = found.get("n"), found.get("done"), found.get("sha256")
+        check_drawing(self.folder, found, {**self._drawing, "n": n})
+        if type(n) is int and n > self.n:
+            raise ValueError(
+                f"{self.folder} holds a drawing of {n} images: ask for {n} or more, not {self.n}"
+            )
         if (
-            type(done) is not int
-            or not 0 <= done <= self.n
+            type(n) is not int
+            or type(done) is not int
+            or not 0 <= done <= n
             or not isinstance(digests, list)
             or len(digests) != -(-done // self.size)
         ):
@@ -186,12 +178,19 @@ class Shards:
         return done
 
     def _check(self, shard: int, count: int) -> Any:
-        """The running SHA-256 of the first `count` images of a file, whose header is checked."""
+        """The running SHA-256 of the first `count` images of a file, whose header is checked.
+
+        A header of fewer images, that of a smaller draw, becomes that of this one.
+        """
         header, path = self._header(shard), self._path(shard)
         digest = hashlib.sha256()
         with open_regular(path) as file:
-            if file.read(len(header)) != header:
-                raise damaged(path)
+            found = file.read(len(header))
+            if found != header:
+                if found not in map(self._header_of, range(1, self.size + 1)):
+                    raise damaged(path)
+                with open(path, "r+b") as writable:
+                    writable.write(header)
             left = count * self._image_bytes
             while piece := file.read(min(left, 1 << 20)):
                 digest.update(piece)
@@ -199,6 +198,27 @@ class Shards:
             if left or (count == self._length(shard) and file.read(1)):
                 raise damaged(path)
         return digest
+
+
+def check_drawing(folder: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Raise ValueError, naming each setting of a drawing that differs from that in `folder`."""
+    there = flatten(dict(found))
+    different = [
+        f"{name.removeprefix('description.')} {shortened(there.get(name))}, not {shortened(value)}"
+        for name, value in flatten(dict(asked)).items()
+        if there.get(name) != value
+    ]
+    if different:
+        raise ValueError(
+            f"{folder} holds another drawing: {'; '.join(different)}; choose another folder"
+        )
+
+
+def shortened(value: Any) -> str:
+    """A value for a message: of digests the first eight digits."""
+    if isinstance(value, list):
+        return "+".join(map(shortened, value))
+    return value[:8] if isinstance(value, str) and len(value) == 64 else str(value)
 
 
 def damaged(path: Path) -> ValueError:

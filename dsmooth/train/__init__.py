@@ -1,6 +1,27 @@
-"""Training of one model: p(x~), p(x | x~) or p(x)."""
+"""Training of one model: p(x~), p(x | x~) or p(x).
+
+`dsmooth.train(config, ...)` is `dsmooth.train.train`: this package can be called.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any
 
 from .loop import TrainResult, train
 from .readings import NonFiniteLoss
 
 __all__ = ["NonFiniteLoss", "TrainResult", "train"]
+
+
+class _Callable(ModuleType):
+    """A module that stands for its function `train`, as `import dsmooth.train` hides that name."""
+
+    __wrapped__ = staticmethod(train)
+
+    def __call__(self, *args: Any, **options: Any) -> TrainResult:
+        return train(*args, **options)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -33,7 +33,6 @@ def save_checkpoint(run: RunFolder, state: TrainState) -> None:
     metadata = {
         "images_seen": str(state.images_seen),
         "steps": str(state.steps),
-        "best_bits": repr(state.best_bits),
         "settings": json.dumps(asdict(state.config)),
         "sha256": digest(tensors),
     }
@@ -103,15 +102,10 @@ def _restore(path: Path, state: TrainState) -> None:
     tensors, metadata = _read(path)
     if "settings" in metadata:
         _check_settings(path, _settings(path, metadata["settings"]), state.config)
-    try:
-        best_bits = float(metadata["best_bits"])
-    except (KeyError, ValueError):
-        raise ValueError(f"{path} is not a training checkpoint") from None
     state.restore(
         tensors,
         images_seen=int(metadata["images_seen"]),
         steps=int(metadata["steps"]),
-        best_bits=best_bits,
         source=str(path),
     )
 

@@ -17,6 +17,7 @@ from ..runs import RunFolder
 from .readings import Reading
 
 RECORD_SECONDS = 1.0
+EARLY_IMAGES = 10_000  # samples may diverge before so many, whatever the settings
 
 
 class RunLog:
@@ -103,9 +104,11 @@ class RunLog:
         self.say(f"{images_seen:,} images · held out: {bits_per_dim:.3f} {self.loss_name}")
 
     def grid(self, images_seen: int, x: Tensor) -> None:
-        """Save a grid of samples; say so if they diverged, as those of an untrained model can."""
+        """Save a grid of samples; say so if they diverged, as those of an early model can."""
         if not x.isfinite().all():
-            self.say(f"{images_seen:,} images · samples diverged: no picture yet")
+            early = images_seen < max(EARLY_IMAGES, self.total // 2)
+            why = "too early for a picture" if early else "samples diverged: no picture"
+            self.say(f"{images_seen:,} images · {why}")
             return
         if self.writer is not None:
             self.writer.add_images("samples", (x.clamp(-1, 1) + 1) / 2, images_seen)

@@ -13,16 +13,18 @@ import torch
 
 from ..config import TrainConfig, flatten
 from ..data import ImageDataset, load_dataset
+from ..data.own import OWN, OwnData, split_own
 from ..distributed import agree, as_rank_0_has_it, meet, process_group, rank_and_size
 from ..files import lock_folder, save_weights
-from ..machine import default_device, use_threads
-from ..runs import RunFolder
+from ..machine import choose_device, default_device, use_threads
+from ..runs import RunFolder, default_folder
 from .checkpoint import load_checkpoint, save_checkpoint, stored_images
 from .held_out import evaluate, loss_name, sample_grid
 from .log import RunLog
 from .ranks import is_restarted
 from .state import TrainState, resolve_precision
 from .watch import Watch
+from .words import closing, opening
 
 
 @dataclass
@@ -36,19 +38,27 @@ class TrainResult:
 
 def train(
     config: TrainConfig,
-    folder: Path,
+    folder: str | Path | None = None,
     *,
+    dataset: OwnData | None = None,
+    match_channels: bool = False,
     resume: bool = False,
+    device: str = "auto",
     threads: int | None = None,
     tensorboard: bool = False,
 ) -> TrainResult:
     """Train one model, or go on with `resume`, and write everything into `folder`.
 
-    The folder gets the files of a `RunFolder`. SIGINT, SIGTERM and SIGHUP save a checkpoint and
-    return early. A resumed run must have the same settings; but with schedule="cooldown" its images
-    may become more or fewer until the learning rate begins to fall. threads: CPU threads, None for
-    torch's setting; sums are rounded in another order with another number. tensorboard: also write
-    event files, which needs the extra of that name.
+    The folder, by default runs/ROLE, gets the files of a `RunFolder`. dataset: images of one's own
+    instead of `config.data`: what `dsmooth.data.own_images` takes, of which one in ten is held out,
+    or a tuple (training images, held-out images). match_channels: take the model's image_channels
+    from the data. device: "auto" (a CUDA device if there is one), "cpu", "cuda" or "cuda:N".
+    threads: CPU threads, None for torch's setting; sums are rounded in another order with another
+    number. tensorboard: also write event files, which needs the extra of that name.
+
+    SIGINT, SIGTERM and SIGHUP save a checkpoint and return early. A resumed run must have the same
+    settings and data; but with schedule="cooldown" its images may become more or fewer until the
+    learning rate begins to fall.
 
     Under torchrun all processes call this and train together: each computes its share of every
     batch, and rank 0 writes. `folder` and the data must be there for all of them. A run that
@@ -57,21 +67,36 @@ def train(
     Raises ValueError or FileNotFoundError for data, settings or a folder that do not fit,
     NonFiniteLoss, naming step and seed, and ProcessLost if another process is gone.
     """
+    run = RunFolder(default_folder(config.role) if folder is None else Path(folder))
+    place = choose_device(default_device() if device == "auto" else device)
+    if dataset is not None:
+        config = replace(config, data=OWN, data_dir=None, download=False, image_size=None)
     with process_group():
-        return _train(config, RunFolder(Path(folder)), resume, threads, tensorboard)
+        return _train(config, run, dataset, match_channels, resume, place, threads, tensorboard)
 
 
 def _train(
-    config: TrainConfig, run: RunFolder, resume: bool, threads: int | None, tensorboard: bool
+    config: TrainConfig,
+    run: RunFolder,
+    dataset: OwnData | None,
+    match_channels: bool,
+    resume: bool,
+    device: torch.device,
+    threads: int | None,
+    tensorboard: bool,
 ) -> TrainResult:
     use_threads(threads)
     resume = resume or (is_restarted() and run.can_resume())
     if resume:
+        if match_channels:
+            config = with_channels(config, run.read_config()[0].model.image_channels)
         config = merge_with_run(config, run)
     else:
         check_new_run(run)
-    train_set, test_set = load_data(config)
-    device = torch.device(default_device())
+    train_set, test_set = load_data(config) if dataset is None else split_own(dataset)
+    if match_channels:
+        config = with_channels(config, train_set.image_channels)
+    check_channels(config, train_set)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     config = replace(config, precision=resolve_precision(config, device))
@@ -99,9 +124,15 @@ def _train(
             log = stack.enter_context(
                 RunLog(run, config, loss_name(config), state.images_seen, tensorboard)
             )
+            for line in opening(config, train_set, test_set, state.model, device):
+                log.say(line)
             if news:
                 log.say(news)
-        return _loop(state, test_set, run, log, stop)
+        result = _loop(state, test_set, run, log, stop)
+        if log is not None and result.interrupted is None:
+            for line in closing(config, run):
+                log.say(line)
+        return result
 
 
 def _loop(
@@ -150,12 +181,9 @@ def _score(state: TrainState, test_set: ImageDataset, run: RunFolder, log: RunLo
     """Bits/dim on the held-out images; the averaged weights and a grid of samples are saved."""
     state.check_finite()
     bits = evaluate(state, test_set)
-    best, state.best_bits = bits < state.best_bits, min(bits, state.best_bits)
     if log is None:
         return bits
     save_weights(state.averaged, run.weights)
-    if best:
-        save_weights(state.averaged, run.best_weights)
     log.evaluation(state.images_seen, bits)
     log.grid(state.images_seen, sample_grid(state, test_set))
     return bits
@@ -261,13 +289,21 @@ def load_data(config: TrainConfig) -> tuple[ImageDataset, ImageDataset]:
             image_size=config.image_size,
         )
 
-    train_set, test_set = load("train"), load("test")
+    return load("train"), load("test")
+
+
+def with_channels(config: TrainConfig, channels: int) -> TrainConfig:
+    """The settings with another image_channels of the model."""
+    return replace(config, model=replace(config.model, image_channels=channels))
+
+
+def check_channels(config: TrainConfig, train_set: ImageDataset) -> None:
+    """Raise ValueError if the data's channels are not those of the model."""
     if train_set.image_channels != config.model.image_channels:
         raise ValueError(
             f"{config.data} has {train_set.image_channels} channels, but the model's "
             f"image_channels is {config.model.image_channels}"
         )
-    return train_set, test_set
 
 
 @contextlib.contextmanager

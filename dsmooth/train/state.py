@@ -38,7 +38,6 @@ class TrainState:
         self.train_set = train_set
         self.device = device
         self.images_seen = self.steps = self.steps_read = 0
-        self.best_bits = math.inf
         self.autocast = torch.autocast(
             device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
         )
@@ -189,7 +188,6 @@ class TrainState:
         *,
         images_seen: int,
         steps: int,
-        best_bits: float,
         source: str,
     ) -> None:
         """Continue from what `tensors` gave. Raises ValueError, naming `source`, for others."""
@@ -198,7 +196,7 @@ class TrainState:
             part, _, rest = name.partition(".")
             parts.setdefault(part, {})[rest] = tensor
         load_state(self.model, parts["model"], source)
-        self.images_seen, self.best_bits = images_seen, best_bits
+        self.images_seen = images_seen
         self.steps = self.steps_read = steps
         self.position.fill_(images_seen)
         self.counter.fill_(steps)

@@ -57,7 +57,7 @@ def run(finished: RunFolder, tmp_path: Path) -> RunFolder:
 
 
 def assert_same_end(run: RunFolder, finished: RunFolder) -> None:
-    for name in ("checkpoint", "weights", "best_weights"):
+    for name in ("checkpoint", "weights"):
         mine, theirs = load_file(getattr(run, name)), load_file(getattr(finished, name))
         assert mine.keys() == theirs.keys()
         assert all(torch.equal(mine[key], theirs[key]) for key in mine), name
@@ -184,7 +184,6 @@ def test_foreign_tensors_are_named(run: RunFolder) -> None:
         ("images_seen", "-8"),
         ("images_seen", "9" * 5000),
         ("steps", "a"),
-        ("best_bits", "none"),
         ("settings", "[" * 100_000),
         ("settings", '{"role": 3}'),
         ("images_seen", None),
@@ -208,7 +207,7 @@ def test_moments_of_another_optimiser_are_refused(run: RunFolder) -> None:
 
 @pytest.mark.budget(150)
 def test_a_run_survives_being_killed_anywhere(finished: RunFolder, tmp_path: Path) -> None:
-    """At every change of a file in turn, and then at random moments: 60 kills and more."""
+    """At every change of a file in turn, and then at random moments: 54 kills and more."""
     script = Path(__file__).with_name("kill_training.py")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     result = subprocess.run(
@@ -221,4 +220,4 @@ def test_a_run_survives_being_killed_anywhere(finished: RunFolder, tmp_path: Pat
     )
     assert result.returncode == 0, result.stdout + result.stderr
     kills = int(result.stdout.split()[0])
-    assert kills >= 60
+    assert kills >= 54

@@ -1,0 +1,51 @@
+"""What a training run says at its start and at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from ..config import Role, TrainConfig
+from ..data import ImageDataset
+from ..nn import PixelCNNpp
+from ..runs import RunFolder
+
+
+def opening(
+    config: TrainConfig,
+    train_set: ImageDataset,
+    test_set: ImageDataset,
+    model: PixelCNNpp,
+    device: torch.device,
+) -> Iterator[str]:
+    """Lines that say what is trained on what, where, and in which precision."""
+    height, width = train_set.image_size
+    kind = "grey" if train_set.image_channels == 1 else "RGB"
+    yield (
+        f"{train_set.name}: {len(train_set):,} images to train on and {len(test_set):,} held out, "
+        f"{kind}, {height} x {width}; from {train_set.source}"
+    )
+    count = torch.get_num_threads()
+    threads = f" ({count} thread{'s' * (count > 1)})" if device.type == "cpu" else ""
+    number = sum(parameter.numel() for parameter in model.parameters())
+    yield f"{number:,} parameters; {device}{threads}, {config.precision}"
+
+
+def closing(config: TrainConfig, run: RunFolder) -> Iterator[str]:
+    """Lines that say what was written, and what can be done next."""
+    pictures = len(run.grids())
+    size = run.weights.stat().st_size / 1e6
+    beside = f" and {pictures} picture{'s' * (pictures > 1)} beside it" if pictures else ""
+    yield f"wrote {run.weights} ({size:.1f} MB){beside}"
+    yield f"next: {next_step(config.role, run.path)}"
+
+
+def next_step(role: Role, path: Path) -> str:
+    """A command that goes on from a finished run."""
+    if role == "noisy":
+        return f"train its denoiser, then dsmooth sample {path} DENOISER"
+    if role == "denoiser":
+        return f"dsmooth sample NOISY {path}, with the folder of its noisy model"
+    return f"dsmooth sample {path}, or dsmooth evaluate bpd {path}"

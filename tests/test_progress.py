@@ -1,0 +1,56 @@
+"""Progress in words and numbers that a person asked for."""
+
+from __future__ import annotations
+
+import pytest
+
+from dsmooth.evaluate.comparison import compare_images
+from dsmooth.evaluate.features import FeatureExtractor
+from dsmooth.progress import progress, significant
+from tests.helpers.data_makers import random_bytes
+
+pytestmark = pytest.mark.quick
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [
+        (12_812.0, 3, "12,800"),
+        (999.6, 3, "1,000"),
+        (131.4, 3, "131"),
+        (0.046812, 3, "0.0468"),
+        (-12_812.0, 4, "-12,810"),
+        (0.0, 3, "0"),
+    ],
+)
+def test_significant_digits(value: float, digits: int, text: str) -> None:
+    assert significant(value, digits) == text
+
+
+def test_the_unit_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("dsmooth.progress.LINE_SECONDS", 0.0)
+    with progress("training", 20, "epochs") as done:
+        done(4.5)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["training: 20 epochs", "training: 4/20"]
+    assert lines[2].startswith("training: done in ")
+
+
+def test_a_kernel_distance_counts_its_subsets(capsys: pytest.CaptureFixture[str]) -> None:
+    """Not subsets times their size, which is more images than there are."""
+    import torch
+
+    extractor = FeatureExtractor(
+        "own", "0" * 64, "none", torch.nn.Identity(), lambda x: (x.flatten(1).float(), None)
+    )
+    images = torch.from_numpy(random_bytes((64, 1, 2, 2)))
+    compare_images(images, images, extractor, subsets=3, subset_size=1000, progress=progress)
+    shown = [line for line in capsys.readouterr().out.splitlines() if "done in" not in line]
+    assert shown == [
+        "features of samples: 64 images",
+        "features of real images: 64 images",
+        "Fréchet distance on own: 64 images",
+        "Kernel distance on own: 3 subsets",
+    ]
