@@ -242,7 +242,7 @@ def _public(given: Arguments) -> list[Tensor]:
         skips or None,
         None if nin == (None, None) else nin,
         gains=gains,
-        **{name: given[name] for name in ("shift", "dropout", "seed", "layer")},
+        **{name: given[name] for name in ("shift", "dropout", "seed", *PLACE)},
         **by_impl,
     )
     return [y.detach(), *_with_gradients(y, given, given)]
