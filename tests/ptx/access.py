@@ -9,13 +9,13 @@ import numpy as np
 from tests.ptx.forms import Action, Modifiers, form, put, refuse
 from tests.ptx.lanes import DTYPES, Group, Registers
 from tests.ptx.layout import WORDS
-from tests.ptx.memory import ONCE, OPEN, SETTLED, Memory, spread
+from tests.ptx.memory import ONCE, OPEN, SETTLED, spread
 from tests.ptx.parse import SIZES, Instruction, Operand, UnknownForm
 
 SPACES = ("global", "shared", "local", "param", "const")
 HINTS = (
-    "weak", "volatile", "relaxed", "acquire", "release", "gpu", "cta", "sys", "nc", "ca", "cg", "cs",
-    "lu", "cv", "wb", "wt", "L1::evict_normal", "L1::evict_last", "L1::evict_first",
+    "weak", "volatile", "relaxed", "acquire", "release", "gpu", "cta", "sys", "nc", "ca", "cg",
+    "cs", "lu", "cv", "wb", "wt", "L1::evict_normal", "L1::evict_last", "L1::evict_first",
     "L1::evict_unchanged", "L1::no_allocate", "L2::64B", "L2::128B", "L2::256B", "L2::cache_hint",
     "L2::evict_first", "L2::evict_last",
 )  # fmt: skip

@@ -26,7 +26,8 @@ from tests.ptx.memory import OPEN, READABLE, Memory
 from tests.ptx.parse import Function, Instruction, Module, UnknownForm, Variable, parse
 from tests.ptx.races import Races
 
-KINDS = (access, bits, choices, conversions, floats, integers, matrices, warps)  # imported for the forms that they register
+# Imported for the forms that they register.
+KINDS = (access, bits, choices, conversions, floats, integers, matrices, warps)
 FIRST_LOCAL = 16
 
 

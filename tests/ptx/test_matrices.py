@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 
@@ -79,8 +77,7 @@ def product(
     count_c = 4 if c_type == "f32" else 2
     names = iter(f"%s{i}" for i in range(count_a + count_b + 4))
     first, second, third = (
-        [next(names) for _ in range(n)]
-        for n in (count_a, count_b, 4 if c_type == "f32" else 2)
+        [next(names) for _ in range(n)] for n in (count_a, count_b, 4 if c_type == "f32" else 2)
     )
     d = [f"%d{i}" for i in range(count_c)]
     lists = ", ".join("{" + ", ".join(names) + "}" for names in (d, first, second, third))

@@ -78,10 +78,12 @@ SAMPLER_FAULTS = [
     Fault("a constant of Philox is wrong", r"-766435501|-845247145|3528531795|3449720151",
           "1234567", ""),
     Fault("a pixel is stored beside its place",
-          r"(st\.f32|st\.global\.f32)(\s+\[%rd\d+)\]", r"\1\2+4]", "outside|already|nobody drew|race"),
+          r"(st\.f32|st\.global\.f32)(\s+\[%rd\d+)\]", r"\1\2+4]",
+          "outside|already|nobody drew|race"),
     Fault("a warp passes a barrier by", r"bar\.sync\s+0;",
           "{ .reg .pred %ps; .reg .b32 %ts; mov.u32 %ts, %tid.x; setp.lt.u32 %ps, %ts, 32;"
-          " @%ps bra $PASSED; bar.sync 0; $PASSED: }", "is reached by 224 of 256|different barr", 0),
+          " @%ps bra $PASSED; bar.sync 0; $PASSED: }",
+          "is reached by 224 of 256|different barr|race", 0),
 ]  # fmt: skip
 PREDICATED = r"@%p\d+ (ld\.global[^;]*;)"
 TRITON_FAULTS = [
