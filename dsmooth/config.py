@@ -178,7 +178,8 @@ class TrainConfig:
     clip_norm: float | None = None
     """Largest norm of the gradient; None for no clipping."""
     ema: float = 0.9995
-    """Largest decay of the moving average of weights; 0 for no average."""
+    """Largest decay of the moving average of weights; 0 for no average. The average reaches back
+    1 / (1 - ema) steps, which should be few beside those in which the rate falls."""
     data_init: bool = True
     """Whether to set scales and biases from the first batch (data-dependent init)."""
     precision: Precision = "auto"

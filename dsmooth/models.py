@@ -14,7 +14,9 @@ from torch import Tensor
 from .config import Role
 from .nn import PixelCNNpp
 from .pair import PairSampler, SmoothedPair, is_saved_pair
-from .runs import RunFolder
+from .pretrained import find
+from .pretrained import names as packaged_names
+from .runs import RunFolder, runs_of_pair
 from .sampling.auto import NetworkSampler
 from .sampling.draw import Draw, Progress
 from .sampling.ranks import draw_in_chunks
@@ -114,13 +116,14 @@ class Models:
 def load_models(folders: Sequence[Path]) -> Models:
     """Read a pair and perhaps a plain model, or a single model that can draw, onto the CPU.
 
-    folders: a saved pair, or the run folders of a noisy model and of its denoiser, in any order;
-    beside either the run folder of a plain model. Or the run of a noisy or a plain model alone.
+    folders: a saved pair, or the run folders of a noisy model and of its denoiser, in any order,
+    or a name or folder of both (see `find_models`); beside either the run folder of a plain model.
+    Or the run of a noisy or a plain model alone.
     Raises FileNotFoundError or ValueError, naming the folder, for anything else.
     """
     runs: dict[Role, RunFolder] = {}
     pair: SmoothedPair | None = None
-    for run in map(RunFolder, folders):
+    for run in map(RunFolder, find_models(folders)):
         if is_saved_pair(run.path):
             if pair is not None:
                 raise ValueError(f"{EXPECTED}; got two saved pairs")
@@ -164,9 +167,24 @@ def _with_single(pair: SmoothedPair | None, runs: Mapping[Role, RunFolder]) -> M
     return Models(networks, pair, size, runs)
 
 
+def find_models(names: Sequence[Path]) -> list[Path]:
+    """Saved pairs and run folders behind what a user names.
+
+    A name of the package's own models, and a folder with the runs `noisy` and `denoiser` in it,
+    stand for these two runs. Raises FileNotFoundError for what is not there.
+    """
+    found: list[Path] = []
+    for folder in map(find, names):
+        runs = None if is_saved_pair(folder) else runs_of_pair(folder)
+        found += runs or [folder]
+    return found
+
+
 def is_model(path: Path) -> bool:
-    """Whether `path` is a run folder or a saved pair."""
-    return is_saved_pair(path) or RunFolder(path).config.is_file()
+    """Whether `path` names models: a run folder, a saved pair, or what stands for two runs."""
+    if not path.exists():
+        return str(path) in packaged_names()
+    return is_saved_pair(path) or RunFolder(path).config.is_file() or runs_of_pair(path) is not None
 
 
 def weights_digest(model: PixelCNNpp) -> str:

@@ -18,7 +18,8 @@ from .config import Method, ModelConfig, Precision, Score, SmoothingKind, struct
 from .files import read_json, save_weights, write_json
 from .nn import PixelCNNpp
 from .nn.weights import load_network
-from .runs import RunFolder
+from .pretrained import find
+from .runs import RunFolder, runs_of_pair
 from .sampling.auto import NetworkSampler
 from .sampling.draw import Draw, Progress, chosen_seed, share_of_progress
 from .smoothing import GaussianSmoothing, Smoothing, make_smoothing
@@ -242,12 +243,17 @@ class SmoothedPair(nn.Module):
         return cls(noisy_model, denoiser_model, smoothing, size).eval()
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> SmoothedPair:
-        """Read what `save_pretrained` wrote; both models in evaluation mode, on the CPU.
+    def from_pretrained(cls, name: str | Path) -> SmoothedPair:
+        """Read a pair by its name or folder; both models in evaluation mode, on the CPU.
 
-        Raises FileNotFoundError or ValueError, naming the file, for a folder that is not a pair.
+        name: "mnist", the pair that comes with the package; a folder that `save_pretrained` wrote;
+        or one with the runs `noisy` and `denoiser` in it, such as that of `dsmooth reproduce`.
+        Raises FileNotFoundError or ValueError, naming the file, for anything else.
         """
-        folder = Path(folder)
+        folder = find(name)
+        runs = None if is_saved_pair(folder) else runs_of_pair(folder)
+        if runs is not None:
+            return cls.from_runs(*runs)
         path = folder / CONFIG_FILE
         values = read_json(path)
         values.pop("dsmooth", None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,21 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
     picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
     picture.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
+
+
+def save_side_by_side(pictures: Sequence[Tensor], path: Path) -> None:
+    """Write the first images of each of `pictures`, (N, C, H, W), as grids in a row.
+
+    A grid has 8 images in each of up to 8 rows. Raises ValueError for fewer than 8 images.
+    """
+    rows = min(8, *(len(x) // 8 for x in pictures))
+    if rows < 1:
+        raise ValueError("each picture needs at least 8 images")
+    blocks = [visible(x[: 8 * rows]).unflatten(0, (rows, 8)) for x in pictures]
+    gap = torch.full_like(blocks[0][:, :1], BORDER / 127.5 - 1)
+    row = [part for block in blocks for part in (gap, block)][1:]
+    grid = torch.cat(row, dim=1)
+    write_atomically(path, grid_png(grid.flatten(0, 1), columns=grid.shape[1]))
 
 
 def save_grid(x: Tensor, path: Path) -> None:

@@ -162,12 +162,13 @@ class RunFolder:
             os.replace(self.config, self.settings)
 
 
-# The numbers of an entry of the log, by its event; "loss" of "start" is text.
+# The numbers of an entry of the log and its text, by its event. A note is written by hand.
 _NUMBERS = {
     "start": ("total",),
     "step": ("bits_per_dim", "images_per_second"),
     "evaluation": ("bits_per_dim",),
 }
+_TEXTS = {"start": "loss", "note": "text"}
 
 
 def read_entry(line: bytes) -> dict[str, Any] | None:
@@ -180,8 +181,14 @@ def read_entry(line: bytes) -> dict[str, Any] | None:
         return None
     names = ("images", "seconds", *_NUMBERS.get(entry["event"], ()))
     numbers = all(type(entry.get(name)) in (int, float) for name in names)
-    named = entry["event"] != "start" or isinstance(entry.get("loss"), str)
-    return entry if numbers and named else None
+    text = _TEXTS.get(entry["event"])
+    return entry if numbers and (text is None or isinstance(entry.get(text), str)) else None
+
+
+def runs_of_pair(folder: Path) -> tuple[Path, Path] | None:
+    """The runs `noisy` and `denoiser` in `folder`, as `dsmooth reproduce` leaves them, if any."""
+    noisy, denoiser = folder / "noisy", folder / "denoiser"
+    return (noisy, denoiser) if RunFolder(noisy).is_run() and RunFolder(denoiser).is_run() else None
 
 
 def default_folder(role: Role) -> Path:

@@ -36,7 +36,7 @@ FLOORS = (
     ("nn",),
     ("functional",),
     ("kernels",),
-    ("distributed", "machine", "presets"),
+    ("distributed", "machine", "presets", "pretrained"),
     ("philox", "files", "config", "progress", "_extension"),
     ("_version", "_C"),
 )

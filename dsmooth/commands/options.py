@@ -67,8 +67,9 @@ class Sample:
     torchrun several processes (and GPUs) draw the same images together.
     """
 
-    models: Folders
-    """A saved pair, or the run folders of a noisy model and of its denoiser, or one run folder."""
+    models: Folders = (Path("mnist"),)
+    """mnist, the pair that comes with the package; a saved pair; the run folders of a noisy model
+    and of its denoiser, or a folder with both; or one run folder."""
     count: Annotated[int, arg(aliases=["-n"])] = 64
     """Number of images."""
     out: tuple[Path, ...] = (Path("samples.png"),)
@@ -106,8 +107,8 @@ class BitsOptions:
     """
 
     models: Folders
-    """A saved pair, or the run folders of a noisy model and of its denoiser; or that of a plain
-    model."""
+    """A saved pair, or the run folders of a noisy model and of its denoiser, or a folder with both;
+    mnist is the pair that comes with the package. Or the run folder of a plain model."""
     plain: Path | None = None
     """Run folder of a plain PixelCNN++ to score beside the pair."""
     data: str | None = None
@@ -145,7 +146,7 @@ class FrechetOptions:
 
     samples: Folders
     """Images to score: those of a .npz, a .npy, a folder of .npy shards or of image files; or drawn
-    from a saved pair, the run folders of a noisy model and of its denoiser, or one run folder."""
+    from models as `dsmooth sample` takes them."""
     count: Annotated[int | None, arg(aliases=["-n"])] = None
     """Samples to draw (1,000 by default), or the first of a file (all by default)."""
     extractor: str = "mnist-classifier"
@@ -222,7 +223,8 @@ class Probe:
     """
 
     models: Folders
-    """A saved pair, or the run folders of a noisy model and of its denoiser."""
+    """A saved pair, or the run folders of a noisy model and of its denoiser, or a folder with both;
+    mnist is the pair that comes with the package."""
     settings: OmitArgPrefixes[ProbeSettings]
     """What the probes see, and how long they train."""
     data: str | None = None
@@ -237,25 +239,28 @@ class Probe:
 
 @dataclass(frozen=True)
 class Reproduce:
-    """The whole paper in one command: train, draw, measure, probe, and write report.html.
+    """The whole paper in one command: draw, measure, probe, and write report.html.
 
-    Trains a pair and a plain baseline, or takes --models. Stages whose results are in the folder
-    already are skipped, so a stopped call can be repeated. Under torchrun several processes (and
-    GPUs) share every stage.
+    Takes the models that come with the package, or --models, or trains a pair and a plain baseline
+    --from-scratch. Stages whose results are in the folder already are skipped, so a stopped call
+    can be repeated. Under torchrun several processes (and GPUs) share every stage.
     """
 
     out: Path = Path("reproduction")
     """Folder for runs, pictures, results.json and report.html."""
-    preset: Annotated[str, arg(help=PRESET_HELP, metavar="|".join(PRESETS))] = DEFAULT_PRESET
+    from_scratch: Flag = False
+    """Train all models first; so do --preset and --budget."""
+    preset: Annotated[str | None, arg(help=PRESET_HELP, metavar="|".join(PRESETS))] = None
     budget: float | None = None
     """Minutes of training in all (8 by default); noisy model and denoiser train side by side."""
     models: Annotated[tuple[Path, ...], arg(help_behavior_hint="")] = ()
-    """Take these instead of training: a saved pair, or the run folders of a noisy model and of its
-    denoiser; and perhaps that of a plain model."""
+    """Take these models: a saved pair, or the run folders of a noisy model and of its denoiser, or
+    a folder with both; and perhaps the run folder of a plain model."""
     only: ReproductionStage | None = None
     """Do one stage again, whether done before or not, and no other."""
     data: str | None = None
-    """Data set for --models; by default that of their runs, mnist for a saved pair."""
+    """Data set for models that are not trained here; by default that of their runs, mnist for a
+    saved pair."""
     data_dir: str | None = None
     """Folder of the full data set; without one, the embedded MNIST subset."""
     download: Flag = False

@@ -7,7 +7,7 @@ network; see features.py for what else can stand in its place.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,21 @@ def frechet_distance(
     root = torch.linalg.svdvals(a.T @ b).sum()
     squares = (first - second).square().sum() + a.square().sum() + b.square().sum()
     return max(0.0, float(squares - 2 * root))
+
+
+def limit_of_distances(counts: Sequence[int], distances: Sequence[float]) -> float:
+    """The distance at infinitely many samples: the intercept of a line in 1 / count.
+
+    counts: at least two different numbers of samples; distances: those of so many. A finite sample
+    makes the distance too large by about c / count. Source: Chong & Forsyth (CVPR 2020).
+    Raises ValueError for other counts.
+    """
+    if len(counts) != len(distances) or len(set(counts)) < 2 or min(counts) < 2:
+        raise ValueError(f"counts must be at least two numbers above 1, got {list(counts)}")
+    x = 1 / torch.tensor(counts, dtype=torch.float64)
+    y = torch.tensor(distances, dtype=torch.float64)
+    slope = ((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()
+    return float(y.mean() - slope * x.mean())
 
 
 def _as_float64(name: str, value: Tensor | ArrayLike) -> Tensor:

@@ -57,14 +57,16 @@ def probe_pair(
     settings: ProbeSettings,
     path: Path,
     *,
+    controls: bool = True,
     replace_other: bool = False,
 ) -> dict[str, Any]:
     """Accuracy of a linear probe after each block of both networks, and of the controls.
 
-    The controls are the pixels themselves and networks of the same shapes with untrained weights.
-    The result is written to `path` as JSON after each of these. A later call with the same settings
-    goes on from there. Features lie in the folder of `path` while they are needed. Their files have
-    no name, so nothing is left however the call ends.
+    The controls are the pixels themselves and networks of the same shapes with untrained weights;
+    without `controls` the pixels alone. The result is written to `path` as JSON after each of
+    these. A later call with the same settings goes on from there. Features lie in the folder of
+    `path` while they are needed. Their files have no name, so nothing is left however the call
+    ends.
     replace_other: overwrite a result of other settings or weights.
     Raises ValueError for data without labels or of another shape than the pair's and for another
     result in `path`, OSError where the disk has no room for the features. Under torchrun all
@@ -84,7 +86,7 @@ def probe_pair(
         unit = "fraction classified correctly"
         results = {"unit": unit, "asked": asked, "accuracy": {}}
     probing = Probing(pair.smoothing, splits, settings, path.parent)
-    for subject in probing.subjects(pair):
+    for subject in probing.subjects(pair, controls):
         if as_rank_0_has_it(subject.name not in results["accuracy"]):
             accuracy = probing.probe(subject)
             if accuracy is not None:
@@ -149,13 +151,13 @@ class Probing:
     settings: ProbeSettings
     folder: Path
 
-    def subjects(self, pair: SmoothedPair) -> Iterator[Subject]:
-        """Both networks, then the controls."""
+    def subjects(self, pair: SmoothedPair, controls: bool) -> Iterator[Subject]:
+        """Both networks, then the pixels, and with `controls` untrained networks."""
         networks = {"noisy": pair.noisy, "denoiser": pair.denoiser}
         for name, network in networks.items():
             yield Subject(name, network)
         yield Subject(PIXELS, None)
-        for name, network in networks.items():
+        for name, network in networks.items() if controls else ():
             yield Subject(f"untrained-{name}", self.untrained(network))
 
     def untrained(self, network: PixelCNNpp) -> PixelCNNpp:

@@ -16,6 +16,7 @@ from ..data import ImageDataset, load_dataset, to_bytes
 from ..data.folder import SUFFIXES, read_every_image
 from ..data.guard import guarded, open_regular
 from ..data.npz import read_npz
+from ..models import find_models
 from ..pictures import is_diverged
 from ..progress import progress
 from ..runs import first_config
@@ -58,7 +59,7 @@ def choose_data(
     Without either it is mnist: a saved pair does not know its data.
     """
     directory = None if data_dir is None else str(data_dir)
-    config = first_config(folders)
+    config = first_config(find_models(folders))
     if config is not None and name in (None, config.data):
         return DataChoice(
             config.data, directory or config.data_dir, image_size or config.image_size

@@ -14,6 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from ..files import write_atomically
+from ..pretrained import TITLE
+from .growth import growth_section
 from .sections import (
     curves_section,
     denoising_section,
@@ -31,6 +33,11 @@ from .tables import (
 )
 from .template import PAGE
 
+GUIDE = (
+    "As a guide: with the settings of mnist-quick, 64,000 images for the noisy model and 53,000 "
+    "for the denoiser (8 minutes on two CPU cores) gave a bound of 1.056 bits/dim, and about five "
+    "cells in six read as a digit."
+)
 NOISE_NAMES = {"gaussian": "Gaussian", "laplace": "Laplace", "uniform": "uniform"}
 
 
@@ -54,6 +61,7 @@ def write_report(
         "Receptive fields": receptive_section(results),
         "Beside the paper": paper_section(results),
         "Training curves": curves_section(results, histories),
+        "What more training buys": growth_section(results, histories),
         "Better samples": paragraphs(advice(results)),
         "How this was made": paragraphs(making(results)),
         "Settings": settings_section(results),
@@ -125,6 +133,12 @@ def making(results: Mapping[str, Any]) -> list[str]:
 def advice(results: Mapping[str, Any]) -> list[str]:
     """Sentences on the training so far and on more of it; commands stand in backquotes."""
     runs, data, budget = results["runs"], results["data"], results["budget_minutes"]
+    if results["name"] == TITLE:
+        return [
+            "These models come with dsmooth. `dsmooth/pretrained/mnist/README.md` is their card, "
+            "with the numbers of all 10,000 test images.",
+            f"`dsmooth reproduce --from-scratch --out from-scratch` trains a pair here. {GUIDE}",
+        ]
     sentences = []
     if budget:
         fewest = min(runs["noisy"]["images"], runs["denoiser"]["images"])
@@ -134,24 +148,19 @@ def advice(results: Mapping[str, Any]) -> list[str]:
             "sketch."
         )
     if data["name"] == "mnist":
-        sentences.append(
-            "As a guide: with the settings of mnist-quick, 64,000 images for the noisy model and "
-            "53,000 for the denoiser (8 minutes on two CPU cores) gave a bound of 1.056 bits/dim, "
-            "and about five cells in six read as a digit."
-        )
+        sentences.append(GUIDE)
     longer = max(60, round(8 * budget)) if budget else 60
+    command = f"`dsmooth reproduce --budget {longer} --out reproduction-{longer}"
     if data["embedded_subset"]:
         sentences.append(
-            f"Quality is a matter of images seen. `dsmooth reproduce --budget {longer} "
-            f"--out reproduction-{longer} --data-dir mnist --download` trains for {longer} minutes "
-            "on all 60,000 images of MNIST, after fetching them; a long run on the embedded "
-            f"{data['train_images']:,} alone would begin to learn them by heart."
+            f"Quality is a matter of images seen. {command} --data-dir mnist --download` trains "
+            f"for {longer} minutes on all 60,000 images of MNIST, after fetching them; a long run "
+            f"on the embedded {data['train_images']:,} alone would begin to learn them by heart."
         )
     else:
         sentences.append(
-            f"Quality is a matter of images seen: `dsmooth reproduce --budget {longer} "
-            f"--out reproduction-{longer}`, with the other options unchanged, trains for "
-            f"{longer} minutes."
+            f"Quality is a matter of images seen: {command}`, with the other options unchanged, "
+            f"trains for {longer} minutes."
         )
     return sentences
 

@@ -78,6 +78,25 @@ def curve_png(entries: Sequence[Mapping[str, Any]], *, dark: bool) -> bytes:
     return png(canvas)
 
 
+def growth_png(curves: Mapping[str, Sequence[tuple[int, float]]], *, dark: bool) -> bytes:
+    """Bits/dim of "pair" and "plain" against images seen, both axes logarithmic, as PNG."""
+    from matplotlib.ticker import EngFormatter, FormatStrFormatter, NullFormatter
+
+    colours = Colours.of(dark)
+    canvas, axes = blank(colours)
+    for (name, curve), colour in zip(curves.items(), (colours.line, colours.dots), strict=True):
+        axes.loglog(*zip(*curve, strict=True), "o-", color=colour, label=name, markersize=3)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        which(FormatStrFormatter("%.2f"))
+    axes.tick_params(which="minor", colors=colours.text)
+    axes.set_xlabel("images seen", color=colours.text)
+    axes.set_ylabel("bits/dim", color=colours.text)
+    axes.legend(frameon=False, labelcolor=colours.text)
+    return png(canvas)
+
+
 def running_mean(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
     """Each value replaced by the mean of the 2 % of points around it."""
     reach = len(points) // 100

@@ -193,11 +193,9 @@ def paper_probes(results: Mapping[str, Any]) -> list[str]:
     return rows
 
 
-def settings_section(results: Mapping[str, Any]) -> str:
-    """Settings of the runs side by side; a dash where a model has none, or none is recorded."""
-    runs = results["runs"]
-    titles = "".join(f'<th scope="col">{role.capitalize()}</th>' for role in runs)
-    lines = []
+def settings_rows(runs: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """(setting, its value in each run); a dash where a model has none, or none is recorded."""
+    rows = []
     for key, words in SETTINGS:
         values = []
         for role, run in runs.items():
@@ -209,8 +207,18 @@ def settings_section(results: Mapping[str, Any]) -> str:
             absent = role == "plain" and key in ("smoothing", "scale", "clean_noise")
             values.append("–" if absent else setting_words(value))
         if set(values) != {"–"}:
-            cells = "".join(f"<td>{escape(v)}</td>" for v in values)
-            lines.append(f'<tr><th scope="row">{escape(words)}</th>{cells}</tr>')
+            rows.append((words, values))
+    return rows
+
+
+def settings_section(results: Mapping[str, Any]) -> str:
+    """Settings of the runs side by side."""
+    runs = results["runs"]
+    titles = "".join(f'<th scope="col">{role.capitalize()}</th>' for role in runs)
+    lines = []
+    for words, values in settings_rows(runs):
+        cells = "".join(f"<td>{escape(v)}</td>" for v in values)
+        lines.append(f'<tr><th scope="row">{escape(words)}</th>{cells}</tr>')
     return (
         '<div class="scroll"><table class="settings"><thead><tr><th scope="col">Setting</th>'
         f"{titles}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"

@@ -89,14 +89,14 @@ class Given:
 
     folders: a saved pair, or the run folders of a noisy model and of its denoiser; beside either
     the run folder of a plain model. data, data_dir: which images; by default those of the runs, and
-    the embedded MNIST subset for a saved pair.
+    the embedded MNIST subset for a saved pair. name: what they are, for the report.
     """
 
     folders: tuple[Path, ...]
     data: str | None = None
     data_dir: str | None = None
     seed: int = 0
-    name: ClassVar[str] = "models that were given"
+    name: str = "models that were given"
     budget: ClassVar[None] = None
 
     def load_data(self, models: Models) -> tuple[ImageDataset, ImageDataset]:

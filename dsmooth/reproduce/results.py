@@ -91,6 +91,7 @@ def describe_model(
         "passes_over_training_set": round((config.images or 0) / len(train_set), 2),
         "training_seconds": training_seconds(entries),
         "loss": loss_name(config),
+        "notes": [e["text"] for e in entries if e["event"] == "note"],
         "held_out_bits_per_dim": scores[-1],
         "held_out_images": min(config.evaluation_images, len(test_set)),
     }

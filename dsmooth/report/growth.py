@@ -1,0 +1,106 @@
+"""What more training buys: bits/dim against images seen, the pair beside the plain model."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from .html import figure
+from .plots import growth_png
+from .tables import number, row, table
+
+Curve = Sequence[tuple[int, float]]  # (images seen, bits/dim), in order
+
+
+def growth_section(
+    results: Mapping[str, Any], histories: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> str:
+    """A figure of the held-out bits/dim of all three runs, and a table at equal cost."""
+    curves = held_out_curves(results, histories)
+    if curves is None:
+        return ""
+    light, dark = (growth_png(curves, dark=dark) for dark in (False, True))
+    gains = {name: gain_of_doubling(curve) for name, curve in curves.items()}
+    words = "; ".join(
+        f"{name}, {number(-gain)} bits/dim" for name, gain in gains.items() if gain is not None
+    )
+    text = (
+        "Averaged weights on held-out images, both axes logarithmic. The pair's bound is the sum "
+        "of both networks' losses at the same number of images less the entropy of the noise."
+    )
+    if words:
+        text += f" The last doubling of the images took off: {words}."
+    picture = figure(
+        light, f"Bits/dim against images seen. {text}", "Bits/dim against images", text, dark
+    )
+    return f'<div class="grid curves">{picture}</div>{equal_cost_table(curves)}'
+
+
+def held_out_curves(
+    results: Mapping[str, Any], histories: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> dict[str, Curve] | None:
+    """The pair's bound and the plain model's bits/dim; None without three runs of such numbers.
+
+    Both are of the probability of bytes, so they may be compared.
+    """
+    runs = results["runs"]
+    if not {"noisy", "denoiser", "plain"} <= histories.keys():
+        return None
+    noisy, denoiser, plain = (evaluations(histories[r]) for r in ("noisy", "denoiser", "plain"))
+    settings = runs["noisy"]["settings"]
+    likelihoods = {runs[r]["settings"]["model"]["likelihood"] for r in ("denoiser", "plain")}
+    if settings["smoothing"] != "gaussian" or likelihoods != {"discretized"}:
+        return None
+    entropy = 0.5 * math.log2(2 * math.pi * math.e * settings["scale"] ** 2)
+    last = min((curve[-1][0] if curve else 0) for curve in (noisy, denoiser))
+    pair = [
+        (n, at(noisy, n) + value - entropy)
+        for n, value in denoiser
+        if noisy and noisy[0][0] <= n <= last
+    ]
+    return {"pair": pair, "plain": plain} if len(pair) > 1 and len(plain) > 1 else None
+
+
+def evaluations(entries: Sequence[Mapping[str, Any]]) -> Curve:
+    """(images seen, held-out bits/dim) of a log."""
+    return [(e["images"], e["bits_per_dim"]) for e in entries if e["event"] == "evaluation"]
+
+
+def at(curve: Curve, images: float) -> float:
+    """The curve at a number of images inside it, by a line in the logarithm of the images."""
+    for (n0, v0), (n1, v1) in itertools.pairwise(curve):
+        if n0 <= images <= n1:
+            share = math.log(images / n0) / math.log(n1 / n0)
+            return v0 + share * (v1 - v0)
+    return curve[0][1] if images < curve[0][0] else curve[-1][1]
+
+
+def gain_of_doubling(curve: Curve) -> float | None:
+    """Bits/dim that the last doubling of the images took off; None for a shorter curve."""
+    last = curve[-1][0]
+    return at(curve, last / 2) - curve[-1][1] if curve[0][0] <= last / 2 else None
+
+
+def equal_cost_table(curves: Mapping[str, Curve]) -> str:
+    """Pair and plain model at equal images, and at equal compute: a pair trains two networks."""
+    pair, plain = curves["pair"], curves["plain"]
+    images = min(pair[-1][0], plain[-1][0])
+    if images / 2 < max(pair[0][0], plain[0][0]):
+        return ""
+    rows = [
+        row("Plain model", f"{images:,} images", number(at(plain, images)), total=True),
+        row("Pair, equal images", f"{images:,} for each network", number(at(pair, images))),
+        row(
+            "Pair, equal compute",
+            f"{images // 2:,} for each network, read off the curve of the longer run",
+            number(at(pair, images / 2)),
+        ),
+    ]
+    text = (
+        "Held-out bits/dim during training; the pair's is a bound. What a run had reached halfway "
+        "is worse than a run of half the length, whose rate would have been taken down by then."
+    )
+    return table(("Training", "bits/dim"), rows) + f"<p>{escape(text)}</p>"

@@ -1,0 +1,135 @@
+"""Packaged models: found by name, small, and with a card whose numbers are those of the weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from dsmooth.config import ProbeSettings
+from dsmooth.data import load_dataset
+from dsmooth.evaluate.frechet import limit_of_distances
+from dsmooth.evaluate.probe import first_images
+from dsmooth.models import find_models, is_model, load_models
+from dsmooth.pair import SmoothedPair
+from dsmooth.pretrained import DEFAULT, find, names
+from dsmooth.report.card import render_card, summary
+from dsmooth.reproduce.card import CardSizes, measure_slice, write_card
+from dsmooth.runs import RunFolder
+from tests.helpers.command_runs import run, save_run
+
+LARGEST = 12e6  # bytes of all packaged models
+PROBES = ProbeSettings(train_images=60, test_images=30, epochs=1, pooling="mean")
+
+
+def tiny_models(folder: Path) -> Path:
+    """Runs of untrained models of digits, as training leaves them."""
+    folder.mkdir()
+    for role in ("noisy", "denoiser", "plain"):
+        log = RunFolder(save_run(folder / role, role, size=28)).log
+        entries = (
+            {"event": "start", "images": 0, "seconds": 0.0, "total": 1, "loss": "bits/dim"},
+            {"event": "evaluation", "images": 1, "seconds": 1.0, "bits_per_dim": 8.0},
+            {"event": "end", "images": 1, "seconds": 1.0},
+        )
+        log.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    return folder
+
+
+def test_a_pair_by_its_name() -> None:
+    assert DEFAULT in names()
+    pair = SmoothedPair.from_pretrained(DEFAULT)
+    x = pair.sample(2, seed=0)
+    assert x.shape == (2, 1, 28, 28)
+    again = SmoothedPair.from_pretrained(find(DEFAULT))
+    assert torch.equal(again.sample(2, seed=0), x)
+
+
+def test_a_name_stands_for_both_runs() -> None:
+    folder = find(DEFAULT)
+    assert find_models([Path(DEFAULT)]) == [folder / "noisy", folder / "denoiser"]
+    assert is_model(Path(DEFAULT))
+    assert not is_model(Path("no-such-models"))
+    assert set(load_models([Path(DEFAULT), folder / "plain"]).networks) == {
+        "noisy",
+        "denoiser",
+        "plain",
+    }
+
+
+def test_a_folder_goes_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / DEFAULT).mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert find(DEFAULT) == Path(DEFAULT)
+
+
+def test_a_name_that_is_nothing() -> None:
+    with pytest.raises(FileNotFoundError, match=rf"no no-such-models.*it has .*{DEFAULT}"):
+        SmoothedPair.from_pretrained("no-such-models")
+
+
+def test_packaged_models_are_small_and_know_no_path() -> None:
+    files = [path for path in find(DEFAULT).rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= LARGEST
+    for path in files:
+        if path.suffix == ".json":
+            assert json.loads(path.read_text()).get("data_dir") is None
+
+
+def test_the_card_is_of_these_weights() -> None:
+    folder = find(DEFAULT)
+    card = json.loads((folder / "card.json").read_text())
+    assert (folder / "README.md").read_text() == render_card(card)
+    readme = Path(__file__).parents[1] / "README.md"
+    if readme.exists():
+        assert summary(card) in readme.read_text()
+    models = load_models([folder, folder / "plain"])
+    assert models.digests() == card["weights_sha256"]
+    again = measure_slice(models, card["seed"])
+    assert again == pytest.approx(card["slice"], abs=1e-4)
+
+
+def test_sample_without_models_takes_the_packaged_pair(tmp_path: Path) -> None:
+    assert run("sample", "-n", "2", "--out", str(tmp_path / "x.png")) == 0
+    assert (tmp_path / "x.png").is_file()
+
+
+@pytest.mark.slow
+def test_a_card_is_measured_and_goes_on(tmp_path: Path) -> None:
+    folder = tiny_models(tmp_path / "models")
+    train_set, test_set = (
+        first_images(load_dataset("mnist", split), 200) for split in ("train", "test")
+    )
+    sizes = CardSizes(samples=24, test_images=20, n_noise=2, frechet_counts=(12, 24), probes=PROBES)
+    splits = (train_set, test_set)
+    card = write_card(folder, tmp_path / "work", splits, sizes=sizes)
+    stored = json.loads((folder / "card.json").read_text())
+    assert json.loads(json.dumps(card)) == stored
+    text = (folder / "README.md").read_text()
+    pair = card["bits_per_dim"]["pair"]
+    assert f"| pair: discrete bound * | {pair['value']:.4f} |" in text
+    assert f"{card['samples']['of']['plain']['distance']['24']:.3f}" in text
+    assert (folder / "samples.png").is_file()
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").iterdir()}
+    assert write_card(folder, tmp_path / "work", splits, sizes=sizes) == card
+    assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "work").iterdir()}
+    # Other numbers of images are measured again.
+    other = replace(sizes, test_images=10)
+    shutil.copytree(tmp_path / "work", tmp_path / "other")
+    changed = write_card(folder, tmp_path / "other", splits, sizes=other)
+    assert changed["bits_per_dim"]["pair"]["n_images"] == 10
+    assert changed["samples"] == card["samples"]
+    RunFolder(folder / "noisy").log.unlink()
+    with pytest.raises(ValueError, match="noisy is not the folder of a finished run"):
+        write_card(folder, tmp_path / "work", splits, sizes=sizes)
+
+
+def test_the_limit_of_distances_is_the_intercept_in_one_over_n() -> None:
+    counts = [100, 200, 500, 1000]
+    assert limit_of_distances(counts, [3 + 40 / n for n in counts]) == pytest.approx(3)
+    with pytest.raises(ValueError, match="at least two numbers"):
+        limit_of_distances([100], [3.0])
