@@ -58,6 +58,10 @@ def one_more(match: re.Match[str]) -> str:
     return match.group().replace(match[1], str(int(match[1]) + 1))
 
 
+def turned(match: re.Match[str]) -> str:
+    return match[1] + (".shared" if match[2] else ".trans.shared")
+
+
 RACE = "race: warp|was never written"
 WAIT = "no wait has covered"
 FIRST_TWO = rf"\{{({REGISTER}), ({REGISTER})"
@@ -92,8 +96,8 @@ TRITON_FAULTS = [
           "outside of every tensor|already|same byte|race"),
     Fault("all barriers are missing", r"bar\.sync\s+0;", "", RACE),
     Fault("the first barrier is missing", r"bar\.sync\s+0;", "", RACE, 0),
-    Fault("B is not transposed as it is loaded",
-          r"(ldmatrix\.sync\.aligned\.m8n8\.x\d)\.trans", r"\1", ""),
+    Fault("matrices are transposed where they should not be, and the other way round",
+          r"(ldmatrix\.sync\.aligned\.m8n8\.x\d)(\.trans)?\.shared", turned, ""),
     Fault("two registers of A are exchanged",
           rf"(mma\.sync[^;]*?\}}, )\{{ ({REGISTER}), ({REGISTER})", r"\1{\3, \2", ""),
 ]  # fmt: skip
