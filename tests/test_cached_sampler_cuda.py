@@ -259,12 +259,36 @@ def test_runs_on_the_current_stream_without_waiting() -> None:
 def test_weights_outlive_the_sampler() -> None:
     model = network().cuda()
     expected = CachedSampler(model).sample(2, 8, 8)
+    sampler = CachedSampler(model)  # before the sleep, which its upload would wait for
     torch.cuda._sleep(500_000_000)
-    x = CachedSampler(model).sample(2, 8, 8)  # the sampler goes before its kernel runs
+    x = sampler.sample(2, 8, 8)
+    assert not torch.cuda.current_stream().query()
+    del sampler  # before its kernel runs
     junk = [torch.full((1 << 20,), float("nan"), device="cuda") for _ in range(8)]
     torch.cuda.synchronize()
     assert len(junk) == 8
     assert torch.equal(x, expected)
+
+
+@pytest.mark.gpu
+def test_a_graph_draws_the_same_images() -> None:
+    sampler = CachedSampler(network().cuda())
+    expected = sampler.sample(2, 8, 8)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        x = sampler.sample(2, 8, 8)
+    x.zero_()
+    graph.replay()
+    assert torch.equal(x, expected)
+
+
+@pytest.mark.gpu
+def test_a_failed_call_does_not_fail_the_next() -> None:
+    sampler = CachedSampler(network().cuda())
+    with pytest.raises(RuntimeError, match="cudaDeviceGetAttribute"):
+        native_sampler(100)
+    sampler.sample(1, 8, 8)
+    torch.cuda.synchronize()
 
 
 @pytest.mark.gpu

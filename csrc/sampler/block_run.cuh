@@ -1,5 +1,5 @@
-// What a thread block does in a call: it takes slices of the batch and draws them one after the
-// other, without waiting for another block.
+// What a thread block does in a launch: it draws some rows of one slice of the batch, without
+// waiting for another block.
 #pragma once
 
 #include <cstddef>
@@ -10,7 +10,7 @@
 
 namespace dsmooth::sampler {
 
-// One call, the same for all blocks.
+// One launch, the same for all blocks. Block b draws slice round * blocks + b.
 struct BlockRun {
   NetworkView network;
   SharedLayout shared;
@@ -19,6 +19,8 @@ struct BlockRun {
   Slice all;      // of all n images; its batch is not used
   float* memory;  // workspace.words for each block
   Workspace workspace;
+  int64_t round;
+  int first_row, end_row;  // those of a prompt come first
 };
 
 // Bytes in front of shared memory: where the caches of the block's slice lie.
@@ -40,22 +42,23 @@ DSMOOTH_HOST_DEVICE void run_block(const BlockRun& run, int block_index, Block& 
   }
   CudaWorker<T, Block> worker(block, run.shared);
   const int64_t pixels = int64_t{network.image_channels} * run.all.height * run.all.width;
-  for (int64_t i = block_index; i < run.sharing.slices; i += run.sharing.blocks) {
-    const int64_t first = run.n * i / run.sharing.slices;
-    const int64_t end = run.n * (i + 1) / run.sharing.slices;
-    Slice slice = run.all;
-    slice.batch = static_cast<int>(end - first);
-    slice.first_index += static_cast<uint64_t>(first);
-    slice.context = slice.context ? slice.context + first * pixels : nullptr;
-    slice.out += first * pixels;
-    if (block.lane() == 0) state.batch = slice.batch;
-    constexpr size_t kLanes = static_cast<size_t>(Block::kWarps * Block::kWarpLanes);
+  const int64_t i = run.round * run.sharing.blocks + block_index;
+  if (i >= run.sharing.slices) return;
+  const int64_t first = run.n * i / run.sharing.slices;
+  const int64_t end = run.n * (i + 1) / run.sharing.slices;
+  Slice slice = run.all;
+  slice.batch = static_cast<int>(end - first);
+  slice.first_index += static_cast<uint64_t>(first);
+  slice.context = slice.context ? slice.context + first * pixels : nullptr;
+  slice.out += first * pixels;
+  if (block.lane() == 0) state.batch = slice.batch;
+  constexpr size_t kLanes = static_cast<size_t>(Block::kWarps * Block::kWarpLanes);
+  if (run.first_row == 0)
     for (size_t word = static_cast<size_t>(block.lane()); word < run.workspace.cache_words;
          word += kLanes)
       base[word] = 0.0f;
-    worker.sync();
-    Step<CudaWorker<T, Block>>(network, slice, state, worker).draw();
-  }
+  worker.sync();
+  Step<CudaWorker<T, Block>>(network, slice, state, worker).draw(run.first_row, run.end_row);
 }
 
 }  // namespace dsmooth::sampler

@@ -39,10 +39,13 @@ class Step {
       : n_(network), s_(slice), state_(state), w_(worker) {}
 
   // Draws the slice; false if it was stopped.
-  DSMOOTH_HOST_DEVICE bool draw() {
-    if (n_.context != kNone) encode();
-    const int prompt = n_.stacked() ? s_.height : 0;
-    for (int row = 0; row < prompt + s_.height; ++row) {
+  DSMOOTH_HOST_DEVICE bool draw() { return draw(0, prompt() + s_.height); }
+
+  // Draws some of the rows, of which those of a prompt come first, behind those before them.
+  DSMOOTH_HOST_DEVICE bool draw(int first, int end) {
+    if (first == 0 && n_.context != kNone) encode();
+    const int prompt = this->prompt();
+    for (int row = first; row < end; ++row) {
       vertical_row(row);
       horizontal_row_part(row);
       begin_row(row, row < prompt);
@@ -64,6 +67,8 @@ class Step {
   }
 
  private:
+  DSMOOTH_HOST_DEVICE int prompt() const { return n_.stacked() ? s_.height : 0; }
+
   // The context's encoder: operation after operation over the whole image.
   DSMOOTH_HOST_DEVICE void encode() {
     w_.for_each(s_.batch * s_.height, [&](int i) {

@@ -40,6 +40,7 @@ for sanitizer in address,undefined thread; do
     configure "$sanitizer" -DDSMOOTH_SANITIZE="$sanitizer"
     cmake --build "$build/$sanitizer"
     "$build/$sanitizer/sampler_test"
+    "$build/$sanitizer/cuda_calls_test"
     "$build/$sanitizer/logistic_mixture_test"
 done
 
