@@ -22,10 +22,10 @@ struct CudaRequest {
   void* stream;          // a cudaStream_t of the device
 };
 
-// The kernel for a type of operands (sampler_cuda.cu); it wants kKernelThreads threads a block.
+// The kernel for a type of operands (sampler_cuda.cu); it wants kKernelWarps warps a block.
 using SampleKernel = void (*)(BlockRun);
 SampleKernel sample_kernel(bool bf16);
-constexpr int kKernelThreads = 256;
+constexpr int kKernelWarps = 8;
 
 class CudaSampler {
  public:

@@ -117,7 +117,7 @@ void samplers_share_a_kernel() {
   std::set<size_t> bytes;
   for (const FakeCuda::Launch& launch : fake_cuda.launches) {
     bytes.insert(launch.config.dynamicSmemBytes);
-    expect(launch.config.blockDim.x == kKernelThreads && launch.config.gridDim.x == 3,
+    expect(launch.config.blockDim.x == kKernelWarps * 32 && launch.config.gridDim.x == 3,
            "another shape of a launch");
     expect(launch.kernel == reinterpret_cast<const void*>(kernel_bfloat16), "another kernel");
   }

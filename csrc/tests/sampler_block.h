@@ -131,6 +131,10 @@ class BlockWorker {
   BlockWorker(const TileKernels& kernels, Block& block, int lane, int64_t omit)
       : kernels_(kernels), block_(block), lane_(lane), omit_(omit) {}
 
+  void begin_row(int) const {}
+  void pixel(const StateView& state, int row, int column) {
+    draw_pixel_ops(*this, state, row, column);
+  }
   void matmul(const Product& product) const {
     const Job job = make_job(product);
     float sums[kMaxUnits * kUnit];
@@ -203,9 +207,7 @@ int64_t draw_as_cuda(Program program, const Slice& all, int64_t n, const Device&
   const Sharing sharing = share(n, device.processors, plan.bytes_per_image(all.height, all.width),
                                 size_t{1} << 30, max_slice);
   const Workspace workspace = plan.workspace(sharing.largest, all.height, all.width);
-  const SharedLayout layout =
-      lay_out_shared(plan.row_columns(), plan.pixel_columns(), table_bytes(plan.network()),
-                     sizeof(T), device.shared_bytes);
+  const SharedLayout layout = plan.shared(sizeof(BlockHead), kWarps, device.shared_bytes);
   Words memory(static_cast<size_t>(sharing.blocks) * workspace.words);
   std::fill_n(memory.data(), memory.size(), NAN);
   const int rows = (plan.network().stacked() ? 2 : 1) * all.height;
@@ -213,8 +215,17 @@ int64_t draw_as_cuda(Program program, const Slice& all, int64_t n, const Device&
   int64_t syncs = 0;
   for (int64_t round = 0; round * sharing.blocks < sharing.slices; ++round)
     for (int row = 0; row < rows; row += per_launch) {
-      const BlockRun run{plan.network(), layout,    sharing, n,   all,
-                         memory.data(),  workspace, round,   row, std::min(row + per_launch, rows)};
+      const BlockRun run{plan.network(),
+                         plan.ops(),
+                         layout,
+                         sharing,
+                         n,
+                         all,
+                         memory.data(),
+                         workspace,
+                         round,
+                         row,
+                         std::min(row + per_launch, rows)};
       for (int i = 0; i < sharing.blocks; ++i) {
         Words shared(static_cast<size_t>(layout.bytes) / sizeof(float));
         std::fill_n(shared.data(), shared.size(), NAN);

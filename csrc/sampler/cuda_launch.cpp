@@ -1,9 +1,8 @@
-#include "sampler_cuda.h"
-
 #include <algorithm>
 #include <utility>
 
 #include "../common/cuda_check.h"
+#include "sampler_cuda.h"
 
 namespace dsmooth::sampler {
 namespace {
@@ -32,8 +31,7 @@ CudaSampler::CudaSampler(Program program, bool bf16, int device)
     : plan_(std::move(program), bf16), device_(device) {
   processors_ = attribute(cudaDevAttrMultiProcessorCount, device);
   const int limit = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  shared_ = lay_out_shared(plan_.row_columns(), plan_.pixel_columns(), table_bytes(plan_.network()),
-                           bf16 ? sizeof(Bf16) : sizeof(float), limit);
+  shared_ = plan_.shared(sizeof(BlockHead), kKernelWarps, limit);
   const DeviceGuard guard(device);
   cuda_check(cudaFuncSetAttribute(reinterpret_cast<const void*>(sample_kernel(bf16)),
                                   cudaFuncAttributeMaxDynamicSharedMemorySize, limit),
@@ -59,6 +57,7 @@ void CudaSampler::sample(const CudaRequest& r, int64_t launch) const {
   const int per_slice = launches_of_a_slice(rows);
   const int first = static_cast<int>(launch % per_slice) * kRowsPerLaunch;
   const BlockRun run{plan_.network(),
+                     plan_.ops(),
                      shared_,
                      r.sharing,
                      r.n,
@@ -70,7 +69,7 @@ void CudaSampler::sample(const CudaRequest& r, int64_t launch) const {
                      std::min(first + kRowsPerLaunch, rows)};
   const DeviceGuard guard(device_);
   dsmooth::launch(sample_kernel(plan_.network().bf16), static_cast<unsigned>(r.sharing.blocks),
-                  kKernelThreads, static_cast<size_t>(shared_.bytes), r.stream, run,
+                  kKernelWarps * 32, static_cast<size_t>(shared_.bytes), r.stream, run,
                   "launch of sample_kernel");
 }
 
