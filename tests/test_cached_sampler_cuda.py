@@ -67,7 +67,7 @@ def test_kernels_keep_to_registers(tmp_path: Path) -> None:
         # 256 lanes share 65,536 registers. What is spilled is saved around calls, or for a pixel:
         # the blocks that multiply have none (below).
         assert used["registers"] <= 255
-        assert used["spills"] <= {"bfloat16": 320, "float32": 1200}[kernel]
+        assert used["spills"] <= {"bfloat16": 320, "float32": 1400}[kernel]
         assert used["stack"] <= 256
         assert used["shared"] <= 1024  # apart from what the launch asks for
     check_machine_code(target, tmp_path)
@@ -107,7 +107,7 @@ def check_row_loops(rows: list[Block]) -> None:
     blocks = [b for b in rows if b.count("HMMA")]
     assert sum(b.count("LD", "LDL", "STL", "CALL", "I2F") for b in blocks) == 0
     instructions = sum(len(b.instructions) for b in blocks)
-    assert instructions / products(rows) <= 5, "instructions a product"
+    assert instructions / products(rows) <= 5.5, "instructions a product"
 
 
 def is_barrier(block: Block) -> bool:

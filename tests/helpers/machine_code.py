@@ -69,7 +69,9 @@ def functions(text: str) -> dict[str, list[Block]]:
                 blocks.append(Block())
             labels[label[1]] = blocks[-1]
         elif m := _INSTRUCTION.search(line):
-            last = Instruction(m[1], m[2], m[3])
+            # sm_80 leaves some loops by a call of a label, which never comes back.
+            jumps = m[2].startswith("CALL") and _TARGET.search(m[3])
+            last = Instruction(m[1], "BRA" if jumps else m[2], m[3])
             blocks[-1].instructions.append(last)
             if last.name.split(".")[0] in ("BRA", "EXIT", "RET", "BSYNC", "BRX"):
                 blocks.append(Block())
@@ -90,9 +92,11 @@ def _connect(blocks: list[Block], labels: dict[str, Block]) -> None:
         last = block.instructions[-1]
         kind = last.name.split(".")[0]
         assert kind != "BRX", "an indirect branch"
-        if kind == "BRA" and (target := _TARGET.search(last.operands)):
+        # Lanes that have lost each other meet again elsewhere: not on the way of a whole warp.
+        divergent = last.name.startswith("BRA.DIV")
+        if kind == "BRA" and not divergent and (target := _TARGET.search(last.operands)):
             block.next.append(labels[target[1]])
-        ends = kind in ("BRA", "EXIT", "RET") and last.predicate is None
+        ends = kind in ("BRA", "EXIT", "RET") and last.predicate is None and not divergent
         if following is not None and not (ends and "P" not in last.operands.split("`")[0]):
             block.next.append(following)
 
