@@ -68,7 +68,7 @@ def test_kernels_keep_to_registers(tmp_path: Path) -> None:
         # the blocks that multiply have none (below).
         assert used["registers"] <= 255
         assert used["spills"] <= {"bfloat16": 320, "float32": 1400}[kernel]
-        assert used["stack"] <= 256
+        assert used["stack"] <= {"bfloat16": 320, "float32": 512}[kernel]
         assert used["shared"] <= 1024  # apart from what the launch asks for
     check_machine_code(target, tmp_path)
 

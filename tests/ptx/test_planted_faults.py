@@ -96,9 +96,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 
 def bfloat16_alone(text: str, edit: Callable[[str], str]) -> str:
-    """Edits the functions whose name has Bf16 in it."""
+    """Edits the functions whose name has Bf16 in it, and the one that draws a pixel."""
     parts = re.split(r"(?m)^(?=(?:\.visible |\.weak )?\.(?:func|entry))", text)
-    wanted = ["Bf16" in re.split(r"[(\n{]", part, maxsplit=2)[0] for part in parts]
+    named = re.compile("Bf16|draw_pixel")
+    wanted = [bool(named.search(part.partition("\n")[0])) for part in parts]
     together = edit(
         "\0".join(part for part, is_wanted in zip(parts, wanted, strict=True) if is_wanted)
     )
