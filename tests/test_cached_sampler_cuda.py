@@ -21,6 +21,13 @@ from dsmooth._extension import build_info, cuda_obstacle, extension
 from dsmooth.nn import PixelCNNpp
 from dsmooth.sampling import CachedSampler, sample_images
 from dsmooth.sampling.cached import native_settings
+from tests.helpers.machine_code import (
+    Block,
+    disassemble,
+    functions,
+    longest_path,
+    reachable,
+)
 from tests.helpers.sampler_checks import (
     ATOMS,
     FIRST,
@@ -57,24 +64,58 @@ def test_kernels_keep_to_registers(tmp_path: Path) -> None:
         for architecture in ("80", "90")
     ]
     for (kernel, _), used in kernels.items():
-        # 256 lanes share 65,536 registers.
-        assert used["registers"] <= {"bfloat16": 224, "float32": 255}[kernel]
-        assert used["spills"] == 0
-        assert used["stack"] <= 256
+        # 256 lanes share 65,536 registers. What is spilled is saved around calls, or for a pixel:
+        # the blocks that multiply have none (below).
+        assert used["registers"] <= 255
+        assert used["spills"] <= {"bfloat16": 320, "float32": 1400}[kernel]
+        assert used["stack"] <= {"bfloat16": 320, "float32": 512}[kernel]
         assert used["shared"] <= 1024  # apart from what the launch asks for
-    check_instructions(target)
+    check_machine_code(target, tmp_path)
 
 
-def check_instructions(target: Path) -> None:
-    """Tensor cores, fed from shared memory by matrices, and that by asynchronous copies."""
-    knobs = pytest.importorskip("triton.knobs")  # triton brings cuobjdump
-    command = [knobs.nvidia.cuobjdump.path, "-sass", str(target)]
-    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    functions = [f for f in text.split("Function :")[1:] if "Bf16" in f.partition("\n")[0]]
-    assert len(functions) == len(ARCHITECTURES)
-    for function in functions:
-        for instruction in ("HMMA.16816.F32.BF16", "LDSM", "LDGSTS"):
-            assert instruction in function
+def check_machine_code(target: Path, folder: Path) -> None:
+    """Ceilings of what the compiled bfloat16 kernel does, counted in its machine code.
+
+    A stage is what a warp does between two barriers of a pixel: it multiplies up to 5 (with more
+    than 8 images 4) steps of a unit, loads those of the next operation and finishes its own. The
+    ceiling is the longest way, which takes every branch: an odd number of channels, a split elu and
+    all results.
+    """
+    knobs = pytest.importorskip("triton.knobs")  # triton brings cuobjdump and nvdisasm
+    extract = [knobs.nvidia.cuobjdump.path, "-xelf", "all", str(target)]
+    subprocess.run(extract, check=True, capture_output=True, cwd=folder)
+    cubins = sorted(folder.glob("*.cubin"))
+    assert len(cubins) == len(ARCHITECTURES)
+    for cubin in cubins:
+        text = disassemble(knobs.nvidia.nvdisasm.path, cubin)
+        multiply = [f for f in functions(text).values() if any(b.count("HMMA") for b in f)]
+        stages = sorted((f for f in multiply if any(is_barrier(b) for b in f)), key=products)
+        (rows,) = (f for f in multiply if not any(is_barrier(b) for b in f))
+        assert len(stages) == 2, "8 images and 16"
+        for stage, cycles, spilled in zip(stages, (2900, 4600), (16, 64), strict=True):
+            (barrier,) = (b for b in stage if is_barrier(b))
+            way = longest_path(barrier, is_barrier)
+            assert 0 < sum(b.stall for b in way) <= cycles, cubin.name
+            behind = reachable(barrier, is_barrier)
+            assert sum(b.count("LD", "CALL", "I2F") for b in behind) == 0, "generic, or a division"
+            assert sum(b.count("LDL", "STL") for b in behind) <= spilled
+        check_row_loops(rows)
+
+
+def check_row_loops(rows: list[Block]) -> None:
+    """In the blocks that multiply, what there is beside the products."""
+    blocks = [b for b in rows if b.count("HMMA")]
+    assert sum(b.count("LD", "LDL", "STL", "CALL", "I2F") for b in blocks) == 0
+    instructions = sum(len(b.instructions) for b in blocks)
+    assert instructions / products(rows) <= 5.5, "instructions a product"
+
+
+def is_barrier(block: Block) -> bool:
+    return block.count("BAR") > 0
+
+
+def products(blocks: list[Block]) -> int:
+    return sum(b.count("HMMA") for b in blocks)
 
 
 def parse_ptxas(text: str) -> dict[tuple[str, str], dict[str, int]]:
@@ -83,8 +124,8 @@ def parse_ptxas(text: str) -> dict[tuple[str, str], dict[str, int]]:
     entry = r"Compiling entry function '(\w+)' for 'sm_(\d+)'"
     parts = re.split(entry, text)[1:]
     for name, architecture, report in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
-        kernel = "float32" if "sample_kernelIf" in name else "bfloat16"
-        assert "sample_kernel" in name
+        kernel = "bfloat16" if "4Bf16" in name else "float32"
+        assert "6sample" in name
 
         def total(pattern: str, report: str = report) -> int:
             return sum(int(number) for number in re.findall(pattern, report))
@@ -259,12 +300,36 @@ def test_runs_on_the_current_stream_without_waiting() -> None:
 def test_weights_outlive_the_sampler() -> None:
     model = network().cuda()
     expected = CachedSampler(model).sample(2, 8, 8)
+    sampler = CachedSampler(model)  # before the sleep, which its upload would wait for
     torch.cuda._sleep(500_000_000)
-    x = CachedSampler(model).sample(2, 8, 8)  # the sampler goes before its kernel runs
+    x = sampler.sample(2, 8, 8)
+    assert not torch.cuda.current_stream().query()
+    del sampler  # before its kernel runs
     junk = [torch.full((1 << 20,), float("nan"), device="cuda") for _ in range(8)]
     torch.cuda.synchronize()
     assert len(junk) == 8
     assert torch.equal(x, expected)
+
+
+@pytest.mark.gpu
+def test_a_graph_draws_the_same_images() -> None:
+    sampler = CachedSampler(network().cuda())
+    expected = sampler.sample(2, 8, 8)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        x = sampler.sample(2, 8, 8)
+    x.zero_()
+    graph.replay()
+    assert torch.equal(x, expected)
+
+
+@pytest.mark.gpu
+def test_a_failed_call_does_not_fail_the_next() -> None:
+    sampler = CachedSampler(network().cuda())
+    with pytest.raises(RuntimeError, match="cudaDeviceGetAttribute"):
+        native_sampler(100)
+    sampler.sample(1, 8, 8)
+    torch.cuda.synchronize()
 
 
 @pytest.mark.gpu

@@ -1,9 +1,13 @@
-"""Predicts the time of the cached sampler on a GPU from the network's program and a few rates.
+"""Predicts the time of the cached sampler on a GPU from the network's program and counted cycles.
 
     python tools/predict_cuda_sampler.py
 
-Counts what one thread block does in a sweep over its slice, tile by tile as worker_cuda.cuh does,
-and sums their times. The rates are assumptions about an H100; docs/sampler.md says where from.
+Counts what one thread block does in a sweep over its slice, as pixel_stages.cuh and row_tiles.cuh
+do. The cycles are sums of the stalls that the compiler encoded in the machine code of the bfloat16
+kernel for sm_90 (nvcc 13.0), along the longest way through each part, as
+tests/test_cached_sampler_cuda.py counts them. They are what one warp needs if it never waits for
+memory or for another warp. The rates of memory are assumptions about an H100; docs/sampler.md says
+where from.
 """
 
 from __future__ import annotations
@@ -16,38 +20,38 @@ from dsmooth.nn import PixelCNNpp
 from dsmooth.sampling.builder import build_program
 from dsmooth.sampling.program import NONE, Op, Pass, Program
 
-PROCESSORS = 132
+PROCESSORS, WARPS = 132, 8
 CLOCK = 1.755e9  # Hz
 L2_BANDWIDTH = 5.5e12 / PROCESSORS  # bytes/s that one processor gets when all read
-TILE_SECONDS = 1.0e-6  # of a tile but for bytes and products: L2 latency, barriers, epilogue
-SHARED_BYTES_PER_CYCLE = 128
-FRAGMENT, STEP_BYTES = 16, 2 * 16 * 16 * 2  # a product of fragments reads two from shared memory
-ROW_COLUMNS, PIXEL_COLUMNS, ROW_ROWS, PIXEL_ROWS, FRAGMENTS = 128, 512, 128, 32, 64
+L2_CYCLES = 300  # until a load comes back: once a stage, and for each further window of a unit
+ROWS, COLUMNS, GRANULE, STEP = 8, 16, 16, 64  # of a fragment; bytes; bytes of k in a row
+
+# Pixel parts, by fragments of images (8, 16): steps in registers; cycles of a stage; of a further
+# window of steps, which stores nothing.
+AHEAD, STAGE, WINDOW = (5, 4), (2746, 4302), (1728, 2220)
+# Row parts, by height of the tile in fragments (2, 6): cycles of a step, and of finishing a unit;
+# of what comes before and behind (the sums that a tile begins with, or leaves as they are).
+LOW, TALL, WIDE = 2, 6, 2
+ROW_STEP, ROW_FINISH, ROW_BEGIN = {LOW: 230, TALL: 419}, {LOW: 1611, TALL: 3 * 1692}, 1000
 
 
 @dataclass
 class Work:
     """Of one block in one sweep."""
 
-    tiles: int = 0
     stages: int = 0  # that wait for one another
+    tiles: int = 0  # of row parts
     weight_bytes: float = 0
-    activation_bytes: float = 0
-    steps: int = 0  # products of 16 x 16 x 16
-    seconds: float = 0
+    pixel_seconds: float = 0
+    row_seconds: float = 0
+
+    @property
+    def seconds(self) -> float:
+        return self.pixel_seconds + self.row_seconds
 
 
-def padded(n: int) -> int:
-    """Up to a whole fragment."""
-    return -(-n // FRAGMENT) * FRAGMENT
-
-
-def panels(op: Op, columns: int) -> list[int]:
-    """Widths in fragments, as device_plan.cpp cuts them."""
-    sides = 2 if op.gate else 1
-    fragments = padded(len(op.bias) // sides) // FRAGMENT
-    count = -(-fragments // (columns // FRAGMENT // sides))
-    return [(fragments // count + (i < fragments % count)) * sides for i in range(count)]
+def ceil(n: int, d: int) -> int:
+    return -(-n // d)
 
 
 def runs(program: Program, op: Op, pixel: bool, size: int) -> Iterator[tuple[int, int]]:
@@ -70,55 +74,65 @@ def count(program: Program, images: int, size: int) -> Work:
             terms = [t for t in op.terms if (not t.row_part if horizontal else only) == pixel]
             if not terms:
                 continue
-            depth = sum(t.weight.shape[1] * padded(t.weight.shape[2]) for t in terms)
+            granules = sum(t.weight.shape[1] * ceil(2 * t.weight.shape[2], GRANULE) for t in terms)
+            steps = ceil(granules * GRANULE, STEP)
+            units = ceil(len(op.bias), COLUMNS)
             for times, columns in runs(program, op, pixel, size):
-                rows = images * columns
-                if pixel or not horizontal:
+                if pixel:
+                    add_stages(work, times, images, units, steps)
+                else:
+                    waits = horizontal and any(not t.row_part for t in op.terms)
+                    add_rows(work, times, images * columns, units, steps, waits)
+                if not pixel and not horizontal:
                     work.stages += times
-                for width in panels(op, PIXEL_COLUMNS if pixel else ROW_COLUMNS):
-                    most = PIXEL_ROWS if pixel else ROW_ROWS
-                    while most // FRAGMENT * width > FRAGMENTS:
-                        most //= 2
-                    for first in range(0, rows, most):
-                        add_tile(work, times, min(most, rows - first), width, depth)
     return work
 
 
-def add_tile(work: Work, times: int, rows: int, width: int, depth: int) -> None:
-    """A tile of `rows` by `width` fragments, drawn so many times."""
-    down = 1
-    while down * FRAGMENT < rows:
-        down *= 2
-    steps = down * width * depth // FRAGMENT
-    weights, activations = 2 * depth * width * FRAGMENT, 2 * depth * rows
-    copied = (weights + activations) / L2_BANDWIDTH
-    multiplied = steps * STEP_BYTES / SHARED_BYTES_PER_CYCLE / CLOCK
-    work.tiles += times
+def add_stages(work: Work, times: int, images: int, units: int, steps: int) -> None:
+    """An operation at so many pixels."""
+    high = ceil(images, ROWS) - 1
+    rounds = ceil(units, WARPS)
+    more = ceil(steps, AHEAD[high]) - 1
+    cycles = rounds * (STAGE[high] + more * (WINDOW[high] + L2_CYCLES)) + L2_CYCLES
+    weights = units * steps * COLUMNS * STEP
+    work.stages += times
     work.weight_bytes += times * weights
-    work.activation_bytes += times * activations
-    work.steps += times * steps
-    work.seconds += times * (TILE_SECONDS + max(copied, multiplied))
+    work.pixel_seconds += times * max(cycles / CLOCK, weights / L2_BANDWIDTH)
+
+
+def add_rows(work: Work, times: int, rows: int, units: int, steps: int, waits: bool) -> None:
+    """A product of so many rows, drawn so many times; its tiles are shared by the warps.
+
+    waits: its sums are stored as they are, for the pixel part.
+    """
+    across = ceil(units, WIDE)
+    high = TALL if ceil(rows, TALL * ROWS) * across >= WARPS else LOW
+    tiles = ceil(rows, high * ROWS) * across
+    finish = 0 if waits else WIDE * ROW_FINISH[high]
+    tile = ROW_BEGIN + steps * ROW_STEP[high] + finish + 2 * L2_CYCLES
+    copied = tiles * steps * STEP * (WIDE * COLUMNS + high * ROWS)
+    work.tiles += times * tiles
+    work.weight_bytes += times * tiles * steps * STEP * WIDE * COLUMNS
+    work.row_seconds += times * max(ceil(tiles, WARPS) * tile / CLOCK, copied / L2_BANDWIDTH)
 
 
 def main() -> None:
     """Print a row per network and slice."""
-    print("network, images a block: stages, tiles, weights GB, activations GB, products, s, img/s")
-    for name, channels, n_filters, size, slices in (
-        ("MNIST F40 R5", 1, 40, 28, (1, 8, 16, 32)),
-        ("CIFAR-10 F160 R5", 3, 160, 32, (1, 16, 32)),
+    print("network, images a block: stages, row tiles, weights GB, pixel s, row s, s, img/s")
+    for name, channels, n_filters, size in (
+        ("MNIST F40 R5", 1, 40, 28),
+        ("CIFAR-10 F160 R5", 3, 160, 32),
     ):
         config = dsmooth.ModelConfig(
             image_channels=channels, n_filters=n_filters, n_resnet=5, n_mix=10
         )
         program = build_program(PixelCNNpp(config), bf16=True)
-        for images in slices:
+        for images in (1, 8, 16):
             w = count(program, images, size)
             print(
                 f"{name}, {images}: {w.stages:,}, {w.tiles:,}, {w.weight_bytes / 1e9:.2f}, "
-                f"{w.activation_bytes / 1e9:.2f}, {w.steps / 1e6:.0f} M, {w.seconds:.4f}, "
-                f"{images * PROCESSORS / w.seconds:.0f} "
-                f"[copies {(w.weight_bytes + w.activation_bytes) / L2_BANDWIDTH:.3f} s, products "
-                f"{w.steps * STEP_BYTES / SHARED_BYTES_PER_CYCLE / CLOCK:.3f} s]"
+                f"{w.pixel_seconds:.4f}, {w.row_seconds:.4f}, {w.seconds:.4f}, "
+                f"{images * PROCESSORS / w.seconds:.0f}"
             )
 
 

@@ -216,8 +216,12 @@ class CudaDrawer {
     return sampler_.workspace_bytes(sharing, height, width) / sizeof(float);
   }
 
+  int64_t launches(const Sharing& sharing, int height) const {
+    return sampler_.launches(sharing, height);
+  }
+
   void sample(const py::object& out, const py::object& context, const py::object& workspace,
-              const Sharing& sharing, uint64_t seed, uint64_t first_index,
+              const Sharing& sharing, int64_t launch, uint64_t seed, uint64_t first_index,
               float temperature) const {
     if (weights_.is_none()) throw std::invalid_argument("the weights must be written before");
     const Place place = device_place();
@@ -228,6 +232,8 @@ class CudaDrawer {
       refuse("sharing", "be of as many images as out has", std::to_string(n));
     }
     const int h = static_cast<int>(height), w = static_cast<int>(width);
+    if (launch < 0 || launch >= sampler_.launches(sharing, h))
+      refuse("launch", "be one of launches()", std::to_string(launch));
     const auto words = static_cast<int64_t>(workspace_words(sharing, h, w));
     const Borrowed room = borrow("workspace", workspace), weights = borrow("weights", weights_);
     const auto memory = contiguous_view<float, 1>("workspace", room, {words}, place);
@@ -251,7 +257,7 @@ class CudaDrawer {
                               memory.data,
                               current_stream(place)};
     const py::gil_scoped_release release;
-    sampler_.sample(request);
+    sampler_.sample(request, launch);
   }
 
  private:
@@ -286,9 +292,11 @@ void register_cuda_sampler(py::module_& module) {
            py::arg("memory"), py::arg("max_slice"))
       .def("workspace_words", &CudaDrawer::workspace_words, py::arg("sharing"), py::arg("height"),
            py::arg("width"))
+      .def("launches", &CudaDrawer::launches, py::arg("sharing"), py::arg("height"))
       .def("sample", &CudaDrawer::sample, py::kw_only(), py::arg("out"), py::arg("context"),
-           py::arg("workspace"), py::arg("sharing"), py::arg("seed"), py::arg("first_index"),
-           py::arg("temperature"), "On torch's current stream of the device.");
+           py::arg("workspace"), py::arg("sharing"), py::arg("launch"), py::arg("seed"),
+           py::arg("first_index"), py::arg("temperature"),
+           "On torch's current stream of the device.");
 }
 #endif
 

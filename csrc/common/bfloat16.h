@@ -19,7 +19,13 @@ DSMOOTH_INLINE Bits nearest_bfloat16(V value) {
 }
 
 DSMOOTH_INLINE bfloat16 to_bfloat16(float value) {
+#if defined(__CUDA_ARCH__)
+  bfloat16 bits;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+  return bits;
+#else
   return static_cast<bfloat16>(nearest_bfloat16<uint32_t>(value));
+#endif
 }
 
 DSMOOTH_INLINE float from_bfloat16(bfloat16 value) {

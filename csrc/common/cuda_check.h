@@ -1,8 +1,9 @@
-// Errors of the CUDA runtime as exceptions, and the current device for a scope.
+// Errors of the CUDA runtime as exceptions, the current device for a scope, and launches.
 #pragma once
 
 #include <cuda_runtime.h>
 
+#include <cstddef>
 #include <stdexcept>
 #include <string>
 
@@ -26,25 +27,50 @@ inline std::string cuda_advice(cudaError_t status) {
   return "";
 }
 
+// Throws std::runtime_error with CUDA's text. The runtime keeps an error for whoever asks for the
+// last one, which would be the next launch of anyone in this thread: it is taken out first.
 inline void cuda_check(cudaError_t status, const char* what) {
-  if (status != cudaSuccess)
-    throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status) +
-                             cuda_advice(status));
+  if (status == cudaSuccess) return;
+  const std::string text = std::string(what) + ": " + cudaGetErrorString(status);
+  const std::string advice = cuda_advice(status);
+  cudaGetLastError();
+  throw std::runtime_error(text + advice);
 }
 
-// Makes a device current, and the former one again at the end of the scope.
+// Makes a device current, and the former one again at the end of the scope. Does neither where it
+// is current already: either would make a context on a device that nobody uses. Callers in Python
+// make it current themselves, as torch restores a device without making a context there.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {
-    cuda_check(cudaGetDevice(&previous_), "cudaGetDevice");
+    int current = 0;
+    cuda_check(cudaGetDevice(&current), "cudaGetDevice");
+    if (current == device) return;
     cuda_check(cudaSetDevice(device), "cudaSetDevice");
+    former_ = current;
   }
-  ~DeviceGuard() { cudaSetDevice(previous_); }
+  ~DeviceGuard() {
+    if (former_ >= 0) cudaSetDevice(former_);
+  }
   DeviceGuard(const DeviceGuard&) = delete;
   DeviceGuard& operator=(const DeviceGuard&) = delete;
 
  private:
-  int previous_ = 0;
+  int former_ = -1;
 };
+
+// Launches a kernel of one argument on the current device. Its own status is checked, not the
+// thread's last error, which may be another's.
+template <class Argument>
+void launch(void (*kernel)(Argument), unsigned blocks, unsigned threads, size_t shared_bytes,
+            void* stream, Argument argument, const char* what) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(blocks);
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = static_cast<cudaStream_t>(stream);
+  void* arguments[] = {&argument};
+  cuda_check(cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(kernel), arguments), what);
+}
 
 }  // namespace dsmooth

@@ -46,8 +46,7 @@ void logistic_mixture_cuda(const LogisticMixtureArgs<T>& args, bool backward, in
   const auto blocks =
       static_cast<unsigned>(std::min<int64_t>((pixels + kThreads - 1) / kThreads, 1 << 20));
   const auto kernel = backward ? choose_kernel<T, true>(args) : choose_kernel<T, false>(args);
-  kernel<<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(args);
-  cuda_check(cudaGetLastError(), "launch of logistic_mixture_kernel");
+  launch(kernel, blocks, kThreads, 0, stream, args, "launch of logistic_mixture_kernel");
 }
 
 template void logistic_mixture_cuda<float>(const LogisticMixtureArgs<float>&, bool, int, void*);

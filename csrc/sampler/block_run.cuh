@@ -1,5 +1,5 @@
-// What a thread block does in a call: it takes slices of the batch and draws them one after the
-// other, without waiting for another block.
+// What a thread block does in a launch: it draws some rows of one slice of the batch, without
+// waiting for another block.
 #pragma once
 
 #include <cstddef>
@@ -10,52 +10,77 @@
 
 namespace dsmooth::sampler {
 
-// One call, the same for all blocks.
+// One launch, the same for all blocks. Block b draws slice round * blocks + b.
 struct BlockRun {
   NetworkView network;
+  const CudaOp* ops;
   SharedLayout shared;
   Sharing sharing;
   int64_t n;
   Slice all;      // of all n images; its batch is not used
   float* memory;  // workspace.words for each block
   Workspace workspace;
+  int64_t round;
+  int first_row, end_row;  // those of a prompt come first
 };
 
-// Bytes in front of shared memory: where the caches of the block's slice lie.
-DSMOOTH_HOST_DEVICE inline int table_bytes(const NetworkView& network) {
-  return static_cast<int>(sizeof(StateView)) +
-         (network.n_caches + network.n_ops) * static_cast<int>(sizeof(float*));
+// Fills shared memory for a slice of `batch` images; all lanes see it.
+template <class Block>
+DSMOOTH_HOST_DEVICE void begin_block(const BlockRun& run, float* base, int batch, Block& block) {
+  const NetworkView& network = run.network;
+  const int lane = block.lane(), n_places = network.n_caches + network.n_ops;
+  constexpr int kLanes = BlockMemory<Block>::kLanes;
+  if (lane == 0)
+    *reinterpret_cast<BlockHead*>(block.shared()) = {
+        {&network, nullptr, nullptr, batch, run.all.height, run.all.width},
+        run.shared,
+        reinterpret_cast<unsigned char*>(base)};
+  block.sync();
+  const BlockMemory<Block> memory(block);
+  // Sizes first, which take long to find; then one lane adds them up.
+  uint32_t* const words = reinterpret_cast<uint32_t*>(memory.near());
+  for (int i = lane; i < n_places; i += kLanes)
+    words[i] = static_cast<uint32_t>(
+        workspace_words(network, i, run.sharing.largest, run.all.height, run.all.width));
+  const uint32_t* const ops = reinterpret_cast<const uint32_t*>(run.ops);
+  uint32_t* const copy = reinterpret_cast<uint32_t*>(memory.ops());
+  for (int i = lane; i < network.n_ops * static_cast<int>(sizeof(CudaOp) / 4); i += kLanes)
+    copy[i] = ops[i];
+  block.sync();
+  if (lane == 0) {
+    float** const places = memory.places();
+    memory.head().state.caches = places;
+    memory.head().state.partials = places + network.n_caches;
+    float* place = base + kZeroWords;
+    for (int i = 0; i < n_places; place += words[i++]) places[i] = place;
+  }
+  block.sync();
+  // No lane may find there what is not a number.
+  for (int i = lane; i < 2 * run.shared.near_bytes() / 4; i += kLanes) words[i] = 0;
 }
 
 template <class T, class Block>
 DSMOOTH_HOST_DEVICE void run_block(const BlockRun& run, int block_index, Block& block) {
   const NetworkView& network = run.network;
-  StateView& state = *reinterpret_cast<StateView*>(block.shared());
-  float* const base = run.memory + static_cast<size_t>(block_index) * run.workspace.words;
-  if (block.lane() == 0) {
-    float** places = reinterpret_cast<float**>(block.shared() + sizeof(StateView));
-    state = {&network, places, places + network.n_caches, 0, run.all.height, run.all.width};
-    lay_out_workspace(network, run.sharing.largest, run.all.height, run.all.width,
-                      [&](int i, size_t word) { places[i] = base + word; });
-  }
-  CudaWorker<T, Block> worker(block, run.shared);
+  const int64_t i = run.round * run.sharing.blocks + block_index;
+  if (i >= run.sharing.slices) return;
+  const int64_t first = run.n * i / run.sharing.slices;
+  const int64_t end = run.n * (i + 1) / run.sharing.slices;
   const int64_t pixels = int64_t{network.image_channels} * run.all.height * run.all.width;
-  for (int64_t i = block_index; i < run.sharing.slices; i += run.sharing.blocks) {
-    const int64_t first = run.n * i / run.sharing.slices;
-    const int64_t end = run.n * (i + 1) / run.sharing.slices;
-    Slice slice = run.all;
-    slice.batch = static_cast<int>(end - first);
-    slice.first_index += static_cast<uint64_t>(first);
-    slice.context = slice.context ? slice.context + first * pixels : nullptr;
-    slice.out += first * pixels;
-    if (block.lane() == 0) state.batch = slice.batch;
-    constexpr size_t kLanes = static_cast<size_t>(Block::kWarps * Block::kWarpLanes);
+  Slice slice = run.all;
+  slice.batch = static_cast<int>(end - first);
+  slice.first_index += static_cast<uint64_t>(first);
+  slice.context = slice.context ? slice.context + first * pixels : nullptr;
+  slice.out += first * pixels;
+  float* const base = run.memory + static_cast<size_t>(block_index) * run.workspace.words;
+  if (run.first_row == 0)
     for (size_t word = static_cast<size_t>(block.lane()); word < run.workspace.cache_words;
-         word += kLanes)
+         word += static_cast<size_t>(BlockMemory<Block>::kLanes))
       base[word] = 0.0f;
-    worker.sync();
-    Step<CudaWorker<T, Block>>(network, slice, state, worker).draw();
-  }
+  begin_block(run, base, slice.batch, block);
+  CudaWorker<T, Block> worker(block);
+  const StateView& state = BlockMemory<Block>::head_of(block).state;
+  Step<CudaWorker<T, Block>>(network, slice, state, worker).draw(run.first_row, run.end_row);
 }
 
 }  // namespace dsmooth::sampler

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <stdexcept>
 #include <utility>
 
 namespace dsmooth::sampler {
@@ -9,30 +10,42 @@ namespace {
 
 constexpr size_t kAlignment = 128;
 
-// Panels of at most `columns` columns, as even as possible, of whole fragments; in the panels of a
-// gate A and G have equally many.
-std::vector<Panel> cut(const Op& op, int columns) {
-  const int sides = op.gate ? 2 : 1;
-  const int fragments = (op.channels() + kFragment - 1) / kFragment;
-  const int most = columns / kFragment / sides;
-  const int count = (fragments + most - 1) / most;
-  std::vector<Panel> panels;
-  int channel = 0;
-  for (int i = 0; i < count; ++i) {
-    const int width = (fragments / count + (i < fragments % count)) * kFragment;
-    panels.push_back({nullptr, width * sides / kUnit, sides * channel, channel,
-                      std::min(width, op.channels() - channel)});
-    channel += width;
-  }
-  return panels;
+int ceil_of(int n, int d) { return (n + d - 1) / d; }
+
+// The column that computes an output.
+int column_of(const Op& op, int output) {
+  return op.gate ? output % op.channels() * 2 + output / op.channels() : output;
 }
 
-std::vector<float> pack_bias(const Op& op) {
-  const size_t channels = static_cast<size_t>(op.channels());
-  const size_t side = static_cast<size_t>(padded_to_fragments(op.channels()));
-  std::vector<float> bias(side * (op.gate ? 2 : 1));
-  for (size_t i = 0; i < op.bias.size(); ++i) bias[i / channels * side + i % channels] = op.bias[i];
+std::vector<float> pack_bias(const Op& op, const CudaOp& to) {
+  std::vector<float> bias(static_cast<size_t>(to.columns()));
+  for (int i = 0; i < op.n; ++i)
+    bias[static_cast<size_t>(column_of(op, i))] = op.bias[static_cast<size_t>(i)];
   return bias;
+}
+
+template <class T>
+T* operand(Granule* step, int column, int k) {
+  return reinterpret_cast<T*>(reinterpret_cast<unsigned char*>(step) + weight_place<T>(column, k));
+}
+
+CudaOp without_matrices(const Op& op) {
+  CudaOp to{};
+  to.units = static_cast<uint16_t>(ceil_of(op.n, kColumns));
+  to.channels = static_cast<uint16_t>(op.channels());
+  const auto cache = [](int index) { return static_cast<int16_t>(index); };
+  to.residual_in = cache(op.residual_in);
+  to.add = cache(op.add);
+  to.residual_out = cache(op.residual_out);
+  to.act_out = cache(op.act_out);
+  to.raw_out = cache(op.raw_out);
+  to.gate = op.gate;
+  to.split = op.split;
+  // As few tiles as hold the units, as even as possible.
+  const int across = ceil_of(to.units, kWide);
+  to.units_per_tile = static_cast<uint8_t>(ceil_of(to.units, across));
+  to.tiles_across = static_cast<uint8_t>(ceil_of(to.units, to.units_per_tile));
+  return to;
 }
 
 }  // namespace
@@ -51,68 +64,93 @@ void DevicePlan::relocate(const T* array, size_t n, size_t field) {
     pointers_.push_back(reinterpret_cast<uintptr_t>(array) + i * sizeof(T) + field);
 }
 
-const float* DevicePlan::pack_panel(const Op& op, const std::vector<const Term*>& terms,
-                                    const Panel& panel) {
-  const size_t width = static_cast<size_t>(panel.units * kUnit);
-  std::vector<float> rows;
+std::vector<Source> DevicePlan::sources(const Op& op, const std::vector<const Term*>& terms) const {
+  std::vector<Source> sources;
   for (const Term* term : terms) {
-    const size_t channels = static_cast<size_t>(term->channels);
-    const size_t taps = static_cast<size_t>(term->taps);
-    const size_t padded = static_cast<size_t>(padded_to_fragments(term->channels));
-    const size_t first = rows.size();
-    rows.resize(first + taps * padded * width);
-    for (size_t column = 0; column < width; ++column) {
-      const int output = output_of(op, panel, static_cast<int>(column));
-      if (output < 0) continue;
-      const float* weight = term->weight.data() + static_cast<size_t>(output) * taps * channels;
-      for (size_t tap = 0; tap < taps; ++tap)
-        for (size_t k = 0; k < channels; ++k)
-          rows[first + (tap * padded + k) * width + column] = weight[tap * channels + k];
-    }
+    const CacheView& cache = skeleton_.caches[static_cast<size_t>(term->cache)];
+    const int row = term->cache * kRowsInReach + term->drow - kRowAbove;
+    for (int tap = 0; tap < term->taps; ++tap)
+      for (int i = 0; i < ceil_of(term->channels, per_granule()); ++i)
+        sources.push_back({static_cast<uint16_t>(row), static_cast<uint8_t>(term->dcol + tap + 1),
+                           static_cast<uint8_t>(1 + cache.level - op.level),
+                           static_cast<uint32_t>(i)});
   }
-  if (!network_.bf16) return append(rows);
-  std::vector<Bf16> rounded(rows.size());
-  for (size_t i = 0; i < rows.size(); ++i) put(&rounded[i], rows[i]);
-  return reinterpret_cast<const float*>(append(rounded));
+  const int nowhere = network_.n_caches * kRowsInReach;
+  while (sources.size() % kStepGranules != 0)
+    sources.push_back({static_cast<uint16_t>(nowhere), 0, 0, 0});
+  return sources;
 }
 
-MatrixView DevicePlan::pack(const Op& op, Part part) {
-  const std::vector<const Term*> terms = terms_of(op, part);
-  const int columns = padded_to_fragments(op.channels()) * (op.gate ? 2 : 1);
-  if (terms.empty()) return {nullptr, 0, columns, 0};
-  std::vector<Panel> panels = cut(op, part == Part::kRow ? kRowColumns : kPixelColumns);
-  int depth = 0;
-  for (const Term* term : terms) depth += term->taps * padded_to_fragments(term->channels);
-  for (Panel& panel : panels) {
-    panel.b = pack_panel(op, terms, panel);
-    int& widest = columns_[static_cast<int>(part)];
-    widest = std::max(widest, panel.units * kUnit);
+std::vector<float> DevicePlan::column(const std::vector<const Term*>& terms, int output,
+                                      size_t depth) const {
+  std::vector<float> column;
+  column.reserve(depth);
+  for (const Term* term : terms) {
+    const size_t channels = static_cast<size_t>(term->channels);
+    const size_t padded =
+        static_cast<size_t>(ceil_of(term->channels, per_granule()) * per_granule());
+    const float* weight = term->weight.data() + static_cast<size_t>(output * term->taps) * channels;
+    for (int tap = 0; tap < term->taps; ++tap, weight += channels) {
+      column.insert(column.end(), weight, weight + channels);
+      column.resize(column.size() + padded - channels);
+    }
   }
-  const Panel* place = append(panels);
-  relocate(place, panels.size(), offsetof(Panel, b));
-  return {place, static_cast<int>(panels.size()), columns, depth};
+  column.resize(depth);
+  return column;
+}
+
+MatrixView DevicePlan::pack(const Op& op, Part part, CudaOp& to) {
+  const std::vector<const Term*> terms = terms_of(op, part);
+  if (terms.empty()) return {nullptr, 0, to.columns()};
+  const std::vector<Source> from = sources(op, terms);
+  const size_t steps = from.size() / kStepGranules;
+  const size_t step_operands = static_cast<size_t>(kStepGranules * per_granule());
+  std::vector<Granule> weights(to.units * steps * kWeightGranules);
+  for (int output = 0; output < op.n; ++output) {
+    const int at = column_of(op, output);
+    const size_t first = static_cast<size_t>(at / kColumns) * steps;
+    const std::vector<float> values = column(terms, output, steps * step_operands);
+    for (size_t k = 0; k < values.size(); ++k) {
+      Granule* step = weights.data() + (first + k / step_operands) * kWeightGranules;
+      const int within = static_cast<int>(k % step_operands);
+      if (network_.bf16)
+        put(operand<Bf16>(step, at % kColumns, within), values[k]);
+      else
+        put(operand<float>(step, at % kColumns, within), values[k]);
+    }
+  }
+  const int i = static_cast<int>(part);
+  to.weights[i] = append(weights);
+  to.sources[i] = append(from);
+  to.steps[i] = static_cast<uint16_t>(steps);
+  return {nullptr, 1, to.columns()};
 }
 
 DevicePlan::DevicePlan(Program given, bool bf16) {
   const Program program = checked_by_pass(std::move(given));
   skeleton_ = Skeleton(program, bf16, kGranule / static_cast<int>(sizeof(float)));
   network_ = skeleton_.network;
-  const size_t n = program.ops.size();
-  for (size_t i = 0; i < n; ++i) {
-    OpView& op = skeleton_.ops[i];
-    op.row = pack(program.ops[i], Part::kRow);
-    op.pixel = pack(program.ops[i], Part::kPixel);
-    op.bias = append(pack_bias(program.ops[i]));
+  std::vector<CudaOp> cuda_ops;
+  for (size_t i = 0; i < program.ops.size(); ++i) {
+    const Op& op = program.ops[i];
+    CudaOp to = without_matrices(op);
+    skeleton_.ops[i].row = pack(op, Part::kRow, to);
+    skeleton_.ops[i].pixel = pack(op, Part::kPixel, to);
+    to.two_parts = skeleton_.ops[i].two_parts();
+    to.bias = append(pack_bias(op, to));
+    cuda_ops.push_back(to);
   }
   std::vector<OpView> ops = skeleton_.ops;
-  const TermView* terms = append(skeleton_.terms);
-  for (OpView& op : ops) op.terms = terms + (op.terms - skeleton_.terms.data());
+  for (OpView& op : ops) op.terms = nullptr;  // the device reads sources instead
   network_.caches = append(skeleton_.caches);
   network_.ops = append(ops);
-  for (const size_t field : {offsetof(OpView, terms), offsetof(OpView, bias),
-                             offsetof(OpView, row) + offsetof(MatrixView, panels),
-                             offsetof(OpView, pixel) + offsetof(MatrixView, panels)})
-    relocate(network_.ops, n, field);
+  network_.at_pixel = append(skeleton_.at_pixel);
+  ops_ = append(cuda_ops);
+  for (size_t i = 0; i < cuda_ops.size(); ++i)
+    for (const size_t field :
+         {offsetof(CudaOp, weights), offsetof(CudaOp, weights) + 8, offsetof(CudaOp, sources),
+          offsetof(CudaOp, sources) + 8, offsetof(CudaOp, bias)})
+      relocate(ops_ + i, 1, field);
   image_.resize((image_.size() + kAlignment - 1) / kAlignment * kAlignment);
 }
 
@@ -130,14 +168,33 @@ void DevicePlan::write(void* to, uintptr_t address) {
   };
   network_.caches = moved(network_.caches);
   network_.ops = moved(network_.ops);
+  network_.at_pixel = moved(network_.at_pixel);
+  ops_ = moved(ops_);
+}
+
+SharedLayout DevicePlan::shared(int header, int warps, int limit) const {
+  int act = 0, raw = 0;
+  const auto bytes = [&](int cache) {
+    return cache == kNone ? 0 : skeleton_.caches[static_cast<size_t>(cache)].stride * 4;
+  };
+  const NetworkView& network = skeleton_.network;
+  for (int i = network.begin(Pass::kHorizontal); i < network.end(Pass::kHead); ++i) {
+    act = std::max(act, bytes(network.ops[i].act_out));
+    raw = std::max(raw, bytes(network.ops[i].raw_out));
+  }
+  return lay_out_shared(network, header, sizeof(CudaOp), act, raw, warps, limit);
 }
 
 Workspace DevicePlan::workspace(int images, int height, int width) const {
-  Workspace workspace{};
-  workspace.words =
-      lay_out_workspace(skeleton_.network, images, height, width, [&](int i, size_t word) {
-        if (i == skeleton_.network.n_caches) workspace.cache_words = word;
-      });
+  const NetworkView& network = skeleton_.network;
+  Workspace workspace{kZeroWords, 0};
+  for (int i = 0; i < network.n_caches + network.n_ops; ++i) {
+    if (i == network.n_caches) workspace.cache_words = workspace.words;
+    workspace.words += workspace_words(network, i, images, height, width);
+  }
+  if (workspace.words / (kGranule / sizeof(float)) > UINT32_MAX)
+    throw std::runtime_error("the images are too large: a block's caches take " +
+                             std::to_string(workspace.words * sizeof(float)) + " bytes");
   return workspace;
 }
 

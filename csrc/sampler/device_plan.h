@@ -6,37 +6,39 @@
 #include <cstdint>
 #include <vector>
 
+#include "block_layout.h"
 #include "packing.h"
-#include "tile_layout.h"
 
 namespace dsmooth::sampler {
 
-// Words of memory that a block needs; the caches come first.
+// Words of memory that a block needs. Zeros come first, to be read as padding, then the caches,
+// then sums that wait.
 struct Workspace {
   size_t words, cache_words;
 };
+constexpr size_t kZeroWords = 32;
 
-// A panel is stored as it is read: row after row of k, each as wide as the panel, a multiple of a
-// fragment. The channels of a tap are padded with zeros to whole fragments, an image's place in a
-// cache to whole granules. Biases and waiting sums have the order of the outputs, A's and G's each
-// padded to whole fragments, whatever the panels.
+// The channels of a tap are padded to whole granules, which are zero in a cache, and a sum to whole
+// steps; weights are zero there.
 class DevicePlan {
  public:
   DevicePlan(Program program, bool bf16);
 
   size_t bytes() const { return image_.size(); }
   // Writes the image of bytes() for a device that holds it at `address`, a multiple of 128; from
-  // then on network() has addresses of the device. To be called once: the host's copy goes.
+  // then on network() and ops() are addresses of the device. To be called once: the host's copy
+  // goes.
   void write(void* to, uintptr_t address);
   const NetworkView& network() const { return network_; }
+  const CudaOp* ops() const { return ops_; }
 
-  // Columns of the widest panels.
-  int row_columns() const { return columns_[0]; }
-  int pixel_columns() const { return columns_[1]; }
+  // The shared memory of a block with `header` bytes in front; throws as lay_out_shared does.
+  SharedLayout shared(int header, int warps, int limit) const;
   // Of the caches and waiting sums of one image.
   size_t bytes_per_image(int height, int width) const {
     return sampler::bytes_per_image(skeleton_.network, height, width);
   }
+  // Throws std::runtime_error if it has more granules than 32 bits count.
   Workspace workspace(int images, int height, int width) const;
 
  private:
@@ -46,14 +48,17 @@ class DevicePlan {
   // The pointers at `field` of an array in the image are places, to become addresses.
   template <class T>
   void relocate(const T* array, size_t n, size_t field);
-  MatrixView pack(const Op& op, Part part);
-  const float* pack_panel(const Op& op, const std::vector<const Term*>& terms, const Panel& panel);
+  MatrixView pack(const Op& op, Part part, CudaOp& to);
+  std::vector<Source> sources(const Op& op, const std::vector<const Term*>& terms) const;
+  // The weights of one column: every operand of k, with the padding.
+  std::vector<float> column(const std::vector<const Term*>& terms, int output, size_t depth) const;
+  int per_granule() const { return kGranule / (network_.bf16 ? 2 : 4); }
 
   Skeleton skeleton_;
   NetworkView network_;
   std::vector<unsigned char> image_;
   std::vector<size_t> pointers_;
-  int columns_[2] = {kFragment, kFragment};
+  const CudaOp* ops_ = nullptr;
 };
 
 }  // namespace dsmooth::sampler

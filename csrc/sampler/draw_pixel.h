@@ -51,9 +51,10 @@ DSMOOTH_HOST_DEVICE inline float snap_to_level(float x) {
 }
 
 // Four uniforms: the component or atom, then a colour each.
-DSMOOTH_HOST_DEVICE inline Pixel draw_pixel(const NetworkView& p, const float* params,
-                                            uint64_t seed, uint64_t index, uint32_t position,
-                                            float temperature) {
+DSMOOTH_HOST_DEVICE DSMOOTH_DEVICE_ONCE inline Pixel draw_pixel(const NetworkView& p,
+                                                                const float* params, uint64_t seed,
+                                                                uint64_t index, uint32_t position,
+                                                                float temperature) {
   const int k = p.n_mix, colours = p.image_channels;
   const Stream stream = p.conditioned ? Stream::kSampleConditioned : Stream::kSample;
   const PhiloxBlock words =

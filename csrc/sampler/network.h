@@ -31,7 +31,6 @@ struct MatrixView {
   const Panel* panels;
   int n_panels;
   int columns;
-  int depth;  // operands in k, with padding
 };
 
 struct TermView {
@@ -58,9 +57,19 @@ struct OpView {
   DSMOOTH_HOST_DEVICE const MatrixView& matrix(Part part) const {
     return part == Part::kRow ? row : pixel;
   }
+  // Layers of lower resolution run at every second (fourth) row and column: there their inputs are
+  // complete, and nothing reads them earlier.
+  DSMOOTH_HOST_DEVICE bool runs_at_row(int row) const { return runs(row_parity, row); }
+  DSMOOTH_HOST_DEVICE bool runs_at_column(int column) const { return runs(column_parity, column); }
   // Whether the sums wait between a row part and a pixel part.
   DSMOOTH_HOST_DEVICE bool two_parts() const {
     return pass == Pass::kHorizontal && row.n_panels > 0;
+  }
+
+ private:
+  DSMOOTH_HOST_DEVICE bool runs(int parity, int at) const {
+    if (at & ((1 << level) - 1)) return false;
+    return parity == kNone || ((at >> level) & 1) == parity;
   }
 };
 
@@ -77,6 +86,13 @@ struct CacheView {
   }
 };
 
+// An operation that runs at a pixel.
+struct alignas(4) PixelOp {
+  int16_t op, level;
+};
+// Which they are depends on the parities of row and column at each level.
+constexpr int kPixelPeriod = 1 << kLevels;
+
 struct NetworkView {
   int image_channels;
   int image_parts;
@@ -90,8 +106,18 @@ struct NetworkView {
   const CacheView* caches;
   const OpView* ops;     // by pass
   int first_of_pass[5];  // operations first_of_pass[p] .. first_of_pass[p + 1] - 1
-  uint8_t atoms[256];    // byte levels, the first n_atoms
+  // Of the horizontal stream and the head, in order, for each row and column modulo kPixelPeriod:
+  // first_at_pixel[i] .. first_at_pixel[i + 1] - 1 of at_pixel.
+  const PixelOp* at_pixel;
+  int first_at_pixel[kPixelPeriod * kPixelPeriod + 1];
+  uint8_t atoms[256];  // byte levels, the first n_atoms
 
+  // The n operations that run at a pixel.
+  DSMOOTH_HOST_DEVICE const PixelOp* ops_at(int row, int column, int& n) const {
+    const int list = row % kPixelPeriod * kPixelPeriod + column % kPixelPeriod;
+    n = first_at_pixel[list + 1] - first_at_pixel[list];
+    return at_pixel + first_at_pixel[list];
+  }
   DSMOOTH_HOST_DEVICE bool stacked() const { return conditioned && context == kNone; }
   DSMOOTH_HOST_DEVICE int begin(Pass pass) const { return first_of_pass[static_cast<int>(pass)]; }
   DSMOOTH_HOST_DEVICE int end(Pass pass) const { return first_of_pass[static_cast<int>(pass) + 1]; }
@@ -129,20 +155,14 @@ struct StateView {
   }
 };
 
-// Calls place(i, word) with the first word of cache i in the workspace of a block, and of the
-// waiting sums of operation i with n_caches + i. Returns the number of words.
-template <class F>
-DSMOOTH_HOST_DEVICE size_t lay_out_workspace(const NetworkView& network, int images, int height,
-                                             int width, F place) {
-  size_t word = 0;
-  for (int i = 0; i < network.n_caches + network.n_ops; ++i) {
-    place(i, word);
-    const size_t words = i < network.n_caches
-                             ? network.caches[i].words_per_image(height, width)
-                             : network.partial_words(network.ops[i - network.n_caches], width);
-    word += (words * static_cast<size_t>(images) + 31) / 32 * 32;
-  }
-  return word;
+// Words of a workspace for `images` images that its place i takes: cache i, or from n_caches on the
+// waiting sums of operation i - n_caches.
+DSMOOTH_HOST_DEVICE inline size_t workspace_words(const NetworkView& network, int i, int images,
+                                                  int height, int width) {
+  const size_t words = i < network.n_caches
+                           ? network.caches[i].words_per_image(height, width)
+                           : network.partial_words(network.ops[i - network.n_caches], width);
+  return (words * static_cast<size_t>(images) + 31) / 32 * 32;
 }
 
 struct Segment {

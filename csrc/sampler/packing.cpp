@@ -66,10 +66,27 @@ Skeleton::Skeleton(const Program& p, bool bf16, int stride_words) {
              caches.data(),
              ops.data(),
              {},
+             nullptr,
+             {},
              {}};
   std::copy(p.atoms.begin(), p.atoms.end(), network.atoms);
   for (const Op& op : p.ops)
     for (int pass = static_cast<int>(op.pass) + 1; pass < 5; ++pass) ++network.first_of_pass[pass];
+  list_pixel_ops();
+}
+
+void Skeleton::list_pixel_ops() {
+  int* first = network.first_at_pixel;
+  for (int row = 0; row < kPixelPeriod; ++row)
+    for (int column = 0; column < kPixelPeriod; ++column) {
+      for (int i = network.begin(Pass::kHorizontal); i < network.end(Pass::kHead); ++i) {
+        const OpView& op = ops[static_cast<size_t>(i)];
+        if (op.runs_at_row(row) && op.runs_at_column(column))
+          at_pixel.push_back({static_cast<int16_t>(i), static_cast<int16_t>(op.level)});
+      }
+      *++first = static_cast<int>(at_pixel.size());
+    }
+  network.at_pixel = at_pixel.data();
 }
 
 int output_of(const Op& op, const Panel& panel, int column) {

@@ -13,6 +13,7 @@ struct Skeleton {
   std::vector<CacheView> caches;
   std::vector<TermView> terms;
   std::vector<OpView> ops;
+  std::vector<PixelOp> at_pixel;
   NetworkView network;
 
   Skeleton() = default;
@@ -21,6 +22,9 @@ struct Skeleton {
   Skeleton(const Program& program, bool bf16, int stride_words);
   Skeleton(Skeleton&&) = default;
   Skeleton& operator=(Skeleton&&) = default;
+
+ private:
+  void list_pixel_ops();
 };
 
 // Checks a program and brings its operations into the order of their passes.

@@ -110,7 +110,7 @@ Plan::Plan(Program given, const TileKernels& kernels) : kernels_(kernels) {
         {pack(op, Part::kRow, kernels), pack(op, Part::kPixel, kernels), pack_bias(op, kernels)});
     const PlannedOp& planned = planned_.back();
     const auto view = [](const Matrix& m) {
-      return MatrixView{m.panels.data(), static_cast<int>(m.panels.size()), m.columns, 0};
+      return MatrixView{m.panels.data(), static_cast<int>(m.panels.size()), m.columns};
     };
     skeleton_.ops[i].row = view(planned.row);
     skeleton_.ops[i].pixel = view(planned.pixel);

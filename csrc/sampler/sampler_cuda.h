@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "block_run.cuh"
 #include "device_plan.h"
 
 namespace dsmooth::sampler {
@@ -20,6 +21,11 @@ struct CudaRequest {
   float* workspace;      // workspace_bytes(sharing), aligned to 128
   void* stream;          // a cudaStream_t of the device
 };
+
+// The kernel for a type of operands (sampler_cuda.cu); it wants kKernelWarps warps a block.
+using SampleKernel = void (*)(BlockRun);
+SampleKernel sample_kernel(bool bf16);
+constexpr int kKernelWarps = 8;
 
 class CudaSampler {
  public:
@@ -40,9 +46,13 @@ class CudaSampler {
   Sharing share(int64_t n, int height, int width, size_t memory, int max_slice) const;
   size_t workspace_bytes(const Sharing& sharing, int height, int width) const;
 
-  // Launches one kernel on the stream and returns; the weights must be on the device by then in
-  // the order of the stream. Throws std::runtime_error with CUDA's text.
-  void sample(const CudaRequest& request) const;
+  // How many launches draw a batch: each block draws one slice after the other, a few rows in each
+  // launch, so that none takes long. What a slice is at lies in the workspace in between.
+  int64_t launches(const Sharing& sharing, int height) const;
+  // Launches one of them on the stream and returns; they must come in order, and the weights must
+  // be on the device by then in the order of the stream. Throws std::runtime_error with CUDA's
+  // text.
+  void sample(const CudaRequest& request, int64_t launch) const;
 
  private:
   DevicePlan plan_;

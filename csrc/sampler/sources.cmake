@@ -6,7 +6,7 @@ function(add_sampler target)
   set(here ${CMAKE_CURRENT_FUNCTION_LIST_DIR})
   target_sources(${target} PRIVATE
     ${here}/program.cpp ${here}/packing.cpp ${here}/plan.cpp ${here}/device_plan.cpp
-    ${here}/tile_layout.cpp ${here}/sampler_cpu.cpp ${here}/tile_kernels.cpp)
+    ${here}/block_layout.cpp ${here}/sampler_cpu.cpp ${here}/tile_kernels.cpp)
   compile_for_instruction_sets(${target} ${here}/tiles_float32.cpp ${here}/tile_kernels.cpp
     FLOAT32_SETS generic avx2 avx512)
   compile_for_instruction_sets(${target} ${here}/tiles_bfloat16.cpp ${here}/tile_kernels.cpp

@@ -1,7 +1,9 @@
 // The incremental network, written once: which sums to form at which position, in which order.
 //
 // A Worker carries it out: lanes that share the work of a slice of the batch.
+//   worker.begin_row(row)     all that follows belongs to this row
 //   worker.matmul(product)    lanes share the tiles of a product; the epilogue follows each tile
+//   worker.pixel(state, row, column)  all operations at a pixel, with a sync behind each
 //   worker.for_each(n, f)     lanes share f(0) .. f(n - 1)
 //   worker.sync()             what any lane wrote before is there for all lanes after
 //   worker.end_row(images)    a sync at the end of a row, which counts it as done
@@ -29,6 +31,18 @@ struct Slice {
   float* out;            // (batch, C, H, W)
 };
 
+// The horizontal stream at one pixel, and the parameters of its mixture, product after product.
+template <class Worker>
+void draw_pixel_ops(Worker& worker, const StateView& state, int row, int column) {
+  int n;
+  const PixelOp* list = state.network->ops_at(row, column, n);
+  for (int i = 0; i < n; ++i) {
+    const auto [op, level] = list[i];
+    worker.matmul(Product{&state, op, Part::kPixel, row >> level, column >> level, 1});
+    worker.sync();
+  }
+}
+
 template <class Worker>
 class Step {
  public:
@@ -39,10 +53,14 @@ class Step {
       : n_(network), s_(slice), state_(state), w_(worker) {}
 
   // Draws the slice; false if it was stopped.
-  DSMOOTH_HOST_DEVICE bool draw() {
-    if (n_.context != kNone) encode();
-    const int prompt = n_.stacked() ? s_.height : 0;
-    for (int row = 0; row < prompt + s_.height; ++row) {
+  DSMOOTH_HOST_DEVICE bool draw() { return draw(0, prompt() + s_.height); }
+
+  // Draws some of the rows, of which those of a prompt come first, behind those before them.
+  DSMOOTH_HOST_DEVICE bool draw(int first, int end) {
+    if (first == 0 && n_.context != kNone) encode();
+    const int prompt = this->prompt();
+    for (int row = first; row < end; ++row) {
+      w_.begin_row(row);
       vertical_row(row);
       horizontal_row_part(row);
       begin_row(row, row < prompt);
@@ -52,7 +70,7 @@ class Step {
         if (w_.stop()) return false;
       } else {
         for (int column = 0; column < s_.width; ++column) {
-          pixel(row, column);
+          w_.pixel(state_, row, column);
           w_.for_each(s_.batch, [&](int b) { draw_image(b, row - prompt, row, column); });
           w_.sync();
           if (w_.stop()) return false;
@@ -64,6 +82,8 @@ class Step {
   }
 
  private:
+  DSMOOTH_HOST_DEVICE int prompt() const { return n_.stacked() ? s_.height : 0; }
+
   // The context's encoder: operation after operation over the whole image.
   DSMOOTH_HOST_DEVICE void encode() {
     w_.for_each(s_.batch * s_.height, [&](int i) {
@@ -72,7 +92,10 @@ class Step {
     });
     w_.sync();
     for (int i = n_.begin(Pass::kEncoder); i < n_.end(Pass::kEncoder); ++i) {
-      for (int row = 0; row < s_.height; ++row) run(i, Part::kRow, row, 0, s_.width);
+      for (int row = 0; row < s_.height; ++row) {
+        w_.begin_row(row);
+        run(i, Part::kRow, row, 0, s_.width);
+      }
       w_.sync();
     }
   }
@@ -80,7 +103,7 @@ class Step {
   DSMOOTH_HOST_DEVICE void vertical_row(int row) {
     for (int i = n_.begin(Pass::kVertical); i < n_.end(Pass::kVertical); ++i) {
       const OpView& op = n_.ops[i];
-      if (!active_row(op, row)) continue;
+      if (!op.runs_at_row(row)) continue;
       run(i, Part::kRow, row >> op.level, 0, state_.width_at(op.level));
       w_.sync();
     }
@@ -91,7 +114,7 @@ class Step {
   DSMOOTH_HOST_DEVICE void horizontal_row_part(int row) {
     for (int i = n_.begin(Pass::kHorizontal); i < n_.end(Pass::kHorizontal); ++i) {
       const OpView& op = n_.ops[i];
-      if (active_row(op, row) && op.row.n_panels > 0)
+      if (op.runs_at_row(row) && op.row.n_panels > 0)
         run(i, Part::kRow, row >> op.level, 0, state_.width_at(op.level));
     }
   }
@@ -100,38 +123,14 @@ class Step {
   DSMOOTH_HOST_DEVICE void horizontal_row(int row) {
     for (int i = n_.begin(Pass::kHorizontal); i < n_.end(Pass::kHorizontal); ++i) {
       const OpView& op = n_.ops[i];
-      if (!active_row(op, row)) continue;
+      if (!op.runs_at_row(row)) continue;
       run(i, Part::kPixel, row >> op.level, 0, state_.width_at(op.level));
       w_.sync();
     }
   }
 
-  // The horizontal stream at one pixel, and the parameters of its mixture.
-  DSMOOTH_HOST_DEVICE void pixel(int row, int column) {
-    for (int i = n_.begin(Pass::kHorizontal); i < n_.end(Pass::kHead); ++i) {
-      const OpView& op = n_.ops[i];
-      if (!active_row(op, row) || !active_column(op, column)) continue;
-      run(i, Part::kPixel, row >> op.level, column >> op.level, 1);
-      w_.sync();
-    }
-  }
-
-  // Layers of lower resolution run at every second (fourth) row and column: there their inputs are
-  // complete, and nothing reads them earlier.
-  DSMOOTH_HOST_DEVICE static bool active(int level, int parity, int at) {
-    if (at & ((1 << level) - 1)) return false;
-    return parity == kNone || ((at >> level) & 1) == parity;
-  }
-  DSMOOTH_HOST_DEVICE static bool active_row(const OpView& op, int row) {
-    return active(op.level, op.row_parity, row);
-  }
-  DSMOOTH_HOST_DEVICE static bool active_column(const OpView& op, int column) {
-    return active(op.level, op.column_parity, column);
-  }
-
   // Columns first .. first + count - 1 of a row, in the coordinates of the operation's level.
-  DSMOOTH_HOST_DEVICE DSMOOTH_DEVICE_ONCE void run(int i, Part part, int row, int first,
-                                                   int count) {
+  DSMOOTH_HOST_DEVICE void run(int i, Part part, int row, int first, int count) {
     const OpView& op = n_.ops[i];
     const int at_once = op.resamples ? 1 : count;
     for (int column = first; column < first + count; column += at_once)

@@ -1,7 +1,8 @@
-// The few intrinsics of the CUDA worker, each with an emulation that does the same on the host:
-// products of 16 x 16 fragments by a warp, and asynchronous copies into shared memory.
+// The few intrinsics of the CUDA worker: fragments in the registers of a warp, their product, and
+// loads and stores that name their memory. Each has an emulation that does the same on the host.
 #pragma once
 
+#include <cassert>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -10,15 +11,7 @@
 #include "../common/host_device.h"
 #include "elementary.h"
 
-#if defined(__CUDACC__)
-#include <cuda_bf16.h>
-#include <mma.h>
-#endif
-
 namespace dsmooth::sampler {
-
-constexpr int kFragment = 16;  // rows, columns and k of a fragment
-constexpr int kGranule = 16;   // bytes that one copy moves
 
 struct Bf16 {
   bfloat16 bits;
@@ -29,113 +22,254 @@ DSMOOTH_INLINE float to_float(Bf16 x) { return from_bfloat16(x.bits); }
 DSMOOTH_INLINE void put(float* p, float x) { *p = x; }
 DSMOOTH_INLINE void put(Bf16* p, float x) { p->bits = to_bfloat16(x); }
 
-// 16 x 16 sums in the registers of a warp. Here every lane owns some of them and adds over k in
-// ascending order, one rounding per product: the path of float32, and of the host.
-template <class T, int kWarpLanes>
-class Sums {
- public:
-  DSMOOTH_HOST_DEVICE void load(const float* from, int stride, int lane) {
-    each(lane, [&](float& x, int row, int column) { x = from[row * stride + column]; });
-  }
-  DSMOOTH_HOST_DEVICE void store(float* to, int stride, int lane) {
-    each(lane, [&](float& x, int row, int column) { to[row * stride + column] = x; });
-  }
-  // Adds a times b: both 16 x 16, their rows a_stride and b_stride apart.
-  DSMOOTH_HOST_DEVICE void add_product(const T* a, int a_stride, const T* b, int b_stride,
-                                       int lane) {
-    for (int k = 0; k < kFragment; ++k)
-      each(lane, [&](float& x, int row, int column) {
-        x = fmaf(to_float(a[row * a_stride + k]), to_float(b[k * b_stride + column]), x);
-      });
-  }
+constexpr int kGranule = 16;  // bytes that one load of a lane moves
+struct alignas(kGranule) Granule {
+  uint32_t word[4];
+};
+// Two neighbouring columns.
+struct alignas(8) Pair {
+  float x, y;
+};
 
- private:
-  static constexpr int kRows = kWarpLanes > kFragment ? 1 : kFragment / kWarpLanes;
-  static constexpr int kColumns = kFragment * kFragment / kWarpLanes / kRows;
-  static constexpr int kLanesPerRow = kFragment / kColumns;
+// A product is formed in fragments of 16 columns by 8 rows, the weights on the left as mma.sync
+// m16n8k16 wants its larger side, and in steps of 4 granules of k: 32 operands in bfloat16, 16 in
+// float32. Of 32 lanes, lane 4r + q loads granule q of row r, two granules of weights, and holds
+// the sums of columns 2r and 2r + 1 in rows 2q and 2q + 1. mma.sync wants other operands in a lane;
+// but a sum may run over k in any order, the same in rows and columns, and in this one what a lane
+// needs lies together in memory.
+constexpr int kRows = 8, kColumns = 16;  // of a fragment
+constexpr int kStepGranules = 4;
+constexpr int kWeightGranules = 2 * 32;  // of a fragment and step
 
-  template <class F>
-  DSMOOTH_HOST_DEVICE void each(int lane, F f) {
-    const int row = lane / kLanesPerRow * kRows, column = lane % kLanesPerRow * kColumns;
-    DSMOOTH_DEVICE_UNROLL
-    for (int i = 0; i < kRows; ++i) {
-      DSMOOTH_DEVICE_UNROLL
-      for (int j = 0; j < kColumns; ++j) f(x_[i * kColumns + j], row + i, column + j);
+// Where operand k of a column lies in the weights of a fragment and step, in bytes.
+template <class T>
+DSMOOTH_INLINE int weight_place(int column, int k) {
+  constexpr int kPerGranule = kGranule / static_cast<int>(sizeof(T));
+  const int lane = column / 2 * 4 + k / kPerGranule, i = k % kPerGranule, odd = column % 2;
+  if (sizeof(T) == sizeof(float)) return (odd * 32 + lane) * kGranule + i * 4;
+  // The first mma.sync of a step takes the first half of each granule; in a register of its left
+  // side are two operands of one column.
+  return (i / 4 * 32 + lane) * kGranule + (i % 4 / 2 * 2 + odd) * 4 + i % 2 * 2;
+}
+
+// What a lane of a warp of kLanes holds. On the host a lane owns some of the sums, and loads all
+// rows and weights of a step for them.
+template <class T, int kLanes>
+struct Warp {
+  static constexpr int kLoadedRows = kRows, kLoadedGranules = kStepGranules;  // of each row
+  static constexpr int kLoadedWeights = kWeightGranules;
+  static constexpr int kSlots = kRows * kColumns / 2 / kLanes;  // pairs of sums
+  static constexpr bool kTwoSums = false;
+
+  static int row(int, int i) { return i; }
+  static int granule(int, int i) { return i; }
+  static int weight(int, int i) { return i; }
+  static int slot_row(int lane, int slot) {
+    const int i = lane + slot * kLanes;
+    return i % 4 * 2 + i / 32;
+  }
+  static int slot_column(int lane, int slot) { return (lane + slot * kLanes) % 32 / 4 * 2; }
+
+  // Adds weights times rows. A lane may have two sums for each output, `even` and `odd`, to be
+  // added.
+  static void multiply(const Granule* weights, const Granule* rows, Pair* even, Pair*, int lane) {
+    constexpr int kDepth = kStepGranules * kGranule / static_cast<int>(sizeof(T));
+    for (int slot = 0; slot < kSlots; ++slot) {
+      const Granule* row = rows + slot_row(lane, slot) * kStepGranules;
+      const int column = slot_column(lane, slot);
+      for (int k = 0; k < kDepth; ++k) {
+        const float x = at(row, k * static_cast<int>(sizeof(T)));
+        even[slot].x = fmaf(at(weights, weight_place<T>(column, k)), x, even[slot].x);
+        even[slot].y = fmaf(at(weights, weight_place<T>(column + 1, k)), x, even[slot].y);
+      }
     }
   }
 
-  float x_[kRows * kColumns] = {};
+ private:
+  static float at(const Granule* granules, int byte) {
+    T value;
+    memcpy(&value, reinterpret_cast<const char*>(granules) + byte, sizeof value);
+    return to_float(value);
+  }
 };
 
 #if defined(__CUDACC__)
-__device__ inline unsigned shared_address(const void* p) {
-  return static_cast<unsigned>(__cvta_generic_to_shared(p));
-}
+// The lanes of a real warp.
+struct WarpLanes {
+  static constexpr int kLoadedRows = 1, kLoadedGranules = 1, kLoadedWeights = 2, kSlots = 2;
+  __device__ static int row(int lane, int) { return lane / 4; }
+  __device__ static int granule(int lane, int) { return lane % 4; }
+  __device__ static int weight(int lane, int i) { return i * 32 + lane; }
+  __device__ static int slot_row(int lane, int slot) { return lane % 4 * 2 + slot; }
+  __device__ static int slot_column(int lane, int) { return lane / 4 * 2; }
+};
 
-// On tensor cores. All pointers are aligned to 32 bytes and strides to 16 (tile_layout.h).
 template <>
-class Sums<Bf16, 32> {
- public:
-  __device__ void load(const float* from, int stride, int) {
-    nvcuda::wmma::load_matrix_sync(sums_, from, static_cast<unsigned>(stride),
-                                   nvcuda::wmma::mem_row_major);
-  }
-  __device__ void store(float* to, int stride, int) {
-    nvcuda::wmma::store_matrix_sync(to, sums_, static_cast<unsigned>(stride),
-                                    nvcuda::wmma::mem_row_major);
-  }
-  // nvcc takes the pointers of wmma::load_matrix_sync for generic ones in bfloat16, though not in
-  // float; these are its instructions for shared memory. They stay between the barriers, as
-  // volatile ones do; that they read what only copy_async writes, the compiler need not know.
-  __device__ void add_product(const Bf16* a, int a_stride, const Bf16* b, int b_stride, int) {
-    namespace wmma = nvcuda::wmma;
-    wmma::fragment<wmma::matrix_a, 16, 16, 16, __nv_bfloat16, wmma::row_major> left;
-    wmma::fragment<wmma::matrix_b, 16, 16, 16, __nv_bfloat16, wmma::row_major> right;
-    static_assert(sizeof left == 4 * sizeof(unsigned) && sizeof right == sizeof left);
-    unsigned* l = reinterpret_cast<unsigned*>(&left);
-    unsigned* r = reinterpret_cast<unsigned*>(&right);
-    asm volatile("wmma.load.a.sync.aligned.row.m16n16k16.shared.bf16 {%0, %1, %2, %3}, [%4], %5;"
-                 : "=r"(l[0]), "=r"(l[1]), "=r"(l[2]), "=r"(l[3])
-                 : "r"(shared_address(a)), "r"(a_stride));
-    asm volatile("wmma.load.b.sync.aligned.row.m16n16k16.shared.bf16 {%0, %1, %2, %3}, [%4], %5;"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(shared_address(b)), "r"(b_stride));
-    wmma::mma_sync(sums_, left, right, sums_);
+struct Warp<Bf16, 32> : WarpLanes {
+  static constexpr bool kTwoSums = true;  // half as long a chain of products
+
+  __device__ static void multiply(const Granule* weights, const Granule* row, Pair* even, Pair* odd,
+                                  int) {
+    add_product(weights[0], row->word[0], row->word[1], even);
+    add_product(weights[1], row->word[2], row->word[3], odd);
   }
 
  private:
-  nvcuda::wmma::fragment<nvcuda::wmma::accumulator, 16, 16, 16, float> sums_;
+  __device__ static void add_product(const Granule& a, uint32_t b0, uint32_t b1, Pair* sums) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(sums[0].x), "+f"(sums[1].x), "+f"(sums[0].y), "+f"(sums[1].y)
+        : "r"(a.word[0]), "r"(a.word[1]), "r"(a.word[2]), "r"(a.word[3]), "r"(b0), "r"(b1));
+  }
+};
+
+// In float32 the lanes pass their operands round, and add in the order of k, one rounding each.
+template <>
+struct Warp<float, 32> : WarpLanes {
+  static constexpr bool kTwoSums = false;
+
+  __device__ static void multiply(const Granule* weights, const Granule* row, Pair* even, Pair*,
+                                  int lane) {
+    DSMOOTH_DEVICE_UNROLL
+    for (int q = 0; q < kStepGranules; ++q) {
+      DSMOOTH_DEVICE_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        const float x = of(weights[0].word[i], lane / 4 * 4 + q);
+        const float y = of(weights[1].word[i], lane / 4 * 4 + q);
+        DSMOOTH_DEVICE_UNROLL
+        for (int slot = 0; slot < kSlots; ++slot) {
+          const float value = of(row->word[i], slot_row(lane, slot) * 4 + q);
+          even[slot].x = fmaf(x, value, even[slot].x);
+          even[slot].y = fmaf(y, value, even[slot].y);
+        }
+      }
+    }
+  }
+
+ private:
+  __device__ static float of(uint32_t word, int lane) {
+    return __uint_as_float(__shfl_sync(0xffffffffu, word, lane));
+  }
 };
 #endif
 
-// Copies a granule into shared memory, or writes zeros if not `there`. The bytes are there for the
-// lane itself after a wait, for others after a sync behind it.
-DSMOOTH_INLINE void copy_async(void* shared, const void* from, bool there) {
+// The device wants what it moves at once aligned to its size; the host asserts it.
+template <class To>
+DSMOOTH_INLINE void check_aligned([[maybe_unused]] const void* p) {
+#if !defined(__CUDA_ARCH__)
+  assert(reinterpret_cast<uintptr_t>(p) % sizeof(To) == 0);
+#endif
+}
+
+// Loads and stores of global memory. The volatile ones stay on their side of a barrier, where the
+// worker puts them; on the host they load when they are called.
+DSMOOTH_INLINE Granule load_global(const unsigned char* from) {
+  check_aligned<Granule>(from);
+  Granule g;
 #if defined(__CUDA_ARCH__)
-  const int bytes = there ? kGranule : 0;
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
-               "l"(from), "r"(bytes)
-               : "memory");
+  asm volatile("ld.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(g.word[0]), "=r"(g.word[1]), "=r"(g.word[2]), "=r"(g.word[3])
+               : "l"(from));
 #else
-  if (there)
-    memcpy(shared, from, kGranule);
-  else
-    memset(shared, 0, kGranule);
+  memcpy(&g, from, sizeof g);
+#endif
+  return g;
+}
+
+// Of what no kernel writes; in the first cache it makes way for the activations.
+DSMOOTH_INLINE Granule load_weights(const Granule* from) {
+  check_aligned<Granule>(from);
+  Granule g;
+#if defined(__CUDA_ARCH__)
+  asm volatile("ld.global.nc.L1::evict_first.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(g.word[0]), "=r"(g.word[1]), "=r"(g.word[2]), "=r"(g.word[3])
+               : "l"(from));
+#else
+  g = *from;
+#endif
+  return g;
+}
+
+DSMOOTH_INLINE Pair load_pair(const float* from) {
+  check_aligned<Pair>(from);
+  Pair pair;
+#if defined(__CUDA_ARCH__)
+  asm volatile("ld.global.v2.f32 {%0, %1}, [%2];" : "=f"(pair.x), "=f"(pair.y) : "l"(from));
+#else
+  memcpy(&pair, from, sizeof pair);
+#endif
+  return pair;
+}
+
+// x, of which the compiler may not know that it is: what follows from it is computed again instead
+// of kept in registers.
+DSMOOTH_INLINE int opaque(int x) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("mov.b32 %0, %0;" : "+r"(x));
+#endif
+  return x;
+}
+
+DSMOOTH_INLINE float load_one(const float* from) {
+#if defined(__CUDA_ARCH__)
+  float x;
+  asm volatile("ld.global.f32 %0, [%1];" : "=f"(x) : "l"(from));
+  return x;
+#else
+  return *from;
 #endif
 }
 
-// Ends a group of copies.
-DSMOOTH_INLINE void commit_copies() {
+#if defined(__CUDACC__)
+// Two neighbouring values as bfloat16.
+__device__ inline uint32_t packed(float x, float y) {
+  uint32_t word;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(y), "f"(x));
+  return word;
+}
+#endif
+
+DSMOOTH_INLINE void put_pair(float* to, Pair v) { *reinterpret_cast<Pair*>(to) = v; }
+DSMOOTH_INLINE void put_pair(Bf16* to, Pair v) {
 #if defined(__CUDA_ARCH__)
-  asm volatile("cp.async.commit_group;" ::: "memory");
+  *reinterpret_cast<uint32_t*>(to) = packed(v.x, v.y);
+#else
+  put(to, v.x);
+  put(to + 1, v.y);
 #endif
 }
 
-// Waits until at most kPending of this lane's groups are on their way.
-template <int kPending>
-DSMOOTH_INLINE void wait_for_copies() {
+DSMOOTH_INLINE void store_pair(float* to, Pair v) {
+  check_aligned<Pair>(to);
 #if defined(__CUDA_ARCH__)
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+  asm volatile("st.global.v2.f32 [%0], {%1, %2};" ::"l"(to), "f"(v.x), "f"(v.y));
+#else
+  put_pair(to, v);
+#endif
+}
+
+DSMOOTH_INLINE void store_pair(Bf16* to, Pair v) {
+  check_aligned<uint32_t>(to);
+#if defined(__CUDA_ARCH__)
+  asm volatile("st.global.b32 [%0], %1;" ::"l"(to), "r"(packed(v.x, v.y)));
+#else
+  put_pair(to, v);
+#endif
+}
+
+DSMOOTH_INLINE void store_one(float* to, float v) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("st.global.f32 [%0], %1;" ::"l"(to), "f"(v));
+#else
+  *to = v;
+#endif
+}
+
+DSMOOTH_INLINE void store_one(Bf16* to, float v) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("st.global.b16 [%0], %1;" ::"l"(to), "h"(to_bfloat16(v)));
+#else
+  put(to, v);
 #endif
 }
 

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstdint>
 
+#include "step.h"
 #include "tile_kernels.h"
 
 namespace dsmooth::sampler {
@@ -76,6 +77,10 @@ class CpuWorker {
   CpuWorker(const TileKernels& kernels, Team& team, int lane, int lanes)
       : kernels_(kernels), team_(team), lane_(lane), lanes_(lanes) {}
 
+  void begin_row(int) const {}
+  void pixel(const StateView& state, int row, int column) {
+    draw_pixel_ops(*this, state, row, column);
+  }
   void matmul(const Product& product) const {
     if (now_.solo && lane_ != 0) return;
     const Job job = make_job(product);

@@ -40,11 +40,12 @@ for sanitizer in address,undefined thread; do
     configure "$sanitizer" -DDSMOOTH_SANITIZE="$sanitizer"
     cmake --build "$build/$sanitizer"
     "$build/$sanitizer/sampler_test"
+    "$build/$sanitizer/cuda_calls_test"
     "$build/$sanitizer/logistic_mixture_test"
 done
 
 echo "== a missing sync"
-for plant in "plant 2" "plant 40" "plant 150" "plant_cuda 1" "plant_cuda 40" "plant_cuda 100"; do
+for plant in "plant 2" "plant 40" "plant 150" "plant_cuda 5" "plant_cuda 40" "plant_cuda 101"; do
     if "$build/thread/sampler_test" $plant >"$build/plant.txt" 2>&1; then
         echo "ThreadSanitizer missed that a sync is missing: $plant"
         exit 1

@@ -131,6 +131,10 @@ class BlockWorker {
   BlockWorker(const TileKernels& kernels, Block& block, int lane, int64_t omit)
       : kernels_(kernels), block_(block), lane_(lane), omit_(omit) {}
 
+  void begin_row(int) const {}
+  void pixel(const StateView& state, int row, int column) {
+    draw_pixel_ops(*this, state, row, column);
+  }
   void matmul(const Product& product) const {
     const Job job = make_job(product);
     float sums[kMaxUnits * kUnit];
@@ -188,9 +192,11 @@ inline int64_t draw_with_block(const Plan& plan, const Slice& slice, int lanes, 
 struct Device {
   int processors;
   int shared_bytes;
+  int rows_per_launch = 0;  // 0: all
 };
 
-// Draws n images as CudaSampler does, block after block; returns the number of syncs of the first.
+// Draws n images as CudaSampler does, launch after launch and block after block; returns the number
+// of syncs of the first block in the last launch. omit: of the first block in each launch.
 template <class T, int kWarps, int kWarpLanes>
 int64_t draw_as_cuda(Program program, const Slice& all, int64_t n, const Device& device,
                      int max_slice, Mode mode, int64_t omit = -1, unsigned seed = 1) {
@@ -201,29 +207,42 @@ int64_t draw_as_cuda(Program program, const Slice& all, int64_t n, const Device&
   const Sharing sharing = share(n, device.processors, plan.bytes_per_image(all.height, all.width),
                                 size_t{1} << 30, max_slice);
   const Workspace workspace = plan.workspace(sharing.largest, all.height, all.width);
-  const SharedLayout layout =
-      lay_out_shared(plan.row_columns(), plan.pixel_columns(), table_bytes(plan.network()),
-                     sizeof(T), device.shared_bytes);
+  const SharedLayout layout = plan.shared(sizeof(BlockHead), kWarps, device.shared_bytes);
   Words memory(static_cast<size_t>(sharing.blocks) * workspace.words);
   std::fill_n(memory.data(), memory.size(), NAN);
-  const BlockRun run{plan.network(), layout, sharing, n, all, memory.data(), workspace};
+  const int rows = (plan.network().stacked() ? 2 : 1) * all.height;
+  const int per_launch = device.rows_per_launch ? device.rows_per_launch : rows;
   int64_t syncs = 0;
-  for (int i = 0; i < sharing.blocks; ++i) {
-    Words shared(static_cast<size_t>(layout.bytes) / sizeof(float));
-    std::fill_n(shared.data(), shared.size(), NAN);
-    Block block(kWarps * kWarpLanes, mode, seed);
-    std::vector<std::thread> threads;
-    for (int lane = 0; lane < block.lanes(); ++lane)
-      threads.emplace_back([&, lane] {
-        Lanes lanes(block, lane, reinterpret_cast<unsigned char*>(shared.data()),
-                    i == 0 ? omit : -1);
-        block.begin(lane);
-        run_block<T>(run, i, lanes);
-        if (lane == 0 && i == 0) syncs = lanes.syncs();
-        block.end(lane);
-      });
-    for (std::thread& thread : threads) thread.join();
-  }
+  for (int64_t round = 0; round * sharing.blocks < sharing.slices; ++round)
+    for (int row = 0; row < rows; row += per_launch) {
+      const BlockRun run{plan.network(),
+                         plan.ops(),
+                         layout,
+                         sharing,
+                         n,
+                         all,
+                         memory.data(),
+                         workspace,
+                         round,
+                         row,
+                         std::min(row + per_launch, rows)};
+      for (int i = 0; i < sharing.blocks; ++i) {
+        Words shared(static_cast<size_t>(layout.bytes) / sizeof(float));
+        std::fill_n(shared.data(), shared.size(), NAN);
+        Block block(kWarps * kWarpLanes, mode, seed);
+        std::vector<std::thread> threads;
+        for (int lane = 0; lane < block.lanes(); ++lane)
+          threads.emplace_back([&, lane] {
+            Lanes lanes(block, lane, reinterpret_cast<unsigned char*>(shared.data()),
+                        i == 0 ? omit : -1);
+            block.begin(lane);
+            run_block<T>(run, i, lanes);
+            if (lane == 0 && i == 0) syncs = lanes.syncs();
+            block.end(lane);
+          });
+        for (std::thread& thread : threads) thread.join();
+      }
+    }
   return syncs;
 }
 

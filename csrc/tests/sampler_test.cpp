@@ -165,7 +165,7 @@ void cuda_equals_cpu(const Case& c, const Device& device, int max_slice, Mode mo
 
 void cuda_equals_cpu_on_all_shapes() {
   if (!has_instruction_set("avx2")) return;
-  constexpr Device kRoomy{2, 227 << 10}, kTight{1, 40 << 10};
+  constexpr Device kRoomy{2, 227 << 10, 3}, kTight{1, 40 << 10};
   for (const Case& c : kCases) {
     cuda_equals_cpu<float, 4, 2>(c, kTight, 0, Mode::kThreads);
     cuda_equals_cpu<Bf16, 8, 1>(c, kRoomy, 2, Mode::kThreads);
@@ -178,11 +178,14 @@ void cuda_equals_cpu_on_all_shapes() {
   cuda_equals_cpu<Bf16, 4, 1>(wide, {1, 227 << 10}, 0, Mode::kThreads);
 }
 
-// The first sync stands before pointers, without which a lane would crash.
+// The first ones stand before pointers, without which a lane would crash.
+constexpr int64_t kFirstOmitted = 6;
+
 [[maybe_unused]] void missing_syncs_change_the_image() {
   const CudaCall whole(kCases[0], 3, true);
   int tried = 0, found = 0;
-  for (int64_t omit = 1; omit < whole.syncs - 1; omit += 1 + whole.syncs / 40, ++tried) {
+  for (int64_t omit = kFirstOmitted; omit < whole.syncs - 1;
+       omit += 1 + whole.syncs / 40, ++tried) {
     bool differs = false;
     for (unsigned seed = 1; seed <= 3 && !differs; ++seed) {
       CudaCall call(kCases[0], 3);
@@ -216,34 +219,22 @@ void batches_are_shared_out() {
   expect(throws([] { share(5, 132, 100, 99, 0); }), "an image that does not fit");
 }
 
-void tiles_fit_into_shared_memory() {
-  for (int limit : {48 << 10, 99 << 10, 163 << 10, 227 << 10})
-    for (int operand : {2, 4})
-      for (int columns = 16; columns <= kPixelColumns; columns += 16) {
-        const int row_columns = std::min(columns, kRowColumns);
-        SharedLayout layout{};
-        const auto lay_out = [&] {
-          layout = lay_out_shared(row_columns, columns, 5000, operand, limit);
-        };
-        const int smallest = Tile{kFragment, kFragment, columns, operand}.bytes() + 5120;
-        const bool refused = throws(lay_out);
-        expect(refused == (smallest > limit), "tiles that fit are refused, or others are not");
+void blocks_fit_into_shared_memory() {
+  for (bool bf16 : {false, true})
+    for (int filters : {3, 40, 160, 400}) {
+      const DevicePlan plan(Toy(filters, 3, Conditioning::kNone).take(), bf16);
+      const auto lay_out = [&](int limit) { return plan.shared(sizeof(BlockHead), 8, limit); };
+      const int roomy = lay_out(1 << 20).bytes, smallest = lay_out(roomy - 1).bytes;
+      for (int limit : {40 << 10, 99 << 10, 163 << 10, 227 << 10, smallest, roomy}) {
+        SharedLayout l{};
+        const bool refused = throws([&] { l = lay_out(limit); });
+        expect(refused == (smallest > limit), "a block that fits is refused, or another is not");
         if (refused) continue;
-        expect(layout.bytes <= limit && layout.table_bytes % 128 == 0, "shared memory overflows");
-        for (const Tile& t : {layout.row, layout.pixel}) {
-          // Fragments and granules are aligned to what the instructions ask.
-          expect(t.sums_bytes() % 32 == 0 && t.stage_bytes() % 32 == 0, "a stage is not aligned");
-          expect(t.a_stride() * operand % 16 == 0 && t.b_stride(columns) * operand % 16 == 0,
-                 "a row is not aligned");
-          expect(t.rows * t.a_stride() * operand % 32 == 0, "weights are not aligned");
-        }
+        expect(l.bytes <= limit && l.tall == (limit >= roomy), "shared memory overflows");
+        for (int at : {l.places, l.ops, l.rows, l.near, l.near_stride, l.near_raw, l.scratch})
+          expect(at % kGranule == 0, "what is read by granules is not aligned");
       }
-  // An H100 runs both networks with the deepest stages.
-  for (int columns : {96, 320}) {
-    const SharedLayout h100 = lay_out_shared(std::min(columns, 128), columns, 3000, 2, 227 << 10);
-    expect(h100.row.rows == 128 && h100.row.depth >= 32 && h100.pixel.depth >= 32,
-           "small tiles on an H100");
-  }
+    }
 }
 
 void bad_programs_are_refused() {
@@ -331,7 +322,7 @@ int run_all() {
   missing_syncs_change_the_image();
 #endif
   batches_are_shared_out();
-  tiles_fit_into_shared_memory();
+  blocks_fit_into_shared_memory();
   an_exception_stops_the_workers();
   std::printf(failures ? "%d failures\n" : "all laws hold\n", failures);
   return failures != 0;

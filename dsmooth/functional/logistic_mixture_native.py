@@ -33,9 +33,10 @@ def native(
     of the size of params, which takes longer to write and read.
     """
     log_prob, state = _outputs(x, params, likelihood, atoms, smoothing_scale)
-    _extension.extension().logistic_mixture(
-        x, params, log_prob, state, likelihood, atoms, smoothing_scale, torch.get_num_threads()
-    )
+    with torch.cuda.device_of(x):
+        _extension.extension().logistic_mixture(
+            x, params, log_prob, state, likelihood, atoms, smoothing_scale, torch.get_num_threads()
+        )
     return log_prob, state
 
 
@@ -70,18 +71,19 @@ def native_backward(
     # The gradient of a sum is one number spread by strides of 0, which no vector load can read. The
     # copy is a hundredth of params.
     grad = grad.contiguous()
-    _extension.extension().logistic_mixture_backward(
-        grad,
-        x,
-        params,
-        state,
-        grad_x if needs_x else None,
-        grad_params if needs_params else None,
-        likelihood,
-        atoms,
-        smoothing_scale,
-        torch.get_num_threads(),
-    )
+    with torch.cuda.device_of(x):
+        _extension.extension().logistic_mixture_backward(
+            grad,
+            x,
+            params,
+            state,
+            grad_x if needs_x else None,
+            grad_params if needs_params else None,
+            likelihood,
+            atoms,
+            smoothing_scale,
+            torch.get_num_threads(),
+        )
     return grad_x, grad_params
 
 

@@ -94,9 +94,12 @@ class CachedSampler:
         discretized likelihood, unclamped for the others.
 
         On the CPU, Ctrl-C ends the call within a second with KeyboardInterrupt. On a CUDA device
-        the call launches one kernel on the current stream and returns without waiting for it:
-        threads and progress are not used, and a context that is not finite gives images that are
-        not. Raises ValueError for a count, size, seed, index, temperature or context out of range,
+        the call launches a kernel for every few rows on the current stream and returns while the
+        last ones are on their way: threads and progress are not used, and a context that is not
+        finite gives images that are not. Ctrl-C is heard between launches. A CUDA graph can capture
+        the call; it draws the same images again, as long as the sampler lives.
+
+        Raises ValueError for a count, size, seed, index, temperature or context out of range,
         before any work; MemoryError, or torch.cuda.OutOfMemoryError, if the caches do not fit.
         """
         draw = Draw(

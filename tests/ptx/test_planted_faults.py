@@ -54,28 +54,18 @@ class Fault:
         return planted
 
 
-def one_more(match: re.Match[str]) -> str:
-    return match.group().replace(match[1], str(int(match[1]) + 1))
-
-
 def turned(match: re.Match[str]) -> str:
     return match[1] + (".shared" if match[2] else ".trans.shared")
 
 
 RACE = "race: warp|was never written"
-WAIT = "no wait has covered"
 FIRST_TWO = rf"\{{({REGISTER}), ({REGISTER})"
 SAMPLER_FAULTS = [
-    Fault("a barrier is missing behind the wait for copies",
-          r"(?s)(cp\.async\.wait_group(?:(?!bar\.sync).)*)bar\.sync\s+0;", r"\1", RACE),
-    Fault("a wait leaves one group too many", r"cp\.async\.wait_group\s+(\d+);",
-          one_more, WAIT),
-    Fault("a group of copies does not end", r"cp\.async\.commit_group;", "", WAIT),
-    Fault("a stage of the ring is misaligned",
-          rf"(cp\.async\.cg\.shared\.global \[{REGISTER})\]", r"\1+8]", "not a multiple of 16"),
-    Fault("copies of rows that are not there read them",
-          rf"(cp\.async\.cg\.shared\.global [^;]*, 16), {REGISTER};", r"\1;",
-          "outside of every tensor|never written"),
+    Fault("all barriers are missing", r"bar\.sync\s+0;", "", RACE),
+    Fault("granules of rows are misaligned",
+          r"(ld\.global\.v4\.b32 [^;\[]*\[%rd\d+)\]", r"\1+8]", "not a multiple of 16"),
+    Fault("granules of weights are those of the next lane",
+          r"(ld\.global\.nc\.L1::evict_first\.v4\.b32 [^;\[]*\[%rd\d+)\]", r"\1+16]", ""),
     Fault("two registers of A are exchanged",
           rf"(mma\.sync[^;]*?\}}, ){FIRST_TWO}", r"\1{\3, \2", ""),
     Fault("two sums are exchanged", rf"(mma\.sync\S+\s+){FIRST_TWO}", r"\1{\3, \2", ""),
@@ -110,9 +100,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 
 def bfloat16_alone(text: str, edit: Callable[[str], str]) -> str:
-    """Edits the functions whose name has Bf16 in it."""
+    """Edits the functions whose name has Bf16 in it, and the one that draws a pixel."""
     parts = re.split(r"(?m)^(?=(?:\.visible |\.weak )?\.(?:func|entry))", text)
-    wanted = ["Bf16" in re.split(r"[(\n{]", part, maxsplit=2)[0] for part in parts]
+    named = re.compile("Bf16|draw_pixel")
+    wanted = [bool(named.search(part.partition("\n")[0])) for part in parts]
     together = edit(
         "\0".join(part for part, is_wanted in zip(parts, wanted, strict=True) if is_wanted)
     )
