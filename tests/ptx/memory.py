@@ -92,7 +92,9 @@ class Memory:
         copy = self.empty(
             tensor.shape, tensor.dtype, strides=tensor.stride(), alignment=max(alignment, 16)
         )
-        copy.copy_(tensor)
+        # Of an expanded dimension there is one element.
+        once = tuple(slice(0, 1) if stride == 0 else slice(None) for stride in tensor.stride())
+        copy[once].copy_(tensor[once])
         self.mark(copy, READABLE | (OPEN if writable else 0))
         return copy
 

@@ -72,7 +72,7 @@ def test_shifted_convolutions(conv: Conv, dtype: torch.dtype) -> None:
 def test_logistic_mixture(channels: int, mixture: str, dtype: torch.dtype) -> None:
     if (channels == 1) != (mixture in ("continuous", "gaussian")) and dtype != torch.bfloat16:
         pytest.skip("one dtype is enough for every pair")
-    x, params = (t.to(dtype) for t in random_case(channels, mixture, size=(1, 3, 5)))
+    x, params = (t.to(dtype) for t in random_case(channels, mixture, size=(1, 4, 6)))
     avoid_kink(params, channels, n_atoms(mixture))
     options = dict(MIXTURES[mixture])
     likelihood: Any = options.pop("likelihood")
