@@ -53,22 +53,32 @@ TAGLINE = "Autoregressive image modelling with distribution smoothing, made fast
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command with `args`, by default those of the process; exits with its status."""
-    args = list(sys.argv[1:] if args is None else args)
+    rank, size = rank_and_size()
+    with _silence() if rank > 0 else contextlib.nullcontext():
+        status = _call(list(sys.argv[1:] if args is None else args))
+    if size > 1:
+        # A thread of torch's process group that lives on may abort Python's own way out.
+        with contextlib.suppress(BrokenPipeError):
+            sys.stdout.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+def _call(args: list[str]) -> int:
+    """Run the command; an error is printed in a line. Returns the exit status."""
     try:
-        command = _parse(args)
-        with _silence() if rank_and_size()[0] > 0 else contextlib.nullcontext():
-            sys.exit(_run(command))
+        return _run(_parse(args))
     except BrokenPipeError:  # the reader of a pipe left
-        sys.exit(141)
+        return 141
     except (ValueError, ArithmeticError, OSError, ImportError) as error:
         print(f"dsmooth: error: {error}", file=sys.stderr)
-        sys.exit(1)
+        return 1
     except MemoryError as error:
         print(f"dsmooth: error: not enough memory {error}".rstrip(), file=sys.stderr)
-        sys.exit(1)
+        return 1
     except KeyboardInterrupt:
         print("dsmooth: stopped", file=sys.stderr)
-        sys.exit(130)
+        return 130
 
 
 @contextlib.contextmanager

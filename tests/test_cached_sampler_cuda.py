@@ -67,7 +67,7 @@ def test_kernels_keep_to_registers(tmp_path: Path) -> None:
         # 256 lanes share 65,536 registers. What is spilled is saved around calls, or for a pixel:
         # the blocks that multiply have none (below).
         assert used["registers"] <= 255
-        assert used["spills"] <= {"bfloat16": 320, "float32": 1400}[kernel]
+        assert used["spills"] <= {"bfloat16": 340, "float32": 1400}[kernel]
         assert used["stack"] <= {"bfloat16": 320, "float32": 512}[kernel]
         assert used["shared"] <= 1024  # apart from what the launch asks for
     check_machine_code(target, tmp_path)

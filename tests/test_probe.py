@@ -270,7 +270,7 @@ def test_features_are_gone_however_the_call_ends(
         monkeypatch.setattr(
             Probing,
             "features",
-            lambda self, *args: fail() if next(calls) == 3 else real(self, *args),
+            lambda self, *args, **named: fail() if next(calls) == 3 else real(self, *args, **named),
         )
     with pytest.raises(stop):
         run_probes(tmp_path / "probes.json")
