@@ -123,9 +123,11 @@ def wait_for(what: Callable[[], bool], process: subprocess.Popen[str]) -> None:
 
 
 def images_saved(run: RunFolder) -> int:
-    if not run.checkpoint.exists() or not run.config.exists():
+    """Of the newest checkpoint; 0 while there is none, as for a moment when one takes its place."""
+    try:
+        return int(read_tensors(run.checkpoint)[1]["images_seen"])
+    except (FileNotFoundError, ValueError):
         return 0
-    return int(read_tensors(run.checkpoint)[1]["images_seen"])
 
 
 def children_of(process: int) -> list[int]:
