@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dsmooth import functional
-from dsmooth.functional import shifted_conv_triton  # noqa: F401
+from dsmooth.functional import shifted_conv_triton  # noqa: F401 - registers the ops called below
 from dsmooth.functional.dropout import draw_seed, dropout_factors, keep_from
 from dsmooth.functional.taps import padding_of, taps_of, transposed_taps_of
 from dsmooth.philox import Stream
