@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from dsmooth.config import ModelConfig, ProbeSettings, TrainConfig
 from dsmooth.data.npz import read_npz
@@ -28,12 +29,14 @@ from dsmooth.reproduce import (
     reproduce,
 )
 from dsmooth.reproduce.stages import Sizes, draw_all
+from dsmooth.reproduce.whole import say_how_to_use_all_gpus
 from dsmooth.runs import RunFolder
 from dsmooth.sampling.draw import Draw
 from dsmooth.sampling.image_files import write_images
 from dsmooth.train import train
 from dsmooth.train.loop import load_data
 from dsmooth.train.side_by_side import train_side_by_side
+from tests.helpers.rank_processes import START, start_ranks
 from tests.helpers.report_checks import check_self_contained
 
 IMAGES = 1600  # enough that a run can be stopped halfway
@@ -185,12 +188,13 @@ def test_a_folder_in_use_is_refused(finished: Path, data: Path) -> None:
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from dsmooth.config import TrainConfig
+from dsmooth.config import ProbeSettings, TrainConfig
 from dsmooth.reproduce.stages import Sizes
 from dsmooth.reproduce import Plan, reproduce
 noisy, denoiser, plain = map(TrainConfig.from_dict, json.loads(sys.argv[2])["runs"].values())
 plan = Plan("tiny", ((noisy, denoiser), (plain,)))
-sys.exit(reproduce(Path(sys.argv[1]), plan, sizes=Sizes(count=9, scored_images=12)))
+sizes = Sizes(9, 12, ProbeSettings(train_images=40, test_images=20, epochs=1))
+sys.exit(reproduce(Path(sys.argv[1]), plan, sizes=sizes, threads=1))
 """
 
 
@@ -234,6 +238,48 @@ def test_stopped_and_resumed_is_the_uninterrupted_run(
         assert one.read_bytes() == two.read_bytes()
     one, two = (json.loads((folder / "results.json").read_text()) for folder in (finished, out))
     assert one["bits_per_dim"] == two["bits_per_dim"]
+
+
+def test_two_processes_reproduce_what_one_does(data: Path, tmp_path: Path) -> None:
+    """All stages, training included; the models to rounding, the numbers of one model exactly."""
+    plan = tiny_plan(data, images=64)
+    assert reproduce(tmp_path / "one", plan, sizes=SIZES) == 0
+    start = [str(tmp_path / "two"), json.dumps(plan.description())]
+    children = start_ranks(2, start, tmp_path, START + SCRIPT)
+    for child in children:
+        _, errors = child.communicate(timeout=300)
+        assert child.returncode == 0, errors
+    for role in ("noisy", "denoiser", "plain"):
+        run = RunFolder(tmp_path / "two" / role)
+        assert [e["event"] for e in run.read_log()].count("start") == 1
+        theirs = load_file(run.weights)
+        for name, mine in load_file(RunFolder(tmp_path / "one" / role).weights).items():
+            torch.testing.assert_close(theirs[name], mine, rtol=0, atol=1e-4, msg=name)
+    one, two = (
+        json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")
+    )
+    assert two.keys() == one.keys()
+    assert two["receptive_field"] == one["receptive_field"]
+    bounds = [results["bits_per_dim"]["pair"]["conventions"][0]["value"] for results in (one, two)]
+    assert bounds[1] == pytest.approx(bounds[0], rel=1e-4)
+    # One process measures those models to the same bits.
+    for name in ("bits_per_dim.json", "frechet.json"):
+        (tmp_path / "two" / name).unlink()
+    assert reproduce(tmp_path / "two", plan, sizes=SIZES) == 0
+    again = json.loads((tmp_path / "two" / "results.json").read_text())
+    assert again["bits_per_dim"] == two["bits_per_dim"]
+    assert again["frechet"] == two["frechet"]
+
+
+def test_several_gpus_and_one_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    say_how_to_use_all_gpus()
+    assert "torchrun --nproc-per-node 4 -m dsmooth reproduce" in capsys.readouterr().out
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    say_how_to_use_all_gpus()
+    assert capsys.readouterr().out == ""
 
 
 def test_a_failing_run_says_why_and_stops_the_other(data: Path, tmp_path: Path) -> None:

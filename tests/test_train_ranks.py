@@ -111,6 +111,7 @@ def torchrun(arguments: Sequence[str], folder: Path, *options: str) -> subproces
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,  # a group of its own, for Ctrl-C
     )
 
 
@@ -166,22 +167,48 @@ def test_a_killed_rank_ends_the_others_and_a_restart_goes_on(tmp_path: Path) -> 
         assert all(torch.equal(mine[key], theirs[key]) for key in mine), name
 
 
-def test_a_signal_saves_once_and_one_process_goes_on(tmp_path: Path) -> None:
-    arguments = ["train", "noisy", *TINY, "--images=100000", "--schedule=cooldown", "--out=run"]
-    stopped = torchrun(arguments, tmp_path)
-    run = RunFolder(tmp_path / "run")
+LONG = ["train", "noisy", *TINY, "--images=100000", "--schedule=cooldown", "--out=run"]
+
+
+def stop_by(send: Callable[[subprocess.Popen[str]], None], folder: Path) -> tuple[RunFolder, int]:
+    """A run of two processes, stopped by `send` after its first steps; its images."""
+    stopped = torchrun(LONG, folder)
+    run = RunFolder(folder / "run")
     wait_for(lambda: run.log.exists() and len(run.read_log()) > 1, stopped)
-    stopped.send_signal(signal.SIGTERM)
+    send(stopped)
     output, errors = stopped.communicate(timeout=120)
     assert output.count("and saved; go on with") == 1, errors
     events = [entry["event"] for entry in run.read_log()]
+    assert events.count("interrupted") == 1
     assert events[-1] == "interrupted"
     seen = images_saved(run)
     assert seen == run.read_log()[-1]["images"] > 0
+    return run, seen
+
+
+def near_end(seen: int) -> int:
+    """Images so few that a stopped run soon ends: before the rate falls, its end may be moved."""
+    return int(seen / 0.75) + 8
+
+
+def test_a_signal_saves_once_and_one_process_goes_on(tmp_path: Path) -> None:
+    run, seen = stop_by(lambda torchrun: torchrun.send_signal(signal.SIGTERM), tmp_path)
     config, _ = run.read_config()
-    # One process goes on, to an end that is near: before the rate falls, it may be moved.
-    result = train(replace(config, images=int(seen / 0.75) + 8), run.path, resume=True)
+    result = train(replace(config, images=near_end(seen)), run.path, resume=True)
     assert result.images_seen >= seen / 0.75
+
+
+def test_control_c_saves_once_and_four_processes_go_on(tmp_path: Path) -> None:
+    """A terminal sends it to torchrun and to what torchrun started."""
+    run, seen = stop_by(lambda torchrun: os.killpg(torchrun.pid, signal.SIGINT), tmp_path)
+    arguments = ["train", "noisy", "--resume", f"--images={near_end(seen)}", "--out=run"]
+    children = start_ranks(4, [*arguments, "--threads=1"], tmp_path)
+    for child in children:
+        _, errors = child.communicate(timeout=300)
+        assert child.returncode == 0, errors
+    assert run.is_finished()
+    starts = [entry["images"] for entry in run.read_log() if entry["event"] == "start"]
+    assert starts == [0, seen]
 
 
 def test_a_full_disk_on_rank_0_ends_all(tmp_path: Path) -> None:
@@ -196,6 +223,26 @@ def test_a_full_disk_on_rank_0_ends_all(tmp_path: Path) -> None:
     assert re.fullmatch(r"dsmooth: error: rank 1: another process ended or .*\n", errors[1])
     assert time.monotonic() - started < 60
     assert not RunFolder(tmp_path / "run").config.exists()
+
+
+def test_a_disk_that_fills_up_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+    """Rank 0 cannot write after its first checkpoints."""
+    fills = "import os, resource, threading, time\nfrom pathlib import Path\ndef fill():\n"
+    fills += "    log = Path('run/log.jsonl')\n"
+    fills += "    while not (log.exists() and 'step' in log.read_text()): time.sleep(0.01)\n"
+    fills += "    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
+    fills += "if os.environ['RANK'] == '0': threading.Thread(target=fill, daemon=True).start()\n"
+    children = start_ranks(2, [*LONG, "--checkpoint-minutes=1e-9"], tmp_path, fills + COMMAND)
+    errors = [child.communicate(timeout=120)[1] for child in children]
+    assert [child.returncode for child in children] == [1, 1]
+    assert re.fullmatch(r"dsmooth: error: .*could not write .*\n", errors[0])
+    assert re.fullmatch(r"dsmooth: error: rank 1: another process ended or .*\n", errors[1])
+    run = RunFolder(tmp_path / "run")
+    seen = images_saved(run)
+    assert seen > 0
+    config, _ = run.read_config()
+    result = train(replace(config, images=near_end(seen)), run.path, resume=True)
+    assert result.images_seen >= seen / 0.75
 
 
 # ---- measures ---------------------------------------------------------------------------------

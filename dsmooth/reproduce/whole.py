@@ -237,7 +237,8 @@ def train_together(out: Path, plan: Plan) -> int | None:
             if as_rank_0_has_it(run.is_finished()):
                 continue
             minutes = None if config.budget is None else config.budget / len(group)
-            result = train(replace(config, budget=minutes), run.path, resume=run.can_resume())
+            resume = bool(as_rank_0_has_it(run.can_resume()))
+            result = train(replace(config, budget=minutes), run.path, resume=resume)
             if result.interrupted:
                 return result.interrupted
     return None
