@@ -1,6 +1,6 @@
-"""Training on the cores of one machine: processes of one thread against one process of all threads.
+"""Training on all cores: as many processes of one thread, against one process of all threads.
 
-Both train the same run by the command, batch 32 of the embedded MNIST images in bfloat16, started by
+Both train the same run by the command, batch 32 of the embedded MNIST images in bfloat16, with
 torchrun or without it. What is timed is a step, from the run's own log: the start, the first second
 and the last score are left out. The two take turns.
 """
@@ -66,7 +66,7 @@ def bench_ranks(bench: Bench, filters: int, layers: int, images: int, tmp_path: 
 
 
 def train(folder: Path, settings: list[str], processes: int) -> tuple[float, float]:
-    """Seconds of a step of a whole new run in `folder`, and the loss on held-out images at its end."""
+    """Seconds of a step of a new run in `folder`, and the held-out loss at its end."""
     shutil.rmtree(folder, ignore_errors=True)
     start = [sys.executable, "-m"]
     if processes > 1:
