@@ -20,6 +20,7 @@ from .commands.options import (
     DEFAULT_PRESET,
     BitsOptions,
     ClassifierOptions,
+    Complete,
     Doctor,
     Evaluate,
     FrechetOptions,
@@ -33,10 +34,11 @@ from .distributed import rank_and_size
 from .presets import preset
 from .runs import RunFolder, default_folder, read_run_config
 
-Command = Train | Sample | Evaluate | Probe | Reproduce | Doctor
+Command = Train | Sample | Complete | Evaluate | Probe | Reproduce | Doctor
 VERBS: dict[str, type] = {
     "train": Train,
     "sample": Sample,
+    "complete": Complete,
     "evaluate": Evaluate,
     "probe": Probe,
     "reproduce": Reproduce,
@@ -180,6 +182,10 @@ def _run(command: Command) -> int:
             from .commands.sample import sample
 
             sample(command)
+        case Complete():
+            from .commands.complete import complete
+
+            complete(command)
         case Evaluate():
             from .commands.evaluate import evaluate
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
@@ -97,6 +97,8 @@ class Models:
             raise ValueError(f"one model draws at a time, got {', '.join(self.networks)}")
         if draw.device is not None:
             self.to(draw.device)
+        if draw.known is not None:
+            draw = replace(draw, known=draw.known.to(self.device))
         sampler = (
             PairSampler(self.smoothed)
             if self.smoothed is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import get_args
 
@@ -22,6 +22,7 @@ from .pretrained import find
 from .runs import RunFolder, runs_of_pair
 from .sampling.auto import NetworkSampler
 from .sampling.draw import Draw, Progress, chosen_seed, share_of_progress
+from .sampling.known import known_pixels
 from .smoothing import GaussianSmoothing, Smoothing, make_smoothing
 
 # The files of a saved pair.
@@ -100,6 +101,8 @@ class SmoothedPair(nn.Module):
         temperature: float = 1.0,
         threads: int | None = None,
         precision: Precision = "auto",
+        known: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """Draw n images, by default in two steps: x~ ~ p(x~), then x ~ p(x | x~).
 
@@ -109,7 +112,14 @@ class SmoothedPair(nn.Module):
         "noisy" gives x~ itself. score: how "single-step" differentiates, see `single_step`.
         temperature: > 0, of every draw. threads: None for torch's setting. precision: of the cached
         sampler; "auto" is bfloat16 on a CUDA device, float32 on the CPU.
+
+        known: (n or 1, C, H, W), images whose pixels where mask, (n or 1, H, W) bool, is True are
+        kept; the rest is drawn. The known pixels of x~ are known plus the smoothing's noise, a
+        function of (seed, image index); method "noisy" returns these. docs/math.md, section 3, says
+        which distribution this draws from.
+
         Returns (n, C, H, W); x~ is not clamped, nor is x from a continuous denoiser.
+        Raises ValueError or TypeError for arguments out of range or that do not fit.
         """
         draw = Draw(
             n,
@@ -120,6 +130,7 @@ class SmoothedPair(nn.Module):
             temperature,
             threads,
             precision=precision,
+            known=known_pixels(known, mask, n),
         )
         return PairSampler(self).draw(draw)
 
@@ -135,6 +146,8 @@ class SmoothedPair(nn.Module):
         temperature: float = 1.0,
         threads: int | None = None,
         precision: Precision = "auto",
+        known: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """The second half of `sample`, for noisy images (B, C, H, W) that are there already."""
         draw = Draw(
@@ -146,6 +159,7 @@ class SmoothedPair(nn.Module):
             temperature,
             threads,
             precision=precision,
+            known=known_pixels(known, mask, x_tilde.shape[0]),
         )
         return PairSampler(self).denoise(x_tilde, draw)
 
@@ -321,7 +335,7 @@ class PairSampler:
     def draw(self, draw: Draw, progress: Progress | None = None) -> Tensor:
         """Draw as `SmoothedPair.sample` does. progress: called with the fraction done."""
         half = 0.5 if draw.method == "two-step" else 1.0
-        x_tilde = self._noisy.draw(draw, share_of_progress(progress, 0.0, half))
+        x_tilde = self._noisy.draw(self._smoothed(draw), share_of_progress(progress, 0.0, half))
         return self.denoise(x_tilde, draw, share_of_progress(progress, half, 1.0))
 
     def denoise(self, x_tilde: Tensor, draw: Draw, progress: Progress | None = None) -> Tensor:
@@ -329,8 +343,17 @@ class PairSampler:
         if draw.method == "noisy":
             return x_tilde
         if draw.method == "single-step":
-            return self.pair.single_step(x_tilde, score=draw.score)
+            mean = self.pair.single_step(x_tilde, score=draw.score)
+            return mean if draw.known is None else draw.known.keep(mean)
         return self._denoiser.draw(draw, progress, x_tilde)
+
+    def _smoothed(self, draw: Draw) -> Draw:
+        """The draw of x~ for a draw of x: its known pixels get the smoothing's noise."""
+        if draw.known is None:
+            return draw
+        x, mask = draw.known.images, draw.known.mask
+        x_tilde = self.pair.smoothing.sample(x, seed=draw.seed, first_index=draw.first_index)
+        return replace(draw, known=known_pixels(x_tilde, mask, draw.count))
 
 
 class _LogProb(nn.Module):

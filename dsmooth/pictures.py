@@ -68,9 +68,9 @@ def save_side_by_side(pictures: Sequence[Tensor], path: Path) -> None:
     write_atomically(path, grid_png(grid.flatten(0, 1), columns=grid.shape[1]))
 
 
-def save_grid(x: Tensor, path: Path) -> None:
+def save_grid(x: Tensor, path: Path, *, columns: int | None = None) -> None:
     """Write `grid_png` to `path`."""
-    write_atomically(path, grid_png(x))
+    write_atomically(path, grid_png(x, columns=columns))
 
 
 def visible(x: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ TINY = ["--n-filters", "4", "--n-mix", "2", "--images", "16", "--batch-size", "8
 
 @pytest.mark.quick
 @pytest.mark.parametrize(
-    "verb", ["", "train", "sample", "evaluate", "probe", "reproduce", "doctor"]
+    "verb", ["", "train", "sample", "complete", "evaluate", "probe", "reproduce", "doctor"]
 )
 def test_help_does_not_import_torch(tmp_path: Path, verb: str) -> None:
     code = (
@@ -51,7 +51,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        *("train", "sample", "probe", "reproduce", "doctor", "evaluate", ""),
+        *("train", "sample", "complete", "probe", "reproduce", "doctor", "evaluate", ""),
         *("evaluate bpd", "evaluate fid", "evaluate train-classifier"),
     ],
 )

@@ -115,6 +115,7 @@ void check_size(int height, int width) {
 // The images that a call draws, and how. Tensors are borrowed while they live.
 struct Call {
   Borrowed out, context;  // both (N, C, H, W) float32
+  Borrowed mask;          // (N, H, W) uint8, or none; known pixels stand in out
   uint64_t seed, first_index;
   float temperature;
 
@@ -134,6 +135,8 @@ struct Call {
              context.given ? "a tensor" : "None");
     }
     if (context.given) contiguous_view<float, 4>("context", context, images.shape, place);
+    const auto [n, channels, height, width] = images.shape;
+    if (mask.given) contiguous_view<uint8_t, 3>("mask", mask, {n, height, width}, place);
     if (!(temperature > 0 && std::isfinite(temperature))) {
       refuse("temperature", "be positive and finite", std::to_string(temperature));
     }
@@ -144,12 +147,15 @@ struct Call {
 // The GIL is free while the workers run. Between polls it is taken for a moment: for signals, so
 // that Ctrl-C ends the call, and for the caller's progress.
 void sample(const CpuSampler& sampler, const py::object& out, const py::object& context,
-            uint64_t seed, uint64_t first_index, float temperature, int threads, int slice,
-            const py::object& progress) {
+            const py::object& mask, uint64_t seed, uint64_t first_index, float temperature,
+            int threads, int slice, const py::object& progress) {
   constexpr int kMostThreads = 1 << 12, kLargestSlice = 1 << 15;
-  const Call call{borrow("out", out), borrow("context", context), seed, first_index, temperature};
+  const Call call{borrow("out", out),   borrow("context", context),
+                  borrow("mask", mask), seed,
+                  first_index,          temperature};
   const auto images = call.check(sampler.network(), Place{});
-  const Lent lent[] = {{"out", &call.out, true}, {"context", &call.context, false}};
+  const Lent lent[] = {
+      {"out", &call.out, true}, {"context", &call.context, false}, {"mask", &call.mask, false}};
   check_apart(lent);
   if (threads < 1 || threads > kMostThreads) {
     refuse("threads", "lie in 1 .. " + std::to_string(kMostThreads), std::to_string(threads));
@@ -164,7 +170,8 @@ void sample(const CpuSampler& sampler, const py::object& out, const py::object& 
                         threads,
                         std::min(slice, kLargestSlice),
                         static_cast<const float*>(call.context.data),
-                        images.data};
+                        images.data,
+                        static_cast<const uint8_t*>(call.mask.data)};
   const py::gil_scoped_release release;
   sampler.sample(request, [&](double done) {
     const py::gil_scoped_acquire acquire;
@@ -225,7 +232,8 @@ class CudaDrawer {
               float temperature) const {
     if (weights_.is_none()) throw std::invalid_argument("the weights must be written before");
     const Place place = device_place();
-    const Call call{borrow("out", out), borrow("context", context), seed, first_index, temperature};
+    const Call call{borrow("out", out), borrow("context", context), {}, seed, first_index,
+                    temperature};
     const auto images = call.check(sampler_.network(), place);
     const auto [n, channels, height, width] = images.shape;
     if (n < sharing.slices || (n + sharing.slices - 1) / sharing.slices > sharing.largest) {
@@ -318,9 +326,10 @@ void register_sampler(py::module_& module) {
            py::kw_only(), py::arg("program"), py::arg("image_channels"), py::arg("n_mix"),
            py::arg("likelihood"), py::arg("atoms"), py::arg("smoothing_scale"),
            py::arg("conditioned"), py::arg("instruction_set"), py::arg("bf16"))
-      .def("sample", &sample, py::kw_only(), py::arg("out"), py::arg("context"), py::arg("seed"),
-           py::arg("first_index"), py::arg("temperature"), py::arg("threads"), py::arg("slice"),
-           py::arg("progress"))
+      .def("sample", &sample, py::kw_only(), py::arg("out"), py::arg("context"), py::arg("mask"),
+           py::arg("seed"), py::arg("first_index"), py::arg("temperature"), py::arg("threads"),
+           py::arg("slice"), py::arg("progress"),
+           "mask: (N, H, W) uint8, not 0 where a pixel of out is known and stays; or None.")
       .def_property_readonly("instruction_set", &CpuSampler::instruction_set)
       .def(
           "bytes_per_image",

@@ -23,6 +23,7 @@ inline constexpr ElementType kFloat32Type{ElementType::kFloat, 32};
 inline constexpr ElementType kFloat64Type{ElementType::kFloat, 64};
 inline constexpr ElementType kBFloat16Type{ElementType::kBFloat, 16};
 inline constexpr ElementType kInt64Type{ElementType::kInt, 64};
+inline constexpr ElementType kUint8Type{ElementType::kUnsigned, 8};
 
 // Where memory lies: a DLPack device type, of which 1 is the CPU and 2 is CUDA, and an index.
 struct Place {

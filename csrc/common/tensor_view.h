@@ -44,7 +44,9 @@ inline void check_tensor(const char* name, const Borrowed& t, std::span<const in
 
 template <class T>
 constexpr ElementType type_of() {
-  static_assert(std::is_same_v<T, float> || std::is_same_v<T, double>);
+  static_assert(std::is_same_v<T, float> || std::is_same_v<T, double> ||
+                std::is_same_v<T, uint8_t>);
+  if (std::is_same_v<T, uint8_t>) return kUint8Type;
   return std::is_same_v<T, float> ? kFloat32Type : kFloat64Type;
 }
 

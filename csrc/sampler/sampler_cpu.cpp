@@ -129,7 +129,8 @@ class Run {
     slice = Slice{};
     if (i >= split_.slices) return;
     const int64_t first = r_.n * i / split_.slices, end = r_.n * (i + 1) / split_.slices;
-    const int64_t pixels = int64_t{plan_.network().image_channels} * r_.height * r_.width;
+    const int64_t plane = int64_t{r_.height} * r_.width;
+    const int64_t pixels = plan_.network().image_channels * plane;
     slice = {static_cast<int>(end - first),
              r_.height,
              r_.width,
@@ -137,7 +138,8 @@ class Run {
              r_.first_index + static_cast<uint64_t>(first),
              r_.temperature,
              r_.context ? r_.context + first * pixels : nullptr,
-             r_.out + first * pixels};
+             r_.out + first * pixels,
+             r_.mask ? r_.mask + first * plane : nullptr};
     states_[team].clear(slice.batch);
   }
 

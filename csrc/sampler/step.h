@@ -20,15 +20,16 @@
 namespace dsmooth::sampler {
 
 // One slice: images first_index .. of a stream of noise, canvas and context in memory of the
-// caller.
+// caller. Known pixels stand in `out` and stay there; the others are drawn.
 struct Slice {
   int batch;
   int height, width;
   uint64_t seed;
   uint64_t first_index;
   float temperature;
-  const float* context;  // (batch, C, H, W) or null
-  float* out;            // (batch, C, H, W)
+  const float* context;           // (batch, C, H, W) or null
+  float* out;                     // (batch, C, H, W)
+  const uint8_t* mask = nullptr;  // (batch, H, W), not 0 where a pixel is known; null: none is
 };
 
 // The horizontal stream at one pixel, and the parameters of its mixture, product after product.
@@ -63,9 +64,10 @@ class Step {
       w_.begin_row(row);
       vertical_row(row);
       horizontal_row_part(row);
-      begin_row(row, row < prompt);
+      const bool known = row < prompt || is_known(row - prompt);
+      begin_row(row, known);
       w_.sync();
-      if (row < prompt) {
+      if (known) {
         horizontal_row(row);
         if (w_.stop()) return false;
       } else {
@@ -138,20 +140,42 @@ class Step {
         w_.matmul(Product{&state_, i, part, row, column, at_once});
   }
 
+  // Whether all pixels of a row are known, in all images.
+  DSMOOTH_HOST_DEVICE bool is_known(int image_row) const {
+    if (s_.mask == nullptr) return false;
+    for (int b = 0; b < s_.batch; ++b)
+      for (int column = 0; column < s_.width; ++column)
+        if (!is_known(b, image_row, column)) return false;
+    return true;
+  }
+
+  DSMOOTH_HOST_DEVICE bool is_known(int b, int image_row, int column) const {
+    return s_.mask != nullptr &&
+           s_.mask[(int64_t{b} * s_.height + image_row) * s_.width + column] != 0;
+  }
+
   // Ones tell the image from its padding; they may stand before the pixels do, since no pixel to
-  // the right is read. A prompt's row is known as a whole.
+  // the right is read. known: as a whole, as every row of a prompt is.
   DSMOOTH_HOST_DEVICE void begin_row(int row, bool known) {
+    const int prompt = this->prompt();
     w_.for_each(s_.batch * s_.width, [&](int i) {
       const int b = i % s_.batch, column = i / s_.batch;
-      put_pixel(n_.image, b, row, column, known ? context_at(b, row, column) : Pixel{});
+      const Pixel pixel = !known         ? Pixel{}
+                          : row < prompt ? context_at(b, row, column)
+                                         : pixel_at(s_.out, b, row - prompt, column);
+      put_pixel(n_.image, b, row, column, pixel);
     });
   }
 
   DSMOOTH_HOST_DEVICE Pixel context_at(int b, int row, int column) const {
+    return pixel_at(s_.context, b, row, column);
+  }
+
+  DSMOOTH_HOST_DEVICE Pixel pixel_at(const float* images, int b, int row, int column) const {
     Pixel pixel{};
     for (int c = 0; c < n_.image_channels; ++c) {
       const int64_t plane = int64_t{b} * n_.image_channels + c;
-      pixel.value[c] = s_.context[(plane * s_.height + row) * s_.width + column];
+      pixel.value[c] = images[(plane * s_.height + row) * s_.width + column];
     }
     return pixel;
   }
@@ -163,6 +187,10 @@ class Step {
 
   // image_row counts from the top of the image, canvas_row from that of the prompt.
   DSMOOTH_HOST_DEVICE void draw_image(int b, int image_row, int canvas_row, int column) {
+    if (is_known(b, image_row, column)) {
+      put_pixel(n_.image, b, canvas_row, column, pixel_at(s_.out, b, image_row, column));
+      return;
+    }
     const int stride = n_.caches[n_.params].stride;
     const float* params = state_.at(n_.params, canvas_row, column) + int64_t{b} * stride;
     const uint32_t position = static_cast<uint32_t>(image_row * s_.width + column);

@@ -29,6 +29,7 @@ struct Case {
   Conditioning conditioning;
   Likelihood likelihood = Likelihood::kContinuous;
   std::vector<int> atoms = {};
+  bool completes = false;  // some pixels are known
   Program program() const { return Toy(filters, channels, conditioning, likelihood, atoms).take(); }
   size_t size(int64_t n) const { return static_cast<size_t>(n * channels * kHeight * kWidth); }
   std::vector<float> context(int64_t n) const {
@@ -36,20 +37,45 @@ struct Case {
     for (size_t i = 0; i < values.size(); ++i) values[i] = std::sin(0.7f * static_cast<float>(i));
     return values;
   }
+  // Which pixels are known: the upper row in all images, other pixels image by image.
+  std::vector<uint8_t> mask(int64_t n) const {
+    std::vector<uint8_t> values(completes ? static_cast<size_t>(n * kHeight * kWidth) : 0);
+    for (size_t i = 0; i < values.size(); ++i)
+      values[i] = i / kWidth % kHeight == 0 || (i * i / 7) % 3 == 0;
+    return values;
+  }
+  // Memory for images, with the known pixels in it.
+  std::vector<float> canvas(int64_t n) const {
+    const std::vector<uint8_t> known = mask(n);
+    const std::vector<float> values = context(n);
+    std::vector<float> out(values.size(), NAN);
+    constexpr size_t kPlane = size_t{kHeight} * kWidth;
+    for (size_t i = 0; completes && i < out.size(); ++i)
+      if (known[i / kPlane / static_cast<size_t>(channels) * kPlane + i % kPlane])
+        out[i] = values[i];
+    return out;
+  }
 };
 const Case kCases[] = {{12, 1, Conditioning::kNone},
                        {9, 3, Conditioning::kStack, Likelihood::kGaussian},
                        {20, 1, Conditioning::kConcat},
-                       {7, 3, Conditioning::kNone, Likelihood::kDiscretized, {0, 255, 17}}};
+                       {7, 3, Conditioning::kNone, Likelihood::kDiscretized, {0, 255, 17}},
+                       {10, 3, Conditioning::kStack, Likelihood::kContinuous, {}, true},
+                       {11, 1, Conditioning::kNone, Likelihood::kContinuous, {}, true}};
 
 std::vector<float> draw(const CpuSampler& sampler, const Case& c, int64_t first, int64_t n,
                         int threads, int slice) {
-  const std::vector<float> context = c.context(first + n);
-  std::vector<float> out(c.size(n), NAN);
+  const std::vector<float> context = c.context(first + n), canvas = c.canvas(first + n);
+  const std::vector<uint8_t> mask = c.mask(first + n);
+  std::vector<float> out(canvas.begin() + static_cast<ptrdiff_t>(c.size(first)), canvas.end());
   const bool conditioned = c.conditioning != Conditioning::kNone;
   sampler.sample({n, kHeight, kWidth, kSeed, kFirst + static_cast<uint64_t>(first), 1.0f, threads,
-                  slice, conditioned ? context.data() + c.size(first) : nullptr, out.data()},
+                  slice, conditioned ? context.data() + c.size(first) : nullptr, out.data(),
+                  c.completes ? mask.data() + first * kHeight * kWidth : nullptr},
                  [](double) {});
+  for (size_t i = 0; i < out.size(); ++i)
+    if (const float known = canvas[c.size(first) + i]; !std::isnan(known))
+      expect(out[i] == known, "a known pixel changed");
   return out;
 }
 
@@ -75,7 +101,8 @@ void block_equals_threads(const Case& c) {
   const CpuSampler sampler(c.program(), "generic", false);
   const std::vector<float> expected = draw(sampler, c, 0, kImages, 1, 0);
   const std::vector<float> context = c.context(kImages);
-  std::vector<float> out(c.size(kImages), NAN);
+  const std::vector<uint8_t> mask = c.mask(kImages);
+  std::vector<float> out = c.canvas(kImages);
   const Slice slice{kImages,
                     kHeight,
                     kWidth,
@@ -83,7 +110,8 @@ void block_equals_threads(const Case& c) {
                     kFirst,
                     1.0f,
                     c.conditioning == Conditioning::kNone ? nullptr : context.data(),
-                    out.data()};
+                    out.data(),
+                    c.completes ? mask.data() : nullptr};
   const auto equal = [&] {
     return std::memcmp(out.data(), expected.data(), out.size() * sizeof(float)) == 0;
   };
@@ -113,7 +141,7 @@ void block_equals_threads(const Case& c) {
 // A call of the CUDA sampler, played.
 struct CudaCall {
   CudaCall(const Case& given, int images, bool whole = false)
-      : c(given), n(images), context(c.context(n)), out(c.size(n), NAN) {
+      : c(given), n(images), context(c.context(n)), mask(c.mask(n)), out(c.canvas(n)) {
     if (whole) syncs = draw<float, 4, 1>({1, 64 << 10}, 0, Mode::kTurns);
   }
 
@@ -121,9 +149,15 @@ struct CudaCall {
   int64_t draw(const Device& device, int max_slice, Mode mode, int64_t omit = -1,
                unsigned seed = 1) {
     const bool conditioned = c.conditioning != Conditioning::kNone;
-    const Slice all{
-        0,         kHeight, kWidth, kSeed, kFirst, 1.0f, conditioned ? context.data() : nullptr,
-        out.data()};
+    const Slice all{0,
+                    kHeight,
+                    kWidth,
+                    kSeed,
+                    kFirst,
+                    1.0f,
+                    conditioned ? context.data() : nullptr,
+                    out.data(),
+                    c.completes ? mask.data() : nullptr};
     return draw_as_cuda<T, kWarps, kWarpLanes>(c.program(), all, n, device, max_slice, mode, omit,
                                                seed);
   }
@@ -131,6 +165,7 @@ struct CudaCall {
   const Case c;
   const int n;
   const std::vector<float> context;
+  const std::vector<uint8_t> mask;
   std::vector<float> out;
   int64_t syncs = 0;
 };

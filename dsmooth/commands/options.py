@@ -98,6 +98,46 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Complete:
+    """Draw the missing part of images from a pair, or from one trained model.
+
+    Known pixels are kept; what is missing is drawn several times for each image. Writes a picture
+    of a row an image: the original, the part that is given, the draws. Under torchrun several
+    processes (and GPUs) draw them together.
+    """
+
+    model: Positional[Path] = Path("mnist")
+    """mnist, the pair that comes with the package; a saved pair; a folder with the runs of a noisy
+    model and of its denoiser; or the run folder of a plain model."""
+    images: Annotated[Positional[Path | None], arg(help_behavior_hint="")] = None
+    """What to complete: an image file, a folder of them, a .npz or a .npy; by default held-out
+    images of the data that the model was trained on."""
+    count: Annotated[int, arg(aliases=["-n"])] = 8
+    """The first images of these."""
+    keep_top: float = 0.5
+    """Fraction of the rows that are given, from the top."""
+    mask: Path | None = None
+    """A picture of the images' size instead: its white pixels are given, its black ones missing."""
+    draws: int = 8
+    """Completions of each image."""
+    out: tuple[Path, ...] = (Path("completed.png"),)
+    """Files to write: .png for the picture, .npz for arrays `x` (the completions, N * draws, C, H,
+    W), `original` (N, C, H, W) and `mask` (1, H, W)."""
+    seed: int | None = 0
+    """Decides the completions; None draws a seed and says which."""
+    method: Method = "two-step"
+    """two-step: x~ then x given x~; single-step: posterior mean of x~; noisy: x~ itself."""
+    temperature: float = 1.0
+    """Below 1 for likelier pixels, above 1 for more varied ones."""
+    threads: int | None = None
+    """CPU threads; by default all cores."""
+    device: str = "auto"
+    """cpu, cuda or cuda:N; auto takes a CUDA device if there is one that can be used."""
+    precision: Precision = "auto"
+    """What the networks compute in; auto takes bfloat16 on a CUDA device, float32 on the CPU."""
+
+
+@dataclass(frozen=True)
 class BitsOptions:
     """Bits/dim of held-out images, in every convention.
 

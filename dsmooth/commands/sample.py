@@ -28,11 +28,9 @@ GRID_LIMIT = 400
 
 def sample(options: Sample) -> None:
     """Carry out `dsmooth sample`. Raises ValueError or FileNotFoundError before any work."""
-    if options.seed is None and rank_and_size()[1] > 1:
-        raise ValueError("--seed None is for one process: give all of them the same number")
     draw = Draw(
         options.count,
-        chosen_seed(options.seed),
+        seed_of_all(options.seed),
         options.first_index,
         options.method,
         options.score,
@@ -45,6 +43,13 @@ def sample(options: Sample) -> None:
     with process_group():
         models = load_models(options.models)
         sample_to_files(models, draw, options.out, png=options.png, adm=options.adm)
+
+
+def seed_of_all(seed: int | None) -> int:
+    """`chosen_seed`. Raises ValueError where several processes would each choose their own."""
+    if seed is None and rank_and_size()[1] > 1:
+        raise ValueError("--seed None is for one process: give all of them the same number")
+    return chosen_seed(seed)
 
 
 def sample_to_files(

@@ -87,6 +87,15 @@ def read_every_image(folder: Path, limit: int | None = None) -> torch.Tensor:
     )
 
 
+def read_image_file(path: Path) -> torch.Tensor:
+    """Return the image in a file: (1, C, H, W) uint8, of any height and width.
+
+    Raises FileNotFoundError or ValueError, naming the file, as `load_folder` does.
+    """
+    grey = read_header(path).grey
+    return torch.from_numpy(_planes(read_picture(path, "L" if grey else "RGB")).copy())[None]
+
+
 def load_celeba(
     split: str, data_dir: Path, image_size: int | None = None, progress: Progress | None = None
 ) -> ImageDataset:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data import ImageDataset, load_dataset, to_bytes
-from ..data.folder import SUFFIXES, read_every_image
+from ..data.folder import SUFFIXES, read_every_image, read_image_file
 from ..data.guard import guarded, open_regular
 from ..data.npz import read_npz
 from ..models import find_models
@@ -92,8 +92,9 @@ def read_images(path: Path, limit: int | None = None) -> ImageSet:
     """The first `limit` images (all by default) of a file or folder.
 
     A .npy or .npz (array x, images, samples or arr_0), a folder of .npy shards as `dsmooth sample`
-    writes it, or a folder of image files. Arrays are (N, C, H, W), (N, H, W, C) or (N, H, W), of
-    bytes or of floating point in [-1, 1]. `dsmooth.data.to_bytes` turns the latter into bytes.
+    writes it, a folder of image files, or one such file. Arrays are (N, C, H, W), (N, H, W, C) or
+    (N, H, W), of bytes or of floating point in [-1, 1]. `dsmooth.data.to_bytes` turns the latter
+    into bytes.
 
     Raises FileNotFoundError or ValueError, naming the file and what it must hold.
     """
@@ -110,8 +111,10 @@ def read_images(path: Path, limit: int | None = None) -> ImageSet:
         return _collect([arrays[name][:limit]], path)
     if path.suffix == ".npy":
         return _collect([_load_npy(path)[:limit]], path)
+    if path.suffix.lower() in SUFFIXES and path.is_file():
+        return ImageSet(read_image_file(path), str(path))
     if not path.is_dir():
-        raise FileNotFoundError(f"there is no folder, .npz or .npy {path}")
+        raise FileNotFoundError(f"there is no folder, image file, .npz or .npy {path}")
     shards = sorted(path.glob("*.npy"))
     if shards:
         return _read_shards(path, shards, limit)

@@ -3,12 +3,14 @@
 from .auto import sample_images
 from .cached import CachedSampler
 from .jacobi import JacobiSamples, jacobi_sample
+from .known import keep_top
 from .sequential import sequential_sample
 
 __all__ = [
     "CachedSampler",
     "JacobiSamples",
     "jacobi_sample",
+    "keep_top",
     "sample_images",
     "sequential_sample",
 ]

@@ -12,6 +12,7 @@ from ..config import Precision
 from ..nn import PixelCNNpp
 from .cached import CachedSampler
 from .draw import Draw, Progress, chosen_seed
+from .known import known_pixels
 from .sequential import draw_sequentially
 
 
@@ -37,6 +38,8 @@ def sample_images(
     threads: int | None = None,
     precision: Precision = "auto",
     progress: Progress | None = None,
+    known: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Draw n images: `CachedSampler` where it runs, else `sequential_sample`.
 
@@ -52,6 +55,7 @@ def sample_images(
         temperature=temperature,
         threads=threads,
         precision=precision,
+        known=known_pixels(known, mask, n),
     )
     return NetworkSampler(model, (height, width)).draw(draw, progress, context)
 

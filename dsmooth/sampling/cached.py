@@ -16,6 +16,7 @@ from .builder import build_program
 from .cuda import CudaDrawer
 from .draw import Draw, Progress, check_size, chosen_seed
 from .folding import as_float64
+from .known import known_pixels
 
 InstructionSet = Literal["auto", "generic", "avx2", "avx512", "avx512bf16"]
 
@@ -82,6 +83,8 @@ class CachedSampler:
         threads: int | None = None,
         progress: Progress | None = None,
         max_slice: int | None = None,
+        known: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """Draw images first_index .. first_index + n - 1 of the stream that `seed` names.
 
@@ -89,7 +92,8 @@ class CachedSampler:
         the model was. temperature: > 0; divides the logits and multiplies the scales. threads: None
         for torch's setting. progress: called with the fraction done, some ten times a second, and
         with 1.0 at the end. max_slice: images at most that a thread (a thread block) draws at a
-        time, which bounds the memory; None for a size that suits the device.
+        time, which bounds the memory; None for a size that suits the device. known, mask: pixels
+        that are kept, as of `sequential_sample`; known is float32, both where the model was.
         Returns (n, C, height, width) float32 on the sampler's device; one of the 256 levels for a
         discretized likelihood, unclamped for the others.
 
@@ -99,8 +103,9 @@ class CachedSampler:
         finite gives images that are not. Ctrl-C is heard between launches. A CUDA graph can capture
         the call; it draws the same images again, as long as the sampler lives.
 
-        Raises ValueError for a count, size, seed, index, temperature or context out of range,
-        before any work; MemoryError, or torch.cuda.OutOfMemoryError, if the caches do not fit.
+        Raises ValueError for a count, size, seed, index, temperature, context or known pixels out
+        of range, before any work; MemoryError, or torch.cuda.OutOfMemoryError, if the caches do not
+        fit.
         """
         draw = Draw(
             n,
@@ -109,6 +114,7 @@ class CachedSampler:
             temperature=temperature,
             threads=threads,
             max_slice=max_slice,
+            known=known_pixels(known, mask, n),
         )
         return self.draw(draw, (height, width), context, progress)
 
@@ -126,10 +132,13 @@ class CachedSampler:
         self._check_context(context, shape)
         if self._cuda is not None:
             return self._cuda.draw(draw, shape, context)
-        out = torch.empty(shape, dtype=torch.float32)
+        out, known = torch.empty(shape, dtype=torch.float32), draw.known
+        if known is not None:
+            out = known.keep(out)
         self._native.sample(
             out=out,
             context=None if context is None else context.contiguous(),
+            mask=None if known is None else known.mask.contiguous().view(torch.uint8),
             seed=draw.seed,
             first_index=draw.first_index,
             temperature=draw.temperature,

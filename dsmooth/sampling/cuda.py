@@ -57,8 +57,14 @@ class CudaDrawer:
         Waits only while more than LAUNCHES_AHEAD launches are on their way, and never in the
         capture of a CUDA graph; a graph draws the same images again, as long as the sampler lives.
         The workspace is freed when this returns and given out again in the order of the stream.
-        Raises RuntimeError with CUDA's text, torch.cuda.OutOfMemoryError among them.
+        Raises RuntimeError with CUDA's text, torch.cuda.OutOfMemoryError among them; ValueError for
+        known pixels.
         """
+        if draw.known is not None:
+            raise ValueError(
+                "the cached sampler keeps known pixels on the CPU alone: move the model there, or "
+                "use sequential_sample or jacobi_sample"
+            )
         n, _, height, width = shape
         with torch.cuda.device(self.device):
             stream = torch.cuda.current_stream()

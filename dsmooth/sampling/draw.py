@@ -15,6 +15,7 @@ from typing import Any, get_args
 
 from ..config import Method, Precision, Score, check_whole
 from ..philox import split_seed
+from .known import KnownPixels
 
 # Called with the fraction that is done.
 Progress = Callable[[float], None]
@@ -28,7 +29,7 @@ class Draw:
     CPU, None for torch's setting. max_slice: images that a thread (a thread block) draws at a time
     at most, None for a size that suits the device. device: where the networks go to draw, None for
     where they lie. precision: that the cached sampler computes in; "auto" is bfloat16 on a CUDA
-    device and float32 on the CPU.
+    device and float32 on the CPU. known: pixels that are kept, of as many images.
     Raises ValueError, naming the field, for one out of range.
     """
 
@@ -42,6 +43,7 @@ class Draw:
     max_slice: int | None = None
     device: str | None = None
     precision: Precision = "auto"
+    known: KnownPixels | None = None
 
     def __post_init__(self) -> None:
         check_whole(self, ("count", "seed", "first_index", "threads", "max_slice"))
@@ -66,19 +68,25 @@ class Draw:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.known is not None and len(self.known.mask) != self.count:
+            raise ValueError(
+                f"known must be of {self.count} images, got {len(self.known.mask)} images"
+            )
 
     def part(self, offset: int, count: int) -> Draw:
         """The `count` images behind the first `offset` ones, drawn the same way."""
-        return replace(self, first_index=self.first_index + offset, count=count)
+        known = None if self.known is None else self.known.part(offset, count)
+        return replace(self, first_index=self.first_index + offset, count=count, known=known)
 
     def how(self) -> dict[str, Any]:
         """All that decides an image beside its number and the weights, as JSON."""
-        return {
+        how = {
             "seed": self.seed,
             "method": self.method,
             "score": self.score,
             "temperature": self.temperature,
         }
+        return how if self.known is None else {**how, "known_sha256": self.known.digest()}
 
 
 def chosen_seed(seed: int | None) -> int:

@@ -11,6 +11,7 @@ from ..functional import logistic_mixture_sample
 from ..machine import check_memory
 from ..nn import PixelCNNpp
 from .draw import Draw, check_size, chosen_seed
+from .known import known_pixels
 from .sequential import in_evaluation, pixel_uniforms, select_context
 
 # A continuous pixel has settled when it moves by no more than this, in roundings of its dtype.
@@ -37,6 +38,8 @@ def jacobi_sample(
     temperature: float = 1.0,
     by_row: bool = False,
     start: Tensor | None = None,
+    known: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> JacobiSamples:
     """Draw the images of `sequential_sample` as the fixed point of drawing all pixels in parallel.
 
@@ -49,18 +52,23 @@ def jacobi_sample(
     iteration over the rows so far.
 
     start: (n, C, height, width), by default zeros; it decides the number of iterations, not the
-    images, but for rounding. The other arguments are those of `sequential_sample`.
+    images, but for rounding. The other arguments are those of `sequential_sample`; F keeps known
+    pixels.
 
     Returns images (n, C, height, width) and iterations (n,): with by_row, the sum over rows of
     forwards on as many rows. Raises ValueError as `sequential_sample` does, and for a start of
     another shape. Source: Song, Meng et al., Accelerating feedforward computation via parallel
     nonlinear equation solving (2021).
     """
-    draw = Draw(n, chosen_seed(seed), first_index, temperature=temperature)
+    pixels = known_pixels(known, mask, n)
+    draw = Draw(n, chosen_seed(seed), first_index, temperature=temperature, known=pixels)
     size = height, width
     check_size(size)
     check_memory((n, model.config.image_channels, *size))
     x = _first_guess(start, (n, model.config.image_channels, *size), model.head.bias)
+    mask = torch.zeros_like(x[:, :1], dtype=torch.bool)
+    if pixels is not None:
+        x, mask = pixels.keep(x), pixels.mask[:, None]
     exact = model.config.likelihood == "discretized"
     rounding = 0.0 if exact else ROUNDINGS * torch.finfo(x.dtype).eps
     uniforms = pixel_uniforms(model, draw, size)
@@ -81,7 +89,9 @@ def jacobi_sample(
                 temperature=draw.temperature,
                 **model.config.mixture,
             ).to(x.dtype)
-            moved = (drawn - x[active, :, first:end]).abs()
+            before = x[active, :, first:end]
+            drawn = torch.where(mask[active, :, first:end], before, drawn)
+            moved = (drawn - before).abs()
             x[active, :, first:end] = drawn
             iterations[active] += 1
             settled = (moved <= rounding * drawn.abs().clamp(min=1)).flatten(1).all(1)

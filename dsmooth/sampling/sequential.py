@@ -13,6 +13,7 @@ from ..nn import PixelCNNpp
 from ..nn.pixelcnnpp import Encoded
 from ..philox import Stream, image_words, to_uniform
 from .draw import Draw, Progress, check_size, chosen_seed
+from .known import known_pixels
 
 
 def sequential_sample(
@@ -25,6 +26,8 @@ def sequential_sample(
     first_index: int = 0,
     context: Tensor | None = None,
     temperature: float = 1.0,
+    known: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Draw n images pixel by pixel in raster order, each from one forward of the network.
 
@@ -34,13 +37,18 @@ def sequential_sample(
     rounding of the forward alone. The model samples in evaluation mode, without dropout.
 
     context: (n, C, height, width) for a conditioned model. temperature: > 0; divides the logits
-    and multiplies the scales. Returns (n, C, height, width) in the model's dtype and device;
-    unclamped for a continuous likelihood, one of the 256 levels for a discretized one.
+    and multiplies the scales. known: (n or 1, C, height, width), images whose pixels where mask,
+    (n or 1, height, width) bool, is True are kept; each of the others is drawn given all pixels
+    before it, with its own noise. If the known pixels come first in raster order this is the
+    model's conditional distribution; else later known pixels do not influence earlier ones.
+    Returns (n, C, height, width) in the model's dtype and device; what is drawn is unclamped for a
+    continuous likelihood, one of the 256 levels for a discretized one.
 
-    Raises ValueError for a count, size, seed or temperature out of range, and for a context that
-    does not fit. Source: docs/math.md, section 3.
+    Raises ValueError for a count, size, seed or temperature out of range, and for a context or
+    known pixels that do not fit. Source: docs/math.md, section 3.
     """
-    draw = Draw(n, chosen_seed(seed), first_index, temperature=temperature)
+    pixels = known_pixels(known, mask, n)
+    draw = Draw(n, chosen_seed(seed), first_index, temperature=temperature, known=pixels)
     return draw_sequentially(model, draw, (height, width), context)
 
 
@@ -57,6 +65,10 @@ def draw_sequentially(
     height, width = size
     check_memory((draw.count, model.config.image_channels, *size))
     x = model.head.bias.new_zeros(draw.count, model.config.image_channels, height, width)
+    mask = torch.zeros_like(x[:, :1], dtype=torch.bool)
+    if draw.known is not None:
+        x, mask = draw.known.keep(x), draw.known.mask[:, None]
+    complete = mask.all(0)[0].tolist()
     uniforms = pixel_uniforms(model, draw, size)
     model = in_evaluation(model)
     encoded = model.encode_context(x, context)
@@ -65,15 +77,18 @@ def draw_sequentially(
         rows = r // 4 * 4 + 4
         visible = select_context(encoded, rows)
         for c in range(width):
+            if complete[r][c]:
+                continue
             params = model.decode(x[:, :, :rows], visible)
             here = (..., slice(r, r + 1), slice(c, c + 1))
-            x[here] = logistic_mixture_sample(
+            drawn = logistic_mixture_sample(
                 params[here],
                 uniforms[here],
                 x.shape[1],
                 temperature=draw.temperature,
                 **model.config.mixture,
             )
+            x[here] = torch.where(mask[here], x[here], drawn)
         if progress is not None:
             progress((r + 1) / height)
     return x

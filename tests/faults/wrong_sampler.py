@@ -49,11 +49,14 @@ def make_sampler(conditioning: str, bf16: bool) -> Any:
     return extension().CpuSampler(**make_settings(conditioning, bf16), instruction_set="auto")
 
 
-def _arguments(conditioning: str) -> Arguments:
+def _arguments(conditioning: str, completes: bool = False) -> Arguments:
+    """completes: some pixels are known, the first row among them."""
     context = torch.linspace(-1, 1, 192).view(SHAPE)
+    mask = (torch.arange(192) % 64 % 9 < 8).view(3, 8, 8) & completes
     return {
-        "out": guarded(torch.full(SHAPE, torch.nan)),
+        "out": guarded(torch.where(mask[:, None], context.flip(0), torch.nan)),
         "context": None if conditioning == "none" else guarded(context),
+        "mask": guarded(mask.view(torch.uint8)) if completes else None,
         "seed": 5,
         "first_index": 2,
         "temperature": 1.0,
@@ -63,7 +66,7 @@ def _arguments(conditioning: str) -> Arguments:
     }
 
 
-def _target(conditioning: str, bf16: bool) -> Target:
+def _target(conditioning: str, bf16: bool, completes: bool) -> Target:
     sampler = make_sampler(conditioning, bf16)
 
     def call(given: Arguments) -> list[Tensor]:
@@ -72,21 +75,27 @@ def _target(conditioning: str, bf16: bool) -> Target:
 
     def expected(given: Arguments) -> list[Tensor]:
         """The images of one thread, into fresh memory."""
-        images, context = given["out"], given["context"]
+        images, context, mask = given["out"], given["context"], given["mask"]
         assert images.dtype == torch.float32
         out = torch.full(images.shape, torch.nan)
+        if mask is not None:
+            assert mask.dtype == torch.uint8
+            assert mask.shape == (len(images), *images.shape[2:])
+            mask = mask.clone(memory_format=torch.contiguous_format)
+            out = torch.where(mask[:, None] != 0, images.detach(), out).contiguous()
         if context is not None:
             assert context.shape == images.shape
             context = context.detach().clone(memory_format=torch.contiguous_format)
         plain = {"threads": 1, "slice": 0, "progress": None}
-        sampler.sample(**{**given, "out": out, "context": context, **plain})
+        sampler.sample(**{**given, "out": out, "context": context, "mask": mask, **plain})
         assert out.isfinite().all()
         return [out]
 
     operands = "bfloat16" if bf16 else "float32"
+    known = ", known pixels" if completes else ""
     return Target(
-        f"_C.CpuSampler.sample, {conditioning}, {operands}",
-        *(lambda: _arguments(conditioning), call, expected, VALUES, True),
+        f"_C.CpuSampler.sample, {conditioning}, {operands}{known}",
+        *(lambda: _arguments(conditioning, completes), call, expected, VALUES, True),
     )
 
 
@@ -110,10 +119,12 @@ def _expected_bytes(given: Arguments) -> list[Tensor]:
 
 TARGETS = [
     *(
-        _target(conditioning, bf16)
+        _target(conditioning, bf16, False)
         for conditioning in ("none", "stack", "concat")
-        for bf16 in (0, 1)
+        for bf16 in (False, True)
     ),
+    _target("none", False, True),
+    _target("stack", True, True),
     Target(
         "_C.CpuSampler.bytes_per_image",
         *(lambda: {"height": 8, "width": 8}, _bytes, _expected_bytes, VALUES),

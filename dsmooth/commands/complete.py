@@ -1,0 +1,126 @@
+"""`dsmooth complete`: images of which a part is given, and draws of the rest."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data import to_float
+from ..data.folder import read_image_file
+from ..distributed import process_group, rank_and_size
+from ..evaluate.sources import as_grey, choose_data, read_images
+from ..files import write_npz
+from ..machine import choose_device
+from ..models import Models, load_models
+from ..pictures import BORDER, save_grid, visible
+from ..progress import progress
+from ..sampling.draw import Draw
+from ..sampling.known import keep_top, known_pixels
+from .options import Complete
+from .sample import GRID_LIMIT, check_outputs, rate_line, seed_of_all
+
+
+def complete(options: Complete) -> None:
+    """Carry out `dsmooth complete`. Raises ValueError or FileNotFoundError before any work."""
+    check_options(options)
+    with process_group():
+        models = load_models([options.model])
+        if models.smoothed is None and "noisy" in models.networks:
+            raise ValueError(f"{options.model} is a noisy model: name the pair that it is of")
+        x = choose_images(options, models.image_shape)
+        mask = choose_mask(options, models.image_size)
+        known = x.repeat_interleave(options.draws, dim=0)
+        draw = Draw(
+            len(known),
+            seed_of_all(options.seed),
+            method=options.method,
+            temperature=options.temperature,
+            threads=options.threads,
+            device=str(choose_device(options.device)),
+            precision=options.precision,
+            known=known_pixels(known, mask, len(known)),
+        )
+        completed = draw_all(models, draw)
+    if completed is not None:
+        for path in options.out:
+            write_completions(path, x, mask, completed, draw.seed)
+            print(f"wrote {path}")
+
+
+def check_options(options: Complete) -> None:
+    """Raise ValueError for numbers and files that cannot be."""
+    for name in ("count", "draws"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {getattr(options, name)}")
+    if any(path.suffix not in (".png", ".npz") for path in options.out):
+        raise ValueError(f"--out must end in .png or .npz, got {' '.join(map(str, options.out))}")
+    check_outputs(options.out, 1)
+    cells = options.count * (options.draws + 2)
+    if cells > GRID_LIMIT and any(path.suffix == ".png" for path in options.out):
+        raise ValueError(
+            f"a .png shows at most {GRID_LIMIT} images, got {options.count} rows of "
+            f"{options.draws + 2}: use .npz, or a smaller --count or --draws"
+        )
+
+
+def choose_images(options: Complete, shape: tuple[int, int, int]) -> Tensor:
+    """The originals (N, C, H, W) in [-1, 1]. Raises ValueError for images of another shape."""
+    if options.images is None:
+        data = choose_data([options.model], None, None, None).load("test")
+        images, source = data.images[: options.count], data.source
+    else:
+        found = read_images(options.images, options.count)
+        images, source = found.images, found.source
+    if shape[0] == 1:
+        images = as_grey(images)
+    if tuple(images.shape[1:]) != shape or len(images) == 0:
+        raise ValueError(
+            f"{options.model} draws images of (C, H, W) = {shape}, got {len(images)} of "
+            f"{tuple(images.shape[1:])} from {source}"
+        )
+    return to_float(images)
+
+
+def choose_mask(options: Complete, size: tuple[int, int]) -> Tensor:
+    """The known pixels of every image: (1, H, W) bool."""
+    if options.mask is None:
+        return keep_top(options.keep_top, size)
+    mask = read_image_file(options.mask).float().mean(1) >= 128
+    if tuple(mask.shape[1:]) != size:
+        raise ValueError(
+            f"{options.mask} must have the images' size {size}, got {tuple(mask.shape[1:])}"
+        )
+    return mask
+
+
+def draw_all(models: Models, draw: Draw) -> Tensor | None:
+    """The images of a draw on the CPU; None on a rank that draws for rank 0."""
+    started = time.monotonic()
+    if rank_and_size()[0] > 0:
+        for _ in models.draw(draw):
+            pass
+        return None
+    with progress("completing", draw.count) as done:
+        x = torch.cat([images.cpu() for _, images in models.draw(draw, progress=done)])
+    print(rate_line(draw.count, 0, time.monotonic() - started))
+    return x
+
+
+def write_completions(path: Path, x: Tensor, mask: Tensor, completed: Tensor, seed: int) -> None:
+    """Write originals x (N, C, H, W) and their completions (N * draws, C, H, W) to `path`.
+
+    mask: (1, H, W) bool, the known pixels. As a picture, each row is the original, the given part
+    and the draws.
+    """
+    if path.suffix == ".npz":
+        arrays = {"x": completed, "original": x, "mask": mask}
+        named = {name: tensor.numpy(force=True) for name, tensor in arrays.items()}
+        write_npz(path, {**named, "seed": np.uint64(seed)})
+        return
+    given = torch.where(mask[:, None], x, BORDER / 127.5 - 1)
+    rows = torch.cat([x[:, None], given[:, None], completed.unflatten(0, (len(x), -1))], dim=1)
+    save_grid(visible(rows.flatten(0, 1)), path, columns=rows.shape[1])

@@ -1,0 +1,99 @@
+"""`dsmooth complete`: the given part stays, the draws are the pair's, and mistakes say so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import dsmooth
+from dsmooth.data import load_dataset, to_float
+from dsmooth.evaluate.sources import read_images
+from dsmooth.sampling import keep_top
+from tests.helpers.command_runs import run, save_run
+from tests.helpers.data_makers import random_bytes, write_images
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with images of 8 x 8, runs trained on them, the saved pair and a mask."""
+    monkeypatch.chdir(tmp_path)
+    pixels = random_bytes((40, 8, 8), seed=3)
+    write_images(tmp_path / "images", {f"{i:03d}.png": array for i, array in enumerate(pixels)})
+    for role in ("noisy", "denoiser", "plain"):
+        save_run(tmp_path / role, role, data="folder", data_dir="images")
+    dsmooth.SmoothedPair.from_runs("noisy", "denoiser").save_pretrained("pair")
+    Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save("mask.png")
+    return tmp_path
+
+
+@pytest.mark.quick
+def test_completions_of_a_folder(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["-n", "3", "--draws", "2", "--keep-top", "0.25", "--seed", "4"]
+    assert run("complete", "pair", "images", *options, "--out", "rows.png", "x.npz") == 0
+    assert "wrote rows.png" in capsys.readouterr().out
+    with Image.open("rows.png") as picture:
+        assert picture.size == (4 * 18 + 2, 3 * 18 + 2)  # 8 pixels twice as large, and a border
+    stored = np.load("x.npz")
+    original = to_float(read_images(Path("images"), 3).images)
+    mask = keep_top(0.25, (8, 8))
+    pair = dsmooth.SmoothedPair.from_pretrained("pair")
+    known = original.repeat_interleave(2, dim=0)
+    expected = pair.sample(6, seed=4, known=known, mask=mask)
+    assert np.array_equal(stored["x"], expected.numpy())
+    assert np.array_equal(stored["original"], original.numpy())
+    assert np.array_equal(stored["mask"], mask.numpy())
+    assert stored["seed"] == 4
+    assert np.array_equal(stored["x"][:, :, :2], known[:, :, :2].numpy())
+    assert not np.array_equal(stored["x"][0], stored["x"][1])
+
+
+def test_held_out_images_of_the_run_by_default(place: Path) -> None:
+    assert run("complete", "plain", "-n", "2", "--draws", "1", "--out", "x.npz") == 0
+    held_out = load_dataset("folder", "test", "images").images[:2]
+    assert np.array_equal(np.load("x.npz")["original"], to_float(held_out).numpy())
+
+
+def test_one_file_in_rgb_and_a_mask(place: Path) -> None:
+    with Image.open(sorted(Path("images").iterdir())[5]) as picture:
+        grey = np.array(picture)
+        picture.convert("RGB").save("digit.png")
+    options = ["--mask", "mask.png", "--draws", "3", "--out", "x.npz"]
+    assert run("complete", "pair", "digit.png", *options) == 0
+    stored = np.load("x.npz")
+    assert np.array_equal(stored["mask"][0], np.eye(8, dtype=bool))
+    level = to_float(torch.from_numpy(grey)).numpy()
+    for x in stored["x"][:, 0]:
+        assert np.array_equal(np.diagonal(x), np.diagonal(level))
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("pair images -n 0", "--count must be at least 1, got 0"),
+        ("pair images --draws 0", "--draws must be at least 1, got 0"),
+        ("pair images --out rows.gif", "--out must end in .png or .npz, got rows.gif"),
+        ("pair images --out rows", "--out must end in .png or .npz, got rows"),
+        ("pair images --out nowhere/rows.png", "there is no folder"),
+        ("pair images -n 50 --draws 8", "a .png shows at most 400 images, got 50 rows of 10"),
+        ("pair images --keep-top 1.5", "the fraction of known rows must lie in 0 .. 1, got 1.5"),
+        ("pair images --temperature 0", "temperature must be positive"),
+        ("pair nowhere", "there is no folder, image file, .npz or .npy nowhere"),
+        ("pair large.png", "pair draws images of (C, H, W) = (1, 8, 8), got 1 of (1, 8, 12) from"),
+        ("pair images --mask large.png", "large.png must have the images' size (8, 8), got (8, 1"),
+        ("noisy images", "noisy is a noisy model: name the pair that it is of"),
+        ("denoiser images", "denoiser is a denoiser: name the run of its noisy model too"),
+    ],
+)
+def test_mistakes_are_one_line(
+    place: Path, capsys: pytest.CaptureFixture[str], command: str, message: str
+) -> None:
+    Image.fromarray(np.zeros((8, 12), np.uint8)).save("large.png")
+    assert run("complete", *command.split()) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not Path("completed.png").exists()

@@ -1,0 +1,242 @@
+"""Completion: known pixels stay, and every other pixel is the one that the sampler draws there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dsmooth import models
+from dsmooth.functional import logistic_mixture_sample
+from dsmooth.models import Models
+from dsmooth.nn import PixelCNNpp
+from dsmooth.sampling import (
+    CachedSampler,
+    jacobi_sample,
+    keep_top,
+    sample_images,
+    sequential_sample,
+)
+from dsmooth.sampling.auto import has_cached_sampler
+from dsmooth.sampling.cuda import CudaDrawer
+from dsmooth.sampling.draw import Draw
+from dsmooth.sampling.known import known_pixels
+from tests.helpers.sampler_checks import ATOMS, FIRST, SEED, context_for, network, uniforms_of
+from tests.helpers.tiny_pairs import tiny_pair
+
+N, SIZE = 3, (8, 8)
+SETTINGS: dict[str, Any] = {"height": 8, "width": 8, "seed": SEED, "first_index": FIRST}
+SAMPLERS = ("sequential", "jacobi", "jacobi by row", "cached", "cached bfloat16")
+CASES = [("none", 1, {}), ("stack", 3, {}), ("concat", 1, ATOMS)]
+needs_extension = pytest.mark.skipif(not has_cached_sampler(network()), reason="no extension")
+
+
+def draw(sampler: str, model: PixelCNNpp, **given: Any) -> Tensor:
+    """N images by a sampler of this name."""
+    given = {**SETTINGS, "context": context_for(model, N, *SIZE), **given}
+    if sampler.startswith("cached"):
+        if not has_cached_sampler(model):
+            pytest.skip("needs the extension")
+        dtype = torch.bfloat16 if sampler.endswith("bfloat16") else torch.float32
+        return CachedSampler(model, dtype).sample(N, **given)
+    if sampler.startswith("jacobi"):
+        return jacobi_sample(model, N, by_row=sampler.endswith("row"), **given).images
+    return sequential_sample(model, N, **given)
+
+
+def random_mask(n: int = N) -> Tensor:
+    """Of half of the pixels; the second row is known in all images, the last in none."""
+    mask = torch.rand(n, *SIZE, generator=torch.Generator().manual_seed(3)) < 0.5
+    mask[:, 1], mask[:, -1] = True, False
+    return mask
+
+
+def random_images(channels: int, n: int = N) -> Tensor:
+    return torch.rand(n, channels, *SIZE, generator=torch.Generator().manual_seed(4)) * 2 - 1
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(("conditioning", "channels", "mixture"), CASES)
+def test_all_known_is_the_input_and_none_known_the_ordinary_sample(
+    conditioning: str, channels: int, mixture: dict[str, Any], sampler: str
+) -> None:
+    model = network(conditioning=conditioning, channels=channels, n_filters=4, **mixture)
+    x = random_images(channels).mT  # strided
+    everywhere = torch.ones(1, *SIZE, dtype=torch.bool)
+    assert torch.equal(draw(sampler, model, known=x, mask=everywhere), x)
+    nothing = torch.full_like(x, torch.nan)
+    assert torch.equal(draw(sampler, model, known=nothing, mask=~everywhere), draw(sampler, model))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(("conditioning", "channels", "mixture"), CASES)
+def test_a_sample_with_parts_of_it_known_is_the_same_sample(
+    conditioning: str, channels: int, mixture: dict[str, Any], sampler: str
+) -> None:
+    """The same noise behind the same pixels draws the same pixel, bit for bit; a continuous pixel
+    of Jacobi sampling has settled up to rounding only."""
+    model = network(conditioning=conditioning, channels=channels, n_filters=4, **mixture)
+    x = draw(sampler, model)
+    rounding = 1e-5 if sampler.startswith("jacobi") and not mixture else 0.0
+    for mask in (random_mask(), keep_top(0.5, SIZE)):
+        again = draw(sampler, model, known=x, mask=mask)
+        torch.testing.assert_close(again, x, rtol=rounding, atol=rounding)
+
+
+@pytest.mark.parametrize("sampler", ["sequential", "jacobi", "cached"])
+@pytest.mark.parametrize(("conditioning", "channels", "mixture"), CASES)
+def test_drawn_pixels_follow_from_the_pixels_before_them(
+    conditioning: str, channels: int, mixture: dict[str, Any], sampler: str
+) -> None:
+    """Teacher forcing: one forward on the completed images, then the same noise."""
+    model = network(conditioning=conditioning, channels=channels, n_filters=4, **mixture)
+    known, mask = random_images(channels), random_mask()
+    x = draw(sampler, model, known=known, mask=mask)
+    kept = mask[:, None].expand_as(x)
+    assert torch.equal(x[kept], known[kept])
+    context = context_for(model, N, *SIZE)
+    with torch.no_grad():
+        params = model.double()(x.double(), None if context is None else context.double())
+    uniforms = uniforms_of(model, N, *SIZE, FIRST).double()
+    again = logistic_mixture_sample(params, uniforms, channels, **model.config.mixture)
+    torch.testing.assert_close(x[~kept], again[~kept].float(), rtol=1e-4, atol=1e-4)
+
+
+@needs_extension
+@pytest.mark.quick
+@pytest.mark.parametrize("conditioning", ["none", "stack", "concat"])
+def test_cached_completions_do_not_depend_on_batch_slices_or_threads(conditioning: str) -> None:
+    """Where a slice has a row known in all of its images, that row is computed as a whole."""
+    n = 7
+    model = network(conditioning=conditioning, channels=3)
+    sampler, context = CachedSampler(model), context_for(model, n, *SIZE)
+    known, mask = random_images(3, n), random_mask(n)
+    mask[2:4, 3:6], mask[5] = True, keep_top(0.75, SIZE)[0]
+    given = {"seed": 1, "known": known, "mask": mask, "context": context}
+    whole = sampler.sample(n, *SIZE, **given, threads=1)
+    for settings in ({"threads": 3}, {"max_slice": 1}, {"max_slice": 2, "threads": 2}):
+        assert torch.equal(sampler.sample(n, *SIZE, **given, **settings), whole)
+    for i in range(n):
+        one = {key: given[key][i : i + 1] for key in ("known", "mask")}
+        one["context"] = None if context is None else context[i : i + 1]
+        assert torch.equal(sampler.sample(1, *SIZE, seed=1, first_index=i, **one)[0], whole[i])
+
+
+def test_one_image_and_one_mask_serve_all() -> None:
+    model = network()
+    known, mask = random_images(1, 1), random_mask(1)
+    x = sample_images(model, N, **SETTINGS, known=known, mask=mask)
+    every = {"known": known.expand(N, -1, -1, -1), "mask": mask.expand(N, -1, -1)}
+    assert torch.equal(x, sample_images(model, N, **SETTINGS, **every))
+    drawn = x[:, :, ~mask[0]]
+    assert not torch.equal(drawn[0], drawn[1])
+
+
+@pytest.mark.parametrize("method", ["two-step", "single-step", "noisy"])
+def test_a_pair_keeps_pixels_and_their_smoothed_ones(method: Any) -> None:
+    pair = tiny_pair()
+    x, mask = random_images(1), random_mask()
+    given = {"seed": 5, "first_index": 9, "method": method}
+    completed = pair.sample(N, **given, known=x, mask=mask)
+    kept = mask[:, None]
+    x_tilde = pair.sample(N, **{**given, "method": "noisy"}, known=x, mask=mask)
+    smoothed = pair.smoothing.sample(x, seed=5, first_index=9)
+    assert torch.equal(x_tilde[kept], smoothed[kept])
+    noisy_alone = sample_images(
+        pair.noisy, N, height=8, width=8, seed=5, first_index=9, known=smoothed, mask=mask
+    )
+    assert torch.equal(x_tilde, noisy_alone)
+    assert torch.equal(completed, pair.denoise(x_tilde, **given, known=x, mask=mask))
+    assert torch.equal(completed[kept], (smoothed if method == "noisy" else x)[kept])
+    # The law of both ends.
+    everywhere = torch.ones(1, *SIZE, dtype=torch.bool)
+    known = pair.sample(N, **given, known=x, mask=everywhere)
+    assert torch.equal(known, smoothed if method == "noisy" else x)
+    plain = pair.sample(N, **given)
+    assert torch.equal(pair.sample(N, **given, known=x, mask=~everywhere), plain)
+
+
+def test_chunks_of_a_completion_are_its_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = tiny_pair()
+    draw = Draw(5, seed=2, known=known_pixels(random_images(1, 5), random_mask(5), 5))
+    networks = {"noisy": pair.noisy, "denoiser": pair.denoiser}
+    made = Models(networks, pair, SIZE, {})  # type: ignore[arg-type]
+    monkeypatch.setitem(models.CHUNK, "cpu", 2)
+    chunks = [images for _, images in made.draw(draw)]
+    assert [len(images) for images in chunks] == [2, 2, 1]
+    whole = pair.sample(5, seed=2, known=random_images(1, 5), mask=random_mask(5))
+    assert torch.equal(torch.cat(chunks), whole)
+
+
+def test_what_is_known_decides_the_images() -> None:
+    """A folder of shards must not go on with another completion."""
+    x, mask = random_images(1), random_mask()
+    hows = [
+        Draw(N, known=known_pixels(x, m, N)).how() for m in (mask, ~mask, torch.ones_like(mask))
+    ]
+    hows += [Draw(N).how(), Draw(N, known=known_pixels(-x, mask, N)).how()]
+    assert all(hows[i] != hows[j] for i in range(5) for j in range(i))
+    hidden = torch.where(mask[:, None], x, torch.nan)
+    assert Draw(N, known=known_pixels(hidden, mask, N)).how() == hows[0]
+
+
+@pytest.mark.parametrize(("fraction", "rows"), [(0, 0), (0.25, 2), (0.5, 4), (1, 8)])
+def test_keep_top(fraction: float, rows: int) -> None:
+    mask = keep_top(fraction, (8, 12))
+    assert mask.shape == (1, 8, 12)
+    assert mask[:, :rows].all()
+    assert not mask[:, rows:].any()
+
+
+def test_a_cuda_device_says_that_it_cannot() -> None:
+    draw = Draw(N, known=known_pixels(random_images(1), random_mask(), N))
+    with pytest.raises(ValueError, match="keeps known pixels on the CPU alone: move the model"):
+        CudaDrawer.draw(object.__new__(CudaDrawer), draw, (N, 1, 8, 8), None)
+
+
+X, MASK = torch.zeros(2, 1, 8, 8), torch.ones(2, 8, 8, dtype=torch.bool)
+MISTAKES: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"known": None}, ValueError, "known and mask must be given together"),
+    ({"mask": None}, ValueError, "known and mask must be given together"),
+    ({"mask": MASK.float()}, TypeError, "mask must be torch.bool, True where .* got torch.float32"),
+    ({"known": X.byte()}, TypeError, r"known must be floating point in \[-1, 1\], got torch.uint8"),
+    ({"known": X[0]}, ValueError, r"known must have shape \(2 or 1, C, H, W\), got \(1, 8, 8\)"),
+    ({"known": X.expand(2, 3, 8, 8)}, ValueError, r"known must have shape \(2, 1, 8, 8\), got"),
+    ({"known": torch.zeros(3, 1, 8, 8)}, ValueError, r"known must have shape \(2 or 1, C"),
+    ({"mask": MASK[:, :4]}, ValueError, r"mask must have shape \(2 or 1, 8, 8\), got \(2, 4, 8\)"),
+    ({"mask": MASK[0]}, ValueError, r"mask must have shape \(2 or 1, 8, 8\), got \(8, 8\)"),
+    ({"known": X.double()}, TypeError, "known must be torch.float32, got torch.float64"),
+    ({"known": X.log()}, ValueError, "known pixels must be finite, got a NaN or an infinity"),
+    ({"mask": MASK.to("meta")}, ValueError, "mask must be on known's device cpu, got meta"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), MISTAKES)
+def test_wrong_known_pixels(
+    arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    pair = tiny_pair()
+    given = {"known": X, "mask": MASK, **arguments}
+    doors: list[Any] = [
+        lambda: pair.sample(2, **given),
+        lambda: pair.denoise(X, method="single-step", **given),
+        lambda: sequential_sample(pair.noisy, 2, height=8, width=8, **given),
+        lambda: jacobi_sample(pair.noisy, 2, height=8, width=8, **given),
+        lambda: sample_images(pair.noisy, 2, height=8, width=8, **given),
+    ]
+    if has_cached_sampler(pair.noisy):
+        doors.append(lambda: CachedSampler(pair.noisy).sample(2, 8, 8, **given))
+    for door in doors:
+        with pytest.raises(error, match=message):
+            door()
+
+
+def test_wrong_fractions_and_counts() -> None:
+    for fraction in (-0.1, 1.5, float("nan")):
+        with pytest.raises(ValueError, match=r"fraction of known rows must lie in 0 \.\. 1, got"):
+            keep_top(fraction, SIZE)
+    with pytest.raises(ValueError, match="known must be of 3 images, got 2 images"):
+        Draw(3, known=known_pixels(X, MASK, 2))
