@@ -8,6 +8,7 @@
 //   worker.sync()             what any lane wrote before is there for all lanes after
 //   worker.end_row(images)    a sync at the end of a row, which counts it as done
 //   worker.stop()             the same answer in all lanes between two syncs: leave early
+//   Worker::kCompletes        whether it keeps known pixels; else there is no code for them
 // Every lane runs the whole of `draw`. A lane is a thread on the CPU, a thread of the block on a
 // GPU; all functions here are compiled for both.
 #pragma once
@@ -64,10 +65,10 @@ class Step {
       w_.begin_row(row);
       vertical_row(row);
       horizontal_row_part(row);
-      const bool known = row < prompt || is_known(row - prompt);
+      const float* const known = row < prompt ? s_.context : known_row(row - prompt);
       begin_row(row, known);
       w_.sync();
-      if (known) {
+      if (known != nullptr) {
         horizontal_row(row);
         if (w_.stop()) return false;
       } else {
@@ -90,7 +91,8 @@ class Step {
   DSMOOTH_HOST_DEVICE void encode() {
     w_.for_each(s_.batch * s_.height, [&](int i) {
       const int b = i / s_.height, row = i % s_.height;
-      for (int c = 0; c < s_.width; ++c) put_pixel(n_.context, b, row, c, context_at(b, row, c));
+      for (int c = 0; c < s_.width; ++c)
+        put_pixel(n_.context, b, row, c, pixel_at(s_.context, b, row, c));
     });
     w_.sync();
     for (int i = n_.begin(Pass::kEncoder); i < n_.end(Pass::kEncoder); ++i) {
@@ -140,35 +142,28 @@ class Step {
         w_.matmul(Product{&state_, i, part, row, column, at_once});
   }
 
-  // Whether all pixels of a row are known, in all images.
-  DSMOOTH_HOST_DEVICE bool is_known(int image_row) const {
-    if (s_.mask == nullptr) return false;
-    for (int b = 0; b < s_.batch; ++b)
-      for (int column = 0; column < s_.width; ++column)
-        if (!is_known(b, image_row, column)) return false;
-    return true;
+  // The images that hold all pixels of a row, if all are known in all images; else null.
+  DSMOOTH_HOST_DEVICE const float* known_row(int image_row) const {
+    if constexpr (!Worker::kCompletes) return nullptr;
+    for (int i = 0; i < s_.batch * s_.width; ++i)
+      if (!is_known(i % s_.batch, image_row, i / s_.batch)) return nullptr;
+    return s_.out;
   }
 
   DSMOOTH_HOST_DEVICE bool is_known(int b, int image_row, int column) const {
-    return s_.mask != nullptr &&
+    return Worker::kCompletes && s_.mask != nullptr &&
            s_.mask[(int64_t{b} * s_.height + image_row) * s_.width + column] != 0;
   }
 
   // Ones tell the image from its padding; they may stand before the pixels do, since no pixel to
-  // the right is read. known: as a whole, as every row of a prompt is.
-  DSMOOTH_HOST_DEVICE void begin_row(int row, bool known) {
-    const int prompt = this->prompt();
+  // the right is read. known: images that hold the row, as those of a prompt do, or null.
+  DSMOOTH_HOST_DEVICE void begin_row(int row, const float* known) {
+    const int image_row = row % s_.height;
     w_.for_each(s_.batch * s_.width, [&](int i) {
       const int b = i % s_.batch, column = i / s_.batch;
-      const Pixel pixel = !known         ? Pixel{}
-                          : row < prompt ? context_at(b, row, column)
-                                         : pixel_at(s_.out, b, row - prompt, column);
+      const Pixel pixel = known ? pixel_at(known, b, image_row, column) : Pixel{};
       put_pixel(n_.image, b, row, column, pixel);
     });
-  }
-
-  DSMOOTH_HOST_DEVICE Pixel context_at(int b, int row, int column) const {
-    return pixel_at(s_.context, b, row, column);
   }
 
   DSMOOTH_HOST_DEVICE Pixel pixel_at(const float* images, int b, int row, int column) const {
@@ -187,15 +182,14 @@ class Step {
 
   // image_row counts from the top of the image, canvas_row from that of the prompt.
   DSMOOTH_HOST_DEVICE void draw_image(int b, int image_row, int canvas_row, int column) {
-    if (is_known(b, image_row, column)) {
-      put_pixel(n_.image, b, canvas_row, column, pixel_at(s_.out, b, image_row, column));
-      return;
-    }
     const int stride = n_.caches[n_.params].stride;
     const float* params = state_.at(n_.params, canvas_row, column) + int64_t{b} * stride;
     const uint32_t position = static_cast<uint32_t>(image_row * s_.width + column);
-    const Pixel pixel = draw_pixel(n_, params, s_.seed, s_.first_index + static_cast<uint64_t>(b),
-                                   position, s_.temperature);
+    const Pixel pixel =
+        is_known(b, image_row, column)
+            ? pixel_at(s_.out, b, image_row, column)
+            : draw_pixel(n_, params, s_.seed, s_.first_index + static_cast<uint64_t>(b), position,
+                         s_.temperature);
     put_pixel(n_.image, b, canvas_row, column, pixel);
     for (int c = 0; c < n_.image_channels; ++c) {
       const int64_t plane = int64_t{b} * n_.image_channels + c;

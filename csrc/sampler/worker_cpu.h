@@ -74,6 +74,8 @@ struct Team {
 
 class CpuWorker {
  public:
+  static constexpr bool kCompletes = true;
+
   CpuWorker(const TileKernels& kernels, Team& team, int lane, int lanes)
       : kernels_(kernels), team_(team), lane_(lane), lanes_(lanes) {}
 

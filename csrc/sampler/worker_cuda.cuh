@@ -12,6 +12,8 @@ namespace dsmooth::sampler {
 template <class T, class Block>
 class CudaWorker {
  public:
+  static constexpr bool kCompletes = false;
+
   DSMOOTH_HOST_DEVICE explicit CudaWorker(Block& block) : block_(block) {}
 
   DSMOOTH_HOST_DEVICE void begin_row(int row) {

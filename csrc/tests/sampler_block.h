@@ -127,6 +127,8 @@ class HostBlock {
 
 class BlockWorker {
  public:
+  static constexpr bool kCompletes = true;
+
   // omit: the number of a sync to leave out, -1 for none.
   BlockWorker(const TileKernels& kernels, Block& block, int lane, int64_t omit)
       : kernels_(kernels), block_(block), lane_(lane), omit_(omit) {}
