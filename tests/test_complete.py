@@ -11,6 +11,7 @@ from PIL import Image
 
 import dsmooth
 from dsmooth.data import load_dataset, to_float
+from dsmooth.data.npz import read_npz
 from dsmooth.evaluate.sources import read_images
 from dsmooth.sampling import keep_top
 from tests.helpers.command_runs import run, save_run
@@ -37,7 +38,7 @@ def test_completions_of_a_folder(place: Path, capsys: pytest.CaptureFixture[str]
     assert "wrote rows.png" in capsys.readouterr().out
     with Image.open("rows.png") as picture:
         assert picture.size == (4 * 18 + 2, 3 * 18 + 2)  # 8 pixels twice as large, and a border
-    stored = np.load("x.npz")
+    stored = read_npz(Path("x.npz"))
     original = to_float(read_images(Path("images"), 3).images)
     mask = keep_top(0.25, (8, 8))
     pair = dsmooth.SmoothedPair.from_pretrained("pair")
@@ -54,7 +55,7 @@ def test_completions_of_a_folder(place: Path, capsys: pytest.CaptureFixture[str]
 def test_held_out_images_of_the_run_by_default(place: Path) -> None:
     assert run("complete", "plain", "-n", "2", "--draws", "1", "--out", "x.npz") == 0
     held_out = load_dataset("folder", "test", "images").images[:2]
-    assert np.array_equal(np.load("x.npz")["original"], to_float(held_out).numpy())
+    assert np.array_equal(read_npz(Path("x.npz"))["original"], to_float(held_out).numpy())
 
 
 def test_one_file_in_rgb_and_a_mask(place: Path) -> None:
@@ -63,7 +64,7 @@ def test_one_file_in_rgb_and_a_mask(place: Path) -> None:
         picture.convert("RGB").save("digit.png")
     options = ["--mask", "mask.png", "--draws", "3", "--out", "x.npz"]
     assert run("complete", "pair", "digit.png", *options) == 0
-    stored = np.load("x.npz")
+    stored = read_npz(Path("x.npz"))
     assert np.array_equal(stored["mask"][0], np.eye(8, dtype=bool))
     level = to_float(torch.from_numpy(grey)).numpy()
     for x in stored["x"][:, 0]:
