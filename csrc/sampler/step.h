@@ -144,10 +144,10 @@ class Step {
 
   // The images that hold all pixels of a row, if all are known in all images; else null.
   DSMOOTH_HOST_DEVICE const float* known_row(int image_row) const {
-    if constexpr (!Worker::kCompletes) return nullptr;
-    for (int i = 0; i < s_.batch * s_.width; ++i)
-      if (!is_known(i % s_.batch, image_row, i / s_.batch)) return nullptr;
-    return s_.out;
+    bool known = Worker::kCompletes && s_.mask != nullptr;
+    for (int i = 0; known && i < s_.batch * s_.width; ++i)
+      known = is_known(i % s_.batch, image_row, i / s_.batch);
+    return known ? s_.out : nullptr;
   }
 
   DSMOOTH_HOST_DEVICE bool is_known(int b, int image_row, int column) const {
