@@ -15,6 +15,8 @@ T = TypeVar("T")
 Conditioning = Literal["none", "stack", "concat"]
 Likelihood = Literal["continuous", "discretized", "gaussian"]
 
+Count = int | Literal["auto"]
+
 # No network needs more of anything; a damaged file must not make one that does.
 LARGEST = 4096
 
@@ -77,6 +79,9 @@ class ModelConfig:
     """Gated resnets in the encoder of conditioning="concat"."""
     context_filters: int | None = None
     """Channels of that encoder; None for n_filters."""
+    n_classes: Count = 0
+    """Classes of images that the model is conditioned on, 0 for none; auto: as many as the labels
+    of the training data."""
 
     def __post_init__(self) -> None:
         counts = ("n_filters", "n_resnet", "n_mix")
@@ -97,6 +102,22 @@ class ModelConfig:
                 f"got {self.conditioning!r}"
             )
         check_likelihood(self.likelihood, self.atoms, self.smoothing_scale)
+        if self.n_classes != "auto":
+            check_whole(self, ["n_classes"])
+            if not 0 <= self.n_classes <= LARGEST:
+                raise ValueError(f"n_classes must lie in 0 .. {LARGEST}, got {self.n_classes}")
+
+    @property
+    def condition_size(self) -> int:
+        """D: length of the vector that each image is conditioned on, 0 for none.
+
+        Raises ValueError while n_classes is "auto".
+        """
+        if self.n_classes == "auto":
+            raise ValueError(
+                'n_classes="auto" is for training, which counts the labels of its data'
+            )
+        return self.n_classes
 
     @property
     def n_params(self) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,11 @@ from .nn.weights import load_network
 from .pretrained import find
 from .runs import RunFolder, runs_of_pair
 from .sampling.auto import NetworkSampler
-from .sampling.draw import Draw, Progress, chosen_seed, share_of_progress
+from .sampling.draw import Draw, Label, Progress, chosen_seed, share_of_progress
 from .sampling.known import known_pixels
 from .smoothing import GaussianSmoothing, Smoothing, make_smoothing
+
+T = TypeVar("T")
 
 # The files of a saved pair.
 CONFIG_FILE = "config.json"
@@ -35,8 +37,8 @@ class SmoothedPair(nn.Module):
     """p(x~) and p(x | x~) with the smoothing q(x~ | x) that they were trained for.
 
     noisy: a model with conditioning "none" and likelihood "continuous", or "gaussian" with the
-    smoothing's scale. denoiser: a model with conditioning "stack" or "concat". image_size: (H, W),
-    multiples of 4.
+    smoothing's scale. denoiser: a model with conditioning "stack" or "concat". Either or both may
+    have classes, as many. image_size: (H, W), multiples of 4.
     Raises ValueError for models that do not fit together. Source: Meng et al. (ICLR 2021).
     """
 
@@ -69,6 +71,12 @@ class SmoothedPair(nn.Module):
                 f"the models must have the same image_channels, got "
                 f"{noisy.config.image_channels} and {denoiser.config.image_channels}"
             )
+        classes = {model.config.condition_size for model in (noisy, denoiser)} - {0}
+        if len(classes) > 1:
+            raise ValueError(
+                "the models must have the same n_classes, or one of them none, got "
+                f"{noisy.config.n_classes} and {denoiser.config.n_classes}"
+            )
         height, width = image_size
         if height < 4 or width < 4 or height % 4 or width % 4:
             raise ValueError(f"image_size must be multiples of 4, got {tuple(image_size)}")
@@ -89,11 +97,17 @@ class SmoothedPair(nn.Module):
         ]
         return "\n  ".join(["SmoothedPair(", *lines]) + "\n)"
 
+    @property
+    def n_classes(self) -> int:
+        """Classes of the models that have some, 0 for a pair without."""
+        return max(model.config.condition_size for model in (self.noisy, self.denoiser))
+
     @torch.no_grad()
     def sample(
         self,
         n: int,
         *,
+        label: Label = None,
         seed: int | None = 0,
         first_index: int = 0,
         method: Method = "two-step",
@@ -106,6 +120,8 @@ class SmoothedPair(nn.Module):
     ) -> Tensor:
         """Draw n images, by default in two steps: x~ ~ p(x~), then x ~ p(x | x~).
 
+        label: for a pair with classes: the class of all images, "each" for classes in turn, or a
+        tensor of one for each image (see `Draw`).
         They are images first_index .. first_index + n - 1 of the stream that `seed` names; None
         draws a seed and reports it on stderr. method: "two-step"; "single-step" replaces the second
         draw by the posterior mean x~ + scale**2 * grad log p(x~) (Gaussian smoothing only);
@@ -131,6 +147,7 @@ class SmoothedPair(nn.Module):
             threads,
             precision=precision,
             known=known_pixels(known, mask, n),
+            label=label,
         )
         return PairSampler(self).draw(draw)
 
@@ -139,6 +156,7 @@ class SmoothedPair(nn.Module):
         self,
         x_tilde: Tensor,
         *,
+        label: Label = None,
         seed: int | None = 0,
         first_index: int = 0,
         method: Method = "two-step",
@@ -160,15 +178,18 @@ class SmoothedPair(nn.Module):
             threads,
             precision=precision,
             known=known_pixels(known, mask, x_tilde.shape[0]),
+            label=label,
         )
         return PairSampler(self).denoise(x_tilde, draw)
 
-    def single_step(self, x_tilde: Tensor, *, score: Score = "full") -> Tensor:
+    def single_step(
+        self, x_tilde: Tensor, *, score: Score = "full", label: Tensor | None = None
+    ) -> Tensor:
         """The posterior mean E[x | x~] = x~ + scale**2 * grad log p(x~) (Tweedie's formula).
 
         score: "full" differentiates through the whole network, which makes the formula exact for
         a perfect model; "conditional" holds the network's parameters fixed and differentiates each
-        pixel's own conditional only, as the paper's released code does.
+        pixel's own conditional only, as the paper's released code does. label: as of `elbo`.
         Raises ValueError for smoothing that is not Gaussian and for an unknown score.
         """
         if not isinstance(self.smoothing, GaussianSmoothing):
@@ -177,7 +198,7 @@ class SmoothedPair(nn.Module):
             )
         if score not in get_args(Score):
             raise ValueError(f"score must be one of {', '.join(get_args(Score))}, got {score!r}")
-        gradient = score_of(self.noisy, x_tilde, score)
+        gradient = score_of(self.noisy, x_tilde, score, self.label_for(self.noisy, label))
         return x_tilde + self.smoothing.scale**2 * gradient
 
     @torch.no_grad()
@@ -185,6 +206,7 @@ class SmoothedPair(nn.Module):
         self,
         x: Tensor,
         *,
+        label: Tensor | None = None,
         n_noise: int = 1,
         importance_weighted: bool = False,
         seed: int = 0,
@@ -196,28 +218,40 @@ class SmoothedPair(nn.Module):
         the evidence lower bound; with `importance_weighted` the log of the mean weight, which is
         tighter in expectation. With a discretized denoiser it bounds the log-probability of bytes;
         with a continuous one a log-density in units of [-1, 1].
-        The noise of row b is a function of (seed, first_index + b, draw).
+        The noise of row b is a function of (seed, first_index + b, draw). label: for a pair with
+        classes, as of `PixelCNNpp.forward`; the bound is then that of log p(x | label).
         """
         if n_noise < 1:
             raise ValueError(f"n_noise must be at least 1, got {n_noise}")
-        draws = [self.elbo_terms(x, seed, first_index, repeat) for repeat in range(n_noise)]
+        draws = [self.elbo_terms(x, seed, first_index, r, label) for r in range(n_noise)]
         weights = torch.stack([torch.stack(list(terms.values())).sum(0) for terms in draws])
         if importance_weighted:
             return torch.logsumexp(weights, dim=0) - math.log(n_noise)
         return weights.mean(0)
 
     @torch.no_grad()
-    def elbo_terms(self, x: Tensor, seed: int, first_index: int, repeat: int) -> dict[str, Tensor]:
+    def elbo_terms(
+        self, x: Tensor, seed: int, first_index: int, repeat: int, label: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """The three terms of one draw's log-weight, each (B,), nats, summing to it.
 
         Keys "noisy" (log p(x~)), "smoothing" (-log q(x~ | x)) and "denoiser" (log p(x | x~)).
         """
         x_tilde = self.smoothing.sample(x, seed=seed, first_index=first_index, repeat=repeat)
         return {
-            "noisy": self.noisy.log_prob(x_tilde),
+            "noisy": self.noisy.log_prob(x_tilde, label=self.label_for(self.noisy, label)),
             "smoothing": -self.smoothing.log_prob(x_tilde, x),
-            "denoiser": self.denoiser.log_prob(x, context=x_tilde),
+            "denoiser": self.denoiser.log_prob(x, x_tilde, self.label_for(self.denoiser, label)),
         }
+
+    def label_for(self, model: PixelCNNpp, label: T | None) -> T | None:
+        """`label` as one of the two models takes it: None for a model without classes.
+
+        Raises ValueError for a label that neither model takes.
+        """
+        if label is not None and not self.n_classes:
+            raise ValueError("label was given, but neither model of the pair has classes")
+        return label if model.config.condition_size else None
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json, noisy.safetensors and denoiser.safetensors into `folder`."""
@@ -309,10 +343,11 @@ def describe_network(model: PixelCNNpp) -> str:
     """The settings of a network that matter most, in one line."""
     config = model.config
     atoms = f" with {len(config.atoms)} atoms" if config.atoms else ""
+    classes = f", {config.n_classes} classes" if config.n_classes else ""
     number = sum(p.numel() for p in model.parameters())
     return (
         f"{number:,} parameters, F {config.n_filters}, R {config.n_resnet}, K {config.n_mix}, "
-        f"{config.conditioning}, {config.likelihood}{atoms}"
+        f"{config.conditioning}, {config.likelihood}{atoms}{classes}"
     )
 
 
@@ -335,7 +370,8 @@ class PairSampler:
     def draw(self, draw: Draw, progress: Progress | None = None) -> Tensor:
         """Draw as `SmoothedPair.sample` does. progress: called with the fraction done."""
         half = 0.5 if draw.method == "two-step" else 1.0
-        x_tilde = self._noisy.draw(self._smoothed(draw), share_of_progress(progress, 0.0, half))
+        first = self._smoothed(self._draw_for(self.pair.noisy, draw))
+        x_tilde = self._noisy.draw(first, share_of_progress(progress, 0.0, half))
         return self.denoise(x_tilde, draw, share_of_progress(progress, half, 1.0))
 
     def denoise(self, x_tilde: Tensor, draw: Draw, progress: Progress | None = None) -> Tensor:
@@ -343,9 +379,14 @@ class PairSampler:
         if draw.method == "noisy":
             return x_tilde
         if draw.method == "single-step":
-            mean = self.pair.single_step(x_tilde, score=draw.score)
+            label = draw.labels(self.pair.n_classes, x_tilde.device)
+            mean = self.pair.single_step(x_tilde, score=draw.score, label=label)
             return mean if draw.known is None else draw.known.keep(mean)
-        return self._denoiser.draw(draw, progress, x_tilde)
+        return self._denoiser.draw(self._draw_for(self.pair.denoiser, draw), progress, x_tilde)
+
+    def _draw_for(self, model: PixelCNNpp, draw: Draw) -> Draw:
+        """The draw as one of the two models takes it."""
+        return replace(draw, label=self.pair.label_for(model, draw.label))
 
     def _smoothed(self, draw: Draw) -> Draw:
         """The draw of x~ for a draw of x: its known pixels get the smoothing's noise."""
@@ -363,22 +404,27 @@ class _LogProb(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model.log_prob(x)
+    def forward(self, x: Tensor, label: Tensor | None) -> Tensor:
+        return self.model.log_prob(x, label=label)
 
 
-def score_of(model: PixelCNNpp, x: Tensor, score: Score = "full") -> Tensor:
-    """The gradient of log p(x) with respect to x (B, C, H, W): same shape, nats per unit of x."""
+def score_of(
+    model: PixelCNNpp, x: Tensor, score: Score = "full", label: Tensor | None = None
+) -> Tensor:
+    """The gradient of log p(x) with respect to x (B, C, H, W): same shape, nats per unit of x.
+
+    label: for a model with classes, as of its forward.
+    """
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
         if score == "full":
             # Frozen: the gradients of the weights would cost a third of all.
             whole = _LogProb(model)
             frozen = {name: weight.detach() for name, weight in whole.named_parameters()}
-            log_p = functional_call(whole, frozen, (x,))
+            log_p = functional_call(whole, frozen, (x, label))
         else:
             with torch.no_grad():
-                params = model(x)
+                params = model(x, label=label)
             log_p = model.log_prob_given(x, params)
         (gradient,) = torch.autograd.grad(log_p.sum(), x)
     return gradient

@@ -28,7 +28,6 @@ def test_folder_is_read_back_split_and_stable(tmp_path: Path) -> None:
     train, test = (load_dataset("folder", split, tmp_path) for split in SPLITS)
     assert train.image_size == (8, 12)
     assert train.image_channels == 1
-    assert train.labels is None
     # Each image is in one split, in the order of paths.
     everything = [images[name].tobytes() for name in sorted(images)]
     parts = [[image.numpy().tobytes() for image in split.images] for split in (train, test)]
@@ -37,12 +36,26 @@ def test_folder_is_read_back_split_and_stable(tmp_path: Path) -> None:
     for part in parts:
         assert part == [image for image in everything if image in part]
 
+    # The class of an image is its folder's number.
+    folders = {image.tobytes(): int(name.split("/")[0]) for name, image in images.items()}
+    for split in (train, test):
+        labels = [folders[image.numpy().tobytes()] for image in split.images]
+        assert split.labels.tolist() == labels
+
     # New images move no old one.
     write_images(
         tmp_path, {f"more/{i}.png": random_bytes((8, 12), seed=100 + i) for i in range(40)}
     )
     more = load_dataset("folder", "train", tmp_path)
     assert set(parts[0]) <= {image.numpy().tobytes() for image in more.images}
+
+
+@pytest.mark.parametrize(
+    "names", [["a/0.png", "1.png"], ["a/0.png", "a/1.png"], ["0.png", "1.png"]]
+)
+def test_images_outside_of_subfolders_have_no_class(tmp_path: Path, names: list[str]) -> None:
+    write_images(tmp_path, {name: random_bytes((8, 12), seed=i) for i, name in enumerate(names)})
+    assert [load_dataset("folder", split, tmp_path).labels for split in SPLITS] == [None, None]
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.1, 1.0])  # whatever the names' hashes are

@@ -81,7 +81,8 @@ def test_native_is_as_good_as_eager(
     dropout: float,
     dtype: torch.dtype,
 ) -> None:
-    case = make_case(shift, size, filters, skips, dropout, dtype, gains=dropout > 0)
+    dropped = dropout > 0
+    case = make_case(shift, size, filters, skips, dropout, dtype, gains=dropped, image_bias=dropped)
     exact = case.run("reference", torch.float64)
     eager = case.run("reference", dtype)
     assert_as_good(case.run("native", dtype), eager, exact, EPS[dtype])
@@ -117,6 +118,7 @@ def test_every_instruction_set_computes_the_block(
     shift=st.sampled_from(list(KERNELS)),
     dropout=st.sampled_from([0.0, 0.5]),
     gains=st.booleans(),
+    image_bias=st.booleans(),
     seed=st.integers(0, 99),
 )
 def test_float64_equals_the_reference(
@@ -126,9 +128,11 @@ def test_float64_equals_the_reference(
     shift: Shift,
     dropout: float,
     gains: bool,
+    image_bias: bool,
     seed: int,
 ) -> None:
-    case = make_case(shift, size, filters, tuple(skips), dropout, seed=seed, gains=gains)
+    options = {"seed": seed, "gains": gains, "image_bias": image_bias}
+    case = make_case(shift, size, filters, tuple(skips), dropout, **options)
     native, reference = (case.run(impl, torch.float64) for impl in ("native", "reference"))
     for name, expected in reference.items():
         torch.testing.assert_close(native[name], expected, rtol=1e-12, atol=1e-12)
@@ -137,7 +141,7 @@ def test_float64_equals_the_reference(
 @needs_extension
 @pytest.mark.parametrize("dtype", NATIVE_DTYPES)
 def test_an_empty_batch_gives_empty_outputs_and_zero_gradients(dtype: torch.dtype) -> None:
-    case = make_case(size=(0, 4, 4), skip_channels=(5,))
+    case = make_case(size=(0, 4, 4), skip_channels=(5,), image_bias=True)
     for name, value in case.run("native", dtype).items():
         assert torch.equal(value, torch.zeros_like(value)), name
 
@@ -195,7 +199,8 @@ def test_strides_do_not_matter(prepare: Callable[[Tensor], Tensor], dtype: torch
 @needs_extension
 @pytest.mark.parametrize("dtype", NATIVE_DTYPES)
 def test_results_do_not_depend_on_the_thread_count(dtype: torch.dtype) -> None:
-    case = make_case(size=(7, 9, 14), filters=12, skip_channels=(12,), dropout=0.5, gains=True)
+    options = {"gains": True, "image_bias": True}
+    case = make_case(size=(7, 9, 14), filters=12, skip_channels=(12,), dropout=0.5, **options)
     before = torch.get_num_threads()
     try:
         results = []
@@ -218,9 +223,9 @@ def test_nothing_is_written_beside_the_outputs(
     shift: Shift, instruction_set: str, dtype: torch.dtype
 ) -> None:
     """The extension on raw memory: every output lies between canaries and starts as NaN."""
-    case = make_case(shift, (2, 3, 5), 5, (5, 2), 0.5, gains=True)
-    x, skips, weights, gains, seed, _, dropout, layer, *_ = case.native_args(dtype)
-    given = operands(skips, weights, gains, seed, shift, dropout, layer)
+    case = make_case(shift, (2, 3, 5), 5, (5, 2), 0.5, gains=True, image_bias=True)
+    x, *rest = case.native_args(dtype)
+    given = operands(*rest[:7], case.image_bias_in(dtype))
     grad_y = case.grad_y.to(dtype).to(memory_format=torch.channels_last)
     saved = gated_resnet_native(x, given, True, instruction_set)
     outputs = dict(zip(("y", "h", "gates"), saved, strict=True))
@@ -231,7 +236,7 @@ def test_nothing_is_written_beside_the_outputs(
     inputs = {"x": x, **given.tensors()}
     kh, kw = KERNELS[shift]
     left, _, top, _ = padding_of(kh, kw, shift)
-    settings = (top, left, layer, 0, 2**22, 2.0, 1, instruction_set)
+    settings = (top, left, given.layer, 0, 2**22, 2.0, 1, instruction_set)
     outputs = {name: written[name].inside for name in outputs}
     _extension.extension().gated_resnet_forward({**inputs, **outputs}, *settings)
     grads = {name: written[name].inside for name in GRADIENTS}
@@ -387,13 +392,14 @@ def test_the_generator_decides_the_dropout(impl: str) -> None:
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 @each_shift
 def test_gradcheck(shift: Shift, dropout: float, skips: tuple[int, ...]) -> None:
-    case = make_case(shift, (1, 3, 3), 4, skips, dropout, gains=True)
+    case = make_case(shift, (2, 2, 3), 4, skips, dropout, gains=True, image_bias=True)
     x, skip_list, weights, gains, *rest = case.native_args(torch.float64)
     n, m = len(skip_list), len(skip_list) + len(weights)
-    leaves = [t.requires_grad_() for t in (x, *skip_list, *weights, *gains)]
+    leaves = [t.requires_grad_() for t in (x, case.image_bias, *skip_list, *weights, *gains)]
 
-    def block(x: Tensor, *others: Tensor) -> Tensor:
-        return _native(x, list(others[:n]), list(others[n:m]), list(others[m:]), *rest)[0]
+    def block(x: Tensor, image_bias: Tensor, *others: Tensor) -> Tensor:
+        lists = [list(others[:n]), list(others[n:m]), list(others[m:])]
+        return gated_resnet_native(x, operands(*lists, *rest[:4], image_bias))[0]
 
     assert torch.autograd.gradcheck(block, leaves)
 
@@ -404,14 +410,15 @@ def test_gradcheck(shift: Shift, dropout: float, skips: tuple[int, ...]) -> None
 @pytest.mark.parametrize("dtype", NATIVE_DTYPES)
 @pytest.mark.parametrize("skips", [(), (4, 3)])
 def test_opcheck(dtype: torch.dtype, skips: tuple[int, ...]) -> None:
-    case = make_case("down", (2, 3, 5), 4, skips, 0.5, gains=True)
+    case = make_case("down", (2, 3, 5), 4, skips, 0.5, gains=True, image_bias=bool(skips))
     args = case.native_args(dtype)
     x, skip_list, weights, gains, *_ = args
-    given = operands(*args[1:8])
-    _, h, gates = _native(*args)
+    given = operands(*args[1:8], case.image_bias_in(dtype))
+    _, h, gates = gated_resnet_native(x, given)
     grad_y = case.grad_y.to(dtype)
     torch.library.opcheck(backward_op, (grad_y, x, h, gates, *given, "auto"))
-    for tensor in (x, *skip_list, *weights, *gains):
+    own = [] if given.image_bias is None else [given.image_bias]
+    for tensor in (x, *skip_list, *weights, *gains, *own):
         tensor.requires_grad_()
     torch.library.opcheck(forward_op, (x, *given, True, "auto"))
 

@@ -33,7 +33,7 @@ each_impl = pytest.mark.parametrize(
 def arguments(case: Case, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     """By the names of the field table."""
     x, *rest = case.native_args(dtype)
-    return {"x": x, **operands(*rest[:7])._asdict()}
+    return {"x": x, **operands(*rest[:7], case.image_bias_in(dtype))._asdict()}
 
 
 def call(given: dict[str, Any], impl: Any = "auto") -> Tensor:
@@ -48,7 +48,7 @@ def call(given: dict[str, Any], impl: Any = "auto") -> Tensor:
         skips or None,
         (given["nin_skip"], given["bias_nin"]) if has_nin else None,
         gains=gains,
-        **{name: given[name] for name in ("shift", "dropout", "seed", "layer")},
+        **{n: given[n] for n in ("image_bias", "shift", "dropout", "seed", "layer")},
         impl=impl,
     )
 
@@ -79,7 +79,7 @@ SIZES = {"B": 2, "F": 5, "H": 5, "W": 7, "KH": 2, "KW": 3, "S_1": 3, "S_2": 2, "
 
 
 def full_case() -> Case:
-    return make_case("down", skip_channels=(3, 2), dropout=0.5, gains=True)
+    return make_case("down", skip_channels=(3, 2), dropout=0.5, gains=True, image_bias=True)
 
 
 def one_longer(tensor: Tensor) -> Tensor:
@@ -259,6 +259,16 @@ def test_triton_says_why_it_cannot_run() -> None:
         gated_resnet(x, (w[0], w[1]), (w[2], w[3]), shift="down", impl="triton")
 
 
+def test_triton_refuses_a_bias_of_an_image() -> None:
+    from dsmooth.functional.gated_resnet_triton import gated_resnet_triton
+
+    given = arguments(make_case(image_bias=True))
+    with pytest.raises(RuntimeError, match=r"impl='triton': its kernels take no image_bias"):
+        call(given, "triton")
+    with pytest.raises(ValueError, match="its kernels take no image_bias"):
+        gated_resnet_triton(given.pop("x"), Operands(**given))
+
+
 @needs_extension
 def test_native_says_why_it_cannot_run() -> None:
     x, skips, w, *_ = make_case(skip_channels=(1, 1, 1)).native_args(torch.float32)
@@ -279,7 +289,10 @@ def test_the_reference_is_the_equation() -> None:
     conv = torch.nn.functional.conv2d
     h = conv(concat_elu(x), w[0], w[1], padding=1) + conv(concat_elu(skip), w[4], w[5])
     a, g = conv(concat_elu(h), w[2], w[3], padding=1).chunk(2, dim=1)
-    got = gated_resnet(
-        x, (w[0], w[1]), (w[2], w[3]), skip, (w[4], w[5]), shift="none", impl="reference"
-    )
+    args = (x, (w[0], w[1]), (w[2], w[3]), skip, (w[4], w[5]))
+    got = gated_resnet(*args, shift="none", impl="reference")
+    torch.testing.assert_close(got, x + a * torch.sigmoid(g))
+    image_bias = torch.tensor([[1.0, 2, 3, 4, 5, 6], [-1, 0, 0, 0, 0, 2]], dtype=torch.float64)
+    a, g = (torch.cat([a, g], 1) + image_bias.view(2, 6, 1, 1)).chunk(2, dim=1)
+    got = gated_resnet(*args, image_bias=image_bias, shift="none", impl="reference")
     torch.testing.assert_close(got, x + a * torch.sigmoid(g))

@@ -130,7 +130,7 @@ class LinearGaussian(dsmooth.PixelCNNpp):
         super().__init__(tiny_config(conditioning, "continuous"))
         self.variance, self.shift = scale**2, shift
 
-    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def log_prob(self, x: Tensor, context: Tensor | None = None, label: object = None) -> Tensor:
         if context is None:
             mean, variance = torch.zeros_like(x), 1 + self.variance
         else:

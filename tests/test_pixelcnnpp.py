@@ -244,7 +244,7 @@ def test_one_seed_a_forward_and_a_number_for_every_gated_resnet(conditioning: st
     assert parts == sorted(parts, key=["up", "down", "encoder"].index)
 
     seed = seen[0][1]
-    again = model.decode(x, model.encode_context(x, context, seed), seed)
+    again = model.decode(x, model.encode_context(x, context, seed=seed), seed=seed)
     assert torch.equal(again, drawn)
     before = torch.get_rng_state()
     model.eval()(x, context)

@@ -90,7 +90,7 @@ def train_until_24(config: TrainConfig, run: Path, monkeypatch: pytest.MonkeyPat
 def test_resumed_run_is_the_uninterrupted_run(
     tmp_path: Path, role: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = tiny(role, accumulate=2)
+    config = tiny(role, accumulate=2, n_classes=10 if role == "denoiser" else 0)
     train(config, tmp_path / "whole")
     train_until_24(config, tmp_path / "parts", monkeypatch)
     torch.manual_seed(99)  # the state of torch's generator must not matter
@@ -149,11 +149,11 @@ def test_a_step_is_a_function_of_images_seen() -> None:
         data, _ = loop.load_data(config)
         state = TrainState(config, data, torch.device("cpu"))
         small = TrainState(replace(config, batch_size=4), data, torch.device("cpu"))
-        x, context = state.inputs(16)
+        x, context, _ = state.inputs(16)
         halves = [small.inputs(16), small.inputs(20)]
-        assert torch.equal(x, torch.cat([target for target, _ in halves]))
+        assert torch.equal(x, torch.cat([target for target, _, _ in halves]))
         if context is not None:
-            assert torch.equal(context, torch.cat([c for _, c in halves if c is not None]))
+            assert torch.equal(context, torch.cat([c for _, c, _ in halves if c is not None]))
 
 
 @pytest.mark.quick

@@ -47,10 +47,10 @@ def settings_of(config: TrainConfig) -> str:
 
 
 def test_the_same_steps_for_any_number_of_ranks(tmp_path: Path) -> None:
-    """1, 2 and 3 ranks: the same images, noise and dropout; other sums."""
+    """1, 2 and 3 ranks: the same images, labels, noise and dropout; other sums."""
     configs = [
-        tiny(role, batch_size=12, images=120, accumulate=accumulate, clip_norm=1.0)
-        for role, accumulate in zip(ROLES, (1, 2, 1), strict=True)
+        tiny(role, batch_size=12, images=120, accumulate=parts, n_classes=classes, clip_norm=1.0)
+        for role, parts, classes in zip(ROLES, (1, 2, 1), (3, 3, 0), strict=True)
     ]
     for size in (1, 2, 3):
         out = tmp_path / str(size)

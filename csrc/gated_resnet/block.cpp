@@ -124,6 +124,7 @@ class Block {
     const int64_t first = image * p.height * p.width;
     const T* x = static_cast<const T*>(call.tensors.x) + first * p.f;
     T* y = static_cast<T*>(call.tensors.y) + first * p.f;
+    const Scalar* image_bias = row_of<const Scalar>(call.tensors.image_bias, image);
     const int64_t line = p.width * p.f;
     if constexpr (kDropout) draw_keep(first);
     for (int64_t r = 0; r < p.height; ++r) {
@@ -148,8 +149,8 @@ class Block {
       T* gates = call.tensors.gates == nullptr
                      ? nullptr
                      : static_cast<T*>(call.tensors.gates) + 2 * (first * p.f + r * line);
-      P::write_gated(buffers_.row, p.f2_pad, numbers(call.tensors.bias_out), x + r * line, p.width,
-                     p.f, y + r * line, gates);
+      P::write_gated(buffers_.row, p.f2_pad, numbers(call.tensors.bias_out), image_bias,
+                     x + r * line, p.width, p.f, y + r * line, gates);
     }
   }
 
@@ -166,19 +167,24 @@ class Block {
     Scalar* sums_nin = sums_in + p.conv_in_sums();
     Scalar* sums_bias_out = sums_nin + p.nin_sums();
     Scalar* sums_bias_in = sums_bias_out + p.f2_pad;
+    // The sums of an image with a bias of its own are that bias's gradient first.
+    Scalar* image_sums = row_of<Scalar>(call.grads.image_bias, image);
+    if (image_sums != nullptr) fill_zero(image_sums, p.f2);
+    Scalar* gate_sums = image_sums == nullptr ? sums_bias_out : image_sums;
     const int64_t h_stride = p.f_cells * D::kPair;
 
     if constexpr (kDropout) draw_keep(first);
     for (int64_t r = 0; r < p.height; ++r) {
       Element* out = back_inside(buffers_.grad_gates, r, p.f2);
       P::write_gate_gradient(grad_y + r * line, gates + 2 * r * line, p.width, p.f, out, p.f2,
-                             sums_bias_out);
+                             gate_sums);
       pair_columns<D>(out, p.f2, p.steps, p.f2, buffers_.gates_pairs + r * p.steps * p.f2_pad,
                       p.f2_pad);
       P::template write_concat_elu<kDropout, true>(h + r * line, p.width, p.f,
                                                    inside(buffers_.h, r, p.f2), p.f2, p.f,
                                                    keep_row(r), buffers_.h_slope + r * line);
     }
+    if (image_sums != nullptr) P::add_all(sums_bias_out, image_sums, p.f2);
     convolutions_.add_conv_gradient(buffers_.h, buffers_.grad_gates, p.f2, buffers_.gates_pairs,
                                     p.f2_pad, first_image, sums);
 
@@ -244,6 +250,12 @@ class Block {
   }
   Element* back_inside(Element* padded, int64_t r, int64_t stride) const {
     return padded + (r * plan_.cols + plan_.back_left) * stride;
+  }
+
+  // The 2F numbers of an image in (B, 2F); null where there are none.
+  template <class Number>
+  Number* row_of(void* numbers, int64_t image) const {
+    return numbers == nullptr ? nullptr : static_cast<Number*>(numbers) + image * plan_.f2;
   }
 
   void draw_keep(int64_t first_pixel) {

@@ -165,13 +165,19 @@ struct Passes {
     return M::select(v > 0, V{} + 1, e) * M::reciprocal(e + 1);
   }
 
-  // y = x + A sigmoid(G) with (A, G) = sums + bias, kept in `gates` unless that is null.
-  static void write_gated(const Scalar* sums, int64_t stride, const Scalar* bias, const T* x,
-                          int64_t pixels, int f, T* y, T* gates) {
+  // y = x + A sigmoid(G) with (A, G) = sums + bias (+ image_bias), kept in `gates` unless that is
+  // null.
+  static void write_gated(const Scalar* sums, int64_t stride, const Scalar* bias,
+                          const Scalar* image_bias, const T* x, int64_t pixels, int f, T* y,
+                          T* gates) {
     for (int64_t p = 0; p < pixels; ++p, sums += stride, x += f, y += f) {
       for_vectors(f, [&](int c, int count) DSMOOTH_INLINE_LAMBDA {
-        const V a = Mem::load(sums + c, count) + Mem::load(bias + c, count);
-        const V g = Mem::load(sums + f + c, count) + Mem::load(bias + f + c, count);
+        V a = Mem::load(sums + c, count) + Mem::load(bias + c, count);
+        V g = Mem::load(sums + f + c, count) + Mem::load(bias + f + c, count);
+        if (image_bias != nullptr) {
+          a += Mem::load(image_bias + c, count);
+          g += Mem::load(image_bias + f + c, count);
+        }
         Mem::store(Mem::load(x + c, count) + a * sigmoid(g), y + c, count);
         if (gates != nullptr) {
           Mem::store(a, gates + c, count);
@@ -184,6 +190,13 @@ struct Passes {
 
   DSMOOTH_INLINE static void add_to(Scalar* total, V v, int count) {
     Mem::store(Mem::load(total, count) + v, total, count);
+  }
+
+  // total += more, n numbers each.
+  static void add_all(Scalar* total, const Scalar* more, int n) {
+    for_vectors(n, [&](int i, int count) DSMOOTH_INLINE_LAMBDA {
+      add_to(total + i, Mem::load(more + i, count), count);
+    });
   }
 
   // dA = dy sigmoid(G), dG = dy A sigmoid(G) (1 - sigmoid(G)), and their sums over pixels.

@@ -42,7 +42,8 @@ def load_folder(
     Every image must have the same size, height and width multiples of 4; or give image_size, and
     the largest centred square of each is resized to that many pixels a side. The data set is grey
     if every image is, else RGB. One image in ten (`TEST_FRACTION`) is for testing. A hash of its
-    path inside the folder decides, so a file stays in its split as others come and go.
+    path inside the folder decides, so a file stays in its split as others come and go. Where every
+    image lies in one of two or more subfolders, these are its classes: see `_labels`.
     progress: called with (images done, images in all).
     Raises FileNotFoundError if there is no image, ValueError for an image that does not fit; each
     names the file.
@@ -65,9 +66,8 @@ def load_folder(
         return _planes(image)
 
     images = _decode_all(data_dir, paths, decode, (1 if grey else 3, *size), progress)
-    return ImageDataset(
-        images, None, "folder", split, f"{shown(data_dir)} ({len(images):,} images)"
-    )
+    source = f"{shown(data_dir)} ({len(images):,} images)"
+    return ImageDataset(images, _labels(data_dir, every, paths), "folder", split, source)
 
 
 def read_every_image(folder: Path, limit: int | None = None) -> torch.Tensor:
@@ -104,12 +104,13 @@ def load_celeba(
     The images may lie in `data_dir`, in img_align_celeba inside it, or as torchvision lays them
     out. If the official list_eval_partition.txt lies in the same folder, beside it or in Eval, it
     makes the split (its validation part is in neither); else the split is that of `load_folder`.
-    Arguments and errors as for `load_folder`; labels are None.
+    Arguments, labels and errors as for `load_folder`: the official files lie in one folder, so
+    their labels are None.
     """
     size = CELEBA_SIZE if image_size is None else image_size
     inner = ("img_align_celeba", "celeba/img_align_celeba")
     folder = next((data_dir / name for name in inner if (data_dir / name).is_dir()), data_dir)
-    paths = _image_paths(folder)
+    every = paths = _image_paths(folder)
     places = (folder, folder.parent, folder.parent / "Eval")
     partition = next((p / _PARTITION for p in places if (p / _PARTITION).is_file()), None)
     if partition is None:
@@ -127,9 +128,8 @@ def load_celeba(
         return _planes(centre_crop_resize(image, CELEBA_CROP, size))
 
     images = _decode_all(folder, paths, decode, (3, size, size), progress)
-    return ImageDataset(
-        images, None, "celeba", split, f"{shown(folder)} ({len(images):,} images, {how})"
-    )
+    source = f"{shown(folder)} ({len(images):,} images, {how})"
+    return ImageDataset(images, _labels(folder, every, paths), "celeba", split, source)
 
 
 def centre_crop_resize(image: Image, crop: int, size: int) -> Image:
@@ -199,6 +199,19 @@ def _split_by_partition(partition: Path, paths: list[Path], split: str) -> list[
             f"{shown(partition)} must put an image in {split} ({wanted}), found none present"
         )
     return chosen
+
+
+def _labels(folder: Path, every: list[Path], paths: list[Path]) -> torch.Tensor | None:
+    """The class of each of `paths`: the number of its subfolder in `folder`, in order of names.
+
+    (N,) int64; None if an image of `every` lies in no subfolder, or all lie in one.
+    """
+    outside = any(len(path.relative_to(folder).parts) == 1 for path in every)
+    names = sorted({path.relative_to(folder).parts[0] for path in every})
+    if outside or len(names) < 2:
+        return None
+    number = {name: i for i, name in enumerate(names)}
+    return torch.tensor([number[path.relative_to(folder).parts[0]] for path in paths])
 
 
 def _scan(paths: list[Path], check_size: bool) -> tuple[bool, tuple[int, int]]:

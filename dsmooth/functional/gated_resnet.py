@@ -11,7 +11,7 @@ from torch import Tensor
 from .dispatch import Impl, autocast_dtype, resolve_impl, triton_obstacle
 from .dropout import draw_seed, dropout_factors
 from .gated_resnet_native import MAX_TAPS, gated_resnet_native, native_obstacle
-from .gated_resnet_operands import MAX_SKIPS, Operands, check_operands
+from .gated_resnet_operands import MAX_SKIPS, NO_IMAGE_BIAS, Operands, check_operands
 from .shifted_conv import concat_elu, shifted_conv2d_ref
 from .taps import Shift, check_kernel
 
@@ -27,6 +27,7 @@ def gated_resnet(
     nin_skip: Affine | None = None,
     *,
     gains: tuple[Tensor, ...] = (),
+    image_bias: Tensor | None = None,
     shift: Shift,
     dropout: float = 0.0,
     seed: Tensor | None = None,
@@ -37,17 +38,19 @@ def gated_resnet(
     """x + A * sigmoid(G), where (A, G) come from two convolutions with concat_elu before each.
 
         h = conv_in(concat_elu(x)) [+ nin_skip(concat_elu(skip))]
-        (A, G) = split(conv_out(dropout(concat_elu(h))))
+        (A, G) = split(conv_out(dropout(concat_elu(h))) [+ image_bias])
 
     x: (B, F, H, W). conv_in: weight (F, 2F, kh, kw), bias (F,). conv_out: weight (2F, 2F, kh, kw),
     bias (2F,). skip: (B, S, H, W), or a tuple of such tensors that stands for their concatenation
     (two at most but for the reference), with nin_skip: weight (F, 2S, 1, 1), bias (F,); both or
     neither. gains: none, or g (D,) of each of these convolutions, whose weights are then v of a
-    weight norm w = g v / |v| per output filter. dropout: the probability of an element of
-    concat_elu(h) to be zeroed, a function of `seed` (int64, no dimensions; by default drawn from
-    torch's generator), `layer` and the element's place alone: the same in every implementation (see
-    `dropout_factors`). first_image: where x begins in a larger batch whose dropout it shares. With
-    probability 0 nothing is drawn. Returns (B, F, H, W), in the autocast dtype under autocast.
+    weight norm w = g v / |v| per output filter. image_bias: (B, 2F), added at every pixel of its
+    image: how a vector that belongs to an image enters the block. dropout: the probability of an
+    element of concat_elu(h) to be zeroed, a function of `seed` (int64, no dimensions; by default
+    drawn from torch's generator), `layer` and the element's place alone: the same in every
+    implementation (see `dropout_factors`). first_image: where x begins in a larger batch whose
+    dropout it shares. With probability 0 nothing is drawn. Returns (B, F, H, W), in the autocast
+    dtype under autocast.
 
     impl: "native" is the C++ extension on the CPU, for float32, float64 and bfloat16; "triton" the
     Triton kernels on CUDA, for float32, bfloat16 and float16; "reference" plain PyTorch (which
@@ -61,16 +64,16 @@ def gated_resnet(
     Source: Salimans et al., PixelCNN++ (2017).
     """
     skips = () if skip is None else skip if isinstance(skip, tuple) else (skip,)
-    weights = _by_name(conv_in, conv_out, nin_skip, gains)
+    weights = _by_name(conv_in, conv_out, nin_skip, gains, image_bias)
     autocast = autocast_dtype(x)
     dtype = autocast or x.dtype
     _check(x, skips, weights, seed, shift, dropout, first_image)
     if dropout > 0 and seed is None:
         seed = draw_seed(x.device)
-    chosen = _choose(impl, x, dtype, skips, conv_in[0])
+    chosen = _choose(impl, x, dtype, skips, conv_in[0], image_bias)
     if chosen == "reference":
         return gated_resnet_ref(
-            x, conv_in, conv_out, skip, nin_skip, gains=gains,
+            x, conv_in, conv_out, skip, nin_skip, gains=gains, image_bias=image_bias,
             shift=shift, dropout=dropout, seed=seed, layer=layer, first_image=first_image,
         )  # fmt: skip
     exact = torch.float64 if dtype == torch.float64 else torch.float32
@@ -97,6 +100,7 @@ def gated_resnet_ref(
     nin_skip: Affine | None = None,
     *,
     gains: tuple[Tensor, ...] = (),
+    image_bias: Tensor | None = None,
     shift: Shift,
     dropout: float = 0.0,
     seed: Tensor | None = None,
@@ -105,7 +109,7 @@ def gated_resnet_ref(
 ) -> Tensor:
     """The reference of `gated_resnet`, line for line the equation. Raises as that does."""
     skips = () if skip is None else skip if isinstance(skip, tuple) else (skip,)
-    weights = _by_name(conv_in, conv_out, nin_skip, gains)
+    weights = _by_name(conv_in, conv_out, nin_skip, gains, image_bias)
     _check(x, skips, weights, seed, shift, dropout, first_image)
     if gains:
         conv_in, conv_out = _folded(conv_in, gains[0]), _folded(conv_out, gains[1])
@@ -119,7 +123,10 @@ def gated_resnet_ref(
         seed = draw_seed(x.device) if seed is None else seed
         factors = dropout_factors(h.shape, dropout, seed, layer, first_image).to(h.dtype)
         h = torch.where(factors > 0, h * factors, 0)
-    a, g = torch.chunk(shifted_conv2d_ref(h, *conv_out, shift=shift), 2, dim=1)
+    gates = shifted_conv2d_ref(h, *conv_out, shift=shift)
+    if image_bias is not None:
+        gates = gates + image_bias[:, :, None, None].to(gates.dtype)
+    a, g = torch.chunk(gates, 2, dim=1)
     return x + a * torch.sigmoid(g)
 
 
@@ -154,6 +161,7 @@ def _by_name(
     conv_out: Affine,
     nin_skip: Affine | None,
     gains: tuple[Tensor, ...],
+    image_bias: Tensor | None,
 ) -> dict[str, Any]:
     """Weights, biases and gains by the names of the field table."""
     count = 2 if nin_skip is None else 3
@@ -172,18 +180,24 @@ def _by_name(
         "gain_in": gain_in,
         "gain_out": gain_out,
         "gain_nin": gain_nin,
+        "image_bias": image_bias,
     }
 
 
 def _choose(
-    impl: Impl, x: Tensor, dtype: torch.dtype, skips: tuple[Tensor, ...], kernel: Tensor
+    impl: Impl,
+    x: Tensor,
+    dtype: torch.dtype,
+    skips: tuple[Tensor, ...],
+    kernel: Tensor,
+    image_bias: Tensor | None,
 ) -> Impl:
     """Who computes. Raises RuntimeError where an explicit choice cannot."""
     asked = resolve_impl(impl)
     chosen: Impl = asked if asked != "auto" else "triton" if x.device.type == "cuda" else "native"
     if chosen == "reference":
         return chosen
-    obstacle = _obstacle(chosen, x, dtype, skips, kernel)
+    obstacle = _obstacle(chosen, x, dtype, skips, kernel, image_bias)
     if obstacle is None:
         return chosen
     if asked == "auto":
@@ -192,12 +206,19 @@ def _choose(
 
 
 def _obstacle(
-    impl: str, x: Tensor, dtype: torch.dtype, skips: tuple[Tensor, ...], kernel: Tensor
+    impl: str,
+    x: Tensor,
+    dtype: torch.dtype,
+    skips: tuple[Tensor, ...],
+    kernel: Tensor,
+    image_bias: Tensor | None,
 ) -> str | None:
     """Why an implementation other than the reference cannot compute this; None if it can."""
     if len(skips) > MAX_SKIPS:
         return f"it takes at most {MAX_SKIPS} skips, got {len(skips)}"
     if impl == "triton":
+        if image_bias is not None:
+            return NO_IMAGE_BIAS
         return triton_obstacle(x.device, dtype)
     taps = kernel.shape[2] * kernel.shape[3]
     if taps > MAX_TAPS:

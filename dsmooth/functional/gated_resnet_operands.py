@@ -14,6 +14,7 @@ from .dropout import keep_from
 from .taps import check_kernel
 
 MAX_SKIPS = 2  # of the native op and the Triton op
+NO_IMAGE_BIAS = "its kernels take no image_bias"
 
 
 class Field(NamedTuple):
@@ -102,6 +103,7 @@ class Operands(NamedTuple):
     gain_in: Tensor | None
     gain_out: Tensor | None
     gain_nin: Tensor | None
+    image_bias: Tensor | None
     seed: Tensor | None
     shift: str
     dropout: float
@@ -146,7 +148,7 @@ def check_operands(
     """Raises unless every tensor is there and has its shape, dtype and device, those of x deciding.
 
     Raises ValueError, or TypeError for what is no tensor, with the names of the field table; the
-    extension says the same in the same words. weights: conv_in to gain_nin by these names.
+    extension says the same in the same words. weights: conv_in to image_bias by these names.
     """
     for i, image in enumerate((x, *skips)):
         if getattr(image, "ndim", None) != 4:

@@ -12,6 +12,7 @@ from .dispatch import refuse_second_derivative
 from .gated_resnet_operands import (
     FIELDS,
     GRADIENTS,
+    NO_IMAGE_BIAS,
     SCHEMA,
     Operands,
     check_images,
@@ -47,7 +48,7 @@ def forward_op(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
 
     *tensors, save = rest
     given = Operands(*tensors)
-    check_of_op(x, given)
+    _check_operands(x, given)
     if x.numel() == 0:
         return _outputs(x, *rest)
     y, h, packed = kernels.forward(
@@ -60,7 +61,7 @@ def forward_op(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _outputs(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     *tensors, save = rest
     given = Operands(*tensors)
-    check_of_op(x, given)
+    _check_operands(x, given)
     packed = x.new_empty(_packed_size(x, given) if save else 0)
     return empty_channels_last(x, x.shape[1]), empty_channels_last(x, x.shape[1]), packed
 
@@ -114,6 +115,13 @@ def _gradients(
     return tuple(grads)
 
 
+def _check_operands(x: Tensor, given: Operands) -> None:
+    """Raises ValueError unless the kernels can take these."""
+    check_of_op(x, given)
+    if given.image_bias is not None:
+        raise ValueError(f"the Triton gated resnet cannot run: {NO_IMAGE_BIAS}")
+
+
 def _lists(given: Operands) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Weights, biases and gains as the kernels take them."""
     tensors = given.tensors()
@@ -133,7 +141,7 @@ def _settings(given: Operands) -> Any:
 
 def _check(x: Tensor, grad_y: Tensor, h: Tensor, packed: Tensor, given: Operands) -> None:
     """Raises ValueError unless the backward can take these."""
-    check_of_op(x, given)
+    _check_operands(x, given)
     check_images(x, grad_y=grad_y, h=h)
     size = _packed_size(x, given)
     if packed.shape != (size,) or packed.dtype != x.dtype or packed.device != x.device:

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..config import ModelConfig
-from .layers import WeightNormConv
+from ..config import LARGEST, ModelConfig
+from .layers import GatedResnet, WeightNormConv
 from .pixelcnnpp import PixelCNNpp
 from .weights import outline
 
@@ -24,6 +24,7 @@ _RENAMES = (
     (r"^(up|down)\.(\d)\.(u|ul)\.(\d+)\.conv_in$", r"\1_layers.\2.\3_stream.\4.conv_input.conv"),
     (r"^(up|down)\.(\d)\.(u|ul)\.(\d+)\.conv_out$", r"\1_layers.\2.\3_stream.\4.conv_out.conv"),
     (r"^(up|down)\.(\d)\.(u|ul)\.(\d+)\.nin_skip$", r"\1_layers.\2.\3_stream.\4.nin_skip.lin_a"),
+    (r"^(up|down)\.(\d)\.(u|ul)\.(\d+)$", r"\1_layers.\2.\3_stream.\4"),
     (r"^head$", "nin_out.lin_a"),
 )
 
@@ -37,10 +38,11 @@ def load_pixelcnnpp(
     """Build a `PixelCNNpp` from a checkpoint of the older PyTorch ports.
 
     source: a .safetensors file, or a state dict; keys with or without the prefix `module.`, weights
-    as `weight_g` and `weight_v`. Sizes (C, F, R, K) are read from the tensors. The ports
-    normalise a transposed convolution per input channel: every norm is folded in float64, re-split
-    per output filter, then cast to `dtype`. Returns a model without dropout, in evaluation mode.
-    The checkpoint does not say its likelihood: with `atoms` it is discretized, else continuous.
+    as `weight_g` and `weight_v`. Sizes (C, F, R, K) are read from the tensors. So is the number of
+    classes of a model with the original's projection `hw` (classes, 2F) in each gated resnet. The
+    ports normalise a transposed convolution per input channel: every norm is folded in float64,
+    re-split per output filter, then cast to `dtype`. Returns a model without dropout, in evaluation
+    mode. The checkpoint does not say its likelihood: with `atoms` discretized, else continuous.
 
     Raises ValueError for a pickled file (naming the conversion to safetensors), for a file that is
     not safetensors, and for keys or shapes that are not this network's; FileNotFoundError for a
@@ -49,17 +51,22 @@ def load_pixelcnnpp(
     state = _read(Path(source)) if isinstance(source, (str, Path)) else dict(source)
     state = {key.removeprefix("module."): value for key, value in state.items()}
     config = _infer_config(state, tuple(atoms))
-    folded = {
-        name: _take(state, _old_name(name), layer)
-        for name, layer in outline(config, state, "the checkpoint").named_modules()
-        if isinstance(layer, WeightNormConv)
-    }
+    folded: dict[str, tuple[Tensor, Tensor]] = {}
+    projections: dict[str, Tensor] = {}
+    for name, layer in outline(config, state, "the checkpoint").named_modules():
+        if isinstance(layer, WeightNormConv):
+            folded[name] = _take(state, _old_name(name), layer)
+        elif isinstance(layer, GatedResnet) and layer.condition_weight is not None:
+            projections[name] = _take_projection(state, _old_name(name), layer.condition_weight)
     if state:
         raise ValueError(f"the checkpoint has keys that are not PixelCNN++'s: {sorted(state)[:3]}")
     model = PixelCNNpp(config).to(dtype).eval()
     for name, layer in model.named_modules():
         if isinstance(layer, WeightNormConv):
             layer.set_weight(*folded[name])
+        elif isinstance(layer, GatedResnet) and layer.condition_weight is not None:
+            with torch.no_grad():
+                layer.condition_weight.copy_(projections[name])
     return model
 
 
@@ -83,8 +90,21 @@ def _take(state: dict[str, Tensor], old: str, layer: WeightNormConv) -> tuple[Te
     return weight, bias.double()
 
 
+def _take_projection(state: dict[str, Tensor], old: str, weight: Tensor) -> Tensor:
+    """Remove the projection of `old` from `state`: (2F, D), as `weight` has it."""
+    key = f"{old}.hw"
+    if key not in state:
+        raise ValueError(f"the checkpoint lacks {key!r}")
+    hw = state.pop(key)
+    expected = tuple(weight.mT.shape)
+    if hw.shape != expected or not hw.is_floating_point() or not hw.isfinite().all():
+        raise ValueError(f"{key} must be finite of shape {expected}, got shape {tuple(hw.shape)}")
+    return hw.mT
+
+
 _PARTS = ("weight_v", "weight_g", "bias")
 _STEM, _HEAD = "u_init.conv.weight_v", "nin_out.lin_a.bias"
+_PROJECTION = "up_layers.0.u_stream.0.hw"
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -148,4 +168,15 @@ def _infer_config(state: Mapping[str, Tensor], atoms: tuple[int, ...]) -> ModelC
         dropout=0.0,
         likelihood="discretized" if atoms else "continuous",
         atoms=atoms,
+        n_classes=_count_classes(state),
     )
+
+
+def _count_classes(state: Mapping[str, Tensor]) -> int:
+    """The classes that a checkpoint is conditioned on, 0 for none."""
+    if _PROJECTION not in state:
+        return 0
+    shape = tuple(state[_PROJECTION].shape)
+    if len(shape) != 2 or not 0 < shape[0] <= LARGEST:
+        raise ValueError(f"{_PROJECTION} must have shape (classes, 2F), got {shape}")
+    return shape[0]

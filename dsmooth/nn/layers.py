@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..functional import gated_resnet, shifted_conv2d, shifted_conv_transpose2d
+from ..functional.dispatch import without_autocast
 from ..functional.shifted_conv import concat_elu
 from ..functional.taps import Shift
 
@@ -123,8 +125,10 @@ class ShiftedConvTranspose2d(WeightNormConv):
 class GatedResnet(nn.Module):
     """The module of `functional.gated_resnet`.
 
-    skip_channels: channels of the skip input, 0 without one. layer: a number that sets its dropout
-    apart from that of the network's other gated resnets under one seed.
+    skip_channels: channels of the skip input, 0 without one. condition_size: D of the vector that
+    each image is conditioned on, 0 without one. Its projection begins at zero, so that a network
+    begins as the unconditional one of the same seed. layer: a number that sets its dropout apart
+    from that of the network's other gated resnets under one seed.
     """
 
     def __init__(
@@ -134,6 +138,7 @@ class GatedResnet(nn.Module):
         *,
         shift: Shift,
         skip_channels: int = 0,
+        condition_size: int = 0,
         dropout: float = 0.0,
         layer: int = 0,
     ) -> None:
@@ -144,18 +149,23 @@ class GatedResnet(nn.Module):
         self.conv_in = ShiftedConv2d(2 * n_filters, n_filters, kernel_size, shift=shift)
         self.nin_skip = Nin(2 * skip_channels, n_filters) if skip_channels else None
         self.conv_out = ShiftedConv2d(2 * n_filters, 2 * n_filters, kernel_size, shift=shift)
+        self.condition_weight = (
+            nn.Parameter(torch.zeros(2 * n_filters, condition_size)) if condition_size else None
+        )
 
     def forward(
         self,
         x: Tensor,
         skip: Skip = None,
         *,
+        condition: Tensor | None = None,
         seed: Tensor | None = None,
         layer: int | None = None,
         first_image: int = 0,
     ) -> Tensor:
         """(B, F, H, W), skip (B, skip_channels, H, W) or its parts -> (B, F, H, W).
 
+        condition: the vector of each image, (B, D) in the dtype of the weights.
         seed: of the dropout, int64 without dimensions; drawn from torch's generator if None.
         layer: its own number if None. A network passes the number all the same: to torch.compile an
         argument is a variable; an attribute is a constant, with which each one is compiled anew.
@@ -170,6 +180,7 @@ class GatedResnet(nn.Module):
             skip,
             nin[0] if nin else None,
             gains=tuple(conv.weight_g for conv in convs),
+            image_bias=self.image_bias(condition),
             shift=self.shift,
             dropout=self.dropout if self.training else 0.0,
             seed=seed,
@@ -177,8 +188,21 @@ class GatedResnet(nn.Module):
             first_image=first_image,
         )
 
+    def image_bias(self, condition: Tensor | None) -> Tensor | None:
+        """The projection of `condition` (B, D): (B, 2F), which joins the second convolution's bias.
+
+        In the dtype of the weights, under autocast too: it stands for a bias, and those are exact.
+        """
+        if self.condition_weight is None or condition is None:
+            return None
+        with without_autocast(condition.device.type):
+            return F.linear(condition, self.condition_weight)
+
     def initialize(self, x: Tensor, skip: Skip = None) -> None:
-        """Data-dependent init on the inputs; the second convolution starts at scale 0.1."""
+        """Data-dependent init on the inputs; the second convolution starts at scale 0.1.
+
+        What an image is conditioned on does not enter: it is added to what is normalised here.
+        """
         self.conv_in.initialize(concat_elu(x))
         h = self.conv_in(concat_elu(x))
         if self.nin_skip is not None and skip is not None:

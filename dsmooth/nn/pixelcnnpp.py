@@ -1,9 +1,9 @@
-"""PixelCNN++ with optional conditioning on a second image (docs/math.md, sections 1 and 2)."""
+"""PixelCNN++, conditioned on a second image or a class if asked (docs/math.md, 1 and 2)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeGuard, cast
+from typing import Any, NamedTuple, TypeGuard, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,28 +13,41 @@ from ..config import Conditioning, ModelConfig
 from ..functional import down_shift, logistic_mixture_log_prob, right_shift
 from ..functional.dispatch import without_autocast
 from ..functional.dropout import draw_seed
+from .condition import condition_vectors
 from .layers import GatedResnet, Nin, ShiftedConv2d, ShiftedConvTranspose2d
 
 Streams = tuple[Tensor, Tensor]  # u (all rows above) and ul (above, and left in the row)
-Encoded = Tensor | Streams | None
 INITIALIZED = (GatedResnet, ShiftedConv2d, ShiftedConvTranspose2d)
+
+
+class Encoded(NamedTuple):
+    """What a batch is conditioned on, as `PixelCNNpp.decode` takes it; None for what is not there.
+
+    stacked: (B, C, H, W), the context of conditioning="stack". streams: e_u and e_ul of "concat".
+    vector: (B, D), which enters every gated resnet.
+    """
+
+    stacked: Tensor | None = None
+    streams: Streams | None = None
+    vector: Tensor | None = None
 
 
 class _Block(nn.Module):
     """The gated resnets of one block: a list for u and one for ul."""
 
-    def __init__(self, n_layers: int, n_filters: int, dropout: float, *, down: bool) -> None:
+    def __init__(
+        self, n_layers: int, n_filters: int, *, down: bool, condition_size: int, dropout: float
+    ) -> None:
         super().__init__()
+        both: dict[str, Any] = {"condition_size": condition_size, "dropout": dropout}
         # On the way up ul takes u; on the way down u takes a skip, and ul takes u and a skip.
         u_skip, ul_skip = (n_filters, 2 * n_filters) if down else (0, n_filters)
         self.u = nn.ModuleList(
-            GatedResnet(n_filters, (2, 3), shift="down", skip_channels=u_skip, dropout=dropout)
+            GatedResnet(n_filters, (2, 3), shift="down", skip_channels=u_skip, **both)
             for _ in range(n_layers)
         )
         self.ul = nn.ModuleList(
-            GatedResnet(
-                n_filters, (2, 2), shift="down_right", skip_channels=ul_skip, dropout=dropout
-            )
+            GatedResnet(n_filters, (2, 2), shift="down_right", skip_channels=ul_skip, **both)
             for _ in range(n_layers)
         )
 
@@ -49,27 +62,42 @@ class ContextEncoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         f, width = config.n_filters, config.context_filters or config.n_filters
+        both: dict[str, Any] = {
+            "condition_size": config.condition_size,
+            "dropout": config.dropout,
+        }
         self.stem = ShiftedConv2d(config.image_channels + 1, width, (3, 3), shift="none")
         self.layers = nn.ModuleList(
-            GatedResnet(width, (3, 3), shift="none", dropout=config.dropout)
-            for _ in range(config.context_layers)
+            GatedResnet(width, (3, 3), shift="none", **both) for _ in range(config.context_layers)
         )
         self.nin_u = Nin(width, f)
         self.nin_ul = Nin(width, f)
 
-    def forward(self, context: Tensor, seed: Tensor | None = None, first_image: int = 0) -> Streams:
-        """(B, C, H, W) -> e_u and e_ul, each (B, F, H, W); seed, first_image: of the dropout."""
+    def forward(
+        self,
+        context: Tensor,
+        vector: Tensor | None = None,
+        *,
+        seed: Tensor | None = None,
+        first_image: int = 0,
+    ) -> Streams:
+        """(B, C, H, W) -> e_u and e_ul, each (B, F, H, W).
+
+        vector: (B, D), for a model that has one. seed, first_image: of the dropout.
+        """
+        shared: dict[str, Any] = {"condition": vector, "seed": seed, "first_image": first_image}
         e = self.stem(_with_ones(context))
         for layer in self.layers:
-            e = layer(e, seed=seed, layer=layer.layer, first_image=first_image)
+            e = layer(e, layer=layer.layer, **shared)
         return self.nin_u(e), self.nin_ul(e)
 
 
 class PixelCNNpp(nn.Module):
-    """An autoregressive model of images, conditioned on a context image or not.
+    """An autoregressive model of images, conditioned on a context image, a class, both or nothing.
 
     The distribution of a pixel is a mixture of K logistics. Its parameters are a function of the
-    pixels before it in raster order, and of the whole context. Source: Salimans et al. (2017).
+    pixels before it in raster order, and of the whole context and the class. The class enters as a
+    vector, by a projection in every gated resnet. Source: Salimans et al. (2017).
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -79,10 +107,12 @@ class PixelCNNpp(nn.Module):
         self.stem_u = ShiftedConv2d(channels + 1, f, (2, 3), shift="down")
         self.stem_ul_above = ShiftedConv2d(channels + 1, f, (1, 3), shift="down")
         self.stem_ul_left = ShiftedConv2d(channels + 1, f, (2, 1), shift="down_right")
-        self.up = nn.ModuleList(_Block(r, f, config.dropout, down=False) for _ in range(3))
-        self.down = nn.ModuleList(
-            _Block(r + (i > 0), f, config.dropout, down=True) for i in range(3)
-        )
+        both: dict[str, Any] = {
+            "condition_size": config.condition_size,
+            "dropout": config.dropout,
+        }
+        self.up = nn.ModuleList(_Block(r, f, down=False, **both) for _ in range(3))
+        self.down = nn.ModuleList(_Block(r + (i > 0), f, down=True, **both) for i in range(3))
         self.downsize_u = nn.ModuleList(
             ShiftedConv2d(f, f, (2, 3), shift="down", stride=2) for _ in range(2)
         )
@@ -105,45 +135,52 @@ class PixelCNNpp(nn.Module):
         self,
         x: Tensor,
         context: Tensor | None = None,
+        label: Tensor | None = None,
+        *,
         seed: Tensor | None = None,
         first_image: int = 0,
     ) -> Tensor:
         """Mixture parameters of every pixel.
 
         x: (B, C, H, W) in [-1, 1] (noisy images go beyond), H and W multiples of 4.
-        context: like x, for a conditioned model only. seed: of the dropout, int64 without
-        dimensions; in training, drawn from torch's generator if None. first_image: where x begins
-        in a larger batch whose dropout it shares. Returns (B, P, H, W) for x alone: logits, then
-        means, log-scales and coefficients per colour, as in docs/math.md, section 1.
+        context: like x, for a conditioned model only. label: (B,) int64 in 0 .. n_classes - 1, or
+        (B, n_classes) floating point for soft classes; for a model with classes only. seed: of the
+        dropout, int64 without dimensions; in training, drawn from torch's generator if None.
+        first_image: where x begins in a larger batch whose dropout it shares. Returns (B, P, H, W)
+        for x alone: logits, then means, log-scales and coefficients per colour, as in docs/math.md,
+        section 1.
 
-        Raises ValueError for a wrong shape and for a context missing or superfluous, TypeError for
-        a wrong dtype.
+        Raises ValueError for a wrong shape and for a context or label missing or superfluous,
+        TypeError for a wrong dtype.
         """
         seed = self._draw_seed(x) if seed is None else seed
-        encoded = self.encode_context(x, context, seed, first_image)
-        return self.decode(x, encoded, seed, first_image)
+        encoded = self.encode_context(x, context, label, seed=seed, first_image=first_image)
+        return self.decode(x, encoded, seed=seed, first_image=first_image)
 
     def encode_context(
         self,
         x: Tensor,
         context: Tensor | None,
+        label: Tensor | None = None,
+        *,
         seed: Tensor | None = None,
         first_image: int = 0,
     ) -> Encoded:
-        """Check `x` against `context` and return what `decode` needs of the latter.
+        """Check `x` against `context` and `label` and return what `decode` needs of these.
 
-        None without conditioning, the image itself for "stack", (e_u, e_ul) for "concat". seed: of
-        the dropout, int64 without dimensions; in training, drawn from torch's generator if None.
-        Raises as `forward` does.
+        seed: of the dropout, int64 without dimensions; in training, drawn from torch's generator if
+        None. Raises as `forward` does.
         """
         self._check(x, context)
+        vector = condition_vectors(label, self.config.condition_size, x.shape[0], self.head.bias)
         if self.encoder is not None and context is not None:
             seed = self._draw_seed(x) if seed is None else seed
-            return self.encoder(context, seed, first_image)
-        return context
+            streams = self.encoder(context, vector, seed=seed, first_image=first_image)
+            return Encoded(streams=streams, vector=vector)
+        return Encoded(stacked=context, vector=vector)
 
     def decode(
-        self, x: Tensor, encoded: Encoded, seed: Tensor | None = None, first_image: int = 0
+        self, x: Tensor, encoded: Encoded, *, seed: Tensor | None = None, first_image: int = 0
     ) -> Tensor:
         """`forward` for an encoded context, which a sampler computes once for many calls.
 
@@ -155,18 +192,23 @@ class PixelCNNpp(nn.Module):
         with without_autocast(ul.device.type):
             return self.head(F.elu(ul.to(self.head.bias.dtype)))
 
-    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """log p(x), or log p(x | context), by the model's likelihood: (B,), nats.
+    def log_prob(
+        self, x: Tensor, context: Tensor | None = None, label: Tensor | None = None
+    ) -> Tensor:
+        """log p(x), given a context and a label if the model has them, by its likelihood: (B,).
 
-        "continuous" is a density in units of [-1, 1]; "discretized" the probability of bytes.
+        In nats. "continuous" is a density in units of [-1, 1]; "discretized" the probability of
+        bytes. Arguments and errors as of `forward`.
         """
-        return self.log_prob_given(x, self(x, context))
+        return self.log_prob_given(x, self(x, context, label))
 
     def log_prob_given(self, x: Tensor, params: Tensor) -> Tensor:
         """log p(x) given the mixture parameters (B, P, H, W) of its pixels: (B,), nats."""
         return logistic_mixture_log_prob(x, params, **self.config.mixture).sum((1, 2))
 
-    def features(self, x: Tensor, context: Tensor | None = None) -> dict[str, Streams]:
+    def features(
+        self, x: Tensor, context: Tensor | None = None, label: Tensor | None = None
+    ) -> dict[str, Streams]:
         """The streams (u, ul) after each block, of x alone.
 
         Keys up0, up1, up2, down0, down1, down2; each stream (B, F, H/s, W/s) with s = 1, 2, 4, 4,
@@ -176,14 +218,16 @@ class PixelCNNpp(nn.Module):
         scales = (1, 2, 4, 4, 2, 1)
         rows = [x.shape[2] // s for s in scales]
         seed = self._draw_seed(x)
-        streams = self._streams(x, self.encode_context(x, context, seed), seed)
+        streams = self._streams(x, self.encode_context(x, context, label, seed=seed), seed)
         return {
             name: (u[:, :, -n:], ul[:, :, -n:])
             for name, n, (u, ul) in zip(names, rows, streams, strict=True)
         }
 
     @torch.no_grad()
-    def initialize(self, x: Tensor, context: Tensor | None = None) -> None:
+    def initialize(
+        self, x: Tensor, context: Tensor | None = None, label: Tensor | None = None
+    ) -> None:
         """Data-dependent init: set g and b of every layer on a first batch.
 
         Each pre-activation gets mean 0 and variance 1, layer after layer, with the already
@@ -201,7 +245,7 @@ class PixelCNNpp(nn.Module):
         self.eval()
         handles = [layer.register_forward_pre_hook(before) for layer in layers]
         try:
-            self(x, context)
+            self(x, context, label)
         finally:
             for handle in handles:
                 handle.remove()
@@ -224,25 +268,25 @@ class PixelCNNpp(nn.Module):
     ) -> list[Streams]:
         """The six block outputs; for "stack" those of both images."""
         seed = self._draw_seed(x) if seed is None else seed
-        dropout: dict[str, Any] = {"seed": seed, "first_image": first_image}
-        e_u: Tensor | None = None
-        e_ul: Tensor | None = None
-        if isinstance(encoded, tuple):
-            e_u, e_ul = encoded
-        elif encoded is not None:
-            x = torch.cat([encoded, x], dim=2)
+        shared: dict[str, Any] = {
+            "condition": encoded.vector,
+            "seed": seed,
+            "first_image": first_image,
+        }
+        if encoded.stacked is not None:
+            x = torch.cat([encoded.stacked, x], dim=2)
         x = _with_ones(x)
         u = down_shift(self.stem_u(x))
         ul = down_shift(self.stem_ul_above(x)) + right_shift(self.stem_ul_left(x))
-        if e_u is not None and e_ul is not None:
-            u, ul = u + e_u, ul + e_ul
+        if encoded.streams is not None:
+            u, ul = u + encoded.streams[0], ul + encoded.streams[1]
 
         outputs: list[Streams] = []
         stack: list[Streams] = [(u, ul)]
         for i, block in enumerate(cast("Iterable[_Block]", self.up)):
             for res_u, res_ul in block:
-                u = res_u(u, layer=res_u.layer, **dropout)
-                ul = res_ul(ul, u, layer=res_ul.layer, **dropout)
+                u = res_u(u, layer=res_u.layer, **shared)
+                ul = res_ul(ul, u, layer=res_ul.layer, **shared)
                 stack.append((u, ul))
             outputs.append((u, ul))
             if i < 2:
@@ -253,8 +297,8 @@ class PixelCNNpp(nn.Module):
         for i, block in enumerate(cast("Iterable[_Block]", self.down)):
             for res_u, res_ul in block:
                 skip_u, skip_ul = stack.pop()
-                u = res_u(u, skip_u, layer=res_u.layer, **dropout)
-                ul = res_ul(ul, (u, skip_ul), layer=res_ul.layer, **dropout)
+                u = res_u(u, skip_u, layer=res_u.layer, **shared)
+                ul = res_ul(ul, (u, skip_ul), layer=res_ul.layer, **shared)
             outputs.append((u, ul))
             if i < 2:
                 u, ul = self.upsize_u[i](u), self.upsize_ul[i](ul)

@@ -11,7 +11,7 @@ from .._extension import cuda_obstacle, is_available, unavailable_reason
 from ..config import Precision
 from ..nn import PixelCNNpp
 from .cached import CachedSampler
-from .draw import Draw, Progress, chosen_seed
+from .draw import Draw, Label, Progress, chosen_seed
 from .known import known_pixels
 from .sequential import draw_sequentially
 
@@ -19,6 +19,8 @@ from .sequential import draw_sequentially
 def has_cached_sampler(model: PixelCNNpp) -> bool:
     """Whether the extension can sample `model`: float32 weights, and code for where they lie."""
     parameter = model.head.bias
+    if model.config.condition_size:  # no sampler of the extension adds the bias of an image yet
+        return False
     if parameter.dtype != torch.float32 or not is_available():
         return False
     device = parameter.device.type
@@ -34,6 +36,7 @@ def sample_images(
     seed: int | None = 0,
     first_index: int = 0,
     context: Tensor | None = None,
+    label: Label = None,
     temperature: float = 1.0,
     threads: int | None = None,
     precision: Precision = "auto",
@@ -56,6 +59,7 @@ def sample_images(
         threads=threads,
         precision=precision,
         known=known_pixels(known, mask, n),
+        label=label,
     )
     return NetworkSampler(model, (height, width)).draw(draw, progress, context)
 

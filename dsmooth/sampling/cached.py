@@ -180,6 +180,8 @@ def _check_model(model: PixelCNNpp) -> torch.device:
     """Where the model lies. Raises as `CachedSampler` does."""
     if not isinstance(model, PixelCNNpp):
         raise TypeError(f"model must be a PixelCNNpp, got {type(model).__name__}")
+    if model.config.condition_size:
+        raise ValueError("a model with classes is drawn by sequential_sample or jacobi_sample")
     device = model.head.bias.device
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"the model must be on the CPU or a CUDA device, got {device}")

@@ -13,9 +13,13 @@ from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, get_args
 
+import torch
+from torch import Tensor
+
 from ..config import Method, Precision, Score, check_whole
 from ..philox import split_seed
 from .known import KnownPixels
+from .label import Label, check_count, described, labels_of
 
 # Called with the fraction that is done.
 Progress = Callable[[float], None]
@@ -29,7 +33,10 @@ class Draw:
     CPU, None for torch's setting. max_slice: images that a thread (a thread block) draws at a time
     at most, None for a size that suits the device. device: where the networks go to draw, None for
     where they lie. precision: that the cached sampler computes in; "auto" is bfloat16 on a CUDA
-    device and float32 on the CPU. known: pixels that are kept, of as many images.
+    device and float32 on the CPU. known: pixels that are kept, of as many images. label: for models
+    with classes. A number is the class of all images, "each" makes image i one of class i modulo
+    the number of classes, and a tensor has a class (count,) int64, or weights of classes (count,
+    n_classes), for every image.
     Raises ValueError, naming the field, for one out of range.
     """
 
@@ -44,6 +51,7 @@ class Draw:
     device: str | None = None
     precision: Precision = "auto"
     known: KnownPixels | None = None
+    label: Label = None
 
     def __post_init__(self) -> None:
         check_whole(self, ("count", "seed", "first_index", "threads", "max_slice"))
@@ -72,20 +80,36 @@ class Draw:
             raise ValueError(
                 f"known must be of {self.count} images, got {len(self.known.mask)} images"
             )
+        check_count(self.label, self.count)
+
+    def labels(self, n_classes: int, device: torch.device) -> Tensor | None:
+        """The label of every image for a model of `n_classes`, which lies on `device`.
+
+        (count,) int64 or (count, n_classes) floating point; None for a model without classes.
+        Raises ValueError or TypeError for labels that are missing, superfluous or not its classes.
+        """
+        label = labels_of(self.label, n_classes, self.first_index, self.count)
+        return None if label is None else label.to(device)
 
     def part(self, offset: int, count: int) -> Draw:
         """The `count` images behind the first `offset` ones, drawn the same way."""
         known = None if self.known is None else self.known.part(offset, count)
-        return replace(self, first_index=self.first_index + offset, count=count, known=known)
+        label = self.label
+        if isinstance(label, Tensor):
+            label = label[offset : offset + count]
+        first = self.first_index + offset
+        return replace(self, first_index=first, count=count, known=known, label=label)
 
     def how(self) -> dict[str, Any]:
         """All that decides an image beside its number and the weights, as JSON."""
-        how = {
+        how: dict[str, Any] = {
             "seed": self.seed,
             "method": self.method,
             "score": self.score,
             "temperature": self.temperature,
         }
+        if self.label is not None:
+            how["label"] = described(self.label)
         return how if self.known is None else {**how, "known_sha256": self.known.digest()}
 
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from ..functional import logistic_mixture_sample
 from ..machine import check_memory
 from ..nn import PixelCNNpp
-from .draw import Draw, check_size, chosen_seed
+from .draw import Draw, Label, check_size, chosen_seed
 from .known import known_pixels
-from .sequential import in_evaluation, pixel_uniforms, select_context
+from .sequential import in_evaluation, label_of, pixel_uniforms, select_context
 
 # A continuous pixel has settled when it moves by no more than this, in roundings of its dtype.
 ROUNDINGS = 8
@@ -35,6 +35,7 @@ def jacobi_sample(
     seed: int | None = 0,
     first_index: int = 0,
     context: Tensor | None = None,
+    label: Label = None,
     temperature: float = 1.0,
     by_row: bool = False,
     start: Tensor | None = None,
@@ -61,7 +62,9 @@ def jacobi_sample(
     nonlinear equation solving (2021).
     """
     pixels = known_pixels(known, mask, n)
-    draw = Draw(n, chosen_seed(seed), first_index, temperature=temperature, known=pixels)
+    draw = Draw(
+        n, chosen_seed(seed), first_index, temperature=temperature, known=pixels, label=label
+    )
     size = height, width
     check_size(size)
     check_memory((n, model.config.image_channels, *size))
@@ -76,7 +79,7 @@ def jacobi_sample(
     bands = [(r, r + 1) for r in range(height)] if by_row else [(0, height)]
 
     model = in_evaluation(model)
-    encoded = model.encode_context(x, context)
+    encoded = model.encode_context(x, context, label_of(model, draw))
     for first, end in bands:
         rows = (end + 3) // 4 * 4  # those below cannot matter; a multiple of 4 must be there
         active = torch.arange(n, device=x.device)

@@ -12,7 +12,7 @@ from ..machine import check_memory
 from ..nn import PixelCNNpp
 from ..nn.pixelcnnpp import Encoded
 from ..philox import Stream, image_words, to_uniform
-from .draw import Draw, Progress, check_size, chosen_seed
+from .draw import Draw, Label, Progress, check_size, chosen_seed
 from .known import known_pixels
 
 
@@ -25,6 +25,7 @@ def sequential_sample(
     seed: int | None = 0,
     first_index: int = 0,
     context: Tensor | None = None,
+    label: Label = None,
     temperature: float = 1.0,
     known: Tensor | None = None,
     mask: Tensor | None = None,
@@ -36,19 +37,22 @@ def sequential_sample(
     an image depends on its index and on the seed. The batch that it is drawn in matters to the
     rounding of the forward alone. The model samples in evaluation mode, without dropout.
 
-    context: (n, C, height, width) for a conditioned model. temperature: > 0; divides the logits
-    and multiplies the scales. known: (n or 1, C, height, width), images whose pixels where mask,
-    (n or 1, height, width) bool, is True are kept; each of the others is drawn given all pixels
-    before it, with its own noise. If the known pixels come first in raster order this is the
-    model's conditional distribution; else later known pixels do not influence earlier ones.
-    Returns (n, C, height, width) in the model's dtype and device; what is drawn is unclamped for a
-    continuous likelihood, one of the 256 levels for a discretized one.
+    context: (n, C, height, width) for a conditioned model. label: for a model with classes, one for
+    all images or one for each (see `Draw`). temperature: > 0; divides the logits and multiplies the
+    scales. known: (n or 1, C, height, width), images whose pixels where mask, (n or 1, height,
+    width) bool, is True are kept; each of the others is drawn given all pixels before it, with its
+    own noise. If the known pixels come first in raster order this is the model's conditional
+    distribution; else later known pixels do not influence earlier ones. Returns (n, C, height,
+    width) in the model's dtype and device; what is drawn is unclamped for a continuous likelihood,
+    one of the 256 levels for a discretized one.
 
     Raises ValueError for a count, size, seed or temperature out of range, and for a context or
     known pixels that do not fit. Source: docs/math.md, section 3.
     """
     pixels = known_pixels(known, mask, n)
-    draw = Draw(n, chosen_seed(seed), first_index, temperature=temperature, known=pixels)
+    draw = Draw(
+        n, chosen_seed(seed), first_index, temperature=temperature, known=pixels, label=label
+    )
     return draw_sequentially(model, draw, (height, width), context)
 
 
@@ -71,7 +75,7 @@ def draw_sequentially(
     complete = mask.all(0)[0].tolist()
     uniforms = pixel_uniforms(model, draw, size)
     model = in_evaluation(model)
-    encoded = model.encode_context(x, context)
+    encoded = model.encode_context(x, context, label_of(model, draw))
     for r in range(height):
         # Rows below r cannot matter; what remains must stay a multiple of 4.
         rows = r // 4 * 4 + 4
@@ -119,9 +123,18 @@ def in_evaluation(model: PixelCNNpp) -> PixelCNNpp:
 
 def select_context(encoded: Encoded, rows: int, images: Tensor | None = None) -> Encoded:
     """The part of an encoded context that `decode` needs for the first rows of some images."""
-    if isinstance(encoded, tuple):
-        u, ul = (e[:, :, :rows] if images is None else e[images, :, :rows] for e in encoded)
-        return u, ul
-    if encoded is None or images is None:
-        return encoded
-    return encoded[images]
+    stacked, streams, vector = encoded
+    if images is not None:
+        stacked, vector = (None if e is None else e[images] for e in (stacked, vector))
+    if streams is not None:
+        u, ul = (e[:, :, :rows] if images is None else e[images, :, :rows] for e in streams)
+        streams = u, ul
+    return Encoded(stacked, streams, vector)
+
+
+def label_of(model: PixelCNNpp, draw: Draw) -> Tensor | None:
+    """The labels of a draw where `model` is, None for a model without classes.
+
+    Raises ValueError for labels that are missing or not among its classes.
+    """
+    return draw.labels(model.config.condition_size, model.head.bias.device)

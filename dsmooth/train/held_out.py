@@ -12,7 +12,7 @@ from ..data import ImageDataset
 from ..distributed import dealt
 from ..sampling import sample_images
 from .state import TrainState
-from .step import make_inputs
+from .step import labels_of, make_inputs
 
 # Evaluation noise never repeats a training draw: training uses repeat 0.
 EVALUATION_REPEAT = 1
@@ -34,23 +34,36 @@ def evaluate(state: TrainState, test_set: ImageDataset) -> float:
     config = state.config
     n = min(config.evaluation_images, len(test_set))
     model = state.averaged.eval()
+    labels = labels_of(test_set, config)
 
     def score(first: int) -> float:
-        x = test_set.batch(torch.arange(first, min(first + 100, n))).to(state.device)
+        rows = torch.arange(first, min(first + 100, n))
+        x = test_set.batch(rows).to(state.device)
+        label = None if labels is None else labels[rows].to(state.device)
         x, context = make_inputs(x, config, first_index=first, repeat=EVALUATION_REPEAT)
         with state.autocast:
-            return -float(model.log_prob(x, context).double().sum())
+            return -float(model.log_prob(x, context, label).double().sum())
 
     nats = sum(dealt(range(0, n, 100), score))
     return nats / (math.log(2) * n * test_set.images[0].numel())
 
 
 def sample_grid(state: TrainState, test_set: ImageDataset) -> Tensor:
-    """A few samples of the averaged weights; a denoiser gets held-out noisy images."""
+    """A few samples of the averaged weights; a denoiser gets held-out noisy images.
+
+    A model with classes draws those of the first held-out images.
+    """
     config = state.config
     height, width = test_set.image_size
     x = test_set.batch(torch.arange(min(GRID_IMAGES, len(test_set)))).to(state.device)
     _, context = make_inputs(x, config, first_index=0, repeat=EVALUATION_REPEAT)
+    labels = labels_of(test_set, config)
     return sample_images(
-        state.averaged, x.shape[0], height=height, width=width, seed=config.seed, context=context
+        state.averaged,
+        x.shape[0],
+        height=height,
+        width=width,
+        seed=config.seed,
+        context=context,
+        label=None if labels is None else labels[: x.shape[0]],
     )

@@ -23,6 +23,7 @@ from .held_out import evaluate, loss_name, sample_grid
 from .log import RunLog
 from .ranks import is_restarted
 from .state import TrainState, resolve_precision
+from .step import labels_of
 from .watch import Watch
 from .words import closing, opening
 
@@ -97,6 +98,7 @@ def _train(
     if match_channels:
         config = with_channels(config, train_set.image_channels)
     check_channels(config, train_set)
+    config = with_classes(config, train_set, test_set)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     config = replace(config, precision=resolve_precision(config, device))
@@ -238,8 +240,9 @@ def merge_with_run(config: TrainConfig, run: RunFolder) -> TrainConfig:
     if mine["images"] is None:  # a budget has become a number of images
         for name in ("images", "budget", "evaluations"):
             mine[name] = theirs[name]
-    if mine["precision"] == "auto":
-        mine["precision"] = theirs["precision"]
+    for name in ("precision", "model.n_classes"):
+        if mine[name] == "auto":
+            mine[name] = theirs[name]
     stored = replace(stored, graph=config.graph)  # how, not what
     theirs["graph"] = mine["graph"]
     if stored.schedule == "cooldown":
@@ -295,6 +298,23 @@ def load_data(config: TrainConfig) -> tuple[ImageDataset, ImageDataset]:
 def with_channels(config: TrainConfig, channels: int) -> TrainConfig:
     """The settings with another image_channels of the model."""
     return replace(config, model=replace(config.model, image_channels=channels))
+
+
+def with_classes(
+    config: TrainConfig, train_set: ImageDataset, test_set: ImageDataset
+) -> TrainConfig:
+    """The settings with n_classes as a number; "auto" is one more than the data's largest label.
+
+    Raises ValueError where a model with classes cannot be trained on this data.
+    """
+    if config.model.n_classes == "auto":
+        if train_set.labels is None:
+            raise ValueError(f'n_classes="auto" needs labels, but {train_set.source} has none')
+        n_classes = 1 + int(train_set.labels.max())
+        config = replace(config, model=replace(config.model, n_classes=n_classes))
+    for dataset in (train_set, test_set):
+        labels_of(dataset, config)
+    return config
 
 
 def check_channels(config: TrainConfig, train_set: ImageDataset) -> None:

@@ -23,14 +23,17 @@ from .ema import EMA
 from .graph import ReplayedStep, uses_graph
 from .ranks import share_gradients, share_of_batch, without_exchange
 from .readings import NonFiniteLoss, Reading, Readings
-from .step import dropout_seed, learning_rate, make_inputs
+from .step import dropout_seed, labels_of, learning_rate, make_inputs
+
+Inputs = tuple[Tensor, Tensor | None, Tensor | None]  # target, context, label
 
 
 class TrainState:
     """The model, its average and its optimiser, as after `images_seen` training images.
 
     On `device` there are also the bytes of the training images, and the position in their stream.
-    Raises ValueError for settings that the device cannot follow.
+    Raises ValueError for settings that the device cannot follow, and for data without the labels
+    that a model with classes needs.
     """
 
     def __init__(self, config: TrainConfig, train_set: ImageDataset, device: torch.device) -> None:
@@ -42,6 +45,9 @@ class TrainState:
             device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
         )
         self.images = train_set.images.to(device)
+        self.labels = labels_of(train_set, config)
+        if self.labels is not None:
+            self.labels = self.labels.to(device)
         self.first_row, self.rows = share_of_batch(config)
         self.order = OrderOnDevice(len(train_set), config.batch_size, config.seed, device)
         # `images_seen` and `steps` where a step can use them.
@@ -86,8 +92,8 @@ class TrainState:
             raise ValueError("images is not fixed yet")
         return self.config.images
 
-    def inputs(self, first: int) -> tuple[Tensor, Tensor | None]:
-        """(target, context) of the whole batch at stream position `first`."""
+    def inputs(self, first: int) -> Inputs:
+        """(target, context, label) of the whole batch at stream position `first`."""
         self.order.prepare(first)
         return self._inputs_at(torch.tensor(first, device=self.device), self.config.batch_size)
 
@@ -121,17 +127,19 @@ class TrainState:
                 )
         return readings
 
-    def _inputs_at(self, first: Tensor, count: int) -> tuple[Tensor, Tensor | None]:
-        """(target, context) of stream positions first .. first + count - 1."""
-        x = to_float(self.images[self.order.indices(first, count)])
-        return make_inputs(x, self.config, first_index=first)
+    def _inputs_at(self, first: Tensor, count: int) -> Inputs:
+        """(target, context, label) of stream positions first .. first + count - 1."""
+        indices = self.order.indices(first, count)
+        label = None if self.labels is None else self.labels[indices]
+        x = to_float(self.images[indices])
+        return *make_inputs(x, self.config, first_index=first), label
 
     def _update(self) -> None:
         """One update, from tensors on the device to tensors on the device."""
         config = self.config
         rate = learning_rate(config, self.position, self.counter)
         seed = dropout_seed(config, self.position) if config.model.dropout else None
-        x, context = self._inputs_at(self.position + self.first_row, self.rows)
+        x, context, label = self._inputs_at(self.position + self.first_row, self.rows)
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -144,8 +152,9 @@ class TrainState:
                     params = self.network(
                         x[rows],
                         None if context is None else context[rows],
-                        seed,
-                        self.first_row + first,
+                        None if label is None else label[rows],
+                        seed=seed,
+                        first_image=self.first_row + first,
                     )
                     log_p = self.model.log_prob_given(x[rows], params)
                 part_loss = -log_p.sum() / (math.log(2) * x.numel())

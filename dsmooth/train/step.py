@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..config import TrainConfig
+from ..data import ImageDataset
 from ..philox import Stream, image_words
 from ..smoothing import GaussianSmoothing, make_smoothing
 
@@ -35,6 +36,25 @@ def make_inputs(
         clean_noise = GaussianSmoothing(config.clean_noise, Stream.CLEAN_NOISE)
         x = clean_noise.sample(x, first_index=first_index, **where)
     return x, x_tilde
+
+
+def labels_of(dataset: ImageDataset, config: TrainConfig) -> Tensor | None:
+    """The labels (N,) int64 that the model of `config` sees, None for one without classes.
+
+    Raises ValueError for data that has none, or others than the model's classes.
+    """
+    n_classes = config.model.condition_size
+    if n_classes == 0:
+        return None
+    if dataset.labels is None:
+        raise ValueError(f"n_classes={n_classes} needs labels, but {dataset.source} has none")
+    low, high = int(dataset.labels.min()), int(dataset.labels.max())
+    if low < 0 or high >= n_classes:
+        raise ValueError(
+            f"n_classes={n_classes} needs labels of 0 .. {n_classes - 1}, but {dataset.source} has "
+            f"{low} .. {high}"
+        )
+    return dataset.labels
 
 
 def dropout_seed(config: TrainConfig, images_seen: Tensor) -> Tensor:

@@ -30,6 +30,8 @@ def opening(
     count = torch.get_num_threads()
     threads = f" ({count} thread{'s' * (count > 1)})" if device.type == "cpu" else ""
     number = sum(parameter.numel() for parameter in model.parameters())
+    if config.model.n_classes:
+        yield f"{config.model.n_classes} classes, by the labels of the images"
     yield f"{number:,} parameters; {device}{threads}, {config.precision}"
 
 

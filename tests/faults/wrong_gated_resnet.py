@@ -46,9 +46,9 @@ VALUES: dict[str, list[Any]] = {
 
 
 def _base() -> dict[str, Any]:
-    case = make_case("down", (2, 3, 4), 3, (2, 1), DROPOUT, gains=True)
+    case = make_case("down", (2, 3, 4), 3, (2, 1), DROPOUT, gains=True, image_bias=True)
     x, *rest = case.native_args(torch.float32)
-    given = operands(*rest[:7])
+    given = operands(*rest[:7], case.image_bias_in(torch.float32))
     tensors = {"x": x, **given.tensors()}
     return {name: guarded(tensor) for name, tensor in tensors.items()}
 
@@ -115,6 +115,10 @@ def _block(
         kept = dropout_factors(e.shape, least / 2**23, seed, layer, first_image) > 0
         e = torch.where(kept, e * scale, 0)
     gates = conv(e, _weights(given, "conv_out", "gain_out"), given["bias_out"])
+    image_bias = given["image_bias"]
+    if image_bias is not None:
+        assert image_bias.shape == gates.shape[:2]
+        gates = gates + image_bias[:, :, None, None]
     if saved is not None:
         gates = saved[1].double() + (gates - gates.detach())
     a, g = gates.chunk(2, dim=1)
@@ -242,7 +246,7 @@ def _public(given: Arguments) -> list[Tensor]:
         skips or None,
         None if nin == (None, None) else nin,
         gains=gains,
-        **{name: given[name] for name in ("shift", "dropout", "seed", *PLACE)},
+        **{name: given[name] for name in ("image_bias", "shift", "dropout", "seed", *PLACE)},
         **by_impl,
     )
     return [y.detach(), *_with_gradients(y, given, given)]

@@ -39,6 +39,7 @@ class Case:
     grad_y: Tensor
     dropout: float
     seed: Tensor
+    image_bias: Tensor | None = None
 
     def run(
         self,
@@ -48,13 +49,16 @@ class Case:
         device: str = "cpu",
     ) -> dict[str, Tensor]:
         """The output and all gradients, on the CPU."""
-        exact = torch.float64 if dtype == torch.float64 else torch.float32
+        exact = exact_dtype(dtype)
         x, *skips = (
             prepare(t.to(device, dtype, copy=True)).detach().requires_grad_()
             for t in (self.x, *self.skips)
         )
         weights = [w.to(device, exact, copy=True).requires_grad_() for w in self.weights]
         gains = [g.to(device, exact, copy=True).requires_grad_() for g in self.gains]
+        image_bias = self.image_bias
+        if image_bias is not None:
+            image_bias = image_bias.to(device, exact, copy=True).requires_grad_()
         half = dtype in (torch.bfloat16, torch.float16)
         with torch.autocast(device, dtype if half else None, enabled=half):
             y = gated_resnet(
@@ -64,6 +68,7 @@ class Case:
                 tuple(skips) or None,
                 (weights[4], weights[5]) if skips else None,
                 gains=tuple(gains),
+                image_bias=image_bias,
                 shift=self.shift,
                 dropout=self.dropout,
                 seed=self.seed.to(device),
@@ -76,10 +81,11 @@ class Case:
         grads |= {f"gain{i}": g.grad for i, g in enumerate(gains)}
         grads |= {f"skip{i}": s.grad for i, s in enumerate(skips)}
         grads |= {"y": y.detach(), "x": x.grad}
+        grads |= {"image_bias": None if image_bias is None else image_bias.grad}
         return {name: value.cpu() for name, value in grads.items() if value is not None}
 
     def native_args(self, dtype: torch.dtype, instruction_set: str = "auto") -> tuple[Any, ...]:
-        exact = torch.float64 if dtype == torch.float64 else torch.float32
+        exact = exact_dtype(dtype)
         seed = self.seed if self.dropout else None
         tensors = [
             t.to(dtype).clone(memory_format=torch.channels_last) for t in (self.x, *self.skips)
@@ -91,6 +97,15 @@ class Case:
             *(self.shift, self.dropout, 3, True, instruction_set),
         )
 
+    def image_bias_in(self, dtype: torch.dtype) -> Tensor | None:
+        """The bias of each image beside images of `dtype`."""
+        return None if self.image_bias is None else self.image_bias.to(exact_dtype(dtype))
+
+
+def exact_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of weights beside images of `dtype`."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
 
 def make_case(
     shift: Shift = "down",
@@ -101,6 +116,7 @@ def make_case(
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
     gains: bool = False,
+    image_bias: bool = False,
 ) -> Case:
     generator = torch.Generator().manual_seed(seed)
 
@@ -129,6 +145,7 @@ def make_case(
         draw(batch, f, height, width),
         dropout,
         torch.tensor(0x1234_5678_9ABC_DEF0),
+        draw(batch, 2 * f) if image_bias else None,
     )
 
 
@@ -140,6 +157,7 @@ def operands(
     shift: str,
     dropout: float,
     layer: int,
+    image_bias: Tensor | None = None,
 ) -> Operands:
     """The operands of an op from what `Case.native_args` gives after x."""
     skip, skip_2 = (*skips, None, None)[:2]
@@ -148,7 +166,7 @@ def operands(
     gain_in, gain_out, gain_nin = (*gains, None, None, None)[:3]
     return Operands(
         *(skip, skip_2, conv_in, bias_in, conv_out, bias_out, nin_skip, bias_nin),
-        *(gain_in, gain_out, gain_nin, seed, shift, dropout, layer),
+        *(gain_in, gain_out, gain_nin, image_bias, seed, shift, dropout, layer),
     )
 
 

@@ -7,14 +7,18 @@ from dsmooth.config import ModelConfig, TrainConfig
 ROLES = ("noisy", "denoiser", "plain")
 
 
-def tiny(role: str = "noisy", dropout: float = 0.3, **settings: object) -> TrainConfig:
+def tiny(
+    role: str = "noisy", dropout: float = 0.3, n_classes: int | str = 0, **settings: object
+) -> TrainConfig:
     """40 images in batches of 8 through the smallest network; settings: of TrainConfig."""
     model = {
         "noisy": {},
         "denoiser": {"conditioning": "concat", "likelihood": "discretized", "context_layers": 1},
         "plain": {"likelihood": "discretized"},
     }[role]
-    config = ModelConfig(n_filters=4, n_resnet=1, n_mix=2, dropout=dropout, **model)
+    config = ModelConfig(
+        n_filters=4, n_resnet=1, n_mix=2, dropout=dropout, n_classes=n_classes, **model
+    )
     defaults = {
         "images": 40,
         "batch_size": 8,

@@ -1,0 +1,54 @@
+"""Small networks with classes whose every weight matters, and their inputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import dsmooth
+
+CLASSES = 3
+
+
+def conditional(
+    conditioning: str = "none",
+    *,
+    n_classes: int = CLASSES,
+    trained: bool = True,
+    channels: int = 1,
+    **settings: Any,
+) -> dsmooth.PixelCNNpp:
+    """A network in evaluation mode; trained: with projections that are not zero."""
+    torch.manual_seed(0)
+    config = dsmooth.ModelConfig(
+        image_channels=channels,
+        n_filters=6,
+        n_resnet=1,
+        n_mix=3,
+        conditioning=conditioning,
+        context_layers=1,
+        dropout=0.0,
+        n_classes=n_classes,
+        **settings,
+    )
+    model = dsmooth.PixelCNNpp(config).eval()
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if trained and name.endswith("condition_weight"):
+                weight.normal_(generator=generator)
+    return model
+
+
+def inputs(
+    conditioning: str, *, batch: int = 3, size: tuple[int, int] = (8, 8), channels: int = 1
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Images, their contexts for a denoiser, and labels of classes in turn."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.rand(batch, channels, *size, generator=generator) * 2 - 1
+    context = None
+    if conditioning != "none":
+        context = x + 0.5 * torch.randn(x.shape, generator=generator)
+    return x, context, torch.arange(batch) % CLASSES

@@ -1,0 +1,379 @@
+"""Class-conditional models: golden values, and laws of labels in networks, pairs and training."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import dsmooth
+from dsmooth.data import ImageDataset
+from dsmooth.nn.layers import GatedResnet
+from dsmooth.pair import score_of
+from dsmooth.runs import RunFolder
+from dsmooth.sampling import jacobi_sample, sample_images, sequential_sample
+from dsmooth.sampling.draw import Draw
+from dsmooth.train import loop, train
+from dsmooth.train.held_out import evaluate
+from dsmooth.train.state import TrainState
+from tests.helpers.class_networks import CLASSES, conditional, inputs
+from tests.helpers.network_equations import Equations, with_classes
+from tests.helpers.tiny_runs import ROLES, tiny
+
+GOLDEN = Path(__file__).parent / "golden"
+CONDITIONINGS = ("none", "stack", "concat")
+each_conditioning = pytest.mark.parametrize("conditioning", CONDITIONINGS)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("channels", [1, 3])
+def test_golden_values_of_a_checkpoint_with_classes(channels: int) -> None:
+    """The importer, the network and the stored values by the equations agree."""
+    stem = GOLDEN / f"network_c{channels}_8x8_f4_r1_k2"
+    state = with_classes(load_file(f"{stem}.safetensors"))
+    golden = load_file(f"{stem}.classes.safetensors")
+    x = load_file(f"{stem}.io.safetensors")["x"].repeat(4, 1, 1, 1)
+    vector, expected = golden["vector"], golden["y"]
+    torch.testing.assert_close(Equations(state).params(x, vector), expected, rtol=0, atol=1e-12)
+    model = dsmooth.load_pixelcnnpp(state, dtype=torch.float64)
+    assert model.config.n_classes == 3
+    torch.testing.assert_close(model(x, label=vector), expected, rtol=0, atol=1e-12)
+    hard = model(x[:3], label=torch.arange(3))
+    torch.testing.assert_close(hard, expected[:3], rtol=0, atol=1e-12)
+    assert (expected[0] - expected[1]).abs().max() > 0.1
+
+
+@pytest.mark.quick
+def test_a_checkpoint_with_wrong_projections_is_refused() -> None:
+    state = with_classes(load_file(GOLDEN / "network_c1_8x8_f4_r1_k2.safetensors"))
+    key = "module.down_layers.0.u_stream.0.hw"
+    with pytest.raises(ValueError, match=r"lacks 'down_layers\.0\.u_stream\.0\.hw'"):
+        dsmooth.load_pixelcnnpp({name: t for name, t in state.items() if name != key})
+    for wrong in (torch.ones(2, 8), torch.full((3, 8), torch.nan), torch.ones(3, 8).long()):
+        with pytest.raises(ValueError, match=r"hw must be finite of shape \(3, 8\)"):
+            dsmooth.load_pixelcnnpp({**state, key: wrong})
+    with pytest.raises(ValueError, match=r"hw must have shape \(classes, 2F\), got \(8,\)"):
+        dsmooth.load_pixelcnnpp({**state, "module.up_layers.0.u_stream.0.hw": torch.ones(8)})
+
+
+@pytest.mark.quick
+@each_conditioning
+def test_one_class_is_the_network_without(conditioning: str) -> None:
+    """Its projection is one more bias of the second convolutions."""
+    model = conditional(conditioning, n_classes=1).double()
+    plain = dsmooth.PixelCNNpp(replace(model.config, n_classes=0)).double().eval()
+    weights = model.state_dict()
+    for name in model.state_dict():
+        if name.endswith("condition_weight"):
+            bias = name.replace("condition_weight", "conv_out.bias")
+            weights[bias] = weights[bias] + weights.pop(name)[:, 0]
+    plain.load_state_dict(weights)
+    x, context, _ = inputs(conditioning, batch=2)
+    x, context = x.double(), None if context is None else context.double()
+    label = torch.zeros(2, dtype=torch.int64)
+    got, expected = model(x, context, label), plain(x, context)
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.quick
+@each_conditioning
+def test_a_network_begins_as_the_one_without_classes(conditioning: str) -> None:
+    """Bitwise, after data-dependent init too: the projections are zero."""
+    x, context, label = inputs(conditioning)
+    results = []
+    for n_classes in (0, CLASSES):
+        model = conditional(conditioning, n_classes=n_classes, trained=False)
+        labels = label if n_classes else None
+        model.initialize(x, context, labels)
+        results.append(model(x, context, labels))
+    assert torch.equal(*results)
+
+
+@pytest.mark.quick
+@each_conditioning
+@torch.no_grad()
+def test_the_label_of_an_image_reaches_no_other(conditioning: str) -> None:
+    model = conditional(conditioning)
+    x, context, label = inputs(conditioning, batch=5)
+    expected = model(x, context, label)
+    other = (label + torch.tensor([0, 1, 0, 2, 0])) % CLASSES
+    got = model(x, context, other)
+    changed = [i for i in range(5) if not torch.equal(got[i], expected[i])]
+    assert changed == [1, 3]
+    # Every pixel of the changed ones, the first too.
+    assert (got[1] != expected[1]).any(0).all()
+    one_hot = torch.nn.functional.one_hot(label, CLASSES).float()
+    assert torch.equal(model(x, context, one_hot), expected)
+
+
+@pytest.mark.quick
+@each_conditioning
+@torch.no_grad()
+def test_causality_is_exact(conditioning: str) -> None:
+    """With a pixel and all later ones set to NaN, its parameters are finite and unchanged."""
+    model = conditional(conditioning)
+    x, context, label = inputs(conditioning, batch=1, size=(8, 4))
+    n = 32
+    x, label = x.repeat(n, 1, 1, 1), label.repeat(n)
+    context = None if context is None else context.repeat(n, 1, 1, 1)
+    here = torch.arange(n)
+    poisoned = x.clone()
+    poisoned.flatten(2).masked_fill_((here[None] >= here[:, None])[:, None], torch.nan)
+    expected = model(x, context, label).flatten(2)[here, :, here]
+    assert torch.equal(model(poisoned, context, label).flatten(2)[here, :, here], expected)
+    assert expected.isfinite().all()
+
+
+@pytest.mark.quick
+def test_the_gradient_of_a_projection_is_that_of_its_classes() -> None:
+    """By central differences, zero for a class that no image has."""
+    model = conditional("concat").double()
+    x, context, label = inputs("concat", batch=3)
+    label = label % 2
+    arguments = x.double(), context.double(), label
+    model.log_prob(*arguments).sum().backward()
+    blocks = [m for m in model.modules() if isinstance(m, GatedResnet)]
+    for block in (blocks[0], blocks[-1]):
+        weight = block.condition_weight
+        assert torch.equal(weight.grad[:, 2], torch.zeros_like(weight.grad[:, 2]))
+        step = torch.zeros_like(weight)
+        step[3, 1] = 1e-5
+        with torch.no_grad():
+            weight += step
+            above = model.log_prob(*arguments).sum()
+            weight -= 2 * step
+            below = model.log_prob(*arguments).sum()
+            weight += step
+        assert weight.grad[3, 1] == pytest.approx(((above - below) / 2e-5).item(), rel=1e-4)
+        assert weight.grad[3, 1] != 0
+
+
+@pytest.mark.quick
+@torch.no_grad()
+def test_features_and_autocast_see_the_label() -> None:
+    model = conditional("concat")
+    x, context, label = inputs("concat")
+    names = model.features(x, context, label)
+    others = model.features(x, context, (label + 1) % CLASSES)
+    for name, (u, ul) in names.items():
+        assert not torch.equal(u, others[name][0])
+        assert not torch.equal(ul, others[name][1])
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model.log_prob(x, context, label)
+    torch.testing.assert_close(half, model.log_prob(x, context, label), rtol=0.02, atol=0.5)
+
+
+@pytest.mark.slow
+def test_compiles_without_graph_breaks() -> None:
+    model = conditional("concat")
+    arguments = inputs("concat")
+    compiled = torch.compile(model.log_prob, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*arguments), model.log_prob(*arguments))
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("label", "error", "message"),
+    [
+        (None, ValueError, "label is missing: the model has n_classes=3"),
+        (torch.tensor([0]), ValueError, r"label must have shape \(2,\), got \(1,\)"),
+        (torch.tensor([0, 3]), ValueError, r"label must lie in 0 .. 2, got 0 .. 3"),
+        (torch.tensor([-1, 0]), ValueError, r"label must lie in 0 .. 2, got -1 .. 0"),
+        (torch.tensor([0, 1]).int(), TypeError, "label must be int64 or floating point, got"),
+        (torch.ones(2, 4), ValueError, r"label must have shape \(2, 3\), got \(2, 4\)"),
+        ([0, 1], TypeError, "label must be a tensor, got list"),
+        (torch.ones(2, 3, device="meta"), ValueError, "label must be on cpu, got meta"),
+    ],
+)
+def test_wrong_labels_are_named(label: object, error: type, message: str) -> None:
+    model = conditional("none")
+    with pytest.raises(error, match=message):
+        model(torch.zeros(2, 1, 8, 8), label=label)
+
+
+@pytest.mark.quick
+def test_a_label_is_for_models_with_classes() -> None:
+    model = conditional("none", n_classes=0)
+    with pytest.raises(ValueError, match="label was given, but the model has n_classes=0"):
+        model(torch.zeros(1, 1, 8, 8), label=torch.tensor([0]))
+    with pytest.raises(ValueError, match="label was given"):
+        sequential_sample(model, 1, height=4, width=4, label=0)
+    for wrong in (-1, 5000, "all", 1.5):
+        with pytest.raises(ValueError, match="n_classes"):
+            dsmooth.ModelConfig(n_classes=wrong)
+    with pytest.raises(ValueError, match="is for training, which counts"):
+        dsmooth.PixelCNNpp(dsmooth.ModelConfig(n_classes="auto"))
+
+
+# ---- sampling ---------------------------------------------------------------------------------
+
+
+@pytest.mark.quick
+def test_the_labels_of_a_draw() -> None:
+    """A function of the image's number; parts have those of their images."""
+    cpu = torch.device("cpu")
+    assert Draw(3, label=2).labels(4, cpu).tolist() == [2, 2, 2]
+    each = Draw(5, first_index=2**40 + 1, label="each")
+    assert each.labels(3, cpu).tolist() == [(2**40 + 1 + i) % 3 for i in range(5)]
+    assert each.part(2, 2).labels(3, cpu).tolist() == each.labels(3, cpu)[2:4].tolist()
+    soft = torch.rand(5, 3)
+    own = Draw(5, label=soft)
+    assert torch.equal(own.part(1, 3).labels(3, cpu), soft[1:4])
+    assert own.how() != Draw(5, label=soft + 1).how()
+    assert own.how() == Draw(5, label=soft.clone()).how()
+    assert Draw(5, label=7).how()["label"] == 7
+    assert "label" not in Draw(5).how()
+    assert Draw(5).labels(0, cpu) is None
+    with pytest.raises(ValueError, match="label is missing"):
+        Draw(5).labels(3, cpu)
+    with pytest.raises(ValueError, match=r"label must lie in 0 .. 2, got 7 .. 7"):
+        Draw(5, label=7).labels(3, cpu)
+    for wrong in (-1, True, "all", 0.5):
+        with pytest.raises(ValueError, match="label must be a class"):
+            Draw(5, label=wrong)
+    for wrong in (torch.zeros(4, dtype=torch.int64), torch.zeros(())):
+        with pytest.raises(ValueError, match=r"label must have shape \(5,\)"):
+            Draw(5, label=wrong)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("conditioning", ["none", "concat"])
+def test_jacobi_is_sequential(conditioning: str) -> None:
+    model = conditional(conditioning, likelihood="discretized")
+    _, context, label = inputs(conditioning, batch=3, size=(4, 4))
+    settings = {"height": 4, "width": 4, "context": context, "label": label}
+    expected = sequential_sample(model, 3, **settings)
+    for by_row in (False, True):
+        assert torch.equal(jacobi_sample(model, 3, by_row=by_row, **settings).images, expected)
+    assert torch.equal(sample_images(model, 3, **settings), expected)
+    others = sequential_sample(model, 3, **{**settings, "label": (label + 1) % CLASSES})
+    assert (others != expected).flatten(1).any(1).all()
+
+
+# ---- pairs ------------------------------------------------------------------------------------
+
+
+def make_pair(noisy: int, denoiser: int) -> dsmooth.SmoothedPair:
+    models = [
+        conditional("none", n_classes=noisy),
+        conditional("concat", n_classes=denoiser, likelihood="discretized"),
+    ]
+    return dsmooth.SmoothedPair(*models, dsmooth.GaussianSmoothing(0.5), (8, 8))
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("noisy", [0, CLASSES])
+@pytest.mark.parametrize("denoiser", [0, CLASSES])
+def test_either_or_both_of_a_pair_have_classes(tmp_path: Path, noisy: int, denoiser: int) -> None:
+    pair = make_pair(noisy, denoiser)
+    x, _, label = inputs("none")
+    pair.save_pretrained(tmp_path)
+    again = dsmooth.SmoothedPair.from_pretrained(tmp_path)
+    assert again.n_classes == max(noisy, denoiser)
+    if not noisy and not denoiser:
+        for call in (pair.elbo, pair.denoise):
+            with pytest.raises(ValueError, match="neither model of the pair has classes"):
+                call(x, label=label)
+        return
+    terms, others = (again.elbo_terms(x, 0, 0, 0, y) for y in (label, (label + 1) % CLASSES))
+    assert torch.equal(terms["smoothing"], others["smoothing"])
+    assert torch.equal(terms["noisy"], others["noisy"]) == (noisy == 0)
+    assert torch.equal(terms["denoiser"], others["denoiser"]) == (denoiser == 0)
+    total = pair.elbo(x, label=label)
+    torch.testing.assert_close(total, torch.stack(list(terms.values())).sum(0))
+    with pytest.raises(ValueError, match="label is missing"):
+        pair.elbo(x)
+    denoised = pair.denoise(x, method="single-step", label=label)
+    own = label if noisy else None
+    expected = x + 0.25 * score_of(pair.noisy, x, label=own)
+    torch.testing.assert_close(denoised, expected)
+
+
+@pytest.mark.quick
+def test_a_pair_draws_each_model_with_the_label() -> None:
+    pair = make_pair(CLASSES, CLASSES)
+    x_tilde = sample_images(pair.noisy, 2, height=8, width=8, label=1)
+    expected = sample_images(pair.denoiser, 2, height=8, width=8, context=x_tilde, label=1)
+    assert torch.equal(pair.sample(2, label=1), expected)
+    assert torch.equal(pair.denoise(x_tilde, label=1), expected)
+    with pytest.raises(ValueError, match="the same n_classes, or one of them none, got 3 and 2"):
+        make_pair(CLASSES, 2)
+
+
+# ---- training ---------------------------------------------------------------------------------
+
+
+def labelled(n: int = 30, classes: int = 2, split: str = "train") -> ImageDataset:
+    """Images of random bytes, dark ones of class 0 and brighter ones of each class after it."""
+    generator = torch.Generator().manual_seed(n)
+    labels = torch.arange(n) % classes
+    pixels = torch.randint(0, 64, (n, 1, 8, 8), generator=generator) + 64 * labels.view(n, 1, 1, 1)
+    return ImageDataset(pixels.byte(), labels, "made", split, "images made for a test")
+
+
+@pytest.fixture
+def no_grids(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "sample_grid", lambda state, data: torch.zeros(1, 1, 4, 4))
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.usefixtures("no_grids")
+def test_a_run_learns_the_classes_of_its_data(tmp_path: Path, role: str) -> None:
+    """n_classes="auto" counts the labels; the averaged projections have moved apart."""
+    config = tiny(role, n_classes="auto")
+    train(config, tmp_path / "run", dataset=(labelled(), labelled(10, split="test")))
+    model, config, _ = RunFolder(tmp_path / "run").load_model()
+    assert model.config == config.model
+    assert config.model.n_classes == 2
+    blocks = [m for m in model.modules() if isinstance(m, GatedResnet)]
+    assert all((m.condition_weight[:, 0] != m.condition_weight[:, 1]).any() for m in blocks)
+    train(
+        replace(config, model=replace(config.model, n_classes="auto"), data="own"),
+        tmp_path / "run",
+        dataset=(labelled(), labelled(10, split="test")),
+        resume=True,
+    )
+
+
+@pytest.mark.quick
+def test_batches_carry_the_labels_of_their_images() -> None:
+    data = labelled(classes=3)
+    config = tiny("plain", n_classes=3)
+    state = TrainState(config, data, torch.device("cpu"))
+    x, _, label = state.inputs(24)  # over the end of an epoch
+    for image, number in zip(x, label.tolist(), strict=True):
+        found = (data.batch(torch.arange(30)) == image).flatten(1).all(1).nonzero().item()
+        assert data.labels[found] == number
+    small = TrainState(replace(config, batch_size=4), data, torch.device("cpu"))
+    assert torch.equal(label, torch.cat([small.inputs(first)[2] for first in (24, 28)]))
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("role", ROLES)
+def test_held_out_images_are_scored_with_their_labels(role: str) -> None:
+    config = tiny(role, n_classes=2)
+    state = TrainState(config, labelled(), torch.device("cpu"))
+    with torch.no_grad():
+        for name, weight in state.averaged.named_parameters():
+            if name.endswith("condition_weight"):
+                weight.normal_(generator=torch.Generator().manual_seed(len(name)))
+    test_set = labelled(10, split="test")
+    swapped = replace(test_set, labels=1 - test_set.labels)
+    assert evaluate(state, test_set) != evaluate(state, swapped)
+
+
+@pytest.mark.quick
+def test_data_without_the_labels_is_refused(tmp_path: Path) -> None:
+    data = labelled(classes=3)
+    bare = replace(data, labels=None)
+    for n_classes in ("auto", 2):
+        config = tiny("plain", n_classes=n_classes)
+        with pytest.raises(ValueError, match=f'n_classes="?{n_classes}"? needs labels, but'):
+            train(config, tmp_path / "run", dataset=(bare, bare))
+    with pytest.raises(ValueError, match=r"needs labels of 0 .. 1, but .* has 0 .. 2"):
+        train(tiny("plain", n_classes=2), tmp_path / "run", dataset=(data, data))
+    assert not (tmp_path / "run").exists()
