@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import pairwise
 from typing import Annotated, Any, Literal, SupportsIndex, TypeVar, get_args
 
 import msgspec
@@ -82,6 +83,8 @@ class ModelConfig:
     n_classes: Count = 0
     """Classes of images that the model is conditioned on, 0 for none; auto: as many as the labels
     of the training data."""
+    noise_levels: Annotated[tuple[float, ...], tyro.conf.arg(help_behavior_hint=_default_hint)] = ()
+    """Scales of gaussian noise that the model is conditioned on, rising, instead of one."""
 
     def __post_init__(self) -> None:
         counts = ("n_filters", "n_resnet", "n_mix")
@@ -106,10 +109,14 @@ class ModelConfig:
             check_whole(self, ["n_classes"])
             if not 0 <= self.n_classes <= LARGEST:
                 raise ValueError(f"n_classes must lie in 0 .. {LARGEST}, got {self.n_classes}")
+        levels = self.noise_levels
+        rising = all(low < high for low, high in pairwise(levels))
+        if len(levels) > LARGEST or not rising or not all(0 < s < math.inf for s in levels):
+            raise ValueError(f"noise_levels must be positive and rise, got {levels}")
 
     @property
     def condition_size(self) -> int:
-        """D: length of the vector that each image is conditioned on, 0 for none.
+        """The number of classes that each image is conditioned on, 0 for none.
 
         Raises ValueError while n_classes is "auto".
         """
@@ -118,6 +125,11 @@ class ModelConfig:
                 'n_classes="auto" is for training, which counts the labels of its data'
             )
         return self.n_classes
+
+    @property
+    def vector_size(self) -> int:
+        """D: length of the vector of an image, which has its class and its noise level."""
+        return self.condition_size + len(self.noise_levels)
 
     @property
     def n_params(self) -> int:
@@ -172,7 +184,8 @@ class TrainConfig:
     smoothing: SmoothingKind = "gaussian"
     """The distribution of x~ given x."""
     scale: float = 0.5
-    """Its scale (for gaussian the standard deviation), in units of [-1, 1] pixels."""
+    """Its scale (for gaussian the standard deviation), in units of [-1, 1] pixels; the highest of
+    noise_levels where the model has some."""
     clean_noise: float = 0.0
     """Standard deviation of noise added to the denoiser's target (the paper uses 0.01)."""
     images: int | None = None
@@ -259,6 +272,13 @@ class TrainConfig:
             )
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed must lie in 0 .. 2**64 - 1, got {self.seed}")
+        if self.model.noise_levels:
+            if self.role == "plain" or self.smoothing != "gaussian" or self.clean_noise:
+                raise ValueError(
+                    "noise_levels are for a noisy model or a denoiser, with gaussian smoothing and "
+                    "without clean_noise"
+                )
+            object.__setattr__(self, "scale", self.model.noise_levels[-1])
         conditioned = self.model.conditioning != "none"
         if conditioned != (self.role == "denoiser"):
             raise ValueError(
@@ -275,7 +295,8 @@ class TrainConfig:
                     'likelihood "gaussian" is for role "noisy" with gaussian smoothing, got role '
                     f'"{self.role}" with {self.smoothing} smoothing; take "continuous"'
                 )
-            model = replace(self.model, smoothing_scale=self.scale)
+            lowest = self.model.noise_levels[0] if self.model.noise_levels else self.scale
+            model = replace(self.model, smoothing_scale=lowest)
             object.__setattr__(self, "model", model)
 
     @classmethod

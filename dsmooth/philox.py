@@ -31,6 +31,8 @@ class Stream(IntEnum):
     CLEAN_NOISE = 4  # the paper's x + 0.01 n
     DROPOUT = 5
     SHIFT = 6  # of a classifier's training images
+    LEVEL = 7  # the noise level of a training image
+    LADDER = 8  # between the noise levels of a ladder
 
 
 def split_seed(seed: int) -> tuple[int, int]:

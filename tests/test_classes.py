@@ -344,7 +344,7 @@ def test_batches_carry_the_labels_of_their_images() -> None:
     data = labelled(classes=3)
     config = tiny("plain", n_classes=3)
     state = TrainState(config, data, torch.device("cpu"))
-    x, _, label = state.inputs(24)  # over the end of an epoch
+    x, _, label, _ = state.inputs(24)  # over the end of an epoch
     for image, number in zip(x, label.tolist(), strict=True):
         found = (data.batch(torch.arange(30)) == image).flatten(1).all(1).nonzero().item()
         assert data.labels[found] == number

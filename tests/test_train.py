@@ -149,26 +149,28 @@ def test_a_step_is_a_function_of_images_seen() -> None:
         data, _ = loop.load_data(config)
         state = TrainState(config, data, torch.device("cpu"))
         small = TrainState(replace(config, batch_size=4), data, torch.device("cpu"))
-        x, context, _ = state.inputs(16)
+        x, context, *_ = state.inputs(16)
         halves = [small.inputs(16), small.inputs(20)]
-        assert torch.equal(x, torch.cat([target for target, _, _ in halves]))
+        assert torch.equal(x, torch.cat([half.target for half in halves]))
         if context is not None:
-            assert torch.equal(context, torch.cat([c for _, c, _ in halves if c is not None]))
+            assert torch.equal(
+                context, torch.cat([half.context for half in halves if half.context is not None])
+            )
 
 
 @pytest.mark.quick
 def test_what_each_role_is_trained_on() -> None:
     x = torch.zeros(2, 1, 8, 8)
-    target, context = make_inputs(x, tiny("plain"), first_index=0)
+    target, context, *_ = make_inputs(x, tiny("plain"), first_index=0)
     assert torch.equal(target, x)
     assert context is None
-    noisy, context = make_inputs(x, tiny("noisy"), first_index=0)
+    noisy, context, *_ = make_inputs(x, tiny("noisy"), first_index=0)
     assert context is None
     assert noisy.std() == pytest.approx(0.5, rel=0.2)
-    target, context = make_inputs(x, tiny("denoiser"), first_index=0)
+    target, context, *_ = make_inputs(x, tiny("denoiser"), first_index=0)
     assert torch.equal(target, x)
     assert torch.equal(context, noisy)
-    target, context = make_inputs(x, tiny("denoiser", clean_noise=0.01), first_index=0)
+    target, context, *_ = make_inputs(x, tiny("denoiser", clean_noise=0.01), first_index=0)
     assert target.std() == pytest.approx(0.01, rel=0.2)
     assert torch.corrcoef(torch.stack([target.flatten(), context.flatten()]))[0, 1].abs() < 0.4
 

@@ -33,7 +33,9 @@ std::map<std::string, uint32_t> streams() {
           {"ORDER", number(Stream::kOrder)},
           {"CLEAN_NOISE", number(Stream::kCleanNoise)},
           {"DROPOUT", number(Stream::kDropout)},
-          {"SHIFT", number(Stream::kShift)}};
+          {"SHIFT", number(Stream::kShift)},
+          {"LEVEL", number(Stream::kLevel)},
+          {"LADDER", number(Stream::kLadder)}};
 }
 
 }  // namespace

@@ -19,6 +19,8 @@ enum class Stream : uint32_t {
   kCleanNoise = 4,
   kDropout = 5,
   kShift = 6,
+  kLevel = 7,
+  kLadder = 8,
 };
 
 struct PhiloxBlock {

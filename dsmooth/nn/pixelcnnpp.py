@@ -63,7 +63,7 @@ class ContextEncoder(nn.Module):
         super().__init__()
         f, width = config.n_filters, config.context_filters or config.n_filters
         both: dict[str, Any] = {
-            "condition_size": config.condition_size,
+            "condition_size": config.vector_size,
             "dropout": config.dropout,
         }
         self.stem = ShiftedConv2d(config.image_channels + 1, width, (3, 3), shift="none")
@@ -108,7 +108,7 @@ class PixelCNNpp(nn.Module):
         self.stem_ul_above = ShiftedConv2d(channels + 1, f, (1, 3), shift="down")
         self.stem_ul_left = ShiftedConv2d(channels + 1, f, (2, 1), shift="down_right")
         both: dict[str, Any] = {
-            "condition_size": config.condition_size,
+            "condition_size": config.vector_size,
             "dropout": config.dropout,
         }
         self.up = nn.ModuleList(_Block(r, f, down=False, **both) for _ in range(3))
@@ -136,6 +136,7 @@ class PixelCNNpp(nn.Module):
         x: Tensor,
         context: Tensor | None = None,
         label: Tensor | None = None,
+        level: Tensor | None = None,
         *,
         seed: Tensor | None = None,
         first_image: int = 0,
@@ -144,17 +145,19 @@ class PixelCNNpp(nn.Module):
 
         x: (B, C, H, W) in [-1, 1] (noisy images go beyond), H and W multiples of 4.
         context: like x, for a conditioned model only. label: (B,) int64 in 0 .. n_classes - 1, or
-        (B, n_classes) floating point for soft classes; for a model with classes only. seed: of the
-        dropout, int64 without dimensions; in training, drawn from torch's generator if None.
+        (B, n_classes) floating point for soft classes; for a model with classes only. level: (B,)
+        int64, the place of each image's noise among the noise_levels of a model that has some.
+        seed: of the dropout, int64 without dimensions; in training, drawn from torch's generator if
+        None.
         first_image: where x begins in a larger batch whose dropout it shares. Returns (B, P, H, W)
         for x alone: logits, then means, log-scales and coefficients per colour, as in docs/math.md,
         section 1.
 
-        Raises ValueError for a wrong shape and for a context or label missing or superfluous,
-        TypeError for a wrong dtype.
+        Raises ValueError for a wrong shape and for a context, label or level missing or
+        superfluous, TypeError for a wrong dtype.
         """
         seed = self._draw_seed(x) if seed is None else seed
-        encoded = self.encode_context(x, context, label, seed=seed, first_image=first_image)
+        encoded = self.encode_context(x, context, label, level, seed=seed, first_image=first_image)
         return self.decode(x, encoded, seed=seed, first_image=first_image)
 
     def encode_context(
@@ -162,17 +165,18 @@ class PixelCNNpp(nn.Module):
         x: Tensor,
         context: Tensor | None,
         label: Tensor | None = None,
+        level: Tensor | None = None,
         *,
         seed: Tensor | None = None,
         first_image: int = 0,
     ) -> Encoded:
-        """Check `x` against `context` and `label` and return what `decode` needs of these.
+        """Check `x` against what it is conditioned on and return what `decode` needs of that.
 
         seed: of the dropout, int64 without dimensions; in training, drawn from torch's generator if
         None. Raises as `forward` does.
         """
         self._check(x, context)
-        vector = condition_vectors(label, self.config.condition_size, x.shape[0], self.head.bias)
+        vector = condition_vectors(label, level, self.config, x.shape[0], self.head.bias)
         if self.encoder is not None and context is not None:
             seed = self._draw_seed(x) if seed is None else seed
             streams = self.encoder(context, vector, seed=seed, first_image=first_image)
@@ -193,21 +197,29 @@ class PixelCNNpp(nn.Module):
             return self.head(F.elu(ul.to(self.head.bias.dtype)))
 
     def log_prob(
-        self, x: Tensor, context: Tensor | None = None, label: Tensor | None = None
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        label: Tensor | None = None,
+        level: Tensor | None = None,
     ) -> Tensor:
-        """log p(x), given a context and a label if the model has them, by its likelihood: (B,).
+        """log p(x), given what the model is conditioned on, by its likelihood: (B,).
 
         In nats. "continuous" is a density in units of [-1, 1]; "discretized" the probability of
         bytes. Arguments and errors as of `forward`.
         """
-        return self.log_prob_given(x, self(x, context, label))
+        return self.log_prob_given(x, self(x, context, label, level))
 
     def log_prob_given(self, x: Tensor, params: Tensor) -> Tensor:
         """log p(x) given the mixture parameters (B, P, H, W) of its pixels: (B,), nats."""
         return logistic_mixture_log_prob(x, params, **self.config.mixture).sum((1, 2))
 
     def features(
-        self, x: Tensor, context: Tensor | None = None, label: Tensor | None = None
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        label: Tensor | None = None,
+        level: Tensor | None = None,
     ) -> dict[str, Streams]:
         """The streams (u, ul) after each block, of x alone.
 
@@ -218,7 +230,8 @@ class PixelCNNpp(nn.Module):
         scales = (1, 2, 4, 4, 2, 1)
         rows = [x.shape[2] // s for s in scales]
         seed = self._draw_seed(x)
-        streams = self._streams(x, self.encode_context(x, context, label, seed=seed), seed)
+        encoded = self.encode_context(x, context, label, level, seed=seed)
+        streams = self._streams(x, encoded, seed)
         return {
             name: (u[:, :, -n:], ul[:, :, -n:])
             for name, n, (u, ul) in zip(names, rows, streams, strict=True)
@@ -226,7 +239,11 @@ class PixelCNNpp(nn.Module):
 
     @torch.no_grad()
     def initialize(
-        self, x: Tensor, context: Tensor | None = None, label: Tensor | None = None
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        label: Tensor | None = None,
+        level: Tensor | None = None,
     ) -> None:
         """Data-dependent init: set g and b of every layer on a first batch.
 
@@ -245,7 +262,7 @@ class PixelCNNpp(nn.Module):
         self.eval()
         handles = [layer.register_forward_pre_hook(before) for layer in layers]
         try:
-            self(x, context, label)
+            self(x, context, label, level)
         finally:
             for handle in handles:
                 handle.remove()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from ..config import TrainConfig
 from ..data import ImageDataset
 from ..distributed import dealt
+from ..nn.levels import at_level
 from ..sampling import sample_images
 from .state import TrainState
 from .step import labels_of, make_inputs
@@ -40,9 +42,9 @@ def evaluate(state: TrainState, test_set: ImageDataset) -> float:
         rows = torch.arange(first, min(first + 100, n))
         x = test_set.batch(rows).to(state.device)
         label = None if labels is None else labels[rows].to(state.device)
-        x, context = make_inputs(x, config, first_index=first, repeat=EVALUATION_REPEAT)
+        inputs = make_inputs(x, config, label, first_index=first, repeat=EVALUATION_REPEAT)
         with state.autocast:
-            return -float(model.log_prob(x, context, label).double().sum())
+            return -float(model.log_prob(*inputs).double().sum())
 
     nats = sum(dealt(range(0, n, 100), score))
     return nats / (math.log(2) * n * test_set.images[0].numel())
@@ -51,15 +53,19 @@ def evaluate(state: TrainState, test_set: ImageDataset) -> float:
 def sample_grid(state: TrainState, test_set: ImageDataset) -> Tensor:
     """A few samples of the averaged weights; a denoiser gets held-out noisy images.
 
-    A model with classes draws those of the first held-out images.
+    A model with classes draws those of the first held-out images, one of several noise levels those
+    of the highest.
     """
-    config = state.config
+    config, model = state.config, state.averaged
+    if config.model.noise_levels:
+        model = at_level(model, len(config.model.noise_levels) - 1)
+        config = replace(config, model=replace(config.model, noise_levels=()))
     height, width = test_set.image_size
     x = test_set.batch(torch.arange(min(GRID_IMAGES, len(test_set)))).to(state.device)
-    _, context = make_inputs(x, config, first_index=0, repeat=EVALUATION_REPEAT)
+    context = make_inputs(x, config, first_index=0, repeat=EVALUATION_REPEAT).context
     labels = labels_of(test_set, config)
     return sample_images(
-        state.averaged,
+        model,
         x.shape[0],
         height=height,
         width=width,

@@ -23,9 +23,7 @@ from .ema import EMA
 from .graph import ReplayedStep, uses_graph
 from .ranks import share_gradients, share_of_batch, without_exchange
 from .readings import NonFiniteLoss, Reading, Readings
-from .step import dropout_seed, labels_of, learning_rate, make_inputs
-
-Inputs = tuple[Tensor, Tensor | None, Tensor | None]  # target, context, label
+from .step import Inputs, dropout_seed, labels_of, learning_rate, make_inputs
 
 
 class TrainState:
@@ -93,7 +91,7 @@ class TrainState:
         return self.config.images
 
     def inputs(self, first: int) -> Inputs:
-        """(target, context, label) of the whole batch at stream position `first`."""
+        """Those of the whole batch at stream position `first`."""
         self.order.prepare(first)
         return self._inputs_at(torch.tensor(first, device=self.device), self.config.batch_size)
 
@@ -128,18 +126,18 @@ class TrainState:
         return readings
 
     def _inputs_at(self, first: Tensor, count: int) -> Inputs:
-        """(target, context, label) of stream positions first .. first + count - 1."""
+        """Those of stream positions first .. first + count - 1."""
         indices = self.order.indices(first, count)
         label = None if self.labels is None else self.labels[indices]
         x = to_float(self.images[indices])
-        return *make_inputs(x, self.config, first_index=first), label
+        return make_inputs(x, self.config, label, first_index=first)
 
     def _update(self) -> None:
         """One update, from tensors on the device to tensors on the device."""
         config = self.config
         rate = learning_rate(config, self.position, self.counter)
         seed = dropout_seed(config, self.position) if config.model.dropout else None
-        x, context, label = self._inputs_at(self.position + self.first_row, self.rows)
+        inputs = self._inputs_at(self.position + self.first_row, self.rows)
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -149,15 +147,10 @@ class TrainState:
             last = first + size == self.rows
             with contextlib.nullcontext() if last else self.without_exchange():
                 with self.autocast:
-                    params = self.network(
-                        x[rows],
-                        None if context is None else context[rows],
-                        None if label is None else label[rows],
-                        seed=seed,
-                        first_image=self.first_row + first,
-                    )
-                    log_p = self.model.log_prob_given(x[rows], params)
-                part_loss = -log_p.sum() / (math.log(2) * x.numel())
+                    part = inputs.rows(rows)
+                    params = self.network(*part, seed=seed, first_image=self.first_row + first)
+                    log_p = self.model.log_prob_given(part.target, params)
+                part_loss = -log_p.sum() / (math.log(2) * inputs.target.numel())
                 part_loss.backward()
             loss += part_loss.detach()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm or math.inf)

@@ -8,6 +8,7 @@ be replayed as a CUDA graph.
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,24 +19,61 @@ from ..philox import Stream, image_words
 from ..smoothing import GaussianSmoothing, make_smoothing
 
 
-def make_inputs(
-    x: Tensor, config: TrainConfig, *, first_index: int | Tensor, repeat: int = 0
-) -> tuple[Tensor, Tensor | None]:
-    """The (target, context) that a role is trained on, for clean images x (B, C, H, W).
+class Inputs(NamedTuple):
+    """What a network is trained on: the target, and what it is given, None for what it has not.
 
-    The noise of row b is a function of (config.seed, first_index + b, repeat).
+    target, context: (B, C, H, W). label, level: (B,) int64.
+    """
+
+    target: Tensor
+    context: Tensor | None = None
+    label: Tensor | None = None
+    level: Tensor | None = None
+
+    def rows(self, rows: slice) -> Inputs:
+        """The same of some images."""
+        given = (None if part is None else part[rows] for part in self[1:])
+        return Inputs(self.target[rows], *given)
+
+
+def make_inputs(
+    x: Tensor,
+    config: TrainConfig,
+    label: Tensor | None = None,
+    *,
+    first_index: int | Tensor,
+    repeat: int = 0,
+) -> Inputs:
+    """What a role is trained on, for clean images x (B, C, H, W) and their labels.
+
+    The noise of row b, and its level, are functions of (config.seed, first_index + b, repeat).
     """
     if config.role == "plain":
-        return x, None
-    smoothing = make_smoothing(config.smoothing, config.scale)
-    where = {"seed": config.seed, "repeat": repeat}
-    x_tilde = smoothing.sample(x, first_index=first_index, **where)
+        return Inputs(x, None, label)
+    where: dict[str, Any] = {"seed": config.seed, "first_index": first_index, "repeat": repeat}
+    level = draw_levels(x, config, **where) if config.model.noise_levels else None
+    if level is None:
+        x_tilde = make_smoothing(config.smoothing, config.scale).sample(x, **where)
+    else:
+        scales = x.new_zeros(x.shape[0])
+        for i, scale in enumerate(config.model.noise_levels):
+            scales = torch.where(level == i, scale, scales)
+        noise = GaussianSmoothing(1.0).sample(torch.zeros_like(x), **where)
+        x_tilde = x + scales.view(-1, 1, 1, 1) * noise
     if config.role == "noisy":
-        return x_tilde, None
+        return Inputs(x_tilde, None, label, level)
     if config.clean_noise:
-        clean_noise = GaussianSmoothing(config.clean_noise, Stream.CLEAN_NOISE)
-        x = clean_noise.sample(x, first_index=first_index, **where)
-    return x, x_tilde
+        x = GaussianSmoothing(config.clean_noise, Stream.CLEAN_NOISE).sample(x, **where)
+    return Inputs(x, x_tilde, label, level)
+
+
+def draw_levels(x: Tensor, config: TrainConfig, **where: Any) -> Tensor:
+    """The place of each image's noise among the model's levels, evenly: (B,) int64.
+
+    where: seed, first_index and repeat of x.
+    """
+    words = image_words(x.shape[0], 1, stream=Stream.LEVEL, device=x.device, **where)
+    return words[:, 0, 0] * len(config.model.noise_levels) >> 32
 
 
 def labels_of(dataset: ImageDataset, config: TrainConfig) -> Tensor | None:

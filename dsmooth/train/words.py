@@ -32,6 +32,8 @@ def opening(
     number = sum(parameter.numel() for parameter in model.parameters())
     if config.model.n_classes:
         yield f"{config.model.n_classes} classes, by the labels of the images"
+    if config.model.noise_levels:
+        yield f"noise of {', '.join(map(str, config.model.noise_levels))}, drawn for each image"
     yield f"{number:,} parameters; {device}{threads}, {config.precision}"
 
 

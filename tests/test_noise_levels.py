@@ -1,0 +1,128 @@
+"""Models of several noise levels: one vector more, one level at a time, and a ladder of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import dsmooth
+from dsmooth.config import ModelConfig, TrainConfig
+from dsmooth.nn.levels import at_level
+from dsmooth.train import train
+from dsmooth.train.step import make_inputs
+from tests.helpers.tiny_runs import tiny
+
+LEVELS = (0.1, 0.25, 0.5)
+
+
+def network(
+    conditioning: str = "none", n_classes: int = 0, **settings: object
+) -> dsmooth.PixelCNNpp:
+    """A small network in evaluation mode whose projections are not zero."""
+    torch.manual_seed(0)
+    config = ModelConfig.from_dict(
+        {
+            "n_filters": 6,
+            "n_resnet": 1,
+            "n_mix": 2,
+            "dropout": 0.0,
+            "conditioning": conditioning,
+            "context_layers": 1,
+            "noise_levels": LEVELS,
+            "n_classes": n_classes,
+            **settings,
+        }
+    )
+    model = dsmooth.PixelCNNpp(config).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("condition_weight"):
+                weight.normal_()
+            if name == "head.weight_g":
+                weight.mul_(0.1)
+    return model
+
+
+def images(n: int = 3) -> Tensor:
+    return torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+@pytest.mark.parametrize("n_classes", [0, 3])
+@pytest.mark.parametrize("conditioning", ["none", "stack", "concat"])
+def test_a_level_that_is_fixed_is_that_level(conditioning: str, n_classes: int) -> None:
+    model, x = network(conditioning, n_classes), images()
+    context = None if conditioning == "none" else x + 0.1
+    label = torch.tensor([0, 2, 1]) if n_classes else None
+    outputs = []
+    for level in range(len(LEVELS)):
+        whole = model(x, context, label, torch.full((3,), level))
+        fixed = at_level(model, level)
+        assert fixed.config.noise_levels == ()
+        outputs.append(fixed(x, context, label))
+        torch.testing.assert_close(outputs[-1], whole, rtol=1e-5, atol=1e-5)
+    assert (outputs[0] - outputs[1]).abs().max() > 0.01
+    mixed = model(x, context, label, torch.tensor([0, 1, 2]))
+    # The level of one image does not reach another.
+    expected = torch.stack([outputs[i][i] for i in range(3)])
+    torch.testing.assert_close(mixed, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.quick
+def test_levels_that_do_not_fit() -> None:
+    model, x = network(), images()
+    with pytest.raises(ValueError, match="level is missing: the model has 3 noise_levels"):
+        model(x)
+    with pytest.raises(ValueError, match=r"level must lie in 0 .. 2, got 0 .. 3"):
+        model(x, level=torch.tensor([0, 1, 3]))
+    with pytest.raises(ValueError, match=r"level must have shape \(3,\), got \(1,\)"):
+        model(x, level=torch.tensor([0]))
+    with pytest.raises(TypeError, match="level must be an int64 tensor"):
+        model(x, level=torch.tensor([0.1, 0.2, 0.3]))
+    with pytest.raises(ValueError, match="level was given, but the model has no noise_levels"):
+        at_level(model, 0)(x, level=torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"level must lie in 0 .. 2, got 3"):
+        at_level(model, 3)
+    with pytest.raises(ValueError, match="the model has no noise_levels"):
+        at_level(at_level(model, 0), 0)
+    for levels in ((0.5, 0.1), (0.0, 0.5), (0.5, 0.5), (float("nan"),)):
+        with pytest.raises(ValueError, match="noise_levels must be positive and rise"):
+            ModelConfig(noise_levels=levels)
+    some = ModelConfig(noise_levels=LEVELS)
+    with pytest.raises(ValueError, match="noise_levels are for a noisy model or a denoiser"):
+        TrainConfig(role="plain", model=some)
+    with pytest.raises(ValueError, match="with gaussian smoothing"):
+        TrainConfig(model=some, smoothing="laplace")
+
+
+def test_training_draws_levels_evenly_and_noise_of_their_scales() -> None:
+    """Of each image by its place in the stream alone."""
+    config = tiny("denoiser", noise_levels=LEVELS)
+    assert config.scale == LEVELS[-1]
+    x = torch.zeros(3000, 1, 8, 8)
+    target, context, _, level = make_inputs(x, config, first_index=5)
+    assert level is not None
+    assert context is not None
+    assert torch.equal(target, x)
+    for i, scale in enumerate(LEVELS):
+        here = context[level == i]
+        assert abs(len(here) / len(x) - 1 / 3) < 0.03
+        assert here.std() == pytest.approx(scale, rel=0.02)
+    later = make_inputs(x[:10], config, first_index=105)
+    assert torch.equal(later.context, context[100:110])
+    assert torch.equal(later.level, level[100:110])
+    noisy = TrainConfig(model=ModelConfig(noise_levels=LEVELS, likelihood="gaussian"))
+    assert noisy.model.smoothing_scale == LEVELS[0]
+
+
+@pytest.mark.parametrize("role", ["noisy", "denoiser"])
+def test_training_moves_the_projections(role: str, tmp_path: Path) -> None:
+    config = tiny(role, noise_levels=LEVELS, n_classes=10)
+    train(config, tmp_path)
+    model, _, _ = dsmooth.RunFolder(tmp_path).load_model()
+    assert model.config.noise_levels == LEVELS
+    projections = [w for n, w in model.named_parameters() if n.endswith("condition_weight")]
+    assert all(weight.shape[1] == 10 + len(LEVELS) for weight in projections)
+    assert all(weight.abs().amax(0).min() > 0 for weight in projections)
