@@ -11,6 +11,8 @@ from torch import Tensor
 import dsmooth
 from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.nn.levels import at_level
+from dsmooth.sampling.ladder import Step, seed_of_rung
+from dsmooth.smoothing import GaussianSmoothing
 from dsmooth.train import train
 from dsmooth.train.step import make_inputs
 from tests.helpers.tiny_runs import tiny
@@ -126,3 +128,37 @@ def test_training_moves_the_projections(role: str, tmp_path: Path) -> None:
     projections = [w for n, w in model.named_parameters() if n.endswith("condition_weight")]
     assert all(weight.shape[1] == 10 + len(LEVELS) for weight in projections)
     assert all(weight.abs().amax(0).min() > 0 for weight in projections)
+
+
+# ---- ladders ----------------------------------------------------------------------------------
+
+
+@pytest.mark.quick
+def test_a_step_down_is_bayes_rule() -> None:
+    """q(low | x) q(high | low) = q(high | x) q(low | x, high)."""
+    low, high, x = 0.2, 0.5, images().double()
+    x_low = GaussianSmoothing(low).sample(x, seed=1)
+    between = GaussianSmoothing((high**2 - low**2) ** 0.5)
+    x_high = between.sample(x_low, seed=2)
+    joint = GaussianSmoothing(low).log_prob(x_low, x) + between.log_prob(x_high, x_low)
+    other = GaussianSmoothing(high).log_prob(x_high, x) + Step(low, high).log_prob(x_low, x, x_high)
+    torch.testing.assert_close(other, joint)
+
+
+def test_a_step_down_draws_noise_of_the_lower_level() -> None:
+    x = torch.zeros(400, 1, 8, 8, dtype=torch.float64)
+    x_high = GaussianSmoothing(0.5).sample(x, seed=1)
+    x_low = Step(0.2, 0.5).down(x, x_high, seed=2)
+    assert x_low.std() == pytest.approx(0.2, rel=0.02)
+    correlation = torch.corrcoef(torch.stack([x_low.flatten(), x_high.flatten()]))[0, 1]
+    assert correlation == pytest.approx(0.2 / 0.5, abs=0.02)
+    alone = Step(0.2, 0.5).down(x[7:9], x_high[7:9], seed=2, first_index=7)
+    assert torch.equal(alone, x_low[7:9])
+
+
+@pytest.mark.quick
+def test_rungs_have_seeds_of_their_own() -> None:
+    seeds = {seed_of_rung(5, rung, repeat) for rung in range(1, 4) for repeat in range(3)}
+    assert len(seeds) == 9
+    assert all(0 <= seed < 2**64 for seed in seeds)
+    assert seed_of_rung(5, 0, 2) == 5
