@@ -6,23 +6,28 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
-from typing import TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ._version import __version__
 from .config import Method, ModelConfig, Precision, Score, SmoothingKind, structure
 from .files import read_json, save_weights, write_json
 from .nn import PixelCNNpp
+from .nn.levels import at_level
+from .nn.score import score_of
 from .nn.weights import load_network
+from .philox import Stream
 from .pretrained import find
 from .runs import RunFolder, runs_of_pair
 from .sampling.auto import NetworkSampler
 from .sampling.draw import Draw, Label, Progress, chosen_seed, share_of_progress
 from .sampling.known import known_pixels
+from .sampling.ladder import Step, seed_of_rung
 from .smoothing import GaussianSmoothing, Smoothing, make_smoothing
 
 T = TypeVar("T")
@@ -38,7 +43,8 @@ class SmoothedPair(nn.Module):
 
     noisy: a model with conditioning "none" and likelihood "continuous", or "gaussian" with the
     smoothing's scale. denoiser: a model with conditioning "stack" or "concat". Either or both may
-    have classes, as many. image_size: (H, W), multiples of 4.
+    have classes, as many. Both may have noise_levels, the same; smoothing is then that of the
+    highest. image_size: (H, W), multiples of 4.
     Raises ValueError for models that do not fit together. Source: Meng et al. (ICLR 2021).
     """
 
@@ -55,14 +61,13 @@ class SmoothedPair(nn.Module):
                 'the noisy model must have conditioning="none" and likelihood="continuous" or '
                 f'"gaussian", got "{noisy.config.conditioning}" and "{noisy.config.likelihood}"'
             )
-        if noisy.config.likelihood == "gaussian" and (smoothing.kind, smoothing.scale) != (
-            "gaussian",
-            noisy.config.smoothing_scale,
+        contained = noisy.config.smoothing_scale
+        if noisy.config.likelihood == "gaussian" and (
+            smoothing.kind != "gaussian" or smoothing.scale < contained
         ):
             raise ValueError(
                 'the noisy model\'s likelihood "gaussian" contains gaussian noise of scale '
-                f"{noisy.config.smoothing_scale}, got {smoothing.kind} smoothing of scale "
-                f"{smoothing.scale}"
+                f"{contained}, got {smoothing.kind} smoothing of scale {smoothing.scale}"
             )
         if denoiser.config.conditioning == "none":
             raise ValueError('the denoiser must have conditioning="stack" or "concat", got "none"')
@@ -76,6 +81,17 @@ class SmoothedPair(nn.Module):
             raise ValueError(
                 "the models must have the same n_classes, or one of them none, got "
                 f"{noisy.config.n_classes} and {denoiser.config.n_classes}"
+            )
+        levels = noisy.config.noise_levels
+        if levels != denoiser.config.noise_levels:
+            raise ValueError(
+                "the models must have the same noise_levels, got "
+                f"{levels} and {denoiser.config.noise_levels}"
+            )
+        if levels and (smoothing.kind, smoothing.scale) != ("gaussian", levels[-1]):
+            raise ValueError(
+                f"models with noise_levels {levels} need gaussian smoothing of scale {levels[-1]}, "
+                f"got {smoothing.kind} of scale {smoothing.scale}"
             )
         height, width = image_size
         if height < 4 or width < 4 or height % 4 or width % 4:
@@ -102,12 +118,46 @@ class SmoothedPair(nn.Module):
         """Classes of the models that have some, 0 for a pair without."""
         return max(model.config.condition_size for model in (self.noisy, self.denoiser))
 
+    @property
+    def noise_levels(self) -> tuple[float, ...]:
+        """The scales of noise that the models know, rising; often that of the smoothing alone."""
+        return self.noisy.config.noise_levels or (self.smoothing.scale,)
+
+    def at(self, scale: float) -> SmoothedPair:
+        """The pair for noise of one of its `noise_levels`; weights are shared.
+
+        It has that level alone; a pair of one level is itself. Raises ValueError for another scale.
+        """
+        if scale not in self.noise_levels:
+            raise ValueError(f"the noise levels of the pair are {self.noise_levels}, not {scale}")
+        if not self.noisy.config.noise_levels:
+            return self
+        level = self.noise_levels.index(scale)
+        noisy, denoiser = (at_level(model, level) for model in (self.noisy, self.denoiser))
+        return SmoothedPair(noisy, denoiser, GaussianSmoothing(scale), self.image_size).eval()
+
+    def ladder(self, levels: Sequence[float] | None) -> tuple[float, ...]:
+        """The scales of noise of a ladder, falling; by default the highest of all alone.
+
+        Raises ValueError for levels that do not fall or that the pair does not have.
+        """
+        if levels is None:
+            return self.noise_levels[-1:]
+        falling = all(high > low for high, low in pairwise(levels))
+        if not levels or not falling or not set(levels) <= set(self.noise_levels):
+            raise ValueError(
+                f"levels must fall and be among {', '.join(map(str, self.noise_levels))}, got "
+                f"{', '.join(map(str, levels)) or 'none'}"
+            )
+        return tuple(levels)
+
     @torch.no_grad()
     def sample(
         self,
         n: int,
         *,
         label: Label = None,
+        levels: Sequence[float] | None = None,
         seed: int | None = 0,
         first_index: int = 0,
         method: Method = "two-step",
@@ -121,7 +171,10 @@ class SmoothedPair(nn.Module):
         """Draw n images, by default in two steps: x~ ~ p(x~), then x ~ p(x | x~).
 
         label: for a pair with classes: the class of all images, "each" for classes in turn, or a
-        tensor of one for each image (see `Draw`).
+        tensor of one for each image (see `Draw`). levels: for a pair of several noise levels, the
+        scales of a ladder, falling: x~ of the first is drawn, then an image and x~ of the next, and
+        so on, at last x (docs/math.md, section 7). By default the highest alone: two steps.
+
         They are images first_index .. first_index + n - 1 of the stream that `seed` names; None
         draws a seed and reports it on stderr. method: "two-step"; "single-step" replaces the second
         draw by the posterior mean x~ + scale**2 * grad log p(x~) (Gaussian smoothing only);
@@ -148,6 +201,7 @@ class SmoothedPair(nn.Module):
             precision=precision,
             known=known_pixels(known, mask, n),
             label=label,
+            levels=None if levels is None else tuple(levels),
         )
         return PairSampler(self).draw(draw)
 
@@ -157,6 +211,7 @@ class SmoothedPair(nn.Module):
         x_tilde: Tensor,
         *,
         label: Label = None,
+        levels: Sequence[float] | None = None,
         seed: int | None = 0,
         first_index: int = 0,
         method: Method = "two-step",
@@ -167,7 +222,10 @@ class SmoothedPair(nn.Module):
         known: Tensor | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """The second half of `sample`, for noisy images (B, C, H, W) that are there already."""
+        """The second half of `sample`, for noisy images (B, C, H, W) that are there already.
+
+        Their noise is that of the first of levels.
+        """
         draw = Draw(
             x_tilde.shape[0],
             chosen_seed(seed),
@@ -179,6 +237,7 @@ class SmoothedPair(nn.Module):
             precision=precision,
             known=known_pixels(known, mask, x_tilde.shape[0]),
             label=label,
+            levels=None if levels is None else tuple(levels),
         )
         return PairSampler(self).denoise(x_tilde, draw)
 
@@ -198,7 +257,8 @@ class SmoothedPair(nn.Module):
             )
         if score not in get_args(Score):
             raise ValueError(f"score must be one of {', '.join(get_args(Score))}, got {score!r}")
-        gradient = score_of(self.noisy, x_tilde, score, self.label_for(self.noisy, label))
+        noisy = self.at(self.smoothing.scale).noisy
+        gradient = score_of(noisy, x_tilde, score, self.label_for(noisy, label))
         return x_tilde + self.smoothing.scale**2 * gradient
 
     @torch.no_grad()
@@ -207,6 +267,7 @@ class SmoothedPair(nn.Module):
         x: Tensor,
         *,
         label: Tensor | None = None,
+        levels: Sequence[float] | None = None,
         n_noise: int = 1,
         importance_weighted: bool = False,
         seed: int = 0,
@@ -219,11 +280,12 @@ class SmoothedPair(nn.Module):
         tighter in expectation. With a discretized denoiser it bounds the log-probability of bytes;
         with a continuous one a log-density in units of [-1, 1].
         The noise of row b is a function of (seed, first_index + b, draw). label: for a pair with
-        classes, as of `PixelCNNpp.forward`; the bound is then that of log p(x | label).
+        classes, as of `PixelCNNpp.forward`; the bound is then that of log p(x | label). levels: of
+        a ladder, as of `sample`; log p(x~) is then a bound itself (docs/math.md, section 7).
         """
         if n_noise < 1:
             raise ValueError(f"n_noise must be at least 1, got {n_noise}")
-        draws = [self.elbo_terms(x, seed, first_index, r, label) for r in range(n_noise)]
+        draws = [self.elbo_terms(x, seed, first_index, r, label, levels) for r in range(n_noise)]
         weights = torch.stack([torch.stack(list(terms.values())).sum(0) for terms in draws])
         if importance_weighted:
             return torch.logsumexp(weights, dim=0) - math.log(n_noise)
@@ -231,18 +293,36 @@ class SmoothedPair(nn.Module):
 
     @torch.no_grad()
     def elbo_terms(
-        self, x: Tensor, seed: int, first_index: int, repeat: int, label: Tensor | None = None
+        self,
+        x: Tensor,
+        seed: int,
+        first_index: int,
+        repeat: int,
+        label: Tensor | None = None,
+        levels: Sequence[float] | None = None,
     ) -> dict[str, Tensor]:
         """The three terms of one draw's log-weight, each (B,), nats, summing to it.
 
-        Keys "noisy" (log p(x~)), "smoothing" (-log q(x~ | x)) and "denoiser" (log p(x | x~)).
+        Keys "noisy" (log p(x~)), "smoothing" (-log q(x~ | x)) and "denoiser" (log p(x | x~)), x~ of
+        the lowest level.
         """
-        x_tilde = self.smoothing.sample(x, seed=seed, first_index=first_index, repeat=repeat)
+        pairs = [self.at(scale) for scale in self.ladder(levels)]
+        lowest = pairs[-1]
+        where = {"seed": seed, "first_index": first_index, "repeat": repeat}
+        x_tilde = lowest.smoothing.sample(x, **where)
         return {
-            "noisy": self.noisy.log_prob(x_tilde, label=self.label_for(self.noisy, label)),
-            "smoothing": -self.smoothing.log_prob(x_tilde, x),
-            "denoiser": self.denoiser.log_prob(x, x_tilde, self.label_for(self.denoiser, label)),
+            "noisy": log_prob_of_noisy(pairs, x_tilde, label, **where),
+            "smoothing": -lowest.smoothing.log_prob(x_tilde, x),
+            "denoiser": lowest.denoiser_log_prob(x, x_tilde, label),
         }
+
+    def noisy_log_prob(self, x_tilde: Tensor, label: Tensor | None = None) -> Tensor:
+        """log p(x~) of noise of one level: (B,), nats."""
+        return self.noisy.log_prob(x_tilde, label=self.label_for(self.noisy, label))
+
+    def denoiser_log_prob(self, x: Tensor, x_tilde: Tensor, label: Tensor | None = None) -> Tensor:
+        """log p(x | x~) of noise of one level: (B,), nats."""
+        return self.denoiser.log_prob(x, x_tilde, self.label_for(self.denoiser, label))
 
     def label_for(self, model: PixelCNNpp, label: T | None) -> T | None:
         """`label` as one of the two models takes it: None for a model without classes.
@@ -345,15 +425,49 @@ def describe_network(model: PixelCNNpp) -> str:
     atoms = f" with {len(config.atoms)} atoms" if config.atoms else ""
     classes = f", {config.n_classes} classes" if config.n_classes else ""
     number = sum(p.numel() for p in model.parameters())
+    levels = f", noise {', '.join(map(str, config.noise_levels))}" if config.noise_levels else ""
     return (
         f"{number:,} parameters, F {config.n_filters}, R {config.n_resnet}, K {config.n_mix}, "
-        f"{config.conditioning}, {config.likelihood}{atoms}{classes}"
+        f"{config.conditioning}, {config.likelihood}{atoms}{classes}{levels}"
     )
 
 
 def is_saved_pair(folder: Path) -> bool:
     """Whether `SmoothedPair.save_pretrained` wrote into `folder`."""
     return (folder / NOISY_FILE).exists()
+
+
+def log_prob_of_noisy(
+    pairs: Sequence[SmoothedPair],
+    x_tilde: Tensor,
+    label: Tensor | None = None,
+    *,
+    seed: int = 0,
+    first_index: int = 0,
+    repeat: int = 0,
+) -> Tensor:
+    """log p(x~) of the lowest level of a ladder, or one draw of a lower bound on it: (B,), nats.
+
+    pairs: of its levels, falling (`SmoothedPair.at`); with one level the number is exact. x~
+    climbs by independent noise; each step down is bounded with an image from the lower denoiser
+    (docs/math.md, section 7). Row b is that of image first_index + b.
+    """
+    total = x_tilde.new_zeros(x_tilde.shape[0])
+    rising = [*reversed(pairs)]
+    for rung, (low, high) in enumerate(pairwise(rising), 1):
+        scales = low.smoothing.scale, high.smoothing.scale
+        where: dict[str, Any] = {
+            "seed": seed_of_rung(seed, rung, repeat),
+            "first_index": first_index,
+        }
+        up = GaussianSmoothing(math.sqrt(scales[1] ** 2 - scales[0] ** 2), Stream.LADDER)
+        x_high = up.sample(x_tilde, **where)
+        x = low.denoise(x_tilde, label=low.label_for(low.denoiser, label), **where)
+        total += high.denoiser_log_prob(x, x_high, label)
+        total += Step(*scales).log_prob(x_tilde, x, x_high)
+        total -= low.denoiser_log_prob(x, x_tilde, label) + up.log_prob(x_high, x_tilde)
+        x_tilde = x_high
+    return total + rising[-1].noisy_log_prob(x_tilde, label)
 
 
 class PairSampler:
@@ -364,18 +478,52 @@ class PairSampler:
 
     def __init__(self, pair: SmoothedPair) -> None:
         self.pair = pair
-        self._noisy = NetworkSampler(pair.noisy, pair.image_size)
-        self._denoiser = NetworkSampler(pair.denoiser, pair.image_size)
+        self._rung = cache(lambda scale: _Rung(pair.at(scale)))
 
     def draw(self, draw: Draw, progress: Progress | None = None) -> Tensor:
         """Draw as `SmoothedPair.sample` does. progress: called with the fraction done."""
-        half = 0.5 if draw.method == "two-step" else 1.0
-        first = self._smoothed(self._draw_for(self.pair.noisy, draw))
-        x_tilde = self._noisy.draw(first, share_of_progress(progress, 0.0, half))
-        return self.denoise(x_tilde, draw, share_of_progress(progress, half, 1.0))
+        scales = self.pair.ladder(draw.levels)
+        # One network for x~, and one for every image that is drawn from a noisy one.
+        first = 1 / (len(scales) + (draw.method == "two-step"))
+        top = self._rung(scales[0])
+        x_tilde = top.draw_noisy(draw, share_of_progress(progress, 0.0, first))
+        return self.denoise(x_tilde, draw, share_of_progress(progress, first, 1.0))
 
     def denoise(self, x_tilde: Tensor, draw: Draw, progress: Progress | None = None) -> Tensor:
         """Denoise as `SmoothedPair.denoise` does. progress: called with the fraction done."""
+        scales = self.pair.ladder(draw.levels)
+        rungs = len(scales) - 1  # above the lowest
+        parts = rungs + (draw.method == "two-step")
+        for i, (high, low) in enumerate(pairwise(scales)):
+            above = replace(draw, seed=seed_of_rung(draw.seed, rungs - i), method="two-step")
+            share = share_of_progress(progress, i / parts, (i + 1) / parts)
+            x = self._rung(high).denoise(x_tilde, above, share)
+            x_tilde = Step(low, high).down(
+                x, x_tilde, seed=above.seed, first_index=draw.first_index
+            )
+        share = share_of_progress(progress, rungs / max(parts, 1), 1.0)
+        return self._rung(scales[-1]).denoise(x_tilde, draw, share)
+
+
+class _Rung:
+    """The two networks of a pair for one scale of noise."""
+
+    def __init__(self, pair: SmoothedPair) -> None:
+        self.pair = pair
+        self._noisy = NetworkSampler(pair.noisy, pair.image_size)
+        self._denoiser = NetworkSampler(pair.denoiser, pair.image_size)
+
+    def draw_noisy(self, draw: Draw, progress: Progress | None) -> Tensor:
+        """Draw x~. Its known pixels are those of x with the smoothing's noise."""
+        draw = self._draw_for(self.pair.noisy, draw)
+        if draw.known is not None:
+            x, mask = draw.known.images, draw.known.mask
+            x_tilde = self.pair.smoothing.sample(x, seed=draw.seed, first_index=draw.first_index)
+            draw = replace(draw, known=known_pixels(x_tilde, mask, draw.count))
+        return self._noisy.draw(draw, progress)
+
+    def denoise(self, x_tilde: Tensor, draw: Draw, progress: Progress | None) -> Tensor:
+        """The image of each x~, by the draw's method."""
         if draw.method == "noisy":
             return x_tilde
         if draw.method == "single-step":
@@ -387,44 +535,3 @@ class PairSampler:
     def _draw_for(self, model: PixelCNNpp, draw: Draw) -> Draw:
         """The draw as one of the two models takes it."""
         return replace(draw, label=self.pair.label_for(model, draw.label))
-
-    def _smoothed(self, draw: Draw) -> Draw:
-        """The draw of x~ for a draw of x: its known pixels get the smoothing's noise."""
-        if draw.known is None:
-            return draw
-        x, mask = draw.known.images, draw.known.mask
-        x_tilde = self.pair.smoothing.sample(x, seed=draw.seed, first_index=draw.first_index)
-        return replace(draw, known=known_pixels(x_tilde, mask, draw.count))
-
-
-class _LogProb(nn.Module):
-    """A model's log_prob as its forward."""
-
-    def __init__(self, model: PixelCNNpp) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor, label: Tensor | None) -> Tensor:
-        return self.model.log_prob(x, label=label)
-
-
-def score_of(
-    model: PixelCNNpp, x: Tensor, score: Score = "full", label: Tensor | None = None
-) -> Tensor:
-    """The gradient of log p(x) with respect to x (B, C, H, W): same shape, nats per unit of x.
-
-    label: for a model with classes, as of its forward.
-    """
-    with torch.enable_grad():
-        x = x.detach().requires_grad_(True)
-        if score == "full":
-            # Frozen: the gradients of the weights would cost a third of all.
-            whole = _LogProb(model)
-            frozen = {name: weight.detach() for name, weight in whole.named_parameters()}
-            log_p = functional_call(whole, frozen, (x, label))
-        else:
-            with torch.no_grad():
-                params = model(x, label=label)
-            log_p = model.log_prob_given(x, params)
-        (gradient,) = torch.autograd.grad(log_p.sum(), x)
-    return gradient

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 import dsmooth
 from dsmooth.data import ImageDataset
 from dsmooth.nn.layers import GatedResnet
-from dsmooth.pair import score_of
+from dsmooth.nn.score import score_of
 from dsmooth.runs import RunFolder
 from dsmooth.sampling import jacobi_sample, sample_images, sequential_sample
 from dsmooth.sampling.draw import Draw

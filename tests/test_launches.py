@@ -29,7 +29,7 @@ from dsmooth.kernels import (
     weight_gradients,
     weights,
 )
-from dsmooth.pair import score_of
+from dsmooth.nn.score import score_of
 
 MODULES = (
     *(expand, gated_resnet, logistic_mixture, matmul, shifted_conv),

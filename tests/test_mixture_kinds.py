@@ -21,7 +21,7 @@ from dsmooth.functional import (
     logistic_mixture_log_prob_ref,
     logistic_mixture_sample,
 )
-from dsmooth.pair import score_of
+from dsmooth.nn.score import score_of
 from dsmooth.presets import PRESETS, preset
 from dsmooth.train.state import TrainState
 from tests.helpers.tiny_pairs import tiny_config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,10 @@ from torch import Tensor
 
 import dsmooth
 from dsmooth.config import ModelConfig, TrainConfig
+from dsmooth.data import ImageDataset
+from dsmooth.evaluate import score_pair
 from dsmooth.nn.levels import at_level
+from dsmooth.pair import log_prob_of_noisy
 from dsmooth.sampling.ladder import Step, seed_of_rung
 from dsmooth.smoothing import GaussianSmoothing
 from dsmooth.train import train
@@ -162,3 +166,131 @@ def test_rungs_have_seeds_of_their_own() -> None:
     assert len(seeds) == 9
     assert all(0 <= seed < 2**64 for seed in seeds)
     assert seed_of_rung(5, 0, 2) == 5
+
+
+def pair_of_levels(n_classes: int = 0, **settings: object) -> dsmooth.SmoothedPair:
+    noisy = network("none", n_classes, **settings)
+    denoiser = network("concat", n_classes, likelihood="discretized")
+    return dsmooth.SmoothedPair(noisy, denoiser, GaussianSmoothing(LEVELS[-1]), (8, 8))
+
+
+def test_one_level_is_two_step_sampling() -> None:
+    """Bit for bit that of an ordinary pair with the level's weights, as is the bound."""
+    pair = pair_of_levels()
+    for scale in LEVELS:
+        plain = pair.at(scale)
+        assert plain.noise_levels == (scale,)
+        assert torch.equal(pair.sample(3, levels=(scale,)), plain.sample(3))
+        assert torch.equal(pair.elbo(images(), levels=(scale,)), plain.elbo(images()))
+    assert torch.equal(pair.sample(3), pair.sample(3, levels=LEVELS[-1:]))
+    for method in ("noisy", "single-step"):
+        ours = pair.sample(2, method=method)
+        assert torch.equal(ours, pair.at(LEVELS[-1]).sample(2, method=method))
+    assert torch.equal(pair.single_step(images()), pair.at(LEVELS[-1]).single_step(images()))
+
+
+@pytest.mark.parametrize("n_classes", [0, 3])
+def test_a_ladder_step_by_step(n_classes: int) -> None:
+    """Its images are those of its parts, whatever stands beside them in the batch."""
+    pair, label = pair_of_levels(n_classes), 1 if n_classes else None
+    high, low = pair.at(0.5), pair.at(0.1)
+    seed = seed_of_rung(4, 1)
+    x_high = high.sample(3, label=label, seed=4, method="noisy")
+    x = high.denoise(x_high, label=label, seed=seed)
+    x_low = Step(0.1, 0.5).down(x, x_high, seed=seed)
+    expected = low.denoise(x_low, label=label, seed=4)
+    drawn = pair.sample(3, label=label, seed=4, levels=(0.5, 0.1))
+    assert torch.equal(drawn, expected)
+    noisy = pair.sample(3, label=label, seed=4, levels=(0.5, 0.1), method="noisy")
+    assert torch.equal(noisy, x_low)
+    alone = pair.sample(1, label=label, seed=4, levels=(0.5, 0.1), first_index=2)
+    assert torch.equal(alone, drawn[2:])
+    whole = pair.sample(2, label=label, levels=tuple(reversed(LEVELS)))
+    assert whole.isfinite().all()
+
+
+def test_known_pixels_stay_on_a_ladder() -> None:
+    pair, x = pair_of_levels(), (images() * 127.5).round() / 127.5
+    mask = torch.zeros(1, 8, 8, dtype=torch.bool)
+    mask[:, :4] = True
+    drawn = pair.sample(3, levels=(0.5, 0.25, 0.1), known=x, mask=mask)
+    assert torch.equal(drawn[:, :, :4], x[:, :, :4])
+    nothing = pair.sample(3, levels=(0.5, 0.1), known=x, mask=torch.zeros_like(mask))
+    assert torch.equal(nothing, pair.sample(3, levels=(0.5, 0.1)))
+
+
+@pytest.mark.quick
+def test_ladders_that_do_not_fit() -> None:
+    pair = pair_of_levels()
+    for levels in ((0.1, 0.5), (0.5, 0.5), (0.3,), ()):
+        with pytest.raises(ValueError, match=r"levels must fall and be among 0.1, 0.25, 0.5, got"):
+            pair.sample(1, levels=levels)
+    with pytest.raises(ValueError, match=r"the noise levels of the pair are \(0.5,\), not 0.1"):
+        pair.at(0.5).at(0.1)
+    other = network("concat", noise_levels=[0.1, 0.5])
+    with pytest.raises(ValueError, match="the models must have the same noise_levels"):
+        dsmooth.SmoothedPair(pair.noisy, other, pair.smoothing, (8, 8))
+    with pytest.raises(ValueError, match=r"need gaussian smoothing of scale 0.5"):
+        dsmooth.SmoothedPair(pair.noisy, pair.denoiser, GaussianSmoothing(0.1), (8, 8))
+
+
+def test_the_bound_of_a_ladder_is_below_the_truth() -> None:
+    """For images whose noisy and posterior distributions are known exactly.
+
+    Perfect models make every bracket exact, so the bound is log p(x) itself.
+    """
+    pairs = [PerfectPair(scale) for scale in (1.5, 0.9, 0.6)]
+    x = PerfectPair.draw(40, seed=3)
+    x_tilde = GaussianSmoothing(0.6).sample(x, seed=1)
+    bound = log_prob_of_noisy(pairs, x_tilde, seed=2)
+    torch.testing.assert_close(bound, pairs[-1].noisy_log_prob(x_tilde), rtol=1e-9, atol=1e-9)
+    # A denoiser that is wrong makes it lower, on average.
+    worse = [PerfectPair(scale, tilt=0.7) for scale in (1.5, 0.9, 0.6)]
+    loss = (pairs[-1].noisy_log_prob(x_tilde) - log_prob_of_noisy(worse, x_tilde, seed=2)).mean()
+    assert loss > 0.1
+
+
+class PerfectPair:
+    """p(x~) and p(x | x~) of images whose pixels are independent, -1 or 1, 1 with probability 0.3.
+
+    tilt: added to the log-odds of the denoiser, which is then wrong.
+    """
+
+    label_for = staticmethod(lambda model, label: label)
+    denoiser = None
+
+    def __init__(self, scale: float, tilt: float = 0.0) -> None:
+        self.smoothing = GaussianSmoothing(scale)
+        self.tilt = tilt
+
+    @staticmethod
+    def draw(n: int, seed: int) -> Tensor:
+        u = torch.rand(n, 1, 4, 4, generator=torch.Generator().manual_seed(seed)).double()
+        return torch.where(u < 0.3, 1.0, -1.0).double()
+
+    def noisy_log_prob(self, x_tilde: Tensor, label: None = None) -> Tensor:
+        up, down = (self.smoothing.log_density(x_tilde - x) for x in (1.0, -1.0))
+        return torch.logaddexp(up + math.log(0.3), down + math.log(0.7)).flatten(1).sum(1)
+
+    def log_odds(self, x_tilde: Tensor) -> Tensor:
+        up, down = (self.smoothing.log_density(x_tilde - x) for x in (1.0, -1.0))
+        return up - down + math.log(0.3 / 0.7) + self.tilt
+
+    def denoiser_log_prob(self, x: Tensor, x_tilde: Tensor, label: None = None) -> Tensor:
+        return torch.nn.functional.logsigmoid(x * self.log_odds(x_tilde)).flatten(1).sum(1)
+
+    def denoise(self, x_tilde: Tensor, *, label: None, seed: int, first_index: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed % 2**63)
+        u = torch.rand(x_tilde.shape, generator=generator, dtype=torch.float64)
+        return torch.where(u < self.log_odds(x_tilde).sigmoid(), 1.0, -1.0).double()
+
+
+def test_scores_of_a_ladder_are_its_bound() -> None:
+    pair = pair_of_levels()
+    x = torch.randint(0, 256, (5, 1, 8, 8), generator=torch.Generator().manual_seed(0)).byte()
+    data = ImageDataset(x, None, "made", "test", "made for a test")
+    for levels in (None, (0.5, 0.1)):
+        scores = score_pair(pair, data, n_noise=2, levels=levels)
+        bound = pair.elbo(data.batch(torch.arange(5)), n_noise=2, levels=levels)
+        total = scores.log_weights("discretized").mean(0)
+        torch.testing.assert_close(total.float(), bound, rtol=1e-4, atol=1e-2)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import dsmooth
-from dsmooth.pair import score_of
+from dsmooth.nn.score import score_of
 from dsmooth.sampling import CachedSampler, jacobi_sample, sample_images, sequential_sample
 from tests.helpers.tiny_pairs import (
     log_likelihood_by_quadrature,

@@ -42,6 +42,7 @@ def complete(options: Complete) -> None:
             threads=options.threads,
             device=str(choose_device(options.device)),
             precision=options.precision,
+            levels=options.levels,
             known=known_pixels(known, mask, len(known)),
         )
         completed = draw_all(models, draw)

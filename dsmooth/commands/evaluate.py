@@ -98,11 +98,14 @@ def evaluate_bits(options: BitsOptions) -> None:
                 n_noise=options.n_noise,
                 seed=options.seed,
                 clean_noise=models.clean_noise if clean_noise is None else clean_noise,
+                levels=options.levels,
                 progress=done,
                 **settings,
             )
         digests = [models.digests()[role] for role in models.networks if role != "plain"]
-        result["pair"] = {"weights_sha256": digests, **describe_scores(every["pair"])}
+        levels = models.smoothed.ladder(options.levels)
+        described = {"levels": list(levels), **describe_scores(every["pair"])}
+        result["pair"] = {"weights_sha256": digests, **described}
         result["equation_4"] = EQUATION_4_SENTENCE if every["pair"].gaussian else None
     if plain is not None:
         with progress("scoring the plain model", n) as done:

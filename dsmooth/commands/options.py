@@ -87,6 +87,8 @@ class Sample:
     """two-step: x~ then x given x~; single-step: posterior mean of x~; noisy: x~ itself."""
     score: Score = "full"
     """Gradient of single-step: through the whole network, or each pixel's own conditional."""
+    levels: tuple[float, ...] | None = None
+    """Noise levels of a ladder, falling, for a pair that has several; by default the highest."""
     temperature: float = 1.0
     """Below 1 for likelier pixels, above 1 for more varied ones."""
     threads: int | None = None
@@ -127,6 +129,8 @@ class Complete:
     """Decides the completions; None draws a seed and says which."""
     method: Method = "two-step"
     """two-step: x~ then x given x~; single-step: posterior mean of x~; noisy: x~ itself."""
+    levels: tuple[float, ...] | None = None
+    """Noise levels of a ladder, falling, for a pair that has several; by default the highest."""
     temperature: float = 1.0
     """Below 1 for likelier pixels, above 1 for more varied ones."""
     threads: int | None = None
@@ -163,6 +167,8 @@ class BitsOptions:
     """Score the first images only, for a quick look."""
     n_noise: int = 4
     """Draws of x~ per image: repeats of the bound, and n of the importance-weighted one."""
+    levels: tuple[float, ...] | None = None
+    """Noise levels of a ladder, falling, for a pair that has several; by default the highest."""
     clean_noise: float | None = None
     """Standard deviation of noise on the target of the density; by default that of training."""
     batch_size: int = 100

@@ -38,6 +38,7 @@ def sample(options: Sample) -> None:
         options.threads,
         device=str(choose_device(options.device)),
         precision=options.precision,
+        levels=options.levels,
     )
     check_outputs(options.out, draw.count, png=options.png, adm=options.adm)
     with process_group():

@@ -8,8 +8,9 @@ with.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from ..data import ImageDataset
 from ..distributed import dealt
 from ..functional import logistic_mixture_log_prob
 from ..nn import PixelCNNpp
-from ..pair import SmoothedPair
+from ..pair import SmoothedPair, log_prob_of_noisy
 from ..philox import Stream
 from ..smoothing import GaussianSmoothing
 
@@ -176,14 +177,16 @@ def score_pair(
     batch_size: int = 100,
     seed: int = 0,
     clean_noise: float = 0.0,
+    levels: Sequence[float] | None = None,
     progress: Progress | None = None,
 ) -> Scores:
     """Score the first `limit` images (all by default), each with `n_noise` draws of x~.
 
     The noise of an image depends on (seed, its index, draw), so the result does not depend on
     batch_size beyond rounding. clean_noise: standard deviation of the noise on the target of the
-    density, 0.01 for a denoiser trained as the paper's. progress is called with the number
-    of images done. Raises ValueError for counts below 1 and images that are not the pair's.
+    density, 0.01 for a denoiser trained as the paper's. levels: of a ladder, as of
+    `SmoothedPair.elbo`; x~ is that of its lowest. progress is called with the number of images
+    done. Raises ValueError for counts below 1 and images that are not the pair's.
     """
     if n_noise < 1:
         raise ValueError(f"n_noise must be at least 1, got {n_noise}")
@@ -194,17 +197,19 @@ def score_pair(
             f"the pair is for images of {pair.image_size}, got {dataset.name} of "
             f"{dataset.image_size}"
         )
+    pairs = [pair.at(scale) for scale in pair.ladder(levels)]
+    pair = pairs[-1]
     trained_as = pair.denoiser.config.likelihood
 
     def score(first: int, x: Tensor) -> dict[str, Tensor]:
         """The rows (n_noise, B) of a batch."""
         columns: dict[str, list[Tensor]] = {}
         for repeat in range(n_noise):
-            where = {"seed": seed, "first_index": first, "repeat": repeat}
+            where: dict[str, Any] = {"seed": seed, "first_index": first, "repeat": repeat}
             x_tilde = pair.smoothing.sample(x, **where)
             params = pair.denoiser(x, context=x_tilde)
             draw = {
-                "noisy": pair.noisy.log_prob(x_tilde),
+                "noisy": log_prob_of_noisy(pairs, x_tilde, **where),
                 "smoothing": -pair.smoothing.log_prob(x_tilde, x),
                 "discretized": _log_prob(pair.denoiser, x, params, "discretized"),
             }

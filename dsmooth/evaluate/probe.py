@@ -73,6 +73,7 @@ def probe_pair(
     processes call this; the result is rank 0's.
     """
     check_data(pair, train_set, test_set)
+    pair = pair.at(pair.smoothing.scale)  # the highest of several noise levels
     splits: dict[Split, ImageDataset] = {
         "train": first_images(train_set, settings.train_images),
         "test": first_images(test_set, settings.test_images),

@@ -36,7 +36,8 @@ class Draw:
     device and float32 on the CPU. known: pixels that are kept, of as many images. label: for models
     with classes. A number is the class of all images, "each" makes image i one of class i modulo
     the number of classes, and a tensor has a class (count,) int64, or weights of classes (count,
-    n_classes), for every image.
+    n_classes), for every image. levels: scales of noise of a pair's ladder, falling; None for its
+    highest alone.
     Raises ValueError, naming the field, for one out of range.
     """
 
@@ -52,6 +53,7 @@ class Draw:
     precision: Precision = "auto"
     known: KnownPixels | None = None
     label: Label = None
+    levels: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         check_whole(self, ("count", "seed", "first_index", "threads", "max_slice"))
@@ -110,6 +112,8 @@ class Draw:
         }
         if self.label is not None:
             how["label"] = described(self.label)
+        if self.levels is not None:
+            how["levels"] = list(self.levels)
         return how if self.known is None else {**how, "known_sha256": self.known.digest()}
 
 
