@@ -94,20 +94,21 @@ def preset(name: str, role: Role) -> TrainConfig:
 def train_command(config: TrainConfig) -> str:
     """The `dsmooth train` that begins with these settings: the nearest preset, and what differs.
 
-    The folder of the data is called FOLDER: no path of this machine is in it.
+    Folders are called FOLDER and RUN: no path of this machine is in it.
     """
     own = flatten(asdict(config))
-    # The first is who trains what; the second follows from the scale.
-    skipped = {"role", "data_dir", "model.smoothing_scale"}
+    # Named apart, or no options: one follows from the scale, one from a run that was prolonged.
+    skipped = {"role", "data_dir", "init", "model.smoothing_scale", "schedule_from"}
     changes: dict[str, list[str]] = {}
     for name in PRESETS:
         theirs = flatten(asdict(preset(name, config.role)))
         different = [key for key in own if key not in skipped and own[key] != theirs[key]]
         changes[name] = [_flag(key.rpartition(".")[2], own[key]) for key in different]
     nearest = min(changes, key=lambda name: len(changes[name]))
-    folder = [] if config.data_dir is None else ["--data-dir FOLDER"]
+    folders = ["--data-dir FOLDER"] * (config.data_dir is not None)
+    folders += ["--init RUN"] * (config.init is not None)
     return " ".join(
-        ["dsmooth train", config.role, f"--preset {nearest}", *folder, *changes[nearest]]
+        ["dsmooth train", config.role, f"--preset {nearest}", *folders, *changes[nearest]]
     )
 
 
