@@ -10,6 +10,7 @@ import os
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -29,7 +30,7 @@ from .commands.options import (
     Sample,
     Train,
 )
-from .config import Role
+from .config import Role, TrainConfig
 from .distributed import rank_and_size
 from .presets import preset
 from .runs import RunFolder, default_folder, read_run_config
@@ -154,6 +155,7 @@ def _train_default(args: list[str]) -> Train:
     parser.add_argument("--out")
     parser.add_argument("--image-channels", "--image_channels")
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--init")
     known, _ = parser.parse_known_args(args)
     role: Role = known.role if known.role in get_args(Role) else "noisy"
     source = Path(known.config) if known.config else None
@@ -163,8 +165,18 @@ def _train_default(args: list[str]) -> Train:
         settings, _ = read_run_config(source)
     else:
         settings = preset(known.preset or DEFAULT_PRESET, role)
-    unnamed = known.image_channels is None and source is None
+        if known.verb == "train" and known.init:
+            settings = with_network_of(known.init, settings)
+    unnamed = known.image_channels is None and source is None and known.init is None
     return Train(role=tyro.MISSING, settings=settings, match_channels=unnamed)
+
+
+def with_network_of(source: str, settings: TrainConfig) -> TrainConfig:
+    """The settings with the network, smoothing and scale of the run or pair `source`."""
+    from .train.initial import read_initial
+
+    network, smoothing, scale = read_initial(source, settings.role)
+    return replace(settings, model=network.config, smoothing=smoothing, scale=scale)
 
 
 def _run(command: Command) -> int:

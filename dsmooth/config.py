@@ -214,6 +214,11 @@ class TrainConfig:
     ema: float = 0.9995
     """Largest decay of the moving average of weights; 0 for no average. The average reaches back
     1 / (1 - ema) steps, which should be few beside those in which the rate falls."""
+    schedule_from: Annotated[int, tyro.conf.Suppress] = 0
+    """Images after which the schedule began again: where a finished run was prolonged."""
+    init: str | None = None
+    """Begin with the weights of this run or pair, whose network, smoothing and scale are the
+    defaults then, and with a new optimiser."""
     data_init: bool = True
     """Whether to set scales and biases from the first batch (data-dependent init)."""
     precision: Precision = "auto"
@@ -262,6 +267,10 @@ class TrainConfig:
         if not 0 < self.learning_rate_decay <= 1:
             raise ValueError(
                 f"learning_rate_decay must lie in (0, 1], got {self.learning_rate_decay}"
+            )
+        if self.schedule_from < 0 or self.schedule_from >= (self.images or math.inf):
+            raise ValueError(
+                f"schedule_from must lie in 0 .. images, got {self.schedule_from} of {self.images}"
             )
         if not 0 <= self.clean_noise < math.inf or self.warmup_images < 0:
             raise ValueError("clean_noise and warmup_images must not be negative")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,13 +12,15 @@ from torch import Tensor
 
 from .config import Role
 from .nn import PixelCNNpp
-from .pair import PairSampler, SmoothedPair, is_saved_pair
+from .nn.weights import weights_digest
+from .pair import PairSampler, SmoothedPair
 from .pretrained import find
 from .pretrained import names as packaged_names
 from .runs import RunFolder, runs_of_pair
 from .sampling.auto import NetworkSampler
 from .sampling.draw import Draw, Progress
 from .sampling.ranks import draw_in_chunks
+from .saved_pairs import is_saved_pair
 
 # Images that a process draws at a time: enough to fill the device, few enough to lie in memory.
 CHUNK = {"cpu": 256, "cuda": 4096}
@@ -187,12 +188,3 @@ def is_model(path: Path) -> bool:
     if not path.exists():
         return str(path) in packaged_names()
     return is_saved_pair(path) or RunFolder(path).config.is_file() or runs_of_pair(path) is not None
-
-
-def weights_digest(model: PixelCNNpp) -> str:
-    """SHA-256 of a model's weights, in the order of their names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

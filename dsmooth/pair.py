@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -14,28 +14,24 @@ from typing import Any, TypeVar, get_args
 import torch
 from torch import Tensor, nn
 
-from ._version import __version__
-from .config import Method, ModelConfig, Precision, Score, SmoothingKind, structure
-from .files import read_json, save_weights, write_json
+from .config import Method, Precision, Role, Score
+from .files import read_json
+from .hub import upload
 from .nn import PixelCNNpp
 from .nn.levels import at_level
 from .nn.score import score_of
-from .nn.weights import load_network
+from .nn.weights import weights_digest
 from .philox import Stream
 from .pretrained import find
-from .runs import RunFolder, runs_of_pair
+from .runs import Origin, RunFolder, runs_of_pair
 from .sampling.auto import NetworkSampler
 from .sampling.draw import Draw, Label, Progress, chosen_seed, share_of_progress
 from .sampling.known import known_pixels
 from .sampling.ladder import Step, seed_of_rung
+from .saved_pairs import PairParts, is_saved_pair, read_pair, settings_in, write_pair
 from .smoothing import GaussianSmoothing, Smoothing, make_smoothing
 
 T = TypeVar("T")
-
-# The files of a saved pair.
-CONFIG_FILE = "config.json"
-NOISY_FILE = "noisy.safetensors"
-DENOISER_FILE = "denoiser.safetensors"
 
 
 class SmoothedPair(nn.Module):
@@ -100,6 +96,8 @@ class SmoothedPair(nn.Module):
         self.denoiser = denoiser
         self.smoothing = smoothing
         self.image_size = (int(height), int(width))
+        self.origin: Mapping[Role, Origin] = {}
+        """Where the weights come from, as far as it is known; shown by the model card."""
 
     def __repr__(self) -> str:
         """Both networks, the smoothing and the images in a few lines; not every layer."""
@@ -333,20 +331,51 @@ class SmoothedPair(nn.Module):
             raise ValueError("label was given, but neither model of the pair has classes")
         return label if model.config.condition_size else None
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json, noisy.safetensors and denoiser.safetensors into `folder`."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_weights(self.noisy, folder / NOISY_FILE)
-        save_weights(self.denoiser, folder / DENOISER_FILE)
-        description = {
-            "dsmooth": __version__,
-            "noisy": asdict(self.noisy.config),
-            "denoiser": asdict(self.denoiser.config),
-            "smoothing": {"kind": self.smoothing.kind, "scale": self.smoothing.scale},
-            "image_size": list(self.image_size),
-        }
-        write_json(folder / CONFIG_FILE, description)
+    def save_pretrained(
+        self, folder: str | Path, *, scores: str | Path | None = None, name: str | None = None
+    ) -> None:
+        """Write config.json, noisy.safetensors, denoiser.safetensors and the card README.md.
+
+        The card says what the pair is and, where it was made of run folders, how it was trained.
+        scores: the file that `dsmooth evaluate bpd` wrote for it, whose table the card shows. name:
+        by which the card's example reads the pair, by default the folder's. A README.md that
+        dsmooth did not write stays.
+        Raises ValueError for scores of another pair.
+        """
+        parts = PairParts(self.noisy, self.denoiser, self.smoothing, self.image_size, self.origin)
+        found = None if scores is None else read_json(Path(scores))
+        if found is not None:
+            self._check_scores(found, Path(scores or ""))
+        write_pair(Path(folder), parts, name=name or str(folder), scores=found)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        token: str | None = None,
+        scores: str | Path | None = None,
+        commit_message: str = "Upload a smoothed pair",
+    ) -> str:
+        """Write what `save_pretrained` writes into the model `repo_id` of the Hugging Face Hub.
+
+        repo_id: "owner/name", made if need be, for you alone if `private`. token: None for the one
+        of `hf auth login`. scores: as of `save_pretrained`. Returns the commit's address.
+        Raises ModuleNotFoundError without the extra "hub"; OSError, with the reason and what to do,
+        if the Hub does not take it; ValueError for a repo_id or scores that do not fit.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, scores=scores, name=repo_id)
+            return upload(
+                Path(folder), repo_id, private=private, token=token, commit_message=commit_message
+            )
+
+    def _check_scores(self, scores: Mapping[str, Any], path: Path) -> None:
+        """Raise ValueError if scores are those of other weights."""
+        pair = scores.get("pair")
+        stated = pair.get("weights_sha256") if isinstance(pair, dict) else None
+        if stated != [weights_digest(self.noisy), weights_digest(self.denoiser)]:
+            raise ValueError(f"{path} does not hold the scores of these weights")
 
     @classmethod
     def from_runs(cls, noisy: str | Path, denoiser: str | Path) -> SmoothedPair:
@@ -368,55 +397,33 @@ class SmoothedPair(nn.Module):
                 f"the runs do not fit together: {one} at {size} and {two} at {other_size}"
             )
         smoothing = make_smoothing(first.smoothing, first.scale)
-        return cls(noisy_model, denoiser_model, smoothing, size).eval()
+        pair = cls(noisy_model, denoiser_model, smoothing, size).eval()
+        pair.origin = {
+            "noisy": RunFolder(Path(noisy)).origin(),
+            "denoiser": RunFolder(Path(denoiser)).origin(),
+        }
+        return pair
 
     @classmethod
-    def from_pretrained(cls, name: str | Path) -> SmoothedPair:
+    def from_pretrained(cls, name: str | Path, *, revision: str | None = None) -> SmoothedPair:
         """Read a pair by its name or folder; both models in evaluation mode, on the CPU.
 
         name: "mnist", the pair that comes with the package; a folder that `save_pretrained` wrote;
-        or one with the runs `noisy` and `denoiser` in it, such as that of `dsmooth reproduce`.
-        Raises FileNotFoundError or ValueError, naming the file, for anything else.
+        one with the runs `noisy` and `denoiser` in it, such as that of `dsmooth reproduce`; or, by
+        the extra "hub", the "owner/name" of such a folder on the Hugging Face Hub. revision: of the
+        Hub, a branch, tag or commit; None for the main branch.
+        Raises FileNotFoundError or ValueError, naming the file, for anything else;
+        ModuleNotFoundError without the extra, and OSError if the Hub does not give the pair.
         """
-        folder = find(name)
+        folder = find(name, revision)
         runs = None if is_saved_pair(folder) else runs_of_pair(folder)
         if runs is not None:
             return cls.from_runs(*runs)
-        path = folder / CONFIG_FILE
-        values = read_json(path)
-        values.pop("dsmooth", None)
-        with _settings_in(path):
-            found = structure(values, _Saved)
-            smoothing = make_smoothing(found.smoothing.kind, found.smoothing.scale)
-        noisy = load_network(found.noisy, folder / NOISY_FILE)
-        denoiser = load_network(found.denoiser, folder / DENOISER_FILE)
-        with _settings_in(path):
-            return cls(noisy, denoiser, smoothing, found.image_size).eval()
-
-
-@contextmanager
-def _settings_in(path: Path) -> Iterator[None]:
-    """Errors inside name the file whose settings are wrong."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{path} is not a pair's: {error}") from None
-
-
-@dataclass(frozen=True)
-class _SavedSmoothing:
-    kind: SmoothingKind
-    scale: float
-
-
-@dataclass(frozen=True)
-class _Saved:
-    """What the config.json of a saved pair holds, beside the version of dsmooth."""
-
-    noisy: ModelConfig
-    denoiser: ModelConfig
-    smoothing: _SavedSmoothing
-    image_size: tuple[int, int]
+        found = read_pair(folder)
+        with settings_in(folder):
+            pair = cls(found.noisy, found.denoiser, found.smoothing, found.image_size).eval()
+        pair.origin = found.origin
+        return pair
 
 
 def describe_network(model: PixelCNNpp) -> str:
@@ -430,11 +437,6 @@ def describe_network(model: PixelCNNpp) -> str:
         f"{number:,} parameters, F {config.n_filters}, R {config.n_resnet}, K {config.n_mix}, "
         f"{config.conditioning}, {config.likelihood}{atoms}{classes}{levels}"
     )
-
-
-def is_saved_pair(folder: Path) -> bool:
-    """Whether `SmoothedPair.save_pretrained` wrote into `folder`."""
-    return (folder / NOISY_FILE).exists()
 
 
 def log_prob_of_noisy(

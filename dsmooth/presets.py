@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
-from .config import ModelConfig, Role, TrainConfig
+from .config import ModelConfig, Role, TrainConfig, flatten
 
 # Meng et al. (ICLR 2021): no averaging, no clipping, no data-dependent init; a stacked denoiser
 # with a continuous likelihood. How long they trained is not published: give images or budget.
@@ -88,3 +89,33 @@ def preset(name: str, role: Role) -> TrainConfig:
             settings |= own
     model = ModelConfig(**settings.pop("model") | table.get(f"{role}.model", {}))
     return TrainConfig(role=role, model=model, **settings)
+
+
+def train_command(config: TrainConfig) -> str:
+    """The `dsmooth train` that begins with these settings: the nearest preset, and what differs.
+
+    Folders are called FOLDER and RUN: no path of this machine is in it.
+    """
+    own = flatten(asdict(config))
+    # Named apart, or no options: one follows from the scale, one from a run that was prolonged.
+    skipped = {"role", "data_dir", "init", "model.smoothing_scale", "schedule_from"}
+    changes: dict[str, list[str]] = {}
+    for name in PRESETS:
+        theirs = flatten(asdict(preset(name, config.role)))
+        different = [key for key in own if key not in skipped and own[key] != theirs[key]]
+        changes[name] = [_flag(key.rpartition(".")[2], own[key]) for key in different]
+    nearest = min(changes, key=lambda name: len(changes[name]))
+    folders = ["--data-dir FOLDER"] * (config.data_dir is not None)
+    folders += ["--init RUN"] * (config.init is not None)
+    return " ".join(
+        ["dsmooth train", config.role, f"--preset {nearest}", *folders, *changes[nearest]]
+    )
+
+
+def _flag(name: str, value: Any) -> str:
+    """An option of the command line."""
+    option = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{option}" if value else f"--no-{option}"
+    values = value if isinstance(value, list) else [value]
+    return " ".join([f"--{option}", *map(str, values)])

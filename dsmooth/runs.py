@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +12,31 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 from .config import Role, TrainConfig, structure
 from .files import read_json, save_weights, write_json
+from .presets import train_command
 
 if TYPE_CHECKING:
     from .nn import PixelCNNpp
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a network's weights come from, as a model card tells it."""
+
+    command: str
+    """The `dsmooth train` that begins such a run."""
+    data: str
+    """The data set."""
+    images: int | None
+    """Training images seen, repeats counted."""
+    seed: int
+    seconds: float | None
+    """Time of training; None where no log tells it."""
+    loss: str | None
+    """What `bits_per_dim` measures."""
+    bits_per_dim: float | None
+    """Of held-out images at the last scoring."""
+    notes: tuple[str, ...] = ()
+    """What the log says beside: settings that were changed on the way."""
 
 
 @dataclass(frozen=True, init=False)
@@ -139,6 +161,23 @@ class RunFolder:
             kept.append(entry)
         return kept
 
+    def origin(self) -> Origin:
+        """Where the weights come from. Raises as `read_config` does."""
+        config, _ = self.read_config()
+        entries = self.history() if self.log.exists() else []
+        scores = [entry["bits_per_dim"] for entry in entries if entry["event"] == "evaluation"]
+        losses = [entry["loss"] for entry in entries if entry["event"] == "start"]
+        return Origin(
+            command=train_command(config),
+            data=config.data,
+            images=max((entry["images"] for entry in entries), default=config.images),
+            seed=config.seed,
+            seconds=training_seconds(entries) if entries else None,
+            loss=losses[-1] if losses else None,
+            bits_per_dim=scores[-1] if scores else None,
+            notes=tuple(entry["text"] for entry in entries if entry["event"] == "note"),
+        )
+
     def load_model(self) -> tuple[PixelCNNpp, TrainConfig, tuple[int, int]]:
         """The trained model in evaluation mode, its settings and its image size.
 
@@ -160,6 +199,16 @@ class RunFolder:
             # Just written, or left by a run that was killed before its first checkpoint: that one
             # begins again with the number of images that was measured then.
             os.replace(self.config, self.settings)
+
+
+def training_seconds(entries: Sequence[dict[str, Any]]) -> float:
+    """Time in the training loop: each start counts its seconds from 0."""
+    total = last = 0.0
+    for entry in entries:
+        if entry["event"] == "start":
+            total, last = total + last, 0.0
+        last = max(last, entry["seconds"])
+    return round(total + last, 1)
 
 
 # The numbers of an entry of the log and its text, by its event. A note is written by hand.

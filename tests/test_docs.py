@@ -32,6 +32,10 @@ def blocks() -> Iterator[tuple[str, str]]:
 
 def shrink(command: list[str]) -> list[str]:
     """The documented command with a tiny network and few images."""
+    if command[0] == "train" and ("--resume" in command or "--init" in command):
+        images = "656" if "--resume" in command else "16"  # a step more than TINY, or one
+        command[command.index("--images") + 1] = images
+        return [*command, "--evaluations", "1", "--evaluation-images", "4"]
     if command[0] == "train" and "--config" not in command:
         if "--budget" in command:
             at = command.index("--budget")

@@ -29,7 +29,8 @@ FLOORS = (
     ("evaluate",),
     ("models",),
     ("pair", "train"),
-    ("runs",),
+    ("saved_pairs",),
+    ("model_card", "runs"),
     ("sampling",),
     ("pictures",),
     ("data", "smoothing"),
@@ -37,7 +38,7 @@ FLOORS = (
     ("functional",),
     ("kernels",),
     ("distributed", "machine", "presets", "pretrained"),
-    ("philox", "files", "config", "progress", "_extension"),
+    ("philox", "files", "config", "hub", "progress", "_extension"),
     ("_version", "_C"),
 )
 FLOOR = {name: number for number, floor in enumerate(FLOORS) for name in floor}
@@ -129,7 +130,7 @@ def test_the_options_know_settings_alone() -> None:
     assert imports("commands.options") == OPTIONS
 
 
-@pytest.mark.parametrize("name", [n for n in MODULES if n not in ("runs", "pair")])
+@pytest.mark.parametrize("name", [n for n in MODULES if n not in ("runs", "saved_pairs")])
 def test_only_runs_and_pairs_spell_the_names_of_their_files(name: str) -> None:
     """In code; docstrings and help texts may name them."""
     tree = MODULES[name]

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dsmooth.models import is_model, load_models, weights_digest
+from dsmooth.models import is_model, load_models
+from dsmooth.nn.weights import weights_digest
 from dsmooth.runs import RunFolder, first_config
 from tests.helpers.command_runs import save_run
 

@@ -11,8 +11,7 @@ from dsmooth.config import flatten
 from dsmooth.reproduce import (
     plan_from_preset,
 )
-from dsmooth.reproduce.results import training_seconds
-from dsmooth.runs import RunFolder
+from dsmooth.runs import RunFolder, training_seconds
 from dsmooth.train.side_by_side import Watched, last_words
 
 

@@ -110,7 +110,7 @@ def test_a_cooldown_can_be_moved_until_it_begins(
     longer = tiny(images=80, schedule="cooldown", cooldown=0.4, evaluations=2)
     train(longer, tmp_path / "longer")
     train_until_24(replace(longer, images=40, evaluations=1), tmp_path / "moved", monkeypatch)
-    with pytest.raises(ValueError, match="only until 19 images, where the learning rate falls"):
+    with pytest.raises(ValueError, match="or until 19 images, where the learning rate falls"):
         train(replace(longer, images=32), tmp_path / "moved", resume=True)
     train(longer, tmp_path / "moved", resume=True)
     for name in ("checkpoint.safetensors", "model.safetensors"):

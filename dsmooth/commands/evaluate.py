@@ -37,8 +37,9 @@ from ..evaluate.scores import KernelDistance
 from ..evaluate.sources import BYTES, ImageSet, as_grey, choose_data, read_images
 from ..files import write_json
 from ..machine import choose_device, default_device, use_threads
-from ..models import Models, is_model, load_models, weights_digest
+from ..models import Models, is_model, load_models
 from ..nn import PixelCNNpp
+from ..nn.weights import weights_digest
 from ..progress import progress, significant
 from ..runs import RunFolder
 from ..sampling.draw import Draw

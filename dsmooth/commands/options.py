@@ -46,7 +46,10 @@ class Train:
     out: Path | None = None
     """Folder of the run; by default runs/ROLE."""
     resume: Flag = False
-    """Go on with the run in --out, whose settings are the defaults then."""
+    """Go on with the run in --out, whose settings are the defaults then. A finished one can be
+    prolonged by more --images: its schedule begins again over those that are added."""
+    force: Flag = False
+    """With --resume: take settings that differ from the run's, from here on."""
     device: str = "auto"
     """cpu, cuda or cuda:N; auto takes a CUDA device if there is one."""
     threads: int | None = None

@@ -11,6 +11,8 @@ from .options import Train
 
 def train(options: Train) -> int:
     """Carry out `dsmooth train`; returns the exit status, 128 + the signal's number if stopped."""
+    if options.force and not options.resume:
+        raise ValueError("--force is for --resume: a new run has no settings to change")
     settings = replace(options.settings, role=options.role)
     if options.print_config:
         print(json.dumps(asdict(settings), indent=2))
@@ -23,6 +25,7 @@ def train(options: Train) -> int:
         folder,
         match_channels=options.match_channels and settings.data == "folder",
         resume=options.resume,
+        force=options.force,
         device=options.device,
         threads=options.threads,
         tensorboard=options.tensorboard,

@@ -24,8 +24,8 @@ from ..config import ProbeSettings, Split
 from ..data import ImageDataset
 from ..distributed import as_rank_0_has_it, dealt, meet, rank_and_size
 from ..files import read_json, write_json
-from ..models import weights_digest
 from ..nn import PixelCNNpp
+from ..nn.weights import weights_digest
 from ..pair import SmoothedPair
 from ..progress import progress
 from ..smoothing import Smoothing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -47,3 +48,12 @@ def outline(config: ModelConfig, tensors: Mapping[str, Tensor], source: str) -> 
         )
     with torch.device("meta"):
         return PixelCNNpp(config)
+
+
+def weights_digest(model: PixelCNNpp) -> str:
+    """SHA-256 of a model's weights, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

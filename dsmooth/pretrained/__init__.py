@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..hub import download, is_hub_id
+
 DEFAULT = "mnist"
 TITLE = "models that come with dsmooth"
 
@@ -19,16 +21,19 @@ def names() -> list[str]:
     return sorted(path.parent.name for path in _HERE.glob("*/noisy"))
 
 
-def find(name: str | Path) -> Path:
+def find(name: str | Path, revision: str | None = None) -> Path:
     """The folder that `name` is: the path itself if it is there, else that of packaged models.
 
-    Raises FileNotFoundError, naming what there is, if it is neither.
+    Else the "owner/name" of a model on the Hugging Face Hub, which is fetched; revision: of it.
+    Raises FileNotFoundError, naming what there is, if it is none of them, and as `hub.download`.
     """
     path = Path(name)
     if path.exists():
         return path
     if str(name) in names():
         return _HERE / str(name)
+    if is_hub_id(name):
+        return download(str(name), revision)
     raise FileNotFoundError(
         f"there is no {path}, and the package has no models of that name (it has "
         f"{', '.join(names())})"

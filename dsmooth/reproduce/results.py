@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -16,17 +16,8 @@ from ..data import ImageDataset
 from ..machine import cpu_name
 from ..models import Models
 from ..pictures import is_diverged
+from ..runs import training_seconds
 from ..train.held_out import loss_name
-
-
-def training_seconds(entries: Sequence[dict[str, Any]]) -> float:
-    """Time in the training loop: each start counts its seconds from 0."""
-    total = last = 0.0
-    for entry in entries:
-        if entry["event"] == "start":
-            total, last = total + last, 0.0
-        last = max(last, entry["seconds"])
-    return round(total + last, 1)
 
 
 def collect(

@@ -17,10 +17,8 @@ from ..files import read_tensors, write_tensors
 from ..runs import RunFolder
 from .state import TrainState
 
-# How a step runs may change at any time.
-_FREE = ("graph",)
-# May change while the learning rate of a cooldown is constant; `check_length` says until when.
-_LENGTH = ("images", "evaluations")
+# May change: how a step runs, and the length of a run, as `resume.with_length` says.
+_MOVABLE = ("graph", "images", "evaluations", "schedule_from")
 
 
 def save_checkpoint(run: RunFolder, state: TrainState) -> None:
@@ -42,36 +40,40 @@ def save_checkpoint(run: RunFolder, state: TrainState) -> None:
     os.replace(run.new_checkpoint, run.checkpoint)
 
 
-def load_checkpoint(run: RunFolder, state: TrainState) -> str | None:
+def load_checkpoint(run: RunFolder, state: TrainState, *, force: bool = False) -> list[str]:
     """Continue `state` from the newest checkpoint of `run` that is whole.
 
-    Returns a sentence for the user if that is not the newest one. Raises FileNotFoundError or
-    ValueError, naming the file, where no checkpoint is whole or it is another run's.
+    force: also from one of other settings. Returns a sentence for the user if the checkpoint is not
+    the newest one. Raises FileNotFoundError or ValueError, naming the file, where no checkpoint is
+    whole or it is another run's.
     """
     try:
-        _restore(run.checkpoint, state)
+        _restore(run.checkpoint, state, force)
     except (FileNotFoundError, DamagedCheckpoint) as error:
         if not run.earlier_checkpoint.exists():
             raise
-        _restore(run.earlier_checkpoint, state)
-        return f"{error}; going on from the checkpoint before it, at {state.images_seen:,} images"
-    return None
+        _restore(run.earlier_checkpoint, state, force)
+        return [f"{error}; going on from the checkpoint before it, at {state.images_seen:,} images"]
+    return []
 
 
 class DamagedCheckpoint(ValueError):
     """A file that does not hold what was written into it."""
 
 
-def stored_images(run: RunFolder) -> int | None:
-    """The number of images that the run of the newest checkpoint was to see."""
+def stored_progress(run: RunFolder) -> tuple[int, int | None]:
+    """The images that the newest whole checkpoint has seen, and those that it was to see."""
+    seen = 0
     for path in (run.checkpoint, run.earlier_checkpoint):
         try:
-            settings = _read(path)[1].get("settings")
+            metadata = _read(path)[1]
         except (FileNotFoundError, DamagedCheckpoint):
             continue
-        if settings is not None:
-            return _settings(path, settings).images
-    return run.read_config()[0].images
+        seen = int(metadata["images_seen"])
+        if "settings" in metadata:
+            return seen, _settings(path, metadata["settings"]).images
+        break
+    return seen, run.read_config()[0].images
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
@@ -98,9 +100,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, metadata
 
 
-def _restore(path: Path, state: TrainState) -> None:
+def _restore(path: Path, state: TrainState, force: bool) -> None:
     tensors, metadata = _read(path)
-    if "settings" in metadata:
+    if "settings" in metadata and not force:
         _check_settings(path, _settings(path, metadata["settings"]), state.config)
     state.restore(
         tensors,
@@ -121,9 +123,8 @@ def _settings(path: Path, text: str) -> TrainConfig:
 def _check_settings(path: Path, stored: TrainConfig, config: TrainConfig) -> None:
     """Raise ValueError if a checkpoint was made with other settings than those of its folder."""
     mine, theirs = flatten(asdict(config)), flatten(asdict(stored))
-    movable = _FREE + (_LENGTH if config.schedule == "cooldown" else ())
     for name, value in mine.items():
-        if value != theirs[name] and name not in movable:
+        if value != theirs[name] and name not in _MOVABLE:
             raise ValueError(
                 f"{path} is a checkpoint of another run: its {name} is {theirs[name]}, that of "
                 f"the folder's settings {value}"

@@ -114,6 +114,11 @@ class RunLog:
             self.writer.add_images("samples", (x.clamp(-1, 1) + 1) / 2, images_seen)
         save_grid(x, self.folder.grid(images_seen))
 
+    def note(self, images_seen: int, text: str) -> None:
+        """Note what was changed in a run."""
+        self._record("note", images_seen, text=text)
+        self.say(text)
+
     def interrupted(self, images_seen: int) -> None:
         """Note that a signal ended the run early."""
         self._record("interrupted", images_seen)

@@ -6,22 +6,24 @@ import contextlib
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from ..config import TrainConfig, flatten
+from ..config import TrainConfig
 from ..data import ImageDataset, load_dataset
 from ..data.own import OWN, OwnData, split_own
 from ..distributed import agree, as_rank_0_has_it, meet, process_group, rank_and_size
 from ..files import lock_folder, save_weights
 from ..machine import choose_device, default_device, use_threads
 from ..runs import RunFolder, default_folder
-from .checkpoint import load_checkpoint, save_checkpoint, stored_images
+from .checkpoint import load_checkpoint, save_checkpoint
 from .held_out import evaluate, loss_name, sample_grid
+from .initial import load_initial
 from .log import RunLog
 from .ranks import is_restarted
+from .resume import changes, merge_with_run
 from .state import TrainState, resolve_precision
 from .step import labels_of
 from .watch import Watch
@@ -44,6 +46,7 @@ def train(
     dataset: OwnData | None = None,
     match_channels: bool = False,
     resume: bool = False,
+    force: bool = False,
     device: str = "auto",
     threads: int | None = None,
     tensorboard: bool = False,
@@ -58,8 +61,12 @@ def train(
     number. tensorboard: also write event files, which needs the extra of that name.
 
     SIGINT, SIGTERM and SIGHUP save a checkpoint and return early. A resumed run must have the same
-    settings and data; but with schedule="cooldown" its images may become more or fewer until the
-    learning rate begins to fall.
+    settings and data. A finished one can get more images: its schedule, warm-up included, begins
+    again over what is added. An exponential schedule, and that of a cooldown before the learning
+    rate falls, do not depend on the number of images and go on. force: take other settings that
+    differ too, from here on.
+
+    `config.init` names a run or a pair whose weights a new run begins with, by a new optimiser.
 
     Under torchrun all processes call this and train together: each computes its share of every
     batch, and rank 0 writes. `folder` and the data must be there for all of them. A run that
@@ -73,7 +80,8 @@ def train(
     if dataset is not None:
         config = replace(config, data=OWN, data_dir=None, download=False, image_size=None)
     with process_group():
-        return _train(config, run, dataset, match_channels, resume, place, threads, tensorboard)
+        use_threads(threads)
+        return _train(config, run, dataset, match_channels, resume, force, place, tensorboard)
 
 
 def _train(
@@ -82,16 +90,15 @@ def _train(
     dataset: OwnData | None,
     match_channels: bool,
     resume: bool,
+    force: bool,
     device: torch.device,
-    threads: int | None,
     tensorboard: bool,
 ) -> TrainResult:
-    use_threads(threads)
     resume = resume or (is_restarted() and run.can_resume())
     if resume:
         if match_channels:
             config = with_channels(config, run.read_config()[0].model.image_channels)
-        config = merge_with_run(config, run)
+        config = merge_with_run(config, run, force=force)
     else:
         check_new_run(run)
     train_set, test_set = load_data(config) if dataset is None else split_own(dataset)
@@ -102,7 +109,8 @@ def _train(
     if device.type == "cuda":
         torch.cuda.set_device(device)
     config = replace(config, precision=resolve_precision(config, device))
-    state = TrainState(config, train_set, device)
+    initial = None if resume or config.init is None else load_initial(config)
+    state = TrainState(config, train_set, device, initial)
     writes = rank_and_size()[0] == 0
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(catch_signals())
@@ -111,10 +119,12 @@ def _train(
             state.config = config
         if writes:
             stack.enter_context(lock_folder(run.path, "another training run"))
-        news = None
+        news: list[str] = []
+        notes: list[str] = []
         if resume:
-            news = load_checkpoint(run, state)
-            check_length(state, run)
+            before, _ = run.read_config()
+            news = load_checkpoint(run, state, force=force)
+            notes = list(changes(before, config, state.images_seen))
             check_same_place(state, run)
         elif writes:
             check_new_run(run)
@@ -128,8 +138,10 @@ def _train(
             )
             for line in opening(config, train_set, test_set, state.model, device):
                 log.say(line)
-            if news:
-                log.say(news)
+            for line in news:
+                log.say(line)
+            for note in notes:
+                log.note(state.images_seen, note)
         result = _loop(state, test_set, run, log, stop)
         if log is not None and result.interrupted is None:
             for line in closing(config, run):
@@ -145,8 +157,8 @@ def _loop(
     stop: Callable[[], int | None],
 ) -> TrainResult:
     """All processes run this, step by step together; that of rank 0 has a `log` and writes."""
-    total = state.total_images
-    marks = [total * (i + 1) // state.config.evaluations for i in range(state.config.evaluations)]
+    total, begun, n = state.total_images, state.config.schedule_from, state.config.evaluations
+    marks = [begun + (total - begun) * (i + 1) // n for i in range(n)]
     bits = None
     watch = Watch(state.config, state.steps, stop)
     while state.images_seen < total:
@@ -228,46 +240,6 @@ def check_new_run(run: RunFolder) -> None:
     if run.config.exists():
         raise ValueError(
             f"{run.path} already holds a run; go on with it by --resume, or choose another --out"
-        )
-
-
-def merge_with_run(config: TrainConfig, run: RunFolder) -> TrainConfig:
-    """The config of the run that is there, after checking that `config` does not contradict it."""
-    stored, _ = run.read_config()
-    if not run.can_resume():
-        raise FileNotFoundError(f"{run.path} holds no checkpoint to resume from")
-    mine, theirs = flatten(asdict(config)), flatten(asdict(stored))
-    if mine["images"] is None:  # a budget has become a number of images
-        for name in ("images", "budget", "evaluations"):
-            mine[name] = theirs[name]
-    for name in ("precision", "model.n_classes"):
-        if mine[name] == "auto":
-            mine[name] = theirs[name]
-    stored = replace(stored, graph=config.graph)  # how, not what
-    theirs["graph"] = mine["graph"]
-    if stored.schedule == "cooldown":
-        stored = replace(stored, images=mine["images"], evaluations=mine["evaluations"])
-        theirs |= {"images": mine["images"], "evaluations": mine["evaluations"]}
-    different = [name for name in mine if mine[name] != theirs[name]]
-    if different:
-        name = different[0]
-        raise ValueError(
-            f"{run.path} holds another run: its {name} is {theirs[name]}, not {mine[name]}"
-        )
-    return stored
-
-
-def check_length(state: TrainState, run: RunFolder) -> None:
-    """Raise ValueError if a resumed run is to have another number of images, but its learning rate
-    has fallen already, or would have with the new number."""
-    before = stored_images(run) or 0
-    lengths = {before, state.total_images}
-    latest = (1 - state.config.cooldown) * min(lengths)
-    if len(lengths) > 1 and state.images_seen > latest:
-        raise ValueError(
-            f"images can be {state.total_images:,} instead of {before:,} only until "
-            f"{latest:,.0f} images, where the learning rate falls; {run.path} has seen "
-            f"{state.images_seen:,}"
         )
 
 

@@ -30,11 +30,18 @@ class TrainState:
     """The model, its average and its optimiser, as after `images_seen` training images.
 
     On `device` there are also the bytes of the training images, and the position in their stream.
-    Raises ValueError for settings that the device cannot follow, and for data without the labels
-    that a model with classes needs.
+    initial: a network whose weights it begins with, instead of random ones.
+    Raises ValueError for settings that the device cannot follow, for data without the labels that a
+    model with classes needs, and for an initial network of another shape.
     """
 
-    def __init__(self, config: TrainConfig, train_set: ImageDataset, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        train_set: ImageDataset,
+        device: torch.device,
+        initial: PixelCNNpp | None = None,
+    ) -> None:
         self.config = config
         self.train_set = train_set
         self.device = device
@@ -59,7 +66,9 @@ class TrainState:
 
         torch.manual_seed(config.seed)
         self.model = PixelCNNpp(config.model).to(device).to(memory_format=torch.channels_last)
-        if config.data_init:
+        if initial is not None:
+            load_state(self.model, initial.state_dict(), str(config.init))
+        elif config.data_init:
             self.model.initialize(*self.inputs(0))
         self.ema = EMA(self.model, config.ema) if config.ema else None
         self.optimizer = torch.optim.Adam(

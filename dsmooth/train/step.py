@@ -115,12 +115,12 @@ def learning_rate(config: TrainConfig, images_seen: Tensor, steps: Tensor) -> Te
     """The learning rate of the step after so many images and steps: float64, no dimensions."""
     if config.images is None:
         raise ValueError("images is not fixed yet")
-    seen = images_seen.double()
+    seen = images_seen.double() - config.schedule_from
     warm = ((seen + config.batch_size) / max(1, config.warmup_images)).clamp(max=1)
     peak = config.learning_rate * warm
     if config.schedule == "exponential":
         return peak * torch.pow(config.learning_rate_decay, steps.double())
-    done = (seen / config.images).clamp(max=1)
+    done = (seen / (config.images - config.schedule_from)).clamp(max=1)
     if config.schedule == "cooldown":
         return peak * ((1 - done) / config.cooldown).clamp(max=1)
     return peak * 0.5 * (1 + torch.cos(math.pi * done))

@@ -1,0 +1,81 @@
+"""Folders of the Hugging Face Hub, by the extra `hub`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+# "owner/name", as the Hub allows it.
+_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+# What a model's folder may hold; nothing that runs code.
+_FILES = ["*.json", "*.jsonl", "*.safetensors", "*.md", "*.png"]
+
+
+def is_hub_id(name: str | Path) -> bool:
+    """Whether `name` is an "owner/name" of the Hub rather than a path that was mistyped.
+
+    Where there is a folder `owner`, it is taken for a path.
+    """
+    text = str(name)
+    return _ID.fullmatch(text) is not None and not Path(text).parent.exists()
+
+
+def download(repo_id: str, revision: str | None = None) -> Path:
+    """The folder of a model on the Hub, fetched into the cache of huggingface_hub if need be.
+
+    revision: a branch, tag or commit; None for the main branch.
+    Raises ModuleNotFoundError without the extra, and OSError, with the reason and what to do, if
+    the Hub does not give the model.
+    """
+    missing = f"there is no folder {repo_id} here"
+    hub = _huggingface_hub(f"{missing}; to read it from the Hugging Face Hub")
+    try:
+        folder = hub.snapshot_download(repo_id, revision=revision, allow_patterns=_FILES)
+    except Exception as error:  # of its own classes, and of the HTTP library that it came with
+        raise OSError(
+            f"{missing}, and the Hugging Face Hub does not give it: {_first_line(error)}. What was "
+            "read once with a network stays in the cache of huggingface_hub; else name a folder "
+            "that save_pretrained wrote"
+        ) from error
+    return Path(folder)
+
+
+def upload(
+    folder: Path, repo_id: str, *, private: bool, token: str | None, commit_message: str
+) -> str:
+    """Put the files of `folder` into the model `repo_id`, made if need be; the commit's address.
+
+    Raises as `download` does, and ValueError for a repo_id that is no "owner/name".
+    """
+    if _ID.fullmatch(repo_id) is None:
+        raise ValueError(f'repo_id must be "owner/name", got {repo_id!r}')
+    hub = _huggingface_hub(f"to write {repo_id} on the Hugging Face Hub")
+    try:
+        api = hub.HfApi(token=token)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=str(folder),
+            allow_patterns=_FILES,
+            commit_message=commit_message,
+        )
+    except Exception as error:
+        raise OSError(
+            f"could not write {repo_id} on the Hugging Face Hub: {_first_line(error)}. Writing "
+            "needs a network and a token: `hf auth login`, or token="
+        ) from error
+    return str(commit.commit_url)
+
+
+def _huggingface_hub(purpose: str) -> Any:
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise ModuleNotFoundError(f"{purpose}: pip install 'dsmooth[hub]'") from None
+    return huggingface_hub
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

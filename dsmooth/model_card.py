@@ -1,0 +1,140 @@
+"""The model card of a saved pair, as Markdown with the Hub's front matter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .nn import PixelCNNpp
+
+# A card with this line is written anew with the pair; one without is a person's.
+MARK = "<!-- Written by dsmooth. Without this line the file is yours, and stays. -->"
+NAMES = {"noisy": "noisy model, p(x~)", "denoiser": "denoiser, p(x given x~)"}
+
+
+def render_card(
+    config: Mapping[str, Any],
+    noisy: PixelCNNpp,
+    denoiser: PixelCNNpp,
+    name: str,
+    scores: Mapping[str, Any] | None,
+) -> str:
+    """README.md of a saved pair.
+
+    config: that of the pair, with what is known of its training in "origin". name: for
+    `SmoothedPair.from_pretrained`. scores: what `dsmooth evaluate bpd` wrote, or None.
+    Raises ValueError for scores that hold no pair's.
+    """
+    origin = config["origin"]
+    sections = [
+        _front_matter(sorted({each["data"] for each in origin.values()})),
+        MARK,
+        _head(config, noisy.config.image_channels, name),
+        "## Networks\n\n" + _networks({"noisy": noisy, "denoiser": denoiser}),
+        "## Training\n\n" + _training(origin),
+        "## Bits per dimension\n\n" + _bits(scores, origin),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _front_matter(data: Sequence[str]) -> str:
+    lines = ["library_name: dsmooth", "pipeline_tag: unconditional-image-generation", "tags:"]
+    lines += [f"- {tag}" for tag in ("pixelcnn", "autoregressive", "distribution-smoothing")]
+    known = [name for name in data if name not in ("folder", "own")]
+    lines += ["datasets:", *(f"- {name}" for name in known)] if known else []
+    return "\n".join(["---", *lines, "---"])
+
+
+def _head(config: Mapping[str, Any], channels: int, name: str) -> str:
+    height, width = config["image_size"]
+    kind, scale = (config["smoothing"][key] for key in ("kind", "scale"))
+    colours = "grey" if channels == 1 else "RGB"
+    return f"""# A smoothed pair for images of {height} x {width}, {colours}
+
+The noisy model learned images with {kind} noise of scale {scale}, p(x~).
+The denoiser learned to take the noise away, p(x given x~). An image is drawn in two steps. The
+method is that of Meng, Song, Song, Zhao and Ermon (ICLR 2021).
+
+```python
+import dsmooth
+
+pair = dsmooth.SmoothedPair.from_pretrained("{name}")
+x = pair.sample(64, seed=0)  # (64, {channels}, {height}, {width}) in [-1, 1]
+```"""
+
+
+def _networks(networks: Mapping[str, PixelCNNpp]) -> str:
+    rows = []
+    for role, network in networks.items():
+        c = network.config
+        number = sum(p.numel() for p in network.parameters())
+        rows.append(
+            [
+                *(NAMES[role], f"{number:,}", c.n_filters, c.n_resnet, c.n_mix),
+                *(c.conditioning, c.likelihood),
+            ]
+        )
+    return _table(["", "parameters", "F", "R", "K", "conditioning", "likelihood"], rows)
+
+
+def _training(origin: Mapping[str, Mapping[str, Any]]) -> str:
+    if not origin:
+        return "Not recorded: the pair was not made of run folders."
+    rows = []
+    for role, run in origin.items():
+        images = "–" if run["images"] is None else f"{run['images']:,}"
+        hours = "–" if run["seconds"] is None else f"{run['seconds'] / 3600:.2f}"
+        rows.append([NAMES[role], run["data"], images, hours, run["seed"]])
+    commands = "\n".join(run["command"] for run in origin.values())
+    table = _table(["", "data", "images seen", "hours", "seed"], rows)
+    notes = [f"\n\n{NAMES[role]}: {text}." for role, run in origin.items() for text in run["notes"]]
+    return f"{table}\n\n```\n{commands}\n```" + "".join(notes)
+
+
+def _bits(scores: Mapping[str, Any] | None, origin: Mapping[str, Mapping[str, Any]]) -> str:
+    if scores is not None:
+        return _scored(scores)
+    rows = [
+        [NAMES[role], run["loss"], f"{run['bits_per_dim']:.4f}"]
+        for role, run in origin.items()
+        if run["bits_per_dim"] is not None
+    ]
+    if not rows:
+        return "Not measured. `dsmooth evaluate bpd` measures them in every convention."
+    text = "Of held-out images, at the end of each training; by themselves neither is the pair's."
+    return f"{text}\n\n{_table(['', 'what', 'bits/dim'], rows)}"
+
+
+def _scored(scores: Mapping[str, Any]) -> str:
+    try:
+        data, pair = scores["data"], scores["pair"]
+        rows = [
+            [
+                f"{c['name']}{' *' * bool(c['comparable'])}",
+                f"{c['value']:.4f}",
+                *("–" if c[k] is None else f"{c[k]:.4f}" for k in _COLUMNS),
+            ]
+            for c in pair["conventions"]
+        ]
+        text = (
+            f"{data['n_images']:,} images of {data['name']} ({data['split']}), "
+            f"{pair['n_noise']} draws of noise per image, seed {scores['seed']}:"
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"scores must be what `dsmooth evaluate bpd` writes of a pair: {error!r}"
+        ) from None
+    table = _table(["", "bits/dim", "± images", "± repeats", "by eq. (4)"], rows)
+    note = (
+        "\\* Comparable with discrete bits/dim of the literature. Equation (4) is that of the "
+        "reproduction paper, which lacks an e."
+    )
+    return f"{text}\n\n{table}\n\n{note}"
+
+
+_COLUMNS = ("standard_error", "repeat_error", "equation_4")
+
+
+def _table(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)

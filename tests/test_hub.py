@@ -1,0 +1,222 @@
+"""Saved pairs with their card, and the Hugging Face Hub, played by a module of the test's own."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import dsmooth
+from dsmooth.cli import _parse
+from dsmooth.config import TrainConfig
+from dsmooth.models import load_models
+from dsmooth.presets import PRESETS, preset, train_command
+from dsmooth.runs import Origin, RunFolder
+from dsmooth.saved_pairs import CARD_FILE
+from tests.helpers.command_runs import run, save_run
+from tests.helpers.tiny_pairs import tiny_pair
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with two short runs."""
+    monkeypatch.chdir(tmp_path)
+    tiny = "--n-filters 4 --n-resnet 1 --n-mix 2 --images 48 --batch-size 16 --seed 3"
+    for role in ("noisy", "denoiser"):
+        out = ["--evaluations", "1", "--evaluation-images", "4", "--out", f"runs/{role}"]
+        assert run("train", role, *tiny.split(), *out) == 0
+    return tmp_path / "runs"
+
+
+class FakeHub(ModuleType):
+    """`huggingface_hub` with the folder `store` for the Hub; without one it cannot be reached."""
+
+    def __init__(self, store: Path | None) -> None:
+        super().__init__("huggingface_hub")
+        self.store = store
+        self.asked: list[tuple[Any, ...]] = []
+
+    def reach(self) -> Path:
+        if self.store is None:
+            raise RuntimeError("no network.\nA trace of many lines.")
+        return self.store
+
+    def snapshot_download(
+        self, repo_id: str, *, revision: str | None, allow_patterns: list[str]
+    ) -> str:
+        self.asked.append((repo_id, revision))
+        assert not any(pattern in ("*", "*.py", "*.pt") for pattern in allow_patterns)
+        return str(self.reach() / repo_id)
+
+    def HfApi(self, token: str | None) -> Any:
+        self.asked.append(("token", token))
+        return SimpleNamespace(create_repo=self.create_repo, upload_folder=self.upload_folder)
+
+    def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> None:
+        self.asked.append((repo_id, private))
+        (self.reach() / repo_id).mkdir(parents=True, exist_ok=exist_ok)
+
+    def upload_folder(
+        self, *, repo_id: str, folder_path: str, allow_patterns: list[str], commit_message: str
+    ) -> Any:
+        assert {Path(name).suffix for name in allow_patterns} >= {".json", ".safetensors", ".md"}
+        shutil.copytree(folder_path, self.reach() / repo_id, dirs_exist_ok=True)
+        return SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/1")
+
+
+def same(a: dsmooth.SmoothedPair, b: dsmooth.SmoothedPair) -> bool:
+    return torch.equal(a.sample(2), b.sample(2)) and a.origin == b.origin
+
+
+def test_a_pair_goes_to_the_hub_and_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = FakeHub(tmp_path / "store")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    monkeypatch.chdir(tmp_path)
+    pair = tiny_pair()
+    address = pair.push_to_hub("someone/digits", private=True, token="secret")
+    assert address == "https://hub/someone/digits/commit/1"
+    assert hub.asked == [("token", "secret"), ("someone/digits", True)]
+    card = (tmp_path / "store" / "someone" / "digits" / CARD_FILE).read_text()
+    assert 'from_pretrained("someone/digits")' in card
+    hub.asked.clear()
+    back = dsmooth.SmoothedPair.from_pretrained("someone/digits", revision="v1")
+    assert same(back, pair)
+    assert hub.asked == [("someone/digits", "v1")]
+    # Commands take the name too.
+    assert load_models([Path("someone/digits")]).image_size == (8, 8)
+
+
+def test_a_name_with_a_folder_behind_it_is_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = FakeHub(None)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    monkeypatch.chdir(tmp_path)
+    tiny_pair().save_pretrained("runs/pair")
+    dsmooth.SmoothedPair.from_pretrained("runs/pair")
+    for name in ("runs/typo", "typo", "a/b/c", "../typo"):
+        with pytest.raises(FileNotFoundError, match=f"there is no {name}"):
+            dsmooth.SmoothedPair.from_pretrained(name)
+    assert hub.asked == []
+
+
+def test_without_the_extra_or_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # not installed
+    with pytest.raises(ModuleNotFoundError, match=r"no folder a/b here.*pip install 'dsmooth\[hub"):
+        dsmooth.SmoothedPair.from_pretrained("a/b")
+    with pytest.raises(ModuleNotFoundError, match=r"to write a/b .*pip install 'dsmooth\[hub\]'"):
+        tiny_pair().push_to_hub("a/b")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", FakeHub(None))
+    with pytest.raises(OSError, match=r"no folder a/b here.*no network\. What was read once"):
+        dsmooth.SmoothedPair.from_pretrained("a/b")
+    with pytest.raises(
+        OSError, match=r"could not write a/b on the .*: no network\. Writing needs a"
+    ):
+        tiny_pair().push_to_hub("a/b")
+    with pytest.raises(ValueError, match="repo_id must be \"owner/name\", got 'digits'"):
+        tiny_pair().push_to_hub("digits")
+
+
+def test_with_the_real_package_and_no_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own error, and a model in its cache."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(OSError, match=r"the Hugging Face Hub does not give it: .*cache of hugg"):
+        dsmooth.SmoothedPair.from_pretrained("someone/digits")
+    commit, cached, pair = "a" * 40, tmp_path / "models--someone--digits", tiny_pair()
+    pair.save_pretrained(cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    assert same(dsmooth.SmoothedPair.from_pretrained("someone/digits"), pair)
+
+
+def test_the_card_is_filled_from_the_runs(runs: Path) -> None:
+    pair = dsmooth.SmoothedPair.from_runs(runs / "noisy", runs / "denoiser")
+    origin = pair.origin["noisy"]
+    assert (origin.data, origin.images, origin.seed) == ("mnist", 48, 3)
+    assert origin.loss == "bits/dim of x~ (gaussian)"
+    log = RunFolder(runs / "noisy").read_log()
+    scores = [entry["bits_per_dim"] for entry in log if entry["event"] == "evaluation"]
+    assert origin.bits_per_dim == scores[-1]
+    pair.save_pretrained("pair")
+    card = Path("pair", CARD_FILE).read_text()
+    assert card.startswith("---\nlibrary_name: dsmooth\n")
+    assert "- mnist\n---\n" in card
+    assert f"| noisy model, p(x~) | bits/dim of x~ (gaussian) | {scores[-1]:.4f} |" in card
+    assert "| noisy model, p(x~) | mnist | 48 | 0.00 | 3 |" in card
+    assert origin.command in card
+    assert str(runs) not in card  # no path of this machine
+    # The folder knows it too, and a pair of the folder.
+    again = dsmooth.SmoothedPair.from_pretrained("pair")
+    assert again.origin == pair.origin
+    again.save_pretrained("copy", name="pair")
+    assert Path("copy", CARD_FILE).read_text() == card
+
+
+def test_the_card_shows_the_scores_of_the_pair(runs: Path) -> None:
+    assert run("evaluate", "bpd", str(runs), "--limit", "4", "--n-noise", "2") == 0
+    pair = dsmooth.SmoothedPair.from_pretrained(runs)
+    pair.save_pretrained("pair", scores="bits_per_dim.json")
+    card = Path("pair", CARD_FILE).read_text()
+    stored = json.loads(Path("bits_per_dim.json").read_text())
+    for convention in stored["pair"]["conventions"]:
+        assert convention["name"] in card
+        assert f"| {convention['value']:.4f} |" in card
+    assert "4 images of mnist (test), 2 draws of noise per image, seed 0" in card
+    with pytest.raises(ValueError, match="does not hold the scores of these weights"):
+        tiny_pair().save_pretrained("other", scores="bits_per_dim.json")
+    del stored["pair"]["conventions"]
+    Path("bits_per_dim.json").write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match="scores must be what `dsmooth evaluate bpd` writes"):
+        pair.save_pretrained("pair", scores="bits_per_dim.json")
+
+
+def test_a_card_that_a_person_wrote_stays(tmp_path: Path) -> None:
+    pair, card = tiny_pair(), tmp_path / "pair" / CARD_FILE
+    pair.save_pretrained(card.parent)
+    assert "Not recorded: the pair was not made of run folders" in card.read_text()
+    assert "Not measured" in card.read_text()
+    card.write_text(card.read_text() + "An older one.\n")
+    pair.save_pretrained(card.parent)
+    assert "An older one." not in card.read_text()
+    card.write_text("My own words.\n")
+    pair.save_pretrained(card.parent)
+    assert card.read_text() == "My own words.\n"
+
+
+def test_an_unfinished_or_foreign_run_says_what_is_known(tmp_path: Path) -> None:
+    origin = RunFolder(save_run(tmp_path / "run", "plain")).origin()
+    assert (origin.seconds, origin.loss, origin.bits_per_dim) == (None, None, None)
+    assert isinstance(origin, Origin)
+
+
+@pytest.mark.parametrize("role", ["noisy", "denoiser", "plain"])
+@pytest.mark.parametrize("name", [*PRESETS, "changed"])
+def test_the_command_of_a_run_gives_its_settings(name: str, role: Any) -> None:
+    config = preset("mnist-quick" if name == "changed" else name, role)
+    if name == "changed":
+        values = json.loads(json.dumps(asdict(config)))
+        values |= {"images": 640, "betas": [0.8, 0.9], "data_init": False, "data_dir": "/a/path"}
+        values["model"] |= {"n_filters": 7, "atoms": [3, 9] if role != "noisy" else []}
+        config = TrainConfig.from_dict({**values, "clip_norm": 1.5, "scale": 0.3})
+    command = train_command(config)
+    assert "/a/path" not in command
+    parsed = _parse(shlex.split(command.replace(" --data-dir FOLDER", " --data-dir /a/path"))[1:])
+    assert replace(parsed.settings, role=role) == config
+    if name != "changed":
+        assert command == f"dsmooth train {role} --preset {name}"

@@ -1,0 +1,280 @@
+"""Runs that begin with the weights of others, are prolonged, or go on with changed settings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import dsmooth
+from dsmooth.data import load_dataset
+from dsmooth.files import read_tensors
+from dsmooth.runs import RunFolder
+from dsmooth.train import loop, train
+from dsmooth.train.initial import load_initial
+from dsmooth.train.state import TrainState
+from dsmooth.train.step import learning_rate
+from tests.helpers.command_runs import run as call
+from tests.helpers.tiny_pairs import tiny_pair
+from tests.helpers.tiny_runs import tiny
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def no_grids(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "sample_grid", lambda state, data: torch.zeros(1, 1, 8, 8))
+
+
+def rates(folder: Path) -> list[float]:
+    return [e["learning_rate"] for e in RunFolder(folder).read_log() if e["event"] == "step"]
+
+
+def assert_same_end(first: Path, second: Path) -> None:
+    for name in ("checkpoint", "weights"):
+        a, b = (load_file(getattr(RunFolder(folder), name)) for folder in (first, second))
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[key], b[key]) for key in a), name
+
+
+def notes(folder: Path) -> list[str]:
+    return [e["text"] for e in RunFolder(folder).read_log() if e["event"] == "note"]
+
+
+def stop_after(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next run is interrupted there."""
+    monkeypatch.setattr(loop, "Watch", lambda *_: _Stop(images))
+
+
+class _Stop:
+    def __init__(self, images: int) -> None:
+        self.images = images
+
+    def is_due(self, steps: int) -> bool:
+        return steps * 8 >= self.images
+
+    def look(self, steps: int) -> tuple[int, bool]:
+        return 2, True
+
+    def has_saved(self) -> None:
+        pass
+
+
+# ---- longer ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "cooldown"])
+def test_a_prolonged_schedule_is_a_new_one_over_what_is_added(schedule: Any) -> None:
+    whole = tiny(images=64, schedule=schedule)
+    later = replace(whole, images=40 + 64, schedule_from=40)
+    steps = torch.zeros((), dtype=torch.int64)
+    for seen in range(0, 65, 8):
+        at = torch.tensor(seen)
+        assert learning_rate(later, at + 40, steps) == learning_rate(whole, at, steps)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "cooldown"])
+def test_a_finished_run_is_prolonged(
+    tmp_path: Path, schedule: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights, moments and order go on, its schedule begins again; and it can be stopped."""
+    config = tiny(images=24, schedule=schedule)
+    longer = replace(config, images=56, evaluations=2)
+    for folder in ("one", "two"):
+        train(config, tmp_path / folder)
+    train(longer, tmp_path / "one", resume=True)
+    stored, _ = RunFolder(tmp_path / "one").read_config()
+    assert stored == replace(longer, schedule_from=24)
+    text = "prolonged from 24 to 56 images, its schedule begun again"
+    assert notes(tmp_path / "one") == [text]
+    assert RunFolder(tmp_path / "one").origin().notes == (text,)
+    scored = [e["images"] for e in RunFolder(tmp_path / "one").read_log() if e["event"][0] == "e"]
+    assert scored == [24, 24, 40, 56, 56]  # evaluations and ends
+    # Interrupted on the way, it goes on by itself to the same end.
+    with monkeypatch.context() as patch:
+        stop_after(40, patch)
+        assert train(longer, tmp_path / "two", resume=True).interrupted
+    assert train(replace(longer, schedule_from=0), tmp_path / "two", resume=True).images_seen == 56
+    assert_same_end(tmp_path / "one", tmp_path / "two")
+    # And once more.
+    train(replace(longer, images=72), tmp_path / "one", resume=True)
+    assert RunFolder(tmp_path / "one").read_config()[0].schedule_from == 56
+    with pytest.raises(ValueError, match=r"images must be more than 56, to which .* was prolonged"):
+        train(config, tmp_path / "one", resume=True)
+
+
+def test_an_exponential_schedule_goes_on(tmp_path: Path) -> None:
+    """A run that is prolonged is the run that was longer from the start, when finished too."""
+    longer = tiny(images=40, schedule="exponential", learning_rate_decay=0.9)
+    train(longer, tmp_path / "longer")
+    train(replace(longer, images=24), tmp_path / "prolonged")
+    train(longer, tmp_path / "prolonged", resume=True)
+    assert_same_end(tmp_path / "longer", tmp_path / "prolonged")
+    assert RunFolder(tmp_path / "prolonged").read_config()[0] == longer
+    with pytest.raises(ValueError, match=r"images must be at least 40, which .* has seen"):
+        train(replace(longer, images=32), tmp_path / "prolonged", resume=True)
+
+
+def test_an_unfinished_run_keeps_its_length_unless_forced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, folder = tiny(images=40), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_after(16, patch)
+        train(config, folder)
+    longer = replace(config, images=64)
+    message = "images can be 64 instead of 40 once the run has finished; .* has seen 16; --force"
+    with pytest.raises(ValueError, match=message):
+        train(longer, folder, resume=True)
+    train(longer, folder, resume=True, force=True)
+    assert RunFolder(folder).read_config()[0] == longer
+    steps = torch.zeros((), dtype=torch.int64)
+    last = learning_rate(longer, torch.tensor(56), steps)
+    assert rates(folder)[-1] == pytest.approx(float(last))
+
+
+# ---- with other settings ---------------------------------------------------------------------
+
+
+def test_a_changed_setting_is_named_and_can_be_forced(tmp_path: Path) -> None:
+    config, folder = tiny(images=24, schedule="exponential"), tmp_path / "run"
+    train(config, folder)
+    other = replace(config, images=40, learning_rate=1e-4, seed=5)
+    message = "holds another run: its learning_rate is 0.002, not 0.0001; --force goes on with that"
+    with pytest.raises(ValueError, match=message):
+        train(other, folder, resume=True)
+    assert RunFolder(folder).read_config()[0] == config
+    train(other, folder, resume=True, force=True)
+    assert RunFolder(folder).read_config()[0] == other
+    assert rates(folder)[-1] == pytest.approx(1e-4)
+    assert notes(folder) == [
+        "learning_rate 0.002 up to 24 images, 0.0001 from then on",
+        "seed 0 up to 24 images, 5 from then on",
+    ]
+    train(other, folder, resume=True)  # now they are its settings
+
+
+@pytest.mark.parametrize(
+    "change", [{"model": tiny(dropout=0.0).model}, {"betas": (0.5, 0.9)}, {"batch_size": 4}]
+)
+def test_what_can_be_forced(tmp_path: Path, change: dict[str, Any]) -> None:
+    config, folder = tiny(images=16), tmp_path / "run"
+    train(config, folder)
+    assert train(replace(config, images=32, **change), folder, resume=True, force=True).images_seen
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"model": replace(tiny().model, n_filters=6)}, "model.n_filters is 4, not 6"),
+        ({"ema": 0.0}, "ema is 0.9995, not 0.0"),
+        ({"init": "other"}, "init is None, not other"),
+    ],
+)
+def test_what_no_force_can_change(tmp_path: Path, change: dict[str, Any], name: str) -> None:
+    config, folder = tiny(images=16), tmp_path / "run"
+    train(config, folder)
+    with pytest.raises(ValueError, match=f"its {name}; a new run can begin with its weights, by"):
+        train(replace(config, images=32, **change), folder, resume=True, force=True)
+
+
+def test_the_command_prolongs_and_forces(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--out", str(tmp_path / "run")]
+    tiny_ones = "--n-filters 4 --n-mix 2 --batch-size 8 --evaluations 1 --evaluation-images 4"
+    assert call("train", "plain", *out, *tiny_ones.split(), "--images", "16") == 0
+    assert call("train", "plain", *out, "--force", "--images", "24") == 1
+    assert "--force is for --resume" in capsys.readouterr().err
+    assert call("train", "plain", *out, "--resume", "--images", "24", "--seed", "3") == 1
+    assert "its seed is 0, not 3; --force goes on with that" in capsys.readouterr().err
+    assert call("train", "plain", *out, "--resume", "--images", "24", "--seed", "3", "--force") == 0
+    assert "prolonged from 16 to 24 images" in capsys.readouterr().out
+
+
+# ---- from weights ----------------------------------------------------------------------------
+
+
+def averaged(folder: Path) -> dict[str, torch.Tensor]:
+    return read_tensors(RunFolder(folder).weights)[0]
+
+
+@pytest.mark.parametrize("kind", ["run", "pair", "runs"])
+def test_a_run_begins_with_weights(tmp_path: Path, kind: str) -> None:
+    """The averaged ones of a run or a pair, a new optimiser, image 0."""
+    for role in ("noisy", "denoiser"):
+        train(tiny(role, images=16), tmp_path / role)
+    pair = dsmooth.SmoothedPair.from_runs(tmp_path / "noisy", tmp_path / "denoiser")
+    pair.save_pretrained(tmp_path / "pair")
+    for role in ("noisy", "denoiser"):
+        source = {"run": tmp_path / role, "pair": tmp_path / "pair", "runs": tmp_path}[kind]
+        config = replace(tiny(role, seed=9), init=str(source))
+        state = TrainState(config, load_dataset("mnist", "train"), CPU, load_initial(config))
+        expected = averaged(tmp_path / role)
+        for network in (state.model, state.averaged):
+            found = network.state_dict()
+            assert all(torch.equal(found[key], value) for key, value in expected.items())
+        assert state.images_seen == 0
+        assert not state.optimizer.state
+
+
+def test_a_run_from_weights_goes_on_without_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(tiny(images=16), tmp_path / "first")
+    config = replace(tiny(images=24), init=str(tmp_path / "first"))
+    train(config, tmp_path / "whole")
+    plain = replace(config, init=None)
+    train(plain, tmp_path / "plain")
+    whole, other = (averaged(tmp_path / name) for name in ("whole", "plain"))
+    assert any(not torch.equal(whole[key], other[key]) for key in whole)
+    with monkeypatch.context() as patch:
+        stop_after(16, patch)
+        train(config, tmp_path / "parts")
+    (tmp_path / "first").rename(tmp_path / "elsewhere")
+    train(config, tmp_path / "parts", resume=True)
+    assert_same_end(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_the_command_takes_network_and_smoothing_of_the_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny(images=16, scale=0.3)
+    first, second = tmp_path / "first", tmp_path / "second"
+    train(config, first)
+    options = "--images 16 --batch-size 8 --evaluations 1 --evaluation-images 4"
+    begin = ["train", "noisy", "--init", str(first)]
+    assert call(*begin, "--out", str(second), *options.split()) == 0
+    stored, _ = RunFolder(second).read_config()
+    assert (stored.model, stored.scale, stored.init) == (config.model, 0.3, str(first))
+    assert "--init RUN" in RunFolder(second).origin().command
+    assert call(*begin, "--out", str(tmp_path / "x"), "--n-filters", "6", "--images", "16") == 1
+    assert f"{first} holds a model of another shape" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("source", "role", "error", "message"),
+    [
+        ("nothing", "noisy", FileNotFoundError, "there is no nothing"),
+        ("run", "denoiser", ValueError, "run is the run of a noisy model, not of a denoiser one"),
+        ("pair", "plain", ValueError, "pair is a pair, which has no plain model to begin with"),
+    ],
+)
+def test_weights_that_are_not_there(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    source: str,
+    role: str,
+    error: type[Exception],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train(tiny(images=8), tmp_path / "run")
+    tiny_pair().save_pretrained("pair")
+    with pytest.raises(error, match=message):
+        train(replace(tiny(role), init=source), tmp_path / "new")
+    assert not (tmp_path / "new" / "config.json").exists()
