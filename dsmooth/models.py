@@ -13,7 +13,8 @@ from torch import Tensor
 from .config import Role
 from .nn import PixelCNNpp
 from .nn.weights import weights_digest
-from .pair import PairSampler, SmoothedPair
+from .pair import SmoothedPair
+from .pair_sampler import PairSampler
 from .pretrained import find
 from .pretrained import names as packaged_names
 from .runs import RunFolder, runs_of_pair

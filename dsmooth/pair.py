@@ -5,36 +5,30 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .config import Method, Precision, Role, Score
+from .config import Method, Precision, Score
 from .files import read_json
 from .hub import upload
-from .nn import PixelCNNpp
-from .nn.levels import at_level
-from .nn.score import score_of
 from .nn.weights import weights_digest
+from .pair_networks import PairNetworks
+from .pair_sampler import PairSampler
 from .philox import Stream
 from .pretrained import find
-from .runs import Origin, RunFolder, runs_of_pair
-from .sampling.auto import NetworkSampler
-from .sampling.draw import Draw, Label, Progress, chosen_seed, share_of_progress
+from .runs import RunFolder, runs_of_pair
+from .sampling.draw import Draw, Label, chosen_seed
 from .sampling.known import known_pixels
 from .sampling.ladder import Step, seed_of_rung
 from .saved_pairs import PairParts, is_saved_pair, read_pair, settings_in, write_pair
-from .smoothing import GaussianSmoothing, Smoothing, make_smoothing
-
-T = TypeVar("T")
+from .smoothing import GaussianSmoothing, make_smoothing
 
 
-class SmoothedPair(nn.Module):
+class SmoothedPair(PairNetworks):
     """p(x~) and p(x | x~) with the smoothing q(x~ | x) that they were trained for.
 
     noisy: a model with conditioning "none" and likelihood "continuous", or "gaussian" with the
@@ -43,111 +37,6 @@ class SmoothedPair(nn.Module):
     highest. image_size: (H, W), multiples of 4.
     Raises ValueError for models that do not fit together. Source: Meng et al. (ICLR 2021).
     """
-
-    def __init__(
-        self,
-        noisy: PixelCNNpp,
-        denoiser: PixelCNNpp,
-        smoothing: Smoothing,
-        image_size: Sequence[int],
-    ) -> None:
-        super().__init__()
-        if noisy.config.conditioning != "none" or noisy.config.likelihood == "discretized":
-            raise ValueError(
-                'the noisy model must have conditioning="none" and likelihood="continuous" or '
-                f'"gaussian", got "{noisy.config.conditioning}" and "{noisy.config.likelihood}"'
-            )
-        contained = noisy.config.smoothing_scale
-        if noisy.config.likelihood == "gaussian" and (
-            smoothing.kind != "gaussian" or smoothing.scale < contained
-        ):
-            raise ValueError(
-                'the noisy model\'s likelihood "gaussian" contains gaussian noise of scale '
-                f"{contained}, got {smoothing.kind} smoothing of scale {smoothing.scale}"
-            )
-        if denoiser.config.conditioning == "none":
-            raise ValueError('the denoiser must have conditioning="stack" or "concat", got "none"')
-        if noisy.config.image_channels != denoiser.config.image_channels:
-            raise ValueError(
-                f"the models must have the same image_channels, got "
-                f"{noisy.config.image_channels} and {denoiser.config.image_channels}"
-            )
-        classes = {model.config.condition_size for model in (noisy, denoiser)} - {0}
-        if len(classes) > 1:
-            raise ValueError(
-                "the models must have the same n_classes, or one of them none, got "
-                f"{noisy.config.n_classes} and {denoiser.config.n_classes}"
-            )
-        levels = noisy.config.noise_levels
-        if levels != denoiser.config.noise_levels:
-            raise ValueError(
-                "the models must have the same noise_levels, got "
-                f"{levels} and {denoiser.config.noise_levels}"
-            )
-        if levels and (smoothing.kind, smoothing.scale) != ("gaussian", levels[-1]):
-            raise ValueError(
-                f"models with noise_levels {levels} need gaussian smoothing of scale {levels[-1]}, "
-                f"got {smoothing.kind} of scale {smoothing.scale}"
-            )
-        height, width = image_size
-        if height < 4 or width < 4 or height % 4 or width % 4:
-            raise ValueError(f"image_size must be multiples of 4, got {tuple(image_size)}")
-        self.noisy = noisy
-        self.denoiser = denoiser
-        self.smoothing = smoothing
-        self.image_size = (int(height), int(width))
-        self.origin: Mapping[Role, Origin] = {}
-        """Where the weights come from, as far as it is known; shown by the model card."""
-
-    def __repr__(self) -> str:
-        """Both networks, the smoothing and the images in a few lines; not every layer."""
-        height, width = self.image_size
-        shape = f"{self.noisy.config.image_channels} x {height} x {width}"
-        lines = [
-            f"noisy: {describe_network(self.noisy)}",
-            f"denoiser: {describe_network(self.denoiser)}",
-            f"smoothing: {self.smoothing.kind} of scale {self.smoothing.scale}",
-            f"images: {shape}, on {self.noisy.head.bias.device}",
-        ]
-        return "\n  ".join(["SmoothedPair(", *lines]) + "\n)"
-
-    @property
-    def n_classes(self) -> int:
-        """Classes of the models that have some, 0 for a pair without."""
-        return max(model.config.condition_size for model in (self.noisy, self.denoiser))
-
-    @property
-    def noise_levels(self) -> tuple[float, ...]:
-        """The scales of noise that the models know, rising; often that of the smoothing alone."""
-        return self.noisy.config.noise_levels or (self.smoothing.scale,)
-
-    def at(self, scale: float) -> SmoothedPair:
-        """The pair for noise of one of its `noise_levels`; weights are shared.
-
-        It has that level alone; a pair of one level is itself. Raises ValueError for another scale.
-        """
-        if scale not in self.noise_levels:
-            raise ValueError(f"the noise levels of the pair are {self.noise_levels}, not {scale}")
-        if not self.noisy.config.noise_levels:
-            return self
-        level = self.noise_levels.index(scale)
-        noisy, denoiser = (at_level(model, level) for model in (self.noisy, self.denoiser))
-        return SmoothedPair(noisy, denoiser, GaussianSmoothing(scale), self.image_size).eval()
-
-    def ladder(self, levels: Sequence[float] | None) -> tuple[float, ...]:
-        """The scales of noise of a ladder, falling; by default the highest of all alone.
-
-        Raises ValueError for levels that do not fall or that the pair does not have.
-        """
-        if levels is None:
-            return self.noise_levels[-1:]
-        falling = all(high > low for high, low in pairwise(levels))
-        if not levels or not falling or not set(levels) <= set(self.noise_levels):
-            raise ValueError(
-                f"levels must fall and be among {', '.join(map(str, self.noise_levels))}, got "
-                f"{', '.join(map(str, levels)) or 'none'}"
-            )
-        return tuple(levels)
 
     @torch.no_grad()
     def sample(
@@ -239,26 +128,6 @@ class SmoothedPair(nn.Module):
         )
         return PairSampler(self).denoise(x_tilde, draw)
 
-    def single_step(
-        self, x_tilde: Tensor, *, score: Score = "full", label: Tensor | None = None
-    ) -> Tensor:
-        """The posterior mean E[x | x~] = x~ + scale**2 * grad log p(x~) (Tweedie's formula).
-
-        score: "full" differentiates through the whole network, which makes the formula exact for
-        a perfect model; "conditional" holds the network's parameters fixed and differentiates each
-        pixel's own conditional only, as the paper's released code does. label: as of `elbo`.
-        Raises ValueError for smoothing that is not Gaussian and for an unknown score.
-        """
-        if not isinstance(self.smoothing, GaussianSmoothing):
-            raise ValueError(
-                f"single-step denoising needs gaussian smoothing, got {self.smoothing.kind}"
-            )
-        if score not in get_args(Score):
-            raise ValueError(f"score must be one of {', '.join(get_args(Score))}, got {score!r}")
-        noisy = self.at(self.smoothing.scale).noisy
-        gradient = score_of(noisy, x_tilde, score, self.label_for(noisy, label))
-        return x_tilde + self.smoothing.scale**2 * gradient
-
     @torch.no_grad()
     def elbo(
         self,
@@ -313,23 +182,6 @@ class SmoothedPair(nn.Module):
             "smoothing": -lowest.smoothing.log_prob(x_tilde, x),
             "denoiser": lowest.denoiser_log_prob(x, x_tilde, label),
         }
-
-    def noisy_log_prob(self, x_tilde: Tensor, label: Tensor | None = None) -> Tensor:
-        """log p(x~) of noise of one level: (B,), nats."""
-        return self.noisy.log_prob(x_tilde, label=self.label_for(self.noisy, label))
-
-    def denoiser_log_prob(self, x: Tensor, x_tilde: Tensor, label: Tensor | None = None) -> Tensor:
-        """log p(x | x~) of noise of one level: (B,), nats."""
-        return self.denoiser.log_prob(x, x_tilde, self.label_for(self.denoiser, label))
-
-    def label_for(self, model: PixelCNNpp, label: T | None) -> T | None:
-        """`label` as one of the two models takes it: None for a model without classes.
-
-        Raises ValueError for a label that neither model takes.
-        """
-        if label is not None and not self.n_classes:
-            raise ValueError("label was given, but neither model of the pair has classes")
-        return label if model.config.condition_size else None
 
     def save_pretrained(
         self, folder: str | Path, *, scores: str | Path | None = None, name: str | None = None
@@ -426,19 +278,6 @@ class SmoothedPair(nn.Module):
         return pair
 
 
-def describe_network(model: PixelCNNpp) -> str:
-    """The settings of a network that matter most, in one line."""
-    config = model.config
-    atoms = f" with {len(config.atoms)} atoms" if config.atoms else ""
-    classes = f", {config.n_classes} classes" if config.n_classes else ""
-    number = sum(p.numel() for p in model.parameters())
-    levels = f", noise {', '.join(map(str, config.noise_levels))}" if config.noise_levels else ""
-    return (
-        f"{number:,} parameters, F {config.n_filters}, R {config.n_resnet}, K {config.n_mix}, "
-        f"{config.conditioning}, {config.likelihood}{atoms}{classes}{levels}"
-    )
-
-
 def log_prob_of_noisy(
     pairs: Sequence[SmoothedPair],
     x_tilde: Tensor,
@@ -470,70 +309,3 @@ def log_prob_of_noisy(
         total -= low.denoiser_log_prob(x, x_tilde, label) + up.log_prob(x_high, x_tilde)
         x_tilde = x_high
     return total + rising[-1].noisy_log_prob(x_tilde, label)
-
-
-class PairSampler:
-    """Draws the parts of one drawing from a pair, whose networks are packed once.
-
-    As of a `NetworkSampler`, its life ends with the drawing.
-    """
-
-    def __init__(self, pair: SmoothedPair) -> None:
-        self.pair = pair
-        self._rung = cache(lambda scale: _Rung(pair.at(scale)))
-
-    def draw(self, draw: Draw, progress: Progress | None = None) -> Tensor:
-        """Draw as `SmoothedPair.sample` does. progress: called with the fraction done."""
-        scales = self.pair.ladder(draw.levels)
-        # One network for x~, and one for every image that is drawn from a noisy one.
-        first = 1 / (len(scales) + (draw.method == "two-step"))
-        top = self._rung(scales[0])
-        x_tilde = top.draw_noisy(draw, share_of_progress(progress, 0.0, first))
-        return self.denoise(x_tilde, draw, share_of_progress(progress, first, 1.0))
-
-    def denoise(self, x_tilde: Tensor, draw: Draw, progress: Progress | None = None) -> Tensor:
-        """Denoise as `SmoothedPair.denoise` does. progress: called with the fraction done."""
-        scales = self.pair.ladder(draw.levels)
-        rungs = len(scales) - 1  # above the lowest
-        parts = rungs + (draw.method == "two-step")
-        for i, (high, low) in enumerate(pairwise(scales)):
-            above = replace(draw, seed=seed_of_rung(draw.seed, rungs - i), method="two-step")
-            share = share_of_progress(progress, i / parts, (i + 1) / parts)
-            x = self._rung(high).denoise(x_tilde, above, share)
-            x_tilde = Step(low, high).down(
-                x, x_tilde, seed=above.seed, first_index=draw.first_index
-            )
-        share = share_of_progress(progress, rungs / max(parts, 1), 1.0)
-        return self._rung(scales[-1]).denoise(x_tilde, draw, share)
-
-
-class _Rung:
-    """The two networks of a pair for one scale of noise."""
-
-    def __init__(self, pair: SmoothedPair) -> None:
-        self.pair = pair
-        self._noisy = NetworkSampler(pair.noisy, pair.image_size)
-        self._denoiser = NetworkSampler(pair.denoiser, pair.image_size)
-
-    def draw_noisy(self, draw: Draw, progress: Progress | None) -> Tensor:
-        """Draw x~. Its known pixels are those of x with the smoothing's noise."""
-        draw = self._draw_for(self.pair.noisy, draw)
-        if draw.known is not None:
-            x, mask = draw.known.images, draw.known.mask
-            x_tilde = self.pair.smoothing.sample(x, seed=draw.seed, first_index=draw.first_index)
-            draw = replace(draw, known=known_pixels(x_tilde, mask, draw.count))
-        return self._noisy.draw(draw, progress)
-
-    def denoise(self, x_tilde: Tensor, draw: Draw, progress: Progress | None) -> Tensor:
-        """The image of each x~, by the draw's method."""
-        if draw.method == "noisy":
-            return x_tilde
-        if draw.method == "single-step":
-            label = draw.labels(self.pair.n_classes, x_tilde.device)
-            mean = self.pair.single_step(x_tilde, score=draw.score, label=label)
-            return mean if draw.known is None else draw.known.keep(mean)
-        return self._denoiser.draw(self._draw_for(self.pair.denoiser, draw), progress, x_tilde)
-
-    def _draw_for(self, model: PixelCNNpp, draw: Draw) -> Draw:
-        """The draw as one of the two models takes it."""
-        return replace(draw, label=self.pair.label_for(model, draw.label))

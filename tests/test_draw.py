@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import dsmooth
-from dsmooth.pair import PairSampler
+from dsmooth.pair_sampler import PairSampler
 from dsmooth.sampling import CachedSampler, jacobi_sample, sequential_sample
 from dsmooth.sampling.auto import NetworkSampler, has_cached_sampler
 from dsmooth.sampling.draw import Draw

@@ -32,7 +32,7 @@ from ..evaluate.receptive_field import receptive_fields
 from ..files import read_json, write_json
 from ..machine import default_device
 from ..models import Models
-from ..pair import PairSampler
+from ..pair_sampler import PairSampler
 from ..pictures import is_diverged, save_grid, visible
 from ..progress import progress
 from ..sampling.auto import NetworkSampler
