@@ -67,7 +67,8 @@ Op to_op(const py::handle& o) {
         integer("raw_out"),
         o.attr("split").cast<bool>(),
         values(o.attr("bias")),
-        {}};
+        {},
+        o.attr("projection").is_none() ? std::vector<float>() : values(o.attr("projection"))};
   op.n = static_cast<int>(op.bias.size());
   for (const py::handle t : o.attr("terms")) op.terms.push_back(to_term(t));
   return op;
@@ -101,6 +102,7 @@ Program to_program(const Settings& s) {
     program.caches.push_back({c.attr("level").cast<int>(), c.attr("channels").cast<int>(),
                               c.attr("rows").cast<int>(), c.attr("operand").cast<bool>()});
   for (const py::handle o : p.attr("ops")) program.ops.push_back(to_op(o));
+  program.condition_size = p.attr("condition_size").cast<int>();
   return program;
 }
 
@@ -118,6 +120,7 @@ struct Call {
   Borrowed mask;          // (N, H, W) uint8, or none; known pixels stand in out
   uint64_t seed, first_index;
   float temperature;
+  Borrowed condition = {};  // (N, condition_size) float32, or none
 
   // Throws std::invalid_argument, naming the argument, unless the call reads and writes inside its
   // tensors and asks for something that can be drawn.
@@ -137,6 +140,14 @@ struct Call {
     if (context.given) contiguous_view<float, 4>("context", context, images.shape, place);
     const auto [n, channels, height, width] = images.shape;
     if (mask.given) contiguous_view<uint8_t, 3>("mask", mask, {n, height, width}, place);
+    if (condition.given != (network.condition_size > 0)) {
+      refuse("condition",
+             condition.given ? "be None for a model that has no vectors of images"
+                             : "be a tensor for a model with vectors of images",
+             condition.given ? "a tensor" : "None");
+    }
+    if (condition.given)
+      contiguous_view<float, 2>("condition", condition, {n, network.condition_size}, place);
     if (!(temperature > 0 && std::isfinite(temperature))) {
       refuse("temperature", "be positive and finite", std::to_string(temperature));
     }
@@ -147,15 +158,18 @@ struct Call {
 // The GIL is free while the workers run. Between polls it is taken for a moment: for signals, so
 // that Ctrl-C ends the call, and for the caller's progress.
 void sample(const CpuSampler& sampler, const py::object& out, const py::object& context,
-            const py::object& mask, uint64_t seed, uint64_t first_index, float temperature,
-            int threads, int slice, const py::object& progress) {
+            const py::object& mask, const py::object& condition, uint64_t seed,
+            uint64_t first_index, float temperature, int threads, int slice,
+            const py::object& progress) {
   constexpr int kMostThreads = 1 << 12, kLargestSlice = 1 << 15;
-  const Call call{borrow("out", out),   borrow("context", context),
-                  borrow("mask", mask), seed,
-                  first_index,          temperature};
+  const Call call{
+      borrow("out", out), borrow("context", context),    borrow("mask", mask), seed, first_index,
+      temperature,        borrow("condition", condition)};
   const auto images = call.check(sampler.network(), Place{});
-  const Lent lent[] = {
-      {"out", &call.out, true}, {"context", &call.context, false}, {"mask", &call.mask, false}};
+  const Lent lent[] = {{"out", &call.out, true},
+                       {"context", &call.context, false},
+                       {"mask", &call.mask, false},
+                       {"condition", &call.condition, false}};
   check_apart(lent);
   if (threads < 1 || threads > kMostThreads) {
     refuse("threads", "lie in 1 .. " + std::to_string(kMostThreads), std::to_string(threads));
@@ -171,7 +185,8 @@ void sample(const CpuSampler& sampler, const py::object& out, const py::object& 
                         std::min(slice, kLargestSlice),
                         static_cast<const float*>(call.context.data),
                         images.data,
-                        static_cast<const uint8_t*>(call.mask.data)};
+                        static_cast<const uint8_t*>(call.mask.data),
+                        static_cast<const float*>(call.condition.data)};
   const py::gil_scoped_release release;
   sampler.sample(request, [&](double done) {
     const py::gil_scoped_acquire acquire;
@@ -327,9 +342,10 @@ void register_sampler(py::module_& module) {
            py::arg("likelihood"), py::arg("atoms"), py::arg("smoothing_scale"),
            py::arg("conditioned"), py::arg("instruction_set"), py::arg("bf16"))
       .def("sample", &sample, py::kw_only(), py::arg("out"), py::arg("context"), py::arg("mask"),
-           py::arg("seed"), py::arg("first_index"), py::arg("temperature"), py::arg("threads"),
-           py::arg("slice"), py::arg("progress"),
-           "mask: (N, H, W) uint8, not 0 where a pixel of out is known and stays; or None.")
+           py::arg("condition"), py::arg("seed"), py::arg("first_index"), py::arg("temperature"),
+           py::arg("threads"), py::arg("slice"), py::arg("progress"),
+           "mask: (N, H, W) uint8, not 0 where a pixel of out is known and stays; or None. "
+           "condition: (N, condition_size), the vectors of the images; None if that is 0.")
       .def_property_readonly("instruction_set", &CpuSampler::instruction_set)
       .def(
           "bytes_per_image",

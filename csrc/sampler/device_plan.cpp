@@ -127,6 +127,8 @@ MatrixView DevicePlan::pack(const Op& op, Part part, CudaOp& to) {
 }
 
 DevicePlan::DevicePlan(Program given, bool bf16) {
+  if (given.condition_size > 0)
+    throw std::invalid_argument("a model with classes is not drawn on a CUDA device");
   const Program program = checked_by_pass(std::move(given));
   skeleton_ = Skeleton(program, bf16, kGranule / static_cast<int>(sizeof(float)));
   network_ = skeleton_.network;

@@ -52,7 +52,8 @@ struct OpView {
   int n_terms;
   const TermView* terms;
   MatrixView row, pixel;
-  const float* bias;  // packed columns
+  const float* bias;                  // packed columns
+  const float* projection = nullptr;  // (condition_size, packed columns) or null
 
   DSMOOTH_HOST_DEVICE const MatrixView& matrix(Part part) const {
     return part == Part::kRow ? row : pixel;
@@ -111,6 +112,7 @@ struct NetworkView {
   const PixelOp* at_pixel;
   int first_at_pixel[kPixelPeriod * kPixelPeriod + 1];
   uint8_t atoms[256];  // byte levels, the first n_atoms
+  int condition_size = 0;
 
   // The n operations that run at a pixel.
   DSMOOTH_HOST_DEVICE const PixelOp* ops_at(int row, int column, int& n) const {
@@ -126,6 +128,10 @@ struct NetworkView {
     if (!op.two_parts()) return 0;
     return static_cast<size_t>(width >> op.level) * static_cast<size_t>(op.row.columns);
   }
+  // Words of the bias of one image that an operation has by its projection.
+  DSMOOTH_HOST_DEVICE static size_t image_bias_words(const OpView& op) {
+    return op.projection == nullptr ? 0 : static_cast<size_t>(op.row.columns);
+  }
 };
 
 // Where the caches of a slice lie.
@@ -138,6 +144,7 @@ struct StateView {
   float* const* caches;
   float* const* partials;  // by operation
   int batch, height, width;
+  float* const* image_biases = nullptr;  // by operation, of each image, in packed columns
 
   DSMOOTH_HOST_DEVICE int width_at(int level) const { return width >> level; }
 
@@ -213,12 +220,17 @@ struct Product {
   DSMOOTH_HOST_DEVICE float* partial() const {
     return part == Part::kRow && op().two_parts() ? state->partial(index, column) : nullptr;
   }
-  // What the sums begin with, and from one row to the next.
+  // What the sums begin with, from one row to the next, and after how many rows it begins again:
+  // the sums of the row part, the biases of the images, or one bias for all.
   DSMOOTH_HOST_DEVICE const float* init() const {
-    return part == Part::kPixel && op().two_parts() ? state->partial(index, column) : op().bias;
+    if (continues()) return state->partial(index, column);
+    return op().projection == nullptr ? op().bias : state->image_biases[index];
   }
   DSMOOTH_HOST_DEVICE ptrdiff_t init_stride() const {
-    return part == Part::kPixel && op().two_parts() ? op().row.columns : 0;
+    return continues() || op().projection != nullptr ? op().row.columns : 0;
+  }
+  DSMOOTH_HOST_DEVICE int init_rows() const {
+    return continues() ? m() : op().projection == nullptr ? 1 : state->batch;
   }
 
   DSMOOTH_HOST_DEVICE Epilogue epilogue() const {
@@ -240,6 +252,7 @@ struct Product {
   }
 
  private:
+  DSMOOTH_HOST_DEVICE bool continues() const { return part == Part::kPixel && op().two_parts(); }
   DSMOOTH_HOST_DEVICE float* at(int cache) const {
     return cache == kNone ? nullptr : state->at(cache, row, column);
   }

@@ -70,6 +70,7 @@ Skeleton::Skeleton(const Program& p, bool bf16, int stride_words) {
              {},
              {}};
   std::copy(p.atoms.begin(), p.atoms.end(), network.atoms);
+  network.condition_size = p.condition_size;
   for (const Op& op : p.ops)
     for (int pass = static_cast<int>(op.pass) + 1; pass < 5; ++pass) ++network.first_of_pass[pass];
   list_pixel_ops();
@@ -109,7 +110,9 @@ size_t bytes_per_image(const NetworkView& network, int height, int width) {
   size_t words = 0;
   for (int i = 0; i < network.n_caches; ++i)
     words += network.caches[i].words_per_image(height, width);
-  for (int i = 0; i < network.n_ops; ++i) words += network.partial_words(network.ops[i], width);
+  for (int i = 0; i < network.n_ops; ++i)
+    words += network.partial_words(network.ops[i], width) +
+             NetworkView::image_bias_words(network.ops[i]);
   return words * sizeof(float);
 }
 

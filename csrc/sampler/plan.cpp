@@ -88,15 +88,21 @@ Matrix pack(const Op& op, Part part, const TileKernels& kernels) {
   return matrix;
 }
 
-Words pack_bias(const Op& op, const TileKernels& kernels) {
+// Output o of row r is values[o * rows + r]; packed rows of columns.
+Words pack_columns(const Op& op, const std::vector<float>& values, int rows,
+                   const TileKernels& kernels) {
   const std::vector<Panel> panels = cut(op, kernels.max_units);
-  Words bias(static_cast<size_t>(panels.back().column + panels.back().units * kUnit));
+  const int columns = panels.back().column + panels.back().units * kUnit;
+  Words packed(static_cast<size_t>(rows) * static_cast<size_t>(columns));
   for (const Panel& panel : panels)
     for (int column = 0; column < panel.units * kUnit; ++column) {
       const int output = output_of(op, panel, column);
-      if (output >= 0) bias.data()[panel.column + column] = op.bias[static_cast<size_t>(output)];
+      for (int row = 0; output >= 0 && row < rows; ++row)
+        packed.data()[int64_t{row} * columns + panel.column + column] =
+            values[static_cast<size_t>(output) * static_cast<size_t>(rows) +
+                   static_cast<size_t>(row)];
     }
-  return bias;
+  return packed;
 }
 
 }  // namespace
@@ -106,8 +112,11 @@ Plan::Plan(Program given, const TileKernels& kernels) : kernels_(kernels) {
   skeleton_ = Skeleton(program, kernels.bf16, 1);
   for (size_t i = 0; i < program.ops.size(); ++i) {
     const Op& op = program.ops[i];
-    planned_.push_back(
-        {pack(op, Part::kRow, kernels), pack(op, Part::kPixel, kernels), pack_bias(op, kernels)});
+    planned_.push_back({pack(op, Part::kRow, kernels), pack(op, Part::kPixel, kernels),
+                        pack_columns(op, op.bias, 1, kernels),
+                        op.projection.empty()
+                            ? Words()
+                            : pack_columns(op, op.projection, program.condition_size, kernels)});
     const PlannedOp& planned = planned_.back();
     const auto view = [](const Matrix& m) {
       return MatrixView{m.panels.data(), static_cast<int>(m.panels.size()), m.columns};
@@ -115,6 +124,7 @@ Plan::Plan(Program given, const TileKernels& kernels) : kernels_(kernels) {
     skeleton_.ops[i].row = view(planned.row);
     skeleton_.ops[i].pixel = view(planned.pixel);
     skeleton_.ops[i].bias = planned.bias.data();
+    skeleton_.ops[i].projection = planned.projection.data();
   }
 }
 
@@ -128,6 +138,8 @@ State::State(const NetworkView& network, int batch, int height, int width)
   for (int i = 0; i < network.n_ops; ++i) {
     partials_.emplace_back(images * network.partial_words(network.ops[i], width));
     partial_pointers_.push_back(partials_.back().data());
+    image_biases_.emplace_back(images * NetworkView::image_bias_words(network.ops[i]));
+    image_bias_pointers_.push_back(image_biases_.back().data());
   }
 }
 
@@ -137,7 +149,8 @@ void State::clear(int batch) {
 }
 
 StateView State::view() const {
-  return {&network_, cache_pointers_.data(), partial_pointers_.data(), batch_, height_, width_};
+  return {&network_, cache_pointers_.data(),     partial_pointers_.data(), batch_, height_,
+          width_,    image_bias_pointers_.data()};
 }
 
 }  // namespace dsmooth::sampler

@@ -39,6 +39,7 @@ struct Matrix {
 struct PlannedOp {
   Matrix row, pixel;  // no panels where there are no terms
   Words bias;         // packed columns
+  Words projection;   // of each number of the vector; empty where there is none
 };
 
 // Immutable once made; shared by all workers and calls. A view's pointers stay valid when the plan
@@ -69,8 +70,8 @@ class State {
  private:
   NetworkView network_;  // whose own pointers outlive this
   int batch_, height_, width_;
-  std::vector<Words> caches_, partials_;
-  std::vector<float*> cache_pointers_, partial_pointers_;
+  std::vector<Words> caches_, partials_, image_biases_;
+  std::vector<float*> cache_pointers_, partial_pointers_, image_bias_pointers_;
 };
 
 }  // namespace dsmooth::sampler

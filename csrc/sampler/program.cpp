@@ -28,6 +28,8 @@ class Checker {
     require(p_.image_channels == 1 || p_.image_channels == 3, "image", "channels must be 1 or 3");
     require(p_.image_parts == 1 || p_.image_parts == 2, "image", "parts must be 1 or 2");
     check_mixture();
+    require(p_.condition_size >= 0 && p_.condition_size <= kMostChannels, "condition",
+            "size out of range");
     for (size_t i = 0; i < p_.caches.size(); ++i) check_cache(p_.caches[i], std::to_string(i));
     const int image_width = p_.image_channels * p_.image_parts + 1;
     check_use(p_.image, 0, image_width + image_width % 2, true, "image");
@@ -92,6 +94,11 @@ class Checker {
             "number of outputs");
     require(op.bias.size() == static_cast<size_t>(op.n), where, "size of the bias");
     require(all_finite(op.bias), where, "a bias is not finite");
+    require(op.projection.empty() ||
+                op.projection.size() ==
+                    static_cast<size_t>(op.n) * static_cast<size_t>(p_.condition_size),
+            where, "size of the projection");
+    require(all_finite(op.projection), where, "a projection is not finite");
     for (int parity : {op.row_parity, op.column_parity})
       require(parity >= kNone && parity <= 1, where, "parity out of range");
     require(!op.gate || op.residual_in != kNone, where, "a gate needs a residual");

@@ -41,6 +41,8 @@ struct Op {
   bool split;               // act_out gets elu alone, in kSplitParts operands
   std::vector<float> bias;  // (n)
   std::vector<Term> terms;
+  std::vector<float> projection = {};  // (n, condition_size) or empty: times an image's vector it
+                                       // is a bias of that image
 
   int channels() const { return gate ? n / 2 : n; }
   // Of the cache of act_out, an even number.
@@ -61,6 +63,7 @@ struct Program {
   int image, context, params;  // caches
   std::vector<Cache> caches;
   std::vector<Op> ops;
+  int condition_size = 0;  // length of the vector that each image is conditioned on
 
   bool stacked() const { return conditioned && context == kNone; }
   // Parameters of a pixel's mixture.

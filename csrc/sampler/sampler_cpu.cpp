@@ -139,7 +139,8 @@ class Run {
              r_.temperature,
              r_.context ? r_.context + first * pixels : nullptr,
              r_.out + first * pixels,
-             r_.mask ? r_.mask + first * plane : nullptr};
+             r_.mask ? r_.mask + first * plane : nullptr,
+             r_.condition ? r_.condition + first * plan_.network().condition_size : nullptr};
     states_[team].clear(slice.batch);
   }
 

@@ -19,7 +19,8 @@ struct Request {
   int slice;             // images at most that a worker draws at a time; 0: as suits the caches
   const float* context;  // (n, C, H, W) or null
   float* out;            // (n, C, H, W), with the known pixels in it
-  const uint8_t* mask = nullptr;  // (n, H, W), not 0 where a pixel is known; null: none is
+  const uint8_t* mask = nullptr;     // (n, H, W), not 0 where a pixel is known; null: none is
+  const float* condition = nullptr;  // (n, condition_size); null if that is 0
 };
 
 class CpuSampler {

@@ -9,6 +9,7 @@
 //   worker.end_row(images)    a sync at the end of a row, which counts it as done
 //   worker.stop()             the same answer in all lanes between two syncs: leave early
 //   Worker::kCompletes        whether it keeps known pixels; else there is no code for them
+//   Worker::kConditions       whether it adds biases of images; else there is no code for them
 // Every lane runs the whole of `draw`. A lane is a thread on the CPU, a thread of the block on a
 // GPU; all functions here are compiled for both.
 #pragma once
@@ -28,9 +29,10 @@ struct Slice {
   uint64_t seed;
   uint64_t first_index;
   float temperature;
-  const float* context;           // (batch, C, H, W) or null
-  float* out;                     // (batch, C, H, W)
-  const uint8_t* mask = nullptr;  // (batch, H, W), not 0 where a pixel is known; null: none is
+  const float* context;              // (batch, C, H, W) or null
+  float* out;                        // (batch, C, H, W)
+  const uint8_t* mask = nullptr;     // (batch, H, W), not 0 where a pixel is known; null: none is
+  const float* condition = nullptr;  // (batch, condition_size) or null
 };
 
 // The horizontal stream at one pixel, and the parameters of its mixture, product after product.
@@ -59,6 +61,7 @@ class Step {
 
   // Draws some of the rows, of which those of a prompt come first, behind those before them.
   DSMOOTH_HOST_DEVICE bool draw(int first, int end) {
+    if (first == 0 && Worker::kConditions && n_.condition_size > 0) project();
     if (first == 0 && n_.context != kNone) encode();
     const int prompt = this->prompt();
     for (int row = first; row < end; ++row) {
@@ -86,6 +89,25 @@ class Step {
 
  private:
   DSMOOTH_HOST_DEVICE int prompt() const { return n_.stacked() ? s_.height : 0; }
+
+  // The biases of the images: of each operation with a projection, its bias plus the projection of
+  // the image's vector.
+  DSMOOTH_HOST_DEVICE void project() {
+    for (int i = 0; Worker::kConditions && i < n_.n_ops; ++i) {
+      const OpView& op = n_.ops[i];
+      if (op.projection == nullptr) continue;
+      const int columns = op.row.columns;
+      w_.for_each(s_.batch * columns, [&](int j) {
+        const int column = j % columns;
+        const float* vector = s_.condition + int64_t{j / columns} * n_.condition_size;
+        float sum = op.bias[column];
+        for (int d = 0; d < n_.condition_size; ++d)
+          sum += op.projection[int64_t{d} * columns + column] * vector[d];
+        state_.image_biases[i][j] = sum;
+      });
+    }
+    w_.sync();
+  }
 
   // The context's encoder: operation after operation over the whole image.
   DSMOOTH_HOST_DEVICE void encode() {

@@ -34,9 +34,13 @@ template <class Operand, int R, int U>
 [[gnu::flatten]] void tile(const Job& job, const Panel& panel, int m0, float* out,
                            ptrdiff_t stride) {
   Row<U> sum[R];
-  const float* init = job.init + m0 * job.init_stride + panel.column;
+  const float* init = job.init + panel.column;
+  int row = m0 % job.init_rows;
 #pragma GCC unroll 16
-  for (int i = 0; i < R; ++i) sum[i].load(init + i * job.init_stride);
+  for (int i = 0; i < R; ++i) {
+    sum[i].load(init + row * job.init_stride);
+    row = row + 1 == job.init_rows ? 0 : row + 1;
+  }
   const float* b = panel.b;
   for (int s = 0; s < job.n_segments; ++s) {
     const Segment& segment = job.segments[s];

@@ -17,7 +17,7 @@ namespace dsmooth::sampler {
 constexpr int kMaxRows = 12;  // of a tile
 constexpr int kMaxUnits = 6;
 
-// out[m] = epilogue(init[m] + sum over segments a[m] b), for m rows.
+// out[m] = epilogue(init[m % init_rows] + sum over segments a[m] b), for m rows.
 struct Job {
   int m;
   int n_segments;
@@ -26,6 +26,7 @@ struct Job {
   int n_panels;
   const float* init;  // packed columns
   ptrdiff_t init_stride;
+  int init_rows;
   float* partial;  // if not null, the sums go here (packed columns) and there is no epilogue
   ptrdiff_t partial_stride;
   Epilogue epilogue;
@@ -44,6 +45,7 @@ inline Job make_job(const Product& product) {
         job.segments[job.n_segments++] = product.segment(op.terms[t], tap);
   job.init = product.init();
   job.init_stride = product.init_stride();
+  job.init_rows = product.init_rows();
   job.partial = product.partial();
   if (job.partial)
     job.partial_stride = matrix.columns;

@@ -12,7 +12,7 @@ namespace dsmooth::sampler {
 template <class T, class Block>
 class CudaWorker {
  public:
-  static constexpr bool kCompletes = false;
+  static constexpr bool kCompletes = false, kConditions = false;
 
   DSMOOTH_HOST_DEVICE explicit CudaWorker(Block& block) : block_(block) {}
 

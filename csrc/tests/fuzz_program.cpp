@@ -72,7 +72,7 @@ void change_op(Choices& choices, Op& op) {
   int* const numbers[] = {&op.level,       &op.row_parity, &op.column_parity, &op.n,
                           &op.residual_in, &op.add,        &op.residual_out,  &op.act_out,
                           &op.raw_out};
-  switch (const size_t what = choices.below(14)) {
+  switch (const size_t what = choices.below(15)) {
     case 9:
       op.pass = static_cast<Pass>(changed(choices, static_cast<int>(op.pass)));
       break;
@@ -88,6 +88,9 @@ void change_op(Choices& choices, Op& op) {
     case 13:
       op.terms.push_back(op.terms.front());
       break;
+    case 14:
+      op.projection.resize(op.projection.empty() ? 1 : 0);
+      break;
     default:
       *numbers[what] = changed(choices, *numbers[what]);
   }
@@ -95,18 +98,19 @@ void change_op(Choices& choices, Op& op) {
 
 void change_program(Choices& choices, Program& program) {
   int* const numbers[] = {&program.image_channels, &program.image_parts, &program.n_mix,
-                          &program.image,          &program.context,     &program.params};
-  switch (const size_t what = choices.below(10)) {
-    case 6:
+                          &program.image,          &program.context,     &program.params,
+                          &program.condition_size};
+  switch (const size_t what = choices.below(11)) {
+    case 7:
       program.likelihood = static_cast<Likelihood>(choices.below(3));
       break;
-    case 7:
+    case 8:
       program.atoms.push_back(changed(choices, 0));
       break;
-    case 8:
+    case 9:
       program.conditioned = !program.conditioned;
       break;
-    case 9:
+    case 10:
       std::swap(any_of(choices, program.ops), any_of(choices, program.ops));
       break;
     default:
@@ -133,6 +137,8 @@ void fit_weights(Program& program) {
   for (Op& op : program.ops) {
     if (!few(op.n)) continue;
     op.bias.resize(static_cast<size_t>(op.n), 0.1f);
+    if (!op.projection.empty() && few(program.condition_size))
+      op.projection.resize(static_cast<size_t>(op.n * program.condition_size), 0.2f);
     for (Term& term : op.terms) {
       const auto cache = static_cast<size_t>(term.cache);
       if (cache < program.caches.size()) term.channels = program.caches[cache].channels;
@@ -146,9 +152,11 @@ void fit_weights(Program& program) {
 }
 
 struct Drawing {
-  std::vector<float> context, out;
+  std::vector<float> context, condition, out;
 
-  explicit Drawing(int channels) : context(static_cast<size_t>(kImages * channels * 16), 0.5f) {
+  explicit Drawing(const Program& program)
+      : context(static_cast<size_t>(kImages * program.image_channels * 16), 0.5f),
+        condition(static_cast<size_t>(kImages * program.condition_size), 0.25f) {
     out.assign(context.size(), NAN);
   }
   const float* context_of(const Program& program) const {
@@ -157,16 +165,16 @@ struct Drawing {
 };
 
 std::vector<float> draw(const CpuSampler& sampler, const Program& program, int threads, int slice) {
-  Drawing drawing(program.image_channels);
+  Drawing drawing(program);
   sampler.sample({kImages, kHeight, kWidth, 1, 0, 1.0f, threads, slice, drawing.context_of(program),
-                  drawing.out.data()},
+                  drawing.out.data(), nullptr, drawing.condition.data()},
                  [](double) {});
   return drawing.out;
 }
 
 template <class T>
 void draw_on_the_host(const Program& program) {
-  Drawing drawing(program.image_channels);
+  Drawing drawing(program);
   const Slice all{0, kHeight, kWidth, 1, 0, 1.0f, drawing.context_of(program), drawing.out.data()};
   draw_as_cuda<T, 4, 1>(program, all, kImages, {1, 1 << 20}, 0, Mode::kTurns);
 }
@@ -187,7 +195,9 @@ void run(Choices& choices) {
   const auto conditioning = static_cast<Conditioning>(choices.below(3));
   const bool bf16 = choices.below(2) == 1, fit = choices.below(4) != 3;
   const size_t sharing = choices.below(16);  // threads that meet often are slow
-  Program program = Toy(filters, channels, conditioning).take();
+  const int condition_size = static_cast<int>(choices.below(3));
+  Program program =
+      Toy(filters, channels, conditioning, Likelihood::kContinuous, {}, condition_size).take();
   while (!choices.done()) change(choices, program);
   if (fit) fit_weights(program);
   try {
@@ -210,7 +220,8 @@ std::vector<FuzzInput> fuzz_seeds() {
   for (uint8_t conditioning = 0; conditioning < 3; ++conditioning)
     for (uint8_t bf16 = 0; bf16 < 2; ++bf16)
       for (uint8_t sharing = 0; sharing < 4; ++sharing)
-        seeds.push_back({1, 0, conditioning, bf16, 0, sharing});
+        for (uint8_t condition_size = 0; condition_size < 2; ++condition_size)
+          seeds.push_back({1, 0, conditioning, bf16, 0, sharing, condition_size});
   return seeds;
 }
 

@@ -30,11 +30,19 @@ struct Case {
   Likelihood likelihood = Likelihood::kContinuous;
   std::vector<int> atoms = {};
   bool completes = false;  // some pixels are known
-  Program program() const { return Toy(filters, channels, conditioning, likelihood, atoms).take(); }
+  int condition_size = 0;  // of the vector of each image
+  Program program() const {
+    return Toy(filters, channels, conditioning, likelihood, atoms, condition_size).take();
+  }
   size_t size(int64_t n) const { return static_cast<size_t>(n * channels * kHeight * kWidth); }
   std::vector<float> context(int64_t n) const {
     std::vector<float> values(size(n));
     for (size_t i = 0; i < values.size(); ++i) values[i] = std::sin(0.7f * static_cast<float>(i));
+    return values;
+  }
+  std::vector<float> condition(int64_t n) const {
+    std::vector<float> values(static_cast<size_t>(n * condition_size));
+    for (size_t i = 0; i < values.size(); ++i) values[i] = std::cos(1.3f * static_cast<float>(i));
     return values;
   }
   // Which pixels are known: the upper row in all images, other pixels image by image.
@@ -61,17 +69,22 @@ const Case kCases[] = {{12, 1, Conditioning::kNone},
                        {20, 1, Conditioning::kConcat},
                        {7, 3, Conditioning::kNone, Likelihood::kDiscretized, {0, 255, 17}},
                        {10, 3, Conditioning::kStack, Likelihood::kContinuous, {}, true},
-                       {11, 1, Conditioning::kNone, Likelihood::kContinuous, {}, true}};
+                       {11, 1, Conditioning::kNone, Likelihood::kContinuous, {}, true},
+                       {13, 1, Conditioning::kNone, Likelihood::kContinuous, {}, false, 3},
+                       {9, 3, Conditioning::kStack, Likelihood::kContinuous, {}, true, 1},
+                       {12, 1, Conditioning::kConcat, Likelihood::kContinuous, {}, false, 2}};
 
 std::vector<float> draw(const CpuSampler& sampler, const Case& c, int64_t first, int64_t n,
                         int threads, int slice) {
   const std::vector<float> context = c.context(first + n), canvas = c.canvas(first + n);
   const std::vector<uint8_t> mask = c.mask(first + n);
+  const std::vector<float> condition = c.condition(first + n);
   std::vector<float> out(canvas.begin() + static_cast<ptrdiff_t>(c.size(first)), canvas.end());
   const bool conditioned = c.conditioning != Conditioning::kNone;
   sampler.sample({n, kHeight, kWidth, kSeed, kFirst + static_cast<uint64_t>(first), 1.0f, threads,
                   slice, conditioned ? context.data() + c.size(first) : nullptr, out.data(),
-                  c.completes ? mask.data() + first * kHeight * kWidth : nullptr},
+                  c.completes ? mask.data() + first * kHeight * kWidth : nullptr,
+                  c.condition_size ? condition.data() + first * c.condition_size : nullptr},
                  [](double) {});
   for (size_t i = 0; i < out.size(); ++i)
     if (const float known = canvas[c.size(first) + i]; !std::isnan(known))
@@ -102,6 +115,7 @@ void block_equals_threads(const Case& c) {
   const std::vector<float> expected = draw(sampler, c, 0, kImages, 1, 0);
   const std::vector<float> context = c.context(kImages);
   const std::vector<uint8_t> mask = c.mask(kImages);
+  const std::vector<float> condition = c.condition(kImages);
   std::vector<float> out = c.canvas(kImages);
   const Slice slice{kImages,
                     kHeight,
@@ -111,7 +125,8 @@ void block_equals_threads(const Case& c) {
                     1.0f,
                     c.conditioning == Conditioning::kNone ? nullptr : context.data(),
                     out.data(),
-                    c.completes ? mask.data() : nullptr};
+                    c.completes ? mask.data() : nullptr,
+                    c.condition_size ? condition.data() : nullptr};
   const auto equal = [&] {
     return std::memcmp(out.data(), expected.data(), out.size() * sizeof(float)) == 0;
   };
@@ -202,7 +217,7 @@ void cuda_equals_cpu_on_all_shapes() {
   if (!has_instruction_set("avx2")) return;
   constexpr Device kRoomy{2, 227 << 10, 3}, kTight{1, 40 << 10};
   for (const Case& c : kCases) {
-    if (c.completes) continue;
+    if (c.completes || c.condition_size) continue;
     cuda_equals_cpu<float, 4, 2>(c, kTight, 0, Mode::kThreads);
     cuda_equals_cpu<Bf16, 8, 1>(c, kRoomy, 2, Mode::kThreads);
     cuda_equals_cpu<Bf16, 4, 1>(c, kTight, 1, Mode::kTurns);
@@ -293,6 +308,20 @@ void bad_programs_are_refused() {
   expect(refused([](Program& p) { p.ops[1].bias[0] = INFINITY; }), "an infinite bias");
   expect(refused([](Program& p) { p.params = p.image; }), "parameters in the image");
   expect(refused([](Program& p) { p.n_mix = 3; }), "too few parameters");
+  const auto with_classes = [](Program& p, int size, size_t numbers) {
+    p.condition_size = size;
+    p.ops[2].projection.assign(numbers, 0.5f);
+  };
+  const size_t n = static_cast<size_t>(Toy(4, 1, Conditioning::kNone).take().ops[2].n);
+  expect(!refused([&](Program& p) { with_classes(p, 3, 3 * n); }), "a projection is refused");
+  expect(!refused([&](Program& p) { with_classes(p, 3, 0); }), "no projection is refused");
+  for (const auto& [size, numbers] : {std::pair{3, 3 * n - 1}, {2, 3 * n}, {0, n}, {-1, n}})
+    expect(refused([&](Program& p) { with_classes(p, size, numbers); }), "a projection's size");
+  expect(refused([&](Program& p) {
+           with_classes(p, 1, n);
+           p.ops[2].projection[n - 1] = NAN;
+         }),
+         "a projection that is not a number");
   expect(refused([](Program& p) { p.ops[p.ops.size() - 2].split = false; }),
          "a concat_elu where three parts fit");
   const auto with_atoms = [](Program& p, std::vector<int> atoms) {

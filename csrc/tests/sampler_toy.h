@@ -14,8 +14,10 @@ enum class Conditioning { kNone, kStack, kConcat };
 class Toy {
  public:
   Toy(int filters, int image_channels, Conditioning conditioning,
-      Likelihood likelihood = Likelihood::kContinuous, std::vector<int> atoms = {})
+      Likelihood likelihood = Likelihood::kContinuous, std::vector<int> atoms = {},
+      int condition_size = 0)
       : f_(filters) {
+    p_.condition_size = condition_size;
     p_.image_channels = image_channels;
     p_.image_parts = 2;
     p_.n_mix = 2;
@@ -63,6 +65,8 @@ class Toy {
       op.bias.push_back(pass == Pass::kHead ? -2.0f : 0.1f * random());  // narrow components
     for (Term& t : op.terms)
       for (int i = 0; i < n * t.taps * t.channels; ++i) t.weight.push_back(0.1f * random());
+    for (int i = 0; (gate || pass == Pass::kEncoder) && i < n * p_.condition_size; ++i)
+      op.projection.push_back(0.5f * random());
     p_.ops.push_back(std::move(op));
   }
 

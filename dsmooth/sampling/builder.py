@@ -10,7 +10,7 @@ from torch import nn
 
 from ..nn.layers import GatedResnet
 from ..nn.pixelcnnpp import PixelCNNpp
-from .folding import SPLIT_PARTS, Array, folded, split, widen
+from .folding import SPLIT_PARTS, Array, as_float64, folded, split, widen
 from .program import NONE, Cache, Op, Pass, Program, Term
 
 NO_RAWS = (NONE, NONE)
@@ -42,6 +42,12 @@ def _layers(block: nn.Module) -> list[tuple[GatedResnet, GatedResnet]]:
     return list(zip(u, ul, strict=True))
 
 
+def _projection(layer: GatedResnet) -> Array | None:
+    """Of the vector of an image, (2F, D); None for a layer without."""
+    weight = layer.condition_weight
+    return None if weight is None else as_float64(weight)
+
+
 class _Stream:
     """One of the two streams: which pass it runs in, how many rows its caches keep."""
 
@@ -58,7 +64,9 @@ class _Builder:
         self.f = model.config.n_filters
         self.channels = model.config.image_channels
         self.bf16 = bf16
-        self.program = Program(image_parts=2 if bf16 else 1)
+        self.program = Program(
+            image_parts=2 if bf16 else 1, condition_size=model.config.condition_size
+        )
         # Row r of u needs rows r - 1 and r of its inputs. ul needs one row only: the row part has
         # consumed the row above before the row itself is overwritten.
         self.u = _Stream(self.program, Pass.VERTICAL, 2, self.f)
@@ -201,6 +209,7 @@ class _Builder:
             bias,
             self._taps(stream, h, weight),
             gate=True,
+            projection=_projection(layer),
             residual_in=residual,
             residual_out=residual,
             act_out=out,
@@ -294,6 +303,7 @@ class _Builder:
                 bias,
                 around(h, weight),
                 gate=True,
+                projection=_projection(layer),
                 residual_in=residual,
                 residual_out=residual,
                 act_out=act,

@@ -11,13 +11,17 @@ from torch import Tensor
 from .._extension import extension
 from ..machine import check_memory
 from ..nn import PixelCNNpp
+from ..nn.condition import condition_vectors
 from ..nn.pixelcnnpp import is_given
 from .builder import build_program
 from .cuda import CudaDrawer
-from .draw import Draw, Progress, check_size, chosen_seed
+from .draw import Draw, Label, Progress, check_size, chosen_seed
 from .folding import as_float64
 from .known import known_pixels
 
+NO_CLASSES_ON_CUDA = (
+    "on a CUDA device it takes no classes; use sequential_sample or jacobi_sample, or the CPU"
+)
 InstructionSet = Literal["auto", "generic", "avx2", "avx512", "avx512bf16"]
 
 
@@ -85,6 +89,7 @@ class CachedSampler:
         max_slice: int | None = None,
         known: Tensor | None = None,
         mask: Tensor | None = None,
+        label: Label = None,
     ) -> Tensor:
         """Draw images first_index .. first_index + n - 1 of the stream that `seed` names.
 
@@ -93,7 +98,8 @@ class CachedSampler:
         for torch's setting. progress: called with the fraction done, some ten times a second, and
         with 1.0 at the end. max_slice: images at most that a thread (a thread block) draws at a
         time, which bounds the memory; None for a size that suits the device. known, mask: pixels
-        that are kept, as of `sequential_sample`; known is float32, both where the model was.
+        that are kept, as of `sequential_sample`; known is float32, both where the model was. label:
+        for a model with classes, one for all images or one for each (see `Draw`).
         Returns (n, C, height, width) float32 on the sampler's device; one of the 256 levels for a
         discretized likelihood, unclamped for the others.
 
@@ -115,6 +121,7 @@ class CachedSampler:
             threads=threads,
             max_slice=max_slice,
             known=known_pixels(known, mask, n),
+            label=label,
         )
         return self.draw(draw, (height, width), context, progress)
 
@@ -130,6 +137,7 @@ class CachedSampler:
         shape = (draw.count, self.config.image_channels, *size)
         check_memory(shape)
         self._check_context(context, shape)
+        condition = self._condition(draw)
         if self._cuda is not None:
             return self._cuda.draw(draw, shape, context)
         out, known = torch.empty(shape, dtype=torch.float32), draw.known
@@ -139,6 +147,7 @@ class CachedSampler:
             out=out,
             context=None if context is None else context.contiguous(),
             mask=None if known is None else known.mask.contiguous().view(torch.uint8),
+            condition=condition,
             seed=draw.seed,
             first_index=draw.first_index,
             temperature=draw.temperature,
@@ -149,6 +158,18 @@ class CachedSampler:
         if progress is not None:
             progress(1.0)
         return out
+
+    def _condition(self, draw: Draw) -> Tensor | None:
+        """The vector of each image: (count, D) float32, contiguous; None for a model without."""
+        n_classes = self.config.condition_size
+        label = draw.labels(n_classes, self.device)
+        like = torch.empty(0, dtype=torch.float32, device=self.device)
+        vectors = condition_vectors(label, n_classes, draw.count, like)
+        if vectors is None:
+            return None
+        if self._cuda is None and not np.isfinite(vectors.detach().numpy()).all():
+            raise ValueError("label must be finite, got a NaN or an infinity")
+        return vectors.detach().contiguous()
 
     def _check_context(self, context: Tensor | None, shape: tuple[int, ...]) -> None:
         if not is_given(context, self.config.conditioning):
@@ -180,11 +201,11 @@ def _check_model(model: PixelCNNpp) -> torch.device:
     """Where the model lies. Raises as `CachedSampler` does."""
     if not isinstance(model, PixelCNNpp):
         raise TypeError(f"model must be a PixelCNNpp, got {type(model).__name__}")
-    if model.config.condition_size:
-        raise ValueError("a model with classes is drawn by sequential_sample or jacobi_sample")
     device = model.head.bias.device
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"the model must be on the CPU or a CUDA device, got {device}")
+    if device.type == "cuda" and model.config.condition_size:
+        raise ValueError(f"the cached sampler cannot draw: {NO_CLASSES_ON_CUDA}")
     for name, parameter in model.named_parameters():
         if parameter.device != device:
             raise ValueError(

@@ -62,8 +62,9 @@ class Op:
     With `gate` the 2n sums are (A, G) and the value is residual_in + A * sigmoid(G); else the value
     is the sum; `add` is added to it. It is stored as float32 (residual_out), as concat_elu of
     itself (act_out) and as operand (raw_out). split: act_out gets elu of the value alone, as
-    SPLIT_PARTS operands that add up to it. row_parity, column_parity: the positions where the
-    operation runs, NONE for all.
+    SPLIT_PARTS operands that add up to it. projection: (n, D), which times the vector of an image
+    is one more bias for it; or None. row_parity, column_parity: the positions where the operation
+    runs, NONE for all.
     """
 
     stage: Pass
@@ -77,6 +78,7 @@ class Op:
     act_out: int = NONE
     raw_out: int = NONE
     split: bool = False
+    projection: Array | None = None
     row_parity: int = NONE
     column_parity: int = NONE
 
@@ -86,6 +88,7 @@ class Program:
     """The whole network; `image`, `context` and `params` name the caches of input and output.
 
     image_parts: 1, or 2 when a pixel enters as a bfloat16 and the remainder as another.
+    condition_size: D, length of the vector that each image is conditioned on.
     """
 
     image_parts: int
@@ -94,6 +97,7 @@ class Program:
     image: int = NONE
     context: int = NONE
     params: int = NONE
+    condition_size: int = 0
 
     def cache(self, level: int, channels: int, rows: int, *, operand: bool = True) -> int:
         """Add a cache and return its index."""

@@ -31,7 +31,10 @@ VALUES: dict[str, list[Any]] = {
 }
 
 
-def make_settings(conditioning: str, bf16: bool) -> dict[str, Any]:
+CLASSES = 2
+
+
+def make_settings(conditioning: str, bf16: bool, n_classes: int = 0) -> dict[str, Any]:
     torch.manual_seed(0)
     config = ModelConfig(
         n_filters=3,
@@ -41,15 +44,21 @@ def make_settings(conditioning: str, bf16: bool) -> dict[str, Any]:
         conditioning=conditioning,  # type: ignore[arg-type]
         likelihood="discretized",
         atoms=(0, 255),
+        n_classes=n_classes,
     )
-    return native_settings(PixelCNNpp(config), bf16=bf16)
+    model = PixelCNNpp(config)
+    for name, weight in model.named_parameters():
+        if name.endswith("condition_weight"):
+            torch.nn.init.normal_(weight)
+    return native_settings(model, bf16=bf16)
 
 
-def make_sampler(conditioning: str, bf16: bool) -> Any:
-    return extension().CpuSampler(**make_settings(conditioning, bf16), instruction_set="auto")
+def make_sampler(conditioning: str, bf16: bool, n_classes: int = 0) -> Any:
+    settings = make_settings(conditioning, bf16, n_classes)
+    return extension().CpuSampler(**settings, instruction_set="auto")
 
 
-def _arguments(conditioning: str, completes: bool = False) -> Arguments:
+def _arguments(conditioning: str, completes: bool = False, n_classes: int = 0) -> Arguments:
     """completes: some pixels are known, the first row among them."""
     context = torch.linspace(-1, 1, 192).view(SHAPE)
     mask = (torch.arange(192) % 64 % 9 < 8).view(3, 8, 8) & completes
@@ -57,6 +66,7 @@ def _arguments(conditioning: str, completes: bool = False) -> Arguments:
         "out": guarded(torch.where(mask[:, None], context.flip(0), torch.nan)),
         "context": None if conditioning == "none" else guarded(context),
         "mask": guarded(mask.view(torch.uint8)) if completes else None,
+        "condition": guarded(torch.linspace(-1, 2, 6).view(3, 2)) if n_classes else None,
         "seed": 5,
         "first_index": 2,
         "temperature": 1.0,
@@ -66,8 +76,8 @@ def _arguments(conditioning: str, completes: bool = False) -> Arguments:
     }
 
 
-def _target(conditioning: str, bf16: bool, completes: bool) -> Target:
-    sampler = make_sampler(conditioning, bf16)
+def _target(conditioning: str, bf16: bool, completes: bool, n_classes: int = 0) -> Target:
+    sampler = make_sampler(conditioning, bf16, n_classes)
 
     def call(given: Arguments) -> list[Tensor]:
         sampler.sample(**given)
@@ -86,16 +96,23 @@ def _target(conditioning: str, bf16: bool, completes: bool) -> Target:
         if context is not None:
             assert context.shape == images.shape
             context = context.detach().clone(memory_format=torch.contiguous_format)
+        condition = given["condition"]
+        if condition is not None:
+            assert condition.dtype == torch.float32
+            assert condition.shape == (len(images), n_classes)
+            condition = condition.detach().clone(memory_format=torch.contiguous_format)
+        vectors = {"context": context, "mask": mask, "condition": condition}
         plain = {"threads": 1, "slice": 0, "progress": None}
-        sampler.sample(**{**given, "out": out, "context": context, "mask": mask, **plain})
+        sampler.sample(**{**given, "out": out, **vectors, **plain})
         assert out.isfinite().all()
         return [out]
 
     operands = "bfloat16" if bf16 else "float32"
     known = ", known pixels" if completes else ""
+    classes = ", classes" if n_classes else ""
     return Target(
-        f"_C.CpuSampler.sample, {conditioning}, {operands}{known}",
-        *(lambda: _arguments(conditioning, completes), call, expected, VALUES, True),
+        f"_C.CpuSampler.sample, {conditioning}, {operands}{known}{classes}",
+        *(lambda: _arguments(conditioning, completes, n_classes), call, expected, VALUES, True),
     )
 
 
@@ -125,6 +142,8 @@ TARGETS = [
     ),
     _target("none", False, True),
     _target("stack", True, True),
+    _target("concat", False, False, CLASSES),
+    _target("none", True, True, CLASSES),
     Target(
         "_C.CpuSampler.bytes_per_image",
         *(lambda: {"height": 8, "width": 8}, _bytes, _expected_bytes, VALUES),
@@ -184,15 +203,19 @@ def wrong_programs(draw: st.DrawFn, right: dict[str, Any]) -> WrongCall:
         kind = draw(st.sampled_from(sorted(kind for kind in kinds if kinds[kind])))
         chosen = draw(st.integers(0, len(kinds[kind]) - 1))
         name = draw(st.sampled_from(sorted(vars(kinds[kind][chosen]))))
-        value = draw(st.sampled_from(WEIGHTS if name in ("weight", "bias") else ODD))
+        value = draw(st.sampled_from(WEIGHTS if name in ("weight", "bias", "projection") else ODD))
         object.__setattr__(kinds[kind][chosen], name, value)
         words.append(f"{kind} {chosen}, {name}: {value!r:.40}")
     return WrongCall(f"_C.CpuSampler with {', '.join(words)}", arguments)
 
 
-@pytest.mark.parametrize("conditioning", ["none", "stack", "concat"])
-def test_a_wrong_program_is_refused_or_draws_the_same_by_any_threads(conditioning: str) -> None:
-    right = {**make_settings(conditioning, False), "instruction_set": "auto"}
+@pytest.mark.parametrize(
+    ("conditioning", "n_classes"), [("none", 0), ("stack", CLASSES), ("concat", 0)]
+)
+def test_a_wrong_program_is_refused_or_draws_the_same_by_any_threads(
+    conditioning: str, n_classes: int
+) -> None:
+    right = {**make_settings(conditioning, False, n_classes), "instruction_set": "auto"}
     calls = refused = 0
 
     @seed(SEED)
@@ -214,9 +237,11 @@ def test_a_wrong_program_is_refused_or_draws_the_same_by_any_threads(conditionin
             return
         channels, conditioned = arguments["image_channels"], bool(arguments["conditioned"])
         context = torch.zeros(3, channels, 8, 8) if conditioned else None
+        vector = torch.zeros(3, size) if (size := arguments["program"].condition_size) else None
         images = [torch.full((3, channels, 8, 8), torch.nan) for _ in range(2)]
         for threads, out in zip((1, 4), images, strict=True):
-            drawing = {**_arguments(conditioning), "out": out, "context": context}
+            given = {"out": out, "context": context, "condition": vector}
+            drawing = {**_arguments(conditioning), **given}
             sampler.sample(**{**drawing, "threads": threads})
         torch.testing.assert_close(*images, rtol=0, atol=0, equal_nan=True)
 

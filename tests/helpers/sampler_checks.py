@@ -47,8 +47,12 @@ def network(
     )
     model = PixelCNNpp(config).eval()
     x = 0.5 * torch.randn(8, channels, 8, 8)
-    model.initialize(x, None if conditioning == "none" else x + 0.3 * torch.randn_like(x))
+    label = torch.arange(8) % config.n_classes if config.n_classes else None
+    model.initialize(x, None if conditioning == "none" else x + 0.3 * torch.randn_like(x), label)
     with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("condition_weight"):
+                weight.normal_(std=0.3)
         model.head.weight_g.mul_(0.3)
         model.head.bias.mul_(0.3)
         components = model.head.bias[n_mix + len(config.atoms) :].view(channels, -1, n_mix)
@@ -72,14 +76,19 @@ def uniforms_of(model: PixelCNNpp, n: int, height: int, width: int, first: int) 
 
 @torch.no_grad()
 def teacher_forced(
-    model: PixelCNNpp, x: Tensor, context: Tensor | None, dtype: torch.dtype, temperature: float
+    model: PixelCNNpp,
+    x: Tensor,
+    context: Tensor | None,
+    dtype: torch.dtype,
+    temperature: float,
+    label: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Every pixel of x redrawn from one eager forward on x itself: the pixels, and how near its
     uniform is to a boundary between components (a distance in probability), (B, 1, H, W)."""
     model = copy.deepcopy(model).to(dtype)
     n, channels, height, width = x.shape
     with use_impl("reference"):
-        params = model(x.to(dtype), None if context is None else context.to(dtype))
+        params = model(x.to(dtype), None if context is None else context.to(dtype), label)
     u = uniforms_of(model, n, height, width, FIRST).to(dtype)
     mixture = model.config.mixture
     drawn = logistic_mixture_sample(params, u, channels, temperature=temperature, **mixture)
@@ -157,6 +166,7 @@ def check_teacher_forced(
     *,
     temperature: float = 1.0,
     n: int = 3,
+    label: Tensor | None = None,
 ) -> None:
     height, width = size
     context = context_for(model, n, height, width)
@@ -168,11 +178,12 @@ def check_teacher_forced(
         first_index=FIRST,
         context=None if context is None else context.to(sampler.device),
         temperature=temperature,
+        label=label,
     ).cpu()
     model = copy.deepcopy(model).cpu()
     assert x.isfinite().all()
-    exact, distance = teacher_forced(model, x, context, torch.float64, temperature)
-    eager, _ = teacher_forced(model, x, context, torch.float32, temperature)
+    exact, distance = teacher_forced(model, x, context, torch.float64, temperature, label)
+    eager, _ = teacher_forced(model, x, context, torch.float32, temperature, label)
     # Rounding may take a discretized value to the next level; a component only at a boundary.
     discretized = model.config.likelihood == "discretized"
     flipped = ((x - exact).abs() > (1.5 / 127.5 if discretized else 1e-3)).any(1, keepdim=True)

@@ -1,0 +1,205 @@
+"""The cached sampler and classes: the network teacher-forced, and images that stand alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import dsmooth
+from dsmooth._extension import instruction_sets
+from dsmooth.sampling import CachedSampler, sample_images, sequential_sample
+from dsmooth.sampling.auto import has_cached_sampler
+from dsmooth.sampling.builder import build_program
+from dsmooth.sampling.draw import Draw
+from dsmooth.sampling.ranks import draw_in_chunks
+from tests.helpers.sampler_checks import (
+    ATOMS,
+    FIRST,
+    GAUSSIAN,
+    SEED,
+    check_teacher_forced,
+    context_for,
+    network,
+    teacher_forced,
+)
+
+FLOAT32_SETS = [name for name in instruction_sets() if name != "avx512bf16"]
+BFLOAT16_SETS = [name for name in instruction_sets() if name != "avx512"]
+CLASSES = 3
+
+
+def labels(n: int, soft: bool = False) -> Tensor:
+    """Classes in turn; soft: weights of any sign, and of any sum."""
+    if soft:
+        return torch.randn(n, CLASSES, generator=torch.Generator().manual_seed(3))
+    return (torch.arange(n) * 2 + 1) % CLASSES
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("instruction_set", FLOAT32_SETS)
+@pytest.mark.parametrize(
+    ("conditioning", "channels", "mixture"),
+    [("none", 3, {}), ("stack", 1, GAUSSIAN), ("concat", 1, ATOMS)],
+)
+def test_equals_the_network_teacher_forced(
+    conditioning: str, channels: int, mixture: dict[str, Any], instruction_set: str
+) -> None:
+    model = network(channels=channels, conditioning=conditioning, n_classes=CLASSES, **mixture)
+    sampler = CachedSampler(model, instruction_set=instruction_set)
+    for soft in (False, True):
+        check_teacher_forced(sampler, model, (8, 8), label=labels(3, soft))
+
+
+@pytest.mark.parametrize(
+    ("n_filters", "n_resnet", "n_classes", "size"),
+    [(1, 1, 1, (4, 4)), (5, 2, 2, (4, 16)), (40, 1, 10, (8, 4)), (65, 1, 100, (4, 8))],
+)
+def test_every_shape(n_filters: int, n_resnet: int, n_classes: int, size: tuple[int, int]) -> None:
+    for conditioning in ("none", "stack", "concat"):
+        model = network(
+            n_filters=n_filters, n_resnet=n_resnet, n_classes=n_classes, conditioning=conditioning
+        )
+        label = torch.arange(2) % n_classes
+        check_teacher_forced(CachedSampler(model), model, size, n=2, label=label)
+
+
+@pytest.mark.quick
+def test_bfloat16_stays_near_the_network() -> None:
+    model = network(n_filters=40, n_classes=CLASSES)
+    label = labels(16)
+    x = CachedSampler(model, torch.bfloat16).sample(
+        16, 8, 8, seed=SEED, first_index=FIRST, label=label
+    )
+    exact, _ = teacher_forced(model, x, None, torch.float64, 1.0, label)
+    other, _ = teacher_forced(model, x, None, torch.float64, 1.0, (label + 1) % CLASSES)
+    error, swapped = ((x - y).abs().median() for y in (exact, other))
+    assert error < 0.02
+    assert swapped > 4 * error
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("dtype", "instruction_set"),
+    [(torch.float32, name) for name in FLOAT32_SETS]
+    + [(torch.bfloat16, name) for name in BFLOAT16_SETS],
+)
+@pytest.mark.parametrize(
+    ("conditioning", "soft"), [("none", True), ("stack", False), ("concat", True)]
+)
+def test_an_image_is_bitwise_the_same_whatever_labels_stand_beside_it(
+    conditioning: str, soft: bool, dtype: torch.dtype, instruction_set: str
+) -> None:
+    """And for any number of images, threads and slices."""
+    model = network(conditioning=conditioning, n_filters=9, n_classes=CLASSES)
+    sampler = CachedSampler(model, dtype, instruction_set=instruction_set)
+    n, height, width = 20, 4, 8
+    context, label = context_for(model, n, height, width), labels(n, soft)
+
+    def draw(images: slice, label: Tensor, threads: int, max_slice: int | None) -> Tensor:
+        return sampler.sample(
+            len(label),
+            height,
+            width,
+            seed=SEED,
+            first_index=FIRST + images.start,
+            context=None if context is None else context[images],
+            label=label,
+            threads=threads,
+            max_slice=max_slice,
+        )
+
+    whole = slice(0, n)
+    expected = draw(whole, label, 1, None)
+    for first, end, threads, max_slice in [
+        (0, 20, 3, 5), (0, 1, 1, None), (19, 20, 2, None), (7, 9, 3, None), (3, 16, 1, 4),
+    ]:  # fmt: skip
+        images = slice(first, end)
+        assert torch.equal(draw(images, label[images], threads, max_slice), expected[images])
+    others = label.roll(1, 0)
+    for i in (0, 7, 19):
+        beside = others.clone()
+        beside[i] = label[i]
+        got = draw(whole, beside, 1, None)
+        assert torch.equal(got[i], expected[i])
+        assert not torch.equal(got[(i + 5) % n], expected[(i + 5) % n])
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("conditioning", ["none", "concat"])
+def test_equals_sequential_sampling(conditioning: str) -> None:
+    """Known pixels too."""
+    model = network(conditioning=conditioning, n_filters=4, n_classes=CLASSES)
+    context = context_for(model, 3, 8, 4)
+    settings: dict[str, Any] = {"seed": 3, "context": context, "label": labels(3)}
+    mask = torch.zeros(1, 8, 4, dtype=torch.bool)
+    mask[:, :3, 1:] = True
+    for completed in ({}, {"known": torch.full((1, 1, 8, 4), 0.5), "mask": mask}):
+        x = CachedSampler(model).sample(3, 8, 4, **settings, **completed)
+        expected = sequential_sample(model, 3, height=8, width=4, **settings, **completed)
+        torch.testing.assert_close(x, expected, rtol=1e-4, atol=1e-4)
+    assert has_cached_sampler(model)
+    again = sample_images(model, 3, height=8, width=4, **settings, **completed)
+    assert torch.equal(again, x)
+
+
+@pytest.mark.quick
+def test_a_network_that_has_learned_nothing_of_classes_draws_as_one_without() -> None:
+    """Bitwise: the biases of the images are then that of all."""
+    plain, model = network(), network(n_classes=CLASSES)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("condition_weight"):
+                weight.zero_()
+            else:
+                weight.copy_(plain.get_parameter(name))
+    x = CachedSampler(model).sample(5, 8, 8, label=labels(5))
+    assert torch.equal(x, CachedSampler(plain).sample(5, 8, 8))
+
+
+@pytest.mark.quick
+def test_chunks_have_the_labels_of_their_images() -> None:
+    model = network(n_classes=CLASSES)
+    sampler = CachedSampler(model)
+    for label in (2, "each", labels(10)):
+        draw = Draw(10, first_index=5, label=label)
+        whole = sampler.draw(draw, (4, 4))
+        chunks = draw_in_chunks(
+            lambda part, _: sampler.draw(part, (4, 4)), draw, image_shape=(1, 4, 4), chunk=3
+        )
+        assert torch.equal(torch.cat([images for _, images in chunks]), whole)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("label", "error", "message"),
+    [
+        (None, ValueError, "label is missing: the model has n_classes=3"),
+        (3, ValueError, r"label must lie in 0 .. 2, got 3 .. 3"),
+        (torch.tensor([0, 1, 2]), ValueError, r"label must have shape \(2,\)"),
+        (torch.ones(2, 4), ValueError, r"label must have shape \(2, 3\), got \(2, 4\)"),
+        (torch.full((2, 3), torch.nan), ValueError, "label must be finite"),
+        (torch.tensor([0, 1]).int(), TypeError, "label must be int64 or floating point"),
+    ],
+)
+def test_wrong_labels_are_named(label: Any, error: type, message: str) -> None:
+    sampler = CachedSampler(network(n_classes=CLASSES))
+    with pytest.raises(error, match=message):
+        sampler.sample(2, 8, 8, label=label)
+    with pytest.raises(ValueError, match="label was given"):
+        CachedSampler(network()).sample(2, 8, 8, label=0)
+
+
+@pytest.mark.quick
+def test_the_projections_are_those_of_the_gates(tmp_path: Path) -> None:
+    model = network(n_classes=CLASSES, conditioning="concat")
+    program = build_program(model)
+    assert program.condition_size == CLASSES
+    projected = [op for op in program.ops if op.projection is not None]
+    assert projected == [op for op in program.ops if op.gate]
+    blocks = [m for m in model.modules() if isinstance(m, dsmooth.nn.layers.GatedResnet)]
+    assert len(projected) == len(blocks)
+    assert {op.projection.shape for op in projected} == {(12, CLASSES)}
