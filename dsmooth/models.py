@@ -63,6 +63,11 @@ class Models:
         return (channels, *self.image_size)
 
     @property
+    def n_classes(self) -> int:
+        """Classes of the models that have some, 0 where none has."""
+        return max(network.config.condition_size for network in self.networks.values())
+
+    @property
     def clean_noise(self) -> float:
         """The noise on the target that the denoiser was trained with; 0 where no run tells it."""
         run = self.runs.get("denoiser")

@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import dsmooth
 from dsmooth._extension import instruction_sets
+from dsmooth.commands.options import Sample
+from dsmooth.commands.sample import sample
 from dsmooth.sampling import CachedSampler, sample_images, sequential_sample
 from dsmooth.sampling.auto import has_cached_sampler
 from dsmooth.sampling.builder import build_program
@@ -191,6 +194,36 @@ def test_wrong_labels_are_named(label: Any, error: type, message: str) -> None:
         sampler.sample(2, 8, 8, label=label)
     with pytest.raises(ValueError, match="label was given"):
         CachedSampler(network()).sample(2, 8, 8, label=0)
+
+
+@pytest.mark.quick
+def test_the_command_draws_a_class_or_each(tmp_path: Path) -> None:
+    """Image i of a class is the same image beside others of its own class and of others."""
+    noisy = network(n_classes=CLASSES, n_filters=4)
+    denoiser = network(conditioning="concat", n_filters=4, **ATOMS)
+    smoothing = dsmooth.GaussianSmoothing(0.5)
+    dsmooth.SmoothedPair(noisy, denoiser, smoothing, (8, 8)).save_pretrained(tmp_path / "pair")
+
+    def draw(label: Any, out: str, count: int = 5) -> dict[str, Any]:
+        path = tmp_path / out
+        options = {"models": (tmp_path / "pair",), "count": count, "out": (path,), "device": "cpu"}
+        sample(Sample(label=label, threads=1, **options))
+        return dict(np.load(path)) if path.suffix else {}
+
+    each, one = draw("each", "each.npz"), draw(1, "one.npz")
+    assert each["label"].tolist() == [0, 1, 2, 0, 1]
+    assert one["label"].tolist() == [1] * 5
+    same = [bool((a == b).all()) for a, b in zip(each["x"], one["x"], strict=True)]
+    assert same == [False, True, False, False, True]
+    for count in (2, 5):  # the larger call goes on with the folder
+        draw("each", "folder", count)
+    shard = np.load(tmp_path / "folder" / "shard_00000.npy")
+    assert (shard == each["x"]).all()
+    with pytest.raises(ValueError, match="holds another drawing: label each, not 1"):
+        draw(1, "folder")
+    for wrong in (None, 3):
+        with pytest.raises(ValueError, match=r"3 classes: give --label 0 .. 2, or --label each"):
+            draw(wrong, "no.npz")
 
 
 @pytest.mark.quick

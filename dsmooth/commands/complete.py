@@ -21,7 +21,7 @@ from ..progress import progress
 from ..sampling.draw import Draw
 from ..sampling.known import keep_top, known_pixels
 from .options import Complete
-from .sample import GRID_LIMIT, check_outputs, rate_line, seed_of_all
+from .sample import GRID_LIMIT, check_label, check_outputs, rate_line, seed_of_all
 
 
 def complete(options: Complete) -> None:
@@ -31,6 +31,7 @@ def complete(options: Complete) -> None:
         models = load_models([options.model])
         if models.smoothed is None and "noisy" in models.networks:
             raise ValueError(f"{options.model} is a noisy model: name the pair that it is of")
+        check_label(models, options.label)
         x = choose_images(options, models.image_shape)
         mask = choose_mask(options, models.image_size)
         known = x.repeat_interleave(options.draws, dim=0)
@@ -43,6 +44,7 @@ def complete(options: Complete) -> None:
             device=str(choose_device(options.device)),
             precision=options.precision,
             levels=options.levels,
+            label=options.label,
             known=known_pixels(known, mask, len(known)),
         )
         completed = draw_all(models, draw)

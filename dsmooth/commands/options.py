@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, Suppress, arg
 
@@ -22,6 +22,7 @@ from ..presets import DESCRIPTIONS, PRESETS
 
 # A switch that is off: without this, help would list its negation too.
 Flag = FlagCreatePairsOff[bool]
+Class = int | Literal["each"]
 Folders = Annotated[Positional[tuple[Path, ...]], arg(help_behavior_hint="")]
 DEFAULT_PRESET = "mnist-quick"
 PRESET_HELP = "Settings to start from: " + "; ".join(f"{k}: {v}" for k, v in DESCRIPTIONS.items())
@@ -88,6 +89,8 @@ class Sample:
     """Index of the first image in the stream that --seed names."""
     method: Method = "two-step"
     """two-step: x~ then x given x~; single-step: posterior mean of x~; noisy: x~ itself."""
+    label: Class | None = None
+    """For models with classes: the class of all images, or each for classes in turn."""
     score: Score = "full"
     """Gradient of single-step: through the whole network, or each pixel's own conditional."""
     levels: tuple[float, ...] | None = None
@@ -134,6 +137,8 @@ class Complete:
     """two-step: x~ then x given x~; single-step: posterior mean of x~; noisy: x~ itself."""
     levels: tuple[float, ...] | None = None
     """Noise levels of a ladder, falling, for a pair that has several; by default the highest."""
+    label: Class | None = None
+    """For models with classes: the class of all images, or each for classes in turn."""
     temperature: float = 1.0
     """Below 1 for likelier pixels, above 1 for more varied ones."""
     threads: int | None = None

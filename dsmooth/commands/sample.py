@@ -20,7 +20,7 @@ from ..sampling.auto import resolved_precision
 from ..sampling.draw import Draw, chosen_seed
 from ..sampling.image_files import open_pngs, write_adm_npz, write_images
 from ..sampling.shards import SHARD_SIZE, open_shards
-from .options import Sample
+from .options import Class, Sample
 
 # The most images that one PNG shows.
 GRID_LIMIT = 400
@@ -38,12 +38,26 @@ def sample(options: Sample) -> None:
         options.threads,
         device=str(choose_device(options.device)),
         precision=options.precision,
+        label=options.label,
         levels=options.levels,
     )
     check_outputs(options.out, draw.count, png=options.png, adm=options.adm)
     with process_group():
         models = load_models(options.models)
+        check_label(models, options.label)
         sample_to_files(models, draw, options.out, png=options.png, adm=options.adm)
+
+
+def check_label(models: Models, label: Class | None) -> None:
+    """Raise ValueError for a --label that is missing, or that these models do not take."""
+    n_classes = models.n_classes
+    if n_classes == 0 and label is not None:
+        raise ValueError("--label is for models with classes, which these have not")
+    if n_classes and (label is None or (label != "each" and not 0 <= label < n_classes)):
+        raise ValueError(
+            f"the model has {n_classes} classes: give --label 0 .. {n_classes - 1}, or --label "
+            f"each, got {label}"
+        )
 
 
 def seed_of_all(seed: int | None) -> int:
@@ -86,7 +100,7 @@ def sample_to_files(
             parts = []
             for _, x in chunks(progress=done):
                 parts.append(x.cpu())
-            write_files(outputs, torch.cat(parts), draw, adm)
+            write_files(outputs, torch.cat(parts), draw, adm, models.n_classes)
     for path in outputs:
         print(f"wrote {path}" if there < draw.count else f"nothing to draw: {path} has them all")
     print(rate_line(draw.count - there, there, time.monotonic() - started))
@@ -110,7 +124,9 @@ def describe(models: Models, draw: Draw) -> dict[str, Any]:
     }
 
 
-def write_files(paths: Sequence[Path], x: Tensor, draw: Draw, adm: bool) -> None:
+def write_files(
+    paths: Sequence[Path], x: Tensor, draw: Draw, adm: bool, n_classes: int = 0
+) -> None:
     """Write x (N, C, H, W) as a grid or an array, as each suffix asks."""
     for path in paths:
         if path.suffix == ".png":
@@ -118,7 +134,7 @@ def write_files(paths: Sequence[Path], x: Tensor, draw: Draw, adm: bool) -> None
         elif adm:
             write_adm_npz(path, x)
         else:
-            write_images(path, x, draw)
+            write_images(path, x, draw, n_classes=n_classes)
 
 
 def check_outputs(

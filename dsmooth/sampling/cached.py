@@ -161,10 +161,9 @@ class CachedSampler:
 
     def _condition(self, draw: Draw) -> Tensor | None:
         """The vector of each image: (count, D) float32, contiguous; None for a model without."""
-        n_classes = self.config.condition_size
-        label = draw.labels(n_classes, self.device)
+        label = draw.labels(self.config.condition_size, self.device)
         like = torch.empty(0, dtype=torch.float32, device=self.device)
-        vectors = condition_vectors(label, n_classes, draw.count, like)
+        vectors = condition_vectors(label, None, self.config, draw.count, like)
         if vectors is None:
             return None
         if self._cuda is None and not np.isfinite(vectors.detach().numpy()).all():
@@ -204,6 +203,8 @@ def _check_model(model: PixelCNNpp) -> torch.device:
     device = model.head.bias.device
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"the model must be on the CPU or a CUDA device, got {device}")
+    if model.config.noise_levels:
+        raise ValueError("the model has several noise_levels: give it at one of them, by at_level")
     if device.type == "cuda" and model.config.condition_size:
         raise ValueError(f"the cached sampler cannot draw: {NO_CLASSES_ON_CUDA}")
     for name, parameter in model.named_parameters():

@@ -14,21 +14,33 @@ from torch import Tensor
 from ..files import lock_folder, read_json, write_atomically, write_json, write_npz
 from ..pictures import is_diverged, nhwc_bytes, png
 from .draw import Draw
+from .label import labels_of
 from .shards import check_drawing
 
 PNG_MANIFEST = "images.json"
 
 
-def write_images(path: Path, x: Tensor, draw: Draw, asked: Mapping[str, Any] | None = None) -> None:
+def write_images(
+    path: Path,
+    x: Tensor,
+    draw: Draw,
+    asked: Mapping[str, Any] | None = None,
+    *,
+    n_classes: int = 0,
+) -> None:
     """Write the images x (N, C, H, W) of a draw as one compressed .npz: x, seed, first_index.
 
-    asked: what decides the images, kept beside them as JSON in "asked".
+    asked: what decides the images, kept beside them as JSON in "asked". n_classes: of the models,
+    whose labels are then kept as `label`.
     """
     arrays = {
         "x": x.numpy(force=True),
         "seed": np.uint64(draw.seed),
         "first_index": np.int64(draw.first_index),
     }
+    labels = labels_of(draw.label, n_classes, draw.first_index, draw.count)
+    if labels is not None:
+        arrays["label"] = labels.numpy(force=True)
     write_npz(path, arrays if asked is None else {**arrays, "asked": np.array(json.dumps(asked))})
 
 

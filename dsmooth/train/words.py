@@ -43,13 +43,14 @@ def closing(config: TrainConfig, run: RunFolder) -> Iterator[str]:
     size = run.weights.stat().st_size / 1e6
     beside = f" and {pictures} picture{'s' * (pictures > 1)} beside it" if pictures else ""
     yield f"wrote {run.weights} ({size:.1f} MB){beside}"
-    yield f"next: {next_step(config.role, run.path)}"
+    yield f"next: {next_step(config.role, run.path, bool(config.model.n_classes))}"
 
 
-def next_step(role: Role, path: Path) -> str:
-    """A command that goes on from a finished run."""
+def next_step(role: Role, path: Path, classes: bool = False) -> str:
+    """A command that goes on from a finished run, whose model may have classes."""
+    label = " --label each" if classes else ""
     if role == "noisy":
-        return f"train its denoiser, then dsmooth sample {path} DENOISER"
+        return f"train its denoiser, then dsmooth sample {path} DENOISER{label}"
     if role == "denoiser":
-        return f"dsmooth sample NOISY {path}, with the folder of its noisy model"
-    return f"dsmooth sample {path}, or dsmooth evaluate bpd {path}"
+        return f"dsmooth sample NOISY {path}{label}, with the folder of its noisy model"
+    return f"dsmooth sample {path}{label}, or dsmooth evaluate bpd {path}"
