@@ -1,7 +1,40 @@
-"""dsmooth: autoregressive image modelling with distribution smoothing.
+"""Autoregressive models of images with distribution smoothing, made fast.
 
-A PixelCNN++ learns the data plus noise, p(x~); a second one removes the noise, p(x | x~); sampling
-is two-step (Meng et al., ICLR 2021).
+A noisy model learns images with noise, p(x~); a denoiser removes the noise, p(x | x~). The two are
+a pair, and drawing from it is two-step sampling (Meng et al., ICLR 2021). Both are PixelCNN++.
+
+    import dsmooth
+
+    pair = dsmooth.SmoothedPair.from_pretrained("mnist")  # in the package; or a folder
+    x = pair.sample(64, seed=0)  # (64, 1, 28, 28) in [-1, 1]
+    dsmooth.show(x)  # a picture, which a notebook displays
+    upper_halves = dsmooth.sampling.keep_top(0.5, (28, 28))
+    completed = pair.sample(64, known=x, mask=upper_halves)
+    bound = pair.elbo(x, n_noise=4)  # (64,) nats, at most log p(x)
+
+A pair of your own images, uint8 (N, C, H, W):
+
+    for role in ("noisy", "denoiser"):
+        settings = dataclasses.replace(dsmooth.preset("mnist-quick", role), budget=10)  # minutes
+        dsmooth.train(settings, f"runs/{role}", dataset=images)
+    pair = dsmooth.SmoothedPair.from_pretrained("runs")
+
+What is here, each with a help of its own:
+
+    SmoothedPair                a pair: draw, complete, denoise, score, save, publish
+    PixelCNNpp, ModelConfig     one network and its settings
+    train, TrainConfig, preset  training, its settings, settings by name
+    RunFolder                   the folder of a training run
+    GaussianSmoothing, LaplaceSmoothing, UniformSmoothing    the noise
+    show                        images as a picture
+    load_pixelcnnpp             networks of older PyTorch ports
+    sampling                    samplers of one network: cached, sequential, Jacobi
+    evaluate                    bits/dim, Fréchet distances, probes
+    data                        data sets and folders of images as bytes
+    functional                  the ops: shifted convolutions, gated resnet, logistic mixture
+
+The command `dsmooth` does the same from a shell: `dsmooth --help`. docs/guide.md goes through the
+tasks, docs/quickstart.ipynb is a first quarter of an hour.
 
 Letters of shapes, here and everywhere: B batch, C image channels, H height, W width, F filters,
 R gated resnets per block, K mixture components, P parameters per pixel (3K grey, 10K RGB).
@@ -21,6 +54,7 @@ if TYPE_CHECKING:
     from .nn import PixelCNNpp
     from .nn.convert import load_pixelcnnpp
     from .pair import SmoothedPair
+    from .pictures import show
     from .presets import preset
     from .runs import RunFolder
     from .smoothing import GaussianSmoothing, LaplaceSmoothing, UniformSmoothing
@@ -38,6 +72,7 @@ _HOME = {
     "UniformSmoothing": "smoothing",
     "load_pixelcnnpp": "nn.convert",
     "preset": "presets",
+    "show": "pictures",
 }
 _MODULES = ("data", "evaluate", "functional", "sampling", "train")
 
@@ -57,6 +92,7 @@ __all__ = [
     "load_pixelcnnpp",
     "preset",
     "sampling",
+    "show",
     "train",
 ]
 

@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,7 +16,23 @@ from torch import Tensor
 from .data import to_bytes
 from .files import write_atomically
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 BORDER = 96  # grey between the images of a grid
+
+
+def show(x: Tensor, *, columns: int | None = None, zoom: int = 2) -> Image:
+    """A picture of images x (B, C, H, W) in [-1, 1], which a notebook displays.
+
+    columns: images per row, by default about the square root of B. zoom: pixels per pixel. Values
+    outside [-1, 1] are clamped, and images that diverged to infinity are grey.
+    Returns a Pillow image: `.save("x.png")` writes it. Raises ValueError for a batch that is empty
+    or not images.
+    """
+    from PIL import Image
+
+    return Image.fromarray(_as_pillow(_grid(visible(x) if x.ndim == 4 else x, columns, zoom)))
 
 
 def grid_png(x: Tensor, *, columns: int | None = None, zoom: int = 2) -> bytes:
@@ -24,6 +41,11 @@ def grid_png(x: Tensor, *, columns: int | None = None, zoom: int = 2) -> bytes:
     columns: images per row, by default about the square root of B. zoom: pixels per pixel.
     Raises ValueError for a batch that is empty or not images.
     """
+    return png(_grid(x, columns, zoom))
+
+
+def _grid(x: Tensor, columns: int | None, zoom: int) -> NDArray[np.uint8]:
+    """Bytes (H, W, C) of a grid of images x (B, C, H, W)."""
     if x.ndim != 4 or x.shape[0] < 1 or x.shape[1] not in (1, 3):
         raise ValueError(f"x must have shape (B, 1 or 3, H, W) with B >= 1, got {tuple(x.shape)}")
     pixels = nhwc_bytes(x).repeat(zoom, axis=1).repeat(zoom, axis=2)
@@ -35,7 +57,7 @@ def grid_png(x: Tensor, *, columns: int | None = None, zoom: int = 2) -> bytes:
     for i, image in enumerate(pixels):
         top, left = i // columns * height + zoom, i % columns * width + zoom
         grid[top : top + height - zoom, left : left + width - zoom] = image
-    return png(grid)
+    return grid
 
 
 def nhwc_bytes(x: Tensor) -> NDArray[np.uint8]:
@@ -48,9 +70,13 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
     from PIL import Image
 
     buffer = io.BytesIO()
-    picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-    picture.save(buffer, format="PNG", optimize=True)
+    Image.fromarray(_as_pillow(pixels)).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
+
+
+def _as_pillow(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Bytes (H, W, 1 or 3) as Pillow takes them: grey ones without a third dimension."""
+    return pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
 
 
 def save_side_by_side(pictures: Sequence[Tensor], path: Path) -> None:

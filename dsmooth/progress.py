@@ -1,4 +1,4 @@
-"""Progress on the screen: bars on a terminal, plain lines elsewhere."""
+"""Progress on the screen: bars on a terminal and in a notebook, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -6,19 +6,27 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 LINE_SECONDS = 10.0
 
 
+def shows_bars() -> bool:
+    """Whether the output is a terminal, or a notebook with the widgets that rich draws bars by."""
+    if type(sys.stdout).__module__ == "ipykernel.iostream":
+        return find_spec("ipywidgets") is not None
+    return sys.stdout.isatty()
+
+
 @contextmanager
 def progress(title: str, total: int, unit: str = "images") -> Iterator[Callable[[float], None]]:
-    """Show how many of `total` images are done: a bar on a terminal, else lines with seconds.
+    """Show how many of `total` images are done: a bar, or lines with seconds.
 
     Fractions of images move the bar; numbers are whole. unit: what is counted instead.
     """
     started = printed = time.monotonic()
-    if sys.stdout.isatty():
+    if shows_bars():
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -45,8 +53,8 @@ def progress(title: str, total: int, unit: str = "images") -> Iterator[Callable[
 
 
 def make_bar(name: str, total: int, completed: int) -> Any:
-    """A rich progress bar with a field `text`, or None if the output is not a terminal."""
-    if not sys.stdout.isatty():
+    """A rich progress bar with a field `text`, or None where the output shows no bars."""
+    if not shows_bars():
         return None
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 

@@ -6,7 +6,7 @@ import pytest
 
 from dsmooth.evaluate.comparison import compare_images
 from dsmooth.evaluate.features import FeatureExtractor
-from dsmooth.progress import progress, significant
+from dsmooth.progress import make_bar, progress, shows_bars, significant
 from tests.helpers.data_makers import random_bytes
 
 pytestmark = pytest.mark.quick
@@ -36,6 +36,36 @@ def test_the_unit_is_named(
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["training: 20 epochs", "training: 4/20"]
     assert lines[2].startswith("training: done in ")
+
+
+class _Stream:
+    def __init__(self, terminal: bool) -> None:
+        self.terminal = terminal
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+
+class _Notebook(_Stream):
+    __module__ = "ipykernel.iostream"
+
+
+@pytest.mark.parametrize(
+    ("stream", "widgets", "bars"),
+    [
+        (_Stream(True), False, True),
+        (_Stream(False), True, False),
+        (_Notebook(False), True, True),
+        (_Notebook(False), False, False),
+    ],
+)
+def test_bars_are_for_terminals_and_notebooks(
+    monkeypatch: pytest.MonkeyPatch, stream: _Stream, widgets: bool, bars: bool
+) -> None:
+    monkeypatch.setattr("dsmooth.progress.find_spec", lambda name: widgets or None)
+    monkeypatch.setattr("sys.stdout", stream)
+    assert shows_bars() == bars
+    assert (make_bar("training", 10, 0) is not None) == bars
 
 
 def test_a_kernel_distance_counts_its_subsets(capsys: pytest.CaptureFixture[str]) -> None:

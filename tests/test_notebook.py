@@ -1,0 +1,90 @@
+"""The notebook of the documentation runs, its pictures are stored, and help is worth reading."""
+
+from __future__ import annotations
+
+import ast
+import json
+import pydoc
+import re
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import dsmooth
+
+NOTEBOOK = Path(__file__).parent.parent / "docs" / "quickstart.ipynb"
+
+
+def code_cells() -> list[tuple[str, list[dict[str, Any]]]]:
+    """The source and the stored outputs of each code cell."""
+    cells = json.loads(NOTEBOOK.read_text())["cells"]
+    return [("".join(c["source"]), c["outputs"]) for c in cells if c["cell_type"] == "code"]
+
+
+def run_cell(source: str, names: dict[str, Any]) -> Any:
+    """Run a cell; the value of its last line, which a notebook displays."""
+    tree = ast.parse(source)
+    last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+    exec(compile(tree, "cell", "exec"), names)
+    if not isinstance(last, ast.Expr):
+        return None
+    return eval(compile(ast.Expression(last.value), "cell", "eval"), names)
+
+
+@pytest.mark.skipif(not NOTEBOOK.exists(), reason="the documentation is not here")
+def test_the_notebook_runs_and_shows_what_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a few steps in place of a minute of training."""
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    pictures = 0
+    for source, outputs in code_cells():
+        shorter = source.replace("budget=1.0", "images=48")
+        value = run_cell(shorter, names)
+        stored = {kind for output in outputs for kind in output.get("data", {})}
+        assert isinstance(value, Image.Image) == ("image/png" in stored)
+        assert (value is not None) == ("text/plain" in stored)
+        pictures += isinstance(value, Image.Image)
+        assert shorter == source or value.images_seen == 48
+    assert pictures == 5
+    assert names["completed"].shape == (48, 1, 28, 28)
+    text = NOTEBOOK.read_text()
+    assert not re.search(r"/(tmp|home|root|work)/", text)
+
+
+@pytest.mark.quick
+def test_show_gives_a_picture_that_displays_itself() -> None:
+    x = torch.linspace(-1, 1, 5 * 3 * 8 * 12).view(5, 3, 8, 12)
+    x[4] = torch.inf  # diverged: grey
+    picture = dsmooth.show(x, columns=2, zoom=1)
+    assert picture.size == (2 * 13 + 1, 3 * 9 + 1)
+    assert picture._repr_png_().startswith(b"\x89PNG")
+    pixels = np.asarray(picture)
+    assert pixels.shape == (28, 27, 3)
+    expected = ((x[3] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+    assert np.array_equal(pixels[10:18, 14:26], expected)
+    assert (pixels[19:27, 1:13] == 128).all()
+    assert dsmooth.show(x[:1, :1]).mode == "L"
+    for wrong in (x[0], x[:0], x[:, :2]):
+        with pytest.raises(ValueError, match="x must have shape"):
+            dsmooth.show(wrong)
+
+
+@pytest.mark.quick
+def test_help_says_what_there_is_and_its_example_runs() -> None:
+    text = dsmooth.__doc__ or ""
+    shown = pydoc.render_doc(dsmooth, renderer=pydoc.plaintext)
+    assert all(line.strip() in shown for line in text.splitlines())
+    missing = [n for n in dsmooth.__all__ if not re.search(rf"\b{n}\b", text)]
+    assert missing == ["__version__"]
+    example = text[text.index("    import dsmooth") : text.index("A pair of your own")]
+    names: dict[str, Any] = {}
+    exec(textwrap.dedent(example).replace("64", "2"), names)
+    assert names["completed"].shape == (2, 1, 28, 28)
+    assert names["bound"].shape == (2,)
