@@ -58,6 +58,7 @@ void CudaSampler::sample(const CudaRequest& r, int64_t launch) const {
   const int first = static_cast<int>(launch % per_slice) * kRowsPerLaunch;
   const BlockRun run{plan_.network(),
                      plan_.ops(),
+                     plan_.stages(),
                      shared_,
                      r.sharing,
                      r.n,
