@@ -7,7 +7,7 @@
 namespace dsmooth::sampler {
 namespace {
 
-// About 5 ms of MNIST or 100 ms of CIFAR-10 (docs/sampler.md).
+// About 9 ms of MNIST or 140 ms of CIFAR-10, by docs/sampler.md.
 constexpr int kRowsPerLaunch = 4;
 
 int attribute(cudaDeviceAttr name, int device) {
