@@ -35,7 +35,7 @@ from tests.helpers.sampler_checks import (
     network_with_exact_streams,
     teacher_forced,
 )
-from tests.helpers.sampler_cycles import count, is_barrier, parts, products, stage_way
+from tests.helpers.sampler_cycles import count_cycles, is_barrier, parts, products, stage_way
 
 SOURCE = Path(__file__).parents[1] / "csrc" / "sampler" / "sampler_cuda.cu"
 COUNTS = Path(__file__).parents[1] / "tools" / "sampler_cycles.json"
@@ -61,11 +61,11 @@ def test_kernels_keep_to_registers(tmp_path: Path) -> None:
         for architecture in ("80", "90")
     ]
     for (kernel, _), used in kernels.items():
-        # 256 lanes share 65,536 registers. What is spilled is saved around calls, or for a pixel:
-        # the blocks that multiply have none (below).
+        # 256 lanes share 65,536 registers. Functions share them too: one that wants too many
+        # makes all others spill. The float32 kernel for 8.0, which is for comparison, does.
         assert used["registers"] <= 255
-        assert used["spills"] <= {"bfloat16": 340, "float32": 1400}[kernel]
-        assert used["stack"] <= {"bfloat16": 320, "float32": 512}[kernel]
+        assert used["spills"] <= {"bfloat16": 0, "float32": 300}[kernel]
+        assert used["stack"] <= {"bfloat16": 80, "float32": 160}[kernel]
         assert used["shared"] <= 1024  # apart from what the launch asks for
     check_machine_code(target, tmp_path)
 
@@ -94,7 +94,7 @@ def check_machine_code(target: Path, folder: Path) -> None:
             assert sum(b.count("LDL", "STL") for b in behind) == 0
         check_row_loops(rows)
         if "sm_90" in cubin.name:
-            check_counts(count(found), folder)
+            check_counts(count_cycles(found), folder)
 
 
 def check_row_loops(rows: list[Block]) -> None:

@@ -87,7 +87,7 @@ struct CacheView {
 };
 
 // An operation that runs at a pixel.
-struct alignas(4) PixelOp {
+struct PixelOp {
   int16_t op, level;
 };
 // Which they are depends on the parities of row and column at each level.

@@ -21,8 +21,9 @@ class PixelStages {
   DSMOOTH_HOST_DEVICE PixelStages(const Block& block, int column)
       : memory_(block), column_(column) {}
 
-  // Operations first .. end - 1 of a list, with a sync behind each.
+  // The n operations of a list, with a sync behind each.
   DSMOOTH_HOST_DEVICE void draw(const PixelStage* list, int n, Block& block) {
+    if (n == 0) return;
     PixelStage next = load_stage(list), after = load_stage(list + (n > 1 ? 1 : 0));
     const Window first{next, memory_.warp(), 0};
     const Sources sources = load_sources(first);

@@ -51,7 +51,9 @@ def window_way(stage: list[Block]) -> list[Block]:
 
 def row_loops(rows: list[Block]) -> list[Block]:
     """The loops over k, of 16 rows and of 48."""
-    loops = sorted((b for b in rows if b.count("HMMA") and b in b.next), key=lambda b: products([b]))
+    loops = sorted(
+        (b for b in rows if b.count("HMMA") and b in b.next), key=lambda b: products([b])
+    )
     assert len(loops) == 2
     return loops
 
@@ -68,7 +70,7 @@ def finish_way(loop: Block, other: Block) -> list[Block]:
     return max(ways, key=lambda way: sum(b.stall for b in way))
 
 
-def count(functions: dict[str, list[Block]]) -> dict[str, dict[str, int]]:
+def count_cycles(functions: dict[str, list[Block]]) -> dict[str, dict[str, int]]:
     """Cycles; pixel parts by images, row parts by rows."""
     stages, rows = parts(functions)
     low, tall = row_loops(rows)
