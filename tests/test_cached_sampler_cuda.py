@@ -6,6 +6,7 @@ The worker's own logic is tested on the host, under the sanitizers (csrc/tests).
 from __future__ import annotations
 
 import copy
+import json
 import re
 import shutil
 import subprocess
@@ -21,13 +22,7 @@ from dsmooth._extension import build_info, cuda_obstacle, extension
 from dsmooth.nn import PixelCNNpp
 from dsmooth.sampling import CachedSampler, sample_images
 from dsmooth.sampling.cached import native_settings
-from tests.helpers.machine_code import (
-    Block,
-    disassemble,
-    functions,
-    longest_path,
-    reachable,
-)
+from tests.helpers.machine_code import Block, disassemble, functions, reachable
 from tests.helpers.sampler_checks import (
     ATOMS,
     FIRST,
@@ -40,8 +35,10 @@ from tests.helpers.sampler_checks import (
     network_with_exact_streams,
     teacher_forced,
 )
+from tests.helpers.sampler_cycles import count_cycles, is_barrier, parts, products, stage_way
 
 SOURCE = Path(__file__).parents[1] / "csrc" / "sampler" / "sampler_cuda.cu"
+COUNTS = Path(__file__).parents[1] / "tools" / "sampler_cycles.json"
 NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
 ARCHITECTURES = ("80", "90")
 
@@ -64,11 +61,11 @@ def test_kernels_keep_to_registers(tmp_path: Path) -> None:
         for architecture in ("80", "90")
     ]
     for (kernel, _), used in kernels.items():
-        # 256 lanes share 65,536 registers. What is spilled is saved around calls, or for a pixel:
-        # the blocks that multiply have none (below).
+        # 256 lanes share 65,536 registers. Functions share them too: one that wants too many
+        # makes all others spill. The float32 kernel for 8.0, which is for comparison, does.
         assert used["registers"] <= 255
-        assert used["spills"] <= {"bfloat16": 340, "float32": 1400}[kernel]
-        assert used["stack"] <= {"bfloat16": 320, "float32": 512}[kernel]
+        assert used["spills"] <= {"bfloat16": 0, "float32": 300}[kernel]
+        assert used["stack"] <= {"bfloat16": 80, "float32": 160}[kernel]
         assert used["shared"] <= 1024  # apart from what the launch asks for
     check_machine_code(target, tmp_path)
 
@@ -76,10 +73,9 @@ def test_kernels_keep_to_registers(tmp_path: Path) -> None:
 def check_machine_code(target: Path, folder: Path) -> None:
     """Ceilings of what the compiled bfloat16 kernel does, counted in its machine code.
 
-    A stage is what a warp does between two barriers of a pixel: it multiplies up to 5 (with more
-    than 8 images 4) steps of a unit, loads those of the next operation and finishes its own. The
-    ceiling is the longest way, which takes every branch: an odd number of channels, a split elu and
-    all results.
+    A stage is what a warp does between two barriers of a pixel: it multiplies up to 8 steps of a
+    unit, which is the whole sum of MNIST's convolutions, loads those of the next operation and
+    finishes its own.
     """
     knobs = pytest.importorskip("triton.knobs")  # triton brings cuobjdump and nvdisasm
     extract = [knobs.nvidia.cuobjdump.path, "-xelf", "all", str(target)]
@@ -87,19 +83,18 @@ def check_machine_code(target: Path, folder: Path) -> None:
     cubins = sorted(folder.glob("*.cubin"))
     assert len(cubins) == len(ARCHITECTURES)
     for cubin in cubins:
-        text = disassemble(knobs.nvidia.nvdisasm.path, cubin)
-        multiply = [f for f in functions(text).values() if any(b.count("HMMA") for b in f)]
-        stages = sorted((f for f in multiply if any(is_barrier(b) for b in f)), key=products)
-        (rows,) = (f for f in multiply if not any(is_barrier(b) for b in f))
-        assert len(stages) == 2, "8 images and 16"
-        for stage, cycles, spilled in zip(stages, (2900, 4600), (16, 64), strict=True):
-            (barrier,) = (b for b in stage if is_barrier(b))
-            way = longest_path(barrier, is_barrier)
-            assert 0 < sum(b.stall for b in way) <= cycles, cubin.name
+        found = functions(disassemble(knobs.nvidia.nvdisasm.path, cubin))
+        stages, rows = parts(found)
+        for stage, ceiling in zip(stages, (1900, 3200), strict=True):
+            way = stage_way(stage)
+            assert 0 < sum(b.stall for b in way) <= ceiling, cubin.name
+            (barrier,) = filter(is_barrier, stage)
             behind = reachable(barrier, is_barrier)
             assert sum(b.count("LD", "CALL", "I2F") for b in behind) == 0, "generic, or a division"
-            assert sum(b.count("LDL", "STL") for b in behind) <= spilled
+            assert sum(b.count("LDL", "STL") for b in behind) == 0
         check_row_loops(rows)
+        if "sm_90" in cubin.name:
+            check_counts(count_cycles(found), folder)
 
 
 def check_row_loops(rows: list[Block]) -> None:
@@ -107,15 +102,21 @@ def check_row_loops(rows: list[Block]) -> None:
     blocks = [b for b in rows if b.count("HMMA")]
     assert sum(b.count("LD", "LDL", "STL", "CALL", "I2F") for b in blocks) == 0
     instructions = sum(len(b.instructions) for b in blocks)
-    assert instructions / products(rows) <= 5.5, "instructions a product"
+    assert instructions / products(rows) <= 3.5, "instructions a product"
 
 
-def is_barrier(block: Block) -> bool:
-    return block.count("BAR") > 0
-
-
-def products(blocks: list[Block]) -> int:
-    return sum(b.count("HMMA") for b in blocks)
+def check_counts(cycles: dict[str, dict[str, int]], folder: Path) -> None:
+    """What tools/predict_cuda_sampler.py reads is what this compiler makes, if it is the same."""
+    assert NVCC is not None
+    said = subprocess.run([NVCC, "--version"], check=True, capture_output=True, text=True).stdout
+    version = re.search(r"release ([\d.]+), V([\d.]+)", said)
+    assert version is not None
+    counted = {"compiler": f"nvcc {version[2]}, sm_90", "cycles": cycles}
+    fresh = folder / COUNTS.name
+    fresh.write_text(json.dumps(counted, indent=2) + "\n")
+    committed = json.loads(COUNTS.read_text())
+    if committed["compiler"] == counted["compiler"]:
+        assert committed == counted, f"{COUNTS} is out of date: copy {fresh} there"
 
 
 def parse_ptxas(text: str) -> dict[tuple[str, str], dict[str, int]]:

@@ -3,17 +3,19 @@
     python tools/predict_cuda_sampler.py
 
 Counts what one thread block does in a sweep over its slice, as pixel_stages.cuh and row_tiles.cuh
-do. The cycles are sums of the stalls that the compiler encoded in the machine code of the bfloat16
-kernel for sm_90 (nvcc 13.0), along the longest way through each part, as
-tests/test_cached_sampler_cuda.py counts them. They are what one warp needs if it never waits for
-memory or for another warp. The rates of memory are assumptions about an H100; docs/sampler.md says
-where from.
+do. The cycles are those of sampler_cycles.json: sums of the stalls that the compiler encoded in the
+machine code of the bfloat16 kernel for sm_90, along the longest way through each part
+(tests/helpers/sampler_cycles.py; a test counts them again). They are what one warp needs if it
+never waits for memory or for another warp. The rates of memory are assumptions about an H100;
+docs/sampler.md says where from.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import dsmooth
 from dsmooth.nn import PixelCNNpp
@@ -25,14 +27,12 @@ CLOCK = 1.755e9  # Hz
 L2_BANDWIDTH = 5.5e12 / PROCESSORS  # bytes/s that one processor gets when all read
 L2_CYCLES = 300  # until a load comes back: once a stage, and for each further window of a unit
 ROWS, COLUMNS, GRANULE, STEP = 8, 16, 16, 64  # of a fragment; bytes; bytes of k in a row
-
-# Pixel parts, by fragments of images (8, 16): steps in registers; cycles of a stage; of a further
-# window of steps, which stores nothing.
-AHEAD, STAGE, WINDOW = (5, 4), (2746, 4302), (1728, 2220)
-# Row parts, by height of the tile in fragments (2, 6): cycles of a step, and of finishing a unit;
-# of what comes before and behind (the sums that a tile begins with, or leaves as they are).
-LOW, TALL, WIDE = 2, 6, 2
-ROW_STEP, ROW_FINISH, ROW_BEGIN = {LOW: 230, TALL: 419}, {LOW: 1611, TALL: 3 * 1692}, 1000
+WINDOW = 8  # steps
+# Row parts: heights of a tile, units across, and rows that are finished at once.
+LOW, TALL, WIDE, GROUP = 16, 48, 2, 16
+CYCLES: dict[str, dict[str, int]] = json.loads(
+    (Path(__file__).parent / "sampler_cycles.json").read_text()
+)["cycles"]
 
 
 @dataclass
@@ -90,10 +90,11 @@ def count(program: Program, images: int, size: int) -> Work:
 
 def add_stages(work: Work, times: int, images: int, units: int, steps: int) -> None:
     """An operation at so many pixels."""
-    high = ceil(images, ROWS) - 1
+    slice_ = str(ceil(images, ROWS) * ROWS)
     rounds = ceil(units, WARPS)
-    more = ceil(steps, AHEAD[high]) - 1
-    cycles = rounds * (STAGE[high] + more * (WINDOW[high] + L2_CYCLES)) + L2_CYCLES
+    more = ceil(steps, WINDOW) - 1
+    unit = CYCLES["stage"][slice_] + more * (CYCLES["window"][slice_] + L2_CYCLES)
+    cycles = rounds * unit + L2_CYCLES
     weights = units * steps * COLUMNS * STEP
     work.stages += times
     work.weight_bytes += times * weights
@@ -106,11 +107,12 @@ def add_rows(work: Work, times: int, rows: int, units: int, steps: int, waits: b
     waits: its sums are stored as they are, for the pixel part.
     """
     across = ceil(units, WIDE)
-    high = TALL if ceil(rows, TALL * ROWS) * across >= WARPS else LOW
-    tiles = ceil(rows, high * ROWS) * across
-    finish = 0 if waits else WIDE * ROW_FINISH[high]
-    tile = ROW_BEGIN + steps * ROW_STEP[high] + finish + 2 * L2_CYCLES
-    copied = tiles * steps * STEP * (WIDE * COLUMNS + high * ROWS)
+    high = TALL if ceil(rows, TALL) * across >= WARPS else LOW
+    tiles = ceil(rows, high) * across
+    step, finish, rest = (CYCLES[f"row_{part}"][str(high)] for part in ("step", "finish", "rest"))
+    finishes = 0 if waits else WIDE * high // GROUP
+    tile = rest + steps * step + finishes * finish + 2 * L2_CYCLES
+    copied = tiles * steps * STEP * (WIDE * COLUMNS + high)
     work.tiles += times * tiles
     work.weight_bytes += times * tiles * steps * STEP * WIDE * COLUMNS
     work.row_seconds += times * max(ceil(tiles, WARPS) * tile / CLOCK, copied / L2_BANDWIDTH)

@@ -22,6 +22,7 @@ SharedLayout lay_out_shared(const NetworkView& network, int header, int op_bytes
   layout.partials = layout.places + network.n_caches * static_cast<int>(sizeof(float*));
   layout.ops = take(network.n_ops * op_bytes);
   layout.rows = take((network.n_caches * kRowsInReach + 1) * static_cast<int>(sizeof(RowPlace)));
+  layout.columns = take((2 * network.n_caches + 1) * static_cast<int>(sizeof(RowPlace)));
   // Two rows that lanes read at once lie in different banks.
   layout.near_raw = act;
   layout.near_stride = padded(act + raw) + kStepGranules * kGranule;

@@ -21,6 +21,7 @@ struct SharedLayout {
   int partials;     // where the waiting sums of each operation do
   int ops;          // the operations, copied
   int rows;         // where the rows of the caches lie that can be read now
+  int columns;      // where their columns lie that a pixel part can read
   int near;         // results of the last operations at this pixel, two buffers
   int near_stride;  // of a row in a buffer
   int near_raw;     // of raw_out behind act_out in a row

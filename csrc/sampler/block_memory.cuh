@@ -17,6 +17,7 @@ namespace dsmooth::sampler {
 struct BlockHead {
   StateView state;
   SharedLayout layout;
+  const PixelStage* stages;
   unsigned char* base;  // of the workspace, which begins with zeros
 };
 
@@ -28,7 +29,8 @@ class BlockMemory {
       : block_(block),
         layout_(head_of(block).layout),
         base_(head_of(block).base),
-        batch_(head_of(block).state.batch) {}
+        batch_(head_of(block).state.batch),
+        warp_(same_in_warp(block.lane() / Block::kWarpLanes)) {}
 
   DSMOOTH_HOST_DEVICE static BlockHead& head_of(const Block& block) {
     return *reinterpret_cast<BlockHead*>(block.shared());
@@ -39,19 +41,21 @@ class BlockMemory {
   DSMOOTH_HOST_DEVICE float** places() const { return at<float*>(layout_.places); }
   DSMOOTH_HOST_DEVICE CudaOp* ops() const { return at<CudaOp>(layout_.ops); }
   DSMOOTH_HOST_DEVICE RowPlace* rows() const { return at<RowPlace>(layout_.rows); }
+  DSMOOTH_HOST_DEVICE RowPlace* columns() const { return at<RowPlace>(layout_.columns); }
   DSMOOTH_HOST_DEVICE unsigned char* near() const { return at<unsigned char>(layout_.near); }
   // This lane's own pairs are at i * kLanes.
   DSMOOTH_HOST_DEVICE Pair* scratch() const { return at<Pair>(layout_.scratch) + block_.lane(); }
 
   static constexpr int kLanes = Block::kWarps * Block::kWarpLanes;
-  DSMOOTH_HOST_DEVICE int warp() const { return block_.lane() / Block::kWarpLanes; }
+  DSMOOTH_HOST_DEVICE int warp() const { return warp_; }
   DSMOOTH_HOST_DEVICE int lane() const { return block_.lane() % Block::kWarpLanes; }
 
-  // Image 0 at a column of the current row of a cache.
-  DSMOOTH_HOST_DEVICE unsigned char* at_column(int cache, int column) const {
-    const RowPlace place = rows()[cache * kRowsInReach - kRowAbove];
+  // A column of the current row of a cache; {0, 0} of kNone.
+  DSMOOTH_HOST_DEVICE RowPlace column_of(int cache, int column) const {
+    if (cache == kNone) return {0, 0};
+    const RowPlace row = rows()[cache * kRowsInReach - kRowAbove];
     const uint32_t image = static_cast<uint32_t>((column + 1) * batch());
-    return granule(place.offset + image * place.stride);
+    return {row.offset + image * row.stride, row.stride};
   }
   DSMOOTH_HOST_DEVICE unsigned char* granule(uint32_t i) const {
     return base_ + static_cast<size_t>(i) * kGranule;
@@ -60,9 +64,8 @@ class BlockMemory {
   // What the sums of a part begin with, and from one image to the next.
   DSMOOTH_HOST_DEVICE const float* init(int index, Part part, int column, int& stride) const {
     const CudaOp& op = ops()[index];
-    const bool waiting = part == Part::kPixel && op.two_parts;
-    stride = waiting ? op.columns() : 0;
-    return waiting ? partial(index, column) : op.bias;
+    stride = part == Part::kPixel ? op.begin_stride : 0;
+    return part == Part::kPixel ? op.begin + ptrdiff_t{column * batch()} * stride : op.bias;
   }
   // The sums that wait between the parts of an operation.
   DSMOOTH_HOST_DEVICE float* partial(int index, int column) const {
@@ -85,6 +88,12 @@ class BlockMemory {
     const ptrdiff_t begin = reinterpret_cast<unsigned char*>(state.caches[index]) - base_;
     return {static_cast<uint32_t>(begin / kGranule) + images * stride, stride};
   }
+  // The column that a place of columns() stands for, at a column of pixels.
+  DSMOOTH_HOST_DEVICE RowPlace find_column(int i, int column) const {
+    if (i == 0) return {0, 0};
+    const int cache = (i - 1) / 2, left = i == left_column(cache) ? 1 : 0;
+    return column_of(cache, (column >> head().state.network->caches[cache].level) - left);
+  }
 
  private:
   template <class U>
@@ -95,7 +104,7 @@ class BlockMemory {
   const Block block_;
   const SharedLayout layout_;
   unsigned char* const base_;
-  const int batch_;
+  const int batch_, warp_;
 };
 
 }  // namespace dsmooth::sampler

@@ -14,6 +14,7 @@ namespace dsmooth::sampler {
 struct BlockRun {
   NetworkView network;
   const CudaOp* ops;
+  const PixelStage* stages;
   SharedLayout shared;
   Sharing sharing;
   int64_t n;
@@ -34,6 +35,7 @@ DSMOOTH_HOST_DEVICE void begin_block(const BlockRun& run, float* base, int batch
     *reinterpret_cast<BlockHead*>(block.shared()) = {
         {&network, nullptr, nullptr, batch, run.all.height, run.all.width},
         run.shared,
+        run.stages,
         reinterpret_cast<unsigned char*>(base)};
   block.sync();
   const BlockMemory<Block> memory(block);
@@ -55,6 +57,11 @@ DSMOOTH_HOST_DEVICE void begin_block(const BlockRun& run, float* base, int batch
     for (int i = 0; i < n_places; place += words[i++]) places[i] = place;
   }
   block.sync();
+  for (int i = lane; i < network.n_ops; i += kLanes) {
+    CudaOp& op = memory.ops()[i];
+    op.begin = op.two_parts ? memory.places()[network.n_caches + i] : op.bias;
+    op.begin_stride = op.two_parts ? op.columns() : 0;
+  }
   // No lane may find there what is not a number.
   for (int i = lane; i < 2 * run.shared.near_bytes() / 4; i += kLanes) words[i] = 0;
 }

@@ -7,7 +7,7 @@
 namespace dsmooth::sampler {
 namespace {
 
-// About 5 ms of MNIST or 100 ms of CIFAR-10 (docs/sampler.md).
+// About 9 ms of MNIST or 140 ms of CIFAR-10, by docs/sampler.md.
 constexpr int kRowsPerLaunch = 4;
 
 int attribute(cudaDeviceAttr name, int device) {
@@ -58,6 +58,7 @@ void CudaSampler::sample(const CudaRequest& r, int64_t launch) const {
   const int first = static_cast<int>(launch % per_slice) * kRowsPerLaunch;
   const BlockRun run{plan_.network(),
                      plan_.ops(),
+                     plan_.stages(),
                      shared_,
                      r.sharing,
                      r.n,

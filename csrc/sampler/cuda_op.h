@@ -11,11 +11,16 @@ namespace dsmooth::sampler {
 // The rows of a cache that an operation may read: two above its own to one below.
 constexpr int kRowsInReach = 4, kRowAbove = -2;
 
-// A row of a cache, counted in granules: where its first column begins in the workspace, and how
-// far it is from one image to the next.
+// A row of a cache or a column in it, counted in granules: where it begins in the workspace, and
+// how far it is from one image to the next.
 struct RowPlace {
   uint32_t offset, stride;
 };
+
+// The columns that a pixel part may read: the pixel's own of each cache, and the one to its left.
+// They are numbered behind one that is nowhere, whose place is {0, 0}.
+DSMOOTH_INLINE int own_column(int cache) { return 2 * cache + 2; }  // of kNone: nowhere
+DSMOOTH_INLINE int left_column(int cache) { return 2 * cache + 1; }
 
 // Where a granule of k lies. The column is the operation's, twice or half as many where the cache
 // has twice or half the resolution: (2 column >> halvings) + shift, zeros being column 0.
@@ -43,14 +48,49 @@ DSMOOTH_INLINE Source load_source(const Source* from) {
   return source;
 }
 
-DSMOOTH_INLINE PixelOp load_pixel_op(const PixelOp* from) {
+// Where a pixel part finds a granule of k: in a column of a cache, `within` granules from the
+// beginning of an image; or in shared memory, where the operation before has just written it.
+struct alignas(8) PixelSource {
+  uint16_t column;  // own_column or left_column
+  int16_t near;     // granules of a row of near(), or kNone
+  uint32_t within;
+};
+
+// A pixel part multiplies its steps in windows. Its sources fill them up with nowhere.
+constexpr int kWindow = 8;
+
+// An operation at a pixel, in the list of those that run there. Its sources depend on what comes
+// before it.
+struct alignas(16) PixelStage {
+  const PixelSource* sources;
+  int32_t op, level;
+};
+
+DSMOOTH_INLINE PixelSource load_source(const PixelSource* from) {
+  PixelSource source;
 #if defined(__CUDA_ARCH__)
-  uint32_t word;
-  asm("ld.global.nc.b32 %0, [%1];" : "=r"(word) : "l"(from));
-  return {static_cast<int16_t>(word), static_cast<int16_t>(word >> 16)};
+  uint32_t low, high;
+  asm("ld.global.nc.v2.b32 {%0, %1}, [%2];" : "=r"(low), "=r"(high) : "l"(from));
+  source.column = static_cast<uint16_t>(low);
+  source.near = static_cast<int16_t>(low >> 16);
+  source.within = high;
 #else
-  return *from;
+  source = *from;
 #endif
+  return source;
+}
+
+DSMOOTH_INLINE PixelStage load_stage(const PixelStage* from) {
+  PixelStage stage;
+#if defined(__CUDA_ARCH__)
+  uint64_t numbers;
+  asm("ld.global.nc.v2.b64 {%0, %1}, [%2];" : "=l"(stage.sources), "=l"(numbers) : "l"(from));
+  stage.op = static_cast<int32_t>(numbers);
+  stage.level = static_cast<int32_t>(numbers >> 32);
+#else
+  stage = *from;
+#endif
+  return stage;
 }
 
 // The granules of k come in steps of kStepGranules; the last ones may be zeros. Outputs come in
@@ -61,6 +101,10 @@ struct alignas(16) CudaOp {
   const Granule* weights[2];
   const Source* sources[2];
   const float* bias;
+  // Of the pixel part: what the sums of column 0 and image 0 begin with, bias or the sums that
+  // wait, and floats from one image to the next. A block knows where its own wait (block_run.cuh).
+  const float* begin;
+  int32_t begin_stride;
   uint16_t steps[2];
   uint16_t units, channels;
   int16_t residual_in, add, residual_out, act_out, raw_out;  // caches
@@ -68,6 +112,8 @@ struct alignas(16) CudaOp {
   uint8_t units_per_tile, tiles_across;  // of a row part
 
   DSMOOTH_HOST_DEVICE int columns() const { return units * kColumns; }
+  // What is added to the sums: a gate's residual, or else another summand.
+  DSMOOTH_HOST_DEVICE int added() const { return gate ? residual_in : add; }
 };
 
 }  // namespace dsmooth::sampler

@@ -1,7 +1,9 @@
 #include "device_plan.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
+#include <map>
 #include <stdexcept>
 #include <utility>
 
@@ -81,6 +83,43 @@ std::vector<Source> DevicePlan::sources(const Op& op, const std::vector<const Te
   return sources;
 }
 
+std::vector<PixelSource> DevicePlan::pixel_sources(const Op& op, const OpView* before) const {
+  std::vector<PixelSource> sources;
+  for (const Term* term : terms_of(op, Part::kPixel))
+    for (int tap = 0; tap < term->taps; ++tap)
+      for (int i = 0; i < ceil_of(term->channels, per_granule()); ++i) {
+        const bool own = term->dcol + tap == 0;
+        const int column = own ? own_column(term->cache) : left_column(term->cache);
+        if (own && before && term->cache == before->act_out)
+          sources.push_back({0, static_cast<int16_t>(i), 0});
+        else if (own && before && term->cache == before->raw_out)
+          sources.push_back({0, static_cast<int16_t>(widest(&OpView::act_out) / kGranule + i), 0});
+        else
+          sources.push_back({static_cast<uint16_t>(column), kNone, static_cast<uint32_t>(i)});
+      }
+  while (sources.size() % (kWindow * kStepGranules) != 0) sources.push_back({0, kNone, 0});
+  return sources;
+}
+
+std::vector<PixelStage> DevicePlan::list_stages(const Program& program) {
+  std::vector<PixelStage> stages;
+  std::map<std::array<int, 3>, const PixelSource*> known;  // operation, and what is near
+  const NetworkView& network = skeleton_.network;
+  for (int list = 0; list < kPixelPeriod * kPixelPeriod; ++list) {
+    const OpView* before = nullptr;
+    for (int i = network.first_at_pixel[list]; i < network.first_at_pixel[list + 1]; ++i) {
+      const auto [op, level] = skeleton_.at_pixel[static_cast<size_t>(i)];
+      const auto [place, is_new] = known.insert(
+          {{op, before ? before->act_out : kNone, before ? before->raw_out : kNone}, nullptr});
+      if (is_new)
+        place->second = append(pixel_sources(program.ops[static_cast<size_t>(op)], before));
+      stages.push_back({place->second, op, level});
+      before = &network.ops[op];
+    }
+  }
+  return stages;
+}
+
 std::vector<float> DevicePlan::column(const std::vector<const Term*>& terms, int output,
                                       size_t depth) const {
   std::vector<float> column;
@@ -146,7 +185,10 @@ DevicePlan::DevicePlan(Program given, bool bf16) {
   for (OpView& op : ops) op.terms = nullptr;  // the device reads sources instead
   network_.caches = append(skeleton_.caches);
   network_.ops = append(ops);
-  network_.at_pixel = append(skeleton_.at_pixel);
+  network_.at_pixel = nullptr;  // and stages
+  const std::vector<PixelStage> stages = list_stages(program);
+  stages_ = append(stages);
+  relocate(stages_, stages.size(), offsetof(PixelStage, sources));
   ops_ = append(cuda_ops);
   for (size_t i = 0; i < cuda_ops.size(); ++i)
     for (const size_t field :
@@ -170,21 +212,22 @@ void DevicePlan::write(void* to, uintptr_t address) {
   };
   network_.caches = moved(network_.caches);
   network_.ops = moved(network_.ops);
-  network_.at_pixel = moved(network_.at_pixel);
   ops_ = moved(ops_);
+  stages_ = moved(stages_);
+}
+
+int DevicePlan::widest(int OpView::* cache) const {
+  int bytes = 0;
+  const NetworkView& network = skeleton_.network;
+  for (int i = network.begin(Pass::kHorizontal); i < network.end(Pass::kHead); ++i)
+    if (const int index = network.ops[i].*cache; index != kNone)
+      bytes = std::max(bytes, skeleton_.caches[static_cast<size_t>(index)].stride * 4);
+  return bytes;
 }
 
 SharedLayout DevicePlan::shared(int header, int warps, int limit) const {
-  int act = 0, raw = 0;
-  const auto bytes = [&](int cache) {
-    return cache == kNone ? 0 : skeleton_.caches[static_cast<size_t>(cache)].stride * 4;
-  };
-  const NetworkView& network = skeleton_.network;
-  for (int i = network.begin(Pass::kHorizontal); i < network.end(Pass::kHead); ++i) {
-    act = std::max(act, bytes(network.ops[i].act_out));
-    raw = std::max(raw, bytes(network.ops[i].raw_out));
-  }
-  return lay_out_shared(network, header, sizeof(CudaOp), act, raw, warps, limit);
+  return lay_out_shared(skeleton_.network, header, sizeof(CudaOp), widest(&OpView::act_out),
+                        widest(&OpView::raw_out), warps, limit);
 }
 
 Workspace DevicePlan::workspace(int images, int height, int width) const {

@@ -26,11 +26,12 @@ class DevicePlan {
 
   size_t bytes() const { return image_.size(); }
   // Writes the image of bytes() for a device that holds it at `address`, a multiple of 128; from
-  // then on network() and ops() are addresses of the device. To be called once: the host's copy
-  // goes.
+  // then on network(), ops() and stages() are addresses of the device. To be called once: the
+  // host's copy goes.
   void write(void* to, uintptr_t address);
   const NetworkView& network() const { return network_; }
   const CudaOp* ops() const { return ops_; }
+  const PixelStage* stages() const { return stages_; }  // those of a pixel as at_pixel has them
 
   // The shared memory of a block with `header` bytes in front; throws as lay_out_shared does.
   SharedLayout shared(int header, int warps, int limit) const;
@@ -50,6 +51,11 @@ class DevicePlan {
   void relocate(const T* array, size_t n, size_t field);
   MatrixView pack(const Op& op, Part part, CudaOp& to);
   std::vector<Source> sources(const Op& op, const std::vector<const Term*>& terms) const;
+  // before: the operation that comes before it at a pixel, or null.
+  std::vector<PixelSource> pixel_sources(const Op& op, const OpView* before) const;
+  std::vector<PixelStage> list_stages(const Program& program);
+  // Bytes of the widest results that a pixel part stores for an image.
+  int widest(int OpView::* cache) const;
   // The weights of one column: every operand of k, with the padding.
   std::vector<float> column(const std::vector<const Term*>& terms, int output, size_t depth) const;
   int per_granule() const { return kGranule / (network_.bf16 ? 2 : 4); }
@@ -59,6 +65,7 @@ class DevicePlan {
   std::vector<unsigned char> image_;
   std::vector<size_t> pointers_;
   const CudaOp* ops_ = nullptr;
+  const PixelStage* stages_ = nullptr;
 };
 
 }  // namespace dsmooth::sampler

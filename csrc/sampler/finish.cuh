@@ -9,86 +9,94 @@
 
 namespace dsmooth::sampler {
 
-// How a lane writes a pair of values: into global memory, or into shared memory.
-struct ToGlobal {
-  template <class T>
-  DSMOOTH_HOST_DEVICE static void pair(T* to, Pair v) {
-    store_pair(to, v);
-  }
-  template <class T>
-  DSMOOTH_HOST_DEVICE static void one(T* to, float v) {
-    store_one(to, v);
-  }
-};
-struct ToShared {
-  template <class T>
-  DSMOOTH_HOST_DEVICE static void pair(T* to, Pair v) {
-    put_pair(to, v);
-  }
-  template <class T>
-  DSMOOTH_HOST_DEVICE static void one(T* to, float v) {
-    put(to, v);
+// A column of a cache: where image 0 begins, and bytes from one image to the next.
+struct Column {
+  unsigned char* begin;
+  uint32_t stride;  // 0: nowhere
+
+  DSMOOTH_HOST_DEVICE bool there() const { return stride != 0; }
+  DSMOOTH_HOST_DEVICE unsigned char* at(int m) const {
+    return begin + uint64_t{static_cast<uint32_t>(m)} * stride;
   }
 };
 
-// Where an operation's results go at one column: image 0, and bytes from one image to the next.
-struct Results {
-  unsigned char *residual_in, *add, *residual_out, *act_out, *raw_out;  // null: nowhere
-  uint32_t residual_stride, add_stride, out_stride, act_stride, raw_stride;
+// What an operation adds to its sums at one column, and where its results go.
+struct Columns {
+  Column added, residual_out, act_out, raw_out;
 
-  template <class Block>
-  DSMOOTH_HOST_DEVICE static Results of(const BlockMemory<Block>& memory, const CudaOp& op,
-                                        int column) {
-    const auto at = [&](int cache, uint32_t& stride) -> unsigned char* {
-      if (cache == kNone) return nullptr;
-      stride = memory.rows()[cache * kRowsInReach - kRowAbove].stride * kGranule;
-      return memory.at_column(cache, column);
+  // place(cache): the RowPlace of the column.
+  template <class Block, class F>
+  DSMOOTH_HOST_DEVICE static Columns of(const BlockMemory<Block>& memory, const CudaOp& op,
+                                        F place) {
+    const auto column = [&](int cache) {
+      const RowPlace found = place(cache);
+      return Column{memory.granule(found.offset), found.stride * kGranule};
     };
-    Results r{};
-    r.residual_in = at(op.residual_in, r.residual_stride);
-    r.add = at(op.add, r.add_stride);
-    r.residual_out = at(op.residual_out, r.out_stride);
-    r.act_out = at(op.act_out, r.act_stride);
-    r.raw_out = at(op.raw_out, r.raw_stride);
-    return r;
-  }
-
-  // A gate gives one channel.
-  template <bool kGate>
-  DSMOOTH_HOST_DEVICE Pair with_add(Pair v, int m, int channel) const {
-    const float* from = at(add, add_stride, m, channel);
-    if (kGate) return {v.x + load_one(from), 0.0f};
-    const Pair added = load_pair(from);
-    return {v.x + added.x, v.y + added.y};
-  }
-
-  DSMOOTH_HOST_DEVICE static float* at(unsigned char* p, uint32_t stride, int m, int channel) {
-    return reinterpret_cast<float*>(p + static_cast<uint32_t>(m) * stride) + channel;
+    return {column(op.added()), column(op.residual_out), column(op.act_out), column(op.raw_out)};
   }
 };
 
-// What a pair of sums gives: two channels, of which the second may lie beyond the last one; in a
-// gate one channel, in .x alone.
+// Sums of a product lie in its registers otherwise than in pairs: to move them by pairs would make
+// the compiler copy them at every step.
+DSMOOTH_INLINE void load_sums(Pair& to, const float* from, bool there) {
+  load_one(to.x, from, there);
+  load_one(to.y, from + 1, there);
+}
+template <class Space>
+DSMOOTH_INLINE void store_sums(float* to, Pair sums, bool there) {
+  Space::store(to, bits_of(to, sums.x), there);
+  Space::store(to + 1, bits_of(to, sums.y), there);
+}
+
+// What is added to a pair of sums, of which the first is that of `column`; zeros where nothing is.
+DSMOOTH_INLINE Pair load_added(const CudaOp& op, const Column& from, int m, int column,
+                               bool there) {
+  Pair added{};
+  const int channel = op.gate ? column / 2 : column;
+  there = there && from.there() && channel < op.channels;
+  const float* at = reinterpret_cast<const float*>(from.at(m)) + channel;
+  load_one(added.x, at, there);
+  load_one(added.y, at + 1, there && !op.gate);
+  return added;
+}
+
+// What a pair of sums gives: two channels, of which the second may lie beyond the last one and is
+// zero then; in a gate one channel, in .x alone.
 template <class T, bool kGate>
 class Finish {
  public:
-  // column: of the first sum.
-  DSMOOTH_HOST_DEVICE Finish(const CudaOp& op, int column)
-      : channels_(op.channels), split_(op.split), channel_(kGate ? column / 2 : column) {}
+  // column: of the first sum; there: whether there is such an image.
+  DSMOOTH_HOST_DEVICE Finish(const CudaOp& op, int column, bool there)
+      : channels_(op.channels),
+        channel_(kGate ? column / 2 : column),
+        there_(there && channel_ < channels_) {}
 
-  DSMOOTH_HOST_DEVICE bool there() const { return channel_ < channels_; }
-  DSMOOTH_HOST_DEVICE int channel() const { return channel_; }
-
-  // residual: of a gate.
-  DSMOOTH_HOST_DEVICE static Pair value(Pair sums, float residual) {
-    if (kGate) return {fmaf(sums.x, scalar::sigmoid(sums.y), residual), 0.0f};
-    return sums;
+  DSMOOTH_HOST_DEVICE static Pair value(Pair sums, Pair added) {
+    if (kGate) return {fmaf(sums.x, scalar::sigmoid(sums.y), added.x), 0.0f};
+    return {sums.x + added.x, sums.y + added.y};
   }
 
-  // to: channel 0 of an image.
-  template <class To, class U>
-  DSMOOTH_HOST_DEVICE void raw(U* to, Pair v) const {
-    write<To>(to + channel_, v);
+  // image: channel 0 of an image. An image is padded to whole pairs.
+  template <class Space, class U>
+  DSMOOTH_HOST_DEVICE void raw(U* image, Pair v, bool wanted) const {
+    write<Space>(image + channel_, v, there_ && wanted);
+  }
+
+  // elu(v) and elu(-v).
+  template <class Space>
+  DSMOOTH_HOST_DEVICE void act(T* image, Pair positive, Pair negative, bool wanted) const {
+    activation<Space>(image + channel_, positive, there_ && wanted);
+    activation<Space>(image + channels_ + channel_, negative, there_ && wanted);
+  }
+  // elu(v) alone, in kSplitParts operands whose sum it is.
+  template <class Space>
+  DSMOOTH_HOST_DEVICE void split(T* image, Pair positive, bool wanted) const {
+    DSMOOTH_DEVICE_UNROLL
+    for (int part = 0; part < kSplitParts; ++part, image += channels_) {
+      activation<Space>(image + channel_, positive, there_ && wanted);
+      positive.x -= rounded(positive.x);
+      if (!kGate) positive.y -= rounded(positive.y);
+    }
   }
 
   // One of elu(x) and elu(-x) is |x|, the other e^-|x| - 1.
@@ -101,22 +109,6 @@ class Finish {
     elu(v.x, positive.x, negative.x);
     if (!kGate) elu(v.y, positive.y, negative.y);
   }
-  // Both of them; or elu(x) alone, in kSplitParts operands whose sum it is.
-  template <class To>
-  DSMOOTH_HOST_DEVICE void act(T* to, Pair positive, Pair negative) const {
-    if (!split_) {
-      write<To>(to + channel_, positive);
-      write<To>(to + channels_ + channel_, negative);
-      return;
-    }
-    Pair rest = positive;
-    DSMOOTH_DEVICE_ROLL
-    for (int part = 0; part < kSplitParts; ++part, to += channels_) {
-      write<To>(to + channel_, rest);
-      rest.x -= rounded(rest.x);
-      if (!kGate) rest.y -= rounded(rest.y);
-    }
-  }
 
  private:
   DSMOOTH_HOST_DEVICE static float rounded(float x) {
@@ -124,17 +116,25 @@ class Finish {
     put(&value, x);
     return to_float(value);
   }
-  // Pairs are aligned only where the number of channels is even.
-  template <class To, class U>
-  DSMOOTH_HOST_DEVICE void write(U* to, Pair v) const {
-    if (!kGate && channels_ % 2 == 0) return To::pair(to, v);
-    To::one(to, v.x);
-    if (!kGate && channel_ + 1 < channels_) To::one(to + 1, v.y);
+  template <class Space, class U>
+  DSMOOTH_HOST_DEVICE static void write(U* to, Pair v, bool there) {
+    if (kGate)
+      Space::store(to, bits_of(to, v.x), there);
+    else
+      Space::store(to, bits_of(to, v), there);
+  }
+  // The parts of activations lie close, so that an odd number of channels parts the pairs.
+  template <class Space>
+  DSMOOTH_HOST_DEVICE void activation(T* to, Pair v, bool there) const {
+    const bool odd = !kGate && channels_ % 2 != 0;
+    write<Space>(to, v, there && !odd);
+    if (kGate) return;
+    Space::store(to, bits_of(to, v.x), there && odd);
+    Space::store(to + 1, bits_of(to, v.y), there && odd && channel_ + 1 < channels_);
   }
 
-  const int channels_;
-  const bool split_;
-  const int channel_;
+  const int channels_, channel_;
+  const bool there_;
 };
 
 }  // namespace dsmooth::sampler

@@ -88,7 +88,7 @@ struct CacheView {
 };
 
 // An operation that runs at a pixel.
-struct alignas(4) PixelOp {
+struct PixelOp {
   int16_t op, level;
 };
 // Which they are depends on the parities of row and column at each level.
@@ -114,11 +114,11 @@ struct NetworkView {
   uint8_t atoms[256];  // byte levels, the first n_atoms
   int condition_size = 0;
 
-  // The n operations that run at a pixel.
-  DSMOOTH_HOST_DEVICE const PixelOp* ops_at(int row, int column, int& n) const {
+  // Where in at_pixel the n operations begin that run at a pixel.
+  DSMOOTH_HOST_DEVICE int ops_at(int row, int column, int& n) const {
     const int list = row % kPixelPeriod * kPixelPeriod + column % kPixelPeriod;
     n = first_at_pixel[list + 1] - first_at_pixel[list];
-    return at_pixel + first_at_pixel[list];
+    return first_at_pixel[list];
   }
   DSMOOTH_HOST_DEVICE bool stacked() const { return conditioned && context == kNone; }
   DSMOOTH_HOST_DEVICE int begin(Pass pass) const { return first_of_pass[static_cast<int>(pass)]; }

@@ -26,20 +26,29 @@ class RowTile {
         m0_(m0),
         unit_(unit),
         n_(n),
-        steps_(op_.steps[static_cast<int>(part)]) {}
+        steps_(op_.steps[static_cast<int>(part)]),
+        sources_(op_.sources[static_cast<int>(part)]) {
+    DSMOOTH_DEVICE_UNROLL
+    for (int wide = 0; wide < kWide; ++wide)
+      weights_of_[wide] = op_.weights[static_cast<int>(part)] + W::weight(memory_.lane(), 0) +
+                          ptrdiff_t{(unit + (wide < n ? wide : 0)) * steps_} * kWeightGranules;
+  }
 
   DSMOOTH_HOST_DEVICE void draw() {
     begin();
     DSMOOTH_DEVICE_UNROLL
-    for (int j = 0; j < kAhead; ++j)
-      if (j < steps_) load(j, j);
-    for (int s = 0; s < steps_; s += kAhead) {
+    for (int j = 0; j < kAhead; ++j) load(j, j < steps_ ? j : 0, true);
+    int s = 0;
+    DSMOOTH_DEVICE_ROLL
+    for (; s + kAhead <= steps_; s += kAhead) {
       DSMOOTH_DEVICE_UNROLL
       for (int j = 0; j < kAhead; ++j) {
-        if (s + j < steps_) multiply(j);
-        if (s + j + kAhead < steps_) load(j, s + j + kAhead);
+        multiply(j);
+        load(j, s + j + kAhead, s + j + kAhead < steps_);
       }
     }
+    static_assert(kAhead == 2);
+    if (s < steps_) multiply(0);
     if (part_ == Part::kRow && op_.two_parts) return keep();
     op_.gate ? finish<true>() : finish<false>();
   }
@@ -52,43 +61,45 @@ class RowTile {
   DSMOOTH_HOST_DEVICE int slot_row(int high, int slot) const {
     return m0_ + high * kRows + W::slot_row(memory_.lane(), slot);
   }
+  // From the tile's first column.
   DSMOOTH_HOST_DEVICE int slot_column(int wide, int slot) const {
-    return (unit_ + wide) * kColumns + W::slot_column(memory_.lane(), slot);
+    return W::slot_column(memory_.lane(), slot) + wide * kColumns;
   }
 
   DSMOOTH_HOST_DEVICE void begin() {
     int stride;
-    const float* init = memory_.init(index_, part_, column_, stride);
+    const float* init = memory_.init(index_, part_, column_, stride) + unit_ * kColumns;
     each([&](int high, int wide, int slot) {
       const int m = slot_row(high, slot);
-      const int there = m < m_all_ ? m : 0, unit = wide < n_ ? wide : 0;
-      sums_[high][wide][slot] =
-          load_pair(init + ptrdiff_t{there} * stride + slot_column(unit, slot));
+      load_sums(sums_[high][wide][slot],
+                init + (m < m_all_ ? m : 0) * stride + slot_column(wide < n_ ? wide : 0, slot),
+                true);
     });
   }
 
-  DSMOOTH_HOST_DEVICE void load(int j, int s) {
+  // Loads step s if it is there. Where there is no such unit or row, another, whose results go
+  // nowhere.
+  DSMOOTH_HOST_DEVICE void load(int j, int s, bool there) {
     DSMOOTH_DEVICE_UNROLL
     for (int wide = 0; wide < kWide; ++wide) {
-      const Granule* from =
-          op_.weights[static_cast<int>(part_)] + W::weight(memory_.lane(), 0) +
-          ptrdiff_t{(unit_ + (wide < n_ ? wide : 0)) * steps_ + s} * kWeightGranules;
+      const Granule* from = weights_of_[wide] + ptrdiff_t{s} * kWeightGranules;
       DSMOOTH_DEVICE_UNROLL
       for (int i = 0; i < W::kLoadedWeights; ++i)
-        weights_[j][wide][i] = load_weights(from + W::weight(0, i));
+        load_weights(weights_[j][wide][i], from + W::weight(0, i), there);
     }
     DSMOOTH_DEVICE_UNROLL
     for (int q = 0; q < W::kLoadedGranules; ++q) {
-      const int k = s * kStepGranules + W::granule(memory_.lane(), q);
-      const Source source = load_source(op_.sources[static_cast<int>(part_)] + k);
+      const int k = (there ? s : 0) * kStepGranules + W::granule(memory_.lane(), q);
+      const Source source = load_source(sources_ + k);
       const RowPlace row = memory_.rows()[source.row];
-      const uint32_t first = static_cast<uint32_t>(source.in_cache(column_) * memory_.batch());
+      const uint32_t first =
+          row.offset + source.within +
+          static_cast<uint32_t>(source.in_cache(column_) * memory_.batch()) * row.stride;
       DSMOOTH_DEVICE_UNROLL
       for (int i = 0; i < kHigh * W::kLoadedRows; ++i) {
         const int m = m0_ + i / W::kLoadedRows * kRows + W::row(memory_.lane(), i % W::kLoadedRows);
-        const uint32_t at =
-            row.offset + source.within + (first + static_cast<uint32_t>(m)) * row.stride;
-        rows_[j][i * W::kLoadedGranules + q] = load_global(memory_.granule(m < m_all_ ? at : 0));
+        const uint32_t at = first + static_cast<uint32_t>(m < m_all_ ? m : 0) * row.stride;
+        load_global(rows_[j][i * W::kLoadedGranules + q], memory_.granule(at), there);
       }
     }
   }
@@ -104,13 +115,12 @@ class RowTile {
   }
 
   DSMOOTH_HOST_DEVICE void keep() {
-    float* partial = memory_.partial(index_, column_);
+    float* partial = memory_.partial(index_, column_) + unit_ * kColumns;
     const int columns = op_.columns();
     each([&](int high, int wide, int slot) {
       const int m = slot_row(high, slot);
-      if (m < m_all_ && wide < n_)
-        store_pair(partial + ptrdiff_t{m} * columns + slot_column(wide, slot),
-                   sums_[high][wide][slot]);
+      store_sums<Global>(partial + m * columns + slot_column(wide, slot), sums_[high][wide][slot],
+                         m < m_all_ && wide < n_);
     });
   }
 
@@ -122,50 +132,53 @@ class RowTile {
       return ((high * kWide + wide) * W::kSlots + slot) * BlockMemory<Block>::kLanes;
     };
     each([&](int high, int wide, int slot) {
-      scratch[place(high, wide, slot)] = sums_[high][wide][slot];
+      store_sums<Shared>(&scratch[place(high, wide, slot)].x, sums_[high][wide][slot], true);
     });
-    const Results to = Results::of(memory_, op_, column_);
+    const Columns to =
+        Columns::of(memory_, op_, [&](int cache) { return memory_.column_of(cache, column_); });
     for (int wide = 0; wide < n_; ++wide)
       for (int high = 0; high < kHigh; high += kGroup) {
-        // Loads first.
-        float residual[kGroup * W::kSlots] = {};
-        if (kGate)
-          each_in_group<kGate>(high, wide, [&](int i, int m, const Finish<T, kGate>& f, int) {
-            residual[i] = load_one(Results::at(to.residual_in, to.residual_stride, m, f.channel()));
-          });
-        each_in_group<kGate>(high, wide, [&](int i, int m, const Finish<T, kGate>& f, int at) {
-          Pair v = f.value(scratch[place(at, wide, i % W::kSlots)], residual[i]);
-          if (to.add) v = to.template with_add<kGate>(v, m, f.channel());
-          store(to, m, f, v);
-        });
+        Pair v[kGroup * W::kSlots];  // loads first
+        const auto column = [&](int i) {
+          return unit_ * kColumns + slot_column(wide, i % W::kSlots);
+        };
+        each_in_group(
+            [&](int i, int m, int at) {
+              v[i] = load_added(op_, to.added, m, column(i), m < m_all_);
+              v[i] = Finish<T, kGate>::value(scratch[place(at, wide, i % W::kSlots)], v[i]);
+            },
+            high);
+        each_in_group(
+            [&](int i, int m, int) {
+              store(to, m, Finish<T, kGate>(op_, column(i), m < m_all_), v[i]);
+            },
+            high);
       }
   }
 
   static constexpr int kGroup = 2;  // fragments
-  template <bool kGate, class F>
-  DSMOOTH_HOST_DEVICE void each_in_group(int high, int wide, F f) const {
+  template <class F>
+  DSMOOTH_HOST_DEVICE void each_in_group(F f, int high) const {
     DSMOOTH_DEVICE_UNROLL
     for (int i = 0; i < kGroup * W::kSlots; ++i) {
-      const int at = high + i / W::kSlots, m = slot_row(at, i % W::kSlots);
-      const Finish<T, kGate> finish(op_, slot_column(wide, i % W::kSlots));
-      if (m < m_all_ && finish.there()) f(i, m, finish, at);
+      const int at = high + i / W::kSlots;
+      f(i, slot_row(at, i % W::kSlots), at);
     }
   }
 
   template <bool kGate>
-  DSMOOTH_HOST_DEVICE void store(const Results& to, int m, const Finish<T, kGate>& finish,
+  DSMOOTH_HOST_DEVICE void store(const Columns& to, int m, const Finish<T, kGate>& finish,
                                  Pair v) const {
-    if (to.residual_out)
-      finish.template raw<ToGlobal>(Results::at(to.residual_out, to.out_stride, m, 0), v);
-    if (to.raw_out)
-      finish.template raw<ToGlobal>(
-          reinterpret_cast<T*>(Results::at(to.raw_out, to.raw_stride, m, 0)), v);
-    if (to.act_out) {
-      Pair positive, negative;
-      finish.elus(v, positive, negative);
-      finish.template act<ToGlobal>(
-          reinterpret_cast<T*>(Results::at(to.act_out, to.act_stride, m, 0)), positive, negative);
-    }
+    finish.template raw<Global>(reinterpret_cast<float*>(to.residual_out.at(m)), v,
+                                to.residual_out.there());
+    finish.template raw<Global>(reinterpret_cast<T*>(to.raw_out.at(m)), v, to.raw_out.there());
+    Pair positive, negative;
+    finish.elus(v, positive, negative);
+    T* const act = reinterpret_cast<T*>(to.act_out.at(m));
+    if (op_.split)
+      finish.template split<Global>(act, positive, to.act_out.there());
+    else
+      finish.template act<Global>(act, positive, negative, to.act_out.there());
   }
 
   // Calls f(fragment of rows, unit, slot) for every pair of sums.
@@ -186,6 +199,8 @@ class RowTile {
   const int index_;
   const Part part_;
   const int column_, m_all_, m0_, unit_, n_, steps_;
+  const Source* const sources_;
+  const Granule* weights_of_[kWide];
   Granule weights_[kAhead][kWide][W::kLoadedWeights];
   Granule rows_[kAhead][kHigh * kFragmentGranules];
   Pair sums_[kHigh][kWide][W::kSlots];

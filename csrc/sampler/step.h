@@ -39,7 +39,7 @@ struct Slice {
 template <class Worker>
 void draw_pixel_ops(Worker& worker, const StateView& state, int row, int column) {
   int n;
-  const PixelOp* list = state.network->ops_at(row, column, n);
+  const PixelOp* list = state.network->at_pixel + state.network->ops_at(row, column, n);
   for (int i = 0; i < n; ++i) {
     const auto [op, level] = list[i];
     worker.matmul(Product{&state, op, Part::kPixel, row >> level, column >> level, 1});

@@ -153,6 +153,15 @@ struct Warp<float, 32> : WarpLanes {
 };
 #endif
 
+// x, which is the same in all lanes of a warp; the compiler learns that it is.
+DSMOOTH_INLINE int same_in_warp(int x) {
+#if defined(__CUDA_ARCH__)
+  return __shfl_sync(0xffffffffu, x, 0);
+#else
+  return x;
+#endif
+}
+
 // The device wants what it moves at once aligned to its size; the host asserts it.
 template <class To>
 DSMOOTH_INLINE void check_aligned([[maybe_unused]] const void* p) {
@@ -176,101 +185,116 @@ DSMOOTH_INLINE Granule load_global(const unsigned char* from) {
   return g;
 }
 
+// The following do nothing unless `there`: without a branch, which costs more than what it skips.
+#if defined(__CUDA_ARCH__)
+#define DSMOOTH_IF_THERE(argument, code) \
+  "{ .reg .pred %%there; setp.ne.b32 %%there, %" #argument ", 0; @%%there " code "; }"
+#endif
+
+DSMOOTH_INLINE void load_global(Granule& to, const unsigned char* from, bool there) {
+#if defined(__CUDA_ARCH__)
+  asm volatile(DSMOOTH_IF_THERE(5, "ld.global.v4.b32 {%0, %1, %2, %3}, [%4]")
+               : "+r"(to.word[0]), "+r"(to.word[1]), "+r"(to.word[2]), "+r"(to.word[3])
+               : "l"(from), "r"(int{there}));
+#else
+  if (there) to = load_global(from);
+#endif
+}
+
 // Of what no kernel writes; in the first cache it makes way for the activations.
-DSMOOTH_INLINE Granule load_weights(const Granule* from) {
+DSMOOTH_INLINE void load_weights(Granule& to, const Granule* from, bool there) {
+#if defined(__CUDA_ARCH__)
+  asm volatile(DSMOOTH_IF_THERE(5, "ld.global.nc.L1::evict_first.v4.b32 {%0, %1, %2, %3}, [%4]")
+               : "+r"(to.word[0]), "+r"(to.word[1]), "+r"(to.word[2]), "+r"(to.word[3])
+               : "l"(from), "r"(int{there}));
+#else
+  if (!there) return;
   check_aligned<Granule>(from);
-  Granule g;
+  to = *from;
+#endif
+}
+
+DSMOOTH_INLINE void load_shared(Granule& to, const unsigned char* from, bool there) {
 #if defined(__CUDA_ARCH__)
-  asm volatile("ld.global.nc.L1::evict_first.v4.b32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(g.word[0]), "=r"(g.word[1]), "=r"(g.word[2]), "=r"(g.word[3])
-               : "l"(from));
+  asm volatile(DSMOOTH_IF_THERE(5, "ld.shared.v4.b32 {%0, %1, %2, %3}, [%4]")
+               : "+r"(to.word[0]), "+r"(to.word[1]), "+r"(to.word[2]), "+r"(to.word[3])
+               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(from))), "r"(int{there}));
 #else
-  g = *from;
+  if (!there) return;
+  check_aligned<Granule>(from);
+  memcpy(&to, from, sizeof to);
 #endif
-  return g;
 }
 
-DSMOOTH_INLINE Pair load_pair(const float* from) {
-  check_aligned<Pair>(from);
-  Pair pair;
+DSMOOTH_INLINE void load_one(float& to, const float* from, bool there) {
 #if defined(__CUDA_ARCH__)
-  asm volatile("ld.global.v2.f32 {%0, %1}, [%2];" : "=f"(pair.x), "=f"(pair.y) : "l"(from));
+  asm volatile(DSMOOTH_IF_THERE(2, "ld.global.f32 %0, [%1]")
+               : "+f"(to)
+               : "l"(from), "r"(int{there}));
 #else
-  memcpy(&pair, from, sizeof pair);
-#endif
-  return pair;
-}
-
-// x, of which the compiler may not know that it is: what follows from it is computed again instead
-// of kept in registers.
-DSMOOTH_INLINE int opaque(int x) {
-#if defined(__CUDA_ARCH__)
-  asm volatile("mov.b32 %0, %0;" : "+r"(x));
-#endif
-  return x;
-}
-
-DSMOOTH_INLINE float load_one(const float* from) {
-#if defined(__CUDA_ARCH__)
-  float x;
-  asm volatile("ld.global.f32 %0, [%1];" : "=f"(x) : "l"(from));
-  return x;
-#else
-  return *from;
+  if (there) to = *from;
 #endif
 }
 
-#if defined(__CUDACC__)
-// Two neighbouring values as bfloat16.
-__device__ inline uint32_t packed(float x, float y) {
+// What is stored of a value or of two neighbours.
+DSMOOTH_INLINE uint32_t bits_of(const float*, float v) { return __builtin_bit_cast(uint32_t, v); }
+DSMOOTH_INLINE uint64_t bits_of(const float*, Pair v) { return __builtin_bit_cast(uint64_t, v); }
+DSMOOTH_INLINE uint16_t bits_of(const Bf16*, float v) { return to_bfloat16(v); }
+DSMOOTH_INLINE uint32_t bits_of(const Bf16*, Pair v) {
   uint32_t word;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(y), "f"(x));
+#if defined(__CUDA_ARCH__)
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(v.y), "f"(v.x));
+#else
+  word = uint32_t{to_bfloat16(v.x)} | uint32_t{to_bfloat16(v.y)} << 16;
+#endif
   return word;
 }
-#endif
 
-DSMOOTH_INLINE void put_pair(float* to, Pair v) { *reinterpret_cast<Pair*>(to) = v; }
-DSMOOTH_INLINE void put_pair(Bf16* to, Pair v) {
+// Where a lane stores: into global memory, or into shared memory.
+struct Global {
+  template <class Bits>
+  DSMOOTH_INLINE static void store(void* to, Bits bits, bool there) {
 #if defined(__CUDA_ARCH__)
-  *reinterpret_cast<uint32_t*>(to) = packed(v.x, v.y);
+    if constexpr (sizeof(Bits) == 8)
+      asm volatile(DSMOOTH_IF_THERE(2, "st.global.b64 [%0], %1")
+                   :
+                   : "l"(to), "l"(bits), "r"(int{there}));
+    else if constexpr (sizeof(Bits) == 4)
+      asm volatile(DSMOOTH_IF_THERE(2, "st.global.b32 [%0], %1")
+                   :
+                   : "l"(to), "r"(bits), "r"(int{there}));
+    else
+      asm volatile(DSMOOTH_IF_THERE(2, "st.global.b16 [%0], %1")
+                   :
+                   : "l"(to), "h"(bits), "r"(int{there}));
 #else
-  put(to, v.x);
-  put(to + 1, v.y);
+    if (!there) return;
+    check_aligned<Bits>(to);
+    memcpy(to, &bits, sizeof bits);
 #endif
-}
-
-DSMOOTH_INLINE void store_pair(float* to, Pair v) {
-  check_aligned<Pair>(to);
+  }
+};
+struct Shared {
+  template <class Bits>
+  DSMOOTH_INLINE static void store(void* to, Bits bits, bool there) {
 #if defined(__CUDA_ARCH__)
-  asm volatile("st.global.v2.f32 [%0], {%1, %2};" ::"l"(to), "f"(v.x), "f"(v.y));
+    const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+    if constexpr (sizeof(Bits) == 8)
+      asm volatile(DSMOOTH_IF_THERE(2, "st.shared.b64 [%0], %1")
+                   :
+                   : "r"(at), "l"(bits), "r"(int{there}));
+    else if constexpr (sizeof(Bits) == 4)
+      asm volatile(DSMOOTH_IF_THERE(2, "st.shared.b32 [%0], %1")
+                   :
+                   : "r"(at), "r"(bits), "r"(int{there}));
+    else
+      asm volatile(DSMOOTH_IF_THERE(2, "st.shared.b16 [%0], %1")
+                   :
+                   : "r"(at), "h"(bits), "r"(int{there}));
 #else
-  put_pair(to, v);
+    Global::store(to, bits, there);
 #endif
-}
-
-DSMOOTH_INLINE void store_pair(Bf16* to, Pair v) {
-  check_aligned<uint32_t>(to);
-#if defined(__CUDA_ARCH__)
-  asm volatile("st.global.b32 [%0], %1;" ::"l"(to), "r"(packed(v.x, v.y)));
-#else
-  put_pair(to, v);
-#endif
-}
-
-DSMOOTH_INLINE void store_one(float* to, float v) {
-#if defined(__CUDA_ARCH__)
-  asm volatile("st.global.f32 [%0], %1;" ::"l"(to), "f"(v));
-#else
-  *to = v;
-#endif
-}
-
-DSMOOTH_INLINE void store_one(Bf16* to, float v) {
-#if defined(__CUDA_ARCH__)
-  asm volatile("st.global.b16 [%0], %1;" ::"l"(to), "h"(to_bfloat16(v)));
-#else
-  put(to, v);
-#endif
-}
+  }
+};
 
 }  // namespace dsmooth::sampler

@@ -22,6 +22,7 @@ class CudaWorker {
     for_each(memory.head().state.network->n_caches * kRowsInReach + 1,
              [&](int i) { memory.rows()[i] = memory.find_row(i, row); });
     sync();
+    find_columns(0);
   }
 
   DSMOOTH_HOST_DEVICE void matmul(const Product& p) {
@@ -30,9 +31,11 @@ class CudaWorker {
 
   DSMOOTH_HOST_DEVICE void pixel(const StateView& state, int row, int column) {
     int n;
-    const PixelOp* list = state.network->ops_at(row, column, n);
+    const PixelStage* list =
+        BlockMemory<Block>::head_of(block_).stages + state.network->ops_at(row, column, n);
     state.batch <= kRows ? draw_stages<T, 1>(block_, list, n, column)
                          : draw_stages<T, 2>(block_, list, n, column);
+    find_columns(column + 1);  // the sync behind the pixel's noise is theirs too
   }
 
   template <class F>
@@ -45,6 +48,13 @@ class CudaWorker {
   DSMOOTH_HOST_DEVICE bool stop() const { return false; }
 
  private:
+  // For the pixel at a column of the row.
+  DSMOOTH_HOST_DEVICE void find_columns(int column) const {
+    const BlockMemory<Block> memory(block_);
+    for_each(2 * memory.head().state.network->n_caches + 1,
+             [&](int i) { memory.columns()[i] = memory.find_column(i, column); });
+  }
+
   static_assert((Block::kWarps & (Block::kWarps - 1)) == 0);
 
   Block& block_;

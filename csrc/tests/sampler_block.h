@@ -217,17 +217,10 @@ int64_t draw_as_cuda(Program program, const Slice& all, int64_t n, const Device&
   int64_t syncs = 0;
   for (int64_t round = 0; round * sharing.blocks < sharing.slices; ++round)
     for (int row = 0; row < rows; row += per_launch) {
-      const BlockRun run{plan.network(),
-                         plan.ops(),
-                         layout,
-                         sharing,
-                         n,
-                         all,
-                         memory.data(),
-                         workspace,
-                         round,
-                         row,
-                         std::min(row + per_launch, rows)};
+      const BlockRun run{
+          plan.network(), plan.ops(), plan.stages(), layout,
+          sharing,        n,          all,           memory.data(),
+          workspace,      round,      row,           std::min(row + per_launch, rows)};
       for (int i = 0; i < sharing.blocks; ++i) {
         Words shared(static_cast<size_t>(layout.bytes) / sizeof(float));
         std::fill_n(shared.data(), shared.size(), NAN);
