@@ -21,6 +21,7 @@ from .commands.options import (
     DEFAULT_PRESET,
     BitsOptions,
     ClassifierOptions,
+    ClassifyOptions,
     Complete,
     Doctor,
     Evaluate,
@@ -48,6 +49,7 @@ VERBS: dict[str, type] = {
 MEASURES: dict[str, type] = {
     "bpd": BitsOptions,
     "fid": FrechetOptions,
+    "classify": ClassifyOptions,
     "train-classifier": ClassifierOptions,
 }
 HELP_WIDTH = 80

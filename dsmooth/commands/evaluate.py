@@ -43,13 +43,20 @@ from ..nn.weights import weights_digest
 from ..progress import progress, significant
 from ..runs import RunFolder
 from ..sampling.draw import Draw
-from .options import BitsOptions, ClassifierOptions, FrechetOptions
-from .sample import check_outputs, sample_to_files
+from .classes import (
+    bits_of_classes,
+    check_per_class,
+    distances_of_classes,
+    evaluate_classify,
+    of_class,
+)
+from .options import BitsOptions, ClassifierOptions, ClassifyOptions, FrechetOptions
+from .sample import check_label, check_outputs, sample_to_files
 
 DEFAULT_COUNT = 1000
 
 
-def evaluate(options: BitsOptions | FrechetOptions | ClassifierOptions) -> None:
+def evaluate(options: BitsOptions | FrechetOptions | ClassifyOptions | ClassifierOptions) -> None:
     """Carry out one command. Raises ValueError, OSError or ImportError for what does not fit."""
     use_threads(options.threads)
     check_output(options.out, (".safetensors",) if is_training(options) else (".json",))
@@ -58,11 +65,13 @@ def evaluate(options: BitsOptions | FrechetOptions | ClassifierOptions) -> None:
             evaluate_bits(options)
         elif isinstance(options, FrechetOptions):
             evaluate_frechet(options)
+        elif isinstance(options, ClassifyOptions):
+            evaluate_classify(options)
         elif rank_and_size()[0] == 0:  # nothing to share
             make_classifier(options)
 
 
-def is_training(options: BitsOptions | FrechetOptions | ClassifierOptions) -> bool:
+def is_training(options: object) -> bool:
     """Whether the command makes weights, not numbers."""
     return isinstance(options, ClassifierOptions)
 
@@ -81,6 +90,7 @@ def evaluate_bits(options: BitsOptions) -> None:
     plain = choose_plain(models, options.plain)
     choice = choose_data(options.models, options.data, options.data_dir, options.image_size)
     dataset = choice.load(options.split)
+    check_per_class(options, dataset)
     n = len(dataset) if options.limit is None else min(options.limit, len(dataset))
     result: dict[str, Any] = {
         "dsmooth": __version__,
@@ -117,8 +127,10 @@ def evaluate_bits(options: BitsOptions) -> None:
         result["plain"] = {"weights_sha256": digests, **describe_scores(every["plain"])}
     if rank_and_size()[0] > 0:
         return
-    write_json(options.out, result)
     print_bits(every, dataset)
+    if options.per_class:
+        result["classes"] = bits_of_classes(every, dataset)
+    write_json(options.out, result)
     print(f"wrote {options.out}")
 
 
@@ -217,6 +229,8 @@ def evaluate_frechet(options: FrechetOptions) -> None:
     choice = choose_data(folders, options.data, options.data_dir, options.image_size)
     other_split = next(split for split in SPLITS if split != options.split)
     other_set = choice.load(other_split)
+    if options.label != "each":
+        other_set = of_class(other_set, options.label)
     description: dict[str, Any]
     reference: Tensor | FeatureStatistics
     if options.reference:
@@ -229,8 +243,11 @@ def evaluate_frechet(options: FrechetOptions) -> None:
             )
     else:
         real_set = choice.load(options.split)
+        check_per_class(options, real_set, other_set)
+        if options.label != "each":
+            real_set = of_class(real_set, options.label)
         reference, description = real_set.images, describe_data(real_set)
-    samples, how = collect_samples(options)
+    samples, how, labels = collect_samples(options)
     if other_set.image_channels == 1:
         samples = replace(samples, images=as_grey(samples.images))
     floor = other_set.images[: len(samples.images)]
@@ -245,6 +262,11 @@ def evaluate_frechet(options: FrechetOptions) -> None:
         seed=options.seed,
         progress=progress,
     )
+    classes: dict[str, Any] = {}
+    if options.per_class:
+        classes["classes"] = distances_of_classes(
+            samples, labels, real_set, other_set, extractor, options.batch_size
+        )
     if rank_and_size()[0] > 0:
         return
     warnings = list(result.warnings)
@@ -258,6 +280,7 @@ def evaluate_frechet(options: FrechetOptions) -> None:
         {
             "dsmooth": __version__,
             **result.as_json(),
+            **classes,
             "warnings": warnings,
             "samples": {"source": samples.source, "left_out": samples.diverged, **how},
             "reference": description,
@@ -272,8 +295,8 @@ def evaluate_frechet(options: FrechetOptions) -> None:
     print(f"wrote {options.out}")
 
 
-def collect_samples(options: FrechetOptions) -> tuple[ImageSet, dict[str, Any]]:
-    """The images to score, drawn or read, and how they were drawn."""
+def collect_samples(options: FrechetOptions) -> tuple[ImageSet, dict[str, Any], Tensor | None]:
+    """The images to score, drawn or read, how they were drawn, and their labels if they have."""
     if not options.samples:
         raise ValueError("name models to draw from, or a file or folder of images")
     if not all(is_model(path) for path in options.samples):
@@ -282,9 +305,11 @@ def collect_samples(options: FrechetOptions) -> tuple[ImageSet, dict[str, Any]]:
                 "name two run folders, or a single file or folder of images, got "
                 f"{', '.join(map(str, options.samples))}"
             )
-        return read_images(options.samples[0], options.count), {}
+        return read_images(options.samples[0], options.count), {}, None
     count = DEFAULT_COUNT if options.count is None else options.count
     models = load_models(options.samples)
+    label = options.label if models.n_classes or options.label != "each" else None
+    check_label(models, label)
     draw = Draw(
         count,
         options.seed,
@@ -292,8 +317,15 @@ def collect_samples(options: FrechetOptions) -> tuple[ImageSet, dict[str, Any]]:
         temperature=options.temperature,
         threads=options.threads,
         device=str(choose_device("auto")),
+        label=label,
     )
-    settings = {"seed": draw.seed, "method": draw.method, "temperature": draw.temperature}
+    settings: dict[str, Any] = {
+        "seed": draw.seed,
+        "method": draw.method,
+        "temperature": draw.temperature,
+    }
+    if label is not None:
+        settings["label"] = label
     how = {**settings, "weights_sha256": list(models.digests().values())}
     # Other settings or weights go to another folder, so that nothing has to be deleted.
     digest = hashlib.sha256(json.dumps(how).encode()).hexdigest()[:8]
@@ -302,7 +334,8 @@ def collect_samples(options: FrechetOptions) -> tuple[ImageSet, dict[str, Any]]:
     check_outputs([keep], count)
     sample_to_files(models, draw, [keep])
     meet()
-    return read_images(keep), how
+    labels = draw.labels(models.n_classes, torch.device("cpu"))
+    return read_images(keep), how, labels
 
 
 def print_comparison(

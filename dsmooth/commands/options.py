@@ -179,6 +179,8 @@ class BitsOptions:
     """Noise levels of a ladder, falling, for a pair that has several; by default the highest."""
     clean_noise: float | None = None
     """Standard deviation of noise on the target of the density; by default that of training."""
+    per_class: Flag = False
+    """Also the number of each class of the data."""
     batch_size: int = 100
     """Images at a time; does not change the result."""
     seed: int = 0
@@ -222,6 +224,11 @@ class FrechetOptions:
     """Save the statistics of the real images as .npz."""
     method: Method = "two-step"
     """How a pair draws."""
+    label: Class = "each"
+    """For models with classes: the class of all samples, which is compared with the real images of
+    that class; or each for classes in turn."""
+    per_class: Flag = False
+    """Also the distance of each class, of models with classes."""
     temperature: float = 1.0
     """Of the draws."""
     seed: int = 0
@@ -236,6 +243,40 @@ class FrechetOptions:
     batch_size: int = 100
     """Images at a time; does not change the result."""
     out: Path = Path("frechet.json")
+    """File for the numbers."""
+    threads: int | None = None
+    """CPU threads; by default all cores."""
+
+
+@dataclass(frozen=True)
+class ClassifyOptions:
+    """Classify images by Bayes' rule: p(label | x) from a model of each class's images.
+
+    A plain model with classes gives exact likelihoods, a pair importance-weighted bounds by the
+    same noise for all classes. All classes are as likely beforehand. Prints the accuracy and
+    writes JSON. Under torchrun several processes (and GPUs) share the images.
+    """
+
+    models: Folders
+    """The run folder of a plain model with classes; or a saved pair, or the run folders of a noisy
+    model and of its denoiser, or a folder with both."""
+    data: str | None = None
+    """Data set; by default the one that the run was trained on, mnist for a saved pair."""
+    data_dir: Path | None = None
+    """Where its files are; by default where the run found them, else the embedded MNIST subset."""
+    image_size: int | None = None
+    """Pixels a side for celeba and folder; by default as the run had it."""
+    split: Split = "test"
+    """Which images."""
+    limit: int | None = None
+    """Classify the first images only, for a quick look."""
+    n_noise: int = 4
+    """Draws of x~ per image and class, for a pair."""
+    batch_size: int = 100
+    """Images at a time; does not change the result."""
+    seed: int = 0
+    """Decides the noise."""
+    out: Path = Path("classified.json")
     """File for the numbers."""
     threads: int | None = None
     """CPU threads; by default all cores."""
@@ -264,7 +305,7 @@ class ClassifierOptions:
 class Evaluate:
     """Measure models and samples."""
 
-    what: BitsOptions | FrechetOptions | ClassifierOptions
+    what: BitsOptions | FrechetOptions | ClassifyOptions | ClassifierOptions
 
 
 @dataclass(frozen=True)

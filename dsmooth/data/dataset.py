@@ -88,6 +88,23 @@ class ImageDataset:
         """1 for grey, 3 for RGB."""
         return self.images.shape[1]
 
+    def labels_for(self, n_classes: int) -> Tensor | None:
+        """The labels (N,) for a model of `n_classes`, None for one without classes.
+
+        Raises ValueError for a data set that has none, or others than the model's classes.
+        """
+        if n_classes == 0:
+            return None
+        if self.labels is None:
+            raise ValueError(f"n_classes={n_classes} needs labels, but {self.source} has none")
+        low, high = int(self.labels.min()), int(self.labels.max())
+        if low < 0 or high >= n_classes:
+            raise ValueError(
+                f"n_classes={n_classes} needs labels of 0 .. {n_classes - 1}, but {self.source} "
+                f"has {low} .. {high}"
+            )
+        return self.labels
+
     def batch(self, indices: Tensor) -> Tensor:
         """Return images `indices` ((B,) int64): (B, C, H, W) float32 in [-1, 1]."""
         return to_float(self.images[indices])

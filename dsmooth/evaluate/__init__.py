@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dsmooth.evaluate.classes import bits_by_class, classify, frechet_by_class
     from dsmooth.evaluate.comparison import compare_images
     from dsmooth.evaluate.features import extract_features, make_extractor
     from dsmooth.evaluate.frechet import frechet_distance
@@ -23,10 +24,13 @@ if TYPE_CHECKING:
     from dsmooth.evaluate.scores import inception_score, kernel_distance
 
 __all__ = [
+    "bits_by_class",
+    "classify",
     "compare_images",
     "conventions",
     "evaluate_bits_per_dim",
     "extract_features",
+    "frechet_by_class",
     "frechet_distance",
     "inception_score",
     "kernel_distance",
@@ -38,10 +42,13 @@ __all__ = [
 ]
 
 _HOMES = {
+    "bits_by_class": "classes",
+    "classify": "classes",
     "compare_images": "comparison",
     "conventions": "likelihood",
     "evaluate_bits_per_dim": "likelihood",
     "extract_features": "features",
+    "frechet_by_class": "classes",
     "frechet_distance": "frechet",
     "inception_score": "scores",
     "kernel_distance": "scores",
@@ -51,7 +58,7 @@ _HOMES = {
     "score_pair": "likelihood",
     "score_plain": "likelihood",
 }
-_MODULES = ("comparison", "features", "frechet", "likelihood", "probe", "scores")
+_MODULES = ("classes", "comparison", "features", "frechet", "likelihood", "probe", "scores")
 
 
 def __getattr__(name: str) -> Any:

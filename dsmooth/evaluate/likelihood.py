@@ -73,6 +73,13 @@ class Scores:
         """The likelihood that the model of the clean image was trained with."""
         return "discretized" if self.continuous is None else "continuous"
 
+    def of_images(self, chosen: Tensor) -> Scores:
+        """The scores of some images, by a mask or numbers (of columns)."""
+        names = ("discretized", "continuous", "noisy", "smoothing")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        nats: dict[str, Any] = {name: values[:, chosen] for name, values in given.items()}
+        return replace(self, **nats)
+
     def log_weights(self, likelihood: Likelihood) -> Tensor:
         """log p(x~) - log q(x~ | x) + log p(x | x~), or log p(x) of a plain model: (R, N).
 
@@ -185,8 +192,9 @@ def score_pair(
     The noise of an image depends on (seed, its index, draw), so the result does not depend on
     batch_size beyond rounding. clean_noise: standard deviation of the noise on the target of the
     density, 0.01 for a denoiser trained as the paper's. levels: of a ladder, as of
-    `SmoothedPair.elbo`; x~ is that of its lowest. progress is called with the number of images
-    done. Raises ValueError for counts below 1 and images that are not the pair's.
+    `SmoothedPair.elbo`; x~ is that of its lowest. A pair with classes sees the images' labels, and
+    the bound is that of log p(x | label). progress is called with the number of images
+    done. Raises ValueError for counts below 1 and for images, or labels, that are not the pair's.
     """
     if n_noise < 1:
         raise ValueError(f"n_noise must be at least 1, got {n_noise}")
@@ -201,15 +209,16 @@ def score_pair(
     pair = pairs[-1]
     trained_as = pair.denoiser.config.likelihood
 
-    def score(first: int, x: Tensor) -> dict[str, Tensor]:
+    def score(first: int, x: Tensor, label: Tensor | None) -> dict[str, Tensor]:
         """The rows (n_noise, B) of a batch."""
+        own = pair.label_for(pair.denoiser, label)
         columns: dict[str, list[Tensor]] = {}
         for repeat in range(n_noise):
             where: dict[str, Any] = {"seed": seed, "first_index": first, "repeat": repeat}
             x_tilde = pair.smoothing.sample(x, **where)
-            params = pair.denoiser(x, context=x_tilde)
+            params = pair.denoiser(x, x_tilde, own)
             draw = {
-                "noisy": log_prob_of_noisy(pairs, x_tilde, **where),
+                "noisy": log_prob_of_noisy(pairs, x_tilde, label, **where),
                 "smoothing": -pair.smoothing.log_prob(x_tilde, x),
                 "discretized": _log_prob(pair.denoiser, x, params, "discretized"),
             }
@@ -217,14 +226,15 @@ def score_pair(
                 target = x
                 if clean_noise:
                     target = GaussianSmoothing(clean_noise, Stream.CLEAN_NOISE).sample(x, **where)
-                    params = pair.denoiser(target, context=x_tilde)
+                    params = pair.denoiser(target, x_tilde, own)
                 density = _log_prob(pair.denoiser, target, params, "continuous")
                 draw["continuous"] = density
             for name, values in draw.items():
                 columns.setdefault(name, []).append(values.double().cpu())
         return {name: torch.stack(draws) for name, draws in columns.items()}
 
-    nats = _score_batches(score, dataset, pair.noisy, limit, batch_size, progress)
+    labels = dataset.labels_for(pair.n_classes)
+    nats = score_batches(score, dataset, pair.noisy, labels, limit, batch_size, progress)
     return Scores(
         nats["discretized"],
         dataset.images[0].numel(),
@@ -247,7 +257,7 @@ def score_plain(
 ) -> Scores:
     """Score the first `limit` images by a model without context: exact, no bound.
 
-    Arguments and errors as for `score_pair`.
+    A model with classes gives log p(x | label). Arguments and errors as for `score_pair`.
     """
     if model.config.conditioning != "none":
         raise ValueError(
@@ -255,11 +265,12 @@ def score_plain(
         )
     forms: set[Likelihood] = {"discretized", model.config.likelihood}
 
-    def score(first: int, x: Tensor) -> dict[str, Tensor]:
-        params = model(x)
+    def score(first: int, x: Tensor, label: Tensor | None) -> dict[str, Tensor]:
+        params = model(x, label=label)
         return {form: _log_prob(model, x, params, form).double().cpu()[None] for form in forms}
 
-    nats = _score_batches(score, dataset, model, limit, batch_size, progress)
+    labels = dataset.labels_for(model.config.condition_size)
+    nats = score_batches(score, dataset, model, labels, limit, batch_size, progress)
     return Scores(nats["discretized"], dataset.images[0].numel(), continuous=nats.get("continuous"))
 
 
@@ -269,18 +280,19 @@ def _log_prob(model: PixelCNNpp, x: Tensor, params: Tensor, likelihood: Likeliho
     return logistic_mixture_log_prob(x, params, **mixture).double().sum((1, 2))
 
 
-def _score_batches(
-    score: Callable[[int, Tensor], dict[str, Tensor]],
+def score_batches(
+    score: Callable[[int, Tensor, Tensor | None], dict[str, Tensor]],
     dataset: ImageDataset,
     model: PixelCNNpp,
+    labels: Tensor | None,
     limit: int | None,
     batch_size: int,
     progress: Progress | None,
 ) -> dict[str, Tensor]:
     """The rows (R, N) of all images asked for, by what `score` calls them.
 
-    score(index of its first image, batch on the model's device) gives those of a batch. Under
-    torchrun each process scores its batches, and all have the rows of all.
+    score(index of its first image, batch, its labels if any) gives those of a batch, on the model's
+    device. Under torchrun each process scores its batches, and all have the rows of all.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
@@ -297,8 +309,9 @@ def _score_batches(
     parameter = model.head.bias
 
     def score_from(first: int) -> dict[str, Tensor]:
-        x = dataset.batch(torch.arange(first, min(first + batch_size, n)))
-        return score(first, x.to(parameter.device, parameter.dtype))
+        rows = torch.arange(first, min(first + batch_size, n))
+        label = None if labels is None else labels[rows].to(parameter.device)
+        return score(first, dataset.batch(rows).to(parameter.device, parameter.dtype), label)
 
     parts: dict[str, list[Tensor]] = {}
     done = 0

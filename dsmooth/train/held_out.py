@@ -14,7 +14,7 @@ from ..distributed import dealt
 from ..nn.levels import at_level
 from ..sampling import sample_images
 from .state import TrainState
-from .step import labels_of, make_inputs
+from .step import make_inputs
 
 # Evaluation noise never repeats a training draw: training uses repeat 0.
 EVALUATION_REPEAT = 1
@@ -36,7 +36,7 @@ def evaluate(state: TrainState, test_set: ImageDataset) -> float:
     config = state.config
     n = min(config.evaluation_images, len(test_set))
     model = state.averaged.eval()
-    labels = labels_of(test_set, config)
+    labels = test_set.labels_for(config.model.condition_size)
 
     def score(first: int) -> float:
         rows = torch.arange(first, min(first + 100, n))
@@ -63,7 +63,7 @@ def sample_grid(state: TrainState, test_set: ImageDataset) -> Tensor:
     height, width = test_set.image_size
     x = test_set.batch(torch.arange(min(GRID_IMAGES, len(test_set)))).to(state.device)
     context = make_inputs(x, config, first_index=0, repeat=EVALUATION_REPEAT).context
-    labels = labels_of(test_set, config)
+    labels = test_set.labels_for(config.model.condition_size)
     return sample_images(
         model,
         x.shape[0],

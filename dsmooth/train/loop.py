@@ -25,7 +25,6 @@ from .log import RunLog
 from .ranks import is_restarted
 from .resume import changes, merge_with_run
 from .state import TrainState, resolve_precision
-from .step import labels_of
 from .watch import Watch
 from .words import closing, opening
 
@@ -285,7 +284,7 @@ def with_classes(
         n_classes = 1 + int(train_set.labels.max())
         config = replace(config, model=replace(config.model, n_classes=n_classes))
     for dataset in (train_set, test_set):
-        labels_of(dataset, config)
+        dataset.labels_for(config.model.condition_size)
     return config
 
 

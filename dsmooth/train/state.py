@@ -23,7 +23,7 @@ from .ema import EMA
 from .graph import ReplayedStep, uses_graph
 from .ranks import share_gradients, share_of_batch, without_exchange
 from .readings import NonFiniteLoss, Reading, Readings
-from .step import Inputs, dropout_seed, labels_of, learning_rate, make_inputs
+from .step import Inputs, dropout_seed, learning_rate, make_inputs
 
 
 class TrainState:
@@ -50,7 +50,7 @@ class TrainState:
             device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
         )
         self.images = train_set.images.to(device)
-        self.labels = labels_of(train_set, config)
+        self.labels = train_set.labels_for(config.model.condition_size)
         if self.labels is not None:
             self.labels = self.labels.to(device)
         self.first_row, self.rows = share_of_batch(config)

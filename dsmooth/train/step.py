@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ..config import TrainConfig
-from ..data import ImageDataset
 from ..philox import Stream, image_words
 from ..smoothing import GaussianSmoothing, make_smoothing
 
@@ -74,25 +73,6 @@ def draw_levels(x: Tensor, config: TrainConfig, **where: Any) -> Tensor:
     """
     words = image_words(x.shape[0], 1, stream=Stream.LEVEL, device=x.device, **where)
     return words[:, 0, 0] * len(config.model.noise_levels) >> 32
-
-
-def labels_of(dataset: ImageDataset, config: TrainConfig) -> Tensor | None:
-    """The labels (N,) int64 that the model of `config` sees, None for one without classes.
-
-    Raises ValueError for data that has none, or others than the model's classes.
-    """
-    n_classes = config.model.condition_size
-    if n_classes == 0:
-        return None
-    if dataset.labels is None:
-        raise ValueError(f"n_classes={n_classes} needs labels, but {dataset.source} has none")
-    low, high = int(dataset.labels.min()), int(dataset.labels.max())
-    if low < 0 or high >= n_classes:
-        raise ValueError(
-            f"n_classes={n_classes} needs labels of 0 .. {n_classes - 1}, but {dataset.source} has "
-            f"{low} .. {high}"
-        )
-    return dataset.labels
 
 
 def dropout_seed(config: TrainConfig, images_seen: Tensor) -> Tensor:

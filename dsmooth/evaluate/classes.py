@@ -1,0 +1,207 @@
+"""Measures of classes: bits/dim and Fréchet distance of each, and the classifier that a
+class-conditional model is by Bayes' rule (docs/math.md, section 8)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..data import ImageDataset
+from ..nn import PixelCNNpp
+from ..pair import SmoothedPair
+from .comparison import ShowProgress, collect_statistics, no_progress
+from .features import FeatureExtractor, extract_features
+from .frechet import FeatureStatistics
+from .likelihood import (
+    Progress,
+    Scores,
+    conventions,
+    score_batches,
+    standard_error,
+)
+
+
+@dataclass(frozen=True)
+class ClassBits:
+    """The first convention of `conventions`, of the images of one class."""
+
+    label: int
+    n_images: int
+    value: float
+    standard_error: float | None
+
+
+def bits_by_class(scores: Scores, labels: Tensor) -> list[ClassBits]:
+    """Bits/dim of each class that there is. labels: (N,), those of the scored images."""
+    rows = []
+    for label in labels.unique().tolist():
+        first = conventions(scores.of_images(labels == label))[0]
+        count = int((labels == label).sum())
+        rows.append(ClassBits(label, count, first.value, first.standard_error))
+    return rows
+
+
+@dataclass(frozen=True)
+class ClassDistance:
+    """The Fréchet distance of the samples of a class to the real images of that class.
+
+    floor: that of other real images of the class, None where there are fewer than two.
+    """
+
+    label: int
+    value: float
+    floor: float | None
+    n_samples: int
+    n_reference: int
+
+
+def frechet_by_class(
+    samples: tuple[Tensor, Tensor],
+    reference: tuple[Tensor, Tensor],
+    others: tuple[Tensor, Tensor],
+    extractor: FeatureExtractor,
+    *,
+    batch_size: int = 100,
+    progress: ShowProgress = no_progress,
+) -> list[ClassDistance]:
+    """The distance of each class that has two samples and two real images.
+
+    samples, reference, others: (bytes (N, C, H, W), labels (N,)) of samples, of real images, and of
+    real images that are not in the reference, for the floor. The features of a class are fewer than
+    those of all, so these distances are larger than that of all: compare them with their floors.
+    """
+    statistics = [
+        statistics_by_class(*images, what, extractor, batch_size, progress)
+        for images, what in (
+            (samples, "samples"),
+            (reference, "real images"),
+            (others, "other real images"),
+        )
+    ]
+    drawn, real, other = statistics
+    return [
+        ClassDistance(
+            label,
+            drawn[label].distance(real[label]),
+            other[label].distance(real[label]) if label in other else None,
+            drawn[label].count,
+            real[label].count,
+        )
+        for label in sorted(drawn.keys() & real.keys())
+    ]
+
+
+def statistics_by_class(
+    images: Tensor,
+    labels: Tensor,
+    what: str,
+    extractor: FeatureExtractor,
+    batch_size: int,
+    progress: ShowProgress,
+) -> dict[int, FeatureStatistics]:
+    """The statistics of each class of two images and more. what: the images, for the progress."""
+    with progress(f"features of {what}", len(images), "images") as done:
+        found = extract_features(images, extractor, batch_size=batch_size, progress=done).features
+    return {
+        label: collect_statistics(found[labels == label], images[labels == label], extractor)
+        for label, count in zip(
+            *(t.tolist() for t in labels.unique(return_counts=True)), strict=True
+        )
+        if count > 1
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class Classification:
+    """log p(x | label) of every image (rows) and class (columns): (N, K) float64, nats.
+
+    A bound on it for a pair. labels: (N,), the true ones. All classes are as likely beforehand.
+    """
+
+    log_likelihoods: Tensor
+    labels: Tensor
+
+    @property
+    def log_posterior(self) -> Tensor:
+        """log p(label | x) by Bayes' rule: (N, K), nats."""
+        return torch.log_softmax(self.log_likelihoods, dim=1)
+
+    @property
+    def right(self) -> Tensor:
+        """Whether the likeliest class is the true one: (N,) bool."""
+        return self.log_likelihoods.argmax(1) == self.labels
+
+    @property
+    def accuracy(self) -> float:
+        """The fraction of images classified correctly."""
+        return float(self.right.double().mean())
+
+    @property
+    def accuracy_error(self) -> float | None:
+        """The standard error of the accuracy, over images."""
+        return standard_error(self.right.double())
+
+    @property
+    def bits(self) -> float:
+        """The mean of -log2 p(true label | x), in bits."""
+        chosen = self.log_posterior.gather(1, self.labels[:, None])
+        return -float(chosen.mean()) / math.log(2)
+
+    def confusion(self) -> Tensor:
+        """How many images of each class (rows) are taken for each class (columns): (K, K)."""
+        k = self.log_likelihoods.shape[1]
+        pairs = self.labels * k + self.log_likelihoods.argmax(1)
+        return torch.bincount(pairs, minlength=k * k).view(k, k)
+
+
+@torch.no_grad()
+def classify(
+    model: PixelCNNpp | SmoothedPair,
+    dataset: ImageDataset,
+    *,
+    limit: int | None = None,
+    n_noise: int = 1,
+    batch_size: int = 100,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Classification:
+    """Classify the first `limit` images (all by default) by the likelihoods of their classes.
+
+    model: a model without context, whose log p(x | label) is exact; or a pair, of which the
+    importance-weighted bound by `n_noise` draws of x~ stands for it, the same noise for all
+    classes. One of its models at least has classes. seed: decides the noise.
+    Raises ValueError for a model or data without classes, and as `score_pair` does.
+    """
+    pair = model if isinstance(model, SmoothedPair) else None
+    network = model.noisy if isinstance(model, SmoothedPair) else model
+    n_classes = model.n_classes if isinstance(model, SmoothedPair) else model.config.condition_size
+    if n_classes == 0:
+        raise ValueError("only a model with classes classifies: it was trained without n_classes")
+    if pair is None and network.config.conditioning != "none":
+        raise ValueError("a denoiser does not classify alone: give the pair that it is of")
+    labels = dataset.labels_for(n_classes)
+    assert labels is not None  # n_classes is not 0
+
+    def score(first: int, x: Tensor, _: Tensor | None) -> dict[str, Tensor]:
+        columns = []
+        for number in range(n_classes):
+            label = torch.full((x.shape[0],), number, device=x.device)
+            if pair is None:
+                nats = network.log_prob(x, label=label)
+            else:
+                nats = pair.elbo(
+                    x,
+                    label=label,
+                    n_noise=n_noise,
+                    importance_weighted=True,
+                    seed=seed,
+                    first_index=first,
+                )
+            columns.append(nats.double().cpu())
+        return {"nats": torch.stack(columns)}
+
+    nats = score_batches(score, dataset, network, None, limit, batch_size, progress)["nats"]
+    return Classification(nats.mT.contiguous(), labels[: nats.shape[1]])

@@ -1,0 +1,198 @@
+"""Measures of classes: each class's bits/dim and Fréchet distance, and Bayes' rule."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import dsmooth
+from dsmooth.cli import main
+from dsmooth.config import TrainConfig
+from dsmooth.data import ImageDataset, load_dataset
+from dsmooth.evaluate.classes import (
+    Classification,
+    bits_by_class,
+    classify,
+    frechet_by_class,
+)
+from dsmooth.evaluate.comparison import compare_images
+from dsmooth.evaluate.features import make_extractor
+from dsmooth.evaluate.likelihood import conventions, score_pair, score_plain
+from dsmooth.runs import RunFolder
+from tests.helpers.class_networks import CLASSES, conditional
+
+pytestmark = pytest.mark.quick
+
+
+def made(n: int = 12, size: int = 8) -> ImageDataset:
+    generator = torch.Generator().manual_seed(n)
+    images = torch.randint(0, 256, (n, 1, size, size), generator=generator).byte()
+    return ImageDataset(images, (torch.arange(n) * 2 + 1) % CLASSES, "made", "test", "made")
+
+
+def make_pair(noisy: int = CLASSES, denoiser: int = CLASSES) -> dsmooth.SmoothedPair:
+    models = [
+        conditional("none", n_classes=noisy),
+        conditional("concat", n_classes=denoiser, likelihood="discretized"),
+    ]
+    return dsmooth.SmoothedPair(*models, dsmooth.GaussianSmoothing(0.5), (8, 8))
+
+
+@torch.no_grad()
+def test_scores_are_those_of_the_images_labels() -> None:
+    data = made()
+    x, label = data.batch(torch.arange(12)), data.labels
+    plain = conditional(likelihood="discretized")
+    scores = score_plain(plain, data, batch_size=5)
+    torch.testing.assert_close(scores.discretized[0].float(), plain.log_prob(x, label=label))
+    pair = make_pair()
+    bound = score_pair(pair, data, n_noise=2, batch_size=5, seed=3)
+    terms = torch.stack([*pair.elbo_terms(x, 3, 0, 1, label).values()]).sum(0)
+    torch.testing.assert_close(bound.log_weights("discretized")[1].float(), terms)
+    for model, bare in ((plain, score_plain), (pair, score_pair)):
+        with pytest.raises(ValueError, match="n_classes=3 needs labels, but made has none"):
+            bare(model, replace(data, labels=None))
+
+
+def test_the_classes_make_up_the_whole() -> None:
+    data = made()
+    for scores in (score_plain(conditional(), data), score_pair(make_pair(), data, n_noise=2)):
+        rows = bits_by_class(scores, data.labels)
+        assert [(row.label, row.n_images) for row in rows] == [(0, 4), (1, 4), (2, 4)]
+        mean = sum(row.value * row.n_images for row in rows) / 12
+        assert mean == pytest.approx(conventions(scores)[0].value)
+        assert len({row.value for row in rows}) == 3
+    one = bits_by_class(scores.of_images(torch.tensor([3])), data.labels[3:4])
+    assert one[0].standard_error is None
+
+
+def test_bayes_rule() -> None:
+    nats = torch.tensor([[0.0, 1.0, -5.0], [2.0, 2.5, 2.0], [-900.0, -901.0, -902.0]])
+    result = Classification(nats.double(), torch.tensor([1, 2, 0]))
+    p = nats.double().exp()[:2]
+    torch.testing.assert_close(result.log_posterior[:2].exp(), p / p.sum(1, keepdim=True))
+    assert result.right.tolist() == [True, False, True]
+    assert result.accuracy == pytest.approx(2 / 3)
+    assert result.confusion().tolist() == [[1, 0, 0], [0, 1, 0], [0, 1, 0]]
+    chosen = result.log_posterior[[0, 1, 2], [1, 2, 0]]
+    assert result.bits == pytest.approx(-chosen.mean().item() / math.log(2))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("batch_size", [5, 12])
+def test_a_plain_model_classifies_by_its_likelihoods(batch_size: int) -> None:
+    data = made()
+    model = conditional(likelihood="discretized")
+    result = classify(model, data, batch_size=batch_size, limit=11)
+    x = data.batch(torch.arange(11))
+    for label in range(CLASSES):
+        nats = model.log_prob(x, label=torch.full((11,), label))
+        torch.testing.assert_close(result.log_likelihoods[:, label].float(), nats)
+    assert torch.equal(result.labels, data.labels[:11])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("noisy", "denoiser"), [(CLASSES, CLASSES), (CLASSES, 0), (0, CLASSES)])
+def test_a_pair_classifies_by_its_bounds(noisy: int, denoiser: int) -> None:
+    data, pair = made(6), make_pair(noisy, denoiser)
+    result = classify(pair, data, n_noise=2, seed=4, batch_size=6)
+    x = data.batch(torch.arange(6))
+    for label in range(CLASSES):
+        bound = pair.elbo(
+            x, label=torch.full((6,), label), n_noise=2, importance_weighted=True, seed=4
+        )
+        torch.testing.assert_close(result.log_likelihoods[:, label].float(), bound)
+
+
+def test_images_that_a_model_draws_are_of_the_class_that_it_drew() -> None:
+    """A model whose classes are dark and bright classifies its own samples."""
+    model = conditional(n_classes=2, likelihood="discretized")
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("condition_weight"):
+                weight.mul_(3)
+    labels = torch.arange(40) % 2
+    x = dsmooth.sampling.sample_images(model, 40, height=8, width=8, label=labels)
+    data = ImageDataset(dsmooth.data.to_bytes(x), labels, "made", "test", "drawn")
+    assert classify(model, data).accuracy > 0.9
+
+
+def test_what_cannot_classify_says_so() -> None:
+    with pytest.raises(ValueError, match="only a model with classes classifies"):
+        classify(conditional(n_classes=0), made())
+    with pytest.raises(ValueError, match="a denoiser does not classify alone"):
+        classify(conditional("concat"), made())
+    with pytest.raises(ValueError, match=r"needs labels of 0 .. 1, but made has 0 .. 2"):
+        classify(conditional(n_classes=2), made())
+
+
+def test_distances_are_those_of_each_class_alone() -> None:
+    extractor = make_extractor("mnist-classifier")
+    sets = [load_dataset("mnist", split) for split in ("test", "train")]
+    drawn, real = ((d.images[:200], d.labels[:200]) for d in sets)
+    others = sets[1].images[200:300], sets[1].labels[200:300]
+    rows = frechet_by_class(drawn, real, others, extractor)
+    assert [row.label for row in rows] == list(range(10))
+    one = rows[7]
+    chosen = [images[labels == 7] for images, labels in (drawn, real, others)]
+    alone = compare_images(*chosen[:2], extractor, floor=chosen[2], subsets=1, subset_size=2)
+    assert one.value == pytest.approx(alone.value, rel=1e-6)
+    assert one.floor == pytest.approx(alone.floor, rel=1e-6)
+    assert (one.n_samples, one.n_reference) == (len(chosen[0]), len(chosen[1]))
+
+
+# ---- the commands -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The run of a plain model of the ten digits, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    model = conditional(n_classes=10, likelihood="discretized")
+    config = TrainConfig(role="plain", model=model.config, images=1)
+    RunFolder(tmp_path / "run").write_model(model, config, (28, 28))
+    return tmp_path / "run"
+
+
+def call(*arguments: str) -> dict[str, Any]:
+    """The JSON of `dsmooth evaluate`."""
+    with pytest.raises(SystemExit) as left:
+        main(["evaluate", *arguments, "--out", "numbers.json", "--threads", "1"])
+    assert left.value.code == 0
+    return json.loads(Path("numbers.json").read_text())
+
+
+def test_the_command_classifies(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = call("classify", str(run), "--limit", "6")
+    assert found["exact"] is True
+    assert sum(map(sum, found["confusion"])) == found["n_images"] == 6
+    text = capsys.readouterr().out
+    assert f"{100 * found['accuracy']:.2f} %" in text
+    assert "Bayes' rule over 10 classes, all as likely beforehand, by exact likelihoods" in text
+
+
+def test_the_commands_give_each_class(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bits = call("bpd", str(run), "--limit", "20", "--per-class")
+    assert sum(row["n_images"] for row in bits["classes"]["plain"]) == 20
+    settings = ["--count", "20", "--subsets", "1", "--subset-size", "4"]
+    each = call("fid", str(run), *settings, "--per-class")
+    assert [row["label"] for row in each["classes"]] == list(range(10))
+    assert {row["n_samples"] for row in each["classes"]} == {2}
+    three = call("fid", str(run), *settings, "--label", "3")
+    labels = load_dataset("mnist", "train").labels
+    assert three["n_reference"] == int((labels == 3).sum())
+    assert three["samples"]["label"] == 3
+    for wrong, message in (
+        (["fid", str(run), "--label", "10"], "fewer than two images of class 10"),
+        (["fid", str(run), "--label", "3", "--per-class"], "--per-class needs --label each"),
+        (["fid", "mnist", "--label", "3"], "--label is for models with classes"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["evaluate", *wrong, "--out", "numbers.json", "--count", "2"])
+        assert message in capsys.readouterr().err
