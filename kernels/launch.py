@@ -9,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.runtime.jit import JITFunction
 
 from . import tilings
 
@@ -57,6 +58,27 @@ def gradient_plan(rows: int, k: int, columns: int, like: Tensor) -> tilings.Grad
     return tilings.gradient_plan(rows, k, columns, like.dtype, tf32, capability)
 
 
+def block_gradient_plans(
+    rows: int, ks: tuple[int, int], filters: int, like: Tensor
+) -> tuple[tilings.GradientPlan, tilings.GradientPlan]:
+    """`tilings.block_gradient_plans` for the dtype and device of `like`."""
+    tf32, capability = uses_tf32(like.dtype), capability_of(like.device)
+    return tilings.block_gradient_plans(rows, ks, filters, like.dtype, tf32, capability)
+
+
+# Triton's launcher works out at every call for what kinds of arguments a kernel was compiled: 20 µs
+# of Python each time. What it found is kept for arguments of the same values, dtypes, alignments.
+_compiled: dict[tuple[Any, ...], Any] = {}
+MOST_COMPILED = 10_000
+
+
+def kind_of(value: Any) -> Any:
+    """What of an argument a compiled kernel may depend on."""
+    if isinstance(value, Tensor):
+        return value.dtype, value.data_ptr() & 15
+    return tuple(map(kind_of, value)) if isinstance(value, tuple) else value
+
+
 def launch(kernel: Any, grid: tuple[int, ...], device: torch.device, **named: Any) -> None:
     """Run a kernel on the current stream of `device`; an empty grid is no launch.
 
@@ -66,6 +88,33 @@ def launch(kernel: Any, grid: tuple[int, ...], device: torch.device, **named: An
         return
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
-            kernel[grid](enable_fp_fusion=True, **named)
+            _launch(kernel, grid, device, named)
     else:
-        kernel[grid](enable_fp_fusion=True, **named)
+        _launch(kernel, grid, device, named)
+
+
+def _launch(
+    kernel: Any, grid: tuple[int, ...], device: torch.device, named: dict[str, Any]
+) -> None:
+    runtime = triton.knobs.runtime
+    if not isinstance(kernel, JITFunction) or runtime.launch_enter_hook is not None:
+        kernel[grid](enable_fp_fusion=True, **named)  # interpreted, recorded or profiled
+        return
+    arguments = [named[name] for name in kernel.arg_names]
+    kinds = [
+        kind_of(a) if isinstance(a, Tensor | tuple) else a  # most are numbers
+        for a in arguments
+    ]
+    key = (kernel, device.index, named.get("num_warps"), named.get("num_stages"), *kinds)
+    compiled = _compiled.get(key)
+    if compiled is None:
+        if len(_compiled) >= MOST_COMPILED:
+            _compiled.clear()
+        _compiled[key] = kernel[grid](enable_fp_fusion=True, **named)
+        return
+    x, y, z = (*grid, 1, 1)[:3]
+    active = triton.runtime.driver.active
+    stream = active.get_current_stream(active.get_current_device())
+    compiled.run(
+        x, y, z, stream, compiled.function, compiled.packed_metadata, None, None, None, *arguments
+    )

@@ -13,10 +13,10 @@ import triton.language as tl
 from torch import Tensor
 
 from .elementwise import widen
-from .expand import fold, patches
 from .geometry import Rows, Taps, cdiv, channels_last, empty_channels_last
 from .launch import arithmetic, launch, uses_tf32, wide_dtype
 from .matmul import accumulate, weight_gradient, zeros
+from .patches import fold, patches
 from .tilings import matmul_tiling
 from .weight_gradients import unpack_one
 from .weights import pack_one
@@ -111,7 +111,7 @@ def forward(
     The weight is float32, float64 for float64 x.
     """
     w, _ = pack_one(weight, x.dtype)
-    rows = Rows(x.shape[0], *size, 1, 1)
+    rows = Rows(x.shape[0], *size, 0, 0)
     return _convolve(channels_last(x), w, bias, taps, rows)[0]
 
 
@@ -149,4 +149,4 @@ def backward(
         return grad_x, None
     read_image = patches(image, taps, rows) if read_image is None else read_image
     read_g = patches(g, POINT, rows) if read_g is None else read_g
-    return grad_x, unpack_one(weight_gradient(read_image, read_g, rows, POINT), weight)
+    return grad_x, unpack_one(weight_gradient(read_image, read_g), weight)

@@ -25,6 +25,7 @@ from dsmooth.kernels import (
     gated_resnet,
     logistic_mixture,
     matmul,
+    patches,
     shifted_conv,
     weight_gradients,
     weights,
@@ -32,11 +33,16 @@ from dsmooth.kernels import (
 from dsmooth.nn.score import score_of
 
 MODULES = (
-    *(expand, gated_resnet, logistic_mixture, matmul, shifted_conv),
+    *(expand, gated_resnet, logistic_mixture, matmul, patches, shifted_conv),
     *(weight_gradients, weights),
 )
 OPS = ("gated_resnet", "shifted_conv", "logistic_mixture")
-WEIGHT_GRADIENTS = {"weight_gradient_kernel", "unpack_kernel", "unpack_one_kernel"}
+WEIGHT_GRADIENTS = {
+    "weight_gradient_kernel",
+    "parameter_gradient_kernel",
+    "unpack_kernel",
+    "unpack_one_kernel",
+}
 # Of 40 filters and 5 resnets a block: 64 gated resnets, 12 other convolutions and the loss.
 MOST_LAUNCHES = 950
 

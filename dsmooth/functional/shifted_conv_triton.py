@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..kernels.geometry import Taps, empty_channels_last
 from .dispatch import refuse_second_derivative
+from .registration import register_op
 from .taps import check_kernel, taps_of, transposed_taps_of
 
 
@@ -36,8 +37,7 @@ def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...], x: Tensor) -
         )
 
 
-@torch.library.custom_op("dsmooth::shifted_conv_triton", mutates_args=())
-def shifted_conv_triton(
+def _forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, shift: str, stride: int, transposed: bool
 ) -> Tensor:
     """`shifted_conv2d`, or (transposed) `shifted_conv_transpose2d`; channels_last.
@@ -55,7 +55,6 @@ def shifted_conv_triton(
     return convolve(x, weight, bias, taps, (y.shape[2], y.shape[3]))
 
 
-@shifted_conv_triton.register_fake
 def _output(
     x: Tensor, weight: Tensor, bias: Tensor | None, shift: str, stride: int, transposed: bool
 ) -> Tensor:
@@ -71,8 +70,7 @@ def _output(
     )
 
 
-@torch.library.custom_op("dsmooth::shifted_conv_triton_backward", mutates_args=())
-def shifted_conv_triton_backward(
+def _compute_gradients(
     grad_y: Tensor,
     x: Tensor,
     weight: Tensor,
@@ -101,7 +99,6 @@ def shifted_conv_triton_backward(
     )
 
 
-@shifted_conv_triton_backward.register_fake
 def _gradients(
     grad_y: Tensor,
     x: Tensor,
@@ -144,5 +141,19 @@ def _backward(ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
     return grad_x, grad_weight, grad_bias, None, None, None
 
 
-shifted_conv_triton.register_autograd(_backward, setup_context=_save_for_backward)
-shifted_conv_triton_backward.register_autograd(refuse_second_derivative("Triton convolutions"))
+shifted_conv_triton = register_op(
+    "shifted_conv_triton",
+    "(Tensor x, Tensor weight, Tensor? bias, str shift, int stride, bool transposed) -> Tensor",
+    _forward,
+    _output,
+    _backward,
+    _save_for_backward,
+)
+shifted_conv_triton_backward = register_op(
+    "shifted_conv_triton_backward",
+    "(Tensor grad_y, Tensor x, Tensor weight, str shift, int stride, bool transposed, bool need_x, "
+    "bool need_weight) -> (Tensor, Tensor)",
+    _compute_gradients,
+    _gradients,
+    refuse_second_derivative("Triton convolutions"),
+)
