@@ -70,6 +70,7 @@ def block_gradient_plans(
 # of Python each time. What it found is kept for arguments of the same values, dtypes, alignments.
 _compiled: dict[tuple[Any, ...], Any] = {}
 MOST_COMPILED = 10_000
+NUMBERS = frozenset((int, bool, float, str))  # told by their type: isinstance(_, Tensor) is slow
 
 
 def kind_of(value: Any) -> Any:
@@ -93,18 +94,20 @@ def launch(kernel: Any, grid: tuple[int, ...], device: torch.device, **named: An
         _launch(kernel, grid, device, named)
 
 
+def _is_watched() -> bool:
+    """Whether somebody asked Triton to be called at every launch."""
+    return bool(getattr(triton.knobs.runtime.launch_enter_hook, "calls", None))
+
+
 def _launch(
     kernel: Any, grid: tuple[int, ...], device: torch.device, named: dict[str, Any]
 ) -> None:
-    runtime = triton.knobs.runtime
-    if not isinstance(kernel, JITFunction) or runtime.launch_enter_hook is not None:
-        kernel[grid](enable_fp_fusion=True, **named)  # interpreted, recorded or profiled
+    # Interpreted, recorded by a test, or watched by a profiler.
+    if not isinstance(kernel, JITFunction) or _is_watched():
+        kernel[grid](enable_fp_fusion=True, **named)
         return
     arguments = [named[name] for name in kernel.arg_names]
-    kinds = [
-        kind_of(a) if isinstance(a, Tensor | tuple) else a  # most are numbers
-        for a in arguments
-    ]
+    kinds = [a if type(a) in NUMBERS else kind_of(a) for a in arguments]
     key = (kernel, device.index, named.get("num_warps"), named.get("num_stages"), *kinds)
     compiled = _compiled.get(key)
     if compiled is None:

@@ -9,7 +9,7 @@ import importlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,6 +30,7 @@ from dsmooth.kernels import (
     weight_gradients,
     weights,
 )
+from dsmooth.kernels import launch as launching
 from dsmooth.nn.score import score_of
 
 MODULES = (
@@ -44,7 +45,7 @@ WEIGHT_GRADIENTS = {
     "unpack_one_kernel",
 }
 # Of 40 filters and 5 resnets a block: 64 gated resnets, 12 other convolutions and the loss.
-MOST_LAUNCHES = 950
+MOST_LAUNCHES = 756
 
 
 @contextmanager
@@ -63,6 +64,59 @@ def counted(patch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
             assert isinstance(module, ModuleType)
             inside.setattr(module, "triton_obstacle", lambda *args, **named: None)
         yield counts
+
+
+class FakeKernel:
+    """As Triton's: compiles when it is called, and what it gives can be run again."""
+
+    arg_names = ("x_ptr", "pair", "n", "BLOCK")
+
+    def __init__(self) -> None:
+        self.compiled: list[dict[str, Any]] = []
+        self.runs: list[tuple[Any, ...]] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        def launch(**named: Any) -> Any:
+            self.compiled.append(named)
+            run = lambda *given: self.runs.append(given)  # noqa: E731
+            return SimpleNamespace(run=run, function="f", packed_metadata="m")
+
+        return launch
+
+
+def test_a_kernel_is_looked_up_once_for_each_kind_of_arguments(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Triton compiles for dtypes, for addresses that are multiples of 16, and for numbers."""
+    hooks = SimpleNamespace(calls=[])
+    active = SimpleNamespace(get_current_stream=lambda device: 7, get_current_device=lambda: 0)
+    monkeypatch.setattr(launching, "JITFunction", FakeKernel)
+    monkeypatch.setattr(launching, "_compiled", {})
+    monkeypatch.setattr(launching.triton.runtime.driver, "_active", active, raising=False)
+    monkeypatch.setattr(launching.triton.knobs.runtime, "launch_enter_hook", hooks)
+    kernel = FakeKernel()
+    x, other = torch.zeros(64), torch.zeros(64)
+    assert x.data_ptr() % 16 == other.data_ptr() % 16 == 0
+
+    def launch(x: Tensor, pair: Tensor, n: int = 3, warps: int = 4) -> int:
+        named = {"n": n, "pair": (pair, pair), "x_ptr": x, "BLOCK": 16, "num_warps": warps}
+        launching.launch(kernel, (5, 2), torch.device("cpu"), **named)
+        return len(kernel.compiled)
+
+    assert launch(x, x) == 1
+    assert launch(other, x) == launch(x, other) == 1
+    # Grid, stream, function, metadata; no hooks; then the arguments in the kernel's own order.
+    assert kernel.runs[0][:6] == (5, 2, 1, 7, "f", "m")
+    assert kernel.runs[0][9] is other
+    assert kernel.runs[0][11:] == (3, 16)
+    assert launch(x[1:], x) == 2
+    assert launch(x, x[1:]) == 3
+    assert launch(x.half(), x) == 4
+    assert launch(x, x, n=4) == 5
+    assert launch(x, x, warps=8) == 6
+    assert launch(x[1:], other) == 6
+    hooks.calls.append(print)  # a profiler
+    assert launch(x, x) == 7
 
 
 def make(**settings: Any) -> tuple[dsmooth.PixelCNNpp, Tensor]:
