@@ -9,6 +9,7 @@ import importlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor
 pytest.importorskip("triton", reason="Triton is not installed: its launchers cannot be imported")
 
 import dsmooth
+from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.functional import use_impl
 from dsmooth.kernels import (
     expand,
@@ -32,6 +34,7 @@ from dsmooth.kernels import (
 )
 from dsmooth.kernels import launch as launching
 from dsmooth.nn.score import score_of
+from dsmooth.train.gates import gate_bytes, resolve_keep_gates, set_keep_gates
 
 MODULES = (
     *(expand, gated_resnet, logistic_mixture, matmul, patches, shifted_conv),
@@ -133,6 +136,49 @@ def test_launches_of_a_training_step(monkeypatch: pytest.MonkeyPatch) -> None:
     assert counts.total() <= MOST_LAUNCHES
     # Once forward and not again: the backward takes the packed weights of the forward.
     assert counts["pack_kernel"] == counts["unpack_kernel"] == 64
+
+
+@pytest.mark.parametrize(("role", "conditioning"), [("noisy", "none"), ("denoiser", "concat")])
+def test_kept_gates_are_not_computed_again_and_take_what_is_counted(
+    monkeypatch: pytest.MonkeyPatch, role: Any, conditioning: Any
+) -> None:
+    settings = ModelConfig(n_filters=4, n_resnet=2, n_mix=1, conditioning=conditioning)
+    parts = {"batch_size": 6, "accumulate": 2, "precision": "float32"}
+    config = TrainConfig(role=role, model=settings, **parts)
+    model = dsmooth.PixelCNNpp(settings).to(memory_format=torch.channels_last)
+    x = torch.rand(3, 1, 8, 4)
+    saved: dict[bool, int] = {}
+    launched: dict[bool, Counter[str]] = {}
+    for keep in (False, True):
+        set_keep_gates(model, keep)
+        storages: dict[int, int] = {}
+
+        def note(tensor: Tensor, storages: dict[int, int] = storages) -> Tensor:
+            storages[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with counted(monkeypatch) as counts:
+            with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+                loss = model.log_prob(x, x if conditioning == "concat" else None).sum()
+            loss.backward()
+        saved[keep], launched[keep] = sum(storages.values()), Counter(counts)
+    assert saved[True] - saved[False] == gate_bytes(config, 8, 4)
+    blocks = launched[True].pop("gate_kernel")
+    assert launched[False].pop("gate_kernel") == 2 * blocks
+    assert launched[True] == launched[False]
+
+
+@pytest.mark.quick
+def test_gates_are_kept_where_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, cuda = TrainConfig(precision="bfloat16"), torch.device("cuda")
+    need = gate_bytes(config, 28, 28)
+    # 2F numbers of 2 bytes a pixel, of 64 blocks at three sizes.
+    assert need == 32 * 28 * 28 * 80 * 2 * (22 + 22 / 4 + 20 / 16)
+    for free, expected in ((4 * need, "on"), (4 * need - 1, "off")):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 2**40))
+        assert resolve_keep_gates(config, cuda, (28, 28)) == expected
+    assert resolve_keep_gates(config, torch.device("cpu"), (28, 28)) == "off"
+    assert resolve_keep_gates(replace(config, keep_gates="on"), cuda, (28, 28)) == "on"
 
 
 @pytest.mark.quick
