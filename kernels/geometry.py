@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -72,8 +73,7 @@ class Rows(NamedTuple):
     @property
     def total(self) -> int:
         """All rows up to the last pixel and a margin, in whole blocks."""
-        last = self.batch * (self.height + self.above) * self.pitch + self.margin
-        return (last + ROW_BLOCK - 1) // ROW_BLOCK * ROW_BLOCK
+        return total_of(self)
 
     def arguments(self) -> dict[str, int]:
         """Those of a kernel, which finds pixels by `place_of`."""
@@ -88,6 +88,13 @@ class Rows(NamedTuple):
     def first(self, room: Tensor) -> Tensor:
         """What `empty` gave, from row 0 on."""
         return room[:, self.margin :]
+
+
+@functools.lru_cache(maxsize=4096)
+def total_of(rows: Rows) -> int:
+    """`Rows.total`, worked out once: a block asks a dozen times."""
+    last = rows.batch * (rows.height + rows.above) * rows.pitch + rows.margin
+    return (last + ROW_BLOCK - 1) // ROW_BLOCK * ROW_BLOCK
 
 
 def cdiv(a: int, b: int) -> int:

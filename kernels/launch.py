@@ -108,12 +108,14 @@ def _launch(
         return
     arguments = [named[name] for name in kernel.arg_names]
     kinds = [a if type(a) in NUMBERS else kind_of(a) for a in arguments]
-    key = (kernel, device.index, named.get("num_warps"), named.get("num_stages"), *kinds)
-    compiled = _compiled.get(key)
+    options = named.get("num_warps"), named.get("num_stages")
+    # Not the kernel itself, whose hash is that of its source.
+    key = (id(kernel), device.index, options, *kinds)
+    compiled, _ = _compiled.get(key, (None, None))
     if compiled is None:
         if len(_compiled) >= MOST_COMPILED:
             _compiled.clear()
-        _compiled[key] = kernel[grid](enable_fp_fusion=True, **named)
+        _compiled[key] = kernel[grid](enable_fp_fusion=True, **named), kernel
         return
     x, y, z = (*grid, 1, 1)[:3]
     active = triton.runtime.driver.active

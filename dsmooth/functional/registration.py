@@ -31,13 +31,15 @@ def register_op(
     _LIBRARY.define(name + schema)
     op = getattr(torch.ops.dsmooth, name).default
 
+    # Not with a `setup_context` of its own, for which torch reads the signature at every call.
     class Derivative(torch.autograd.Function):
         @staticmethod
-        def forward(*args: Any) -> Any:
+        def forward(ctx: Any, *args: Any) -> Any:
             with torch._C._AutoDispatchBelowAutograd():
-                return op(*args)
+                results = op(*args)
+            setup_context(ctx, args, results)
+            return results
 
-    Derivative.setup_context = staticmethod(setup_context)  # type: ignore[method-assign]
     Derivative.backward = staticmethod(backward)  # type: ignore[method-assign]
 
     def differentiable(*args: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Literal, get_args
 
 from torch import Tensor
@@ -57,6 +58,7 @@ def check_kernel(weight: Tensor, shift: str, name: str = "weight") -> None:
     check_size(kh, kw, shift)
 
 
+@functools.lru_cache(maxsize=256)
 def check_size(kh: int, kw: int, shift: str) -> None:
     """Raises ValueError unless the shift is one and fits a kernel of kh x kw."""
     if shift not in get_args(Shift):
