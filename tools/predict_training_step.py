@@ -31,7 +31,7 @@ FLOP_PER_CLOCK = 4096  # of one multiprocessor's tensor cores, bfloat16
 L2_BYTES_PER_CLOCK = 28  # that one multiprocessor gets when all of them read
 MEMORY = 2.6e12  # bytes/s
 LAUNCH = 3e-6  # s, from the start of a kernel to that of the next when they do nothing
-INSTRUCTIONS = {8: 145, 4: 170}  # of a warp in a step, the most found in machine code, by warps
+INSTRUCTIONS = {8: 145, 4: 270}  # of a warp in a step, the most found in machine code, by warps
 SIZES = ((40, 28, 80), (160, 32, 64))  # filters, side of the image, batch
 
 
