@@ -104,11 +104,11 @@ def shifted_launches(
     weight, bias = (torch.empty(shape, device="meta") for shape in ((f, f, kh, kw), (f,)))
     with recorded(arch, tf32) as lists:
         taps = Taps(kh, kw, kh - 1, kw // 2, 2)
-        y = shifted_conv.forward(x, weight, bias, taps, (16, 16))
-        shifted_conv.backward(y, x, weight, taps, False)
+        y, packed = shifted_conv.forward(x, weight, bias, taps, (16, 16))
+        shifted_conv.backward(y, x, packed, weight, taps, False)
         taps = Taps(kh, kw, 0, (kw - 1) // 2, 2)
-        x = shifted_conv.forward_transposed(y, weight, bias, taps, (32, 32))
-        shifted_conv.backward(x, y, weight, taps, True)
+        x, packed = shifted_conv.forward_transposed(y, weight, bias, taps, (32, 32))
+        shifted_conv.backward(x, y, packed, weight, taps, True)
     return [launch for launches in lists for launch in launches]
 
 
