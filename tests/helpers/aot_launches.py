@@ -151,7 +151,7 @@ def check(launch: Launch, compiled: Compiled, arch: int) -> None:
         assert compiled.count("HGMMA") > 0
     assert not any(register_operand(line) for line in compiled.code)
     assert not hazards(compiled.code)
-    channels = launch.arguments.get("F", launch.arguments.get("C"))
+    channels = next(launch.arguments[name] for name in "FCK" if name in launch.arguments)
     # In TF32 the instruction wants pixels adjacent, and a weight gradient's are not: its operands
     # are turned as they are loaded.
     turned = numbers == "tf32" and launch.kernel.__name__ in PARAMETERS
