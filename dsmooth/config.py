@@ -160,6 +160,7 @@ SmoothingKind = Literal["gaussian", "laplace", "uniform"]
 Precision = Literal["auto", "float32", "bfloat16"]
 LearningRateSchedule = Literal["cosine", "cooldown", "exponential"]
 Graph = Literal["auto", "on", "off"]
+KeepGates = Literal["auto", "on", "off"]
 
 
 @dataclass(frozen=True)
@@ -228,6 +229,9 @@ class TrainConfig:
     graph: Graph = "auto"
     """Replay a step as one CUDA graph: auto where that is possible; on, or an error that says why
     not; off."""
+    keep_gates: KeepGates = "auto"
+    """On a GPU, keep what the gates of gated resnets were made of for the backward, rather than
+    compute it again: auto where a quarter of the free memory holds it."""
     seed: int = 0
     """Decides weights, order, noise and dropout."""
     evaluations: int = 8
@@ -244,6 +248,7 @@ class TrainConfig:
             ("precision", Precision),
             ("schedule", LearningRateSchedule),
             ("graph", Graph),
+            ("keep_gates", KeepGates),
         ):
             if getattr(self, name) not in get_args(allowed):
                 raise ValueError(

@@ -45,3 +45,11 @@ def drop(positive, negative, kept, SCALE: tl.constexpr):
         tl.where((kept & 1) != 0, positive * SCALE, 0.0),
         tl.where((kept & 2) != 0, negative * SCALE, 0.0),
     )
+
+
+@triton.jit
+def gate_gradients(dy, a, g, mask):
+    """The gradients of A and G of y = x + A sigmoid(G); 0 outside of the mask."""
+    gate = 1 / (1 + tl.exp(-g))
+    da = tl.where(mask, dy * gate, 0.0)
+    return da, tl.where(mask, da * a * (1 - gate), 0.0)

@@ -3,9 +3,9 @@
     h = conv_in(E(x)) + nin(E(a)) + biases           hidden_kernel
     y = x + A sigmoid(G), (A, G) = conv_out(D E(h))  gate_kernel
 
-with E = concat_elu and dropout D, which `expand` writes. Backward, A and G are computed anew
-(gate_kernel with GRAD), and each data gradient ends with the slopes of elu. Saved for it are h and
-the packed weights; E is written again.
+with E = concat_elu and dropout D. `expand` writes E(x), hidden_kernel ends in D E(h) too. Backward,
+E is written again, and each data gradient ends with the slopes of elu. Saved for it are h, the
+packed weights and, if they are to be kept, A and G; else gate_kernel with GRAD computes them anew.
 """
 
 from __future__ import annotations
@@ -17,30 +17,18 @@ import torch
 from torch import Tensor
 
 from . import tilings
-from .expand import expand
-from .gated_resnet_kernels import data_gradient_kernel, gate_kernel, hidden_kernel
+from .expand import Dropout, expand_backward, expand_forward
+from .gated_resnet_kernels import (
+    gate_kernel,
+    hidden_gradient_kernel,
+    hidden_kernel,
+    input_gradient_kernel,
+    parameter_gradient_kernel,
+)
 from .geometry import Rows, Taps, cdiv, channels_last, empty_channels_last, planes_of
-from .launch import arithmetic, launch, uses_tf32, wide_dtype
-from .matmul import weight_gradient
+from .launch import arithmetic, block_gradient_plans, launch, uses_tf32, wide_dtype
 from .weight_gradients import unpack
-from .weights import pack, parts_of
-
-
-class Settings(NamedTuple):
-    """What a block is beside its tensors.
-
-    dropout: the least word >> 9 that is kept, and what kept elements are multiplied by; none
-    without a seed.
-    """
-
-    taps: Taps
-    dropout: tuple[int, float]
-    layer: int
-    first_image: int = 0  # where the images begin in a larger batch whose dropout they share
-
-    def of_dropout(self) -> tuple[int, tuple[int, float], int]:
-        """As `expand` takes them."""
-        return self.layer, self.dropout, self.first_image
+from .weights import Packed, pack, parts_of
 
 
 class Needs(NamedTuple):
@@ -49,6 +37,15 @@ class Needs(NamedTuple):
     x: bool = True
     skips: bool = True
     parameters: bool = True
+
+
+class Saved(NamedTuple):
+    """What the forward leaves for the backward: h (B, F, H, W), the packed weights, and A and G as
+    (B, 2F, H, W) if they are kept; images are channels_last."""
+
+    h: Tensor
+    packed: Tensor
+    gates: Tensor | None
 
 
 EVERYTHING = Needs()
@@ -71,13 +68,24 @@ def plan_of(
     tiling = tilings.matmul_tiling(rows.total, columns, runs, dtype, tf32)
     blocks = rows.total // tiling.block_p
     arguments = {
-        **rows.numbers(),
+        **rows.arguments(),
         "steps": sum(count * cdiv(length, tiling.block_k) for count, length in runs),
         **taps.constants(),
         **arithmetic(dtype, tf32),
         **tiling.kernel_options(),
     }
     return (blocks * cdiv(columns, tiling.block_n),), blocks, arguments
+
+
+@functools.lru_cache(maxsize=4096)
+def input_plan_of(
+    rows: Rows, taps: Taps, filters: int, skips: bool, dtype: torch.dtype, tf32: bool
+) -> tuple[tuple[int], int, dict[str, Any]]:
+    """`plan_of` for input_gradient_kernel, whose planes of skips have steps of their own."""
+    grid, blocks, arguments = plan_of(rows, taps, filters, 2 * filters, int(skips), dtype, tf32)
+    point_steps = cdiv(filters, arguments["BLOCK_K"])
+    steps = arguments["steps"] - skips * point_steps
+    return grid, blocks, {**arguments, "steps": steps, "point_steps": point_steps}
 
 
 def _matmul(
@@ -97,31 +105,33 @@ def forward(
     weights: list[Tensor],
     biases: list[Tensor],
     gains: list[Tensor],
-    seed: Tensor | None,
-    settings: Settings,
+    taps: Taps,
+    dropout: Dropout,
     save: bool = True,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(y, h, packed): y and h (B, F, H, W) channels_last, the packed weights for the backward.
+    keep: bool = False,
+) -> tuple[Tensor, Saved]:
+    """y (B, F, H, W) channels_last, and what the backward needs.
 
     weights, biases, gains: of conv_in, conv_out and, with skips, nin_skip; gains may be none.
-    Without `save`, packed lacks what the backward alone reads.
+    Without `save`, the packed weights lack what the backward alone reads; keep: A and G are saved.
     """
     x, skips = channels_last(x), [channels_last(skip) for skip in skips]
-    taps, f = settings.taps, x.shape[1]
+    f = x.shape[1]
     channels = [skip.shape[1] for skip in skips]
     rows, planes = Rows.of(x, taps), planes_of(channels, f)
     packed = pack(weights, gains, channels, planes, x.dtype, adjoint=save)
     h, y = (empty_channels_last(x, f) for _ in range(2))
-    e, _ = expand(rows, x, skips, None)
+    gates = empty_channels_last(x, 2 * f) if keep else None
+    e, kept = expand_forward(rows, x, skips, dropout)
     _matmul(
         hidden_kernel, rows, taps, 2 * f, f, x,
         e_ptr=e, w_ptr=packed, bias_ptr=biases[0], nin_bias_ptr=biases[-1], h_ptr=h,
-        plane_stride=e.stride(0), F=f, PLANES=planes,
+        kept_ptr=x if kept is None else kept, eh_ptr=e[-1], plane_stride=e.stride(0),
+        F=f, PLANES=planes, DROPOUT=kept is not None, SCALE=dropout.scale,
     )  # fmt: skip
-    e, _ = expand(rows, None, [], h, seed, *settings.of_dropout())
     w_out = packed[2 * f * f * (taps.kh * taps.kw + planes) :]
-    _gate(rows, taps, e[0], w_out, biases[1], x, y, None)
-    return y, h, packed
+    _gate(rows, taps, e[-1], w_out, biases[1], x, y, gates=gates)
+    return y, Saved(h, packed, gates)
 
 
 def _gate(
@@ -132,41 +142,60 @@ def _gate(
     bias: Tensor,
     x: Tensor,
     out: Tensor,
-    sums: Tensor | None,
+    *,
+    gates: Tensor | None = None,
+    sums: Tensor | None = None,
 ) -> None:
-    """gate_kernel, with GRAD if there are `sums`."""
+    """gate_kernel, with GRAD if there are `sums`, with KEEP if there are `gates`."""
     f = x.shape[1]
     _matmul(
         gate_kernel, rows, taps, 2 * f, 2 * f, x,
         e_ptr=e, w_ptr=w, bias_ptr=bias, x_ptr=x, out_ptr=out,
-        sums_ptr=out if sums is None else sums, F=f, GRAD=sums is not None,
+        gates_ptr=out if gates is None else gates, sums_ptr=out if sums is None else sums,
+        F=f, GRAD=sums is not None, KEEP=gates is not None,
     )  # fmt: skip
 
 
-def _data_gradient(
-    rows: Rows,
-    taps: Taps,
-    g: Tensor,
-    w: Tensor,
+def backward(
+    grad_y: Tensor,
     x: Tensor,
-    filters: int,
-    out: Tensor,
-    *,
-    first: int = 0,
-    kept: Tensor | None = None,
-    scale: float = 1.0,
-    add: Tensor | None = None,
-    sums: Tensor | None = None,
-) -> None:
-    """data_gradient_kernel for channels first .. first + filters - 1 of x; HIDDEN with `sums`."""
-    d = g.shape[2]
+    saved: Saved,
+    skips: list[Tensor],
+    weights: list[Tensor],
+    biases: list[Tensor],
+    gains: list[Tensor],
+    taps: Taps,
+    dropout: Dropout,
+    needs: Needs = EVERYTHING,
+) -> dict[str, list[Tensor]]:
+    """Gradients: "x" (one), "skips", "weights", "biases" and "gains", those that are needed."""
+    x, h, grad_y, *skips = map(channels_last, (x, saved.h, grad_y, *skips))
+    gates = None if saved.gates is None else channels_last(saved.gates)
+    f = x.shape[1]
+    channels = [skip.shape[1] for skip in skips]
+    rows, planes = Rows.of(x, taps), planes_of(channels, f)
+    w = parts_of(saved.packed, f, taps, planes)
+    d_gates, dh = rows.empty(x, 2 * f), rows.empty(x, f)
+    e, kept, out_sums = expand_backward(
+        rows, x, skips, h, dropout, d_gates, dh, gates, grad_y, inputs=needs.parameters
+    )
+    d_gates, dh = rows.first(d_gates), rows.first(dh)
+    if out_sums is None:
+        out_sums = _block_sums(rows, taps, 2 * f, 2 * f, 2 * f, x)
+        _gate(rows, taps, e[-1], w.out, biases[1], grad_y, d_gates, sums=out_sums)
+    in_sums = _block_sums(rows, taps.adjoint(), 2 * f, 2 * f, f, x)
     _matmul(
-        data_gradient_kernel, rows, taps.adjoint(), d, 2 * filters, x,
-        g_ptr=g, w_ptr=w, x_ptr=x, kept_ptr=x if kept is None else kept,
-        add_ptr=x if add is None else add, dx_ptr=out, sums_ptr=out if sums is None else sums,
-        first_c=first, F=filters, C=x.shape[1], D=d, PADDED_H=rows.kh, PADDED_W=rows.kw,
-        DROPOUT=kept is not None, SCALE=scale, ADD=add is not None, HIDDEN=sums is not None,
+        hidden_gradient_kernel, rows, taps.adjoint(), 2 * f, 2 * f, x,
+        g_ptr=d_gates, w_ptr=w.out_adjoint, h_ptr=h, kept_ptr=x if kept is None else kept,
+        dh_ptr=dh, sums_ptr=in_sums, F=f, DROPOUT=kept is not None, SCALE=dropout.scale,
     )  # fmt: skip
+    grads: dict[str, list[Tensor]] = {}
+    if needs.parameters:
+        hidden, out = _parameter_gradients(rows, taps, e, dh, d_gates, planes)
+        grads["weights"], grads["biases"], grads["gains"] = unpack(
+            hidden, out, in_sums, out_sums, weights, gains, channels, planes
+        )
+    return grads | _input_gradients(rows, taps, dh, w, x, skips, grad_y, needs)
 
 
 def _block_sums(rows: Rows, taps: Taps, channels: int, columns: int, n: int, x: Tensor) -> Tensor:
@@ -175,59 +204,65 @@ def _block_sums(rows: Rows, taps: Taps, channels: int, columns: int, n: int, x: 
     return torch.empty((blocks, n), dtype=wide_dtype(x.dtype), device=x.device)
 
 
-def backward(
-    grad_y: Tensor,
+def _parameter_gradients(
+    rows: Rows, taps: Taps, e: Tensor, dh: Tensor, d_gates: Tensor, planes: int
+) -> tuple[Tensor, Tensor]:
+    """Parts (splits, K, D) of the gradients of packed weights: of h's convolutions, of the gates'.
+
+    Sums are float32 (float64 for float64), in an order that only the shape decides.
+    """
+    f, t = dh.shape[2], taps.kh * taps.kw
+    ks = (2 * f * (t + planes), 2 * f * t)
+    plans = block_gradient_plans(rows.total, ks, f, e)
+    parts = [
+        torch.empty((plan.splits, k, d), dtype=wide_dtype(e.dtype), device=e.device)
+        for plan, k, d in zip(plans, ks, (f, 2 * f), strict=True)
+    ]
+    hidden, out = plans
+    programs = hidden.tiles * hidden.splits
+    launch(
+        parameter_gradient_kernel, (programs + out.tiles * out.splits,), e.device,
+        e_ptr=e, eh_ptr=e[-1], dh_ptr=dh, d_gates_ptr=d_gates,
+        hidden_ptr=parts[0], out_ptr=parts[1], pitch=rows.pitch, plane_stride=e.stride(0),
+        hidden_tiles=hidden.tiles, hidden_programs=programs, hidden_blocks=hidden.blocks,
+        hidden_steps=hidden.steps, out_tiles=out.tiles, out_blocks=out.blocks,
+        out_steps=out.steps, F=f, PLANES=planes, **taps.constants(),
+        **hidden.tiling.of_gradient("HIDDEN"), **out.tiling.of_gradient("OUT"),
+        num_warps=out.tiling.num_warps, num_stages=out.tiling.num_stages,
+        **arithmetic(e.dtype, uses_tf32(e.dtype)),
+    )  # fmt: skip
+    return parts[0], parts[1]
+
+
+def _input_gradients(
+    rows: Rows,
+    taps: Taps,
+    dh: Tensor,
+    w: Packed,
     x: Tensor,
-    h: Tensor,
-    packed: Tensor,
     skips: list[Tensor],
-    weights: list[Tensor],
-    biases: list[Tensor],
-    gains: list[Tensor],
-    seed: Tensor | None,
-    settings: Settings,
-    needs: Needs = EVERYTHING,
+    grad_y: Tensor,
+    needs: Needs,
 ) -> dict[str, list[Tensor]]:
-    """Gradients: "x" (one), "skips", "weights", "biases" and "gains", those that are needed."""
-    x, h, grad_y, *skips = map(channels_last, (x, h, grad_y, *skips))
-    taps, f = settings.taps, x.shape[1]
+    """Those of x and of the skips that are wanted, in one launch."""
+    f = x.shape[1]
+    skips = skips if needs.skips else []
+    wanted = [x] * needs.x + skips
+    if not wanted:
+        return {}
+    grads = [empty_channels_last(image, image.shape[1]) for image in wanted]
     channels = [skip.shape[1] for skip in skips]
-    rows, planes = Rows.of(x, taps), planes_of(channels, f)
-    w = parts_of(packed, f, taps, planes)
-    d_gates, dh = rows.empty(x, 2 * f), rows.empty(x, f)
-    e, kept = expand(
-        rows, x if needs.parameters else None, skips if needs.parameters else [], h,
-        seed, *settings.of_dropout(), d_gates=d_gates, dh=dh,
+    s0, s1 = (*channels, 0, 0)[:2]
+    (programs,), _, arguments = input_plan_of(
+        rows, taps.adjoint(), f, len(skips) > 0, x.dtype, uses_tf32(x.dtype)
+    )
+    # x's place is filled where its gradient is not wanted, and so are those of skips.
+    images, results = ([x] * (not needs.x) + [*some, x, x] for some in (wanted, grads))
+    launch(
+        input_gradient_kernel, (programs * (needs.x + planes_of(channels, f)),), x.device,
+        g_ptr=dh, w_ptr=w.in_adjoint, nin_ptr=w.nin_adjoint if skips else w.in_adjoint,
+        x=tuple(images[:3]), dy_ptr=grad_y, dx=tuple(results[:3]), programs=programs,
+        F=f, S0=s0, S1=s1, X=needs.x, **arguments,
     )  # fmt: skip
-    d_gates, dh = rows.first(d_gates), rows.first(dh)
-    out_sums = _block_sums(rows, taps, 2 * f, 2 * f, 2 * f, x)
-    in_sums = _block_sums(rows, taps.adjoint(), 2 * f, 2 * f, f, x)
-    _gate(rows, taps, e[-1], w.out, biases[1], grad_y, d_gates, out_sums)
-    _data_gradient(
-        rows, taps, d_gates, w.out_adjoint, h, f, dh,
-        kept=kept, scale=settings.dropout[1], sums=in_sums,
-    )  # fmt: skip
-    grads: dict[str, list[Tensor]] = {}
-    if needs.parameters:
-        hidden = weight_gradient(e[:-1], dh, rows, taps, planes)
-        out = weight_gradient(e[-1:], d_gates, rows, taps)
-        grads["weights"], grads["biases"], grads["gains"] = unpack(
-            hidden, out, in_sums, out_sums, weights, gains, channels, planes
-        )
-    if needs.x:
-        grads["x"] = [empty_channels_last(x, f)]
-        _data_gradient(rows, taps, dh, w.in_adjoint, x, f, grads["x"][0], add=grad_y)
-    if needs.skips:
-        grads["skips"] = _skip_gradients(rows, dh, w.nin_adjoint, skips)
-    return grads
-
-
-def _skip_gradients(rows: Rows, dh: Tensor, w: Tensor, skips: list[Tensor]) -> list[Tensor]:
-    """Those of the 1x1 convolution of concat_elu of the skips, plane by plane."""
-    f = dh.shape[2]
-    weights = iter(w.split(2 * f * f))
-    grads = [empty_channels_last(skip, skip.shape[1]) for skip in skips]
-    for skip, grad in zip(skips, grads, strict=True):
-        for first in range(0, skip.shape[1], f):
-            _data_gradient(rows, Taps(1, 1, 0, 0), dh, next(weights), skip, f, grad, first=first)
-    return grads
+    named = {"x": grads[:1]} if needs.x else {}
+    return named | ({"skips": grads[needs.x :]} if skips else {})

@@ -9,8 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .elementwise import deinterleave, drop, elu_slopes, widen
-from .matmul import accumulate, place_of, zeros
+from .elementwise import deinterleave, drop, elu_pair, elu_slopes, gate_gradients, widen
+from .matmul import accumulate, place_of, weight_gradient_tile, zeros
 
 
 @triton.jit
@@ -21,32 +21,43 @@ def add_bias(acc, bias_ptr, offs, N: tl.constexpr):
 
 @triton.jit
 def store_hidden(
-    acc, bias_ptr, nin_bias_ptr, h_ptr, place, is_pixel, first_n,
-    F: tl.constexpr, SKIP: tl.constexpr, BLOCK: tl.constexpr,
+    acc, bias_ptr, nin_bias_ptr, h_ptr, kept_ptr, eh_ptr, place, is_pixel, first_n,
+    F: tl.constexpr, SKIP: tl.constexpr, DROPOUT: tl.constexpr, SCALE: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """Columns first_n .. of h (P, F) = acc + biases."""
+    """Columns first_n .. of h (P, F) = acc + biases, and of D concat_elu(h), rows of 2F."""
     offs_n = first_n + tl.arange(0, BLOCK)
     if SKIP:
         acc = add_bias(acc, nin_bias_ptr, offs_n, N=F)
     acc = add_bias(acc, bias_ptr, offs_n, N=F)
-    tl.store(
-        h_ptr + place[:, None] * F + offs_n[None, :],
-        acc.to(h_ptr.dtype.element_ty),
-        mask=is_pixel[:, None] & (offs_n < F)[None, :],
-    )
+    mask_n = (offs_n < F)[None, :]
+    mask = is_pixel[:, None] & mask_n
+    h = tl.where(mask, acc, 0.0).to(h_ptr.dtype.element_ty)
+    tl.store(h_ptr + place[:, None] * F + offs_n[None, :], h, mask=mask)
+    positive, negative = elu_pair(h)
+    rows = tl.arange(0, BLOCK_P)[:, None]
+    if DROPOUT:
+        kept = tl.load(kept_ptr + rows * F + offs_n[None, :], mask=mask, other=0)
+        positive, negative = drop(positive, negative, kept, SCALE)
+    ptrs = eh_ptr + rows * (2 * F) + offs_n[None, :]
+    tl.store(ptrs, positive.to(h.dtype), mask=mask_n)
+    tl.store(ptrs + F, negative.to(h.dtype), mask=mask_n)
 
 
 @triton.jit
 def hidden_kernel(
-    e_ptr, w_ptr, bias_ptr, nin_bias_ptr, h_ptr, batch, height, width, plane_stride, steps,
-    F: tl.constexpr, PLANES: tl.constexpr,
+    e_ptr, w_ptr, bias_ptr, nin_bias_ptr, h_ptr, kept_ptr, eh_ptr, batch, height, width,
+    plane_stride, steps,
+    F: tl.constexpr, PLANES: tl.constexpr, DROPOUT: tl.constexpr, SCALE: tl.constexpr,
     KH: tl.constexpr, KW: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr,
+    ABOVE: tl.constexpr, BEFORE: tl.constexpr,
     ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_P: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """h (P, F) from e, planes of 2F channels: concat_elu of x, then of the skips.
+    """h (P, F) from e, planes of 2F channels: concat_elu of x, then of the skips; and what the next
+    convolution multiplies, eh = D concat_elu(h), rows of 2F.
 
-    w: (F, (KH KW + PLANES) 2F).
+    w: (F, (KH KW + PLANES) 2F). kept: bits of dropout, rows of F.
     """
     blocks_n: tl.constexpr = (F + N1 + N2 - 1) // (N1 + N2)
     pid = tl.program_id(0)
@@ -54,27 +65,32 @@ def hidden_kernel(
     first_n = pid % blocks_n * (N1 + N2)
     acc, acc2 = zeros(BLOCK_P, N1, N2, ACC)
     acc, acc2 = accumulate(
-        acc, acc2, e_ptr, w_ptr, first_row, first_n, width + KW - 1, plane_stride, steps,
+        acc, acc2, e_ptr, w_ptr, first_row, first_n, width + BEFORE, plane_stride, steps,
         C=2 * F, N=F, KH=KH, KW=KW, TOP=TOP, LEFT=LEFT, PLANES=PLANES, PRECISION=PRECISION,
         BLOCK_P=BLOCK_P, N1=N1, N2=N2, BLOCK_K=BLOCK_K,
     )  # fmt: skip
-    base, place, is_pixel = place_of(first_row, batch, height, width, KH=KH, KW=KW, BLOCK=BLOCK_P)
+    base, place, is_pixel = place_of(
+        first_row, batch, height, width, ABOVE=ABOVE, BEFORE=BEFORE, BLOCK=BLOCK_P
+    )
     h_ptr += base * F
+    kept_ptr += first_row * F
+    eh_ptr += first_row * (2 * F)
     store_hidden(
-        acc, bias_ptr, nin_bias_ptr, h_ptr, place, is_pixel, first_n,
-        F=F, SKIP=PLANES > 0, BLOCK=N1,
+        acc, bias_ptr, nin_bias_ptr, h_ptr, kept_ptr, eh_ptr, place, is_pixel, first_n,
+        F=F, SKIP=PLANES > 0, DROPOUT=DROPOUT, SCALE=SCALE, BLOCK=N1, BLOCK_P=BLOCK_P,
     )  # fmt: skip
     if N2 > 0:
         store_hidden(
-            acc2, bias_ptr, nin_bias_ptr, h_ptr, place, is_pixel, first_n + N1,
-            F=F, SKIP=PLANES > 0, BLOCK=N2,
+            acc2, bias_ptr, nin_bias_ptr, h_ptr, kept_ptr, eh_ptr, place, is_pixel, first_n + N1,
+            F=F, SKIP=PLANES > 0, DROPOUT=DROPOUT, SCALE=SCALE, BLOCK=N2, BLOCK_P=BLOCK_P,
         )  # fmt: skip
 
 
 @triton.jit
 def store_gate(
-    acc, bias_ptr, x_ptr, out_ptr, sums_ptr, place, is_pixel, first_f,
-    F: tl.constexpr, GRAD: tl.constexpr, BLOCK: tl.constexpr, BLOCK_P: tl.constexpr,
+    acc, bias_ptr, x_ptr, out_ptr, gates_ptr, sums_ptr, place, is_pixel, first_f,
+    F: tl.constexpr, GRAD: tl.constexpr, KEEP: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """What gate_kernel writes of channels first_f .., whose A and G are acc's columns in turn."""
     offs_f = first_f + tl.arange(0, BLOCK // 2)
@@ -82,13 +98,11 @@ def store_gate(
     a, g = deinterleave(acc)
     a = add_bias(a, bias_ptr, offs_f, N=F)
     g = add_bias(g, bias_ptr + F, offs_f, N=F)
-    gate = 1 / (1 + tl.exp(-g))
     mask = is_pixel[:, None] & mask_f[None, :]
     offs = place[:, None] * F + offs_f[None, :]
     x = widen(tl.load(x_ptr + offs, mask=mask, other=0.0))
     if GRAD:
-        da = tl.where(mask, x * gate, 0.0)
-        dg = tl.where(mask, da * a * (1 - gate), 0.0)
+        da, dg = gate_gradients(x, a, g, mask)
         out = out_ptr + tl.arange(0, BLOCK_P)[:, None] * (2 * F) + offs_f[None, :]
         tl.store(out, da.to(out_ptr.dtype.element_ty), mask=mask_f[None, :])
         tl.store(out + F, dg.to(out_ptr.dtype.element_ty), mask=mask_f[None, :])
@@ -96,21 +110,28 @@ def store_gate(
         tl.store(sums, tl.sum(da, axis=0), mask=mask_f)
         tl.store(sums + F, tl.sum(dg, axis=0), mask=mask_f)
     else:
-        tl.store(out_ptr + offs, (x + a * gate).to(out_ptr.dtype.element_ty), mask=mask)
+        y = x + a / (1 + tl.exp(-g))
+        tl.store(out_ptr + offs, y.to(out_ptr.dtype.element_ty), mask=mask)
+        if KEEP:
+            gates = gates_ptr + place[:, None] * (2 * F) + offs_f[None, :]
+            tl.store(gates, a.to(gates_ptr.dtype.element_ty), mask=mask)
+            tl.store(gates + F, g.to(gates_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def gate_kernel(
-    e_ptr, w_ptr, bias_ptr, x_ptr, out_ptr, sums_ptr, batch, height, width, steps,
-    F: tl.constexpr, GRAD: tl.constexpr,
+    e_ptr, w_ptr, bias_ptr, x_ptr, out_ptr, gates_ptr, sums_ptr, batch, height, width, steps,
+    F: tl.constexpr, GRAD: tl.constexpr, KEEP: tl.constexpr,
     KH: tl.constexpr, KW: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr,
+    ABOVE: tl.constexpr, BEFORE: tl.constexpr,
     ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_P: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """y (P, F) = x + A sigmoid(G), with (A, G) = conv_out(e) + bias, e of 2F channels.
 
-    With GRAD, x is dy, and out the gradients of A and of G, rows of 2F; sums (blocks, 2F) are
-    theirs over each block of rows. w: (2F, KH KW 2F), filters A_0, G_0, A_1, ...
+    With KEEP, A and G go to gates (P, 2F) too. With GRAD, x is dy, and out the gradients of A and
+    of G, rows of 2F; sums (blocks, 2F) are theirs over each block of rows. w: (2F, KH KW 2F),
+    filters A_0, G_0, A_1, ...
     """
     blocks_n: tl.constexpr = (2 * F + N1 + N2 - 1) // (N1 + N2)
     pid = tl.program_id(0)
@@ -119,22 +140,25 @@ def gate_kernel(
     first_n = pid % blocks_n * (N1 + N2)
     acc, acc2 = zeros(BLOCK_P, N1, N2, ACC)
     acc, acc2 = accumulate(
-        acc, acc2, e_ptr, w_ptr, first_row, first_n, width + KW - 1, 0, steps,
+        acc, acc2, e_ptr, w_ptr, first_row, first_n, width + BEFORE, 0, steps,
         C=2 * F, N=2 * F, KH=KH, KW=KW, TOP=TOP, LEFT=LEFT, PLANES=0, PRECISION=PRECISION,
         BLOCK_P=BLOCK_P, N1=N1, N2=N2, BLOCK_K=BLOCK_K,
     )  # fmt: skip
-    base, place, is_pixel = place_of(first_row, batch, height, width, KH=KH, KW=KW, BLOCK=BLOCK_P)
+    base, place, is_pixel = place_of(
+        first_row, batch, height, width, ABOVE=ABOVE, BEFORE=BEFORE, BLOCK=BLOCK_P
+    )
     x_ptr += base * F
     out_ptr += first_row * (2 * F) if GRAD else base * F
+    gates_ptr += base * (2 * F)
     sums_ptr += block * (2 * F)
     store_gate(
-        acc, bias_ptr, x_ptr, out_ptr, sums_ptr, place, is_pixel, first_n // 2,
-        F=F, GRAD=GRAD, BLOCK=N1, BLOCK_P=BLOCK_P,
+        acc, bias_ptr, x_ptr, out_ptr, gates_ptr, sums_ptr, place, is_pixel, first_n // 2,
+        F=F, GRAD=GRAD, KEEP=KEEP, BLOCK=N1, BLOCK_P=BLOCK_P,
     )  # fmt: skip
     if N2 > 0:
         store_gate(
-            acc2, bias_ptr, x_ptr, out_ptr, sums_ptr, place, is_pixel, (first_n + N1) // 2,
-            F=F, GRAD=GRAD, BLOCK=N2, BLOCK_P=BLOCK_P,
+            acc2, bias_ptr, x_ptr, out_ptr, gates_ptr, sums_ptr, place, is_pixel,
+            (first_n + N1) // 2, F=F, GRAD=GRAD, KEEP=KEEP, BLOCK=N2, BLOCK_P=BLOCK_P,
         )  # fmt: skip
 
 
@@ -168,11 +192,11 @@ def store_data_gradient(
 
 
 @triton.jit
-def data_gradient_kernel(
-    g_ptr, w_ptr, x_ptr, kept_ptr, add_ptr, dx_ptr, sums_ptr, batch, height, width, steps, first_c,
-    F: tl.constexpr, C: tl.constexpr, D: tl.constexpr,
+def data_gradient_tile(
+    g_ptr, w_ptr, x_ptr, kept_ptr, add_ptr, dx_ptr, sums_ptr, pid, batch, height, width, steps,
+    first_c, F: tl.constexpr, C: tl.constexpr, D: tl.constexpr,
     KH: tl.constexpr, KW: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr,
-    PADDED_H: tl.constexpr, PADDED_W: tl.constexpr,
+    ABOVE: tl.constexpr, BEFORE: tl.constexpr,
     DROPOUT: tl.constexpr, SCALE: tl.constexpr, ADD: tl.constexpr, HIDDEN: tl.constexpr,
     ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_P: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -181,22 +205,21 @@ def data_gradient_kernel(
 
     dx = elu'(x) dE+ - elu'(-x) dE-, plus an image (ADD), of F channels from first_c on of an image
     (P, C). HIDDEN: x is h, and dx goes to rows of F, with zeros where there is no pixel; its sums
-    over each block of rows, (blocks, F), are written too. KH .. LEFT are the adjoint's taps; rows
-    are padded for kernels of PADDED_H x PADDED_W. w: (2F, KH KW D), dE+_0, dE-_0, dE+_1, ...
+    over each block of rows, (blocks, F), are written too. KH .. LEFT are the adjoint's taps. w:
+    (2F, KH KW D), dE+_0, dE-_0, dE+_1, ...
     """
     blocks_n: tl.constexpr = (2 * F + N1 + N2 - 1) // (N1 + N2)
-    pid = tl.program_id(0)
     block = (pid // blocks_n).to(tl.int64)
     first_row = block * BLOCK_P
     first_n = pid % blocks_n * (N1 + N2)
     acc, acc2 = zeros(BLOCK_P, N1, N2, ACC)
     acc, acc2 = accumulate(
-        acc, acc2, g_ptr, w_ptr, first_row, first_n, width + PADDED_W - 1, 0, steps,
+        acc, acc2, g_ptr, w_ptr, first_row, first_n, width + BEFORE, 0, steps,
         C=D, N=2 * F, KH=KH, KW=KW, TOP=TOP, LEFT=LEFT, PLANES=0, PRECISION=PRECISION,
         BLOCK_P=BLOCK_P, N1=N1, N2=N2, BLOCK_K=BLOCK_K,
     )  # fmt: skip
     base, place, is_pixel = place_of(
-        first_row, batch, height, width, KH=PADDED_H, KW=PADDED_W, BLOCK=BLOCK_P
+        first_row, batch, height, width, ABOVE=ABOVE, BEFORE=BEFORE, BLOCK=BLOCK_P
     )
     x_ptr += base * C
     add_ptr += base * C
@@ -213,4 +236,102 @@ def data_gradient_kernel(
             acc2, x_ptr, kept_ptr, add_ptr, dx_ptr, sums_ptr, place, is_pixel,
             (first_n + N1) // 2, first_c, F=F, C=C, DROPOUT=DROPOUT, SCALE=SCALE,
             ADD=ADD, HIDDEN=HIDDEN, BLOCK=N2, BLOCK_P=BLOCK_P,
+        )  # fmt: skip
+
+
+@triton.jit
+def hidden_gradient_kernel(
+    g_ptr, w_ptr, h_ptr, kept_ptr, dh_ptr, sums_ptr, batch, height, width, steps,
+    F: tl.constexpr, DROPOUT: tl.constexpr, SCALE: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr,
+    ABOVE: tl.constexpr, BEFORE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_P: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """dh, rows of F, from the gradients g of A and G, rows of 2F; sums (blocks, F)."""
+    data_gradient_tile(
+        g_ptr, w_ptr, h_ptr, kept_ptr, h_ptr, dh_ptr, sums_ptr, tl.program_id(0),
+        batch, height, width, steps, 0, F=F, C=F, D=2 * F, KH=KH, KW=KW, TOP=TOP, LEFT=LEFT,
+        ABOVE=ABOVE, BEFORE=BEFORE, DROPOUT=DROPOUT, SCALE=SCALE, ADD=False, HIDDEN=True,
+        ACC=ACC, PRECISION=PRECISION, BLOCK_P=BLOCK_P, N1=N1, N2=N2, BLOCK_K=BLOCK_K,
+    )  # fmt: skip
+
+
+@triton.jit
+def input_gradient_kernel(
+    g_ptr, w_ptr, nin_ptr, x, dy_ptr, dx, programs, batch, height, width, steps, point_steps,
+    F: tl.constexpr, S0: tl.constexpr, S1: tl.constexpr, X: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr,
+    ABOVE: tl.constexpr, BEFORE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_P: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """The gradients dx of a block's inputs x, (x, skip, skip), from dh, rows of F.
+
+    X: whether that of x is wanted, which comes first; then planes of F channels of the first skip
+    of S0 and the second of S1 channels, if any. programs: of one plane; w: x's, nin: a plane's
+    after the other.
+    """
+    planes_0: tl.constexpr = (S0 + F - 1) // F
+    plane = tl.program_id(0) // programs
+    pid = tl.program_id(0) % programs
+    if X:
+        if plane == 0:
+            data_gradient_tile(
+                g_ptr, w_ptr, x[0], g_ptr, dy_ptr, dx[0], g_ptr, pid, batch, height, width, steps,
+                0, F=F, C=F, D=F, KH=KH, KW=KW, TOP=TOP, LEFT=LEFT, ABOVE=ABOVE, BEFORE=BEFORE,
+                DROPOUT=False, SCALE=1.0, ADD=True, HIDDEN=False, ACC=ACC, PRECISION=PRECISION,
+                BLOCK_P=BLOCK_P, N1=N1, N2=N2, BLOCK_K=BLOCK_K,
+            )  # fmt: skip
+        plane -= 1
+    nin_ptr += plane * (2 * F * F)
+    if S0 > 0:
+        first_c = plane * F
+        if (plane >= 0) & (plane < planes_0):
+            data_gradient_tile(
+                g_ptr, nin_ptr, x[1], g_ptr, g_ptr, dx[1], g_ptr, pid, batch, height, width,
+                point_steps, first_c, F=F, C=S0, D=F, KH=1, KW=1, TOP=0, LEFT=0,
+                ABOVE=ABOVE, BEFORE=BEFORE, DROPOUT=False, SCALE=1.0, ADD=False, HIDDEN=False,
+                ACC=ACC, PRECISION=PRECISION, BLOCK_P=BLOCK_P, N1=N1, N2=N2, BLOCK_K=BLOCK_K,
+            )  # fmt: skip
+    if S1 > 0:
+        first_c = (plane - planes_0) * F
+        if plane >= planes_0:
+            data_gradient_tile(
+                g_ptr, nin_ptr, x[2], g_ptr, g_ptr, dx[2], g_ptr, pid, batch, height, width,
+                point_steps, first_c, F=F, C=S1, D=F, KH=1, KW=1, TOP=0, LEFT=0,
+                ABOVE=ABOVE, BEFORE=BEFORE, DROPOUT=False, SCALE=1.0, ADD=False, HIDDEN=False,
+                ACC=ACC, PRECISION=PRECISION, BLOCK_P=BLOCK_P, N1=N1, N2=N2, BLOCK_K=BLOCK_K,
+            )  # fmt: skip
+
+
+@triton.jit
+def parameter_gradient_kernel(
+    e_ptr, eh_ptr, dh_ptr, d_gates_ptr, hidden_ptr, out_ptr, pitch, plane_stride,
+    hidden_tiles, hidden_programs, hidden_blocks, hidden_steps, out_tiles, out_blocks, out_steps,
+    F: tl.constexpr, PLANES: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr,
+    ACC: tl.constexpr, PRECISION: tl.constexpr,
+    HIDDEN_P: tl.constexpr, HIDDEN_N1: tl.constexpr, HIDDEN_N2: tl.constexpr,
+    HIDDEN_M: tl.constexpr, OUT_P: tl.constexpr, OUT_N1: tl.constexpr, OUT_N2: tl.constexpr,
+    OUT_M: tl.constexpr,
+):  # fmt: skip
+    """Parts of the gradients of packed weights (see `weight_gradient_tile`).
+
+    hidden: of conv_in and the skips', from e, planes of 2F channels, and dh; out: of conv_out, from
+    eh = D concat_elu(h) and the gradients of A and G. The first hidden_programs are the former's.
+    """
+    pid = tl.program_id(0)
+    if pid < hidden_programs:
+        weight_gradient_tile(
+            e_ptr, dh_ptr, hidden_ptr, pid % hidden_tiles, pid // hidden_tiles, pitch,
+            plane_stride, hidden_blocks, hidden_steps,
+            C=2 * F, D=F, KH=KH, KW=KW, TOP=TOP, LEFT=LEFT, PLANES=PLANES, ACC=ACC,
+            PRECISION=PRECISION, BLOCK_P=HIDDEN_P, N1=HIDDEN_N1, N2=HIDDEN_N2, BLOCK_M=HIDDEN_M,
+        )  # fmt: skip
+    else:
+        pid -= hidden_programs
+        weight_gradient_tile(
+            eh_ptr, d_gates_ptr, out_ptr, pid % out_tiles, pid // out_tiles, pitch,
+            0, out_blocks, out_steps,
+            C=2 * F, D=2 * F, KH=KH, KW=KW, TOP=TOP, LEFT=LEFT, PLANES=0, ACC=ACC,
+            PRECISION=PRECISION, BLOCK_P=OUT_P, N1=OUT_N1, N2=OUT_N2, BLOCK_M=OUT_M,
         )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -33,21 +34,25 @@ class Taps(NamedTuple):
 class Rows(NamedTuple):
     """Images as rows of a matmul: pixels in order, with zeros between them.
 
-    Each image has kh - 1 rows of zeros above it, each of its rows kw - 1 zeros before it: image b's
-    pixel (r, c) is row ((height + kh - 1) b + r + kh - 1) pitch + c + kw - 1. So each tap reads a
-    constant distance away, and finds a zero where it leaves the image, on any side.
+    Each image has `above` rows of zeros above it, each of its rows `before` zeros before it: image
+    b's pixel (r, c) is row ((height + above) b + r + above) pitch + c + before. They are as many as
+    the farthest tap reaches, and serve on both sides: what lies right of a row or below an image is
+    the zeros of the next one. So each tap reads a constant distance away, and finds a zero where it
+    leaves the image.
     """
 
     batch: int
     height: int
     width: int
-    kh: int
-    kw: int
+    above: int
+    before: int
 
     @classmethod
     def of(cls, image: Tensor, taps: Taps) -> Rows:
         """Of a (B, C, H, W) tensor. Raises ValueError where 32 bits cannot number the rows."""
-        rows = cls(image.shape[0], image.shape[2], image.shape[3], taps.kh, taps.kw)
+        above = max(taps.top, taps.kh - 1 - taps.top)
+        before = max(taps.left, taps.kw - 1 - taps.left)
+        rows = cls(image.shape[0], image.shape[2], image.shape[3], above, before)
         if rows.total + 2 * rows.margin > MAX_PIXELS:
             raise ValueError(
                 f"an image tensor must have at most {MAX_PIXELS} pixels with its padding, "
@@ -58,22 +63,22 @@ class Rows(NamedTuple):
     @property
     def pitch(self) -> int:
         """Rows from a pixel to the one below it."""
-        return self.width + self.kw - 1
+        return self.width + self.before
 
     @property
     def margin(self) -> int:
         """The farthest that a tap reads; as many rows lie before the first and after the last."""
-        return (self.kh - 1) * self.pitch + self.kw - 1
+        return self.above * self.pitch + self.before
 
     @property
     def total(self) -> int:
         """All rows up to the last pixel and a margin, in whole blocks."""
-        last = self.batch * (self.height + self.kh - 1) * self.pitch + self.margin
-        return (last + ROW_BLOCK - 1) // ROW_BLOCK * ROW_BLOCK
+        return total_of(self)
 
-    def numbers(self) -> dict[str, int]:
-        """As arguments of a kernel, which finds pixels by `place_of`."""
-        return {"batch": self.batch, "height": self.height, "width": self.width}
+    def arguments(self) -> dict[str, int]:
+        """Those of a kernel, which finds pixels by `place_of`."""
+        size = {"batch": self.batch, "height": self.height, "width": self.width}
+        return size | {"ABOVE": self.above, "BEFORE": self.before}
 
     def empty(self, like: Tensor, channels: int, planes: int = 1) -> Tensor:
         """Uninitialised room (planes, margin + total + margin, channels) of the dtype of `like`."""
@@ -83,6 +88,13 @@ class Rows(NamedTuple):
     def first(self, room: Tensor) -> Tensor:
         """What `empty` gave, from row 0 on."""
         return room[:, self.margin :]
+
+
+@functools.lru_cache(maxsize=4096)
+def total_of(rows: Rows) -> int:
+    """`Rows.total`, worked out once: a block asks a dozen times."""
+    last = rows.batch * (rows.height + rows.above) * rows.pitch + rows.margin
+    return (last + ROW_BLOCK - 1) // ROW_BLOCK * ROW_BLOCK
 
 
 def cdiv(a: int, b: int) -> int:

@@ -22,7 +22,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .geometry import Rows, Taps
 from .launch import arithmetic, gradient_plan, launch, uses_tf32, wide_dtype
 
 # Columns of the accumulator that N2 = 0 leaves unused; no instruction comes of it.
@@ -30,7 +29,10 @@ UNUSED = tl.constexpr(16)
 
 
 @triton.jit
-def place_of(first, batch, height, width, KH: tl.constexpr, KW: tl.constexpr, BLOCK: tl.constexpr):
+def place_of(
+    first, batch, height, width,
+    ABOVE: tl.constexpr, BEFORE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """The pixels at BLOCK rows from `first` on: a number to start from, how far from it each one is
     (in B, H, W order), and which rows are pixels.
 
@@ -38,13 +40,13 @@ def place_of(first, batch, height, width, KH: tl.constexpr, KW: tl.constexpr, BL
     64-bit offsets take twice the registers.
     """
     s = first.to(tl.int32) + tl.arange(0, BLOCK)
-    pitch = width + KW - 1
-    lines = height + KH - 1
+    pitch = width + BEFORE
+    lines = height + ABOVE
     base = tl.maximum(first.to(tl.int32), 0) // (lines * pitch)
     line = s // pitch
-    col = s - line * pitch - (KW - 1)
+    col = s - line * pitch - BEFORE
     image = line // lines
-    row = line - image * lines - (KH - 1)
+    row = line - image * lines - ABOVE
     is_pixel = (s >= 0) & (row >= 0) & (col >= 0) & (image < batch)
     pixel = ((image - base) * height + row) * width + col
     return base.to(tl.int64) * height * width, tl.where(is_pixel, pixel, 0), is_pixel
@@ -131,14 +133,14 @@ def load_weights(ptrs, mask_k, offs_n, N: tl.constexpr, BLOCK: tl.constexpr, WHO
 
 
 @triton.jit
-def weight_gradient_kernel(
-    e_ptr, g_ptr, partial_ptr, pitch, plane_stride, blocks, steps,
+def weight_gradient_tile(
+    e_ptr, g_ptr, partial_ptr, tile, split, pitch, plane_stride, blocks, steps,
     C: tl.constexpr, D: tl.constexpr,
     KH: tl.constexpr, KW: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr,
     PLANES: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_P: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """partial (splits, K, D): sums over a split's rows of E[row + tap] x g[row].
+    """A tile of partial (splits, K, D): sums over a split's rows of E[row + tap] x g[row].
 
     E has C channels a row and K = (KH KW + PLANES) C columns of the matmul, g D channels and zeros
     in rows that are no pixels. A split has `steps` blocks of rows, the last one what remains.
@@ -147,8 +149,7 @@ def weight_gradient_kernel(
     K: tl.constexpr = (KH * KW + PLANES) * C
     BLOCK_N: tl.constexpr = N1 + N2
     blocks_n: tl.constexpr = (D + BLOCK_N - 1) // BLOCK_N
-    tile = tl.program_id(0)
-    split = tl.program_id(1).to(tl.int64)
+    split = split.to(tl.int64)
     k = tile // blocks_n * BLOCK_M + tl.arange(0, BLOCK_M)
     mask_k = k < K
     run = k // RUN
@@ -179,11 +180,12 @@ def weight_gradient_kernel(
             g2_ptrs += BLOCK_P * D
         e_ptrs += BLOCK_P * C
         g_ptrs += BLOCK_P * D
-    partial = partial_ptr + (split * K + k)[:, None] * D
+    partial_ptr += split * (K * D)
+    place = k[:, None] * D
     mask = mask_k[:, None]
-    tl.store(partial + offs_n[None, :], acc, mask=mask & (offs_n < D)[None, :])
+    tl.store(partial_ptr + (place + offs_n[None, :]), acc, mask=mask & (offs_n < D)[None, :])
     if N2 > 0:
-        tl.store(partial + offs_n2[None, :], acc2, mask=mask & (offs_n2 < D)[None, :])
+        tl.store(partial_ptr + (place + offs_n2[None, :]), acc2, mask=mask & (offs_n2 < D)[None, :])
 
 
 @triton.jit
@@ -193,23 +195,36 @@ def load_columns(ptrs, offs_n, N: tl.constexpr, BLOCK: tl.constexpr):
     return tl.load(ptrs, mask=mask, other=0.0) if N % BLOCK != 0 else tl.load(ptrs)
 
 
-def weight_gradient(e: Tensor, g: Tensor, rows: Rows, taps: Taps, planes: int = 0) -> Tensor:
-    """Parts (splits, K, D) of the gradient of weights, to be added, K as in `accumulate`.
+@triton.jit
+def weight_gradient_kernel(
+    e_ptr, g_ptr, partial_ptr, blocks, steps, K: tl.constexpr, D: tl.constexpr,
+    ACC: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_P: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """partial (splits, K, D): sums over a split's rows of e (rows, K) x g (rows, D)."""
+    weight_gradient_tile(
+        e_ptr, g_ptr, partial_ptr, tl.program_id(0), tl.program_id(1), 0, 0, blocks, steps,
+        C=K, D=D, KH=1, KW=1, TOP=0, LEFT=0, PLANES=0, ACC=ACC, PRECISION=PRECISION,
+        BLOCK_P=BLOCK_P, N1=N1, N2=N2, BLOCK_M=BLOCK_M,
+    )  # fmt: skip
 
-    e (1 + planes, rows, C) and g (1, rows, D) begin at row 0; e has a margin on both sides, all of
-    it written. Sums are float32 (float64 for float64), in an order that only the shape decides.
+
+def weight_gradient(e: Tensor, g: Tensor) -> Tensor:
+    """Parts (splits, K, D), to be added, of the sum over rows of e (1, rows, K) x g (1, rows, D).
+
+    Sums are float32 (float64 for float64), in an order that only the shape decides.
     """
-    channels, filters = e.shape[2], g.shape[2]
-    k = (taps.kh * taps.kw + planes) * channels
-    plan = gradient_plan(rows.total, k, filters, e)
+    total, k = e.shape[1:]
+    filters = g.shape[2]
+    plan = gradient_plan(total, k, filters, e)
     tiling, splits = plan.tiling, plan.splits
     partial = torch.empty((splits, k, filters), dtype=wide_dtype(e.dtype), device=e.device)
     launch(
         weight_gradient_kernel, (plan.tiles, splits), e.device,
-        e_ptr=e, g_ptr=g, partial_ptr=partial, pitch=rows.pitch, plane_stride=e.stride(0),
-        blocks=plan.blocks, steps=plan.steps, C=channels, D=filters, PLANES=planes,
+        e_ptr=e, g_ptr=g, partial_ptr=partial, blocks=plan.blocks, steps=plan.steps,
+        K=k, D=filters,
         BLOCK_P=tiling.block_p, N1=tiling.n1, N2=tiling.n2, BLOCK_M=tiling.block_k,
         num_warps=tiling.num_warps, num_stages=tiling.num_stages,
-        **taps.constants(), **arithmetic(e.dtype, uses_tf32(e.dtype)),
+        **arithmetic(e.dtype, uses_tf32(e.dtype)),
     )  # fmt: skip
     return partial

@@ -13,13 +13,13 @@ import triton.language as tl
 from torch import Tensor
 
 from .elementwise import widen
-from .expand import fold, patches
 from .geometry import Rows, Taps, cdiv, channels_last, empty_channels_last
 from .launch import arithmetic, launch, uses_tf32, wide_dtype
 from .matmul import accumulate, weight_gradient, zeros
+from .patches import fold, patches
 from .tilings import matmul_tiling
 from .weight_gradients import unpack_one
-from .weights import pack_one
+from .weights import pack_one, parts_of_one
 
 POINT = Taps(1, 1, 0, 0)
 
@@ -105,28 +105,32 @@ def _adjoint(
 
 def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, taps: Taps, size: tuple[int, int]
-) -> Tensor:
-    """The convolution of x (B, C, H, W) by weight (D, C, kh, kw) to `size`.
+) -> tuple[Tensor, Tensor]:
+    """The convolution of x (B, C, H, W) by weight (D, C, kh, kw) to `size`, and the packed weight.
 
     The weight is float32, float64 for float64 x.
     """
-    w, _ = pack_one(weight, x.dtype)
-    rows = Rows(x.shape[0], *size, 1, 1)
-    return _convolve(channels_last(x), w, bias, taps, rows)[0]
+    packed = pack_one(weight, x.dtype)
+    w, _ = parts_of_one(packed, weight.shape[0])
+    rows = Rows(x.shape[0], *size, 0, 0)
+    return _convolve(channels_last(x), w, bias, taps, rows)[0], packed
 
 
 def forward_transposed(
     x: Tensor, weight: Tensor, bias: Tensor | None, taps: Taps, size: tuple[int, int]
-) -> Tensor:
-    """The transposed convolution of x (B, C, H, W) by weight (C, D, kh, kw), to `size`."""
-    _, w = pack_one(weight, x.dtype)
+) -> tuple[Tensor, Tensor]:
+    """The transposed convolution of x (B, C, H, W) by weight (C, D, kh, kw), to `size`, and the
+    packed weight."""
+    packed = pack_one(weight, x.dtype)
+    _, w = parts_of_one(packed, weight.shape[0])
     rows = Rows.of(x, POINT)
-    return _adjoint(channels_last(x), w, bias, taps, rows, size)[0]
+    return _adjoint(channels_last(x), w, bias, taps, rows, size)[0], packed
 
 
 def backward(
     grad_y: Tensor,
     x: Tensor,
+    packed: Tensor,
     weight: Tensor,
     taps: Taps,
     transposed: bool,
@@ -136,7 +140,7 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of x and weight of `forward` or `forward_transposed`, those that are needed."""
     x, grad_y = channels_last(x), channels_last(grad_y)
-    w, w_adjoint = pack_one(weight, x.dtype)
+    w, w_adjoint = parts_of_one(packed, weight.shape[0])
     # The convolution runs from y to x where it is the transposed one.
     image, g = (grad_y, x) if transposed else (x, grad_y)
     rows = Rows.of(g, POINT)
@@ -149,4 +153,4 @@ def backward(
         return grad_x, None
     read_image = patches(image, taps, rows) if read_image is None else read_image
     read_g = patches(g, POINT, rows) if read_g is None else read_g
-    return grad_x, unpack_one(weight_gradient(read_image, read_g, rows, POINT), weight)
+    return grad_x, unpack_one(weight_gradient(read_image, read_g), weight)

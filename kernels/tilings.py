@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import torch
 
 Format = Literal["half", "tf32", "ieee"]
-BLOCKS_K = (64, 32, 16)
+BLOCKS_K = (128, 64, 32, 16)
 # Multiprocessors that work is divided among. A constant, so that the order of a sum depends on the
 # shape alone, not on the card: those of an H100; an A100 has 108.
 PROCESSORS = 132
@@ -48,6 +48,15 @@ class MatmulTiling(NamedTuple):
             "num_stages": self.num_stages,
         }
 
+    def of_gradient(self, name: str) -> dict[str, int]:
+        """The blocks of one of the two weight gradients that share a launch."""
+        return {
+            f"{name}_P": self.block_p,
+            f"{name}_N1": self.n1,
+            f"{name}_N2": self.n2,
+            f"{name}_M": self.block_k,
+        }
+
 
 def format_of(dtype: torch.dtype, tf32: bool) -> Format:
     """How numbers are multiplied. tf32: whether float32 may round to TF32."""
@@ -56,17 +65,18 @@ def format_of(dtype: torch.dtype, tf32: bool) -> Format:
     return "tf32" if dtype == torch.float32 and tf32 else "ieee"
 
 
-def columns_of(n: int, widest: int) -> tuple[int, int]:
+def columns_of(n: int, widest: int, narrowest: int = 16) -> tuple[int, int]:
     """Two powers of two, the second possibly 0, for programs that share n columns evenly.
 
-    A program has at most `widest` columns. 160 is 128 + 32, 40 is 32 + 16, 320 is 256 + 64.
+    A program has at most `widest` columns and at least 16, its second part at least `narrowest`.
+    160 is 128 + 32, 40 is 32 + 16 or 32 + 8, 320 is 256 + 64.
     """
     programs = -(-n // widest)
     share = max(16, -(-n // programs))
     first = 1 << (share.bit_length() - 1)
     if share == first:
         return first, 0
-    second = max(16, 1 << (share - first - 1).bit_length())
+    second = max(narrowest, 1 << (share - first - 1).bit_length())
     return (first, second) if second < first else (2 * first, 0)
 
 
@@ -91,16 +101,31 @@ def matmul_tiling(
     numbers = format_of(dtype, tf32)
     if numbers == "ieee":
         return MatmulTiling(32, *columns_of(columns, 32), 16, 4, 2)
+    size = 2 if numbers == "half" else 4
     # Wider ones spill in the epilogues that take pairs of columns.
     n1, n2 = columns_of(columns, 160)
     # Small images have few rows: lower blocks then keep more of the processors busy.
     many = rows // 128 * -(-columns // (n1 + n2)) >= PROCESSORS * 3 // 4
     warps = 8 if many and n1 + n2 > 96 else 4
-    largest = 128 // (2 if numbers == "half" else 4)
-    # Each thread then has 16 bytes to load of the smaller block of weights.
-    smallest = 16 * 32 * warps // ((n2 or n1) * (2 if numbers == "half" else 4))
-    block_k = block_k_of(runs, min(smallest, largest), largest)
-    return MatmulTiling(128 if many else 64, n1, n2, block_k, warps, 3)
+
+    def tiling(n1: int, n2: int, largest: int) -> MatmulTiling:
+        # Each thread then has 16 bytes to load of the smaller block of weights.
+        smallest = 16 * 32 * warps // ((n2 or n1) * size)
+        block_k = block_k_of(runs, min(smallest, largest), largest)
+        return MatmulTiling(128 if many else 64, n1, n2, block_k, warps, 3)
+
+    found = tiling(n1, n2, 128 // size)
+    if numbers == "half" and warps == 4:
+        # Eight columns want longer steps, for the sake of those 16 bytes.
+        narrow = tiling(*columns_of(columns, 160, 8), 128)
+        found = min(found, narrow, key=lambda tiling: padded(columns, runs, tiling))
+    return found
+
+
+def padded(columns: int, runs: tuple[tuple[int, int], ...], tiling: MatmulTiling) -> int:
+    """Products for a row, with those of padding."""
+    steps = sum(count * -(-length // tiling.block_k) for count, length in runs)
+    return -(-columns // tiling.block_n) * tiling.block_n * steps * tiling.block_k
 
 
 def gradient_tiling(
@@ -116,7 +141,12 @@ def gradient_tiling(
     wide = columns_of(columns, 320 if capability >= 90 else 160)
     if k < 128:
         return MatmulTiling(64, *columns_of(columns, 128), 64, 4, 3)
-    return MatmulTiling(64, *wide, 128, 8 if sum(wide) > 96 else 4, 3)
+    if sum(wide) > 96:
+        return MatmulTiling(64, *wide, 128, 8, 3)
+    # Eight columns by 128 rows are 16 bytes for each thread.
+    n1, n2 = columns_of(columns, 96, 8)
+    block_k = 64 if -(-k // 64) * 64 < 0.95 * (-(-k // 128) * 128) else 128
+    return MatmulTiling(128 if n2 == 8 else 64, n1, n2, block_k, 4, 3)
 
 
 class GradientPlan(NamedTuple):
@@ -138,7 +168,45 @@ def gradient_plan(
 ) -> GradientPlan:
     """Tiles times splits, the programs, fill one wave."""
     tiling = gradient_tiling(k, columns, dtype, tf32, capability)
+    return split(tiling, rows, k, columns, PROCESSORS)
+
+
+def split(tiling: MatmulTiling, rows: int, k: int, columns: int, programs: int) -> GradientPlan:
+    """A weight gradient divided among so many programs, or its tiles where they are more."""
     tiles = -(-k // tiling.block_k) * -(-columns // tiling.block_n)
     blocks = rows // tiling.block_p
-    steps = -(-blocks // max(1, min(blocks, PROCESSORS // tiles)))
+    steps = -(-blocks // max(1, min(blocks, programs // tiles)))
     return GradientPlan(tiling, tiles, -(-blocks // steps), blocks, steps)
+
+
+@functools.lru_cache(maxsize=4096)
+def block_gradient_plans(
+    rows: int, ks: tuple[int, int], filters: int, dtype: torch.dtype, tf32: bool, capability: int
+) -> tuple[GradientPlan, GradientPlan]:
+    """The weight gradients of a gated resnet's two convolutions, which share one wave.
+
+    ks: their contracted numbers; they have `filters` and twice as many columns. The wave is divided
+    so that the programs of both end together: a step costs what it loads.
+    """
+    shapes = tuple(zip(ks, (filters, 2 * filters), strict=True))
+    tilings = [gradient_tiling(k, columns, dtype, tf32, capability) for k, columns in shapes]
+    warps = max(tiling.num_warps for tiling in tilings)
+    tilings = [tiling._replace(num_warps=warps) for tiling in tilings]
+
+    def seconds(plans: tuple[GradientPlan, GradientPlan]) -> float:
+        return max(
+            plan.steps * plan.tiling.block_p * (plan.tiling.block_k + plan.tiling.block_n)
+            for plan in plans
+        )
+
+    def share(first: int) -> tuple[GradientPlan, GradientPlan]:
+        parts = zip(tilings, shapes, (first, PROCESSORS - first), strict=True)
+        hidden, out = (split(tiling, rows, *shape, part) for tiling, shape, part in parts)
+        return hidden, out
+
+    return min(map(share, range(1, PROCESSORS)), key=lambda plans: (wave(plans), seconds(plans)))
+
+
+def wave(plans: tuple[GradientPlan, GradientPlan]) -> int:
+    """How many waves the programs of both are."""
+    return -(-sum(plan.tiles * plan.splits for plan in plans) // PROCESSORS)

@@ -123,8 +123,7 @@ def unpack_kernel(
     NORMED: tl.constexpr, ACC: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of all parameters of a gated resnet. Tuples: of conv_in, conv_out, nin_skip;
-    grad_bias of the first two.
+    """The gradients of all parameters of a gated resnet. Tuples: of conv_in, conv_out, nin_skip.
 
     hidden (splits, (T + PLANES) 2F, F) has conv_in's and the skips' parts, out (splits, T 2F, 2F).
     """
@@ -151,9 +150,9 @@ def unpack_kernel(
     elif PLANES > 0:
         unpack_filters(
             hidden_ptr + 2 * F * F * T, hidden_splits, HIDDEN, hidden_sums_ptr, n_hidden_sums,
-            v[2], gain[2], grad_v[2], grad_gain[2], grad_bias[0], pid - blocks_out - blocks_in,
+            v[2], gain[2], grad_v[2], grad_gain[2], grad_bias[2], pid - blocks_out - blocks_in,
             nin_strides[0], nin_strides[1], nin_strides[2], T=PLANES, C=2 * F, D=F, S0=S0, S1=S1,
-            NORMED=NORMED, BIAS=False, ACC=ACC,
+            NORMED=NORMED, BIAS=True, ACC=ACC,
             BLOCK_S=BLOCK_S, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D,
         )  # fmt: skip
 
@@ -176,14 +175,14 @@ def unpack(
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Gradients of weights, biases and gains (none without gains), each as in `pack`.
 
-    Of the biases there are two: nin_skip's is added to h as conv_in's is, and has its gradient.
+    nin_skip's bias is added to h as conv_in's is, and has the same gradient.
 
     hidden, out: parts of the gradients of packed weights (`matmul.weight_gradient`); hidden_sums
     (blocks, F) and out_sums (blocks, 2F): parts of those of the biases.
     """
     weights = [dense(weight) for weight in weights]
     grads = [_empty_like(weight) for weight in weights]
-    biases = [weight.new_empty(weight.shape[:1]) for weight in weights[:2]]
+    biases = [weight.new_empty(weight.shape[:1]) for weight in weights]
     grad_gains = [gain.new_empty(gain.shape) for gain in gains]
     launch(
         unpack_kernel, block_grid(weights), hidden.device,
@@ -191,7 +190,7 @@ def unpack(
         hidden_sums_ptr=hidden_sums, out_sums_ptr=out_sums,
         n_hidden_sums=hidden_sums.shape[0], n_out_sums=out_sums.shape[0],
         v=three(weights), gain=three(gains or weights),
-        grad_v=three(grads), grad_gain=three(grad_gains or grads), grad_bias=tuple(biases),
+        grad_v=three(grads), grad_gain=three(grad_gains or grads), grad_bias=three(biases),
         **block_constants(weights, skip_channels, planes, bool(gains)),
         ACC=accumulator_of(hidden.dtype), BLOCK_S=BLOCK_S, num_warps=8,
     )  # fmt: skip

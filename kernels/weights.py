@@ -231,8 +231,9 @@ def pack(
     return packed
 
 
-def pack_one(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """A weight (D, C, kh, kw) without norm as (D, kh kw C), and for the adjoint (kh kw C, D)."""
+def pack_one(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """A weight (D, C, kh, kw) without norm, for a convolution and its adjoint, as `parts_of_one`
+    has it: (2, numel)."""
     weight = dense(weight)
     filters, channels, kh, kw = weight.shape
     packed = torch.empty((2, weight.numel()), dtype=dtype, device=weight.device)
@@ -241,4 +242,9 @@ def pack_one(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         v_ptr=weight, strides=strides_of(weight), packed_ptr=packed,
         T=kh * kw, C=channels, D=filters, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D, num_warps=4,
     )  # fmt: skip
+    return packed
+
+
+def parts_of_one(packed: Tensor, filters: int) -> tuple[Tensor, Tensor]:
+    """(D, kh kw C), and for the adjoint (kh kw C, D), of what `pack_one` gave."""
     return packed[0].view(filters, -1), packed[1].view(-1, filters)

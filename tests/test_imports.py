@@ -45,7 +45,7 @@ FLOORS = (
 FLOOR = {name: number for number, floor in enumerate(FLOORS) for name in floor}
 # The command's options are read before any torch is there; they know the settings and their names.
 OPTIONS = {"config", "presets"}
-IMPLEMENTATION_IMPORTS = {"taps", "dropout", "dispatch", "gated_resnet_operands"}
+IMPLEMENTATION_IMPORTS = {"taps", "dropout", "dispatch", "registration", "gated_resnet_operands"}
 FILE_NAMES = (
     "config.json",
     "log.jsonl",

@@ -9,7 +9,8 @@ import importlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
+from dataclasses import replace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,26 +20,35 @@ from torch import Tensor
 pytest.importorskip("triton", reason="Triton is not installed: its launchers cannot be imported")
 
 import dsmooth
+from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.functional import use_impl
 from dsmooth.kernels import (
     expand,
     gated_resnet,
     logistic_mixture,
     matmul,
+    patches,
     shifted_conv,
     weight_gradients,
     weights,
 )
+from dsmooth.kernels import launch as launching
 from dsmooth.nn.score import score_of
+from dsmooth.train.gates import gate_bytes, resolve_keep_gates, set_keep_gates
 
 MODULES = (
-    *(expand, gated_resnet, logistic_mixture, matmul, shifted_conv),
+    *(expand, gated_resnet, logistic_mixture, matmul, patches, shifted_conv),
     *(weight_gradients, weights),
 )
 OPS = ("gated_resnet", "shifted_conv", "logistic_mixture")
-WEIGHT_GRADIENTS = {"weight_gradient_kernel", "unpack_kernel", "unpack_one_kernel"}
+WEIGHT_GRADIENTS = {
+    "weight_gradient_kernel",
+    "parameter_gradient_kernel",
+    "unpack_kernel",
+    "unpack_one_kernel",
+}
 # Of 40 filters and 5 resnets a block: 64 gated resnets, 12 other convolutions and the loss.
-MOST_LAUNCHES = 950
+MOST_LAUNCHES = 744
 
 
 @contextmanager
@@ -59,6 +69,59 @@ def counted(patch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
         yield counts
 
 
+class FakeKernel:
+    """As Triton's: compiles when it is called, and what it gives can be run again."""
+
+    arg_names = ("x_ptr", "pair", "n", "BLOCK")
+
+    def __init__(self) -> None:
+        self.compiled: list[dict[str, Any]] = []
+        self.runs: list[tuple[Any, ...]] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        def launch(**named: Any) -> Any:
+            self.compiled.append(named)
+            run = lambda *given: self.runs.append(given)  # noqa: E731
+            return SimpleNamespace(run=run, function="f", packed_metadata="m")
+
+        return launch
+
+
+def test_a_kernel_is_looked_up_once_for_each_kind_of_arguments(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Triton compiles for dtypes, for addresses that are multiples of 16, and for numbers."""
+    hooks = SimpleNamespace(calls=[])
+    active = SimpleNamespace(get_current_stream=lambda device: 7, get_current_device=lambda: 0)
+    monkeypatch.setattr(launching, "JITFunction", FakeKernel)
+    monkeypatch.setattr(launching, "_compiled", {})
+    monkeypatch.setattr(launching.triton.runtime.driver, "_active", active, raising=False)
+    monkeypatch.setattr(launching.triton.knobs.runtime, "launch_enter_hook", hooks)
+    kernel = FakeKernel()
+    x, other = torch.zeros(64), torch.zeros(64)
+    assert x.data_ptr() % 16 == other.data_ptr() % 16 == 0
+
+    def launch(x: Tensor, pair: Tensor, n: int = 3, warps: int = 4) -> int:
+        named = {"n": n, "pair": (pair, pair), "x_ptr": x, "BLOCK": 16, "num_warps": warps}
+        launching.launch(kernel, (5, 2), torch.device("cpu"), **named)
+        return len(kernel.compiled)
+
+    assert launch(x, x) == 1
+    assert launch(other, x) == launch(x, other) == 1
+    # Grid, stream, function, metadata; no hooks; then the arguments in the kernel's own order.
+    assert kernel.runs[0][:6] == (5, 2, 1, 7, "f", "m")
+    assert kernel.runs[0][9] is other
+    assert kernel.runs[0][11:] == (3, 16)
+    assert launch(x[1:], x) == 2
+    assert launch(x, x[1:]) == 3
+    assert launch(x.half(), x) == 4
+    assert launch(x, x, n=4) == 5
+    assert launch(x, x, warps=8) == 6
+    assert launch(x[1:], other) == 6
+    hooks.calls.append(print)  # a profiler
+    assert launch(x, x) == 7
+
+
 def make(**settings: Any) -> tuple[dsmooth.PixelCNNpp, Tensor]:
     torch.manual_seed(0)
     model = dsmooth.PixelCNNpp(dsmooth.ModelConfig(**settings))
@@ -73,6 +136,49 @@ def test_launches_of_a_training_step(monkeypatch: pytest.MonkeyPatch) -> None:
     assert counts.total() <= MOST_LAUNCHES
     # Once forward and not again: the backward takes the packed weights of the forward.
     assert counts["pack_kernel"] == counts["unpack_kernel"] == 64
+
+
+@pytest.mark.parametrize(("role", "conditioning"), [("noisy", "none"), ("denoiser", "concat")])
+def test_kept_gates_are_not_computed_again_and_take_what_is_counted(
+    monkeypatch: pytest.MonkeyPatch, role: Any, conditioning: Any
+) -> None:
+    settings = ModelConfig(n_filters=4, n_resnet=2, n_mix=1, conditioning=conditioning)
+    parts = {"batch_size": 6, "accumulate": 2, "precision": "float32"}
+    config = TrainConfig(role=role, model=settings, **parts)
+    model = dsmooth.PixelCNNpp(settings).to(memory_format=torch.channels_last)
+    x = torch.rand(3, 1, 8, 4)
+    saved: dict[bool, int] = {}
+    launched: dict[bool, Counter[str]] = {}
+    for keep in (False, True):
+        set_keep_gates(model, keep)
+        storages: dict[int, int] = {}
+
+        def note(tensor: Tensor, storages: dict[int, int] = storages) -> Tensor:
+            storages[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with counted(monkeypatch) as counts:
+            with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+                loss = model.log_prob(x, x if conditioning == "concat" else None).sum()
+            loss.backward()
+        saved[keep], launched[keep] = sum(storages.values()), Counter(counts)
+    assert saved[True] - saved[False] == gate_bytes(config, 8, 4)
+    blocks = launched[True].pop("gate_kernel")
+    assert launched[False].pop("gate_kernel") == 2 * blocks
+    assert launched[True] == launched[False]
+
+
+@pytest.mark.quick
+def test_gates_are_kept_where_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, cuda = TrainConfig(precision="bfloat16"), torch.device("cuda")
+    need = gate_bytes(config, 28, 28)
+    # 2F numbers of 2 bytes a pixel, of 64 blocks at three sizes.
+    assert need == 32 * 28 * 28 * 80 * 2 * (22 + 22 / 4 + 20 / 16)
+    for free, expected in ((4 * need, "on"), (4 * need - 1, "off")):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 2**40))
+        assert resolve_keep_gates(config, cuda, (28, 28)) == expected
+    assert resolve_keep_gates(config, torch.device("cpu"), (28, 28)) == "off"
+    assert resolve_keep_gates(replace(config, keep_gates="on"), cuda, (28, 28)) == "on"
 
 
 @pytest.mark.quick

@@ -9,6 +9,7 @@ docs/kernels.md has the table.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterator
@@ -19,8 +20,9 @@ import torch
 from dsmooth.kernels.geometry import Rows, Taps
 from dsmooth.kernels.tilings import (
     PROCESSORS,
+    GradientPlan,
     MatmulTiling,
-    gradient_plan,
+    block_gradient_plans,
     matmul_tiling,
 )
 
@@ -29,49 +31,69 @@ FLOP_PER_CLOCK = 4096  # of one multiprocessor's tensor cores, bfloat16
 L2_BYTES_PER_CLOCK = 28  # that one multiprocessor gets when all of them read
 MEMORY = 2.6e12  # bytes/s
 LAUNCH = 3e-6  # s, from the start of a kernel to that of the next when they do nothing
-INSTRUCTIONS = {8: 145, 4: 170}  # of a warp in a step, the most found in machine code, by warps
+INSTRUCTIONS = {8: 145, 4: 270}  # of a warp in a step, the most found in machine code, by warps
 SIZES = ((40, 28, 80), (160, 32, 64))  # filters, side of the image, batch
 
 
 @dataclass(frozen=True)
-class Work:
-    """One launch: multiplications and additions that count, and all; bytes; how it is divided."""
+class Matmul:
+    """Multiplications and additions that count, and all, and how they are divided."""
 
-    name: str
-    useful: float = 0
-    padded: float = 0
-    memory_bytes: float = 0
-    programs: int = 0
-    steps: int = 0
-    tiling: MatmulTiling | None = None
+    useful: float
+    padded: float
+    programs: int
+    steps: int
+    tiling: MatmulTiling
+    contracted: int  # rows or channels that a step contracts
     reread: float = 1  # the part of the left operand that does not lie in L1 yet
-
-    @property
-    def waves(self) -> float:
-        """How many programs a processor computes, on average."""
-        return self.programs / PROCESSORS
-
-    @property
-    def seconds(self) -> float:
-        """The longest of products, instructions, second-level cache and memory, and a launch."""
-        if self.tiling is None:
-            return self.memory_bytes / MEMORY + LAUNCH
-        tile = self.tiling
-        clocks = max(
-            2 * tile.block_p * tile.block_n * tile.block_k / FLOP_PER_CLOCK,
-            INSTRUCTIONS[tile.num_warps] * tile.num_warps / 4,
-            self.step_bytes / L2_BYTES_PER_CLOCK,
-        )
-        busy = math.ceil(self.waves) * self.steps * clocks / CLOCK
-        return max(busy, self.memory_bytes / MEMORY) + LAUNCH
 
     @property
     def step_bytes(self) -> float:
         """Of both operands, bfloat16, that come from the second-level cache in a step."""
-        assert self.tiling is not None
         tile = self.tiling
-        contracted = tile.block_p if self.name == "weight gradients" else tile.block_k
-        return 2 * (tile.block_p * tile.block_k * self.reread + contracted * tile.block_n)
+        return 2 * (tile.block_p * tile.block_k * self.reread + self.contracted * tile.block_n)
+
+    @property
+    def clocks(self) -> float:
+        """Of a program: the longest of products, instructions and second-level cache."""
+        tile = self.tiling
+        return self.steps * max(
+            2 * tile.block_p * tile.block_n * tile.block_k / FLOP_PER_CLOCK,
+            INSTRUCTIONS[tile.num_warps] * tile.num_warps / 4,
+            self.step_bytes / L2_BYTES_PER_CLOCK,
+        )
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What it moves through memory, and the matmuls whose programs share it."""
+
+    name: str
+    memory_bytes: float
+    matmuls: tuple[Matmul, ...] = ()
+
+    @property
+    def waves(self) -> float:
+        """How many programs a processor computes, on average."""
+        return sum(part.programs for part in self.matmuls) / PROCESSORS
+
+    @property
+    def filled(self) -> float:
+        """The part of the processors' time that the waves take."""
+        return self.waves / math.ceil(self.waves)
+
+    @property
+    def useful(self) -> float:
+        return sum(part.useful for part in self.matmuls)
+
+    @property
+    def seconds(self) -> float:
+        """The longer of the programs' clocks and memory, and a launch."""
+        busy = 0.0
+        if self.matmuls:
+            total = sum(part.programs * part.clocks for part in self.matmuls) / PROCESSORS
+            busy = max(total / self.filled, *(part.clocks for part in self.matmuls)) / CLOCK
+        return max(busy, self.memory_bytes / MEMORY) + LAUNCH
 
 
 def blocks(resnets: int, side: int) -> Iterator[tuple[int, Taps, int]]:
@@ -85,11 +107,15 @@ def blocks(resnets: int, side: int) -> Iterator[tuple[int, Taps, int]]:
             yield from ((side >> level, down, 1), (side >> level, right, 2))
 
 
-def matmul(
-    name: str, rows: Rows, columns: int, runs: tuple[tuple[int, int], ...], memory: float
-) -> Work:
-    """A launch of a kernel that ends a matmul, memory bytes a pixel."""
-    tile = matmul_tiling(rows.total, columns, runs, torch.bfloat16, False)
+Runs = tuple[tuple[int, int], ...]
+
+
+def matmul(rows: Rows, kw: int, columns: int, runs: Runs, tiled_for: Runs | None = None) -> Matmul:
+    """Of all rows by the contracted `runs`, with the tiling for these or for others beside them.
+
+    kw: neighbouring pixels in a run of the first kind.
+    """
+    tile = matmul_tiling(rows.total, columns, tiled_for or runs, torch.bfloat16, False)
     steps = sum(count * math.ceil(length / tile.block_k) for count, length in runs)
     wide = math.ceil(columns / tile.block_n)
     pixels = rows.batch * rows.height * rows.width
@@ -97,75 +123,91 @@ def matmul(
     padded = 2 * rows.total * wide * tile.block_n * steps * tile.block_k
     programs = rows.total // tile.block_p * wide
     reread, (count, length) = 1.0, runs[0]
-    if length % (rows.kw * tile.block_k) == 0:
+    if length % (kw * tile.block_k) == 0:
         # All taps of some channels follow each other, and their rows overlap.
-        reread = (tile.block_p + rows.margin) / (tile.block_p * count * rows.kw)
-    return Work(name, useful, padded, memory * pixels, programs, steps, tile, min(reread, 1.0))
+        reread = (tile.block_p + rows.margin) / (tile.block_p * count * kw)
+    return Matmul(useful, padded, programs, steps, tile, tile.block_k, min(reread, 1.0))
 
 
-def weight_gradient(name: str, rows: Rows, k: int, columns: int, memory: float) -> Work:
-    plan = gradient_plan(rows.total, k, columns, torch.bfloat16, False, 90)
+def weight_gradient(rows: Rows, plan: GradientPlan, k: int, columns: int) -> Matmul:
     tile = plan.tiling
-    pixels = rows.batch * rows.height * rows.width
     padded = 2 * rows.total * plan.tiles * tile.block_k * tile.block_n
-    moved = memory * pixels + plan.splits * k * columns * 4 * 3
-    useful = 2 * pixels * k * columns
-    return Work(name, useful, padded, moved, plan.tiles * plan.splits, plan.steps, tile)
+    useful = 2 * rows.batch * rows.height * rows.width * k * columns
+    programs = plan.tiles * plan.splits
+    return Matmul(useful, padded, programs, plan.steps, tile, tile.block_p)
 
 
-def block(filters: int, batch: int, size: int, taps: Taps, skips: int) -> Iterator[Work]:
-    """The launches of one gated resnet, forward and backward, with dropout."""
+def block(
+    filters: int, batch: int, size: int, taps: Taps, skips: int, keep: bool
+) -> Iterator[Launch]:
+    """The launches of one gated resnet, forward and backward, with dropout. keep: A and G."""
     f, two = filters, 2 * filters
-    rows = Rows(batch, size, size, taps.kh, taps.kw)
+    rows = Rows.of(torch.empty(batch, f, size, size, device="meta"), taps)
     pixels, t = batch * size * size, taps.kh * taps.kw
     wide, narrow = (taps.kh, taps.kw * two), (taps.kh, taps.kw * f)
+    planes = 1 + skips
     parameters = two * (t + skips) * f + 2 * two * t * f
-    yield Work("pack", memory_bytes=parameters * 8)
-    for planes in (1 + skips, 1, 2 + skips):
-        yield Work("expand", memory_bytes=planes * pixels * 3 * f * 2)
-    yield matmul("hidden", rows, f, (wide, (skips, two)), 2 * (two * (1 + skips) + f))
-    yield matmul("gate", rows, two, (wide,), 2 * (two + two))
-    yield matmul("gate again", rows, two, (wide,), 2 * (two + f + two))
-    yield matmul("data gradients", rows, two, (wide,), 2 * (two + two) + f)
-    yield matmul("data gradients", rows, two, (narrow,), 2 * 4 * f)
-    for _ in range(skips):
-        yield matmul("data gradients", rows, two, ((1, f),), 2 * 3 * f)
-    yield weight_gradient("weight gradients", rows, t * two, two, 2 * (two + two))
-    k = (t + skips) * two
-    yield weight_gradient("weight gradients", rows, k, f, 2 * (two * (1 + skips) + f))
-    yield Work("unpack", memory_bytes=parameters * 8)
+    yield Launch("pack", parameters * 8)
+    yield Launch("expand", pixels * f * (planes * 6 + 1))
+    yield Launch(
+        "hidden", pixels * f * (4 * planes + 7), (matmul(rows, taps.kw, f, (wide, (skips, two))),)
+    )
+    gate = (matmul(rows, taps.kw, two, (wide,)),)
+    yield Launch("gate", pixels * f * (8 + 4 * keep), gate)
+    yield Launch("expand", pixels * f * ((planes + 1) * 6 + 1 + 10 * keep))
+    if not keep:
+        yield Launch("gate again", pixels * f * 10, gate)
+    yield Launch("data gradients", pixels * f * 9, gate)
+    point = (1, f)
+    together = (narrow, (min(skips, 1), f))
+    inputs = [matmul(rows, taps.kw, two, (narrow,), together)]
+    inputs += [matmul(rows, 1, two, (point,), together)] * skips
+    yield Launch("data gradients", pixels * f * (8 + 6 * skips), tuple(inputs))
+    ks = ((t + skips) * two, t * two)
+    plans = block_gradient_plans(rows.total, ks, f, torch.bfloat16, False, 90)
+    shapes = tuple(zip(plans, ks, (f, two), strict=True))
+    yield Launch(
+        "weight gradients",
+        pixels * f * (4 * planes + 2 + 8) + sum(p.splits * k * n * 12 for p, k, n in shapes),
+        tuple(weight_gradient(rows, *shape) for shape in shapes),
+    )
+    yield Launch("unpack", parameters * 8)
 
 
-def launches(filters: int, side: int, batch: int, resnets: int = 5) -> Iterator[Work]:
+def launches(
+    filters: int, side: int, batch: int, resnets: int = 5, keep: bool = False
+) -> Iterator[Launch]:
     """All of a step's gated resnets."""
     for size, taps, skips in blocks(resnets, side):
-        yield from block(filters, batch, size, taps, skips)
+        yield from block(filters, batch, size, taps, skips, keep)
 
 
-def useful_share(found: list[Work]) -> float:
+def useful_share(found: list[Launch]) -> float:
     """Products that count, of all with padding."""
-    return sum(work.useful for work in found) / sum(work.padded for work in found)
+    padded = sum(part.padded for launch in found for part in launch.matmuls)
+    return sum(launch.useful for launch in found) / padded
 
 
-def filled_share(found: list[Work]) -> float:
+def filled_share(found: list[Launch]) -> float:
     """The part of the processors' time that programs fill, weighted by useful products."""
-    filled = sum(work.useful * work.waves / math.ceil(work.waves) for work in found if work.useful)
-    return filled / sum(work.useful for work in found)
+    filled = sum(launch.useful * launch.filled for launch in found if launch.matmuls)
+    return filled / sum(launch.useful for launch in found)
 
 
 def main() -> None:
-    for filters, side, batch in SIZES:
-        found = list(launches(filters, side, batch))
+    for (filters, side, batch), keep in itertools.product(SIZES, (False, True)):
+        found = list(launches(filters, side, batch, keep=keep))
         times: dict[str, float] = defaultdict(float)
-        for work in found:
-            times[work.name] += work.seconds
-        multiplied = [work for work in found if work.tiling is not None]
-        useful = sum(work.useful for work in multiplied)
-        through = sum(w.programs * w.steps * w.step_bytes for w in multiplied)
+        for launch in found:
+            times[launch.name] += launch.seconds
+        useful = sum(launch.useful for launch in found)
+        parts = [part for launch in found for part in launch.matmuls]
+        through = sum(part.programs * part.steps * part.step_bytes for part in parts)
         total = sum(times.values())
-        print(f"{filters} filters, {side}x{side}, batch {batch}: {len(found)} launches")
+        title = f"{filters} filters, {side}x{side}, batch {batch}{', gates kept' * keep}"
+        print(f"{title}: {len(found)} launches")
         print("  " + ", ".join(f"{name} {1e3 * s:.1f}" for name, s in times.items()), "ms")
-        again = sum(w.useful for w in multiplied if w.name == "gate again")
+        again = sum(launch.useful for launch in found if launch.name == "gate again")
         peak = FLOP_PER_CLOCK * PROCESSORS * CLOCK
         print(f"  {1e3 * total:.1f} ms, {(useful - again) / total / peak:.0%} of peak,")
         print(

@@ -167,7 +167,7 @@ def _backward(ctx: Any, grad_y: Tensor | None, *_: Tensor | None) -> tuple[Tenso
     if grad_y is None:
         return None, *(None for _ in given), *rest
     grads = backward_op(grad_y, x, h, gates, *given, ctx.instruction_set)
-    return *input_gradients(given, grads), *rest
+    return *input_gradients(given, GRADIENTS, grads), *rest
 
 
 forward_op.register_autograd(_backward, setup_context=_save_for_backward)

@@ -232,13 +232,15 @@ def _refuse_absence(name: str) -> NoReturn:
     raise ValueError(f"{name} must be given{beside and f' with {beside}'}, got None")
 
 
-def input_gradients(given: Operands, grads: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-    """The gradients of x and the operands as autograd wants them, from those of GRADIENTS.
+def input_gradients(
+    given: Operands, names: Sequence[str], grads: Sequence[Tensor]
+) -> tuple[Tensor | None, ...]:
+    """The gradients of x and the operands as autograd wants them, from those of these names.
 
-    bias_nin is added to h as bias_in is, and so has its gradient.
+    bias_nin is added to h as bias_in is, and so has its gradient if it has none of its own.
     """
-    by_name = dict(zip(GRADIENTS, grads, strict=True))
-    if given.bias_nin is not None:
+    by_name = dict(zip(names, grads, strict=True))
+    if given.bias_nin is not None and "grad_bias_nin" not in by_name:
         by_name["grad_bias_nin"] = by_name["grad_bias_in"].clone()
     return (
         by_name["grad_x"],

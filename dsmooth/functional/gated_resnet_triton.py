@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels.geometry import empty_channels_last
+from ..kernels.geometry import Taps, empty_channels_last
 from .dispatch import refuse_second_derivative
 from .gated_resnet_operands import (
     FIELDS,
@@ -19,74 +19,67 @@ from .gated_resnet_operands import (
     check_of_op,
     input_gradients,
 )
+from .registration import register_op
 from .taps import taps_of
 
 _WEIGHTS = ("conv_in", "conv_out", "nin_skip")
 _BIASES = ("bias_in", "bias_out", "bias_nin")
 _GAINS = ("gain_in", "gain_out", "gain_nin")
 _SKIPS = ("skip", "skip_2")
+# Each bias has one of its own, though nin_skip's has the same numbers as conv_in's.
+_GRADIENTS = (*GRADIENTS, "grad_bias_nin")
 
 
 def gated_resnet_triton(
-    x: Tensor, given: Operands, save: bool = True
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(y, h, packed); the last two for the backward.
+    x: Tensor, given: Operands, save: bool = True, keep: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(y, h, packed, gates); all but y for the backward.
 
     y and h, the first convolution's output, are (B, F, H, W) channels_last. packed: the weights in
-    x's dtype, in the order of the kernels; without `save` it has no elements.
+    x's dtype, in the order of the kernels; without `save` it has no elements. gates: A and G,
+    (B, 2F, H, W) channels_last; without `keep` it has no elements, and they are computed again.
     """
-    return forward_op(x, *given, save)
+    return forward_op(x, *given, save, keep and save)
 
 
-@torch.library.custom_op(
-    "dsmooth::gated_resnet_triton",
-    mutates_args=(),
-    schema=f"(Tensor x, {SCHEMA}, bool save) -> (Tensor, Tensor, Tensor)",
-)
-def forward_op(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from ..kernels import gated_resnet as kernels
 
-    *tensors, save = rest
+    *tensors, save, keep = rest
     given = Operands(*tensors)
     _check_operands(x, given)
     if x.numel() == 0:
         return _outputs(x, *rest)
-    y, h, packed = kernels.forward(
-        x, given.skips(), *_lists(given), given.seed, _settings(given), save
-    )
-    return y, h, packed if save else x.new_empty(0)
+    y, saved = kernels.forward(x, given.skips(), *_lists(given), *_settings(given), save, keep)
+    gates = x.new_empty(0) if saved.gates is None else saved.gates
+    return y, saved.h, saved.packed if save else x.new_empty(0), gates
 
 
-@forward_op.register_fake
-def _outputs(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *tensors, save = rest
+def _outputs(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *tensors, save, keep = rest
     given = Operands(*tensors)
     _check_operands(x, given)
     packed = x.new_empty(_packed_size(x, given) if save else 0)
-    return empty_channels_last(x, x.shape[1]), empty_channels_last(x, x.shape[1]), packed
+    gates = empty_channels_last(x, 2 * x.shape[1]) if keep else x.new_empty(0)
+    return empty_channels_last(x, x.shape[1]), empty_channels_last(x, x.shape[1]), packed, gates
 
 
-@torch.library.custom_op(
-    "dsmooth::gated_resnet_triton_backward",
-    mutates_args=(),
-    schema=f"(Tensor grad_y, Tensor x, Tensor h, Tensor packed, {SCHEMA}, bool need_x, "
-    f"bool need_skips, bool need_parameters) -> ({', '.join(['Tensor'] * len(GRADIENTS))})",
-)
-def backward_op(
-    grad_y: Tensor, x: Tensor, h: Tensor, packed: Tensor, *rest: Any
+def _compute_gradients(
+    grad_y: Tensor, x: Tensor, h: Tensor, packed: Tensor, gates: Tensor, *rest: Any
 ) -> tuple[Tensor, ...]:
-    """The gradients GRADIENTS; those that are not needed or have no operand have no elements."""
+    """The gradients _GRADIENTS; those that are not needed or have no operand have no elements."""
     from ..kernels import gated_resnet as kernels
 
     *tensors, need_x, need_skips, need_parameters = rest
     given = Operands(*tensors)
     if x.numel() == 0:
-        grads = _gradients(grad_y, x, h, packed, *rest)
+        grads = _gradients(grad_y, x, h, packed, gates, *rest)
         return tuple(tensor.zero_() for tensor in grads)
-    _check(x, grad_y, h, packed, given)
+    _check(x, grad_y, h, packed, gates, given)
+    saved = kernels.Saved(h, packed.contiguous(), gates if gates.numel() else None)
     found = kernels.backward(
-        grad_y, x, h, packed.contiguous(), given.skips(), *_lists(given), given.seed,
-        _settings(given), kernels.Needs(need_x, need_skips, need_parameters),
+        grad_y, x, saved, given.skips(), *_lists(given), *_settings(given),
+        kernels.Needs(need_x, need_skips, need_parameters),
     )  # fmt: skip
     named: dict[str, Tensor] = {}
     for names, kind in (
@@ -95,19 +88,18 @@ def backward_op(
     ):  # fmt: skip
         named |= dict(zip(names, found.get(kind, ()), strict=False))
     named = {f"grad_{name}": tensor for name, tensor in named.items()}
-    return tuple(named[name] if name in named else x.new_empty(0) for name in GRADIENTS)
+    return tuple(named[name] if name in named else x.new_empty(0) for name in _GRADIENTS)
 
 
-@backward_op.register_fake
 def _gradients(
-    grad_y: Tensor, x: Tensor, h: Tensor, packed: Tensor, *rest: Any
+    grad_y: Tensor, x: Tensor, h: Tensor, packed: Tensor, gates: Tensor, *rest: Any
 ) -> tuple[Tensor, ...]:
     *tensors, need_x, need_skips, need_parameters = rest
     given = Operands(*tensors)
-    _check(x, grad_y, h, packed, given)
+    _check(x, grad_y, h, packed, gates, given)
     operands = {"x": x, **given.tensors()}
     grads = []
-    for gradient in GRADIENTS:
+    for gradient in _GRADIENTS:
         name = gradient.removeprefix("grad_")
         needed = need_x if name == "x" else need_skips if name in _SKIPS else need_parameters
         tensor = operands[name] if needed else None
@@ -132,17 +124,21 @@ def _lists(given: Operands) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     return weights, [b.contiguous() for b in biases], [g.contiguous() for g in gains]
 
 
-def _settings(given: Operands) -> Any:
-    from ..kernels.gated_resnet import Settings
+def _settings(given: Operands) -> tuple[Taps, Any]:
+    """The taps, and the dropout as the kernels take it."""
+    from ..kernels.expand import Dropout
 
-    taps = taps_of(given.conv_in, given.shift)
-    return Settings(taps, given.dropout_numbers(), given.layer, given.first_image)
+    keep_from, scale = given.dropout_numbers()
+    dropout = Dropout(given.seed, given.layer, keep_from, scale, given.first_image)
+    return taps_of(given.conv_in, given.shift), dropout
 
 
-def _check(x: Tensor, grad_y: Tensor, h: Tensor, packed: Tensor, given: Operands) -> None:
+def _check(
+    x: Tensor, grad_y: Tensor, h: Tensor, packed: Tensor, gates: Tensor, given: Operands
+) -> None:
     """Raises ValueError unless the backward can take these."""
     _check_operands(x, given)
-    check_images(x, grad_y=grad_y, h=h)
+    check_images(x, grad_y=grad_y, h=h, **{"gates": gates} if gates.ndim > 1 else {})
     size = _packed_size(x, given)
     if packed.shape != (size,) or packed.dtype != x.dtype or packed.device != x.device:
         raise ValueError(
@@ -169,25 +165,40 @@ def _empty_like(name: str, tensor: Tensor) -> Tensor:
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, *tensors, shift, dropout, layer, first_image, _save = inputs
-    _, h, packed = output
-    ctx.mark_non_differentiable(h, packed)
+    x, *tensors, shift, dropout, layer, first_image, _save, _keep = inputs
+    _, h, packed, gates = output
+    ctx.mark_non_differentiable(h, packed, gates)
     ctx.set_materialize_grads(False)
     ctx.settings = shift, dropout, layer, first_image
-    ctx.save_for_backward(x, h, packed, *tensors)
+    ctx.save_for_backward(x, h, packed, gates, *tensors)
 
 
 def _backward(ctx: Any, grad_y: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    x, h, packed, *tensors = ctx.saved_tensors
+    x, h, packed, gates, *tensors = ctx.saved_tensors
     given = Operands(*tensors, *ctx.settings)
     if grad_y is None:
-        return None, *(None for _ in given), None
+        return None, *(None for _ in given), None, None
     need_x, *rest = ctx.needs_input_grad
     needs = need_x, any(rest[: len(_SKIPS)]), any(rest[len(_SKIPS) :])
-    grads = input_gradients(given, backward_op(grad_y, x, h, packed, *given, *needs))
-    wanted = ctx.needs_input_grad[:-1]
-    return *(g if want else None for g, want in zip(grads, wanted, strict=True)), None
+    found = backward_op(grad_y, x, h, packed, gates, *given, *needs)
+    grads = input_gradients(given, _GRADIENTS, found)
+    wanted = ctx.needs_input_grad[:-2]
+    return *(g if want else None for g, want in zip(grads, wanted, strict=True)), None, None
 
 
-forward_op.register_autograd(_backward, setup_context=_save_for_backward)
-backward_op.register_autograd(refuse_second_derivative("Triton gated resnet"))
+forward_op = register_op(
+    "gated_resnet_triton",
+    f"(Tensor x, {SCHEMA}, bool save, bool keep) -> (Tensor, Tensor, Tensor, Tensor)",
+    _forward,
+    _outputs,
+    _backward,
+    _save_for_backward,
+)
+backward_op = register_op(
+    "gated_resnet_triton_backward",
+    f"(Tensor grad_y, Tensor x, Tensor h, Tensor packed, Tensor gates, {SCHEMA}, bool need_x, "
+    f"bool need_skips, bool need_parameters) -> ({', '.join(['Tensor'] * len(_GRADIENTS))})",
+    _compute_gradients,
+    _gradients,
+    refuse_second_derivative("Triton gated resnet"),
+)

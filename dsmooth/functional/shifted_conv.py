@@ -130,7 +130,7 @@ def _on_triton(
     exact = torch.float64 if x.dtype == torch.float64 else torch.float32
     bias = None if bias is None else bias.to(exact)
     x, weight = x.to(compute_dtype(x)), weight.to(exact)
-    return shifted_conv_triton(x, weight, bias, shift, stride, transposed)
+    return shifted_conv_triton(x, weight, bias, shift, stride, transposed)[0]
 
 
 def _check_image(x: Tensor) -> None:

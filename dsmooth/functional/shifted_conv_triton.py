@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..kernels.geometry import Taps, empty_channels_last
 from .dispatch import refuse_second_derivative
+from .registration import register_op
 from .taps import check_kernel, taps_of, transposed_taps_of
 
 
@@ -36,26 +37,32 @@ def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...], x: Tensor) -
         )
 
 
-@torch.library.custom_op("dsmooth::shifted_conv_triton", mutates_args=())
-def shifted_conv_triton(
+def _forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, shift: str, stride: int, transposed: bool
-) -> Tensor:
-    """`shifted_conv2d`, or (transposed) `shifted_conv_transpose2d`; channels_last.
+) -> tuple[Tensor, Tensor]:
+    """`shifted_conv2d`, or (transposed) `shifted_conv_transpose2d`, channels_last; and for the
+    backward the weight in x's dtype and the order of the kernels.
 
     weight and bias are float32, float64 for float64 x.
     """
     from ..kernels import shifted_conv as kernels
 
-    y = _output(x, weight, bias, shift, stride, transposed)
+    y, packed = _outputs(x, weight, bias, shift, stride, transposed)
     if y.numel() == 0:
-        return y
+        return y, packed.zero_()
     bias = None if bias is None else bias.contiguous()
     convolve = kernels.forward_transposed if transposed else kernels.forward
     taps = _taps(weight, shift, stride, transposed)
     return convolve(x, weight, bias, taps, (y.shape[2], y.shape[3]))
 
 
-@shifted_conv_triton.register_fake
+def _outputs(
+    x: Tensor, weight: Tensor, bias: Tensor | None, shift: str, stride: int, transposed: bool
+) -> tuple[Tensor, Tensor]:
+    y = _output(x, weight, bias, shift, stride, transposed)
+    return y, x.new_empty((2, weight.numel()))
+
+
 def _output(
     x: Tensor, weight: Tensor, bias: Tensor | None, shift: str, stride: int, transposed: bool
 ) -> Tensor:
@@ -71,10 +78,10 @@ def _output(
     )
 
 
-@torch.library.custom_op("dsmooth::shifted_conv_triton_backward", mutates_args=())
-def shifted_conv_triton_backward(
+def _compute_gradients(
     grad_y: Tensor,
     x: Tensor,
+    packed: Tensor,
     weight: Tensor,
     shift: str,
     stride: int,
@@ -88,12 +95,19 @@ def shifted_conv_triton_backward(
     """
     from ..kernels import shifted_conv as kernels
 
-    grads = _gradients(grad_y, x, weight, shift, stride, transposed, need_x, need_weight)
+    grads = _gradients(grad_y, x, packed, weight, shift, stride, transposed, need_x, need_weight)
     if x.numel() == 0:
         return grads[0].zero_(), grads[1].zero_()
     taps = _taps(weight, shift, stride, transposed)
     grad_x, grad_weight = kernels.backward(
-        grad_y, x, weight, taps, transposed, need_x=need_x, need_weight=need_weight
+        grad_y,
+        x,
+        packed.contiguous(),
+        weight,
+        taps,
+        transposed,
+        need_x=need_x,
+        need_weight=need_weight,
     )
     return (
         x.new_empty(0) if grad_x is None else grad_x,
@@ -101,10 +115,10 @@ def shifted_conv_triton_backward(
     )
 
 
-@shifted_conv_triton_backward.register_fake
 def _gradients(
     grad_y: Tensor,
     x: Tensor,
+    packed: Tensor,
     weight: Tensor,
     shift: str,
     stride: int,
@@ -114,6 +128,9 @@ def _gradients(
 ) -> tuple[Tensor, Tensor]:
     expected = _output(x, weight, None, shift, stride, transposed).shape
     _check_shape("grad_y", grad_y, tuple(expected), x)
+    _check_shape("packed", packed, (2, weight.numel()), x)
+    if packed.dtype != x.dtype:
+        raise ValueError(f"packed must be {x.dtype}, got {packed.dtype}")
     last = not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last if last else torch.contiguous_format
     grad_weight = torch.empty(
@@ -125,17 +142,23 @@ def _gradients(
     )
 
 
-def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, weight, _, *ctx.settings = inputs
-    ctx.save_for_backward(x, weight)
+    _, packed = output
+    ctx.mark_non_differentiable(packed)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, packed, weight)
 
 
-def _backward(ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
-    x, weight = ctx.saved_tensors
+def _backward(ctx: Any, grad_y: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
+    if grad_y is None:
+        return None, None, None, None, None, None
+    x, packed, weight = ctx.saved_tensors
     need_x, need_weight, need_bias, *_ = ctx.needs_input_grad
     grad_x, grad_weight, grad_bias = None, None, None
     if need_x or need_weight:
-        grads = shifted_conv_triton_backward(grad_y, x, weight, *ctx.settings, need_x, need_weight)
+        given = (grad_y, x, packed, weight, *ctx.settings)
+        grads = shifted_conv_triton_backward(*given, need_x, need_weight)
         grad_x, grad_weight = (
             grad if need else None for grad, need in zip(grads, (need_x, need_weight), strict=True)
         )
@@ -144,5 +167,20 @@ def _backward(ctx: Any, grad_y: Tensor) -> tuple[Any, ...]:
     return grad_x, grad_weight, grad_bias, None, None, None
 
 
-shifted_conv_triton.register_autograd(_backward, setup_context=_save_for_backward)
-shifted_conv_triton_backward.register_autograd(refuse_second_derivative("Triton convolutions"))
+shifted_conv_triton = register_op(
+    "shifted_conv_triton",
+    "(Tensor x, Tensor weight, Tensor? bias, str shift, int stride, bool transposed) -> "
+    "(Tensor, Tensor)",
+    _forward,
+    _outputs,
+    _backward,
+    _save_for_backward,
+)
+shifted_conv_triton_backward = register_op(
+    "shifted_conv_triton_backward",
+    "(Tensor grad_y, Tensor x, Tensor packed, Tensor weight, str shift, int stride, "
+    "bool transposed, bool need_x, bool need_weight) -> (Tensor, Tensor)",
+    _compute_gradients,
+    _gradients,
+    refuse_second_derivative("Triton convolutions"),
+)

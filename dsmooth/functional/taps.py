@@ -9,6 +9,7 @@ from torch import Tensor
 from ..kernels.geometry import Taps
 
 Shift = Literal["down", "down_right", "none"]
+SHIFTS = get_args(Shift)
 
 
 def padding_of(kh: int, kw: int, shift: str) -> tuple[int, int, int, int]:
@@ -59,8 +60,8 @@ def check_kernel(weight: Tensor, shift: str, name: str = "weight") -> None:
 
 def check_size(kh: int, kw: int, shift: str) -> None:
     """Raises ValueError unless the shift is one and fits a kernel of kh x kw."""
-    if shift not in get_args(Shift):
-        raise ValueError(f"shift must be one of {', '.join(get_args(Shift))}, got {shift!r}")
+    if shift not in SHIFTS:
+        raise ValueError(f"shift must be one of {', '.join(SHIFTS)}, got {shift!r}")
     if kh < 1 or kw < 1:
         raise ValueError(f"a kernel must have rows and columns, got {kh}x{kw}")
     if (shift != "down_right" and kw % 2 == 0) or (shift == "none" and kh % 2 == 0):

@@ -128,7 +128,8 @@ class GatedResnet(nn.Module):
     skip_channels: channels of the skip input, 0 without one. condition_size: D of the vector that
     each image is conditioned on, 0 without one. Its projection begins at zero, so that a network
     begins as the unconditional one of the same seed. layer: a number that sets its dropout apart
-    from that of the network's other gated resnets under one seed.
+    from that of the network's other gated resnets under one seed. keep_gates, an attribute: as of
+    the function.
     """
 
     def __init__(
@@ -146,6 +147,7 @@ class GatedResnet(nn.Module):
         self.shift: Shift = shift
         self.dropout = dropout
         self.layer = layer
+        self.keep_gates = False
         self.conv_in = ShiftedConv2d(2 * n_filters, n_filters, kernel_size, shift=shift)
         self.nin_skip = Nin(2 * skip_channels, n_filters) if skip_channels else None
         self.conv_out = ShiftedConv2d(2 * n_filters, 2 * n_filters, kernel_size, shift=shift)
@@ -186,6 +188,7 @@ class GatedResnet(nn.Module):
             seed=seed,
             layer=self.layer if layer is None else layer,
             first_image=first_image,
+            keep_gates=self.keep_gates,
         )
 
     def image_bias(self, condition: Tensor | None) -> Tensor | None:

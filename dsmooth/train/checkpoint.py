@@ -18,7 +18,7 @@ from ..runs import RunFolder
 from .state import TrainState
 
 # May change: how a step runs, and the length of a run, as `resume.with_length` says.
-_MOVABLE = ("graph", "images", "evaluations", "schedule_from")
+_MOVABLE = ("graph", "keep_gates", "images", "evaluations", "schedule_from")
 
 
 def save_checkpoint(run: RunFolder, state: TrainState) -> None:

@@ -19,6 +19,7 @@ from ..files import lock_folder, save_weights
 from ..machine import choose_device, default_device, use_threads
 from ..runs import RunFolder, default_folder
 from .checkpoint import load_checkpoint, save_checkpoint
+from .gates import resolve_keep_gates
 from .held_out import evaluate, loss_name, sample_grid
 from .initial import load_initial
 from .log import RunLog
@@ -108,6 +109,8 @@ def _train(
     if device.type == "cuda":
         torch.cuda.set_device(device)
     config = replace(config, precision=resolve_precision(config, device))
+    size = (train_set.images.shape[2], train_set.images.shape[3])
+    config = replace(config, keep_gates=resolve_keep_gates(config, device, size))
     initial = None if resume or config.init is None else load_initial(config)
     state = TrainState(config, train_set, device, initial)
     writes = rank_and_size()[0] == 0

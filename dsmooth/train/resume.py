@@ -37,6 +37,8 @@ def merge_with_run(config: TrainConfig, run: RunFolder, *, force: bool = False) 
         )
     if config.precision == "auto":
         config = replace(config, precision=stored.precision)
+    if config.keep_gates == "auto":
+        config = replace(config, keep_gates=stored.keep_gates)
     if config.model.n_classes == "auto":
         model = replace(config.model, n_classes=stored.model.n_classes)
         config = replace(config, model=model)

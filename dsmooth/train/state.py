@@ -20,6 +20,7 @@ from ..distributed import shared_work
 from ..files import load_state
 from ..nn import PixelCNNpp
 from .ema import EMA
+from .gates import set_keep_gates
 from .graph import ReplayedStep, uses_graph
 from .ranks import share_gradients, share_of_batch, without_exchange
 from .readings import NonFiniteLoss, Reading, Readings
@@ -66,6 +67,7 @@ class TrainState:
 
         torch.manual_seed(config.seed)
         self.model = PixelCNNpp(config.model).to(device).to(memory_format=torch.channels_last)
+        set_keep_gates(self.model, config.keep_gates == "on")
         if initial is not None:
             load_state(self.model, initial.state_dict(), str(config.init))
         elif config.data_init:

@@ -10,7 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsmooth.kernels import expand, gated_resnet, matmul, shifted_conv, weight_gradients, weights
+from dsmooth.kernels import (
+    expand,
+    gated_resnet,
+    matmul,
+    patches,
+    shifted_conv,
+    weight_gradients,
+    weights,
+)
 from dsmooth.kernels import launch as launching
 from dsmooth.kernels.geometry import Taps
 from dsmooth.kernels.tilings import format_of
@@ -18,16 +26,24 @@ from tests.helpers.sass import divisions, hazards, matrix_loops, narrow_loads, r
 from tests.helpers.triton_tools import Compiled, Launch, record_launches
 
 MATMULS = {
-    "hidden_kernel", "gate_kernel", "data_gradient_kernel", "linear_kernel",
-    "weight_gradient_kernel",
+    "hidden_kernel", "gate_kernel", "hidden_gradient_kernel", "input_gradient_kernel",
+    "parameter_gradient_kernel", "linear_kernel", "weight_gradient_kernel",
 }  # fmt: skip
+PARAMETERS = {"weight_gradient_kernel", "parameter_gradient_kernel"}
 # What a block may use of an SM's 164 KB (8.0) and 228 KB (9.0), 1 KB of each reserved.
 SHARED = {80: 163 * 1024, 90: 227 * 1024}
 
 KERNELS = {
-    expand: ["expand_kernel", "patches_kernel", "fold_kernel"],
-    gated_resnet: ["hidden_kernel", "gate_kernel", "data_gradient_kernel"],
+    expand: ["expand_kernel"],
+    gated_resnet: [
+        "hidden_kernel",
+        "gate_kernel",
+        "hidden_gradient_kernel",
+        "input_gradient_kernel",
+        "parameter_gradient_kernel",
+    ],
     matmul: ["weight_gradient_kernel"],
+    patches: ["patches_kernel", "fold_kernel"],
     shifted_conv: ["linear_kernel"],
     weights: ["pack_kernel", "pack_one_kernel"],
     weight_gradients: ["unpack_kernel", "unpack_one_kernel"],
@@ -56,6 +72,7 @@ class Block:
     tf32: bool = False
     size: tuple[int, int, int] = (16, 32, 32)
     needs: gated_resnet.Needs = gated_resnet.EVERYTHING
+    keep: bool = False
 
     def launches(self, arch: int) -> list[Launch]:
         """On a GPU of this capability."""
@@ -67,11 +84,11 @@ class Block:
         vectors = [torch.empty(shape[0], device="meta") for shape in shapes]
         seed = torch.empty((), dtype=torch.int64, device="meta") if self.dropout else None
         taps = Taps(kh, kw, kh - 1, kw // 2) if kh * kw < 9 else Taps(kh, kw, 1, 1)
-        settings = gated_resnet.Settings(taps, (2**22, 2.0), 3)
-        rest = (skips, weights, vectors, vectors, seed, settings)
+        dropout = expand.Dropout(seed, 3, 2**22, 2.0)
+        rest = (skips, weights, vectors, vectors, taps, dropout)
         with recorded(arch, self.tf32) as lists:
-            y, h, packed = gated_resnet.forward(x, *rest)
-            gated_resnet.backward(y, x, h, packed, *rest, self.needs)
+            y, saved = gated_resnet.forward(x, *rest, keep=self.keep)
+            gated_resnet.backward(y, x, saved, *rest, self.needs)
         return [launch for launches in lists for launch in launches]
 
     def _image(self, channels: int) -> Tensor:
@@ -87,11 +104,11 @@ def shifted_launches(
     weight, bias = (torch.empty(shape, device="meta") for shape in ((f, f, kh, kw), (f,)))
     with recorded(arch, tf32) as lists:
         taps = Taps(kh, kw, kh - 1, kw // 2, 2)
-        y = shifted_conv.forward(x, weight, bias, taps, (16, 16))
-        shifted_conv.backward(y, x, weight, taps, False)
+        y, packed = shifted_conv.forward(x, weight, bias, taps, (16, 16))
+        shifted_conv.backward(y, x, packed, weight, taps, False)
         taps = Taps(kh, kw, 0, (kw - 1) // 2, 2)
-        x = shifted_conv.forward_transposed(y, weight, bias, taps, (32, 32))
-        shifted_conv.backward(x, y, weight, taps, True)
+        x, packed = shifted_conv.forward_transposed(y, weight, bias, taps, (32, 32))
+        shifted_conv.backward(x, y, packed, weight, taps, True)
     return [launch for launches in lists for launch in launches]
 
 
@@ -134,10 +151,10 @@ def check(launch: Launch, compiled: Compiled, arch: int) -> None:
         assert compiled.count("HGMMA") > 0
     assert not any(register_operand(line) for line in compiled.code)
     assert not hazards(compiled.code)
-    channels = launch.arguments.get("F", launch.arguments.get("C"))
+    channels = next(launch.arguments[name] for name in "FCK" if name in launch.arguments)
     # In TF32 the instruction wants pixels adjacent, and a weight gradient's are not: its operands
     # are turned as they are loaded.
-    turned = numbers == "tf32" and launch.kernel.__name__ == "weight_gradient_kernel"
+    turned = numbers == "tf32" and launch.kernel.__name__ in PARAMETERS
     for body in matrix_loops(compiled.code):
         assert not divisions(body)
         if channels % 8 == 0 and numbers != "ieee" and not turned:

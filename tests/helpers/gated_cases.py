@@ -47,6 +47,7 @@ class Case:
         dtype: torch.dtype,
         prepare: Callable[[Tensor], Tensor] = lambda t: t,
         device: str = "cpu",
+        keep_gates: bool = False,
     ) -> dict[str, Tensor]:
         """The output and all gradients, on the CPU."""
         exact = exact_dtype(dtype)
@@ -73,6 +74,7 @@ class Case:
                 dropout=self.dropout,
                 seed=self.seed.to(device),
                 layer=3,
+                keep_gates=keep_gates,
                 impl=impl,
             )
         y.backward(self.grad_y.to(device, y.dtype))

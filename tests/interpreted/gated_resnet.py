@@ -17,7 +17,7 @@ from dsmooth.functional.gated_resnet_triton import (
     gated_resnet_triton,
 )
 from dsmooth.kernels import gated_resnet as kernels
-from dsmooth.kernels.expand import expand
+from dsmooth.kernels.expand import Dropout, expand_backward
 from dsmooth.kernels.geometry import Rows, Taps
 from dsmooth.nn.layers import GatedResnet
 from tests.helpers import interpreter_speed  # noqa: F401
@@ -35,10 +35,11 @@ CASES: list[Shapes] = [
 DTYPES = [torch.float64, torch.float32, torch.float16]
 
 
-def as_good_as_eager(case: Case, dtype: torch.dtype) -> None:
+def as_good_as_eager(case: Case, dtype: torch.dtype, keep_gates: bool = False) -> None:
     exact = case.run("reference", torch.float64)
     eager = case.run("reference", dtype)
-    assert_as_good(case.run("triton", dtype), eager, exact, EPS[dtype])
+    got = case.run("triton", dtype, keep_gates=keep_gates)
+    assert_as_good(got, eager, exact, EPS[dtype])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -46,6 +47,13 @@ def as_good_as_eager(case: Case, dtype: torch.dtype) -> None:
 def test_as_good_as_eager(shapes: Shapes, dtype: torch.dtype) -> None:
     *shape, dropout = shapes
     as_good_as_eager(make_case(*shape, dropout, dtype, gains=dropout > 0), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_as_good_as_eager_with_what_is_kept_of_the_gates(dtype: torch.dtype) -> None:
+    for shapes in CASES[1:4:2]:
+        *shape, dropout = shapes
+        as_good_as_eager(make_case(*shape, dropout, dtype, gains=True), dtype, keep_gates=True)
 
 
 def test_as_good_as_eager_at_160_channels() -> None:
@@ -78,14 +86,15 @@ def test_the_weights_memory_order_does_not_matter() -> None:
         assert torch.equal(got, expected)
 
 
+@pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_nothing_is_written_or_read_beside_a_tensor(dtype: torch.dtype) -> None:
+def test_nothing_is_written_or_read_beside_a_tensor(dtype: torch.dtype, keep: bool) -> None:
     """Nor before it is written: new memory is NaN, and so are canaries around inputs, outputs and
     whatever else the launchers allocate."""
     case = make_case("down", (1, 3, 5), 5, (5, 2), 0.5, dtype, gains=True)
-    plain = case.run("triton", dtype)
+    plain = case.run("triton", dtype, keep_gates=keep)
     with guarded_memory() as allocated:
-        got = case.run("triton", dtype, guarded)
+        got = case.run("triton", dtype, guarded, keep_gates=keep)
     assert len(allocated) > 20
     for name, value in plain.items():
         assert torch.equal(got[name], value), name
@@ -133,11 +142,9 @@ def test_what_is_kept_is_what_the_reference_keeps(filters: int) -> None:
     cases = ((0, 0, 0.5, 0), (0x1234_5678_9ABC_DEF0, 61, 0.1, 3), (2**63 - 2, 1, 0.9, 2**31 - 1))
     for seed, layer, p, first_image in cases:
         seed_tensor = torch.tensor(seed)
-        numbers = keep_from(p), 1 / (1 - p)
+        dropout = Dropout(seed_tensor, layer, keep_from(p), 1 / (1 - p), first_image)
         d_gates, dh = rows.empty(h, 2 * filters), rows.empty(h, filters)
-        e, kept = expand(
-            rows, None, [], h, seed_tensor, layer, numbers, first_image, d_gates=d_gates, dh=dh
-        )
+        e, kept, _ = expand_backward(rows, h, [], h, dropout, d_gates, dh, inputs=False)
         assert kept is not None
         expected = dropout_factors(shape, p, seed_tensor, layer, first_image) > 0
         bits = torch.cat([kept & 1, kept >> 1], dim=-1)
@@ -151,9 +158,9 @@ def test_what_is_kept_is_what_the_reference_keeps(filters: int) -> None:
 
 def pixels(room: Tensor, rows: Rows) -> Tensor:
     """The pixels (B, C, H, W) of rows (1, count + margin, C)."""
-    lines = rows.batch * (rows.height + rows.kh - 1)
+    lines = rows.batch * (rows.height + rows.above)
     image = room[0, : lines * rows.pitch].view(rows.batch, -1, rows.pitch, room.shape[2])
-    return image[:, rows.kh - 1 :, rows.kw - 1 :].permute(0, 3, 1, 2)
+    return image[:, rows.above :, rows.before :].permute(0, 3, 1, 2)
 
 
 # ---- the op as torch sees it ------------------------------------------------------------------
@@ -165,15 +172,15 @@ def test_opcheck() -> None:
     case = make_case("down_right", (1, 1, 3), 2, (2,), 0.5, gains=True)
     x, skips, weights, gains, *rest = case.native_args(torch.float32)[:8]
     given = operands(skips, weights, gains, *rest)
-    _, h, packed = gated_resnet_triton(x, given)
+    _, *saved = gated_resnet_triton(x, given, keep=True)
     grad_y = case.grad_y.float()
     for needs in ((True, True, True), (True, False, False), (False, True, False)):
-        torch.library.opcheck(backward_op, (grad_y, x, h, packed, *given, *needs))
+        torch.library.opcheck(backward_op, (grad_y, x, *saved, *given, *needs))
     for tensor in (x, *skips, *weights, *gains):
         tensor.requires_grad_()
-    torch.library.opcheck(forward_op, (x, *given, True))
+    torch.library.opcheck(forward_op, (x, *given, True, False))
     with torch.no_grad():
-        torch.library.opcheck(forward_op, (x.detach(), *given, False))
+        torch.library.opcheck(forward_op, (x.detach(), *given, False, False))
 
 
 def test_a_gradient_does_not_depend_on_which_others_are_wanted() -> None:

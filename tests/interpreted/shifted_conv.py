@@ -87,9 +87,10 @@ def test_no_output_sees_a_later_pixel(conv: Conv) -> None:
 def test_opcheck(conv: Conv) -> None:
     x, weight, bias = (t.float() for t in conv.draw(torch.float32))
     settings = (conv.shift, conv.stride or 2, conv.stride == 0)
-    y = shifted_conv_triton(x, weight, bias, *settings)
+    y, packed = shifted_conv_triton(x, weight, bias, *settings)
     for needs in ((True, True), (True, False), (False, True)):
-        torch.library.opcheck(shifted_conv_triton_backward, (y, x, weight, *settings, *needs))
+        given = (y, x, packed, weight, *settings, *needs)
+        torch.library.opcheck(shifted_conv_triton_backward, given)
     leaves = [t.requires_grad_() for t in (x, weight, bias)]
     torch.library.opcheck(shifted_conv_triton, (*leaves, *settings))
 
