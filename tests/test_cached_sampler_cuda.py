@@ -340,6 +340,29 @@ def test_a_failed_call_does_not_fail_the_next() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("conditioning", ["none", "stack", "concat"])
+def test_known_pixels_stay_and_the_others_are_those_of_the_sample(
+    conditioning: str, dtype: torch.dtype, draw: Callable[..., Tensor]
+) -> None:
+    sampler = CachedSampler(network(conditioning=conditioning, n_filters=9).cuda(), dtype)
+    context = context_for(network(conditioning=conditioning), 40, 4, 8)
+    context = None if context is None else context.cuda()
+    x = draw(sampler, context, 0, 40)
+    mask = torch.rand(40, 4, 8, device="cuda") < 0.5
+    mask[:, 1] = True
+    assert torch.equal(draw(sampler, context, 0, 40, known=x, mask=mask), x)
+    other = draw(sampler, context, 0, 40, known=-x, mask=mask)
+    kept = mask[:, None]
+    assert torch.equal(other[kept], -x[kept])
+    assert not torch.equal(other[~kept], x[~kept])
+    for first, count, max_slice in [(0, 40, 1), (7, 20, 3)]:
+        part = slice(first, first + count)
+        given = {"known": -x[part], "mask": mask[part], "max_slice": max_slice}
+        assert torch.equal(draw(sampler, context, first, count, **given), other[part])
+
+
+@pytest.mark.gpu
 def test_images_are_drawn_in_bfloat16_where_the_model_lies() -> None:
     model = network().cuda()
     x = sample_images(model, 3, height=8, width=8, seed=4)
@@ -371,8 +394,8 @@ def test_wrong_calls_of_the_native_sampler_are_refused() -> None:
     out = torch.empty(2, 1, 8, 8, device="cuda")
     sharing = sampler.share(2, 8, 8, 1 << 30, 0)
     workspace = torch.empty(sampler.workspace_words(sharing, 8, 8), device="cuda")
-    right = {"out": out, "context": None, "workspace": workspace, "sharing": sharing}
-    right |= {"seed": 0, "first_index": 0, "temperature": 1.0}
+    right = {"out": out, "context": None, "mask": None, "workspace": workspace}
+    right |= {"sharing": sharing, "launch": 0, "seed": 0, "first_index": 0, "temperature": 1.0}
     with pytest.raises(ValueError, match="weights must be written before"):
         sampler.sample(**right)
     for wrong in ((host[:-1], weights), (host, weights[:-1]), (host, host), (host, None)):
@@ -384,11 +407,13 @@ def test_wrong_calls_of_the_native_sampler_are_refused() -> None:
     for name, value in {
         "out": torch.empty(3, 1, 8, 8, device="cuda"),
         "context": out,
+        "mask": torch.zeros(2, 8, 8, dtype=torch.bool, device="cuda"),
         "workspace": workspace[:-1],
+        "launch": 10**6,
         "sharing": sampler.share(9, 8, 8, 1 << 30, 0),
         "temperature": 0.0,
     }.items():
-        with pytest.raises(ValueError, match=r"sharing|context|workspace|temperature"):
+        with pytest.raises(ValueError, match=r"sharing|context|mask|workspace|launch|temp"):
             sampler.sample(**{**right, name: value})
     for arguments in ((0, 8, 8, 1 << 30, 0), (2, 6, 8, 1 << 30, 0), (2, 8, 8, 1 << 30, -1)):
         with pytest.raises(ValueError, match=r"n must|height and width|max_slice"):

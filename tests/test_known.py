@@ -20,7 +20,6 @@ from dsmooth.sampling import (
     sequential_sample,
 )
 from dsmooth.sampling.auto import has_cached_sampler
-from dsmooth.sampling.cuda import CudaDrawer
 from dsmooth.sampling.draw import Draw
 from dsmooth.sampling.known import known_pixels
 from tests.helpers.sampler_checks import ATOMS, FIRST, SEED, context_for, network, uniforms_of
@@ -189,12 +188,6 @@ def test_keep_top(fraction: float, rows: int) -> None:
     assert mask.shape == (1, 8, 12)
     assert mask[:, :rows].all()
     assert not mask[:, rows:].any()
-
-
-def test_a_cuda_device_says_that_it_cannot() -> None:
-    draw = Draw(N, known=known_pixels(random_images(1), random_mask(), N))
-    with pytest.raises(ValueError, match="keeps known pixels on the CPU alone: move the model"):
-        CudaDrawer.draw(object.__new__(CudaDrawer), draw, (N, 1, 8, 8), None)
 
 
 X, MASK = torch.zeros(2, 1, 8, 8), torch.ones(2, 8, 8, dtype=torch.bool)

@@ -17,7 +17,8 @@ struct CudaRequest {
   float temperature;
   Sharing sharing;
   const float* context;  // (n, C, H, W) on the device, or null
-  float* out;            // (n, C, H, W) on the device
+  float* out;            // (n, C, H, W) on the device, with the known pixels in it
+  const uint8_t* mask;   // (n, H, W) on the device, not 0 where a pixel is known; or null
   float* workspace;      // workspace_bytes(sharing), aligned to 128
   void* stream;          // a cudaStream_t of the device
 };

@@ -12,7 +12,7 @@ namespace dsmooth::sampler {
 template <class T, class Block>
 class CudaWorker {
  public:
-  static constexpr bool kCompletes = false, kConditions = false;
+  static constexpr bool kConditions = false;
 
   DSMOOTH_HOST_DEVICE explicit CudaWorker(Block& block) : block_(block) {}
 

@@ -57,14 +57,8 @@ class CudaDrawer:
         Waits only while more than LAUNCHES_AHEAD launches are on their way, and never in the
         capture of a CUDA graph; a graph draws the same images again, as long as the sampler lives.
         The workspace is freed when this returns and given out again in the order of the stream.
-        Raises RuntimeError with CUDA's text, torch.cuda.OutOfMemoryError among them; ValueError for
-        known pixels.
+        Raises RuntimeError with CUDA's text, torch.cuda.OutOfMemoryError among them.
         """
-        if draw.known is not None:
-            raise ValueError(
-                "the cached sampler keeps known pixels on the CPU alone: move the model there, or "
-                "use sequential_sample or jacobi_sample"
-            )
         n, _, height, width = shape
         with torch.cuda.device(self.device):
             stream = torch.cuda.current_stream()
@@ -72,6 +66,11 @@ class CudaDrawer:
             words = self._native.workspace_words(sharing, height, width)
             workspace = torch.empty(words, dtype=torch.float32, device=self.device)
             out = torch.empty(shape, dtype=torch.float32, device=self.device)
+            mask = None
+            if draw.known is not None:
+                out = draw.known.keep(out)
+                mask = draw.known.mask.contiguous().view(torch.uint8)
+                mask.record_stream(stream)
             self._weights.record_stream(stream)
             if context is not None:
                 context = context.detach().contiguous()
@@ -81,6 +80,7 @@ class CudaDrawer:
                 self._native.sample(
                     out=out,
                     context=context,
+                    mask=mask,
                     workspace=workspace,
                     sharing=sharing,
                     launch=launch,

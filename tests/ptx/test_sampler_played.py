@@ -9,7 +9,7 @@ import torch
 
 from tests.ptx.cuda_player import NVCC, Built, CudaPlayer, build_sampler
 from tests.ptx.memory import Memory
-from tests.ptx.sampler_cases import Case, draw, draw_on_host, make_case
+from tests.ptx.sampler_cases import Case, draw, draw_on_host, known_of, make_case
 
 pytestmark = [
     pytest.mark.slow,
@@ -26,6 +26,7 @@ CASES: dict[str, dict[str, Any]] = {
         "filters": 5, "channels": 3, "conditioning": "stack", "likelihood": "gaussian",
         "bf16": True, "n": 1,
     },
+    "grey completed": {"filters": 4, "bf16": True, "n": 3, "max_slice": 2, "completes": True},
     "grey concat": {"filters": 20, "conditioning": "concat", "bf16": True, "n": 1},
     "rgb discretized with atoms": {
         "filters": 3, "channels": 3, "likelihood": "discretized", "atoms": [0, 255, 17],
@@ -60,4 +61,9 @@ def test_images_are_those_of_the_host(name: str, built: Built) -> None:
     assert expected.isfinite().all()
     assert expected.std() > 0.01
     drawn = draw(player, case)
+    known, mask = known_of(case)
+    if mask is not None:
+        kept = ~known.isnan()
+        assert kept.any()
+        assert torch.equal(drawn[kept], known[kept])
     assert close(drawn, expected, case), (drawn - expected).abs().max()

@@ -22,6 +22,7 @@ struct Case {
   uint64_t seed, first_index;
   float temperature;
   int max_slice;
+  int completes;  // the caller hands over known pixels and their mask
 };
 
 Program program(const Case& c) {
@@ -76,16 +77,16 @@ int64_t workspace_bytes(void* s) {
   return static_cast<int64_t>(
       sampler.sampler.workspace_bytes(sampler.sharing, sampler.c.height, sampler.c.width));
 }
-void draw(void* s, const float* context, float* out, float* workspace) {
+void draw(void* s, const float* context, float* out, const uint8_t* mask, float* workspace) {
   auto& [c, sampler, sharing, error] = *static_cast<Sampler*>(s);
   sample(sampler, {c.n, c.height, c.width, c.seed, c.first_index, c.temperature, sharing, context,
-                   out, workspace, nullptr});
+                   out, mask, workspace, nullptr});
 }
 
 // The same by lanes of the host that meet at every sync.
-void draw_on_host(const Case* given, const float* context, float* out) {
+void draw_on_host(const Case* given, const float* context, float* out, const uint8_t* mask) {
   const Case& c = *given;
-  const Slice all{0, c.height, c.width, c.seed, c.first_index, c.temperature, context, out};
+  const Slice all{0, c.height, c.width, c.seed, c.first_index, c.temperature, context, out, mask};
   const Device device{1, 163 << 10};
   if (c.bf16)
     draw_as_cuda<Bf16, 4, 1>(program(c), all, c.n, device, c.max_slice, Mode::kThreads);
