@@ -66,7 +66,8 @@ DSMOOTH_HOST_DEVICE void begin_block(const BlockRun& run, float* base, int batch
   for (int i = lane; i < 2 * run.shared.near_bytes() / 4; i += kLanes) words[i] = 0;
 }
 
-template <class T, class Block>
+// kCompletes: whether a slice may have known pixels.
+template <class T, bool kCompletes = true, class Block>
 DSMOOTH_HOST_DEVICE void run_block(const BlockRun& run, int block_index, Block& block) {
   const NetworkView& network = run.network;
   const int64_t i = run.round * run.sharing.blocks + block_index;
@@ -80,16 +81,17 @@ DSMOOTH_HOST_DEVICE void run_block(const BlockRun& run, int block_index, Block& 
   slice.first_index += static_cast<uint64_t>(first);
   slice.context = slice.context ? slice.context + first * pixels : nullptr;
   slice.out += first * pixels;
-  slice.mask = slice.mask ? slice.mask + first * plane : nullptr;
+  if (kCompletes && slice.mask != nullptr) slice.mask += first * plane;
   float* const base = run.memory + static_cast<size_t>(block_index) * run.workspace.words;
   if (run.first_row == 0)
     for (size_t word = static_cast<size_t>(block.lane()); word < run.workspace.cache_words;
          word += static_cast<size_t>(BlockMemory<Block>::kLanes))
       base[word] = 0.0f;
   begin_block(run, base, slice.batch, block);
-  CudaWorker<T, Block> worker(block);
+  using Worker = CudaWorker<T, Block, kCompletes>;
+  Worker worker(block);
   const StateView& state = BlockMemory<Block>::head_of(block).state;
-  Step<CudaWorker<T, Block>>(network, slice, state, worker).draw(run.first_row, run.end_row);
+  Step<Worker>(network, slice, state, worker).draw(run.first_row, run.end_row);
 }
 
 }  // namespace dsmooth::sampler

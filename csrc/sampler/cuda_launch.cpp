@@ -33,9 +33,10 @@ CudaSampler::CudaSampler(Program program, bool bf16, int device)
   const int limit = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   shared_ = plan_.shared(sizeof(BlockHead), kKernelWarps, limit);
   const DeviceGuard guard(device);
-  cuda_check(cudaFuncSetAttribute(reinterpret_cast<const void*>(sample_kernel(bf16)),
-                                  cudaFuncAttributeMaxDynamicSharedMemorySize, limit),
-             "cudaFuncSetAttribute");
+  for (const SampleKernel kernel : {sample_kernel(bf16), completion_kernel(bf16)})
+    cuda_check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                    cudaFuncAttributeMaxDynamicSharedMemorySize, limit),
+               "cudaFuncSetAttribute");
 }
 
 Sharing CudaSampler::share(int64_t n, int height, int width, size_t memory, int max_slice) const {
@@ -69,10 +70,11 @@ void CudaSampler::sample(const CudaRequest& r, int64_t launch) const {
       launch / per_slice,
       first,
       std::min(first + kRowsPerLaunch, rows)};
+  const bool bf16 = plan_.network().bf16;
   const DeviceGuard guard(device_);
-  dsmooth::launch(sample_kernel(plan_.network().bf16), static_cast<unsigned>(r.sharing.blocks),
-                  kKernelWarps * 32, static_cast<size_t>(shared_.bytes), r.stream, run,
-                  "launch of sample_kernel");
+  dsmooth::launch(r.mask ? completion_kernel(bf16) : sample_kernel(bf16),
+                  static_cast<unsigned>(r.sharing.blocks), kKernelWarps * 32,
+                  static_cast<size_t>(shared_.bytes), r.stream, run, "launch of sample_kernel");
 }
 
 }  // namespace dsmooth::sampler

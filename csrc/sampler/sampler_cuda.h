@@ -23,9 +23,11 @@ struct CudaRequest {
   void* stream;          // a cudaStream_t of the device
 };
 
-// The kernel for a type of operands (sampler_cuda.cu); it wants kKernelWarps warps a block.
+// The kernels for a type of operands, with kKernelWarps warps a block: the first draws every pixel
+// (sampler_cuda.cu), the second keeps those of a mask (completion_cuda.cu).
 using SampleKernel = void (*)(BlockRun);
 SampleKernel sample_kernel(bool bf16);
+SampleKernel completion_kernel(bool bf16);
 constexpr int kKernelWarps = 8;
 
 class CudaSampler {

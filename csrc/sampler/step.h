@@ -8,6 +8,7 @@
 //   worker.sync()             what any lane wrote before is there for all lanes after
 //   worker.end_row(images)    a sync at the end of a row, which counts it as done
 //   worker.stop()             the same answer in all lanes between two syncs: leave early
+//   Worker::kCompletes        whether it keeps known pixels; else there is no code for them
 //   Worker::kConditions       whether it adds biases of images; else there is no code for them
 // Every lane runs the whole of `draw`. A lane is a thread on the CPU, a thread of the block on a
 // GPU; all functions here are compiled for both.
@@ -165,14 +166,14 @@ class Step {
 
   // The images that hold all pixels of a row, if all are known in all images; else null.
   DSMOOTH_HOST_DEVICE const float* known_row(int image_row) const {
-    bool known = s_.mask != nullptr;
+    bool known = Worker::kCompletes && s_.mask != nullptr;
     for (int i = 0; known && i < s_.batch * s_.width; ++i)
       known = is_known(i % s_.batch, image_row, i / s_.batch);
     return known ? s_.out : nullptr;
   }
 
   DSMOOTH_HOST_DEVICE bool is_known(int b, int image_row, int column) const {
-    return s_.mask != nullptr &&
+    return Worker::kCompletes && s_.mask != nullptr &&
            s_.mask[(int64_t{b} * s_.height + image_row) * s_.width + column] != 0;
   }
 

@@ -74,7 +74,7 @@ struct Team {
 
 class CpuWorker {
  public:
-  static constexpr bool kConditions = true;
+  static constexpr bool kCompletes = true, kConditions = true;
 
   CpuWorker(const TileKernels& kernels, Team& team, int lane, int lanes)
       : kernels_(kernels), team_(team), lane_(lane), lanes_(lanes) {}

@@ -9,10 +9,10 @@ namespace dsmooth::sampler {
 
 // The sum of an output runs over k in the same steps whatever the batch, so that images do not
 // depend on how many share a slice. T: float, or Bf16 with sums in float.
-template <class T, class Block>
+template <class T, class Block, bool kKeeps>
 class CudaWorker {
  public:
-  static constexpr bool kConditions = false;
+  static constexpr bool kCompletes = kKeeps, kConditions = false;
 
   DSMOOTH_HOST_DEVICE explicit CudaWorker(Block& block) : block_(block) {}
 

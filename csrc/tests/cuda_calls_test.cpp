@@ -17,13 +17,18 @@
 namespace dsmooth::sampler {
 namespace {
 
-// Names for two kernels: a launch that is played calls neither.
+// Names for kernels: a launch that is played calls none.
 void kernel_bfloat16(BlockRun) { std::puts("bfloat16"); }
 void kernel_float32(BlockRun) { std::puts("float32"); }
+void completion_bfloat16(BlockRun) { std::puts("bfloat16, known pixels"); }
+void completion_float32(BlockRun) { std::puts("float32, known pixels"); }
 
 }  // namespace
 
 SampleKernel sample_kernel(bool bf16) { return bf16 ? kernel_bfloat16 : kernel_float32; }
+SampleKernel completion_kernel(bool bf16) {
+  return bf16 ? completion_bfloat16 : completion_float32;
+}
 
 namespace {
 
@@ -34,7 +39,7 @@ CudaSampler make(int device, int filters = 6, Conditioning conditioning = Condit
 }
 
 CudaRequest request(const Sharing& sharing, int64_t n) {
-  return {n, kHeight, kWidth, 1, 0, 1.0f, sharing, nullptr, nullptr, nullptr, nullptr};
+  return {n, kHeight, kWidth, 1, 0, 1.0f, sharing, nullptr, nullptr, nullptr, nullptr, nullptr};
 }
 
 void launch_all(const CudaSampler& sampler, int64_t n) {

@@ -127,7 +127,7 @@ class HostBlock {
 
 class BlockWorker {
  public:
-  static constexpr bool kConditions = true;
+  static constexpr bool kCompletes = true, kConditions = true;
 
   // omit: the number of a sync to leave out, -1 for none.
   BlockWorker(const TileKernels& kernels, Block& block, int lane, int64_t omit)

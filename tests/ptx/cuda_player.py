@@ -36,10 +36,11 @@ class Built:
 
     library: Path
     ptx: str
+    completion: str = ""  # of the sampler's kernels that keep known pixels
 
 
-def build(folder: Path, host: Sequence[Path], cuda: Path) -> Built:
-    """host: C++ sources. Raises CalledProcessError with the compiler's words.
+def build(folder: Path, host: Sequence[Path], cuda: Path, *more: Path) -> Built:
+    """host: C++ sources. more: of CUDA. Raises CalledProcessError with the compiler's words.
 
     Processes that ask for the same library at the same time build it once.
     """
@@ -50,18 +51,20 @@ def build(folder: Path, host: Sequence[Path], cuda: Path) -> Built:
     command = [NVCC, "-std=c++20", "-O3", "-gencode", "arch=compute_80,code=compute_80", "-shared"]
     command += ["-Xcompiler", "-fPIC,-O1", "-Xlinker", "-Bsymbolic", "-cudart", "none"]
     command += ["-diag-suppress", "20012,20014", "--threads", "2", "--keep", "--keep-dir"]
-    command += [str(kept), "-o", str(library), str(cuda), str(HOST / "runtime.cpp")]
+    command += [str(kept), "-o", str(library), str(HOST / "runtime.cpp")]
+    command += map(str, (cuda, *more))
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not library.exists():
             subprocess.run([*command, *map(str, host)], check=True, capture_output=True, text=True)
-    return Built(library, (kept / f"{cuda.stem}.ptx").read_text())
+    return Built(library, *((kept / f"{file.stem}.ptx").read_text() for file in (cuda, *more)))
 
 
 def build_sampler(folder: Path) -> Built:
     source = ROOT / "csrc" / "sampler"
     host = [path for path in sorted(source.glob("*.cpp")) if path.stem not in CPU_ONLY]
-    return build(folder, [HOST / "sampler.cpp", *host], source / "sampler_cuda.cu")
+    cuda = (source / "sampler_cuda.cu", source / "completion_cuda.cu")
+    return build(folder, [HOST / "sampler.cpp", *host], *cuda)
 
 
 def build_mixture(folder: Path) -> Built:
