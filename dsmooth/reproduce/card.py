@@ -37,7 +37,7 @@ from .stages import draw_all, stored_or
 COMPARED = ("two-step", "single-step", "plain")
 # Images of the embedded test set whose score a test computes again.
 SLICE_IMAGES = 40
-PROBES = ProbeSettings(train_images=10_000, epochs=10)
+PROBES = ProbeSettings()
 CONFIDENT_IMAGES = 1000
 CONFIDENCES = (0.9, 0.99)
 
