@@ -103,7 +103,7 @@ class Step {
         float sum = op.bias[column];
         for (int d = 0; d < n_.condition_size; ++d)
           sum += op.projection[int64_t{d} * columns + column] * vector[d];
-        state_.image_biases[i][j] = sum;
+        state_.image_bias(op)[j] = sum;
       });
     }
     w_.sync();
