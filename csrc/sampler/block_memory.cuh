@@ -19,7 +19,6 @@ struct BlockHead {
   SharedLayout layout;
   const PixelStage* stages;
   unsigned char* base;  // of the workspace, which begins with zeros
-  uint64_t per_image;   // 2^32 / images, rounded up
 };
 
 template <class Block>
@@ -63,16 +62,11 @@ class BlockMemory {
   }
 
   // What the sums of a part begin with, and from one image to the next. Biases of images begin the
-  // sums of all columns.
+  // sums of each column.
   DSMOOTH_HOST_DEVICE const float* init(int index, Part part, int column, int& stride) const {
     const CudaOp& op = ops()[index];
     stride = part == Part::kPixel ? op.begin_stride : op.projected ? op.columns() : 0;
     return part == Part::kPixel ? op.begin + ptrdiff_t{column * batch()} * stride : op.bias;
-  }
-  // The image of a row of a product; for rows times images below 2^32.
-  DSMOOTH_HOST_DEVICE int image_of(int row) const {
-    const auto column = static_cast<int>(static_cast<uint32_t>(row) * head().per_image >> 32);
-    return row - column * batch();
   }
   // The sums that wait between the parts of an operation.
   DSMOOTH_HOST_DEVICE float* partial(int index, int column) const {

@@ -36,8 +36,7 @@ DSMOOTH_HOST_DEVICE void begin_block(const BlockRun& run, float* base, int batch
         {&network, nullptr, nullptr, batch, run.all.height, run.all.width},
         run.shared,
         run.stages,
-        reinterpret_cast<unsigned char*>(base),
-        uint64_t{UINT32_MAX / static_cast<uint32_t>(batch)} + 1};
+        reinterpret_cast<unsigned char*>(base)};
   block.sync();
   const BlockMemory<Block> memory(block);
   // Sizes first, which take long to find; then one lane adds them up.

@@ -186,6 +186,7 @@ DevicePlan::DevicePlan(Program given, bool bf16) {
       if (to.steps[static_cast<int>(Part::kRow)] == 0)
         throw std::invalid_argument("a projection of an operation without a row part");
       to.projected = true;
+      skeleton_.ops[i].by_column = true;
       skeleton_.ops[i].bias = to.bias;
       skeleton_.add_projection(i,
                                append(pack_columns(op, op.projection, program.condition_size, to)));

@@ -46,7 +46,8 @@ struct OpView {
   int row_parity, column_parity;
   bool gate;
   bool split;      // act_out gets elu alone, in kSplitParts operands
-  bool resamples;  // reads another level, or writes every second column
+  bool by_column;  // one column at a time: it reads another level, writes every second column, or
+                   // on a device begins with biases of images
   int channels;    // of the result
   int residual_in, add, residual_out, act_out, raw_out;
   int n_terms;

@@ -26,10 +26,10 @@ Skeleton::Skeleton(const Program& p, bool bf16, int stride_words) {
   terms.reserve(n_terms);  // from here on pointers into it hold
   for (const Op& op : p.ops) {
     const TermView* first = terms.data() + terms.size();
-    bool resamples = op.column_parity != kNone;
+    bool by_column = op.column_parity != kNone;
     for (const Term& t : op.terms) {
       terms.push_back({t.cache, t.drow, t.dcol, t.taps, t.row_part});
-      resamples |= level_of(t) != op.level;
+      by_column |= level_of(t) != op.level;
     }
     ops.push_back({op.pass,
                    op.level,
@@ -37,7 +37,7 @@ Skeleton::Skeleton(const Program& p, bool bf16, int stride_words) {
                    op.column_parity,
                    op.gate,
                    op.split,
-                   resamples,
+                   by_column,
                    op.channels(),
                    op.residual_in,
                    op.add,

@@ -70,10 +70,10 @@ class RowTile {
     int stride;
     const float* init = memory_.init(index_, part_, column_, stride) + unit_ * kColumns;
     each([&](int high, int wide, int slot) {
-      const int m = slot_row(high, slot), row = m < m_all_ ? m : 0;
-      const int from = part_ == Part::kRow && op_.projected ? memory_.image_of(row) : row;
+      const int m = slot_row(high, slot);
       load_sums(sums_[high][wide][slot],
-                init + from * stride + slot_column(wide < n_ ? wide : 0, slot), true);
+                init + (m < m_all_ ? m : 0) * stride + slot_column(wide < n_ ? wide : 0, slot),
+                true);
     });
   }
 

@@ -158,7 +158,7 @@ class Step {
   // Columns first .. first + count - 1 of a row, in the coordinates of the operation's level.
   DSMOOTH_HOST_DEVICE void run(int i, Part part, int row, int first, int count) {
     const OpView& op = n_.ops[i];
-    const int at_once = op.resamples ? 1 : count;
+    const int at_once = op.by_column ? 1 : count;
     for (int column = first; column < first + count; column += at_once)
       if (at_once == count || op.column_parity == kNone || (column & 1) == op.column_parity)
         w_.matmul(Product{&state_, i, part, row, column, at_once});
