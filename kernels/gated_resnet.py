@@ -3,6 +3,7 @@
     h = conv_in(E(x)) + nin(E(a)) + biases           hidden_kernel
     y = x + A sigmoid(G), (A, G) = conv_out(D E(h))  gate_kernel
 
+the latter plus a bias of each image, if there is one;
 with E = concat_elu and dropout D. `expand` writes E(x), hidden_kernel ends in D E(h) too. Backward,
 E is written again, and each data gradient ends with the slopes of elu. Saved for it are h, the
 packed weights and, if they are to be kept, A and G; else gate_kernel with GRAD computes them anew.
@@ -105,6 +106,7 @@ def forward(
     weights: list[Tensor],
     biases: list[Tensor],
     gains: list[Tensor],
+    image_bias: Tensor | None,
     taps: Taps,
     dropout: Dropout,
     save: bool = True,
@@ -113,6 +115,7 @@ def forward(
     """y (B, F, H, W) channels_last, and what the backward needs.
 
     weights, biases, gains: of conv_in, conv_out and, with skips, nin_skip; gains may be none.
+    image_bias: (B, 2F), contiguous, or none.
     Without `save`, the packed weights lack what the backward alone reads; keep: A and G are saved.
     """
     x, skips = channels_last(x), [channels_last(skip) for skip in skips]
@@ -130,7 +133,7 @@ def forward(
         F=f, PLANES=planes, DROPOUT=kept is not None, SCALE=dropout.scale,
     )  # fmt: skip
     w_out = packed[2 * f * f * (taps.kh * taps.kw + planes) :]
-    _gate(rows, taps, e[-1], w_out, biases[1], x, y, gates=gates)
+    _gate(rows, taps, e[-1], w_out, biases[1], image_bias, x, y, gates=gates)
     return y, Saved(h, packed, gates)
 
 
@@ -140,6 +143,7 @@ def _gate(
     e: Tensor,
     w: Tensor,
     bias: Tensor,
+    image_bias: Tensor | None,
     x: Tensor,
     out: Tensor,
     *,
@@ -150,9 +154,10 @@ def _gate(
     f = x.shape[1]
     _matmul(
         gate_kernel, rows, taps, 2 * f, 2 * f, x,
-        e_ptr=e, w_ptr=w, bias_ptr=bias, x_ptr=x, out_ptr=out,
+        e_ptr=e, w_ptr=w, bias_ptr=bias, image_bias_ptr=bias if image_bias is None else image_bias,
+        x_ptr=x, out_ptr=out,
         gates_ptr=out if gates is None else gates, sums_ptr=out if sums is None else sums,
-        F=f, GRAD=sums is not None, KEEP=gates is not None,
+        F=f, GRAD=sums is not None, KEEP=gates is not None, IMAGE_BIAS=image_bias is not None,
     )  # fmt: skip
 
 
@@ -164,11 +169,13 @@ def backward(
     weights: list[Tensor],
     biases: list[Tensor],
     gains: list[Tensor],
+    image_bias: Tensor | None,
     taps: Taps,
     dropout: Dropout,
     needs: Needs = EVERYTHING,
 ) -> dict[str, list[Tensor]]:
-    """Gradients: "x" (one), "skips", "weights", "biases" and "gains", those that are needed."""
+    """Gradients: "x" (one), "skips", "weights", "biases", "gains" and "image_bias" (one), those
+    that are needed."""
     x, h, grad_y, *skips = map(channels_last, (x, saved.h, grad_y, *skips))
     gates = None if saved.gates is None else channels_last(saved.gates)
     f = x.shape[1]
@@ -182,7 +189,7 @@ def backward(
     d_gates, dh = rows.first(d_gates), rows.first(dh)
     if out_sums is None:
         out_sums = _block_sums(rows, taps, 2 * f, 2 * f, 2 * f, x)
-        _gate(rows, taps, e[-1], w.out, biases[1], grad_y, d_gates, sums=out_sums)
+        _gate(rows, taps, e[-1], w.out, biases[1], image_bias, grad_y, d_gates, sums=out_sums)
     in_sums = _block_sums(rows, taps.adjoint(), 2 * f, 2 * f, f, x)
     _matmul(
         hidden_gradient_kernel, rows, taps.adjoint(), 2 * f, 2 * f, x,
@@ -195,6 +202,11 @@ def backward(
         grads["weights"], grads["biases"], grads["gains"] = unpack(
             hidden, out, in_sums, out_sums, weights, gains, channels, planes
         )
+    if needs.parameters and image_bias is not None:
+        # The rows of an image follow one another, with zeros where there is no pixel.
+        lines = rows.batch * (rows.height + rows.above)
+        of_images = d_gates[0, : lines * rows.pitch].view(rows.batch, -1, 2 * f)
+        grads["image_bias"] = [of_images.sum(1, dtype=image_bias.dtype)]
     return grads | _input_gradients(rows, taps, dh, w, x, skips, grad_y, needs)
 
 

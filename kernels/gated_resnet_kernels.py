@@ -88,8 +88,8 @@ def hidden_kernel(
 
 @triton.jit
 def store_gate(
-    acc, bias_ptr, x_ptr, out_ptr, gates_ptr, sums_ptr, place, is_pixel, first_f,
-    F: tl.constexpr, GRAD: tl.constexpr, KEEP: tl.constexpr,
+    acc, bias_ptr, image_bias_ptr, x_ptr, out_ptr, gates_ptr, sums_ptr, place, is_pixel, pixels,
+    first_f, F: tl.constexpr, GRAD: tl.constexpr, KEEP: tl.constexpr, IMAGE_BIAS: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """What gate_kernel writes of channels first_f .., whose A and G are acc's columns in turn."""
@@ -99,6 +99,10 @@ def store_gate(
     a = add_bias(a, bias_ptr, offs_f, N=F)
     g = add_bias(g, bias_ptr + F, offs_f, N=F)
     mask = is_pixel[:, None] & mask_f[None, :]
+    if IMAGE_BIAS:
+        own = image_bias_ptr + (place // pixels)[:, None] * (2 * F) + offs_f[None, :]
+        a += widen(tl.load(own, mask=mask, other=0.0))
+        g += widen(tl.load(own + F, mask=mask, other=0.0))
     offs = place[:, None] * F + offs_f[None, :]
     x = widen(tl.load(x_ptr + offs, mask=mask, other=0.0))
     if GRAD:
@@ -120,8 +124,9 @@ def store_gate(
 
 @triton.jit
 def gate_kernel(
-    e_ptr, w_ptr, bias_ptr, x_ptr, out_ptr, gates_ptr, sums_ptr, batch, height, width, steps,
-    F: tl.constexpr, GRAD: tl.constexpr, KEEP: tl.constexpr,
+    e_ptr, w_ptr, bias_ptr, image_bias_ptr, x_ptr, out_ptr, gates_ptr, sums_ptr,
+    batch, height, width, steps,
+    F: tl.constexpr, GRAD: tl.constexpr, KEEP: tl.constexpr, IMAGE_BIAS: tl.constexpr,
     KH: tl.constexpr, KW: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr,
     ABOVE: tl.constexpr, BEFORE: tl.constexpr,
     ACC: tl.constexpr, PRECISION: tl.constexpr,
@@ -129,9 +134,10 @@ def gate_kernel(
 ):  # fmt: skip
     """y (P, F) = x + A sigmoid(G), with (A, G) = conv_out(e) + bias, e of 2F channels.
 
-    With KEEP, A and G go to gates (P, 2F) too. With GRAD, x is dy, and out the gradients of A and
-    of G, rows of 2F; sums (blocks, 2F) are theirs over each block of rows. w: (2F, KH KW 2F),
-    filters A_0, G_0, A_1, ...
+    With IMAGE_BIAS, the row of image_bias (batch, 2F) of a pixel's image is added too. With KEEP, A
+    and G go to gates (P, 2F) too. With GRAD, x is dy, and out the gradients of A and of G, rows of
+    2F; sums (blocks, 2F) are theirs over each block of rows. w: (2F, KH KW 2F), filters A_0, G_0,
+    A_1, ...
     """
     blocks_n: tl.constexpr = (2 * F + N1 + N2 - 1) // (N1 + N2)
     pid = tl.program_id(0)
@@ -151,14 +157,18 @@ def gate_kernel(
     out_ptr += first_row * (2 * F) if GRAD else base * F
     gates_ptr += base * (2 * F)
     sums_ptr += block * (2 * F)
+    pixels = height * width
+    if IMAGE_BIAS:
+        image_bias_ptr += base // pixels * (2 * F)
     store_gate(
-        acc, bias_ptr, x_ptr, out_ptr, gates_ptr, sums_ptr, place, is_pixel, first_n // 2,
-        F=F, GRAD=GRAD, KEEP=KEEP, BLOCK=N1, BLOCK_P=BLOCK_P,
+        acc, bias_ptr, image_bias_ptr, x_ptr, out_ptr, gates_ptr, sums_ptr, place, is_pixel, pixels,
+        first_n // 2, F=F, GRAD=GRAD, KEEP=KEEP, IMAGE_BIAS=IMAGE_BIAS, BLOCK=N1, BLOCK_P=BLOCK_P,
     )  # fmt: skip
     if N2 > 0:
         store_gate(
-            acc2, bias_ptr, x_ptr, out_ptr, gates_ptr, sums_ptr, place, is_pixel,
-            (first_n + N1) // 2, F=F, GRAD=GRAD, KEEP=KEEP, BLOCK=N2, BLOCK_P=BLOCK_P,
+            acc2, bias_ptr, image_bias_ptr, x_ptr, out_ptr, gates_ptr, sums_ptr, place, is_pixel,
+            pixels, (first_n + N1) // 2,
+            F=F, GRAD=GRAD, KEEP=KEEP, IMAGE_BIAS=IMAGE_BIAS, BLOCK=N2, BLOCK_P=BLOCK_P,
         )  # fmt: skip
 
 

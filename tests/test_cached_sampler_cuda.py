@@ -222,6 +222,22 @@ def test_equals_the_network_teacher_forced(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("conditioning", ["none", "stack", "concat"])
+def test_classes_equal_the_network_teacher_forced(conditioning: str) -> None:
+    """And an image is bitwise the same whatever labels stand beside it."""
+    model = network(conditioning=conditioning, n_filters=9, n_classes=3).cuda()
+    sampler = CachedSampler(model)
+    check_teacher_forced(sampler, model, (8, 12), label=torch.arange(3))
+    bf16, label = CachedSampler(model, torch.bfloat16), torch.arange(40) % 3
+    context = context_for(model, 40, 4, 8)
+    settings = {"seed": SEED, "context": None if context is None else context.cuda()}
+    whole = bf16.sample(40, 4, 8, label=label, **settings)
+    other = bf16.sample(40, 4, 8, label=torch.where(label == 1, 1, 2), **settings)
+    assert torch.equal(whole[1::3], other[1::3])
+    assert (whole[::3] != other[::3]).flatten(1).any(1).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("conditioning", ["none", "stack", "concat"])
 def test_bfloat16_stays_near_the_network(conditioning: str) -> None:
     model = network(n_mix=1, n_filters=16, conditioning=conditioning)
     context = context_for(model, 4, 8, 8)

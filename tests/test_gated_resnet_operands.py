@@ -259,16 +259,6 @@ def test_triton_says_why_it_cannot_run() -> None:
         gated_resnet(x, (w[0], w[1]), (w[2], w[3]), shift="down", impl="triton")
 
 
-def test_triton_refuses_a_bias_of_an_image() -> None:
-    from dsmooth.functional.gated_resnet_triton import gated_resnet_triton
-
-    given = arguments(make_case(image_bias=True))
-    with pytest.raises(RuntimeError, match=r"impl='triton': its kernels take no image_bias"):
-        call(given, "triton")
-    with pytest.raises(ValueError, match="its kernels take no image_bias"):
-        gated_resnet_triton(given.pop("x"), Operands(**given))
-
-
 @needs_extension
 def test_native_says_why_it_cannot_run() -> None:
     x, skips, w, *_ = make_case(skip_channels=(1, 1, 1)).native_args(torch.float32)

@@ -244,12 +244,12 @@ class CudaDrawer {
 
   void sample(const py::object& out, const py::object& context, const py::object& mask,
               const py::object& workspace, const Sharing& sharing, int64_t launch, uint64_t seed,
-              uint64_t first_index, float temperature) const {
+              uint64_t first_index, float temperature, const py::object& condition) const {
     if (weights_.is_none()) throw std::invalid_argument("the weights must be written before");
     const Place place = device_place();
-    const Call call{borrow("out", out),   borrow("context", context),
-                    borrow("mask", mask), seed,
-                    first_index,          temperature};
+    const Call call{
+        borrow("out", out), borrow("context", context),    borrow("mask", mask), seed, first_index,
+        temperature,        borrow("condition", condition)};
     const auto images = call.check(sampler_.network(), place);
     const auto [n, channels, height, width] = images.shape;
     if (n < sharing.slices || (n + sharing.slices - 1) / sharing.slices > sharing.largest) {
@@ -264,18 +264,23 @@ class CudaDrawer {
     if (reinterpret_cast<uintptr_t>(memory.data) % 128 != 0) {
       refuse("workspace", "be aligned to 128 bytes", "a tensor that is not");
     }
-    const Lent lent[] = {{"out", &call.out, true},
-                         {"context", &call.context, false},
-                         {"mask", &call.mask, false},
-                         {"workspace", &room, true},
-                         {"weights", &weights, false}};
+    const Lent lent[] = {{"out", &call.out, true},     {"context", &call.context, false},
+                         {"mask", &call.mask, false},  {"workspace", &room, true},
+                         {"weights", &weights, false}, {"condition", &call.condition, false}};
     check_apart(lent);
-    const CudaRequest request{n,           h,
-                              w,           seed,
-                              first_index, temperature,
-                              sharing,     static_cast<const float*>(call.context.data),
-                              images.data, static_cast<const uint8_t*>(call.mask.data),
-                              memory.data, current_stream(place)};
+    const CudaRequest request{n,
+                              h,
+                              w,
+                              seed,
+                              first_index,
+                              temperature,
+                              sharing,
+                              static_cast<const float*>(call.context.data),
+                              images.data,
+                              static_cast<const uint8_t*>(call.mask.data),
+                              memory.data,
+                              current_stream(place),
+                              static_cast<const float*>(call.condition.data)};
     const py::gil_scoped_release release;
     sampler_.sample(request, launch);
   }
@@ -315,7 +320,7 @@ void register_cuda_sampler(py::module_& module) {
       .def("launches", &CudaDrawer::launches, py::arg("sharing"), py::arg("height"))
       .def("sample", &CudaDrawer::sample, py::kw_only(), py::arg("out"), py::arg("context"),
            py::arg("mask"), py::arg("workspace"), py::arg("sharing"), py::arg("launch"),
-           py::arg("seed"), py::arg("first_index"), py::arg("temperature"),
+           py::arg("seed"), py::arg("first_index"), py::arg("temperature"), py::arg("condition"),
            "On torch's current stream of the device.");
 }
 #endif

@@ -61,10 +61,11 @@ class BlockMemory {
     return base_ + static_cast<size_t>(i) * kGranule;
   }
 
-  // What the sums of a part begin with, and from one image to the next.
+  // What the sums of a part begin with, and from one image to the next. Biases of images begin the
+  // sums of each column.
   DSMOOTH_HOST_DEVICE const float* init(int index, Part part, int column, int& stride) const {
     const CudaOp& op = ops()[index];
-    stride = part == Part::kPixel ? op.begin_stride : 0;
+    stride = part == Part::kPixel ? op.begin_stride : op.projected ? op.columns() : 0;
     return part == Part::kPixel ? op.begin + ptrdiff_t{column * batch()} * stride : op.bias;
   }
   // The sums that wait between the parts of an operation.

@@ -55,10 +55,12 @@ DSMOOTH_HOST_DEVICE void begin_block(const BlockRun& run, float* base, int batch
     memory.head().state.partials = places + network.n_caches;
     float* place = base + kZeroWords;
     for (int i = 0; i < n_places; place += words[i++]) places[i] = place;
+    memory.head().state.image_biases = place;
   }
   block.sync();
   for (int i = lane; i < network.n_ops; i += kLanes) {
     CudaOp& op = memory.ops()[i];
+    if (op.projected) op.bias = memory.head().state.image_bias(network.ops[i]);
     op.begin = op.two_parts ? memory.places()[network.n_caches + i] : op.bias;
     op.begin_stride = op.two_parts ? op.columns() : 0;
   }
@@ -82,6 +84,7 @@ DSMOOTH_HOST_DEVICE void run_block(const BlockRun& run, int block_index, Block& 
   slice.context = slice.context ? slice.context + first * pixels : nullptr;
   slice.out += first * pixels;
   if (kCompletes && slice.mask != nullptr) slice.mask += first * plane;
+  slice.condition += kCompletes && slice.condition ? first * network.condition_size : 0;
   float* const base = run.memory + static_cast<size_t>(block_index) * run.workspace.words;
   if (run.first_row == 0)
     for (size_t word = static_cast<size_t>(block.lane()); word < run.workspace.cache_words;

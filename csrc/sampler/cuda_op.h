@@ -100,7 +100,7 @@ DSMOOTH_INLINE PixelStage load_stage(const PixelStage* from) {
 struct alignas(16) CudaOp {
   const Granule* weights[2];
   const Source* sources[2];
-  const float* bias;
+  const float* bias;  // in shared memory, if `projected`, the biases of the slice's images
   // Of the pixel part: what the sums of column 0 and image 0 begin with, bias or the sums that
   // wait, and floats from one image to the next. A block knows where its own wait (block_run.cuh).
   const float* begin;
@@ -110,6 +110,7 @@ struct alignas(16) CudaOp {
   int16_t residual_in, add, residual_out, act_out, raw_out;  // caches
   uint8_t gate, split, two_parts;
   uint8_t units_per_tile, tiles_across;  // of a row part
+  uint8_t projected;                     // whether the sums of a row begin with biases of images
 
   DSMOOTH_HOST_DEVICE int columns() const { return units * kColumns; }
   // What is added to the sums: a gate's residual, or else another summand.

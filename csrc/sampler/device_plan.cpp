@@ -19,11 +19,15 @@ int column_of(const Op& op, int output) {
   return op.gate ? output % op.channels() * 2 + output / op.channels() : output;
 }
 
-std::vector<float> pack_bias(const Op& op, const CudaOp& to) {
-  std::vector<float> bias(static_cast<size_t>(to.columns()));
+// Output o of row r is values[o * rows + r]; packed rows of columns.
+std::vector<float> pack_columns(const Op& op, const std::vector<float>& values, int rows,
+                                const CudaOp& to) {
+  std::vector<float> packed(static_cast<size_t>(rows * to.columns()));
   for (int i = 0; i < op.n; ++i)
-    bias[static_cast<size_t>(column_of(op, i))] = op.bias[static_cast<size_t>(i)];
-  return bias;
+    for (int row = 0; row < rows; ++row)
+      packed[static_cast<size_t>(row * to.columns() + column_of(op, i))] =
+          values[static_cast<size_t>(i * rows + row)];
+  return packed;
 }
 
 template <class T>
@@ -166,8 +170,6 @@ MatrixView DevicePlan::pack(const Op& op, Part part, CudaOp& to) {
 }
 
 DevicePlan::DevicePlan(Program given, bool bf16) {
-  if (given.condition_size > 0)
-    throw std::invalid_argument("a model with classes is not drawn on a CUDA device");
   const Program program = checked_by_pass(std::move(given));
   skeleton_ = Skeleton(program, bf16, kGranule / static_cast<int>(sizeof(float)));
   network_ = skeleton_.network;
@@ -178,13 +180,28 @@ DevicePlan::DevicePlan(Program given, bool bf16) {
     skeleton_.ops[i].row = pack(op, Part::kRow, to);
     skeleton_.ops[i].pixel = pack(op, Part::kPixel, to);
     to.two_parts = skeleton_.ops[i].two_parts();
-    to.bias = append(pack_bias(op, to));
+    to.bias = append(pack_columns(op, op.bias, 1, to));
+    if (!op.projection.empty()) {
+      // The biases of images begin the sums of a row, of which a part waits for the pixel.
+      if (to.steps[static_cast<int>(Part::kRow)] == 0)
+        throw std::invalid_argument("a projection of an operation without a row part");
+      to.projected = true;
+      skeleton_.ops[i].by_column = true;
+      skeleton_.ops[i].bias = to.bias;
+      skeleton_.add_projection(i,
+                               append(pack_columns(op, op.projection, program.condition_size, to)));
+    }
     cuda_ops.push_back(to);
   }
   std::vector<OpView> ops = skeleton_.ops;
   for (OpView& op : ops) op.terms = nullptr;  // the device reads sources instead
   network_.caches = append(skeleton_.caches);
   network_.ops = append(ops);
+  network_.image_bias_columns = skeleton_.network.image_bias_columns;
+  for (size_t i = 0; i < ops.size(); ++i)
+    if (ops[i].projection != nullptr)
+      for (const size_t field : {offsetof(OpView, bias), offsetof(OpView, projection)})
+        relocate(network_.ops + i, 1, field);
   network_.at_pixel = nullptr;  // and stages
   const std::vector<PixelStage> stages = list_stages(program);
   stages_ = append(stages);
@@ -233,7 +250,7 @@ SharedLayout DevicePlan::shared(int header, int warps, int limit) const {
 Workspace DevicePlan::workspace(int images, int height, int width) const {
   const NetworkView& network = skeleton_.network;
   Workspace workspace{kZeroWords, 0};
-  for (int i = 0; i < network.n_caches + network.n_ops; ++i) {
+  for (int i = 0; i <= network.n_caches + network.n_ops; ++i) {
     if (i == network.n_caches) workspace.cache_words = workspace.words;
     workspace.words += workspace_words(network, i, images, height, width);
   }

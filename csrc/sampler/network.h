@@ -46,7 +46,8 @@ struct OpView {
   int row_parity, column_parity;
   bool gate;
   bool split;      // act_out gets elu alone, in kSplitParts operands
-  bool resamples;  // reads another level, or writes every second column
+  bool by_column;  // one column at a time: it reads another level, writes every second column, or
+                   // on a device begins with biases of images
   int channels;    // of the result
   int residual_in, add, residual_out, act_out, raw_out;
   int n_terms;
@@ -54,6 +55,7 @@ struct OpView {
   MatrixView row, pixel;
   const float* bias;                  // packed columns
   const float* projection = nullptr;  // (condition_size, packed columns) or null
+  int image_bias = 0;  // with a projection: columns of the biases of an image before its own
 
   DSMOOTH_HOST_DEVICE const MatrixView& matrix(Part part) const {
     return part == Part::kRow ? row : pixel;
@@ -113,6 +115,7 @@ struct NetworkView {
   int first_at_pixel[kPixelPeriod * kPixelPeriod + 1];
   uint8_t atoms[256];  // byte levels, the first n_atoms
   int condition_size = 0;
+  int image_bias_columns = 0;  // of all operations with a projection
 
   // Where in at_pixel the n operations begin that run at a pixel.
   DSMOOTH_HOST_DEVICE int ops_at(int row, int column, int& n) const {
@@ -128,10 +131,6 @@ struct NetworkView {
     if (!op.two_parts()) return 0;
     return static_cast<size_t>(width >> op.level) * static_cast<size_t>(op.row.columns);
   }
-  // Words of the bias of one image that an operation has by its projection.
-  DSMOOTH_HOST_DEVICE static size_t image_bias_words(const OpView& op) {
-    return op.projection == nullptr ? 0 : static_cast<size_t>(op.row.columns);
-  }
 };
 
 // Where the caches of a slice lie.
@@ -144,7 +143,7 @@ struct StateView {
   float* const* caches;
   float* const* partials;  // by operation
   int batch, height, width;
-  float* const* image_biases = nullptr;  // by operation, of each image, in packed columns
+  float* image_biases = nullptr;  // of one operation after the other
 
   DSMOOTH_HOST_DEVICE int width_at(int level) const { return width >> level; }
 
@@ -157,18 +156,23 @@ struct StateView {
     const ptrdiff_t position = static_cast<ptrdiff_t>(slot) * (width_at(c.level) + 2) + column + 1;
     return caches[cache] + position * batch * c.stride;
   }
+  // The biases of the images that an operation with a projection has, row by row of packed columns.
+  DSMOOTH_HOST_DEVICE float* image_bias(const OpView& op) const {
+    return image_biases + ptrdiff_t{op.image_bias} * batch;
+  }
   DSMOOTH_HOST_DEVICE float* partial(int op, int column) const {
     return partials[op] + static_cast<ptrdiff_t>(column) * batch * network->ops[op].row.columns;
   }
 };
 
-// Words of a workspace for `images` images that its place i takes: cache i, or from n_caches on the
-// waiting sums of operation i - n_caches.
+// Words of a workspace for `images` images that its place i takes: cache i, from n_caches on the
+// waiting sums of operation i - n_caches, and last the biases of images.
 DSMOOTH_HOST_DEVICE inline size_t workspace_words(const NetworkView& network, int i, int images,
                                                   int height, int width) {
-  const size_t words = i < network.n_caches
-                           ? network.caches[i].words_per_image(height, width)
-                           : network.partial_words(network.ops[i - network.n_caches], width);
+  const size_t words = i < network.n_caches ? network.caches[i].words_per_image(height, width)
+                       : i < network.n_caches + network.n_ops
+                           ? network.partial_words(network.ops[i - network.n_caches], width)
+                           : static_cast<size_t>(network.image_bias_columns);
   return (words * static_cast<size_t>(images) + 31) / 32 * 32;
 }
 
@@ -224,7 +228,7 @@ struct Product {
   // the sums of the row part, the biases of the images, or one bias for all.
   DSMOOTH_HOST_DEVICE const float* init() const {
     if (continues()) return state->partial(index, column);
-    return op().projection == nullptr ? op().bias : state->image_biases[index];
+    return op().projection == nullptr ? op().bias : state->image_bias(op());
   }
   DSMOOTH_HOST_DEVICE ptrdiff_t init_stride() const {
     return continues() || op().projection != nullptr ? op().row.columns : 0;

@@ -26,10 +26,10 @@ Skeleton::Skeleton(const Program& p, bool bf16, int stride_words) {
   terms.reserve(n_terms);  // from here on pointers into it hold
   for (const Op& op : p.ops) {
     const TermView* first = terms.data() + terms.size();
-    bool resamples = op.column_parity != kNone;
+    bool by_column = op.column_parity != kNone;
     for (const Term& t : op.terms) {
       terms.push_back({t.cache, t.drow, t.dcol, t.taps, t.row_part});
-      resamples |= level_of(t) != op.level;
+      by_column |= level_of(t) != op.level;
     }
     ops.push_back({op.pass,
                    op.level,
@@ -37,7 +37,7 @@ Skeleton::Skeleton(const Program& p, bool bf16, int stride_words) {
                    op.column_parity,
                    op.gate,
                    op.split,
-                   resamples,
+                   by_column,
                    op.channels(),
                    op.residual_in,
                    op.add,
@@ -76,6 +76,12 @@ Skeleton::Skeleton(const Program& p, bool bf16, int stride_words) {
   list_pixel_ops();
 }
 
+void Skeleton::add_projection(size_t op, const float* projection) {
+  ops[op].projection = projection;
+  ops[op].image_bias = network.image_bias_columns;
+  network.image_bias_columns += ops[op].row.columns;
+}
+
 void Skeleton::list_pixel_ops() {
   int* first = network.first_at_pixel;
   for (int row = 0; row < kPixelPeriod; ++row)
@@ -110,9 +116,8 @@ size_t bytes_per_image(const NetworkView& network, int height, int width) {
   size_t words = 0;
   for (int i = 0; i < network.n_caches; ++i)
     words += network.caches[i].words_per_image(height, width);
-  for (int i = 0; i < network.n_ops; ++i)
-    words += network.partial_words(network.ops[i], width) +
-             NetworkView::image_bias_words(network.ops[i]);
+  for (int i = 0; i < network.n_ops; ++i) words += network.partial_words(network.ops[i], width);
+  words += static_cast<size_t>(network.image_bias_columns);
   return words * sizeof(float);
 }
 

@@ -23,6 +23,9 @@ struct Skeleton {
   Skeleton(Skeleton&&) = default;
   Skeleton& operator=(Skeleton&&) = default;
 
+  // Gives an operation, whose matrices are there, its packed projection.
+  void add_projection(size_t op, const float* projection);
+
  private:
   void list_pixel_ops();
 };

@@ -124,7 +124,7 @@ Plan::Plan(Program given, const TileKernels& kernels) : kernels_(kernels) {
     skeleton_.ops[i].row = view(planned.row);
     skeleton_.ops[i].pixel = view(planned.pixel);
     skeleton_.ops[i].bias = planned.bias.data();
-    skeleton_.ops[i].projection = planned.projection.data();
+    if (!op.projection.empty()) skeleton_.add_projection(i, planned.projection.data());
   }
 }
 
@@ -138,9 +138,8 @@ State::State(const NetworkView& network, int batch, int height, int width)
   for (int i = 0; i < network.n_ops; ++i) {
     partials_.emplace_back(images * network.partial_words(network.ops[i], width));
     partial_pointers_.push_back(partials_.back().data());
-    image_biases_.emplace_back(images * NetworkView::image_bias_words(network.ops[i]));
-    image_bias_pointers_.push_back(image_biases_.back().data());
   }
+  image_biases_ = Words(images * static_cast<size_t>(network.image_bias_columns));
 }
 
 void State::clear(int batch) {
@@ -149,8 +148,8 @@ void State::clear(int batch) {
 }
 
 StateView State::view() const {
-  return {&network_, cache_pointers_.data(),     partial_pointers_.data(), batch_, height_,
-          width_,    image_bias_pointers_.data()};
+  return {&network_, cache_pointers_.data(), partial_pointers_.data(), batch_, height_,
+          width_,    image_biases_.data()};
 }
 
 }  // namespace dsmooth::sampler

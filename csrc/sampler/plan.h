@@ -70,8 +70,9 @@ class State {
  private:
   NetworkView network_;  // whose own pointers outlive this
   int batch_, height_, width_;
-  std::vector<Words> caches_, partials_, image_biases_;
-  std::vector<float*> cache_pointers_, partial_pointers_, image_bias_pointers_;
+  std::vector<Words> caches_, partials_;
+  std::vector<float*> cache_pointers_, partial_pointers_;
+  Words image_biases_;
 };
 
 }  // namespace dsmooth::sampler

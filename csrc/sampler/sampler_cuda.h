@@ -21,6 +21,7 @@ struct CudaRequest {
   const uint8_t* mask;   // (n, H, W) on the device, not 0 where a pixel is known; or null
   float* workspace;      // workspace_bytes(sharing), aligned to 128
   void* stream;          // a cudaStream_t of the device
+  const float* condition = nullptr;  // (n, condition_size) on the device; null if that is 0
 };
 
 // The kernels for a type of operands, with kKernelWarps warps a block: the first draws every pixel

@@ -103,7 +103,7 @@ class Step {
         float sum = op.bias[column];
         for (int d = 0; d < n_.condition_size; ++d)
           sum += op.projection[int64_t{d} * columns + column] * vector[d];
-        state_.image_biases[i][j] = sum;
+        state_.image_bias(op)[j] = sum;
       });
     }
     w_.sync();
@@ -158,7 +158,7 @@ class Step {
   // Columns first .. first + count - 1 of a row, in the coordinates of the operation's level.
   DSMOOTH_HOST_DEVICE void run(int i, Part part, int row, int first, int count) {
     const OpView& op = n_.ops[i];
-    const int at_once = op.resamples ? 1 : count;
+    const int at_once = op.by_column ? 1 : count;
     for (int column = first; column < first + count; column += at_once)
       if (at_once == count || op.column_parity == kNone || (column & 1) == op.column_parity)
         w_.matmul(Product{&state_, i, part, row, column, at_once});

@@ -12,7 +12,7 @@ namespace dsmooth::sampler {
 template <class T, class Block, bool kKeeps>
 class CudaWorker {
  public:
-  static constexpr bool kCompletes = kKeeps, kConditions = false;
+  static constexpr bool kCompletes = kKeeps, kConditions = kKeeps;
 
   DSMOOTH_HOST_DEVICE explicit CudaWorker(Block& block) : block_(block) {}
 

@@ -175,7 +175,16 @@ std::vector<float> draw(const CpuSampler& sampler, const Program& program, int t
 template <class T>
 void draw_on_the_host(const Program& program) {
   Drawing drawing(program);
-  const Slice all{0, kHeight, kWidth, 1, 0, 1.0f, drawing.context_of(program), drawing.out.data()};
+  const Slice all{0,
+                  kHeight,
+                  kWidth,
+                  1,
+                  0,
+                  1.0f,
+                  drawing.context_of(program),
+                  drawing.out.data(),
+                  nullptr,
+                  drawing.condition.data()};
   draw_as_cuda<T, 4, 1>(program, all, kImages, {1, 1 << 20}, 0, Mode::kTurns);
 }
 

@@ -71,7 +71,8 @@ const Case kCases[] = {{12, 1, Conditioning::kNone},
                        {10, 3, Conditioning::kStack, Likelihood::kContinuous, {}, true},
                        {11, 1, Conditioning::kNone, Likelihood::kContinuous, {}, true},
                        {13, 1, Conditioning::kNone, Likelihood::kContinuous, {}, false, 3},
-                       {9, 3, Conditioning::kStack, Likelihood::kContinuous, {}, true, 1},
+                       {9, 3, Conditioning::kStack, Likelihood::kContinuous, {}, false, 1},
+                       {9, 1, Conditioning::kNone, Likelihood::kContinuous, {}, true, 2},
                        {12, 1, Conditioning::kConcat, Likelihood::kContinuous, {}, false, 2}};
 
 std::vector<float> draw(const CpuSampler& sampler, const Case& c, int64_t first, int64_t n,
@@ -156,7 +157,12 @@ void block_equals_threads(const Case& c) {
 // A call of the CUDA sampler, played.
 struct CudaCall {
   CudaCall(const Case& given, int images, bool whole = false)
-      : c(given), n(images), context(c.context(n)), mask(c.mask(n)), out(c.canvas(n)) {
+      : c(given),
+        n(images),
+        context(c.context(n)),
+        condition(c.condition(n)),
+        mask(c.mask(n)),
+        out(c.canvas(n)) {
     if (whole) syncs = draw<float, 4, 1>({1, 64 << 10}, 0, Mode::kTurns);
   }
 
@@ -172,14 +178,15 @@ struct CudaCall {
                     1.0f,
                     conditioned ? context.data() : nullptr,
                     out.data(),
-                    c.completes ? mask.data() : nullptr};
+                    c.completes ? mask.data() : nullptr,
+                    c.condition_size ? condition.data() : nullptr};
     return draw_as_cuda<T, kWarps, kWarpLanes>(c.program(), all, n, device, max_slice, mode, omit,
                                                seed);
   }
 
   const Case c;
   const int n;
-  const std::vector<float> context;
+  const std::vector<float> context, condition;
   const std::vector<uint8_t> mask;
   std::vector<float> out;
   int64_t syncs = 0;
@@ -217,7 +224,6 @@ void cuda_equals_cpu_on_all_shapes() {
   if (!has_instruction_set("avx2")) return;
   constexpr Device kRoomy{2, 227 << 10, 3}, kTight{1, 40 << 10};
   for (const Case& c : kCases) {
-    if (c.condition_size) continue;
     cuda_equals_cpu<float, 4, 2>(c, kTight, 0, Mode::kThreads);
     cuda_equals_cpu<Bf16, 8, 1>(c, kRoomy, 2, Mode::kThreads);
     cuda_equals_cpu<Bf16, 4, 1>(c, kTight, 1, Mode::kTurns);

@@ -11,7 +11,7 @@ from torch import Tensor
 from .dispatch import Impl, autocast_dtype, resolve_impl, triton_obstacle
 from .dropout import draw_seed, dropout_factors
 from .gated_resnet_native import MAX_TAPS, gated_resnet_native, native_obstacle
-from .gated_resnet_operands import MAX_SKIPS, NO_IMAGE_BIAS, Operands, check_operands
+from .gated_resnet_operands import MAX_SKIPS, Operands, check_operands
 from .shifted_conv import concat_elu, shifted_conv2d_ref
 from .taps import Shift, check_kernel
 
@@ -72,7 +72,7 @@ def gated_resnet(
     _check(x, skips, weights, seed, shift, dropout, first_image)
     if dropout > 0 and seed is None:
         seed = draw_seed(x.device)
-    chosen = _choose(impl, x, dtype, skips, conv_in[0], image_bias)
+    chosen = _choose(impl, x, dtype, skips, conv_in[0])
     if chosen == "reference":
         return gated_resnet_ref(
             x, conv_in, conv_out, skip, nin_skip, gains=gains, image_bias=image_bias,
@@ -187,19 +187,14 @@ def _by_name(
 
 
 def _choose(
-    impl: Impl,
-    x: Tensor,
-    dtype: torch.dtype,
-    skips: tuple[Tensor, ...],
-    kernel: Tensor,
-    image_bias: Tensor | None,
+    impl: Impl, x: Tensor, dtype: torch.dtype, skips: tuple[Tensor, ...], kernel: Tensor
 ) -> Impl:
     """Who computes. Raises RuntimeError where an explicit choice cannot."""
     asked = resolve_impl(impl)
     chosen: Impl = asked if asked != "auto" else "triton" if x.device.type == "cuda" else "native"
     if chosen == "reference":
         return chosen
-    obstacle = _obstacle(chosen, x, dtype, skips, kernel, image_bias)
+    obstacle = _obstacle(chosen, x, dtype, skips, kernel)
     if obstacle is None:
         return chosen
     if asked == "auto":
@@ -208,19 +203,12 @@ def _choose(
 
 
 def _obstacle(
-    impl: str,
-    x: Tensor,
-    dtype: torch.dtype,
-    skips: tuple[Tensor, ...],
-    kernel: Tensor,
-    image_bias: Tensor | None,
+    impl: str, x: Tensor, dtype: torch.dtype, skips: tuple[Tensor, ...], kernel: Tensor
 ) -> str | None:
     """Why an implementation other than the reference cannot compute this; None if it can."""
     if len(skips) > MAX_SKIPS:
         return f"it takes at most {MAX_SKIPS} skips, got {len(skips)}"
     if impl == "triton":
-        if image_bias is not None:
-            return NO_IMAGE_BIAS
         return triton_obstacle(x.device, dtype)
     taps = kernel.shape[2] * kernel.shape[3]
     if taps > MAX_TAPS:

@@ -14,7 +14,6 @@ from .dropout import keep_from
 from .taps import check_kernel
 
 MAX_SKIPS = 2  # of the native op and the Triton op
-NO_IMAGE_BIAS = "its kernels take no image_bias"
 
 
 class Field(NamedTuple):

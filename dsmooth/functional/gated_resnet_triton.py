@@ -12,7 +12,6 @@ from .dispatch import refuse_second_derivative
 from .gated_resnet_operands import (
     FIELDS,
     GRADIENTS,
-    NO_IMAGE_BIAS,
     SCHEMA,
     Operands,
     check_images,
@@ -47,10 +46,12 @@ def _forward(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
     *tensors, save, keep = rest
     given = Operands(*tensors)
-    _check_operands(x, given)
+    check_of_op(x, given)
     if x.numel() == 0:
         return _outputs(x, *rest)
-    y, saved = kernels.forward(x, given.skips(), *_lists(given), *_settings(given), save, keep)
+    y, saved = kernels.forward(
+        x, given.skips(), *_lists(given), _image_bias(given), *_settings(given), save, keep
+    )
     gates = x.new_empty(0) if saved.gates is None else saved.gates
     return y, saved.h, saved.packed if save else x.new_empty(0), gates
 
@@ -58,7 +59,7 @@ def _forward(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def _outputs(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *tensors, save, keep = rest
     given = Operands(*tensors)
-    _check_operands(x, given)
+    check_of_op(x, given)
     packed = x.new_empty(_packed_size(x, given) if save else 0)
     gates = empty_channels_last(x, 2 * x.shape[1]) if keep else x.new_empty(0)
     return empty_channels_last(x, x.shape[1]), empty_channels_last(x, x.shape[1]), packed, gates
@@ -78,13 +79,13 @@ def _compute_gradients(
     _check(x, grad_y, h, packed, gates, given)
     saved = kernels.Saved(h, packed.contiguous(), gates if gates.numel() else None)
     found = kernels.backward(
-        grad_y, x, saved, given.skips(), *_lists(given), *_settings(given),
+        grad_y, x, saved, given.skips(), *_lists(given), _image_bias(given), *_settings(given),
         kernels.Needs(need_x, need_skips, need_parameters),
     )  # fmt: skip
     named: dict[str, Tensor] = {}
     for names, kind in (
         (("x",), "x"), (_SKIPS, "skips"), (_WEIGHTS, "weights"), (_BIASES, "biases"),
-        (_GAINS, "gains"),
+        (_GAINS, "gains"), (("image_bias",), "image_bias"),
     ):  # fmt: skip
         named |= dict(zip(names, found.get(kind, ()), strict=False))
     named = {f"grad_{name}": tensor for name, tensor in named.items()}
@@ -107,13 +108,6 @@ def _gradients(
     return tuple(grads)
 
 
-def _check_operands(x: Tensor, given: Operands) -> None:
-    """Raises ValueError unless the kernels can take these."""
-    check_of_op(x, given)
-    if given.image_bias is not None:
-        raise ValueError(f"the Triton gated resnet cannot run: {NO_IMAGE_BIAS}")
-
-
 def _lists(given: Operands) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Weights, biases and gains as the kernels take them."""
     tensors = given.tensors()
@@ -122,6 +116,10 @@ def _lists(given: Operands) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         for names in (_WEIGHTS, _BIASES, _GAINS)
     )
     return weights, [b.contiguous() for b in biases], [g.contiguous() for g in gains]
+
+
+def _image_bias(given: Operands) -> Tensor | None:
+    return None if given.image_bias is None else given.image_bias.contiguous()
 
 
 def _settings(given: Operands) -> tuple[Taps, Any]:
@@ -137,7 +135,7 @@ def _check(
     x: Tensor, grad_y: Tensor, h: Tensor, packed: Tensor, gates: Tensor, given: Operands
 ) -> None:
     """Raises ValueError unless the backward can take these."""
-    _check_operands(x, given)
+    check_of_op(x, given)
     check_images(x, grad_y=grad_y, h=h, **{"gates": gates} if gates.ndim > 1 else {})
     size = _packed_size(x, given)
     if packed.shape != (size,) or packed.dtype != x.dtype or packed.device != x.device:

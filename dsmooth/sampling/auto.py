@@ -10,7 +10,7 @@ from torch import Tensor
 from .._extension import cuda_obstacle, is_available, unavailable_reason
 from ..config import Precision
 from ..nn import PixelCNNpp
-from .cached import NO_CLASSES_ON_CUDA, CachedSampler
+from .cached import CachedSampler
 from .draw import Draw, Label, Progress, chosen_seed
 from .known import known_pixels
 from .sequential import draw_sequentially
@@ -22,8 +22,7 @@ def has_cached_sampler(model: PixelCNNpp) -> bool:
     if parameter.dtype != torch.float32 or not is_available():
         return False
     device = parameter.device.type
-    on_cuda = device == "cuda" and cuda_obstacle() is None and not model.config.condition_size
-    return device == "cpu" or on_cuda
+    return device == "cpu" or (device == "cuda" and cuda_obstacle() is None)
 
 
 def sample_images(
@@ -87,8 +86,6 @@ class NetworkSampler:
             return CachedSampler(self.model, getattr(torch, resolved))
         if precision == "bfloat16":
             reason = unavailable_reason() or cuda_obstacle() or "the weights are not float32"
-            if self.model.config.condition_size and self.model.head.bias.is_cuda:
-                reason = NO_CLASSES_ON_CUDA
             raise ValueError(f"precision bfloat16 needs the cached sampler: {reason}")
         return None
 

@@ -19,9 +19,6 @@ from .draw import Draw, Label, Progress, check_size, chosen_seed
 from .folding import as_float64
 from .known import known_pixels
 
-NO_CLASSES_ON_CUDA = (
-    "on a CUDA device it takes no classes; use sequential_sample or jacobi_sample, or the CPU"
-)
 InstructionSet = Literal["auto", "generic", "avx2", "avx512", "avx512bf16"]
 
 
@@ -139,7 +136,7 @@ class CachedSampler:
         self._check_context(context, shape)
         condition = self._condition(draw)
         if self._cuda is not None:
-            return self._cuda.draw(draw, shape, context)
+            return self._cuda.draw(draw, shape, context, condition)
         out, known = torch.empty(shape, dtype=torch.float32), draw.known
         if known is not None:
             out = known.keep(out)
@@ -205,8 +202,6 @@ def _check_model(model: PixelCNNpp) -> torch.device:
         raise ValueError(f"the model must be on the CPU or a CUDA device, got {device}")
     if model.config.noise_levels:
         raise ValueError("the model has several noise_levels: give it at one of them, by at_level")
-    if device.type == "cuda" and model.config.condition_size:
-        raise ValueError(f"the cached sampler cannot draw: {NO_CLASSES_ON_CUDA}")
     for name, parameter in model.named_parameters():
         if parameter.device != device:
             raise ValueError(

@@ -51,9 +51,11 @@ class CudaDrawer:
         draw: Draw,
         shape: tuple[int, int, int, int],
         context: Tensor | None,
+        condition: Tensor | None = None,
     ) -> Tensor:
         """Images of `shape` (count, C, H, W) on the device, as soon as the stream comes to them.
 
+        condition: (count, D) float32 on the device, for a model with vectors of images.
         Waits only while more than LAUNCHES_AHEAD launches are on their way, and never in the
         capture of a CUDA graph; a graph draws the same images again, as long as the sampler lives.
         The workspace is freed when this returns and given out again in the order of the stream.
@@ -74,7 +76,9 @@ class CudaDrawer:
             self._weights.record_stream(stream)
             if context is not None:
                 context = context.detach().contiguous()
-                context.record_stream(stream)
+            for given in (context, condition):
+                if given is not None:
+                    given.record_stream(stream)
             pace = None if torch.cuda.is_current_stream_capturing() else _Pace(stream)
             for launch in range(self._native.launches(sharing, height)):
                 self._native.sample(
@@ -87,6 +91,7 @@ class CudaDrawer:
                     seed=draw.seed,
                     first_index=draw.first_index,
                     temperature=draw.temperature,
+                    condition=condition,
                 )
                 if pace is not None:
                     pace.launched()

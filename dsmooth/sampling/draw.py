@@ -90,8 +90,7 @@ class Draw:
         (count,) int64 or (count, n_classes) floating point; None for a model without classes.
         Raises ValueError or TypeError for labels that are missing, superfluous or not its classes.
         """
-        label = labels_of(self.label, n_classes, self.first_index, self.count)
-        return None if label is None else label.to(device)
+        return labels_of(self.label, n_classes, self.first_index, self.count, device)
 
     def part(self, offset: int, count: int) -> Draw:
         """The `count` images behind the first `offset` ones, drawn the same way."""

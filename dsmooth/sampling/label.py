@@ -28,19 +28,23 @@ def check_count(label: Label, count: int) -> None:
             raise ValueError(f'label must be a class, "each" or a tensor, got {label!r}')
 
 
-def labels_of(label: Label, n_classes: int, first_index: int, count: int) -> Tensor | None:
+def labels_of(
+    label: Label, n_classes: int, first_index: int, count: int, device: torch.device | str = "cpu"
+) -> Tensor | None:
     """The labels of images first_index .. first_index + count - 1, as a model takes them.
 
-    Raises ValueError or TypeError, as `check_label` does, for others than a model of `n_classes`
-    takes.
+    On `device`: a class and "each" are made there, so that a CUDA graph can capture it. Raises
+    ValueError or TypeError, as `check_label` does, for what a model of `n_classes` does not take.
     """
     if isinstance(label, str):
         modulus = max(n_classes, 1)
-        label = (torch.arange(count) + first_index % modulus) % modulus
+        label = (torch.arange(count, device=device) + first_index % modulus) % modulus
     elif isinstance(label, int):
-        label = torch.full((count,), label)
+        if 0 < n_classes <= label:
+            raise ValueError(f"label must lie in 0 .. {n_classes - 1}, got {label}")
+        label = torch.full((count,), label, device=device)
     check_label(label, n_classes, count)
-    return label
+    return None if label is None else label.to(device)
 
 
 def described(label: Label) -> int | str | None:

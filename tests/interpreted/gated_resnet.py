@@ -46,14 +46,16 @@ def as_good_as_eager(case: Case, dtype: torch.dtype, keep_gates: bool = False) -
 @pytest.mark.parametrize("shapes", CASES)
 def test_as_good_as_eager(shapes: Shapes, dtype: torch.dtype) -> None:
     *shape, dropout = shapes
-    as_good_as_eager(make_case(*shape, dropout, dtype, gains=dropout > 0), dtype)
+    dropped = dropout > 0
+    as_good_as_eager(make_case(*shape, dropout, dtype, gains=dropped, image_bias=dropped), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_as_good_as_eager_with_what_is_kept_of_the_gates(dtype: torch.dtype) -> None:
     for shapes in CASES[1:4:2]:
         *shape, dropout = shapes
-        as_good_as_eager(make_case(*shape, dropout, dtype, gains=True), dtype, keep_gates=True)
+        case = make_case(*shape, dropout, dtype, gains=True, image_bias=True)
+        as_good_as_eager(case, dtype, keep_gates=True)
 
 
 def test_as_good_as_eager_at_160_channels() -> None:
@@ -91,7 +93,7 @@ def test_the_weights_memory_order_does_not_matter() -> None:
 def test_nothing_is_written_or_read_beside_a_tensor(dtype: torch.dtype, keep: bool) -> None:
     """Nor before it is written: new memory is NaN, and so are canaries around inputs, outputs and
     whatever else the launchers allocate."""
-    case = make_case("down", (1, 3, 5), 5, (5, 2), 0.5, dtype, gains=True)
+    case = make_case("down", (2, 3, 5), 5, (5, 2), 0.5, dtype, gains=True, image_bias=True)
     plain = case.run("triton", dtype, keep_gates=keep)
     with guarded_memory() as allocated:
         got = case.run("triton", dtype, guarded, keep_gates=keep)
@@ -169,14 +171,15 @@ def pixels(room: Tensor, rows: Rows) -> Tensor:
 # opcheck reads .grad of the clones that it makes; the warning is about its own tensors
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 def test_opcheck() -> None:
-    case = make_case("down_right", (1, 1, 3), 2, (2,), 0.5, gains=True)
+    case = make_case("down_right", (2, 1, 3), 2, (2,), 0.5, gains=True, image_bias=True)
     x, skips, weights, gains, *rest = case.native_args(torch.float32)[:8]
-    given = operands(skips, weights, gains, *rest)
+    given = operands(skips, weights, gains, *rest, case.image_bias_in(torch.float32))
     _, *saved = gated_resnet_triton(x, given, keep=True)
     grad_y = case.grad_y.float()
     for needs in ((True, True, True), (True, False, False), (False, True, False)):
         torch.library.opcheck(backward_op, (grad_y, x, *saved, *given, *needs))
-    for tensor in (x, *skips, *weights, *gains):
+    assert given.image_bias is not None
+    for tensor in (x, *skips, *weights, *gains, given.image_bias):
         tensor.requires_grad_()
     torch.library.opcheck(forward_op, (x, *given, True, False))
     with torch.no_grad():
