@@ -106,11 +106,11 @@ def forward(
     weights: list[Tensor],
     biases: list[Tensor],
     gains: list[Tensor],
-    image_bias: Tensor | None,
     taps: Taps,
     dropout: Dropout,
     save: bool = True,
     keep: bool = False,
+    image_bias: Tensor | None = None,
 ) -> tuple[Tensor, Saved]:
     """y (B, F, H, W) channels_last, and what the backward needs.
 
@@ -169,10 +169,10 @@ def backward(
     weights: list[Tensor],
     biases: list[Tensor],
     gains: list[Tensor],
-    image_bias: Tensor | None,
     taps: Taps,
     dropout: Dropout,
     needs: Needs = EVERYTHING,
+    image_bias: Tensor | None = None,
 ) -> dict[str, list[Tensor]]:
     """Gradients: "x" (one), "skips", "weights", "biases", "gains" and "image_bias" (one), those
     that are needed."""

@@ -50,7 +50,7 @@ def _forward(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if x.numel() == 0:
         return _outputs(x, *rest)
     y, saved = kernels.forward(
-        x, given.skips(), *_lists(given), _image_bias(given), *_settings(given), save, keep
+        x, given.skips(), *_lists(given), *_settings(given), save, keep, _image_bias(given)
     )
     gates = x.new_empty(0) if saved.gates is None else saved.gates
     return y, saved.h, saved.packed if save else x.new_empty(0), gates
@@ -79,8 +79,8 @@ def _compute_gradients(
     _check(x, grad_y, h, packed, gates, given)
     saved = kernels.Saved(h, packed.contiguous(), gates if gates.numel() else None)
     found = kernels.backward(
-        grad_y, x, saved, given.skips(), *_lists(given), _image_bias(given), *_settings(given),
-        kernels.Needs(need_x, need_skips, need_parameters),
+        grad_y, x, saved, given.skips(), *_lists(given), *_settings(given),
+        kernels.Needs(need_x, need_skips, need_parameters), _image_bias(given),
     )  # fmt: skip
     named: dict[str, Tensor] = {}
     for names, kind in (
