@@ -71,7 +71,7 @@ class SmoothedPair(PairNetworks):
 
         known: (n or 1, C, H, W), images whose pixels where mask, (n or 1, H, W) bool, is True are
         kept; the rest is drawn. The known pixels of x~ are known plus the smoothing's noise, a
-        function of (seed, image index); method "noisy" returns these. docs/math.md, section 3, says
+        function of (seed, image index); method "noisy" returns these. docs/math.md, section 4, says
         which distribution this draws from.
 
         Returns (n, C, H, W); x~ is not clamped, nor is x from a continuous denoiser.

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ._version import __version__
 from .config import ModelConfig, Role, SmoothingKind, structure
@@ -78,7 +78,7 @@ def _config_of(parts: PairParts) -> _Config:
     return _Config(
         parts.noisy.config,
         parts.denoiser.config,
-        _Smoothing(parts.smoothing.kind, parts.smoothing.scale),  # type: ignore[arg-type]
+        _Smoothing(cast(SmoothingKind, parts.smoothing.kind), parts.smoothing.scale),
         parts.image_size,
         dict(parts.origin),
     )

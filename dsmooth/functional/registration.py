@@ -40,6 +40,7 @@ def register_op(
             setup_context(ctx, args, results)
             return results
 
+    # torch asks for a static method here; to mypy that replaces one of the base class.
     Derivative.backward = staticmethod(backward)  # type: ignore[method-assign]
 
     def differentiable(*args: Any) -> Any:
