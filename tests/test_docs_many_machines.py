@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -10,11 +11,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
-from dsmooth.cli import main
 from dsmooth.runs import RunFolder
-from tests.helpers.rank_processes import COMMAND, free_port
+from tests.helpers.rank_processes import COMMAND, START, ForkedPython, free_port, wait_for_all
 
 PAGE = Path(__file__).parent.parent / "docs" / "many_machines.md"
 TINY = (
@@ -37,55 +35,69 @@ def commands(language: str) -> Iterator[str]:
         yield from text.replace("\\\n", "").splitlines()
 
 
-def shrink(command: str) -> str:
-    """The same command with a tiny network and few images."""
-    verb = next(verb for verb in ("train", *SMALLER) if f" {verb} " in command)
-    return BIGGER.sub("", command) + " " + (TINY if verb == "train" else SMALLER[verb])
+def parts(command: str) -> tuple[str, list[str]]:
+    """What starts dsmooth, and its arguments for a tiny network and few images."""
+    start, _, arguments = command.partition("dsmooth ")
+    verb = next(verb for verb in ("train", *SMALLER) if verb in arguments.split())
+    small = BIGGER.sub("", arguments) + " " + (TINY if verb == "train" else SMALLER[verb])
+    return start, shlex.split(small)
 
 
-def as_torchrun(command: str, processes: int) -> list[str]:
-    """torchrun of this environment, with so many processes and the package under test."""
-    command = re.sub(r"--nproc-per-node \d+", f"--nproc-per-node {processes}", command)
-    _, _, rest = command.partition("torchrun ")
-    options, _, arguments = rest.partition(" -m dsmooth ")
-    run = [sys.executable, "-m", "torch.distributed.run", *shlex.split(options), "--no-python"]
-    return [*run, sys.executable, "-c", COMMAND, *shlex.split(arguments)]
+# What torchrun starts instead of dsmooth: it calls it for one list of arguments after another, each
+# in a process that is forked from it, and so need not import torch again.
+CALLS = f"""{START}
+import json, os, torch._dynamo
+import dsmooth.train
+for arguments in json.loads(sys.argv[1]):
+    sys.argv[1:] = arguments
+    child = os.fork()
+    if child == 0:
+        {COMMAND}
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status:
+        sys.exit(status)
+"""
 
 
-def run_all(commands: list[list[str]], folder: Path) -> None:
-    """Run commands at the same time; all of them end well."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def run_all(start: str, calls: list[list[str]], folder: Path) -> None:
+    """Start torchrun as the page does, of two machines twice here, with two processes in all."""
+    machines = 2 if "--nnodes 2" in start else 1
+    start = re.sub(r"--nproc-per-node \d+", f"--nproc-per-node {2 // machines}", start)
+    start = start.replace("first:29400", f"127.0.0.1:{free_port()}")
+    if machines == 1:
+        start = start.replace("torchrun", "torchrun --standalone")
+    _, *options = shlex.split(start.replace("-m ", "--no-python "))
+    run = [sys.executable, "-m", "torch.distributed.run", *options]
     children = [
         subprocess.Popen(
-            command, cwd=folder, env=environment, text=True, stderr=subprocess.PIPE,
+            [*run, sys.executable, "-c", CALLS, json.dumps(calls)],
+            cwd=folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            text=True,
+            stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
         )
-        for command in commands
-    ]  # fmt: skip
+        for _ in range(machines)
+    ]
     for child in children:
-        _, errors = child.communicate(timeout=500)
+        _, errors = child.communicate(timeout=200)
         assert child.returncode == 0, errors
 
 
-def test_the_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    ran = []
+def test_the_commands_run(tmp_path: Path) -> None:
+    """What torchrun starts with the same options, but for restarts, it starts at once."""
+    calls: dict[str, list[list[str]]] = {}
     for command in commands("bash"):
-        small = shrink(command)
-        if command.startswith("dsmooth "):
-            small = small.replace("runs/noisy", "runs/alone")
-            with pytest.raises(SystemExit, match=r"^0$"):
-                main(shlex.split(small)[1:])
-        elif "--nnodes 2" in command:  # two machines are two torchruns here, of a process each
-            small = small.replace("first:29400", f"127.0.0.1:{free_port()}")
-            run_all([as_torchrun(small, 1)] * 2, tmp_path)
-        else:
-            small = small.replace("torchrun ", "torchrun --standalone ")
-            run_all([as_torchrun(small, 2)], tmp_path)
-        ran.append(small)
-    assert len(ran) == 10
-    for role in ("noisy", "denoiser", "two", "plain"):
-        assert RunFolder(tmp_path / "runs" / role).is_finished()
+        start, arguments = parts(command.replace("--max-restarts 3 ", ""))
+        calls.setdefault(start, []).append(arguments)
+    (alone,) = calls.pop("")
+    (tmp_path / "alone").mkdir()
+    wait_for_all([ForkedPython(COMMAND, alone, tmp_path / "alone")])
+    for start, those in calls.items():
+        run_all(start, those, tmp_path)
+    assert list(map(len, calls.values())) == [8, 1]
+    for run in ("alone/runs/noisy", "runs/noisy", "runs/denoiser", "runs/two", "runs/plain"):
+        assert RunFolder(tmp_path / run).is_finished()
     for made in ("samples", "bits.json", "frechet.json", "probes/probes.json"):
         assert (tmp_path / made).exists()
     assert (tmp_path / "reproduction" / "report.html").exists()
@@ -96,7 +108,7 @@ def test_the_slurm_script_starts_torchrun_on_each_machine(tmp_path: Path) -> Non
     port, tools = free_port(), tmp_path / "bin"
     tools.mkdir()
     script = "\n".join(commands("slurm")).replace("29400", str(port))
-    start = shlex.join(as_torchrun("torchrun -m dsmooth ", 1)[:3])
+    start = shlex.join([sys.executable, "-m", "torch.distributed.run"])
     both = f'#!/bin/bash\nshift\n{start} "$@" & first=$!\n{start} "$@" && wait $first\n'
     for name, text in (
         ("srun", both),
@@ -105,10 +117,10 @@ def test_the_slurm_script_starts_torchrun_on_each_machine(tmp_path: Path) -> Non
         (tools / name).write_text(text)
         (tools / name).chmod(0o755)
     (last,) = (line for line in script.splitlines() if line.startswith("srun"))
-    small = re.sub(r"--nproc-per-node \d+", "--nproc-per-node 1", shrink(last))
-    code = tmp_path / "dsmooth_here.py"
-    code.write_text(COMMAND)
-    small = small.replace("-m dsmooth", f"--no-python {sys.executable} {code}")
+    start, arguments = parts(last)
+    start = re.sub(r"--nproc-per-node \d+", "--nproc-per-node 1", start)
+    python = shlex.join([sys.executable, "-c", START + COMMAND, *arguments])
+    small = start.replace("-m ", "--no-python ") + python
     environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     environment |= {"SLURM_NNODES": "2", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "a[1-2]"}
     done = subprocess.run(

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +16,13 @@ import dsmooth
 from dsmooth.machine import choose_device
 from dsmooth.sampling.draw import Draw, Progress
 from dsmooth.sampling.ranks import draw_in_chunks, share_of
+from tests.helpers.rank_processes import (
+    COMMAND,
+    ForkedPython,
+    free_port,
+    start_ranks,
+    wait_for_all,
+)
 from tests.helpers.sampler_checks import network
 
 
@@ -79,45 +81,10 @@ def saved_pair(folder: Path) -> Path:
     return folder
 
 
-def sample_by(processes: int, arguments: Sequence[str], folder: Path) -> list[str]:
-    """Run `dsmooth sample` in so many processes as torchrun would; what each of them printed."""
-    children = start_ranks(range(processes), processes, arguments, folder)
-    outputs = [child.communicate(timeout=300) for child in children]
-    for child, (_, errors) in zip(children, outputs, strict=True):
-        assert child.returncode == 0, errors
-    return [out for out, _ in outputs]
-
-
-def start_ranks(
-    ranks: Iterable[int], size: int, arguments: Sequence[str], folder: Path, seconds: float = 300
-) -> list[subprocess.Popen[str]]:
-    """Start `dsmooth sample` as some ranks of so many, which wait `seconds` for each other."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    start = (
-        f"import datetime, sys; sys.path[:] = {sys.path!r}; from dsmooth import distributed\n"
-        f"distributed.START = datetime.timedelta(seconds={seconds})\n"
-        "from dsmooth.cli import main; main()"
-    )
-    common = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [
-        subprocess.Popen(
-            [sys.executable, "-c", start, "sample", *arguments],
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            cwd=folder,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        for rank in ranks
-    ]
-
-
 def test_a_killed_process_ends_the_other_with_one_line(tmp_path: Path) -> None:
     models = str(saved_pair(tmp_path / "pair"))
-    arguments = [models, "-n", "1000000", "--device", "cpu", "--out", "x"]
-    first, second = start_ranks(range(2), 2, arguments, tmp_path)
+    arguments = ["sample", models, "-n", "1000000", "--device", "cpu", "--out", "x"]
+    first, second = start_ranks(2, arguments, tmp_path)
     manifest = tmp_path / "x" / "shards.json"
     while not manifest.exists() or json.loads(manifest.read_text())["done"] == 0:
         assert first.poll() is None, first.communicate()
@@ -131,7 +98,12 @@ def test_a_killed_process_ends_the_other_with_one_line(tmp_path: Path) -> None:
 
 def test_a_process_that_is_alone_does_not_wait_for_ever(tmp_path: Path) -> None:
     """As where rank 0 failed before it met the others."""
-    (second,) = start_ranks([1], 2, ["pair", "--device", "cpu"], tmp_path, seconds=0.5)
+    impatient = "import datetime; from dsmooth import distributed\n"
+    impatient += "distributed.START = datetime.timedelta(seconds=0.5)\n"
+    variables = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    variables["MASTER_PORT"] = str(free_port())
+    arguments = ["sample", "pair", "--device", "cpu"]
+    second = ForkedPython(impatient + COMMAND, arguments, tmp_path, variables)
     _, errors = second.communicate(timeout=60)
     assert second.returncode == 1
     assert re.fullmatch(r"dsmooth: error: rank 1: the 2 processes did not all start .*\n", errors)
@@ -139,9 +111,9 @@ def test_a_process_that_is_alone_does_not_wait_for_ever(tmp_path: Path) -> None:
 
 def test_two_processes_write_the_images_of_one(tmp_path: Path) -> None:
     models = str(saved_pair(tmp_path / "pair"))
-    common = [models, "-n", "7", "--seed", "3", "--first-index", "5", "--device", "cpu"]
-    sample_by(1, [*common, "--out", "one.npz"], tmp_path)
-    spoken = sample_by(2, [*common, "--out", "two.npz"], tmp_path)
+    common = ["sample", models, "-n", "7", "--seed", "3", "--first-index", "5", "--device", "cpu"]
+    wait_for_all(start_ranks(1, [*common, "--out", "one.npz"], tmp_path))
+    spoken = wait_for_all(start_ranks(2, [*common, "--out", "two.npz"], tmp_path))
     one, two = (np.load(tmp_path / name)["x"] for name in ("one.npz", "two.npz"))
     assert one.shape == (7, 1, 8, 8)
     np.testing.assert_array_equal(two, one)
@@ -150,8 +122,9 @@ def test_two_processes_write_the_images_of_one(tmp_path: Path) -> None:
 
 
 def test_two_processes_go_on_where_rank_0_was(tmp_path: Path) -> None:
-    arguments = [str(saved_pair(tmp_path / "pair")), "-n", "7", "--device", "cpu", "--out", "x"]
-    sample_by(1, arguments, tmp_path)
+    models = str(saved_pair(tmp_path / "pair"))
+    arguments = ["sample", models, "-n", "7", "--device", "cpu", "--out", "x"]
+    wait_for_all(start_ranks(1, arguments, tmp_path))
     shard, manifest = tmp_path / "x" / "shard_00000.npy", tmp_path / "x" / "shards.json"
     whole = np.load(shard)
     stopped = np.load(shard, mmap_mode="r+")
@@ -161,7 +134,7 @@ def test_two_processes_go_on_where_rank_0_was(tmp_path: Path) -> None:
     digest = hashlib.sha256(stopped[:3].tobytes()).hexdigest()
     found = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({**found, "done": 3, "sha256": [digest]}))
-    sample_by(2, arguments, tmp_path)
+    wait_for_all(start_ranks(2, arguments, tmp_path))
     resumed = np.load(shard)
     np.testing.assert_array_equal(resumed[3:], whole[3:])
     assert (resumed[:3] == 7).all()

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -36,7 +33,7 @@ from dsmooth.sampling.image_files import write_images
 from dsmooth.train import train
 from dsmooth.train.loop import load_data
 from dsmooth.train.side_by_side import train_side_by_side
-from tests.helpers.rank_processes import START, start_ranks
+from tests.helpers.rank_processes import ForkedPython, start_ranks, wait_for_all
 from tests.helpers.report_checks import check_self_contained
 
 IMAGES = 1600  # enough that a run can be stopped halfway
@@ -204,17 +201,9 @@ def test_stopped_and_resumed_is_the_uninterrupted_run(
 ) -> None:
     plan = json.dumps(tiny_plan(data).description())
     out = tmp_path / "stopped"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
 
-    def start() -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(out), plan],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment,
-            cwd=tmp_path,
-        )
+    def start() -> ForkedPython:
+        return ForkedPython(SCRIPT, [str(out), plan], tmp_path, {"OMP_NUM_THREADS": "1"})
 
     stopped = start()
     log = out / "denoiser" / "log.jsonl"
@@ -224,15 +213,14 @@ def test_stopped_and_resumed_is_the_uninterrupted_run(
         assert stopped.poll() is None
         time.sleep(0.05)
     stopped.send_signal(signal.SIGINT)
-    output = stopped.communicate(timeout=120)[0]
+    output, _ = stopped.communicate(timeout=120)
     assert stopped.returncode == 128 + signal.SIGINT, output
     assert "repeat the same command to go on" in output
     assert not RunFolder(out / "denoiser").is_finished()
     assert (out / "denoiser" / "checkpoint.safetensors").exists()
 
     resumed = start()
-    output = resumed.communicate(timeout=300)[0]
-    assert resumed.returncode == 0, output
+    wait_for_all([resumed])
     for role in ("noisy", "denoiser", "plain"):
         one, two = (folder / role / "model.safetensors" for folder in (finished, out))
         assert one.read_bytes() == two.read_bytes()
@@ -245,10 +233,7 @@ def test_two_processes_reproduce_what_one_does(data: Path, tmp_path: Path) -> No
     plan = tiny_plan(data, images=64)
     assert reproduce(tmp_path / "one", plan, sizes=SIZES) == 0
     start = [str(tmp_path / "two"), json.dumps(plan.description())]
-    children = start_ranks(2, start, tmp_path, START + SCRIPT)
-    for child in children:
-        _, errors = child.communicate(timeout=300)
-        assert child.returncode == 0, errors
+    wait_for_all(start_ranks(2, start, tmp_path, SCRIPT))
     for role in ("noisy", "denoiser", "plain"):
         run = RunFolder(tmp_path / "two" / role)
         assert [e["event"] for e in run.read_log()].count("start") == 1
