@@ -56,7 +56,8 @@ class Block {
         mode_(mode),
         meeting_(lanes),
         random_(seed),
-        order_(static_cast<size_t>(lanes)) {
+        order_(static_cast<size_t>(lanes)),
+        turn_came_(static_cast<size_t>(lanes)) {
     std::iota(order_.begin(), order_.end(), 0);
     shuffle();
   }
@@ -77,7 +78,8 @@ class Block {
  private:
   void await_turn(int lane, int64_t round) {
     std::unique_lock lock(mutex_);
-    changed_.wait(lock, [&] { return round_ == round && order_[turn_] == lane; });
+    turn_came_[static_cast<size_t>(lane)].wait(
+        lock, [&] { return round_ == round && order_[turn_] == lane; });
   }
   void end_turn() {
     std::lock_guard lock(mutex_);
@@ -86,7 +88,7 @@ class Block {
       ++round_;
       shuffle();
     }
-    changed_.notify_all();
+    turn_came_[static_cast<size_t>(order_[turn_])].notify_one();
   }
   void shuffle() { std::shuffle(order_.begin(), order_.end(), random_); }
 
@@ -94,9 +96,9 @@ class Block {
   const Mode mode_;
   Meeting meeting_;
   std::mutex mutex_;
-  std::condition_variable changed_;
   std::mt19937 random_;
   std::vector<int> order_;
+  std::vector<std::condition_variable> turn_came_;  // of each lane
   size_t turn_ = 0;
   int64_t round_ = 0;
 };
