@@ -6,27 +6,18 @@ What is left out changes no result. Not looked for: overflow of int32, out of re
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
+import triton.language as tl
 from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpretedFunction
 
-_call = InterpretedFunction.__call__
-
-
-def _call_patched(function: Any, *args: Any, **named: Any) -> Any:
-    """Call a device function of ours.
-
-    The interpreter replaces the functions of triton.language for the time of a launch, and once
-    more, to no effect but hundreds of look-ups, whenever a kernel calls a function of the same
-    modules.
-    """
-    if function.fn.__module__.startswith("triton."):
-        return _call(function, *args, **named)
-    return function.rewrite()(*args, **named)
-
-
-InterpretedFunction.__call__ = _call_patched
+# The interpreter replaces the functions of triton.language by its own at every launch, and again at
+# every call of a device function, which is hundreds of look-ups. Here they stay replaced.
+interpreter._patch_lang(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
+interpreter._patch_lang = lambda function: SimpleNamespace(restore=lambda: None)
+InterpretedFunction.__call__ = lambda function, *args, **named: function.rewrite()(*args, **named)
 _get_np_dtype = interpreter._get_np_dtype
 _by_name: dict[str, Any] = {}
 
