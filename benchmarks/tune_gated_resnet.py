@@ -114,7 +114,7 @@ def install(name: str, choose: Callable[..., Any]) -> None:
     from dsmooth.kernels import gated_resnet, tilings
 
     setattr(tilings, name, choose)
-    gated_resnet.plan_of.cache_clear()
+    gated_resnet.matmul_plan.cache_clear()
     tilings.gradient_plan.cache_clear()
 
 

@@ -5,7 +5,8 @@ concat_elu(x) is F channels of elu(x) and then F of elu(-x); that of h has dropo
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import functools
+from typing import NamedTuple
 
 import torch
 import triton
@@ -15,7 +16,7 @@ from torch import Tensor
 from .dropout import draw_kept
 from .elementwise import drop, elu_pair, gate_gradients, widen
 from .geometry import Rows, cdiv, planes_of
-from .launch import launch, wide_dtype
+from .launch import Plan, launch, plan, wide_dtype
 from .matmul import place_of
 
 BLOCK_P = 32  # rows of a program of expand_kernel
@@ -203,7 +204,7 @@ def expand_forward(
     planes = 2 + planes_of([skip.shape[1] for skip in skips], f)
     room = rows.empty(x, 2 * f, planes)
     kept = _room_of_bits(room, dropout)
-    _expand(rows, x, x, skips, room, kept, dropout, X=True)
+    _expand(rows, x, x, skips, room, kept, dropout)
     return rows.first(room), None if kept is None else rows.first(kept)
 
 
@@ -237,7 +238,7 @@ def expand_backward(
     _expand(
         rows, x, h, skips, room, kept, dropout,
         d_gates_ptr=d_gates, dh_ptr=dh, gates_ptr=gates, dy_ptr=grad_y, sums_ptr=sums,
-        X=inputs, BACKWARD=True, GATES=gates is not None,
+        inputs=inputs, backward=True,
     )  # fmt: skip
     return rows.first(room), None if kept is None else rows.first(kept), sums
 
@@ -249,6 +250,31 @@ def _room_of_bits(room: Tensor, dropout: Dropout) -> Tensor | None:
     return torch.empty(size, dtype=torch.uint8, device=room.device)
 
 
+@functools.lru_cache(maxsize=4096)
+def expand_plan(
+    rows: Rows,
+    filters: int,
+    skip_channels: tuple[int, ...],
+    planes: int,
+    numbers: tuple[int, int, float, int] | None,
+    inputs: bool,
+    backward: bool,
+    gates: bool,
+) -> Plan:
+    """Of expand_kernel; planes: of E. numbers: those of `Dropout`, None without a seed."""
+    s0, s1 = (*skip_channels, 0, 0)[:2]
+    block_f = 32 if filters % 32 == 0 else min(64, max(16, triton.next_power_of_2(filters)))
+    total = rows.total + 2 * rows.margin
+    layer, keep_from, scale, first_image = numbers or Dropout()[1:]
+    return plan(
+        (cdiv(total, BLOCK_P) * cdiv(filters, block_f), planes + gates),
+        layer=layer, keep_from=keep_from, first_pixel=first_image * rows.height * rows.width,
+        margin=rows.margin, total=total, **rows.arguments(),
+        F=filters, S0=s0, S1=s1, X=inputs, BACKWARD=backward, GATES=gates,
+        DROPOUT=numbers is not None, SCALE=scale, BLOCK_P=BLOCK_P, BLOCK_F=block_f, num_warps=4,
+    )  # fmt: skip
+
+
 def _expand(
     rows: Rows,
     x: Tensor,
@@ -257,26 +283,22 @@ def _expand(
     room: Tensor,
     kept: Tensor | None,
     dropout: Dropout,
-    **named: Any,
+    *,
+    inputs: bool = True,
+    backward: bool = False,
+    **named: Tensor | None,
 ) -> None:
-    """expand_kernel; named: what is not that of a forward."""
-    f = x.shape[1]
-    planes, total, _ = room.shape
+    """expand_kernel; named: what a forward has not. What a kernel does not read is x."""
     first, second = (*skips, x, x)[:2]
-    s0, s1 = (*(skip.shape[1] for skip in skips), 0, 0)[:2]
-    block_f = 32 if f % 32 == 0 else min(64, max(16, triton.next_power_of_2(f)))
-    pointers = dict.fromkeys(("gates_ptr", "dy_ptr", "d_gates_ptr", "dh_ptr", "sums_ptr"), x)
-    given = {name: value for name, value in named.items() if value is not None}
-    grid = (cdiv(total, BLOCK_P) * cdiv(f, block_f), planes + bool(named.get("GATES")))
+    planned = expand_plan(
+        rows, x.shape[1], tuple([skip.shape[1] for skip in skips]), room.shape[0],
+        None if dropout.seed is None else dropout[1:],
+        inputs, backward, named.get("gates_ptr") is not None,
+    )  # fmt: skip
+    unread = dict.fromkeys(("gates_ptr", "dy_ptr", "d_gates_ptr", "dh_ptr", "sums_ptr"))
+    pointers = {**unread, "kept_ptr": kept, "seed_ptr": dropout.seed, **named}
     launch(
-        expand_kernel, grid, x.device,
+        expand_kernel, planned, x.device,
         x_ptr=x, a0_ptr=first, a1_ptr=second, h_ptr=h, e_ptr=room,
-        kept_ptr=x if kept is None else kept,
-        seed_ptr=x if dropout.seed is None else dropout.seed,
-        layer=dropout.layer, keep_from=dropout.keep_from,
-        first_pixel=dropout.first_image * rows.height * rows.width,
-        margin=rows.margin, total=total, **rows.arguments(),
-        F=f, S0=s0, S1=s1, DROPOUT=dropout.seed is not None, SCALE=dropout.scale,
-        BLOCK_P=BLOCK_P, BLOCK_F=block_f, num_warps=4,
-        **{"BACKWARD": False, "GATES": False} | pointers | given,
+        **{name: x if tensor is None else tensor for name, tensor in pointers.items()},
     )  # fmt: skip

@@ -27,7 +27,16 @@ from .gated_resnet_kernels import (
     parameter_gradient_kernel,
 )
 from .geometry import Rows, Taps, cdiv, channels_last, empty_channels_last, planes_of
-from .launch import arithmetic, block_gradient_plans, launch, uses_tf32, wide_dtype
+from .launch import (
+    Plan,
+    arithmetic,
+    block_gradient_plans,
+    launch,
+    plan,
+    uses_tf32,
+    wide_dtype,
+)
+from .tilings import GradientPlan
 from .weight_gradients import unpack
 from .weights import Packed, pack, parts_of
 
@@ -52,9 +61,9 @@ class Saved(NamedTuple):
 EVERYTHING = Needs()
 
 
-# What one kind of launch is for one shape is worked out once: a step has hundreds of launches.
+# Plans are worked out once for each shape: a step has hundreds of launches.
 @functools.lru_cache(maxsize=4096)
-def plan_of(
+def matmul_plan(
     rows: Rows,
     taps: Taps,
     channels: int,
@@ -62,42 +71,64 @@ def plan_of(
     planes: int,
     dtype: torch.dtype,
     tf32: bool,
-) -> tuple[tuple[int], int, dict[str, Any]]:
-    """Grid, blocks of rows, and the arguments that follow from the shape, of a matmul of `rows`."""
+    **constants: Any,
+) -> Plan:
+    """Of a kernel that ends a matmul of `rows` by so many columns."""
     # The contracted index as in `accumulate`: how many runs, and how long.
     runs = ((taps.kh, taps.kw * channels), (planes, channels))
     tiling = tilings.matmul_tiling(rows.total, columns, runs, dtype, tf32)
-    blocks = rows.total // tiling.block_p
-    arguments = {
-        **rows.arguments(),
-        "steps": sum(count * cdiv(length, tiling.block_k) for count, length in runs),
-        **taps.constants(),
-        **arithmetic(dtype, tf32),
-        **tiling.kernel_options(),
-    }
-    return (blocks * cdiv(columns, tiling.block_n),), blocks, arguments
+    return plan(
+        (rows.total // tiling.block_p * cdiv(columns, tiling.block_n),),
+        steps=sum(count * cdiv(length, tiling.block_k) for count, length in runs),
+        **rows.arguments(), **taps.constants(), **arithmetic(dtype, tf32),
+        **tiling.kernel_options(), **constants,
+    )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=4096)
-def input_plan_of(
-    rows: Rows, taps: Taps, filters: int, skips: bool, dtype: torch.dtype, tf32: bool
-) -> tuple[tuple[int], int, dict[str, Any]]:
-    """`plan_of` for input_gradient_kernel, whose planes of skips have steps of their own."""
-    grid, blocks, arguments = plan_of(rows, taps, filters, 2 * filters, int(skips), dtype, tf32)
-    point_steps = cdiv(filters, arguments["BLOCK_K"])
-    steps = arguments["steps"] - skips * point_steps
-    return grid, blocks, {**arguments, "steps": steps, "point_steps": point_steps}
+def input_gradient_plan(
+    rows: Rows,
+    taps: Taps,
+    filters: int,
+    skip_channels: tuple[int, ...],
+    needs_x: bool,
+    dtype: torch.dtype,
+    tf32: bool,
+) -> Plan:
+    """Of input_gradient_kernel, whose planes of skips have steps of their own."""
+    skips = int(len(skip_channels) > 0)
+    one = matmul_plan(rows, taps, filters, 2 * filters, skips, dtype, tf32, F=filters, X=needs_x)
+    point_steps = cdiv(filters, one.arguments["BLOCK_K"])
+    steps = one.arguments["steps"] - skips * point_steps
+    s0, s1 = (*skip_channels, 0, 0)[:2]
+    arguments = {**one.arguments, "steps": steps, "point_steps": point_steps, "S0": s0, "S1": s1}
+    planes = needs_x + planes_of(skip_channels, filters)
+    return plan((one.programs * planes,), programs=one.programs, **arguments)
 
 
-def _matmul(
-    kernel: Any, rows: Rows, taps: Taps, channels: int, columns: int, like: Tensor, **named: Any
-) -> None:
-    """Launch a kernel that ends a matmul of `rows` by so many columns."""
-    planes = named.get("PLANES", 0)
-    grid, _, arguments = plan_of(
-        rows, taps, channels, columns, planes, like.dtype, uses_tf32(like.dtype)
-    )
-    launch(kernel, grid, like.device, **named, **arguments)
+@functools.lru_cache(maxsize=4096)
+def parameter_gradient_plan(
+    rows: Rows,
+    taps: Taps,
+    filters: int,
+    planes: int,
+    plane_stride: int,
+    divided: tuple[GradientPlan, GradientPlan],
+    dtype: torch.dtype,
+    tf32: bool,
+) -> Plan:
+    """Of parameter_gradient_kernel."""
+    hidden, out = divided
+    programs = hidden.tiles * hidden.splits
+    return plan(
+        (programs + out.tiles * out.splits,), pitch=rows.pitch, plane_stride=plane_stride,
+        hidden_tiles=hidden.tiles, hidden_programs=programs, hidden_blocks=hidden.blocks,
+        hidden_steps=hidden.steps, out_tiles=out.tiles, out_blocks=out.blocks,
+        out_steps=out.steps, F=filters, PLANES=planes, **taps.constants(),
+        **hidden.tiling.of_gradient("HIDDEN"), **out.tiling.of_gradient("OUT"),
+        num_warps=out.tiling.num_warps, num_stages=out.tiling.num_stages,
+        **arithmetic(dtype, tf32),
+    )  # fmt: skip
 
 
 def forward(
@@ -126,14 +157,18 @@ def forward(
     h, y = (empty_channels_last(x, f) for _ in range(2))
     gates = empty_channels_last(x, 2 * f) if keep else None
     e, kept = expand_forward(rows, x, skips, dropout)
-    _matmul(
-        hidden_kernel, rows, taps, 2 * f, f, x,
+    eh = e[-1]
+    planned = matmul_plan(
+        rows, taps, 2 * f, f, planes, x.dtype, uses_tf32(x.dtype), F=f, PLANES=planes,
+        plane_stride=e.stride(0), DROPOUT=kept is not None, SCALE=dropout.scale,
+    )  # fmt: skip
+    launch(
+        hidden_kernel, planned, x.device,
         e_ptr=e, w_ptr=packed, bias_ptr=biases[0], nin_bias_ptr=biases[-1], h_ptr=h,
-        kept_ptr=x if kept is None else kept, eh_ptr=e[-1], plane_stride=e.stride(0),
-        F=f, PLANES=planes, DROPOUT=kept is not None, SCALE=dropout.scale,
+        kept_ptr=x if kept is None else kept, eh_ptr=eh,
     )  # fmt: skip
     w_out = packed[2 * f * f * (taps.kh * taps.kw + planes) :]
-    _gate(rows, taps, e[-1], w_out, biases[1], image_bias, x, y, gates=gates)
+    _gate(rows, taps, eh, w_out, biases[1], image_bias, x, y, gates=gates)
     return y, Saved(h, packed, gates)
 
 
@@ -148,17 +183,27 @@ def _gate(
     out: Tensor,
     *,
     gates: Tensor | None = None,
-    sums: Tensor | None = None,
-) -> None:
-    """gate_kernel, with GRAD if there are `sums`, with KEEP if there are `gates`."""
+    grad: bool = False,
+) -> Tensor:
+    """gate_kernel, with KEEP if there are `gates`; with GRAD it has sums, which are returned."""
     f = x.shape[1]
-    _matmul(
-        gate_kernel, rows, taps, 2 * f, 2 * f, x,
-        e_ptr=e, w_ptr=w, bias_ptr=bias, image_bias_ptr=bias if image_bias is None else image_bias,
-        x_ptr=x, out_ptr=out,
-        gates_ptr=out if gates is None else gates, sums_ptr=out if sums is None else sums,
-        F=f, GRAD=sums is not None, KEEP=gates is not None, IMAGE_BIAS=image_bias is not None,
+    planned = matmul_plan(
+        rows, taps, 2 * f, 2 * f, 0, x.dtype, uses_tf32(x.dtype),
+        F=f, GRAD=grad, KEEP=gates is not None, IMAGE_BIAS=image_bias is not None,
     )  # fmt: skip
+    sums = _block_sums(rows, planned, 2 * f, x) if grad else out
+    launch(
+        gate_kernel, planned, x.device,
+        e_ptr=e, w_ptr=w, bias_ptr=bias, image_bias_ptr=bias if image_bias is None else image_bias,
+        x_ptr=x, out_ptr=out, gates_ptr=out if gates is None else gates, sums_ptr=sums,
+    )  # fmt: skip
+    return sums
+
+
+def _block_sums(rows: Rows, planned: Plan, n: int, x: Tensor) -> Tensor:
+    """Room for sums over each block of rows of a matmul, (blocks, n)."""
+    size = (rows.total // planned.arguments["BLOCK_P"], n)
+    return torch.empty(size, dtype=wide_dtype(x.dtype), device=x.device)
 
 
 def backward(
@@ -188,13 +233,18 @@ def backward(
     )
     d_gates, dh = rows.first(d_gates), rows.first(dh)
     if out_sums is None:
-        out_sums = _block_sums(rows, taps, 2 * f, 2 * f, 2 * f, x)
-        _gate(rows, taps, e[-1], w.out, biases[1], image_bias, grad_y, d_gates, sums=out_sums)
-    in_sums = _block_sums(rows, taps.adjoint(), 2 * f, 2 * f, f, x)
-    _matmul(
-        hidden_gradient_kernel, rows, taps.adjoint(), 2 * f, 2 * f, x,
+        out_sums = _gate(
+            rows, taps, e[-1], w.out, biases[1], image_bias, grad_y, d_gates, grad=True
+        )
+    planned = matmul_plan(
+        rows, taps.adjoint(), 2 * f, 2 * f, 0, x.dtype, uses_tf32(x.dtype),
+        F=f, DROPOUT=kept is not None, SCALE=dropout.scale,
+    )  # fmt: skip
+    in_sums = _block_sums(rows, planned, f, x)
+    launch(
+        hidden_gradient_kernel, planned, x.device,
         g_ptr=d_gates, w_ptr=w.out_adjoint, h_ptr=h, kept_ptr=x if kept is None else kept,
-        dh_ptr=dh, sums_ptr=in_sums, F=f, DROPOUT=kept is not None, SCALE=dropout.scale,
+        dh_ptr=dh, sums_ptr=in_sums,
     )  # fmt: skip
     grads: dict[str, list[Tensor]] = {}
     if needs.parameters:
@@ -210,12 +260,6 @@ def backward(
     return grads | _input_gradients(rows, taps, dh, w, x, skips, grad_y, needs)
 
 
-def _block_sums(rows: Rows, taps: Taps, channels: int, columns: int, n: int, x: Tensor) -> Tensor:
-    """Room for sums over each block of rows of a matmul, (blocks, n)."""
-    _, blocks, _ = plan_of(rows, taps, channels, columns, 0, x.dtype, uses_tf32(x.dtype))
-    return torch.empty((blocks, n), dtype=wide_dtype(x.dtype), device=x.device)
-
-
 def _parameter_gradients(
     rows: Rows, taps: Taps, e: Tensor, dh: Tensor, d_gates: Tensor, planes: int
 ) -> tuple[Tensor, Tensor]:
@@ -225,23 +269,17 @@ def _parameter_gradients(
     """
     f, t = dh.shape[2], taps.kh * taps.kw
     ks = (2 * f * (t + planes), 2 * f * t)
-    plans = block_gradient_plans(rows.total, ks, f, e)
+    divided = block_gradient_plans(rows.total, ks, f, e)
     parts = [
-        torch.empty((plan.splits, k, d), dtype=wide_dtype(e.dtype), device=e.device)
-        for plan, k, d in zip(plans, ks, (f, 2 * f), strict=True)
+        torch.empty((one.splits, k, d), dtype=wide_dtype(e.dtype), device=e.device)
+        for one, k, d in zip(divided, ks, (f, 2 * f), strict=True)
     ]
-    hidden, out = plans
-    programs = hidden.tiles * hidden.splits
+    planned = parameter_gradient_plan(
+        rows, taps, f, planes, e.stride(0), divided, e.dtype, uses_tf32(e.dtype)
+    )
     launch(
-        parameter_gradient_kernel, (programs + out.tiles * out.splits,), e.device,
-        e_ptr=e, eh_ptr=e[-1], dh_ptr=dh, d_gates_ptr=d_gates,
-        hidden_ptr=parts[0], out_ptr=parts[1], pitch=rows.pitch, plane_stride=e.stride(0),
-        hidden_tiles=hidden.tiles, hidden_programs=programs, hidden_blocks=hidden.blocks,
-        hidden_steps=hidden.steps, out_tiles=out.tiles, out_blocks=out.blocks,
-        out_steps=out.steps, F=f, PLANES=planes, **taps.constants(),
-        **hidden.tiling.of_gradient("HIDDEN"), **out.tiling.of_gradient("OUT"),
-        num_warps=out.tiling.num_warps, num_stages=out.tiling.num_stages,
-        **arithmetic(e.dtype, uses_tf32(e.dtype)),
+        parameter_gradient_kernel, planned, e.device, e_ptr=e, eh_ptr=e[-1], dh_ptr=dh,
+        d_gates_ptr=d_gates, hidden_ptr=parts[0], out_ptr=parts[1],
     )  # fmt: skip
     return parts[0], parts[1]
 
@@ -263,18 +301,16 @@ def _input_gradients(
     if not wanted:
         return {}
     grads = [empty_channels_last(image, image.shape[1]) for image in wanted]
-    channels = [skip.shape[1] for skip in skips]
-    s0, s1 = (*channels, 0, 0)[:2]
-    (programs,), _, arguments = input_plan_of(
-        rows, taps.adjoint(), f, len(skips) > 0, x.dtype, uses_tf32(x.dtype)
+    channels = tuple([skip.shape[1] for skip in skips])
+    planned = input_gradient_plan(
+        rows, taps.adjoint(), f, channels, needs.x, x.dtype, uses_tf32(x.dtype)
     )
     # x's place is filled where its gradient is not wanted, and so are those of skips.
     images, results = ([x] * (not needs.x) + [*some, x, x] for some in (wanted, grads))
     launch(
-        input_gradient_kernel, (programs * (needs.x + planes_of(channels, f)),), x.device,
+        input_gradient_kernel, planned, x.device,
         g_ptr=dh, w_ptr=w.in_adjoint, nin_ptr=w.nin_adjoint if skips else w.in_adjoint,
-        x=tuple(images[:3]), dy_ptr=grad_y, dx=tuple(results[:3]), programs=programs,
-        F=f, S0=s0, S1=s1, X=needs.x, **arguments,
+        x=tuple(images[:3]), dy_ptr=grad_y, dx=tuple(results[:3]),
     )  # fmt: skip
     named = {"x": grads[:1]} if needs.x else {}
     return named | ({"skips": grads[needs.x :]} if skips else {})

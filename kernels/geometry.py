@@ -50,15 +50,8 @@ class Rows(NamedTuple):
     @classmethod
     def of(cls, image: Tensor, taps: Taps) -> Rows:
         """Of a (B, C, H, W) tensor. Raises ValueError where 32 bits cannot number the rows."""
-        above = max(taps.top, taps.kh - 1 - taps.top)
-        before = max(taps.left, taps.kw - 1 - taps.left)
-        rows = cls(image.shape[0], image.shape[2], image.shape[3], above, before)
-        if rows.total + 2 * rows.margin > MAX_PIXELS:
-            raise ValueError(
-                f"an image tensor must have at most {MAX_PIXELS} pixels with its padding, "
-                f"got {rows.total + 2 * rows.margin}"
-            )
-        return rows
+        batch, _, height, width = image.shape
+        return rows_of(batch, height, width, taps)
 
     @property
     def pitch(self) -> int:
@@ -88,6 +81,20 @@ class Rows(NamedTuple):
     def first(self, room: Tensor) -> Tensor:
         """What `empty` gave, from row 0 on."""
         return room[:, self.margin :]
+
+
+@functools.lru_cache(maxsize=4096)
+def rows_of(batch: int, height: int, width: int, taps: Taps) -> Rows:
+    """`Rows.of` such images, worked out once."""
+    above = max(taps.top, taps.kh - 1 - taps.top)
+    before = max(taps.left, taps.kw - 1 - taps.left)
+    rows = Rows(batch, height, width, above, before)
+    if rows.total + 2 * rows.margin > MAX_PIXELS:
+        raise ValueError(
+            f"an image tensor must have at most {MAX_PIXELS} pixels with its padding, "
+            f"got {rows.total + 2 * rows.margin}"
+        )
+    return rows
 
 
 @functools.lru_cache(maxsize=4096)

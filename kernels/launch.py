@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -66,32 +67,56 @@ def block_gradient_plans(
     return tilings.block_gradient_plans(rows, ks, filters, like.dtype, tf32, capability)
 
 
-# Triton's launcher works out at every call for what kinds of arguments a kernel was compiled: 20 µs
-# of Python each time. What it found is kept for arguments of the same values, dtypes, alignments.
-_compiled: dict[tuple[Any, ...], Any] = {}
-MOST_COMPILED = 10_000
-NUMBERS = frozenset((int, bool, float, str))  # told by their type: isinstance(_, Tensor) is slow
+class Plan:
+    """What of a launch follows from shapes and dtypes: its grid, and all arguments but tensors.
+
+    Make it once for each shape and keep it: a step has hundreds of launches, and Triton's own
+    launcher takes 20 µs of Python to find what was compiled for such arguments. A plan remembers.
+    """
+
+    __slots__ = ("arguments", "compiled", "grid", "programs")
+
+    def __init__(self, grid: tuple[int, ...], **arguments: Any) -> None:
+        self.grid = grid
+        self.programs = math.prod(grid)
+        self.arguments = arguments
+        # Compiled kernels by what of the tensors they depend on.
+        self.compiled: dict[tuple[Any, ...], Compiled] = {}
 
 
-def kind_of(value: Any) -> Any:
-    """What of an argument a compiled kernel may depend on."""
-    if isinstance(value, Tensor):
-        return value.dtype, value.data_ptr() & 15
-    return tuple(map(kind_of, value)) if isinstance(value, tuple) else value
+class Compiled(NamedTuple):
+    """A compiled kernel, its arguments in order without the tensors, and the tensors' places.
+
+    source: what it was compiled from, whose `id` must stay its own.
+    """
+
+    source: Any
+    kernel: Any
+    arguments: list[Any]
+    places: list[int]
+    grid: tuple[int, int, int]
 
 
-def launch(kernel: Any, grid: tuple[int, ...], device: torch.device, **named: Any) -> None:
+@functools.lru_cache(maxsize=4096, typed=True)
+def plan(grid: tuple[int, ...], **arguments: Any) -> Plan:
+    """The plan of these, the same for the same ones."""
+    return Plan(grid, **arguments)
+
+
+def launch(
+    kernel: Any, plan: Plan, device: torch.device, **tensors: Tensor | tuple[Tensor, ...] | None
+) -> None:
     """Run a kernel on the current stream of `device`; an empty grid is no launch.
 
     Multiplications and additions are fused, asked for by name: Triton's default is to change.
     """
-    if math.prod(grid) == 0:
+    if plan.programs == 0:
         return
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
-            _launch(kernel, grid, device, named)
+            _launch(kernel, plan, device, tensors)
     else:
-        _launch(kernel, grid, device, named)
+        _launch(kernel, plan, device, tensors)
 
 
 def _is_watched() -> bool:
@@ -99,27 +124,40 @@ def _is_watched() -> bool:
     return bool(getattr(triton.knobs.runtime.launch_enter_hook, "calls", None))
 
 
-def _launch(
-    kernel: Any, grid: tuple[int, ...], device: torch.device, named: dict[str, Any]
-) -> None:
+def _launch(kernel: Any, plan: Plan, device: torch.device, tensors: dict[str, Any]) -> None:
     # Interpreted, recorded by a test, or watched by a profiler.
     if not isinstance(kernel, JITFunction) or _is_watched():
-        kernel[grid](enable_fp_fusion=True, **named)
+        kernel[plan.grid](enable_fp_fusion=True, **tensors, **plan.arguments)
         return
-    arguments = [named[name] for name in kernel.arg_names]
-    kinds = [a if type(a) in NUMBERS else kind_of(a) for a in arguments]
-    options = named.get("num_warps"), named.get("num_stages")
-    # Not the kernel itself, whose hash is that of its source.
-    key = (id(kernel), device.index, options, *kinds)
-    compiled, _ = _compiled.get(key, (None, None))
-    if compiled is None:
-        if len(_compiled) >= MOST_COMPILED:
-            _compiled.clear()
-        _compiled[key] = kernel[grid](enable_fp_fusion=True, **named), kernel
+    # Triton compiles for dtypes, and for addresses that are multiples of 16.
+    key = [id(kernel), device.index, *tensors]
+    addresses: list[Any] = []
+    for tensor in tensors.values():
+        if tensor is None:
+            address = None
+            key.append(None)
+        elif type(tensor) is tuple:
+            address = tuple([part.data_ptr() for part in tensor])
+            key += [(part.dtype, at & 15) for part, at in zip(tensor, address, strict=True)]
+        else:
+            address = tensor.data_ptr()
+            key += (tensor.dtype, address & 15)
+        addresses.append(address)
+    found = plan.compiled.get(tuple(key))
+    if found is None:
+        compiled = kernel[plan.grid](enable_fp_fusion=True, **tensors, **plan.arguments)
+        names = kernel.arg_names
+        rest = [None if name in tensors else plan.arguments[name] for name in names]
+        places = [names.index(name) for name in tensors]
+        x, y, z = (*plan.grid, 1, 1)[:3]
+        plan.compiled[tuple(key)] = Compiled(kernel, compiled, rest, places, (x, y, z))
         return
-    x, y, z = (*grid, 1, 1)[:3]
+    _, compiled, rest, places, grid = found
+    arguments = rest.copy()
+    for place, address in zip(places, addresses, strict=True):
+        arguments[place] = address
     active = triton.runtime.driver.active
     stream = active.get_current_stream(active.get_current_device())
     compiled.run(
-        x, y, z, stream, compiled.function, compiled.packed_metadata, None, None, None, *arguments
+        *grid, stream, compiled.function, compiled.packed_metadata, None, None, None, *arguments
     )

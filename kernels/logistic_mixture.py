@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import launch
+from .launch import launch, plan
 from .mixture_terms import byte_level, colour_terms, place_among, tanh_pair
 
 
@@ -293,15 +293,8 @@ def log_prob(
     tiling = tiling or log_prob_tiling(n_mix, channels, likelihood)
     blocks = triton.cdiv(height * width, tiling.block_p)
     grad_strides = (0, 0, 0, 0) if grad_params is None else grad_params.stride()
-    launch(
-        log_prob_kernel,
+    planned = plan(
         (batch * blocks,),
-        x.device,
-        x_ptr=x,
-        params_ptr=params,
-        log_prob_ptr=log_prob,
-        grad_x_ptr=grad_x,
-        grad_params_ptr=grad_params,
         pixels=height * width,
         width=width,
         blocks=blocks,
@@ -319,6 +312,16 @@ def log_prob(
         BLOCK_K=tiling.block_k,
         num_warps=tiling.num_warps,
     )
+    launch(
+        log_prob_kernel,
+        planned,
+        x.device,
+        x_ptr=x,
+        params_ptr=params,
+        log_prob_ptr=log_prob,
+        grad_x_ptr=grad_x,
+        grad_params_ptr=grad_params,
+    )
 
 
 def scale(unit: Tensor, grad: Tensor, out: Tensor) -> None:
@@ -329,13 +332,8 @@ def scale(unit: Tensor, grad: Tensor, out: Tensor) -> None:
     batch, channels, height, width = unit.shape
     tiling = scale_tiling(channels, unit.stride(1) == 1)
     blocks = triton.cdiv(height * width, tiling.block_p)
-    launch(
-        scale_kernel,
+    planned = plan(
         (batch * blocks, triton.cdiv(channels, tiling.block_k)),
-        unit.device,
-        unit_ptr=unit,
-        grad_ptr=grad,
-        out_ptr=out,
         channels=channels,
         pixels=height * width,
         width=width,
@@ -347,6 +345,7 @@ def scale(unit: Tensor, grad: Tensor, out: Tensor) -> None:
         BLOCK_N=tiling.block_k,
         num_warps=tiling.num_warps,
     )
+    launch(scale_kernel, planned, unit.device, unit_ptr=unit, grad_ptr=grad, out_ptr=out)
 
 
 def _rows_follow(tensor: Tensor) -> bool:

@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import arithmetic, gradient_plan, launch, uses_tf32, wide_dtype
+from .launch import arithmetic, gradient_plan, launch, plan, uses_tf32, wide_dtype
 
 # Columns of the accumulator that N2 = 0 leaves unused; no instruction comes of it.
 UNUSED = tl.constexpr(16)
@@ -216,15 +216,14 @@ def weight_gradient(e: Tensor, g: Tensor) -> Tensor:
     """
     total, k = e.shape[1:]
     filters = g.shape[2]
-    plan = gradient_plan(total, k, filters, e)
-    tiling, splits = plan.tiling, plan.splits
+    divided = gradient_plan(total, k, filters, e)
+    tiling, splits = divided.tiling, divided.splits
     partial = torch.empty((splits, k, filters), dtype=wide_dtype(e.dtype), device=e.device)
-    launch(
-        weight_gradient_kernel, (plan.tiles, splits), e.device,
-        e_ptr=e, g_ptr=g, partial_ptr=partial, blocks=plan.blocks, steps=plan.steps,
-        K=k, D=filters,
+    planned = plan(
+        (divided.tiles, splits), blocks=divided.blocks, steps=divided.steps, K=k, D=filters,
         BLOCK_P=tiling.block_p, N1=tiling.n1, N2=tiling.n2, BLOCK_M=tiling.block_k,
         num_warps=tiling.num_warps, num_stages=tiling.num_stages,
         **arithmetic(e.dtype, uses_tf32(e.dtype)),
     )  # fmt: skip
+    launch(weight_gradient_kernel, planned, e.device, e_ptr=e, g_ptr=g, partial_ptr=partial)
     return partial

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .geometry import Rows, Taps, cdiv, empty_channels_last
-from .launch import launch
+from .launch import launch, plan
 
 
 @triton.jit
@@ -42,14 +42,14 @@ def patches(image: Tensor, taps: Taps, rows: Rows) -> Tensor:
     k = taps.kh * taps.kw * channels
     out = torch.empty((1, rows.total, k), dtype=image.dtype, device=image.device)
     block_k = min(64, triton.next_power_of_2(k))
-    launch(
-        patches_kernel, (rows.total // 32, cdiv(k, block_k)), image.device,
-        image_ptr=image, out_ptr=out, count=rows.total,
+    planned = plan(
+        (rows.total // 32, cdiv(k, block_k)), count=rows.total,
         batch=image.shape[0], height=image.shape[2], width=image.shape[3],
         height_out=rows.height, width_out=rows.width,
         C=channels, STRIDE=taps.stride, BLOCK_P=32, BLOCK_K=block_k, num_warps=4,
         **taps.constants(),
     )  # fmt: skip
+    launch(patches_kernel, planned, image.device, image_ptr=image, out_ptr=out)
     return out
 
 
@@ -96,11 +96,12 @@ def fold(
     y = empty_channels_last(like, channels, size)
     count = y.shape[0] * size[0] * size[1]
     block_c = min(64, triton.next_power_of_2(channels))
-    launch(
-        fold_kernel, (cdiv(count, 32), cdiv(channels, block_c)), like.device,
-        patches_ptr=given, bias_ptr=given if bias is None else bias, y_ptr=y, n_pixels=count,
+    planned = plan(
+        (cdiv(count, 32), cdiv(channels, block_c)), n_pixels=count,
         height=size[0], width=size[1], height_in=rows.height, width_in=rows.width,
         C=channels, STRIDE=taps.stride, BIAS=bias is not None, BLOCK_P=32, BLOCK_C=block_c,
         num_warps=4, **taps.constants(),
     )  # fmt: skip
+    bias_ptr = given if bias is None else bias
+    launch(fold_kernel, planned, like.device, patches_ptr=given, bias_ptr=bias_ptr, y_ptr=y)
     return y

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .elementwise import widen
 from .geometry import Rows, Taps, cdiv, channels_last, empty_channels_last
-from .launch import arithmetic, launch, uses_tf32, wide_dtype
+from .launch import arithmetic, launch, plan, uses_tf32, wide_dtype
 from .matmul import accumulate, weight_gradient, zeros
 from .patches import fold, patches
 from .tilings import matmul_tiling
@@ -74,13 +74,13 @@ def _linear(a: Tensor, w: Tensor, bias: Tensor | None, y: Tensor, n_rows: int) -
     filters, channels = w.shape
     tf32 = uses_tf32(a.dtype)
     tiling = matmul_tiling(a.shape[1], filters, ((1, channels),), a.dtype, tf32)
-    launch(
-        linear_kernel,
-        (a.shape[1] // tiling.block_p * cdiv(filters, tiling.block_n),), a.device,
-        a_ptr=a, w_ptr=w, bias_ptr=y if bias is None else bias, y_ptr=y, n_rows=n_rows,
+    planned = plan(
+        (a.shape[1] // tiling.block_p * cdiv(filters, tiling.block_n),), n_rows=n_rows,
         steps=cdiv(channels, tiling.block_k), C=channels, D=filters, BIAS=bias is not None,
         **arithmetic(a.dtype, tf32), **tiling.kernel_options(),
     )  # fmt: skip
+    bias_ptr = y if bias is None else bias
+    launch(linear_kernel, planned, a.device, a_ptr=a, w_ptr=w, bias_ptr=bias_ptr, y_ptr=y)
 
 
 def _convolve(

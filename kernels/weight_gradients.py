@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .geometry import cdiv
-from .launch import accumulator_of, launch
+from .launch import accumulator_of, launch, plan
 from .weights import (
     BLOCK_D,
     BLOCK_K,
@@ -184,15 +184,17 @@ def unpack(
     grads = [_empty_like(weight) for weight in weights]
     biases = [weight.new_empty(weight.shape[:1]) for weight in weights]
     grad_gains = [gain.new_empty(gain.shape) for gain in gains]
-    launch(
-        unpack_kernel, block_grid(weights), hidden.device,
-        hidden_ptr=hidden, hidden_splits=hidden.shape[0], out_ptr=out, out_splits=out.shape[0],
-        hidden_sums_ptr=hidden_sums, out_sums_ptr=out_sums,
+    planned = plan(
+        block_grid(weights), hidden_splits=hidden.shape[0], out_splits=out.shape[0],
         n_hidden_sums=hidden_sums.shape[0], n_out_sums=out_sums.shape[0],
-        v=three(weights), gain=three(gains or weights),
-        grad_v=three(grads), grad_gain=three(grad_gains or grads), grad_bias=three(biases),
         **block_constants(weights, skip_channels, planes, bool(gains)),
         ACC=accumulator_of(hidden.dtype), BLOCK_S=BLOCK_S, num_warps=8,
+    )  # fmt: skip
+    launch(
+        unpack_kernel, planned, hidden.device, hidden_ptr=hidden, out_ptr=out,
+        hidden_sums_ptr=hidden_sums, out_sums_ptr=out_sums,
+        v=three(weights), gain=three(gains or weights),
+        grad_v=three(grads), grad_gain=three(grad_gains or grads), grad_bias=three(biases),
     )  # fmt: skip
     return grads, biases, grad_gains
 
@@ -201,10 +203,10 @@ def unpack_one(parts: Tensor, weight: Tensor) -> Tensor:
     """The gradient of a weight without norm from the parts of `matmul.weight_gradient`."""
     grad = _empty_like(dense(weight))
     filters, channels, kh, kw = weight.shape
-    launch(
-        unpack_one_kernel, (cdiv(filters, BLOCK_D),), weight.device,
-        part_ptr=parts, splits=parts.shape[0], grad_v_ptr=grad, strides=strides_of(grad),
+    planned = plan(
+        (cdiv(filters, BLOCK_D),), splits=parts.shape[0], strides=strides_of(grad),
         T=kh * kw, C=channels, D=filters, ACC=accumulator_of(parts.dtype),
         BLOCK_S=BLOCK_S, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D, num_warps=8,
     )  # fmt: skip
+    launch(unpack_one_kernel, planned, weight.device, part_ptr=parts, grad_v_ptr=grad)
     return grad

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .geometry import Taps, cdiv, packed_sizes
-from .launch import launch
+from .launch import launch, plan
 
 BLOCK_D = 8
 BLOCK_K = 256
@@ -223,11 +223,12 @@ def pack(
     filters, _, kh, kw = weights[0].shape
     sizes = packed_sizes(filters, Taps(kh, kw, 0, 0), planes, adjoint)
     packed = torch.empty((sum(sizes),), dtype=dtype, device=weights[0].device)
-    launch(
-        pack_kernel, block_grid(weights), packed.device,
-        v=three(weights), gain=three(gains or weights), packed_ptr=packed, ADJOINT=adjoint,
-        **block_constants(weights, skip_channels, planes, bool(gains)), num_warps=4,
+    planned = plan(
+        block_grid(weights), ADJOINT=adjoint, num_warps=4,
+        **block_constants(weights, skip_channels, planes, bool(gains)),
     )  # fmt: skip
+    tensors = {"v": three(weights), "gain": three(gains or weights)}
+    launch(pack_kernel, planned, packed.device, **tensors, packed_ptr=packed)
     return packed
 
 
@@ -237,11 +238,11 @@ def pack_one(weight: Tensor, dtype: torch.dtype) -> Tensor:
     weight = dense(weight)
     filters, channels, kh, kw = weight.shape
     packed = torch.empty((2, weight.numel()), dtype=dtype, device=weight.device)
-    launch(
-        pack_one_kernel, (cdiv(filters, BLOCK_D),), weight.device,
-        v_ptr=weight, strides=strides_of(weight), packed_ptr=packed,
+    planned = plan(
+        (cdiv(filters, BLOCK_D),), strides=strides_of(weight),
         T=kh * kw, C=channels, D=filters, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D, num_warps=4,
     )  # fmt: skip
+    launch(pack_one_kernel, planned, weight.device, v_ptr=weight, packed_ptr=packed)
     return packed
 
 

@@ -33,6 +33,7 @@ from dsmooth.kernels import (
     weights,
 )
 from dsmooth.kernels import launch as launching
+from dsmooth.kernels.launch import Plan
 from dsmooth.nn.score import score_of
 from dsmooth.train.gates import gate_bytes, resolve_keep_gates, set_keep_gates
 
@@ -56,8 +57,8 @@ def counted(patch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     """Inside the block Triton computes on the CPU, by impl="triton", and launches are counted."""
     counts: Counter[str] = Counter()
 
-    def launch(kernel: Any, grid: tuple[int, ...], device: torch.device, **named: Any) -> None:
-        counts[kernel.__name__] += min(grid) > 0
+    def launch(kernel: Any, plan: Plan, device: torch.device, **tensors: Any) -> None:
+        counts[kernel.__name__] += plan.programs > 0
 
     with patch.context() as inside, use_impl("triton"):
         for module in MODULES:
@@ -94,7 +95,6 @@ def test_a_kernel_is_looked_up_once_for_each_kind_of_arguments(
     hooks = SimpleNamespace(calls=[])
     active = SimpleNamespace(get_current_stream=lambda device: 7, get_current_device=lambda: 0)
     monkeypatch.setattr(launching, "JITFunction", FakeKernel)
-    monkeypatch.setattr(launching, "_compiled", {})
     monkeypatch.setattr(launching.triton.runtime.driver, "_active", active, raising=False)
     monkeypatch.setattr(launching.triton.knobs.runtime, "launch_enter_hook", hooks)
     kernel = FakeKernel()
@@ -102,16 +102,16 @@ def test_a_kernel_is_looked_up_once_for_each_kind_of_arguments(
     assert x.data_ptr() % 16 == other.data_ptr() % 16 == 0
 
     def launch(x: Tensor, pair: Tensor, n: int = 3, warps: int = 4) -> int:
-        named = {"n": n, "pair": (pair, pair), "x_ptr": x, "BLOCK": 16, "num_warps": warps}
-        launching.launch(kernel, (5, 2), torch.device("cpu"), **named)
+        plan = launching.plan((5, 2), n=n, BLOCK=16, num_warps=warps)
+        launching.launch(kernel, plan, torch.device("cpu"), pair=(pair, pair), x_ptr=x)
         return len(kernel.compiled)
 
     assert launch(x, x) == 1
     assert launch(other, x) == launch(x, other) == 1
-    # Grid, stream, function, metadata; no hooks; then the arguments in the kernel's own order.
+    # Grid, stream, function, metadata; no hooks; then addresses and numbers in the kernel's order.
     assert kernel.runs[0][:6] == (5, 2, 1, 7, "f", "m")
-    assert kernel.runs[0][9] is other
-    assert kernel.runs[0][11:] == (3, 16)
+    address, pair = other.data_ptr(), (x.data_ptr(), x.data_ptr())
+    assert kernel.runs[0][9:] == (address, pair, 3, 16)
     assert launch(x[1:], x) == 2
     assert launch(x, x[1:]) == 3
     assert launch(x.half(), x) == 4
