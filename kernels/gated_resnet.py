@@ -37,8 +37,16 @@ from .launch import (
     wide_dtype,
 )
 from .tilings import GradientPlan
-from .weight_gradients import unpack
-from .weights import Packed, pack, parts_of
+from .weight_gradients import (
+    BLOCK_S,
+    NO_SETTINGS,
+    NOTHING,
+    Unpacking,
+    UnpackSettings,
+    unpack,
+    unpacking,
+)
+from .weights import BLOCK_D, BLOCK_K, Packed, pack, parts_of
 
 
 class Needs(NamedTuple):
@@ -91,19 +99,26 @@ def input_gradient_plan(
     taps: Taps,
     filters: int,
     skip_channels: tuple[int, ...],
-    needs_x: bool,
+    needs: Needs,
+    unpacked: UnpackSettings | None,
     dtype: torch.dtype,
     tf32: bool,
 ) -> Plan:
     """Of input_gradient_kernel, whose planes of skips have steps of their own."""
-    skips = int(len(skip_channels) > 0)
-    one = matmul_plan(rows, taps, filters, 2 * filters, skips, dtype, tf32, F=filters, X=needs_x)
+    needs_skips = needs.skips and len(skip_channels) > 0
+    one = matmul_plan(rows, taps, filters, 2 * filters, int(needs_skips), dtype, tf32, F=filters)
     point_steps = cdiv(filters, one.arguments["BLOCK_K"])
-    steps = one.arguments["steps"] - skips * point_steps
-    s0, s1 = (*skip_channels, 0, 0)[:2]
-    arguments = {**one.arguments, "steps": steps, "point_steps": point_steps, "S0": s0, "S1": s1}
-    planes = needs_x + planes_of(skip_channels, filters)
-    return plan((one.programs * planes,), programs=one.programs, **arguments)
+    steps = one.arguments["steps"] - needs_skips * point_steps
+    planes, (s0, s1) = planes_of(skip_channels, filters), (*skip_channels, 0, 0)[:2]
+    wanted = needs.x + needs_skips * planes
+    first = 0 if unpacked is None else unpacked.programs
+    arguments = {**one.arguments, "steps": steps, "point_steps": point_steps}
+    return plan(
+        (first + one.programs * wanted,), programs=one.programs, first_program=first,
+        S0=s0, S1=s1, PLANES=planes, X=needs.x, SKIPS=needs_skips, UNPACK=unpacked is not None,
+        UNPACK_S=BLOCK_S, UNPACK_K=BLOCK_K, UNPACK_D=BLOCK_D,
+        **arguments, **(NO_SETTINGS if unpacked is None else unpacked.arguments()),
+    )  # fmt: skip
 
 
 @functools.lru_cache(maxsize=4096)
@@ -142,18 +157,21 @@ def forward(
     save: bool = True,
     keep: bool = False,
     image_bias: Tensor | None = None,
+    packed: Tensor | None = None,
 ) -> tuple[Tensor, Saved]:
     """y (B, F, H, W) channels_last, and what the backward needs.
 
     weights, biases, gains: of conv_in, conv_out and, with skips, nin_skip; gains may be none.
-    image_bias: (B, 2F), contiguous, or none.
+    image_bias: (B, 2F), contiguous, or none. packed: the weights packed already, as by
+    `weights.pack`, or none.
     Without `save`, the packed weights lack what the backward alone reads; keep: A and G are saved.
     """
     x, skips = channels_last(x), [channels_last(skip) for skip in skips]
     f = x.shape[1]
     channels = [skip.shape[1] for skip in skips]
     rows, planes = Rows.of(x, taps), planes_of(channels, f)
-    packed = pack(weights, gains, channels, planes, x.dtype, adjoint=save)
+    if packed is None:
+        packed = pack(weights, gains, channels, x.dtype, adjoint=save)
     h, y = (empty_channels_last(x, f) for _ in range(2))
     gates = empty_channels_last(x, 2 * f) if keep else None
     e, kept = expand_forward(rows, x, skips, dropout)
@@ -247,17 +265,17 @@ def backward(
         dh_ptr=dh, sums_ptr=in_sums,
     )  # fmt: skip
     grads: dict[str, list[Tensor]] = {}
+    unpacked = None
     if needs.parameters:
-        hidden, out = _parameter_gradients(rows, taps, e, dh, d_gates, planes)
-        grads["weights"], grads["biases"], grads["gains"] = unpack(
-            hidden, out, in_sums, out_sums, weights, gains, channels, planes
-        )
+        parts = _parameter_gradients(rows, taps, e, dh, d_gates, planes)
+        unpacked = unpacking(parts, (in_sums, out_sums), weights, gains)
+        grads = {"weights": unpacked.weights, "biases": unpacked.biases, "gains": unpacked.gains}
     if needs.parameters and image_bias is not None:
         # The rows of an image follow one another, with zeros where there is no pixel.
         lines = rows.batch * (rows.height + rows.above)
         of_images = d_gates[0, : lines * rows.pitch].view(rows.batch, -1, 2 * f)
         grads["image_bias"] = [of_images.sum(1, dtype=image_bias.dtype)]
-    return grads | _input_gradients(rows, taps, dh, w, x, skips, grad_y, needs)
+    return grads | _last_gradients(rows, taps, dh, w, x, skips, grad_y, needs, unpacked)
 
 
 def _parameter_gradients(
@@ -284,7 +302,7 @@ def _parameter_gradients(
     return parts[0], parts[1]
 
 
-def _input_gradients(
+def _last_gradients(
     rows: Rows,
     taps: Taps,
     dh: Tensor,
@@ -293,17 +311,19 @@ def _input_gradients(
     skips: list[Tensor],
     grad_y: Tensor,
     needs: Needs,
+    unpacked: Unpacking | None,
 ) -> dict[str, list[Tensor]]:
-    """Those of x and of the skips that are wanted, in one launch."""
-    f = x.shape[1]
-    skips = skips if needs.skips else []
-    wanted = [x] * needs.x + skips
+    """Those of x and of the skips that are wanted, and what is `unpacked`, in one launch."""
+    f, channels = x.shape[1], tuple([skip.shape[1] for skip in skips])
+    wanted = [x] * needs.x + (skips if needs.skips else [])
     if not wanted:
+        if unpacked is not None:
+            unpack(unpacked, f, channels, taps.kh * taps.kw)
         return {}
     grads = [empty_channels_last(image, image.shape[1]) for image in wanted]
-    channels = tuple([skip.shape[1] for skip in skips])
+    settings = None if unpacked is None else unpacked.settings
     planned = input_gradient_plan(
-        rows, taps.adjoint(), f, channels, needs.x, x.dtype, uses_tf32(x.dtype)
+        rows, taps.adjoint(), f, channels, needs, settings, x.dtype, uses_tf32(x.dtype)
     )
     # x's place is filled where its gradient is not wanted, and so are those of skips.
     images, results = ([x] * (not needs.x) + [*some, x, x] for some in (wanted, grads))
@@ -311,6 +331,7 @@ def _input_gradients(
         input_gradient_kernel, planned, x.device,
         g_ptr=dh, w_ptr=w.in_adjoint, nin_ptr=w.nin_adjoint if skips else w.in_adjoint,
         x=tuple(images[:3]), dy_ptr=grad_y, dx=tuple(results[:3]),
+        **(NOTHING if unpacked is None else unpacked.tensors),
     )  # fmt: skip
     named = {"x": grads[:1]} if needs.x else {}
-    return named | ({"skips": grads[needs.x :]} if skips else {})
+    return named | ({"skips": grads[needs.x :]} if needs.skips and skips else {})

@@ -11,6 +11,7 @@ import triton.language as tl
 
 from .elementwise import deinterleave, drop, elu_pair, elu_slopes, gate_gradients, widen
 from .matmul import accumulate, place_of, weight_gradient_tile, zeros
+from .weight_gradients import unpack_block
 
 
 @triton.jit
@@ -269,22 +270,34 @@ def hidden_gradient_kernel(
 @triton.jit
 def input_gradient_kernel(
     g_ptr, w_ptr, nin_ptr, x, dy_ptr, dx, programs, batch, height, width, steps, point_steps,
-    F: tl.constexpr, S0: tl.constexpr, S1: tl.constexpr, X: tl.constexpr,
+    first_program, parts, sums, v, gain, grad_v, grad_gain, grad_bias, counts, strides,
+    F: tl.constexpr, S0: tl.constexpr, S1: tl.constexpr, X: tl.constexpr, SKIPS: tl.constexpr,
+    UNPACK: tl.constexpr, PLANES: tl.constexpr, NORMED: tl.constexpr,
+    UNPACK_S: tl.constexpr, UNPACK_K: tl.constexpr, UNPACK_D: tl.constexpr,
     KH: tl.constexpr, KW: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr,
     ABOVE: tl.constexpr, BEFORE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_P: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """The gradients dx of a block's inputs x, (x, skip, skip), from dh, rows of F.
 
-    X: whether that of x is wanted, which comes first; then planes of F channels of the first skip
-    of S0 and the second of S1 channels, if any. programs: of one plane; w: x's, nin: a plane's
-    after the other.
+    X: whether that of x is wanted, which comes first; then (SKIPS) planes of F channels of the
+    first skip of S0 and the second of S1 channels, if any. programs: of one plane; w: x's, nin: a
+    plane's after the other. With UNPACK the programs before first_program are `unpack_block`'s.
     """
+    if UNPACK:  # noqa: SIM102 - alone a constant, without which the rest is not compiled
+        if tl.program_id(0) < first_program:
+            unpack_block(
+                tl.program_id(0), parts, sums, v, gain, grad_v, grad_gain, grad_bias,
+                counts, strides,
+                F=F, S0=S0, S1=S1, PLANES=PLANES, T=KH * KW, NORMED=NORMED, ACC=ACC,
+                BLOCK_S=UNPACK_S, BLOCK_K=UNPACK_K, BLOCK_D=UNPACK_D,
+            )  # fmt: skip
     planes_0: tl.constexpr = (S0 + F - 1) // F
-    plane = tl.program_id(0) // programs
-    pid = tl.program_id(0) % programs
+    own = tl.program_id(0) - first_program
+    plane = own // programs
+    pid = own % programs
     if X:
-        if plane == 0:
+        if (own >= 0) & (plane == 0):
             data_gradient_tile(
                 g_ptr, w_ptr, x[0], g_ptr, dy_ptr, dx[0], g_ptr, pid, batch, height, width, steps,
                 0, F=F, C=F, D=F, KH=KH, KW=KW, TOP=TOP, LEFT=LEFT, ABOVE=ABOVE, BEFORE=BEFORE,
@@ -293,16 +306,16 @@ def input_gradient_kernel(
             )  # fmt: skip
         plane -= 1
     nin_ptr += plane * (2 * F * F)
-    if S0 > 0:
+    if SKIPS and S0 > 0:
         first_c = plane * F
-        if (plane >= 0) & (plane < planes_0):
+        if (own >= 0) & (plane >= 0) & (plane < planes_0):
             data_gradient_tile(
                 g_ptr, nin_ptr, x[1], g_ptr, g_ptr, dx[1], g_ptr, pid, batch, height, width,
                 point_steps, first_c, F=F, C=S0, D=F, KH=1, KW=1, TOP=0, LEFT=0,
                 ABOVE=ABOVE, BEFORE=BEFORE, DROPOUT=False, SCALE=1.0, ADD=False, HIDDEN=False,
                 ACC=ACC, PRECISION=PRECISION, BLOCK_P=BLOCK_P, N1=N1, N2=N2, BLOCK_K=BLOCK_K,
             )  # fmt: skip
-    if S1 > 0:
+    if SKIPS and S1 > 0:
         first_c = (plane - planes_0) * F
         if plane >= planes_0:
             data_gradient_tile(

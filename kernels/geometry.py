@@ -122,6 +122,13 @@ def channels_last(image: Tensor) -> Tensor:
     return image.contiguous(memory_format=torch.channels_last)
 
 
+def is_dense(weight: Tensor) -> bool:
+    """Whether the kernels read it where it is: contiguous, or (D, C, kh, kw) in channels_last."""
+    if weight.is_contiguous():
+        return True
+    return weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last)
+
+
 def empty_channels_last(like: Tensor, channels: int, size: tuple[int, int] | None = None) -> Tensor:
     """Uninitialised, with the batch, dtype and device of `like` and, without `size`, its extent."""
     return torch.empty(
@@ -142,3 +149,31 @@ def packed_sizes(filters: int, taps: Taps, planes: int, adjoint: bool) -> list[i
     f, t = filters, taps.kh * taps.kw
     forward = [2 * f * f * (t + planes), 4 * f * f * t]
     return [*forward, 4 * f * f * t, 2 * f * f * t, 2 * f * f * planes] if adjoint else forward
+
+
+class BlockWeights(NamedTuple):
+    """The weights v (D, C, kh, kw) and gains (D,) of a gated resnet's conv_in, conv_out and, with
+    skips, nin_skip."""
+
+    weights: Sequence[Tensor]
+    gains: Sequence[Tensor]
+
+    @property
+    def skip_channels(self) -> list[int]:
+        """Of one skip, or of several of whole planes, which are packed as one."""
+        return [weight.shape[1] // 2 for weight in self.weights[2:]]
+
+
+def packed_size(weights: Sequence[Tensor], skip_channels: Sequence[int], adjoint: bool) -> int:
+    """How many numbers the packed weights of a gated resnet are."""
+    f, _, kh, kw = weights[0].shape
+    return sum(packed_sizes(f, Taps(kh, kw, 0, 0), planes_of(skip_channels, f), adjoint))
+
+
+def packed_starts(blocks: Sequence[BlockWeights], adjoint: bool) -> list[int]:
+    """Where those of each block begin among those of all, at a multiple of 16; and the end."""
+    starts = [0]
+    for block in blocks:
+        size = packed_size(block.weights, block.skip_channels, adjoint)
+        starts.append(starts[-1] + cdiv(size, 16) * 16)
+    return starts

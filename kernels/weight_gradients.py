@@ -1,28 +1,22 @@
 """The gradients of weights out of the order of the matmuls: `weights.py` the other way.
 
 The parts that the splits of a weight gradient left are added, weight norm is differentiated, and
-the biases' gradients are summed: for one gated resnet in one launch.
+the biases' gradients are summed: for one gated resnet in one launch, which it shares with the
+gradients of its inputs where they are wanted.
 """
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .geometry import cdiv
+from .geometry import cdiv, planes_of
 from .launch import accumulator_of, launch, plan
-from .weights import (
-    BLOCK_D,
-    BLOCK_K,
-    block_constants,
-    block_grid,
-    dense,
-    source_of,
-    strides_of,
-    three,
-)
+from .weights import BLOCK_D, BLOCK_K, dense, programs_of, source_of, strides_of, three
 
 BLOCK_S = 4  # parts of a gradient that are added at once
 
@@ -73,7 +67,7 @@ def unpack_filters(
         product = tl.zeros((BLOCK_D,), dtype=ACC)
         for first in range(0, T * C, BLOCK_K):
             k = first + tl.arange(0, BLOCK_K)
-            source, exists = source_of(k, stride_c, stride_t, T=T, C=C, S0=S0, S1=S1)
+            source, exists = source_of(k, stride_c, stride_t, T, C, S0, S1)
             mask = exists[:, None] & mask_d[None, :]
             v = tl.load(v_ptr + filter_ + source[:, None], mask=mask, other=0.0)
             dw = sum_parts(
@@ -88,7 +82,7 @@ def unpack_filters(
         tl.store(grad_gain_ptr + d, product / norm, mask=mask_d)
     for first in range(0, T * C, BLOCK_K):
         k = first + tl.arange(0, BLOCK_K)
-        source, exists = source_of(k, stride_c, stride_t, T=T, C=C, S0=S0, S1=S1)
+        source, exists = source_of(k, stride_c, stride_t, T, C, S0, S1)
         mask = exists[:, None] & mask_d[None, :]
         dw = sum_parts(
             part_ptr, splits, k, d, mask, part_stride, D=D, ACC=ACC,
@@ -115,46 +109,60 @@ def unpack_one_kernel(
 
 
 @triton.jit
-def unpack_kernel(
-    hidden_ptr, hidden_splits, out_ptr, out_splits, hidden_sums_ptr, out_sums_ptr,
-    n_hidden_sums, n_out_sums,
-    v, gain, grad_v, grad_gain, grad_bias, in_strides, out_strides, nin_strides,
+def unpack_block(
+    pid, parts, sums, v, gain, grad_v, grad_gain, grad_bias, counts, strides,
     F: tl.constexpr, S0: tl.constexpr, S1: tl.constexpr, PLANES: tl.constexpr, T: tl.constexpr,
     NORMED: tl.constexpr, ACC: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of all parameters of a gated resnet. Tuples: of conv_in, conv_out, nin_skip.
+    """A program of those that `unpacking` counts: gradients of a gated resnet's parameters.
 
-    hidden (splits, (T + PLANES) 2F, F) has conv_in's and the skips' parts, out (splits, T 2F, 2F).
+    parts, sums: of h's convolutions and of the gates', whose numbers `counts` has: parts (splits,
+    (T + PLANES) 2F, F) of conv_in and the skips', parts (splits, T 2F, 2F); sums of biases'
+    gradients. The other tuples are of conv_in, conv_out and nin_skip.
     """
     HIDDEN: tl.constexpr = (T + PLANES) * 2 * F * F
     blocks_in: tl.constexpr = (F + BLOCK_D - 1) // BLOCK_D
     blocks_out: tl.constexpr = (2 * F + BLOCK_D - 1) // BLOCK_D
-    pid = tl.program_id(0)
     if pid < blocks_out:
         unpack_filters(
-            out_ptr, out_splits, 4 * F * F * T, out_sums_ptr, n_out_sums,
+            parts[1], counts[1], 4 * F * F * T, sums[1], counts[3],
             v[1], gain[1], grad_v[1], grad_gain[1], grad_bias[1], pid,
-            out_strides[0], out_strides[1], out_strides[2], T=T, C=2 * F, D=2 * F, S0=0, S1=0,
+            strides[1][0], strides[1][1], strides[1][2], T=T, C=2 * F, D=2 * F, S0=0, S1=0,
             NORMED=NORMED, BIAS=True, ACC=ACC,
             BLOCK_S=BLOCK_S, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D,
         )  # fmt: skip
     elif pid < blocks_out + blocks_in:
         unpack_filters(
-            hidden_ptr, hidden_splits, HIDDEN, hidden_sums_ptr, n_hidden_sums,
+            parts[0], counts[0], HIDDEN, sums[0], counts[2],
             v[0], gain[0], grad_v[0], grad_gain[0], grad_bias[0], pid - blocks_out,
-            in_strides[0], in_strides[1], in_strides[2], T=T, C=2 * F, D=F, S0=0, S1=0,
+            strides[0][0], strides[0][1], strides[0][2], T=T, C=2 * F, D=F, S0=0, S1=0,
             NORMED=NORMED, BIAS=True, ACC=ACC,
             BLOCK_S=BLOCK_S, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D,
         )  # fmt: skip
     elif PLANES > 0:
         unpack_filters(
-            hidden_ptr + 2 * F * F * T, hidden_splits, HIDDEN, hidden_sums_ptr, n_hidden_sums,
+            parts[0] + 2 * F * F * T, counts[0], HIDDEN, sums[0], counts[2],
             v[2], gain[2], grad_v[2], grad_gain[2], grad_bias[2], pid - blocks_out - blocks_in,
-            nin_strides[0], nin_strides[1], nin_strides[2], T=PLANES, C=2 * F, D=F, S0=S0, S1=S1,
+            strides[2][0], strides[2][1], strides[2][2], T=PLANES, C=2 * F, D=F, S0=S0, S1=S1,
             NORMED=NORMED, BIAS=True, ACC=ACC,
             BLOCK_S=BLOCK_S, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D,
         )  # fmt: skip
+
+
+@triton.jit
+def unpack_kernel(
+    parts, sums, v, gain, grad_v, grad_gain, grad_bias, counts, strides,
+    F: tl.constexpr, S0: tl.constexpr, S1: tl.constexpr, PLANES: tl.constexpr, T: tl.constexpr,
+    NORMED: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """`unpack_block`."""
+    unpack_block(
+        tl.program_id(0), parts, sums, v, gain, grad_v, grad_gain, grad_bias, counts, strides,
+        F=F, S0=S0, S1=S1, PLANES=PLANES, T=T, NORMED=NORMED, ACC=ACC,
+        BLOCK_S=BLOCK_S, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D,
+    )  # fmt: skip
 
 
 def _empty_like(v: Tensor) -> Tensor:
@@ -163,40 +171,86 @@ def _empty_like(v: Tensor) -> Tensor:
     return torch.empty(v.shape, dtype=v.dtype, device=v.device, memory_format=layout)
 
 
-def unpack(
-    hidden: Tensor,
-    out: Tensor,
-    hidden_sums: Tensor,
-    out_sums: Tensor,
+class UnpackSettings(NamedTuple):
+    """How many programs unpack, and what they are told beside tensors."""
+
+    programs: int
+    counts: tuple[int, ...]
+    strides: tuple[tuple[int, ...], ...]
+    normed: bool
+
+    def arguments(self) -> dict[str, Any]:
+        return {"counts": self.counts, "strides": self.strides, "NORMED": self.normed}
+
+
+class Unpacking(NamedTuple):
+    """The gradients of a gated resnet's parameters, which `unpack_block` is to write.
+
+    weights, biases, gains (none without gains): in the order of `weights.pack`.
+    """
+
+    weights: list[Tensor]
+    biases: list[Tensor]
+    gains: list[Tensor]
+    tensors: dict[str, Any]
+    settings: UnpackSettings
+
+
+# The arguments where there is nothing to unpack.
+NOTHING: dict[str, Any] = dict.fromkeys(
+    ("parts", "sums", "v", "gain", "grad_v", "grad_gain", "grad_bias")
+)
+NO_SETTINGS: dict[str, Any] = {"counts": None, "strides": None, "NORMED": False}
+
+
+def unpacking(
+    parts: tuple[Tensor, Tensor],
+    sums: tuple[Tensor, Tensor],
     weights: list[Tensor],
     gains: list[Tensor],
-    skip_channels: list[int],
-    planes: int,
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Gradients of weights, biases and gains (none without gains), each as in `pack`.
+) -> Unpacking:
+    """weights, gains: as in `weights.pack`.
 
     nin_skip's bias is added to h as conv_in's is, and has the same gradient.
 
-    hidden, out: parts of the gradients of packed weights (`matmul.weight_gradient`); hidden_sums
-    (blocks, F) and out_sums (blocks, 2F): parts of those of the biases.
+    parts: of the gradients of packed weights (`matmul.weight_gradient`), of h's convolutions and of
+    the gates'; sums: (blocks, F) and (blocks, 2F), parts of those of the biases.
     """
     weights = [dense(weight) for weight in weights]
     grads = [_empty_like(weight) for weight in weights]
     biases = [weight.new_empty(weight.shape[:1]) for weight in weights]
     grad_gains = [gain.new_empty(gain.shape) for gain in gains]
+    tensors = {
+        "parts": parts,
+        "sums": sums,
+        "v": three(weights),
+        "gain": three(gains or weights),
+        "grad_v": three(grads),
+        "grad_gain": three(grad_gains or grads),
+        "grad_bias": three(biases),
+    }
+    settings = UnpackSettings(
+        sum(programs_of(weights)),
+        tuple([part.shape[0] for part in (*parts, *sums)]),
+        tuple(map(strides_of, three(weights))),
+        bool(gains),
+    )
+    return Unpacking(grads, biases, grad_gains, tensors, settings)
+
+
+def unpack(
+    unpacked: Unpacking, filters: int, skip_channels: tuple[int, ...], taps: int
+) -> None:
+    """In a launch of its own."""
+    hidden, _ = unpacked.tensors["parts"]
+    s0, s1 = (*skip_channels, 0, 0)[:2]
     planned = plan(
-        block_grid(weights), hidden_splits=hidden.shape[0], out_splits=out.shape[0],
-        n_hidden_sums=hidden_sums.shape[0], n_out_sums=out_sums.shape[0],
-        **block_constants(weights, skip_channels, planes, bool(gains)),
-        ACC=accumulator_of(hidden.dtype), BLOCK_S=BLOCK_S, num_warps=8,
+        (unpacked.settings.programs,), **unpacked.settings.arguments(),
+        F=filters, S0=s0, S1=s1, PLANES=planes_of(skip_channels, filters), T=taps,
+        ACC=accumulator_of(hidden.dtype), BLOCK_S=BLOCK_S, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D,
+        num_warps=8,
     )  # fmt: skip
-    launch(
-        unpack_kernel, planned, hidden.device, hidden_ptr=hidden, out_ptr=out,
-        hidden_sums_ptr=hidden_sums, out_sums_ptr=out_sums,
-        v=three(weights), gain=three(gains or weights),
-        grad_v=three(grads), grad_gain=three(grad_gains or grads), grad_bias=three(biases),
-    )  # fmt: skip
-    return grads, biases, grad_gains
+    launch(unpack_kernel, planned, hidden.device, **unpacked.tensors)
 
 
 def unpack_one(parts: Tensor, weight: Tensor) -> Tensor:

@@ -3,38 +3,42 @@
 A packed weight has a row per column of the matmul, its K numbers adjacent: (D, T C) for a
 convolution, by tap and then channel, and for the adjoint (C, T D) with the taps turned around.
 Columns that an epilogue takes in pairs lie side by side: A_i and G_i of a gate, the gradients of
-elu(x_i) and elu(-x_i). Weight norm, w = g v / |v| per filter, is folded on the way. What one gated
-resnet needs goes in one launch.
+elu(x_i) and elu(-x_i). Weight norm, w = g v / |v| per filter, is folded on the way.
+
+One launch packs what a gated resnet needs, or what all those of a network need: then a table in the
+device's memory says where each weight is and where it goes.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
-from .geometry import Taps, cdiv, packed_sizes
-from .launch import launch, plan
+from .geometry import (
+    BlockWeights,
+    Taps,
+    cdiv,
+    is_dense,
+    packed_size,
+    packed_sizes,
+    packed_starts,
+    planes_of,
+)
+from .launch import accumulator_of, launch, plan
 
 BLOCK_D = 8
 BLOCK_K = 256
+FIELDS = 21  # of a row of a table, see `pack_table_kernel`
 
 
 @triton.jit
-def paired(n, COUNT: tl.constexpr, PAIRS: tl.constexpr):
-    """The place of column n where the halves of COUNT columns lie in turn."""
-    if PAIRS:
-        n = n % (COUNT // 2) * 2 + n // (COUNT // 2)
-    return n
-
-
-@triton.jit
-def source_of(
-    k, stride_c, stride_t, T: tl.constexpr, C: tl.constexpr, S0: tl.constexpr, S1: tl.constexpr
-):
+def source_of(k, stride_c, stride_t, T, C, S0, S1):
     """Offsets in a filter of numbers k = (tap, channel) of its packed row, and which exist.
 
     With S0 > 0 the weight is that of the skips, of S0 and S1 channels: a "tap" is a plane of C / 2
@@ -44,8 +48,8 @@ def source_of(
     channel = k % C
     exists = k < T * C
     if S0 > 0:
-        F: tl.constexpr = C // 2
-        planes_0: tl.constexpr = (S0 + F - 1) // F
+        F = C // 2
+        planes_0 = (S0 + F - 1) // F
         second = tap >= planes_0
         f = (tl.where(second, tap - planes_0, tap) * F) + channel % F
         exists &= f < tl.where(second, S1, S0)
@@ -55,96 +59,130 @@ def source_of(
 
 
 @triton.jit
+def place_in(place, d, c, t):
+    """Where number (d, c, t) of a weight goes, by a `Place`."""
+    return d.to(tl.int64) * place[1] + (c.to(tl.int64) * place[2] + t.to(tl.int64) * place[3])
+
+
+@triton.jit
+def in_turn(n, count, half):
+    """The place of n among `count` whose parts of `half` lie in turn."""
+    return n % half * (count // half) + n // half
+
+
+@triton.jit
 def pack_filters(
-    v_ptr, gain_ptr, forward_ptr, adjoint_ptr, block, stride_d, stride_c, stride_t,
-    T: tl.constexpr, C: tl.constexpr, D: tl.constexpr, S0: tl.constexpr, S1: tl.constexpr,
-    ROW: tl.constexpr, PAIRS_C: tl.constexpr, PAIRS_D: tl.constexpr, TURNED: tl.constexpr,
+    v_ptr, gain_ptr, packed_ptr, block, source, forward, adjoint,
     NORMED: tl.constexpr, ADJOINT: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_D filters g v / |v|, or v itself without NORMED, to rows of ROW numbers, and (ADJOINT)
-    to columns of the adjoint's rows: (C, T D) with taps TURNED around, else (T, C, D)."""
-    d = block.to(tl.int64) * BLOCK_D + tl.arange(0, BLOCK_D)
+    """BLOCK_D filters g v / |v|, or v itself without NORMED, to their places, one for the
+    convolution and (ADJOINT) one for its adjoint.
+
+    source, forward, adjoint: the parts of an `Order`.
+    """
+    T, C, D, S0, S1, stride_d, stride_c, stride_t = source
+    d = block * BLOCK_D + tl.arange(0, BLOCK_D)
     mask_d = d < D
+    v_ptrs = v_ptr + d.to(tl.int64)[:, None] * stride_d
     factor = tl.full((BLOCK_D,), 1.0, dtype=v_ptr.dtype.element_ty)
     if NORMED:
         square = tl.zeros((BLOCK_D,), dtype=v_ptr.dtype.element_ty)
         for first in range(0, T * C, BLOCK_K):
             k = first + tl.arange(0, BLOCK_K)
-            source, exists = source_of(k, stride_c, stride_t, T=T, C=C, S0=S0, S1=S1)
+            offset, exists = source_of(k, stride_c, stride_t, T, C, S0, S1)
             mask = mask_d[:, None] & exists[None, :]
-            v = tl.load(v_ptr + d[:, None] * stride_d + source[None, :], mask=mask, other=0.0)
+            v = tl.load(v_ptrs + offset[None, :], mask=mask, other=0.0)
             square += tl.sum(v * v, axis=1)
         gain = tl.load(gain_ptr + d, mask=mask_d, other=0.0)
         factor = gain / tl.where(mask_d, tl.sqrt(square), 1.0)
     for first in range(0, T * C, BLOCK_K):
         k = first + tl.arange(0, BLOCK_K)
-        source, exists = source_of(k, stride_c, stride_t, T=T, C=C, S0=S0, S1=S1)
+        offset, exists = source_of(k, stride_c, stride_t, T, C, S0, S1)
         mask = mask_d[:, None] & exists[None, :]
-        v = tl.load(v_ptr + d[:, None] * stride_d + source[None, :], mask=mask, other=0.0)
-        w = (v * factor[:, None]).to(forward_ptr.dtype.element_ty)
+        v = tl.load(v_ptrs + offset[None, :], mask=mask, other=0.0)
+        w = (v * factor[:, None]).to(packed_ptr.dtype.element_ty)
         mask = mask_d[:, None] & (k < T * C)[None, :]
-        row = paired(d, D, PAIRS_D)[:, None] * ROW
-        tl.store(forward_ptr + row + k[None, :], w, mask=mask)
+        tap = k // C
+        channel = k % C
+        row = in_turn(d, D, forward[4])
+        place = place_in(forward, row[:, None], channel[None, :], tap[None, :])
+        tl.store(packed_ptr + forward[0] + place, w, mask=mask)
         if ADJOINT:
-            tap = k // C
-            column = paired(k % C, C, PAIRS_C)
-            place = (column * T + (T - 1 - tap)) * D if TURNED else (tap * C + column) * D
-            tl.store(adjoint_ptr + place[None, :] + d[:, None], w, mask=mask)
+            column = in_turn(channel, C, adjoint[4])
+            place = place_in(adjoint, d[:, None], column[None, :], tap[None, :])
+            tl.store(packed_ptr + adjoint[0] + place, w, mask=mask)
 
 
 @triton.jit
 def pack_kernel(
-    v, gain, in_strides, out_strides, nin_strides, packed_ptr,
-    F: tl.constexpr, S0: tl.constexpr, S1: tl.constexpr, PLANES: tl.constexpr, T: tl.constexpr,
+    v, gain, sources, forwards, adjoints, packed_ptr,
     NORMED: tl.constexpr, ADJOINT: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """All weights of a gated resnet, as `Packed` has them.
-
-    v, gain: those of conv_in, conv_out and nin_skip.
-    """
-    ROW: tl.constexpr = (T + PLANES) * 2 * F
-    OUT: tl.constexpr = F * ROW
-    OUT_ADJOINT: tl.constexpr = OUT + 4 * F * F * T
-    IN_ADJOINT: tl.constexpr = OUT_ADJOINT + 4 * F * F * T
-    NIN_ADJOINT: tl.constexpr = IN_ADJOINT + 2 * F * F * T
-    blocks_in: tl.constexpr = (F + BLOCK_D - 1) // BLOCK_D
-    blocks_out: tl.constexpr = (2 * F + BLOCK_D - 1) // BLOCK_D
+    """Up to three weights v with their gains; the first programs are the first one's."""
     pid = tl.program_id(0)
-    if pid < blocks_out:
+    blocks_0 = (sources[0][2] + BLOCK_D - 1) // BLOCK_D
+    blocks_1 = blocks_0 + (sources[1][2] + BLOCK_D - 1) // BLOCK_D
+    if pid < blocks_0:
         pack_filters(
-            v[1], gain[1], packed_ptr + OUT, packed_ptr + OUT_ADJOINT, pid,
-            out_strides[0], out_strides[1], out_strides[2], T=T, C=2 * F, D=2 * F, S0=0, S1=0,
-            ROW=2 * F * T, PAIRS_C=True, PAIRS_D=True, TURNED=True,
+            v[0], gain[0], packed_ptr, pid, sources[0], forwards[0], adjoints[0],
             NORMED=NORMED, ADJOINT=ADJOINT, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D,
         )  # fmt: skip
-    elif pid < blocks_out + blocks_in:
+    elif pid < blocks_1:
         pack_filters(
-            v[0], gain[0], packed_ptr, packed_ptr + IN_ADJOINT, pid - blocks_out,
-            in_strides[0], in_strides[1], in_strides[2], T=T, C=2 * F, D=F, S0=0, S1=0,
-            ROW=ROW, PAIRS_C=True, PAIRS_D=False, TURNED=True,
+            v[1], gain[1], packed_ptr, pid - blocks_0, sources[1], forwards[1], adjoints[1],
             NORMED=NORMED, ADJOINT=ADJOINT, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D,
         )  # fmt: skip
-    elif PLANES > 0:
+    else:
         pack_filters(
-            v[2], gain[2], packed_ptr + 2 * F * T, packed_ptr + NIN_ADJOINT,
-            pid - blocks_out - blocks_in, nin_strides[0], nin_strides[1], nin_strides[2],
-            T=PLANES, C=2 * F, D=F, S0=S0, S1=S1,
-            ROW=ROW, PAIRS_C=True, PAIRS_D=False, TURNED=False,
+            v[2], gain[2], packed_ptr, pid - blocks_1, sources[2], forwards[2], adjoints[2],
             NORMED=NORMED, ADJOINT=ADJOINT, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D,
         )  # fmt: skip
 
 
 @triton.jit
-def pack_one_kernel(
-    v_ptr, strides, packed_ptr, T: tl.constexpr, C: tl.constexpr, D: tl.constexpr,
-    BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+def load_three(ptr):
+    return tl.load(ptr).to(tl.int32), tl.load(ptr + 1).to(tl.int32), tl.load(ptr + 2).to(tl.int32)
+
+
+@triton.jit
+def load_source(row):
+    """The first part of an `Order` in a row of a table."""
+    return (
+        load_field(row, 0), load_field(row, 1), load_field(row, 2), load_field(row, 3),
+        load_field(row, 4), load_field(row, 5), load_field(row, 6), load_field(row, 7),
+    )  # fmt: skip
+
+
+@triton.jit
+def load_place(row, first):
+    """A `Place` in a row of a table."""
+    return (
+        tl.load(row + first), load_field(row, first + 1), load_field(row, first + 2),
+        load_field(row, first + 3), load_field(row, first + 4),
+    )  # fmt: skip
+
+
+@triton.jit
+def load_field(row, i):
+    return tl.load(row + i).to(tl.int32)
+
+
+@triton.jit
+def pack_table_kernel(
+    table_ptr, packed_ptr, weights, FIELDS: tl.constexpr, WIDE: tl.constexpr,
+    ADJOINT: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """A weight without norm: (D, T C) and then (T C, D)."""
+    """All weights of a table: rows of an `Order`, the addresses of v and its gain, and the first of
+    its programs; then for each program its row."""
+    pid = tl.program_id(0)
+    row = table_ptr + tl.load(table_ptr + weights * FIELDS + pid) * FIELDS
+    pointer: tl.constexpr = tl.pointer_type(WIDE)
+    v_ptr = tl.load(row + 18).to(pointer)
+    gain_ptr = tl.load(row + 19).to(pointer)
     pack_filters(
-        v_ptr, v_ptr, packed_ptr, packed_ptr + D * T * C, tl.program_id(0),
-        strides[0], strides[1], strides[2], T=T, C=C, D=D, S0=0, S1=0,
-        ROW=T * C, PAIRS_C=False, PAIRS_D=False, TURNED=False,
-        NORMED=False, ADJOINT=True, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D,
+        v_ptr, gain_ptr, packed_ptr, pid - load_field(row, 20),
+        load_source(row), load_place(row, 8), load_place(row, 13),
+        NORMED=True, ADJOINT=ADJOINT, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D,
     )  # fmt: skip
 
 
@@ -167,11 +205,35 @@ def parts_of(packed: Tensor, filters: int, taps: Taps, planes: int) -> Packed:
     return Packed(*packed.split(packed_sizes(filters, taps, planes, True)))
 
 
+class Place(NamedTuple):
+    """Where number (d, c, t) of a weight goes: offset + d' of_d + c' of_c + t of_t.
+
+    d and c count filters and channels. Of one of them the parts of `half` lie in turn: of the
+    filters for a convolution, of the channels for its adjoint.
+    """
+
+    offset: int
+    of_d: int
+    of_c: int
+    of_t: int
+    half: int
+
+
+class Order(NamedTuple):
+    """How a weight is read, and where it goes, for the convolution and for its adjoint.
+
+    source: taps, channels, filters, channels of two skips (see `source_of`), and strides of filter,
+    channel and tap.
+    """
+
+    source: tuple[int, ...]
+    forward: Place
+    adjoint: Place
+
+
 def dense(v: Tensor) -> Tensor:
     """v with one stride for all taps: contiguous or channels_last as it is, else a copy."""
-    if v.is_contiguous() or v.is_contiguous(memory_format=torch.channels_last):
-        return v
-    return v.contiguous()
+    return v if is_dense(v) else v.contiguous()
 
 
 def strides_of(v: Tensor) -> tuple[int, int, int]:
@@ -182,34 +244,52 @@ def strides_of(v: Tensor) -> tuple[int, int, int]:
 
 
 def three(tensors: list[Tensor]) -> tuple[Tensor, ...]:
-    """Something in the third place, which a block without skips does not read."""
-    return (*tensors, tensors[0])[:3]
+    """Three tensors; those that are not there, of which no program reads, are the first."""
+    return (*tensors, tensors[0], tensors[0])[:3]
 
 
-def block_constants(
-    weights: list[Tensor], skip_channels: list[int], planes: int, normed: bool
-) -> dict[str, Any]:
-    filters, _, kh, kw = weights[0].shape
+def orders_of(weights: Sequence[Tensor], skip_channels: Sequence[int], first: int) -> list[Order]:
+    """Of a gated resnet's dense weights (see `pack`), which go to places from `first` on."""
+    f, _, kh, kw = weights[0].shape
+    taps, planes = kh * kw, planes_of(skip_channels, f)
+    sizes = packed_sizes(f, Taps(kh, kw, 0, 0), planes, True)
+    hidden, out, out_adjoint, in_adjoint, nin_adjoint = (
+        first + sum(sizes[:i]) for i in range(len(sizes))
+    )
+    row, turned = (taps + planes) * 2 * f, taps - 1
     s0, s1 = (*skip_channels, 0, 0)[:2]
-    return {
-        "F": filters, "S0": s0, "S1": s1, "PLANES": planes, "T": kh * kw,
-        "NORMED": normed, "BLOCK_K": BLOCK_K, "BLOCK_D": BLOCK_D,
-        **dict(zip(
-            ("in_strides", "out_strides", "nin_strides"),
-            map(strides_of, three(weights)), strict=True,
-        )),
-    }  # fmt: skip
+    of_in, of_out, *of_nin = (strides_of(weight) for weight in weights)
+    orders = [
+        Order(
+            (taps, 2 * f, f, 0, 0, *of_in),
+            Place(hidden, row, 1, 2 * f, f),
+            Place(in_adjoint + turned * f, 1, taps * f, -f, f),
+        ),
+        Order(
+            (taps, 2 * f, 2 * f, 0, 0, *of_out),
+            Place(out, taps * 2 * f, 1, 2 * f, f),
+            Place(out_adjoint + turned * 2 * f, 1, taps * 2 * f, -2 * f, f),
+        ),
+    ]
+    return orders + [
+        Order(
+            (planes, 2 * f, f, s0, s1, *strides),
+            Place(hidden + taps * 2 * f, row, 1, 2 * f, f),
+            Place(nin_adjoint, 1, f, 2 * f * f, f),
+        )
+        for strides in of_nin
+    ]
 
 
-def block_grid(weights: list[Tensor]) -> tuple[int]:
-    return (sum(cdiv(weight.shape[0], BLOCK_D) for weight in weights),)
+def programs_of(weights: Sequence[Tensor]) -> list[int]:
+    """How many programs each weight takes."""
+    return [cdiv(weight.shape[0], BLOCK_D) for weight in weights]
 
 
 def pack(
     weights: list[Tensor],
     gains: list[Tensor],
     skip_channels: list[int],
-    planes: int,
     dtype: torch.dtype,
     *,
     adjoint: bool,
@@ -220,15 +300,9 @@ def pack(
     each of them, or none. They are float32, or float64 for a float64 result.
     """
     weights = [dense(weight) for weight in weights]
-    filters, _, kh, kw = weights[0].shape
-    sizes = packed_sizes(filters, Taps(kh, kw, 0, 0), planes, adjoint)
-    packed = torch.empty((sum(sizes),), dtype=dtype, device=weights[0].device)
-    planned = plan(
-        block_grid(weights), ADJOINT=adjoint, num_warps=4,
-        **block_constants(weights, skip_channels, planes, bool(gains)),
-    )  # fmt: skip
-    tensors = {"v": three(weights), "gain": three(gains or weights)}
-    launch(pack_kernel, planned, packed.device, **tensors, packed_ptr=packed)
+    size = (packed_size(weights, skip_channels, adjoint),)
+    packed = torch.empty(size, dtype=dtype, device=weights[0].device)
+    _pack(weights, gains, orders_of(weights, skip_channels, 0), packed, adjoint)
     return packed
 
 
@@ -236,16 +310,94 @@ def pack_one(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """A weight (D, C, kh, kw) without norm, for a convolution and its adjoint, as `parts_of_one`
     has it: (2, numel)."""
     weight = dense(weight)
-    filters, channels, kh, kw = weight.shape
+    d, c, kh, kw = weight.shape
+    taps = kh * kw
     packed = torch.empty((2, weight.numel()), dtype=dtype, device=weight.device)
-    planned = plan(
-        (cdiv(filters, BLOCK_D),), strides=strides_of(weight),
-        T=kh * kw, C=channels, D=filters, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D, num_warps=4,
-    )  # fmt: skip
-    launch(pack_one_kernel, planned, weight.device, v_ptr=weight, packed_ptr=packed)
+    order = Order(
+        (taps, c, d, 0, 0, *strides_of(weight)),
+        Place(0, taps * c, 1, c, d),
+        Place(weight.numel(), 1, d, c * d, c),
+    )
+    _pack([weight], [], [order], packed, True)
     return packed
 
 
 def parts_of_one(packed: Tensor, filters: int) -> tuple[Tensor, Tensor]:
     """(D, kh kw C), and for the adjoint (kh kw C, D), of what `pack_one` gave."""
     return packed[0].view(filters, -1), packed[1].view(-1, filters)
+
+
+def _pack(
+    weights: list[Tensor], gains: list[Tensor], orders: list[Order], packed: Tensor, adjoint: bool
+) -> None:
+    """pack_kernel for up to three dense weights."""
+    sources, forwards, adjoints = zip(*(*orders, *orders[:1] * (3 - len(orders))), strict=True)
+    planned = plan(
+        (sum(programs_of(weights)),), sources=sources, forwards=tuple(map(tuple, forwards)),
+        adjoints=tuple(map(tuple, adjoints)), NORMED=bool(gains), ADJOINT=adjoint,
+        BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D, num_warps=4,
+    )  # fmt: skip
+    tensors = {"v": three(weights), "gain": three(gains or weights)}
+    launch(pack_kernel, planned, packed.device, **tensors, packed_ptr=packed)
+
+
+# Tables of addresses by the first weight of a network, and whether the adjoint is packed too. They
+# stay while the weight does: a CUDA graph may read them.
+_tables: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def pack_blocks(blocks: Sequence[BlockWeights], dtype: torch.dtype, *, adjoint: bool) -> Tensor:
+    """The packed weights of all blocks in one tensor, in one launch; `packed_starts` finds them.
+
+    Weights are dense, gains contiguous. Where they are is sent to the device at the first call, and
+    again when one has moved.
+    """
+    weights = [weight for block in blocks for weight in block.weights]
+    gains = [gain for block in blocks for gain in block.gains]
+    starts = packed_starts(blocks, adjoint)
+    packed = torch.empty((starts[-1],), dtype=dtype, device=weights[0].device)
+    planned = plan(
+        (sum(programs_of(weights)),), weights=len(weights), FIELDS=FIELDS,
+        WIDE=accumulator_of(weights[0].dtype), ADJOINT=adjoint,
+        BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D, num_warps=4,
+    )  # fmt: skip
+    table = _table_of(blocks, weights, gains, starts, adjoint)
+    launch(pack_table_kernel, planned, packed.device, table_ptr=table, packed_ptr=packed)
+    return packed
+
+
+def _table_of(
+    blocks: Sequence[BlockWeights],
+    weights: Sequence[Tensor],
+    gains: Sequence[Tensor],
+    starts: Sequence[int],
+    adjoint: bool,
+) -> Tensor:
+    """The table of pack_table_kernel, on the device."""
+    key = (
+        weights[0].device,
+        *((weight.data_ptr(), weight.stride()) for weight in weights),
+        *(gain.data_ptr() for gain in gains),
+    )
+    known = _tables.setdefault(weights[0], {})
+    if adjoint not in known or known[adjoint][0] != key:
+        orders = [
+            order
+            for block, start in zip(blocks, starts, strict=False)
+            for order in orders_of(block.weights, block.skip_channels, start)
+        ]
+        known[adjoint] = key, _make_table(orders, weights, gains).to(weights[0].device)
+    return known[adjoint][1]
+
+
+def _make_table(
+    orders: Sequence[Order], weights: Sequence[Tensor], gains: Sequence[Tensor]
+) -> Tensor:
+    rows: list[int] = []
+    owners: list[int] = []
+    counts = programs_of(weights)
+    for i, (order, weight, gain) in enumerate(zip(orders, weights, gains, strict=True)):
+        addresses = weight.data_ptr(), gain.data_ptr()
+        rows += [*order.source, *order.forward, *order.adjoint, *addresses, len(owners)]
+        owners += [i] * counts[i]
+    return torch.tensor(rows + owners)

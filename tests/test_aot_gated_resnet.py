@@ -21,6 +21,7 @@ from tests.helpers.aot_launches import (
     check,
     distinct,
     is_matmul,
+    packing_launches,
     shifted_launches,
 )
 from tests.helpers.sass import matrix_loops, tensor_clocks
@@ -36,6 +37,7 @@ BLOCKS = [
     Block(160, (2, 2), skips=0, dropout=False, dtype=FP32, tf32=True, size=(4, 8, 8)),
     Block(40, (3, 3), skips=0, size=(2, 8, 8)),
 ]
+PARAMETERS_ALONE = Block(40, needs=Needs(x=False, skips=False))
 AMPERE = [Block(160, (2, 3)), Block(24, (2, 2), skips=1, dtype=FP32, tf32=True)]
 
 
@@ -73,8 +75,10 @@ def test_what_is_no_matmul_neither_spills_nor_fails() -> None:
         for launch in Block(40, skips=2).launches(90)
         + Block(40, skips=2, keep=True).launches(90)
         + shifted_launches(90, BF16, 24, False)
+        + packing_launches(90, 40)
         if not is_matmul(launch)
     ]
+    others += [one for one in PARAMETERS_ALONE.launches(90) if not is_matmul(one)]
     assert {launch.kernel.__name__ for launch in others} >= {"expand_kernel", "unpack_kernel"}
     for launch in distinct(others, "X", "BACKWARD", "GATES", "ADJOINT"):
         check(launch, compile_launch(launch, 90), 90)
@@ -83,6 +87,7 @@ def test_what_is_no_matmul_neither_spills_nor_fails() -> None:
 @pytest.mark.slow
 def test_every_kernel_builds_for_blackwell() -> None:
     launches = Block(40).launches(100) + shifted_launches(100, BF16, 40, False)
+    launches += packing_launches(100, 40) + PARAMETERS_ALONE.launches(100)
     assert {launch.kernel.__name__ for launch in launches} == set().union(*KERNELS.values())
     for launch in distinct(launches):
         assert ".target sm_100" in compile_launch(launch, 100).ptx
@@ -99,29 +104,25 @@ def test_the_tensor_cores_wait_for_memory_not_for_instructions() -> None:
             assert len(body) / tensor_clocks(body) <= 0.6, launch.kernel.__name__
 
 
-FROZEN = {"unpack_kernel", "parameter_gradient_kernel"}
-
-
 @pytest.mark.parametrize(
-    ("needs", "missing"),
+    ("needs", "kernels"),
     [
-        (Needs(), set()),
-        (Needs(parameters=False), FROZEN),
-        (Needs(x=False, skips=False), {"input_gradient_kernel"}),
+        (Needs(), {"parameter_gradient_kernel", "input_gradient_kernel"}),
+        (Needs(parameters=False), {"input_gradient_kernel"}),
+        (Needs(x=False, skips=False), {"parameter_gradient_kernel", "unpack_kernel"}),
     ],
 )
-def test_gradients_that_nobody_needs_are_not_computed(needs: Needs, missing: set[str]) -> None:
-    whole = Block(8, size=(1, 4, 4)).launches(90)
-    part = Block(8, size=(1, 4, 4), needs=needs).launches(90)
-    assert {launch.kernel.__name__ for launch in whole} - {
-        launch.kernel.__name__ for launch in part
-    } == missing
-    planes = [
-        math.prod(launch.grid) / launch.arguments["programs"]
-        for launch in part
-        if "programs" in launch.arguments
-    ]
-    assert sum(planes) == needs.x + 2 * needs.skips
+def test_gradients_that_nobody_needs_are_not_computed(needs: Needs, kernels: set[str]) -> None:
+    launches = Block(8, size=(1, 4, 4), needs=needs).launches(90)
+    always = {"pack_kernel", "expand_kernel", "hidden_kernel", "gate_kernel"}
+    always |= {"hidden_gradient_kernel"}
+    assert {launch.kernel.__name__ for launch in launches} == always | kernels
+    for launch in launches:
+        if launch.kernel.__name__ == "input_gradient_kernel":
+            assert launch.arguments["UNPACK"] == needs.parameters
+            assert (launch.arguments["first_program"] > 0) == needs.parameters
+            programs = math.prod(launch.grid) - launch.arguments["first_program"]
+            assert programs == launch.arguments["programs"] * (needs.x + 2 * needs.skips)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: tuning would begin")

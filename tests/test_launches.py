@@ -41,15 +41,16 @@ MODULES = (
     *(expand, gated_resnet, logistic_mixture, matmul, patches, shifted_conv),
     *(weight_gradients, weights),
 )
-OPS = ("gated_resnet", "shifted_conv", "logistic_mixture")
+OPS = ("gated_resnet", "packed_weights", "shifted_conv", "logistic_mixture")
+UNPACKS = ", with gradients of parameters"
 WEIGHT_GRADIENTS = {
     "weight_gradient_kernel",
     "parameter_gradient_kernel",
-    "unpack_kernel",
+    "input_gradient_kernel" + UNPACKS,
     "unpack_one_kernel",
 }
 # Of 40 filters and 5 resnets a block: 64 gated resnets, 12 other convolutions and the loss.
-MOST_LAUNCHES = 744
+MOST_LAUNCHES = 617
 
 
 @contextmanager
@@ -58,7 +59,8 @@ def counted(patch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
     counts: Counter[str] = Counter()
 
     def launch(kernel: Any, plan: Plan, device: torch.device, **tensors: Any) -> None:
-        counts[kernel.__name__] += plan.programs > 0
+        name = kernel.__name__ + UNPACKS * bool(plan.arguments.get("UNPACK"))
+        counts[name] += plan.programs > 0
 
     with patch.context() as inside, use_impl("triton"):
         for module in MODULES:
@@ -134,8 +136,10 @@ def test_launches_of_a_training_step(monkeypatch: pytest.MonkeyPatch) -> None:
         loss = -model.train().log_prob(x).sum()
         loss.backward()
     assert counts.total() <= MOST_LAUNCHES
-    # Once forward and not again: the backward takes the packed weights of the forward.
-    assert counts["pack_kernel"] == counts["unpack_kernel"] == 64
+    # The backward takes the packed weights of the forward.
+    assert counts["pack_table_kernel"] == 1
+    assert counts["pack_kernel"] == 12
+    assert counts["input_gradient_kernel" + UNPACKS] == 64
 
 
 @pytest.mark.parametrize(("role", "conditioning"), [("noisy", "none"), ("denoiser", "concat")])

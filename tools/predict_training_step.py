@@ -137,17 +137,23 @@ def weight_gradient(rows: Rows, plan: GradientPlan, k: int, columns: int) -> Mat
     return Matmul(useful, padded, programs, plan.steps, tile, tile.block_p)
 
 
+def parameters(filters: int, taps: Taps, skips: int) -> int:
+    """Weights of a gated resnet."""
+    return 2 * filters**2 * (3 * taps.kh * taps.kw + skips)
+
+
 def block(
     filters: int, batch: int, size: int, taps: Taps, skips: int, keep: bool
 ) -> Iterator[Launch]:
-    """The launches of one gated resnet, forward and backward, with dropout. keep: A and G."""
+    """The launches of one gated resnet, forward and backward, with dropout, weights packed before.
+
+    keep: A and G.
+    """
     f, two = filters, 2 * filters
     rows = Rows.of(torch.empty(batch, f, size, size, device="meta"), taps)
     pixels, t = batch * size * size, taps.kh * taps.kw
     wide, narrow = (taps.kh, taps.kw * two), (taps.kh, taps.kw * f)
     planes = 1 + skips
-    parameters = two * (t + skips) * f + 2 * two * t * f
-    yield Launch("pack", parameters * 8)
     yield Launch("expand", pixels * f * (planes * 6 + 1))
     yield Launch(
         "hidden", pixels * f * (4 * planes + 7), (matmul(rows, taps.kw, f, (wide, (skips, two))),)
@@ -162,7 +168,6 @@ def block(
     together = (narrow, (min(skips, 1), f))
     inputs = [matmul(rows, taps.kw, two, (narrow,), together)]
     inputs += [matmul(rows, 1, two, (point,), together)] * skips
-    yield Launch("data gradients", pixels * f * (8 + 6 * skips), tuple(inputs))
     ks = ((t + skips) * two, t * two)
     plans = block_gradient_plans(rows.total, ks, f, torch.bfloat16, False, 90)
     shapes = tuple(zip(plans, ks, (f, two), strict=True))
@@ -171,14 +176,17 @@ def block(
         pixels * f * (4 * planes + 2 + 8) + sum(p.splits * k * n * 12 for p, k, n in shapes),
         tuple(weight_gradient(rows, *shape) for shape in shapes),
     )
-    yield Launch("unpack", parameters * 8)
+    written = pixels * f * (8 + 6 * skips) + parameters(filters, taps, skips) * 8
+    yield Launch("data gradients", written, tuple(inputs))
 
 
 def launches(
     filters: int, side: int, batch: int, resnets: int = 5, keep: bool = False
 ) -> Iterator[Launch]:
     """All of a step's gated resnets."""
-    for size, taps, skips in blocks(resnets, side):
+    found = list(blocks(resnets, side))
+    yield Launch("pack", sum(parameters(filters, *of) for _, *of in found) * 8)
+    for size, taps, skips in found:
         yield from block(filters, batch, size, taps, skips, keep)
 
 

@@ -7,6 +7,7 @@ from .logistic_mixture import (
     logistic_mixture_log_prob_ref,
     logistic_mixture_sample,
 )
+from .packed_weights import BlockWeights, pack_weights
 from .shifted_conv import (
     concat_elu,
     down_shift,
@@ -19,6 +20,7 @@ from .shifted_conv import (
 from .taps import Shift
 
 __all__ = [
+    "BlockWeights",
     "Impl",
     "Shift",
     "concat_elu",
@@ -28,6 +30,7 @@ __all__ = [
     "logistic_mixture_log_prob",
     "logistic_mixture_log_prob_ref",
     "logistic_mixture_sample",
+    "pack_weights",
     "right_shift",
     "shifted_conv2d",
     "shifted_conv2d_ref",

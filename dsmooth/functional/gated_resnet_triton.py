@@ -30,37 +30,44 @@ _GRADIENTS = (*GRADIENTS, "grad_bias_nin")
 
 
 def gated_resnet_triton(
-    x: Tensor, given: Operands, save: bool = True, keep: bool = False
+    x: Tensor,
+    given: Operands,
+    save: bool = True,
+    keep: bool = False,
+    packed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(y, h, packed, gates); all but y for the backward.
 
     y and h, the first convolution's output, are (B, F, H, W) channels_last. packed: the weights in
-    x's dtype, in the order of the kernels; without `save` it has no elements. gates: A and G,
-    (B, 2F, H, W) channels_last; without `keep` it has no elements, and they are computed again.
+    x's dtype, in the order of the kernels; if they are given, or without `save`, it has no
+    elements. gates: A and G, (B, 2F, H, W) channels_last; without `keep` it has no elements, and
+    they are computed again.
     """
-    return forward_op(x, *given, save, keep and save)
+    return forward_op(x, *given, packed, save, keep and save)
 
 
 def _forward(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from ..kernels import gated_resnet as kernels
 
-    *tensors, save, keep = rest
+    *tensors, packed, save, keep = rest
     given = Operands(*tensors)
-    check_of_op(x, given)
+    _check_forward(x, given, packed, save)
     if x.numel() == 0:
         return _outputs(x, *rest)
     y, saved = kernels.forward(
-        x, given.skips(), *_lists(given), *_settings(given), save, keep, _image_bias(given)
-    )
+        x, given.skips(), *_lists(given), *_settings(given), save, keep, _image_bias(given),
+        None if packed is None else packed.contiguous(),
+    )  # fmt: skip
     gates = x.new_empty(0) if saved.gates is None else saved.gates
-    return y, saved.h, saved.packed if save else x.new_empty(0), gates
+    returned = saved.packed if save and packed is None else x.new_empty(0)
+    return y, saved.h, returned, gates
 
 
 def _outputs(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    *tensors, save, keep = rest
+    *tensors, packed, save, keep = rest
     given = Operands(*tensors)
-    check_of_op(x, given)
-    packed = x.new_empty(_packed_size(x, given) if save else 0)
+    _check_forward(x, given, packed, save)
+    packed = x.new_empty(_packed_size(x, given, True) if save and packed is None else 0)
     gates = empty_channels_last(x, 2 * x.shape[1]) if keep else x.new_empty(0)
     return empty_channels_last(x, x.shape[1]), empty_channels_last(x, x.shape[1]), packed, gates
 
@@ -131,13 +138,31 @@ def _settings(given: Operands) -> tuple[Taps, Any]:
     return taps_of(given.conv_in, given.shift), dropout
 
 
+def _check_forward(x: Tensor, given: Operands, packed: Tensor | None, save: bool) -> None:
+    """Raises ValueError unless the forward can take these."""
+    check_of_op(x, given)
+    if packed is None:
+        return
+    _check_packed(x, given, packed, save)
+    skips = given.skips()
+    if len(skips) > 1 and skips[0].shape[1] % x.shape[1] != 0:
+        raise ValueError(
+            f"packed weights need a first skip of a multiple of {x.shape[1]} channels, "
+            f"got {skips[0].shape[1]}"
+        )
+
+
 def _check(
     x: Tensor, grad_y: Tensor, h: Tensor, packed: Tensor, gates: Tensor, given: Operands
 ) -> None:
     """Raises ValueError unless the backward can take these."""
     check_of_op(x, given)
     check_images(x, grad_y=grad_y, h=h, **{"gates": gates} if gates.ndim > 1 else {})
-    size = _packed_size(x, given)
+    _check_packed(x, given, packed, True)
+
+
+def _check_packed(x: Tensor, given: Operands, packed: Tensor, adjoint: bool) -> None:
+    size = _packed_size(x, given, adjoint)
     if packed.shape != (size,) or packed.dtype != x.dtype or packed.device != x.device:
         raise ValueError(
             f"packed must have shape ({size},), {x.dtype}, on {x.device}, got "
@@ -145,12 +170,12 @@ def _check(
         )
 
 
-def _packed_size(x: Tensor, given: Operands) -> int:
+def _packed_size(x: Tensor, given: Operands, adjoint: bool) -> int:
     from ..kernels.geometry import packed_sizes, planes_of
 
     f = x.shape[1]
     planes = planes_of([skip.shape[1] for skip in given.skips()], f)
-    return sum(packed_sizes(f, taps_of(given.conv_in, given.shift), planes, True))
+    return sum(packed_sizes(f, taps_of(given.conv_in, given.shift), planes, adjoint))
 
 
 def _empty_like(name: str, tensor: Tensor) -> Tensor:
@@ -163,9 +188,10 @@ def _empty_like(name: str, tensor: Tensor) -> Tensor:
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, *tensors, shift, dropout, layer, first_image, _save, _keep = inputs
+    x, *tensors, shift, dropout, layer, first_image, given, _save, _keep = inputs
     _, h, packed, gates = output
     ctx.mark_non_differentiable(h, packed, gates)
+    packed = packed if given is None else given
     ctx.set_materialize_grads(False)
     ctx.settings = shift, dropout, layer, first_image
     ctx.save_for_backward(x, h, packed, gates, *tensors)
@@ -175,18 +201,19 @@ def _backward(ctx: Any, grad_y: Tensor | None, *_: Tensor | None) -> tuple[Tenso
     x, h, packed, gates, *tensors = ctx.saved_tensors
     given = Operands(*tensors, *ctx.settings)
     if grad_y is None:
-        return None, *(None for _ in given), None, None
+        return None, *(None for _ in given), None, None, None
     need_x, *rest = ctx.needs_input_grad
     needs = need_x, any(rest[: len(_SKIPS)]), any(rest[len(_SKIPS) :])
     found = backward_op(grad_y, x, h, packed, gates, *given, *needs)
     grads = input_gradients(given, _GRADIENTS, found)
-    wanted = ctx.needs_input_grad[:-2]
-    return *(g if want else None for g, want in zip(grads, wanted, strict=True)), None, None
+    wanted = ctx.needs_input_grad[:-3]
+    return *(g if want else None for g, want in zip(grads, wanted, strict=True)), None, None, None
 
 
 forward_op = register_op(
     "gated_resnet_triton",
-    f"(Tensor x, {SCHEMA}, bool save, bool keep) -> (Tensor, Tensor, Tensor, Tensor)",
+    f"(Tensor x, {SCHEMA}, Tensor? packed, bool save, bool keep) -> "
+    "(Tensor, Tensor, Tensor, Tensor)",
     _forward,
     _outputs,
     _backward,

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..functional import gated_resnet, shifted_conv2d, shifted_conv_transpose2d
+from ..functional import (
+    BlockWeights,
+    gated_resnet,
+    pack_weights,
+    shifted_conv2d,
+    shifted_conv_transpose2d,
+)
 from ..functional.dispatch import without_autocast
 from ..functional.shifted_conv import concat_elu
 from ..functional.taps import Shift
@@ -164,6 +172,7 @@ class GatedResnet(nn.Module):
         seed: Tensor | None = None,
         layer: int | None = None,
         first_image: int = 0,
+        packed: Tensor | None = None,
     ) -> Tensor:
         """(B, F, H, W), skip (B, skip_channels, H, W) or its parts -> (B, F, H, W).
 
@@ -172,8 +181,9 @@ class GatedResnet(nn.Module):
         layer: its own number if None. A network passes the number all the same: to torch.compile an
         argument is a variable; an attribute is a constant, with which each one is compiled anew.
         first_image: where x begins in a larger batch whose dropout it shares.
+        packed: what `functional.pack_weights` gave for this module's weights.
         """
-        convs = [self.conv_in, self.conv_out] + ([self.nin_skip] if self.nin_skip else [])
+        convs = self._convolutions()
         (conv_in, conv_out, *nin) = [(conv.weight_v, conv.bias) for conv in convs]
         return gated_resnet(
             x,
@@ -189,7 +199,17 @@ class GatedResnet(nn.Module):
             layer=self.layer if layer is None else layer,
             first_image=first_image,
             keep_gates=self.keep_gates,
+            packed=packed,
         )
+
+    def _convolutions(self) -> list[ShiftedConv2d]:
+        """In the order of their operands."""
+        return [self.conv_in, self.conv_out] + ([self.nin_skip] if self.nin_skip else [])
+
+    def block_weights(self) -> BlockWeights:
+        """What `functional.pack_weights` takes."""
+        convs = self._convolutions()
+        return BlockWeights([c.weight_v for c in convs], [c.weight_g for c in convs])
 
     def image_bias(self, condition: Tensor | None) -> Tensor | None:
         """The projection of `condition` (B, D): (B, 2F), which joins the second convolution's bias.
@@ -213,3 +233,14 @@ class GatedResnet(nn.Module):
             self.nin_skip.initialize(concat_elu(skip))
             h = h + self.nin_skip(concat_elu(skip))
         self.conv_out.initialize(concat_elu(h), scale=0.1)
+
+
+def pack_layers(layers: Sequence[GatedResnet], x: Tensor) -> Sequence[Tensor | None]:
+    """The `packed` of each layer of a network that computes x, if any.
+
+    None is packed where a hook of a layer may change weights on the way.
+    """
+    packed = None
+    if not any(layer._forward_pre_hooks for layer in layers):
+        packed = pack_weights((layer.block_weights() for layer in layers), x)
+    return [None] * len(layers) if packed is None else packed

@@ -14,7 +14,7 @@ from ..functional import down_shift, logistic_mixture_log_prob, right_shift
 from ..functional.dispatch import without_autocast
 from ..functional.dropout import draw_seed
 from .condition import condition_vectors
-from .layers import GatedResnet, Nin, ShiftedConv2d, ShiftedConvTranspose2d
+from .layers import GatedResnet, Nin, ShiftedConv2d, ShiftedConvTranspose2d, pack_layers
 
 Streams = tuple[Tensor, Tensor]  # u (all rows above) and ul (above, and left in the row)
 INITIALIZED = (GatedResnet, ShiftedConv2d, ShiftedConvTranspose2d)
@@ -86,9 +86,11 @@ class ContextEncoder(nn.Module):
         vector: (B, D), for a model that has one. seed, first_image: of the dropout.
         """
         shared: dict[str, Any] = {"condition": vector, "seed": seed, "first_image": first_image}
+        layers = list(cast("Iterable[GatedResnet]", self.layers))
+        packed = pack_layers(layers, context)
         e = self.stem(_with_ones(context))
-        for layer in self.layers:
-            e = layer(e, layer=layer.layer, **shared)
+        for layer, weights in zip(layers, packed, strict=True):
+            e = layer(e, layer=layer.layer, packed=weights, **shared)
         return self.nin_u(e), self.nin_ul(e)
 
 
@@ -270,11 +272,15 @@ class PixelCNNpp(nn.Module):
 
     def _gated_resnets(self) -> Iterator[GatedResnet]:
         """All of them, in the order of their numbers: up, down, encoder."""
+        yield from self._stream_resnets()
+        if self.encoder is not None:
+            yield from cast("Iterable[GatedResnet]", self.encoder.layers)
+
+    def _stream_resnets(self) -> Iterator[GatedResnet]:
+        """Those of the two streams, in the order in which they run."""
         for block in [*cast("Iterable[_Block]", self.up), *cast("Iterable[_Block]", self.down)]:
             for pair in block:
                 yield from pair
-        if self.encoder is not None:
-            yield from cast("Iterable[GatedResnet]", self.encoder.layers)
 
     def _draw_seed(self, x: Tensor) -> Tensor | None:
         """A seed for the dropout of one forward, None where nothing is dropped."""
@@ -290,6 +296,8 @@ class PixelCNNpp(nn.Module):
             "seed": seed,
             "first_image": first_image,
         }
+        # In the order in which they are taken.
+        packed = iter(pack_layers(list(self._stream_resnets()), x))
         if encoded.stacked is not None:
             x = torch.cat([encoded.stacked, x], dim=2)
         x = _with_ones(x)
@@ -302,8 +310,8 @@ class PixelCNNpp(nn.Module):
         stack: list[Streams] = [(u, ul)]
         for i, block in enumerate(cast("Iterable[_Block]", self.up)):
             for res_u, res_ul in block:
-                u = res_u(u, layer=res_u.layer, **shared)
-                ul = res_ul(ul, u, layer=res_ul.layer, **shared)
+                u = res_u(u, layer=res_u.layer, packed=next(packed), **shared)
+                ul = res_ul(ul, u, layer=res_ul.layer, packed=next(packed), **shared)
                 stack.append((u, ul))
             outputs.append((u, ul))
             if i < 2:
@@ -314,8 +322,9 @@ class PixelCNNpp(nn.Module):
         for i, block in enumerate(cast("Iterable[_Block]", self.down)):
             for res_u, res_ul in block:
                 skip_u, skip_ul = stack.pop()
-                u = res_u(u, skip_u, layer=res_u.layer, **shared)
-                ul = res_ul(ul, (u, skip_ul), layer=res_ul.layer, **shared)
+                u = res_u(u, skip_u, layer=res_u.layer, packed=next(packed), **shared)
+                skips = (u, skip_ul)
+                ul = res_ul(ul, skips, layer=res_ul.layer, packed=next(packed), **shared)
             outputs.append((u, ul))
             if i < 2:
                 u, ul = self.upsize_u[i](u), self.upsize_ul[i](ul)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsmooth import _extension
-from dsmooth.functional import gated_resnet, gated_resnet_ref
+from dsmooth.functional import BlockWeights, gated_resnet, gated_resnet_ref, pack_weights
 from dsmooth.functional.gated_resnet import draw_seed, dropout_factors
 from dsmooth.functional.gated_resnet_operands import (
     FIELDS,
@@ -41,6 +41,8 @@ VALUES: dict[str, list[Any]] = {
     "shift": ["down_right", "none", "bogus", "", 3],
     "dropout": [0.0, 0.25, 1.0, -0.5, 2.0, float("nan"), "x"],
     "save": [False, 2],
+    "count": [-1, 0, 2, 4, 2**40],
+    "dtype": [torch.int64, torch.bool, None, "x"],
     "impl": ["native", "reference", "triton", "bogus"],
 }
 
@@ -311,6 +313,33 @@ def _backward_of_triton(given: Arguments) -> list[Tensor]:
     return [grad for name, grad in zip(names, grads, strict=True) if given[name] is not None]
 
 
+CONVOLUTIONS = ("conv_in", "conv_out", "nin_skip")
+GAINS = ("gain_in", "gain_out", "gain_nin")
+
+
+def _packing_arguments() -> Arguments:
+    names = (*CONVOLUTIONS, *GAINS)
+    weights = {name: tensor for name, tensor in _base().items() if name in names}
+    return {**weights, "count": 3, "dtype": torch.float32, "adjoint": True}
+
+
+def _pack(given: Arguments) -> list[Tensor]:
+    """On CPU tensors, where the kernel does not run."""
+    weights, gains = ([given[name] for name in names] for names in (CONVOLUTIONS, GAINS))
+    settings = [given["count"]], given["dtype"], given["adjoint"]
+    return [torch.ops.dsmooth.pack_weights(weights, gains, *settings)]
+
+
+def _packed_at_once(given: Arguments) -> list[Tensor]:
+    """Nothing: on the CPU the extension or PyTorch computes."""
+    names = [[given[name] for name in part] for part in (CONVOLUTIONS, GAINS)]
+    return list(pack_weights([BlockWeights(*names)], given["x"]) or [])
+
+
+def _nothing_is_right(given: Arguments) -> list[Tensor]:
+    raise RuntimeError("the kernel does not run on the CPU")
+
+
 def _reference_arguments() -> Arguments:
     return {**_base(), **_settings_of_op()}
 
@@ -359,6 +388,11 @@ TARGETS = [
     Target(
         *("torch.ops.dsmooth.gated_resnet_triton_backward", _triton_backward_arguments),
         *(_backward_of_triton, _expected_backward, VALUES),
+        runs=False,
+    ),
+    Target("functional.pack_weights", _base, _packed_at_once, lambda given: [], VALUES),
+    Target(
+        *("torch.ops.dsmooth.pack_weights", _packing_arguments, _pack, _nothing_is_right, VALUES),
         runs=False,
     ),
     Target(

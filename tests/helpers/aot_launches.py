@@ -20,8 +20,9 @@ from dsmooth.kernels import (
     weights,
 )
 from dsmooth.kernels import launch as launching
-from dsmooth.kernels.geometry import Taps
+from dsmooth.kernels.geometry import BlockWeights, Taps
 from dsmooth.kernels.tilings import format_of
+from dsmooth.kernels.weights import pack_blocks
 from tests.helpers.sass import divisions, hazards, matrix_loops, narrow_loads, register_operand
 from tests.helpers.triton_tools import Compiled, Launch, record_launches
 
@@ -45,7 +46,7 @@ KERNELS = {
     matmul: ["weight_gradient_kernel"],
     patches: ["patches_kernel", "fold_kernel"],
     shifted_conv: ["linear_kernel"],
-    weights: ["pack_kernel", "pack_one_kernel"],
+    weights: ["pack_kernel", "pack_table_kernel"],
     weight_gradients: ["unpack_kernel", "unpack_one_kernel"],
 }
 
@@ -109,6 +110,18 @@ def shifted_launches(
         taps = Taps(kh, kw, 0, (kw - 1) // 2, 2)
         x, packed = shifted_conv.forward_transposed(y, weight, bias, taps, (32, 32))
         shifted_conv.backward(x, y, packed, weight, taps, True)
+    return [launch for launches in lists for launch in launches]
+
+
+def packing_launches(arch: int, filters: int) -> list[Launch]:
+    """Of the weights of two gated resnets at once."""
+    f = filters
+    shapes = [(f, 2 * f, 2, 3), (2 * f, 2 * f, 2, 3), (f, 4 * f, 1, 1)]
+    weights = [torch.empty(shape, device="meta") for shape in shapes]
+    gains = [torch.empty(shape[0], device="meta") for shape in shapes]
+    blocks = [BlockWeights(weights, gains), BlockWeights(weights[:2], gains[:2])]
+    with recorded(arch, False) as lists:
+        pack_blocks(blocks, torch.bfloat16, adjoint=True)
     return [launch for launches in lists for launch in launches]
 
 

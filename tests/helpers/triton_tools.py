@@ -28,7 +28,8 @@ from torch import Tensor
 from tests.helpers.sass import Instruction, parse
 
 WARP_SIZE = 32
-Type = str | tuple[str, ...]
+Type = str | tuple["Type", ...]
+Place = str | tuple[Any, ...]  # the name of a parameter; in a tuple, then numbers
 LAUNCH_OPTIONS = {"num_warps": 4, "num_stages": 3}  # not parameters of a kernel; Triton's defaults
 DTYPES = {
     torch.bfloat16: "bf16",
@@ -80,7 +81,7 @@ class Launch:
 def compile_kernel(
     fn: Any,
     signature: Mapping[str, Type],
-    constexprs: Mapping[str | tuple[str, int], Any],
+    constexprs: Mapping[Place, Any],
     arch: int,
     num_warps: int = 4,
     num_stages: int = 3,
@@ -109,11 +110,8 @@ def compile_kernel(
     multiples = []
     for i, name in enumerate(names):
         given = signature.get(name, "constexpr")
-        parts = given if isinstance(given, tuple) else (given,)
-        bare = tuple(part.split(":")[0] for part in parts)
-        types[name] = bare if isinstance(given, tuple) else bare[0]
-        places = [(i, j) if isinstance(given, tuple) else (i,) for j in range(len(parts))]
-        multiples += [p for p, part in zip(places, parts, strict=True) if part.endswith(":16")]
+        types[name] = _bare(given)
+        multiples += _multiples_of_16((i,), given)
     source = ASTSource(
         fn=fn,
         signature=types,
@@ -127,10 +125,22 @@ def compile_kernel(
     )
 
 
+def _bare(type_: Type) -> Type:
+    """Without ":16"."""
+    return tuple(map(_bare, type_)) if isinstance(type_, tuple) else type_.split(":")[0]
+
+
+def _multiples_of_16(place: tuple[int, ...], type_: Type) -> list[tuple[int, ...]]:
+    """The places of what is marked with ":16"."""
+    if not isinstance(type_, tuple):
+        return [place] if type_.endswith(":16") else []
+    return [found for i, part in enumerate(type_) for found in _multiples_of_16((*place, i), part)]
+
+
 def compile_ahead(
     fn: Any,
     signature: Mapping[str, Type],
-    constexprs: Mapping[str | tuple[str, int], Any],
+    constexprs: Mapping[Place, Any],
     arch: int,
     num_warps: int = 4,
     num_stages: int = 3,
@@ -155,27 +165,39 @@ def compile_launch(launch: Launch, arch: int) -> Compiled:
     return compile_ahead(launch.kernel, signature, constexprs, arch, **launch.options)
 
 
-def specialise(
-    fn: Any, arguments: Mapping[str, Any]
-) -> tuple[dict[str, Type], dict[str | tuple[str, int], Any]]:
+def specialise(fn: Any, arguments: Mapping[str, Any]) -> tuple[dict[str, Type], dict[Place, Any]]:
     """Signature and constants of a call, as Triton derives them from the values.
 
     A number that is 1 and None become constants; a multiple of 16 is marked as one.
     """
     signature: dict[str, Type] = {}
-    constexprs: dict[str | tuple[str, int], Any] = {}
+    constexprs: dict[Place, Any] = {}
     for parameter in fn.params:
         name, value = parameter.name, arguments[parameter.name]
         if not parameter.is_constexpr and isinstance(value, tuple):
-            types = tuple(_type_of(name, part) for part in value)
-            signature[name] = types
-            constants = (i for i, type_ in enumerate(types) if type_ == "constexpr")
-            constexprs |= {(name, i): value[i] for i in constants}
+            signature[name] = _types_of(name, value)
+            constexprs |= _constants_of((name,), value)
         elif parameter.is_constexpr or _type_of(name, value) == "constexpr":
             constexprs[name] = value
         else:
             signature[name] = _type_of(name, value)
     return signature, constexprs
+
+
+def _types_of(name: str, value: Any) -> Type:
+    if isinstance(value, tuple):
+        return tuple(_types_of(name, part) for part in value)
+    return _type_of(name, value)
+
+
+def _constants_of(place: tuple[Any, ...], value: Any) -> dict[Place, Any]:
+    """The constants in a tuple, by their places: its name, then numbers."""
+    if not isinstance(value, tuple):
+        return {place: value} if _type_of(str(place), value) == "constexpr" else {}
+    found: dict[Place, Any] = {}
+    for i, part in enumerate(value):
+        found |= _constants_of((*place, i), part)
+    return found
 
 
 def _type_of(name: str, value: Any) -> str:

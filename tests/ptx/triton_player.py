@@ -44,11 +44,7 @@ class TritonPlayer:
             signature, _ = specialise(kernel, values)
             arguments: list[Any] = []
             for name, type_ in signature.items():
-                if isinstance(type_, tuple):
-                    pairs = zip(values[name], type_, strict=True)
-                    arguments += [value for value, part in pairs if part != "constexpr"]
-                else:
-                    arguments.append(values[name])
+                arguments += _flat(values[name], type_)
             before = player.instructions
             player.launch(kernel.__name__, grid, (WARP * options["num_warps"],), arguments, shared)
             self.instructions += player.instructions - before
@@ -128,3 +124,10 @@ def _tracing() -> bool:
     from torch.utils._python_dispatch import _get_current_dispatch_mode
 
     return isinstance(_get_current_dispatch_mode(), FakeTensorMode)
+
+
+def _flat(value: Any, type_: Any) -> list[Any]:
+    """What is passed of an argument, whose tuples are taken apart and whose constants left out."""
+    if not isinstance(type_, tuple):
+        return [] if type_ == "constexpr" else [value]
+    return [part for pair in zip(value, type_, strict=True) for part in _flat(*pair)]
