@@ -238,9 +238,7 @@ def unpacking(
     return Unpacking(grads, biases, grad_gains, tensors, settings)
 
 
-def unpack(
-    unpacked: Unpacking, filters: int, skip_channels: tuple[int, ...], taps: int
-) -> None:
+def unpack(unpacked: Unpacking, filters: int, skip_channels: tuple[int, ...], taps: int) -> None:
     """In a launch of its own."""
     hidden, _ = unpacked.tensors["parts"]
     s0, s1 = (*skip_channels, 0, 0)[:2]
