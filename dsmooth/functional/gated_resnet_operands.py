@@ -78,7 +78,8 @@ def _compile_shapes() -> Callable[..., dict[str, Any]]:
         items.append(
             f"{field.name!r}: {field.shape}" + f" if {condition} else None" * bool(condition)
         )
-    return eval(f"lambda B, F, H, W, KH, KW, S_1, S_2, S, skip, gain_in: {{{', '.join(items)}}}")
+    letters = "B, F, H, W, KH, KW, S_1, S_2, S, skip, gain_in"
+    return eval(f"lambda {letters}: {{{', '.join(items)}}}")
 
 
 _shapes = _compile_shapes()

@@ -18,7 +18,7 @@ from .gated_resnet_operands import (
     check_of_op,
     input_gradients,
 )
-from .registration import register_op
+from .registration import call, register_op
 from .taps import taps_of
 
 _WEIGHTS = ("conv_in", "conv_out", "nin_skip")
@@ -43,7 +43,9 @@ def gated_resnet_triton(
     elements. gates: A and G, (B, 2F, H, W) channels_last; without `keep` it has no elements, and
     they are computed again.
     """
-    return forward_op(x, *given, packed, save, keep and save)
+    if packed is not None:
+        _check_given(x, given, packed, save)
+    return call(forward_op, x, *given, packed, save, keep and save)
 
 
 def _forward(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -51,7 +53,6 @@ def _forward(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
     *tensors, packed, save, keep = rest
     given = Operands(*tensors)
-    _check_forward(x, given, packed, save)
     if x.numel() == 0:
         return _outputs(x, *rest)
     y, saved = kernels.forward(
@@ -64,9 +65,9 @@ def _forward(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _outputs(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _check_forward(x, *rest)
     *tensors, packed, save, keep = rest
     given = Operands(*tensors)
-    _check_forward(x, given, packed, save)
     packed = x.new_empty(_packed_size(x, given, True) if save and packed is None else 0)
     gates = empty_channels_last(x, 2 * x.shape[1]) if keep else x.new_empty(0)
     return empty_channels_last(x, x.shape[1]), empty_channels_last(x, x.shape[1]), packed, gates
@@ -138,11 +139,17 @@ def _settings(given: Operands) -> tuple[Taps, Any]:
     return taps_of(given.conv_in, given.shift), dropout
 
 
-def _check_forward(x: Tensor, given: Operands, packed: Tensor | None, save: bool) -> None:
+def _check_forward(x: Tensor, *rest: Any) -> None:
     """Raises ValueError unless the forward can take these."""
+    *tensors, packed, save, _keep = rest
+    given = Operands(*tensors)
     check_of_op(x, given)
-    if packed is None:
-        return
+    if packed is not None:
+        _check_given(x, given, packed, save)
+
+
+def _check_given(x: Tensor, given: Operands, packed: Tensor, save: bool) -> None:
+    """Raises ValueError unless these packed weights fit the operands."""
     _check_packed(x, given, packed, save)
     skips = given.skips()
     if len(skips) > 1 and skips[0].shape[1] % x.shape[1] != 0:
@@ -204,7 +211,7 @@ def _backward(ctx: Any, grad_y: Tensor | None, *_: Tensor | None) -> tuple[Tenso
         return None, *(None for _ in given), None, None, None
     need_x, *rest = ctx.needs_input_grad
     needs = need_x, any(rest[: len(_SKIPS)]), any(rest[len(_SKIPS) :])
-    found = backward_op(grad_y, x, h, packed, gates, *given, *needs)
+    found = call(backward_op, grad_y, x, h, packed, gates, *given, *needs)
     grads = input_gradients(given, _GRADIENTS, found)
     wanted = ctx.needs_input_grad[:-3]
     return *(g if want else None for g, want in zip(grads, wanted, strict=True)), None, None, None
@@ -218,6 +225,7 @@ forward_op = register_op(
     _outputs,
     _backward,
     _save_for_backward,
+    _check_forward,
 )
 backward_op = register_op(
     "gated_resnet_triton_backward",

@@ -121,6 +121,7 @@ def _use_triton(op: str, x: Tensor, impl: Impl) -> bool:
 def _on_triton(
     x: Tensor, weight: Tensor, bias: Tensor | None, shift: Shift, stride: int, transposed: bool
 ) -> Tensor:
+    from .registration import call
     from .shifted_conv_triton import shifted_conv_triton
 
     if transposed:
@@ -130,7 +131,7 @@ def _on_triton(
     exact = torch.float64 if x.dtype == torch.float64 else torch.float32
     bias = None if bias is None else bias.to(exact)
     x, weight = x.to(compute_dtype(x)), weight.to(exact)
-    return shifted_conv_triton(x, weight, bias, shift, stride, transposed)[0]
+    return call(shifted_conv_triton, x, weight, bias, shift, stride, transposed)[0]
 
 
 def _check_image(x: Tensor) -> None:

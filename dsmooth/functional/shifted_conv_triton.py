@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..kernels.geometry import Taps, empty_channels_last
 from .dispatch import refuse_second_derivative
-from .registration import register_op
+from .registration import call, register_op
 from .taps import check_kernel, taps_of, transposed_taps_of
 
 
@@ -158,7 +158,7 @@ def _backward(ctx: Any, grad_y: Tensor | None, _: Tensor | None) -> tuple[Any, .
     grad_x, grad_weight, grad_bias = None, None, None
     if need_x or need_weight:
         given = (grad_y, x, packed, weight, *ctx.settings)
-        grads = shifted_conv_triton_backward(*given, need_x, need_weight)
+        grads = call(shifted_conv_triton_backward, *given, need_x, need_weight)
         grad_x, grad_weight = (
             grad if need else None for grad, need in zip(grads, (need_x, need_weight), strict=True)
         )
