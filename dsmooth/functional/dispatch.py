@@ -5,6 +5,7 @@ An op follows its argument `impl`, or the `use_impl` block around the call.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from torch import Tensor
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Impl = Literal["auto", "reference", "triton", "native"]
+_IMPLS = get_args(Impl)
 MIN_CAPABILITY = (8, 0)
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Asked once: torch.compile of torch 2.11 cannot trace the question.
@@ -33,8 +35,8 @@ _current: Impl = "auto"
 
 def resolve_impl(impl: Impl) -> Impl:
     """Return `impl`, or the one set by `use_impl` when `impl` is "auto"."""
-    if impl not in get_args(Impl):
-        raise ValueError(f"impl must be one of {', '.join(get_args(Impl))}, got {impl!r}")
+    if impl not in _IMPLS:
+        raise ValueError(f"impl must be one of {', '.join(_IMPLS)}, got {impl!r}")
     return _current if impl == "auto" else impl
 
 
@@ -74,6 +76,13 @@ def triton_obstacle(device: torch.device, *dtypes: torch.dtype, matmul: bool = T
     CPU tensors, slowly: for tests. matmul: whether the kernels multiply matrices; interpreted ones
     that do take float64 but not bfloat16.
     """
+    return _triton_obstacle(device, dtypes, matmul)
+
+
+@functools.cache  # a step of training asks a hundred times
+def _triton_obstacle(
+    device: torch.device, dtypes: tuple[torch.dtype, ...], matmul: bool
+) -> str | None:
     if device.type not in ("cuda", "cpu"):
         return f"Triton runs on cuda tensors, got {device.type}"
     if importlib.util.find_spec("triton") is None:

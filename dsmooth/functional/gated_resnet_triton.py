@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..kernels.geometry import Taps, empty_channels_last
+from ..kernels.geometry import Taps, empty_channels_last, packed_size
 from .dispatch import refuse_second_derivative
 from .gated_resnet_operands import (
     FIELDS,
     GRADIENTS,
     SCHEMA,
+    TENSORS,
     Operands,
     check_images,
     check_of_op,
-    input_gradients,
 )
 from .registration import call, register_op
 from .taps import taps_of
@@ -25,8 +26,26 @@ _WEIGHTS = ("conv_in", "conv_out", "nin_skip")
 _BIASES = ("bias_in", "bias_out", "bias_nin")
 _GAINS = ("gain_in", "gain_out", "gain_nin")
 _SKIPS = ("skip", "skip_2")
+_KINDS = {
+    "x": ("x",),
+    "skips": _SKIPS,
+    "weights": _WEIGHTS,
+    "biases": _BIASES,
+    "gains": _GAINS,
+    "image_bias": ("image_bias",),
+}
 # Each bias has one of its own, though nin_skip's has the same numbers as conv_in's.
-_GRADIENTS = (*GRADIENTS, "grad_bias_nin")
+_GRADIENTS = (*(name.removeprefix("grad_") for name in GRADIENTS), "bias_nin")
+# Where that of each tensor among the forward's arguments is.
+_PLACES = [_GRADIENTS.index(n) if n in _GRADIENTS else None for n in ("x", *TENSORS)]
+
+
+@functools.cache
+def _kernels() -> Any:
+    """The kernels' module, which needs Triton; an import statement takes a microsecond."""
+    from ..kernels import gated_resnet
+
+    return gated_resnet
 
 
 def gated_resnet_triton(
@@ -49,13 +68,11 @@ def gated_resnet_triton(
 
 
 def _forward(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    from ..kernels import gated_resnet as kernels
-
     *tensors, packed, save, keep = rest
     given = Operands(*tensors)
     if x.numel() == 0:
         return _outputs(x, *rest)
-    y, saved = kernels.forward(
+    y, saved = _kernels().forward(
         x, given.skips(), *_lists(given), *_settings(given), save, keep, _image_bias(given),
         None if packed is None else packed.contiguous(),
     )  # fmt: skip
@@ -68,7 +85,7 @@ def _outputs(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     _check_forward(x, *rest)
     *tensors, packed, save, keep = rest
     given = Operands(*tensors)
-    packed = x.new_empty(_packed_size(x, given, True) if save and packed is None else 0)
+    packed = x.new_empty(_packed_size(given, True) if save and packed is None else 0)
     gates = empty_channels_last(x, 2 * x.shape[1]) if keep else x.new_empty(0)
     return empty_channels_last(x, x.shape[1]), empty_channels_last(x, x.shape[1]), packed, gates
 
@@ -77,27 +94,20 @@ def _compute_gradients(
     grad_y: Tensor, x: Tensor, h: Tensor, packed: Tensor, gates: Tensor, *rest: Any
 ) -> tuple[Tensor, ...]:
     """The gradients _GRADIENTS; those that are not needed or have no operand have no elements."""
-    from ..kernels import gated_resnet as kernels
-
     *tensors, need_x, need_skips, need_parameters = rest
     given = Operands(*tensors)
     if x.numel() == 0:
         grads = _gradients(grad_y, x, h, packed, gates, *rest)
         return tuple(tensor.zero_() for tensor in grads)
     _check(x, grad_y, h, packed, gates, given)
+    kernels = _kernels()
     saved = kernels.Saved(h, packed.contiguous(), gates if gates.numel() else None)
     found = kernels.backward(
         grad_y, x, saved, given.skips(), *_lists(given), *_settings(given),
         kernels.Needs(need_x, need_skips, need_parameters), _image_bias(given),
     )  # fmt: skip
-    named: dict[str, Tensor] = {}
-    for names, kind in (
-        (("x",), "x"), (_SKIPS, "skips"), (_WEIGHTS, "weights"), (_BIASES, "biases"),
-        (_GAINS, "gains"), (("image_bias",), "image_bias"),
-    ):  # fmt: skip
-        named |= dict(zip(names, found.get(kind, ()), strict=False))
-    named = {f"grad_{name}": tensor for name, tensor in named.items()}
-    return tuple(named[name] if name in named else x.new_empty(0) for name in _GRADIENTS)
+    named = {name: g for kind in found for name, g in zip(_KINDS[kind], found[kind], strict=False)}
+    return tuple([named[name] if name in named else x.new_empty(0) for name in _GRADIENTS])
 
 
 def _gradients(
@@ -108,8 +118,7 @@ def _gradients(
     _check(x, grad_y, h, packed, gates, given)
     operands = {"x": x, **given.tensors()}
     grads = []
-    for gradient in _GRADIENTS:
-        name = gradient.removeprefix("grad_")
+    for name in _GRADIENTS:
         needed = need_x if name == "x" else need_skips if name in _SKIPS else need_parameters
         tensor = operands[name] if needed else None
         grads.append(x.new_empty(0) if tensor is None else _empty_like(name, tensor))
@@ -118,12 +127,14 @@ def _gradients(
 
 def _lists(given: Operands) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Weights, biases and gains as the kernels take them."""
-    tensors = given.tensors()
-    weights, biases, gains = (
-        [tensors[name] for name in names if tensors[name] is not None]
-        for names in (_WEIGHTS, _BIASES, _GAINS)
+    weights = given.conv_in, given.conv_out, given.nin_skip
+    biases = given.bias_in, given.bias_out, given.bias_nin
+    gains = given.gain_in, given.gain_out, given.gain_nin
+    return (
+        [weight for weight in weights if weight is not None],
+        [bias.contiguous() for bias in biases if bias is not None],
+        [gain.contiguous() for gain in gains if gain is not None],
     )
-    return weights, [b.contiguous() for b in biases], [g.contiguous() for g in gains]
 
 
 def _image_bias(given: Operands) -> Tensor | None:
@@ -132,10 +143,8 @@ def _image_bias(given: Operands) -> Tensor | None:
 
 def _settings(given: Operands) -> tuple[Taps, Any]:
     """The taps, and the dropout as the kernels take it."""
-    from ..kernels.expand import Dropout
-
     keep_from, scale = given.dropout_numbers()
-    dropout = Dropout(given.seed, given.layer, keep_from, scale, given.first_image)
+    dropout = _kernels().Dropout(given.seed, given.layer, keep_from, scale, given.first_image)
     return taps_of(given.conv_in, given.shift), dropout
 
 
@@ -169,7 +178,7 @@ def _check(
 
 
 def _check_packed(x: Tensor, given: Operands, packed: Tensor, adjoint: bool) -> None:
-    size = _packed_size(x, given, adjoint)
+    size = _packed_size(given, adjoint)
     if packed.shape != (size,) or packed.dtype != x.dtype or packed.device != x.device:
         raise ValueError(
             f"packed must have shape ({size},), {x.dtype}, on {x.device}, got "
@@ -177,12 +186,9 @@ def _check_packed(x: Tensor, given: Operands, packed: Tensor, adjoint: bool) -> 
         )
 
 
-def _packed_size(x: Tensor, given: Operands, adjoint: bool) -> int:
-    from ..kernels.geometry import packed_sizes, planes_of
-
-    f = x.shape[1]
-    planes = planes_of([skip.shape[1] for skip in given.skips()], f)
-    return sum(packed_sizes(f, taps_of(given.conv_in, given.shift), planes, adjoint))
+def _packed_size(given: Operands, adjoint: bool) -> int:
+    channels = [skip.shape[1] for skip in given.skips()]
+    return packed_size([given.conv_in], channels, adjoint)
 
 
 def _empty_like(name: str, tensor: Tensor) -> Tensor:
@@ -208,13 +214,15 @@ def _backward(ctx: Any, grad_y: Tensor | None, *_: Tensor | None) -> tuple[Tenso
     x, h, packed, gates, *tensors = ctx.saved_tensors
     given = Operands(*tensors, *ctx.settings)
     if grad_y is None:
-        return None, *(None for _ in given), None, None, None
+        return (None,) * len(ctx.needs_input_grad)
     need_x, *rest = ctx.needs_input_grad
     needs = need_x, any(rest[: len(_SKIPS)]), any(rest[len(_SKIPS) :])
     found = call(backward_op, grad_y, x, h, packed, gates, *given, *needs)
-    grads = input_gradients(given, _GRADIENTS, found)
-    wanted = ctx.needs_input_grad[:-3]
-    return *(g if want else None for g, want in zip(grads, wanted, strict=True)), None, None, None
+    grads = [
+        found[place] if want and place is not None else None
+        for place, want in zip(_PLACES, ctx.needs_input_grad, strict=False)
+    ]
+    return *grads, *(None,) * (len(ctx.needs_input_grad) - len(grads))
 
 
 forward_op = register_op(
