@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Iterator
-from importlib import import_module, metadata
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from .. import _extension
@@ -29,8 +29,6 @@ def run_doctor() -> int:
     console = Console(highlight=False, soft_wrap=True)
     for line in describe():
         console.print(line, markup=False)
-    # torch imports its compiler with the first custom operator: seconds that are not the test's.
-    import_module("torch._dynamo")
     failed = 0
     start = time.perf_counter()
     for name, check in self_tests():

@@ -19,6 +19,7 @@ from .gated_resnet_operands import (
     check_of_op,
     input_gradients,
 )
+from .registration import call, register_op
 from .taps import taps_of
 
 MAX_TAPS = 64
@@ -33,7 +34,7 @@ def gated_resnet_native(
 
     Without `save` h and gates have no elements. Raises ValueError for an unknown instruction set.
     """
-    return forward_op(x, *given, save, instruction_set)
+    return call(forward_op, x, *given, save, instruction_set)
 
 
 @constant_when_compiled
@@ -46,12 +47,7 @@ def native_obstacle(device_type: str, dtype: torch.dtype) -> str | None:
     return _extension.unavailable_reason()
 
 
-@torch.library.custom_op(
-    "dsmooth::gated_resnet",
-    mutates_args=(),
-    schema=f"(Tensor x, {SCHEMA}, bool save, str instruction_set) -> (Tensor, Tensor, Tensor)",
-)
-def forward_op(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     *given, save, instruction_set = rest
     operands = Operands(*given)
     tensors = _dense(x, operands)
@@ -63,7 +59,6 @@ def forward_op(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     return y, h, gates
 
 
-@forward_op.register_fake
 def _fake_forward(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     *given, save, _ = rest
     check_of_op(x, Operands(*given))
@@ -77,13 +72,7 @@ def _outputs(x: Tensor, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     return empty_channels_last(x, f), empty_channels_last(x, f), empty_channels_last(x, 2 * f)
 
 
-@torch.library.custom_op(
-    "dsmooth::gated_resnet_backward",
-    mutates_args=(),
-    schema=f"(Tensor grad_y, Tensor x, Tensor h, Tensor gates, {SCHEMA}, str instruction_set) -> "
-    f"({', '.join(['Tensor'] * len(GRADIENTS))})",
-)
-def backward_op(
+def _compute_gradients(
     grad_y: Tensor, x: Tensor, h: Tensor, gates: Tensor, *rest: Any
 ) -> tuple[Tensor, ...]:
     """The gradients GRADIENTS; those of absent operands have no elements."""
@@ -99,7 +88,6 @@ def backward_op(
     return _filled(grads, x)
 
 
-@backward_op.register_fake
 def _fake_backward(
     grad_y: Tensor, x: Tensor, h: Tensor, gates: Tensor, *rest: Any
 ) -> tuple[Tensor, ...]:
@@ -166,15 +154,29 @@ def _backward(ctx: Any, grad_y: Tensor | None, *_: Tensor | None) -> tuple[Tenso
     given = Operands(*tensors, *ctx.settings)
     if grad_y is None:
         return None, *(None for _ in given), *rest
-    grads = backward_op(grad_y, x, h, gates, *given, ctx.instruction_set)
+    grads = call(backward_op, grad_y, x, h, gates, *given, ctx.instruction_set)
     return *input_gradients(given, GRADIENTS, grads), *rest
-
-
-forward_op.register_autograd(_backward, setup_context=_save_for_backward)
-backward_op.register_autograd(refuse_second_derivative("native gated resnet"))
 
 
 def _channels_last(name: str, tensor: Tensor) -> Tensor:
     if tensor.ndim != 4:
         raise ValueError(f"{name} must have 4 dimensions, got {tuple(tensor.shape)}")
     return tensor.contiguous(memory_format=torch.channels_last)
+
+
+forward_op = register_op(
+    "gated_resnet",
+    f"(Tensor x, {SCHEMA}, bool save, str instruction_set) -> (Tensor, Tensor, Tensor)",
+    _forward,
+    _fake_forward,
+    _backward,
+    _save_for_backward,
+)
+backward_op = register_op(
+    "gated_resnet_backward",
+    f"(Tensor grad_y, Tensor x, Tensor h, Tensor gates, {SCHEMA}, str instruction_set) -> "
+    f"({', '.join(['Tensor'] * len(GRADIENTS))})",
+    _compute_gradients,
+    _fake_backward,
+    refuse_second_derivative("native gated resnet"),
+)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import _extension
 from .dispatch import constant_when_compiled, refuse_second_derivative
+from .registration import register_op
 
 
 @constant_when_compiled
@@ -21,8 +22,7 @@ def native_obstacle(device_type: str) -> str | None:
     return _extension.unavailable_reason()
 
 
-@torch.library.custom_op("dsmooth::logistic_mixture", mutates_args=())
-def native(
+def _forward(
     x: Tensor, params: Tensor, likelihood: str, atoms: list[int], smoothing_scale: float
 ) -> tuple[Tensor, Tensor]:
     """(log_prob (B, H, W), state (B, 4, H, W)) of float32 or float64 tensors.
@@ -40,7 +40,6 @@ def native(
     return log_prob, state
 
 
-@native.register_fake
 def _outputs(
     x: Tensor, params: Tensor, likelihood: str, atoms: list[int], smoothing_scale: float
 ) -> tuple[Tensor, Tensor]:
@@ -49,8 +48,7 @@ def _outputs(
     return x.new_empty((batch, height, width)), x.new_empty((batch, 4, height, width))
 
 
-@torch.library.custom_op("dsmooth::logistic_mixture_backward", mutates_args=())
-def native_backward(
+def _compute_gradients(
     grad: Tensor,
     x: Tensor,
     params: Tensor,
@@ -87,7 +85,6 @@ def native_backward(
     return grad_x, grad_params
 
 
-@native_backward.register_fake
 def _backward_outputs(
     grad: Tensor,
     x: Tensor,
@@ -134,5 +131,20 @@ def _backward(
     return grad_x if needs_x else None, grad_params if needs_params else None, None, None, None
 
 
-native.register_autograd(_backward, setup_context=_save_for_backward)
-native_backward.register_autograd(refuse_second_derivative("native logistic mixture"))
+_OPTIONS = "str likelihood, int[] atoms, float smoothing_scale"
+native = register_op(
+    "logistic_mixture",
+    f"(Tensor x, Tensor params, {_OPTIONS}) -> (Tensor, Tensor)",
+    _forward,
+    _outputs,
+    _backward,
+    _save_for_backward,
+)
+native_backward = register_op(
+    "logistic_mixture_backward",
+    f"(Tensor grad, Tensor x, Tensor params, Tensor state, {_OPTIONS}, bool needs_x, "
+    "bool needs_params) -> (Tensor, Tensor)",
+    _compute_gradients,
+    _backward_outputs,
+    refuse_second_derivative("native logistic mixture"),
+)

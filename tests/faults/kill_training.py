@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo  # torch imports it with the first custom operator: here, not in every child
+import torch._dynamo  # torch imports it with the first optimizer: here, not in every child
 from safetensors.torch import load_file
 
 from dsmooth.runs import RunFolder

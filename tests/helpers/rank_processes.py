@@ -21,7 +21,7 @@ COMMAND = "from dsmooth.cli import main; main()"
 START = f"import sys; sys.path[:] = {sys.path!r}; "
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-# With what torch imports when it first calls an operator or makes an optimiser.
+# With what torch imports when it makes its first optimizer.
 _CONTEXT.set_forkserver_preload(["torch._dynamo", "dsmooth._C", "dsmooth.cli", "dsmooth.train"])
 
 
