@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -53,10 +55,12 @@ def capability_of(device: torch.device) -> int:
     return 10 * major + minor
 
 
-def gradient_plan(rows: int, k: int, columns: int, like: Tensor) -> tilings.GradientPlan:
+def gradient_plan(
+    rows: int, k: int, columns: int, like: Tensor, sharing: int = 1
+) -> tilings.GradientPlan:
     """`tilings.gradient_plan` for the dtype and device of `like`."""
     tf32, capability = uses_tf32(like.dtype), capability_of(like.device)
-    return tilings.gradient_plan(rows, k, columns, like.dtype, tf32, capability)
+    return tilings.gradient_plan(rows, k, columns, like.dtype, tf32, capability, sharing)
 
 
 def block_gradient_plans(
@@ -101,6 +105,11 @@ class Compiled(NamedTuple):
 def plan(grid: tuple[int, ...], **arguments: Any) -> Plan:
     """The plan of these, the same for the same ones."""
     return Plan(grid, **arguments)
+
+
+def firsts_of(counts: Iterable[int]) -> tuple[int, ...]:
+    """The first program of each of several parts of a launch, and the end."""
+    return tuple(itertools.accumulate(counts, initial=0))
 
 
 def launch(

@@ -1,6 +1,12 @@
-"""Patches of images under the taps of a convolution, side by side, and the reverse, their sum."""
+"""Patches of images under the taps of a convolution, side by side, and the reverse, their sum.
+
+Several images share a launch.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import triton
@@ -8,20 +14,23 @@ import triton.language as tl
 from torch import Tensor
 
 from .geometry import Rows, Taps, cdiv, empty_channels_last
-from .launch import launch, plan
+from .launch import firsts_of, launch, plan
+
+BLOCK_P = 32  # pixels of a program
 
 
 @triton.jit
-def patches_kernel(
-    image_ptr, out_ptr, count, batch, height, width, height_out, width_out,
+def patches_tile(
+    image_ptr, out_ptr, pid, count, batch, height, width, height_out, width_out,
     C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr,
-    STRIDE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr,
+    STRIDE: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """out (count, KH KW C): what the taps of each output pixel read; zeros beyond the last one."""
     K: tl.constexpr = KH * KW * C
-    offs_s = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    blocks_k: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
+    offs_s = pid // blocks_k * BLOCK_P + tl.arange(0, BLOCK_P)
     pixel = offs_s[:, None]
-    k = (tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K))[None, :]
+    k = (pid % blocks_k * BLOCK_K + tl.arange(0, BLOCK_K))[None, :]
     tap = k // C
     row = pixel // width_out % height_out * STRIDE + tap // KW - TOP
     col = pixel % width_out * STRIDE + tap % KW - LEFT
@@ -33,35 +42,52 @@ def patches_kernel(
     tl.store(out, v, mask=(pixel < count) & (k < K))
 
 
-def patches(image: Tensor, taps: Taps, rows: Rows) -> Tensor:
-    """(1, total, kh kw C): the taps' inputs for each of the output pixels `rows` (of a 1x1 kernel).
+@triton.jit
+def patches_kernel(images, outs, firsts, sizes, SHAPES: tl.constexpr, BLOCK_P: tl.constexpr):
+    """`patches_tile` of each image, whose programs begin at firsts; the rest as it takes them."""
+    pid = tl.program_id(0)
+    for i in tl.static_range(len(images)):
+        if (pid >= firsts[i]) & (pid < firsts[i + 1]):
+            patches_tile(
+                images[i], outs[i], pid - firsts[i], sizes[i][0], sizes[i][1], sizes[i][2],
+                sizes[i][3], sizes[i][4], sizes[i][5],
+                C=SHAPES[i][0], KH=SHAPES[i][1], KW=SHAPES[i][2], TOP=SHAPES[i][3],
+                LEFT=SHAPES[i][4], STRIDE=SHAPES[i][5], BLOCK_K=SHAPES[i][6], BLOCK_P=BLOCK_P,
+            )  # fmt: skip
 
-    image: (B, C, H, W) channels_last.
-    """
-    channels = image.shape[1]
-    k = taps.kh * taps.kw * channels
-    out = torch.empty((1, rows.total, k), dtype=image.dtype, device=image.device)
-    block_k = min(64, triton.next_power_of_2(k))
+
+def patches(jobs: Sequence[tuple[Tensor, Taps, Rows]]) -> list[Tensor]:
+    """(1, total, kh kw C) for each image (B, C, H, W), channels_last: the taps' inputs for each of
+    the output pixels `rows` (of a 1x1 kernel)."""
+    outs, counts, sizes, shapes = [], [], [], []
+    for image, taps, rows in jobs:
+        batch, channels, height, width = image.shape
+        k = taps.kh * taps.kw * channels
+        outs.append(torch.empty((1, rows.total, k), dtype=image.dtype, device=image.device))
+        block_k = min(64, triton.next_power_of_2(k))
+        counts.append(rows.total // BLOCK_P * cdiv(k, block_k))
+        sizes.append((rows.total, batch, height, width, rows.height, rows.width))
+        shapes.append((channels, *taps, block_k))
+    firsts = firsts_of(counts)
     planned = plan(
-        (rows.total // 32, cdiv(k, block_k)), count=rows.total,
-        batch=image.shape[0], height=image.shape[2], width=image.shape[3],
-        height_out=rows.height, width_out=rows.width,
-        C=channels, STRIDE=taps.stride, BLOCK_P=32, BLOCK_K=block_k, num_warps=4,
-        **taps.constants(),
+        (firsts[-1],), firsts=firsts, sizes=tuple(sizes), SHAPES=tuple(shapes), BLOCK_P=BLOCK_P,
+        num_warps=4,
     )  # fmt: skip
-    launch(patches_kernel, planned, image.device, image_ptr=image, out_ptr=out)
-    return out
+    images = tuple([image for image, _, _ in jobs])
+    launch(patches_kernel, planned, images[0].device, images=images, outs=tuple(outs))
+    return outs
 
 
 @triton.jit
-def fold_kernel(
-    patches_ptr, bias_ptr, y_ptr, n_pixels, height, width, height_in, width_in,
+def fold_tile(
+    patches_ptr, bias_ptr, y_ptr, pid, n_pixels, height, width, height_in, width_in,
     C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr,
-    STRIDE: tl.constexpr, BIAS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    STRIDE: tl.constexpr, BLOCK_C: tl.constexpr, BIAS: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """y (P, C): the sum of all patches' numbers for each pixel, in the order of taps, plus bias."""
-    pixel = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
-    offs_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    blocks_c: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
+    pixel = (pid // blocks_c).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
+    offs_c = pid % blocks_c * BLOCK_C + tl.arange(0, BLOCK_C)
     p = pixel.to(tl.int32)
     row = p // width % height + TOP
     col = p % width + LEFT
@@ -85,23 +111,57 @@ def fold_kernel(
     tl.store(out, total.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-def fold(
-    given: Tensor, bias: Tensor | None, taps: Taps, rows: Rows, like: Tensor, size: tuple[int, int]
-) -> Tensor:
-    """The adjoint of `patches`, plus bias (C,): (B, C, *size) in the dtype of `like`.
+@triton.jit
+def fold_kernel(
+    patches, bias, y, firsts, sizes,
+    SHAPES: tl.constexpr, BIAS: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """`fold_tile` of each image, whose programs begin at firsts; the rest as it takes them."""
+    pid = tl.program_id(0)
+    for i in tl.static_range(len(y)):
+        if (pid >= firsts[i]) & (pid < firsts[i + 1]):
+            fold_tile(
+                patches[i], bias[i], y[i], pid - firsts[i], sizes[i][0], sizes[i][1], sizes[i][2],
+                sizes[i][3], sizes[i][4],
+                C=SHAPES[i][0], KH=SHAPES[i][1], KW=SHAPES[i][2], TOP=SHAPES[i][3],
+                LEFT=SHAPES[i][4], STRIDE=SHAPES[i][5], BLOCK_C=SHAPES[i][6],
+                BIAS=BIAS, BLOCK_P=BLOCK_P,
+            )  # fmt: skip
 
-    given: (1, total, kh kw C), not narrower than float32.
+
+class Folded(NamedTuple):
+    """An image to be made of patches (1, total, kh kw C), not narrower than float32.
+
+    size: its rows and columns. dtype: its own.
     """
-    channels = given.shape[2] // (taps.kh * taps.kw)
-    y = empty_channels_last(like, channels, size)
-    count = y.shape[0] * size[0] * size[1]
-    block_c = min(64, triton.next_power_of_2(channels))
+
+    given: Tensor
+    taps: Taps
+    rows: Rows
+    size: tuple[int, int]
+    dtype: torch.dtype
+
+
+def fold(jobs: Sequence[Folded], biases: Sequence[Tensor] = ()) -> list[Tensor]:
+    """The adjoint of `patches`, plus a bias (C,) for each if there are any: (B, C, *size)."""
+    ys, counts, sizes, shapes = [], [], [], []
+    for given, taps, rows, (height, width), dtype in jobs:
+        channels = given.shape[2] // (taps.kh * taps.kw)
+        like = given.new_empty((rows.batch, 0, 0, 0), dtype=dtype)
+        ys.append(empty_channels_last(like, channels, (height, width)))
+        pixels = rows.batch * height * width
+        block_c = min(64, triton.next_power_of_2(channels))
+        counts.append(cdiv(pixels, BLOCK_P) * cdiv(channels, block_c))
+        sizes.append((pixels, height, width, rows.height, rows.width))
+        shapes.append((channels, *taps, block_c))
+    firsts = firsts_of(counts)
     planned = plan(
-        (cdiv(count, 32), cdiv(channels, block_c)), n_pixels=count,
-        height=size[0], width=size[1], height_in=rows.height, width_in=rows.width,
-        C=channels, STRIDE=taps.stride, BIAS=bias is not None, BLOCK_P=32, BLOCK_C=block_c,
-        num_warps=4, **taps.constants(),
+        (firsts[-1],), firsts=firsts, sizes=tuple(sizes), SHAPES=tuple(shapes),
+        BIAS=len(biases) > 0, BLOCK_P=BLOCK_P, num_warps=4,
     )  # fmt: skip
-    bias_ptr = given if bias is None else bias
-    launch(fold_kernel, planned, like.device, patches_ptr=given, bias_ptr=bias_ptr, y_ptr=y)
-    return y
+    given_patches = tuple([job.given for job in jobs])
+    launch(
+        fold_kernel, planned, given_patches[0].device, patches=given_patches,
+        bias=tuple(biases) or given_patches, y=tuple(ys),
+    )  # fmt: skip
+    return ys

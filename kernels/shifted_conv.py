@@ -1,11 +1,14 @@
 """Convolutions with padding on some sides and a stride, their adjoints and weight gradients.
 
 There are a handful of them in a network, beside dozens of gated resnets. So they are made of what
-is there: patches of the image side by side, one matmul, and for the adjoint a sum of patches.
+is there: patches of the image side by side, one matmul, and for the adjoint a sum of patches. Up to
+three that do not depend on each other, such as those of the two streams, share each launch.
 Images are (B, C, H, W) channels_last; others are copied. Sums are float32 (float64 for float64).
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import triton
@@ -14,12 +17,12 @@ from torch import Tensor
 
 from .elementwise import widen
 from .geometry import Rows, Taps, cdiv, channels_last, empty_channels_last
-from .launch import arithmetic, launch, plan, uses_tf32, wide_dtype
-from .matmul import accumulate, weight_gradient, zeros
-from .patches import fold, patches
-from .tilings import matmul_tiling
-from .weight_gradients import unpack_one
-from .weights import pack_one, parts_of_one
+from .launch import arithmetic, firsts_of, launch, plan, uses_tf32, wide_dtype
+from .matmul import accumulate, weight_gradients, zeros
+from .patches import Folded, fold, patches
+from .tilings import MatmulTiling, launched_together, matmul_tiling
+from .weight_gradients import unpack_convolutions
+from .weights import pack_convolutions, parts_of_one
 
 POINT = Taps(1, 1, 0, 0)
 
@@ -42,15 +45,14 @@ def store_linear(
 
 
 @triton.jit
-def linear_kernel(
-    a_ptr, w_ptr, bias_ptr, y_ptr, n_rows, steps,
+def linear_tile(
+    a_ptr, w_ptr, bias_ptr, y_ptr, pid, n_rows, steps,
     C: tl.constexpr, D: tl.constexpr, BIAS: tl.constexpr,
     ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_P: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """y (rows, D) = a w^T + bias; a: rows of C, w: (D, C)."""
     blocks_n: tl.constexpr = (D + N1 + N2 - 1) // (N1 + N2)
-    pid = tl.program_id(0)
     first_row = (pid // blocks_n).to(tl.int64) * BLOCK_P
     first_n = pid % blocks_n * (N1 + N2)
     acc, acc2 = zeros(BLOCK_P, N1, N2, ACC)
@@ -69,88 +71,187 @@ def linear_kernel(
         )  # fmt: skip
 
 
-def _linear(a: Tensor, w: Tensor, bias: Tensor | None, y: Tensor, n_rows: int) -> None:
-    """The first n_rows rows of y (rows, D) = a w^T + bias; a (1, total, C), w (D, C)."""
-    filters, channels = w.shape
-    tf32 = uses_tf32(a.dtype)
-    tiling = matmul_tiling(a.shape[1], filters, ((1, channels),), a.dtype, tf32)
+@triton.jit
+def linear_kernel(
+    a, w, bias, y, firsts, n_rows, steps, SHAPES: tl.constexpr, BIAS: tl.constexpr,
+    ACC: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """`linear_tile` for each of several, whose programs begin at firsts."""
+    pid = tl.program_id(0)
+    for i in tl.static_range(len(a)):
+        if (pid >= firsts[i]) & (pid < firsts[i + 1]):
+            linear_tile(
+                a[i], w[i], bias[i], y[i], pid - firsts[i], n_rows[i], steps[i],
+                C=SHAPES[i][0], D=SHAPES[i][1], BIAS=BIAS, ACC=ACC, PRECISION=PRECISION,
+                BLOCK_P=SHAPES[i][2], N1=SHAPES[i][3], N2=SHAPES[i][4], BLOCK_K=SHAPES[i][5],
+            )  # fmt: skip
+
+
+class Linear(NamedTuple):
+    """y (rows, D) = a w^T + bias, its first n_rows rows; a (1, total, C), w (D, C)."""
+
+    a: Tensor
+    w: Tensor
+    bias: Tensor | None
+    y: Tensor
+    n_rows: int
+
+
+def _linear(jobs: list[Linear]) -> None:
+    """In one launch, where one can have their tiles; all have a bias or none has."""
+    tf32 = uses_tf32(jobs[0].a.dtype)
+    tilings = [
+        matmul_tiling(a.shape[1], w.shape[0], ((1, w.shape[1]),), a.dtype, tf32)
+        for a, w, *_ in jobs
+    ]
+    for places in launched_together(tilings):
+        _launch_linear([jobs[i] for i in places], [tilings[i] for i in places], tf32)
+
+
+def _launch_linear(jobs: list[Linear], tilings: list[MatmulTiling], tf32: bool) -> None:
+    firsts = firsts_of(
+        job.a.shape[1] // tiling.block_p * cdiv(job.w.shape[0], tiling.block_n)
+        for job, tiling in zip(jobs, tilings, strict=True)
+    )
+    channels, filters = ([job.w.shape[dim] for job in jobs] for dim in (1, 0))
+    steps = [cdiv(c, tiling.block_k) for c, tiling in zip(channels, tilings, strict=True)]
+    shapes = zip(channels, filters, [tiling.of_tile() for tiling in tilings], strict=True)
+    first = jobs[0]
     planned = plan(
-        (a.shape[1] // tiling.block_p * cdiv(filters, tiling.block_n),), n_rows=n_rows,
-        steps=cdiv(channels, tiling.block_k), C=channels, D=filters, BIAS=bias is not None,
-        **arithmetic(a.dtype, tf32), **tiling.kernel_options(),
+        (firsts[-1],), firsts=firsts, n_rows=tuple([job.n_rows for job in jobs]),
+        steps=tuple(steps), SHAPES=tuple([(c, d, *tile) for c, d, tile in shapes]),
+        BIAS=first.bias is not None, **arithmetic(first.a.dtype, tf32),
+        num_warps=tilings[0].num_warps, num_stages=tilings[0].num_stages,
     )  # fmt: skip
-    bias_ptr = y if bias is None else bias
-    launch(linear_kernel, planned, a.device, a_ptr=a, w_ptr=w, bias_ptr=bias_ptr, y_ptr=y)
+    launch(
+        linear_kernel, planned, first.a.device,
+        a=tuple([job.a for job in jobs]), w=tuple([job.w for job in jobs]),
+        bias=tuple([job.y if job.bias is None else job.bias for job in jobs]),
+        y=tuple([job.y for job in jobs]),
+    )  # fmt: skip
+
+
+class Conv(NamedTuple):
+    """A convolution among several that share their launches, and its operands.
+
+    x: (B, C, H, W); weight (D, C, kh, kw), of a transposed one (C, D, kh, kw), float32 or float64
+    for float64 x. gain (D,): g of a weight norm w = g v / |v| per filter, whose v is `weight`.
+    size: of the output. All of several have a gain, and a bias, or none.
+    """
+
+    x: Tensor
+    weight: Tensor
+    gain: Tensor | None
+    bias: Tensor | None
+    taps: Taps
+    size: tuple[int, int]
+
+    @property
+    def out_rows(self) -> Rows:
+        return Rows(self.x.shape[0], *self.size, 0, 0)
+
+    @property
+    def in_rows(self) -> Rows:
+        return Rows.of(self.x, POINT)
 
 
 def _convolve(
-    x: Tensor, w: Tensor, bias: Tensor | None, taps: Taps, rows: Rows
-) -> tuple[Tensor, Tensor]:
-    """The convolution of x by w (D, kh kw C), at the pixels of `rows`, and the patches of x."""
-    read = patches(x, taps, rows)
-    y = empty_channels_last(x, w.shape[0], (rows.height, rows.width))
-    _linear(read, w, bias, y, rows.batch * rows.height * rows.width)
-    return y, read
+    reads: list[Tensor], ws: list[Tensor], biases: list[Tensor | None], rows: list[Rows]
+) -> list[Tensor]:
+    """Convolutions by w (D, kh kw C), at the pixels of `rows`, of images whose patches are read."""
+    ys = [
+        empty_channels_last(read.new_empty((row.batch, 0, 0, 0)), w.shape[0], row[1:3])
+        for read, w, row in zip(reads, ws, rows, strict=True)
+    ]
+    counts = [row.batch * row.height * row.width for row in rows]
+    _linear(list(map(Linear, reads, ws, biases, ys, counts)))
+    return ys
 
 
 def _adjoint(
-    g: Tensor, w: Tensor, bias: Tensor | None, taps: Taps, rows: Rows, size: tuple[int, int]
-) -> tuple[Tensor, Tensor]:
-    """The adjoint by w (kh kw C, D) to an image of `size`, and g (B, D, H, W) as rows."""
-    read = patches(g, POINT, rows)
-    spread = torch.empty((1, rows.total, w.shape[0]), dtype=wide_dtype(g.dtype), device=g.device)
-    _linear(read, w, None, spread, rows.total)
-    return fold(spread, bias, taps, rows, g, size), read
+    reads: list[Tensor],
+    ws: list[Tensor],
+    biases: list[Tensor],
+    taps: list[Taps],
+    rows: list[Rows],
+    sizes: list[tuple[int, int]],
+) -> list[Tensor]:
+    """The adjoints by w (kh kw C, D) to images of `sizes`, of those that are read as rows."""
+    wide = wide_dtype(reads[0].dtype)
+    spread = [
+        torch.empty((1, row.total, w.shape[0]), dtype=wide, device=w.device)
+        for row, w in zip(rows, ws, strict=True)
+    ]
+    totals = [row.total for row in rows]
+    _linear(list(map(Linear, reads, ws, [None] * len(ws), spread, totals)))
+    dtypes = [read.dtype for read in reads]
+    return fold(list(map(Folded, spread, taps, rows, sizes, dtypes)), biases)
 
 
-def forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, taps: Taps, size: tuple[int, int]
-) -> tuple[Tensor, Tensor]:
-    """The convolution of x (B, C, H, W) by weight (D, C, kh, kw) to `size`, and the packed weight.
+def forward(convs: list[Conv], *, transposed: bool) -> tuple[list[Tensor], Tensor]:
+    """The results, channels_last, and the packed weights."""
+    xs = [channels_last(conv.x) for conv in convs]
+    weights = [conv.weight for conv in convs]
+    gains = [conv.gain for conv in convs if conv.gain is not None]
+    packed = pack_convolutions(weights, gains, xs[0].dtype, transposed=transposed)
+    ws = _parts(packed, weights)
+    taps = [conv.taps for conv in convs]
+    if transposed:
+        rows = [conv.in_rows for conv in convs]
+        reads = patches([(x, POINT, row) for x, row in zip(xs, rows, strict=True)])
+        biases = [conv.bias for conv in convs if conv.bias is not None]
+        sizes = [conv.size for conv in convs]
+        return _adjoint(reads, [w for _, w in ws], biases, taps, rows, sizes), packed
+    rows = [conv.out_rows for conv in convs]
+    reads = patches(list(zip(xs, taps, rows, strict=True)))
+    return _convolve(reads, [w for w, _ in ws], [conv.bias for conv in convs], rows), packed
 
-    The weight is float32, float64 for float64 x.
-    """
-    packed = pack_one(weight, x.dtype)
-    w, _ = parts_of_one(packed, weight.shape[0])
-    rows = Rows(x.shape[0], *size, 0, 0)
-    return _convolve(channels_last(x), w, bias, taps, rows)[0], packed
+
+def _parts(packed: Tensor, weights: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    sizes = [2 * weight.numel() for weight in weights]
+    return list(map(parts_of_one, packed.split(sizes), weights))
 
 
-def forward_transposed(
-    x: Tensor, weight: Tensor, bias: Tensor | None, taps: Taps, size: tuple[int, int]
-) -> tuple[Tensor, Tensor]:
-    """The transposed convolution of x (B, C, H, W) by weight (C, D, kh, kw), to `size`, and the
-    packed weight."""
-    packed = pack_one(weight, x.dtype)
-    _, w = parts_of_one(packed, weight.shape[0])
-    rows = Rows.of(x, POINT)
-    return _adjoint(channels_last(x), w, bias, taps, rows, size)[0], packed
+class Gradients(NamedTuple):
+    """Those of each convolution; empty lists for what is not needed."""
+
+    xs: list[Tensor]
+    weights: list[Tensor]
+    gains: list[Tensor]
 
 
 def backward(
-    grad_y: Tensor,
-    x: Tensor,
+    grad_ys: list[Tensor],
+    convs: list[Conv],
     packed: Tensor,
-    weight: Tensor,
-    taps: Taps,
-    transposed: bool,
     *,
+    transposed: bool,
     need_x: bool = True,
-    need_weight: bool = True,
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of x and weight of `forward` or `forward_transposed`, those that are needed."""
-    x, grad_y = channels_last(x), channels_last(grad_y)
-    w, w_adjoint = parts_of_one(packed, weight.shape[0])
+    need_parameters: bool = True,
+) -> Gradients:
+    """The gradients of `forward`, whose packed weights these are. Biases are not read here."""
+    xs, grad_ys = ([channels_last(t) for t in ts] for ts in ([c.x for c in convs], grad_ys))
+    weights = [conv.weight for conv in convs]
+    taps, ws = [conv.taps for conv in convs], _parts(packed, weights)
     # The convolution runs from y to x where it is the transposed one.
-    image, g = (grad_y, x) if transposed else (x, grad_y)
-    rows = Rows.of(g, POINT)
-    grad_x, read_image, read_g = None, None, None
+    rows = [conv.in_rows if transposed else conv.out_rows for conv in convs]
+    images, gs = (grad_ys, xs) if transposed else (xs, grad_ys)
+    needs_image = need_parameters or transposed
+    needs_g = need_parameters or not transposed
+    jobs = list(zip(images, taps, rows, strict=True)) * needs_image
+    jobs += [(g, POINT, row) for g, row in zip(gs, rows, strict=True)] * needs_g
+    reads = patches(jobs)
+    read_images, read_gs = reads[: len(convs)], reads[-len(convs) :]
+    grad_xs: list[Tensor] = []
     if need_x and transposed:
-        grad_x, read_image = _convolve(grad_y, w, None, taps, rows)
+        none: list[Tensor | None] = [None] * len(convs)
+        grad_xs = _convolve(read_images, [w for w, _ in ws], none, rows)
     elif need_x:
-        grad_x, read_g = _adjoint(grad_y, w_adjoint, None, taps, rows, (x.shape[2], x.shape[3]))
-    if not need_weight:
-        return grad_x, None
-    read_image = patches(image, taps, rows) if read_image is None else read_image
-    read_g = patches(g, POINT, rows) if read_g is None else read_g
-    return grad_x, unpack_one(weight_gradient(read_image, read_g), weight)
+        sizes = [(x.shape[2], x.shape[3]) for x in xs]
+        grad_xs = _adjoint(read_gs, [w for _, w in ws], [], taps, rows, sizes)
+    if not need_parameters:
+        return Gradients(grad_xs, [], [])
+    gains = [conv.gain for conv in convs if conv.gain is not None]
+    parts = weight_gradients(read_images, read_gs)
+    grads, grad_gains, _ = unpack_convolutions(parts, [], weights, gains, transposed=transposed)
+    return Gradients(grad_xs, grads, grad_gains)

@@ -30,7 +30,7 @@ from .geometry import (
     packed_starts,
     planes_of,
 )
-from .launch import accumulator_of, launch, plan
+from .launch import accumulator_of, firsts_of, launch, plan
 
 BLOCK_D = 8
 BLOCK_K = 256
@@ -306,25 +306,44 @@ def pack(
     return packed
 
 
-def pack_one(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """A weight (D, C, kh, kw) without norm, for a convolution and its adjoint, as `parts_of_one`
-    has it: (2, numel)."""
-    weight = dense(weight)
+def order_of(weight: Tensor, transposed: bool, first: int) -> Order:
+    """Of a dense weight alone (see `pack_convolutions`), which goes to places from `first` on."""
+    stride_d, stride_c, stride_t = strides_of(weight)
     d, c, kh, kw = weight.shape
-    taps = kh * kw
-    packed = torch.empty((2, weight.numel()), dtype=dtype, device=weight.device)
-    order = Order(
-        (taps, c, d, 0, 0, *strides_of(weight)),
-        Place(0, taps * c, 1, c, d),
-        Place(weight.numel(), 1, d, c * d, c),
-    )
-    _pack([weight], [], [order], packed, True)
+    t, second = kh * kw, first + weight.numel()
+    if transposed:
+        d, c, stride_d, stride_c = c, d, stride_c, stride_d
+        by_channel, by_filter = Place(first, 1, t * d, d, d), Place(second, c, 1, d * c, c)
+        return Order((t, c, d, 0, 0, stride_d, stride_c, stride_t), by_channel, by_filter)
+    source = (t, c, d, 0, 0, stride_d, stride_c, stride_t)
+    return Order(source, Place(first, t * c, 1, c, d), Place(second, 1, d, c * d, c))
+
+
+def pack_convolutions(
+    weights: list[Tensor], gains: list[Tensor], dtype: torch.dtype, *, transposed: bool
+) -> Tensor:
+    """Up to three weights (D, C, kh, kw), transposed (C, D, kh, kw), one after the other, each as
+    `parts_of_one` has it.
+
+    gains: of a weight norm, one (D,) for each, or none.
+    """
+    weights = [dense(weight) for weight in weights]
+    starts = firsts_of(2 * weight.numel() for weight in weights)
+    packed = torch.empty((starts[-1],), dtype=dtype, device=weights[0].device)
+    orders = [order_of(w, transposed, first) for w, first in zip(weights, starts, strict=False)]
+    _pack(weights, gains, orders, packed, True)
     return packed
 
 
-def parts_of_one(packed: Tensor, filters: int) -> tuple[Tensor, Tensor]:
-    """(D, kh kw C), and for the adjoint (kh kw C, D), of what `pack_one` gave."""
-    return packed[0].view(filters, -1), packed[1].view(-1, filters)
+def parts_of_one(packed: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Of a weight (N, M, kh, kw), which is packed in `packed`: (N, kh kw M) and (kh kw M, N)."""
+    rows = weight.shape[0]
+    return packed[: weight.numel()].view(rows, -1), packed[weight.numel() :].view(-1, rows)
+
+
+def programs_of_orders(orders: Sequence[Order]) -> list[int]:
+    """How many programs each weight takes."""
+    return [cdiv(order.source[2], BLOCK_D) for order in orders]
 
 
 def _pack(
@@ -333,7 +352,7 @@ def _pack(
     """pack_kernel for up to three dense weights."""
     sources, forwards, adjoints = zip(*(*orders, *orders[:1] * (3 - len(orders))), strict=True)
     planned = plan(
-        (sum(programs_of(weights)),), sources=sources, forwards=tuple(map(tuple, forwards)),
+        (sum(programs_of_orders(orders)),), sources=sources, forwards=tuple(map(tuple, forwards)),
         adjoints=tuple(map(tuple, adjoints)), NORMED=bool(gains), ADJOINT=adjoint,
         BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D, num_warps=4,
     )  # fmt: skip

@@ -16,6 +16,6 @@ ROWS = [(torch.bfloat16, 160, False), (torch.float32, 40, True)]
 @pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS, ids=str)
 def test_every_matmul(row: tuple[torch.dtype, int, bool]) -> None:
-    for launch in distinct(shifted_launches(90, *row), "C", "D"):
+    for launch in distinct(shifted_launches(90, *row), "SHAPES"):
         if is_matmul(launch):
             check(launch, compile_launch(launch, 90), 90)

@@ -9,6 +9,7 @@ from .logistic_mixture import (
 )
 from .packed_weights import BlockWeights, pack_weights
 from .shifted_conv import (
+    Convolution,
     concat_elu,
     down_shift,
     right_shift,
@@ -16,11 +17,13 @@ from .shifted_conv import (
     shifted_conv2d_ref,
     shifted_conv_transpose2d,
     shifted_conv_transpose2d_ref,
+    shifted_convolutions,
 )
 from .taps import Shift
 
 __all__ = [
     "BlockWeights",
+    "Convolution",
     "Impl",
     "Shift",
     "concat_elu",
@@ -36,5 +39,6 @@ __all__ = [
     "shifted_conv2d_ref",
     "shifted_conv_transpose2d",
     "shifted_conv_transpose2d_ref",
+    "shifted_convolutions",
     "use_impl",
 ]

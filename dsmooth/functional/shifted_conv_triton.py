@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,165 +13,271 @@ from .dispatch import refuse_second_derivative
 from .registration import call, register_op
 from .taps import check_kernel, taps_of, transposed_taps_of
 
-
-def _taps(weight: Tensor, shift: str, stride: int, transposed: bool) -> Taps:
-    return transposed_taps_of(weight, shift) if transposed else taps_of(weight, shift, stride)
+MOST = 3  # convolutions that one call of the op computes
 
 
-def _check(x: Tensor, weight: Tensor, shift: str, stride: int, transposed: bool) -> None:
-    """Raise ValueError for what the kernels would read beyond."""
-    check_kernel(weight, shift)
-    channels = weight.shape[0 if transposed else 1]
-    if x.ndim != 4 or x.shape[1] != channels:
-        raise ValueError(f"x must have shape (B, {channels}, H, W), got {tuple(x.shape)}")
-    if weight.device != x.device:
-        raise ValueError(f"weight must be on {x.device}, got {weight.device}")
-    if stride not in (1, 2) or (transposed and (stride != 2 or weight.shape[2] != 2)):
-        raise ValueError(f"stride {stride} and a kernel of {weight.shape[2]} rows do not fit")
+class Operands(NamedTuple):
+    """Of one convolution: x (B, C, H, W); weight (D, C, kh, kw), of a transposed one (C, D, kh,
+    kw); gain (D,), if the weight is v of a weight norm per filter; bias (D,); the shift.
+
+    weight, gain and bias are float32, float64 for float64 x.
+    """
+
+    x: Tensor
+    weight: Tensor
+    gain: Tensor | None
+    bias: Tensor | None
+    shift: str
 
 
-def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...], x: Tensor) -> None:
-    if tuple(tensor.shape) != shape or tensor.device != x.device:
+_ABSENT = (None,) * len(Operands._fields)
+_TENSORS = 4  # of them
+_NAMES = tuple(f"{name}_{i}" for i in range(MOST) for name in Operands._fields)
+_SCHEMA = ", ".join(
+    f"Tensor{'' if name in ('x_0', 'weight_0') else '?'} {name}"
+    if not name.startswith("shift")
+    else f"str{'' if name == 'shift_0' else '?'} {name}"
+    for name in _NAMES
+)
+
+
+def shifted_convs_triton(
+    convs: Sequence[Operands], stride: int, transposed: bool
+) -> tuple[Tensor, ...]:
+    """`shifted_conv2d`, or (transposed) `shifted_conv_transpose2d`, of each of at most MOST, which
+    share their launches; channels_last."""
+    given = [value for conv in convs for value in conv]
+    absent = _ABSENT * (MOST - len(convs))
+    results = call(shifted_conv_triton, *given, *absent, stride, transposed)
+    return tuple(results[: len(convs)])
+
+
+def _given(values: Sequence[Any]) -> list[Operands]:
+    """The convolutions that are there."""
+    size = len(Operands._fields)
+    found = [Operands(*values[i : i + size]) for i in range(0, MOST * size, size)]
+    return [conv for conv in found if conv.x is not None]
+
+
+def _taps(conv: Operands, stride: int, transposed: bool) -> Taps:
+    if transposed:
+        return transposed_taps_of(conv.weight, conv.shift)
+    return taps_of(conv.weight, conv.shift, stride)
+
+
+def _size(conv: Operands, stride: int, transposed: bool) -> tuple[int, int]:
+    rows, cols = conv.x.shape[2:]
+    if transposed:
+        return 2 * rows, 2 * cols
+    return (rows + stride - 1) // stride, (cols + stride - 1) // stride
+
+
+def _check(values: Sequence[Any], stride: int, transposed: bool) -> None:
+    """Raises ValueError for what the kernels would read beyond."""
+    convs = _given(values)
+    first = convs[0].x
+    exact = torch.float64 if first.dtype == torch.float64 else torch.float32
+    for x, weight, gain, bias, shift in convs:
+        check_kernel(weight, shift)
+        channels, filters = weight.shape[:2] if transposed else weight.shape[1::-1]
+        if x.ndim != 4 or x.shape[1] != channels:
+            raise ValueError(f"x must have shape (B, {channels}, H, W), got {tuple(x.shape)}")
+        if x.dtype != first.dtype or x.device != first.device:
+            raise ValueError(
+                f"x must be {first.dtype} on {first.device}, got {x.dtype} on {x.device}"
+            )
+        if stride not in (1, 2) or (transposed and (stride != 2 or weight.shape[2] != 2)):
+            raise ValueError(f"stride {stride} and a kernel of {weight.shape[2]} rows do not fit")
+        _check_tensor("weight", weight, tuple(weight.shape), exact, x)
+        for name, vector, other in (("gain", gain, convs[0].gain), ("bias", bias, convs[0].bias)):
+            if (vector is None) != (other is None):
+                raise ValueError(f"{name} must be given for all convolutions or for none")
+            if vector is not None:
+                _check_tensor(name, vector, (filters,), exact, x)
+
+
+def _check_tensor(
+    name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, x: Tensor
+) -> None:
+    if tuple(tensor.shape) != shape or tensor.dtype != dtype or tensor.device != x.device:
         raise ValueError(
-            f"{name} must have shape {shape} on {x.device}, "
-            f"got {tuple(tensor.shape)} on {tensor.device}"
+            f"{name} must have shape {shape}, {dtype}, on {x.device}, got {tuple(tensor.shape)}, "
+            f"{tensor.dtype}, on {tensor.device}"
         )
 
 
-def _forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, shift: str, stride: int, transposed: bool
-) -> tuple[Tensor, Tensor]:
-    """`shifted_conv2d`, or (transposed) `shifted_conv_transpose2d`, channels_last; and for the
-    backward the weight in x's dtype and the order of the kernels.
+def _as_kernels(values: Sequence[Any], stride: int, transposed: bool) -> list[Any]:
+    """The convolutions as the kernels take them."""
+    from ..kernels.shifted_conv import Conv
 
-    weight and bias are float32, float64 for float64 x.
-    """
+    return [
+        Conv(
+            conv.x,
+            conv.weight,
+            None if conv.gain is None else conv.gain.contiguous(),
+            None if conv.bias is None else conv.bias.contiguous(),
+            _taps(conv, stride, transposed),
+            _size(conv, stride, transposed),
+        )
+        for conv in _given(values)
+    ]
+
+
+def _forward(*args: Any) -> tuple[Tensor, ...]:
+    """MOST results, empty ones for what is not there, and for the backward the packed weights."""
     from ..kernels import shifted_conv as kernels
 
-    y, packed = _outputs(x, weight, bias, shift, stride, transposed)
-    if y.numel() == 0:
-        return y, packed.zero_()
-    bias = None if bias is None else bias.contiguous()
-    convolve = kernels.forward_transposed if transposed else kernels.forward
-    taps = _taps(weight, shift, stride, transposed)
-    return convolve(x, weight, bias, taps, (y.shape[2], y.shape[3]))
+    *values, stride, transposed = args
+    _check(values, stride, transposed)
+    ys, packed = _empty_outputs(*args)
+    if any(y.numel() == 0 for y in ys):
+        return *_padded(ys), packed.zero_()
+    ys, packed = kernels.forward(_as_kernels(values, stride, transposed), transposed=transposed)
+    return *_padded(ys), packed
 
 
-def _outputs(
-    x: Tensor, weight: Tensor, bias: Tensor | None, shift: str, stride: int, transposed: bool
-) -> tuple[Tensor, Tensor]:
-    y = _output(x, weight, bias, shift, stride, transposed)
-    return y, x.new_empty((2, weight.numel()))
+def _outputs(*args: Any) -> tuple[Tensor, ...]:
+    *values, stride, transposed = args
+    _check(values, stride, transposed)
+    ys, packed = _empty_outputs(*args)
+    return *_padded(ys), packed
 
 
-def _output(
-    x: Tensor, weight: Tensor, bias: Tensor | None, shift: str, stride: int, transposed: bool
-) -> Tensor:
-    _check(x, weight, shift, stride, transposed)
-    filters = weight.shape[1 if transposed else 0]
-    if bias is not None:
-        _check_shape("bias", bias, (filters,), x)
-    rows, cols = x.shape[2:]
-    if transposed:
-        return empty_channels_last(x, filters, (2 * rows, 2 * cols))
-    return empty_channels_last(
-        x, filters, ((rows + stride - 1) // stride, (cols + stride - 1) // stride)
-    )
+def _empty_outputs(*args: Any) -> tuple[list[Tensor], Tensor]:
+    *values, stride, transposed = args
+    convs = _given(values)
+    ys = [_empty_output(conv, stride, transposed) for conv in convs]
+    return ys, convs[0].x.new_empty(sum(2 * conv.weight.numel() for conv in convs))
 
 
-def _compute_gradients(
-    grad_y: Tensor,
-    x: Tensor,
-    packed: Tensor,
-    weight: Tensor,
-    shift: str,
-    stride: int,
-    transposed: bool,
-    need_x: bool,
-    need_weight: bool,
-) -> tuple[Tensor, Tensor]:
-    """Gradients of x (channels_last) and of weight (contiguous or channels_last as it is).
+def _empty_output(conv: Operands, stride: int, transposed: bool) -> Tensor:
+    filters = conv.weight.shape[1 if transposed else 0]
+    return empty_channels_last(conv.x, filters, _size(conv, stride, transposed))
 
-    One that is not needed has no elements.
-    """
+
+def _padded(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """MOST tensors, of which those that are not there have no elements."""
+    return [*tensors, *(tensors[0].new_empty(0) for _ in range(MOST - len(tensors)))]
+
+
+def _compute_gradients(*args: Any) -> tuple[Tensor, ...]:
+    """Gradients of each x (channels_last), each weight (contiguous or channels_last as it is) and
+    each gain; one that is not needed or not there has no elements."""
     from ..kernels import shifted_conv as kernels
 
-    grads = _gradients(grad_y, x, packed, weight, shift, stride, transposed, need_x, need_weight)
-    if x.numel() == 0:
-        return grads[0].zero_(), grads[1].zero_()
-    taps = _taps(weight, shift, stride, transposed)
-    grad_x, grad_weight = kernels.backward(
-        grad_y,
-        x,
+    grad_ys, packed, values, (stride, transposed, need_x, need_parameters) = _apart(args)
+    _check_backward(grad_ys, packed, values, stride, transposed)
+    convs = _given(values)
+    if any(conv.x.numel() == 0 for conv in convs):
+        return tuple(grad.zero_() for grad in _gradients(*args))
+    found = kernels.backward(
+        grad_ys[: len(convs)],
+        _as_kernels(values, stride, transposed),
         packed.contiguous(),
-        weight,
-        taps,
-        transposed,
+        transposed=transposed,
         need_x=need_x,
-        need_weight=need_weight,
+        need_parameters=need_parameters,
     )
-    return (
-        x.new_empty(0) if grad_x is None else grad_x,
-        weight.new_empty(0) if grad_weight is None else grad_weight,
+    nothing = convs[0].x.new_empty(0)
+    return tuple(
+        kind[i] if i < len(kind) else nothing.clone() for i in range(MOST) for kind in found
     )
 
 
-def _gradients(
-    grad_y: Tensor,
-    x: Tensor,
-    packed: Tensor,
-    weight: Tensor,
-    shift: str,
-    stride: int,
-    transposed: bool,
-    need_x: bool,
-    need_weight: bool,
-) -> tuple[Tensor, Tensor]:
-    expected = _output(x, weight, None, shift, stride, transposed).shape
-    _check_shape("grad_y", grad_y, tuple(expected), x)
-    _check_shape("packed", packed, (2, weight.numel()), x)
-    if packed.dtype != x.dtype:
-        raise ValueError(f"packed must be {x.dtype}, got {packed.dtype}")
-    last = not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)
-    layout = torch.channels_last if last else torch.contiguous_format
-    grad_weight = torch.empty(
-        weight.shape, dtype=weight.dtype, device=x.device, memory_format=layout
-    )
-    return (
-        empty_channels_last(x, x.shape[1]) if need_x else x.new_empty(0),
-        grad_weight if need_weight else weight.new_empty(0),
-    )
+def _gradients(*args: Any) -> tuple[Tensor, ...]:
+    grad_ys, packed, values, (stride, transposed, need_x, need_parameters) = _apart(args)
+    _check_backward(grad_ys, packed, values, stride, transposed)
+    grads = []
+    for conv in _given(values):
+        x, weight, gain, *_ = conv
+        last = not weight.is_contiguous() and weight.is_contiguous(
+            memory_format=torch.channels_last
+        )
+        layout = torch.channels_last if last else torch.contiguous_format
+        grads += [
+            empty_channels_last(x, x.shape[1]) if need_x else x.new_empty(0),
+            torch.empty(weight.shape, dtype=weight.dtype, device=x.device, memory_format=layout)
+            if need_parameters
+            else x.new_empty(0),
+            x.new_empty(0) if gain is None or not need_parameters else gain.new_empty(gain.shape),
+        ]
+    nothing = grads[0].new_empty
+    return *grads, *(nothing(0) for _ in range(3 * MOST - len(grads)))
+
+
+def _apart(args: Sequence[Any]) -> tuple[list[Any], Tensor, list[Any], tuple[Any, ...]]:
+    """grad_ys, the packed weights, the operands and the settings of the backward op."""
+    *tensors, stride, transposed, need_x, need_parameters = args
+    settings = stride, transposed, need_x, need_parameters
+    return tensors[:MOST], tensors[MOST], tensors[MOST + 1 :], settings
+
+
+def _check_backward(
+    grad_ys: Sequence[Any], packed: Tensor, values: Sequence[Any], stride: int, transposed: bool
+) -> None:
+    _check(values, stride, transposed)
+    convs = _given(values)
+    for grad_y, conv in zip(grad_ys, convs, strict=False):
+        if grad_y is None:
+            raise ValueError("grad_y must be given for each convolution, got None")
+        filters = conv.weight.shape[1 if transposed else 0]
+        shape = conv.x.shape[0], filters, *_size(conv, stride, transposed)
+        _check_tensor("grad_y", grad_y, shape, conv.x.dtype, conv.x)
+    size = (sum(2 * conv.weight.numel() for conv in convs),)
+    _check_tensor("packed", packed, size, convs[0].x.dtype, convs[0].x)
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight, _, *ctx.settings = inputs
-    _, packed = output
-    ctx.mark_non_differentiable(packed)
+    *values, stride, transposed = inputs
+    *ys, packed = output
+    convs = _given(values)
+    ctx.mark_non_differentiable(packed, *ys[len(convs) :])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, packed, weight)
+    ctx.settings = stride, transposed
+    ctx.shifts = [conv.shift for conv in convs]
+    ctx.save_for_backward(packed, *(tensor for conv in convs for tensor in conv[:3]))
 
 
-def _backward(ctx: Any, grad_y: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
-    if grad_y is None:
-        return None, None, None, None, None, None
-    x, packed, weight = ctx.saved_tensors
-    need_x, need_weight, need_bias, *_ = ctx.needs_input_grad
-    grad_x, grad_weight, grad_bias = None, None, None
-    if need_x or need_weight:
-        given = (grad_y, x, packed, weight, *ctx.settings)
-        grads = call(shifted_conv_triton_backward, *given, need_x, need_weight)
-        grad_x, grad_weight = (
-            grad if need else None for grad, need in zip(grads, (need_x, need_weight), strict=True)
+def _backward(ctx: Any, *grads_of_outputs: Tensor | None) -> tuple[Any, ...]:
+    packed, *tensors = ctx.saved_tensors
+    wanted = ctx.needs_input_grad
+    count = len(ctx.shifts)
+    if all(grad is None for grad in grads_of_outputs):
+        return (None,) * len(wanted)
+    values: list[Any] = []
+    grad_ys: list[Tensor] = []
+    for i, shift in enumerate(ctx.shifts):
+        x, weight, gain = tensors[3 * i : 3 * i + 3]
+        conv = Operands(x, weight, gain, None, shift)
+        values += conv
+        grad = grads_of_outputs[i]
+        grad_ys.append(_empty_output(conv, *ctx.settings).zero_() if grad is None else grad)
+    size = len(Operands._fields)
+    places = range(0, count * size, size)
+    need_x = any(wanted[i] for i in places)
+    need_parameters = any(wanted[i + 1] or wanted[i + 2] for i in places)
+    found: Sequence[Any] = ()
+    if need_x or need_parameters:
+        found = call(
+            shifted_conv_triton_backward,
+            *(*grad_ys, *(None,) * (MOST - count)),
+            packed,
+            *(*values, *_ABSENT * (MOST - count)),
+            *(*ctx.settings, need_x, need_parameters),
         )
-    if need_bias:
-        grad_bias = grad_y.sum((0, 2, 3), dtype=weight.dtype)
-    return grad_x, grad_weight, grad_bias, None, None, None
+    results: list[Any] = [None] * len(wanted)
+    for i, place in enumerate(places):
+        for j in range(3):
+            if wanted[place + j]:
+                results[place + j] = found[3 * i + j]
+        if wanted[place + 3]:
+            results[place + 3] = grad_ys[i].sum((0, 2, 3), dtype=tensors[3 * i + 1].dtype)
+    return tuple(results)
 
 
 shifted_conv_triton = register_op(
     "shifted_conv_triton",
-    "(Tensor x, Tensor weight, Tensor? bias, str shift, int stride, bool transposed) -> "
-    "(Tensor, Tensor)",
+    f"({_SCHEMA}, int stride, bool transposed) -> ({', '.join(['Tensor'] * (MOST + 1))})",
     _forward,
     _outputs,
     _backward,
@@ -178,8 +285,9 @@ shifted_conv_triton = register_op(
 )
 shifted_conv_triton_backward = register_op(
     "shifted_conv_triton_backward",
-    "(Tensor grad_y, Tensor x, Tensor packed, Tensor weight, str shift, int stride, "
-    "bool transposed, bool need_x, bool need_weight) -> (Tensor, Tensor)",
+    "(Tensor grad_y_0, Tensor? grad_y_1, Tensor? grad_y_2, Tensor packed, "
+    f"{_SCHEMA}, int stride, bool transposed, bool need_x, bool need_parameters) -> "
+    f"({', '.join(['Tensor'] * 3 * MOST)})",
     _compute_gradients,
     _gradients,
     refuse_second_derivative("Triton convolutions"),

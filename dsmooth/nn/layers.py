@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from ..functional import (
     BlockWeights,
+    Convolution,
     gated_resnet,
     pack_weights,
-    shifted_conv2d,
-    shifted_conv_transpose2d,
+    shifted_convolutions,
 )
 from ..functional.dispatch import without_autocast
 from ..functional.shifted_conv import concat_elu
@@ -63,6 +63,10 @@ class WeightNormConv(nn.Module):
         """(weight, bias), as the functional ops take them."""
         return self.weight(), self.bias
 
+    def operands(self, x: Tensor, shift: Shift) -> Convolution:
+        """This convolution of x, as `functional.shifted_convolutions` takes it."""
+        return Convolution(x, self.weight_v, self.bias, shift, self.weight_g)
+
     def set_weight(self, weight: Tensor, bias: Tensor) -> None:
         """Take over a folded weight: v becomes `weight` and g its norm."""
         with torch.no_grad():
@@ -98,7 +102,7 @@ class ShiftedConv2d(WeightNormConv):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D, H/stride, W/stride)."""
-        return shifted_conv2d(x, *self.affine(), shift=self.shift, stride=self.stride)
+        return shifted_convolutions([self.operands(x, self.shift)], stride=self.stride)[0]
 
     def initialize(self, x: Tensor, scale: float = 1.0) -> None:
         """Data-dependent init on the input `x` (see `PixelCNNpp.initialize`)."""
@@ -123,7 +127,8 @@ class ShiftedConvTranspose2d(WeightNormConv):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D, 2H, 2W)."""
-        return shifted_conv_transpose2d(x, *self.affine(), shift=self.shift)
+        conv = self.operands(x, self.shift)
+        return shifted_convolutions([conv], stride=2, transposed=True)[0]
 
     def initialize(self, x: Tensor, scale: float = 1.0) -> None:
         """Data-dependent init on the input `x` (see `PixelCNNpp.initialize`)."""
@@ -244,3 +249,15 @@ def pack_layers(layers: Sequence[GatedResnet], x: Tensor) -> Sequence[Tensor | N
     if not any(layer._forward_pre_hooks for layer in layers):
         packed = pack_weights((layer.block_weights() for layer in layers), x)
     return [None] * len(layers) if packed is None else packed
+
+
+def convolve(
+    layers: Sequence[ShiftedConv2d | ShiftedConvTranspose2d], xs: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """layer(x) of each, of one class and stride: together, unless a hook waits for one of them."""
+    if any(layer._forward_pre_hooks or layer._forward_hooks for layer in layers):
+        return tuple(layer(x) for layer, x in zip(layers, xs, strict=True))
+    first = layers[0]
+    convs = [layer.operands(x, layer.shift) for layer, x in zip(layers, xs, strict=True)]
+    stride = first.stride if isinstance(first, ShiftedConv2d) else 2
+    return shifted_convolutions(convs, stride=stride, transposed=first.transposed)

@@ -14,7 +14,14 @@ from ..functional import down_shift, logistic_mixture_log_prob, right_shift
 from ..functional.dispatch import without_autocast
 from ..functional.dropout import draw_seed
 from .condition import condition_vectors
-from .layers import GatedResnet, Nin, ShiftedConv2d, ShiftedConvTranspose2d, pack_layers
+from .layers import (
+    GatedResnet,
+    Nin,
+    ShiftedConv2d,
+    ShiftedConvTranspose2d,
+    convolve,
+    pack_layers,
+)
 
 Streams = tuple[Tensor, Tensor]  # u (all rows above) and ul (above, and left in the row)
 INITIALIZED = (GatedResnet, ShiftedConv2d, ShiftedConvTranspose2d)
@@ -301,11 +308,14 @@ class PixelCNNpp(nn.Module):
         if encoded.stacked is not None:
             x = torch.cat([encoded.stacked, x], dim=2)
         x = _with_ones(x)
-        u = down_shift(self.stem_u(x))
-        ul = down_shift(self.stem_ul_above(x)) + right_shift(self.stem_ul_left(x))
+        stems = self.stem_u, self.stem_ul_above, self.stem_ul_left
+        u, above, left = convolve(stems, (x, x, x))
+        u, ul = down_shift(u), down_shift(above) + right_shift(left)
         if encoded.streams is not None:
             u, ul = u + encoded.streams[0], ul + encoded.streams[1]
 
+        downsizes = list(zip(cast(Any, self.downsize_u), cast(Any, self.downsize_ul), strict=True))
+        upsizes = list(zip(cast(Any, self.upsize_u), cast(Any, self.upsize_ul), strict=True))
         outputs: list[Streams] = []
         stack: list[Streams] = [(u, ul)]
         for i, block in enumerate(cast("Iterable[_Block]", self.up)):
@@ -315,7 +325,7 @@ class PixelCNNpp(nn.Module):
                 stack.append((u, ul))
             outputs.append((u, ul))
             if i < 2:
-                u, ul = self.downsize_u[i](u), self.downsize_ul[i](ul)
+                u, ul = convolve(downsizes[i], (u, ul))
                 stack.append((u, ul))
 
         u, ul = stack.pop()
@@ -327,7 +337,7 @@ class PixelCNNpp(nn.Module):
                 ul = res_ul(ul, skips, layer=res_ul.layer, packed=next(packed), **shared)
             outputs.append((u, ul))
             if i < 2:
-                u, ul = self.upsize_u[i](u), self.upsize_ul[i](ul)
+                u, ul = convolve(upsizes[i], (u, ul))
         return outputs
 
     def _check(self, x: Tensor, context: Tensor | None) -> None:

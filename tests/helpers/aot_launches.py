@@ -21,6 +21,7 @@ from dsmooth.kernels import (
 )
 from dsmooth.kernels import launch as launching
 from dsmooth.kernels.geometry import BlockWeights, Taps
+from dsmooth.kernels.shifted_conv import Conv
 from dsmooth.kernels.tilings import format_of
 from dsmooth.kernels.weights import pack_blocks
 from tests.helpers.sass import divisions, hazards, matrix_loops, narrow_loads, register_operand
@@ -47,7 +48,7 @@ KERNELS = {
     patches: ["patches_kernel", "fold_kernel"],
     shifted_conv: ["linear_kernel"],
     weights: ["pack_kernel", "pack_table_kernel"],
-    weight_gradients: ["unpack_kernel", "unpack_one_kernel"],
+    weight_gradients: ["unpack_kernel", "unpack_convolutions_kernel"],
 }
 
 
@@ -101,15 +102,14 @@ def shifted_launches(
 ) -> list[Launch]:
     """Forward and backward of a stride-2 and of a transposed convolution."""
     f, (kh, kw) = filters, kernel
-    x = _image(dtype, f, (16, 32, 32))
-    weight, bias = (torch.empty(shape, device="meta") for shape in ((f, f, kh, kw), (f,)))
+    weight, vector = (torch.empty(shape, device="meta") for shape in ((f, f, kh, kw), (f,)))
+    big, small = (_image(dtype, f, (16, n, n)) for n in (32, 16))
+    down = Conv(big, weight, vector, vector, Taps(kh, kw, kh - 1, kw // 2, 2), (16, 16))
+    up = Conv(small, weight, vector, vector, Taps(kh, kw, 0, (kw - 1) // 2, 2), (32, 32))
     with recorded(arch, tf32) as lists:
-        taps = Taps(kh, kw, kh - 1, kw // 2, 2)
-        y, packed = shifted_conv.forward(x, weight, bias, taps, (16, 16))
-        shifted_conv.backward(y, x, packed, weight, taps, False)
-        taps = Taps(kh, kw, 0, (kw - 1) // 2, 2)
-        x, packed = shifted_conv.forward_transposed(y, weight, bias, taps, (32, 32))
-        shifted_conv.backward(x, y, packed, weight, taps, True)
+        for conv, transposed in ((down, False), (up, True)):
+            ys, packed = shifted_conv.forward([conv], transposed=transposed)
+            shifted_conv.backward(ys, [conv], packed, transposed=transposed)
     return [launch for launches in lists for launch in launches]
 
 
@@ -146,7 +146,8 @@ def is_matmul(launch: Launch) -> bool:
 
 def numbers_of(launch: Launch) -> str:
     """How a matmul's operands are multiplied: "half", "tf32" or "ieee"."""
-    pointer = next(v for v in launch.arguments.values() if isinstance(v, Tensor))
+    values = (v[0] if isinstance(v, tuple) else v for v in launch.arguments.values())
+    pointer = next(value for value in values if isinstance(value, Tensor))
     return format_of(pointer.dtype, launch.arguments["PRECISION"] == "tf32")
 
 
@@ -164,7 +165,8 @@ def check(launch: Launch, compiled: Compiled, arch: int) -> None:
         assert compiled.count("HGMMA") > 0
     assert not any(register_operand(line) for line in compiled.code)
     assert not hazards(compiled.code)
-    channels = next(launch.arguments[name] for name in "FCK" if name in launch.arguments)
+    shapes = launch.arguments.get("SHAPES")
+    channels = launch.arguments["F"] if shapes is None else shapes[0][0]
     # In TF32 the instruction wants pixels adjacent, and a weight gradient's are not: its operands
     # are turned as they are loaded.
     turned = numbers == "tf32" and launch.kernel.__name__ in PARAMETERS

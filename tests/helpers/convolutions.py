@@ -9,7 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsmooth.functional import Shift, shifted_conv2d, shifted_conv_transpose2d
+from dsmooth.functional import (
+    Convolution,
+    Shift,
+    shifted_conv2d,
+    shifted_conv_transpose2d,
+    shifted_convolutions,
+)
 
 
 @dataclass(frozen=True)
@@ -62,3 +68,32 @@ class Conv:
         y.backward(prepare(grad_y.to(y.dtype)))
         grads = {"x": x.grad, "weight": weight.grad, "bias": bias.grad}
         return {"y": y.detach()} | {k: g for k, g in grads.items() if g is not None}
+
+
+def run_together(
+    convs: list[Conv], impl: Any, dtype: torch.dtype, rounded: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """The outputs and gradients of weight-normed ones, by `shifted_convolutions`."""
+    exact = torch.float64 if dtype == torch.float64 else torch.float32
+    half = dtype in (torch.bfloat16, torch.float16)
+    generator = torch.Generator().manual_seed(2)
+    given = []
+    for conv in convs:
+        x, weight, bias = conv.draw(rounded or dtype)
+        gain = torch.rand(conv.filters, generator=generator, dtype=torch.float64) + 0.5
+        x, gain = x.to(dtype), gain.to(rounded or dtype)
+        weight, gain, bias = (t.to(exact) for t in (weight, gain, bias))
+        tensors = [t.requires_grad_() for t in (x, weight, bias, gain)]
+        given.append(Convolution(*tensors[:3], conv.shift, tensors[3]))
+    stride = convs[0].stride
+    with torch.autocast("cpu", dtype if half else None, enabled=half):
+        ys = shifted_convolutions(given, stride=stride or 2, transposed=stride == 0, impl=impl)
+    generator.manual_seed(3)
+    grads = [torch.randn(y.shape, generator=generator, dtype=torch.float64) for y in ys]
+    torch.autograd.backward(ys, [g.to(rounded or dtype).to(dtype) for g in grads])
+    found: dict[str, Tensor] = {}
+    for i, (y, conv) in enumerate(zip(ys, given, strict=True)):
+        found[f"y{i}"] = y.detach()
+        for name in ("x", "weight", "bias", "gain"):
+            found[f"{name}{i}"] = getattr(conv, name).grad
+    return found

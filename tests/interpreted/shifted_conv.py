@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from dsmooth.functional.shifted_conv_triton import (
     shifted_conv_triton_backward,
 )
 from tests.helpers import interpreter_speed  # noqa: F401
-from tests.helpers.convolutions import Conv
+from tests.helpers.convolutions import Conv, run_together
 from tests.helpers.gated_cases import EPS, STRIDES, assert_as_good
 from tests.helpers.triton_canaries import guarded, guarded_memory
 
@@ -32,6 +33,9 @@ CONVS = [
     Conv("down", (2, 3), 0, (1, 3, 5), 5, 3),
     Conv("down_right", (2, 2), 0, (2, 2, 3), 3, 5),
 ]
+# Of the beginning, and between levels: down, and up again.
+TOGETHER = [CONVS[:3], [CONVS[5], CONVS[6]], CONVS[7:]]
+TOGETHER = [[replace(conv, size=(2, 4, 6)) for conv in convs] for convs in TOGETHER]
 each_conv = pytest.mark.parametrize("conv", CONVS, ids=str)
 
 
@@ -82,17 +86,39 @@ def test_no_output_sees_a_later_pixel(conv: Conv) -> None:
     assert torch.equal(poisoned[here, :, here], plain[here, :, here])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("convs", TOGETHER, ids=str)
+def test_together_they_are_as_good_as_eager(convs: list[Conv], dtype: torch.dtype) -> None:
+    """Those of both streams, with weight norm."""
+    exact = run_together(convs, "reference", torch.float64, rounded=dtype)
+    eager = run_together(convs, "reference", dtype)
+    assert_as_good(run_together(convs, "triton", dtype), eager, exact, EPS[dtype])
+
+
+def test_one_is_the_same_among_others() -> None:
+    (first, *others) = TOGETHER[0]
+    alone = run_together([first], "triton", torch.float32)
+    among = run_together([first, *others], "triton", torch.float32)
+    for name, value in alone.items():
+        # But for sums over pixels, which are divided otherwise.
+        if name in ("y0", "x0"):
+            assert torch.equal(value, among[name]), name
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 @pytest.mark.parametrize("conv", [CONVS[6], CONVS[8]], ids=str)
 def test_opcheck(conv: Conv) -> None:
     x, weight, bias = (t.float() for t in conv.draw(torch.float32))
-    settings = (conv.shift, conv.stride or 2, conv.stride == 0)
-    y, packed = shifted_conv_triton(x, weight, bias, *settings)
+    gain = torch.rand(conv.filters)
+    none = (None,) * 5
+    settings = conv.stride or 2, conv.stride == 0
+    given = (x, weight, gain, bias, conv.shift)
+    y, *_, packed = shifted_conv_triton(*given, *given, *none, *settings)
     for needs in ((True, True), (True, False), (False, True)):
-        given = (y, x, packed, weight, *settings, *needs)
-        torch.library.opcheck(shifted_conv_triton_backward, given)
-    leaves = [t.requires_grad_() for t in (x, weight, bias)]
-    torch.library.opcheck(shifted_conv_triton, (*leaves, *settings))
+        operands = (y, y, None, packed, *given, *given, *none)
+        torch.library.opcheck(shifted_conv_triton_backward, (*operands, *settings, *needs))
+    leaves = [t.requires_grad_() for t in (x, weight, gain, bias)]
+    torch.library.opcheck(shifted_conv_triton, (*leaves, conv.shift, *none, *none, *settings))
 
 
 def test_an_empty_batch_gives_empty_outputs_and_zero_gradients() -> None:
