@@ -181,7 +181,10 @@ def _folded(conv: Convolution, transposed: bool) -> Tensor:
     """The weight, of a weight norm g v / |v|."""
     if conv.gain is None:
         return conv.weight
+    check_kernel(conv.weight, conv.shift)
     norm = torch.linalg.vector_norm(conv.weight, dim=(0, 2, 3) if transposed else (1, 2, 3))
+    if conv.gain.shape != norm.shape:
+        raise ValueError(f"gain must have shape {tuple(norm.shape)}, got {tuple(conv.gain.shape)}")
     shape = (1, -1, 1, 1) if transposed else (-1, 1, 1, 1)
     return conv.weight * (conv.gain / norm).view(shape)
 

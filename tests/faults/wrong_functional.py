@@ -10,7 +10,11 @@ import torch
 from torch import Tensor
 
 from dsmooth import functional
-from dsmooth.functional import shifted_conv_triton  # noqa: F401 - registers the ops called below
+from dsmooth.functional import (
+    Convolution,
+    shifted_conv_triton,  # noqa: F401 - registers the ops called below
+    shifted_convolutions,
+)
 from dsmooth.functional.dropout import draw_seed, dropout_factors, keep_from
 from dsmooth.functional.taps import padding_of, taps_of, transposed_taps_of
 from dsmooth.philox import Stream
@@ -128,8 +132,36 @@ def _transposed_arguments(**more: Any) -> Arguments:
     return {**given, "weight": _random(2, 3, 2, 3)}
 
 
+def _together(given: Arguments) -> list[Tensor]:
+    names = ("x", "weight", "bias", "shift", "gain")
+    convs = [Convolution(**{name: given[name] for name in names})] * 2
+    settings = {name: given[name] for name in ("stride", "transposed", "impl")}
+    return [y.detach() for y in shifted_convolutions(convs, **settings)]
+
+
+def _expected_together(given: Arguments) -> list[Tensor]:
+    x, weight, gain = given["x"], given["weight"], given["gain"]
+    if gain is None:
+        return _expected_of_triton(given) * 2
+    assert x.dtype == torch.promote_types(weight.dtype, gain.dtype)
+    assert given["transposed"] or given["bias"] is None or given["bias"].dtype == x.dtype
+    dims = (0, 2, 3) if given["transposed"] else (1, 2, 3)
+    norm = torch.linalg.vector_norm(_exact(weight), dim=dims)
+    assert gain.shape == norm.shape
+    factor = (gain.detach().double() / norm).view(
+        (1, -1, 1, 1) if given["transposed"] else (-1, 1, 1, 1)
+    )
+    bias = None if given["bias"] is None else given["bias"].detach().double()
+    exact = {"x": _exact(x), "weight": _exact(weight) * factor, "bias": bias}
+    return _expected_of_triton({**given, **exact, "gain": None}) * 2
+
+
 def _of_triton(given: Arguments) -> list[Tensor]:
-    return [torch.ops.dsmooth.shifted_conv_triton(**given)[0].detach()]
+    names = ("x", "weight", "gain", "bias", "shift")
+    none = (None,) * 10
+    operands = [given[name] for name in names]
+    settings = given["stride"], given["transposed"]
+    return [torch.ops.dsmooth.shifted_conv_triton(*operands, *none, *settings)[0].detach()]
 
 
 def _expected_of_triton(given: Arguments) -> list[Tensor]:
@@ -137,20 +169,25 @@ def _expected_of_triton(given: Arguments) -> list[Tensor]:
 
 
 def _backward_of_triton(given: Arguments) -> list[Tensor]:
-    return list(torch.ops.dsmooth.shifted_conv_triton_backward(**given))
+    names = ("x", "weight", "gain", "bias", "shift")
+    operands = [given[name] for name in names]
+    before = given["grad_y"], None, None, given["packed"]
+    none = (None,) * 10
+    settings = given["stride"], given["transposed"], given["need_x"], given["need_parameters"]
+    found = torch.ops.dsmooth.shifted_conv_triton_backward(*before, *operands, *none, *settings)
+    return list(found[:3])
 
 
 def _expected_backward_of_triton(given: Arguments) -> list[Tensor]:
     assert given["x"].numel() == 0
     assert given["grad_y"].numel() == 0
-    tensors = given["x"], given["weight"], given["weight"].new_empty(given["grad_y"].shape[1])
-    return [torch.zeros_like(tensor) for tensor in tensors]
+    return [torch.zeros_like(given[name]) for name in ("x", "weight", "gain")]
 
 
 def _backward_arguments() -> Arguments:
-    given = _convolution_arguments(stride=1, transposed=False)
-    del given["bias"]
-    return {"grad_y": _random(2, 3, 4, 6), **given}
+    given = _convolution_arguments(stride=1, transposed=False, gain=_random(3))
+    more = {"need_x": True, "need_parameters": True}
+    return {"grad_y": _random(2, 3, 4, 6), "packed": _random(2 * 36), **given, **more}
 
 
 # ---- taps -------------------------------------------------------------------------------------
@@ -343,9 +380,19 @@ TARGETS = [
             ("shifted_conv_transpose2d_ref", {}),
         )
     ),
+    *(
+        Target(
+            f"functional.shifted_convolutions, {'with' if gain else 'without'} gains",
+            lambda gain=gain: _convolution_arguments(
+                stride=1, transposed=False, impl="auto", gain=_random(3) if gain else None
+            ),
+            *(_together, _expected_together, VALUES),
+        )
+        for gain in (False, True)
+    ),
     Target(
         "torch.ops.dsmooth.shifted_conv_triton",
-        lambda: _convolution_arguments(stride=1, transposed=False),
+        lambda: _convolution_arguments(stride=1, transposed=False, gain=_random(3)),
         *(_of_triton, _expected_of_triton, VALUES),
         runs=False,
     ),
