@@ -136,7 +136,18 @@ class TorchLaunches(TorchDispatchMode):
     """Counts torch's own operations, but for those that only look at memory or get some."""
 
     IDLE = frozenset(
-        ("empty", "new_empty", "view", "split", "detach", "slice", "permute", "expand", "select")
+        (
+            "empty",
+            "new_empty",
+            "view",
+            "split",
+            "detach",
+            "slice",
+            "permute",
+            "expand",
+            "select",
+            "unsqueeze",
+        )
     )
 
     def __init__(self) -> None:
