@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import operator
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -76,28 +77,36 @@ class Plan:
 
     Make it once for each shape and keep it: a step has hundreds of launches, and Triton's own
     launcher takes 20 µs of Python to find what was compiled for such arguments. A plan remembers.
+
+    starts: the numbers of contiguous tensors, by name, from which on a kernel gets them, which
+    spares a view.
     """
 
-    __slots__ = ("arguments", "compiled", "grid", "programs")
+    __slots__ = ("arguments", "compiled", "grid", "programs", "starts")
 
-    def __init__(self, grid: tuple[int, ...], **arguments: Any) -> None:
+    def __init__(
+        self, grid: tuple[int, ...], *, starts: dict[str, int] | None = None, **arguments: Any
+    ) -> None:
         self.grid = grid
         self.programs = math.prod(grid)
+        self.starts = starts or {}
         self.arguments = arguments
         # Compiled kernels by what of the tensors they depend on.
         self.compiled: dict[tuple[Any, ...], Compiled] = {}
 
 
 class Compiled(NamedTuple):
-    """A compiled kernel, its arguments in order without the tensors, and the tensors' places.
+    """A compiled kernel, and its arguments in order, of which the addresses are to be filled in.
 
-    source: what it was compiled from, whose `id` must stay its own.
+    places: where, and which of the addresses; three for a tuple of several. starts: which ones to
+    move, and how far. source: what it was compiled from, whose `id` must stay its own.
     """
 
     source: Any
     kernel: Any
     arguments: list[Any]
-    places: list[int]
+    places: list[tuple[int, int, int]]
+    starts: list[tuple[int, int]]
     grid: tuple[int, int, int]
 
 
@@ -136,37 +145,59 @@ def _is_watched() -> bool:
 def _launch(kernel: Any, plan: Plan, device: torch.device, tensors: dict[str, Any]) -> None:
     # Interpreted, recorded by a test, or watched by a profiler.
     if not isinstance(kernel, JITFunction) or _is_watched():
-        kernel[plan.grid](enable_fp_fusion=True, **tensors, **plan.arguments)
+        kernel[plan.grid](enable_fp_fusion=True, **_started(plan, tensors), **plan.arguments)
         return
-    # Triton compiles for dtypes, and for addresses that are multiples of 16.
-    key = [id(kernel), device.index, *tensors]
-    addresses: list[Any] = []
+    flat: list[Tensor] = []
     for tensor in tensors.values():
-        if tensor is None:
-            address = None
-            key.append(None)
-        elif type(tensor) is tuple:
-            address = tuple([part.data_ptr() for part in tensor])
-            key += [(part.dtype, at & 15) for part, at in zip(tensor, address, strict=True)]
-        else:
-            address = tensor.data_ptr()
-            key += (tensor.dtype, address & 15)
-        addresses.append(address)
-    found = plan.compiled.get(tuple(key))
+        if type(tensor) is tuple:
+            flat += tensor
+        elif tensor is not None:
+            flat.append(tensor)
+    addresses = list(map(_address_of, flat))
+    # Triton compiles for dtypes, and for addresses that are multiples of 16.
+    kinds = [address & 15 for address in addresses]
+    key = (id(kernel), device.index, *tensors, *map(_dtype_of, flat), *kinds)
+    found = plan.compiled.get(key)
     if found is None:
-        compiled = kernel[plan.grid](enable_fp_fusion=True, **tensors, **plan.arguments)
-        names = kernel.arg_names
-        rest = [None if name in tensors else plan.arguments[name] for name in names]
-        places = [names.index(name) for name in tensors]
-        x, y, z = (*plan.grid, 1, 1)[:3]
-        plan.compiled[tuple(key)] = Compiled(kernel, compiled, rest, places, (x, y, z))
+        started = _started(plan, tensors)
+        compiled = kernel[plan.grid](enable_fp_fusion=True, **started, **plan.arguments)
+        plan.compiled[key] = _remember(kernel, compiled, plan, tensors)
         return
-    _, compiled, rest, places, grid = found
-    arguments = rest.copy()
-    for place, address in zip(places, addresses, strict=True):
-        arguments[place] = address
+    arguments = found.arguments.copy()
+    for i, distance in found.starts:
+        addresses[i] += distance
+    for place, i, count in found.places:
+        arguments[place] = tuple(addresses[i : i + count]) if count else addresses[i]
     active = triton.runtime.driver.active
     stream = active.get_current_stream(active.get_current_device())
+    compiled = found.kernel
     compiled.run(
-        *grid, stream, compiled.function, compiled.packed_metadata, None, None, None, *arguments
-    )
+        *found.grid, stream, compiled.function, compiled.packed_metadata, None, None, None,
+        *arguments,
+    )  # fmt: skip
+
+
+_address_of = Tensor.data_ptr
+_dtype_of = operator.attrgetter("dtype")
+
+
+def _started(plan: Plan, tensors: dict[str, Any]) -> dict[str, Any]:
+    """The tensors as a kernel is to get them."""
+    views = {name: tensors[name].view(-1)[start:] for name, start in plan.starts.items()}
+    return {**tensors, **views}
+
+
+def _remember(kernel: Any, compiled: Any, plan: Plan, tensors: dict[str, Any]) -> Compiled:
+    names = kernel.arg_names
+    arguments = [None if name in tensors else plan.arguments[name] for name in names]
+    places, starts, i = [], [], 0
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        count = len(tensor) if type(tensor) is tuple else 0
+        places.append((names.index(name), i, count))
+        if name in plan.starts:
+            starts.append((i, plan.starts[name] * tensor.element_size()))
+        i += count or 1
+    x, y, z = (*plan.grid, 1, 1)[:3]
+    return Compiled(kernel, compiled, arguments, places, starts, (x, y, z))
