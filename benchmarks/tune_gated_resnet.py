@@ -111,10 +111,11 @@ def tables_of(name: str, run: Callable[[], Any]) -> list[Any]:
 
 def install(name: str, choose: Callable[..., Any]) -> None:
     """Have the kernels choose tilings so, and forget what was worked out before."""
-    from dsmooth.kernels import gated_resnet, tilings
+    from dsmooth.kernels import gated_resnet_plans, tilings
 
     setattr(tilings, name, choose)
-    gated_resnet.matmul_plan.cache_clear()
+    gated_resnet_plans.forward_plan.cache_clear()
+    gated_resnet_plans.backward_plan.cache_clear()
     tilings.gradient_plan.cache_clear()
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from .dropout import draw_kept
 from .elementwise import drop, elu_pair, gate_gradients, widen
 from .geometry import Rows, cdiv, planes_of
-from .launch import Plan, launch, plan, wide_dtype
+from .launch import Plan, launch, plan
 from .matmul import place_of
 
 BLOCK_P = 32  # rows of a program of expand_kernel
@@ -196,16 +196,15 @@ def expand_forward(
 ) -> tuple[Tensor, Tensor | None]:
     """concat_elu of x and its skips, and room for that of h; and the bits of dropout, if any.
 
-    (planes, total + margin, 2F) from row 0 on, with margins on both sides, x's plane first and h's
-    last, of which only the margins are written. Bits (1, total + margin, F). Images are
-    channels_last.
+    (planes, margin + total + margin, 2F), x's plane first and h's last, of which only the margins
+    are written. Bits (1, margin + total + margin, F). Images are channels_last.
     """
     f = x.shape[1]
     planes = 2 + planes_of([skip.shape[1] for skip in skips], f)
     room = rows.empty(x, 2 * f, planes)
     kept = _room_of_bits(room, dropout)
     _expand(rows, x, x, skips, room, kept, dropout)
-    return rows.first(room), None if kept is None else rows.first(kept)
+    return room, kept
 
 
 def expand_backward(
@@ -218,29 +217,26 @@ def expand_backward(
     dh: Tensor,
     gates: Tensor | None = None,
     grad_y: Tensor | None = None,
+    sums: Tensor | None = None,
     *,
     inputs: bool = True,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """concat_elu of (inputs) x and its skips, then of h with dropout; bits as above; and sums.
+) -> tuple[Tensor, Tensor | None]:
+    """concat_elu of (inputs) x and its skips, then of h with dropout; and bits as above.
 
     d_gates, dh: room for the gradients of the gates and of h, whose margins are written. With
-    `gates`, A and G as (B, 2F, H, W), and grad_y, all of d_gates is, and its sums are returned,
-    (blocks, 2F).
+    `gates`, A and G as (B, 2F, H, W), and grad_y, all of d_gates is, and its `sums` over each
+    BLOCK_P rows of room, (blocks, 2F).
     """
     f = x.shape[1]
     planes = (1 + planes_of([skip.shape[1] for skip in skips], f) if inputs else 0) + 1
     room = rows.empty(x, 2 * f, planes)
     kept = _room_of_bits(room, dropout)
-    sums = None
-    if gates is not None:
-        size = (cdiv(room.shape[1], BLOCK_P), 2 * f)
-        sums = torch.empty(size, dtype=wide_dtype(x.dtype), device=x.device)
     _expand(
         rows, x, h, skips, room, kept, dropout,
         d_gates_ptr=d_gates, dh_ptr=dh, gates_ptr=gates, dy_ptr=grad_y, sums_ptr=sums,
         inputs=inputs, backward=True,
     )  # fmt: skip
-    return rows.first(room), None if kept is None else rows.first(kept), sums
+    return room, kept
 
 
 def _room_of_bits(room: Tensor, dropout: Dropout) -> Tensor | None:

@@ -68,6 +68,11 @@ class Rows(NamedTuple):
         """All rows up to the last pixel and a margin, in whole blocks."""
         return total_of(self)
 
+    @property
+    def length(self) -> int:
+        """All rows with a margin on both sides."""
+        return self.total + 2 * self.margin
+
     def arguments(self) -> dict[str, int]:
         """Those of a kernel, which finds pixels by `place_of`."""
         size = {"batch": self.batch, "height": self.height, "width": self.width}
@@ -75,7 +80,7 @@ class Rows(NamedTuple):
 
     def empty(self, like: Tensor, channels: int, planes: int = 1) -> Tensor:
         """Uninitialised room (planes, margin + total + margin, channels) of the dtype of `like`."""
-        size = (planes, self.total + 2 * self.margin, channels)
+        size = (planes, self.length, channels)
         return torch.empty(size, dtype=like.dtype, device=like.device)
 
     def first(self, room: Tensor) -> Tensor:
@@ -89,10 +94,10 @@ def rows_of(batch: int, height: int, width: int, taps: Taps) -> Rows:
     above = max(taps.top, taps.kh - 1 - taps.top)
     before = max(taps.left, taps.kw - 1 - taps.left)
     rows = Rows(batch, height, width, above, before)
-    if rows.total + 2 * rows.margin > MAX_PIXELS:
+    if rows.length > MAX_PIXELS:
         raise ValueError(
             f"an image tensor must have at most {MAX_PIXELS} pixels with its padding, "
-            f"got {rows.total + 2 * rows.margin}"
+            f"got {rows.length}"
         )
     return rows
 

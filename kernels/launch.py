@@ -56,20 +56,16 @@ def capability_of(device: torch.device) -> int:
     return 10 * major + minor
 
 
+def arithmetic_of(like: Tensor) -> tuple[bool, int]:
+    """Whether matmuls of the dtype of `like` round to TF32, and the capability of its device."""
+    return uses_tf32(like.dtype), capability_of(like.device)
+
+
 def gradient_plan(
     rows: int, k: int, columns: int, like: Tensor, sharing: int = 1
 ) -> tilings.GradientPlan:
     """`tilings.gradient_plan` for the dtype and device of `like`."""
-    tf32, capability = uses_tf32(like.dtype), capability_of(like.device)
-    return tilings.gradient_plan(rows, k, columns, like.dtype, tf32, capability, sharing)
-
-
-def block_gradient_plans(
-    rows: int, ks: tuple[int, int], filters: int, like: Tensor
-) -> tuple[tilings.GradientPlan, tilings.GradientPlan]:
-    """`tilings.block_gradient_plans` for the dtype and device of `like`."""
-    tf32, capability = uses_tf32(like.dtype), capability_of(like.device)
-    return tilings.block_gradient_plans(rows, ks, filters, like.dtype, tf32, capability)
+    return tilings.gradient_plan(rows, k, columns, like.dtype, *arithmetic_of(like), sharing)
 
 
 class Plan:

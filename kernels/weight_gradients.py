@@ -14,18 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .geometry import cdiv, planes_of
-from .launch import accumulator_of, firsts_of, launch, plan
-from .weights import (
-    BLOCK_D,
-    BLOCK_K,
-    dense,
-    order_of,
-    programs_of,
-    source_of,
-    strides_of,
-    three,
-)
+from .geometry import cdiv
+from .launch import Plan, accumulator_of, firsts_of, launch, plan
+from .weights import BLOCK_D, BLOCK_K, dense, order_of, source_of, three
 
 BLOCK_S = 4  # parts of a gradient that are added at once
 
@@ -196,12 +187,27 @@ def _empty_like(v: Tensor) -> Tensor:
 
 
 class UnpackSettings(NamedTuple):
-    """How many programs unpack, and what they are told beside tensors."""
+    """How many programs unpack, and what they are told beside tensors.
+
+    counts: of parts and of sums, as `unpack_block` has them. strides: of the three weights.
+    """
 
     programs: int
     counts: tuple[int, ...]
     strides: tuple[tuple[int, ...], ...]
     normed: bool
+
+    @classmethod
+    def of(
+        cls,
+        filters: int,
+        planes: int,
+        counts: tuple[int, ...],
+        strides: tuple[tuple[int, ...], ...],
+        normed: bool,
+    ) -> UnpackSettings:
+        of_f, of_2f = cdiv(filters, BLOCK_D), cdiv(2 * filters, BLOCK_D)
+        return cls(of_f + of_2f + (of_f if planes else 0), counts, strides, normed)
 
     def arguments(self) -> dict[str, Any]:
         return {"counts": self.counts, "strides": self.strides, "NORMED": self.normed}
@@ -217,7 +223,6 @@ class Unpacking(NamedTuple):
     biases: list[Tensor]
     gains: list[Tensor]
     tensors: dict[str, Any]
-    settings: UnpackSettings
 
 
 # The arguments where there is nothing to unpack.
@@ -233,17 +238,18 @@ def unpacking(
     weights: list[Tensor],
     gains: list[Tensor],
 ) -> Unpacking:
-    """weights, gains: as in `weights.pack`.
+    """weights, gains: as in `weights.pack`; weights are dense.
 
     nin_skip's bias is added to h as conv_in's is, and has the same gradient.
 
     parts: of the gradients of packed weights (`matmul.weight_gradient`), of h's convolutions and of
     the gates'; sums: (blocks, F) and (blocks, 2F), parts of those of the biases.
     """
-    weights = [dense(weight) for weight in weights]
     grads = [_empty_like(weight) for weight in weights]
-    biases = [weight.new_empty(weight.shape[:1]) for weight in weights]
-    grad_gains = [gain.new_empty(gain.shape) for gain in gains]
+    dtype, device = weights[0].dtype, weights[0].device
+    filters = [weight.shape[:1] for weight in weights]
+    biases = [torch.empty(size, dtype=dtype, device=device) for size in filters]
+    grad_gains = [torch.empty(size, dtype=dtype, device=device) for size in filters[: len(gains)]]
     tensors = {
         "parts": parts,
         "sums": sums,
@@ -253,26 +259,12 @@ def unpacking(
         "grad_gain": three(grad_gains or grads),
         "grad_bias": three(biases),
     }
-    settings = UnpackSettings(
-        sum(programs_of(weights)),
-        tuple([part.shape[0] for part in (*parts, *sums)]),
-        tuple(map(strides_of, three(weights))),
-        bool(gains),
-    )
-    return Unpacking(grads, biases, grad_gains, tensors, settings)
+    return Unpacking(grads, biases, grad_gains, tensors)
 
 
-def unpack(unpacked: Unpacking, filters: int, skip_channels: tuple[int, ...], taps: int) -> None:
+def unpack(plan: Plan, unpacked: Unpacking) -> None:
     """In a launch of its own."""
-    hidden, _ = unpacked.tensors["parts"]
-    s0, s1 = (*skip_channels, 0, 0)[:2]
-    planned = plan(
-        (unpacked.settings.programs,), **unpacked.settings.arguments(),
-        F=filters, S0=s0, S1=s1, PLANES=planes_of(skip_channels, filters), T=taps,
-        ACC=accumulator_of(hidden.dtype), BLOCK_S=BLOCK_S, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D,
-        num_warps=8,
-    )  # fmt: skip
-    launch(unpack_kernel, planned, hidden.device, **unpacked.tensors)
+    launch(unpack_kernel, plan, unpacked.weights[0].device, **unpacked.tensors)
 
 
 def unpack_convolutions(

@@ -11,6 +11,7 @@ device's memory says where each weight is and where it goes.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -187,22 +188,22 @@ def pack_table_kernel(
 
 
 class Packed(NamedTuple):
-    """The packed weights of a gated resnet, parts of one tensor.
+    """Where the parts of the packed weights of a gated resnet begin, in one tensor.
 
     hidden: (F, (T + planes) 2F), conv_in and then the skips' weight. out: (2F, T 2F). For the
     adjoints out_adjoint (2F, T 2F), in_adjoint (2F, T F) and, for each plane, nin_adjoint (2F, F).
     """
 
-    hidden: Tensor
-    out: Tensor
-    out_adjoint: Tensor
-    in_adjoint: Tensor
-    nin_adjoint: Tensor
+    hidden: int
+    out: int
+    out_adjoint: int
+    in_adjoint: int
+    nin_adjoint: int
 
-
-def parts_of(packed: Tensor, filters: int, taps: Taps, planes: int) -> Packed:
-    """The parts of what `pack` gave with `adjoint`."""
-    return Packed(*packed.split(packed_sizes(filters, taps, planes, True)))
+    @classmethod
+    def of(cls, filters: int, taps: Taps, planes: int) -> Packed:
+        sizes = packed_sizes(filters, taps, planes, True)
+        return cls(*itertools.accumulate(sizes[:-1], initial=0))
 
 
 class Place(NamedTuple):
@@ -252,10 +253,8 @@ def orders_of(weights: Sequence[Tensor], skip_channels: Sequence[int], first: in
     """Of a gated resnet's dense weights (see `pack`), which go to places from `first` on."""
     f, _, kh, kw = weights[0].shape
     taps, planes = kh * kw, planes_of(skip_channels, f)
-    sizes = packed_sizes(f, Taps(kh, kw, 0, 0), planes, True)
-    hidden, out, out_adjoint, in_adjoint, nin_adjoint = (
-        first + sum(sizes[:i]) for i in range(len(sizes))
-    )
+    starts = Packed.of(f, Taps(kh, kw, 0, 0), planes)
+    hidden, out, out_adjoint, in_adjoint, nin_adjoint = (first + start for start in starts)
     row, turned = (taps + planes) * 2 * f, taps - 1
     s0, s1 = (*skip_channels, 0, 0)[:2]
     of_in, of_out, *of_nin = (strides_of(weight) for weight in weights)

@@ -1,0 +1,224 @@
+"""What the launches of a gated resnet need beside tensors, worked out once for each shape."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import tilings
+from .expand import BLOCK_P, Dropout
+from .geometry import Rows, Taps, cdiv, planes_of, rows_of
+from .launch import Plan, accumulator_of, arithmetic, arithmetic_of
+from .tilings import GradientPlan
+from .weight_gradients import BLOCK_S, NO_SETTINGS, UnpackSettings
+from .weights import BLOCK_D, BLOCK_K, Packed
+
+Strides = tuple[tuple[int, int, int], ...]
+
+
+class Needs(NamedTuple):
+    """Which gradients are wanted: of x, of the skips, of all parameters."""
+
+    x: bool = True
+    skips: bool = True
+    parameters: bool = True
+
+
+class Block(NamedTuple):
+    """What the launches of a gated resnet follow from.
+
+    size: of x, (B, F, H, W). skip_channels: of each skip. drops: whether there is dropout, scale:
+    what it multiplies by.
+    """
+
+    size: tuple[int, ...]
+    skip_channels: tuple[int, ...]
+    taps: Taps
+    drops: bool
+    scale: float
+    dtype: torch.dtype
+    tf32: bool
+    capability: int
+
+    @classmethod
+    def of(cls, x: Tensor, skips: list[Tensor], taps: Taps, dropout: Dropout) -> Block:
+        channels = tuple([skip.shape[1] for skip in skips])
+        drops = dropout.seed is not None
+        return cls(x.shape, channels, taps, drops, dropout.scale, x.dtype, *arithmetic_of(x))
+
+    @property
+    def filters(self) -> int:
+        return self.size[1]
+
+    @property
+    def rows(self) -> Rows:
+        batch, _, height, width = self.size
+        return rows_of(batch, height, width, self.taps)
+
+    @property
+    def planes(self) -> int:
+        """Of the skips."""
+        return planes_of(self.skip_channels, self.filters)
+
+    @property
+    def packed(self) -> Packed:
+        return Packed.of(self.filters, self.taps, self.planes)
+
+    def first(self, channels: int, plane: int = 0) -> int:
+        """Where row 0 of a plane of rows begins, behind its margin and the planes before it."""
+        rows = self.rows
+        return (plane * rows.length + rows.margin) * channels
+
+
+class ForwardPlan(NamedTuple):
+    hidden: Plan
+    gate: Plan
+
+
+class BackwardPlan(NamedTuple):
+    """gate: where A and G are computed again. gate_sums, hidden_sums: how many each block of rows
+    leaves. parts: the sizes of those of the weight gradients. last: of input_gradient_kernel, or of
+    unpack_kernel if no input's gradient is wanted."""
+
+    gate: Plan
+    gate_sums: tuple[int, int]
+    hidden: Plan
+    hidden_sums: tuple[int, int]
+    parameters: Plan
+    parts: tuple[tuple[int, int, int], tuple[int, int, int]]
+    last: Plan
+
+
+@functools.lru_cache(maxsize=4096)
+def forward_plan(block: Block, keep: bool, image_bias: bool) -> ForwardPlan:
+    """keep: whether A and G are kept; image_bias: whether images have biases."""
+    f, planes = block.filters, block.planes
+    of_h = block.first(2 * f, planes + 1)
+    bits = {"kept_ptr": block.first(f)} if block.drops else {}
+    hidden = matmul_plan(
+        block, block.taps, 2 * f, f, planes,
+        starts={"e_ptr": block.first(2 * f), "eh_ptr": of_h, **bits},
+        PLANES=planes, plane_stride=block.rows.length * 2 * f,
+        DROPOUT=block.drops, SCALE=block.scale,
+    )  # fmt: skip
+    gate = matmul_plan(
+        block, block.taps, 2 * f, 2 * f, starts={"e_ptr": of_h, "w_ptr": block.packed.out},
+        GRAD=False, KEEP=keep, IMAGE_BIAS=image_bias,
+    )  # fmt: skip
+    return ForwardPlan(hidden, gate)
+
+
+@functools.lru_cache(maxsize=4096)
+def backward_plan(
+    block: Block, needs: Needs, kept: bool, image_bias: bool, strides: Strides, normed: bool
+) -> BackwardPlan:
+    """kept: whether A and G were. strides: of the three weights, as `weights.strides_of` has them;
+    normed: whether they have gains."""
+    f, dtype = block.filters, block.dtype
+    of_h = block.first(2 * f, block.planes + 1 if needs.parameters else 0)
+    bits = {"kept_ptr": block.first(f)} if block.drops else {}
+    gate = matmul_plan(
+        block, block.taps, 2 * f, 2 * f,
+        starts={"e_ptr": of_h, "w_ptr": block.packed.out, "out_ptr": block.first(2 * f)},
+        GRAD=True, KEEP=False, IMAGE_BIAS=image_bias,
+    )  # fmt: skip
+    hidden = matmul_plan(
+        block, block.taps.adjoint(), 2 * f, 2 * f,
+        starts={
+            "g_ptr": block.first(2 * f), "w_ptr": block.packed.out_adjoint,
+            "dh_ptr": block.first(f), **bits,
+        },
+        DROPOUT=block.drops, SCALE=block.scale,
+    )  # fmt: skip
+    t, total = block.taps.kh * block.taps.kw, block.rows.total
+    ks = (2 * f * (t + block.planes), 2 * f * t)
+    divided = tilings.block_gradient_plans(total, ks, f, dtype, block.tf32, block.capability)
+    parts = (divided[0].splits, ks[0], f), (divided[1].splits, ks[1], 2 * f)
+    # Kept gates have sums over the blocks of rows of expand_kernel.
+    gate_blocks = cdiv(block.rows.length, BLOCK_P) if kept else total // gate.arguments["BLOCK_P"]
+    hidden_blocks = total // hidden.arguments["BLOCK_P"]
+    unpacked = None
+    if needs.parameters:
+        counts = (parts[0][0], parts[1][0], hidden_blocks, gate_blocks)
+        unpacked = UnpackSettings.of(f, block.planes, counts, strides, normed)
+    return BackwardPlan(
+        gate, (gate_blocks, 2 * f), hidden, (hidden_blocks, f),
+        parameter_gradient_plan(block, divided), parts, last_plan(block, needs, unpacked),
+    )  # fmt: skip
+
+
+def matmul_plan(
+    block: Block,
+    taps: Taps,
+    channels: int,
+    columns: int,
+    planes: int = 0,
+    *,
+    starts: dict[str, int],
+    **constants: Any,
+) -> Plan:
+    """Of a kernel that ends a matmul of rows by so many columns."""
+    rows = block.rows
+    # The contracted index as in `accumulate`: how many runs, and how long.
+    runs = ((taps.kh, taps.kw * channels), (planes, channels))
+    tiling = tilings.matmul_tiling(rows.total, columns, runs, block.dtype, block.tf32)
+    return Plan(
+        (rows.total // tiling.block_p * cdiv(columns, tiling.block_n),), starts=starts,
+        steps=sum(count * cdiv(length, tiling.block_k) for count, length in runs),
+        F=block.filters, **rows.arguments(), **taps.constants(),
+        **arithmetic(block.dtype, block.tf32), **tiling.kernel_options(), **constants,
+    )  # fmt: skip
+
+
+def parameter_gradient_plan(block: Block, divided: tuple[GradientPlan, GradientPlan]) -> Plan:
+    """Of parameter_gradient_kernel."""
+    f, (hidden, out) = block.filters, divided
+    programs = hidden.tiles * hidden.splits
+    return Plan(
+        (programs + out.tiles * out.splits,),
+        starts={
+            "e_ptr": block.first(2 * f), "eh_ptr": block.first(2 * f, block.planes + 1),
+            "dh_ptr": block.first(f), "d_gates_ptr": block.first(2 * f),
+        },
+        pitch=block.rows.pitch, plane_stride=block.rows.length * 2 * f,
+        hidden_tiles=hidden.tiles, hidden_programs=programs, hidden_blocks=hidden.blocks,
+        hidden_steps=hidden.steps, out_tiles=out.tiles, out_blocks=out.blocks,
+        out_steps=out.steps, F=f, PLANES=block.planes, **block.taps.constants(),
+        **hidden.tiling.of_gradient("HIDDEN"), **out.tiling.of_gradient("OUT"),
+        num_warps=out.tiling.num_warps, num_stages=out.tiling.num_stages,
+        **arithmetic(block.dtype, block.tf32),
+    )  # fmt: skip
+
+
+def last_plan(block: Block, needs: Needs, unpacked: UnpackSettings | None) -> Plan:
+    """Of input_gradient_kernel, whose planes of skips have steps of their own; of unpack_kernel
+    where no input's gradient is wanted."""
+    f, planes, channels = block.filters, block.planes, block.skip_channels
+    s0, s1 = (*channels, 0, 0)[:2]
+    skips = needs.skips and planes > 0
+    if not (needs.x or skips):
+        if unpacked is None:
+            return Plan((0,))
+        return Plan(
+            (unpacked.programs,), **unpacked.arguments(), F=f, S0=s0, S1=s1, PLANES=planes,
+            T=block.taps.kh * block.taps.kw, ACC=accumulator_of(block.dtype),
+            BLOCK_S=BLOCK_S, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D, num_warps=8,
+        )  # fmt: skip
+    one = matmul_plan(block, block.taps.adjoint(), f, 2 * f, int(skips), starts={})
+    point_steps = cdiv(f, one.arguments["BLOCK_K"])
+    first = 0 if unpacked is None else unpacked.programs
+    steps = {"steps": one.arguments["steps"] - skips * point_steps, "point_steps": point_steps}
+    return Plan(
+        (first + one.programs * (needs.x + skips * planes),),
+        starts={
+            "g_ptr": block.first(f), "w_ptr": block.packed.in_adjoint,
+            "nin_ptr": block.packed.nin_adjoint if skips else 0,
+        },
+        programs=one.programs, first_program=first, S0=s0, S1=s1, PLANES=planes, X=needs.x,
+        SKIPS=skips, UNPACK=unpacked is not None,
+        UNPACK_S=BLOCK_S, UNPACK_K=BLOCK_K, UNPACK_D=BLOCK_D,
+        **{**one.arguments, **steps}, **(NO_SETTINGS if unpacked is None else unpacked.arguments()),
+    )  # fmt: skip
