@@ -92,16 +92,20 @@ class FakeKernel:
         return launch
 
 
-def test_a_kernel_is_looked_up_once_for_each_kind_of_arguments(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Triton compiles for dtypes, for addresses that are multiples of 16, and for numbers."""
-    hooks = SimpleNamespace(calls=[])
+@pytest.fixture
+def fake_kernel(monkeypatch: pytest.MonkeyPatch) -> FakeKernel:
+    """A kernel that is launched as Triton's, on device 0 and stream 7."""
     active = SimpleNamespace(get_current_stream=lambda device: 7, get_current_device=lambda: 0)
     monkeypatch.setattr(launching, "JITFunction", FakeKernel)
     monkeypatch.setattr(launching.triton.runtime.driver, "_active", active, raising=False)
+    hooks = SimpleNamespace(calls=[])
     monkeypatch.setattr(launching.triton.knobs.runtime, "launch_enter_hook", hooks)
-    kernel = FakeKernel()
+    return FakeKernel()
+
+
+def test_a_kernel_is_looked_up_once_for_each_kind_of_arguments(fake_kernel: FakeKernel) -> None:
+    """Triton compiles for dtypes, for addresses that are multiples of 16, and for numbers."""
+    kernel = fake_kernel
     x, other = torch.zeros(64), torch.zeros(64)
     assert x.data_ptr() % 16 == other.data_ptr() % 16 == 0
 
@@ -122,8 +126,19 @@ def test_a_kernel_is_looked_up_once_for_each_kind_of_arguments(
     assert launch(x, x, n=4) == 5
     assert launch(x, x, warps=8) == 6
     assert launch(x[1:], other) == 6
-    hooks.calls.append(print)  # a profiler
+    launching.triton.knobs.runtime.launch_enter_hook.calls.append(print)  # a profiler
     assert launch(x, x) == 7
+
+
+def test_a_kernel_gets_a_tensor_from_where_the_plan_says(fake_kernel: FakeKernel) -> None:
+    """The first time, as a view, as every later time, as an address."""
+    x = torch.arange(64.0).view(4, 16)
+    plan = launching.Plan((1,), starts={"x_ptr": 20}, n=3, BLOCK=16)
+    for _ in range(2):
+        launching.launch(fake_kernel, plan, torch.device("cpu"), pair=None, x_ptr=x)
+    (compiled,), (run,) = fake_kernel.compiled, fake_kernel.runs
+    assert torch.equal(compiled["x_ptr"], torch.arange(20.0, 64))
+    assert run[9:] == (compiled["x_ptr"].data_ptr(), None, 3, 16)
 
 
 def make(**settings: Any) -> tuple[dsmooth.PixelCNNpp, Tensor]:
