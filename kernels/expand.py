@@ -5,7 +5,7 @@ concat_elu(x) is F channels of elu(x) and then F of elu(-x); that of h has dropo
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from .dropout import draw_kept
 from .elementwise import drop, elu_pair, gate_gradients, widen
 from .geometry import Rows, cdiv, planes_of
-from .launch import Plan, launch, plan
+from .launch import Plan, launch
 from .matmul import place_of
 
 BLOCK_P = 32  # rows of a program of expand_kernel
@@ -191,110 +191,68 @@ class Dropout(NamedTuple):
     first_image: int = 0
 
 
-def expand_forward(
-    rows: Rows, x: Tensor, skips: list[Tensor], dropout: Dropout
-) -> tuple[Tensor, Tensor | None]:
-    """concat_elu of x and its skips, and room for that of h; and the bits of dropout, if any.
-
-    (planes, margin + total + margin, 2F), x's plane first and h's last, of which only the margins
-    are written. Bits (1, margin + total + margin, F). Images are channels_last.
-    """
-    f = x.shape[1]
-    planes = 2 + planes_of([skip.shape[1] for skip in skips], f)
-    room = rows.empty(x, 2 * f, planes)
-    kept = _room_of_bits(room, dropout)
-    _expand(rows, x, x, skips, room, kept, dropout)
-    return room, kept
-
-
-def expand_backward(
-    rows: Rows,
-    x: Tensor,
-    skips: list[Tensor],
-    h: Tensor,
-    dropout: Dropout,
-    d_gates: Tensor,
-    dh: Tensor,
-    gates: Tensor | None = None,
-    grad_y: Tensor | None = None,
-    sums: Tensor | None = None,
-    *,
-    inputs: bool = True,
-) -> tuple[Tensor, Tensor | None]:
-    """concat_elu of (inputs) x and its skips, then of h with dropout; and bits as above.
-
-    d_gates, dh: room for the gradients of the gates and of h, whose margins are written. With
-    `gates`, A and G as (B, 2F, H, W), and grad_y, all of d_gates is, and its `sums` over each
-    BLOCK_P rows of room, (blocks, 2F).
-    """
-    f = x.shape[1]
-    planes = (1 + planes_of([skip.shape[1] for skip in skips], f) if inputs else 0) + 1
-    room = rows.empty(x, 2 * f, planes)
-    kept = _room_of_bits(room, dropout)
-    _expand(
-        rows, x, h, skips, room, kept, dropout,
-        d_gates_ptr=d_gates, dh_ptr=dh, gates_ptr=gates, dy_ptr=grad_y, sums_ptr=sums,
-        inputs=inputs, backward=True,
-    )  # fmt: skip
-    return room, kept
-
-
-def _room_of_bits(room: Tensor, dropout: Dropout) -> Tensor | None:
-    if dropout.seed is None:
-        return None
-    size = (1, room.shape[1], room.shape[2] // 2)
-    return torch.empty(size, dtype=torch.uint8, device=room.device)
-
-
-@functools.lru_cache(maxsize=4096)
 def expand_plan(
     rows: Rows,
     filters: int,
-    skip_channels: tuple[int, ...],
-    planes: int,
-    numbers: tuple[int, int, float, int] | None,
-    inputs: bool,
-    backward: bool,
-    gates: bool,
-) -> Plan:
-    """Of expand_kernel; planes: of E. numbers: those of `Dropout`, None without a seed."""
-    s0, s1 = (*skip_channels, 0, 0)[:2]
-    block_f = 32 if filters % 32 == 0 else min(64, max(16, triton.next_power_of_2(filters)))
-    total = rows.total + 2 * rows.margin
-    layer, keep_from, scale, first_image = numbers or Dropout()[1:]
-    return plan(
-        (cdiv(total, BLOCK_P) * cdiv(filters, block_f), planes + gates),
-        layer=layer, keep_from=keep_from, first_pixel=first_image * rows.height * rows.width,
-        margin=rows.margin, total=total, **rows.arguments(),
-        F=filters, S0=s0, S1=s1, X=inputs, BACKWARD=backward, GATES=gates,
-        DROPOUT=numbers is not None, SCALE=scale, BLOCK_P=BLOCK_P, BLOCK_F=block_f, num_warps=4,
-    )  # fmt: skip
-
-
-def _expand(
-    rows: Rows,
-    x: Tensor,
-    h: Tensor,
-    skips: list[Tensor],
-    room: Tensor,
-    kept: Tensor | None,
-    dropout: Dropout,
+    skip_channels: Sequence[int],
+    dropout: Dropout | None,
     *,
     inputs: bool = True,
     backward: bool = False,
-    **named: Tensor | None,
-) -> None:
-    """expand_kernel; named: what a forward has not. What a kernel does not read is x."""
+    gates: bool = False,
+) -> Plan:
+    """Of `expand`. dropout: without its seed, None without dropout. inputs: whether E of x and the
+    skips is wanted; gates: whether the gates' gradients are."""
+    s0, s1 = (*skip_channels, 0, 0)[:2]
+    planes = 1 + (1 + planes_of(skip_channels, filters)) * inputs
+    block_f = 32 if filters % 32 == 0 else min(64, max(16, triton.next_power_of_2(filters)))
+    _, layer, keep_from, scale, first_image = dropout or Dropout()
+    return Plan(
+        (cdiv(rows.length, BLOCK_P) * cdiv(filters, block_f), planes + gates),
+        layer=layer, keep_from=keep_from, first_pixel=first_image * rows.height * rows.width,
+        margin=rows.margin, total=rows.length, **rows.arguments(),
+        F=filters, S0=s0, S1=s1, X=inputs, BACKWARD=backward, GATES=gates,
+        DROPOUT=dropout is not None, SCALE=scale, BLOCK_P=BLOCK_P, BLOCK_F=block_f, num_warps=4,
+    )  # fmt: skip
+
+
+def expand(
+    plan: Plan,
+    x: Tensor,
+    h: Tensor,
+    skips: list[Tensor],
+    seed: Tensor | None,
+    *,
+    d_gates: Tensor | None = None,
+    dh: Tensor | None = None,
+    gates: Tensor | None = None,
+    grad_y: Tensor | None = None,
+    sums: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """concat_elu of x and its skips, then of h with dropout; and the bits of dropout, if any.
+
+    (planes, margin + total + margin, 2F), x's plane first and h's last, of which forward only the
+    margins are written. Bits (1, margin + total + margin, F). Images are channels_last.
+
+    Backward d_gates and dh are room for the gradients of the gates and of h, whose margins are
+    written. With `gates`, A and G as (B, 2F, H, W), and grad_y, all of d_gates is, and its `sums`
+    over each BLOCK_P rows of room, (blocks, 2F).
+    """
+    named = plan.arguments
+    planes, total, f = plan.grid[1] - named["GATES"], named["total"], named["F"]
+    room = torch.empty((planes, total, 2 * f), dtype=x.dtype, device=x.device)
+    kept = None
+    if named["DROPOUT"]:
+        kept = torch.empty((1, total, f), dtype=torch.uint8, device=x.device)
     first, second = (*skips, x, x)[:2]
-    planned = expand_plan(
-        rows, x.shape[1], tuple([skip.shape[1] for skip in skips]), room.shape[0],
-        None if dropout.seed is None else dropout[1:],
-        inputs, backward, named.get("gates_ptr") is not None,
-    )  # fmt: skip
-    unread = dict.fromkeys(("gates_ptr", "dy_ptr", "d_gates_ptr", "dh_ptr", "sums_ptr"))
-    pointers = {**unread, "kept_ptr": kept, "seed_ptr": dropout.seed, **named}
+    # What a kernel does not read is x.
+    rest = {
+        "kept_ptr": kept, "seed_ptr": seed, "gates_ptr": gates, "dy_ptr": grad_y,
+        "d_gates_ptr": d_gates, "dh_ptr": dh, "sums_ptr": sums,
+    }  # fmt: skip
     launch(
-        expand_kernel, planned, x.device,
+        expand_kernel, plan, x.device,
         x_ptr=x, a0_ptr=first, a1_ptr=second, h_ptr=h, e_ptr=room,
-        **{name: x if tensor is None else tensor for name, tensor in pointers.items()},
+        **{name: x if tensor is None else tensor for name, tensor in rest.items()},
     )  # fmt: skip
+    return room, kept

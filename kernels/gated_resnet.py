@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .expand import Dropout, expand_backward, expand_forward
+from .expand import Dropout, expand
 from .gated_resnet_kernels import (
     gate_kernel,
     hidden_gradient_kernel,
@@ -64,13 +64,13 @@ def forward(
     Without `save`, the packed weights lack what the backward alone reads; keep: A and G are saved.
     """
     x, skips = channels_last(x), [channels_last(skip) for skip in skips]
-    f, rows = x.shape[1], Rows.of(x, taps)
+    f = x.shape[1]
     plans = forward_plan(Block.of(x, skips, taps, dropout), keep, image_bias is not None)
     if packed is None:
         packed = pack(weights, gains, [skip.shape[1] for skip in skips], x.dtype, adjoint=save)
     h, y = (empty_channels_last(x, f) for _ in range(2))
     gates = empty_channels_last(x, 2 * f) if keep else None
-    e, kept = expand_forward(rows, x, skips, dropout)
+    e, kept = expand(plans.expand, x, x, skips, dropout.seed)
     launch(
         hidden_kernel, plans.hidden, x.device,
         e_ptr=e, w_ptr=packed, bias_ptr=biases[0], nin_bias_ptr=biases[-1], h_ptr=h,
@@ -127,9 +127,10 @@ def backward(
         torch.empty(size, dtype=wide, device=x.device)
         for size in (plans.gate_sums, plans.hidden_sums)
     )
-    e, kept = expand_backward(
-        rows, x, skips, h, dropout, d_gates, dh, gates, grad_y, out_sums, inputs=needs.parameters
-    )
+    e, kept = expand(
+        plans.expand, x, h, skips, dropout.seed,
+        d_gates=d_gates, dh=dh, gates=gates, grad_y=grad_y, sums=out_sums,
+    )  # fmt: skip
     if gates is None:
         _gate(plans.gate, e, packed, biases[1], image_bias, grad_y, d_gates, d_gates, out_sums)
     launch(

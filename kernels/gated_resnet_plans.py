@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import tilings
-from .expand import BLOCK_P, Dropout
+from .expand import BLOCK_P, Dropout, expand_plan
 from .geometry import Rows, Taps, cdiv, planes_of, rows_of
 from .launch import Plan, accumulator_of, arithmetic, arithmetic_of
 from .tilings import GradientPlan
@@ -30,15 +30,14 @@ class Needs(NamedTuple):
 class Block(NamedTuple):
     """What the launches of a gated resnet follow from.
 
-    size: of x, (B, F, H, W). skip_channels: of each skip. drops: whether there is dropout, scale:
-    what it multiplies by.
+    size: of x, (B, F, H, W). skip_channels: of each skip. dropout: without its seed; None without
+    dropout.
     """
 
     size: tuple[int, ...]
     skip_channels: tuple[int, ...]
     taps: Taps
-    drops: bool
-    scale: float
+    dropout: Dropout | None
     dtype: torch.dtype
     tf32: bool
     capability: int
@@ -46,8 +45,8 @@ class Block(NamedTuple):
     @classmethod
     def of(cls, x: Tensor, skips: list[Tensor], taps: Taps, dropout: Dropout) -> Block:
         channels = tuple([skip.shape[1] for skip in skips])
-        drops = dropout.seed is not None
-        return cls(x.shape, channels, taps, drops, dropout.scale, x.dtype, *arithmetic_of(x))
+        seedless = None if dropout.seed is None else Dropout(None, *dropout[1:])
+        return cls(x.shape, channels, taps, seedless, x.dtype, *arithmetic_of(x))
 
     @property
     def filters(self) -> int:
@@ -64,6 +63,15 @@ class Block(NamedTuple):
         return planes_of(self.skip_channels, self.filters)
 
     @property
+    def drops(self) -> bool:
+        return self.dropout is not None
+
+    @property
+    def scale(self) -> float:
+        """What dropout multiplies by."""
+        return self.dropout.scale if self.dropout else 1.0
+
+    @property
     def packed(self) -> Packed:
         return Packed.of(self.filters, self.taps, self.planes)
 
@@ -74,6 +82,7 @@ class Block(NamedTuple):
 
 
 class ForwardPlan(NamedTuple):
+    expand: Plan
     hidden: Plan
     gate: Plan
 
@@ -83,6 +92,7 @@ class BackwardPlan(NamedTuple):
     leaves. parts: the sizes of those of the weight gradients. last: of input_gradient_kernel, or of
     unpack_kernel if no input's gradient is wanted."""
 
+    expand: Plan
     gate: Plan
     gate_sums: tuple[int, int]
     hidden: Plan
@@ -108,7 +118,8 @@ def forward_plan(block: Block, keep: bool, image_bias: bool) -> ForwardPlan:
         block, block.taps, 2 * f, 2 * f, starts={"e_ptr": of_h, "w_ptr": block.packed.out},
         GRAD=False, KEEP=keep, IMAGE_BIAS=image_bias,
     )  # fmt: skip
-    return ForwardPlan(hidden, gate)
+    expand = expand_plan(block.rows, f, block.skip_channels, block.dropout)
+    return ForwardPlan(expand, hidden, gate)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -144,8 +155,12 @@ def backward_plan(
     if needs.parameters:
         counts = (parts[0][0], parts[1][0], hidden_blocks, gate_blocks)
         unpacked = UnpackSettings.of(f, block.planes, counts, strides, normed)
+    expand = expand_plan(
+        block.rows, f, block.skip_channels, block.dropout,
+        inputs=needs.parameters, backward=True, gates=kept,
+    )  # fmt: skip
     return BackwardPlan(
-        gate, (gate_blocks, 2 * f), hidden, (hidden_blocks, f),
+        expand, gate, (gate_blocks, 2 * f), hidden, (hidden_blocks, f),
         parameter_gradient_plan(block, divided), parts, last_plan(block, needs, unpacked),
     )  # fmt: skip
 

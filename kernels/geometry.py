@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -73,7 +73,7 @@ class Rows(NamedTuple):
         """All rows with a margin on both sides."""
         return self.total + 2 * self.margin
 
-    def arguments(self) -> dict[str, int]:
+    def arguments(self) -> dict[str, Any]:
         """Those of a kernel, which finds pixels by `place_of`."""
         size = {"batch": self.batch, "height": self.height, "width": self.width}
         return size | {"ABOVE": self.above, "BEFORE": self.before}

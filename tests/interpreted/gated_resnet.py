@@ -17,7 +17,7 @@ from dsmooth.functional.gated_resnet_triton import (
     gated_resnet_triton,
 )
 from dsmooth.kernels import gated_resnet as kernels
-from dsmooth.kernels.expand import Dropout, expand_backward
+from dsmooth.kernels.expand import Dropout, expand, expand_plan
 from dsmooth.kernels.geometry import Rows, Taps
 from dsmooth.nn.layers import GatedResnet
 from tests.helpers import interpreter_speed  # noqa: F401
@@ -146,7 +146,8 @@ def test_what_is_kept_is_what_the_reference_keeps(filters: int) -> None:
         seed_tensor = torch.tensor(seed)
         dropout = Dropout(seed_tensor, layer, keep_from(p), 1 / (1 - p), first_image)
         d_gates, dh = rows.empty(h, 2 * filters), rows.empty(h, filters)
-        room, bits = expand_backward(rows, h, [], h, dropout, d_gates, dh, inputs=False)
+        plan = expand_plan(rows, filters, (), dropout, inputs=False, backward=True)
+        room, bits = expand(plan, h, h, [], seed_tensor, d_gates=d_gates, dh=dh)
         assert bits is not None
         e, kept = rows.first(room), rows.first(bits)
         expected = dropout_factors(shape, p, seed_tensor, layer, first_image) > 0
