@@ -13,19 +13,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .elementwise import widen
 from .geometry import Rows, Taps, cdiv, empty_channels_last
-from .launch import firsts_of, launch, plan
+from .launch import firsts_of, launch, plan, wide_dtype
 
 BLOCK_P = 32  # pixels of a program
 
 
 @triton.jit
 def patches_tile(
-    image_ptr, out_ptr, pid, count, batch, height, width, height_out, width_out,
+    image_ptr, out_ptr, sums_ptr, pid, count, batch, height, width, height_out, width_out,
     C: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr,
-    STRIDE: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr,
+    STRIDE: tl.constexpr, BLOCK_K: tl.constexpr, STORED: tl.constexpr, SUMMED: tl.constexpr,
+    BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """out (count, KH KW C): what the taps of each output pixel read; zeros beyond the last one."""
+    """out (count, KH KW C): what the taps of each output pixel read; zeros beyond the last one.
+
+    sums (blocks, KH KW C): sums over each BLOCK_P of these. Only what is STORED and SUMMED.
+    """
     K: tl.constexpr = KH * KW * C
     blocks_k: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
     offs_s = pid // blocks_k * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -38,44 +43,71 @@ def patches_tile(
     inside = (row >= 0) & (row < height) & (col >= 0) & (col < width) & (image < batch)
     source = (image.to(tl.int64) * height + row) * width + col
     v = tl.load(image_ptr + source * C + k % C, mask=inside & (k < K), other=0.0)
-    out = out_ptr + pixel.to(tl.int64) * K + k
-    tl.store(out, v, mask=(pixel < count) & (k < K))
+    if STORED:
+        out = out_ptr + pixel.to(tl.int64) * K + k
+        tl.store(out, v, mask=(pixel < count) & (k < K))
+    if SUMMED:
+        offs_k = pid % blocks_k * BLOCK_K + tl.arange(0, BLOCK_K)
+        sums = sums_ptr + (pid // blocks_k).to(tl.int64) * K + offs_k
+        tl.store(sums, tl.sum(widen(v), axis=0), mask=offs_k < K)
 
 
 @triton.jit
-def patches_kernel(images, outs, firsts, sizes, SHAPES: tl.constexpr, BLOCK_P: tl.constexpr):
+def patches_kernel(images, outs, sums, firsts, sizes, SHAPES: tl.constexpr, BLOCK_P: tl.constexpr):
     """`patches_tile` of each image, whose programs begin at firsts; the rest as it takes them."""
     pid = tl.program_id(0)
     for i in tl.static_range(len(images)):
         if (pid >= firsts[i]) & (pid < firsts[i + 1]):
             patches_tile(
-                images[i], outs[i], pid - firsts[i], sizes[i][0], sizes[i][1], sizes[i][2],
+                images[i], outs[i], sums[i], pid - firsts[i], sizes[i][0], sizes[i][1], sizes[i][2],
                 sizes[i][3], sizes[i][4], sizes[i][5],
                 C=SHAPES[i][0], KH=SHAPES[i][1], KW=SHAPES[i][2], TOP=SHAPES[i][3],
-                LEFT=SHAPES[i][4], STRIDE=SHAPES[i][5], BLOCK_K=SHAPES[i][6], BLOCK_P=BLOCK_P,
+                LEFT=SHAPES[i][4], STRIDE=SHAPES[i][5], BLOCK_K=SHAPES[i][6],
+                STORED=SHAPES[i][7], SUMMED=SHAPES[i][8], BLOCK_P=BLOCK_P,
             )  # fmt: skip
 
 
-def patches(jobs: Sequence[tuple[Tensor, Taps, Rows]]) -> list[Tensor]:
-    """(1, total, kh kw C) for each image (B, C, H, W), channels_last: the taps' inputs for each of
-    the output pixels `rows` (of a 1x1 kernel)."""
-    outs, counts, sizes, shapes = [], [], [], []
-    for image, taps, rows in jobs:
+class Read(NamedTuple):
+    """An image (B, C, H, W), channels_last, to be read by taps at each of the output pixels `rows`
+    (of a 1x1 kernel). What is read may be stored, or summed over pixels, or both."""
+
+    image: Tensor
+    taps: Taps
+    rows: Rows
+    stored: bool = True
+    summed: bool = False
+
+
+def patches(reads: Sequence[Read]) -> tuple[list[Tensor], list[Tensor]]:
+    """(1, total, kh kw C) for each that is stored, and (blocks, kh kw C) for each that is summed:
+    parts of its sum, not narrower than float32."""
+    outs, sums, counts, sizes, shapes = [], [], [], [], []
+    for image, taps, rows, stored, summed in reads:
         batch, channels, height, width = image.shape
-        k = taps.kh * taps.kw * channels
-        outs.append(torch.empty((1, rows.total, k), dtype=image.dtype, device=image.device))
+        k, blocks = taps.kh * taps.kw * channels, rows.total // BLOCK_P
+        dtype, device = image.dtype, image.device
+        size = 1, rows.total, k
+        outs.append(torch.empty(size, dtype=dtype, device=device) if stored else image)
+        wide = wide_dtype(dtype)
+        sums.append(torch.empty((blocks, k), dtype=wide, device=device) if summed else image)
         block_k = min(64, triton.next_power_of_2(k))
-        counts.append(rows.total // BLOCK_P * cdiv(k, block_k))
+        counts.append(blocks * cdiv(k, block_k))
         sizes.append((rows.total, batch, height, width, rows.height, rows.width))
-        shapes.append((channels, *taps, block_k))
+        shapes.append((channels, *taps, block_k, stored, summed))
     firsts = firsts_of(counts)
     planned = plan(
         (firsts[-1],), firsts=firsts, sizes=tuple(sizes), SHAPES=tuple(shapes), BLOCK_P=BLOCK_P,
         num_warps=4,
     )  # fmt: skip
-    images = tuple([image for image, _, _ in jobs])
-    launch(patches_kernel, planned, images[0].device, images=images, outs=tuple(outs))
-    return outs
+    images = tuple([read.image for read in reads])
+    launch(
+        patches_kernel, planned, images[0].device,
+        images=images, outs=tuple(outs), sums=tuple(sums),
+    )  # fmt: skip
+    return (
+        [out for out, read in zip(outs, reads, strict=True) if read.stored],
+        [part for part, read in zip(sums, reads, strict=True) if read.summed],
+    )
 
 
 @triton.jit

@@ -19,7 +19,7 @@ from .elementwise import widen
 from .geometry import Rows, Taps, cdiv, channels_last, empty_channels_last
 from .launch import arithmetic, firsts_of, launch, plan, uses_tf32, wide_dtype
 from .matmul import accumulate, weight_gradients, zeros
-from .patches import Folded, fold, patches
+from .patches import Folded, Read, fold, patches
 from .tilings import MatmulTiling, launched_together, matmul_tiling
 from .weight_gradients import unpack_convolutions
 from .weights import pack_convolutions, parts_of_one
@@ -198,12 +198,12 @@ def forward(convs: list[Conv], *, transposed: bool) -> tuple[list[Tensor], Tenso
     taps = [conv.taps for conv in convs]
     if transposed:
         rows = [conv.in_rows for conv in convs]
-        reads = patches([(x, POINT, row) for x, row in zip(xs, rows, strict=True)])
+        reads, _ = patches([Read(x, POINT, row) for x, row in zip(xs, rows, strict=True)])
         biases = [conv.bias for conv in convs if conv.bias is not None]
         sizes = [conv.size for conv in convs]
         return _adjoint(reads, [w for _, w in ws], biases, taps, rows, sizes), packed
     rows = [conv.out_rows for conv in convs]
-    reads = patches(list(zip(xs, taps, rows, strict=True)))
+    reads, _ = patches(list(map(Read, xs, taps, rows)))
     return _convolve(reads, [w for w, _ in ws], [conv.bias for conv in convs], rows), packed
 
 
@@ -218,6 +218,7 @@ class Gradients(NamedTuple):
     xs: list[Tensor]
     weights: list[Tensor]
     gains: list[Tensor]
+    biases: list[Tensor]
 
 
 def backward(
@@ -229,19 +230,24 @@ def backward(
     need_x: bool = True,
     need_parameters: bool = True,
 ) -> Gradients:
-    """The gradients of `forward`, whose packed weights these are. Biases are not read here."""
+    """The gradients of `forward`, whose packed weights these are."""
     xs, grad_ys = ([channels_last(t) for t in ts] for ts in ([c.x for c in convs], grad_ys))
     weights = [conv.weight for conv in convs]
     taps, ws = [conv.taps for conv in convs], _parts(packed, weights)
     # The convolution runs from y to x where it is the transposed one.
     rows = [conv.in_rows if transposed else conv.out_rows for conv in convs]
     images, gs = (grad_ys, xs) if transposed else (xs, grad_ys)
-    needs_image = need_parameters or transposed
-    needs_g = need_parameters or not transposed
-    jobs = list(zip(images, taps, rows, strict=True)) * needs_image
-    jobs += [(g, POINT, row) for g, row in zip(gs, rows, strict=True)] * needs_g
-    reads = patches(jobs)
-    read_images, read_gs = reads[: len(convs)], reads[-len(convs) :]
+    reads = list(map(Read, images, taps, rows)) if need_parameters or transposed else []
+    summed = need_parameters and convs[0].bias is not None
+    if need_parameters or not transposed:
+        once = summed and not transposed
+        reads += [Read(g, POINT, row, summed=once) for g, row in zip(gs, rows, strict=True)]
+    if summed and transposed:
+        reads += [
+            Read(g, POINT, c.out_rows, False, True) for g, c in zip(images, convs, strict=True)
+        ]
+    stored, sums = patches(reads)
+    read_images, read_gs = stored[: len(convs)], stored[-len(convs) :]
     grad_xs: list[Tensor] = []
     if need_x and transposed:
         none: list[Tensor | None] = [None] * len(convs)
@@ -250,8 +256,8 @@ def backward(
         sizes = [(x.shape[2], x.shape[3]) for x in xs]
         grad_xs = _adjoint(read_gs, [w for _, w in ws], [], taps, rows, sizes)
     if not need_parameters:
-        return Gradients(grad_xs, [], [])
+        return Gradients(grad_xs, [], [], [])
     gains = [conv.gain for conv in convs if conv.gain is not None]
     parts = weight_gradients(read_images, read_gs)
-    grads, grad_gains, _ = unpack_convolutions(parts, [], weights, gains, transposed=transposed)
-    return Gradients(grad_xs, grads, grad_gains)
+    found = unpack_convolutions(parts, sums, weights, gains, transposed=transposed)
+    return Gradients(grad_xs, *found)

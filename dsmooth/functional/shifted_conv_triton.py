@@ -31,7 +31,7 @@ class Operands(NamedTuple):
 
 
 _ABSENT = (None,) * len(Operands._fields)
-_TENSORS = 4  # of them
+_TENSORS = 4  # among them, which have gradients
 _NAMES = tuple(f"{name}_{i}" for i in range(MOST) for name in Operands._fields)
 _SCHEMA = ", ".join(
     f"Tensor{'' if name in ('x_0', 'weight_0') else '?'} {name}"
@@ -161,8 +161,8 @@ def _padded(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _compute_gradients(*args: Any) -> tuple[Tensor, ...]:
-    """Gradients of each x (channels_last), each weight (contiguous or channels_last as it is) and
-    each gain; one that is not needed or not there has no elements."""
+    """Gradients of each x (channels_last), each weight (contiguous or channels_last as it is), each
+    gain and each bias; one that is not needed or not there has no elements."""
     from ..kernels import shifted_conv as kernels
 
     grad_ys, packed, values, (stride, transposed, need_x, need_parameters) = _apart(args)
@@ -189,7 +189,7 @@ def _gradients(*args: Any) -> tuple[Tensor, ...]:
     _check_backward(grad_ys, packed, values, stride, transposed)
     grads = []
     for conv in _given(values):
-        x, weight, gain, *_ = conv
+        x, weight, gain, bias, _ = conv
         last = not weight.is_contiguous() and weight.is_contiguous(
             memory_format=torch.channels_last
         )
@@ -199,10 +199,13 @@ def _gradients(*args: Any) -> tuple[Tensor, ...]:
             torch.empty(weight.shape, dtype=weight.dtype, device=x.device, memory_format=layout)
             if need_parameters
             else x.new_empty(0),
-            x.new_empty(0) if gain is None or not need_parameters else gain.new_empty(gain.shape),
+            *(
+                x.new_empty(0) if v is None or not need_parameters else v.new_empty(v.shape)
+                for v in (gain, bias)
+            ),
         ]
     nothing = grads[0].new_empty
-    return *grads, *(nothing(0) for _ in range(3 * MOST - len(grads)))
+    return *grads, *(nothing(0) for _ in range(_TENSORS * MOST - len(grads)))
 
 
 def _apart(args: Sequence[Any]) -> tuple[list[Any], Tensor, list[Any], tuple[Any, ...]]:
@@ -235,7 +238,7 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
     ctx.set_materialize_grads(False)
     ctx.settings = stride, transposed
     ctx.shifts = [conv.shift for conv in convs]
-    ctx.save_for_backward(packed, *(tensor for conv in convs for tensor in conv[:3]))
+    ctx.save_for_backward(packed, *(tensor for conv in convs for tensor in conv[:_TENSORS]))
 
 
 def _backward(ctx: Any, *grads_of_outputs: Tensor | None) -> tuple[Any, ...]:
@@ -247,15 +250,15 @@ def _backward(ctx: Any, *grads_of_outputs: Tensor | None) -> tuple[Any, ...]:
     values: list[Any] = []
     grad_ys: list[Tensor] = []
     for i, shift in enumerate(ctx.shifts):
-        x, weight, gain = tensors[3 * i : 3 * i + 3]
-        conv = Operands(x, weight, gain, None, shift)
+        x, weight, gain, bias = tensors[_TENSORS * i : _TENSORS * (i + 1)]
+        conv = Operands(x, weight, gain, bias, shift)
         values += conv
         grad = grads_of_outputs[i]
         grad_ys.append(_empty_output(conv, *ctx.settings).zero_() if grad is None else grad)
     size = len(Operands._fields)
     places = range(0, count * size, size)
     need_x = any(wanted[i] for i in places)
-    need_parameters = any(wanted[i + 1] or wanted[i + 2] for i in places)
+    need_parameters = any(any(wanted[i + 1 : i + _TENSORS]) for i in places)
     found: Sequence[Any] = ()
     if need_x or need_parameters:
         found = call(
@@ -267,11 +270,9 @@ def _backward(ctx: Any, *grads_of_outputs: Tensor | None) -> tuple[Any, ...]:
         )
     results: list[Any] = [None] * len(wanted)
     for i, place in enumerate(places):
-        for j in range(3):
+        for j in range(_TENSORS):
             if wanted[place + j]:
-                results[place + j] = found[3 * i + j]
-        if wanted[place + 3]:
-            results[place + 3] = grad_ys[i].sum((0, 2, 3), dtype=tensors[3 * i + 1].dtype)
+                results[place + j] = found[_TENSORS * i + j]
     return tuple(results)
 
 
@@ -287,7 +288,7 @@ shifted_conv_triton_backward = register_op(
     "shifted_conv_triton_backward",
     "(Tensor grad_y_0, Tensor? grad_y_1, Tensor? grad_y_2, Tensor packed, "
     f"{_SCHEMA}, int stride, bool transposed, bool need_x, bool need_parameters) -> "
-    f"({', '.join(['Tensor'] * 3 * MOST)})",
+    f"({', '.join(['Tensor'] * _TENSORS * MOST)})",
     _compute_gradients,
     _gradients,
     refuse_second_derivative("Triton convolutions"),

@@ -175,13 +175,13 @@ def _backward_of_triton(given: Arguments) -> list[Tensor]:
     none = (None,) * 10
     settings = given["stride"], given["transposed"], given["need_x"], given["need_parameters"]
     found = torch.ops.dsmooth.shifted_conv_triton_backward(*before, *operands, *none, *settings)
-    return list(found[:3])
+    return list(found[:4])
 
 
 def _expected_backward_of_triton(given: Arguments) -> list[Tensor]:
     assert given["x"].numel() == 0
     assert given["grad_y"].numel() == 0
-    return [torch.zeros_like(given[name]) for name in ("x", "weight", "gain")]
+    return [torch.zeros_like(given[name]) for name in ("x", "weight", "gain", "bias")]
 
 
 def _backward_arguments() -> Arguments:
