@@ -158,15 +158,22 @@ def packed_sizes(filters: int, taps: Taps, planes: int, adjoint: bool) -> list[i
 
 class BlockWeights(NamedTuple):
     """The weights v (D, C, kh, kw) and gains (D,) of a gated resnet's conv_in, conv_out and, with
-    skips, nin_skip."""
+    skips, nin_skip; or those of one convolution, (C, D, kh, kw) if it is transposed."""
 
     weights: Sequence[Tensor]
     gains: Sequence[Tensor]
+    transposed: bool = False
 
     @property
     def skip_channels(self) -> list[int]:
         """Of one skip, or of several of whole planes, which are packed as one."""
         return [weight.shape[1] // 2 for weight in self.weights[2:]]
+
+    def packed_size(self, adjoint: bool) -> int:
+        """How many numbers they are when packed."""
+        if len(self.weights) == 1:
+            return (1 + adjoint) * self.weights[0].numel()
+        return packed_size(self.weights, self.skip_channels, adjoint)
 
 
 def packed_size(weights: Sequence[Tensor], skip_channels: Sequence[int], adjoint: bool) -> int:
@@ -179,6 +186,5 @@ def packed_starts(blocks: Sequence[BlockWeights], adjoint: bool) -> list[int]:
     """Where those of each block begin among those of all, at a multiple of 16; and the end."""
     starts = [0]
     for block in blocks:
-        size = packed_size(block.weights, block.skip_channels, adjoint)
-        starts.append(starts[-1] + cdiv(size, 16) * 16)
+        starts.append(starts[-1] + cdiv(block.packed_size(adjoint), 16) * 16)
     return starts

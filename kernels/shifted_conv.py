@@ -136,7 +136,8 @@ class Conv(NamedTuple):
 
     x: (B, C, H, W); weight (D, C, kh, kw), of a transposed one (C, D, kh, kw), float32 or float64
     for float64 x. gain (D,): g of a weight norm w = g v / |v| per filter, whose v is `weight`.
-    size: of the output. All of several have a gain, and a bias, or none.
+    size: of the output. packed: the weight packed already, as by `weights.pack_blocks`. All of
+    several have a gain, a bias and a packed weight, or none has.
     """
 
     x: Tensor
@@ -145,6 +146,7 @@ class Conv(NamedTuple):
     bias: Tensor | None
     taps: Taps
     size: tuple[int, int]
+    packed: Tensor | None = None
 
     @property
     def out_rows(self) -> Rows:
@@ -188,28 +190,38 @@ def _adjoint(
     return fold(list(map(Folded, spread, taps, rows, sizes, dtypes)), biases)
 
 
-def forward(convs: list[Conv], *, transposed: bool) -> tuple[list[Tensor], Tensor]:
-    """The results, channels_last, and the packed weights."""
+def forward(convs: list[Conv], *, transposed: bool) -> tuple[list[Tensor], Tensor | None]:
+    """The results, channels_last, and the packed weights if they were not given."""
     xs = [channels_last(conv.x) for conv in convs]
-    weights = [conv.weight for conv in convs]
-    gains = [conv.gain for conv in convs if conv.gain is not None]
-    packed = pack_convolutions(weights, gains, xs[0].dtype, transposed=transposed)
-    ws = _parts(packed, weights)
+    packed = None
+    if convs[0].packed is None:
+        weights = [conv.weight for conv in convs]
+        gains = [conv.gain for conv in convs if conv.gain is not None]
+        packed = pack_convolutions(weights, gains, xs[0].dtype, transposed=transposed)
+    ws = [w for w, _ in _parts(convs, packed, transposed)]
     taps = [conv.taps for conv in convs]
     if transposed:
         rows = [conv.in_rows for conv in convs]
         reads, _ = patches([Read(x, POINT, row) for x, row in zip(xs, rows, strict=True)])
         biases = [conv.bias for conv in convs if conv.bias is not None]
         sizes = [conv.size for conv in convs]
-        return _adjoint(reads, [w for _, w in ws], biases, taps, rows, sizes), packed
+        return _adjoint(reads, ws, biases, taps, rows, sizes), packed
     rows = [conv.out_rows for conv in convs]
     reads, _ = patches(list(map(Read, xs, taps, rows)))
-    return _convolve(reads, [w for w, _ in ws], [conv.bias for conv in convs], rows), packed
+    return _convolve(reads, ws, [conv.bias for conv in convs], rows), packed
 
 
-def _parts(packed: Tensor, weights: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    sizes = [2 * weight.numel() for weight in weights]
-    return list(map(parts_of_one, packed.split(sizes), weights))
+def _parts(
+    convs: list[Conv], packed: Tensor | None, transposed: bool
+) -> list[tuple[Tensor, Tensor | None]]:
+    """Of each weight what `parts_of_one` finds; packed: those that were not given."""
+    if packed is None:
+        given = [conv.packed for conv in convs if conv.packed is not None]
+    else:
+        given = list(packed.split([2 * conv.weight.numel() for conv in convs]))
+    return [
+        parts_of_one(part, conv.weight, transposed) for conv, part in zip(convs, given, strict=True)
+    ]
 
 
 class Gradients(NamedTuple):
@@ -224,16 +236,17 @@ class Gradients(NamedTuple):
 def backward(
     grad_ys: list[Tensor],
     convs: list[Conv],
-    packed: Tensor,
+    packed: Tensor | None,
     *,
     transposed: bool,
     need_x: bool = True,
     need_parameters: bool = True,
 ) -> Gradients:
-    """The gradients of `forward`, whose packed weights these are."""
+    """The gradients of `forward`, whose packed weights these are, if they were not given."""
     xs, grad_ys = ([channels_last(t) for t in ts] for ts in ([c.x for c in convs], grad_ys))
     weights = [conv.weight for conv in convs]
-    taps, ws = [conv.taps for conv in convs], _parts(packed, weights)
+    taps = [conv.taps for conv in convs]
+    ws = [w for _, w in _parts(convs, packed, transposed) if w is not None]
     # The convolution runs from y to x where it is the transposed one.
     rows = [conv.in_rows if transposed else conv.out_rows for conv in convs]
     images, gs = (grad_ys, xs) if transposed else (xs, grad_ys)
@@ -251,10 +264,10 @@ def backward(
     grad_xs: list[Tensor] = []
     if need_x and transposed:
         none: list[Tensor | None] = [None] * len(convs)
-        grad_xs = _convolve(read_images, [w for w, _ in ws], none, rows)
+        grad_xs = _convolve(read_images, ws, none, rows)
     elif need_x:
         sizes = [(x.shape[2], x.shape[3]) for x in xs]
-        grad_xs = _adjoint(read_gs, [w for _, w in ws], [], taps, rows, sizes)
+        grad_xs = _adjoint(read_gs, ws, [], taps, rows, sizes)
     if not need_parameters:
         return Gradients(grad_xs, [], [], [])
     gains = [conv.gain for conv in convs if conv.gain is not None]

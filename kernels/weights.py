@@ -280,9 +280,9 @@ def orders_of(weights: Sequence[Tensor], skip_channels: Sequence[int], first: in
     ]
 
 
-def programs_of(weights: Sequence[Tensor]) -> list[int]:
+def programs_of(orders: Sequence[Order]) -> list[int]:
     """How many programs each weight takes."""
-    return [cdiv(weight.shape[0], BLOCK_D) for weight in weights]
+    return [cdiv(order.source[2], BLOCK_D) for order in orders]
 
 
 def pack(
@@ -306,23 +306,22 @@ def pack(
 
 
 def order_of(weight: Tensor, transposed: bool, first: int) -> Order:
-    """Of a dense weight alone (see `pack_convolutions`), which goes to places from `first` on."""
+    """Of a dense weight alone (see `parts_of_one`), which goes to places from `first` on."""
     stride_d, stride_c, stride_t = strides_of(weight)
     d, c, kh, kw = weight.shape
     t, second = kh * kw, first + weight.numel()
     if transposed:
         d, c, stride_d, stride_c = c, d, stride_c, stride_d
-        by_channel, by_filter = Place(first, 1, t * d, d, d), Place(second, c, 1, d * c, c)
-        return Order((t, c, d, 0, 0, stride_d, stride_c, stride_t), by_channel, by_filter)
-    source = (t, c, d, 0, 0, stride_d, stride_c, stride_t)
-    return Order(source, Place(first, t * c, 1, c, d), Place(second, 1, d, c * d, c))
+        forward, adjoint = Place(first, c, 1, d * c, d), Place(second, 1, t * d, d, c)
+    else:
+        forward, adjoint = Place(first, t * c, 1, c, d), Place(second, 1, d, c * d, c)
+    return Order((t, c, d, 0, 0, stride_d, stride_c, stride_t), forward, adjoint)
 
 
 def pack_convolutions(
     weights: list[Tensor], gains: list[Tensor], dtype: torch.dtype, *, transposed: bool
 ) -> Tensor:
-    """Up to three weights (D, C, kh, kw), transposed (C, D, kh, kw), one after the other, each as
-    `parts_of_one` has it.
+    """Up to three weights of convolutions, one after the other, each as `parts_of_one` has it.
 
     gains: of a weight norm, one (D,) for each, or none.
     """
@@ -334,15 +333,18 @@ def pack_convolutions(
     return packed
 
 
-def parts_of_one(packed: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Of a weight (N, M, kh, kw), which is packed in `packed`: (N, kh kw M) and (kh kw M, N)."""
-    rows = weight.shape[0]
-    return packed[: weight.numel()].view(rows, -1), packed[weight.numel() :].view(-1, rows)
+def parts_of_one(packed: Tensor, weight: Tensor, transposed: bool) -> tuple[Tensor, Tensor | None]:
+    """What the forward and (if it is there) the backward multiply by, of a weight of a convolution
+    that is packed in `packed`: (D, kh kw C) and (kh kw C, D).
 
-
-def programs_of_orders(orders: Sequence[Order]) -> list[int]:
-    """How many programs each weight takes."""
-    return [cdiv(order.source[2], BLOCK_D) for order in orders]
+    Of a transposed one, whose weight is (C, D, kh, kw): (kh kw D, C) and (C, kh kw D).
+    """
+    n, size = weight.numel(), weight.shape[0]
+    shapes = (-1, size), (size, -1)
+    if not transposed:
+        shapes = shapes[::-1]
+    both = len(packed) > n
+    return packed[:n].view(shapes[0]), packed[n:].view(shapes[1]) if both else None
 
 
 def _pack(
@@ -351,7 +353,7 @@ def _pack(
     """pack_kernel for up to three dense weights."""
     sources, forwards, adjoints = zip(*(*orders, *orders[:1] * (3 - len(orders))), strict=True)
     planned = plan(
-        (sum(programs_of_orders(orders)),), sources=sources, forwards=tuple(map(tuple, forwards)),
+        (sum(programs_of(orders)),), sources=sources, forwards=tuple(map(tuple, forwards)),
         adjoints=tuple(map(tuple, adjoints)), NORMED=bool(gains), ADJOINT=adjoint,
         BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D, num_warps=4,
     )  # fmt: skip
@@ -374,12 +376,12 @@ def pack_blocks(blocks: Sequence[BlockWeights], dtype: torch.dtype, *, adjoint: 
     gains = [gain for block in blocks for gain in block.gains]
     starts = packed_starts(blocks, adjoint)
     packed = torch.empty((starts[-1],), dtype=dtype, device=weights[0].device)
+    table = _table_of(blocks, weights, gains, starts, adjoint)
     planned = plan(
-        (sum(programs_of(weights)),), weights=len(weights), FIELDS=FIELDS,
+        (len(table) - len(weights) * FIELDS,), weights=len(weights), FIELDS=FIELDS,
         WIDE=accumulator_of(weights[0].dtype), ADJOINT=adjoint,
         BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D, num_warps=4,
     )  # fmt: skip
-    table = _table_of(blocks, weights, gains, starts, adjoint)
     launch(pack_table_kernel, planned, packed.device, table_ptr=table, packed_ptr=packed)
     return packed
 
@@ -399,11 +401,12 @@ def _table_of(
     )
     known = _tables.setdefault(weights[0], {})
     if adjoint not in known or known[adjoint][0] != key:
-        orders = [
-            order
-            for block, start in zip(blocks, starts, strict=False)
-            for order in orders_of(block.weights, block.skip_channels, start)
-        ]
+        orders: list[Order] = []
+        for block, start in zip(blocks, starts, strict=False):
+            if len(block.weights) == 1:
+                orders.append(order_of(block.weights[0], block.transposed, start))
+            else:
+                orders += orders_of(block.weights, block.skip_channels, start)
         known[adjoint] = key, _make_table(orders, weights, gains).to(weights[0].device)
     return known[adjoint][1]
 
@@ -413,7 +416,7 @@ def _make_table(
 ) -> Tensor:
     rows: list[int] = []
     owners: list[int] = []
-    counts = programs_of(weights)
+    counts = programs_of(orders)
     for i, (order, weight, gain) in enumerate(zip(orders, weights, gains, strict=True)):
         addresses = weight.data_ptr(), gain.data_ptr()
         rows += [*order.source, *order.forward, *order.adjoint, *addresses, len(owners)]

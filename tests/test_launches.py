@@ -51,7 +51,7 @@ WEIGHT_GRADIENTS = {
     "unpack_convolutions_kernel",
 }
 # Of 40 filters and 5 resnets a block: 64 gated resnets, 12 other convolutions and the loss.
-MOST_LAUNCHES = {False: 561, True: 497}  # by whether gates are kept
+MOST_LAUNCHES = {False: 556, True: 492}  # by whether gates are kept
 MOST_LAUNCHES_OF_TORCH = 85
 
 
@@ -185,8 +185,8 @@ def test_launches_of_a_training_step(monkeypatch: pytest.MonkeyPatch, keep: bool
     assert counts.total() <= MOST_LAUNCHES[keep]
     # The backward takes the packed weights of the forward.
     assert counts["pack_table_kernel"] == 1
-    # That of the three convolutions at the beginning, of each two between levels, of the last one.
-    assert counts["pack_kernel"] == 6
+    # The last convolution, which computes in float32, packs for itself.
+    assert counts["pack_kernel"] == 1
     assert counts["input_gradient_kernel" + UNPACKS] == 64
     assert mode.counts.total() <= MOST_LAUNCHES_OF_TORCH
 

@@ -1,6 +1,6 @@
-"""The weights of all gated resnets of a network in the order of the Triton kernels, in one launch.
+"""All weights of a network in the order of the Triton kernels, in one launch.
 
-A gated resnet called alone packs its own: a launch each, and a network has dozens.
+A gated resnet or convolution called alone packs its own: a launch each, and a network has dozens.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ..kernels.geometry import BlockWeights, is_dense, packed_size, packed_starts
+from ..kernels.geometry import BlockWeights, is_dense, packed_starts
 from .dispatch import compute_dtype, resolve_impl, triton_obstacle
 from .registration import register_function
 from .taps import check_kernel
 
 
 def pack_weights(blocks: Iterable[BlockWeights], x: Tensor) -> list[Tensor] | None:
-    """What each gated resnet takes as `packed`; None where Triton does not compute.
+    """What each gated resnet and convolution takes as `packed`; None where Triton does not compute.
 
-    blocks: of gated resnets whose skip is one tensor, or parts of n_filters channels. x: an image
-    of the network, for its device and dtype. Packed weights have no gradient: a gated resnet gives
-    that of its weights. They serve until a weight changes, and a forward with gradients if
-    gradients are enabled now.
+    blocks: of convolutions, and of gated resnets whose skip is one tensor, or parts of n_filters
+    channels. x: an image of the network, for its device and dtype. Packed weights have no gradient:
+    the ops give those of the weights. They serve until a weight changes, and a forward with
+    gradients if gradients are enabled now.
     """
     dtype = compute_dtype(x)
     if not _is_wanted(x, dtype):
@@ -33,18 +33,18 @@ def pack_weights(blocks: Iterable[BlockWeights], x: Tensor) -> list[Tensor] | No
     exact = _exact(dtype)
     if not all(tensor.dtype == exact and is_dense(tensor) for tensor in (*weights, *gains)):
         return None
-    counts = [len(block.weights) for block in blocks]
+    counts = [-1 if block.transposed else len(block.weights) for block in blocks]
     adjoint = torch.is_grad_enabled()
     with torch.no_grad():
         packed = pack_op(weights, gains, counts, dtype, adjoint)
     return [
-        packed[start : start + packed_size(block.weights, block.skip_channels, adjoint)]
+        packed[start : start + block.packed_size(adjoint)]
         for start, block in zip(packed_starts(blocks, adjoint), blocks, strict=False)
     ]
 
 
 def _is_wanted(x: Tensor, dtype: torch.dtype) -> bool:
-    """Whether the gated resnets of a network run on Triton."""
+    """Whether a network runs on Triton."""
     chosen = resolve_impl("auto")
     asked = chosen == "triton" or (chosen == "auto" and x.device.type == "cuda")
     return asked and triton_obstacle(x.device, dtype) is None
@@ -62,30 +62,34 @@ def _blocks_of(
     dtype: torch.dtype,
 ) -> list[BlockWeights]:
     """Raises ValueError for what the kernels would read beyond."""
-    if not counts or not sum(counts) == len(weights) == len(gains):
+    if not counts or not sum(map(abs, counts)) == len(weights) == len(gains):
         raise ValueError(
             f"weights and gains must be as many as the counts {counts} say, "
             f"got {len(weights)} and {len(gains)}"
         )
     if not dtype.is_floating_point:
         raise ValueError(f"dtype must be one of floating-point numbers, got {dtype}")
-    blocks = []
-    for i, count in enumerate(counts):
-        part = slice(sum(counts[:i]), sum(counts[:i]) + count)
-        blocks.append(BlockWeights(weights[part], gains[part]))
+    blocks: list[BlockWeights] = []
+    first = 0
+    for count in counts:
+        part = slice(first, first := first + abs(count))
+        blocks.append(BlockWeights(weights[part], gains[part], count == -1))
         _check(blocks[-1], weights[0].device, dtype)
     return blocks
 
 
 def _check(block: BlockWeights, device: torch.device, dtype: torch.dtype) -> None:
-    if len(block.weights) not in (2, 3):
-        raise ValueError(f"a block must have 2 or 3 weights, got {len(block.weights)}")
+    if len(block.weights) not in (1, 2, 3):
+        raise ValueError(f"a block must have 1 to 3 weights, got {len(block.weights)}")
     check_kernel(block.weights[0], "down_right")
     f, _, kh, kw = block.weights[0].shape
-    shapes = [(f, 2 * f, kh, kw), (2 * f, 2 * f, kh, kw)]
+    shapes: list[tuple[int, ...]] = [(f, 2 * f, kh, kw), (2 * f, 2 * f, kh, kw)]
     shapes += [(f, 2 * channels, 1, 1) for channels in block.skip_channels]
+    if len(block.weights) == 1:
+        shapes = [tuple(block.weights[0].shape)]
     for weight, gain, shape in zip(block.weights, block.gains, shapes, strict=True):
-        for name, tensor, expected in (("weight", weight, shape), ("gain", gain, shape[:1])):
+        filters = shape[1:2] if block.transposed else shape[:1]
+        for name, tensor, expected in (("weight", weight, shape), ("gain", gain, filters)):
             fits = tuple(tensor.shape) == expected and tensor.dtype == _exact(dtype)
             if not fits or tensor.device != device or not is_dense(tensor):
                 raise ValueError(
@@ -104,7 +108,7 @@ def _pack(
 ) -> Tensor:
     """One tensor of `dtype`; `packed_starts` says where each block's part begins.
 
-    counts: how many weights each block has.
+    counts: how many weights each block has, -1 for that of a transposed convolution.
     """
     from ..kernels.weights import pack_blocks
 

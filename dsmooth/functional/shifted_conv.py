@@ -39,13 +39,14 @@ def right_shift(x: Tensor) -> Tensor:
 class Convolution(NamedTuple):
     """One of `shifted_convolutions`: x (B, C, H, W); weight, bias and shift as of `shifted_conv2d`
     or `shifted_conv_transpose2d`; gain: g (D,) if the weight is v of a weight norm g v / |v| per
-    output filter."""
+    output filter; packed: the weight as `pack_weights` gave it, which saves Triton a launch."""
 
     x: Tensor
     weight: Tensor
     bias: Tensor | None
     shift: Shift
     gain: Tensor | None = None
+    packed: Tensor | None = None
 
 
 def shifted_convolutions(
@@ -59,11 +60,12 @@ def shifted_convolutions(
 
     Up to three that do not depend on each other: the Triton kernels compute them together, in as
     many launches as one takes. stride: 2 for transposed ones, which have no other. Raises as these
-    do, and ValueError for more than three, or if only some have a bias or a gain.
+    do, and ValueError for more than three, or if only some have a bias, a gain
+    or a packed weight.
     """
     if not 1 <= len(convs) <= 3:
         raise ValueError(f"convs must be one to three convolutions, got {len(convs)}")
-    for name in ("bias", "gain"):
+    for name in ("bias", "gain", "packed"):
         if len({getattr(conv, name) is None for conv in convs}) > 1:
             raise ValueError(f"{name} must be given for all convolutions or for none")
     if _use_triton("shifted_convolutions", convs[0].x, impl):
@@ -168,12 +170,12 @@ def _on_triton(convs: Sequence[Convolution], stride: int, transposed: bool) -> t
     from .shifted_conv_triton import Operands, shifted_convs_triton
 
     given = []
-    for x, weight, bias, shift, gain in convs:
+    for x, weight, bias, shift, gain, packed in convs:
         _check(x, weight, bias, shift, stride, transposed)
         exact = torch.float64 if x.dtype == torch.float64 else torch.float32
         x = x.to(compute_dtype(x))
         gain, bias = (None if t is None else t.to(exact) for t in (gain, bias))
-        given.append(Operands(x, weight.to(exact), gain, bias, shift))
+        given.append(Operands(x, weight.to(exact), gain, bias, packed, shift))
     return shifted_convs_triton(given, stride, transposed)
 
 

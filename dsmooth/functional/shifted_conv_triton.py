@@ -18,7 +18,8 @@ MOST = 3  # convolutions that one call of the op computes
 
 class Operands(NamedTuple):
     """Of one convolution: x (B, C, H, W); weight (D, C, kh, kw), of a transposed one (C, D, kh,
-    kw); gain (D,), if the weight is v of a weight norm per filter; bias (D,); the shift.
+    kw); gain (D,), if the weight is v of a weight norm per filter; bias (D,); the weight as
+    `pack_weights` packed it, or none; the shift.
 
     weight, gain and bias are float32, float64 for float64 x.
     """
@@ -27,6 +28,7 @@ class Operands(NamedTuple):
     weight: Tensor
     gain: Tensor | None
     bias: Tensor | None
+    packed: Tensor | None
     shift: str
 
 
@@ -77,7 +79,7 @@ def _check(values: Sequence[Any], stride: int, transposed: bool) -> None:
     convs = _given(values)
     first = convs[0].x
     exact = torch.float64 if first.dtype == torch.float64 else torch.float32
-    for x, weight, gain, bias, shift in convs:
+    for x, weight, gain, bias, packed, shift in convs:
         check_kernel(weight, shift)
         channels, filters = weight.shape[:2] if transposed else weight.shape[1::-1]
         if x.ndim != 4 or x.shape[1] != channels:
@@ -89,11 +91,15 @@ def _check(values: Sequence[Any], stride: int, transposed: bool) -> None:
         if stride not in (1, 2) or (transposed and (stride != 2 or weight.shape[2] != 2)):
             raise ValueError(f"stride {stride} and a kernel of {weight.shape[2]} rows do not fit")
         _check_tensor("weight", weight, tuple(weight.shape), exact, x)
-        for name, vector, other in (("gain", gain, convs[0].gain), ("bias", bias, convs[0].bias)):
-            if (vector is None) != (other is None):
+        for name, vector in (("gain", gain), ("bias", bias), ("packed", packed)):
+            if (vector is None) != (getattr(convs[0], name) is None):
                 raise ValueError(f"{name} must be given for all convolutions or for none")
+        for name, vector in (("gain", gain), ("bias", bias)):
             if vector is not None:
                 _check_tensor(name, vector, (filters,), exact, x)
+        if packed is not None:
+            size = weight.numel() * (1 + (packed.shape != (weight.numel(),)))
+            _check_tensor("packed", packed, (size,), x.dtype, x)
 
 
 def _check_tensor(
@@ -118,13 +124,15 @@ def _as_kernels(values: Sequence[Any], stride: int, transposed: bool) -> list[An
             None if conv.bias is None else conv.bias.contiguous(),
             _taps(conv, stride, transposed),
             _size(conv, stride, transposed),
+            None if conv.packed is None else conv.packed.contiguous(),
         )
         for conv in _given(values)
     ]
 
 
 def _forward(*args: Any) -> tuple[Tensor, ...]:
-    """MOST results, empty ones for what is not there, and for the backward the packed weights."""
+    """MOST results, empty ones for what is not there, and for the backward the packed weights: no
+    elements if they were given."""
     from ..kernels import shifted_conv as kernels
 
     *values, stride, transposed = args
@@ -132,8 +140,8 @@ def _forward(*args: Any) -> tuple[Tensor, ...]:
     ys, packed = _empty_outputs(*args)
     if any(y.numel() == 0 for y in ys):
         return *_padded(ys), packed.zero_()
-    ys, packed = kernels.forward(_as_kernels(values, stride, transposed), transposed=transposed)
-    return *_padded(ys), packed
+    ys, own = kernels.forward(_as_kernels(values, stride, transposed), transposed=transposed)
+    return *_padded(ys), packed if own is None else own
 
 
 def _outputs(*args: Any) -> tuple[Tensor, ...]:
@@ -147,7 +155,12 @@ def _empty_outputs(*args: Any) -> tuple[list[Tensor], Tensor]:
     *values, stride, transposed = args
     convs = _given(values)
     ys = [_empty_output(conv, stride, transposed) for conv in convs]
-    return ys, convs[0].x.new_empty(sum(2 * conv.weight.numel() for conv in convs))
+    return ys, convs[0].x.new_empty(_own_size(convs))
+
+
+def _own_size(convs: Sequence[Operands]) -> int:
+    """How many numbers the op packs."""
+    return sum(2 * conv.weight.numel() for conv in convs if conv.packed is None)
 
 
 def _empty_output(conv: Operands, stride: int, transposed: bool) -> Tensor:
@@ -173,7 +186,7 @@ def _compute_gradients(*args: Any) -> tuple[Tensor, ...]:
     found = kernels.backward(
         grad_ys[: len(convs)],
         _as_kernels(values, stride, transposed),
-        packed.contiguous(),
+        packed.contiguous() if packed.numel() else None,
         transposed=transposed,
         need_x=need_x,
         need_parameters=need_parameters,
@@ -189,7 +202,7 @@ def _gradients(*args: Any) -> tuple[Tensor, ...]:
     _check_backward(grad_ys, packed, values, stride, transposed)
     grads = []
     for conv in _given(values):
-        x, weight, gain, bias, _ = conv
+        x, weight, gain, bias, *_ = conv
         last = not weight.is_contiguous() and weight.is_contiguous(
             memory_format=torch.channels_last
         )
@@ -226,8 +239,10 @@ def _check_backward(
         filters = conv.weight.shape[1 if transposed else 0]
         shape = conv.x.shape[0], filters, *_size(conv, stride, transposed)
         _check_tensor("grad_y", grad_y, shape, conv.x.dtype, conv.x)
-    size = (sum(2 * conv.weight.numel() for conv in convs),)
-    _check_tensor("packed", packed, size, convs[0].x.dtype, convs[0].x)
+    _check_tensor("packed", packed, (_own_size(convs),), convs[0].x.dtype, convs[0].x)
+    for conv in convs:
+        if conv.packed is not None and len(conv.packed) == conv.weight.numel():
+            raise ValueError("packed weights were packed without gradients")
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -238,7 +253,7 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
     ctx.set_materialize_grads(False)
     ctx.settings = stride, transposed
     ctx.shifts = [conv.shift for conv in convs]
-    ctx.save_for_backward(packed, *(tensor for conv in convs for tensor in conv[:_TENSORS]))
+    ctx.save_for_backward(packed, *(tensor for conv in convs for tensor in conv[:-1]))
 
 
 def _backward(ctx: Any, *grads_of_outputs: Tensor | None) -> tuple[Any, ...]:
@@ -250,8 +265,8 @@ def _backward(ctx: Any, *grads_of_outputs: Tensor | None) -> tuple[Any, ...]:
     values: list[Any] = []
     grad_ys: list[Tensor] = []
     for i, shift in enumerate(ctx.shifts):
-        x, weight, gain, bias = tensors[_TENSORS * i : _TENSORS * (i + 1)]
-        conv = Operands(x, weight, gain, bias, shift)
+        x, weight, gain, bias, given = tensors[5 * i : 5 * i + 5]
+        conv = Operands(x, weight, gain, bias, given, shift)
         values += conv
         grad = grads_of_outputs[i]
         grad_ys.append(_empty_output(conv, *ctx.settings).zero_() if grad is None else grad)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -63,9 +63,13 @@ class WeightNormConv(nn.Module):
         """(weight, bias), as the functional ops take them."""
         return self.weight(), self.bias
 
-    def operands(self, x: Tensor, shift: Shift) -> Convolution:
+    def operands(self, x: Tensor, shift: Shift, packed: Tensor | None = None) -> Convolution:
         """This convolution of x, as `functional.shifted_convolutions` takes it."""
-        return Convolution(x, self.weight_v, self.bias, shift, self.weight_g)
+        return Convolution(x, self.weight_v, self.bias, shift, self.weight_g, packed)
+
+    def block_weights(self) -> BlockWeights:
+        """What `functional.pack_weights` takes."""
+        return BlockWeights([self.weight_v], [self.weight_g], self.transposed)
 
     def set_weight(self, weight: Tensor, bias: Tensor) -> None:
         """Take over a folded weight: v becomes `weight` and g its norm."""
@@ -240,7 +244,10 @@ class GatedResnet(nn.Module):
         self.conv_out.initialize(concat_elu(h), scale=0.1)
 
 
-def pack_layers(layers: Sequence[GatedResnet], x: Tensor) -> Sequence[Tensor | None]:
+Layer = GatedResnet | ShiftedConv2d | ShiftedConvTranspose2d
+
+
+def pack_layers(layers: Sequence[Layer], x: Tensor) -> Sequence[Tensor | None]:
     """The `packed` of each layer of a network that computes x, if any.
 
     None is packed where a hook of a layer may change weights on the way.
@@ -252,12 +259,19 @@ def pack_layers(layers: Sequence[GatedResnet], x: Tensor) -> Sequence[Tensor | N
 
 
 def convolve(
-    layers: Sequence[ShiftedConv2d | ShiftedConvTranspose2d], xs: Sequence[Tensor]
+    layers: Sequence[ShiftedConv2d | ShiftedConvTranspose2d],
+    xs: Sequence[Tensor],
+    packed: Iterator[Tensor | None],
 ) -> tuple[Tensor, ...]:
-    """layer(x) of each, of one class and stride: together, unless a hook waits for one of them."""
+    """layer(x) of each, of one class and stride: together, unless a hook waits for one of them.
+
+    packed: gives their weights as `pack_layers` has them, one after the other.
+    """
     if any(layer._forward_pre_hooks or layer._forward_hooks for layer in layers):
         return tuple(layer(x) for layer, x in zip(layers, xs, strict=True))
     first = layers[0]
-    convs = [layer.operands(x, layer.shift) for layer, x in zip(layers, xs, strict=True)]
+    convs = [
+        layer.operands(x, layer.shift, next(packed)) for layer, x in zip(layers, xs, strict=True)
+    ]
     stride = first.stride if isinstance(first, ShiftedConv2d) else 2
     return shifted_convolutions(convs, stride=stride, transposed=first.transposed)

@@ -303,19 +303,21 @@ class PixelCNNpp(nn.Module):
             "seed": seed,
             "first_image": first_image,
         }
-        # In the order in which they are taken.
-        packed = iter(pack_layers(list(self._stream_resnets()), x))
+        stems = self.stem_u, self.stem_ul_above, self.stem_ul_left
+        downsizes = list(zip(cast(Any, self.downsize_u), cast(Any, self.downsize_ul), strict=True))
+        upsizes = list(zip(cast(Any, self.upsize_u), cast(Any, self.upsize_ul), strict=True))
+        # Both in the order in which they are taken.
+        resnets, convs = list(self._stream_resnets()), sum([*downsizes, *upsizes], stems)
+        all_packed = pack_layers([*resnets, *convs], x)
+        packed, of_convs = iter(all_packed[: len(resnets)]), iter(all_packed[len(resnets) :])
         if encoded.stacked is not None:
             x = torch.cat([encoded.stacked, x], dim=2)
         x = _with_ones(x)
-        stems = self.stem_u, self.stem_ul_above, self.stem_ul_left
-        u, above, left = convolve(stems, (x, x, x))
+        u, above, left = convolve(stems, (x, x, x), of_convs)
         u, ul = down_shift(u), down_shift(above) + right_shift(left)
         if encoded.streams is not None:
             u, ul = u + encoded.streams[0], ul + encoded.streams[1]
 
-        downsizes = list(zip(cast(Any, self.downsize_u), cast(Any, self.downsize_ul), strict=True))
-        upsizes = list(zip(cast(Any, self.upsize_u), cast(Any, self.upsize_ul), strict=True))
         outputs: list[Streams] = []
         stack: list[Streams] = [(u, ul)]
         for i, block in enumerate(cast("Iterable[_Block]", self.up)):
@@ -325,7 +327,7 @@ class PixelCNNpp(nn.Module):
                 stack.append((u, ul))
             outputs.append((u, ul))
             if i < 2:
-                u, ul = convolve(downsizes[i], (u, ul))
+                u, ul = convolve(downsizes[i], (u, ul), of_convs)
                 stack.append((u, ul))
 
         u, ul = stack.pop()
@@ -337,7 +339,7 @@ class PixelCNNpp(nn.Module):
                 ul = res_ul(ul, skips, layer=res_ul.layer, packed=next(packed), **shared)
             outputs.append((u, ul))
             if i < 2:
-                u, ul = convolve(upsizes[i], (u, ul))
+                u, ul = convolve(upsizes[i], (u, ul), of_convs)
         return outputs
 
     def _check(self, x: Tensor, context: Tensor | None) -> None:

@@ -132,6 +132,9 @@ def _transposed_arguments(**more: Any) -> Arguments:
     return {**given, "weight": _random(2, 3, 2, 3)}
 
 
+OPERANDS = ("x", "weight", "gain", "bias", "packed", "shift")
+
+
 def _together(given: Arguments) -> list[Tensor]:
     names = ("x", "weight", "bias", "shift", "gain")
     convs = [Convolution(**{name: given[name] for name in names})] * 2
@@ -157,9 +160,8 @@ def _expected_together(given: Arguments) -> list[Tensor]:
 
 
 def _of_triton(given: Arguments) -> list[Tensor]:
-    names = ("x", "weight", "gain", "bias", "shift")
-    none = (None,) * 10
-    operands = [given[name] for name in names]
+    none = (None,) * 12
+    operands = [given.get(name) for name in OPERANDS]
     settings = given["stride"], given["transposed"]
     return [torch.ops.dsmooth.shifted_conv_triton(*operands, *none, *settings)[0].detach()]
 
@@ -169,10 +171,9 @@ def _expected_of_triton(given: Arguments) -> list[Tensor]:
 
 
 def _backward_of_triton(given: Arguments) -> list[Tensor]:
-    names = ("x", "weight", "gain", "bias", "shift")
-    operands = [given[name] for name in names]
+    operands = [None if name == "packed" else given[name] for name in OPERANDS]
     before = given["grad_y"], None, None, given["packed"]
-    none = (None,) * 10
+    none = (None,) * 12
     settings = given["stride"], given["transposed"], given["need_x"], given["need_parameters"]
     found = torch.ops.dsmooth.shifted_conv_triton_backward(*before, *operands, *none, *settings)
     return list(found[:4])

@@ -11,8 +11,14 @@ from torch import Tensor
 from dsmooth.functional import BlockWeights, pack_weights, use_impl
 from dsmooth.functional.packed_weights import pack_op
 from dsmooth.kernels.geometry import packed_starts
-from dsmooth.kernels.weights import pack
-from dsmooth.nn.layers import GatedResnet, pack_layers
+from dsmooth.kernels.weights import pack, pack_convolutions
+from dsmooth.nn.layers import (
+    GatedResnet,
+    ShiftedConv2d,
+    ShiftedConvTranspose2d,
+    convolve,
+    pack_layers,
+)
 from tests.helpers import interpreter_speed  # noqa: F401
 from tests.helpers.triton_canaries import guarded_memory
 
@@ -30,14 +36,29 @@ def layers(*skips: int, filters: int = 5) -> list[GatedResnet]:
     return found
 
 
+def convolutions() -> list[ShiftedConv2d | ShiftedConvTranspose2d]:
+    torch.manual_seed(1)
+    down = [ShiftedConv2d(5, 3, size, shift="down_right", stride=2) for size in ((2, 3), (2, 2))]
+    up = [ShiftedConvTranspose2d(5, 3, size, shift="down_right") for size in ((2, 3), (2, 2))]
+    found = [*down, *up]
+    for layer in found[1::2]:
+        layer.to(memory_format=torch.channels_last)
+    for parameter in (p for layer in found for p in layer.parameters()):
+        torch.nn.init.normal_(parameter)
+    return found
+
+
 def alone(block: BlockWeights, dtype: torch.dtype, adjoint: bool) -> Tensor:
     weights, gains = list(block.weights), list(block.gains)
+    if len(weights) == 1:
+        both = pack_convolutions(weights, gains, dtype, transposed=block.transposed)
+        return both[: block.packed_size(adjoint)]
     return pack(weights, gains, block.skip_channels, dtype, adjoint=adjoint)
 
 
 def test_they_are_those_that_each_block_packs_alone() -> None:
     for adjoint, dtype in ((True, torch.float32), (False, torch.float16)):
-        blocks = [layer.block_weights() for layer in layers(0, 5, 10)]
+        blocks = [layer.block_weights() for layer in [*layers(0, 5, 10), *convolutions()]]
         x = torch.empty(0, 5, 1, 1, dtype=dtype)
         half = dtype == torch.float16
         with (
@@ -92,6 +113,25 @@ def test_a_block_computes_the_same_with_them() -> None:
         assert torch.equal(got, expected)
 
 
+@pytest.mark.parametrize("pair", [slice(2), slice(2, 4)], ids=["down", "up"])
+def test_convolutions_compute_the_same_with_them(pair: slice) -> None:
+    convs = convolutions()[pair]
+    xs = [torch.randn(2, 5, 4, 6, requires_grad=True) for _ in convs]
+    leaves = [*xs, *(p for conv in convs for p in conv.parameters())]
+    none: list[Tensor | None] = [None] * len(convs)
+    results = []
+    with use_impl("triton"):
+        for packed in (none, pack_layers(convs, xs[0])):
+            ys = convolve(convs, xs, iter(packed))
+            loss = sum(y.square().sum() for y in ys)
+            results.append([*ys, *torch.autograd.grad(loss, leaves)])
+        with torch.no_grad():
+            results.append([*convolve(convs, xs, iter(pack_layers(convs, xs[0])))])
+    for got, expected in zip(results[1], results[0], strict=True):
+        assert torch.equal(got, expected)
+    assert all(map(torch.equal, results[2], results[0]))
+
+
 def test_wrong_ones_are_refused() -> None:
     layer = layers(10)[0]
     x = torch.randn(1, 5, 2, 2)
@@ -119,11 +159,12 @@ def test_nothing_is_packed_where_it_serves_nobody() -> None:
 
 
 def test_opcheck() -> None:
+    up = ShiftedConvTranspose2d(4, 4, (2, 3), shift="down")
     # Of 4 filters, so that there is nothing between the blocks: that is never written.
-    blocks = [layer.block_weights() for layer in layers(0, 4, filters=4)]
+    blocks = [layer.block_weights() for layer in [*layers(0, 4, filters=4), up]]
     weights = [weight.detach() for block in blocks for weight in block.weights]
     gains = [gain.detach() for block in blocks for gain in block.gains]
-    given = (weights, gains, [2, 3], torch.float32)
+    given = (weights, gains, [2, 3, -1], torch.float32)
     for adjoint in (False, True):
         torch.library.opcheck(pack_op, (*given, adjoint))
         assert len(pack_op(*given, adjoint)) == packed_starts(blocks, adjoint)[-1]

@@ -107,15 +107,17 @@ def test_one_is_the_same_among_others() -> None:
 def test_opcheck(conv: Conv) -> None:
     x, weight, bias = (t.float() for t in conv.draw(torch.float32))
     gain = torch.rand(conv.filters)
-    none = (None,) * 5
+    none = (None,) * 6
     settings = conv.stride or 2, conv.stride == 0
-    given = (x, weight, gain, bias, conv.shift)
+    given = (x, weight, gain, bias, None, conv.shift)
     y, *_, packed = shifted_conv_triton(*given, *given, *none, *settings)
     for needs in ((True, True), (True, False), (False, True)):
         operands = (y, y, None, packed, *given, *given, *none)
         torch.library.opcheck(shifted_conv_triton_backward, (*operands, *settings, *needs))
     leaves = [t.requires_grad_() for t in (x, weight, gain, bias)]
-    torch.library.opcheck(shifted_conv_triton, (*leaves, conv.shift, *none, *none, *settings))
+    for own in (None, packed[: len(packed) // 2]):
+        given = (*leaves, own, conv.shift)
+        torch.library.opcheck(shifted_conv_triton, (*given, *none, *none, *settings))
 
 
 def test_an_empty_batch_gives_empty_outputs_and_zero_gradients() -> None:
