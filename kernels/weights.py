@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from .geometry import (
     BlockWeights,
@@ -361,9 +361,18 @@ def _pack(
     launch(pack_kernel, planned, packed.device, **tensors, packed_ptr=packed)
 
 
-# Tables of addresses by the first weight of a network, and whether the adjoint is packed too. They
-# stay while the weight does: a CUDA graph may read them.
-_tables: WeakIdKeyDictionary = WeakIdKeyDictionary()
+class Table(NamedTuple):
+    """A table of pack_table_kernel: on the device, what it was made of, the first weight's memory.
+
+    It stays while that memory does: a CUDA graph may read it.
+    """
+
+    tensor: Tensor
+    key: tuple[Any, ...]
+    storage: StorageWeakRef
+
+
+_tables: dict[tuple[int, bool], Table] = {}
 
 
 def pack_blocks(blocks: Sequence[BlockWeights], dtype: torch.dtype, *, adjoint: bool) -> Tensor:
@@ -396,19 +405,24 @@ def _table_of(
     """The table of pack_table_kernel, on the device."""
     key = (
         weights[0].device,
-        *((weight.data_ptr(), weight.stride()) for weight in weights),
+        *((weight.data_ptr(), weight.shape, weight.stride()) for weight in weights),
         *(gain.data_ptr() for gain in gains),
     )
-    known = _tables.setdefault(weights[0], {})
-    if adjoint not in known or known[adjoint][0] != key:
+    place = weights[0].data_ptr(), adjoint
+    known = _tables.get(place)
+    if known is None or known.key != key or known.storage.expired():
         orders: list[Order] = []
         for block, start in zip(blocks, starts, strict=False):
             if len(block.weights) == 1:
                 orders.append(order_of(block.weights[0], block.transposed, start))
             else:
                 orders += orders_of(block.weights, block.skip_channels, start)
-        known[adjoint] = key, _make_table(orders, weights, gains).to(weights[0].device)
-    return known[adjoint][1]
+        for other in [other for other, table in _tables.items() if table.storage.expired()]:
+            del _tables[other]
+        table = _make_table(orders, weights, gains).to(weights[0].device)
+        known = Table(table, key, StorageWeakRef(weights[0].untyped_storage()))
+        _tables[place] = known
+    return known.tensor
 
 
 def _make_table(

@@ -94,11 +94,12 @@ class ContextEncoder(nn.Module):
         """
         shared: dict[str, Any] = {"condition": vector, "seed": seed, "first_image": first_image}
         layers = list(cast("Iterable[GatedResnet]", self.layers))
-        packed = pack_layers(layers, context)
-        e = self.stem(_with_ones(context))
-        for layer, weights in zip(layers, packed, strict=True):
-            e = layer(e, layer=layer.layer, packed=weights, **shared)
-        return self.nin_u(e), self.nin_ul(e)
+        packed = iter(pack_layers([self.stem, *layers, self.nin_u, self.nin_ul], context))
+        (e,) = convolve([self.stem], [_with_ones(context)], packed)
+        for layer in layers:
+            e = layer(e, layer=layer.layer, packed=next(packed), **shared)
+        e_u, e_ul = convolve([self.nin_u, self.nin_ul], [e, e], packed)
+        return e_u, e_ul
 
 
 class PixelCNNpp(nn.Module):

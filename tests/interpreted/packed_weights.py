@@ -11,7 +11,7 @@ from torch import Tensor
 from dsmooth.functional import BlockWeights, pack_weights, use_impl
 from dsmooth.functional.packed_weights import pack_op
 from dsmooth.kernels.geometry import packed_starts
-from dsmooth.kernels.weights import pack, pack_convolutions
+from dsmooth.kernels.weights import _tables, pack, pack_convolutions
 from dsmooth.nn.layers import (
     GatedResnet,
     ShiftedConv2d,
@@ -96,6 +96,20 @@ def test_they_follow_weights_that_change_and_move() -> None:
         check()
         blocks[0].weights[0].data = blocks[0].weights[0].to(memory_format=torch.channels_last)
         check()
+
+
+def test_a_table_lives_as_long_as_the_weights() -> None:
+    x = torch.empty(0, 5, 1, 1)
+    with use_impl("triton"):
+        kept = layers(0)
+        pack_layers(kept, x)
+        before = dict(_tables)
+        for _ in range(3):
+            pack_layers(layers(0), x)
+            pack_layers(kept, x)
+    place = kept[0].conv_in.weight_v.data_ptr(), True
+    assert _tables[place].tensor is before[place].tensor
+    assert len(_tables) <= len(before) + 1
 
 
 def test_a_block_computes_the_same_with_them() -> None:
