@@ -372,7 +372,7 @@ class Table(NamedTuple):
     storage: StorageWeakRef
 
 
-_tables: dict[tuple[int, bool], Table] = {}
+_tables: dict[tuple[torch.device, int, bool], Table] = {}
 
 
 def pack_blocks(blocks: Sequence[BlockWeights], dtype: torch.dtype, *, adjoint: bool) -> Tensor:
@@ -408,7 +408,7 @@ def _table_of(
         *((weight.data_ptr(), weight.shape, weight.stride()) for weight in weights),
         *(gain.data_ptr() for gain in gains),
     )
-    place = weights[0].data_ptr(), adjoint
+    place = weights[0].device, weights[0].data_ptr(), adjoint
     known = _tables.get(place)
     if known is None or known.key != key or known.storage.expired():
         orders: list[Order] = []

@@ -14,6 +14,8 @@ from dsmooth.functional.shifted_conv_triton import (
     shifted_conv_triton,
     shifted_conv_triton_backward,
 )
+from dsmooth.kernels import shifted_conv as kernels
+from dsmooth.kernels import tilings
 from tests.helpers import interpreter_speed  # noqa: F401
 from tests.helpers.convolutions import Conv, run_together
 from tests.helpers.gated_cases import EPS, STRIDES, assert_as_good
@@ -100,6 +102,24 @@ def test_one_is_the_same_among_others() -> None:
         # But for sums over pixels, which are divided otherwise.
         if name in ("y0", "x0"):
             assert torch.equal(value, among[name]), name
+
+
+def test_tiles_that_one_launch_cannot_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that differ in warps: each in a launch of its own, with the same results."""
+    expected = run_together(TOGETHER[1], "triton", torch.float32)
+    warps = itertools.cycle((4, 8))
+    for module, name in ((kernels, "matmul_tiling"), (tilings, "gradient_tiling")):
+        original = getattr(module, name)
+        monkeypatch.setattr(
+            module,
+            name,
+            lambda *args, original=original: original(*args)._replace(num_warps=next(warps)),
+        )
+    tilings.gradient_plan.cache_clear()
+    got = run_together(TOGETHER[1], "triton", torch.float32)
+    tilings.gradient_plan.cache_clear()
+    for name, value in expected.items():
+        assert torch.equal(got[name], value), name
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
