@@ -8,6 +8,7 @@ Images are (B, C, H, W) channels_last; others are copied. Sums are float32 (floa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -158,7 +159,7 @@ class Conv(NamedTuple):
 
 
 def _convolve(
-    reads: list[Tensor], ws: list[Tensor], biases: list[Tensor | None], rows: list[Rows]
+    reads: list[Tensor], ws: list[Tensor], biases: Sequence[Tensor | None], rows: list[Rows]
 ) -> list[Tensor]:
     """Convolutions by w (D, kh kw C), at the pixels of `rows`, of images whose patches are read."""
     ys = [
@@ -173,12 +174,14 @@ def _convolve(
 def _adjoint(
     reads: list[Tensor],
     ws: list[Tensor],
-    biases: list[Tensor],
+    biases: Sequence[Tensor],
     taps: list[Taps],
     rows: list[Rows],
     sizes: list[tuple[int, int]],
 ) -> list[Tensor]:
     """The adjoints by w (kh kw C, D) to images of `sizes`, of those that are read as rows."""
+    if all(one == POINT for one in taps):
+        return _convolve(reads, ws, biases or [None] * len(ws), rows)
     wide = wide_dtype(reads[0].dtype)
     spread = [
         torch.empty((1, row.total, w.shape[0]), dtype=wide, device=w.device)
