@@ -17,9 +17,32 @@ from .dropout import draw_kept
 from .elementwise import drop, elu_pair, gate_gradients, widen
 from .geometry import Rows, cdiv, planes_of
 from .launch import Plan, launch
-from .matmul import place_of
 
 BLOCK_P = 32  # rows of a program of expand_kernel
+
+
+@triton.jit
+def place_of(
+    first, batch, height, width,
+    ABOVE: tl.constexpr, BEFORE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The pixels at BLOCK rows from `first` on: a number to start from, how far from it each one is
+    (in B, H, W order), and which rows are pixels.
+
+    The launchers admit less than 2**31 rows, so positions are 32-bit: 64-bit division is slow, and
+    64-bit offsets take twice the registers.
+    """
+    s = first.to(tl.int32) + tl.arange(0, BLOCK)
+    pitch = width + BEFORE
+    lines = height + ABOVE
+    base = tl.maximum(first.to(tl.int32), 0) // (lines * pitch)
+    line = s // pitch
+    col = s - line * pitch - BEFORE
+    image = line // lines
+    row = line - image * lines - ABOVE
+    is_pixel = (s >= 0) & (row >= 0) & (col >= 0) & (image < batch)
+    pixel = ((image - base) * height + row) * width + col
+    return base.to(tl.int64) * height * width, tl.where(is_pixel, pixel, 0), is_pixel
 
 
 @triton.jit
@@ -108,10 +131,10 @@ def expand_kernel(
 
     e (planes, total, 2F): with X the planes of x and of the skips (of S channels, as many planes as
     it takes, F channels each), then one of h. With DROPOUT `kept` (total, F) says what of the last
-    stays, as from pixel first_pixel of a larger batch on. Forward the last plane is filled by
-    another kernel, and its margins become zeros here. BACKWARD it is filled here, and it is the
-    margins of d_gates (total, 2F) and dh (total, F) that become zeros. With GATES, which are A and
-    G, a program of another plane writes d_gates whole, and sums (blocks, 2F).
+    stays, as from pixel first_pixel of a larger batch on. Forward another kernel fills the last
+    plane's pixels, and its other rows become zeros here. BACKWARD it is filled here, and the other
+    rows of d_gates (total, 2F) and dh (total, F) become zeros. With GATES, which are A and G, a
+    program of another plane writes d_gates whole, and sums (blocks, 2F).
     """
     planes_0: tl.constexpr = (S0 + F - 1) // F
     planes_1: tl.constexpr = (S1 + F - 1) // F
@@ -123,11 +146,11 @@ def expand_kernel(
     block = pid // chunks
     offs_a = block * BLOCK_P + tl.arange(0, BLOCK_P)
     mask_a = offs_a < total
-    outside = mask_a & ((offs_a < margin) | (offs_a >= total - margin))
     base, place, is_pixel = place_of(
         block * BLOCK_P - margin, batch, height, width, ABOVE=ABOVE, BEFORE=BEFORE, BLOCK=BLOCK_P
     )
     pixel = base + place
+    outside = mask_a & ~is_pixel
     e_plane = e_ptr + plane.to(tl.int64) * total * (2 * F)
     e_ptrs = e_plane + offs_a.to(tl.int64) * (2 * F)
     if X:

@@ -1,7 +1,7 @@
 """The kernels of the gated resnet: each one a matmul of rows and what ends it.
 
-`gated_resnet.py` launches them. A program's columns are two accumulators (see `matmul.py`), so each
-ending is a function of its own, called once for each.
+`gated_resnet.py` launches them. An ending is a function of some of a program's columns, called for
+one part after the other.
 """
 
 from __future__ import annotations
@@ -10,8 +10,11 @@ import triton
 import triton.language as tl
 
 from .elementwise import deinterleave, drop, elu_pair, elu_slopes, gate_gradients, widen
-from .matmul import accumulate, place_of, weight_gradient_tile, zeros
+from .matmul import accumulate, parts_of, rows_of_pixels, weight_gradient_tile, zeros
 from .weight_gradients import unpack_block
+
+# A program ends so many channels at a time: 64 bytes of a row, and few registers.
+CHANNELS = tl.constexpr(32)
 
 
 @triton.jit
@@ -22,27 +25,24 @@ def add_bias(acc, bias_ptr, offs, N: tl.constexpr):
 
 @triton.jit
 def store_hidden(
-    acc, bias_ptr, nin_bias_ptr, h_ptr, kept_ptr, eh_ptr, place, is_pixel, first_n,
+    acc, bias_ptr, nin_bias_ptr, h_ptr, kept_ptr, eh_ptr, rows, is_pixel, first_n,
     F: tl.constexpr, SKIP: tl.constexpr, DROPOUT: tl.constexpr, SCALE: tl.constexpr,
-    BLOCK: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """Columns first_n .. of h (P, F) = acc + biases, and of D concat_elu(h), rows of 2F."""
-    offs_n = first_n + tl.arange(0, BLOCK)
+    """Columns first_n .. of h (P, F) = acc + biases, and of D concat_elu(h), `rows` of 2F."""
+    offs_n = first_n + tl.arange(0, acc.shape[1])
     if SKIP:
         acc = add_bias(acc, nin_bias_ptr, offs_n, N=F)
     acc = add_bias(acc, bias_ptr, offs_n, N=F)
-    mask_n = (offs_n < F)[None, :]
-    mask = is_pixel[:, None] & mask_n
-    h = tl.where(mask, acc, 0.0).to(h_ptr.dtype.element_ty)
-    tl.store(h_ptr + place[:, None] * F + offs_n[None, :], h, mask=mask)
+    mask = is_pixel[:, None] & (offs_n < F)[None, :]
+    h = acc.to(h_ptr.dtype.element_ty)
+    tl.store(h_ptr + tl.arange(0, acc.shape[0])[:, None] * F + offs_n[None, :], h, mask=mask)
     positive, negative = elu_pair(h)
-    rows = tl.arange(0, BLOCK_P)[:, None]
     if DROPOUT:
-        kept = tl.load(kept_ptr + rows * F + offs_n[None, :], mask=mask, other=0)
+        kept = tl.load(kept_ptr + rows[:, None] * F + offs_n[None, :], mask=mask, other=0)
         positive, negative = drop(positive, negative, kept, SCALE)
-    ptrs = eh_ptr + rows * (2 * F) + offs_n[None, :]
-    tl.store(ptrs, positive.to(h.dtype), mask=mask_n)
-    tl.store(ptrs + F, negative.to(h.dtype), mask=mask_n)
+    ptrs = eh_ptr + rows[:, None] * (2 * F) + offs_n[None, :]
+    tl.store(ptrs, positive.to(h.dtype), mask=mask)
+    tl.store(ptrs + F, negative.to(h.dtype), mask=mask)
 
 
 @triton.jit
@@ -56,61 +56,59 @@ def hidden_kernel(
     BLOCK_P: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """h (P, F) from e, planes of 2F channels: concat_elu of x, then of the skips; and what the next
-    convolution multiplies, eh = D concat_elu(h), rows of 2F.
+    convolution multiplies, eh = D concat_elu(h), rows of 2F of pixels alone.
 
     w: (F, (KH KW + PLANES) 2F). kept: bits of dropout, rows of F.
     """
     blocks_n: tl.constexpr = (F + N1 + N2 - 1) // (N1 + N2)
     pid = tl.program_id(0)
-    first_row = (pid // blocks_n).to(tl.int64) * BLOCK_P
+    first = pid // blocks_n * BLOCK_P
     first_n = pid % blocks_n * (N1 + N2)
+    base, rows, is_pixel = rows_of_pixels(
+        first, batch, height, width, ABOVE=ABOVE, BEFORE=BEFORE, BLOCK=BLOCK_P
+    )
     acc, acc2 = zeros(BLOCK_P, N1, N2, ACC)
     acc, acc2 = accumulate(
-        acc, acc2, e_ptr, w_ptr, first_row, first_n, width + BEFORE, plane_stride, steps,
+        acc, acc2, e_ptr + base * (2 * F), w_ptr, rows, first_n, width + BEFORE, plane_stride,
+        steps,
         C=2 * F, N=F, KH=KH, KW=KW, TOP=TOP, LEFT=LEFT, PLANES=PLANES, PRECISION=PRECISION,
-        BLOCK_P=BLOCK_P, N1=N1, N2=N2, BLOCK_K=BLOCK_K,
+        N1=N1, N2=N2, BLOCK_K=BLOCK_K,
     )  # fmt: skip
-    base, place, is_pixel = place_of(
-        first_row, batch, height, width, ABOVE=ABOVE, BEFORE=BEFORE, BLOCK=BLOCK_P
-    )
-    h_ptr += base * F
-    kept_ptr += first_row * F
-    eh_ptr += first_row * (2 * F)
-    store_hidden(
-        acc, bias_ptr, nin_bias_ptr, h_ptr, kept_ptr, eh_ptr, place, is_pixel, first_n,
-        F=F, SKIP=PLANES > 0, DROPOUT=DROPOUT, SCALE=SCALE, BLOCK=N1, BLOCK_P=BLOCK_P,
-    )  # fmt: skip
-    if N2 > 0:
+    h_ptr += first.to(tl.int64) * F
+    kept_ptr += base * F
+    eh_ptr += base * (2 * F)
+    parts = parts_of(acc, acc2, CHANNELS, N2=N2)
+    for i in tl.static_range(len(parts)):
         store_hidden(
-            acc2, bias_ptr, nin_bias_ptr, h_ptr, kept_ptr, eh_ptr, place, is_pixel, first_n + N1,
-            F=F, SKIP=PLANES > 0, DROPOUT=DROPOUT, SCALE=SCALE, BLOCK=N2, BLOCK_P=BLOCK_P,
+            parts[i], bias_ptr, nin_bias_ptr, h_ptr, kept_ptr, eh_ptr, rows, is_pixel,
+            first_n + i * parts[0].shape[1],
+            F=F, SKIP=PLANES > 0, DROPOUT=DROPOUT, SCALE=SCALE,
         )  # fmt: skip
 
 
 @triton.jit
 def store_gate(
-    acc, bias_ptr, image_bias_ptr, x_ptr, out_ptr, gates_ptr, sums_ptr, place, is_pixel, pixels,
+    acc, bias_ptr, image_bias_ptr, x_ptr, out_ptr, gates_ptr, sums_ptr, rows, is_pixel, image,
     first_f, F: tl.constexpr, GRAD: tl.constexpr, KEEP: tl.constexpr, IMAGE_BIAS: tl.constexpr,
-    BLOCK: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """What gate_kernel writes of channels first_f .., whose A and G are acc's columns in turn."""
-    offs_f = first_f + tl.arange(0, BLOCK // 2)
+    offs_f = first_f + tl.arange(0, acc.shape[1] // 2)
     mask_f = offs_f < F
     a, g = deinterleave(acc)
     a = add_bias(a, bias_ptr, offs_f, N=F)
     g = add_bias(g, bias_ptr + F, offs_f, N=F)
     mask = is_pixel[:, None] & mask_f[None, :]
     if IMAGE_BIAS:
-        own = image_bias_ptr + (place // pixels)[:, None] * (2 * F) + offs_f[None, :]
+        own = image_bias_ptr + image[:, None] * (2 * F) + offs_f[None, :]
         a += widen(tl.load(own, mask=mask, other=0.0))
         g += widen(tl.load(own + F, mask=mask, other=0.0))
-    offs = place[:, None] * F + offs_f[None, :]
+    offs = tl.arange(0, acc.shape[0])[:, None] * F + offs_f[None, :]
     x = widen(tl.load(x_ptr + offs, mask=mask, other=0.0))
     if GRAD:
         da, dg = gate_gradients(x, a, g, mask)
-        out = out_ptr + tl.arange(0, BLOCK_P)[:, None] * (2 * F) + offs_f[None, :]
-        tl.store(out, da.to(out_ptr.dtype.element_ty), mask=mask_f[None, :])
-        tl.store(out + F, dg.to(out_ptr.dtype.element_ty), mask=mask_f[None, :])
+        out = out_ptr + rows[:, None] * (2 * F) + offs_f[None, :]
+        tl.store(out, da.to(out_ptr.dtype.element_ty), mask=mask)
+        tl.store(out + F, dg.to(out_ptr.dtype.element_ty), mask=mask)
         sums = sums_ptr + offs_f
         tl.store(sums, tl.sum(da, axis=0), mask=mask_f)
         tl.store(sums + F, tl.sum(dg, axis=0), mask=mask_f)
@@ -118,7 +116,7 @@ def store_gate(
         y = x + a / (1 + tl.exp(-g))
         tl.store(out_ptr + offs, y.to(out_ptr.dtype.element_ty), mask=mask)
         if KEEP:
-            gates = gates_ptr + place[:, None] * (2 * F) + offs_f[None, :]
+            gates = gates_ptr + tl.arange(0, acc.shape[0])[:, None] * (2 * F) + offs_f[None, :]
             tl.store(gates, a.to(gates_ptr.dtype.element_ty), mask=mask)
             tl.store(gates + F, g.to(gates_ptr.dtype.element_ty), mask=mask)
 
@@ -137,67 +135,65 @@ def gate_kernel(
 
     With IMAGE_BIAS, the row of image_bias (batch, 2F) of a pixel's image is added too. With KEEP, A
     and G go to gates (P, 2F) too. With GRAD, x is dy, and out the gradients of A and of G, rows of
-    2F; sums (blocks, 2F) are theirs over each block of rows. w: (2F, KH KW 2F), filters A_0, G_0,
+    2F; sums (blocks, 2F) are theirs over each block of pixels. w: (2F, KH KW 2F), filters A_0, G_0,
     A_1, ...
     """
     blocks_n: tl.constexpr = (2 * F + N1 + N2 - 1) // (N1 + N2)
     pid = tl.program_id(0)
-    block = (pid // blocks_n).to(tl.int64)
-    first_row = block * BLOCK_P
+    block = pid // blocks_n
+    first = block * BLOCK_P
     first_n = pid % blocks_n * (N1 + N2)
+    base, rows, is_pixel = rows_of_pixels(
+        first, batch, height, width, ABOVE=ABOVE, BEFORE=BEFORE, BLOCK=BLOCK_P
+    )
     acc, acc2 = zeros(BLOCK_P, N1, N2, ACC)
     acc, acc2 = accumulate(
-        acc, acc2, e_ptr, w_ptr, first_row, first_n, width + BEFORE, 0, steps,
+        acc, acc2, e_ptr + base * (2 * F), w_ptr, rows, first_n, width + BEFORE, 0, steps,
         C=2 * F, N=2 * F, KH=KH, KW=KW, TOP=TOP, LEFT=LEFT, PLANES=0, PRECISION=PRECISION,
-        BLOCK_P=BLOCK_P, N1=N1, N2=N2, BLOCK_K=BLOCK_K,
+        N1=N1, N2=N2, BLOCK_K=BLOCK_K,
     )  # fmt: skip
-    base, place, is_pixel = place_of(
-        first_row, batch, height, width, ABOVE=ABOVE, BEFORE=BEFORE, BLOCK=BLOCK_P
-    )
-    x_ptr += base * F
-    out_ptr += first_row * (2 * F) if GRAD else base * F
-    gates_ptr += base * (2 * F)
-    sums_ptr += block * (2 * F)
-    pixels = height * width
+    x_ptr += first.to(tl.int64) * F
+    out_ptr += base * (2 * F) if GRAD else first.to(tl.int64) * F
+    gates_ptr += first.to(tl.int64) * (2 * F)
+    sums_ptr += block.to(tl.int64) * (2 * F)
+    image = first
     if IMAGE_BIAS:
-        image_bias_ptr += base // pixels * (2 * F)
-    store_gate(
-        acc, bias_ptr, image_bias_ptr, x_ptr, out_ptr, gates_ptr, sums_ptr, place, is_pixel, pixels,
-        first_n // 2, F=F, GRAD=GRAD, KEEP=KEEP, IMAGE_BIAS=IMAGE_BIAS, BLOCK=N1, BLOCK_P=BLOCK_P,
-    )  # fmt: skip
-    if N2 > 0:
+        pixels = height * width
+        image_bias_ptr += (first // pixels).to(tl.int64) * (2 * F)
+        image = (first % pixels + tl.arange(0, BLOCK_P)) // pixels
+    parts = parts_of(acc, acc2, 2 * CHANNELS, N2=N2)
+    for i in tl.static_range(len(parts)):
         store_gate(
-            acc2, bias_ptr, image_bias_ptr, x_ptr, out_ptr, gates_ptr, sums_ptr, place, is_pixel,
-            pixels, (first_n + N1) // 2,
-            F=F, GRAD=GRAD, KEEP=KEEP, IMAGE_BIAS=IMAGE_BIAS, BLOCK=N2, BLOCK_P=BLOCK_P,
+            parts[i], bias_ptr, image_bias_ptr, x_ptr, out_ptr, gates_ptr, sums_ptr, rows, is_pixel,
+            image, (first_n + i * parts[0].shape[1]) // 2,
+            F=F, GRAD=GRAD, KEEP=KEEP, IMAGE_BIAS=IMAGE_BIAS,
         )  # fmt: skip
 
 
 @triton.jit
 def store_data_gradient(
-    acc, x_ptr, kept_ptr, add_ptr, dx_ptr, sums_ptr, place, is_pixel, first_f, first_c,
+    acc, x_ptr, kept_ptr, add_ptr, dx_ptr, sums_ptr, rows, is_pixel, first_f, first_c,
     F: tl.constexpr, C: tl.constexpr, DROPOUT: tl.constexpr, SCALE: tl.constexpr,
-    ADD: tl.constexpr, HIDDEN: tl.constexpr, BLOCK: tl.constexpr, BLOCK_P: tl.constexpr,
+    ADD: tl.constexpr, HIDDEN: tl.constexpr,
 ):  # fmt: skip
     """What data_gradient_kernel writes of channels first_c + first_f .. of a plane."""
-    offs_f = first_f + tl.arange(0, BLOCK // 2)
+    offs_f = first_f + tl.arange(0, acc.shape[1] // 2)
     mask_f = (offs_f < F) & (first_c + offs_f < C)
     mask = is_pixel[:, None] & mask_f[None, :]
     positive, negative = deinterleave(acc)
-    offs_row = tl.arange(0, BLOCK_P)[:, None] * F + offs_f[None, :]
+    offs_row = rows[:, None] * F + offs_f[None, :]
     if DROPOUT:
         kept = tl.load(kept_ptr + offs_row, mask=mask, other=0)
         positive, negative = drop(positive, negative, kept, SCALE)
-    offs_x = place[:, None] * C + (first_c + offs_f)[None, :]
+    offs_x = tl.arange(0, acc.shape[0])[:, None] * C + (first_c + offs_f)[None, :]
     x = tl.load(x_ptr + offs_x, mask=mask, other=0.0)
     slope, slope_negative = elu_slopes(x)
     dx = slope * positive - slope_negative * negative
     if ADD:
         dx += widen(tl.load(add_ptr + offs_x, mask=mask, other=0.0))
     if HIDDEN:
-        dx = tl.where(mask, dx, 0.0)
-        tl.store(dx_ptr + offs_row, dx.to(dx_ptr.dtype.element_ty), mask=mask_f[None, :])
-        tl.store(sums_ptr + offs_f, tl.sum(dx, axis=0), mask=mask_f)
+        tl.store(dx_ptr + offs_row, dx.to(dx_ptr.dtype.element_ty), mask=mask)
+        tl.store(sums_ptr + offs_f, tl.sum(tl.where(mask, dx, 0.0), axis=0), mask=mask_f)
     else:
         tl.store(dx_ptr + offs_x, dx.to(dx_ptr.dtype.element_ty), mask=mask)
 
@@ -215,38 +211,34 @@ def data_gradient_tile(
     """dx of conv(D E(x)), given the gradient g of that convolution's output, rows of D.
 
     dx = elu'(x) dE+ - elu'(-x) dE-, plus an image (ADD), of F channels from first_c on of an image
-    (P, C). HIDDEN: x is h, and dx goes to rows of F, with zeros where there is no pixel; its sums
-    over each block of rows, (blocks, F), are written too. KH .. LEFT are the adjoint's taps. w:
+    (P, C). HIDDEN: x is h, and dx goes to rows of F of pixels alone; its sums over each block of
+    pixels, (blocks, F), are written too. KH .. LEFT are the adjoint's taps. w:
     (2F, KH KW D), dE+_0, dE-_0, dE+_1, ...
     """
     blocks_n: tl.constexpr = (2 * F + N1 + N2 - 1) // (N1 + N2)
-    block = (pid // blocks_n).to(tl.int64)
-    first_row = block * BLOCK_P
+    block = pid // blocks_n
+    first = block * BLOCK_P
     first_n = pid % blocks_n * (N1 + N2)
+    base, rows, is_pixel = rows_of_pixels(
+        first, batch, height, width, ABOVE=ABOVE, BEFORE=BEFORE, BLOCK=BLOCK_P
+    )
     acc, acc2 = zeros(BLOCK_P, N1, N2, ACC)
     acc, acc2 = accumulate(
-        acc, acc2, g_ptr, w_ptr, first_row, first_n, width + BEFORE, 0, steps,
+        acc, acc2, g_ptr + base * D, w_ptr, rows, first_n, width + BEFORE, 0, steps,
         C=D, N=2 * F, KH=KH, KW=KW, TOP=TOP, LEFT=LEFT, PLANES=0, PRECISION=PRECISION,
-        BLOCK_P=BLOCK_P, N1=N1, N2=N2, BLOCK_K=BLOCK_K,
+        N1=N1, N2=N2, BLOCK_K=BLOCK_K,
     )  # fmt: skip
-    base, place, is_pixel = place_of(
-        first_row, batch, height, width, ABOVE=ABOVE, BEFORE=BEFORE, BLOCK=BLOCK_P
-    )
-    x_ptr += base * C
-    add_ptr += base * C
-    kept_ptr += first_row * F
-    dx_ptr += first_row * F if HIDDEN else base * C
-    sums_ptr += block * F
-    store_data_gradient(
-        acc, x_ptr, kept_ptr, add_ptr, dx_ptr, sums_ptr, place, is_pixel, first_n // 2, first_c,
-        F=F, C=C, DROPOUT=DROPOUT, SCALE=SCALE,
-        ADD=ADD, HIDDEN=HIDDEN, BLOCK=N1, BLOCK_P=BLOCK_P,
-    )  # fmt: skip
-    if N2 > 0:
+    x_ptr += first.to(tl.int64) * C
+    add_ptr += first.to(tl.int64) * C
+    kept_ptr += base * F
+    dx_ptr += base * F if HIDDEN else first.to(tl.int64) * C
+    sums_ptr += block.to(tl.int64) * F
+    parts = parts_of(acc, acc2, 2 * CHANNELS, N2=N2)
+    for i in tl.static_range(len(parts)):
         store_data_gradient(
-            acc2, x_ptr, kept_ptr, add_ptr, dx_ptr, sums_ptr, place, is_pixel,
-            (first_n + N1) // 2, first_c, F=F, C=C, DROPOUT=DROPOUT, SCALE=SCALE,
-            ADD=ADD, HIDDEN=HIDDEN, BLOCK=N2, BLOCK_P=BLOCK_P,
+            parts[i], x_ptr, kept_ptr, add_ptr, dx_ptr, sums_ptr, rows, is_pixel,
+            (first_n + i * parts[0].shape[1]) // 2, first_c,
+            F=F, C=C, DROPOUT=DROPOUT, SCALE=SCALE, ADD=ADD, HIDDEN=HIDDEN,
         )  # fmt: skip
 
 
@@ -330,7 +322,7 @@ def input_gradient_kernel(
 def parameter_gradient_kernel(
     e_ptr, eh_ptr, dh_ptr, d_gates_ptr, hidden_ptr, out_ptr, pitch, plane_stride,
     hidden_tiles, hidden_programs, hidden_blocks, hidden_steps, out_tiles, out_blocks, out_steps,
-    F: tl.constexpr, PLANES: tl.constexpr,
+    F: tl.constexpr, PLANES: tl.constexpr, PART: tl.constexpr,
     KH: tl.constexpr, KW: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr,
     ACC: tl.constexpr, PRECISION: tl.constexpr,
     HIDDEN_P: tl.constexpr, HIDDEN_N1: tl.constexpr, HIDDEN_N2: tl.constexpr,
@@ -347,14 +339,15 @@ def parameter_gradient_kernel(
         weight_gradient_tile(
             e_ptr, dh_ptr, hidden_ptr, pid % hidden_tiles, pid // hidden_tiles, pitch,
             plane_stride, hidden_blocks, hidden_steps,
-            C=2 * F, D=F, KH=KH, KW=KW, TOP=TOP, LEFT=LEFT, PLANES=PLANES, ACC=ACC,
+            C=2 * F, D=F, PART=PART, KH=KH, KW=KW, TOP=TOP, LEFT=LEFT, PLANES=PLANES, ACC=ACC,
             PRECISION=PRECISION, BLOCK_P=HIDDEN_P, N1=HIDDEN_N1, N2=HIDDEN_N2, BLOCK_M=HIDDEN_M,
         )  # fmt: skip
-    else:
+    # No else: branches that are alike would get shared memory of their own, each.
+    if pid >= hidden_programs:
         pid -= hidden_programs
         weight_gradient_tile(
             eh_ptr, d_gates_ptr, out_ptr, pid % out_tiles, pid // out_tiles, pitch,
             0, out_blocks, out_steps,
-            C=2 * F, D=2 * F, KH=KH, KW=KW, TOP=TOP, LEFT=LEFT, PLANES=0, ACC=ACC,
+            C=2 * F, D=2 * F, PART=PART, KH=KH, KW=KW, TOP=TOP, LEFT=LEFT, PLANES=0, ACC=ACC,
             PRECISION=PRECISION, BLOCK_P=OUT_P, N1=OUT_N1, N2=OUT_N2, BLOCK_M=OUT_M,
         )  # fmt: skip

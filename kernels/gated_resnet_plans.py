@@ -88,8 +88,7 @@ class ForwardPlan(NamedTuple):
 
 
 class BackwardPlan(NamedTuple):
-    """gate: where A and G are computed again. gate_sums, hidden_sums: how many each block of rows
-    leaves. parts: the sizes of those of the weight gradients. last: of input_gradient_kernel, or of
+    """gate: where A and G are computed again. gate_sums, hidden_sums: how many each block leaves. parts: the sizes of those of the weight gradients. last: of input_gradient_kernel, or of
     unpack_kernel if no input's gradient is wanted."""
 
     expand: Plan
@@ -128,7 +127,7 @@ def backward_plan(
 ) -> BackwardPlan:
     """kept: whether A and G were. strides: of the three weights, as `weights.strides_of` has them;
     normed: whether they have gains."""
-    f, dtype = block.filters, block.dtype
+    f = block.filters
     of_h = block.first(2 * f, block.planes + 1 if needs.parameters else 0)
     bits = {"kept_ptr": block.first(f)} if block.drops else {}
     gate = matmul_plan(
@@ -144,13 +143,16 @@ def backward_plan(
         },
         DROPOUT=block.drops, SCALE=block.scale,
     )  # fmt: skip
-    t, total = block.taps.kh * block.taps.kw, block.rows.total
+    t = block.taps.kh * block.taps.kw
     ks = (2 * f * (t + block.planes), 2 * f * t)
-    divided = tilings.block_gradient_plans(total, ks, f, dtype, block.tf32, block.capability)
+    divided = tilings.block_gradient_plans(
+        block.rows.total, ks, f, block.dtype, block.tf32, block.capability
+    )
     parts = (divided[0].splits, ks[0], f), (divided[1].splits, ks[1], 2 * f)
     # Kept gates have sums over the blocks of rows of expand_kernel.
-    gate_blocks = cdiv(block.rows.length, BLOCK_P) if kept else total // gate.arguments["BLOCK_P"]
-    hidden_blocks = total // hidden.arguments["BLOCK_P"]
+    rows = block.rows.length if kept else block.rows.pixels
+    gate_blocks = cdiv(rows, BLOCK_P if kept else gate.arguments["BLOCK_P"])
+    hidden_blocks = cdiv(block.rows.pixels, hidden.arguments["BLOCK_P"])
     unpacked = None
     if needs.parameters:
         counts = (parts[0][0], parts[1][0], hidden_blocks, gate_blocks)
@@ -175,14 +177,14 @@ def matmul_plan(
     starts: dict[str, int],
     **constants: Any,
 ) -> Plan:
-    """Of a kernel that ends a matmul of rows by so many columns."""
-    rows = block.rows
-    # The contracted index as in `accumulate`: how many runs, and how long.
-    runs = ((taps.kh, taps.kw * channels), (planes, channels))
-    tiling = tilings.matmul_tiling(rows.total, columns, runs, block.dtype, block.tf32)
+    """Of a kernel that ends a matmul of pixels by so many columns."""
+    rows, k = block.rows, (taps.kh * taps.kw + planes) * channels
+    tiling = tilings.matmul_tiling(
+        rows.pixels, columns, k, block.dtype, block.tf32, block.capability
+    )
     return Plan(
-        (rows.total // tiling.block_p * cdiv(columns, tiling.block_n),), starts=starts,
-        steps=sum(count * cdiv(length, tiling.block_k) for count, length in runs),
+        (cdiv(rows.pixels, tiling.block_p) * cdiv(columns, tiling.block_n),), starts=starts,
+        steps=cdiv(k, tiling.block_k),
         F=block.filters, **rows.arguments(), **taps.constants(),
         **arithmetic(block.dtype, block.tf32), **tiling.kernel_options(), **constants,
     )  # fmt: skip
@@ -201,7 +203,8 @@ def parameter_gradient_plan(block: Block, divided: tuple[GradientPlan, GradientP
         pitch=block.rows.pitch, plane_stride=block.rows.length * 2 * f,
         hidden_tiles=hidden.tiles, hidden_programs=programs, hidden_blocks=hidden.blocks,
         hidden_steps=hidden.steps, out_tiles=out.tiles, out_blocks=out.blocks,
-        out_steps=out.steps, F=f, PLANES=block.planes, **block.taps.constants(),
+        out_steps=out.steps, F=f, PLANES=block.planes, PART=tilings.gradient_part(2 * f),
+        **block.taps.constants(),
         **hidden.tiling.of_gradient("HIDDEN"), **out.tiling.of_gradient("OUT"),
         num_warps=out.tiling.num_warps, num_stages=out.tiling.num_stages,
         **arithmetic(block.dtype, block.tf32),
@@ -222,10 +225,8 @@ def last_plan(block: Block, needs: Needs, unpacked: UnpackSettings | None) -> Pl
             T=block.taps.kh * block.taps.kw, ACC=accumulator_of(block.dtype),
             BLOCK_S=BLOCK_S, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D, num_warps=8,
         )  # fmt: skip
-    one = matmul_plan(block, block.taps.adjoint(), f, 2 * f, int(skips), starts={})
-    point_steps = cdiv(f, one.arguments["BLOCK_K"])
+    one = matmul_plan(block, block.taps.adjoint(), f, 2 * f, starts={})
     first = 0 if unpacked is None else unpacked.programs
-    steps = {"steps": one.arguments["steps"] - skips * point_steps, "point_steps": point_steps}
     return Plan(
         (first + one.programs * (needs.x + skips * planes),),
         starts={
@@ -235,5 +236,6 @@ def last_plan(block: Block, needs: Needs, unpacked: UnpackSettings | None) -> Pl
         programs=one.programs, first_program=first, S0=s0, S1=s1, PLANES=planes, X=needs.x,
         SKIPS=skips, UNPACK=unpacked is not None,
         UNPACK_S=BLOCK_S, UNPACK_K=BLOCK_K, UNPACK_D=BLOCK_D,
-        **{**one.arguments, **steps}, **(NO_SETTINGS if unpacked is None else unpacked.arguments()),
+        point_steps=cdiv(f, one.arguments["BLOCK_K"]), **one.arguments,
+        **(NO_SETTINGS if unpacked is None else unpacked.arguments()),
     )  # fmt: skip

@@ -64,6 +64,11 @@ class Rows(NamedTuple):
         return self.above * self.pitch + self.before
 
     @property
+    def pixels(self) -> int:
+        """Rows that are pixels."""
+        return self.batch * self.height * self.width
+
+    @property
     def total(self) -> int:
         """All rows up to the last pixel and a margin, in whole blocks."""
         return total_of(self)

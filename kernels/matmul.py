@@ -7,9 +7,9 @@ whatever must be computed of them (elu, dropout, folded weights) is computed bef
 Hopper that is a matter of correctness too. A matrix instruction with an operand in registers runs
 on while the program does, and some versions of Triton overwrite those registers too early.
 
-The contracted index K is a list of runs, each of them adjacent in memory: KH rows of taps, each
-KW x C numbers long (neighbouring pixels are neighbours in memory), then PLANES images of C channels
-that are read at the pixel itself (a skip's 1x1 convolution).
+The contracted index K runs over KH rows of taps, each KW x C numbers long (neighbouring pixels are
+neighbours in memory), then over PLANES images of C channels that are read at the pixel itself (a
+skip's 1x1 convolution). It is the last, contiguous dimension of weights.
 
 A program has BLOCK_P rows by N1 + N2 columns, as two accumulators: blocks are powers of two, and
 160 = 128 + 32 columns then cost what they are worth. N2 may be 0.
@@ -24,15 +24,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import (
-    arithmetic,
-    firsts_of,
-    gradient_plan,
-    launch,
-    plan,
-    uses_tf32,
-    wide_dtype,
-)
+from .elementwise import halves
+from .launch import arithmetic, firsts_of, gradient_plan, launch, plan, uses_tf32, wide_dtype
 from .tilings import GradientPlan, launched_together
 
 # Columns of the accumulator that N2 = 0 leaves unused; no instruction comes of it.
@@ -40,27 +33,28 @@ UNUSED = tl.constexpr(16)
 
 
 @triton.jit
-def place_of(
+def row_of(pixel, height, width, ABOVE: tl.constexpr, BEFORE: tl.constexpr):
+    """The row of a pixel."""
+    line = pixel // width
+    return (line + (line // height + 1) * ABOVE) * (width + BEFORE) + BEFORE + pixel - line * width
+
+
+@triton.jit
+def rows_of_pixels(
     first, batch, height, width,
     ABOVE: tl.constexpr, BEFORE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The pixels at BLOCK rows from `first` on: a number to start from, how far from it each one is
-    (in B, H, W order), and which rows are pixels.
+    """Where BLOCK pixels from `first` on (in B, H, W order) lie among rows of `geometry.Rows`: the
+    row of the first, how far from it each one is, and which of them exist.
 
     The launchers admit less than 2**31 rows, so positions are 32-bit: 64-bit division is slow, and
     64-bit offsets take twice the registers.
     """
-    s = first.to(tl.int32) + tl.arange(0, BLOCK)
-    pitch = width + BEFORE
-    lines = height + ABOVE
-    base = tl.maximum(first.to(tl.int32), 0) // (lines * pitch)
-    line = s // pitch
-    col = s - line * pitch - BEFORE
-    image = line // lines
-    row = line - image * lines - ABOVE
-    is_pixel = (s >= 0) & (row >= 0) & (col >= 0) & (image < batch)
-    pixel = ((image - base) * height + row) * width + col
-    return base.to(tl.int64) * height * width, tl.where(is_pixel, pixel, 0), is_pixel
+    base = row_of(first, height, width, ABOVE=ABOVE, BEFORE=BEFORE)
+    pixel = first + tl.arange(0, BLOCK)
+    is_pixel = pixel < batch * height * width
+    row = row_of(tl.where(is_pixel, pixel, first), height, width, ABOVE=ABOVE, BEFORE=BEFORE)
+    return base.to(tl.int64), row - base, is_pixel
 
 
 @triton.jit
@@ -72,63 +66,83 @@ def zeros(BLOCK_P: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, ACC: tl.con
 
 @triton.jit
 def accumulate(
-    acc, acc2, a_ptr, w_ptr, first_row, first_n, pitch, plane_stride, steps,
+    acc, acc2, a_ptr, w_ptr, rows, first_n, pitch, plane_stride, steps,
     C: tl.constexpr, N: tl.constexpr,
     KH: tl.constexpr, KW: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr,
     PLANES: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_P: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, BLOCK_K: tl.constexpr,
+    N1: tl.constexpr, N2: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """acc, acc2 += rows first_row .. of the matmul, columns first_n .. and first_n + N1 ...
+    """acc, acc2 += `rows` of the matmul, columns first_n .. and first_n + N1 ...
 
-    a_ptr: row 0 of plane 0, rows of C channels; w: (N, KH KW C + PLANES C). steps: BLOCK_K numbers
-    of a run each, in all; no constant, or the compiler unrolls the loop.
+    a_ptr: where rows count from, in plane 0, of C channels each; w: (N, K). steps: of BLOCK_K
+    numbers; no constant, or the compiler unrolls the loop.
     """
     RUN: tl.constexpr = KW * C
-    RUN_STEPS: tl.constexpr = (RUN + BLOCK_K - 1) // BLOCK_K
-    PLANE_STEPS: tl.constexpr = (C + BLOCK_K - 1) // BLOCK_K
-    K: tl.constexpr = KH * RUN + PLANES * C
-    WHOLE: tl.constexpr = RUN % BLOCK_K == 0 and (PLANES == 0 or C % BLOCK_K == 0)
+    TAPS: tl.constexpr = KH * KW
+    K: tl.constexpr = (TAPS + PLANES) * C
+    WHOLE: tl.constexpr = K % BLOCK_K == 0
+    IN_ONE_TAP: tl.constexpr = C % BLOCK_K == 0
     offs_k = tl.arange(0, BLOCK_K)
-    a_ptrs = a_ptr + (first_row - (TOP * pitch + LEFT)) * C
-    a_ptrs += tl.arange(0, BLOCK_P)[:, None] * C + offs_k[None, :]
+    a_ptrs = a_ptr + (rows - (TOP * pitch + LEFT))[:, None] * C
+    if IN_ONE_TAP:
+        a_ptrs += offs_k[None, :]
     offs_n = first_n + tl.arange(0, N1)
     w_ptrs = w_ptr + offs_n[:, None] * K + offs_k[None, :]
     if N2 > 0:
         offs_n2 = first_n + N1 + tl.arange(0, N2)
         w2_ptrs = w_ptr + offs_n2[:, None] * K + offs_k[None, :]
     for step in range(steps):
-        if C % BLOCK_K == 0:
+        first_k = step * BLOCK_K
+        if IN_ONE_TAP:
             # All taps of some channels, then the next: their rows overlap, and lie in L1 by then.
-            part = step // (KH * KW)
-            tap = step - part * (KH * KW)
-            run = tap // KW
-            k = (tap - run * KW) * C + part * BLOCK_K
+            part = step // TAPS
+            tapped = (step - part * TAPS) * C + part * BLOCK_K
+            first_k = tl.where(first_k < TAPS * C, tapped, first_k)
+            k = first_k
         else:
-            run = step // RUN_STEPS
-            k = (step - run * RUN_STEPS) * BLOCK_K
-        offset_a = (run * pitch).to(tl.int64) * C + k
-        offset_w = run * RUN + k
-        length = RUN - k
+            k = first_k + offs_k[None, :]
+        run = k // RUN
+        offset = (run * pitch).to(tl.int64) * C + (k - run * RUN)
         if PLANES > 0:
-            over = step - KH * RUN_STEPS
-            plane = over // PLANE_STEPS
-            plane_k = (over - plane * PLANE_STEPS) * BLOCK_K
-            at_pixel = (plane + 1).to(tl.int64) * plane_stride + (TOP * pitch + LEFT) * C + plane_k
-            offset_a = tl.where(over >= 0, at_pixel, offset_a)
-            offset_w = tl.where(over >= 0, KH * RUN + plane * C + plane_k, offset_w)
-            length = tl.where(over >= 0, C - plane_k, length)
-        # A run's last block may reach beyond it; zeros there keep out what lies behind, even a NaN.
-        mask_k = (offs_k < length)[None, :]
+            over = k - KH * RUN
+            plane = over // C
+            at_pixel = (TOP * pitch + LEFT) * C + over - plane * C
+            at_pixel += (plane + 1).to(tl.int64) * plane_stride
+            offset = tl.where(over >= 0, at_pixel, offset)
+        # Zeros in the last step keep out what lies behind K, even a NaN.
+        mask_k = (first_k + offs_k < K)[None, :]
         if WHOLE:
-            a = tl.load(a_ptrs + offset_a, cache_modifier=".ca")
+            a = tl.load(a_ptrs + offset, cache_modifier=".ca")
         else:
-            a = tl.load(a_ptrs + offset_a, mask=mask_k, other=0.0)
-        w = load_weights(w_ptrs + offset_w, mask_k, offs_n, N=N, BLOCK=N1 + N2, WHOLE=WHOLE)
+            a = tl.load(a_ptrs + offset, mask=mask_k, other=0.0, cache_modifier=".ca")
+        w = load_weights(w_ptrs + first_k, mask_k, offs_n, N=N, BLOCK=N1 + N2, WHOLE=WHOLE)
         acc = tl.dot(a, tl.trans(w), acc, input_precision=PRECISION, out_dtype=acc.dtype)
         if N2 > 0:
-            w = load_weights(w2_ptrs + offset_w, mask_k, offs_n2, N=N, BLOCK=N1 + N2, WHOLE=WHOLE)
+            w = load_weights(w2_ptrs + first_k, mask_k, offs_n2, N=N, BLOCK=N1 + N2, WHOLE=WHOLE)
             acc2 = tl.dot(a, tl.trans(w), acc2, input_precision=PRECISION, out_dtype=acc.dtype)
     return acc, acc2
+
+
+@triton.jit
+def slices(acc, WIDTH: tl.constexpr):
+    """The columns of acc as blocks of WIDTH, or acc alone if it has no more."""
+    if acc.shape[1] <= WIDTH:
+        return (acc,)
+    else:
+        left, right = halves(acc)
+        return slices(left, WIDTH) + slices(right, WIDTH)
+
+
+@triton.jit
+def parts_of(acc, acc2, WIDTH: tl.constexpr, N2: tl.constexpr):
+    """The columns of both accumulators in blocks of WIDTH, of which the last may be narrower.
+
+    What ends a matmul takes one after the other: of all at once the temporaries would spill.
+    """
+    parts = slices(acc, WIDTH)
+    if N2 > 0:
+        parts = parts + slices(acc2, WIDTH)
+    return parts
 
 
 @triton.jit
@@ -146,7 +160,7 @@ def load_weights(ptrs, mask_k, offs_n, N: tl.constexpr, BLOCK: tl.constexpr, WHO
 @triton.jit
 def weight_gradient_tile(
     e_ptr, g_ptr, partial_ptr, tile, split, pitch, plane_stride, blocks, steps,
-    C: tl.constexpr, D: tl.constexpr,
+    C: tl.constexpr, D: tl.constexpr, PART: tl.constexpr,
     KH: tl.constexpr, KW: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr,
     PLANES: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_P: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, BLOCK_M: tl.constexpr,
@@ -154,35 +168,46 @@ def weight_gradient_tile(
     """A tile of partial (splits, K, D): sums over a split's rows of E[row + tap] x g[row].
 
     E has C channels a row and K = (KH KW + PLANES) C columns of the matmul, g D channels and zeros
-    in rows that are no pixels. A split has `steps` blocks of rows, the last one what remains.
+    in rows that are no pixels. A split has `steps` blocks of rows, the last one what remains. A
+    tile has all taps of PART channels, then of the next: their rows overlap, and lie in L1.
     """
     RUN: tl.constexpr = KW * C
-    K: tl.constexpr = (KH * KW + PLANES) * C
+    TAPS: tl.constexpr = KH * KW
+    K: tl.constexpr = (TAPS + PLANES) * C
     BLOCK_N: tl.constexpr = N1 + N2
     blocks_n: tl.constexpr = (D + BLOCK_N - 1) // BLOCK_N
     split = split.to(tl.int64)
     k = tile // blocks_n * BLOCK_M + tl.arange(0, BLOCK_M)
     mask_k = k < K
+    if PART < C:
+        part = k // (TAPS * PART)
+        tap = k // PART - part * TAPS
+        tapped = tap * C + part * PART + k % PART
+        k = tl.where(k < TAPS * C, tapped, k)
     run = k // RUN
     offset = ((run - TOP) * pitch - LEFT).to(tl.int64) * C + k % RUN
     if PLANES > 0:
         over = k - KH * RUN
         at_pixel = (over // C + 1).to(tl.int64) * plane_stride + over % C
         offset = tl.where(over >= 0, at_pixel, offset)
-    offs_n = tile % blocks_n * BLOCK_N + tl.arange(0, N1)
+    if PART < C:
+        # The compiler does not see that a part lies in one piece.
+        offset = tl.max_contiguous(tl.multiple_of(offset, 8), 8)
+    first_n = tile % blocks_n * BLOCK_N
+    offs_n = first_n + tl.arange(0, N1)
     acc, acc2 = zeros(BLOCK_M, N1, N2, ACC)
     rows = tl.arange(0, BLOCK_P)
     first = split * steps * BLOCK_P
     e_ptrs = e_ptr + first * C + (rows[:, None] * C + offset[None, :])
     g_ptrs = g_ptr + first * D + (rows[:, None] * D + offs_n[None, :])
     if N2 > 0:
-        offs_n2 = tile % blocks_n * BLOCK_N + N1 + tl.arange(0, N2)
+        offs_n2 = first_n + N1 + tl.arange(0, N2)
         g2_ptrs = g_ptr + first * D + (rows[:, None] * D + offs_n2[None, :])
     for _ in range(tl.minimum(steps, blocks - split * steps)):
         if K % BLOCK_M != 0:
-            e = tl.load(e_ptrs, mask=mask_k[None, :], other=0.0)
+            e = tl.load(e_ptrs, mask=mask_k[None, :], other=0.0, cache_modifier=".ca")
         else:
-            e = tl.load(e_ptrs)
+            e = tl.load(e_ptrs, cache_modifier=".ca")
         g = load_columns(g_ptrs, offs_n, N=D, BLOCK=BLOCK_N)
         acc = tl.dot(tl.trans(e), g, acc, input_precision=PRECISION, out_dtype=ACC)
         if N2 > 0:
@@ -192,11 +217,11 @@ def weight_gradient_tile(
         e_ptrs += BLOCK_P * C
         g_ptrs += BLOCK_P * D
     partial_ptr += split * (K * D)
-    place = k[:, None] * D
-    mask = mask_k[:, None]
-    tl.store(partial_ptr + (place + offs_n[None, :]), acc, mask=mask & (offs_n < D)[None, :])
-    if N2 > 0:
-        tl.store(partial_ptr + (place + offs_n2[None, :]), acc2, mask=mask & (offs_n2 < D)[None, :])
+    parts = parts_of(acc, acc2, 32, N2=N2)
+    for i in tl.static_range(len(parts)):
+        offs = first_n + i * parts[0].shape[1] + tl.arange(0, parts[i].shape[1])
+        mask = mask_k[:, None] & (offs < D)[None, :]
+        tl.store(partial_ptr + (k[:, None] * D + offs[None, :]), parts[i], mask=mask)
 
 
 @triton.jit
@@ -219,7 +244,7 @@ def weight_gradient_kernel(
             own = pid - firsts[i]
             weight_gradient_tile(
                 e[i], g[i], partial[i], own % SHAPES[i][2], own // SHAPES[i][2], 0, 0,
-                blocks[i], steps[i], C=SHAPES[i][0], D=SHAPES[i][1],
+                blocks[i], steps[i], C=SHAPES[i][0], D=SHAPES[i][1], PART=SHAPES[i][0],
                 KH=1, KW=1, TOP=0, LEFT=0, PLANES=0, ACC=ACC, PRECISION=PRECISION,
                 BLOCK_P=SHAPES[i][3], N1=SHAPES[i][4], N2=SHAPES[i][5], BLOCK_M=SHAPES[i][6],
             )  # fmt: skip

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from .elementwise import widen
 from .geometry import Rows, Taps, cdiv, channels_last, empty_channels_last
-from .launch import arithmetic, firsts_of, launch, plan, uses_tf32, wide_dtype
-from .matmul import accumulate, weight_gradients, zeros
+from .launch import arithmetic, arithmetic_of, firsts_of, launch, plan, uses_tf32, wide_dtype
+from .matmul import accumulate, parts_of, weight_gradients, zeros
 from .patches import Folded, Read, fold, patches
 from .tilings import MatmulTiling, launched_together, matmul_tiling
 from .weight_gradients import unpack_convolutions
@@ -31,13 +31,13 @@ POINT = Taps(1, 1, 0, 0)
 @triton.jit
 def store_linear(
     acc, bias_ptr, y_ptr, first_row, n_rows, first_n,
-    D: tl.constexpr, BIAS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_P: tl.constexpr,
+    D: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
     """Columns first_n .. of y (rows, D) = acc + bias."""
-    offs_n = first_n + tl.arange(0, BLOCK)
+    offs_n = first_n + tl.arange(0, acc.shape[1])
     if BIAS:
         acc += widen(tl.load(bias_ptr + offs_n, mask=offs_n < D, other=0.0))[None, :]
-    rows = first_row + tl.arange(0, BLOCK_P)
+    rows = first_row + tl.arange(0, acc.shape[0])
     tl.store(
         y_ptr + rows[:, None] * D + offs_n[None, :],
         acc.to(y_ptr.dtype.element_ty),
@@ -56,19 +56,18 @@ def linear_tile(
     blocks_n: tl.constexpr = (D + N1 + N2 - 1) // (N1 + N2)
     first_row = (pid // blocks_n).to(tl.int64) * BLOCK_P
     first_n = pid % blocks_n * (N1 + N2)
+    rows = tl.minimum(tl.arange(0, BLOCK_P), n_rows - 1 - first_row).to(tl.int32)
     acc, acc2 = zeros(BLOCK_P, N1, N2, ACC)
     acc, acc2 = accumulate(
-        acc, acc2, a_ptr, w_ptr, first_row, first_n, 0, 0, steps,
+        acc, acc2, a_ptr + first_row * C, w_ptr, rows, first_n, 0, 0, steps,
         C=C, N=D, KH=1, KW=1, TOP=0, LEFT=0, PLANES=0, PRECISION=PRECISION,
-        BLOCK_P=BLOCK_P, N1=N1, N2=N2, BLOCK_K=BLOCK_K,
+        N1=N1, N2=N2, BLOCK_K=BLOCK_K,
     )  # fmt: skip
-    store_linear(
-        acc, bias_ptr, y_ptr, first_row, n_rows, first_n, D=D, BIAS=BIAS, BLOCK=N1, BLOCK_P=BLOCK_P
-    )
-    if N2 > 0:
+    parts = parts_of(acc, acc2, 64, N2=N2)
+    for i in tl.static_range(len(parts)):
         store_linear(
-            acc2, bias_ptr, y_ptr, first_row, n_rows, first_n + N1,
-            D=D, BIAS=BIAS, BLOCK=N2, BLOCK_P=BLOCK_P,
+            parts[i], bias_ptr, y_ptr, first_row, n_rows, first_n + i * parts[0].shape[1],
+            D=D, BIAS=BIAS,
         )  # fmt: skip
 
 
@@ -100,18 +99,15 @@ class Linear(NamedTuple):
 
 def _linear(jobs: list[Linear]) -> None:
     """In one launch, where one can have their tiles; all have a bias or none has."""
-    tf32 = uses_tf32(jobs[0].a.dtype)
-    tilings = [
-        matmul_tiling(a.shape[1], w.shape[0], ((1, w.shape[1]),), a.dtype, tf32)
-        for a, w, *_ in jobs
-    ]
+    of = jobs[0].a.dtype, *arithmetic_of(jobs[0].a)
+    tilings = [matmul_tiling(job.n_rows, job.w.shape[0], job.w.shape[1], *of) for job in jobs]
     for places in launched_together(tilings):
-        _launch_linear([jobs[i] for i in places], [tilings[i] for i in places], tf32)
+        _launch_linear([jobs[i] for i in places], [tilings[i] for i in places])
 
 
-def _launch_linear(jobs: list[Linear], tilings: list[MatmulTiling], tf32: bool) -> None:
+def _launch_linear(jobs: list[Linear], tilings: list[MatmulTiling]) -> None:
     firsts = firsts_of(
-        job.a.shape[1] // tiling.block_p * cdiv(job.w.shape[0], tiling.block_n)
+        cdiv(job.n_rows, tiling.block_p) * cdiv(job.w.shape[0], tiling.block_n)
         for job, tiling in zip(jobs, tilings, strict=True)
     )
     channels, filters = ([job.w.shape[dim] for job in jobs] for dim in (1, 0))
@@ -121,7 +117,7 @@ def _launch_linear(jobs: list[Linear], tilings: list[MatmulTiling], tf32: bool) 
     planned = plan(
         (firsts[-1],), firsts=firsts, n_rows=tuple([job.n_rows for job in jobs]),
         steps=tuple(steps), SHAPES=tuple([(c, d, *tile) for c, d, tile in shapes]),
-        BIAS=first.bias is not None, **arithmetic(first.a.dtype, tf32),
+        BIAS=first.bias is not None, **arithmetic(first.a.dtype, uses_tf32(first.a.dtype)),
         num_warps=tilings[0].num_warps, num_stages=tilings[0].num_stages,
     )  # fmt: skip
     launch(

@@ -93,52 +93,61 @@ def columns_of(n: int, widest: int, narrowest: int = 16) -> tuple[int, int]:
     return (first, second) if second < first else (2 * first, 0)
 
 
-def block_k_of(runs: tuple[tuple[int, int], ...], smallest: int, largest: int) -> int:
-    """The largest step that wastes at most a tenth of it, or the one that wastes least.
-
-    runs: how many there are, and how long each one is, of the contracted index.
-    """
-    useful = {}
-    for block in BLOCKS_K:
-        if smallest <= block <= largest:
-            padded = sum(count * (-(-length // block) * block) for count, length in runs)
-            useful[block] = sum(count * length for count, length in runs) / padded
-    good = [block for block, share in useful.items() if share >= 0.9]
-    return good[0] if good else max(useful, key=lambda block: useful[block])
-
-
 def matmul_tiling(
-    rows: int, columns: int, runs: tuple[tuple[int, int], ...], dtype: torch.dtype, tf32: bool
+    rows: int, columns: int, k: int, dtype: torch.dtype, tf32: bool, capability: int
 ) -> MatmulTiling:
-    """Of rows x columns sums over `runs` (see `block_k_of`)."""
+    """Of rows x columns sums over k numbers. capability: 80, 86, 90, ..."""
     numbers = format_of(dtype, tf32)
     if numbers == "ieee":
         return MatmulTiling(32, *columns_of(columns, 32), 16, 4, 2)
     size = 2 if numbers == "half" else 4
-    # Wider ones spill in the epilogues that take pairs of columns.
     n1, n2 = columns_of(columns, 160)
-    # Small images have few rows: lower blocks then keep more of the processors busy.
-    many = rows // 128 * -(-columns // (n1 + n2)) >= PROCESSORS * 3 // 4
-    warps = 8 if many and n1 + n2 > 96 else 4
+    wide = n1 + n2 > 96
+    if wide and n2:
+        n2 = max(n2, 32)  # 16 bytes of a step of 64 for each thread of 8 warps
+    # Accumulators of 256 rows are 160 registers; before Hopper operands take registers as well.
+    heights = (64, 128, 256) if wide and numbers == "half" and capability >= 90 else (64, 128)
+    height = min(heights, key=lambda height: clocks(rows, columns, height, n1 + n2))
+    warps = 8 if wide and height > 64 else 4
 
     def tiling(n1: int, n2: int, largest: int) -> MatmulTiling:
         # Each thread then has 16 bytes to load of the smaller block of weights.
-        smallest = 16 * 32 * warps // ((n2 or n1) * size)
-        block_k = block_k_of(runs, min(smallest, largest), largest)
-        return MatmulTiling(128 if many else 64, n1, n2, block_k, warps, 3)
+        smallest = min(16 * 32 * warps // ((n2 or n1) * size), largest)
+        return MatmulTiling(height, n1, n2, block_k_of(k, smallest, largest), warps, 3)
 
     found = tiling(n1, n2, 128 // size)
     if numbers == "half" and warps == 4:
         # Eight columns want longer steps, for the sake of those 16 bytes.
         narrow = tiling(*columns_of(columns, 160, 8), 128)
-        found = min(found, narrow, key=lambda tiling: padded(columns, runs, tiling))
+        found = min(found, narrow, key=lambda tiling: padded(columns, k, tiling))
     return found
 
 
-def padded(columns: int, runs: tuple[tuple[int, int], ...], tiling: MatmulTiling) -> int:
+def clocks(rows: int, columns: int, height: int, width: int) -> float:
+    """Of an H100, about, for each contracted number, in tiles of height x width: what the tensor
+    cores take or, where it is longer, the second-level cache."""
+    programs = -(-rows // height) * -(-columns // width)
+    # A row is read once for some three taps.
+    return -(-programs // PROCESSORS) * tile_clocks(height * width, height / 3 + width)
+
+
+def tile_clocks(products: int, read: float) -> float:
+    """`clocks` of one tile: 4096 FLOP a clock, and numbers of 2 bytes at 28 bytes a clock."""
+    return max(products / 2048, read / 14)
+
+
+def block_k_of(k: int, smallest: int, largest: int) -> int:
+    """The largest step of k numbers that wastes at most a tenth, or the one that wastes least."""
+    blocks = [block for block in BLOCKS_K if smallest <= block <= largest]
+    useful = {block: k / (-(-k // block) * block) for block in blocks}
+    good = [block for block in blocks if useful[block] >= 0.9]
+    return good[0] if good else max(blocks, key=lambda block: useful[block])
+
+
+def padded(columns: int, k: int, tiling: MatmulTiling) -> int:
     """Products for a row, with those of padding."""
-    steps = sum(count * -(-length // tiling.block_k) for count, length in runs)
-    return -(-columns // tiling.block_n) * tiling.block_n * steps * tiling.block_k
+    wide = -(-columns // tiling.block_n) * tiling.block_n
+    return wide * -(-k // tiling.block_k) * tiling.block_k
 
 
 def gradient_tiling(
@@ -151,15 +160,20 @@ def gradient_tiling(
     if numbers == "tf32":
         # Two warps: Hopper's own instruction takes TF32 only in the other memory order.
         return MatmulTiling(32, *columns_of(columns, 64), 64, 2, 3)
-    wide = columns_of(columns, 320 if capability >= 90 else 160)
     if k < 128:
         return MatmulTiling(64, *columns_of(columns, 128), 64, 4, 3)
+    wide = columns_of(columns, 160)
     if sum(wide) > 96:
-        return MatmulTiling(64, *wide, 128, 8, 3)
+        return MatmulTiling(64, *wide, 256 if capability >= 90 else 128, 8, 3)
     # Eight columns by 128 rows are 16 bytes for each thread.
     n1, n2 = columns_of(columns, 96, 8)
     block_k = 64 if -(-k // 64) * 64 < 0.95 * (-(-k // 128) * 128) else 128
     return MatmulTiling(128 if n2 == 8 else 64, n1, n2, block_k, 4, 3)
+
+
+def gradient_part(channels: int) -> int:
+    """A tile of a weight gradient has all taps of so many channels, then of the next."""
+    return 64 if channels % 64 == 0 else channels
 
 
 class GradientPlan(NamedTuple):
@@ -199,25 +213,23 @@ def block_gradient_plans(
     """The weight gradients of a gated resnet's two convolutions, which share one wave.
 
     ks: their contracted numbers; they have `filters` and twice as many columns. The wave is divided
-    so that the programs of both end together: a step costs what it loads.
+    so that the programs of both end together.
     """
     shapes = tuple(zip(ks, (filters, 2 * filters), strict=True))
     tilings = [gradient_tiling(k, columns, dtype, tf32, capability) for k, columns in shapes]
     warps = max(tiling.num_warps for tiling in tilings)
     tilings = [tiling._replace(num_warps=warps) for tiling in tilings]
 
-    def seconds(plans: tuple[GradientPlan, GradientPlan]) -> float:
-        return max(
-            plan.steps * plan.tiling.block_p * (plan.tiling.block_k + plan.tiling.block_n)
-            for plan in plans
-        )
+    def longest(plans: tuple[GradientPlan, GradientPlan]) -> float:
+        tiles = ((p.tiling.block_k, p.tiling.block_n, p.steps * p.tiling.block_p) for p in plans)
+        return max(rows * tile_clocks(k * n, k + n) for k, n, rows in tiles)
 
     def share(first: int) -> tuple[GradientPlan, GradientPlan]:
         parts = zip(tilings, shapes, (first, PROCESSORS - first), strict=True)
         hidden, out = (split(tiling, rows, *shape, part) for tiling, shape, part in parts)
         return hidden, out
 
-    return min(map(share, range(1, PROCESSORS)), key=lambda plans: (wave(plans), seconds(plans)))
+    return min(map(share, range(1, PROCESSORS)), key=lambda plans: (wave(plans), longest(plans)))
 
 
 def wave(plans: tuple[GradientPlan, GradientPlan]) -> int:

@@ -34,7 +34,7 @@ BLOCKS = [
     Block(160, (2, 3), skips=2, size=(64, 32, 32)),
     Block(40, (2, 2), skips=1, dropout=False, size=(80, 28, 28), keep=True),
     Block(24, (3, 3), skips=0, dtype=FP16),
-    Block(160, (2, 2), skips=0, dropout=False, dtype=FP32, tf32=True, size=(4, 8, 8)),
+    Block(160, (2, 2), skips=1, dtype=FP32, tf32=True, size=(4, 8, 8)),
     Block(40, (3, 3), skips=0, size=(2, 8, 8)),
 ]
 PARAMETERS_ALONE = Block(40, needs=Needs(x=False, skips=False))

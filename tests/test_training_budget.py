@@ -25,16 +25,18 @@ def tool() -> SimpleNamespace:
     return SimpleNamespace(**runpy.run_path(str(SCRIPT)))
 
 
-# Of 40 filters, runs of 160 and 80 numbers fill steps of 64, which 16-byte loads want; and of small
-# images a tenth is zeros.
 @pytest.mark.parametrize("keep", [False, True])
-@pytest.mark.parametrize(("size", "useful"), [((160, 32, 64), 0.9), ((40, 28, 80), 0.785)])
+@pytest.mark.parametrize(
+    ("size", "useful", "seconds"), [((160, 32, 64), 0.94, 24e-3), ((40, 28, 80), 0.88, 6e-3)]
+)
 def test_little_of_the_work_is_padding(
-    tool: SimpleNamespace, size: tuple[int, int, int], useful: float, keep: bool
+    tool: SimpleNamespace, size: tuple[int, int, int], useful: float, seconds: float, keep: bool
 ) -> None:
+    """And few processors wait; by the tool's rates, a step takes no longer than it should."""
     found = list(tool.launches(*size, keep=keep))
     assert tool.useful_share(found) >= useful
-    assert tool.filled_share(found) >= 0.85
+    assert tool.filled_share(found) >= 0.9
+    assert sum(launch.seconds for launch in found) <= seconds
 
 
 @pytest.mark.parametrize(("filters", "side", "batch"), [(160, 32, 64), (40, 28, 80), (40, 8, 2)])

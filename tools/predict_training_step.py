@@ -23,15 +23,17 @@ from dsmooth.kernels.tilings import (
     GradientPlan,
     MatmulTiling,
     block_gradient_plans,
+    gradient_part,
     matmul_tiling,
 )
 
 CLOCK = 1.755e9  # Hz
 FLOP_PER_CLOCK = 4096  # of one multiprocessor's tensor cores, bfloat16
 L2_BYTES_PER_CLOCK = 28  # that one multiprocessor gets when all of them read
+L1_BYTES = 32 * 1024  # of one program's left operand that stay in the first-level cache
 MEMORY = 2.6e12  # bytes/s
 LAUNCH = 3e-6  # s, from the start of a kernel to that of the next when they do nothing
-INSTRUCTIONS = {8: 145, 4: 270}  # of a warp in a step, the most found in machine code, by warps
+INSTRUCTIONS = {8: 180, 4: 270}  # of a warp in a step, the most found in machine code, by warps
 SIZES = ((40, 28, 80), (160, 32, 64))  # filters, side of the image, batch
 
 
@@ -107,34 +109,53 @@ def blocks(resnets: int, side: int) -> Iterator[tuple[int, Taps, int]]:
             yield from ((side >> level, down, 1), (side >> level, right, 2))
 
 
-Runs = tuple[tuple[int, int], ...]
-
-
-def matmul(rows: Rows, kw: int, columns: int, runs: Runs, tiled_for: Runs | None = None) -> Matmul:
-    """Of all rows by the contracted `runs`, with the tiling for these or for others beside them.
-
-    kw: neighbouring pixels in a run of the first kind.
-    """
-    tile = matmul_tiling(rows.total, columns, tiled_for or runs, torch.bfloat16, False)
-    steps = sum(count * math.ceil(length / tile.block_k) for count, length in runs)
+def matmul(
+    rows: Rows, taps: int, columns: int, channels: int, planes: int = 0, tiled_for: int = 0
+) -> Matmul:
+    """Of all pixels by so many taps, and planes, of channels, with the tiling for that or, of as
+    many contracted numbers as are given, for another beside it."""
+    k = (taps + planes) * channels
+    pixels = rows.pixels
+    tile = matmul_tiling(pixels, columns, tiled_for or k, torch.bfloat16, False, 90)
+    steps = math.ceil(k / tile.block_k)
     wide = math.ceil(columns / tile.block_n)
-    pixels = rows.batch * rows.height * rows.width
-    useful = 2 * pixels * columns * sum(count * length for count, length in runs)
-    padded = 2 * rows.total * wide * tile.block_n * steps * tile.block_k
-    programs = rows.total // tile.block_p * wide
-    reread, (count, length) = 1.0, runs[0]
-    if length % (kw * tile.block_k) == 0:
-        # All taps of some channels follow each other, and their rows overlap.
-        reread = (tile.block_p + rows.margin) / (tile.block_p * count * kw)
-    return Matmul(useful, padded, programs, steps, tile, tile.block_k, min(reread, 1.0))
+    programs = math.ceil(pixels / tile.block_p) * wide
+    useful = 2 * pixels * columns * k
+    padded = 2 * programs * tile.block_p * tile.block_n * steps * tile.block_k
+    # The rows of all taps overlap, and are in L1 if all of some channels follow each other, or if
+    # it holds all channels.
+    read = (tile.block_p + rows.margin) / tile.block_p
+    if channels % tile.block_k == 0 or 2 * tile.block_p * read * channels <= L1_BYTES:
+        reread = (min(read, taps) + planes) / (taps + planes)
+    else:
+        reread = 1.0
+    return Matmul(useful, padded, programs, steps, tile, tile.block_k, reread)
 
 
-def weight_gradient(rows: Rows, plan: GradientPlan, k: int, columns: int) -> Matmul:
-    tile = plan.tiling
+def weight_gradient(
+    rows: Rows, plan: GradientPlan, taps: int, planes: int, c: int, d: int
+) -> Matmul:
+    """Of so many taps, and planes, of c channels by d columns."""
+    tile, k = plan.tiling, (taps + planes) * c
     padded = 2 * rows.total * plan.tiles * tile.block_k * tile.block_n
-    useful = 2 * rows.batch * rows.height * rows.width * k * columns
+    useful = 2 * rows.batch * rows.height * rows.width * k * d
     programs = plan.tiles * plan.splits
-    return Matmul(useful, padded, programs, plan.steps, tile, tile.block_p)
+    reread = other_rows(tile.block_k, taps, planes, c)
+    return Matmul(useful, padded, programs, plan.steps, tile, tile.block_p, reread)
+
+
+def other_rows(block_k: int, taps: int, planes: int, channels: int) -> float:
+    """The part of a tile's columns in a weight gradient that are other channels, on average: the
+    rows of several taps overlap. 1 where the channels are in one part."""
+    size = gradient_part(channels)
+    if size == channels:
+        return 1.0
+    parts = channels // size
+    columns = [part for part in range(parts) for _ in range(taps)]
+    columns += range(parts, parts * (1 + planes))
+    step = block_k // size
+    tiles = (columns[first : first + step] for first in range(0, len(columns), step))
+    return sum(len(set(tile)) for tile in tiles) / len(columns)
 
 
 def parameters(filters: int, taps: Taps, skips: int) -> int:
@@ -152,29 +173,27 @@ def block(
     f, two = filters, 2 * filters
     rows = Rows.of(torch.empty(batch, f, size, size, device="meta"), taps)
     pixels, t = batch * size * size, taps.kh * taps.kw
-    wide, narrow = (taps.kh, taps.kw * two), (taps.kh, taps.kw * f)
     planes = 1 + skips
     yield Launch("expand", pixels * f * (planes * 6 + 1))
-    yield Launch(
-        "hidden", pixels * f * (4 * planes + 7), (matmul(rows, taps.kw, f, (wide, (skips, two))),)
-    )
-    gate = (matmul(rows, taps.kw, two, (wide,)),)
+    hidden = (matmul(rows, t, f, two, skips),)
+    yield Launch("hidden", pixels * f * (4 * planes + 7), hidden)
+    gate = (matmul(rows, t, two, two),)
     yield Launch("gate", pixels * f * (8 + 4 * keep), gate)
     yield Launch("expand", pixels * f * ((planes + 1) * 6 + 1 + 10 * keep))
     if not keep:
         yield Launch("gate again", pixels * f * 10, gate)
     yield Launch("data gradients", pixels * f * 9, gate)
-    point = (1, f)
-    together = (narrow, (min(skips, 1), f))
-    inputs = [matmul(rows, taps.kw, two, (narrow,), together)]
-    inputs += [matmul(rows, 1, two, (point,), together)] * skips
+    inputs = [matmul(rows, t, two, f)] + [matmul(rows, 1, two, f, tiled_for=t * f)] * skips
     ks = ((t + skips) * two, t * two)
     plans = block_gradient_plans(rows.total, ks, f, torch.bfloat16, False, 90)
-    shapes = tuple(zip(plans, ks, (f, two), strict=True))
+    parts = sum(p.splits * k * n * 12 for p, k, n in zip(plans, ks, (f, two), strict=True))
     yield Launch(
         "weight gradients",
-        pixels * f * (4 * planes + 2 + 8) + sum(p.splits * k * n * 12 for p, k, n in shapes),
-        tuple(weight_gradient(rows, *shape) for shape in shapes),
+        pixels * f * (4 * planes + 2 + 8) + parts,
+        (
+            weight_gradient(rows, plans[0], t, skips, two, f),
+            weight_gradient(rows, plans[1], t, 0, two, two),
+        ),
     )
     written = pixels * f * (8 + 6 * skips) + parameters(filters, taps, skips) * 8
     yield Launch("data gradients", written, tuple(inputs))

@@ -82,7 +82,8 @@ SAMPLER_FAULTS = [
 ]  # fmt: skip
 PREDICATED = r"@%p\d+ (ld\.global[^;]*;)"
 TRITON_FAULTS = [
-    Fault("a mask of loads is dropped", PREDICATED, r"\1", "outside of every tensor"),
+    Fault("a mask of loads is dropped", PREDICATED, r"\1",
+          "outside of every tensor|was never written"),
     Fault("a mask of stores is dropped", r"@%p\d+ (st\.global[^;]*;)", r"\1",
           "outside of every tensor|already|same byte|race"),
     Fault("all barriers are missing", r"bar\.sync\s+0;", "", RACE),
