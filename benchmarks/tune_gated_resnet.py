@@ -25,7 +25,8 @@ ROUNDS = 20
 
 def candidates(name: str, table: Any) -> Iterator[Any]:
     """Tilings worth a trial instead of the table's, for the same columns."""
-    sizes = ((64, 128), (32, 64)) if name == "matmul_tiling" else ((32, 64), (64, 128))
+    heights, steps = (64, 128, 256), (32, 64)
+    sizes = (heights, steps) if name == "matmul_tiling" else (steps, heights)
     for block_p, block_k, warps, stages in itertools.product(*sizes, (4, 8), (2, 3, 4)):
         yield table._replace(block_p=block_p, block_k=block_k, num_warps=warps, num_stages=stages)
 
@@ -47,6 +48,7 @@ def milliseconds(run: Callable[[], Any]) -> float:
 def make_block(options: argparse.Namespace) -> Callable[[], list[Tensor]]:
     """A function that runs a 2x3 block with one skip, gains and dropout, forward and backward."""
     from dsmooth.kernels import gated_resnet as kernels
+    from dsmooth.kernels.expand import Dropout
     from dsmooth.kernels.geometry import Taps
 
     torch.manual_seed(0)
@@ -63,12 +65,12 @@ def make_block(options: argparse.Namespace) -> Callable[[], list[Tensor]]:
     weights = [parameter(f, 2 * f, 2, 3), parameter(2 * f, 2 * f, 2, 3), parameter(f, 2 * f, 1, 1)]
     biases, gains = ([parameter(w.shape[0]) for w in weights] for _ in range(2))
     seed = torch.zeros((), dtype=torch.int64, device="cuda")
-    settings = kernels.Settings(Taps(2, 3, 1, 1), (2**22, 2.0), 0)
-    rest = ([skip], weights, biases, gains, seed, settings)
+    dropout = Dropout(seed, layer=0, keep_from=2**22, scale=2.0)
+    rest = ([skip], weights, biases, gains, Taps(2, 3, 1, 1), dropout)
 
     def run() -> list[Tensor]:
-        y, h, packed = kernels.forward(x, *rest)
-        grads = kernels.backward(grad_y, x, h, packed, *rest)
+        y, saved = kernels.forward(x, *rest)
+        grads = kernels.backward(grad_y, x, saved, *rest)
         return [y, *(grad for part in grads.values() for grad in part)]
 
     return run
@@ -116,7 +118,7 @@ def install(name: str, choose: Callable[..., Any]) -> None:
     setattr(tilings, name, choose)
     gated_resnet_plans.forward_plan.cache_clear()
     gated_resnet_plans.backward_plan.cache_clear()
-    tilings.gradient_plan.cache_clear()
+    tilings.block_gradient_plans.cache_clear()
 
 
 def trial(

@@ -88,7 +88,8 @@ class ForwardPlan(NamedTuple):
 
 
 class BackwardPlan(NamedTuple):
-    """gate: where A and G are computed again. gate_sums, hidden_sums: how many each block leaves. parts: the sizes of those of the weight gradients. last: of input_gradient_kernel, or of
+    """gate: where A and G are computed again. gate_sums, hidden_sums: how many each block leaves.
+    parts: the sizes of those of the weight gradients. last: of input_gradient_kernel, or of
     unpack_kernel if no input's gradient is wanted."""
 
     expand: Plan

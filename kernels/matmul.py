@@ -11,8 +11,9 @@ The contracted index K runs over KH rows of taps, each KW x C numbers long (neig
 neighbours in memory), then over PLANES images of C channels that are read at the pixel itself (a
 skip's 1x1 convolution). It is the last, contiguous dimension of weights.
 
-A program has BLOCK_P rows by N1 + N2 columns, as two accumulators: blocks are powers of two, and
-160 = 128 + 32 columns then cost what they are worth. N2 may be 0.
+A program has BLOCK_P rows that are pixels by N1 + N2 columns, as two accumulators: blocks are
+powers of two, and 160 = 128 + 32 columns then cost what they are worth. N2 may be 0. A weight
+gradient contracts all rows, with the zeros.
 """
 
 from __future__ import annotations
