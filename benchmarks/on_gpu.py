@@ -146,13 +146,16 @@ def step_cifar(card: Card) -> Iterator[dict[str, Any]]:
 def training_step(name: str, network: Network, batch: int, card: Card) -> dict[str, Any]:
     """Forward, backward, clipping and Adam in bfloat16: eager, torch.compile and ours.
 
-    On a GPU all but "ours uncaptured" are replayed as a CUDA graph.
+    On a GPU also torch's own convolutions between kernels of ours ("cudnn"); there all but "ours
+    uncaptured" are replayed as a CUDA graph.
     """
     if card.tiny:
         name, network, batch = "small", SMALL, 2
     x = torch.rand(network.shape(batch), device=card.device) * 2 - 1
     ours = "triton" if card.is_cuda else "native"
     modes = {"eager": "reference", "max-autotune": "reference", "ours": ours}
+    if card.is_cuda:
+        modes["cudnn"] = "cudnn"
     contenders: dict[str, Any] = {
         label: make_step(network, x, impl, compiled=label == "max-autotune" and not card.tiny)
         for label, impl in modes.items()

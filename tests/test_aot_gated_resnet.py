@@ -22,6 +22,7 @@ from tests.helpers.aot_launches import (
     distinct,
     is_matmul,
     packing_launches,
+    padded_launches,
     shifted_launches,
 )
 from tests.helpers.sass import matrix_loops, tensor_clocks
@@ -76,18 +77,20 @@ def test_what_is_no_matmul_neither_spills_nor_fails() -> None:
         + Block(40, skips=2, keep=True).launches(90)
         + shifted_launches(90, BF16, 24, False)
         + packing_launches(90, 40)
+        + padded_launches(90, 40)
         if not is_matmul(launch)
     ]
     others += [one for one in PARAMETERS_ALONE.launches(90) if not is_matmul(one)]
     assert {launch.kernel.__name__ for launch in others} >= {"expand_kernel", "unpack_kernel"}
-    for launch in distinct(others, "X", "BACKWARD", "GATES", "ADJOINT"):
+    for launch in distinct(others, "X", "BACKWARD", "GATES", "ADJOINT", "GRAD", "DROPOUT"):
         check(launch, compile_launch(launch, 90), 90)
 
 
 @pytest.mark.slow
 def test_every_kernel_builds_for_blackwell() -> None:
     launches = Block(40).launches(100) + shifted_launches(100, BF16, 40, False)
-    launches += packing_launches(100, 40) + PARAMETERS_ALONE.launches(100)
+    launches += packing_launches(100, 40) + padded_launches(100, 40)
+    launches += PARAMETERS_ALONE.launches(100)
     assert {launch.kernel.__name__ for launch in launches} == set().union(*KERNELS.values())
     for launch in distinct(launches):
         assert ".target sm_100" in compile_launch(launch, 100).ptx

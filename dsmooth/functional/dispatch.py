@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-Impl = Literal["auto", "reference", "triton", "native"]
+Impl = Literal["auto", "reference", "triton", "cudnn", "native"]
 _IMPLS = get_args(Impl)
 MIN_CAPABILITY = (8, 0)
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -57,9 +57,10 @@ def gated_resnet(
     launch. Returns (B, F, H, W), in the autocast dtype under autocast.
 
     impl: "native" is the C++ extension on the CPU, for float32, float64 and bfloat16; "triton" the
-    Triton kernels on CUDA, for float32, bfloat16 and float16; "reference" plain PyTorch (which
-    alone can be differentiated twice); "auto" the one of the first two that can run, else the last.
-    Both return channels_last, and copy an x or skip that is not channels_last.
+    Triton kernels on CUDA, for float32, bfloat16 and float16; "cudnn" torch's own convolutions
+    between such kernels; "reference" plain PyTorch (which alone can be differentiated twice);
+    "auto" the one of the first two that can run, else the last. The first three return
+    channels_last, and copy an x or skip that is not channels_last.
 
     Without autocast all tensors but the seed have x's dtype; all are on its device. Raises
     ValueError for a shape, dtype, device or shift that does not fit, and RuntimeError, with the
@@ -89,6 +90,10 @@ def gated_resnet(
     settings["first_image"] = first_image
     weights["seed"] = seed if dropout > 0 else None
     given = Operands(skip=first, skip_2=second, **weights, **settings)
+    if chosen == "cudnn":
+        from .gated_resnet_cudnn import gated_resnet_cudnn
+
+        return gated_resnet_cudnn(x, given)
     if chosen == "triton":
         from .gated_resnet_triton import gated_resnet_triton
 
@@ -215,7 +220,7 @@ def _obstacle(
     """Why an implementation other than the reference cannot compute this; None if it can."""
     if len(skips) > MAX_SKIPS:
         return f"it takes at most {MAX_SKIPS} skips, got {len(skips)}"
-    if impl == "triton":
+    if impl in ("triton", "cudnn"):
         return triton_obstacle(x.device, dtype)
     taps = kernel.shape[2] * kernel.shape[3]
     if taps > MAX_TAPS:

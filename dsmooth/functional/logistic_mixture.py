@@ -56,8 +56,9 @@ def logistic_mixture_log_prob(
 
     impl: "triton" is one kernel for value and gradient, on cuda; "native" the C++/CUDA extension;
     "reference" plain PyTorch (which alone can be differentiated twice). "auto" takes the first of
-    the three that can run, but "triton" only on cuda. Under "triton" the gradient of the plain sum
-    is kept in each input's dtype, so in float16 it must not pass 65504.
+    the three that can run, but "triton" only on cuda; so does "cudnn", a choice for the gated
+    resnet alone. Under "triton" the gradient of the plain sum is kept in each input's dtype, so in
+    float16 it must not pass 65504.
 
     Raises ValueError for shapes or levels that do not fit, TypeError for integer tensors, and
     RuntimeError with the reason for an explicit impl that cannot run.
@@ -65,7 +66,7 @@ def logistic_mixture_log_prob(
     check_likelihood(likelihood, atoms, smoothing_scale)
     check_mixture(x, params, len(atoms))
     chosen = resolve_impl(impl)
-    if chosen == "triton" or (chosen == "auto" and x.device.type == "cuda"):
+    if chosen == "triton" or (chosen in ("auto", "cudnn") and x.device.type == "cuda"):
         obstacle = triton_obstacle(x.device, x.dtype, params.dtype, matmul=False)
         if obstacle is None:
             return _triton(x, params, likelihood, atoms, smoothing_scale)

@@ -96,9 +96,9 @@ def shifted_conv2d(
         "down_right" pads kh-1 rows on top and kw-1 columns on the left;
         "none" pads symmetrically (kh and kw odd): an ordinary, unmasked convolution.
     stride: 1 or 2. Returns (B, D, H/stride, W/stride), in the autocast dtype under autocast.
-    impl: "triton" is the Triton kernels, on CUDA; "native" and "reference" are both torch's own
-        convolution: a network calls it a handful of times a step, against some fifty gated resnets.
-        "auto" takes the kernels where they can run.
+    impl: "triton" is the Triton kernels, on CUDA; the others are all torch's own convolution: a
+        network calls it a handful of times a step, against some fifty gated resnets. "auto" takes
+        the kernels where they can run.
 
     Raises ValueError for a shape that does not fit, and RuntimeError, with the reason, for
     impl="triton" where the kernels cannot run.

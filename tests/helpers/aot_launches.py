@@ -14,6 +14,7 @@ from dsmooth.kernels import (
     expand,
     gated_resnet,
     matmul,
+    padded,
     patches,
     shifted_conv,
     weight_gradients,
@@ -45,6 +46,7 @@ KERNELS = {
         "parameter_gradient_kernel",
     ],
     matmul: ["weight_gradient_kernel"],
+    padded: ["padded_kernel", "ending_kernel"],
     patches: ["patches_kernel", "fold_kernel"],
     shifted_conv: ["linear_kernel"],
     weights: ["pack_kernel", "pack_table_kernel"],
@@ -122,6 +124,18 @@ def packing_launches(arch: int, filters: int) -> list[Launch]:
     blocks = [BlockWeights(weights, gains), BlockWeights(weights[:2], gains[:2])]
     with recorded(arch, False) as lists:
         pack_blocks(blocks, torch.bfloat16, adjoint=True)
+    return [launch for launches in lists for launch in launches]
+
+
+def padded_launches(arch: int, filters: int) -> list[Launch]:
+    """Of a gated resnet with dropout between torch's convolutions, forward and backward."""
+    v, taps = _image(torch.bfloat16, filters, (16, 32, 32)), Taps(2, 3, 1, 1)
+    seed = torch.empty((), dtype=torch.int64, device="meta")
+    with recorded(arch, False) as lists:
+        for dropout in (expand.Dropout(), expand.Dropout(seed, 3, 2**22, 2.0)):
+            padded.padded(v, taps, dropout, padded.padded(v, taps, dropout))
+        gates = padded.ended(v, _image(torch.bfloat16, 2 * filters, (16, 32, 32)), grad=True)
+        padded.ended(v, gates)
     return [launch for launches in lists for launch in launches]
 
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsmooth.functional import Shift, gated_resnet, use_impl
+from dsmooth.functional import Impl, Shift, gated_resnet, use_impl
 from dsmooth.functional.dropout import dropout_factors, keep_from
+from dsmooth.functional.gated_resnet_cudnn import gated_resnet_cudnn
 from dsmooth.functional.gated_resnet_triton import (
     backward_op,
     forward_op,
@@ -33,21 +34,26 @@ CASES: list[Shapes] = [
     ("down_right", (1, 1, 3), 40, (40, 40), 0.5),
 ]
 DTYPES = [torch.float64, torch.float32, torch.float16]
+each_impl = pytest.mark.parametrize("impl", ["triton", "cudnn"])
 
 
-def as_good_as_eager(case: Case, dtype: torch.dtype, keep_gates: bool = False) -> None:
+def as_good_as_eager(
+    case: Case, dtype: torch.dtype, keep_gates: bool = False, impl: Impl = "triton"
+) -> None:
     exact = case.run("reference", torch.float64)
     eager = case.run("reference", dtype)
-    got = case.run("triton", dtype, keep_gates=keep_gates)
+    got = case.run(impl, dtype, keep_gates=keep_gates)
     assert_as_good(got, eager, exact, EPS[dtype])
 
 
+@each_impl
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shapes", CASES)
-def test_as_good_as_eager(shapes: Shapes, dtype: torch.dtype) -> None:
+def test_as_good_as_eager(shapes: Shapes, dtype: torch.dtype, impl: Impl) -> None:
     *shape, dropout = shapes
     dropped = dropout > 0
-    as_good_as_eager(make_case(*shape, dropout, dtype, gains=dropped, image_bias=dropped), dtype)
+    case = make_case(*shape, dropout, dtype, gains=dropped, image_bias=dropped)
+    as_good_as_eager(case, dtype, impl=impl)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -63,11 +69,12 @@ def test_as_good_as_eager_at_160_channels() -> None:
     as_good_as_eager(case, torch.float16)
 
 
+@each_impl
 @pytest.mark.parametrize("prepare", list(STRIDES.values()), ids=list(STRIDES))
-def test_strides_do_not_matter(prepare: Callable[[Tensor], Tensor]) -> None:
+def test_strides_do_not_matter(prepare: Callable[[Tensor], Tensor], impl: Impl) -> None:
     case = make_case(size=(2, 3, 4), filters=4, skip_channels=(4, 2))
-    plain = case.run("triton", torch.float32, lambda t: t.to(memory_format=torch.channels_last))
-    got = case.run("triton", torch.float32, prepare)
+    plain = case.run(impl, torch.float32, lambda t: t.to(memory_format=torch.channels_last))
+    got = case.run(impl, torch.float32, prepare)
     # Three of the four are other memory; the one that is the same proves only the repetition.
     for name, value in got.items():
         assert torch.equal(value, plain[name]), name
@@ -88,23 +95,26 @@ def test_the_weights_memory_order_does_not_matter() -> None:
         assert torch.equal(got, expected)
 
 
-@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize(("impl", "keep"), [("triton", False), ("triton", True), ("cudnn", False)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_nothing_is_written_or_read_beside_a_tensor(dtype: torch.dtype, keep: bool) -> None:
+def test_nothing_is_written_or_read_beside_a_tensor(
+    dtype: torch.dtype, impl: Impl, keep: bool
+) -> None:
     """Nor before it is written: new memory is NaN, and so are canaries around inputs, outputs and
     whatever else the launchers allocate."""
     case = make_case("down", (2, 3, 5), 5, (5, 2), 0.5, dtype, gains=True, image_bias=True)
-    plain = case.run("triton", dtype, keep_gates=keep)
+    plain = case.run(impl, dtype, keep_gates=keep)
     with guarded_memory() as allocated:
-        got = case.run("triton", dtype, guarded, keep_gates=keep)
-    assert len(allocated) > 20
+        got = case.run(impl, dtype, guarded, keep_gates=keep)
+    assert len(allocated) > (20 if impl == "triton" else 7)
     for name, value in plain.items():
         assert torch.equal(got[name], value), name
 
 
+@each_impl
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 @pytest.mark.parametrize("shift", ["down", "down_right"])
-def test_no_output_sees_a_later_pixel(shift: Shift, dtype: torch.dtype) -> None:
+def test_no_output_sees_a_later_pixel(shift: Shift, dtype: torch.dtype, impl: Impl) -> None:
     """NaN in every pixel that a shift must not see changes no output, bitwise.
 
     Image i of the batch keeps the pixels that output i may see, and loses the others.
@@ -122,7 +132,7 @@ def test_no_output_sees_a_later_pixel(shift: Shift, dtype: torch.dtype) -> None:
     args = ((w[0], w[1]), (w[2], w[3]))
 
     def run(x: Tensor, skip: Tensor) -> Tensor:
-        return gated_resnet(x, *args, skip, (w[4], w[5]), shift=shift, impl="triton")
+        return gated_resnet(x, *args, skip, (w[4], w[5]), shift=shift, impl=impl)
 
     plain = run(x, skip)
     images = (t.repeat(len(outputs), 1, 1, 1).masked_fill(later, torch.nan) for t in (x, skip))
@@ -207,11 +217,29 @@ def test_a_gradient_does_not_depend_on_which_others_are_wanted() -> None:
             assert torch.equal(grad, every[key])
 
 
-def test_an_empty_batch_gives_empty_outputs_and_zero_gradients() -> None:
-    for name, value in (
-        make_case(size=(0, 4, 4), skip_channels=(5,)).run("triton", torch.float32).items()
-    ):
+@each_impl
+def test_an_empty_batch_gives_empty_outputs_and_zero_gradients(impl: Impl) -> None:
+    case = make_case(size=(0, 4, 4), skip_channels=(5,))
+    for name, value in case.run(impl, torch.float32).items():
         assert torch.equal(value, torch.zeros_like(value)), name
+
+
+def test_frozen_weights_and_images_between_torchs_convolutions() -> None:
+    """Gradients of some leaves are those of all, and a second derivative is refused."""
+    case = make_case("down", (1, 3, 4), 4, (4,), 0.5, gains=True)
+    x, skips, weights, gains, *rest = case.native_args(torch.float64)[:8]
+    for wanted in ([x], [skips[0]], [*weights, *gains]):
+        for leaf in (x, *skips, *weights, *gains):
+            leaf.requires_grad_(any(leaf is one for one in wanted))
+        y = gated_resnet_cudnn(x, operands(skips, weights, gains, *rest))
+        grads = torch.autograd.grad((y * case.grad_y).sum(), wanted, create_graph=True)
+        exact = case.run("reference", torch.float64)
+        named = {"x": x, "skip0": skips[0], "conv_in": weights[0], "gain2": gains[2]}
+        for leaf, grad in zip(wanted, grads, strict=True):
+            for name in (name for name, one in named.items() if one is leaf):
+                torch.testing.assert_close(grad, exact[name])
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grads[0].sum().backward()
 
 
 def test_a_second_derivative_is_refused() -> None:

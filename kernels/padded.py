@@ -1,0 +1,104 @@
+"""What torch's convolutions read and what ends them, for the gated resnet of impl="cudnn".
+
+Images are channels_last, and padded while they are expanded: a convolution adds no padding.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .dropout import draw_kept
+from .elementwise import drop, elu_pair, elu_slopes, gate_gradients, widen
+from .expand import Dropout, place_of
+from .geometry import Taps, cdiv, empty_channels_last, n_pixels
+from .launch import launch, plan
+
+BLOCK = 32  # pixels, and channels, of a program
+
+
+@triton.jit
+def padded_kernel(
+    v_ptr, e_ptr, dv_ptr, seed_ptr, layer, keep_from, first_pixel, total, first, batch, height,
+    width, C: tl.constexpr, ABOVE: tl.constexpr, BEFORE: tl.constexpr, DROPOUT: tl.constexpr,
+    SCALE: tl.constexpr, GRAD: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """e = D concat_elu(v), padded, 2C channels; or with GRAD dv from the gradient e of that.
+
+    Place s of e is place s + first of images with all their ABOVE and BEFORE on those sides.
+    """
+    s = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    base, place, is_pixel = place_of(
+        tl.program_id(0) * BLOCK + first, batch, height, width, ABOVE, BEFORE, BLOCK
+    )
+    first_f = tl.program_id(1) * BLOCK
+    offs_f = first_f + tl.arange(0, BLOCK)
+    mask_f = (offs_f < C)[None, :]
+    mask = (is_pixel & (s < total))[:, None] & mask_f
+    offs = (base + place)[:, None] * C + offs_f[None, :]
+    e_ptrs = e_ptr + s.to(tl.int64)[:, None] * (2 * C) + offs_f[None, :]
+    v = tl.load(v_ptr + offs, mask=mask, other=0.0)
+    if GRAD:
+        positive = widen(tl.load(e_ptrs, mask=mask, other=0.0))
+        negative = widen(tl.load(e_ptrs + C, mask=mask, other=0.0))
+    else:
+        positive, negative = elu_pair(v)
+    if DROPOUT:
+        pixel = first_pixel + base + place
+        kept = draw_kept(seed_ptr, layer, keep_from, pixel, first_f, F=C, BLOCK_F=BLOCK)
+        positive, negative = drop(positive, negative, kept, SCALE)
+    if GRAD:
+        slope, slope_negative = elu_slopes(v)
+        dv = slope * positive - slope_negative * negative
+        tl.store(dv_ptr + offs, dv.to(v.dtype), mask=mask)
+    else:
+        tl.store(e_ptrs, positive.to(v.dtype), mask=(s < total)[:, None] & mask_f)
+        tl.store(e_ptrs + C, negative.to(v.dtype), mask=(s < total)[:, None] & mask_f)
+
+
+@triton.jit
+def ending_kernel(
+    x_ptr, gates_ptr, out_ptr, n, F: tl.constexpr, GRAD: tl.constexpr, BLOCK: tl.constexpr
+):
+    """y (n, F) = x + A sigmoid(G), or with GRAD the gradients of (A, G) (n, 2F) from x = dy."""
+    p = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)[:, None]
+    offs_f = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK))[None, :]
+    mask = (p < n) & (offs_f < F)
+    offs, gates = p * F + offs_f, p * (2 * F) + offs_f
+    x = widen(tl.load(x_ptr + offs, mask=mask, other=0.0))
+    a = widen(tl.load(gates_ptr + gates, mask=mask, other=0.0))
+    g = widen(tl.load(gates_ptr + gates + F, mask=mask, other=0.0))
+    if GRAD:
+        da, dg = gate_gradients(x, a, g, mask)
+        tl.store(out_ptr + gates, da.to(out_ptr.dtype.element_ty), mask=mask)
+        tl.store(out_ptr + gates + F, dg.to(out_ptr.dtype.element_ty), mask=mask)
+    else:
+        tl.store(out_ptr + offs, (x + a / (1 + tl.exp(-g))).to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def padded(v: Tensor, taps: Taps, dropout: Dropout, grad: Tensor | None = None) -> Tensor:
+    """D concat_elu(v) (B, 2C, H + kh - 1, W + kw - 1), or v's gradient from the one of that."""
+    batch, channels, height, width = v.shape
+    above, before = taps.kh - 1, taps.kw - 1
+    size = height + above, width + before
+    e = empty_channels_last(v, 2 * channels, size) if grad is None else grad
+    out = e if grad is None else empty_channels_last(v, channels)
+    total = n_pixels(e)
+    planned = plan(
+        (cdiv(total, BLOCK), cdiv(channels, BLOCK)), total=total, batch=batch, height=height,
+        width=width, first=(above - taps.top) * (width + before) + before - taps.left,
+        layer=dropout.layer, keep_from=dropout.keep_from, C=channels, ABOVE=above, BEFORE=before,
+        first_pixel=dropout.first_image * height * width, DROPOUT=dropout.seed is not None,
+        SCALE=dropout.scale, GRAD=grad is not None, BLOCK=BLOCK,
+    )  # fmt: skip
+    seed = v if dropout.seed is None else dropout.seed
+    launch(padded_kernel, planned, v.device, v_ptr=v, e_ptr=e, dv_ptr=out, seed_ptr=seed)
+    return out
+
+
+def ended(x: Tensor, gates: Tensor, grad: bool = False) -> Tensor:
+    """x + A sigmoid(G), or from x = dy the gradients of (A, G)."""
+    filters, n = x.shape[1], x.numel() // x.shape[1]
+    out = empty_channels_last(x, 2 * filters if grad else filters)
+    planned = plan((cdiv(n, BLOCK), cdiv(filters, BLOCK)), n=n, F=filters, GRAD=grad, BLOCK=BLOCK)
+    launch(ending_kernel, planned, x.device, x_ptr=x, gates_ptr=gates, out_ptr=out)
+    return out
