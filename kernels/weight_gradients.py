@@ -16,7 +16,8 @@ from torch import Tensor
 
 from .geometry import cdiv
 from .launch import Plan, accumulator_of, firsts_of, launch, plan
-from .weights import BLOCK_D, BLOCK_K, dense, order_of, source_of, three
+from .weight_kernels import source_of
+from .weights import BLOCK_D, BLOCK_K, dense, order_of, three
 
 BLOCK_S = 4  # parts of a gradient that are added at once
 
