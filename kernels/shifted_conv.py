@@ -183,8 +183,8 @@ def _adjoint(
         torch.empty((1, row.total, w.shape[0]), dtype=wide, device=w.device)
         for row, w in zip(rows, ws, strict=True)
     ]
-    totals = [row.total for row in rows]
-    _linear(list(map(Linear, reads, ws, [None] * len(ws), spread, totals)))
+    counts = [row.batch * row.height * row.width for row in rows]
+    _linear(list(map(Linear, reads, ws, [None] * len(ws), spread, counts)))
     dtypes = [read.dtype for read in reads]
     return fold(list(map(Folded, spread, taps, rows, sizes, dtypes)), biases)
 
@@ -201,13 +201,20 @@ def forward(convs: list[Conv], *, transposed: bool) -> tuple[list[Tensor], Tenso
     taps = [conv.taps for conv in convs]
     if transposed:
         rows = [conv.in_rows for conv in convs]
-        reads, _ = patches([Read(x, POINT, row) for x, row in zip(xs, rows, strict=True)])
         biases = [conv.bias for conv in convs if conv.bias is not None]
         sizes = [conv.size for conv in convs]
-        return _adjoint(reads, ws, biases, taps, rows, sizes), packed
+        return _adjoint(list(map(_pixels, xs)), ws, biases, taps, rows, sizes), packed
     rows = [conv.out_rows for conv in convs]
-    reads, _ = patches(list(map(Read, xs, taps, rows)))
+    if all(one == POINT for one in taps):
+        reads = list(map(_pixels, xs))
+    else:
+        reads, _ = patches(list(map(Read, xs, taps, rows)))
     return _convolve(reads, ws, [conv.bias for conv in convs], rows), packed
+
+
+def _pixels(image: Tensor) -> Tensor:
+    """(1, B H W, C): the rows that a channels_last image is."""
+    return image.permute(0, 2, 3, 1).reshape(1, -1, image.shape[1])
 
 
 def _parts(
@@ -249,24 +256,26 @@ def backward(
     # The convolution runs from y to x where it is the transposed one.
     rows = [conv.in_rows if transposed else conv.out_rows for conv in convs]
     images, gs = (grad_ys, xs) if transposed else (xs, grad_ys)
-    reads = list(map(Read, images, taps, rows)) if need_parameters or transposed else []
-    summed = need_parameters and convs[0].bias is not None
-    if need_parameters or not transposed:
+    reads: list[Read] = []
+    if need_parameters or transposed:
+        reads += map(Read, images, taps, rows)
+    if need_parameters:
+        # A bias' gradient is a sum over pixels of y.
+        summed = convs[0].bias is not None
         once = summed and not transposed
         reads += [Read(g, POINT, row, summed=once) for g, row in zip(gs, rows, strict=True)]
-    if summed and transposed:
-        reads += [
-            Read(g, POINT, c.out_rows, False, True) for g, c in zip(images, convs, strict=True)
-        ]
-    stored, sums = patches(reads)
-    read_images, read_gs = stored[: len(convs)], stored[-len(convs) :]
+        if summed and transposed:
+            outs = [conv.out_rows for conv in convs]
+            reads += [Read(g, POINT, row, False, True) for g, row in zip(images, outs, strict=True)]
+    stored, sums = patches(reads) if reads else ([], [])
+    read_images, read_gs = stored[: len(convs)], stored[len(convs) :]
     grad_xs: list[Tensor] = []
     if need_x and transposed:
         none: list[Tensor | None] = [None] * len(convs)
         grad_xs = _convolve(read_images, ws, none, rows)
     elif need_x:
         sizes = [(x.shape[2], x.shape[3]) for x in xs]
-        grad_xs = _adjoint(read_gs, ws, [], taps, rows, sizes)
+        grad_xs = _adjoint(list(map(_pixels, gs)), ws, [], taps, rows, sizes)
     if not need_parameters:
         return Gradients(grad_xs, [], [], [])
     gains = [conv.gain for conv in convs if conv.gain is not None]
