@@ -93,6 +93,7 @@ def columns_of(n: int, widest: int, narrowest: int = 16) -> tuple[int, int]:
     return (first, second) if second < first else (2 * first, 0)
 
 
+@functools.lru_cache(maxsize=4096)
 def matmul_tiling(
     rows: int, columns: int, k: int, dtype: torch.dtype, tf32: bool, capability: int
 ) -> MatmulTiling:

@@ -6,8 +6,9 @@ Nothing runs: launchers are called on CPU tensors and only counted.
 from __future__ import annotations
 
 import importlib
+import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import ModuleType, SimpleNamespace
@@ -37,6 +38,7 @@ from dsmooth.kernels import launch as launching
 from dsmooth.kernels.launch import Plan
 from dsmooth.nn.score import score_of
 from dsmooth.train.gates import gate_bytes, resolve_keep_gates, set_keep_gates
+from tests.helpers.aot_launches import KERNELS
 
 MODULES = (
     *(expand, gated_resnet, logistic_mixture, matmul, patches, shifted_conv),
@@ -53,6 +55,7 @@ WEIGHT_GRADIENTS = {
 # Of 40 filters and 5 resnets a block: 64 gated resnets, 12 other convolutions and the loss.
 MOST_LAUNCHES = {False: 552, True: 488}  # by whether gates are kept
 MOST_LAUNCHES_OF_TORCH = 85
+MOST_CALLS = 55_000  # of Python's and torch's functions, forward and backward
 
 
 @contextmanager
@@ -77,9 +80,8 @@ def counted(patch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
 class FakeKernel:
     """As Triton's: compiles when it is called, and what it gives can be run again."""
 
-    arg_names = ("x_ptr", "pair", "n", "BLOCK")
-
-    def __init__(self) -> None:
+    def __init__(self, arg_names: Sequence[str] = ("x_ptr", "pair", "n", "BLOCK")) -> None:
+        self.arg_names = arg_names
         self.compiled: list[dict[str, Any]] = []
         self.runs: list[tuple[Any, ...]] = []
 
@@ -139,6 +141,47 @@ def test_a_kernel_gets_a_tensor_from_where_the_plan_says(fake_kernel: FakeKernel
     (compiled,), (run,) = fake_kernel.compiled, fake_kernel.runs
     assert torch.equal(compiled["x_ptr"], torch.arange(20.0, 64))
     assert run[9:] == (compiled["x_ptr"].data_ptr(), None, 3, 16)
+
+
+@pytest.fixture
+def stand_ins(monkeypatch: pytest.MonkeyPatch, fake_kernel: FakeKernel) -> None:
+    """Kernels that are looked up and run as Triton's and compute nothing, on the CPU."""
+    for module, names in {**KERNELS, logistic_mixture: ["log_prob_kernel", "scale_kernel"]}.items():
+        for name in names:
+            monkeypatch.setattr(module, name, FakeKernel(getattr(module, name).arg_names))
+    for op in OPS:
+        module = importlib.import_module(f"dsmooth.functional.{op}")
+        monkeypatch.setattr(module, "triton_obstacle", lambda *args, **named: None)
+
+
+def calls_of(function: Callable[[], object]) -> int:
+    """How many functions are called while this one runs, those of torch and Python included."""
+    count = 0
+
+    def note(frame: object, event: str, argument: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(note)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def test_python_of_a_training_step(stand_ins: None) -> None:
+    """Without a graph the host is busy with it: 20 ms a step, of calls of 0.3 µs."""
+    model, x = make(n_filters=40, n_resnet=5, n_mix=10, dropout=0.5)
+    set_keep_gates(model.train(), True)
+
+    def step() -> None:
+        with use_impl("triton"), torch.autocast("cpu", torch.bfloat16):
+            loss = -model.log_prob(x).sum()
+        loss.backward()
+
+    step()
+    assert calls_of(step) <= MOST_CALLS
 
 
 def make(**settings: Any) -> tuple[dsmooth.PixelCNNpp, Tensor]:

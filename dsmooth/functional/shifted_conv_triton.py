@@ -137,11 +137,11 @@ def _forward(*args: Any) -> tuple[Tensor, ...]:
 
     *values, stride, transposed = args
     _check(values, stride, transposed)
-    ys, packed = _empty_outputs(*args)
-    if any(y.numel() == 0 for y in ys):
+    if any(conv.x.numel() == 0 or conv.weight.numel() == 0 for conv in _given(values)):
+        ys, packed = _empty_outputs(*args)
         return *_padded(ys), packed.zero_()
     ys, own = kernels.forward(_as_kernels(values, stride, transposed), transposed=transposed)
-    return *_padded(ys), packed if own is None else own
+    return *_padded(ys), values[0].new_empty(0) if own is None else own
 
 
 def _outputs(*args: Any) -> tuple[Tensor, ...]:
@@ -191,10 +191,8 @@ def _compute_gradients(*args: Any) -> tuple[Tensor, ...]:
         need_x=need_x,
         need_parameters=need_parameters,
     )
-    nothing = convs[0].x.new_empty(0)
-    return tuple(
-        kind[i] if i < len(kind) else nothing.clone() for i in range(MOST) for kind in found
-    )
+    nothing = convs[0].x.new_empty
+    return tuple([kind[i] if i < len(kind) else nothing(0) for i in range(MOST) for kind in found])
 
 
 def _gradients(*args: Any) -> tuple[Tensor, ...]:

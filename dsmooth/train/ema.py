@@ -20,8 +20,9 @@ class EMA(Generic[Model]):
 
     def __init__(self, model: Model, max_decay: float = 0.9995) -> None:
         self.model: Model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.average: list[Tensor] = list(self.model.parameters())
         self.max_decay = max_decay
-        device = next(model.parameters()).device
+        device = self.average[0].device
         self.n_updates = torch.zeros((), dtype=torch.int64, device=device)
 
     def decay(self) -> Tensor:
@@ -32,8 +33,8 @@ class EMA(Generic[Model]):
     @torch.no_grad()
     def update(self, model: Model) -> None:
         """Move the average towards the weights of `model`."""
-        average: list[Tensor] = list(self.model.parameters())
-        current: list[Tensor] = [p.detach() for p in model.parameters()]
+        average = self.average
+        current: list[Tensor] = list(model.parameters())
         weight = (1 - self.decay()).to(average[0].dtype)
         if weight.is_cuda:  # all tensors in one launch, which a lerp with such a weight is not
             difference = torch._foreach_sub(current, average)

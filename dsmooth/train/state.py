@@ -72,9 +72,10 @@ class TrainState:
             load_state(self.model, initial.state_dict(), str(config.init))
         elif config.data_init:
             self.model.initialize(*self.inputs(0))
+        self.parameters = list(self.model.parameters())
         self.ema = EMA(self.model, config.ema) if config.ema else None
         self.optimizer = torch.optim.Adam(
-            self.model.parameters(),
+            self.parameters,
             lr=config.learning_rate,
             betas=config.betas,
             fused=True,
@@ -149,7 +150,8 @@ class TrainState:
         rate = learning_rate(config, self.position, self.counter)
         seed = dropout_seed(config, self.position) if config.model.dropout else None
         inputs = self._inputs_at(self.position + self.first_row, self.rows)
-        self.model.train()
+        if not self.model.training:  # a walk through all modules
+            self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         size = self.rows // config.accumulate
@@ -164,7 +166,7 @@ class TrainState:
                 part_loss = -log_p.sum() / (math.log(2) * inputs.target.numel())
                 part_loss.backward()
             loss += part_loss.detach()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm or math.inf)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.clip_norm or math.inf)
         for group in self.optimizer.param_groups:
             group["lr"].copy_(rate)
         self.optimizer.step()
