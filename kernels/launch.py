@@ -144,15 +144,18 @@ def _launch(kernel: Any, plan: Plan, device: torch.device, tensors: dict[str, An
         kernel[plan.grid](enable_fp_fusion=True, **_started(plan, tensors), **plan.arguments)
         return
     flat: list[Tensor] = []
-    for tensor in tensors.values():
-        if type(tensor) is tuple:
+    absent: list[str] = []
+    for name, tensor in tensors.items():
+        if tensor is None:
+            absent.append(name)
+        elif type(tensor) is tuple:
             flat += tensor
-        elif tensor is not None:
+        else:
             flat.append(tensor)
     addresses = list(map(_address_of, flat))
     # Triton compiles for dtypes, and for addresses that are multiples of 16.
     kinds = [address & 15 for address in addresses]
-    key = (id(kernel), device.index, *tensors, *map(_dtype_of, flat), *kinds)
+    key = (id(kernel), device.index, *tensors, *absent, *map(_dtype_of, flat), *kinds)
     found = plan.compiled.get(key)
     if found is None:
         started = _started(plan, tensors)

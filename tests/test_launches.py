@@ -143,6 +143,13 @@ def test_a_kernel_gets_a_tensor_from_where_the_plan_says(fake_kernel: FakeKernel
     assert run[9:] == (compiled["x_ptr"].data_ptr(), None, 3, 16)
 
 
+def test_a_kernel_without_a_tensor_is_another(fake_kernel: FakeKernel) -> None:
+    x, plan = torch.zeros(16), launching.Plan((1,), n=3, BLOCK=16)
+    for x_ptr, pair in ((x, None), (None, x), (x, None)):
+        launching.launch(fake_kernel, plan, torch.device("cpu"), x_ptr=x_ptr, pair=pair)
+    assert [c["pair"] is None for c in fake_kernel.compiled] == [True, False]
+
+
 @pytest.fixture
 def stand_ins(monkeypatch: pytest.MonkeyPatch, fake_kernel: FakeKernel) -> None:
     """Kernels that are looked up and run as Triton's and compute nothing, on the CPU."""
