@@ -32,7 +32,7 @@ class Cluster:
     rate: float = 446e12  # FLOP/s of a GPU in training, 47 % of an H100: docs/kernels.md
     inside: float = 300e9  # bytes/s between GPUs of a machine
     between: float = 12.5e9  # bytes/s between machines: 100 Gb/s
-    launches: float = 0.041  # seconds of the host for a step that is not replayed
+    launches: float = 0.027  # seconds of the host for a step that is not replayed
 
     @property
     def machines(self) -> int:

@@ -180,6 +180,8 @@ def _backward_of_triton(given: Arguments) -> list[Tensor]:
 
 
 def _expected_backward_of_triton(given: Arguments) -> list[Tensor]:
+    if not given["need_x"] and not given["need_parameters"]:
+        return [torch.zeros(0)] * 4
     assert given["x"].numel() == 0
     assert given["grad_y"].numel() == 0
     return [torch.zeros_like(given[name]) for name in ("x", "weight", "gain", "bias")]
