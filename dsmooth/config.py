@@ -104,6 +104,8 @@ class ModelConfig:
                 f"conditioning must be one of {', '.join(get_args(Conditioning))}, "
                 f"got {self.conditioning!r}"
             )
+        if not math.isfinite(self.smoothing_scale):
+            raise ValueError(f"smoothing_scale must be finite, got {self.smoothing_scale}")
         check_likelihood(self.likelihood, self.atoms, self.smoothing_scale)
         if self.n_classes != "auto":
             check_whole(self, ["n_classes"])

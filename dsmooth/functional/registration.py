@@ -102,14 +102,11 @@ def _derivative(
     setup_context: Callable[..., None],
 ) -> type[torch.autograd.Function]:
     # Not with a `setup_context` of its own, for which torch reads the signature at every call.
-    class Derivative(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *args: Any) -> Any:
-            results = compute(*args)
-            setup_context(ctx, args, results)
-            return results
+    def forward(ctx: Any, *args: Any) -> Any:
+        results = compute(*args)
+        setup_context(ctx, args, results)
+        return results
 
-    # torch asks for a static method here; to mypy that replaces one of the base class.
-    Derivative.backward = staticmethod(backward)  # type: ignore[method-assign]
-    Derivative.__name__ = name  # as a profiler shows it
-    return Derivative
+    # A profiler shows the name, and the derivative by the name that torch makes of it.
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    return type(name, (torch.autograd.Function,), methods)
