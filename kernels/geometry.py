@@ -170,6 +170,11 @@ class BlockWeights(NamedTuple):
     transposed: bool = False
 
     @property
+    def weight_count(self) -> int:
+        """How many weights, -1 for that of a transposed convolution."""
+        return -1 if self.transposed else len(self.weights)
+
+    @property
     def skip_channels(self) -> list[int]:
         """Of one skip, or of several of whole planes, which are packed as one."""
         return [weight.shape[1] // 2 for weight in self.weights[2:]]
@@ -188,8 +193,13 @@ def packed_size(weights: Sequence[Tensor], skip_channels: Sequence[int], adjoint
 
 
 def packed_starts(blocks: Sequence[BlockWeights], adjoint: bool) -> list[int]:
-    """Where those of each block begin among those of all, at a multiple of 16; and the end."""
+    """Where those of each block begin among those of all; and the end."""
+    return starts_of([block.packed_size(adjoint) for block in blocks])
+
+
+def starts_of(sizes: Sequence[int]) -> list[int]:
+    """Where parts of these sizes begin, each at a multiple of 16; and the end."""
     starts = [0]
-    for block in blocks:
-        starts.append(starts[-1] + cdiv(block.packed_size(adjoint), 16) * 16)
+    for size in sizes:
+        starts.append(starts[-1] + cdiv(size, 16) * 16)
     return starts

@@ -212,67 +212,87 @@ def _pack(
 
 
 class Table(NamedTuple):
-    """A table of pack_table_kernel: on the device, what it was made of, the first weight's memory.
+    """A table of pack_table_kernel.
 
-    It stays while that memory does: a CUDA graph may read it.
+    tensor: on the device. key: what it was made of, and storage: the first weight's memory. It
+    stays while that memory does: a CUDA graph may read it. weights: how many; size: how many
+    numbers they are when packed. wide: the dtype of sums.
     """
 
     tensor: Tensor
     key: tuple[Any, ...]
     storage: StorageWeakRef
+    weights: int
+    size: int
+    wide: Any
+    adjoint: bool
 
 
-_tables: dict[tuple[torch.device, int, bool], Table] = {}
+# By device and address of the first weight, dtype of the packed ones, and whether for the adjoint.
+_tables: dict[tuple[torch.device, int, torch.dtype, bool], Table] = {}
+
+
+def _key_of(
+    weights: Sequence[Tensor], gains: Sequence[Tensor], counts: Sequence[int]
+) -> tuple[Any, ...]:
+    """All that a table follows from; counts: of the weights of each block (see `pack_again`)."""
+    tensors = *weights, *gains
+    return (*counts, *[(t.data_ptr(), t.dtype, t.shape, t.stride()) for t in tensors])
+
+
+def pack_again(
+    weights: Sequence[Tensor],
+    gains: Sequence[Tensor],
+    counts: Sequence[int],
+    dtype: torch.dtype,
+    *,
+    adjoint: bool,
+) -> Tensor | None:
+    """What `pack_blocks` gives, if it packed these tensors before and none has moved; else None.
+
+    counts: how many weights each block has, -1 for that of a transposed convolution.
+    """
+    if not weights:
+        return None
+    known = _tables.get((weights[0].device, weights[0].data_ptr(), dtype, adjoint))
+    if known is None or known.storage.expired() or known.key != _key_of(weights, gains, counts):
+        return None
+    return _pack_by(known, dtype)
 
 
 def pack_blocks(blocks: Sequence[BlockWeights], dtype: torch.dtype, *, adjoint: bool) -> Tensor:
     """The packed weights of all blocks in one tensor, in one launch; `packed_starts` finds them.
 
-    Weights are dense, gains contiguous. Where they are is sent to the device at the first call, and
-    again when one has moved.
+    Weights are dense, gains contiguous. Where they are is sent to the device, for `pack_again` too.
     """
     weights = [weight for block in blocks for weight in block.weights]
     gains = [gain for block in blocks for gain in block.gains]
+    orders: list[Order] = []
     starts = packed_starts(blocks, adjoint)
-    packed = torch.empty((starts[-1],), dtype=dtype, device=weights[0].device)
-    table = _table_of(blocks, weights, gains, starts, adjoint)
+    for block, start in zip(blocks, starts, strict=False):
+        if len(block.weights) == 1:
+            orders.append(order_of(block.weights[0], block.transposed, start))
+        else:
+            orders += orders_of(block.weights, block.skip_channels, start)
+    for other in [other for other, table in _tables.items() if table.storage.expired()]:
+        del _tables[other]
+    first = weights[0]
+    key = _key_of(weights, gains, [block.weight_count for block in blocks])
+    made = _make_table(orders, weights, gains).to(first.device)
+    memory, wide = StorageWeakRef(first.untyped_storage()), accumulator_of(first.dtype)
+    table = Table(made, key, memory, len(weights), starts[-1], wide, adjoint)
+    _tables[first.device, first.data_ptr(), dtype, adjoint] = table
+    return _pack_by(table, dtype)
+
+
+def _pack_by(table: Table, dtype: torch.dtype) -> Tensor:
+    packed = torch.empty((table.size,), dtype=dtype, device=table.tensor.device)
     planned = plan(
-        (len(table) - len(weights) * FIELDS,), weights=len(weights), FIELDS=FIELDS,
-        WIDE=accumulator_of(weights[0].dtype), ADJOINT=adjoint,
-        BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D, num_warps=4,
+        (len(table.tensor) - table.weights * FIELDS,), weights=table.weights, FIELDS=FIELDS,
+        WIDE=table.wide, ADJOINT=table.adjoint, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D, num_warps=4,
     )  # fmt: skip
-    launch(pack_table_kernel, planned, packed.device, table_ptr=table, packed_ptr=packed)
+    launch(pack_table_kernel, planned, packed.device, table_ptr=table.tensor, packed_ptr=packed)
     return packed
-
-
-def _table_of(
-    blocks: Sequence[BlockWeights],
-    weights: Sequence[Tensor],
-    gains: Sequence[Tensor],
-    starts: Sequence[int],
-    adjoint: bool,
-) -> Tensor:
-    """The table of pack_table_kernel, on the device."""
-    key = (
-        weights[0].device,
-        *((weight.data_ptr(), weight.shape, weight.stride()) for weight in weights),
-        *(gain.data_ptr() for gain in gains),
-    )
-    place = weights[0].device, weights[0].data_ptr(), adjoint
-    known = _tables.get(place)
-    if known is None or known.key != key or known.storage.expired():
-        orders: list[Order] = []
-        for block, start in zip(blocks, starts, strict=False):
-            if len(block.weights) == 1:
-                orders.append(order_of(block.weights[0], block.transposed, start))
-            else:
-                orders += orders_of(block.weights, block.skip_channels, start)
-        for other in [other for other, table in _tables.items() if table.storage.expired()]:
-            del _tables[other]
-        table = _make_table(orders, weights, gains).to(weights[0].device)
-        known = Table(table, key, StorageWeakRef(weights[0].untyped_storage()))
-        _tables[place] = known
-    return known.tensor
 
 
 def _make_table(

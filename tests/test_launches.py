@@ -55,7 +55,7 @@ WEIGHT_GRADIENTS = {
 # Of 40 filters and 5 resnets a block: 64 gated resnets, 12 other convolutions and the loss.
 MOST_LAUNCHES = {False: 552, True: 488}  # by whether gates are kept
 MOST_LAUNCHES_OF_TORCH = 85
-MOST_CALLS = 55_000  # of Python's and torch's functions, forward and backward
+MOST_CALLS = 50_000  # of Python's and torch's functions, forward and backward
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ..kernels.geometry import BlockWeights, is_dense, packed_starts
+from ..kernels.geometry import BlockWeights, is_dense, packed_starts, starts_of
 from .dispatch import compute_dtype, resolve_impl, triton_obstacle
 from .registration import register_function
 from .taps import check_kernel
@@ -33,14 +33,12 @@ def pack_weights(blocks: Iterable[BlockWeights], x: Tensor) -> list[Tensor] | No
     exact = _exact(dtype)
     if not all(tensor.dtype == exact and is_dense(tensor) for tensor in (*weights, *gains)):
         return None
-    counts = [-1 if block.transposed else len(block.weights) for block in blocks]
     adjoint = torch.is_grad_enabled()
     with torch.no_grad():
-        packed = pack_op(weights, gains, counts, dtype, adjoint)
-    return [
-        packed[start : start + block.packed_size(adjoint)]
-        for start, block in zip(packed_starts(blocks, adjoint), blocks, strict=False)
-    ]
+        packed = pack_op(weights, gains, [block.weight_count for block in blocks], dtype, adjoint)
+    sizes = [block.packed_size(adjoint) for block in blocks]
+    starts = starts_of(sizes)
+    return [packed[start : start + size] for start, size in zip(starts, sizes, strict=False)]
 
 
 def _is_wanted(x: Tensor, dtype: torch.dtype) -> bool:
@@ -110,9 +108,13 @@ def _pack(
 
     counts: how many weights each block has, -1 for that of a transposed convolution.
     """
-    from ..kernels.weights import pack_blocks
+    from ..kernels.weights import pack_again, pack_blocks
 
-    return pack_blocks(_blocks_of(weights, gains, counts, dtype), dtype, adjoint=adjoint)
+    # What was packed before was checked before.
+    packed = pack_again(weights, gains, counts, dtype, adjoint=adjoint)
+    if packed is None:
+        packed = pack_blocks(_blocks_of(weights, gains, counts, dtype), dtype, adjoint=adjoint)
+    return packed
 
 
 def _packed(

@@ -107,7 +107,7 @@ def test_a_table_lives_as_long_as_the_weights() -> None:
         for _ in range(3):
             pack_layers(layers(0), x)
             pack_layers(kept, x)
-    place = x.device, kept[0].conv_in.weight_v.data_ptr(), True
+    place = x.device, kept[0].conv_in.weight_v.data_ptr(), torch.float32, True
     assert _tables[place].tensor is before[place].tensor
     assert len(_tables) <= len(before) + 1
 
