@@ -6,6 +6,7 @@ A gated resnet or convolution called alone packs its own: a launch each, and a n
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -117,13 +118,8 @@ def _pack(
     return packed
 
 
-def _packed(
-    weights: list[Tensor],
-    gains: list[Tensor],
-    counts: list[int],
-    dtype: torch.dtype,
-    adjoint: bool,
-) -> Tensor:
+def _packed(weights: list[Tensor], *rest: Any) -> Tensor:
+    gains, counts, dtype, adjoint = rest
     blocks = _blocks_of(weights, gains, counts, dtype)
     return weights[0].new_empty(packed_starts(blocks, adjoint)[-1], dtype=dtype)
 

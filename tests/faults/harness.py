@@ -69,6 +69,19 @@ def guarded(tensor: Tensor) -> Tensor:
     return inside.copy_(tensor)
 
 
+def random_tensor(*shape: int) -> Tensor:
+    """Normal numbers, the same for each number of dimensions, guarded."""
+    generator = torch.Generator().manual_seed(len(shape))
+    return guarded(torch.randn(shape, generator=generator))
+
+
+def exact(tensor: Tensor) -> Tensor:
+    """In float64; an assertion fails for what is not dense or not of floating-point numbers."""
+    assert tensor.layout == torch.strided
+    assert tensor.is_floating_point()
+    return tensor.detach().double()
+
+
 def assert_untouched(tensor: Tensor) -> None:
     whole = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage())
     for edge in (whole[:MARGIN], whole[-MARGIN:]):

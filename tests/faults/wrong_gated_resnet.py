@@ -20,7 +20,9 @@ from dsmooth.functional.gated_resnet_operands import (
     Operands,
     keep_from,
 )
+from dsmooth.functional.gated_resnet_triton import backward_op, forward_op
 from dsmooth.functional.shifted_conv import concat_elu, padding_of
+from dsmooth.kernels.geometry import packed_size
 from tests.faults.harness import Arguments, Target, guarded, run
 from tests.helpers.gated_cases import make_case, operands
 
@@ -293,7 +295,8 @@ def _triton_arguments() -> Arguments:
 
 
 def _forward_of_triton(given: Arguments) -> list[Tensor]:
-    return [torch.ops.dsmooth.gated_resnet_triton(given["x"], *_op_arguments(given))[0]]
+    rest = None, True, False  # packed, save, keep
+    return [forward_op(given["x"], *_op_arguments(given), *rest)[0]]
 
 
 def _expected_of_triton(given: Arguments) -> list[Tensor]:
@@ -303,14 +306,17 @@ def _expected_of_triton(given: Arguments) -> list[Tensor]:
 def _triton_backward_arguments() -> Arguments:
     given = _op_backward_arguments()
     del given["instruction_set"]
-    return given
+    skips = [given[name].shape[1] for name in ("skip", "skip_2") if given[name] is not None]
+    return {**given, "packed": guarded(torch.zeros(packed_size([given["conv_in"]], skips, True)))}
 
 
 def _backward_of_triton(given: Arguments) -> list[Tensor]:
-    saved = (given[name] for name in ("grad_y", "x", "h"))
-    grads = torch.ops.dsmooth.gated_resnet_triton_backward(*saved, *_op_arguments(given))
+    saved = (given[name] for name in ("grad_y", "x", "h", "packed", "gates"))
+    needs = True, True, True
+    grads = backward_op(*saved, *_op_arguments(given), *needs)
     names = (name.removeprefix("grad_") for name in GRADIENTS)
-    return [grad for name, grad in zip(names, grads, strict=True) if given[name] is not None]
+    # The last one is of bias_nin, which has that of bias_in elsewhere.
+    return [grad for name, grad in zip(names, grads[:-1], strict=True) if given[name] is not None]
 
 
 CONVOLUTIONS = ("conv_in", "conv_out", "nin_skip")

@@ -21,7 +21,7 @@ from dsmooth.kernels import gated_resnet as kernels
 from dsmooth.kernels.expand import Dropout, expand, expand_plan
 from dsmooth.kernels.geometry import Rows, Taps
 from dsmooth.nn.layers import GatedResnet
-from tests.helpers import interpreter_speed  # noqa: F401
+from tests.helpers import interpreter_speed  # noqa: F401 - for its effect
 from tests.helpers.gated_cases import EPS, STRIDES, Case, assert_as_good, make_case, operands
 from tests.helpers.triton_canaries import guarded, guarded_memory
 

@@ -18,7 +18,7 @@ from dsmooth.functional import logistic_mixture_log_prob, use_impl
 from dsmooth.functional.logistic_mixture_triton import triton_backward, triton_log_prob
 from dsmooth.kernels import logistic_mixture as kernels
 from dsmooth.kernels.launch import INTERPRETED
-from tests.helpers import interpreter_speed  # noqa: F401
+from tests.helpers import interpreter_speed  # noqa: F401 - for its effect
 from tests.helpers.mixture_cases import (
     GOLDEN,
     GOLDEN_CASES,

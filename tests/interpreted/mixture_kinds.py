@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dsmooth.functional import logistic_mixture_log_prob, logistic_mixture_log_prob_ref
 from dsmooth.kernels.launch import INTERPRETED
-from tests.helpers import interpreter_speed  # noqa: F401
+from tests.helpers import interpreter_speed  # noqa: F401 - for its effect
 from tests.helpers.mixture_cases import (
     LEVELS,
     MIXTURES,

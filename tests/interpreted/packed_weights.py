@@ -19,7 +19,7 @@ from dsmooth.nn.layers import (
     convolve,
     pack_layers,
 )
-from tests.helpers import interpreter_speed  # noqa: F401
+from tests.helpers import interpreter_speed  # noqa: F401 - for its effect
 from tests.helpers.triton_canaries import guarded_memory
 
 

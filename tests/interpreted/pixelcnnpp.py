@@ -13,7 +13,7 @@ from torch.fx import GraphModule
 import dsmooth
 from dsmooth.functional import logistic_mixture_log_prob, use_impl
 from dsmooth.kernels import expand
-from tests.helpers import interpreter_speed  # noqa: F401
+from tests.helpers import interpreter_speed  # noqa: F401 - for its effect
 
 expand.BLOCK_P = 256  # one block for all rows of these small images, in half the time
 

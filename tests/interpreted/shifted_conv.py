@@ -16,7 +16,7 @@ from dsmooth.functional.shifted_conv_triton import (
 )
 from dsmooth.kernels import shifted_conv as kernels
 from dsmooth.kernels import tilings
-from tests.helpers import interpreter_speed  # noqa: F401
+from tests.helpers import interpreter_speed  # noqa: F401 - for its effect
 from tests.helpers.convolutions import Conv, run_together
 from tests.helpers.gated_cases import EPS, STRIDES, assert_as_good
 from tests.helpers.triton_canaries import guarded, guarded_memory
