@@ -160,6 +160,7 @@ Score = Literal["full", "conditional"]
 ReproductionStage = Literal["samples", "bits-per-dim", "frechet", "probes", "receptive-field"]
 SmoothingKind = Literal["gaussian", "laplace", "uniform"]
 Precision = Literal["auto", "float32", "bfloat16"]
+OptimizerName = Literal["adam", "muon"]
 LearningRateSchedule = Literal["cosine", "cooldown", "exponential"]
 Graph = Literal["auto", "on", "off"]
 KeepGates = Literal["auto", "on", "off"]
@@ -199,8 +200,13 @@ class TrainConfig:
     """Images per step."""
     accumulate: int = 1
     """Parts that a batch is computed in, to save memory; batch_size must be a multiple."""
+    optimizer: OptimizerName = "adam"
+    """adam: for all parameters; muon: for the kernels, and Adam for gains and biases."""
     learning_rate: float = 2e-3
     """Adam's peak learning rate."""
+    kernel_rate: float | None = None
+    """Muon's peak step: the angle in radians by which a step turns kernels. None for one that falls
+    with the square root of the number of steps."""
     betas: tuple[float, float] = (0.9, 0.99)
     """Adam's decay rates."""
     schedule: LearningRateSchedule = "cosine"
@@ -248,6 +254,7 @@ class TrainConfig:
             ("role", Role),
             ("smoothing", SmoothingKind),
             ("precision", Precision),
+            ("optimizer", OptimizerName),
             ("schedule", LearningRateSchedule),
             ("graph", Graph),
             ("keep_gates", KeepGates),
@@ -263,7 +270,7 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        for name in ("scale", "learning_rate", "budget", "checkpoint_minutes", "clip_norm"):
+        for name in ("scale", "learning_rate", "kernel_rate", "budget", "checkpoint_minutes", "clip_norm"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} must be positive, got {value}")

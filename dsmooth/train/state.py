@@ -22,9 +22,10 @@ from ..nn import PixelCNNpp
 from .ema import EMA
 from .gates import set_keep_gates
 from .graph import ReplayedStep, uses_graph
+from .optimizers import Optimizer
 from .ranks import share_gradients, share_of_batch, without_exchange
 from .readings import NonFiniteLoss, Reading, Readings
-from .step import Inputs, dropout_seed, learning_rate, make_inputs
+from .step import Inputs, dropout_seed, kernel_rate, make_inputs, scheduled
 
 
 class TrainState:
@@ -74,17 +75,7 @@ class TrainState:
             self.model.initialize(*self.inputs(0))
         self.parameters = list(self.model.parameters())
         self.ema = EMA(self.model, config.ema) if config.ema else None
-        self.optimizer = torch.optim.Adam(
-            self.parameters,
-            lr=config.learning_rate,
-            betas=config.betas,
-            fused=True,
-            capturable=device.type == "cuda",
-        )
-        # A tensor, which a step can set: float64 as Python has it, but float32 for Adam on CUDA.
-        exact = torch.float32 if device.type == "cuda" else torch.float64
-        for group in self.optimizer.param_groups:
-            group["lr"] = torch.zeros((), dtype=exact, device=device)
+        self.optimizer = Optimizer(self.model, config, device)
         if config.compile:
             compile_gated_resnets(self.model)
         self.network = share_gradients(self.model, config, device)
@@ -147,12 +138,14 @@ class TrainState:
     def _update(self) -> None:
         """One update, from tensors on the device to tensors on the device."""
         config = self.config
-        rate = learning_rate(config, self.position, self.counter)
+        rate = scheduled(config.learning_rate, config, self.position, self.counter)
+        angle = scheduled(kernel_rate(config), config, self.position, self.counter)
         seed = dropout_seed(config, self.position) if config.model.dropout else None
         inputs = self._inputs_at(self.position + self.first_row, self.rows)
         if not self.model.training:  # a walk through all modules
             self.model.train()
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self.parameters:
+            parameter.grad = None
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         size = self.rows // config.accumulate
         for first in range(0, self.rows, size):
@@ -167,9 +160,7 @@ class TrainState:
                 part_loss.backward()
             loss += part_loss.detach()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.clip_norm or math.inf)
-        for group in self.optimizer.param_groups:
-            group["lr"].copy_(rate)
-        self.optimizer.step()
+        self.optimizer.step(rate, angle)
         if self.ema:
             self.ema.update(self.model)
         self.readings.write(self.counter, loss, norm, rate)
@@ -192,10 +183,7 @@ class TrainState:
         tensors: dict[str, Tensor] = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         if self.ema:
             tensors |= {f"ema.{k}": v for k, v in self.ema.model.state_dict().items()}
-        names = [name for name, _ in self.model.named_parameters()]
-        for i, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"adam.{key}.{names[i]}": moments[key] for key in ("exp_avg", "exp_avg_sq")}
-        return tensors
+        return tensors | self.optimizer.tensors()
 
     def restore(
         self,
@@ -206,10 +194,14 @@ class TrainState:
         source: str,
     ) -> None:
         """Continue from what `tensors` gave. Raises ValueError, naming `source`, for others."""
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}, "adam": {}}
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}}
+        moments: dict[str, Tensor] = {}
         for name, tensor in tensors.items():
             part, _, rest = name.partition(".")
-            parts.setdefault(part, {})[rest] = tensor
+            if part in parts:
+                parts[part][rest] = tensor
+            else:
+                moments[name] = tensor
         load_state(self.model, parts["model"], source)
         self.images_seen = images_seen
         self.steps = self.steps_read = steps
@@ -218,20 +210,8 @@ class TrainState:
         if self.ema:
             load_state(self.ema.model, parts["ema"], source)
             self.ema.n_updates.fill_(steps)
-        if not steps:
-            return  # the optimiser has no moments before its first step
-        moments = ("exp_avg", "exp_avg_sq")
-        shapes = {f"{m}.{n}": p.shape for n, p in self.model.named_parameters() for m in moments}
-        if {name: tensor.shape for name, tensor in parts["adam"].items()} != shapes:
-            raise ValueError(f"{source} holds the state of another optimiser")
-        description = self.optimizer.state_dict()
-        for i, (name, parameter) in enumerate(self.model.named_parameters()):
-            # The fused optimiser walks memory: moments must lie in the order of their parameter.
-            description["state"][i] = {
-                key: torch.empty_like(parameter).copy_(parts["adam"][f"{key}.{name}"])
-                for key in moments
-            } | {"step": torch.tensor(float(steps))}
-        self.optimizer.load_state_dict(description)
+        if steps:  # the optimiser has no moments before its first step
+            self.optimizer.restore(moments, steps, source)
 
 
 def resolve_precision(config: TrainConfig, device: torch.device) -> Precision:

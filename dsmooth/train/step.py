@@ -18,6 +18,9 @@ from ..philox import Stream, image_words
 from ..smoothing import GaussianSmoothing, make_smoothing
 
 
+KERNEL_RATE = 1.1
+
+
 class Inputs(NamedTuple):
     """What a network is trained on: the target, and what it is given, None for what it has not.
 
@@ -91,16 +94,26 @@ def dropout_seed(config: TrainConfig, images_seen: Tensor) -> Tensor:
     return words[0, 0, 0] | words[0, 0, 1] << 32
 
 
-def learning_rate(config: TrainConfig, images_seen: Tensor, steps: Tensor) -> Tensor:
-    """The learning rate of the step after so many images and steps: float64, no dimensions."""
+def kernel_rate(config: TrainConfig) -> float:
+    """Muon's peak angle in radians; without one of its own, a run's follows from its steps."""
+    if config.kernel_rate is not None:
+        return config.kernel_rate
+    if config.images is None:
+        raise ValueError("images is not fixed yet")
+    steps = (config.images - config.schedule_from) / config.batch_size
+    return KERNEL_RATE * max(1.0, steps) ** -0.5
+
+
+def scheduled(peak: float, config: TrainConfig, images_seen: Tensor, steps: Tensor) -> Tensor:
+    """A rate of the step after so many images and steps: float64, no dimensions."""
     if config.images is None:
         raise ValueError("images is not fixed yet")
     seen = images_seen.double() - config.schedule_from
     warm = ((seen + config.batch_size) / max(1, config.warmup_images)).clamp(max=1)
-    peak = config.learning_rate * warm
+    rate = peak * warm
     if config.schedule == "exponential":
-        return peak * torch.pow(config.learning_rate_decay, steps.double())
+        return rate * torch.pow(config.learning_rate_decay, steps.double())
     done = (seen / (config.images - config.schedule_from)).clamp(max=1)
     if config.schedule == "cooldown":
-        return peak * ((1 - done) / config.cooldown).clamp(max=1)
-    return peak * 0.5 * (1 + torch.cos(math.pi * done))
+        return rate * ((1 - done) / config.cooldown).clamp(max=1)
+    return rate * 0.5 * (1 + torch.cos(math.pi * done))

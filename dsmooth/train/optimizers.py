@@ -1,0 +1,177 @@
+"""Optimisers of a run: Adam for all parameters, or Muon for the kernels and Adam for the rest.
+
+Under weight norm, w = g v / ||v||, a kernel v has a direction and no length. Muon (Jordan et al.,
+2024) turns all filters of a kernel by one angle, whatever the size of their gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from ..config import TrainConfig
+from ..nn.layers import WeightNormConv
+
+MOMENTUM = 0.9
+ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+# Odd polynomials a x + b x^3 + c x^5, one after the other: together they bring every singular value
+# between 1e-3 and 1 near 1. The first five of Polar Express (Amsel et al., 2025, arXiv:2505.16932).
+POLAR_EXPRESS = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+)
+# Keeps the largest singular value below 1, where the polynomials are made for, despite rounding.
+MARGIN = 1.01
+
+
+def polar_factor(x: Tensor) -> Tensor:
+    """Matrices with the singular vectors of x and singular values near 1; zero for zero.
+
+    x: (N, D, C) float32. The smallest singular values, below 1e-3 of the norm, come out smaller.
+    """
+    if x.shape[-2] > x.shape[-1]:
+        return polar_factor(x.mT).mT
+    norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
+    x = x / (MARGIN * norm).clamp(min=torch.finfo(x.dtype).tiny)
+    # x is multiplied once, at the end: all polynomials are of its (D, D) Gram matrix.
+    gram = x @ x.mT
+    product = None
+    for a, b, c in POLAR_EXPRESS:
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal(dim1=-2, dim2=-1).add_(a)
+        product = factor if product is None else factor @ product
+        gram = factor @ gram @ factor
+    return x if product is None else product @ x
+
+
+def filters(v: Tensor, transposed: bool) -> Tensor:
+    """A view of a kernel with one filter a row: (D, kh, kw, C)."""
+    return v.permute(1, 2, 3, 0) if transposed else v.permute(0, 2, 3, 1)
+
+
+class Muon:
+    """Momentum on kernels of weight norms, its polar factor as a step, filters kept at length 1.
+
+    A step adds to each filter a vector whose length is the angle, root mean square over the filters
+    of a kernel. Kernels of one shape are computed together. Nothing is read back, and all shapes
+    are fixed, so that a step can be recorded as a CUDA graph.
+    """
+
+    def __init__(self, convs: Mapping[str, WeightNormConv], momentum: float = MOMENTUM) -> None:
+        self.momentum = momentum
+        groups: dict[tuple[int, int], list[str]] = {}
+        for name, conv in convs.items():
+            rows = filters(conv.weight_v, conv.transposed)
+            groups.setdefault((rows.shape[0], rows[0].numel()), []).append(name)
+        self.groups = [([convs[name] for name in names], names) for names in groups.values()]
+        self.averages = [
+            torch.zeros(len(names), *shape, device=members[0].weight_v.device)
+            for shape, (members, names) in zip(groups, self.groups, strict=True)
+        ]
+
+    @torch.no_grad()
+    def step(self, angle: Tensor) -> None:
+        """Turn all kernels; angle: radians, float32 without dimensions."""
+        for (convs, _), average in zip(self.groups, self.averages, strict=True):
+            v = _stack([conv.weight_v for conv in convs], convs)
+            gradient = _stack([_gradient(conv) for conv in convs], convs)
+            average.lerp_(gradient, 1 - self.momentum)
+            update = polar_factor(gradient.lerp_(average, self.momentum))  # Nesterov's momentum
+            n_filters, size = update.shape[1:]
+            v -= update * (angle * math.sqrt(max(1.0, n_filters / size)))
+            v /= torch.linalg.vector_norm(v, dim=2, keepdim=True)
+            views = [filters(conv.weight_v, conv.transposed) for conv in convs]
+            torch._foreach_copy_(
+                views, [new.view_as(view) for new, view in zip(v, views, strict=True)]
+            )
+
+    def moments(self) -> dict[str, Tensor]:
+        """The average gradient of each kernel by the name of its layer: (D, kh kw C) views."""
+        names = chain.from_iterable(names for _, names in self.groups)
+        return dict(zip(names, chain.from_iterable(self.averages), strict=True))
+
+
+def _gradient(conv: WeightNormConv) -> Tensor:
+    gradient = conv.weight_v.grad
+    if gradient is None:
+        raise RuntimeError("Muon steps after a backward through all kernels")
+    return gradient
+
+
+def _stack(tensors: Sequence[Tensor], convs: Sequence[WeightNormConv]) -> Tensor:
+    """Kernels, or what has their shape, one filter a row: a new (N, D, kh kw C)."""
+    rows = [filters(x, conv.transposed).flatten(1) for x, conv in zip(tensors, convs, strict=True)]
+    return torch.stack(rows)
+
+
+class Optimizer:
+    """What `config.optimizer` names, for all parameters of a model."""
+
+    def __init__(self, model: nn.Module, config: TrainConfig, device: torch.device) -> None:
+        kernels: dict[str, WeightNormConv] = {}
+        if config.optimizer == "muon":
+            kernels = {k: m for k, m in model.named_modules() if isinstance(m, WeightNormConv)}
+        self.muon = Muon(kernels) if kernels else None
+        turned = {f"{name}.weight_v" for name in kernels}
+        self.parameters = {k: p for k, p in model.named_parameters() if k not in turned}
+        self.adam = torch.optim.Adam(
+            self.parameters.values(),
+            lr=config.learning_rate,
+            betas=config.betas,
+            fused=True,
+            capturable=device.type == "cuda",
+        )
+        # A tensor, which a step can set: float64 as Python has it, but float32 for Adam on CUDA.
+        exact = torch.float32 if device.type == "cuda" else torch.float64
+        for group in self.adam.param_groups:
+            group["lr"] = torch.zeros((), dtype=exact, device=device)
+
+    def step(self, rate: Tensor, angle: Tensor) -> None:
+        """One update from the gradients; rate of Adam and angle of Muon: float64, no dimensions."""
+        for group in self.adam.param_groups:
+            group["lr"].copy_(rate)
+        self.adam.step()
+        if self.muon:
+            self.muon.step(angle.float())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The moments that a resumed run needs, by name; Adam has none before its first step."""
+        names = list(self.parameters)
+        tensors = {
+            f"adam.{key}.{names[i]}": moments[key]
+            for i, moments in self.adam.state_dict()["state"].items()
+            for key in ADAM_MOMENTS
+        }
+        if self.muon and tensors:
+            tensors |= {f"muon.{name}": average for name, average in self.muon.moments().items()}
+        return tensors
+
+    def restore(self, tensors: Mapping[str, Tensor], steps: int, source: str) -> None:
+        """Go on from what `tensors` gave after so many steps.
+
+        Raises ValueError, naming `source`, for the state of another optimiser.
+        """
+        expected = {f"adam.{m}.{n}": p for n, p in self.parameters.items() for m in ADAM_MOMENTS}
+        averages = self.muon.moments() if self.muon else {}
+        expected |= {f"muon.{name}": average for name, average in averages.items()}
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        if shapes != {name: tensor.shape for name, tensor in expected.items()}:
+            raise ValueError(f"{source} holds the state of another optimiser")
+        for name, average in averages.items():
+            average.copy_(tensors[f"muon.{name}"])
+        description = self.adam.state_dict()
+        for i, (name, parameter) in enumerate(self.parameters.items()):
+            # The fused optimiser walks memory: moments must lie in the order of their parameter.
+            description["state"][i] = {
+                key: torch.empty_like(parameter).copy_(tensors[f"adam.{key}.{name}"])
+                for key in ADAM_MOMENTS
+            } | {"step": torch.tensor(float(steps))}
+        self.adam.load_state_dict(description)
