@@ -137,7 +137,7 @@ def test_a_saved_pair_gives_the_same_numbers(
     ("args", "message"),
     [
         (["--models", "{noisy}"], "is a single model: name a saved pair"),
-        (["--models", "{noisy}", "{noisy}"], "are both runs of the role noisy"),
+        (["--models", "{noisy}", "{noisy}"], "both hold a noisy model"),
         (["--models", "{noisy}", "{denoiser}", "--budget", "1"], "--budget is for training"),
         (["--models", "{noisy}", "{denoiser}", "--download"], "--download is for training"),
         (["--models", "{noisy}", "{denoiser}", "--data", "cifar10"], "--data-dir"),

@@ -101,8 +101,7 @@ class Given:
 
     def load_data(self, models: Models) -> tuple[ImageDataset, ImageDataset]:
         """Training and test images. Raises ValueError for those of another shape."""
-        directory = Path(self.data_dir) if self.data_dir else None
-        choice = choose_data(self.folders, self.data, directory, None)
+        choice = choose_data(models, self.data, self.data_dir)
         train_set, test_set = choice.load("train"), choice.load("test")
         for data in (train_set, test_set):
             check_images(models.pair, data)
