@@ -83,16 +83,6 @@ class RunFolder:
         """The folder of TensorBoard's event files."""
         return self.path / "tensorboard"
 
-    @property
-    def settings(self) -> Path:
-        """The settings that a child process is to begin with; it writes `config` itself."""
-        return self.path / "settings.json"
-
-    @property
-    def output(self) -> Path:
-        """The output of a child process."""
-        return self.path / "output.txt"
-
     def grid(self, images_seen: int) -> Path:
         """The samples after so many training images."""
         return self.path / f"samples-{images_seen:09d}.png"
@@ -186,18 +176,6 @@ class RunFolder:
 
         config, image_size = self.read_config()
         return load_network(config.model, self.weights), config, image_size
-
-    def prepare_for_child(self, config: TrainConfig, image_size: tuple[int, int]) -> None:
-        """Write the settings that a child begins with, unless it has a run to go on with."""
-        self.path.mkdir(exist_ok=True)
-        if self.can_resume():
-            return
-        if not self.config.exists() and not self.settings.exists():
-            self.write_config(config, image_size)
-        if self.config.exists():
-            # Just written, or left by a run that was killed before its first checkpoint: that one
-            # begins again with the number of images that was measured then.
-            os.replace(self.config, self.settings)
 
 
 def training_seconds(entries: Sequence[dict[str, Any]]) -> float:

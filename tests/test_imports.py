@@ -54,7 +54,6 @@ FILE_NAMES = (
     "model.safetensors",
     "noisy.safetensors",
     "denoiser.safetensors",
-    "settings.json",
 )
 
 
