@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,23 @@ class Pixels(torch.nn.Module):
 """
 
 
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with images of 8 x 8, runs trained on them and an extractor for them."""
-    monkeypatch.chdir(tmp_path)
+    folder = tmp_path_factory.mktemp("made")
     pixels = random_bytes((60, 8, 8), seed=3)
-    write_images(tmp_path / "images", {f"{i:03d}.png": array for i, array in enumerate(pixels)})
+    write_images(folder / "images", {f"{i:03d}.png": array for i, array in enumerate(pixels)})
     for role in ("noisy", "denoiser", "plain"):
-        save_run(tmp_path / role, role, data="folder", data_dir="images")
-    (tmp_path / "own.py").write_text(EXTRACTOR)
+        save_run(folder / role, role, data="folder", data_dir="images")
+    (folder / "own.py").write_text(EXTRACTOR)
+    return folder
+
+
+@pytest.fixture
+def place(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with all that is in `made`."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 

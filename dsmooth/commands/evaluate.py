@@ -34,7 +34,7 @@ from ..evaluate.likelihood import (
     score_plain,
 )
 from ..evaluate.scores import KernelDistance
-from ..evaluate.sources import BYTES, ImageSet, as_grey, choose_data, read_images
+from ..evaluate.sources import BYTES, DataChoice, ImageSet, as_grey, choose_data, read_images
 from ..files import write_json
 from ..machine import choose_device, default_device, use_threads
 from ..models import Models, load_models
@@ -197,26 +197,7 @@ def evaluate_frechet(options: FrechetOptions) -> None:
     extractor = make_extractor(options.extractor, weights=options.weights, device=default_device())
     models = models_to_draw(options.samples)
     choice = choose_data(models, options.data, options.data_dir, options.image_size)
-    other_split = next(split for split in SPLITS if split != options.split)
-    other_set = choice.load(other_split)
-    if options.label != "each":
-        other_set = of_class(other_set, options.label)
-    description: dict[str, Any]
-    reference: Tensor | FeatureStatistics
-    if options.reference:
-        reference = FeatureStatistics.load(options.reference)
-        description = {key: reference.description.get(key) for key in ("name", "split", "source")}
-        if description.get("split") == other_split:
-            raise ValueError(
-                f"{options.reference} is of the {other_split} images, which give the floor: "
-                f"add --split {other_split}"
-            )
-    else:
-        real_set = choice.load(options.split)
-        check_per_class(options, real_set, other_set)
-        if options.label != "each":
-            real_set = of_class(real_set, options.label)
-        reference, description = real_set.images, describe_data(real_set)
+    reference, description, real_set, other_set = load_real(options, choice)
     samples, how, labels = collect_samples(options, models)
     if other_set.image_channels == 1:
         samples = replace(samples, images=as_grey(samples.images))
@@ -233,7 +214,7 @@ def evaluate_frechet(options: FrechetOptions) -> None:
         progress=progress,
     )
     classes: dict[str, Any] = {}
-    if options.per_class:
+    if options.per_class and real_set is not None:
         classes["classes"] = distances_of_classes(
             samples, labels, real_set, other_set, extractor, options.batch_size
         )
@@ -263,6 +244,31 @@ def evaluate_frechet(options: FrechetOptions) -> None:
     if options.save_reference:
         print(f"wrote {options.save_reference}")
     print(f"wrote {options.out}")
+
+
+def load_real(
+    options: FrechetOptions, choice: DataChoice
+) -> tuple[Tensor | FeatureStatistics, dict[str, Any], ImageDataset | None, ImageDataset]:
+    """The reference and its description; its data, if it is not saved; the images of the floor."""
+    other_split = next(split for split in SPLITS if split != options.split)
+    other_set = choice.load(other_split)
+    check_per_class(options, other_set)
+    if options.label != "each":
+        other_set = of_class(other_set, options.label)
+    if options.reference:
+        statistics = FeatureStatistics.load(options.reference)
+        description = {key: statistics.description.get(key) for key in ("name", "split", "source")}
+        if description["split"] == other_split:
+            raise ValueError(
+                f"{options.reference} is of the {other_split} images, which give the floor: "
+                f"add --split {other_split}"
+            )
+        return statistics, description, None, other_set
+    real_set = choice.load(options.split)
+    check_per_class(options, real_set)
+    if options.label != "each":
+        real_set = of_class(real_set, options.label)
+    return real_set.images, describe_data(real_set), real_set, other_set
 
 
 def models_to_draw(samples: Sequence[Path]) -> Models | None:

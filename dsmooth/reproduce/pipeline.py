@@ -25,6 +25,7 @@ from ..report.page import advice, bound_sentence, write_report
 from ..runs import RunFolder
 from ..train import train
 from ..train.loop import load_data
+from .cache import Mode
 from .plan import PretrainedPlan, TrainingPlan
 from .results import collect
 from .stages import (
@@ -32,7 +33,6 @@ from .stages import (
     Sizes,
     compare_all,
     draw_all,
-    mode_of,
     probe_all,
     score_all,
     see_receptive_fields,
@@ -125,39 +125,24 @@ def run_stages(
     only: ReproductionStage | None,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The numbers of every stage that is there, by their key in results.json, and the pictures."""
-    samples = draw_all(
-        out / "samples", models, test_set, sizes.count, seed, mode_of("samples", only)
-    )
-    measured = {
+    mode: dict[str, Mode] = {
+        stage: "go on" if only is None else "redo" if only == stage else "read" for stage in STAGES
+    }
+    splits, probes = (train_set, test_set), replace(sizes.probes, seed=seed)
+    samples = draw_all(out / "samples", models, test_set, sizes.count, seed, mode["samples"])
+    results = {
         "bits_per_dim": score_all(
-            out / "bits_per_dim.json",
-            models,
-            test_set,
-            sizes.scored_images,
-            mode_of("bits-per-dim", only),
+            out / "bits_per_dim.json", models, test_set, sizes.scored_images, mode["bits-per-dim"]
         ),
         "frechet": compare_all(
-            out / "frechet.json",
-            models,
-            samples,
-            train_set,
-            test_set,
-            sizes.extractor,
-            mode_of("frechet", only),
+            out / "frechet.json", models, samples, *splits, sizes.extractor, mode["frechet"]
         ),
         "receptive_field": see_receptive_fields(
-            out / "receptive_field.json", mode_of("receptive-field", only)
+            out / "receptive_field.json", mode["receptive-field"]
         ),
-        "probes": probe_all(
-            out / "probes.json",
-            models,
-            train_set,
-            test_set,
-            replace(sizes.probes, seed=seed),
-            mode_of("probes", only),
-        ),
+        "probes": probe_all(out / "probes.json", models, *splits, probes, mode["probes"]),
     }
-    return {name: value for name, value in measured.items() if value}, samples
+    return {name: result for name, result in results.items() if result}, samples
 
 
 def claim_folder(out: Path, description: dict[str, Any]) -> None:

@@ -66,11 +66,6 @@ class Sizes:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
-def mode_of(stage: ReproductionStage, only: ReproductionStage | None) -> Mode:
-    """The mode of a stage in a call with `--only`, or without."""
-    return "go on" if only is None else "redo" if only == stage else "read"
-
-
 def draw_all(
     folder: Path,
     models: Models,
