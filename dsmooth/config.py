@@ -270,10 +270,22 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        for name in ("scale", "learning_rate", "kernel_rate", "budget", "checkpoint_minutes", "clip_norm"):
+        for name in (
+            "scale",
+            "learning_rate",
+            "kernel_rate",
+            "budget",
+            "checkpoint_minutes",
+            "clip_norm",
+        ):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} must be positive, got {value}")
+        if self.kernel_rate is not None:
+            if self.optimizer != "muon":
+                raise ValueError(f'kernel_rate needs optimizer "muon", got "{self.optimizer}"')
+            if self.kernel_rate >= 1:
+                raise ValueError(f"kernel_rate must be less than 1, got {self.kernel_rate}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must lie in [0, 1), got {self.ema}")
         if not 0 < self.cooldown <= 1:

@@ -29,7 +29,7 @@ from dsmooth.train import NonFiniteLoss, loop, train
 from dsmooth.train.ema import EMA
 from dsmooth.train.log import RunLog
 from dsmooth.train.state import TrainState
-from dsmooth.train.step import learning_rate, make_inputs
+from dsmooth.train.step import make_inputs, scheduled
 from tests.helpers.data_makers import random_bytes
 from tests.helpers.tiny_runs import ROLES, tiny
 
@@ -86,11 +86,14 @@ def train_until_24(config: TrainConfig, run: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize(
+    ("role", "optimizer"), [("noisy", "adam"), ("denoiser", "muon"), ("plain", "muon")]
+)
 def test_resumed_run_is_the_uninterrupted_run(
-    tmp_path: Path, role: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, role: str, optimizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = tiny(role, accumulate=2, n_classes=10 if role == "denoiser" else 0)
+    n_classes = 10 if role == "denoiser" else 0
+    config = tiny(role, accumulate=2, n_classes=n_classes, optimizer=optimizer)
     train(config, tmp_path / "whole")
     train_until_24(config, tmp_path / "parts", monkeypatch)
     torch.manual_seed(99)  # the state of torch's generator must not matter
@@ -187,11 +190,11 @@ def test_loss_falls() -> None:
 
 
 def test_schedules() -> None:
-    config = tiny(images=80, warmup_images=16, learning_rate=1.0)
+    config = tiny(images=80, warmup_images=16)
 
     def rates_at(images_seen: Iterable[int]) -> list[float]:
         steps = torch.tensor(4)
-        return [float(learning_rate(config, torch.tensor(n), steps)) for n in images_seen]
+        return [float(scheduled(1.0, config, torch.tensor(n), steps)) for n in images_seen]
 
     rates = rates_at(range(0, 81, 8))
     assert rates[0] == pytest.approx(0.5)
@@ -432,6 +435,10 @@ def test_paper_presets_are_the_papers() -> None:
         ({"model": ModelConfig(likelihood="discretized")}, "noisy pixels are not bytes"),
         ({"images": 0}, "images must be at least 1"),
         ({"cooldown": 0.0}, "cooldown must lie in"),
+        ({"optimizer": "sgd"}, "optimizer must be one of adam, muon, got 'sgd'"),
+        ({"kernel_rate": 0.02}, 'kernel_rate needs optimizer "muon", got "adam"'),
+        ({"optimizer": "muon", "kernel_rate": 0.0}, "kernel_rate must be positive"),
+        ({"optimizer": "muon", "kernel_rate": 1.0}, "kernel_rate must be less than 1"),
     ],
 )
 def test_bad_settings_are_named(settings: dict[str, object], message: str) -> None:

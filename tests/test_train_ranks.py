@@ -58,6 +58,7 @@ def test_the_same_steps_for_any_number_of_ranks(tmp_path: Path) -> None:
         tiny(role, batch_size=12, images=120, accumulate=parts, n_classes=classes, clip_norm=1.0)
         for role, parts, classes in zip(ROLES, (1, 2, 1), (3, 3, 0), strict=True)
     ]
+    configs.append(replace(configs[1], optimizer="muon"))
     for size in (1, 2, 3):
         out = tmp_path / str(size)
         out.mkdir()

@@ -16,14 +16,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import dsmooth
-from dsmooth.config import LearningRateSchedule
+from dsmooth.config import LearningRateSchedule, OptimizerName
 from dsmooth.data import ImageDataset
 from dsmooth.functional import use_impl
 from dsmooth.runs import RunFolder
 from dsmooth.train import NonFiniteLoss, graph, loop, state, train, watch
 from dsmooth.train.readings import READ_STEPS
 from dsmooth.train.state import TrainState
-from dsmooth.train.step import learning_rate
+from dsmooth.train.step import scheduled
 from tests.helpers.tiny_runs import ROLES, tiny
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
@@ -59,10 +59,11 @@ def made_images(n: int = 12) -> ImageDataset:
 
 
 @pytest.mark.quick
+@pytest.mark.parametrize("optimizer", get_args(OptimizerName))
 @pytest.mark.parametrize("role", ROLES)
-def test_steps_read_nothing_back(role: str) -> None:
+def test_steps_read_nothing_back(role: str, optimizer: str) -> None:
     """Over the end of an epoch, with all that a step can have; reading them is refused."""
-    config = tiny(role, accumulate=2, clip_norm=1.0)
+    config = tiny(role, accumulate=2, clip_norm=1.0, optimizer=optimizer)
     trained = TrainState(config, made_images(), CPU)
     with NoReadBack():
         for _ in range(3):
@@ -79,7 +80,7 @@ def test_a_step_takes_nothing_from_the_host(monkeypatch: pytest.MonkeyPatch) -> 
 
     All but torch's own backward and Adam, which need a driver; every op by its reference.
     """
-    config = tiny("denoiser", accumulate=2, clip_norm=1.0, clean_noise=0.01)
+    config = tiny("denoiser", accumulate=2, clip_norm=1.0, clean_noise=0.01, optimizer="muon")
     config = replace(config, data_init=False, model=replace(config.model, atoms=(0, 255)))
     monkeypatch.setattr(state, "uses_graph", lambda config, device: False)
     monkeypatch.setattr(dsmooth.PixelCNNpp, "to", lambda model, *args, **keywords: model)
@@ -93,12 +94,14 @@ def test_a_step_takes_nothing_from_the_host(monkeypatch: pytest.MonkeyPatch) -> 
                 parameter.grad = torch.zeros_like(parameter)
 
         monkeypatch.setattr(Tensor, "backward", backward)
-        monkeypatch.setattr(trained.optimizer, "step", lambda: None)
+        monkeypatch.setattr(trained.optimizer.adam, "step", lambda: None)
         trained.order.prepare(0)
         with OnCudaAlone():
             trained._update()
             for schedule in get_args(LearningRateSchedule):
-                learning_rate(replace(config, schedule=schedule), trained.position, trained.counter)
+                scheduled(
+                    1.0, replace(config, schedule=schedule), trained.position, trained.counter
+                )
         with OnCudaAlone(), pytest.raises(AssertionError, match="lift_fresh"):
             torch.tensor([1, 2])
 
@@ -197,7 +200,7 @@ def test_each_call_of_a_replayed_step_is_one_step(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("role", ROLES)
 def test_replayed_steps_are_the_steps(role: str) -> None:
     """A captured run against an uncaptured one, on a GPU: the same losses and weights."""
-    config = tiny(role, accumulate=2, clip_norm=1.0)
+    config = tiny(role, accumulate=2, clip_norm=1.0, optimizer="muon")
     runs = {}
     for how in ("on", "off"):
         trained = TrainState(replace(config, graph=how), made_images(), CUDA)

@@ -62,7 +62,7 @@ class Muon:
 
     A step adds to each filter a vector whose length is the angle, root mean square over the filters
     of a kernel. Kernels of one shape are computed together. Nothing is read back, and all shapes
-    are fixed, so that a step can be recorded as a CUDA graph.
+    are fixed, so that a step can be recorded as a CUDA graph. The filters get length 1 at once.
     """
 
     def __init__(self, convs: Mapping[str, WeightNormConv], momentum: float = MOMENTUM) -> None:
@@ -76,6 +76,10 @@ class Muon:
             torch.zeros(len(names), *shape, device=members[0].weight_v.device)
             for shape, (members, names) in zip(groups, self.groups, strict=True)
         ]
+        with torch.no_grad():
+            for conv in convs.values():
+                rows = filters(conv.weight_v, conv.transposed)
+                rows /= torch.linalg.vector_norm(rows, dim=(1, 2, 3), keepdim=True)
 
     @torch.no_grad()
     def step(self, angle: Tensor) -> None:
@@ -159,11 +163,12 @@ class Optimizer:
 
         Raises ValueError, naming `source`, for the state of another optimiser.
         """
-        expected = {f"adam.{m}.{n}": p for n, p in self.parameters.items() for m in ADAM_MOMENTS}
         averages = self.muon.moments() if self.muon else {}
-        expected |= {f"muon.{name}": average for name, average in averages.items()}
-        shapes = {name: tensor.shape for name, tensor in tensors.items()}
-        if shapes != {name: tensor.shape for name, tensor in expected.items()}:
+        expected = {
+            f"adam.{m}.{n}": p.shape for n, p in self.parameters.items() for m in ADAM_MOMENTS
+        }
+        expected |= {f"muon.{name}": average.shape for name, average in averages.items()}
+        if {name: tensor.shape for name, tensor in tensors.items()} != expected:
             raise ValueError(f"{source} holds the state of another optimiser")
         for name, average in averages.items():
             average.copy_(tensors[f"muon.{name}"])

@@ -61,15 +61,16 @@ def can_change(name: str, before: dict[str, Any], after: dict[str, Any]) -> bool
         return bool(before[name]) == bool(after[name])
     if name.startswith("model."):
         return name == "model.dropout"
-    return name not in ("role", "init")
+    return name not in ("role", "init", "optimizer")
 
 
 def with_length(config: TrainConfig, run: RunFolder, *, force: bool) -> TrainConfig:
     """`config`, its schedule fitted to a number of images that differs from the run's.
 
-    An exponential schedule and the constant part of a cooldown do not depend on the number: the run
-    goes on as one of this length. A finished run of another kind begins its schedule again, over
-    the images that are added. Raises ValueError in between, unless `force`d.
+    An exponential schedule and the constant part of a cooldown do not depend on the number, where
+    Muon's angle does not either: the run goes on as one of this length. A finished run of another
+    kind begins its schedule again, over the images that are added. Raises ValueError in between,
+    unless `force`d.
     """
     seen, before = stored_progress(run)
     images = config.images
@@ -77,10 +78,11 @@ def with_length(config: TrainConfig, run: RunFolder, *, force: bool) -> TrainCon
         return config
     if images < seen:
         raise ValueError(f"images must be at least {seen:,}, which {run.path} has seen")
-    if config.schedule == "exponential":
+    angle_follows = config.optimizer == "muon" and config.kernel_rate is None
+    if config.schedule == "exponential" and not angle_follows:
         return config
     latest = None
-    if config.schedule == "cooldown":
+    if config.schedule == "cooldown" and not angle_follows:
         begun = config.schedule_from
         latest = begun + (1 - config.cooldown) * (min(images, before) - begun)
         if seen <= latest:

@@ -74,8 +74,8 @@ class TrainState:
         elif config.data_init:
             self.model.initialize(*self.inputs(0))
         self.parameters = list(self.model.parameters())
-        self.ema = EMA(self.model, config.ema) if config.ema else None
         self.optimizer = Optimizer(self.model, config, device)
+        self.ema = EMA(self.model, config.ema) if config.ema else None
         if config.compile:
             compile_gated_resnets(self.model)
         self.network = share_gradients(self.model, config, device)

@@ -17,8 +17,8 @@ from ..config import TrainConfig
 from ..philox import Stream, image_words
 from ..smoothing import GaussianSmoothing, make_smoothing
 
-
 KERNEL_RATE = 1.1
+LEAST_STEPS = 100
 
 
 class Inputs(NamedTuple):
@@ -101,7 +101,7 @@ def kernel_rate(config: TrainConfig) -> float:
     if config.images is None:
         raise ValueError("images is not fixed yet")
     steps = (config.images - config.schedule_from) / config.batch_size
-    return KERNEL_RATE * max(1.0, steps) ** -0.5
+    return KERNEL_RATE * max(LEAST_STEPS, steps) ** -0.5
 
 
 def scheduled(peak: float, config: TrainConfig, images_seen: Tensor, steps: Tensor) -> Tensor:
