@@ -18,7 +18,7 @@ from dsmooth.sampling import jacobi_sample, sample_images, sequential_sample
 from dsmooth.sampling.draw import Draw
 from dsmooth.train import loop, train
 from dsmooth.train.held_out import evaluate
-from dsmooth.train.state import TrainState
+from dsmooth.train.step import TrainState
 from tests.helpers.class_networks import CLASSES, conditional, inputs
 from tests.helpers.network_equations import Equations, with_classes
 from tests.helpers.tiny_runs import ROLES, tiny

@@ -37,7 +37,7 @@ from dsmooth.kernels import (
 from dsmooth.kernels import launch as launching
 from dsmooth.kernels.launch import Plan
 from dsmooth.nn.score import score_of
-from dsmooth.train.gates import gate_bytes, resolve_keep_gates, set_keep_gates
+from dsmooth.train.device import gate_bytes, resolve_keep_gates, set_keep_gates
 from tests.helpers.aot_launches import KERNELS
 
 MODULES = (

@@ -17,8 +17,7 @@ from dsmooth.nn.layers import WeightNormConv
 from dsmooth.runs import RunFolder
 from dsmooth.train import loop, train
 from dsmooth.train.optimizers import Muon, filters, polar_factor
-from dsmooth.train.state import TrainState
-from dsmooth.train.step import kernel_rate
+from dsmooth.train.step import TrainState, kernel_rate
 from tests.helpers.tiny_runs import tiny
 
 CPU = torch.device("cpu")

@@ -15,9 +15,8 @@ from dsmooth.data import load_dataset
 from dsmooth.files import read_tensors
 from dsmooth.runs import RunFolder
 from dsmooth.train import loop, train
-from dsmooth.train.initial import load_initial
-from dsmooth.train.state import TrainState
-from dsmooth.train.step import scheduled
+from dsmooth.train.checkpoint import load_initial
+from dsmooth.train.step import TrainState, scheduled
 from tests.helpers.command_runs import run as call
 from tests.helpers.tiny_pairs import tiny_pair
 from tests.helpers.tiny_runs import tiny

@@ -26,10 +26,9 @@ from dsmooth.models import load_models
 from dsmooth.presets import PRESETS, preset
 from dsmooth.runs import RunFolder
 from dsmooth.train import NonFiniteLoss, loop, train
-from dsmooth.train.ema import EMA
 from dsmooth.train.log import RunLog
-from dsmooth.train.state import TrainState
-from dsmooth.train.step import make_inputs, scheduled
+from dsmooth.train.optimizers import EMA
+from dsmooth.train.step import TrainState, make_inputs, scheduled
 from tests.helpers.data_makers import random_bytes
 from tests.helpers.tiny_runs import ROLES, tiny
 

@@ -21,7 +21,7 @@ from dsmooth import distributed
 from dsmooth.config import TrainConfig
 from dsmooth.files import read_tensors
 from dsmooth.runs import RunFolder
-from dsmooth.train import graph, train
+from dsmooth.train import device, train
 from dsmooth.train.ranks import share_of_batch
 from tests.helpers.rank_processes import (
     COMMAND,
@@ -95,7 +95,7 @@ def test_a_batch_that_does_not_divide_is_named(monkeypatch: pytest.MonkeyPatch) 
         share_of_batch(tiny(batch_size=8))
     with pytest.raises(ValueError, match=r"accumulate=2: take 6$"):
         share_of_batch(tiny(batch_size=4, accumulate=2))
-    assert "several processes" in str(graph.graph_obstacle(tiny(), torch.device("cuda:0")))
+    assert "several processes" in str(device.graph_obstacle(tiny(), torch.device("cuda:0")))
 
 
 @pytest.mark.quick

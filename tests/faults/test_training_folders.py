@@ -18,7 +18,7 @@ from dsmooth.files import lock_folder, read_tensors, write_tensors
 from dsmooth.runs import RunFolder
 from dsmooth.train import NonFiniteLoss, loop, train
 from dsmooth.train.checkpoint import load_checkpoint, save_checkpoint
-from dsmooth.train.state import TrainState
+from dsmooth.train.step import TrainState
 
 CONFIG = TrainConfig(
     model=ModelConfig(n_filters=4, n_resnet=1, n_mix=2, dropout=0.3),
