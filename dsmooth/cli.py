@@ -88,7 +88,7 @@ def _call(args: list[str]) -> int:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Of several processes rank 0 alone shows its progress; errors are everybody's."""
+    """Rank 0 alone shows its progress; errors are everybody's."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         yield
 

@@ -23,7 +23,7 @@ LARGEST = 4096
 
 
 def _default_hint(default: str) -> str:
-    """What help says of a default that may be empty."""
+    """The help's hint on a default that may be empty."""
     return f"(default: {default or 'none'})"
 
 
@@ -180,11 +180,13 @@ class TrainConfig:
     data: str = "mnist"
     """Data set: mnist, fashion-mnist, cifar10, celeba, folder."""
     data_dir: str | None = None
-    """Where its files are; without one, mnist is the embedded subset of 6,000 images."""
+    """Folder of its files; without one, mnist is the embedded subset of 6,000 images."""
     download: bool = False
     """Whether to download the files into data_dir if they are not there."""
     image_size: int | None = None
     """Pixels a side for celeba and folder; None for the data set's own."""
+    flip: bool = False
+    """Mirror half of the training images left to right, drawn anew at each visit."""
     smoothing: SmoothingKind = "gaussian"
     """The distribution of x~ given x."""
     scale: float = 0.5

@@ -26,7 +26,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Replace `path` by `data`; after a crash or a full disk the old content is still there."""
     temporary = None
     try:
-        # Of a name of its own, should another process write the same file.
+        # The name is unique, should another process write the same file.
         descriptor, name = tempfile.mkstemp(PARTIAL, f".{path.name}.", path.parent)
         temporary = Path(name)
         with open(descriptor, "wb") as file:

@@ -23,7 +23,10 @@ _PAPER: dict[str, Any] = {
     "denoiser.model": {"conditioning": "stack", "likelihood": "continuous"},
     "plain.model": {"likelihood": "discretized"},
 }
+# Measured: docs/decisions/009-muon.md.
 _OURS: dict[str, Any] = {
+    "optimizer": "muon",
+    "learning_rate": 3.2e-2,
     "denoiser.model": {"conditioning": "concat", "likelihood": "discretized"},
     "plain.model": {"likelihood": "discretized"},
 }
@@ -31,7 +34,7 @@ _OURS: dict[str, Any] = {
 # narrow enough for that. Measured: docs/decisions/005-training-recipe.md.
 _MNIST_ATOMS = (0, 252, 253, 254, 255)
 _OURS_MNIST: dict[str, Any] = {
-    "learning_rate": 1.6e-2,
+    **_OURS,
     "noisy.model": {"likelihood": "gaussian"},
     "denoiser.model": _OURS["denoiser.model"] | {"atoms": _MNIST_ATOMS},
     "plain.model": _OURS["plain.model"] | {"atoms": _MNIST_ATOMS},
@@ -58,10 +61,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         **_MNIST,
         "model": _QUICK,
         "batch_size": 16,
-        "learning_rate": 3.2e-2,
     },
     "mnist": {**_OURS_MNIST, **_MNIST, "model": _F40, "images": 3_000_000},
-    "cifar10": {**_OURS, **_CIFAR10, "model": _F160, "learning_rate": 5e-4, "images": 10_000_000},
+    "cifar10": {**_OURS, **_CIFAR10, "model": _F160, "images": 10_000_000},
     "mnist-paper": {**_PAPER, **_MNIST, "model": _F40},
     "cifar10-paper": {**_PAPER, **_CIFAR10, "model": _F160},
     "celeba-paper": {**_PAPER, **_CELEBA, "model": _F160},

@@ -147,7 +147,7 @@ def test_sigint_saves_and_leaves(tmp_path: Path) -> None:
 def test_a_step_is_a_function_of_images_seen() -> None:
     """Noise, order and targets follow from (seed, images seen), for any batch size."""
     for role in ROLES:
-        config = tiny(role, clean_noise=0.01 if role == "denoiser" else 0.0)
+        config = tiny(role, clean_noise=0.01 if role == "denoiser" else 0.0, flip=True)
         data, _ = loop.load_data(config)
         state = TrainState(config, data, torch.device("cpu"))
         small = TrainState(replace(config, batch_size=4), data, torch.device("cpu"))
@@ -158,6 +158,19 @@ def test_a_step_is_a_function_of_images_seen() -> None:
             assert torch.equal(
                 context, torch.cat([half.context for half in halves if half.context is not None])
             )
+
+
+@pytest.mark.quick
+def test_half_of_the_images_are_mirrored() -> None:
+    config = tiny("plain", batch_size=100)
+    data, _ = loop.load_data(config)
+    given, mirrored = (
+        TrainState(replace(config, flip=flip), data, torch.device("cpu")).inputs(0).target
+        for flip in (False, True)
+    )
+    same = (mirrored == given).flatten(1).all(dim=1)
+    assert torch.equal(mirrored[~same], given[~same].flip(3))
+    assert 30 < same.sum() < 70
 
 
 @pytest.mark.quick

@@ -62,7 +62,7 @@ def made_images(n: int = 12) -> ImageDataset:
 @pytest.mark.parametrize("role", ROLES)
 def test_steps_read_nothing_back(role: str, optimizer: str) -> None:
     """Over the end of an epoch, with all that a step can have; reading them is refused."""
-    config = tiny(role, accumulate=2, clip_norm=1.0, optimizer=optimizer)
+    config = tiny(role, accumulate=2, clip_norm=1.0, optimizer=optimizer, flip=True)
     trained = TrainState(config, made_images(), CPU)
     with NoReadBack():
         for _ in range(3):
@@ -79,7 +79,9 @@ def test_a_step_takes_nothing_from_the_host(monkeypatch: pytest.MonkeyPatch) -> 
 
     All but torch's own backward and Adam, which need a driver; every op by its reference.
     """
-    config = tiny("denoiser", accumulate=2, clip_norm=1.0, clean_noise=0.01, optimizer="muon")
+    config = tiny(
+        "denoiser", accumulate=2, clip_norm=1.0, clean_noise=0.01, optimizer="muon", flip=True
+    )
     config = replace(config, data_init=False, model=replace(config.model, atoms=(0, 255)))
     monkeypatch.setattr(dsmooth.train.step, "uses_graph", lambda config, device: False)
     monkeypatch.setattr(dsmooth.PixelCNNpp, "to", lambda model, *args, **keywords: model)

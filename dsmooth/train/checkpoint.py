@@ -223,7 +223,7 @@ def with_length(config: TrainConfig, run: RunFolder, *, force: bool) -> TrainCon
 
 
 def changes(before: TrainConfig, after: TrainConfig, seen: int) -> Iterator[str]:
-    """What changes in a run after so many images, in words for its log."""
+    """Sentences for the log on the settings that change in a run after so many images."""
     old, new = flatten(asdict(before)), flatten(asdict(after))
     if old["schedule_from"] != new["schedule_from"]:
         yield f"prolonged from {seen:,} to {new['images']:,} images, its schedule begun again"

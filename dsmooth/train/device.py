@@ -17,7 +17,7 @@ from .ranks import share_of_batch
 # Calls that run as they are before one is recorded: they make the optimiser's state, choose
 # algorithms and compile kernels, none of which may happen while a graph is recorded.
 WARM_UP = 3
-# Of the device's free memory before a run begins, what they may take.
+# Part of the device's free memory before a run begins that kept gates may take.
 MEMORY_FRACTION = 0.25
 
 

@@ -121,7 +121,7 @@ def _stack(tensors: Sequence[Tensor], convs: Sequence[WeightNormConv]) -> Tensor
 
 
 class Optimizer:
-    """What `config.optimizer` names, for all parameters of a model."""
+    """The optimiser that `config.optimizer` names, for all parameters of a model."""
 
     def __init__(self, model: nn.Module, config: TrainConfig, device: torch.device) -> None:
         kernels: dict[str, WeightNormConv] = {}

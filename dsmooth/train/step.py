@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..config import TrainConfig
 from ..data import ImageDataset, to_float
-from ..data.order import OrderOnDevice
+from ..data.order import OrderOnDevice, flips
 from ..distributed import shared_work
 from ..files import load_state
 from ..nn import PixelCNNpp
@@ -34,7 +34,7 @@ LEAST_STEPS = 100
 
 
 class Inputs(NamedTuple):
-    """What a network is trained on: the target, and what it is given, None for what it has not.
+    """Arguments of a network in training: the target and its conditions, None for absent ones.
 
     target, context: (B, C, H, W). label, level: (B,) int64.
     """
@@ -58,7 +58,7 @@ def make_inputs(
     first_index: int | Tensor,
     repeat: int = 0,
 ) -> Inputs:
-    """What a role is trained on, for clean images x (B, C, H, W) and their labels.
+    """The inputs of a role's network, for clean images x (B, C, H, W) and their labels.
 
     The noise of row b, and its level, are functions of (config.seed, first_index + b, repeat).
     """
@@ -191,13 +191,13 @@ class TrainState:
 
     @property
     def total_images(self) -> int:
-        """Where the run ends."""
+        """The images after which the run ends."""
         if self.config.images is None:
             raise ValueError("images is not fixed yet")
         return self.config.images
 
     def inputs(self, first: int) -> Inputs:
-        """Those of the whole batch at stream position `first`."""
+        """The whole batch at stream position `first`."""
         self.order.prepare(first)
         return self._inputs_at(torch.tensor(first, device=self.device), self.config.batch_size)
 
@@ -232,10 +232,13 @@ class TrainState:
         return readings
 
     def _inputs_at(self, first: Tensor, count: int) -> Inputs:
-        """Those of stream positions first .. first + count - 1."""
+        """The inputs of stream positions first .. first + count - 1."""
         indices = self.order.indices(first, count)
         label = None if self.labels is None else self.labels[indices]
         x = to_float(self.images[indices])
+        if self.config.flip:
+            coins = flips(first, count, seed=self.config.seed, device=self.device)
+            x = torch.where(coins.view(-1, 1, 1, 1), x.flip(3), x)
         return make_inputs(x, self.config, label, first_index=first)
 
     def _update(self) -> None:
