@@ -49,12 +49,11 @@ def _umask() -> int:
 
 
 @contextmanager
-def lock_folder(folder: Path, holder: str) -> Iterator[int]:
-    """Keep other processes out of `folder`, made if need be; yields the lock's descriptor.
+def lock_folder(folder: Path, holder: str) -> Iterator[None]:
+    """Keep other processes out of `folder`, made if need be, until the block or the process ends.
 
-    The lock ends with the block or the process, or with the last child process that inherited the
-    descriptor. Files that a killed process left half written are removed. Raises ValueError, saying
-    that `holder` is at work, if the folder is taken.
+    Files that a killed process left half written are removed. Raises ValueError, saying that
+    `holder` is at work, if the folder is taken.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as file:
@@ -66,7 +65,7 @@ def lock_folder(folder: Path, holder: str) -> Iterator[int]:
             ) from None
         for left in folder.glob(f".*{PARTIAL}"):
             left.unlink(missing_ok=True)
-        yield file.fileno()
+        yield
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -38,7 +38,7 @@ def evaluate_classify(options: ClassifyOptions) -> None:
     if models.smoothed is not None and models.plain is not None:
         raise ValueError("name a pair or a plain model: one of them classifies at a time")
     model = models.smoothed or next(iter(models.networks.values()))
-    choice = choose_data(options.models, options.data, options.data_dir, options.image_size)
+    choice = choose_data(models, options.data, options.data_dir, options.image_size)
     dataset = choice.load(options.split)
     n = len(dataset) if options.limit is None else min(options.limit, len(dataset))
     with progress("classifying", n) as done:

@@ -32,7 +32,7 @@ def complete(options: Complete) -> None:
         if models.smoothed is None and "noisy" in models.networks:
             raise ValueError(f"{options.model} is a noisy model: name the pair that it is of")
         check_label(models, options.label)
-        x = choose_images(options, models.image_shape)
+        x = choose_images(options, models)
         mask = choose_mask(options, models.image_size)
         known = x.repeat_interleave(options.draws, dim=0)
         draw = Draw(
@@ -70,10 +70,11 @@ def check_options(options: Complete) -> None:
         )
 
 
-def choose_images(options: Complete, shape: tuple[int, int, int]) -> Tensor:
+def choose_images(options: Complete, models: Models) -> Tensor:
     """The originals (N, C, H, W) in [-1, 1]. Raises ValueError for images of another shape."""
+    shape = models.image_shape
     if options.images is None:
-        data = choose_data([options.model], None, None, None).load("test")
+        data = choose_data(models, None, None).load("test")
         images, source = data.images[: options.count], data.source
     else:
         found = read_images(options.images, options.count)

@@ -37,9 +37,10 @@ from ..evaluate.scores import KernelDistance
 from ..evaluate.sources import BYTES, ImageSet, as_grey, choose_data, read_images
 from ..files import write_json
 from ..machine import choose_device, default_device, use_threads
-from ..models import Models, is_model, load_models
+from ..models import Models, load_models
 from ..nn import PixelCNNpp
 from ..nn.weights import weights_digest
+from ..pretrained import is_model
 from ..progress import progress, significant
 from ..runs import RunFolder
 from ..sampling.draw import Draw
@@ -88,7 +89,7 @@ def evaluate_bits(options: BitsOptions) -> None:
     """`dsmooth evaluate bpd`."""
     models = load_models(options.models)
     plain = choose_plain(models, options.plain)
-    choice = choose_data(options.models, options.data, options.data_dir, options.image_size)
+    choice = choose_data(models, options.data, options.data_dir, options.image_size)
     dataset = choice.load(options.split)
     check_per_class(options, dataset)
     n = len(dataset) if options.limit is None else min(options.limit, len(dataset))
@@ -225,8 +226,8 @@ def evaluate_frechet(options: FrechetOptions) -> None:
     if options.save_reference:
         check_output(options.save_reference, (".npz",))
     extractor = make_extractor(options.extractor, weights=options.weights, device=default_device())
-    folders = [path for path in options.samples if is_model(path)]
-    choice = choose_data(folders, options.data, options.data_dir, options.image_size)
+    models = models_to_draw(options.samples)
+    choice = choose_data(models, options.data, options.data_dir, options.image_size)
     other_split = next(split for split in SPLITS if split != options.split)
     other_set = choice.load(other_split)
     if options.label != "each":
@@ -247,7 +248,7 @@ def evaluate_frechet(options: FrechetOptions) -> None:
         if options.label != "each":
             real_set = of_class(real_set, options.label)
         reference, description = real_set.images, describe_data(real_set)
-    samples, how, labels = collect_samples(options)
+    samples, how, labels = collect_samples(options, models)
     if other_set.image_channels == 1:
         samples = replace(samples, images=as_grey(samples.images))
     floor = other_set.images[: len(samples.images)]
@@ -295,19 +296,27 @@ def evaluate_frechet(options: FrechetOptions) -> None:
     print(f"wrote {options.out}")
 
 
-def collect_samples(options: FrechetOptions) -> tuple[ImageSet, dict[str, Any], Tensor | None]:
-    """The images to score, drawn or read, how they were drawn, and their labels if they have."""
-    if not options.samples:
+def models_to_draw(samples: Sequence[Path]) -> Models | None:
+    """The models that `samples` names; None for one file or folder of images."""
+    if not samples:
         raise ValueError("name models to draw from, or a file or folder of images")
-    if not all(is_model(path) for path in options.samples):
-        if len(options.samples) > 1:
-            raise ValueError(
-                "name two run folders, or a single file or folder of images, got "
-                f"{', '.join(map(str, options.samples))}"
-            )
+    if all(map(is_model, samples)):
+        return load_models(samples)
+    if len(samples) > 1:
+        raise ValueError(
+            "name two run folders, or a single file or folder of images, got "
+            f"{', '.join(map(str, samples))}"
+        )
+    return None
+
+
+def collect_samples(
+    options: FrechetOptions, models: Models | None
+) -> tuple[ImageSet, dict[str, Any], Tensor | None]:
+    """The images to score, drawn or read, how they were drawn, and their labels if they have."""
+    if models is None:
         return read_images(options.samples[0], options.count), {}, None
     count = DEFAULT_COUNT if options.count is None else options.count
-    models = load_models(options.samples)
     label = options.label if models.n_classes or options.label != "each" else None
     check_label(models, label)
     draw = Draw(

@@ -347,7 +347,7 @@ class Reproduce:
     """Train all models first; so do --preset and --budget."""
     preset: Annotated[str | None, arg(help=PRESET_HELP, metavar="|".join(PRESETS))] = None
     budget: float | None = None
-    """Minutes of training in all (8 by default); noisy model and denoiser train side by side."""
+    """Minutes of training in all (8 by default)."""
     models: Annotated[tuple[Path, ...], arg(help_behavior_hint="")] = ()
     """Take these models: a saved pair, or the run folders of a noisy model and of its denoiser, or
     a folder with both; and perhaps the run folder of a plain model."""

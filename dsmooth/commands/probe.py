@@ -26,8 +26,9 @@ def probe(options: Probe) -> None:
 
 def _probe(options: Probe) -> None:
     use_threads(options.threads)
-    pair = load_models(options.models).pair
-    choice = choose_data(options.models, options.data, options.data_dir, None)
+    models = load_models(options.models)
+    pair = models.pair
+    choice = choose_data(models, options.data, options.data_dir)
     train_set, test_set = choice.load("train"), choice.load("test")
     check_data(pair, train_set, test_set)
     out = options.out

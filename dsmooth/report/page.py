@@ -118,14 +118,11 @@ def making(results: Mapping[str, Any]) -> list[str]:
                 f"training set) in {run['training_seconds'] / 60:.1f} minutes, {rate:.0f} images/s"
             )
         sentences.append(f"{SUBJECT_TITLES[role]}: {run['parameters']:,} parameters, {trained}.")
-    together = "; noisy model and denoiser were trained side by side, the baseline after them"
-    if not results["budget_minutes"]:
-        together = ""
     gpu = f", {machine['gpu']}" if machine["gpu"] else ""
     sentences.append(
         f"Machine: {machine['processor']}, {machine['cpu_threads']} CPU threads{gpu}, "
         f"{machine['system']}, Python {machine['python']}, torch {machine['torch']}, "
-        f"dsmooth {results['dsmooth']}{together if 'plain' in runs else ''}."
+        f"dsmooth {results['dsmooth']}."
     )
     return sentences
 

@@ -68,7 +68,7 @@ def describe_model(
             "scale": smoothing.scale,
         }
         return {"settings": settings, "parameters": parameters}
-    config, _ = run.read_config()
+    config = models.settings[role]
     settings = asdict(config)
     settings.pop("data_dir")
     if not run.is_finished():

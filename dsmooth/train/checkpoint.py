@@ -12,16 +12,15 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 
 from ..config import Role, SmoothingKind, TrainConfig, flatten
 from ..files import read_tensors, write_tensors
 from ..nn import PixelCNNpp
-from ..pretrained import find
-from ..runs import RunFolder, runs_of_pair
-from ..saved_pairs import is_saved_pair, read_pair
+from ..pretrained import resolve
+from ..runs import RunFolder
 from .step import TrainState
 
 # How a step runs may change at any time.
@@ -247,16 +246,13 @@ def read_initial(source: str, role: Role) -> tuple[PixelCNNpp, SmoothingKind, fl
     Also the kind and scale of the smoothing that it was trained with.
     Raises FileNotFoundError or ValueError, naming `source`, where there is none.
     """
-    folder = find(source)
-    if is_saved_pair(folder):
-        pair = read_pair(folder)
-        if role == "plain":
-            raise ValueError(f"{source} is a pair, which has no plain model to begin with")
-        network = pair.noisy if role == "noisy" else pair.denoiser
-        return network, cast(SmoothingKind, pair.smoothing.kind), pair.smoothing.scale
-    inside = RunFolder(folder / role)
-    run = inside if runs_of_pair(folder) and inside.is_run() else RunFolder(folder)
-    network, config, _ = run.load_model()
-    if config.role != role:
-        raise ValueError(f"{source} is the run of a {config.role} model, not of a {role} one")
-    return network, config.smoothing, config.scale
+    found = resolve(source)
+    run = found[0].run
+    if role == "plain" and len(found) == 2 and run is not None:
+        found = resolve(run.path.with_name("plain"))
+    network = next((one for one in found if one.role == role), None)
+    if network is None and len(found) == 2:
+        raise ValueError(f"{source} is a pair, which has no plain model to begin with")
+    if network is None:
+        raise ValueError(f"{source} is the run of a {found[0].role} model, not of a {role} one")
+    return network.load(), network.smoothing, network.scale

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .nn import PixelCNNpp
+from ..nn import PixelCNNpp
 
 # A card with this line is written anew with the pair; one without is a person's.
 MARK = "<!-- Written by dsmooth. Without this line the file is yours, and stays. -->"
