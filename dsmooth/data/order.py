@@ -1,4 +1,4 @@
-"""The order of training images, as a function of (seed, images seen).
+"""The order of training images and their flips, as functions of (seed, images seen).
 
 Nothing here has a state. A resumed run asks for the positions that it has not seen yet, and gets
 the same images as an uninterrupted run. The permutation is made of Philox words, not of a library's
@@ -67,6 +67,20 @@ def indices_at(n: int, images_seen: int, batch_size: int, seed: int) -> Tensor:
         pieces.append(_permutation(n, epoch, seed)[start:stop])
         position += stop - start
     return torch.cat(pieces)
+
+
+def flips(
+    first: int | Tensor, count: int, *, seed: int, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Fair coins of stream positions first .. first + count - 1: (count,) bool, True for a flip.
+
+    The coin of a position is the highest bit of the first word of Philox at counter (0, position
+    low, position high, FLIP). It is a function of (seed, position), however positions are batched.
+    first: a number, or int64 without dimensions on `device`, which is not read back.
+    Raises ValueError for a seed or a number out of range.
+    """
+    words = image_words(count, 1, seed=seed, first_index=first, stream=Stream.FLIP, device=device)
+    return words[:, 0, 0] >= 1 << 31
 
 
 class OrderOnDevice:
