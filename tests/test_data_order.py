@@ -102,7 +102,7 @@ def test_flips_are_fair_coins_of_the_seed_and_the_position() -> None:
     assert torch.equal(torch.cat([*batches, flips(position, 30, seed=3)]), coins[:100])
     assert flips(0, 0, seed=3).shape == (0,)
     for arguments in ({"first": -1, "seed": 0}, {"first": 0, "seed": -1}):
-        with pytest.raises(ValueError, match="must lie in 0 .."):
+        with pytest.raises(ValueError, match=r"must lie in 0 \.\."):
             flips(count=1, **arguments)
 
 
