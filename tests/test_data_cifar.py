@@ -137,7 +137,7 @@ def test_a_damaged_binary_batch_is_found(tmp_path: Path) -> None:
         (content[:-1], ("is cut", "multiple of 3073", f"found {len(content) - 1}")),
         (b"", ("found 0",)),
         (cifar_binary(PIXELS, LABELS + 90), ("labels 0 .. 9, found 90 .. 99",)),
-        (bytes(10_001 * 3073), ("is too long", "at most 30730000")),
+        (bytes(10_001 * 3073), ("is too large", "at most 30730000")),
     ):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"data_batch_1\.bin") as error:

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from .dataset import ImageDataset
-from .guard import Refused, guarded, open_regular, read_regular, shown
+from .reading import InvalidFile, guarded, open_regular, printable, read_regular
 
 _PIXELS = 3 * 32 * 32
 _RECORD = 1 + _PIXELS
@@ -46,7 +46,9 @@ def load_cifar10(split: str, data_dir: Path) -> ImageDataset:
     for folder in (data_dir, data_dir / _BINARY):
         paths = [folder / name for name in names if (folder / name).is_file()]
         if paths:
-            batches = [(shown(p), read_regular(p, _MAX_BATCH, "a CIFAR-10 batch")) for p in paths]
+            batches = [
+                (printable(p), read_regular(p, _MAX_BATCH, "a CIFAR-10 batch")) for p in paths
+            ]
             return _dataset(split, folder, [_read_binary(*batch) for batch in batches])
     for folder in (data_dir, data_dir / _PYTHON):
         if any((folder / stem).is_file() for stem in _STEMS[split]):
@@ -69,7 +71,7 @@ def _dataset(split: str, place: Path, batches: list[_Arrays]) -> ImageDataset:
     images = np.concatenate([images for images, _ in batches]).reshape(-1, 3, 32, 32)
     labels = np.concatenate([labels for _, labels in batches])
     part = f", {len(batches)} of 5 batches" if split == "train" and len(batches) < 5 else ""
-    source = f"{shown(place)} ({len(images):,} images{part})"
+    source = f"{printable(place)} ({len(images):,} images{part})"
     return ImageDataset(
         torch.from_numpy(images), torch.from_numpy(labels), "cifar10", split, source
     )
@@ -78,14 +80,14 @@ def _dataset(split: str, place: Path, batches: list[_Arrays]) -> ImageDataset:
 def _read_binary(place: str, content: bytes) -> _Arrays:
     """Pixels (N, 3072) and labels (N,) of a binary batch; place: the file's name, for errors."""
     if not content or len(content) % _RECORD:
-        raise Refused(
+        raise InvalidFile(
             f"{place} is cut or not in CIFAR-10's binary format: expected a multiple of {_RECORD} "
             f"bytes (a full batch: {_MAX_BATCH}), found {len(content)}; fetch it again"
         )
     records = np.frombuffer(content, np.uint8).reshape(-1, _RECORD)
     labels = records[:, 0].astype(np.int64)
     if labels.max() > 9:
-        raise Refused(
+        raise InvalidFile(
             f"{place} is not CIFAR-10: expected labels 0 .. 9, found {labels.min()} .. "
             f"{labels.max()}"
         )
@@ -103,11 +105,11 @@ def _unpack(path: Path, names: list[str]) -> list[tuple[str, bytes]]:
             for member in islice(archive, _MAX_MEMBERS):
                 if member.name in names and member.isreg() and member.size <= _MAX_BATCH:
                     end = member.offset_data + member.size
-                    found[f"{shown(path)}/{member.name}"] = content[member.offset_data : end]
+                    found[f"{printable(path)}/{member.name}"] = content[member.offset_data : end]
     if not found:
-        raise Refused(
-            f"{shown(path)} must hold {names[0]}, a file of at most {_MAX_BATCH} bytes, found no "
-            "batch in it; fetch it again"
+        raise InvalidFile(
+            f"{printable(path)} must hold {names[0]}, a file of at most {_MAX_BATCH} bytes, found "
+            "no batch in it; fetch it again"
         )
     return sorted(found.items())
 
@@ -125,9 +127,9 @@ def _read_python(split: str, folder: Path) -> list[_Arrays]:
     try:
         published = CIFAR10InFolder(folder, train=split == "train")
     except RuntimeError as error:
-        raise Refused(
-            f"{shown(folder)} must hold the six published batches of cifar-10-python.tar.gz and "
-            "batches.meta; no other pickles are read: fetch them with --download into another "
+        raise InvalidFile(
+            f"{printable(folder)} must hold the six published batches of cifar-10-python.tar.gz "
+            "and batches.meta; no other pickles are read: fetch them with --download into another "
             f"folder, or give the binary form ({_STEMS[split][0]}.bin)"
         ) from error
     images = np.ascontiguousarray(published.data.transpose(0, 3, 1, 2))
@@ -142,10 +144,10 @@ def _read_python_archive(split: str, path: Path) -> list[_Arrays]:
     from torchvision.datasets.utils import check_integrity, extract_archive
 
     if not check_integrity(path, CIFAR10.tgz_md5):
-        raise Refused(
-            f"{shown(path)} is not the published archive (MD5 {CIFAR10.tgz_md5}); no other pickles "
-            "are read: fetch it with --download into another folder, or give the binary form "
-            f"({_BINARY_ARCHIVE})"
+        raise InvalidFile(
+            f"{printable(path)} is not the published archive (MD5 {CIFAR10.tgz_md5}); no other "
+            "pickles are read: fetch it with --download into another folder, or give the binary "
+            f"form ({_BINARY_ARCHIVE})"
         )
     with TemporaryDirectory() as folder:
         extract_archive(str(path), folder)
