@@ -1,6 +1,6 @@
 """Files that are written whole or not at all: JSON, tensors as safetensors, arrays as .npz.
 
-`dsmooth.data.npz` reads the arrays.
+`dsmooth.data.arrays` reads the arrays.
 """
 
 from __future__ import annotations

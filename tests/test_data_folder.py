@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -241,10 +240,3 @@ def test_celeba_errors_name_the_file(tmp_path: Path) -> None:
     assert_says(error, partition, "'2.png 3'")
     with pytest.raises(ValueError, match="must be a positive multiple of 4, got 30"):
         load_dataset("celeba", "train", tmp_path, image_size=30)
-
-
-def test_missing_pillow_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    grey_folder(tmp_path, 2)
-    monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(ModuleNotFoundError, match="pip install pillow"):
-        load_dataset("folder", "train", tmp_path)

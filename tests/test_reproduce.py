@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dsmooth.config import ModelConfig, ProbeSettings, TrainConfig
-from dsmooth.data.npz import read_npz
+from dsmooth.data.arrays import read_npz
 from dsmooth.files import lock_folder
 from dsmooth.models import load_models
 from dsmooth.pictures import is_diverged

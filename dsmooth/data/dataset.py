@@ -73,7 +73,7 @@ class ImageDataset:
     def __getitem__(self, index: int) -> Tensor | tuple[Tensor, int]:
         """Image `index`, (C, H, W) float32 in [-1, 1]; with labels a pair of image and label.
 
-        So a `torch.utils.data.DataLoader` takes it. Raises IndexError beyond the last image.
+        A `torch.utils.data.DataLoader` takes it. Raises IndexError beyond the last image.
         """
         x = to_float(self.images[index])
         return x if self.labels is None else (x, int(self.labels[index]))

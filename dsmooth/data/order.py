@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from dsmooth.philox import Stream, image_words
+from ..philox import Stream, image_words
 
 
 # A batch smaller than the data set lies in at most two epochs. A permutation of a million images
@@ -84,10 +84,10 @@ def flips(
 
 
 class OrderOnDevice:
-    """`indices_at` for a position that only the device knows.
+    """`indices_at` of positions that only the device knows.
 
-    It holds the permutations of as many epochs as one batch can touch, and `prepare` puts those of
-    the next batch in place. Raises ValueError for n or batch_size out of range.
+    It holds the permutations of as many epochs as one batch can touch, and `prepare` puts the next
+    batch's in place. Raises ValueError for n or batch_size out of range.
     """
 
     def __init__(self, n: int, batch_size: int, seed: int, device: torch.device) -> None:
@@ -96,10 +96,10 @@ class OrderOnDevice:
         self.n, self.batch_size, self.seed = n, batch_size, seed
         rows = (n + batch_size - 2) // n + 1
         self.table = torch.zeros(rows, n, dtype=torch.int64, device=device)
-        self.epochs = [-1] * rows  # whose permutation each row holds
+        self.epochs = [-1] * rows  # the epoch of each row's permutation
 
     def prepare(self, images_seen: int) -> None:
-        """Send the permutations that positions images_seen .. need and that are not there yet."""
+        """Send the permutations of the batch at position images_seen that are not there yet."""
         last = images_seen + self.batch_size - 1
         for epoch in range(images_seen // self.n, last // self.n + 1):
             row = epoch % len(self.epochs)
@@ -108,9 +108,9 @@ class OrderOnDevice:
                 self.epochs[row] = epoch
 
     def indices(self, first: Tensor, count: int) -> Tensor:
-        """The image indices of positions first (int64, no dimensions) ..: (count,).
+        """The image indices of positions first .. first + count - 1: (count,) int64.
 
-        All of them in the batch that `prepare` was called for.
+        first: int64 without dimensions. All positions lie in the batch that was prepared.
         """
         positions = first + torch.arange(count, device=self.table.device)
         return self.table.flatten()[positions % self.table.numel()]

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data import ImageDataset, load_dataset, to_bytes
+from ..data.arrays import read_npz
 from ..data.folder import SUFFIXES, read_every_image, read_image_file
-from ..data.guard import guarded, open_regular
-from ..data.npz import read_npz
+from ..data.reading import guarded, open_regular
 from ..models import Models
 from ..pictures import is_diverged
 from ..progress import progress

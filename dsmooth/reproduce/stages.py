@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..config import Method, ProbeSettings, ReproductionStage, Role
 from ..data import ImageDataset, to_bytes
-from ..data.npz import read_npz
+from ..data.arrays import read_npz
 from ..distributed import meet, rank_and_size
 from ..evaluate.comparison import collect_statistics, compare_images
 from ..evaluate.features import extract_features, make_extractor

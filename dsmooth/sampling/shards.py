@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from ..config import flatten
-from ..data.guard import guarded, open_regular
+from ..data.reading import guarded, open_regular
 from ..files import lock_folder, read_json, write_json
 from .draw import Draw
 

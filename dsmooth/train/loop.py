@@ -13,7 +13,7 @@ import torch
 
 from ..config import TrainConfig
 from ..data import ImageDataset, load_dataset
-from ..data.own import OWN, OwnData, split_own
+from ..data.arrays import OWN, OwnData, split_own
 from ..distributed import agree, as_rank_0_has_it, meet, process_group, rank_and_size
 from ..files import lock_folder, save_weights
 from ..machine import choose_device, default_device, use_threads
