@@ -60,7 +60,14 @@ class Memory:
         self.states = {size: self.state.view(dtype) for size, dtype in WORDS.items()}
         self.state[self.local : self.first_tensor] = READABLE | OPEN
         self._next = self.first_tensor + GAP
-        self.races = Races(1, self.size)
+        self._races: dict[int, Races] = {}
+        self.races = self.races_of(1)
+
+    def races_of(self, warps: int) -> Races:
+        """The races of blocks of so many warps, one for all kernels."""
+        if warps not in self._races:
+            self._races[warps] = Races(warps, self.size)
+        return self._races[warps]
 
     def empty(
         self,

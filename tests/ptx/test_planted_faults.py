@@ -15,14 +15,15 @@ import torch
 
 from tests.helpers.aot_launches import KERNELS
 from tests.helpers.gated_cases import EPS, assert_as_good, make_case
-from tests.ptx.cuda_player import NVCC, Built, CudaPlayer, build_sampler
+from tests.helpers.nvcc_builds import NVCC
+from tests.ptx.cuda_player import Built, CudaPlayer, build_sampler
 from tests.ptx.layout import Trap
 from tests.ptx.memory import Memory
 from tests.ptx.sampler_cases import draw, draw_on_host
 from tests.ptx.sampler_cases import make_case as make_sampler_case
 from tests.ptx.triton_player import played
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.full
 REGISTER = r"%\w+"
 ROUNDING = 2e-5  # that the law of bfloat16 images allows (test_sampler_played.py)
 
@@ -96,9 +97,8 @@ TRITON_FAULTS = [
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    base = tmp_path_factory.getbasetemp()
-    return build_sampler((base.parent if "gw" in base.name else base) / "played_sampler")
+def built() -> Built:
+    return build_sampler()
 
 
 def bfloat16_alone(text: str, edit: Callable[[str], str]) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.ptx.cuda_player import NVCC, Built, CudaPlayer, build_sampler
+from tests.helpers.nvcc_builds import NVCC
+from tests.ptx.cuda_player import Built, CudaPlayer, build_sampler
 from tests.ptx.memory import Memory
 from tests.ptx.sampler_cases import Case, draw, draw_on_host, known_of, make_case
 
@@ -39,10 +40,8 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """Once for all workers of a run, where there are several."""
-    base = tmp_path_factory.getbasetemp()
-    return build_sampler((base.parent if "gw" in base.name else base) / "played_sampler")
+def built() -> Built:
+    return build_sampler()
 
 
 def close(drawn: torch.Tensor, expected: torch.Tensor, case: Case) -> bool:
