@@ -42,6 +42,15 @@ _OURS_MNIST: dict[str, Any] = {
 _MNIST = {"data": "mnist", "scale": 0.5}
 _CIFAR10 = {"data": "cifar10", "scale": 0.3}
 _CELEBA = {"data": "celeba", "scale": 0.3, "image_size": 32}
+_PHOTOS = {"data": "folder", "scale": 0.3, "image_size": 32, "flip": True}
+_F32 = {
+    "image_channels": 3,
+    "n_filters": 32,
+    "n_resnet": 2,
+    "n_mix": 10,
+    "dropout": 0.0,
+    "context_layers": 2,
+}
 _F40 = {"image_channels": 1, "n_filters": 40, "n_resnet": 5, "n_mix": 10, "dropout": 0.5}
 _F160 = {"image_channels": 3, "n_filters": 160, "n_resnet": 5, "n_mix": 10, "dropout": 0.5}
 _QUICK = {
@@ -64,6 +73,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "mnist": {**_OURS_MNIST, **_MNIST, "model": _F40, "images": 3_000_000},
     "cifar10": {**_OURS, **_CIFAR10, "model": _F160, "images": 10_000_000},
+    "photos": {**_OURS, **_PHOTOS, "model": _F32, "batch_size": 16},
     "mnist-paper": {**_PAPER, **_MNIST, "model": _F40},
     "cifar10-paper": {**_PAPER, **_CIFAR10, "model": _F160},
     "celeba-paper": {**_PAPER, **_CELEBA, "model": _F160},
@@ -73,6 +83,7 @@ DESCRIPTIONS = {
     "mnist-quick": "digits within minutes on two CPU cores (concat, discretized, EMA)",
     "mnist": "our settings at the paper's size (concat, discretized, EMA)",
     "cifar10": "our settings at the paper's size (concat, discretized, EMA)",
+    "photos": "RGB pictures of your own, 32 x 32, on a CPU (concat, discretized, flips, EMA)",
     "mnist-paper": "the paper's MNIST settings (stack, continuous, no EMA)",
     "cifar10-paper": "the paper's CIFAR-10 settings (stack, continuous, no EMA)",
     "celeba-paper": "the paper's CelebA 32x32 settings (stack, continuous, no EMA)",
