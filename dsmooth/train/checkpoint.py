@@ -40,8 +40,9 @@ def save_checkpoint(run: RunFolder, state: TrainState) -> None:
         "images_seen": str(state.images_seen),
         "steps": str(state.steps),
         "settings": json.dumps(asdict(state.config)),
-        "sha256": digest(tensors),
+        "data": state.train_set.digest,
     }
+    metadata["sha256"] = digest(tensors, metadata)
     write_tensors(run.new_checkpoint, tensors, metadata)
     if run.checkpoint.exists():
         os.replace(run.checkpoint, run.earlier_checkpoint)
@@ -84,9 +85,9 @@ def stored_progress(run: RunFolder) -> tuple[int, int | None]:
     return seen, run.read_config()[0].images
 
 
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of tensors with their names and shapes, whatever their memory order."""
-    sha = hashlib.sha256()
+def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """SHA-256 of metadata and of tensors with names and shapes, whatever their memory order."""
+    sha = hashlib.sha256(json.dumps(sorted(metadata.items())).encode() if metadata else b"")
     for name, tensor in sorted(tensors.items()):
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         sha.update(tensor.detach().cpu().contiguous().numpy().data)
@@ -99,12 +100,14 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         tensors, metadata = read_tensors(path)
     except ValueError as error:
         raise DamagedCheckpoint(str(error)) from None
+    # Version 0.1 had no "data", and its digest was of the tensors alone; before it there was none.
+    rest = {k: v for k, v in metadata.items() if k != "sha256"} if "data" in metadata else {}
+    stated = metadata.get("sha256", "" if rest else digest(tensors, {}))
+    if stated != digest(tensors, rest):
+        raise DamagedCheckpoint(f"{path} is damaged: it does not have the digest that it states")
     counts = (metadata.get(name, "") for name in ("images_seen", "steps"))
     if not all(re.fullmatch("[0-9]{1,18}", count) for count in counts):
-        raise ValueError(f"{path} is not a training checkpoint")
-    # Checkpoints of earlier versions have no digest.
-    if metadata.get("sha256", digest(tensors)) != digest(tensors):
-        raise DamagedCheckpoint(f"{path} is damaged: its tensors do not have the digest it states")
+        raise DamagedCheckpoint(f"{path} is not a training checkpoint")
     return tensors, metadata
 
 
@@ -112,6 +115,11 @@ def _restore(path: Path, state: TrainState, force: bool) -> None:
     tensors, metadata = _read(path)
     if "settings" in metadata and not force:
         _check_settings(path, _settings(path, metadata["settings"]), state.config)
+    if metadata.get("data", state.train_set.digest) != state.train_set.digest and not force:
+        raise ValueError(
+            f"{path} was trained on other images than the {len(state.train_set):,} of "
+            f"{state.train_set.source}; --force goes on with these"
+        )
     state.restore(
         tensors,
         images_seen=int(metadata["images_seen"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor
 from ..config import Role, TrainConfig
 from ..data import ImageDataset
 from ..distributed import exchange, rank_and_size
+from ..files import open_to_write
 from ..nn import PixelCNNpp
 from ..pictures import save_grid
 from ..progress import LINE_SECONDS, clock, make_bar
@@ -104,7 +106,7 @@ class RunLog:
         self.first_image = images_seen
         self.losses: list[float] = []
         self.recorded = self.printed = self.started
-        self.file = open(folder.log, "a", buffering=1)  # noqa: SIM115 - closed in __exit__
+        self.file = os.fdopen(open_to_write(folder.log, os.O_APPEND), "a", buffering=1)
         if not folder.log_ends_whole():
             self.file.write("\n")  # a line was cut by a crash
         self.bar = make_bar(config.role, self.total, images_seen)
