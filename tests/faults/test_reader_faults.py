@@ -284,7 +284,6 @@ def read(name: str, leaf: str, folder: Path, content: bytes) -> torch.Tensor | E
 
 
 @pytest.mark.parametrize("file", [*sound_files(), "mnist/gz", "cifar10/tar.gz"])
-@pytest.mark.budget(60)
 def test_a_damaged_file_is_one_error_or_read(tmp_path: Path, file: str) -> None:
     """Where the form has a checksum, what is read is what was written."""
     files, (name, leaf) = sound_files(), file.split("/")
