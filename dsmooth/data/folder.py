@@ -48,6 +48,7 @@ _MAX_BYTES = 1 << 28  # of a file: four uncompressed bytes a pixel
 _MAX_PARTITION = 1 << 26  # bytes; CelebA's has 2.8 MB
 _PARTITION = "list_eval_partition.txt"
 _ORIENTATION = 0x0112  # the EXIF tag; values 5 to 8 turn the image by 90 degrees
+_TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of TIFF
 _CHANNELS = {"L": 1, "RGB": 3}  # by Pillow's mode
 _CHUNK = 512
 _MOST_NAMED = 10  # images in an error
@@ -211,10 +212,12 @@ def _opened(path: Path) -> Iterator[Any]:
                 f"{', '.join(FORMATS)}, or its header is damaged)"
             ) from None
         with image:
-            if image.width * image.height > MAX_PIXELS:
+            tags = getattr(image, "tag_v2", {})  # TIFF's; a tile may be larger than the picture
+            tile = tags.get(_TILE_WIDTH, 0) * tags.get(_TILE_LENGTH, 0)
+            if max(image.width * image.height, tile) > MAX_PIXELS:
                 raise InvalidFile(
                     f"{printable(path)} is too large: expected at most {MAX_PIXELS} pixels, got "
-                    f"{image.height} x {image.width}"
+                    f"{image.height} x {image.width}" + f" in tiles of {tile}" * (tile > 0)
                 )
             # Phones put a second, smaller picture after a JPEG's own: Pillow calls that MPO.
             if getattr(image, "is_animated", False) and image.format != "MPO":
