@@ -93,7 +93,7 @@ def test_nothing_is_measured_of_what_does_not_build(tool: SimpleNamespace, tmp_p
     assert outcomes(day) == {"build": "failed"}
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_rehearsal(tool: SimpleNamespace, tmp_path: Path) -> None:
     """On the CPU, of each kind of command one: a measurement, and training."""
     only = ["--only", "build", "loss", "train-noisy"]
