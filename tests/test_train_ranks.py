@@ -128,7 +128,7 @@ def wait_for(what: Callable[[], bool], process: subprocess.Popen[str] | ForkedPy
 
 
 def images_saved(run: RunFolder) -> int:
-    """Of the newest checkpoint; 0 while there is none, as for a moment when one takes its place."""
+    """Images of the newest checkpoint; 0 while there is none, or one takes its place."""
     try:
         return int(read_tensors(run.checkpoint)[1]["images_seen"])
     except (FileNotFoundError, ValueError):
