@@ -1,4 +1,4 @@
-# What .ci/run and .ci/full share; sourced by them in the root of the repository.
+# Steps that .ci/run and .ci/full share; sourced by them in the root of the repository.
 set -euo pipefail
 
 work=$(mktemp -d)

@@ -106,10 +106,10 @@ def section(path: Path, measured: list[Result]) -> Iterator[str]:
 Saved in `benchmarks/results/{path.name}`, by `python benchmarks`. Versions: {versions}; instruction
 set {first["instruction_set"]}; commit {commits}; load average {min(loads):.1f} to {max(loads):.1f}.
 
-| case | threads | time | spread | rate | against | of the limit | memory |
-|---|---|---|---|---|---|---|---|"""
+| {" | ".join(results.COLUMNS)} |
+{"|---" * len(results.COLUMNS)}|"""
     for result in measured:
-        yield "| " + " | ".join(cells(result)) + " |"
+        yield "| " + " | ".join(results.cells(result)) + " |"
     yield "\n### Targets\n\n| case | against | target | measured | |\n|---|---|---|---|---|"
     for suite, case, contender, least in TARGETS:
         for result in measured:
@@ -126,19 +126,6 @@ set {first["instruction_set"]}; commit {commits}; load average {min(loads):.1f} 
                 yield "| " + " | ".join(row) + " |"
     yield FIGURES
     yield from scale_section(measured)
-
-
-def cells(result: Result) -> tuple[str, ...]:
-    return (
-        results.name_of(result),
-        str(result["threads"]),
-        results.seconds_text(result["seconds"][result["ours"]][0]),
-        results.spread_text(result),
-        results.rate_text(result),
-        results.ratios_text(result),
-        f"{result['fraction_of_limit']:.0%}" if result["fraction_of_limit"] else "",
-        results.memory_text(result),
-    )
 
 
 def scale_section(measured: list[Result]) -> Iterator[str]:

@@ -45,6 +45,7 @@ def images(batch: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.slow
+@pytest.mark.grid
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("conditioning", ["none", "stack", "concat"])
 def test_exports_for_any_batch(conditioning: str, impl: Any) -> None:

@@ -1,4 +1,4 @@
-"""What happens to a run's folder: damage, other runs' files, kills, a second writer."""
+"""Faults of a run's folder: damage, other runs' files, kills, a second writer."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ MATMULS = {
     "parameter_gradient_kernel", "linear_kernel", "weight_gradient_kernel",
 }  # fmt: skip
 PARAMETERS = {"weight_gradient_kernel", "parameter_gradient_kernel"}
-# What a block may use of an SM's 164 KB (8.0) and 228 KB (9.0), 1 KB of each reserved.
+# Bytes that a block may use of an SM's 164 KB (8.0) and 228 KB (9.0), 1 KB of each reserved.
 SHARED = {80: 163 * 1024, 90: 227 * 1024}
 
 KERNELS = {

@@ -77,7 +77,7 @@ def test_a_compiled_training_step_is_the_reference_step() -> None:
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @torch.no_grad()
 def test_the_exported_network_calls_the_kernels() -> None:
     model, x = make_model().eval(), draw()

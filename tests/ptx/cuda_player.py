@@ -17,7 +17,7 @@ from tests.ptx.parse import Module, parse
 from tests.ptx.player import Player
 
 HOST = Path(__file__).parent / "host"
-# What the host's CPU draws with is not needed here.
+# Sources of the CPU's sampler, not needed here.
 CPU_ONLY = {"sampler_cpu", "tile_kernels", "tiles_float32", "tiles_bfloat16"}
 LAUNCHED = ctypes.CFUNCTYPE(
     None, ctypes.c_char_p, ctypes.POINTER(ctypes.c_uint), ctypes.POINTER(ctypes.c_uint),

@@ -1,4 +1,4 @@
-"""Plays a compiled kernel: all lanes of a block together, block after block.
+"""Play a compiled kernel: all lanes of a block together, block after block.
 
     memory = Memory()
     x, y = memory.place(x), memory.empty(x.shape, once=True)
@@ -129,7 +129,7 @@ class Kernel:
         self.code = Code(functions, entry.name, self.registers, self._arrive)
 
     def _symbols(self, functions: dict[str, Function]) -> dict[str, tuple[str, int]]:
-        """Where variables and parameters lie. Open arrays of shared memory are behind the rest."""
+        """Places of variables and parameters. Open arrays of shared memory are behind the rest."""
         symbols = {name: ("global", place) for name, place in self.player.variables.items()}
         shared = [v for v in self.player.module.variables.values() if v.space == "shared"]
         local = FIRST_LOCAL

@@ -87,7 +87,7 @@ class Races:
 
     @staticmethod
     def _add(bits: np.ndarray, word: np.ndarray, own: np.ndarray) -> None:
-        """Sets each lane's bit, also where lanes of several warps have the same word."""
+        """Set each lane's bit, also where lanes of several warps have the same word."""
         mine, at = own, word
         while len(at):
             bits[at] = bits.take(at) | mine
