@@ -21,9 +21,7 @@ from tests.helpers.aot_launches import (
     check,
     distinct,
     is_matmul,
-    packing_launches,
     padded_launches,
-    shifted_launches,
 )
 from tests.helpers.sass import matrix_loops, tensor_clocks
 from tests.helpers.triton_tools import Launch, compile_launch
@@ -75,8 +73,6 @@ def test_what_is_no_matmul_neither_spills_nor_fails() -> None:
         launch
         for launch in Block(40, skips=2).launches(90)
         + Block(40, skips=2, keep=True).launches(90)
-        + shifted_launches(90, BF16, 24, False)
-        + packing_launches(90, 40)
         + padded_launches(90, 40)
         if not is_matmul(launch)
     ]
@@ -88,8 +84,7 @@ def test_what_is_no_matmul_neither_spills_nor_fails() -> None:
 
 @pytest.mark.full
 def test_every_kernel_builds_for_blackwell() -> None:
-    launches = Block(40).launches(100) + shifted_launches(100, BF16, 40, False)
-    launches += packing_launches(100, 40) + padded_launches(100, 40)
+    launches = Block(40).launches(100) + padded_launches(100, 40)
     launches += PARAMETERS_ALONE.launches(100)
     assert {launch.kernel.__name__ for launch in launches} == set().union(*KERNELS.values())
     for launch in distinct(launches):

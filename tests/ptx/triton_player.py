@@ -107,7 +107,7 @@ def played(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launching, "capability_of", lambda device: player.arch)
         patch.setattr(launching, "allows_tf32", lambda: tf32)
-        for op in ("gated_resnet", "shifted_conv", "logistic_mixture"):
+        for op in ("gated_resnet", "logistic_mixture"):
             asked = import_module(f"dsmooth.functional.{op}")
             patch.setattr(asked, "triton_obstacle", lambda *args, **kw: None)
         patch.setattr(torch, "empty", empty)
