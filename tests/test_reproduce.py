@@ -28,8 +28,8 @@ from dsmooth.reproduce import (
 from dsmooth.reproduce.stages import Sizes, draw_all
 from dsmooth.reproduce.whole import say_how_to_use_all_gpus
 from dsmooth.runs import RunFolder
-from dsmooth.sampling.draw import Draw
 from dsmooth.sampling.image_files import write_images
+from dsmooth.sampling.request import Request
 from dsmooth.train import train
 from dsmooth.train.loop import load_data
 from dsmooth.train.side_by_side import train_side_by_side
@@ -127,7 +127,9 @@ def test_samples_of_a_diverged_noisy_image_count_as_diverged(
     noisy = before["noisy"]
     row = int((~is_diverged(noisy)).nonzero()[-1])
     noisy[row, 0, 3, 3] = float("inf")
-    write_images(tmp_path / "noisy.npz", noisy, Draw(9), json.loads(str(arrays["noisy"]["asked"])))
+    write_images(
+        tmp_path / "noisy.npz", noisy, Request(9), json.loads(str(arrays["noisy"]["asked"]))
+    )
     _, test_set = load_data(tiny_plan(data).configs["noisy"])
     after = draw_all(
         tmp_path,

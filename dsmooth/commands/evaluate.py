@@ -42,7 +42,8 @@ from ..nn import PixelCNNpp
 from ..nn.weights import weights_digest
 from ..progress import progress, significant
 from ..runs import RunFolder
-from ..sampling.draw import Draw
+from ..sampling.cached import Sampler
+from ..sampling.request import How, Request
 from .classes import (
     bits_of_classes,
     check_per_class,
@@ -307,22 +308,20 @@ def collect_samples(options: FrechetOptions) -> tuple[ImageSet, dict[str, Any], 
             )
         return read_images(options.samples[0], options.count), {}, None
     count = DEFAULT_COUNT if options.count is None else options.count
-    models = load_models(options.samples)
+    models = load_models(options.samples).to(choose_device("auto"))
     label = options.label if models.n_classes or options.label != "each" else None
     check_label(models, label)
-    draw = Draw(
+    request = Request(
         count,
         options.seed,
         method=options.method,
         temperature=options.temperature,
-        threads=options.threads,
-        device=str(choose_device("auto")),
         label=label,
     )
     settings: dict[str, Any] = {
-        "seed": draw.seed,
-        "method": draw.method,
-        "temperature": draw.temperature,
+        "seed": request.seed,
+        "method": request.method,
+        "temperature": request.temperature,
     }
     if label is not None:
         settings["label"] = label
@@ -332,9 +331,9 @@ def collect_samples(options: FrechetOptions) -> tuple[ImageSet, dict[str, Any], 
     name = f"samples-{options.method}-{count}-{digest}"
     keep = options.keep or options.out.parent / name
     check_outputs([keep], count)
-    sample_to_files(models, draw, [keep])
+    sample_to_files(models, request, Sampler(How(options.threads)), [keep])
     meet()
-    labels = draw.labels(models.n_classes, torch.device("cpu"))
+    labels = request.labels(models.n_classes)
     return read_images(keep), how, labels
 
 
