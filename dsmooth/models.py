@@ -13,12 +13,11 @@ from .config import Role, TrainConfig
 from .nn import PixelCNNpp
 from .nn.weights import weights_digest
 from .pair import SmoothedPair
-from .pair_sampler import PairSampler
 from .pretrained import SavedNetwork, resolve
 from .runs import RunFolder
-from .sampling.auto import NetworkSampler
-from .sampling.draw import Draw, Progress
-from .sampling.ranks import draw_in_chunks
+from .sampling.cached import Sampler
+from .sampling.ranks import DrawPart, draw_in_chunks
+from .sampling.request import Progress, Request
 
 # Images that a process draws at a time: enough to fill the device, few enough to lie in memory.
 CHUNK = {"cpu": 256, "cuda": 4096}
@@ -97,7 +96,8 @@ class Models:
 
     def draw(
         self,
-        draw: Draw,
+        request: Request,
+        sampler: Sampler,
         *,
         within: int | None = None,
         done: int = 0,
@@ -109,18 +109,20 @@ class Models:
         """
         if self.smoothed is not None and self.plain is not None:
             raise ValueError(f"one model draws at a time, got {', '.join(self.networks)}")
-        if draw.device is not None:
-            self.to(draw.device)
-        if draw.known is not None:
-            draw = replace(draw, known=draw.known.to(self.device))
-        sampler = (
-            PairSampler(self.smoothed)
-            if self.smoothed is not None
-            else NetworkSampler(next(iter(self.networks.values())), self.image_size)
-        )
+        if request.known is not None:
+            request = replace(request, known=request.known.to(self.device))
+        draw_part: DrawPart
+        if self.smoothed is not None:
+            drawer = self.smoothed.drawer(request.levels)
+            draw_part = lambda part, report: drawer.draw(part, sampler, report)  # noqa: E731
+        else:
+            network, size = next(iter(self.networks.values())), self.image_size
+            draw_part = lambda part, report: sampler.draw(  # noqa: E731
+                network, part, size, progress=report
+            )
         return draw_in_chunks(
-            sampler.draw,
-            draw,
+            draw_part,
+            request,
             image_shape=self.image_shape,
             chunk=CHUNK[self.device.type],
             within=within,

@@ -15,10 +15,10 @@ from dsmooth._extension import instruction_sets
 from dsmooth.commands.options import Sample
 from dsmooth.commands.sample import sample
 from dsmooth.sampling import CachedSampler, sample_images, sequential_sample
-from dsmooth.sampling.auto import has_cached_sampler
 from dsmooth.sampling.builder import build_program
-from dsmooth.sampling.draw import Draw
+from dsmooth.sampling.cached import has_cached_sampler
 from dsmooth.sampling.ranks import draw_in_chunks
+from dsmooth.sampling.request import Request
 from tests.helpers.sampler_checks import (
     ATOMS,
     FIRST,
@@ -168,7 +168,7 @@ def test_chunks_have_the_labels_of_their_images() -> None:
     model = network(n_classes=CLASSES)
     sampler = CachedSampler(model)
     for label in (2, "each", labels(10)):
-        draw = Draw(10, first_index=5, label=label)
+        draw = Request(10, first_index=5, label=label)
         whole = sampler.draw(draw, (4, 4))
         chunks = draw_in_chunks(
             lambda part, _: sampler.draw(part, (4, 4)), draw, image_shape=(1, 4, 4), chunk=3

@@ -9,10 +9,9 @@ import pytest
 import torch
 
 import dsmooth
-from dsmooth.pair_sampler import PairSampler
 from dsmooth.sampling import CachedSampler, jacobi_sample, sequential_sample
-from dsmooth.sampling.auto import NetworkSampler, has_cached_sampler
-from dsmooth.sampling.draw import Draw
+from dsmooth.sampling.cached import Sampler, has_cached_sampler
+from dsmooth.sampling.request import How, Request
 from tests.helpers.sampler_checks import network
 
 pytestmark = pytest.mark.quick
@@ -38,7 +37,7 @@ def pair() -> dsmooth.SmoothedPair:
 
 
 def test_parts_make_the_whole() -> None:
-    draw = Draw(10, seed=3, first_index=2**32 - 4, temperature=0.5, method="noisy")
+    draw = Request(10, seed=3, first_index=2**32 - 4, temperature=0.5, method="noisy")
     parts = [draw.part(0, 4), draw.part(4, 6)]
     assert [(p.first_index, p.count) for p in parts] == [(2**32 - 4, 4), (2**32, 6)]
     assert all(p.how() == draw.how() for p in parts)
@@ -47,9 +46,14 @@ def test_parts_make_the_whole() -> None:
 
 
 @pytest.mark.parametrize(("arguments", "message"), [*MISTAKES, ({"count": 0}, "at least 1, got 0")])
-def test_a_draw_is_checked_when_it_is_made(arguments: dict[str, Any], message: str) -> None:
+def test_a_request_is_checked_when_it_is_made(arguments: dict[str, Any], message: str) -> None:
+    make = (
+        How
+        if {"threads", "max_slice"} & arguments.keys()
+        else lambda **a: Request(**{"count": 1, **a})
+    )
     with pytest.raises(ValueError, match=message):
-        Draw(**{"count": 1, **arguments})
+        make(**arguments)
 
 
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES)
@@ -90,8 +94,8 @@ def test_a_sampler_of_a_drawing_packs_once_and_public_calls_see_new_weights(
         original(self, *arguments, **keywords)
 
     monkeypatch.setattr(CachedSampler, "__init__", counting)
-    sampler, draw = PairSampler(pair), Draw(4, seed=1)
-    parts = torch.cat([sampler.draw(draw.part(i, 2)) for i in (0, 2)])
+    sampler = Sampler()
+    parts = torch.cat([pair.draw(part, sampler) for part in Request(4, seed=1).parts(2)])
     assert packed == [pair.noisy, pair.denoiser]
     assert torch.equal(parts, pair.sample(4, seed=1))
 
@@ -108,12 +112,12 @@ def test_a_sampler_of_a_drawing_packs_once_and_public_calls_see_new_weights(
 @pytest.mark.parametrize("method", ["two-step", "noisy", "single-step"])
 def test_progress_of_a_draw_rises_to_its_end(pair: dsmooth.SmoothedPair, method: Any) -> None:
     seen: list[float] = []
-    PairSampler(pair).draw(Draw(2, method=method), seen.append)
+    pair.draw(Request(2, method=method), Sampler(), seen.append)
     assert seen == sorted(seen)
     assert seen[-1] == 1.0
 
 
 def test_the_sequential_sampler_reports_rows() -> None:
     seen: list[float] = []
-    NetworkSampler(network().double(), (8, 4)).draw(Draw(1), seen.append)
+    Sampler().draw(network().double(), Request(1), (8, 4), progress=seen.append)
     assert seen == [i / 8 for i in range(1, 9)]

@@ -29,8 +29,6 @@ FLOORS = (
     ("evaluate",),
     ("models",),
     ("pair", "train"),
-    ("pair_sampler",),
-    ("pair_networks",),
     ("sampling",),
     ("pictures",),
     ("pretrained",),

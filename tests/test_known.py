@@ -19,9 +19,9 @@ from dsmooth.sampling import (
     sample_images,
     sequential_sample,
 )
-from dsmooth.sampling.auto import has_cached_sampler
-from dsmooth.sampling.draw import Draw
+from dsmooth.sampling.cached import Sampler, has_cached_sampler
 from dsmooth.sampling.known import known_pixels
+from dsmooth.sampling.request import Request
 from tests.helpers.sampler_checks import ATOMS, FIRST, SEED, context_for, network, uniforms_of
 from tests.helpers.tiny_pairs import tiny_pair
 
@@ -160,11 +160,11 @@ def test_a_pair_keeps_pixels_and_their_smoothed_ones(method: Any) -> None:
 
 def test_chunks_of_a_completion_are_its_images(monkeypatch: pytest.MonkeyPatch) -> None:
     pair = tiny_pair()
-    draw = Draw(5, seed=2, known=known_pixels(random_images(1, 5), random_mask(5), 5))
+    draw = Request(5, seed=2, known=known_pixels(random_images(1, 5), random_mask(5), 5))
     networks = {"noisy": pair.noisy, "denoiser": pair.denoiser}
     made = Models(networks, pair, SIZE, {})  # type: ignore[arg-type]
     monkeypatch.setitem(models.CHUNK, "cpu", 2)
-    chunks = [images for _, images in made.draw(draw)]
+    chunks = [images for _, images in made.draw(draw, Sampler())]
     assert [len(images) for images in chunks] == [2, 2, 1]
     whole = pair.sample(5, seed=2, known=random_images(1, 5), mask=random_mask(5))
     assert torch.equal(torch.cat(chunks), whole)
@@ -174,12 +174,12 @@ def test_what_is_known_decides_the_images() -> None:
     """A folder of shards must not go on with another completion."""
     x, mask = random_images(1), random_mask()
     hows = [
-        Draw(N, known=known_pixels(x, m, N)).how() for m in (mask, ~mask, torch.ones_like(mask))
+        Request(N, known=known_pixels(x, m, N)).how() for m in (mask, ~mask, torch.ones_like(mask))
     ]
-    hows += [Draw(N).how(), Draw(N, known=known_pixels(-x, mask, N)).how()]
+    hows += [Request(N).how(), Request(N, known=known_pixels(-x, mask, N)).how()]
     assert all(hows[i] != hows[j] for i in range(5) for j in range(i))
     hidden = torch.where(mask[:, None], x, torch.nan)
-    assert Draw(N, known=known_pixels(hidden, mask, N)).how() == hows[0]
+    assert Request(N, known=known_pixels(hidden, mask, N)).how() == hows[0]
 
 
 @pytest.mark.parametrize(("fraction", "rows"), [(0, 0), (0.25, 2), (0.5, 4), (1, 8)])
@@ -232,4 +232,4 @@ def test_wrong_fractions_and_counts() -> None:
         with pytest.raises(ValueError, match=r"fraction of known rows must lie in 0 \.\. 1, got"):
             keep_top(fraction, SIZE)
     with pytest.raises(ValueError, match="known must be of 3 images, got 2 images"):
-        Draw(3, known=known_pixels(X, MASK, 2))
+        Request(3, known=known_pixels(X, MASK, 2))

@@ -14,8 +14,7 @@ from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.data import ImageDataset
 from dsmooth.evaluate import score_pair
 from dsmooth.nn.levels import at_level
-from dsmooth.pair import log_prob_of_noisy
-from dsmooth.sampling.ladder import Step, seed_of_rung
+from dsmooth.sampling.ladder import Step, log_prob_of_noisy, seed_of_rung
 from dsmooth.smoothing import GaussianSmoothing
 from dsmooth.train import train
 from dsmooth.train.step import make_inputs

@@ -14,8 +14,8 @@ import torch
 
 import dsmooth
 from dsmooth.machine import choose_device
-from dsmooth.sampling.draw import Draw, Progress
 from dsmooth.sampling.ranks import draw_in_chunks, share_of
+from dsmooth.sampling.request import Progress, Request
 from tests.helpers.rank_processes import (
     COMMAND,
     ForkedPython,
@@ -44,7 +44,7 @@ def test_chunks_of_one_process(
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     seen: list[float] = []
 
-    def draw_part(part: Draw, progress: Progress) -> torch.Tensor:
+    def draw_part(part: Request, progress: Progress) -> torch.Tensor:
         progress(0.5)
         progress(1.0)
         numbers = torch.arange(part.first_index, part.first_index + part.count).float()
@@ -53,7 +53,7 @@ def test_chunks_of_one_process(
     chunks = list(
         draw_in_chunks(
             draw_part,
-            Draw(12, first_index=7),
+            Request(12, first_index=7),
             image_shape=(1, 4, 4),
             chunk=3,
             within=within,

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from dsmooth.data import to_bytes
 from dsmooth.evaluate.sources import read_images
-from dsmooth.sampling.draw import Draw
 from dsmooth.sampling.image_files import NumberedPngs, write_adm_npz
+from dsmooth.sampling.request import Request
 from dsmooth.sampling.shards import Shards, open_shards
 
 pytestmark = pytest.mark.quick
@@ -27,7 +27,7 @@ def images(first: int, count: int) -> Tensor:
     return numbers.expand(count, *SHAPE)
 
 
-def chunks(shards: Shards, draw: Draw, chunk: int) -> Iterator[Tensor]:
+def chunks(shards: Shards, draw: Request, chunk: int) -> Iterator[Tensor]:
     """What `shards` lacks."""
     for done in range(shards.done, draw.count, chunk):
         yield images(draw.first_index + done, min(chunk, draw.count - done))
@@ -41,7 +41,7 @@ def read(paths: list[Path]) -> np.ndarray:
     ("n", "size", "chunk"), [(1, 10, 3), (10, 10, 3), (23, 10, 4), (20, 5, 64)]
 )
 def test_every_image_once(tmp_path: Path, n: int, size: int, chunk: int) -> None:
-    draw = Draw(n, first_index=7)
+    draw = Request(n, first_index=7)
     shards = Shards(tmp_path, draw, SHAPE, size=size)
     for x in chunks(shards, draw, chunk):
         shards.add(x)
@@ -53,7 +53,7 @@ def test_every_image_once(tmp_path: Path, n: int, size: int, chunk: int) -> None
 
 @pytest.mark.parametrize("calls", [0, 1, 2, 3, 5])
 def test_a_stopped_run_goes_on(tmp_path: Path, calls: int) -> None:
-    draw = Draw(20)
+    draw = Request(20)
     first = Shards(tmp_path, draw, SHAPE, size=7)
     for x, _ in zip(chunks(first, draw, 3), range(calls), strict=False):
         first.add(x)
@@ -66,21 +66,21 @@ def test_a_stopped_run_goes_on(tmp_path: Path, calls: int) -> None:
 
 
 def test_another_runs_folder_is_refused(tmp_path: Path) -> None:
-    Shards(tmp_path, Draw(3), SHAPE, {"seed": 0}).add(images(0, 3))
+    Shards(tmp_path, Request(3), SHAPE, {"seed": 0}).add(images(0, 3))
     with pytest.raises(ValueError, match="another drawing: seed 0, not 1; choose another folder"):
-        Shards(tmp_path, Draw(3), SHAPE, {"seed": 1})
+        Shards(tmp_path, Request(3), SHAPE, {"seed": 1})
     with pytest.raises(ValueError, match="a drawing of 3 images: ask for 3 or more, not 2"):
-        Shards(tmp_path, Draw(2), SHAPE, {"seed": 0})
+        Shards(tmp_path, Request(2), SHAPE, {"seed": 0})
     (tmp_path / "shards.json").unlink()
     with pytest.raises(ValueError, match=r"without shards\.json"):
-        Shards(tmp_path, Draw(3), SHAPE)
+        Shards(tmp_path, Request(3), SHAPE)
 
 
 @pytest.mark.parametrize("counts", [(3, 20), (7, 8), (10, 11, 13), (14, 14, 21)])
 def test_a_folder_grows(tmp_path: Path, counts: tuple[int, ...]) -> None:
     """A larger draw leaves the files that it alone would have made."""
     for n in counts:
-        draw = Draw(n)
+        draw = Request(n)
         shards = Shards(tmp_path / "grown", draw, SHAPE, size=7)
         for x in chunks(shards, draw, 3):
             shards.add(x)
@@ -92,9 +92,9 @@ def test_a_folder_grows(tmp_path: Path, counts: tuple[int, ...]) -> None:
 
 def test_growing_stopped_before_its_first_image(tmp_path: Path) -> None:
     """The last file's header is that of the larger draw then: either draw goes on from there."""
-    Shards(tmp_path, Draw(3), SHAPE, size=7).add(images(0, 3))
-    Shards(tmp_path, Draw(5), SHAPE, size=7)
-    assert Shards(tmp_path, Draw(3), SHAPE, size=7).done == 3
+    Shards(tmp_path, Request(3), SHAPE, size=7).add(images(0, 3))
+    Shards(tmp_path, Request(5), SHAPE, size=7)
+    assert Shards(tmp_path, Request(3), SHAPE, size=7).done == 3
     assert np.array_equal(read([tmp_path / "shard_00000.npy"]), images(0, 3).numpy())
 
 
@@ -102,8 +102,8 @@ def test_numbered_pictures(tmp_path: Path) -> None:
     from PIL import Image
 
     x = torch.linspace(-1, 1, 5).view(5, 1, 1, 1).expand(5, *SHAPE)
-    NumberedPngs(tmp_path, Draw(2, first_index=7), SHAPE, {"seed": 0}).add(x[:2])
-    rest = NumberedPngs(tmp_path, Draw(5, first_index=7), SHAPE, {"seed": 0})
+    NumberedPngs(tmp_path, Request(2, first_index=7), SHAPE, {"seed": 0}).add(x[:2])
+    rest = NumberedPngs(tmp_path, Request(5, first_index=7), SHAPE, {"seed": 0})
     assert rest.done == 2
     rest.add(x[2:])
     names = sorted(path.name for path in tmp_path.glob("*.png"))
@@ -112,12 +112,12 @@ def test_numbered_pictures(tmp_path: Path) -> None:
     assert np.array_equal(pixels, to_bytes(x)[:, 0].numpy())
     assert torch.equal(read_images(tmp_path).images, to_bytes(x))
     with pytest.raises(ValueError, match="another drawing: seed 0, not 1; choose another folder"):
-        NumberedPngs(tmp_path, Draw(5, first_index=7), SHAPE, {"seed": 1})
+        NumberedPngs(tmp_path, Request(5, first_index=7), SHAPE, {"seed": 1})
     with pytest.raises(ValueError, match=r"1 of 2 images diverged .* leave out --png and --adm"):
         rest.add(torch.stack([x[0], torch.full(SHAPE, torch.inf)]))
     (tmp_path / "images.json").unlink()
     with pytest.raises(ValueError, match=r"holds pictures without images\.json"):
-        NumberedPngs(tmp_path, Draw(5, first_index=7), SHAPE, {"seed": 0})
+        NumberedPngs(tmp_path, Request(5, first_index=7), SHAPE, {"seed": 0})
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -135,8 +135,8 @@ def test_the_layout_of_adm(tmp_path: Path, channels: int) -> None:
 
 def whole(folder: Path) -> Shards:
     """A finished draw of 20 images in files of 7."""
-    shards = Shards(folder, Draw(20), SHAPE, size=7)
-    for x in chunks(shards, Draw(20), 6):
+    shards = Shards(folder, Request(20), SHAPE, size=7)
+    for x in chunks(shards, Request(20), 6):
         shards.add(x)
     return shards
 
@@ -163,20 +163,20 @@ def test_a_damaged_shard_is_neither_read_nor_gone_on_with(
     damage(whole(tmp_path).paths[shard])
     name = f"shard_0000{shard}"
     with pytest.raises((ValueError, FileNotFoundError), match=name):
-        Shards(tmp_path, Draw(20), SHAPE, size=7)
+        Shards(tmp_path, Request(20), SHAPE, size=7)
     with pytest.raises((ValueError, FileNotFoundError), match=name):
         read_images(tmp_path)
 
 
 def test_shards_are_read_as_they_were_written(tmp_path: Path) -> None:
-    shards = Shards(tmp_path, Draw(3), SHAPE, size=2)
+    shards = Shards(tmp_path, Request(3), SHAPE, size=2)
     x = torch.linspace(-1, 1, 18).view(3, *SHAPE)
     shards.add(x)
     assert torch.equal(read_images(tmp_path).images, to_bytes(x))
 
 
 def test_an_unfinished_shard_is_no_array(tmp_path: Path) -> None:
-    shards = Shards(tmp_path, Draw(20), SHAPE, size=7)
+    shards = Shards(tmp_path, Request(20), SHAPE, size=7)
     shards.add(images(0, 10))
     assert len(np.load(shards.paths[0])) == 7
     with pytest.raises(ValueError, match="array"):
@@ -186,7 +186,7 @@ def test_an_unfinished_shard_is_no_array(tmp_path: Path) -> None:
 def test_a_full_disk_is_named_and_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shards = Shards(tmp_path, Draw(20), SHAPE, size=7)
+    shards = Shards(tmp_path, Request(20), SHAPE, size=7)
     shards.add(images(0, 6))
 
     def full(descriptor: int) -> None:
@@ -196,7 +196,7 @@ def test_a_full_disk_is_named_and_loses_nothing(
         patch.setattr("os.fsync", full)
         with pytest.raises(OSError, match=r"could not write .*shard_00000\.npy: No space left"):
             shards.add(images(6, 6))
-    again = Shards(tmp_path, Draw(20), SHAPE, size=7)
+    again = Shards(tmp_path, Request(20), SHAPE, size=7)
     assert again.done == 6
     again.add(images(6, 14))
     assert np.array_equal(read(again.paths), images(0, 20).numpy())
@@ -204,13 +204,13 @@ def test_a_full_disk_is_named_and_loses_nothing(
 
 def test_a_folder_has_one_writer(tmp_path: Path) -> None:
     with (
-        open_shards(tmp_path, Draw(3), SHAPE),
+        open_shards(tmp_path, Request(3), SHAPE),
         pytest.raises(ValueError, match="another process that draws into it is at work"),
-        open_shards(tmp_path, Draw(3), SHAPE),
+        open_shards(tmp_path, Request(3), SHAPE),
     ):
         pass
 
 
 def test_a_size_below_one(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="size must be at least 1, got 0"):
-        Shards(tmp_path, Draw(1), SHAPE, size=0)
+        Shards(tmp_path, Request(1), SHAPE, size=0)

@@ -18,8 +18,9 @@ from ..machine import choose_device
 from ..models import Models, load_models
 from ..pictures import BORDER, save_grid, visible
 from ..progress import progress
-from ..sampling.draw import Draw
+from ..sampling.cached import Sampler
 from ..sampling.known import keep_top, known_pixels
+from ..sampling.request import How, Request
 from .options import Complete
 from .sample import GRID_LIMIT, check_label, check_outputs, rate_line, seed_of_all
 
@@ -28,29 +29,26 @@ def complete(options: Complete) -> None:
     """Carry out `dsmooth complete`. Raises ValueError or FileNotFoundError before any work."""
     check_options(options)
     with process_group():
-        models = load_models([options.model])
+        models = load_models([options.model]).to(choose_device(options.device))
         if models.smoothed is None and "noisy" in models.networks:
             raise ValueError(f"{options.model} is a noisy model: name the pair that it is of")
         check_label(models, options.label)
         x = choose_images(options, models)
         mask = choose_mask(options, models.image_size)
         known = x.repeat_interleave(options.draws, dim=0)
-        draw = Draw(
+        request = Request(
             len(known),
             seed_of_all(options.seed),
             method=options.method,
             temperature=options.temperature,
-            threads=options.threads,
-            device=str(choose_device(options.device)),
-            precision=options.precision,
             levels=options.levels,
             label=options.label,
             known=known_pixels(known, mask, len(known)),
         )
-        completed = draw_all(models, draw)
+        completed = draw_all(models, request, Sampler(How(options.threads, options.precision)))
     if completed is not None:
         for path in options.out:
-            write_completions(path, x, mask, completed, draw.seed)
+            write_completions(path, x, mask, completed, request.seed)
             print(f"wrote {path}")
 
 
@@ -101,15 +99,15 @@ def choose_mask(options: Complete, size: tuple[int, int]) -> Tensor:
     return mask
 
 
-def draw_all(models: Models, draw: Draw) -> Tensor | None:
+def draw_all(models: Models, draw: Request, sampler: Sampler) -> Tensor | None:
     """The images of a draw on the CPU; None on a rank that draws for rank 0."""
     started = time.monotonic()
     if rank_and_size()[0] > 0:
-        for _ in models.draw(draw):
+        for _ in models.draw(draw, sampler):
             pass
         return None
     with progress("completing", draw.count) as done:
-        x = torch.cat([images.cpu() for _, images in models.draw(draw, progress=done)])
+        x = torch.cat([images.cpu() for _, images in models.draw(draw, sampler, progress=done)])
     print(rate_line(draw.count, 0, time.monotonic() - started))
     return x
 

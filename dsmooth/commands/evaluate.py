@@ -36,14 +36,15 @@ from ..evaluate.likelihood import (
 from ..evaluate.scores import KernelDistance
 from ..evaluate.sources import BYTES, ImageSet, as_grey, choose_data, read_images
 from ..files import write_json
-from ..machine import choose_device, default_device, use_threads
+from ..machine import default_device, use_threads
 from ..models import Models, load_models
 from ..nn import PixelCNNpp
 from ..nn.weights import weights_digest
 from ..pretrained import is_model
 from ..progress import progress, significant
 from ..runs import RunFolder
-from ..sampling.draw import Draw
+from ..sampling.cached import Sampler
+from ..sampling.request import How, Request
 from .classes import (
     bits_of_classes,
     check_per_class,
@@ -319,19 +320,17 @@ def collect_samples(
     count = DEFAULT_COUNT if options.count is None else options.count
     label = options.label if models.n_classes or options.label != "each" else None
     check_label(models, label)
-    draw = Draw(
+    request = Request(
         count,
         options.seed,
         method=options.method,
         temperature=options.temperature,
-        threads=options.threads,
-        device=str(choose_device("auto")),
         label=label,
     )
     settings: dict[str, Any] = {
-        "seed": draw.seed,
-        "method": draw.method,
-        "temperature": draw.temperature,
+        "seed": request.seed,
+        "method": request.method,
+        "temperature": request.temperature,
     }
     if label is not None:
         settings["label"] = label
@@ -341,9 +340,10 @@ def collect_samples(
     name = f"samples-{options.method}-{count}-{digest}"
     keep = options.keep or options.out.parent / name
     check_outputs([keep], count)
-    sample_to_files(models, draw, [keep])
+    models.to(choose_device("auto"))
+    sample_to_files(models, request, Sampler(How(options.threads)), [keep])
     meet()
-    labels = draw.labels(models.n_classes, torch.device("cpu"))
+    labels = request.labels(models.n_classes)
     return read_images(keep), how, labels
 
 

@@ -16,9 +16,9 @@ from ..machine import check_memory, choose_device
 from ..models import Models, load_models
 from ..pictures import save_grid
 from ..progress import progress
-from ..sampling.auto import resolved_precision
-from ..sampling.draw import Draw, chosen_seed
+from ..sampling.cached import Sampler
 from ..sampling.image_files import open_pngs, write_adm_npz, write_images
+from ..sampling.request import How, Request, chosen_seed
 from ..sampling.shards import SHARD_SIZE, open_shards
 from .options import Class, Sample
 
@@ -28,24 +28,23 @@ GRID_LIMIT = 400
 
 def sample(options: Sample) -> None:
     """Carry out `dsmooth sample`. Raises ValueError or FileNotFoundError before any work."""
-    draw = Draw(
+    request = Request(
         options.count,
         seed_of_all(options.seed),
         options.first_index,
         options.method,
         options.score,
         options.temperature,
-        options.threads,
-        device=str(choose_device(options.device)),
-        precision=options.precision,
         label=options.label,
         levels=options.levels,
     )
-    check_outputs(options.out, draw.count, png=options.png, adm=options.adm)
+    sampler = Sampler(How(options.threads, options.precision))
+    check_outputs(options.out, options.count, png=options.png, adm=options.adm)
+    device = choose_device(options.device)
     with process_group():
-        models = load_models(options.models)
+        models = load_models(options.models).to(device)
         check_label(models, options.label)
-        sample_to_files(models, draw, options.out, png=options.png, adm=options.adm)
+        sample_to_files(models, request, sampler, options.out, png=options.png, adm=options.adm)
 
 
 def check_label(models: Models, label: Class | None) -> None:
@@ -68,7 +67,13 @@ def seed_of_all(seed: int | None) -> int:
 
 
 def sample_to_files(
-    models: Models, draw: Draw, outputs: Sequence[Path], *, png: bool = False, adm: bool = False
+    models: Models,
+    draw: Request,
+    sampler: Sampler,
+    outputs: Sequence[Path],
+    *,
+    png: bool = False,
+    adm: bool = False,
 ) -> None:
     """Draw images and write each of `outputs`, which `check_outputs` has seen.
 
@@ -81,7 +86,7 @@ def sample_to_files(
     to_folder = any(not path.suffix for path in outputs)
     if not to_folder:
         check_memory((draw.count, *models.image_shape))
-    chunks = partial(models.draw, draw, within=SHARD_SIZE if to_folder else None)
+    chunks = partial(models.draw, draw, sampler, within=SHARD_SIZE if to_folder else None)
     if rank_and_size()[0] > 0:
         for _ in chunks():  # its shares; rank 0 has the images
             pass
@@ -89,7 +94,7 @@ def sample_to_files(
     started, there = time.monotonic(), 0
     with progress("drawing", draw.count) as done:
         if to_folder:
-            how = describe(models, draw)
+            how = describe(models, draw, sampler)
             opened = open_pngs if png else open_shards
             with opened(outputs[0], draw, models.image_shape, how) as folder:
                 there = folder.done
@@ -113,19 +118,18 @@ def rate_line(drawn: int, there: int, seconds: float) -> str:
     return f"{drawn:,} image{'s' * (drawn != 1)} in {seconds:.1f} s{rate}{before}"
 
 
-def describe(models: Models, draw: Draw) -> dict[str, Any]:
+def describe(models: Models, draw: Request, sampler: Sampler) -> dict[str, Any]:
     """All that decides an image beside its number, as JSON."""
-    place = models.device if draw.device is None else torch.device(draw.device)
     return {
         **draw.how(),
-        "device": place.type,
-        "precision": resolved_precision(draw.precision, place),
+        "device": models.device.type,
+        "precision": sampler.how.precision_on(models.device),
         "weights_sha256": list(models.digests().values()),
     }
 
 
 def write_files(
-    paths: Sequence[Path], x: Tensor, draw: Draw, adm: bool, n_classes: int = 0
+    paths: Sequence[Path], x: Tensor, draw: Request, adm: bool, n_classes: int = 0
 ) -> None:
     """Write x (N, C, H, W) as a grid or an array, as each suffix asks."""
     for path in paths:

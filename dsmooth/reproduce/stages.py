@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,13 +31,12 @@ from ..evaluate.receptive_field import receptive_fields
 from ..files import read_json, write_json
 from ..machine import default_device
 from ..models import Models
-from ..pair_sampler import PairSampler
 from ..pictures import is_diverged, save_grid, visible
 from ..progress import progress
-from ..sampling.auto import NetworkSampler
-from ..sampling.draw import Draw, Progress
+from ..sampling.cached import Sampler
 from ..sampling.image_files import write_images
 from ..sampling.ranks import DrawPart, draw_in_chunks
+from ..sampling.request import Progress, Request
 from ..smoothing import GaussianSmoothing
 
 STAGES: tuple[ReproductionStage, ...] = get_args(ReproductionStage)
@@ -127,7 +125,7 @@ def draw_all(
     folder.mkdir(exist_ok=True)
     meet()
     pair, plain = models.pair, models.plain
-    sampler = PairSampler(pair)
+    drawer, sampler = pair.drawer(), Sampler()
     pictures: dict[str, Tensor] = {}
     weights = models.digests()
 
@@ -141,7 +139,7 @@ def draw_all(
         given: Tensor | None = None,
     ) -> None:
         """The images depend on the weights of `roles` and on the images `given`."""
-        whole = Draw(count, seed, method=method)
+        whole = Request(count, seed, method=method)
         asked = {"count": count, **whole.how(), "weights_sha256": [weights[r] for r in roles]}
         if given is not None:
             asked["given_sha256"] = digest_of(given)
@@ -150,17 +148,22 @@ def draw_all(
             pictures[name] = x
 
     def denoise(x_tilde: Tensor) -> DrawPart:
-        def some(part: Draw, report: Progress) -> Tensor:
+        def some(part: Request, report: Progress) -> Tensor:
             end = part.first_index + part.count
             noisy = x_tilde[part.first_index : end].to(models.device)
-            x = sampler.denoise(visible(noisy), part, report)
-            # A draw for a noisy image that diverged means nothing.
-            return torch.where(is_diverged(noisy)[:, None, None, None], math.nan, x)
+            return drawer.draw_clean(noisy, part, sampler, report)
 
         return some
 
     clean = test_set.batch(torch.arange(min(DENOISED_IMAGES, len(test_set))))
-    draw("noisy", count, sampler.draw, "noisy", roles=["noisy"])
+
+    def sample(part: Request, report: Progress) -> Tensor:
+        return drawer.draw(part, sampler, report)
+
+    def sample_plain(part: Request, report: Progress) -> Tensor:
+        return sampler.draw(models.networks["plain"], part, pair.image_size, progress=report)
+
+    draw("noisy", count, sample, "noisy", roles=["noisy"])
     pictures["held-out"] = clean
     pictures["held-out-noisy"] = pair.smoothing.sample(clean, seed=seed, first_index=0, repeat=0)
     for prefix in ("", "held-out-"):
@@ -172,13 +175,13 @@ def draw_all(
             name = f"{prefix}single-step"
             draw(name, len(x_tilde), denoise(x_tilde), "single-step", given=x_tilde)
     if plain is not None:
-        draw("plain", count, NetworkSampler(plain, pair.image_size).draw, roles=["plain"])
+        draw("plain", count, sample_plain, roles=["plain"])
     return pictures
 
 
 def draw_or_read(
     path: Path,
-    draw: Draw,
+    draw: Request,
     asked: Mapping[str, Any],
     draw_part: DrawPart,
     image_shape: tuple[int, int, int],

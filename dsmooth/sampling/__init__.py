@@ -1,7 +1,6 @@
-"""Samplers: the specification, the cached one, Jacobi iterations, and drawing in chunks."""
+"""Samplers: the specification, the cached one, Jacobi iterations, and images into files."""
 
-from .auto import sample_images
-from .cached import CachedSampler
+from .cached import CachedSampler, sample_images
 from .jacobi import JacobiSamples, jacobi_sample
 from .known import keep_top
 from .sequential import sequential_sample

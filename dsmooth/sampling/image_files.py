@@ -13,8 +13,7 @@ from torch import Tensor
 
 from ..files import lock_folder, read_json, write_atomically, write_json, write_npz
 from ..pictures import is_diverged, nhwc_bytes, png
-from .draw import Draw
-from .label import labels_of
+from .request import Request
 from .shards import check_drawing
 
 PNG_MANIFEST = "images.json"
@@ -23,7 +22,7 @@ PNG_MANIFEST = "images.json"
 def write_images(
     path: Path,
     x: Tensor,
-    draw: Draw,
+    draw: Request,
     asked: Mapping[str, Any] | None = None,
     *,
     n_classes: int = 0,
@@ -38,7 +37,7 @@ def write_images(
         "seed": np.uint64(draw.seed),
         "first_index": np.int64(draw.first_index),
     }
-    labels = labels_of(draw.label, n_classes, draw.first_index, draw.count)
+    labels = draw.labels(n_classes)
     if labels is not None:
         arrays["label"] = labels.numpy(force=True)
     write_npz(path, arrays if asked is None else {**arrays, "asked": np.array(json.dumps(asked))})
@@ -67,7 +66,7 @@ def check_finite(x: Tensor) -> None:
 
 @contextmanager
 def open_pngs(
-    folder: Path, draw: Draw, image_shape: tuple[int, int, int], description: Mapping[str, Any]
+    folder: Path, draw: Request, image_shape: tuple[int, int, int], description: Mapping[str, Any]
 ) -> Iterator[NumberedPngs]:
     """`NumberedPngs` that no other process writes meanwhile. Raises ValueError if one does."""
     with lock_folder(folder, "another process that draws into it"):
@@ -86,7 +85,7 @@ class NumberedPngs:
     def __init__(
         self,
         folder: Path,
-        draw: Draw,
+        draw: Request,
         image_shape: tuple[int, int, int],
         description: Mapping[str, Any],
     ) -> None:

@@ -9,10 +9,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..distributed import as_rank_0_has_it, exchange, process_group, rank_and_size
-from .draw import Draw, Progress
+from .request import Progress, Request
 
 # Draws a part of a drawing; reports the fraction of it that is done.
-DrawPart = Callable[[Draw, Progress], Tensor]
+DrawPart = Callable[[Request, Progress], Tensor]
 
 
 def share_of(count: int, rank: int, size: int) -> tuple[int, int]:
@@ -24,7 +24,7 @@ def share_of(count: int, rank: int, size: int) -> tuple[int, int]:
 
 def draw_in_chunks(
     draw_part: DrawPart,
-    draw: Draw,
+    draw: Request,
     *,
     image_shape: tuple[int, int, int],
     chunk: int,
@@ -71,9 +71,9 @@ def _image_counter(progress: Progress | None, done: int, n: int) -> Progress:
 
 
 def _draw_shares(
-    draw_part: DrawPart, part: Draw, image_shape: tuple[int, int, int], progress: Progress
+    draw_part: DrawPart, part: Request, image_shape: tuple[int, int, int], progress: Progress
 ) -> Tensor:
-    """Draw this rank's share of a chunk; on rank 0 the shares of all ranks."""
+    """Request this rank's share of a chunk; on rank 0 the shares of all ranks."""
     rank, size = rank_and_size()
     offset, number = share_of(part.count, rank, size)
     own = torch.zeros(-(-part.count // size), *image_shape)  # of one size on all ranks

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..config import flatten
 from ..data.reading import guarded, open_regular
 from ..files import lock_folder, read_json, write_json
-from .draw import Draw
+from .request import Request
 
 MANIFEST = "shards.json"
 SHARD_SIZE = 1000
@@ -27,7 +27,7 @@ _DTYPE = np.dtype("<f4")
 @contextmanager
 def open_shards(
     folder: str | Path,
-    draw: Draw,
+    draw: Request,
     image_shape: tuple[int, int, int],
     description: Mapping[str, Any] | None = None,
     *,
@@ -60,7 +60,7 @@ class Shards:
     def __init__(
         self,
         folder: Path,
-        draw: Draw,
+        draw: Request,
         image_shape: tuple[int, int, int],
         description: Mapping[str, Any] | None = None,
         *,
