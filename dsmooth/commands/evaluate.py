@@ -36,7 +36,7 @@ from ..evaluate.likelihood import (
 from ..evaluate.scores import KernelDistance
 from ..evaluate.sources import BYTES, ImageSet, as_grey, choose_data, read_images
 from ..files import write_json
-from ..machine import default_device, use_threads
+from ..machine import choose_device, default_device, use_threads
 from ..models import Models, load_models
 from ..nn import PixelCNNpp
 from ..nn.weights import weights_digest
