@@ -140,14 +140,6 @@ def test_a_difference_from_the_published_files_only_warns(
         assert torch.equal(dataset.images[:, 0], torch.from_numpy(images))
 
 
-def test_torchvision_lists_every_packed_file_of_fashion_mnist() -> None:
-    assert {name for name, _ in FashionMNIST.resources} == {
-        f"{prefix}-{kind}-ubyte.gz"
-        for prefix in ("train", "t10k")
-        for kind in ("images-idx3", "labels-idx1")
-    }
-
-
 def test_labels_must_match_images(tmp_path: Path) -> None:
     write_mnist(tmp_path, 5)
     labels = tmp_path / "train-labels-idx1-ubyte"

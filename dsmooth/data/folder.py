@@ -224,8 +224,12 @@ def _opened(path: Path) -> Iterator[Any]:
                 raise InvalidFile(
                     f"{printable(path)} must hold one image, got several (an animation or pages)"
                 )
-            # Pillow decodes RGB of 16 bits, "RGB;16B", to mode RGB of 8.
-            deep = any(re.search(";16[BLN]", str(tile.args)) for tile in image.tile)
+            # Pillow decodes RGB of 16 bits, "RGB;16B", or of a PPM's levels, 65535, to 8 bits.
+            deep = any(
+                re.search(";16[BLN]", str(tile.args))
+                or (image.format == "PPM" and any(type(a) is int and a > 255 for a in tile.args))
+                for tile in image.tile
+            )
             if deep or image.mode[0] in "IF":
                 raise InvalidFile(
                     f"{printable(path)} must have 8 bits a channel, got Pillow's mode {image.mode}"

@@ -81,7 +81,7 @@ MEMBER = "cifar-10-batches-bin/data_batch_1.bin"
 TAGS = {256: 8, 257: 8, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: 8, 279: 64}
 ZEROS = bytes(1 << 25)
 
-# What lies at x.SUFFIX beside a sound picture, and what the message must say.
+# Suffix and content of a file beside a sound picture, and a pattern of the error.
 PICTURES: dict[str, tuple[str, bytes | Callable[[Path], object], str]] = {
     "EPS, which Ghostscript runs": ("png", EPS, "none of PNG"),
     "GIF": ("png", pages("GIF"), "none of PNG"),
@@ -102,6 +102,7 @@ PICTURES: dict[str, tuple[str, bytes | Callable[[Path], object], str]] = {
     "an animated PNG": ("png", pages("PNG"), "must hold one image"),
     "an animated WebP": ("webp", pages("WEBP"), "must hold one image"),
     "a TIFF of pages": ("tif", pages("TIFF"), "must hold one image"),
+    "a PPM of 16 bits": ("ppm", b"P6 8 8 999\n" + bytes(384), "must have 8 bits"),
     "a PNG of 16 bits": ("png", png(8, 8, 16, 2), "must have 8 bits"),
     "a grey TIFF of 16 bits": ("tif", tiff({**TAGS, 258: 16, 279: 128}), "must have 8 bits"),
 }
@@ -285,7 +286,7 @@ def read(name: str, leaf: str, folder: Path, content: bytes) -> torch.Tensor | E
 
 @pytest.mark.parametrize("file", [*sound_files(), "mnist/gz", "cifar10/tar.gz"])
 def test_a_damaged_file_is_one_error_or_read(tmp_path: Path, file: str) -> None:
-    """Where the form has a checksum, what is read is what was written."""
+    """A form with a checksum gives what was written, or an error."""
     files, (name, leaf) = sound_files(), file.split("/")
     packed = leaf.endswith("gz")
     if packed:
