@@ -13,7 +13,6 @@ from tests.helpers.triton_tools import compile_launch
 ROWS = [(torch.bfloat16, 160, False), (torch.float32, 40, True)]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS, ids=str)
 def test_every_matmul(row: tuple[torch.dtype, int, bool]) -> None:
     for launch in distinct(shifted_launches(90, *row), "SHAPES"):
