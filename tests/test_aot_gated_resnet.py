@@ -46,7 +46,6 @@ def matmuls(block: Block, arch: int) -> list[Launch]:
     return distinct(launches, "GRAD")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 def test_every_matmul_on_hopper(block: Block) -> None:
     for launch in matmuls(block, 90):
@@ -60,14 +59,12 @@ def test_every_matmul_on_ampere(block: Block) -> None:
         check(launch, compile_launch(launch, 80), 80)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("arch", [90, pytest.param(80, marks=pytest.mark.full)])
 def test_matmuls_without_tensor_cores(arch: int) -> None:
     for launch in distinct(matmuls(Block(20, (2, 2), skips=1, dtype=FP32), arch), "GRAD"):
         check(launch, compile_launch(launch, arch), arch)
 
 
-@pytest.mark.slow
 def test_what_is_no_matmul_neither_spills_nor_fails() -> None:
     others = [
         launch
@@ -91,7 +88,6 @@ def test_every_kernel_builds_for_blackwell() -> None:
         assert ".target sm_100" in compile_launch(launch, 100).ptx
 
 
-@pytest.mark.slow
 def test_the_tensor_cores_wait_for_memory_not_for_instructions() -> None:
     """At 160 filters: instructions that a scheduler issues for each clock of the tensor cores."""
     for launch in matmuls(BLOCKS[0], 90):

@@ -60,7 +60,6 @@ def check(compiled: Compiled, registers: int) -> None:
     assert compiled.shared <= SHARED_CEILING
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize(
     ("channels", "likelihood", "atoms", "dtype", "last"), CASES, ids=lambda value: str(value)
@@ -95,7 +94,6 @@ def test_each_tile(n_mix: int) -> None:
     check(compile_launch(launch, 90), 128)
 
 
-@pytest.mark.slow
 @pytest.mark.grid
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize(("n_mix", "n_atoms"), [(10, 1), (10, 5), (10, 33), (100, 256)])

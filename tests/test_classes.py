@@ -166,7 +166,6 @@ def test_features_and_autocast_see_the_label() -> None:
     torch.testing.assert_close(half, model.log_prob(x, context, label), rtol=0.02, atol=0.5)
 
 
-@pytest.mark.slow
 def test_compiles_without_graph_breaks() -> None:
     model = conditional("concat")
     arguments = inputs("concat")

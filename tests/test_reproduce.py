@@ -193,7 +193,6 @@ sys.exit(reproduce(Path(sys.argv[1]), plan, sizes=sizes, threads=1))
 """
 
 
-@pytest.mark.slow
 def test_stopped_and_resumed_is_the_uninterrupted_run(
     finished: Path, data: Path, tmp_path: Path
 ) -> None:

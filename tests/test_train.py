@@ -121,7 +121,6 @@ def test_a_cooldown_can_be_moved_until_it_begins(
     assert RunFolder(tmp_path / "moved").read_config()[0] == longer
 
 
-@pytest.mark.slow
 def test_sigint_saves_and_leaves(tmp_path: Path) -> None:
     """In a process of its own: Ctrl-C leaves status 130, a checkpoint and advice."""
     run = tmp_path / "run"

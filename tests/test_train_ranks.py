@@ -146,12 +146,40 @@ def rank_of(process: int) -> str:
     return next(v[5:].decode() for v in variables if v.startswith(b"RANK="))
 
 
-def test_a_killed_rank_ends_the_others_and_a_restart_goes_on(tmp_path: Path) -> None:
-    """To the weights of the run that nobody killed, bit for bit."""
-    common = ["train", "noisy", *TINY, "--images=160", "--checkpoint-minutes=1e-9"]
-    killed = torchrun([*common, "--out=killed"], tmp_path, "--max-restarts=1")
-    run = RunFolder(tmp_path / "killed")
-    wait_for(lambda: images_saved(run) >= 16, killed)
+KILLED = ["train", "noisy", *TINY, "--images=400", "--checkpoint-minutes=1e-9"]
+
+
+def assert_went_on(folder: Path) -> None:
+    """The run "killed" started twice and has the weights of one that nobody killed, bit for bit."""
+    run, whole = RunFolder(folder / "killed"), RunFolder(folder / "whole")
+    starts = [entry for entry in run.read_log() if entry["event"] == "start"]
+    assert len(starts) == 2
+    assert starts[1]["images"] >= 16
+    wait_for_all(start_ranks(2, [*KILLED, "--out=whole"], folder))
+    for name in ("checkpoint", "weights"):
+        mine, theirs = load_file(getattr(run, name)), load_file(getattr(whole, name))
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[key], theirs[key]) for key in mine), name
+
+
+def test_a_killed_rank_ends_the_other_and_a_restart_goes_on(tmp_path: Path) -> None:
+    arguments = [*KILLED, "--out=killed"]
+    first, second = start_ranks(2, arguments, tmp_path)
+    wait_for(lambda: images_saved(RunFolder(tmp_path / "killed")) >= 16, first)
+    second.kill()
+    _, errors = first.communicate()
+    assert re.fullmatch(r"dsmooth: error: rank 0: another process ended or did .*\n", errors)
+    second.communicate()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+        wait_for_all(start_ranks(2, arguments, tmp_path))
+    assert_went_on(tmp_path)
+
+
+@pytest.mark.full
+def test_torchrun_restarts_a_killed_rank(tmp_path: Path) -> None:
+    killed = torchrun([*KILLED, "--out=killed"], tmp_path, "--max-restarts=1")
+    wait_for(lambda: images_saved(RunFolder(tmp_path / "killed")) >= 16, killed)
     (victim,) = (child for child in children_of(killed.pid) if rank_of(child) == "1")
     os.kill(victim, signal.SIGKILL)
     _, errors = killed.communicate(timeout=300)
@@ -159,15 +187,7 @@ def test_a_killed_rank_ends_the_others_and_a_restart_goes_on(tmp_path: Path) -> 
     lost = re.findall(r"dsmooth: error: rank 0: another process ended or did not answer.*", errors)
     assert len(lost) <= 1  # torchrun may have been quicker
     assert "Traceback (most recent call last)" not in errors
-    starts = [entry for entry in run.read_log() if entry["event"] == "start"]
-    assert len(starts) == 2
-    assert starts[1]["images"] >= 16
-    wait_for_all(start_ranks(2, [*common, "--out=whole"], tmp_path))
-    for name in ("checkpoint", "weights"):
-        mine = load_file(getattr(run, name))
-        theirs = load_file(getattr(RunFolder(tmp_path / "whole"), name))
-        assert mine.keys() == theirs.keys()
-        assert all(torch.equal(mine[key], theirs[key]) for key in mine), name
+    assert_went_on(tmp_path)
 
 
 LONG = ["train", "noisy", *TINY, "--images=100000", "--schedule=cooldown", "--out=run"]

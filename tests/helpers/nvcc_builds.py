@@ -14,6 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 READ = (ROOT / "csrc", ROOT / "tests" / "ptx" / "host")
 NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+LANGUAGES = {".h", ".cuh", ".cpp", ".cu"}
 KEPT = {".so", ".o", ".ptx", ".cubin"}  # of what --keep leaves
 
 
@@ -28,7 +29,7 @@ def compiled(*arguments: str, sources: Sequence[Path]) -> Path:
     named = [str(path.relative_to(ROOT)) for path in sources]
     digest = hashlib.sha256(version + repr((arguments, named)).encode())
     for path in sorted(path for folder in READ for path in folder.rglob("*.*")):
-        if path.is_file():
+        if path.suffix in LANGUAGES:
             digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dsmooth"
     folder = cache / f"nvcc-{digest.hexdigest()[:16]}"

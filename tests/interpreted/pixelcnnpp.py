@@ -56,7 +56,6 @@ def test_training_steps_are_those_of_the_reference() -> None:
         torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.slow
 def test_a_compiled_training_step_is_the_reference_step() -> None:
     """The whole network, with dropout, and the loss: one graph."""
     model, x = make_model().train(), draw()
@@ -88,7 +87,6 @@ def test_the_exported_network_calls_the_kernels() -> None:
     torch.testing.assert_close(exported.module()(x), model(x))
 
 
-@pytest.mark.slow
 @torch.no_grad()
 def test_no_parameter_sees_its_own_pixel_or_a_later_one() -> None:
     model = make_model().eval()

@@ -12,10 +12,7 @@ from tests.ptx.cuda_player import Built, CudaPlayer, build_sampler
 from tests.ptx.memory import Memory
 from tests.ptx.sampler_cases import Case, draw, draw_on_host, known_of, make_case
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(NVCC is None, reason="nvcc is not installed"),
-]
+pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
 
 # Sums run over k in another order, and exp is the device's: a few roundings of what they are made
 # of. Images are of the order of 1.
