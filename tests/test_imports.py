@@ -38,7 +38,7 @@ FLOORS = (
     ("functional",),
     ("kernels",),
     ("distributed", "machine", "presets"),
-    ("philox", "files", "config", "progress", "_extension"),
+    ("philox", "files", "config", "progress", "tables", "_extension"),
     ("_version", "_C"),
 )
 FLOOR = {name: number for number, floor in enumerate(FLOORS) for name in floor}

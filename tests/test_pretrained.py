@@ -17,8 +17,7 @@ from dsmooth.evaluate.probe import first_images
 from dsmooth.models import load_models
 from dsmooth.pair import SmoothedPair
 from dsmooth.pretrained import DEFAULT, find, is_model, names, resolve
-from dsmooth.report.card import render_card, summary
-from dsmooth.reproduce.card import CardSizes, measure_slice, write_card
+from dsmooth.reproduce.card import CardSizes, measure_slice, render_card, summary, write_card
 from dsmooth.runs import RunFolder
 from tests.helpers.command_runs import run, save_run
 

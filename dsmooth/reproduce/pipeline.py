@@ -105,8 +105,7 @@ def _reproduce(
         if not first:
             return 0
 
-        results = collect(plan.name, plan.budget, plan.seed, models, train_set, test_set, samples)
-        results |= measured
+        results = collect(plan, models, train_set, test_set, samples) | measured
         write_json(out / "results.json", results)
         histories = {
             str(role): run.history() for role, run in models.runs.items() if run.is_finished()
@@ -158,7 +157,7 @@ def run_stages(
             mode_of("probes", only),
         ),
     }
-    return {name: value for name, value in measured.items() if value is not None}, samples
+    return {name: value for name, value in measured.items() if value}, samples
 
 
 def claim_folder(out: Path, description: dict[str, Any]) -> None:
