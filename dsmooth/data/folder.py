@@ -227,7 +227,10 @@ def _opened(path: Path) -> Iterator[Any]:
             # Pillow decodes RGB of 16 bits, "RGB;16B", or of a PPM's levels, 65535, to 8 bits.
             deep = any(
                 re.search(";16[BLN]", str(tile.args))
-                or (image.format == "PPM" and any(type(a) is int and a > 255 for a in tile.args))
+                or (
+                    image.format == "PPM"
+                    and any(type(a) is int and a > 255 for a in tile.args or ())
+                )
                 for tile in image.tile
             )
             if deep or image.mode[0] in "IF":
