@@ -71,7 +71,7 @@ class SmoothedPair(nn.Module):
         self.smoothing = smoothing
         self.image_size = (int(height), int(width))
         self.origin: Mapping[Role, Origin] = {}
-        """Where the weights come from, as far as it is known; shown by the model card."""
+        """Origin of the weights, as far as it is known; shown by the model card."""
 
     @torch.no_grad()
     def sample(
@@ -122,7 +122,7 @@ class SmoothedPair(nn.Module):
         return self.drawer(request.levels).draw_clean(x_tilde, request, sampler)
 
     def drawer(self, levels: Sequence[float] | None = None) -> SmoothedPair | Ladder:
-        """What draws from this pair: the pair at one noise level, or a ladder of several."""
+        """This pair at one noise level, or a ladder of several: either draws requests."""
         rungs = [self.at(scale) for scale in self.ladder(levels)]
         return rungs[0] if len(rungs) == 1 else Ladder(rungs)
 
@@ -156,22 +156,19 @@ class SmoothedPair(nn.Module):
         sampler: Sampler,
         progress: Progress | None = None,
     ) -> Tensor:
-        """The image of each x~ (B, C, H, W), by the request's method."""
+        """The image of each x~ (B, C, H, W), by the request's method; NaN where x~ diverged."""
         if request.method == "noisy":
             return x_tilde
+        diverged = is_diverged(x_tilde).view(-1, *[1] * (x_tilde.ndim - 1))
+        x_tilde = torch.where(diverged, 0.0, x_tilde)
         if request.method == "single-step":
             labels = request.labels(self.n_classes, x_tilde.device)
             x = self.single_step(x_tilde, score=request.score, label=labels)
-            return x if request.known is None else request.known.keep(x)
-        label: Label = self.label_for(self.denoiser, request.label)
-        diverged = is_diverged(x_tilde).view(-1, *[1] * (x_tilde.ndim - 1))
-        x = sampler.draw(
-            self.denoiser,
-            replace(request, label=label),
-            self.image_size,
-            torch.where(diverged, 0.0, x_tilde),
-            progress,
-        )
+            x = x if request.known is None else request.known.keep(x)
+        else:
+            label: Label = self.label_for(self.denoiser, request.label)
+            request = replace(request, label=label)
+            x = sampler.draw(self.denoiser, request, self.image_size, x_tilde, progress)
         return torch.where(diverged, math.nan, x)
 
     def single_step(

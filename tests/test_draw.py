@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import FrozenInstanceError
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import dsmooth
+from dsmooth.pictures import grid_png
 from dsmooth.sampling import CachedSampler, jacobi_sample, sequential_sample
 from dsmooth.sampling.cached import Sampler, has_cached_sampler
 from dsmooth.sampling.request import How, Request
+from tests.helpers.command_runs import run, save_run
 from tests.helpers.sampler_checks import network
 
 pytestmark = pytest.mark.quick
@@ -121,3 +125,64 @@ def test_the_sequential_sampler_reports_rows() -> None:
     seen: list[float] = []
     Sampler().draw(network().double(), Request(1), (8, 4), progress=seen.append)
     assert seen == [i / 8 for i in range(1, 9)]
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the runs of a pair and of a plain model, which is the current one."""
+    for role in ("noisy", "denoiser", "plain"):
+        save_run(tmp_path / role, role)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def let_diverge(monkeypatch: pytest.MonkeyPatch, images: list[int]) -> None:
+    """Let x~ of these images diverge."""
+    draw_noisy = dsmooth.SmoothedPair.draw_noisy
+
+    def draw(self: dsmooth.SmoothedPair, *arguments: Any) -> torch.Tensor:
+        x_tilde = draw_noisy(self, *arguments)
+        x_tilde[images, 0, 0, 0] = torch.inf
+        return x_tilde
+
+    monkeypatch.setattr(dsmooth.SmoothedPair, "draw_noisy", draw)
+
+
+@pytest.mark.usefixtures("runs")
+@pytest.mark.parametrize("method", ["two-step", "noisy", "single-step"])
+def test_a_diverged_image_costs_no_other(
+    method: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["sample", ".", "-n", "4", "--device", "cpu", "--method", method]
+    assert run(*command, "--out", "right.npz") == 0
+    let_diverge(monkeypatch, [2])
+    assert run(*command, "--out", "q.png", "q.npz") == 0
+    assert "1 of 4 images diverged to infinity" in capsys.readouterr().out
+    x, expected = (np.load(f"{name}.npz")["x"] for name in ("q", "right"))
+    assert np.array_equal(np.delete(x, 2, 0), np.delete(expected, 2, 0))
+    assert not np.isfinite(x[2]).all()
+    x[2] = 0  # grey
+    assert Path("q.png").read_bytes() == grid_png(torch.from_numpy(x))
+    assert run(*command, "--out", "folder") == 0
+    assert "1 of 4 images diverged to infinity" in capsys.readouterr().out
+    let_diverge(monkeypatch, [0, 1, 2, 3])
+    assert run(*command, "--out", "none.npz") == 1
+    error = "dsmooth: error: 4 of 4 images diverged to infinity, as those of a hardly trained model"
+    assert capsys.readouterr().err.startswith(error)
+
+
+@pytest.mark.usefixtures("runs")
+def test_options_of_a_pair_are_refused_for_a_single_model(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for model, *options in (
+        ("plain", "--method", "noisy"),
+        ("plain", "--levels", "0.5"),
+        ("plain", "--score", "conditional"),
+        ("noisy", "--method", "single-step"),
+    ):
+        assert run("sample", model, "--device", "cpu", *options) == 1
+        error = f"dsmooth: error: {options[0]} is for a pair, not for a single model: leave it out"
+        assert capsys.readouterr().err.strip() == error
+    assert run("complete", "plain", "--levels", "0.5", "--device", "cpu") == 1
+    assert run("sample", "noisy", "-n", "1", "--method", "noisy", "--device", "cpu") == 0

@@ -28,7 +28,7 @@ from dsmooth.reproduce import (
 from dsmooth.reproduce.stages import Sizes, draw_all
 from dsmooth.reproduce.whole import say_how_to_use_all_gpus
 from dsmooth.runs import RunFolder
-from dsmooth.sampling.image_files import write_images
+from dsmooth.sampling.output import write_images
 from dsmooth.sampling.request import Request
 from dsmooth.train import train
 from dsmooth.train.loop import load_data

@@ -52,7 +52,7 @@ from .classes import (
     of_class,
 )
 from .options import BitsOptions, ClassifierOptions, ClassifyOptions, FrechetOptions
-from .sample import check_label, check_outputs, sample_to_files
+from .sample import check_models, check_outputs, sample_to_files
 
 DEFAULT_COUNT = 1000
 
@@ -310,7 +310,7 @@ def collect_samples(options: FrechetOptions) -> tuple[ImageSet, dict[str, Any], 
     count = DEFAULT_COUNT if options.count is None else options.count
     models = load_models(options.samples).to(choose_device("auto"))
     label = options.label if models.n_classes or options.label != "each" else None
-    check_label(models, label)
+    check_models(models, label, options.method)
     request = Request(
         count,
         options.seed,

@@ -20,7 +20,7 @@ from ..models import find_models
 from ..pictures import is_diverged
 from ..progress import progress
 from ..runs import first_config
-from ..sampling.shards import MANIFEST, check_shards
+from ..sampling.output import MANIFEST, check_shards
 
 BYTES = "x in [-1, 1] to round((x + 1) * 127.5), clamped to 0 .. 255"
 # Names of an array of images in a .npz: ours, two that are common, and savez's first.

@@ -34,8 +34,7 @@ from ..models import Models
 from ..pictures import is_diverged, save_grid, visible
 from ..progress import progress
 from ..sampling.cached import Sampler
-from ..sampling.image_files import write_images
-from ..sampling.ranks import DrawPart, draw_in_chunks
+from ..sampling.output import DrawPart, gather, write_images
 from ..sampling.request import Progress, Request
 from ..smoothing import GaussianSmoothing
 
@@ -143,7 +142,7 @@ def draw_all(
         asked = {"count": count, **whole.how(), "weights_sha256": [weights[r] for r in roles]}
         if given is not None:
             asked["given_sha256"] = digest_of(given)
-        x = draw_or_read(folder / name, whole, asked, draw_part, models.image_shape, mode)
+        x = draw_or_read(folder / name, whole, asked, draw_part, mode)
         if x is not None:
             pictures[name] = x
 
@@ -184,7 +183,6 @@ def draw_or_read(
     draw: Request,
     asked: Mapping[str, Any],
     draw_part: DrawPart,
-    image_shape: tuple[int, int, int],
     mode: Mode,
 ) -> Tensor | None:
     """The images of `draw`, read from path.npz, or drawn and written there with a grid as path.png.
@@ -197,12 +195,8 @@ def draw_or_read(
     if x is not None or mode == "read":
         return x
     with progress(f"drawing {path.name}", draw.count) as done:
-        chunks = draw_in_chunks(
-            draw_part, draw, image_shape=image_shape, chunk=CHUNK, progress=done
-        )
-        parts = [images.cpu() for _, images in chunks]
-    if rank_and_size()[0] == 0:
-        x = torch.cat(parts)
+        x = gather(draw_part, draw, CHUNK, done)
+    if x is not None:
         write_images(array, x, draw, asked)
         save_grid(visible(x[:GRID_IMAGES]), picture)
     meet()

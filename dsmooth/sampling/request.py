@@ -210,7 +210,7 @@ class How:
                 raise ValueError(f"{name} must be at least 1, got {value}")
 
     def precision_on(self, device: torch.device) -> Precision:
-        """What the cached sampler computes in on `device`, "auto" resolved."""
+        """The precision of the cached sampler on `device`, "auto" resolved."""
         if self.precision != "auto":
             return self.precision
         return "bfloat16" if device.type == "cuda" else "float32"
