@@ -55,7 +55,7 @@ def test_every_matmul_on_hopper(block: Block) -> None:
         check(launch, compile_launch(launch, 90), 90)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("block", AMPERE, ids=str)
 def test_every_matmul_on_ampere(block: Block) -> None:
     for launch in matmuls(block, 80):
@@ -63,7 +63,7 @@ def test_every_matmul_on_ampere(block: Block) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("arch", [90, pytest.param(80, marks=pytest.mark.full)])
 def test_matmuls_without_tensor_cores(arch: int) -> None:
     for launch in distinct(matmuls(Block(20, (2, 2), skips=1, dtype=FP32), arch), "GRAD"):
         check(launch, compile_launch(launch, arch), arch)
@@ -86,7 +86,7 @@ def test_what_is_no_matmul_neither_spills_nor_fails() -> None:
         check(launch, compile_launch(launch, 90), 90)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_every_kernel_builds_for_blackwell() -> None:
     launches = Block(40).launches(100) + shifted_launches(100, BF16, 40, False)
     launches += packing_launches(100, 40) + padded_launches(100, 40)

@@ -11,9 +11,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from dsmooth.runs import RunFolder
 from tests.helpers.rank_processes import COMMAND, START, ForkedPython, free_port, wait_for_all
 
+pytestmark = pytest.mark.full
 PAGE = Path(__file__).parent.parent / "docs" / "many_machines.md"
 TINY = (
     "--n-filters 4 --n-resnet 1 --n-mix 2 --dropout 0 --images 320 --batch-size 16 --ema 0"

@@ -34,6 +34,7 @@ CASES: list[Shapes] = [
     ("down_right", (1, 1, 3), 40, (40, 40), 0.5),
 ]
 DTYPES = [torch.float64, torch.float32, torch.float16]
+pytestmark = pytest.mark.grid
 each_impl = pytest.mark.parametrize("impl", ["triton", "cudnn"])
 
 

@@ -38,6 +38,7 @@ from tests.helpers.mixture_cases import (
 
 assert INTERPRETED, "run with TRITON_INTERPRET=1"
 
+pytestmark = pytest.mark.grid
 each_likelihood = pytest.mark.parametrize("likelihood", LIKELIHOODS)
 each_channels = pytest.mark.parametrize("channels", [1, 3])
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

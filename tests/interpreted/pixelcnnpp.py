@@ -48,7 +48,7 @@ def train(impl: Any, steps: int) -> list[Tensor]:
     return [*losses, *(p.detach() for p in model.parameters())]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_twenty_steps_of_training_are_the_reference_run() -> None:
     """Of the whole network, with dropout; a step takes the interpreter four seconds."""
     reference, triton = train("reference", 20), train("triton", 20)

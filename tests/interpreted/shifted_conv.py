@@ -21,6 +21,7 @@ from tests.helpers.convolutions import Conv, run_together
 from tests.helpers.gated_cases import EPS, STRIDES, assert_as_good
 from tests.helpers.triton_canaries import guarded, guarded_memory
 
+pytestmark = pytest.mark.grid
 DTYPES = [torch.float64, torch.float32, torch.float16]
 
 

@@ -8,6 +8,7 @@ import pytest
 from tests.ptx.evaluate import evaluate
 from tests.ptx.matrices import C16X8, HALVES, SINGLES
 
+pytestmark = pytest.mark.full
 LANES = range(32)
 
 

@@ -22,7 +22,7 @@ from tests.ptx.sampler_cases import draw, draw_on_host
 from tests.ptx.sampler_cases import make_case as make_sampler_case
 from tests.ptx.triton_player import played
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.full
 REGISTER = r"%\w+"
 ROUNDING = 2e-5  # that the law of bfloat16 images allows (test_sampler_played.py)
 

@@ -11,6 +11,7 @@ from tests.ptx.memory import Memory
 from tests.ptx.parse import UnknownForm
 from tests.ptx.player import Player
 
+pytestmark = pytest.mark.full
 COUNT = 64  # two warps
 PROLOGUE = """
 .reg .b32 %r<9>; .reg .b64 %rd<9>; .reg .b16 %h<4>; .reg .pred %p<4>; .reg .f32 %f<9>;

@@ -33,7 +33,7 @@ from tests.helpers.mixture_cases import (
 from tests.ptx.memory import Memory
 from tests.ptx.triton_player import played
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.grid]
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 MIXTURE_KERNELS = {mixture_kernels: ["log_prob_kernel", "scale_kernel"]}
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
