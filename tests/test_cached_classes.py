@@ -42,6 +42,7 @@ def labels(n: int, soft: bool = False) -> Tensor:
 
 
 @pytest.mark.quick
+@pytest.mark.grid
 @pytest.mark.parametrize("instruction_set", FLOAT32_SETS)
 @pytest.mark.parametrize(
     ("conditioning", "channels", "mixture"),
@@ -84,6 +85,7 @@ def test_bfloat16_stays_near_the_network() -> None:
 
 
 @pytest.mark.quick
+@pytest.mark.grid
 @pytest.mark.parametrize(
     ("dtype", "instruction_set"),
     [(torch.float32, name) for name in FLOAT32_SETS]

@@ -31,7 +31,13 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"method": "three-step"}, "method must be one of"),
     ({"score": "half"}, "score must be one of"),
     ({"max_slice": 0}, "max_slice must be at least 1"),
+    ({"n": 0}, "number of images must be at least 1, got 0"),
+    ({"height": 6}, "height must be a positive multiple of 4, got 6"),
+    ({"width": 0}, "width must be a positive multiple of 4, got 0"),
+    ({"context": torch.zeros(1, 1, 4, 4)}, "context was given, but"),
 ]
+OF_A_REQUEST = ("seed", "first_index", "temperature", "method", "score")
+OF_HOW = ("threads", "max_slice")
 
 
 @pytest.fixture(scope="module")
@@ -49,37 +55,25 @@ def test_parts_make_the_whole() -> None:
         draw.seed = 4  # type: ignore[misc]
 
 
-@pytest.mark.parametrize(("arguments", "message"), [*MISTAKES, ({"count": 0}, "at least 1, got 0")])
-def test_a_request_is_checked_when_it_is_made(arguments: dict[str, Any], message: str) -> None:
-    make = (
-        How
-        if {"threads", "max_slice"} & arguments.keys()
-        else lambda **a: Request(**{"count": 1, **a})
-    )
-    with pytest.raises(ValueError, match=message):
-        make(**arguments)
-
-
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES)
 def test_every_door_checks(
     pair: dsmooth.SmoothedPair, arguments: dict[str, Any], message: str
 ) -> None:
-    common = {k: v for k, v in arguments.items() if k in ("seed", "first_index", "temperature")}
-    of_cached = {k: v for k, v in arguments.items() if k not in ("method", "score")}
+    (name,) = arguments
+    model, given = pair.noisy, {"n": 1, "height": 4, "width": 4, **arguments}
     doors: list[Any] = []
-    if "max_slice" not in arguments:
-        doors += [
-            lambda: pair.sample(1, **arguments),
-            lambda: pair.denoise(torch.zeros(1, 1, 8, 8), **arguments),
-        ]
-    if common:
-        doors += [
-            lambda: sequential_sample(pair.noisy, 1, height=4, width=4, **common),
-            lambda: jacobi_sample(pair.noisy, 1, height=4, width=4, **common),
-        ]
-    if of_cached and has_cached_sampler(pair.noisy):
-        doors.append(lambda: CachedSampler(pair.noisy).sample(1, 4, 4, **of_cached))
-    assert doors
+    if name in OF_A_REQUEST:
+        doors.append(lambda: Request(1, **arguments))
+    if name in OF_HOW:
+        doors.append(lambda: How(**arguments))
+    if name in (*OF_A_REQUEST, "threads"):
+        doors.append(lambda: pair.sample(1, **arguments))
+        doors.append(lambda: pair.denoise(torch.zeros(1, 1, 8, 8), **arguments))
+    if name not in ("method", "score", *OF_HOW):
+        doors.append(lambda: sequential_sample(model, **given))
+        doors.append(lambda: jacobi_sample(model, **given))
+    if name not in ("method", "score") and has_cached_sampler(model):
+        doors.append(lambda: CachedSampler(model).sample(**given))
     for door in doors:
         with pytest.raises(ValueError, match=message):
             door()

@@ -57,6 +57,7 @@ def random_images(channels: int, n: int = N) -> Tensor:
 
 
 @pytest.mark.quick
+@pytest.mark.grid
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize(("conditioning", "channels", "mixture"), CASES)
 def test_all_known_is_the_input_and_none_known_the_ordinary_sample(
@@ -70,6 +71,7 @@ def test_all_known_is_the_input_and_none_known_the_ordinary_sample(
     assert torch.equal(draw(sampler, model, known=nothing, mask=~everywhere), draw(sampler, model))
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize(("conditioning", "channels", "mixture"), CASES)
 def test_a_sample_with_parts_of_it_known_is_the_same_sample(
@@ -85,6 +87,7 @@ def test_a_sample_with_parts_of_it_known_is_the_same_sample(
         torch.testing.assert_close(again, x, rtol=rounding, atol=rounding)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("sampler", ["sequential", "jacobi", "cached"])
 @pytest.mark.parametrize(("conditioning", "channels", "mixture"), CASES)
 def test_drawn_pixels_follow_from_the_pixels_before_them(
