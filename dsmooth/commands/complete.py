@@ -17,14 +17,21 @@ from ..evaluate.sources import as_grey, choose_data, read_images
 from ..files import write_npz
 from ..machine import choose_device
 from ..models import load_models
-from ..pictures import BORDER, save_grid, visible
+from ..pictures import BORDER, is_diverged, save_grid, visible
 from ..progress import progress
 from ..sampling.cached import Sampler
 from ..sampling.known import keep_top, known_pixels
 from ..sampling.output import gather
 from ..sampling.request import How, Request
 from .options import Complete
-from .sample import GRID_LIMIT, check_models, check_outputs, rate_line, seed_of_all
+from .sample import (
+    GRID_LIMIT,
+    check_models,
+    check_outputs,
+    rate_line,
+    say_diverged,
+    seed_of_all,
+)
 
 
 def complete(options: Complete) -> None:
@@ -56,6 +63,7 @@ def complete(options: Complete) -> None:
         for path in options.out:
             write_completions(path, x, mask, completed, request.seed)
             print(f"wrote {path}")
+        say_diverged(int(is_diverged(completed).sum()), len(completed))
 
 
 def check_options(options: Complete) -> None:

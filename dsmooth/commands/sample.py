@@ -118,17 +118,22 @@ def sample_to_files(
 
 
 def report(outputs: Sequence[Path], filled: Filled, seconds: float) -> None:
-    """Print what was written. Raises ValueError if all images diverged."""
+    """Print what was written. Raises as `say_diverged` does."""
     for path in outputs:
         print(f"wrote {path}" if filled.drawn else f"nothing to draw: {path} has them all")
     print(rate_line(filled.drawn, filled.there, seconds))
-    if filled.diverged:
-        said = (
-            f"{filled.diverged:,} of {filled.drawn:,} images diverged to infinity, as those of a "
-            "hardly trained model can"
-        )
-        if filled.diverged == filled.drawn:
-            raise ValueError(f"{said}: train longer")
+    say_diverged(filled.diverged, filled.drawn)
+
+
+def say_diverged(diverged: int, drawn: int) -> None:
+    """Print how many images diverged, if any. Raises ValueError if all did."""
+    said = (
+        f"{diverged:,} of {drawn:,} images diverged to infinity, as those of a hardly trained model "
+        "can"
+    )
+    if diverged and diverged == drawn:
+        raise ValueError(f"{said}: train longer")
+    if diverged:
         print(f"{said}: they are grey in pictures, not finite in arrays, and not in --adm files")
 
 
