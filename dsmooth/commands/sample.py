@@ -127,10 +127,7 @@ def report(outputs: Sequence[Path], filled: Filled, seconds: float) -> None:
 
 def say_diverged(diverged: int, drawn: int) -> None:
     """Print how many images diverged, if any. Raises ValueError if all did."""
-    said = (
-        f"{diverged:,} of {drawn:,} images diverged to infinity, as those of a hardly trained model "
-        "can"
-    )
+    said = f"{diverged:,} of {drawn:,} images diverged, as those of a hardly trained model can"
     if diverged and diverged == drawn:
         raise ValueError(f"{said}: train longer")
     if diverged:
