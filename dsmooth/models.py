@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from .pair import SmoothedPair
 from .pretrained import SavedNetwork, resolve
 from .runs import RunFolder
 from .sampling.cached import Sampler
-from .sampling.ranks import DrawPart, draw_in_chunks
+from .sampling.output import DrawPart
 from .sampling.request import Progress, Request
 
 # Images that a process draws at a time: enough to fill the device, few enough to lie in memory.
@@ -94,41 +94,30 @@ class Models:
         """`weights_digest` of each network."""
         return {role: weights_digest(network) for role, network in self.networks.items()}
 
-    def draw(
-        self,
-        request: Request,
-        sampler: Sampler,
-        *,
-        within: int | None = None,
-        done: int = 0,
-        progress: Progress | None = None,
-    ) -> Iterator[tuple[int, Tensor]]:
-        """Chunks of images of the pair, or of the single model; see `draw_in_chunks`.
+    def drawer(self, request: Request, sampler: Sampler) -> DrawPart:
+        """A function that draws parts of a request from the pair, or from the single model.
 
-        The weights are those of the first chunk. Raises ValueError for a pair beside a plain model.
+        The weights are those of the first part. Raises ValueError for a pair beside a plain model.
         """
         if self.smoothed is not None and self.plain is not None:
             raise ValueError(f"one model draws at a time, got {', '.join(self.networks)}")
-        if request.known is not None:
-            request = replace(request, known=request.known.to(self.device))
-        draw_part: DrawPart
-        if self.smoothed is not None:
-            drawer = self.smoothed.drawer(request.levels)
-            draw_part = lambda part, report: drawer.draw(part, sampler, report)  # noqa: E731
-        else:
-            network, size = next(iter(self.networks.values())), self.image_size
-            draw_part = lambda part, report: sampler.draw(  # noqa: E731
-                network, part, size, progress=report
-            )
-        return draw_in_chunks(
-            draw_part,
-            request,
-            image_shape=self.image_shape,
-            chunk=CHUNK[self.device.type],
-            within=within,
-            done=done,
-            progress=progress,
-        )
+        pair = self.smoothed
+        drawer = None if pair is None else pair.drawer(request.levels)
+        network = next(iter(self.networks.values()))
+
+        def draw(part: Request, progress: Progress) -> Tensor:
+            if part.known is not None:
+                part = replace(part, known=part.known.to(self.device))
+            if drawer is not None:
+                return drawer.draw(part, sampler, progress)
+            return sampler.draw(network, part, self.image_size, progress=progress)
+
+        return draw
+
+    @property
+    def chunk(self) -> int:
+        """Images that a process draws at a time."""
+        return CHUNK[self.device.type]
 
 
 def load_models(names: Sequence[str | Path]) -> Models:

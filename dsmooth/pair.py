@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .config import Precision, Role, Score
+from .config import Method, Precision, Role, Score
 from .nn import PixelCNNpp
 from .nn.levels import at_level
 from .nn.score import score_of
@@ -26,9 +26,9 @@ from .sampling.cached import Sampler
 from .sampling.known import known_pixels
 from .sampling.ladder import Ladder, log_prob_of_noisy
 from .sampling.request import (
+    Choices,
     How,
     Label,
-    PairChoices,
     Progress,
     Request,
     check_one_of,
@@ -69,20 +69,22 @@ class SmoothedPair(nn.Module):
         self.smoothing = smoothing
         self.image_size = (int(height), int(width))
         self.origin: Mapping[Role, Origin] = {}
-        """Where the weights come from, as far as it is known; shown by the model card."""
+        """Origin of the weights, as far as it is known; shown by the model card."""
 
     @torch.no_grad()
     def sample(
         self,
         n: int,
         *,
+        method: Method = "two-step",
+        score: Score = "full",
+        levels: Sequence[float] | None = None,
         threads: int | None = None,
         precision: Precision = "auto",
-        **choices: Unpack[PairChoices],
+        **choices: Unpack[Choices],
     ) -> Tensor:
         """Draw n images, by default in two steps: x~ ~ p(x~), then x ~ p(x | x~).
 
-        choices: seed, first_index, temperature, label, known and mask, see `Choices`, and:
         method: "two-step"; "single-step" replaces the second draw by the posterior mean
         x~ + scale**2 * grad log p(x~) (Gaussian smoothing only); "noisy" gives x~ itself. score:
         how "single-step" differentiates, see `single_step`. levels: for a pair of several noise
@@ -91,36 +93,40 @@ class SmoothedPair(nn.Module):
         threads: None for torch's setting. precision: of the cached sampler; "auto" is bfloat16 on a
         CUDA device, float32 on the CPU.
 
-        The known pixels of x~ are known plus the smoothing's noise, a function of (seed, image
-        index); method "noisy" returns these. docs/math.md, section 4, says which distribution this
-        draws from.
+        choices: seed=0, first_index=0, temperature=1.0, label=None, known=None and mask=None, see
+        `dsmooth.sampling.Choices`. The known pixels of x~ are known plus the smoothing's noise, a
+        function of (seed, image index); method "noisy" returns these. docs/math.md, section 4, says
+        which distribution this draws from.
 
         Returns (n, C, H, W); x~ is not clamped, nor is x from a continuous denoiser. An image whose
         x~ diverged is NaN. Raises ValueError or TypeError for arguments out of range or that do not
         fit.
         """
-        request, sampler = Request.make(n, **choices), Sampler(How(threads, precision))
-        return self.drawer(request.levels).draw(request, sampler)
+        request = Request.make(n, choices, method=method, score=score, levels=levels)
+        return self.drawer(levels).draw(request, Sampler(How(threads, precision)))
 
     @torch.no_grad()
     def denoise(
         self,
         x_tilde: Tensor,
         *,
+        method: Method = "two-step",
+        score: Score = "full",
+        levels: Sequence[float] | None = None,
         threads: int | None = None,
         precision: Precision = "auto",
-        **choices: Unpack[PairChoices],
+        **choices: Unpack[Choices],
     ) -> Tensor:
         """The second half of `sample`, for noisy images (B, C, H, W) that are there already.
 
         Their noise is that of the first of levels.
         """
-        request = Request.make(x_tilde.shape[0], **choices)
-        sampler = Sampler(How(threads, precision))
-        return self.drawer(request.levels).draw_clean(x_tilde, request, sampler)
+        n = x_tilde.shape[0]
+        request = Request.make(n, choices, method=method, score=score, levels=levels)
+        return self.drawer(levels).draw_clean(x_tilde, request, Sampler(How(threads, precision)))
 
     def drawer(self, levels: Sequence[float] | None = None) -> SmoothedPair | Ladder:
-        """What draws from this pair: the pair at one noise level, or a ladder of several."""
+        """This pair at one noise level, or a ladder of several: either draws requests."""
         rungs = [self.at(scale) for scale in self.ladder(levels)]
         return rungs[0] if len(rungs) == 1 else Ladder(rungs)
 
@@ -154,22 +160,19 @@ class SmoothedPair(nn.Module):
         sampler: Sampler,
         progress: Progress | None = None,
     ) -> Tensor:
-        """The image of each x~ (B, C, H, W), by the request's method."""
+        """The image of each x~ (B, C, H, W), by the request's method; NaN where x~ diverged."""
         if request.method == "noisy":
             return x_tilde
+        diverged = is_diverged(x_tilde).view(-1, *[1] * (x_tilde.ndim - 1))
+        x_tilde = torch.where(diverged, 0.0, x_tilde)
         if request.method == "single-step":
             labels = request.labels(self.n_classes, x_tilde.device)
             x = self.single_step(x_tilde, score=request.score, label=labels)
-            return x if request.known is None else request.known.keep(x)
-        label: Label = self.label_for(self.denoiser, request.label)
-        diverged = is_diverged(x_tilde).view(-1, *[1] * (x_tilde.ndim - 1))
-        x = sampler.draw(
-            self.denoiser,
-            replace(request, label=label),
-            self.image_size,
-            torch.where(diverged, 0.0, x_tilde),
-            progress,
-        )
+            x = x if request.known is None else request.known.keep(x)
+        else:
+            label: Label = self.label_for(self.denoiser, request.label)
+            request = replace(request, label=label)
+            x = sampler.draw(self.denoiser, request, self.image_size, x_tilde, progress)
         return torch.where(diverged, math.nan, x)
 
     def single_step(

@@ -17,7 +17,6 @@ from dsmooth.commands.sample import sample
 from dsmooth.sampling import CachedSampler, sample_images, sequential_sample
 from dsmooth.sampling.builder import build_program
 from dsmooth.sampling.cached import has_cached_sampler
-from dsmooth.sampling.ranks import draw_in_chunks
 from dsmooth.sampling.request import Request
 from tests.helpers.sampler_checks import (
     ATOMS,
@@ -43,6 +42,7 @@ def labels(n: int, soft: bool = False) -> Tensor:
 
 
 @pytest.mark.quick
+@pytest.mark.grid
 @pytest.mark.parametrize("instruction_set", FLOAT32_SETS)
 @pytest.mark.parametrize(
     ("conditioning", "channels", "mixture"),
@@ -85,6 +85,7 @@ def test_bfloat16_stays_near_the_network() -> None:
 
 
 @pytest.mark.quick
+@pytest.mark.grid
 @pytest.mark.parametrize(
     ("dtype", "instruction_set"),
     [(torch.float32, name) for name in FLOAT32_SETS]
@@ -164,16 +165,14 @@ def test_a_network_that_has_learned_nothing_of_classes_draws_as_one_without() ->
 
 
 @pytest.mark.quick
-def test_chunks_have_the_labels_of_their_images() -> None:
+def test_parts_have_the_labels_of_their_images() -> None:
     model = network(n_classes=CLASSES)
     sampler = CachedSampler(model)
     for label in (2, "each", labels(10)):
-        draw = Request(10, first_index=5, label=label)
-        whole = sampler.draw(draw, (4, 4))
-        chunks = draw_in_chunks(
-            lambda part, _: sampler.draw(part, (4, 4)), draw, image_shape=(1, 4, 4), chunk=3
-        )
-        assert torch.equal(torch.cat([images for _, images in chunks]), whole)
+        request = Request(10, first_index=5, label=label)
+        whole = sampler.draw(request, (4, 4))
+        parts = [sampler.draw(part, (4, 4)) for part in request.parts(3)]
+        assert torch.equal(torch.cat(parts), whole)
 
 
 @pytest.mark.quick

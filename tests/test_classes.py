@@ -207,11 +207,8 @@ def test_a_label_is_for_models_with_classes() -> None:
         dsmooth.PixelCNNpp(dsmooth.ModelConfig(n_classes="auto"))
 
 
-# ---- sampling ---------------------------------------------------------------------------------
-
-
 @pytest.mark.quick
-def test_the_labels_of_a_draw() -> None:
+def test_the_labels_of_a_request() -> None:
     """A function of the image's number; parts have those of their images."""
     cpu = torch.device("cpu")
     assert Request(3, label=2).labels(4, cpu).tolist() == [2, 2, 2]
@@ -250,9 +247,6 @@ def test_jacobi_is_sequential(conditioning: str) -> None:
     assert torch.equal(sample_images(model, 3, **settings), expected)
     others = sequential_sample(model, 3, **{**settings, "label": (label + 1) % CLASSES})
     assert (others != expected).flatten(1).any(1).all()
-
-
-# ---- pairs ------------------------------------------------------------------------------------
 
 
 def make_pair(noisy: int, denoiser: int) -> dsmooth.SmoothedPair:
@@ -300,9 +294,6 @@ def test_a_pair_draws_each_model_with_the_label() -> None:
     assert torch.equal(pair.denoise(x_tilde, label=1), expected)
     with pytest.raises(ValueError, match="the same n_classes, or one of them none, got 3 and 2"):
         make_pair(CLASSES, 2)
-
-
-# ---- training ---------------------------------------------------------------------------------
 
 
 def labelled(n: int = 30, classes: int = 2, split: str = "train") -> ImageDataset:

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsmooth import models
 from dsmooth.functional import logistic_mixture_sample
 from dsmooth.models import Models
 from dsmooth.nn import PixelCNNpp
@@ -21,6 +20,7 @@ from dsmooth.sampling import (
 )
 from dsmooth.sampling.cached import Sampler, has_cached_sampler
 from dsmooth.sampling.known import known_pixels
+from dsmooth.sampling.output import gather
 from dsmooth.sampling.request import Request
 from tests.helpers.sampler_checks import ATOMS, FIRST, SEED, context_for, network, uniforms_of
 from tests.helpers.tiny_pairs import tiny_pair
@@ -57,6 +57,7 @@ def random_images(channels: int, n: int = N) -> Tensor:
 
 
 @pytest.mark.quick
+@pytest.mark.grid
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize(("conditioning", "channels", "mixture"), CASES)
 def test_all_known_is_the_input_and_none_known_the_ordinary_sample(
@@ -70,6 +71,7 @@ def test_all_known_is_the_input_and_none_known_the_ordinary_sample(
     assert torch.equal(draw(sampler, model, known=nothing, mask=~everywhere), draw(sampler, model))
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize(("conditioning", "channels", "mixture"), CASES)
 def test_a_sample_with_parts_of_it_known_is_the_same_sample(
@@ -85,6 +87,7 @@ def test_a_sample_with_parts_of_it_known_is_the_same_sample(
         torch.testing.assert_close(again, x, rtol=rounding, atol=rounding)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("sampler", ["sequential", "jacobi", "cached"])
 @pytest.mark.parametrize(("conditioning", "channels", "mixture"), CASES)
 def test_drawn_pixels_follow_from_the_pixels_before_them(
@@ -158,16 +161,15 @@ def test_a_pair_keeps_pixels_and_their_smoothed_ones(method: Any) -> None:
     assert torch.equal(pair.sample(N, **given, known=x, mask=~everywhere), plain)
 
 
-def test_chunks_of_a_completion_are_its_images(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_of_a_completion_are_its_images() -> None:
     pair = tiny_pair()
-    draw = Request(5, seed=2, known=known_pixels(random_images(1, 5), random_mask(5), 5))
+    request = Request(5, seed=2, known=known_pixels(random_images(1, 5), random_mask(5), 5))
     networks = {"noisy": pair.noisy, "denoiser": pair.denoiser}
     made = Models(networks, pair, SIZE, {})  # type: ignore[arg-type]
-    monkeypatch.setitem(models.CHUNK, "cpu", 2)
-    chunks = [images for _, images in made.draw(draw, Sampler())]
-    assert [len(images) for images in chunks] == [2, 2, 1]
+    x = gather(made.drawer(request, Sampler()), request, chunk=2)
     whole = pair.sample(5, seed=2, known=random_images(1, 5), mask=random_mask(5))
-    assert torch.equal(torch.cat(chunks), whole)
+    assert x is not None
+    assert torch.equal(x, whole)
 
 
 def test_what_is_known_decides_the_images() -> None:

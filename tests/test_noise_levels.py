@@ -133,9 +133,6 @@ def test_training_moves_the_projections(role: str, tmp_path: Path) -> None:
     assert all(weight.abs().amax(0).min() > 0 for weight in projections)
 
 
-# ---- ladders ----------------------------------------------------------------------------------
-
-
 @pytest.mark.quick
 def test_a_step_down_is_bayes_rule() -> None:
     """q(low | x) q(high | low) = q(high | x) q(low | x, high)."""

@@ -25,7 +25,7 @@ from dsmooth.reproduce import TrainingPlan, reproduce
 from dsmooth.reproduce.pipeline import say_how_to_use_all_gpus
 from dsmooth.reproduce.stages import Sizes, draw_all
 from dsmooth.runs import RunFolder
-from dsmooth.sampling.image_files import write_images
+from dsmooth.sampling.output import write_images
 from dsmooth.sampling.request import Request
 from dsmooth.train import NonFiniteLoss, train
 from dsmooth.train.loop import load_data

@@ -54,7 +54,7 @@ from .classes import (
     of_class,
 )
 from .options import BitsOptions, ClassifierOptions, ClassifyOptions, FrechetOptions
-from .sample import check_label, check_outputs, sample_to_files
+from .sample import check_models, check_outputs, sample_to_files
 
 DEFAULT_COUNT = 1000
 
@@ -288,7 +288,7 @@ def collect_samples(
         return read_images(options.samples[0], options.count), {}, None
     count = DEFAULT_COUNT if options.count is None else options.count
     label = options.label if models.n_classes or options.label != "each" else None
-    check_label(models, label)
+    check_models(models, label, options.method)
     request = Request(
         count,
         options.seed,

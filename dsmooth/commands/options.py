@@ -122,8 +122,8 @@ class Complete:
     images of the data that the model was trained on."""
     count: Annotated[int, arg(aliases=["-n"])] = 8
     """The first images of these."""
-    keep_top: float = 0.5
-    """Fraction of the rows that are given, from the top."""
+    keep_top: float | None = None
+    """Fraction of the rows that are given, from the top; by default half of them."""
     mask: Path | None = None
     """A picture of the images' size instead: its white pixels are given, its black ones missing."""
     draws: int = 8

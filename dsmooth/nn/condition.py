@@ -1,4 +1,4 @@
-"""What an image is conditioned on, as the vector that enters every gated resnet."""
+"""The vector that conditions an image on its class and noise level, in every gated resnet."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..config import Method, ProbeSettings, ReproductionStage, Role
 from ..data import ImageDataset, to_bytes
 from ..data.arrays import read_npz
-from ..distributed import meet, rank_and_size
+from ..distributed import meet
 from ..evaluate.comparison import collect_statistics, compare_images
 from ..evaluate.features import extract_features, make_extractor
 from ..evaluate.likelihood import bits_per_dim, score_pair, score_plain
@@ -26,8 +26,7 @@ from ..models import Models
 from ..pictures import is_diverged, save_grid, visible
 from ..progress import progress
 from ..sampling.cached import Sampler
-from ..sampling.image_files import write_images
-from ..sampling.ranks import DrawPart, draw_in_chunks
+from ..sampling.output import DrawPart, gather, write_images
 from ..sampling.request import Progress, Request
 from ..smoothing import GaussianSmoothing
 from .cache import Mode, cached_json, digest_of
@@ -105,7 +104,7 @@ def draw_all(
         asked = {"count": count, **whole.how(), "weights_sha256": [weights[r] for r in roles]}
         if given is not None:
             asked["given_sha256"] = digest_of(given)
-        x = draw_or_read(folder / name, whole, asked, draw_part, models.image_shape, mode)
+        x = draw_or_read(folder / name, whole, asked, draw_part, mode)
         if x is not None:
             pictures[name] = x
 
@@ -146,7 +145,6 @@ def draw_or_read(
     draw: Request,
     asked: Mapping[str, Any],
     draw_part: DrawPart,
-    image_shape: tuple[int, int, int],
     mode: Mode,
 ) -> Tensor | None:
     """The images of `draw`, read from path.npz, or drawn and written there with a grid as path.png.
@@ -159,12 +157,8 @@ def draw_or_read(
     if x is not None or mode == "read":
         return x
     with progress(f"drawing {path.name}", draw.count) as done:
-        chunks = draw_in_chunks(
-            draw_part, draw, image_shape=image_shape, chunk=CHUNK, progress=done
-        )
-        parts = [images.cpu() for _, images in chunks]
-    if rank_and_size()[0] == 0:
-        x = torch.cat(parts)
+        x = gather(draw_part, draw, CHUNK, done)
+    if x is not None:
         write_images(array, x, draw, asked)
         save_grid(visible(x[:GRID_IMAGES]), picture)
     meet()

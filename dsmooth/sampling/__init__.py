@@ -3,10 +3,12 @@
 from .cached import CachedSampler, sample_images
 from .jacobi import JacobiSamples, jacobi_sample
 from .known import keep_top
+from .request import Choices
 from .sequential import sequential_sample
 
 __all__ = [
     "CachedSampler",
+    "Choices",
     "JacobiSamples",
     "jacobi_sample",
     "keep_top",

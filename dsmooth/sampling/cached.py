@@ -95,13 +95,14 @@ class CachedSampler:
         progress: Progress | None = None,
         **choices: Unpack[Choices],
     ) -> Tensor:
-        """Draw n images, which `choices` decide (see `Choices`).
+        """Draw n images.
 
         height, width: multiples of 4. context: (n, C, height, width) for a conditioned model, where
         the model was. threads: None for torch's setting. progress: called with the fraction done,
         some ten times a second, and with 1.0 at the end. max_slice: images at most that a thread (a
         thread block) draws at a time, which bounds the memory; None for a size that suits the
-        device. known is float32, and both known and mask lie where the model was.
+        device. choices: seed=0, first_index=0, temperature=1.0, label=None, known=None and
+        mask=None, see `Choices`; known is float32, and both it and mask lie where the model was.
         Returns (n, C, height, width) float32 on the sampler's device; one of the 256 levels for a
         discretized likelihood, unclamped for the others.
 
@@ -116,7 +117,7 @@ class CachedSampler:
         fit.
         """
         how = How(threads, max_slice=max_slice)
-        return self.draw(Request.make(n, **choices), (height, width), context, how, progress)
+        return self.draw(Request.make(n, choices), (height, width), context, how, progress)
 
     def draw(
         self,
@@ -279,7 +280,7 @@ def sample_images(
     each call, which takes milliseconds for a small network: keep a `CachedSampler` to draw in many
     small calls.
     """
-    request, sampler = Request.make(n, **choices), Sampler(How(threads, precision))
+    request, sampler = Request.make(n, choices), Sampler(How(threads, precision))
     return sampler.draw(model, request, (height, width), context, progress)
 
 

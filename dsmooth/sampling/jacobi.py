@@ -57,7 +57,7 @@ def jacobi_sample(
     another shape. Source: Song, Meng et al., Accelerating feedforward computation via parallel
     nonlinear equation solving (2021).
     """
-    request, size = Request.make(n, **choices), (height, width)
+    request, size = Request.make(n, choices), (height, width)
     check_size(size)
     x, mask = first_images(model, request, size, start)
     exact = model.config.likelihood == "discretized"

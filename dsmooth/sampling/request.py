@@ -53,19 +53,6 @@ class Choices(TypedDict, total=False):
     mask: Tensor | None
 
 
-class PairChoices(Choices, total=False):
-    """Keyword arguments of a pair beside `Choices`.
-
-    method: "two-step" by default; see `SmoothedPair.sample`. score: "full" by default; see
-    `SmoothedPair.single_step`. levels: scales of noise of a ladder, falling, by default the highest
-    alone.
-    """
-
-    method: Method
-    score: Score
-    levels: Sequence[float] | None
-
-
 def check_one_of(name: str, value: object, allowed: Any) -> None:
     """Raise ValueError unless `value` is one of the literals `allowed`."""
     if value not in get_args(allowed):
@@ -76,7 +63,8 @@ def check_one_of(name: str, value: object, allowed: Any) -> None:
 class Request:
     """Images first_index .. first_index + count - 1 of the stream that `seed` names.
 
-    method, score, levels: for a pair, see `PairChoices`. The other fields are those of `Choices`.
+    method, score, levels: for a pair, see `SmoothedPair.sample`. The other fields are those of
+    `Choices`.
     Raises ValueError, naming the field, for one out of range.
     """
 
@@ -88,9 +76,11 @@ class Request:
     temperature: float = 1.0
     known: KnownPixels | None = None
     label: Label = None
-    levels: tuple[float, ...] | None = None
+    levels: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
+        if self.levels is not None:
+            object.__setattr__(self, "levels", tuple(self.levels))
         check_whole(self, ("count", "seed", "first_index"))
         if self.count < 1:
             raise ValueError(f"the number of images must be at least 1, got {self.count}")
@@ -117,24 +107,19 @@ class Request:
                 raise ValueError(f'label must be a class, "each" or a tensor, got {self.label!r}')
 
     @classmethod
-    def make(
-        cls,
-        count: int,
-        *,
-        seed: int | None = 0,
-        known: Tensor | None = None,
-        mask: Tensor | None = None,
-        levels: Sequence[float] | None = None,
-        **others: Any,
-    ) -> Request:
-        """The request of a user who gives `PairChoices`, and raises as `known_pixels` does too."""
-        return cls(
-            count,
-            chosen_seed(seed),
-            known=known_pixels(known, mask, count),
-            levels=None if levels is None else tuple(levels),
-            **others,
-        )
+    def make(cls, count: int, choices: Choices, **for_a_pair: Any) -> Request:
+        """The request of a user's choices. Raises as `known_pixels` does too.
+
+        Raises TypeError for a name that is none of `Choices`.
+        """
+        names = Choices.__annotations__
+        unknown = [name for name in choices if name not in names]
+        if unknown:
+            raise TypeError(f"there is no argument {unknown[0]!r}; see {', '.join(names)}")
+        others: dict[str, Any] = dict(choices)
+        seed = chosen_seed(choices.get("seed", 0))
+        known = known_pixels(others.pop("known", None), others.pop("mask", None), count)
+        return cls(**{**for_a_pair, **others, "count": count, "seed": seed, "known": known})
 
     def labels(self, n_classes: int, device: torch.device | str = "cpu") -> Tensor | None:
         """The label of every image for a model of `n_classes`, which lies on `device`.
@@ -210,7 +195,7 @@ class How:
                 raise ValueError(f"{name} must be at least 1, got {value}")
 
     def precision_on(self, device: torch.device) -> Precision:
-        """What the cached sampler computes in on `device`, "auto" resolved."""
+        """The precision of the cached sampler on `device`, "auto" resolved."""
         if self.precision != "auto":
             return self.precision
         return "bfloat16" if device.type == "cuda" else "float32"

@@ -35,15 +35,15 @@ def sequential_sample(
     an image depends on its index and on the seed. The batch that it is drawn in matters to the
     rounding of the forward alone. The model samples in evaluation mode, without dropout.
 
-    context: (n, C, height, width) for a conditioned model. choices: seed, first_index, temperature,
-    label, known and mask, see `Choices`. Returns (n, C, height, width) in the model's dtype and
-    device; what is drawn is unclamped for a continuous likelihood, one of the 256 levels for a
-    discretized one.
+    context: (n, C, height, width) for a conditioned model. choices: seed=0, first_index=0,
+    temperature=1.0, label=None, known=None and mask=None, see `Choices`.
+    Returns (n, C, height, width) in the model's dtype and device; pixels that are drawn are
+    unclamped for a continuous likelihood, one of the 256 levels for a discretized one.
 
     Raises ValueError for a count, size, seed or temperature out of range, and for a context or
     known pixels that do not fit. Source: docs/math.md, section 3.
     """
-    return draw_sequentially(model, Request.make(n, **choices), (height, width), context)
+    return draw_sequentially(model, Request.make(n, choices), (height, width), context)
 
 
 @torch.no_grad()
