@@ -8,21 +8,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from .config import Method, Precision, Role, Score
-from .files import read_json
-from .hub import upload
 from .nn import PixelCNNpp
 from .nn.levels import at_level
 from .nn.score import score_of
-from .nn.weights import weights_digest
 from .pictures import is_diverged
-from .pretrained import find
-from .runs import Origin, RunFolder, runs_of_pair
+from .pretrained import Origins, SavedNetwork, resolve
+from .pretrained.hub import upload
+from .pretrained.pairs import save_pair
+from .runs import Origin
 from .sampling.cached import Sampler
 from .sampling.known import known_pixels
 from .sampling.ladder import Ladder, log_prob_of_noisy
@@ -35,7 +34,6 @@ from .sampling.request import (
     check_one_of,
     share_of_progress,
 )
-from .saved_pairs import PairParts, is_saved_pair, read_pair, settings_in, write_pair
 from .smoothing import GaussianSmoothing, Smoothing, make_smoothing
 
 if TYPE_CHECKING:
@@ -329,11 +327,16 @@ class SmoothedPair(nn.Module):
         dsmooth did not write stays.
         Raises ValueError for scores of another pair.
         """
-        parts = PairParts(self.noisy, self.denoiser, self.smoothing, self.image_size, self.origin)
-        found = None if scores is None else read_json(Path(scores))
-        if found is not None:
-            self._check_scores(found, Path(scores or ""))
-        write_pair(Path(folder), parts, name=name or str(folder), scores=found)
+        save_pair(
+            Path(folder),
+            self.noisy,
+            self.denoiser,
+            self.smoothing,
+            self.image_size,
+            self.origin,
+            name=name or str(folder),
+            scores=None if scores is None else Path(scores),
+        )
 
     def push_to_hub(
         self,
@@ -357,13 +360,6 @@ class SmoothedPair(nn.Module):
                 Path(folder), repo_id, private=private, token=token, commit_message=commit_message
             )
 
-    def _check_scores(self, scores: Mapping[str, Any], path: Path) -> None:
-        """Raise ValueError if scores are those of other weights."""
-        pair = scores.get("pair")
-        stated = pair.get("weights_sha256") if isinstance(pair, dict) else None
-        if stated != [weights_digest(self.noisy), weights_digest(self.denoiser)]:
-            raise ValueError(f"{path} does not hold the scores of these weights")
-
     @classmethod
     def from_runs(cls, noisy: str | Path, denoiser: str | Path) -> SmoothedPair:
         """Make a pair of two run folders of `dsmooth train`.
@@ -371,25 +367,7 @@ class SmoothedPair(nn.Module):
         Raises FileNotFoundError or ValueError for folders that are not runs, have other roles, or
         were trained for different smoothing or image sizes.
         """
-        loaded = [RunFolder(Path(folder)).load_model() for folder in (noisy, denoiser)]
-        (noisy_model, first, size), (denoiser_model, second, other_size) = loaded
-        if (first.role, second.role) != ("noisy", "denoiser"):
-            raise ValueError(
-                "a pair needs the run of a noisy model and the run of a denoiser, "
-                f"got {first.role} ({noisy}) and {second.role} ({denoiser})"
-            )
-        one, two = (f"{c.smoothing} noise of scale {c.scale}" for c in (first, second))
-        if one != two or size != other_size:
-            raise ValueError(
-                f"the runs do not fit together: {one} at {size} and {two} at {other_size}"
-            )
-        smoothing = make_smoothing(first.smoothing, first.scale)
-        pair = cls(noisy_model, denoiser_model, smoothing, size).eval()
-        pair.origin = {
-            "noisy": RunFolder(Path(noisy)).origin(),
-            "denoiser": RunFolder(Path(denoiser)).origin(),
-        }
-        return pair
+        return cls.of_networks([*resolve(noisy), *resolve(denoiser)])
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *, revision: str | None = None) -> SmoothedPair:
@@ -402,14 +380,33 @@ class SmoothedPair(nn.Module):
         Raises FileNotFoundError or ValueError, naming the file, for anything else;
         ModuleNotFoundError without the extra, and OSError if the Hub does not give the pair.
         """
-        folder = find(name, revision)
-        runs = None if is_saved_pair(folder) else runs_of_pair(folder)
-        if runs is not None:
-            return cls.from_runs(*runs)
-        found = read_pair(folder)
-        with settings_in(folder):
-            pair = cls(found.noisy, found.denoiser, found.smoothing, found.image_size).eval()
-        pair.origin = found.origin
+        return cls.of_networks(resolve(name, revision))
+
+    @classmethod
+    def of_networks(cls, saved: Sequence[SavedNetwork]) -> SmoothedPair:
+        """Read a noisy model and its denoiser, in this order.
+
+        Raises FileNotFoundError or ValueError for files that are damaged and for other networks.
+        """
+        found = ", ".join(f"{network.role} ({network.folder})" for network in saved)
+        if [network.role for network in saved] != ["noisy", "denoiser"]:
+            raise ValueError(
+                f"a pair needs the run of a noisy model and the run of a denoiser, got {found}"
+            )
+        noisy, denoiser = saved
+        one, two = (f"{n.smoothing} noise of scale {n.scale}" for n in saved)
+        if one != two or noisy.image_size != denoiser.image_size:
+            raise ValueError(
+                f"the runs do not fit together: {one} at {noisy.image_size} and {two} at "
+                f"{denoiser.image_size}"
+            )
+        networks = noisy.load(), denoiser.load()
+        try:
+            smoothing = make_smoothing(noisy.smoothing, noisy.scale)
+            pair = cls(*networks, smoothing, noisy.image_size).eval()
+        except ValueError as error:
+            raise ValueError(f"{found} are no pair: {error}") from None
+        pair.origin = Origins(saved)
         return pair
 
 

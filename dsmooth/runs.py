@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a network's weights come from, as a model card tells it."""
+    """Origin of a network's weights, as a model card tells it."""
 
     command: str
     """The `dsmooth train` that begins such a run."""
@@ -32,11 +32,11 @@ class Origin:
     seconds: float | None
     """Time of training; None where no log tells it."""
     loss: str | None
-    """What `bits_per_dim` measures."""
+    """Meaning of `bits_per_dim`."""
     bits_per_dim: float | None
-    """Of held-out images at the last scoring."""
+    """Score of held-out images at the last evaluation."""
     notes: tuple[str, ...] = ()
-    """What the log says beside: settings that were changed on the way."""
+    """Notes of the log: settings that were changed on the way."""
 
 
 @dataclass(frozen=True, init=False)
@@ -83,16 +83,6 @@ class RunFolder:
         """The folder of TensorBoard's event files."""
         return self.path / "tensorboard"
 
-    @property
-    def settings(self) -> Path:
-        """The settings that a child process is to begin with; it writes `config` itself."""
-        return self.path / "settings.json"
-
-    @property
-    def output(self) -> Path:
-        """The output of a child process."""
-        return self.path / "output.txt"
-
     def grid(self, images_seen: int) -> Path:
         """The samples after so many training images."""
         return self.path / f"samples-{images_seen:09d}.png"
@@ -100,10 +90,6 @@ class RunFolder:
     def grids(self) -> list[Path]:
         """The pictures of samples that are there, in the order of the training images."""
         return sorted(self.path.glob("samples-*.png"))
-
-    def is_run(self) -> bool:
-        """Whether settings of a training run are here. Raises ValueError for damaged JSON."""
-        return self.config.is_file() and "role" in read_json(self.config)
 
     def can_resume(self) -> bool:
         """Whether there is a run to go on with."""
@@ -161,9 +147,12 @@ class RunFolder:
             kept.append(entry)
         return kept
 
-    def origin(self) -> Origin:
-        """Where the weights come from. Raises as `read_config` does."""
-        config, _ = self.read_config()
+    def origin(self, config: TrainConfig | None = None) -> Origin:
+        """Origin of the weights. config: the settings, if they were read already.
+
+        Raises as `read_config` does.
+        """
+        config = config or self.read_config()[0]
         entries = self.history() if self.log.exists() else []
         scores = [entry["bits_per_dim"] for entry in entries if entry["event"] == "evaluation"]
         losses = [entry["loss"] for entry in entries if entry["event"] == "start"]
@@ -187,18 +176,6 @@ class RunFolder:
 
         config, image_size = self.read_config()
         return load_network(config.model, self.weights), config, image_size
-
-    def prepare_for_child(self, config: TrainConfig, image_size: tuple[int, int]) -> None:
-        """Write the settings that a child begins with, unless it has a run to go on with."""
-        self.path.mkdir(exist_ok=True)
-        if self.can_resume():
-            return
-        if not self.config.exists() and not self.settings.exists():
-            self.write_config(config, image_size)
-        if self.config.exists():
-            # Just written, or left by a run that was killed before its first checkpoint: that one
-            # begins again with the number of images that was measured then.
-            os.replace(self.config, self.settings)
 
 
 def training_seconds(entries: Sequence[dict[str, Any]]) -> float:
@@ -234,14 +211,8 @@ def read_entry(line: bytes) -> dict[str, Any] | None:
     return entry if numbers and (text is None or isinstance(entry.get(text), str)) else None
 
 
-def runs_of_pair(folder: Path) -> tuple[Path, Path] | None:
-    """The runs `noisy` and `denoiser` in `folder`, as `dsmooth reproduce` leaves them, if any."""
-    noisy, denoiser = folder / "noisy", folder / "denoiser"
-    return (noisy, denoiser) if RunFolder(noisy).is_run() and RunFolder(denoiser).is_run() else None
-
-
 def default_folder(role: Role) -> Path:
-    """Where a run goes if no folder is named."""
+    """Folder of a run if none is named."""
     return Path("runs") / role
 
 
@@ -250,7 +221,11 @@ def read_run_config(path: Path) -> tuple[TrainConfig, tuple[int, int]]:
 
     Raises FileNotFoundError or ValueError, naming the file and the field.
     """
-    values: dict[str, Any] = read_json(path)
+    return run_config(read_json(path), path)
+
+
+def run_config(values: dict[str, Any], path: Path) -> tuple[TrainConfig, tuple[int, int]]:
+    """The settings and image size in `values`, the content of `path`. Raises ValueError."""
     values.pop("dsmooth", None)
     missing = [key for key in ("role", "model", "height_and_width") if key not in values]
     if missing:
@@ -267,12 +242,3 @@ def read_run_config(path: Path) -> tuple[TrainConfig, tuple[int, int]]:
 @dataclass(frozen=True)
 class _ImageSize:
     height_and_width: tuple[int, int]
-
-
-def first_config(folders: Iterable[Path]) -> TrainConfig | None:
-    """The settings of the first of `folders` that is a run; None if there is none."""
-    for folder in folders:
-        run = RunFolder(folder)
-        if run.is_run():
-            return run.read_config()[0]
-    return None

@@ -54,20 +54,17 @@ def forward(
     save: bool = True,
     keep: bool = False,
     image_bias: Tensor | None = None,
-    packed: Tensor | None = None,
 ) -> tuple[Tensor, Saved]:
     """y (B, F, H, W) channels_last, and what the backward needs.
 
     weights, biases, gains: of conv_in, conv_out and, with skips, nin_skip; gains may be none.
-    image_bias: (B, 2F), contiguous, or none. packed: the weights packed already, as by
-    `weights.pack`, or none.
+    image_bias: (B, 2F), contiguous, or none.
     Without `save`, the packed weights lack what the backward alone reads; keep: A and G are saved.
     """
     x, skips = channels_last(x), [channels_last(skip) for skip in skips]
     f = x.shape[1]
     plans = forward_plan(Block.of(x, skips, taps, dropout), keep, image_bias is not None)
-    if packed is None:
-        packed = pack(weights, gains, [skip.shape[1] for skip in skips], x.dtype, adjoint=save)
+    packed = pack(weights, gains, [skip.shape[1] for skip in skips], x.dtype, adjoint=save)
     h, y = (empty_channels_last(x, f) for _ in range(2))
     gates = empty_channels_last(x, 2 * f) if keep else None
     e, kept = expand(plans.expand, x, x, skips, dropout.seed)

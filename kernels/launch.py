@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import operator
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -14,8 +12,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from triton.runtime.jit import JITFunction
-
-from . import tilings
 
 # Whether the kernels run in Triton's interpreter. It reads TRITON_INTERPRET as it decorates a
 # function; every file of kernels imports this one first.
@@ -61,13 +57,6 @@ def arithmetic_of(like: Tensor) -> tuple[bool, int]:
     return uses_tf32(like.dtype), capability_of(like.device)
 
 
-def gradient_plan(
-    rows: int, k: int, columns: int, like: Tensor, sharing: int = 1
-) -> tilings.GradientPlan:
-    """`tilings.gradient_plan` for the dtype and device of `like`."""
-    return tilings.gradient_plan(rows, k, columns, like.dtype, *arithmetic_of(like), sharing)
-
-
 class Plan:
     """What of a launch follows from shapes and dtypes: its grid, and all arguments but tensors.
 
@@ -110,11 +99,6 @@ class Compiled(NamedTuple):
 def plan(grid: tuple[int, ...], **arguments: Any) -> Plan:
     """The plan of these, the same for the same ones."""
     return Plan(grid, **arguments)
-
-
-def firsts_of(counts: Iterable[int]) -> tuple[int, ...]:
-    """The first program of each of several parts of a launch, and the end."""
-    return tuple(itertools.accumulate(counts, initial=0))
 
 
 def launch(

@@ -8,7 +8,6 @@ there is a GPU.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -49,10 +48,6 @@ class MatmulTiling(NamedTuple):
             "num_stages": self.num_stages,
         }
 
-    def of_tile(self) -> tuple[int, int, int, int]:
-        """All but the launch's own: block_p, n1, n2, block_k."""
-        return self[:4]
-
     def of_gradient(self, name: str) -> dict[str, int]:
         """The blocks of one of the two weight gradients that share a launch."""
         return {
@@ -61,14 +56,6 @@ class MatmulTiling(NamedTuple):
             f"{name}_N2": self.n2,
             f"{name}_M": self.block_k,
         }
-
-
-def launched_together(tilings: Sequence[MatmulTiling]) -> list[list[int]]:
-    """The places of those that one launch can have, whose warps and stages are the same."""
-    groups: dict[tuple[int, int], list[int]] = {}
-    for place, tiling in enumerate(tilings):
-        groups.setdefault((tiling.num_warps, tiling.num_stages), []).append(place)
-    return list(groups.values())
 
 
 def format_of(dtype: torch.dtype, tf32: bool) -> Format:
@@ -188,15 +175,6 @@ class GradientPlan(NamedTuple):
     splits: int
     blocks: int
     steps: int
-
-
-@functools.lru_cache(maxsize=4096)
-def gradient_plan(
-    rows: int, k: int, columns: int, dtype: torch.dtype, tf32: bool, capability: int, sharing: int
-) -> GradientPlan:
-    """Tiles times splits, the programs, fill one wave, or their share of it."""
-    tiling = gradient_tiling(k, columns, dtype, tf32, capability)
-    return split(tiling, rows, k, columns, PROCESSORS // sharing)
 
 
 def split(tiling: MatmulTiling, rows: int, k: int, columns: int, programs: int) -> GradientPlan:

@@ -21,9 +21,7 @@ from tests.helpers.aot_launches import (
     check,
     distinct,
     is_matmul,
-    packing_launches,
     padded_launches,
-    shifted_launches,
 )
 from tests.helpers.sass import matrix_loops, tensor_clocks
 from tests.helpers.triton_tools import Launch, compile_launch
@@ -48,7 +46,6 @@ def matmuls(block: Block, arch: int) -> list[Launch]:
     return distinct(launches, "GRAD")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 def test_every_matmul_on_hopper(block: Block) -> None:
     for launch in matmuls(block, 90):
@@ -62,21 +59,17 @@ def test_every_matmul_on_ampere(block: Block) -> None:
         check(launch, compile_launch(launch, 80), 80)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("arch", [90, pytest.param(80, marks=pytest.mark.full)])
 def test_matmuls_without_tensor_cores(arch: int) -> None:
     for launch in distinct(matmuls(Block(20, (2, 2), skips=1, dtype=FP32), arch), "GRAD"):
         check(launch, compile_launch(launch, arch), arch)
 
 
-@pytest.mark.slow
 def test_what_is_no_matmul_neither_spills_nor_fails() -> None:
     others = [
         launch
         for launch in Block(40, skips=2).launches(90)
         + Block(40, skips=2, keep=True).launches(90)
-        + shifted_launches(90, BF16, 24, False)
-        + packing_launches(90, 40)
         + padded_launches(90, 40)
         if not is_matmul(launch)
     ]
@@ -88,15 +81,13 @@ def test_what_is_no_matmul_neither_spills_nor_fails() -> None:
 
 @pytest.mark.full
 def test_every_kernel_builds_for_blackwell() -> None:
-    launches = Block(40).launches(100) + shifted_launches(100, BF16, 40, False)
-    launches += packing_launches(100, 40) + padded_launches(100, 40)
+    launches = Block(40).launches(100) + padded_launches(100, 40)
     launches += PARAMETERS_ALONE.launches(100)
     assert {launch.kernel.__name__ for launch in launches} == set().union(*KERNELS.values())
     for launch in distinct(launches):
         assert ".target sm_100" in compile_launch(launch, 100).ptx
 
 
-@pytest.mark.slow
 def test_the_tensor_cores_wait_for_memory_not_for_instructions() -> None:
     """At 160 filters: instructions that a scheduler issues for each clock of the tensor cores."""
     for launch in matmuls(BLOCKS[0], 90):

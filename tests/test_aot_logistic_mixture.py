@@ -60,7 +60,6 @@ def check(compiled: Compiled, registers: int) -> None:
     assert compiled.shared <= SHARED_CEILING
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize(
     ("channels", "likelihood", "atoms", "dtype", "last"), CASES, ids=lambda value: str(value)
@@ -76,7 +75,7 @@ def test_value_and_gradient(
     discretized = likelihood == "discretized"
     compiled = compile_launch(launch_of(channels, likelihood, atoms, dtype, last), arch)
     check(compiled, 176 if channels == 3 and not discretized else 128)
-    # Where memory runs along pixels, a thread loads all its numbers of a parameter at once. In
+    # In memory that runs along pixels, a thread loads all its numbers of a parameter at once. In
     # channels_last it runs along components, whose groups of 10 no wide load fits.
     numbers = 2 if channels == 3 and discretized else 4
     bits = "" if numbers * dtype.itemsize == 4 else f".{8 * numbers * dtype.itemsize}"
@@ -95,7 +94,6 @@ def test_each_tile(n_mix: int) -> None:
     check(compile_launch(launch, 90), 128)
 
 
-@pytest.mark.slow
 @pytest.mark.grid
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize(("n_mix", "n_atoms"), [(10, 1), (10, 5), (10, 33), (100, 256)])

@@ -1,4 +1,4 @@
-"""What triton_tools must see in kernels whose machine code is known beforehand."""
+"""Kernels whose machine code is known beforehand, as triton_tools must see them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _add(a, b):
 
 
 def test_an_operand_in_registers_is_seen() -> None:
-    """What is computed between the load and the product is multiplied from registers."""
+    """A value computed between load and product is multiplied from registers."""
     signature = {"a_ptr": "*bf16:16", "b_ptr": "*bf16:16", "out_ptr": "*fp32:16", "steps": "i32"}
     computed = compile_ahead(computed_operand_kernel, signature, {"N": 64}, 90, num_warps=4)
     (loop,) = matrix_loops(computed.code)

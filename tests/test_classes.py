@@ -18,7 +18,7 @@ from dsmooth.sampling import jacobi_sample, sample_images, sequential_sample
 from dsmooth.sampling.request import Request
 from dsmooth.train import loop, train
 from dsmooth.train.held_out import evaluate
-from dsmooth.train.state import TrainState
+from dsmooth.train.step import TrainState
 from tests.helpers.class_networks import CLASSES, conditional, inputs
 from tests.helpers.network_equations import Equations, with_classes
 from tests.helpers.tiny_runs import ROLES, tiny
@@ -166,7 +166,6 @@ def test_features_and_autocast_see_the_label() -> None:
     torch.testing.assert_close(half, model.log_prob(x, context, label), rtol=0.02, atol=0.5)
 
 
-@pytest.mark.slow
 def test_compiles_without_graph_breaks() -> None:
     model = conditional("concat")
     arguments = inputs("concat")

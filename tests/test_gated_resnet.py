@@ -446,7 +446,6 @@ def test_frozen_weights_still_give_the_inputs_gradient() -> None:
 
 
 @needs_extension
-@pytest.mark.slow
 def test_a_block_compiles_whole() -> None:
     block = GatedResnet(4, (2, 3), shift="down", skip_channels=4, dropout=0.5)
     x, skip = torch.randn(2, 4, 4, 4), torch.randn(2, 4, 4, 4)

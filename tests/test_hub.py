@@ -19,8 +19,8 @@ from dsmooth.cli import _parse
 from dsmooth.config import TrainConfig
 from dsmooth.models import load_models
 from dsmooth.presets import PRESETS, preset, train_command
+from dsmooth.pretrained.pairs import CARD_FILE
 from dsmooth.runs import Origin, RunFolder
-from dsmooth.saved_pairs import CARD_FILE
 from tests.helpers.command_runs import run, save_run
 from tests.helpers.tiny_pairs import tiny_pair
 

@@ -29,16 +29,16 @@ FLOORS = (
     ("evaluate",),
     ("models",),
     ("pair", "train"),
-    ("saved_pairs",),
-    ("model_card", "runs"),
     ("sampling",),
     ("pictures",),
+    ("pretrained",),
+    ("runs",),
     ("data", "smoothing"),
     ("nn",),
     ("functional",),
     ("kernels",),
-    ("distributed", "machine", "presets", "pretrained"),
-    ("philox", "files", "config", "hub", "progress", "_extension"),
+    ("distributed", "machine", "presets"),
+    ("philox", "files", "config", "progress", "tables", "_extension"),
     ("_version", "_C"),
 )
 FLOOR = {name: number for number, floor in enumerate(FLOORS) for name in floor}
@@ -52,7 +52,6 @@ FILE_NAMES = (
     "model.safetensors",
     "noisy.safetensors",
     "denoiser.safetensors",
-    "settings.json",
 )
 
 
@@ -130,7 +129,7 @@ def test_the_options_know_settings_alone() -> None:
     assert imports("commands.options") == OPTIONS
 
 
-@pytest.mark.parametrize("name", [n for n in MODULES if n not in ("runs", "saved_pairs")])
+@pytest.mark.parametrize("name", [n for n in MODULES if n not in ("runs", "pretrained.pairs")])
 def test_only_runs_and_pairs_spell_the_names_of_their_files(name: str) -> None:
     """In code; docstrings and help texts may name them."""
     tree = MODULES[name]

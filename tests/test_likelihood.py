@@ -15,12 +15,12 @@ from dsmooth.evaluate.likelihood import (
     EQUATION_4_BITS,
     LEVEL_BITS,
     Scores,
+    bits_per_dim,
     conventions,
     evaluate_bits_per_dim,
     importance_weighted,
     score_pair,
     score_plain,
-    summarise,
 )
 from tests.helpers.tiny_pairs import (
     log_likelihood_by_quadrature,
@@ -70,7 +70,7 @@ def test_conventions_differ_by_exactly_their_constants(likelihood: str) -> None:
     assert rows[own].value == pytest.approx(float(elbo.mean()), abs=1e-6)
     assert rows[own].standard_error == pytest.approx(float(elbo.std() / 5**0.5), abs=1e-6)
     bound = evaluate_bits_per_dim(pair, dataset(5), n_noise=3)
-    assert bound == summarise(scores)
+    assert bound == bits_per_dim(scores)
     assert bound.value == pytest.approx(rows[own].value, abs=1e-12)
     assert bound.noisy + bound.smoothing + bound.denoiser == pytest.approx(bound.value)
 
@@ -215,8 +215,8 @@ def test_a_plain_model_is_scored_exactly(likelihood: str) -> None:
         pytest.approx(LEVEL_BITS, abs=1e-12)
     )
     assert all(row.equation_4 is None for row in conventions(scores))
-    with pytest.raises(ValueError, match="plain model, which has no bound"):
-        summarise(scores)
+    exact = bits_per_dim(scores)
+    assert (exact.value, exact.noisy, exact.denoiser) == (by_name(scores)[own], None, None)
 
 
 def test_what_cannot_be_scored_is_named() -> None:

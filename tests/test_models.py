@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from dsmooth.models import is_model, load_models
+from dsmooth.files import read_json
+from dsmooth.models import load_models
 from dsmooth.nn.weights import weights_digest
-from dsmooth.runs import RunFolder, first_config
+from dsmooth.pretrained import is_model
+from dsmooth.runs import RunFolder
 from tests.helpers.command_runs import save_run
 
 pytestmark = pytest.mark.quick
@@ -63,9 +66,9 @@ def test_networks_come_in_the_order_of_the_roles(
         (["denoiser"], "is a denoiser: name the run of its noisy model too"),
         (["noisy", "plain"], "name a saved pair"),
         (["denoiser", "plain"], "name a saved pair"),
-        (["noisy", "noisy"], "both runs of the role noisy"),
+        (["noisy", "noisy"], "both hold a noisy model; name a saved pair"),
         (["pair", "noisy"], "name a saved pair"),
-        (["pair", "pair"], "got two saved pairs"),
+        (["pair", "pair"], "both hold a noisy model; name a saved pair"),
         (["pair", "large"], r"images of \(12, 12\), the pair for \(8, 8\)"),
     ],
 )
@@ -90,11 +93,34 @@ def test_what_is_a_model(folders: dict[str, Path], tmp_path: Path) -> None:
     assert is_model(folders["noisy"])
     assert is_model(folders["pair"])
     assert not is_model(tmp_path)
-    assert not RunFolder(folders["pair"]).is_run()
-    assert first_config([tmp_path, folders["pair"]]) is None
-    config = first_config([folders["pair"], folders["denoiser"], folders["noisy"]])
-    assert config is not None
-    assert config.role == "denoiser"
+
+
+def test_the_first_named_run_tells_the_data(folders: dict[str, Path]) -> None:
+    assert load_models([folders["pair"]]).settings == {}
+    settings = load_models([folders["denoiser"], folders["noisy"]]).settings
+    assert list(settings) == ["denoiser", "noisy"]
+
+
+@pytest.mark.parametrize("kind", ["runs", "pair"])
+def test_settings_are_read_once_and_logs_when_asked_for(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    opened: list[str] = []
+
+    def read(path: Path) -> dict[str, Any]:
+        opened.append(path.name)
+        return read_json(path)
+
+    monkeypatch.setattr("dsmooth.pretrained.resolver.read_json", read)
+    monkeypatch.setattr("dsmooth.runs.read_json", read)
+    monkeypatch.setattr(RunFolder, "read_log", lambda self: opened.append("log") or [])
+    for role in ("noisy", "denoiser"):
+        RunFolder(folders[role]).log.touch()
+    folder = folders["pair"] if kind == "pair" else folders["noisy"].parent
+    models = load_models([folder])
+    assert opened == ["config.json"] * (1 if kind == "pair" else 2)
+    assert models.pair.origin["noisy"].data == "mnist"
+    assert opened.count("log") == (kind == "runs")
 
 
 def test_a_run_is_finished_when_its_log_says_so(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -14,11 +14,10 @@ from dsmooth.config import ProbeSettings
 from dsmooth.data import load_dataset
 from dsmooth.evaluate.frechet import limit_of_distances
 from dsmooth.evaluate.probe import first_images
-from dsmooth.models import find_models, is_model, load_models
+from dsmooth.models import load_models
 from dsmooth.pair import SmoothedPair
-from dsmooth.pretrained import DEFAULT, find, names
-from dsmooth.report.card import render_card, summary
-from dsmooth.reproduce.card import CardSizes, measure_slice, write_card
+from dsmooth.pretrained import DEFAULT, find, is_model, names, resolve
+from dsmooth.reproduce.card import CardSizes, measure_slice, render_card, summary, write_card
 from dsmooth.runs import RunFolder
 from tests.helpers.command_runs import run, save_run
 
@@ -51,7 +50,10 @@ def test_a_pair_by_its_name() -> None:
 
 def test_a_name_stands_for_both_runs() -> None:
     folder = find(DEFAULT)
-    assert find_models([Path(DEFAULT)]) == [folder / "noisy", folder / "denoiser"]
+    assert [network.folder for network in resolve(DEFAULT)] == [
+        folder / "noisy",
+        folder / "denoiser",
+    ]
     assert is_model(Path(DEFAULT))
     assert not is_model(Path("no-such-models"))
     assert set(load_models([Path(DEFAULT), folder / "plain"]).networks) == {
@@ -98,7 +100,6 @@ def test_sample_without_models_takes_the_packaged_pair(tmp_path: Path) -> None:
     assert (tmp_path / "x.png").is_file()
 
 
-@pytest.mark.slow
 def test_a_card_is_measured_and_goes_on(tmp_path: Path) -> None:
     folder = tiny_models(tmp_path / "models")
     train_set, test_set = (

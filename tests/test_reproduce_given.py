@@ -10,7 +10,7 @@ import pytest
 from dsmooth.config import ProbeSettings, ReproductionStage
 from dsmooth.models import load_models
 from dsmooth.reproduce import (
-    Given,
+    PretrainedPlan,
     reproduce,
 )
 from dsmooth.reproduce.stages import STAGES, Sizes
@@ -41,7 +41,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
 @pytest.fixture(scope="module")
 def reported(given: tuple[Path, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("report") / "out"
-    assert reproduce(out, Given(given), sizes=SIZES) == 0
+    assert reproduce(out, PretrainedPlan(given), sizes=SIZES) == 0
     return out
 
 
@@ -71,7 +71,7 @@ def test_given_models_are_measured_and_reported(reported: Path) -> None:
 @pytest.mark.quick
 def test_finished_stages_are_not_repeated(given: tuple[Path, ...], reported: Path) -> None:
     before, results = stamps(reported), (reported / "results.json").read_bytes()
-    assert reproduce(reported, Given(given), sizes=SIZES) == 0
+    assert reproduce(reported, PretrainedPlan(given), sizes=SIZES) == 0
     assert stamps(reported) == before
     assert (reported / "results.json").read_bytes() == results
 
@@ -81,7 +81,7 @@ def test_only_repeats_one_stage(
     given: tuple[Path, ...], reported: Path, stage: ReproductionStage
 ) -> None:
     before, results = stamps(reported), (reported / "results.json").read_bytes()
-    assert reproduce(reported, Given(given), sizes=SIZES, only=stage) == 0
+    assert reproduce(reported, PretrainedPlan(given), sizes=SIZES, only=stage) == 0
     after = stamps(reported)
     assert {name for name in after if after[name] != before[name]} == {stage}
     assert (reported / "results.json").read_bytes() == results
@@ -89,7 +89,7 @@ def test_only_repeats_one_stage(
 
 def test_only_leaves_what_was_never_done(given: tuple[Path, ...], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert reproduce(out, Given(given), sizes=SIZES, only="receptive-field") == 0
+    assert reproduce(out, PretrainedPlan(given), sizes=SIZES, only="receptive-field") == 0
     assert [name for name in RESULTS.values() if (out / name).exists()] == ["receptive_field.json"]
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "Receptive fields" in page
@@ -109,14 +109,14 @@ def test_a_stopped_stage_leaves_the_finished_ones(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("dsmooth.reproduce.whole.compare_all", stop)
-        assert reproduce(out, Given(given), sizes=SIZES) == 130
+        patch.setattr("dsmooth.reproduce.pipeline.compare_all", stop)
+        assert reproduce(out, PretrainedPlan(given), sizes=SIZES) == 130
     assert "repeat the same command to go on" in capsys.readouterr().out
     done = {
         name: (out / name).stat().st_mtime_ns for name in ("samples/plain.npz", "bits_per_dim.json")
     }
     assert not (out / "frechet.json").exists()
-    assert reproduce(out, Given(given), sizes=SIZES) == 0
+    assert reproduce(out, PretrainedPlan(given), sizes=SIZES) == 0
     assert {name: (out / name).stat().st_mtime_ns for name in done} == done
     assert (out / "results.json").read_bytes() == (reported / "results.json").read_bytes()
 
@@ -127,7 +127,7 @@ def test_a_saved_pair_gives_the_same_numbers(
     denoiser, plain, noisy = given
     load_models([noisy, denoiser]).pair.save_pretrained(tmp_path / "pair")
     out = tmp_path / "out"
-    assert reproduce(out, Given((tmp_path / "pair", plain)), sizes=SIZES) == 0
+    assert reproduce(out, PretrainedPlan((tmp_path / "pair", plain)), sizes=SIZES) == 0
     one, two = (json.loads((path / "results.json").read_text()) for path in (reported, out))
     for key in ("bits_per_dim", "frechet", "probes"):
         assert one[key] == two[key]
@@ -137,7 +137,7 @@ def test_a_saved_pair_gives_the_same_numbers(
     ("args", "message"),
     [
         (["--models", "{noisy}"], "is a single model: name a saved pair"),
-        (["--models", "{noisy}", "{noisy}"], "are both runs of the role noisy"),
+        (["--models", "{noisy}", "{noisy}"], "both hold a noisy model"),
         (["--models", "{noisy}", "{denoiser}", "--budget", "1"], "--budget is for training"),
         (["--models", "{noisy}", "{denoiser}", "--download"], "--download is for training"),
         (["--models", "{noisy}", "{denoiser}", "--data", "cifar10"], "--data-dir"),

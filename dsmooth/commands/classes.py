@@ -27,6 +27,7 @@ from ..files import write_json
 from ..machine import default_device
 from ..models import load_models
 from ..progress import progress
+from ..tables import Table, decimals
 from .options import BitsOptions, ClassifyOptions, FrechetOptions
 
 NO_LABELS = "--per-class needs labelled images, but {} has no labels"
@@ -38,7 +39,7 @@ def evaluate_classify(options: ClassifyOptions) -> None:
     if models.smoothed is not None and models.plain is not None:
         raise ValueError("name a pair or a plain model: one of them classifies at a time")
     model = models.smoothed or next(iter(models.networks.values()))
-    choice = choose_data(options.models, options.data, options.data_dir, options.image_size)
+    choice = choose_data(models, options.data, options.data_dir, options.image_size)
     dataset = choice.load(options.split)
     n = len(dataset) if options.limit is None else min(options.limit, len(dataset))
     with progress("classifying", n) as done:
@@ -100,18 +101,15 @@ def bits_of_classes(every: Mapping[str, Scores], dataset: ImageDataset) -> dict[
         name: bits_by_class(scores, dataset.labels[: scores.n_images])
         for name, scores in every.items()
     }
-    print_rows(
-        "bits/dim of each class",
-        ["class", "images", *(f"{name}: bits/dim" for name in rows)],
-        [bits_row(same) for same in zip(*rows.values(), strict=True)],
-    )
+    head = ["class", "images", *(f"{name}: bits/dim" for name in rows)]
+    lines = [bits_row(same) for same in zip(*rows.values(), strict=True)]
+    Table(head, lines, "bits/dim of each class").show()
     return {name: [asdict(row) for row in found] for name, found in rows.items()}
 
 
 def bits_row(same: Sequence[ClassBits]) -> list[str]:
-    """A row of a table, of one class."""
-    errors = ("" if r.standard_error is None else f" ± {r.standard_error:.4f}" for r in same)
-    values = (f"{row.value:.4f}{error}" for row, error in zip(same, errors, strict=True))
+    """A row of a table, for one class."""
+    values = (decimals(row.value, error=row.standard_error) for row in same)
     return [str(same[0].label), f"{same[0].n_images:,}", *values]
 
 
@@ -165,29 +163,13 @@ def distances_of_classes(
         progress=progress,
     )
     if rank_and_size()[0] == 0:
-        print_rows(
-            f"{extractor.distance_name} of each class",
-            ["class", "samples", "real images", "distance", "of other real images"],
-            [distance_row(row) for row in rows],
-        )
+        head = ["class", "samples", "real images", "distance", "of other real images"]
+        lines = [distance_row(row) for row in rows]
+        Table(head, lines, f"{extractor.distance_name} of each class").show()
     return [asdict(row) for row in rows]
 
 
 def distance_row(row: ClassDistance) -> list[str]:
-    """A row of a table."""
-    floor = "-" if row.floor is None else f"{row.floor:.4f}"
+    """A row of a table, for one class."""
     counts = f"{row.n_samples:,}", f"{row.n_reference:,}"
-    return [str(row.label), *counts, f"{row.value:.4f}", floor]
-
-
-def print_rows(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table of numbers."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title)
-    for column in columns:
-        table.add_column(column, justify="right")
-    for row in rows:
-        table.add_row(*row)
-    Console(highlight=False, markup=False).print(table)
+    return [str(row.label), *counts, decimals(row.value), decimals(row.floor)]

@@ -16,7 +16,7 @@ from ..distributed import process_group, rank_and_size
 from ..evaluate.sources import as_grey, choose_data, read_images
 from ..files import write_npz
 from ..machine import choose_device
-from ..models import load_models
+from ..models import Models, load_models
 from ..pictures import BORDER, is_diverged, save_grid, visible
 from ..progress import progress
 from ..sampling.cached import Sampler
@@ -42,7 +42,7 @@ def complete(options: Complete) -> None:
         if models.smoothed is None and "noisy" in models.networks:
             raise ValueError(f"{options.model} is a noisy model: name the pair that it is of")
         check_models(models, options.label, options.method, levels=options.levels)
-        x = choose_images(options, models.image_shape)
+        x = choose_images(options, models)
         mask = choose_mask(options, models.image_size)
         known = x.repeat_interleave(options.draws, dim=0)
         request = Request(
@@ -84,10 +84,11 @@ def check_options(options: Complete) -> None:
         )
 
 
-def choose_images(options: Complete, shape: tuple[int, int, int]) -> Tensor:
+def choose_images(options: Complete, models: Models) -> Tensor:
     """The originals (N, C, H, W) in [-1, 1]. Raises ValueError for images of another shape."""
+    shape = models.image_shape
     if options.images is None:
-        data = choose_data([options.model], None, None, None).load("test")
+        data = choose_data(models, None, None).load("test")
         images, source = data.images[: options.count], data.source
     else:
         found = read_images(options.images, options.count)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -37,13 +36,15 @@ from ..evaluate.scores import KernelDistance
 from ..evaluate.sources import BYTES, ImageSet, as_grey, choose_data, read_images
 from ..files import write_json
 from ..machine import choose_device, default_device, use_threads
-from ..models import Models, is_model, load_models
+from ..models import Models, load_models
 from ..nn import PixelCNNpp
 from ..nn.weights import weights_digest
+from ..pretrained import is_model
 from ..progress import progress, significant
 from ..runs import RunFolder
 from ..sampling.cached import Sampler
 from ..sampling.request import How, Request
+from ..tables import COMPARABLE, Table, bits_table, decimals
 from .classes import (
     bits_of_classes,
     check_per_class,
@@ -89,7 +90,7 @@ def evaluate_bits(options: BitsOptions) -> None:
     """`dsmooth evaluate bpd`."""
     models = load_models(options.models)
     plain = choose_plain(models, options.plain)
-    choice = choose_data(options.models, options.data, options.data_dir, options.image_size)
+    choice = choose_data(models, options.data, options.data_dir, options.image_size)
     dataset = choice.load(options.split)
     check_per_class(options, dataset)
     n = len(dataset) if options.limit is None else min(options.limit, len(dataset))
@@ -118,7 +119,7 @@ def evaluate_bits(options: BitsOptions) -> None:
         levels = models.smoothed.ladder(options.levels)
         described = {"levels": list(levels), **describe_scores(every["pair"])}
         result["pair"] = {"weights_sha256": digests, **described}
-        result["equation_4"] = EQUATION_4_SENTENCE if every["pair"].gaussian else None
+        result["equation_4"] = EQUATION_4_SENTENCE if every["pair"].equation_4 else None
     if plain is not None:
         with progress("scoring the plain model", n) as done:
             every["plain"] = score_plain(
@@ -162,7 +163,7 @@ def describe_data(dataset: ImageDataset) -> dict[str, Any]:
 
 
 def describe_scores(scores: Scores) -> dict[str, Any]:
-    """The scores of a pair or of a plain model, as the JSON file has them."""
+    """Scores of a pair or of a plain model, as the JSON file has them."""
     names = ("noisy", "smoothing", "discretized", "continuous")
     terms = {name: getattr(scores, name) for name in names if getattr(scores, name) is not None}
     return {
@@ -170,55 +171,24 @@ def describe_scores(scores: Scores) -> dict[str, Any]:
         "n_noise": scores.n_noise,
         "dimensions": scores.dimensions,
         "clean_noise": scores.clean_noise,
-        "terms": {
-            name: float(scores.bits(nats).mean())
-            for name, nats in terms.items()
-            if nats is not None
-        },
+        "terms": {name: float(scores.bits(nats).mean()) for name, nats in terms.items()},
         "conventions": [asdict(row) for row in conventions(scores)],
     }
 
 
 def print_bits(every: Mapping[str, Scores], dataset: ImageDataset) -> None:
-    """The table of all conventions of a pair, a plain model or both, and what they mean."""
-    from rich.console import Console
-    from rich.table import Table
-
+    """Print the table of all conventions of a pair, a plain model or both, and what they mean."""
     count = next(iter(every.values())).n_images
-    table = Table(title=f"bits/dim · {dataset.source}, {dataset.split}: {count:,} images")
-    for title in ("", "bits/dim", "± images", "± repeats", "by eq. (4)"):
-        table.add_column(title, justify="left" if not title else "right")
-    tables = {name: conventions(scores) for name, scores in every.items()}
-    for name, rows in tables.items():
-        table.add_section()
-        for row in rows:
-            table.add_row(
-                f"{name}: {row.name}{' *' if row.comparable else ''}",
-                four_decimals(row.value),
-                four_decimals(row.standard_error),
-                four_decimals(row.repeat_error),
-                four_decimals(row.equation_4),
-            )
-    console = Console(highlight=False, markup=False)
-    console.print(table)
-    console.print("* comparable with discrete bits/dim of the literature")
-    seen: set[str] = set()
-    for name, rows in tables.items():
-        for row in rows:
-            if row.meaning not in seen:
-                console.print(f"{name}: {row.name}: {row.meaning}")
-            seen.add(row.meaning)
+    title = f"bits/dim · {dataset.source}, {dataset.split}: {count:,} images"
+    rows = {name: list(map(asdict, conventions(scores))) for name, scores in every.items()}
+    bits_table(rows, title).show()
+    print(COMPARABLE)
     scores = every.get("pair")
     if scores is not None:
         draws = f"{scores.n_noise} draw{'s' if scores.n_noise > 1 else ''} of noise per image"
-        console.print(f"The denoiser was trained as {scores.trained_as}; {draws}.")
-        if scores.gaussian:
-            console.print(EQUATION_4_SENTENCE)
-
-
-def four_decimals(value: float | None) -> str:
-    """A table's entry: four decimals, or a dash for None and NaN."""
-    return "-" if value is None or math.isnan(value) else f"{value:.4f}"
+        print(f"The denoiser was trained as {scores.trained_as}; {draws}.")
+        if scores.equation_4:
+            print(EQUATION_4_SENTENCE)
 
 
 def evaluate_frechet(options: FrechetOptions) -> None:
@@ -226,8 +196,8 @@ def evaluate_frechet(options: FrechetOptions) -> None:
     if options.save_reference:
         check_output(options.save_reference, (".npz",))
     extractor = make_extractor(options.extractor, weights=options.weights, device=default_device())
-    folders = [path for path in options.samples if is_model(path)]
-    choice = choose_data(folders, options.data, options.data_dir, options.image_size)
+    models = models_to_draw(options.samples)
+    choice = choose_data(models, options.data, options.data_dir, options.image_size)
     other_split = next(split for split in SPLITS if split != options.split)
     other_set = choice.load(other_split)
     if options.label != "each":
@@ -248,7 +218,7 @@ def evaluate_frechet(options: FrechetOptions) -> None:
         if options.label != "each":
             real_set = of_class(real_set, options.label)
         reference, description = real_set.images, describe_data(real_set)
-    samples, how, labels = collect_samples(options)
+    samples, how, labels = collect_samples(options, models)
     if other_set.image_channels == 1:
         samples = replace(samples, images=as_grey(samples.images))
     floor = other_set.images[: len(samples.images)]
@@ -296,19 +266,27 @@ def evaluate_frechet(options: FrechetOptions) -> None:
     print(f"wrote {options.out}")
 
 
-def collect_samples(options: FrechetOptions) -> tuple[ImageSet, dict[str, Any], Tensor | None]:
-    """The images to score, drawn or read, how they were drawn, and their labels if they have."""
-    if not options.samples:
+def models_to_draw(samples: Sequence[Path]) -> Models | None:
+    """The models that `samples` names; None for one file or folder of images."""
+    if not samples:
         raise ValueError("name models to draw from, or a file or folder of images")
-    if not all(is_model(path) for path in options.samples):
-        if len(options.samples) > 1:
-            raise ValueError(
-                "name two run folders, or a single file or folder of images, got "
-                f"{', '.join(map(str, options.samples))}"
-            )
+    if all(map(is_model, samples)):
+        return load_models(samples)
+    if len(samples) > 1:
+        raise ValueError(
+            "name two run folders, or a single file or folder of images, got "
+            f"{', '.join(map(str, samples))}"
+        )
+    return None
+
+
+def collect_samples(
+    options: FrechetOptions, models: Models | None
+) -> tuple[ImageSet, dict[str, Any], Tensor | None]:
+    """The images to score, drawn or read, how they were drawn, and their labels if they have."""
+    if models is None:
         return read_images(options.samples[0], options.count), {}, None
     count = DEFAULT_COUNT if options.count is None else options.count
-    models = load_models(options.samples).to(choose_device("auto"))
     label = options.label if models.n_classes or options.label != "each" else None
     check_models(models, label, options.method)
     request = Request(
@@ -331,6 +309,7 @@ def collect_samples(options: FrechetOptions) -> tuple[ImageSet, dict[str, Any], 
     name = f"samples-{options.method}-{count}-{digest}"
     keep = options.keep or options.out.parent / name
     check_outputs([keep], count)
+    models.to(choose_device("auto"))
     sample_to_files(models, request, Sampler(How(options.threads)), [keep])
     meet()
     labels = request.labels(models.n_classes)
@@ -343,37 +322,31 @@ def print_comparison(
     samples: ImageSet,
     reference: Mapping[str, Any],
 ) -> None:
-    """The table of distances and scores, and below it what they are of."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"{samples.source} against {result.n_reference:,} real images")
-    table.add_column("")
-    table.add_column(f"{result.n_samples:,} samples", justify="right")
-    table.add_column(f"{result.n_floor:,} real images", justify="right")
-    table.add_row(result.name, four_decimals(result.value), four_decimals(result.floor))
+    """Print the table of distances and scores, their data and the extractor."""
+    rows = [[result.name, decimals(result.value), decimals(result.floor)]]
     if result.kernel:
-        table.add_row(result.kernel_name, spread(result.kernel), spread(result.kernel_floor))
+        rows.append([result.kernel_name, spread(result.kernel), spread(result.kernel_floor)])
     if result.score:
-        real = "-" if result.real_score is None else four_decimals(result.real_score.value)
-        table.add_row(result.score_name, four_decimals(result.score.value), real)
-    console = Console(highlight=False, markup=False)
-    console.print(table)
+        real = None if result.real_score is None else result.real_score.value
+        rows.append([result.score_name, decimals(result.score.value), decimals(real)])
+    head = ["", f"{result.n_samples:,} samples", f"{result.n_floor:,} real images"]
+    title = f"{samples.source} against {result.n_reference:,} real images"
+    Table(head, rows, title).show()
     extractor = result.extractor
-    console.print(
+    print(
         f"Reference: {result.n_reference:,} images, {reference.get('source', 'saved statistics')}, "
         f"{reference.get('split', '')}. Extractor: {extractor['name']}, sha256 "
         f"{extractor['sha256'][:16]}, {extractor['dimension']:,} features, resize: "
         f"{extractor['resize']}. Values become bytes: {BYTES}."
     )
     for warning in warnings:
-        console.print(f"warning: {warning}")
+        print(f"warning: {warning}")
 
 
 def spread(distance: KernelDistance | None) -> str:
     """Mean ± standard deviation over subsets, or a dash."""
     if distance is None:
-        return "-"
+        return decimals(None)
     return f"{significant(distance.value, 4)} ± {significant(distance.standard_deviation, 2)}"
 
 

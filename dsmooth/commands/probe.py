@@ -11,6 +11,7 @@ from ..files import write_atomically
 from ..machine import default_device, use_threads
 from ..models import load_models
 from ..report.plots import probe_png
+from ..tables import Table, decimals
 from .options import Probe
 
 
@@ -26,8 +27,9 @@ def probe(options: Probe) -> None:
 
 def _probe(options: Probe) -> None:
     use_threads(options.threads)
-    pair = load_models(options.models).pair
-    choice = choose_data(options.models, options.data, options.data_dir, None)
+    models = load_models(options.models)
+    pair = models.pair
+    choice = choose_data(models, options.data, options.data_dir)
     train_set, test_set = choice.load("train"), choice.load("test")
     check_data(pair, train_set, test_set)
     out = options.out
@@ -46,23 +48,14 @@ def _probe(options: Probe) -> None:
 
 
 def print_accuracies(results: dict[str, Any]) -> None:
-    """A table with a column per network and a row per block."""
-    from rich.console import Console
-    from rich.table import Table
-
-    asked, accuracy = results["asked"], results["accuracy"]
+    """Print a table with a column per network and a row per block."""
+    accuracy, count = results["accuracy"], results["asked"]["test_images"]
     columns = [name for name in accuracy if name != PIXELS]
-    table = Table(title=f"test accuracy in %, {asked['test_images']:,} images")
-    table.add_column("after block")
-    for name in columns:
-        table.add_column(name, justify="right")
-    for block in BLOCKS:
-        table.add_row(block, *(percent(accuracy[name][block]) for name in columns))
-    console = Console(highlight=False)
-    console.print(table)
-    console.print(f"pixels: {percent(accuracy[PIXELS][PIXELS])}; ± is the standard error")
+    rows = [[block, *(in_percent(accuracy[name][block]) for name in columns)] for block in BLOCKS]
+    Table(["after block", *columns], rows, f"test accuracy in %, {count:,} images").show()
+    print(f"pixels: {in_percent(accuracy[PIXELS][PIXELS])}; ± is the standard error")
 
 
-def percent(score: dict[str, float]) -> str:
+def in_percent(score: dict[str, float]) -> str:
     """An accuracy with its standard error."""
-    return f"{100 * score['accuracy']:.1f} ± {100 * score['standard_error']:.1f}"
+    return decimals(100 * score["accuracy"], 1, 100 * score["standard_error"])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..config import ProbeSettings
 from ..pretrained import DEFAULT, TITLE, find
-from ..reproduce import BUDGET_MINUTES, Given, Plan, Sizes, plan_from_preset
+from ..reproduce import BUDGET_MINUTES, PretrainedPlan, Sizes, TrainingPlan, plan_from_preset
 from ..reproduce import reproduce as carry_out
 from .options import DEFAULT_PRESET, Reproduce
 
@@ -21,23 +21,23 @@ def reproduce(options: Reproduce) -> int:
     return carry_out(options.out, plan, sizes=sizes, only=options.only, threads=options.threads)
 
 
-def choose_plan(options: Reproduce) -> Plan | Given:
-    """What to train, or whose models to take. Raises ValueError for options that do not fit."""
+def choose_plan(options: Reproduce) -> TrainingPlan | PretrainedPlan:
+    """The plan for these options. Raises ValueError for options that do not fit together."""
     training = {
         "--from-scratch": options.from_scratch,
         "--preset": options.preset is not None,
         "--budget": options.budget is not None,
     }
-    asked = [name for name, given in training.items() if given]
-    if asked and options.models:
-        raise ValueError(f"{asked[0]} is for training, and with --models nothing is trained")
-    if not asked:
+    chosen = [name for name, is_set in training.items() if is_set]
+    if chosen and options.models:
+        raise ValueError(f"{chosen[0]} is for training, and with --models nothing is trained")
+    if not chosen:
         if options.download:
             raise ValueError("--download is for training: add --from-scratch")
         if options.models:
-            return Given(options.models, options.data, options.data_dir, options.seed)
+            return PretrainedPlan(options.models, options.data, options.data_dir, options.seed)
         folders = (Path(DEFAULT), find(DEFAULT) / "plain")
-        return Given(folders, options.data, options.data_dir, options.seed, TITLE)
+        return PretrainedPlan(folders, options.data, options.data_dir, options.seed, TITLE)
     if options.data is not None:
         raise ValueError("--data goes with --models; what is trained, --preset says")
     return plan_from_preset(

@@ -48,7 +48,8 @@ class Scores:
     bytes says nothing.
     noisy, smoothing: log p(x~) and -log q(x~ | x) of a pair; None for a plain model, which has one
     row. dimensions: d, sub-pixels of an image. clean_noise: standard deviation of the noise on the
-    target of the density. gaussian: whether the smoothing is.
+    target of the density. equation_4: whether the reproduction paper's equation (4) is about such
+    scores: a pair's, of grey images with Gaussian smoothing.
     """
 
     discretized: Tensor
@@ -57,7 +58,7 @@ class Scores:
     noisy: Tensor | None = None
     smoothing: Tensor | None = None
     clean_noise: float = 0.0
-    gaussian: bool = False
+    equation_4: bool = False
 
     @property
     def n_noise(self) -> int:
@@ -105,9 +106,8 @@ class Convention:
     """One number in bits/dim and what it means.
 
     standard_error: over images, None for a single one. repeat_error: of the mean, over the draws
-    of noise, None for a single draw. equation_4: the number as the reproduction paper's equation
-    (4) has it, None where that does not apply. comparable: with discrete bits/dim of the
-    literature.
+    of noise, None for a single draw. equation_4: the number by the reproduction paper's equation
+    (4), None where that does not apply. comparable: with discrete bits/dim of the literature.
     """
 
     name: str
@@ -159,14 +159,14 @@ def _convention(
         value,
         standard_error(bits.mean(0)),
         standard_error(bits.mean(1)),
-        value + EQUATION_4_BITS if scores.gaussian else None,
+        value + EQUATION_4_BITS if scores.equation_4 else None,
         comparable,
         meaning,
     )
 
 
 def standard_error(values: Tensor) -> float | None:
-    """Of the mean of independent values (n,); None for a single one."""
+    """Standard error of the mean of independent values (n,); None for a single one."""
     return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else None
 
 
@@ -243,7 +243,7 @@ def score_pair(
         noisy=nats["noisy"],
         smoothing=nats["smoothing"],
         clean_noise=clean_noise if trained_as == "continuous" else 0.0,
-        gaussian=isinstance(pair.smoothing, GaussianSmoothing),
+        equation_4=dataset.image_channels == 1 and isinstance(pair.smoothing, GaussianSmoothing),
     )
 
 
@@ -327,21 +327,45 @@ def score_batches(
 
 @dataclass(frozen=True)
 class BitsPerDim:
-    """A bound in bits per sub-pixel, and the three terms it is the sum of.
+    """Bits/dim in the likelihood that a model was trained with, and in every convention.
 
-    likelihood: "discretized" for a bound on the probability of bytes (comparable with the
-    literature), "continuous" for one on a density in units of [-1, 1].
-    standard_error: over images; n_images and n_noise: how many images and draws per image.
+    likelihood: "discretized" for the probability of bytes (comparable with the literature),
+    "continuous" for a density in units of [-1, 1]. value: a bound for a pair, exact for a plain
+    model. standard_error: over images, None for a single one. noisy, smoothing, denoiser: the terms
+    that a pair's bound is the sum of. n_images and n_noise: how many images and draws per image.
     """
 
-    likelihood: str
+    likelihood: Likelihood
     value: float
-    standard_error: float
-    noisy: float
-    smoothing: float
-    denoiser: float
+    standard_error: float | None
+    noisy: float | None
+    smoothing: float | None
+    denoiser: float | None
     n_images: int
     n_noise: int
+    conventions: tuple[Convention, ...]
+
+
+def bits_per_dim(scores: Scores) -> BitsPerDim:
+    """The numbers of the scores of a pair or a plain model."""
+
+    def mean(nats: Tensor | None) -> float | None:
+        return None if nats is None else float(scores.bits(nats).mean())
+
+    rows = conventions(scores)
+    own = rows[0] if scores.continuous is None else next(r for r in rows if r.name == "density")
+    image = scores.discretized if scores.continuous is None else scores.continuous
+    return BitsPerDim(
+        likelihood=scores.trained_as,
+        value=own.value,
+        standard_error=own.standard_error,
+        noisy=mean(scores.noisy),
+        smoothing=mean(scores.smoothing),
+        denoiser=None if scores.noisy is None else mean(image),
+        n_images=scores.n_images,
+        n_noise=scores.n_noise,
+        conventions=tuple(rows),
+    )
 
 
 def evaluate_bits_per_dim(
@@ -368,23 +392,4 @@ def evaluate_bits_per_dim(
         seed=seed,
         progress=progress,
     )
-    return summarise(scores)
-
-
-def summarise(scores: Scores) -> BitsPerDim:
-    """The bound of a pair's scores in the likelihood that its denoiser was trained with."""
-    if scores.noisy is None or scores.smoothing is None:
-        raise ValueError("these are the scores of a plain model, which has no bound")
-    total = scores.bits(scores.log_weights(scores.trained_as)).mean(0)
-    error = standard_error(total)
-    image = scores.discretized if scores.continuous is None else scores.continuous
-    return BitsPerDim(
-        likelihood=scores.trained_as,
-        value=float(total.mean()),
-        standard_error=math.nan if error is None else error,
-        noisy=float(scores.bits(scores.noisy).mean()),
-        smoothing=float(scores.bits(scores.smoothing).mean()),
-        denoiser=float(scores.bits(image).mean()),
-        n_images=scores.n_images,
-        n_noise=scores.n_noise,
-    )
+    return bits_per_dim(scores)

@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data import ImageDataset, load_dataset, to_bytes
+from ..data.arrays import read_npz
 from ..data.folder import SUFFIXES, read_every_image, read_image_file
-from ..data.guard import guarded, open_regular
-from ..data.npz import read_npz
-from ..models import find_models
+from ..data.reading import guarded, open_regular
+from ..models import Models
 from ..pictures import is_diverged
 from ..progress import progress
-from ..runs import first_config
 from ..sampling.output import MANIFEST, check_shards
 
 BYTES = "x in [-1, 1] to round((x + 1) * 127.5), clamped to 0 .. 255"
@@ -52,17 +51,20 @@ class DataChoice:
 
 
 def choose_data(
-    folders: Sequence[Path], name: str | None, data_dir: Path | None, image_size: int | None
+    models: Models | None,
+    name: str | None,
+    data_dir: str | Path | None,
+    image_size: int | None = None,
 ) -> DataChoice:
-    """The data set that was asked for, else the one that a run in `folders` was trained on.
+    """The data set `name`, else the one that the first of the models with a run was trained on.
 
     Without either it is mnist: a saved pair does not know its data.
     """
     directory = None if data_dir is None else str(data_dir)
-    config = first_config(find_models(folders))
-    if config is not None and name in (None, config.data):
+    settings = next(iter(models.settings.values()), None) if models is not None else None
+    if settings is not None and name in (None, settings.data):
         return DataChoice(
-            config.data, directory or config.data_dir, image_size or config.image_size
+            settings.data, directory or settings.data_dir, image_size or settings.image_size
         )
     return DataChoice(name or "mnist", directory, image_size)
 

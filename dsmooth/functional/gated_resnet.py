@@ -34,7 +34,6 @@ def gated_resnet(
     layer: int = 0,
     first_image: int = 0,
     keep_gates: bool = False,
-    packed: Tensor | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
     """x + A * sigmoid(G), where (A, G) come from two convolutions with concat_elu before each.
@@ -53,8 +52,7 @@ def gated_resnet(
     implementation (see `dropout_factors`). first_image: where x begins in a larger batch whose
     dropout it shares. With probability 0 nothing is drawn. keep_gates: whether "triton" keeps A and
     G for the backward, two more images of x's size and dtype, rather than to compute them again;
-    "native" always does. packed: the weights as `pack_weights` gave them, which saves "triton" a
-    launch. Returns (B, F, H, W), in the autocast dtype under autocast.
+    "native" always does. Returns (B, F, H, W), in the autocast dtype under autocast.
 
     impl: "native" is the C++ extension on the CPU, for float32, float64 and bfloat16; "triton" the
     Triton kernels on CUDA, for float32, bfloat16 and float16; "cudnn" torch's own convolutions
@@ -97,7 +95,7 @@ def gated_resnet(
     if chosen == "triton":
         from .gated_resnet_triton import gated_resnet_triton
 
-        return gated_resnet_triton(x, given, torch.is_grad_enabled(), keep_gates, packed)[0]
+        return gated_resnet_triton(x, given, torch.is_grad_enabled(), keep_gates)[0]
     return gated_resnet_native(x, given, torch.is_grad_enabled())[0]
 
 

@@ -53,39 +53,32 @@ def gated_resnet_triton(
     given: Operands,
     save: bool = True,
     keep: bool = False,
-    packed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(y, h, packed, gates); all but y for the backward.
 
     y and h, the first convolution's output, are (B, F, H, W) channels_last. packed: the weights in
-    x's dtype, in the order of the kernels; if they are given, or without `save`, it has no
-    elements. gates: A and G, (B, 2F, H, W) channels_last; without `keep` it has no elements, and
-    they are computed again.
+    x's dtype, in the order of the kernels; without `save` it has no elements. gates: A and G,
+    (B, 2F, H, W) channels_last; without `keep` it has no elements, and they are computed again.
     """
-    if packed is not None:
-        _check_given(x, given, packed, save)
-    return call(forward_op, x, *given, packed, save, keep and save)
+    return call(forward_op, x, *given, save, keep and save)
 
 
 def _forward(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    *tensors, packed, save, keep = rest
+    *tensors, save, keep = rest
     given = Operands(*tensors)
     if x.numel() == 0:
         return _outputs(x, *rest)
     y, saved = _kernels().forward(
         x, given.skips(), *_lists(given), *_settings(given), save, keep, _image_bias(given),
-        None if packed is None else packed.contiguous(),
     )  # fmt: skip
     gates = x.new_empty(0) if saved.gates is None else saved.gates
-    returned = saved.packed if save and packed is None else x.new_empty(0)
-    return y, saved.h, returned, gates
+    return y, saved.h, saved.packed if save else x.new_empty(0), gates
 
 
 def _outputs(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     _check_forward(x, *rest)
-    *tensors, packed, save, keep = rest
-    given = Operands(*tensors)
-    packed = x.new_empty(_packed_size(given, True) if save and packed is None else 0)
+    *tensors, save, keep = rest
+    packed = x.new_empty(_packed_size(Operands(*tensors), True) if save else 0)
     gates = empty_channels_last(x, 2 * x.shape[1]) if keep else x.new_empty(0)
     return empty_channels_last(x, x.shape[1]), empty_channels_last(x, x.shape[1]), packed, gates
 
@@ -150,22 +143,8 @@ def _settings(given: Operands) -> tuple[Taps, Any]:
 
 def _check_forward(x: Tensor, *rest: Any) -> None:
     """Raises ValueError unless the forward can take these."""
-    *tensors, packed, save, _keep = rest
-    given = Operands(*tensors)
-    check_of_op(x, given)
-    if packed is not None:
-        _check_given(x, given, packed, save)
-
-
-def _check_given(x: Tensor, given: Operands, packed: Tensor, save: bool) -> None:
-    """Raises ValueError unless these packed weights fit the operands."""
-    _check_packed(x, given, packed, save)
-    skips = given.skips()
-    if len(skips) > 1 and skips[0].shape[1] % x.shape[1] != 0:
-        raise ValueError(
-            f"packed weights need a first skip of a multiple of {x.shape[1]} channels, "
-            f"got {skips[0].shape[1]}"
-        )
+    *tensors, _save, _keep = rest
+    check_of_op(x, Operands(*tensors))
 
 
 def _check(
@@ -201,10 +180,9 @@ def _empty_like(name: str, tensor: Tensor) -> Tensor:
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, *tensors, shift, dropout, layer, first_image, given, _save, _keep = inputs
+    x, *tensors, shift, dropout, layer, first_image, _save, _keep = inputs
     _, h, packed, gates = output
     ctx.mark_non_differentiable(h, packed, gates)
-    packed = packed if given is None else given
     ctx.set_materialize_grads(False)
     ctx.settings = shift, dropout, layer, first_image
     ctx.save_for_backward(x, h, packed, gates, *tensors)
@@ -227,8 +205,7 @@ def _backward(ctx: Any, grad_y: Tensor | None, *_: Tensor | None) -> tuple[Tenso
 
 forward_op = register_op(
     "gated_resnet_triton",
-    f"(Tensor x, {SCHEMA}, Tensor? packed, bool save, bool keep) -> "
-    "(Tensor, Tensor, Tensor, Tensor)",
+    f"(Tensor x, {SCHEMA}, bool save, bool keep) -> (Tensor, Tensor, Tensor, Tensor)",
     _forward,
     _outputs,
     _backward,

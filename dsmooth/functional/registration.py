@@ -61,17 +61,6 @@ def register_op(
     return op
 
 
-def register_function(
-    name: str, schema: str, compute: Callable[..., Any], fake: Callable[..., Any]
-) -> Callable[..., Any]:
-    """The operator dsmooth::NAME, as by `register_op`, without a derivative: for calls under
-    `torch.no_grad`. Its arguments may be lists."""
-    _LIBRARY.define(name + schema)
-    _LIBRARY.impl(name, compute, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"dsmooth::{name}", fake, lib=_LIBRARY)
-    return getattr(torch.ops.dsmooth, name).default
-
-
 def call(op: Callable[..., Any], *args: Any) -> Any:
     """op(*args), for arguments that were checked.
 

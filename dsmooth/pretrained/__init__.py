@@ -1,40 +1,13 @@
-"""Trained models that come with the package, by name: "mnist".
+"""Trained networks by name: found, read and written.
 
-Each is a folder with the runs `noisy`, `denoiser` and `plain`, a model card (README.md) and the
-numbers of the card (card.json). `python -m dsmooth.reproduce.card` measures them again.
+`resolve` finds and reads what a name, a folder or an id of the Hugging Face Hub stands for; `pairs`
+writes pairs with their model cards; `hub` fetches and uploads folders.
+
+The folders here are the models that come with the package: the runs `noisy`, `denoiser` and
+`plain`, a model card (README.md) and its numbers (card.json), which
+`python -m dsmooth.reproduce.card` measures again.
 """
 
-from __future__ import annotations
+from .resolver import DEFAULT, TITLE, Origins, SavedNetwork, find, is_model, names, resolve
 
-from pathlib import Path
-
-from ..hub import download, is_hub_id
-
-DEFAULT = "mnist"
-TITLE = "models that come with dsmooth"
-
-_HERE = Path(__file__).parent
-
-
-def names() -> list[str]:
-    """The names of the packaged models."""
-    return sorted(path.parent.name for path in _HERE.glob("*/noisy"))
-
-
-def find(name: str | Path, revision: str | None = None) -> Path:
-    """The folder that `name` is: the path itself if it is there, else that of packaged models.
-
-    Else the "owner/name" of a model on the Hugging Face Hub, which is fetched; revision: of it.
-    Raises FileNotFoundError, naming what there is, if it is none of them, and as `hub.download`.
-    """
-    path = Path(name)
-    if path.exists():
-        return path
-    if str(name) in names():
-        return _HERE / str(name)
-    if is_hub_id(name):
-        return download(str(name), revision)
-    raise FileNotFoundError(
-        f"there is no {path}, and the package has no models of that name (it has "
-        f"{', '.join(names())})"
-    )
+__all__ = ["DEFAULT", "TITLE", "Origins", "SavedNetwork", "find", "is_model", "names", "resolve"]

@@ -1,16 +1,16 @@
-"""What more training buys: bits/dim against images seen, the pair beside the plain model."""
+"""Growth with training: bits/dim against images seen, the pair beside the plain model."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
+from functools import partial
 from typing import Any
 
-from .html import figure
+from ..tables import Table, decimals
+from .html import paragraph, plot_figure, side_by_side
 from .plots import growth_png
-from .tables import number, row, table
 
 Curve = Sequence[tuple[int, float]]  # (images seen, bits/dim), in order
 
@@ -22,10 +22,9 @@ def growth_section(
     curves = held_out_curves(results, histories)
     if curves is None:
         return ""
-    light, dark = (growth_png(curves, dark=dark) for dark in (False, True))
     gains = {name: gain_of_doubling(curve) for name, curve in curves.items()}
     words = "; ".join(
-        f"{name}, {number(-gain)} bits/dim" for name, gain in gains.items() if gain is not None
+        f"{name}, −{decimals(gain, 3)} bits/dim" for name, gain in gains.items() if gain is not None
     )
     text = (
         "Averaged weights on held-out images, both axes logarithmic. The pair's bound is the sum "
@@ -33,10 +32,13 @@ def growth_section(
     )
     if words:
         text += f" The last doubling of the images took off: {words}."
-    picture = figure(
-        light, f"Bits/dim against images seen. {text}", "Bits/dim against images", text, dark
+    picture = plot_figure(
+        partial(growth_png, curves),
+        f"Bits/dim against images seen. {text}",
+        "Bits/dim against images",
+        text,
     )
-    return f'<div class="grid curves">{picture}</div>{equal_cost_table(curves)}'
+    return side_by_side([picture]) + equal_cost_table(curves)
 
 
 def held_out_curves(
@@ -91,16 +93,16 @@ def equal_cost_table(curves: Mapping[str, Curve]) -> str:
     if images / 2 < max(pair[0][0], plain[0][0]):
         return ""
     rows = [
-        row("Plain model", f"{images:,} images", number(at(plain, images)), total=True),
-        row("Pair, equal images", f"{images:,} for each network", number(at(pair, images))),
-        row(
-            "Pair, equal compute",
-            f"{images // 2:,} for each network, read off the curve of the longer run",
-            number(at(pair, images / 2)),
-        ),
+        [f"Plain model\n{images:,} images", decimals(at(plain, images), 3)],
+        [f"Pair, equal images\n{images:,} for each network", decimals(at(pair, images), 3)],
+        [
+            f"Pair, equal compute\n{images // 2:,} for each network, read off the curve of the "
+            "longer run",
+            decimals(at(pair, images / 2), 3),
+        ],
     ]
     text = (
         "Held-out bits/dim during training; the pair's is a bound. What a run had reached halfway "
         "is worse than a run of half the length, whose rate would have been taken down by then."
     )
-    return table(("Training", "bits/dim"), rows) + f"<p>{escape(text)}</p>"
+    return Table(["Training", "bits/dim"], rows, totals=(0,)).html() + paragraph(text)

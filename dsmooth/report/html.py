@@ -1,9 +1,10 @@
-"""The HTML that carries pictures inline."""
+"""Pieces of a page: pictures that it carries inline, figures, paragraphs."""
 
 from __future__ import annotations
 
 import base64
 import math
+from collections.abc import Callable, Sequence
 from html import escape
 
 from torch import Tensor
@@ -25,12 +26,7 @@ def data_uri(png: bytes) -> str:
 
 
 def figure(
-    png: bytes,
-    alt: str,
-    title: str,
-    text: str,
-    dark_png: bytes | None = None,
-    kind: str = "",
+    png: bytes, alt: str, title: str, text: str, dark_png: bytes | None = None, kind: str = ""
 ) -> str:
     """An HTML figure of class `kind`; `dark_png` takes the picture's place in dark mode."""
     image = f'<img src="{data_uri(png)}" alt="{escape(alt)}">'
@@ -42,3 +38,19 @@ def figure(
         f"<figure{style}>{image}<figcaption><strong>{escape(title)}</strong> {escape(text)}"
         "</figcaption></figure>"
     )
+
+
+def plot_figure(plot: Callable[..., bytes], alt: str, title: str, text: str) -> str:
+    """A figure of `plot`, which is called with dark=False and dark=True."""
+    return figure(plot(dark=False), alt, title, text, plot(dark=True))
+
+
+def side_by_side(figures: Sequence[str], kind: str = "curves") -> str:
+    """Figures in columns where the page is wide enough."""
+    return f'<div class="grid {kind}">{"".join(figures)}</div>' if figures else ""
+
+
+def paragraph(text: str) -> str:
+    """A paragraph, with `backquotes` as code."""
+    parts = escape(text).split("`")
+    return f"<p>{''.join(f'<code>{p}</code>' if i % 2 else p for i, p in enumerate(parts))}</p>"

@@ -15,29 +15,23 @@ from torch import Tensor
 
 from ..files import write_atomically
 from ..pretrained import TITLE
+from ..tables import decimals
 from .growth import growth_section
+from .html import paragraph
 from .sections import (
+    TITLES,
+    bits_section,
     curves_section,
     denoising_section,
+    frechet_section,
+    paper_section,
     probes_section,
     receptive_section,
     samples_section,
-)
-from .tables import (
-    SUBJECT_TITLES,
-    bits_section,
-    frechet_section,
-    paper_section,
-    plus_minus,
-    settings_section,
+    settings_table,
 )
 from .template import PAGE
 
-GUIDE = (
-    "As a guide: with the settings of mnist-quick, 64,000 images for the noisy model and 53,000 "
-    "for the denoiser (8 minutes on two CPU cores) gave a bound of 1.056 bits/dim, and about five "
-    "cells in six read as a digit."
-)
 NOISE_NAMES = {"gaussian": "Gaussian", "laplace": "Laplace", "uniform": "uniform"}
 
 
@@ -62,9 +56,9 @@ def write_report(
         "Beside the paper": paper_section(results),
         "Training curves": curves_section(results, histories),
         "What more training buys": growth_section(results, histories),
-        "Better samples": paragraphs(advice(results)),
-        "How this was made": paragraphs(making(results)),
-        "Settings": settings_section(results),
+        "Better samples": "\n".join(map(paragraph, advice(results))),
+        "How this was made": "\n".join(map(paragraph, making(results))),
+        "Settings": settings_table(results["runs"]).html("settings"),
     }
     values = {
         "title": f"Distribution smoothing on {data_name(results)}",
@@ -95,37 +89,37 @@ def bound_sentence(results: Mapping[str, Any]) -> str:
         return "Bits/dim were not measured yet."
     pair = results["bits_per_dim"]["pair"]
     where = f"on {pair['n_images']:,} held-out images (± is the standard error over images)"
+    number = decimals(pair["value"], 3, pair["standard_error"])
     if pair["likelihood"] == "discretized":
-        return f"The pair's discrete bound is {plus_minus(pair)} bits/dim {where}."
-    return f"The pair's density bound, in [-1, 1] units, is {plus_minus(pair)} bits/dim {where}."
+        return f"The pair's discrete bound is {number} bits/dim {where}."
+    return f"The pair's density bound, in [-1, 1] units, is {number} bits/dim {where}."
 
 
 def making(results: Mapping[str, Any]) -> list[str]:
     """Sentences on data, runs and machine of the reproduction."""
-    data, machine, runs = results["data"], results["machine"], results["runs"]
+    data, machine = results["data"], results["machine"]
     kind = "the subset that comes with dsmooth" if data["embedded_subset"] else "the files given"
     sentences = [
         f"Settings: {results['name']}. "
         f"Data: {data_name(results)}, {kind}: {data['train_images']:,} training and "
         f"{data['test_images']:,} test images of {' x '.join(map(str, data['image_size']))} pixels."
     ]
-    for role, run in runs.items():
+    for role, run in results["runs"].items():
         trained = "how it was trained is not recorded"
         if "images" in run:
+            trained = f"trained on {run['images']:,} images, repeats counted"
+        if "passes_over_training_set" in run:  # trained here
             rate = run["images"] / max(run["training_seconds"], 0.1)
-            trained = (
-                f"{run['images']:,} images ({run['passes_over_training_set']:.1f} passes over the "
-                f"training set) in {run['training_seconds'] / 60:.1f} minutes, {rate:.0f} images/s"
+            trained += (
+                f" ({run['passes_over_training_set']:.1f} passes over the training set) in "
+                f"{run['training_seconds'] / 60:.1f} minutes, {rate:.0f} images/s"
             )
-        sentences.append(f"{SUBJECT_TITLES[role]}: {run['parameters']:,} parameters, {trained}.")
-    together = "; noisy model and denoiser were trained side by side, the baseline after them"
-    if not results["budget_minutes"]:
-        together = ""
+        sentences.append(f"{TITLES[role]}: {run['parameters']:,} parameters, {trained}.")
     gpu = f", {machine['gpu']}" if machine["gpu"] else ""
     sentences.append(
         f"Machine: {machine['processor']}, {machine['cpu_threads']} CPU threads{gpu}, "
         f"{machine['system']}, Python {machine['python']}, torch {machine['torch']}, "
-        f"dsmooth {results['dsmooth']}{together if 'plain' in runs else ''}."
+        f"dsmooth {results['dsmooth']}."
     )
     return sentences
 
@@ -136,26 +130,23 @@ def advice(results: Mapping[str, Any]) -> list[str]:
     if results["name"] == TITLE:
         return [
             "These models come with dsmooth. `dsmooth/pretrained/mnist/README.md` is their card, "
-            "with the numbers of all 10,000 test images.",
-            f"`dsmooth reproduce --from-scratch --out from-scratch` trains a pair here. {GUIDE}",
+            "with the numbers of all test images.",
+            "`dsmooth reproduce --from-scratch --out from-scratch` trains a pair here.",
         ]
     sentences = []
     if budget:
         fewest = min(runs["noisy"]["images"], runs["denoiser"]["images"])
         sentences.append(
             f"In {budget:.3g} minutes each model of the pair saw {fewest:,} images or more "
-            f"({fewest / data['train_images']:.1f} passes over the training set). That is a first "
-            "sketch."
+            f"({fewest / data['train_images']:.1f} passes over the training set)."
         )
-    if data["name"] == "mnist":
-        sentences.append(GUIDE)
     longer = max(60, round(8 * budget)) if budget else 60
     command = f"`dsmooth reproduce --budget {longer} --out reproduction-{longer}"
     if data["embedded_subset"]:
         sentences.append(
             f"Quality is a matter of images seen. {command} --data-dir mnist --download` trains "
-            f"for {longer} minutes on all 60,000 images of MNIST, after fetching them; a long run "
-            f"on the embedded {data['train_images']:,} alone would begin to learn them by heart."
+            f"for {longer} minutes on the full training set of MNIST, after fetching it; a long "
+            f"run on the embedded {data['train_images']:,} images would learn them by heart."
         )
     else:
         sentences.append(
@@ -163,17 +154,6 @@ def advice(results: Mapping[str, Any]) -> list[str]:
             f"trains for {longer} minutes."
         )
     return sentences
-
-
-def code_words(text: str) -> str:
-    """Escape `text` and turn `backquotes` into <code>."""
-    parts = escape(text).split("`")
-    return "".join(f"<code>{p}</code>" if i % 2 else p for i, p in enumerate(parts))
-
-
-def paragraphs(sentences: Sequence[str]) -> str:
-    """Each as a paragraph, with `backquotes` as code."""
-    return "\n".join(f"<p>{code_words(sentence)}</p>" for sentence in sentences)
 
 
 def introduction(results: Mapping[str, Any]) -> str:

@@ -1,83 +1,110 @@
-"""Pictures of a report with their captions: samples, curves, probes, receptive fields."""
+"""Sections of a report in HTML: samples, numbers beside published ones, curves and settings.
+
+Each is a function of the content of results.json, and empty where nothing was measured.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .html import figure, grid
+from ..evaluate.likelihood import EQUATION_4_BITS
+from ..tables import COMPARABLE, Table, bits_table, decimals, percent
+from .html import figure, grid, paragraph, plot_figure, side_by_side
 from .plots import curve_png, probe_png, receptive_png
-from .tables import SUBJECT_TITLES
 
 # Pictures show an 8 x 8 grid at most, whatever was drawn.
-SHOWN = 64
+GRID_IMAGES = 64
+# The numbers of the reproduction paper of Meng et al. (ICLR 2021) for MNIST.
+PAPER_BITS = 3.23
+PAPER_PROBE = 98.5
+
+TITLES = {
+    "noisy": "Noisy model",
+    "denoiser": "Denoiser",
+    "plain": "Plain baseline",
+    "two-step": "Two-step samples",
+    "single-step": "Single-step samples",
+    "real": "Test images, the floor",
+}
+SAMPLES = {
+    "noisy": (
+        "Noisy samples x̃ ~ p(x̃)",
+        "Draws from the first model. The grain is the noise that the model was trained with.",
+    ),
+    "two-step": (
+        "Two-step samples x ~ p(x | x̃)",
+        "The denoiser's draw for the noisy sample in the same place.",
+    ),
+    "single-step": (
+        "Single-step samples E[x | x̃]",
+        "The posterior mean x̃ + σ²∇log p(x̃) of the same noisy samples, from the first model "
+        "alone: an average over all x that fit.",
+    ),
+    "plain": (
+        "Plain PixelCNN++ x ~ p(x)",
+        "The baseline without smoothing, pixel by pixel on clean images.",
+    ),
+}
+
+# (key of `settings`, words); a dot leads into the model's own settings.
+SETTINGS = (
+    ("model.n_filters", "filters F"),
+    ("model.n_resnet", "gated resnets per block R"),
+    ("model.n_mix", "mixture components K"),
+    ("model.dropout", "dropout"),
+    ("model.conditioning", "conditioning"),
+    ("model.likelihood", "likelihood"),
+    ("smoothing", "smoothing noise"),
+    ("scale", "its scale σ"),
+    ("clean_noise", "noise on the target"),
+    ("batch_size", "batch size"),
+    ("learning_rate", "peak learning rate"),
+    ("schedule", "learning-rate schedule"),
+    ("warmup_images", "warm-up, images"),
+    ("betas", "Adam's β"),
+    ("clip_norm", "gradient clipped at"),
+    ("ema", "largest EMA decay"),
+    ("data_init", "data-dependent init"),
+    ("precision", "precision"),
+    ("seed", "seed"),
+)
 
 
 def samples_section(results: Mapping[str, Any], pictures: Mapping[str, Tensor]) -> str:
-    """The paper's Figures 2 to 4: the same x̃ behind each method, and the plain baseline."""
-    runs = results["runs"]
-    captions = {
-        "noisy": (
-            "Noisy samples x̃ ~ p(x̃)",
-            "What the first model draws. The grain belongs there: it is the noise the model was "
-            "trained with. Look for the shapes beneath it.",
-        ),
-        "two-step": (
-            "Two-step samples x ~ p(x | x̃)",
-            "The denoiser's draw for the noisy sample in the same place. As it learns, the grain "
-            "goes and edges become sharp; where x̃ is no clear shape, neither is x.",
-        ),
-        "single-step": (
-            "Single-step samples E[x | x̃]",
-            "The posterior mean x̃ + σ²∇log p(x̃) of the same noisy samples, from the first model "
-            "alone. An average over all x that fit: grey and soft, with a rest of grain.",
-        ),
-        "plain": (
-            "Plain PixelCNN++ x ~ p(x)",
-            "The baseline without smoothing, pixel by pixel on clean images." + plain_remark(runs),
-        ),
-    }
+    """Figures 2 to 4 of the paper: the same x̃ behind each method, and the plain baseline."""
     figures = []
-    for name, (title, text) in captions.items():
+    for name, (title, text) in SAMPLES.items():
         if name not in pictures:
             continue
-        x = pictures[name][:SHOWN]
-        bad = results["samples"]["diverged"][name]
-        if bad:
-            text += f" {bad} of {len(pictures[name]):,} diverged and are shown in plain grey."
+        x = pictures[name][:GRID_IMAGES]
+        diverged = results["samples"]["diverged"][name]
+        if diverged:
+            text += f" {diverged} of {len(pictures[name]):,} diverged and are shown in plain grey."
         alt = f"Grid of {len(x)} images. {title}."
         figures.append(figure(grid(x, math.isqrt(len(x) - 1) + 1), alt, title, text))
-    return f'<div class="grid samples">{"".join(figures)}</div>' if figures else ""
-
-
-def plain_remark(runs: Mapping[str, Any]) -> str:
-    """How the baseline's training compares with the pair's."""
-    if not all("images" in runs.get(role, {}) for role in ("plain", "noisy")):
-        return ""
-    plain, noisy = runs["plain"]["images"], runs["noisy"]["images"]
-    return f" It saw {plain:,} training images, the noisy model {noisy:,}."
+    return side_by_side(figures, "samples")
 
 
 def denoising_section(results: Mapping[str, Any], pictures: Mapping[str, Tensor]) -> str:
     """Held-out images, noisy, and denoised: one row each."""
-    names = [
-        ("held-out", "held-out images x"),
-        ("held-out-noisy", "x̃ = x + noise"),
-        ("held-out-two-step", "a draw from p(x | x̃)"),
-        ("held-out-single-step", "the mean E[x | x̃]"),
-    ]
+    names = {
+        "held-out": "held-out images x",
+        "held-out-noisy": "x̃ = x + noise",
+        "held-out-two-step": "a draw from p(x | x̃)",
+        "held-out-single-step": "the mean E[x | x̃]",
+    }
     if "held-out-two-step" not in pictures:
         return ""
-    rows = [(pictures[name], words) for name, words in names if name in pictures]
-    words = "; ".join(words for _, words in rows)
-    x = torch.cat([row for row, _ in rows])
+    rows = [pictures[name] for name in names if name in pictures]
+    words = "; ".join(words for name, words in names.items() if name in pictures)
     return figure(
-        grid(x, len(rows[0][0])),
+        grid(torch.cat(rows), len(rows[0])),
         f"Held-out images, their noisy versions and what denoising makes of them; rows: {words}.",
         "Denoising images the models have not seen",
         f"Rows from top to bottom: {words}. The draw need not be the original: it is one image "
@@ -86,69 +113,191 @@ def denoising_section(results: Mapping[str, Any], pictures: Mapping[str, Tensor]
     )
 
 
+def bits_section(results: Mapping[str, Any]) -> str:
+    """Bits/dim of the pair and the baseline in every convention, and the terms of the bound."""
+    if "bits_per_dim" not in results:
+        return ""
+    models = {name: results["bits_per_dim"].get(name) for name in ("pair", "plain")}
+    table = bits_table({name: each["conventions"] for name, each in models.items() if each})
+    pair = results["bits_per_dim"]["pair"]
+    draws = "one draw" if pair["n_noise"] == 1 else f"{pair['n_noise']} draws"
+    text = (
+        f"Averages over the first {pair['n_images']:,} held-out images, {draws} of x̃ per image. "
+        f"{terms_sentence(pair)} {COMPARABLE}: of the same 8-bit images, but published numbers are "
+        "over full test sets, by models trained on full training sets. A uniform guess costs 8."
+    )
+    if pair["likelihood"] != "discretized":
+        text += (
+            " This denoiser was trained on a density; its own bound is that in units of [−1, 1], "
+            "which is not comparable with discrete bits/dim."
+        )
+    return table.html() + paragraph(text)
+
+
+def terms_sentence(pair: Mapping[str, Any]) -> str:
+    """The three terms of a pair's bound."""
+    noisy, noise, denoiser = (decimals(pair[k]) for k in ("noisy", "smoothing", "denoiser"))
+    return (
+        f"The bound is the sum of {noisy} (noisy model), {noise} (the noise, known exactly) and "
+        f"{denoiser} (denoiser)."
+    )
+
+
+def frechet_section(results: Mapping[str, Any]) -> str:
+    """Distances of the samples of each method to real images, and their floor."""
+    frechet = results.get("frechet")
+    if frechet is None:
+        return ""
+    if "skipped" in frechet:
+        return paragraph(f"Not measured: {frechet['skipped']}.")
+    rows, remarks = [], []
+    for name, distance in frechet["distances"].items():
+        words = f"{TITLES[name]}\n{distance['n_images']:,} images"
+        rows.append([words, decimals(distance["value"], 3)])
+        remarks += [w for w in distance.get("warnings", ()) if w not in remarks]
+        if distance.get("left_out"):
+            remarks.append(f"{TITLES[name]}: {distance['left_out']:,} diverged and are left out")
+    extractor = frechet["extractor"]
+    text = (
+        f"{frechet['name']} to the {frechet['reference']['n_images']:,} training images. "
+        f"Extractor: {extractor['name']}, SHA-256 {extractor['sha256'][:16]}…, resize: "
+        f"{extractor['resize']}. Values become bytes by rounding and clamping."
+    )
+    text = " ".join([text, *(f"{remark[0].upper()}{remark[1:]}." for remark in remarks)])
+    return Table(["Images", "distance"], rows).html() + paragraph(text)
+
+
+def paper_section(results: Mapping[str, Any]) -> str:
+    """The measured numbers of MNIST beside the reproduction paper's, and whether they compare."""
+    if results["data"]["name"] != "mnist":
+        return ""
+    rows = [*_paper_bits(results), *_paper_frechet(results), *_paper_probes(results)]
+    if not rows:
+        return ""
+    text = (
+        "Paper: the reproduction of Meng et al. (ICLR 2021) on MNIST. Its equation (4) writes the "
+        "entropy of the noise without its e, which makes bits/dim "
+        f"{EQUATION_4_BITS:.4f} too high: its {PAPER_BITS} is {PAPER_BITS - EQUATION_4_BITS:.2f} "
+        f"if its code did so too, and {PAPER_BITS} if that is a misprint."
+    )
+    return Table(["Measure", "here", "paper"], rows).html() + paragraph(text)
+
+
+def _paper_bits(results: Mapping[str, Any]) -> list[list[str]]:
+    """The bound, and with Gaussian noise the same number by equation (4)."""
+    if "bits_per_dim" not in results:
+        return []
+    pair = results["bits_per_dim"]["pair"]
+    why = "the same kind of number, a density, if the paper's is in units of [−1, 1]"
+    if pair["likelihood"] == "discretized":
+        why = "not comparable: a probability of bytes, the paper's a density of x + 0.01 n"
+    corrected = f"{PAPER_BITS - EQUATION_4_BITS:.2f} or {PAPER_BITS}"
+    rows = [[f"Bits/dim, two-step\n{why}", decimals(pair["value"], 3), corrected]]
+    if results["runs"]["noisy"]["settings"]["smoothing"] == "gaussian":
+        value = decimals(pair["value"] + EQUATION_4_BITS, 3)
+        words = "The same by equation (4)\nfor orientation only: the entropy without its e"
+        rows.append([words, value, f"{PAPER_BITS}"])
+    return rows
+
+
+def _paper_frechet(results: Mapping[str, Any]) -> list[list[str]]:
+    """Fréchet distance: no published number is on the same scale."""
+    distances = results.get("frechet", {}).get("distances", {})
+    if "two-step" not in distances:
+        return []
+    name = results["frechet"]["name"]
+    why = "not comparable with an FID: that means features of the 2015 Inception network"
+    if name == "FID":
+        why = "comparable only with as many samples and the same real images"
+    return [[f"{name}, two-step\n{why}", decimals(distances["two-step"]["value"], 3), "–"]]
+
+
+def _paper_probes(results: Mapping[str, Any]) -> list[list[str]]:
+    """The best probe of each network."""
+    probes = results.get("probes", {})
+    rows = []
+    for name in ("noisy", "denoiser"):
+        blocks = probes.get("accuracy", {}).get(name)
+        if blocks is None:
+            continue
+        best = best_block(blocks)
+        why = (
+            f"after block {best}; trained on {probes['asked']['train_images']:,} images, the "
+            "paper's on its own, larger network"
+        )
+        paper = f"{PAPER_PROBE} %" if name == "noisy" else "–"
+        title = f"Best probe, {TITLES[name].lower()}\n{why}"
+        rows.append([title, percent(blocks[best]["accuracy"]), paper])
+    return rows
+
+
+def best_block(blocks: Mapping[str, Any]) -> str:
+    """The block whose probe has the highest accuracy."""
+    return max(blocks, key=lambda block: blocks[block]["accuracy"])
+
+
 def probes_section(results: Mapping[str, Any]) -> str:
-    """The paper's Figures 5 and 6: accuracy after each block of either network."""
+    """Figures 5 and 6 of the paper: accuracy after each block of either network."""
     probes = results.get("probes")
     if probes is None:
         return ""
     if "skipped" in probes:
-        return f"<p>Not measured: {escape(probes['skipped'])}.</p>"
-    accuracy, asked = probes["accuracy"], probes["asked"]
+        return paragraph(f"Not measured: {probes['skipped']}.")
+    accuracy, settings = probes["accuracy"], probes["asked"]
     figures = []
     for name in ("noisy", "denoiser"):
         if name not in accuracy:
             continue
-        light, dark = (probe_png(accuracy, name, dark=dark) for dark in (False, True))
-        values = {block: 100 * entry["accuracy"] for block, entry in accuracy[name].items()}
-        best = max(values, key=lambda block: values[block])
-        listed = ", ".join(f"{block} {value:.1f}" for block, value in values.items())
+        blocks = accuracy[name]
+        best = best_block(blocks)
+        listed = ", ".join(f"{b} {100 * entry['accuracy']:.1f}" for b, entry in blocks.items())
         figures.append(
-            figure(
-                light,
+            plot_figure(
+                partial(probe_png, accuracy, name),
                 f"Test accuracy of linear probes after the blocks of the {name} network, in per "
                 f"cent: {listed}.",
-                SUBJECT_TITLES[name],
-                f"Best: {values[best]:.1f} % after {best}. Per cent by block: {listed}.",
-                dark,
+                TITLES[name],
+                f"Best: {percent(blocks[best]['accuracy'])} after {best}. Per cent by block: "
+                f"{listed}.",
             )
         )
     seen = {
         "noisy": "Both networks see x̃ alone",
         "clean": "The noisy model sees x, the denoiser x given x̃",
-    }[asked["input"]]
+    }[settings["input"]]
     shape = {"flat": "every value of the map", "mean": "each filter's mean over the map"}
-    streams = {"ul": "stream ul", "u": "stream u", "both": "streams u and ul"}[asked["stream"]]
+    streams = {"ul": "stream ul", "u": "stream u", "both": "streams u and ul"}[settings["stream"]]
     text = (
-        f"Linear softmax classifiers on frozen features: {shape[asked['pooling']]}, {streams}, "
-        f"{asked['train_images']:,} training and {asked['test_images']:,} test images, "
-        f"{asked['epochs']} passes. {seen}, with one draw of noise per image. Controls: the same "
-        "network untrained, and the pixels that it sees. Bars are standard errors over test images."
+        f"Linear softmax classifiers on frozen features: {shape[settings['pooling']]}, {streams}, "
+        f"{settings['train_images']:,} training and {settings['test_images']:,} test images, "
+        f"{settings['epochs']} passes. {seen}, with one draw of noise per image. Controls: the "
+        "same network untrained, and the pixels that it sees. Bars are standard errors over test "
+        "images."
     )
-    return side_by_side(figures) + f"<p>{escape(text)}</p>"
+    return side_by_side(figures) + paragraph(text)
 
 
 def receptive_section(results: Mapping[str, Any]) -> str:
-    """The paper's Figure 10: a stack of masked convolutions against two streams."""
+    """Figure 10 of the paper: a stack of masked convolutions against two streams."""
     field = results.get("receptive_field")
     if field is None:
         return ""
     titles = {"masked-stack": "One stack of masked convolutions", "two-streams": "Two streams"}
     figures = []
     for name, network in field["networks"].items():
-        light, dark = (receptive_png(field, name, dark=dark) for dark in (False, True))
         text = (
             f"Of {field['causal']} earlier pixels {network['reached']} are reached and "
             f"{network['blind_spot']} are not; of the later pixels {network['leaks']} are."
         )
         alt = f"Map of the pixels that the middle one depends on. {titles[name]}: {text}"
-        figures.append(figure(light, alt, titles[name], text, dark))
+        figures.append(plot_figure(partial(receptive_png, field, name), alt, titles[name], text))
     text = (
         f"Gradients of small untrained networks on {field['size']} x {field['size']} pixels: what "
         "the distribution of the marked pixel depends on. A masked stack goes up and to the right "
         "by equal steps at most, so what lies flatter to the right is never seen, however deep "
         "it is. PixelCNN++ carries the rows above in a stream of their own."
     )
-    return side_by_side(figures) + f"<p>{escape(text)}</p>"
+    return side_by_side(figures) + paragraph(text)
 
 
 def curves_section(
@@ -158,22 +307,46 @@ def curves_section(
     figures = []
     for role, entries in histories.items():
         run = results["runs"][role]
-        png, dark = (curve_png(entries, dark=dark) for dark in (False, True))
-        last, loss = f"{run['held_out_bits_per_dim']:.3f}", run["loss"].replace("x~", "x̃")
+        last, loss = decimals(run["held_out_bits_per_dim"], 3), run["loss"].replace("x~", "x̃")
         figures.append(
-            figure(
-                png,
+            plot_figure(
+                partial(curve_png, entries),
                 f"Training curve of the {role} run: {loss} against images seen, ending at "
                 f"{last} on held-out images.",
-                SUBJECT_TITLES[role],
+                TITLES[role],
                 f"Loss: {loss}. Line: training, with dropout if any, smoothed; dots: the averaged "
                 f"weights on {run['held_out_images']:,} held-out images, {last} at the end.",
-                dark,
             )
         )
     return side_by_side(figures)
 
 
-def side_by_side(figures: Sequence[str]) -> str:
-    """Figures in columns where the page is wide enough."""
-    return f'<div class="grid curves">{"".join(figures)}</div>' if figures else ""
+def settings_table(runs: Mapping[str, Any]) -> Table:
+    """Settings of the runs; a dash where a model has none, or none is recorded."""
+    rows = []
+    for key, words in SETTINGS:
+        values = []
+        for role, run in runs.items():
+            value = run["settings"]
+            for part in key.split("."):
+                value = value.get(part, "–")
+                if value == "–":
+                    break
+            absent = role == "plain" and key in ("smoothing", "scale", "clean_noise")
+            values.append("–" if absent else setting_words(value))
+        if set(values) != {"–"}:
+            rows.append([words, *values])
+    return Table(["Setting", *runs], rows)
+
+
+def setting_words(value: Any) -> str:
+    """A setting's value as a person writes it."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(setting_words, value))
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:g}" if isinstance(value, float) else str(value)

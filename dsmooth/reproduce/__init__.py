@@ -1,15 +1,15 @@
-"""The whole paper in one folder: plan, stages, results, and the call that carries them out."""
+"""The whole paper in one folder: plan, stages, results, and the pipeline that carries them out."""
 
-from .plan import BUDGET_MINUTES, Given, Plan, plan_from_preset
+from .pipeline import reproduce
+from .plan import BUDGET_MINUTES, PretrainedPlan, TrainingPlan, plan_from_preset
 from .stages import STAGES, Sizes
-from .whole import reproduce
 
 __all__ = [
     "BUDGET_MINUTES",
     "STAGES",
-    "Given",
-    "Plan",
+    "PretrainedPlan",
     "Sizes",
+    "TrainingPlan",
     "plan_from_preset",
     "reproduce",
 ]

@@ -7,8 +7,8 @@ FOLDER has the full MNIST. A stopped call can be repeated: it goes on where it w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,35 +16,33 @@ from torch import Tensor
 
 from .._version import __version__
 from ..config import ProbeSettings
-from ..data import ImageDataset, epoch_order, load_dataset, to_bytes
+from ..data import ImageDataset, epoch_order, load_dataset
 from ..evaluate.comparison import collect_statistics
-from ..evaluate.features import FeatureExtractor, Features, extract_features, make_extractor
+from ..evaluate.features import Features, extract_features, make_extractor
 from ..evaluate.frechet import FeatureStatistics, limit_of_distances
-from ..evaluate.likelihood import conventions, score_pair, score_plain, summarise
-from ..evaluate.probe import probe_pair
+from ..evaluate.likelihood import conventions, score_pair, score_plain
+from ..evaluate.probe import BLOCKS, PIXELS, probe_pair
 from ..files import write_atomically, write_json
 from ..machine import use_threads
 from ..models import Models, load_models
-from ..nn import PixelCNNpp
-from ..pictures import is_diverged, save_side_by_side
+from ..pictures import save_side_by_side
 from ..pretrained import DEFAULT, find
 from ..progress import progress
-from ..report.card import render_card
+from ..report.sections import PAPER_PROBE, TITLES, best_block, settings_table, terms_sentence
+from ..tables import COMPARABLE, Table, bits_table, decimals, percent
+from .cache import cached_json
 from .results import describe_machine, describe_model
-from .stages import draw_all, stored_or
+from .stages import bytes_to_compare, draw_all, score_all
 
-# Methods whose samples are compared with real images; the floor is of test images.
-COMPARED = ("two-step", "single-step", "plain")
 # Images of the embedded test set whose score a test computes again.
 SLICE_IMAGES = 40
-PROBES = ProbeSettings()
 CONFIDENT_IMAGES = 1000
 CONFIDENCES = (0.9, 0.99)
 
 
 @dataclass(frozen=True)
 class CardSizes:
-    """How many images the card's numbers are of."""
+    """Numbers of images behind the card's numbers."""
 
     samples: int = 10_000
     """Samples of each method."""
@@ -54,7 +52,7 @@ class CardSizes:
     """Draws of x~ per image."""
     frechet_counts: tuple[int, ...] = (1000, 2000, 4000, 7000, 10_000)
     """Numbers of samples whose distances are given, and extrapolated from."""
-    probes: ProbeSettings = PROBES
+    probes: ProbeSettings = field(default_factory=ProbeSettings)
     """Linear probes; both inputs are measured."""
 
 
@@ -94,24 +92,14 @@ def write_card(
             raise ValueError(f"{run.path} is not the folder of a finished run")
     work.mkdir(parents=True, exist_ok=True)
     pictures = draw_all(work, models, test_set, sizes.samples, seed)
-    measured = {
-        "bits_per_dim": measure_bits(work, models, test_set, sizes, seed),
-        "samples": measure_samples(
-            work / "samples.json", models, pictures, train_set, test_set, sizes
-        ),
-        "probes": {
-            kind: probe_pair(
-                models.pair,
-                train_set,
-                test_set,
-                replace(sizes.probes, input=kind, seed=seed),
-                work / f"probes-{kind}.json",
-                controls=False,
-            )
-            for kind in ("noisy", "clean")
-        },
-        "slice": measure_slice(models, seed),
-    }
+    bits = score_all(
+        work / "bits.json", models, test_set, sizes.test_images, n_noise=sizes.n_noise, seed=seed
+    )
+    probes = {}
+    for kind in ("noisy", "clean"):
+        settings = replace(sizes.probes, input=kind, seed=seed)
+        path = work / f"probes-{kind}.json"
+        probes[kind] = probe_pair(models.pair, train_set, test_set, settings, path, controls=False)
     card = {
         "dsmooth": __version__,
         "seed": seed,
@@ -119,9 +107,14 @@ def write_card(
         "weights_sha256": models.digests(),
         "data": {"train_images": len(train_set), "test_images": len(test_set)},
         "runs": {
-            role: describe_model(role, models, train_set, test_set) for role in models.networks
+            role: describe_model(role, models, test_set, len(train_set)) for role in models.networks
         },
-        **measured,
+        "bits_per_dim": bits,
+        "samples": measure_samples(
+            work / "samples.json", models, pictures, train_set, test_set, sizes
+        ),
+        "probes": probes,
+        "slice": measure_slice(models, seed),
     }
     save_side_by_side(
         [pictures[name] for name in ("plain", "noisy", "two-step")], folder / "samples.png"
@@ -129,39 +122,6 @@ def write_card(
     write_json(folder / "card.json", card)
     write_atomically(folder / "README.md", render_card(card).encode())
     return card
-
-
-def measure_bits(
-    work: Path, models: Models, test_set: ImageDataset, sizes: CardSizes, seed: int
-) -> dict[str, Any]:
-    """Bits/dim of the pair and of the plain model in every convention."""
-    n, digests = min(sizes.test_images, len(test_set)), models.digests()
-
-    def pair() -> dict[str, Any]:
-        with progress("scoring the pair", n) as done:
-            scores = score_pair(
-                models.pair, test_set, limit=n, n_noise=sizes.n_noise, seed=seed, progress=done
-            )
-        return {**asdict(summarise(scores)), "conventions": list(map(asdict, conventions(scores)))}
-
-    def plain() -> dict[str, Any]:
-        with progress("scoring the plain model", n) as done:
-            scores = score_plain(plain_of(models), test_set, limit=n, progress=done)
-        return {"conventions": list(map(asdict, conventions(scores)))}
-
-    of_pair = {"noisy": digests["noisy"], "denoiser": digests["denoiser"]}
-    asked = {"n_images": n, "n_noise": sizes.n_noise, "seed": seed, "weights_sha256": of_pair}
-    of_plain = {"n_images": n, "weights_sha256": digests.get("plain")}
-    return {
-        "pair": measured(work / "bits-pair.json", asked, pair),
-        "plain": measured(work / "bits-plain.json", of_plain, plain),
-    }
-
-
-def plain_of(models: Models) -> PixelCNNpp:
-    """The plain model, which `write_card` loaded."""
-    assert models.plain is not None
-    return models.plain
 
 
 def measure_samples(
@@ -175,54 +135,42 @@ def measure_samples(
     """Fréchet distances at several numbers of samples, and how sure the classifier is of them."""
     extractor = make_extractor("mnist-classifier")
 
+    def features_of(images: Tensor, name: str) -> Features:
+        with progress(f"features of {name}", len(images)) as done:
+            return extract_features(images, extractor, progress=done)
+
+    def statistics_of(features: Tensor, images: Tensor) -> FeatureStatistics:
+        return collect_statistics(features, images, extractor)
+
     def compute() -> dict[str, Any]:
-        reference = statistics_of(train_set.images, extractor, "training images")[1]
-        kinds = {name: to_bytes(pictures[name][~is_diverged(pictures[name])]) for name in COMPARED}
+        real = features_of(train_set.images, "training images").features
+        reference = statistics_of(real, train_set.images)
+        kinds = bytes_to_compare(pictures)
         # Shuffled: the later ones of MNIST's test images are harder.
         order = epoch_order(len(test_set), 0, 0)
         kinds["test images"] = test_set.images[order[: sizes.samples]]
         results = {}
         for name, images in kinds.items():
-            features, _ = statistics_of(images, extractor, name)
+            features = features_of(images, name)
+            counts = sorted({min(n, len(images)) for n in sizes.frechet_counts})
+            distances = [
+                statistics_of(features.features[:n], images[:n]).distance(reference) for n in counts
+            ]
             results[name] = {
                 "n_images": len(images),
-                **distances(features.features, images, extractor, reference, sizes.frechet_counts),
+                "distance": dict(zip(map(str, counts), distances, strict=True)),
+                "limit": limit_of_distances(counts, distances) if len(counts) > 1 else None,
                 "confident": confident_shares(features),
             }
         return {"name": extractor.distance_name, "of": results}
 
-    asked = {
+    cache_key = {
         "counts": list(sizes.frechet_counts),
         "samples": sizes.samples,
         "extractor": extractor.describe(),
         "weights_sha256": models.digests(),
     }
-    return measured(path, asked, compute)
-
-
-def statistics_of(
-    images: Tensor, extractor: FeatureExtractor, what: str
-) -> tuple[Features, FeatureStatistics]:
-    """Features of bytes (N, C, H, W), and their statistics."""
-    with progress(f"features of {what}", len(images)) as done:
-        features = extract_features(images, extractor, progress=done)
-    return features, collect_statistics(features.features, images, extractor)
-
-
-def distances(
-    features: Tensor,
-    images: Tensor,
-    extractor: FeatureExtractor,
-    reference: FeatureStatistics,
-    counts: Sequence[int],
-) -> dict[str, Any]:
-    """The distance of the first n to the reference for each of `counts`, and its limit."""
-    ns = sorted({min(n, len(features)) for n in counts})
-    values = [
-        collect_statistics(features[:n], images[:n], extractor).distance(reference) for n in ns
-    ]
-    limit = limit_of_distances(ns, values) if len(ns) > 1 else None
-    return {"distance": dict(zip(map(str, ns), values, strict=True)), "limit": limit}
+    return cached_json(path, cache_key, compute)
 
 
 def confident_shares(features: Features) -> dict[str, float]:
@@ -235,8 +183,9 @@ def confident_shares(features: Features) -> dict[str, float]:
 def measure_slice(models: Models, seed: int) -> dict[str, Any]:
     """The scores of a few images that are in the package, for a test to compute again."""
     data = load_dataset("mnist", "test")
+    assert models.plain is not None  # packaged models have one
     pair = score_pair(models.pair, data, limit=SLICE_IMAGES, seed=seed)
-    plain = score_plain(plain_of(models), data, limit=SLICE_IMAGES)
+    plain = score_plain(models.plain, data, limit=SLICE_IMAGES)
     return {
         "n_images": SLICE_IMAGES,
         "pair": conventions(pair)[0].value,
@@ -244,13 +193,173 @@ def measure_slice(models: Models, seed: int) -> dict[str, Any]:
     }
 
 
-def measured(
-    path: Path, asked: Mapping[str, Any], compute: Callable[[], dict[str, Any]]
-) -> dict[str, Any]:
-    """The stored result of the same question, else that of `compute`."""
-    result = stored_or(path, asked, "go on", compute)
-    assert result is not None  # only mode "read" gives None
-    return result
+METHODS = {
+    "two-step": "two-step samples",
+    "single-step": "single-step samples",
+    "plain": "samples of the plain model",
+    "test images": "test images (the floor)",
+}
+
+HEAD = """# MNIST: a smoothed pair and a plain PixelCNN++
+
+Three small autoregressive models of 28 x 28 digits. `noisy` models x + noise, p(x~). `denoiser`
+models p(x | x~). The two are a pair, whose samples are drawn in two steps. `plain` models x itself
+and is there to compare with. The weights are float16; they compute in float32 or bfloat16.
+
+```python
+import dsmooth
+
+pair = dsmooth.SmoothedPair.from_pretrained("mnist")
+x = pair.sample(64, seed=0)  # (64, 1, 28, 28) in [-1, 1]
+```
+
+![Samples: plain model, noisy model, two-step](samples.png)
+
+Left: the plain model. Middle: the noisy model. Right: the denoiser's draws for the noisy ones. They
+are the first 64 of each, not chosen. All numbers below are of the {test} test images of MNIST,
+which no model was trained on."""
+
+LICENCE = """## Licence
+
+The weights are under the licence of dsmooth, MIT. They were trained on MNIST, by Yann LeCun,
+Corinna Cortes and Christopher J.C. Burges, which is under CC BY-SA 3.0
+(`dsmooth/data/ATTRIBUTION.md`)."""
+
+
+def render_card(card: Mapping[str, Any]) -> str:
+    """README.md of the folder of packaged models, from the content of card.json."""
+    runs, bits = card["runs"], card["bits_per_dim"]
+    table = bits_table({name: bits[name]["conventions"] for name in ("pair", "plain")})
+    sections = [
+        HEAD.format(test=f"{card['data']['test_images']:,}"),
+        "## How they were trained\n\n" + training(runs, card["data"]),
+        "## Bits per dimension\n\n" + table.markdown(),
+        f'\\{COMPARABLE}. {terms_sentence(bits["pair"])} "eq. (4)": by the reproduction paper\'s '
+        "equation, which lacks an e.",
+        "## Samples\n\n" + samples(card["samples"], card["seed"]),
+        "## Linear probes\n\n" + probes(card["probes"]),
+        "## Settings\n\n" + settings_table(runs).markdown(),
+        "## How the numbers were made\n\n" + making(card),
+        LICENCE,
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def training(runs: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+    """Images, passes and time of each run, and what is not in its settings."""
+    rows = [
+        [
+            TITLES[role],
+            f"{run['parameters']:,}",
+            f"{run['images']:,}",
+            f"{run['passes_over_training_set']:.1f}",
+            f"{run['training_seconds'] / 3600:.1f}",
+        ]
+        for role, run in runs.items()
+    ]
+    table = Table(["model", "parameters", "images seen", "passes", "hours"], rows)
+    notes = [f"{TITLES[role]}: {note}." for role, run in runs.items() for note in run["notes"]]
+    text = f"On the {data['train_images']:,} training images of MNIST; hours are by the clock."
+    again = (
+        "`dsmooth train` with `--config`, of the file of settings in a model's folder, and "
+        "`--data-dir` trains it again."
+    )
+    return "\n\n".join([text, table.markdown(), again, *notes])
+
+
+def samples(measured: Mapping[str, Any], seed: int) -> str:
+    """Distances by number of samples, and how sure a classifier is of them."""
+    of = {words: measured["of"][name] for name, words in METHODS.items()}
+    counts = list(measured["of"]["two-step"]["distance"])
+    distances = [
+        [
+            words,
+            *(decimals(found["distance"].get(n), 3) for n in counts),
+            decimals(found["limit"], 3),
+        ]
+        for words, found in of.items()
+    ]
+    shares = [[words, *map(percent, found["confident"].values())] for words, found in of.items()]
+    levels = [f"≥ {level}" for level in measured["of"]["two-step"]["confident"]]
+    return (
+        f"{measured['name']}, to the training images; seed {seed}, the first N samples; ∞ by a "
+        "line in 1/N:\n\n"
+        + Table(["N", *(f"{int(n):,}" for n in counts), "∞"], distances).markdown()
+        + f"\n\nShare of {CONFIDENT_IMAGES:,} images whose likeliest digit has at least so much "
+        "probability by the same classifier:\n\n"
+        + Table(["probability", *levels], shares).markdown()
+    )
+
+
+def probes(measured: Mapping[str, Any]) -> str:
+    """Accuracy after each block, for both inputs."""
+    settings = measured["noisy"]["asked"]
+    parts = [
+        f"Linear classifiers on frozen features, {settings['train_images']:,} training and "
+        f"{settings['test_images']:,} test images, {settings['epochs']} passes."
+    ]
+    words = {
+        "noisy": "Both networks see x~ alone, as in the paper:",
+        "clean": "The noisy model sees x, the denoiser x given x~:",
+    }
+    for kind, sentence in words.items():
+        accuracy = dict(measured[kind]["accuracy"])
+        pixels = percent(accuracy.pop(PIXELS)[PIXELS]["accuracy"], 2)
+        rows = [
+            [block, *(percent(accuracy[name][block]["accuracy"], 2) for name in accuracy)]
+            for block in BLOCKS
+        ]
+        parts += [
+            sentence,
+            Table(["after block", *accuracy], rows).markdown(),
+            f"Pixels: {pixels}.",
+        ]
+    return "\n\n".join(parts)
+
+
+def making(card: Mapping[str, Any]) -> str:
+    """Machine, versions, digests and the command that measures again."""
+    machine = card["machine"]
+    digests = "\n".join(f"- {role}: `{digest}`" for role, digest in card["weights_sha256"].items())
+    return (
+        f"dsmooth {card['dsmooth']}, torch {machine['torch']}, Python {machine['python']}, on "
+        f"{machine['processor']}. `python -m dsmooth.reproduce.card --data-dir MNIST` measures "
+        f"them again. SHA-256 of the weights:\n\n{digests}"
+    )
+
+
+def summary(card: Mapping[str, Any]) -> str:
+    """The few numbers of the package's README, beside published ones."""
+    bits = [card["bits_per_dim"][name]["conventions"][0] for name in ("pair", "plain")]
+    pair, plain = (decimals(each["value"], 3, each["standard_error"]) for each in bits)
+    of = card["samples"]["of"]
+    two_step, plain_samples, real = (of[name] for name in ("two-step", "plain", "test images"))
+    most, level = list(two_step["distance"])[-1], list(two_step["confident"])[-1]
+    rows = [
+        [
+            "bits/dim of the bytes; the pair's is a bound",
+            f"≤ {pair}",
+            plain,
+            "Residual Flow 0.97, FFJORD 0.99, Glow 1.05 (Chen et al., 2019)",
+        ],
+        [
+            f"Fréchet distance, {int(most):,} samples (test images: {real['distance'][most]:.2f})",
+            *(decimals(each["distance"][most], 2) for each in (two_step, plain_samples)),
+            "–",
+        ],
+        [
+            f"a classifier is ≥ {percent(float(level), 0)} sure of the digit (test images: "
+            f"{percent(real['confident'][level], 0)})",
+            *(percent(each["confident"][level], 0) for each in (two_step, plain_samples)),
+            "–",
+        ],
+    ]
+    for kind, published in (("noisy", f"{PAPER_PROBE} %"), ("clean", "–")):
+        blocks = card["probes"][kind]["accuracy"]["noisy"]
+        best = best_block(blocks)
+        value = f"{percent(blocks[best]['accuracy'])} (noisy model, {best})"
+        rows.append([f"best linear probe, {kind} input", value, "–", published])
+    return Table(["", "pair, two-step", "plain model", "published"], rows).markdown()
 
 
 def main() -> None:

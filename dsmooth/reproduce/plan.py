@@ -1,4 +1,4 @@
-"""The models of a reproduction: runs to train, or models that are given."""
+"""The models of a reproduction: runs to train, or models that are trained already."""
 
 from __future__ import annotations
 
@@ -14,41 +14,37 @@ from ..evaluate.sources import choose_data
 from ..models import Models
 from ..presets import preset
 
-# The baseline's part of the training time. The pair is what the reproduction is about.
-PLAIN_SHARE = 0.2
+# Each model's part of the training time. The pair is what the reproduction is about.
+SHARES: dict[Role, float] = {"noisy": 0.4, "denoiser": 0.4, "plain": 0.2}
 # The least training between two scores on held-out images.
 EVALUATION_MINUTES = 0.4
 BUDGET_MINUTES = 8.0
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The runs that a reproduction trains.
+class TrainingPlan:
+    """The runs that a reproduction trains, one after the other.
 
-    groups: the runs of a group train side by side; the groups follow one another. Among the runs
-    are one noisy model and its denoiser; a plain one may be there.
-    name: where the settings come from, for the report. budget: minutes of training in all, or
-    None if the configs say how many images.
+    configs: one noisy model and its denoiser; a plain one may follow. name: the source of the
+    settings, for the report. budget: minutes of training in all, or None if the configs say how
+    many images.
     """
 
     name: str
-    groups: tuple[tuple[TrainConfig, ...], ...]
+    configs: tuple[TrainConfig, ...]
     budget: float | None = None
-
-    @property
-    def configs(self) -> dict[Role, TrainConfig]:
-        """The settings by role."""
-        return {config.role: config for group in self.groups for config in group}
 
     @property
     def seed(self) -> int:
         """The seed of weights, noise and samples."""
-        return self.configs["noisy"].seed
+        return self.configs[0].seed
 
     def description(self) -> dict[str, Any]:
         """All that decides the results, as JSON."""
-        roles = {role: asdict(config) for role, config in self.configs.items()}
-        return {"name": self.name, "budget": self.budget, "runs": roles}
+        runs = {config.role: asdict(config) for config in self.configs}
+        for settings in runs.values() if self.budget else ():
+            del settings["budget"], settings["evaluations"]  # parts of the budget in all
+        return {"name": self.name, "budget": self.budget, "runs": runs}
 
 
 def plan_from_preset(
@@ -58,17 +54,17 @@ def plan_from_preset(
     data_dir: str | None = None,
     download: bool = False,
     seed: int = 0,
-) -> Plan:
-    """The pair side by side, then the plain baseline, in `budget` minutes together.
+) -> TrainingPlan:
+    """The pair, then the plain baseline, in `budget` minutes together.
 
     Raises ValueError for an unknown preset or a budget that is not positive.
     """
     if not 0 < budget < math.inf:
         raise ValueError(f"budget must be a positive number of minutes, got {budget}")
-
-    def config(role: Role, share: float) -> TrainConfig:
+    configs = []
+    for role, share in SHARES.items():
         settings, minutes = preset(name, role), share * budget
-        return replace(
+        config = replace(
             settings,
             images=None,
             budget=minutes,
@@ -78,21 +74,20 @@ def plan_from_preset(
             # A short run must not spend its time on being scored.
             evaluations=max(1, min(settings.evaluations, int(minutes / EVALUATION_MINUTES))),
         )
-
-    pair = (config("noisy", 1 - PLAIN_SHARE), config("denoiser", 1 - PLAIN_SHARE))
-    return Plan(name, (pair, (config("plain", PLAIN_SHARE),)), budget)
+        configs.append(config)
+    return TrainingPlan(name, tuple(configs), budget)
 
 
 @dataclass(frozen=True)
-class Given:
+class PretrainedPlan:
     """A reproduction with models that are trained already.
 
-    folders: a saved pair, or the run folders of a noisy model and of its denoiser; beside either
-    the run folder of a plain model. data, data_dir: which images; by default those of the runs, and
-    the embedded MNIST subset for a saved pair. name: what they are, for the report.
+    models: as of `load_models`, a pair and perhaps a plain model. data, data_dir: which images; by
+    default those of the runs, and the embedded MNIST subset for a saved pair. name: what the models
+    are, for the report.
     """
 
-    folders: tuple[Path, ...]
+    models: tuple[Path, ...]
     data: str | None = None
     data_dir: str | None = None
     seed: int = 0
@@ -101,8 +96,7 @@ class Given:
 
     def load_data(self, models: Models) -> tuple[ImageDataset, ImageDataset]:
         """Training and test images. Raises ValueError for those of another shape."""
-        directory = Path(self.data_dir) if self.data_dir else None
-        choice = choose_data(self.folders, self.data, directory, None)
+        choice = choose_data(models, self.data, self.data_dir)
         train_set, test_set = choice.load("train"), choice.load("test")
         for data in (train_set, test_set):
             check_images(models.pair, data)

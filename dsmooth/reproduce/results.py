@@ -18,22 +18,22 @@ from ..models import Models
 from ..pictures import is_diverged
 from ..runs import training_seconds
 from ..train.held_out import loss_name
+from .plan import PretrainedPlan, TrainingPlan
 
 
 def collect(
-    name: str,
-    budget: float | None,
-    seed: int,
+    plan: TrainingPlan | PretrainedPlan,
     models: Models,
     train_set: ImageDataset,
     test_set: ImageDataset,
     samples: Mapping[str, Tensor],
 ) -> dict[str, Any]:
     """The content of results.json beside the stages' numbers, without any path of this machine."""
+    trained_on = len(train_set) if isinstance(plan, TrainingPlan) else None
     return {
         "dsmooth": __version__,
-        "name": name,
-        "budget_minutes": budget,
+        "name": plan.name,
+        "budget_minutes": plan.budget,
         "data": {
             "name": test_set.name,
             "embedded_subset": test_set.source.startswith("embedded"),
@@ -44,10 +44,10 @@ def collect(
         },
         "machine": describe_machine(),
         "runs": {
-            role: describe_model(role, models, train_set, test_set) for role in models.networks
+            role: describe_model(role, models, test_set, trained_on) for role in models.networks
         },
         "samples": {
-            "seed": seed,
+            "seed": plan.seed,
             "count": {name: len(x) for name, x in samples.items()},
             "diverged": {name: int(is_diverged(x).sum()) for name, x in samples.items()},
         },
@@ -55,37 +55,41 @@ def collect(
 
 
 def describe_model(
-    role: Role, models: Models, train_set: ImageDataset, test_set: ImageDataset
+    role: Role, models: Models, test_set: ImageDataset, trained_on: int | None = None
 ) -> dict[str, Any]:
-    """A model's settings and size; its training, if the folder of a finished run is there."""
+    """A model's settings and size; its training, if the folder of a finished run is there.
+
+    trained_on: images of the training set, where that is known.
+    """
     network, smoothing = models.networks[role], models.pair.smoothing
     parameters = sum(p.numel() for p in network.parameters())
-    run = models.runs.get(role)
-    if run is None:
+    if role not in models.settings:
         settings = {
             "model": asdict(network.config),
             "smoothing": smoothing.kind,
             "scale": smoothing.scale,
         }
         return {"settings": settings, "parameters": parameters}
-    config, _ = run.read_config()
+    run, config = models.runs[role], models.settings[role]
     settings = asdict(config)
     settings.pop("data_dir")
     if not run.is_finished():
         return {"settings": settings, "parameters": parameters}
     entries = run.history()
     scores = [e["bits_per_dim"] for e in entries if e["event"] == "evaluation"]
-    return {
+    description = {
         "settings": settings,
         "parameters": parameters,
         "images": config.images,
-        "passes_over_training_set": round((config.images or 0) / len(train_set), 2),
         "training_seconds": training_seconds(entries),
         "loss": loss_name(config),
         "notes": [e["text"] for e in entries if e["event"] == "note"],
         "held_out_bits_per_dim": scores[-1],
         "held_out_images": min(config.evaluation_images, len(test_set)),
     }
+    if trained_on:
+        description["passes_over_training_set"] = round((config.images or 0) / trained_on, 2)
+    return description
 
 
 def describe_machine() -> dict[str, Any]:

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from ..config import Method, ProbeSettings, ReproductionStage, Role
 from ..data import ImageDataset, to_bytes
-from ..data.npz import read_npz
-from ..distributed import meet, rank_and_size
+from ..data.arrays import read_npz
+from ..distributed import meet
 from ..evaluate.comparison import collect_statistics, compare_images
 from ..evaluate.features import extract_features, make_extractor
-from ..evaluate.likelihood import (
-    Scores,
-    conventions,
-    score_pair,
-    score_plain,
-    standard_error,
-    summarise,
-)
+from ..evaluate.likelihood import bits_per_dim, score_pair, score_plain
 from ..evaluate.probe import probe_pair
 from ..evaluate.receptive_field import receptive_fields
-from ..files import read_json, write_json
+from ..files import read_json
 from ..machine import default_device
 from ..models import Models
 from ..pictures import is_diverged, save_grid, visible
@@ -37,11 +29,9 @@ from ..sampling.cached import Sampler
 from ..sampling.output import DrawPart, gather, write_images
 from ..sampling.request import Progress, Request
 from ..smoothing import GaussianSmoothing
+from .cache import Mode, cached_json, digest_of
 
 STAGES: tuple[ReproductionStage, ...] = get_args(ReproductionStage)
-# go on: compute what is not stored; redo: compute it all; read: compute nothing.
-Mode = Literal["go on", "redo", "read"]
-
 # Images drawn or scored at a time.
 CHUNK = 64
 # Held-out images whose denoising is shown, and samples in the picture of a grid.
@@ -76,34 +66,6 @@ class Sizes:
 def mode_of(stage: ReproductionStage, only: ReproductionStage | None) -> Mode:
     """The mode of a stage in a call with `--only`, or without."""
     return "go on" if only is None else "redo" if only == stage else "read"
-
-
-def stored_or(
-    path: Path, asked: Mapping[str, Any], mode: Mode, compute: Callable[[], dict[str, Any]]
-) -> dict[str, Any] | None:
-    """The result in `path` if it is the one asked for, else that of `compute`, written there.
-
-    Mode "read" takes any result that is there, whatever its sizes, unless it is of other weights;
-    it gives None where there is none. Under torchrun all processes compute together, and rank 0
-    writes.
-    """
-    meet()  # nobody writes while another looks
-    stored = read_json(path) if path.exists() else None
-    theirs = stored.get("asked", {}) if stored else {}
-    if mode == "read":
-        same = theirs.get("weights_sha256") == asked.get("weights_sha256")
-        return stored if same else None
-    if mode == "go on" and stored and theirs == asked:
-        return stored
-    result = {"asked": dict(asked), **compute()}
-    if rank_and_size()[0] == 0:
-        write_json(path, result)
-    return result
-
-
-def digest_of(x: Tensor) -> str:
-    """SHA-256 of the values of a tensor."""
-    return hashlib.sha256(x.numpy(force=True).tobytes()).hexdigest()
 
 
 def draw_all(
@@ -214,9 +176,17 @@ def read_drawn(path: Path, asked: Mapping[str, Any]) -> Tensor | None:
 
 
 def score_all(
-    path: Path, models: Models, test_set: ImageDataset, limit: int, mode: Mode = "go on"
-) -> dict[str, Any] | None:
-    """Bits/dim of the pair and of the baseline on held-out images, in every convention."""
+    path: Path,
+    models: Models,
+    test_set: ImageDataset,
+    limit: int,
+    mode: Mode = "go on",
+    **settings: Any,
+) -> dict[str, Any]:
+    """Bits/dim of the pair and of the baseline on held-out images, in every convention.
+
+    settings: n_noise and seed of `score_pair`.
+    """
     n = min(limit, len(test_set))
 
     def compute() -> dict[str, Any]:
@@ -228,35 +198,25 @@ def score_all(
                 batch_size=CHUNK,
                 clean_noise=models.clean_noise,
                 progress=done,
+                **settings,
             )
-        rows = [asdict(row) for row in conventions(scores)]
-        bits = {"unit": "bits/dim", "pair": {**asdict(summarise(scores)), "conventions": rows}}
+        result = {"unit": "bits/dim", "pair": asdict(bits_per_dim(scores))}
         if models.plain is not None:
             with progress("scoring the plain model", n) as done:
-                plain = score_plain(
-                    models.plain,
-                    test_set,
-                    limit=n,
-                    batch_size=CHUNK,
-                    progress=done,
+                scores = score_plain(
+                    models.plain, test_set, limit=n, batch_size=CHUNK, progress=done
                 )
-            bits["plain"] = summarise_plain(plain)
-        return bits
+            result["plain"] = asdict(bits_per_dim(scores))
+        return result
 
-    asked = {"n_images": n, "weights_sha256": models.digests()}
-    return stored_or(path, asked, mode, compute)
+    cache_key = {"n_images": n, **settings, "weights_sha256": models.digests()}
+    return cached_json(path, cache_key, compute, mode)
 
 
-def summarise_plain(scores: Scores) -> dict[str, Any]:
-    """The number of a plain model in the likelihood that it was trained with, and in all others."""
-    bits = scores.bits(scores.log_weights(scores.trained_as))[0]
-    return {
-        "likelihood": scores.trained_as,
-        "value": float(bits.mean()),
-        "standard_error": standard_error(bits),
-        "n_images": scores.n_images,
-        "conventions": [asdict(row) for row in conventions(scores)],
-    }
+def bytes_to_compare(pictures: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Samples whose distance to real images is measured, as bytes, without diverged ones."""
+    kept = {name: pictures[name] for name in COMPARED if name in pictures}
+    return {name: to_bytes(x[~is_diverged(x)]) for name, x in kept.items()}
 
 
 def compare_all(
@@ -267,19 +227,14 @@ def compare_all(
     test_set: ImageDataset,
     extractor: str,
     mode: Mode = "go on",
-) -> dict[str, Any] | None:
+) -> dict[str, Any]:
     """Fréchet distances of the samples of each method to the training images, with their floor.
 
     The floor is the distance of as many test images. Without an extractor that suits the data the
     result says under "skipped" why there is none.
     """
     digits = train_set.name == "mnist" and tuple(train_set.images.shape[1:]) == (1, 28, 28)
-    samples = {
-        name: to_bytes(pictures[name][~is_diverged(pictures[name])])
-        for name in COMPARED
-        if name in pictures
-    }
-    samples = {name: images for name, images in samples.items() if len(images) > 1}
+    samples = {name: x for name, x in bytes_to_compare(pictures).items() if len(x) > 1}
     count = max(map(len, samples.values()), default=0)
 
     network = None
@@ -315,12 +270,12 @@ def compare_all(
             "distances": {**distances, "real": real},
         }
 
-    asked = {
+    cache_key = {
         "extractor": extractor if network is None else network.describe(),
         "samples_sha256": {name: digest_of(images) for name, images in samples.items()},
         "weights_sha256": models.digests(),
     }
-    return stored_or(path, asked, mode, compute)
+    return cached_json(path, cache_key, compute, mode)
 
 
 def probe_all(
@@ -330,10 +285,10 @@ def probe_all(
     test_set: ImageDataset,
     settings: ProbeSettings,
     mode: Mode = "go on",
-) -> dict[str, Any] | None:
+) -> dict[str, Any]:
     """Accuracies of linear probes; "skipped" says why there are none for data without labels."""
     if mode == "read":
-        return read_json(path) if path.exists() else None
+        return read_json(path) if path.exists() else {}
     if train_set.labels is None or test_set.labels is None:
         return {"skipped": "the images have no labels"}
     if mode == "redo":
@@ -342,6 +297,6 @@ def probe_all(
     return probe_pair(models.pair, train_set, test_set, settings, path, replace_other=True)
 
 
-def see_receptive_fields(path: Path, mode: Mode = "go on") -> dict[str, Any] | None:
+def see_receptive_fields(path: Path, mode: Mode = "go on") -> dict[str, Any]:
     """The pixels that a pixel depends on, in a masked stack and in two streams."""
-    return stored_or(path, {"networks": 2}, mode, receptive_fields)
+    return cached_json(path, {"networks": 2}, receptive_fields, mode)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..config import flatten
-from ..data.guard import guarded, open_regular
+from ..data.reading import guarded, open_regular
 from ..distributed import agree, as_rank_0_has_it, dealt, process_group, rank_and_size
 from ..files import lock_folder, read_json, write_atomically, write_json, write_npz
 from ..pictures import is_diverged, nhwc_bytes, png, visible

@@ -41,6 +41,7 @@ def mutants(values: Any) -> Iterator[tuple[str, Any]]:
     yield "extra", {**values, "extra": 1}
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("role", ["noisy", "denoiser", "plain"])
 @pytest.mark.parametrize("name", ["mnist", "mnist-paper"])
 def test_settings_of_a_run(tmp_path: Path, name: str, role: Any) -> None:

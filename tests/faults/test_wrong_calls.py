@@ -24,7 +24,7 @@ needs_extension = pytest.mark.skipif(
     not _extension.is_available(), reason=str(_extension.unavailable_reason())
 )
 FILES = sorted(path.name for path in Path(__file__).parent.glob("wrong_*.py"))
-# Of builds with CUDA; their wrong calls are made on a device (test_cached_sampler_cuda.py).
+# In builds with CUDA alone; their wrong calls are made on a device (test_cached_sampler_cuda.py).
 ON_A_DEVICE = {
     *(f"_C.Sharing.{name}" for name in ("__init__", "blocks", "largest", "slices")),
     "_C.CudaSampler.__init__",

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsmooth import _extension
-from dsmooth.functional import BlockWeights, gated_resnet, gated_resnet_ref, pack_weights
+from dsmooth.functional import gated_resnet, gated_resnet_ref
 from dsmooth.functional.gated_resnet import draw_seed, dropout_factors
 from dsmooth.functional.gated_resnet_operands import (
     FIELDS,
@@ -43,8 +43,6 @@ VALUES: dict[str, list[Any]] = {
     "shift": ["down_right", "none", "bogus", "", 3],
     "dropout": [0.0, 0.25, 1.0, -0.5, 2.0, float("nan"), "x"],
     "save": [False, 2],
-    "count": [-1, 0, 2, 4, 2**40],
-    "dtype": [torch.int64, torch.bool, None, "x"],
     "impl": ["native", "reference", "triton", "bogus"],
 }
 
@@ -295,8 +293,7 @@ def _triton_arguments() -> Arguments:
 
 
 def _forward_of_triton(given: Arguments) -> list[Tensor]:
-    rest = None, True, False  # packed, save, keep
-    return [forward_op(given["x"], *_op_arguments(given), *rest)[0]]
+    return [forward_op(given["x"], *_op_arguments(given), True, False)[0]]
 
 
 def _expected_of_triton(given: Arguments) -> list[Tensor]:
@@ -317,33 +314,6 @@ def _backward_of_triton(given: Arguments) -> list[Tensor]:
     names = (name.removeprefix("grad_") for name in GRADIENTS)
     # The last one is of bias_nin, which has that of bias_in elsewhere.
     return [grad for name, grad in zip(names, grads[:-1], strict=True) if given[name] is not None]
-
-
-CONVOLUTIONS = ("conv_in", "conv_out", "nin_skip")
-GAINS = ("gain_in", "gain_out", "gain_nin")
-
-
-def _packing_arguments() -> Arguments:
-    names = (*CONVOLUTIONS, *GAINS)
-    weights = {name: tensor for name, tensor in _base().items() if name in names}
-    return {**weights, "count": 3, "dtype": torch.float32, "adjoint": True}
-
-
-def _pack(given: Arguments) -> list[Tensor]:
-    """On CPU tensors, where the kernel does not run."""
-    weights, gains = ([given[name] for name in names] for names in (CONVOLUTIONS, GAINS))
-    settings = [given["count"]], given["dtype"], given["adjoint"]
-    return [torch.ops.dsmooth.pack_weights(weights, gains, *settings)]
-
-
-def _packed_at_once(given: Arguments) -> list[Tensor]:
-    """Nothing: on the CPU the extension or PyTorch computes."""
-    names = [[given[name] for name in part] for part in (CONVOLUTIONS, GAINS)]
-    return list(pack_weights([BlockWeights(*names)], given["x"]) or [])
-
-
-def _nothing_is_right(given: Arguments) -> list[Tensor]:
-    raise RuntimeError("the kernel does not run on the CPU")
 
 
 def _reference_arguments() -> Arguments:
@@ -394,11 +364,6 @@ TARGETS = [
     Target(
         *("torch.ops.dsmooth.gated_resnet_triton_backward", _triton_backward_arguments),
         *(_backward_of_triton, _expected_backward, VALUES),
-        runs=False,
-    ),
-    Target("functional.pack_weights", _base, _packed_at_once, lambda given: [], VALUES),
-    Target(
-        *("torch.ops.dsmooth.pack_weights", _packing_arguments, _pack, _nothing_is_right, VALUES),
         runs=False,
     ),
     Target(

@@ -10,30 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsmooth.kernels import (
-    expand,
-    gated_resnet,
-    matmul,
-    padded,
-    patches,
-    shifted_conv,
-    weight_gradients,
-    weights,
-)
+from dsmooth.kernels import expand, gated_resnet, padded, weight_gradients, weights
 from dsmooth.kernels import launch as launching
-from dsmooth.kernels.geometry import BlockWeights, Taps
-from dsmooth.kernels.shifted_conv import Conv
+from dsmooth.kernels.geometry import Taps
 from dsmooth.kernels.tilings import format_of
-from dsmooth.kernels.weights import pack_blocks
 from tests.helpers.sass import divisions, hazards, matrix_loops, narrow_loads, register_operand
 from tests.helpers.triton_tools import Compiled, Launch, record_launches
 
 MATMULS = {
     "hidden_kernel", "gate_kernel", "hidden_gradient_kernel", "input_gradient_kernel",
-    "parameter_gradient_kernel", "linear_kernel", "weight_gradient_kernel",
+    "parameter_gradient_kernel",
 }  # fmt: skip
-PARAMETERS = {"weight_gradient_kernel", "parameter_gradient_kernel"}
-# What a block may use of an SM's 164 KB (8.0) and 228 KB (9.0), 1 KB of each reserved.
+# Bytes that a block may use of an SM's 164 KB (8.0) and 228 KB (9.0), 1 KB of each reserved.
 SHARED = {80: 163 * 1024, 90: 227 * 1024}
 
 KERNELS = {
@@ -45,12 +33,9 @@ KERNELS = {
         "input_gradient_kernel",
         "parameter_gradient_kernel",
     ],
-    matmul: ["weight_gradient_kernel"],
     padded: ["padded_kernel", "ending_kernel"],
-    patches: ["patches_kernel", "fold_kernel"],
-    shifted_conv: ["linear_kernel"],
-    weights: ["pack_kernel", "pack_table_kernel"],
-    weight_gradients: ["unpack_kernel", "unpack_convolutions_kernel"],
+    weights: ["pack_kernel"],
+    weight_gradients: ["unpack_kernel"],
 }
 
 
@@ -97,34 +82,6 @@ class Block:
 
     def _image(self, channels: int) -> Tensor:
         return _image(self.dtype, channels, self.size)
-
-
-def shifted_launches(
-    arch: int, dtype: torch.dtype, filters: int, tf32: bool, kernel: tuple[int, int] = (2, 3)
-) -> list[Launch]:
-    """Forward and backward of a stride-2 and of a transposed convolution."""
-    f, (kh, kw) = filters, kernel
-    weight, vector = (torch.empty(shape, device="meta") for shape in ((f, f, kh, kw), (f,)))
-    big, small = (_image(dtype, f, (16, n, n)) for n in (32, 16))
-    down = Conv(big, weight, vector, vector, Taps(kh, kw, kh - 1, kw // 2, 2), (16, 16))
-    up = Conv(small, weight, vector, vector, Taps(kh, kw, 0, (kw - 1) // 2, 2), (32, 32))
-    with recorded(arch, tf32) as lists:
-        for conv, transposed in ((down, False), (up, True)):
-            ys, packed = shifted_conv.forward([conv], transposed=transposed)
-            shifted_conv.backward(ys, [conv], packed, transposed=transposed)
-    return [launch for launches in lists for launch in launches]
-
-
-def packing_launches(arch: int, filters: int) -> list[Launch]:
-    """Of the weights of two gated resnets at once."""
-    f = filters
-    shapes = [(f, 2 * f, 2, 3), (2 * f, 2 * f, 2, 3), (f, 4 * f, 1, 1)]
-    weights = [torch.empty(shape, device="meta") for shape in shapes]
-    gains = [torch.empty(shape[0], device="meta") for shape in shapes]
-    blocks = [BlockWeights(weights, gains), BlockWeights(weights[:2], gains[:2])]
-    with recorded(arch, False) as lists:
-        pack_blocks(blocks, torch.bfloat16, adjoint=True)
-    return [launch for launches in lists for launch in launches]
 
 
 def padded_launches(arch: int, filters: int) -> list[Launch]:
@@ -179,12 +136,10 @@ def check(launch: Launch, compiled: Compiled, arch: int) -> None:
         assert compiled.count("HGMMA") > 0
     assert not any(register_operand(line) for line in compiled.code)
     assert not hazards(compiled.code)
-    shapes = launch.arguments.get("SHAPES")
-    channels = launch.arguments["F"] if shapes is None else shapes[0][0]
     # In TF32 the instruction wants pixels adjacent, and a weight gradient's are not: its operands
     # are turned as they are loaded.
-    turned = numbers == "tf32" and launch.kernel.__name__ in PARAMETERS
+    turned = numbers == "tf32" and launch.kernel.__name__ == "parameter_gradient_kernel"
     for body in matrix_loops(compiled.code):
         assert not divisions(body)
-        if channels % 8 == 0 and numbers != "ieee" and not turned:
+        if launch.arguments["F"] % 8 == 0 and numbers != "ieee" and not turned:
             assert not narrow_loads(body)

@@ -308,6 +308,7 @@ def test_opcheck(mixture: str) -> None:
         torch.library.opcheck(triton_backward, (torch.randn(2, 1, 3), *units))
 
 
+@pytest.mark.full
 @each_mixture
 def test_compiles_without_a_break(mixture: str) -> None:
     def loss(x: Tensor, params: Tensor) -> Tensor:

@@ -24,9 +24,8 @@ from ..models import Models, load_models
 from ..report.page import advice, bound_sentence, write_report
 from ..runs import RunFolder
 from ..train import train
-from ..train.loop import catch_signals, load_data
-from ..train.side_by_side import train_side_by_side
-from .plan import Given, Plan
+from ..train.loop import load_data
+from .plan import PretrainedPlan, TrainingPlan
 from .results import collect
 from .stages import (
     STAGES,
@@ -39,13 +38,10 @@ from .stages import (
     see_receptive_fields,
 )
 
-# Training runs inherit the lock, so that those that outlive a killed call still keep others out.
-_HOLDER = "another dsmooth reproduce, or a training run that it started,"
-
 
 def reproduce(
     out: Path,
-    plan: Plan | Given,
+    plan: TrainingPlan | PretrainedPlan,
     *,
     sizes: Sizes | None = None,
     only: ReproductionStage | None = None,
@@ -68,7 +64,7 @@ def reproduce(
 
 def _reproduce(
     out: Path,
-    plan: Plan | Given,
+    plan: TrainingPlan | PretrainedPlan,
     sizes: Sizes | None,
     only: ReproductionStage | None,
     threads: int | None,
@@ -82,24 +78,26 @@ def _reproduce(
     place = default_device()
     first = rank_and_size()[0] == 0
     say_how_to_use_all_gpus()
-    if isinstance(plan, Given):
-        models = load_models(plan.folders).to(place)
+    if isinstance(plan, PretrainedPlan):
+        models = load_models(plan.models).to(place)
         train_set, test_set = plan.load_data(models)
         description = plan.description(models, test_set)
     else:
-        train_set, test_set = load_data(next(iter(plan.configs.values())))
+        train_set, test_set = load_data(plan.configs[0])
         description = plan.description()
     if first:
         claim_folder(out, description)
     meet()
-    with lock_folder(out, _HOLDER) if first else contextlib.nullcontext(0) as lock:
-        if isinstance(plan, Plan):
-            interrupted = train_all(out, plan, test_set, lock, only)
-            if interrupted:
-                print(f"stopped and saved in {out}; repeat the same command to go on")
-                return 128 + interrupted
-            models = load_models([out / role for role in plan.configs]).to(place)
+    with contextlib.ExitStack() as stack:
+        if first:
+            stack.enter_context(lock_folder(out, "another dsmooth reproduce"))
         try:
+            if isinstance(plan, TrainingPlan):
+                interrupted = train_all(out, plan, only)
+                if interrupted:
+                    print(f"stopped and saved in {out}; repeat the same command to go on")
+                    return 128 + interrupted
+                models = load_models([out / config.role for config in plan.configs]).to(place)
             measured, samples = run_stages(out, models, train_set, test_set, sizes, plan.seed, only)
         except KeyboardInterrupt:
             print(f"\nstopped; what is done is in {out}; repeat the same command to go on")
@@ -107,8 +105,7 @@ def _reproduce(
         if not first:
             return 0
 
-        results = collect(plan.name, plan.budget, plan.seed, models, train_set, test_set, samples)
-        results |= measured
+        results = collect(plan, models, train_set, test_set, samples) | measured
         write_json(out / "results.json", results)
         histories = {
             str(role): run.history() for role, run in models.runs.items() if run.is_finished()
@@ -160,7 +157,7 @@ def run_stages(
             mode_of("probes", only),
         ),
     }
-    return {name: value for name, value in measured.items() if value is not None}, samples
+    return {name: value for name, value in measured.items() if value}, samples
 
 
 def claim_folder(out: Path, description: dict[str, Any]) -> None:
@@ -169,12 +166,12 @@ def claim_folder(out: Path, description: dict[str, Any]) -> None:
     mine = flatten(description)
     if path.exists():
         theirs = flatten(read_json(path))
-        different = [key for key in [*mine, *theirs] if mine.get(key) != theirs.get(key)]
+        different = [key for key in mine if mine[key] != theirs.get(key)]
         if different:
             key = different[0]
             raise ValueError(
                 f"{out} holds another reproduction: its {key} is {theirs.get(key)}, not "
-                f"{mine.get(key)}; choose another --out"
+                f"{mine[key]}; choose another --out"
             )
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -183,64 +180,30 @@ def claim_folder(out: Path, description: dict[str, Any]) -> None:
     write_json(path, description)
 
 
-def train_all(
-    out: Path, plan: Plan, test_set: ImageDataset, lock: int, only: ReproductionStage | None
-) -> int | None:
-    """Train what is not trained yet. Returns the number of the signal that stopped it, if any.
+def train_all(out: Path, plan: TrainingPlan, only: ReproductionStage | None) -> int | None:
+    """Train what is not trained yet, one model after the other.
 
-    Raises ValueError if something is left to train, but one stage `only` was asked for.
+    Returns the number of the signal that stopped it, if any. Raises ValueError if something is left
+    to train, but one stage `only` was asked for.
     """
-    untrained = [role for role in plan.configs if not RunFolder(out / role).is_finished()]
+    runs = {config.role: RunFolder(out / config.role) for config in plan.configs}
+    untrained = [role for role, run in runs.items() if not run.is_finished()]
     if untrained and only:
         raise ValueError(
             f"--only {only} needs trained models, and {' and '.join(untrained)} in {out} "
             f"{'is' if len(untrained) == 1 else 'are'} not: repeat the command without --only first"
         )
-    if rank_and_size()[1] > 1:
-        return train_together(out, plan)
-    cores = torch.get_num_threads()
-    with catch_signals() as stop:
-        for group in plan.groups:
-            left = [config for config in group if config.role in untrained]
-            for config in group:
-                if config not in left:
-                    print(f"{config.role}: trained already")
-            if not left:
-                continue
-            runs = {config.role: RunFolder(out / config.role) for config in left}
-            for config in left:
-                runs[config.role].prepare_for_child(config, test_set.image_size)
-            threads = max(1, cores // len(group))
-            names = " and ".join(config.role for config in left)
-            if any(run.can_resume() for run in runs.values()):
-                what = f"going on with {names}"
-            elif left[0].budget:
-                what = f"training {names} for {left[0].budget:.3g} minutes"
-            else:
-                what = f"training {names}"
-            each = " each" if len(left) > 1 else ""
-            print(f"{what}, {threads} CPU thread{'s' if threads > 1 else ''}{each}", flush=True)
-            interrupted = train_side_by_side(runs, threads, stop, [lock])
-            if interrupted:
-                return interrupted
-    return None
-
-
-def train_together(out: Path, plan: Plan) -> int | None:
-    """Train one model after the other, each by all processes; otherwise as `train_all`.
-
-    Models that would be trained side by side share the minutes of their budget.
-    """
-    for group in plan.groups:
-        for config in group:
-            run = RunFolder(out / config.role)
-            if as_rank_0_has_it(run.is_finished()):
-                continue
-            minutes = None if config.budget is None else config.budget / len(group)
-            resume = bool(as_rank_0_has_it(run.can_resume()))
-            result = train(replace(config, budget=minutes), run.path, resume=resume)
-            if result.interrupted:
-                return result.interrupted
+    for config in plan.configs:
+        run = runs[config.role]
+        if as_rank_0_has_it(run.is_finished()):
+            print(f"{config.role}: trained already")
+            continue
+        resume = bool(as_rank_0_has_it(run.can_resume()))
+        minutes = f" for {config.budget:.3g} minutes" if config.budget and not resume else ""
+        print(f"{config.role}: {'going on' if resume else 'training'}{minutes}", flush=True)
+        result = train(config, run.path, resume=resume)
+        if result.interrupted:
+            return result.interrupted
     return None
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .nn import PixelCNNpp
+from ..nn import PixelCNNpp
+from ..tables import COMPARABLE, Table, bits_table
 
 # A card with this line is written anew with the pair; one without is a person's.
 MARK = "<!-- Written by dsmooth. Without this line the file is yours, and stays. -->"
@@ -67,14 +68,10 @@ def _networks(networks: Mapping[str, PixelCNNpp]) -> str:
     rows = []
     for role, network in networks.items():
         c = network.config
-        number = sum(p.numel() for p in network.parameters())
-        rows.append(
-            [
-                *(NAMES[role], f"{number:,}", c.n_filters, c.n_resnet, c.n_mix),
-                *(c.conditioning, c.likelihood),
-            ]
-        )
-    return _table(["", "parameters", "F", "R", "K", "conditioning", "likelihood"], rows)
+        sizes = sum(p.numel() for p in network.parameters()), c.n_filters, c.n_resnet, c.n_mix
+        rows.append([NAMES[role], *(f"{n:,}" for n in sizes), c.conditioning, c.likelihood])
+    head = ["", "parameters", "F", "R", "K", "conditioning", "likelihood"]
+    return Table(head, rows).markdown()
 
 
 def _training(origin: Mapping[str, Mapping[str, Any]]) -> str:
@@ -84,9 +81,9 @@ def _training(origin: Mapping[str, Mapping[str, Any]]) -> str:
     for role, run in origin.items():
         images = "–" if run["images"] is None else f"{run['images']:,}"
         hours = "–" if run["seconds"] is None else f"{run['seconds'] / 3600:.2f}"
-        rows.append([NAMES[role], run["data"], images, hours, run["seed"]])
+        rows.append([NAMES[role], run["data"], images, hours, str(run["seed"])])
     commands = "\n".join(run["command"] for run in origin.values())
-    table = _table(["", "data", "images seen", "hours", "seed"], rows)
+    table = Table(["", "data", "images seen", "hours", "seed"], rows).markdown()
     notes = [f"\n\n{NAMES[role]}: {text}." for role, run in origin.items() for text in run["notes"]]
     return f"{table}\n\n```\n{commands}\n```" + "".join(notes)
 
@@ -102,39 +99,19 @@ def _bits(scores: Mapping[str, Any] | None, origin: Mapping[str, Mapping[str, An
     if not rows:
         return "Not measured. `dsmooth evaluate bpd` measures them in every convention."
     text = "Of held-out images, at the end of each training; by themselves neither is the pair's."
-    return f"{text}\n\n{_table(['', 'what', 'bits/dim'], rows)}"
+    return f"{text}\n\n{Table(['', 'loss', 'bits/dim'], rows).markdown()}"
 
 
 def _scored(scores: Mapping[str, Any]) -> str:
     try:
         data, pair = scores["data"], scores["pair"]
-        rows = [
-            [
-                f"{c['name']}{' *' * bool(c['comparable'])}",
-                f"{c['value']:.4f}",
-                *("–" if c[k] is None else f"{c[k]:.4f}" for k in _COLUMNS),
-            ]
-            for c in pair["conventions"]
-        ]
+        table = bits_table({"pair": pair["conventions"]}).markdown()
         text = (
             f"{data['n_images']:,} images of {data['name']} ({data['split']}), "
             f"{pair['n_noise']} draws of noise per image, seed {scores['seed']}:"
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"scores must be what `dsmooth evaluate bpd` writes of a pair: {error!r}"
         ) from None
-    table = _table(["", "bits/dim", "± images", "± repeats", "by eq. (4)"], rows)
-    note = (
-        "\\* Comparable with discrete bits/dim of the literature. Equation (4) is that of the "
-        "reproduction paper, which lacks an e."
-    )
-    return f"{text}\n\n{table}\n\n{note}"
-
-
-_COLUMNS = ("standard_error", "repeat_error", "equation_4")
-
-
-def _table(head: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+    return f"{text}\n\n{table}\n\n\\{COMPARABLE}"

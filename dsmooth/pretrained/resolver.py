@@ -1,0 +1,166 @@
+"""Resolver: a name, a folder or a Hub id -> the trained networks that it stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config import ModelConfig, Role, SmoothingKind, TrainConfig, structure
+from ..files import read_json
+from ..nn import PixelCNNpp
+from ..nn.weights import load_network
+from ..runs import Origin, RunFolder, run_config
+from .hub import download, is_hub_id
+from .pairs import CONFIG_FILE, DENOISER_FILE, NOISY_FILE, PairSettings
+
+DEFAULT = "mnist"
+TITLE = "models that come with dsmooth"
+
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class SavedNetwork:
+    """A trained network on disk: its settings, which were read once, and the file of its weights.
+
+    smoothing, scale: the noise that it was trained for. run, settings: of its training; None in a
+    saved pair, which may state an `origin` instead.
+    """
+
+    folder: Path
+    role: Role
+    config: ModelConfig
+    smoothing: SmoothingKind
+    scale: float
+    image_size: tuple[int, int]
+    weights: Path
+    run: RunFolder | None = None
+    settings: TrainConfig | None = None
+    origin: Origin | None = None
+
+    def load(self) -> PixelCNNpp:
+        """Read the weights: the network in evaluation mode, on the CPU.
+
+        Raises FileNotFoundError or ValueError, naming the file.
+        """
+        return load_network(self.config, self.weights)
+
+    def read_origin(self) -> Origin | None:
+        """Origin of the weights, by the log of the run or as the saved pair states it."""
+        return self.origin if self.run is None else self.run.origin(self.settings)
+
+
+class Origins(Mapping[Role, Origin]):
+    """Known origins of networks by role; a log is read when its run is asked for."""
+
+    def __init__(self, networks: Iterable[SavedNetwork]) -> None:
+        self._networks = {n.role: n for n in networks if n.run or n.origin}
+
+    def __getitem__(self, role: Role) -> Origin:
+        origin = self._networks[role].read_origin()
+        assert origin is not None  # by the constructor
+        return origin
+
+    def __iter__(self) -> Iterator[Role]:
+        return iter(self._networks)
+
+    def __len__(self) -> int:
+        return len(self._networks)
+
+
+def resolve(name: str | Path, revision: str | None = None) -> list[SavedNetwork]:
+    """The networks of a run, of a saved pair, or of the runs `noisy` and `denoiser` in a folder.
+
+    name: see `find`. Each file of settings is read once, and no weights.
+    Raises FileNotFoundError or ValueError, naming the file or the name, and as `find`.
+    """
+    return _read(find(name, revision))
+
+
+def names() -> list[str]:
+    """The names of the packaged models."""
+    return sorted(path.parent.name for path in _HERE.glob("*/noisy"))
+
+
+def find(name: str | Path, revision: str | None = None) -> Path:
+    """The folder that `name` is: the path itself if it is there, else that of packaged models.
+
+    Else the "owner/name" of a model on the Hugging Face Hub, which is fetched; revision: of it.
+    Raises FileNotFoundError, naming what there is, if it is none of them, and as `download`.
+    """
+    path = Path(name)
+    if path.exists():
+        return path
+    if str(name) in names():
+        return _HERE / str(name)
+    if is_hub_id(name):
+        return download(str(name), revision)
+    raise FileNotFoundError(
+        f"there is no {path}, and the package has no models of that name (it has "
+        f"{', '.join(names())})"
+    )
+
+
+def is_model(path: Path) -> bool:
+    """Whether `path` is a folder of networks or a name of the package's own, without the Hub."""
+    if not path.exists():
+        return str(path) in names()
+    return (path / CONFIG_FILE).is_file() or _has_runs(path)
+
+
+def _has_runs(folder: Path) -> bool:
+    return all((folder / role / CONFIG_FILE).is_file() for role in ("noisy", "denoiser"))
+
+
+def _read(folder: Path) -> list[SavedNetwork]:
+    """The networks in a folder. Of two readings a saved pair goes first, then the runs inside."""
+    values = read_json(folder / CONFIG_FILE) if (folder / CONFIG_FILE).exists() else None
+    if values is not None and "role" not in values:
+        return _read_pair(folder, values)
+    if _has_runs(folder):
+        runs = [RunFolder(folder / role) for role in ("noisy", "denoiser")]
+        return [_read_run(run, read_json(run.config)) for run in runs]
+    run = RunFolder(folder)
+    return [_read_run(run, read_json(run.config) if values is None else values)]
+
+
+def _read_run(run: RunFolder, values: dict[str, Any]) -> SavedNetwork:
+    settings, size = run_config(values, run.config)
+    return SavedNetwork(
+        run.path,
+        settings.role,
+        settings.model,
+        settings.smoothing,
+        settings.scale,
+        size,
+        run.weights,
+        run,
+        settings,
+    )
+
+
+def _read_pair(folder: Path, values: dict[str, Any]) -> list[SavedNetwork]:
+    values.pop("dsmooth", None)
+    try:
+        found = structure(values, PairSettings)
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG_FILE} is not a pair's: {error}") from None
+    parts: tuple[tuple[Role, ModelConfig, str], ...] = (
+        ("noisy", found.noisy, NOISY_FILE),
+        ("denoiser", found.denoiser, DENOISER_FILE),
+    )
+    return [
+        SavedNetwork(
+            folder,
+            role,
+            config,
+            found.smoothing.kind,
+            found.smoothing.scale,
+            found.image_size,
+            folder / file,
+            origin=found.origin.get(role),
+        )
+        for role, config, file in parts
+    ]
