@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import copy
 import re
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from dsmooth.nn import PixelCNNpp
 from dsmooth.sampling import CachedSampler, sample_images
 from dsmooth.sampling.cached import native_settings
 from tests.helpers.machine_code import Block, disassemble, functions, longest_path, reachable
+from tests.helpers.nvcc_builds import NVCC, compiled
 from tests.helpers.sampler_checks import (
     ATOMS,
     FIRST,
@@ -36,27 +35,18 @@ from tests.helpers.sampler_checks import (
 )
 
 SOURCE = Path(__file__).parents[1] / "csrc" / "sampler" / "sampler_cuda.cu"
-NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
-ARCHITECTURES = ("80", "90")
 
 
 @pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
 @pytest.mark.skipif(not SOURCE.exists(), reason="the sources are not here")
-def test_kernels_keep_to_registers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("architecture", ["90", pytest.param("80", marks=pytest.mark.full)])
+def test_kernels_keep_to_registers(architecture: str) -> None:
     """A sum that leaves its register costs more than the product that made it."""
-    assert NVCC is not None
-    command = [NVCC, "-std=c++20", "-O3", "-lineinfo", "-Xptxas", "-v", "-Werror", "all-warnings"]
-    command += [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
-    target = tmp_path / "sampler.o"
-    command += ["--threads", "2", "-c", str(SOURCE), "-o", str(target)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    kernels = parse_ptxas(done.stderr)
-    assert sorted(kernels) == [
-        (kernel, architecture)
-        for kernel in ("bfloat16", "float32")
-        for architecture in ("80", "90")
-    ]
+    options = ["-std=c++20", "-O3", "-Xptxas", "-v", "-Werror", "all-warnings"]
+    options += ["-cubin", f"-arch=sm_{architecture}", "-o", "sampler.cubin"]
+    folder = compiled(*options, sources=[SOURCE])
+    kernels = parse_ptxas((folder / "said.txt").read_text())
+    assert sorted(kernels) == [("bfloat16", architecture), ("float32", architecture)]
     for (kernel, _), used in kernels.items():
         # 256 lanes share 65,536 registers. Functions share them too: one that wants too many
         # makes all others spill. The float32 kernel for 8.0, which is for comparison, does.
@@ -64,37 +54,32 @@ def test_kernels_keep_to_registers(tmp_path: Path) -> None:
         assert used["spills"] <= {"bfloat16": 0, "float32": 300}[kernel]
         assert used["stack"] <= {"bfloat16": 80, "float32": 160}[kernel]
         assert used["shared"] <= 1024  # apart from what the launch asks for
-    check_machine_code(target, tmp_path)
+    check_machine_code(folder / "sampler.cubin")
 
 
-def check_machine_code(target: Path, folder: Path) -> None:
+def check_machine_code(cubin: Path) -> None:
     """Ceilings of cycles of the compiled bfloat16 kernel, and instructions that it must not have.
 
     Two functions draw the operations of a pixel, for 8 images and for 16. Between two barriers a
     warp multiplies up to 8 steps of k, loads those of the next operation and stores its results.
     A third function draws row parts.
     """
-    knobs = pytest.importorskip("triton.knobs")  # triton brings cuobjdump and nvdisasm
-    extract = [knobs.nvidia.cuobjdump.path, "-xelf", "all", str(target)]
-    subprocess.run(extract, check=True, capture_output=True, cwd=folder)
-    cubins = sorted(folder.glob("*.cubin"))
-    assert len(cubins) == len(ARCHITECTURES)
-    for cubin in cubins:
-        found = functions(disassemble(knobs.nvidia.nvdisasm.path, cubin)).values()
-        multiply = [f for f in found if count_products(f)]
-        pixels = sorted((f for f in multiply if any(map(is_barrier, f))), key=count_products)
-        (rows,) = (f for f in multiply if not any(map(is_barrier, f)))
-        for pixel, ceiling in zip(pixels, (1900, 3200), strict=True):
-            (barrier,) = filter(is_barrier, pixel)
-            way = longest_path(barrier, is_barrier)
-            assert 0 < sum(b.stall for b in way) <= ceiling, cubin.name
-            behind = reachable(barrier, is_barrier)
-            assert sum(b.count("LD", "CALL", "I2F") for b in behind) == 0, "generic, or a division"
-            assert sum(b.count("LDL", "STL") for b in behind) == 0
-        blocks = [b for b in rows if b.count("HMMA")]
-        assert sum(b.count("LD", "LDL", "STL", "CALL", "I2F") for b in blocks) == 0
-        instructions = sum(len(b.instructions) for b in blocks)
-        assert instructions / count_products(rows) <= 3.5, "instructions a product"
+    knobs = pytest.importorskip("triton.knobs")  # triton brings nvdisasm
+    found = functions(disassemble(knobs.nvidia.nvdisasm.path, cubin)).values()
+    multiply = [f for f in found if count_products(f)]
+    pixels = sorted((f for f in multiply if any(map(is_barrier, f))), key=count_products)
+    (rows,) = (f for f in multiply if not any(map(is_barrier, f)))
+    for pixel, ceiling in zip(pixels, (1900, 3200), strict=True):
+        (barrier,) = filter(is_barrier, pixel)
+        way = longest_path(barrier, is_barrier)
+        assert 0 < sum(b.stall for b in way) <= ceiling
+        behind = reachable(barrier, is_barrier)
+        assert sum(b.count("LD", "CALL", "I2F") for b in behind) == 0, "generic, or a division"
+        assert sum(b.count("LDL", "STL") for b in behind) == 0
+    blocks = [b for b in rows if b.count("HMMA")]
+    assert sum(b.count("LD", "LDL", "STL", "CALL", "I2F") for b in blocks) == 0
+    instructions = sum(len(b.instructions) for b in blocks)
+    assert instructions / count_products(rows) <= 3.5, "instructions a product"
 
 
 def count_products(blocks: list[Block]) -> int:

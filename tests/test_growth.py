@@ -1,4 +1,4 @@
-"""What more training buys: curves of the bound, and the comparison at equal cost."""
+"""Growth with training: curves of the bound, and the comparison at equal cost."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import pytest
 
 from dsmooth.report.growth import (
     at,
-    equal_cost_table,
-    gain_of_doubling,
+    equal_cost,
     growth_section,
     held_out_curves,
 )
@@ -69,22 +68,18 @@ def test_curves_between_their_points() -> None:
     assert at(curve, 2000) == pytest.approx(0.95)
     assert at(curve, 500) == 1.0
     assert at(curve, 9000) == 0.9
-    assert gain_of_doubling(curve) == pytest.approx(0.05)
-    assert gain_of_doubling(curve[1:]) is None
 
 
 def test_equal_cost_gives_the_pair_half_the_images() -> None:
     curves = {"pair": [(1000, 1.0), (16000, 0.8)], "plain": [(1000, 1.1), (8000, 0.95)]}
-    text = re.sub(r"<[^>]*>", " ", unescape(equal_cost_table(curves)))
+    text = re.sub(r"<[^>]*>", " ", unescape(equal_cost(curves)))
     assert re.findall(r"0\.\d{3}", text) == ["0.950", "0.850", "0.900"]
     assert "8,000 images" in text
     assert "4,000 for each network" in text
 
 
 def test_the_section_draws_both() -> None:
-    text = growth_section(results(), HISTORIES)
-    assert text.count("<img") == 1
-    assert "pair, −0.050 bits/dim; plain, −0.030 bits/dim" in unescape(text)
+    assert growth_section(results(), HISTORIES).count("<img") == 1
 
 
 @pytest.mark.parametrize(

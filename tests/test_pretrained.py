@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from dsmooth.evaluate.probe import first_images
 from dsmooth.models import load_models
 from dsmooth.pair import SmoothedPair
 from dsmooth.pretrained import DEFAULT, find, is_model, names, resolve
-from dsmooth.reproduce.card import CardSizes, measure_slice, render_card, summary, write_card
+from dsmooth.reproduce.card import CardOptions, measure_slice, render_card, summary, write_card
 from dsmooth.runs import RunFolder
 from tests.helpers.command_runs import run, save_run
 
@@ -105,28 +104,24 @@ def test_a_card_is_measured_and_goes_on(tmp_path: Path) -> None:
     train_set, test_set = (
         first_images(load_dataset("mnist", split), 200) for split in ("train", "test")
     )
-    sizes = CardSizes(samples=24, test_images=20, n_noise=2, frechet_counts=(12, 24), probes=PROBES)
-    splits = (train_set, test_set)
-    card = write_card(folder, tmp_path / "work", splits, sizes=sizes)
-    stored = json.loads((folder / "card.json").read_text())
-    assert json.loads(json.dumps(card)) == stored
+    options = CardOptions("", folder, tmp_path / "work", 24, 20, 2, (12, 24), PROBES)
+    card = write_card(options, train_set, test_set)
+    assert json.loads(json.dumps(card)) == json.loads((folder / "card.json").read_text())
     text = (folder / "README.md").read_text()
     pair = card["bits_per_dim"]["pair"]
     assert f"| pair: discrete bound * | {pair['value']:.4f} |" in text
     assert f"{card['samples']['of']['plain']['distance']['24']:.3f}" in text
     assert (folder / "samples.png").is_file()
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").iterdir()}
-    assert write_card(folder, tmp_path / "work", splits, sizes=sizes) == card
+    assert write_card(options, train_set, test_set) == card
     assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "work").iterdir()}
     # Other numbers of images are measured again.
-    other = replace(sizes, test_images=10)
-    shutil.copytree(tmp_path / "work", tmp_path / "other")
-    changed = write_card(folder, tmp_path / "other", splits, sizes=other)
+    changed = write_card(replace(options, test_images=10), train_set, test_set)
     assert changed["bits_per_dim"]["pair"]["n_images"] == 10
     assert changed["samples"] == card["samples"]
     RunFolder(folder / "noisy").log.unlink()
     with pytest.raises(ValueError, match="noisy is not the folder of a finished run"):
-        write_card(folder, tmp_path / "work", splits, sizes=sizes)
+        write_card(options, train_set, test_set)
 
 
 def test_the_limit_of_distances_is_the_intercept_in_one_over_n() -> None:

@@ -27,6 +27,7 @@ from ..evaluate.features import make_extractor
 from ..evaluate.frechet import FeatureStatistics
 from ..evaluate.likelihood import (
     EQUATION_4_SENTENCE,
+    TERMS,
     Scores,
     conventions,
     score_pair,
@@ -164,8 +165,7 @@ def describe_data(dataset: ImageDataset) -> dict[str, Any]:
 
 def describe_scores(scores: Scores) -> dict[str, Any]:
     """Scores of a pair or of a plain model, as the JSON file has them."""
-    names = ("noisy", "smoothing", "discretized", "continuous")
-    terms = {name: getattr(scores, name) for name in names if getattr(scores, name) is not None}
+    terms = {name: getattr(scores, name) for name in TERMS if getattr(scores, name) is not None}
     return {
         "trained_as": scores.trained_as,
         "n_noise": scores.n_noise,

@@ -3,62 +3,35 @@
 A name is imported when it is first used.
 """
 
+# ruff: noqa: F401 - the names of __all__
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dsmooth.evaluate.classes import bits_by_class, classify, frechet_by_class
-    from dsmooth.evaluate.comparison import compare_images
-    from dsmooth.evaluate.features import extract_features, make_extractor
-    from dsmooth.evaluate.frechet import frechet_distance
-    from dsmooth.evaluate.likelihood import (
-        conventions,
-        evaluate_bits_per_dim,
-        score_pair,
-        score_plain,
-    )
-    from dsmooth.evaluate.probe import probe_pair
-    from dsmooth.evaluate.receptive_field import receptive_fields
-    from dsmooth.evaluate.scores import inception_score, kernel_distance
+    from .classes import bits_by_class, classify, frechet_by_class
+    from .comparison import compare_images
+    from .features import extract_features, make_extractor
+    from .frechet import frechet_distance
+    from .likelihood import conventions, evaluate_bits_per_dim, score_pair, score_plain
+    from .probe import probe_pair
+    from .receptive_field import receptive_fields
+    from .scores import inception_score, kernel_distance
 
-__all__ = [
-    "bits_by_class",
-    "classify",
-    "compare_images",
-    "conventions",
-    "evaluate_bits_per_dim",
-    "extract_features",
-    "frechet_by_class",
-    "frechet_distance",
-    "inception_score",
-    "kernel_distance",
-    "make_extractor",
-    "probe_pair",
-    "receptive_fields",
-    "score_pair",
-    "score_plain",
-]
-
-_HOMES = {
-    "bits_by_class": "classes",
-    "classify": "classes",
-    "compare_images": "comparison",
-    "conventions": "likelihood",
-    "evaluate_bits_per_dim": "likelihood",
-    "extract_features": "features",
-    "frechet_by_class": "classes",
-    "frechet_distance": "frechet",
-    "inception_score": "scores",
-    "kernel_distance": "scores",
-    "make_extractor": "features",
-    "probe_pair": "probe",
-    "receptive_fields": "receptive_field",
-    "score_pair": "likelihood",
-    "score_plain": "likelihood",
+_MODULES = {
+    "classes": ("bits_by_class", "classify", "frechet_by_class"),
+    "comparison": ("compare_images",),
+    "features": ("extract_features", "make_extractor"),
+    "frechet": ("frechet_distance",),
+    "likelihood": ("conventions", "evaluate_bits_per_dim", "score_pair", "score_plain"),
+    "probe": ("probe_pair",),
+    "receptive_field": ("receptive_fields",),
+    "scores": ("inception_score", "kernel_distance"),
 }
-_MODULES = ("classes", "comparison", "features", "frechet", "likelihood", "probe", "scores")
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
@@ -70,4 +43,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, *_MODULES])
+    return sorted([*_HOMES, *_MODULES])

@@ -35,6 +35,9 @@ EQUATION_4_SENTENCE = (
     f"1 / (2 ln 2) = {EQUATION_4_BITS:.4f} bits/dim too high."
 )
 
+# The fields of `Scores` with nats of every draw and image.
+TERMS = ("noisy", "smoothing", "discretized", "continuous")
+
 Progress = Callable[[int], None]  # called with the number of images done
 
 
@@ -77,9 +80,8 @@ class Scores:
 
     def of_images(self, chosen: Tensor) -> Scores:
         """The scores of some images, by a mask or numbers (of columns)."""
-        names = ("discretized", "continuous", "noisy", "smoothing")
-        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        nats: dict[str, Any] = {name: values[:, chosen] for name, values in given.items()}
+        terms = {name: getattr(self, name) for name in TERMS}
+        nats: dict[str, Any] = {k: v[:, chosen] for k, v in terms.items() if v is not None}
         return replace(self, **nats)
 
     def log_weights(self, likelihood: Likelihood) -> Tensor:
@@ -368,28 +370,10 @@ def bits_per_dim(scores: Scores) -> BitsPerDim:
     )
 
 
-def evaluate_bits_per_dim(
-    pair: SmoothedPair,
-    dataset: ImageDataset,
-    *,
-    limit: int | None = None,
-    n_noise: int = 1,
-    batch_size: int = 100,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> BitsPerDim:
+def evaluate_bits_per_dim(pair: SmoothedPair, dataset: ImageDataset, **options: Any) -> BitsPerDim:
     """The bound in the likelihood that the denoiser was trained with, and its terms.
 
     The bound is -E_q[log p(x~) - log q(x~ | x) + log p(x | x~)] / (d ln 2), averaged over images.
-    Arguments and errors are those of `score_pair`.
+    options, errors: those of `score_pair`.
     """
-    scores = score_pair(
-        pair,
-        dataset,
-        limit=limit,
-        n_noise=n_noise,
-        batch_size=batch_size,
-        seed=seed,
-        progress=progress,
-    )
-    return bits_per_dim(scores)
+    return bits_per_dim(score_pair(pair, dataset, **options))

@@ -42,14 +42,6 @@ CALL_IMAGES = 50
 FIRST_BATCH = 100
 
 
-@dataclass(frozen=True)
-class Subject:
-    """The subject of probes: a network, or with None the pixels that it would see."""
-
-    name: str
-    network: PixelCNNpp | None
-
-
 def probe_pair(
     pair: SmoothedPair,
     train_set: ImageDataset,
@@ -78,20 +70,32 @@ def probe_pair(
         "train": first_images(train_set, settings.train_images),
         "test": first_images(test_set, settings.test_images),
     }
-    asked = description(pair, splits, settings)
+    cache_key = {
+        **asdict(settings),
+        **{f"{split}_images": len(data) for split, data in splits.items()},
+        "data": splits["train"].name,
+        "weights_sha256": {
+            "noisy": weights_digest(pair.noisy),
+            "denoiser": weights_digest(pair.denoiser),
+        },
+    }
     results = read_json(path) if path.exists() else {}
     found = results.get("asked")
-    if found != asked:
+    if found != cache_key:
         if found and not replace_other:
-            raise ValueError(other_probes(path, found, asked))
+            key = next(key for key in cache_key if found.get(key) != cache_key[key])
+            raise ValueError(
+                f"{path} holds other probes: their {key} is {found.get(key)}, not "
+                f"{cache_key[key]}; choose another --out"
+            )
         unit = "fraction classified correctly"
-        results = {"unit": unit, "asked": asked, "accuracy": {}}
+        results = {"unit": unit, "asked": cache_key, "accuracy": {}}
     probing = Probing(pair.smoothing, splits, settings, path.parent)
-    for subject in probing.subjects(pair, controls):
-        if as_rank_0_has_it(subject.name not in results["accuracy"]):
-            accuracy = probing.probe(subject)
+    for name, network in probing.subjects(pair, controls):
+        if as_rank_0_has_it(name not in results["accuracy"]):
+            accuracy = probing.probe(name, network)
             if accuracy is not None:
-                results["accuracy"][subject.name] = accuracy
+                results["accuracy"][name] = accuracy
                 write_json(path, results)
     meet()
     return results
@@ -121,25 +125,6 @@ def first_images(data: ImageDataset, count: int | None) -> ImageDataset:
     return replace(data, images=data.images[:count], labels=labels)
 
 
-def description(
-    pair: SmoothedPair, splits: Mapping[Split, ImageDataset], settings: ProbeSettings
-) -> dict[str, Any]:
-    """All that decides the result, as JSON."""
-    used = {f"{split}_images": len(data) for split, data in splits.items()}
-    digests = {"noisy": weights_digest(pair.noisy), "denoiser": weights_digest(pair.denoiser)}
-    source = splits["train"].name
-    return {**asdict(settings), **used, "data": source, "weights_sha256": digests}
-
-
-def other_probes(path: Path, theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
-    """The message that names the first difference."""
-    key = next((key for key in mine if theirs.get(key) != mine[key]), "description")
-    return (
-        f"{path} holds other probes: their {key} is {theirs.get(key)}, not {mine.get(key)}; "
-        "choose another --out"
-    )
-
-
 @dataclass(frozen=True)
 class Probing:
     """The images, the noise and the settings that all subjects share.
@@ -152,14 +137,15 @@ class Probing:
     settings: ProbeSettings
     folder: Path
 
-    def subjects(self, pair: SmoothedPair, controls: bool) -> Iterator[Subject]:
-        """Both networks, then the pixels, and with `controls` untrained networks."""
+    def subjects(
+        self, pair: SmoothedPair, controls: bool
+    ) -> Iterator[tuple[str, PixelCNNpp | None]]:
+        """Both networks by name, then None for the pixels, and with `controls` untrained ones."""
         networks = {"noisy": pair.noisy, "denoiser": pair.denoiser}
-        for name, network in networks.items():
-            yield Subject(name, network)
-        yield Subject(PIXELS, None)
+        yield from networks.items()
+        yield PIXELS, None
         for name, network in networks.items() if controls else ():
-            yield Subject(f"untrained-{name}", self.untrained(network))
+            yield f"untrained-{name}", self.untrained(network)
 
     def untrained(self, network: PixelCNNpp) -> PixelCNNpp:
         """A network of the same shape as training begins: scales and biases from a first batch."""
@@ -185,12 +171,14 @@ class Probing:
         return seen, x_tilde if conditioned else None
 
     @torch.no_grad()
-    def features(self, subject: Subject, first: int, split: Split) -> dict[str, Tensor]:
+    def features(
+        self, name: str, network: PixelCNNpp | None, split: Split, first: int
+    ) -> dict[str, Tensor]:
         """(B, D) after each block for CALL_IMAGES images from `first` on, float16, on the CPU.
 
         Pixels are one block of that name. Raises ArithmeticError for values beyond float16.
         """
-        data, network = self.splits[split], subject.network
+        data = self.splits[split]
         indices = torch.arange(first, first + CALL_IMAGES)
         x = data.batch(indices.clamp(max=len(data) - 1)).to(device_of(network))
         count = min(CALL_IMAGES, len(data) - first)
@@ -199,12 +187,12 @@ class Probing:
             blocks = {PIXELS: inputs[0]}
         else:
             streams = network.features(*inputs)
-            blocks = {name: self.choose(*both) for name, both in streams.items()}
-        rows = {name: values[:count].flatten(1).half().cpu() for name, values in blocks.items()}
-        for name, values in rows.items():
+            blocks = {block: self.choose(*both) for block, both in streams.items()}
+        rows = {block: values[:count].flatten(1).half().cpu() for block, values in blocks.items()}
+        for block, values in rows.items():
             if not values.isfinite().all():
                 raise ArithmeticError(
-                    f"block {name} of {subject.name} has values beyond float16 for {split} images "
+                    f"block {block} of {name} has values beyond float16 for {split} images "
                     f"{first} to {first + count - 1}: the network diverged"
                 )
         return rows
@@ -215,42 +203,46 @@ class Probing:
         chosen = torch.cat((u, ul), 1) if stream == "both" else u if stream == "u" else ul
         return chosen.mean((2, 3)) if self.settings.pooling == "mean" else chosen
 
-    def probe(self, subject: Subject) -> dict[str, dict[str, Any]] | None:
+    def probe(self, name: str, network: PixelCNNpp | None) -> dict[str, dict[str, Any]] | None:
         """Write the features of all blocks to disk in one pass, then train each block's probe.
 
         Under torchrun each process computes its share of the features. Rank 0 collects them and
         trains the probes; the others return None.
         """
-        total = sum(map(len, self.splits.values()))
-        labels = {split: labels_of(data) for split, data in self.splits.items()}
+        sizes = {split: len(data) for split, data in self.splits.items()}
+        labels = {s: data.labels for s, data in self.splits.items() if data.labels is not None}
         classes = 1 + max(int(values.max()) for values in labels.values())
+        steps = self.settings.epochs * sizes["train"]
         with contextlib.ExitStack() as stack:
-            rows: dict[Split, dict[str, Rows]] = {}
-            with progress(f"features of {subject.name}", total) as done:
-                rows["train"] = self.extract(subject, "train", stack, done)
-                rows["test"] = self.extract(
-                    subject, "test", stack, shifted(done, len(labels["train"]))
+            with progress(f"features of {name}", sum(sizes.values())) as done:
+                train = self.extract(name, network, "train", stack, done)
+                test = self.extract(
+                    name, network, "test", stack, lambda n: done(sizes["train"] + n)
                 )
             if rank_and_size()[0] > 0:
                 return None
             results = {}
-            steps = self.settings.epochs * len(labels["train"])
-            with progress(f"probes of {subject.name}", len(rows["train"]), "blocks") as done:
-                for i, (name, features) in enumerate(rows["train"].items()):
-                    results[name] = train_linear(
-                        (features, labels["train"]),
-                        (rows["test"][name], labels["test"]),
+            with progress(f"probes of {name}", len(train), "blocks") as done:
+                for i, block in enumerate(train):
+
+                    def part_done(n: int, before: int = i, done: Any = done) -> None:
+                        done(before + n / steps)
+
+                    results[block] = train_linear(
+                        (train[block], labels["train"]),
+                        (test[block], labels["test"]),
                         classes,
                         epochs=self.settings.epochs,
                         seed=self.settings.seed,
-                        device=device_of(subject.network),
-                        progress=share_of(done, i, steps),
+                        device=device_of(network),
+                        progress=part_done,
                     )
         return results
 
     def extract(
         self,
-        subject: Subject,
+        name: str,
+        network: PixelCNNpp | None,
         split: Split,
         stack: contextlib.ExitStack,
         done: Callable[[int], None],
@@ -260,24 +252,22 @@ class Probing:
         files: dict[str, IO[bytes]] = {}
         widths: dict[str, int] = {}
         firsts = range(0, count, CALL_IMAGES)
-        of_call = partial(self.features, subject, split=split)
+        of_call = partial(self.features, name, network, split)
         for first, rows in zip(firsts, dealt(firsts, of_call, to_all=False), strict=False):
             if not files:
-                widths = {name: values.shape[1] for name, values in rows.items()}
+                widths = {block: values.shape[1] for block, values in rows.items()}
                 self.check_room(2 * sum(map(len, self.splits.values())) * sum(widths.values()))
-                # The stack closes them.
-                files = {
-                    name: stack.enter_context(tempfile.TemporaryFile(dir=self.folder))  # noqa: SIM115
-                    for name in widths
-                }
-            for name, values in rows.items():
-                files[name].write(values.numpy().tobytes())
+                for block in widths:
+                    new = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115
+                    files[block] = stack.enter_context(new)  # which closes it
+            for block, values in rows.items():
+                files[block].write(values.numpy().tobytes())
             done(min(first + CALL_IMAGES, count))
         for file in files.values():
             file.flush()
         return {
-            name: np.memmap(file, np.float16, "r", shape=(count, widths[name]))
-            for name, file in files.items()
+            block: np.memmap(file, np.float16, "r", shape=(count, widths[block]))
+            for block, file in files.items()
         }
 
     def check_room(self, needed: int) -> None:
@@ -289,22 +279,6 @@ class Probing:
                 f"{free / 1e9:.1f} GB free: use fewer --train-images, --pooling mean, or another "
                 "folder"
             )
-
-
-def shifted(done: Callable[[int], None], before: int) -> Callable[[int], None]:
-    """`done` for a part that comes after `before` others."""
-    return lambda n: done(before + n)
-
-
-def share_of(done: Callable[[float], None], before: int, total: int) -> Callable[[int], None]:
-    """`done` for one unit after `before` others, which has `total` steps."""
-    return lambda n: done(before + n / total)
-
-
-def labels_of(data: ImageDataset) -> Tensor:
-    """The labels (N,), which `check_data` has seen."""
-    assert data.labels is not None
-    return data.labels
 
 
 def device_of(network: PixelCNNpp | None) -> torch.device:

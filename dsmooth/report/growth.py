@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from ..tables import Table, decimals
-from .html import paragraph, plot_figure, side_by_side
+from .html import plot_figure, side_by_side
 from .plots import growth_png
 
 Curve = Sequence[tuple[int, float]]  # (images seen, bits/dim), in order
@@ -18,27 +18,21 @@ Curve = Sequence[tuple[int, float]]  # (images seen, bits/dim), in order
 def growth_section(
     results: Mapping[str, Any], histories: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> str:
-    """A figure of the held-out bits/dim of all three runs, and a table at equal cost."""
+    """A figure of the held-out bits/dim of the pair and the plain model."""
     curves = held_out_curves(results, histories)
     if curves is None:
         return ""
-    gains = {name: gain_of_doubling(curve) for name, curve in curves.items()}
-    words = "; ".join(
-        f"{name}, −{decimals(gain, 3)} bits/dim" for name, gain in gains.items() if gain is not None
-    )
     text = (
         "Averaged weights on held-out images, both axes logarithmic. The pair's bound is the sum "
         "of both networks' losses at the same number of images less the entropy of the noise."
     )
-    if words:
-        text += f" The last doubling of the images took off: {words}."
     picture = plot_figure(
         partial(growth_png, curves),
         f"Bits/dim against images seen. {text}",
         "Bits/dim against images",
         text,
     )
-    return side_by_side([picture]) + equal_cost_table(curves)
+    return side_by_side([picture]) + equal_cost(curves)
 
 
 def held_out_curves(
@@ -80,29 +74,20 @@ def at(curve: Curve, images: float) -> float:
     return curve[0][1] if images < curve[0][0] else curve[-1][1]
 
 
-def gain_of_doubling(curve: Curve) -> float | None:
-    """Bits/dim that the last doubling of the images took off; None for a shorter curve."""
-    last = curve[-1][0]
-    return at(curve, last / 2) - curve[-1][1] if curve[0][0] <= last / 2 else None
-
-
-def equal_cost_table(curves: Mapping[str, Curve]) -> str:
-    """Pair and plain model at equal images, and at equal compute: a pair trains two networks."""
+def equal_cost(curves: Mapping[str, Curve]) -> str:
+    """Plain model, and pair at equal images and at equal compute: a pair trains two networks."""
     pair, plain = curves["pair"], curves["plain"]
     images = min(pair[-1][0], plain[-1][0])
     if images / 2 < max(pair[0][0], plain[0][0]):
         return ""
-    rows = [
-        [f"Plain model\n{images:,} images", decimals(at(plain, images), 3)],
-        [f"Pair, equal images\n{images:,} for each network", decimals(at(pair, images), 3)],
-        [
-            f"Pair, equal compute\n{images // 2:,} for each network, read off the curve of the "
-            "longer run",
-            decimals(at(pair, images / 2), 3),
-        ],
-    ]
-    text = (
-        "Held-out bits/dim during training; the pair's is a bound. What a run had reached halfway "
-        "is worse than a run of half the length, whose rate would have been taken down by then."
+    numbers = (decimals(v, 3) for v in (at(plain, images), at(pair, images), at(pair, images / 2)))
+    rows = zip(
+        (
+            f"Plain model\n{images:,} images",
+            f"Pair, equal images\n{images:,} for each network",
+            f"Pair, equal compute\n{images // 2:,} for each network, halfway through a longer run",
+        ),
+        numbers,
+        strict=True,
     )
-    return Table(["Training", "bits/dim"], rows, totals=(0,)).html() + paragraph(text)
+    return Table(["Training", "held-out bits/dim"], list(rows), totals=(0,)).html()

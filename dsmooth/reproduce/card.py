@@ -7,7 +7,7 @@ FOLDER has the full MNIST. A stopped call can be repeated: it goes on where it w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -41,9 +41,15 @@ CONFIDENCES = (0.9, 0.99)
 
 
 @dataclass(frozen=True)
-class CardSizes:
-    """Numbers of images behind the card's numbers."""
+class CardOptions:
+    """Measure packaged models and write README.md, card.json and samples.png beside them."""
 
+    data_dir: str
+    """Folder of the full MNIST."""
+    folder: Path = field(default_factory=lambda: find(DEFAULT))
+    """Folder with the runs noisy, denoiser and plain."""
+    work: Path = Path("card")
+    """Folder for samples and for the numbers of each part, which a later call goes on from."""
     samples: int = 10_000
     """Samples of each method."""
     test_images: int = 10_000
@@ -54,18 +60,6 @@ class CardSizes:
     """Numbers of samples whose distances are given, and extrapolated from."""
     probes: ProbeSettings = field(default_factory=ProbeSettings)
     """Linear probes; both inputs are measured."""
-
-
-@dataclass(frozen=True)
-class CardOptions:
-    """Measure packaged models and write README.md, card.json and samples.png beside them."""
-
-    data_dir: str
-    """Folder of the full MNIST."""
-    folder: Path = field(default_factory=lambda: find(DEFAULT))
-    """Folder with the runs noisy, denoiser and plain."""
-    work: Path = Path("card")
-    """Folder for samples and for the numbers of each part, which a later call goes on from."""
     seed: int = 0
     """Decides noise and samples."""
     threads: int | None = None
@@ -73,31 +67,27 @@ class CardOptions:
 
 
 def write_card(
-    folder: Path,
-    work: Path,
-    splits: Sequence[ImageDataset],
-    *,
-    sizes: CardSizes | None = None,
-    seed: int = 0,
+    options: CardOptions, train_set: ImageDataset, test_set: ImageDataset
 ) -> dict[str, Any]:
-    """Measure the models in `folder` on (training, test) images; write their card there.
-
-    work: see `CardOptions`. Returns the content of card.json.
-    """
-    sizes = sizes or CardSizes()
-    train_set, test_set = splits
+    """Measure the models and write their card; returns the content of card.json."""
+    folder, work, seed = options.folder, options.work, options.seed
     models = load_models([folder, folder / "plain"])
     for run in models.runs.values():
         if not run.is_finished():
             raise ValueError(f"{run.path} is not the folder of a finished run")
     work.mkdir(parents=True, exist_ok=True)
-    pictures = draw_all(work, models, test_set, sizes.samples, seed)
+    pictures = draw_all(work, models, test_set, options.samples, seed)
     bits = score_all(
-        work / "bits.json", models, test_set, sizes.test_images, n_noise=sizes.n_noise, seed=seed
+        work / "bits.json",
+        models,
+        test_set,
+        options.test_images,
+        n_noise=options.n_noise,
+        seed=seed,
     )
     probes = {}
     for kind in ("noisy", "clean"):
-        settings = replace(sizes.probes, input=kind, seed=seed)
+        settings = replace(options.probes, input=kind, seed=seed)
         path = work / f"probes-{kind}.json"
         probes[kind] = probe_pair(models.pair, train_set, test_set, settings, path, controls=False)
     card = {
@@ -110,27 +100,23 @@ def write_card(
             role: describe_model(role, models, test_set, len(train_set)) for role in models.networks
         },
         "bits_per_dim": bits,
-        "samples": measure_samples(
-            work / "samples.json", models, pictures, train_set, test_set, sizes
-        ),
+        "samples": measure_samples(options, models, pictures, train_set, test_set),
         "probes": probes,
         "slice": measure_slice(models, seed),
     }
-    save_side_by_side(
-        [pictures[name] for name in ("plain", "noisy", "two-step")], folder / "samples.png"
-    )
+    shown = [pictures[name] for name in ("plain", "noisy", "two-step")]
+    save_side_by_side(shown, folder / "samples.png")
     write_json(folder / "card.json", card)
     write_atomically(folder / "README.md", render_card(card).encode())
     return card
 
 
 def measure_samples(
-    path: Path,
+    options: CardOptions,
     models: Models,
     pictures: Mapping[str, Tensor],
     train_set: ImageDataset,
     test_set: ImageDataset,
-    sizes: CardSizes,
 ) -> dict[str, Any]:
     """Fréchet distances at several numbers of samples, and how sure the classifier is of them."""
     extractor = make_extractor("mnist-classifier")
@@ -148,11 +134,11 @@ def measure_samples(
         kinds = bytes_to_compare(pictures)
         # Shuffled: the later ones of MNIST's test images are harder.
         order = epoch_order(len(test_set), 0, 0)
-        kinds["test images"] = test_set.images[order[: sizes.samples]]
+        kinds["test images"] = test_set.images[order[: options.samples]]
         results = {}
         for name, images in kinds.items():
             features = features_of(images, name)
-            counts = sorted({min(n, len(images)) for n in sizes.frechet_counts})
+            counts = sorted({min(n, len(images)) for n in options.frechet_counts})
             distances = [
                 statistics_of(features.features[:n], images[:n]).distance(reference) for n in counts
             ]
@@ -165,12 +151,12 @@ def measure_samples(
         return {"name": extractor.distance_name, "of": results}
 
     cache_key = {
-        "counts": list(sizes.frechet_counts),
-        "samples": sizes.samples,
+        "counts": list(options.frechet_counts),
+        "samples": options.samples,
         "extractor": extractor.describe(),
         "weights_sha256": models.digests(),
     }
-    return cached_json(path, cache_key, compute)
+    return cached_json(options.work / "samples.json", cache_key, compute)
 
 
 def confident_shares(features: Features) -> dict[str, float]:
@@ -368,8 +354,7 @@ def main() -> None:
 
     options = tyro.cli(CardOptions, prog="python -m dsmooth.reproduce.card")
     use_threads(options.threads)
-    splits = [load_dataset("mnist", split, options.data_dir) for split in ("train", "test")]
-    write_card(options.folder, options.work, splits, seed=options.seed)
+    write_card(options, *(load_dataset("mnist", s, options.data_dir) for s in ("train", "test")))
     print(f"wrote {options.folder / 'README.md'}")
 
 
