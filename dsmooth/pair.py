@@ -412,42 +412,37 @@ class SmoothedPair(nn.Module):
 
 def _check_fit(noisy: PixelCNNpp, denoiser: PixelCNNpp, smoothing: Smoothing) -> None:
     """Raise ValueError for models that do not fit together."""
-    if noisy.config.conditioning != "none" or noisy.config.likelihood == "discretized":
+    ours, theirs = noisy.config, denoiser.config
+    if ours.conditioning != "none" or ours.likelihood == "discretized":
         raise ValueError(
             'the noisy model must have conditioning="none" and likelihood="continuous" or '
-            f'"gaussian", got "{noisy.config.conditioning}" and "{noisy.config.likelihood}"'
+            f'"gaussian", got "{ours.conditioning}" and "{ours.likelihood}"'
         )
-    contained = noisy.config.smoothing_scale
-    if noisy.config.likelihood == "gaussian" and (
-        smoothing.kind != "gaussian" or smoothing.scale < contained
+    if theirs.conditioning == "none":
+        raise ValueError('the denoiser must have conditioning="stack" or "concat", got "none"')
+    classes = {ours.condition_size, theirs.condition_size} - {0}
+    for name, same in (
+        ("image_channels", ours.image_channels == theirs.image_channels),
+        ("n_classes, or one of them none", len(classes) < 2),
+        ("noise_levels", ours.noise_levels == theirs.noise_levels),
     ):
+        if not same:
+            field = name.partition(",")[0]
+            raise ValueError(
+                f"the models must have the same {name}, got {getattr(ours, field)} and "
+                f"{getattr(theirs, field)}"
+            )
+    given, levels = f"{smoothing.kind} smoothing of scale {smoothing.scale}", ours.noise_levels
+    contains = ours.smoothing_scale if ours.likelihood == "gaussian" else 0
+    if contains and (smoothing.kind != "gaussian" or smoothing.scale < contains):
         raise ValueError(
             'the noisy model\'s likelihood "gaussian" contains gaussian noise of scale '
-            f"{contained}, got {smoothing.kind} smoothing of scale {smoothing.scale}"
-        )
-    if denoiser.config.conditioning == "none":
-        raise ValueError('the denoiser must have conditioning="stack" or "concat", got "none"')
-    if noisy.config.image_channels != denoiser.config.image_channels:
-        raise ValueError(
-            f"the models must have the same image_channels, got "
-            f"{noisy.config.image_channels} and {denoiser.config.image_channels}"
-        )
-    classes = {model.config.condition_size for model in (noisy, denoiser)} - {0}
-    if len(classes) > 1:
-        raise ValueError(
-            "the models must have the same n_classes, or one of them none, got "
-            f"{noisy.config.n_classes} and {denoiser.config.n_classes}"
-        )
-    levels = noisy.config.noise_levels
-    if levels != denoiser.config.noise_levels:
-        raise ValueError(
-            "the models must have the same noise_levels, got "
-            f"{levels} and {denoiser.config.noise_levels}"
+            f"{contains}, got {given}"
         )
     if levels and (smoothing.kind, smoothing.scale) != ("gaussian", levels[-1]):
         raise ValueError(
             f"models with noise_levels {levels} need gaussian smoothing of scale {levels[-1]}, "
-            f"got {smoothing.kind} of scale {smoothing.scale}"
+            f"got {given}"
         )
 
 

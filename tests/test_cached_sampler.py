@@ -30,6 +30,7 @@ from tests.helpers.sampler_checks import (
     check_teacher_forced,
     constant_network,
     context_for,
+    labels_of,
     network,
     network_with_exact_streams,
     teacher_forced,
@@ -54,6 +55,7 @@ def one_thread() -> Iterator[None]:
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
 @pytest.mark.parametrize("conditioning", ["none", "stack", "concat"])
 @pytest.mark.parametrize(("channels", "temperature"), [(1, 1.0), (3, 0.7)])
+@pytest.mark.parametrize("classes", ["none", "hard", "soft"])
 @pytest.mark.parametrize(
     "mixture",
     [{}, {"likelihood": "discretized"}, ATOMS, GAUSSIAN],
@@ -61,35 +63,44 @@ def one_thread() -> Iterator[None]:
 )
 def test_equals_the_network_teacher_forced(
     mixture: dict[str, Any],
+    classes: str,
     channels: int,
     temperature: float,
     conditioning: str,
     instruction_set: str,
 ) -> None:
-    model = network(channels=channels, conditioning=conditioning, **mixture)
+    n_classes = 0 if classes == "none" else 3
+    model = network(channels=channels, conditioning=conditioning, n_classes=n_classes, **mixture)
     sampler = CachedSampler(model, instruction_set=instruction_set)
-    check_teacher_forced(sampler, model, (8, 8), temperature=temperature)
+    label = labels_of(3, n_classes, soft=classes == "soft")
+    check_teacher_forced(sampler, model, (8, 8), temperature=temperature, label=label)
 
 
 @pytest.mark.parametrize(
-    ("n_filters", "n_resnet", "n_mix", "size", "temperature"),
+    ("n_filters", "n_resnet", "n_mix", "n_classes", "size", "temperature"),
     [
-        (1, 1, 1, (4, 4), 1.0),
-        (5, 2, 2, (4, 16), 0.5),
-        (8, 3, 10, (12, 8), 1.5),
-        (40, 1, 5, (8, 4), 1.0),
-        (65, 1, 3, (4, 8), 1.0),
-        (4, 2, 2, (32, 32), 1.0),
+        (1, 1, 1, 1, (4, 4), 1.0),
+        (5, 2, 2, 0, (4, 16), 0.5),
+        (8, 3, 10, 2, (12, 8), 1.5),
+        (40, 1, 5, 10, (8, 4), 1.0),
+        (65, 1, 3, 100, (4, 8), 1.0),
+        (4, 2, 2, 0, (32, 32), 1.0),
     ],
 )
 def test_every_shape(
-    n_filters: int, n_resnet: int, n_mix: int, size: tuple[int, int], temperature: float
+    n_filters: int,
+    n_resnet: int,
+    n_mix: int,
+    n_classes: int,
+    size: tuple[int, int],
+    temperature: float,
 ) -> None:
+    shape = {"n_filters": n_filters, "n_resnet": n_resnet, "n_mix": n_mix, "n_classes": n_classes}
+    label = labels_of(2, n_classes)
     for conditioning in ("none", "stack", "concat"):
-        model = network(
-            n_filters=n_filters, n_resnet=n_resnet, n_mix=n_mix, conditioning=conditioning
-        )
-        check_teacher_forced(CachedSampler(model), model, size, temperature=temperature, n=2)
+        model = network(conditioning=conditioning, **shape)
+        sampler = CachedSampler(model)
+        check_teacher_forced(sampler, model, size, temperature=temperature, n=2, label=label)
 
 
 @pytest.mark.parametrize(("layers", "filters"), [(0, None), (3, None), (1, 3), (2, 10)])

@@ -133,9 +133,12 @@ def test_another_calls_folder_is_refused(tmp_path: Path) -> None:
         start(3, 1)
     with pytest.raises(ValueError, match="a drawing of 3 images: ask for 3 or more, not 2"):
         start(2, 0)
-    (tmp_path / "shards.json").write_text('{"n": 3}')
-    with pytest.raises(ValueError, match="holds another drawing"):
-        start(3, 0)
+    found = json.loads((tmp_path / "shards.json").read_text())
+    for damaged in ({"n": 3}, {**found, "n": "3"}, {**found, "n": 200}, {**found, "shard_size": 0}):
+        (tmp_path / "shards.json").write_text(json.dumps(damaged))
+        for use in (lambda: start(20, 0), lambda: read_images(tmp_path)):
+            with pytest.raises(ValueError, match=r"shards\.json is damaged: "):
+                use()
     (tmp_path / "shards.json").unlink()
     with pytest.raises(ValueError, match=r"without shards\.json"):
         start(3, 0)

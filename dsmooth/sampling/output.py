@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import accumulate, chain, groupby
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import flatten
+from ..config import flatten, structure
 from ..data.reading import guarded, open_regular
 from ..distributed import agree, as_rank_0_has_it, dealt, process_group, rank_and_size
 from ..files import lock_folder, read_json, write_atomically, write_json, write_npz
@@ -125,6 +125,34 @@ def _from_rank_0(runs: list[Run]) -> list[Run]:
 
 
 @dataclass
+class Manifest:
+    """The drawing of a folder of shards, and the SHA-256 of each file that is there.
+
+    done: in folders of dsmooth 0.1.0 alone, the images that are there.
+    """
+
+    description: dict[str, Any]
+    first_index: int
+    image_shape: list[int]
+    shard_size: int
+    n: int
+    sha256: list[str | None]
+    done: int | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> Manifest:
+        """The manifest in a file. Raises ValueError, naming the file, if it is damaged."""
+        try:
+            found = structure(read_json(path), cls)
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}") from None
+        there, files = found.n if found.done is None else found.done, len(found.sha256)
+        if found.shard_size < 1 or files != -(-there // found.shard_size):
+            raise ValueError(f"{path} is damaged: it lists {files} files of {there} images")
+        return found
+
+
+@dataclass
 class _Folder:
     """The images of a request in files of `size` images, counted from the first one.
 
@@ -202,9 +230,18 @@ class Shards(_Folder):
         Raises ValueError for a folder of another drawing, of a larger one or of dsmooth 0.1.0, and
         for files that are not those that were written.
         """
-        path, n = self.path / MANIFEST, self.request.count
-        there, self.digests = self._read(path) if path.exists() else (0, [])
-        if not path.exists() and any(self.path.glob("shard_*.npy")):
+        path, n, there = self.path / MANIFEST, self.request.count, 0
+        self.digests = []
+        if path.exists():
+            found = Manifest.read(path)
+            if found.done is not None:
+                raise ValueError(
+                    f"{self.path} was drawn by dsmooth 0.1.0, whose folders this version reads but "
+                    "does not add to: choose another folder"
+                )
+            self.check_drawing(asdict(found))
+            there, self.digests = found.n, found.sha256
+        elif any(self.path.glob("shard_*.npy")):
             raise ValueError(f"{self.path} holds shards without {MANIFEST}: choose another one")
         if there > n:
             raise ValueError(
@@ -226,17 +263,6 @@ class Shards(_Folder):
             self.digests += [None] * (-(-n // size) - len(self.digests))
             self._write_manifest()
         return runs
-
-    def _read(self, path: Path) -> tuple[int, list[str | None]]:
-        """How many images the manifest is for, and the digests of its files."""
-        found = read_json(path)
-        if "done" in found:
-            raise ValueError(
-                f"{self.path} was drawn by dsmooth 0.1.0, whose folders this version reads but "
-                "does not add to: choose another folder"
-            )
-        self.check_drawing(found)
-        return _digests(found, path)
 
     def keep(self, part: Request, images: Tensor) -> Kept:
         """Write the images (N, C, H, W) of a part; the first file may have others before them."""
@@ -306,25 +332,6 @@ class Pictures(_Folder):
         """Nothing: the files themselves say that they are there."""
 
 
-def _digests(found: Mapping[str, Any], path: Path) -> tuple[int, list[str | None]]:
-    """The images of a manifest, and the digest of each file, None for one that is not there.
-
-    Raises ValueError if the manifest is damaged.
-    """
-    n: Any
-    size: Any
-    digests: Any
-    n, size, digests = (found.get(name) for name in ("n", "shard_size", "sha256"))
-    right = type(n) is int and type(size) is int and min(n, size) > 0 and isinstance(digests, list)
-    if not right or len(digests) != -(-n // size) or not all(map(_is_digest, digests)):
-        raise ValueError(f"{path} is damaged: draw into another folder")
-    return n, digests
-
-
-def _is_digest(value: Any) -> bool:
-    return value is None or isinstance(value, str)
-
-
 def _short(value: Any) -> str:
     """A value for a message: of digests the first eight digits."""
     if isinstance(value, list):
@@ -351,15 +358,13 @@ def check_file(path: Path, stated: str, *, with_header: bool = True) -> None:
 
 def check_shards(folder: Path) -> None:
     """Raise ValueError unless the files of a folder with a manifest are those of a whole draw."""
-    path = folder / MANIFEST
-    found = read_json(path)
-    old = "done" in found  # dsmooth 0.1.0 counted the images that are there
-    unfinished = found["done"] != found.get("n") if old else None in _digests(found, path)[1]
-    if unfinished:
+    found = Manifest.read(folder / MANIFEST)
+    if None in found.sha256 or found.done not in (None, found.n):
         raise ValueError(f"{folder} is unfinished: repeat the command that draws it to go on")
-    for number, stated in enumerate(_digests(found, path)[1]):
+    for number, stated in enumerate(found.sha256):
         # The digests of dsmooth 0.1.0 leave out the headers.
-        check_file(folder / f"shard_{number:05d}.npy", str(stated), with_header=not old)
+        path = folder / f"shard_{number:05d}.npy"
+        check_file(path, str(stated), with_header=found.done is None)
 
 
 def write_images(
