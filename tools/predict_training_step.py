@@ -166,7 +166,7 @@ def parameters(filters: int, taps: Taps, skips: int) -> int:
 def block(
     filters: int, batch: int, size: int, taps: Taps, skips: int, keep: bool
 ) -> Iterator[Launch]:
-    """The launches of one gated resnet, forward and backward, with dropout, weights packed before.
+    """The launches of one gated resnet, forward and backward, with dropout.
 
     keep: A and G.
     """
@@ -174,6 +174,7 @@ def block(
     rows = Rows.of(torch.empty(batch, f, size, size, device="meta"), taps)
     pixels, t = batch * size * size, taps.kh * taps.kw
     planes = 1 + skips
+    yield Launch("pack", parameters(f, taps, skips) * 8)
     yield Launch("expand", pixels * f * (planes * 6 + 1))
     hidden = (matmul(rows, t, f, two, skips),)
     yield Launch("hidden", pixels * f * (4 * planes + 7), hidden)
@@ -203,9 +204,7 @@ def launches(
     filters: int, side: int, batch: int, resnets: int = 5, keep: bool = False
 ) -> Iterator[Launch]:
     """All of a step's gated resnets."""
-    found = list(blocks(resnets, side))
-    yield Launch("pack", sum(parameters(filters, *of) for _, *of in found) * 8)
-    for size, taps, skips in found:
+    for size, taps, skips in blocks(resnets, side):
         yield from block(filters, batch, size, taps, skips, keep)
 
 
