@@ -3,7 +3,6 @@
 python benchmarks                              every suite, about half an hour
 python benchmarks sampler logistic_mixture --quick
 python benchmarks --compare benchmarks/results/epyc-zen4-2-cores.json
-python benchmarks --scale                      predict the time of many samples
 python benchmarks --write-docs                 docs/benchmarks.md, from benchmarks/results/
 """
 
@@ -20,7 +19,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from benchmarks import figures, results, scale, scale_training, write_docs
+from benchmarks import figures, results, write_docs
 
 FOLDER = Path(__file__).resolve().parent
 SUITES = sorted(path.stem.removeprefix("bench_") for path in FOLDER.glob("bench_*.py"))
@@ -42,8 +41,6 @@ class Options:
     """A results.json of before, to say which differences exceed the spread."""
     list: bool = False
     """Name the suites and stop."""
-    scale: bool = False
-    """Predict from the committed results how long many samples take, and stop."""
     write_docs: bool = False
     """Write docs/benchmarks.md and the README's table from the committed results, and stop."""
 
@@ -57,12 +54,6 @@ def main() -> int:
         return 0
     if options.write_docs:
         write_docs.write()
-        return 0
-    if options.scale:
-        for path in write_docs.saved_results():
-            for table in scale.tables(results.load(path), path.name):
-                console.print(table)
-        console.print(scale_training.table())
         return 0
     unknown = [suite for suite in options.suites if suite not in SUITES]
     if unknown:

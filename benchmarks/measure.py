@@ -116,7 +116,7 @@ class Turns:
         return Spread.of(self.seconds[name])
 
     def ratio(self, slow: str, fast: str) -> Spread:
-        """Of times that are neighbours in a round."""
+        """Ratio of times that are neighbours in a round."""
         pairs = zip(self.seconds[slow], self.seconds[fast], strict=True)
         return Spread.of([a / b for a, b in pairs])
 
@@ -205,7 +205,7 @@ def _memory(status: Path, field_name: str) -> int:
 
 @lru_cache(maxsize=1)
 def machine() -> dict[str, Any]:
-    """Where and with what a result was measured."""
+    """Device, versions and commit of a measurement."""
     packages = ("torch", "triton", "numpy")
     versions = {"python": platform.python_version(), "dsmooth": metadata.version("dsmooth")}
     for package in packages:

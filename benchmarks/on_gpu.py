@@ -39,8 +39,7 @@ from dsmooth import GaussianSmoothing, SmoothedPair
 from dsmooth.files import write_atomically
 from dsmooth.functional import logistic_mixture_log_prob, use_impl
 from dsmooth.sampling import CachedSampler
-from dsmooth.train.graph import ReplayedStep
-from dsmooth.train.state import compile_gated_resnets
+from dsmooth.train.device import ReplayedStep, compile_gated_resnets
 
 Run = Callable[[], object]
 BF16 = torch.bfloat16

@@ -16,6 +16,7 @@ from rich.table import Table
 from dsmooth.progress import significant
 
 Result = dict[str, Any]
+COLUMNS = ("case", "threads", "time", "spread", "rate", "against", "of the limit", "memory")
 
 
 def load(path: Path) -> list[Result]:
@@ -52,19 +53,25 @@ def name_of(result: Result) -> str:
 def table(results: list[Result]) -> Table:
     """Time, rate, what it was compared with, and how near it came to the machine's limit."""
     made = Table(title="Benchmarks: medians", title_justify="left")
-    for column in ("case", "time", "spread", "rate", "against", "of the limit", "memory"):
+    for column in COLUMNS:
         made.add_column(column, justify="left" if column in ("case", "against") else "right")
     for result in results:
-        made.add_row(
-            name_of(result),
-            seconds_text(result["seconds"][result["ours"]][0]),
-            spread_text(result),
-            rate_text(result),
-            ratios_text(result),
-            f"{result['fraction_of_limit']:.0%}" if result["fraction_of_limit"] else "",
-            memory_text(result),
-        )
+        made.add_row(*cells(result))
     return made
+
+
+def cells(result: Result) -> tuple[str, ...]:
+    """A row of the table."""
+    return (
+        name_of(result),
+        str(result["threads"]),
+        seconds_text(result["seconds"][result["ours"]][0]),
+        spread_text(result),
+        rate_text(result),
+        ratios_text(result),
+        f"{result['fraction_of_limit']:.0%}" if result["fraction_of_limit"] else "",
+        memory_text(result),
+    )
 
 
 def seconds_text(seconds: float) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks import figures, results, scale
+from benchmarks import figures, results
 from benchmarks.results import Result
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -106,10 +106,10 @@ def section(path: Path, measured: list[Result]) -> Iterator[str]:
 Saved in `benchmarks/results/{path.name}`, by `python benchmarks`. Versions: {versions}; instruction
 set {first["instruction_set"]}; commit {commits}; load average {min(loads):.1f} to {max(loads):.1f}.
 
-| case | threads | time | spread | rate | against | of the limit | memory |
-|---|---|---|---|---|---|---|---|"""
+| {" | ".join(results.COLUMNS)} |
+{"|---" * len(results.COLUMNS)}|"""
     for result in measured:
-        yield "| " + " | ".join(cells(result)) + " |"
+        yield "| " + " | ".join(results.cells(result)) + " |"
     yield "\n### Targets\n\n| case | against | target | measured | |\n|---|---|---|---|---|"
     for suite, case, contender, least in TARGETS:
         for result in measured:
@@ -125,36 +125,6 @@ set {first["instruction_set"]}; commit {commits}; load average {min(loads):.1f} 
                 )
                 yield "| " + " | ".join(row) + " |"
     yield FIGURES
-    yield from scale_section(measured)
-
-
-def cells(result: Result) -> tuple[str, ...]:
-    return (
-        results.name_of(result),
-        str(result["threads"]),
-        results.seconds_text(result["seconds"][result["ours"]][0]),
-        results.spread_text(result),
-        results.rate_text(result),
-        results.ratios_text(result),
-        f"{result['fraction_of_limit']:.0%}" if result["fraction_of_limit"] else "",
-        results.memory_text(result),
-    )
-
-
-def scale_section(measured: list[Result]) -> Iterator[str]:
-    errors = list(scale.check(measured))
-    worst = max(errors, key=lambda e: abs(e[1] / e[2] - 1))
-    yield f"""### Many samples, many machines
-
-`benchmarks/scale.py` predicts the time of a sweep from its FLOP and its dependent products,
-calibrated on one case per dtype and checked on {len(errors)} others; the worst error is
-{worst[1] / worst[2] - 1:+.0%} ({worst[0]}). With torchrun, which splits the image numbers over
-processes that do not wait for one another, it predicts, for cores like these:
-
-| samples | dtype | cores | time |
-|---|---|---|---|"""
-    for what, dtype, cores, predicted in scale.predictions(measured):
-        yield f"| {what} | {dtype} | {cores:,} | {scale.duration(predicted)} |"
 
 
 def readme_table(files: dict[Path, list[Result]]) -> Iterator[str]:

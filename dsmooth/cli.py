@@ -88,7 +88,7 @@ def _call(args: list[str]) -> int:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Of several processes rank 0 alone shows its progress; errors are everybody's."""
+    """Rank 0 alone shows its progress; errors are everybody's."""
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         yield
 
@@ -175,7 +175,7 @@ def _train_default(args: list[str]) -> Train:
 
 def with_network_of(source: str, settings: TrainConfig) -> TrainConfig:
     """The settings with the network, smoothing and scale of the run or pair `source`."""
-    from .train.initial import read_initial
+    from .train.checkpoint import read_initial
 
     network, smoothing, scale = read_initial(source, settings.role)
     return replace(settings, model=network.config, smoothing=smoothing, scale=scale)

@@ -23,7 +23,7 @@ LARGEST = 4096
 
 
 def _default_hint(default: str) -> str:
-    """What help says of a default that may be empty."""
+    """The help's hint on a default that may be empty."""
     return f"(default: {default or 'none'})"
 
 
@@ -180,11 +180,13 @@ class TrainConfig:
     data: str = "mnist"
     """Data set: mnist, fashion-mnist, cifar10, celeba, folder."""
     data_dir: str | None = None
-    """Where its files are; without one, mnist is the embedded subset of 6,000 images."""
+    """Folder of its files; without one, mnist is the embedded subset of 6,000 images."""
     download: bool = False
     """Whether to download the files into data_dir if they are not there."""
     image_size: int | None = None
     """Pixels a side for celeba and folder; None for the data set's own."""
+    flip: bool = False
+    """Mirror half of the training images left to right, drawn anew at each visit."""
     smoothing: SmoothingKind = "gaussian"
     """The distribution of x~ given x."""
     scale: float = 0.5
@@ -270,10 +272,22 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        for name in ("scale", "learning_rate", "kernel_rate", "budget", "checkpoint_minutes", "clip_norm"):
+        for name in (
+            "scale",
+            "learning_rate",
+            "kernel_rate",
+            "budget",
+            "checkpoint_minutes",
+            "clip_norm",
+        ):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} must be positive, got {value}")
+        if self.kernel_rate is not None:
+            if self.optimizer != "muon":
+                raise ValueError(f'kernel_rate needs optimizer "muon", got "{self.optimizer}"')
+            if self.kernel_rate >= 1:
+                raise ValueError(f"kernel_rate must be less than 1, got {self.kernel_rate}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must lie in [0, 1), got {self.ema}")
         if not 0 < self.cooldown <= 1:

@@ -1,14 +1,16 @@
 """Files that are written whole or not at all: JSON, tensors as safetensors, arrays as .npz.
 
-`dsmooth.data.npz` reads the arrays.
+`dsmooth.data.arrays` reads the arrays.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import io
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +28,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Replace `path` by `data`; after a crash or a full disk the old content is still there."""
     temporary = None
     try:
-        # Of a name of its own, should another process write the same file.
+        # The name is unique, should another process write the same file.
         descriptor, name = tempfile.mkstemp(PARTIAL, f".{path.name}.", path.parent)
         temporary = Path(name)
         with open(descriptor, "wb") as file:
@@ -48,6 +50,26 @@ def _umask() -> int:
     return mask
 
 
+def open_to_write(path: Path, flags: int = 0) -> int:
+    """Descriptor of a regular file to write, made if need be, its content left as it is.
+
+    A folder may come from a stranger: a link is not followed, a named pipe not waited for.
+    Raises ValueError, naming the path, for anything but a regular file.
+    """
+    refused = ValueError(f"{path} must be a regular file, found a link, a folder or a device")
+    flags |= os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise refused from None
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise refused
+    return descriptor
+
+
 @contextmanager
 def lock_folder(folder: Path, holder: str) -> Iterator[None]:
     """Keep other processes out of `folder`, made if need be, until the block or the process ends.
@@ -56,7 +78,7 @@ def lock_folder(folder: Path, holder: str) -> Iterator[None]:
     `holder` is at work, if the folder is taken.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
+    with open(open_to_write(folder / ".lock"), "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

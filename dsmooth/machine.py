@@ -48,7 +48,7 @@ def cuda_is_built() -> bool:
 
 
 def default_device() -> str:
-    """Where networks compute that need no extension: "cuda:N" if there is a device, else "cpu".
+    """Device for networks that need no extension: "cuda:N" if there is one, else "cpu".
 
     N is LOCAL_RANK under torchrun, else 0.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,12 +13,11 @@ from .config import Role, TrainConfig
 from .nn import PixelCNNpp
 from .nn.weights import weights_digest
 from .pair import SmoothedPair
-from .pair_sampler import PairSampler
 from .pretrained import SavedNetwork, resolve
 from .runs import RunFolder
-from .sampling.auto import NetworkSampler
-from .sampling.draw import Draw, Progress
-from .sampling.ranks import draw_in_chunks
+from .sampling.cached import Sampler
+from .sampling.output import DrawPart
+from .sampling.request import Progress, Request
 
 # Images that a process draws at a time: enough to fill the device, few enough to lie in memory.
 CHUNK = {"cpu": 256, "cuda": 4096}
@@ -95,38 +94,30 @@ class Models:
         """`weights_digest` of each network."""
         return {role: weights_digest(network) for role, network in self.networks.items()}
 
-    def draw(
-        self,
-        draw: Draw,
-        *,
-        within: int | None = None,
-        done: int = 0,
-        progress: Progress | None = None,
-    ) -> Iterator[tuple[int, Tensor]]:
-        """Chunks of images of the pair, or of the single model; see `draw_in_chunks`.
+    def drawer(self, request: Request, sampler: Sampler) -> DrawPart:
+        """A function that draws parts of a request from the pair, or from the single model.
 
-        The weights are those of the first chunk. Raises ValueError for a pair beside a plain model.
+        The weights are those of the first part. Raises ValueError for a pair beside a plain model.
         """
         if self.smoothed is not None and self.plain is not None:
             raise ValueError(f"one model draws at a time, got {', '.join(self.networks)}")
-        if draw.device is not None:
-            self.to(draw.device)
-        if draw.known is not None:
-            draw = replace(draw, known=draw.known.to(self.device))
-        sampler = (
-            PairSampler(self.smoothed)
-            if self.smoothed is not None
-            else NetworkSampler(next(iter(self.networks.values())), self.image_size)
-        )
-        return draw_in_chunks(
-            sampler.draw,
-            draw,
-            image_shape=self.image_shape,
-            chunk=CHUNK[self.device.type],
-            within=within,
-            done=done,
-            progress=progress,
-        )
+        pair = self.smoothed
+        drawer = None if pair is None else pair.drawer(request.levels)
+        network = next(iter(self.networks.values()))
+
+        def draw(part: Request, progress: Progress) -> Tensor:
+            if part.known is not None:
+                part = replace(part, known=part.known.to(self.device))
+            if drawer is not None:
+                return drawer.draw(part, sampler, progress)
+            return sampler.draw(network, part, self.image_size, progress=progress)
+
+        return draw
+
+    @property
+    def chunk(self) -> int:
+        """Images that a process draws at a time."""
+        return CHUNK[self.device.type]
 
 
 def load_models(names: Sequence[str | Path]) -> Models:

@@ -1,31 +1,48 @@
-"""A noisy model and a denoiser: two-step sampling and the bound on log p(x)."""
+"""A noisy model and a denoiser: two-step sampling, denoising and the bound on log p(x)."""
 
 from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .config import Method, Precision, Score
-from .pair_networks import PairNetworks
-from .pair_sampler import PairSampler
-from .philox import Stream
+from .config import Method, Precision, Role, Score
+from .nn import PixelCNNpp
+from .nn.levels import at_level
+from .nn.score import score_of
+from .pictures import is_diverged
 from .pretrained import Origins, SavedNetwork, resolve
 from .pretrained.hub import upload
 from .pretrained.pairs import save_pair
-from .sampling.draw import Draw, Label, chosen_seed
+from .runs import Origin
+from .sampling.cached import Sampler
 from .sampling.known import known_pixels
-from .sampling.ladder import Step, seed_of_rung
-from .smoothing import GaussianSmoothing, make_smoothing
+from .sampling.ladder import Ladder, log_prob_of_noisy
+from .sampling.request import (
+    Choices,
+    How,
+    Label,
+    Progress,
+    Request,
+    check_one_of,
+    share_of_progress,
+)
+from .smoothing import GaussianSmoothing, Smoothing, make_smoothing
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+T = TypeVar("T")
 
 
-class SmoothedPair(PairNetworks):
+class SmoothedPair(nn.Module):
     """p(x~) and p(x | x~) with the smoothing q(x~ | x) that they were trained for.
 
     noisy: a model with conditioning "none" and likelihood "continuous", or "gaussian" with the
@@ -35,95 +52,147 @@ class SmoothedPair(PairNetworks):
     Raises ValueError for models that do not fit together. Source: Meng et al. (ICLR 2021).
     """
 
+    def __init__(
+        self,
+        noisy: PixelCNNpp,
+        denoiser: PixelCNNpp,
+        smoothing: Smoothing,
+        image_size: Sequence[int],
+    ) -> None:
+        super().__init__()
+        _check_fit(noisy, denoiser, smoothing)
+        height, width = image_size
+        if height < 4 or width < 4 or height % 4 or width % 4:
+            raise ValueError(f"image_size must be multiples of 4, got {tuple(image_size)}")
+        self.noisy = noisy
+        self.denoiser = denoiser
+        self.smoothing = smoothing
+        self.image_size = (int(height), int(width))
+        self.origin: Mapping[Role, Origin] = {}
+        """Origin of the weights, as far as it is known; shown by the model card."""
+
     @torch.no_grad()
     def sample(
         self,
         n: int,
         *,
-        label: Label = None,
-        levels: Sequence[float] | None = None,
-        seed: int | None = 0,
-        first_index: int = 0,
         method: Method = "two-step",
         score: Score = "full",
-        temperature: float = 1.0,
+        levels: Sequence[float] | None = None,
         threads: int | None = None,
         precision: Precision = "auto",
-        known: Tensor | None = None,
-        mask: Tensor | None = None,
+        **choices: Unpack[Choices],
     ) -> Tensor:
         """Draw n images, by default in two steps: x~ ~ p(x~), then x ~ p(x | x~).
 
-        label: for a pair with classes: the class of all images, "each" for classes in turn, or a
-        tensor of one for each image (see `Draw`). levels: for a pair of several noise levels, the
-        scales of a ladder, falling: x~ of the first is drawn, then an image and x~ of the next, and
-        so on, at last x (docs/math.md, section 7). By default the highest alone: two steps.
+        method: "two-step"; "single-step" replaces the second draw by the posterior mean
+        x~ + scale**2 * grad log p(x~) (Gaussian smoothing only); "noisy" gives x~ itself. score:
+        how "single-step" differentiates, see `single_step`. levels: for a pair of several noise
+        levels, the scales of a ladder, falling: x~ of the first is drawn, then an image and x~ of
+        the next, and so on, at last x (docs/math.md, section 7). By default the highest alone.
+        threads: None for torch's setting. precision: of the cached sampler; "auto" is bfloat16 on a
+        CUDA device, float32 on the CPU.
 
-        They are images first_index .. first_index + n - 1 of the stream that `seed` names; None
-        draws a seed and reports it on stderr. method: "two-step"; "single-step" replaces the second
-        draw by the posterior mean x~ + scale**2 * grad log p(x~) (Gaussian smoothing only);
-        "noisy" gives x~ itself. score: how "single-step" differentiates, see `single_step`.
-        temperature: > 0, of every draw. threads: None for torch's setting. precision: of the cached
-        sampler; "auto" is bfloat16 on a CUDA device, float32 on the CPU.
-
-        known: (n or 1, C, H, W), images whose pixels where mask, (n or 1, H, W) bool, is True are
-        kept; the rest is drawn. The known pixels of x~ are known plus the smoothing's noise, a
+        choices: seed=0, first_index=0, temperature=1.0, label=None, known=None and mask=None, see
+        `dsmooth.sampling.Choices`. The known pixels of x~ are known plus the smoothing's noise, a
         function of (seed, image index); method "noisy" returns these. docs/math.md, section 4, says
         which distribution this draws from.
 
-        Returns (n, C, H, W); x~ is not clamped, nor is x from a continuous denoiser.
-        Raises ValueError or TypeError for arguments out of range or that do not fit.
+        Returns (n, C, H, W); x~ is not clamped, nor is x from a continuous denoiser. An image whose
+        x~ diverged is NaN. Raises ValueError or TypeError for arguments out of range or that do not
+        fit.
         """
-        draw = Draw(
-            n,
-            chosen_seed(seed),
-            first_index,
-            method,
-            score,
-            temperature,
-            threads,
-            precision=precision,
-            known=known_pixels(known, mask, n),
-            label=label,
-            levels=None if levels is None else tuple(levels),
-        )
-        return PairSampler(self).draw(draw)
+        request = Request.make(n, choices, method=method, score=score, levels=levels)
+        return self.drawer(levels).draw(request, Sampler(How(threads, precision)))
 
     @torch.no_grad()
     def denoise(
         self,
         x_tilde: Tensor,
         *,
-        label: Label = None,
-        levels: Sequence[float] | None = None,
-        seed: int | None = 0,
-        first_index: int = 0,
         method: Method = "two-step",
         score: Score = "full",
-        temperature: float = 1.0,
+        levels: Sequence[float] | None = None,
         threads: int | None = None,
         precision: Precision = "auto",
-        known: Tensor | None = None,
-        mask: Tensor | None = None,
+        **choices: Unpack[Choices],
     ) -> Tensor:
         """The second half of `sample`, for noisy images (B, C, H, W) that are there already.
 
         Their noise is that of the first of levels.
         """
-        draw = Draw(
-            x_tilde.shape[0],
-            chosen_seed(seed),
-            first_index,
-            method,
-            score,
-            temperature,
-            threads,
-            precision=precision,
-            known=known_pixels(known, mask, x_tilde.shape[0]),
-            label=label,
-            levels=None if levels is None else tuple(levels),
-        )
-        return PairSampler(self).denoise(x_tilde, draw)
+        n = x_tilde.shape[0]
+        request = Request.make(n, choices, method=method, score=score, levels=levels)
+        return self.drawer(levels).draw_clean(x_tilde, request, Sampler(How(threads, precision)))
+
+    def drawer(self, levels: Sequence[float] | None = None) -> SmoothedPair | Ladder:
+        """This pair at one noise level, or a ladder of several: either draws requests."""
+        rungs = [self.at(scale) for scale in self.ladder(levels)]
+        return rungs[0] if len(rungs) == 1 else Ladder(rungs)
+
+    def draw(self, request: Request, sampler: Sampler, progress: Progress | None = None) -> Tensor:
+        """The images of a request in two steps, at one noise level.
+
+        progress: called with the fraction done.
+        """
+        first = 0.5 if request.method == "two-step" else 1.0
+        x_tilde = self.draw_noisy(request, sampler, share_of_progress(progress, 0, first))
+        return self.draw_clean(x_tilde, request, sampler, share_of_progress(progress, first, 1))
+
+    def draw_noisy(
+        self, request: Request, sampler: Sampler, progress: Progress | None = None
+    ) -> Tensor:
+        """x~ ~ p(x~), (B, C, H, W). Its known pixels are those of x with the smoothing's noise."""
+        known = request.known
+        if known is not None:
+            x_tilde = self.smoothing.sample(
+                known.images, seed=request.seed, first_index=request.first_index
+            )
+            known = known_pixels(x_tilde, known.mask, request.count)
+        label: Label = self.label_for(self.noisy, request.label)
+        request = replace(request, known=known, label=label)
+        return sampler.draw(self.noisy, request, self.image_size, progress=progress)
+
+    def draw_clean(
+        self,
+        x_tilde: Tensor,
+        request: Request,
+        sampler: Sampler,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """The image of each x~ (B, C, H, W), by the request's method; NaN where x~ diverged."""
+        if request.method == "noisy":
+            return x_tilde
+        diverged = is_diverged(x_tilde).view(-1, *[1] * (x_tilde.ndim - 1))
+        x_tilde = torch.where(diverged, 0.0, x_tilde)
+        if request.method == "single-step":
+            labels = request.labels(self.n_classes, x_tilde.device)
+            x = self.single_step(x_tilde, score=request.score, label=labels)
+            x = x if request.known is None else request.known.keep(x)
+        else:
+            label: Label = self.label_for(self.denoiser, request.label)
+            request = replace(request, label=label)
+            x = sampler.draw(self.denoiser, request, self.image_size, x_tilde, progress)
+        return torch.where(diverged, math.nan, x)
+
+    def single_step(
+        self, x_tilde: Tensor, *, score: Score = "full", label: Tensor | None = None
+    ) -> Tensor:
+        """The posterior mean E[x | x~] = x~ + scale**2 * grad log p(x~) (Tweedie's formula).
+
+        score: "full" differentiates through the whole network, which makes the formula exact for
+        a perfect model; "conditional" holds the network's parameters fixed and differentiates each
+        pixel's own conditional only, as the paper's released code does. label: as in `elbo`.
+        Raises ValueError for smoothing that is not Gaussian and for an unknown score.
+        """
+        if not isinstance(self.smoothing, GaussianSmoothing):
+            raise ValueError(
+                f"single-step denoising needs gaussian smoothing, got {self.smoothing.kind}"
+            )
+        check_one_of("score", score, Score)
+        noisy = self.at(self.smoothing.scale).noisy
+        gradient = score_of(noisy, x_tilde, score, self.label_for(noisy, label))
+        return x_tilde + self.smoothing.scale**2 * gradient
 
     @torch.no_grad()
     def elbo(
@@ -144,8 +213,8 @@ class SmoothedPair(PairNetworks):
         tighter in expectation. With a discretized denoiser it bounds the log-probability of bytes;
         with a continuous one a log-density in units of [-1, 1].
         The noise of row b is a function of (seed, first_index + b, draw). label: for a pair with
-        classes, as of `PixelCNNpp.forward`; the bound is then that of log p(x | label). levels: of
-        a ladder, as of `sample`; log p(x~) is then a bound itself (docs/math.md, section 7).
+        classes, as in `PixelCNNpp.forward`; the bound is then that of log p(x | label). levels: of
+        a ladder, as in `sample`; log p(x~) is then a bound itself (docs/math.md, section 7).
         """
         if n_noise < 1:
             raise ValueError(f"n_noise must be at least 1, got {n_noise}")
@@ -179,6 +248,73 @@ class SmoothedPair(PairNetworks):
             "smoothing": -lowest.smoothing.log_prob(x_tilde, x),
             "denoiser": lowest.denoiser_log_prob(x, x_tilde, label),
         }
+
+    def noisy_log_prob(self, x_tilde: Tensor, label: Tensor | None = None) -> Tensor:
+        """log p(x~) of noise of one level: (B,), nats."""
+        return self.noisy.log_prob(x_tilde, label=self.label_for(self.noisy, label))
+
+    def denoiser_log_prob(self, x: Tensor, x_tilde: Tensor, label: Tensor | None = None) -> Tensor:
+        """log p(x | x~) of noise of one level: (B,), nats."""
+        return self.denoiser.log_prob(x, x_tilde, self.label_for(self.denoiser, label))
+
+    def label_for(self, model: PixelCNNpp, label: T | None) -> T | None:
+        """`label` as one of the two models takes it: None for a model without classes.
+
+        Raises ValueError for a label that neither model takes.
+        """
+        if label is not None and not self.n_classes:
+            raise ValueError("label was given, but neither model of the pair has classes")
+        return label if model.config.condition_size else None
+
+    @property
+    def n_classes(self) -> int:
+        """Classes of the models that have some, 0 for a pair without."""
+        return max(model.config.condition_size for model in (self.noisy, self.denoiser))
+
+    @property
+    def noise_levels(self) -> tuple[float, ...]:
+        """The scales of noise that the models know, rising; often that of the smoothing alone."""
+        return self.noisy.config.noise_levels or (self.smoothing.scale,)
+
+    def at(self, scale: float) -> SmoothedPair:
+        """The pair for noise of one of its `noise_levels`; weights are shared.
+
+        It has that level alone; a pair of one level is itself. Raises ValueError for another scale.
+        """
+        if scale not in self.noise_levels:
+            raise ValueError(f"the noise levels of the pair are {self.noise_levels}, not {scale}")
+        if not self.noisy.config.noise_levels:
+            return self
+        level = self.noise_levels.index(scale)
+        noisy, denoiser = (at_level(model, level) for model in (self.noisy, self.denoiser))
+        return SmoothedPair(noisy, denoiser, GaussianSmoothing(scale), self.image_size).eval()
+
+    def ladder(self, levels: Sequence[float] | None) -> tuple[float, ...]:
+        """The scales of noise of a ladder, falling; by default the highest of all alone.
+
+        Raises ValueError for levels that do not fall or that the pair does not have.
+        """
+        if levels is None:
+            return self.noise_levels[-1:]
+        falling = all(high > low for high, low in pairwise(levels))
+        if not levels or not falling or not set(levels) <= set(self.noise_levels):
+            raise ValueError(
+                f"levels must fall and be among {', '.join(map(str, self.noise_levels))}, got "
+                f"{', '.join(map(str, levels)) or 'none'}"
+            )
+        return tuple(levels)
+
+    def __repr__(self) -> str:
+        """Both networks, the smoothing and the images in a few lines; not every layer."""
+        height, width = self.image_size
+        shape = f"{self.noisy.config.image_channels} x {height} x {width}"
+        lines = [
+            f"noisy: {_describe(self.noisy)}",
+            f"denoiser: {_describe(self.denoiser)}",
+            f"smoothing: {self.smoothing.kind} of scale {self.smoothing.scale}",
+            f"images: {shape}, on {self.noisy.head.bias.device}",
+        ]
+        return "\n  ".join(["SmoothedPair(", *lines]) + "\n)"
 
     def save_pretrained(
         self, folder: str | Path, *, scores: str | Path | None = None, name: str | None = None
@@ -214,7 +350,7 @@ class SmoothedPair(PairNetworks):
         """Write what `save_pretrained` writes into the model `repo_id` of the Hugging Face Hub.
 
         repo_id: "owner/name", made if need be, for you alone if `private`. token: None for the one
-        of `hf auth login`. scores: as of `save_pretrained`. Returns the commit's address.
+        of `hf auth login`. scores: as in `save_pretrained`. Returns the commit's address.
         Raises ModuleNotFoundError without the extra "hub"; OSError, with the reason and what to do,
         if the Hub does not take it; ValueError for a repo_id or scores that do not fit.
         """
@@ -274,34 +410,50 @@ class SmoothedPair(PairNetworks):
         return pair
 
 
-def log_prob_of_noisy(
-    pairs: Sequence[SmoothedPair],
-    x_tilde: Tensor,
-    label: Tensor | None = None,
-    *,
-    seed: int = 0,
-    first_index: int = 0,
-    repeat: int = 0,
-) -> Tensor:
-    """log p(x~) of the lowest level of a ladder, or one draw of a lower bound on it: (B,), nats.
+def _check_fit(noisy: PixelCNNpp, denoiser: PixelCNNpp, smoothing: Smoothing) -> None:
+    """Raise ValueError for models that do not fit together."""
+    ours, theirs = noisy.config, denoiser.config
+    if ours.conditioning != "none" or ours.likelihood == "discretized":
+        raise ValueError(
+            'the noisy model must have conditioning="none" and likelihood="continuous" or '
+            f'"gaussian", got "{ours.conditioning}" and "{ours.likelihood}"'
+        )
+    if theirs.conditioning == "none":
+        raise ValueError('the denoiser must have conditioning="stack" or "concat", got "none"')
+    classes = {ours.condition_size, theirs.condition_size} - {0}
+    for name, same in (
+        ("image_channels", ours.image_channels == theirs.image_channels),
+        ("n_classes, or one of them none", len(classes) < 2),
+        ("noise_levels", ours.noise_levels == theirs.noise_levels),
+    ):
+        if not same:
+            field = name.partition(",")[0]
+            raise ValueError(
+                f"the models must have the same {name}, got {getattr(ours, field)} and "
+                f"{getattr(theirs, field)}"
+            )
+    given, levels = f"{smoothing.kind} smoothing of scale {smoothing.scale}", ours.noise_levels
+    contains = ours.smoothing_scale if ours.likelihood == "gaussian" else 0
+    if contains and (smoothing.kind != "gaussian" or smoothing.scale < contains):
+        raise ValueError(
+            'the noisy model\'s likelihood "gaussian" contains gaussian noise of scale '
+            f"{contains}, got {given}"
+        )
+    if levels and (smoothing.kind, smoothing.scale) != ("gaussian", levels[-1]):
+        raise ValueError(
+            f"models with noise_levels {levels} need gaussian smoothing of scale {levels[-1]}, "
+            f"got {given}"
+        )
 
-    pairs: of its levels, falling (`SmoothedPair.at`); with one level the number is exact. x~
-    climbs by independent noise; each step down is bounded with an image from the lower denoiser
-    (docs/math.md, section 7). Row b is that of image first_index + b.
-    """
-    total = x_tilde.new_zeros(x_tilde.shape[0])
-    rising = [*reversed(pairs)]
-    for rung, (low, high) in enumerate(pairwise(rising), 1):
-        scales = low.smoothing.scale, high.smoothing.scale
-        where: dict[str, Any] = {
-            "seed": seed_of_rung(seed, rung, repeat),
-            "first_index": first_index,
-        }
-        up = GaussianSmoothing(math.sqrt(scales[1] ** 2 - scales[0] ** 2), Stream.LADDER)
-        x_high = up.sample(x_tilde, **where)
-        x = low.denoise(x_tilde, label=low.label_for(low.denoiser, label), **where)
-        total += high.denoiser_log_prob(x, x_high, label)
-        total += Step(*scales).log_prob(x_tilde, x, x_high)
-        total -= low.denoiser_log_prob(x, x_tilde, label) + up.log_prob(x_high, x_tilde)
-        x_tilde = x_high
-    return total + rising[-1].noisy_log_prob(x_tilde, label)
+
+def _describe(model: PixelCNNpp) -> str:
+    """The settings of a network that matter most, in one line."""
+    config = model.config
+    atoms = f" with {len(config.atoms)} atoms" if config.atoms else ""
+    classes = f", {config.n_classes} classes" if config.n_classes else ""
+    number = sum(p.numel() for p in model.parameters())
+    levels = f", noise {', '.join(map(str, config.noise_levels))}" if config.noise_levels else ""
+    return (
+        f"{number:,} parameters, F {config.n_filters}, R {config.n_resnet}, K {config.n_mix}, "
+        f"{config.conditioning}, {config.likelihood}{atoms}{classes}{levels}"
+    )

@@ -19,9 +19,9 @@ _MASK = 0xFFFFFFFF
 
 
 class Stream(IntEnum):
-    """What a stream of random words is for: the low byte of the counter's last word.
+    """Use of a stream of random words: the low byte of the counter's last word.
 
-    The same in csrc/common/philox.h.
+    csrc/common/philox.h gives the same numbers to the streams that it names.
     """
 
     SAMPLE = 0  # pixels of a model without context
@@ -33,6 +33,7 @@ class Stream(IntEnum):
     SHIFT = 6  # of a classifier's training images
     LEVEL = 7  # the noise level of a training image
     LADDER = 8  # between the noise levels of a ladder
+    FLIP = 9  # horizontal flips of training images
 
 
 def split_seed(seed: int) -> tuple[int, int]:

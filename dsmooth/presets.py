@@ -23,7 +23,10 @@ _PAPER: dict[str, Any] = {
     "denoiser.model": {"conditioning": "stack", "likelihood": "continuous"},
     "plain.model": {"likelihood": "discretized"},
 }
+# Measured: docs/decisions/009-muon.md.
 _OURS: dict[str, Any] = {
+    "optimizer": "muon",
+    "learning_rate": 3.2e-2,
     "denoiser.model": {"conditioning": "concat", "likelihood": "discretized"},
     "plain.model": {"likelihood": "discretized"},
 }
@@ -31,7 +34,7 @@ _OURS: dict[str, Any] = {
 # narrow enough for that. Measured: docs/decisions/005-training-recipe.md.
 _MNIST_ATOMS = (0, 252, 253, 254, 255)
 _OURS_MNIST: dict[str, Any] = {
-    "learning_rate": 1.6e-2,
+    **_OURS,
     "noisy.model": {"likelihood": "gaussian"},
     "denoiser.model": _OURS["denoiser.model"] | {"atoms": _MNIST_ATOMS},
     "plain.model": _OURS["plain.model"] | {"atoms": _MNIST_ATOMS},
@@ -39,6 +42,15 @@ _OURS_MNIST: dict[str, Any] = {
 _MNIST = {"data": "mnist", "scale": 0.5}
 _CIFAR10 = {"data": "cifar10", "scale": 0.3}
 _CELEBA = {"data": "celeba", "scale": 0.3, "image_size": 32}
+_PHOTOS = {"data": "folder", "scale": 0.3, "image_size": 32}
+_F32 = {
+    "image_channels": 3,
+    "n_filters": 32,
+    "n_resnet": 2,
+    "n_mix": 10,
+    "dropout": 0.0,
+    "context_layers": 2,
+}
 _F40 = {"image_channels": 1, "n_filters": 40, "n_resnet": 5, "n_mix": 10, "dropout": 0.5}
 _F160 = {"image_channels": 3, "n_filters": 160, "n_resnet": 5, "n_mix": 10, "dropout": 0.5}
 _QUICK = {
@@ -58,10 +70,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         **_MNIST,
         "model": _QUICK,
         "batch_size": 16,
-        "learning_rate": 3.2e-2,
     },
     "mnist": {**_OURS_MNIST, **_MNIST, "model": _F40, "images": 3_000_000},
-    "cifar10": {**_OURS, **_CIFAR10, "model": _F160, "learning_rate": 5e-4, "images": 10_000_000},
+    "cifar10": {**_OURS, **_CIFAR10, "model": _F160, "images": 10_000_000},
+    "photos": {**_OURS, **_PHOTOS, "model": _F32, "batch_size": 16},
     "mnist-paper": {**_PAPER, **_MNIST, "model": _F40},
     "cifar10-paper": {**_PAPER, **_CIFAR10, "model": _F160},
     "celeba-paper": {**_PAPER, **_CELEBA, "model": _F160},
@@ -71,6 +83,7 @@ DESCRIPTIONS = {
     "mnist-quick": "digits within minutes on two CPU cores (concat, discretized, EMA)",
     "mnist": "our settings at the paper's size (concat, discretized, EMA)",
     "cifar10": "our settings at the paper's size (concat, discretized, EMA)",
+    "photos": "RGB pictures of your own, 32 x 32, on a CPU (concat, discretized, EMA)",
     "mnist-paper": "the paper's MNIST settings (stack, continuous, no EMA)",
     "cifar10-paper": "the paper's CIFAR-10 settings (stack, continuous, no EMA)",
     "celeba-paper": "the paper's CelebA 32x32 settings (stack, continuous, no EMA)",

@@ -14,20 +14,19 @@ ROW_BLOCK = 128  # the largest number of rows that a program multiplies; smaller
 
 
 class Taps(NamedTuple):
-    """Where tap (i, j) of a (kh, kw) kernel reads: stride * (row, col) + (i - top, j - left)."""
+    """Taps of a (kh, kw) kernel: tap (i, j) reads at (row, col) + (i - top, j - left)."""
 
     kh: int
     kw: int
     top: int
     left: int
-    stride: int = 1
 
     def constants(self) -> dict[str, int]:
         """The kernel and its padding as constexprs."""
         return {"KH": self.kh, "KW": self.kw, "TOP": self.top, "LEFT": self.left}
 
     def adjoint(self) -> Taps:
-        """The taps of the adjoint of a convolution of stride 1, whose kernel is turned around."""
+        """The taps of the adjoint of a convolution, whose kernel is turned around."""
         return Taps(self.kh, self.kw, self.kh - 1 - self.top, self.kw - 1 - self.left)
 
 
@@ -49,7 +48,7 @@ class Rows(NamedTuple):
 
     @classmethod
     def of(cls, image: Tensor, taps: Taps) -> Rows:
-        """Of a (B, C, H, W) tensor. Raises ValueError where 32 bits cannot number the rows."""
+        """The rows of a (B, C, H, W) tensor. Raises ValueError for more than 32 bits can number."""
         batch, _, height, width = image.shape
         return rows_of(batch, height, width, taps)
 
@@ -79,7 +78,7 @@ class Rows(NamedTuple):
         return self.total + 2 * self.margin
 
     def arguments(self) -> dict[str, Any]:
-        """Those of a kernel, which finds pixels by `place_of`."""
+        """Arguments of a kernel that finds pixels by `place_of` or `rows_of_pixels`."""
         size = {"batch": self.batch, "height": self.height, "width": self.width}
         return size | {"ABOVE": self.above, "BEFORE": self.before}
 
@@ -89,7 +88,7 @@ class Rows(NamedTuple):
         return torch.empty(size, dtype=like.dtype, device=like.device)
 
     def first(self, room: Tensor) -> Tensor:
-        """What `empty` gave, from row 0 on."""
+        """The room that `empty` gave, from row 0 on."""
         return room[:, self.margin :]
 
 
@@ -132,13 +131,6 @@ def channels_last(image: Tensor) -> Tensor:
     return image.contiguous(memory_format=torch.channels_last)
 
 
-def is_dense(weight: Tensor) -> bool:
-    """Whether the kernels read it where it is: contiguous, or (D, C, kh, kw) in channels_last."""
-    if weight.is_contiguous():
-        return True
-    return weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last)
-
-
 def empty_channels_last(like: Tensor, channels: int, size: tuple[int, int] | None = None) -> Tensor:
     """Uninitialised, with the batch, dtype and device of `like` and, without `size`, its extent."""
     return torch.empty(
@@ -161,45 +153,7 @@ def packed_sizes(filters: int, taps: Taps, planes: int, adjoint: bool) -> list[i
     return [*forward, 4 * f * f * t, 2 * f * f * t, 2 * f * f * planes] if adjoint else forward
 
 
-class BlockWeights(NamedTuple):
-    """The weights v (D, C, kh, kw) and gains (D,) of a gated resnet's conv_in, conv_out and, with
-    skips, nin_skip; or those of one convolution, (C, D, kh, kw) if it is transposed."""
-
-    weights: Sequence[Tensor]
-    gains: Sequence[Tensor]
-    transposed: bool = False
-
-    @property
-    def weight_count(self) -> int:
-        """How many weights, -1 for that of a transposed convolution."""
-        return -1 if self.transposed else len(self.weights)
-
-    @property
-    def skip_channels(self) -> list[int]:
-        """Of one skip, or of several of whole planes, which are packed as one."""
-        return [weight.shape[1] // 2 for weight in self.weights[2:]]
-
-    def packed_size(self, adjoint: bool) -> int:
-        """How many numbers they are when packed."""
-        if len(self.weights) == 1:
-            return (1 + adjoint) * self.weights[0].numel()
-        return packed_size(self.weights, self.skip_channels, adjoint)
-
-
 def packed_size(weights: Sequence[Tensor], skip_channels: Sequence[int], adjoint: bool) -> int:
     """How many numbers the packed weights of a gated resnet are."""
     f, _, kh, kw = weights[0].shape
     return sum(packed_sizes(f, Taps(kh, kw, 0, 0), planes_of(skip_channels, f), adjoint))
-
-
-def packed_starts(blocks: Sequence[BlockWeights], adjoint: bool) -> list[int]:
-    """Where those of each block begin among those of all; and the end."""
-    return starts_of([block.packed_size(adjoint) for block in blocks])
-
-
-def starts_of(sizes: Sequence[int]) -> list[int]:
-    """Where parts of these sizes begin, each at a multiple of 16; and the end."""
-    starts = [0]
-    for size in sizes:
-        starts.append(starts[-1] + cdiv(size, 16) * 16)
-    return starts

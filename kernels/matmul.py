@@ -18,16 +18,10 @@ gradient contracts all rows, with the zeros.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from .elementwise import halves
-from .launch import arithmetic, firsts_of, gradient_plan, launch, plan, uses_tf32, wide_dtype
-from .tilings import GradientPlan, launched_together
 
 # Columns of the accumulator that N2 = 0 leaves unused; no instruction comes of it.
 UNUSED = tl.constexpr(16)
@@ -45,8 +39,8 @@ def rows_of_pixels(
     first, batch, height, width,
     ABOVE: tl.constexpr, BEFORE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Where BLOCK pixels from `first` on (in B, H, W order) lie among rows of `geometry.Rows`: the
-    row of the first, how far from it each one is, and which of them exist.
+    """Rows (`geometry.Rows`) of BLOCK pixels from `first` on in B, H, W order: the first one's row,
+    how far from it each one is, and which of them exist.
 
     The launchers admit less than 2**31 rows, so positions are 32-bit: 64-bit division is slow, and
     64-bit offsets take twice the registers.
@@ -230,60 +224,3 @@ def load_columns(ptrs, offs_n, N: tl.constexpr, BLOCK: tl.constexpr):
     """A block (rows, columns), masked only where the columns may end in the middle."""
     mask = (offs_n < N)[None, :]
     return tl.load(ptrs, mask=mask, other=0.0) if N % BLOCK != 0 else tl.load(ptrs)
-
-
-@triton.jit
-def weight_gradient_kernel(
-    e, g, partial, firsts, blocks, steps, SHAPES: tl.constexpr,
-    ACC: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """partial (splits, K, D): sums over a split's rows of e (rows, K) x g (rows, D), for each of
-    several; the programs of each begin at firsts."""
-    pid = tl.program_id(0)
-    for i in tl.static_range(len(e)):
-        if (pid >= firsts[i]) & (pid < firsts[i + 1]):
-            own = pid - firsts[i]
-            weight_gradient_tile(
-                e[i], g[i], partial[i], own % SHAPES[i][2], own // SHAPES[i][2], 0, 0,
-                blocks[i], steps[i], C=SHAPES[i][0], D=SHAPES[i][1], PART=SHAPES[i][0],
-                KH=1, KW=1, TOP=0, LEFT=0, PLANES=0, ACC=ACC, PRECISION=PRECISION,
-                BLOCK_P=SHAPES[i][3], N1=SHAPES[i][4], N2=SHAPES[i][5], BLOCK_M=SHAPES[i][6],
-            )  # fmt: skip
-
-
-def weight_gradients(es: Sequence[Tensor], gs: Sequence[Tensor]) -> list[Tensor]:
-    """Parts (splits, K, D), to be added, of each sum over rows of e (1, rows, K) x g (1, rows, D).
-
-    Sums are float32 (float64 for float64), in an order that only the shapes decide.
-    """
-    shapes = [(e.shape[1], e.shape[2], g.shape[2]) for e, g in zip(es, gs, strict=True)]
-    plans = [gradient_plan(*shape, es[0], len(es)) for shape in shapes]
-    parts = [
-        torch.empty((one.splits, k, d), dtype=wide_dtype(es[0].dtype), device=es[0].device)
-        for one, (_, k, d) in zip(plans, shapes, strict=True)
-    ]
-    for places in launched_together([one.tiling for one in plans]):
-        of_es, of_gs, of_parts = ([ts[i] for i in places] for ts in (es, gs, parts))
-        _weight_gradients(of_es, of_gs, of_parts, [plans[i] for i in places])
-    return parts
-
-
-def _weight_gradients(
-    es: Sequence[Tensor], gs: Sequence[Tensor], parts: Sequence[Tensor], plans: list[GradientPlan]
-) -> None:
-    firsts = firsts_of(one.tiles * one.splits for one in plans)
-    shapes = tuple(
-        (e.shape[2], g.shape[2], one.tiles, *one.tiling.of_tile())
-        for e, g, one in zip(es, gs, plans, strict=True)
-    )
-    tiling = plans[0].tiling
-    planned = plan(
-        (firsts[-1],), firsts=firsts, blocks=tuple([one.blocks for one in plans]),
-        steps=tuple([one.steps for one in plans]), SHAPES=shapes,
-        num_warps=tiling.num_warps, num_stages=tiling.num_stages,
-        **arithmetic(es[0].dtype, uses_tf32(es[0].dtype)),
-    )  # fmt: skip
-    launch(
-        weight_gradient_kernel, planned, es[0].device,
-        e=tuple(es), g=tuple(gs), partial=tuple(parts),
-    )  # fmt: skip

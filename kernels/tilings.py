@@ -8,7 +8,6 @@ there is a GPU.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -49,10 +48,6 @@ class MatmulTiling(NamedTuple):
             "num_stages": self.num_stages,
         }
 
-    def of_tile(self) -> tuple[int, int, int, int]:
-        """All but the launch's own: block_p, n1, n2, block_k."""
-        return self[:4]
-
     def of_gradient(self, name: str) -> dict[str, int]:
         """The blocks of one of the two weight gradients that share a launch."""
         return {
@@ -61,14 +56,6 @@ class MatmulTiling(NamedTuple):
             f"{name}_N2": self.n2,
             f"{name}_M": self.block_k,
         }
-
-
-def launched_together(tilings: Sequence[MatmulTiling]) -> list[list[int]]:
-    """The places of those that one launch can have, whose warps and stages are the same."""
-    groups: dict[tuple[int, int], list[int]] = {}
-    for place, tiling in enumerate(tilings):
-        groups.setdefault((tiling.num_warps, tiling.num_stages), []).append(place)
-    return list(groups.values())
 
 
 def format_of(dtype: torch.dtype, tf32: bool) -> Format:
@@ -97,7 +84,7 @@ def columns_of(n: int, widest: int, narrowest: int = 16) -> tuple[int, int]:
 def matmul_tiling(
     rows: int, columns: int, k: int, dtype: torch.dtype, tf32: bool, capability: int
 ) -> MatmulTiling:
-    """Of rows x columns sums over k numbers. capability: 80, 86, 90, ..."""
+    """The tiling of rows x columns sums over k numbers. capability: 80, 86, 90, ..."""
     numbers = format_of(dtype, tf32)
     if numbers == "ieee":
         return MatmulTiling(32, *columns_of(columns, 32), 16, 4, 2)
@@ -120,13 +107,13 @@ def matmul_tiling(
     if numbers == "half" and warps == 4:
         # Eight columns want longer steps, for the sake of those 16 bytes.
         narrow = tiling(*columns_of(columns, 160, 8), 128)
-        found = min(found, narrow, key=lambda tiling: padded(columns, k, tiling))
+        found = min(found, narrow, key=lambda tiling: padded_products(columns, k, tiling))
     return found
 
 
 def clocks(rows: int, columns: int, height: int, width: int) -> float:
-    """Of an H100, about, for each contracted number, in tiles of height x width: what the tensor
-    cores take or, where it is longer, the second-level cache."""
+    """Clocks of an H100 for each contracted number, about, in tiles of height x width: those of the
+    tensor cores or, where it takes longer, of the second-level cache."""
     programs = -(-rows // height) * -(-columns // width)
     # A row is read once for some three taps.
     return -(-programs // PROCESSORS) * tile_clocks(height * width, height / 3 + width)
@@ -145,8 +132,8 @@ def block_k_of(k: int, smallest: int, largest: int) -> int:
     return good[0] if good else max(blocks, key=lambda block: useful[block])
 
 
-def padded(columns: int, k: int, tiling: MatmulTiling) -> int:
-    """Products for a row, with those of padding."""
+def padded_products(columns: int, k: int, tiling: MatmulTiling) -> int:
+    """Products for a row, padding included."""
     wide = -(-columns // tiling.block_n) * tiling.block_n
     return wide * -(-k // tiling.block_k) * tiling.block_k
 
@@ -154,7 +141,7 @@ def padded(columns: int, k: int, tiling: MatmulTiling) -> int:
 def gradient_tiling(
     k: int, columns: int, dtype: torch.dtype, tf32: bool, capability: int
 ) -> MatmulTiling:
-    """Of a weight gradient with k x columns sums over rows. capability: 80, 86, 90, ..."""
+    """The tiling of a weight gradient of k x columns sums over rows. capability: 80, 86, 90, ..."""
     numbers = format_of(dtype, tf32)
     if numbers == "ieee":
         return MatmulTiling(16, *columns_of(columns, 32), 32, 4, 2)
@@ -188,15 +175,6 @@ class GradientPlan(NamedTuple):
     splits: int
     blocks: int
     steps: int
-
-
-@functools.lru_cache(maxsize=4096)
-def gradient_plan(
-    rows: int, k: int, columns: int, dtype: torch.dtype, tf32: bool, capability: int, sharing: int
-) -> GradientPlan:
-    """Tiles times splits, the programs, fill one wave, or their share of it."""
-    tiling = gradient_tiling(k, columns, dtype, tf32, capability)
-    return split(tiling, rows, k, columns, PROCESSORS // sharing)
 
 
 def split(tiling: MatmulTiling, rows: int, k: int, columns: int, programs: int) -> GradientPlan:

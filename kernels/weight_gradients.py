@@ -15,9 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .geometry import cdiv
-from .launch import Plan, accumulator_of, firsts_of, launch, plan
+from .operands import Operands
 from .weight_kernels import source_of
-from .weights import BLOCK_D, BLOCK_K, dense, order_of, three
+from .weights import BLOCK_D, pad_to_three
 
 BLOCK_S = 4  # parts of a gradient that are added at once
 
@@ -41,37 +41,26 @@ def sum_parts(
 
 
 @triton.jit
-def place_of_part(k, d, C: tl.constexpr, D: tl.constexpr, TRANSPOSED: tl.constexpr):
-    """Where number k = (tap, channel) of filter d lies in a part (T C, D), TRANSPOSED (T D, C)."""
-    if TRANSPOSED:
-        place = ((k // C * D)[:, None] + d[None, :]).to(tl.int64) * C + (k % C)[:, None]
-    else:
-        place = k[:, None].to(tl.int64) * D + d[None, :]
-    return place
-
-
-@triton.jit
 def unpack_filters(
     part_ptr, splits, part_stride, sums_ptr, n_sums, v_ptr, gain_ptr,
     grad_v_ptr, grad_gain_ptr, grad_bias_ptr, block, stride_d, stride_c, stride_t,
     T: tl.constexpr, C: tl.constexpr, D: tl.constexpr, S0: tl.constexpr, S1: tl.constexpr,
-    TRANSPOSED: tl.constexpr, NORMED: tl.constexpr, BIAS: tl.constexpr, ACC: tl.constexpr,
+    NORMED: tl.constexpr, ACC: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """From dw = the sum of `parts` (see `place_of_part`): dg = <dw, v> / |v| and dv = g / |v|
-    (dw - v <dw, v> / |v|^2) per filter, or dv = dw without NORMED; with BIAS the sum of `sums`
-    (n_sums, D) too. v and dv share their strides."""
+    """From dw = the sum of parts (T C, D): dg = <dw, v> / |v| and dv = g / |v|
+    (dw - v <dw, v> / |v|^2) per filter, or dv = dw without NORMED; and the bias's, the sum of
+    `sums` (n_sums, D). v and dv share their strides."""
     d = block * BLOCK_D + tl.arange(0, BLOCK_D)
     mask_d = d < D
     filter_ = d.to(tl.int64)[None, :] * stride_d
-    if BIAS:
-        k = tl.arange(0, BLOCK_K)
-        bias = tl.zeros((BLOCK_D,), dtype=ACC)
-        for first in range(0, n_sums, BLOCK_K):
-            n = (first + k)[:, None].to(tl.int64)
-            mask = (n < n_sums) & mask_d[None, :]
-            bias += tl.sum(tl.load(sums_ptr + n * D + d[None, :], mask=mask, other=0.0), axis=0)
-        tl.store(grad_bias_ptr + d, bias, mask=mask_d)
+    k = tl.arange(0, BLOCK_K)
+    bias = tl.zeros((BLOCK_D,), dtype=ACC)
+    for first in range(0, n_sums, BLOCK_K):
+        n = (first + k)[:, None].to(tl.int64)
+        mask = (n < n_sums) & mask_d[None, :]
+        bias += tl.sum(tl.load(sums_ptr + n * D + d[None, :], mask=mask, other=0.0), axis=0)
+    tl.store(grad_bias_ptr + d, bias, mask=mask_d)
     if NORMED:
         square = tl.zeros((BLOCK_D,), dtype=ACC)
         product = tl.zeros((BLOCK_D,), dtype=ACC)
@@ -81,8 +70,8 @@ def unpack_filters(
             mask = exists[:, None] & mask_d[None, :]
             v = tl.load(v_ptr + filter_ + source[:, None], mask=mask, other=0.0)
             dw = sum_parts(
-                part_ptr, splits, place_of_part(k, d, C=C, D=D, TRANSPOSED=TRANSPOSED), mask,
-                part_stride, ACC=ACC, BLOCK_S=BLOCK_S, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D,
+                part_ptr, splits, k[:, None].to(tl.int64) * D + d[None, :], mask, part_stride,
+                ACC=ACC, BLOCK_S=BLOCK_S, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D,
             )  # fmt: skip
             square += tl.sum(v * v, axis=0)
             product += tl.sum(dw * v, axis=0)
@@ -95,33 +84,13 @@ def unpack_filters(
         source, exists = source_of(k, stride_c, stride_t, T, C, S0, S1)
         mask = exists[:, None] & mask_d[None, :]
         dw = sum_parts(
-            part_ptr, splits, place_of_part(k, d, C=C, D=D, TRANSPOSED=TRANSPOSED), mask,
-            part_stride, ACC=ACC, BLOCK_S=BLOCK_S, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D,
+            part_ptr, splits, k[:, None].to(tl.int64) * D + d[None, :], mask, part_stride,
+            ACC=ACC, BLOCK_S=BLOCK_S, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D,
         )  # fmt: skip
         if NORMED:
             v = tl.load(v_ptr + filter_ + source[:, None], mask=mask, other=0.0)
             dw = (gain / norm)[None, :] * (dw - v * (product / square)[None, :])
         tl.store(grad_v_ptr + filter_ + source[:, None], dw, mask=mask)
-
-
-@triton.jit
-def unpack_convolutions_kernel(
-    parts, sums, v, gain, grad_v, grad_gain, grad_bias, firsts, splits, n_sums, strides,
-    SHAPES: tl.constexpr, TRANSPOSED: tl.constexpr, NORMED: tl.constexpr, BIAS: tl.constexpr,
-    ACC: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """`unpack_filters` of each weight, whose programs begin at firsts."""
-    pid = tl.program_id(0)
-    for i in tl.static_range(len(v)):
-        if (pid >= firsts[i]) & (pid < firsts[i + 1]):
-            unpack_filters(
-                parts[i], splits[i], SHAPES[i][0] * SHAPES[i][1] * SHAPES[i][2],
-                sums[i], n_sums[i], v[i], gain[i], grad_v[i], grad_gain[i], grad_bias[i],
-                pid - firsts[i], strides[i][0], strides[i][1], strides[i][2],
-                T=SHAPES[i][0], C=SHAPES[i][1], D=SHAPES[i][2], S0=0, S1=0,
-                TRANSPOSED=TRANSPOSED, NORMED=NORMED, BIAS=BIAS, ACC=ACC,
-                BLOCK_S=BLOCK_S, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D,
-            )  # fmt: skip
 
 
 @triton.jit
@@ -131,7 +100,7 @@ def unpack_block(
     NORMED: tl.constexpr, ACC: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """A program of those that `unpacking` counts: gradients of a gated resnet's parameters.
+    """A program of those that `unpack_programs` counts: gradients of a gated resnet's parameters.
 
     parts, sums: of h's convolutions and of the gates', whose numbers `counts` has: parts (splits,
     (T + PLANES) 2F, F) of conv_in and the skips', parts (splits, T 2F, 2F); sums of biases'
@@ -145,7 +114,7 @@ def unpack_block(
             parts[1], counts[1], 4 * F * F * T, sums[1], counts[3],
             v[1], gain[1], grad_v[1], grad_gain[1], grad_bias[1], pid,
             strides[1][0], strides[1][1], strides[1][2], T=T, C=2 * F, D=2 * F, S0=0, S1=0,
-            TRANSPOSED=False, NORMED=NORMED, BIAS=True, ACC=ACC,
+            NORMED=NORMED, ACC=ACC,
             BLOCK_S=BLOCK_S, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D,
         )  # fmt: skip
     elif pid < blocks_out + blocks_in:
@@ -153,7 +122,7 @@ def unpack_block(
             parts[0], counts[0], HIDDEN, sums[0], counts[2],
             v[0], gain[0], grad_v[0], grad_gain[0], grad_bias[0], pid - blocks_out,
             strides[0][0], strides[0][1], strides[0][2], T=T, C=2 * F, D=F, S0=0, S1=0,
-            TRANSPOSED=False, NORMED=NORMED, BIAS=True, ACC=ACC,
+            NORMED=NORMED, ACC=ACC,
             BLOCK_S=BLOCK_S, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D,
         )  # fmt: skip
     elif PLANES > 0:
@@ -161,7 +130,7 @@ def unpack_block(
             parts[0] + 2 * F * F * T, counts[0], HIDDEN, sums[0], counts[2],
             v[2], gain[2], grad_v[2], grad_gain[2], grad_bias[2], pid - blocks_out - blocks_in,
             strides[2][0], strides[2][1], strides[2][2], T=PLANES, C=2 * F, D=F, S0=S0, S1=S1,
-            TRANSPOSED=False, NORMED=NORMED, BIAS=True, ACC=ACC,
+            NORMED=NORMED, ACC=ACC,
             BLOCK_S=BLOCK_S, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D,
         )  # fmt: skip
 
@@ -187,42 +156,17 @@ def _empty_like(v: Tensor) -> Tensor:
     return torch.empty(v.shape, dtype=v.dtype, device=v.device, memory_format=layout)
 
 
-class UnpackSettings(NamedTuple):
-    """How many programs unpack, and what they are told beside tensors.
-
-    counts: of parts and of sums, as `unpack_block` has them. strides: of the three weights.
-    """
-
-    programs: int
-    counts: tuple[int, ...]
-    strides: tuple[tuple[int, ...], ...]
-    normed: bool
-
-    @classmethod
-    def of(
-        cls,
-        filters: int,
-        planes: int,
-        counts: tuple[int, ...],
-        strides: tuple[tuple[int, ...], ...],
-        normed: bool,
-    ) -> UnpackSettings:
-        of_f, of_2f = cdiv(filters, BLOCK_D), cdiv(2 * filters, BLOCK_D)
-        return cls(of_f + of_2f + (of_f if planes else 0), counts, strides, normed)
-
-    def arguments(self) -> dict[str, Any]:
-        return {"counts": self.counts, "strides": self.strides, "NORMED": self.normed}
+def unpack_programs(filters: int, planes: int) -> int:
+    """How many programs `unpack_block` takes."""
+    of_f, of_2f = cdiv(filters, BLOCK_D), cdiv(2 * filters, BLOCK_D)
+    return of_2f + of_f * (2 if planes else 1)
 
 
 class Unpacking(NamedTuple):
-    """The gradients of a gated resnet's parameters, which `unpack_block` is to write.
+    """The gradients of a gated resnet's parameters, by name, and the arguments of `unpack_block`,
+    which is to write them."""
 
-    weights, biases, gains (none without gains): in the order of `weights.pack`.
-    """
-
-    weights: list[Tensor]
-    biases: list[Tensor]
-    gains: list[Tensor]
+    grads: dict[str, Tensor]
     tensors: dict[str, Any]
 
 
@@ -230,77 +174,33 @@ class Unpacking(NamedTuple):
 NOTHING: dict[str, Any] = dict.fromkeys(
     ("parts", "sums", "v", "gain", "grad_v", "grad_gain", "grad_bias")
 )
-NO_SETTINGS: dict[str, Any] = {"counts": None, "strides": None, "NORMED": False}
 
 
 def unpacking(
-    parts: tuple[Tensor, Tensor],
-    sums: tuple[Tensor, Tensor],
-    weights: list[Tensor],
-    gains: list[Tensor],
+    parts: tuple[Tensor, Tensor], sums: tuple[Tensor, Tensor], given: Operands
 ) -> Unpacking:
-    """weights, gains: as in `weights.pack`; weights are dense.
+    """parts: of the gradients of packed weights, of h's convolutions and of the gates'; sums:
+    (blocks, F) and (blocks, 2F), parts of the gradients of the biases. Weights are dense.
 
     nin_skip's bias is added to h as conv_in's is, and has the same gradient.
-
-    parts: of the gradients of packed weights (`matmul.weight_gradient`), of h's convolutions and of
-    the gates'; sums: (blocks, F) and (blocks, 2F), parts of those of the biases.
     """
+    weights, gains = given.weights, given.gains
     grads = [_empty_like(weight) for weight in weights]
-    dtype, device = weights[0].dtype, weights[0].device
     filters = [weight.shape[:1] for weight in weights]
-    biases = [torch.empty(size, dtype=dtype, device=device) for size in filters]
-    grad_gains = [torch.empty(size, dtype=dtype, device=device) for size in filters[: len(gains)]]
+    like: Any = {"dtype": given.bias_in.dtype, "device": given.bias_in.device}
+    biases = [torch.empty(size, **like) for size in filters]
+    grad_gains = [torch.empty(size, **like) for size in filters[: len(gains)]]
     tensors = {
         "parts": parts,
         "sums": sums,
-        "v": three(weights),
-        "gain": three(gains or weights),
-        "grad_v": three(grads),
-        "grad_gain": three(grad_gains or grads),
-        "grad_bias": three(biases),
+        "v": pad_to_three(weights),
+        "gain": pad_to_three(gains or weights),
+        "grad_v": pad_to_three(grads),
+        "grad_gain": pad_to_three(grad_gains or grads),
+        "grad_bias": pad_to_three(biases),
     }
-    return Unpacking(grads, biases, grad_gains, tensors)
-
-
-def unpack(plan: Plan, unpacked: Unpacking) -> None:
-    """In a launch of its own."""
-    launch(unpack_kernel, plan, unpacked.weights[0].device, **unpacked.tensors)
-
-
-def unpack_convolutions(
-    parts: list[Tensor],
-    sums: list[Tensor],
-    weights: list[Tensor],
-    gains: list[Tensor],
-    *,
-    transposed: bool,
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Gradients of weights, gains and biases (of the last two as many as there are gains and sums),
-    as in `weights.pack_convolutions`.
-
-    parts: of the gradients of packed weights (`matmul.weight_gradients`). sums: parts (blocks, D)
-    of those of the biases.
-    """
-    weights = [dense(weight) for weight in weights]
-    grads = [_empty_like(weight) for weight in weights]
-    orders = [order_of(weight, transposed, 0).source for weight in weights]
-    grad_gains = [gain.new_empty(gain.shape) for gain in gains]
-    biases = [w.new_empty((order[2],)) for w, order, _ in zip(weights, orders, sums, strict=False)]
-    firsts = firsts_of(cdiv(order[2], BLOCK_D) for order in orders)
-    planned = plan(
-        (firsts[-1],), firsts=firsts, splits=tuple([part.shape[0] for part in parts]),
-        n_sums=tuple([part.shape[0] for part in sums or parts]),
-        strides=tuple([order[5:] for order in orders]),
-        SHAPES=tuple([order[:3] for order in orders]),
-        TRANSPOSED=transposed, NORMED=len(gains) > 0, BIAS=len(sums) > 0,
-        ACC=accumulator_of(parts[0].dtype),
-        BLOCK_S=BLOCK_S, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D, num_warps=8,
-    )  # fmt: skip
-    launch(
-        unpack_convolutions_kernel, planned, parts[0].device, parts=tuple(parts),
-        sums=tuple(sums or parts), v=tuple(weights), gain=tuple(gains or weights),
-        grad_v=tuple(grads), grad_gain=tuple(grad_gains or grads),
-        grad_bias=tuple(biases or grads),
-    )  # fmt: skip
-    return grads, grad_gains, biases
+    names = ("conv_in", "conv_out", "nin_skip")
+    named = dict(zip(names, grads, strict=False))
+    for kind, found in (("bias", biases), ("gain", grad_gains)):
+        named |= zip((f"{kind}_in", f"{kind}_out", f"{kind}_nin"), found, strict=False)
+    return Unpacking(named, tensors)

@@ -1,4 +1,4 @@
-"""The kernels that pack weights (see `weights.py`): one launch for a few, or for all of a table."""
+"""The kernels that pack weights (see `weights.py`): one launch for a gated resnet."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def source_of(k, stride_c, stride_t, T, C, S0, S1):
 
 @triton.jit
 def place_in(place, d, c, t):
-    """Where number (d, c, t) of a weight goes, by a `Place`."""
+    """The place of number (d, c, t) of a packed weight, by a `Layout`."""
     return d.to(tl.int64) * place[1] + (c.to(tl.int64) * place[2] + t.to(tl.int64) * place[3])
 
 
@@ -106,45 +106,3 @@ def pack_kernel(
             v[2], gain[2], packed_ptr, pid - blocks_1, sources[2], forwards[2], adjoints[2],
             NORMED=NORMED, ADJOINT=ADJOINT, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D,
         )  # fmt: skip
-
-
-@triton.jit
-def load_source(row):
-    """The first part of an `Order` in a row of a table."""
-    return (
-        load_field(row, 0), load_field(row, 1), load_field(row, 2), load_field(row, 3),
-        load_field(row, 4), load_field(row, 5), load_field(row, 6), load_field(row, 7),
-    )  # fmt: skip
-
-
-@triton.jit
-def load_place(row, first):
-    """A `Place` in a row of a table."""
-    return (
-        tl.load(row + first), load_field(row, first + 1), load_field(row, first + 2),
-        load_field(row, first + 3), load_field(row, first + 4),
-    )  # fmt: skip
-
-
-@triton.jit
-def load_field(row, i):
-    return tl.load(row + i).to(tl.int32)
-
-
-@triton.jit
-def pack_table_kernel(
-    table_ptr, packed_ptr, weights, FIELDS: tl.constexpr, WIDE: tl.constexpr,
-    ADJOINT: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """All weights of a table: rows of an `Order`, the addresses of v and its gain, and the first of
-    its programs; then for each program its row."""
-    pid = tl.program_id(0)
-    row = table_ptr + tl.load(table_ptr + weights * FIELDS + pid) * FIELDS
-    pointer: tl.constexpr = tl.pointer_type(WIDE)
-    v_ptr = tl.load(row + 18).to(pointer)
-    gain_ptr = tl.load(row + 19).to(pointer)
-    pack_filters(
-        v_ptr, gain_ptr, packed_ptr, pid - load_field(row, 20),
-        load_source(row), load_place(row, 8), load_place(row, 13),
-        NORMED=True, ADJOINT=ADJOINT, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D,
-    )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 # The tests' tensors are too small to share among threads, and tests run side by side (-n auto): on
@@ -27,6 +28,31 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # For the tests of benchmarks/; last, so that an installed dsmooth is found before the source tree.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the cases of a `grid` as `full`, but for its diagonal."""
+    grids: dict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("grid") and hasattr(item, "callspec"):
+            grids[item.nodeid.partition("[")[0]].append(item)
+    for cases in grids.values():
+        values = [_values(case) for case in cases]
+        axes = [list(dict.fromkeys(axis)) for axis in zip(*values, strict=True)]
+        diagonal = {tuple(axis[i % len(axis)] for axis in axes) for i in range(max(map(len, axes)))}
+        for case, own in zip(cases, values, strict=True):
+            if own not in diagonal:
+                case.add_marker(pytest.mark.full)
+
+
+def _values(case: pytest.Item) -> tuple[tuple[int, ...], ...]:
+    """The identities of what each `parametrize` of a case gives to it."""
+    given = []
+    for mark in case.iter_markers("parametrize"):
+        names = mark.args[0].split(",") if isinstance(mark.args[0], str) else mark.args[0]
+        given.append(tuple(id(case.callspec.params[name.strip()]) for name in names))
+    return tuple(given)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

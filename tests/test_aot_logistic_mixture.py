@@ -16,6 +16,7 @@ from tests.helpers.mixture_cases import n_params
 from tests.helpers.triton_tools import Compiled, Launch, compile_launch, record_launches
 
 SHARED_CEILING = 4096  # bytes of a block: what the sums over components pass between warps
+ARCHS = [90, pytest.param(80, marks=pytest.mark.full)]
 FIVE = (0, 252, 253, 254, 255)
 # (C, likelihood, atoms, dtype, channels_last): RGB of every kind in both layouts; grey is lighter
 # in all respects
@@ -59,8 +60,7 @@ def check(compiled: Compiled, registers: int) -> None:
     assert compiled.shared <= SHARED_CEILING
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize(
     ("channels", "likelihood", "atoms", "dtype", "last"), CASES, ids=lambda value: str(value)
 )
@@ -75,7 +75,7 @@ def test_value_and_gradient(
     discretized = likelihood == "discretized"
     compiled = compile_launch(launch_of(channels, likelihood, atoms, dtype, last), arch)
     check(compiled, 176 if channels == 3 and not discretized else 128)
-    # Where memory runs along pixels, a thread loads all its numbers of a parameter at once. In
+    # In memory that runs along pixels, a thread loads all its numbers of a parameter at once. In
     # channels_last it runs along components, whose groups of 10 no wide load fits.
     numbers = 2 if channels == 3 and discretized else 4
     bits = "" if numbers * dtype.itemsize == 4 else f".{8 * numbers * dtype.itemsize}"
@@ -94,7 +94,7 @@ def test_each_tile(n_mix: int) -> None:
     check(compile_launch(launch, 90), 128)
 
 
-@pytest.mark.slow
+@pytest.mark.grid
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize(("n_mix", "n_atoms"), [(10, 1), (10, 5), (10, 33), (100, 256)])
 def test_any_number_of_atoms(n_mix: int, n_atoms: int, last: bool) -> None:
@@ -105,7 +105,7 @@ def test_any_number_of_atoms(n_mix: int, n_atoms: int, last: bool) -> None:
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("last", [False, True])
 def test_scaling(last: bool, arch: int) -> None:
     unit = torch.zeros(2, 100, 28, 28, dtype=torch.bfloat16)
@@ -118,6 +118,7 @@ def test_scaling(last: bool, arch: int) -> None:
     assert last or "LDG.E.128" in compiled.sass
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("likelihood", "atoms"), [("discretized", FIVE), ("gaussian", ())])
 def test_blackwell_builds(likelihood: str, atoms: tuple[int, ...]) -> None:
     compiled = compile_launch(launch_of(3, likelihood, atoms, torch.bfloat16, False), 100)

@@ -15,17 +15,15 @@ from dsmooth._extension import instruction_sets
 from dsmooth.commands.options import Sample
 from dsmooth.commands.sample import sample
 from dsmooth.sampling import CachedSampler, sample_images, sequential_sample
-from dsmooth.sampling.auto import has_cached_sampler
 from dsmooth.sampling.builder import build_program
-from dsmooth.sampling.draw import Draw
-from dsmooth.sampling.ranks import draw_in_chunks
+from dsmooth.sampling.cached import has_cached_sampler
+from dsmooth.sampling.request import Request
 from tests.helpers.sampler_checks import (
     ATOMS,
     FIRST,
-    GAUSSIAN,
     SEED,
-    check_teacher_forced,
     context_for,
+    labels_of,
     network,
     teacher_forced,
 )
@@ -36,38 +34,9 @@ CLASSES = 3
 
 
 def labels(n: int, soft: bool = False) -> Tensor:
-    """Classes in turn; soft: weights of any sign, and of any sum."""
-    if soft:
-        return torch.randn(n, CLASSES, generator=torch.Generator().manual_seed(3))
-    return (torch.arange(n) * 2 + 1) % CLASSES
-
-
-@pytest.mark.quick
-@pytest.mark.parametrize("instruction_set", FLOAT32_SETS)
-@pytest.mark.parametrize(
-    ("conditioning", "channels", "mixture"),
-    [("none", 3, {}), ("stack", 1, GAUSSIAN), ("concat", 1, ATOMS)],
-)
-def test_equals_the_network_teacher_forced(
-    conditioning: str, channels: int, mixture: dict[str, Any], instruction_set: str
-) -> None:
-    model = network(channels=channels, conditioning=conditioning, n_classes=CLASSES, **mixture)
-    sampler = CachedSampler(model, instruction_set=instruction_set)
-    for soft in (False, True):
-        check_teacher_forced(sampler, model, (8, 8), label=labels(3, soft))
-
-
-@pytest.mark.parametrize(
-    ("n_filters", "n_resnet", "n_classes", "size"),
-    [(1, 1, 1, (4, 4)), (5, 2, 2, (4, 16)), (40, 1, 10, (8, 4)), (65, 1, 100, (4, 8))],
-)
-def test_every_shape(n_filters: int, n_resnet: int, n_classes: int, size: tuple[int, int]) -> None:
-    for conditioning in ("none", "stack", "concat"):
-        model = network(
-            n_filters=n_filters, n_resnet=n_resnet, n_classes=n_classes, conditioning=conditioning
-        )
-        label = torch.arange(2) % n_classes
-        check_teacher_forced(CachedSampler(model), model, size, n=2, label=label)
+    label = labels_of(n, CLASSES, soft=soft)
+    assert label is not None
+    return label
 
 
 @pytest.mark.quick
@@ -85,6 +54,7 @@ def test_bfloat16_stays_near_the_network() -> None:
 
 
 @pytest.mark.quick
+@pytest.mark.grid
 @pytest.mark.parametrize(
     ("dtype", "instruction_set"),
     [(torch.float32, name) for name in FLOAT32_SETS]
@@ -164,16 +134,14 @@ def test_a_network_that_has_learned_nothing_of_classes_draws_as_one_without() ->
 
 
 @pytest.mark.quick
-def test_chunks_have_the_labels_of_their_images() -> None:
+def test_parts_have_the_labels_of_their_images() -> None:
     model = network(n_classes=CLASSES)
     sampler = CachedSampler(model)
     for label in (2, "each", labels(10)):
-        draw = Draw(10, first_index=5, label=label)
-        whole = sampler.draw(draw, (4, 4))
-        chunks = draw_in_chunks(
-            lambda part, _: sampler.draw(part, (4, 4)), draw, image_shape=(1, 4, 4), chunk=3
-        )
-        assert torch.equal(torch.cat([images for _, images in chunks]), whole)
+        request = Request(10, first_index=5, label=label)
+        whole = sampler.draw(request, (4, 4))
+        parts = [sampler.draw(part, (4, 4)) for part in request.parts(3)]
+        assert torch.equal(torch.cat(parts), whole)
 
 
 @pytest.mark.quick

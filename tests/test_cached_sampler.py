@@ -30,6 +30,7 @@ from tests.helpers.sampler_checks import (
     check_teacher_forced,
     constant_network,
     context_for,
+    labels_of,
     network,
     network_with_exact_streams,
     teacher_forced,
@@ -50,50 +51,56 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
 @pytest.mark.parametrize("conditioning", ["none", "stack", "concat"])
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("channels", "temperature"), [(1, 1.0), (3, 0.7)])
+@pytest.mark.parametrize("classes", ["none", "hard", "soft"])
+@pytest.mark.parametrize(
+    "mixture",
+    [{}, {"likelihood": "discretized"}, ATOMS, GAUSSIAN],
+    ids=["continuous", "discretized", "atoms", "gaussian"],
+)
 def test_equals_the_network_teacher_forced(
-    channels: int, conditioning: str, instruction_set: str
+    mixture: dict[str, Any],
+    classes: str,
+    channels: int,
+    temperature: float,
+    conditioning: str,
+    instruction_set: str,
 ) -> None:
-    for likelihood in ("continuous", "discretized"):
-        model = network(channels=channels, conditioning=conditioning, likelihood=likelihood)
-        sampler = CachedSampler(model, instruction_set=instruction_set)
-        check_teacher_forced(sampler, model, (8, 8))
-
-
-@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
-@pytest.mark.parametrize("conditioning", ["none", "stack", "concat"])
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("mixture", [ATOMS, GAUSSIAN], ids=["atoms", "gaussian"])
-def test_atoms_and_gaussians_equal_the_network_teacher_forced(
-    mixture: dict[str, Any], channels: int, conditioning: str, instruction_set: str
-) -> None:
-    model = network(channels=channels, conditioning=conditioning, **mixture)
+    n_classes = 0 if classes == "none" else 3
+    model = network(channels=channels, conditioning=conditioning, n_classes=n_classes, **mixture)
     sampler = CachedSampler(model, instruction_set=instruction_set)
-    for temperature in (1.0, 0.7):
-        check_teacher_forced(sampler, model, (8, 8), temperature=temperature)
+    label = labels_of(3, n_classes, soft=classes == "soft")
+    check_teacher_forced(sampler, model, (8, 8), temperature=temperature, label=label)
 
 
 @pytest.mark.parametrize(
-    ("n_filters", "n_resnet", "n_mix", "size", "temperature"),
+    ("n_filters", "n_resnet", "n_mix", "n_classes", "size", "temperature"),
     [
-        (1, 1, 1, (4, 4), 1.0),
-        (5, 2, 2, (4, 16), 0.5),
-        (8, 3, 10, (12, 8), 1.5),
-        (40, 1, 5, (8, 4), 1.0),
-        (65, 1, 3, (4, 8), 1.0),
-        (4, 2, 2, (32, 32), 1.0),
+        (1, 1, 1, 1, (4, 4), 1.0),
+        (5, 2, 2, 0, (4, 16), 0.5),
+        (8, 3, 10, 2, (12, 8), 1.5),
+        (40, 1, 5, 10, (8, 4), 1.0),
+        (65, 1, 3, 100, (4, 8), 1.0),
+        (4, 2, 2, 0, (32, 32), 1.0),
     ],
 )
 def test_every_shape(
-    n_filters: int, n_resnet: int, n_mix: int, size: tuple[int, int], temperature: float
+    n_filters: int,
+    n_resnet: int,
+    n_mix: int,
+    n_classes: int,
+    size: tuple[int, int],
+    temperature: float,
 ) -> None:
+    shape = {"n_filters": n_filters, "n_resnet": n_resnet, "n_mix": n_mix, "n_classes": n_classes}
+    label = labels_of(2, n_classes)
     for conditioning in ("none", "stack", "concat"):
-        model = network(
-            n_filters=n_filters, n_resnet=n_resnet, n_mix=n_mix, conditioning=conditioning
-        )
-        check_teacher_forced(CachedSampler(model), model, size, temperature=temperature, n=2)
+        model = network(conditioning=conditioning, **shape)
+        sampler = CachedSampler(model)
+        check_teacher_forced(sampler, model, size, temperature=temperature, n=2, label=label)
 
 
 @pytest.mark.parametrize(("layers", "filters"), [(0, None), (3, None), (1, 3), (2, 10)])
@@ -113,6 +120,7 @@ def test_golden_networks(channels: int) -> None:
 
 
 @pytest.mark.quick
+@pytest.mark.grid
 @pytest.mark.parametrize("mixture", [{}, ATOMS, GAUSSIAN], ids=["continuous", "atoms", "gaussian"])
 @pytest.mark.parametrize(("conditioning", "channels"), [("none", 3), ("concat", 1)])
 def test_equals_sequential_sampling(
@@ -154,6 +162,7 @@ def test_gaussian_noise_is_the_quantile_of_its_uniform(temperature: float) -> No
     assert x.abs().max() > 4 * spread
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("n_filters", [7, 16, 40])
 @pytest.mark.parametrize("instruction_set", BF16_INSTRUCTION_SETS)
 def test_head_of_bfloat16_is_in_float32(instruction_set: str, n_filters: int) -> None:
@@ -162,6 +171,7 @@ def test_head_of_bfloat16_is_in_float32(instruction_set: str, n_filters: int) ->
     check_head_in_float32(sampler, model)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize(
     ("dtype", "instruction_set"),
     [(torch.float32, name) for name in INSTRUCTION_SETS]
@@ -320,30 +330,6 @@ def test_an_error_in_the_callback_ends_the_call(slow_sampler: CachedSampler) -> 
 
     with pytest.raises(RuntimeError, match="enough"):
         slow_sampler.sample(8, 512, 512, progress=fail)
-
-
-@pytest.mark.quick
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"n": 0}, "at least 1, got 0"),
-        ({"n": -3}, "at least 1, got -3"),
-        ({"height": 6}, "height must be a positive multiple of 4, got 6"),
-        ({"width": 0}, "width must be a positive multiple of 4, got 0"),
-        ({"seed": -1}, "seed must lie in"),
-        ({"seed": 2**64}, "seed must lie in"),
-        ({"first_index": -1}, "first_index must lie in"),
-        ({"temperature": 0.0}, "temperature must be positive"),
-        ({"temperature": float("nan")}, "temperature must be positive"),
-        ({"threads": 0}, "threads must be at least 1, got 0"),
-        ({"max_slice": 0}, "max_slice must be at least 1, got 0"),
-        ({"context": torch.zeros(1, 1, 4, 4)}, 'conditioning="none"'),
-    ],
-)
-def test_bad_arguments(arguments: dict[str, object], message: str) -> None:
-    sampler = CachedSampler(network())
-    with pytest.raises(ValueError, match=message):
-        sampler.sample(**{"n": 1, "height": 4, "width": 4, **arguments})
 
 
 def test_bad_contexts() -> None:

@@ -15,10 +15,10 @@ from dsmooth.nn.layers import GatedResnet
 from dsmooth.nn.score import score_of
 from dsmooth.runs import RunFolder
 from dsmooth.sampling import jacobi_sample, sample_images, sequential_sample
-from dsmooth.sampling.draw import Draw
+from dsmooth.sampling.request import Request
 from dsmooth.train import loop, train
 from dsmooth.train.held_out import evaluate
-from dsmooth.train.state import TrainState
+from dsmooth.train.step import TrainState
 from tests.helpers.class_networks import CLASSES, conditional, inputs
 from tests.helpers.network_equations import Equations, with_classes
 from tests.helpers.tiny_runs import ROLES, tiny
@@ -166,7 +166,6 @@ def test_features_and_autocast_see_the_label() -> None:
     torch.testing.assert_close(half, model.log_prob(x, context, label), rtol=0.02, atol=0.5)
 
 
-@pytest.mark.slow
 def test_compiles_without_graph_breaks() -> None:
     model = conditional("concat")
     arguments = inputs("concat")
@@ -208,35 +207,32 @@ def test_a_label_is_for_models_with_classes() -> None:
         dsmooth.PixelCNNpp(dsmooth.ModelConfig(n_classes="auto"))
 
 
-# ---- sampling ---------------------------------------------------------------------------------
-
-
 @pytest.mark.quick
-def test_the_labels_of_a_draw() -> None:
+def test_the_labels_of_a_request() -> None:
     """A function of the image's number; parts have those of their images."""
     cpu = torch.device("cpu")
-    assert Draw(3, label=2).labels(4, cpu).tolist() == [2, 2, 2]
-    each = Draw(5, first_index=2**40 + 1, label="each")
+    assert Request(3, label=2).labels(4, cpu).tolist() == [2, 2, 2]
+    each = Request(5, first_index=2**40 + 1, label="each")
     assert each.labels(3, cpu).tolist() == [(2**40 + 1 + i) % 3 for i in range(5)]
     assert each.part(2, 2).labels(3, cpu).tolist() == each.labels(3, cpu)[2:4].tolist()
     soft = torch.rand(5, 3)
-    own = Draw(5, label=soft)
+    own = Request(5, label=soft)
     assert torch.equal(own.part(1, 3).labels(3, cpu), soft[1:4])
-    assert own.how() != Draw(5, label=soft + 1).how()
-    assert own.how() == Draw(5, label=soft.clone()).how()
-    assert Draw(5, label=7).how()["label"] == 7
-    assert "label" not in Draw(5).how()
-    assert Draw(5).labels(0, cpu) is None
+    assert own.how() != Request(5, label=soft + 1).how()
+    assert own.how() == Request(5, label=soft.clone()).how()
+    assert Request(5, label=7).how()["label"] == 7
+    assert "label" not in Request(5).how()
+    assert Request(5).labels(0, cpu) is None
     with pytest.raises(ValueError, match="label is missing"):
-        Draw(5).labels(3, cpu)
+        Request(5).labels(3, cpu)
     with pytest.raises(ValueError, match=r"label must lie in 0 .. 2, got 7"):
-        Draw(5, label=7).labels(3, cpu)
+        Request(5, label=7).labels(3, cpu)
     for wrong in (-1, True, "all", 0.5):
         with pytest.raises(ValueError, match="label must be a class"):
-            Draw(5, label=wrong)
+            Request(5, label=wrong)
     for wrong in (torch.zeros(4, dtype=torch.int64), torch.zeros(())):
         with pytest.raises(ValueError, match=r"label must have shape \(5,\)"):
-            Draw(5, label=wrong)
+            Request(5, label=wrong)
 
 
 @pytest.mark.quick
@@ -251,9 +247,6 @@ def test_jacobi_is_sequential(conditioning: str) -> None:
     assert torch.equal(sample_images(model, 3, **settings), expected)
     others = sequential_sample(model, 3, **{**settings, "label": (label + 1) % CLASSES})
     assert (others != expected).flatten(1).any(1).all()
-
-
-# ---- pairs ------------------------------------------------------------------------------------
 
 
 def make_pair(noisy: int, denoiser: int) -> dsmooth.SmoothedPair:
@@ -301,9 +294,6 @@ def test_a_pair_draws_each_model_with_the_label() -> None:
     assert torch.equal(pair.denoise(x_tilde, label=1), expected)
     with pytest.raises(ValueError, match="the same n_classes, or one of them none, got 3 and 2"):
         make_pair(CLASSES, 2)
-
-
-# ---- training ---------------------------------------------------------------------------------
 
 
 def labelled(n: int = 30, classes: int = 2, split: str = "train") -> ImageDataset:

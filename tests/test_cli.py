@@ -259,7 +259,7 @@ def test_sample_from_one_model(tmp_path: Path) -> None:
         (["train", "noisy", "--resume", "--out", "{tmp}/a", *TINY], "there is no"),
         (["sample", "no-such-models"], "the package has no models of that name"),
         (["sample", "{tmp}/denoiser"], "is a denoiser: name the run of its noisy model too"),
-        (["sample", "{tmp}/noisy", "{tmp}/noisy"], "are both runs of the role noisy"),
+        (["sample", "{tmp}/noisy", "{tmp}/noisy"], "both hold a noisy model"),
         (["sample", "{tmp}/noisy", "{tmp}/other"], "the runs do not fit together"),
         (
             ["train", "noisy", "--config", "{tmp}/noisy/log.json"],

@@ -11,7 +11,7 @@ from PIL import Image
 
 import dsmooth
 from dsmooth.data import load_dataset, to_float
-from dsmooth.data.npz import read_npz
+from dsmooth.data.arrays import read_npz
 from dsmooth.evaluate.sources import read_images
 from dsmooth.sampling import keep_top
 from tests.helpers.command_runs import run, save_run
@@ -77,6 +77,7 @@ def test_one_file_in_rgb_and_a_mask(place: Path) -> None:
         ("pair images -n 0", "--count must be at least 1, got 0"),
         ("pair images --draws 0", "--draws must be at least 1, got 0"),
         ("pair images --out rows.gif", "--out must end in .png or .npz, got rows.gif"),
+        ("pair images --keep-top 0.2 --mask mask.png", "--keep-top and --mask both say"),
         ("pair images --out rows", "--out must end in .png or .npz, got rows"),
         ("pair images --out nowhere/rows.png", "there is no folder"),
         ("pair images -n 50 --draws 8", "a .png shows at most 400 images, got 50 rows of 10"),

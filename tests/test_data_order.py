@@ -1,4 +1,4 @@
-"""The order of images: permutations that are functions of (seed, epoch), end to end."""
+"""The order of images and their flips: functions of (seed, images seen)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsmooth.data import epoch_order, indices_at, order
-from dsmooth.data.order import OrderOnDevice
+from dsmooth.data.order import OrderOnDevice, flips
 from dsmooth.philox import Stream, image_words
 
 sizes, seeds = st.integers(1, 300), st.integers(0, 2**64 - 1)
@@ -86,3 +86,25 @@ def test_a_device_knows_the_same_order(n: int, batch: int) -> None:
             assert torch.equal(indices, indices_at(n, position, batch, 5))
             part = on_device.indices(torch.tensor(position + batch // 2), batch - batch // 2)
             assert torch.equal(part, indices[batch // 2 :])
+
+
+@pytest.mark.quick
+def test_flips_are_fair_coins_of_the_seed_and_the_position() -> None:
+    n = 100_000
+    coins = flips(0, n, seed=3)
+    assert coins.dtype == torch.bool
+    assert coins.shape == (n,)
+    others = (coins.roll(1), flips(0, n, seed=4), flips(2**32, n, seed=3))
+    for bits in (coins, *(coins ^ other for other in others)):  # fair, independent
+        assert abs(int(bits.sum()) - n / 2) < 5 * (n / 4) ** 0.5
+    position = torch.tensor(70)
+    batches = [flips(first, 7, seed=3) for first in range(0, 70, 7)]
+    assert torch.equal(torch.cat([*batches, flips(position, 30, seed=3)]), coins[:100])
+    assert flips(0, 0, seed=3).shape == (0,)
+    for arguments in ({"first": -1, "seed": 0}, {"first": 0, "seed": -1}):
+        with pytest.raises(ValueError, match=r"must lie in 0 \.\."):
+            flips(count=1, **arguments)
+
+
+def test_flips_stay_as_they_were_released() -> None:
+    assert flips(0, 12, seed=0).int().tolist() == [0, 1, 0, 1, 1, 1, 1, 1, 0, 1, 0, 0]

@@ -11,9 +11,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from dsmooth.runs import RunFolder
 from tests.helpers.rank_processes import COMMAND, START, ForkedPython, free_port, wait_for_all
 
+pytestmark = pytest.mark.full
 PAGE = Path(__file__).parent.parent / "docs" / "many_machines.md"
 TINY = (
     "--n-filters 4 --n-resnet 1 --n-mix 2 --dropout 0 --images 320 --batch-size 16 --ema 0"
@@ -26,7 +29,7 @@ SMALLER = {
     "probe": "--train-images 40 --test-images 20",
     "reproduce": "-n 4 --scored-images 4 --probe-train-images 40 --probe-test-images 20",
 }
-# What the page says for eight GPUs and data that are not here.
+# Options for eight GPUs and data that are not here.
 BIGGER = re.compile(r"--(preset|data|data-dir|extractor|batch-size) \S+ ?|-n \d+ ")
 
 
@@ -36,14 +39,14 @@ def commands(language: str) -> Iterator[str]:
 
 
 def parts(command: str) -> tuple[str, list[str]]:
-    """What starts dsmooth, and its arguments for a tiny network and few images."""
+    """The words before dsmooth, and its arguments for a tiny network and few images."""
     start, _, arguments = command.partition("dsmooth ")
     verb = next(verb for verb in ("train", *SMALLER) if verb in arguments.split())
     small = BIGGER.sub("", arguments) + " " + (TINY if verb == "train" else SMALLER[verb])
     return start, shlex.split(small)
 
 
-# What torchrun starts instead of dsmooth: it calls it for one list of arguments after another, each
+# Started by torchrun instead of dsmooth: it calls it for one list of arguments after another, each
 # in a process that is forked from it, and so need not import torch again.
 CALLS = f"""{START}
 import json, os, torch._dynamo
@@ -85,7 +88,7 @@ def run_all(start: str, calls: list[list[str]], folder: Path) -> None:
 
 
 def test_the_commands_run(tmp_path: Path) -> None:
-    """What torchrun starts with the same options, but for restarts, it starts at once."""
+    """Commands that torchrun starts with the same options, but for restarts, run at once."""
     calls: dict[str, list[list[str]]] = {}
     for command in commands("bash"):
         start, arguments = parts(command.replace("--max-restarts 3 ", ""))

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import FrozenInstanceError
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import dsmooth
-from dsmooth.pair_sampler import PairSampler
+from dsmooth.pictures import grid_png
 from dsmooth.sampling import CachedSampler, jacobi_sample, sequential_sample
-from dsmooth.sampling.auto import NetworkSampler, has_cached_sampler
-from dsmooth.sampling.draw import Draw
+from dsmooth.sampling.cached import Sampler, has_cached_sampler
+from dsmooth.sampling.request import How, Request
+from tests.helpers.command_runs import run, save_run
 from tests.helpers.sampler_checks import network
 
 pytestmark = pytest.mark.quick
@@ -28,7 +31,13 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"method": "three-step"}, "method must be one of"),
     ({"score": "half"}, "score must be one of"),
     ({"max_slice": 0}, "max_slice must be at least 1"),
+    ({"n": 0}, "number of images must be at least 1, got 0"),
+    ({"height": 6}, "height must be a positive multiple of 4, got 6"),
+    ({"width": 0}, "width must be a positive multiple of 4, got 0"),
+    ({"context": torch.zeros(1, 1, 4, 4)}, "context was given, but"),
 ]
+OF_A_REQUEST = ("seed", "first_index", "temperature", "method", "score")
+OF_HOW = ("threads", "max_slice")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +47,7 @@ def pair() -> dsmooth.SmoothedPair:
 
 
 def test_parts_make_the_whole() -> None:
-    draw = Draw(10, seed=3, first_index=2**32 - 4, temperature=0.5, method="noisy")
+    draw = Request(10, seed=3, first_index=2**32 - 4, temperature=0.5, method="noisy")
     parts = [draw.part(0, 4), draw.part(4, 6)]
     assert [(p.first_index, p.count) for p in parts] == [(2**32 - 4, 4), (2**32, 6)]
     assert all(p.how() == draw.how() for p in parts)
@@ -46,35 +55,37 @@ def test_parts_make_the_whole() -> None:
         draw.seed = 4  # type: ignore[misc]
 
 
-@pytest.mark.parametrize(("arguments", "message"), [*MISTAKES, ({"count": 0}, "at least 1, got 0")])
-def test_a_draw_is_checked_when_it_is_made(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Draw(**{"count": 1, **arguments})
-
-
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES)
 def test_every_door_checks(
     pair: dsmooth.SmoothedPair, arguments: dict[str, Any], message: str
 ) -> None:
-    common = {k: v for k, v in arguments.items() if k in ("seed", "first_index", "temperature")}
-    of_cached = {k: v for k, v in arguments.items() if k not in ("method", "score")}
+    (name,) = arguments
+    model, given = pair.noisy, {"n": 1, "height": 4, "width": 4, **arguments}
     doors: list[Any] = []
-    if "max_slice" not in arguments:
-        doors += [
-            lambda: pair.sample(1, **arguments),
-            lambda: pair.denoise(torch.zeros(1, 1, 8, 8), **arguments),
-        ]
-    if common:
-        doors += [
-            lambda: sequential_sample(pair.noisy, 1, height=4, width=4, **common),
-            lambda: jacobi_sample(pair.noisy, 1, height=4, width=4, **common),
-        ]
-    if of_cached and has_cached_sampler(pair.noisy):
-        doors.append(lambda: CachedSampler(pair.noisy).sample(1, 4, 4, **of_cached))
-    assert doors
+    if name in OF_A_REQUEST:
+        doors.append(lambda: Request(1, **arguments))
+    if name in OF_HOW:
+        doors.append(lambda: How(**arguments))
+    if name in (*OF_A_REQUEST, "threads"):
+        doors.append(lambda: pair.sample(1, **arguments))
+        doors.append(lambda: pair.denoise(torch.zeros(1, 1, 8, 8), **arguments))
+    if name not in ("method", "score", *OF_HOW):
+        doors.append(lambda: sequential_sample(model, **given))
+        doors.append(lambda: jacobi_sample(model, **given))
+    if name not in ("method", "score") and has_cached_sampler(model):
+        doors.append(lambda: CachedSampler(model).sample(**given))
     for door in doors:
         with pytest.raises(ValueError, match=message):
             door()
+
+
+def test_names_that_a_network_does_not_know(pair: dsmooth.SmoothedPair) -> None:
+    for name in ("temprature", "method", "count"):
+        for call in (sequential_sample, jacobi_sample):
+            with pytest.raises(TypeError, match=f"no argument '{name}'; see seed, first_index, "):
+                call(pair.noisy, 1, height=4, width=4, **{name: 1})  # type: ignore[operator]
+    with pytest.raises(TypeError, match="no argument 'count'"):
+        pair.sample(1, count=3)  # type: ignore[call-arg]
 
 
 def test_a_sampler_of_a_drawing_packs_once_and_public_calls_see_new_weights(
@@ -90,8 +101,8 @@ def test_a_sampler_of_a_drawing_packs_once_and_public_calls_see_new_weights(
         original(self, *arguments, **keywords)
 
     monkeypatch.setattr(CachedSampler, "__init__", counting)
-    sampler, draw = PairSampler(pair), Draw(4, seed=1)
-    parts = torch.cat([sampler.draw(draw.part(i, 2)) for i in (0, 2)])
+    sampler = Sampler()
+    parts = torch.cat([pair.draw(part, sampler) for part in Request(4, seed=1).parts(2)])
     assert packed == [pair.noisy, pair.denoiser]
     assert torch.equal(parts, pair.sample(4, seed=1))
 
@@ -108,12 +119,73 @@ def test_a_sampler_of_a_drawing_packs_once_and_public_calls_see_new_weights(
 @pytest.mark.parametrize("method", ["two-step", "noisy", "single-step"])
 def test_progress_of_a_draw_rises_to_its_end(pair: dsmooth.SmoothedPair, method: Any) -> None:
     seen: list[float] = []
-    PairSampler(pair).draw(Draw(2, method=method), seen.append)
+    pair.draw(Request(2, method=method), Sampler(), seen.append)
     assert seen == sorted(seen)
     assert seen[-1] == 1.0
 
 
 def test_the_sequential_sampler_reports_rows() -> None:
     seen: list[float] = []
-    NetworkSampler(network().double(), (8, 4)).draw(Draw(1), seen.append)
+    Sampler().draw(network().double(), Request(1), (8, 4), progress=seen.append)
     assert seen == [i / 8 for i in range(1, 9)]
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the runs of a pair and of a plain model, which is the current one."""
+    for role in ("noisy", "denoiser", "plain"):
+        save_run(tmp_path / role, role)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def let_diverge(monkeypatch: pytest.MonkeyPatch, images: list[int]) -> None:
+    """Let x~ of these images diverge."""
+    draw_noisy = dsmooth.SmoothedPair.draw_noisy
+
+    def draw(self: dsmooth.SmoothedPair, *arguments: Any) -> torch.Tensor:
+        x_tilde = draw_noisy(self, *arguments)
+        x_tilde[images, 0, 0, 0] = torch.inf
+        return x_tilde
+
+    monkeypatch.setattr(dsmooth.SmoothedPair, "draw_noisy", draw)
+
+
+@pytest.mark.usefixtures("runs")
+@pytest.mark.parametrize("method", ["two-step", "noisy", "single-step"])
+def test_a_diverged_image_costs_no_other(
+    method: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["sample", ".", "-n", "4", "--device", "cpu", "--method", method]
+    assert run(*command, "--out", "right.npz") == 0
+    let_diverge(monkeypatch, [2])
+    assert run(*command, "--out", "q.png", "q.npz") == 0
+    assert "1 of 4 images diverged, as those" in capsys.readouterr().out
+    x, expected = (np.load(f"{name}.npz")["x"] for name in ("q", "right"))
+    assert np.array_equal(np.delete(x, 2, 0), np.delete(expected, 2, 0))
+    assert not np.isfinite(x[2]).all()
+    x[2] = 0  # grey
+    assert Path("q.png").read_bytes() == grid_png(torch.from_numpy(x))
+    assert run(*command, "--out", "folder") == 0
+    assert "1 of 4 images diverged, as those" in capsys.readouterr().out
+    let_diverge(monkeypatch, [0, 1, 2, 3])
+    assert run(*command, "--out", "none.npz") == 1
+    error = "dsmooth: error: 4 of 4 images diverged, as those of a hardly trained model"
+    assert capsys.readouterr().err.startswith(error)
+
+
+@pytest.mark.usefixtures("runs")
+def test_options_of_a_pair_are_refused_for_a_single_model(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for model, *options in (
+        ("plain", "--method", "noisy"),
+        ("plain", "--levels", "0.5"),
+        ("plain", "--score", "conditional"),
+        ("noisy", "--method", "single-step"),
+    ):
+        assert run("sample", model, "--device", "cpu", *options) == 1
+        error = f"dsmooth: error: {options[0]} is for a pair, not for a single model: leave it out"
+        assert capsys.readouterr().err.strip() == error
+    assert run("complete", "plain", "--levels", "0.5", "--device", "cpu") == 1
+    assert run("sample", "noisy", "-n", "1", "--method", "noisy", "--device", "cpu") == 0

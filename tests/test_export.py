@@ -44,7 +44,7 @@ def images(batch: int) -> tuple[Tensor, Tensor]:
     return x, x + 0.5 * torch.randn(x.shape, generator=generator)
 
 
-@pytest.mark.slow
+@pytest.mark.grid
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("conditioning", ["none", "stack", "concat"])
 def test_exports_for_any_batch(conditioning: str, impl: Any) -> None:
@@ -59,7 +59,6 @@ def test_exports_for_any_batch(conditioning: str, impl: Any) -> None:
             torch.testing.assert_close(program.module()(*other), model(*other))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("impl", IMPLS)
 def test_a_training_step_compiles_as_one_graph(impl: Any) -> None:
     """Loss and every gradient, of a model with dropout off and of one with context."""

@@ -45,7 +45,7 @@ def test_every_step_is_within_ten_minutes_and_all_of_them_within_three_hours(
     assert all(step.seconds <= step.limit <= 600 for step in steps)
     assert tool.chosen(steps, 3 * 3600) == set(names)
     assert tool.chosen(steps, 150) == {"build", "doctor"}
-    # What shows errors comes before what takes times.
+    # Steps that show errors come before those that take times.
     order = ["build", "doctor", "tests", "memcheck", "step-mnist", "tune-mnist", "train-noisy"]
     assert sorted(order, key=names.index) == order
 
@@ -93,7 +93,7 @@ def test_nothing_is_measured_of_what_does_not_build(tool: SimpleNamespace, tmp_p
     assert outcomes(day) == {"build": "failed"}
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_rehearsal(tool: SimpleNamespace, tmp_path: Path) -> None:
     """On the CPU, of each kind of command one: a measurement, and training."""
     only = ["--only", "build", "loss", "train-noisy"]

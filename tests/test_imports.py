@@ -18,32 +18,24 @@ pytestmark = pytest.mark.quick
 
 PACKAGE = Path(dsmooth.__file__).parent
 
-# From the verbs down to the ground floor: a module imports from its own line, where it is a package
-# of that line, and from later lines. Lazy imports count, those for type checkers too.
+# From the verbs down to the ground. A module imports from lower floors, from later names of its own
+# floor, and from its package. Lazy imports count, those for type checkers too.
 FLOORS = (
-    ("__main__",),
-    ("cli",),
-    ("commands",),
-    ("reproduce",),
-    ("report",),
+    ("__main__", "cli", "commands"),
+    ("reproduce", "report"),
     ("evaluate",),
     ("models",),
     ("pair", "train"),
-    ("pair_sampler",),
-    ("pair_networks",),
-    ("sampling",),
-    ("pictures",),
-    ("pretrained",),
-    ("runs",),
-    ("data", "smoothing"),
-    ("nn",),
-    ("functional",),
-    ("kernels",),
-    ("distributed", "machine", "presets"),
-    ("philox", "files", "config", "progress", "tables", "_extension"),
-    ("_version", "_C"),
+    ("pretrained", "sampling", "runs", "pictures"),
+    ("smoothing", "data", "nn"),
+    ("functional", "kernels"),
+    (
+        *("distributed", "machine", "presets", "philox", "files", "config"),
+        *("progress", "tables", "_extension", "_version", "_C"),
+    ),
 )
-FLOOR = {name: number for number, floor in enumerate(FLOORS) for name in floor}
+NAMES = [name for floor in FLOORS for name in floor]
+PLACE = {name: number for number, name in enumerate(NAMES)}
 # The command's options are read before any torch is there; they know the settings and their names.
 OPTIONS = {"config", "presets"}
 IMPLEMENTATION_IMPORTS = {"taps", "dropout", "dispatch", "registration", "gated_resnet_operands"}
@@ -91,7 +83,7 @@ def imports(name: str) -> set[str]:
             target = base + (tail if node.level else tail[1:])
             for alias in node.names:
                 longer = ".".join([*target, alias.name])
-                known = longer in MODULES or (not target and alias.name in FLOOR)
+                known = longer in MODULES or (not target and alias.name in PLACE)
                 found.add(longer if known else ".".join(target))
         elif isinstance(node, ast.Import):
             for alias in node.names:
@@ -106,11 +98,11 @@ def test_imports_go_down(name: str) -> None:
     for target in imports(name):
         other = target.split(".")[0]
         assert target, f"{name} imports the package itself, which names everything"
-        assert other == top or FLOOR[other] > FLOOR[top], f"{name} imports {target}"
+        assert other == top or PLACE[other] > PLACE[top], f"{name} imports {target}"
 
 
 def test_every_module_has_a_floor() -> None:
-    assert {name.split(".")[0] for name in MODULES if name} <= FLOOR.keys()
+    assert {name.split(".")[0] for name in MODULES if name} <= PLACE.keys()
 
 
 def test_there_are_no_circles() -> None:

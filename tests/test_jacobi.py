@@ -13,6 +13,7 @@ from tests.helpers.sampler_checks import ATOMS, GAUSSIAN, context_for, network
 HEIGHT, WIDTH = 8, 4
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("by_row", [False, True])
 @pytest.mark.parametrize(
     "mixture",

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsmooth import models
 from dsmooth.functional import logistic_mixture_sample
 from dsmooth.models import Models
 from dsmooth.nn import PixelCNNpp
@@ -19,9 +18,10 @@ from dsmooth.sampling import (
     sample_images,
     sequential_sample,
 )
-from dsmooth.sampling.auto import has_cached_sampler
-from dsmooth.sampling.draw import Draw
+from dsmooth.sampling.cached import Sampler, has_cached_sampler
 from dsmooth.sampling.known import known_pixels
+from dsmooth.sampling.output import gather
+from dsmooth.sampling.request import Request
 from tests.helpers.sampler_checks import ATOMS, FIRST, SEED, context_for, network, uniforms_of
 from tests.helpers.tiny_pairs import tiny_pair
 
@@ -57,6 +57,7 @@ def random_images(channels: int, n: int = N) -> Tensor:
 
 
 @pytest.mark.quick
+@pytest.mark.grid
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize(("conditioning", "channels", "mixture"), CASES)
 def test_all_known_is_the_input_and_none_known_the_ordinary_sample(
@@ -70,6 +71,7 @@ def test_all_known_is_the_input_and_none_known_the_ordinary_sample(
     assert torch.equal(draw(sampler, model, known=nothing, mask=~everywhere), draw(sampler, model))
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize(("conditioning", "channels", "mixture"), CASES)
 def test_a_sample_with_parts_of_it_known_is_the_same_sample(
@@ -85,6 +87,7 @@ def test_a_sample_with_parts_of_it_known_is_the_same_sample(
         torch.testing.assert_close(again, x, rtol=rounding, atol=rounding)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("sampler", ["sequential", "jacobi", "cached"])
 @pytest.mark.parametrize(("conditioning", "channels", "mixture"), CASES)
 def test_drawn_pixels_follow_from_the_pixels_before_them(
@@ -158,28 +161,27 @@ def test_a_pair_keeps_pixels_and_their_smoothed_ones(method: Any) -> None:
     assert torch.equal(pair.sample(N, **given, known=x, mask=~everywhere), plain)
 
 
-def test_chunks_of_a_completion_are_its_images(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_of_a_completion_are_its_images() -> None:
     pair = tiny_pair()
-    draw = Draw(5, seed=2, known=known_pixels(random_images(1, 5), random_mask(5), 5))
+    request = Request(5, seed=2, known=known_pixels(random_images(1, 5), random_mask(5), 5))
     networks = {"noisy": pair.noisy, "denoiser": pair.denoiser}
     made = Models(networks, pair, SIZE, {})  # type: ignore[arg-type]
-    monkeypatch.setitem(models.CHUNK, "cpu", 2)
-    chunks = [images for _, images in made.draw(draw)]
-    assert [len(images) for images in chunks] == [2, 2, 1]
+    x = gather(made.drawer(request, Sampler()), request, chunk=2)
     whole = pair.sample(5, seed=2, known=random_images(1, 5), mask=random_mask(5))
-    assert torch.equal(torch.cat(chunks), whole)
+    assert x is not None
+    assert torch.equal(x, whole)
 
 
 def test_what_is_known_decides_the_images() -> None:
     """A folder of shards must not go on with another completion."""
     x, mask = random_images(1), random_mask()
     hows = [
-        Draw(N, known=known_pixels(x, m, N)).how() for m in (mask, ~mask, torch.ones_like(mask))
+        Request(N, known=known_pixels(x, m, N)).how() for m in (mask, ~mask, torch.ones_like(mask))
     ]
-    hows += [Draw(N).how(), Draw(N, known=known_pixels(-x, mask, N)).how()]
+    hows += [Request(N).how(), Request(N, known=known_pixels(-x, mask, N)).how()]
     assert all(hows[i] != hows[j] for i in range(5) for j in range(i))
     hidden = torch.where(mask[:, None], x, torch.nan)
-    assert Draw(N, known=known_pixels(hidden, mask, N)).how() == hows[0]
+    assert Request(N, known=known_pixels(hidden, mask, N)).how() == hows[0]
 
 
 @pytest.mark.parametrize(("fraction", "rows"), [(0, 0), (0.25, 2), (0.5, 4), (1, 8)])
@@ -232,4 +234,4 @@ def test_wrong_fractions_and_counts() -> None:
         with pytest.raises(ValueError, match=r"fraction of known rows must lie in 0 \.\. 1, got"):
             keep_top(fraction, SIZE)
     with pytest.raises(ValueError, match="known must be of 3 images, got 2 images"):
-        Draw(3, known=known_pixels(X, MASK, 2))
+        Request(3, known=known_pixels(X, MASK, 2))

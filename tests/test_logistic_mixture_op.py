@@ -229,7 +229,7 @@ def test_second_derivative_is_refused_not_lost() -> None:
         torch.autograd.grad(grad.square().sum() + params.sum(), params)
 
 
-@pytest.mark.slow
+@pytest.mark.grid
 @both_impls
 @each_mixture
 def test_compiles_without_a_break(mixture: str, impl: Any) -> None:

@@ -14,8 +14,7 @@ from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.data import ImageDataset
 from dsmooth.evaluate import score_pair
 from dsmooth.nn.levels import at_level
-from dsmooth.pair import log_prob_of_noisy
-from dsmooth.sampling.ladder import Step, seed_of_rung
+from dsmooth.sampling.ladder import Step, log_prob_of_noisy, seed_of_rung
 from dsmooth.smoothing import GaussianSmoothing
 from dsmooth.train import train
 from dsmooth.train.step import make_inputs
@@ -132,9 +131,6 @@ def test_training_moves_the_projections(role: str, tmp_path: Path) -> None:
     projections = [w for n, w in model.named_parameters() if n.endswith("condition_weight")]
     assert all(weight.shape[1] == 10 + len(LEVELS) for weight in projections)
     assert all(weight.abs().amax(0).min() > 0 for weight in projections)
-
-
-# ---- ladders ----------------------------------------------------------------------------------
 
 
 @pytest.mark.quick

@@ -1,10 +1,9 @@
-"""The notebook of the documentation runs, its pictures are stored, and help is worth reading."""
+"""The notebook of the documentation runs, and so does the example of the package's help."""
 
 from __future__ import annotations
 
 import ast
 import json
-import pydoc
 import re
 import textwrap
 from pathlib import Path
@@ -43,19 +42,14 @@ def test_the_notebook_runs_and_shows_what_is_stored(
     """With a few steps in place of a minute of training."""
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    pictures = 0
     for source, outputs in code_cells():
         shorter = source.replace("budget=1.0", "images=48")
         value = run_cell(shorter, names)
         stored = {kind for output in outputs for kind in output.get("data", {})}
         assert isinstance(value, Image.Image) == ("image/png" in stored)
         assert (value is not None) == ("text/plain" in stored)
-        pictures += isinstance(value, Image.Image)
         assert shorter == source or value.images_seen == 48
-    assert pictures == 5
     assert names["completed"].shape == (48, 1, 28, 28)
-    text = NOTEBOOK.read_text()
-    assert not re.search(r"/(tmp|home|root|work)/", text)
 
 
 @pytest.mark.quick
@@ -79,8 +73,6 @@ def test_show_gives_a_picture_that_displays_itself() -> None:
 @pytest.mark.quick
 def test_help_says_what_there_is_and_its_example_runs() -> None:
     text = dsmooth.__doc__ or ""
-    shown = pydoc.render_doc(dsmooth, renderer=pydoc.plaintext)
-    assert all(line.strip() in shown for line in text.splitlines())
     missing = [n for n in dsmooth.__all__ if not re.search(rf"\b{n}\b", text)]
     assert missing == ["__version__"]
     example = text[text.index("    import dsmooth") : text.index("A pair of your own")]

@@ -42,8 +42,9 @@ def test_same_uniform_as_python_and_exact_in_float32(value: int) -> None:
     assert 0 < uniform < 1
 
 
-def test_the_streams_have_the_same_names_and_numbers_as_in_python() -> None:
-    assert _extension.extension().streams() == {stream.name: int(stream) for stream in Stream}
+def test_streams_have_the_names_and_numbers_of_python() -> None:
+    numbers = {stream.name: int(stream) for stream in Stream}
+    assert _extension.extension().streams().items() <= numbers.items()
 
 
 @pytest.mark.parametrize(("counter", "key"), [([0] * 3, [0] * 2), ([0] * 4, [2**32, 0])])

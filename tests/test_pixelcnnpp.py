@@ -260,7 +260,6 @@ def test_likelihood_is_float32_under_autocast() -> None:
     torch.testing.assert_close(log_p, model.log_prob(x), rtol=0.02, atol=0.5)
 
 
-@pytest.mark.slow
 def test_compiles_without_graph_breaks() -> None:
     model = tiny("concat", n_resnet=1)
     x, context = inputs("concat", 1, 4, 4)

@@ -18,7 +18,7 @@ from dsmooth.presets import DESCRIPTIONS, PRESETS, preset
 from dsmooth.sampling import sample_images
 from dsmooth.train.held_out import evaluate
 from dsmooth.train.loop import load_data
-from dsmooth.train.state import TrainState
+from dsmooth.train.step import TrainState
 from tests.helpers.data_makers import cifar_binary, random_bytes, write_images, write_mnist
 
 ROLES = ("noisy", "denoiser", "plain")

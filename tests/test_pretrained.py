@@ -99,7 +99,6 @@ def test_sample_without_models_takes_the_packaged_pair(tmp_path: Path) -> None:
     assert (tmp_path / "x.png").is_file()
 
 
-@pytest.mark.slow
 def test_a_card_is_measured_and_goes_on(tmp_path: Path) -> None:
     folder = tiny_models(tmp_path / "models")
     train_set, test_set = (

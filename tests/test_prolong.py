@@ -15,9 +15,8 @@ from dsmooth.data import load_dataset
 from dsmooth.files import read_tensors
 from dsmooth.runs import RunFolder
 from dsmooth.train import loop, train
-from dsmooth.train.initial import load_initial
-from dsmooth.train.state import TrainState
-from dsmooth.train.step import learning_rate
+from dsmooth.train.checkpoint import load_initial
+from dsmooth.train.step import TrainState, scheduled
 from tests.helpers.command_runs import run as call
 from tests.helpers.tiny_pairs import tiny_pair
 from tests.helpers.tiny_runs import tiny
@@ -74,7 +73,7 @@ def test_a_prolonged_schedule_is_a_new_one_over_what_is_added(schedule: Any) -> 
     steps = torch.zeros((), dtype=torch.int64)
     for seen in range(0, 65, 8):
         at = torch.tensor(seen)
-        assert learning_rate(later, at + 40, steps) == learning_rate(whole, at, steps)
+        assert scheduled(1.0, later, at + 40, steps) == scheduled(1.0, whole, at, steps)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "cooldown"])
@@ -133,7 +132,7 @@ def test_an_unfinished_run_keeps_its_length_unless_forced(
     train(longer, folder, resume=True, force=True)
     assert RunFolder(folder).read_config()[0] == longer
     steps = torch.zeros((), dtype=torch.int64)
-    last = learning_rate(longer, torch.tensor(56), steps)
+    last = scheduled(longer.learning_rate, longer, torch.tensor(56), steps)
     assert rates(folder)[-1] == pytest.approx(float(last))
 
 
@@ -219,7 +218,7 @@ def test_a_run_begins_with_weights(tmp_path: Path, kind: str) -> None:
             found = network.state_dict()
             assert all(torch.equal(found[key], value) for key, value in expected.items())
         assert state.images_seen == 0
-        assert not state.optimizer.state
+        assert not state.optimizer.tensors()
 
 
 def test_a_run_from_weights_goes_on_without_them(

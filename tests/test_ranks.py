@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import time
@@ -14,8 +13,8 @@ import torch
 
 import dsmooth
 from dsmooth.machine import choose_device
-from dsmooth.sampling.draw import Draw, Progress
-from dsmooth.sampling.ranks import draw_in_chunks, share_of
+from dsmooth.sampling.output import gather
+from dsmooth.sampling.request import Progress, Request
 from tests.helpers.rank_processes import (
     COMMAND,
     ForkedPython,
@@ -26,51 +25,25 @@ from tests.helpers.rank_processes import (
 from tests.helpers.sampler_checks import network
 
 
-@pytest.mark.quick
-@pytest.mark.parametrize("size", [1, 2, 3, 8])
-@pytest.mark.parametrize("count", [1, 2, 7, 8, 100])
-def test_shares_make_the_whole(count: int, size: int) -> None:
-    shares = [share_of(count, rank, size) for rank in range(size)]
-    drawn = [i for offset, number in shares for i in range(offset, offset + number)]
-    assert drawn == list(range(count))
-    assert max(number for _, number in shares) == -(-count // size)
-
-
-@pytest.mark.parametrize(("done", "within"), [(0, None), (0, 5), (4, None), (4, 5), (12, 5)])
-def test_chunks_of_one_process(
-    monkeypatch: pytest.MonkeyPatch, done: int, within: int | None
-) -> None:
-    """Every image behind `done` once, no chunk too long or across a border, and no group."""
+@pytest.mark.parametrize("chunk", [3, 5, 100])
+def test_images_of_one_process(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    """Every image once, no part too long, and no group."""
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     seen: list[float] = []
+    counts: list[int] = []
 
-    def draw_part(part: Draw, progress: Progress) -> torch.Tensor:
+    def draw(part: Request, progress: Progress) -> torch.Tensor:
+        counts.append(part.count)
         progress(0.5)
         progress(1.0)
         numbers = torch.arange(part.first_index, part.first_index + part.count).float()
         return numbers.view(-1, 1, 1, 1).expand(-1, 1, 4, 4)
 
-    chunks = list(
-        draw_in_chunks(
-            draw_part,
-            Draw(12, first_index=7),
-            image_shape=(1, 4, 4),
-            chunk=3,
-            within=within,
-            done=done,
-            progress=seen.append,
-        )
-    )
-    numbers = [int(x[0, 0, 0]) for _, images in chunks for x in images]
-    assert numbers == list(range(7 + done, 19))
-    assert all(first == images[0, 0, 0, 0] and len(images) <= 3 for first, images in chunks)
-    if within:
-        assert all(
-            (first - 7) // within == (first - 7 + len(images) - 1) // within
-            for first, images in chunks
-        )
-    assert seen == sorted(seen)
-    assert seen[-1:] == [12.0][: len(chunks)]
+    x = gather(draw, Request(12, first_index=7), chunk, seen.append)
+    assert x is not None
+    assert x[:, 0, 0, 0].tolist() == list(range(7, 19))
+    assert max(counts) <= chunk
+    assert (seen, seen[-1]) == (sorted(seen), 12)
     assert not torch.distributed.is_initialized()
 
 
@@ -86,7 +59,7 @@ def test_a_killed_process_ends_the_other_with_one_line(tmp_path: Path) -> None:
     arguments = ["sample", models, "-n", "1000000", "--device", "cpu", "--out", "x"]
     first, second = start_ranks(2, arguments, tmp_path)
     manifest = tmp_path / "x" / "shards.json"
-    while not manifest.exists() or json.loads(manifest.read_text())["done"] == 0:
+    while not manifest.exists() or json.loads(manifest.read_text())["sha256"][0] is None:
         assert first.poll() is None, first.communicate()
         time.sleep(0.05)
     second.kill()
@@ -121,23 +94,27 @@ def test_two_processes_write_the_images_of_one(tmp_path: Path) -> None:
     assert spoken[1] == ""  # the progress is rank 0's
 
 
-def test_two_processes_go_on_where_rank_0_was(tmp_path: Path) -> None:
+def test_each_process_writes_its_files_and_they_are_those_of_one(tmp_path: Path) -> None:
+    """From where the folder was stopped, too."""
     models = str(saved_pair(tmp_path / "pair"))
-    arguments = ["sample", models, "-n", "7", "--device", "cpu", "--out", "x"]
-    wait_for_all(start_ranks(1, arguments, tmp_path))
-    shard, manifest = tmp_path / "x" / "shard_00000.npy", tmp_path / "x" / "shards.json"
-    whole = np.load(shard)
-    stopped = np.load(shard, mmap_mode="r+")
-    stopped[3:] = np.nan
-    stopped[:3] = 7  # what is there is not drawn again
-    stopped.flush()
-    digest = hashlib.sha256(stopped[:3].tobytes()).hexdigest()
+    arguments = ["sample", models, "-n", "600", "--device", "cpu"]
+    for size, out in ((1, "one"), (2, "two")):
+        wait_for_all(start_ranks(size, [*arguments, "--out", out], tmp_path))
+    one, two = (
+        {path.name: path.read_bytes() for path in (tmp_path / out).iterdir()}
+        for out in ("one", "two")
+    )
+    assert len(one) == 7  # five shards, the manifest and the lock
+    assert one == two
+    manifest = tmp_path / "two" / "shards.json"
     found = json.loads(manifest.read_text())
-    manifest.write_text(json.dumps({**found, "done": 3, "sha256": [digest]}))
-    wait_for_all(start_ranks(2, arguments, tmp_path))
-    resumed = np.load(shard)
-    np.testing.assert_array_equal(resumed[3:], whole[3:])
-    assert (resumed[:3] == 7).all()
+    first = found["sha256"][0]
+    manifest.write_text(json.dumps({**found, "sha256": [first, None, None, None, None]}))
+    (tmp_path / "two" / "shard_00003.npy").unlink()
+    said, _ = wait_for_all(start_ranks(2, [*arguments, "--out", "two"], tmp_path))
+    assert "472 images" in said
+    assert "beside 128 that were there" in said
+    assert {path.name: path.read_bytes() for path in (tmp_path / "two").iterdir()} == one
 
 
 def test_names_of_devices(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dsmooth.config import ModelConfig, ProbeSettings, TrainConfig
-from dsmooth.data.npz import read_npz
+from dsmooth.data.arrays import read_npz
 from dsmooth.files import lock_folder
 from dsmooth.models import load_models
 from dsmooth.pictures import is_diverged
@@ -25,8 +25,8 @@ from dsmooth.reproduce import TrainingPlan, reproduce
 from dsmooth.reproduce.pipeline import say_how_to_use_all_gpus
 from dsmooth.reproduce.stages import Sizes, draw_all
 from dsmooth.runs import RunFolder
-from dsmooth.sampling.draw import Draw
-from dsmooth.sampling.image_files import write_images
+from dsmooth.sampling.output import write_images
+from dsmooth.sampling.request import Request
 from dsmooth.train import NonFiniteLoss, train
 from dsmooth.train.loop import load_data
 from tests.helpers.rank_processes import ForkedPython, start_ranks, wait_for_all
@@ -123,7 +123,9 @@ def test_samples_of_a_diverged_noisy_image_count_as_diverged(
     noisy = before["noisy"]
     row = int((~is_diverged(noisy)).nonzero()[-1])
     noisy[row, 0, 3, 3] = float("inf")
-    write_images(tmp_path / "noisy.npz", noisy, Draw(9), json.loads(str(arrays["noisy"]["asked"])))
+    write_images(
+        tmp_path / "noisy.npz", noisy, Request(9), json.loads(str(arrays["noisy"]["asked"]))
+    )
     _, test_set = load_data(tiny_plan(data).configs[0])
     after = draw_all(
         tmp_path,
@@ -191,7 +193,6 @@ sys.exit(reproduce(Path(sys.argv[1]), plan, sizes=sizes, threads=1))
 """
 
 
-@pytest.mark.slow
 def test_stopped_and_resumed_is_the_uninterrupted_run(
     finished: Path, data: Path, tmp_path: Path
 ) -> None:

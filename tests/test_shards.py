@@ -1,9 +1,12 @@
-"""Images streamed to numbered files: the same ones however often the run was stopped."""
+"""Folders of images: the same files however often the call was stopped."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +15,9 @@ from torch import Tensor
 
 from dsmooth.data import to_bytes
 from dsmooth.evaluate.sources import read_images
-from dsmooth.sampling.draw import Draw
-from dsmooth.sampling.image_files import NumberedPngs, write_adm_npz
-from dsmooth.sampling.shards import Shards, open_shards
+from dsmooth.files import lock_folder
+from dsmooth.sampling.output import Pictures, Shards, fill, write_adm_npz
+from dsmooth.sampling.request import Progress, Request
 
 pytestmark = pytest.mark.quick
 
@@ -27,118 +30,176 @@ def images(first: int, count: int) -> Tensor:
     return numbers.expand(count, *SHAPE)
 
 
-def chunks(shards: Shards, draw: Draw, chunk: int) -> Iterator[Tensor]:
-    """What `shards` lacks."""
-    for done in range(shards.done, draw.count, chunk):
-        yield images(draw.first_index + done, min(chunk, draw.count - done))
+class Draw:
+    """Draws such images, and fails at the part number `stop`."""
+
+    def __init__(self, stop: int | None = None) -> None:
+        self.stop = stop
+        self.drawn: list[int] = []
+
+    def __call__(self, part: Request, progress: Progress) -> Tensor:
+        if len(self.drawn) == self.stop:
+            raise KeyboardInterrupt
+        self.drawn.append(part.count)
+        progress(1.0)
+        return images(part.first_index, part.count)
 
 
-def read(paths: list[Path]) -> np.ndarray:
-    return np.concatenate([np.load(path) for path in paths])
+def draw_into(folder: Path, n: int, draw: Draw | None = None, *, chunk: int = 7) -> Shards:
+    """Draw n images into files of 7."""
+    shards = Shards(folder, Request(n), SHAPE, size=7)
+    fill(shards, draw or Draw(), chunk)
+    return shards
+
+
+def read(folder: Path) -> np.ndarray:
+    return np.concatenate([np.load(path) for path in sorted(folder.glob("*.npy"))])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize(
-    ("n", "size", "chunk"), [(1, 10, 3), (10, 10, 3), (23, 10, 4), (20, 5, 64)]
+    ("n", "size", "chunk"), [(1, 10, 3), (10, 10, 3), (23, 10, 30), (20, 5, 64)]
 )
 def test_every_image_once(tmp_path: Path, n: int, size: int, chunk: int) -> None:
-    draw = Draw(n, first_index=7)
-    shards = Shards(tmp_path, draw, SHAPE, size=size)
-    for x in chunks(shards, draw, chunk):
-        shards.add(x)
-    assert shards.done == n
-    assert [path.name for path in shards.paths] == sorted(p.name for p in tmp_path.glob("*.npy"))
-    assert all(len(np.load(path)) <= size for path in shards.paths)
-    assert np.array_equal(read(shards.paths), images(7, n).numpy())
+    seen: list[float] = []
+    shards = Shards(tmp_path, Request(n, first_index=7), SHAPE, size=size)
+    draw = Draw()
+    assert fill(shards, draw, chunk, seen.append) == (0, n, 0)
+    assert np.array_equal(read(tmp_path), images(7, n).numpy())
+    assert max(draw.drawn) <= max(size, chunk)
+    assert (seen, seen[0], seen[-1]) == (sorted(seen), 0, n)
+    assert fill(shards, Draw(stop=0), chunk) == (n, 0, 0)
 
 
-@pytest.mark.parametrize("calls", [0, 1, 2, 3, 5])
-def test_a_stopped_run_goes_on(tmp_path: Path, calls: int) -> None:
-    draw = Draw(20)
-    first = Shards(tmp_path, draw, SHAPE, size=7)
-    for x, _ in zip(chunks(first, draw, 3), range(calls), strict=False):
-        first.add(x)
-    again = Shards(tmp_path, draw, SHAPE, size=7)
-    assert again.done == first.done == min(20, 3 * calls)
-    for x in chunks(again, draw, 3):
-        again.add(x)
-    assert np.array_equal(read(again.paths), images(0, 20).numpy())
-    assert Shards(tmp_path, draw, SHAPE, size=7).done == 20
+@pytest.mark.parametrize("parts", [0, 1, 2])
+def test_a_stopped_call_goes_on(tmp_path: Path, parts: int) -> None:
+    """The files and the manifest are then those of a call that nobody stopped."""
+    with pytest.raises(KeyboardInterrupt):
+        draw_into(tmp_path / "stopped", 20, Draw(stop=parts))
+    draw = Draw()
+    draw_into(tmp_path / "stopped", 20, draw)
+    assert sum(draw.drawn) == 20 - 7 * parts
+    draw_into(tmp_path / "whole", 20)
+    assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
 
 
-def test_another_runs_folder_is_refused(tmp_path: Path) -> None:
-    Shards(tmp_path, Draw(3), SHAPE, {"seed": 0}).add(images(0, 3))
-    with pytest.raises(ValueError, match="another drawing: seed 0, not 1; choose another folder"):
-        Shards(tmp_path, Draw(3), SHAPE, {"seed": 1})
-    with pytest.raises(ValueError, match="a drawing of 3 images: ask for 3 or more, not 2"):
-        Shards(tmp_path, Draw(2), SHAPE, {"seed": 0})
-    (tmp_path / "shards.json").unlink()
-    with pytest.raises(ValueError, match=r"without shards\.json"):
-        Shards(tmp_path, Draw(3), SHAPE)
+def test_files_between_others_that_are_missing(tmp_path: Path) -> None:
+    """As where one process of several was quicker than its neighbours."""
+    draw_into(tmp_path, 20)
+    manifest = tmp_path / "shards.json"
+    found = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**found, "sha256": [None, found["sha256"][1], None]}))
+    draw = Draw()
+    draw_into(tmp_path, 20, draw, chunk=14)
+    assert draw.drawn == [7, 6]
+    assert np.array_equal(read(tmp_path), images(0, 20).numpy())
 
 
 @pytest.mark.parametrize("counts", [(3, 20), (7, 8), (10, 11, 13), (14, 14, 21)])
 def test_a_folder_grows(tmp_path: Path, counts: tuple[int, ...]) -> None:
-    """A larger draw leaves the files that it alone would have made."""
+    """A larger request leaves the files that it alone would have made."""
+    drawn = 0
     for n in counts:
-        draw = Draw(n)
-        shards = Shards(tmp_path / "grown", draw, SHAPE, size=7)
-        for x in chunks(shards, draw, 3):
-            shards.add(x)
-    at_once = Shards(tmp_path / "at once", draw, SHAPE, size=7)
-    at_once.add(images(0, n))
-    for path in (*at_once.paths, tmp_path / "at once" / "shards.json"):
-        assert path.read_bytes() == (tmp_path / "grown" / path.name).read_bytes()
+        draw = Draw()
+        draw_into(tmp_path / "grown", n, draw)
+        drawn += sum(draw.drawn)
+    assert drawn == n  # each once
+    draw_into(tmp_path / "at once", n)
+    assert contents(tmp_path / "grown") == contents(tmp_path / "at once")
 
 
-def test_growing_stopped_before_its_first_image(tmp_path: Path) -> None:
-    """The last file's header is that of the larger draw then: either draw goes on from there."""
-    Shards(tmp_path, Draw(3), SHAPE, size=7).add(images(0, 3))
-    Shards(tmp_path, Draw(5), SHAPE, size=7)
-    assert Shards(tmp_path, Draw(3), SHAPE, size=7).done == 3
-    assert np.array_equal(read([tmp_path / "shard_00000.npy"]), images(0, 3).numpy())
+@pytest.mark.parametrize("stop", [0, 1])
+def test_growing_that_was_stopped(tmp_path: Path, stop: int) -> None:
+    """The images that were there are not drawn again, unless a larger call began with them."""
+    draw_into(tmp_path / "grown", 3)
+    with pytest.raises(KeyboardInterrupt):
+        draw_into(tmp_path / "grown", 20, Draw(stop=stop))
+    draw = Draw()
+    draw_into(tmp_path / "grown", 20, draw)
+    assert sum(draw.drawn) == (20, 13)[stop]
+    draw_into(tmp_path / "at once", 20)
+    assert contents(tmp_path / "grown") == contents(tmp_path / "at once")
+
+
+def test_another_calls_folder_is_refused(tmp_path: Path) -> None:
+    def start(n: int, seed: int) -> None:
+        fill(Shards(tmp_path, Request(n), SHAPE, {"seed": seed}), Draw(), 7)
+
+    start(3, 0)
+    with pytest.raises(ValueError, match="another drawing: seed 0, not 1; choose another folder"):
+        start(3, 1)
+    with pytest.raises(ValueError, match="a drawing of 3 images: ask for 3 or more, not 2"):
+        start(2, 0)
+    found = json.loads((tmp_path / "shards.json").read_text())
+    for damaged in ({"n": 3}, {**found, "n": "3"}, {**found, "n": 200}, {**found, "shard_size": 0}):
+        (tmp_path / "shards.json").write_text(json.dumps(damaged))
+        for use in (lambda: start(20, 0), lambda: read_images(tmp_path)):
+            with pytest.raises(ValueError, match=r"shards\.json is damaged: "):
+                use()
+    (tmp_path / "shards.json").unlink()
+    with pytest.raises(ValueError, match=r"without shards\.json"):
+        start(3, 0)
+
+
+@pytest.mark.parametrize("done", [3, 2])
+def test_folders_of_dsmooth_0_1_are_read_and_not_added_to(tmp_path: Path, done: int) -> None:
+    """Its manifest counts the images; its digests leave out the headers."""
+    x = torch.linspace(-1, 1, 18).view(3, *SHAPE).numpy()
+    np.save(tmp_path / "shard_00000.npy", x)
+    found: dict[str, Any] = {"description": {}, "n": 3, "first_index": 0, "shard_size": 1000}
+    found |= {"image_shape": SHAPE, "done": done, "sha256": [hashlib.sha256(x).hexdigest()]}
+    (tmp_path / "shards.json").write_text(json.dumps(found))
+    with pytest.raises(
+        ValueError, match=r"was drawn by dsmooth 0\.1\.0, .*: choose another folder$"
+    ):
+        draw_into(tmp_path, 3)
+    if done == 3:
+        assert torch.equal(read_images(tmp_path).images, to_bytes(torch.from_numpy(x)))
+    else:
+        with pytest.raises(ValueError, match="is unfinished: repeat the command"):
+            read_images(tmp_path)
 
 
 def test_numbered_pictures(tmp_path: Path) -> None:
     from PIL import Image
 
-    x = torch.linspace(-1, 1, 5).view(5, 1, 1, 1).expand(5, *SHAPE)
-    NumberedPngs(tmp_path, Draw(2, first_index=7), SHAPE, {"seed": 0}).add(x[:2])
-    rest = NumberedPngs(tmp_path, Draw(5, first_index=7), SHAPE, {"seed": 0})
-    assert rest.done == 2
-    rest.add(x[2:])
+    x = torch.linspace(-1, 1, 5).view(5, 1, 1, 1).expand(5, *SHAPE).clone()
+    x[3] = torch.nan
+
+    def draw(n: int, seed: int = 0) -> tuple[int, int, int]:
+        folder = Pictures(tmp_path, Request(n, first_index=7), SHAPE, {"seed": seed}, size=2)
+        return fill(folder, lambda part, _: x[part.first_index - 7 :][: part.count], 1)
+
+    assert draw(2) == (0, 2, 0)
+    assert draw(5) == (2, 3, 1)
     names = sorted(path.name for path in tmp_path.glob("*.png"))
     assert names == [f"{i:08d}.png" for i in range(7, 12)]
     pixels = np.stack([np.asarray(Image.open(tmp_path / name)) for name in names])
+    x[3] = 0  # grey
     assert np.array_equal(pixels, to_bytes(x)[:, 0].numpy())
     assert torch.equal(read_images(tmp_path).images, to_bytes(x))
     with pytest.raises(ValueError, match="another drawing: seed 0, not 1; choose another folder"):
-        NumberedPngs(tmp_path, Draw(5, first_index=7), SHAPE, {"seed": 1})
-    with pytest.raises(ValueError, match=r"1 of 2 images diverged .* leave out --png and --adm"):
-        rest.add(torch.stack([x[0], torch.full(SHAPE, torch.inf)]))
+        draw(5, seed=1)
     (tmp_path / "images.json").unlink()
     with pytest.raises(ValueError, match=r"holds pictures without images\.json"):
-        NumberedPngs(tmp_path, Draw(5, first_index=7), SHAPE, {"seed": 0})
+        draw(5)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_layout_of_adm(tmp_path: Path, channels: int) -> None:
-    x = torch.rand(2, channels, 3, 4) * 2 - 1
+    """Without the image that diverged."""
+    x = torch.rand(3, channels, 3, 4) * 2 - 1
+    x[1, 0, 0, 0] = torch.inf
     write_adm_npz(tmp_path / "x.npz", x)
     with np.load(tmp_path / "x.npz") as stored:
         assert stored.files == ["arr_0"]
         pixels = stored["arr_0"]
+    expected = to_bytes(x[::2]).expand(2, 3, 3, 4).permute(0, 2, 3, 1)
     assert pixels.dtype == np.uint8
-    assert pixels.shape == (2, 3, 4, 3)
-    expected = to_bytes(x).expand(2, 3, 3, 4).permute(0, 2, 3, 1)
     assert np.array_equal(pixels, expected.numpy())
-
-
-def whole(folder: Path) -> Shards:
-    """A finished draw of 20 images in files of 7."""
-    shards = Shards(folder, Draw(20), SHAPE, size=7)
-    for x in chunks(shards, Draw(20), 6):
-        shards.add(x)
-    return shards
 
 
 def flip(path: Path) -> None:
@@ -157,60 +218,49 @@ def lengthen(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [flip, cut, lengthen, Path.unlink])
 @pytest.mark.parametrize("shard", [0, 2])
-def test_a_damaged_shard_is_neither_read_nor_gone_on_with(
+def test_a_damaged_file_is_neither_read_nor_gone_on_with(
     tmp_path: Path, damage: Callable[[Path], None], shard: int
 ) -> None:
-    damage(whole(tmp_path).paths[shard])
-    name = f"shard_0000{shard}"
-    with pytest.raises((ValueError, FileNotFoundError), match=name):
-        Shards(tmp_path, Draw(20), SHAPE, size=7)
-    with pytest.raises((ValueError, FileNotFoundError), match=name):
-        read_images(tmp_path)
+    damage(draw_into(tmp_path, 20).file(shard))
+    for use in (lambda: draw_into(tmp_path, 20), lambda: read_images(tmp_path)):
+        with pytest.raises((ValueError, FileNotFoundError), match=f"shard_0000{shard}"):
+            use()
 
 
 def test_shards_are_read_as_they_were_written(tmp_path: Path) -> None:
-    shards = Shards(tmp_path, Draw(3), SHAPE, size=2)
-    x = torch.linspace(-1, 1, 18).view(3, *SHAPE)
-    shards.add(x)
-    assert torch.equal(read_images(tmp_path).images, to_bytes(x))
-
-
-def test_an_unfinished_shard_is_no_array(tmp_path: Path) -> None:
-    shards = Shards(tmp_path, Draw(20), SHAPE, size=7)
-    shards.add(images(0, 10))
-    assert len(np.load(shards.paths[0])) == 7
-    with pytest.raises(ValueError, match="array"):
-        np.load(shards.paths[1])
+    """A diverged image too, which readers of bytes leave out and count."""
+    x = torch.linspace(-1, 1, 18).view(3, *SHAPE).clone()
+    x[1] = torch.nan
+    filled = fill(Shards(tmp_path, Request(3), SHAPE, size=2), lambda part, _: x, 4)
+    assert filled == (0, 3, 1)
+    assert np.array_equal(read(tmp_path), x.numpy(), equal_nan=True)
+    found = read_images(tmp_path)
+    assert torch.equal(found.images, to_bytes(x[::2]))
+    assert found.diverged == 1
 
 
 def test_a_full_disk_is_named_and_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shards = Shards(tmp_path, Draw(20), SHAPE, size=7)
-    shards.add(images(0, 6))
+    with pytest.raises(KeyboardInterrupt):
+        draw_into(tmp_path, 20, Draw(stop=1))
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", full)
-        with pytest.raises(OSError, match=r"could not write .*shard_00000\.npy: No space left"):
-            shards.add(images(6, 6))
-    again = Shards(tmp_path, Draw(20), SHAPE, size=7)
-    assert again.done == 6
-    again.add(images(6, 14))
-    assert np.array_equal(read(again.paths), images(0, 20).numpy())
+        with pytest.raises(OSError, match=r"could not write .*shard_00001\.npy: No space left"):
+            draw_into(tmp_path, 20)
+    draw = Draw()
+    draw_into(tmp_path, 20, draw)
+    assert draw.drawn == [7, 6]
+    assert np.array_equal(read(tmp_path), images(0, 20).numpy())
 
 
 def test_a_folder_has_one_writer(tmp_path: Path) -> None:
     with (
-        open_shards(tmp_path, Draw(3), SHAPE),
+        lock_folder(tmp_path, "a test"),
         pytest.raises(ValueError, match="another process that draws into it is at work"),
-        open_shards(tmp_path, Draw(3), SHAPE),
     ):
-        pass
-
-
-def test_a_size_below_one(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="size must be at least 1, got 0"):
-        Shards(tmp_path, Draw(1), SHAPE, size=0)
+        draw_into(tmp_path, 3)

@@ -10,14 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsmooth.functional import (
-    Convolution,
     Shift,
     concat_elu,
     down_shift,
     right_shift,
     shifted_conv2d,
     shifted_conv_transpose2d,
-    shifted_convolutions,
     use_impl,
 )
 
@@ -173,36 +171,3 @@ def test_triton_says_why_it_cannot_run() -> None:
         shifted_conv2d(x, weight, shift="down", impl="triton")
     with pytest.raises(RuntimeError, match=NO_TRITON):
         shifted_conv_transpose2d(x, draw(2, 3, 2, 3), shift="down", impl="triton")
-
-
-@pytest.mark.parametrize("transposed", [False, True])
-def test_several_are_what_each_is_alone(transposed: bool) -> None:
-    """With weight norm per output filter, and without."""
-    convs = []
-    for shift, *kernel in (KERNELS[0], KERNELS[3]):
-        v = draw(*((4, 3) if transposed else (3, 4)), *kernel)
-        convs.append(Convolution(draw(2, 4, 4, 6), v, draw(3), shift, draw(3, seed=1)))
-    dims, shape = ((0, 2, 3), (1, 3, 1, 1)) if transposed else ((1, 2, 3), (3, 1, 1, 1))
-    for gains in (False, True):
-        given = convs if gains else [conv._replace(gain=None) for conv in convs]
-        ys = shifted_convolutions(given, stride=2, transposed=transposed)
-        for y, (x, v, bias, shift, gain, _) in zip(ys, given, strict=True):
-            w = v if gain is None else v * (gain / v.square().sum(dims).sqrt()).view(shape)
-            if transposed:
-                expected = shifted_conv_transpose2d(x, w, bias, shift=shift)
-            else:
-                expected = shifted_conv2d(x, w, bias, shift=shift, stride=2)
-            torch.testing.assert_close(y, expected)
-
-
-def test_several_must_go_together() -> None:
-    conv = Convolution(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 3), torch.ones(1), "down")
-    for convs, words in (
-        ([], "one to three convolutions, got 0"),
-        ([conv] * 4, "one to three convolutions, got 4"),
-        ([conv, conv._replace(bias=None)], "bias must be given for all convolutions or for none"),
-        ([conv, conv._replace(gain=torch.ones(1))], "gain must be given for all"),
-        ([conv._replace(gain=torch.ones(2))], r"gain must have shape \(1,\), got \(2,\)"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            shifted_convolutions(convs)

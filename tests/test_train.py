@@ -20,16 +20,15 @@ from safetensors.torch import load_file
 import dsmooth
 from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.data import load_dataset, own_images
-from dsmooth.data.own import split_own
+from dsmooth.data.arrays import split_own
 from dsmooth.files import read_tensors, write_atomically
 from dsmooth.models import load_models
 from dsmooth.presets import PRESETS, preset
 from dsmooth.runs import RunFolder
 from dsmooth.train import NonFiniteLoss, loop, train
-from dsmooth.train.ema import EMA
 from dsmooth.train.log import RunLog
-from dsmooth.train.state import TrainState
-from dsmooth.train.step import learning_rate, make_inputs
+from dsmooth.train.optimizers import EMA
+from dsmooth.train.step import TrainState, make_inputs, scheduled
 from tests.helpers.data_makers import random_bytes
 from tests.helpers.tiny_runs import ROLES, tiny
 
@@ -86,11 +85,14 @@ def train_until_24(config: TrainConfig, run: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize(
+    ("role", "optimizer"), [("noisy", "adam"), ("denoiser", "muon"), ("plain", "muon")]
+)
 def test_resumed_run_is_the_uninterrupted_run(
-    tmp_path: Path, role: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, role: str, optimizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = tiny(role, accumulate=2, n_classes=10 if role == "denoiser" else 0)
+    n_classes = 10 if role == "denoiser" else 0
+    config = tiny(role, accumulate=2, n_classes=n_classes, optimizer=optimizer)
     train(config, tmp_path / "whole")
     train_until_24(config, tmp_path / "parts", monkeypatch)
     torch.manual_seed(99)  # the state of torch's generator must not matter
@@ -119,7 +121,6 @@ def test_a_cooldown_can_be_moved_until_it_begins(
     assert RunFolder(tmp_path / "moved").read_config()[0] == longer
 
 
-@pytest.mark.slow
 def test_sigint_saves_and_leaves(tmp_path: Path) -> None:
     """In a process of its own: Ctrl-C leaves status 130, a checkpoint and advice."""
     run = tmp_path / "run"
@@ -145,7 +146,7 @@ def test_sigint_saves_and_leaves(tmp_path: Path) -> None:
 def test_a_step_is_a_function_of_images_seen() -> None:
     """Noise, order and targets follow from (seed, images seen), for any batch size."""
     for role in ROLES:
-        config = tiny(role, clean_noise=0.01 if role == "denoiser" else 0.0)
+        config = tiny(role, clean_noise=0.01 if role == "denoiser" else 0.0, flip=True)
         data, _ = loop.load_data(config)
         state = TrainState(config, data, torch.device("cpu"))
         small = TrainState(replace(config, batch_size=4), data, torch.device("cpu"))
@@ -156,6 +157,19 @@ def test_a_step_is_a_function_of_images_seen() -> None:
             assert torch.equal(
                 context, torch.cat([half.context for half in halves if half.context is not None])
             )
+
+
+@pytest.mark.quick
+def test_half_of_the_images_are_mirrored() -> None:
+    config = tiny("plain", batch_size=100)
+    data, _ = loop.load_data(config)
+    given, mirrored = (
+        TrainState(replace(config, flip=flip), data, torch.device("cpu")).inputs(0).target
+        for flip in (False, True)
+    )
+    same = (mirrored == given).flatten(1).all(dim=1)
+    assert torch.equal(mirrored[~same], given[~same].flip(3))
+    assert 30 < same.sum() < 70
 
 
 @pytest.mark.quick
@@ -187,11 +201,11 @@ def test_loss_falls() -> None:
 
 
 def test_schedules() -> None:
-    config = tiny(images=80, warmup_images=16, learning_rate=1.0)
+    config = tiny(images=80, warmup_images=16)
 
     def rates_at(images_seen: Iterable[int]) -> list[float]:
         steps = torch.tensor(4)
-        return [float(learning_rate(config, torch.tensor(n), steps)) for n in images_seen]
+        return [float(scheduled(1.0, config, torch.tensor(n), steps)) for n in images_seen]
 
     rates = rates_at(range(0, 81, 8))
     assert rates[0] == pytest.approx(0.5)
@@ -432,6 +446,10 @@ def test_paper_presets_are_the_papers() -> None:
         ({"model": ModelConfig(likelihood="discretized")}, "noisy pixels are not bytes"),
         ({"images": 0}, "images must be at least 1"),
         ({"cooldown": 0.0}, "cooldown must lie in"),
+        ({"optimizer": "sgd"}, "optimizer must be one of adam, muon, got 'sgd'"),
+        ({"kernel_rate": 0.02}, 'kernel_rate needs optimizer "muon", got "adam"'),
+        ({"optimizer": "muon", "kernel_rate": 0.0}, "kernel_rate must be positive"),
+        ({"optimizer": "muon", "kernel_rate": 1.0}, "kernel_rate must be less than 1"),
     ],
 )
 def test_bad_settings_are_named(settings: dict[str, object], message: str) -> None:

@@ -21,11 +21,12 @@ from dsmooth import distributed
 from dsmooth.config import TrainConfig
 from dsmooth.files import read_tensors
 from dsmooth.runs import RunFolder
-from dsmooth.train import graph, train
+from dsmooth.train import device, train
 from dsmooth.train.ranks import share_of_batch
 from tests.helpers.rank_processes import (
     COMMAND,
     START,
+    ForkedPython,
     run_script,
     start_ranks,
     wait_for_all,
@@ -53,36 +54,34 @@ def settings_of(config: TrainConfig) -> str:
 
 
 def test_the_same_steps_for_any_number_of_ranks(tmp_path: Path) -> None:
-    """1, 2 and 3 ranks: the same images, labels, noise and dropout; other sums."""
+    """One rank and three: the same images, labels, noise and dropout; other sums."""
     configs = [
         tiny(role, batch_size=12, images=120, accumulate=parts, n_classes=classes, clip_norm=1.0)
         for role, parts, classes in zip(ROLES, (1, 2, 1), (3, 3, 0), strict=True)
     ]
-    for size in (1, 2, 3):
+    configs.append(replace(configs[1], optimizer="muon"))
+    for size in (1, 3):
         out = tmp_path / str(size)
         out.mkdir()
         script = SCRIPTS / "steps.py"
         run_script(script, size, [str(out), *map(settings_of, configs)], tmp_path)
     for number in range(len(configs)):
-        one = torch.load(tmp_path / "1" / f"{number}.pt")
-        for size in (2, 3):
-            losses, norms, tensors = torch.load(tmp_path / str(size) / f"{number}.pt")
-            assert losses == pytest.approx(one[0], rel=1e-6)
-            assert norms == pytest.approx(one[1], rel=1e-5)
-            for name, tensor in one[2].items():
-                torch.testing.assert_close(tensors[name], tensor, rtol=0, atol=1e-5, msg=name)
+        one, three = (torch.load(tmp_path / size / f"{number}.pt") for size in ("1", "3"))
+        assert three[0] == pytest.approx(one[0], rel=1e-6)
+        assert three[1] == pytest.approx(one[1], rel=1e-5)
+        for name, tensor in one[2].items():
+            torch.testing.assert_close(three[2][name], tensor, rtol=0, atol=1e-5, msg=name)
 
 
 def test_accumulation_is_the_same_run(tmp_path: Path) -> None:
     """With dropout, which belongs to the batch and not to its parts."""
     tensors = []
-    for accumulate in (1, 2, 4):
+    for accumulate in (1, 4):
         run = RunFolder(tmp_path / str(accumulate))
         train(tiny(accumulate=accumulate, evaluation_images=2), run.path)
         tensors.append(load_file(run.checkpoint))
     for name, tensor in tensors[0].items():
-        for other in tensors[1:]:
-            torch.testing.assert_close(other[name], tensor, rtol=0, atol=1e-5, msg=name)
+        torch.testing.assert_close(tensors[1][name], tensor, rtol=0, atol=1e-5, msg=name)
 
 
 @pytest.mark.quick
@@ -94,7 +93,7 @@ def test_a_batch_that_does_not_divide_is_named(monkeypatch: pytest.MonkeyPatch) 
         share_of_batch(tiny(batch_size=8))
     with pytest.raises(ValueError, match=r"accumulate=2: take 6$"):
         share_of_batch(tiny(batch_size=4, accumulate=2))
-    assert "several processes" in str(graph.graph_obstacle(tiny(), torch.device("cuda:0")))
+    assert "several processes" in str(device.graph_obstacle(tiny(), torch.device("cuda:0")))
 
 
 @pytest.mark.quick
@@ -118,11 +117,10 @@ def torchrun(arguments: Sequence[str], folder: Path, *options: str) -> subproces
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        start_new_session=True,  # a group of its own, for Ctrl-C
     )
 
 
-def wait_for(what: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def wait_for(what: Callable[[], bool], process: subprocess.Popen[str] | ForkedPython) -> None:
     deadline = time.monotonic() + 240
     while not what():
         assert process.poll() is None, process.communicate()
@@ -131,7 +129,7 @@ def wait_for(what: Callable[[], bool], process: subprocess.Popen[str]) -> None:
 
 
 def images_saved(run: RunFolder) -> int:
-    """Of the newest checkpoint; 0 while there is none, as for a moment when one takes its place."""
+    """Images of the newest checkpoint; 0 while there is none, or one takes its place."""
     try:
         return int(read_tensors(run.checkpoint)[1]["images_seen"])
     except (FileNotFoundError, ValueError):
@@ -148,12 +146,40 @@ def rank_of(process: int) -> str:
     return next(v[5:].decode() for v in variables if v.startswith(b"RANK="))
 
 
-def test_a_killed_rank_ends_the_others_and_a_restart_goes_on(tmp_path: Path) -> None:
-    """To the weights of the run that nobody killed, bit for bit."""
-    common = ["train", "noisy", *TINY, "--images=160", "--checkpoint-minutes=1e-9"]
-    killed = torchrun([*common, "--out=killed"], tmp_path, "--max-restarts=1")
-    run = RunFolder(tmp_path / "killed")
-    wait_for(lambda: images_saved(run) >= 16, killed)
+KILLED = ["train", "noisy", *TINY, "--images=400", "--checkpoint-minutes=1e-9"]
+
+
+def assert_went_on(folder: Path) -> None:
+    """The run "killed" started twice and has the weights of one that nobody killed, bit for bit."""
+    run, whole = RunFolder(folder / "killed"), RunFolder(folder / "whole")
+    starts = [entry for entry in run.read_log() if entry["event"] == "start"]
+    assert len(starts) == 2
+    assert starts[1]["images"] >= 16
+    wait_for_all(start_ranks(2, [*KILLED, "--out=whole"], folder))
+    for name in ("checkpoint", "weights"):
+        mine, theirs = load_file(getattr(run, name)), load_file(getattr(whole, name))
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[key], theirs[key]) for key in mine), name
+
+
+def test_a_killed_rank_ends_the_other_and_a_restart_goes_on(tmp_path: Path) -> None:
+    arguments = [*KILLED, "--out=killed"]
+    first, second = start_ranks(2, arguments, tmp_path)
+    wait_for(lambda: images_saved(RunFolder(tmp_path / "killed")) >= 16, first)
+    second.kill()
+    _, errors = first.communicate()
+    assert re.fullmatch(r"dsmooth: error: rank 0: another process ended or did .*\n", errors)
+    second.communicate()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+        wait_for_all(start_ranks(2, arguments, tmp_path))
+    assert_went_on(tmp_path)
+
+
+@pytest.mark.full
+def test_torchrun_restarts_a_killed_rank(tmp_path: Path) -> None:
+    killed = torchrun([*KILLED, "--out=killed"], tmp_path, "--max-restarts=1")
+    wait_for(lambda: images_saved(RunFolder(tmp_path / "killed")) >= 16, killed)
     (victim,) = (child for child in children_of(killed.pid) if rank_of(child) == "1")
     os.kill(victim, signal.SIGKILL)
     _, errors = killed.communicate(timeout=300)
@@ -161,28 +187,22 @@ def test_a_killed_rank_ends_the_others_and_a_restart_goes_on(tmp_path: Path) -> 
     lost = re.findall(r"dsmooth: error: rank 0: another process ended or did not answer.*", errors)
     assert len(lost) <= 1  # torchrun may have been quicker
     assert "Traceback (most recent call last)" not in errors
-    starts = [entry for entry in run.read_log() if entry["event"] == "start"]
-    assert len(starts) == 2
-    assert starts[1]["images"] >= 16
-    wait_for_all(start_ranks(2, [*common, "--out=whole"], tmp_path))
-    for name in ("checkpoint", "weights"):
-        mine = load_file(getattr(run, name))
-        theirs = load_file(getattr(RunFolder(tmp_path / "whole"), name))
-        assert mine.keys() == theirs.keys()
-        assert all(torch.equal(mine[key], theirs[key]) for key in mine), name
+    assert_went_on(tmp_path)
 
 
 LONG = ["train", "noisy", *TINY, "--images=100000", "--schedule=cooldown", "--out=run"]
 
 
-def stop_by(send: Callable[[subprocess.Popen[str]], None], folder: Path) -> tuple[RunFolder, int]:
-    """A run of two processes, stopped by `send` after its first steps; its images."""
-    stopped = torchrun(LONG, folder)
+def stop_by(signals: Sequence[int], folder: Path) -> tuple[RunFolder, int]:
+    """A run of two processes, stopped by signals after its first steps; its images."""
+    ranks = start_ranks(2, LONG, folder)
     run = RunFolder(folder / "run")
-    wait_for(lambda: run.log.exists() and len(run.read_log()) > 1, stopped)
-    send(stopped)
-    output, errors = stopped.communicate(timeout=120)
-    assert output.count("and saved; go on with") == 1, errors
+    wait_for(lambda: run.log.exists() and len(run.read_log()) > 1, ranks[0])
+    for number in signals:
+        for rank in ranks:
+            rank.send_signal(number)
+    written = [rank.communicate() for rank in ranks]
+    assert sum(output.count("and saved; go on with") for output, _ in written) == 1, written
     events = [entry["event"] for entry in run.read_log()]
     assert events.count("interrupted") == 1
     assert events[-1] == "interrupted"
@@ -197,15 +217,15 @@ def near_end(seen: int) -> int:
 
 
 def test_a_signal_saves_once_and_one_process_goes_on(tmp_path: Path) -> None:
-    run, seen = stop_by(lambda torchrun: torchrun.send_signal(signal.SIGTERM), tmp_path)
+    run, seen = stop_by([signal.SIGTERM], tmp_path)
     config, _ = run.read_config()
     result = train(replace(config, images=near_end(seen)), run.path, resume=True)
     assert result.images_seen >= seen / 0.75
 
 
 def test_control_c_saves_once_and_four_processes_go_on(tmp_path: Path) -> None:
-    """A terminal sends it to torchrun and to what torchrun started."""
-    run, seen = stop_by(lambda torchrun: os.killpg(torchrun.pid, signal.SIGINT), tmp_path)
+    """A terminal sends it to torchrun and to its processes, to which torchrun sends one more."""
+    run, seen = stop_by([signal.SIGINT, signal.SIGTERM], tmp_path)
     arguments = ["train", "noisy", "--resume", f"--images={near_end(seen)}", "--out=run"]
     wait_for_all(start_ranks(4, [*arguments, "--threads=1"], tmp_path))
     assert run.is_finished()

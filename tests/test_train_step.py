@@ -16,14 +16,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import dsmooth
-from dsmooth.config import LearningRateSchedule
+from dsmooth.config import LearningRateSchedule, OptimizerName
 from dsmooth.data import ImageDataset
 from dsmooth.functional import use_impl
 from dsmooth.runs import RunFolder
-from dsmooth.train import NonFiniteLoss, graph, loop, state, train, watch
-from dsmooth.train.readings import READ_STEPS
-from dsmooth.train.state import TrainState
-from dsmooth.train.step import learning_rate
+from dsmooth.train import NonFiniteLoss, device, loop, train
+from dsmooth.train.log import READ_STEPS
+from dsmooth.train.step import TrainState, scheduled
 from tests.helpers.tiny_runs import ROLES, tiny
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
@@ -59,10 +58,11 @@ def made_images(n: int = 12) -> ImageDataset:
 
 
 @pytest.mark.quick
+@pytest.mark.parametrize("optimizer", get_args(OptimizerName))
 @pytest.mark.parametrize("role", ROLES)
-def test_steps_read_nothing_back(role: str) -> None:
+def test_steps_read_nothing_back(role: str, optimizer: str) -> None:
     """Over the end of an epoch, with all that a step can have; reading them is refused."""
-    config = tiny(role, accumulate=2, clip_norm=1.0)
+    config = tiny(role, accumulate=2, clip_norm=1.0, optimizer=optimizer, flip=True)
     trained = TrainState(config, made_images(), CPU)
     with NoReadBack():
         for _ in range(3):
@@ -79,9 +79,11 @@ def test_a_step_takes_nothing_from_the_host(monkeypatch: pytest.MonkeyPatch) -> 
 
     All but torch's own backward and Adam, which need a driver; every op by its reference.
     """
-    config = tiny("denoiser", accumulate=2, clip_norm=1.0, clean_noise=0.01)
+    config = tiny(
+        "denoiser", accumulate=2, clip_norm=1.0, clean_noise=0.01, optimizer="muon", flip=True
+    )
     config = replace(config, data_init=False, model=replace(config.model, atoms=(0, 255)))
-    monkeypatch.setattr(state, "uses_graph", lambda config, device: False)
+    monkeypatch.setattr(dsmooth.train.step, "uses_graph", lambda config, device: False)
     monkeypatch.setattr(dsmooth.PixelCNNpp, "to", lambda model, *args, **keywords: model)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     images = made_images()
@@ -93,12 +95,14 @@ def test_a_step_takes_nothing_from_the_host(monkeypatch: pytest.MonkeyPatch) -> 
                 parameter.grad = torch.zeros_like(parameter)
 
         monkeypatch.setattr(Tensor, "backward", backward)
-        monkeypatch.setattr(trained.optimizer, "step", lambda: None)
+        monkeypatch.setattr(trained.optimizer.adam, "step", lambda: None)
         trained.order.prepare(0)
         with OnCudaAlone():
             trained._update()
             for schedule in get_args(LearningRateSchedule):
-                learning_rate(replace(config, schedule=schedule), trained.position, trained.counter)
+                scheduled(
+                    1.0, replace(config, schedule=schedule), trained.position, trained.counter
+                )
         with OnCudaAlone(), pytest.raises(AssertionError, match="lift_fresh"):
             torch.tensor([1, 2])
 
@@ -107,7 +111,7 @@ def test_a_loss_that_is_not_finite_is_found_and_spares_the_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """READ_STEPS steps are made before anybody looks; weights become NaN in the second."""
-    monkeypatch.setattr(watch, "RECORD_SECONDS", 1e9)
+    monkeypatch.setattr(loop, "RECORD_SECONDS", 1e9)
     monkeypatch.setattr(loop, "sample_grid", lambda state, data: torch.zeros(1, 1, 4, 4))
     steps = []
     step = TrainState.step
@@ -133,12 +137,12 @@ def test_a_loss_that_is_not_finite_is_found_and_spares_the_checkpoint(
 def test_a_graph_that_must_be_and_cannot_says_why() -> None:
     with pytest.raises(ValueError, match="needs a CUDA device, and this run computes on cpu"):
         TrainState(tiny(graph="on"), made_images(), CPU)
-    assert not graph.uses_graph(tiny(), CPU)
-    assert graph.uses_graph(tiny(), CUDA)
-    assert not graph.uses_graph(tiny(graph="off"), CUDA)
-    assert not graph.uses_graph(tiny(compile=True), CUDA)
+    assert not device.uses_graph(tiny(), CPU)
+    assert device.uses_graph(tiny(), CUDA)
+    assert not device.uses_graph(tiny(graph="off"), CUDA)
+    assert not device.uses_graph(tiny(compile=True), CUDA)
     with pytest.raises(ValueError, match="compile=True launches kernels of its own"):
-        graph.uses_graph(tiny(graph="on", compile=True), CUDA)
+        device.uses_graph(tiny(graph="on", compile=True), CUDA)
 
 
 class Recorder:
@@ -185,19 +189,19 @@ def test_each_call_of_a_replayed_step_is_one_step(monkeypatch: pytest.MonkeyPatc
     names = ("CUDAGraph", "Stream", "current_stream", "device", "stream", "graph")
     for name in names:
         monkeypatch.setattr(torch.cuda, name, getattr(recorder, name))
-    run: Callable[[], None] = graph.ReplayedStep(step, CUDA)
-    for calls in range(1, graph.WARM_UP + 4):
+    run: Callable[[], None] = device.ReplayedStep(step, CUDA)
+    for calls in range(1, device.WARM_UP + 4):
         run()
         assert len(executed) + recorder.replays == calls
     assert len(recorded) == 1
-    assert recorder.orders == ["wait"] * 2 * graph.WARM_UP  # there and back
+    assert recorder.orders == ["wait"] * 2 * device.WARM_UP  # there and back
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("role", ROLES)
 def test_replayed_steps_are_the_steps(role: str) -> None:
     """A captured run against an uncaptured one, on a GPU: the same losses and weights."""
-    config = tiny(role, accumulate=2, clip_norm=1.0)
+    config = tiny(role, accumulate=2, clip_norm=1.0, optimizer="muon")
     runs = {}
     for how in ("on", "off"):
         trained = TrainState(replace(config, graph=how), made_images(), CUDA)

@@ -135,7 +135,7 @@ def two_step() -> Drawing:
 
 
 def streams() -> Drawing:
-    """What the streams u and ul see."""
+    """Pixels that the streams u and ul see."""
     d = Drawing(560, 262, "What the two streams of PixelCNN++ see at one pixel")
     row, column = 4, 4
 
@@ -192,7 +192,7 @@ def atoms() -> Drawing:
 
 
 def sampling() -> Drawing:
-    """What plain and cached sampling compute for one pixel."""
+    """Activations that plain and cached sampling compute for one pixel."""
     d = Drawing(860, 300, "What is computed for one pixel, by plain and by cached sampling")
     row, column = 4, 4
 

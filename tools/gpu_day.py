@@ -163,7 +163,7 @@ def last_line(log: Path) -> str:
 
 
 class Day:
-    """What was done so far, in OUT/day.json."""
+    """Record of what was done so far, in OUT/day.json."""
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -194,7 +194,7 @@ class Day:
         print(f"{name}: {outcome}, {seconds:.0f} s. {text}", flush=True)
 
     def results(self) -> dict[str, Any]:
-        """What benchmarks/on_gpu.py wrote."""
+        """Results that benchmarks/on_gpu.py wrote."""
         path = self.out / "measured.json"
         return dict(json.loads(path.read_text())["results"]) if path.exists() else {}
 

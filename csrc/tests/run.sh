@@ -4,6 +4,7 @@
 # seconds each, and the Python module _C under AddressSanitizer, for tests/faults, where there is
 # pybind11: its folder is BUILD/extension.
 #   csrc/tests/run.sh [build folder] [seconds of each fuzz target: 15]
+#   csrc/tests/run.sh BUILD short     the tests under AddressSanitizer alone
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 build=${1:-$(mktemp -d)}
@@ -15,6 +16,20 @@ configure() {  # folder, options
     cmake -S "$here" -B "$folder" -G Ninja "${@:2}" >"$build/cmake.txt" ||
         { cat "$build/cmake.txt"; exit 1; }
 }
+
+run_tests() {  # sanitizers
+    echo "== $1"
+    configure "$1" -DDSMOOTH_SANITIZE="$1"
+    cmake --build "$build/$1"
+    "$build/$1/sampler_test"
+    "$build/$1/cuda_calls_test"
+    "$build/$1/logistic_mixture_test"
+}
+
+if [ "$seconds" = short ]; then
+    run_tests address,undefined
+    exit
+fi
 
 echo "== the module and the fuzz targets"
 python=$(command -v python || command -v python3)
@@ -35,14 +50,8 @@ for target in fuzz_program fuzz_tensors; do
         -max_len=96 -len_control=0 "corpus/$target")
 done
 
-for sanitizer in address,undefined thread; do
-    echo "== $sanitizer"
-    configure "$sanitizer" -DDSMOOTH_SANITIZE="$sanitizer"
-    cmake --build "$build/$sanitizer"
-    "$build/$sanitizer/sampler_test"
-    "$build/$sanitizer/cuda_calls_test"
-    "$build/$sanitizer/logistic_mixture_test"
-done
+run_tests address,undefined
+run_tests thread
 
 echo "== a missing sync"
 for plant in "plant 2" "plant 40" "plant 150" "plant_cuda 5" "plant_cuda 40" "plant_cuda 101"; do

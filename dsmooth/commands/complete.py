@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -16,42 +17,53 @@ from ..evaluate.sources import as_grey, choose_data, read_images
 from ..files import write_npz
 from ..machine import choose_device
 from ..models import Models, load_models
-from ..pictures import BORDER, save_grid, visible
+from ..pictures import BORDER, is_diverged, save_grid, visible
 from ..progress import progress
-from ..sampling.draw import Draw
+from ..sampling.cached import Sampler
 from ..sampling.known import keep_top, known_pixels
+from ..sampling.output import gather
+from ..sampling.request import How, Request
 from .options import Complete
-from .sample import GRID_LIMIT, check_label, check_outputs, rate_line, seed_of_all
+from .sample import (
+    GRID_LIMIT,
+    check_models,
+    check_outputs,
+    rate_line,
+    say_diverged,
+    seed_of_all,
+)
 
 
 def complete(options: Complete) -> None:
     """Carry out `dsmooth complete`. Raises ValueError or FileNotFoundError before any work."""
     check_options(options)
     with process_group():
-        models = load_models([options.model])
+        models = load_models([options.model]).to(choose_device(options.device))
         if models.smoothed is None and "noisy" in models.networks:
             raise ValueError(f"{options.model} is a noisy model: name the pair that it is of")
-        check_label(models, options.label)
+        check_models(models, options.label, options.method, levels=options.levels)
         x = choose_images(options, models)
         mask = choose_mask(options, models.image_size)
         known = x.repeat_interleave(options.draws, dim=0)
-        draw = Draw(
+        request = Request(
             len(known),
             seed_of_all(options.seed),
             method=options.method,
             temperature=options.temperature,
-            threads=options.threads,
-            device=str(choose_device(options.device)),
-            precision=options.precision,
             levels=options.levels,
             label=options.label,
             known=known_pixels(known, mask, len(known)),
         )
-        completed = draw_all(models, draw)
+        started, rank = time.monotonic(), rank_and_size()[0]
+        sampler = Sampler(How(options.threads, options.precision))
+        with progress("completing", request.count) if rank == 0 else nullcontext() as done:
+            completed = gather(models.drawer(request, sampler), request, models.chunk, done)
     if completed is not None:
+        print(rate_line(request.count, 0, time.monotonic() - started))
         for path in options.out:
-            write_completions(path, x, mask, completed, draw.seed)
+            write_completions(path, x, mask, completed, request.seed)
             print(f"wrote {path}")
+        say_diverged(int(is_diverged(completed).sum()), len(completed))
 
 
 def check_options(options: Complete) -> None:
@@ -59,6 +71,8 @@ def check_options(options: Complete) -> None:
     for name in ("count", "draws"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(options, name)}")
+    if options.mask is not None and options.keep_top is not None:
+        raise ValueError("--keep-top and --mask both say which pixels are given: leave one out")
     if any(path.suffix not in (".png", ".npz") for path in options.out):
         raise ValueError(f"--out must end in .png or .npz, got {' '.join(map(str, options.out))}")
     check_outputs(options.out, 1)
@@ -92,26 +106,13 @@ def choose_images(options: Complete, models: Models) -> Tensor:
 def choose_mask(options: Complete, size: tuple[int, int]) -> Tensor:
     """The known pixels of every image: (1, H, W) bool."""
     if options.mask is None:
-        return keep_top(options.keep_top, size)
+        return keep_top(0.5 if options.keep_top is None else options.keep_top, size)
     mask = read_image_file(options.mask).float().mean(1) >= 128
     if tuple(mask.shape[1:]) != size:
         raise ValueError(
             f"{options.mask} must have the images' size {size}, got {tuple(mask.shape[1:])}"
         )
     return mask
-
-
-def draw_all(models: Models, draw: Draw) -> Tensor | None:
-    """The images of a draw on the CPU; None on a rank that draws for rank 0."""
-    started = time.monotonic()
-    if rank_and_size()[0] > 0:
-        for _ in models.draw(draw):
-            pass
-        return None
-    with progress("completing", draw.count) as done:
-        x = torch.cat([images.cpu() for _, images in models.draw(draw, progress=done)])
-    print(rate_line(draw.count, 0, time.monotonic() - started))
-    return x
 
 
 def write_completions(path: Path, x: Tensor, mask: Tensor, completed: Tensor, seed: int) -> None:

@@ -43,7 +43,8 @@ from ..nn.weights import weights_digest
 from ..pretrained import is_model
 from ..progress import progress, significant
 from ..runs import RunFolder
-from ..sampling.draw import Draw
+from ..sampling.cached import Sampler
+from ..sampling.request import How, Request
 from ..tables import COMPARABLE, Table, bits_table, decimals
 from .classes import (
     bits_of_classes,
@@ -53,7 +54,7 @@ from .classes import (
     of_class,
 )
 from .options import BitsOptions, ClassifierOptions, ClassifyOptions, FrechetOptions
-from .sample import check_label, check_outputs, sample_to_files
+from .sample import check_models, check_outputs, sample_to_files
 
 DEFAULT_COUNT = 1000
 
@@ -293,20 +294,18 @@ def collect_samples(
         return read_images(options.samples[0], options.count), {}, None
     count = DEFAULT_COUNT if options.count is None else options.count
     label = options.label if models.n_classes or options.label != "each" else None
-    check_label(models, label)
-    draw = Draw(
+    check_models(models, label, options.method)
+    request = Request(
         count,
         options.seed,
         method=options.method,
         temperature=options.temperature,
-        threads=options.threads,
-        device=str(choose_device("auto")),
         label=label,
     )
     settings: dict[str, Any] = {
-        "seed": draw.seed,
-        "method": draw.method,
-        "temperature": draw.temperature,
+        "seed": request.seed,
+        "method": request.method,
+        "temperature": request.temperature,
     }
     if label is not None:
         settings["label"] = label
@@ -316,9 +315,10 @@ def collect_samples(
     name = f"samples-{options.method}-{count}-{digest}"
     keep = options.keep or options.out.parent / name
     check_outputs([keep], count)
-    sample_to_files(models, draw, [keep])
+    models.to(choose_device("auto"))
+    sample_to_files(models, request, Sampler(How(options.threads)), [keep])
     meet()
-    labels = draw.labels(models.n_classes, torch.device("cpu"))
+    labels = request.labels(models.n_classes)
     return read_images(keep), how, labels
 
 

@@ -102,7 +102,7 @@ class Sample:
     device: str = "auto"
     """cpu, cuda or cuda:N; auto takes a CUDA device if there is one that can be used."""
     precision: Precision = "auto"
-    """What the networks compute in; auto takes bfloat16 on a CUDA device, float32 on the CPU."""
+    """Number format of the networks; auto takes bfloat16 on a CUDA device, float32 on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -118,12 +118,12 @@ class Complete:
     """mnist, the pair that comes with the package; a saved pair; a folder with the runs of a noisy
     model and of its denoiser; or the run folder of a plain model."""
     images: Annotated[Positional[Path | None], arg(help_behavior_hint="")] = None
-    """What to complete: an image file, a folder of them, a .npz or a .npy; by default held-out
+    """Images to complete: an image file, a folder of them, a .npz or a .npy; by default held-out
     images of the data that the model was trained on."""
     count: Annotated[int, arg(aliases=["-n"])] = 8
     """The first images of these."""
-    keep_top: float = 0.5
-    """Fraction of the rows that are given, from the top."""
+    keep_top: float | None = None
+    """Fraction of the rows that are given, from the top; by default half of them."""
     mask: Path | None = None
     """A picture of the images' size instead: its white pixels are given, its black ones missing."""
     draws: int = 8
@@ -146,7 +146,7 @@ class Complete:
     device: str = "auto"
     """cpu, cuda or cuda:N; auto takes a CUDA device if there is one that can be used."""
     precision: Precision = "auto"
-    """What the networks compute in; auto takes bfloat16 on a CUDA device, float32 on the CPU."""
+    """Number format of the networks; auto takes bfloat16 on a CUDA device, float32 on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ class BitsOptions:
     data: str | None = None
     """Data set; by default the one that the run was trained on, mnist for a saved pair."""
     data_dir: Path | None = None
-    """Where its files are; by default where the run found them, else the embedded MNIST subset."""
+    """Folder of its files; by default where the run found them, else the embedded MNIST subset."""
     image_size: int | None = None
     """Pixels a side for celeba and folder; by default as the run had it."""
     split: Split = "test"
@@ -213,7 +213,7 @@ class FrechetOptions:
     data: str | None = None
     """Data set of the real images; by default the one that the run was trained on, else mnist."""
     data_dir: Path | None = None
-    """Where its files are; by default where the run found them, else the embedded MNIST subset."""
+    """Folder of its files; by default where the run found them, else the embedded MNIST subset."""
     image_size: int | None = None
     """Pixels a side for celeba and folder; by default as the run had it."""
     split: Split = "train"
@@ -230,7 +230,7 @@ class FrechetOptions:
     per_class: Flag = False
     """Also the distance of each class, of models with classes."""
     temperature: float = 1.0
-    """Of the draws."""
+    """Below 1 for likelier pixels, above 1 for more varied ones."""
     seed: int = 0
     """Decides the samples and the subsets of the kernel distance."""
     keep: Path | None = None
@@ -263,7 +263,7 @@ class ClassifyOptions:
     data: str | None = None
     """Data set; by default the one that the run was trained on, mnist for a saved pair."""
     data_dir: Path | None = None
-    """Where its files are; by default where the run found them, else the embedded MNIST subset."""
+    """Folder of its files; by default where the run found them, else the embedded MNIST subset."""
     image_size: int | None = None
     """Pixels a side for celeba and folder; by default as the run had it."""
     split: Split = "test"
@@ -321,11 +321,11 @@ class Probe:
     """A saved pair, or the run folders of a noisy model and of its denoiser, or a folder with both;
     mnist is the pair that comes with the package."""
     settings: OmitArgPrefixes[ProbeSettings]
-    """What the probes see, and how long they train."""
+    """Input of the probes, and the length of their training."""
     data: str | None = None
     """Data set; by default the one that the run was trained on, mnist for a saved pair."""
     data_dir: Path | None = None
-    """Where its files are; by default where the run found them, else the embedded MNIST subset."""
+    """Folder of its files; by default where the run found them, else the embedded MNIST subset."""
     out: Path = Path("probes")
     """Folder for the results; also for features meanwhile, up to 10 GB for all of MNIST."""
     threads: int | None = None

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from functools import partial
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from ..config import Method, Score
 from ..distributed import process_group, rank_and_size
 from ..machine import check_memory, choose_device
 from ..models import Models, load_models
-from ..pictures import save_grid
+from ..pictures import is_diverged, save_grid, visible
 from ..progress import progress
-from ..sampling.auto import resolved_precision
-from ..sampling.draw import Draw, chosen_seed
-from ..sampling.image_files import open_pngs, write_adm_npz, write_images
-from ..sampling.shards import SHARD_SIZE, open_shards
+from ..sampling.cached import Sampler
+from ..sampling.output import Filled, Pictures, Shards, fill, gather, write_adm_npz, write_images
+from ..sampling.request import How, Request, chosen_seed
 from .options import Class, Sample
 
 # The most images that one PNG shows.
@@ -28,28 +27,43 @@ GRID_LIMIT = 400
 
 def sample(options: Sample) -> None:
     """Carry out `dsmooth sample`. Raises ValueError or FileNotFoundError before any work."""
-    draw = Draw(
+    request = Request(
         options.count,
         seed_of_all(options.seed),
         options.first_index,
         options.method,
         options.score,
         options.temperature,
-        options.threads,
-        device=str(choose_device(options.device)),
-        precision=options.precision,
         label=options.label,
         levels=options.levels,
     )
-    check_outputs(options.out, draw.count, png=options.png, adm=options.adm)
+    sampler = Sampler(How(options.threads, options.precision))
+    check_outputs(options.out, options.count, png=options.png, adm=options.adm)
+    device = choose_device(options.device)
     with process_group():
-        models = load_models(options.models)
-        check_label(models, options.label)
-        sample_to_files(models, draw, options.out, png=options.png, adm=options.adm)
+        models = load_models(options.models).to(device)
+        check_models(models, options.label, options.method, options.score, options.levels)
+        sample_to_files(models, request, sampler, options.out, png=options.png, adm=options.adm)
 
 
-def check_label(models: Models, label: Class | None) -> None:
-    """Raise ValueError for a --label that is missing, or that these models do not take."""
+def check_models(
+    models: Models,
+    label: Class | None,
+    method: Method = "two-step",
+    score: Score = "full",
+    levels: Sequence[float] | None = None,
+) -> None:
+    """Raise ValueError for options that are missing, or that these models do not take."""
+    if models.smoothed is None:
+        # A noisy model alone gives x~, as a pair does by the method "noisy".
+        own = ("two-step", "noisy") if "noisy" in models.networks else ("two-step",)
+        for name, given in (
+            ("method", method not in own),
+            ("score", score != "full"),
+            ("levels", levels is not None),
+        ):
+            if given:
+                raise ValueError(f"--{name} is for a pair, not for a single model: leave it out")
     n_classes = models.n_classes
     if n_classes == 0 and label is not None:
         raise ValueError("--label is for models with classes, which these have not")
@@ -68,42 +82,56 @@ def seed_of_all(seed: int | None) -> int:
 
 
 def sample_to_files(
-    models: Models, draw: Draw, outputs: Sequence[Path], *, png: bool = False, adm: bool = False
+    models: Models,
+    request: Request,
+    sampler: Sampler,
+    outputs: Sequence[Path],
+    *,
+    png: bool = False,
+    adm: bool = False,
 ) -> None:
     """Draw images and write each of `outputs`, which `check_outputs` has seen.
 
     A .png is a grid and a .npz one array, made in memory; with `adm` in the layout of
-    `write_adm_npz`. A path without a suffix is a folder of numbered .npy shards (see `Shards`), or
-    with `png` of a PNG file an image (see `NumberedPngs`): the images go to disk as they come, and
-    a stopped call goes on where it was. Under torchrun all processes draw the images of one
-    together, and rank 0 writes them. Raises ValueError as `Models.draw` and these folders do.
+    `write_adm_npz`. A path without a suffix is a folder of numbered files (see `Shards`), or with
+    `png` of a PNG file an image (see `Pictures`): the images go to disk as they come, and a stopped
+    call goes on where it was. Under torchrun all processes draw the images of one together.
+    Raises ValueError as `Models.drawer` and `fill` do, and if all images diverged.
     """
-    to_folder = any(not path.suffix for path in outputs)
-    if not to_folder:
-        check_memory((draw.count, *models.image_shape))
-    chunks = partial(models.draw, draw, within=SHARD_SIZE if to_folder else None)
-    if rank_and_size()[0] > 0:
-        for _ in chunks():  # its shares; rank 0 has the images
-            pass
-        return
-    started, there = time.monotonic(), 0
-    with progress("drawing", draw.count) as done:
-        if to_folder:
-            how = describe(models, draw)
-            opened = open_pngs if png else open_shards
-            with opened(outputs[0], draw, models.image_shape, how) as folder:
-                there = folder.done
-                done(there)
-                for _, x in chunks(done=there, progress=done):
-                    folder.add(x)
+    started, rank = time.monotonic(), rank_and_size()[0]
+    draw = models.drawer(request, sampler)
+    if outputs[0].suffix:
+        check_memory((request.count, *models.image_shape))
+    with progress("drawing", request.count) if rank == 0 else nullcontext() as done:
+        if not outputs[0].suffix:
+            kind = Pictures if png else Shards
+            how = describe(models, request, sampler)
+            folder = kind(outputs[0], request, models.image_shape, how)
+            filled = fill(folder, draw, models.chunk, done)
         else:
-            parts = []
-            for _, x in chunks(progress=done):
-                parts.append(x.cpu())
-            write_files(outputs, torch.cat(parts), draw, adm, models.n_classes)
+            x = gather(draw, request, models.chunk, done)
+            if x is not None:
+                write_files(outputs, x, request, adm, models.n_classes)
+                filled = Filled(0, request.count, int(is_diverged(x).sum()))
+    if rank == 0:
+        report(outputs, filled, time.monotonic() - started)
+
+
+def report(outputs: Sequence[Path], filled: Filled, seconds: float) -> None:
+    """Print what was written. Raises as `say_diverged` does."""
     for path in outputs:
-        print(f"wrote {path}" if there < draw.count else f"nothing to draw: {path} has them all")
-    print(rate_line(draw.count - there, there, time.monotonic() - started))
+        print(f"wrote {path}" if filled.drawn else f"nothing to draw: {path} has them all")
+    print(rate_line(filled.drawn, filled.there, seconds))
+    say_diverged(filled.diverged, filled.drawn)
+
+
+def say_diverged(diverged: int, drawn: int) -> None:
+    """Print how many images diverged, if any. Raises ValueError if all did."""
+    said = f"{diverged:,} of {drawn:,} images diverged, as those of a hardly trained model can"
+    if diverged and diverged == drawn:
+        raise ValueError(f"{said}: train longer")
+    if diverged:
+        print(f"{said}: they are grey in pictures, not finite in arrays, and not in --adm files")
 
 
 def rate_line(drawn: int, there: int, seconds: float) -> str:
@@ -113,28 +141,27 @@ def rate_line(drawn: int, there: int, seconds: float) -> str:
     return f"{drawn:,} image{'s' * (drawn != 1)} in {seconds:.1f} s{rate}{before}"
 
 
-def describe(models: Models, draw: Draw) -> dict[str, Any]:
+def describe(models: Models, request: Request, sampler: Sampler) -> dict[str, Any]:
     """All that decides an image beside its number, as JSON."""
-    place = models.device if draw.device is None else torch.device(draw.device)
     return {
-        **draw.how(),
-        "device": place.type,
-        "precision": resolved_precision(draw.precision, place),
+        **request.how(),
+        "device": models.device.type,
+        "precision": sampler.how.precision_on(models.device),
         "weights_sha256": list(models.digests().values()),
     }
 
 
 def write_files(
-    paths: Sequence[Path], x: Tensor, draw: Draw, adm: bool, n_classes: int = 0
+    paths: Sequence[Path], x: Tensor, request: Request, adm: bool, n_classes: int = 0
 ) -> None:
     """Write x (N, C, H, W) as a grid or an array, as each suffix asks."""
     for path in paths:
         if path.suffix == ".png":
-            save_grid(x, path)
+            save_grid(visible(x), path)
         elif adm:
             write_adm_npz(path, x)
         else:
-            write_images(path, x, draw, n_classes=n_classes)
+            write_images(path, x, request, n_classes=n_classes)
 
 
 def check_outputs(

@@ -1,7 +1,7 @@
 """Data sets: readers, the embedded MNIST subset, and the order in which training visits images.
 
-A name is imported when it is first used. All of it needs torch and numpy; Pillow is imported only
-to decode image files, torchvision only to download.
+A name is imported when it is first used, Pillow only to decode image files, and torchvision only
+to download, to read CIFAR-10's Python files and to check packed files of Fashion-MNIST.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dsmooth.data.dataset import ImageDataset, to_bytes, to_float
-    from dsmooth.data.load import DATASETS, SPLITS, load_dataset
-    from dsmooth.data.order import epoch_order, indices_at
-    from dsmooth.data.own import own_images
+    from .arrays import own_images
+    from .dataset import ImageDataset, to_bytes, to_float
+    from .load import DATASETS, SPLITS, load_dataset
+    from .order import epoch_order, indices_at
 
 __all__ = [
     "DATASETS",
@@ -34,7 +34,7 @@ _HOMES = {
     "epoch_order": "order",
     "indices_at": "order",
     "load_dataset": "load",
-    "own_images": "own",
+    "own_images": "arrays",
     "to_bytes": "dataset",
     "to_float": "dataset",
 }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -73,7 +75,7 @@ class ImageDataset:
     def __getitem__(self, index: int) -> Tensor | tuple[Tensor, int]:
         """Image `index`, (C, H, W) float32 in [-1, 1]; with labels a pair of image and label.
 
-        So a `torch.utils.data.DataLoader` takes it. Raises IndexError beyond the last image.
+        A `torch.utils.data.DataLoader` takes it. Raises IndexError beyond the last image.
         """
         x = to_float(self.images[index])
         return x if self.labels is None else (x, int(self.labels[index]))
@@ -104,6 +106,15 @@ class ImageDataset:
                 f"has {low} .. {high}"
             )
         return self.labels
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the images and labels."""
+        sha = hashlib.sha256(str(tuple(self.images.shape)).encode())
+        for part in (self.images, self.labels):
+            if part is not None:
+                sha.update(part.contiguous().numpy().data)
+        return sha.hexdigest()
 
     def batch(self, indices: Tensor) -> Tensor:
         """Return images `indices` ((B,) int64): (B, C, H, W) float32 in [-1, 1]."""

@@ -1,37 +1,58 @@
-"""Images in a folder, and CelebA. Needs Pillow."""
+"""Images in a folder, and CelebA; one picture from one file, by Pillow, within bounds.
+
+Pillow chooses a decoder by a file's content, not by its name. Only the formats in `FORMATS` may be
+chosen: others run programs (EPS) or are seldom tested.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import re
+import warnings
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dsmooth.data.dataset import ImageDataset
-from dsmooth.data.guard import Refused, allocate, read_regular, shown
-from dsmooth.data.pictures import Header, no_warnings, read_header, read_picture
+from .dataset import ImageDataset
+from .reading import (
+    InvalidFile,
+    check_memory,
+    check_size,
+    guarded,
+    open_regular,
+    printable,
+    read_regular,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 Progress = Callable[[int, int], None]
 
+FORMATS = ("PNG", "JPEG", "BMP", "PPM", "TIFF", "WEBP")
 SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+MAX_PIXELS = 1 << 26  # 8192 x 8192
 TEST_FRACTION = 0.1
 CELEBA_CROP = 140
 CELEBA_SIZE = 32
 
+_MAX_BYTES = 1 << 28  # of a file: four uncompressed bytes a pixel
+_MAX_PARTITION = 1 << 26  # bytes; CelebA's has 2.8 MB
 _PARTITION = "list_eval_partition.txt"
+_ORIENTATION = 0x0112  # the EXIF tag; values 5 to 8 turn the image by 90 degrees
+_TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of TIFF
+_CHANNELS = {"L": 1, "RGB": 3}  # by Pillow's mode
 _CHUNK = 512
 _MOST_NAMED = 10  # images in an error
 _SUGGESTED_SIZE = 64
-_MAX_PARTITION = 1 << 26  # bytes; CelebA's has 2.8 MB
 
 
 def load_folder(
@@ -49,24 +70,24 @@ def load_folder(
     names the file.
     """
     every = _image_paths(data_dir)
-    grey, size = _scan(every, check_size=image_size is None)
+    mode, size = _scan(every, check_sizes=image_size is None)
     if image_size is not None:
         size = (image_size, image_size)
     if size[0] % 4 or size[1] % 4:
-        raise Refused(
+        raise InvalidFile(
             f"images must have a height and width that are multiples of 4, got {size[0]} x "
-            f"{size[1]} in {shown(every[0])}; {_resize_hint(min(size))}"
+            f"{size[1]} in {printable(every[0])}; {_resize_hint(min(size))}"
         )
     paths = _split_by_hash(data_dir, every, split)
 
     def decode(path: Path) -> NDArray[np.uint8]:
-        image = read_picture(path, "L" if grey else "RGB")
+        image = read_picture(path, mode)
         if image_size is not None:
             image = centre_crop_resize(image, min(image.size), image_size)
         return _planes(image)
 
-    images = _decode_all(data_dir, paths, decode, (1 if grey else 3, *size), progress)
-    source = f"{shown(data_dir)} ({len(images):,} images)"
+    images = _decode_all(data_dir, paths, decode, (_CHANNELS[mode], *size), progress)
+    source = f"{printable(data_dir)} ({len(images):,} images)"
     return ImageDataset(images, _labels(data_dir, every, paths), "folder", split, source)
 
 
@@ -77,14 +98,9 @@ def read_every_image(folder: Path, limit: int | None = None) -> torch.Tensor:
     and width. Raises as `load_folder` does.
     """
     paths = _image_paths(folder)[:limit]
-    grey, size = _scan(paths, check_size=True)
-    return _decode_all(
-        folder,
-        paths,
-        lambda path: _planes(read_picture(path, "L" if grey else "RGB")),
-        (1 if grey else 3, *size),
-        None,
-    )
+    mode, size = _scan(paths, check_sizes=True)
+    shape = (_CHANNELS[mode], *size)
+    return _decode_all(folder, paths, lambda path: _planes(read_picture(path, mode)), shape, None)
 
 
 def read_image_file(path: Path) -> torch.Tensor:
@@ -92,8 +108,8 @@ def read_image_file(path: Path) -> torch.Tensor:
 
     Raises FileNotFoundError or ValueError, naming the file, as `load_folder` does.
     """
-    grey = read_header(path).grey
-    return torch.from_numpy(_planes(read_picture(path, "L" if grey else "RGB")).copy())[None]
+    image = read_picture(path, "L" if read_header(path).grey else "RGB")
+    return torch.from_numpy(_planes(image).copy())[None]
 
 
 def load_celeba(
@@ -110,25 +126,25 @@ def load_celeba(
     size = CELEBA_SIZE if image_size is None else image_size
     inner = ("img_align_celeba", "celeba/img_align_celeba")
     folder = next((data_dir / name for name in inner if (data_dir / name).is_dir()), data_dir)
-    every = paths = _image_paths(folder)
+    every = _image_paths(folder)
     places = (folder, folder.parent, folder.parent / "Eval")
     partition = next((p / _PARTITION for p in places if (p / _PARTITION).is_file()), None)
     if partition is None:
-        paths, how = _split_by_hash(folder, paths, split), "split by file name"
+        paths, how = _split_by_hash(folder, every, split), "split by file name"
     else:
-        paths, how = _split_by_partition(partition, paths, split), "official split"
+        paths, how = _split_by_partition(partition, every, split), "official split"
 
     def decode(path: Path) -> NDArray[np.uint8]:
         image = read_picture(path, "RGB")
         if min(image.size) < CELEBA_CROP:
-            raise Refused(
-                f"{shown(path)} must be at least {CELEBA_CROP} x {CELEBA_CROP} (CelebA's "
+            raise InvalidFile(
+                f"{printable(path)} must be at least {CELEBA_CROP} x {CELEBA_CROP} (CelebA's "
                 f"aligned images are 218 x 178), got {image.height} x {image.width}"
             )
         return _planes(centre_crop_resize(image, CELEBA_CROP, size))
 
     images = _decode_all(folder, paths, decode, (3, size, size), progress)
-    source = f"{shown(folder)} ({len(images):,} images, {how})"
+    source = f"{printable(folder)} ({len(images):,} images, {how})"
     return ImageDataset(images, _labels(folder, every, paths), "celeba", split, source)
 
 
@@ -144,6 +160,87 @@ def centre_crop_resize(image: Image, crop: int, size: int) -> Image:
     return square if crop == size else square.resize((size, size), Resampling.BILINEAR)
 
 
+@dataclass(frozen=True)
+class Header:
+    """A picture before it is decoded; size: (height, width), upright."""
+
+    grey: bool
+    size: tuple[int, int]
+    may_be_transparent: bool
+
+
+def read_header(path: Path) -> Header:
+    """Return the header of the picture `path`. Raises as `read_picture` does."""
+    with _opened(path) as image:
+        turned = image.getexif().get(_ORIENTATION, 1) >= 5
+        size = image.size if turned else image.size[::-1]
+        return Header(image.mode in ("1", "L", "LA"), size, image.has_transparency_data)
+
+
+def read_picture(path: Path, mode: str) -> Image:
+    """Return the picture `path`, upright as its EXIF says, in Pillow's mode "L" or "RGB".
+
+    Raises FileNotFoundError for a link to nothing, and ValueError, naming the file, for anything
+    but one opaque picture of 8 bits a channel in one of `FORMATS`, with at most `MAX_PIXELS`.
+    """
+    from PIL import ImageOps
+
+    with _opened(path) as file:
+        image: Image = ImageOps.exif_transpose(file)
+        image.load()
+        # The look of a transparent pixel depends on its background, which is not ours to choose.
+        alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+        if alpha is not None and alpha.getextrema() != (255, 255):
+            raise InvalidFile(
+                f"{printable(path)} must be opaque, got transparent pixels; flatten it first"
+            )
+        return image.convert(mode)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a picture that may be decoded. Errors inside become ValueError too."""
+    from PIL import Image, UnidentifiedImageError
+
+    with open_regular(path) as file, guarded(path, "an image"):
+        check_size(path, os.fstat(file.fileno()).st_size, _MAX_BYTES)
+        try:
+            image = Image.open(file, formats=FORMATS)
+        except UnidentifiedImageError:
+            raise InvalidFile(
+                f"{printable(path)} cannot be read as an image (it is none of "
+                f"{', '.join(FORMATS)}, or its header is damaged)"
+            ) from None
+        with image:
+            tags = getattr(image, "tag_v2", {})  # TIFF's; a tile may be larger than the picture
+            tile = tags.get(_TILE_WIDTH, 0) * tags.get(_TILE_LENGTH, 0)
+            if max(image.width * image.height, tile) > MAX_PIXELS:
+                raise InvalidFile(
+                    f"{printable(path)} is too large: expected at most {MAX_PIXELS} pixels, got "
+                    f"{image.height} x {image.width}" + f" in tiles of {tile}" * (tile > 0)
+                )
+            # Phones put a second, smaller picture after a JPEG's own: Pillow calls that MPO.
+            if getattr(image, "is_animated", False) and image.format != "MPO":
+                raise InvalidFile(
+                    f"{printable(path)} must hold one image, got several (an animation or pages)"
+                )
+            # Pillow decodes RGB of 16 bits, "RGB;16B", or of a PPM's levels, 65535, to 8 bits.
+            deep = any(
+                re.search(";16[BLN]", str(tile.args))
+                or (
+                    image.format == "PPM"
+                    and any(type(a) is int and a > 255 for a in tile.args or ())
+                )
+                for tile in image.tile
+            )
+            if deep or image.mode[0] in "IF":
+                raise InvalidFile(
+                    f"{printable(path)} must have 8 bits a channel, got Pillow's mode {image.mode}"
+                    + " of 16 bits" * deep
+                )
+            yield image
+
+
 def _image_paths(folder: Path) -> list[Path]:
     paths = sorted(
         (
@@ -155,15 +252,17 @@ def _image_paths(folder: Path) -> list[Path]:
     )
     if not paths:
         raise FileNotFoundError(
-            f"no image ({', '.join(sorted(SUFFIXES))}) is in {shown(folder)} or the folders inside "
-            "it.\nPoint --data-dir to a folder of images."
+            f"no image ({', '.join(sorted(SUFFIXES))}) is in {printable(folder)} or the folders "
+            "inside it.\nPoint --data-dir to a folder of images."
         )
     return paths
 
 
 def _split_by_hash(folder: Path, paths: list[Path], split: str) -> list[Path]:
     if len(paths) < 2:
-        raise Refused(f"{shown(folder)} must hold at least 2 images, one to test with, found 1")
+        raise InvalidFile(
+            f"{printable(folder)} must hold at least 2 images, one to test with, found 1"
+        )
     names = [path.relative_to(folder).as_posix() for path in paths]
     encoded = [name.encode(errors="surrogateescape") for name in names]
     keys = [int.from_bytes(sha256(name).digest()[:8], "big") for name in encoded]
@@ -182,21 +281,21 @@ def _split_by_partition(partition: Path, paths: list[Path], split: str) -> list[
         if not fields:
             continue
         if len(fields) != 2 or fields[1] not in ("0", "1", "2"):
-            raise Refused(
-                f"{shown(partition)}, line {number}: expected a file name and 0, 1 or 2, found "
+            raise InvalidFile(
+                f"{printable(partition)}, line {number}: expected a file name and 0, 1 or 2, found "
                 f"{line[:200]!r}"
             )
         part_of[fields[0]] = fields[1]
     unlisted = next((path for path in paths if path.name not in part_of), None)
     if unlisted is not None:
-        raise Refused(
-            f"{shown(unlisted)} must be listed in {shown(partition)}, found no line for it"
+        raise InvalidFile(
+            f"{printable(unlisted)} must be listed in {printable(partition)}, found no line for it"
         )
     wanted = {"train": "0", "test": "2"}[split]
     chosen = [path for path in paths if part_of[path.name] == wanted]
     if not chosen:
-        raise Refused(
-            f"{shown(partition)} must put an image in {split} ({wanted}), found none present"
+        raise InvalidFile(
+            f"{printable(partition)} must put an image in {split} ({wanted}), found none present"
         )
     return chosen
 
@@ -214,29 +313,37 @@ def _labels(folder: Path, every: list[Path], paths: list[Path]) -> torch.Tensor 
     return torch.tensor([number[path.relative_to(folder).parts[0]] for path in paths])
 
 
-def _scan(paths: list[Path], check_size: bool) -> tuple[bool, tuple[int, int]]:
-    """Return whether all images are grey and the first's (height, width), from their headers.
+@contextmanager
+def _decoders() -> Iterator[ThreadPoolExecutor]:
+    """Threads that decode, for Pillow lets go of the interpreter's lock; without its warnings."""
+    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters is an error here
+        yield pool
+
+
+def _scan(paths: list[Path], check_sizes: bool) -> tuple[str, tuple[int, int]]:
+    """Return Pillow's mode for all images and the first's (height, width), from their headers.
 
     Raises ValueError that names every image which cannot be used, the first `_MOST_NAMED` with the
     reason.
     """
-    with no_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+    with _decoders() as pool:
         found = list(pool.map(_header_or_reason, paths))
     refused = [reason for reason in found if isinstance(reason, str)]
     if refused:
-        raise Refused(_all_at_once(refused, len(paths)))
+        raise InvalidFile(_all_at_once(refused, len(paths)))
     headers = [header for header in found if isinstance(header, Header)]
     size = headers[0].size
     other = [i for i, header in enumerate(headers) if header.size != size]
-    if check_size and other:
+    if check_sizes and other:
         height, width = headers[other[0]].size
         smallest = min(min(header.size) for header in headers)
         more = f" and {len(other) - 1:,} others" if len(other) > 1 else ""
-        raise Refused(
-            f"images must have one size, got {size[0]} x {size[1]} in {shown(paths[0])} and "
-            f"{height} x {width} in {shown(paths[other[0]])}{more}; {_resize_hint(smallest)}"
+        raise InvalidFile(
+            f"images must have one size, got {size[0]} x {size[1]} in {printable(paths[0])} and "
+            f"{height} x {width} in {printable(paths[other[0]])}{more}; {_resize_hint(smallest)}"
         )
-    return all(header.grey for header in headers), size
+    return "L" if all(header.grey for header in headers) else "RGB", size
 
 
 def _header_or_reason(path: Path) -> Header | str:
@@ -246,7 +353,7 @@ def _header_or_reason(path: Path) -> Header | str:
         if header.may_be_transparent:
             read_picture(path, "L")
         return header
-    except Refused as error:
+    except InvalidFile as error:
         return str(error)
 
 
@@ -261,7 +368,7 @@ def _all_at_once(reasons: list[str], total: int) -> str:
 
 
 def _resize_hint(smallest: int) -> str:
-    """What to do about images of no usable size; smallest: the smallest height or width."""
+    """Advice on images of no usable size; smallest: the smallest height or width."""
     size = max(4, min(_SUGGESTED_SIZE, smallest - smallest % 4))
     return f"give --image-size {size}, or another multiple of 4, to crop and resize them"
 
@@ -279,16 +386,17 @@ def _decode_all(
     shape: tuple[int, int, int],
     progress: Progress | None,
 ) -> torch.Tensor:
-    """Return (N, C, H, W) uint8. Pillow lets go of the interpreter's lock while it decodes."""
-    images = allocate((len(paths), *shape), folder)
+    """Return (N, C, H, W) uint8. Raises ValueError if that takes more than there is memory."""
+    check_memory(folder, len(paths) * shape[0] * shape[1] * shape[2])
+    images = np.empty((len(paths), *shape), np.uint8)
 
     def put(index: int) -> None:  # here, so that decoded images do not wait in memory
         image = decode(paths[index])
         if image.shape != shape:
-            raise Refused(f"{shown(paths[index])} changed while it was read")
+            raise InvalidFile(f"{printable(paths[index])} changed while it was read")
         images[index] = image
 
-    with no_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+    with _decoders() as pool:
         for start in range(0, len(paths), _CHUNK):
             stop = min(start + _CHUNK, len(paths))
             for _ in pool.map(put, range(start, stop)):

@@ -1,18 +1,28 @@
-"""`load_dataset`: every data set by its name."""
+"""`load_dataset`: every data set by its name, fetched by torchvision where that is asked for."""
 
 from __future__ import annotations
 
+import socket
+from http.client import HTTPException
 from pathlib import Path
 
-from dsmooth.data.cifar import load_cifar10
-from dsmooth.data.dataset import ImageDataset
-from dsmooth.data.download import download_dataset
-from dsmooth.data.folder import Progress, load_celeba, load_folder
-from dsmooth.data.mnist import load_embedded_mnist, load_idx_dataset
-from dsmooth.data.own import OWN
+from .arrays import OWN
+from .cifar import load_cifar10
+from .dataset import ImageDataset
+from .folder import Progress, load_celeba, load_folder
+from .mnist import load_embedded_mnist, load_idx_dataset
 
 DATASETS = ("mnist", "fashion-mnist", "cifar10", "celeba", "folder")
 SPLITS = ("train", "test")
+
+_TIMEOUT = 30.0  # seconds without an answer; torchvision sets none
+# torchvision's class of each data set, and the address of its authors.
+_PUBLISHED = {
+    "mnist": ("MNIST", "http://yann.lecun.com/exdb/mnist"),
+    "fashion-mnist": ("FashionMNIST", "https://github.com/zalandoresearch/fashion-mnist"),
+    "cifar10": ("CIFAR10", "https://www.cs.toronto.edu/~kriz/cifar.html"),
+    "celeba": ("CelebA", "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"),
+}
 
 
 def load_dataset(
@@ -34,8 +44,8 @@ def load_dataset(
     image_size: pixels a side after cropping and resizing, for "celeba" (32) and "folder" (none).
     progress: called with (images done, images in all) while image files are decoded.
     Raises FileNotFoundError for a missing file; ValueError for a damaged one and for an argument
-    that does not fit; ConnectionError if a download fails; ModuleNotFoundError if Pillow or
-    torchvision is needed and missing. Each says in one or two lines which file and what to do.
+    that does not fit; ConnectionError if a download fails. Each says in one or two lines which file
+    and what to do.
     """
     if name == OWN:
         raise ValueError(
@@ -57,12 +67,12 @@ def load_dataset(
             return load_embedded_mnist(split)
         raise FileNotFoundError(_missing(name, f"{name} needs the folder of its files"))
     folder = Path(data_dir)
-    if not download:
-        return _read(name, split, folder, image_size, progress)
     try:
         return _read(name, split, folder, image_size, progress)
     except FileNotFoundError:
-        download_dataset(name, folder)
+        if not download:
+            raise
+        _download(name, folder)
     return _read(name, split, folder, image_size, progress)
 
 
@@ -88,3 +98,28 @@ def _missing(name: str, what: str) -> str:
         f"{what}.\nPoint --data-dir to the folder of {name}'s files, or fetch them there with "
         f"--download{embedded}."
     )
+
+
+def _download(name: str, folder: Path) -> None:
+    """Fetch data set `name` into `folder`, in torchvision's layout.
+
+    Raises ValueError for a name that has no download, and ConnectionError, with the reason and the
+    way by hand, if the download fails.
+    """
+    if name not in _PUBLISHED:
+        raise ValueError(f"--download is for {', '.join(_PUBLISHED)}, got {name!r}")
+    from torchvision import datasets
+
+    torchvision_class, address = _PUBLISHED[name]
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_TIMEOUT)
+    try:
+        getattr(datasets, torchvision_class)(root=str(folder), download=True)
+    except (OSError, RuntimeError, HTTPException, EOFError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConnectionError(
+            f"could not download {name} to {folder}: {reason}\n"
+            f"Fetch it from {address} by hand and point --data-dir to its files."
+        ) from error
+    finally:
+        socket.setdefaulttimeout(timeout)

@@ -1,8 +1,15 @@
-"""MNIST and Fashion-MNIST from their IDX files, and the subset of MNIST inside the package."""
+"""MNIST and Fashion-MNIST from their IDX files, and the subset of MNIST inside the package.
+
+The IDX format (http://yann.lecun.com/exdb/mnist): two zero bytes, the element type (8: unsigned
+byte), the number of dimensions, each dimension as a big-endian 32-bit integer, the elements in C
+order. A file may be gzipped.
+"""
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import math
 import warnings
 from pathlib import Path
 
@@ -10,17 +17,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dsmooth.data.dataset import ImageDataset
-from dsmooth.data.guard import Refused, md5_of, shown
-from dsmooth.data.idx import read_idx
-from dsmooth.data.npz import read_npz
-from dsmooth.data.published import published_md5
+from .arrays import read_npz
+from .dataset import ImageDataset
+from .reading import InvalidFile, check_size, guarded, open_regular, printable
 
 SUBSET_PATH = Path(__file__).with_name("mnist_subset.npz")
 
+_MAX_IDX_BYTES = 1 << 30  # the largest file of this family, EMNIST by class, has 0.51 GiB
 _PREFIXES = {"train": "train", "test": "t10k"}
 _FOLDERS = {"mnist": "MNIST/raw", "fashion-mnist": "FashionMNIST/raw"}  # torchvision's layout
-_MAX_SUBSET_BYTES = 1 << 24  # of an array; the largest has 3.9 MB
 # By the shape of the array; of the file without compression, header included.
 _MNIST_SHA256 = {
     (60000, 28, 28): "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -36,17 +41,9 @@ def load_embedded_mnist(split: str) -> ImageDataset:
     The images stand in rounds of one of each digit, so any prefix is balanced to one image.
     ATTRIBUTION.md, beside the file, names the authors of MNIST and the licence.
     """
-    names = f"{split}_images", f"{split}_labels"
-    arrays = read_npz(SUBSET_PATH, names, _MAX_SUBSET_BYTES)
-    images, labels = (arrays[name] for name in names)
-    if images.dtype != np.uint8 or images.ndim != 3 or labels.shape != images.shape[:1]:
-        raise Refused(
-            f"{shown(SUBSET_PATH)} must hold bytes (N, H, W) and labels (N,), found "
-            f"{images.dtype} {images.shape} and {labels.dtype} {labels.shape}"
-        )
-    return _dataset(
-        images, labels, "mnist", split, f"embedded MNIST subset ({len(images):,} images)"
-    )
+    images, labels = read_npz(SUBSET_PATH, (f"{split}_images", f"{split}_labels")).values()
+    source = f"embedded MNIST subset ({len(images):,} images)"
+    return _dataset(images, labels, "mnist", split, source)
 
 
 def load_idx_dataset(name: str, split: str, data_dir: Path) -> ImageDataset:
@@ -55,11 +52,12 @@ def load_idx_dataset(name: str, split: str, data_dir: Path) -> ImageDataset:
     The files, gzipped or not, may lie in `data_dir` itself or as torchvision lays them out.
     Raises FileNotFoundError for a missing file and ValueError for one that is cut or of another
     kind. Files of MNIST's own size are checked against its sha256, gzipped ones of Fashion-MNIST
-    against the MD5 that torchvision lists, if that is installed. A difference only warns: several
-    data sets share these names and sizes, and gzip's own checksum finds damage.
+    against the MD5 that torchvision lists. A difference only warns: several data sets share these
+    names and sizes, and gzip's own checksum finds damage.
     """
     images, labels, folder = read_idx_arrays(name, split, data_dir)
-    return _dataset(images, labels, name, split, f"{shown(folder)} ({len(images):,} images)")
+    source = f"{printable(folder)} ({len(images):,} images)"
+    return _dataset(images, labels, name, split, source)
 
 
 def read_idx_arrays(
@@ -70,18 +68,52 @@ def read_idx_arrays(
     labels_path = _find(name, f"{_PREFIXES[split]}-labels", 1, data_dir)
     images, labels = read_idx(images_path, 3), read_idx(labels_path, 1)
     if 0 in images.shape:
-        raise Refused(f"{shown(images_path)} must hold images, found shape {images.shape}")
+        raise InvalidFile(f"{printable(images_path)} must hold images, found shape {images.shape}")
     if len(images) != len(labels):
-        raise Refused(
-            f"{shown(labels_path)} must hold one label per image of {images_path.name}: expected "
-            f"{len(images)}, found {len(labels)}"
+        raise InvalidFile(
+            f"{printable(labels_path)} must hold one label per image of {images_path.name}: "
+            f"expected {len(images)}, found {len(labels)}"
         )
     for path, array in ((images_path, images), (labels_path, labels)):
-        if name == "mnist":
-            _warn_unless_mnist(path, array)
-        elif path.suffix == ".gz":
-            _warn_unless_fashion_mnist(path)
+        if not _is_published(name, path, array):
+            warnings.warn(
+                f"{printable(path)} has the name and size of a published file but not its "
+                "content: another data set, packed anew, or damaged",
+                stacklevel=2,
+            )
     return images, labels, images_path.parent
+
+
+def read_idx(path: Path, ndim: int) -> NDArray[np.uint8]:
+    """Return the array of unsigned bytes in the IDX file `path`, gzipped or not.
+
+    ndim: the number of dimensions that it must have: 3 for images (N, H, W), 1 for labels (N,).
+    The header's promise, at most 1 GiB, bounds what is unpacked.
+    Raises ValueError, naming the file, for one of another kind, element type or dimensionality, or
+    one shorter or longer than its header promises.
+    """
+    with open_regular(path) as file, guarded(path, "an IDX file"):
+        packed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        stream = gzip.GzipFile(fileobj=file) if packed else file
+        expected, magic = bytes((0, 0, 8, ndim)), stream.read(4)
+        if magic != expected:
+            raise InvalidFile(
+                f"{printable(path)} is not an IDX file of unsigned bytes with {ndim} "
+                f"dimension(s): expected its first bytes to be {expected.hex()}, found "
+                f"{magic.hex() or 'an empty file'}"
+            )
+        shape = np.frombuffer(stream.read(4 * ndim), ">u4", ndim).tolist()
+        size = math.prod(shape)
+        check_size(path, size, _MAX_IDX_BYTES)
+        content = bytearray(stream.read(size))
+        if len(content) < size or stream.read(1):  # at the end gzip compares the CRC-32
+            fault, found = ("cut", len(content)) if len(content) < size else ("too long", "more")
+            raise InvalidFile(
+                f"{printable(path)} is {fault}: its header promises "
+                f"{' x '.join(map(str, shape))} = {size} bytes, found {found}; fetch it again"
+            )
+    return np.frombuffer(content, np.uint8).reshape(shape)
 
 
 def _find(name: str, stem: str, ndim: int, data_dir: Path) -> Path:
@@ -100,34 +132,20 @@ def _find(name: str, stem: str, ndim: int, data_dir: Path) -> Path:
     )
 
 
-def _warn_unless_mnist(path: Path, array: NDArray[np.uint8]) -> None:
-    expected = _MNIST_SHA256.get(array.shape)
-    if expected is None:
-        return  # a user's own data, or a part of MNIST
-    digest = hashlib.sha256(bytes((0, 0, 8, array.ndim)))
-    digest.update(np.array(array.shape, ">u4").tobytes())
-    digest.update(np.ascontiguousarray(array).data)
-    if digest.hexdigest() != expected:
-        warnings.warn(
-            f"{path} has the size of MNIST's file but not its content (sha256 "
-            f"{digest.hexdigest()[:16]}..., expected {expected[:16]}...): another data set, or "
-            "damaged",
-            stacklevel=2,
-        )
+def _is_published(name: str, path: Path, array: NDArray[np.uint8]) -> bool:
+    """Whether a file has the published content, as far as its checksum is known."""
+    if name == "mnist":
+        expected = _MNIST_SHA256.get(array.shape)
+        digest = hashlib.sha256(bytes((0, 0, 8, array.ndim)))
+        digest.update(np.array(array.shape, ">u4").tobytes())
+        digest.update(array.data)
+        return expected in (None, digest.hexdigest())
+    if path.suffix != ".gz":
+        return True
+    from torchvision.datasets import FashionMNIST
+    from torchvision.datasets.utils import check_integrity
 
-
-def _warn_unless_fashion_mnist(path: Path) -> None:
-    """Check a compressed file: these are the ones of which torchvision lists the MD5."""
-    expected = published_md5("FashionMNIST").get(path.name)
-    if expected is None:
-        return
-    found = md5_of(path)
-    if expected != found:
-        warnings.warn(
-            f"{path} is not the published file (MD5 {found}, expected {expected}): packed anew, "
-            "or another data set",
-            stacklevel=2,
-        )
+    return bool(check_integrity(path, dict(FashionMNIST.resources).get(path.name)))
 
 
 def _dataset(

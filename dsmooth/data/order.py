@@ -1,4 +1,4 @@
-"""The order of training images, as a function of (seed, images seen).
+"""The order of training images and their flips, as functions of (seed, images seen).
 
 Nothing here has a state. A resumed run asks for the positions that it has not seen yet, and gets
 the same images as an uninterrupted run. The permutation is made of Philox words, not of a library's
@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from dsmooth.philox import Stream, image_words
+from ..philox import Stream, image_words
 
 
 # A batch smaller than the data set lies in at most two epochs. A permutation of a million images
@@ -69,11 +69,25 @@ def indices_at(n: int, images_seen: int, batch_size: int, seed: int) -> Tensor:
     return torch.cat(pieces)
 
 
-class OrderOnDevice:
-    """`indices_at` for a position that only the device knows.
+def flips(
+    first: int | Tensor, count: int, *, seed: int, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Fair coins of stream positions first .. first + count - 1: (count,) bool, True for a flip.
 
-    It holds the permutations of as many epochs as one batch can touch, and `prepare` puts those of
-    the next batch in place. Raises ValueError for n or batch_size out of range.
+    The coin of a position is the highest bit of the first word of Philox at counter (0, position
+    low, position high, FLIP). It is a function of (seed, position), however positions are batched.
+    first: a number, or int64 without dimensions on `device`, which is not read back.
+    Raises ValueError for a seed or a number out of range.
+    """
+    words = image_words(count, 1, seed=seed, first_index=first, stream=Stream.FLIP, device=device)
+    return words[:, 0, 0] >= 1 << 31
+
+
+class OrderOnDevice:
+    """`indices_at` of positions that only the device knows.
+
+    It holds the permutations of as many epochs as one batch can touch, and `prepare` puts the next
+    batch's in place. Raises ValueError for n or batch_size out of range.
     """
 
     def __init__(self, n: int, batch_size: int, seed: int, device: torch.device) -> None:
@@ -82,10 +96,10 @@ class OrderOnDevice:
         self.n, self.batch_size, self.seed = n, batch_size, seed
         rows = (n + batch_size - 2) // n + 1
         self.table = torch.zeros(rows, n, dtype=torch.int64, device=device)
-        self.epochs = [-1] * rows  # whose permutation each row holds
+        self.epochs = [-1] * rows  # the epoch of each row's permutation
 
     def prepare(self, images_seen: int) -> None:
-        """Send the permutations that positions images_seen .. need and that are not there yet."""
+        """Send the permutations of the batch at position images_seen that are not there yet."""
         last = images_seen + self.batch_size - 1
         for epoch in range(images_seen // self.n, last // self.n + 1):
             row = epoch % len(self.epochs)
@@ -94,9 +108,9 @@ class OrderOnDevice:
                 self.epochs[row] = epoch
 
     def indices(self, first: Tensor, count: int) -> Tensor:
-        """The image indices of positions first (int64, no dimensions) ..: (count,).
+        """The image indices of positions first .. first + count - 1: (count,) int64.
 
-        All of them in the batch that `prepare` was called for.
+        first: int64 without dimensions. All positions lie in the batch that was prepared.
         """
         positions = first + torch.arange(count, device=self.table.device)
         return self.table.flatten()[positions % self.table.numel()]

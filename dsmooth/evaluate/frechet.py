@@ -16,8 +16,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ..data.guard import guarded
-from ..data.npz import read_npz
+from ..data.arrays import read_npz
+from ..data.reading import guarded
 from ..files import write_npz
 
 # How far from symmetric and from positive semi-definite a covariance may be, relative to its

@@ -20,8 +20,9 @@ from ..data import ImageDataset
 from ..distributed import dealt
 from ..functional import logistic_mixture_log_prob
 from ..nn import PixelCNNpp
-from ..pair import SmoothedPair, log_prob_of_noisy
+from ..pair import SmoothedPair
 from ..philox import Stream
+from ..sampling.ladder import log_prob_of_noisy
 from ..smoothing import GaussianSmoothing
 
 # A density in units of [-1, 1] becomes one per grey level by adding this many bits/dim.

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data import ImageDataset, load_dataset, to_bytes
+from ..data.arrays import read_npz
 from ..data.folder import SUFFIXES, read_every_image, read_image_file
-from ..data.guard import guarded, open_regular
-from ..data.npz import read_npz
+from ..data.reading import guarded, open_regular
 from ..models import Models
 from ..pictures import is_diverged
 from ..progress import progress
-from ..sampling.shards import MANIFEST, check_shards
+from ..sampling.output import MANIFEST, check_shards
 
 BYTES = "x in [-1, 1] to round((x + 1) * 127.5), clamped to 0 .. 255"
 # Names of an array of images in a .npz: ours, two that are common, and savez's first.

@@ -7,9 +7,7 @@ from .logistic_mixture import (
     logistic_mixture_log_prob_ref,
     logistic_mixture_sample,
 )
-from .packed_weights import BlockWeights, pack_weights
 from .shifted_conv import (
-    Convolution,
     concat_elu,
     down_shift,
     right_shift,
@@ -17,13 +15,10 @@ from .shifted_conv import (
     shifted_conv2d_ref,
     shifted_conv_transpose2d,
     shifted_conv_transpose2d_ref,
-    shifted_convolutions,
 )
 from .taps import Shift
 
 __all__ = [
-    "BlockWeights",
-    "Convolution",
     "Impl",
     "Shift",
     "concat_elu",
@@ -33,12 +28,10 @@ __all__ = [
     "logistic_mixture_log_prob",
     "logistic_mixture_log_prob_ref",
     "logistic_mixture_sample",
-    "pack_weights",
     "right_shift",
     "shifted_conv2d",
     "shifted_conv2d_ref",
     "shifted_conv_transpose2d",
     "shifted_conv_transpose2d_ref",
-    "shifted_convolutions",
     "use_impl",
 ]

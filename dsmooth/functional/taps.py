@@ -24,29 +24,15 @@ def padding_of(kh: int, kw: int, shift: str) -> tuple[int, int, int, int]:
     return left, right, kh - 1, 0
 
 
-def taps_of(weight: Tensor, shift: str, stride: int = 1) -> Taps:
+def taps_of(weight: Tensor, shift: str) -> Taps:
     """The taps of a shifted convolution by weight (D, C, kh, kw).
 
     Raises ValueError as `check_kernel` does.
     """
     check_kernel(weight, shift)
-    if stride not in (1, 2):
-        raise ValueError(f"stride must be 1 or 2, got {stride}")
     kh, kw = weight.shape[2:]
     left, _, top, _ = padding_of(kh, kw, shift)
-    return Taps(kh, kw, top, left, stride)
-
-
-def transposed_taps_of(weight: Tensor, shift: str) -> Taps:
-    """The taps of the convolution whose adjoint is the transposed one by weight (C, D, kh, kw).
-
-    Raises ValueError as `check_kernel` does, and for the shift "none".
-    """
-    check_kernel(weight, shift)
-    if shift == "none":
-        raise ValueError('shift must be "down" or "down_right", got "none"')
-    kh, kw = weight.shape[2:]
-    return Taps(kh, kw, 0, (kw - 1) // 2 if shift == "down" else 0, 2)
+    return Taps(kh, kw, top, left)
 
 
 def check_kernel(weight: Tensor, shift: str, name: str = "weight") -> None:

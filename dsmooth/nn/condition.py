@@ -1,4 +1,4 @@
-"""What an image is conditioned on, as the vector that enters every gated resnet."""
+"""Classes and noise levels as the vector that enters every gated resnet."""
 
 from __future__ import annotations
 

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..functional import (
-    BlockWeights,
-    Convolution,
+    Shift,
+    concat_elu,
     gated_resnet,
-    pack_weights,
-    shifted_convolutions,
+    shifted_conv2d,
+    shifted_conv_transpose2d,
 )
 from ..functional.dispatch import without_autocast
-from ..functional.shifted_conv import concat_elu
-from ..functional.taps import Shift
 
 Skip = Tensor | tuple[Tensor, ...] | None
 
@@ -63,14 +59,6 @@ class WeightNormConv(nn.Module):
         """(weight, bias), as the functional ops take them."""
         return self.weight(), self.bias
 
-    def operands(self, x: Tensor, shift: Shift, packed: Tensor | None = None) -> Convolution:
-        """This convolution of x, as `functional.shifted_convolutions` takes it."""
-        return Convolution(x, self.weight_v, self.bias, shift, self.weight_g, packed)
-
-    def block_weights(self) -> BlockWeights:
-        """What `functional.pack_weights` takes."""
-        return BlockWeights([self.weight_v], [self.weight_g], self.transposed)
-
     def set_weight(self, weight: Tensor, bias: Tensor) -> None:
         """Take over a folded weight: v becomes `weight` and g its norm."""
         with torch.no_grad():
@@ -106,7 +94,7 @@ class ShiftedConv2d(WeightNormConv):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D, H/stride, W/stride)."""
-        return shifted_convolutions([self.operands(x, self.shift)], stride=self.stride)[0]
+        return shifted_conv2d(x, *self.affine(), shift=self.shift, stride=self.stride)
 
     def initialize(self, x: Tensor, scale: float = 1.0) -> None:
         """Data-dependent init on the input `x` (see `PixelCNNpp.initialize`)."""
@@ -131,8 +119,7 @@ class ShiftedConvTranspose2d(WeightNormConv):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D, 2H, 2W)."""
-        conv = self.operands(x, self.shift)
-        return shifted_convolutions([conv], stride=2, transposed=True)[0]
+        return shifted_conv_transpose2d(x, *self.affine(), shift=self.shift)
 
     def initialize(self, x: Tensor, scale: float = 1.0) -> None:
         """Data-dependent init on the input `x` (see `PixelCNNpp.initialize`)."""
@@ -181,7 +168,6 @@ class GatedResnet(nn.Module):
         seed: Tensor | None = None,
         layer: int | None = None,
         first_image: int = 0,
-        packed: Tensor | None = None,
     ) -> Tensor:
         """(B, F, H, W), skip (B, skip_channels, H, W) or its parts -> (B, F, H, W).
 
@@ -190,10 +176,9 @@ class GatedResnet(nn.Module):
         layer: its own number if None. A network passes the number all the same: to torch.compile an
         argument is a variable; an attribute is a constant, with which each one is compiled anew.
         first_image: where x begins in a larger batch whose dropout it shares.
-        packed: what `functional.pack_weights` gave for this module's weights.
         """
-        convs = self._convolutions()
-        (conv_in, conv_out, *nin) = [(conv.weight_v, conv.bias) for conv in convs]
+        convs = [self.conv_in, self.conv_out] + ([self.nin_skip] if self.nin_skip else [])
+        conv_in, conv_out, *nin = [(conv.weight_v, conv.bias) for conv in convs]
         return gated_resnet(
             x,
             conv_in,
@@ -208,17 +193,7 @@ class GatedResnet(nn.Module):
             layer=self.layer if layer is None else layer,
             first_image=first_image,
             keep_gates=self.keep_gates,
-            packed=packed,
         )
-
-    def _convolutions(self) -> list[ShiftedConv2d]:
-        """In the order of their operands."""
-        return [self.conv_in, self.conv_out] + ([self.nin_skip] if self.nin_skip else [])
-
-    def block_weights(self) -> BlockWeights:
-        """What `functional.pack_weights` takes."""
-        convs = self._convolutions()
-        return BlockWeights([c.weight_v for c in convs], [c.weight_g for c in convs])
 
     def image_bias(self, condition: Tensor | None) -> Tensor | None:
         """The projection of `condition` (B, D): (B, 2F), which joins the second convolution's bias.
@@ -242,36 +217,3 @@ class GatedResnet(nn.Module):
             self.nin_skip.initialize(concat_elu(skip))
             h = h + self.nin_skip(concat_elu(skip))
         self.conv_out.initialize(concat_elu(h), scale=0.1)
-
-
-Layer = GatedResnet | ShiftedConv2d | ShiftedConvTranspose2d
-
-
-def pack_layers(layers: Sequence[Layer], x: Tensor) -> Sequence[Tensor | None]:
-    """The `packed` of each layer of a network that computes x, if any.
-
-    None is packed where a hook of a layer may change weights on the way.
-    """
-    packed = None
-    if not any(layer._forward_pre_hooks for layer in layers):
-        packed = pack_weights((layer.block_weights() for layer in layers), x)
-    return [None] * len(layers) if packed is None else packed
-
-
-def convolve(
-    layers: Sequence[ShiftedConv2d | ShiftedConvTranspose2d],
-    xs: Sequence[Tensor],
-    packed: Iterator[Tensor | None],
-) -> tuple[Tensor, ...]:
-    """layer(x) of each, of one class and stride: together, unless a hook waits for one of them.
-
-    packed: gives their weights as `pack_layers` has them, one after the other.
-    """
-    if any(layer._forward_pre_hooks or layer._forward_hooks for layer in layers):
-        return tuple(layer(x) for layer, x in zip(layers, xs, strict=True))
-    first = layers[0]
-    convs = [
-        layer.operands(x, layer.shift, next(packed)) for layer, x in zip(layers, xs, strict=True)
-    ]
-    stride = first.stride if isinstance(first, ShiftedConv2d) else 2
-    return shifted_convolutions(convs, stride=stride, transposed=first.transposed)

@@ -14,21 +14,14 @@ from ..functional import down_shift, logistic_mixture_log_prob, right_shift
 from ..functional.dispatch import without_autocast
 from ..functional.dropout import draw_seed
 from .condition import condition_vectors
-from .layers import (
-    GatedResnet,
-    Nin,
-    ShiftedConv2d,
-    ShiftedConvTranspose2d,
-    convolve,
-    pack_layers,
-)
+from .layers import GatedResnet, Nin, ShiftedConv2d, ShiftedConvTranspose2d
 
 Streams = tuple[Tensor, Tensor]  # u (all rows above) and ul (above, and left in the row)
 INITIALIZED = (GatedResnet, ShiftedConv2d, ShiftedConvTranspose2d)
 
 
 class Encoded(NamedTuple):
-    """What a batch is conditioned on, as `PixelCNNpp.decode` takes it; None for what is not there.
+    """The condition of a batch, as `PixelCNNpp.decode` takes it; None for what is not there.
 
     stacked: (B, C, H, W), the context of conditioning="stack". streams: e_u and e_ul of "concat".
     vector: (B, D), which enters every gated resnet.
@@ -93,13 +86,10 @@ class ContextEncoder(nn.Module):
         vector: (B, D), for a model that has one. seed, first_image: of the dropout.
         """
         shared: dict[str, Any] = {"condition": vector, "seed": seed, "first_image": first_image}
-        layers = list(cast("Iterable[GatedResnet]", self.layers))
-        packed = iter(pack_layers([self.stem, *layers, self.nin_u, self.nin_ul], context))
-        (e,) = convolve([self.stem], [_with_ones(context)], packed)
-        for layer in layers:
-            e = layer(e, layer=layer.layer, packed=next(packed), **shared)
-        e_u, e_ul = convolve([self.nin_u, self.nin_ul], [e, e], packed)
-        return e_u, e_ul
+        e = self.stem(_with_ones(context))
+        for layer in cast("Iterable[GatedResnet]", self.layers):
+            e = layer(e, layer=layer.layer, **shared)
+        return self.nin_u(e), self.nin_ul(e)
 
 
 class PixelCNNpp(nn.Module):
@@ -280,15 +270,11 @@ class PixelCNNpp(nn.Module):
 
     def _gated_resnets(self) -> Iterator[GatedResnet]:
         """All of them, in the order of their numbers: up, down, encoder."""
-        yield from self._stream_resnets()
-        if self.encoder is not None:
-            yield from cast("Iterable[GatedResnet]", self.encoder.layers)
-
-    def _stream_resnets(self) -> Iterator[GatedResnet]:
-        """Those of the two streams, in the order in which they run."""
         for block in [*cast("Iterable[_Block]", self.up), *cast("Iterable[_Block]", self.down)]:
             for pair in block:
                 yield from pair
+        if self.encoder is not None:
+            yield from cast("Iterable[GatedResnet]", self.encoder.layers)
 
     def _draw_seed(self, x: Tensor) -> Tensor | None:
         """A seed for the dropout of one forward, None where nothing is dropped."""
@@ -304,17 +290,10 @@ class PixelCNNpp(nn.Module):
             "seed": seed,
             "first_image": first_image,
         }
-        stems = self.stem_u, self.stem_ul_above, self.stem_ul_left
-        downsizes = list(zip(cast(Any, self.downsize_u), cast(Any, self.downsize_ul), strict=True))
-        upsizes = list(zip(cast(Any, self.upsize_u), cast(Any, self.upsize_ul), strict=True))
-        # Both in the order in which they are taken.
-        resnets, convs = list(self._stream_resnets()), sum([*downsizes, *upsizes], stems)
-        all_packed = pack_layers([*resnets, *convs], x)
-        packed, of_convs = iter(all_packed[: len(resnets)]), iter(all_packed[len(resnets) :])
         if encoded.stacked is not None:
             x = torch.cat([encoded.stacked, x], dim=2)
         x = _with_ones(x)
-        u, above, left = convolve(stems, (x, x, x), of_convs)
+        u, above, left = self.stem_u(x), self.stem_ul_above(x), self.stem_ul_left(x)
         u, ul = down_shift(u), down_shift(above) + right_shift(left)
         if encoded.streams is not None:
             u, ul = u + encoded.streams[0], ul + encoded.streams[1]
@@ -323,24 +302,23 @@ class PixelCNNpp(nn.Module):
         stack: list[Streams] = [(u, ul)]
         for i, block in enumerate(cast("Iterable[_Block]", self.up)):
             for res_u, res_ul in block:
-                u = res_u(u, layer=res_u.layer, packed=next(packed), **shared)
-                ul = res_ul(ul, u, layer=res_ul.layer, packed=next(packed), **shared)
+                u = res_u(u, layer=res_u.layer, **shared)
+                ul = res_ul(ul, u, layer=res_ul.layer, **shared)
                 stack.append((u, ul))
             outputs.append((u, ul))
             if i < 2:
-                u, ul = convolve(downsizes[i], (u, ul), of_convs)
+                u, ul = self.downsize_u[i](u), self.downsize_ul[i](ul)
                 stack.append((u, ul))
 
         u, ul = stack.pop()
         for i, block in enumerate(cast("Iterable[_Block]", self.down)):
             for res_u, res_ul in block:
                 skip_u, skip_ul = stack.pop()
-                u = res_u(u, skip_u, layer=res_u.layer, packed=next(packed), **shared)
-                skips = (u, skip_ul)
-                ul = res_ul(ul, skips, layer=res_ul.layer, packed=next(packed), **shared)
+                u = res_u(u, skip_u, layer=res_u.layer, **shared)
+                ul = res_ul(ul, (u, skip_ul), layer=res_ul.layer, **shared)
             outputs.append((u, ul))
             if i < 2:
-                u, ul = convolve(upsizes[i], (u, ul), of_convs)
+                u, ul = self.upsize_u[i](u), self.upsize_ul[i](ul)
         return outputs
 
     def _check(self, x: Tensor, context: Tensor | None) -> None:

@@ -26,7 +26,7 @@ def score_of(
 ) -> Tensor:
     """The gradient of log p(x) with respect to x (B, C, H, W): same shape, nats per unit of x.
 
-    label: for a model with classes, as of its forward.
+    label: for a model with classes, as in its forward.
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)

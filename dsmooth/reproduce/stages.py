@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,8 +13,8 @@ from torch import Tensor
 
 from ..config import Method, ProbeSettings, ReproductionStage, Role
 from ..data import ImageDataset, to_bytes
-from ..data.npz import read_npz
-from ..distributed import meet, rank_and_size
+from ..data.arrays import read_npz
+from ..distributed import meet
 from ..evaluate.comparison import collect_statistics, compare_images
 from ..evaluate.features import extract_features, make_extractor
 from ..evaluate.likelihood import bits_per_dim, score_pair, score_plain
@@ -24,13 +23,11 @@ from ..evaluate.receptive_field import receptive_fields
 from ..files import read_json
 from ..machine import default_device
 from ..models import Models
-from ..pair_sampler import PairSampler
 from ..pictures import is_diverged, save_grid, visible
 from ..progress import progress
-from ..sampling.auto import NetworkSampler
-from ..sampling.draw import Draw, Progress
-from ..sampling.image_files import write_images
-from ..sampling.ranks import DrawPart, draw_in_chunks
+from ..sampling.cached import Sampler
+from ..sampling.output import DrawPart, gather, write_images
+from ..sampling.request import Progress, Request
 from ..smoothing import GaussianSmoothing
 from .cache import Mode, cached_json, digest_of
 
@@ -84,7 +81,7 @@ def draw_all(
     folder.mkdir(exist_ok=True)
     meet()
     pair, plain = models.pair, models.plain
-    sampler = PairSampler(pair)
+    drawer, sampler = pair.drawer(), Sampler()
     pictures: dict[str, Tensor] = {}
     weights = models.digests()
 
@@ -98,26 +95,31 @@ def draw_all(
         given: Tensor | None = None,
     ) -> None:
         """The images depend on the weights of `roles` and on the images `given`."""
-        whole = Draw(count, seed, method=method)
+        whole = Request(count, seed, method=method)
         asked = {"count": count, **whole.how(), "weights_sha256": [weights[r] for r in roles]}
         if given is not None:
             asked["given_sha256"] = digest_of(given)
-        x = draw_or_read(folder / name, whole, asked, draw_part, models.image_shape, mode)
+        x = draw_or_read(folder / name, whole, asked, draw_part, mode)
         if x is not None:
             pictures[name] = x
 
     def denoise(x_tilde: Tensor) -> DrawPart:
-        def some(part: Draw, report: Progress) -> Tensor:
+        def some(part: Request, report: Progress) -> Tensor:
             end = part.first_index + part.count
             noisy = x_tilde[part.first_index : end].to(models.device)
-            x = sampler.denoise(visible(noisy), part, report)
-            # A draw for a noisy image that diverged means nothing.
-            return torch.where(is_diverged(noisy)[:, None, None, None], math.nan, x)
+            return drawer.draw_clean(noisy, part, sampler, report)
 
         return some
 
     clean = test_set.batch(torch.arange(min(DENOISED_IMAGES, len(test_set))))
-    draw("noisy", count, sampler.draw, "noisy", roles=["noisy"])
+
+    def sample(part: Request, report: Progress) -> Tensor:
+        return drawer.draw(part, sampler, report)
+
+    def sample_plain(part: Request, report: Progress) -> Tensor:
+        return sampler.draw(models.networks["plain"], part, pair.image_size, progress=report)
+
+    draw("noisy", count, sample, "noisy", roles=["noisy"])
     pictures["held-out"] = clean
     pictures["held-out-noisy"] = pair.smoothing.sample(clean, seed=seed, first_index=0, repeat=0)
     for prefix in ("", "held-out-"):
@@ -129,16 +131,15 @@ def draw_all(
             name = f"{prefix}single-step"
             draw(name, len(x_tilde), denoise(x_tilde), "single-step", given=x_tilde)
     if plain is not None:
-        draw("plain", count, NetworkSampler(plain, pair.image_size).draw, roles=["plain"])
+        draw("plain", count, sample_plain, roles=["plain"])
     return pictures
 
 
 def draw_or_read(
     path: Path,
-    draw: Draw,
+    draw: Request,
     asked: Mapping[str, Any],
     draw_part: DrawPart,
-    image_shape: tuple[int, int, int],
     mode: Mode,
 ) -> Tensor | None:
     """The images of `draw`, read from path.npz, or drawn and written there with a grid as path.png.
@@ -151,12 +152,8 @@ def draw_or_read(
     if x is not None or mode == "read":
         return x
     with progress(f"drawing {path.name}", draw.count) as done:
-        chunks = draw_in_chunks(
-            draw_part, draw, image_shape=image_shape, chunk=CHUNK, progress=done
-        )
-        parts = [images.cpu() for _, images in chunks]
-    if rank_and_size()[0] == 0:
-        x = torch.cat(parts)
+        x = gather(draw_part, draw, CHUNK, done)
+    if x is not None:
         write_images(array, x, draw, asked)
         save_grid(visible(x[:GRID_IMAGES]), picture)
     meet()

@@ -1,13 +1,14 @@
-"""Samplers: the specification, the cached one, Jacobi iterations, and drawing in chunks."""
+"""Samplers: the specification, the cached one, Jacobi iterations, and images into files."""
 
-from .auto import sample_images
-from .cached import CachedSampler
+from .cached import CachedSampler, sample_images
 from .jacobi import JacobiSamples, jacobi_sample
 from .known import keep_top
+from .request import Choices
 from .sequential import sequential_sample
 
 __all__ = [
     "CachedSampler",
+    "Choices",
     "JacobiSamples",
     "jacobi_sample",
     "keep_top",

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from ..nn.layers import GatedResnet
+from ..nn.layers import GatedResnet, WeightNormConv
 from ..nn.pixelcnnpp import PixelCNNpp
-from .folding import SPLIT_PARTS, Array, as_float64, folded, split, widen
-from .program import NONE, Cache, Op, Pass, Program, Term
+from .program import NONE, Array, Cache, Op, Pass, Program, Term
 
 NO_RAWS = (NONE, NONE)
+SPLIT_PARTS = 3  # bfloat16 values that a float32 is the sum of
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,9 @@ def _layers(block: nn.Module) -> list[tuple[GatedResnet, GatedResnet]]:
 
 
 def _projection(layer: GatedResnet) -> Array | None:
-    """Of the vector of an image, (2F, D); None for a layer without."""
+    """Projection (2F, D) of the vector of an image; None for a layer without."""
     weight = layer.condition_weight
-    return None if weight is None else as_float64(weight)
+    return None if weight is None else as_numpy(weight).astype(np.float64)
 
 
 class _Stream:
@@ -315,3 +316,36 @@ class _Builder:
             term = Term(raw, 0, 0, weight[:, None, :, 0, 0])
             self._add(Pass.ENCODER, 0, bias, [term], residual_out=output)
         return outputs[0], outputs[1]
+
+
+def as_numpy(parameter: Tensor) -> Array:
+    """A parameter in numpy: on a busy machine torch's threads would wait for one another."""
+    values = parameter.detach()
+    if values.dtype not in (torch.float32, torch.float64):
+        values = values.float()
+    return values.numpy(force=True)
+
+
+def folded(layer: nn.Module) -> tuple[Array, Array]:
+    """(weight, bias) with weight norm folded in float64."""
+    assert isinstance(layer, WeightNormConv)
+    v, g, bias = (
+        as_numpy(p).astype(np.float64) for p in (layer.weight_v, layer.weight_g, layer.bias)
+    )
+    over = (0, 2, 3) if layer.transposed else (1, 2, 3)
+    scale = g / np.sqrt(np.square(v).sum(over))
+    return v * scale.reshape((1, -1, 1, 1) if layer.transposed else (-1, 1, 1, 1)), bias
+
+
+def widen(weight: Array, channels: int) -> Array:
+    """Zero weights for the channels that a cache has beyond those of (n, c, kh, kw)."""
+    return np.pad(weight, ((0, 0), (0, channels - weight.shape[1]), (0, 0), (0, 0)))
+
+
+def split(values: Array) -> list[Array]:
+    """SPLIT_PARTS arrays of bfloat16 values whose sum is `values` to the rounding of float32."""
+    parts = []
+    for _ in range(SPLIT_PARTS):
+        parts.append(torch.from_numpy(values).bfloat16().double().numpy())
+        values = values - parts[-1]
+    return parts

@@ -1,25 +1,35 @@
-"""Cached incremental sampling in the native extension, on the CPU or a CUDA device."""
+"""Cached incremental sampling in the native extension, and the sampler that takes it if it can."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .._extension import extension
+from .._extension import cuda_obstacle, extension, is_available, unavailable_reason
+from ..config import Precision
 from ..machine import check_memory
 from ..nn import PixelCNNpp
 from ..nn.condition import condition_vectors
 from ..nn.pixelcnnpp import is_given
-from .builder import build_program
-from .cuda import CudaDrawer
-from .draw import Draw, Label, Progress, check_size, chosen_seed
-from .folding import as_float64
-from .known import known_pixels
+from .builder import as_numpy, build_program
+from .request import AUTO, Choices, How, Progress, Request, check_size
+from .sequential import draw_sequentially
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 InstructionSet = Literal["auto", "generic", "avx2", "avx512", "avx512bf16"]
+
+# Share of the device's free memory that the caches of one call may take.
+MEMORY_FRACTION = 0.8
+# Launches, of a few rows each, that may be on their way: about as much work as Ctrl-C waits for.
+LAUNCHES_AHEAD = 8
+POLL_SECONDS = 0.001
 
 
 class CachedSampler:
@@ -58,45 +68,41 @@ class CachedSampler:
         self.dtype = dtype
         self.device = device
         settings = native_settings(model, bf16=dtype == torch.bfloat16)
-        self._cuda = CudaDrawer(device, settings) if device.type == "cuda" else None
-        self._native: Any = None
-        if self._cuda is None:
+        self._native: Any
+        if device.type == "cpu":
             self._native = extension().CpuSampler(**settings, instruction_set=instruction_set)
+        else:
+            self._native, self._weights = _on_cuda(device, settings)
 
     @property
     def instruction_set(self) -> str:
         """The instruction set in use: "generic", "avx2", "avx512" or "avx512bf16", or "cuda"."""
-        return "cuda" if self._cuda is not None else str(self._native.instruction_set)
+        return "cuda" if self.device.type == "cuda" else str(self._native.instruction_set)
 
     def bytes_per_image(self, height: int, width: int) -> int:
         """Memory that the caches of one image take, in bytes."""
-        return int((self._cuda or self._native).bytes_per_image(height, width))
+        return int(self._native.bytes_per_image(height, width))
 
     def sample(
         self,
         n: int,
         height: int,
         width: int,
-        seed: int | None = 0,
-        first_index: int = 0,
+        *,
         context: Tensor | None = None,
-        temperature: float = 1.0,
         threads: int | None = None,
-        progress: Progress | None = None,
         max_slice: int | None = None,
-        known: Tensor | None = None,
-        mask: Tensor | None = None,
-        label: Label = None,
+        progress: Progress | None = None,
+        **choices: Unpack[Choices],
     ) -> Tensor:
-        """Draw images first_index .. first_index + n - 1 of the stream that `seed` names.
+        """Draw n images.
 
         height, width: multiples of 4. context: (n, C, height, width) for a conditioned model, where
-        the model was. temperature: > 0; divides the logits and multiplies the scales. threads: None
-        for torch's setting. progress: called with the fraction done, some ten times a second, and
-        with 1.0 at the end. max_slice: images at most that a thread (a thread block) draws at a
-        time, which bounds the memory; None for a size that suits the device. known, mask: pixels
-        that are kept, as of `sequential_sample`; known is float32, both where the model was. label:
-        for a model with classes, one for all images or one for each (see `Draw`).
+        the model was. threads: None for torch's setting. progress: called with the fraction done,
+        some ten times a second, and with 1.0 at the end. max_slice: images at most that a thread (a
+        thread block) draws at a time, which bounds the memory; None for a size that suits the
+        device. choices: seed=0, first_index=0, temperature=1.0, label=None, known=None and
+        mask=None, see `Choices`; known is float32, and both it and mask lie where the model was.
         Returns (n, C, height, width) float32 on the sampler's device; one of the 256 levels for a
         discretized likelihood, unclamped for the others.
 
@@ -110,60 +116,90 @@ class CachedSampler:
         of range, before any work; MemoryError, or torch.cuda.OutOfMemoryError, if the caches do not
         fit.
         """
-        draw = Draw(
-            n,
-            chosen_seed(seed),
-            first_index,
-            temperature=temperature,
-            threads=threads,
-            max_slice=max_slice,
-            known=known_pixels(known, mask, n),
-            label=label,
-        )
-        return self.draw(draw, (height, width), context, progress)
+        how = How(threads, max_slice=max_slice)
+        return self.draw(Request.make(n, choices), (height, width), context, how, progress)
 
     def draw(
         self,
-        draw: Draw,
+        request: Request,
         size: tuple[int, int],
         context: Tensor | None = None,
+        how: How = AUTO,
         progress: Progress | None = None,
     ) -> Tensor:
-        """Sample a draw of images of `size` (H, W), as `sample` does."""
+        """Draw a request for images of `size` (H, W), as `sample` does."""
         check_size(size)
-        shape = (draw.count, self.config.image_channels, *size)
+        shape = (request.count, self.config.image_channels, *size)
         check_memory(shape)
         self._check_context(context, shape)
-        condition = self._condition(draw)
-        if self._cuda is not None:
-            return self._cuda.draw(draw, shape, context, condition)
-        out, known = torch.empty(shape, dtype=torch.float32), draw.known
-        if known is not None:
-            out = known.keep(out)
+        condition = self._condition(request)
+        out, mask = torch.empty(shape, dtype=torch.float32, device=self.device), None
+        if request.known is not None:
+            out = request.known.keep(out)
+            mask = request.known.mask.contiguous().view(torch.uint8)
+        arguments: dict[str, Any] = {
+            "out": out,
+            "context": None if context is None else context.detach().contiguous(),
+            "mask": mask,
+            "condition": condition,
+            "seed": request.seed,
+            "first_index": request.first_index,
+            "temperature": request.temperature,
+        }
+        if self.device.type == "cuda":
+            self._launch(arguments, how.max_slice or 0)
+            return out
         self._native.sample(
-            out=out,
-            context=None if context is None else context.contiguous(),
-            mask=None if known is None else known.mask.contiguous().view(torch.uint8),
-            condition=condition,
-            seed=draw.seed,
-            first_index=draw.first_index,
-            temperature=draw.temperature,
-            threads=draw.threads or torch.get_num_threads(),
-            slice=draw.max_slice or 0,
+            **arguments,
+            threads=how.threads or torch.get_num_threads(),
+            slice=how.max_slice or 0,
             progress=progress,
         )
         if progress is not None:
             progress(1.0)
         return out
 
-    def _condition(self, draw: Draw) -> Tensor | None:
+    def _launch(self, arguments: dict[str, Any], max_slice: int) -> None:
+        """Launch a kernel for every few rows, on the caller's current stream.
+
+        It waits only while more than LAUNCHES_AHEAD launches are on their way, and never in the
+        capture of a CUDA graph. The workspace is freed on return and given out again in the order
+        of the stream. Raises RuntimeError with CUDA's text, torch.cuda.OutOfMemoryError among them.
+        """
+        n, _, height, width = arguments["out"].shape
+        with torch.cuda.device(self.device):
+            stream = torch.cuda.current_stream()
+            # Bytes that torch can still hand out.
+            free, _ = torch.cuda.mem_get_info()
+            free += torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+            sharing = self._native.share(n, height, width, int(MEMORY_FRACTION * free), max_slice)
+            words = self._native.workspace_words(sharing, height, width)
+            workspace = torch.empty(words, dtype=torch.float32, device=self.device)
+            for name in ("context", "mask", "condition"):
+                if arguments[name] is not None:
+                    arguments[name].record_stream(stream)
+            self._weights.record_stream(stream)
+            capturing = torch.cuda.is_current_stream_capturing()
+            ahead: deque[torch.cuda.Event] = deque()
+            for launch in range(self._native.launches(sharing, height)):
+                self._native.sample(
+                    **arguments, workspace=workspace, sharing=sharing, launch=launch
+                )
+                if not capturing:
+                    ahead.append(stream.record_event())
+                if len(ahead) > LAUNCHES_AHEAD:
+                    oldest = ahead.popleft()
+                    while not oldest.query():  # a wait in which Ctrl-C is heard
+                        time.sleep(POLL_SECONDS)
+
+    def _condition(self, request: Request) -> Tensor | None:
         """The vector of each image: (count, D) float32, contiguous; None for a model without."""
-        label = draw.labels(self.config.condition_size, self.device)
+        label = request.labels(self.config.condition_size, self.device)
         like = torch.empty(0, dtype=torch.float32, device=self.device)
-        vectors = condition_vectors(label, None, self.config, draw.count, like)
+        vectors = condition_vectors(label, None, self.config, request.count, like)
         if vectors is None:
             return None
-        if self._cuda is None and not np.isfinite(vectors.detach().numpy()).all():
+        if self.device.type == "cpu" and not np.isfinite(vectors.detach().numpy()).all():
             raise ValueError("label must be finite, got a NaN or an infinity")
         return vectors.detach().contiguous()
 
@@ -176,8 +212,85 @@ class CachedSampler:
             raise TypeError(
                 f"context must be float32 on {self.device}, got {context.dtype} on {context.device}"
             )
-        if self._cuda is None and not np.isfinite(context.detach().numpy()).all():
+        if self.device.type == "cpu" and not np.isfinite(context.detach().numpy()).all():
             raise ValueError("context must be finite, got a NaN or an infinity")
+
+
+class Sampler:
+    """Draws requests from networks: by `CachedSampler` where it runs, else pixel by pixel.
+
+    A network is packed when it is first drawn from. Later changes of its weights may not be seen,
+    so a sampler serves one drawing.
+    """
+
+    def __init__(self, how: How = AUTO) -> None:
+        self.how = how
+        self._packed: dict[PixelCNNpp, CachedSampler | None] = {}
+
+    def draw(
+        self,
+        model: PixelCNNpp,
+        request: Request,
+        size: tuple[int, int],
+        context: Tensor | None = None,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """The images (count, C, H, W) of a request. progress: called with the fraction done.
+
+        Raises ValueError for precision bfloat16 where the cached sampler cannot run.
+        """
+        if model not in self._packed:
+            self._packed[model] = self._pack(model)
+        cached = self._packed[model]
+        if cached is not None:
+            return cached.draw(request, size, context, self.how, progress)
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.how.threads or before)
+        try:
+            return draw_sequentially(model, request, size, context, progress)
+        finally:
+            torch.set_num_threads(before)
+
+    def _pack(self, model: PixelCNNpp) -> CachedSampler | None:
+        if has_cached_sampler(model):
+            precision = self.how.precision_on(model.head.bias.device)
+            return CachedSampler(model, getattr(torch, precision))
+        if self.how.precision == "bfloat16":
+            reason = unavailable_reason() or cuda_obstacle() or "the weights are not float32"
+            raise ValueError(f"precision bfloat16 needs the cached sampler: {reason}")
+        return None
+
+
+def sample_images(
+    model: PixelCNNpp,
+    n: int,
+    *,
+    height: int,
+    width: int,
+    context: Tensor | None = None,
+    threads: int | None = None,
+    precision: Precision = "auto",
+    progress: Progress | None = None,
+    **choices: Unpack[Choices],
+) -> Tensor:
+    """Draw n images: `CachedSampler` where it runs, else `sequential_sample`.
+
+    precision: of the cached sampler; "auto" is bfloat16 on a CUDA device, float32 on the CPU. Other
+    arguments, result and errors are those of `CachedSampler.sample`; weights are packed anew at
+    each call, which takes milliseconds for a small network: keep a `CachedSampler` to draw in many
+    small calls.
+    """
+    request, sampler = Request.make(n, choices), Sampler(How(threads, precision))
+    return sampler.draw(model, request, (height, width), context, progress)
+
+
+def has_cached_sampler(model: PixelCNNpp) -> bool:
+    """Whether the extension can sample `model`: float32 weights, and code for where they lie."""
+    parameter = model.head.bias
+    if parameter.dtype != torch.float32 or not is_available():
+        return False
+    device = parameter.device.type
+    return device == "cpu" or (device == "cuda" and cuda_obstacle() is None)
 
 
 def native_settings(model: PixelCNNpp, *, bf16: bool) -> dict[str, Any]:
@@ -193,8 +306,28 @@ def native_settings(model: PixelCNNpp, *, bf16: bool) -> dict[str, Any]:
     }
 
 
+def _on_cuda(device: torch.device, settings: dict[str, Any]) -> tuple[Any, Tensor]:
+    """The native sampler and its weights, which are on the device when this returns.
+
+    So every stream may read them, that of a graph's capture too. The native half only computes
+    sizes and launches; the weights, the workspace and the images are tensors.
+    """
+    obstacle = cuda_obstacle()
+    if obstacle is not None:
+        raise RuntimeError(f"CachedSampler cannot run on {device}: {obstacle}")
+    # torch makes the former device current again without making a context there.
+    with torch.cuda.device(device):
+        native = extension().CudaSampler(**settings, device=device.index)
+        host = torch.empty(native.weight_words, dtype=torch.float32)
+        weights = torch.empty_like(host, device=device)
+        native.write_weights(host, weights)
+        weights.copy_(host)
+        torch.cuda.current_stream(device).synchronize()
+    return native, weights
+
+
 def _check_model(model: PixelCNNpp) -> torch.device:
-    """Where the model lies. Raises as `CachedSampler` does."""
+    """The device of the model. Raises as `CachedSampler` does."""
     if not isinstance(model, PixelCNNpp):
         raise TypeError(f"model must be a PixelCNNpp, got {type(model).__name__}")
     device = model.head.bias.device
@@ -208,6 +341,6 @@ def _check_model(model: PixelCNNpp) -> torch.device:
                 f"the model must be on one device, got {name} on {parameter.device} "
                 f"and head.bias on {device}"
             )
-        if not np.isfinite(as_float64(parameter)).all():
+        if not np.isfinite(as_numpy(parameter)).all():
             raise ValueError(f"every parameter must be finite, got a NaN or infinity in {name}")
     return device

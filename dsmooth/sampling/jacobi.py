@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..functional import logistic_mixture_sample
-from ..machine import check_memory
 from ..nn import PixelCNNpp
-from .draw import Draw, Label, check_size, chosen_seed
-from .known import known_pixels
-from .sequential import in_evaluation, label_of, pixel_uniforms, select_context
+from .request import Choices, Request, check_size
+from .sequential import first_images, in_evaluation, pixel_uniforms, select_context
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 # A continuous pixel has settled when it moves by no more than this, in roundings of its dtype.
 ROUNDINGS = 8
@@ -32,15 +33,10 @@ def jacobi_sample(
     *,
     height: int,
     width: int,
-    seed: int | None = 0,
-    first_index: int = 0,
     context: Tensor | None = None,
-    label: Label = None,
-    temperature: float = 1.0,
     by_row: bool = False,
     start: Tensor | None = None,
-    known: Tensor | None = None,
-    mask: Tensor | None = None,
+    **choices: Unpack[Choices],
 ) -> JacobiSamples:
     """Draw the images of `sequential_sample` as the fixed point of drawing all pixels in parallel.
 
@@ -61,25 +57,18 @@ def jacobi_sample(
     another shape. Source: Song, Meng et al., Accelerating feedforward computation via parallel
     nonlinear equation solving (2021).
     """
-    pixels = known_pixels(known, mask, n)
-    draw = Draw(
-        n, chosen_seed(seed), first_index, temperature=temperature, known=pixels, label=label
-    )
-    size = height, width
+    request, size = Request.make(n, choices), (height, width)
     check_size(size)
-    check_memory((n, model.config.image_channels, *size))
-    x = _first_guess(start, (n, model.config.image_channels, *size), model.head.bias)
-    mask = torch.zeros_like(x[:, :1], dtype=torch.bool)
-    if pixels is not None:
-        x, mask = pixels.keep(x), pixels.mask[:, None]
+    x, mask = first_images(model, request, size, start)
     exact = model.config.likelihood == "discretized"
     rounding = 0.0 if exact else ROUNDINGS * torch.finfo(x.dtype).eps
-    uniforms = pixel_uniforms(model, draw, size)
+    uniforms = pixel_uniforms(model, request, size)
     iterations = torch.zeros(n, dtype=torch.int64, device=x.device)
     bands = [(r, r + 1) for r in range(height)] if by_row else [(0, height)]
 
     model = in_evaluation(model)
-    encoded = model.encode_context(x, context, label_of(model, draw))
+    label = request.labels(model.config.condition_size, x.device)
+    encoded = model.encode_context(x, context, label)
     for first, end in bands:
         rows = (end + 3) // 4 * 4  # those below cannot matter; a multiple of 4 must be there
         active = torch.arange(n, device=x.device)
@@ -89,7 +78,7 @@ def jacobi_sample(
                 params[:, :, first:end],
                 uniforms[active, :, first:end],
                 x.shape[1],
-                temperature=draw.temperature,
+                temperature=request.temperature,
                 **model.config.mixture,
             ).to(x.dtype)
             before = x[active, :, first:end]
@@ -102,12 +91,3 @@ def jacobi_sample(
             if len(active) == 0:
                 break
     return JacobiSamples(x, iterations)
-
-
-def _first_guess(start: Tensor | None, shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """A copy of `start`, or zeros, in the dtype and on the device of `like`."""
-    if start is None:
-        return like.new_zeros(shape)
-    if tuple(start.shape) != shape:
-        raise ValueError(f"start must have shape {shape}, got {tuple(start.shape)}")
-    return start.detach().to(like).clone()

@@ -20,7 +20,7 @@ class KnownPixels:
     mask: Tensor
 
     def part(self, offset: int, count: int) -> KnownPixels:
-        """Those of the `count` images behind the first `offset` ones."""
+        """The pixels of the `count` images behind the first `offset` ones."""
         here = slice(offset, offset + count)
         return KnownPixels(self.images[here], self.mask[here])
 

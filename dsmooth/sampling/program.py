@@ -13,8 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from .folding import Array
+import numpy as np
 
+Array = np.ndarray
 NONE = -1  # no cache
 
 

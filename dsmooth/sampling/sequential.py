@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,8 +13,10 @@ from ..machine import check_memory
 from ..nn import PixelCNNpp
 from ..nn.pixelcnnpp import Encoded
 from ..philox import Stream, image_words, to_uniform
-from .draw import Draw, Label, Progress, check_size, chosen_seed
-from .known import known_pixels
+from .request import Choices, Progress, Request, check_size
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def sequential_sample(
@@ -22,13 +25,8 @@ def sequential_sample(
     *,
     height: int,
     width: int,
-    seed: int | None = 0,
-    first_index: int = 0,
     context: Tensor | None = None,
-    label: Label = None,
-    temperature: float = 1.0,
-    known: Tensor | None = None,
-    mask: Tensor | None = None,
+    **choices: Unpack[Choices],
 ) -> Tensor:
     """Draw n images pixel by pixel in raster order, each from one forward of the network.
 
@@ -37,45 +35,34 @@ def sequential_sample(
     an image depends on its index and on the seed. The batch that it is drawn in matters to the
     rounding of the forward alone. The model samples in evaluation mode, without dropout.
 
-    context: (n, C, height, width) for a conditioned model. label: for a model with classes, one for
-    all images or one for each (see `Draw`). temperature: > 0; divides the logits and multiplies the
-    scales. known: (n or 1, C, height, width), images whose pixels where mask, (n or 1, height,
-    width) bool, is True are kept; each of the others is drawn given all pixels before it, with its
-    own noise. If the known pixels come first in raster order this is the model's conditional
-    distribution; else later known pixels do not influence earlier ones. Returns (n, C, height,
-    width) in the model's dtype and device; what is drawn is unclamped for a continuous likelihood,
-    one of the 256 levels for a discretized one.
+    context: (n, C, height, width) for a conditioned model. choices: seed=0, first_index=0,
+    temperature=1.0, label=None, known=None and mask=None, see `Choices`.
+    Returns (n, C, height, width) in the model's dtype and device; pixels that are drawn are
+    unclamped for a continuous likelihood, one of the 256 levels for a discretized one.
 
     Raises ValueError for a count, size, seed or temperature out of range, and for a context or
     known pixels that do not fit. Source: docs/math.md, section 3.
     """
-    pixels = known_pixels(known, mask, n)
-    draw = Draw(
-        n, chosen_seed(seed), first_index, temperature=temperature, known=pixels, label=label
-    )
-    return draw_sequentially(model, draw, (height, width), context)
+    return draw_sequentially(model, Request.make(n, choices), (height, width), context)
 
 
 @torch.no_grad()
 def draw_sequentially(
     model: PixelCNNpp,
-    draw: Draw,
+    request: Request,
     size: tuple[int, int],
     context: Tensor | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Sample a draw as `sequential_sample` does. progress: called after each row."""
+    """Draw a request as `sequential_sample` does. progress: called after each row."""
     check_size(size)
     height, width = size
-    check_memory((draw.count, model.config.image_channels, *size))
-    x = model.head.bias.new_zeros(draw.count, model.config.image_channels, height, width)
-    mask = torch.zeros_like(x[:, :1], dtype=torch.bool)
-    if draw.known is not None:
-        x, mask = draw.known.keep(x), draw.known.mask[:, None]
+    x, mask = first_images(model, request, size)
     complete = mask.all(0)[0].tolist()
-    uniforms = pixel_uniforms(model, draw, size)
+    uniforms = pixel_uniforms(model, request, size)
     model = in_evaluation(model)
-    encoded = model.encode_context(x, context, label_of(model, draw))
+    label = request.labels(model.config.condition_size, x.device)
+    encoded = model.encode_context(x, context, label)
     for r in range(height):
         # Rows below r cannot matter; what remains must stay a multiple of 4.
         rows = r // 4 * 4 + 4
@@ -89,7 +76,7 @@ def draw_sequentially(
                 params[here],
                 uniforms[here],
                 x.shape[1],
-                temperature=draw.temperature,
+                temperature=request.temperature,
                 **model.config.mixture,
             )
             x[here] = torch.where(mask[here], x[here], drawn)
@@ -98,16 +85,33 @@ def draw_sequentially(
     return x
 
 
-def pixel_uniforms(model: PixelCNNpp, draw: Draw, size: tuple[int, int]) -> Tensor:
-    """The noise of a draw: (count, 4, H, W) in the model's dtype and device."""
+def first_images(
+    model: PixelCNNpp, request: Request, size: tuple[int, int], start: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Images (count, C, H, W) to begin from, and the mask (count, 1, H, W) of their known pixels.
+
+    Pixels that are not known are those of `start`, by default 0.
+    """
+    shape = (request.count, model.config.image_channels, *size)
+    check_memory(shape)
+    if start is not None and tuple(start.shape) != shape:
+        raise ValueError(f"start must have shape {shape}, got {tuple(start.shape)}")
+    like = model.head.bias
+    x = like.new_zeros(shape) if start is None else start.detach().to(like).clone()
+    if request.known is None:
+        return x, torch.zeros_like(x[:, :1], dtype=torch.bool)
+    return request.known.keep(x), request.known.mask[:, None]
+
+
+def pixel_uniforms(model: PixelCNNpp, request: Request, size: tuple[int, int]) -> Tensor:
+    """The noise of a request: (count, 4, H, W) in the model's dtype and device."""
     parameter = model.head.bias
-    stream = Stream.SAMPLE if model.config.conditioning == "none" else Stream.SAMPLE_CONDITIONED
     words = image_words(
-        draw.count,
+        request.count,
         size[0] * size[1],
-        seed=draw.seed,
-        first_index=draw.first_index,
-        stream=stream,
+        seed=request.seed,
+        first_index=request.first_index,
+        stream=Stream.SAMPLE if model.config.conditioning == "none" else Stream.SAMPLE_CONDITIONED,
         device=parameter.device,
     )
     return to_uniform(words).to(parameter.dtype).view(-1, *size, 4).permute(0, 3, 1, 2)
@@ -130,11 +134,3 @@ def select_context(encoded: Encoded, rows: int, images: Tensor | None = None) ->
         u, ul = (e[:, :, :rows] if images is None else e[images, :, :rows] for e in streams)
         streams = u, ul
     return Encoded(stacked, streams, vector)
-
-
-def label_of(model: PixelCNNpp, draw: Draw) -> Tensor | None:
-    """The labels of a draw where `model` is, None for a model without classes.
-
-    Raises ValueError for labels that are missing or not among its classes.
-    """
-    return draw.labels(model.config.condition_size, model.head.bias.device)

@@ -9,8 +9,8 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from .log import NonFiniteLoss
 from .loop import TrainResult, train
-from .readings import NonFiniteLoss
 
 __all__ = ["NonFiniteLoss", "TrainResult", "train"]
 

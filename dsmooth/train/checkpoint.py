@@ -1,4 +1,7 @@
-"""The checkpoints of a run: the two newest are kept, each with its settings and a digest."""
+"""Checkpoints of a run, going on from one, and the weights that a new run begins with.
+
+The two newest checkpoints are kept, each with its settings and a digest.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,24 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from ..config import TrainConfig, flatten
+from ..config import Role, SmoothingKind, TrainConfig, flatten
 from ..files import read_tensors, write_tensors
+from ..nn import PixelCNNpp
+from ..pretrained import resolve
 from ..runs import RunFolder
-from .state import TrainState
+from .step import TrainState
 
-# May change: how a step runs, and the length of a run, as `resume.with_length` says.
-_MOVABLE = ("graph", "keep_gates", "images", "evaluations", "schedule_from")
+# How a step runs may change at any time.
+FREE = ("graph",)
+# The length of a run may change as `with_length` says.
+LENGTH = ("images", "evaluations", "schedule_from")
 
 
 def save_checkpoint(run: RunFolder, state: TrainState) -> None:
@@ -32,8 +40,9 @@ def save_checkpoint(run: RunFolder, state: TrainState) -> None:
         "images_seen": str(state.images_seen),
         "steps": str(state.steps),
         "settings": json.dumps(asdict(state.config)),
-        "sha256": digest(tensors),
+        "data": state.train_set.digest,
     }
+    metadata["sha256"] = digest(tensors, metadata)
     write_tensors(run.new_checkpoint, tensors, metadata)
     if run.checkpoint.exists():
         os.replace(run.checkpoint, run.earlier_checkpoint)
@@ -76,9 +85,9 @@ def stored_progress(run: RunFolder) -> tuple[int, int | None]:
     return seen, run.read_config()[0].images
 
 
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of tensors with their names and shapes, whatever their memory order."""
-    sha = hashlib.sha256()
+def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """SHA-256 of metadata and of tensors with names and shapes, whatever their memory order."""
+    sha = hashlib.sha256(json.dumps(sorted(metadata.items())).encode() if metadata else b"")
     for name, tensor in sorted(tensors.items()):
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         sha.update(tensor.detach().cpu().contiguous().numpy().data)
@@ -91,12 +100,14 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         tensors, metadata = read_tensors(path)
     except ValueError as error:
         raise DamagedCheckpoint(str(error)) from None
+    # Version 0.1 had no "data", and its digest was of the tensors alone; before it there was none.
+    rest = {k: v for k, v in metadata.items() if k != "sha256"} if "data" in metadata else {}
+    stated = metadata.get("sha256", "" if rest else digest(tensors, {}))
+    if stated != digest(tensors, rest):
+        raise DamagedCheckpoint(f"{path} is damaged: it does not have the digest that it states")
     counts = (metadata.get(name, "") for name in ("images_seen", "steps"))
     if not all(re.fullmatch("[0-9]{1,18}", count) for count in counts):
-        raise ValueError(f"{path} is not a training checkpoint")
-    # Checkpoints of earlier versions have no digest.
-    if metadata.get("sha256", digest(tensors)) != digest(tensors):
-        raise DamagedCheckpoint(f"{path} is damaged: its tensors do not have the digest it states")
+        raise DamagedCheckpoint(f"{path} is not a training checkpoint")
     return tensors, metadata
 
 
@@ -104,6 +115,11 @@ def _restore(path: Path, state: TrainState, force: bool) -> None:
     tensors, metadata = _read(path)
     if "settings" in metadata and not force:
         _check_settings(path, _settings(path, metadata["settings"]), state.config)
+    if metadata.get("data", state.train_set.digest) != state.train_set.digest and not force:
+        raise ValueError(
+            f"{path} was trained on other images than the {len(state.train_set):,} of "
+            f"{state.train_set.source}; --force goes on with these"
+        )
     state.restore(
         tensors,
         images_seen=int(metadata["images_seen"]),
@@ -124,8 +140,127 @@ def _check_settings(path: Path, stored: TrainConfig, config: TrainConfig) -> Non
     """Raise ValueError if a checkpoint was made with other settings than those of its folder."""
     mine, theirs = flatten(asdict(config)), flatten(asdict(stored))
     for name, value in mine.items():
-        if value != theirs[name] and name not in _MOVABLE:
+        if value != theirs[name] and name not in (*FREE, "keep_gates", *LENGTH):
             raise ValueError(
                 f"{path} is a checkpoint of another run: its {name} is {theirs[name]}, that of "
                 f"the folder's settings {value}"
             )
+
+
+def merge_with_run(config: TrainConfig, run: RunFolder, *, force: bool = False) -> TrainConfig:
+    """The settings to go on with: those of the run that is there, and a changed length.
+
+    force: take other settings of `config` too, from here on.
+    Raises FileNotFoundError without a checkpoint; ValueError, naming the setting, for one that
+    differs without `force`, or that cannot change in a run.
+    """
+    stored, _ = run.read_config()
+    if not run.can_resume():
+        raise FileNotFoundError(f"{run.path} holds no checkpoint to resume from")
+    if config.images is not None and config.images <= stored.schedule_from:
+        raise ValueError(
+            f"images must be more than {stored.schedule_from:,}, to which {run.path} was prolonged"
+        )
+    config = replace(config, schedule_from=stored.schedule_from)
+    if config.images is None:  # a budget has become a number of images
+        config = replace(
+            config, images=stored.images, budget=stored.budget, evaluations=stored.evaluations
+        )
+    if config.precision == "auto":
+        config = replace(config, precision=stored.precision)
+    if config.keep_gates == "auto":
+        config = replace(config, keep_gates=stored.keep_gates)
+    if config.model.n_classes == "auto":
+        model = replace(config.model, n_classes=stored.model.n_classes)
+        config = replace(config, model=model)
+    mine, theirs = flatten(asdict(config)), flatten(asdict(stored))
+    different = [name for name in mine if mine[name] != theirs[name] and name not in FREE + LENGTH]
+    for name in different:
+        change = f"{run.path} holds another run: its {name} is {theirs[name]}, not {mine[name]}"
+        if not can_change(name, theirs, mine):
+            raise ValueError(
+                f"{change}; a new run can begin with its weights, by --init {run.path}"
+            )
+        if not force:
+            raise ValueError(f"{change}; --force goes on with that from here")
+    return with_length(config, run, force=force)
+
+
+def can_change(name: str, before: dict[str, Any], after: dict[str, Any]) -> bool:
+    """Whether a setting can change in a run: its network, its average and its task stay."""
+    if name == "ema":
+        return bool(before[name]) == bool(after[name])
+    if name.startswith("model."):
+        return name == "model.dropout"
+    return name not in ("role", "init", "optimizer")
+
+
+def with_length(config: TrainConfig, run: RunFolder, *, force: bool) -> TrainConfig:
+    """`config`, its schedule fitted to a number of images that differs from the run's.
+
+    An exponential schedule and the constant part of a cooldown do not depend on the number, where
+    Muon's angle does not either: the run goes on as one of this length. A finished run of another
+    kind begins its schedule again, over the images that are added. Raises ValueError in between,
+    unless `force`d.
+    """
+    seen, before = stored_progress(run)
+    images = config.images
+    if images is None or before is None or images == before:
+        return config
+    if images < seen:
+        raise ValueError(f"images must be at least {seen:,}, which {run.path} has seen")
+    angle_follows = config.optimizer == "muon" and config.kernel_rate is None
+    if config.schedule == "exponential" and not angle_follows:
+        return config
+    latest = None
+    if config.schedule == "cooldown" and not angle_follows:
+        begun = config.schedule_from
+        latest = begun + (1 - config.cooldown) * (min(images, before) - begun)
+        if seen <= latest:
+            return config
+    if seen >= before:
+        return replace(config, schedule_from=seen)
+    if force:
+        return config
+    until = f", or until {latest:,.0f} images, where the learning rate falls" if latest else ""
+    raise ValueError(
+        f"images can be {images:,} instead of {before:,} once the run has finished{until}; "
+        f"{run.path} has seen {seen:,}; --force bends its schedule here"
+    )
+
+
+def changes(before: TrainConfig, after: TrainConfig, seen: int) -> Iterator[str]:
+    """Sentences for the log on the settings that change in a run after so many images."""
+    old, new = flatten(asdict(before)), flatten(asdict(after))
+    if old["schedule_from"] != new["schedule_from"]:
+        yield f"prolonged from {seen:,} to {new['images']:,} images, its schedule begun again"
+    for name in new:
+        if old[name] != new[name] and name not in FREE + LENGTH:
+            yield f"{name} {old[name]} up to {seen:,} images, {new[name]} from then on"
+
+
+def load_initial(config: TrainConfig) -> PixelCNNpp:
+    """The network of `config.role` in the run or pair `config.init`, whose shape is `config`'s.
+
+    Raises FileNotFoundError or ValueError, naming `config.init`, where there is none.
+    """
+    network, _, _ = read_initial(str(config.init), config.role)
+    return network
+
+
+def read_initial(source: str, role: Role) -> tuple[PixelCNNpp, SmoothingKind, float]:
+    """The network of a role in a run, a saved pair or a folder with runs of a pair, on the CPU.
+
+    Also the kind and scale of the smoothing that it was trained with.
+    Raises FileNotFoundError or ValueError, naming `source`, where there is none.
+    """
+    found = resolve(source)
+    run = found[0].run
+    if role == "plain" and len(found) == 2 and run is not None:
+        found = resolve(run.path.with_name("plain"))
+    network = next((one for one in found if one.role == role), None)
+    if network is None and len(found) == 2:
+        raise ValueError(f"{source} is a pair, which has no plain model to begin with")
+    if network is None:
+        raise ValueError(f"{source} is the run of a {found[0].role} model, not of a {role} one")
+    return network.load(), network.smoothing, network.scale

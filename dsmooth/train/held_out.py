@@ -13,8 +13,7 @@ from ..data import ImageDataset
 from ..distributed import dealt
 from ..nn.levels import at_level
 from ..sampling import sample_images
-from .state import TrainState
-from .step import make_inputs
+from .step import TrainState, make_inputs
 
 # Evaluation noise never repeats a training draw: training uses repeat 0.
 EVALUATION_REPEAT = 1

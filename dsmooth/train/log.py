@@ -1,20 +1,80 @@
-"""Reports of a training run: its log for programs, a progress bar or plain lines for people."""
+"""The log of a training run, for programs and for people: losses, scores, notes, progress."""
 
 from __future__ import annotations
 
 import json
+import math
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from ..config import TrainConfig
+from ..config import Role, TrainConfig
+from ..data import ImageDataset
+from ..distributed import exchange, rank_and_size
+from ..files import open_to_write
+from ..nn import PixelCNNpp
 from ..pictures import save_grid
 from ..progress import LINE_SECONDS, clock, make_bar
 from ..runs import RunFolder
-from .readings import Reading
+
+# The latest that a loss that is not finite is found: after so many more steps.
+READ_STEPS = 50
+
+
+class NonFiniteLoss(ArithmeticError):
+    """The loss became infinite or NaN."""
+
+
+class Reading(NamedTuple):
+    """One step: its number, its loss in bits/dim, its gradient's norm before clipping, its rate."""
+
+    step: int
+    loss: float
+    gradient_norm: float
+    learning_rate: float
+
+    def is_finite(self) -> bool:
+        """Whether the step may count."""
+        return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
+
+
+class Readings:
+    """The last READ_STEPS steps, on `device`. Step n has row n % READ_STEPS."""
+
+    def __init__(self, device: torch.device) -> None:
+        on_cuda = device.type == "cuda"
+        self.rows = torch.zeros(READ_STEPS, 3, dtype=torch.float64, device=device)
+        self.copy = torch.zeros(READ_STEPS, 3, dtype=torch.float64, pin_memory=on_cuda)
+
+    def write(self, step: Tensor, loss: Tensor, norm: Tensor, rate: Tensor) -> None:
+        """Note a step; all without dimensions, on the device, and nothing waits for them."""
+        row = torch.stack([loss.double(), norm.double(), rate.double()])
+        self.rows.index_copy_(0, (step % READ_STEPS).view(1), row.view(1, 3))
+
+    def read(self, first: int, end: int) -> list[Reading]:
+        """Steps first .. end - 1, at most the last READ_STEPS, once the device has made them.
+
+        All processes call this together.
+        """
+        self.copy.copy_(self.rows, non_blocking=True)
+        if self.rows.is_cuda:
+            torch.cuda.current_stream(self.rows.device).synchronize()
+        size = rank_and_size()[1]
+        if size > 1:  # the loss is that of a share; the norm and the rate are the batch's
+            losses = self.copy[:, 0].contiguous()
+            with exchange():
+                dist.all_reduce(losses)
+            self.copy[:, 0] = losses / size
+        rows = self.copy.tolist()
+        steps = range(max(first, end - READ_STEPS), end)
+        return [Reading(step, *rows[step % READ_STEPS]) for step in steps]
+
 
 RECORD_SECONDS = 1.0
 EARLY_IMAGES = 10_000  # samples may diverge before so many, whatever the settings
@@ -46,7 +106,7 @@ class RunLog:
         self.first_image = images_seen
         self.losses: list[float] = []
         self.recorded = self.printed = self.started
-        self.file = open(folder.log, "a", buffering=1)  # noqa: SIM115 - closed in __exit__
+        self.file = os.fdopen(open_to_write(folder.log, os.O_APPEND), "a", buffering=1)
         if not folder.log_ends_whole():
             self.file.write("\n")  # a line was cut by a crash
         self.bar = make_bar(config.role, self.total, images_seen)
@@ -157,3 +217,46 @@ def make_writer(folder: Path) -> Any:
             "--tensorboard needs the extra: pip install 'dsmooth[tensorboard]'"
         ) from None
     return SummaryWriter(str(folder))
+
+
+def opening(
+    config: TrainConfig,
+    train_set: ImageDataset,
+    test_set: ImageDataset,
+    model: PixelCNNpp,
+    device: torch.device,
+) -> Iterator[str]:
+    """Lines that say what is trained on what, where, and in which precision."""
+    height, width = train_set.image_size
+    kind = "grey" if train_set.image_channels == 1 else "RGB"
+    yield (
+        f"{train_set.name}: {len(train_set):,} images to train on and {len(test_set):,} held out, "
+        f"{kind}, {height} x {width}; from {train_set.source}"
+    )
+    count = torch.get_num_threads()
+    threads = f" ({count} thread{'s' * (count > 1)})" if device.type == "cpu" else ""
+    number = sum(parameter.numel() for parameter in model.parameters())
+    if config.model.n_classes:
+        yield f"{config.model.n_classes} classes, by the labels of the images"
+    if config.model.noise_levels:
+        yield f"noise of {', '.join(map(str, config.model.noise_levels))}, drawn for each image"
+    yield f"{number:,} parameters; {device}{threads}, {config.precision}"
+
+
+def closing(config: TrainConfig, run: RunFolder) -> Iterator[str]:
+    """Lines that say what was written, and what can be done next."""
+    pictures = len(run.grids())
+    size = run.weights.stat().st_size / 1e6
+    beside = f" and {pictures} picture{'s' * (pictures > 1)} beside it" if pictures else ""
+    yield f"wrote {run.weights} ({size:.1f} MB){beside}"
+    yield f"next: {next_step(config.role, run.path, bool(config.model.n_classes))}"
+
+
+def next_step(role: Role, path: Path, classes: bool = False) -> str:
+    """A command that goes on from a finished run, whose model may have classes."""
+    label = " --label each" if classes else ""
+    if role == "noisy":
+        return f"train its denoiser, then dsmooth sample {path} DENOISER{label}"
+    if role == "denoiser":
+        return f"dsmooth sample NOISY {path}{label}, with the folder of its noisy model"
+    return f"dsmooth sample {path}{label}, or dsmooth evaluate bpd {path}"

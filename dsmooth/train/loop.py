@@ -13,21 +13,23 @@ import torch
 
 from ..config import TrainConfig
 from ..data import ImageDataset, load_dataset
-from ..data.own import OWN, OwnData, split_own
+from ..data.arrays import OWN, OwnData, split_own
 from ..distributed import agree, as_rank_0_has_it, meet, process_group, rank_and_size
 from ..files import lock_folder, save_weights
 from ..machine import choose_device, default_device, use_threads
 from ..runs import RunFolder, default_folder
-from .checkpoint import load_checkpoint, save_checkpoint
-from .gates import resolve_keep_gates
+from .checkpoint import (
+    changes,
+    load_checkpoint,
+    load_initial,
+    merge_with_run,
+    save_checkpoint,
+)
+from .device import resolve_keep_gates, resolve_precision
 from .held_out import evaluate, loss_name, sample_grid
-from .initial import load_initial
-from .log import RunLog
+from .log import READ_STEPS, RECORD_SECONDS, RunLog, closing, opening
 from .ranks import is_restarted
-from .resume import changes, merge_with_run
-from .state import TrainState, resolve_precision
-from .watch import Watch
-from .words import closing, opening
+from .step import TrainState
 
 
 @dataclass
@@ -191,6 +193,44 @@ def _loop(
         log.finished(state.images_seen)
     meet()  # the others leave when all is written
     return TrainResult(state.images_seen, bits)
+
+
+class Watch:
+    """About once a second, at the latest after READ_STEPS steps; several processes at one step.
+
+    stop: returns the number of a signal that asks to end early, or None.
+    """
+
+    def __init__(self, config: TrainConfig, steps: int, stop: Callable[[], int | None]) -> None:
+        self.stop = stop
+        self.checkpoint_seconds = 60 * config.checkpoint_minutes
+        self.rank, self.size = rank_and_size()
+        self.looked = self.saved = time.monotonic()
+        self.steps, self.next = steps, steps + 1
+
+    def is_due(self, steps: int) -> bool:
+        """Whether to look after so many steps. Processes have agreed on that at the last look."""
+        if self.size > 1:
+            return steps >= self.next
+        now = time.monotonic()
+        late = now - self.looked > RECORD_SECONDS or now - self.saved > self.checkpoint_seconds
+        return late or steps - self.steps >= READ_STEPS or self.stop() is not None
+
+    def look(self, steps: int) -> tuple[int | None, bool]:
+        """The signal that some process has got, and whether rank 0 finds a checkpoint due."""
+        now = time.monotonic()
+        due = now - self.saved > self.checkpoint_seconds
+        seconds = min(RECORD_SECONDS, self.checkpoint_seconds)
+        made = seconds * (steps - self.steps) / max(now - self.looked, 1e-9)
+        pace = max(1, min(READ_STEPS, int(made)))
+        mine = (int(due), pace) if self.rank == 0 else (0, 0)
+        signal, due_there, pace = agree(self.stop() or 0, *mine)
+        self.looked, self.steps, self.next = now, steps, steps + pace
+        return signal or None, bool(due_there)
+
+    def has_saved(self) -> None:
+        """A checkpoint was written."""
+        self.saved = time.monotonic()
 
 
 def _score(state: TrainState, test_set: ImageDataset, run: RunFolder, log: RunLog | None) -> float:

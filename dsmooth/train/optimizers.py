@@ -1,4 +1,4 @@
-"""Optimisers of a run: Adam for all parameters, or Muon for the kernels and Adam for the rest.
+"""Optimisers of a run, Adam alone or Muon for the kernels beside it, and the average of weights.
 
 Under weight norm, w = g v / ||v||, a kernel v has a direction and no length. Muon (Jordan et al.,
 2024) turns all filters of a kernel by one angle, whatever the size of their gradient.
@@ -6,15 +6,19 @@ Under weight norm, w = g v / ||v||, a kernel v has a direction and no length. Mu
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from itertools import chain
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..config import TrainConfig
 from ..nn.layers import WeightNormConv
+
+Model = TypeVar("Model", bound=nn.Module)
 
 MOMENTUM = 0.9
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -62,7 +66,7 @@ class Muon:
 
     A step adds to each filter a vector whose length is the angle, root mean square over the filters
     of a kernel. Kernels of one shape are computed together. Nothing is read back, and all shapes
-    are fixed, so that a step can be recorded as a CUDA graph.
+    are fixed, so that a step can be recorded as a CUDA graph. The filters get length 1 at once.
     """
 
     def __init__(self, convs: Mapping[str, WeightNormConv], momentum: float = MOMENTUM) -> None:
@@ -76,6 +80,10 @@ class Muon:
             torch.zeros(len(names), *shape, device=members[0].weight_v.device)
             for shape, (members, names) in zip(groups, self.groups, strict=True)
         ]
+        with torch.no_grad():
+            for conv in convs.values():
+                rows = filters(conv.weight_v, conv.transposed)
+                rows /= torch.linalg.vector_norm(rows, dim=(1, 2, 3), keepdim=True)
 
     @torch.no_grad()
     def step(self, angle: Tensor) -> None:
@@ -113,7 +121,7 @@ def _stack(tensors: Sequence[Tensor], convs: Sequence[WeightNormConv]) -> Tensor
 
 
 class Optimizer:
-    """What `config.optimizer` names, for all parameters of a model."""
+    """The optimiser that `config.optimizer` names, for all parameters of a model."""
 
     def __init__(self, model: nn.Module, config: TrainConfig, device: torch.device) -> None:
         kernels: dict[str, WeightNormConv] = {}
@@ -159,11 +167,12 @@ class Optimizer:
 
         Raises ValueError, naming `source`, for the state of another optimiser.
         """
-        expected = {f"adam.{m}.{n}": p for n, p in self.parameters.items() for m in ADAM_MOMENTS}
         averages = self.muon.moments() if self.muon else {}
-        expected |= {f"muon.{name}": average for name, average in averages.items()}
-        shapes = {name: tensor.shape for name, tensor in tensors.items()}
-        if shapes != {name: tensor.shape for name, tensor in expected.items()}:
+        expected = {
+            f"adam.{m}.{n}": p.shape for n, p in self.parameters.items() for m in ADAM_MOMENTS
+        }
+        expected |= {f"muon.{name}": average.shape for name, average in averages.items()}
+        if {name: tensor.shape for name, tensor in tensors.items()} != expected:
             raise ValueError(f"{source} holds the state of another optimiser")
         for name, average in averages.items():
             average.copy_(tensors[f"muon.{name}"])
@@ -175,3 +184,37 @@ class Optimizer:
                 for key in ADAM_MOMENTS
             } | {"step": torch.tensor(float(steps))}
         self.adam.load_state_dict(description)
+
+
+class EMA(Generic[Model]):
+    """A second copy of a model that follows its weights with decay min(0.9995, (1+n)/(10+n)).
+
+    n counts updates from 0, on the device of the weights. Start it after the data-dependent init;
+    evaluate and sample with `model`, which is in evaluation mode and takes no gradient.
+    """
+
+    def __init__(self, model: Model, max_decay: float = 0.9995) -> None:
+        self.model: Model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.average: list[Tensor] = list(self.model.parameters())
+        self.max_decay = max_decay
+        device = self.average[0].device
+        self.n_updates = torch.zeros((), dtype=torch.int64, device=device)
+
+    def decay(self) -> Tensor:
+        """The decay that the next update uses: float64, no dimensions."""
+        n = self.n_updates.double()
+        return ((1 + n) / (10 + n)).clamp(max=self.max_decay)
+
+    @torch.no_grad()
+    def update(self, model: Model) -> None:
+        """Move the average towards the weights of `model`."""
+        average = self.average
+        current: list[Tensor] = list(model.parameters())
+        weight = (1 - self.decay()).to(average[0].dtype)
+        if weight.is_cuda:  # all tensors in one launch, which a lerp with such a weight is not
+            difference = torch._foreach_sub(current, average)
+            torch._foreach_mul_(difference, weight)
+            torch._foreach_add_(average, difference)
+        else:
+            torch._foreach_lerp_(average, current, [weight] * len(average))
+        self.n_updates += 1

@@ -1,28 +1,40 @@
-"""One update as a function of tensors on the device: nothing is read back, nothing is sent.
+"""One update of a training run, and what it changes: the model, its average, its optimiser.
 
-The position in the stream of images, from which the batch, the noise, the dropout and the learning
-rate follow, is a tensor too, and a step moves it on. So steps need no word from the host, and can
-be replayed as a CUDA graph.
+A step is a function of (config, images seen): the order of images, the noise and the dropout all
+derive from these two. So a resumed run is the run that was never interrupted. The position in the
+stream of images is a tensor on the device, which a step moves on: nothing is read back, nothing is
+sent, and a step can be replayed as a CUDA graph.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..config import TrainConfig
+from ..data import ImageDataset, to_float
+from ..data.order import OrderOnDevice, flips
+from ..distributed import shared_work
+from ..files import load_state
+from ..nn import PixelCNNpp
 from ..philox import Stream, image_words
 from ..smoothing import GaussianSmoothing, make_smoothing
-
+from .device import ReplayedStep, compile_gated_resnets, set_keep_gates, uses_graph
+from .log import NonFiniteLoss, Reading, Readings
+from .optimizers import EMA, Optimizer
+from .ranks import share_gradients, share_of_batch, without_exchange
 
 KERNEL_RATE = 1.1
+LEAST_STEPS = 100
 
 
 class Inputs(NamedTuple):
-    """What a network is trained on: the target, and what it is given, None for what it has not.
+    """Arguments of a network in training: the target and its conditions, None for absent ones.
 
     target, context: (B, C, H, W). label, level: (B,) int64.
     """
@@ -46,7 +58,7 @@ def make_inputs(
     first_index: int | Tensor,
     repeat: int = 0,
 ) -> Inputs:
-    """What a role is trained on, for clean images x (B, C, H, W) and their labels.
+    """The inputs of a role's network, for clean images x (B, C, H, W) and their labels.
 
     The noise of row b, and its level, are functions of (config.seed, first_index + b, repeat).
     """
@@ -101,7 +113,7 @@ def kernel_rate(config: TrainConfig) -> float:
     if config.images is None:
         raise ValueError("images is not fixed yet")
     steps = (config.images - config.schedule_from) / config.batch_size
-    return KERNEL_RATE * max(1.0, steps) ** -0.5
+    return KERNEL_RATE * max(LEAST_STEPS, steps) ** -0.5
 
 
 def scheduled(peak: float, config: TrainConfig, images_seen: Tensor, steps: Tensor) -> Tensor:
@@ -117,3 +129,192 @@ def scheduled(peak: float, config: TrainConfig, images_seen: Tensor, steps: Tens
     if config.schedule == "cooldown":
         return rate * ((1 - done) / config.cooldown).clamp(max=1)
     return rate * 0.5 * (1 + torch.cos(math.pi * done))
+
+
+class TrainState:
+    """The model, its average and its optimiser, as after `images_seen` training images.
+
+    On `device` there are also the bytes of the training images, and the position in their stream.
+    initial: a network whose weights it begins with, instead of random ones.
+    Raises ValueError for settings that the device cannot follow, for data without the labels that a
+    model with classes needs, and for an initial network of another shape.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        train_set: ImageDataset,
+        device: torch.device,
+        initial: PixelCNNpp | None = None,
+    ) -> None:
+        self.config = config
+        self.train_set = train_set
+        self.device = device
+        self.images_seen = self.steps = self.steps_read = 0
+        self.autocast = torch.autocast(
+            device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
+        )
+        self.images = train_set.images.to(device)
+        self.labels = train_set.labels_for(config.model.condition_size)
+        if self.labels is not None:
+            self.labels = self.labels.to(device)
+        self.first_row, self.rows = share_of_batch(config)
+        self.order = OrderOnDevice(len(train_set), config.batch_size, config.seed, device)
+        # `images_seen` and `steps` where a step can use them.
+        self.position = torch.zeros((), dtype=torch.int64, device=device)
+        self.counter = torch.zeros((), dtype=torch.int64, device=device)
+        self.readings = Readings(device)
+        on_graph = uses_graph(config, device)
+        self._run: Callable[[], None] = (
+            ReplayedStep(self._update, device) if on_graph else self._update
+        )
+
+        torch.manual_seed(config.seed)
+        self.model = PixelCNNpp(config.model).to(device).to(memory_format=torch.channels_last)
+        set_keep_gates(self.model, config.keep_gates == "on")
+        if initial is not None:
+            load_state(self.model, initial.state_dict(), str(config.init))
+        elif config.data_init:
+            self.model.initialize(*self.inputs(0))
+        self.parameters = list(self.model.parameters())
+        self.optimizer = Optimizer(self.model, config, device)
+        self.ema = EMA(self.model, config.ema) if config.ema else None
+        if config.compile:
+            compile_gated_resnets(self.model)
+        self.network = share_gradients(self.model, config, device)
+        self.without_exchange = without_exchange(self.network)
+
+    @property
+    def averaged(self) -> PixelCNNpp:
+        """The weights to evaluate and sample with."""
+        return self.ema.model if self.ema else self.model
+
+    @property
+    def total_images(self) -> int:
+        """The images after which the run ends."""
+        if self.config.images is None:
+            raise ValueError("images is not fixed yet")
+        return self.config.images
+
+    def inputs(self, first: int) -> Inputs:
+        """The whole batch at stream position `first`."""
+        self.order.prepare(first)
+        return self._inputs_at(torch.tensor(first, device=self.device), self.config.batch_size)
+
+    def step(self) -> None:
+        """One update, by all processes. It may still run when this returns; `read` waits for it.
+
+        Raises ProcessLost if another process is gone.
+        """
+        self.order.prepare(self.images_seen)
+        with shared_work():
+            self._run()
+        self.steps += 1
+        self.images_seen += self.config.batch_size
+
+    def read(self) -> list[Reading]:
+        """The steps since the last call, at most READ_STEPS, once the device has made them.
+
+        Raises NonFiniteLoss, naming step and seed, if a loss or a gradient is infinite or NaN. The
+        weights are then lost. So this comes before everything that keeps them. All processes call
+        it together.
+        """
+        readings = self.readings.read(self.steps_read, self.steps)
+        self.steps_read = self.steps
+        for reading in readings:
+            if not reading.is_finite():
+                images = self.images_seen - (self.steps - reading.step) * self.config.batch_size
+                raise NonFiniteLoss(
+                    f"the loss is {reading.loss} and its gradient's norm {reading.gradient_norm} "
+                    f"at step {reading.step} ({images:,} images) with seed {self.config.seed}; "
+                    "lower learning_rate, or resume from the last checkpoint with another setting"
+                )
+        return readings
+
+    def _inputs_at(self, first: Tensor, count: int) -> Inputs:
+        """The inputs of stream positions first .. first + count - 1."""
+        indices = self.order.indices(first, count)
+        label = None if self.labels is None else self.labels[indices]
+        x = to_float(self.images[indices])
+        if self.config.flip:
+            coins = flips(first, count, seed=self.config.seed, device=self.device)
+            x = torch.where(coins.view(-1, 1, 1, 1), x.flip(3), x)
+        return make_inputs(x, self.config, label, first_index=first)
+
+    def _update(self) -> None:
+        """One update, from tensors on the device to tensors on the device."""
+        config = self.config
+        rate = scheduled(config.learning_rate, config, self.position, self.counter)
+        angle = scheduled(kernel_rate(config), config, self.position, self.counter)
+        seed = dropout_seed(config, self.position) if config.model.dropout else None
+        inputs = self._inputs_at(self.position + self.first_row, self.rows)
+        if not self.model.training:  # a walk through all modules
+            self.model.train()
+        for parameter in self.parameters:
+            parameter.grad = None
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        size = self.rows // config.accumulate
+        for first in range(0, self.rows, size):
+            rows = slice(first, first + size)
+            last = first + size == self.rows
+            with contextlib.nullcontext() if last else self.without_exchange():
+                with self.autocast:
+                    part = inputs.rows(rows)
+                    params = self.network(*part, seed=seed, first_image=self.first_row + first)
+                    log_p = self.model.log_prob_given(part.target, params)
+                part_loss = -log_p.sum() / (math.log(2) * inputs.target.numel())
+                part_loss.backward()
+            loss += part_loss.detach()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.clip_norm or math.inf)
+        self.optimizer.step(rate, angle)
+        if self.ema:
+            self.ema.update(self.model)
+        self.readings.write(self.counter, loss, norm, rate)
+        self.counter += 1
+        self.position += config.batch_size
+
+    def check_finite(self) -> None:
+        """Raise NonFiniteLoss if a weight or an average is infinite or NaN."""
+        tensors = self.tensors()
+        finite = torch.stack([tensor.isfinite().all() for tensor in tensors.values()]).tolist()
+        for name, is_finite in zip(tensors, finite, strict=True):
+            if not is_finite:
+                raise NonFiniteLoss(
+                    f"{name} is not finite after step {self.steps} ({self.images_seen:,} images) "
+                    f"with seed {self.config.seed}; what was saved before is kept"
+                )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors that a resumed run needs, by name."""
+        tensors: dict[str, Tensor] = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        if self.ema:
+            tensors |= {f"ema.{k}": v for k, v in self.ema.model.state_dict().items()}
+        return tensors | self.optimizer.tensors()
+
+    def restore(
+        self,
+        tensors: Mapping[str, Tensor],
+        *,
+        images_seen: int,
+        steps: int,
+        source: str,
+    ) -> None:
+        """Continue from what `tensors` gave. Raises ValueError, naming `source`, for others."""
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}}
+        moments: dict[str, Tensor] = {}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition(".")
+            if part in parts:
+                parts[part][rest] = tensor
+            else:
+                moments[name] = tensor
+        load_state(self.model, parts["model"], source)
+        self.images_seen = images_seen
+        self.steps = self.steps_read = steps
+        self.position.fill_(images_seen)
+        self.counter.fill_(steps)
+        if self.ema:
+            load_state(self.ema.model, parts["ema"], source)
+            self.ema.n_updates.fill_(steps)
+        if steps:  # the optimiser has no moments before its first step
+            self.optimizer.restore(moments, steps, source)

@@ -74,7 +74,7 @@ def fork_beside_a_sampler(model: PixelCNNpp, expected: list[Tensor]) -> int:
 
 
 class Drawn(IterableDataset[list[Tensor]]):
-    """What `compute` gives, in a worker of a DataLoader."""
+    """Result of `compute`, in a worker of a DataLoader."""
 
     def __init__(self, model: PixelCNNpp) -> None:
         self.model = model

@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MARGIN = 32
 CANARY = 7
 SEED = int(os.environ.get("DSMOOTH_WRONG_CALLS_SEED", "1"))
+PART = int(os.environ.get("DSMOOTH_WRONG_CALLS_PART", "1"))  # one call of so many is made
 CPU_SECONDS = 60  # of a process, whatever else the machine does
 NOTE = "call.txt"  # the call that is being made, in the folder of the process
 DTYPES = [
@@ -63,7 +64,7 @@ class Target:
 
 
 def guarded(tensor: Tensor) -> Tensor:
-    """A copy of a dense tensor, in the same memory order, between canaries."""
+    """Copy of a dense tensor, in the same memory order, between canaries."""
     whole = torch.full((tensor.numel() + 2 * MARGIN,), CANARY, dtype=tensor.dtype)
     inside = whole.as_strided(tensor.shape, tensor.stride(), MARGIN)
     return inside.copy_(tensor)
@@ -225,7 +226,7 @@ def _from_nothing(arguments: Arguments, got: Sequence[Tensor]) -> bool:
 
 
 def settings_of(examples: int) -> settings:
-    """As many examples, which SEED decides."""
+    """Settings of so many examples, which SEED decides."""
     return settings(
         max_examples=examples,
         database=None,
@@ -236,12 +237,12 @@ def settings_of(examples: int) -> settings:
 
 
 def note(words: str) -> None:
-    """Writes down the call that comes now, for whoever finds the process ended."""
+    """Write down the call that comes now, for whoever finds the process ended."""
     Path(NOTE).write_text(words)
 
 
 def run(target: Target, examples: int) -> None:
-    """Makes `examples` wrong calls. Before each its description goes to the file NOTE."""
+    """Make `examples` wrong calls, or a PART of them; the file NOTE describes the next one."""
     count = refused = 0
     plain = target.arguments()
     guards = [value for value in plain.values() if isinstance(value, Tensor)]
@@ -251,7 +252,7 @@ def run(target: Target, examples: int) -> None:
         assert_untouched(guard)
 
     @seed(SEED)
-    @settings_of(examples)
+    @settings_of(examples // PART)
     @given(wrong_calls(target))
     def law(wrong: WrongCall) -> None:
         nonlocal count, refused
@@ -280,11 +281,11 @@ def _is_guarded(tensor: Tensor) -> bool:
     )
 
 
-def run_in_child(name: str, folder: Path, sanitized: Path | None) -> str:
+def run_in_child(name: str, folder: Path, sanitized: Path | None, part: int) -> str:
     """The output of pytest on a file of this folder, in a process of its own in `folder`.
 
-    sanitized: an extension built with AddressSanitizer to use. Raises AssertionError, with the seed
-    and the last call, if that process failed or was ended.
+    sanitized: an extension built with AddressSanitizer to use. part: see PART. Raises
+    AssertionError, with the seed and the last call, if that process failed or was ended.
     """
     command = [
         *(sys.executable, "-m", "pytest", "-q", "-s", "-n0"),
@@ -292,6 +293,7 @@ def run_in_child(name: str, folder: Path, sanitized: Path | None) -> str:
         str(ROOT / "tests" / "faults" / name),
     ]
     env = {k: v for k, v in os.environ.items() if k != "PYTEST_ADDOPTS"}
+    env["DSMOOTH_WRONG_CALLS_PART"] = str(part)
     if sanitized is None:
         env["PYTHONFAULTHANDLER"] = "1"
     else:

@@ -1,8 +1,10 @@
-"""kill_training.py FOLDER REFERENCE: kill copies of the run in REFERENCE, resume them, compare.
+"""kill_training.py FOLDER REFERENCE EVERY: kill copies of the run in REFERENCE, resume, compare.
 
-A copy is trained by a forked process that is killed at the n-th change of a file, n = 1, 2, ..., or
-after a random time; the next process resumes it, or starts it again where the folder says that
-nothing had begun. In the end its weights are those of REFERENCE, bit for bit. Prints the kills.
+A copy is trained by a forked process that is killed at the n-th change of a file, n = 1, 1 + EVERY,
+..., or after a random time; the next process resumes it, or starts it again where the folder says
+that nothing had begun. In the end its weights are those of REFERENCE, bit for bit.
+
+Prints the number of kills.
 """
 
 from __future__ import annotations
@@ -84,11 +86,11 @@ def assert_same(run: RunFolder, reference: RunFolder) -> None:
     assert {file.name for file in run.path.iterdir()} <= known, "something was left over"
 
 
-def main(folder: Path, reference: RunFolder) -> int:
+def main(folder: Path, reference: RunFolder, every: int) -> int:
     kills = 0
-    killed, change = True, 0
+    killed, change = True, 1 - every
     while killed:  # until the run ends before its next change
-        change += 1
+        change += every
         run = RunFolder(folder / f"change-{change}")
 
         def work(run: RunFolder = run, change: int = change) -> None:
@@ -104,7 +106,7 @@ def main(folder: Path, reference: RunFolder) -> int:
     started = time.monotonic()
     in_child(lambda: train_on(RunFolder(folder / "timed"), reference))
     whole = time.monotonic() - started
-    for number in range(RANDOM_RUNS):
+    for number in range(RANDOM_RUNS // every):
         run = RunFolder(folder / f"random-{number}")
         for _ in range(KILLS_PER_RUN):
             kills += in_child(partial(train_on, run, reference), chance.uniform(0, whole))
@@ -115,4 +117,4 @@ def main(folder: Path, reference: RunFolder) -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(main(Path(sys.argv[1]), RunFolder(Path(sys.argv[2]))), "kills")
+    print(main(Path(sys.argv[1]), RunFolder(Path(sys.argv[2])), int(sys.argv[3])), "kills")

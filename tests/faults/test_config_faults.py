@@ -18,7 +18,7 @@ from dsmooth.config import TrainConfig
 from dsmooth.files import save_weights
 from dsmooth.presets import preset
 from dsmooth.runs import RunFolder
-from dsmooth.sampling.draw import Draw
+from dsmooth.sampling.request import How, Request
 from dsmooth.smoothing import GaussianSmoothing
 
 # One of them has the right type for every field.
@@ -41,6 +41,7 @@ def mutants(values: Any) -> Iterator[tuple[str, Any]]:
     yield "extra", {**values, "extra": 1}
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("role", ["noisy", "denoiser", "plain"])
 @pytest.mark.parametrize("name", ["mnist", "mnist-paper"])
 def test_settings_of_a_run(tmp_path: Path, name: str, role: Any) -> None:
@@ -150,13 +151,13 @@ def test_lines_of_a_log(tmp_path: Path) -> None:
 @pytest.mark.parametrize("wrong", [None, "1", math.nan, 0.0, -1.0])
 def test_a_temperature_is_a_positive_number(wrong: Any) -> None:
     with pytest.raises(ValueError, match=r"^temperature must be positive, got "):
-        Draw(4, temperature=wrong)
+        Request(4, temperature=wrong)
 
 
 @pytest.mark.parametrize("name", ["count", "seed", "first_index"])
-def test_a_number_of_a_draw_that_must_be_there(name: str) -> None:
+def test_a_number_of_a_request_that_must_be_there(name: str) -> None:
     with pytest.raises(ValueError, match=f"^{name} must be a whole number, got None"):
-        Draw(**{"count": 4, name: None})
+        Request(**{"count": 4, name: None})
 
 
 @pytest.mark.parametrize("wrong", [None, 1.5, "1"])
@@ -167,9 +168,11 @@ def test_a_seed_of_noise_is_a_whole_number(wrong: Any) -> None:
 
 @pytest.mark.parametrize("name", ["count", "seed", "first_index", "threads", "max_slice"])
 @pytest.mark.parametrize("wrong", [1.0, "1", True, [1], math.nan])
-def test_whole_numbers_of_a_draw(name: str, wrong: Any) -> None:
+def test_whole_numbers_of_a_request(name: str, wrong: Any) -> None:
     with pytest.raises(ValueError, match=f"^{name} must be a whole number, got "):
-        Draw(**{"count": 4, name: wrong})
+        How(**{name: wrong}) if name in ("threads", "max_slice") else Request(
+            **{"count": 4, name: wrong}
+        )
 
 
 @pytest.mark.parametrize("name", ["n_filters", "n_resnet", "n_mix", "context_layers"])

@@ -10,12 +10,7 @@ import torch
 from torch import Tensor
 
 from dsmooth import functional
-from dsmooth.functional import Convolution, shifted_convolutions
-from dsmooth.functional.shifted_conv_triton import (
-    shifted_conv_triton,
-    shifted_conv_triton_backward,
-)
-from dsmooth.functional.taps import padding_of, taps_of, transposed_taps_of
+from dsmooth.functional.taps import padding_of, taps_of
 from tests.faults.harness import Arguments, Target, exact, random_tensor, run
 
 
@@ -94,91 +89,17 @@ def _transposed_arguments(**more: Any) -> Arguments:
     return {**given, "weight": random_tensor(2, 3, 2, 3)}
 
 
-OPERANDS = ("x", "weight", "gain", "bias", "packed", "shift")
-
-
-def _together(given: Arguments) -> list[Tensor]:
-    names = ("x", "weight", "bias", "shift", "gain")
-    convs = [Convolution(**{name: given[name] for name in names})] * 2
-    settings = {name: given[name] for name in ("stride", "transposed", "impl")}
-    return [y.detach() for y in shifted_convolutions(convs, **settings)]
-
-
-def _expected_together(given: Arguments) -> list[Tensor]:
-    x, weight, gain = given["x"], given["weight"], given["gain"]
-    if gain is None:
-        return _expected_of_triton(given) * 2
-    assert x.dtype == torch.promote_types(weight.dtype, gain.dtype)
-    assert given["transposed"] or given["bias"] is None or given["bias"].dtype == x.dtype
-    dims = (0, 2, 3) if given["transposed"] else (1, 2, 3)
-    norm = torch.linalg.vector_norm(exact(weight), dim=dims)
-    assert gain.shape == norm.shape
-    factor = (gain.detach().double() / norm).view(
-        (1, -1, 1, 1) if given["transposed"] else (-1, 1, 1, 1)
-    )
-    bias = None if given["bias"] is None else given["bias"].detach().double()
-    folded = {"x": exact(x), "weight": exact(weight) * factor, "bias": bias}
-    return _expected_of_triton({**given, **folded, "gain": None}) * 2
-
-
-def _of_triton(given: Arguments) -> list[Tensor]:
-    none = (None,) * 12
-    operands = [given.get(name) for name in OPERANDS]
-    settings = given["stride"], given["transposed"]
-    return [shifted_conv_triton(*operands, *none, *settings)[0].detach()]
-
-
-def _expected_of_triton(given: Arguments) -> list[Tensor]:
-    return _transposed(given) if given["transposed"] else _convolution(given)
-
-
-def _backward_of_triton(given: Arguments) -> list[Tensor]:
-    operands = [None if name == "packed" else given[name] for name in OPERANDS]
-    before = given["grad_y"], None, None, given["packed"]
-    none = (None,) * 12
-    settings = given["stride"], given["transposed"], given["need_x"], given["need_parameters"]
-    found = shifted_conv_triton_backward(*before, *operands, *none, *settings)
-    return list(found[:4])
-
-
-def _expected_backward_of_triton(given: Arguments) -> list[Tensor]:
-    if not given["need_x"] and not given["need_parameters"]:
-        return [torch.zeros(0)] * 4
-    assert given["x"].numel() == 0
-    assert given["grad_y"].numel() == 0
-    return [torch.zeros_like(given[name]) for name in ("x", "weight", "gain", "bias")]
-
-
-def _backward_arguments() -> Arguments:
-    given = _convolution_arguments(stride=1, transposed=False, gain=random_tensor(3))
-    more = {"need_x": True, "need_parameters": True}
-    return {"grad_y": random_tensor(2, 3, 4, 6), "packed": random_tensor(2 * 36), **given, **more}
-
-
 # ---- taps -------------------------------------------------------------------------------------
 
 
 def _taps_of(given: Arguments) -> list[Tensor]:
     taps = taps_of(**given)
-    return [torch.tensor([taps.kh, taps.kw, taps.top, taps.left, taps.stride])]
+    return [torch.tensor([taps.kh, taps.kw, taps.top, taps.left])]
 
 
 def _expected_taps(given: Arguments) -> list[Tensor]:
     _, _, kh, kw = given["weight"].shape
-    assert given["stride"] in (1, 2)
-    return [torch.tensor([kh, kw, *_taps(kh, kw, given["shift"]), given["stride"]])]
-
-
-def _transposed_taps_of(given: Arguments) -> list[Tensor]:
-    taps = transposed_taps_of(**given)
-    return [torch.tensor([taps.kh, taps.kw, taps.top, taps.left, taps.stride])]
-
-
-def _expected_transposed_taps(given: Arguments) -> list[Tensor]:
-    _, _, kh, kw = given["weight"].shape
-    assert given["shift"] in ("down", "down_right")
-    left = _taps(kh, kw, given["shift"])[1] if given["shift"] == "down" else 0
-    return [torch.tensor([kh, kw, 0, left, 2])]
+    return [torch.tensor([kh, kw, *_taps(kh, kw, given["shift"])])]
 
 
 def _padding_of(given: Arguments) -> list[Tensor]:
@@ -194,7 +115,6 @@ def _expected_padding(given: Arguments) -> list[Tensor]:
 SIZES = [-1, 0, 2, 5, 2**40, "x"]
 VALUES: dict[str, list[Any]] = {
     "shift": ["down", "down_right", "none", "bogus", "", 3],
-    "transposed": [True, 2, "x"],
     "stride": [-1, 0, 2, 3, 2**40, 1.5, "x"],
     "kh": SIZES,
     "kw": SIZES,
@@ -224,39 +144,11 @@ TARGETS = [
             ("shifted_conv_transpose2d_ref", {}),
         )
     ),
-    *(
-        Target(
-            f"functional.shifted_convolutions, {'with' if gain else 'without'} gains",
-            lambda gain=gain: _convolution_arguments(
-                stride=1, transposed=False, impl="auto", gain=random_tensor(3) if gain else None
-            ),
-            *(_together, _expected_together, VALUES),
-        )
-        for gain in (False, True)
-    ),
-    Target(
-        "torch.ops.dsmooth.shifted_conv_triton",
-        lambda: _convolution_arguments(stride=1, transposed=False, gain=random_tensor(3)),
-        *(_of_triton, _expected_of_triton, VALUES),
-        runs=False,
-    ),
-    Target(
-        "torch.ops.dsmooth.shifted_conv_triton_backward",
-        *(_backward_arguments, _backward_of_triton, _expected_backward_of_triton, VALUES),
-        runs=False,
-    ),
     Target(
         "functional.taps.taps_of",
-        lambda: {"weight": random_tensor(3, 2, 2, 3), "shift": "down", "stride": 1},
+        lambda: {"weight": random_tensor(3, 2, 2, 3), "shift": "down"},
         _taps_of,
         _expected_taps,
-        VALUES,
-    ),
-    Target(
-        "functional.taps.transposed_taps_of",
-        lambda: {"weight": random_tensor(3, 2, 2, 3), "shift": "down"},
-        _transposed_taps_of,
-        _expected_transposed_taps,
         VALUES,
     ),
     Target(

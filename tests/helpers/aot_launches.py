@@ -10,30 +10,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsmooth.kernels import (
-    expand,
-    gated_resnet,
-    matmul,
-    padded,
-    patches,
-    shifted_conv,
-    weight_gradients,
-    weights,
-)
+from dsmooth.kernels import expand, gated_resnet, padded, weights
 from dsmooth.kernels import launch as launching
-from dsmooth.kernels.geometry import BlockWeights, Taps
-from dsmooth.kernels.shifted_conv import Conv
+from dsmooth.kernels.geometry import Taps
+from dsmooth.kernels.operands import Dropout, Operands
 from dsmooth.kernels.tilings import format_of
-from dsmooth.kernels.weights import pack_blocks
 from tests.helpers.sass import divisions, hazards, matrix_loops, narrow_loads, register_operand
 from tests.helpers.triton_tools import Compiled, Launch, record_launches
 
 MATMULS = {
     "hidden_kernel", "gate_kernel", "hidden_gradient_kernel", "input_gradient_kernel",
-    "parameter_gradient_kernel", "linear_kernel", "weight_gradient_kernel",
+    "parameter_gradient_kernel",
 }  # fmt: skip
-PARAMETERS = {"weight_gradient_kernel", "parameter_gradient_kernel"}
-# What a block may use of an SM's 164 KB (8.0) and 228 KB (9.0), 1 KB of each reserved.
+# Bytes that a block may use of an SM's 164 KB (8.0) and 228 KB (9.0), 1 KB of each reserved.
 SHARED = {80: 163 * 1024, 90: 227 * 1024}
 
 KERNELS = {
@@ -44,13 +33,10 @@ KERNELS = {
         "hidden_gradient_kernel",
         "input_gradient_kernel",
         "parameter_gradient_kernel",
+        "unpack_kernel",
     ],
-    matmul: ["weight_gradient_kernel"],
-    padded: ["padded_kernel", "ending_kernel"],
-    patches: ["patches_kernel", "fold_kernel"],
-    shifted_conv: ["linear_kernel"],
-    weights: ["pack_kernel", "pack_table_kernel"],
-    weight_gradients: ["unpack_kernel", "unpack_convolutions_kernel"],
+    padded: ["pad_concat_elu_kernel", "gate_epilogue_kernel"],
+    weights: ["pack_kernel"],
 }
 
 
@@ -81,61 +67,40 @@ class Block:
     def launches(self, arch: int) -> list[Launch]:
         """On a GPU of this capability."""
         f, (kh, kw) = self.filters, self.kernel
+
+        def empty(*shape: int) -> Tensor:
+            return torch.empty(shape, device="meta")
+
         x, skips = self._image(f), [self._image(f) for _ in range(self.skips)]
-        shapes = [(f, 2 * f, kh, kw), (2 * f, 2 * f, kh, kw)]
-        shapes += [(f, 2 * self.skips * f, 1, 1)] * (self.skips > 0)
-        weights = [torch.empty(shape, device="meta") for shape in shapes]
-        vectors = [torch.empty(shape[0], device="meta") for shape in shapes]
-        seed = torch.empty((), dtype=torch.int64, device="meta") if self.dropout else None
+        nin = (empty(f, 2 * self.skips * f, 1, 1), empty(f)) if skips else (None, None)
+        given = Operands(
+            *(x, *skips, None, None)[:3],
+            *(empty(f, 2 * f, kh, kw), empty(f), empty(2 * f, 2 * f, kh, kw), empty(2 * f)),
+            *(*nin, empty(f), empty(2 * f), nin[1], None),
+            torch.empty((), dtype=torch.int64, device="meta") if self.dropout else None,
+        )
         taps = Taps(kh, kw, kh - 1, kw // 2) if kh * kw < 9 else Taps(kh, kw, 1, 1)
-        dropout = expand.Dropout(seed, 3, 2**22, 2.0)
-        rest = (skips, weights, vectors, vectors, taps, dropout)
+        dropout = Dropout(given.seed, 3, 2**22, 2.0)
         with recorded(arch, self.tf32) as lists:
-            y, saved = gated_resnet.forward(x, *rest, keep=self.keep)
-            gated_resnet.backward(y, x, saved, *rest, self.needs)
+            y, saved = gated_resnet.forward(given, taps, dropout, keep=self.keep)
+            gated_resnet.backward(y, saved, given, taps, dropout, self.needs)
         return [launch for launches in lists for launch in launches]
 
     def _image(self, channels: int) -> Tensor:
         return _image(self.dtype, channels, self.size)
 
 
-def shifted_launches(
-    arch: int, dtype: torch.dtype, filters: int, tf32: bool, kernel: tuple[int, int] = (2, 3)
-) -> list[Launch]:
-    """Forward and backward of a stride-2 and of a transposed convolution."""
-    f, (kh, kw) = filters, kernel
-    weight, vector = (torch.empty(shape, device="meta") for shape in ((f, f, kh, kw), (f,)))
-    big, small = (_image(dtype, f, (16, n, n)) for n in (32, 16))
-    down = Conv(big, weight, vector, vector, Taps(kh, kw, kh - 1, kw // 2, 2), (16, 16))
-    up = Conv(small, weight, vector, vector, Taps(kh, kw, 0, (kw - 1) // 2, 2), (32, 32))
-    with recorded(arch, tf32) as lists:
-        for conv, transposed in ((down, False), (up, True)):
-            ys, packed = shifted_conv.forward([conv], transposed=transposed)
-            shifted_conv.backward(ys, [conv], packed, transposed=transposed)
-    return [launch for launches in lists for launch in launches]
-
-
-def packing_launches(arch: int, filters: int) -> list[Launch]:
-    """Of the weights of two gated resnets at once."""
-    f = filters
-    shapes = [(f, 2 * f, 2, 3), (2 * f, 2 * f, 2, 3), (f, 4 * f, 1, 1)]
-    weights = [torch.empty(shape, device="meta") for shape in shapes]
-    gains = [torch.empty(shape[0], device="meta") for shape in shapes]
-    blocks = [BlockWeights(weights, gains), BlockWeights(weights[:2], gains[:2])]
-    with recorded(arch, False) as lists:
-        pack_blocks(blocks, torch.bfloat16, adjoint=True)
-    return [launch for launches in lists for launch in launches]
-
-
 def padded_launches(arch: int, filters: int) -> list[Launch]:
-    """Of a gated resnet with dropout between torch's convolutions, forward and backward."""
+    """The launches of a gated resnet between torch's convolutions, with dropout, both ways."""
     v, taps = _image(torch.bfloat16, filters, (16, 32, 32)), Taps(2, 3, 1, 1)
     seed = torch.empty((), dtype=torch.int64, device="meta")
     with recorded(arch, False) as lists:
-        for dropout in (expand.Dropout(), expand.Dropout(seed, 3, 2**22, 2.0)):
-            padded.padded(v, taps, dropout, padded.padded(v, taps, dropout))
-        gates = padded.ended(v, _image(torch.bfloat16, 2 * filters, (16, 32, 32)), grad=True)
-        padded.ended(v, gates)
+        for dropout in (Dropout(), Dropout(seed, 3, 2**22, 2.0)):
+            padded.pad_concat_elu(v, taps, dropout, padded.pad_concat_elu(v, taps, dropout))
+        gates = padded.gate_epilogue(
+            v, _image(torch.bfloat16, 2 * filters, (16, 32, 32)), grad=True
+        )
+        padded.gate_epilogue(v, gates)
     return [launch for launches in lists for launch in launches]
 
 
@@ -179,12 +144,10 @@ def check(launch: Launch, compiled: Compiled, arch: int) -> None:
         assert compiled.count("HGMMA") > 0
     assert not any(register_operand(line) for line in compiled.code)
     assert not hazards(compiled.code)
-    shapes = launch.arguments.get("SHAPES")
-    channels = launch.arguments["F"] if shapes is None else shapes[0][0]
     # In TF32 the instruction wants pixels adjacent, and a weight gradient's are not: its operands
     # are turned as they are loaded.
-    turned = numbers == "tf32" and launch.kernel.__name__ in PARAMETERS
+    turned = numbers == "tf32" and launch.kernel.__name__ == "parameter_gradient_kernel"
     for body in matrix_loops(compiled.code):
         assert not divisions(body)
-        if channels % 8 == 0 and numbers != "ieee" and not turned:
+        if launch.arguments["F"] % 8 == 0 and numbers != "ieee" and not turned:
             assert not narrow_loads(body)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import pickle
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,35 +40,6 @@ def write_mnist(
 def cifar_binary(pixels: Bytes, labels: Bytes) -> bytes:
     """pixels (N, 3072), labels (N,): the content of a data_batch_*.bin."""
     return np.concatenate([labels[:, None], pixels], axis=1).tobytes()
-
-
-def cifar_pickle(pixels: Bytes, labels: Bytes) -> bytes:
-    """The same as a Python archive, opcode by opcode as Python 2's numpy wrote it."""
-
-    def text(value: bytes) -> bytes:  # a Python 2 string, which Python 3 cannot write
-        return pickle.BINSTRING + len(value).to_bytes(4, "little") + value
-
-    def integer(value: int) -> bytes:
-        return pickle.BININT + value.to_bytes(4, "little", signed=True)
-
-    def call(module: str, name: str, arguments: bytes) -> bytes:
-        function = pickle.GLOBAL + f"{module}\n{name}\n".encode()
-        return function + pickle.MARK + arguments + pickle.TUPLE + pickle.REDUCE
-
-    n = len(pixels)
-    ndarray = pickle.GLOBAL + b"numpy\nndarray\n"
-    empty = ndarray + pickle.MARK + integer(0) + pickle.TUPLE + text(b"b")
-    dtype = call("numpy", "dtype", text(b"u1") + integer(0) + integer(1))
-    dtype_state = integer(3) + text(b"|") + pickle.NONE * 3 + integer(-1) * 2 + integer(0)
-    dtype += pickle.MARK + dtype_state + pickle.TUPLE + pickle.BUILD
-    shape = pickle.MARK + integer(n) + integer(3072) + pickle.TUPLE
-    state = integer(1) + shape + dtype + pickle.NEWFALSE + text(pixels.tobytes())
-    data = call("numpy.core.multiarray", "_reconstruct", empty)
-    data += pickle.MARK + state + pickle.TUPLE + pickle.BUILD
-    items = pickle.MARK + b"".join(integer(int(label)) for label in labels) + pickle.APPENDS
-    fields = text(b"data") + data + text(b"labels") + pickle.EMPTY_LIST + items
-    content = pickle.EMPTY_DICT + pickle.MARK + fields + pickle.SETITEMS
-    return pickle.PROTO + b"\x02" + content + pickle.STOP
 
 
 def write_tar_gz(path: Path, members: Mapping[str, bytes]) -> None:

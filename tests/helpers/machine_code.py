@@ -122,14 +122,12 @@ def reachable(start: Block, stop: Callable[[Block], bool]) -> list[Block]:
     return order[-2::-1]  # without `start`, which ends first
 
 
-def longest_path(
-    start: Block, stop: Callable[[Block], bool], allowed: Callable[[Block], bool] = lambda _: True
-) -> list[Block]:
+def longest_path(start: Block, stop: Callable[[Block], bool]) -> list[Block]:
     """The way from the end of `start` through most cycles to a block where `stop` holds, with it.
 
     It may come back to `start`; every other loop is passed once. Empty if there is none.
     """
-    order = [block for block in reachable(start, stop) if allowed(block)]
+    order = reachable(start, stop)
     place = {id(block): i for i, block in enumerate(order)}
     best: dict[int, tuple[int, list[Block]]] = {}
 

@@ -60,6 +60,15 @@ def network(
     return model
 
 
+def labels_of(n: int, n_classes: int, *, soft: bool = False) -> Tensor | None:
+    """Classes in turn; soft: weights of any sign, and of any sum; None without classes."""
+    if n_classes == 0:
+        return None
+    if soft:
+        return torch.randn(n, n_classes, generator=torch.Generator().manual_seed(3))
+    return (torch.arange(n) * 2 + 1) % n_classes
+
+
 def context_for(model: PixelCNNpp, n: int, height: int, width: int) -> Tensor | None:
     if model.config.conditioning == "none":
         return None

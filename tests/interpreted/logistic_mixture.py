@@ -38,6 +38,7 @@ from tests.helpers.mixture_cases import (
 
 assert INTERPRETED, "run with TRITON_INTERPRET=1"
 
+pytestmark = pytest.mark.grid
 each_likelihood = pytest.mark.parametrize("likelihood", LIKELIHOODS)
 each_channels = pytest.mark.parametrize("channels", [1, 3])
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -307,6 +308,7 @@ def test_opcheck(mixture: str) -> None:
         torch.library.opcheck(triton_backward, (torch.randn(2, 1, 3), *units))
 
 
+@pytest.mark.full
 @each_mixture
 def test_compiles_without_a_break(mixture: str) -> None:
     def loss(x: Tensor, params: Tensor) -> Tensor:

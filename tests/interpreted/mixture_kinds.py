@@ -32,6 +32,7 @@ from tests.helpers.mixture_cases import (
 
 assert INTERPRETED, "run with TRITON_INTERPRET=1"
 
+pytestmark = pytest.mark.grid
 each_channels = pytest.mark.parametrize("channels", [1, 3])
 each_size = pytest.mark.parametrize(
     ("size", "n_mix"), [((3, 9, 11), 10), ((1, 13, 13), 1)], ids=str

@@ -50,7 +50,7 @@ def write_words(
     word = index >> size.bit_length() - 1
     memory.words[size][word] = values
     if place.shared_among_lanes:
-        # What is read back differs where lanes write different values to one place.
+        # A value read back differs where lanes write different values to one place.
         same = bool((memory.words[size].take(word) == values).all())
         memory.races.write(index, size, group.lanes, same)
     memory.wrote(index, size, states)

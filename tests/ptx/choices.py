@@ -22,7 +22,7 @@ ORDERED = {
 
 
 def comparison(name: str, type_: str) -> Binary:
-    """Of two arrays, as the ISA compares values of this type."""
+    """Comparison of two arrays, as the ISA compares values of this type."""
     if type_ not in floats.FLOATS:
         if name not in ORDERED or (name in ("lo", "ls", "hi", "hs") and type_[0] == "s"):
             raise UnknownForm(f"comparison {name} of {type_}")

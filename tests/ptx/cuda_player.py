@@ -7,22 +7,17 @@ The .cu file and the C++ around it are built into one library with a runtime tha
 from __future__ import annotations
 
 import ctypes
-import fcntl
-import shutil
-import subprocess
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.helpers.nvcc_builds import ROOT, compiled
 from tests.ptx.memory import Memory
 from tests.ptx.parse import Module, parse
 from tests.ptx.player import Player
 
-ROOT = Path(__file__).resolve().parents[2]
 HOST = Path(__file__).parent / "host"
-NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
-# What the host's CPU draws with is not needed here.
+# Sources of the CPU's sampler, not needed here.
 CPU_ONLY = {"sampler_cpu", "tile_kernels", "tiles_float32", "tiles_bfloat16"}
 LAUNCHED = ctypes.CFUNCTYPE(
     None, ctypes.c_char_p, ctypes.POINTER(ctypes.c_uint), ctypes.POINTER(ctypes.c_uint),
@@ -39,38 +34,20 @@ class Built:
     completion: str = ""  # of the sampler's kernels that keep known pixels
 
 
-def build(folder: Path, host: Sequence[Path], cuda: Path, *more: Path) -> Built:
-    """host: C++ sources. more: of CUDA. Raises CalledProcessError with the compiler's words.
-
-    Processes that ask for the same library at the same time build it once.
-    """
-    assert NVCC is not None
-    kept = folder / f"{cuda.stem}_kept"
-    kept.mkdir(parents=True, exist_ok=True)
-    library = folder / f"{cuda.stem}.so"
-    command = [NVCC, "-std=c++20", "-O3", "-gencode", "arch=compute_80,code=compute_80", "-shared"]
-    command += ["-Xcompiler", "-fPIC,-O1", "-Xlinker", "-Bsymbolic", "-cudart", "none"]
-    command += ["-diag-suppress", "20012,20014", "--threads", "2", "--keep", "--keep-dir"]
-    command += [str(kept), "-o", str(library), str(HOST / "runtime.cpp")]
-    command += map(str, (cuda, *more))
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not library.exists():
-            subprocess.run([*command, *map(str, host)], check=True, capture_output=True, text=True)
-    return Built(library, *((kept / f"{file.stem}.ptx").read_text() for file in (cuda, *more)))
-
-
-def build_sampler(folder: Path) -> Built:
+def build_sampler() -> Built:
+    """Raises CalledProcessError with the compiler's words."""
     source = ROOT / "csrc" / "sampler"
     host = [path for path in sorted(source.glob("*.cpp")) if path.stem not in CPU_ONLY]
-    cuda = (source / "sampler_cuda.cu", source / "completion_cuda.cu")
-    return build(folder, [HOST / "sampler.cpp", *host], *cuda)
-
-
-def build_mixture(folder: Path) -> Built:
-    return build(
-        folder, [HOST / "logistic_mixture.cpp"], ROOT / "csrc" / "logistic_mixture" / "cuda.cu"
+    names = ("sampler_cuda", "completion_cuda")
+    files = [HOST / "runtime.cpp", *(source / f"{name}.cu" for name in names)]
+    files += [HOST / "sampler.cpp", *host]
+    folder = compiled(
+        *("-std=c++20", "-O3", "-gencode", "arch=compute_80,code=compute_80", "-shared"),
+        *("-Xcompiler", "-fPIC,-O1", "-Xlinker", "-Bsymbolic", "-cudart", "none"),
+        *("-diag-suppress", "20012,20014", "--threads", "2", "--keep", "-o", "sampler.so"),
+        sources=files,
     )
+    return Built(folder / "sampler.so", *((folder / f"{n}.ptx").read_text() for n in names))
 
 
 class CudaPlayer:

@@ -1,4 +1,4 @@
-"""Where each kind of instruction registers how it is played.
+"""Registry of instructions, by how each kind is played.
 
 A form takes an instruction and the registers of its function, and returns a function of the group
 of lanes that runs it. What it does not recognise it must refuse, by UnknownForm: a modifier that is

@@ -62,7 +62,7 @@ class Group:
         return self._warps
 
     def narrowed(self, predicate: np.ndarray) -> Group | None:
-        """Those for which the predicate holds; None if none."""
+        """Lanes for which the predicate holds; None if none."""
         if self.where is True:
             if predicate.all():
                 return self
@@ -74,7 +74,7 @@ class Group:
         return Group(mask) if mask.any() else None
 
     def part(self, chosen: np.ndarray) -> Group:
-        """Those of its lanes for which `chosen`, a boolean for each of them, holds."""
+        """Lanes for which `chosen`, a boolean for each of the group, holds."""
         mask = np.zeros(len(self.lanes) if self.where is True else np.size(self.where), bool)
         mask[self.lanes[chosen]] = True
         return Group(mask)
@@ -140,7 +140,7 @@ class Registers:
         return array.view(dtype)
 
     def address(self, space: str, place: int) -> int:
-        """What `mov` puts into a register for a variable."""
+        """Value that `mov` puts into a register for a variable."""
         if space in ("global", "const"):
             return self.memory.base + place
         return place
@@ -205,7 +205,7 @@ class Registers:
         return self.constant(operand.value, size)
 
     def place(self, operand: Operand, space: str) -> Callable[[Group], np.ndarray]:
-        """Where in the memory's array an address operand points to, as uint64 of the lanes."""
+        """Place in the memory's array of an address operand, as uint64 of the lanes."""
         memory = self.memory
         origin = {
             "": -memory.base,

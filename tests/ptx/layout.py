@@ -11,11 +11,11 @@ FIRST_SHARED = 1024  # what the driver keeps in front
 
 
 class Trap(Exception):
-    """What a kernel must not do."""
+    """A kernel did what it must not do."""
 
 
 def place_name(index: int) -> str:
-    """What a place of the player's memory is to a reader."""
+    """Name of a place of the player's memory for a reader."""
     if 0 <= index < SHARED_BYTES:
         return f"shared byte {index - FIRST_SHARED}"
     return f"byte {index} of the player's memory"

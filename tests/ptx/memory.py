@@ -18,7 +18,7 @@ from torch import Tensor
 from tests.ptx.layout import FIRST_SHARED, SHARED_BYTES, WORDS, Trap, place_name
 from tests.ptx.races import Races
 
-# What is known of a byte, as bits.
+# The state of a byte, as bits.
 INSIDE = 1  # of a tensor, a variable or a window
 WRITTEN = 2
 ONCE = 4  # may be written once
@@ -60,7 +60,14 @@ class Memory:
         self.states = {size: self.state.view(dtype) for size, dtype in WORDS.items()}
         self.state[self.local : self.first_tensor] = READABLE | OPEN
         self._next = self.first_tensor + GAP
-        self.races = Races(1, self.size)
+        self._races: dict[int, Races] = {}
+        self.races = self.races_of(1)
+
+    def races_of(self, warps: int) -> Races:
+        """The races of blocks of so many warps, one for all kernels."""
+        if warps not in self._races:
+            self._races[warps] = Races(warps, self.size)
+        return self._races[warps]
 
     def empty(
         self,
@@ -92,7 +99,7 @@ class Memory:
         copy = self.empty(
             tensor.shape, tensor.dtype, strides=tensor.stride(), alignment=max(alignment, 16)
         )
-        # Of an expanded dimension there is one element.
+        # An expanded dimension has one element.
         once = tuple(slice(0, 1) if stride == 0 else slice(None) for stride in tensor.stride())
         copy[once].copy_(tensor[once])
         self.mark(copy, READABLE | (OPEN if writable else 0))
@@ -103,14 +110,14 @@ class Memory:
 
     @contextmanager
     def borrowed(self) -> Iterator[None]:
-        """What is made inside the block is gone behind it."""
+        """Free behind the block the tensors that are made inside."""
         before = self._next
         yield
         self.state[before : self._next] = 0
         self._next = before
 
     def mark(self, tensor: Tensor, state: int) -> None:
-        """Sets the state of a tensor's bytes, and of no others between them."""
+        """Set the state of a tensor's bytes, and of no others between them."""
         at = tensor.data_ptr() - self.base
         size = tensor.element_size()
         shape, strides = (*tensor.shape, size), (*(s * size for s in tensor.stride()), 1)
@@ -126,7 +133,7 @@ class Memory:
         return ((states & WRITTEN) != 0).all(-1)
 
     def start_block(self, races: Races, shared: int, parameters: bytes) -> None:
-        """Makes shared memory that many fresh bytes, and writes the parameters."""
+        """Make shared memory that many fresh bytes, and write the parameters."""
         if FIRST_SHARED + shared > SHARED_BYTES:
             raise Trap(f"{shared} bytes of shared memory")
         first = self.shared + FIRST_SHARED
@@ -142,7 +149,7 @@ class Memory:
         races.clear()
 
     def locate(self, index: np.ndarray, size: int, alignment: int) -> np.ndarray:
-        """Checks that places in the array (uint64, may wrap) are inside it and aligned."""
+        """Check that places in the array (uint64, may wrap) are inside it and aligned."""
         together = int(np.bitwise_or.reduce(index))
         if together >= self.size:
             inside = index + np.uint64(size) <= self.size
@@ -154,7 +161,7 @@ class Memory:
         return index.view(np.int64)
 
     def check_read(self, index: np.ndarray, size: int) -> np.ndarray:
-        """Returns the states found."""
+        """States found."""
         states = self.states[size].take(index >> size.bit_length() - 1)
         want = spread(READABLE, size)
         if int(np.bitwise_and.reduce(states)) & want != want:
@@ -162,7 +169,7 @@ class Memory:
         return states
 
     def check_write(self, index: np.ndarray, size: int) -> np.ndarray:
-        """Returns the states found, to be handed to `wrote`."""
+        """States found, to be handed to `wrote`."""
         states = self.states[size].take(index >> size.bit_length() - 1)
         want = spread(WRITABLE, size)
         if int(np.bitwise_and.reduce(states)) & want != want:
@@ -198,7 +205,7 @@ class Memory:
         raise Trap(f"{verb} of {size} bytes: {self._which(index, wrong.any(1))} {reason}")
 
     def _which(self, index: np.ndarray, wrong: np.ndarray) -> str:
-        """Of the first wrong place, by the window that it is in, and how many there are."""
+        """Name of the first wrong place, by its window, and how many there are."""
         place = int(index[wrong][0])
         more = f" (and {int(wrong.sum()) - 1} more)" if wrong.sum() > 1 else ""
         if 0 <= place < self.parameters:

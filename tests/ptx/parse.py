@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 
 
 class UnknownForm(Exception):
@@ -251,6 +252,8 @@ def _parse_instruction(text: str, scopes: list[dict[str, str]], line: int) -> In
 
 def _split(text: str) -> list[str]:
     """At the commas outside of all brackets."""
+    if not any(bracket in text for bracket in "{[("):
+        return [part.strip() for part in text.split(",")] if text.strip() else []
     parts, depth, begin = [], 0, 0
     for i, character in enumerate(text):
         depth += (character in "{[(") - (character in "}])")
@@ -264,7 +267,14 @@ def _resolve(name: str, scopes: list[dict[str, str]]) -> str:
     return next((scope[name] for scope in reversed(scopes) if name in scope), name)
 
 
+@cache
+def _register(name: str) -> Operand:
+    return Operand("name", name)
+
+
 def _parse_operand(text: str, scopes: list[dict[str, str]]) -> Operand:
+    if text.startswith("%") and "|" not in text:
+        return _register(_resolve(text, scopes))
     if text.startswith(("{", "(")):
         kind = "vector" if text[0] == "{" else "list"
         return Operand(kind, parts=tuple(_parse_operand(p, scopes) for p in _split(text[1:-1])))

@@ -1,4 +1,4 @@
-"""Plays a compiled kernel: all lanes of a block together, block after block.
+"""Play a compiled kernel: all lanes of a block together, block after block.
 
     memory = Memory()
     x, y = memory.place(x), memory.empty(x.shape, once=True)
@@ -24,7 +24,6 @@ from tests.ptx.lanes import Group, Registers
 from tests.ptx.layout import FIRST_SHARED, WARP, Trap
 from tests.ptx.memory import OPEN, READABLE, Memory
 from tests.ptx.parse import Function, Instruction, Module, UnknownForm, Variable, parse
-from tests.ptx.races import Races
 
 # Imported for the forms that they register.
 KINDS = (access, bits, choices, conversions, floats, integers, matrices, warps)
@@ -111,7 +110,7 @@ class Kernel:
         if entry.threads and self.count > entry.threads:
             raise Trap(f"{self.count} lanes in a block that is compiled for {entry.threads}")
         self.copies = Copies(self.memory, self.count)
-        self.races = Races(self.count // WARP, self.memory.size)
+        self.races = self.memory.races_of(self.count // WARP)
         self.everyone = Group.everyone(self.count)
         self.special = special_registers(extents)
         reached = callees_first(player.module.functions, entry.name)
@@ -130,7 +129,7 @@ class Kernel:
         self.code = Code(functions, entry.name, self.registers, self._arrive)
 
     def _symbols(self, functions: dict[str, Function]) -> dict[str, tuple[str, int]]:
-        """Where variables and parameters lie. Open arrays of shared memory are behind the rest."""
+        """Places of variables and parameters. Open arrays of shared memory are behind the rest."""
         symbols = {name: ("global", place) for name, place in self.player.variables.items()}
         shared = [v for v in self.player.module.variables.values() if v.space == "shared"]
         local = FIRST_LOCAL

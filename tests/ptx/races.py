@@ -6,6 +6,8 @@ import numpy as np
 
 from tests.ptx.layout import WARP, WORDS, Trap, place_name
 
+REMEMBERED = 1 << 14  # accesses; behind more of them everything is cleared
+
 
 class Races:
     """Which warps have touched a byte of shared or global memory since the last barrier, a bit a
@@ -28,10 +30,18 @@ class Races:
                 self.own[width] = np.repeat(bits[:, None], width, 1).copy().view(word)[:, 0]
 
     def clear(self) -> None:
-        for size, word in self.touched:
-            for bits in self.views[size]:
-                bits[word] = 0
+        if len(self.touched) == REMEMBERED:
+            self.readers.fill(0)
+            self.writers.fill(0)
+        else:
+            for size, word in self.touched:
+                for bits in self.views[size]:
+                    bits[word] = 0
         self.touched.clear()
+
+    def _touch(self, size: int, word: np.ndarray) -> None:
+        if len(self.touched) < REMEMBERED:
+            self.touched.append((size, word))
 
     def read(self, index: np.ndarray, size: int, lanes: np.ndarray) -> None:
         """lanes: of the block, as numbers."""
@@ -53,7 +63,7 @@ class Races:
             others = self._bytes(before & ~own) * (self._bytes(before & own) == 0)
             if others.any():
                 self._report(index, lanes, others.any(1), "reads what", "has written")
-        self.touched.append((size, word))
+        self._touch(size, word)
         self._add(readers, word, own)
 
     def _bytes(self, words: np.ndarray) -> np.ndarray:
@@ -69,7 +79,7 @@ class Races:
             written = ((writers.take(word) | own) != own).any()
             other = "has written" if written else "has read"
             self._report(index, lanes, before & ~own, "writes what", other)
-        self.touched.append((size, word))
+        self._touch(size, word)
         self._add(writers, word, own)
         if not same and (writers.take(word) != own).any():
             others = writers.take(word) & ~own
@@ -77,7 +87,7 @@ class Races:
 
     @staticmethod
     def _add(bits: np.ndarray, word: np.ndarray, own: np.ndarray) -> None:
-        """Sets each lane's bit, also where lanes of several warps have the same word."""
+        """Set each lane's bit, also where lanes of several warps have the same word."""
         mine, at = own, word
         while len(at):
             bits[at] = bits.take(at) | mine

@@ -85,7 +85,7 @@ def _float32_to_odd(x: np.ndarray, single: np.ndarray) -> np.ndarray:
 
 
 def _drop(bits: np.ndarray, count: int, mode: str) -> np.ndarray:
-    """Rounds the low bits of float32 away."""
+    """Round the low bits of float32 away."""
     half, ones = np.uint32(1 << (count - 1)), np.uint32((1 << count) - 1)
     negative = (bits >> np.uint32(31)) != 0
     if mode == "rn":

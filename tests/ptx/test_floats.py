@@ -15,6 +15,7 @@ from tests.ptx.evaluate import evaluate
 FORMATS = {"f16": (11, -14), "bf16": (8, -126), "tf32": (11, -126), "f32": (24, -126),
            "f64": (53, -1022)}  # fmt: skip
 LARGEST = {"f16": 15, "bf16": 127, "tf32": 127, "f32": 127, "f64": 1023}
+pytestmark = pytest.mark.full
 COUNT = 256
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.ptx.bits import PRMT_MODES
 from tests.ptx.evaluate import evaluate
 
+pytestmark = pytest.mark.full
 FEW = settings(max_examples=8)
 EDGES = [0, 1, 2, 7, 31, 32, 33, 63, 64, 255, 0x7FFF, 0x8000, 2**31 - 1, 2**31, 2**32 - 1, 2**63]
 numbers = st.lists(

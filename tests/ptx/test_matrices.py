@@ -8,6 +8,7 @@ import pytest
 from tests.ptx.evaluate import evaluate
 from tests.ptx.matrices import C16X8, HALVES, SINGLES
 
+pytestmark = pytest.mark.full
 LANES = range(32)
 
 
@@ -172,7 +173,7 @@ def test_shuffles() -> None:
     modes = {
         ("bfly", 5, 31): lanes ^ 5, ("down", 3, 31): np.where(lanes + 3 < 32, lanes + 3, lanes),
         ("up", 2, 0): np.where(lanes >= 2, lanes - 2, lanes), ("idx", 7, 31): np.full(32, 7),
-        # Of width 8: the upper bits of the bound, 0x18, part the warp.
+        # With width 8 the upper bits of the bound, 0x18, part the warp.
         ("idx", 1, 0x181F): lanes // 8 * 8 + 1,
         ("up", 1, 0x1800): np.where(lanes % 8 >= 1, lanes - 1, lanes),
     }  # fmt: skip

@@ -15,14 +15,15 @@ import torch
 
 from tests.helpers.aot_launches import KERNELS
 from tests.helpers.gated_cases import EPS, assert_as_good, make_case
-from tests.ptx.cuda_player import NVCC, Built, CudaPlayer, build_sampler
+from tests.helpers.nvcc_builds import NVCC
+from tests.ptx.cuda_player import Built, CudaPlayer, build_sampler
 from tests.ptx.layout import Trap
 from tests.ptx.memory import Memory
 from tests.ptx.sampler_cases import draw, draw_on_host
 from tests.ptx.sampler_cases import make_case as make_sampler_case
 from tests.ptx.triton_player import played
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.full
 REGISTER = r"%\w+"
 ROUNDING = 2e-5  # that the law of bfloat16 images allows (test_sampler_played.py)
 
@@ -96,13 +97,12 @@ TRITON_FAULTS = [
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    base = tmp_path_factory.getbasetemp()
-    return build_sampler((base.parent if "gw" in base.name else base) / "played_sampler")
+def built() -> Built:
+    return build_sampler()
 
 
 def bfloat16_alone(text: str, edit: Callable[[str], str]) -> str:
-    """Edits the functions whose name has Bf16 in it, and the one that draws a pixel."""
+    """Edit the functions whose name has Bf16 in it, and the one that draws a pixel."""
     parts = re.split(r"(?m)^(?=(?:\.visible |\.weak )?\.(?:func|entry))", text)
     named = re.compile("Bf16|draw_pixel")
     wanted = [bool(named.search(part.partition("\n")[0])) for part in parts]
@@ -115,7 +115,7 @@ def bfloat16_alone(text: str, edit: Callable[[str], str]) -> str:
 
 
 def caught(run: Callable[[], None]) -> str:
-    """What the player says of a run; empty if nothing."""
+    """Words of the trap in a run; empty if there is none."""
     try:
         run()
     except Trap as trap:
@@ -124,7 +124,7 @@ def caught(run: Callable[[], None]) -> str:
 
 
 def judge(fault: Fault, said: str) -> None:
-    """Where the fault is one that traps, it must have been this trap."""
+    """A fault that traps must have been this trap."""
     assert bool(said) == bool(fault.traps), said
     assert re.search(fault.traps, said), said
 

@@ -7,42 +7,48 @@ from typing import Any
 import pytest
 import torch
 
-from tests.ptx.cuda_player import NVCC, Built, CudaPlayer, build_sampler
+from tests.helpers.nvcc_builds import NVCC
+from tests.ptx.cuda_player import Built, CudaPlayer, build_sampler
 from tests.ptx.memory import Memory
 from tests.ptx.sampler_cases import Case, draw, draw_on_host, known_of, make_case
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(NVCC is None, reason="nvcc is not installed"),
-]
+pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
 
 # Sums run over k in another order, and exp is the device's: a few roundings of what they are made
 # of. Images are of the order of 1.
 ROUNDING = {False: 2e-6, True: 2e-5}
 CASES: dict[str, dict[str, Any]] = {
-    "grey": {"filters": 4, "bf16": True, "n": 3, "max_slice": 2},
-    "grey in float32": {"filters": 4, "n": 1},
     "rgb stack gaussian": {
-        "filters": 5, "channels": 3, "conditioning": "stack", "likelihood": "gaussian",
-        "bf16": True, "n": 1,
+        "filters": 5,
+        "channels": 3,
+        "conditioning": "stack",
+        "likelihood": "gaussian",
+        "bf16": True,
+        "n": 1,
     },
     "grey completed": {"filters": 4, "bf16": True, "n": 3, "max_slice": 2, "completes": True},
+    "rgb discretized in float32": {
+        "filters": 3,
+        "channels": 3,
+        "likelihood": "discretized",
+        "atoms": [0, 255, 17],
+        "n": 1,
+    },
+}
+FULL_CASES: dict[str, dict[str, Any]] = {
+    "grey": {"filters": 4, "bf16": True, "n": 3, "max_slice": 2},
+    "grey in float32": {"filters": 4, "n": 1},
     "grey concat": {"filters": 20, "conditioning": "concat", "bf16": True, "n": 1},
     "rgb discretized with atoms": {
         "filters": 3, "channels": 3, "likelihood": "discretized", "atoms": [0, 255, 17],
         "bf16": True, "n": 2,
     },
-    "rgb discretized in float32": {
-        "filters": 3, "channels": 3, "likelihood": "discretized", "atoms": [0, 255, 17], "n": 1,
-    },
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """Once for all workers of a run, where there are several."""
-    base = tmp_path_factory.getbasetemp()
-    return build_sampler((base.parent if "gw" in base.name else base) / "played_sampler")
+def built() -> Built:
+    return build_sampler()
 
 
 def close(drawn: torch.Tensor, expected: torch.Tensor, case: Case) -> bool:
@@ -53,9 +59,15 @@ def close(drawn: torch.Tensor, expected: torch.Tensor, case: Case) -> bool:
     return bool(off.max() < ROUNDING[bool(case.bf16)])
 
 
-@pytest.mark.parametrize("name", list(CASES))
-def test_images_are_those_of_the_host(name: str, built: Built) -> None:
-    case = make_case(**CASES[name])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *(pytest.param(case, id=name) for name, case in CASES.items()),
+        *(pytest.param(case, id=name, marks=pytest.mark.full) for name, case in FULL_CASES.items()),
+    ],
+)
+def test_images_are_those_of_the_host(settings: dict[str, Any], built: Built) -> None:
+    case = make_case(**settings)
     ptx = built.completion if case.completes else built.ptx
     player = CudaPlayer(built, Memory(1 << 23), ptx)
     expected = draw_on_host(player, case)

@@ -1,4 +1,4 @@
-"""What a kernel must not do, and the player finds; and the near miss beside it, which is right."""
+"""Faults of a kernel that the player finds, and beside each the near miss that is right."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tests.ptx.memory import Memory
 from tests.ptx.parse import UnknownForm
 from tests.ptx.player import Player
 
+pytestmark = pytest.mark.full
 COUNT = 64  # two warps
 PROLOGUE = """
 .reg .b32 %r<9>; .reg .b64 %rd<9>; .reg .b16 %h<4>; .reg .pred %p<4>; .reg .f32 %f<9>;
@@ -89,12 +90,12 @@ def test_copies_before_their_wait() -> None:
     trapped(STAGE + READ, "no wait has covered")
     assert play(STAGE + "cp.async.wait_group 0;" + READ).tolist() == list(range(COUNT))
     assert play(STAGE + "cp.async.wait_all;" + READ).tolist() == list(range(COUNT))
-    # Of two groups the first is there when one is left on its way; the second is not.
+    # The first of two groups is there when one is left on its way; the second is not.
     second = STAGE.replace("[%r4]", "[%r4+1024]")
     both = STAGE + second + "cp.async.wait_group 1;"
     assert play(both + READ).tolist() == list(range(COUNT))
     trapped(both + READ.replace("[%r4]", "[%r4+1024]"), "no wait has covered")
-    # What no group holds is not waited for.
+    # Copies that no group holds are not waited for.
     loose = STAGE.replace("cp.async.commit_group;", "")
     trapped(loose + "cp.async.wait_group 0;" + READ, "no wait has covered")
     trapped(STAGE + "st.shared.f32 [%r4], %f1;", "no wait has covered")
@@ -128,7 +129,7 @@ def test_races() -> None:
 
 
 def test_races_in_global_memory() -> None:
-    """Of lanes of one block, whose outputs are inputs of one another."""
+    """Lanes of one block, whose outputs are inputs of one another."""
     write = "cvt.rn.f32.u32 %f2, %r1; st.global.f32 [%rd4], %f2;"
     other = "xor.b32 %r5, %r1, 32; mad.wide.u32 %rd5, %r5, 4, %rd2;"
     read = "ld.global.f32 %f1, [%rd5];"

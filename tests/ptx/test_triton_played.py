@@ -11,16 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 pytest.importorskip("triton")
 
 from dsmooth.functional import logistic_mixture_log_prob
 from dsmooth.kernels import logistic_mixture as mixture_kernels
-from dsmooth.kernels.geometry import BlockWeights, packed_starts
-from dsmooth.kernels.weights import pack, pack_blocks, pack_convolutions
 from tests.helpers.aot_launches import KERNELS
-from tests.helpers.convolutions import Conv
 from tests.helpers.gated_cases import EPS, assert_as_good, make_case
 from tests.helpers.mixture_cases import (
     MIXTURES,
@@ -33,7 +29,7 @@ from tests.helpers.mixture_cases import (
 from tests.ptx.memory import Memory
 from tests.ptx.triton_player import played
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.grid
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 MIXTURE_KERNELS = {mixture_kernels: ["log_prob_kernel", "scale_kernel"]}
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -52,50 +48,6 @@ def test_gated_block(dropout: float, dtype: torch.dtype) -> None:
     assert player.launches.count("gate_kernel") == (1 if dropout else 2)
     exact, eager = (case.run("reference", d) for d in (torch.float64, dtype))
     assert_as_good(got, eager, exact, EPS[dtype])
-
-
-def test_all_weights_at_once() -> None:
-    """By addresses from a table: what each block and convolution packs alone."""
-    memory = Memory(1 << 22)
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(*shape: int) -> Tensor:
-        return memory.place(torch.randn(shape, generator=generator))
-
-    resnet = [draw(3, 6, 2, 2), draw(6, 6, 2, 2), draw(3, 12, 1, 1)]
-    gains = [draw(3), draw(6), draw(3)]
-    up, gain = [draw(4, 3, 2, 3)], [draw(3)]
-    blocks = [BlockWeights(resnet, gains), BlockWeights(up, gain, True)]
-    with played(KERNELS, memory) as player:
-        got = pack_blocks(blocks, torch.bfloat16, adjoint=True)
-        parts = [
-            pack(resnet, gains, [6], torch.bfloat16, adjoint=True),
-            pack_convolutions(up, gain, torch.bfloat16, transposed=True),
-        ]
-    assert player.launches == ["pack_table_kernel", "pack_kernel", "pack_kernel"]
-    for start, expected in zip(packed_starts(blocks, True), parts, strict=False):
-        assert torch.equal(got[start : start + len(expected)], expected)
-    w = resnet[2] * (gains[2] / resnet[2].norm(dim=1).flatten()).view(-1, 1, 1, 1)
-    hidden = parts[0][: 3 * 36].view(3, 6, 6)[:, 4:]  # (F, planes, elu of x and of -x)
-    expected = w.view(3, 2, 2, 3).transpose(1, 2).reshape(3, 2, 6)
-    torch.testing.assert_close(hidden.float(), expected, rtol=2**-8, atol=1e-6)
-
-
-CONVS = [
-    Conv("down_right", (2, 2), 1, (1, 3, 5), 3, 6),
-    Conv("down", (2, 3), 2, (1, 4, 6), 5, 3),
-    Conv("down_right", (2, 2), 0, (1, 2, 3), 3, 5),
-]
-
-
-@each_dtype
-@pytest.mark.parametrize("conv", CONVS, ids=str)
-def test_shifted_convolutions(conv: Conv, dtype: torch.dtype) -> None:
-    with played(KERNELS, Memory(1 << 22)) as player:
-        got = conv.run("triton", dtype)
-    assert player.launches
-    exact = conv.run("reference", torch.float64, rounded=dtype)
-    assert_as_good(got, conv.run("reference", dtype), exact, EPS[dtype])
 
 
 @each_dtype

@@ -27,7 +27,7 @@ from tests.ptx.player import Player
 
 
 class TritonPlayer:
-    """Plays launches; `edit` may change the PTX of a kernel, given its name and text."""
+    """Play launches; `edit` may change the PTX of a kernel, given its name and text."""
 
     def __init__(self, memory: Memory, arch: int = 80, edit: Any = None) -> None:
         self.memory, self.arch, self.edit = memory, arch, edit
@@ -107,7 +107,7 @@ def played(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launching, "capability_of", lambda device: player.arch)
         patch.setattr(launching, "allows_tf32", lambda: tf32)
-        for op in ("gated_resnet", "shifted_conv", "logistic_mixture"):
+        for op in ("gated_resnet", "logistic_mixture"):
             asked = import_module(f"dsmooth.functional.{op}")
             patch.setattr(asked, "triton_obstacle", lambda *args, **kw: None)
         patch.setattr(torch, "empty", empty)
@@ -127,7 +127,7 @@ def _tracing() -> bool:
 
 
 def _flat(value: Any, type_: Any) -> list[Any]:
-    """What is passed of an argument, whose tuples are taken apart and whose constants left out."""
+    """Values passed for an argument: tuples taken apart, constants left out."""
     if not isinstance(type_, tuple):
         return [] if type_ == "constexpr" else [value]
     return [part for pair in zip(value, type_, strict=True) for part in _flat(*pair)]

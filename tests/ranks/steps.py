@@ -14,7 +14,7 @@ import torch
 from dsmooth.config import TrainConfig
 from dsmooth.data import ImageDataset
 from dsmooth.distributed import process_group, rank_and_size
-from dsmooth.train.state import TrainState
+from dsmooth.train.step import TrainState
 
 STEPS = 6
 

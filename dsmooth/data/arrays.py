@@ -1,29 +1,63 @@
-"""Images that a user has in Python, as the type that training takes."""
+"""Images as arrays: those of a .npz, and those that a user has in Python."""
 
 from __future__ import annotations
 
-from collections.abc import Sized
+import zipfile
+from collections.abc import Sequence, Sized
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from dsmooth.data.dataset import ImageDataset
+from .dataset import ImageDataset
+from .reading import InvalidFile, check_memory, guarded, open_regular, printable
 
-OWN = "own"  # the name of such a data set in the settings of a run
-HELD_OUT = 10  # of a data set without a test set every so many images are held out
+OWN = "own"  # the name of a data set given in Python, in the settings of a run
+HELD_OUT = 10  # the last of every so many images is held out of a data set without a test set
 
 
 @runtime_checkable
 class Items(Sized, Protocol):
-    """What torch calls a map-style data set: images, or images with labels, by number."""
+    """A map-style data set of torch: images, or images with labels, by number."""
 
     def __getitem__(self, index: int, /) -> Any: ...
 
 
-# What `dsmooth.train` takes: images, which it splits, or (training images, held-out images).
+# The argument of `dsmooth.train`: images, which it splits, or (training images, held-out images).
 OwnData = ImageDataset | Tensor | Items | tuple[ImageDataset | Tensor | Items, Any]
+
+
+def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
+    """Return the arrays `names` of a .npz, all by default; nothing is unpickled.
+
+    The zip directory states their sizes, and zipfile unpacks no more.
+    Raises FileNotFoundError or ValueError, naming the file and what is wrong.
+    """
+    with (
+        open_regular(path) as file,
+        guarded(path, "a .npz without pickled objects"),
+        zipfile.ZipFile(file) as archive,
+    ):
+        members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+        names = list(members) if names is None else names
+        missing = [name for name in names if name not in members]
+        if missing:
+            raise InvalidFile(
+                f"{printable(path)} must hold {', '.join(names)}, found no {', '.join(missing)}"
+            )
+        check_memory(path, sum(members[name].file_size for name in names))
+        return {name: _read_array(archive, members[name]) for name in names}
+
+
+def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
+    with archive.open(member) as stream:
+        array = np.lib.format.read_array(stream, allow_pickle=False)
+        if stream.read(1):  # at the end zipfile compares the CRC-32
+            raise ValueError(f"{member.filename!a} holds more than its header promises")
+    return array
 
 
 def own_images(dataset: ImageDataset | Tensor | Items, split: str = "train") -> ImageDataset:
@@ -59,9 +93,9 @@ def own_images(dataset: ImageDataset | Tensor | Items, split: str = "train") -> 
 
 
 def split_own(dataset: OwnData) -> tuple[ImageDataset, ImageDataset]:
-    """(training images, held-out images) of what `dsmooth.train` was given.
+    """Training images and held-out images of a data set given to `dsmooth.train`.
 
-    A pair of data sets is just that. Of a single one the last of every `HELD_OUT` images is held
+    A pair of data sets stays as it is. The last of every `HELD_OUT` images of a single one is held
     out, so at least that many are needed. Raises ValueError as `own_images` does, for fewer images,
     and for a height or width that is not a multiple of 4.
     """
@@ -96,10 +130,10 @@ def _subset(dataset: ImageDataset, chosen: Tensor, split: str) -> ImageDataset:
 
 
 def _as_bytes(image: Any, number: int) -> Tensor:
-    """One image as uint8 (C, H, W). Raises ValueError, naming the item, for what is none."""
+    """One image as uint8 (C, H, W). Raises ValueError, naming the item, for anything else."""
     values = image if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
     if not isinstance(image, Tensor) and values.ndim == 3 and hasattr(image, "getbands"):
-        values = values.permute(2, 0, 1)  # of a PIL image, whose channels come last
+        values = values.permute(2, 0, 1)  # the channels of a PIL image come last
     if values.ndim == 2:
         values = values[None]
     if values.ndim != 3 or values.shape[0] not in (1, 3):

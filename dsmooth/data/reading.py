@@ -1,0 +1,73 @@
+"""Careful reading: regular files only, bounded sizes, one kind of error."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+class InvalidFile(ValueError):
+    """A file that a reader refuses. The message names it and says what is wrong."""
+
+
+def printable(path: Path | str) -> str:
+    r"""Return `path` as text that can be printed: bytes that are not UTF-8 become \xNN."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+@contextmanager
+def guarded(place: Path | str, what: str) -> Iterator[None]:
+    """Raise any error inside as one ValueError, "<place> cannot be read as <what> (<reason>)".
+
+    Decoders of damaged data raise almost anything: EOFError, struct.error, KeyError, MemoryError.
+    """
+    try:
+        yield
+    except InvalidFile:
+        raise
+    except Exception as error:
+        reason = " ".join(ascii(str(error))[1:-1].split())[:200] or type(error).__name__
+        raise InvalidFile(f"{printable(place)} cannot be read as {what} ({reason})") from error
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open `path`, or what it links to, if that is a regular file.
+
+    To open a named pipe would wait for a writer; to open a device may act on it.
+    Raises FileNotFoundError for a link to nothing, ValueError for anything but a regular file.
+    """
+    if path.is_file():
+        return open(path, "rb")
+    if not path.exists():
+        why = ", only a link to nothing" if path.is_symlink() else ""
+        raise FileNotFoundError(f"there is no {printable(path)}{why}")
+    raise InvalidFile(
+        f"{printable(path)} must be a regular file, found a folder, a pipe, a socket or a device"
+    )
+
+
+def read_regular(path: Path, limit: int, what: str) -> bytes:
+    """Return the content of a regular file of at most `limit` bytes; `what` names it in errors."""
+    with open_regular(path) as file, guarded(path, what):
+        check_size(path, os.fstat(file.fileno()).st_size, limit)
+        return file.read(limit)
+
+
+def check_size(path: Path, size: int, limit: int) -> None:
+    """Raise ValueError, naming the file, if its `size` is more than `limit` bytes."""
+    if size > limit:
+        raise InvalidFile(
+            f"{printable(path)} is too large: expected at most {limit} bytes, found {size}"
+        )
+
+
+def check_memory(place: Path, size: int) -> None:
+    """Raise ValueError, naming `place`, if what is in it takes more bytes than there is memory."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > memory:
+        raise InvalidFile(
+            f"{printable(place)} takes {size / 2**30:,.1f} GiB unpacked, more than there is memory"
+        )

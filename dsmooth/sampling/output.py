@@ -1,0 +1,401 @@
+"""Images into files: one .npz, or a folder that several processes fill and that goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from itertools import accumulate, chain, groupby
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config import flatten, structure
+from ..data.reading import guarded, open_regular
+from ..distributed import agree, as_rank_0_has_it, dealt, process_group, rank_and_size
+from ..files import lock_folder, read_json, write_atomically, write_json, write_npz
+from ..pictures import is_diverged, nhwc_bytes, png, visible
+from .request import Progress, Request
+
+MANIFEST = "shards.json"
+PNG_MANIFEST = "images.json"
+SHARD_SIZE = 128
+
+T = TypeVar("T")
+# Neighbouring images of a request, from the first to before the second.
+Run = tuple[int, int]
+# Draws a part of a request; reports the fraction of it that is done.
+DrawPart = Callable[[Request, Progress], Tensor]
+
+
+def draw_parts(
+    draw: DrawPart,
+    parts: list[Request],
+    keep: Callable[[Request, Tensor], T],
+    progress: Progress | None = None,
+    done: int = 0,
+) -> Iterator[T]:
+    """Draw parts of a request; yield keep(part, images) of one after another, in order.
+
+    draw: a function of the part alone, as every sampler here is, so that the images do not depend
+    on the number of processes. progress: called with the number of images that are there, `done` of
+    them before, in fractions while a part is drawn.
+    Under torchrun each process draws and keeps its share of the parts, and rank 0 alone yields
+    all results. A process whose neighbour is lost keeps its part and then raises `ProcessLost`.
+    """
+    size = rank_and_size()[1]
+    before = [done, *accumulate((part.count for part in parts), initial=done)][1:]
+
+    def work(number: int) -> T:
+        # The other processes draw the parts behind this one meanwhile.
+        first, last = before[number], before[min(number + size, len(parts))]
+
+        def report(fraction: float) -> None:
+            if progress is not None:
+                progress(first + fraction * (last - first))
+
+        return keep(parts[number], draw(parts[number], report))
+
+    with process_group():
+        yield from dealt(range(len(parts)), work, to_all=False)
+
+
+def gather(
+    draw: DrawPart, request: Request, chunk: int, progress: Progress | None = None
+) -> Tensor | None:
+    """The images of a request on the CPU; under torchrun at rank 0, None elsewhere.
+
+    chunk: images that a process draws at a time at most.
+    """
+    chunk = min(chunk, -(-request.count // rank_and_size()[1]))
+    parts = list(draw_parts(draw, request.parts(chunk), lambda _, x: x.cpu(), progress))
+    return torch.cat(parts) if parts else None
+
+
+class Kept(NamedTuple):
+    """A part that lies on disk: SHA-256 of each of its files, and how many images diverged."""
+
+    digests: list[str]
+    diverged: int
+
+
+class Filled(NamedTuple):
+    """Images of a folder: there before, drawn by this call, and diverged among the latter."""
+
+    there: int
+    drawn: int
+    diverged: int
+
+
+def fill(
+    folder: Shards | Pictures, draw: DrawPart, chunk: int, progress: Progress | None = None
+) -> Filled:
+    """Draw the images that a folder lacks; each process writes those that it draws.
+
+    After an interruption (Ctrl-C, a full disk, a killed process) the same call goes on. One with a
+    larger request adds the rest. chunk: images that a process draws at a time at most.
+    Raises ValueError as `folder.missing` does, and while another call fills the folder.
+    """
+    rank, size = rank_and_size()
+    holder = "another process that draws into it"
+    with process_group(), lock_folder(folder.path, holder) if rank == 0 else nullcontext():
+        runs = _from_rank_0(folder.missing() if rank == 0 else [])
+        parts = folder.parts(runs, chunk, size)
+        drawn = sum(part.count for part in parts)
+        there, diverged = folder.request.count - drawn, 0
+        if progress is not None:
+            progress(there)
+        for number, kept in enumerate(draw_parts(draw, parts, folder.keep, progress, there)):
+            folder.record(parts[number], kept)
+            diverged += kept.diverged
+    return Filled(there, drawn, diverged)
+
+
+def _from_rank_0(runs: list[Run]) -> list[Run]:
+    """The runs that rank 0 has found, on all ranks."""
+    length = as_rank_0_has_it(2 * len(runs))
+    flat = agree(*(list(chain(*runs)) or [0] * length)) if length else []
+    return list(zip(flat[::2], flat[1::2], strict=True))
+
+
+@dataclass
+class Manifest:
+    """The drawing of a folder of shards, and the SHA-256 of each file that is there.
+
+    done: in folders of dsmooth 0.1.0 alone, the images that are there.
+    """
+
+    description: dict[str, Any]
+    first_index: int
+    image_shape: list[int]
+    shard_size: int
+    n: int
+    sha256: list[str | None]
+    done: int | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> Manifest:
+        """The manifest in a file. Raises ValueError, naming the file, if it is damaged."""
+        try:
+            found = structure(read_json(path), cls)
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}") from None
+        there, files = found.n if found.done is None else found.done, len(found.sha256)
+        if found.shard_size < 1 or files != -(-there // found.shard_size):
+            raise ValueError(f"{path} is damaged: it lists {files} files of {there} images")
+        return found
+
+
+@dataclass
+class _Folder:
+    """The images of a request in files of `size` images, counted from the first one.
+
+    description: all that decides the images beside their numbers, as JSON.
+    """
+
+    path: Path
+    request: Request
+    image_shape: tuple[int, int, int]
+    description: Mapping[str, Any] = field(default_factory=dict)
+    size: int = SHARD_SIZE
+
+    @property
+    def drawing(self) -> dict[str, Any]:
+        """All that must be the same in a call that goes on."""
+        return {
+            "description": dict(self.description),
+            "first_index": self.request.first_index,
+            "image_shape": list(self.image_shape),
+        }
+
+    def parts(self, runs: list[Run], chunk: int, ranks: int) -> list[Request]:
+        """The images of runs in parts of about `chunk`, fewer if each rank is to have some.
+
+        Parts end where files end.
+        """
+        files = sum(-(-end // self.size) - first // self.size for first, end in runs)
+        most = self.size * max(1, min(chunk // self.size, -(-files // ranks)))
+        parts = []
+        for first, end in runs:
+            while first < end:
+                last = min(end, first - first % self.size + most)
+                parts.append(self.request.part(first, last - first))
+                first = last
+        return parts
+
+    def offset(self, part: Request) -> int:
+        """Images of the request before a part of it."""
+        return part.first_index - self.request.first_index
+
+    def check_drawing(self, found: Mapping[str, Any]) -> None:
+        """Raise ValueError, naming each setting of a drawing that differs from this one."""
+        there = flatten(dict(found))
+        different = [
+            f"{name.removeprefix('description.')} {_short(there.get(name))}, not {_short(value)}"
+            for name, value in flatten(self.drawing).items()
+            if there.get(name) != value
+        ]
+        if different:
+            raise ValueError(
+                f"{self.path} holds another drawing: {'; '.join(different)}; choose another folder"
+            )
+
+
+class Shards(_Folder):
+    """Files shard_00000.npy, ..., float32 (size, C, H, W), the last one with the rest.
+
+    A file is written whole or not at all. The manifest shards.json has the description and the
+    SHA-256 of each file that is there.
+    """
+
+    digests: list[str | None]
+
+    @property
+    def drawing(self) -> dict[str, Any]:
+        return {**super().drawing, "shard_size": self.size}
+
+    def file(self, number: int) -> Path:
+        """The path of a file."""
+        return self.path / f"shard_{number:05d}.npy"
+
+    def missing(self) -> list[Run]:
+        """The images that are to be drawn. From here on a smaller request is refused.
+
+        Raises ValueError for a folder of another drawing, of a larger one or of dsmooth 0.1.0, and
+        for files that are not those that were written.
+        """
+        path, n, there = self.path / MANIFEST, self.request.count, 0
+        self.digests = []
+        if path.exists():
+            found = Manifest.read(path)
+            if found.done is not None:
+                raise ValueError(
+                    f"{self.path} was drawn by dsmooth 0.1.0, whose folders this version reads but "
+                    "does not add to: choose another folder"
+                )
+            self.check_drawing(asdict(found))
+            there, self.digests = found.n, found.sha256
+        elif any(self.path.glob("shard_*.npy")):
+            raise ValueError(f"{self.path} holds shards without {MANIFEST}: choose another one")
+        if there > n:
+            raise ValueError(
+                f"{self.path} holds a drawing of {there} images: ask for {there} or more, not {n}"
+            )
+        runs: list[Run] = []
+        size = self.size
+        for number, stated in enumerate(self.digests):
+            if stated is None:
+                runs.append((number * size, min((number + 1) * size, n)))
+            else:
+                check_file(self.file(number), stated)
+        if there < n:
+            if there % size and self.digests[-1] is not None:
+                self.digests[-1] = None  # its file is written anew, with the images that it has
+                runs.append((there, min(there - there % size + size, n)))
+            first = min(-(-there // size) * size, n)
+            runs.append((first, n))
+            self.digests += [None] * (-(-n // size) - len(self.digests))
+            self._write_manifest()
+        return runs
+
+    def keep(self, part: Request, images: Tensor) -> Kept:
+        """Write the images (N, C, H, W) of a part; the first file may have others before them."""
+        x = np.ascontiguousarray(images.numpy(force=True), "<f4")
+        number, before = divmod(self.offset(part), self.size)
+        if before:
+            x = np.concatenate([np.load(self.file(number))[:before], x])
+        digests: list[str] = []
+        for first in range(0, len(x), self.size):
+            buffer = io.BytesIO()
+            np.save(buffer, x[first : first + self.size])
+            write_atomically(self.file(number + len(digests)), buffer.getvalue())
+            digests.append(hashlib.sha256(buffer.getvalue()).hexdigest())
+        return Kept(digests, int(is_diverged(images).sum()))
+
+    def record(self, part: Request, kept: Kept) -> None:
+        """Only now do the files count: a crash before repeats them, one after keeps them."""
+        first = self.offset(part) // self.size
+        for number, digest in enumerate(kept.digests, first):
+            if not self.file(number).exists():
+                raise ValueError(f"{self.path} must be a folder that all machines share")
+            self.digests[number] = digest
+        self._write_manifest()
+
+    def _write_manifest(self) -> None:
+        write_json(
+            self.path / MANIFEST,
+            {**self.drawing, "n": self.request.count, "sha256": self.digests},
+        )
+
+
+@dataclass
+class Pictures(_Folder):
+    """A PNG file of 8 bits a channel for each image, named after its number in the stream.
+
+    00000000.png is image 0. Images that diverged are grey. images.json has the description.
+    """
+
+    size: int = 16  # images that are drawn together at least
+
+    def file(self, offset: int) -> Path:
+        """The path of a picture, by its place in the request."""
+        return self.path / f"{self.request.first_index + offset:08d}.png"
+
+    def missing(self) -> list[Run]:
+        """The images that are to be drawn. Raises ValueError for a folder of another drawing."""
+        manifest = self.path / PNG_MANIFEST
+        if manifest.exists():
+            self.check_drawing(read_json(manifest))
+        elif any(self.path.glob("*.png")):
+            raise ValueError(f"{self.path} holds pictures without {PNG_MANIFEST}: choose another")
+        else:
+            write_json(manifest, self.drawing)
+        there = {path.name for path in self.path.glob("*.png")}
+        numbers = range(self.request.count)
+        runs = groupby(numbers, lambda offset: self.file(offset).name in there)
+        found = [list(run) for is_there, run in runs if not is_there]
+        return [(run[0], run[-1] + 1) for run in found]
+
+    def keep(self, part: Request, images: Tensor) -> Kept:
+        """Write the images (N, C, H, W) of a part."""
+        for number, pixels in enumerate(nhwc_bytes(visible(images)), self.offset(part)):
+            write_atomically(self.file(number), png(pixels))
+        return Kept([], int(is_diverged(images).sum()))
+
+    def record(self, part: Request, kept: Kept) -> None:
+        """Nothing: the files themselves say that they are there."""
+
+
+def _short(value: Any) -> str:
+    """A value for a message: of digests the first eight digits."""
+    if isinstance(value, list):
+        return "+".join(map(_short, value))
+    return value[:8] if isinstance(value, str) and len(value) == 64 else str(value)
+
+
+def check_file(path: Path, stated: str, *, with_header: bool = True) -> None:
+    """Raise ValueError unless a .npy file, or all behind its header, has the SHA-256 `stated`."""
+    digest = hashlib.sha256()
+    damaged = ValueError(
+        f"{path} does not hold the images that were drawn into it: remove its folder to draw again"
+    )
+    with open_regular(path) as file, guarded(path, "a shard"):
+        if not with_header:
+            if np.lib.format.read_magic(file) != (1, 0):
+                raise damaged
+            np.lib.format.read_array_header_1_0(file)
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    if digest.hexdigest() != stated:
+        raise damaged
+
+
+def check_shards(folder: Path) -> None:
+    """Raise ValueError unless the files of a folder with a manifest are those of a whole draw."""
+    found = Manifest.read(folder / MANIFEST)
+    if None in found.sha256 or found.done not in (None, found.n):
+        raise ValueError(f"{folder} is unfinished: repeat the command that draws it to go on")
+    for number, stated in enumerate(found.sha256):
+        # The digests of dsmooth 0.1.0 leave out the headers.
+        path = folder / f"shard_{number:05d}.npy"
+        check_file(path, str(stated), with_header=found.done is None)
+
+
+def write_images(
+    path: Path,
+    x: Tensor,
+    request: Request,
+    asked: Mapping[str, Any] | None = None,
+    *,
+    n_classes: int = 0,
+) -> None:
+    """Write the images x (N, C, H, W) of a request as one compressed .npz: x, seed, first_index.
+
+    asked: all that decides the images, kept beside them as JSON in "asked". n_classes: of the
+    models, whose labels are then kept as `label`.
+    """
+    arrays = {
+        "x": x.numpy(force=True),
+        "seed": np.uint64(request.seed),
+        "first_index": np.int64(request.first_index),
+    }
+    labels = request.labels(n_classes)
+    if labels is not None:
+        arrays["label"] = labels.numpy(force=True)
+    write_npz(path, arrays if asked is None else {**arrays, "asked": np.array(json.dumps(asked))})
+
+
+def write_adm_npz(path: Path, x: Tensor) -> None:
+    """Write images x (N, C, H, W) as evaluators in the manner of ADM (guided-diffusion) read them.
+
+    The .npz holds arr_0, uint8 (N, H, W, 3); grey images are repeated to RGB, for such evaluators
+    have an Inception network. Images that diverged are left out: bytes cannot say that.
+    """
+    pixels = nhwc_bytes(x[~is_diverged(x)])
+    write_npz(path, {"arr_0": pixels.repeat(3, axis=3) if pixels.shape[3] == 1 else pixels})

@@ -1,0 +1,227 @@
+"""A request for images: all that decides them, beside the weights.
+
+It is made and checked where a user asks for images; every sampler takes one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import secrets
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from numbers import Real
+from typing import Any, Literal, TypedDict, get_args
+
+import torch
+from torch import Tensor
+
+from ..config import Method, Precision, Score, check_whole
+from ..nn.condition import check_label
+from ..philox import split_seed
+from .known import KnownPixels, known_pixels
+
+# One class for all images; the classes in turn; or (n,) int64, or (n, n_classes) soft classes.
+Label = int | Literal["each"] | Tensor | None
+# Called with the fraction that is done.
+Progress = Callable[[float], None]
+
+
+class Choices(TypedDict, total=False):
+    """Keyword arguments of every sampler: with the weights they decide the images.
+
+    seed: 0 by default. None draws one and reports it on stderr. first_index: number of the first
+    image in the stream that `seed` names, 0 by default. temperature: > 0, 1 by default; divides the
+    logits and multiplies the scales.
+
+    label: for models with classes. A number is the class of all images, "each" makes image i one of
+    class i modulo the number of classes, and a tensor has a class (n,) int64, or weights of classes
+    (n, n_classes), for every image.
+
+    known: (n or 1, C, H, W), images whose pixels where mask, (n or 1, H, W) bool, is True are kept.
+    Each of the others is drawn given all pixels before it, with its own noise. If the known pixels
+    come first in raster order this is the model's conditional distribution; else later known pixels
+    do not influence earlier ones.
+    """
+
+    seed: int | None
+    first_index: int
+    temperature: float
+    label: Label
+    known: Tensor | None
+    mask: Tensor | None
+
+
+def check_one_of(name: str, value: object, allowed: Any) -> None:
+    """Raise ValueError unless `value` is one of the literals `allowed`."""
+    if value not in get_args(allowed):
+        raise ValueError(f"{name} must be one of {', '.join(get_args(allowed))}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class Request:
+    """Images first_index .. first_index + count - 1 of the stream that `seed` names.
+
+    method, score, levels: for a pair, see `SmoothedPair.sample`. The other fields are those of
+    `Choices`.
+    Raises ValueError, naming the field, for one out of range.
+    """
+
+    count: int
+    seed: int = 0
+    first_index: int = 0
+    method: Method = "two-step"
+    score: Score = "full"
+    temperature: float = 1.0
+    known: KnownPixels | None = None
+    label: Label = None
+    levels: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.levels is not None:
+            object.__setattr__(self, "levels", tuple(self.levels))
+        check_whole(self, ("count", "seed", "first_index"))
+        if self.count < 1:
+            raise ValueError(f"the number of images must be at least 1, got {self.count}")
+        split_seed(self.seed)
+        if self.first_index < 0 or self.first_index + self.count > 2**63 - 1:
+            raise ValueError(f"first_index must lie in 0 .. 2**63 - 1, got {self.first_index}")
+        check_one_of("method", self.method, Method)
+        check_one_of("score", self.score, Score)
+        if not isinstance(self.temperature, Real) or not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature must be positive, got {self.temperature!r}")
+        if self.known is not None and len(self.known.mask) != self.count:
+            raise ValueError(
+                f"known must be of {self.count} images, got {len(self.known.mask)} images"
+            )
+        if isinstance(self.label, Tensor):
+            if self.label.ndim not in (1, 2) or len(self.label) != self.count:
+                raise ValueError(
+                    f"label must have shape ({self.count},) or ({self.count}, n_classes), got "
+                    f"{tuple(self.label.shape)}"
+                )
+        elif self.label is not None and self.label != "each":
+            whole = isinstance(self.label, int) and not isinstance(self.label, bool)
+            if not whole or not 0 <= self.label < 2**63:
+                raise ValueError(f'label must be a class, "each" or a tensor, got {self.label!r}')
+
+    @classmethod
+    def make(cls, count: int, choices: Choices, **for_a_pair: Any) -> Request:
+        """The request of a user's choices. Raises as `known_pixels` does too.
+
+        Raises TypeError for a name that is none of `Choices`.
+        """
+        names = Choices.__annotations__
+        unknown = [name for name in choices if name not in names]
+        if unknown:
+            raise TypeError(f"there is no argument {unknown[0]!r}; see {', '.join(names)}")
+        others: dict[str, Any] = dict(choices)
+        seed = chosen_seed(choices.get("seed", 0))
+        known = known_pixels(others.pop("known", None), others.pop("mask", None), count)
+        return cls(**{**for_a_pair, **others, "count": count, "seed": seed, "known": known})
+
+    def labels(self, n_classes: int, device: torch.device | str = "cpu") -> Tensor | None:
+        """The label of every image for a model of `n_classes`, which lies on `device`.
+
+        (count,) int64 or (count, n_classes) floating point; None for a model without classes. A
+        class and "each" are made on the device, so that a CUDA graph can capture it.
+        Raises ValueError or TypeError for labels that are missing, superfluous or not its classes.
+        """
+        label = self.label
+        if isinstance(label, str):
+            modulus = max(n_classes, 1)
+            first = self.first_index % modulus
+            label = (torch.arange(self.count, device=device) + first) % modulus
+        elif isinstance(label, int):
+            if 0 < n_classes <= label:
+                raise ValueError(f"label must lie in 0 .. {n_classes - 1}, got {label}")
+            label = torch.full((self.count,), label, device=device)
+        check_label(label, n_classes, self.count)
+        return None if label is None else label.to(device)
+
+    def part(self, offset: int, count: int) -> Request:
+        """The `count` images behind the first `offset` ones, drawn the same way."""
+        known = None if self.known is None else self.known.part(offset, count)
+        label = self.label
+        if isinstance(label, Tensor):
+            label = label[offset : offset + count]
+        first = self.first_index + offset
+        return replace(self, first_index=first, count=count, known=known, label=label)
+
+    def parts(self, chunk: int) -> list[Request]:
+        """This request in parts of `chunk` images, the last one the rest."""
+        starts = range(0, self.count, chunk)
+        return [self.part(start, min(chunk, self.count - start)) for start in starts]
+
+    def how(self) -> dict[str, Any]:
+        """All that decides an image beside its number and the weights, as JSON."""
+        how: dict[str, Any] = {
+            "seed": self.seed,
+            "method": self.method,
+            "score": self.score,
+            "temperature": self.temperature,
+        }
+        if isinstance(self.label, Tensor):
+            values = self.label.detach().cpu().contiguous().view(torch.uint8)
+            how["label"] = hashlib.sha256(values.numpy().tobytes()).hexdigest()
+        elif self.label is not None:
+            how["label"] = self.label
+        if self.levels is not None:
+            how["levels"] = list(self.levels)
+        return how if self.known is None else {**how, "known_sha256": self.known.digest()}
+
+
+@dataclass(frozen=True)
+class How:
+    """How a request is carried out; this does not decide the images, but for rounding.
+
+    threads: on the CPU, None for torch's setting. precision: that the cached sampler computes in;
+    "auto" is bfloat16 on a CUDA device and float32 on the CPU. max_slice: images that a thread (a
+    thread block) draws at a time at most, None for a size that suits the device.
+    Raises ValueError, naming the field, for one out of range.
+    """
+
+    threads: int | None = None
+    precision: Precision = "auto"
+    max_slice: int | None = None
+
+    def __post_init__(self) -> None:
+        check_whole(self, ("threads", "max_slice"))
+        check_one_of("precision", self.precision, Precision)
+        for name in ("threads", "max_slice"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+
+    def precision_on(self, device: torch.device) -> Precision:
+        """The precision of the cached sampler on `device`, "auto" resolved."""
+        if self.precision != "auto":
+            return self.precision
+        return "bfloat16" if device.type == "cuda" else "float32"
+
+
+AUTO = How()
+
+
+def chosen_seed(seed: int | None) -> int:
+    """`seed`; for None one from the operating system, which a line on stderr reports."""
+    if seed is not None:
+        return seed
+    seed = secrets.randbits(32)
+    print(f"dsmooth: drew seed {seed}; seed={seed} gives the same images again", file=sys.stderr)
+    return seed
+
+
+def check_size(size: tuple[int, int]) -> None:
+    """Raise ValueError for an image size (H, W) that no network has."""
+    for name, value in zip(("height", "width"), size, strict=True):
+        if value < 4 or value % 4:
+            raise ValueError(f"{name} must be a positive multiple of 4, got {value}")
+
+
+def share_of_progress(progress: Progress | None, first: float, last: float) -> Progress | None:
+    """`progress` for a part of the work that begins at the fraction `first` and ends at `last`."""
+    if progress is None:
+        return None
+    return lambda fraction: progress(first + (last - first) * fraction)

@@ -1,0 +1,160 @@
+"""Muon: what its step does to the kernels of weight norms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from dsmooth.data import load_dataset
+from dsmooth.files import read_tensors, write_tensors
+from dsmooth.nn.layers import WeightNormConv
+from dsmooth.runs import RunFolder
+from dsmooth.train import loop, train
+from dsmooth.train.optimizers import Muon, filters, polar_factor
+from dsmooth.train.step import TrainState, kernel_rate
+from tests.helpers.tiny_runs import tiny
+
+CPU = torch.device("cpu")
+
+
+def random_matrices(n: int, rows: int, columns: int, smallest: float) -> Tensor:
+    """(n, rows, columns) with singular values from 1 down to `smallest`."""
+    generator = torch.Generator().manual_seed(rows + columns)
+    u, _, vh = torch.linalg.svd(
+        torch.randn(n, rows, columns, generator=generator), full_matrices=False
+    )
+    values = torch.logspace(0, math.log10(smallest), min(rows, columns))
+    return u * values @ vh
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("shape", [(16, 40), (40, 16), (24, 24), (1, 7), (7, 1)])
+def test_the_polar_factor_keeps_singular_vectors_and_sets_values_to_one(
+    shape: tuple[int, int],
+) -> None:
+    x = random_matrices(3, *shape, smallest=0.005)
+    factor = polar_factor(x)
+    u, _, vh = torch.linalg.svd(x, full_matrices=False)
+    values = u.mT @ factor @ vh.mT
+    diagonal = values.diagonal(dim1=1, dim2=2)
+    assert (values - torch.diag_embed(diagonal)).abs().max() < 1e-3
+    assert 0.87 < diagonal.min() <= diagonal.max() < 1.13
+    assert torch.equal(polar_factor(torch.zeros(2, 3, 4)), torch.zeros(2, 3, 4))
+
+
+def convolutions(shapes: Iterable[tuple[int, int, tuple[int, int], bool]]) -> list[WeightNormConv]:
+    """Layers with gradients, channels_last as those of a network in training."""
+    torch.manual_seed(5)
+    layers = []
+    for fan_in, fan_out, size, transposed in shapes:
+        layer = WeightNormConv(fan_in, fan_out, size, transposed=transposed)
+        layer = layer.to(memory_format=torch.channels_last)
+        layer.weight_v.grad = torch.randn_like(layer.weight_v)
+        layers.append(layer)
+    return layers
+
+
+SHAPES = [(4, 6, (2, 3), False), (4, 6, (2, 3), False), (6, 4, (2, 2), True), (2, 9, (1, 1), False)]
+
+
+def stepped(
+    layers: list[WeightNormConv], together: bool, steps: int = 2, scale: float = 1.0
+) -> list[Tensor]:
+    """Kernels after some steps of one gradient, all by one Muon or each by its own."""
+    names = [f"layer{i}" for i in range(len(layers))]
+    named = dict(zip(names, layers, strict=True))
+    optimizers = [Muon(named)] if together else [Muon({name: named[name]}) for name in names]
+    for layer in layers:
+        assert layer.weight_v.grad is not None
+        layer.weight_v.grad *= scale
+    for _ in range(steps):
+        for optimizer in optimizers:
+            optimizer.step(torch.tensor(0.1))
+    return [layer.weight_v.detach() for layer in layers]
+
+
+@pytest.mark.quick
+def test_kernels_of_one_shape_step_as_if_alone_whatever_the_size_of_their_gradients() -> None:
+    expected = stepped(convolutions(SHAPES), together=False)
+    for scale in (1.0, 1e-6, 1e6):
+        for v, other in zip(
+            stepped(convolutions(SHAPES), together=True, scale=scale), expected, strict=True
+        ):
+            torch.testing.assert_close(v, other, rtol=0, atol=2e-6)
+
+
+@pytest.mark.quick
+def test_filters_have_length_one_and_turn_by_the_angle() -> None:
+    """A filter moves by the angle, root mean square; nearly at right angles, as gradients are."""
+    layers = convolutions(SHAPES)
+    weights = [layer.weight().detach() for layer in layers]
+    Muon({str(i): layer for i, layer in enumerate(layers)})
+    for layer, weight in zip(layers, weights, strict=True):
+        torch.testing.assert_close(layer.weight(), weight)  # the function is the same
+    before = [filters(layer.weight_v.detach().clone(), layer.transposed) for layer in layers]
+    after = stepped(layers, together=True, steps=1)
+    for old, layer, v in zip(before, layers, after, strict=True):
+        new = filters(v, layer.transposed)
+        torch.testing.assert_close(new.flatten(1).norm(dim=1), torch.ones(len(new)))
+        angles = (new * old).flatten(1).sum(dim=1).clamp(max=1).acos()
+        assert 0.05 < angles.square().mean().sqrt() < 0.1 * 1.13
+
+
+@pytest.mark.quick
+def test_a_step_descends() -> None:
+    """A gradient times its polar factor is the sum of its singular values."""
+    for layer in convolutions(SHAPES):
+        before = layer.weight_v.detach().clone()
+        stepped([layer], together=True, steps=1)
+        assert torch.sum((layer.weight_v.detach() - before) * layer.weight_v.grad) < 0
+
+
+def test_the_angle_follows_from_the_number_of_steps() -> None:
+    config = tiny(optimizer="muon", images=8000, batch_size=8)
+    assert kernel_rate(replace(config, kernel_rate=0.03)) == 0.03
+    quarter = kernel_rate(replace(config, images=32_000))
+    assert kernel_rate(config) == pytest.approx(2 * quarter)
+    prolonged = replace(config, images=40_000, schedule_from=8000)
+    assert kernel_rate(prolonged) == pytest.approx(quarter)
+    assert kernel_rate(replace(config, images=8)) == kernel_rate(replace(config, images=80))
+
+
+def test_muon_learns() -> None:
+    state = TrainState(
+        tiny("plain", optimizer="muon", images=400), load_dataset("mnist", "train"), CPU
+    )
+    losses = []
+    for _ in range(50):
+        state.step()
+        losses += [reading.loss for reading in state.read()]
+    assert sum(losses[-10:]) < sum(losses[:10]) - 3
+    v = state.model.head.weight_v.detach()
+    torch.testing.assert_close(v.flatten(1).norm(dim=1), torch.ones(len(v)))
+
+
+@pytest.mark.parametrize(("first", "second"), [("adam", "muon"), ("muon", "adam")])
+def test_the_checkpoint_of_the_other_optimizer_is_refused(
+    tmp_path: Path, first: str, second: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "sample_grid", lambda state, data: torch.zeros(1, 1, 4, 4))
+    config = tiny("plain", images=16, optimizer=first)
+    train(config, tmp_path / "run")
+    other = replace(config, optimizer=second, images=24)
+    for force in (False, True):
+        with pytest.raises(ValueError, match=f"its optimizer is {first}, not {second}"):
+            train(other, tmp_path / "run", resume=True, force=force)
+    # Without its settings, as checkpoints of earlier versions are.
+    path = RunFolder(tmp_path / "run").checkpoint
+    tensors, metadata = read_tensors(path)
+    del metadata["settings"]
+    write_tensors(path, tensors, metadata)
+    train(replace(other, images=8), tmp_path / "other")
+    path.replace(RunFolder(tmp_path / "other").checkpoint)
+    with pytest.raises(ValueError, match=r"checkpoint.* holds the state of another optimiser"):
+        train(replace(other, images=24), tmp_path / "other", resume=True)
