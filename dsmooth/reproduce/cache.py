@@ -1,4 +1,4 @@
-"""Results as JSON files that state what decided them: a result is computed once and then read."""
+"""Results on disk beside the key of all that decides them: computed once, then read."""
 
 from __future__ import annotations
 
@@ -8,14 +8,22 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
+from ..data.arrays import read_npz
 from ..distributed import meet, rank_and_size
 from ..files import read_json, write_json
+from ..pictures import save_grid, visible
+from ..progress import progress
+from ..sampling.output import DrawPart, gather, write_images
+from ..sampling.request import Request
 
 # go on: compute what is not stored; redo: compute it all; read: compute nothing.
 Mode = Literal["go on", "redo", "read"]
 KEY = "asked"  # the field of the cache key
+CHUNK = 64  # images drawn at a time
+GRID_IMAGES = 64  # samples in the picture of a grid
 
 
 def cached_json(
@@ -43,6 +51,37 @@ def cached_json(
     if rank_and_size()[0] == 0:
         write_json(path, result)
     return result
+
+
+def cached_images(
+    path: Path,
+    request: Request,
+    cache_key: Mapping[str, Any],
+    draw_part: DrawPart,
+    mode: Mode = "go on",
+) -> Tensor | None:
+    """The images in path.npz if their key is `cache_key`, else drawn and written there.
+
+    A grid of them goes to path.png. None if mode is "read" and they are not there.
+    """
+    array, picture = (path.with_name(path.name + suffix) for suffix in (".npz", ".png"))
+    x = None if mode == "redo" else _stored_images(array, cache_key)
+    if x is not None or mode == "read":
+        return x
+    with progress(f"drawing {path.name}", request.count) as done:
+        x = gather(draw_part, request, CHUNK, done)
+    if x is not None:
+        write_images(array, x, request, cache_key)
+        save_grid(visible(x[:GRID_IMAGES]), picture)
+    meet()
+    return x if x is not None else _stored_images(array, cache_key)
+
+
+def _stored_images(path: Path, cache_key: Mapping[str, Any]) -> Tensor | None:
+    """The images in `path`; None for those of another key."""
+    arrays = read_npz(path) if path.exists() else {}
+    same = str(arrays.get(KEY)) == json.dumps(cache_key)
+    return torch.from_numpy(arrays["x"]) if same else None
 
 
 def digest_of(x: Tensor) -> str:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,7 +12,6 @@ from torch import Tensor
 
 from ..config import Method, ProbeSettings, ReproductionStage, Role
 from ..data import ImageDataset, to_bytes
-from ..data.arrays import read_npz
 from ..distributed import meet
 from ..evaluate.comparison import collect_statistics, compare_images
 from ..evaluate.features import extract_features, make_extractor
@@ -23,20 +21,17 @@ from ..evaluate.receptive_field import receptive_fields
 from ..files import read_json
 from ..machine import default_device
 from ..models import Models
-from ..pictures import is_diverged, save_grid, visible
+from ..pictures import is_diverged
 from ..progress import progress
 from ..sampling.cached import Sampler
-from ..sampling.output import DrawPart, gather, write_images
+from ..sampling.output import DrawPart
 from ..sampling.request import Progress, Request
 from ..smoothing import GaussianSmoothing
-from .cache import Mode, cached_json, digest_of
+from .cache import Mode, cached_images, cached_json, digest_of
 
 STAGES: tuple[ReproductionStage, ...] = get_args(ReproductionStage)
-# Images drawn or scored at a time.
-CHUNK = 64
-# Held-out images whose denoising is shown, and samples in the picture of a grid.
-DENOISED_IMAGES = 10
-GRID_IMAGES = 64
+BATCH = 64  # images scored at a time
+DENOISED_IMAGES = 10  # held-out images whose denoising the report shows
 # Pictures whose distance to real images is measured.
 COMPARED = ("two-step", "single-step", "plain")
 
@@ -80,94 +75,54 @@ def draw_all(
     """
     folder.mkdir(exist_ok=True)
     meet()
-    pair, plain = models.pair, models.plain
+    pair, weights = models.pair, models.digests()
     drawer, sampler = pair.drawer(), Sampler()
     pictures: dict[str, Tensor] = {}
-    weights = models.digests()
 
     def draw(
         name: str,
-        count: int,
-        draw_part: DrawPart,
-        method: Method = "two-step",
-        *,
+        method: Method,
         roles: Sequence[Role] = ("noisy", "denoiser"),
-        given: Tensor | None = None,
+        x_tilde: Tensor | None = None,
     ) -> None:
-        """The images depend on the weights of `roles` and on the images `given`."""
-        whole = Request(count, seed, method=method)
-        asked = {"count": count, **whole.how(), "weights_sha256": [weights[r] for r in roles]}
-        if given is not None:
-            asked["given_sha256"] = digest_of(given)
-        x = draw_or_read(folder / name, whole, asked, draw_part, mode)
+        """Draw images, or denoise x_tilde, by the networks of `roles`."""
+        request = Request(count if x_tilde is None else len(x_tilde), seed, method=method)
+        cache_key = {
+            "count": request.count,
+            **request.how(),
+            "weights_sha256": [weights[role] for role in roles],
+        }
+
+        def draw_part(part: Request, report: Progress) -> Tensor:
+            if x_tilde is None:
+                return drawer.draw(part, sampler, report)
+            noisy = x_tilde[part.first_index :][: part.count].to(models.device)
+            return drawer.draw_clean(noisy, part, sampler, report)
+
+        if x_tilde is not None:
+            cache_key["given_sha256"] = digest_of(x_tilde)
+        part: DrawPart = draw_part
+        if "plain" in roles:
+            alone = {role: models.networks[role] for role in roles}
+            part = replace(models, networks=alone, smoothed=None).drawer(request, sampler)
+        x = cached_images(folder / name, request, cache_key, part, mode)
         if x is not None:
             pictures[name] = x
 
-    def denoise(x_tilde: Tensor) -> DrawPart:
-        def some(part: Request, report: Progress) -> Tensor:
-            end = part.first_index + part.count
-            noisy = x_tilde[part.first_index : end].to(models.device)
-            return drawer.draw_clean(noisy, part, sampler, report)
-
-        return some
-
+    draw("noisy", "noisy", ["noisy"])
     clean = test_set.batch(torch.arange(min(DENOISED_IMAGES, len(test_set))))
-
-    def sample(part: Request, report: Progress) -> Tensor:
-        return drawer.draw(part, sampler, report)
-
-    def sample_plain(part: Request, report: Progress) -> Tensor:
-        return sampler.draw(models.networks["plain"], part, pair.image_size, progress=report)
-
-    draw("noisy", count, sample, "noisy", roles=["noisy"])
     pictures["held-out"] = clean
     pictures["held-out-noisy"] = pair.smoothing.sample(clean, seed=seed, first_index=0, repeat=0)
     for prefix in ("", "held-out-"):
         x_tilde = pictures.get(f"{prefix}noisy")
         if x_tilde is None:
             continue
-        draw(f"{prefix}two-step", len(x_tilde), denoise(x_tilde), given=x_tilde)
+        draw(f"{prefix}two-step", "two-step", x_tilde=x_tilde)
         if isinstance(pair.smoothing, GaussianSmoothing):
-            name = f"{prefix}single-step"
-            draw(name, len(x_tilde), denoise(x_tilde), "single-step", given=x_tilde)
-    if plain is not None:
-        draw("plain", count, sample_plain, roles=["plain"])
+            draw(f"{prefix}single-step", "single-step", x_tilde=x_tilde)
+    if models.plain is not None:
+        draw("plain", "two-step", ["plain"])
     return pictures
-
-
-def draw_or_read(
-    path: Path,
-    draw: Request,
-    asked: Mapping[str, Any],
-    draw_part: DrawPart,
-    mode: Mode,
-) -> Tensor | None:
-    """The images of `draw`, read from path.npz, or drawn and written there with a grid as path.png.
-
-    Images that were `asked` for otherwise are drawn again. None if mode is "read" and they are not
-    there.
-    """
-    array, picture = (path.with_name(path.name + suffix) for suffix in (".npz", ".png"))
-    x = None if mode == "redo" else read_drawn(array, asked)
-    if x is not None or mode == "read":
-        return x
-    with progress(f"drawing {path.name}", draw.count) as done:
-        x = gather(draw_part, draw, CHUNK, done)
-    if x is not None:
-        write_images(array, x, draw, asked)
-        save_grid(visible(x[:GRID_IMAGES]), picture)
-    meet()
-    return x if x is not None else read_drawn(array, asked)
-
-
-def read_drawn(path: Path, asked: Mapping[str, Any]) -> Tensor | None:
-    """The images in `path`, as `write_images` wrote them; None unless the same was asked."""
-    if not path.exists():
-        return None
-    arrays = read_npz(path)
-    if str(arrays.get("asked")) != json.dumps(asked):
-        return None
-    return torch.from_numpy(arrays["x"])
 
 
 def score_all(
@@ -190,7 +145,7 @@ def score_all(
                 models.pair,
                 test_set,
                 limit=n,
-                batch_size=CHUNK,
+                batch_size=BATCH,
                 clean_noise=models.clean_noise,
                 progress=done,
                 **settings,
@@ -199,7 +154,7 @@ def score_all(
         if models.plain is not None:
             with progress("scoring the plain model", n) as done:
                 scores = score_plain(
-                    models.plain, test_set, limit=n, batch_size=CHUNK, progress=done
+                    models.plain, test_set, limit=n, batch_size=BATCH, progress=done
                 )
             result["plain"] = asdict(bits_per_dim(scores))
         return result
