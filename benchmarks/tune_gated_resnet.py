@@ -48,8 +48,8 @@ def milliseconds(run: Callable[[], Any]) -> float:
 def make_block(options: argparse.Namespace) -> Callable[[], list[Tensor]]:
     """A function that runs a 2x3 block with one skip, gains and dropout, forward and backward."""
     from dsmooth.kernels import gated_resnet as kernels
-    from dsmooth.kernels.expand import Dropout
     from dsmooth.kernels.geometry import Taps
+    from dsmooth.kernels.operands import Dropout, Operands
 
     torch.manual_seed(0)
     f, dtype = options.filters, getattr(torch, options.dtype)
@@ -61,17 +61,21 @@ def make_block(options: argparse.Namespace) -> Callable[[], list[Tensor]]:
     def parameter(*shape: int) -> Tensor:
         return torch.randn(shape, device="cuda")
 
-    x, skip, grad_y = image(), image(), image()
-    weights = [parameter(f, 2 * f, 2, 3), parameter(2 * f, 2 * f, 2, 3), parameter(f, 2 * f, 1, 1)]
-    biases, gains = ([parameter(w.shape[0]) for w in weights] for _ in range(2))
+    grad_y = image()
     seed = torch.zeros((), dtype=torch.int64, device="cuda")
-    dropout = Dropout(seed, layer=0, keep_from=2**22, scale=2.0)
-    rest = ([skip], weights, biases, gains, Taps(2, 3, 1, 1), dropout)
+    given = Operands(
+        x=image(), skip=image(), skip_2=None,
+        conv_in=parameter(f, 2 * f, 2, 3), bias_in=parameter(f),
+        conv_out=parameter(2 * f, 2 * f, 2, 3), bias_out=parameter(2 * f),
+        nin_skip=parameter(f, 2 * f, 1, 1), bias_nin=parameter(f),
+        gain_in=parameter(f), gain_out=parameter(2 * f), gain_nin=parameter(f),
+        image_bias=None, seed=seed,
+    )  # fmt: skip
+    rest = Taps(2, 3, 1, 1), Dropout(seed, layer=0, keep_from=2**22, scale=2.0)
 
     def run() -> list[Tensor]:
-        y, saved = kernels.forward(x, *rest)
-        grads = kernels.backward(grad_y, x, saved, *rest)
-        return [y, *(grad for part in grads.values() for grad in part)]
+        y, saved = kernels.forward(given, *rest)
+        return [y, *kernels.backward(grad_y, saved, given, *rest).values()]
 
     return run
 

@@ -42,7 +42,7 @@ _OURS_MNIST: dict[str, Any] = {
 _MNIST = {"data": "mnist", "scale": 0.5}
 _CIFAR10 = {"data": "cifar10", "scale": 0.3}
 _CELEBA = {"data": "celeba", "scale": 0.3, "image_size": 32}
-_PHOTOS = {"data": "folder", "scale": 0.3, "image_size": 32, "flip": True}
+_PHOTOS = {"data": "folder", "scale": 0.3, "image_size": 32}
 _F32 = {
     "image_channels": 3,
     "n_filters": 32,
@@ -83,7 +83,7 @@ DESCRIPTIONS = {
     "mnist-quick": "digits within minutes on two CPU cores (concat, discretized, EMA)",
     "mnist": "our settings at the paper's size (concat, discretized, EMA)",
     "cifar10": "our settings at the paper's size (concat, discretized, EMA)",
-    "photos": "RGB pictures of your own, 32 x 32, on a CPU (concat, discretized, flips, EMA)",
+    "photos": "RGB pictures of your own, 32 x 32, on a CPU (concat, discretized, EMA)",
     "mnist-paper": "the paper's MNIST settings (stack, continuous, no EMA)",
     "cifar10-paper": "the paper's CIFAR-10 settings (stack, continuous, no EMA)",
     "celeba-paper": "the paper's CelebA 32x32 settings (stack, continuous, no EMA)",

@@ -1,4 +1,4 @@
-"""The folder of a training run: its files, whether it is finished, and what it was trained on."""
+"""The folder of a training run: its settings, its log, its weights and their origin."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Origin:
 
 @dataclass(frozen=True, init=False)
 class RunFolder:
-    """The files of a run, by what they are for; they need not be there."""
+    """Paths of a run's files, which need not exist."""
 
     path: Path
 
@@ -60,7 +60,7 @@ class RunFolder:
 
     @property
     def checkpoint(self) -> Path:
-        """All that a resumed run needs."""
+        """The newest checkpoint, from which a run is resumed."""
         return self.path / "checkpoint.safetensors"
 
     @property
@@ -104,14 +104,14 @@ class RunFolder:
         return bool(entries) and entries[-1]["event"] == "end"
 
     def write_config(self, config: TrainConfig, image_size: tuple[int, int]) -> None:
-        """Write the settings, and what a reader of the run needs beside them."""
+        """Write the settings, the version of dsmooth and the image size."""
         values = {"dsmooth": __version__, "height_and_width": list(image_size), **asdict(config)}
         write_json(self.config, values)
 
     def write_model(
         self, model: PixelCNNpp, config: TrainConfig, image_size: tuple[int, int]
     ) -> None:
-        """Make this a run folder of a model that a training loop of one's own made.
+        """Make this the run folder of a model that another training loop made.
 
         Every command then takes the folder. config: says the model's role, smoothing and data.
         image_size: (H, W). Raises ValueError if the model is not the one that the config describes.
@@ -139,7 +139,7 @@ class RunFolder:
             return file.read() in (b"", b"\n")
 
     def history(self) -> list[dict[str, Any]]:
-        """The log without what a later start took back (steps after the last checkpoint)."""
+        """The log without steps that a later start took back (those after the last checkpoint)."""
         kept: list[dict[str, Any]] = []
         for entry in self.read_log():
             if entry["event"] == "start":

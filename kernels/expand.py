@@ -1,4 +1,4 @@
-"""What a gated resnet's matmuls read, written once: images as rows (`geometry.Rows`).
+"""The left operands of a gated resnet's matmuls: images as rows (`geometry.Rows`).
 
 concat_elu(x) is F channels of elu(x) and then F of elu(-x); that of h has dropout.
 """
@@ -6,7 +6,6 @@ concat_elu(x) is F channels of elu(x) and then F of elu(-x); that of h has dropo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import triton
@@ -17,6 +16,7 @@ from .dropout import draw_kept
 from .elementwise import drop, elu_pair, gate_gradients, widen
 from .geometry import Rows, cdiv, planes_of
 from .launch import Plan, launch
+from .operands import Dropout, Operands
 
 BLOCK_P = 32  # rows of a program of expand_kernel
 
@@ -85,7 +85,7 @@ def draw_block(
     kept_ptr, seed_ptr, layer, keep_from, pixel, offs_a, mask_a, first_f,
     F: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
-    """What dropout keeps of channels first_f .., (P, BLOCK_F) bits, written to `kept` as well."""
+    """Bits of dropout for channels first_f .., (P, BLOCK_F), written to `kept` as well."""
     kept = draw_kept(seed_ptr, layer, keep_from, pixel, first_f, F=F, BLOCK_F=BLOCK_F)
     offs_f = first_f + tl.arange(0, BLOCK_F)
     tl.store(
@@ -127,7 +127,7 @@ def expand_kernel(
     DROPOUT: tl.constexpr, BACKWARD: tl.constexpr, GATES: tl.constexpr, SCALE: tl.constexpr,
     ABOVE: tl.constexpr, BEFORE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_F: tl.constexpr,
 ):  # fmt: skip
-    """What a gated resnet's matmuls read, rows with margins: programs (rows, planes).
+    """The left operands of a gated resnet's matmuls, rows with margins: programs (rows, planes).
 
     e (planes, total, 2F): with X the planes of x and of the skips (of S channels, as many planes as
     it takes, F channels each), then one of h. With DROPOUT `kept` (total, F) says what of the last
@@ -200,20 +200,6 @@ def expand_kernel(
             )  # fmt: skip
 
 
-class Dropout(NamedTuple):
-    """What decides a block's dropout: none without a seed.
-
-    keep_from: the least word >> 9 that is kept; scale: what kept elements are multiplied by.
-    first_image: where the images begin in a larger batch whose dropout they share.
-    """
-
-    seed: Tensor | None = None
-    layer: int = 0
-    keep_from: int = 0
-    scale: float = 1.0
-    first_image: int = 0
-
-
 def expand_plan(
     rows: Rows,
     filters: int,
@@ -224,8 +210,8 @@ def expand_plan(
     backward: bool = False,
     gates: bool = False,
 ) -> Plan:
-    """Of `expand`. dropout: without its seed, None without dropout. inputs: whether E of x and the
-    skips is wanted; gates: whether the gates' gradients are."""
+    """The plan of `expand`. dropout: without its seed, None without dropout. inputs: whether E of x
+    and the skips is wanted; gates: whether the gates' gradients are."""
     s0, s1 = (*skip_channels, 0, 0)[:2]
     planes = 1 + (1 + planes_of(skip_channels, filters)) * inputs
     block_f = 32 if filters % 32 == 0 else min(64, max(16, triton.next_power_of_2(filters)))
@@ -241,10 +227,8 @@ def expand_plan(
 
 def expand(
     plan: Plan,
-    x: Tensor,
+    given: Operands,
     h: Tensor,
-    skips: list[Tensor],
-    seed: Tensor | None,
     *,
     d_gates: Tensor | None = None,
     dh: Tensor | None = None,
@@ -252,7 +236,7 @@ def expand(
     grad_y: Tensor | None = None,
     sums: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """concat_elu of x and its skips, then of h with dropout; and the bits of dropout, if any.
+    """concat_elu of x and the skips, then of h with dropout; and the bits of dropout, if any.
 
     (planes, margin + total + margin, 2F), x's plane first and h's last, of which forward only the
     margins are written. Bits (1, margin + total + margin, F). Images are channels_last.
@@ -261,16 +245,16 @@ def expand(
     written. With `gates`, A and G as (B, 2F, H, W), and grad_y, all of d_gates is, and its `sums`
     over each BLOCK_P rows of room, (blocks, 2F).
     """
-    named = plan.arguments
+    x, named = given.x, plan.arguments
     planes, total, f = plan.grid[1] - named["GATES"], named["total"], named["F"]
     room = torch.empty((planes, total, 2 * f), dtype=x.dtype, device=x.device)
     kept = None
     if named["DROPOUT"]:
         kept = torch.empty((1, total, f), dtype=torch.uint8, device=x.device)
-    first, second = (*skips, x, x)[:2]
-    # What a kernel does not read is x.
+    # x stands in for tensors that are not read.
+    first, second = (*given.skips, x, x)[:2]
     rest = {
-        "kept_ptr": kept, "seed_ptr": seed, "gates_ptr": gates, "dy_ptr": grad_y,
+        "kept_ptr": kept, "seed_ptr": given.seed, "gates_ptr": gates, "dy_ptr": grad_y,
         "d_gates_ptr": d_gates, "dh_ptr": dh, "sums_ptr": sums,
     }  # fmt: skip
     launch(

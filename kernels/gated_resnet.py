@@ -3,10 +3,10 @@
     h = conv_in(E(x)) + nin(E(a)) + biases           hidden_kernel
     y = x + A sigmoid(G), (A, G) = conv_out(D E(h))  gate_kernel
 
-the latter plus a bias of each image, if there is one;
-with E = concat_elu and dropout D. `expand` writes E(x), hidden_kernel ends in D E(h) too. Backward,
-E is written again, and each data gradient ends with the slopes of elu. Saved for it are h, the
-packed weights and, if they are to be kept, A and G; else gate_kernel with GRAD computes them anew.
+with E = concat_elu and dropout D; (A, G) plus a bias of each image, if there is one. `expand`
+writes E(x), hidden_kernel ends in D E(h) too. Backward, E is written again, and each data gradient
+ends with the slopes of elu. Saved for it are h, the packed weights and, if they are to be kept, A
+and G; else gate_kernel with GRAD computes them anew.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .expand import Dropout, expand
+from .expand import expand
 from .gated_resnet_kernels import (
     gate_kernel,
     hidden_gradient_kernel,
@@ -24,16 +24,17 @@ from .gated_resnet_kernels import (
     input_gradient_kernel,
     parameter_gradient_kernel,
 )
-from .gated_resnet_plans import Block, Needs, backward_plan, forward_plan
+from .gated_resnet_plans import BlockShape, Needs, backward_plan, forward_plan
 from .geometry import Rows, Taps, channels_last, empty_channels_last
 from .launch import Plan, launch, wide_dtype
-from .weight_gradients import NOTHING, Unpacking, unpack, unpacking
-from .weights import dense, pack, strides_of, three
+from .operands import Dropout, Operands
+from .weight_gradients import NOTHING, Unpacking, unpack_kernel, unpacking
+from .weights import dense, pack, pad_to_three, strides_of
 
 
 class Saved(NamedTuple):
-    """What the forward leaves for the backward: h (B, F, H, W), the packed weights, and A and G as
-    (B, 2F, H, W) if they are kept; images are channels_last."""
+    """Results of the forward that the backward reads: h (B, F, H, W), the packed weights, and A and
+    G as (B, 2F, H, W) if they are kept; images are channels_last."""
 
     h: Tensor
     packed: Tensor
@@ -44,80 +45,75 @@ EVERYTHING = Needs()
 
 
 def forward(
-    x: Tensor,
-    skips: list[Tensor],
-    weights: list[Tensor],
-    biases: list[Tensor],
-    gains: list[Tensor],
-    taps: Taps,
-    dropout: Dropout,
-    save: bool = True,
-    keep: bool = False,
-    image_bias: Tensor | None = None,
+    given: Operands, taps: Taps, dropout: Dropout, save: bool = True, keep: bool = False
 ) -> tuple[Tensor, Saved]:
     """y (B, F, H, W) channels_last, and what the backward needs.
 
-    weights, biases, gains: of conv_in, conv_out and, with skips, nin_skip; gains may be none.
-    image_bias: (B, 2F), contiguous, or none.
     Without `save`, the packed weights lack what the backward alone reads; keep: A and G are saved.
     """
-    x, skips = channels_last(x), [channels_last(skip) for skip in skips]
-    f = x.shape[1]
-    plans = forward_plan(Block.of(x, skips, taps, dropout), keep, image_bias is not None)
-    packed = pack(weights, gains, [skip.shape[1] for skip in skips], x.dtype, adjoint=save)
+    given = _readable(given)
+    x, f = given.x, given.x.shape[1]
+    plans = forward_plan(BlockShape.of(given, taps, dropout), keep)
+    packed = pack(given, adjoint=save)
     h, y = (empty_channels_last(x, f) for _ in range(2))
     gates = empty_channels_last(x, 2 * f) if keep else None
-    e, kept = expand(plans.expand, x, x, skips, dropout.seed)
+    e, kept = expand(plans.expand, given, x)
+    nin_bias = given.bias_in if given.bias_nin is None else given.bias_nin
     launch(
         hidden_kernel, plans.hidden, x.device,
-        e_ptr=e, w_ptr=packed, bias_ptr=biases[0], nin_bias_ptr=biases[-1], h_ptr=h,
+        e_ptr=e, w_ptr=packed, bias_ptr=given.bias_in, nin_bias_ptr=nin_bias, h_ptr=h,
         kept_ptr=x if kept is None else kept, eh_ptr=e,
     )  # fmt: skip
-    _gate(plans.gate, e, packed, biases[1], image_bias, x, y, y if gates is None else gates, y)
+    _gate(plans.gate, e, packed, given, x, y, y if gates is None else gates, y)
     return y, Saved(h, packed, gates)
+
+
+def _readable(given: Operands) -> Operands:
+    """The operands in memory orders that the kernels read: images channels_last, weights dense,
+    vectors contiguous."""
+    orders = [channels_last] * 3 + [dense] * (len(given) - 3)
+    return Operands._make(
+        None if tensor is None else order(tensor)
+        for order, tensor in zip(orders, given, strict=True)
+    )
 
 
 def _gate(
     plan: Plan,
     e: Tensor,
     w: Tensor,
-    bias: Tensor,
-    image_bias: Tensor | None,
+    given: Operands,
     x: Tensor,
     out: Tensor,
     gates: Tensor,
     sums: Tensor,
 ) -> None:
     """gate_kernel, which may have no gates to keep and no sums."""
+    bias = given.bias_out
     launch(
-        gate_kernel, plan, x.device,
-        e_ptr=e, w_ptr=w, bias_ptr=bias, image_bias_ptr=bias if image_bias is None else image_bias,
+        gate_kernel, plan, x.device, e_ptr=e, w_ptr=w, bias_ptr=bias,
+        image_bias_ptr=bias if given.image_bias is None else given.image_bias,
         x_ptr=x, out_ptr=out, gates_ptr=gates, sums_ptr=sums,
     )  # fmt: skip
 
 
 def backward(
     grad_y: Tensor,
-    x: Tensor,
     saved: Saved,
-    skips: list[Tensor],
-    weights: list[Tensor],
-    biases: list[Tensor],
-    gains: list[Tensor],
+    given: Operands,
     taps: Taps,
     dropout: Dropout,
     needs: Needs = EVERYTHING,
-    image_bias: Tensor | None = None,
-) -> dict[str, list[Tensor]]:
-    """Gradients: "x" (one), "skips", "weights", "biases", "gains" and "image_bias" (one), those
-    that are needed."""
-    x, h, grad_y, *skips = map(channels_last, (x, saved.h, grad_y, *skips))
+) -> dict[str, Tensor]:
+    """The gradients that are needed, by the names of the operands."""
+    given = _readable(given)
+    x, h, grad_y = given.x, channels_last(saved.h), channels_last(grad_y)
     gates = None if saved.gates is None else channels_last(saved.gates)
-    weights = [dense(weight) for weight in weights]
     f, rows, packed, wide = x.shape[1], Rows.of(x, taps), saved.packed, wide_dtype(x.dtype)
     plans = backward_plan(
-        Block.of(x, skips, taps, dropout), needs, gates is not None, image_bias is not None,
-        tuple([strides_of(weight) for weight in three(weights)]), bool(gains),
+        BlockShape.of(given, taps, dropout), needs, gates is not None,
+        tuple([strides_of(weight) for weight in pad_to_three(given.weights)]),
+        given.gain_in is not None,
     )  # fmt: skip
     d_gates, dh = rows.empty(x, 2 * f), rows.empty(x, f)
     out_sums, in_sums = (
@@ -125,17 +121,17 @@ def backward(
         for size in (plans.gate_sums, plans.hidden_sums)
     )
     e, kept = expand(
-        plans.expand, x, h, skips, dropout.seed,
+        plans.expand, given, h,
         d_gates=d_gates, dh=dh, gates=gates, grad_y=grad_y, sums=out_sums,
     )  # fmt: skip
     if gates is None:
-        _gate(plans.gate, e, packed, biases[1], image_bias, grad_y, d_gates, d_gates, out_sums)
+        _gate(plans.gate, e, packed, given, grad_y, d_gates, d_gates, out_sums)
     launch(
         hidden_gradient_kernel, plans.hidden, x.device,
         g_ptr=d_gates, w_ptr=packed, h_ptr=h, kept_ptr=x if kept is None else kept,
         dh_ptr=dh, sums_ptr=in_sums,
     )  # fmt: skip
-    grads: dict[str, list[Tensor]] = {}
+    grads: dict[str, Tensor] = {}
     unpacked = None
     if needs.parameters:
         hidden, out = (torch.empty(size, dtype=wide, device=x.device) for size in plans.parts)
@@ -143,15 +139,15 @@ def backward(
             parameter_gradient_kernel, plans.parameters, x.device, e_ptr=e, eh_ptr=e, dh_ptr=dh,
             d_gates_ptr=d_gates, hidden_ptr=hidden, out_ptr=out,
         )  # fmt: skip
-        unpacked = unpacking((hidden, out), (in_sums, out_sums), weights, gains)
-        grads = {"weights": unpacked.weights, "biases": unpacked.biases, "gains": unpacked.gains}
-        if image_bias is not None:
-            grads["image_bias"] = [_sum_of_images(rows, d_gates, image_bias.dtype)]
-    return grads | _last_gradients(plans.last, dh, packed, x, skips, grad_y, needs, unpacked)
+        unpacked = unpacking((hidden, out), (in_sums, out_sums), given)
+        grads |= unpacked.grads
+        if given.image_bias is not None:
+            grads["image_bias"] = _sum_of_images(rows, d_gates, given.image_bias.dtype)
+    return grads | _last_gradients(plans.last, dh, packed, given, grad_y, needs, unpacked)
 
 
 def _sum_of_images(rows: Rows, d_gates: Tensor, dtype: torch.dtype) -> Tensor:
-    """Of the gradients of A and G: (B, 2F)."""
+    """Sums of the gradients of A and G over each image: (B, 2F)."""
     # The rows of an image follow one another, with zeros where there is no pixel.
     lines = rows.batch * (rows.height + rows.above)
     of_images = rows.first(d_gates)[0, : lines * rows.pitch].view(rows.batch, -1, d_gates.shape[2])
@@ -162,25 +158,28 @@ def _last_gradients(
     plan: Plan,
     dh: Tensor,
     packed: Tensor,
-    x: Tensor,
-    skips: list[Tensor],
+    given: Operands,
     grad_y: Tensor,
     needs: Needs,
     unpacked: Unpacking | None,
-) -> dict[str, list[Tensor]]:
-    """Those of x and of the skips that are wanted, and what is `unpacked`, in one launch."""
-    wanted = [x] * needs.x + (skips if needs.skips else [])
+) -> dict[str, Tensor]:
+    """The wanted gradients of x and the skips, beside what is `unpacked`, in one launch."""
+    x = given.x
+    wanted = {"x": x} if needs.x else {}
+    if needs.skips:
+        wanted |= dict(zip(("skip", "skip_2"), given.skips, strict=False))
     if not wanted:
         if unpacked is not None:
-            unpack(plan, unpacked)
+            launch(unpack_kernel, plan, x.device, **unpacked.tensors)
         return {}
-    grads = [empty_channels_last(image, image.shape[1]) for image in wanted]
+    grads = {name: empty_channels_last(t, t.shape[1]) for name, t in wanted.items()}
     # x's place is filled where its gradient is not wanted, and so are those of skips.
-    images, results = ([x] * (not needs.x) + [*some, x, x] for some in (wanted, grads))
+    images, results = (
+        tuple([x] * (not needs.x) + [*some.values(), x, x])[:3] for some in (wanted, grads)
+    )
     launch(
         input_gradient_kernel, plan, x.device, g_ptr=dh, w_ptr=packed, nin_ptr=packed,
-        x=tuple(images[:3]), dy_ptr=grad_y, dx=tuple(results[:3]),
+        x=images, dy_ptr=grad_y, dx=results,
         **(NOTHING if unpacked is None else unpacked.tensors),
     )  # fmt: skip
-    named = {"x": grads[:1]} if needs.x else {}
-    return named | ({"skips": grads[needs.x :]} if needs.skips and skips else {})
+    return grads

@@ -91,7 +91,7 @@ def store_gate(
     acc, bias_ptr, image_bias_ptr, x_ptr, out_ptr, gates_ptr, sums_ptr, rows, is_pixel, image,
     first_f, F: tl.constexpr, GRAD: tl.constexpr, KEEP: tl.constexpr, IMAGE_BIAS: tl.constexpr,
 ):  # fmt: skip
-    """What gate_kernel writes of channels first_f .., whose A and G are acc's columns in turn."""
+    """The results of gate_kernel for channels first_f .., whose A and G alternate in acc."""
     offs_f = first_f + tl.arange(0, acc.shape[1] // 2)
     mask_f = offs_f < F
     a, g = deinterleave(acc)
@@ -176,7 +176,7 @@ def store_data_gradient(
     F: tl.constexpr, C: tl.constexpr, DROPOUT: tl.constexpr, SCALE: tl.constexpr,
     ADD: tl.constexpr, HIDDEN: tl.constexpr,
 ):  # fmt: skip
-    """What data_gradient_kernel writes of channels first_c + first_f .. of a plane."""
+    """The results of data_gradient_tile for channels first_c + first_f .. of a plane."""
     offs_f = first_f + tl.arange(0, acc.shape[1] // 2)
     mask_f = (offs_f < F) & (first_c + offs_f < C)
     mask = is_pixel[:, None] & mask_f[None, :]

@@ -1,4 +1,4 @@
-"""What the launches of a gated resnet need beside tensors, worked out once for each shape."""
+"""The launches of a gated resnet but for their tensors, worked out once for each shape."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import functools
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from . import tilings
-from .expand import BLOCK_P, Dropout, expand_plan
+from .expand import BLOCK_P, expand_plan
 from .geometry import Rows, Taps, cdiv, planes_of, rows_of
 from .launch import Plan, accumulator_of, arithmetic, arithmetic_of
+from .operands import Dropout, Operands
 from .tilings import GradientPlan
-from .weight_gradients import BLOCK_S, NO_SETTINGS, UnpackSettings
+from .weight_gradients import BLOCK_S, unpack_programs
 from .weights import BLOCK_D, BLOCK_K, Packed
 
 Strides = tuple[tuple[int, int, int], ...]
@@ -27,26 +27,28 @@ class Needs(NamedTuple):
     parameters: bool = True
 
 
-class Block(NamedTuple):
-    """What the launches of a gated resnet follow from.
+class BlockShape(NamedTuple):
+    """The shape of a gated resnet, which its launches follow from.
 
     size: of x, (B, F, H, W). skip_channels: of each skip. dropout: without its seed; None without
-    dropout.
+    dropout. image_bias: whether images have biases.
     """
 
     size: tuple[int, ...]
     skip_channels: tuple[int, ...]
     taps: Taps
     dropout: Dropout | None
+    image_bias: bool
     dtype: torch.dtype
     tf32: bool
     capability: int
 
     @classmethod
-    def of(cls, x: Tensor, skips: list[Tensor], taps: Taps, dropout: Dropout) -> Block:
-        channels = tuple([skip.shape[1] for skip in skips])
+    def of(cls, given: Operands, taps: Taps, dropout: Dropout) -> BlockShape:
+        x, biased = given.x, given.image_bias is not None
+        channels = tuple([skip.shape[1] for skip in given.skips])
         seedless = None if dropout.seed is None else Dropout(None, *dropout[1:])
-        return cls(x.shape, channels, taps, seedless, x.dtype, *arithmetic_of(x))
+        return cls(x.shape, channels, taps, seedless, biased, x.dtype, *arithmetic_of(x))
 
     @property
     def filters(self) -> int:
@@ -59,7 +61,7 @@ class Block(NamedTuple):
 
     @property
     def planes(self) -> int:
-        """Of the skips."""
+        """Planes of F channels that the skips take."""
         return planes_of(self.skip_channels, self.filters)
 
     @property
@@ -68,7 +70,7 @@ class Block(NamedTuple):
 
     @property
     def scale(self) -> float:
-        """What dropout multiplies by."""
+        """Factor of the elements that dropout keeps."""
         return self.dropout.scale if self.dropout else 1.0
 
     @property
@@ -76,7 +78,7 @@ class Block(NamedTuple):
         return Packed.of(self.filters, self.taps, self.planes)
 
     def first(self, channels: int, plane: int = 0) -> int:
-        """Where row 0 of a plane of rows begins, behind its margin and the planes before it."""
+        """First number of row 0 of a plane, behind its margin and the planes before it."""
         rows = self.rows
         return (plane * rows.length + rows.margin) * channels
 
@@ -103,8 +105,8 @@ class BackwardPlan(NamedTuple):
 
 
 @functools.lru_cache(maxsize=4096)
-def forward_plan(block: Block, keep: bool, image_bias: bool) -> ForwardPlan:
-    """keep: whether A and G are kept; image_bias: whether images have biases."""
+def forward_plan(block: BlockShape, keep: bool) -> ForwardPlan:
+    """keep: whether A and G are kept."""
     f, planes = block.filters, block.planes
     of_h = block.first(2 * f, planes + 1)
     bits = {"kept_ptr": block.first(f)} if block.drops else {}
@@ -116,7 +118,7 @@ def forward_plan(block: Block, keep: bool, image_bias: bool) -> ForwardPlan:
     )  # fmt: skip
     gate = matmul_plan(
         block, block.taps, 2 * f, 2 * f, starts={"e_ptr": of_h, "w_ptr": block.packed.out},
-        GRAD=False, KEEP=keep, IMAGE_BIAS=image_bias,
+        GRAD=False, KEEP=keep, IMAGE_BIAS=block.image_bias,
     )  # fmt: skip
     expand = expand_plan(block.rows, f, block.skip_channels, block.dropout)
     return ForwardPlan(expand, hidden, gate)
@@ -124,7 +126,7 @@ def forward_plan(block: Block, keep: bool, image_bias: bool) -> ForwardPlan:
 
 @functools.lru_cache(maxsize=4096)
 def backward_plan(
-    block: Block, needs: Needs, kept: bool, image_bias: bool, strides: Strides, normed: bool
+    block: BlockShape, needs: Needs, kept: bool, strides: Strides, normed: bool
 ) -> BackwardPlan:
     """kept: whether A and G were. strides: of the three weights, as `weights.strides_of` has them;
     normed: whether they have gains."""
@@ -134,7 +136,7 @@ def backward_plan(
     gate = matmul_plan(
         block, block.taps, 2 * f, 2 * f,
         starts={"e_ptr": of_h, "w_ptr": block.packed.out, "out_ptr": block.first(2 * f)},
-        GRAD=True, KEEP=False, IMAGE_BIAS=image_bias,
+        GRAD=True, KEEP=False, IMAGE_BIAS=block.image_bias,
     )  # fmt: skip
     hidden = matmul_plan(
         block, block.taps.adjoint(), 2 * f, 2 * f,
@@ -154,22 +156,20 @@ def backward_plan(
     rows = block.rows.length if kept else block.rows.pixels
     gate_blocks = cdiv(rows, BLOCK_P if kept else gate.arguments["BLOCK_P"])
     hidden_blocks = cdiv(block.rows.pixels, hidden.arguments["BLOCK_P"])
-    unpacked = None
-    if needs.parameters:
-        counts = (parts[0][0], parts[1][0], hidden_blocks, gate_blocks)
-        unpacked = UnpackSettings.of(f, block.planes, counts, strides, normed)
+    counts = (parts[0][0], parts[1][0], hidden_blocks, gate_blocks)
+    unpack = {"counts": counts, "strides": strides, "NORMED": normed}
     expand = expand_plan(
         block.rows, f, block.skip_channels, block.dropout,
         inputs=needs.parameters, backward=True, gates=kept,
     )  # fmt: skip
     return BackwardPlan(
         expand, gate, (gate_blocks, 2 * f), hidden, (hidden_blocks, f),
-        parameter_gradient_plan(block, divided), parts, last_plan(block, needs, unpacked),
+        parameter_gradient_plan(block, divided), parts, last_plan(block, needs, unpack),
     )  # fmt: skip
 
 
 def matmul_plan(
-    block: Block,
+    block: BlockShape,
     taps: Taps,
     channels: int,
     columns: int,
@@ -178,7 +178,7 @@ def matmul_plan(
     starts: dict[str, int],
     **constants: Any,
 ) -> Plan:
-    """Of a kernel that ends a matmul of pixels by so many columns."""
+    """The plan of a kernel that ends a matmul of pixels by so many columns."""
     rows, k = block.rows, (taps.kh * taps.kw + planes) * channels
     tiling = tilings.matmul_tiling(
         rows.pixels, columns, k, block.dtype, block.tf32, block.capability
@@ -191,8 +191,8 @@ def matmul_plan(
     )  # fmt: skip
 
 
-def parameter_gradient_plan(block: Block, divided: tuple[GradientPlan, GradientPlan]) -> Plan:
-    """Of parameter_gradient_kernel."""
+def parameter_gradient_plan(block: BlockShape, divided: tuple[GradientPlan, GradientPlan]) -> Plan:
+    """The plan of parameter_gradient_kernel."""
     f, (hidden, out) = block.filters, divided
     programs = hidden.tiles * hidden.splits
     return Plan(
@@ -212,22 +212,22 @@ def parameter_gradient_plan(block: Block, divided: tuple[GradientPlan, GradientP
     )  # fmt: skip
 
 
-def last_plan(block: Block, needs: Needs, unpacked: UnpackSettings | None) -> Plan:
-    """Of input_gradient_kernel, whose planes of skips have steps of their own; of unpack_kernel
-    where no input's gradient is wanted."""
+def last_plan(block: BlockShape, needs: Needs, unpack: dict[str, Any]) -> Plan:
+    """The plan of input_gradient_kernel, or of unpack_kernel where no input's gradient is wanted.
+
+    Planes of skips have steps of their own. unpack: the settings of `unpack_block`."""
     f, planes, channels = block.filters, block.planes, block.skip_channels
     s0, s1 = (*channels, 0, 0)[:2]
     skips = needs.skips and planes > 0
+    first = unpack_programs(f, planes) if needs.parameters else 0
     if not (needs.x or skips):
-        if unpacked is None:
-            return Plan((0,))
         return Plan(
-            (unpacked.programs,), **unpacked.arguments(), F=f, S0=s0, S1=s1, PLANES=planes,
-            T=block.taps.kh * block.taps.kw, ACC=accumulator_of(block.dtype),
-            BLOCK_S=BLOCK_S, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D, num_warps=8,
+            (first,), F=f, S0=s0, S1=s1, PLANES=planes, T=block.taps.kh * block.taps.kw,
+            ACC=accumulator_of(block.dtype), BLOCK_S=BLOCK_S, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D,
+            num_warps=8, **unpack,
         )  # fmt: skip
     one = matmul_plan(block, block.taps.adjoint(), f, 2 * f, starts={})
-    first = 0 if unpacked is None else unpacked.programs
+    nothing = {"counts": None, "strides": None, "NORMED": False}
     return Plan(
         (first + one.programs * (needs.x + skips * planes),),
         starts={
@@ -235,8 +235,8 @@ def last_plan(block: Block, needs: Needs, unpacked: UnpackSettings | None) -> Pl
             "nin_ptr": block.packed.nin_adjoint if skips else 0,
         },
         programs=one.programs, first_program=first, S0=s0, S1=s1, PLANES=planes, X=needs.x,
-        SKIPS=skips, UNPACK=unpacked is not None,
+        SKIPS=skips, UNPACK=needs.parameters,
         UNPACK_S=BLOCK_S, UNPACK_K=BLOCK_K, UNPACK_D=BLOCK_D,
         point_steps=cdiv(f, one.arguments["BLOCK_K"]), **one.arguments,
-        **(NO_SETTINGS if unpacked is None else unpacked.arguments()),
+        **(unpack if needs.parameters else nothing),
     )  # fmt: skip

@@ -14,7 +14,7 @@ ROW_BLOCK = 128  # the largest number of rows that a program multiplies; smaller
 
 
 class Taps(NamedTuple):
-    """Where tap (i, j) of a (kh, kw) kernel reads: (row, col) + (i - top, j - left)."""
+    """Taps of a (kh, kw) kernel: tap (i, j) reads at (row, col) + (i - top, j - left)."""
 
     kh: int
     kw: int
@@ -48,7 +48,7 @@ class Rows(NamedTuple):
 
     @classmethod
     def of(cls, image: Tensor, taps: Taps) -> Rows:
-        """Of a (B, C, H, W) tensor. Raises ValueError where 32 bits cannot number the rows."""
+        """The rows of a (B, C, H, W) tensor. Raises ValueError for more than 32 bits can number."""
         batch, _, height, width = image.shape
         return rows_of(batch, height, width, taps)
 
@@ -78,7 +78,7 @@ class Rows(NamedTuple):
         return self.total + 2 * self.margin
 
     def arguments(self) -> dict[str, Any]:
-        """Those of a kernel, which finds pixels by `place_of`."""
+        """Arguments of a kernel that finds pixels by `place_of` or `rows_of_pixels`."""
         size = {"batch": self.batch, "height": self.height, "width": self.width}
         return size | {"ABOVE": self.above, "BEFORE": self.before}
 
@@ -88,7 +88,7 @@ class Rows(NamedTuple):
         return torch.empty(size, dtype=like.dtype, device=like.device)
 
     def first(self, room: Tensor) -> Tensor:
-        """What `empty` gave, from row 0 on."""
+        """The room that `empty` gave, from row 0 on."""
         return room[:, self.margin :]
 
 

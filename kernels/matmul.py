@@ -39,8 +39,8 @@ def rows_of_pixels(
     first, batch, height, width,
     ABOVE: tl.constexpr, BEFORE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Where BLOCK pixels from `first` on (in B, H, W order) lie among rows of `geometry.Rows`: the
-    row of the first, how far from it each one is, and which of them exist.
+    """Rows (`geometry.Rows`) of BLOCK pixels from `first` on in B, H, W order: the first one's row,
+    how far from it each one is, and which of them exist.
 
     The launchers admit less than 2**31 rows, so positions are 32-bit: 64-bit division is slow, and
     64-bit offsets take twice the registers.

@@ -1,4 +1,4 @@
-"""What torch's convolutions read and what ends them, for the gated resnet of impl="cudnn".
+"""The kernels around torch's convolutions, for the gated resnet of impl="cudnn".
 
 Images are channels_last, and padded while they are expanded: a convolution adds no padding.
 """
@@ -9,15 +9,16 @@ from torch import Tensor
 
 from .dropout import draw_kept
 from .elementwise import drop, elu_pair, elu_slopes, gate_gradients, widen
-from .expand import Dropout, place_of
+from .expand import place_of
 from .geometry import Taps, cdiv, empty_channels_last, n_pixels
 from .launch import launch, plan
+from .operands import Dropout
 
 BLOCK = 32  # pixels, and channels, of a program
 
 
 @triton.jit
-def padded_kernel(
+def pad_concat_elu_kernel(
     v_ptr, e_ptr, dv_ptr, seed_ptr, layer, keep_from, first_pixel, total, first, batch, height,
     width, C: tl.constexpr, ABOVE: tl.constexpr, BEFORE: tl.constexpr, DROPOUT: tl.constexpr,
     SCALE: tl.constexpr, GRAD: tl.constexpr, BLOCK: tl.constexpr,
@@ -56,7 +57,7 @@ def padded_kernel(
 
 
 @triton.jit
-def ending_kernel(
+def gate_epilogue_kernel(
     x_ptr, gates_ptr, out_ptr, n, F: tl.constexpr, GRAD: tl.constexpr, BLOCK: tl.constexpr
 ):
     """y (n, F) = x + A sigmoid(G), or with GRAD the gradients of (A, G) (n, 2F) from x = dy."""
@@ -75,8 +76,8 @@ def ending_kernel(
         tl.store(out_ptr + offs, (x + a / (1 + tl.exp(-g))).to(out_ptr.dtype.element_ty), mask=mask)
 
 
-def padded(v: Tensor, taps: Taps, dropout: Dropout, grad: Tensor | None = None) -> Tensor:
-    """D concat_elu(v) (B, 2C, H + kh - 1, W + kw - 1), or v's gradient from the one of that."""
+def pad_concat_elu(v: Tensor, taps: Taps, dropout: Dropout, grad: Tensor | None = None) -> Tensor:
+    """D concat_elu(v) (B, 2C, H + kh - 1, W + kw - 1), or the gradient of v from that result's."""
     batch, channels, height, width = v.shape
     above, before = taps.kh - 1, taps.kw - 1
     size = height + above, width + before
@@ -91,14 +92,14 @@ def padded(v: Tensor, taps: Taps, dropout: Dropout, grad: Tensor | None = None) 
         SCALE=dropout.scale, GRAD=grad is not None, BLOCK=BLOCK,
     )  # fmt: skip
     seed = v if dropout.seed is None else dropout.seed
-    launch(padded_kernel, planned, v.device, v_ptr=v, e_ptr=e, dv_ptr=out, seed_ptr=seed)
+    launch(pad_concat_elu_kernel, planned, v.device, v_ptr=v, e_ptr=e, dv_ptr=out, seed_ptr=seed)
     return out
 
 
-def ended(x: Tensor, gates: Tensor, grad: bool = False) -> Tensor:
+def gate_epilogue(x: Tensor, gates: Tensor, grad: bool = False) -> Tensor:
     """x + A sigmoid(G), or from x = dy the gradients of (A, G)."""
     filters, n = x.shape[1], x.numel() // x.shape[1]
     out = empty_channels_last(x, 2 * filters if grad else filters)
     planned = plan((cdiv(n, BLOCK), cdiv(filters, BLOCK)), n=n, F=filters, GRAD=grad, BLOCK=BLOCK)
-    launch(ending_kernel, planned, x.device, x_ptr=x, gates_ptr=gates, out_ptr=out)
+    launch(gate_epilogue_kernel, planned, x.device, x_ptr=x, gates_ptr=gates, out_ptr=out)
     return out

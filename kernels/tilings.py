@@ -84,7 +84,7 @@ def columns_of(n: int, widest: int, narrowest: int = 16) -> tuple[int, int]:
 def matmul_tiling(
     rows: int, columns: int, k: int, dtype: torch.dtype, tf32: bool, capability: int
 ) -> MatmulTiling:
-    """Of rows x columns sums over k numbers. capability: 80, 86, 90, ..."""
+    """The tiling of rows x columns sums over k numbers. capability: 80, 86, 90, ..."""
     numbers = format_of(dtype, tf32)
     if numbers == "ieee":
         return MatmulTiling(32, *columns_of(columns, 32), 16, 4, 2)
@@ -107,13 +107,13 @@ def matmul_tiling(
     if numbers == "half" and warps == 4:
         # Eight columns want longer steps, for the sake of those 16 bytes.
         narrow = tiling(*columns_of(columns, 160, 8), 128)
-        found = min(found, narrow, key=lambda tiling: padded(columns, k, tiling))
+        found = min(found, narrow, key=lambda tiling: padded_products(columns, k, tiling))
     return found
 
 
 def clocks(rows: int, columns: int, height: int, width: int) -> float:
-    """Of an H100, about, for each contracted number, in tiles of height x width: what the tensor
-    cores take or, where it is longer, the second-level cache."""
+    """Clocks of an H100 for each contracted number, about, in tiles of height x width: those of the
+    tensor cores or, where it takes longer, of the second-level cache."""
     programs = -(-rows // height) * -(-columns // width)
     # A row is read once for some three taps.
     return -(-programs // PROCESSORS) * tile_clocks(height * width, height / 3 + width)
@@ -132,8 +132,8 @@ def block_k_of(k: int, smallest: int, largest: int) -> int:
     return good[0] if good else max(blocks, key=lambda block: useful[block])
 
 
-def padded(columns: int, k: int, tiling: MatmulTiling) -> int:
-    """Products for a row, with those of padding."""
+def padded_products(columns: int, k: int, tiling: MatmulTiling) -> int:
+    """Products for a row, padding included."""
     wide = -(-columns // tiling.block_n) * tiling.block_n
     return wide * -(-k // tiling.block_k) * tiling.block_k
 
@@ -141,7 +141,7 @@ def padded(columns: int, k: int, tiling: MatmulTiling) -> int:
 def gradient_tiling(
     k: int, columns: int, dtype: torch.dtype, tf32: bool, capability: int
 ) -> MatmulTiling:
-    """Of a weight gradient with k x columns sums over rows. capability: 80, 86, 90, ..."""
+    """The tiling of a weight gradient of k x columns sums over rows. capability: 80, 86, 90, ..."""
     numbers = format_of(dtype, tf32)
     if numbers == "ieee":
         return MatmulTiling(16, *columns_of(columns, 32), 32, 4, 2)

@@ -15,9 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .geometry import cdiv
-from .launch import Plan, launch
+from .operands import Operands
 from .weight_kernels import source_of
-from .weights import BLOCK_D, three
+from .weights import BLOCK_D, pad_to_three
 
 BLOCK_S = 4  # parts of a gradient that are added at once
 
@@ -100,7 +100,7 @@ def unpack_block(
     NORMED: tl.constexpr, ACC: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """A program of those that `unpacking` counts: gradients of a gated resnet's parameters.
+    """A program of those that `unpack_programs` counts: gradients of a gated resnet's parameters.
 
     parts, sums: of h's convolutions and of the gates', whose numbers `counts` has: parts (splits,
     (T + PLANES) 2F, F) of conv_in and the skips', parts (splits, T 2F, 2F); sums of biases'
@@ -156,42 +156,17 @@ def _empty_like(v: Tensor) -> Tensor:
     return torch.empty(v.shape, dtype=v.dtype, device=v.device, memory_format=layout)
 
 
-class UnpackSettings(NamedTuple):
-    """How many programs unpack, and what they are told beside tensors.
-
-    counts: of parts and of sums, as `unpack_block` has them. strides: of the three weights.
-    """
-
-    programs: int
-    counts: tuple[int, ...]
-    strides: tuple[tuple[int, ...], ...]
-    normed: bool
-
-    @classmethod
-    def of(
-        cls,
-        filters: int,
-        planes: int,
-        counts: tuple[int, ...],
-        strides: tuple[tuple[int, ...], ...],
-        normed: bool,
-    ) -> UnpackSettings:
-        of_f, of_2f = cdiv(filters, BLOCK_D), cdiv(2 * filters, BLOCK_D)
-        return cls(of_f + of_2f + (of_f if planes else 0), counts, strides, normed)
-
-    def arguments(self) -> dict[str, Any]:
-        return {"counts": self.counts, "strides": self.strides, "NORMED": self.normed}
+def unpack_programs(filters: int, planes: int) -> int:
+    """How many programs `unpack_block` takes."""
+    of_f, of_2f = cdiv(filters, BLOCK_D), cdiv(2 * filters, BLOCK_D)
+    return of_2f + of_f * (2 if planes else 1)
 
 
 class Unpacking(NamedTuple):
-    """The gradients of a gated resnet's parameters, which `unpack_block` is to write.
+    """The gradients of a gated resnet's parameters, by name, and the arguments of `unpack_block`,
+    which is to write them."""
 
-    weights, biases, gains (none without gains): in the order of `weights.pack`.
-    """
-
-    weights: list[Tensor]
-    biases: list[Tensor]
-    gains: list[Tensor]
+    grads: dict[str, Tensor]
     tensors: dict[str, Any]
 
 
@@ -199,39 +174,33 @@ class Unpacking(NamedTuple):
 NOTHING: dict[str, Any] = dict.fromkeys(
     ("parts", "sums", "v", "gain", "grad_v", "grad_gain", "grad_bias")
 )
-NO_SETTINGS: dict[str, Any] = {"counts": None, "strides": None, "NORMED": False}
 
 
 def unpacking(
-    parts: tuple[Tensor, Tensor],
-    sums: tuple[Tensor, Tensor],
-    weights: list[Tensor],
-    gains: list[Tensor],
+    parts: tuple[Tensor, Tensor], sums: tuple[Tensor, Tensor], given: Operands
 ) -> Unpacking:
-    """weights, gains: as in `weights.pack`; weights are dense.
+    """parts: of the gradients of packed weights, of h's convolutions and of the gates'; sums:
+    (blocks, F) and (blocks, 2F), parts of the gradients of the biases. Weights are dense.
 
     nin_skip's bias is added to h as conv_in's is, and has the same gradient.
-
-    parts: of the gradients of packed weights (`matmul.weight_gradient`), of h's convolutions and of
-    the gates'; sums: (blocks, F) and (blocks, 2F), parts of those of the biases.
     """
+    weights, gains = given.weights, given.gains
     grads = [_empty_like(weight) for weight in weights]
-    dtype, device = weights[0].dtype, weights[0].device
     filters = [weight.shape[:1] for weight in weights]
-    biases = [torch.empty(size, dtype=dtype, device=device) for size in filters]
-    grad_gains = [torch.empty(size, dtype=dtype, device=device) for size in filters[: len(gains)]]
+    like: Any = {"dtype": given.bias_in.dtype, "device": given.bias_in.device}
+    biases = [torch.empty(size, **like) for size in filters]
+    grad_gains = [torch.empty(size, **like) for size in filters[: len(gains)]]
     tensors = {
         "parts": parts,
         "sums": sums,
-        "v": three(weights),
-        "gain": three(gains or weights),
-        "grad_v": three(grads),
-        "grad_gain": three(grad_gains or grads),
-        "grad_bias": three(biases),
+        "v": pad_to_three(weights),
+        "gain": pad_to_three(gains or weights),
+        "grad_v": pad_to_three(grads),
+        "grad_gain": pad_to_three(grad_gains or grads),
+        "grad_bias": pad_to_three(biases),
     }
-    return Unpacking(grads, biases, grad_gains, tensors)
-
-
-def unpack(plan: Plan, unpacked: Unpacking) -> None:
-    """In a launch of its own."""
-    launch(unpack_kernel, plan, unpacked.weights[0].device, **unpacked.tensors)
+    names = ("conv_in", "conv_out", "nin_skip")
+    named = dict(zip(names, grads, strict=False))
+    for kind, found in (("bias", biases), ("gain", grad_gains)):
+        named |= zip((f"{kind}_in", f"{kind}_out", f"{kind}_nin"), found, strict=False)
+    return Unpacking(named, tensors)

@@ -29,7 +29,7 @@ def source_of(k, stride_c, stride_t, T, C, S0, S1):
 
 @triton.jit
 def place_in(place, d, c, t):
-    """Where number (d, c, t) of a weight goes, by a `Place`."""
+    """The place of number (d, c, t) of a packed weight, by a `Layout`."""
     return d.to(tl.int64) * place[1] + (c.to(tl.int64) * place[2] + t.to(tl.int64) * place[3])
 
 

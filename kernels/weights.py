@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .geometry import Taps, cdiv, packed_size, packed_sizes, planes_of
 from .launch import launch, plan
+from .operands import Operands
 from .weight_kernels import pack_kernel
 
 BLOCK_D = 8
@@ -24,7 +25,7 @@ BLOCK_K = 256
 
 
 class Packed(NamedTuple):
-    """Where the parts of the packed weights of a gated resnet begin, in one tensor.
+    """The first number of each part of a gated resnet's packed weights, in one tensor.
 
     hidden: (F, (T + planes) 2F), conv_in and then the skips' weight. out: (2F, T 2F). For the
     adjoints out_adjoint (2F, T 2F), in_adjoint (2F, T F) and, for each plane, nin_adjoint (2F, F).
@@ -42,11 +43,11 @@ class Packed(NamedTuple):
         return cls(*itertools.accumulate(sizes[:-1], initial=0))
 
 
-class Place(NamedTuple):
-    """Where number (d, c, t) of a weight goes: offset + d' of_d + c' of_c + t of_t.
+class Layout(NamedTuple):
+    """The place of number (d, c, t) of a packed weight: offset + d' of_d + c' of_c + t of_t.
 
-    d and c count filters and channels. Of one of them the parts of `half` lie in turn: of the
-    filters for a convolution, of the channels for its adjoint.
+    d and c count filters and channels. The halves of one of them, `half` long, are interleaved:
+    of the filters for a convolution, of the channels for its adjoint.
     """
 
     offset: int
@@ -57,21 +58,23 @@ class Place(NamedTuple):
 
 
 class Order(NamedTuple):
-    """How a weight is read, and where it goes, for the convolution and for its adjoint.
+    """The layouts of a weight: as it is read, and as it is packed for the convolution and for its
+    adjoint.
 
     source: taps, channels, filters, channels of two skips (see `source_of`), and strides of filter,
     channel and tap.
     """
 
     source: tuple[int, ...]
-    forward: Place
-    adjoint: Place
+    forward: Layout
+    adjoint: Layout
 
 
 def dense(v: Tensor) -> Tensor:
     """v with one stride for all taps: contiguous or channels_last as it is, else a copy."""
-    last = v.is_contiguous(memory_format=torch.channels_last)
-    return v if last or v.is_contiguous() else v.contiguous()
+    if v.is_contiguous() or v.is_contiguous(memory_format=torch.channels_last):
+        return v
+    return v.contiguous()
 
 
 def strides_of(v: Tensor) -> tuple[int, int, int]:
@@ -81,8 +84,8 @@ def strides_of(v: Tensor) -> tuple[int, int, int]:
     return channels * rows * cols, stride_c, stride_t
 
 
-def three(tensors: list[Tensor]) -> tuple[Tensor, ...]:
-    """Three tensors; those that are not there, of which no program reads, are the first."""
+def pad_to_three(tensors: list[Tensor]) -> tuple[Tensor, ...]:
+    """Pad to three by repeating the first; the kernels ignore the padding."""
     return (*tensors, tensors[0], tensors[0])[:3]
 
 
@@ -97,48 +100,43 @@ def orders_of(weights: Sequence[Tensor], skip_channels: Sequence[int]) -> list[O
     orders = [
         Order(
             (taps, 2 * f, f, 0, 0, *of_in),
-            Place(parts.hidden, row, 1, 2 * f, f),
-            Place(parts.in_adjoint + turned * f, 1, taps * f, -f, f),
+            Layout(parts.hidden, row, 1, 2 * f, f),
+            Layout(parts.in_adjoint + turned * f, 1, taps * f, -f, f),
         ),
         Order(
             (taps, 2 * f, 2 * f, 0, 0, *of_out),
-            Place(parts.out, taps * 2 * f, 1, 2 * f, f),
-            Place(parts.out_adjoint + turned * 2 * f, 1, taps * 2 * f, -2 * f, f),
+            Layout(parts.out, taps * 2 * f, 1, 2 * f, f),
+            Layout(parts.out_adjoint + turned * 2 * f, 1, taps * 2 * f, -2 * f, f),
         ),
     ]
     return orders + [
         Order(
             (planes, 2 * f, f, s0, s1, *strides),
-            Place(parts.hidden + taps * 2 * f, row, 1, 2 * f, f),
-            Place(parts.nin_adjoint, 1, f, 2 * f * f, f),
+            Layout(parts.hidden + taps * 2 * f, row, 1, 2 * f, f),
+            Layout(parts.nin_adjoint, 1, f, 2 * f * f, f),
         )
         for strides in of_nin
     ]
 
 
-def pack(
-    weights: list[Tensor],
-    gains: list[Tensor],
-    skip_channels: list[int],
-    dtype: torch.dtype,
-    *,
-    adjoint: bool,
-) -> Tensor:
-    """The weights of a gated resnet, as `Packed` orders them, in one tensor of `dtype`.
+def pack(given: Operands, *, adjoint: bool) -> Tensor:
+    """The weights of a gated resnet, as `Packed` orders them, in one tensor of x's dtype.
 
-    weights: conv_in, conv_out and, with skips, nin_skip, (D, C, kh, kw) each; gains: one (D,) for
-    each of them, or none. They are float32, or float64 for a float64 result.
+    Weights are dense. Without `adjoint` those parts are left out.
     """
-    weights = [dense(weight) for weight in weights]
-    size = (packed_size(weights, skip_channels, adjoint),)
-    packed = torch.empty(size, dtype=dtype, device=weights[0].device)
-    orders = orders_of(weights, skip_channels)
+    x, weights, gains = given.x, given.weights, given.gains
+    channels = [skip.shape[1] for skip in given.skips]
+    size = packed_size(weights, channels, adjoint)
+    packed = torch.empty((size,), dtype=x.dtype, device=x.device)
+    orders = orders_of(weights, channels)
     sources, forwards, adjoints = zip(*(*orders, *orders[:1] * (3 - len(orders))), strict=True)
     planned = plan(
         (sum(cdiv(weight.shape[0], BLOCK_D) for weight in weights),), sources=sources,
         forwards=tuple(map(tuple, forwards)), adjoints=tuple(map(tuple, adjoints)),
         NORMED=bool(gains), ADJOINT=adjoint, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D, num_warps=4,
     )  # fmt: skip
-    tensors = {"v": three(weights), "gain": three(gains or weights)}
-    launch(pack_kernel, planned, packed.device, **tensors, packed_ptr=packed)
+    launch(
+        pack_kernel, planned, x.device,
+        v=pad_to_three(weights), gain=pad_to_three(gains or weights), packed_ptr=packed,
+    )  # fmt: skip
     return packed

@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import math
-import runpy
-from pathlib import Path
 
 import pytest
 import torch
@@ -117,10 +115,3 @@ def test_gradients_that_nobody_needs_are_not_computed(needs: Needs, kernels: set
             assert (launch.arguments["first_program"] > 0) == needs.parameters
             programs = math.prod(launch.grid) - launch.arguments["first_program"]
             assert programs == launch.arguments["programs"] * (needs.x + 2 * needs.skips)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: tuning would begin")
-def test_the_tuner_says_that_it_needs_a_gpu() -> None:
-    script = Path(__file__).resolve().parents[1] / "benchmarks" / "tune_gated_resnet.py"
-    with pytest.raises(SystemExit, match="no CUDA device"):
-        runpy.run_path(str(script))["main"]([])

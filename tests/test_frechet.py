@@ -52,16 +52,6 @@ def test_diagonal_covariances_have_a_closed_form(axes: list[tuple[float, ...]]) 
     assert distance == pytest.approx(float(expected), rel=1e-12, abs=1e-12 + slack)
 
 
-@given(seeds)
-@settings(max_examples=20, deadline=None)
-def test_two_by_two_has_a_closed_form(seed: int) -> None:
-    """tr M^(1/2) = sqrt(tr M + 2 sqrt(det M)) for the product M of two 2 x 2 covariances."""
-    (m1, c1), (m2, c2) = gaussian(2, 2, seed), gaussian(2, 2, seed + 5)
-    root = ((c1 @ c2).trace() + 2 * (torch.det(c1) * torch.det(c2)).sqrt()).sqrt()
-    expected = (m1 - m2).square().sum() + c1.trace() + c2.trace() - 2 * root
-    assert frechet_distance(m1, c1, m2, c2) == pytest.approx(float(expected), rel=1e-9, abs=1e-12)
-
-
 @given(seeds, st.integers(1, 12), st.integers(1, 12), st.integers(1, 12))
 @settings(max_examples=20, deadline=None)
 def test_it_is_a_distance_that_rotations_keep(seed: int, d: int, rank1: int, rank2: int) -> None:
@@ -75,18 +65,6 @@ def test_it_is_a_distance_that_rotations_keep(seed: int, d: int, rank1: int, ran
     assert frechet_distance(3 * m1, 9 * c1, 3 * m2, 9 * c2) == pytest.approx(9 * distance, rel=1e-6)
 
 
-def test_lines_in_space_have_a_closed_form() -> None:
-    """Covariances of rank one, a uu' and b vv': the trace of the root is sqrt(ab) |u'v|."""
-    u, v = (torch.nn.functional.normalize(normal(300, seed=s), dim=0) for s in (1, 2))
-    expected = 4.0 + 9.0 - 2 * 6.0 * abs(float(u @ v))
-    zero = torch.zeros(300)
-    distance = frechet_distance(zero, 4 * torch.outer(u, u), zero, 9 * torch.outer(v, v))
-    assert distance == pytest.approx(expected, rel=1e-9)
-    assert frechet_distance(zero, torch.zeros(300, 300), zero, 9 * torch.outer(v, v)) == (
-        pytest.approx(9, rel=1e-12)
-    )
-
-
 def test_fewer_images_than_features_agree_with_the_exact_factors() -> None:
     """Sample covariances of rank N - 1: their factors are the centred features themselves."""
     x, y = normal(40, 200, seed=1), 0.3 + 1.7 * normal(60, 200, seed=2)
@@ -97,11 +75,10 @@ def test_fewer_images_than_features_agree_with_the_exact_factors() -> None:
     assert distance == pytest.approx(float(expected - 2 * root), rel=1e-10)
 
 
-@pytest.mark.parametrize("n", [300, 1000])
-def test_agrees_with_other_implementations(n: int) -> None:
+def test_agrees_with_other_implementations() -> None:
     """On the same features, positive ones with a decaying spectrum, as after a ReLU."""
     mixing = normal(64, 64, seed=9) * torch.logspace(0, -2, 64, dtype=torch.float64)[:, None]
-    x, y = ((normal(n, 64, seed=s) @ mixing + 0.1 * s).relu() for s in (3, 4))
+    x, y = ((normal(300, 64, seed=s) @ mixing + 0.1 * s).relu() for s in (3, 4))
     one, two = FeatureStatistics(64), FeatureStatistics(64)
     one.update(x)
     two.update(y)

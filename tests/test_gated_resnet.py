@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -19,10 +18,17 @@ from dsmooth import _extension
 from dsmooth.functional import Shift, gated_resnet, use_impl
 from dsmooth.functional.gated_resnet import dropout_factors
 from dsmooth.functional.gated_resnet_native import backward_op, forward_op, gated_resnet_native
-from dsmooth.functional.gated_resnet_operands import GRADIENTS
+from dsmooth.functional.gated_resnet_operands import GRADIENTS, Operands
 from dsmooth.functional.taps import padding_of
 from dsmooth.nn.layers import GatedResnet
-from tests.helpers.gated_cases import EPS, KERNELS, STRIDES, assert_as_good, make_case, operands
+from tests.helpers.gated_cases import (
+    EPS,
+    KERNELS,
+    STRIDES,
+    assert_as_good,
+    leaves_of,
+    make_case,
+)
 
 # A machine without a C++ compiler has no extension, and its build record says so; that it is there
 # everywhere else is asserted by test_extension.py.
@@ -34,7 +40,6 @@ NATIVE_DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 both_impls = pytest.mark.parametrize(
     "impl", ["reference", pytest.param("native", marks=needs_extension)]
 )
-NO_TRITON = r"impl='triton': .*(cuda tensors, got cpu|not installed)"
 each_shift = pytest.mark.parametrize("shift", list(KERNELS))
 
 
@@ -60,11 +65,6 @@ class Guarded:
 
     def edges(self) -> tuple[Tensor, Tensor]:
         return self.whole[: self.canary], self.whole[-self.canary :]
-
-
-def _native(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """The op on what Case.native_args gives."""
-    return gated_resnet_native(x, operands(*rest[:7]), *rest[7:])
 
 
 @pytest.mark.quick
@@ -99,9 +99,9 @@ def test_every_instruction_set_computes_the_block(
     case = make_case(shift, (2, 5, 13), 20, (20, 3), 0.5, dtype)
     exact = case.run("reference", torch.float64)
     eager = case.run("reference", dtype)
-    x, skips, weights, *rest = case.native_args(dtype, instruction_set)
-    leaves = [t.requires_grad_() for t in (x, *skips, *weights)]
-    y = _native(x, skips, weights, *rest)[0]
+    given = case.operands(dtype)
+    leaves = [t.requires_grad_() for t in leaves_of(given)]
+    y = gated_resnet_native(given, case.settings, instruction_set)
     names = ["x", "skip0", "skip1", "conv_in", "bias_in", "conv_out", "bias_out", "nin", "bias_nin"]
     grads = torch.autograd.grad(y, leaves, case.grad_y.to(dtype))
     got = {"y": y.detach(), **dict(zip(names, grads, strict=True))}
@@ -150,33 +150,42 @@ def test_an_empty_batch_gives_empty_outputs_and_zero_gradients(dtype: torch.dtyp
 @pytest.mark.parametrize("last", [False, True])
 def test_biases_and_gains_may_be_strided(last: bool) -> None:
     case = make_case("down", skip_channels=(5,), gains=True)
-    x, skips, weights, gains, *rest = case.native_args(torch.float64)
+    given = case.operands(torch.float64)
     if last:
-        weights = [w.to(memory_format=torch.channels_last) if w.ndim == 4 else w for w in weights]
+        given = kernels_last(given)
 
-    def run(weights: list[Tensor], gains: list[Tensor]) -> list[Tensor]:
-        leaves = [t.detach().requires_grad_() for t in (*weights, *gains)]
-        y = _native(x, skips, leaves[: len(weights)], leaves[len(weights) :], *rest)[0]
+    def run(given: Operands) -> list[Tensor]:
+        leaves = [t.requires_grad_() for t in leaves_of(given)]
+        y = gated_resnet_native(given, case.settings)
         return [y.detach(), *torch.autograd.grad(y.square().sum(), leaves)]
 
-    def strided(v: Tensor) -> Tensor:
-        return v if v.ndim == 4 else torch.stack([v, v + 1], dim=-1)[:, 0]
+    def strided(v: Tensor | None) -> Tensor | None:
+        return v if v is None or v.ndim == 4 else torch.stack([v, v + 1], dim=-1)[:, 0].detach()
 
-    expected = run(weights, gains)
-    got = run([strided(w) for w in weights], [strided(g) for g in gains])
-    for a, b in zip(got, expected, strict=True):
+    expected = run(given)
+    for a, b in zip(run(Operands._make(map(strided, given))), expected, strict=True):
         assert torch.equal(a, b)
+
+
+def kernels_last(given: Operands) -> Operands:
+    """The operands with weights in channels_last."""
+    weights = {
+        name: getattr(given, name).to(memory_format=torch.channels_last)
+        for name in ("conv_in", "conv_out", "nin_skip")
+    }
+    return given._replace(**weights)
 
 
 @needs_extension
 def test_the_weights_memory_order_does_not_matter() -> None:
     case = make_case("down", skip_channels=(5,), gains=True)
-    x, skips, weights, *rest = case.native_args(torch.float64)
-    last = [w.to(memory_format=torch.channels_last) if w.ndim == 4 else w for w in weights]
+    given = case.operands(torch.float64)
+    last = kernels_last(given)
     results = []
-    for ws in (weights, last, [last[0], *weights[1:]]):
-        leaves = [w.clone().requires_grad_() for w in ws]
-        y = _native(x, skips, leaves, *rest)[0]
+    for one in (given, last, given._replace(conv_in=last.conv_in)):
+        leaves = [t.clone().requires_grad_() for t in one[3:] if t is not None]
+        one = Operands._make((*one[:3], *leaves, *one[3 + len(leaves) :]))
+        y = gated_resnet_native(one, case.settings)
         results.append([y.detach(), *torch.autograd.grad(y.sum(), leaves)])
     assert results[1][1].is_contiguous(memory_format=torch.channels_last)
     for result in results[1:]:
@@ -224,19 +233,18 @@ def test_nothing_is_written_beside_the_outputs(
 ) -> None:
     """The extension on raw memory: every output lies between canaries and starts as NaN."""
     case = make_case(shift, (2, 3, 5), 5, (5, 2), 0.5, gains=True, image_bias=True)
-    x, *rest = case.native_args(dtype)
-    given = operands(*rest[:7], case.image_bias_in(dtype))
+    given = case.operands(dtype)
     grad_y = case.grad_y.to(dtype).to(memory_format=torch.channels_last)
-    saved = gated_resnet_native(x, given, True, instruction_set)
+    saved = forward_op(*given, *case.settings, True, instruction_set)
     outputs = dict(zip(("y", "h", "gates"), saved, strict=True))
-    gradients = backward_op(grad_y, x, *saved[1:], *given, instruction_set)
+    gradients = backward_op(grad_y, *saved[1:], *given, *case.settings, instruction_set)
     expected = {**outputs, **dict(zip(GRADIENTS, gradients, strict=True))}
     written = {name: Guarded(tensor) for name, tensor in expected.items()}
 
-    inputs = {"x": x, **given.tensors()}
+    inputs = given._asdict()
     kh, kw = KERNELS[shift]
     left, _, top, _ = padding_of(kh, kw, shift)
-    settings = (top, left, given.layer, 0, 2**22, 2.0, 1, instruction_set)
+    settings = (top, left, 3, 0, 2**22, 2.0, 1, instruction_set)
     outputs = {name: written[name].inside for name in outputs}
     _extension.extension().gated_resnet_forward({**inputs, **outputs}, *settings)
     grads = {name: written[name].inside for name in GRADIENTS}
@@ -260,19 +268,12 @@ def test_nothing_is_written_beside_the_outputs(
 def test_no_output_sees_a_later_pixel(shift: Shift, impl: str, dtype: torch.dtype) -> None:
     """NaN in every pixel that a shift must not see changes no output, native ones bitwise."""
     case = make_case(shift, (1, 4, 6), 5, (5,))
-    x, (skip,), weights, *_ = case.native_args(dtype)
+    x, skip, _, *w = case.operands(dtype)
 
     def run(x: Tensor, skip: Tensor) -> Tensor:
+        affine = (w[0], w[1]), (w[2], w[3])
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-            return gated_resnet(
-                x,
-                (weights[0], weights[1]),
-                (weights[2], weights[3]),
-                skip,
-                (weights[4], weights[5]),
-                shift=shift,
-                impl=impl,
-            )
+            return gated_resnet(x, *affine, skip, (w[4], w[5]), shift=shift, impl=impl)
 
     plain = run(x, skip)
     for r, c in itertools.product(range(4), range(6)):
@@ -393,56 +394,55 @@ def test_the_generator_decides_the_dropout(impl: str) -> None:
 @each_shift
 def test_gradcheck(shift: Shift, dropout: float, skips: tuple[int, ...]) -> None:
     case = make_case(shift, (2, 2, 3), 4, skips, dropout, gains=True, image_bias=True)
-    x, skip_list, weights, gains, *rest = case.native_args(torch.float64)
-    n, m = len(skip_list), len(skip_list) + len(weights)
-    leaves = [t.requires_grad_() for t in (x, case.image_bias, *skip_list, *weights, *gains)]
+    given = case.operands(torch.float64)
+    leaves = [t.requires_grad_() for t in leaves_of(given)]
 
-    def block(x: Tensor, image_bias: Tensor, *others: Tensor) -> Tensor:
-        lists = [list(others[:n]), list(others[n:m]), list(others[m:])]
-        return gated_resnet_native(x, operands(*lists, *rest[:4], image_bias))[0]
+    def block(*leaves: Tensor) -> Tensor:
+        rest = iter(leaves)
+        tensors = [t if t is None or not t.is_floating_point() else next(rest) for t in given]
+        return gated_resnet_native(Operands._make(tensors), case.settings)
 
     assert torch.autograd.gradcheck(block, leaves)
 
 
 @needs_extension
-# opcheck reads .grad of the clones that it makes; the warning is about its own tensors
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 @pytest.mark.parametrize("dtype", NATIVE_DTYPES)
 @pytest.mark.parametrize("skips", [(), (4, 3)])
 def test_opcheck(dtype: torch.dtype, skips: tuple[int, ...]) -> None:
     case = make_case("down", (2, 3, 5), 4, skips, 0.5, gains=True, image_bias=bool(skips))
-    args = case.native_args(dtype)
-    x, skip_list, weights, gains, *_ = args
-    given = operands(*args[1:8], case.image_bias_in(dtype))
-    _, h, gates = gated_resnet_native(x, given)
+    given, settings = case.operands(dtype), case.settings
+    _, h, gates = forward_op(*given, *settings, True, "auto")
     grad_y = case.grad_y.to(dtype)
-    torch.library.opcheck(backward_op, (grad_y, x, h, gates, *given, "auto"))
-    own = [] if given.image_bias is None else [given.image_bias]
-    for tensor in (x, *skip_list, *weights, *gains, *own):
-        tensor.requires_grad_()
-    torch.library.opcheck(forward_op, (x, *given, True, "auto"))
+    for save in (True, False):
+        torch.library.opcheck(forward_op, (*given, *settings, save, "auto"))
+    torch.library.opcheck(backward_op, (grad_y, h, gates, *given, *settings, "auto"))
 
 
 @needs_extension
 def test_a_second_derivative_is_refused() -> None:
-    x, skips, weights, *rest = make_case().native_args(torch.float64)
-    x.requires_grad_()
-    y = _native(x, skips, weights, *rest)[0]
-    (grad,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    case = make_case()
+    given = case.operands(torch.float64)
+    given.x.requires_grad_()
+    y = gated_resnet_native(given, case.settings)
+    (grad,) = torch.autograd.grad(y.sum(), given.x, create_graph=True)
     with pytest.raises(NotImplementedError, match="differentiated twice"):
         grad.sum().backward()
 
 
 @needs_extension
 def test_frozen_weights_still_give_the_inputs_gradient() -> None:
-    x, skips, weights, *rest = make_case(skip_channels=(5,)).native_args(torch.float64)
-    x.requires_grad_()
-    y = _native(x, skips, weights, *rest)[0]
-    (grad,) = torch.autograd.grad(y.sum(), x)
-    for w in weights:
-        w.requires_grad_()
-    y = _native(x, skips, weights, *rest)[0]
-    assert torch.equal(torch.autograd.grad(y.sum(), x)[0], grad)
+    case = make_case(skip_channels=(5,))
+    given = case.operands(torch.float64)
+
+    def gradient() -> Tensor:
+        y = gated_resnet_native(given, case.settings)
+        return torch.autograd.grad(y.sum(), given.x)[0]
+
+    given.x.requires_grad_()
+    alone = gradient()
+    for tensor in leaves_of(given):
+        tensor.requires_grad_()
+    assert torch.equal(gradient(), alone)
 
 
 @needs_extension

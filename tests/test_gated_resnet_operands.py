@@ -1,11 +1,13 @@
-"""What the gated block takes: the field table, and errors for everything else."""
+"""The arguments of the gated block: the field table, and errors for wrong ones."""
 
 from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +16,17 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import dsmooth
-from dsmooth import _extension
-from dsmooth.functional import concat_elu, gated_resnet, gated_resnet_ref, use_impl
-from dsmooth.functional.gated_resnet_operands import FIELDS, GRADIENTS, TENSORS, Operands
-from tests.helpers.gated_cases import EPS, Case, make_case, operands
+from dsmooth import _extension, functional
+from dsmooth.functional import concat_elu, gated_resnet, gated_resnet_ref
+from dsmooth.functional.gated_resnet_native import forward_op
+from dsmooth.functional.gated_resnet_operands import (
+    FIELDS,
+    GRADIENTS,
+    Field,
+    Operands,
+    Settings,
+)
+from tests.helpers.gated_cases import EPS, Case, make_case
 
 pytestmark = pytest.mark.quick
 
@@ -25,18 +34,14 @@ needs_extension = pytest.mark.skipif(
     not _extension.is_available(), reason=str(_extension.unavailable_reason())
 )
 NO_TRITON = r"impl='triton': .*(cuda tensors, got cpu|not installed)"
-each_impl = pytest.mark.parametrize(
-    "impl", ["reference", pytest.param("native", marks=needs_extension), "auto"]
-)
 
 
 def arguments(case: Case, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     """By the names of the field table."""
-    x, *rest = case.native_args(dtype)
-    return {"x": x, **operands(*rest[:7], case.image_bias_in(dtype))._asdict()}
+    return case.operands(dtype)._asdict() | case.settings._asdict()
 
 
-def call(given: dict[str, Any], impl: Any = "auto") -> Tensor:
+def call(given: dict[str, Any]) -> Tensor:
     """`gated_resnet` of arguments by these names."""
     skips = tuple(given[name] for name in ("skip", "skip_2") if given[name] is not None)
     gains = tuple(given[n] for n in ("gain_in", "gain_out", "gain_nin") if given[n] is not None)
@@ -49,21 +54,43 @@ def call(given: dict[str, Any], impl: Any = "auto") -> Tensor:
         (given["nin_skip"], given["bias_nin"]) if has_nin else None,
         gains=gains,
         **{n: given[n] for n in ("image_bias", "shift", "dropout", "seed", "layer")},
-        impl=impl,
     )
 
 
 # ---- the table --------------------------------------------------------------------------------
 
 
-def test_the_operands_are_those_of_the_table() -> None:
-    assert Operands._fields == (*TENSORS, "shift", "dropout", "layer", "first_image")
+def test_the_table_is_that_of_cpp() -> None:
+    """Line for line."""
+    text = Path(functional.__file__).with_name("gated_resnet.def").read_text()
+    lines = re.findall(r"^FIELD\((.*), \((.*)\)\)$", text, re.MULTILINE)
+    assert len(lines) == text.count("\nFIELD(")
+    found = {}
+    conditions = {"0": (), "Skip": ("skip",), "Gains": ("gain_in",)}
+    conditions["Skip | Gains"] = ("skip", "gain_in")
+    for columns, shape in lines:
+        words = re.sub(r"\bk(?=[A-Z])", "", columns).split(", ")
+        name, group, presence, beside, dtype, layout, gradient = words
+        found[name] = Field(
+            *(shape.replace("2 * ", "2").replace(",", ""), dtype, layout, conditions[beside]),
+            *(presence == "Optional", gradient == "Gradient", group),
+        )
+    assert found == FIELDS
+
+
+def test_the_operands_are_the_inputs_of_the_table() -> None:
+    inputs = [name for name, field in FIELDS.items() if field.group == "Input"]
+    assert list(Operands._fields) == inputs
+    arguments = forward_op._schema.arguments
+    assert [a.name for a in arguments][:-2] == [*inputs, *Settings._fields]
+    optional = {a.name for a in arguments if str(a.type).startswith("Optional")}
+    assert optional == {n for n in inputs if FIELDS[n].optional or FIELDS[n].conditions}
 
 
 @needs_extension
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_the_extension_was_built_with_the_same_table(direction: str) -> None:
-    names = [f.name for f in FIELDS.values() if direction == "forward" or f.group != "Output"]
+    names = [n for n, f in FIELDS.items() if direction == "forward" or f.group != "Output"]
     if direction == "backward":
         names += [*GRADIENTS, "grad_y"]
     function = getattr(_extension.extension(), f"gated_resnet_{direction}")
@@ -74,8 +101,6 @@ def test_the_extension_was_built_with_the_same_table(direction: str) -> None:
 
 
 # ---- wrong arguments --------------------------------------------------------------------------
-
-SIZES = {"B": 2, "F": 5, "H": 5, "W": 7, "KH": 2, "KW": 3, "S_1": 3, "S_2": 2, "S": 5}
 
 
 def full_case() -> Case:
@@ -96,20 +121,18 @@ WRONG: dict[str, tuple[Callable[[Tensor], Any], str]] = {
 }
 
 
-@each_impl
-@pytest.mark.parametrize("name", ["x", *TENSORS])
+@pytest.mark.parametrize("name", Operands._fields)
 @pytest.mark.parametrize("fault", list(WRONG))
-def test_every_tensor_is_checked(name: str, fault: str, impl: str) -> None:
+def test_every_tensor_is_checked(name: str, fault: str) -> None:
     given = arguments(full_case())
     change, message = WRONG[fault]
     given[name] = change(given[name])
     with pytest.raises((ValueError, TypeError, AttributeError)) as error:
-        call(given, impl)
+        call(given)
     assert name in str(error.value) or name in ("x", "conv_in"), error.value
     assert error.match(message.format(name=name, got=".*"))
 
 
-@each_impl
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -122,96 +145,47 @@ def test_every_tensor_is_checked(name: str, fault: str, impl: str) -> None:
         ({"gain_nin": None}, "gains must be none, or 3"),
     ],
 )
-def test_settings_and_absence_are_checked(changes: dict[str, Any], message: str, impl: str) -> None:
+def test_settings_and_absence_are_checked(changes: dict[str, Any], message: str) -> None:
     given = arguments(full_case()) | changes
     if given["nin_skip"] is None:
         given["gain_nin"] = None
     with pytest.raises(ValueError, match=message):
-        call(given, impl)
+        call(given)
 
 
-@each_impl
-def test_a_kernel_without_a_centre_is_refused(impl: str) -> None:
+def test_a_kernel_without_a_centre_is_refused() -> None:
     given = arguments(make_case())
     given |= {"conv_in": torch.ones(5, 10, 2, 4), "conv_out": torch.ones(10, 10, 2, 4)}
     with pytest.raises(ValueError, match="a kernel of 2x4 has no centre for shift='down'"):
-        call(given, impl)
+        call(given)
 
 
-@each_impl
 @pytest.mark.parametrize("name", ["bias_in", "bias_out"])
-def test_a_bias_of_one_element_is_refused(name: str, impl: str) -> None:
+def test_a_bias_of_one_element_is_refused(name: str) -> None:
     given = arguments(make_case())
     given[name] = torch.ones(1, requires_grad=True)
     with pytest.raises(ValueError, match=rf"{name} must have shape \(\d+,\), got \(1,\)"):
-        call(given, impl)
+        call(given)
 
 
-@each_impl
-def test_a_network_with_an_empty_bias_says_so(impl: Any) -> None:
+def test_a_network_with_an_empty_bias_says_so() -> None:
     model = dsmooth.PixelCNNpp(dsmooth.ModelConfig(n_filters=4, n_resnet=1, n_mix=2))
     block = next(m for m in model.modules() if isinstance(m, dsmooth.nn.layers.GatedResnet))
     block.conv_in.bias = torch.nn.Parameter(torch.empty(0))
-    with use_impl(impl), pytest.raises(ValueError, match=r"bias_in must have shape \(4,\)"):
+    with pytest.raises(ValueError, match=r"bias_in must have shape \(4,\)"):
         model(torch.zeros(1, 1, 4, 4))
 
 
-@each_impl
-def test_without_autocast_all_have_one_dtype(impl: str) -> None:
+def test_without_autocast_all_have_one_dtype() -> None:
     given = arguments(full_case())
     given["bias_out"] = given["bias_out"].double()
     with pytest.raises(ValueError, match="bias_out must be float32, got float64"):
-        call(given, impl)
+        call(given)
     with (
         torch.autocast("cpu", torch.bfloat16),
         pytest.raises(ValueError, match="bias_out must be float32 or bfloat16 or float16"),
     ):
-        call(given, impl)
-
-
-# ---- the ops ----------------------------------------------------------------------------------
-
-
-@needs_extension
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("seed", torch.tensor(3, dtype=torch.int32), "seed must be int64, got int32"),
-        ("seed", torch.empty(0, dtype=torch.int64), r"seed must have shape \(\), got \(0,\)"),
-        ("seed", None, "seed must be given with dropout 0.5"),
-        ("bias_in", torch.ones(1), r"bias_in must have shape \(5,\), got \(1,\)"),
-        ("conv_out", torch.ones(10, 10, 2, 3, device="meta"), "conv_out must be on cpu, got meta"),
-        ("skip", torch.ones(2, 0, 5, 7), "skip must have a channel, a row and a column"),
-        ("shift", "bogus", "shift must be one of"),
-        ("dropout", 1.0, "dropout must lie in"),
-    ],
-)
-def test_the_op_checks_as_the_function_does(name: str, value: Any, message: str) -> None:
-    given = arguments(full_case())
-    given[name] = value
-    with pytest.raises(ValueError, match=message):
-        torch.ops.dsmooth.gated_resnet(*given.values(), True, "auto")
-
-
-@needs_extension
-@pytest.mark.parametrize("name", ["grad_y", "h", "gates"])
-@pytest.mark.parametrize("shape", [(0,), (2, 5, 5, 8)])
-def test_the_backward_op_checks_what_was_saved(name: str, shape: tuple[int, ...]) -> None:
-    given = arguments(full_case())
-    _, h, gates = torch.ops.dsmooth.gated_resnet(*given.values(), True, "auto")
-    saved = {"grad_y": h, "x": given.pop("x"), "h": h, "gates": gates, name: torch.ones(shape)}
-    message = rf"{name} must have (4 dimensions|shape \(2, \d+, 5, 7\)), got"
-    with pytest.raises(ValueError, match=message):
-        torch.ops.dsmooth.gated_resnet_backward(*saved.values(), *given.values(), "auto")
-
-
-@needs_extension
-def test_a_forward_that_saved_nothing_has_no_backward() -> None:
-    given = arguments(make_case())
-    given["x"].requires_grad_()
-    y, *_ = torch.ops.dsmooth.gated_resnet(*given.values(), False, "auto")
-    with pytest.raises(ValueError, match="h must have 4 dimensions"):
-        y.sum().backward()
+        call(given)
 
 
 # ---- hooks on saved tensors -------------------------------------------------------------------
@@ -254,19 +228,21 @@ def run_with(
 
 
 def test_triton_says_why_it_cannot_run() -> None:
-    x, _, w, *_ = make_case().native_args(torch.float32)
+    x, _, _, *w = make_case().operands(torch.float32)
     with pytest.raises(RuntimeError, match=NO_TRITON):
         gated_resnet(x, (w[0], w[1]), (w[2], w[3]), shift="down", impl="triton")
 
 
 @needs_extension
 def test_native_says_why_it_cannot_run() -> None:
-    x, skips, w, *_ = make_case(skip_channels=(1, 1, 1)).native_args(torch.float32)
+    x, skip, _, *w = make_case(skip_channels=(3,)).operands(torch.float32)
+    assert skip is not None
+    skips = skip.split(1, dim=1)
     args = ((w[0], w[1]), (w[2], w[3]))
     with pytest.raises(RuntimeError, match="at most 2 skips"):
-        gated_resnet(x, *args, tuple(skips), (w[4], w[5]), shift="down", impl="native")
-    auto = gated_resnet(x, *args, tuple(skips), (w[4], w[5]), shift="down")
-    reference = gated_resnet_ref(x, *args, tuple(skips), (w[4], w[5]), shift="down")
+        gated_resnet(x, *args, skips, (w[4], w[5]), shift="down", impl="native")
+    auto = gated_resnet(x, *args, skips, (w[4], w[5]), shift="down")
+    reference = gated_resnet_ref(x, *args, skips, (w[4], w[5]), shift="down")
     assert torch.equal(auto, reference)
     halves = [(weight.half(), bias.half()) for weight, bias in args]
     with pytest.raises(RuntimeError, match="float16"):

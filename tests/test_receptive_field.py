@@ -31,12 +31,11 @@ def test_two_streams_see_the_whole_past_and_nothing_else() -> None:
         assert reached.equal(causal(8, row, column)), (row, column)
 
 
-@pytest.mark.parametrize("depth", [12, 20])
-def test_a_masked_stack_misses_what_lies_flat_to_the_right(depth: int) -> None:
+def test_a_masked_stack_misses_what_lies_flat_to_the_right() -> None:
     """With 3 x 3 kernels k rows up are seen up to k columns to the right, however deep it is."""
     torch.manual_seed(1)
     size, row, column = 12, 7, 5
-    reached = influence(MaskedStack(depth).double(), size, row, column) > 0
+    reached = influence(MaskedStack(16).double(), size, row, column) > 0
     rows, columns = torch.arange(size)[:, None], torch.arange(size)[None, :]
     blind = (rows < row) & (columns - column > row - rows)
     assert reached.equal(causal(size, row, column) & ~blind)
@@ -44,22 +43,13 @@ def test_a_masked_stack_misses_what_lies_flat_to_the_right(depth: int) -> None:
 
 
 def test_influence_is_the_gradient() -> None:
-    """Of a linear network: its weights themselves."""
+    """The gradient of a linear network is its weights."""
     torch.manual_seed(0)
     conv = torch.nn.Conv2d(1, 2, 3, padding=1).double()
     field = influence(conv, 5, 2, 3)
     expected = torch.zeros(5, 5, dtype=torch.float64)
     expected[1:4, 2:5] = conv.weight.detach()[:, 0].abs().mean(0)
     torch.testing.assert_close(field, expected, rtol=1e-15, atol=0)
-
-
-def test_a_leak_would_be_counted() -> None:
-    class Leaky(torch.nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x.roll(-1, 3)
-
-    later = influence(Leaky(), 4, 1, 1) > 0
-    assert bool((later & ~causal(4, 1, 1)).any())
 
 
 def test_the_figure_is_of_these_networks_and_always_the_same() -> None:

@@ -279,7 +279,7 @@ def test_missing_data_is_told_before_any_work(tmp_path: Path) -> None:
 
 
 def test_results_of_other_weights_are_not_kept(finished: Path, data: Path, tmp_path: Path) -> None:
-    """What came from the model that was in a run's folder is drawn and scored again."""
+    """Results of the model that was in a run's folder are computed again."""
     out, plan = tmp_path / "out", tiny_plan(data)
     shutil.copytree(finished, out)
     shutil.rmtree(out / "noisy")

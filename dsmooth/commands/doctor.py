@@ -1,4 +1,4 @@
-"""`dsmooth doctor`: what is installed, what was built and why not more, and whether it computes."""
+"""`dsmooth doctor`: the installation, the build with its reasons, and a self-test."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def describe() -> Iterator[str]:
 
 
 def cuda_build_line(info: dict[str, Any] | None) -> str:
-    """The one line that says what was built for CUDA, or why nothing was."""
+    """One line on the CUDA build, or the reason why there is none."""
     if info is None:
         return "CUDA build: none (the extension was not built)"
     cuda = info["cuda"]
@@ -95,7 +95,7 @@ Check = Callable[[], str | None]
 
 
 def self_tests() -> Iterator[tuple[str, Check]]:
-    """(name, check) pairs; a check returns None, or what is wrong."""
+    """(name, check) pairs; a check returns None, or the fault in words."""
     import torch
 
     yield "Philox", _check_philox

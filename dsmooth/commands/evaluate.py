@@ -177,7 +177,7 @@ def describe_scores(scores: Scores) -> dict[str, Any]:
 
 
 def print_bits(every: Mapping[str, Scores], dataset: ImageDataset) -> None:
-    """Print the table of all conventions of a pair, a plain model or both, and what they mean."""
+    """Print the table of all conventions of a pair, a plain model or both."""
     count = next(iter(every.values())).n_images
     title = f"bits/dim · {dataset.source}, {dataset.split}: {count:,} images"
     rows = {name: list(map(asdict, conventions(scores))) for name, scores in every.items()}
@@ -372,7 +372,7 @@ def make_classifier(options: ClassifierOptions) -> None:
         "test_images": str(len(test_set)),
     }
     save_classifier(model, options.out, metadata)
-    # Measured on what was written: float16 weights.
+    # Measured on the file, whose weights are float16.
     right = accuracy(load_classifier(options.out)[0], test_set)
     save_classifier(model, options.out, {**metadata, "test_accuracy": f"{right:.4f}"})
     print(f"{100 * right:.2f} % of {len(test_set):,} test images classified correctly")

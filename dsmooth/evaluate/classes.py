@@ -74,8 +74,8 @@ def frechet_by_class(
     those of all, so these distances are larger than that of all: compare them with their floors.
     """
     statistics = [
-        statistics_by_class(*images, what, extractor, batch_size, progress)
-        for images, what in (
+        statistics_by_class(*images, name, extractor, batch_size, progress)
+        for images, name in (
             (samples, "samples"),
             (reference, "real images"),
             (others, "other real images"),
@@ -97,13 +97,13 @@ def frechet_by_class(
 def statistics_by_class(
     images: Tensor,
     labels: Tensor,
-    what: str,
+    name: str,
     extractor: FeatureExtractor,
     batch_size: int,
     progress: ShowProgress,
 ) -> dict[int, FeatureStatistics]:
-    """The statistics of each class of two images and more. what: the images, for the progress."""
-    with progress(f"features of {what}", len(images), "images") as done:
+    """The statistics of each class of two images and more. name: of the images, for progress."""
+    with progress(f"features of {name}", len(images), "images") as done:
         found = extract_features(images, extractor, batch_size=batch_size, progress=done).features
     return {
         label: collect_statistics(found[labels == label], images[labels == label], extractor)

@@ -144,7 +144,7 @@ def check_digits(dataset: ImageDataset) -> None:
 
 
 def save_classifier(model: MnistClassifier, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write the weights as float16, with what is known about them."""
+    """Write the weights as float16, with metadata."""
     state = {name: tensor.half() for name, tensor in model.state_dict().items()}
     write_tensors(path, state, metadata)
 

@@ -14,7 +14,7 @@ from .frechet import FeatureStatistics
 from .scores import InceptionScore, KernelDistance, inception_score, kernel_distance
 
 SPLITS = 10  # of the Inception score, as its authors report it
-# Called with (what is done, how many, of what); yields what is called with the number done.
+# Called with (title, total, unit); yields a function that takes the number done.
 ShowProgress = Callable[[str, int, str], AbstractContextManager[Callable[[int], None]]]
 
 
@@ -28,7 +28,7 @@ def no_progress(title: str, total: int, unit: str) -> Iterator[Callable[[int], N
 class Comparison:
     """Samples against a reference of real images.
 
-    name: FID, or what the Fréchet distance is called with this extractor. value: the distance.
+    name: FID, or the name of the Fréchet distance with this extractor. value: the distance.
     floor: the distance of `n_floor` other real images to the same reference, which is what a
     perfect model would get with as many samples. kernel, kernel_floor: the kernel distance and its
     floor, None if the reference is saved statistics. score, real_score: the Inception score of the

@@ -38,8 +38,8 @@ class Features(NamedTuple):
 class FeatureExtractor:
     """A frozen network and all that a number computed with it must say.
 
-    name: as asked for, or saying that the weights are not the usual ones. sha256: of the weights.
-    resize: what happens to an image before the network, in words. is_fid: whether these are the
+    name: says so where the weights are not the usual ones. sha256: of the weights.
+    resize: the change of an image before the network, in words. is_fid: whether these are the
     2015 Inception weights, the only ones whose Fréchet distance is called FID.
     apply: bytes (B, C, H, W) on the network's device -> features (B, D) and logits or None.
     """
@@ -193,7 +193,7 @@ def _inception(weights: Path | None) -> FeatureExtractor:
         network = build(path)  # a pickle, but one whose every byte is known
     elif path.suffix == ".safetensors":
         tensors, _ = read_tensors(path)
-        # torch-fidelity unpickles without restriction, so what it gets is a file of our own.
+        # torch-fidelity unpickles without restriction, so it gets a file that was written here.
         with tempfile.TemporaryDirectory() as folder:
             torch.save(tensors, Path(folder) / "weights.pth")
             network = build(Path(folder) / "weights.pth")
@@ -281,18 +281,18 @@ def _import(where: str) -> Any:
 
 
 @contextmanager
-def faults_of(name: str, what: str) -> Iterator[None]:
-    """Any error of a user's code inside as a ValueError of one line: which cannot do `what`."""
+def faults_of(name: str, action: str) -> Iterator[None]:
+    """Turn errors of a user's code into a ValueError of one line: extractor cannot `action`."""
     try:
         yield
     except Exception as error:
-        raise fault_of(name, what, error) from error
+        raise fault_of(name, action, error) from error
 
 
-def fault_of(name: str, what: str, error: Exception) -> ValueError:
+def fault_of(name: str, action: str, error: Exception) -> ValueError:
     """The one line of `faults_of`."""
     reason = " ".join(str(error).split())
-    return ValueError(f"extractor {name} cannot {what}: {type(error).__name__}: {reason}")
+    return ValueError(f"extractor {name} cannot {action}: {type(error).__name__}: {reason}")
 
 
 def file_sha256(path: Path) -> str:

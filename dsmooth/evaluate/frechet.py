@@ -1,7 +1,7 @@
 """The Fréchet distance between two Gaussians, and the statistics of features that it compares.
 
 The distance of Heusel et al. (2017) is called FID only with the features of the 2015 Inception
-network; see features.py for what else can stand in its place.
+network; features.py has others.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class FeatureStatistics:
     to rounding only, and a large mean does not drown a small variance.
 
     dimension: D. count: features seen. mean: (D,). scatter: (D, D), the sum of outer products of
-    deviations from the mean. description: what the features are of, JSON values.
+    deviations from the mean. description: source of the features, JSON values.
     Raises ValueError for a dimension below 1.
     """
 
@@ -144,7 +144,7 @@ class FeatureStatistics:
         self._merge(n, mean, centred.T @ centred)
 
     def merge(self, other: FeatureStatistics) -> None:
-        """Take in what `other` has seen. Raises ValueError for another dimension."""
+        """Take in the features of `other`. Raises ValueError for another dimension."""
         if other.dimension != self.dimension:
             raise ValueError(f"other must have dimension {self.dimension}, got {other.dimension}")
         if other.count:
@@ -180,7 +180,7 @@ class FeatureStatistics:
 
     @classmethod
     def load(cls, path: Path) -> FeatureStatistics:
-        """Read what `save` wrote; nothing in the file is unpickled.
+        """Read a file of `save`; nothing in it is unpickled.
 
         Raises FileNotFoundError or ValueError, naming the file.
         """

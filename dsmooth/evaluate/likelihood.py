@@ -70,7 +70,7 @@ class Scores:
 
     @property
     def n_images(self) -> int:
-        """N: all images that were asked for, the last partial batch included."""
+        """N: the images scored, the last partial batch included."""
         return self.discretized.shape[1]
 
     @property
@@ -105,7 +105,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Convention:
-    """One number in bits/dim and what it means.
+    """One number in bits/dim and its meaning.
 
     standard_error: over images, None for a single one. repeat_error: of the mean, over the draws
     of noise, None for a single draw. equation_4: the number by the reproduction paper's equation
@@ -292,7 +292,7 @@ def score_batches(
     batch_size: int,
     progress: Progress | None,
 ) -> dict[str, Tensor]:
-    """The rows (R, N) of all images asked for, by what `score` calls them.
+    """The rows (R, N) of the first `limit` images, by the names that `score` gives them.
 
     score(index of its first image, batch, its labels if any) gives those of a batch, on the model's
     device. Under torchrun each process scores its batches, and all have the rows of all.

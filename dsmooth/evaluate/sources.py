@@ -1,4 +1,4 @@
-"""Where evaluations get their images from: data sets, models that draw, files of other people."""
+"""Images for evaluations: data sets, and files in the forms that others write."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ class DataChoice:
     def load(self, split: str) -> ImageDataset:
         """The images of a split, with a progress bar while files are decoded."""
         with ExitStack() as stack:
-            shown = None
+            bar = None
 
             def show(done: int, total: int) -> None:
-                nonlocal shown
-                if shown is None:
-                    shown = stack.enter_context(progress(f"reading {split} images", total))
-                shown(done)
+                nonlocal bar
+                if bar is None:
+                    bar = stack.enter_context(progress(f"reading {split} images", total))
+                bar(done)
 
             return load_dataset(
                 self.name, split, self.data_dir, image_size=self.image_size, progress=show

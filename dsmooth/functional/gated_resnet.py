@@ -11,9 +11,9 @@ from torch import Tensor
 from .dispatch import Impl, autocast_dtype, resolve_impl, triton_obstacle
 from .dropout import draw_seed, dropout_factors
 from .gated_resnet_native import MAX_TAPS, gated_resnet_native, native_obstacle
-from .gated_resnet_operands import MAX_SKIPS, Operands, check_operands
+from .gated_resnet_operands import MAX_SKIPS, Operands, Settings, check_operands
 from .shifted_conv import concat_elu, shifted_conv2d_ref
-from .taps import Shift, check_kernel
+from .taps import Shift
 
 _AUTOCAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # that autocast casts
 Affine = tuple[Tensor, Tensor]  # weight (D, C, kh, kw) and bias (D,)
@@ -75,28 +75,24 @@ def gated_resnet(
         seed = draw_seed(x.device)
     chosen = _choose(impl, x, dtype, skips, conv_in[0])
     if chosen == "reference":
-        return gated_resnet_ref(
-            x, conv_in, conv_out, skip, nin_skip, gains=gains, image_bias=image_bias,
-            shift=shift, dropout=dropout, seed=seed, layer=layer, first_image=first_image,
-        )  # fmt: skip
+        return _reference(x, skips, weights, Settings(shift, dropout, layer, first_image), seed)
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     if autocast is not None or dtype != exact:
         x, skips = _cast(x, dtype), tuple([_cast(skip, dtype) for skip in skips])
         weights = {name: _cast(weight, exact) for name, weight in weights.items()}
-    first, second = (*skips, None, None)[:MAX_SKIPS]
-    settings: dict[str, Any] = {"shift": shift, "dropout": float(dropout), "layer": layer}
-    settings["first_image"] = first_image
-    weights["seed"] = seed if dropout > 0 else None
-    given = Operands(skip=first, skip_2=second, **weights, **settings)
+    skip_1, skip_2 = (*skips, None, None)[:MAX_SKIPS]
+    seed = seed if dropout > 0 else None
+    operands = Operands(x=x, skip=skip_1, skip_2=skip_2, **weights, seed=seed)
+    settings = Settings(shift, float(dropout), layer, first_image)
     if chosen == "cudnn":
         from .gated_resnet_cudnn import gated_resnet_cudnn
 
-        return gated_resnet_cudnn(x, given)
+        return gated_resnet_cudnn(operands, settings)
     if chosen == "triton":
         from .gated_resnet_triton import gated_resnet_triton
 
-        return gated_resnet_triton(x, given, torch.is_grad_enabled(), keep_gates)[0]
-    return gated_resnet_native(x, given, torch.is_grad_enabled())[0]
+        return gated_resnet_triton(operands, settings, keep_gates)
+    return gated_resnet_native(operands, settings)
 
 
 def _cast(tensor: Any, dtype: torch.dtype) -> Any:
@@ -123,21 +119,32 @@ def gated_resnet_ref(
     skips = () if skip is None else skip if isinstance(skip, tuple) else (skip,)
     weights = _by_name(conv_in, conv_out, nin_skip, gains, image_bias)
     _check(x, skips, weights, seed, shift, dropout, first_image)
-    if gains:
-        conv_in, conv_out = _folded(conv_in, gains[0]), _folded(conv_out, gains[1])
-        nin_skip = nin_skip and _folded(nin_skip, gains[2])
-    h = shifted_conv2d_ref(concat_elu(x), *conv_in, shift=shift)
-    if skip is not None and nin_skip is not None:
-        a = torch.cat(skip, dim=1) if isinstance(skip, tuple) else skip
-        h = h + F.conv2d(concat_elu(a), *nin_skip)
+    return _reference(x, skips, weights, Settings(shift, dropout, layer, first_image), seed)
+
+
+def _reference(
+    x: Tensor,
+    skips: tuple[Tensor, ...],
+    given: dict[str, Any],
+    settings: Settings,
+    seed: Tensor | None,
+) -> Tensor:
+    shift, dropout, layer, first_image = settings
+    conv_in = _folded(given["conv_in"], given["gain_in"])
+    conv_out = _folded(given["conv_out"], given["gain_out"])
+    nin_skip = _folded(given["nin_skip"], given["gain_nin"])
+    h = shifted_conv2d_ref(concat_elu(x), conv_in, given["bias_in"], shift=shift)
+    if skips:
+        a = torch.cat(skips, dim=1) if len(skips) > 1 else skips[0]
+        h = h + F.conv2d(concat_elu(a), nin_skip, given["bias_nin"])
     h = concat_elu(h)
     if dropout > 0:
         seed = draw_seed(x.device) if seed is None else seed
         factors = dropout_factors(h.shape, dropout, seed, layer, first_image).to(h.dtype)
         h = torch.where(factors > 0, h * factors, 0)
-    gates = shifted_conv2d_ref(h, *conv_out, shift=shift)
-    if image_bias is not None:
-        gates = gates + image_bias[:, :, None, None].to(gates.dtype)
+    gates = shifted_conv2d_ref(h, conv_out, given["bias_out"], shift=shift)
+    if given["image_bias"] is not None:
+        gates = gates + given["image_bias"][:, :, None, None].to(gates.dtype)
     a, g = torch.chunk(gates, 2, dim=1)
     return x + a * torch.sigmoid(g)
 
@@ -154,18 +161,19 @@ def _check(
     if not x.is_floating_point():
         raise ValueError(f"x must be of a floating-point dtype, got {x.dtype}")
     dtypes = (x.dtype,) if autocast_dtype(x) is None else _AUTOCAST_DTYPES
-    check_operands(x, skips, weights, seed, dtypes, dtypes)
-    check_kernel(weights["conv_in"], shift, "conv_in")
+    check_operands(x, skips, weights, seed, shift, dtypes)
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
     if not 0 <= first_image < 2**31:
         raise ValueError(f"first_image must lie in 0 .. 2**31 - 1, got {first_image}")
 
 
-def _folded(conv: Affine, gain: Tensor) -> Affine:
-    v, bias = conv
+def _folded(v: Any, gain: Tensor | None) -> Any:
+    """The weight of a weight norm, or v itself without a gain."""
+    if gain is None:
+        return v
     norm = torch.linalg.vector_norm(v, dim=(1, 2, 3))
-    return v * (gain / norm).view(-1, 1, 1, 1), bias
+    return v * (gain / norm).view(-1, 1, 1, 1)
 
 
 def _by_name(
@@ -199,7 +207,7 @@ def _by_name(
 def _choose(
     impl: Impl, x: Tensor, dtype: torch.dtype, skips: tuple[Tensor, ...], kernel: Tensor
 ) -> Impl:
-    """Who computes. Raises RuntimeError where an explicit choice cannot."""
+    """The implementation. Raises RuntimeError where an explicit choice cannot run."""
     asked = resolve_impl(impl)
     chosen: Impl = asked if asked != "auto" else "triton" if x.device.type == "cuda" else "native"
     if chosen == "reference":

@@ -10,54 +10,53 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..kernels.expand import Dropout
 from ..kernels.geometry import Taps, channels_last
-from ..kernels.padded import ended, padded
-from .gated_resnet_operands import Operands
+from ..kernels.operands import Dropout, Operands
+from ..kernels.padded import gate_epilogue, pad_concat_elu
+from .gated_resnet_operands import Settings
 from .taps import taps_of
 
 
-class _Padded(torch.autograd.Function):
+class _PadConcatElu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, v: Tensor, taps: Taps, dropout: Dropout) -> Tensor:
         ctx.save_for_backward(v := channels_last(v))
         ctx.settings = taps, dropout
-        return padded(v, taps, dropout)
+        return pad_concat_elu(v, taps, dropout)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (v,), (taps, dropout) = ctx.saved_tensors, ctx.settings
-        return padded(v, taps, dropout, channels_last(grad)), None, None
+        return pad_concat_elu(v, taps, dropout, channels_last(grad)), None, None
 
 
-class _Ended(torch.autograd.Function):
+class _GateEpilogue(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gates: Tensor) -> Tensor:
         ctx.save_for_backward(gates := channels_last(gates))
-        return ended(channels_last(x), gates)
+        return gate_epilogue(channels_last(x), gates)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         (gates,) = ctx.saved_tensors
-        return grad, ended(channels_last(grad), gates, grad=True)
+        return grad, gate_epilogue(channels_last(grad), gates, grad=True)
 
 
 @torch.compiler.disable
-def gated_resnet_cudnn(x: Tensor, given: Operands) -> Tensor:
+def gated_resnet_cudnn(given: Operands, settings: Settings) -> Tensor:
     """y (B, F, H, W), channels_last."""
-    keep_from, scale = given.dropout_numbers()
-    dropout = Dropout(given.seed, given.layer, keep_from, scale, given.first_image)
-    taps = taps_of(given.conv_in, given.shift)
-    h = _convolve(x, taps, Dropout(), given.conv_in, given.gain_in, given.bias_in)
+    dropout = settings.dropout_of(given.seed)
+    taps = taps_of(given.conv_in, settings.shift)
+    h = _convolve(given.x, taps, Dropout(), given.conv_in, given.gain_in, given.bias_in)
     if given.nin_skip is not None:
-        a, point = torch.cat(given.skips(), 1), Taps(1, 1, 0, 0)
+        a, point = torch.cat(given.skips, 1), Taps(1, 1, 0, 0)
         h = h + _convolve(a, point, Dropout(), given.nin_skip, given.gain_nin, given.bias_nin)
     gates = _convolve(h, taps, dropout, given.conv_out, given.gain_out, given.bias_out)
     if given.image_bias is not None:
         gates = gates + given.image_bias[:, :, None, None].to(gates.dtype)
-    return _Ended.apply(x, gates)
+    return _GateEpilogue.apply(given.x, gates)
 
 
 def _convolve(
@@ -66,4 +65,6 @@ def _convolve(
     if gain is not None:
         v = torch._weight_norm(v, gain.view(-1, 1, 1, 1), 0)
     v = v.to(x.dtype, memory_format=torch.channels_last)
-    return F.conv2d(_Padded.apply(x, taps, dropout), v, None if bias is None else bias.to(x.dtype))
+    return F.conv2d(
+        _PadConcatElu.apply(x, taps, dropout), v, None if bias is None else bias.to(x.dtype)
+    )

@@ -15,26 +15,23 @@ from .gated_resnet_operands import (
     GRADIENTS,
     SCHEMA,
     Operands,
-    check_images,
-    check_of_op,
-    input_gradients,
+    Settings,
+    apart,
+    needs_gradient,
 )
-from .registration import call, register_op
+from .registration import register_op
 from .taps import taps_of
 
 MAX_TAPS = 64
-_IMAGES = frozenset(field.name for field in FIELDS.values() if field.layout == "ChannelsLast")
-_KERNELS = frozenset(field.name for field in FIELDS.values() if field.layout == "Kernel")
 
 
 def gated_resnet_native(
-    x: Tensor, given: Operands, save: bool = True, instruction_set: str = "auto"
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(y, h, gates), channels_last; the last two, (B, F, H, W) and (B, 2F, H, W), for the backward.
-
-    Without `save` h and gates have no elements. Raises ValueError for an unknown instruction set.
-    """
-    return call(forward_op, x, *given, save, instruction_set)
+    given: Operands, settings: Settings, instruction_set: str = "auto"
+) -> Tensor:
+    """y (B, F, H, W), channels_last. Raises ValueError for an unknown instruction set."""
+    if needs_gradient(given):
+        return _GatedResnet.apply(*given, *settings, instruction_set)
+    return forward_op(*given, *settings, False, instruction_set)[0]
 
 
 @constant_when_compiled
@@ -47,136 +44,115 @@ def native_obstacle(device_type: str, dtype: torch.dtype) -> str | None:
     return _extension.unavailable_reason()
 
 
-def _forward(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *given, save, instruction_set = rest
-    operands = Operands(*given)
-    tensors = _dense(x, operands)
-    y, h, gates = _outputs(x, save)
-    tensors["y"] = y
+def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """(y, h, gates), channels_last; the last two, (B, F, H, W) and (B, 2F, H, W), for the backward:
+    without `save` they have no elements."""
+    given, settings, (save, instruction_set) = apart(args)
+    y, h, gates = _outputs(*args)
+    tensors = _table(given) | {"y": y}
     if save:
-        tensors["h"], tensors["gates"] = h, gates
-    _extension.extension().gated_resnet_forward(tensors, *_settings(operands), instruction_set)
+        tensors |= {"h": h, "gates": gates}
+    numbers = _numbers(given, settings)
+    _extension.extension().gated_resnet_forward(tensors, *numbers, instruction_set)
     return y, h, gates
 
 
-def _fake_forward(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *given, save, _ = rest
-    check_of_op(x, Operands(*given))
-    return _outputs(x, save)
-
-
-def _outputs(x: Tensor, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _outputs(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    (x, *_), _, (save, _) = apart(args)
     f = x.shape[1]
     if not save:
         return empty_channels_last(x, f), x.new_empty(0), x.new_empty(0)
     return empty_channels_last(x, f), empty_channels_last(x, f), empty_channels_last(x, 2 * f)
 
 
-def _compute_gradients(
-    grad_y: Tensor, x: Tensor, h: Tensor, gates: Tensor, *rest: Any
-) -> tuple[Tensor, ...]:
+def _compute_gradients(grad_y: Tensor, h: Tensor, gates: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     """The gradients GRADIENTS; those of absent operands have no elements."""
-    *given, instruction_set = rest
-    operands = Operands(*given)
-    tensors = _dense(x, operands)
-    grads = _gradients(tensors)
+    given, settings, (instruction_set,) = apart(rest)
+    tensors = _table(given)
+    grads = _room(tensors)
+    named = zip(GRADIENTS, grads, strict=True)
+    written = {name: g for name, g in named if tensors[name.removeprefix("grad_")] is not None}
     # Hooks on saved tensors may have brought them back in another memory order.
     for name, tensor in (("grad_y", grad_y), ("h", h), ("gates", gates)):
-        tensors[name] = _channels_last(name, tensor)
-    tensors |= grads
-    _extension.extension().gated_resnet_backward(tensors, *_settings(operands), instruction_set)
-    return _filled(grads, x)
-
-
-def _fake_backward(
-    grad_y: Tensor, x: Tensor, h: Tensor, gates: Tensor, *rest: Any
-) -> tuple[Tensor, ...]:
-    *given, _ = rest
-    operands = Operands(*given)
-    check_of_op(x, operands)
-    check_images(x, grad_y=grad_y, h=h, gates=gates)
-    return _filled(_gradients(_dense(x, operands)), x)
-
-
-def _gradients(tensors: dict[str, Any]) -> dict[str, Tensor]:
-    """Room for the gradients of what is given."""
-    grads = {}
-    for gradient in GRADIENTS:
-        name = gradient.removeprefix("grad_")
-        tensor = tensors[name]
-        if tensor is not None:
-            order = torch.channels_last if name in _IMAGES else torch.preserve_format
-            grads[gradient] = torch.empty_like(tensor, memory_format=order)
+        tensors[name] = tensor.contiguous(memory_format=torch.channels_last)
+    numbers = _numbers(given, settings)
+    _extension.extension().gated_resnet_backward(tensors | written, *numbers, instruction_set)
     return grads
 
 
-def _filled(grads: dict[str, Tensor], x: Tensor) -> tuple[Tensor, ...]:
-    return tuple(grads[name] if name in grads else x.new_empty(0) for name in GRADIENTS)
+def _gradients(grad_y: Tensor, h: Tensor, gates: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return _room(_table(apart(rest)[0]))
 
 
-def _dense(x: Tensor, given: Operands) -> dict[str, Any]:
-    """The inputs by name, in the memory order that the field table asks for."""
-    tensors = {"x": x, **given.tensors()}
-    last = all(
-        conv.is_contiguous(memory_format=torch.channels_last)
-        for conv in (given.conv_in, given.conv_out)
-    )
-    for name, tensor in tensors.items():
-        if tensor is None:
-            continue
-        if name in _IMAGES or (last and name in _KERNELS):
-            tensors[name] = _channels_last(name, tensor)
+def _room(tensors: dict[str, Any]) -> tuple[Tensor, ...]:
+    """Uninitialised GRADIENTS."""
+    grads = []
+    for gradient in GRADIENTS:
+        name = gradient.removeprefix("grad_")
+        images = FIELDS[name].layout == "ChannelsLast"
+        order = torch.channels_last if images else torch.preserve_format
+        if tensors[name] is None:
+            grads.append(tensors["x"].new_empty(0))
         else:
+            grads.append(torch.empty_like(tensors[name], memory_format=order))
+    return tuple(grads)
+
+
+def _table(given: Operands) -> dict[str, Any]:
+    """The operands by name, in the memory orders of the field table."""
+    tensors: dict[str, Any] = given._asdict()
+    kernels = (given.conv_in, given.conv_out)
+    last = all(conv.is_contiguous(memory_format=torch.channels_last) for conv in kernels)
+    for name, tensor in tensors.items():
+        layout = FIELDS[name].layout
+        if tensor is not None and (layout == "ChannelsLast" or (last and layout == "Kernel")):
+            tensors[name] = tensor.contiguous(memory_format=torch.channels_last)
+        elif tensor is not None:
             tensors[name] = tensor.contiguous()
     return tensors
 
 
-def _settings(given: Operands) -> tuple[int, int, int, int, int, float, int]:
+def _numbers(given: Operands, settings: Settings) -> tuple[int, int, int, int, int, float, int]:
     """pad_top, pad_left, layer, first_image, keep_from, scale and threads for the extension."""
-    taps = taps_of(given.conv_in, given.shift)
-    least, scale = given.dropout_numbers()
-    place = given.layer, given.first_image
-    return taps.top, taps.left, *place, least, scale, torch.get_num_threads()
-
-
-def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, *tensors, shift, dropout, layer, first_image, _save, ctx.instruction_set = inputs
-    _, h, gates = output
-    ctx.mark_non_differentiable(h, gates)
-    ctx.set_materialize_grads(False)
-    ctx.settings = shift, dropout, layer, first_image
-    ctx.save_for_backward(x, h, gates, *tensors)
-
-
-def _backward(ctx: Any, grad_y: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    rest = None, None  # save, instruction_set
-    x, h, gates, *tensors = ctx.saved_tensors
-    given = Operands(*tensors, *ctx.settings)
-    if grad_y is None:
-        return None, *(None for _ in given), *rest
-    grads = call(backward_op, grad_y, x, h, gates, *given, ctx.instruction_set)
-    return *input_gradients(given, GRADIENTS, grads), *rest
-
-
-def _channels_last(name: str, tensor: Tensor) -> Tensor:
-    if tensor.ndim != 4:
-        raise ValueError(f"{name} must have 4 dimensions, got {tuple(tensor.shape)}")
-    return tensor.contiguous(memory_format=torch.channels_last)
+    taps = taps_of(given.conv_in, settings.shift)
+    _, layer, least, scale, first_image = settings.dropout_of(given.seed)
+    return taps.top, taps.left, layer, first_image, least, scale, torch.get_num_threads()
 
 
 forward_op = register_op(
     "gated_resnet",
-    f"(Tensor x, {SCHEMA}, bool save, str instruction_set) -> (Tensor, Tensor, Tensor)",
+    f"({SCHEMA}, bool save, str instruction_set) -> (Tensor, Tensor, Tensor)",
     _forward,
-    _fake_forward,
-    _backward,
-    _save_for_backward,
+    _outputs,
 )
 backward_op = register_op(
     "gated_resnet_backward",
-    f"(Tensor grad_y, Tensor x, Tensor h, Tensor gates, {SCHEMA}, str instruction_set) -> "
+    f"(Tensor grad_y, Tensor h, Tensor gates, {SCHEMA}, str instruction_set) -> "
     f"({', '.join(['Tensor'] * len(GRADIENTS))})",
     _compute_gradients,
-    _fake_backward,
+    _gradients,
     refuse_second_derivative("native gated resnet"),
 )
+
+
+class _GatedResnet(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        *inputs, instruction_set = args
+        y, h, gates = forward_op(*inputs, True, instruction_set)
+        given, settings, _ = apart(inputs)
+        ctx.save_for_backward(h, gates, *given)
+        ctx.rest = *settings, instruction_set
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        h, gates, *tensors = ctx.saved_tensors
+        found = backward_op(grad_y, h, gates, *tensors, *ctx.rest)
+        grads = dict(zip(GRADIENTS, found, strict=True))
+        given = Operands(*tensors)
+        if given.bias_nin is not None:  # it is added to h as bias_in is
+            grads["grad_bias_nin"] = grads["grad_bias_in"].clone()
+        named = given._asdict().items()
+        of_operands = [None if t is None else grads.get(f"grad_{name}") for name, t in named]
+        return *of_operands, *(None,) * len(ctx.rest)

@@ -2,172 +2,84 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..kernels.geometry import Taps, empty_channels_last, packed_size
+from ..kernels.geometry import empty_channels_last, packed_size
 from .dispatch import refuse_second_derivative
-from .gated_resnet_operands import (
-    FIELDS,
-    GRADIENTS,
-    SCHEMA,
-    TENSORS,
-    Operands,
-    check_images,
-    check_of_op,
-)
-from .registration import call, register_op
+from .gated_resnet_operands import FIELDS, SCHEMA, Operands, Settings, apart, needs_gradient
+from .registration import register_op
 from .taps import taps_of
 
-_WEIGHTS = ("conv_in", "conv_out", "nin_skip")
-_BIASES = ("bias_in", "bias_out", "bias_nin")
-_GAINS = ("gain_in", "gain_out", "gain_nin")
-_SKIPS = ("skip", "skip_2")
-_KINDS = {
-    "x": ("x",),
-    "skips": _SKIPS,
-    "weights": _WEIGHTS,
-    "biases": _BIASES,
-    "gains": _GAINS,
-    "image_bias": ("image_bias",),
-}
-# Each bias has one of its own, though nin_skip's has the same numbers as conv_in's.
-_GRADIENTS = (*(name.removeprefix("grad_") for name in GRADIENTS), "bias_nin")
-# Where that of each tensor among the forward's arguments is.
-_PLACES = [_GRADIENTS.index(n) if n in _GRADIENTS else None for n in ("x", *TENSORS)]
+# The operands that have gradients, the results of the backward. bias_nin has one of its own, though
+# with the same numbers as bias_in.
+_GRADIENTS = tuple(n for n in Operands._fields if FIELDS[n].gradient or n == "bias_nin")
 
 
-@functools.cache
-def _kernels() -> Any:
-    """The kernels' module, which needs Triton; an import statement takes a microsecond."""
-    from ..kernels import gated_resnet
+def gated_resnet_triton(given: Operands, settings: Settings, keep: bool = False) -> Tensor:
+    """y (B, F, H, W), channels_last. keep: whether A and G are kept for the backward."""
+    if needs_gradient(given):
+        return _GatedResnet.apply(*given, *settings, keep)
+    return forward_op(*given, *settings, False, False)[0]
 
-    return gated_resnet
 
-
-def gated_resnet_triton(
-    x: Tensor,
-    given: Operands,
-    save: bool = True,
-    keep: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(y, h, packed, gates); all but y for the backward.
 
     y and h, the first convolution's output, are (B, F, H, W) channels_last. packed: the weights in
     x's dtype, in the order of the kernels; without `save` it has no elements. gates: A and G,
     (B, 2F, H, W) channels_last; without `keep` it has no elements, and they are computed again.
     """
-    return call(forward_op, x, *given, save, keep and save)
+    from ..kernels import gated_resnet as kernels
 
-
-def _forward(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    *tensors, save, keep = rest
-    given = Operands(*tensors)
+    given, settings, (save, keep) = apart(args)
+    x = given.x
     if x.numel() == 0:
-        return _outputs(x, *rest)
-    y, saved = _kernels().forward(
-        x, given.skips(), *_lists(given), *_settings(given), save, keep, _image_bias(given),
-    )  # fmt: skip
+        return _outputs(*args)
+    taps, dropout = taps_of(given.conv_in, settings.shift), settings.dropout_of(given.seed)
+    y, saved = kernels.forward(given, taps, dropout, save, keep)
     gates = x.new_empty(0) if saved.gates is None else saved.gates
     return y, saved.h, saved.packed if save else x.new_empty(0), gates
 
 
-def _outputs(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    _check_forward(x, *rest)
-    *tensors, save, keep = rest
-    packed = x.new_empty(_packed_size(Operands(*tensors), True) if save else 0)
-    gates = empty_channels_last(x, 2 * x.shape[1]) if keep else x.new_empty(0)
-    return empty_channels_last(x, x.shape[1]), empty_channels_last(x, x.shape[1]), packed, gates
+def _outputs(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    given, _, (save, keep) = apart(args)
+    x, f = given.x, given.x.shape[1]
+    channels = [skip.shape[1] for skip in given.skips]
+    packed = x.new_empty(packed_size([given.conv_in], channels, True) if save else 0)
+    gates = empty_channels_last(x, 2 * f) if keep else x.new_empty(0)
+    return empty_channels_last(x, f), empty_channels_last(x, f), packed, gates
 
 
 def _compute_gradients(
-    grad_y: Tensor, x: Tensor, h: Tensor, packed: Tensor, gates: Tensor, *rest: Any
+    grad_y: Tensor, h: Tensor, packed: Tensor, gates: Tensor, *rest: Any
 ) -> tuple[Tensor, ...]:
     """The gradients _GRADIENTS; those that are not needed or have no operand have no elements."""
-    *tensors, need_x, need_skips, need_parameters = rest
-    given = Operands(*tensors)
+    from ..kernels import gated_resnet as kernels
+
+    given, settings, needs = apart(rest)
+    x = given.x
     if x.numel() == 0:
-        grads = _gradients(grad_y, x, h, packed, gates, *rest)
-        return tuple(tensor.zero_() for tensor in grads)
-    _check(x, grad_y, h, packed, gates, given)
-    kernels = _kernels()
+        return tuple(grad.zero_() for grad in _gradients(grad_y, h, packed, gates, *rest))
+    taps, dropout = taps_of(given.conv_in, settings.shift), settings.dropout_of(given.seed)
     saved = kernels.Saved(h, packed.contiguous(), gates if gates.numel() else None)
-    found = kernels.backward(
-        grad_y, x, saved, given.skips(), *_lists(given), *_settings(given),
-        kernels.Needs(need_x, need_skips, need_parameters), _image_bias(given),
-    )  # fmt: skip
-    named = {name: g for kind in found for name, g in zip(_KINDS[kind], found[kind], strict=False)}
-    return tuple([named[name] if name in named else x.new_empty(0) for name in _GRADIENTS])
+    grads = kernels.backward(grad_y, saved, given, taps, dropout, kernels.Needs(*needs))
+    return tuple([grads[name] if name in grads else x.new_empty(0) for name in _GRADIENTS])
 
 
 def _gradients(
-    grad_y: Tensor, x: Tensor, h: Tensor, packed: Tensor, gates: Tensor, *rest: Any
+    grad_y: Tensor, h: Tensor, packed: Tensor, gates: Tensor, *rest: Any
 ) -> tuple[Tensor, ...]:
-    *tensors, need_x, need_skips, need_parameters = rest
-    given = Operands(*tensors)
-    _check(x, grad_y, h, packed, gates, given)
-    operands = {"x": x, **given.tensors()}
+    given, _, (need_x, need_skips, need_parameters) = apart(rest)
     grads = []
     for name in _GRADIENTS:
-        needed = need_x if name == "x" else need_skips if name in _SKIPS else need_parameters
-        tensor = operands[name] if needed else None
-        grads.append(x.new_empty(0) if tensor is None else _empty_like(name, tensor))
+        needed = {"x": need_x, "skip": need_skips, "skip_2": need_skips}.get(name, need_parameters)
+        tensor = getattr(given, name)
+        absent = tensor is None or not needed
+        grads.append(given.x.new_empty(0) if absent else _empty_like(name, tensor))
     return tuple(grads)
-
-
-def _lists(given: Operands) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Weights, biases and gains as the kernels take them."""
-    weights = given.conv_in, given.conv_out, given.nin_skip
-    biases = given.bias_in, given.bias_out, given.bias_nin
-    gains = given.gain_in, given.gain_out, given.gain_nin
-    return (
-        [weight for weight in weights if weight is not None],
-        [bias.contiguous() for bias in biases if bias is not None],
-        [gain.contiguous() for gain in gains if gain is not None],
-    )
-
-
-def _image_bias(given: Operands) -> Tensor | None:
-    return None if given.image_bias is None else given.image_bias.contiguous()
-
-
-def _settings(given: Operands) -> tuple[Taps, Any]:
-    """The taps, and the dropout as the kernels take it."""
-    keep_from, scale = given.dropout_numbers()
-    dropout = _kernels().Dropout(given.seed, given.layer, keep_from, scale, given.first_image)
-    return taps_of(given.conv_in, given.shift), dropout
-
-
-def _check_forward(x: Tensor, *rest: Any) -> None:
-    """Raises ValueError unless the forward can take these."""
-    *tensors, _save, _keep = rest
-    check_of_op(x, Operands(*tensors))
-
-
-def _check(
-    x: Tensor, grad_y: Tensor, h: Tensor, packed: Tensor, gates: Tensor, given: Operands
-) -> None:
-    """Raises ValueError unless the backward can take these."""
-    check_of_op(x, given)
-    check_images(x, grad_y=grad_y, h=h, **{"gates": gates} if gates.ndim > 1 else {})
-    _check_packed(x, given, packed, True)
-
-
-def _check_packed(x: Tensor, given: Operands, packed: Tensor, adjoint: bool) -> None:
-    size = _packed_size(given, adjoint)
-    if packed.shape != (size,) or packed.dtype != x.dtype or packed.device != x.device:
-        raise ValueError(
-            f"packed must have shape ({size},), {x.dtype}, on {x.device}, got "
-            f"{tuple(packed.shape)}, {packed.dtype}, on {packed.device}"
-        )
-
-
-def _packed_size(given: Operands, adjoint: bool) -> int:
-    channels = [skip.shape[1] for skip in given.skips()]
-    return packed_size([given.conv_in], channels, adjoint)
 
 
 def _empty_like(name: str, tensor: Tensor) -> Tensor:
@@ -179,44 +91,38 @@ def _empty_like(name: str, tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device, memory_format=order)
 
 
-def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, *tensors, shift, dropout, layer, first_image, _save, _keep = inputs
-    _, h, packed, gates = output
-    ctx.mark_non_differentiable(h, packed, gates)
-    ctx.set_materialize_grads(False)
-    ctx.settings = shift, dropout, layer, first_image
-    ctx.save_for_backward(x, h, packed, gates, *tensors)
-
-
-def _backward(ctx: Any, grad_y: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-    x, h, packed, gates, *tensors = ctx.saved_tensors
-    given = Operands(*tensors, *ctx.settings)
-    if grad_y is None:
-        return (None,) * len(ctx.needs_input_grad)
-    need_x, *rest = ctx.needs_input_grad
-    needs = need_x, any(rest[: len(_SKIPS)]), any(rest[len(_SKIPS) :])
-    found = call(backward_op, grad_y, x, h, packed, gates, *given, *needs)
-    grads = [
-        found[place] if want and place is not None else None
-        for place, want in zip(_PLACES, ctx.needs_input_grad, strict=False)
-    ]
-    return *grads, *(None,) * (len(ctx.needs_input_grad) - len(grads))
-
-
 forward_op = register_op(
     "gated_resnet_triton",
-    f"(Tensor x, {SCHEMA}, bool save, bool keep) -> (Tensor, Tensor, Tensor, Tensor)",
+    f"({SCHEMA}, bool save, bool keep) -> (Tensor, Tensor, Tensor, Tensor)",
     _forward,
     _outputs,
-    _backward,
-    _save_for_backward,
-    _check_forward,
 )
 backward_op = register_op(
     "gated_resnet_triton_backward",
-    f"(Tensor grad_y, Tensor x, Tensor h, Tensor packed, Tensor gates, {SCHEMA}, bool need_x, "
+    f"(Tensor grad_y, Tensor h, Tensor packed, Tensor gates, {SCHEMA}, bool need_x, "
     f"bool need_skips, bool need_parameters) -> ({', '.join(['Tensor'] * len(_GRADIENTS))})",
     _compute_gradients,
     _gradients,
     refuse_second_derivative("Triton gated resnet"),
 )
+
+
+class _GatedResnet(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        *inputs, keep = args
+        y, *saved = forward_op(*inputs, True, keep)
+        given, ctx.settings, _ = apart(inputs)
+        ctx.save_for_backward(*saved, *given)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        wanted = ctx.needs_input_grad
+        needs = wanted[0], any(wanted[1:3]), any(wanted[3:])
+        h, packed, gates, *given = ctx.saved_tensors
+        found = backward_op(grad_y, h, packed, gates, *given, *ctx.settings, *needs)
+        grads = dict(zip(_GRADIENTS, found, strict=True))
+        named = zip(Operands._fields, wanted, strict=False)
+        of_operands = [grads.get(name) if want else None for name, want in named]
+        return *of_operands, *(None,) * (len(wanted) - len(of_operands))

@@ -1,4 +1,4 @@
-"""The vector that conditions an image on its class and noise level, in every gated resnet."""
+"""Classes and noise levels as the vector that enters every gated resnet."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ INITIALIZED = (GatedResnet, ShiftedConv2d, ShiftedConvTranspose2d)
 
 
 class Encoded(NamedTuple):
-    """What a batch is conditioned on, as `PixelCNNpp.decode` takes it; None for what is not there.
+    """The condition of a batch, as `PixelCNNpp.decode` takes it; None for what is not there.
 
     stacked: (B, C, H, W), the context of conditioning="stack". streams: e_u and e_ul of "concat".
     vector: (B, D), which enters every gated resnet.

@@ -22,9 +22,9 @@ def render_card(
 ) -> str:
     """README.md of a saved pair.
 
-    config: that of the pair, with what is known of its training in "origin". name: for
-    `SmoothedPair.from_pretrained`. scores: what `dsmooth evaluate bpd` wrote, or None.
-    Raises ValueError for scores that hold no pair's.
+    config: `PairSettings` as JSON. name: for `SmoothedPair.from_pretrained`. scores: the content of
+    the file that `dsmooth evaluate bpd` wrote, or None.
+    Raises ValueError for scores without a pair.
     """
     origin = config["origin"]
     sections = [

@@ -8,7 +8,7 @@ from typing import Any
 
 # "owner/name", as the Hub allows it.
 _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
-# What a model's folder may hold; nothing that runs code.
+# Files that are fetched and uploaded; none of them runs code.
 _FILES = ["*.json", "*.jsonl", "*.safetensors", "*.md", "*.png"]
 
 
@@ -32,7 +32,7 @@ def download(repo_id: str, revision: str | None = None) -> Path:
     hub = _huggingface_hub(f"{missing}; to read it from the Hugging Face Hub")
     try:
         folder = hub.snapshot_download(repo_id, revision=revision, allow_patterns=_FILES)
-    except Exception as error:  # of its own classes, and of the HTTP library that it came with
+    except Exception as error:  # the Hub's own classes, and those of its HTTP library
         raise OSError(
             f"{missing}, and the Hugging Face Hub does not give it: {_first_line(error)}. What was "
             "read once with a network stays in the cache of huggingface_hub; else name a folder "

@@ -161,7 +161,7 @@ def run_stages(
 
 
 def claim_folder(out: Path, description: dict[str, Any]) -> None:
-    """Make `out` the folder of what is described. Raises ValueError if it is another's."""
+    """Make `out` the folder of a reproduction. Raises ValueError if it is that of another."""
     path = out / "reproduction.json"
     mine = flatten(description)
     if path.exists():
@@ -218,7 +218,7 @@ def say_how_to_use_all_gpus() -> None:
 
 
 def summarise(out: Path, results: dict[str, Any]) -> None:
-    """Say on screen what came out, where it is, and how to go further."""
+    """Print the bound, the files and advice."""
     print(f"\n{bound_sentence(results)}")
     print(f"Pictures: {out / 'samples'}/*.png")
     print(f"Report:   {out / 'report.html'} (open it in a browser; it needs no network)")

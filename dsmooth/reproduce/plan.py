@@ -14,7 +14,7 @@ from ..evaluate.sources import choose_data
 from ..models import Models
 from ..presets import preset
 
-# Each model's part of the training time. The pair is what the reproduction is about.
+# Each model's part of the training time; the pair matters most.
 SHARES: dict[Role, float] = {"noisy": 0.4, "denoiser": 0.4, "plain": 0.2}
 # The least training between two scores on held-out images.
 EVALUATION_MINUTES = 0.4
@@ -83,8 +83,8 @@ class PretrainedPlan:
     """A reproduction with models that are trained already.
 
     models: as of `load_models`, a pair and perhaps a plain model. data, data_dir: which images; by
-    default those of the runs, and the embedded MNIST subset for a saved pair. name: what the models
-    are, for the report.
+    default those of the runs, and the embedded MNIST subset for a saved pair. name: of the models,
+    for the report.
     """
 
     models: tuple[Path, ...]

@@ -16,15 +16,12 @@ from dsmooth.functional.gated_resnet import draw_seed, dropout_factors
 from dsmooth.functional.gated_resnet_operands import (
     FIELDS,
     GRADIENTS,
-    TENSORS,
     Operands,
     keep_from,
 )
-from dsmooth.functional.gated_resnet_triton import backward_op, forward_op
 from dsmooth.functional.shifted_conv import concat_elu, padding_of
-from dsmooth.kernels.geometry import packed_size
 from tests.faults.harness import Arguments, Target, guarded, run
-from tests.helpers.gated_cases import make_case, operands
+from tests.helpers.gated_cases import make_case
 
 EXTENSION = _extension.extension()
 PLACE = ("layer", "first_image")
@@ -49,9 +46,7 @@ VALUES: dict[str, list[Any]] = {
 
 def _base() -> dict[str, Any]:
     case = make_case("down", (2, 3, 4), 3, (2, 1), DROPOUT, gains=True, image_bias=True)
-    x, *rest = case.native_args(torch.float32)
-    given = operands(*rest[:7], case.image_bias_in(torch.float32))
-    tensors = {"x": x, **given.tensors()}
+    tensors = case.operands(torch.float32)._asdict()
     return {name: guarded(tensor) for name, tensor in tensors.items()}
 
 
@@ -130,7 +125,7 @@ def _block(
 
 def _exact(given: Arguments) -> dict[str, Any]:
     """The inputs in float64, if they are CPU tensors of dtypes that go together."""
-    inputs = {name: given[name] for name in ("x", *TENSORS)}
+    inputs = {name: given[name] for name in Operands._fields}
     dtype = given["x"].dtype
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     assert dtype in (torch.float64, torch.float32, torch.bfloat16)
@@ -138,7 +133,7 @@ def _exact(given: Arguments) -> dict[str, Any]:
         if tensor is not None:
             assert tensor.device.type == "cpu"
             assert tensor.layout == torch.strided
-            assert len(tensor.shape) == FIELDS[name].shape.count(",")
+            assert len(tensor.shape) == len(FIELDS[name].shape.split())
             expected = {"Image": dtype, "Weight": exact, "Int64": torch.int64}
             assert tensor.dtype == expected[FIELDS[name].dtype]
     return {
@@ -168,7 +163,7 @@ def _numbers(given: Arguments) -> tuple[int, int, int, int, int, float]:
 
 def _with_gradients(y: Tensor, inputs: Arguments, given: Arguments) -> list[Tensor]:
     """The gradients of the sum of y by the inputs that asked for one."""
-    names = [n for n in ("x", *TENSORS) if _is_float(given[n]) and given[n].requires_grad]
+    names = [n for n in Operands._fields if _is_float(given[n]) and given[n].requires_grad]
     if not names:
         return []
     return list(torch.autograd.grad(y.sum(), [inputs[name] for name in names]))
@@ -212,27 +207,6 @@ def _backward_of_extension(given: Arguments) -> list[Tensor]:
     EXTENSION.gated_resnet_backward(tensors, **{name: given[name] for name in SETTINGS})
     grads = (given[name] for name in GRADIENTS)
     return [grad.detach() for grad in grads if grad is not None]
-
-
-def _op_arguments(given: Arguments) -> list[Any]:
-    return [given[name] for name in Operands._fields]
-
-
-def _forward_of_op(given: Arguments) -> list[Tensor]:
-    y, *saved = torch.ops.dsmooth.gated_resnet(
-        given["x"], *_op_arguments(given), given["save"], given["instruction_set"]
-    )
-    outputs = [t.detach() for t in ((y, *saved) if given["save"] else (y,))]
-    return outputs + _with_gradients(y, given, given)
-
-
-def _backward_of_op(given: Arguments) -> list[Tensor]:
-    saved = (given[name] for name in ("grad_y", "x", "h", "gates"))
-    grads = torch.ops.dsmooth.gated_resnet_backward(
-        *saved, *_op_arguments(given), given["instruction_set"]
-    )
-    names = (name.removeprefix("grad_") for name in GRADIENTS)
-    return [grad for name, grad in zip(names, grads, strict=True) if given[name] is not None]
 
 
 def _public(given: Arguments) -> list[Tensor]:
@@ -287,51 +261,12 @@ def _backward_arguments() -> Arguments:
     return {**inputs, **saved, **grads, **_settings_of_extension()}
 
 
-def _triton_arguments() -> Arguments:
-    """On CPU tensors, where the kernels do not run."""
-    return {**_base(), **_settings_of_op()}
-
-
-def _forward_of_triton(given: Arguments) -> list[Tensor]:
-    return [forward_op(given["x"], *_op_arguments(given), True, False)[0]]
-
-
-def _expected_of_triton(given: Arguments) -> list[Tensor]:
-    return _expected_forward({**given, "save": False})[:1]
-
-
-def _triton_backward_arguments() -> Arguments:
-    given = _op_backward_arguments()
-    del given["instruction_set"]
-    skips = [given[name].shape[1] for name in ("skip", "skip_2") if given[name] is not None]
-    return {**given, "packed": guarded(torch.zeros(packed_size([given["conv_in"]], skips, True)))}
-
-
-def _backward_of_triton(given: Arguments) -> list[Tensor]:
-    saved = (given[name] for name in ("grad_y", "x", "h", "packed", "gates"))
-    needs = True, True, True
-    grads = backward_op(*saved, *_op_arguments(given), *needs)
-    names = (name.removeprefix("grad_") for name in GRADIENTS)
-    # The last one is of bias_nin, which has that of bias_in elsewhere.
-    return [grad for name, grad in zip(names, grads[:-1], strict=True) if given[name] is not None]
-
-
 def _reference_arguments() -> Arguments:
     return {**_base(), **_settings_of_op()}
 
 
 def _reference(given: Arguments) -> list[Tensor]:
     return _public({**given, "impl": None})
-
-
-def _op_forward_arguments() -> Arguments:
-    return {**_base(), **_settings_of_op(), "save": True, "instruction_set": "auto"}
-
-
-def _op_backward_arguments() -> Arguments:
-    saved = _saved()
-    del saved["y"]
-    return {**_base(), **saved, **_settings_of_op(), "instruction_set": "auto"}
 
 
 def _public_arguments(impl: str) -> Callable[[], Arguments]:
@@ -347,24 +282,6 @@ TARGETS = [
     Target(
         *("_C.gated_resnet_backward", _backward_arguments, _backward_of_extension),
         *(_expected_backward, VALUES, True),
-    ),
-    Target(
-        *("torch.ops.dsmooth.gated_resnet", _op_forward_arguments, _forward_of_op),
-        *(_expected_forward, VALUES),
-    ),
-    Target(
-        *("torch.ops.dsmooth.gated_resnet_backward", _op_backward_arguments, _backward_of_op),
-        *(_expected_backward, VALUES),
-    ),
-    Target(
-        *("torch.ops.dsmooth.gated_resnet_triton", _triton_arguments, _forward_of_triton),
-        *(_expected_of_triton, VALUES),
-        runs=False,
-    ),
-    Target(
-        *("torch.ops.dsmooth.gated_resnet_triton_backward", _triton_backward_arguments),
-        *(_backward_of_triton, _expected_backward, VALUES),
-        runs=False,
     ),
     Target(
         *("functional.gated_resnet_ref", _reference_arguments, _reference),

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsmooth.kernels import expand, gated_resnet, padded, weight_gradients, weights
+from dsmooth.kernels import expand, gated_resnet, padded, weights
 from dsmooth.kernels import launch as launching
 from dsmooth.kernels.geometry import Taps
+from dsmooth.kernels.operands import Dropout, Operands
 from dsmooth.kernels.tilings import format_of
 from tests.helpers.sass import divisions, hazards, matrix_loops, narrow_loads, register_operand
 from tests.helpers.triton_tools import Compiled, Launch, record_launches
@@ -32,10 +33,10 @@ KERNELS = {
         "hidden_gradient_kernel",
         "input_gradient_kernel",
         "parameter_gradient_kernel",
+        "unpack_kernel",
     ],
-    padded: ["padded_kernel", "ending_kernel"],
+    padded: ["pad_concat_elu_kernel", "gate_epilogue_kernel"],
     weights: ["pack_kernel"],
-    weight_gradients: ["unpack_kernel"],
 }
 
 
@@ -66,18 +67,23 @@ class Block:
     def launches(self, arch: int) -> list[Launch]:
         """On a GPU of this capability."""
         f, (kh, kw) = self.filters, self.kernel
+
+        def empty(*shape: int) -> Tensor:
+            return torch.empty(shape, device="meta")
+
         x, skips = self._image(f), [self._image(f) for _ in range(self.skips)]
-        shapes = [(f, 2 * f, kh, kw), (2 * f, 2 * f, kh, kw)]
-        shapes += [(f, 2 * self.skips * f, 1, 1)] * (self.skips > 0)
-        weights = [torch.empty(shape, device="meta") for shape in shapes]
-        vectors = [torch.empty(shape[0], device="meta") for shape in shapes]
-        seed = torch.empty((), dtype=torch.int64, device="meta") if self.dropout else None
+        nin = (empty(f, 2 * self.skips * f, 1, 1), empty(f)) if skips else (None, None)
+        given = Operands(
+            *(x, *skips, None, None)[:3],
+            *(empty(f, 2 * f, kh, kw), empty(f), empty(2 * f, 2 * f, kh, kw), empty(2 * f)),
+            *(*nin, empty(f), empty(2 * f), nin[1], None),
+            torch.empty((), dtype=torch.int64, device="meta") if self.dropout else None,
+        )
         taps = Taps(kh, kw, kh - 1, kw // 2) if kh * kw < 9 else Taps(kh, kw, 1, 1)
-        dropout = expand.Dropout(seed, 3, 2**22, 2.0)
-        rest = (skips, weights, vectors, vectors, taps, dropout)
+        dropout = Dropout(given.seed, 3, 2**22, 2.0)
         with recorded(arch, self.tf32) as lists:
-            y, saved = gated_resnet.forward(x, *rest, keep=self.keep)
-            gated_resnet.backward(y, x, saved, *rest, self.needs)
+            y, saved = gated_resnet.forward(given, taps, dropout, keep=self.keep)
+            gated_resnet.backward(y, saved, given, taps, dropout, self.needs)
         return [launch for launches in lists for launch in launches]
 
     def _image(self, channels: int) -> Tensor:
@@ -85,14 +91,16 @@ class Block:
 
 
 def padded_launches(arch: int, filters: int) -> list[Launch]:
-    """Of a gated resnet with dropout between torch's convolutions, forward and backward."""
+    """The launches of a gated resnet between torch's convolutions, with dropout, both ways."""
     v, taps = _image(torch.bfloat16, filters, (16, 32, 32)), Taps(2, 3, 1, 1)
     seed = torch.empty((), dtype=torch.int64, device="meta")
     with recorded(arch, False) as lists:
-        for dropout in (expand.Dropout(), expand.Dropout(seed, 3, 2**22, 2.0)):
-            padded.padded(v, taps, dropout, padded.padded(v, taps, dropout))
-        gates = padded.ended(v, _image(torch.bfloat16, 2 * filters, (16, 32, 32)), grad=True)
-        padded.ended(v, gates)
+        for dropout in (Dropout(), Dropout(seed, 3, 2**22, 2.0)):
+            padded.pad_concat_elu(v, taps, dropout, padded.pad_concat_elu(v, taps, dropout))
+        gates = padded.gate_epilogue(
+            v, _image(torch.bfloat16, 2 * filters, (16, 32, 32)), grad=True
+        )
+        padded.gate_epilogue(v, gates)
     return [launch for launches in lists for launch in launches]
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from dsmooth.functional import Shift, gated_resnet
-from dsmooth.functional.gated_resnet_operands import Operands
+from dsmooth.functional.gated_resnet_operands import Operands, Settings
 
 KERNELS: dict[Shift, tuple[int, int]] = {"down": (2, 3), "down_right": (2, 2), "none": (3, 3)}
 EPS = {
@@ -86,22 +85,31 @@ class Case:
         grads |= {"image_bias": None if image_bias is None else image_bias.grad}
         return {name: value.cpu() for name, value in grads.items() if value is not None}
 
-    def native_args(self, dtype: torch.dtype, instruction_set: str = "auto") -> tuple[Any, ...]:
+    def operands(self, dtype: torch.dtype) -> Operands:
+        """The operands beside images of `dtype`."""
         exact = exact_dtype(dtype)
-        seed = self.seed if self.dropout else None
-        tensors = [
-            t.to(dtype).clone(memory_format=torch.channels_last) for t in (self.x, *self.skips)
-        ]
+        last = torch.channels_last
+        x, *skips = (t.to(dtype).clone(memory_format=last) for t in (self.x, *self.skips))
         weights = [w.to(exact).clone() for w in self.weights]
         gains = [g.to(exact).clone() for g in self.gains]
-        return (
-            *(tensors[0], tensors[1:], weights, gains, seed),
-            *(self.shift, self.dropout, 3, True, instruction_set),
+        skip, skip_2 = (*skips, None, None)[:2]
+        conv_in, bias_in, conv_out, bias_out, *nin = weights
+        nin_skip, bias_nin = nin or (None, None)
+        gain_in, gain_out, gain_nin = (*gains, None, None, None)[:3]
+        image_bias = None if self.image_bias is None else self.image_bias.to(exact)
+        return Operands(
+            *(x, skip, skip_2, conv_in, bias_in, conv_out, bias_out, nin_skip, bias_nin),
+            *(gain_in, gain_out, gain_nin, image_bias, self.seed if self.dropout else None),
         )
 
-    def image_bias_in(self, dtype: torch.dtype) -> Tensor | None:
-        """The bias of each image beside images of `dtype`."""
-        return None if self.image_bias is None else self.image_bias.to(exact_dtype(dtype))
+    @property
+    def settings(self) -> Settings:
+        return Settings(self.shift, self.dropout, 3)
+
+
+def leaves_of(given: Operands) -> list[Tensor]:
+    """The operands that may have gradients."""
+    return [t for t in given if t is not None and t.is_floating_point()]
 
 
 def exact_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -148,27 +156,6 @@ def make_case(
         dropout,
         torch.tensor(0x1234_5678_9ABC_DEF0),
         draw(batch, 2 * f) if image_bias else None,
-    )
-
-
-def operands(
-    skips: list[Tensor],
-    weights: list[Tensor],
-    gains: list[Tensor],
-    seed: Tensor | None,
-    shift: str,
-    dropout: float,
-    layer: int,
-    image_bias: Tensor | None = None,
-) -> Operands:
-    """The operands of an op from what `Case.native_args` gives after x."""
-    skip, skip_2 = (*skips, None, None)[:2]
-    conv_in, bias_in, conv_out, bias_out, *nin = weights
-    nin_skip, bias_nin = nin or (None, None)
-    gain_in, gain_out, gain_nin = (*gains, None, None, None)[:3]
-    return Operands(
-        *(skip, skip_2, conv_in, bias_in, conv_out, bias_out, nin_skip, bias_nin),
-        *(gain_in, gain_out, gain_nin, image_bias, seed, shift, dropout, layer),
     )
 
 

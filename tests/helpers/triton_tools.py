@@ -44,7 +44,7 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Compiled:
-    """A kernel as compiled.
+    """A compiled kernel.
 
     registers: of a thread. stack, in bytes of a thread: what did not fit the registers. local: how
     many instructions load or store such memory (LDL, STL). shared: bytes of a block, static and
@@ -248,7 +248,7 @@ class _Recorder:
 
 
 def _disassembled(cubin: bytes) -> str:
-    """Words of cuobjdump on the only kernel in a cubin: its code and use (REG, STACK)."""
+    """The code of the only kernel in a cubin and its resources (REG, STACK), by cuobjdump."""
     from triton import knobs
 
     with tempfile.TemporaryDirectory() as folder:

@@ -12,17 +12,14 @@ from torch import Tensor
 from dsmooth.functional import Impl, Shift, gated_resnet, use_impl
 from dsmooth.functional.dropout import dropout_factors, keep_from
 from dsmooth.functional.gated_resnet_cudnn import gated_resnet_cudnn
-from dsmooth.functional.gated_resnet_triton import (
-    backward_op,
-    forward_op,
-    gated_resnet_triton,
-)
+from dsmooth.functional.gated_resnet_triton import backward_op, forward_op, gated_resnet_triton
 from dsmooth.kernels import gated_resnet as kernels
-from dsmooth.kernels.expand import Dropout, expand, expand_plan
+from dsmooth.kernels.expand import expand, expand_plan
 from dsmooth.kernels.geometry import Rows, Taps
+from dsmooth.kernels.operands import Dropout
 from dsmooth.nn.layers import GatedResnet
 from tests.helpers import interpreter_speed  # noqa: F401 - for its effect
-from tests.helpers.gated_cases import EPS, STRIDES, Case, assert_as_good, make_case, operands
+from tests.helpers.gated_cases import EPS, STRIDES, Case, assert_as_good, make_case
 from tests.helpers.triton_canaries import guarded, guarded_memory
 
 Shapes = tuple[Shift, tuple[int, int, int], int, tuple[int, ...], float]
@@ -83,13 +80,15 @@ def test_strides_do_not_matter(prepare: Callable[[Tensor], Tensor], impl: Impl) 
 
 def test_the_weights_memory_order_does_not_matter() -> None:
     case = make_case("down", (1, 2, 3), 4, (4,), gains=True)
-    x, skips, weights, gains, seed, *rest = case.native_args(torch.float64)[:8]
+    given = case.operands(torch.float64)
     results = []
     for layout in (torch.contiguous_format, torch.channels_last):
-        ws = [w.clone(memory_format=layout) if w.ndim == 4 else w.clone() for w in weights]
-        leaves = [w.requires_grad_() for w in ws]
-        y = gated_resnet_triton(x, operands(skips, leaves, gains, seed, *rest))[0]
-        grads = torch.autograd.grad(y.sum(), leaves)
+        weights = {
+            name: getattr(given, name).clone(memory_format=layout).requires_grad_()
+            for name in ("conv_in", "conv_out", "nin_skip")
+        }
+        y = gated_resnet_triton(given._replace(**weights), case.settings)
+        grads = torch.autograd.grad(y.sum(), list(weights.values()))
         assert grads[0].is_contiguous(memory_format=layout)
         results.append([y.detach(), *grads])
     for got, expected in zip(*results, strict=True):
@@ -122,8 +121,8 @@ def test_no_output_sees_a_later_pixel(shift: Shift, dtype: torch.dtype, impl: Im
     """
     rows, cols = 3, 4
     case = make_case(shift, (1, rows, cols), 5, (5,), dtype=dtype)
-    x, (skip,), weights, *_ = case.native_args(dtype)
-    w = [weight.to(dtype) for weight in weights]
+    x, skip, _, *weights = case.operands(dtype)
+    w = [weight.to(dtype) for weight in weights[:6]]
     outputs = list(itertools.product(range(rows), range(cols)))
     later = torch.zeros(len(outputs), 1, rows, cols, dtype=torch.bool)
     for lost, (r, c) in zip(later, outputs, strict=True):
@@ -151,14 +150,15 @@ def test_what_is_kept_is_what_the_reference_keeps(filters: int) -> None:
     """The bits, and the elements that they keep; in margins and between the pixels, zeros."""
     shape = torch.Size((2, 2 * filters, 3, 5))
     h = torch.full((2, filters, 3, 5), -1.0).to(memory_format=torch.channels_last)
-    rows = Rows.of(h, Taps(2, 3, 1, 1))
+    case, rows = make_case(filters=1), Rows.of(h, Taps(2, 3, 1, 1))
     cases = ((0, 0, 0.5, 0), (0x1234_5678_9ABC_DEF0, 61, 0.1, 3), (2**63 - 2, 1, 0.9, 2**31 - 1))
     for seed, layer, p, first_image in cases:
         seed_tensor = torch.tensor(seed)
         dropout = Dropout(seed_tensor, layer, keep_from(p), 1 / (1 - p), first_image)
         d_gates, dh = rows.empty(h, 2 * filters), rows.empty(h, filters)
         plan = expand_plan(rows, filters, (), dropout, inputs=False, backward=True)
-        room, bits = expand(plan, h, h, [], seed_tensor, d_gates=d_gates, dh=dh)
+        given = case.operands(torch.float32)._replace(x=h, seed=seed_tensor)
+        room, bits = expand(plan, given, h, d_gates=d_gates, dh=dh)
         assert bits is not None
         e, kept = rows.first(room), rows.first(bits)
         expected = dropout_factors(shape, p, seed_tensor, layer, first_image) > 0
@@ -181,40 +181,34 @@ def pixels(room: Tensor, rows: Rows) -> Tensor:
 # ---- the op as torch sees it ------------------------------------------------------------------
 
 
-# opcheck reads .grad of the clones that it makes; the warning is about its own tensors
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 def test_opcheck() -> None:
     case = make_case("down_right", (2, 1, 3), 2, (2,), 0.5, gains=True, image_bias=True)
-    x, skips, weights, gains, *rest = case.native_args(torch.float32)[:8]
-    given = operands(skips, weights, gains, *rest, case.image_bias_in(torch.float32))
-    _, *saved = gated_resnet_triton(x, given, keep=True)
+    given, settings = case.operands(torch.float32), case.settings
+    _, *saved = forward_op(*given, *settings, True, True)
     grad_y = case.grad_y.float()
     for needs in ((True, True, True), (True, False, False), (False, True, False)):
-        torch.library.opcheck(backward_op, (grad_y, x, *saved, *given, *needs))
-    assert given.image_bias is not None
-    for tensor in (x, *skips, *weights, *gains, given.image_bias):
-        tensor.requires_grad_()
-    torch.library.opcheck(forward_op, (x, *given, True, False))
-    with torch.no_grad():
-        torch.library.opcheck(forward_op, (x.detach(), *given, False, False))
+        torch.library.opcheck(backward_op, (grad_y, *saved, *given, *settings, *needs))
+    for save in (True, False):
+        torch.library.opcheck(forward_op, (*given, *settings, save, False))
 
 
 def test_a_gradient_does_not_depend_on_which_others_are_wanted() -> None:
     case = make_case("down", (1, 3, 4), 4, (4, 2), 0.5, gains=True)
-    x, skips, weights, gains, *rest = case.native_args(torch.float64)[:8]
-    leaves = [x, *skips, *weights, *gains]
+    given = case.operands(torch.float64)
+    names = [name for name, tensor in given._asdict().items() if tensor is not None]
 
-    def gradients(wanted: list[Tensor]) -> dict[int, Tensor]:
-        for leaf in leaves:
-            leaf.requires_grad_(any(leaf is one for one in wanted))
-        y = gated_resnet_triton(x, operands(skips, weights, gains, *rest))[0]
-        grads = torch.autograd.grad((y * case.grad_y).sum(), wanted)
-        return {id(leaf): grad for leaf, grad in zip(wanted, grads, strict=True)}
+    def gradients(wanted: list[str]) -> dict[str, Tensor]:
+        for name in names[:-1]:  # the last is the seed
+            getattr(given, name).requires_grad_(name in wanted)
+        y = gated_resnet_triton(given, case.settings)
+        leaves = [getattr(given, name) for name in wanted]
+        return dict(zip(wanted, torch.autograd.grad((y * case.grad_y).sum(), leaves), strict=True))
 
-    every = gradients(leaves)
-    for wanted in ([x], skips, [skips[1]], weights + gains, [weights[0]], [x, gains[2]]):
-        for key, grad in gradients(wanted).items():
-            assert torch.equal(grad, every[key])
+    every = gradients(names[:-1])
+    images = ["x", "skip", "skip_2"]
+    for wanted in (["x"], images[1:], ["skip_2"], names[3:-1], ["conv_in"], ["x", "gain_nin"]):
+        for name, grad in gradients(wanted).items():
+            assert torch.equal(grad, every[name])
 
 
 @each_impl
@@ -227,26 +221,26 @@ def test_an_empty_batch_gives_empty_outputs_and_zero_gradients(impl: Impl) -> No
 def test_frozen_weights_and_images_between_torchs_convolutions() -> None:
     """Gradients of some leaves are those of all, and a second derivative is refused."""
     case = make_case("down", (1, 3, 4), 4, (4,), 0.5, gains=True)
-    x, skips, weights, gains, *rest = case.native_args(torch.float64)[:8]
-    for wanted in ([x], [skips[0]], [*weights, *gains]):
-        for leaf in (x, *skips, *weights, *gains):
-            leaf.requires_grad_(any(leaf is one for one in wanted))
-        y = gated_resnet_cudnn(x, operands(skips, weights, gains, *rest))
-        grads = torch.autograd.grad((y * case.grad_y).sum(), wanted, create_graph=True)
-        exact = case.run("reference", torch.float64)
-        named = {"x": x, "skip0": skips[0], "conv_in": weights[0], "gain2": gains[2]}
-        for leaf, grad in zip(wanted, grads, strict=True):
-            for name in (name for name, one in named.items() if one is leaf):
-                torch.testing.assert_close(grad, exact[name])
+    given, exact = case.operands(torch.float64), case.run("reference", torch.float64)
+    names = {"x": "x", "skip": "skip0", "conv_in": "conv_in", "gain_nin": "gain2"}
+    for wanted in (["x"], ["skip"], ["conv_in", "gain_nin"]):
+        for name in names:
+            getattr(given, name).requires_grad_(name in wanted)
+        y = gated_resnet_cudnn(given, case.settings)
+        leaves = [getattr(given, name) for name in wanted]
+        grads = torch.autograd.grad((y * case.grad_y).sum(), leaves, create_graph=True)
+        for name, grad in zip(wanted, grads, strict=True):
+            torch.testing.assert_close(grad, exact[names[name]])
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grads[0].sum().backward()
 
 
 def test_a_second_derivative_is_refused() -> None:
-    x, skips, weights, *rest = make_case(size=(1, 1, 1), filters=1).native_args(torch.float64)[:8]
-    x.requires_grad_()
-    y = gated_resnet_triton(x, operands(skips, weights, *rest))[0]
-    (grad,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    case = make_case(size=(1, 1, 1), filters=1)
+    given = case.operands(torch.float64)
+    given.x.requires_grad_()
+    y = gated_resnet_triton(given, case.settings)
+    (grad,) = torch.autograd.grad(y.sum(), given.x, create_graph=True)
     with pytest.raises(NotImplementedError, match="differentiated twice"):
         grad.sum().backward()
 
