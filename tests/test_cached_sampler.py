@@ -37,7 +37,7 @@ from tests.helpers.sampler_checks import (
 )
 
 GOLDEN = Path(__file__).parent / "golden"
-# Those that have code of their own for the dtype.
+# Instruction sets with code of their own for the dtype.
 INSTRUCTION_SETS = [name for name in instruction_sets() if name != "avx512bf16"]
 BF16_INSTRUCTION_SETS = [name for name in instruction_sets() if name != "avx512"]
 

@@ -26,7 +26,7 @@ class _Node:
 
 
 def build_program(model: PixelCNNpp, *, bf16: bool = False) -> Program:
-    """The program of `model`; weights as they are now.
+    """The program of `model`, with a copy of its weights.
 
     bf16: operands will be bfloat16. A pixel enters as two of them, or it would lose what the noise
     put into it. The head multiplies split operands and weights, or a log-scale or a logit would be
