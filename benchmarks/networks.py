@@ -14,7 +14,7 @@ from dsmooth import ModelConfig, PixelCNNpp
 from dsmooth.functional import logistic_mixture_sample, use_impl
 from dsmooth.philox import Stream, image_words, to_uniform
 from dsmooth.sampling.builder import build_program
-from dsmooth.sampling.program import NONE, Op, Pass
+from dsmooth.sampling.program import NONE, Op, Phase
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def dependent_stages(model: PixelCNNpp, height: int, width: int) -> int:
     """Matrix products of a sweep that must follow one another."""
     total = 0
     for op, rows, columns in _operations(model, height, width):
-        if op.stage in (Pass.ENCODER, Pass.VERTICAL):
+        if op.phase in (Phase.ENCODER, Phase.VERTICAL):
             total += rows
         else:
             total += rows * (columns + any(term.row_part for term in op.terms))
@@ -81,20 +81,10 @@ def weight_bytes(model: PixelCNNpp, height: int, width: int, dtype: torch.dtype)
     """Bytes of weights that one sweep reads: those of an operation each time that it runs."""
     total = 0
     for op, rows, columns in _operations(model, height, width):
-        at_once = op.stage in (Pass.ENCODER, Pass.VERTICAL)
+        at_once = op.phase in (Phase.ENCODER, Phase.VERTICAL)
         for term in op.terms:
             total += term.weight.size * rows * (1 if at_once or term.row_part else columns)
     return total * dtype.itemsize
-
-
-def padded_flops(model: PixelCNNpp, height: int, width: int) -> float:
-    """FLOP of an image, with the outputs of every product rounded up to vectors of 16."""
-    total = 0
-    for op, rows, columns in _operations(model, height, width):
-        for term in op.terms:
-            outputs, taps, channels = term.weight.shape
-            total += 2 * rows * columns * taps * channels * (-(-outputs // 16) * 16)
-    return total
 
 
 def _operations(model: PixelCNNpp, height: int, width: int) -> Iterator[tuple[Op, int, int]]:

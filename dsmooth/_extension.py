@@ -16,7 +16,7 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def package_folder() -> Path:
-    """Where this dsmooth was imported from."""
+    """Folder that this dsmooth was imported from."""
     return _PACKAGE
 
 

@@ -75,7 +75,7 @@ def test_value_and_gradient(
     discretized = likelihood == "discretized"
     compiled = compile_launch(launch_of(channels, likelihood, atoms, dtype, last), arch)
     check(compiled, 176 if channels == 3 and not discretized else 128)
-    # In memory that runs along pixels, a thread loads all its numbers of a parameter at once. In
+    # A thread loads all its numbers of a parameter at once if memory runs along pixels. In
     # channels_last it runs along components, whose groups of 10 no wide load fits.
     numbers = 2 if channels == 3 and discretized else 4
     bits = "" if numbers * dtype.itemsize == 4 else f".{8 * numbers * dtype.itemsize}"

@@ -1,5 +1,5 @@
-"""Laws of atoms and of the Gaussian likelihood, and of what is impossible, for each implementation
-on the CPU; what they share with the logistics is judged in test_logistic_mixture.py."""
+"""Laws of atoms, of the Gaussian likelihood and of impossible pixels, for each implementation on
+the CPU; test_logistic_mixture.py has those that they share with the logistics."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def is_barrier(block: Block) -> bool:
 
 
 def parse_ptxas(text: str) -> dict[tuple[str, str], dict[str, int]]:
-    """What -Xptxas -v says of each kernel and architecture; all of its functions' spills."""
+    """Resources of each kernel and architecture by -Xptxas -v; the spills of all its functions."""
     found: dict[tuple[str, str], dict[str, int]] = {}
     entry = r"Compiling entry function '(\w+)' for 'sm_(\d+)'"
     parts = re.split(entry, text)[1:]

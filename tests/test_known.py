@@ -46,7 +46,7 @@ def draw(sampler: str, model: PixelCNNpp, **given: Any) -> Tensor:
 
 
 def random_mask(n: int = N) -> Tensor:
-    """Of half of the pixels; the second row is known in all images, the last in none."""
+    """A mask of half of the pixels; the second row is known in all images, the last in none."""
     mask = torch.rand(n, *SIZE, generator=torch.Generator().manual_seed(3)) < 0.5
     mask[:, 1], mask[:, -1] = True, False
     return mask
@@ -111,7 +111,7 @@ def test_drawn_pixels_follow_from_the_pixels_before_them(
 @pytest.mark.quick
 @pytest.mark.parametrize("conditioning", ["none", "stack", "concat"])
 def test_cached_completions_do_not_depend_on_batch_slices_or_threads(conditioning: str) -> None:
-    """Where a slice has a row known in all of its images, that row is computed as a whole."""
+    """A row that is known in all images of a slice is computed as a whole."""
     n = 7
     model = network(conditioning=conditioning, channels=3)
     sampler, context = CachedSampler(model), context_for(model, n, *SIZE)

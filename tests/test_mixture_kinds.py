@@ -1,4 +1,4 @@
-"""Atoms and Gaussian components: laws of the reference, and their way through the package."""
+"""Atoms and Gaussian components on their way through the package."""
 
 from __future__ import annotations
 
@@ -28,37 +28,11 @@ from tests.helpers.tiny_pairs import tiny_config
 
 GOLDEN = Path(__file__).parent / "golden" / "network_c1_8x8_f4_r1_k2.safetensors"
 ATOMS = (0, 252, 253, 254, 255)
-LEVELS = (torch.arange(256, dtype=torch.float64) / 127.5 - 1).view(1, 1, 1, 256)
 
 
 def make_params(n: int, *shape: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape[0], n, *shape[1:], generator=generator, dtype=torch.float64)
-
-
-@pytest.mark.quick
-def test_an_atom_adds_its_weight_at_its_level_alone() -> None:
-    params = make_params(3 * 4 + 5, 1, 1, 1).expand(-1, -1, 1, 256)
-    weights = torch.softmax(params[0, :9, 0, 0], 0)
-    mixed = logistic_mixture_log_prob_ref(LEVELS, params, "discretized", atoms=ATOMS).exp()
-    bare = torch.cat([params[:, :4], params[:, 9:]], dim=1)
-    smooth = logistic_mixture_log_prob_ref(LEVELS, bare, "discretized").exp()
-    expected = weights[:4].sum() * smooth[0, 0]
-    for weight, level in zip(weights[4:], ATOMS, strict=True):
-        expected[level] += weight
-    torch.testing.assert_close(mixed[0, 0], expected, rtol=1e-12, atol=0)
-    assert float(mixed.sum()) == pytest.approx(1, abs=1e-12)
-
-
-def test_an_atom_of_rgb_needs_all_colours() -> None:
-    params = make_params(10 * 2 + 1, 1, 1, 1)
-    params[:, 2] = 40.0  # nearly all the weight
-    alike = torch.full((1, 3, 1, 1), 252 / 127.5 - 1, dtype=torch.float64)
-    other = alike.clone()
-    other[:, 2] = 0.4 / 127.5
-    kinds = {"likelihood": "discretized", "atoms": (252,)}
-    assert float(logistic_mixture_log_prob_ref(alike, params, **kinds)) > -1e-12
-    assert float(logistic_mixture_log_prob_ref(other, params, **kinds)) < -30
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -78,34 +52,6 @@ def test_a_gaussian_component_is_a_normal_that_contains_the_noise(channels: int)
         for c, (mean, scale) in enumerate(zip(means, scales, strict=True))
     ]
     torch.testing.assert_close(got, sum(terms), rtol=1e-12, atol=1e-12)
-
-
-def test_the_density_of_gaussians_integrates_to_one() -> None:
-    params = make_params(3 * 3, 1, 1, 1).expand(-1, -1, 1, 20_001)
-    x = torch.linspace(-40, 40, 20_001, dtype=torch.float64).view(1, 1, 1, -1)
-    density = logistic_mixture_log_prob_ref(x, params, "gaussian", smoothing_scale=0.3).exp()
-    assert float(torch.trapezoid(density.flatten(), x.flatten())) == pytest.approx(1, abs=1e-9)
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("kind", ["atoms", "gaussian"])
-def test_gradients_twice(kind: str, channels: int) -> None:
-    generator = torch.Generator().manual_seed(3)
-    n_atoms = 2 if kind == "atoms" else 0
-    params = make_params((3 if channels == 1 else 10) * 2 + n_atoms, 1, 2, 3).requires_grad_()
-    if kind == "atoms":
-        levels = torch.tensor([0, 255, 255, 7, 130, 0]).view(1, 1, 2, 3).expand(-1, channels, 2, 3)
-        x = levels.double() / 127.5 - 1
-        settings = {"likelihood": "discretized", "atoms": (0, 255)}
-    else:
-        x = torch.randn(1, channels, 2, 3, generator=generator).double()
-        settings = {"likelihood": "gaussian", "smoothing_scale": 0.5}
-
-    def log_prob(p: Tensor) -> Tensor:
-        return logistic_mixture_log_prob_ref(x, p, **settings)
-
-    assert torch.autograd.gradcheck(log_prob, (params,))
-    assert torch.autograd.gradgradcheck(log_prob, (params,))
 
 
 def test_samples_have_the_atoms_weights_and_the_gaussians_quantiles() -> None:

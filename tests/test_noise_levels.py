@@ -103,7 +103,7 @@ def test_levels_that_do_not_fit() -> None:
 
 
 def test_training_draws_levels_evenly_and_noise_of_their_scales() -> None:
-    """Of each image by its place in the stream alone."""
+    """An image's level follows from its place in the stream alone."""
     config = tiny("denoiser", noise_levels=LEVELS)
     assert config.scale == LEVELS[-1]
     x = torch.zeros(3000, 1, 8, 8)

@@ -10,7 +10,8 @@ namespace {
 
 namespace py = pybind11;
 
-// What is used of DLPack 1.x: its layout is a stable interface (github.com/dmlc/dlpack, dlpack.h).
+// The used part of DLPack 1.x, whose layout is a stable interface (github.com/dmlc/dlpack,
+// dlpack.h).
 struct DlTensor {
   void* data;
   int32_t device_type, device_index;
@@ -88,9 +89,9 @@ Borrowed borrow(const char* name, PyObject* object) {
           tensor.strides};
 }
 
-void* current_stream(Place place) {
+void* current_stream(Device device) {
   void* stream = nullptr;
-  if (find_torch_once().exchange->current_stream(place.type, place.index, &stream) != 0) {
+  if (find_torch_once().exchange->current_stream(device.type, device.index, &stream) != 0) {
     throw py::error_already_set();
   }
   return stream;

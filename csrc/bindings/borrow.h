@@ -17,6 +17,6 @@ inline Borrowed borrow(const char* name, const pybind11::object& tensor) {
 }
 
 // Torch's current stream of a CUDA device: a cudaStream_t. Throws what torch throws.
-void* current_stream(Place place);
+void* current_stream(Device device);
 
 }  // namespace dsmooth

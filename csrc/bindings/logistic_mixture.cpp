@@ -1,42 +1,21 @@
-// The loss's entry points for Python: every tensor is checked against the others' extents.
+// The loss's entry points for Python, on CPU tensors.
 #include "logistic_mixture.h"
 
 #include <pybind11/stl.h>
 
 #include <cstdint>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "../common/tensor_view.h"
 #include "../logistic_mixture/cpu.h"
 #include "../logistic_mixture/operands.h"
-#if defined(DSMOOTH_HAS_CUDA)
-#include "../logistic_mixture/cuda.h"
-#endif
 #include "borrow.h"
 
 namespace dsmooth {
 namespace {
 
 namespace py = pybind11;
-
-template <class T>
-void run(const LogisticMixtureArgs<T>& args, bool backward, Place place, int threads,
-         const std::string& instruction_set) {
-  if (args.batch == 0 || args.rows == 0 || args.cols == 0) return;
-  if (place.type == Place::kCpu) {
-    const py::gil_scoped_release release;
-    return logistic_mixture_cpu(args, backward, threads, instruction_set);
-  }
-#if defined(DSMOOTH_HAS_CUDA)
-  void* const stream = current_stream(place);
-  const py::gil_scoped_release release;
-  logistic_mixture_cuda(args, backward, place.index, stream);
-#else
-  throw std::runtime_error("this build of the extension has no CUDA half");
-#endif
-}
 
 // Calls f with a zero of the tensor's type.
 template <class F>
@@ -49,10 +28,11 @@ void with_type(const char* name, const Borrowed& tensor, const F& f) {
 
 void run(const MixtureTensors& tensors, const MixtureSettings& settings, bool backward, int threads,
          const std::string& instruction_set) {
-  const Place place = tensors.x.place;
   with_type("x", tensors.x, [&](auto zero) {
-    run(check_mixture_operands<decltype(zero)>(tensors, settings, backward), backward, place,
-        threads, instruction_set);
+    const auto args = check_mixture_operands<decltype(zero)>(tensors, settings, backward);
+    if (args.batch == 0 || args.rows == 0 || args.cols == 0) return;
+    const py::gil_scoped_release release;
+    logistic_mixture_cpu(args, backward, threads, instruction_set);
   });
 }
 
@@ -90,9 +70,9 @@ void elementary(const py::object& input, const py::object& exp, const py::object
   const Borrowed outs[] = {borrow("exp", exp), borrow("expm1", expm1), borrow("log", log)};
   with_type("input", in, [&](auto zero) {
     using T = decltype(zero);
-    const auto from = contiguous_view<const T, 1>("input", in, {kAny}, Place{});
+    const auto from = contiguous_view<const T, 1>("input", in, {kAny});
     const auto to = [&](const char* name, const Borrowed& out) {
-      return contiguous_view<T, 1>(name, out, from.shape, Place{}).data;
+      return contiguous_view<T, 1>(name, out, from.shape).data;
     };
     T* const results[] = {to("exp", outs[0]), to("expm1", outs[1]), to("log", outs[2])};
     const Lent lent[] = {{"input", &in, false},
@@ -112,8 +92,7 @@ void register_logistic_mixture(py::module_& module) {
              py::arg("log_prob"), py::arg("state"), py::arg("likelihood"), py::arg("atoms"),
              py::arg("smoothing_scale"), py::arg("threads") = 1,
              py::arg("instruction_set") = "auto",
-             "Writes log_prob (B, H, W), and state (B, 4, H, W) for the backward; on CUDA, in the "
-             "order of torch's current stream.");
+             "Writes log_prob (B, H, W), and state (B, 4, H, W) for the backward.");
   module.def("logistic_mixture_backward", &logistic_mixture_backward, py::arg("grad"), py::arg("x"),
              py::arg("params"), py::arg("state"), py::arg("grad_x"), py::arg("grad_params"),
              py::arg("likelihood"), py::arg("atoms"), py::arg("smoothing_scale"),

@@ -29,9 +29,10 @@ using sampler::Cache;
 using sampler::CpuSampler;
 using sampler::kNone;
 using sampler::Op;
-using sampler::Pass;
+using sampler::Phase;
 using sampler::Program;
 using sampler::Request;
+using sampler::Slice;
 using sampler::Term;
 using AnyArray = py::array_t<float, py::array::c_style | py::array::forcecast>;
 
@@ -54,7 +55,7 @@ Term to_term(const py::handle& t) {
 
 Op to_op(const py::handle& o) {
   const auto integer = [&](const char* name) { return o.attr(name).cast<int>(); };
-  Op op{static_cast<Pass>(integer("stage")),
+  Op op{static_cast<Phase>(integer("phase")),
         integer("level"),
         integer("row_parity"),
         integer("column_parity"),
@@ -74,7 +75,7 @@ Op to_op(const py::handle& o) {
   return op;
 }
 
-// What a model is beside its weights, as every sampler takes it.
+// A model's program and distribution, as every sampler takes them.
 struct Settings {
   py::object program;
   int image_channels, n_mix;
@@ -89,7 +90,7 @@ Program to_program(const Settings& s) {
   Program program{s.image_channels,
                   p.attr("image_parts").cast<int>(),
                   s.n_mix,
-                  sampler::likelihood_named(s.likelihood),
+                  likelihood_named(s.likelihood),
                   s.atoms,
                   s.smoothing_scale,
                   s.conditioned,
@@ -114,20 +115,28 @@ void check_size(int height, int width) {
                               std::to_string(height) + " and " + std::to_string(width));
 }
 
-// The images that a call draws, and how. Tensors are borrowed while they live.
-struct Call {
-  Borrowed out, context;  // both (N, C, H, W) float32
-  Borrowed mask;          // (N, H, W) uint8, or none; known pixels stand in out
-  uint64_t seed, first_index;
-  float temperature;
-  Borrowed condition = {};  // (N, condition_size) float32, or none
+// The tensors of a call, borrowed while they live.
+struct Tensors {
+  Borrowed out, context;  // both (N, C, H, W) float32; context may be absent
+  Borrowed mask;          // (N, H, W) uint8, or absent; known pixels stand in out
+  Borrowed condition;     // (N, condition_size) float32, or absent
+  Borrowed workspace = {};
 
-  // Throws std::invalid_argument, naming the argument, unless the call reads and writes inside its
-  // tensors and asks for something that can be drawn.
-  View<float, 4> check(const sampler::NetworkView& network, Place place) const {
+  Tensors(const py::object& images, const py::object& context_, const py::object& mask_,
+          const py::object& condition_)
+      : out(borrow("out", images)),
+        context(borrow("context", context_)),
+        mask(borrow("mask", mask_)),
+        condition(borrow("condition", condition_)) {}
+
+  // The images to draw, and their number. Throws std::invalid_argument, naming the argument, unless
+  // the call reads and writes inside its tensors and asks for something that can be drawn.
+  std::pair<int64_t, Slice> check(const sampler::NetworkView& network, Device device, uint64_t seed,
+                                  uint64_t first_index, float temperature) const {
     const auto images =
-        contiguous_view<float, 4>("out", out, {kAny, network.image_channels, kAny, kAny}, place);
-    if (!is_side(images.shape[2]) || !is_side(images.shape[3])) {
+        contiguous_view<float, 4>("out", out, {kAny, network.image_channels, kAny, kAny}, device);
+    const auto [n, channels, height, width] = images.shape;
+    if (!is_side(height) || !is_side(width)) {
       refuse("out", "have H and W that are multiples of 4 up to 32768",
              to_string(images.shape.data(), 4));
     }
@@ -137,9 +146,8 @@ struct Call {
                                  : "be None for a model without conditioning",
              context.given ? "a tensor" : "None");
     }
-    if (context.given) contiguous_view<float, 4>("context", context, images.shape, place);
-    const auto [n, channels, height, width] = images.shape;
-    if (mask.given) contiguous_view<uint8_t, 3>("mask", mask, {n, height, width}, place);
+    if (context.given) contiguous_view<float, 4>("context", context, images.shape, device);
+    if (mask.given) contiguous_view<uint8_t, 3>("mask", mask, {n, height, width}, device);
     if (condition.given != (network.condition_size > 0)) {
       refuse("condition",
              condition.given ? "be None for a model that has no vectors of images"
@@ -147,11 +155,20 @@ struct Call {
              condition.given ? "a tensor" : "None");
     }
     if (condition.given)
-      contiguous_view<float, 2>("condition", condition, {n, network.condition_size}, place);
+      contiguous_view<float, 2>("condition", condition, {n, network.condition_size}, device);
     if (!(temperature > 0 && std::isfinite(temperature))) {
       refuse("temperature", "be positive and finite", std::to_string(temperature));
     }
-    return images;
+    const Lent lent[] = {{"out", &out, true},
+                         {"context", &context, false},
+                         {"mask", &mask, false},
+                         {"workspace", &workspace, true},
+                         {"condition", &condition, false}};
+    check_apart(lent);
+    return {n,
+            {0, static_cast<int>(height), static_cast<int>(width), seed, first_index, temperature,
+             static_cast<const float*>(context.data), images.data,
+             static_cast<const uint8_t*>(mask.data), static_cast<const float*>(condition.data)}};
   }
 };
 
@@ -161,32 +178,14 @@ void sample(const CpuSampler& sampler, const py::object& out, const py::object& 
             const py::object& mask, const py::object& condition, uint64_t seed,
             uint64_t first_index, float temperature, int threads, int slice,
             const py::object& progress) {
-  constexpr int kMostThreads = 1 << 12, kLargestSlice = 1 << 15;
-  const Call call{
-      borrow("out", out), borrow("context", context),    borrow("mask", mask), seed, first_index,
-      temperature,        borrow("condition", condition)};
-  const auto images = call.check(sampler.network(), Place{});
-  const Lent lent[] = {{"out", &call.out, true},
-                       {"context", &call.context, false},
-                       {"mask", &call.mask, false},
-                       {"condition", &call.condition, false}};
-  check_apart(lent);
+  constexpr int kMostThreads = 1 << 12, kLargestSlice = 1 << 14;
+  const auto [n, all] = Tensors(out, context, mask, condition)
+                            .check(sampler.network(), Device{}, seed, first_index, temperature);
   if (threads < 1 || threads > kMostThreads) {
     refuse("threads", "lie in 1 .. " + std::to_string(kMostThreads), std::to_string(threads));
   }
   if (slice < 0) refuse("slice", "not be negative", std::to_string(slice));
-  const Request request{images.shape[0],
-                        static_cast<int>(images.shape[2]),
-                        static_cast<int>(images.shape[3]),
-                        seed,
-                        first_index,
-                        temperature,
-                        threads,
-                        std::min(slice, kLargestSlice),
-                        static_cast<const float*>(call.context.data),
-                        images.data,
-                        static_cast<const uint8_t*>(call.mask.data),
-                        static_cast<const float*>(call.condition.data)};
+  const Request request{n, all, threads, std::min(slice, kLargestSlice)};
   const py::gil_scoped_release release;
   sampler.sample(request, [&](double done) {
     const py::gil_scoped_acquire acquire;
@@ -200,125 +199,97 @@ using sampler::CudaRequest;
 using sampler::CudaSampler;
 using sampler::Sharing;
 
-// A sampler and the tensor that holds its weights on the device.
-class CudaDrawer {
- public:
-  explicit CudaDrawer(CudaSampler sampler) : sampler_(std::move(sampler)) {
-    words_ = static_cast<int64_t>(sampler_.weight_bytes() / sizeof(float));
+Device device_of(const CudaSampler& sampler) { return {Device::kCuda, sampler.device()}; }
+
+// A contiguous tensor of so many floats on the device, aligned for the kernels.
+float* device_words(const char* name, const Borrowed& tensor, int64_t words, Device device) {
+  float* data = contiguous_view<float, 1>(name, tensor, {words}, device).data;
+  if (reinterpret_cast<uintptr_t>(data) % 128 != 0) {
+    refuse(name, "be aligned to 128 bytes", "a tensor that is not");
   }
+  return data;
+}
 
-  int64_t weight_words() const { return words_; }
+int64_t weight_words(const CudaSampler& sampler) {
+  return static_cast<int64_t>(sampler.weight_bytes() / sizeof(float));
+}
 
-  void write_weights(const py::object& host, const py::object& device) {
-    if (!weights_.is_none()) throw std::invalid_argument("the weights were written before");
-    const Borrowed to = borrow("host", host), there = borrow("device", device);
-    const auto image = contiguous_view<float, 1>("host", to, {words_}, Place{});
-    const auto place = contiguous_view<float, 1>("device", there, {words_}, device_place());
-    if (reinterpret_cast<uintptr_t>(place.data) % 128 != 0) {
-      refuse("device", "be aligned to 128 bytes", "a tensor that is not");
-    }
-    sampler_.write_weights(image.data, reinterpret_cast<uintptr_t>(place.data));
-    weights_ = device;
+void write_weights(CudaSampler& sampler, const py::object& host, const py::object& device) {
+  const int64_t words = weight_words(sampler);
+  if (words == 0) throw std::invalid_argument("the weights were written before");
+  const auto image = contiguous_view<float, 1>("host", borrow("host", host), {words});
+  const float* there = device_words("device", borrow("device", device), words, device_of(sampler));
+  sampler.write_weights(image.data, reinterpret_cast<uintptr_t>(there));
+}
+
+Sharing share(const CudaSampler& sampler, int64_t n, int height, int width, size_t memory,
+              int max_slice) {
+  check_size(height, width);
+  if (n < 1) refuse("n", "be at least 1", std::to_string(n));
+  if (max_slice < 0) refuse("max_slice", "not be negative", std::to_string(max_slice));
+  return sampler.share(n, height, width, memory, max_slice);
+}
+
+size_t workspace_words(const CudaSampler& sampler, const Sharing& sharing, int height, int width) {
+  check_size(height, width);
+  return sampler.workspace_bytes(sharing, height, width) / sizeof(float);
+}
+
+void sample_on_cuda(const CudaSampler& sampler, const py::object& out, const py::object& context,
+                    const py::object& mask, const py::object& workspace, const Sharing& sharing,
+                    int64_t launch, uint64_t seed, uint64_t first_index, float temperature,
+                    const py::object& condition) {
+  if (weight_words(sampler) != 0) throw std::invalid_argument("the weights must be written before");
+  const Device device = device_of(sampler);
+  Tensors tensors(out, context, mask, condition);
+  tensors.workspace = borrow("workspace", workspace);
+  const auto [n, all] = tensors.check(sampler.network(), device, seed, first_index, temperature);
+  if (n < sharing.slices || (n + sharing.slices - 1) / sharing.slices > sharing.largest) {
+    refuse("sharing", "be of as many images as out has", std::to_string(n));
   }
-
-  size_t bytes_per_image(int height, int width) const {
-    check_size(height, width);
-    return sampler_.bytes_per_image(height, width);
-  }
-
-  Sharing share(int64_t n, int height, int width, size_t memory, int max_slice) const {
-    check_size(height, width);
-    if (n < 1) refuse("n", "be at least 1", std::to_string(n));
-    if (max_slice < 0) refuse("max_slice", "not be negative", std::to_string(max_slice));
-    return sampler_.share(n, height, width, memory, max_slice);
-  }
-
-  size_t workspace_words(const Sharing& sharing, int height, int width) const {
-    check_size(height, width);
-    return sampler_.workspace_bytes(sharing, height, width) / sizeof(float);
-  }
-
-  int64_t launches(const Sharing& sharing, int height) const {
-    return sampler_.launches(sharing, height);
-  }
-
-  void sample(const py::object& out, const py::object& context, const py::object& mask,
-              const py::object& workspace, const Sharing& sharing, int64_t launch, uint64_t seed,
-              uint64_t first_index, float temperature, const py::object& condition) const {
-    if (weights_.is_none()) throw std::invalid_argument("the weights must be written before");
-    const Place place = device_place();
-    const Call call{
-        borrow("out", out), borrow("context", context),    borrow("mask", mask), seed, first_index,
-        temperature,        borrow("condition", condition)};
-    const auto images = call.check(sampler_.network(), place);
-    const auto [n, channels, height, width] = images.shape;
-    if (n < sharing.slices || (n + sharing.slices - 1) / sharing.slices > sharing.largest) {
-      refuse("sharing", "be of as many images as out has", std::to_string(n));
-    }
-    const int h = static_cast<int>(height), w = static_cast<int>(width);
-    if (launch < 0 || launch >= sampler_.launches(sharing, h))
-      refuse("launch", "be one of launches()", std::to_string(launch));
-    const auto words = static_cast<int64_t>(workspace_words(sharing, h, w));
-    const Borrowed room = borrow("workspace", workspace), weights = borrow("weights", weights_);
-    const auto memory = contiguous_view<float, 1>("workspace", room, {words}, place);
-    if (reinterpret_cast<uintptr_t>(memory.data) % 128 != 0) {
-      refuse("workspace", "be aligned to 128 bytes", "a tensor that is not");
-    }
-    const Lent lent[] = {{"out", &call.out, true},     {"context", &call.context, false},
-                         {"mask", &call.mask, false},  {"workspace", &room, true},
-                         {"weights", &weights, false}, {"condition", &call.condition, false}};
-    check_apart(lent);
-    const CudaRequest request{n,
-                              h,
-                              w,
-                              seed,
-                              first_index,
-                              temperature,
-                              sharing,
-                              static_cast<const float*>(call.context.data),
-                              images.data,
-                              static_cast<const uint8_t*>(call.mask.data),
-                              memory.data,
-                              current_stream(place),
-                              static_cast<const float*>(call.condition.data)};
-    const py::gil_scoped_release release;
-    sampler_.sample(request, launch);
-  }
-
- private:
-  Place device_place() const { return {Place::kCuda, sampler_.device()}; }
-
-  CudaSampler sampler_;
-  int64_t words_;
-  py::object weights_ = py::none();
-};
+  if (launch < 0 || launch >= sampler.launches(sharing, all.height))
+    refuse("launch", "be one of launches()", std::to_string(launch));
+  const auto words = static_cast<int64_t>(workspace_words(sampler, sharing, all.height, all.width));
+  const CudaRequest request{n, all, sharing,
+                            device_words("workspace", tensors.workspace, words, device),
+                            current_stream(device)};
+  const py::gil_scoped_release release;
+  sampler.sample(request, launch);
+}
 
 void register_cuda_sampler(py::module_& module) {
   py::class_<Sharing>(module, "Sharing")
       .def_readonly("slices", &Sharing::slices)
       .def_readonly("largest", &Sharing::largest)
       .def_readonly("blocks", &Sharing::blocks);
-  py::class_<CudaDrawer>(module, "CudaSampler")
+  py::class_<CudaSampler>(module, "CudaSampler")
       .def(py::init([](const py::object& program, int image_channels, int n_mix,
                        const std::string& likelihood, const std::vector<int>& atoms,
                        float smoothing_scale, bool conditioned, bool bf16, int device) {
-             return CudaDrawer(CudaSampler(to_program({program, image_channels, n_mix, likelihood,
-                                                       atoms, smoothing_scale, conditioned}),
-                                           bf16, device));
+             return CudaSampler(to_program({program, image_channels, n_mix, likelihood, atoms,
+                                            smoothing_scale, conditioned}),
+                                bf16, device);
            }),
            py::kw_only(), py::arg("program"), py::arg("image_channels"), py::arg("n_mix"),
            py::arg("likelihood"), py::arg("atoms"), py::arg("smoothing_scale"),
            py::arg("conditioned"), py::arg("bf16"), py::arg("device"))
-      .def_property_readonly("weight_words", &CudaDrawer::weight_words)
-      .def("write_weights", &CudaDrawer::write_weights, py::arg("host"), py::arg("device"),
-           "Writes to `host` what `device` is to hold, once; `device` is kept.")
-      .def("bytes_per_image", &CudaDrawer::bytes_per_image, py::arg("height"), py::arg("width"))
-      .def("share", &CudaDrawer::share, py::arg("n"), py::arg("height"), py::arg("width"),
-           py::arg("memory"), py::arg("max_slice"))
-      .def("workspace_words", &CudaDrawer::workspace_words, py::arg("sharing"), py::arg("height"),
+      .def_property_readonly("weight_words", &weight_words)
+      .def("write_weights", &write_weights, py::arg("host"), py::arg("device"),
+           py::keep_alive<1, 3>(),
+           "Writes to `host`, once, what `device` is to hold; `device` lives as long as this.")
+      .def(
+          "bytes_per_image",
+          [](const CudaSampler& s, int height, int width) {
+            check_size(height, width);
+            return s.bytes_per_image(height, width);
+          },
+          py::arg("height"), py::arg("width"))
+      .def("share", &share, py::arg("n"), py::arg("height"), py::arg("width"), py::arg("memory"),
+           py::arg("max_slice"))
+      .def("workspace_words", &workspace_words, py::arg("sharing"), py::arg("height"),
            py::arg("width"))
-      .def("launches", &CudaDrawer::launches, py::arg("sharing"), py::arg("height"))
-      .def("sample", &CudaDrawer::sample, py::kw_only(), py::arg("out"), py::arg("context"),
+      .def("launches", &CudaSampler::launches, py::arg("sharing"), py::arg("height"))
+      .def("sample", &sample_on_cuda, py::kw_only(), py::arg("out"), py::arg("context"),
            py::arg("mask"), py::arg("workspace"), py::arg("sharing"), py::arg("launch"),
            py::arg("seed"), py::arg("first_index"), py::arg("temperature"), py::arg("condition"),
            "On torch's current stream of the device.");

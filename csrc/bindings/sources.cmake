@@ -12,7 +12,7 @@ function(add_extension)
   list(TRANSFORM sources REPLACE ".+" "${here}/\\0.cpp")
   # NO_EXTRAS: no link-time optimisation, which could move code between instruction sets.
   pybind11_add_module(_C MODULE NO_EXTRAS ${sources} ${here}/borrow.cpp)
-  # What only converts arguments is compiled in less time.
+  # These only convert arguments: -O1 saves time.
   set_source_files_properties(${sources} PROPERTIES COMPILE_OPTIONS -O1)
   target_link_libraries(_C PRIVATE dsmooth_flags)
   add_gated_resnet(_C)

@@ -25,20 +25,20 @@ inline constexpr ElementType kBFloat16Type{ElementType::kBFloat, 16};
 inline constexpr ElementType kInt64Type{ElementType::kInt, 64};
 inline constexpr ElementType kUint8Type{ElementType::kUnsigned, 8};
 
-// Where memory lies: a DLPack device type, of which 1 is the CPU and 2 is CUDA, and an index.
-struct Place {
+// A DLPack device: its type, 1 for the CPU and 2 for CUDA, and its index.
+struct Device {
   static constexpr int32_t kCpu = 1, kCuda = 2;
   int32_t type = kCpu;
   int32_t index = 0;
 
-  bool operator==(const Place&) const = default;
+  bool operator==(const Device&) const = default;
 };
 
 struct Borrowed {
   bool given = false;  // else the tensor is absent
   void* data = nullptr;
   ElementType type;
-  Place place;
+  Device device;
   int n_dims = 0;
   const int64_t* shape = nullptr;
   const int64_t* strides = nullptr;  // in elements
@@ -64,11 +64,12 @@ inline std::string to_string(ElementType type) {
   }
 }
 
-inline std::string to_string(Place place) {
-  if (place.type == Place::kCpu) return "cpu";
-  return (place.type == Place::kCuda ? "cuda:"
-                                     : "DLPack device type " + std::to_string(place.type) + ":") +
-         std::to_string(place.index);
+inline std::string to_string(Device device) {
+  if (device.type == Device::kCpu) return "cpu";
+  return (device.type == Device::kCuda
+              ? "cuda:"
+              : "DLPack device type " + std::to_string(device.type) + ":") +
+         std::to_string(device.index);
 }
 
 // An extent that may be anything.
@@ -106,7 +107,7 @@ inline bool is_dense(const Borrowed& tensor, const int* order) {
   return true;
 }
 
-// The last dimension fastest. Of at most 4 dimensions.
+// Whether the last dimension is fastest; for at most 4 dimensions.
 inline bool is_contiguous(const Borrowed& tensor) {
   constexpr int kOrder[] = {3, 2, 1, 0};
   return tensor.n_dims <= 4 && is_dense(tensor, kOrder + 4 - tensor.n_dims);

@@ -9,7 +9,7 @@
 
 namespace dsmooth {
 
-// What a user can do about an error, or nothing.
+// Advice to the user about an error, or "".
 inline std::string cuda_advice(cudaError_t status) {
   if (status == cudaErrorNoDevice) return "; this process sees no CUDA device";
   if (status == cudaErrorInsufficientDriver) {

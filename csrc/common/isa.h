@@ -18,7 +18,7 @@ bool has_instruction_set(const std::string& name);
 // that the CPU or the build lacks.
 int find_instruction_set(const std::string& name);
 
-// What an op has for each instruction set that it is compiled for.
+// The code of an op for each instruction set that it is compiled for.
 template <class Code>
 class PerInstructionSet {
  public:

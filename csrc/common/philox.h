@@ -9,8 +9,7 @@
 
 namespace dsmooth {
 
-// What a stream of random words is for: the low byte of the counter's last word. The same as in
-// dsmooth/philox.py, where each is explained.
+// Uses of random words: the low byte of the counter's last word. dsmooth/philox.py explains each.
 enum class Stream : uint32_t {
   kSample = 0,
   kSampleConditioned = 1,

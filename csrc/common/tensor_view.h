@@ -21,9 +21,9 @@ namespace dsmooth {
 }
 
 // Throws std::invalid_argument, which names the tensor, unless it is given with this shape (kAny
-// where an extent may be anything), type and place, and has memory, aligned to its elements.
+// where an extent may be anything), type and device, and has memory, aligned to its elements.
 inline void check_tensor(const char* name, const Borrowed& t, std::span<const int64_t> shape,
-                         ElementType type, Place place) {
+                         ElementType type, Device device = {}) {
   if (!t.given) refuse(name, "be a tensor", "None");
   bool fits = t.n_dims == static_cast<int>(shape.size());
   for (size_t i = 0; fits && i < shape.size(); ++i) {
@@ -34,7 +34,7 @@ inline void check_tensor(const char* name, const Borrowed& t, std::span<const in
     refuse(name, "have shape " + to_string(shape.data(), n_dims), to_string(t.shape, t.n_dims));
   }
   if (!(t.type == type)) refuse(name, "be " + to_string(type), to_string(t.type));
-  if (!(t.place == place)) refuse(name, "be on " + to_string(place), to_string(t.place));
+  if (!(t.device == device)) refuse(name, "be on " + to_string(device), to_string(t.device));
   if (is_empty(t)) return;
   if (t.data == nullptr) refuse(name, "have memory", "a tensor without");
   if (reinterpret_cast<uintptr_t>(t.data) % bytes_of(type) != 0) {
@@ -60,8 +60,8 @@ struct View {
   View() = default;
   // Throws as check_tensor does.
   View(const char* name, const Borrowed& tensor, const std::array<int64_t, N>& expected,
-       Place place) {
-    check_tensor(name, tensor, expected, type_of<std::remove_const_t<T>>(), place);
+       Device device = {}) {
+    check_tensor(name, tensor, expected, type_of<std::remove_const_t<T>>(), device);
     data = static_cast<T*>(tensor.data);
     std::copy_n(tensor.shape, N, shape.begin());
     std::copy_n(tensor.strides, N, stride.begin());
@@ -71,8 +71,8 @@ struct View {
 // A view whose elements follow one another.
 template <class T, int N>
 View<T, N> contiguous_view(const char* name, const Borrowed& tensor,
-                           const std::array<int64_t, N>& expected, Place place) {
-  const View<T, N> view(name, tensor, expected, place);
+                           const std::array<int64_t, N>& expected, Device device = {}) {
+  const View<T, N> view(name, tensor, expected, device);
   if (!is_contiguous(tensor)) {
     refuse(name, "be contiguous", "strides " + to_string(tensor.strides, N));
   }

@@ -12,7 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "scalar_math.h"
+#include "host_device.h"
 
 #if defined(__AVX512F__) && DSMOOTH_VECTOR_BYTES == 64
 #include <immintrin.h>
@@ -20,6 +20,12 @@
 #endif
 
 namespace dsmooth::DSMOOTH_ISA {
+
+template <class V>
+struct ExpPair {
+  V e;    // exp(y)
+  V em1;  // exp(y) - 1, accurate near 0
+};
 
 template <class T>
 struct FloatFormat;

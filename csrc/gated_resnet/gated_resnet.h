@@ -59,9 +59,9 @@ struct GatedCall {
   GatedTensors grads;    // of the backward; bias_in's is that of bias_nin too: both are added to h
 };
 
-// What one instruction set offers for one storage. The weights are packed once a call; `first` and
-// `last` bound a range of images; `scratch` belongs to the caller's thread. `sums` are the weight
-// gradients of a group of images, in the packed order, written by backward.
+// The code of one instruction set for one type of activations. The weights are packed once a call;
+// `first` and `last` bound a range of images; `scratch` belongs to the caller's thread. `sums` are
+// the weight gradients of a group of images, in the packed order, written by backward.
 struct GatedKernels {
   size_t (*packed_bytes)(const GatedShape& shape);
   size_t (*scratch_bytes)(const GatedShape& shape);

@@ -206,7 +206,7 @@ class Checker {
       expected[i] = field.shape[i].factor * extents_[field.shape[i].letter];
     }
     const std::span<const int64_t> shape(expected.data(), static_cast<size_t>(field.n_dims));
-    dsmooth::check_tensor(name, t, shape, type_of(field.dtype), Place{});
+    dsmooth::check_tensor(name, t, shape, type_of(field.dtype));
     check_layout(name, t, field.layout);
   }
 

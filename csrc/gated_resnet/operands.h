@@ -22,7 +22,7 @@ enum class GatedField {
 
 inline constexpr int kGatedFields = static_cast<int>(GatedField::kCount);
 
-// What a caller may hand over in a direction.
+// A tensor that a call in a direction may have.
 struct GatedName {
   const char* name;
   GatedField field;
@@ -30,7 +30,7 @@ struct GatedName {
 };
 const std::vector<GatedName>& gated_names(GatedDirection direction);
 
-// What a caller handed over.
+// The tensors of a call; some are absent.
 struct GatedGiven {
   std::array<Borrowed, kGatedFields> tensors, gradients;
 

@@ -1,5 +1,5 @@
-// What the gated block does to rows of pixels between its convolutions. Compiled once per
-// instruction set: see vector_math.h for what that forbids.
+// Elementwise passes of the gated block over rows of pixels, between its convolutions. Compiled
+// once per instruction set: vector_math.h says what that forbids.
 //
 // D is the arithmetic of the convolutions (gemm.h), T the activations in memory.
 #pragma once

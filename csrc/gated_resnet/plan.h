@@ -52,11 +52,11 @@ struct Plan {
   struct Range {
     int64_t first, last;
   };
-  // Of the kernel, where output row r sees input rows r - above and on.
+  // Rows of the kernel inside the image at output row r, which sees input rows r - above and on.
   Range kernel_rows(int64_t r, int64_t above) const {
     return {larger(above - r, 0), smaller(height + above - r, kernel_h)};
   }
-  // Of the output, for which row i of the kernel lies inside the image.
+  // Output rows at which row i of the kernel lies inside the image.
   Range output_rows(int i) const { return {larger(top - i, 0), smaller(height + top - i, height)}; }
 
   // Packed weights: [tap][cell of the channel summed over][the other channel].

@@ -1,7 +1,6 @@
 // The loss over many pixels with the vectors of one instruction set. Compiled once per set, each
 // time with its own DSMOOTH_ISA; see vector_math.h for what this forbids.
 #include "../common/vector_math.h"
-#include "atoms.h"
 #include "cpu.h"
 
 namespace dsmooth::DSMOOTH_ISA {
@@ -58,7 +57,7 @@ struct Block {
       });
       max_joint = M::select(atom > max_joint, atom, max_joint);
     }
-    // Where nothing is possible, as for x = inf, every exp(joint - base) is 0, and log_prob -inf.
+    // If no component is possible, as for x = inf, every exp(joint - base) is 0, and log_prob -inf.
     const V base = M::select(max_joint == impossible, V{}, max_joint);
     V sum_logit{}, sum_joint{};
     for (int64_t k = 0; k < args.n_mix; ++k) {

@@ -36,7 +36,7 @@ struct LogisticMixtureKernels {
 };
 
 // The forward, or the backward, of all pixels, split over threads. instruction_set: as for
-// find_instruction_set; or "scalar", the body of a CUDA thread on the host: slow, there for tests.
+// find_instruction_set.
 template <class T>
 void logistic_mixture_cpu(const LogisticMixtureArgs<T>& args, bool backward, int threads,
                           const std::string& instruction_set);

@@ -8,7 +8,6 @@
 #include "../common/isa.h"
 #include "../common/parallel.h"
 #include "cpu.h"
-#include "pixel.h"
 
 namespace dsmooth {
 
@@ -21,47 +20,11 @@ LOSS_SETS
 
 namespace {
 
-template <class T, int C, Likelihood kLikelihood, bool kBackward>
-void run_pixels(const LogisticMixtureArgs<T>& args, int64_t first, int64_t last) {
-  for (int64_t pixel = first; pixel < last; ++pixel) {
-    const int64_t line = pixel / args.cols;
-    const int64_t b = line / args.rows, row = line % args.rows, col = pixel % args.cols;
-    if constexpr (kBackward) {
-      pixel_backward<T, C, kLikelihood>(args, b, row, col);
-    } else {
-      pixel_forward<T, C, kLikelihood>(args, b, row, col);
-    }
-  }
-}
-
-template <class T, bool kBackward>
-void run_scalar(const LogisticMixtureArgs<T>& args, int64_t first, int64_t last, T*) {
-  with_constants(args.channels, args.likelihood, [&](auto channels, auto likelihood) {
-    run_pixels<T, decltype(channels)::value, decltype(likelihood)::value, kBackward>(args, first,
-                                                                                     last);
-  });
-}
-
-template <class T>
-void elementary_scalar(const T* input, T* exp, T* expm1, T* log, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) {
-    const ExpPair<T> pair = ScalarMath<T>::exp_pair(input[i]);
-    exp[i] = pair.e;
-    expm1[i] = pair.em1;
-    log[i] = ScalarMath<T>::log(input[i]);
-  }
-}
-
 const LogisticMixtureKernels& find_kernels(const std::string& instruction_set) {
-  static const LogisticMixtureKernels scalar{
-      {1, &run_scalar<float, false>, &run_scalar<float, true>},
-      {1, &run_scalar<double, false>, &run_scalar<double, true>},
-      &elementary_scalar<float>,
-      &elementary_scalar<double>};
 #define DSMOOTH_SET(name) {#name, &name::kernels},
   static const PerInstructionSet<LogisticMixtureKernels> sets{LOSS_SETS};
 #undef DSMOOTH_SET
-  return instruction_set == "scalar" ? scalar : sets.find(instruction_set);
+  return sets.find(instruction_set);
 }
 
 }  // namespace

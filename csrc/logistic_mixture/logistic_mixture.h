@@ -1,10 +1,11 @@
 // Log-likelihood of one pixel under a mixture of logistics or Gaussians, and its gradient in closed
 // form.
 //
-// The equations are written once, as templates over a Math: ScalarMath (a CUDA thread; the host,
-// for tests) or the vectors of one CPU instruction set (vector_math.h), where V holds several
-// pixels. Channels of a pixel: K logits of components, J logits of atoms; per colour K means, K
-// log-scales and, for RGB, K coefficient logits.
+// The equations are templates over VectorMath<float> or VectorMath<double> of an instruction set
+// (vector_math.h), whose vector V holds several pixels. Channels of a pixel: K logits of
+// components, J logits of atoms; per colour K means, K log-scales and, for RGB, K coefficient
+// logits. An atom is a component that puts all its probability on one byte level, the same in all
+// colours.
 #pragma once
 
 #include <cmath>
@@ -12,7 +13,8 @@
 #include <limits>
 #include <type_traits>
 
-#include "../common/scalar_math.h"
+#include "../common/host_device.h"
+#include "../common/mixture.h"
 
 namespace dsmooth {
 
@@ -23,10 +25,6 @@ inline constexpr double kOuterLevel = 0.999;  // beyond it, the outer levels tak
 inline constexpr double kHalfLogTwoPi = 0.9189385332046727;
 inline constexpr double kInfinity = std::numeric_limits<double>::infinity();
 inline constexpr int kMaxAtoms = 256;  // one a byte level
-
-// The probability of a pixel: a density of logistics, their mass in a byte level, or a density of
-// Gaussians.
-enum class Likelihood { kContinuous, kDiscretized, kGaussian };
 
 // The smoothing's own scale sigma, whose square is added to the variance of every Gaussian.
 struct Smoothing {
@@ -46,7 +44,7 @@ struct Planes {
   T* data = nullptr;
   int64_t stride_b = 0, stride_c = 0, stride_row = 0, stride_col = 1;
 
-  DSMOOTH_HOST_DEVICE T* at(int64_t b, int64_t row, int64_t col) const {
+  DSMOOTH_INLINE T* at(int64_t b, int64_t row, int64_t col) const {
     return data + b * stride_b + row * stride_row + col * stride_col;
   }
 };
@@ -86,9 +84,9 @@ auto with_constants(int channels, Likelihood likelihood, const Run& run) {
   }
 }
 
-// What the forward leaves for the backward, so that this evaluates the components once: over
-// components and atoms, max and sum of exp(logit - max), and of factor * exp(joint - max) with
-// joint = logit + exponent. An atom has factor 1, and joint = logit at its level, else -inf.
+// Sums of a pixel that the forward leaves for the backward: over components and atoms, max and sum
+// of exp(logit - max), and of factor * exp(joint - max) with joint = logit + exponent. An atom has
+// factor 1, and joint = logit at its level, else -inf.
 enum State { kMaxJoint, kSumJoint, kMaxLogit, kSumLogit, kStateChannels };
 
 // Index of a component's parameter among a pixel's channels.
@@ -97,14 +95,14 @@ struct Channels {
   int64_t n_mix, n_atoms;
   static constexpr int kPerColour = C == 1 ? 2 : 3;
 
-  DSMOOTH_HOST_DEVICE int64_t mean(int c, int64_t k) const {
+  DSMOOTH_INLINE int64_t mean(int c, int64_t k) const {
     return n_mix * (1 + kPerColour * c) + n_atoms + k;
   }
-  DSMOOTH_HOST_DEVICE int64_t log_scale(int c, int64_t k) const { return mean(c, k) + n_mix; }
-  DSMOOTH_HOST_DEVICE int64_t coefficient(int c, int64_t k) const { return mean(c, k) + 2 * n_mix; }
+  DSMOOTH_INLINE int64_t log_scale(int c, int64_t k) const { return mean(c, k) + n_mix; }
+  DSMOOTH_INLINE int64_t coefficient(int c, int64_t k) const { return mean(c, k) + 2 * n_mix; }
 };
 
-// What one component says of one pixel: its density over all colours, without the weight, and the
+// Density of one component at one pixel, over all colours and without the weight, and the
 // derivatives of log p by the raw parameters and by x.
 //
 // p = factor * exp(exponent), where 1e-5 < factor <= 1: small enough a range to keep sums over k
@@ -168,7 +166,7 @@ DSMOOTH_INLINE Colour<typename M::V> colour_mass(typename M::V x, typename M::V 
   const V far = M::abs(z) + half, near = M::abs(z) - half;
   const auto inside = near < 0;
   const V exp_z = M::exp(-M::abs(z));
-  const ExpPair<V> exp_half =
+  const auto exp_half =
       M::exp_pair(-M::select(half > static_cast<T>(1e-30), half, M::splat(1e-30)));
   const V exp_far = exp_z * exp_half.e;  // exp(-far)
   // exp(-|near|) is exp_z / exp_half, or the inverse.
@@ -313,6 +311,52 @@ DSMOOTH_INLINE void store_component(const Component<V, C>& component, V weight, 
     if constexpr (C == 3) {
       store(channel.coefficient(c, k), responsibility * component.d_coefficient[c]);
     }
+  }
+}
+
+// The byte level that all colours of a pixel have; a number that is none where they differ.
+template <class M, int C>
+DSMOOTH_INLINE typename M::V common_level(const typename M::V (&x)[C]) {
+  using V = typename M::V;
+  using T = typename M::Scalar;
+  V level = M::round((x[0] + 1) * static_cast<T>(127.5));
+  DSMOOTH_UNROLL
+  for (int c = 1; c < C; ++c) {
+    const V other = M::round((x[c] + 1) * static_cast<T>(127.5));
+    level = M::select(other == level, level, M::splat(-1));
+  }
+  return level;
+}
+
+// The logit of the atom at a pixel's level, the only one that is not -inf in the joint; -inf if
+// there is none. Shows every logit to see(V).
+template <class M, class Load, class See>
+DSMOOTH_INLINE typename M::V atom_joint(const LogisticMixtureArgs<typename M::Scalar>& args,
+                                        typename M::V level, const Load& load, const See& see) {
+  using T = typename M::Scalar;
+  typename M::V joint = M::splat(-kInfinity);
+  for (int64_t j = 0; j < args.n_atoms; ++j) {
+    const typename M::V logit = load(args.n_mix + j);
+    see(logit);
+    joint = M::select(level == static_cast<T>(args.atoms[j]), logit, joint);
+  }
+  return joint;
+}
+
+// The gradient by the logit of every atom. Scales: d loss / d log_prob over the sum of the state.
+template <class M, class Load, class Store>
+DSMOOTH_INLINE void store_atoms(const LogisticMixtureArgs<typename M::Scalar>& args,
+                                typename M::V level, typename M::V max_joint,
+                                typename M::V scale_joint, typename M::V max_logit,
+                                typename M::V scale_logit, const Load& load, const Store& store) {
+  using V = typename M::V;
+  using T = typename M::Scalar;
+  const V joint = atom_joint<M>(args, level, load, [](V) {});
+  const V responsibility = M::exp(joint - max_joint) * scale_joint;
+  for (int64_t j = 0; j < args.n_atoms; ++j) {
+    const V weight = M::exp(load(args.n_mix + j) - max_logit) * scale_logit;
+    const auto is_here = level == static_cast<T>(args.atoms[j]);
+    store(args.n_mix + j, M::select(is_here, responsibility, M::splat(0)) - weight);
   }
 }
 

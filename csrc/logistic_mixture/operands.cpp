@@ -1,7 +1,5 @@
 #include "operands.h"
 
-#include <array>
-#include <cmath>
 #include <stdexcept>
 #include <string>
 
@@ -15,35 +13,14 @@ Planes<T> planes(const View<T, 4>& view) {
   return {view.data, view.stride[0], view.stride[1], view.stride[2], view.stride[3]};
 }
 
-Likelihood parse_likelihood(const std::string& name) {
-  if (name == "continuous") return Likelihood::kContinuous;
-  if (name == "discretized") return Likelihood::kDiscretized;
-  if (name == "gaussian") return Likelihood::kGaussian;
-  throw std::invalid_argument("likelihood must be one of continuous, discretized, gaussian, got " +
-                              name);
-}
-
 template <class T>
 void set_mixture(LogisticMixtureArgs<T>& args, const MixtureSettings& mixture) {
-  args.likelihood = parse_likelihood(mixture.likelihood);
+  args.likelihood = likelihood_named(mixture.likelihood);
+  check_mixture(args.likelihood, mixture.atoms, mixture.smoothing_scale);
   if (args.likelihood == Likelihood::kGaussian) {
-    if (!(mixture.smoothing_scale > 0 && std::isfinite(mixture.smoothing_scale))) {
-      throw std::invalid_argument("smoothing_scale must be positive and finite, got " +
-                                  std::to_string(mixture.smoothing_scale));
-    }
     args.smoothing = make_smoothing(mixture.smoothing_scale);
   }
-  if (!mixture.atoms.empty() && args.likelihood != Likelihood::kDiscretized) {
-    throw std::invalid_argument("atoms need likelihood discretized, got " + mixture.likelihood);
-  }
-  std::array<bool, kMaxAtoms> seen{};
   for (const int64_t level : mixture.atoms) {
-    if (level < 0 || level >= kMaxAtoms || seen[static_cast<size_t>(level)]) {
-      throw std::invalid_argument(
-          "atoms must be distinct byte levels 0 .. 255, got " +
-          to_string(mixture.atoms.data(), static_cast<int>(mixture.atoms.size())));
-    }
-    seen[static_cast<size_t>(level)] = true;
     args.atoms[args.n_atoms++] = static_cast<uint8_t>(level);
   }
 }
@@ -78,7 +55,7 @@ Planes<T> per_pixel(const View<T, 3>& view) {
   return {view.data, view.stride[0], 0, view.stride[1], view.stride[2]};
 }
 
-// Where rows follow each other in every tensor, an image is one long row: no remainder per row.
+// If rows follow each other in every tensor, an image is one long row: no remainder per row.
 template <class T>
 void collapse_rows(LogisticMixtureArgs<T>& args) {
   const auto follows = [&](const auto& p) {
@@ -96,31 +73,30 @@ void collapse_rows(LogisticMixtureArgs<T>& args) {
 template <class T>
 LogisticMixtureArgs<T> check_mixture_operands(const MixtureTensors& t,
                                               const MixtureSettings& mixture, bool backward) {
-  const Place place = t.x.place;
-  const View<const T, 4> x("x", t.x, {kAny, kAny, kAny, kAny}, place);
+  const View<const T, 4> x("x", t.x, {kAny, kAny, kAny, kAny});
   const auto [batch, channels, rows, cols] = x.shape;
   if (channels != 1 && channels != 3) {
     throw std::invalid_argument("x must have 1 or 3 channels, got " + std::to_string(channels));
   }
-  const View<const T, 4> params("params", t.params, {batch, kAny, rows, cols}, place);
+  const View<const T, 4> params("params", t.params, {batch, kAny, rows, cols});
   LogisticMixtureArgs<T> args;
   set_mixture(args, mixture);
   args.x = planes(x);
   args.params = planes(params);
-  args.state = planes(View<T, 4>("state", t.state, {batch, kStateChannels, rows, cols}, place));
+  args.state = planes(View<T, 4>("state", t.state, {batch, kStateChannels, rows, cols}));
   args.batch = batch;
   args.rows = rows;
   args.cols = cols;
   args.n_mix = count_components(params.shape[1], channels, args.n_atoms);
   args.channels = static_cast<int>(channels);
   if (backward) {
-    args.grad = per_pixel(View<const T, 3>("grad", t.grad, {batch, rows, cols}, place));
+    args.grad = per_pixel(View<const T, 3>("grad", t.grad, {batch, rows, cols}));
   } else {
-    args.log_prob = per_pixel(View<T, 3>("log_prob", t.log_prob, {batch, rows, cols}, place));
+    args.log_prob = per_pixel(View<T, 3>("log_prob", t.log_prob, {batch, rows, cols}));
   }
-  if (t.grad_x.given) args.grad_x = planes(View<T, 4>("grad_x", t.grad_x, x.shape, place));
+  if (t.grad_x.given) args.grad_x = planes(View<T, 4>("grad_x", t.grad_x, x.shape));
   if (t.grad_params.given) {
-    args.grad_params = planes(View<T, 4>("grad_params", t.grad_params, params.shape, place));
+    args.grad_params = planes(View<T, 4>("grad_params", t.grad_params, params.shape));
   }
   check_memory(t, backward);
   collapse_rows(args);

@@ -1,5 +1,4 @@
-// The check of the loss's tensors against the extents of x: what stands between a caller and
-// memory.
+// The check of the loss's tensors against the extents of x.
 #pragma once
 
 #include <cstdint>
@@ -11,12 +10,12 @@
 
 namespace dsmooth {
 
-// What a caller handed over, by the names of LogisticMixtureArgs; some are absent.
+// The tensors of a call, by the names of LogisticMixtureArgs; some are absent.
 struct MixtureTensors {
   Borrowed x, params, log_prob, state, grad, grad_x, grad_params;
 };
 
-// What the pixels' distribution is, apart from its parameters.
+// The kind of the pixels' distribution, apart from its parameters.
 struct MixtureSettings {
   std::string likelihood;
   std::vector<int64_t> atoms;

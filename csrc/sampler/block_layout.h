@@ -15,7 +15,7 @@ namespace dsmooth::sampler {
 constexpr int kWide = 2, kLow = 2, kTall = 6;
 constexpr int kMostImages = 2 * kRows;  // of a slice
 
-// What a block's shared memory holds, in bytes from its beginning.
+// Parts of a block's shared memory, in bytes from its beginning.
 struct SharedLayout {
   int places;       // where the caches of the slice begin, and behind them
   int partials;     // where the waiting sums of each operation do

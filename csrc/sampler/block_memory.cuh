@@ -1,4 +1,4 @@
-// What the lanes of a thread block share: where everything lies that a product reads and writes.
+// Addresses of all that a product reads and writes, shared by the lanes of a thread block.
 //
 // A Block gives its lanes: Block::kWarps and Block::kWarpLanes, powers of two, lane(), sync() and
 // shared(), the memory that they share. On the device that is a thread block (sampler_cuda.cu);
@@ -61,8 +61,8 @@ class BlockMemory {
     return base_ + static_cast<size_t>(i) * kGranule;
   }
 
-  // What the sums of a part begin with, and from one image to the next. Biases of images begin the
-  // sums of each column.
+  // Initial values of a part's sums, and their stride from one image to the next. Biases of images
+  // begin the sums of each column.
   DSMOOTH_HOST_DEVICE const float* init(int index, Part part, int column, int& stride) const {
     const CudaOp& op = ops()[index];
     stride = part == Part::kPixel ? op.begin_stride : op.projected ? op.columns() : 0;

@@ -1,5 +1,5 @@
-// What a thread block does in a launch: it draws some rows of one slice of the batch, without
-// waiting for another block.
+// The work of a thread block in a launch: some rows of one slice of the batch. No block waits for
+// another.
 #pragma once
 
 #include <cstddef>
@@ -76,15 +76,7 @@ DSMOOTH_HOST_DEVICE void run_block(const BlockRun& run, int block_index, Block& 
   if (i >= run.sharing.slices) return;
   const int64_t first = run.n * i / run.sharing.slices;
   const int64_t end = run.n * (i + 1) / run.sharing.slices;
-  const int64_t plane = int64_t{run.all.height} * run.all.width;
-  const int64_t pixels = network.image_channels * plane;
-  Slice slice = run.all;
-  slice.batch = static_cast<int>(end - first);
-  slice.first_index += static_cast<uint64_t>(first);
-  slice.context = slice.context ? slice.context + first * pixels : nullptr;
-  slice.out += first * pixels;
-  if (kCompletes && slice.mask != nullptr) slice.mask += first * plane;
-  slice.condition += kCompletes && slice.condition ? first * network.condition_size : 0;
+  const Slice slice = run.all.part<kCompletes>(network, first, end);
   float* const base = run.memory + static_cast<size_t>(block_index) * run.workspace.words;
   if (run.first_row == 0)
     for (size_t word = static_cast<size_t>(block.lane()); word < run.workspace.cache_words;

@@ -54,7 +54,7 @@ int64_t CudaSampler::launches(const Sharing& sharing, int height) const {
 }
 
 void CudaSampler::sample(const CudaRequest& r, int64_t launch) const {
-  const int rows = rows_of(plan_.network(), r.height);
+  const int rows = rows_of(plan_.network(), r.all.height);
   const int per_slice = launches_of_a_slice(rows);
   const int first = static_cast<int>(launch % per_slice) * kRowsPerLaunch;
   const BlockRun run{plan_.network(),
@@ -63,16 +63,15 @@ void CudaSampler::sample(const CudaRequest& r, int64_t launch) const {
                      shared_,
                      r.sharing,
                      r.n,
-                     {0, r.height, r.width, r.seed, r.first_index, r.temperature, r.context, r.out,
-                      r.mask, r.condition},
+                     r.all,
                      r.workspace,
-                     plan_.workspace(r.sharing.largest, r.height, r.width),
+                     plan_.workspace(r.sharing.largest, r.all.height, r.all.width),
                      launch / per_slice,
                      first,
                      std::min(first + kRowsPerLaunch, rows)};
   const bool bf16 = plan_.network().bf16;
   const DeviceGuard guard(device_);
-  dsmooth::launch(r.mask || r.condition ? completion_kernel(bf16) : sample_kernel(bf16),
+  dsmooth::launch(r.all.mask || r.all.condition ? completion_kernel(bf16) : sample_kernel(bf16),
                   static_cast<unsigned>(r.sharing.blocks), kKernelWarps * 32,
                   static_cast<size_t>(shared_.bytes), r.stream, run, "launch of sample_kernel");
 }

@@ -1,4 +1,4 @@
-// What the CUDA worker reads of an operation, made by device_plan.cpp.
+// An operation as the CUDA worker reads it, made by device_plan.cpp.
 #pragma once
 
 #include <cstdint>
@@ -22,8 +22,8 @@ struct RowPlace {
 DSMOOTH_INLINE int own_column(int cache) { return 2 * cache + 2; }  // of kNone: nowhere
 DSMOOTH_INLINE int left_column(int cache) { return 2 * cache + 1; }
 
-// Where a granule of k lies. The column is the operation's, twice or half as many where the cache
-// has twice or half the resolution: (2 column >> halvings) + shift, zeros being column 0.
+// The address of a granule of k. The column is the operation's, twice or half as many where the
+// cache has twice or half the resolution: (2 column >> halvings) + shift, zeros being column 0.
 struct alignas(8) Source {
   uint16_t row;  // of RowPlaces: cache * kRowsInReach + row - kRowAbove
   uint8_t shift, halvings;
@@ -48,8 +48,9 @@ DSMOOTH_INLINE Source load_source(const Source* from) {
   return source;
 }
 
-// Where a pixel part finds a granule of k: in a column of a cache, `within` granules from the
-// beginning of an image; or in shared memory, where the operation before has just written it.
+// The address of a granule of k for a pixel part: in a column of a cache, `within` granules from
+// the beginning of an image; or in shared memory, if the operation before has just written it
+// there.
 struct alignas(8) PixelSource {
   uint16_t column;  // own_column or left_column
   int16_t near;     // granules of a row of near(), or kNone
@@ -101,8 +102,8 @@ struct alignas(16) CudaOp {
   const Granule* weights[2];
   const Source* sources[2];
   const float* bias;  // in shared memory, if `projected`, the biases of the slice's images
-  // Of the pixel part: what the sums of column 0 and image 0 begin with, bias or the sums that
-  // wait, and floats from one image to the next. A block knows where its own wait (block_run.cuh).
+  // Initial values of the pixel part's sums at column 0 and image 0, bias or row part, and floats
+  // from one image to the next. A block sets them (block_run.cuh).
   const float* begin;
   int32_t begin_stride;
   uint16_t steps[2];
@@ -113,7 +114,7 @@ struct alignas(16) CudaOp {
   uint8_t projected;                     // whether the sums of a row begin with biases of images
 
   DSMOOTH_HOST_DEVICE int columns() const { return units * kColumns; }
-  // What is added to the sums: a gate's residual, or else another summand.
+  // The cache that is added to the sums: a gate's residual, or another summand.
   DSMOOTH_HOST_DEVICE int added() const { return gate ? residual_in : add; }
 };
 

@@ -22,11 +22,12 @@ int column_of(const Op& op, int output) {
 // Output o of row r is values[o * rows + r]; packed rows of columns.
 std::vector<float> pack_columns(const Op& op, const std::vector<float>& values, int rows,
                                 const CudaOp& to) {
-  std::vector<float> packed(static_cast<size_t>(rows * to.columns()));
+  const auto depth = static_cast<size_t>(rows), columns = static_cast<size_t>(to.columns());
+  std::vector<float> packed(depth * columns);
   for (int i = 0; i < op.n; ++i)
-    for (int row = 0; row < rows; ++row)
-      packed[static_cast<size_t>(row * to.columns() + column_of(op, i))] =
-          values[static_cast<size_t>(i * rows + row)];
+    for (size_t row = 0; row < depth; ++row)
+      packed[row * columns + static_cast<size_t>(column_of(op, i))] =
+          values[static_cast<size_t>(i) * depth + row];
   return packed;
 }
 
@@ -170,7 +171,7 @@ MatrixView DevicePlan::pack(const Op& op, Part part, CudaOp& to) {
 }
 
 DevicePlan::DevicePlan(Program given, bool bf16) {
-  const Program program = checked_by_pass(std::move(given));
+  const Program program = checked_by_phase(std::move(given));
   skeleton_ = Skeleton(program, bf16, kGranule / static_cast<int>(sizeof(float)));
   network_ = skeleton_.network;
   std::vector<CudaOp> cuda_ops;
@@ -236,7 +237,7 @@ void DevicePlan::write(void* to, uintptr_t address) {
 int DevicePlan::widest(int OpView::* cache) const {
   int bytes = 0;
   const NetworkView& network = skeleton_.network;
-  for (int i = network.begin(Pass::kHorizontal); i < network.end(Pass::kHead); ++i)
+  for (int i = network.begin(Phase::kHorizontal); i < network.end(Phase::kHead); ++i)
     if (const int index = network.ops[i].*cache; index != kNone)
       bytes = std::max(bytes, skeleton_.caches[static_cast<size_t>(index)].stride * 4);
   return bytes;

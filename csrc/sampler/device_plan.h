@@ -35,7 +35,7 @@ class DevicePlan {
 
   // The shared memory of a block with `header` bytes in front; throws as lay_out_shared does.
   SharedLayout shared(int header, int warps, int limit) const;
-  // Of the caches and waiting sums of one image.
+  // Bytes of the caches and partial sums of one image.
   size_t bytes_per_image(int height, int width) const {
     return sampler::bytes_per_image(skeleton_.network, height, width);
   }

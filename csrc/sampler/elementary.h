@@ -1,46 +1,30 @@
-// elu and sigmoid of one value, with the roundings of tile.h's vectors, and the quantile of the
-// normal distribution, for host and device.
+// Functions of one float, for host and device: elu and sigmoid with the roundings of tile.h's
+// vectors, and the quantile of the normal distribution.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 
 #include "../common/host_device.h"
 
 namespace dsmooth::sampler::scalar {
 
-#include "simd_common.h"
+using Vec = float;
 
-DSMOOTH_HOST_DEVICE inline float from_bits(uint32_t bits) {
-  float x;
-  memcpy(&x, &bits, sizeof x);
-  return x;
+DSMOOTH_HOST_DEVICE inline Vec splat(float x) { return x; }
+DSMOOTH_HOST_DEVICE inline Vec multiply_add(Vec a, Vec b, Vec c) { return fmaf(a, b, c); }
+DSMOOTH_HOST_DEVICE inline Vec minus_abs(Vec x) { return -fabsf(x); }
+// Keeps a NaN.
+DSMOOTH_HOST_DEVICE inline Vec at_least(Vec x, float low) { return low > x ? low : x; }
+DSMOOTH_HOST_DEVICE inline Vec select_positive(Vec x, Vec yes, Vec no) { return x > 0 ? yes : no; }
+DSMOOTH_HOST_DEVICE inline Vec round_whole(Vec x) { return rintf(x); }
+DSMOOTH_HOST_DEVICE inline Vec power_of_two(Vec whole) {
+  // A NaN has no exponent; it stays in e^r - 1.
+  const int n = whole >= -126.0f ? static_cast<int>(whole) : 0;
+  return __builtin_bit_cast(float, static_cast<uint32_t>(n + 127) << 23);
 }
-
-// e^x - 1 = power * rest + (power - 1) for x <= 0; see tile.h.
-struct Exponential {
-  float power, rest;
-};
-DSMOOTH_HOST_DEVICE inline Exponential exponential(float x) {
-  x = -87.0f > x ? -87.0f : x;  // keeps a NaN
-  const float n = rintf(fmaf(x, 0x1.715476p+0f, 0.0f));
-  float r = fmaf(n, -0x1.62e4p-1f, x);
-  r = fmaf(n, -0x1.7f7d1cp-20f, r);
-  float q = fmaf(r, kExp6, kExp5);
-  q = fmaf(q, r, kExp4);
-  q = fmaf(q, r, kExp3);
-  q = fmaf(q, r, kExp2);
-  // A NaN has no exponent; it stays in r.
-  const int whole = n >= -126.0f ? static_cast<int>(n) : 0;
-  return {from_bits(static_cast<uint32_t>(whole + 127) << 23), fmaf(fmaf(q, r, 0.0f), r, r)};
-}
-DSMOOTH_HOST_DEVICE inline float expm1_negative(float x) {
-  const Exponential e = exponential(x);
-  return fmaf(e.power, e.rest, e.power - 1.0f);
-}
-// a / b for 0 < a <= 1 <= b <= 2: what a division does, without its branch for other arguments.
-DSMOOTH_HOST_DEVICE inline float quotient(float a, float b) {
+// a / b for 0 < a <= 1 <= b <= 2: a division, without its branch for other arguments.
+DSMOOTH_HOST_DEVICE inline Vec quotient(Vec a, Vec b) {
 #if defined(__CUDA_ARCH__)
   float r;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(b));
@@ -52,11 +36,8 @@ DSMOOTH_HOST_DEVICE inline float quotient(float a, float b) {
   return a / b;
 #endif
 }
-DSMOOTH_HOST_DEVICE inline float sigmoid(float x) {
-  const Exponential e = exponential(-fabsf(x));
-  const float small = fmaf(e.power, e.rest, e.power);  // e^-|x|
-  return quotient(x > 0 ? 1.0f : small, 1.0f + small);
-}
+
+#include "activations.h"
 
 // The x below which a standard normal variable falls with probability u, for 2^-24 <= u <= 1 -
 // 2^-24. Wichura, "Algorithm AS 241" (1988), PPND7 without its far tail, sqrt(-log u) > 5.

@@ -1,4 +1,4 @@
-// What follows the sums of a product: the gate, the residual, concat_elu, and where they go.
+// The epilogue of a product: the gate, the residual, concat_elu, and the stores.
 #pragma once
 
 #include <cmath>
@@ -20,7 +20,7 @@ struct Column {
   }
 };
 
-// What an operation adds to its sums at one column, and where its results go.
+// The summand of an operation at one column, and its results.
 struct Columns {
   Column added, residual_out, act_out, raw_out;
 
@@ -48,7 +48,7 @@ DSMOOTH_INLINE void store_sums(float* to, Pair sums, bool there) {
   Space::store(to + 1, bits_of(to, sums.y), there);
 }
 
-// What is added to a pair of sums, of which the first is that of `column`; zeros where nothing is.
+// The summands of a pair of sums, the first at `column`; zeros if there are none.
 DSMOOTH_INLINE Pair load_added(const CudaOp& op, const Column& from, int m, int column,
                                bool there) {
   Pair added{};
@@ -60,8 +60,8 @@ DSMOOTH_INLINE Pair load_added(const CudaOp& op, const Column& from, int m, int 
   return added;
 }
 
-// What a pair of sums gives: two channels, of which the second may lie beyond the last one and is
-// zero then; in a gate one channel, in .x alone.
+// Results of a pair of sums: two channels, the second zero if it lies beyond the last one; in a
+// gate one channel, in .x alone.
 template <class T, bool kGate>
 class Finish {
  public:

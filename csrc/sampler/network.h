@@ -41,7 +41,7 @@ struct TermView {
 };
 
 struct OpView {
-  Pass pass;
+  Phase phase;
   int level;
   int row_parity, column_parity;
   bool gate;
@@ -66,7 +66,7 @@ struct OpView {
   DSMOOTH_HOST_DEVICE bool runs_at_column(int column) const { return runs(column_parity, column); }
   // Whether the sums wait between a row part and a pixel part.
   DSMOOTH_HOST_DEVICE bool two_parts() const {
-    return pass == Pass::kHorizontal && row.n_panels > 0;
+    return phase == Phase::kHorizontal && row.n_panels > 0;
   }
 
  private:
@@ -107,25 +107,29 @@ struct NetworkView {
   int image, context, params;  // caches
   int n_caches, n_ops;
   const CacheView* caches;
-  const OpView* ops;     // by pass
-  int first_of_pass[5];  // operations first_of_pass[p] .. first_of_pass[p + 1] - 1
-  // Of the horizontal stream and the head, in order, for each row and column modulo kPixelPeriod:
-  // first_at_pixel[i] .. first_at_pixel[i + 1] - 1 of at_pixel.
+  const OpView* ops;      // by phase
+  int first_of_phase[5];  // operations first_of_phase[p] .. first_of_phase[p + 1] - 1
+  // Operations of the horizontal stream and the head, in order, for each row and column modulo
+  // kPixelPeriod: first_at_pixel[i] .. first_at_pixel[i + 1] - 1 of at_pixel.
   const PixelOp* at_pixel;
   int first_at_pixel[kPixelPeriod * kPixelPeriod + 1];
   uint8_t atoms[256];  // byte levels, the first n_atoms
   int condition_size = 0;
   int image_bias_columns = 0;  // of all operations with a projection
 
-  // Where in at_pixel the n operations begin that run at a pixel.
+  // Index in at_pixel of the first of the n operations at a pixel.
   DSMOOTH_HOST_DEVICE int ops_at(int row, int column, int& n) const {
     const int list = row % kPixelPeriod * kPixelPeriod + column % kPixelPeriod;
     n = first_at_pixel[list + 1] - first_at_pixel[list];
     return first_at_pixel[list];
   }
   DSMOOTH_HOST_DEVICE bool stacked() const { return conditioned && context == kNone; }
-  DSMOOTH_HOST_DEVICE int begin(Pass pass) const { return first_of_pass[static_cast<int>(pass)]; }
-  DSMOOTH_HOST_DEVICE int end(Pass pass) const { return first_of_pass[static_cast<int>(pass) + 1]; }
+  DSMOOTH_HOST_DEVICE int begin(Phase phase) const {
+    return first_of_phase[static_cast<int>(phase)];
+  }
+  DSMOOTH_HOST_DEVICE int end(Phase phase) const {
+    return first_of_phase[static_cast<int>(phase) + 1];
+  }
   // Words of the sums of one image that wait between the parts of an operation.
   DSMOOTH_HOST_DEVICE size_t partial_words(const OpView& op, int width) const {
     if (!op.two_parts()) return 0;
@@ -133,7 +137,7 @@ struct NetworkView {
   }
 };
 
-// Where the caches of a slice lie.
+// The caches of a slice.
 //
 // Within a row of a cache, columns follow one another and within a column images do, so the matrix
 // product over the images of a column, or over all of a row, reads memory in order. One column of
@@ -165,6 +169,34 @@ struct StateView {
   }
 };
 
+// Images first_index .. of a stream of noise, in memory of the caller. Known pixels stand in `out`
+// and stay there; the others are drawn.
+struct Slice {
+  int batch;
+  int height, width;
+  uint64_t seed;
+  uint64_t first_index;
+  float temperature;
+  const float* context;              // (batch, C, H, W) or null
+  float* out;                        // (batch, C, H, W)
+  const uint8_t* mask = nullptr;     // (batch, H, W), not 0 where a pixel is known; null: none is
+  const float* condition = nullptr;  // (batch, condition_size) or null
+
+  // Images first .. end - 1 of these. kCompletes: whether they may have a mask or a condition.
+  template <bool kCompletes = true>
+  DSMOOTH_HOST_DEVICE Slice part(const NetworkView& network, int64_t first, int64_t end) const {
+    const int64_t plane = int64_t{height} * width, pixels = network.image_channels * plane;
+    Slice slice = *this;
+    slice.batch = static_cast<int>(end - first);
+    slice.first_index += static_cast<uint64_t>(first);
+    slice.context = context ? context + first * pixels : nullptr;
+    slice.out += first * pixels;
+    if (kCompletes && mask != nullptr) slice.mask += first * plane;
+    if (kCompletes && condition != nullptr) slice.condition += first * network.condition_size;
+    return slice;
+  }
+};
+
 // Words of a workspace for `images` images that its place i takes: cache i, from n_caches on the
 // waiting sums of operation i - n_caches, and last the biases of images.
 DSMOOTH_HOST_DEVICE inline size_t workspace_words(const NetworkView& network, int i, int images,
@@ -182,7 +214,7 @@ struct Segment {
   int k;
 };
 
-// Where results go: row m of a pointer p begins at p + m * stride; null means nowhere.
+// Destinations of results: row m of a pointer p begins at p + m * stride; null means nowhere.
 struct Epilogue {
   bool gate;
   bool split;    // act holds kSplitParts operands, [0, channels) each, whose sum is elu(v)
@@ -209,7 +241,7 @@ struct Product {
   DSMOOTH_HOST_DEVICE const MatrixView& matrix() const { return op().matrix(part); }
   DSMOOTH_HOST_DEVICE int m() const { return count * state->batch; }
   DSMOOTH_HOST_DEVICE bool includes(const TermView& term) const {
-    return op().pass != Pass::kHorizontal || term.row_part == (part == Part::kRow);
+    return op().phase != Phase::kHorizontal || term.row_part == (part == Part::kRow);
   }
 
   DSMOOTH_HOST_DEVICE Segment segment(const TermView& term, int tap) const {
@@ -220,12 +252,12 @@ struct Product {
     return {state->at(term.cache, r + term.drow, c + term.dcol + tap), cache.stride, cache.words};
   }
 
-  // Where the sums go if they wait for the pixel part, else null.
+  // Memory of the sums if they wait for the pixel part, else null.
   DSMOOTH_HOST_DEVICE float* partial() const {
     return part == Part::kRow && op().two_parts() ? state->partial(index, column) : nullptr;
   }
-  // What the sums begin with, from one row to the next, and after how many rows it begins again:
-  // the sums of the row part, the biases of the images, or one bias for all.
+  // Initial accumulator (partial sums, per-image biases or one bias), its stride and its period in
+  // rows.
   DSMOOTH_HOST_DEVICE const float* init() const {
     if (continues()) return state->partial(index, column);
     return op().projection == nullptr ? op().bias : state->image_bias(op());

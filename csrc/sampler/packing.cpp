@@ -5,10 +5,10 @@
 
 namespace dsmooth::sampler {
 
-Program checked_by_pass(Program program) {
+Program checked_by_phase(Program program) {
   check(program);
   std::stable_sort(program.ops.begin(), program.ops.end(),
-                   [](const Op& a, const Op& b) { return a.pass < b.pass; });
+                   [](const Op& a, const Op& b) { return a.phase < b.phase; });
   return program;
 }
 
@@ -31,7 +31,7 @@ Skeleton::Skeleton(const Program& p, bool bf16, int stride_words) {
       terms.push_back({t.cache, t.drow, t.dcol, t.taps, t.row_part});
       by_column |= level_of(t) != op.level;
     }
-    ops.push_back({op.pass,
+    ops.push_back({op.phase,
                    op.level,
                    op.row_parity,
                    op.column_parity,
@@ -72,7 +72,8 @@ Skeleton::Skeleton(const Program& p, bool bf16, int stride_words) {
   std::copy(p.atoms.begin(), p.atoms.end(), network.atoms);
   network.condition_size = p.condition_size;
   for (const Op& op : p.ops)
-    for (int pass = static_cast<int>(op.pass) + 1; pass < 5; ++pass) ++network.first_of_pass[pass];
+    for (int phase = static_cast<int>(op.phase) + 1; phase < 5; ++phase)
+      ++network.first_of_phase[phase];
   list_pixel_ops();
 }
 
@@ -86,7 +87,7 @@ void Skeleton::list_pixel_ops() {
   int* first = network.first_at_pixel;
   for (int row = 0; row < kPixelPeriod; ++row)
     for (int column = 0; column < kPixelPeriod; ++column) {
-      for (int i = network.begin(Pass::kHorizontal); i < network.end(Pass::kHead); ++i) {
+      for (int i = network.begin(Phase::kHorizontal); i < network.end(Phase::kHead); ++i) {
         const OpView& op = ops[static_cast<size_t>(i)];
         if (op.runs_at_row(row) && op.runs_at_column(column))
           at_pixel.push_back({static_cast<int16_t>(i), static_cast<int16_t>(op.level)});
@@ -106,7 +107,7 @@ int output_of(const Op& op, const Panel& panel, int column) {
 std::vector<const Term*> terms_of(const Op& op, Part part) {
   std::vector<const Term*> terms;
   for (const Term& term : op.terms) {
-    const bool in_row = op.pass == Pass::kHorizontal ? term.row_part : op.pass != Pass::kHead;
+    const bool in_row = op.phase == Phase::kHorizontal ? term.row_part : op.phase != Phase::kHead;
     if (in_row == (part == Part::kRow)) terms.push_back(&term);
   }
   return terms;

@@ -1,4 +1,4 @@
-// What the plans of all devices share: the views of a program, and which weight goes where.
+// Views of a program, and the order of packed weights, for the plans of all devices.
 #pragma once
 
 #include <vector>
@@ -17,7 +17,7 @@ struct Skeleton {
   NetworkView network;
 
   Skeleton() = default;
-  // The program's operations must be in the order of their passes. The words of an image are padded
+  // The program's operations must be in the order of their phases. The words of an image are padded
   // to a multiple of `stride_words`.
   Skeleton(const Program& program, bool bf16, int stride_words);
   Skeleton(Skeleton&&) = default;
@@ -30,8 +30,8 @@ struct Skeleton {
   void list_pixel_ops();
 };
 
-// Checks a program and brings its operations into the order of their passes.
-Program checked_by_pass(Program program);
+// Checks a program and brings its operations into the order of their phases.
+Program checked_by_phase(Program program);
 
 // The output that a packed column computes, or -1 for padding.
 int output_of(const Op& op, const Panel& panel, int column);

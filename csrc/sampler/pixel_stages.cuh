@@ -95,7 +95,7 @@ class PixelStages {
   DSMOOTH_HOST_DEVICE int image(int high, int slot) const {
     return high * kRows + W::slot_row(memory_.lane(), slot);
   }
-  // Where there is no such image, another, whose results go nowhere.
+  // An image that is not there is replaced by another, whose results go nowhere.
   DSMOOTH_HOST_DEVICE int loaded_image(int i) const {
     const int m = i / W::kLoadedRows * kRows + W::row(memory_.lane(), i % W::kLoadedRows);
     return m < memory_.batch() ? m : 0;
@@ -110,8 +110,8 @@ class PixelStages {
     return sources;
   }
 
-  // Loads the weights of a window, and at the first step what the sums begin with. Where there is
-  // no such unit, another.
+  // Loads the weights of a window, and at the first step the initial values of the sums. A unit
+  // that is not there is replaced by another.
   DSMOOTH_HOST_DEVICE void fetch_weights(const Window& window) {
     const CudaOp& op = memory_.ops()[window.stage.op];
     const int unit = window.unit < op.units ? window.unit : 0, steps = op.steps[kPixelPart];

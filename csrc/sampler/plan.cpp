@@ -108,7 +108,7 @@ Words pack_columns(const Op& op, const std::vector<float>& values, int rows,
 }  // namespace
 
 Plan::Plan(Program given, const TileKernels& kernels) : kernels_(kernels) {
-  const Program program = checked_by_pass(std::move(given));
+  const Program program = checked_by_phase(std::move(given));
   skeleton_ = Skeleton(program, kernels.bf16, 1);
   for (size_t i = 0; i < program.ops.size(); ++i) {
     const Op& op = program.ops[i];

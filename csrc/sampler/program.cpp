@@ -8,7 +8,9 @@
 namespace dsmooth::sampler {
 namespace {
 
-constexpr int kMostChannels = 1 << 16;  // of a cache, and outputs of an operation
+// Sums and products of these fit in int, and what the plans count in 16 bits fits there.
+constexpr int kMostChannels = (1 << 16) - 1;  // of a cache, outputs of an operation, components
+constexpr size_t kMostOperations = (1 << 15) - 1;  // and caches
 
 void require(bool condition, const std::string& where, const std::string& what) {
   if (!condition) throw std::invalid_argument("sampler program, " + where + ": " + what);
@@ -27,7 +29,12 @@ class Checker {
   void run() const {
     require(p_.image_channels == 1 || p_.image_channels == 3, "image", "channels must be 1 or 3");
     require(p_.image_parts == 1 || p_.image_parts == 2, "image", "parts must be 1 or 2");
-    check_mixture();
+    check_mixture(p_.likelihood, p_.atoms, p_.smoothing_scale);
+    require(p_.n_mix >= 1 && p_.n_mix <= kMostChannels, "mixture",
+            "n_mix must lie in 1 .. " + std::to_string(kMostChannels) + ", got " +
+                std::to_string(p_.n_mix));
+    require(p_.ops.size() <= kMostOperations && p_.caches.size() <= kMostOperations, "size",
+            "too many operations or caches");
     require(p_.condition_size >= 0 && p_.condition_size <= kMostChannels, "condition",
             "size out of range");
     for (size_t i = 0; i < p_.caches.size(); ++i) check_cache(p_.caches[i], std::to_string(i));
@@ -53,21 +60,6 @@ class Checker {
                        [&](const Op& op) { return op.residual_out == cache; });
   }
 
-  void check_mixture() const {
-    require(p_.n_mix >= 1, "mixture", "n_mix must be at least 1, got " + std::to_string(p_.n_mix));
-    require(p_.atoms.empty() || p_.likelihood == Likelihood::kDiscretized, "mixture",
-            "atoms need likelihood discretized");
-    for (auto level = p_.atoms.begin(); level != p_.atoms.end(); ++level)
-      require(*level >= 0 && *level <= 255 && std::find(p_.atoms.begin(), level, *level) == level,
-              "mixture",
-              "atoms must be distinct byte levels 0 .. 255, got " + std::to_string(*level));
-    require(p_.likelihood != Likelihood::kGaussian ||
-                (std::isfinite(p_.smoothing_scale) && p_.smoothing_scale > 0),
-            "mixture",
-            "smoothing_scale must be positive and finite for likelihood gaussian, got " +
-                std::to_string(p_.smoothing_scale));
-  }
-
   static void check_cache(const Cache& c, const std::string& index) {
     const std::string where = "cache " + index;
     require(c.level >= 0 && c.level < kLevels, where, "level out of range");
@@ -88,7 +80,7 @@ class Checker {
   }
 
   void check_op(const Op& op, const std::string& where) const {
-    require(op.pass >= Pass::kEncoder && op.pass <= Pass::kHead, where, "no such pass");
+    require(op.phase >= Phase::kEncoder && op.phase <= Phase::kHead, where, "no such phase");
     require(op.level >= 0 && op.level < kLevels, where, "level out of range");
     require(op.n >= 1 && op.n <= kMostChannels && (!op.gate || op.n % 2 == 0), where,
             "number of outputs");
@@ -109,7 +101,7 @@ class Checker {
     if (op.raw_out != kNone) check_use(op.raw_out, op.level, n + n % 2, true, where);
     require(op.terms.size() >= 1 && op.terms.size() <= 5, where, "number of terms");
     for (const Term& term : op.terms) check_term(op, term, where);
-    if (op.pass == Pass::kEncoder) {  // it runs at every pixel
+    if (op.phase == Phase::kEncoder) {  // it runs at every pixel
       const bool everywhere = op.row_parity == kNone && op.column_parity == kNone;
       require(op.level == 0 && everywhere, where, "an encoder's operation misses pixels");
     }
@@ -123,21 +115,21 @@ class Checker {
     require(c.operand && c.channels == term.channels, where, "the cache of a term");
     require(std::abs(c.level - op.level) <= 1, where, "a term jumps a level");
     require(term.taps >= 1 && term.taps <= 3, where, "number of taps");
-    require(term.dcol >= -1 && term.dcol + term.taps <= 2, where, "a tap beyond the padding");
+    require(term.dcol >= -1 && term.dcol <= 2 - term.taps, where, "a tap beyond the padding");
     require(term.weight.size() == static_cast<size_t>(op.n) * static_cast<size_t>(term.taps) *
                                       static_cast<size_t>(term.channels),
             where, "size of a weight");
     require(all_finite(term.weight), where, "a weight is not finite");
     // Lanes share the positions and the outputs of an operation, in no order.
     require(term.cache != op.act_out && term.cache != op.raw_out, where, "reads what it writes");
-    require(!term.row_part || op.pass == Pass::kHorizontal, where, "a row part elsewhere");
-    if (op.pass == Pass::kEncoder) {
-      require(c.level == 0 && c.rows == 0 && std::abs(term.drow) <= 1, where,
+    require(!term.row_part || op.phase == Phase::kHorizontal, where, "a row part elsewhere");
+    if (op.phase == Phase::kEncoder) {
+      require(c.level == 0 && c.rows == 0 && term.drow >= -1 && term.drow <= 1, where,
               "a row outside the context");
       return;
     }
     require(term.drow <= 0 && term.drow >= -2, where, "a row that is not there yet");
-    const bool row_known = op.pass == Pass::kVertical || term.row_part;
+    const bool row_known = op.phase == Phase::kVertical || term.row_part;
     if (row_known && term.cache == p_.image)  // of which only the rows above are there
       require(term.drow < 0, where, "a row that is not there yet");
     // The row part of the horizontal stream runs before its own caches move on to the row. The
@@ -145,21 +137,13 @@ class Checker {
     const int rows = c.rows + (term.row_part && term.cache != p_.image ? 1 : 0);
     require(c.rows == 0 || -term.drow < rows, where, "a row that is gone");
     if (!row_known)
-      require(term.drow == 0 && term.dcol + term.taps <= 1, where, "a pixel that is not there yet");
+      require(term.drow == 0 && term.dcol <= 1 - term.taps, where, "a pixel that is not there yet");
   }
 
   const Program& p_;
 };
 
 }  // namespace
-
-Likelihood likelihood_named(const std::string& name) {
-  if (name == "continuous") return Likelihood::kContinuous;
-  if (name == "discretized") return Likelihood::kDiscretized;
-  if (name == "gaussian") return Likelihood::kGaussian;
-  throw std::invalid_argument("likelihood must be continuous, discretized or gaussian, got " +
-                              name);
-}
 
 void check(const Program& program) { Checker(program).run(); }
 

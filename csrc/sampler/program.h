@@ -3,8 +3,9 @@
 // here.
 #pragma once
 
-#include <string>
 #include <vector>
+
+#include "../common/mixture.h"
 
 namespace dsmooth::sampler {
 
@@ -12,8 +13,7 @@ constexpr int kNone = -1;
 constexpr int kLevels = 3;      // full, half and quarter resolution
 constexpr int kSplitParts = 3;  // operands that a split value is the sum of
 
-enum class Pass { kEncoder, kVertical, kHorizontal, kHead };
-enum class Likelihood { kContinuous, kDiscretized, kGaussian };
+enum class Phase { kEncoder, kVertical, kHorizontal, kHead };
 
 struct Cache {
   int level;
@@ -32,7 +32,7 @@ struct Term {
 };
 
 struct Op {
-  Pass pass;
+  Phase phase;
   int level;
   int row_parity, column_parity;
   bool gate;
@@ -45,7 +45,7 @@ struct Op {
                                        // is a bias of that image
 
   int channels() const { return gate ? n / 2 : n; }
-  // Of the cache of act_out, an even number.
+  // Channels of the cache of act_out, an even number.
   int act_channels() const {
     const int used = (split ? kSplitParts : 2) * channels();
     return used + used % 2;
@@ -71,9 +71,6 @@ struct Program {
     return (image_channels == 1 ? 3 : 10) * n_mix + static_cast<int>(atoms.size());
   }
 };
-
-// "continuous", "discretized" or "gaussian"; throws std::invalid_argument for another name.
-Likelihood likelihood_named(const std::string& name);
 
 // Throws std::invalid_argument naming the argument if the mixture contradicts itself, and the
 // operation if an index, a size or a tap is out of range,

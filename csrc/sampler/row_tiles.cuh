@@ -77,8 +77,8 @@ class RowTile {
     });
   }
 
-  // Loads step s if it is there. Where there is no such unit or row, another, whose results go
-  // nowhere.
+  // Loads step s if it is there. A unit or row that is not there is replaced by another, whose
+  // results go nowhere.
   DSMOOTH_HOST_DEVICE void load(int j, int s, bool there) {
     DSMOOTH_DEVICE_UNROLL
     for (int wide = 0; wide < kWide; ++wide) {

@@ -42,7 +42,7 @@ class Run {
  public:
   Run(const Plan& plan, const Request& request) : plan_(plan), r_(request), split_(request) {
     for (int i = 0; i < split_.teams; ++i) {
-      states_.emplace_back(plan.network(), split_.largest, r_.height, r_.width);
+      states_.emplace_back(plan.network(), split_.largest, r_.all.height, r_.all.width);
       teams_.push_back(std::make_unique<Team>(split_.lanes, control_));
     }
     current_.resize(static_cast<size_t>(split_.teams));
@@ -96,7 +96,7 @@ class Run {
   }
 
   void wait(const std::function<void(double)>& poll) {
-    const double canvas = r_.height * (plan_.network().stacked() ? 2.0 : 1.0);
+    const double canvas = r_.all.height * (plan_.network().stacked() ? 2.0 : 1.0);
     const double all = static_cast<double>(r_.n) * canvas;
     std::unique_lock lock(mutex_);
     while (
@@ -128,19 +128,7 @@ class Run {
     Slice& slice = current_[team];
     slice = Slice{};
     if (i >= split_.slices) return;
-    const int64_t first = r_.n * i / split_.slices, end = r_.n * (i + 1) / split_.slices;
-    const int64_t plane = int64_t{r_.height} * r_.width;
-    const int64_t pixels = plan_.network().image_channels * plane;
-    slice = {static_cast<int>(end - first),
-             r_.height,
-             r_.width,
-             r_.seed,
-             r_.first_index + static_cast<uint64_t>(first),
-             r_.temperature,
-             r_.context ? r_.context + first * pixels : nullptr,
-             r_.out + first * pixels,
-             r_.mask ? r_.mask + first * plane : nullptr,
-             r_.condition ? r_.condition + first * plan_.network().condition_size : nullptr};
+    slice = r_.all.part(plan_.network(), r_.n * i / split_.slices, r_.n * (i + 1) / split_.slices);
     states_[team].clear(slice.batch);
   }
 

@@ -11,25 +11,18 @@ namespace dsmooth::sampler {
 
 struct Request {
   int64_t n;
-  int height, width;
-  uint64_t seed;
-  uint64_t first_index;
-  float temperature;
+  Slice all;  // the n images; its batch is not used
   int threads;
-  int slice;             // images at most that a worker draws at a time; 0: as suits the caches
-  const float* context;  // (n, C, H, W) or null
-  float* out;            // (n, C, H, W), with the known pixels in it
-  const uint8_t* mask = nullptr;     // (n, H, W), not 0 where a pixel is known; null: none is
-  const float* condition = nullptr;  // (n, condition_size); null if that is 0
+  int slice;  // images at most that a worker draws at a time; 0: as suits the caches
 };
 
 class CpuSampler {
  public:
   CpuSampler(Program program, const std::string& instruction_set, bool bf16);
 
-  // Fills request.out, but for the known pixels. Calls `poll` with the fraction done some ten times
-  // a second from the calling thread; if it throws, the workers stop and the exception goes on to
-  // the caller. Throws std::bad_alloc if the caches do not fit into memory.
+  // Fills request.all.out, but for the known pixels. Calls `poll` with the fraction done some ten
+  // times a second from the calling thread; if it throws, the workers stop and the exception goes
+  // on to the caller. Throws std::bad_alloc if the caches do not fit into memory.
   void sample(const Request& request, const std::function<void(double)>& poll) const;
 
   const NetworkView& network() const { return plan_.network(); }

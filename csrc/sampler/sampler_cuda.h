@@ -11,17 +11,10 @@ namespace dsmooth::sampler {
 
 struct CudaRequest {
   int64_t n;
-  int height, width;
-  uint64_t seed;
-  uint64_t first_index;
-  float temperature;
+  Slice all;  // the n images, in memory of the device; its batch is not used
   Sharing sharing;
-  const float* context;  // (n, C, H, W) on the device, or null
-  float* out;            // (n, C, H, W) on the device, with the known pixels in it
-  const uint8_t* mask;   // (n, H, W) on the device, not 0 where a pixel is known; or null
-  float* workspace;      // workspace_bytes(sharing), aligned to 128
-  void* stream;          // a cudaStream_t of the device
-  const float* condition = nullptr;  // (n, condition_size) on the device; null if that is 0
+  float* workspace;  // workspace_bytes(sharing), aligned to 128
+  void* stream;      // a cudaStream_t of the device
 };
 
 // The kernels for a type of operands, with kKernelWarps warps a block: the first draws every pixel
@@ -40,7 +33,8 @@ class CudaSampler {
   int device() const { return device_; }
   const NetworkView& network() const { return plan_.network(); }
 
-  // Of the image of the weights, and its contents for the address where the device will have it.
+  // Size of the image of the weights, 0 when it is written; and its contents, once, for the address
+  // where the device will have it.
   size_t weight_bytes() const { return plan_.bytes(); }
   void write_weights(void* to, uintptr_t address) { plan_.write(to, address); }
 
@@ -51,7 +45,7 @@ class CudaSampler {
   size_t workspace_bytes(const Sharing& sharing, int height, int width) const;
 
   // How many launches draw a batch: each block draws one slice after the other, a few rows in each
-  // launch, so that none takes long. What a slice is at lies in the workspace in between.
+  // launch, so that none takes long. A slice's state stays in the workspace between launches.
   int64_t launches(const Sharing& sharing, int height) const;
   // Launches one of them on the stream and returns; they must come in order, and the weights must
   // be on the device by then in the order of the stream. Throws std::runtime_error with CUDA's

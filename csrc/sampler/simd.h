@@ -1,8 +1,6 @@
 // The vectors of the instruction set that is compiled for. Included inside a namespace.
 #if DSMOOTH_VECTOR_BYTES == 64
 #include "simd_avx512.h"
-#elif DSMOOTH_VECTOR_BYTES == 32
-#include "simd_avx2.h"
 #else
-#include "simd_generic.h"
+#include "simd_8.h"
 #endif

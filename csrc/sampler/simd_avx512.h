@@ -1,5 +1,4 @@
 // Vectors of 16 floats with AVX-512 F, BW, DQ and VL. Included inside a namespace.
-#include "simd_common.h"
 
 using Vec = __m512;
 

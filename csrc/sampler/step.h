@@ -21,20 +21,6 @@
 
 namespace dsmooth::sampler {
 
-// One slice: images first_index .. of a stream of noise, canvas and context in memory of the
-// caller. Known pixels stand in `out` and stay there; the others are drawn.
-struct Slice {
-  int batch;
-  int height, width;
-  uint64_t seed;
-  uint64_t first_index;
-  float temperature;
-  const float* context;              // (batch, C, H, W) or null
-  float* out;                        // (batch, C, H, W)
-  const uint8_t* mask = nullptr;     // (batch, H, W), not 0 where a pixel is known; null: none is
-  const float* condition = nullptr;  // (batch, condition_size) or null
-};
-
 // The horizontal stream at one pixel, and the parameters of its mixture, product after product.
 template <class Worker>
 void draw_pixel_ops(Worker& worker, const StateView& state, int row, int column) {
@@ -117,7 +103,7 @@ class Step {
         put_pixel(n_.context, b, row, c, pixel_at(s_.context, b, row, c));
     });
     w_.sync();
-    for (int i = n_.begin(Pass::kEncoder); i < n_.end(Pass::kEncoder); ++i) {
+    for (int i = n_.begin(Phase::kEncoder); i < n_.end(Phase::kEncoder); ++i) {
       for (int row = 0; row < s_.height; ++row) {
         w_.begin_row(row);
         run(i, Part::kRow, row, 0, s_.width);
@@ -127,7 +113,7 @@ class Step {
   }
 
   DSMOOTH_HOST_DEVICE void vertical_row(int row) {
-    for (int i = n_.begin(Pass::kVertical); i < n_.end(Pass::kVertical); ++i) {
+    for (int i = n_.begin(Phase::kVertical); i < n_.end(Phase::kVertical); ++i) {
       const OpView& op = n_.ops[i];
       if (!op.runs_at_row(row)) continue;
       run(i, Part::kRow, row >> op.level, 0, state_.width_at(op.level));
@@ -138,7 +124,7 @@ class Step {
   // All that the row above and u give to the horizontal stream. Nothing here reads what is written
   // here, so the lanes need not meet.
   DSMOOTH_HOST_DEVICE void horizontal_row_part(int row) {
-    for (int i = n_.begin(Pass::kHorizontal); i < n_.end(Pass::kHorizontal); ++i) {
+    for (int i = n_.begin(Phase::kHorizontal); i < n_.end(Phase::kHorizontal); ++i) {
       const OpView& op = n_.ops[i];
       if (op.runs_at_row(row) && op.row.n_panels > 0)
         run(i, Part::kRow, row >> op.level, 0, state_.width_at(op.level));
@@ -147,7 +133,7 @@ class Step {
 
   // The horizontal stream over a row of known pixels.
   DSMOOTH_HOST_DEVICE void horizontal_row(int row) {
-    for (int i = n_.begin(Pass::kHorizontal); i < n_.end(Pass::kHorizontal); ++i) {
+    for (int i = n_.begin(Phase::kHorizontal); i < n_.end(Phase::kHorizontal); ++i) {
       const OpView& op = n_.ops[i];
       if (!op.runs_at_row(row)) continue;
       run(i, Part::kPixel, row >> op.level, 0, state_.width_at(op.level));

@@ -41,7 +41,7 @@ constexpr int kRows = 8, kColumns = 16;  // of a fragment
 constexpr int kStepGranules = 4;
 constexpr int kWeightGranules = 2 * 32;  // of a fragment and step
 
-// Where operand k of a column lies in the weights of a fragment and step, in bytes.
+// Bytes from the weights of a fragment and step to operand k of a column.
 template <class T>
 DSMOOTH_INLINE int weight_place(int column, int k) {
   constexpr int kPerGranule = kGranule / static_cast<int>(sizeof(T));
@@ -52,8 +52,8 @@ DSMOOTH_INLINE int weight_place(int column, int k) {
   return (i / 4 * 32 + lane) * kGranule + (i % 4 / 2 * 2 + odd) * 4 + i % 2 * 2;
 }
 
-// What a lane of a warp of kLanes holds. On the host a lane owns some of the sums, and loads all
-// rows and weights of a step for them.
+// Operands and sums of a lane of a warp of kLanes. On the host a lane owns some of the sums, and
+// loads all rows and weights of a step for them.
 template <class T, int kLanes>
 struct Warp {
   static constexpr int kLoadedRows = kRows, kLoadedGranules = kStepGranules;  // of each row
@@ -201,7 +201,7 @@ DSMOOTH_INLINE void load_global(Granule& to, const unsigned char* from, bool the
 #endif
 }
 
-// Of what no kernel writes; in the first cache it makes way for the activations.
+// Loads memory that no kernel writes; in the first cache it makes way for the activations.
 DSMOOTH_INLINE void load_weights(Granule& to, const Granule* from, bool there) {
 #if defined(__CUDA_ARCH__)
   asm volatile(DSMOOTH_IF_THERE(5, "ld.global.nc.L1::evict_first.v4.b32 {%0, %1, %2, %3}, [%4]")
@@ -236,7 +236,7 @@ DSMOOTH_INLINE void load_one(float& to, const float* from, bool there) {
 #endif
 }
 
-// What is stored of a value or of two neighbours.
+// The stored bits of a value or of two neighbours.
 DSMOOTH_INLINE uint32_t bits_of(const float*, float v) { return __builtin_bit_cast(uint32_t, v); }
 DSMOOTH_INLINE uint64_t bits_of(const float*, Pair v) { return __builtin_bit_cast(uint64_t, v); }
 DSMOOTH_INLINE uint16_t bits_of(const Bf16*, float v) { return to_bfloat16(v); }
@@ -250,7 +250,7 @@ DSMOOTH_INLINE uint32_t bits_of(const Bf16*, Pair v) {
   return word;
 }
 
-// Where a lane stores: into global memory, or into shared memory.
+// Memory spaces of a lane's stores.
 struct Global {
   template <class Bits>
   DSMOOTH_INLINE static void store(void* to, Bits bits, bool there) {

@@ -1,33 +1,9 @@
 // The matrix product of a tile and its epilogue, written once over the vectors of an instruction
 // set. Included by tiles_*.cpp inside that set's own namespace, after simd.h.
 
-// e^x - 1 for x <= 0, as 2^n (e^r - 1) + (2^n - 1) with x = n ln 2 + r, |r| <= ln(2)/2: accurate
-// near 0 too. `power` is 2^n and `rest` is e^r - 1.
-struct Exponential {
-  Vec power, rest;
-};
-inline Exponential exponential(Vec x) {
-  // e^-87 is the last normal float; from there on e^x - 1 is -1 anyhow.
-  x = at_least(x, -87.0f);
-  const Vec n = round_whole(multiply_add(x, splat(0x1.715476p+0f), splat(0.0f)));
-  Vec r = multiply_add(n, splat(-0x1.62e4p-1f), x);
-  r = multiply_add(n, splat(-0x1.7f7d1cp-20f), r);
-  // (e^r - 1 - r) / r^2, minimax for the error relative to r.
-  Vec q = multiply_add(r, splat(kExp6), splat(kExp5));
-  q = multiply_add(q, r, splat(kExp4));
-  q = multiply_add(q, r, splat(kExp3));
-  q = multiply_add(q, r, splat(kExp2));
-  return {power_of_two(n), multiply_add(multiply_add(q, r, splat(0.0f)), r, r)};
-}
-inline Vec expm1_negative(Vec x) {
-  const Exponential e = exponential(x);
-  return multiply_add(e.power, e.rest, e.power - splat(1.0f));
-}
-inline Vec sigmoid(Vec x) {
-  const Exponential e = exponential(minus_abs(x));
-  const Vec small = multiply_add(e.power, e.rest, e.power);  // e^-|x|
-  return select_positive(x, splat(1.0f), small) / (splat(1.0f) + small);
-}
+inline Vec quotient(Vec a, Vec b) { return a / b; }
+
+#include "activations.h"
 
 // Sums of R rows by U units in registers; one accumulator per output, k ascending.
 template <class Operand, int R, int U>

@@ -1,4 +1,4 @@
-// What an instruction set offers the sampler: the matrix product of a tile and what follows it.
+// The matrix product of a tile and its epilogue, for each instruction set.
 //
 // The functions are compiled once per instruction set and reached through a table, so that nothing
 // else, and no inline function of the standard library, is compiled for a CPU that may not be

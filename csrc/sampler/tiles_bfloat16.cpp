@@ -1,6 +1,7 @@
 // The sampler's tiles of bfloat16 operands, compiled once per instruction set: nothing here may run
 // before the CPU has been asked.
 #include "../common/bfloat16.h"
+#include "../common/host_device.h"
 #include "tile_kernels.h"
 
 #if defined(__AVX2__)

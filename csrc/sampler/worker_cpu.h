@@ -10,7 +10,7 @@
 
 namespace dsmooth::sampler {
 
-// What the workers of a call share with its caller.
+// State that the workers of a call share with its caller.
 struct Control {
   std::atomic<bool> stop{false};
   std::atomic<int64_t> image_rows{0};  // done
@@ -53,13 +53,13 @@ class Barrier {
   alignas(64) std::atomic<unsigned> round_{0};
 };
 
-// What the lanes of a team share. On a busy machine, lanes that wait for one another 30 times per
-// pixel are slower than one lane alone by an order of magnitude: then the first one works solo for
-// some rows, and the others sleep. Results do not change.
+// State that the lanes of a team share. On a busy machine, lanes that wait for one another 30 times
+// per pixel are slower than one lane alone by an order of magnitude: then the first one works solo
+// for some rows, and the others sleep. Results do not change.
 struct Team {
   Team(int lanes, Control& given) : control(given), barrier(lanes) {}
 
-  // What the first lane decided before a barrier, for all lanes to read behind it. Two in turn: the
+  // The first lane's decision before a barrier, for all lanes to read behind it. Two in turn: the
   // first lane may come to the next barrier while another still reads.
   struct Decision {
     bool stop = false;

@@ -39,7 +39,7 @@ CudaSampler make(int device, int filters = 6, Conditioning conditioning = Condit
 }
 
 CudaRequest request(const Sharing& sharing, int64_t n) {
-  return {n, kHeight, kWidth, 1, 0, 1.0f, sharing, nullptr, nullptr, nullptr, nullptr, nullptr};
+  return {n, {0, kHeight, kWidth, 1, 0, 1.0f, nullptr, nullptr}, sharing, nullptr, nullptr};
 }
 
 void launch_all(const CudaSampler& sampler, int64_t n) {

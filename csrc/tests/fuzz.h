@@ -1,4 +1,4 @@
-// What the fuzz targets share: input bytes as choices. A target is a function
+// Input bytes as choices, for the fuzz targets. A target is a function
 // LLVMFuzzerTestOneInput, linked with libFuzzer where the compiler has it, else with fuzz_main.cpp;
 // a seed is a short input that fuzz_seeds() of the target gives.
 #pragma once

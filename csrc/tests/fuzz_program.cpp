@@ -1,7 +1,8 @@
-// Wrong programs for the sampler: a small right one, some of whose numbers are changed. What the
-// check lets through is drawn from, by the CPU's worker and by that of CUDA on the host; the image
+// Wrong programs for the sampler: a small right one, some of whose numbers are changed. One that
+// passes the check is drawn from, by the CPU's worker and by that of CUDA on the host. The image
 // must not depend on how the work is shared out.
 #include <algorithm>
+#include <climits>
 #include <cmath>
 #include <stdexcept>
 
@@ -16,13 +17,20 @@ namespace {
 
 constexpr int kImages = 2, kHeight = 4, kWidth = 4;
 constexpr int kNumbers[] = {0, 1, 2, 3, -1, 4, 5, 6, 8, 12, 16, -2, 64, 255, 1 << 20, -(1 << 30)};
+constexpr int kExtremes[] = {INT_MAX, INT_MIN, INT_MAX / 3 + 1, INT_MAX / 10 + 1};
 
 // A number near the one that stands there, or another one of the program's size.
 int changed(Choices& choices, int number) {
-  const size_t how = choices.below(4);
-  if (how == 0) return number + 1;
-  if (how == 1) return number - 1;
-  return choices.one_of(kNumbers);
+  switch (choices.below(5)) {
+    case 0:
+      return number == INT_MAX ? 0 : number + 1;
+    case 1:
+      return number == INT_MIN ? 0 : number - 1;
+    case 2:
+      return choices.one_of(kExtremes);
+    default:
+      return choices.one_of(kNumbers);
+  }
 }
 
 template <class T>
@@ -74,7 +82,7 @@ void change_op(Choices& choices, Op& op) {
                           &op.raw_out};
   switch (const size_t what = choices.below(15)) {
     case 9:
-      op.pass = static_cast<Pass>(changed(choices, static_cast<int>(op.pass)));
+      op.phase = static_cast<Phase>(changed(choices, static_cast<int>(op.phase)));
       break;
     case 10:
       op.gate = !op.gate;
@@ -151,41 +159,37 @@ void fit_weights(Program& program) {
   }
 }
 
+// Memory of a call, and the images to draw in it.
 struct Drawing {
   std::vector<float> context, condition, out;
+  Slice all;
 
   explicit Drawing(const Program& program)
       : context(static_cast<size_t>(kImages * program.image_channels * 16), 0.5f),
-        condition(static_cast<size_t>(kImages * program.condition_size), 0.25f) {
-    out.assign(context.size(), NAN);
-  }
-  const float* context_of(const Program& program) const {
-    return program.conditioned ? context.data() : nullptr;
-  }
+        condition(static_cast<size_t>(kImages * program.condition_size), 0.25f),
+        out(context.size(), NAN),
+        all{0,
+            kHeight,
+            kWidth,
+            1,
+            0,
+            1.0f,
+            program.conditioned ? context.data() : nullptr,
+            out.data(),
+            nullptr,
+            condition.data()} {}
 };
 
 std::vector<float> draw(const CpuSampler& sampler, const Program& program, int threads, int slice) {
   Drawing drawing(program);
-  sampler.sample({kImages, kHeight, kWidth, 1, 0, 1.0f, threads, slice, drawing.context_of(program),
-                  drawing.out.data(), nullptr, drawing.condition.data()},
-                 [](double) {});
+  sampler.sample({kImages, drawing.all, threads, slice}, [](double) {});
   return drawing.out;
 }
 
 template <class T>
 void draw_on_the_host(const Program& program) {
   Drawing drawing(program);
-  const Slice all{0,
-                  kHeight,
-                  kWidth,
-                  1,
-                  0,
-                  1.0f,
-                  drawing.context_of(program),
-                  drawing.out.data(),
-                  nullptr,
-                  drawing.condition.data()};
-  draw_as_cuda<T, 4, 1>(program, all, kImages, {1, 1 << 20}, 0, Mode::kTurns);
+  draw_as_cuda<T, 4, 1>(program, drawing.all, kImages, {1, 1 << 20}, 0, Mode::kTurns);
 }
 
 bool equal(const std::vector<float>& a, const std::vector<float>& b) {

@@ -1,6 +1,6 @@
 // Wrong tensors for the loss and the gated block: those of a right call, some of whose shapes,
 // strides, types or places are changed. A tensor's memory is a heap block that ends with its last
-// element, as its description says. What the checks let through is computed.
+// element, as its description says. Calls that pass the checks are computed.
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -57,7 +57,7 @@ class Lender {
         type_ = {choices.byte(), choices.one_of<uint8_t>({8, 16, 32, 64}), 1};
         break;
       case 6:
-        place_ = {static_cast<int32_t>(choices.below(3)), static_cast<int32_t>(choices.below(2))};
+        device_ = {static_cast<int32_t>(choices.below(3)), static_cast<int32_t>(choices.below(2))};
         break;
       case 7:
         no_memory_ = true;
@@ -75,7 +75,7 @@ class Lender {
 
   // The description, with memory. It holds while this lives; shared: use that tensor's memory.
   Borrowed lend(const Lender* shared) {
-    Borrowed borrowed{given_, nullptr, type_, place_, n_dims_, shape_.data(), strides_.data()};
+    Borrowed borrowed{given_, nullptr, type_, device_, n_dims_, shape_.data(), strides_.data()};
     const size_t bytes = range_of(borrowed).end;
     if (!given_ || bytes > kMostBytes) return {};
     memory_ = shared != nullptr && shared->memory_ && shared->size_ >= bytes
@@ -91,7 +91,7 @@ class Lender {
   std::array<int64_t, 4> shape_{1, 1, 1, 1}, strides_{1, 1, 1, 1};
   int n_dims_ = 0;
   ElementType type_ = kFloat32Type;
-  Place place_;
+  Device device_;
   bool given_ = true, no_memory_ = false, misaligned_ = false;
   std::shared_ptr<char[]> memory_;
   size_t size_ = 0;
@@ -120,7 +120,6 @@ template <class T>
 void compute_loss(const MixtureTensors& tensors, const MixtureSettings& settings, bool backward,
                   const std::string& set) {
   const auto args = check_mixture_operands<T>(tensors, settings, backward);
-  if (tensors.x.place.type != Place::kCpu) return;
   if (args.batch == 0 || args.rows == 0 || args.cols == 0) return;
   logistic_mixture_cpu(args, backward, 2, set);
 }
@@ -131,7 +130,7 @@ void loss(Choices& choices) {
   const int64_t colours = choices.one_of<int64_t>({1, 3}), cols = choices.one_of<int64_t>({3, 19});
   const std::string likelihood =
       choices.one_of<const char*>({"discretized", "continuous", "gaussian"});
-  const std::string set = choices.one_of<const char*>({"auto", "generic", "scalar"});
+  const std::string set = choices.one_of<const char*>({"auto", "generic"});
   const int64_t n_params = (colours == 1 ? 3 : 10) * 2 + (likelihood == "discretized" ? 1 : 0);
   const size_t sharing = choices.below(64) - 1;  // none at first
   Lenders lenders;

@@ -54,8 +54,8 @@ run_tests address,undefined
 run_tests thread
 
 echo "== a missing sync"
-for plant in "plant 2" "plant 40" "plant 150" "plant_cuda 5" "plant_cuda 40" "plant_cuda 101"; do
-    if "$build/thread/sampler_test" $plant >"$build/plant.txt" 2>&1; then
+for plant in 5 40 101; do
+    if "$build/thread/sampler_test" plant $plant >"$build/plant.txt" 2>&1; then
         echo "ThreadSanitizer missed that a sync is missing: $plant"
         exit 1
     fi

@@ -1,6 +1,5 @@
-// Thread blocks played on the host: lanes that run the whole step, each with its share of every
-// product, and meet at sync(). BlockWorker shares out the tiles of the CPU; a HostBlock runs the
-// worker of CUDA itself.
+// Thread blocks played on the host: lanes that run the worker of CUDA, each with its share of every
+// product, and meet at sync().
 //
 // Two modes. kThreads: every lane a thread of its own; a missing sync is a data race, which
 // ThreadSanitizer reports. kTurns: one lane at a time runs from sync to sync, in shuffled order; a
@@ -22,7 +21,6 @@
 #include "../sampler/block_run.cuh"
 #include "../sampler/plan.h"
 #include "../sampler/step.h"
-#include "../sampler/tile_kernels.h"
 
 namespace dsmooth::sampler {
 
@@ -127,72 +125,7 @@ class HostBlock {
   int64_t count_ = 0, round_ = 0;
 };
 
-class BlockWorker {
- public:
-  static constexpr bool kCompletes = true, kConditions = true;
-
-  // omit: the number of a sync to leave out, -1 for none.
-  BlockWorker(const TileKernels& kernels, Block& block, int lane, int64_t omit)
-      : kernels_(kernels), block_(block), lane_(lane), omit_(omit) {}
-
-  void begin_row(int) const {}
-  void pixel(const StateView& state, int row, int column) {
-    draw_pixel_ops(*this, state, row, column);
-  }
-  void matmul(const Product& product) const {
-    const Job job = make_job(product);
-    float sums[kMaxUnits * kUnit];
-    for_each(job.m * job.n_panels, [&](int i) {
-      const Panel& panel = job.panels[i % job.n_panels];
-      const int m = i / job.n_panels;
-      if (job.partial) {
-        float* out = job.partial + m * job.partial_stride + panel.column;
-        return kernels_.tile(job, panel, m, 1, out, job.partial_stride);
-      }
-      kernels_.tile(job, panel, m, 1, sums, panel.units * kUnit);
-      kernels_.finish(job, panel, m, 1, sums, panel.units * kUnit);
-    });
-  }
-  template <class F>
-  void for_each(int n, F f) const {
-    for (int i = lane_; i < n; i += block_.lanes()) f(i);
-  }
-  void sync() {
-    if (count_++ != omit_) block_.sync(lane_, round_++);
-  }
-  void end_row(int) { sync(); }
-  bool stop() const { return false; }
-  int64_t syncs() const { return count_; }
-
- private:
-  const TileKernels& kernels_;
-  Block& block_;
-  const int lane_;
-  const int64_t omit_;
-  int64_t count_ = 0, round_ = 0;
-};
-
-// Draws a slice with a block of lanes; returns the number of syncs.
-inline int64_t draw_with_block(const Plan& plan, const Slice& slice, int lanes, Mode mode,
-                               int64_t omit = -1, unsigned seed = 1) {
-  const State memory(plan.network(), slice.batch, slice.height, slice.width);
-  const StateView state = memory.view();
-  Block block(lanes, mode, seed);
-  std::vector<std::thread> threads;
-  int64_t syncs = 0;
-  for (int lane = 0; lane < lanes; ++lane)
-    threads.emplace_back([&, lane] {
-      BlockWorker worker(plan.kernels(), block, lane, omit);
-      block.begin(lane);
-      Step<BlockWorker>(plan.network(), slice, state, worker).draw();
-      if (lane == 0) syncs = worker.syncs();
-      block.end(lane);
-    });
-  for (std::thread& thread : threads) thread.join();
-  return syncs;
-}
-
-// What a device is, for a call that is played.
+// The limits of a device, for a call that is played.
 struct Device {
   int processors;
   int shared_bytes;

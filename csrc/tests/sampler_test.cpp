@@ -1,8 +1,9 @@
 // Laws of the sampler that need no Python, run under the sanitizers (run.sh):
 //   sampler_test          all laws
-//   sampler_test plant N  draws with sync N left out, threads as lanes: ThreadSanitizer must object
-//   sampler_test plant_cuda N  the same with the worker of CUDA
+//   sampler_test plant N  draws as CUDA does with sync N left out, threads as lanes:
+//                         ThreadSanitizer must object
 #include <algorithm>
+#include <climits>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -75,22 +76,46 @@ const Case kCases[] = {{12, 1, Conditioning::kNone},
                        {9, 1, Conditioning::kNone, Likelihood::kContinuous, {}, true, 2},
                        {12, 1, Conditioning::kConcat, Likelihood::kContinuous, {}, false, 2}};
 
+// Memory of images 0 .. n - 1 of a case, and the images to draw in it.
+struct Drawing {
+  const std::vector<float> context, condition, canvas;
+  const std::vector<uint8_t> mask;
+  std::vector<float> out;
+  Slice all;
+
+  Drawing(const Case& c, int64_t n)
+      : context(c.context(n)),
+        condition(c.condition(n)),
+        canvas(c.canvas(n)),
+        mask(c.mask(n)),
+        out(canvas),
+        all{0,
+            kHeight,
+            kWidth,
+            kSeed,
+            kFirst,
+            1.0f,
+            c.conditioning == Conditioning::kNone ? nullptr : context.data(),
+            out.data(),
+            c.completes ? mask.data() : nullptr,
+            c.condition_size ? condition.data() : nullptr} {}
+};
+
 std::vector<float> draw(const CpuSampler& sampler, const Case& c, int64_t first, int64_t n,
                         int threads, int slice) {
-  const std::vector<float> context = c.context(first + n), canvas = c.canvas(first + n);
-  const std::vector<uint8_t> mask = c.mask(first + n);
-  const std::vector<float> condition = c.condition(first + n);
-  std::vector<float> out(canvas.begin() + static_cast<ptrdiff_t>(c.size(first)), canvas.end());
-  const bool conditioned = c.conditioning != Conditioning::kNone;
-  sampler.sample({n, kHeight, kWidth, kSeed, kFirst + static_cast<uint64_t>(first), 1.0f, threads,
-                  slice, conditioned ? context.data() + c.size(first) : nullptr, out.data(),
-                  c.completes ? mask.data() + first * kHeight * kWidth : nullptr,
-                  c.condition_size ? condition.data() + first * c.condition_size : nullptr},
+  Drawing drawing(c, first + n);
+  sampler.sample({n, drawing.all.part(sampler.network(), first, first + n), threads, slice},
                  [](double) {});
+  const auto begin = static_cast<ptrdiff_t>(c.size(first));
+  const std::vector<float> out(drawing.out.begin() + begin, drawing.out.end());
   for (size_t i = 0; i < out.size(); ++i)
-    if (const float known = canvas[c.size(first) + i]; !std::isnan(known))
+    if (const float known = drawing.canvas[c.size(first) + i]; !std::isnan(known))
       expect(out[i] == known, "a known pixel changed");
   return out;
+}
+
+bool same(const std::vector<float>& a, const float* b) {
+  return std::memcmp(a.data(), b, a.size() * sizeof(float)) == 0;
 }
 
 void same_bits_however_shared(const Case& c, const std::string& set, bool bf16) {
@@ -103,125 +128,25 @@ void same_bits_however_shared(const Case& c, const std::string& set, bool bf16) 
   } ways[] = {{0, 9, 2, 0}, {0, 9, 3, 1}, {0, 1, 3, 0}, {8, 1, 2, 0}, {2, 2, 4, 0}, {1, 7, 1, 3}};
   for (const auto& w : ways) {
     const std::vector<float> part = draw(sampler, c, w.first, w.n, w.threads, w.slice);
-    expect(std::memcmp(part.data(), all.data() + c.size(w.first), part.size() * sizeof(float)) == 0,
+    expect(same(part, all.data() + c.size(w.first)),
            set + ": other bits with " + std::to_string(w.threads) + " threads");
   }
 }
 
-// Three images drawn by the threads of the CPU and by a block of lanes, on the portable tiles.
-struct BlockCall {
-  explicit BlockCall(const Case& given)
-      : c(given),
-        plan(c.program(), find_tile_kernels("generic", false)),
-        context(c.context(kImages)),
-        condition(c.condition(kImages)),
-        mask(c.mask(kImages)),
-        expected(::dsmooth::sampler::draw(CpuSampler(c.program(), "generic", false), c, 0, kImages,
-                                          1, 0)),
-        out(c.canvas(kImages)) {}
-
-  // Returns the number of syncs.
-  int64_t draw(int lanes, Mode mode, int64_t omit = -1, unsigned seed = 1) {
-    const Slice slice{kImages,
-                      kHeight,
-                      kWidth,
-                      kSeed,
-                      kFirst,
-                      1.0f,
-                      c.conditioning == Conditioning::kNone ? nullptr : context.data(),
-                      out.data(),
-                      c.completes ? mask.data() : nullptr,
-                      c.condition_size ? condition.data() : nullptr};
-    return draw_with_block(plan, slice, lanes, mode, omit, seed);
-  }
-  bool equal() const {
-    return std::memcmp(out.data(), expected.data(), out.size() * sizeof(float)) == 0;
-  }
-
-  static constexpr int kImages = 3;
-  const Case c;
-  const Plan plan;
-  const std::vector<float> context, condition;
-  const std::vector<uint8_t> mask;
-  const std::vector<float> expected;
-  std::vector<float> out;
-};
-
-void block_equals_threads(const Case& c) {
-  BlockCall call(c);
-  call.draw(4, Mode::kThreads);
-  expect(call.equal(), "a block of threads gives other bits");
-  for (unsigned seed = 1; seed <= 3; ++seed) {
-    call.draw(5, Mode::kTurns, -1, seed);
-    expect(call.equal(), "a block of lanes in turn gives other bits");
-  }
-}
-
-// Every sync that stands between a write and a read matters; all but a few do.
-[[maybe_unused]] void missing_syncs_change_images(const Case& c) {
-  BlockCall call(c);
-  const int64_t syncs = call.draw(5, Mode::kTurns);
-  int tried = 0, found = 0;
-  for (int64_t omit = 1; omit < syncs - 1; omit += 1 + syncs / 40, ++tried) {
-    bool differs = false;
-    for (unsigned seed = 1; seed <= 3 && !differs; ++seed) {
-      call.draw(5, Mode::kTurns, omit, seed);
-      differs = !call.equal();
-    }
-    found += differs;
-  }
-  std::printf("missing syncs found by lanes in turn: %d of %d\n", found, tried);
-  expect(found * 2 > tried, "most missing syncs go unnoticed");
-}
-
-// A call of the CUDA sampler, played.
-struct CudaCall {
-  CudaCall(const Case& given, int images, bool whole = false)
-      : c(given),
-        n(images),
-        context(c.context(n)),
-        condition(c.condition(n)),
-        mask(c.mask(n)),
-        out(c.canvas(n)) {
-    if (whole) syncs = draw<float, 4, 1>({1, 64 << 10}, 0, Mode::kTurns);
-  }
-
-  template <class T, int kWarps, int kWarpLanes>
-  int64_t draw(const Device& device, int max_slice, Mode mode, int64_t omit = -1,
-               unsigned seed = 1) {
-    const bool conditioned = c.conditioning != Conditioning::kNone;
-    const Slice all{0,
-                    kHeight,
-                    kWidth,
-                    kSeed,
-                    kFirst,
-                    1.0f,
-                    conditioned ? context.data() : nullptr,
-                    out.data(),
-                    c.completes ? mask.data() : nullptr,
-                    c.condition_size ? condition.data() : nullptr};
-    return draw_as_cuda<T, kWarps, kWarpLanes>(c.program(), all, n, device, max_slice, mode, omit,
-                                               seed);
-  }
-
-  const Case c;
-  const int n;
-  const std::vector<float> context, condition;
-  const std::vector<uint8_t> mask;
-  std::vector<float> out;
-  int64_t syncs = 0;
-};
-
-void plant_cuda(int64_t omit) {
-  CudaCall(kCases[0], 3).draw<float, 4, 1>({1, 64 << 10}, 0, Mode::kThreads, omit);
+// A call of the CUDA sampler, played; its images, and its syncs if asked for.
+template <class T, int kWarps, int kWarpLanes>
+std::vector<float> draw_as_cuda(const Case& c, int n, const Device& device, int max_slice,
+                                Mode mode, int64_t omit = -1, unsigned seed = 1,
+                                int64_t* syncs = nullptr) {
+  Drawing drawing(c, n);
+  const int64_t count = draw_as_cuda<T, kWarps, kWarpLanes>(c.program(), drawing.all, n, device,
+                                                            max_slice, mode, omit, seed);
+  if (syncs != nullptr) *syncs = count;
+  return drawing.out;
 }
 
 void plant(int64_t omit) {
-  const Case& c = kCases[0];
-  const Plan plan(c.program(), find_tile_kernels("generic", false));
-  std::vector<float> out(c.size(3));
-  const Slice slice{3, kHeight, kWidth, kSeed, kFirst, 1.0f, nullptr, out.data()};
-  draw_with_block(plan, slice, 4, Mode::kThreads, omit);
+  draw_as_cuda<float, 4, 1>(kCases[0], 3, {1, 64 << 10}, 0, Mode::kThreads, omit);
 }
 
 // Sums in the order of CUDA's emulated fragments, one rounding per product, are those of the CPU
@@ -232,9 +157,8 @@ void cuda_equals_cpu(const Case& c, const Device& device, int max_slice, Mode mo
   const bool bf16 = sizeof(T) == sizeof(Bf16);
   const CpuSampler sampler(c.program(), "avx2", bf16);
   const std::vector<float> expected = draw(sampler, c, 0, kImages, 1, 0);
-  CudaCall call(c, kImages);
-  call.draw<T, kWarps, kWarpLanes>(device, max_slice, mode);
-  expect(std::memcmp(call.out.data(), expected.data(), expected.size() * sizeof(float)) == 0,
+  const auto out = draw_as_cuda<T, kWarps, kWarpLanes>(c, kImages, device, max_slice, mode);
+  expect(same(out, expected.data()),
          "the worker of CUDA gives other bits than the CPU, " + std::to_string(c.filters) +
              " filters, " + std::to_string(sizeof(T)) + " bytes, " +
              std::to_string(device.shared_bytes) + " bytes of shared memory");
@@ -266,21 +190,22 @@ void cuda_equals_cpu_on_all_shapes() {
 // The first ones stand before pointers, without which a lane would crash.
 constexpr int64_t kFirstOmitted = 6;
 
-[[maybe_unused]] void missing_syncs_of_cuda_change_images() {
-  const CudaCall whole(kCases[0], 3, true);
+[[maybe_unused]] void missing_syncs_change_images() {
+  const auto draw = [](int64_t omit, unsigned seed, int64_t* syncs) {
+    return draw_as_cuda<float, 4, 1>(kCases[0], 3, {1, 64 << 10}, 0, Mode::kTurns, omit, seed,
+                                     syncs);
+  };
+  int64_t syncs = 0;
+  const std::vector<float> whole = draw(-1, 1, &syncs);
   int tried = 0, found = 0;
-  for (int64_t omit = kFirstOmitted; omit < whole.syncs - 1;
-       omit += 1 + whole.syncs / 40, ++tried) {
+  for (int64_t omit = kFirstOmitted; omit < syncs - 1; omit += 1 + syncs / 40, ++tried) {
     bool differs = false;
-    for (unsigned seed = 1; seed <= 3 && !differs; ++seed) {
-      CudaCall call(kCases[0], 3);
-      call.draw<float, 4, 1>({1, 64 << 10}, 0, Mode::kTurns, omit, seed);
-      differs = std::memcmp(call.out.data(), whole.out.data(), whole.out.size() * 4) != 0;
-    }
+    for (unsigned seed = 1; seed <= 3 && !differs; ++seed)
+      differs = !same(draw(omit, seed, nullptr), whole.data());
     found += differs;
   }
-  std::printf("missing syncs of CUDA's worker found by lanes in turn: %d of %d\n", found, tried);
-  expect(found * 2 > tried, "most missing syncs of CUDA's worker go unnoticed");
+  std::printf("missing syncs found by lanes in turn: %d of %d\n", found, tried);
+  expect(found * 2 > tried, "most missing syncs go unnoticed");
 }
 
 void batches_are_shared_out() {
@@ -322,73 +247,32 @@ void blocks_fit_into_shared_memory() {
     }
 }
 
+// Beside those of tests/faults and tests/test_cached_sampler.py.
 void bad_programs_are_refused() {
   const auto refused = [](auto change) {
     Program program = Toy(4, 1, Conditioning::kNone).take();
     change(program);
-    try {
-      check(program);
-    } catch (const std::invalid_argument&) {
-      return true;
-    }
-    return false;
+    return throws([&] { check(program); });
   };
-  expect(!refused([](Program&) {}), "a good program is refused");
-  expect(refused([](Program& p) { p.ops[1].terms[0].cache = 99; }), "a cache that is not there");
-  expect(refused([](Program& p) { p.ops[1].terms[0].drow = -2; }), "a row that is gone");
-  expect(refused([](Program& p) { p.ops[1].terms[0].drow = 1; }), "a row below");
-  expect(refused([](Program& p) { p.ops[1].terms[0].dcol = 0; }), "a tap beyond the padding");
-  expect(refused([](Program& p) { p.ops.back().terms[0].dcol = 1; }), "a pixel to the right");
-  expect(refused([](Program& p) { p.ops[1].bias[0] = INFINITY; }), "an infinite bias");
-  expect(refused([](Program& p) { p.params = p.image; }), "parameters in the image");
-  expect(refused([](Program& p) { p.n_mix = 3; }), "too few parameters");
-  const auto with_classes = [](Program& p, int size, size_t numbers) {
-    p.condition_size = size;
-    p.ops[2].projection.assign(numbers, 0.5f);
+  const auto classes = [&](int size, size_t numbers, float value = 0.5f) {
+    return refused([&](Program& p) {
+      p.condition_size = size;
+      p.ops[2].projection.assign(numbers, value);
+    });
   };
   const size_t n = static_cast<size_t>(Toy(4, 1, Conditioning::kNone).take().ops[2].n);
-  expect(!refused([&](Program& p) { with_classes(p, 3, 3 * n); }), "a projection is refused");
-  expect(!refused([&](Program& p) { with_classes(p, 3, 0); }), "no projection is refused");
+  expect(!classes(3, 3 * n) && !classes(3, 0) && !refused([](Program&) {}), "a good program");
   for (const auto& [size, numbers] : {std::pair{3, 3 * n - 1}, {2, 3 * n}, {0, n}, {-1, n}})
-    expect(refused([&](Program& p) { with_classes(p, size, numbers); }), "a projection's size");
-  expect(refused([&](Program& p) {
-           with_classes(p, 1, n);
-           p.ops[2].projection[n - 1] = NAN;
-         }),
-         "a projection that is not a number");
+    expect(classes(size, numbers), "a projection's size");
+  expect(classes(1, n, NAN), "a projection that is not a number");
+  expect(refused([](Program& p) { p.ops[1].terms[0].drow = -2; }), "a row that is gone");
+  expect(refused([](Program& p) { p.ops[1].terms[0].dcol = 0; }), "a tap beyond the padding");
+  expect(refused([](Program& p) { p.ops[1].terms[0].dcol = INT_MAX; }), "a sum that overflows");
+  expect(refused([](Program& p) { p.n_mix = INT_MAX / 3 + 1; }), "a product that overflows");
+  expect(refused([](Program& p) { p.ops.back().terms[0].dcol = 1; }), "a pixel to the right");
+  expect(refused([](Program& p) { p.params = p.image; }), "parameters in the image");
   expect(refused([](Program& p) { p.ops[p.ops.size() - 2].split = false; }),
          "a concat_elu where three parts fit");
-  const auto with_atoms = [](Program& p, std::vector<int> atoms) {
-    p.likelihood = Likelihood::kDiscretized;
-    p.caches[static_cast<size_t>(p.params)].channels += static_cast<int>(atoms.size());
-    Op& head = p.ops.back();
-    head.n += static_cast<int>(atoms.size());
-    head.bias.resize(static_cast<size_t>(head.n));
-    for (Term& t : head.terms)
-      t.weight.resize(static_cast<size_t>(head.n) * static_cast<size_t>(t.taps * t.channels));
-    p.atoms = std::move(atoms);
-  };
-  expect(!refused([&](Program& p) { with_atoms(p, {255, 0}); }), "good atoms are refused");
-  expect(refused([&](Program& p) { with_atoms(p, {256, 0}); }), "an atom above 255");
-  expect(refused([&](Program& p) { with_atoms(p, {-1}); }), "an atom below 0");
-  expect(refused([&](Program& p) { with_atoms(p, {9, 3, 9}); }), "an atom twice");
-  expect(refused([&](Program& p) {
-           with_atoms(p, {0});
-           p.likelihood = Likelihood::kContinuous;
-         }),
-         "an atom in a density");
-  expect(refused([&](Program& p) {
-           with_atoms(p, {0});
-           p.atoms = {0, 1};
-         }),
-         "atoms without parameters");
-  for (const float scale : {0.0f, -1.0f, INFINITY, NAN})
-    expect(refused([&](Program& p) {
-             p.likelihood = Likelihood::kGaussian;
-             p.smoothing_scale = scale;
-           }),
-           "a bad smoothing_scale");
-  expect(throws([] { likelihood_named("laplace"); }), "an unknown likelihood");
 }
 
 void an_exception_stops_the_workers() {
@@ -396,8 +280,8 @@ void an_exception_stops_the_workers() {
   for (int threads : {2, 3}) {
     std::vector<float> out(2u * 4096u * 64u);
     try {
-      sampler.sample({2, 4096, 64, 0, 0, 1.0f, threads, 0, nullptr, out.data()},
-                     [](double) { throw std::runtime_error("stop"); });
+      const Slice all{0, 4096, 64, 0, 0, 1.0f, nullptr, out.data()};
+      sampler.sample({2, all, threads, 0}, [](double) { throw std::runtime_error("stop"); });
       expect(false, "the call went on");
     } catch (const std::runtime_error&) {
     }
@@ -415,11 +299,9 @@ int run_all() {
            : activations_are_accurate(find_tile_kernels(set, bf16));
       for (const Case& c : kCases) same_bits_however_shared(c, set, bf16);
     }
-  for (const Case& c : kCases) block_equals_threads(c);
   cuda_equals_cpu_on_all_shapes();
 #if !defined(__SANITIZE_THREAD__)  // lanes in turn are ordered by a mutex: it would learn nothing
-  for (int plain : {0, 1, 4}) missing_syncs_change_images(kCases[plain]);
-  missing_syncs_of_cuda_change_images();
+  missing_syncs_change_images();
 #endif
   batches_are_shared_out();
   blocks_fit_into_shared_memory();
@@ -434,10 +316,6 @@ int run_all() {
 int main(int argc, char** argv) {
   if (argc == 3 && std::strcmp(argv[1], "plant") == 0) {
     dsmooth::sampler::plant(std::atoll(argv[2]));
-    return 0;
-  }
-  if (argc == 3 && std::strcmp(argv[1], "plant_cuda") == 0) {
-    dsmooth::sampler::plant_cuda(std::atoll(argv[2]));
     return 0;
   }
   return dsmooth::sampler::run_all();

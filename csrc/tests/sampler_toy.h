@@ -57,15 +57,15 @@ class Toy {
   struct Outputs {
     int residual, act, raw;
   };
-  void op(Pass pass, int level, int n, std::vector<Term> terms, Outputs to, bool gate = false,
+  void op(Phase phase, int level, int n, std::vector<Term> terms, Outputs to, bool gate = false,
           int add = kNone, int row_parity = kNone, int column_parity = kNone) {
-    Op op{pass, level,       row_parity, column_parity, gate,  n,  gate ? to.residual : kNone,
-          add,  to.residual, to.act,     to.raw,        false, {}, std::move(terms)};
+    Op op{phase, level,       row_parity, column_parity, gate,  n,  gate ? to.residual : kNone,
+          add,   to.residual, to.act,     to.raw,        false, {}, std::move(terms)};
     for (int i = 0; i < n; ++i)
-      op.bias.push_back(pass == Pass::kHead ? -2.0f : 0.1f * random());  // narrow components
+      op.bias.push_back(phase == Phase::kHead ? -2.0f : 0.1f * random());  // narrow components
     for (Term& t : op.terms)
       for (int i = 0; i < n * t.taps * t.channels; ++i) t.weight.push_back(0.1f * random());
-    for (int i = 0; (gate || pass == Pass::kEncoder) && i < n * p_.condition_size; ++i)
+    for (int i = 0; (gate || phase == Phase::kEncoder) && i < n * p_.condition_size; ++i)
       op.projection.push_back(0.5f * random());
     p_.ops.push_back(std::move(op));
   }
@@ -73,8 +73,8 @@ class Toy {
   int encoder() {
     p_.context = cache(0, image_width(), 0);
     const int residual = cache(0, f_, 0, false), a = act(0, 0), out = cache(0, f_, 0, false);
-    op(Pass::kEncoder, 0, f_, around(p_.context), {residual, a, kNone});
-    op(Pass::kEncoder, 0, f_, around(a), {out, kNone, kNone});
+    op(Phase::kEncoder, 0, f_, around(p_.context), {residual, a, kNone});
+    op(Phase::kEncoder, 0, f_, around(a), {out, kNone, kNone});
     return out;
   }
   std::vector<Term> around(int from) {
@@ -85,14 +85,14 @@ class Toy {
     return {term(from, -1, -1, taps, horizontal), term(from, 0, -1, taps)};
   }
 
-  void upsize(Pass pass, int from, Outputs to) {
+  void upsize(Phase phase, int from, Outputs to) {
     for (int parity = 0; parity < 4; ++parity)
-      op(pass, 0, f_, {term(from, 0, 0, pass == Pass::kVertical ? 1 + parity % 2 : 1)}, to, false,
-         kNone, parity / 2, parity % 2);
+      op(phase, 0, f_, {term(from, 0, 0, phase == Phase::kVertical ? 1 + parity % 2 : 1)}, to,
+         false, kNone, parity / 2, parity % 2);
   }
 
   void streams(int e) {
-    constexpr Pass v = Pass::kVertical, h = Pass::kHorizontal;
+    constexpr Phase v = Phase::kVertical, h = Phase::kHorizontal;
     const int ru = cache(0, f_, 1, false), ru1 = cache(1, f_, 1, false);
     const int rl = cache(0, f_, 1, false), rl1 = cache(1, f_, 1, false);
     const int even = f_ + f_ % 2;
@@ -114,13 +114,13 @@ class Toy {
     gated(l2, {term(u2, 0, 0, 1, true), term(l0, 0, 0, 1)}, hl2, {rl, l3, kNone});
     p_.ops.back().split = true;
     p_.params = cache(0, p_.n_params(), 1, false);
-    op(Pass::kHead, 0, p_.caches.back().channels, {term(l3, 0, 0, 1)}, {p_.params, kNone, kNone});
+    op(Phase::kHead, 0, p_.caches.back().channels, {term(l3, 0, 0, 1)}, {p_.params, kNone, kNone});
   }
   void gated(int from, std::vector<Term> skips, int middle, Outputs to) {
     std::vector<Term> terms = above_and_here(from, true);
     terms.insert(terms.end(), skips.begin(), skips.end());
-    op(Pass::kHorizontal, 0, f_, std::move(terms), {kNone, middle, kNone});
-    op(Pass::kHorizontal, 0, 2 * f_, above_and_here(middle, true), to, true);
+    op(Phase::kHorizontal, 0, f_, std::move(terms), {kNone, middle, kNone});
+    op(Phase::kHorizontal, 0, 2 * f_, above_and_here(middle, true), to, true);
   }
 
   const int f_;

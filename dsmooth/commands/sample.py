@@ -142,7 +142,7 @@ def rate_line(drawn: int, there: int, seconds: float) -> str:
 
 
 def describe(models: Models, request: Request, sampler: Sampler) -> dict[str, Any]:
-    """All that decides an image beside its number, as JSON."""
+    """The settings and weights that decide an image beside its number, as JSON."""
     return {
         **request.how(),
         "device": models.device.type,
@@ -168,6 +168,8 @@ def check_outputs(
     outputs: Sequence[Path], count: int, *, png: bool = False, adm: bool = False
 ) -> None:
     """Raise ValueError for files that `sample_to_files` cannot write `count` images to."""
+    if not outputs:
+        raise ValueError("--out must name a file or a folder")
     if png and all(path.suffix for path in outputs):
         raise ValueError("--png is for a folder: give --out a path without a suffix")
     if adm and not any(path.suffix == ".npz" for path in outputs):

@@ -54,9 +54,9 @@ def logistic_mixture_log_prob(
     computed and returned in float32, also under autocast; gradients come in each input's dtype.
     A NaN in x or in params gives NaN at that pixel.
 
-    impl: "triton" is one kernel for value and gradient, on cuda; "native" the C++/CUDA extension;
-    "reference" plain PyTorch (which alone can be differentiated twice). "auto" takes the first of
-    the three that can run, but "triton" only on cuda; so does "cudnn", a choice for the gated
+    impl: "triton" is one kernel for value and gradient, on cuda; "native" the C++ extension, on
+    cpu; "reference" plain PyTorch (which alone can be differentiated twice). "auto" takes the first
+    of the three that can run, but "triton" only on cuda; so does "cudnn", a choice for the gated
     resnet alone. Under "triton" the gradient of the plain sum is kept in each input's dtype, so in
     float16 it must not pass 65504.
 

@@ -1,4 +1,4 @@
-"""The native operator of the logistic mixture: the C++/CUDA extension and its place in autograd."""
+"""The native operator of the logistic mixture: the C++ extension and its place in autograd."""
 
 from __future__ import annotations
 
@@ -15,10 +15,8 @@ from .registration import register_op
 @constant_when_compiled
 def native_obstacle(device_type: str) -> str | None:
     """Why the extension cannot compute on a device of this type; None if it can."""
-    if device_type not in ("cpu", "cuda"):
-        return f"the extension runs on cpu and cuda tensors, got {device_type}"
-    if device_type == "cuda" and _extension.is_available():
-        return _extension.cuda_obstacle()
+    if device_type != "cpu":
+        return f"the extension computes it on cpu tensors, got {device_type}"
     return _extension.unavailable_reason()
 
 
@@ -33,17 +31,15 @@ def _forward(
     of the size of params, which takes longer to write and read.
     """
     log_prob, state = _outputs(x, params, likelihood, atoms, smoothing_scale)
-    with torch.cuda.device_of(x):
-        _extension.extension().logistic_mixture(
-            x, params, log_prob, state, likelihood, atoms, smoothing_scale, torch.get_num_threads()
-        )
+    _extension.extension().logistic_mixture(
+        x, params, log_prob, state, likelihood, atoms, smoothing_scale, torch.get_num_threads()
+    )
     return log_prob, state
 
 
 def _outputs(
     x: Tensor, params: Tensor, likelihood: str, atoms: list[int], smoothing_scale: float
 ) -> tuple[Tensor, Tensor]:
-    _check_place(x, params=params)
     batch, _, height, width = x.shape
     return x.new_empty((batch, height, width)), x.new_empty((batch, 4, height, width))
 
@@ -69,19 +65,18 @@ def _compute_gradients(
     # The gradient of a sum is one number spread by strides of 0, which no vector load can read. The
     # copy is a hundredth of params.
     grad = grad.contiguous()
-    with torch.cuda.device_of(x):
-        _extension.extension().logistic_mixture_backward(
-            grad,
-            x,
-            params,
-            state,
-            grad_x if needs_x else None,
-            grad_params if needs_params else None,
-            likelihood,
-            atoms,
-            smoothing_scale,
-            torch.get_num_threads(),
-        )
+    _extension.extension().logistic_mixture_backward(
+        grad,
+        x,
+        params,
+        state,
+        grad_x if needs_x else None,
+        grad_params if needs_params else None,
+        likelihood,
+        atoms,
+        smoothing_scale,
+        torch.get_num_threads(),
+    )
     return grad_x, grad_params
 
 
@@ -96,18 +91,10 @@ def _backward_outputs(
     needs_x: bool,
     needs_params: bool,
 ) -> tuple[Tensor, Tensor]:
-    _check_place(x, grad=grad, params=params, state=state)
     return (
         x.new_empty(x.shape) if needs_x else x.new_empty(0),
         x.new_empty(params.shape) if needs_params else x.new_empty(0),
     )
-
-
-def _check_place(x: Tensor, **tensors: Tensor) -> None:
-    """Raise ValueError unless all lie where x does: from meta tensors nothing is computed."""
-    for name, tensor in tensors.items():
-        if tensor.device != x.device:
-            raise ValueError(f"{name} must be on {x.device}, got {tensor.device}")
 
 
 def _save_for_backward(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..nn.layers import GatedResnet, WeightNormConv
 from ..nn.pixelcnnpp import PixelCNNpp
-from .program import NONE, Array, Cache, Op, Pass, Program, Term
+from .program import NONE, Array, Cache, Op, Phase, Program, Term
 
 NO_RAWS = (NONE, NONE)
 SPLIT_PARTS = 3  # bfloat16 values that a float32 is the sum of
@@ -26,7 +26,7 @@ class _Node:
 
 
 def build_program(model: PixelCNNpp, *, bf16: bool = False) -> Program:
-    """The program of `model`; weights as they are now.
+    """The program of `model`, with a copy of its weights.
 
     bf16: operands will be bfloat16. A pixel enters as two of them, or it would lose what the noise
     put into it. The head multiplies split operands and weights, or a log-scale or a logit would be
@@ -50,10 +50,10 @@ def _projection(layer: GatedResnet) -> Array | None:
 
 
 class _Stream:
-    """One of the two streams: which pass it runs in, how many rows its caches keep."""
+    """One of the two streams: which phase it runs in, how many rows its caches keep."""
 
-    def __init__(self, program: Program, stage: Pass, rows: int, n_filters: int) -> None:
-        self.stage = stage
+    def __init__(self, program: Program, phase: Phase, rows: int, n_filters: int) -> None:
+        self.phase = phase
         self.rows = rows
         # The value of the layer last computed at a position, which the next one adds to.
         self.residual = [program.cache(level, n_filters, 1, operand=False) for level in range(3)]
@@ -70,8 +70,8 @@ class _Builder:
         )
         # Row r of u needs rows r - 1 and r of its inputs. ul needs one row only: the row part has
         # consumed the row above before the row itself is overwritten.
-        self.u = _Stream(self.program, Pass.VERTICAL, 2, self.f)
-        self.ul = _Stream(self.program, Pass.HORIZONTAL, 1, self.f)
+        self.u = _Stream(self.program, Phase.VERTICAL, 2, self.f)
+        self.ul = _Stream(self.program, Phase.HORIZONTAL, 1, self.f)
 
     def build(self) -> None:
         program, model = self.program, self.model
@@ -144,7 +144,7 @@ class _Builder:
             Term(image, -1, -1, self._stem_taps(w[:, :, 1])),
         ]
         self._add(
-            Pass.VERTICAL, 0, zero, terms, add=e_u, residual_out=self.u.residual[0], act_out=act_u
+            Phase.VERTICAL, 0, zero, terms, add=e_u, residual_out=self.u.residual[0], act_out=act_u
         )
         above, bias = folded(model.stem_ul_above)
         above[:, ones, 0, 1] += bias
@@ -157,7 +157,7 @@ class _Builder:
             Term(image, 0, -1, self._stem_taps(left[:, :, 1])),
         ]
         self._add(
-            Pass.HORIZONTAL,
+            Phase.HORIZONTAL,
             0,
             zero,
             terms,
@@ -169,7 +169,7 @@ class _Builder:
 
     def _taps(self, stream: _Stream, cache: int, weight: Array) -> list[Term]:
         """The terms of a convolution (n, c, 2, kw) over the row above and the current one."""
-        down = stream.stage == Pass.VERTICAL
+        down = stream.phase == Phase.VERTICAL
         channels = self.program.caches[cache].channels
         padded = widen(weight, channels)
         return [
@@ -197,15 +197,15 @@ class _Builder:
             for i, skip in enumerate(skips):
                 own = parts[:, :, i].reshape(self.f, 1, 2 * self.f)
                 # The first skip of ul is u, of which the whole row is known.
-                row_part = stream.stage == Pass.HORIZONTAL and i == 0
+                row_part = stream.phase == Phase.HORIZONTAL and i == 0
                 terms.append(Term(skip.act, 0, 0, own, row_part))
         h = program.cache(level, 2 * self.f, stream.rows)
-        self._add(stream.stage, level, bias, terms, act_out=h)
+        self._add(stream.phase, level, bias, terms, act_out=h)
         weight, bias = folded(layer.conv_out)
         out = program.cache(level, 2 * self.f, stream.rows)
         residual = stream.residual[level]
         self._add(
-            stream.stage,
+            stream.phase,
             level,
             bias,
             self._taps(stream, h, weight),
@@ -223,7 +223,7 @@ class _Builder:
         act = self.program.cache(level + 1, 2 * self.f, stream.rows)
         residual = stream.residual[level + 1]
         terms = self._taps(stream, raw, weight)
-        self._add(stream.stage, level + 1, bias, terms, residual_out=residual, act_out=act)
+        self._add(stream.phase, level + 1, bias, terms, residual_out=residual, act_out=act)
         return _Node(level + 1, act)
 
     def _upsize(self, stream: _Stream, layer: nn.Module, level: int, raw: int) -> _Node:
@@ -234,12 +234,12 @@ class _Builder:
         weight = widen(weight.swapaxes(0, 1), channels)
         # y[2i + a, 2j + b - first] += w[a, b] x[i, j]: the taps of an output column of each parity,
         # in the order of j (for "down", first = 1: an odd column takes b = 2 of j, 0 of j + 1).
-        columns = ([1], [2, 0]) if stream.stage == Pass.VERTICAL else ([0], [1])
+        columns = ([1], [2, 0]) if stream.phase == Phase.VERTICAL else ([0], [1])
         for row in (0, 1):
             for column, taps in enumerate(columns):
                 term = Term(raw, 0, 0, weight[:, :, row, taps].swapaxes(1, 2))
                 self._add(
-                    stream.stage,
+                    stream.phase,
                     level - 1,
                     bias,
                     [term],
@@ -267,7 +267,7 @@ class _Builder:
             ]
         channels = program.caches[ul.act].channels
         terms = [Term(ul.act, 0, 0, widen(w, channels)[:, None, :, 0, 0]) for w in weights]
-        self._add(Pass.HEAD, 0, bias, terms, residual_out=program.params)
+        self._add(Phase.HEAD, 0, bias, terms, residual_out=program.params)
 
     def _encoder(self) -> tuple[int, int]:
         """The operations of the context's encoder; the caches of e_u and e_ul."""
@@ -292,14 +292,16 @@ class _Builder:
         ]
         # The last value also goes to the two nin as it is.
         raws = [NONE] * len(encoder.layers) + [raw]
-        self._add(Pass.ENCODER, 0, bias, terms, residual_out=residual, act_out=act, raw_out=raws[0])
+        self._add(
+            Phase.ENCODER, 0, bias, terms, residual_out=residual, act_out=act, raw_out=raws[0]
+        )
         for layer, raw_out in zip(encoder.layers, raws[1:], strict=True):
             assert isinstance(layer, GatedResnet)
             weight, bias = folded(layer.conv_in)
-            self._add(Pass.ENCODER, 0, bias, around(act, weight), act_out=h)
+            self._add(Phase.ENCODER, 0, bias, around(act, weight), act_out=h)
             weight, bias = folded(layer.conv_out)
             self._add(
-                Pass.ENCODER,
+                Phase.ENCODER,
                 0,
                 bias,
                 around(h, weight),
@@ -314,7 +316,7 @@ class _Builder:
             weight, bias = folded(nin)
             weight = widen(weight, width + width % 2)
             term = Term(raw, 0, 0, weight[:, None, :, 0, 0])
-            self._add(Pass.ENCODER, 0, bias, [term], residual_out=output)
+            self._add(Phase.ENCODER, 0, bias, [term], residual_out=output)
         return outputs[0], outputs[1]
 
 

@@ -70,7 +70,7 @@ def jacobi_sample(
     label = request.labels(model.config.condition_size, x.device)
     encoded = model.encode_context(x, context, label)
     for first, end in bands:
-        rows = (end + 3) // 4 * 4  # those below cannot matter; a multiple of 4 must be there
+        rows = (end + 3) // 4 * 4  # rows below cannot matter; a multiple of 4 must be there
         active = torch.arange(n, device=x.device)
         for _ in range((end - first) * width + 1):
             params = model.decode(x[active, :, :rows], select_context(encoded, rows, active))

@@ -50,7 +50,7 @@ def draw_parts(
     all results. A process whose neighbour is lost keeps its part and then raises `ProcessLost`.
     """
     size = rank_and_size()[1]
-    before = [done, *accumulate((part.count for part in parts), initial=done)][1:]
+    before = list(accumulate((part.count for part in parts), initial=done))
 
     def work(number: int) -> T:
         # The other processes draw the parts behind this one meanwhile.
@@ -167,7 +167,7 @@ class _Folder:
 
     @property
     def drawing(self) -> dict[str, Any]:
-        """All that must be the same in a call that goes on."""
+        """The settings that must be the same in a call that goes on."""
         return {
             "description": dict(self.description),
             "first_index": self.request.first_index,
@@ -279,7 +279,7 @@ class Shards(_Folder):
         return Kept(digests, int(is_diverged(images).sum()))
 
     def record(self, part: Request, kept: Kept) -> None:
-        """Only now do the files count: a crash before repeats them, one after keeps them."""
+        """Let the files count: a crash before repeats them, one after keeps them."""
         first = self.offset(part) // self.size
         for number, digest in enumerate(kept.digests, first):
             if not self.file(number).exists():

@@ -2,7 +2,7 @@
 
 Each operation computes one layer at one position (or one row of positions) from cached activations:
 a sum of matrix products, one per tap of a convolution, then an activation or the gate. The
-operations run in three passes (see docs/sampler.md): the encoder of the context, once per image;
+operations run in phases (see docs/sampler.md): the encoder of the context, once per image;
 the vertical stream, row by row; the horizontal stream, whose terms are split into a row part (what
 is known when a row begins: the row above and u) and a pixel part (the pixel to the left and the
 pixel itself). Every activation of the network is computed once per image.
@@ -19,7 +19,7 @@ Array = np.ndarray
 NONE = -1  # no cache
 
 
-class Pass(IntEnum):
+class Phase(IntEnum):
     """When an operation runs."""
 
     ENCODER = 0
@@ -68,7 +68,7 @@ class Op:
     runs, NONE for all.
     """
 
-    stage: Pass
+    phase: Phase
     level: int
     bias: Array
     terms: list[Term]

@@ -155,7 +155,7 @@ class Request:
         return [self.part(start, min(chunk, self.count - start)) for start in starts]
 
     def how(self) -> dict[str, Any]:
-        """All that decides an image beside its number and the weights, as JSON."""
+        """The settings that decide an image beside its number and the weights, as JSON."""
         how: dict[str, Any] = {
             "seed": self.seed,
             "method": self.method,

@@ -21,10 +21,8 @@ VALUES: dict[str, list[Any]] = {
     "atoms": [(), (0,), (0, 0), (256, 1), (-1, 2), (0, 1, 2), "x", (2**70, 0), tuple(range(256))],
     "smoothing_scale": [0.5, -1.0, float("nan"), float("inf"), "x"],
     "impl": ["native", "reference", "triton", "bogus"],
-    "needs_x": [False, 2],
-    "needs_params": [False, "x"],
     "threads": [0, -3, 2, 10**9, 2**40, "x"],
-    "instruction_set": ["generic", "scalar", "sse9", "", 3],
+    "instruction_set": ["generic", "sse9", "", 3],
 }
 SETTINGS = {"threads": 1, "instruction_set": "auto"}
 MIXTURE = ("likelihood", "atoms", "smoothing_scale")
@@ -80,11 +78,6 @@ def _reference(given: Arguments) -> list[Tensor]:
     return [value.detach(), *_gradients(value, [given["x"], given["params"]], given)]
 
 
-def _op(given: Arguments) -> list[Tensor]:
-    value, _ = torch.ops.dsmooth.logistic_mixture(*(given[n] for n in ("x", "params", *MIXTURE)))
-    return [value.detach(), *_gradients(value, [given["x"], given["params"]], given)]
-
-
 def _backward_arguments(channels: int) -> Arguments:
     given = _base(channels)
     _, state = torch.ops.dsmooth.logistic_mixture(*given.values())
@@ -102,13 +95,6 @@ def _expected_backward(given: Arguments) -> list[Tensor]:
     if given["state"].shape != fresh.shape or not torch.equal(given["state"], fresh):
         reject()
     grads = torch.autograd.grad(value, leaves, given["grad"].detach().double())
-    wanted = (given["needs_x"], given["needs_params"])
-    return [grad for grad, needed in zip(grads, wanted, strict=True) if needed]
-
-
-def _op_backward(given: Arguments) -> list[Tensor]:
-    names = ("grad", "x", "params", "state", *MIXTURE, "needs_x", "needs_params")
-    grads = torch.ops.dsmooth.logistic_mixture_backward(*(given[name] for name in names))
     wanted = (given["needs_x"], given["needs_params"])
     return [grad for grad, needed in zip(grads, wanted, strict=True) if needed]
 
@@ -166,45 +152,6 @@ def _expected_extension_backward(given: Arguments) -> list[Tensor]:
     return _expected_backward({**given, **needs})
 
 
-def _triton(given: Arguments) -> list[Tensor]:
-    import dsmooth.functional.logistic_mixture_triton  # noqa: F401
-
-    names = ("x", "params", *MIXTURE, "needs_x", "needs_params")
-    return [torch.ops.dsmooth.logistic_mixture_triton(*(given[name] for name in names))[0].detach()]
-
-
-def _triton_backward_arguments() -> Arguments:
-    given = _base(1)
-    grad = guarded(torch.linspace(-1, 1, 40).view(2, 4, 5))
-    return {"grad": grad, "unit_x": given["x"], "unit_params": given["params"]}
-
-
-def _triton_backward(given: Arguments) -> list[Tensor]:
-    return list(torch.ops.dsmooth.logistic_mixture_triton_backward(**given))
-
-
-def _expected_triton_backward(given: Arguments) -> list[Tensor]:
-    grad = given["grad"].detach()
-    assert grad.ndim == 3
-    units = (given[name].detach() for name in ("unit_x", "unit_params"))
-    return [grad.unsqueeze(1) * unit if unit.numel() > 0 else unit for unit in units]
-
-
-TRITON = [
-    Target(
-        "torch.ops.dsmooth.logistic_mixture_triton",
-        lambda: {**_base(1), "needs_x": True, "needs_params": True},
-        *(_triton, lambda given: [_log_prob(given)[0].detach()], VALUES),
-        runs=False,
-    ),
-    Target(
-        "torch.ops.dsmooth.logistic_mixture_triton_backward",
-        *(_triton_backward_arguments, _triton_backward, _expected_triton_backward, VALUES),
-        runs=False,
-    ),
-]
-
-
 def _public_arguments(channels: int, impl: str) -> Callable[[], Arguments]:
     return lambda: {**_base(channels), "impl": impl}
 
@@ -231,20 +178,6 @@ TARGETS = [
             VALUES,
         ),
         Target(
-            f"torch.ops.dsmooth.logistic_mixture, C = {channels}",
-            lambda channels=channels: _base(channels),
-            _op,
-            _expected,
-            VALUES,
-        ),
-        Target(
-            f"torch.ops.dsmooth.logistic_mixture_backward, C = {channels}",
-            lambda channels=channels: _backward_arguments(channels),
-            _op_backward,
-            _expected_backward,
-            VALUES,
-        ),
-        Target(
             f"_C.logistic_mixture, C = {channels}",
             lambda channels=channels: _extension_arguments(channels),
             *(_forward_of_extension, _expected_forward, VALUES, True),
@@ -256,7 +189,6 @@ TARGETS = [
         ),
     )
 ]
-TARGETS += TRITON
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=[target.name for target in TARGETS])

@@ -119,7 +119,7 @@ VALUES: dict[str, list[Any]] = {
     "stream": [1, -1, 99, 300, 1.5, "x"],
     "repeat": [-1, 0, 2**24 - 1, 2**24, 1.5, "x"],
     "device": ["meta", "bogus", 1.5],
-    "instruction_set": ["generic", "scalar", "sse9", "", 3],
+    "instruction_set": ["generic", "sse9", "", 3],
 }
 COUNTER = [1, 2, 3, MASK]
 ALSO = ("_C.streams", "_C.instruction_sets")

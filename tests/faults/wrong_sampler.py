@@ -159,7 +159,7 @@ def test_a_wrong_call_raises_or_draws_rightly(target: Target) -> None:
 
 # ---- wrong programs ---------------------------------------------------------------------------
 
-NUMBERS = [-2, -1, 0, 1, 2, 3, 5, 64, 2**20, 2**31, 2**70]
+NUMBERS = [-(2**31), -2, -1, 0, 1, 2, 3, 5, 64, 2**20, 2**31 - 1, 2**31, 2**70]
 ODD = [None, "x", 1.5, True, False, (), [], {}, np.zeros(3), torch.ones(2), object(), *NUMBERS]
 WEIGHTS = [
     *(np.zeros(shape) for shape in ((), (0,), (3,), (3, 1), (3, 1, 6), (0, 1, 6), (3, 1, 6, 1))),
@@ -173,7 +173,7 @@ WEIGHTS = [
 SETTINGS: dict[str, list[Any]] = {
     "program": [None, "x", 3, object()],
     "image_channels": [-1, 0, 2, 3, 2**31, 1.5, "x"],
-    "n_mix": [-1, 0, 1, 3, 2**31 - 1, 2**31, 1.5, "x"],
+    "n_mix": [-1, 0, 1, 3, 2**31 // 3, 2**31 - 1, 2**31, 1.5, "x"],
     "likelihood": ["continuous", "gaussian", "bogus", "", 3],
     "atoms": [(), (0, 0), (256, 1), (-1, 2), "x", 3, (2**70, 1)],
     "smoothing_scale": [-1.0, float("nan"), "x"],
@@ -181,6 +181,20 @@ SETTINGS: dict[str, list[Any]] = {
     "bf16": [None, "x", True, False],
     "instruction_set": ["generic", "sse9", "", 3],
 }
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("term", "drow"), ("term", "dcol"), ("setting", "n_mix")]
+)
+@pytest.mark.parametrize("number", [2**31 - 1, 2**31 // 3 + 1, -(2**31)])
+def test_a_number_whose_sums_overflow_is_refused(kind: str, name: str, number: int) -> None:
+    arguments = {**make_settings("none", False), "instruction_set": "auto"}
+    if kind == "setting":
+        arguments[name] = number
+    else:
+        object.__setattr__(arguments["program"].ops[0].terms[0], name, number)
+    with pytest.raises(ValueError, match="sampler program, "):
+        extension().CpuSampler(**arguments)
 
 
 @st.composite

@@ -19,8 +19,7 @@ from tests.helpers.mixture_cases import LIKELIHOODS, MIXTURES, Gradients
 needs_extension = pytest.mark.skipif(
     not _extension.is_available(), reason=str(_extension.unavailable_reason())
 )
-# "scalar" is the loss's alone: the body of a CUDA thread on the host.
-INSTRUCTION_SETS = ["scalar", *_extension.instruction_sets()] if _extension.is_available() else []
+INSTRUCTION_SETS = _extension.instruction_sets()
 both_impls = pytest.mark.parametrize(
     "impl", ["reference", pytest.param("native", marks=needs_extension)]
 )

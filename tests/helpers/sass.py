@@ -31,7 +31,7 @@ class Instruction:
 
     @property
     def target(self) -> int | None:
-        """Where a branch goes."""
+        """Target of a branch."""
         if not self.name.startswith("BRA"):
             return None
         found = re.search(r"0x([0-9a-f]+)", self.operands)

@@ -62,6 +62,7 @@ def test_as_good_as_eager_with_what_is_kept_of_the_gates(dtype: torch.dtype) -> 
         as_good_as_eager(case, dtype, keep_gates=True)
 
 
+@pytest.mark.full
 def test_as_good_as_eager_at_160_channels() -> None:
     case = make_case("down_right", (1, 1, 2), 160, (160,), 0.5, torch.float16, gains=True)
     as_good_as_eager(case, torch.float16)

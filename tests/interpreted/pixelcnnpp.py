@@ -87,6 +87,7 @@ def test_the_exported_network_calls_the_kernels() -> None:
     torch.testing.assert_close(exported.module()(x), model(x))
 
 
+@pytest.mark.full
 @torch.no_grad()
 def test_no_parameter_sees_its_own_pixel_or_a_later_one() -> None:
     model = make_model().eval()

@@ -27,7 +27,8 @@ struct Case {
 
 Program program(const Case& c) {
   return Toy(c.filters, c.channels, static_cast<Conditioning>(c.conditioning),
-             static_cast<Likelihood>(c.likelihood), std::vector<int>(c.atoms, c.atoms + c.n_atoms))
+             static_cast<dsmooth::Likelihood>(c.likelihood),
+             std::vector<int>(c.atoms, c.atoms + c.n_atoms))
       .take();
 }
 
@@ -41,17 +42,6 @@ struct Sampler {
         sampler(program(given), given.bf16 != 0, 0),
         sharing(sampler.share(c.n, c.height, c.width, size_t{1} << 30, c.max_slice)) {}
 };
-
-// All launches of a request, however many there are.
-template <class S>
-void sample(const S& sampler, const CudaRequest& request) {
-  if constexpr (requires { sampler.launches(request.sharing, request.height); }) {
-    for (int64_t i = 0; i < sampler.launches(request.sharing, request.height); ++i)
-      sampler.sample(request, i);
-  } else {
-    sampler.sample(request);
-  }
-}
 
 }  // namespace
 
@@ -79,8 +69,9 @@ int64_t workspace_bytes(void* s) {
 }
 void draw(void* s, const float* context, float* out, const uint8_t* mask, float* workspace) {
   auto& [c, sampler, sharing, error] = *static_cast<Sampler*>(s);
-  sample(sampler, {c.n, c.height, c.width, c.seed, c.first_index, c.temperature, sharing, context,
-                   out, mask, workspace, nullptr});
+  const Slice all{0, c.height, c.width, c.seed, c.first_index, c.temperature, context, out, mask};
+  for (int64_t i = 0; i < sampler.launches(sharing, c.height); ++i)
+    sampler.sample({c.n, all, sharing, workspace, nullptr}, i);
 }
 
 // The same by lanes of the host that meet at every sync.

@@ -1,14 +1,47 @@
-// Vectors of 8 floats in the compiler's own extension: any CPU. Included inside a namespace.
-#include "simd_common.h"
+// Vectors of 8 floats: by AVX2 and FMA where they are compiled for, else by the compiler's own
+// extension on any CPU. Included inside a namespace.
 
 using Vec __attribute__((vector_size(32))) = float;
 using IntVec __attribute__((vector_size(32))) = int32_t;
 
 constexpr int kLanes = 8;
+
+inline Vec splat(float x) { return Vec{x, x, x, x, x, x, x, x}; }
+inline Vec minus_abs(Vec x) {
+  return reinterpret_cast<Vec>(reinterpret_cast<IntVec>(x) | INT32_MIN);
+}
+inline Vec at_least(Vec x, float low) { return x < low ? splat(low) : x; }  // keeps a NaN
+inline Vec select_positive(Vec x, Vec yes, Vec no) { return x > 0 ? yes : no; }
+inline Vec power_of_two(Vec whole) {
+  return reinterpret_cast<Vec>((__builtin_convertvector(whole, IntVec) + 127) << 23);
+}
+
+#if defined(__AVX2__)
+constexpr int kMaxPanelUnits = 3;
+constexpr int max_tile_rows(int units) { return units == 1 ? 8 : units == 2 ? 6 : 4; }
+
+inline __m256i first(int n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+inline Vec load(const float* p, int n = kLanes) {
+  return Vec(n == kLanes ? _mm256_loadu_ps(p) : _mm256_maskload_ps(p, first(n)));
+}
+inline void store(float* p, Vec v, int n = kLanes) {
+  if (n == kLanes)
+    _mm256_storeu_ps(p, __m256(v));
+  else
+    _mm256_maskstore_ps(p, first(n), __m256(v));
+}
+inline Vec multiply_add(Vec a, Vec b, Vec c) {
+  return Vec(_mm256_fmadd_ps(__m256(a), __m256(b), __m256(c)));
+}
+inline Vec round_whole(Vec x) {
+  return Vec(_mm256_round_ps(__m256(x), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+#else
 constexpr int kMaxPanelUnits = 2;
 constexpr int max_tile_rows(int units) { return units == 1 ? 4 : 2; }
 
-inline Vec splat(float x) { return Vec{x, x, x, x, x, x, x, x}; }
 #if defined(__SANITIZE_THREAD__)
 // ThreadSanitizer watches scalars, not vectors of 32 bytes.
 inline Vec load(const float* p, int n = kLanes) {
@@ -30,18 +63,12 @@ inline void store(float* p, Vec v, int n = kLanes) {
 }
 #endif
 inline Vec multiply_add(Vec a, Vec b, Vec c) { return a * b + c; }
-inline Vec minus_abs(Vec x) {
-  return reinterpret_cast<Vec>(reinterpret_cast<IntVec>(x) | INT32_MIN);
-}
-inline Vec at_least(Vec x, float low) { return x < low ? splat(low) : x; }  // keeps a NaN
-inline Vec select_positive(Vec x, Vec yes, Vec no) { return x > 0 ? yes : no; }
 inline Vec round_whole(Vec x) {
   const Vec magic = splat(0x1.8p23f);
   return (x + magic) - magic;
 }
-inline Vec power_of_two(Vec whole) {
-  return reinterpret_cast<Vec>((__builtin_convertvector(whole, IntVec) + 127) << 23);
-}
+#endif
+
 inline void store_bf16(uint16_t* p, Vec v, int n) {
   for (int i = 0; i < n; ++i) p[i] = to_bfloat16(v[i]);
 }

@@ -1,0 +1,40 @@
+// The kind of a pixel's distribution, apart from its parameters: for the loss and the sampler.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace dsmooth {
+
+// A density of logistics, their mass in a byte level, or a density of Gaussians.
+enum class Likelihood { kContinuous, kDiscretized, kGaussian };
+
+// Throws std::invalid_argument for another name.
+inline Likelihood likelihood_named(const std::string& name) {
+  if (name == "continuous") return Likelihood::kContinuous;
+  if (name == "discretized") return Likelihood::kDiscretized;
+  if (name == "gaussian") return Likelihood::kGaussian;
+  throw std::invalid_argument("likelihood must be one of continuous, discretized, gaussian, got " +
+                              name);
+}
+
+// Throws std::invalid_argument, which names the setting, if the settings contradict one another.
+// atoms: byte levels, for kDiscretized alone. smoothing_scale: for kGaussian alone.
+template <class Level>
+void check_mixture(Likelihood likelihood, const std::vector<Level>& atoms, double smoothing_scale) {
+  if (!atoms.empty() && likelihood != Likelihood::kDiscretized)
+    throw std::invalid_argument("atoms need likelihood discretized");
+  for (auto level = atoms.begin(); level != atoms.end(); ++level)
+    if (*level < 0 || *level > 255 || std::find(atoms.begin(), level, *level) != level)
+      throw std::invalid_argument("atoms must be distinct byte levels 0 .. 255, got " +
+                                  std::to_string(*level));
+  if (likelihood == Likelihood::kGaussian &&
+      !(std::isfinite(smoothing_scale) && smoothing_scale > 0))
+    throw std::invalid_argument("smoothing_scale must be positive and finite, got " +
+                                std::to_string(smoothing_scale));
+}
+
+}  // namespace dsmooth
