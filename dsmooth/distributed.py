@@ -1,6 +1,6 @@
-"""The processes of one call, started by torchrun: they meet, and none waits for a lost one.
+"""Collectives of the processes that torchrun started: they fail fast when a process is lost.
 
-They are connected through the CPU (gloo). When a process ends, in whatever way, its connections
+The processes are connected through the CPU (gloo). When one ends, in whatever way, its connections
 close, and the others find that out at their next exchange.
 """
 
@@ -148,7 +148,7 @@ def _lost() -> ProcessLost:
     )
 
 
-def agree(*numbers: int) -> list[int]:
+def all_reduce_max(*numbers: int) -> list[int]:
     """The largest of each of these numbers over all processes, which all call this."""
     if rank_and_size()[1] == 1:
         return list(numbers)
@@ -161,17 +161,17 @@ def agree(*numbers: int) -> list[int]:
     return largest.tolist()
 
 
-def meet() -> None:
+def barrier() -> None:
     """Wait until all processes are here: what rank 0 wrote before is there for all then."""
-    agree(0)
+    all_reduce_max(0)
 
 
-def as_rank_0_has_it(number: int) -> int:
+def broadcast_int(number: int) -> int:
     """A number, 0 or more, that rank 0 decides. All processes call this."""
-    return agree(number if rank_and_size()[0] == 0 else 0)[0]
+    return all_reduce_max(number if rank_and_size()[0] == 0 else 0)[0]
 
 
-def dealt(
+def distributed_map(
     items: Sequence[Item], work: Callable[[Item], Result], *, to_all: bool = True
 ) -> Iterator[Result]:
     """work(item) of all items in their order; each process does every size-th of them.

@@ -98,8 +98,8 @@ def test_a_batch_that_does_not_divide_is_named(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.quick
 def test_dealt_work_is_the_work_of_one() -> None:
-    assert list(distributed.dealt(range(3), lambda i: i * i)) == [0, 1, 4]
-    assert distributed.agree(3, 4) == [3, 4]
+    assert list(distributed.distributed_map(range(3), lambda i: i * i)) == [0, 1, 4]
+    assert distributed.all_reduce_max(3, 4) == [3, 4]
 
 
 # ---- faults -----------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .._version import __version__
 from ..data import SPLITS, ImageDataset, load_dataset
-from ..distributed import meet, process_group, rank_and_size
+from ..distributed import barrier, process_group, rank_and_size
 from ..evaluate.classifier import (
     EPOCHS,
     accuracy,
@@ -317,7 +317,7 @@ def collect_samples(
     check_outputs([keep], count)
     models.to(choose_device("auto"))
     sample_to_files(models, request, Sampler(How(options.threads)), [keep])
-    meet()
+    barrier()
     labels = request.labels(models.n_classes)
     return read_images(keep), how, labels
 

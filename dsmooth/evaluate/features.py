@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import to_float
-from ..distributed import dealt
+from ..distributed import distributed_map
 from ..files import read_tensors
 
 # The weights of the 2015 Inception network as pytorch-fid and torch-fidelity publish them, one and
@@ -139,7 +139,7 @@ def extract_features(
 
     features, logits = [], []
     done = 0
-    for f, g in dealt(range(0, len(images), batch_size), apply):
+    for f, g in distributed_map(range(0, len(images), batch_size), apply):
         features.append(f)
         if g is not None:
             logits.append(g)

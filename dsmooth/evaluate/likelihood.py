@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..config import Likelihood
 from ..data import ImageDataset
-from ..distributed import dealt
+from ..distributed import distributed_map
 from ..functional import logistic_mixture_log_prob
 from ..nn import PixelCNNpp
 from ..pair import SmoothedPair
@@ -318,7 +318,7 @@ def score_batches(
 
     parts: dict[str, list[Tensor]] = {}
     done = 0
-    for rows in dealt(range(0, n, batch_size), score_from):
+    for rows in distributed_map(range(0, n, batch_size), score_from):
         for name, values in rows.items():
             parts.setdefault(name, []).append(values)
         done = min(done + batch_size, n)

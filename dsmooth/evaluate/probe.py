@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..config import ProbeSettings, Split
 from ..data import ImageDataset
-from ..distributed import as_rank_0_has_it, dealt, meet, rank_and_size
+from ..distributed import barrier, broadcast_int, distributed_map, rank_and_size
 from ..files import read_json, write_json
 from ..nn import PixelCNNpp
 from ..nn.weights import weights_digest
@@ -92,12 +92,12 @@ def probe_pair(
         results = {"unit": unit, "asked": cache_key, "accuracy": {}}
     probing = Probing(pair.smoothing, splits, settings, path.parent)
     for name, network in probing.subjects(pair, controls):
-        if as_rank_0_has_it(name not in results["accuracy"]):
+        if broadcast_int(name not in results["accuracy"]):
             accuracy = probing.probe(name, network)
             if accuracy is not None:
                 results["accuracy"][name] = accuracy
                 write_json(path, results)
-    meet()
+    barrier()
     return results
 
 
@@ -253,7 +253,9 @@ class Probing:
         widths: dict[str, int] = {}
         firsts = range(0, count, CALL_IMAGES)
         of_call = partial(self.features, name, network, split)
-        for first, rows in zip(firsts, dealt(firsts, of_call, to_all=False), strict=False):
+        for first, rows in zip(
+            firsts, distributed_map(firsts, of_call, to_all=False), strict=False
+        ):
             if not files:
                 widths = {block: values.shape[1] for block, values in rows.items()}
                 self.check_room(2 * sum(map(len, self.splits.values())) * sum(widths.values()))

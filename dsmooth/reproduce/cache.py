@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..data.arrays import read_npz
-from ..distributed import meet, rank_and_size
+from ..distributed import barrier, rank_and_size
 from ..files import read_json, write_json
 from ..pictures import save_grid, visible
 from ..progress import progress
@@ -38,7 +38,7 @@ def cached_json(
     it gives an empty one where there is none. Under torchrun all processes compute together, and
     rank 0 writes.
     """
-    meet()  # nobody writes while another looks
+    barrier()  # nobody writes while another looks
     stored = read_json(path) if path.exists() else {}
     key = stored.get(KEY, {})
     if mode == "read":
@@ -73,7 +73,7 @@ def cached_images(
     if x is not None:
         write_images(array, x, request, cache_key)
         save_grid(visible(x[:GRID_IMAGES]), picture)
-    meet()
+    barrier()
     return x if x is not None else _stored_images(array, cache_key)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..config import ReproductionStage, flatten
 from ..data import ImageDataset
-from ..distributed import as_rank_0_has_it, meet, process_group, rank_and_size
+from ..distributed import barrier, broadcast_int, process_group, rank_and_size
 from ..evaluate.features import make_extractor
 from ..files import lock_folder, read_json, write_json
 from ..machine import default_device, use_threads
@@ -87,7 +87,7 @@ def _reproduce(
         description = plan.description()
     if first:
         claim_folder(out, description)
-    meet()
+    barrier()
     with contextlib.ExitStack() as stack:
         if first:
             stack.enter_context(lock_folder(out, "another dsmooth reproduce"))
@@ -180,10 +180,10 @@ def train_all(out: Path, plan: TrainingPlan, only: ReproductionStage | None) -> 
         )
     for config in plan.configs:
         run = runs[config.role]
-        if as_rank_0_has_it(run.is_finished()):
+        if broadcast_int(run.is_finished()):
             print(f"{config.role}: trained already")
             continue
-        resume = bool(as_rank_0_has_it(run.can_resume()))
+        resume = bool(broadcast_int(run.can_resume()))
         minutes = f" for {config.budget:.3g} minutes" if config.budget and not resume else ""
         print(f"{config.role}: {'going on' if resume else 'training'}{minutes}", flush=True)
         result = train(config, run.path, resume=resume)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..config import Method, ProbeSettings, ReproductionStage, Role
 from ..data import ImageDataset, to_bytes
-from ..distributed import meet
+from ..distributed import barrier
 from ..evaluate.comparison import collect_statistics, compare_images
 from ..evaluate.features import extract_features, make_extractor
 from ..evaluate.likelihood import bits_per_dim, score_pair, score_plain
@@ -74,7 +74,7 @@ def draw_all(
     In mode "read" only those are there that are in `folder`.
     """
     folder.mkdir(exist_ok=True)
-    meet()
+    barrier()
     pair, weights = models.pair, models.digests()
     drawer, sampler = pair.drawer(), Sampler()
     pictures: dict[str, Tensor] = {}
@@ -243,7 +243,7 @@ def probe_all(
         return {"skipped": "the images have no labels"}
     if mode == "redo":
         path.unlink(missing_ok=True)
-        meet()
+        barrier()
     return probe_pair(models.pair, train_set, test_set, settings, path, replace_other=True)
 
 

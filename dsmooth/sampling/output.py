@@ -18,7 +18,13 @@ from torch import Tensor
 
 from ..config import flatten, structure
 from ..data.reading import guarded, open_regular
-from ..distributed import agree, as_rank_0_has_it, dealt, process_group, rank_and_size
+from ..distributed import (
+    all_reduce_max,
+    broadcast_int,
+    distributed_map,
+    process_group,
+    rank_and_size,
+)
 from ..files import lock_folder, read_json, write_atomically, write_json, write_npz
 from ..pictures import is_diverged, nhwc_bytes, png, visible
 from .request import Progress, Request
@@ -63,7 +69,7 @@ def draw_parts(
         return keep(parts[number], draw(parts[number], report))
 
     with process_group():
-        yield from dealt(range(len(parts)), work, to_all=False)
+        yield from distributed_map(range(len(parts)), work, to_all=False)
 
 
 def gather(
@@ -119,8 +125,8 @@ def fill(
 
 def _from_rank_0(runs: list[Run]) -> list[Run]:
     """The runs that rank 0 has found, on all ranks."""
-    length = as_rank_0_has_it(2 * len(runs))
-    flat = agree(*(list(chain(*runs)) or [0] * length)) if length else []
+    length = broadcast_int(2 * len(runs))
+    flat = all_reduce_max(*(list(chain(*runs)) or [0] * length)) if length else []
     return list(zip(flat[::2], flat[1::2], strict=True))
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..config import KeepGates, Precision, TrainConfig
-from ..distributed import as_rank_0_has_it, rank_and_size
+from ..distributed import broadcast_int, rank_and_size
 from ..nn import PixelCNNpp
 from ..nn.layers import GatedResnet
 from .ranks import share_of_batch
@@ -138,7 +138,7 @@ def resolve_keep_gates(
         return "off"
     free, _ = torch.cuda.mem_get_info(device)
     fits = gate_bytes(config, *size) <= MEMORY_FRACTION * free
-    return "on" if as_rank_0_has_it(fits) else "off"
+    return "on" if broadcast_int(fits) else "off"
 
 
 def set_keep_gates(model: PixelCNNpp, keep: bool) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..config import TrainConfig
 from ..data import ImageDataset
-from ..distributed import dealt
+from ..distributed import distributed_map
 from ..nn.levels import at_level
 from ..sampling import sample_images
 from .step import TrainState, make_inputs
@@ -45,7 +45,7 @@ def evaluate(state: TrainState, test_set: ImageDataset) -> float:
         with state.autocast:
             return -float(model.log_prob(*inputs).double().sum())
 
-    nats = sum(dealt(range(0, n, 100), score))
+    nats = sum(distributed_map(range(0, n, 100), score))
     return nats / (math.log(2) * n * test_set.images[0].numel())
 
 

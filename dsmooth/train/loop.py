@@ -14,7 +14,7 @@ import torch
 from ..config import TrainConfig
 from ..data import ImageDataset, load_dataset
 from ..data.arrays import OWN, OwnData, split_own
-from ..distributed import agree, as_rank_0_has_it, meet, process_group, rank_and_size
+from ..distributed import all_reduce_max, barrier, broadcast_int, process_group, rank_and_size
 from ..files import lock_folder, save_weights
 from ..machine import choose_device, default_device, use_threads
 from ..runs import RunFolder, default_folder
@@ -187,11 +187,11 @@ def _loop(
             if log:
                 log.interrupted(state.images_seen)
             return TrainResult(state.images_seen, bits, interrupted)
-    if as_rank_0_has_it(not run.weights.exists()):  # of a finished run whose file is gone
+    if broadcast_int(not run.weights.exists()):  # of a finished run whose file is gone
         bits = _score(state, test_set, run, log)
     if log:
         log.finished(state.images_seen)
-    meet()  # the others leave when all is written
+    barrier()  # the others leave when all is written
     return TrainResult(state.images_seen, bits)
 
 
@@ -224,7 +224,7 @@ class Watch:
         made = seconds * (steps - self.steps) / max(now - self.looked, 1e-9)
         pace = max(1, min(READ_STEPS, int(made)))
         mine = (int(due), pace) if self.rank == 0 else (0, 0)
-        signal, due_there, pace = agree(self.stop() or 0, *mine)
+        signal, due_there, pace = all_reduce_max(self.stop() or 0, *mine)
         self.looked, self.steps, self.next = now, steps, steps + pace
         return signal or None, bool(due_there)
 
@@ -258,9 +258,7 @@ def fix_images(state: TrainState, test_set: ImageDataset) -> TrainConfig:
     scratch.step()
     scratch.read()
     times: list[float] = []
-    while as_rank_0_has_it(
-        len(times) < 3 or time.monotonic() - started < min(5.0, 3 * config.budget)
-    ):
+    while broadcast_int(len(times) < 3 or time.monotonic() - started < min(5.0, 3 * config.budget)):
         before = time.monotonic()
         scratch.step()
         scratch.read()
@@ -272,8 +270,8 @@ def fix_images(state: TrainState, test_set: ImageDataset) -> TrainConfig:
     cost = time.monotonic() - before
     evaluations = max(1, min(config.evaluations, int(60 * config.budget / (5 * cost))))
     left = 60 * config.budget - evaluations * cost - (time.monotonic() - started)
-    evaluations = as_rank_0_has_it(evaluations)
-    steps = as_rank_0_has_it(max(1, int(left / sorted(times)[len(times) // 2])))
+    evaluations = broadcast_int(evaluations)
+    steps = broadcast_int(max(1, int(left / sorted(times)[len(times) // 2])))
     return replace(config, images=steps * config.batch_size, evaluations=evaluations)
 
 
@@ -288,7 +286,7 @@ def check_new_run(run: RunFolder) -> None:
 def check_same_place(state: TrainState, run: RunFolder) -> None:
     """Raise ValueError unless all processes have read the same checkpoint."""
     images = state.images_seen
-    latest, least = agree(images, -images)
+    latest, least = all_reduce_max(images, -images)
     if latest != -least:
         raise ValueError(
             f"the processes read checkpoints at {-least:,} and {latest:,} images: {run.path} must "
