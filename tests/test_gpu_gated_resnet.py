@@ -53,7 +53,7 @@ def test_as_good_as_eager(
 
 
 def test_tf32_where_torch_allows_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where its own convolutions may use it; and as exactly as they do."""
+    """TF32 is used where torch's own convolutions may use it, and as exactly."""
     case = make_case("down", (2, 16, 16), 64, (64,), 0.0, torch.float32)
     exact = case.run("reference", torch.float64)
     errors = []

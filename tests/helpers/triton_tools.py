@@ -44,7 +44,7 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Compiled:
-    """What the compilers made of a kernel.
+    """A compiled kernel.
 
     registers: of a thread. stack, in bytes of a thread: what did not fit the registers. local: how
     many instructions load or store such memory (LDL, STL). shared: bytes of a block, static and
@@ -248,7 +248,7 @@ class _Recorder:
 
 
 def _disassembled(cubin: bytes) -> str:
-    """What cuobjdump says of the only kernel in a cubin: its code and what it uses (REG, STACK)."""
+    """The code of the only kernel in a cubin and its resources (REG, STACK), by cuobjdump."""
     from triton import knobs
 
     with tempfile.TemporaryDirectory() as folder:

@@ -92,7 +92,7 @@ def test_every_level_an_atom(channels: int) -> None:
 @pytest.mark.parametrize("n_mix", [1, 5, 17])
 @pytest.mark.parametrize("mixture", MIXTURES)
 def test_a_pixel_does_not_see_its_neighbours(mixture: str, n_mix: int, channels: int) -> None:
-    """Of a part of an image, down to one pixel, the same bits as of the whole."""
+    """A part of an image, down to one pixel, gets the bits that it gets in the whole."""
     x, params, options = float_case(channels, mixture, n_mix=n_mix, size=(2, 3, 13))
     whole = run(x, params, **options)
     for part in ((slice(1), ..., slice(1), slice(1)), (slice(2), ..., slice(1, 3), slice(4, 11))):
