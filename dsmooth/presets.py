@@ -73,7 +73,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "mnist": {**_OURS_MNIST, **_MNIST, "model": _F40, "images": 3_000_000},
     "cifar10": {**_OURS, **_CIFAR10, "model": _F160, "images": 10_000_000},
-    "photos": {**_OURS, **_PHOTOS, "model": _F32, "batch_size": 16},
+    "photos": {**_OURS, **_PHOTOS, "model": _F32, "batch_size": 8},
     "mnist-paper": {**_PAPER, **_MNIST, "model": _F40},
     "cifar10-paper": {**_PAPER, **_CIFAR10, "model": _F160},
     "celeba-paper": {**_PAPER, **_CELEBA, "model": _F160},
