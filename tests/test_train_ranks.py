@@ -67,10 +67,12 @@ def test_the_same_steps_for_any_number_of_ranks(tmp_path: Path) -> None:
         run_script(script, size, [str(out), *map(settings_of, configs)], tmp_path)
     for number in range(len(configs)):
         one, three = (torch.load(tmp_path / size / f"{number}.pt") for size in ("1", "3"))
-        assert three[0] == pytest.approx(one[0], rel=1e-6)
-        assert three[1] == pytest.approx(one[1], rel=1e-5)
+        # The polar factor brings the smallest parts of a gradient, and their rounding, to size 1.
+        loose = 100 if configs[number].optimizer == "muon" else 1
+        assert three[0] == pytest.approx(one[0], rel=loose * 1e-6)
+        assert three[1] == pytest.approx(one[1], rel=loose * 1e-5)
         for name, tensor in one[2].items():
-            torch.testing.assert_close(three[2][name], tensor, rtol=0, atol=1e-5, msg=name)
+            torch.testing.assert_close(three[2][name], tensor, rtol=0, atol=loose * 1e-5, msg=name)
 
 
 def test_accumulation_is_the_same_run(tmp_path: Path) -> None:
@@ -97,7 +99,7 @@ def test_a_batch_that_does_not_divide_is_named(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.quick
-def test_dealt_work_is_the_work_of_one() -> None:
+def test_distributed_work_is_the_work_of_one() -> None:
     assert list(distributed.distributed_map(range(3), lambda i: i * i)) == [0, 1, 4]
     assert distributed.all_reduce_max(3, 4) == [3, 4]
 
@@ -190,7 +192,8 @@ def test_torchrun_restarts_a_killed_rank(tmp_path: Path) -> None:
     assert_went_on(tmp_path)
 
 
-LONG = ["train", "noisy", *TINY, "--images=100000", "--schedule=cooldown", "--out=run"]
+LONG = ["train", "noisy", *TINY, "--images=100000", "--schedule=cooldown"]
+LONG += ["--kernel-rate=0.02", "--out=run"]  # an angle that does not follow from the images
 
 
 def stop_by(signals: Sequence[int], folder: Path) -> tuple[RunFolder, int]:
