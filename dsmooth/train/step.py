@@ -29,8 +29,8 @@ from .log import NonFiniteLoss, Reading, Readings
 from .optimizers import EMA, Optimizer
 from .ranks import share_gradients, share_of_batch, without_exchange
 
-# Muon's best angle times the square root of the number of steps: docs/decisions/009-muon.md. Runs of
-# fewer than LEAST_STEPS, which nobody measured, take the angle of that many.
+# Muon's best angle times the square root of the number of steps (docs/decisions/009-muon.md). Runs
+# of fewer than LEAST_STEPS, which nobody measured, take the angle of that many.
 KERNEL_RATE = 1.1
 LEAST_STEPS = 100
 
