@@ -83,9 +83,9 @@ def test_names_that_a_network_does_not_know(pair: dsmooth.SmoothedPair) -> None:
     for name in ("temprature", "method", "count"):
         for call in (sequential_sample, jacobi_sample):
             with pytest.raises(TypeError, match=f"no argument '{name}'; see seed, first_index, "):
-                call(pair.noisy, 1, height=4, width=4, **{name: 1})  # type: ignore[operator]
+                call(pair.noisy, 1, height=4, width=4, **{name: 1})
     with pytest.raises(TypeError, match="no argument 'count'"):
-        pair.sample(1, count=3)  # type: ignore[call-arg]
+        pair.sample(1, count=3)
 
 
 def test_a_sampler_of_a_drawing_packs_once_and_public_calls_see_new_weights(
