@@ -124,6 +124,12 @@ def test_growing_that_was_stopped(tmp_path: Path, stop: int) -> None:
     assert contents(tmp_path / "grown") == contents(tmp_path / "at once")
 
 
+def test_the_folder_of_a_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="is the folder of a run or a pair: choose another one"):
+        draw_into(tmp_path, 3)
+
+
 def test_another_calls_folder_is_refused(tmp_path: Path) -> None:
     def start(n: int, seed: int) -> None:
         fill(Shards(tmp_path, Request(n), SHAPE, {"seed": seed}), Draw(), 7)
@@ -170,7 +176,7 @@ def test_numbered_pictures(tmp_path: Path) -> None:
     x[3] = torch.nan
 
     def draw(n: int, seed: int = 0) -> tuple[int, int, int]:
-        folder = Pictures(tmp_path, Request(n, first_index=7), SHAPE, {"seed": seed}, size=2)
+        folder = Pictures(tmp_path, Request(n, first_index=7), SHAPE, {"seed": seed})
         return fill(folder, lambda part, _: x[part.first_index - 7 :][: part.count], 1)
 
     assert draw(2) == (0, 2, 0)
@@ -183,8 +189,21 @@ def test_numbered_pictures(tmp_path: Path) -> None:
     assert torch.equal(read_images(tmp_path).images, to_bytes(x))
     with pytest.raises(ValueError, match="another drawing: seed 0, not 1; choose another folder"):
         draw(5, seed=1)
-    (tmp_path / "images.json").unlink()
-    with pytest.raises(ValueError, match=r"holds pictures without images\.json"):
+    (tmp_path / names[0]).write_bytes((tmp_path / names[1]).read_bytes())
+    for use in (lambda: draw(5), lambda: read_images(tmp_path)):
+        with pytest.raises(ValueError, match=r"00000007\.png does not hold the images that were"):
+            use()
+    manifest = tmp_path / "images.json"
+    found = json.loads(manifest.read_text())
+    names_of_0_1 = ("description", "first_index", "image_shape")
+    manifest.write_text(json.dumps({name: found[name] for name in names_of_0_1}))
+    assert len(read_images(tmp_path).images) == 5
+    with pytest.raises(
+        ValueError, match=r"was drawn by dsmooth 0\.1\.0, .*: choose another folder$"
+    ):
+        draw(5)
+    manifest.unlink()
+    with pytest.raises(ValueError, match=r"holds \*\.png without images\.json"):
         draw(5)
 
 

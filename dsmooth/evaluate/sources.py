@@ -19,7 +19,7 @@ from ..data.reading import guarded, open_regular
 from ..models import Models
 from ..pictures import is_diverged
 from ..progress import progress
-from ..sampling.output import MANIFEST, check_shards
+from ..sampling.output import check_folder
 
 BYTES = "x in [-1, 1] to round((x + 1) * 127.5), clamped to 0 .. 255"
 # Names of an array of images in a .npz: ours, two that are common, and savez's first.
@@ -117,6 +117,7 @@ def read_images(path: Path, limit: int | None = None) -> ImageSet:
         return ImageSet(read_image_file(path), str(path))
     if not path.is_dir():
         raise FileNotFoundError(f"there is no folder, image file, .npz or .npy {path}")
+    check_folder(path)
     shards = sorted(path.glob("*.npy"))
     if shards:
         return _read_shards(path, shards, limit)
@@ -127,8 +128,6 @@ def read_images(path: Path, limit: int | None = None) -> ImageSet:
 
 
 def _read_shards(folder: Path, shards: Sequence[Path], limit: int | None) -> ImageSet:
-    if (folder / MANIFEST).exists():
-        check_shards(folder)
     arrays, left = [], limit
     for shard in shards:
         array = _load_npy(shard)[:left]

@@ -8,9 +8,9 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from itertools import accumulate, chain, groupby
+from itertools import accumulate, chain
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -27,11 +27,8 @@ from ..distributed import (
 )
 from ..files import lock_folder, read_json, write_atomically, write_json, write_npz
 from ..pictures import is_diverged, nhwc_bytes, png, visible
+from ..runs import RunFolder
 from .request import Progress, Request
-
-MANIFEST = "shards.json"
-PNG_MANIFEST = "images.json"
-SHARD_SIZE = 128
 
 T = TypeVar("T")
 # Neighbouring images of a request, from the first to before the second.
@@ -99,9 +96,7 @@ class Filled(NamedTuple):
     diverged: int
 
 
-def fill(
-    folder: Shards | Pictures, draw: DrawPart, chunk: int, progress: Progress | None = None
-) -> Filled:
+def fill(folder: Folder, draw: DrawPart, chunk: int, progress: Progress | None = None) -> Filled:
     """Draw the images that a folder lacks; each process writes those that it draws.
 
     After an interruption (Ctrl-C, a full disk, a killed process) the same call goes on. One with a
@@ -132,17 +127,18 @@ def _from_rank_0(runs: list[Run]) -> list[Run]:
 
 @dataclass
 class Manifest:
-    """The drawing of a folder of shards, and the SHA-256 of each file that is there.
+    """The drawing of a folder, and the SHA-256 of each file that is there.
 
-    done: in folders of dsmooth 0.1.0 alone, the images that are there.
+    done: in folders of shards of dsmooth 0.1.0, the images that are there; its folders of pictures
+    have neither n nor digests.
     """
 
     description: dict[str, Any]
     first_index: int
     image_shape: list[int]
-    shard_size: int
-    n: int
-    sha256: list[str | None]
+    shard_size: int = 1
+    n: int = 0
+    sha256: list[str | None] = field(default_factory=list)
     done: int | None = None
 
     @classmethod
@@ -157,19 +153,43 @@ class Manifest:
             raise ValueError(f"{path} is damaged: it lists {files} files of {there} images")
         return found
 
+    @property
+    def is_of_0_1(self) -> bool:
+        """Whether dsmooth 0.1.0 wrote it."""
+        return self.done is not None or self.n == 0
+
 
 @dataclass
-class _Folder:
-    """The images of a request in files of `size` images, counted from the first one.
+class Folder:
+    """The images of a request in numbered files of `size` images, and a manifest.
 
-    description: all that decides the images beside their numbers, as JSON.
+    A file is written whole or not at all. The manifest has the description and the SHA-256 of each
+    file that is there. description: all that decides the images beside their numbers, as JSON.
     """
+
+    manifest: ClassVar[str]
+    pattern: ClassVar[str]
 
     path: Path
     request: Request
     image_shape: tuple[int, int, int]
     description: Mapping[str, Any] = field(default_factory=dict)
-    size: int = SHARD_SIZE
+    size: int = 1
+    digests: list[str | None] = field(init=False, default_factory=list)
+
+    @staticmethod
+    def name(number: int, first_index: int) -> str:
+        """The name of file `number`; first_index: the first image of the request."""
+        raise NotImplementedError
+
+    @staticmethod
+    def encode(images: Tensor) -> bytes:
+        """The content of a file of images (N, C, H, W)."""
+        raise NotImplementedError
+
+    def file(self, number: int) -> Path:
+        """The path of a file."""
+        return self.path / self.name(number, self.request.first_index)
 
     @property
     def drawing(self) -> dict[str, Any]:
@@ -178,6 +198,7 @@ class _Folder:
             "description": dict(self.description),
             "first_index": self.request.first_index,
             "image_shape": list(self.image_shape),
+            "shard_size": self.size,
         }
 
     def parts(self, runs: list[Run], chunk: int, ranks: int) -> list[Request]:
@@ -195,11 +216,86 @@ class _Folder:
                 first = last
         return parts
 
-    def offset(self, part: Request) -> int:
+    def missing(self) -> list[Run]:
+        """The images that are to be drawn. From here on a smaller request is refused.
+
+        Raises ValueError for the folder of a run, of another drawing, of a larger one or of dsmooth
+        0.1.0, and for files that are not those that were written.
+        """
+        path, n, there, size = self.path / self.manifest, self.request.count, 0, self.size
+        self.digests = []
+        if RunFolder(self.path).config.exists():
+            raise ValueError(f"{self.path} is the folder of a run or a pair: choose another one")
+        if path.exists():
+            found = Manifest.read(path)
+            if found.is_of_0_1:
+                raise ValueError(
+                    f"{self.path} was drawn by dsmooth 0.1.0, whose folders this version reads but "
+                    "does not add to: choose another folder"
+                )
+            self._check_drawing(asdict(found))
+            there, self.digests = found.n, found.sha256
+        elif any(self.path.glob(self.pattern)):
+            raise ValueError(
+                f"{self.path} holds {self.pattern} without {self.manifest}: choose another folder"
+            )
+        if there > n:
+            raise ValueError(
+                f"{self.path} holds a drawing of {there} images: ask for {there} or more, not {n}"
+            )
+        runs: list[Run] = []
+
+        def draw(first: int, end: int) -> None:
+            if runs and runs[-1][1] == first:
+                first = runs.pop()[0]
+            runs.append((first, end))
+
+        for number, stated in enumerate(self.digests):
+            if stated is None:
+                draw(number * size, min((number + 1) * size, n))
+            else:
+                check_file(self.file(number), stated)
+        if there < n:
+            if there % size and self.digests[-1] is not None:
+                self.digests[-1] = None  # its file is written anew, with the images that it has
+                draw(there, min(there - there % size + size, n))
+            first = min(-(-there // size) * size, n)
+            if first < n:
+                draw(first, n)
+            self.digests += [None] * (-(-n // size) - len(self.digests))
+            self._write_manifest()
+        return runs
+
+    def keep(self, part: Request, images: Tensor) -> Kept:
+        """Write the images (N, C, H, W) of a part; the first file may have others before them."""
+        x = images.detach().float().cpu()
+        first, before = divmod(self._offset(part), self.size)
+        if before:
+            x = torch.cat([torch.from_numpy(np.load(self.file(first))[:before]), x])
+        digests: list[str] = []
+        for number, some in enumerate(x.split(self.size), first):
+            content = self.encode(some)
+            write_atomically(self.file(number), content)
+            digests.append(hashlib.sha256(content).hexdigest())
+        return Kept(digests, int(is_diverged(images).sum()))
+
+    def record(self, part: Request, kept: Kept) -> None:
+        """Let the files count: a crash before repeats them, one after keeps them."""
+        for number, digest in enumerate(kept.digests, self._offset(part) // self.size):
+            if not self.file(number).exists():
+                raise ValueError(f"{self.path} must be a folder that all machines share")
+            self.digests[number] = digest
+        self._write_manifest()
+
+    def _offset(self, part: Request) -> int:
         """Images of the request before a part of it."""
         return part.first_index - self.request.first_index
 
-    def check_drawing(self, found: Mapping[str, Any]) -> None:
+    def _write_manifest(self) -> None:
+        values = {**self.drawing, "n": self.request.count, "sha256": self.digests}
+        write_json(self.path / self.manifest, values)
+
+    def _check_drawing(self, found: Mapping[str, Any]) -> None:
         """Raise ValueError, naming each setting of a drawing that differs from this one."""
         there = flatten(dict(found))
         different = [
@@ -213,129 +309,42 @@ class _Folder:
             )
 
 
-class Shards(_Folder):
-    """Files shard_00000.npy, ..., float32 (size, C, H, W), the last one with the rest.
+@dataclass
+class Shards(Folder):
+    """Files shard_00000.npy, ..., float32 (size, C, H, W), the last one with the rest."""
 
-    A file is written whole or not at all. The manifest shards.json has the description and the
-    SHA-256 of each file that is there.
-    """
+    manifest = "shards.json"
+    pattern = "shard_*.npy"
+    size: int = 128
 
-    digests: list[str | None]
+    @staticmethod
+    def name(number: int, first_index: int) -> str:
+        return f"shard_{number:05d}.npy"
 
-    @property
-    def drawing(self) -> dict[str, Any]:
-        return {**super().drawing, "shard_size": self.size}
-
-    def file(self, number: int) -> Path:
-        """The path of a file."""
-        return self.path / f"shard_{number:05d}.npy"
-
-    def missing(self) -> list[Run]:
-        """The images that are to be drawn. From here on a smaller request is refused.
-
-        Raises ValueError for a folder of another drawing, of a larger one or of dsmooth 0.1.0, and
-        for files that are not those that were written.
-        """
-        path, n, there = self.path / MANIFEST, self.request.count, 0
-        self.digests = []
-        if path.exists():
-            found = Manifest.read(path)
-            if found.done is not None:
-                raise ValueError(
-                    f"{self.path} was drawn by dsmooth 0.1.0, whose folders this version reads but "
-                    "does not add to: choose another folder"
-                )
-            self.check_drawing(asdict(found))
-            there, self.digests = found.n, found.sha256
-        elif any(self.path.glob("shard_*.npy")):
-            raise ValueError(f"{self.path} holds shards without {MANIFEST}: choose another one")
-        if there > n:
-            raise ValueError(
-                f"{self.path} holds a drawing of {there} images: ask for {there} or more, not {n}"
-            )
-        runs: list[Run] = []
-        size = self.size
-        for number, stated in enumerate(self.digests):
-            if stated is None:
-                runs.append((number * size, min((number + 1) * size, n)))
-            else:
-                check_file(self.file(number), stated)
-        if there < n:
-            if there % size and self.digests[-1] is not None:
-                self.digests[-1] = None  # its file is written anew, with the images that it has
-                runs.append((there, min(there - there % size + size, n)))
-            first = min(-(-there // size) * size, n)
-            runs.append((first, n))
-            self.digests += [None] * (-(-n // size) - len(self.digests))
-            self._write_manifest()
-        return runs
-
-    def keep(self, part: Request, images: Tensor) -> Kept:
-        """Write the images (N, C, H, W) of a part; the first file may have others before them."""
-        x = np.ascontiguousarray(images.numpy(force=True), "<f4")
-        number, before = divmod(self.offset(part), self.size)
-        if before:
-            x = np.concatenate([np.load(self.file(number))[:before], x])
-        digests: list[str] = []
-        for first in range(0, len(x), self.size):
-            buffer = io.BytesIO()
-            np.save(buffer, x[first : first + self.size])
-            write_atomically(self.file(number + len(digests)), buffer.getvalue())
-            digests.append(hashlib.sha256(buffer.getvalue()).hexdigest())
-        return Kept(digests, int(is_diverged(images).sum()))
-
-    def record(self, part: Request, kept: Kept) -> None:
-        """Let the files count: a crash before repeats them, one after keeps them."""
-        first = self.offset(part) // self.size
-        for number, digest in enumerate(kept.digests, first):
-            if not self.file(number).exists():
-                raise ValueError(f"{self.path} must be a folder that all machines share")
-            self.digests[number] = digest
-        self._write_manifest()
-
-    def _write_manifest(self) -> None:
-        write_json(
-            self.path / MANIFEST,
-            {**self.drawing, "n": self.request.count, "sha256": self.digests},
-        )
+    @staticmethod
+    def encode(images: Tensor) -> bytes:
+        buffer = io.BytesIO()
+        np.save(buffer, np.ascontiguousarray(images.numpy(), "<f4"))
+        return buffer.getvalue()
 
 
 @dataclass
-class Pictures(_Folder):
-    """A PNG file of 8 bits a channel for each image, named after its number in the stream.
+class Pictures(Folder):
+    """PNG files of one image, 8 bits a channel, named after its number: 00000000.png is image 0.
 
-    00000000.png is image 0. Images that diverged are grey. images.json has the description.
+    Images that diverged are grey.
     """
 
-    size: int = 16  # images that are drawn together at least
+    manifest = "images.json"
+    pattern = "*.png"
 
-    def file(self, offset: int) -> Path:
-        """The path of a picture, by its place in the request."""
-        return self.path / f"{self.request.first_index + offset:08d}.png"
+    @staticmethod
+    def name(number: int, first_index: int) -> str:
+        return f"{first_index + number:08d}.png"
 
-    def missing(self) -> list[Run]:
-        """The images that are to be drawn. Raises ValueError for a folder of another drawing."""
-        manifest = self.path / PNG_MANIFEST
-        if manifest.exists():
-            self.check_drawing(read_json(manifest))
-        elif any(self.path.glob("*.png")):
-            raise ValueError(f"{self.path} holds pictures without {PNG_MANIFEST}: choose another")
-        else:
-            write_json(manifest, self.drawing)
-        there = {path.name for path in self.path.glob("*.png")}
-        numbers = range(self.request.count)
-        runs = groupby(numbers, lambda offset: self.file(offset).name in there)
-        found = [list(run) for is_there, run in runs if not is_there]
-        return [(run[0], run[-1] + 1) for run in found]
-
-    def keep(self, part: Request, images: Tensor) -> Kept:
-        """Write the images (N, C, H, W) of a part."""
-        for number, pixels in enumerate(nhwc_bytes(visible(images)), self.offset(part)):
-            write_atomically(self.file(number), png(pixels))
-        return Kept([], int(is_diverged(images).sum()))
-
-    def record(self, part: Request, kept: Kept) -> None:
-        """Nothing: the files themselves say that they are there."""
+    @staticmethod
+    def encode(images: Tensor) -> bytes:
+        return png(nhwc_bytes(visible(images))[0])
 
 
 def _short(value: Any) -> str:
@@ -346,12 +355,12 @@ def _short(value: Any) -> str:
 
 
 def check_file(path: Path, stated: str, *, with_header: bool = True) -> None:
-    """Raise ValueError unless a .npy file, or all behind its header, has the SHA-256 `stated`."""
+    """Raise ValueError unless a file, or all behind the header of a .npy, has that SHA-256."""
     digest = hashlib.sha256()
     damaged = ValueError(
         f"{path} does not hold the images that were drawn into it: remove its folder to draw again"
     )
-    with open_regular(path) as file, guarded(path, "a shard"):
+    with open_regular(path) as file, guarded(path, "an array or a picture"):
         if not with_header:
             if np.lib.format.read_magic(file) != (1, 0):
                 raise damaged
@@ -362,15 +371,19 @@ def check_file(path: Path, stated: str, *, with_header: bool = True) -> None:
         raise damaged
 
 
-def check_shards(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
     """Raise ValueError unless the files of a folder with a manifest are those of a whole draw."""
-    found = Manifest.read(folder / MANIFEST)
-    if None in found.sha256 or found.done not in (None, found.n):
-        raise ValueError(f"{folder} is unfinished: repeat the command that draws it to go on")
-    for number, stated in enumerate(found.sha256):
-        # The digests of dsmooth 0.1.0 leave out the headers.
-        path = folder / f"shard_{number:05d}.npy"
-        check_file(path, str(stated), with_header=found.done is None)
+    for kind in (Shards, Pictures):
+        path = folder / kind.manifest
+        if not path.exists():
+            continue
+        found = Manifest.read(path)
+        if None in found.sha256 or found.done not in (None, found.n):
+            raise ValueError(f"{folder} is unfinished: repeat the command that draws it to go on")
+        for number, stated in enumerate(found.sha256):
+            # The digests of dsmooth 0.1.0 leave out the headers.
+            name = kind.name(number, found.first_index)
+            check_file(folder / name, str(stated), with_header=found.done is None)
 
 
 def write_images(
