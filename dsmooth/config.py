@@ -5,8 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
 from itertools import pairwise
-from typing import Annotated, Any, Literal, SupportsIndex, TypeVar, get_args
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    SupportsIndex,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import msgspec
 import tyro
@@ -34,8 +44,7 @@ def check_likelihood(
     allowed: Sequence[str] = get_args(Likelihood),
 ) -> None:
     """Raise ValueError for an unknown likelihood, or atoms or a scale that do not go with it."""
-    if likelihood not in allowed:
-        raise ValueError(f"likelihood must be one of {', '.join(allowed)}, got {likelihood!r}")
+    check_one_of("likelihood", likelihood, allowed)
     if likelihood == "gaussian" and not 0 < smoothing_scale < math.inf:
         raise ValueError(
             f'smoothing_scale must be positive for likelihood "gaussian", got {smoothing_scale}'
@@ -87,23 +96,14 @@ class ModelConfig:
     """Scales of gaussian noise that the model is conditioned on, rising, instead of one."""
 
     def __post_init__(self) -> None:
-        counts = ("n_filters", "n_resnet", "n_mix")
-        check_whole(self, ["image_channels", *counts, "context_layers", "context_filters"])
+        check_choices(self)
+        check_whole(self, ["image_channels"])
         if self.image_channels not in (1, 3):
             raise ValueError(f"image_channels must be 1 or 3, got {self.image_channels}")
-        for name in (*counts, "context_layers", "context_filters"):
-            value, least = getattr(self, name), 0 if name == "context_layers" else 1
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
-            if value is not None and value > LARGEST:
-                raise ValueError(f"{name} must be at most {LARGEST}, got {value}")
+        check_whole(self, ["n_filters", "n_resnet", "n_mix", "context_filters"], 1, LARGEST)
+        check_whole(self, ["context_layers"], 0, LARGEST)
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
-        if self.conditioning not in get_args(Conditioning):
-            raise ValueError(
-                f"conditioning must be one of {', '.join(get_args(Conditioning))}, "
-                f"got {self.conditioning!r}"
-            )
         if not math.isfinite(self.smoothing_scale):
             raise ValueError(f"smoothing_scale must be finite, got {self.smoothing_scale}")
         check_likelihood(self.likelihood, self.atoms, self.smoothing_scale)
@@ -252,26 +252,11 @@ class TrainConfig:
     """Time between checkpoints."""
 
     def __post_init__(self) -> None:
-        for name, allowed in (
-            ("role", Role),
-            ("smoothing", SmoothingKind),
-            ("precision", Precision),
-            ("optimizer", OptimizerName),
-            ("schedule", LearningRateSchedule),
-            ("graph", Graph),
-            ("keep_gates", KeepGates),
-        ):
-            if getattr(self, name) not in get_args(allowed):
-                raise ValueError(
-                    f"{name} must be one of {', '.join(get_args(allowed))}, "
-                    f"got {getattr(self, name)!r}"
-                )
+        check_choices(self)
         counts = ("batch_size", "accumulate", "evaluations", "evaluation_images", "images")
-        check_whole(self, [*counts, "image_size", "warmup_images", "seed"])
-        for name in counts:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_whole(self, counts, 1)
+        check_whole(self, ["image_size", "warmup_images"])
+        check_seed(self)
         for name in (
             "scale",
             "learning_rate",
@@ -307,8 +292,6 @@ class TrainConfig:
                 f"batch_size must be a multiple of accumulate, got {self.batch_size} "
                 f"and {self.accumulate}"
             )
-        if not 0 <= self.seed < 2**64:
-            raise ValueError(f"seed must lie in 0 .. 2**64 - 1, got {self.seed}")
         if self.model.noise_levels:
             if self.role == "plain" or self.smoothing != "gaussian" or self.clean_noise:
                 raise ValueError(
@@ -370,20 +353,9 @@ class ProbeSettings:
     """Decides the noise, the order of images and the untrained networks."""
 
     def __post_init__(self) -> None:
-        for name, allowed in (("stream", ProbeStream), ("pooling", Pooling), ("input", ProbeInput)):
-            if getattr(self, name) not in get_args(allowed):
-                raise ValueError(
-                    f"{name} must be one of {', '.join(get_args(allowed))}, "
-                    f"got {getattr(self, name)!r}"
-                )
-        counts = ("train_images", "test_images", "epochs")
-        check_whole(self, [*counts, "seed"])
-        for name in counts:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if not 0 <= self.seed < 2**64:
-            raise ValueError(f"seed must lie in 0 .. 2**64 - 1, got {self.seed}")
+        check_choices(self)
+        check_whole(self, ["train_images", "test_images", "epochs"], 1)
+        check_seed(self)
 
 
 def structure(values: Any, kind: type[T]) -> T:
@@ -404,8 +376,32 @@ def structure(values: Any, kind: type[T]) -> T:
     return made
 
 
-def check_whole(config: Any, names: Iterable[str]) -> None:
-    """Raise ValueError for a field that is no whole number, nor None where its type has None."""
+@cache
+def _choices(kind: type) -> dict[str, tuple[Any, ...]]:
+    """The values that each field of a dataclass may have, where its type lists them."""
+    hints = get_type_hints(kind).items()
+    return {name: get_args(hint) for name, hint in hints if get_origin(hint) is Literal}
+
+
+def check_choices(config: Any) -> None:
+    """Raise ValueError for a field that has none of the values that its type lists."""
+    for name, allowed in _choices(type(config)).items():
+        check_one_of(name, getattr(config, name), allowed)
+
+
+def check_one_of(name: str, value: object, allowed: Sequence[object]) -> None:
+    """Raise ValueError unless `value` is one of `allowed`."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {value!r}")
+
+
+def check_whole(
+    config: Any, names: Iterable[str], least: int | None = None, most: int | None = None
+) -> None:
+    """Raise ValueError for a field that is no whole number, nor None where its type has None.
+
+    least, most: bounds on all of them.
+    """
     optional = {each.name for each in fields(config) if "None" in str(each.type)}
     for name in names:
         value = getattr(config, name)
@@ -413,6 +409,18 @@ def check_whole(config: Any, names: Iterable[str]) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, SupportsIndex):
             raise ValueError(f"{name} must be a whole number, got {value!r}")
+        number = value.__index__()
+        if least is not None and number < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+        if most is not None and number > most:
+            raise ValueError(f"{name} must be at most {most}, got {value}")
+
+
+def check_seed(config: Any) -> None:
+    """Raise ValueError for a field `seed` that is no whole number of 64 bits."""
+    check_whole(config, ["seed"])
+    if not 0 <= config.seed < 2**64:
+        raise ValueError(f"seed must lie in 0 .. 2**64 - 1, got {config.seed}")
 
 
 def flatten(value: Any, name: str = "") -> dict[str, Any]:

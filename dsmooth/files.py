@@ -37,10 +37,12 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:  # Ctrl-C too leaves no part behind
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, f"could not write {path}: {error.strerror}") from None
+        if isinstance(error, OSError):
+            raise OSError(error.errno, f"could not write {path}: {error.strerror}") from None
+        raise
 
 
 def _umask() -> int:

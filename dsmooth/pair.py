@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 
-from .config import Method, Precision, Role, Score
+from .config import Method, Precision, Role, Score, check_one_of
 from .nn import PixelCNNpp
 from .nn.levels import at_level
 from .nn.score import score_of
@@ -21,6 +22,7 @@ from .pictures import is_diverged
 from .pretrained import Origins, SavedNetwork, resolve
 from .pretrained.hub import upload
 from .pretrained.pairs import save_pair
+from .progress import progress as bar
 from .runs import Origin
 from .sampling.cached import Sampler
 from .sampling.known import known_pixels
@@ -31,7 +33,6 @@ from .sampling.request import (
     Label,
     Progress,
     Request,
-    check_one_of,
     share_of_progress,
 )
 from .smoothing import GaussianSmoothing, Smoothing, make_smoothing
@@ -81,9 +82,13 @@ class SmoothedPair(nn.Module):
         levels: Sequence[float] | None = None,
         threads: int | None = None,
         precision: Precision = "auto",
+        batch_size: int | None = None,
+        progress: bool | Progress = False,
         **choices: Unpack[Choices],
     ) -> Tensor:
-        """Draw n images, by default in two steps: x~ ~ p(x~), then x ~ p(x | x~).
+        """Draw n images, by default in two steps; the same ones each time unless seed is None.
+
+        The steps are x~ ~ p(x~) and x ~ p(x | x~).
 
         method: "two-step"; "single-step" replaces the second draw by the posterior mean
         x~ + scale**2 * grad log p(x~) (Gaussian smoothing only); "noisy" gives x~ itself. score:
@@ -91,19 +96,31 @@ class SmoothedPair(nn.Module):
         levels, the scales of a ladder, falling: x~ of the first is drawn, then an image and x~ of
         the next, and so on, at last x (docs/math.md, section 7). By default the highest alone.
         threads: None for torch's setting. precision: of the cached sampler; "auto" is bfloat16 on a
-        CUDA device, float32 on the CPU.
+        CUDA device, float32 on the CPU. batch_size: images drawn at a time at most, to save memory;
+        the cached sampler's images do not depend on it. progress: True shows a bar; a function is
+        called with the fraction that is done.
 
-        choices: seed=0, first_index=0, temperature=1.0, label=None, known=None and mask=None, see
-        `dsmooth.sampling.Choices`. The known pixels of x~ are known plus the smoothing's noise, a
-        function of (seed, image index); method "noisy" returns these. docs/math.md, section 4, says
-        which distribution this draws from.
+        choices: seed=0, generator=None, first_index=0, temperature=1.0, label=None, known=None and
+        mask=None, see `dsmooth.sampling.Choices`. The known pixels of x~ are known plus the
+        smoothing's noise, a function of (seed, image index); method "noisy" returns these.
+        docs/math.md, section 4, says which distribution this draws from.
 
         Returns (n, C, H, W); x~ is not clamped, nor is x from a continuous denoiser. An image whose
         x~ diverged is NaN. Raises ValueError or TypeError for arguments out of range or that do not
         fit.
         """
         request = Request.make(n, choices, method=method, score=score, levels=levels)
-        return self.drawer(levels).draw(request, Sampler(How(threads, precision)))
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        drawer, sampler = self.drawer(levels), Sampler(How(threads, precision))
+        parts, done = [], 0
+        with bar("drawing", n) if progress is True else nullcontext() as show:
+            report = progress or None if show is None else lambda fraction: show(n * fraction)
+            for part in request.parts(batch_size or n):
+                share = share_of_progress(report, done / n, (done + part.count) / n)
+                parts.append(drawer.draw(part, sampler, share))
+                done += part.count
+        return torch.cat(parts)
 
     @torch.no_grad()
     def denoise(
@@ -189,7 +206,7 @@ class SmoothedPair(nn.Module):
             raise ValueError(
                 f"single-step denoising needs gaussian smoothing, got {self.smoothing.kind}"
             )
-        check_one_of("score", score, Score)
+        check_one_of("score", score, get_args(Score))
         noisy = self.at(self.smoothing.scale).noisy
         gradient = score_of(noisy, x_tilde, score, self.label_for(noisy, label))
         return x_tilde + self.smoothing.scale**2 * gradient
@@ -267,6 +284,16 @@ class SmoothedPair(nn.Module):
         return label if model.config.condition_size else None
 
     @property
+    def device(self) -> torch.device:
+        """Device of the models."""
+        return self.noisy.head.bias.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the models' weights."""
+        return self.noisy.head.bias.dtype
+
+    @property
     def n_classes(self) -> int:
         """Classes of the models that have some, 0 for a pair without."""
         return max(model.config.condition_size for model in (self.noisy, self.denoiser))
@@ -312,7 +339,7 @@ class SmoothedPair(nn.Module):
             f"noisy: {_describe(self.noisy)}",
             f"denoiser: {_describe(self.denoiser)}",
             f"smoothing: {self.smoothing.kind} of scale {self.smoothing.scale}",
-            f"images: {shape}, on {self.noisy.head.bias.device}",
+            f"images: {shape}, on {self.device}",
         ]
         return "\n  ".join(["SmoothedPair(", *lines]) + "\n)"
 
@@ -370,17 +397,30 @@ class SmoothedPair(nn.Module):
         return cls.of_networks([*resolve(noisy), *resolve(denoiser)])
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, *, revision: str | None = None) -> SmoothedPair:
-        """Read a pair by its name or folder; both models in evaluation mode, on the CPU.
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+    ) -> SmoothedPair:
+        """Read a pair by its name or folder; both models in evaluation mode.
 
         name: "mnist", the pair that comes with the package; a folder that `save_pretrained` wrote;
         one with the runs `noisy` and `denoiser` in it, such as that of `dsmooth reproduce`; or, by
-        the extra "hub", the "owner/name" of such a folder on the Hugging Face Hub. revision: of the
-        Hub, a branch, tag or commit; None for the main branch.
+        the extra "hub", the "owner/name" of such a folder on the Hugging Face Hub. device, dtype:
+        of the models, by default the CPU and float32. revision, cache_dir, token, local_files_only:
+        of the Hub, as `huggingface_hub.snapshot_download` takes them.
         Raises FileNotFoundError or ValueError, naming the file, for anything else;
         ModuleNotFoundError without the extra, and OSError if the Hub does not give the pair.
         """
-        return cls.of_networks(resolve(name, revision))
+        hub = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
+        pair = cls.of_networks(resolve(name, revision=revision, **hub))
+        return pair.to(device=device, dtype=dtype)
 
     @classmethod
     def of_networks(cls, saved: Sequence[SavedNetwork]) -> SmoothedPair:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from .config import ModelConfig, Role, TrainConfig, flatten
@@ -79,6 +79,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "celeba-paper": {**_PAPER, **_CELEBA, "model": _F160},
 }
 
+_MODEL_FIELDS = {each.name for each in fields(ModelConfig)}
+
 DESCRIPTIONS = {
     "mnist-quick": "digits within minutes on two CPU cores (concat, discretized, EMA)",
     "mnist": "our settings at the paper's size (concat, discretized, EMA)",
@@ -90,18 +92,23 @@ DESCRIPTIONS = {
 }
 
 
-def preset(name: str, role: Role) -> TrainConfig:
-    """The settings of one role of a preset. Raises ValueError for an unknown name."""
+def preset(name: str, role: Role, **settings: Any) -> TrainConfig:
+    """The settings of one role of a preset, and others in the place of some.
+
+    settings: fields of `TrainConfig` or of its model: `preset("mnist", "noisy", images=64)`.
+    Raises ValueError for an unknown name, TypeError for an unknown field.
+    """
     if name not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
     table = PRESETS[name]
-    settings = {key: value for key, value in table.items() if "." not in key}
+    values = {key: value for key, value in table.items() if "." not in key}
     for other in ("noisy", "denoiser", "plain"):
-        own = settings.pop(other, {})
+        own = values.pop(other, {})
         if other == role:
-            settings |= own
-    model = ModelConfig(**settings.pop("model") | table.get(f"{role}.model", {}))
-    return TrainConfig(role=role, model=model, **settings)
+            values |= own
+    model = values.pop("model") | table.get(f"{role}.model", {})
+    model |= {key: settings.pop(key) for key in list(settings) if key in _MODEL_FIELDS}
+    return TrainConfig(role=role, **{"model": ModelConfig(**model), **values, **settings})
 
 
 def train_command(config: TrainConfig) -> str:

@@ -205,8 +205,9 @@ def read_entry(line: bytes) -> dict[str, Any] | None:
         return None
     if not isinstance(entry, dict) or not isinstance(entry.get("event"), str):
         return None
-    names = ("images", "seconds", *_NUMBERS.get(entry["event"], ()))
+    names = ("seconds", *_NUMBERS.get(entry["event"], ()))
     numbers = all(type(entry.get(name)) in (int, float) for name in names)
+    numbers = numbers and type(entry.get("images")) is int
     text = _TEXTS.get(entry["event"])
     return entry if numbers and (text is None or isinstance(entry.get(text), str)) else None
 

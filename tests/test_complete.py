@@ -86,6 +86,7 @@ def test_one_file_in_rgb_and_a_mask(place: Path) -> None:
         ("pair nowhere", "there is no folder, image file, .npz or .npy nowhere"),
         ("pair large.png", "pair draws images of (C, H, W) = (1, 8, 8), got 1 of (1, 8, 12) from"),
         ("pair images --mask large.png", "large.png must have the images' size (8, 8), got (8, 1"),
+        ("pair nan.npy", "nan.npy holds images that are not finite (1 of the first 8): leave"),
         ("noisy images", "noisy is a noisy model: name the pair that it is of"),
         ("denoiser images", "denoiser is a denoiser: name the run of its noisy model too"),
     ],
@@ -94,6 +95,7 @@ def test_mistakes_are_one_line(
     place: Path, capsys: pytest.CaptureFixture[str], command: str, message: str
 ) -> None:
     Image.fromarray(np.zeros((8, 12), np.uint8)).save("large.png")
+    np.save("nan.npy", np.full((1, 8, 8), np.nan))
     assert run("complete", *command.split()) == 1
     error = capsys.readouterr().err
     assert message in error

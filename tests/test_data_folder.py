@@ -57,6 +57,7 @@ def test_images_outside_of_subfolders_have_no_class(tmp_path: Path, names: list[
     assert [load_dataset("folder", split, tmp_path).labels for split in SPLITS] == [None, None]
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("fraction", [0.0, 0.1, 1.0])  # whatever the names' hashes are
 @pytest.mark.parametrize("n", [2, 3, 5])
 def test_small_folders_have_both_splits(
@@ -197,6 +198,7 @@ def test_celeba_crops_140_and_averages_to_32(tmp_path: Path) -> None:
     assert small.double().std() < 0.4 * whole.double().std()  # nearest or unwidened would keep it
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("layout", [".", "img_align_celeba", "celeba/img_align_celeba"])
 @pytest.mark.parametrize("where", ["", "..", "../Eval"])
 def test_celeba_follows_the_official_split(tmp_path: Path, layout: str, where: str) -> None:

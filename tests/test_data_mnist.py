@@ -101,6 +101,7 @@ def test_damaged_idx_files_are_refused(tmp_path: Path) -> None:
         assert_says(error, path, *parts)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("gz", [False, True])
 @pytest.mark.parametrize(
     ("name", "inner"),

@@ -50,9 +50,9 @@ class FakeHub(ModuleType):
         return self.store
 
     def snapshot_download(
-        self, repo_id: str, *, revision: str | None, allow_patterns: list[str]
+        self, repo_id: str, *, revision: str | None, allow_patterns: list[str], **options: Any
     ) -> str:
-        self.asked.append((repo_id, revision))
+        self.asked.append((repo_id, revision, options) if options else (repo_id, revision))
         assert not any(pattern in ("*", "*.py", "*.pt") for pattern in allow_patterns)
         return str(self.reach() / repo_id)
 
@@ -77,7 +77,7 @@ def same(a: dsmooth.SmoothedPair, b: dsmooth.SmoothedPair) -> bool:
 
 
 def test_a_pair_goes_to_the_hub_and_comes_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hub = FakeHub(tmp_path / "store")
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
@@ -92,6 +92,12 @@ def test_a_pair_goes_to_the_hub_and_comes_back(
     back = dsmooth.SmoothedPair.from_pretrained("someone/digits", revision="v1")
     assert same(back, pair)
     assert hub.asked == [("someone/digits", "v1")]
+    said = "no folder someone/digits here: reading someone/digits of the Hugging Face Hub"
+    assert said in capsys.readouterr().err
+    hub.asked.clear()
+    options = {"cache_dir": "x", "token": "secret", "local_files_only": True}
+    dsmooth.SmoothedPair.from_pretrained("someone/digits", **options)
+    assert hub.asked == [("someone/digits", None, options)]
     # Commands take the name too.
     assert load_models([Path("someone/digits")]).image_size == (8, 8)
 

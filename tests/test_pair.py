@@ -24,7 +24,10 @@ from tests.helpers.tiny_pairs import (
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("likelihood", "atoms"), [("continuous", ()), ("gaussian", (0, 191))])
+@pytest.mark.parametrize(
+    ("likelihood", "atoms"),
+    [pytest.param("continuous", (), marks=pytest.mark.full), ("gaussian", (0, 191))],
+)
 def test_bound_is_below_the_exact_likelihood(likelihood: str, atoms: tuple[int, ...]) -> None:
     torch.manual_seed(2)
     noisy = dsmooth.PixelCNNpp(tiny_config("none", likelihood)).double()
@@ -156,15 +159,62 @@ def test_saved_pair_is_the_same_pair(tmp_path: Path, conditioning: str) -> None:
     assert torch.equal(again.sample(2), pair.sample(2))
 
 
+def test_weights_of_two_pairs_are_no_pair(tmp_path: Path) -> None:
+    """As where a process was killed that wrote over another pair; 0.1 stated no digests."""
+    old, new = tiny_pair(), tiny_pair()
+    with torch.no_grad():
+        new.noisy.head.bias[0] += 1
+    old.save_pretrained(tmp_path / "old")
+    new.save_pretrained(tmp_path / "new")
+    (tmp_path / "new" / "noisy.safetensors").replace(tmp_path / "old" / "noisy.safetensors")
+    with pytest.raises(ValueError, match=r"old/noisy\.safetensors does not hold the weights that"):
+        dsmooth.SmoothedPair.from_pretrained(tmp_path / "old")
+    config = tmp_path / "old" / "config.json"
+    values = json.loads(config.read_text())
+    del values["weights_sha256"]
+    config.write_text(json.dumps(values))
+    dsmooth.SmoothedPair.from_pretrained(tmp_path / "old")
+    old.save_pretrained(tmp_path / "old")
+
+
+@pytest.mark.quick
+def test_draws_as_people_write_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_pair().save_pretrained(tmp_path)
+    pair = dsmooth.SmoothedPair.from_pretrained(tmp_path, device="cpu", dtype=torch.float32)
+    assert (pair.device, pair.dtype) == (torch.device("cpu"), torch.float32)
+    half = dsmooth.SmoothedPair.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert half.dtype == torch.bfloat16
+    x, seen = pair.sample(5), []
+    for method in ("two-step", "noisy"):
+        seen.clear()
+        x = pair.sample(5, method=method)
+        assert torch.equal(pair.sample(5, method=method, batch_size=2, progress=seen.append), x)
+        assert (seen, seen[-1]) == (sorted(seen), 1)
+    pair.sample(2, progress=True)
+    assert capsys.readouterr().out.startswith("drawing: 2 images\ndrawing: done in ")
+    generators = [torch.Generator().manual_seed(5) for _ in range(2)]
+    one, two = (pair.sample(2, generator=generator) for generator in generators)
+    assert torch.equal(one, two)
+    assert not torch.equal(pair.sample(2, generator=generators[0]), one)
+    with pytest.raises(ValueError, match="seed and generator were both given"):
+        pair.sample(2, seed=0, generator=generators[0])
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        pair.sample(2, batch_size=0)
+
+
 def test_folders_that_are_not_pairs_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
         dsmooth.SmoothedPair.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="is not a pair's: Object missing required field `noisy`"):
         dsmooth.SmoothedPair.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"config\.json is not that of a saved pair, and stays"):
+        tiny_pair().save_pretrained(tmp_path)
+    assert (tmp_path / "config.json").read_text() == "{}"
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match="is not JSON"):
         dsmooth.SmoothedPair.from_pretrained(tmp_path)
+    (tmp_path / "config.json").unlink()
     tiny_pair().save_pretrained(tmp_path)
     other = tmp_path / "noisy.safetensors"
     other.write_bytes((tmp_path / "denoiser.safetensors").read_bytes())

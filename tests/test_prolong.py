@@ -15,7 +15,7 @@ from dsmooth.data import load_dataset
 from dsmooth.files import read_tensors
 from dsmooth.runs import RunFolder
 from dsmooth.train import loop, train
-from dsmooth.train.checkpoint import load_initial
+from dsmooth.train.checkpoint import read_initial
 from dsmooth.train.step import TrainState, scheduled
 from tests.helpers.command_runs import run as call
 from tests.helpers.tiny_pairs import tiny_pair
@@ -76,7 +76,7 @@ def test_a_prolonged_schedule_is_a_new_one_over_what_is_added(schedule: Any) -> 
         assert scheduled(1.0, later, at + 40, steps) == scheduled(1.0, whole, at, steps)
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "cooldown"])
+@pytest.mark.parametrize("schedule", ["cosine", pytest.param("cooldown", marks=pytest.mark.full)])
 def test_a_finished_run_is_prolonged(
     tmp_path: Path, schedule: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,7 +212,8 @@ def test_a_run_begins_with_weights(tmp_path: Path, kind: str) -> None:
     for role in ("noisy", "denoiser"):
         source = {"run": tmp_path / role, "pair": tmp_path / "pair", "runs": tmp_path}[kind]
         config = replace(tiny(role, seed=9), init=str(source))
-        state = TrainState(config, load_dataset("mnist", "train"), CPU, load_initial(config))
+        initial, _, _ = read_initial(str(source), role)
+        state = TrainState(config, load_dataset("mnist", "train"), CPU, initial)
         expected = averaged(tmp_path / role)
         for network in (state.model, state.averaged):
             found = network.state_dict()

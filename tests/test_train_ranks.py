@@ -219,6 +219,7 @@ def near_end(seen: int) -> int:
     return int(seen / 0.75) + 8
 
 
+@pytest.mark.full
 def test_a_signal_saves_once_and_one_process_goes_on(tmp_path: Path) -> None:
     run, seen = stop_by([signal.SIGTERM], tmp_path)
     config, _ = run.read_config()
@@ -236,6 +237,7 @@ def test_control_c_saves_once_and_four_processes_go_on(tmp_path: Path) -> None:
     assert starts == [0, seen]
 
 
+@pytest.mark.full
 def test_a_full_disk_on_rank_0_ends_all(tmp_path: Path) -> None:
     limit = "import os, resource\nif os.environ['RANK'] == '0':\n"
     limit += "    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"

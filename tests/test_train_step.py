@@ -86,6 +86,7 @@ def test_a_step_takes_nothing_from_the_host(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(dsmooth.train.step, "uses_graph", lambda config, device: False)
     monkeypatch.setattr(dsmooth.PixelCNNpp, "to", lambda model, *args, **keywords: model)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 30, 1 << 30))
     images = made_images()
     with FakeTensorMode(allow_non_fake_inputs=True), use_impl("reference"), CUDA:
         trained = TrainState(config, images, CUDA)
@@ -96,7 +97,7 @@ def test_a_step_takes_nothing_from_the_host(monkeypatch: pytest.MonkeyPatch) -> 
 
         monkeypatch.setattr(Tensor, "backward", backward)
         monkeypatch.setattr(trained.optimizer.adam, "step", lambda: None)
-        trained.order.prepare(0)
+        trained.images.prepare(0)
         with OnCudaAlone():
             trained._update()
             for schedule in get_args(LearningRateSchedule):

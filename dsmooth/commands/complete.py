@@ -92,6 +92,11 @@ def choose_images(options: Complete, models: Models) -> Tensor:
         images, source = data.images[: options.count], data.source
     else:
         found = read_images(options.images, options.count)
+        if found.diverged:
+            raise ValueError(
+                f"{options.images} holds images that are not finite ({found.diverged} of the "
+                f"first {options.count}): leave them out, so that rows keep their numbers"
+            )
         images, source = found.images, found.source
     if shape[0] == 1:
         images = as_grey(images)

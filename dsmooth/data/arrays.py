@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,11 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .dataset import ImageDataset
-from .reading import InvalidFile, check_memory, guarded, open_regular, printable
+from .dataset import ImageDataset, to_bytes
+from .reading import InvalidFile, check_memory, guarded, make_room, open_regular, printable
 
 OWN = "own"  # the name of a data set given in Python, in the settings of a run
 HELD_OUT = 10  # the last of every so many images is held out of a data set without a test set
+# Names that data sets of the Hugging Face Hub give to a column of images, to one of labels, and to
+# the images that are held out.
+IMAGES = ("image", "img", "images", "pixel_values")
+LABELS = ("label", "labels", "fine_label")
+HELD_OUT_SPLITS = ("validation", "valid", "val", "test")
 
 
 @runtime_checkable
@@ -26,8 +32,16 @@ class Items(Sized, Protocol):
     def __getitem__(self, index: int, /) -> Any: ...
 
 
-# The argument of `dsmooth.train`: images, which it splits, or (training images, held-out images).
-OwnData = ImageDataset | Tensor | Items | tuple[ImageDataset | Tensor | Items, Any]
+class Stream(Sized, Protocol):
+    """A data set of known length that is read in order, or a DataLoader of one."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+Images = ImageDataset | Tensor | NDArray[Any] | Items | Stream
+# The argument of `dsmooth.train`: images, which it splits; (training images, held-out images); or
+# splits by name.
+OwnData = Images | tuple[Images, Images] | Mapping[str, Any]
 
 
 def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
@@ -60,56 +74,136 @@ def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[An
     return array
 
 
-def own_images(dataset: ImageDataset | Tensor | Items, split: str = "train") -> ImageDataset:
-    """The images of a data set of one's own, in memory as bytes.
+def own_images(dataset: Images | Mapping[str, Any], split: str = "train") -> ImageDataset:
+    """The images of a data set of one's own, as bytes; in a temporary file if memory is too small.
 
-    dataset: an `ImageDataset`; uint8 images (N, C, H, W); or anything with a length whose items are
-    images, or tuples that begin with an image and perhaps a whole-number label, such as a
-    `torch.utils.data.Dataset`. An image is a PIL image, uint8 (C, H, W) or (H, W), or floating
-    point in [0, 1] (as torchvision's ToTensor makes it), which is rounded to the nearest byte.
+    dataset: an `ImageDataset`; an array or tensor (N, C, H, W), (N, H, W, C) or (N, H, W); a data
+    set of the Hugging Face Hub or a dictionary of its splits, of which `split` is taken; a
+    DataLoader; or anything with a length whose items are images, or tuples that begin with an image
+    and perhaps a whole-number label, such as a `torch.utils.data.Dataset`. An image is a PIL image
+    or an array (C, H, W), (H, W, C) or (H, W). Arrays are uint8, or floating point in [0, 1] (as
+    torchvision's ToTensor makes it) or [-1, 1], which is rounded to the nearest byte.
     Raises ValueError, with the item's number, for anything else and for images of several shapes.
     """
     if isinstance(dataset, ImageDataset):
         return dataset
-    if isinstance(dataset, Tensor):
-        return ImageDataset(dataset, None, OWN, split, "images given in Python")
-    if not len(dataset):
-        raise ValueError("the data set must hold images, got none")
-    images, labels = [], []
-    for number in range(len(dataset)):
-        item = dataset[number]
-        parts = item if isinstance(item, tuple | list) else (item,)
-        images.append(_as_bytes(parts[0], number))
-        if images[-1].shape != images[0].shape:
-            raise ValueError(
-                f"images must have one shape, got {tuple(images[0].shape)} and item {number} of "
-                f"{tuple(images[-1].shape)}"
-            )
-        if len(parts) > 1 and isinstance(parts[1], int | np.integer | Tensor):
-            labels.append(int(parts[1]))
+    if isinstance(dataset, Mapping):
+        if split not in dataset:
+            raise ValueError(f"the data set has no split {split!r}, but {', '.join(dataset)}")
+        return own_images(dataset[split], split)
+    if hasattr(dataset, "dataset") and hasattr(dataset, "batch_size"):  # a DataLoader
+        return own_images(dataset.dataset, split)
+    if isinstance(dataset, Tensor | np.ndarray):
+        images = _as_bytes(_channels_first(torch.as_tensor(dataset), "images"))
+        return ImageDataset(images, None, OWN, split, "images given in Python")
+    if not isinstance(dataset, Sized) or not len(dataset):
+        raise ValueError("the data set must have a length and hold images, got none")
+    # A data set that is read in order inherits a __getitem__ that only raises.
+    in_order = hasattr(type(dataset), "__iter__")
+    items = dataset if in_order else map(dataset.__getitem__, range(len(dataset)))
     source = f"a {type(dataset).__name__} given in Python"
+    images, labels = torch.empty(0), []
+    for number, item in enumerate(islice(items, len(dataset))):
+        image, label = _image_and_label(number, item)
+        if number == 0:
+            kind = image[:0].numpy().dtype
+            images = torch.from_numpy(make_room(source, (len(dataset), *image.shape), kind))
+        if (image.shape, image.dtype) != (images.shape[1:], images.dtype):
+            raise ValueError(
+                f"images must have one shape and dtype, got {tuple(images.shape[1:])} "
+                f"{images.dtype} and item {number} of {tuple(image.shape)} {image.dtype}"
+            )
+        images[number] = image
+        labels += [] if label is None else [label]
     every = torch.tensor(labels) if len(labels) == len(images) else None
-    return ImageDataset(torch.stack(images), every, OWN, split, source)
+    return ImageDataset(_as_bytes(images), every, OWN, split, source)
+
+
+def _image_and_label(number: int, item: Any) -> tuple[Tensor, int | None]:
+    """The image (C, H, W) of an item, bytes or floating point, and its label.
+
+    Raises ValueError, naming the item, for anything else.
+    """
+    if isinstance(item, Mapping):
+        names = [next((name for name in known if name in item), "") for known in (IMAGES, LABELS)]
+        if not names[0]:
+            raise ValueError(
+                f"item {number} must have an entry {', '.join(IMAGES)}, got {', '.join(item)}"
+            )
+        parts = [item[name] for name in names if name]
+    else:
+        parts = list(item) if isinstance(item, tuple | list) else [item]
+    image = parts[0]
+    values = image if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
+    values = _channels_first(values[None], f"item {number}")[0]
+    whole = len(parts) > 1 and isinstance(parts[1], int | np.integer | Tensor)
+    return values, int(parts[1]) if whole else None
+
+
+def _channels_first(x: Tensor, name: str) -> Tensor:
+    """Images (N, C, H, W) from that, from (N, H, W, C) or from (N, H, W).
+
+    Raises ValueError, with the name, for other shapes and dtypes.
+    """
+    shape = tuple(x.shape)
+    if x.ndim == 3:
+        x = x[:, None]
+    elif x.ndim == 4 and shape[1] not in (1, 3) and shape[3] in (1, 3):
+        x = x.permute(0, 3, 1, 2)
+    if x.ndim != 4 or x.shape[1] not in (1, 3):
+        raise ValueError(
+            f"{name} must be (N, C, H, W), (N, H, W, C) or (N, H, W) with C = 1 or 3, got {shape}"
+            if name == "images"
+            else f"{name} must be an image (C, H, W), (H, W, C) or (H, W) with C = 1 or 3, got "
+            f"shape {shape[1:]}"
+        )
+    if x.dtype != torch.uint8 and not x.is_floating_point():
+        raise ValueError(f"{name} must be uint8 or floating point, got {x.dtype}")
+    return x.float() if x.is_floating_point() else x
+
+
+def _as_bytes(x: Tensor) -> Tensor:
+    """Images as bytes, from bytes or from floating point in [0, 1] or [-1, 1].
+
+    Raises ValueError for numbers that can be of neither, or of either.
+    """
+    if x.dtype == torch.uint8:
+        return x
+    low, high = (float(bound) for bound in x.aminmax()) if x.numel() else (0.0, 0.0)
+    if low >= 0 and high <= 1:
+        return (x * 255).round().to(torch.uint8)
+    if -1 <= low <= -0.5 and high <= 1:
+        return to_bytes(x)
+    raise ValueError(
+        f"images must be uint8 or floating point in [0, 1] or [-1, 1], got {low:g} to {high:g}: "
+        "convert them to bytes"
+    )
 
 
 def split_own(dataset: OwnData) -> tuple[ImageDataset, ImageDataset]:
     """Training images and held-out images of a data set given to `dsmooth.train`.
 
-    A pair of data sets stays as it is. The last of every `HELD_OUT` images of a single one is held
-    out, so at least that many are needed. Raises ValueError as `own_images` does, for fewer images,
-    and for a height or width that is not a multiple of 4.
+    A pair of data sets stays as it is, and so do splits by name: "train", and "validation" or else
+    "test". The last of every `HELD_OUT` images of a single data set is held out, so at least that
+    many are needed. Raises ValueError as `own_images` does, for fewer images, and for a height or
+    width that is not a multiple of 4.
     """
-    if isinstance(dataset, tuple):
+    if isinstance(dataset, Mapping):
+        held_out = next((name for name in HELD_OUT_SPLITS if name in dataset), None)
+        train = own_images(dataset)
+        test = None if held_out is None else own_images(dataset, held_out)
+    elif isinstance(dataset, tuple):
         train, test = own_images(dataset[0], "train"), own_images(dataset[1], "test")
     else:
-        every = own_images(dataset)
-        if len(every) < HELD_OUT:
+        train, test = own_images(dataset), None
+    if test is None:
+        if len(train) < HELD_OUT:
             raise ValueError(
                 f"the data set must hold {HELD_OUT} images or more, one of which is held out, got "
-                f"{len(every)}; or give (training images, held-out images)"
+                f"{len(train)}; or give (training images, held-out images)"
             )
-        held_out = torch.arange(len(every)) % HELD_OUT == HELD_OUT - 1
-        train, test = _subset(every, ~held_out, "train"), _subset(every, held_out, "test")
+        last = torch.arange(len(train)) % HELD_OUT == HELD_OUT - 1
+        train, test = _subset(train, ~last, "train"), _subset(train, last, "test")
     shape = train.images.shape[1:]
     if test.images.shape[1:] != shape:
         raise ValueError(
@@ -127,25 +221,3 @@ def split_own(dataset: OwnData) -> tuple[ImageDataset, ImageDataset]:
 def _subset(dataset: ImageDataset, chosen: Tensor, split: str) -> ImageDataset:
     labels = None if dataset.labels is None else dataset.labels[chosen]
     return ImageDataset(dataset.images[chosen], labels, OWN, split, dataset.source)
-
-
-def _as_bytes(image: Any, number: int) -> Tensor:
-    """One image as uint8 (C, H, W). Raises ValueError, naming the item, for anything else."""
-    values = image if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
-    if not isinstance(image, Tensor) and values.ndim == 3 and hasattr(image, "getbands"):
-        values = values.permute(2, 0, 1)  # the channels of a PIL image come last
-    if values.ndim == 2:
-        values = values[None]
-    if values.ndim != 3 or values.shape[0] not in (1, 3):
-        raise ValueError(
-            f"item {number} must be an image (C, H, W) or (H, W) with C = 1 or 3, got shape "
-            f"{tuple(values.shape)}"
-        )
-    if values.is_floating_point() and bool(((values >= 0) & (values <= 1)).all()):
-        return (values * 255).round().to(torch.uint8)
-    if values.dtype != torch.uint8:
-        raise ValueError(
-            f"item {number} must be uint8 or floating point in [0, 1], got {values.dtype} from "
-            f"{values.min()} to {values.max()}"
-        )
-    return values

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from .dataset import ImageDataset
 from .reading import (
     InvalidFile,
-    check_memory,
     check_size,
     guarded,
+    make_room,
     open_regular,
     printable,
     read_regular,
@@ -386,9 +386,8 @@ def _decode_all(
     shape: tuple[int, int, int],
     progress: Progress | None,
 ) -> torch.Tensor:
-    """Return (N, C, H, W) uint8. Raises ValueError if that takes more than there is memory."""
-    check_memory(folder, len(paths) * shape[0] * shape[1] * shape[2])
-    images = np.empty((len(paths), *shape), np.uint8)
+    """Return (N, C, H, W) uint8, as `make_room` has room for them."""
+    images = make_room(folder, (len(paths), *shape))
 
     def put(index: int) -> None:  # here, so that decoded images do not wait in memory
         image = decode(paths[index])

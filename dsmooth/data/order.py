@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..philox import Stream, image_words
+from .dataset import ImageDataset
 
 
 # A batch smaller than the data set lies in at most two epochs. A permutation of a million images
@@ -83,34 +84,50 @@ def flips(
     return words[:, 0, 0] >= 1 << 31
 
 
-class OrderOnDevice:
-    """`indices_at` of positions that only the device knows.
+class ImagesOnDevice:
+    """Training images on a device, by positions that only the device knows.
 
-    It holds the permutations of as many epochs as one batch can touch, and `prepare` puts the next
-    batch's in place. Raises ValueError for n or batch_size out of range.
+    whole: whether all of them lie there; else `prepare` sends those of a batch, which is for images
+    that are more than the device's memory holds. labels: theirs, as the model takes them, or None.
+    Raises ValueError for a size out of range.
     """
 
-    def __init__(self, n: int, batch_size: int, seed: int, device: torch.device) -> None:
-        _check_size(n)
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        labels: Tensor | None,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        whole: bool,
+    ) -> None:
+        _check_size(len(dataset))
         _check_batch(batch_size)
-        self.n, self.batch_size, self.seed = n, batch_size, seed
-        rows = (n + batch_size - 2) // n + 1
-        self.table = torch.zeros(rows, n, dtype=torch.int64, device=device)
-        self.epochs = [-1] * rows  # the epoch of each row's permutation
+        self.n, self.batch_size, self.seed, self.whole = len(dataset), batch_size, seed, whole
+        # Of the batch that was prepared: the position of its first image, and its images' indices.
+        self.first = torch.zeros((), dtype=torch.int64, device=device)
+        self.indices = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        self.source = dataset.images, labels
+        there = slice(None) if whole else torch.zeros(batch_size, dtype=torch.int64)
+        self.there = [None if part is None else part[there].to(device) for part in self.source]
 
     def prepare(self, images_seen: int) -> None:
-        """Send the permutations of the batch at position images_seen that are not there yet."""
-        last = images_seen + self.batch_size - 1
-        for epoch in range(images_seen // self.n, last // self.n + 1):
-            row = epoch % len(self.epochs)
-            if self.epochs[row] != epoch:
-                self.table[row].copy_(_permutation(self.n, epoch, self.seed))
-                self.epochs[row] = epoch
+        """Send the order of the batch at position images_seen, and its images if need be."""
+        indices = indices_at(self.n, images_seen, self.batch_size, self.seed)
+        self.first.fill_(images_seen)
+        self.indices.copy_(indices)
+        if not self.whole:
+            for part, there in zip(self.source, self.there, strict=True):
+                if part is not None and there is not None:
+                    there.copy_(part[indices])
 
-    def indices(self, first: Tensor, count: int) -> Tensor:
-        """The image indices of positions first .. first + count - 1: (count,) int64.
+    def at(self, first: Tensor, count: int) -> tuple[Tensor, Tensor | None]:
+        """Images (count, C, H, W) uint8 and labels of positions first .. first + count - 1.
 
         first: int64 without dimensions. All positions lie in the batch that was prepared.
         """
-        positions = first + torch.arange(count, device=self.table.device)
-        return self.table.flatten()[positions % self.table.numel()]
+        places = first - self.first + torch.arange(count, device=self.first.device)
+        places = self.indices[places] if self.whole else places
+        images, labels = self.there
+        assert images is not None
+        return images[places], None if labels is None else labels[places]

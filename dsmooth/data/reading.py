@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from tempfile import TemporaryFile, gettempdir
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 class InvalidFile(ValueError):
@@ -64,10 +69,29 @@ def check_size(path: Path, size: int, limit: int) -> None:
         )
 
 
-def check_memory(place: Path, size: int) -> None:
+def check_memory(place: Path | str, size: int) -> None:
     """Raise ValueError, naming `place`, if what is in it takes more bytes than there is memory."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if size > memory:
         raise InvalidFile(
             f"{printable(place)} takes {size / 2**30:,.1f} GiB unpacked, more than there is memory"
         )
+
+
+def make_room(place: Path | str, shape: tuple[int, ...], dtype: Any = np.uint8) -> NDArray[Any]:
+    """An array to fill: in memory, or in a temporary file that is mapped where that is too small.
+
+    The file has no name, and is gone with the array. Raises ValueError, naming `place`, where the
+    disk has no room for it either.
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    try:
+        check_memory(place, size)
+    except InvalidFile as error:
+        with TemporaryFile() as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as full:
+                raise InvalidFile(f"{error}, and than {gettempdir()} has room for") from full
+            return np.memmap(file, dtype, "r+", shape=shape)
+    return np.empty(shape, dtype)

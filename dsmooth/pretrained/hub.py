@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,21 @@ def is_hub_id(name: str | Path) -> bool:
     return _ID.fullmatch(text) is not None and not Path(text).parent.exists()
 
 
-def download(repo_id: str, revision: str | None = None) -> Path:
+def download(repo_id: str, revision: str | None = None, **options: Any) -> Path:
     """The folder of a model on the Hub, fetched into the cache of huggingface_hub if need be.
 
-    revision: a branch, tag or commit; None for the main branch.
+    A line on stderr says so, for the name may be a path that was mistyped. revision: a branch, tag
+    or commit; None for the main branch. options: cache_dir, token and local_files_only of
+    huggingface_hub; those that are None or False are not passed on.
     Raises ModuleNotFoundError without the extra, and OSError, with the reason and what to do, if
     the Hub does not give the model.
     """
     missing = f"there is no folder {repo_id} here"
     hub = _huggingface_hub(f"{missing}; to read it from the Hugging Face Hub")
+    print(f"dsmooth: {missing}: reading {repo_id} of the Hugging Face Hub", file=sys.stderr)
+    given = {name: value for name, value in options.items() if value}
     try:
-        folder = hub.snapshot_download(repo_id, revision=revision, allow_patterns=_FILES)
+        folder = hub.snapshot_download(repo_id, revision=revision, allow_patterns=_FILES, **given)
     except Exception as error:  # the Hub's own classes, and those of its HTTP library
         raise OSError(
             f"{missing}, and the Hugging Face Hub does not give it: {_first_line(error)}. What was "

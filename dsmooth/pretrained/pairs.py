@@ -39,6 +39,8 @@ class PairSettings:
     smoothing: SmoothingSettings
     image_size: tuple[int, int]
     origin: dict[Role, Origin] = field(default_factory=dict)
+    weights_sha256: dict[Role, str] = field(default_factory=dict)
+    """`weights_digest` of each network; dsmooth 0.1.0 wrote none."""
 
 
 def save_pair(
@@ -55,12 +57,20 @@ def save_pair(
     """Write settings, weights and card. A card that a person wrote stays.
 
     name: how `SmoothedPair.from_pretrained` finds the folder. scores: the file that `dsmooth
-    evaluate bpd` wrote. Raises ValueError for scores of other weights or that are none.
+    evaluate bpd` wrote. Raises ValueError for scores of other weights or that are none, and for a
+    folder whose settings are those of a run or of another program.
     """
     kind = SmoothingSettings(cast(SmoothingKind, smoothing.kind), smoothing.scale)
-    settings = asdict(PairSettings(noisy.config, denoiser.config, kind, image_size, dict(origin)))
-    measured = None if scores is None else _read_scores(scores, noisy, denoiser)
+    digests: dict[Role, str] = {
+        "noisy": weights_digest(noisy),
+        "denoiser": weights_digest(denoiser),
+    }
+    settings = asdict(
+        PairSettings(noisy.config, denoiser.config, kind, image_size, dict(origin), digests)
+    )
+    measured = None if scores is None else _read_scores(scores, list(digests.values()))
     card = render_card(settings, noisy, denoiser, name, measured)
+    _check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(noisy, folder / NOISY_FILE)
     save_weights(denoiser, folder / DENOISER_FILE)
@@ -70,11 +80,18 @@ def save_pair(
         write_atomically(path, card.encode())
 
 
-def _read_scores(path: Path, noisy: PixelCNNpp, denoiser: PixelCNNpp) -> dict[str, Any]:
+def _check_folder(folder: Path) -> None:
+    """Raise ValueError if a folder has settings that are not a pair's."""
+    path = folder / CONFIG_FILE
+    if path.exists() and not {"noisy", "denoiser"} <= read_json(path).keys():
+        raise ValueError(f"{path} is not that of a saved pair, and stays: choose another folder")
+
+
+def _read_scores(path: Path, digests: list[str]) -> dict[str, Any]:
     """The scores in a file. Raises ValueError if they are those of other weights."""
     scores = read_json(path)
     pair = scores.get("pair")
     stated = pair.get("weights_sha256") if isinstance(pair, dict) else None
-    if stated != [weights_digest(noisy), weights_digest(denoiser)]:
+    if stated != digests:
         raise ValueError(f"{path} does not hold the scores of these weights")
     return scores

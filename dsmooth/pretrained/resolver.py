@@ -10,7 +10,7 @@ from typing import Any
 from ..config import ModelConfig, Role, SmoothingKind, TrainConfig, structure
 from ..files import read_json
 from ..nn import PixelCNNpp
-from ..nn.weights import load_network
+from ..nn.weights import load_network, weights_digest
 from ..runs import Origin, RunFolder, run_config
 from .hub import download, is_hub_id
 from .pairs import CONFIG_FILE, DENOISER_FILE, NOISY_FILE, PairSettings
@@ -26,7 +26,7 @@ class SavedNetwork:
     """A trained network on disk: its settings, which were read once, and the file of its weights.
 
     smoothing, scale: the noise that it was trained for. run, settings: of its training; None in a
-    saved pair, which may state an `origin` instead.
+    saved pair, which may state an `origin` instead, and the `sha256` of its weights.
     """
 
     folder: Path
@@ -39,13 +39,20 @@ class SavedNetwork:
     run: RunFolder | None = None
     settings: TrainConfig | None = None
     origin: Origin | None = None
+    sha256: str | None = None
 
     def load(self) -> PixelCNNpp:
         """Read the weights: the network in evaluation mode, on the CPU.
 
         Raises FileNotFoundError or ValueError, naming the file.
         """
-        return load_network(self.config, self.weights)
+        network = load_network(self.config, self.weights)
+        if self.sha256 not in (None, weights_digest(network)):
+            raise ValueError(
+                f"{self.weights} does not hold the weights that {CONFIG_FILE} beside it states: "
+                "save the pair again"
+            )
+        return network
 
     def read_origin(self) -> Origin | None:
         """Origin of the weights, by the log of the run or as the saved pair states it."""
@@ -70,13 +77,13 @@ class Origins(Mapping[Role, Origin]):
         return len(self._networks)
 
 
-def resolve(name: str | Path, revision: str | None = None) -> list[SavedNetwork]:
+def resolve(name: str | Path, **hub: Any) -> list[SavedNetwork]:
     """The networks of a run, of a saved pair, or of the runs `noisy` and `denoiser` in a folder.
 
-    name: see `find`. Each file of settings is read once, and no weights.
+    name, hub: see `find`. Each file of settings is read once, and no weights.
     Raises FileNotFoundError or ValueError, naming the file or the name, and as `find`.
     """
-    return _read(find(name, revision))
+    return _read(find(name, **hub))
 
 
 def names() -> list[str]:
@@ -84,10 +91,11 @@ def names() -> list[str]:
     return sorted(path.parent.name for path in _HERE.glob("*/noisy"))
 
 
-def find(name: str | Path, revision: str | None = None) -> Path:
+def find(name: str | Path, **hub: Any) -> Path:
     """The folder that `name` is: the path itself if it is there, else that of packaged models.
 
-    Else the "owner/name" of a model on the Hugging Face Hub, which is fetched; revision: of it.
+    Else the "owner/name" of a model on the Hugging Face Hub, which is fetched. hub: arguments of
+    `download`.
     Raises FileNotFoundError, naming what there is, if it is none of them, and as `download`.
     """
     path = Path(name)
@@ -96,7 +104,7 @@ def find(name: str | Path, revision: str | None = None) -> Path:
     if str(name) in names():
         return _HERE / str(name)
     if is_hub_id(name):
-        return download(str(name), revision)
+        return download(str(name), **hub)
     raise FileNotFoundError(
         f"there is no {path}, and the package has no models of that name (it has "
         f"{', '.join(names())})"
@@ -161,6 +169,7 @@ def _read_pair(folder: Path, values: dict[str, Any]) -> list[SavedNetwork]:
             found.image_size,
             folder / file,
             origin=found.origin.get(role),
+            sha256=found.weights_sha256.get(role),
         )
         for role, config, file in parts
     ]

@@ -17,7 +17,7 @@ from ..machine import cpu_name
 from ..models import Models
 from ..pictures import is_diverged
 from ..runs import training_seconds
-from ..train.held_out import loss_name
+from ..train.log import loss_name
 from .plan import PretrainedPlan, TrainingPlan
 
 

@@ -12,12 +12,12 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor
 
-from ..config import Method, Precision, Score, check_whole
+from ..config import Method, Precision, Score, check_choices, check_whole
 from ..nn.condition import check_label
 from ..philox import split_seed
 from .known import KnownPixels, known_pixels
@@ -31,7 +31,8 @@ Progress = Callable[[float], None]
 class Choices(TypedDict, total=False):
     """Keyword arguments of every sampler: with the weights they decide the images.
 
-    seed: 0 by default. None draws one and reports it on stderr. first_index: number of the first
+    seed: 0 by default. None draws one and reports it on stderr. generator: a generator of torch
+    that gives the seed instead, another one at each call. first_index: number of the first
     image in the stream that `seed` names, 0 by default. temperature: > 0, 1 by default; divides the
     logits and multiplies the scales.
 
@@ -46,17 +47,12 @@ class Choices(TypedDict, total=False):
     """
 
     seed: int | None
+    generator: torch.Generator | None
     first_index: int
     temperature: float
     label: Label
     known: Tensor | None
     mask: Tensor | None
-
-
-def check_one_of(name: str, value: object, allowed: Any) -> None:
-    """Raise ValueError unless `value` is one of the literals `allowed`."""
-    if value not in get_args(allowed):
-        raise ValueError(f"{name} must be one of {', '.join(get_args(allowed))}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -87,8 +83,7 @@ class Request:
         split_seed(self.seed)
         if self.first_index < 0 or self.first_index + self.count > 2**63 - 1:
             raise ValueError(f"first_index must lie in 0 .. 2**63 - 1, got {self.first_index}")
-        check_one_of("method", self.method, Method)
-        check_one_of("score", self.score, Score)
+        check_choices(self)
         if not isinstance(self.temperature, Real) or not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature must be positive, got {self.temperature!r}")
         if self.known is not None and len(self.known.mask) != self.count:
@@ -117,7 +112,13 @@ class Request:
         if unknown:
             raise TypeError(f"there is no argument {unknown[0]!r}; see {', '.join(names)}")
         others: dict[str, Any] = dict(choices)
-        seed = chosen_seed(choices.get("seed", 0))
+        seed, generator = choices.get("seed", 0), others.pop("generator", None)
+        if generator is not None:
+            if "seed" in choices:
+                raise ValueError("seed and generator were both given: leave one out")
+            random = torch.randint(2**63 - 1, (), generator=generator, device=generator.device)
+            seed = int(random)
+        seed = chosen_seed(seed)
         known = known_pixels(others.pop("known", None), others.pop("mask", None), count)
         return cls(**{**for_a_pair, **others, "count": count, "seed": seed, "known": known})
 
@@ -187,12 +188,8 @@ class How:
     max_slice: int | None = None
 
     def __post_init__(self) -> None:
-        check_whole(self, ("threads", "max_slice"))
-        check_one_of("precision", self.precision, Precision)
-        for name in ("threads", "max_slice"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_whole(self, ("threads", "max_slice"), 1)
+        check_choices(self)
 
     def precision_on(self, device: torch.device) -> Precision:
         """The precision of the cached sampler on `device`, "auto" resolved."""

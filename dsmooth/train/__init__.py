@@ -9,10 +9,10 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from .log import NonFiniteLoss
+from .log import Evaluation, NonFiniteLoss
 from .loop import TrainResult, train
 
-__all__ = ["NonFiniteLoss", "TrainResult", "train"]
+__all__ = ["Evaluation", "NonFiniteLoss", "TrainResult", "train"]
 
 
 class _Callable(ModuleType):

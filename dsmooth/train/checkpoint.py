@@ -52,18 +52,17 @@ def save_checkpoint(run: RunFolder, state: TrainState) -> None:
 def load_checkpoint(run: RunFolder, state: TrainState, *, force: bool = False) -> list[str]:
     """Continue `state` from the newest checkpoint of `run` that is whole.
 
-    force: also from one of other settings. Returns a sentence for the user if the checkpoint is not
-    the newest one. Raises FileNotFoundError or ValueError, naming the file, where no checkpoint is
-    whole or it is another run's.
+    force: also from one of other settings or images. Returns a sentence for the user if the
+    checkpoint is not the newest one. Raises FileNotFoundError or ValueError, naming the file, where
+    no checkpoint is whole or it is another run's.
     """
-    try:
-        _restore(run.checkpoint, state, force)
-    except (FileNotFoundError, DamagedCheckpoint) as error:
-        if not run.earlier_checkpoint.exists():
-            raise
-        _restore(run.earlier_checkpoint, state, force)
-        return [f"{error}; going on from the checkpoint before it, at {state.images_seen:,} images"]
-    return []
+    path, tensors, metadata, fault = _newest(run)
+    if not force:
+        _check_same_run(path, metadata, state)
+    counts = {name: int(metadata[name]) for name in ("images_seen", "steps")}
+    state.restore(tensors, **counts, source=str(path))
+    going_on = f"going on from the checkpoint before it, at {state.images_seen:,} images"
+    return [f"{fault}; {going_on}"] if fault else []
 
 
 class DamagedCheckpoint(ValueError):
@@ -72,17 +71,19 @@ class DamagedCheckpoint(ValueError):
 
 def stored_progress(run: RunFolder) -> tuple[int, int | None]:
     """The images that the newest whole checkpoint has seen, and those that it was to see."""
-    seen = 0
-    for path in (run.checkpoint, run.earlier_checkpoint):
-        try:
-            metadata = _read(path)[1]
-        except (FileNotFoundError, DamagedCheckpoint):
-            continue
-        seen = int(metadata["images_seen"])
-        if "settings" in metadata:
-            return seen, _settings(path, metadata["settings"]).images
-        break
-    return seen, run.read_config()[0].images
+    path, _, metadata, _ = _newest(run)
+    stored = _settings(path, metadata) or run.read_config()[0]
+    return int(metadata["images_seen"]), stored.images
+
+
+def _newest(run: RunFolder) -> tuple[Path, dict[str, Tensor], dict[str, str], str]:
+    """The newest whole checkpoint: file, tensors, metadata, and the fault of a newer one."""
+    try:
+        return run.checkpoint, *_read(run.checkpoint), ""
+    except (FileNotFoundError, DamagedCheckpoint) as error:
+        if not run.earlier_checkpoint.exists():
+            raise
+        return run.earlier_checkpoint, *_read(run.earlier_checkpoint), str(error)
 
 
 def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
@@ -111,40 +112,31 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, metadata
 
 
-def _restore(path: Path, state: TrainState, force: bool) -> None:
-    tensors, metadata = _read(path)
-    if "settings" in metadata and not force:
-        _check_settings(path, _settings(path, metadata["settings"]), state.config)
-    if metadata.get("data", state.train_set.digest) != state.train_set.digest and not force:
+def _check_same_run(path: Path, metadata: Mapping[str, str], state: TrainState) -> None:
+    """Raise ValueError if a checkpoint was made with other settings or images than `state` has."""
+    if stored := _settings(path, metadata):
+        mine, theirs = flatten(asdict(state.config)), flatten(asdict(stored))
+        for name, value in mine.items():
+            if value != theirs[name] and name not in (*FREE, "keep_gates", *LENGTH):
+                raise ValueError(
+                    f"{path} is a checkpoint of another run: its {name} is {theirs[name]}, that of "
+                    f"the folder's settings {value}"
+                )
+    if metadata.get("data", state.train_set.digest) != state.train_set.digest:
         raise ValueError(
             f"{path} was trained on other images than the {len(state.train_set):,} of "
             f"{state.train_set.source}; --force goes on with these"
         )
-    state.restore(
-        tensors,
-        images_seen=int(metadata["images_seen"]),
-        steps=int(metadata["steps"]),
-        source=str(path),
-    )
 
 
-def _settings(path: Path, text: str) -> TrainConfig:
-    """The settings that a checkpoint states."""
+def _settings(path: Path, metadata: Mapping[str, str]) -> TrainConfig | None:
+    """The settings that a checkpoint states; the earliest versions stated none."""
+    if "settings" not in metadata:
+        return None
     try:
-        return TrainConfig.from_dict(json.loads(text))
+        return TrainConfig.from_dict(json.loads(metadata["settings"]))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} states settings that cannot be read: {error}") from None
-
-
-def _check_settings(path: Path, stored: TrainConfig, config: TrainConfig) -> None:
-    """Raise ValueError if a checkpoint was made with other settings than those of its folder."""
-    mine, theirs = flatten(asdict(config)), flatten(asdict(stored))
-    for name, value in mine.items():
-        if value != theirs[name] and name not in (*FREE, "keep_gates", *LENGTH):
-            raise ValueError(
-                f"{path} is a checkpoint of another run: its {name} is {theirs[name]}, that of "
-                f"the folder's settings {value}"
-            )
 
 
 def merge_with_run(config: TrainConfig, run: RunFolder, *, force: bool = False) -> TrainConfig:
@@ -237,15 +229,6 @@ def changes(before: TrainConfig, after: TrainConfig, seen: int) -> Iterator[str]
     for name in new:
         if old[name] != new[name] and name not in FREE + LENGTH:
             yield f"{name} {old[name]} up to {seen:,} images, {new[name]} from then on"
-
-
-def load_initial(config: TrainConfig) -> PixelCNNpp:
-    """The network of `config.role` in the run or pair `config.init`, whose shape is `config`'s.
-
-    Raises FileNotFoundError or ValueError, naming `config.init`, where there is none.
-    """
-    network, _, _ = read_initial(str(config.init), config.role)
-    return network
 
 
 def read_initial(source: str, role: Role) -> tuple[PixelCNNpp, SmoothingKind, float]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import cast
 
 import torch
 from torch import nn
 
 from ..config import KeepGates, Precision, TrainConfig
+from ..data import ImageDataset
 from ..distributed import broadcast_int, rank_and_size
 from ..nn import PixelCNNpp
 from ..nn.layers import GatedResnet
@@ -17,8 +19,20 @@ from .ranks import share_of_batch
 # Calls that run as they are before one is recorded: they make the optimiser's state, choose
 # algorithms and compile kernels, none of which may happen while a graph is recorded.
 WARM_UP = 3
-# Part of the device's free memory before a run begins that kept gates may take.
+# Parts of the device's free memory before a run begins that kept gates and all images may take.
 MEMORY_FRACTION = 0.25
+IMAGES_FRACTION = 0.5
+
+
+def with_device(config: TrainConfig, device: torch.device, size: tuple[int, int]) -> TrainConfig:
+    """The settings with precision and keep_gates as `device` has them, which becomes torch's own.
+
+    size: (H, W) of the images.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    config = replace(config, precision=resolve_precision(config, device))
+    return replace(config, keep_gates=resolve_keep_gates(config, device, size))
 
 
 def resolve_precision(config: TrainConfig, device: torch.device) -> Precision:
@@ -31,6 +45,13 @@ def resolve_precision(config: TrainConfig, device: torch.device) -> Precision:
         capabilities = torch.cpu.get_capabilities()
         fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
     return "bfloat16" if fast else "float32"
+
+
+def holds(device: torch.device, dataset: ImageDataset) -> bool:
+    """Whether all images of a data set are to lie on `device` during a run."""
+    if device.type != "cuda":
+        return True
+    return dataset.images.nbytes <= IMAGES_FRACTION * torch.cuda.mem_get_info(device)[0]
 
 
 def compile_gated_resnets(model: PixelCNNpp) -> None:

@@ -8,7 +8,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..config import TrainConfig
 from ..data import ImageDataset
 from ..distributed import distributed_map
 from ..nn.levels import at_level
@@ -18,12 +17,6 @@ from .step import TrainState, make_inputs
 # Evaluation noise never repeats a training draw: training uses repeat 0.
 EVALUATION_REPEAT = 1
 GRID_IMAGES = 16
-
-
-def loss_name(config: TrainConfig) -> str:
-    """The quantity that the loss of a run measures, in bits/dim, with its likelihood."""
-    what = {"noisy": "x~", "denoiser": "x given x~", "plain": "x"}[config.role]
-    return f"bits/dim of {what} ({config.model.likelihood})"
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,6 +76,28 @@ class Readings:
         return [Reading(step, *rows[step % READ_STEPS]) for step in steps]
 
 
+class Evaluation(NamedTuple):
+    """A score of held-out images on the way, as `on_evaluation` gets it.
+
+    model: the averaged weights. samples: some that it drew, (N, C, H, W), not finite where a model
+    in the beginning of its training diverges.
+    """
+
+    images_seen: int
+    bits_per_dim: float
+    samples: Tensor
+    model: PixelCNNpp
+
+
+OnEvaluation = Callable[[Evaluation], object]
+
+
+def loss_name(config: TrainConfig) -> str:
+    """The quantity that the loss of a run measures, in bits/dim, with its likelihood."""
+    what = {"noisy": "x~", "denoiser": "x given x~", "plain": "x"}[config.role]
+    return f"bits/dim of {what} ({config.model.likelihood})"
+
+
 RECORD_SECONDS = 1.0
 EARLY_IMAGES = 10_000  # samples may diverge before so many, whatever the settings
 
@@ -86,21 +108,22 @@ class RunLog:
     The log holds one JSON object per line with an "event": start, step (about one a second,
     losses averaged since the last), evaluation, interrupted or end. On a terminal a bar shows the
     rest; elsewhere a plain line appears every ten seconds. With `tensorboard` the numbers and
-    grids also go into event files.
+    grids also go into event files, and `on_evaluation` is called with each evaluation.
     """
 
     def __init__(
         self,
         folder: RunFolder,
         config: TrainConfig,
-        loss_name: str,
         images_seen: int,
         tensorboard: bool = False,
+        on_evaluation: OnEvaluation | None = None,
     ) -> None:
         self.writer = make_writer(folder.tensorboard) if tensorboard else None
         self.folder = folder
         self.config = config
-        self.loss_name = loss_name
+        self.loss_name = loss_name(config)
+        self.on_evaluation = on_evaluation
         self.total = config.images or 0
         self.started = time.monotonic()
         self.first_image = images_seen
@@ -110,7 +133,7 @@ class RunLog:
         if not folder.log_ends_whole():
             self.file.write("\n")  # a line was cut by a crash
         self.bar = make_bar(config.role, self.total, images_seen)
-        self._record("start", images_seen, total=self.total, loss=loss_name)
+        self._record("start", images_seen, total=self.total, loss=self.loss_name)
 
     def __enter__(self) -> RunLog:
         if self.bar is not None:
@@ -158,10 +181,14 @@ class RunLog:
                 f"{speed:.0f} img/s · {clock(left)} left"
             )
 
-    def evaluation(self, images_seen: int, bits_per_dim: float) -> None:
-        """Note a score on held-out images."""
-        self._record("evaluation", images_seen, bits_per_dim=round(bits_per_dim, 5))
-        self.say(f"{images_seen:,} images · held out: {bits_per_dim:.3f} {self.loss_name}")
+    def evaluation(self, found: Evaluation) -> None:
+        """Note a score on held-out images, and tell others of it."""
+        seen, bits = found.images_seen, found.bits_per_dim
+        self._record("evaluation", seen, bits_per_dim=round(bits, 5))
+        self.say(f"{seen:,} images · held out: {bits:.3f} {self.loss_name}")
+        self.grid(seen, found.samples)
+        if self.on_evaluation is not None:
+            self.on_evaluation(found)
 
     def grid(self, images_seen: int, x: Tensor) -> None:
         """Save a grid of samples; say so if they diverged, as those of an early model can."""

@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from ..config import TrainConfig
 from ..data import ImageDataset, load_dataset
 from ..data.arrays import OWN, OwnData, split_own
@@ -18,16 +16,10 @@ from ..distributed import all_reduce_max, barrier, broadcast_int, process_group,
 from ..files import lock_folder, save_weights
 from ..machine import choose_device, default_device, use_threads
 from ..runs import RunFolder, default_folder
-from .checkpoint import (
-    changes,
-    load_checkpoint,
-    load_initial,
-    merge_with_run,
-    save_checkpoint,
-)
-from .device import resolve_keep_gates, resolve_precision
-from .held_out import evaluate, loss_name, sample_grid
-from .log import READ_STEPS, RECORD_SECONDS, RunLog, closing, opening
+from .checkpoint import changes, load_checkpoint, merge_with_run, read_initial, save_checkpoint
+from .device import with_device
+from .held_out import evaluate, sample_grid
+from .log import READ_STEPS, RECORD_SECONDS, Evaluation, OnEvaluation, RunLog, closing, opening
 from .ranks import is_restarted
 from .step import TrainState
 
@@ -52,15 +44,18 @@ def train(
     device: str = "auto",
     threads: int | None = None,
     tensorboard: bool = False,
+    on_evaluation: OnEvaluation | None = None,
 ) -> TrainResult:
     """Train one model, or go on with `resume`, and write everything into `folder`.
 
     The folder, by default runs/ROLE, gets the files of a `RunFolder`. dataset: images of one's own
-    instead of `config.data`: what `dsmooth.data.own_images` takes, of which one in ten is held out,
-    or a tuple (training images, held-out images). match_channels: take the model's image_channels
-    from the data. device: "auto" (a CUDA device if there is one), "cpu", "cuda" or "cuda:N".
-    threads: CPU threads, None for torch's setting; sums are rounded in another order with another
-    number. tensorboard: also write event files, which needs the extra of that name.
+    instead of `config.data`: what `dsmooth.data.own_images` takes, of which one in ten is held out;
+    a tuple (training images, held-out images); or splits by name. match_channels: take the model's
+    image_channels from the data. device: "auto" (a CUDA device if there is one), "cpu", "cuda" or
+    "cuda:N". threads: CPU threads, None for torch's setting; sums are rounded in another order with
+    another number. tensorboard: also write event files, which needs the extra of that name.
+    on_evaluation: a function that rank 0 calls with each `Evaluation`, such as one that tells
+    another logger.
 
     SIGINT, SIGTERM and SIGHUP save a checkpoint and return early. A resumed run must have the same
     settings and data. A finished one can get more images: its schedule, warm-up included, begins
@@ -81,46 +76,26 @@ def train(
     place = choose_device(default_device() if device == "auto" else device)
     if dataset is not None:
         config = replace(config, data=OWN, data_dir=None, download=False, image_size=None)
-    with process_group():
+    with process_group(), contextlib.ExitStack() as stack:
         use_threads(threads)
-        return _train(config, run, dataset, match_channels, resume, force, place, tensorboard)
-
-
-def _train(
-    config: TrainConfig,
-    run: RunFolder,
-    dataset: OwnData | None,
-    match_channels: bool,
-    resume: bool,
-    force: bool,
-    device: torch.device,
-    tensorboard: bool,
-) -> TrainResult:
-    resume = resume or (is_restarted() and run.can_resume())
-    if resume:
-        if match_channels:
-            config = with_channels(config, run.read_config()[0].model.image_channels)
-        config = merge_with_run(config, run, force=force)
-    else:
-        check_new_run(run)
-    train_set, test_set = load_data(config) if dataset is None else split_own(dataset)
-    if match_channels:
-        config = with_channels(config, train_set.image_channels)
-    check_channels(config, train_set)
-    config = with_classes(config, train_set, test_set)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    config = replace(config, precision=resolve_precision(config, device))
-    size = (train_set.images.shape[2], train_set.images.shape[3])
-    config = replace(config, keep_gates=resolve_keep_gates(config, device, size))
-    initial = None if resume or config.init is None else load_initial(config)
-    state = TrainState(config, train_set, device, initial)
-    writes = rank_and_size()[0] == 0
-    with contextlib.ExitStack() as stack:
+        resume = resume or (is_restarted() and run.can_resume())
+        if resume:
+            if match_channels:
+                config = with_channels(config, run.read_config()[0].model.image_channels)
+            config = merge_with_run(config, run, force=force)
+        else:
+            check_new_run(run, config)
+        train_set, test_set = load_data(config) if dataset is None else split_own(dataset)
+        config = with_data(config, train_set, test_set, match_channels)
+        config = with_device(config, place, train_set.image_size)
+        begins = not resume and config.init is not None
+        initial = read_initial(str(config.init), config.role)[0] if begins else None
+        state = TrainState(config, train_set, place, initial)
         stop = stack.enter_context(catch_signals())
         if config.images is None:
-            config = fix_images(state, test_set)
-            state.config = config
+            config = state.config = fix_images(state, test_set)
+
+        writes = rank_and_size()[0] == 0
         if writes:
             stack.enter_context(lock_folder(run.path, "another training run"))
         news: list[str] = []
@@ -131,18 +106,15 @@ def _train(
             notes = list(changes(before, config, state.images_seen))
             check_same_place(state, run)
         elif writes:
-            check_new_run(run)
+            check_new_run(run, config)
             # Before the settings: a folder with settings can always be resumed.
             save_checkpoint(run, state)
         log = None
         if writes:
             run.write_config(config, test_set.image_size)
-            log = stack.enter_context(
-                RunLog(run, config, loss_name(config), state.images_seen, tensorboard)
-            )
-            for line in opening(config, train_set, test_set, state.model, device):
-                log.say(line)
-            for line in news:
+            log = RunLog(run, config, state.images_seen, tensorboard, on_evaluation)
+            stack.enter_context(log)
+            for line in (*opening(config, train_set, test_set, state.model, place), *news):
                 log.say(line)
             for note in notes:
                 log.note(state.images_seen, note)
@@ -237,11 +209,10 @@ def _score(state: TrainState, test_set: ImageDataset, run: RunFolder, log: RunLo
     """Bits/dim on the held-out images; the averaged weights and a grid of samples are saved."""
     state.check_finite()
     bits = evaluate(state, test_set)
-    if log is None:
-        return bits
-    save_weights(state.averaged, run.weights)
-    log.evaluation(state.images_seen, bits)
-    log.grid(state.images_seen, sample_grid(state, test_set))
+    if log is not None:
+        save_weights(state.averaged, run.weights)
+        samples = sample_grid(state, test_set)
+        log.evaluation(Evaluation(state.images_seen, bits, samples, state.averaged))
     return bits
 
 
@@ -275,11 +246,18 @@ def fix_images(state: TrainState, test_set: ImageDataset) -> TrainConfig:
     return replace(config, images=steps * config.batch_size, evaluations=evaluations)
 
 
-def check_new_run(run: RunFolder) -> None:
-    """Raise ValueError if the folder already holds a run."""
+def check_new_run(run: RunFolder, config: TrainConfig) -> None:
+    """Raise ValueError if the folder holds a run, or if its pictures would be training images."""
     if run.config.exists():
         raise ValueError(
             f"{run.path} already holds a run; go on with it by --resume, or choose another --out"
+        )
+    if config.data_dir is None or config.data not in ("folder", "celeba"):
+        return
+    if run.path.resolve().is_relative_to(Path(config.data_dir).resolve()):
+        raise ValueError(
+            f"{run.path} lies in the data's folder {config.data_dir}, where its samples would "
+            "become training images; choose another --out"
         )
 
 
@@ -312,13 +290,21 @@ def with_channels(config: TrainConfig, channels: int) -> TrainConfig:
     return replace(config, model=replace(config.model, image_channels=channels))
 
 
-def with_classes(
-    config: TrainConfig, train_set: ImageDataset, test_set: ImageDataset
+def with_data(
+    config: TrainConfig, train_set: ImageDataset, test_set: ImageDataset, match_channels: bool
 ) -> TrainConfig:
     """The settings with n_classes as a number; "auto" is one more than the data's largest label.
 
-    Raises ValueError where a model with classes cannot be trained on this data.
+    match_channels: with the data's channels too. Raises ValueError for data that such a model
+    cannot be trained on.
     """
+    if match_channels:
+        config = with_channels(config, train_set.image_channels)
+    if train_set.image_channels != config.model.image_channels:
+        raise ValueError(
+            f"{config.data} has {train_set.image_channels} channels, but the model's "
+            f"image_channels is {config.model.image_channels}"
+        )
     if config.model.n_classes == "auto":
         if train_set.labels is None:
             raise ValueError(f'n_classes="auto" needs labels, but {train_set.source} has none')
@@ -327,15 +313,6 @@ def with_classes(
     for dataset in (train_set, test_set):
         dataset.labels_for(config.model.condition_size)
     return config
-
-
-def check_channels(config: TrainConfig, train_set: ImageDataset) -> None:
-    """Raise ValueError if the data's channels are not those of the model."""
-    if train_set.image_channels != config.model.image_channels:
-        raise ValueError(
-            f"{config.data} has {train_set.image_channels} channels, but the model's "
-            f"image_channels is {config.model.image_channels}"
-        )
 
 
 @contextlib.contextmanager

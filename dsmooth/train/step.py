@@ -18,13 +18,13 @@ from torch import Tensor
 
 from ..config import TrainConfig
 from ..data import ImageDataset, to_float
-from ..data.order import OrderOnDevice, flips
+from ..data.order import ImagesOnDevice, flips
 from ..distributed import shared_work
 from ..files import load_state
 from ..nn import PixelCNNpp
 from ..philox import Stream, image_words
 from ..smoothing import GaussianSmoothing, make_smoothing
-from .device import ReplayedStep, compile_gated_resnets, set_keep_gates, uses_graph
+from .device import ReplayedStep, compile_gated_resnets, holds, set_keep_gates, uses_graph
 from .log import NonFiniteLoss, Reading, Readings
 from .optimizers import EMA, Optimizer
 from .ranks import share_gradients, share_of_batch, without_exchange
@@ -136,7 +136,8 @@ def scheduled(peak: float, config: TrainConfig, images_seen: Tensor, steps: Tens
 class TrainState:
     """The model, its average and its optimiser, as after `images_seen` training images.
 
-    On `device` there are also the bytes of the training images, and the position in their stream.
+    On `device` there are also the bytes of the training images, or of one batch where they are too
+    many, and the position in their stream.
     initial: a network whose weights it begins with, instead of random ones.
     Raises ValueError for settings that the device cannot follow, for data without the labels that a
     model with classes needs, and for an initial network of another shape.
@@ -156,12 +157,11 @@ class TrainState:
         self.autocast = torch.autocast(
             device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
         )
-        self.images = train_set.images.to(device)
-        self.labels = train_set.labels_for(config.model.condition_size)
-        if self.labels is not None:
-            self.labels = self.labels.to(device)
+        labels = train_set.labels_for(config.model.condition_size)
         self.first_row, self.rows = share_of_batch(config)
-        self.order = OrderOnDevice(len(train_set), config.batch_size, config.seed, device)
+        self.images = ImagesOnDevice(
+            train_set, labels, config.batch_size, config.seed, device, holds(device, train_set)
+        )
         # `images_seen` and `steps` where a step can use them.
         self.position = torch.zeros((), dtype=torch.int64, device=device)
         self.counter = torch.zeros((), dtype=torch.int64, device=device)
@@ -200,7 +200,7 @@ class TrainState:
 
     def inputs(self, first: int) -> Inputs:
         """The whole batch at stream position `first`."""
-        self.order.prepare(first)
+        self.images.prepare(first)
         return self._inputs_at(torch.tensor(first, device=self.device), self.config.batch_size)
 
     def step(self) -> None:
@@ -208,7 +208,7 @@ class TrainState:
 
         Raises ProcessLost if another process is gone.
         """
-        self.order.prepare(self.images_seen)
+        self.images.prepare(self.images_seen)
         with shared_work():
             self._run()
         self.steps += 1
@@ -235,9 +235,8 @@ class TrainState:
 
     def _inputs_at(self, first: Tensor, count: int) -> Inputs:
         """The inputs of stream positions first .. first + count - 1."""
-        indices = self.order.indices(first, count)
-        label = None if self.labels is None else self.labels[indices]
-        x = to_float(self.images[indices])
+        images, label = self.images.at(first, count)
+        x = to_float(images)
         if self.config.flip:
             coins = flips(first, count, seed=self.config.seed, device=self.device)
             x = torch.where(coins.view(-1, 1, 1, 1), x.flip(3), x)
@@ -302,21 +301,19 @@ class TrainState:
         source: str,
     ) -> None:
         """Continue from what `tensors` gave. Raises ValueError, naming `source`, for others."""
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}}
-        moments: dict[str, Tensor] = {}
-        for name, tensor in tensors.items():
-            part, _, rest = name.partition(".")
-            if part in parts:
-                parts[part][rest] = tensor
-            else:
-                moments[name] = tensor
-        load_state(self.model, parts["model"], source)
+        rest = dict(tensors)
+
+        def load(model: PixelCNNpp, prefix: str) -> None:
+            names = [name for name in rest if name.startswith(prefix)]
+            load_state(model, {name.removeprefix(prefix): rest.pop(name) for name in names}, source)
+
+        load(self.model, "model.")
+        if self.ema:
+            load(self.ema.model, "ema.")
+            self.ema.n_updates.fill_(steps)
+        if steps:  # the optimiser has no moments before its first step
+            self.optimizer.restore(rest, steps, source)
         self.images_seen = images_seen
         self.steps = self.steps_read = steps
         self.position.fill_(images_seen)
         self.counter.fill_(steps)
-        if self.ema:
-            load_state(self.ema.model, parts["ema"], source)
-            self.ema.n_updates.fill_(steps)
-        if steps:  # the optimiser has no moments before its first step
-            self.optimizer.restore(moments, steps, source)

@@ -145,6 +145,7 @@ def test_lines_of_a_log(tmp_path: Path) -> None:
                 run.log.write_bytes(b"\n".join([*whole, damaged, *whole]) + b"\n")
                 found = run.history()
                 assert found[-4:] == entries
+                assert all(type(entry["images"]) is int for entry in found)
                 run.is_finished()
 
 

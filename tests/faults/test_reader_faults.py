@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from dsmooth.data import SPLITS, cifar, load_dataset, reading
+from dsmooth.data import SPLITS, cifar, load_dataset, own_images, reading
 from dsmooth.data.arrays import read_npz
 from dsmooth.data.mnist import SUBSET_PATH
 from tests.helpers.data_makers import (
@@ -182,9 +182,20 @@ def test_a_hostile_npz(
 def test_a_folder_of_more_images_than_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading.os, "sysconf", lambda _: 16)
+    """They lie in a temporary file, if there is room for one."""
     write_images(tmp_path, {f"{i}.png": random_bytes((8, 8), seed=i) for i in range(9)})
-    message = "more than there is memory"
+    whole = load_dataset("folder", "train", tmp_path)
+    monkeypatch.setattr(reading.os, "sysconf", lambda _: 16)
+    found = load_dataset("folder", "train", tmp_path)
+    assert torch.equal(found.images, whole.images)
+    assert found.digest == whole.digest
+    assert torch.equal(own_images(list(whole.images)).images, whole.images)
+
+    def full(*_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(reading.os, "posix_fallocate", full)
+    message = "more than there is memory, and than .* has room for"
     assert_refused(tmp_path, message, lambda: load_dataset("folder", "train", tmp_path))
 
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dsmooth.config import ModelConfig, TrainConfig
-from dsmooth.files import lock_folder, read_tensors, write_tensors
+from dsmooth.files import lock_folder, read_tensors, write_atomically, write_tensors
 from dsmooth.runs import RunFolder
 from dsmooth.train import NonFiniteLoss, loop, train
 from dsmooth.train.checkpoint import digest, load_checkpoint, save_checkpoint
@@ -169,6 +169,35 @@ def test_a_strangers_folder_opens_no_file_elsewhere(tmp_path: Path, name: str, k
     with pytest.raises(ValueError, match=f"{name} must be a regular file"):
         train(CONFIG, tmp_path / "run")
     assert other.read_text() == "mine"
+
+
+def test_a_run_is_not_among_its_data(tmp_path: Path) -> None:
+    config = replace(CONFIG, data="folder", data_dir=str(tmp_path))
+    with pytest.raises(ValueError, match=r"run lies in the data's folder .*; choose another --out"):
+        train(config, tmp_path / "sub" / ".." / "run")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (KeyboardInterrupt(), ""),
+        (OSError(28, "No space left on device"), "could not write .*No sp"),
+    ],
+)
+def test_a_write_that_ends_early_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, message: str
+) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+
+    def fail(descriptor: int) -> None:
+        raise error
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(type(error), match=message):
+        write_atomically(path, b"new")
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("file", b"old")]
 
 
 def test_weights_that_are_not_finite_replace_nothing(run: RunFolder) -> None:
