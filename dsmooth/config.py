@@ -385,7 +385,7 @@ def _choices(kind: type) -> dict[str, tuple[Any, ...]]:
 
 def check_choices(config: Any) -> None:
     """Raise ValueError for a field that has none of the values that its type lists."""
-    for name, allowed in _choices(type(config)).items():
+    for name, allowed in _choices(config.__class__).items():
         check_one_of(name, getattr(config, name), allowed)
 
 

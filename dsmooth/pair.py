@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -113,14 +112,21 @@ class SmoothedPair(nn.Module):
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         drawer, sampler = self.drawer(levels), Sampler(How(threads, precision))
-        parts, done = [], 0
-        with bar("drawing", n) if progress is True else nullcontext() as show:
-            report = progress or None if show is None else lambda fraction: show(n * fraction)
+
+        def draw(report: Progress | None) -> Tensor:
+            parts, done = [], 0
             for part in request.parts(batch_size or n):
                 share = share_of_progress(report, done / n, (done + part.count) / n)
                 parts.append(drawer.draw(part, sampler, share))
                 done += part.count
-        return torch.cat(parts)
+            return torch.cat(parts)
+
+        if not isinstance(progress, bool):
+            return draw(progress)
+        if not progress:
+            return draw(None)
+        with bar("drawing", n) as show:
+            return draw(lambda fraction: show(n * fraction))
 
     @torch.no_grad()
     def denoise(

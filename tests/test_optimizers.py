@@ -125,17 +125,20 @@ def test_the_angle_follows_from_the_number_of_steps() -> None:
     assert kernel_rate(replace(config, images=8)) == kernel_rate(replace(config, images=80))
 
 
-def test_muon_learns() -> None:
-    state = TrainState(
-        tiny("plain", optimizer="muon", images=400), load_dataset("mnist", "train"), CPU
-    )
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_the_loss_falls(optimizer: str) -> None:
+    config = tiny("plain", optimizer=optimizer, images=400, learning_rate=5e-3)
+    digits = load_dataset("mnist", "train")
+    centres = replace(digits, images=digits.images[:, :, 8:20, 8:20])
+    state = TrainState(config, centres, CPU)
     losses = []
     for _ in range(50):
         state.step()
         losses += [reading.loss for reading in state.read()]
     assert sum(losses[-10:]) < sum(losses[:10]) - 3
     v = state.model.head.weight_v.detach()
-    torch.testing.assert_close(v.flatten(1).norm(dim=1), torch.ones(len(v)))
+    if optimizer == "muon":
+        torch.testing.assert_close(v.flatten(1).norm(dim=1), torch.ones(len(v)))
 
 
 @pytest.mark.parametrize(("first", "second"), [("adam", "muon"), ("muon", "adam")])

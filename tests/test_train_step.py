@@ -20,11 +20,11 @@ from dsmooth.config import LearningRateSchedule, OptimizerName
 from dsmooth.data import ImageDataset
 from dsmooth.functional import use_impl
 from dsmooth.runs import RunFolder
-from dsmooth.train import NonFiniteLoss, device, loop, train
-from dsmooth.train.log import READ_STEPS
+from dsmooth.train import NonFiniteLoss, device, log, loop, train
 from dsmooth.train.step import TrainState, scheduled
 from tests.helpers.tiny_runs import ROLES, tiny
 
+READ_STEPS = 6
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 # Operations whose result, or its shape, is a number on the host.
 READ_BACK = ("_local_scalar_dense", "item", "equal", "is_nonzero", "nonzero", "masked_select")
@@ -112,6 +112,8 @@ def test_a_loss_that_is_not_finite_is_found_and_spares_the_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """READ_STEPS steps are made before anybody looks; weights become NaN in the second."""
+    for module in (log, loop):
+        monkeypatch.setattr(module, "READ_STEPS", READ_STEPS)
     monkeypatch.setattr(loop, "RECORD_SECONDS", 1e9)
     monkeypatch.setattr(loop, "sample_grid", lambda state, data: torch.zeros(1, 1, 4, 4))
     steps = []

@@ -99,8 +99,8 @@ def own_images(dataset: Images | Mapping[str, Any], split: str = "train") -> Ima
     if not isinstance(dataset, Sized) or not len(dataset):
         raise ValueError("the data set must have a length and hold images, got none")
     # A data set that is read in order inherits a __getitem__ that only raises.
-    in_order = hasattr(type(dataset), "__iter__")
-    items = dataset if in_order else map(dataset.__getitem__, range(len(dataset)))
+    given: Any = dataset
+    items = given if hasattr(type(given), "__iter__") else map(given.__getitem__, range(len(given)))
     source = f"a {type(dataset).__name__} given in Python"
     images, labels = torch.empty(0), []
     for number, item in enumerate(islice(items, len(dataset))):
