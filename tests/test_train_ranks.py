@@ -148,7 +148,7 @@ def rank_of(process: int) -> str:
     return next(v[5:].decode() for v in variables if v.startswith(b"RANK="))
 
 
-KILLED = ["train", "noisy", *TINY, "--images=400", "--checkpoint-minutes=1e-9"]
+KILLED = ["train", "noisy", *TINY, "--images=240", "--checkpoint-minutes=1e-9"]
 
 
 def assert_went_on(folder: Path) -> None:

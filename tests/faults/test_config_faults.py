@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,8 @@ def mutant_settings(mutant: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in mutant.items() if k not in ("dsmooth", "height_and_width")}
 
 
-def test_settings_of_a_pair(tmp_path: Path) -> None:
+@pytest.mark.parametrize("every", [6, pytest.param(1, marks=pytest.mark.full)])
+def test_settings_of_a_pair(tmp_path: Path, every: int) -> None:
     model = ModelConfig(n_filters=2, n_resnet=1, n_mix=1, dropout=0.0)
     denoiser = ModelConfig(n_filters=2, n_resnet=1, n_mix=1, dropout=0.0, conditioning="concat")
     pair = SmoothedPair(PixelCNNpp(model), PixelCNNpp(denoiser), GaussianSmoothing(0.5), (8, 8))
@@ -83,7 +85,7 @@ def test_settings_of_a_pair(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     values = json.loads(path.read_text())
     refused = 0
-    for _, mutant in mutants(values):
+    for _, mutant in islice(mutants(values), None, None, every):
         path.write_text(json.dumps(mutant))
         try:
             SmoothedPair.from_pretrained(tmp_path)
@@ -94,7 +96,7 @@ def test_settings_of_a_pair(tmp_path: Path) -> None:
         refused += 1
         assert str(tmp_path) in error
         assert "\n" not in error
-    assert refused > 300
+    assert refused > 300 // every
 
 
 @pytest.mark.parametrize("name", ["n_filters", "n_resnet"])
@@ -140,13 +142,13 @@ def test_lines_of_a_log(tmp_path: Path) -> None:
     ]
     whole = [json.dumps(entry).encode() for entry in entries]
     for entry, line in zip(entries, whole, strict=True):
-        for _, mutant in mutants(entry):
-            for damaged in (json.dumps(mutant).encode(), line[:-3], b"\xff" + line, b"[1]", b"3"):
-                run.log.write_bytes(b"\n".join([*whole, damaged, *whole]) + b"\n")
-                found = run.history()
-                assert found[-4:] == entries
-                assert all(type(entry["images"]) is int for entry in found)
-                run.is_finished()
+        mutated = [json.dumps(mutant).encode() for _, mutant in mutants(entry)]
+        for damaged in (*mutated, line[:-3], b"\xff" + line, b"[1]", b"3"):
+            run.log.write_bytes(b"\n".join([*whole, damaged, *whole]) + b"\n")
+            found = run.history()
+            assert found[-4:] == entries
+            assert all(type(each["images"]) is int for each in found)
+            run.is_finished()
 
 
 @pytest.mark.parametrize("wrong", [None, "1", math.nan, 0.0, -1.0])

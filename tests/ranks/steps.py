@@ -16,7 +16,7 @@ from dsmooth.data import ImageDataset
 from dsmooth.distributed import process_group, rank_and_size
 from dsmooth.train.step import TrainState
 
-STEPS = 6
+STEPS = 3
 
 
 def main(out: Path, settings: list[str]) -> None:
