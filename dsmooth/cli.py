@@ -9,7 +9,7 @@ import inspect
 import os
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -34,6 +34,7 @@ from .commands.options import (
 from .config import Role, TrainConfig
 from .distributed import rank_and_size
 from .presets import preset
+from .progress import silence
 from .runs import RunFolder, default_folder, read_run_config
 
 Command = Train | Sample | Complete | Evaluate | Probe | Reproduce | Doctor
@@ -59,7 +60,7 @@ TAGLINE = "Autoregressive image modelling with distribution smoothing, made fast
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command with `args`, by default those of the process; exits with its status."""
     rank, size = rank_and_size()
-    with _silence() if rank > 0 else contextlib.nullcontext():
+    with silence() if rank > 0 else contextlib.nullcontext():
         status = _call(list(sys.argv[1:] if args is None else args))
     if size > 1:
         # A thread of torch's process group that lives on may abort Python's own way out.
@@ -72,7 +73,11 @@ def main(args: Sequence[str] | None = None) -> None:
 def _call(args: list[str]) -> int:
     """Run the command; an error is printed in a line. Returns the exit status."""
     try:
-        return _run(_parse(args))
+        command = _parse(args)
+        # Numbers on the standard output are no talk: `evaluate` keeps the rest quiet itself.
+        quiet = not isinstance(command, Evaluate | Doctor) and command.how.quiet
+        with silence() if quiet else contextlib.nullcontext():
+            return _run(command)
     except BrokenPipeError:  # the reader of a pipe left
         return 141
     except (ValueError, ArithmeticError, OSError, ImportError) as error:
@@ -84,13 +89,6 @@ def _call(args: list[str]) -> int:
     except KeyboardInterrupt:
         print("dsmooth: stopped", file=sys.stderr)
         return 130
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Rank 0 alone shows its progress; errors are everybody's."""
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        yield
 
 
 def _parse(args: list[str]) -> Command:

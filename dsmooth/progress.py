@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from typing import Any
 
@@ -17,6 +18,13 @@ def shows_bars() -> bool:
     if type(sys.stdout).__module__ == "ipykernel.iostream":
         return find_spec("ipywidgets") is not None
     return sys.stdout.isatty()
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Print nothing inside the block, but errors."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        yield
 
 
 @contextmanager

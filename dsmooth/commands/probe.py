@@ -26,16 +26,22 @@ def probe(options: Probe) -> None:
 
 
 def _probe(options: Probe) -> None:
-    use_threads(options.threads)
+    use_threads(options.how.threads)
+    device = default_device(options.how.device)
     models = load_models(options.models)
     pair = models.pair
-    choice = choose_data(models, options.data, options.data_dir)
+    choice = choose_data(models, **vars(options.dataset))
     train_set, test_set = choice.load("train"), choice.load("test")
     check_data(pair, train_set, test_set)
     out = options.out
     out.mkdir(parents=True, exist_ok=True)
     results = probe_pair(
-        pair.to(default_device()), train_set, test_set, options.settings, out / "probes.json"
+        pair.to(device),
+        train_set,
+        test_set,
+        options.settings,
+        out / "probes.json",
+        precision=options.how.precision,
     )
     if rank_and_size()[0] > 0:
         return

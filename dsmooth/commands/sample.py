@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -10,7 +11,6 @@ from typing import Any
 
 from torch import Tensor
 
-from ..config import Method, Score
 from ..distributed import process_group, rank_and_size
 from ..machine import check_memory, choose_device
 from ..models import Models, load_models
@@ -19,7 +19,7 @@ from ..progress import progress
 from ..sampling.cached import Sampler
 from ..sampling.output import Filled, Pictures, Shards, fill, gather, write_adm_npz, write_images
 from ..sampling.request import How, Request, chosen_seed
-from .options import Class, Sample
+from .options import Drawing, Sample
 
 # The most images that one PNG shows.
 GRID_LIMIT = 400
@@ -27,50 +27,37 @@ GRID_LIMIT = 400
 
 def sample(options: Sample) -> None:
     """Carry out `dsmooth sample`. Raises ValueError or FileNotFoundError before any work."""
-    request = Request(
-        options.count,
-        seed_of_all(options.seed),
-        options.first_index,
-        options.method,
-        options.score,
-        options.temperature,
-        label=options.label,
-        levels=options.levels,
-    )
-    sampler = Sampler(How(options.threads, options.precision))
+    drawing = {**vars(options.drawing), "seed": seed_of_all(options.drawing.seed)}
+    request = Request(options.count, first_index=options.first_index, **drawing)
+    sampler = Sampler(How(options.how.threads, options.how.precision))
     check_outputs(options.out, options.count, png=options.png, adm=options.adm)
-    device = choose_device(options.device)
+    device = choose_device(options.how.device)
     with process_group():
         models = load_models(options.models).to(device)
-        check_models(models, options.label, options.method, options.score, options.levels)
+        check_models(models, options.drawing)
         sample_to_files(models, request, sampler, options.out, png=options.png, adm=options.adm)
 
 
-def check_models(
-    models: Models,
-    label: Class | None,
-    method: Method = "two-step",
-    score: Score = "full",
-    levels: Sequence[float] | None = None,
-) -> None:
+def check_models(models: Models, drawing: Drawing) -> None:
     """Raise ValueError for options that are missing, or that these models do not take."""
     if models.smoothed is None:
         # A noisy model alone gives x~, as a pair does by the method "noisy".
         own = ("two-step", "noisy") if "noisy" in models.networks else ("two-step",)
         for name, given in (
-            ("method", method not in own),
-            ("score", score != "full"),
-            ("levels", levels is not None),
+            ("method", drawing.method not in own),
+            ("score", drawing.score != "full"),
+            ("levels", drawing.levels is not None),
         ):
             if given:
                 raise ValueError(f"--{name} is for a pair, not for a single model: leave it out")
-    n_classes = models.n_classes
+    n_classes, label = models.n_classes, drawing.label
     if n_classes == 0 and label is not None:
         raise ValueError("--label is for models with classes, which these have not")
     if n_classes and (label is None or (label != "each" and not 0 <= label < n_classes)):
+        found = "" if label is None else f", got {label}"
         raise ValueError(
             f"the model has {n_classes} classes: give --label 0 .. {n_classes - 1}, or --label "
-            f"each, got {label}"
+            f"each{found}"
         )
 
 
@@ -186,5 +173,18 @@ def check_outputs(
                 f"a .png shows at most {GRID_LIMIT} images, got {count}: use .npz, or a folder "
                 "with --png for a picture an image"
             )
-        if not path.absolute().parent.is_dir():
-            raise ValueError(f"there is no folder {path.absolute().parent} for {path.name}")
+        check_place(path)
+
+
+def check_output(path: Path, suffix: str) -> None:
+    """Raise ValueError for a file that could not be written, before any work."""
+    if path.suffix != suffix:
+        raise ValueError(f"--out must end in {suffix}, got {path}")
+    check_place(path)
+
+
+def check_place(path: Path) -> None:
+    """Raise ValueError, before any work, unless `path` can be made, with its folders."""
+    there = next(parent for parent in path.absolute().parents if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{there} must be a folder to write {path} into")

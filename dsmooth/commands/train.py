@@ -26,8 +26,8 @@ def train(options: Train) -> int:
         match_channels=options.match_channels and settings.data == "folder",
         resume=options.resume,
         force=options.force,
-        device=options.device,
-        threads=options.threads,
+        device=options.how.device,
+        threads=options.how.threads,
         tensorboard=options.tensorboard,
     )
     return 128 + result.interrupted if result.interrupted else 0

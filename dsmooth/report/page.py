@@ -1,7 +1,7 @@
 """report.html of a reproduction: one file, pictures inline, no script, no network.
 
 `write_report` turns the numbers of results.json into sentences and tables, and puts them into the
-page of template.py.
+page of html.py.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..files import write_atomically
 from ..pretrained import TITLE
 from ..tables import decimals
 from .growth import growth_section
-from .html import paragraph
+from .html import PAGE, paragraph
 from .sections import (
     TITLES,
     bits_section,
@@ -30,7 +30,6 @@ from .sections import (
     samples_section,
     settings_table,
 )
-from .template import PAGE
 
 NOISE_NAMES = {"gaussian": "Gaussian", "laplace": "Laplace", "uniform": "uniform"}
 
@@ -44,7 +43,7 @@ def write_report(
     """Write the report of `results` (the content of results.json) to `path`.
 
     histories: the log of each role's run. pictures: (N, C, H, W) images by name, as
-    `dsmooth.reproduce.stages.draw_all` returns them.
+    `dsmooth.reproduce.stages.Stages.draw` returns them.
     """
     sections = {
         "Samples": samples_section(results, pictures),

@@ -7,36 +7,25 @@ and report.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ..config import ReproductionStage, flatten
-from ..data import ImageDataset
+from ..config import Precision, ReproductionStage, flatten
 from ..distributed import barrier, broadcast_int, process_group, rank_and_size
 from ..evaluate.features import make_extractor
 from ..files import lock_folder, read_json, write_json
 from ..machine import default_device, use_threads
-from ..models import Models, load_models
+from ..models import load_models
 from ..report.page import advice, bound_sentence, write_report
 from ..runs import RunFolder
+from ..sampling.request import check_one_of
 from ..train import train
 from ..train.loop import load_data
-from .cache import Mode
 from .plan import PretrainedPlan, TrainingPlan
 from .results import collect
-from .stages import (
-    STAGES,
-    Sizes,
-    compare_all,
-    draw_all,
-    probe_all,
-    score_all,
-    see_receptive_fields,
-)
+from .stages import Sizes, Stages
 
 
 def reproduce(
@@ -46,6 +35,8 @@ def reproduce(
     sizes: Sizes | None = None,
     only: ReproductionStage | None = None,
     threads: int | None = None,
+    device: str = "auto",
+    precision: Precision = "auto",
 ) -> int:
     """Carry out `plan` in the folder `out`, without repeating what an earlier call did there.
 
@@ -53,96 +44,60 @@ def reproduce(
     grid for each method. The stages write bits_per_dim.json, frechet.json, probes.json and
     receptive_field.json. results.json has all numbers, report.html shows them. only: do this stage
     again and no other; the report has what is there. threads: CPU threads, None for torch's
-    setting.
+    setting. device: "auto", "cpu", "cuda" or "cuda:N". precision: of the models in the stages;
+    "auto" draws by bfloat16 on a CUDA device and takes float32 for all else.
     Returns the exit status: 0, or 128 + the signal's number if it was stopped; the same call then
     goes on. Under torchrun all processes work together in every stage, and rank 0 writes. Raises
     ValueError for a folder that holds something else and whatever data, settings and runs raise.
     """
-    with process_group():
-        return _reproduce(out, plan, sizes, only, threads)
-
-
-def _reproduce(
-    out: Path,
-    plan: TrainingPlan | PretrainedPlan,
-    sizes: Sizes | None,
-    only: ReproductionStage | None,
-    threads: int | None,
-) -> int:
     sizes = sizes or Sizes()
     use_threads(threads)
-    if only not in (None, *STAGES):
-        raise ValueError(f"only must be one of {', '.join(STAGES)}, got {only!r}")
+    check_one_of("precision", precision, Precision)
+    if only is not None:
+        check_one_of("only", only, ReproductionStage)
     if sizes.extractor != "auto":
         make_extractor(sizes.extractor)  # a mistake is reported before any work
-    place = default_device()
-    first = rank_and_size()[0] == 0
+    place, first = default_device(device), rank_and_size()[0] == 0
     say_how_to_use_all_gpus()
-    if isinstance(plan, PretrainedPlan):
-        models = load_models(plan.models).to(place)
-        train_set, test_set = plan.load_data(models)
-        description = plan.description(models, test_set)
-    else:
-        train_set, test_set = load_data(plan.configs[0])
-        description = plan.description()
-    if first:
-        claim_folder(out, description)
-    barrier()
-    with contextlib.ExitStack() as stack:
+    with process_group(), contextlib.ExitStack() as stack:
+        if isinstance(plan, PretrainedPlan):
+            models = load_models(plan.models).to(place)
+            train_set, test_set = plan.load_data(models)
+            description = plan.description(models, test_set)
+        else:
+            train_set, test_set = load_data(plan.configs[0])
+            description = plan.description()
+        if first:
+            claim_folder(out, description)
+        barrier()
         if first:
             stack.enter_context(lock_folder(out, "another dsmooth reproduce"))
         try:
             if isinstance(plan, TrainingPlan):
-                interrupted = train_all(out, plan, only)
+                interrupted = train_all(out, plan, only, device)
                 if interrupted:
                     print(f"stopped and saved in {out}; repeat the same command to go on")
                     return 128 + interrupted
                 models = load_models([out / config.role for config in plan.configs]).to(place)
-            measured, samples = run_stages(out, models, train_set, test_set, sizes, plan.seed, only)
+            stages = Stages(out, models, train_set, test_set, sizes, plan.seed, only, precision)
+            measured, samples = stages.run()
         except KeyboardInterrupt:
             print(f"\nstopped; what is done is in {out}; repeat the same command to go on")
             return 130
         if not first:
             return 0
-
         results = collect(plan, models, train_set, test_set, samples) | measured
         write_json(out / "results.json", results)
         histories = {
             str(role): run.history() for role, run in models.runs.items() if run.is_finished()
         }
         write_report(out / "report.html", results, histories, samples)
-    summarise(out, results)
+    print(f"\n{bound_sentence(results)}")
+    print(f"Pictures: {out / 'samples'}/*.png")
+    print(f"Report:   {out / 'report.html'} (open it in a browser; it needs no network)")
+    for sentence in advice(results):
+        print(sentence)
     return 0
-
-
-def run_stages(
-    out: Path,
-    models: Models,
-    train_set: ImageDataset,
-    test_set: ImageDataset,
-    sizes: Sizes,
-    seed: int,
-    only: ReproductionStage | None,
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The numbers of every stage that is there, by their key in results.json, and the pictures."""
-    mode: dict[str, Mode] = {
-        stage: "go on" if only is None else "redo" if only == stage else "read" for stage in STAGES
-    }
-    splits, probes = (train_set, test_set), replace(sizes.probes, seed=seed)
-    samples = draw_all(out / "samples", models, test_set, sizes.count, seed, mode["samples"])
-    results = {
-        "bits_per_dim": score_all(
-            out / "bits_per_dim.json", models, test_set, sizes.scored_images, mode["bits-per-dim"]
-        ),
-        "frechet": compare_all(
-            out / "frechet.json", models, samples, *splits, sizes.extractor, mode["frechet"]
-        ),
-        "receptive_field": see_receptive_fields(
-            out / "receptive_field.json", mode["receptive-field"]
-        ),
-        "probes": probe_all(out / "probes.json", models, *splits, probes, mode["probes"]),
-    }
-    return {name: result for name, result in results.items() if result}, samples
 
 
 def claim_folder(out: Path, description: dict[str, Any]) -> None:
@@ -165,7 +120,9 @@ def claim_folder(out: Path, description: dict[str, Any]) -> None:
     write_json(path, description)
 
 
-def train_all(out: Path, plan: TrainingPlan, only: ReproductionStage | None) -> int | None:
+def train_all(
+    out: Path, plan: TrainingPlan, only: ReproductionStage | None, device: str
+) -> int | None:
     """Train what is not trained yet, one model after the other.
 
     Returns the number of the signal that stopped it, if any. Raises ValueError if something is left
@@ -186,7 +143,7 @@ def train_all(out: Path, plan: TrainingPlan, only: ReproductionStage | None) -> 
         resume = bool(broadcast_int(run.can_resume()))
         minutes = f" for {config.budget:.3g} minutes" if config.budget and not resume else ""
         print(f"{config.role}: {'going on' if resume else 'training'}{minutes}", flush=True)
-        result = train(config, run.path, resume=resume)
+        result = train(config, run.path, resume=resume, device=device)
         if result.interrupted:
             return result.interrupted
     return None
@@ -200,12 +157,3 @@ def say_how_to_use_all_gpus() -> None:
             f"this machine has {count} GPUs, and one process uses one of them; to use all: "
             f"torchrun --nproc-per-node {count} -m dsmooth reproduce ..."
         )
-
-
-def summarise(out: Path, results: dict[str, Any]) -> None:
-    """Print the bound, the files and advice."""
-    print(f"\n{bound_sentence(results)}")
-    print(f"Pictures: {out / 'samples'}/*.png")
-    print(f"Report:   {out / 'report.html'} (open it in a browser; it needs no network)")
-    for sentence in advice(results):
-        print(sentence)
