@@ -86,7 +86,12 @@ def choose_images(source: Path | None, count: int, models: Models) -> Tensor:
     """The originals (N, C, H, W) in [-1, 1]. Raises ValueError for images of another shape."""
     shape = models.image_shape
     if source is None:
-        data = choose_data(models).load("test")
+        try:
+            data = choose_data(models).load("test")
+        except (ValueError, FileNotFoundError):
+            raise ValueError(
+                f"{models.saved[0].folder} does not say where its images are: name some by --images"
+            ) from None
         images, words = data.images[:count], data.source
     else:
         found = read_images(source, count)

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..data import SPLITS, ImageDataset
 from ..distributed import barrier, rank_and_size
 from ..evaluate.classes import frechet_by_class
-from ..evaluate.comparison import Comparison, compare_images
+from ..evaluate.comparison import Comparison, check_statistics, compare_images
 from ..evaluate.features import FeatureExtractor, extract_features, make_extractor
 from ..evaluate.frechet import FeatureStatistics
 from ..evaluate.scores import KernelDistance
@@ -44,7 +44,7 @@ DEFAULT_COUNT = 1000
 def evaluate_frechet(options: FrechetOptions) -> dict[str, Any]:
     """The numbers of `dsmooth evaluate fid`, which are printed too."""
     if options.save_reference:
-        check_output(options.save_reference, ".npz")
+        check_output(options.save_reference, ".npz", "--save-reference")
     if options.per_class and options.label != "each":
         raise ValueError("--per-class needs --label each")
     if options.per_class and options.reference is not None:
@@ -54,9 +54,14 @@ def evaluate_frechet(options: FrechetOptions) -> dict[str, Any]:
     models = models_to_draw(options.samples)
     choice = choose_data(models, **vars(options.dataset))
     reference, described, real_set, other_set = load_real(options, choice)
-    if models is not None:  # what does not fit is refused before anything is drawn
+    # What does not fit is refused before anything is drawn.
+    if options.per_class and (models is None or models.n_classes == 0):
+        raise ValueError("--per-class needs samples of models with classes")
+    if models is not None:
         check_shape(options, models.image_shape, other_set)
-    extract_features(other_set.images[:1], extractor)
+    features, _ = extract_features(other_set.images[:1], extractor)
+    if isinstance(reference, FeatureStatistics):
+        check_statistics(reference, extractor, features.shape[1])
     samples, how, labels = collect_samples(options, models)
     if other_set.image_channels == 1:
         samples = replace(samples, images=as_grey(samples.images))
@@ -85,7 +90,7 @@ def evaluate_frechet(options: FrechetOptions) -> dict[str, Any]:
         "seed": options.seed,
     }
     print_comparison(numbers, result)
-    if options.per_class and real_set is not None:
+    if real_set is not None and options.per_class and labels is not None:
         numbers["classes"] = distances_of_classes(
             samples, labels, real_set, other_set, extractor, options.batch_size
         )
@@ -222,15 +227,13 @@ def spread(distance: KernelDistance | None) -> str:
 
 def distances_of_classes(
     samples: ImageSet,
-    labels: Tensor | None,
+    labels: Tensor,
     real: ImageDataset,
     other: ImageDataset,
     extractor: FeatureExtractor,
     batch_size: int,
 ) -> list[dict[str, Any]]:
     """The rows of each class, as JSON; also printed. labels: of the samples."""
-    if labels is None:
-        raise ValueError("--per-class needs samples of models with classes")
     if samples.diverged:
         raise ValueError(
             f"--per-class needs the class of every sample, but {samples.diverged:,} were left out"

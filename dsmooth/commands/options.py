@@ -328,7 +328,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Reproduce:
-    """The whole paper in one command: draw, measure, probe, and write report.html.
+    """The paper's experiments in one command: draw, measure, probe, and write report.html.
 
     Takes the models that come with the package, or --models, or trains a pair and a plain baseline
     --from-scratch. Stages whose results are in the folder already are skipped, so a stopped call

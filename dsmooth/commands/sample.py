@@ -176,10 +176,10 @@ def check_outputs(
         check_place(path)
 
 
-def check_output(path: Path, suffix: str) -> None:
+def check_output(path: Path, suffix: str, option: str = "--out") -> None:
     """Raise ValueError for a file that could not be written, before any work."""
     if path.suffix != suffix:
-        raise ValueError(f"--out must end in {suffix}, got {path}")
+        raise ValueError(f"{option} must end in {suffix}, got {path}")
     check_place(path)
 
 

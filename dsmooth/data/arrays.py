@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..config import OWN
 from .dataset import ImageDataset
 from .reading import InvalidFile, check_memory, guarded, open_regular, printable
 
-OWN = "own"  # the name of a data set given in Python, in the settings of a run
 HELD_OUT = 10  # the last of every so many images is held out of a data set without a test set
 
 

@@ -87,7 +87,7 @@ def write_card(
     card = {
         "dsmooth": __version__,
         "seed": seed,
-        "machine": describe_machine(),
+        "machine": describe_machine(models.device),
         "weights_sha256": models.digests(),
         "data": {"train_images": len(train_set), "test_images": len(test_set)},
         "runs": {

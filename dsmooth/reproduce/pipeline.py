@@ -1,4 +1,4 @@
-"""`dsmooth reproduce`: the whole paper in one folder that remembers what is done.
+"""`dsmooth reproduce`: the paper's experiments in one folder that remembers what is done.
 
 Train or take models, draw samples, measure bits/dim and Fréchet distances, train linear probes,
 and report.
@@ -7,17 +7,21 @@ and report.
 from __future__ import annotations
 
 import contextlib
+import re
+import shlex
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..config import Precision, ReproductionStage, flatten
+from ..config import OWN, Precision, ReproductionStage, flatten
 from ..distributed import barrier, broadcast_int, process_group, rank_and_size
 from ..evaluate.features import make_extractor
 from ..files import lock_folder, read_json, write_json
 from ..machine import default_device, use_threads
-from ..models import load_models
+from ..models import Models, load_models
+from ..pretrained import TITLE
 from ..report.page import advice, bound_sentence, write_report
 from ..runs import RunFolder
 from ..sampling.request import check_one_of
@@ -26,6 +30,8 @@ from ..train.loop import load_data
 from .plan import PretrainedPlan, TrainingPlan
 from .results import collect
 from .stages import Sizes, Stages
+
+WIDTH = 100  # of printed sentences
 
 
 def reproduce(
@@ -51,15 +57,15 @@ def reproduce(
     ValueError for a folder that holds something else and whatever data, settings and runs raise.
     """
     sizes = sizes or Sizes()
-    use_threads(threads)
-    check_one_of("precision", precision, Precision)
-    if only is not None:
-        check_one_of("only", only, ReproductionStage)
-    if sizes.extractor != "auto":
-        make_extractor(sizes.extractor)  # a mistake is reported before any work
-    place, first = default_device(device), rank_and_size()[0] == 0
-    say_how_to_use_all_gpus()
     with process_group(), contextlib.ExitStack() as stack:
+        use_threads(threads)
+        check_one_of("precision", precision, Precision)
+        if only is not None:
+            check_one_of("only", only, ReproductionStage)
+        if sizes.extractor != "auto":
+            make_extractor(sizes.extractor)  # a mistake is reported before any work
+        place, first = default_device(device), rank_and_size()[0] == 0
+        say_how_to_use_all_gpus()
         if isinstance(plan, PretrainedPlan):
             models = load_models(plan.models).to(place)
             train_set, test_set = plan.load_data(models)
@@ -87,17 +93,58 @@ def reproduce(
         if not first:
             return 0
         results = collect(plan, models, train_set, test_set, samples) | measured
-        write_json(out / "results.json", results)
         histories = {
             str(role): run.history() for role, run in models.runs.items() if run.is_finished()
         }
-        write_report(out / "report.html", results, histories, samples)
-    print(f"\n{bound_sentence(results)}")
+        again = longer_training(plan, models, results["data"]["embedded_subset"])
+        try:
+            write_report(out / "report.html", results, histories, samples, again)
+            sentences = [bound_sentence(results), *advice(results, again)]
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{out} holds a result that cannot be reported ({error!r}): only=STAGE computes a "
+                "stage again"
+            ) from error
+        write_json(out / "results.json", results)
+    print(f"\n{sentences[0]}")
     print(f"Pictures: {out / 'samples'}/*.png")
     print(f"Report:   {out / 'report.html'} (open it in a browser; it needs no network)")
-    for sentence in advice(results):
-        print(sentence)
+    for sentence in sentences[1:]:
+        print(wrapped(sentence))
     return 0
+
+
+def wrapped(sentence: str) -> str:
+    """A sentence in lines, none of which ends within a command, for these are copied."""
+    whole = re.sub("`[^`]*`", lambda command: command[0].replace(" ", "\0"), sentence)
+    lines = textwrap.fill(whole, WIDTH, break_long_words=False, break_on_hyphens=False)
+    return lines.replace("\0", " ")
+
+
+def longer_training(
+    plan: TrainingPlan | PretrainedPlan, models: Models, embedded: bool
+) -> list[str]:
+    """Commands that train such models for longer, or the pair that comes with the package anew."""
+    if plan.name == TITLE:
+        return ["dsmooth reproduce --from-scratch --out from-scratch"]
+    if isinstance(plan, TrainingPlan):
+        if plan.budget is None:
+            return []
+        minutes, config = max(60, round(8 * plan.budget)), plan.configs[0]
+        words = ["dsmooth", "reproduce", "--preset", plan.name, "--budget", str(minutes)]
+        words += ["--out", f"reproduction-{minutes}", "--seed", str(plan.seed)]
+        if embedded:
+            words += ["--data-dir", "data", "--download"]
+        elif config.data_dir is not None:
+            words += ["--data-dir", config.data_dir]
+        return [shlex.join(words)]
+    commands = []
+    for role, run in models.runs.items():
+        images, given = models.settings[role].images, models.settings[role].data == OWN
+        if run.can_resume() and run.is_finished() and images and not given:
+            words = ["dsmooth", "train", role, "--out", str(run.path), "--resume"]
+            commands.append(shlex.join([*words, "--images", str(2 * images)]))
+    return commands
 
 
 def claim_folder(out: Path, description: dict[str, Any]) -> None:
@@ -111,11 +158,11 @@ def claim_folder(out: Path, description: dict[str, Any]) -> None:
             key = different[0]
             raise ValueError(
                 f"{out} holds another reproduction: its {key} is {theirs.get(key)}, not "
-                f"{mine[key]}; choose another --out"
+                f"{mine[key]}; choose another folder"
             )
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is there and holds no reproduction; choose another --out")
+        raise ValueError(f"{out} is there and holds no reproduction; choose another folder")
     out.mkdir(parents=True, exist_ok=True)
     write_json(path, description)
 
@@ -132,8 +179,8 @@ def train_all(
     untrained = [role for role, run in runs.items() if not run.is_finished()]
     if untrained and only:
         raise ValueError(
-            f"--only {only} needs trained models, and {' and '.join(untrained)} in {out} "
-            f"{'is' if len(untrained) == 1 else 'are'} not: repeat the command without --only first"
+            f"only={only} needs trained models, and {' and '.join(untrained)} in {out} "
+            f"{'is' if len(untrained) == 1 else 'are'} not: repeat the call without it first"
         )
     for config in plan.configs:
         run = runs[config.role]

@@ -246,9 +246,7 @@ class Stages:
 
         def compute() -> dict[str, Any]:
             if network is None:
-                return {
-                    "skipped": "the package's classifier is for MNIST; name another by --extractor"
-                }
+                return {"skipped": "the package's classifier is for MNIST; name another extractor"}
             if not samples:
                 return {"skipped": "there are no samples to compare"}
             with progress("features of real images", len(real)) as done:

@@ -148,8 +148,7 @@ def _train(
                 log.note(state.images_seen, note)
         result = _loop(state, test_set, run, log, stop)
         if log is not None and result.interrupted is None:
-            for line in closing(config, run):
-                log.say(line)
+            log.say(closing(run))
         return result
 
 
@@ -252,7 +251,7 @@ def fix_images(state: TrainState, test_set: ImageDataset) -> TrainConfig:
     """
     config = state.config
     if config.budget is None:
-        raise ValueError("give --images or --budget: how long is the run to be?")
+        raise ValueError("give images= or budget=: how long is the run to be?")
     started = time.monotonic()
     scratch = TrainState(replace(config, images=10**9), state.train_set, state.device)
     scratch.step()
@@ -279,7 +278,8 @@ def check_new_run(run: RunFolder) -> None:
     """Raise ValueError if the folder already holds a run."""
     if run.config.exists():
         raise ValueError(
-            f"{run.path} already holds a run; go on with it by --resume, or choose another --out"
+            f"{run.path} already holds a run; go on with it by resume=True, or choose another "
+            "folder"
         )
 
 
@@ -332,9 +332,14 @@ def with_classes(
 def check_channels(config: TrainConfig, train_set: ImageDataset) -> None:
     """Raise ValueError if the data's channels are not those of the model."""
     if train_set.image_channels != config.model.image_channels:
+        own = config.model.image_channels
         raise ValueError(
-            f"{config.data} has {train_set.image_channels} channels, but the model's "
-            f"image_channels is {config.model.image_channels}"
+            f"{config.data} has {train_set.image_channels} channels, but "
+            + (
+                f"the weights of {config.init} are for images of {own}"
+                if config.init
+                else f"the model's image_channels is {own}"
+            )
         )
 
 
