@@ -14,9 +14,10 @@ import textwrap
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass, replace
 from pathlib import Path
-from typing import Any, cast, get_args, get_type_hints
+from typing import Annotated, Any, Union, cast, get_args, get_type_hints
 
 import tyro
+from tyro.conf import subcommand
 
 from ._version import __version__
 from .commands.options import (
@@ -70,6 +71,7 @@ HINTS = {
 POSITIONAL = ("role", "models", "samples")
 # Errors of a machine that has not enough of something.
 EXHAUSTED = ("can't start new thread", "can't allocate memory", "out of memory")
+COMPLETION = "--tyro-print-completion"
 HELP_WIDTH = 80
 TAGLINE = "Autoregressive image modelling with distribution smoothing, made fast."
 
@@ -165,11 +167,19 @@ def _kind(args: list[str]) -> tuple[str, type, list[str]]:
 
     Each verb has a parser of its own. Prints help, or an error, and leaves, where there is no verb.
     """
+    if args[:1] == [COMPLETION]:
+        every: dict[str, Any] = {**VERBS, "evaluate": _union(MEASURES)}
+        tyro.cli(_union(every), prog="dsmooth", args=args)
     verb = _chosen("dsmooth", VERBS, args)
     if verb != "evaluate":
         return f"dsmooth {verb}", VERBS[verb], args[1:]
     measure = _chosen("dsmooth evaluate", MEASURES, args[1:])
     return f"dsmooth evaluate {measure}", MEASURES[measure], args[2:]
+
+
+def _union(kinds: Mapping[str, Any]) -> Any:
+    """One type of several verbs, by their names, as tyro takes it."""
+    return Union[tuple(Annotated[kind, subcommand(name)] for name, kind in kinds.items())]  # noqa: UP007
 
 
 def _parse(prog: str, kind: type, args: list[str]) -> Command:
@@ -204,6 +214,9 @@ def _chosen(prog: str, choices: Mapping[str, type], args: Sequence[str]) -> str:
         version = f"dsmooth {__version__}"
         parser.add_argument(
             "--version", action="version", version=version, help="print the version and leave"
+        )
+        parser.add_argument(
+            COMPLETION, metavar="SHELL", help="print a script that lets bash, zsh or tcsh complete"
         )
     verbs = parser.add_subparsers(metavar="VERB", dest="verb", required=True, title="verbs")
     for name, kind in choices.items():

@@ -25,7 +25,8 @@ def choose_device(name: str) -> torch.device:
     import torch
 
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() and cuda_is_built() else "cpu"
+        built = is_available() and cuda_obstacle() is None
+        name = "cuda" if torch.cuda.is_available() and built else "cpu"
     if name == "cpu":
         return torch.device("cpu")
     kind, _, index = name.partition(":")
@@ -40,11 +41,6 @@ def choose_device(name: str) -> torch.device:
     if number >= count:
         raise ValueError(f"device={name}: there are {count} CUDA devices, numbered from 0")
     return torch.device("cuda", number)
-
-
-def cuda_is_built() -> bool:
-    """Whether the extension has the CUDA half of the sampler."""
-    return is_available() and cuda_obstacle() is None
 
 
 def default_device(name: str = "auto") -> torch.device:

@@ -84,6 +84,7 @@ def test_one_file_in_rgb_and_a_mask(place: Path) -> None:
         ("pair images -n 50 --draws 8", "a .png shows at most 400 images, got 50 rows of 10"),
         ("pair images --keep-top 1.5", "the fraction of known rows must lie in 0 .. 1, got 1.5"),
         ("pair images --temperature 0", "temperature must be positive"),
+        ("pair", "pair does not say where its images are: name some by --images"),
         ("pair nowhere", "there is no folder, image file, .npz or .npy nowhere"),
         ("pair large.png", "pair draws images of (C, H, W) = (1, 8, 8), got 1 of (1, 8, 12) from"),
         ("pair images --mask large.png", "large.png must have the images' size (8, 8), got (8, 1"),

@@ -77,8 +77,10 @@ def test_bits_of_runs_and_of_a_saved_pair(
     exact = conventions(score_plain(plain, test_set))[0].value
     assert stored["plain"]["conventions"][0]["value"] == pytest.approx(exact, abs=1e-9)
 
-    pair.save_pretrained("saved")
-    data = ["--data", "folder", "--data-dir", "images", "--limit", "3", "--batch-size", "2"]
+    pair.save_pretrained("saved")  # it knows its data, but not their folder
+    assert run("evaluate", "bpd", "saved") == 1
+    assert "Point --data-dir to a folder of images" in capsys.readouterr().err
+    data = ["--data-dir", "images", "--limit", "3", "--batch-size", "2"]
     assert run("evaluate", "bpd", "saved", *data, "--n-noise", "1", "--out", "again.json") == 0
     again = result("again.json")
     assert again["data"]["n_images"] == 3

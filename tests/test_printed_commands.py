@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import dsmooth
-from dsmooth.cli import _kind, _parse, as_options, main
+from dsmooth.cli import _kind, _parse, as_options
 from dsmooth.commands.reproduce import choose_plan
 from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.data import load_dataset
@@ -235,8 +235,15 @@ def test_show_takes_bytes() -> None:
 
 
 def test_help_of_every_verb_has_the_same_options(capsys: pytest.CaptureFixture[str]) -> None:
-    for verb in ("sample", "complete", "evaluate bpd", "evaluate fid", "evaluate classify"):
-        with pytest.raises(SystemExit):
-            main([*verb.split(), "--help"])
+    verbs = ["sample", "complete", "probe", "reproduce"]
+    for verb in (*verbs, "evaluate bpd", "evaluate fid", "evaluate classify"):
+        assert run(*verb.split(), "--help") == 0
         shown = capsys.readouterr().out
         assert all(f"--{name}" in shown for name in ("device", "precision", "threads", "quiet"))
+
+
+def test_one_completion_for_the_program(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--tyro-print-completion", "bash") == 0
+    script = capsys.readouterr().out
+    for word in ("train", "bpd", "doctor", "--n-filters", "--save-reference", "--keep-top"):
+        assert f"'{word}'" in script, word

@@ -54,7 +54,7 @@ def evaluate_frechet(options: FrechetOptions) -> dict[str, Any]:
     models = models_to_draw(options.samples)
     choice = choose_data(models, **vars(options.dataset))
     reference, described, real_set, other_set = load_real(options, choice)
-    # What does not fit is refused before anything is drawn.
+    # A misfit is refused before anything is drawn.
     if options.per_class and (models is None or models.n_classes == 0):
         raise ValueError("--per-class needs samples of models with classes")
     if models is not None:

@@ -7,9 +7,6 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
 
 from ..distributed import process_group, rank_and_size
 from ..machine import check_memory, choose_device
@@ -91,24 +88,32 @@ def sample_to_files(
         check_memory((request.count, *models.image_shape))
     with progress("drawing", request.count) if rank == 0 else nullcontext() as done:
         if not outputs[0].suffix:
+            how = {
+                **request.how(),
+                "device": models.device.type,
+                "precision": sampler.how.precision_on(models.device),
+                "weights_sha256": list(models.digests().values()),
+            }
             kind = Pictures if png else Shards
-            how = describe(models, request, sampler)
             folder = kind(outputs[0], request, models.image_shape, how)
             filled = fill(folder, draw, models.chunk, done)
         else:
             x = gather(draw, request, models.chunk, done)
-            if x is not None:
-                write_files(outputs, x, request, adm, models.n_classes)
-                filled = Filled(0, request.count, int(is_diverged(x).sum()))
-    if rank == 0:
-        report(outputs, filled, time.monotonic() - started)
-
-
-def report(outputs: Sequence[Path], filled: Filled, seconds: float) -> None:
-    """Print what was written. Raises as `say_diverged` does."""
+            if x is None:
+                return
+            for path in outputs:
+                if path.suffix == ".png":
+                    save_grid(visible(x), path)
+                elif adm:
+                    write_adm_npz(path, x)
+                else:
+                    write_images(path, x, request, n_classes=models.n_classes)
+            filled = Filled(0, request.count, int(is_diverged(x).sum()))
+    if rank > 0:
+        return
     for path in outputs:
         print(f"wrote {path}" if filled.drawn else f"nothing to draw: {path} has them all")
-    print(rate_line(filled.drawn, filled.there, seconds))
+    print(rate_line(filled.drawn, filled.there, time.monotonic() - started))
     say_diverged(filled.diverged, filled.drawn)
 
 
@@ -126,29 +131,6 @@ def rate_line(drawn: int, there: int, seconds: float) -> str:
     before = f", beside {there:,} that were there" if there else ""
     rate = f" ({drawn / seconds:.2f} img/s)" if drawn else ""
     return f"{drawn:,} image{'s' * (drawn != 1)} in {seconds:.1f} s{rate}{before}"
-
-
-def describe(models: Models, request: Request, sampler: Sampler) -> dict[str, Any]:
-    """The settings and weights that decide an image beside its number, as JSON."""
-    return {
-        **request.how(),
-        "device": models.device.type,
-        "precision": sampler.how.precision_on(models.device),
-        "weights_sha256": list(models.digests().values()),
-    }
-
-
-def write_files(
-    paths: Sequence[Path], x: Tensor, request: Request, adm: bool, n_classes: int = 0
-) -> None:
-    """Write x (N, C, H, W) as a grid or an array, as each suffix asks."""
-    for path in paths:
-        if path.suffix == ".png":
-            save_grid(visible(x), path)
-        elif adm:
-            write_adm_npz(path, x)
-        else:
-            write_images(path, x, request, n_classes=n_classes)
 
 
 def check_outputs(
