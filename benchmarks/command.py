@@ -22,6 +22,8 @@ from rich.console import Console
 from benchmarks import figures, results, write_docs
 
 FOLDER = Path(__file__).resolve().parent
+FILE = "results.json"
+NO_CASES = 5  # pytest's exit status where -k leaves none
 SUITES = sorted(path.stem.removeprefix("bench_") for path in FOLDER.glob("bench_*.py"))
 
 
@@ -64,22 +66,27 @@ def main() -> int:
     except (OSError, ValueError) as error:
         print(f"python benchmarks: error: {error}", file=sys.stderr)
         return 2
-    measured, status = run(options)
-    keep(measured, options.out, console)
+    measured, status = [], 0
+    for suite in options.suites or SUITES:
+        found, ended = run(suite, options)
+        keep(found, options.out)  # whatever ends the next suite
+        measured += found
+        status = status or (0 if ended == NO_CASES else ended)
+    show(measured, options.out, console)
     if saved is not None:
         for sentence in results.compare(saved, measured):
             console.print(sentence)
     return status
 
 
-def run(options: Options) -> tuple[list[results.Result], int]:
-    """The results, and pytest's exit status; after Ctrl-C those of the finished cases."""
+def run(suite: str, options: Options) -> tuple[list[results.Result], int]:
+    """A suite's results, and pytest's exit status; after Ctrl-C those of the finished cases."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pytest-benchmark.json"
         # In this folder no source tree hides the installed package from `python -m`.
         command = [
             *(sys.executable, "-m", "pytest", "-q", "-s", "--no-header", "--benchmark-quiet"),
-            *(f"bench_{suite}.py" for suite in options.suites or SUITES),
+            f"bench_{suite}.py",
             f"--benchmark-json={path}",
             *(["--quick"] if options.quick else []),
             *([f"-k={options.cases}"] if options.cases else []),
@@ -90,16 +97,19 @@ def run(options: Options) -> tuple[list[results.Result], int]:
     return [record["extra_info"] for record in records if record["extra_info"]], status
 
 
-def keep(measured: list[results.Result], folder: Path, console: Console) -> None:
-    """Write results and figures into the folder, and a table on the screen."""
+def keep(measured: list[results.Result], folder: Path) -> None:
+    """Add results to those of a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "results.json"
-    everything = results.merge(results.load(path) if path.exists() else [], measured)
-    results.save(path, everything)
+    path = folder / FILE
+    results.save(path, results.merge(results.load(path) if path.exists() else [], measured))
+
+
+def show(measured: list[results.Result], folder: Path, console: Console) -> None:
+    """Print a table of results, and draw the figures of all that the folder has."""
     console.print(results.table(measured))
     warning = results.load_warning(measured)
     if warning is not None:
         console.print(warning, style="yellow")
-    for figure in figures.draw_all(everything, folder):
+    for figure in figures.draw_all(results.load(folder / FILE), folder):
         console.print(f"Figure:  {figure}")
-    console.print(f"Results: {path}")
+    console.print(f"Results: {folder / FILE}")

@@ -6,15 +6,18 @@ import argparse
 import contextlib
 import difflib
 import inspect
+import io
 import os
+import re
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass, replace
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Annotated, Any, Union, cast, get_args, get_type_hints
 
 import tyro
+from tyro.conf import subcommand
 
 from ._version import __version__
 from .commands.options import (
@@ -34,6 +37,7 @@ from .commands.options import (
 from .config import Role, TrainConfig
 from .distributed import rank_and_size
 from .presets import preset
+from .progress import silence
 from .runs import RunFolder, default_folder, read_run_config
 
 Command = Train | Sample | Complete | Evaluate | Probe | Reproduce | Doctor
@@ -52,14 +56,38 @@ MEASURES: dict[str, type] = {
     "classify": ClassifyOptions,
     "train-classifier": ClassifierOptions,
 }
+# Options of other programs, and ours for the same.
+HINTS = {
+    "--lr": "--learning-rate",
+    "--epochs": "--images, training images to visit with repeats counted",
+    "--num-samples": "--count",
+    "--num-images": "--count",
+    "--n-samples": "--count",
+    "--output": "--out",
+    "--batch": "--batch-size",
+    "--num-classes": "--n-classes",
+    "--resolution": "--image-size",
+}
+POSITIONAL = ("role", "models", "samples")
+# Errors of a machine that has not enough of something.
+EXHAUSTED = ("can't start new thread", "can't allocate memory", "out of memory")
+COMPLETION = "--tyro-print-completion"
 HELP_WIDTH = 80
 TAGLINE = "Autoregressive image modelling with distribution smoothing, made fast."
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command with `args`, by default those of the process; exits with its status."""
-    rank, size = rank_and_size()
-    with _silence() if rank > 0 else contextlib.nullcontext():
+    if sys.stdout is None:  # it is closed
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # the locale may lack a letter
+    try:
+        rank, size = rank_and_size()
+    except ValueError as error:
+        sys.exit(_fail(f"RANK and WORLD_SIZE, which torchrun sets, must be numbers: {error}"))
+    with silence() if rank > 0 else contextlib.nullcontext():
         status = _call(list(sys.argv[1:] if args is None else args))
     if size > 1:
         # A thread of torch's process group that lives on may abort Python's own way out.
@@ -71,37 +99,106 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _call(args: list[str]) -> int:
     """Run the command; an error is printed in a line. Returns the exit status."""
+    prog, kind, rest = _kind(args)
     try:
-        return _run(_parse(args))
+        command = _parse(prog, kind, rest)
+        # Numbers on the standard output are no talk: `evaluate` keeps the rest quiet itself.
+        quiet = not isinstance(command, Evaluate | Doctor) and command.how.quiet
+        with silence() if quiet else contextlib.nullcontext():
+            return _run(command)
     except BrokenPipeError:  # the reader of a pipe left
         return 141
     except (ValueError, ArithmeticError, OSError, ImportError) as error:
-        print(f"dsmooth: error: {error}", file=sys.stderr)
-        return 1
+        return _fail(as_options(str(error), set(option_names(kind))))
     except MemoryError as error:
-        print(f"dsmooth: error: not enough memory {error}".rstrip(), file=sys.stderr)
-        return 1
+        return _fail(f"not enough memory {error}".rstrip())
+    except RecursionError:
+        return _fail("a file that was read is nested too deeply")
+    except RuntimeError as error:
+        if not any(words in str(error) for words in EXHAUSTED):
+            raise
+        return _fail(str(error).partition("\n")[0])
     except KeyboardInterrupt:
         print("dsmooth: stopped", file=sys.stderr)
         return 130
 
 
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Rank 0 alone shows its progress; errors are everybody's."""
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        yield
+def _fail(message: str) -> int:
+    """Print an error; returns the exit status."""
+    print(f"dsmooth: error: {message}", file=sys.stderr)
+    return 1
 
 
-def _parse(args: list[str]) -> Command:
-    """The command that `args` mean. Each verb has a parser of its own, which its messages name."""
+def option_names(kind: type) -> Iterator[str]:
+    """The names, in Python, of the options of a verb."""
+    for name, hint in get_type_hints(kind).items():
+        if is_dataclass(hint):
+            yield from option_names(cast(type, hint))
+        elif name not in POSITIONAL:
+            yield name
+
+
+def as_options(message: str, names: Collection[str]) -> str:
+    """A message with its arguments in the command's words: `resume=True` becomes `--resume`.
+
+    Arguments are names with "=", names with an underscore, and a name that the message begins with.
+    """
+
+    def option(match: re.Match[str]) -> str:
+        flag = f"--{match['name'].replace('_', '-')}"
+        value = (match.groupdict().get("value") or "True").strip('"')
+        return flag if value == "True" else f"{flag} {value}"
+
+    if not names:
+        return message
+    every = "|".join(sorted(names, key=len, reverse=True))
+    long = "|".join(name for name in every.split("|") if "_" in name)
+    for pattern in (
+        rf"(?<![\w./-])(?P<name>{every})=(?P<value>\S*?)(?=[,;:.)]*(\s|$))",
+        rf"^(?P<name>{every})(?= (must|is|needs|can)\b)",
+        rf"(?<![\w./-])(?P<name>{long})(?![\w/=-]|\.\w)",
+    ):
+        message = re.sub(pattern, option, message)
+    return message
+
+
+def _kind(args: list[str]) -> tuple[str, type, list[str]]:
+    """The program's name in messages, the class of its options, and the arguments for these.
+
+    Each verb has a parser of its own. Prints help, or an error, and leaves, where there is no verb.
+    """
+    if args[:1] == [COMPLETION]:
+        every: dict[str, Any] = {**VERBS, "evaluate": _union(MEASURES)}
+        tyro.cli(_union(every), prog="dsmooth", args=args)
     verb = _chosen("dsmooth", VERBS, args)
-    if verb == "evaluate":
-        measure = _chosen("dsmooth evaluate", MEASURES, args[1:])
-        options = _options(MEASURES[measure], f"dsmooth evaluate {measure}", args[2:])
-        return Evaluate(options)
-    default = _train_default(args) if verb == "train" else None
-    return cast(Command, _options(VERBS[verb], f"dsmooth {verb}", args[1:], default))
+    if verb != "evaluate":
+        return f"dsmooth {verb}", VERBS[verb], args[1:]
+    measure = _chosen("dsmooth evaluate", MEASURES, args[1:])
+    return f"dsmooth evaluate {measure}", MEASURES[measure], args[2:]
+
+
+def _union(kinds: Mapping[str, Any]) -> Any:
+    """One type of several verbs, by their names, as tyro takes it."""
+    return Union[tuple(Annotated[kind, subcommand(name)] for name, kind in kinds.items())]  # noqa: UP007
+
+
+def _parse(prog: str, kind: type, args: list[str]) -> Command:
+    """The command that the arguments mean; prints help, or an error that names the nearest."""
+    own = {f"--{name.replace('_', '-')}" for name in option_names(kind)}
+    for flag in (arg.partition("=")[0] for arg in args):
+        meant = HINTS.get(flag, "")
+        if flag not in own and meant.partition(",")[0] in own:
+            print(f"{prog}: error: there is no {flag}: did you mean {meant}?", file=sys.stderr)
+            sys.exit(2)
+    command: Any = tyro.cli(
+        kind,
+        args=args,
+        prog=prog,
+        description=_wrapped(kind.__doc__ or ""),
+        config=(tyro.conf.HelptextFromCommentsOff,),
+        default=_train_default(args) if kind is Train else None,
+    )
+    return Evaluate(command) if kind in MEASURES.values() else cast(Command, command)
 
 
 def _chosen(prog: str, choices: Mapping[str, type], args: Sequence[str]) -> str:
@@ -118,6 +215,9 @@ def _chosen(prog: str, choices: Mapping[str, type], args: Sequence[str]) -> str:
         parser.add_argument(
             "--version", action="version", version=version, help="print the version and leave"
         )
+        parser.add_argument(
+            COMPLETION, metavar="SHELL", help="print a script that lets bash, zsh or tcsh complete"
+        )
     verbs = parser.add_subparsers(metavar="VERB", dest="verb", required=True, title="verbs")
     for name, kind in choices.items():
         verbs.add_parser(name, help=(kind.__doc__ or "").partition("\n")[0])
@@ -132,15 +232,6 @@ def _chosen(prog: str, choices: Mapping[str, type], args: Sequence[str]) -> str:
     raise AssertionError("argparse leaves")
 
 
-def _options(kind: type, prog: str, args: Sequence[str], default: Any = None) -> Any:
-    """The options of one verb; prints help, or an error that names the nearest, and leaves."""
-    config = (tyro.conf.HelptextFromCommentsOff,)
-    description = _wrapped(kind.__doc__ or "")
-    return tyro.cli(
-        kind, args=args, prog=prog, description=description, config=config, default=default
-    )
-
-
 def _wrapped(text: str) -> str:
     """A docstring's paragraphs in lines of the width of help, which tyro joins at the margin."""
     wrapper = textwrap.TextWrapper(HELP_WIDTH, initial_indent="  ", subsequent_indent="  ")
@@ -150,24 +241,23 @@ def _wrapped(text: str) -> str:
 def _train_default(args: list[str]) -> Train:
     """The defaults of `dsmooth train`: from --config, from the run to resume, or from a preset."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("verb", nargs="?")
     parser.add_argument("role", nargs="?")
-    parser.add_argument("--preset")
-    parser.add_argument("--config")
-    parser.add_argument("--out")
+    for option in ("--preset", "--config", "--out", "--init", "--data"):
+        parser.add_argument(option)
     parser.add_argument("--image-channels", "--image_channels")
     parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--init")
     known, _ = parser.parse_known_args(args)
     role: Role = known.role if known.role in get_args(Role) else "noisy"
     source = Path(known.config) if known.config else None
     if known.resume and not known.config and not known.preset:
         source = RunFolder(Path(known.out) if known.out else default_folder(role)).config
-    if known.verb == "train" and source is not None:
+    if source is not None:
         settings, _ = read_run_config(source)
     else:
         settings = preset(known.preset or DEFAULT_PRESET, role)
-        if known.verb == "train" and known.init:
+        if known.data not in (None, "celeba", "folder"):
+            settings = replace(settings, image_size=None)  # these have one size
+        if known.init:
             settings = with_network_of(known.init, settings)
     unnamed = known.image_channels is None and source is None and known.init is None
     return Train(role=tyro.MISSING, settings=settings, match_channels=unnamed)

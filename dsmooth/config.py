@@ -28,6 +28,8 @@ Likelihood = Literal["continuous", "discretized", "gaussian"]
 
 Count = int | Literal["auto"]
 
+# Name of a data set that was given in Python, in the settings of a run.
+OWN = "own"
 # No network needs more of anything; a damaged file must not make one that does.
 LARGEST = 4096
 

@@ -25,9 +25,13 @@ PARTIAL = ".partial"
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replace `path` by `data`; after a crash or a full disk the old content is still there."""
+    """Replace `path` by `data`; after a crash or a full disk the old content is still there.
+
+    Folders above it are made if need be.
+    """
     temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         # The name is unique, should another process write the same file.
         descriptor, name = tempfile.mkstemp(PARTIAL, f".{path.name}.", path.parent)
         temporary = Path(name)
@@ -85,7 +89,7 @@ def lock_folder(folder: Path, holder: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
-                f"{holder} is at work in {folder}; wait for it, or choose another --out"
+                f"{holder} is at work in {folder}; wait for it, or choose another folder"
             ) from None
         for left in folder.glob(f".*{PARTIAL}"):
             left.unlink(missing_ok=True)

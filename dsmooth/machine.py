@@ -25,38 +25,40 @@ def choose_device(name: str) -> torch.device:
     import torch
 
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() and cuda_is_built() else "cpu"
+        built = is_available() and cuda_obstacle() is None
+        name = "cuda" if torch.cuda.is_available() and built else "cpu"
     if name == "cpu":
         return torch.device("cpu")
     kind, _, index = name.partition(":")
     if kind != "cuda" or (index and not index.isdigit()):
-        raise ValueError(f'--device must be auto, cpu, cuda or cuda:N, got "{name}"')
+        raise ValueError(f'device must be auto, cpu, cuda or cuda:N, got "{name}"')
     count = torch.cuda.device_count()
     if count == 0:
         built = torch.version.cuda is not None
         reason = "no GPU and driver that it can use" if built else "it was built without CUDA"
-        raise ValueError(f"--device {name}: PyTorch finds no CUDA device ({reason})")
+        raise ValueError(f"device={name}: PyTorch finds no CUDA device ({reason})")
     number = int(index) if index else int(os.environ.get("LOCAL_RANK", 0)) % count
     if number >= count:
-        raise ValueError(f"--device {name}: there are {count} CUDA devices, numbered from 0")
+        raise ValueError(f"device={name}: there are {count} CUDA devices, numbered from 0")
     return torch.device("cuda", number)
 
 
-def cuda_is_built() -> bool:
-    """Whether the extension has the CUDA half of the sampler."""
-    return is_available() and cuda_obstacle() is None
+def default_device(name: str = "auto") -> torch.device:
+    """The device for networks that need no extension: "auto" takes every CUDA device.
 
-
-def default_device() -> str:
-    """Device for networks that need no extension: "cuda:N" if there is one, else "cpu".
-
-    N is LOCAL_RANK under torchrun, else 0.
+    Raises as `choose_device` does.
     """
     import torch
 
-    if not torch.cuda.is_available():
-        return "cpu"
-    return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+    auto = "cuda" if torch.cuda.is_available() else "cpu"
+    return choose_device(auto if name == "auto" else name)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which networks compute in bfloat16 if `precision` says so, else in float32."""
+    import torch
+
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def use_threads(threads: int | None) -> None:
@@ -66,7 +68,7 @@ def use_threads(threads: int | None) -> None:
     if threads is None:
         return
     if threads < 1:
-        raise ValueError(f"--threads must be at least 1, got {threads}")
+        raise ValueError(f"threads must be at least 1, got {threads}")
     torch.set_num_threads(threads)
 
 

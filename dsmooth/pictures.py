@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .data import to_bytes
+from .data import to_bytes, to_float
 from .files import write_atomically
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ BORDER = 96  # grey between the images of a grid
 
 
 def show(x: Tensor, *, columns: int | None = None, zoom: int = 2) -> Image:
-    """A picture of images x (B, C, H, W) in [-1, 1], which a notebook displays.
+    """A picture of images x (B, C, H, W) in [-1, 1] or of bytes, which a notebook displays.
 
     columns: images per row, by default about the square root of B. zoom: pixels per pixel. Values
     outside [-1, 1] are clamped, and images that diverged to infinity are grey.
@@ -32,6 +32,7 @@ def show(x: Tensor, *, columns: int | None = None, zoom: int = 2) -> Image:
     """
     from PIL import Image
 
+    x = to_float(x) if x.dtype == torch.uint8 else x
     return Image.fromarray(_as_pillow(_grid(visible(x) if x.ndim == 4 else x, columns, zoom)))
 
 

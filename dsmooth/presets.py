@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict, fields
 from typing import Any
 
-from .config import ModelConfig, Role, TrainConfig, flatten
+from .config import OWN, ModelConfig, Role, TrainConfig, flatten
 
 # Meng et al. (ICLR 2021): no averaging, no clipping, no data-dependent init; a stacked denoiser
 # with a continuous likelihood. How long they trained is not published: give images or budget.
@@ -114,11 +115,14 @@ def preset(name: str, role: Role, **settings: Any) -> TrainConfig:
 def train_command(config: TrainConfig) -> str:
     """The `dsmooth train` that begins with these settings: the nearest preset, and what differs.
 
-    Folders are called FOLDER and RUN: no path of this machine is in it.
+    Folders are called FOLDER and RUN: no path of this machine is in it. Images that were given in
+    Python have no option; the command then prints the settings.
     """
+    in_python = config.data == OWN
     own = flatten(asdict(config))
     # Named apart, or no options: one follows from the scale, one from a run that was prolonged.
     skipped = {"role", "data_dir", "init", "model.smoothing_scale", "schedule_from"}
+    skipped |= {"data"} if in_python else set()
     changes: dict[str, list[str]] = {}
     for name in PRESETS:
         theirs = flatten(asdict(preset(name, config.role)))
@@ -127,8 +131,9 @@ def train_command(config: TrainConfig) -> str:
     nearest = min(changes, key=lambda name: len(changes[name]))
     folders = ["--data-dir FOLDER"] * (config.data_dir is not None)
     folders += ["--init RUN"] * (config.init is not None)
+    end = ["--print-config  # for dsmooth.train(settings, dataset=IMAGES)"] * in_python
     return " ".join(
-        ["dsmooth train", config.role, f"--preset {nearest}", *folders, *changes[nearest]]
+        ["dsmooth train", config.role, f"--preset {nearest}", *folders, *changes[nearest], *end]
     )
 
 
@@ -138,4 +143,4 @@ def _flag(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return f"--{option}" if value else f"--no-{option}"
     values = value if isinstance(value, list) else [value]
-    return " ".join([f"--{option}", *map(str, values)])
+    return shlex.join([f"--{option}", *map(str, values)])

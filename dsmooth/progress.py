@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from typing import Any
 
@@ -20,10 +21,17 @@ def shows_bars() -> bool:
 
 
 @contextmanager
+def silence() -> Iterator[None]:
+    """Print nothing inside the block, but errors."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        yield
+
+
+@contextmanager
 def progress(title: str, total: int, unit: str = "images") -> Iterator[Callable[[float], None]]:
     """Show how many of `total` images are done: a bar, or lines with seconds.
 
-    Fractions of images move the bar; numbers are whole. unit: what is counted instead.
+    Fractions of images move the bar; numbers are whole. unit: the name of other things to count.
     """
     started = printed = time.monotonic()
     if shows_bars():
@@ -46,7 +54,8 @@ def progress(title: str, total: int, unit: str = "images") -> Iterator[Callable[
         nonlocal printed
         if time.monotonic() - printed >= LINE_SECONDS and done < total:
             printed = time.monotonic()
-            print(f"{title}: {int(done):,}/{total:,}", flush=True)
+            part = f" ({100 * done / total:.0f} %)" * (done != int(done))
+            print(f"{title}: {int(done):,}/{total:,}{part}", flush=True)
 
     yield show
     print(f"{title}: done in {time.monotonic() - started:.1f} s", flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -72,6 +73,11 @@ def _html_row(cells: Sequence[str], first: str, other: str, total: bool = False)
         made.append(f"<{tag}>{escape(minus)}{rest}</{tag.split()[0]}>")
     kind = ' class="total"' if total else ""
     return f"<tr{kind}>{''.join(made)}</tr>"
+
+
+def plain_text(text: str) -> str:
+    """Words of a file as one line of Markdown that means nothing but itself."""
+    return re.sub(r"([\\`*_|\[\]])", r"\\\1", escape(" ".join(text.split()), quote=False))
 
 
 def bits_table(models: Mapping[str, Sequence[Mapping[str, Any]]], title: str = "") -> Table:

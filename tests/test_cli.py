@@ -80,6 +80,15 @@ def test_print_config_shows_overrides(capsys: pytest.CaptureFixture[str]) -> Non
     assert printed["clean_noise"] == 0.01
 
 
+@pytest.mark.quick
+def test_data_sets_of_one_size_take_no_size_from_a_preset(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for data, size in (("cifar10", None), ("folder", 32)):
+        assert run("train", "noisy", "--preset", "photos", "--data", data, "--print-config") == 0
+        assert json.loads(capsys.readouterr().out)["image_size"] == size
+
+
 def test_train_then_config_repeats_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -233,10 +242,10 @@ def test_channels_follow_a_folder(
     assert " parameters; cpu (" in lines[1]
     assert lines[1].endswith("), float32")
     assert lines[-2].startswith("noisy: wrote run/model.safetensors (0.")
-    assert lines[-1] == "noisy: next: train its denoiser, then dsmooth sample run DENOISER"
+    assert lines[-1] == "noisy: next: train its denoiser, then `dsmooth sample run DENOISER`"
     assert run("train", "noisy", "--out", "run", *data, "--resume") == 0
     assert run("train", "noisy", "--out", "grey", *data, "--image-channels", "1") == 1
-    assert "has 3 channels, but the model's image_channels is 1" in capsys.readouterr().err
+    assert "has 3 channels, but the model's --image-channels is 1" in capsys.readouterr().err
 
 
 @pytest.mark.quick
@@ -269,7 +278,10 @@ def test_sample_from_one_model(tmp_path: Path) -> None:
         (["sample", "{tmp}/noisy", "--adm"], "--adm is for a .npz: give --out one"),
         (["sample", "{tmp}/noisy", "-n", "401"], "or a folder with --png for a picture an image"),
         (["sample", "{tmp}/noisy", "--out", "x.gif"], "or be a folder without a suffix, got x.gif"),
-        (["sample", "{tmp}/noisy", "--out", "{tmp}/no/x.png"], "there is no folder"),
+        (["sample", "{tmp}/noisy", "--out", "{tmp}/noisy/log.json/x.png"], "must be a folder to"),
+        (["sample", "{tmp}/noisy", "--device", "gpu"], "--device must be auto, cpu, cuda or cuda"),
+        (["train", "noisy", "--out", "{tmp}/noisy", *TINY], "go on with it by --resume, or choose"),
+        (["train", "noisy", "--data", "imagenet", *TINY], "must be one of mnist, fashion-mnist"),
         (["sample", "{tmp}/noisy", "-n", "0", "--out", "{tmp}/x.npz"], "at least 1, got 0"),
         (["sample", "{tmp}/noisy", "--temperature", "0"], "temperature must be positive"),
         (["sample", "{tmp}/noisy", "--seed", "-1"], "seed must lie in"),
@@ -301,6 +313,9 @@ def test_mistakes_get_a_line_or_two(
     [
         (["trian"], "there is no verb 'trian': did you mean train?; dsmooth --help lists them"),
         (["evaluate", "bbd"], "did you mean bpd?; dsmooth evaluate --help lists them"),
+        (["train", "noisy", "--lr", "1e-3"], "there is no --lr: did you mean --learning-rate?"),
+        (["train", "noisy", "--epochs=3"], "did you mean --images, training images to visit"),
+        (["sample", "--num-samples", "3"], "there is no --num-samples: did you mean --count?"),
         (["sample", "--tempurature", "2"], "--temperature"),
         (["sample", "--tempurature", "2"], "run dsmooth sample --help"),
         (["evaluate", "fid", "x", "--extracter", "y"], "run dsmooth evaluate fid --help"),

@@ -62,9 +62,9 @@ def test_one_file_in_rgb_and_a_mask(place: Path) -> None:
     with Image.open(sorted(Path("images").iterdir())[5]) as picture:
         grey = np.array(picture)
         picture.convert("RGB").save("digit.png")
-    options = ["--mask", "mask.png", "--draws", "3", "--out", "x.npz"]
-    assert run("complete", "pair", "digit.png", *options) == 0
-    stored = read_npz(Path("x.npz"))
+    options = ["--mask", "mask.png", "--draws", "3", "--out", "folder/x.npz"]
+    assert run("complete", "noisy", "denoiser", "--images", "digit.png", *options) == 0
+    stored = read_npz(Path("folder/x.npz"))
     assert np.array_equal(stored["mask"][0], np.eye(8, dtype=bool))
     level = to_float(torch.from_numpy(grey)).numpy()
     for x in stored["x"][:, 0]:
@@ -79,10 +79,12 @@ def test_one_file_in_rgb_and_a_mask(place: Path) -> None:
         ("pair images --out rows.gif", "--out must end in .png or .npz, got rows.gif"),
         ("pair images --keep-top 0.2 --mask mask.png", "--keep-top and --mask both say"),
         ("pair images --out rows", "--out must end in .png or .npz, got rows"),
-        ("pair images --out nowhere/rows.png", "there is no folder"),
+        ("pair images --draws 40000000 -n 4 --out x.npz", "and the machine has"),
+        ("noisy denoiser --images nowhere", "there is no folder, image file, .npz or .npy nowhere"),
         ("pair images -n 50 --draws 8", "a .png shows at most 400 images, got 50 rows of 10"),
         ("pair images --keep-top 1.5", "the fraction of known rows must lie in 0 .. 1, got 1.5"),
         ("pair images --temperature 0", "temperature must be positive"),
+        ("pair", "pair does not say where its images are: name some by --images"),
         ("pair nowhere", "there is no folder, image file, .npz or .npy nowhere"),
         ("pair large.png", "pair draws images of (C, H, W) = (1, 8, 8), got 1 of (1, 8, 12) from"),
         ("pair images --mask large.png", "large.png must have the images' size (8, 8), got (8, 1"),

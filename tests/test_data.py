@@ -80,30 +80,30 @@ def test_dataset_hands_out_what_it_holds() -> None:
 @pytest.mark.parametrize("place", ["empty", "absent"])
 def test_missing_data_says_the_ways_out(tmp_path: Path, name: str, split: str, place: str) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="--data-dir") as error:
+    with pytest.raises(FileNotFoundError, match="data_dir") as error:
         load_dataset(name, split, tmp_path / place)
     assert_says(error, tmp_path / place)
     assert ("embedded subset" in str(error.value)) == (name == "mnist")
     if name in ("mnist", "fashion-mnist", "cifar10"):
-        assert_says(error, "--download")
+        assert_says(error, "download=True")
     if place == "empty" and name != "cifar10" and "mnist" in name:
         assert_says(error, f"{ {'train': 'train', 'test': 't10k'}[split] }-images-idx3-ubyte")
 
 
 def test_arguments_are_checked() -> None:
-    with pytest.raises(ValueError, match=r"name must be one of mnist, .* got 'svhn'"):
+    with pytest.raises(ValueError, match=r"the data set must be one of mnist, .* got 'svhn'"):
         load_dataset("svhn", "train")
     with pytest.raises(ValueError, match="split must be one of train, test, got 'valid'"):
         load_dataset("mnist", "valid")
-    with pytest.raises(ValueError, match="--image-size is for celeba and folder, got it for mnist"):
+    with pytest.raises(ValueError, match="image_size is for celeba and folder, got it for mnist"):
         load_dataset("mnist", "train", image_size=32)
-    with pytest.raises(ValueError, match="--download needs --data-dir"):
+    with pytest.raises(ValueError, match="download=True needs data_dir"):
         load_dataset("mnist", "train", download=True)
-    with pytest.raises(ValueError, match=r"--download is for mnist, .* got 'folder'"):
+    with pytest.raises(ValueError, match=r"download is for mnist, .* got 'folder'"):
         load_dataset("folder", "train", "absent", download=True)
     with pytest.raises(FileNotFoundError, match="cifar10 needs the folder") as error:
         load_dataset("cifar10", "train")
-    assert_says(error, "--data-dir", "--download")
+    assert_says(error, "data_dir", "download=True")
 
 
 def test_download_fetches_only_what_is_missing(
@@ -139,7 +139,7 @@ def test_a_failed_download_says_what_to_do(
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", fetch)
     with pytest.raises(ConnectionError, match="could not download cifar10") as error:
         load_dataset("cifar10", "train", tmp_path, download=True)
-    assert_says(error, tmp_path, "--data-dir", "https://www.cs.toronto.edu/~kriz/cifar.html")
+    assert_says(error, tmp_path, "data_dir", "https://www.cs.toronto.edu/~kriz/cifar.html")
     assert_says(error, " ".join(str(failure).split()) or "TimeoutError")
 
 

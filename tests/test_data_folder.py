@@ -130,9 +130,9 @@ def test_folder_errors_name_the_file(tmp_path: Path) -> None:
     write_images(tmp_path, {"a.png": random_bytes((8, 8))})
     refused("at least 2 images", tmp_path)
     write_images(tmp_path, {"a.png": random_bytes((6, 8)), "b.png": random_bytes((6, 8))})
-    refused("multiples of 4", "6 x 8", tmp_path / "a.png", "--image-size")
+    refused("multiples of 4", "6 x 8", tmp_path / "a.png", "image_size")
     write_images(tmp_path, {"a.png": random_bytes((8, 8)), "b.png": random_bytes((8, 4))})
-    refused("one size", "8 x 8", "8 x 4", tmp_path / "a.png", tmp_path / "b.png", "--image-size")
+    refused("one size", "8 x 8", "8 x 4", tmp_path / "a.png", tmp_path / "b.png", "image_size")
 
     Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "b.png")
     refused("8 bits a channel", tmp_path / "b.png")
@@ -142,7 +142,7 @@ def test_folder_errors_name_the_file(tmp_path: Path) -> None:
     clear[..., 3] = 255  # a needless alpha channel
     write_images(tmp_path, {"b.png": clear})
     assert load_dataset("folder", "train", tmp_path).image_channels == 3
-    refused("--image-size must be a positive multiple of 4, got 30", image_size=30)
+    refused("image_size must be a positive multiple of 4, got 30", image_size=30)
 
 
 def test_what_cannot_be_used_is_named_all_at_once(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_what_cannot_be_used_is_named_all_at_once(tmp_path: Path) -> None:
 
 def test_a_size_is_suggested(tmp_path: Path) -> None:
     write_images(tmp_path, {f"{i}.png": random_bytes((30, 30 + i)) for i in range(3)})
-    with pytest.raises(ValueError, match=r"in .*1\.png and 1 others; give --image-size 28, or"):
+    with pytest.raises(ValueError, match=r"in .*1\.png and 1 others; give image_size=28, or"):
         load_dataset("folder", "train", tmp_path)
 
 

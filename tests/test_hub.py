@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import sys
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 import dsmooth
-from dsmooth.cli import _parse
+from dsmooth.cli import _kind, _parse
 from dsmooth.config import TrainConfig
 from dsmooth.models import load_models
 from dsmooth.presets import PRESETS, preset, train_command
@@ -192,6 +193,25 @@ def test_the_card_shows_the_scores_of_the_pair(runs: Path) -> None:
         pair.save_pretrained("pair", scores="bits_per_dim.json")
 
 
+def test_words_of_a_stranger_mean_nothing_in_a_card(tmp_path: Path) -> None:
+    pair = tiny_pair()
+    evil = "mnist\nlicense: evil\n```\n# Head\n<script>x</script> [a](http://b) | *c*"
+    origin = Origin(f"```\n{evil}", evil, 1, 0, 1.0, evil, 1.0, (evil,))
+    pair.origin = {"noisy": origin, "denoiser": origin}
+    pair.save_pretrained(tmp_path, name=f'x")\n{evil}')
+    card = (tmp_path / CARD_FILE).read_text()
+    _, head, body = card.split("---\n", 2)
+    front = head.splitlines()
+    assert front[-1] == "- " + json.dumps(evil)
+    assert not [line for line in front[:-1] if "evil" in line]
+    lines = body.splitlines()
+    assert [line for line in lines if line.startswith("```")] == ["```python", "```"] + ["```"] * 2
+    assert "# Head" not in lines
+    outside = "".join(re.split("^```.*$", body, flags=re.M)[::2])
+    assert "<script>" not in outside
+    assert "[a](" not in outside.replace("\\[a\\](", "")
+
+
 def test_a_card_that_a_person_wrote_stays(tmp_path: Path) -> None:
     pair, card = tiny_pair(), tmp_path / "pair" / CARD_FILE
     pair.save_pretrained(card.parent)
@@ -222,7 +242,8 @@ def test_the_command_of_a_run_gives_its_settings(name: str, role: Any) -> None:
         config = TrainConfig.from_dict({**values, "clip_norm": 1.5, "scale": 0.3})
     command = train_command(config)
     assert "/a/path" not in command
-    parsed = _parse(shlex.split(command.replace(" --data-dir FOLDER", " --data-dir /a/path"))[1:])
+    words = shlex.split(command.replace(" --data-dir FOLDER", " --data-dir /a/path"))
+    parsed = _parse(*_kind(words[1:]))
     assert replace(parsed.settings, role=role) == config
     if name != "changed":
         assert command == f"dsmooth train {role} --preset {name}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -45,7 +46,8 @@ def by_name(scores: Scores) -> dict[str, float]:
 @pytest.mark.parametrize("likelihood", ["discretized", "continuous"])
 def test_conventions_differ_by_exactly_their_constants(likelihood: str) -> None:
     pair = tiny_pair(likelihood)
-    scores = score_pair(pair, dataset(5), n_noise=3)
+    data = replace(dataset(5), name="mnist")
+    scores = score_pair(pair, data, n_noise=3)
     rows = {row.name: row for row in conventions(scores)}
     names = ["discrete bound", "discrete bound, importance-weighted, n = 3"]
     names += ["density", f"density + {LEVEL_BITS:.3f}"]
@@ -64,12 +66,12 @@ def test_conventions_differ_by_exactly_their_constants(likelihood: str) -> None:
     assert rows[names[1]].value < rows[names[0]].value
 
     # The bound is SmoothedPair.elbo's, in the likelihood that the denoiser has.
-    x = dataset(5).batch(torch.arange(5))
+    x = data.batch(torch.arange(5))
     elbo = -pair.elbo(x, n_noise=3).double() / (64 * math.log(2))
     own = names[0] if likelihood == "discretized" else names[2]
     assert rows[own].value == pytest.approx(float(elbo.mean()), abs=1e-6)
     assert rows[own].standard_error == pytest.approx(float(elbo.std() / 5**0.5), abs=1e-6)
-    bound = evaluate_bits_per_dim(pair, dataset(5), n_noise=3)
+    bound = evaluate_bits_per_dim(pair, data, n_noise=3)
     assert bound == bits_per_dim(scores)
     assert bound.value == pytest.approx(rows[own].value, abs=1e-12)
     assert bound.noisy + bound.smoothing + bound.denoiser == pytest.approx(bound.value)
@@ -89,10 +91,11 @@ def test_the_entropy_of_the_noise_and_what_equation_4_drops() -> None:
     assert (entropy - without_e) / (784 * math.log(2)) == pytest.approx(EQUATION_4_BITS)
 
 
-def test_laplace_noise_has_no_equation_4() -> None:
+def test_equation_4_is_about_mnist_and_gaussian_noise() -> None:
     pair = tiny_pair()
+    assert {row.equation_4 for row in conventions(score_pair(pair, dataset(2)))} == {None}
     pair.smoothing = dsmooth.LaplaceSmoothing(0.3)
-    rows = conventions(score_pair(pair, dataset(2)))
+    rows = conventions(score_pair(pair, replace(dataset(2), name="mnist")))
     assert [row.equation_4 for row in rows] == [None] * 3
     assert rows[0].repeat_error is None
     assert conventions(score_pair(pair, dataset(1)))[0].standard_error is None

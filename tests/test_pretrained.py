@@ -62,9 +62,15 @@ def test_a_name_stands_for_both_runs() -> None:
     }
 
 
-def test_a_folder_goes_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / DEFAULT).mkdir()
+def test_networks_go_before_a_name_and_other_folders_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
+    packaged = find(DEFAULT)
+    (tmp_path / DEFAULT).mkdir()  # as data may lie there
+    assert find(DEFAULT) == packaged
+    (tmp_path / DEFAULT).rmdir()
+    save_run(tmp_path / DEFAULT, "plain")
     assert find(DEFAULT) == Path(DEFAULT)
 
 

@@ -317,7 +317,7 @@ def stored(tmp_path: Path) -> Path:
 
 def test_other_settings_do_not_mix_with_stored_ones(stored: Path) -> None:
     before = stored.read_bytes()
-    with pytest.raises(ValueError, match="their epochs is 2, not 3; choose another --out"):
+    with pytest.raises(ValueError, match="their epochs is 2, not 3; choose another folder"):
         run_probes(stored, ProbeSettings(epochs=3))
     assert stored.read_bytes() == before
     replaced = run_probes(stored, ProbeSettings(epochs=3), replace_other=True)
@@ -334,7 +334,7 @@ def test_data_that_does_not_fit_is_refused(tmp_path: Path, monkeypatch: Any) -> 
         probe_pair(pair, train, wide, SETTINGS, path)
     usage = SimpleNamespace(free=1000)
     monkeypatch.setattr(probe_module.shutil, "disk_usage", lambda folder: usage)
-    with pytest.raises(OSError, match=r"need 0\.0 GB in .*--train-images"):
+    with pytest.raises(OSError, match=r"need 0\.0 GB in .*train_images"):
         probe_pair(pair, train, test, SETTINGS, path)
     assert list(tmp_path.iterdir()) == []
 

@@ -34,7 +34,7 @@ def test_the_unit_is_named(
     with progress("training", 20, "epochs") as done:
         done(4.5)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[:2] == ["training: 20 epochs", "training: 4/20"]
+    assert lines[:2] == ["training: 20 epochs", "training: 4/20 (22 %)"]
     assert lines[2].startswith("training: done in ")
 
 

@@ -126,7 +126,7 @@ def test_an_unfinished_run_keeps_its_length_unless_forced(
         stop_after(16, patch)
         train(config, folder)
     longer = replace(config, images=64)
-    message = "images can be 64 instead of 40 once the run has finished; .* has seen 16; --force"
+    message = "images can be 64 instead of 40 once the run has finished; .* has seen 16; force=True"
     with pytest.raises(ValueError, match=message):
         train(longer, folder, resume=True)
     train(longer, folder, resume=True, force=True)
@@ -143,7 +143,9 @@ def test_a_changed_setting_is_named_and_can_be_forced(tmp_path: Path) -> None:
     config, folder = tiny(images=24, schedule="exponential"), tmp_path / "run"
     train(config, folder)
     other = replace(config, images=40, learning_rate=1e-4, seed=5)
-    message = "holds another run: its learning_rate is 0.002, not 0.0001; --force goes on with that"
+    message = (
+        "holds another run: its learning_rate is 0.002, not 0.0001; force=True goes on with that"
+    )
     with pytest.raises(ValueError, match=message):
         train(other, folder, resume=True)
     assert RunFolder(folder).read_config()[0] == config

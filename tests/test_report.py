@@ -22,6 +22,7 @@ from dsmooth.presets import preset
 from dsmooth.report.page import advice, bound_sentence, making, write_report
 from dsmooth.report.plots import curve_png, running_mean
 from dsmooth.report.sections import bits_section, paper_section
+from dsmooth.reproduce.results import card_numbers
 from dsmooth.tables import Table
 from tests.helpers.report_checks import check_self_contained
 
@@ -43,6 +44,7 @@ def made_up_results(preset_name: str = "mnist-quick", **data: Any) -> dict[str, 
             "loss": f"bits/dim of {role}",
             "held_out_bits_per_dim": 1.25 + i / 1000,
             "held_out_images": 500,
+            "notes": [f"the decay of {role} was changed"],
         }
     likelihood = preset(preset_name, "denoiser").model.likelihood
     pair = {"likelihood": likelihood, "value": 1.106, "standard_error": 0.0123}
@@ -65,6 +67,7 @@ def made_up_results(preset_name: str = "mnist-quick", **data: Any) -> dict[str, 
         },
         "machine": {
             "processor": "Abacus <IX> & sons",
+            "processes": 1,
             "cpu_threads": 2,
             "gpu": None,
             "system": "Linux x86_64",
@@ -143,7 +146,8 @@ def made_up_history() -> list[dict[str, Any]]:
 def read(folder: Path, results: Mapping[str, Any], pictures: dict[str, torch.Tensor]) -> str:
     """The words of a report, white space collapsed."""
     histories = {role: made_up_history() for role in results["runs"]}
-    write_report(folder / "report.html", results, histories, pictures)
+    commands = ["dsmooth reproduce --budget 64"]
+    write_report(folder / "report.html", results, histories, pictures, commands)
     text = (folder / "report.html").read_text(encoding="utf-8")
     check_self_contained(text)
     body = text[text.index("<body>") :]
@@ -163,7 +167,12 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
         *("1.1320 (noisy model)", "-1.0470", "1.0210", "discrete bound is 1.106 ± 0.012"),
         *("987 held-out", "Abacus <IX> & sons", "reproduce --budget 64", "6.4 passes"),
         *("100 images/s", "3.125", "4.125", "5.125", "0.321", "0123456789abcdef"),
-        *("5,000 training images", "Plain baseline: 2 diverged", "993 samples are fewer"),
+        *("Measured on: Abacus", "2 CPU threads", "The decay of plain was changed."),
+        *(
+            "5,000 training images of the embedded subset",
+            "Plain baseline: 2 diverged",
+            "993 samples are fewer",
+        ),
     ],
 )
 def test_the_page_says_what_was_measured(page: str, part: str) -> None:
@@ -215,10 +224,24 @@ def test_diverged_samples_are_counted_not_hidden(tmp_path: Path) -> None:
 
 
 def test_advice_fits_the_data() -> None:
-    assert "--data-dir mnist --download" in " ".join(advice(made_up_results()))
-    full = " ".join(advice(made_up_results(embedded_subset=False, train_images=60_000)))
-    assert "--download" not in full
+    assert "by heart" in " ".join(advice(made_up_results(), ["train"]))
+    full = " ".join(advice(made_up_results(embedded_subset=False, train_images=60_000), ["train"]))
+    assert "by heart" not in full
     assert "0.5 passes" in full
+    assert "`train` trains for longer" in full
+
+
+def test_packaged_models_are_told_with_the_numbers_of_their_card(tmp_path: Path) -> None:
+    results = made_up_results() | {"card": card_numbers(), "budget_minutes": None}
+    for run in results["runs"].values():
+        del run["passes_over_training_set"]
+        run["images"] = 480_000
+    seen = read(tmp_path, results, made_up_pictures())
+    assert "trained on 480,000 images, repeats counted: 8.0 passes over 60,000 images" in seen
+    assert "To all 60,000 training images, of which the subset is a part" in seen
+    assert "1.09 for 10,000 samples" in seen
+    assert "98.3 % with all 60,000 images" in seen
+    assert "dsmooth/pretrained" not in seen
 
 
 def test_only_mnist_stands_beside_the_paper(page: str) -> None:

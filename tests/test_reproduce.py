@@ -23,7 +23,7 @@ from dsmooth.models import load_models
 from dsmooth.pictures import is_diverged
 from dsmooth.reproduce import TrainingPlan, reproduce
 from dsmooth.reproduce.pipeline import say_how_to_use_all_gpus
-from dsmooth.reproduce.stages import Sizes, draw_all
+from dsmooth.reproduce.stages import Sizes, Stages
 from dsmooth.runs import RunFolder
 from dsmooth.sampling.output import write_images
 from dsmooth.sampling.request import Request
@@ -123,17 +123,11 @@ def test_samples_of_a_diverged_noisy_image_count_as_diverged(
     noisy = before["noisy"]
     row = int((~is_diverged(noisy)).nonzero()[-1])
     noisy[row, 0, 3, 3] = float("inf")
-    write_images(
-        tmp_path / "noisy.npz", noisy, Request(9), json.loads(str(arrays["noisy"]["asked"]))
-    )
-    _, test_set = load_data(tiny_plan(data).configs[0])
-    after = draw_all(
-        tmp_path,
-        load_models([finished / role for role in ("noisy", "denoiser")]),
-        test_set,
-        9,
-        seed=0,
-    )
+    (tmp_path / "samples").mkdir()
+    asked = json.loads(str(arrays["noisy"]["asked"]))
+    write_images(tmp_path / "samples" / "noisy.npz", noisy, Request(9), asked)
+    models = load_models([finished / role for role in ("noisy", "denoiser")])
+    after = Stages(tmp_path, models, *load_data(tiny_plan(data).configs[0]), SIZES).draw()
     for name in names[1:]:
         expected = is_diverged(before[name])
         expected[row] = True
@@ -163,9 +157,8 @@ def test_a_second_call_repeats_nothing(
 def test_another_reproduction_is_refused(
     finished: Path, data: Path, images: int, seed: int, name: str
 ) -> None:
-    with pytest.raises(ValueError, match=f"holds another reproduction: its .*{name} is") as caught:
+    with pytest.raises(ValueError, match=f"holds another reproduction: its .*{name} is"):
         reproduce(finished, tiny_plan(data, images, seed), sizes=SIZES)
-    assert "--out" in str(caught.value)
 
 
 def test_a_folder_with_other_things_is_refused_and_left_alone(data: Path, tmp_path: Path) -> None:
@@ -273,7 +266,7 @@ def test_a_failing_run_says_why_and_the_finished_one_stays(data: Path, tmp_path:
 
 
 def test_missing_data_is_told_before_any_work(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="--data-dir"):
+    with pytest.raises(FileNotFoundError, match="data_dir"):
         reproduce(tmp_path / "out", tiny_plan(tmp_path / "nowhere"))
     assert not (tmp_path / "out").exists()
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from dsmooth.config import ProbeSettings, ReproductionStage
+from dsmooth.config import ProbeSettings, ReproductionStage, TrainConfig
 from dsmooth.models import load_models
 from dsmooth.reproduce import (
     PretrainedPlan,
     reproduce,
 )
 from dsmooth.reproduce.stages import STAGES, Sizes
+from dsmooth.runs import RunFolder
+from tests.helpers.class_networks import conditional
 from tests.helpers.command_runs import run, save_run
 from tests.helpers.report_checks import check_self_contained
 
@@ -96,6 +100,43 @@ def test_only_leaves_what_was_never_done(given: tuple[Path, ...], tmp_path: Path
     assert "Linear probes" not in page
 
 
+def test_probes_of_other_weights_are_not_reported(
+    given: tuple[Path, ...], reported: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(reported, out)
+    probes = json.loads((out / "probes.json").read_text())
+    probes["asked"]["weights_sha256"]["noisy"] = "0" * 64
+    (out / "probes.json").write_text(json.dumps(probes))
+    assert reproduce(out, PretrainedPlan(given), sizes=SIZES, only="samples") == 0
+    assert "probes" not in json.loads((out / "results.json").read_text())
+
+
+def test_a_damaged_result_is_told_in_a_line(
+    given: tuple[Path, ...], reported: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(reported, out)
+    bits = json.loads((out / "bits_per_dim.json").read_text())
+    (out / "bits_per_dim.json").write_text(json.dumps({**bits, "pair": None}))
+    with pytest.raises(ValueError, match=r"holds a result that cannot be reported .*only=STAGE"):
+        reproduce(out, PretrainedPlan(given), sizes=SIZES)
+
+
+def test_models_with_classes(tmp_path: Path) -> None:
+    for role, conditioning in (("noisy", "none"), ("denoiser", "concat"), ("plain", "none")):
+        likelihood = "continuous" if role == "noisy" else "discretized"
+        model = conditional(conditioning, n_classes=10, likelihood=likelihood)
+        config = TrainConfig(role=role, model=model.config, images=1)
+        RunFolder(tmp_path / role).write_model(model, config, (28, 28))
+    plan = PretrainedPlan((tmp_path, tmp_path / "plain"))
+    assert reproduce(tmp_path / "out", plan, sizes=SIZES) == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["probes"]["skipped"] == "the models are told the classes"
+    x = np.load(tmp_path / "out" / "samples" / "plain.npz")
+    assert x["label"].tolist() == list(range(9))
+
+
 def test_a_stopped_stage_leaves_the_finished_ones(
     given: tuple[Path, ...],
     reported: Path,
@@ -109,7 +150,7 @@ def test_a_stopped_stage_leaves_the_finished_ones(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("dsmooth.reproduce.pipeline.compare_all", stop)
+        patch.setattr("dsmooth.reproduce.stages.Stages.compare", stop)
         assert reproduce(out, PretrainedPlan(given), sizes=SIZES) == 130
     assert "repeat the same command to go on" in capsys.readouterr().out
     done = {

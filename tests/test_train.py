@@ -304,7 +304,7 @@ def test_images_of_ones_own(tmp_path: Path, kind: str, capsys: pytest.CaptureFix
     weights = load_file(tmp_path / "a" / "model.safetensors")
     for name, value in state.averaged.state_dict().items():
         assert torch.equal(value, weights[name]), name
-    with pytest.raises(ValueError, match=r"given to dsmooth\.train in Python.*with --data"):
+    with pytest.raises(ValueError, match=r"given to dsmooth\.train in Python.*with data="):
         load_dataset("own", "test")
 
 
@@ -418,7 +418,7 @@ def test_folder_of_another_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_missing_length_and_wrong_channels_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="give --images or --budget"):
+    with pytest.raises(ValueError, match="give images= or budget="):
         train(replace(tiny(), images=None), tmp_path / "a")
     rgb = replace(tiny(), model=replace(tiny().model, image_channels=3))
     with pytest.raises(ValueError, match="mnist has 1 channels, but the model's"):

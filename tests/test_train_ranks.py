@@ -205,7 +205,13 @@ def stop_by(signals: Sequence[int], folder: Path) -> tuple[RunFolder, int]:
         for rank in ranks:
             rank.send_signal(number)
     written = [rank.communicate() for rank in ranks]
-    assert sum(output.count("and saved; go on with") for output, _ in written) == 1, written
+    assert (
+        sum(
+            output.count("go on with `torchrun --nproc-per-node 2 -m dsmooth train")
+            for output, _ in written
+        )
+        == 1
+    ), written
     events = [entry["event"] for entry in run.read_log()]
     assert events.count("interrupted") == 1
     assert events[-1] == "interrupted"

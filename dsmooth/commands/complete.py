@@ -15,9 +15,10 @@ from ..data.folder import read_image_file
 from ..distributed import process_group, rank_and_size
 from ..evaluate.sources import as_grey, choose_data, read_images
 from ..files import write_npz
-from ..machine import choose_device
+from ..machine import check_memory, choose_device
 from ..models import Models, load_models
 from ..pictures import BORDER, is_diverged, save_grid, visible
+from ..pretrained import is_model
 from ..progress import progress
 from ..sampling.cached import Sampler
 from ..sampling.known import keep_top, known_pixels
@@ -37,25 +38,22 @@ from .sample import (
 def complete(options: Complete) -> None:
     """Carry out `dsmooth complete`. Raises ValueError or FileNotFoundError before any work."""
     check_options(options)
+    names, source = list(options.models), options.images
+    if source is None and len(names) > 1 and not is_model(names[-1]):
+        source = names.pop()
     with process_group():
-        models = load_models([options.model]).to(choose_device(options.device))
+        models = load_models(names).to(choose_device(options.how.device))
         if models.smoothed is None and "noisy" in models.networks:
-            raise ValueError(f"{options.model} is a noisy model: name the pair that it is of")
-        check_models(models, options.label, options.method, levels=options.levels)
-        x = choose_images(options, models)
+            raise ValueError(f"{names[0]} is a noisy model: name the pair that it is of")
+        check_models(models, options.drawing)
+        x = choose_images(source, options.count, models)
         mask = choose_mask(options, models.image_size)
+        check_memory((len(x) * options.draws, *models.image_shape))
         known = x.repeat_interleave(options.draws, dim=0)
-        request = Request(
-            len(known),
-            seed_of_all(options.seed),
-            method=options.method,
-            temperature=options.temperature,
-            levels=options.levels,
-            label=options.label,
-            known=known_pixels(known, mask, len(known)),
-        )
+        drawing = {**vars(options.drawing), "seed": seed_of_all(options.drawing.seed)}
+        request = Request(len(known), known=known_pixels(known, mask, len(known)), **drawing)
         started, rank = time.monotonic(), rank_and_size()[0]
-        sampler = Sampler(How(options.threads, options.precision))
+        sampler = Sampler(How(options.how.threads, options.how.precision))
         with progress("completing", request.count) if rank == 0 else nullcontext() as done:
             completed = gather(models.drawer(request, sampler), request, models.chunk, done)
     if completed is not None:
@@ -84,26 +82,31 @@ def check_options(options: Complete) -> None:
         )
 
 
-def choose_images(options: Complete, models: Models) -> Tensor:
+def choose_images(source: Path | None, count: int, models: Models) -> Tensor:
     """The originals (N, C, H, W) in [-1, 1]. Raises ValueError for images of another shape."""
     shape = models.image_shape
-    if options.images is None:
-        data = choose_data(models, None, None).load("test")
-        images, source = data.images[: options.count], data.source
+    if source is None:
+        try:
+            data = choose_data(models).load("test")
+        except (ValueError, FileNotFoundError):
+            raise ValueError(
+                f"{models.saved[0].folder} does not say where its images are: name some by --images"
+            ) from None
+        images, words = data.images[:count], data.source
     else:
-        found = read_images(options.images, options.count)
+        found = read_images(source, count)
         if found.diverged:
             raise ValueError(
-                f"{options.images} holds images that are not finite ({found.diverged} of the "
-                f"first {options.count}): leave them out, so that rows keep their numbers"
+                f"{source} holds images that are not finite ({found.diverged} of the "
+                f"first {count}): leave them out, so that rows keep their numbers"
             )
-        images, source = found.images, found.source
+        images, words = found.images, found.source
     if shape[0] == 1:
         images = as_grey(images)
     if tuple(images.shape[1:]) != shape or len(images) == 0:
         raise ValueError(
-            f"{options.model} draws images of (C, H, W) = {shape}, got {len(images)} of "
-            f"{tuple(images.shape[1:])} from {source}"
+            f"{models.saved[0].folder} draws images of (C, H, W) = {shape}, got {len(images)} of "
+            f"{tuple(images.shape[1:])} from {words}"
         )
     return to_float(images)
 

@@ -29,6 +29,63 @@ PRESET_HELP = "Settings to start from: " + "; ".join(f"{k}: {v}" for k, v in DES
 
 
 @dataclass(frozen=True)
+class Running:
+    """How the command runs. The results depend on it by rounding alone."""
+
+    threads: int | None = None
+    """CPU threads; by default all cores."""
+    quiet: Flag = False
+    """Print errors alone."""
+
+
+@dataclass(frozen=True)
+class OnDevice(Running):
+    """How the command runs. The results depend on it by rounding alone."""
+
+    device: str = "auto"
+    """cpu, cuda or cuda:N; auto takes a CUDA device if there is one that can be used."""
+
+
+@dataclass(frozen=True)
+class How(OnDevice):
+    """How the command runs. The results depend on it by rounding alone."""
+
+    precision: Precision = "auto"
+    """Number format of the networks; auto draws by bfloat16 on a CUDA device, and takes float32
+    for all else."""
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Images of a data set."""
+
+    data: str | None = None
+    """Data set; by default the one that the models were trained on, else mnist."""
+    data_dir: Path | None = None
+    """Folder of its files; by default where the run found them, else the embedded MNIST subset."""
+    image_size: int | None = None
+    """Pixels a side for celeba and folder; by default as the run had it."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Settings that decide the images, beside the models."""
+
+    seed: int | None = 0
+    """Decides the images, with their numbers; None draws a seed and says which."""
+    method: Method = "two-step"
+    """two-step: x~ then x given x~; single-step: posterior mean of x~; noisy: x~ itself."""
+    score: Score = "full"
+    """Gradient of single-step: through the whole network, or each pixel's own conditional."""
+    levels: tuple[float, ...] | None = None
+    """Noise levels of a ladder, falling, for a pair that has several; by default the highest."""
+    label: Class | None = None
+    """For models with classes: the class of all images, or each for classes in turn."""
+    temperature: float = 1.0
+    """Below 1 for likelier pixels, above 1 for more varied ones."""
+
+
+@dataclass(frozen=True)
 class Train:
     """Train one model: noisy p(x~), denoiser p(x | x~), or plain p(x).
 
@@ -51,14 +108,11 @@ class Train:
     prolonged by more --images: its schedule begins again over those that are added."""
     force: Flag = False
     """With --resume: take settings that differ from the run's, from here on."""
-    device: str = "auto"
-    """cpu, cuda or cuda:N; auto takes a CUDA device if there is one."""
-    threads: int | None = None
-    """CPU threads; by default all cores."""
     tensorboard: Flag = False
     """Also write TensorBoard event files (needs the extra "tensorboard")."""
     print_config: Flag = False
     """Print the settings as JSON and stop."""
+    how: OmitArgPrefixes[OnDevice] = OnDevice()
     match_channels: Suppress[bool] = False
     """Whether image_channels, which nobody named, follows the images of a folder."""
 
@@ -83,26 +137,10 @@ class Sample:
     """Fill the folder with numbered PNG files, one an image, instead of .npy shards."""
     adm: Flag = False
     """Write the .npz as ADM's and similar evaluators read it: `arr_0`, uint8 (N, H, W, 3)."""
-    seed: int | None = 0
-    """Decides the images, together with --first-index; None draws a seed and says which."""
     first_index: int = 0
-    """Index of the first image in the stream that --seed names."""
-    method: Method = "two-step"
-    """two-step: x~ then x given x~; single-step: posterior mean of x~; noisy: x~ itself."""
-    label: Class | None = None
-    """For models with classes: the class of all images, or each for classes in turn."""
-    score: Score = "full"
-    """Gradient of single-step: through the whole network, or each pixel's own conditional."""
-    levels: tuple[float, ...] | None = None
-    """Noise levels of a ladder, falling, for a pair that has several; by default the highest."""
-    temperature: float = 1.0
-    """Below 1 for likelier pixels, above 1 for more varied ones."""
-    threads: int | None = None
-    """CPU threads; by default all cores."""
-    device: str = "auto"
-    """cpu, cuda or cuda:N; auto takes a CUDA device if there is one that can be used."""
-    precision: Precision = "auto"
-    """Number format of the networks; auto takes bfloat16 on a CUDA device, float32 on the CPU."""
+    """Number of the first image in the stream that --seed names."""
+    drawing: OmitArgPrefixes[Drawing] = Drawing()
+    how: OmitArgPrefixes[How] = How()
 
 
 @dataclass(frozen=True)
@@ -114,12 +152,12 @@ class Complete:
     processes (and GPUs) draw them together.
     """
 
-    model: Positional[Path] = Path("mnist")
-    """mnist, the pair that comes with the package; a saved pair; a folder with the runs of a noisy
-    model and of its denoiser; or the run folder of a plain model."""
-    images: Annotated[Positional[Path | None], arg(help_behavior_hint="")] = None
-    """Images to complete: an image file, a folder of them, a .npz or a .npy; by default held-out
-    images of the data that the model was trained on."""
+    models: Folders = (Path("mnist"),)
+    """mnist, the pair that comes with the package; a saved pair; the run folders of a noisy model
+    and of its denoiser, or a folder with both; or the run folder of a plain model."""
+    images: Path | None = None
+    """Images to complete, which may also stand behind the models: an image file, a folder of them,
+    a .npz or a .npy; by default held-out images of the data that the model was trained on."""
     count: Annotated[int, arg(aliases=["-n"])] = 8
     """The first images of these."""
     keep_top: float | None = None
@@ -131,26 +169,33 @@ class Complete:
     out: tuple[Path, ...] = (Path("completed.png"),)
     """Files to write: .png for the picture, .npz for arrays `x` (the completions, N * draws, C, H,
     W), `original` (N, C, H, W) and `mask` (1, H, W)."""
-    seed: int | None = 0
-    """Decides the completions; None draws a seed and says which."""
-    method: Method = "two-step"
-    """two-step: x~ then x given x~; single-step: posterior mean of x~; noisy: x~ itself."""
-    levels: tuple[float, ...] | None = None
-    """Noise levels of a ladder, falling, for a pair that has several; by default the highest."""
-    label: Class | None = None
-    """For models with classes: the class of all images, or each for classes in turn."""
-    temperature: float = 1.0
-    """Below 1 for likelier pixels, above 1 for more varied ones."""
-    threads: int | None = None
-    """CPU threads; by default all cores."""
-    device: str = "auto"
-    """cpu, cuda or cuda:N; auto takes a CUDA device if there is one that can be used."""
-    precision: Precision = "auto"
-    """Number format of the networks; auto takes bfloat16 on a CUDA device, float32 on the CPU."""
+    drawing: OmitArgPrefixes[Drawing] = Drawing()
+    how: OmitArgPrefixes[How] = How()
 
 
 @dataclass(frozen=True)
-class BitsOptions:
+class Measure:
+    """Images of a data set, seen by models."""
+
+    models: Folders
+    """A saved pair, or the run folders of a noisy model and of its denoiser, or a folder with both;
+    mnist is the pair that comes with the package. Or the run folder of a plain model."""
+    dataset: OmitArgPrefixes[DataOptions] = DataOptions()
+    split: Split = "test"
+    """Images of the data set."""
+    limit: int | None = None
+    """Take the first images only, for a quick look."""
+    n_noise: int = 4
+    """Draws of x~ per image for a pair: repeats of the bound, and n of the importance-weighted
+    one."""
+    batch_size: int = 100
+    """Images at a time; does not change the result."""
+    seed: int = 0
+    """Decides the noise."""
+
+
+@dataclass(frozen=True)
+class BitsOptions(Measure):
     """Bits/dim of held-out images, in every convention.
 
     A pair gives a bound by Monte Carlo over noise, a plain model the exact number. Prints a table
@@ -158,37 +203,17 @@ class BitsOptions:
     processes (and GPUs) score the same images together.
     """
 
-    models: Folders
-    """A saved pair, or the run folders of a noisy model and of its denoiser, or a folder with both;
-    mnist is the pair that comes with the package. Or the run folder of a plain model."""
     plain: Path | None = None
     """Run folder of a plain PixelCNN++ to score beside the pair."""
-    data: str | None = None
-    """Data set; by default the one that the run was trained on, mnist for a saved pair."""
-    data_dir: Path | None = None
-    """Folder of its files; by default where the run found them, else the embedded MNIST subset."""
-    image_size: int | None = None
-    """Pixels a side for celeba and folder; by default as the run had it."""
-    split: Split = "test"
-    """Which images."""
-    limit: int | None = None
-    """Score the first images only, for a quick look."""
-    n_noise: int = 4
-    """Draws of x~ per image: repeats of the bound, and n of the importance-weighted one."""
     levels: tuple[float, ...] | None = None
     """Noise levels of a ladder, falling, for a pair that has several; by default the highest."""
     clean_noise: float | None = None
     """Standard deviation of noise on the target of the density; by default that of training."""
     per_class: Flag = False
     """Also the number of each class of the data."""
-    batch_size: int = 100
-    """Images at a time; does not change the result."""
-    seed: int = 0
-    """Decides the noise."""
     out: Path = Path("bits_per_dim.json")
-    """File for the numbers."""
-    threads: int | None = None
-    """CPU threads; by default all cores."""
+    """File for the numbers; - for the standard output."""
+    how: OmitArgPrefixes[How] = How()
 
 
 @dataclass(frozen=True)
@@ -210,12 +235,7 @@ class FrechetOptions:
     module:attribute or file.py:attribute."""
     weights: Path | None = None
     """File of the extractor's weights, instead of the package's or the published ones."""
-    data: str | None = None
-    """Data set of the real images; by default the one that the run was trained on, else mnist."""
-    data_dir: Path | None = None
-    """Folder of its files; by default where the run found them, else the embedded MNIST subset."""
-    image_size: int | None = None
-    """Pixels a side for celeba and folder; by default as the run had it."""
+    dataset: OmitArgPrefixes[DataOptions] = DataOptions()
     split: Split = "train"
     """Real images to compare with; the other split gives the floor."""
     reference: Path | None = None
@@ -243,13 +263,12 @@ class FrechetOptions:
     batch_size: int = 100
     """Images at a time; does not change the result."""
     out: Path = Path("frechet.json")
-    """File for the numbers."""
-    threads: int | None = None
-    """CPU threads; by default all cores."""
+    """File for the numbers; - for the standard output."""
+    how: OmitArgPrefixes[How] = How()
 
 
 @dataclass(frozen=True)
-class ClassifyOptions:
+class ClassifyOptions(Measure):
     """Classify images by Bayes' rule: p(label | x) from a model of each class's images.
 
     A plain model with classes gives exact likelihoods, a pair importance-weighted bounds by the
@@ -257,29 +276,9 @@ class ClassifyOptions:
     writes JSON. Under torchrun several processes (and GPUs) share the images.
     """
 
-    models: Folders
-    """The run folder of a plain model with classes; or a saved pair, or the run folders of a noisy
-    model and of its denoiser, or a folder with both."""
-    data: str | None = None
-    """Data set; by default the one that the run was trained on, mnist for a saved pair."""
-    data_dir: Path | None = None
-    """Folder of its files; by default where the run found them, else the embedded MNIST subset."""
-    image_size: int | None = None
-    """Pixels a side for celeba and folder; by default as the run had it."""
-    split: Split = "test"
-    """Which images."""
-    limit: int | None = None
-    """Classify the first images only, for a quick look."""
-    n_noise: int = 4
-    """Draws of x~ per image and class, for a pair."""
-    batch_size: int = 100
-    """Images at a time; does not change the result."""
-    seed: int = 0
-    """Decides the noise."""
     out: Path = Path("classified.json")
-    """File for the numbers."""
-    threads: int | None = None
-    """CPU threads; by default all cores."""
+    """File for the numbers; - for the standard output."""
+    how: OmitArgPrefixes[How] = How()
 
 
 @dataclass(frozen=True)
@@ -297,8 +296,7 @@ class ClassifierOptions:
     """Passes over the training images."""
     seed: int = 0
     """Decides the weights, on one machine with one number of threads."""
-    threads: int | None = None
-    """CPU threads; by default all cores."""
+    how: OmitArgPrefixes[Running] = Running()
 
 
 @dataclass(frozen=True)
@@ -322,19 +320,15 @@ class Probe:
     mnist is the pair that comes with the package."""
     settings: OmitArgPrefixes[ProbeSettings]
     """Input of the probes, and the length of their training."""
-    data: str | None = None
-    """Data set; by default the one that the run was trained on, mnist for a saved pair."""
-    data_dir: Path | None = None
-    """Folder of its files; by default where the run found them, else the embedded MNIST subset."""
+    dataset: OmitArgPrefixes[DataOptions] = DataOptions()
     out: Path = Path("probes")
     """Folder for the results; also for features meanwhile, up to 10 GB for all of MNIST."""
-    threads: int | None = None
-    """CPU threads; by default all cores."""
+    how: OmitArgPrefixes[How] = How()
 
 
 @dataclass(frozen=True)
 class Reproduce:
-    """The whole paper in one command: draw, measure, probe, and write report.html.
+    """The paper's experiments in one command: draw, measure, probe, and write report.html.
 
     Takes the models that come with the package, or --models, or trains a pair and a plain baseline
     --from-scratch. Stages whose results are in the folder already are skipped, so a stopped call
@@ -353,11 +347,7 @@ class Reproduce:
     a folder with both; and perhaps the run folder of a plain model."""
     only: ReproductionStage | None = None
     """Do one stage again, whether done before or not, and no other."""
-    data: str | None = None
-    """Data set for models that are not trained here; by default that of their runs, mnist for a
-    saved pair."""
-    data_dir: str | None = None
-    """Folder of the full data set; without one, the embedded MNIST subset."""
+    dataset: OmitArgPrefixes[DataOptions] = DataOptions()
     download: Flag = False
     """Download the data set into --data-dir if it is not there."""
     count: Annotated[int, arg(aliases=["-n"])] = 1000
@@ -373,8 +363,7 @@ class Reproduce:
     data), or one of `dsmooth evaluate fid --help`."""
     seed: int = 0
     """Decides weights, noise and samples."""
-    threads: int | None = None
-    """CPU threads; by default all cores."""
+    how: OmitArgPrefixes[How] = How()
 
 
 @dataclass(frozen=True)

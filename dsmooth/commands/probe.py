@@ -22,29 +22,25 @@ def probe(options: Probe) -> None:
     `probe_pair` does.
     """
     with process_group():
-        _probe(options)
-
-
-def _probe(options: Probe) -> None:
-    use_threads(options.threads)
-    models = load_models(options.models)
-    pair = models.pair
-    choice = choose_data(models, options.data, options.data_dir)
-    train_set, test_set = choice.load("train"), choice.load("test")
-    check_data(pair, train_set, test_set)
-    out = options.out
-    out.mkdir(parents=True, exist_ok=True)
-    results = probe_pair(
-        pair.to(default_device()), train_set, test_set, options.settings, out / "probes.json"
-    )
+        use_threads(options.how.threads)
+        device, path = default_device(options.how.device), options.out / "probes.json"
+        models = load_models(options.models)
+        pair = models.pair
+        choice = choose_data(models, **vars(options.dataset))
+        train_set, test_set = choice.load("train"), choice.load("test")
+        check_data(pair, train_set, test_set)
+        options.out.mkdir(parents=True, exist_ok=True)
+        precision = options.how.precision
+        results = probe_pair(
+            pair.to(device), train_set, test_set, options.settings, path, precision=precision
+        )
     if rank_and_size()[0] > 0:
         return
     for name in ("noisy", "denoiser"):
-        write_atomically(
-            out / f"{name}.png", probe_png(results["accuracy"], name, transparent=False)
-        )
+        picture = probe_png(results["accuracy"], name, transparent=False)
+        write_atomically(options.out / f"{name}.png", picture)
     print_accuracies(results)
-    print(f"wrote {out / 'probes.json'} and {out}/*.png")
+    print(f"wrote {path} and {options.out}/*.png")
 
 
 def print_accuracies(results: dict[str, Any]) -> None:

@@ -17,8 +17,16 @@ def reproduce(options: Reproduce) -> int:
         train_images=options.probe_train_images, test_images=options.probe_test_images
     )
     sizes = Sizes(options.count, options.scored_images, probes, options.extractor)
-    plan = choose_plan(options)
-    return carry_out(options.out, plan, sizes=sizes, only=options.only, threads=options.threads)
+    how = options.how
+    return carry_out(
+        options.out,
+        choose_plan(options),
+        sizes=sizes,
+        only=options.only,
+        threads=how.threads,
+        device=how.device,
+        precision=how.precision,
+    )
 
 
 def choose_plan(options: Reproduce) -> TrainingPlan | PretrainedPlan:
@@ -31,19 +39,24 @@ def choose_plan(options: Reproduce) -> TrainingPlan | PretrainedPlan:
     chosen = [name for name, is_set in training.items() if is_set]
     if chosen and options.models:
         raise ValueError(f"{chosen[0]} is for training, and with --models nothing is trained")
+    dataset = options.dataset
+    data_dir = None if dataset.data_dir is None else str(dataset.data_dir)
     if not chosen:
         if options.download:
             raise ValueError("--download is for training: add --from-scratch")
-        if options.models:
-            return PretrainedPlan(options.models, options.data, options.data_dir, options.seed)
-        folders = (Path(DEFAULT), find(DEFAULT) / "plain")
-        return PretrainedPlan(folders, options.data, options.data_dir, options.seed, TITLE)
-    if options.data is not None:
-        raise ValueError("--data goes with --models; what is trained, --preset says")
+        folders = options.models or (Path(DEFAULT), find(DEFAULT) / "plain")
+        name = "models that were given" if options.models else TITLE
+        return PretrainedPlan(
+            folders, dataset.data, data_dir, dataset.image_size, options.seed, name
+        )
+    for name in ("data", "image_size"):
+        if getattr(dataset, name) is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{option} goes with --models; what is trained, --preset says")
     return plan_from_preset(
         options.preset or DEFAULT_PRESET,
         budget=BUDGET_MINUTES if options.budget is None else options.budget,
-        data_dir=options.data_dir,
+        data_dir=data_dir,
         download=options.download,
         seed=options.seed,
     )

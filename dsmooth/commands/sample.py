@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor
-
-from ..config import Method, Score
 from ..distributed import process_group, rank_and_size
 from ..machine import check_memory, choose_device
 from ..models import Models, load_models
@@ -19,7 +16,7 @@ from ..progress import progress
 from ..sampling.cached import Sampler
 from ..sampling.output import Filled, Pictures, Shards, fill, gather, write_adm_npz, write_images
 from ..sampling.request import How, Request, chosen_seed
-from .options import Class, Sample
+from .options import Drawing, Sample
 
 # The most images that one PNG shows.
 GRID_LIMIT = 400
@@ -27,50 +24,37 @@ GRID_LIMIT = 400
 
 def sample(options: Sample) -> None:
     """Carry out `dsmooth sample`. Raises ValueError or FileNotFoundError before any work."""
-    request = Request(
-        options.count,
-        seed_of_all(options.seed),
-        options.first_index,
-        options.method,
-        options.score,
-        options.temperature,
-        label=options.label,
-        levels=options.levels,
-    )
-    sampler = Sampler(How(options.threads, options.precision))
+    drawing = {**vars(options.drawing), "seed": seed_of_all(options.drawing.seed)}
+    request = Request(options.count, first_index=options.first_index, **drawing)
+    sampler = Sampler(How(options.how.threads, options.how.precision))
     check_outputs(options.out, options.count, png=options.png, adm=options.adm)
-    device = choose_device(options.device)
+    device = choose_device(options.how.device)
     with process_group():
         models = load_models(options.models).to(device)
-        check_models(models, options.label, options.method, options.score, options.levels)
+        check_models(models, options.drawing)
         sample_to_files(models, request, sampler, options.out, png=options.png, adm=options.adm)
 
 
-def check_models(
-    models: Models,
-    label: Class | None,
-    method: Method = "two-step",
-    score: Score = "full",
-    levels: Sequence[float] | None = None,
-) -> None:
+def check_models(models: Models, drawing: Drawing) -> None:
     """Raise ValueError for options that are missing, or that these models do not take."""
     if models.smoothed is None:
         # A noisy model alone gives x~, as a pair does by the method "noisy".
         own = ("two-step", "noisy") if "noisy" in models.networks else ("two-step",)
         for name, given in (
-            ("method", method not in own),
-            ("score", score != "full"),
-            ("levels", levels is not None),
+            ("method", drawing.method not in own),
+            ("score", drawing.score != "full"),
+            ("levels", drawing.levels is not None),
         ):
             if given:
                 raise ValueError(f"--{name} is for a pair, not for a single model: leave it out")
-    n_classes = models.n_classes
+    n_classes, label = models.n_classes, drawing.label
     if n_classes == 0 and label is not None:
         raise ValueError("--label is for models with classes, which these have not")
     if n_classes and (label is None or (label != "each" and not 0 <= label < n_classes)):
+        found = "" if label is None else f", got {label}"
         raise ValueError(
             f"the model has {n_classes} classes: give --label 0 .. {n_classes - 1}, or --label "
-            f"each, got {label}"
+            f"each{found}"
         )
 
 
@@ -104,24 +88,32 @@ def sample_to_files(
         check_memory((request.count, *models.image_shape))
     with progress("drawing", request.count) if rank == 0 else nullcontext() as done:
         if not outputs[0].suffix:
+            how = {
+                **request.how(),
+                "device": models.device.type,
+                "precision": sampler.how.precision_on(models.device),
+                "weights_sha256": list(models.digests().values()),
+            }
             kind = Pictures if png else Shards
-            how = describe(models, request, sampler)
             folder = kind(outputs[0], request, models.image_shape, how)
             filled = fill(folder, draw, models.chunk, done)
         else:
             x = gather(draw, request, models.chunk, done)
-            if x is not None:
-                write_files(outputs, x, request, adm, models.n_classes)
-                filled = Filled(0, request.count, int(is_diverged(x).sum()))
-    if rank == 0:
-        report(outputs, filled, time.monotonic() - started)
-
-
-def report(outputs: Sequence[Path], filled: Filled, seconds: float) -> None:
-    """Print what was written. Raises as `say_diverged` does."""
+            if x is None:
+                return
+            for path in outputs:
+                if path.suffix == ".png":
+                    save_grid(visible(x), path)
+                elif adm:
+                    write_adm_npz(path, x)
+                else:
+                    write_images(path, x, request, n_classes=models.n_classes)
+            filled = Filled(0, request.count, int(is_diverged(x).sum()))
+    if rank > 0:
+        return
     for path in outputs:
         print(f"wrote {path}" if filled.drawn else f"nothing to draw: {path} has them all")
-    print(rate_line(filled.drawn, filled.there, seconds))
+    print(rate_line(filled.drawn, filled.there, time.monotonic() - started))
     say_diverged(filled.diverged, filled.drawn)
 
 
@@ -139,29 +131,6 @@ def rate_line(drawn: int, there: int, seconds: float) -> str:
     before = f", beside {there:,} that were there" if there else ""
     rate = f" ({drawn / seconds:.2f} img/s)" if drawn else ""
     return f"{drawn:,} image{'s' * (drawn != 1)} in {seconds:.1f} s{rate}{before}"
-
-
-def describe(models: Models, request: Request, sampler: Sampler) -> dict[str, Any]:
-    """The settings and weights that decide an image beside its number, as JSON."""
-    return {
-        **request.how(),
-        "device": models.device.type,
-        "precision": sampler.how.precision_on(models.device),
-        "weights_sha256": list(models.digests().values()),
-    }
-
-
-def write_files(
-    paths: Sequence[Path], x: Tensor, request: Request, adm: bool, n_classes: int = 0
-) -> None:
-    """Write x (N, C, H, W) as a grid or an array, as each suffix asks."""
-    for path in paths:
-        if path.suffix == ".png":
-            save_grid(visible(x), path)
-        elif adm:
-            write_adm_npz(path, x)
-        else:
-            write_images(path, x, request, n_classes=n_classes)
 
 
 def check_outputs(
@@ -186,5 +155,18 @@ def check_outputs(
                 f"a .png shows at most {GRID_LIMIT} images, got {count}: use .npz, or a folder "
                 "with --png for a picture an image"
             )
-        if not path.absolute().parent.is_dir():
-            raise ValueError(f"there is no folder {path.absolute().parent} for {path.name}")
+        check_place(path)
+
+
+def check_output(path: Path, suffix: str, option: str = "--out") -> None:
+    """Raise ValueError for a file that could not be written, before any work."""
+    if path.suffix != suffix:
+        raise ValueError(f"{option} must end in {suffix}, got {path}")
+    check_place(path)
+
+
+def check_place(path: Path) -> None:
+    """Raise ValueError, before any work, unless `path` can be made, with its folders."""
+    there = next(parent for parent in path.absolute().parents if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{there} must be a folder to write {path} into")

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 from dataclasses import asdict, replace
+from pathlib import Path
 
-from ..runs import default_folder
+from ..config import Role
+from ..distributed import rank_and_size
+from ..runs import RunFolder, default_folder
 from .options import Train
 
 
@@ -26,8 +31,42 @@ def train(options: Train) -> int:
         match_channels=options.match_channels and settings.data == "folder",
         resume=options.resume,
         force=options.force,
-        device=options.device,
-        threads=options.threads,
+        device=options.how.device,
+        threads=options.how.threads,
         tensorboard=options.tensorboard,
     )
-    return 128 + result.interrupted if result.interrupted else 0
+    if result.interrupted:
+        print(f"{options.role}: go on with `{resume_command(options, folder)}`")
+        return 128 + result.interrupted
+    config, _ = RunFolder(folder).read_config()
+    print(f"{options.role}: next: {next_step(options.role, folder, bool(config.model.n_classes))}")
+    return 0
+
+
+def resume_command(options: Train, folder: Path) -> str:
+    """The command that goes on with a run as it was begun, by as many processes and threads."""
+    words = ["dsmooth", "train", options.role, "--out", str(folder), "--resume"]
+    for name in ("threads", "device"):
+        value = getattr(options.how, name)
+        if value not in (None, "auto"):
+            words += [f"--{name}", str(value)]
+    if options.tensorboard:
+        words.append("--tensorboard")
+    size = rank_and_size()[1]
+    if size > 1:
+        local = os.environ.get("LOCAL_WORLD_SIZE", size)
+        words = ["torchrun", "--nproc-per-node", str(local), "-m", *words]
+    return shlex.join(words)
+
+
+def next_step(role: Role, folder: Path, classes: bool = False) -> str:
+    """A command that goes on from a finished run, whose model may have classes.
+
+    NOISY and DENOISER stand for the folders of other runs.
+    """
+    path, label = shlex.quote(str(folder)), " --label each" * classes
+    if role == "noisy":
+        return f"train its denoiser, then `dsmooth sample {path} DENOISER{label}`"
+    if role == "denoiser":
+        return f"`dsmooth sample NOISY {path}{label}`, with the folder of its noisy model"
+    return f"`dsmooth sample {path}{label}`, or `dsmooth evaluate bpd {path}`"

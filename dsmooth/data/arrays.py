@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..config import OWN
 from .dataset import ImageDataset, to_bytes
 from .reading import InvalidFile, check_memory, guarded, make_room, open_regular, printable
 
-OWN = "own"  # the name of a data set given in Python, in the settings of a run
 HELD_OUT = 10  # the last of every so many images is held out of a data set without a test set
 # Names that data sets of the Hugging Face Hub give to a column of images, to one of labels, and to
 # the images that are held out.

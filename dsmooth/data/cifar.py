@@ -63,7 +63,7 @@ def load_cifar10(split: str, data_dir: Path) -> ImageDataset:
     raise FileNotFoundError(
         f"{names[0]} or {_STEMS[split][0]} is not in {data_dir}, nor in {_BINARY} or {_PYTHON} "
         f"inside it, nor is {_BINARY_ARCHIVE} or {_PYTHON_ARCHIVE}.\n"
-        "Point --data-dir to the folder of CIFAR-10's files, or fetch them with --download."
+        "Point data_dir to the folder of CIFAR-10's files, or fetch them with download=True."
     )
 
 
@@ -129,8 +129,8 @@ def _read_python(split: str, folder: Path) -> list[_Arrays]:
     except RuntimeError as error:
         raise InvalidFile(
             f"{printable(folder)} must hold the six published batches of cifar-10-python.tar.gz "
-            "and batches.meta; no other pickles are read: fetch them with --download into another "
-            f"folder, or give the binary form ({_STEMS[split][0]}.bin)"
+            "and batches.meta; no other pickles are read: fetch them with download=True into "
+            f"another folder, or give the binary form ({_STEMS[split][0]}.bin)"
         ) from error
     images = np.ascontiguousarray(published.data.transpose(0, 3, 1, 2))
     labels = np.array(published.targets, np.int64)
@@ -146,7 +146,7 @@ def _read_python_archive(split: str, path: Path) -> list[_Arrays]:
     if not check_integrity(path, CIFAR10.tgz_md5):
         raise InvalidFile(
             f"{printable(path)} is not the published archive (MD5 {CIFAR10.tgz_md5}); no other "
-            "pickles are read: fetch it with --download into another folder, or give the binary "
+            "pickles are read: fetch it with download=True into another folder, or give the binary "
             f"form ({_BINARY_ARCHIVE})"
         )
     with TemporaryDirectory() as folder:

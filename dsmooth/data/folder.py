@@ -253,7 +253,7 @@ def _image_paths(folder: Path) -> list[Path]:
     if not paths:
         raise FileNotFoundError(
             f"no image ({', '.join(sorted(SUFFIXES))}) is in {printable(folder)} or the folders "
-            "inside it.\nPoint --data-dir to a folder of images."
+            "inside it.\nPoint data_dir to a folder of images."
         )
     return paths
 
@@ -370,7 +370,7 @@ def _all_at_once(reasons: list[str], total: int) -> str:
 def _resize_hint(smallest: int) -> str:
     """Advice on images of no usable size; smallest: the smallest height or width."""
     size = max(4, min(_SUGGESTED_SIZE, smallest - smallest % 4))
-    return f"give --image-size {size}, or another multiple of 4, to crop and resize them"
+    return f"give image_size={size}, or another multiple of 4, to crop and resize them"
 
 
 def _planes(image: Image) -> NDArray[np.uint8]:

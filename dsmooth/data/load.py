@@ -16,9 +16,9 @@ DATASETS = ("mnist", "fashion-mnist", "cifar10", "celeba", "folder")
 SPLITS = ("train", "test")
 
 _TIMEOUT = 30.0  # seconds without an answer; torchvision sets none
-# torchvision's class of each data set, and the address of its authors.
+# torchvision's class of each data set, and an address of its files.
 _PUBLISHED = {
-    "mnist": ("MNIST", "http://yann.lecun.com/exdb/mnist"),
+    "mnist": ("MNIST", "https://ossci-datasets.s3.amazonaws.com/mnist/"),
     "fashion-mnist": ("FashionMNIST", "https://github.com/zalandoresearch/fashion-mnist"),
     "cifar10": ("CIFAR10", "https://www.cs.toronto.edu/~kriz/cifar.html"),
     "celeba": ("CelebA", "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"),
@@ -50,19 +50,19 @@ def load_dataset(
     if name == OWN:
         raise ValueError(
             "the data set was given to dsmooth.train in Python, where no command finds it: name "
-            f"another with --data, one of {', '.join(DATASETS)}"
+            f"another with data=, one of {', '.join(DATASETS)}"
         )
     if name not in DATASETS:
-        raise ValueError(f"name must be one of {', '.join(DATASETS)}, got {name!r}")
+        raise ValueError(f"the data set must be one of {', '.join(DATASETS)}, got {name!r}")
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     if image_size is not None and name not in ("celeba", "folder"):
-        raise ValueError(f"--image-size is for celeba and folder, got it for {name}")
+        raise ValueError(f"image_size is for celeba and folder, got it for {name}")
     if image_size is not None and (image_size < 4 or image_size % 4):
-        raise ValueError(f"--image-size must be a positive multiple of 4, got {image_size}")
+        raise ValueError(f"image_size must be a positive multiple of 4, got {image_size}")
     if data_dir is None:
         if download:
-            raise ValueError("--download needs --data-dir, the folder to download into")
+            raise ValueError("download=True needs data_dir, the folder to download into")
         if name == "mnist":
             return load_embedded_mnist(split)
         raise FileNotFoundError(_missing(name, f"{name} needs the folder of its files"))
@@ -92,11 +92,11 @@ def _read(
 
 def _missing(name: str, what: str) -> str:
     if name == "folder":
-        return f"{what}.\nPoint --data-dir to a folder of images."
-    embedded = ", or leave out --data-dir to use the embedded subset" if name == "mnist" else ""
+        return f"{what}.\nPoint data_dir to a folder of images."
+    embedded = ", or leave out data_dir to use the embedded subset" if name == "mnist" else ""
     return (
-        f"{what}.\nPoint --data-dir to the folder of {name}'s files, or fetch them there with "
-        f"--download{embedded}."
+        f"{what}.\nPoint data_dir to the folder of {name}'s files, or fetch them there with "
+        f"download=True{embedded}."
     )
 
 
@@ -107,7 +107,7 @@ def _download(name: str, folder: Path) -> None:
     way by hand, if the download fails.
     """
     if name not in _PUBLISHED:
-        raise ValueError(f"--download is for {', '.join(_PUBLISHED)}, got {name!r}")
+        raise ValueError(f"download is for {', '.join(_PUBLISHED)}, got {name!r}")
     from torchvision import datasets
 
     torchvision_class, address = _PUBLISHED[name]
@@ -119,7 +119,7 @@ def _download(name: str, folder: Path) -> None:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConnectionError(
             f"could not download {name} to {folder}: {reason}\n"
-            f"Fetch it from {address} by hand and point --data-dir to its files."
+            f"Fetch it from {address} by hand and point data_dir to its files."
         ) from error
     finally:
         socket.setdefaulttimeout(timeout)

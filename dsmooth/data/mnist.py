@@ -124,10 +124,10 @@ def _find(name: str, stem: str, ndim: int, data_dir: Path) -> Path:
                 path = folder / f"{stem}{joint}idx{ndim}-ubyte{suffix}"
                 if path.is_file():
                     return path
-    embedded = ", or leave out --data-dir to use the embedded subset" if name == "mnist" else ""
+    embedded = ", or leave out data_dir to use the embedded subset" if name == "mnist" else ""
     raise FileNotFoundError(
         f"{stem}-idx{ndim}-ubyte (or .gz) is neither in {folders[0]} nor in {folders[1]}.\n"
-        f"Point --data-dir to the folder of {name}'s IDX files, or fetch them with --download"
+        f"Point data_dir to the folder of {name}'s IDX files, or fetch them with download=True"
         f"{embedded}."
     )
 

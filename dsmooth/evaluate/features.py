@@ -92,7 +92,7 @@ def make_extractor(
         extractor = _inception(Path(weights) if weights else None)
     elif ":" in name:
         if weights:
-            raise ValueError(f"--weights is for inception and mnist-classifier, not for {name}")
+            raise ValueError(f"weights is for inception and mnist-classifier, not for {name}")
         extractor = _user_module(name)
     else:
         raise ValueError(
@@ -159,7 +159,7 @@ def _mnist_classifier(weights: Path | None) -> FeatureExtractor:
         if images.shape[1:] != IMAGE_SHAPE:
             raise ValueError(
                 f"mnist-classifier needs images of shape {IMAGE_SHAPE}, got "
-                f"{tuple(images.shape[1:])}: choose another --extractor"
+                f"{tuple(images.shape[1:])}: choose another extractor"
             )
         features, logits = model(to_float(images))
         return features, logits
@@ -224,7 +224,7 @@ def download_once(url: str) -> Path:
     except (OSError, RuntimeError) as error:
         raise ConnectionError(
             f"could not fetch the Inception weights ({error}): fetch {url} elsewhere and name the "
-            "file with --weights, or use --extractor mnist-classifier"
+            "file by weights=, or take extractor=mnist-classifier"
         ) from None
     return path
 

@@ -30,8 +30,9 @@ LEVEL_BITS = math.log2(127.5)
 # The part of the entropy of Gaussian noise, per dimension, that is lost without its e.
 EQUATION_4_BITS = 0.5 / math.log(2)
 EQUATION_4_SENTENCE = (
-    "Equation (4) of the reproduction paper writes the entropy of Gaussian noise as "
-    "log(2 pi sigma^2) / 2 instead of log(2 pi e sigma^2) / 2 per dimension, so its numbers are "
+    "Equation (4) of the reproduction on MNIST by Karlsson, Eriksson Möllerstedt and Bonde writes "
+    "the entropy of Gaussian noise as log(2 pi sigma^2) / 2 instead of log(2 pi e sigma^2) / 2 per "
+    "dimension, so its numbers are "
     f"1 / (2 ln 2) = {EQUATION_4_BITS:.4f} bits/dim too high."
 )
 
@@ -52,7 +53,7 @@ class Scores:
     noisy, smoothing: log p(x~) and -log q(x~ | x) of a pair; None for a plain model, which has one
     row. dimensions: d, sub-pixels of an image. clean_noise: standard deviation of the noise on the
     target of the density. equation_4: whether the reproduction paper's equation (4) is about such
-    scores: a pair's, of grey images with Gaussian smoothing.
+    scores: a pair's, of MNIST with Gaussian smoothing.
     """
 
     discretized: Tensor
@@ -245,7 +246,7 @@ def score_pair(
         noisy=nats["noisy"],
         smoothing=nats["smoothing"],
         clean_noise=clean_noise if trained_as == "continuous" else 0.0,
-        equation_4=dataset.image_channels == 1 and isinstance(pair.smoothing, GaussianSmoothing),
+        equation_4=dataset.name == "mnist" and isinstance(pair.smoothing, GaussianSmoothing),
     )
 
 

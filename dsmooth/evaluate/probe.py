@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import ProbeSettings, Split
+from ..config import Precision, ProbeSettings, Split
 from ..data import ImageDataset
 from ..distributed import barrier, broadcast_int, distributed_map, rank_and_size
 from ..files import read_json, write_json
+from ..machine import autocast
 from ..nn import PixelCNNpp
 from ..nn.weights import weights_digest
 from ..pair import SmoothedPair
@@ -50,6 +51,7 @@ def probe_pair(
     path: Path,
     *,
     controls: bool = True,
+    precision: Precision = "auto",
     replace_other: bool = False,
 ) -> dict[str, Any]:
     """Accuracy of a linear probe after each block of both networks, and of the controls.
@@ -59,7 +61,8 @@ def probe_pair(
     these. A later call with the same settings goes on from there. Features lie in the folder of
     `path` while they are needed. Their files have no name, so nothing is left however the call
     ends.
-    replace_other: overwrite a result of other settings or weights.
+    precision: that networks compute features in; "auto" is float32. replace_other: overwrite a
+    result of other settings or weights.
     Raises ValueError for data without labels or of another shape than the pair's and for another
     result in `path`, OSError where the disk has no room for the features. Under torchrun all
     processes call this; the result is rank 0's.
@@ -74,11 +77,10 @@ def probe_pair(
         **asdict(settings),
         **{f"{split}_images": len(data) for split, data in splits.items()},
         "data": splits["train"].name,
-        "weights_sha256": {
-            "noisy": weights_digest(pair.noisy),
-            "denoiser": weights_digest(pair.denoiser),
-        },
+        "weights_sha256": probed_weights(pair),
     }
+    if precision == "bfloat16":
+        cache_key["precision"] = precision
     results = read_json(path) if path.exists() else {}
     found = results.get("asked")
     if found != cache_key:
@@ -86,11 +88,11 @@ def probe_pair(
             key = next(key for key in cache_key if found.get(key) != cache_key[key])
             raise ValueError(
                 f"{path} holds other probes: their {key} is {found.get(key)}, not "
-                f"{cache_key[key]}; choose another --out"
+                f"{cache_key[key]}; choose another folder"
             )
         unit = "fraction classified correctly"
         results = {"unit": unit, "asked": cache_key, "accuracy": {}}
-    probing = Probing(pair.smoothing, splits, settings, path.parent)
+    probing = Probing(pair.smoothing, splits, settings, path.parent, precision)
     for name, network in probing.subjects(pair, controls):
         if broadcast_int(name not in results["accuracy"]):
             accuracy = probing.probe(name, network)
@@ -99,6 +101,12 @@ def probe_pair(
                 write_json(path, results)
     barrier()
     return results
+
+
+def probed_weights(pair: SmoothedPair) -> dict[str, str]:
+    """Digests of the networks that are probed, at the highest of several noise levels."""
+    pair = pair.at(pair.smoothing.scale)
+    return {"noisy": weights_digest(pair.noisy), "denoiser": weights_digest(pair.denoiser)}
 
 
 def check_data(pair: SmoothedPair, *datasets: ImageDataset) -> None:
@@ -129,13 +137,14 @@ def first_images(data: ImageDataset, count: int | None) -> ImageDataset:
 class Probing:
     """The images, the noise and the settings that all subjects share.
 
-    folder: where features lie while they are needed.
+    folder: where features lie while they are needed. precision: that networks compute them in.
     """
 
     smoothing: Smoothing
     splits: Mapping[Split, ImageDataset]
     settings: ProbeSettings
     folder: Path
+    precision: Precision = "auto"
 
     def subjects(
         self, pair: SmoothedPair, controls: bool
@@ -186,7 +195,8 @@ class Probing:
         if network is None:
             blocks = {PIXELS: inputs[0]}
         else:
-            streams = network.features(*inputs)
+            with autocast(x.device, self.precision):
+                streams = network.features(*inputs)
             blocks = {block: self.choose(*both) for block, both in streams.items()}
         rows = {block: values[:count].flatten(1).half().cpu() for block, values in blocks.items()}
         for block, values in rows.items():
@@ -278,8 +288,7 @@ class Probing:
         if needed > free:
             raise OSError(
                 f"the features need {needed / 1e9:.1f} GB in {self.folder}, which has "
-                f"{free / 1e9:.1f} GB free: use fewer --train-images, --pooling mean, or another "
-                "folder"
+                f"{free / 1e9:.1f} GB free: use fewer train_images, pooling=mean, or another folder"
             )
 
 

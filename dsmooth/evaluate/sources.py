@@ -52,21 +52,33 @@ class DataChoice:
 
 def choose_data(
     models: Models | None,
-    name: str | None,
-    data_dir: str | Path | None,
+    data: str | None = None,
+    data_dir: str | Path | None = None,
     image_size: int | None = None,
 ) -> DataChoice:
-    """The data set `name`, else the one that the first of the models with a run was trained on.
+    """The data set `data`, else the one that the first of the models was trained on.
 
-    Without either it is mnist: a saved pair does not know its data.
+    A run knows its folder too. Without models it is mnist.
     """
     directory = None if data_dir is None else str(data_dir)
     settings = next(iter(models.settings.values()), None) if models is not None else None
-    if settings is not None and name in (None, settings.data):
+    if settings is not None and data in (None, settings.data):
         return DataChoice(
             settings.data, directory or settings.data_dir, image_size or settings.image_size
         )
-    return DataChoice(name or "mnist", directory, image_size)
+    origins = [saved.origin.data for saved in models.saved if saved.origin] if models else []
+    return DataChoice(data or next(iter(origins), "mnist"), directory, image_size)
+
+
+def describe_data(dataset: ImageDataset) -> dict[str, str]:
+    """The images that a number is of, as JSON."""
+    return {"name": dataset.name, "split": dataset.split, "source": dataset.source}
+
+
+def check_labels(dataset: ImageDataset) -> None:
+    """Raise ValueError, before any work, where the classes of images are asked for."""
+    if dataset.labels is None:
+        raise ValueError(f"per_class needs labelled images, but {dataset.source} has no labels")
 
 
 @dataclass(frozen=True, eq=False)

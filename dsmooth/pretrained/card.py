@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..config import OWN
+from ..data import DATASETS
 from ..nn import PixelCNNpp
-from ..tables import COMPARABLE, Table, bits_table
+from ..tables import COMPARABLE, Table, bits_table, plain_text
 
 # A card with this line is written anew with the pair; one without is a person's.
 MARK = "<!-- Written by dsmooth. Without this line the file is yours, and stays. -->"
@@ -41,8 +44,10 @@ def render_card(
 def _front_matter(data: Sequence[str]) -> str:
     lines = ["library_name: dsmooth", "pipeline_tag: unconditional-image-generation", "tags:"]
     lines += [f"- {tag}" for tag in ("pixelcnn", "autoregressive", "distribution-smoothing")]
-    known = [name for name in data if name not in ("folder", "own")]
-    lines += ["datasets:", *(f"- {name}" for name in known)] if known else []
+    known = [name for name in data if name not in ("folder", OWN)]
+    # JSON is YAML, and quotes what would mean more than itself.
+    quoted = [name if name in DATASETS else json.dumps(name) for name in known]
+    lines += ["datasets:", *(f"- {name}" for name in quoted)] if known else []
     return "\n".join(["---", *lines, "---"])
 
 
@@ -59,7 +64,7 @@ method is that of Meng, Song, Song, Zhao and Ermon (ICLR 2021).
 ```python
 import dsmooth
 
-pair = dsmooth.SmoothedPair.from_pretrained("{name}")
+pair = dsmooth.SmoothedPair.from_pretrained({json.dumps(name)})
 x = pair.sample(64, seed=0)  # (64, {channels}, {height}, {width}) in [-1, 1]
 ```"""
 
@@ -81,10 +86,15 @@ def _training(origin: Mapping[str, Mapping[str, Any]]) -> str:
     for role, run in origin.items():
         images = "–" if run["images"] is None else f"{run['images']:,}"
         hours = "–" if run["seconds"] is None else f"{run['seconds'] / 3600:.2f}"
-        rows.append([NAMES[role], run["data"], images, hours, str(run["seed"])])
-    commands = "\n".join(run["command"] for run in origin.values())
+        rows.append([NAMES[role], plain_text(run["data"]), images, hours, str(run["seed"])])
+    # A line that begins with backquotes would end the block.
+    commands = "\n".join(" ".join(run["command"].split()).lstrip("`~") for run in origin.values())
     table = Table(["", "data", "images seen", "hours", "seed"], rows).markdown()
-    notes = [f"\n\n{NAMES[role]}: {text}." for role, run in origin.items() for text in run["notes"]]
+    notes = [
+        f"\n\n{NAMES[role]}: {plain_text(text)}."
+        for role, run in origin.items()
+        for text in run["notes"]
+    ]
     return f"{table}\n\n```\n{commands}\n```" + "".join(notes)
 
 
@@ -92,7 +102,7 @@ def _bits(scores: Mapping[str, Any] | None, origin: Mapping[str, Mapping[str, An
     if scores is not None:
         return _scored(scores)
     rows = [
-        [NAMES[role], run["loss"], f"{run['bits_per_dim']:.4f}"]
+        [NAMES[role], plain_text(run["loss"] or "–"), f"{run['bits_per_dim']:.4f}"]
         for role, run in origin.items()
         if run["bits_per_dim"] is not None
     ]
@@ -105,10 +115,12 @@ def _bits(scores: Mapping[str, Any] | None, origin: Mapping[str, Mapping[str, An
 def _scored(scores: Mapping[str, Any]) -> str:
     try:
         data, pair = scores["data"], scores["pair"]
-        table = bits_table({"pair": pair["conventions"]}).markdown()
+        rows = [{**row, "name": plain_text(row["name"])} for row in pair["conventions"]]
+        table = bits_table({"pair": rows}).markdown()
         text = (
-            f"{data['n_images']:,} images of {data['name']} ({data['split']}), "
-            f"{pair['n_noise']} draws of noise per image, seed {scores['seed']}:"
+            f"{data['n_images']:,} images of {plain_text(data['name'])} "
+            f"({plain_text(data['split'])}), {pair['n_noise']:d} draws of noise per image, "
+            f"seed {scores['seed']:d}:"
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(

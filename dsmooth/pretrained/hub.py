@@ -16,7 +16,7 @@ _FILES = ["*.json", "*.jsonl", "*.safetensors", "*.md", "*.png"]
 def is_hub_id(name: str | Path) -> bool:
     """Whether `name` is an "owner/name" of the Hub rather than a path that was mistyped.
 
-    Where there is a folder `owner`, it is taken for a path.
+    A name whose `owner` is a folder here is a path.
     """
     text = str(name)
     return _ID.fullmatch(text) is not None and not Path(text).parent.exists()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,12 @@ class SavedNetwork:
 
     def read_origin(self) -> Origin | None:
         """Origin of the weights, by the log of the run or as the saved pair states it."""
-        return self.origin if self.run is None else self.run.origin(self.settings)
+        if self.run is None:
+            return self.origin
+        origin = self.run.origin(self.settings)
+        if self.folder.is_relative_to(_HERE):  # they were trained on whole data sets
+            origin = replace(origin, command=f"{origin.command} --data-dir FOLDER")
+        return origin
 
 
 class Origins(Mapping[Role, Origin]):
@@ -94,14 +99,16 @@ def names() -> list[str]:
 def find(name: str | Path, **hub: Any) -> Path:
     """The folder that `name` is: the path itself if it is there, else that of packaged models.
 
+    A folder that is named like packaged models, but holds no networks, does not hide them.
     Else the "owner/name" of a model on the Hugging Face Hub, which is fetched. hub: arguments of
     `download`.
     Raises FileNotFoundError, naming what there is, if it is none of them, and as `download`.
     """
     path = Path(name)
-    if path.exists():
+    packaged = str(name) in names()
+    if path.exists() and not (packaged and not _holds_networks(path)):
         return path
-    if str(name) in names():
+    if packaged:
         return _HERE / str(name)
     if is_hub_id(name):
         return download(str(name), **hub)
@@ -113,9 +120,11 @@ def find(name: str | Path, **hub: Any) -> Path:
 
 def is_model(path: Path) -> bool:
     """Whether `path` is a folder of networks or a name of the package's own, without the Hub."""
-    if not path.exists():
-        return str(path) in names()
-    return (path / CONFIG_FILE).is_file() or _has_runs(path)
+    return _holds_networks(path) or str(path) in names()
+
+
+def _holds_networks(folder: Path) -> bool:
+    return (folder / CONFIG_FILE).is_file() or _has_runs(folder)
 
 
 def _has_runs(folder: Path) -> bool:

@@ -1,7 +1,7 @@
 """report.html of a reproduction: one file, pictures inline, no script, no network.
 
 `write_report` turns the numbers of results.json into sentences and tables, and puts them into the
-page of template.py.
+page of html.py.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from typing import Any
 from torch import Tensor
 
 from ..files import write_atomically
-from ..pretrained import TITLE
 from ..tables import decimals
 from .growth import growth_section
-from .html import paragraph
+from .html import PAGE, paragraph
 from .sections import (
     TITLES,
     bits_section,
@@ -30,7 +29,6 @@ from .sections import (
     samples_section,
     settings_table,
 )
-from .template import PAGE
 
 NOISE_NAMES = {"gaussian": "Gaussian", "laplace": "Laplace", "uniform": "uniform"}
 
@@ -40,11 +38,12 @@ def write_report(
     results: Mapping[str, Any],
     histories: Mapping[str, Sequence[Mapping[str, Any]]],
     pictures: Mapping[str, Tensor],
+    commands: Sequence[str] = (),
 ) -> None:
     """Write the report of `results` (the content of results.json) to `path`.
 
     histories: the log of each role's run. pictures: (N, C, H, W) images by name, as
-    `dsmooth.reproduce.stages.draw_all` returns them.
+    `dsmooth.reproduce.stages.Stages.draw` returns them. commands: see `advice`.
     """
     sections = {
         "Samples": samples_section(results, pictures),
@@ -56,7 +55,7 @@ def write_report(
         "Beside the paper": paper_section(results),
         "Training curves": curves_section(results, histories),
         "What more training buys": growth_section(results, histories),
-        "Better samples": "\n".join(map(paragraph, advice(results))),
+        "Better samples": "\n".join(map(paragraph, advice(results, commands))),
         "How this was made": "\n".join(map(paragraph, making(results))),
         "Settings": settings_table(results["runs"]).html("settings"),
     }
@@ -97,7 +96,7 @@ def bound_sentence(results: Mapping[str, Any]) -> str:
 
 def making(results: Mapping[str, Any]) -> list[str]:
     """Sentences on data, runs and machine of the reproduction."""
-    data, machine = results["data"], results["machine"]
+    data, machine, card = results["data"], results["machine"], results.get("card")
     kind = "the subset that comes with dsmooth" if data["embedded_subset"] else "the files given"
     sentences = [
         f"Settings: {results['name']}. "
@@ -108,50 +107,57 @@ def making(results: Mapping[str, Any]) -> list[str]:
         trained = "how it was trained is not recorded"
         if "images" in run:
             trained = f"trained on {run['images']:,} images, repeats counted"
+        if card is not None:
+            passes = run["images"] / card["train_images"]
+            trained += f": {passes:.1f} passes over {card['train_images']:,} images"
         if "passes_over_training_set" in run:  # trained here
             rate = run["images"] / max(run["training_seconds"], 0.1)
             trained += (
                 f" ({run['passes_over_training_set']:.1f} passes over the training set) in "
                 f"{run['training_seconds'] / 60:.1f} minutes, {rate:.0f} images/s"
             )
-        sentences.append(f"{TITLES[role]}: {run['parameters']:,} parameters, {trained}.")
+        notes = "".join(f" {note[0].upper()}{note[1:]}." for note in run.get("notes", ()) if note)
+        sentences.append(f"{TITLES[role]}: {run['parameters']:,} parameters, {trained}.{notes}")
+    threads = f"{machine['cpu_threads']} CPU thread{'s' * (machine['cpu_threads'] != 1)}"
+    if machine["processes"] > 1:
+        threads = f"{machine['processes']} processes of {threads}"
     gpu = f", {machine['gpu']}" if machine["gpu"] else ""
     sentences.append(
-        f"Machine: {machine['processor']}, {machine['cpu_threads']} CPU threads{gpu}, "
+        f"Measured on: {machine['processor']}, {threads}{gpu}, "
         f"{machine['system']}, Python {machine['python']}, torch {machine['torch']}, "
         f"dsmooth {results['dsmooth']}."
     )
     return sentences
 
 
-def advice(results: Mapping[str, Any]) -> list[str]:
-    """Sentences on the training so far and on more of it; commands stand in backquotes."""
+def advice(results: Mapping[str, Any], commands: Sequence[str] = ()) -> list[str]:
+    """Sentences on the training so far and on more of it; commands stand in backquotes.
+
+    commands: those that train such models for longer.
+    """
     runs, data, budget = results["runs"], results["data"], results["budget_minutes"]
-    if results["name"] == TITLE:
+    if "card" in results:
         return [
-            "These models come with dsmooth. `dsmooth/pretrained/mnist/README.md` is their card, "
-            "with the numbers of all test images.",
-            "`dsmooth reproduce --from-scratch --out from-scratch` trains a pair here.",
+            "These models come with dsmooth. The README.md in their folder, pretrained/mnist in "
+            "the package's (`dsmooth doctor` names it), is their card, with the numbers of all "
+            "test images.",
+            *(f"`{command}` trains a pair here." for command in commands),
         ]
     sentences = []
     if budget:
         fewest = min(runs["noisy"]["images"], runs["denoiser"]["images"])
         sentences.append(
-            f"In {budget:.3g} minutes each model of the pair saw {fewest:,} images or more "
-            f"({fewest / data['train_images']:.1f} passes over the training set)."
+            f"In {budget:.3g} minutes of training in all, each model of the pair saw {fewest:,} "
+            f"images or more ({fewest / data['train_images']:.1f} passes over the training set)."
         )
-    longer = max(60, round(8 * budget)) if budget else 60
-    command = f"`dsmooth reproduce --budget {longer} --out reproduction-{longer}"
-    if data["embedded_subset"]:
+    if commands:
+        longer = " and ".join(f"`{command}`" for command in commands)
+        trains = "trains" if len(commands) == 1 else "train"
+        sentences.append(f"Quality is a matter of images seen: {longer} {trains} for longer.")
+    if commands and budget and data["embedded_subset"]:
         sentences.append(
-            f"Quality is a matter of images seen. {command} --data-dir mnist --download` trains "
-            f"for {longer} minutes on the full training set of MNIST, after fetching it; a long "
-            f"run on the embedded {data['train_images']:,} images would learn them by heart."
-        )
-    else:
-        sentences.append(
-            f"Quality is a matter of images seen: {command}`, with the other options unchanged, "
-            f"trains for {longer} minutes."
+            "That fetches the full training set of MNIST: a long run on the embedded "
+            f"{data['train_images']:,} images would learn them by heart."
         )
     return sentences
 

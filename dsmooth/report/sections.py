@@ -158,8 +158,16 @@ def frechet_section(results: Mapping[str, Any]) -> str:
         if distance.get("left_out"):
             remarks.append(f"{TITLES[name]}: {distance['left_out']:,} diverged and are left out")
     extractor = frechet["extractor"]
+    card, count = results.get("card"), frechet["reference"]["n_images"]
+    subset = " of the embedded subset" if results["data"]["embedded_subset"] else ""
+    if card is not None:
+        distances = " and ".join(f"{v:.2f} for {int(n):,}" for n, v in card["distances"].items())
+        remarks.append(
+            f"to all {card['train_images']:,} training images, of which the subset is a part, the "
+            f"distance of two-step samples is {distances} samples"
+        )
     text = (
-        f"{frechet['name']} to the {frechet['reference']['n_images']:,} training images. "
+        f"{frechet['name']} to the {count:,} training images{subset}. "
         f"Extractor: {extractor['name']}, SHA-256 {extractor['sha256'][:16]}…, resize: "
         f"{extractor['resize']}. Values become bytes by rounding and clamping."
     )
@@ -223,8 +231,11 @@ def _paper_probes(results: Mapping[str, Any]) -> list[list[str]]:
         best = best_block(blocks)
         why = (
             f"after block {best}; trained on {probes['asked']['train_images']:,} images, the "
-            "paper's on its own, larger network"
+            "paper's on its own network"
         )
+        card = results.get("card")
+        if card is not None and name == "noisy":
+            why += f"; {percent(card['probe'])} with all {card['train_images']:,} images"
         paper = f"{PAPER_PROBE} %" if name == "noisy" else "–"
         title = f"Best probe, {TITLES[name].lower()}\n{why}"
         rows.append([title, percent(blocks[best]["accuracy"]), paper])

@@ -1,4 +1,4 @@
-"""The whole paper in one folder: plan, stages, results, and the pipeline that carries them out."""
+"""The paper's experiments in one folder: plan, stages, results, and the pipeline that runs them."""
 
 from .pipeline import reproduce
 from .plan import BUDGET_MINUTES, PretrainedPlan, TrainingPlan, plan_from_preset

@@ -30,9 +30,8 @@ from ..pretrained import DEFAULT, find
 from ..progress import progress
 from ..report.sections import PAPER_PROBE, TITLES, best_block, settings_table, terms_sentence
 from ..tables import COMPARABLE, Table, bits_table, decimals, percent
-from .cache import cached_json
 from .results import describe_machine, describe_model
-from .stages import bytes_to_compare, draw_all, score_all
+from .stages import Sizes, Stages, bytes_to_compare
 
 # Images of the embedded test set whose score a test computes again.
 SLICE_IMAGES = 40
@@ -76,15 +75,10 @@ def write_card(
         if not run.is_finished():
             raise ValueError(f"{run.path} is not the folder of a finished run")
     work.mkdir(parents=True, exist_ok=True)
-    pictures = draw_all(work, models, test_set, options.samples, seed)
-    bits = score_all(
-        work / "bits.json",
-        models,
-        test_set,
-        options.test_images,
-        n_noise=options.n_noise,
-        seed=seed,
-    )
+    sizes = Sizes(options.samples, options.test_images, extractor="mnist-classifier")
+    stages = Stages(work, models, train_set, test_set, sizes, seed)
+    pictures = stages.draw()
+    bits = stages.score(n_noise=options.n_noise, seed=seed)
     probes = {}
     for kind in ("noisy", "clean"):
         settings = replace(options.probes, input=kind, seed=seed)
@@ -93,14 +87,14 @@ def write_card(
     card = {
         "dsmooth": __version__,
         "seed": seed,
-        "machine": describe_machine(),
+        "machine": describe_machine(models.device),
         "weights_sha256": models.digests(),
         "data": {"train_images": len(train_set), "test_images": len(test_set)},
         "runs": {
             role: describe_model(role, models, test_set, len(train_set)) for role in models.networks
         },
         "bits_per_dim": bits,
-        "samples": measure_samples(options, models, pictures, train_set, test_set),
+        "samples": measure_samples(options, stages, pictures),
         "probes": probes,
         "slice": measure_slice(models, seed),
     }
@@ -112,14 +106,11 @@ def write_card(
 
 
 def measure_samples(
-    options: CardOptions,
-    models: Models,
-    pictures: Mapping[str, Tensor],
-    train_set: ImageDataset,
-    test_set: ImageDataset,
+    options: CardOptions, stages: Stages, pictures: Mapping[str, Tensor]
 ) -> dict[str, Any]:
     """Fréchet distances at several numbers of samples, and how sure the classifier is of them."""
-    extractor = make_extractor("mnist-classifier")
+    extractor = make_extractor(stages.sizes.extractor)
+    train_set, test_set = stages.train_set, stages.test_set
 
     def features_of(images: Tensor, name: str) -> Features:
         with progress(f"features of {name}", len(images)) as done:
@@ -154,9 +145,9 @@ def measure_samples(
         "counts": list(options.frechet_counts),
         "samples": options.samples,
         "extractor": extractor.describe(),
-        "weights_sha256": models.digests(),
+        "weights_sha256": stages.models.digests(),
     }
-    return cached_json(options.work / "samples.json", cache_key, compute)
+    return stages.stored("frechet", "frechet", cache_key, compute)
 
 
 def confident_shares(features: Features) -> dict[str, float]:

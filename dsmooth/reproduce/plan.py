@@ -90,13 +90,14 @@ class PretrainedPlan:
     models: tuple[Path, ...]
     data: str | None = None
     data_dir: str | None = None
+    image_size: int | None = None
     seed: int = 0
     name: str = "models that were given"
     budget: ClassVar[None] = None
 
     def load_data(self, models: Models) -> tuple[ImageDataset, ImageDataset]:
         """Training and test images. Raises ValueError for those of another shape."""
-        choice = choose_data(models, self.data, self.data_dir)
+        choice = choose_data(models, self.data, self.data_dir, self.image_size)
         train_set, test_set = choice.load("train"), choice.load("test")
         for data in (train_set, test_set):
             check_images(models.pair, data)

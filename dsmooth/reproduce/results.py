@@ -13,9 +13,12 @@ from torch import Tensor
 from .._version import __version__
 from ..config import Role
 from ..data import ImageDataset
+from ..distributed import rank_and_size
+from ..files import read_json
 from ..machine import cpu_name
 from ..models import Models
 from ..pictures import is_diverged
+from ..pretrained import DEFAULT, TITLE, find
 from ..runs import training_seconds
 from ..train.log import loss_name
 from .plan import PretrainedPlan, TrainingPlan
@@ -30,7 +33,9 @@ def collect(
 ) -> dict[str, Any]:
     """The content of results.json beside the stages' numbers, without any path of this machine."""
     trained_on = len(train_set) if isinstance(plan, TrainingPlan) else None
+    card = {"card": card_numbers()} if plan.name == TITLE else {}
     return {
+        **card,
         "dsmooth": __version__,
         "name": plan.name,
         "budget_minutes": plan.budget,
@@ -42,7 +47,7 @@ def collect(
             "image_size": list(test_set.image_size),
             "image_channels": test_set.image_channels,
         },
-        "machine": describe_machine(),
+        "machine": describe_machine(models.device),
         "runs": {
             role: describe_model(role, models, test_set, trained_on) for role in models.networks
         },
@@ -92,11 +97,26 @@ def describe_model(
     return description
 
 
-def describe_machine() -> dict[str, Any]:
-    """Processor, threads and versions."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+def card_numbers() -> dict[str, Any]:
+    """Numbers of the packaged models' card, which were measured with the whole of MNIST."""
+    card = read_json(find(DEFAULT) / "card.json")
+    blocks = card["probes"]["noisy"]["accuracy"]["noisy"].values()
+    return {
+        "train_images": card["data"]["train_images"],
+        "distances": card["samples"]["of"]["two-step"]["distance"],
+        "probe": max(block["accuracy"] for block in blocks),
+    }
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """Processor, processes, threads, GPUs in use, and versions."""
+    size, gpu = rank_and_size()[1], None
+    if device.type == "cuda":
+        number = min(size, torch.cuda.device_count())
+        gpu = f"{number} x " * (number > 1) + torch.cuda.get_device_name(device)
     return {
         "processor": cpu_name(),
+        "processes": size,
         "cpu_threads": torch.get_num_threads(),
         "gpu": gpu,
         "system": f"{platform.system()} {platform.machine()}",

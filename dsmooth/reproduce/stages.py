@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -10,27 +12,29 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from ..config import Method, ProbeSettings, ReproductionStage, Role
+from ..config import Method, Precision, ProbeSettings, ReproductionStage, Role
 from ..data import ImageDataset, to_bytes
-from ..distributed import barrier
+from ..data.arrays import read_npz
+from ..distributed import barrier, rank_and_size
 from ..evaluate.comparison import collect_statistics, compare_images
 from ..evaluate.features import extract_features, make_extractor
 from ..evaluate.likelihood import bits_per_dim, score_pair, score_plain
-from ..evaluate.probe import probe_pair
+from ..evaluate.probe import probe_pair, probed_weights
 from ..evaluate.receptive_field import receptive_fields
-from ..files import read_json
-from ..machine import default_device
+from ..files import read_json, write_json
+from ..machine import autocast
 from ..models import Models
-from ..pictures import is_diverged
+from ..pictures import is_diverged, save_grid, visible
 from ..progress import progress
 from ..sampling.cached import Sampler
-from ..sampling.output import DrawPart
-from ..sampling.request import Progress, Request
+from ..sampling.output import gather, write_images
+from ..sampling.request import How, Label, Progress, Request
 from ..smoothing import GaussianSmoothing
-from .cache import Mode, cached_images, cached_json, digest_of
 
 STAGES: tuple[ReproductionStage, ...] = get_args(ReproductionStage)
-BATCH = 64  # images scored at a time
+KEY = "asked"  # the field of a stored result that holds all that decides it
+CHUNK = 64  # images drawn or scored at a time
+GRID_IMAGES = 64  # samples in the picture of a grid
 DENOISED_IMAGES = 10  # held-out images whose denoising the report shows
 # Pictures whose distance to real images is measured.
 COMPARED = ("two-step", "single-step", "plain")
@@ -58,109 +62,244 @@ class Sizes:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
-def draw_all(
-    folder: Path,
-    models: Models,
-    test_set: ImageDataset,
-    count: int,
-    seed: int,
-    mode: Mode = "go on",
-) -> dict[str, Tensor]:
-    """The pictures of the report: (N, C, H, W) by name, drawn or read from `folder`.
+@dataclass(frozen=True)
+class Stages:
+    """The stages for some models in one folder.
 
-    "noisy", "two-step", "single-step" and "plain" are `count` samples; the same x~ stands behind
-    the first three. "held-out", "held-out-noisy", "held-out-two-step" and
-    "held-out-single-step" are test images, with noise, and denoised.
-    In mode "read" only those are there that are in `folder`.
+    A result is computed and written to `folder` unless it is there with the same key. only: compute
+    this stage again and no other; of the others only what is there is read, whatever its sizes,
+    unless it is of other weights. precision: of networks, as of `dsmooth sample`.
+    Under torchrun all processes compute together, and rank 0 writes.
     """
-    folder.mkdir(exist_ok=True)
-    barrier()
-    pair, weights = models.pair, models.digests()
-    drawer, sampler = pair.drawer(), Sampler()
-    pictures: dict[str, Tensor] = {}
 
-    def draw(
-        name: str,
-        method: Method,
-        roles: Sequence[Role] = ("noisy", "denoiser"),
-        x_tilde: Tensor | None = None,
-    ) -> None:
-        """Draw images, or denoise x_tilde, by the networks of `roles`."""
-        request = Request(count if x_tilde is None else len(x_tilde), seed, method=method)
-        cache_key = {
-            "count": request.count,
-            **request.how(),
-            "weights_sha256": [weights[role] for role in roles],
+    folder: Path
+    models: Models
+    train_set: ImageDataset
+    test_set: ImageDataset
+    sizes: Sizes
+    seed: int = 0
+    only: ReproductionStage | None = None
+    precision: Precision = "auto"
+
+    def run(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """The numbers of every stage that is there, by their key in results.json; the pictures."""
+        pictures = self.draw()
+        results = {
+            "bits_per_dim": self.score(),
+            "frechet": self.compare(pictures),
+            "receptive_field": self.stored(
+                "receptive_field", "receptive-field", {"networks": 2}, receptive_fields
+            ),
+            "probes": self.probe(),
         }
+        return {name: result for name, result in results.items() if result}, pictures
 
-        def draw_part(part: Request, report: Progress) -> Tensor:
-            if x_tilde is None:
-                return drawer.draw(part, sampler, report)
-            noisy = x_tilde[part.first_index :][: part.count].to(models.device)
-            return drawer.draw_clean(noisy, part, sampler, report)
-
-        if x_tilde is not None:
-            cache_key["given_sha256"] = digest_of(x_tilde)
-        part: DrawPart = draw_part
-        if "plain" in roles:
-            alone = {role: models.networks[role] for role in roles}
-            part = replace(models, networks=alone, smoothed=None).drawer(request, sampler)
-        x = cached_images(folder / name, request, cache_key, part, mode)
-        if x is not None:
-            pictures[name] = x
-
-    draw("noisy", "noisy", ["noisy"])
-    clean = test_set.batch(torch.arange(min(DENOISED_IMAGES, len(test_set))))
-    pictures["held-out"] = clean
-    pictures["held-out-noisy"] = pair.smoothing.sample(clean, seed=seed, first_index=0, repeat=0)
-    for prefix in ("", "held-out-"):
-        x_tilde = pictures.get(f"{prefix}noisy")
-        if x_tilde is None:
-            continue
-        draw(f"{prefix}two-step", "two-step", x_tilde=x_tilde)
-        if isinstance(pair.smoothing, GaussianSmoothing):
-            draw(f"{prefix}single-step", "single-step", x_tilde=x_tilde)
-    if models.plain is not None:
-        draw("plain", "two-step", ["plain"])
-    return pictures
-
-
-def score_all(
-    path: Path,
-    models: Models,
-    test_set: ImageDataset,
-    limit: int,
-    mode: Mode = "go on",
-    **settings: Any,
-) -> dict[str, Any]:
-    """Bits/dim of the pair and of the baseline on held-out images, in every convention.
-
-    settings: n_noise and seed of `score_pair`.
-    """
-    n = min(limit, len(test_set))
-
-    def compute() -> dict[str, Any]:
-        with progress("scoring held-out images", n) as done:
-            scores = score_pair(
-                models.pair,
-                test_set,
-                limit=n,
-                batch_size=BATCH,
-                clean_noise=models.clean_noise,
-                progress=done,
-                **settings,
-            )
-        result = {"unit": "bits/dim", "pair": asdict(bits_per_dim(scores))}
-        if models.plain is not None:
-            with progress("scoring the plain model", n) as done:
-                scores = score_plain(
-                    models.plain, test_set, limit=n, batch_size=BATCH, progress=done
-                )
-            result["plain"] = asdict(bits_per_dim(scores))
+    def stored(
+        self,
+        name: str,
+        stage: ReproductionStage,
+        key: Mapping[str, Any],
+        compute: Callable[[], dict[str, Any]],
+    ) -> dict[str, Any]:
+        """The result in NAME.json, or that of `compute`, written there; empty if there is none."""
+        path = self.folder / f"{name}.json"
+        barrier()  # nobody writes while another looks
+        found = read_json(path) if path.exists() else {}
+        stated = found.get(KEY)
+        if self.only not in (None, stage):
+            stated = stated if isinstance(stated, dict) else {}
+            return found if stated.get("weights_sha256") == key.get("weights_sha256") else {}
+        if self.only is None and stated == key:
+            return found
+        # As a later call reads it.
+        result: dict[str, Any] = json.loads(json.dumps({KEY: key, **compute()}))
+        if rank_and_size()[0] == 0:
+            write_json(path, result)
         return result
 
-    cache_key = {"n_images": n, **settings, "weights_sha256": models.digests()}
-    return cached_json(path, cache_key, compute, mode)
+    def draw(self) -> dict[str, Tensor]:
+        """The pictures of the report: (N, C, H, W) by name, drawn or read from samples/.
+
+        "noisy", "two-step", "single-step" and "plain" are samples; the same x~ stands behind the
+        first three. "held-out", "held-out-noisy", "held-out-two-step" and "held-out-single-step"
+        are test images, with noise, and denoised.
+        """
+        (self.folder / "samples").mkdir(exist_ok=True)
+        barrier()
+        pair, sampler = self.models.pair, Sampler(How(precision=self.precision))
+        methods: list[Method] = ["two-step"]
+        if isinstance(pair.smoothing, GaussianSmoothing):
+            methods.append("single-step")
+        clean = self.test_set.batch(torch.arange(min(DENOISED_IMAGES, len(self.test_set))))
+        pictures: dict[str, Tensor | None] = {
+            "noisy": self.images("noisy", "noisy", sampler, self.classes("noisy")),
+            "held-out": clean,
+            "held-out-noisy": pair.smoothing.sample(clean, seed=self.seed, first_index=0, repeat=0),
+        }
+        for prefix in ("", "held-out-"):
+            x_tilde = pictures[f"{prefix}noisy"]
+            for method in methods if x_tilde is not None else ():
+                name, label = f"{prefix}{method}", self.classes("noisy", "denoiser")
+                if prefix and label is not None and self.test_set.labels is not None:
+                    label = self.test_set.labels[: len(clean)]
+                pictures[name] = self.images(name, method, sampler, label, x_tilde)
+        if self.models.plain is not None:
+            pictures["plain"] = self.images("plain", "two-step", sampler, self.classes("plain"))
+        return {name: x for name, x in pictures.items() if x is not None}
+
+    def classes(self, *roles: Role) -> Label:
+        """The label of samples: every class in turn, where one of the networks has classes."""
+        sizes = [self.models.networks[role].config.condition_size for role in roles]
+        return "each" if any(sizes) else None
+
+    def images(
+        self,
+        name: str,
+        method: Method,
+        sampler: Sampler,
+        label: Label,
+        x_tilde: Tensor | None = None,
+    ) -> Tensor | None:
+        """Images of the plain or the noisy model, or x_tilde denoised, read from NAME.npz or drawn.
+
+        A grid of them goes to NAME.png. None where none are there and none are to be drawn.
+        """
+        models, weights = self.models, self.models.digests()
+        size = models.image_size
+        roles = [
+            role for role in weights if role == name or (x_tilde is not None and role != "plain")
+        ]
+        count = self.sizes.count if x_tilde is None else len(x_tilde)
+        request = Request(count, self.seed, method=method, label=label)
+        key = {"count": count, **request.how(), "weights_sha256": [weights[r] for r in roles]}
+        if x_tilde is not None:
+            key["given_sha256"] = digest_of(x_tilde)
+        if self.precision != "auto":
+            key["precision"] = self.precision
+
+        def draw(part: Request, report: Progress) -> Tensor:
+            if x_tilde is None and name == "plain":
+                return sampler.draw(models.networks["plain"], part, size, progress=report)
+            if x_tilde is None:
+                return models.pair.drawer().draw(part, sampler, report)
+            noisy = x_tilde[part.first_index :][: part.count].to(models.device)
+            return models.pair.drawer().draw_clean(noisy, part, sampler, report)
+
+        path = self.folder / "samples" / f"{name}.npz"
+        redo = self.only == "samples"
+        x = None if redo else _stored_images(path, key)
+        if x is not None or self.only not in (None, "samples"):
+            return x
+        with progress(f"drawing {name}", count) as done:
+            x = gather(draw, request, CHUNK, done)
+        if x is not None:
+            write_images(path, x, request, key, n_classes=0 if label is None else models.n_classes)
+            save_grid(visible(x[:GRID_IMAGES]), path.with_suffix(".png"))
+        barrier()
+        return x if x is not None else _stored_images(path, key)
+
+    def score(self, **settings: Any) -> dict[str, Any]:
+        """Bits/dim of the pair and of the baseline on held-out images, in every convention.
+
+        settings: n_noise and seed of `score_pair`.
+        """
+        models, n = self.models, min(self.sizes.scored_images, len(self.test_set))
+        common: dict[str, Any] = {"limit": n, "batch_size": CHUNK}
+
+        def compute() -> dict[str, Any]:
+            with autocast(models.device, self.precision):
+                with progress("scoring held-out images", n) as done:
+                    scores = score_pair(
+                        models.pair,
+                        self.test_set,
+                        clean_noise=models.clean_noise,
+                        progress=done,
+                        **common,
+                        **settings,
+                    )
+                result = {"unit": "bits/dim", "pair": asdict(bits_per_dim(scores))}
+                if models.plain is not None:
+                    with progress("scoring the plain model", n) as done:
+                        scores = score_plain(models.plain, self.test_set, progress=done, **common)
+                    result["plain"] = asdict(bits_per_dim(scores))
+            return result
+
+        key = {"n_images": n, **settings, "weights_sha256": models.digests()}
+        if self.precision == "bfloat16":
+            key["precision"] = self.precision
+        return self.stored("bits_per_dim", "bits-per-dim", key, compute)
+
+    def compare(self, pictures: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Fréchet distances of the samples of each method to the training images.
+
+        Beside them stands the distance of as many test images, their floor. Without an extractor
+        that suits the data the result says under "skipped" why there is none.
+        """
+        real, extractor = self.train_set.images, self.sizes.extractor
+        digits = self.train_set.name == "mnist" and tuple(real.shape[1:]) == (1, 28, 28)
+        samples = {name: x for name, x in bytes_to_compare(pictures).items() if len(x) > 1}
+        count = max(map(len, samples.values()), default=0)
+        network = None
+        if extractor != "auto" or digits:
+            name = "mnist-classifier" if extractor == "auto" else extractor
+            network = make_extractor(name, device=self.models.device)
+
+        def compute() -> dict[str, Any]:
+            if network is None:
+                return {"skipped": "the package's classifier is for MNIST; name another extractor"}
+            if not samples:
+                return {"skipped": "there are no samples to compare"}
+            with progress("features of real images", len(real)) as done:
+                features, _ = extract_features(real, network, progress=done)
+            reference = collect_statistics(features, real, network)
+            distances: dict[str, Any] = {}
+            floor: dict[str, Any] = {}
+            for name, images in samples.items():
+                others = None if floor else self.test_set.images[:count]
+                result = compare_images(images, reference, network, floor=others, progress=progress)
+                floor = floor or {"value": result.floor, "n_images": result.n_floor}
+                distances[name] = {
+                    "value": result.value,
+                    "n_images": result.n_samples,
+                    "left_out": len(pictures[name]) - len(images),
+                    "warnings": list(result.warnings),
+                }
+            return {
+                "unit": "squared distance in feature space",
+                "name": network.distance_name,
+                "extractor": network.describe(),
+                "reference": {"split": "train", "n_images": len(real)},
+                "distances": {**distances, "real": floor},
+            }
+
+        key = {
+            "extractor": extractor if network is None else network.describe(),
+            "samples_sha256": {name: digest_of(images) for name, images in samples.items()},
+            "weights_sha256": self.models.digests(),
+        }
+        return self.stored("frechet", "frechet", key, compute)
+
+    def probe(self) -> dict[str, Any]:
+        """Accuracies of linear probes; "skipped" says why there are none without labels."""
+        path, pair = self.folder / "probes.json", self.models.pair
+        if self.only not in (None, "probes"):
+            return self.stored("probes", "probes", {"weights_sha256": probed_weights(pair)}, dict)
+        if self.train_set.labels is None or self.test_set.labels is None:
+            return {"skipped": "the images have no labels"}
+        if pair.n_classes:
+            return {"skipped": "the models are told the classes"}
+        if self.only == "probes":
+            path.unlink(missing_ok=True)
+            barrier()
+        return probe_pair(
+            pair,
+            self.train_set,
+            self.test_set,
+            replace(self.sizes.probes, seed=self.seed),
+            path,
+            precision=self.precision,
+            replace_other=True,
+        )
 
 
 def bytes_to_compare(pictures: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -169,84 +308,13 @@ def bytes_to_compare(pictures: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: to_bytes(x[~is_diverged(x)]) for name, x in kept.items()}
 
 
-def compare_all(
-    path: Path,
-    models: Models,
-    pictures: Mapping[str, Tensor],
-    train_set: ImageDataset,
-    test_set: ImageDataset,
-    extractor: str,
-    mode: Mode = "go on",
-) -> dict[str, Any]:
-    """Fréchet distances of the samples of each method to the training images, with their floor.
-
-    The floor is the distance of as many test images. Without an extractor that suits the data the
-    result says under "skipped" why there is none.
-    """
-    digits = train_set.name == "mnist" and tuple(train_set.images.shape[1:]) == (1, 28, 28)
-    samples = {name: x for name, x in bytes_to_compare(pictures).items() if len(x) > 1}
-    count = max(map(len, samples.values()), default=0)
-
-    network = None
-    if extractor != "auto" or digits:
-        name = "mnist-classifier" if extractor == "auto" else extractor
-        network = make_extractor(name, device=default_device())
-
-    def compute() -> dict[str, Any]:
-        if network is None:
-            return {"skipped": "the package's classifier is for MNIST; name another by --extractor"}
-        if not samples:
-            return {"skipped": "there are no samples to compare"}
-        with progress("features of real images", len(train_set)) as done:
-            features, _ = extract_features(train_set.images, network, progress=done)
-        reference = collect_statistics(features, train_set.images, network)
-        distances: dict[str, Any] = {}
-        real: dict[str, Any] = {}
-        for name, images in samples.items():
-            floor = None if real else test_set.images[:count]
-            result = compare_images(images, reference, network, floor=floor, progress=progress)
-            real = real or {"value": result.floor, "n_images": result.n_floor}
-            distances[name] = {
-                "value": result.value,
-                "n_images": result.n_samples,
-                "left_out": len(pictures[name]) - len(images),
-                "warnings": list(result.warnings),
-            }
-        return {
-            "unit": "squared distance in feature space",
-            "name": network.distance_name,
-            "extractor": network.describe(),
-            "reference": {"split": "train", "n_images": len(train_set)},
-            "distances": {**distances, "real": real},
-        }
-
-    cache_key = {
-        "extractor": extractor if network is None else network.describe(),
-        "samples_sha256": {name: digest_of(images) for name, images in samples.items()},
-        "weights_sha256": models.digests(),
-    }
-    return cached_json(path, cache_key, compute, mode)
+def digest_of(x: Tensor) -> str:
+    """SHA-256 of the values of a tensor."""
+    return hashlib.sha256(x.numpy(force=True).tobytes()).hexdigest()
 
 
-def probe_all(
-    path: Path,
-    models: Models,
-    train_set: ImageDataset,
-    test_set: ImageDataset,
-    settings: ProbeSettings,
-    mode: Mode = "go on",
-) -> dict[str, Any]:
-    """Accuracies of linear probes; "skipped" says why there are none for data without labels."""
-    if mode == "read":
-        return read_json(path) if path.exists() else {}
-    if train_set.labels is None or test_set.labels is None:
-        return {"skipped": "the images have no labels"}
-    if mode == "redo":
-        path.unlink(missing_ok=True)
-        barrier()
-    return probe_pair(models.pair, train_set, test_set, settings, path, replace_other=True)
-
-
-def see_receptive_fields(path: Path, mode: Mode = "go on") -> dict[str, Any]:
-    """The pixels that a pixel depends on, in a masked stack and in two streams."""
-    return cached_json(path, {"networks": 2}, receptive_fields, mode)
+def _stored_images(path: Path, key: Mapping[str, Any]) -> Tensor | None:
+    """The images in `path`; None for those of another key."""
+    arrays = read_npz(path) if path.exists() else {}
+    same = str(arrays.get(KEY)) == json.dumps(key)
+    return torch.from_numpy(arrays["x"]) if same else None

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+import textwrap
 import time
 from collections import deque
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -252,12 +255,13 @@ class Sampler:
             torch.set_num_threads(before)
 
     def _pack(self, model: PixelCNNpp) -> CachedSampler | None:
-        if has_cached_sampler(model):
+        reason = obstacle_of(model)
+        if reason is None:
             precision = self.how.precision_on(model.head.bias.device)
             return CachedSampler(model, getattr(torch, precision))
         if self.how.precision == "bfloat16":
-            reason = unavailable_reason() or cuda_obstacle() or "the weights are not float32"
             raise ValueError(f"precision bfloat16 needs the cached sampler: {reason}")
+        _say_slow(reason)
         return None
 
 
@@ -286,11 +290,26 @@ def sample_images(
 
 def has_cached_sampler(model: PixelCNNpp) -> bool:
     """Whether the extension can sample `model`: float32 weights, and code for where they lie."""
-    parameter = model.head.bias
-    if parameter.dtype != torch.float32 or not is_available():
-        return False
-    device = parameter.device.type
-    return device == "cpu" or (device == "cuda" and cuda_obstacle() is None)
+    return obstacle_of(model) is None
+
+
+def obstacle_of(model: PixelCNNpp) -> str | None:
+    """The reason why `CachedSampler` cannot sample a model, in one sentence; None if it can."""
+    device, dtype = model.head.bias.device.type, model.head.bias.dtype
+    if not is_available():
+        return unavailable_reason()
+    if dtype != torch.float32:
+        return f"the weights are {str(dtype).removeprefix('torch.')}, not float32"
+    if device == "cuda":
+        return cuda_obstacle()
+    return None if device == "cpu" else f"there is no code for {device}"
+
+
+@cache
+def _say_slow(reason: str) -> None:
+    """Say once on stderr that images are drawn by one forward a pixel, and why."""
+    short = textwrap.shorten(reason, 200, placeholder=" ...")
+    print(f"dsmooth: one forward a pixel: {short}; `dsmooth doctor` says more", file=sys.stderr)
 
 
 def native_settings(model: PixelCNNpp, *, bf16: bool) -> dict[str, Any]:

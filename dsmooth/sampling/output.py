@@ -63,7 +63,9 @@ def draw_parts(
             if progress is not None:
                 progress(first + fraction * (last - first))
 
-        return keep(parts[number], draw(parts[number], report))
+        images = draw(parts[number], report)
+        report(1.0)
+        return keep(parts[number], images)
 
     with process_group():
         yield from distributed_map(range(len(parts)), work, to_all=False)

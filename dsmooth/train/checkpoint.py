@@ -125,7 +125,7 @@ def _check_same_run(path: Path, metadata: Mapping[str, str], state: TrainState) 
     if metadata.get("data", state.train_set.digest) != state.train_set.digest:
         raise ValueError(
             f"{path} was trained on other images than the {len(state.train_set):,} of "
-            f"{state.train_set.source}; --force goes on with these"
+            f"{state.train_set.source}; force=True goes on with these"
         )
 
 
@@ -170,11 +170,11 @@ def merge_with_run(config: TrainConfig, run: RunFolder, *, force: bool = False) 
     for name in different:
         change = f"{run.path} holds another run: its {name} is {theirs[name]}, not {mine[name]}"
         if not can_change(name, theirs, mine):
-            raise ValueError(
-                f"{change}; a new run can begin with its weights, by --init {run.path}"
-            )
+            other = name in ("ema", "optimizer")
+            hint = f"; a new run can begin with its weights, by init={run.path}" * other
+            raise ValueError(change + hint)
         if not force:
-            raise ValueError(f"{change}; --force goes on with that from here")
+            raise ValueError(f"{change}; force=True goes on with that from here")
     return with_length(config, run, force=force)
 
 
@@ -217,7 +217,7 @@ def with_length(config: TrainConfig, run: RunFolder, *, force: bool) -> TrainCon
     until = f", or until {latest:,.0f} images, where the learning rate falls" if latest else ""
     raise ValueError(
         f"images can be {images:,} instead of {before:,} once the run has finished{until}; "
-        f"{run.path} has seen {seen:,}; --force bends its schedule here"
+        f"{run.path} has seen {seen:,}; force=True bends its schedule here"
     )
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..config import Role, TrainConfig
+from ..config import TrainConfig
 from ..data import ImageDataset
 from ..distributed import exchange, rank_and_size
 from ..files import open_to_write
@@ -209,10 +209,7 @@ class RunLog:
     def interrupted(self, images_seen: int) -> None:
         """Note that a signal ended the run early."""
         self._record("interrupted", images_seen)
-        self.say(
-            f"stopped at {images_seen:,} of {self.total:,} images and saved; "
-            f"go on with: dsmooth train {self.config.role} --out {self.folder.path} --resume"
-        )
+        self.say(f"stopped at {images_seen:,} of {self.total:,} images and saved")
 
     def finished(self, images_seen: int) -> None:
         """Note the end of the run."""
@@ -241,7 +238,7 @@ def make_writer(folder: Path) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise ModuleNotFoundError(
-            "--tensorboard needs the extra: pip install 'dsmooth[tensorboard]'"
+            "tensorboard needs the extra: pip install 'dsmooth[tensorboard]'"
         ) from None
     return SummaryWriter(str(folder))
 
@@ -260,30 +257,20 @@ def opening(
         f"{train_set.name}: {len(train_set):,} images to train on and {len(test_set):,} held out, "
         f"{kind}, {height} x {width}; from {train_set.source}"
     )
-    count = torch.get_num_threads()
+    count, size = torch.get_num_threads(), rank_and_size()[1]
     threads = f" ({count} thread{'s' * (count > 1)})" if device.type == "cpu" else ""
+    place = f"{device}{threads}" if size == 1 else f"{size} processes on {device.type}{threads}"
     number = sum(parameter.numel() for parameter in model.parameters())
     if config.model.n_classes:
         yield f"{config.model.n_classes} classes, by the labels of the images"
     if config.model.noise_levels:
         yield f"noise of {', '.join(map(str, config.model.noise_levels))}, drawn for each image"
-    yield f"{number:,} parameters; {device}{threads}, {config.precision}"
+    yield f"{number:,} parameters; {place}, {config.precision}"
 
 
-def closing(config: TrainConfig, run: RunFolder) -> Iterator[str]:
-    """Lines that say what was written, and what can be done next."""
+def closing(run: RunFolder) -> str:
+    """A line that says what was written."""
     pictures = len(run.grids())
     size = run.weights.stat().st_size / 1e6
     beside = f" and {pictures} picture{'s' * (pictures > 1)} beside it" if pictures else ""
-    yield f"wrote {run.weights} ({size:.1f} MB){beside}"
-    yield f"next: {next_step(config.role, run.path, bool(config.model.n_classes))}"
-
-
-def next_step(role: Role, path: Path, classes: bool = False) -> str:
-    """A command that goes on from a finished run, whose model may have classes."""
-    label = " --label each" if classes else ""
-    if role == "noisy":
-        return f"train its denoiser, then dsmooth sample {path} DENOISER{label}"
-    if role == "denoiser":
-        return f"dsmooth sample NOISY {path}{label}, with the folder of its noisy model"
-    return f"dsmooth sample {path}{label}, or dsmooth evaluate bpd {path}"
+    return f"wrote {run.weights} ({size:.1f} MB){beside}"

@@ -14,7 +14,7 @@ from ..data import ImageDataset, load_dataset
 from ..data.arrays import OWN, OwnData, split_own
 from ..distributed import all_reduce_max, barrier, broadcast_int, process_group, rank_and_size
 from ..files import lock_folder, save_weights
-from ..machine import choose_device, default_device, use_threads
+from ..machine import default_device, use_threads
 from ..runs import RunFolder, default_folder
 from .checkpoint import changes, load_checkpoint, merge_with_run, read_initial, save_checkpoint
 from .device import with_device
@@ -73,7 +73,7 @@ def train(
     NonFiniteLoss, naming step and seed, and ProcessLost if another process is gone.
     """
     run = RunFolder(default_folder(config.role) if folder is None else Path(folder))
-    place = choose_device(default_device() if device == "auto" else device)
+    place = default_device(device)
     if dataset is not None:
         config = replace(config, data=OWN, data_dir=None, download=False, image_size=None)
     with process_group(), contextlib.ExitStack() as stack:
@@ -120,8 +120,7 @@ def train(
                 log.note(state.images_seen, note)
         result = _loop(state, test_set, run, log, stop)
         if log is not None and result.interrupted is None:
-            for line in closing(config, run):
-                log.say(line)
+            log.say(closing(run))
         return result
 
 
@@ -223,7 +222,7 @@ def fix_images(state: TrainState, test_set: ImageDataset) -> TrainConfig:
     """
     config = state.config
     if config.budget is None:
-        raise ValueError("give --images or --budget: how long is the run to be?")
+        raise ValueError("give images= or budget=: how long is the run to be?")
     started = time.monotonic()
     scratch = TrainState(replace(config, images=10**9), state.train_set, state.device)
     scratch.step()
@@ -250,14 +249,15 @@ def check_new_run(run: RunFolder, config: TrainConfig) -> None:
     """Raise ValueError if the folder holds a run, or if its pictures would be training images."""
     if run.config.exists():
         raise ValueError(
-            f"{run.path} already holds a run; go on with it by --resume, or choose another --out"
+            f"{run.path} already holds a run; go on with it by resume=True, or choose another "
+            "folder"
         )
     if config.data_dir is None or config.data not in ("folder", "celeba"):
         return
     if run.path.resolve().is_relative_to(Path(config.data_dir).resolve()):
         raise ValueError(
             f"{run.path} lies in the data's folder {config.data_dir}, where its samples would "
-            "become training images; choose another --out"
+            "become training images; choose another folder"
         )
 
 
@@ -301,9 +301,14 @@ def with_data(
     if match_channels:
         config = with_channels(config, train_set.image_channels)
     if train_set.image_channels != config.model.image_channels:
+        own = config.model.image_channels
         raise ValueError(
-            f"{config.data} has {train_set.image_channels} channels, but the model's "
-            f"image_channels is {config.model.image_channels}"
+            f"{config.data} has {train_set.image_channels} channels, but "
+            + (
+                f"the weights of {config.init} are for images of {own}"
+                if config.init
+                else f"the model's image_channels is {own}"
+            )
         )
     if config.model.n_classes == "auto":
         if train_set.labels is None:

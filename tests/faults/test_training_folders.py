@@ -152,7 +152,7 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path: Path) -> None:
     config = replace(CONFIG, images=8, evaluations=1, evaluation_images=2)
     train(config, tmp_path, dataset=images)
     longer = replace(config, images=16)
-    with pytest.raises(ValueError, match=r"other images than the 36 of .*; --force goes on"):
+    with pytest.raises(ValueError, match=r"other images than the 36 of .*; force=True goes on"):
         train(longer, tmp_path, dataset=255 - images, resume=True)
     train(longer, tmp_path, dataset=images, resume=True)
 

@@ -1,0 +1,263 @@
+"""`dsmooth evaluate fid`: distances and scores of samples, drawn or read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..data import SPLITS, ImageDataset
+from ..distributed import barrier, rank_and_size
+from ..evaluate.classes import frechet_by_class
+from ..evaluate.comparison import Comparison, check_statistics, compare_images
+from ..evaluate.features import FeatureExtractor, extract_features, make_extractor
+from ..evaluate.frechet import FeatureStatistics
+from ..evaluate.scores import KernelDistance
+from ..evaluate.sources import (
+    BYTES,
+    DataChoice,
+    ImageSet,
+    as_grey,
+    check_labels,
+    choose_data,
+    describe_data,
+    read_images,
+)
+from ..machine import choose_device, default_device
+from ..models import Models, load_models
+from ..pretrained import is_model
+from ..progress import progress, significant
+from ..sampling.cached import Sampler
+from ..sampling.request import How, Request
+from ..tables import Table, decimals
+from .options import Drawing, FrechetOptions
+from .sample import check_models, check_output, check_outputs, sample_to_files
+
+DEFAULT_COUNT = 1000
+
+
+def evaluate_frechet(options: FrechetOptions) -> dict[str, Any]:
+    """The numbers of `dsmooth evaluate fid`, which are printed too."""
+    if options.save_reference:
+        check_output(options.save_reference, ".npz", "--save-reference")
+    if options.per_class and options.label != "each":
+        raise ValueError("--per-class needs --label each")
+    if options.per_class and options.reference is not None:
+        raise ValueError("--per-class needs real images, not the statistics of --reference")
+    device = default_device(options.how.device)
+    extractor = make_extractor(options.extractor, weights=options.weights, device=device)
+    models = models_to_draw(options.samples)
+    choice = choose_data(models, **vars(options.dataset))
+    reference, described, real_set, other_set = load_real(options, choice)
+    # A misfit is refused before anything is drawn.
+    if options.per_class and (models is None or models.n_classes == 0):
+        raise ValueError("--per-class needs samples of models with classes")
+    if models is not None:
+        check_shape(options, models.image_shape, other_set)
+    features, _ = extract_features(other_set.images[:1], extractor)
+    if isinstance(reference, FeatureStatistics):
+        check_statistics(reference, extractor, features.shape[1])
+    samples, how, labels = collect_samples(options, models)
+    if other_set.image_channels == 1:
+        samples = replace(samples, images=as_grey(samples.images))
+    check_shape(options, tuple(samples.images.shape[1:]), other_set)
+    result = compare_images(
+        samples.images,
+        reference,
+        extractor,
+        floor=other_set.images[: len(samples.images)],
+        batch_size=options.batch_size,
+        subsets=options.subsets,
+        subset_size=options.subset_size,
+        seed=options.seed,
+        progress=progress,
+    )
+    warnings = list(result.warnings)
+    if samples.diverged:
+        warnings.append(f"{samples.diverged:,} samples with infinite values were left out")
+    numbers = {
+        **result.as_json(),
+        "warnings": warnings,
+        "samples": {"source": samples.source, "left_out": samples.diverged, **how},
+        "reference": described,
+        "floor_images": {**describe_data(other_set), "first": result.n_floor},
+        "bytes": BYTES,
+        "seed": options.seed,
+    }
+    print_comparison(numbers, result)
+    if real_set is not None and options.per_class and labels is not None:
+        numbers["classes"] = distances_of_classes(
+            samples, labels, real_set, other_set, extractor, options.batch_size
+        )
+    if options.save_reference and isinstance(reference, Tensor) and rank_and_size()[0] == 0:
+        result.reference.description |= described
+        result.reference.save(options.save_reference)
+        print(f"wrote {options.save_reference}")
+    return numbers
+
+
+def check_shape(options: FrechetOptions, shape: tuple[int, ...], real: ImageDataset) -> None:
+    """Raise ValueError unless the samples are of the real images' shape (C, H, W)."""
+    wanted = tuple(real.images.shape[1:])
+    if shape == wanted or (wanted[0] == 1 and shape == (3, *wanted[1:])):
+        return
+    named = options.dataset.data is not None
+    taken = "" if named else f"--data was not named, so {real.name} was taken: "
+    raise ValueError(
+        f"{taken}the real images are (C, H, W) = {wanted}, those of "
+        f"{', '.join(map(str, options.samples))} are {shape}"
+    )
+
+
+def load_real(
+    options: FrechetOptions, choice: DataChoice
+) -> tuple[Tensor | FeatureStatistics, dict[str, Any], ImageDataset | None, ImageDataset]:
+    """The reference and its description; its data, if it is not saved; the images of the floor."""
+
+    def load(split: str) -> ImageDataset:
+        dataset = choice.load(split)
+        if options.per_class:
+            check_labels(dataset)
+        return dataset if options.label == "each" else of_class(dataset, options.label)
+
+    other_split = next(split for split in SPLITS if split != options.split)
+    other_set = load(other_split)
+    if options.reference is None:
+        real_set = load(options.split)
+        return real_set.images, describe_data(real_set), real_set, other_set
+    statistics = FeatureStatistics.load(options.reference)
+    described = {key: statistics.description.get(key) for key in ("name", "split", "source")}
+    if described["split"] == other_split:
+        raise ValueError(
+            f"{options.reference} is of the {other_split} images, which give the floor: "
+            f"add --split {other_split}"
+        )
+    return statistics, described, None, other_set
+
+
+def of_class(dataset: ImageDataset, label: int) -> ImageDataset:
+    """The images of one class. Raises ValueError where there are fewer than two."""
+    if dataset.labels is None:
+        raise ValueError(f"--label {label} needs labelled images, but {dataset.source} has none")
+    chosen = dataset.labels == label
+    if int(chosen.sum()) < 2:
+        raise ValueError(f"{dataset.source} has fewer than two images of class {label}")
+    return replace(dataset, images=dataset.images[chosen], labels=dataset.labels[chosen])
+
+
+def models_to_draw(samples: Sequence[Path]) -> Models | None:
+    """The models that `samples` names; None for one file or folder of images."""
+    if not samples:
+        raise ValueError("name models to draw from, or a file or folder of images")
+    if all(map(is_model, samples)):
+        return load_models(samples)
+    if len(samples) > 1:
+        raise ValueError(
+            "name two run folders, or a single file or folder of images, got "
+            f"{', '.join(map(str, samples))}"
+        )
+    return None
+
+
+def collect_samples(
+    options: FrechetOptions, models: Models | None
+) -> tuple[ImageSet, dict[str, Any], Tensor | None]:
+    """The images to score, drawn or read, how they were drawn, and their labels if they have."""
+    if models is None:
+        return read_images(options.samples[0], options.count), {}, None
+    count = DEFAULT_COUNT if options.count is None else options.count
+    label = options.label if models.n_classes or options.label != "each" else None
+    check_models(models, Drawing(method=options.method, label=label))
+    request = Request(
+        count,
+        options.seed,
+        method=options.method,
+        temperature=options.temperature,
+        label=label,
+    )
+    how = {key: value for key, value in request.how().items() if key != "score"}
+    how["weights_sha256"] = list(models.digests().values())
+    if options.how.precision != "auto":
+        how["precision"] = options.how.precision
+    # Other settings or weights go to another folder, so that nothing has to be deleted.
+    digest = hashlib.sha256(json.dumps(how).encode()).hexdigest()[:8]
+    name = f"samples-{options.method}-{count}-{digest}"
+    keep = options.keep or options.out.parent / name
+    check_outputs([keep], count)
+    models.to(choose_device(options.how.device))
+    sampler = Sampler(How(options.how.threads, options.how.precision))
+    sample_to_files(models, request, sampler, [keep])
+    barrier()
+    return read_images(keep), how, request.labels(models.n_classes)
+
+
+def print_comparison(numbers: dict[str, Any], result: Comparison) -> None:
+    """Print the table of distances and scores, their data and the extractor."""
+    rows = [[result.name, decimals(result.value), decimals(result.floor)]]
+    if result.kernel:
+        rows.append([result.kernel_name, spread(result.kernel), spread(result.kernel_floor)])
+    if result.score:
+        real = None if result.real_score is None else result.real_score.value
+        rows.append([result.score_name, decimals(result.score.value), decimals(real)])
+    head = ["", f"{result.n_samples:,} samples", f"{result.n_floor:,} real images"]
+    title = f"{numbers['samples']['source']} against {result.n_reference:,} real images"
+    Table(head, rows, title).show()
+    reference, extractor = numbers["reference"], result.extractor
+    print(
+        f"Reference: {result.n_reference:,} images, {reference.get('source', 'saved statistics')}, "
+        f"{reference.get('split', '')}. Extractor: {extractor['name']}, sha256 "
+        f"{extractor['sha256'][:16]}, {extractor['dimension']:,} features, resize: "
+        f"{extractor['resize']}. Values become bytes: {BYTES}."
+    )
+    for warning in numbers["warnings"]:
+        print(f"warning: {warning}")
+
+
+def spread(distance: KernelDistance | None) -> str:
+    """Mean ± standard deviation over subsets, or a dash."""
+    if distance is None:
+        return decimals(None)
+    return f"{significant(distance.value, 4)} ± {significant(distance.standard_deviation, 2)}"
+
+
+def distances_of_classes(
+    samples: ImageSet,
+    labels: Tensor,
+    real: ImageDataset,
+    other: ImageDataset,
+    extractor: FeatureExtractor,
+    batch_size: int,
+) -> list[dict[str, Any]]:
+    """The rows of each class, as JSON; also printed. labels: of the samples."""
+    if samples.diverged:
+        raise ValueError(
+            f"--per-class needs the class of every sample, but {samples.diverged:,} were left out"
+        )
+    assert real.labels is not None  # `check_labels` has seen them
+    assert other.labels is not None
+    found = frechet_by_class(
+        (samples.images, labels[: len(samples.images)]),
+        (real.images, real.labels),
+        (other.images, other.labels),
+        extractor,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    rows = [
+        [
+            str(row.label),
+            f"{row.n_samples:,}",
+            f"{row.n_reference:,}",
+            decimals(row.value),
+            decimals(row.floor),
+        ]
+        for row in found
+    ]
+    head = ["class", "samples", "real images", "distance", "of other real images"]
+    Table(head, rows, f"{extractor.distance_name} of each class").show()
+    return list(map(asdict, found))

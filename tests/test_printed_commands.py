@@ -1,0 +1,249 @@
+"""Sentences for users: every command that is printed runs, and errors name arguments as given."""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import dsmooth
+from dsmooth.cli import _kind, _parse, as_options
+from dsmooth.commands.reproduce import choose_plan
+from dsmooth.config import ModelConfig, TrainConfig
+from dsmooth.data import load_dataset
+from dsmooth.models import load_models
+from dsmooth.pretrained import TITLE
+from dsmooth.reproduce import PretrainedPlan, plan_from_preset
+from dsmooth.reproduce.pipeline import longer_training, wrapped
+from dsmooth.reproduce.plan import TrainingPlan
+from tests.helpers.command_runs import run
+from tests.helpers.data_makers import random_bytes, write_images
+
+PACKAGE = Path(dsmooth.__file__).parent
+TINY = "--data folder --data-dir images --n-filters 4 --n-resnet 1 --n-mix 2 --context-layers 1"
+TINY += " --dropout 0 --images 640 --batch-size 16 --ema 0 --learning-rate 2e-2 --warmup-images 0"
+TINY += " --evaluations 1 --evaluation-images 4"
+FEW = "-n 4 --scored-images 4 --probe-train-images 4 --probe-test-images 4"
+# Folders that a reader is to name.
+PLACES = {"NOISY": "runs/noisy", "DENOISER": "runs/denoiser", "FOLDER": "images"}
+
+
+def commands_in(text: str) -> set[str]:
+    """The commands between backquotes, in elements <code>, and in fenced blocks."""
+    found = re.findall(r"`((?:dsmooth|torchrun) [^`]+)`", text)
+    found += map(unescape, re.findall(r"<code>(dsmooth [^<]+)</code>", text))
+    for block in text.split("```")[1::2]:
+        if block.startswith("\n"):  # of no language
+            found += block.splitlines()[1:]
+    return set(found)
+
+
+def follow(command: str) -> None:
+    """Run a command as a reader would; what takes long at its smallest, or up to its first step."""
+    words = [PLACES.get(word, word) for word in shlex.split(command, comments=True)]
+    arguments = words[words.index("dsmooth") + 1 :]
+    prog, kind, options = _kind(arguments)
+    if prog == "dsmooth reproduce":
+        assert isinstance(choose_plan(_parse(prog, kind, options)), TrainingPlan)
+        return
+    if prog == "dsmooth train" and not {"--resume", "--print-config"} & set(options):
+        arguments.append("--print-config")
+    arguments += {"dsmooth sample": ["-n", "4"], "dsmooth evaluate bpd": ["--limit", "2"]}.get(
+        prog, []
+    )
+    assert run(*arguments) == 0, command
+
+
+@contextmanager
+def stop_at_once() -> Iterator[Any]:
+    yield lambda: signal.SIGINT
+
+
+def test_every_printed_command_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pixels = random_bytes((30, 8, 8, 3))
+    write_images(tmp_path / "images", {f"{i}.png": picture for i, picture in enumerate(pixels)})
+    for role in PLACES.values():
+        if role.startswith("runs"):
+            assert run("train", Path(role).name, "--out", role, *TINY.split()) == 0
+    assert run("train", "plain", "--out", "runs/my plain", *TINY.split()) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("dsmooth.train.loop.catch_signals", stop_at_once)
+        stopped = ["train", "plain", "--out", "stopped", *TINY.split(), "--threads", "1"]
+        assert run(*stopped) == 128 + signal.SIGINT
+    printed = capsys.readouterr().out
+    assert "--threads 1" in printed
+
+    models = ["runs", "runs/my plain"]
+    assert run("reproduce", "--models", *models, *FEW.split(), "--out", "report") == 0
+    told = capsys.readouterr().out
+    assert "next: " not in told
+    for text in (printed, told, Path("report/report.html").read_text()):
+        assert commands_in(text)
+
+    cards = []
+    for pair in (dsmooth.SmoothedPair.from_pretrained(name) for name in ("runs", "mnist")):
+        pair.save_pretrained("pair")
+        cards.append(Path("pair/README.md").read_text())
+    assert "--data-dir FOLDER" in cards[1]  # of whole data, not of the subset
+    dsmooth.train(
+        TrainConfig(model=ModelConfig(n_filters=4, n_resnet=1, n_mix=2), images=8, batch_size=8),
+        "own",
+        dataset=torch.from_numpy(random_bytes((20, 1, 8, 8))),
+    )
+    own = dsmooth.RunFolder("own").origin().command
+    assert "--data own" not in own
+    assert "dataset=IMAGES" in own
+
+    plans = (
+        PretrainedPlan((), name=TITLE),
+        plan_from_preset("mnist-quick", budget=0.1),
+        plan_from_preset("photos", data_dir="images", seed=3),
+    )
+    longer = [
+        command
+        for embedded in (True, False)
+        for plan in plans
+        for command in longer_training(plan, load_models(["runs"]), embedded)
+    ]
+    report = Path("report/report.html").read_text()
+    every = set(longer) | {own} | set().union(*map(commands_in, (printed, told, report, *cards)))
+    assert len(every) >= 14
+    for command in sorted(every):
+        follow(command)
+
+
+def test_commands_are_not_broken_by_lines() -> None:
+    command = f"`dsmooth train noisy --out {'long/' * 12} --resume`"
+    assert command in wrapped(f"Sentences of many words go before and behind: {command} trains on.")
+
+
+def test_the_command_says_arguments_with_dashes() -> None:
+    names = {"resume", "data_dir", "device", "pooling", "n_filters", "threads"}
+    for python, shell in {
+        "device must be auto": "--device must be auto",
+        "go on with it by resume=True, or": "go on with it by --resume, or",
+        "device=cuda:1: none": "--device cuda:1: none",
+        "Point data_dir to /a/data_dir/b or leave out data_dir.": (
+            "Point --data-dir to /a/data_dir/b or leave out --data-dir."
+        ),
+        "its model.n_filters is 4, not 8": "its model.n_filters is 4, not 8",
+        "use pooling=mean, or threads=": "use --pooling mean, or --threads",
+        "the device must be": "the device must be",
+    }.items():
+        assert as_options(python, names) == shell
+
+
+# They speak to readers of the command alone.
+OF_THE_COMMAND = ("cli", "commands")
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in sorted(PACKAGE.rglob("*.py")) if not {*p.parts, p.stem} & {*OF_THE_COMMAND}]
+)
+def test_errors_speak_python(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        for part in ast.walk(node) if isinstance(node, ast.Raise) else ():
+            if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                assert not re.search(r"(?<![\w-])--[a-z]", part.value), f"line {part.lineno}"
+
+
+def test_silence_numbers_and_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["--limit", "2", "--n-noise", "1", "--device", "cpu", "--quiet"]
+    assert run("evaluate", "bpd", "mnist", *options, "--out", "a/b/bits.json") == 0
+    assert run("sample", "-n", "1", "--out", "c/x.png", "--quiet") == 0
+    assert capsys.readouterr() == ("", "")
+    assert Path("c/x.png").exists()
+    numbers = {}
+    for precision in ("float32", "bfloat16"):
+        assert (
+            run("evaluate", "bpd", "mnist", *options, "--out", "-", "--precision", precision) == 0
+        )
+        numbers[precision] = capsys.readouterr().out
+    assert numbers["float32"] == Path("a/b/bits.json").read_text()
+    assert numbers["bfloat16"] != numbers["float32"]
+    assert run("evaluate", "bpd", "mnist", *options[:-1], "--out", "-") == 0
+    shown = capsys.readouterr()
+    assert shown.out == numbers["float32"]
+    assert "discrete bound" in shown.err
+    assert not Path("-").exists()
+
+
+def test_one_forward_a_pixel_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    model = dsmooth.PixelCNNpp(ModelConfig(n_filters=4, n_resnet=1, n_mix=2)).half().float()
+    for _ in range(2):
+        dsmooth.sampling.sample_images(model.bfloat16(), 1, height=4, width=4)
+    line = "dsmooth: one forward a pixel: the weights are bfloat16, not float32; `dsmooth doctor` "
+    assert capsys.readouterr().err == f"{line}says more\n"
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "RANK"])
+def test_variables_of_torchrun_that_are_no_numbers(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(name, "x")
+    assert run("doctor") == 1
+    assert capsys.readouterr().err.startswith("dsmooth: error: RANK and WORLD_SIZE, which torchrun")
+
+
+def test_a_closed_or_narrow_standard_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow = io.TextIOWrapper(io.BytesIO(), "ascii")
+    for stream in (narrow, None):
+        monkeypatch.setattr("sys.stdout", stream)
+        assert run("evaluate", "bpd", "mnist", "--limit", "1", "--out", "-") == 0
+    sys.stdout.close()  # what stands for the closed one
+    narrow.flush()
+    assert b"discrete bound" in narrow.buffer.getvalue()  # type: ignore[attr-defined]
+
+
+def test_exhausted_machines_and_deep_files_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text('{"a":' * 900 + "1" + "}" * 900)
+    assert run("sample", str(tmp_path)) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    for message in ("can't start new thread", "CUDA out of memory. Tried\nmore"):
+
+        def fail(*_: object, message: str = message) -> None:
+            raise RuntimeError(message)
+
+        monkeypatch.setattr("dsmooth.commands.sample.load_models", fail)
+        assert run("sample") == 1
+        assert capsys.readouterr().err == f"dsmooth: error: {message.splitlines()[0]}\n"
+
+
+def test_show_takes_bytes() -> None:
+    dataset = load_dataset("mnist", "test")
+    pictures = dsmooth.show(dataset.images[:3]), dsmooth.show(dataset.batch(torch.arange(3)))
+    assert pictures[0].tobytes() == pictures[1].tobytes()
+
+
+def test_help_of_every_verb_has_the_same_options(capsys: pytest.CaptureFixture[str]) -> None:
+    verbs = ["sample", "complete", "probe", "reproduce"]
+    for verb in (*verbs, "evaluate bpd", "evaluate fid", "evaluate classify"):
+        assert run(*verb.split(), "--help") == 0
+        shown = capsys.readouterr().out
+        assert all(f"--{name}" in shown for name in ("device", "precision", "threads", "quiet"))
+
+
+def test_one_completion_for_the_program(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--tyro-print-completion", "bash") == 0
+    script = capsys.readouterr().out
+    for word in ("train", "bpd", "doctor", "--n-filters", "--save-reference", "--keep-top"):
+        assert f"'{word}'" in script, word
