@@ -45,8 +45,7 @@ def milliseconds(run: Callable[[], Any]) -> float:
 def make_block(options: argparse.Namespace) -> Callable[[], list[Tensor]]:
     """A function that runs a 2x3 block with one skip, gains and dropout, forward and backward."""
     from dsmooth.kernels import gated_resnet as kernels
-    from dsmooth.kernels.geometry import Taps
-    from dsmooth.kernels.operands import Dropout, Operands
+    from dsmooth.kernels.geometry import Dropout, Operands, Taps
 
     torch.manual_seed(0)
     f, dtype = options.filters, getattr(torch, options.dtype)
