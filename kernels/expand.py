@@ -12,11 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .dropout import draw_kept
-from .elementwise import drop, elu_pair, gate_gradients, widen
-from .geometry import Rows, cdiv, planes_of
+from .elementwise import draw_kept, drop, elu_pair, gate_gradients, widen
+from .geometry import Dropout, Operands, Rows, cdiv, planes_of
 from .launch import Plan, launch
-from .operands import Dropout, Operands
 
 BLOCK_P = 32  # rows of a program of expand_kernel
 
@@ -130,8 +128,8 @@ def expand_kernel(
     """The left operands of a gated resnet's matmuls, rows with margins: programs (rows, planes).
 
     e (planes, total, 2F): with X the planes of x and of the skips (of S channels, as many planes as
-    it takes, F channels each), then one of h. With DROPOUT `kept` (total, F) says what of the last
-    stays, as from pixel first_pixel of a larger batch on. Forward another kernel fills the last
+    it takes, F channels each), then one of h. With DROPOUT `kept` (total, F) are the bits of the
+    last, as from pixel first_pixel of a larger batch on. Forward another kernel fills the last
     plane's pixels, and its other rows become zeros here. BACKWARD it is filled here, and the other
     rows of d_gates (total, 2F) and dh (total, F) become zeros. With GATES, which are A and G, a
     program of another plane writes d_gates whole, and sums (blocks, 2F).

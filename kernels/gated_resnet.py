@@ -1,4 +1,4 @@
-"""The gated resnet: matmuls of rows (`matmul.py`), and what is computed between them.
+"""The gated resnet: matmuls of rows (`matmul.py`) and their epilogues.
 
     h = conv_in(E(x)) + nin(E(a)) + biases           hidden_kernel
     y = x + A sigmoid(G), (A, G) = conv_out(D E(h))  gate_kernel
@@ -25,9 +25,8 @@ from .gated_resnet_kernels import (
     parameter_gradient_kernel,
 )
 from .gated_resnet_plans import BlockShape, Needs, backward_plan, forward_plan
-from .geometry import Rows, Taps, channels_last, empty_channels_last
+from .geometry import Dropout, Operands, Rows, Taps, channels_last, empty_channels_last
 from .launch import Plan, launch, wide_dtype
-from .operands import Dropout, Operands
 from .weight_gradients import NOTHING, Unpacking, unpack_kernel, unpacking
 from .weights import dense, pack, pad_to_three, strides_of
 
@@ -47,9 +46,9 @@ EVERYTHING = Needs()
 def forward(
     given: Operands, taps: Taps, dropout: Dropout, save: bool = True, keep: bool = False
 ) -> tuple[Tensor, Saved]:
-    """y (B, F, H, W) channels_last, and what the backward needs.
+    """y (B, F, H, W) channels_last, and the results that the backward needs.
 
-    Without `save`, the packed weights lack what the backward alone reads; keep: A and G are saved.
+    Without `save`, the packed weights lack the adjoints; keep: whether A and G are saved.
     """
     given = _readable(given)
     x, f = given.x, given.x.shape[1]
@@ -109,13 +108,13 @@ def backward(
     given = _readable(given)
     x, h, grad_y = given.x, channels_last(saved.h), channels_last(grad_y)
     gates = None if saved.gates is None else channels_last(saved.gates)
-    f, rows, packed, wide = x.shape[1], Rows.of(x, taps), saved.packed, wide_dtype(x.dtype)
+    f, packed, wide = x.shape[1], saved.packed, wide_dtype(x.dtype)
     plans = backward_plan(
         BlockShape.of(given, taps, dropout), needs, gates is not None,
         tuple([strides_of(weight) for weight in pad_to_three(given.weights)]),
         given.gain_in is not None,
     )  # fmt: skip
-    d_gates, dh = rows.empty(x, 2 * f), rows.empty(x, f)
+    d_gates, dh = plans.rows.empty(x, 2 * f), plans.rows.empty(x, f)
     out_sums, in_sums = (
         torch.empty(size, dtype=wide, device=x.device)
         for size in (plans.gate_sums, plans.hidden_sums)
@@ -142,7 +141,7 @@ def backward(
         unpacked = unpacking((hidden, out), (in_sums, out_sums), given)
         grads |= unpacked.grads
         if given.image_bias is not None:
-            grads["image_bias"] = _sum_of_images(rows, d_gates, given.image_bias.dtype)
+            grads["image_bias"] = _sum_of_images(plans.rows, d_gates, given.image_bias.dtype)
     return grads | _last_gradients(plans.last, dh, packed, given, grad_y, needs, unpacked)
 
 
@@ -163,7 +162,7 @@ def _last_gradients(
     needs: Needs,
     unpacked: Unpacking | None,
 ) -> dict[str, Tensor]:
-    """The wanted gradients of x and the skips, beside what is `unpacked`, in one launch."""
+    """The wanted gradients of x and the skips, in one launch with `unpacked`."""
     x = given.x
     wanted = {"x": x} if needs.x else {}
     if needs.skips:

@@ -1,7 +1,7 @@
-"""The kernels of the gated resnet: each one a matmul of rows and what ends it.
+"""The kernels of the gated resnet: each one a matmul of rows and its epilogue.
 
-`gated_resnet.py` launches them. An ending is a function of some of a program's columns, called for
-one part after the other.
+`gated_resnet.py` launches them. An epilogue is a function of some of a program's columns, called
+for one part after the other.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from .elementwise import deinterleave, drop, elu_pair, elu_slopes, gate_gradient
 from .matmul import accumulate, parts_of, rows_of_pixels, weight_gradient_tile, zeros
 from .weight_gradients import unpack_block
 
-# A program ends so many channels at a time: 64 bytes of a row, and few registers.
+# Channels that an epilogue takes at a time: 64 bytes of a row, and few registers.
 CHANNELS = tl.constexpr(32)
 
 
@@ -55,8 +55,8 @@ def hidden_kernel(
     ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_P: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """h (P, F) from e, planes of 2F channels: concat_elu of x, then of the skips; and what the next
-    convolution multiplies, eh = D concat_elu(h), rows of 2F of pixels alone.
+    """h (P, F) from e, planes of 2F channels: concat_elu of x, then of the skips; and the next
+    convolution's operand, eh = D concat_elu(h), rows of 2F of pixels alone.
 
     w: (F, (KH KW + PLANES) 2F). kept: bits of dropout, rows of F.
     """

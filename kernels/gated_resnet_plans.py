@@ -9,9 +9,8 @@ import torch
 
 from . import tilings
 from .expand import BLOCK_P, expand_plan
-from .geometry import Rows, Taps, cdiv, planes_of, rows_of
+from .geometry import Dropout, Operands, Rows, Taps, cdiv, planes_of
 from .launch import Plan, accumulator_of, arithmetic, arithmetic_of
-from .operands import Dropout, Operands
 from .tilings import GradientPlan
 from .weight_gradients import BLOCK_S, unpack_programs
 from .weights import BLOCK_D, BLOCK_K, Packed
@@ -56,8 +55,7 @@ class BlockShape(NamedTuple):
 
     @property
     def rows(self) -> Rows:
-        batch, _, height, width = self.size
-        return rows_of(batch, height, width, self.taps)
+        return Rows.of(self.size, self.taps)
 
     @property
     def planes(self) -> int:
@@ -90,10 +88,11 @@ class ForwardPlan(NamedTuple):
 
 
 class BackwardPlan(NamedTuple):
-    """gate: where A and G are computed again. gate_sums, hidden_sums: how many each block leaves.
-    parts: the sizes of those of the weight gradients. last: of input_gradient_kernel, or of
+    """gate: where A and G are computed again. gate_sums, hidden_sums: the sizes of the parts of the
+    biases' gradients. parts: those of the weights' gradients. last: input_gradient_kernel, or
     unpack_kernel if no input's gradient is wanted."""
 
+    rows: Rows
     expand: Plan
     gate: Plan
     gate_sums: tuple[int, int]
@@ -163,7 +162,7 @@ def backward_plan(
         inputs=needs.parameters, backward=True, gates=kept,
     )  # fmt: skip
     return BackwardPlan(
-        expand, gate, (gate_blocks, 2 * f), hidden, (hidden_blocks, f),
+        block.rows, expand, gate, (gate_blocks, 2 * f), hidden, (hidden_blocks, f),
         parameter_gradient_plan(block, divided), parts, last_plan(block, needs, unpack),
     )  # fmt: skip
 
@@ -178,7 +177,7 @@ def matmul_plan(
     starts: dict[str, int],
     **constants: Any,
 ) -> Plan:
-    """The plan of a kernel that ends a matmul of pixels by so many columns."""
+    """The plan of a matmul of pixels by so many columns, with its epilogue."""
     rows, k = block.rows, (taps.kh * taps.kw + planes) * channels
     tiling = tilings.matmul_tiling(
         rows.pixels, columns, k, block.dtype, block.tf32, block.capability

@@ -1,8 +1,7 @@
-"""Images and kernels as numbers: taps, pixels, rows of a matmul. Needs no Triton."""
+"""Operands of a gated resnet, taps, pixels and rows of a matmul. Needs no Triton."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +10,56 @@ from torch import Tensor
 
 MAX_PIXELS = 2**31 - 2**10  # positions are 32-bit; the last block may be partly beyond the end
 ROW_BLOCK = 128  # the largest number of rows that a program multiplies; smaller ones divide it
+
+
+class Operands(NamedTuple):
+    """The inputs of a gated resnet, in the order of the field table; None for what is absent."""
+
+    x: Tensor
+    skip: Tensor | None
+    skip_2: Tensor | None
+    conv_in: Tensor
+    bias_in: Tensor
+    conv_out: Tensor
+    bias_out: Tensor
+    nin_skip: Tensor | None
+    bias_nin: Tensor | None
+    gain_in: Tensor | None
+    gain_out: Tensor | None
+    gain_nin: Tensor | None
+    image_bias: Tensor | None
+    seed: Tensor | None
+
+    @property
+    def skips(self) -> list[Tensor]:
+        """The skips that are there, of two at most."""
+        return [skip for skip in (self.skip, self.skip_2) if skip is not None]
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """conv_in, conv_out and, with a skip, nin_skip."""
+        nin = [] if self.nin_skip is None else [self.nin_skip]
+        return [self.conv_in, self.conv_out, *nin]
+
+    @property
+    def gains(self) -> list[Tensor]:
+        """One for each of the weights, or none."""
+        gains = (self.gain_in, self.gain_out, self.gain_nin)
+        return [gain for gain in gains if gain is not None]
+
+
+class Dropout(NamedTuple):
+    """The dropout of a gated resnet: none without a seed.
+
+    keep_from: the least word >> 9 that is kept; scale: the factor of kept elements. first_image:
+    where the images begin in a larger batch whose dropout they share.
+    """
+
+    seed: Tensor | None = None
+    layer: int = 0
+    keep_from: int = 0
+    scale: float = 1.0
+    first_image: int = 0
 
 
 class Taps(NamedTuple):
@@ -47,10 +96,18 @@ class Rows(NamedTuple):
     before: int
 
     @classmethod
-    def of(cls, image: Tensor, taps: Taps) -> Rows:
+    def of(cls, size: Sequence[int], taps: Taps) -> Rows:
         """The rows of a (B, C, H, W) tensor. Raises ValueError for more than 32 bits can number."""
-        batch, _, height, width = image.shape
-        return rows_of(batch, height, width, taps)
+        batch, _, height, width = size
+        above = max(taps.top, taps.kh - 1 - taps.top)
+        before = max(taps.left, taps.kw - 1 - taps.left)
+        rows = cls(batch, height, width, above, before)
+        if rows.length > MAX_PIXELS:
+            raise ValueError(
+                f"an image tensor must have at most {MAX_PIXELS} pixels with its padding, "
+                f"got {rows.length}"
+            )
+        return rows
 
     @property
     def pitch(self) -> int:
@@ -70,7 +127,8 @@ class Rows(NamedTuple):
     @property
     def total(self) -> int:
         """All rows up to the last pixel and a margin, in whole blocks."""
-        return total_of(self)
+        last = self.batch * (self.height + self.above) * self.pitch + self.margin
+        return cdiv(last, ROW_BLOCK) * ROW_BLOCK
 
     @property
     def length(self) -> int:
@@ -82,35 +140,13 @@ class Rows(NamedTuple):
         size = {"batch": self.batch, "height": self.height, "width": self.width}
         return size | {"ABOVE": self.above, "BEFORE": self.before}
 
-    def empty(self, like: Tensor, channels: int, planes: int = 1) -> Tensor:
-        """Uninitialised room (planes, margin + total + margin, channels) of the dtype of `like`."""
-        size = (planes, self.length, channels)
-        return torch.empty(size, dtype=like.dtype, device=like.device)
+    def empty(self, like: Tensor, channels: int) -> Tensor:
+        """Uninitialised room (1, margin + total + margin, channels) of the dtype of `like`."""
+        return torch.empty((1, self.length, channels), dtype=like.dtype, device=like.device)
 
     def first(self, room: Tensor) -> Tensor:
         """The room that `empty` gave, from row 0 on."""
         return room[:, self.margin :]
-
-
-@functools.lru_cache(maxsize=4096)
-def rows_of(batch: int, height: int, width: int, taps: Taps) -> Rows:
-    """`Rows.of` such images, worked out once."""
-    above = max(taps.top, taps.kh - 1 - taps.top)
-    before = max(taps.left, taps.kw - 1 - taps.left)
-    rows = Rows(batch, height, width, above, before)
-    if rows.length > MAX_PIXELS:
-        raise ValueError(
-            f"an image tensor must have at most {MAX_PIXELS} pixels with its padding, "
-            f"got {rows.length}"
-        )
-    return rows
-
-
-@functools.lru_cache(maxsize=4096)
-def total_of(rows: Rows) -> int:
-    """`Rows.total`, worked out once: a block asks a dozen times."""
-    last = rows.batch * (rows.height + rows.above) * rows.pitch + rows.margin
-    return (last + ROW_BLOCK - 1) // ROW_BLOCK * ROW_BLOCK
 
 
 def cdiv(a: int, b: int) -> int:

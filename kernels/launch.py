@@ -74,8 +74,10 @@ class Plan:
 
 @functools.lru_cache(maxsize=4096, typed=True)
 def plan(grid: tuple[int, ...], **arguments: Any) -> Plan:
-    """The plan of these, the same for the same ones; for one kernel, whose arguments differ from
-    those of others."""
+    """The plan of a launch, kept by its grid and arguments.
+
+    Two kernels must not share one: their arguments have to differ.
+    """
     return Plan(grid, **arguments)
 
 

@@ -33,7 +33,7 @@ def load_group(ptrs, mask, stride_k, group: tl.constexpr, N_MIX: tl.constexpr):
 
 @triton.jit
 def store_group(ptrs, value, mask, stride_k, group: tl.constexpr, N_MIX: tl.constexpr):
-    """Write what `load_group` reads."""
+    """Write a group that `load_group` reads."""
     tl.store(ptrs + group * N_MIX * stride_k, value.to(ptrs.dtype.element_ty), mask=mask)
 
 

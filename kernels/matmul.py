@@ -12,7 +12,7 @@ neighbours in memory), then over PLANES images of C channels that are read at th
 skip's 1x1 convolution). It is the last, contiguous dimension of weights.
 
 A program has BLOCK_P rows that are pixels by N1 + N2 columns, as two accumulators: blocks are
-powers of two, and 160 = 128 + 32 columns then cost what they are worth. N2 may be 0. A weight
+powers of two, and 160 = 128 + 32 columns then cost no padding. N2 may be 0. A weight
 gradient contracts all rows, with the zeros.
 """
 
@@ -104,7 +104,7 @@ def accumulate(
             at_pixel = (TOP * pitch + LEFT) * C + over - plane * C
             at_pixel += (plane + 1).to(tl.int64) * plane_stride
             offset = tl.where(over >= 0, at_pixel, offset)
-        # Zeros in the last step keep out what lies behind K, even a NaN.
+        # Zeros in the last step keep out the numbers behind K, even a NaN.
         mask_k = (first_k + offs_k < K)[None, :]
         if WHOLE:
             a = tl.load(a_ptrs + offset, cache_modifier=".ca")
@@ -132,7 +132,7 @@ def slices(acc, WIDTH: tl.constexpr):
 def parts_of(acc, acc2, WIDTH: tl.constexpr, N2: tl.constexpr):
     """The columns of both accumulators in blocks of WIDTH, of which the last may be narrower.
 
-    What ends a matmul takes one after the other: of all at once the temporaries would spill.
+    An epilogue takes one after the other: the temporaries of all at once would spill.
     """
     parts = slices(acc, WIDTH)
     if N2 > 0:
@@ -163,7 +163,7 @@ def weight_gradient_tile(
     """A tile of partial (splits, K, D): sums over a split's rows of E[row + tap] x g[row].
 
     E has C channels a row and K = (KH KW + PLANES) C columns of the matmul, g D channels and zeros
-    in rows that are no pixels. A split has `steps` blocks of rows, the last one what remains. A
+    in rows that are no pixels. A split has `steps` blocks of rows, the last one the rest. A
     tile has all taps of PART channels, then of the next: their rows overlap, and lie in L1.
     """
     RUN: tl.constexpr = KW * C

@@ -7,12 +7,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .dropout import draw_kept
-from .elementwise import drop, elu_pair, elu_slopes, gate_gradients, widen
+from .elementwise import draw_kept, drop, elu_pair, elu_slopes, gate_gradients, widen
 from .expand import place_of
-from .geometry import Taps, cdiv, empty_channels_last, n_pixels
+from .geometry import Dropout, Taps, cdiv, empty_channels_last, n_pixels
 from .launch import launch, plan
-from .operands import Dropout
 
 BLOCK = 32  # pixels, and channels, of a program
 

@@ -1,13 +1,12 @@
 """Block sizes: pure functions of shape, dtype and compute capability.
 
 Not tuned on a card: the sizes keep accumulators in registers and the stages of loads in shared
-memory. The ahead-of-time tests verify that. `benchmarks/tune_gated_resnet.py` proposes others where
+memory. The ahead-of-time tests verify that. `benchmarks/tune.py` proposes others where
 there is a GPU.
 """
 
 from __future__ import annotations
 
-import functools
 from typing import Literal, NamedTuple
 
 import torch
@@ -80,7 +79,6 @@ def columns_of(n: int, widest: int, narrowest: int = 16) -> tuple[int, int]:
     return (first, second) if second < first else (2 * first, 0)
 
 
-@functools.lru_cache(maxsize=4096)
 def matmul_tiling(
     rows: int, columns: int, k: int, dtype: torch.dtype, tf32: bool, capability: int
 ) -> MatmulTiling:
@@ -167,7 +165,7 @@ def gradient_part(channels: int) -> int:
 class GradientPlan(NamedTuple):
     """How a weight gradient is divided: tiles of the result, and splits of the rows into parts.
 
-    A split has `steps` blocks of rows, the last one what remains of all `blocks`.
+    A split has `steps` blocks of rows, the last one the rest of all `blocks`.
     """
 
     tiling: MatmulTiling
@@ -185,7 +183,6 @@ def split(tiling: MatmulTiling, rows: int, k: int, columns: int, programs: int) 
     return GradientPlan(tiling, tiles, -(-blocks // steps), blocks, steps)
 
 
-@functools.lru_cache(maxsize=4096)
 def block_gradient_plans(
     rows: int, ks: tuple[int, int], filters: int, dtype: torch.dtype, tf32: bool, capability: int
 ) -> tuple[GradientPlan, GradientPlan]:

@@ -14,10 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .geometry import cdiv
-from .operands import Operands
-from .weight_kernels import source_of
-from .weights import BLOCK_D, pad_to_three
+from .geometry import Operands, cdiv
+from .weights import BLOCK_D, pad_to_three, source_of
 
 BLOCK_S = 4  # parts of a gradient that are added at once
 

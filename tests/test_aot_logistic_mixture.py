@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="Triton is not installed: nothing can be compiled")
 
+from benchmarks import tune
 from dsmooth.kernels import logistic_mixture as kernels
 from tests.helpers.mixture_cases import n_params
 from tests.helpers.triton_tools import Compiled, Launch, compile_launch, record_launches
@@ -126,15 +125,7 @@ def test_blackwell_builds(likelihood: str, atoms: tuple[int, ...]) -> None:
     assert compiled.local == 0
 
 
-def test_the_tuner_says_that_there_is_no_gpu(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = Path(__file__).parents[1] / "benchmarks" / "tune_logistic_mixture.py"
-    spec = importlib.util.spec_from_file_location("tune_logistic_mixture", path)
-    assert spec is not None
-    assert spec.loader is not None
-    tuner = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tuner)
+def test_the_tuner_says_that_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert tuner.main() == 1
-    assert "no GPU here" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="this machine has no CUDA device"):
+        tune.main(["logistic_mixture"])

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-import dsmooth
 from dsmooth import _extension, functional
 from dsmooth.functional import concat_elu, gated_resnet, gated_resnet_ref
 from dsmooth.functional.gated_resnet_native import forward_op
@@ -26,13 +25,10 @@ from dsmooth.functional.gated_resnet_operands import (
     Operands,
     Settings,
 )
-from tests.helpers.gated_cases import EPS, Case, make_case
+from tests.helpers.gated_cases import EPS, Case, each_impl, make_case, needs_extension
 
 pytestmark = pytest.mark.quick
 
-needs_extension = pytest.mark.skipif(
-    not _extension.is_available(), reason=str(_extension.unavailable_reason())
-)
 NO_TRITON = r"impl='triton': .*(cuda tensors, got cpu|not installed)"
 
 
@@ -153,29 +149,6 @@ def test_settings_and_absence_are_checked(changes: dict[str, Any], message: str)
         call(given)
 
 
-def test_a_kernel_without_a_centre_is_refused() -> None:
-    given = arguments(make_case())
-    given |= {"conv_in": torch.ones(5, 10, 2, 4), "conv_out": torch.ones(10, 10, 2, 4)}
-    with pytest.raises(ValueError, match="a kernel of 2x4 has no centre for shift='down'"):
-        call(given)
-
-
-@pytest.mark.parametrize("name", ["bias_in", "bias_out"])
-def test_a_bias_of_one_element_is_refused(name: str) -> None:
-    given = arguments(make_case())
-    given[name] = torch.ones(1, requires_grad=True)
-    with pytest.raises(ValueError, match=rf"{name} must have shape \(\d+,\), got \(1,\)"):
-        call(given)
-
-
-def test_a_network_with_an_empty_bias_says_so() -> None:
-    model = dsmooth.PixelCNNpp(dsmooth.ModelConfig(n_filters=4, n_resnet=1, n_mix=2))
-    block = next(m for m in model.modules() if isinstance(m, dsmooth.nn.layers.GatedResnet))
-    block.conv_in.bias = torch.nn.Parameter(torch.empty(0))
-    with pytest.raises(ValueError, match=r"bias_in must have shape \(4,\)"):
-        model(torch.zeros(1, 1, 4, 4))
-
-
 def test_without_autocast_all_have_one_dtype() -> None:
     given = arguments(full_case())
     given["bias_out"] = given["bias_out"].double()
@@ -199,7 +172,7 @@ def contiguous_copies() -> AbstractContextManager[object]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("hooks", [torch.autograd.graph.save_on_cpu, contiguous_copies])
-@pytest.mark.parametrize("impl", ["reference", pytest.param("native", marks=needs_extension)])
+@each_impl
 def test_hooks_that_change_the_memory_order_change_no_gradient(
     impl: str, hooks: Callable[[], AbstractContextManager[object]], dtype: torch.dtype
 ) -> None:

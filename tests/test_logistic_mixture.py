@@ -1,7 +1,8 @@
-"""Laws of the logistic mixture: values and gradients."""
+"""Laws of the mixture's likelihood on the CPU: values and gradients, of each kind of component."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -15,13 +16,16 @@ from dsmooth.functional import (
     logistic_mixture_log_prob_ref,
 )
 from dsmooth.functional.logistic_mixture import split_mixture
+from tests.helpers.gated_cases import needs_extension
 from tests.helpers.mixture_cases import (
     GOLDEN,
     GOLDEN_CASES,
     LEVELS,
     LIKELIHOODS,
+    MIXTURES,
     golden_inputs,
     n_atoms,
+    n_params,
     random_case,
     raw_parts,
     value_and_gradients,
@@ -33,9 +37,10 @@ from tests.helpers.native_mixture import (
     each_likelihood,
     each_mixture,
     log_prob_of,
-    needs_extension,
     run_native,
 )
+
+each_instruction_set = pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
 
 
 @pytest.mark.quick
@@ -91,18 +96,16 @@ def test_legacy_midpoint_is_off_where_scales_are_narrow() -> None:
 @pytest.mark.quick
 @both_impls
 @given(
-    mean=st.floats(-3, 3),
-    log_scale=st.floats(-9, 5),
-    other_mean=st.floats(-1, 1),
-    logit=st.floats(-5, 5),
+    atoms=st.lists(st.integers(0, 255), unique=True) | st.just(list(range(256))),
+    seed=st.integers(0, 2**32),
 )
 @settings(max_examples=50, deadline=None)
-def test_masses_sum_to_one(
-    impl: Any, mean: float, log_scale: float, other_mean: float, logit: float
-) -> None:
-    parts = torch.tensor([logit, 0, mean, other_mean, log_scale, -2], dtype=torch.float64)
-    params = parts.view(1, 6, 1, 1).expand(1, 6, 1, 256)
-    log_prob = logistic_mixture_log_prob(LEVELS.view(1, 1, 1, 256), params, "discretized", impl)
+def test_masses_sum_to_one(impl: Any, atoms: list[int], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    params = 3 * torch.randn(1, 9 + len(atoms), 1, 1, generator=generator, dtype=torch.float64)
+    log_prob = logistic_mixture_log_prob(
+        LEVELS.view(1, 1, 1, 256), params.expand(-1, -1, 1, 256), "discretized", impl, atoms=atoms
+    )
     assert log_prob.exp().sum().item() == pytest.approx(1, abs=1e-12)
 
 
@@ -115,12 +118,57 @@ def test_masses_of_blue_sum_to_the_mass_of_red_and_green(impl: Any) -> None:
         x, params.repeat_interleave(256, dim=3), "discretized", impl
     )
     marginal = log_prob.view(6, 256).logsumexp(1)
-    expected = red_green_log_prob(x[..., ::256], params, "discretized").flatten()
+    expected = red_green_log_prob(x[..., ::256], params, likelihood="discretized").flatten()
     torch.testing.assert_close(marginal, expected, rtol=1e-12, atol=1e-12)
 
 
-def red_green_log_prob(x: Tensor, params: Tensor, likelihood: Any) -> Tensor:
-    """log p(red, green): with a blue component so wide that each blue level weighs the same."""
+@both_impls
+@each_channels
+@pytest.mark.parametrize("atoms", [(), (9,), (0, 255, 17), tuple(range(256))], ids=len)
+def test_atoms_are_mixed_with_what_there_is_without_them(
+    atoms: tuple[int, ...], channels: int, impl: Any
+) -> None:
+    """p(x) = (1 - A) p_without(x) + sum_j a_j [x = v_j], A = sum_j a_j: at every level of all
+    colours, and at pixels that have an atom's level in all colours but one."""
+    n_mix, size = 3, 512
+    generator = torch.Generator().manual_seed(4)
+    shape = 1, n_params(channels, n_mix) + len(atoms), 1, size
+    params = torch.randn(shape, generator=generator, dtype=torch.float64)
+    levels = torch.arange(256).repeat(2)
+    bytes_ = levels.expand(1, channels, 1, size).clone()
+    bytes_[:, -1, :, 256:] = (levels[256:] + 1) % 256
+    x = bytes_.double() / 127.5 - 1
+    without = torch.cat([params[:, :n_mix], params[:, n_mix + len(atoms) :]], dim=1)
+    weights = params[:, : n_mix + len(atoms)].softmax(1)
+    expected = logistic_mixture_log_prob(x, without, "discretized", impl).exp()
+    expected = expected * weights[:, :n_mix].sum(1)
+    for j, level in enumerate(atoms):
+        expected = expected + weights[:, n_mix + j] * (bytes_ == level).all(1)
+    got = logistic_mixture_log_prob(x, params, "discretized", impl, atoms=atoms).exp()
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=0)
+
+
+@each_channels
+def test_a_gaussian_component_is_a_normal_that_contains_the_noise(channels: int) -> None:
+    x, params = random_case(channels, "gaussian", n_mix=1, size=(2, 3, 4))
+    raw_parts(params, channels)[:, :, 1].clamp_(-6, 2)
+    got = logistic_mixture_log_prob_ref(x, params, "gaussian", smoothing_scale=0.5)
+    per_colour = 2 if channels == 1 else 3
+    means = [params[:, 1 + per_colour * c] for c in range(channels)]
+    scales = [(params[:, 2 + per_colour * c].exp() ** 2 + 0.25).sqrt() for c in range(channels)]
+    if channels == 3:
+        green_red, blue_red, blue_green = (torch.tanh(params[:, i]) for i in (3, 6, 9))
+        means[1] = means[1] + green_red * x[:, 0]
+        means[2] = means[2] + blue_red * x[:, 0] + blue_green * x[:, 1]
+    terms = [
+        torch.distributions.Normal(mean, scale).log_prob(x[:, c])
+        for c, (mean, scale) in enumerate(zip(means, scales, strict=True))
+    ]
+    torch.testing.assert_close(got, sum(terms), rtol=1e-12, atol=1e-12)
+
+
+def red_green_log_prob(x: Tensor, params: Tensor, **options: Any) -> Tensor:
+    """log p(red, green), from grey mixtures of one component each."""
     mixture = split_mixture(params, 3)
     total = torch.log_softmax(mixture.logits, 1)
     red, green = x[:, 0:1], x[:, 1:2]
@@ -128,46 +176,34 @@ def red_green_log_prob(x: Tensor, params: Tensor, likelihood: Any) -> Tensor:
     for colour, mean, log_scale in zip(
         (red, green), means, mixture.log_scales.unbind(1)[:2], strict=True
     ):
-        total = total + torch.cat(
-            [
-                logistic_mixture_log_prob_ref(
-                    colour,
-                    torch.cat(
-                        [
-                            torch.zeros_like(mean[:, k : k + 1]),
-                            mean[:, k : k + 1],
-                            log_scale[:, k : k + 1],
-                        ],
-                        dim=1,
-                    ),
-                    likelihood,
-                )[:, None]
-                for k in range(mean.shape[1])
-            ],
-            dim=1,
-        )
+        of_components = [
+            logistic_mixture_log_prob_ref(
+                colour, torch.stack([torch.zeros_like(m), m, s], dim=1), **options
+            )
+            for m, s in zip(mean.unbind(1), log_scale.unbind(1), strict=True)
+        ]
+        total = total + torch.stack(of_components, dim=1)
     return total.logsumexp(1)
 
 
 @both_impls
 @each_channels
-def test_density_integrates_to_one(channels: int, impl: Any) -> None:
+@pytest.mark.parametrize("mixture", ["continuous", "gaussian"])
+def test_density_integrates_to_one(mixture: str, channels: int, impl: Any) -> None:
     """Over x for grey; over blue, to the density of red and green, for RGB.
 
     The trapezoid rule converges exponentially for this smooth integrand.
     """
-    x, params = random_case(channels, "continuous", size=(1, 1, 5), seed=1)
+    x, params = random_case(channels, mixture, size=(1, 1, 5), seed=1)
     raw_parts(params, channels)[:, :, 1].clamp_(-3, 0)
-    grid = torch.linspace(-60, 60, 120_001, dtype=torch.float64)  # scales from e^-3 to 1
+    grid = torch.linspace(-60, 60, 12_001, dtype=torch.float64)  # scales from e^-3 to 1
     wide = x.repeat_interleave(len(grid), dim=3)
     wide[:, -1] = grid.repeat(5)
-    log_prob = logistic_mixture_log_prob(
-        wide, params.repeat_interleave(len(grid), dim=3), "continuous", impl
-    )
+    log_prob = log_prob_of(mixture, impl)(wide, params.repeat_interleave(len(grid), dim=3))
     integral = torch.trapezoid(log_prob.view(5, -1).exp(), grid, dim=1)
     expected = torch.ones(5, dtype=torch.float64)
     if channels == 3:
-        expected = red_green_log_prob(x, params, "continuous").flatten().exp()
+        expected = red_green_log_prob(x, params, **MIXTURES[mixture]).flatten().exp()
     torch.testing.assert_close(integral, expected, rtol=1e-11, atol=1e-12)
 
 
@@ -195,28 +231,39 @@ def test_reference_is_twice_differentiable(mixture: str) -> None:
 @needs_extension
 @each_mixture
 @each_channels
-@given(seed=st.integers(0, 2**32), n_mix=st.integers(1, 12), width=st.integers(1, 40))
+@given(
+    seed=st.integers(0, 2**32),
+    n_mix=st.integers(1, 12),
+    width=st.integers(1, 40),
+    log_sigma=st.floats(-50, 10),
+)
 @settings(max_examples=20, deadline=None)
 def test_closed_form_equals_autograd(
-    channels: int, mixture: str, seed: int, n_mix: int, width: int
+    channels: int, mixture: str, seed: int, n_mix: int, width: int, log_sigma: float
 ) -> None:
+    """Log-scales reach from -12, clamped, to 6; log_sigma is of the Gaussians' smoothing."""
     x, params = random_case(channels, mixture, n_mix=n_mix, size=(1, 2, width), seed=seed)
-    expected = value_and_gradients(log_prob_of(mixture, "reference"), x, params)
-    for got, want in zip(run_native(x, params, mixture), expected, strict=True):
+    options = dict(MIXTURES[mixture])
+    if "smoothing_scale" in options:
+        options["smoothing_scale"] = math.exp(log_sigma)
+    expected = value_and_gradients(
+        lambda x, p: logistic_mixture_log_prob_ref(x, p, **options), x, params
+    )
+    for got, want in zip(run_native(x, params, options), expected, strict=True):
         scale = want.abs().max().item() + 1
         torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-13 * scale)
 
 
 @pytest.mark.quick
 @needs_extension
-@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+@each_instruction_set
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("mixture", ["continuous", "discretized", "gaussian"])
 @each_channels
 def test_each_instruction_set_is_as_exact_as_eager(
     channels: int, mixture: str, dtype: torch.dtype, instruction_set: str
 ) -> None:
-    """At most twice eager's error, and one rounding; with atoms, in test_atoms_and_gaussians.py.
+    """At most twice eager's error, and one rounding; with atoms, below.
 
     In float32 both errors are measured against float64. Nothing here is wider than float64: there
     eager's error is taken as its float32 error scaled by the epsilons, once for each side.
@@ -248,12 +295,102 @@ def test_a_clamped_log_scale_has_no_gradient(mixture: str, impl: Any) -> None:
 
 
 @both_impls
-@pytest.mark.parametrize("log_scale", [-100.0, -7.0, 40.0, 80.0, 95.0])
-def test_extreme_scales_are_finite(log_scale: float, impl: Any) -> None:
+@each_channels
+@pytest.mark.parametrize("mixture", ["discretized", "gaussian"])
+@pytest.mark.parametrize("log_scale", [-100.0, -7.0, 20.0, 40.0, 80.0, 95.0])
+def test_extreme_scales_are_finite(
+    log_scale: float, mixture: str, channels: int, impl: Any
+) -> None:
     """Float32, where 1 - e^-D underflows at wide scales and a dropped branch could be infinite."""
-    params = torch.tensor([0, 0.3, log_scale]).view(1, 3, 1, 1).expand(1, 3, 1, 256)
-    x = LEVELS.float().view(1, 1, 1, 256)
-    for out in value_and_gradients(
-        lambda x, p: logistic_mixture_log_prob(x, p, "discretized", impl), x, params
-    ):
+    if mixture == "gaussian" and impl == "reference":
+        log_scale = min(log_scale, 20)  # in float32 the square of e^80 is not a number there is
+    params = torch.zeros(1, n_params(channels, 2), 1, 256)
+    raw_parts(params, channels)[:, :, 0] = 0.3
+    raw_parts(params, channels)[:, :, 1] = log_scale
+    x = LEVELS.float().expand(1, channels, 1, 256)
+    for out in value_and_gradients(log_prob_of(mixture, impl), x, params):
         assert out.isfinite().all()
+
+
+@pytest.mark.grid
+@needs_extension
+@each_instruction_set
+@each_channels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("sign", [-1, 1])
+@each_mixture
+def test_an_infinite_pixel_is_impossible(
+    mixture: str, sign: int, dtype: torch.dtype, channels: int, instruction_set: str
+) -> None:
+    """Its log-likelihood is -inf and its gradient NaN, as the reference's; no other pixel's is."""
+    x, params = (t.to(dtype) for t in random_case(channels, mixture, size=(1, 1, 21)))
+    raw_parts(params, channels, n_atoms(mixture))[:, :, 1].clamp_(max=2)
+    clean = run_native(x, params, mixture, instruction_set=instruction_set)
+    x[:, -1, :, ::5] = sign * math.inf
+    got = run_native(x, params, mixture, instruction_set=instruction_set)
+    want = value_and_gradients(log_prob_of(mixture, "reference"), x, params)
+    assert (got[0][..., ::5] == -math.inf).all()
+    assert (want[0][..., ::5] == -math.inf).all()
+    assert got[2][:, :, :, ::5].isnan().any(1).all()
+    kept = torch.ones(21, dtype=torch.bool)
+    kept[::5] = False
+    for g, c in zip(got, clean, strict=True):
+        assert torch.equal(g[..., kept], c[..., kept])
+
+
+@needs_extension
+@each_instruction_set
+@each_channels
+@each_mixture
+def test_a_logit_of_minus_infinity_is_no_component(
+    mixture: str, channels: int, instruction_set: str
+) -> None:
+    """The first component and the first atom, whatever the pixel."""
+    n_mix, atoms = 4, n_atoms(mixture)
+    x, params = random_case(channels, mixture, n_mix=n_mix)
+    params[:, 0] = -math.inf
+    if atoms:
+        params[:, n_mix] = -math.inf
+    got = run_native(x, params, mixture, instruction_set=instruction_set)
+    want = value_and_gradients(log_prob_of(mixture, "reference"), x, params)
+    for g, w in zip(got, want, strict=True):
+        torch.testing.assert_close(g, w, rtol=1e-11, atol=1e-13 * (w.abs().max().item() + 1))
+
+
+@pytest.mark.grid
+@needs_extension
+@each_instruction_set
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+@each_channels
+@pytest.mark.parametrize("n", [1, 37, 256])
+def test_any_number_of_atoms_is_as_exact_as_eager(
+    n: int, channels: int, last: bool, dtype: torch.dtype, instruction_set: str
+) -> None:
+    """At moderate scales: at narrow ones, which the test of the discretized likelihood meets, the
+    rounding of a mean hides all else."""
+    generator = torch.Generator().manual_seed(n)
+    atoms = torch.randperm(256, generator=generator)[:n].tolist()
+    mixture = {"likelihood": "discretized", "atoms": atoms}
+    size = 3, 9, 19
+    params = torch.randn(size[0], n_params(channels, 5) + n, *size[1:], generator=generator)
+    raw_parts(params, channels, n)[:, :, 1].clamp_(-1, 1)
+    x = torch.tensor(atoms)[torch.randint(n, (size[0], 1, *size[1:]), generator=generator)]
+    x = x.repeat(1, channels, 1, 1).float()
+    x[:, -1, :, ::2] = 77
+    x = x / 127.5 - 1
+
+    def reference(x: Tensor, params: Tensor) -> Tensor:
+        return logistic_mixture_log_prob_ref(x, params, "discretized", atoms=atoms)
+
+    exact = value_and_gradients(reference, x.double(), params.double())
+    eager = value_and_gradients(reference, x, params)
+    if last:
+        params = params.to(memory_format=torch.channels_last)
+    got = run_native(x.to(dtype), params.to(dtype), mixture, instruction_set=instruction_set)
+    for g, plain, want in zip(got, eager, exact, strict=True):
+        error = (plain.double() - want).abs().max().item()
+        if dtype == torch.float64:
+            error *= 2 * torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
+        rounding = torch.finfo(dtype).eps * want.abs().max().item()
+        assert (g.double() - want).abs().max().item() <= 2 * error + rounding

@@ -139,6 +139,31 @@ def test_continuous_draws_are_not_clamped() -> None:
     assert logistic_mixture_sample(params, uniforms_of(1000), 1, "discretized").max() == 1
 
 
+def test_samples_have_the_atoms_weights_and_the_gaussians_quantiles() -> None:
+    n = 40_000
+    uniforms = uniforms_of(n).permute(3, 1, 2, 0)
+    generator = torch.Generator().manual_seed(0)
+    params = torch.randn(1, 10 * 2 + 2, 1, 1, generator=generator, dtype=torch.float64)
+    params[:, 4:] *= 0.2
+    x = logistic_mixture_sample(
+        params.expand(n, -1, -1, -1), uniforms, 3, "discretized", 0.7, atoms=(3, 200)
+    )
+    weights = torch.softmax(params[0, :4, 0, 0] / 0.7, 0)
+    chosen = torch.bucketize(
+        uniforms[:, 0].flatten().contiguous(), weights.cumsum(0)[:3], right=True
+    )
+    for index, level in ((2, 3), (3, 200)):
+        at_level = (x == level / 127.5 - 1).flatten(1).all(1)
+        assert at_level[chosen == index].all()
+        assert at_level.double().mean() == pytest.approx(float(weights[index]), abs=0.01)
+    params = torch.tensor([0.0, 0.4, math.log(0.3)], dtype=torch.float64).view(1, 3, 1, 1)
+    x = logistic_mixture_sample(
+        params.expand(n, -1, -1, -1), uniforms, 1, "gaussian", 0.5, smoothing_scale=0.4
+    )
+    expected = 0.4 + 0.5 * 0.5 * torch.special.ndtri(uniforms[:, 1:2])
+    torch.testing.assert_close(x, expected, rtol=1e-12, atol=1e-12)
+
+
 def test_snapping_keeps_the_levels() -> None:
     assert torch.equal(snap_to_levels(LEVELS), LEVELS)
     narrow = torch.arange(256, dtype=torch.float32) / 127.5 - 1

@@ -18,8 +18,10 @@ from dsmooth.functional import (
     use_impl,
 )
 from dsmooth.functional.logistic_mixture_native import native, native_backward
+from tests.helpers.gated_cases import needs_extension
 from tests.helpers.mixture_cases import (
     MIXTURES,
+    Gradients,
     n_atoms,
     n_params,
     random_case,
@@ -30,31 +32,36 @@ from tests.helpers.native_mixture import (
     both_impls,
     call_native,
     each_channels,
+    each_fast_impl,
     each_mixture,
+    each_run,
     log_prob_of,
     native_mixture,
     native_outputs,
-    needs_extension,
     run_native,
+    widest_case,
 )
 
 
+# Triton's interpreter takes the maximum of a pixel that is NaN throughout by np.nanmax, and where
+# -inf of an atom elsewhere is among the NaN, subtracts -inf from -inf.
+@pytest.mark.filterwarnings("ignore:All-NaN slice encountered:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:invalid value encountered in subtract:RuntimeWarning")
 @pytest.mark.quick
-@needs_extension
-@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+@each_run
 @each_mixture
 @each_channels
-def test_nan_is_never_hidden(channels: int, mixture: str, instruction_set: str) -> None:
+def test_nan_is_never_hidden(channels: int, mixture: str, run: Callable[..., Gradients]) -> None:
     """A NaN in any one channel of x or params makes its pixel NaN, and no other."""
     n_mix = 2
     total = n_params(channels, n_mix) + n_atoms(mixture) + channels
-    x, params = random_case(channels, mixture, n_mix=n_mix, size=(1, 1, total + 1))
-    clean = run_native(x, params, mixture, instruction_set=instruction_set)
+    x, params = widest_case(channels, mixture, n_mix=n_mix, size=(1, 1, total + 1))
+    clean = run(x, params, mixture)
     for pixel in range(params.shape[1]):
         params[:, pixel, :, pixel] = math.nan
     for c in range(channels):
         x[:, c, :, params.shape[1] + c] = math.nan
-    got = run_native(x, params, mixture, instruction_set=instruction_set)
+    got = run(x, params, mixture)
     assert got[0][..., :-1].isnan().all()
     assert got[2][..., :-1].isnan().any(dim=1).all()
     for dirty, pure in zip(got, clean, strict=True):
@@ -107,8 +114,8 @@ def test_thread_count_changes_no_bit(mixture: str, dtype: torch.dtype) -> None:
 @each_mixture
 @each_channels
 def test_any_strides_give_the_same(channels: int, mixture: str, impl: Any) -> None:
-    x, params = random_case(channels, mixture, size=(2, 6, 10))
-
+    x, params = widest_case(channels, mixture, size=(2, 6, 10))
+    close = 0 if impl == "triton" else 1e-13
     log_prob = log_prob_of(mixture, impl)
     expected = value_and_gradients(log_prob, x, params)
     last = torch.channels_last
@@ -117,15 +124,20 @@ def test_any_strides_give_the_same(channels: int, mixture: str, impl: Any) -> No
         (x, params.to(memory_format=last)),
         (x.transpose(2, 3).contiguous().transpose(2, 3), params),
         (x, torch.cat([params, params], dim=3)[..., 10:]),
+        (x, torch.cat([params, params], dim=1)[:, : params.shape[1]]),
         (x[:1].expand(2, -1, -1, -1), params),
     ]
-    for i, (x_view, params_view) in enumerate(layouts):
+    for x_view, params_view in layouts:
         want = expected
-        if i == 4:
+        if x_view.stride(0) == 0:
             want = value_and_gradients(log_prob, x_view.contiguous(), params_view)
         got = value_of_views(log_prob, x_view, params_view)
         for g, w in zip(got, want, strict=True):
-            torch.testing.assert_close(g, w, rtol=1e-13, atol=1e-13 * w.abs().max().item())
+            torch.testing.assert_close(g, w, rtol=close, atol=close * w.abs().max().item())
+        if impl == "triton":
+            is_last = params_view.is_contiguous(memory_format=last)
+            assert got[2].is_contiguous(memory_format=last) == is_last
+            assert got[2].is_contiguous() == (not is_last)
 
 
 def value_of_views(
@@ -186,20 +198,21 @@ def test_only_the_wanted_gradient_is_computed(mixture: str) -> None:
             assert (gradient.numel() > 0) == needed
 
 
-@needs_extension
-def test_a_graph_that_is_kept_gives_its_gradient_again() -> None:
-    x, params = random_case(3, "discretized")
+@both_impls
+def test_a_graph_that_is_kept_gives_its_gradient_again(impl: Any) -> None:
+    x, params = widest_case(3, "discretized")
     inputs = x.requires_grad_(), params.requires_grad_()
-    log_prob = logistic_mixture_log_prob(*inputs, "discretized", impl="native")
-    weights = torch.randn(log_prob.shape, dtype=torch.float64)
+    log_prob = logistic_mixture_log_prob(*inputs, "discretized", impl=impl)
+    weights = torch.randn(log_prob.shape, dtype=x.dtype)
     first = torch.autograd.grad((log_prob * weights).sum(), inputs, retain_graph=True)
     kept = [gradient.clone() for gradient in first]
     doubled = torch.autograd.grad((log_prob * weights).sum() * 2, inputs)
     for a, b, c in zip(first, kept, doubled, strict=True):
         assert torch.equal(a, b)
-        assert torch.equal(2 * a, c)
+        torch.testing.assert_close(2 * a, c, rtol=0, atol=1e-37)  # doubling denormals may round
 
 
+@pytest.mark.grid
 @needs_extension
 # opcheck reads .grad of the clones that it makes; the warning is about its own tensors
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
@@ -219,14 +232,18 @@ def test_opcheck(channels: int, mixture: str) -> None:
         torch.library.opcheck(native_backward, (grad, x, last, state, *options, *needs))
 
 
-@needs_extension
-def test_second_derivative_is_refused_not_lost() -> None:
-    x, params = random_case(1, "continuous")
+@each_fast_impl
+def test_second_derivative_is_refused_not_lost(impl: Any) -> None:
+    x, params = widest_case(1, "continuous")
     params.requires_grad_()
-    log_prob = logistic_mixture_log_prob(x, params, impl="native").sum()
-    (grad,) = torch.autograd.grad(log_prob, params, create_graph=True)
-    with pytest.raises(NotImplementedError, match="use impl='reference'"):
+    log_prob = logistic_mixture_log_prob(x, params, impl=impl).sum()
+
+    def differentiate_twice() -> None:
+        (grad,) = torch.autograd.grad(log_prob, params, create_graph=True)
         torch.autograd.grad(grad.square().sum() + params.sum(), params)
+
+    with pytest.raises(NotImplementedError, match="use impl='reference'"):
+        differentiate_twice()
 
 
 @pytest.mark.grid
@@ -236,12 +253,12 @@ def test_compiles_without_a_break(mixture: str, impl: Any) -> None:
     def loss(x: Tensor, params: Tensor) -> Tensor:
         return -logistic_mixture_log_prob(x, params, impl=impl, **MIXTURES[mixture]).mean()
 
-    x, params = random_case(3, mixture)
-    compiled = torch.compile(loss, fullgraph=True)
+    x, params = widest_case(3, mixture)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     for got, want in zip(
         value_and_gradients(compiled, x, params), value_and_gradients(loss, x, params), strict=True
     ):
-        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(got, want)
 
 
 @both_impls
@@ -262,6 +279,16 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype, impl: Any) ->
     assert [g.dtype for g in narrow] == [torch.float32, dtype, dtype]
     for g, w in zip(narrow[1:], wide[1:], strict=True):
         assert torch.equal(g, w.to(dtype))
+
+
+@needs_extension
+@each_mixture
+def test_auto_takes_the_native_operator(mixture: str) -> None:
+    x, params = random_case(1, mixture)
+    params.requires_grad_()
+    log_prob = log_prob_of(mixture, "auto")(x, params)
+    assert torch.equal(log_prob, log_prob_of(mixture, "native")(x, params))
+    assert "logistic_mixture" in str(log_prob.grad_fn)
 
 
 def test_use_impl_decides_and_an_explicit_impl_wins(monkeypatch: pytest.MonkeyPatch) -> None:

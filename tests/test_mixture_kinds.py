@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 import dsmooth
 from dsmooth.config import ModelConfig, TrainConfig
@@ -18,8 +16,6 @@ from dsmooth.data import ImageDataset
 from dsmooth.evaluate.likelihood import score_pair, score_plain
 from dsmooth.functional import (
     logistic_mixture_log_prob,
-    logistic_mixture_log_prob_ref,
-    logistic_mixture_sample,
 )
 from dsmooth.nn.score import score_of
 from dsmooth.presets import PRESETS, preset
@@ -28,55 +24,6 @@ from tests.helpers.tiny_pairs import tiny_config
 
 GOLDEN = Path(__file__).parent / "golden" / "network_c1_8x8_f4_r1_k2.safetensors"
 ATOMS = (0, 252, 253, 254, 255)
-
-
-def make_params(n: int, *shape: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape[0], n, *shape[1:], generator=generator, dtype=torch.float64)
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_a_gaussian_component_is_a_normal_that_contains_the_noise(channels: int) -> None:
-    params = make_params(3 if channels == 1 else 10, 2, 3, 4)
-    x = 2 * make_params(channels, 2, 3, 4, seed=1)
-    got = logistic_mixture_log_prob_ref(x, params, "gaussian", smoothing_scale=0.5)
-    per_colour = 2 if channels == 1 else 3
-    means = [params[:, 1 + per_colour * c] for c in range(channels)]
-    scales = [(params[:, 2 + per_colour * c].exp() ** 2 + 0.25).sqrt() for c in range(channels)]
-    if channels == 3:
-        green_red, blue_red, blue_green = (torch.tanh(params[:, i]) for i in (3, 6, 9))
-        means[1] = means[1] + green_red * x[:, 0]
-        means[2] = means[2] + blue_red * x[:, 0] + blue_green * x[:, 1]
-    terms = [
-        torch.distributions.Normal(mean, scale).log_prob(x[:, c])
-        for c, (mean, scale) in enumerate(zip(means, scales, strict=True))
-    ]
-    torch.testing.assert_close(got, sum(terms), rtol=1e-12, atol=1e-12)
-
-
-def test_samples_have_the_atoms_weights_and_the_gaussians_quantiles() -> None:
-    n = 40_000
-    generator = torch.Generator().manual_seed(0)
-    uniforms = torch.rand(n, 4, 1, 1, generator=generator, dtype=torch.float64)
-    params = make_params(10 * 2 + 2, 1, 1, 1)
-    params[:, 4:] *= 0.2
-    x = logistic_mixture_sample(
-        params.expand(n, -1, -1, -1), uniforms, 3, "discretized", 0.7, atoms=(3, 200)
-    )
-    weights = torch.softmax(params[0, :4, 0, 0] / 0.7, 0)
-    chosen = torch.bucketize(
-        uniforms[:, 0].flatten().contiguous(), weights.cumsum(0)[:3], right=True
-    )
-    for index, level in ((2, 3), (3, 200)):
-        at_level = (x == level / 127.5 - 1).flatten(1).all(1)
-        assert at_level[chosen == index].all()
-        assert at_level.double().mean() == pytest.approx(float(weights[index]), abs=0.01)
-    params = torch.tensor([0.0, 0.4, math.log(0.3)], dtype=torch.float64).view(1, 3, 1, 1)
-    x = logistic_mixture_sample(
-        params.expand(n, -1, -1, -1), uniforms, 1, "gaussian", 0.5, smoothing_scale=0.4
-    )
-    expected = 0.4 + 0.5 * 0.5 * torch.special.ndtri(uniforms[:, 1:2])
-    torch.testing.assert_close(x, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from dsmooth.sampling.ladder import Step, log_prob_of_noisy, seed_of_rung
 from dsmooth.smoothing import GaussianSmoothing
 from dsmooth.train import train
 from dsmooth.train.step import make_inputs
+from tests.helpers.class_networks import conditional
 from tests.helpers.tiny_runs import tiny
 
 LEVELS = (0.1, 0.25, 0.5)
@@ -26,28 +27,10 @@ LEVELS = (0.1, 0.25, 0.5)
 def network(
     conditioning: str = "none", n_classes: int = 0, **settings: object
 ) -> dsmooth.PixelCNNpp:
-    """A small network in evaluation mode whose projections are not zero."""
-    torch.manual_seed(0)
-    config = ModelConfig.from_dict(
-        {
-            "n_filters": 6,
-            "n_resnet": 1,
-            "n_mix": 2,
-            "dropout": 0.0,
-            "conditioning": conditioning,
-            "context_layers": 1,
-            "noise_levels": LEVELS,
-            "n_classes": n_classes,
-            **settings,
-        }
-    )
-    model = dsmooth.PixelCNNpp(config).eval()
+    settings = {"noise_levels": LEVELS, "n_mix": 2, **settings}
+    model = conditional(conditioning, n_classes=n_classes, **settings)
     with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if name.endswith("condition_weight"):
-                weight.normal_()
-            if name == "head.weight_g":
-                weight.mul_(0.1)
+        model.head.weight_g.mul_(0.1)
     return model
 
 
@@ -223,7 +206,7 @@ def test_ladders_that_do_not_fit() -> None:
             pair.sample(1, levels=levels)
     with pytest.raises(ValueError, match=r"the noise levels of the pair are \(0.5,\), not 0.1"):
         pair.at(0.5).at(0.1)
-    other = network("concat", noise_levels=[0.1, 0.5])
+    other = network("concat", noise_levels=(0.1, 0.5))
     with pytest.raises(ValueError, match="the models must have the same noise_levels"):
         dsmooth.SmoothedPair(pair.noisy, other, pair.smoothing, (8, 8))
     with pytest.raises(ValueError, match=r"need gaussian smoothing of scale 0.5"):

@@ -1,11 +1,9 @@
-"""Everything that waits for a GPU, in order: python tools/gpu_day.py --minutes 60
+"""Everything that waits for a GPU, what settles most first: python tools/gpu_day.py --minutes 9
 
-Builds with CUDA, runs the doctor, the GPU tests and compute-sanitizer, measures, proposes tunings
-and trains the released pair. Each step is a command of its own, of ten minutes at most, whose
-output goes to OUT/NAME.log. After each one OUT/day.json and OUT/day.md, a table, are written.
-Called again, it goes on: what is done is not done again, training continues from its checkpoint.
-When time is short, the steps that matter least are left out. --rehearse does on the CPU, with the
-smallest sizes, what needs no GPU. The exit status is 1 if a step failed.
+Each step is a command whose output goes to OUT/NAME.log. After each one OUT/day.json and a table,
+OUT/day.md, are written. A step that should take longer than is left is skipped. Called again, the
+tool goes on: what is done is not done again, training continues from its checkpoint. --rehearse
+does on the CPU, with the smallest sizes, what needs no GPU. The exit status is 1 if a step failed.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,58 +25,62 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 600.0  # seconds of one step
-SLICE = 480.0  # seconds of training, before it is told to save and stop
-GRACE = 30.0  # seconds from that word to the end
+GRACE = 30.0  # seconds from the word to stop to the end
 STOPPED = 128 + signal.SIGTERM  # the exit status of training that saved and stopped
 PYTHON = sys.executable
-CONTINUED, FAILED = "to be continued", ("failed", "too long")
+FAILED = ("failed", "too long")
 
 
 @dataclass(frozen=True)
 class Step:
-    """A command: with what it is rehearsed (None: it is not), how long it should take, in seconds,
-    and its rank, 0 for what is left out last. A slice is stopped after `limit` and goes on later.
+    """A command, its rehearsal (None: it has none), and how many seconds it should take.
+
+    A step is told to stop after `limit` seconds; training saves then, and goes on later.
     """
 
     name: str
     command: Sequence[str]
     rehearsal: Sequence[str] | None
     seconds: float
-    rank: int
     limit: float = LIMIT
-    slice: bool = False
 
 
 def steps(out: Path) -> list[Step]:
     """In the order in which they run."""
-    gpu_tests = ["-m", "pytest", "-n0", "-q", "-m", "gpu"]
+    gpu_tests = [PYTHON, "-m", "pytest", "-n0", "-q", "-m", "gpu"]
+    install = [PYTHON, "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps", "-e", "."]
+    doctor = [PYTHON, "-m", "dsmooth", "doctor"]
+    smallest = [*gpu_tests, "-k", SMALL, *SMALL_TESTS]
+    tuned = {
+        "cifar": ["gated_resnet", "--filters=160", "--size=32", "--batch=64"],
+        "mnist": ["gated_resnet", "--filters=40", "--size=28", "--batch=80"],
+        "loss": ["logistic_mixture"],
+    }
     return [
-        Step(
-            "build",
-            [PYTHON, "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps", "-e", "."],
-            None, 120, 0,
-        ),
-        Step("doctor", *twice([PYTHON, "-m", "dsmooth", "doctor"]), 20, 0),
-        Step("tests", [PYTHON, *gpu_tests], [PYTHON, *gpu_tests, *SMALL_TESTS[:1]], 240, 1),
+        Step("build", install, None, 120),
+        Step("doctor", doctor, doctor, 20),
+        Step("small-tests", smallest, smallest, 240),
+        measure("sampler", out, 300),
+        measure("step-mnist", out, 240),
+        measure("step-cifar", out, 400),
+        measure("two-step", out, 120),
+        measure("loss", out, 60),
+        Step("tests", gpu_tests, None, 400),
         *(
-            Step(tool, ["compute-sanitizer", f"--tool={tool}", "--error-exitcode=9", PYTHON,
-                        *gpu_tests, "-k", SMALL, *SMALL_TESTS], None, 300, 4)
+            Step(
+                tool,
+                ["compute-sanitizer", f"--tool={tool}", "--error-exitcode=9", *smallest],
+                None,
+                300,
+            )
             for tool in ("memcheck", "racecheck", "initcheck", "synccheck")
         ),
-        *(measure(case, out, seconds, rank) for case, seconds, rank in (
-            ("step-mnist", 240, 2), ("step-cifar", 400, 2), ("sampler", 300, 2),
-            ("two-step", 120, 3), ("loss", 60, 3),
-        )),
         *(
-            Step(f"tune-{name}", [PYTHON, f"benchmarks/tune_{script}.py", *sizes], None, 400, 5)
-            for name, script, sizes in (
-                ("cifar", "gated_resnet", ["--filters=160", "--size=32", "--batch=64"]),
-                ("mnist", "gated_resnet", ["--filters=40", "--size=28", "--batch=80"]),
-                ("loss", "logistic_mixture", []),
-            )
+            Step(f"tune-{name}", [PYTHON, "benchmarks/tune.py", *arguments], None, 400)
+            for name, arguments in tuned.items()
         ),
         *(train(role, out) for role in ("noisy", "denoiser")),
-    ]  # fmt: skip
+    ]
 
 
 # compute-sanitizer slows kernels a hundredfold: the smallest image, few filters.
@@ -89,19 +91,14 @@ SMALL_TESTS = [
 ]
 
 
-def twice(command: list[str]) -> tuple[list[str], list[str]]:
-    """A command that is its own rehearsal."""
-    return command, command
-
-
-def measure(case: str, out: Path, seconds: float, rank: int) -> Step:
+def measure(case: str, out: Path, seconds: float) -> Step:
     """A case of benchmarks/on_gpu.py."""
     command = [PYTHON, "benchmarks/on_gpu.py", case, f"--out={out / 'measured.json'}"]
-    return Step(case, command, [*command, "--device=cpu", "--tiny"], seconds, rank)
+    return Step(case, command, [*command, "--device=cpu", "--tiny"], seconds)
 
 
 def train(role: str, out: Path) -> Step:
-    """A slice of training with the settings of the released pair."""
+    """Training with the settings of the released pair."""
     from dsmooth.runs import RunFolder
 
     run = RunFolder(out / "runs" / role)
@@ -110,20 +107,7 @@ def train(role: str, out: Path) -> Step:
     settings = ROOT / "dsmooth" / "pretrained" / "mnist" / role / "config.json"
     tiny = ["--n-filters=4", "--n-resnet=1", "--images=16", "--evaluations=1"]
     tiny.append("--evaluation-images=4")
-    return Step(
-        f"train-{role}", [*command, f"--config={settings}"], [*command, *tiny],
-        120, 3, SLICE, slice=True,
-    )  # fmt: skip
-
-
-def chosen(waiting: Sequence[Step], seconds: float) -> set[str]:
-    """The names of the steps that fit into the time, those of the lowest rank first."""
-    names = set()
-    for step in sorted(waiting, key=lambda step: step.rank):
-        if step.seconds <= seconds:
-            names.add(step.name)
-            seconds -= step.seconds
-    return names
+    return Step(f"train-{role}", [*command, f"--config={settings}"], [*command, *tiny], 120)
 
 
 def run(command: Sequence[str], log: Path, limit: float) -> int | None:
@@ -148,12 +132,12 @@ def run(command: Sequence[str], log: Path, limit: float) -> int | None:
     return None
 
 
-def meaning(step: Step, status: int | None, too_long: bool) -> str:
+def meaning(status: int | None, too_long: bool) -> str:
     """The outcome of a step with this exit status."""
     if status == 0:
         return "done"
-    if step.slice and status == STOPPED:
-        return CONTINUED
+    if status == STOPPED:
+        return "to be continued"
     return "too long" if too_long else "failed"
 
 
@@ -175,9 +159,6 @@ class Day:
 
     def outcome(self, name: str) -> str | None:
         return self.steps[name]["outcome"] if name in self.steps else None
-
-    def is_done(self, name: str) -> bool:
-        return self.outcome(name) == "done"
 
     def note(self, name: str, outcome: str, seconds: float = 0, text: str = "") -> None:
         """Note a step, and write both files."""
@@ -213,51 +194,22 @@ class Day:
         return "\n".join(rows) + "\n"
 
 
-def go(
-    make: Callable[[], list[Step]],
-    day: Day,
-    seconds: float,
-    rehearse: bool = False,
-    clock: Callable[[], float] = time.monotonic,
-) -> None:
-    """Do what is not done, as far as the time reaches; then again what is to be continued.
-
-    Steps are made anew before each one: a command may depend on what the last one left.
-    """
-    end = clock() + seconds
-    again = False
-    while True:
-        for place, step in enumerate(make()):
-            before = day.outcome(step.name)
-            if before == "done" or (again and before != CONTINUED):
-                continue
-            waiting = [later for later in make()[place:] if not day.is_done(later.name)]
-            if not attempt(waiting, day, end, rehearse, clock) and step.name == "build":
-                return
-        unfinished = [step for step in make() if day.outcome(step.name) == CONTINUED]
-        if not unfinished or end - clock() < min(step.seconds for step in unfinished):
-            return
-        again = True
-
-
-def attempt(
-    waiting: list[Step], day: Day, end: float, rehearse: bool, clock: Callable[[], float]
-) -> bool:
-    """Do the first of the steps, unless there is no time for it; whether nothing failed."""
-    step, left = waiting[0], end - clock()
+def attempt(step: Step, day: Day, left: float, rehearse: bool) -> None:
+    """Run a step and note its outcome, unless it is done or the seconds that are left are few."""
     command = step.rehearsal if rehearse else step.command
+    if day.outcome(step.name) == "done":
+        return
     if command is None:
         day.note(step.name, "skipped", text="needs a GPU")
-    elif step.name not in chosen(waiting, left):
+    elif step.seconds > left:
         text = f"takes {step.seconds:.0f} s, {max(left, 0):.0f} s are left"
         day.note(step.name, "skipped", text=text)
     else:
-        log, started = day.out / f"{step.name}.log", clock()
+        log, started = day.out / f"{step.name}.log", time.monotonic()
         limit = min(step.limit, left)
         status = run(command, log, limit)
-        took = clock() - started
-        day.note(step.name, meaning(step, status, took >= limit), took, last_line(log))
-    return day.outcome(step.name) not in FAILED
+        took = time.monotonic() - started
+        day.note(step.name, meaning(status, took >= limit), took, last_line(log))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -272,12 +224,12 @@ def main(arguments: list[str] | None = None) -> int:
     for name in options.only or ():
         if name not in names:
             parser.error(f"{name!r} is no step: they are {', '.join(names)}")
-    day = Day(out)
-
-    def wanted() -> list[Step]:
-        return [step for step in steps(out) if step.name in (options.only or names)]
-
-    go(wanted, day, 60 * options.minutes, options.rehearse)
+    day, end = Day(out), time.monotonic() + 60 * options.minutes
+    for step in steps(out):
+        if step.name in (options.only or names):
+            attempt(step, day, end - time.monotonic(), options.rehearse)
+            if step.name == "build" and day.outcome("build") in FAILED:
+                break
     print(day.table())
     return int(any(step["outcome"] in FAILED for step in day.steps.values()))
 

@@ -8,6 +8,7 @@ from .logistic_mixture import (
     logistic_mixture_sample,
 )
 from .shifted_conv import (
+    Shift,
     concat_elu,
     down_shift,
     right_shift,
@@ -16,7 +17,6 @@ from .shifted_conv import (
     shifted_conv_transpose2d,
     shifted_conv_transpose2d_ref,
 )
-from .taps import Shift
 
 __all__ = [
     "Impl",

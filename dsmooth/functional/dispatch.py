@@ -1,4 +1,4 @@
-"""The choice of an implementation: which one an op uses, and where it can run.
+"""The choice of an implementation, where each can run, and the registration of operators.
 
 An op follows its argument `impl`, or the `use_impl` block around the call.
 """
@@ -125,6 +125,29 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype that an op computes x in: under autocast that of autocast."""
     return autocast_dtype(x) or x.dtype
+
+
+def register_op(
+    name: str,
+    schema: str,
+    compute: Callable[..., Any],
+    fake: Callable[..., Any],
+    backward: Callable[..., Any] | None = None,
+    setup_context: Callable[..., None] | None = None,
+) -> Callable[..., Any]:
+    """The operator dsmooth::NAME of this schema, which computes by `compute` on every device.
+
+    fake: the results without numbers; backward, setup_context: as of
+    `torch.library.register_autograd`. It does not import torch's compiler, as the first call of
+    `torch.library.custom_op` does.
+    """
+    qualified = f"dsmooth::{name}"
+    torch.library.define(qualified, schema)
+    torch.library.impl(qualified, "default", compute)
+    torch.library.register_fake(qualified, fake)
+    if backward is not None:
+        torch.library.register_autograd(qualified, backward, setup_context=setup_context)
+    return getattr(torch.ops.dsmooth, name).default
 
 
 def refuse_second_derivative(op: str) -> Callable[..., NoReturn]:

@@ -12,8 +12,7 @@ from .dispatch import Impl, autocast_dtype, resolve_impl, triton_obstacle
 from .dropout import draw_seed, dropout_factors
 from .gated_resnet_native import MAX_TAPS, gated_resnet_native, native_obstacle
 from .gated_resnet_operands import MAX_SKIPS, Operands, Settings, check_operands
-from .shifted_conv import concat_elu, shifted_conv2d_ref
-from .taps import Shift
+from .shifted_conv import Shift, concat_elu, shifted_conv2d_ref
 
 _AUTOCAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # that autocast casts
 Affine = tuple[Tensor, Tensor]  # weight (D, C, kh, kw) and bias (D,)

@@ -1,6 +1,6 @@
 """The gated resnet of torch's convolutions, between kernels that expand and pad images and end it.
 
-torch differentiates what lies between the kernels: convolutions, weight norm, biases.
+torch differentiates the rest: convolutions, weight norm, biases.
 """
 
 from typing import Any
@@ -10,11 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..kernels.geometry import Taps, channels_last
-from ..kernels.operands import Dropout, Operands
+from ..kernels.geometry import Dropout, Operands, Taps, channels_last
 from ..kernels.padded import gate_epilogue, pad_concat_elu
 from .gated_resnet_operands import Settings
-from .taps import taps_of
+from .shifted_conv import taps_of
 
 
 class _PadConcatElu(torch.autograd.Function):

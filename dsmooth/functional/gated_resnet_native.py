@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import _extension
 from ..kernels.geometry import empty_channels_last
-from .dispatch import constant_when_compiled, refuse_second_derivative
+from .dispatch import constant_when_compiled, refuse_second_derivative, register_op
 from .gated_resnet_operands import (
     FIELDS,
     GRADIENTS,
@@ -19,8 +19,7 @@ from .gated_resnet_operands import (
     apart,
     needs_gradient,
 )
-from .registration import register_op
-from .taps import taps_of
+from .shifted_conv import taps_of
 
 MAX_TAPS = 64
 

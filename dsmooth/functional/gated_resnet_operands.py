@@ -8,9 +8,9 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from ..kernels.operands import Dropout, Operands
+from ..kernels.geometry import Dropout, Operands
 from .dropout import keep_from
-from .taps import Shift, check_kernel
+from .shifted_conv import Shift, check_kernel
 
 MAX_SKIPS = 2  # of the native op and the Triton op
 
@@ -49,12 +49,11 @@ FIELDS = {
 # The results of the ops' backwards.
 GRADIENTS = tuple(f"grad_{name}" for name in Operands._fields if FIELDS[name].gradient)
 # The arguments of the ops: see `apart`.
-SCHEMA = (
-    "Tensor x, Tensor? skip, Tensor? skip_2, Tensor conv_in, Tensor bias_in, Tensor conv_out, "
-    "Tensor bias_out, Tensor? nin_skip, Tensor? bias_nin, Tensor? gain_in, Tensor? gain_out, "
-    "Tensor? gain_nin, Tensor? image_bias, Tensor? seed, "
-    "str shift, float dropout, int layer, int first_image"
+SCHEMA = ", ".join(
+    f"Tensor{'?' * (FIELDS[name].optional or bool(FIELDS[name].conditions))} {name}"
+    for name in Operands._fields
 )
+SCHEMA += ", str shift, float dropout, int layer, int first_image"
 
 
 class Settings(NamedTuple):
@@ -72,7 +71,7 @@ class Settings(NamedTuple):
 
 
 def apart(arguments: Sequence[Any]) -> tuple[Operands, Settings, Sequence[Any]]:
-    """The arguments of an op: operands, settings, and what follows them.
+    """The arguments of an op: operands, settings, and the rest.
 
     An op takes each tensor as its own argument: torch takes lists of tensors apart in Python, at
     every call.

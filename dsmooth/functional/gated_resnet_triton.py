@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from ..kernels.geometry import empty_channels_last, packed_size
-from .dispatch import refuse_second_derivative
+from .dispatch import refuse_second_derivative, register_op
 from .gated_resnet_operands import FIELDS, SCHEMA, Operands, Settings, apart, needs_gradient
-from .registration import register_op
-from .taps import taps_of
+from .shifted_conv import taps_of
 
 # The operands that have gradients, the results of the backward. bias_nin has one of its own, though
 # with the same numbers as bias_in.

@@ -66,10 +66,12 @@ class WeightNormConv(nn.Module):
             self.weight_g.copy_(self._norm(weight))
             self.bias.copy_(bias)
 
-    def rescale(self, output: Tensor, scale: float) -> None:
-        """Set g and b so that `output`, what the layer gives now, has mean 0 and std `scale`."""
+    def initialize(self, x: Tensor, scale: float = 1.0) -> None:
+        """Data-dependent init: set g and b so that the output for `x` has mean 0 and std `scale`
+        (see `PixelCNNpp.initialize`)."""
         with torch.no_grad():
-            variance, mean = torch.var_mean(output.float(), dim=(0, 2, 3), correction=0)
+            output = self.forward(x).float()
+            variance, mean = torch.var_mean(output, dim=(0, 2, 3), correction=0)
             # A filter that is constant on the batch has no scale to set; leave its gain alone.
             gain = torch.where(variance > 1e-10, scale * variance.clamp(min=1e-10).rsqrt(), 1.0)
             self.weight_g.mul_(gain)
@@ -96,10 +98,6 @@ class ShiftedConv2d(WeightNormConv):
         """(B, C, H, W) -> (B, D, H/stride, W/stride)."""
         return shifted_conv2d(x, *self.affine(), shift=self.shift, stride=self.stride)
 
-    def initialize(self, x: Tensor, scale: float = 1.0) -> None:
-        """Data-dependent init on the input `x` (see `PixelCNNpp.initialize`)."""
-        self.rescale(self.forward(x), scale)
-
 
 class Nin(ShiftedConv2d):
     """A weight-normed 1x1 convolution."""
@@ -120,10 +118,6 @@ class ShiftedConvTranspose2d(WeightNormConv):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D, 2H, 2W)."""
         return shifted_conv_transpose2d(x, *self.affine(), shift=self.shift)
-
-    def initialize(self, x: Tensor, scale: float = 1.0) -> None:
-        """Data-dependent init on the input `x` (see `PixelCNNpp.initialize`)."""
-        self.rescale(self.forward(x), scale)
 
 
 class GatedResnet(nn.Module):
@@ -208,7 +202,7 @@ class GatedResnet(nn.Module):
     def initialize(self, x: Tensor, skip: Skip = None) -> None:
         """Data-dependent init on the inputs; the second convolution starts at scale 0.1.
 
-        What an image is conditioned on does not enter: it is added to what is normalised here.
+        The condition of an image does not enter: it is added to what is normalised here.
         """
         self.conv_in.initialize(concat_elu(x))
         h = self.conv_in(concat_elu(x))

@@ -1,4 +1,4 @@
-"""Networks from files: memory is what the file holds, whatever the settings beside it promise."""
+"""Networks from files: the file's tensors decide the memory, not the settings beside it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Activations, shifts, dropout, draws of mixtures and the rest, for wrong calls: see harness.py."""
+"""Activations, shifts, draws of mixtures and the choice of an implementation, for wrong calls."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ import torch
 from torch import Tensor
 
 from dsmooth import functional
-from dsmooth.functional.dropout import draw_seed, dropout_factors, keep_from
-from dsmooth.philox import Stream
 from tests.faults.harness import Arguments, Target, exact, guarded, random_tensor, run
-from tests.helpers.random_words import words_of
 
 # ---- activations and shifts -------------------------------------------------------------------
 
@@ -35,60 +32,6 @@ def _shifted(given: Arguments, rows: int, cols: int) -> list[Tensor]:
 def _call(name: str, given: Arguments) -> list[Tensor]:
     y = getattr(functional, name)(**given)
     return [y.detach()]
-
-
-# ---- dropout ----------------------------------------------------------------------------------
-
-
-def _factors(given: Arguments) -> list[Tensor]:
-    return [dropout_factors(**given)]
-
-
-def _expected_factors(given: Arguments) -> list[Tensor]:
-    batch, channels, rows, cols = given["shape"]
-    assert min(given["shape"]) >= 0
-    seed, dropout = given["seed"], given["dropout"]
-    assert seed.shape == ()
-    assert seed.dtype == torch.int64
-    assert 0 <= dropout < 1
-    key = int(seed) & 0xFFFFFFFF, int(seed) >> 32 & 0xFFFFFFFF
-    stream = int(Stream.DROPOUT)
-    kept = []
-    for number in range(batch * rows * cols * channels):
-        counter = (number // 4, 0, given["layer"] & 0xFFFFFFFF, stream)
-        kept.append((words_of(counter, key)[number % 4] >> 9) + 0.5 >= dropout * 2**23)
-    factors = torch.tensor(kept, dtype=torch.float64) / (1 - dropout)
-    return [factors.view(batch, rows, cols, channels).permute(0, 3, 1, 2)]
-
-
-def _factors_arguments() -> Arguments:
-    return {
-        "shape": torch.Size((2, 3, 2, 3)),
-        "dropout": 0.25,
-        "seed": guarded(torch.tensor(2**40 + 5)),
-        "layer": 3,
-    }
-
-
-def _drawn_seed(given: Arguments) -> list[Tensor]:
-    torch.manual_seed(0)
-    return [draw_seed(**given)]
-
-
-def _expected_seed(given: Arguments) -> list[Tensor]:
-    device = torch.device(given["device"] or "cpu")
-    torch.manual_seed(0)
-    return [torch.randint(2**63 - 1, (), device=device)]
-
-
-def _keep_from(given: Arguments) -> list[Tensor]:
-    return [torch.tensor(keep_from(**given))]
-
-
-def _expected_keep_from(given: Arguments) -> list[Tensor]:
-    assert 0 <= given["dropout"] < 1
-    numbers = torch.arange(2**23)
-    return [((numbers + 0.5) * 2.0**-23 < given["dropout"]).sum()]
 
 
 # ---- mixtures, and the choice of an implementation --------------------------------------------
@@ -134,10 +77,6 @@ def _expected_impl(given: Arguments) -> list[Tensor]:
 
 VALUES: dict[str, list[Any]] = {
     "impl": ["reference", "native", "triton", "bogus"],
-    "dropout": [0.0, 0.5, 1.0, -0.5, 2.0, float("nan"), "x"],
-    "layer": [-1, 2**31, 2**70, 1.5, "x"],
-    "shape": [(), (2, 3), (2, 3, -1, 1), (0, 3, 2, 2), (2, 3, 2.0, 2), "x"],
-    "device": ["meta", "bogus", 3, 1.5],
     "image_channels": [-1, 0, 2, 3, 4, 1.0, "x"],
     "likelihood": ["continuous", "gaussian", "bogus", "", 3],
     "temperature": [0.0, -1.0, float("nan"), float("inf"), "x", 2.0],
@@ -161,27 +100,6 @@ TARGETS = [
             VALUES,
         )
         for name, by in (("down_shift", (1, 0)), ("right_shift", (0, 1)))
-    ),
-    Target(
-        "functional.dropout.dropout_factors",
-        _factors_arguments,
-        _factors,
-        _expected_factors,
-        VALUES,
-    ),
-    Target(
-        "functional.dropout.draw_seed",
-        lambda: {"device": torch.device("cpu")},
-        _drawn_seed,
-        _expected_seed,
-        VALUES,
-    ),
-    Target(
-        "functional.dropout.keep_from",
-        lambda: {"dropout": 0.5},
-        _keep_from,
-        _expected_keep_from,
-        VALUES,
     ),
     *(
         Target(

@@ -1,8 +1,8 @@
-"""The functions of the logistic mixture's likelihood, for wrong calls: see harness.py."""
+"""The logistic mixture's likelihood, for wrong calls."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -152,42 +152,25 @@ def _expected_extension_backward(given: Arguments) -> list[Tensor]:
     return _expected_backward({**given, **needs})
 
 
-def _public_arguments(channels: int, impl: str) -> Callable[[], Arguments]:
-    return lambda: {**_base(channels), "impl": impl}
+def _public_arguments(channels: int) -> Arguments:
+    return {**_base(channels), "impl": "native"}
 
 
+FUNCTIONS = {
+    "functional.logistic_mixture_log_prob": (_public_arguments, _public, _expected, VALUES),
+    "functional.logistic_mixture_log_prob_ref": (_base, _reference, _expected, VALUES),
+    "_C.logistic_mixture": (
+        _extension_arguments, _forward_of_extension, _expected_forward, VALUES, True,
+    ),
+    "_C.logistic_mixture_backward": (
+        *(_extension_backward_arguments, _backward_of_extension),
+        *(_expected_extension_backward, VALUES, True),
+    ),
+}  # fmt: skip
 TARGETS = [
-    target
+    Target(f"{name}, C = {channels}", partial(arguments, channels), *rest)
     for channels in (1, 3)
-    for target in (
-        *(
-            Target(
-                f"functional.logistic_mixture_log_prob, C = {channels}, by {impl}",
-                _public_arguments(channels, impl),
-                _public,
-                _expected,
-                VALUES,
-            )
-            for impl in ("native", "reference")
-        ),
-        Target(
-            f"functional.logistic_mixture_log_prob_ref, C = {channels}",
-            lambda channels=channels: _base(channels),
-            _reference,
-            _expected,
-            VALUES,
-        ),
-        Target(
-            f"_C.logistic_mixture, C = {channels}",
-            lambda channels=channels: _extension_arguments(channels),
-            *(_forward_of_extension, _expected_forward, VALUES, True),
-        ),
-        Target(
-            f"_C.logistic_mixture_backward, C = {channels}",
-            lambda channels=channels: _extension_backward_arguments(channels),
-            *(_backward_of_extension, _expected_extension_backward, VALUES, True),
-        ),
-    )
+    for name, (arguments, *rest) in FUNCTIONS.items()
 ]
 
 

@@ -1,4 +1,4 @@
-"""Random words, elementary functions and what the extension tells of itself: see harness.py."""
+"""Random words, elementary functions and lists of the extension, for wrong calls."""
 
 from __future__ import annotations
 
@@ -94,17 +94,6 @@ def _expected_elementary(given: Arguments) -> list[Tensor]:
     return [x.double().exp(), x.double().expm1(), x.double().log()]
 
 
-def _split(given: Arguments) -> list[Tensor]:
-    return _tensor(philox.split_seed(**given))
-
-
-def _expected_split(given: Arguments) -> list[Tensor]:
-    seed = given["seed"]
-    assert isinstance(seed, int)
-    assert 0 <= seed < 2**64
-    return _tensor((seed & MASK, seed >> 32))
-
-
 WORDS = [-1, 0, MASK, 2**32, 2**70, 1.5, "x", float("nan")]
 COUNTS = [-1, 0, 1, 1.5, "x", 2**70]
 VALUES: dict[str, list[Any]] = {
@@ -149,15 +138,7 @@ TARGETS = [
         _expected_philox,
         VALUES,
     ),
-    Target(
-        "philox.to_uniform",
-        lambda: {"words": _counters()},
-        lambda given: [philox.to_uniform(**given)],
-        lambda given: [((given["words"] >> 9).double() + 0.5) * 2.0**-23],
-        VALUES,
-    ),
     Target("philox.image_words", _image_arguments, _image_words, _expected_image_words, VALUES),
-    Target("philox.split_seed", lambda: {"seed": 2**40}, _split, _expected_split, VALUES),
 ]
 
 

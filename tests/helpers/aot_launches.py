@@ -12,8 +12,7 @@ from torch import Tensor
 
 from dsmooth.kernels import expand, gated_resnet, padded, weights
 from dsmooth.kernels import launch as launching
-from dsmooth.kernels.geometry import Taps
-from dsmooth.kernels.operands import Dropout, Operands
+from dsmooth.kernels.geometry import Dropout, Operands, Taps
 from dsmooth.kernels.tilings import format_of
 from tests.helpers.sass import divisions, hazards, matrix_loops, narrow_loads, register_operand
 from tests.helpers.triton_tools import Compiled, Launch, record_launches

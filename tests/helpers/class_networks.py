@@ -1,4 +1,4 @@
-"""Small networks with classes whose every weight matters, and their inputs."""
+"""Small networks whose every weight matters, and their inputs."""
 
 from __future__ import annotations
 
@@ -22,18 +22,9 @@ def conditional(
 ) -> dsmooth.PixelCNNpp:
     """A network in evaluation mode; trained: with projections that are not zero."""
     torch.manual_seed(0)
-    config = dsmooth.ModelConfig(
-        image_channels=channels,
-        n_filters=6,
-        n_resnet=1,
-        n_mix=3,
-        conditioning=conditioning,
-        context_layers=1,
-        dropout=0.0,
-        n_classes=n_classes,
-        **settings,
-    )
-    model = dsmooth.PixelCNNpp(config).eval()
+    small = {"n_filters": 6, "n_resnet": 1, "n_mix": 3, "context_layers": 1, "dropout": 0.0}
+    settings = {**small, "conditioning": conditioning, "n_classes": n_classes, **settings}
+    model = dsmooth.PixelCNNpp(dsmooth.ModelConfig(image_channels=channels, **settings)).eval()
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for name, weight in model.named_parameters():

@@ -1,13 +1,19 @@
-"""Cases of the gated block that the tests of every implementation judge."""
+"""Cases of the gated block that the tests of every implementation judge.
+
+A process that interprets Triton's kernels judges those by the same laws (tests/interpreted).
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import pytest
 import torch
 from torch import Tensor
 
+from dsmooth import _extension
 from dsmooth.functional import Shift, gated_resnet
 from dsmooth.functional.gated_resnet_operands import Operands, Settings
 
@@ -18,6 +24,19 @@ EPS = {
     torch.bfloat16: 2.0**-8,
     torch.float16: 2.0**-11,
 }
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# A machine without a C++ compiler has no extension, and its build record says so; that it is there
+# everywhere else is asserted by test_extension.py.
+needs_extension = pytest.mark.skipif(
+    not _extension.is_available(), reason=str(_extension.unavailable_reason())
+)
+NATIVE = pytest.param("native", marks=needs_extension)
+FAST = ["triton", "cudnn"] if INTERPRETED else [NATIVE]
+DTYPES = [torch.float64, torch.float32, torch.float16 if INTERPRETED else torch.bfloat16]
+each_fast_impl = pytest.mark.parametrize("impl", FAST)
+each_impl = pytest.mark.parametrize("impl", FAST if INTERPRETED else ["reference", NATIVE])
+each_dtype = pytest.mark.parametrize("dtype", DTYPES)
+each_shift = pytest.mark.parametrize("shift", list(KERNELS))
 STRIDES: dict[str, Callable[[Tensor], Tensor]] = {
     "nchw": lambda t: t.contiguous(),
     "channels_last": lambda t: t.to(memory_format=torch.channels_last),

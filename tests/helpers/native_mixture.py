@@ -1,9 +1,13 @@
-"""The native logistic mixture as tests call it: one instruction set, buffers full of NaN."""
+"""The logistic mixture as tests call it, and the native one in buffers full of NaN.
+
+A process that interprets Triton's kernels judges those by the same laws (tests/interpreted).
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,20 +16,28 @@ from torch import Tensor
 
 from dsmooth import _extension
 from dsmooth.functional import logistic_mixture_log_prob
-from tests.helpers.mixture_cases import LIKELIHOODS, MIXTURES, Gradients
+from tests.helpers.gated_cases import INTERPRETED, NATIVE
+from tests.helpers.mixture_cases import (
+    LIKELIHOODS,
+    MIXTURES,
+    Gradients,
+    random_case,
+    value_and_gradients,
+)
 
-# A machine without a C++ compiler has no extension, and its build record says so; that it is there
-# everywhere else is asserted by test_extension.py.
-needs_extension = pytest.mark.skipif(
-    not _extension.is_available(), reason=str(_extension.unavailable_reason())
-)
 INSTRUCTION_SETS = _extension.instruction_sets()
-both_impls = pytest.mark.parametrize(
-    "impl", ["reference", pytest.param("native", marks=needs_extension)]
-)
+each_fast_impl = pytest.mark.parametrize("impl", ["triton"] if INTERPRETED else [NATIVE])
+both_impls = pytest.mark.parametrize("impl", ["triton"] if INTERPRETED else ["reference", NATIVE])
 each_likelihood = pytest.mark.parametrize("likelihood", LIKELIHOODS)
 each_mixture = pytest.mark.parametrize("mixture", MIXTURES)
 each_channels = pytest.mark.parametrize("channels", [1, 3])
+
+
+def widest_case(channels: int, mixture: str, **options: Any) -> tuple[Tensor, Tensor]:
+    """random_case in the widest dtype that the implementations of this process take."""
+    dtype = torch.float32 if INTERPRETED else torch.float64
+    x, params = random_case(channels, mixture, **options)
+    return x.to(dtype), params.to(dtype)
 
 
 def log_prob_of(mixture: str, impl: Any) -> Callable[[Tensor, Tensor], Tensor]:
@@ -85,3 +97,16 @@ def call_native(
     backward = ("grad", "x", "params", "state", "grad_x", "grad_params")
     extension.logistic_mixture(**{k: tensors[k] for k in forward}, **options)
     extension.logistic_mixture_backward(**{k: tensors[k] for k in backward}, **options)
+
+
+def run_triton(x: Tensor, params: Tensor, mixture: str) -> Gradients:
+    return value_and_gradients(log_prob_of(mixture, "triton"), x, params)
+
+
+# Value and gradients by each implementation whose sums are its own.
+RUNS: dict[str, Callable[..., Gradients]] = (
+    {"triton": run_triton}
+    if INTERPRETED
+    else {name: partial(run_native, instruction_set=name) for name in INSTRUCTION_SETS}
+)
+each_run = pytest.mark.parametrize("run", RUNS.values(), ids=list(RUNS))

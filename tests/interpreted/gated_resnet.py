@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor
 
-from dsmooth.functional import Impl, Shift, gated_resnet, use_impl
+from dsmooth.functional import Impl, Shift, use_impl
 from dsmooth.functional.dropout import dropout_factors, keep_from
 from dsmooth.functional.gated_resnet_cudnn import gated_resnet_cudnn
 from dsmooth.functional.gated_resnet_triton import backward_op, forward_op, gated_resnet_triton
 from dsmooth.kernels import gated_resnet as kernels
 from dsmooth.kernels.expand import expand, expand_plan
-from dsmooth.kernels.geometry import Rows, Taps
-from dsmooth.kernels.operands import Dropout
+from dsmooth.kernels.geometry import Dropout, Rows, Taps
 from dsmooth.nn.layers import GatedResnet
 from tests.helpers import interpreter_speed  # noqa: F401 - for its effect
-from tests.helpers.gated_cases import EPS, STRIDES, Case, assert_as_good, make_case
+from tests.helpers.gated_cases import (
+    EPS,
+    INTERPRETED,
+    Case,
+    assert_as_good,
+    each_dtype,
+    each_impl,
+    make_case,
+)
 from tests.helpers.triton_canaries import guarded, guarded_memory
+from tests.test_gated_resnet import (  # noqa: F401 - laws of every implementation
+    test_an_empty_batch_gives_empty_outputs_and_zero_gradients,
+    test_no_output_sees_a_later_pixel,
+    test_strides_do_not_matter,
+)
+
+assert INTERPRETED, "run with TRITON_INTERPRET=1"
 
 Shapes = tuple[Shift, tuple[int, int, int], int, tuple[int, ...], float]
 CASES: list[Shapes] = [
@@ -30,9 +41,7 @@ CASES: list[Shapes] = [
     ("none", (1, 3, 33), 5, (), 0.3),
     ("down_right", (1, 1, 3), 40, (40, 40), 0.5),
 ]
-DTYPES = [torch.float64, torch.float32, torch.float16]
 pytestmark = pytest.mark.grid
-each_impl = pytest.mark.parametrize("impl", ["triton", "cudnn"])
 
 
 def as_good_as_eager(
@@ -45,7 +54,7 @@ def as_good_as_eager(
 
 
 @each_impl
-@pytest.mark.parametrize("dtype", DTYPES)
+@each_dtype
 @pytest.mark.parametrize("shapes", CASES)
 def test_as_good_as_eager(shapes: Shapes, dtype: torch.dtype, impl: Impl) -> None:
     *shape, dropout = shapes
@@ -54,7 +63,7 @@ def test_as_good_as_eager(shapes: Shapes, dtype: torch.dtype, impl: Impl) -> Non
     as_good_as_eager(case, dtype, impl=impl)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@each_dtype
 def test_as_good_as_eager_with_what_is_kept_of_the_gates(dtype: torch.dtype) -> None:
     for shapes in CASES[1:4:2]:
         *shape, dropout = shapes
@@ -66,17 +75,6 @@ def test_as_good_as_eager_with_what_is_kept_of_the_gates(dtype: torch.dtype) -> 
 def test_as_good_as_eager_at_160_channels() -> None:
     case = make_case("down_right", (1, 1, 2), 160, (160,), 0.5, torch.float16, gains=True)
     as_good_as_eager(case, torch.float16)
-
-
-@each_impl
-@pytest.mark.parametrize("prepare", list(STRIDES.values()), ids=list(STRIDES))
-def test_strides_do_not_matter(prepare: Callable[[Tensor], Tensor], impl: Impl) -> None:
-    case = make_case(size=(2, 3, 4), filters=4, skip_channels=(4, 2))
-    plain = case.run(impl, torch.float32, lambda t: t.to(memory_format=torch.channels_last))
-    got = case.run(impl, torch.float32, prepare)
-    # Three of the four are other memory; the one that is the same proves only the repetition.
-    for name, value in got.items():
-        assert torch.equal(value, plain[name]), name
 
 
 def test_the_weights_memory_order_does_not_matter() -> None:
@@ -112,37 +110,6 @@ def test_nothing_is_written_or_read_beside_a_tensor(
         assert torch.equal(got[name], value), name
 
 
-@each_impl
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
-@pytest.mark.parametrize("shift", ["down", "down_right"])
-def test_no_output_sees_a_later_pixel(shift: Shift, dtype: torch.dtype, impl: Impl) -> None:
-    """NaN in every pixel that a shift must not see changes no output, bitwise.
-
-    Image i of the batch keeps the pixels that output i may see, and loses the others.
-    """
-    rows, cols = 3, 4
-    case = make_case(shift, (1, rows, cols), 5, (5,), dtype=dtype)
-    x, skip, _, *weights = case.operands(dtype)
-    w = [weight.to(dtype) for weight in weights[:6]]
-    outputs = list(itertools.product(range(rows), range(cols)))
-    later = torch.zeros(len(outputs), 1, rows, cols, dtype=torch.bool)
-    for lost, (r, c) in zip(later, outputs, strict=True):
-        lost[:, r + 1 :] = True
-        if shift == "down_right":
-            lost[:, :, c + 1 :] = True
-    args = ((w[0], w[1]), (w[2], w[3]))
-
-    def run(x: Tensor, skip: Tensor) -> Tensor:
-        return gated_resnet(x, *args, skip, (w[4], w[5]), shift=shift, impl=impl)
-
-    plain = run(x, skip)
-    images = (t.repeat(len(outputs), 1, 1, 1).masked_fill(later, torch.nan) for t in (x, skip))
-    poisoned = run(*images)
-    for i, (r, c) in enumerate(outputs):
-        assert torch.equal(poisoned[i, :, r, c], plain[0, :, r, c])
-    assert poisoned.isnan().any()
-
-
 # ---- dropout ----------------------------------------------------------------------------------
 
 
@@ -151,7 +118,7 @@ def test_what_is_kept_is_what_the_reference_keeps(filters: int) -> None:
     """The bits, and the elements that they keep; in margins and between the pixels, zeros."""
     shape = torch.Size((2, 2 * filters, 3, 5))
     h = torch.full((2, filters, 3, 5), -1.0).to(memory_format=torch.channels_last)
-    case, rows = make_case(filters=1), Rows.of(h, Taps(2, 3, 1, 1))
+    case, rows = make_case(filters=1), Rows.of(h.shape, Taps(2, 3, 1, 1))
     cases = ((0, 0, 0.5, 0), (0x1234_5678_9ABC_DEF0, 61, 0.1, 3), (2**63 - 2, 1, 0.9, 2**31 - 1))
     for seed, layer, p, first_image in cases:
         seed_tensor = torch.tensor(seed)
@@ -210,13 +177,6 @@ def test_a_gradient_does_not_depend_on_which_others_are_wanted() -> None:
     for wanted in (["x"], images[1:], ["skip_2"], names[3:-1], ["conv_in"], ["x", "gain_nin"]):
         for name, grad in gradients(wanted).items():
             assert torch.equal(grad, every[name])
-
-
-@each_impl
-def test_an_empty_batch_gives_empty_outputs_and_zero_gradients(impl: Impl) -> None:
-    case = make_case(size=(0, 4, 4), skip_channels=(5,))
-    for name, value in case.run(impl, torch.float32).items():
-        assert torch.equal(value, torch.zeros_like(value)), name
 
 
 def test_frozen_weights_and_images_between_torchs_convolutions() -> None:

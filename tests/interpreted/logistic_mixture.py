@@ -14,14 +14,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsmooth.functional import logistic_mixture_log_prob, use_impl
+from dsmooth.functional import (
+    logistic_mixture_log_prob,
+    logistic_mixture_log_prob_ref,
+)
 from dsmooth.functional.logistic_mixture_triton import triton_backward, triton_log_prob
 from dsmooth.kernels import logistic_mixture as kernels
 from dsmooth.kernels.launch import INTERPRETED
 from tests.helpers import interpreter_speed  # noqa: F401 - for its effect
 from tests.helpers.mixture_cases import (
-    GOLDEN,
-    GOLDEN_CASES,
     LEVELS,
     LIKELIHOODS,
     MIXTURES,
@@ -29,11 +30,16 @@ from tests.helpers.mixture_cases import (
     assert_as_exact_as_eager,
     avoid_kink,
     float_case,
-    golden_inputs,
-    n_atoms,
-    n_params,
     random_case,
     value_and_gradients,
+    with_atoms,
+)
+from tests.test_logistic_mixture_op import (  # noqa: F401 - laws of every implementation
+    test_a_graph_that_is_kept_gives_its_gradient_again,
+    test_any_strides_give_the_same,
+    test_compiles_without_a_break,
+    test_nan_is_never_hidden,
+    test_second_derivative_is_refused_not_lost,
 )
 
 assert INTERPRETED, "run with TRITON_INTERPRET=1"
@@ -43,6 +49,19 @@ each_likelihood = pytest.mark.parametrize("likelihood", LIKELIHOODS)
 each_channels = pytest.mark.parametrize("channels", [1, 3])
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 each_mixture = pytest.mark.parametrize("mixture", MIXTURES)
+KINDS: dict[str, dict[str, Any]] = {
+    "continuous": {"likelihood": "continuous"},
+    "discretized": {"likelihood": "discretized"},
+    **{
+        f"gaussian {sigma}": {"likelihood": "gaussian", "smoothing_scale": sigma}
+        for sigma in (0.5, 0.02, 30.0)
+    },
+    # in no order
+    **{
+        f"{n} atoms": {"likelihood": "discretized", "atoms": [97 * i % 256 for i in range(n)]}
+        for n in (1, 5, 33, 256)
+    },
+}
 
 
 def run(x: Tensor, params: Tensor, likelihood: Any, **options: Any) -> Gradients:
@@ -67,22 +86,7 @@ def op_arguments(mixture: str) -> tuple[str, list[int], float]:
     )
 
 
-@each_likelihood
-@pytest.mark.parametrize("name", GOLDEN_CASES)
-def test_golden_values(name: str, likelihood: Any) -> None:
-    golden = GOLDEN[name]
-    narrow = "narrow" in name
-    got = run(*(t.float() for t in golden_inputs(golden, narrow)), likelihood)
-    expected = torch.tensor(golden[f"{likelihood}_log_prob"], dtype=torch.float64)
-    # Rounding x and params to float32 moves z by 6e-8 divided by the scale, at most e^7 times.
-    close = 2e-4 if narrow else 2e-6
-    torch.testing.assert_close(got[0].double().flatten(), expected, rtol=close, atol=0)
-    assert got[2].abs().sum().item() == pytest.approx(
-        golden[f"{likelihood}_grad_params_abs_sum"], rel=close
-    )
-
-
-@each_likelihood
+@pytest.mark.parametrize("kind", KINDS)
 @each_channels
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
@@ -91,13 +95,17 @@ def test_golden_values(name: str, likelihood: Any) -> None:
     ids=str,
 )
 def test_as_exact_as_eager(
-    size: tuple[int, int, int], n_mix: int, dtype: torch.dtype, channels: int, likelihood: Any
+    size: tuple[int, int, int], n_mix: int, dtype: torch.dtype, channels: int, kind: str
 ) -> None:
+    options = dict(KINDS[kind])
+    likelihood = options.pop("likelihood")
     x, params = (t.to(dtype) for t in case(channels, likelihood, n_mix=n_mix, size=size))
     avoid_kink(params, channels)
-    got = run(x, params, likelihood)
+    if "atoms" in options:
+        x, params = with_atoms(x, params, options["atoms"])
+    got = run(x, params, likelihood, **options)
     assert got[0].dtype == torch.float32
-    assert_as_exact_as_eager(got, x, params, likelihood)
+    assert_as_exact_as_eager(got, x, params, likelihood, **options)
 
 
 @each_likelihood
@@ -126,45 +134,44 @@ def test_extremes(likelihood: Any, mean: float, log_scale: float) -> None:
         assert (got[2][:, 2] == 0).all()  # clamped: no gradient
 
 
-@pytest.mark.parametrize("log_scale", [-8.0, -4.0, 0.0, 3.0])
-def test_masses_sum_to_one(log_scale: float) -> None:
-    parts = torch.tensor([0.4, 0, -0.2, 0.7, log_scale, -2])
-    params = parts.view(1, 6, 1, 1).expand(1, 6, 1, 256)
-    log_prob = logistic_mixture_log_prob(
-        LEVELS.float().view(1, 1, 1, 256), params, "discretized", "triton"
+@pytest.mark.parametrize("log_scale", [-100.0, -6.9, 40.0, 80.0, 95.0])
+@pytest.mark.parametrize("mean", [0.3, -1000.0])
+@pytest.mark.parametrize("sigma", [1e-6, 0.3, 1e6])
+def test_extremes_of_a_gaussian(sigma: float, mean: float, log_scale: float) -> None:
+    """Also where the variance, and with it eager PyTorch, overflows in float32."""
+    params = torch.tensor([0, mean, log_scale]).view(1, 3, 1, 1).expand(1, 3, 1, 256)
+    x = LEVELS.float().view(1, 1, 1, 256)
+    got = run(x, params, "gaussian", smoothing_scale=sigma)
+    want = value_and_gradients(
+        lambda x, p: logistic_mixture_log_prob_ref(x, p, "gaussian", smoothing_scale=sigma),
+        x.double(),
+        params.double(),
     )
-    assert log_prob.double().exp().sum().item() == pytest.approx(1, abs=2e-6)
+    for g, w in zip(got, want, strict=True):
+        # Values and derivatives by the log-scale change their sign: a part of the largest.
+        atol = 3e-7 * w.abs().max().item() + 1e-30
+        torch.testing.assert_close(g.double(), w, rtol=2e-6, atol=atol)
 
 
-@each_mixture
+def test_an_atom_far_above_the_components_neither_overflows_nor_vanishes() -> None:
+    x, params = (t.float() for t in random_case(3, "discretized", size=(1, 1, 2)))
+    x[..., 0], x[..., 1] = 1.0, 0.5
+    params = torch.cat([params[:, :4], torch.full((1, 2, 1, 2), 1e4), params[:, 4:]], dim=1)
+    got = run(x, params, "discretized", atoms=(0, 255))
+    assert got[0][0, 0, 0].item() == pytest.approx(-math.log(2), rel=1e-6)
+    assert_as_exact_as_eager(got, x, params, "discretized", atoms=(0, 255))
+
+
 @each_channels
-def test_any_strides_give_the_same_bits(channels: int, mixture: str) -> None:
-    x, params, options = float_case(channels, mixture, size=(2, 6, 10))
-    want = run(x, params, **options)
-    last = torch.channels_last
-    layouts = [
-        (x.to(memory_format=last), params.to(memory_format=last)),
-        (x, params.to(memory_format=last)),
-        (x.transpose(2, 3).contiguous().transpose(2, 3), params),
-        (x, torch.cat([params, params], dim=3)[..., 10:]),
-        (x, torch.cat([params, params], dim=1)[:, : params.shape[1]]),
-    ]
-    for x_view, params_view in layouts:
-        leaves = x_view.detach().requires_grad_(), params_view.detach().requires_grad_()
-        log_prob = logistic_mixture_log_prob(*leaves, impl="triton", **options)
-        gradients = torch.autograd.grad(log_prob.sum(), leaves)
-        for g, w in zip((log_prob, *gradients), want, strict=True):
-            assert torch.equal(g, w)
-        is_last = params_view.is_contiguous(memory_format=last)
-        assert gradients[1].is_contiguous(memory_format=last) == is_last
-        assert gradients[1].is_contiguous() == (not is_last)
-    expanded = x[:1].expand(2, -1, -1, -1)
-    for g, w in zip(
-        run(expanded, params, **options),
-        run(expanded.contiguous(), params, **options),
-        strict=True,
-    ):
-        assert torch.equal(g, w)
+@pytest.mark.parametrize("n_mix", [1, 5, 17])
+@pytest.mark.parametrize("mixture", MIXTURES)
+def test_a_pixel_does_not_see_its_neighbours(mixture: str, n_mix: int, channels: int) -> None:
+    """A part of an image, down to one pixel, gets the bits that it gets in the whole."""
+    x, params, options = float_case(channels, mixture, n_mix=n_mix, size=(2, 3, 13))
+    whole = run(x, params, **options)
+    for part in ((slice(1), ..., slice(1), slice(1)), (slice(2), ..., slice(1, 3), slice(4, 11))):
+        for got, want in zip(run(x[part], params[part], **options), whole, strict=True):
+            assert torch.equal(got, want[part])
 
 
 @pytest.mark.parametrize("size", [(0, 4, 4), (2, 0, 4), (2, 4, 0)], ids=str)
@@ -214,29 +221,6 @@ def test_the_tile_changes_no_bit(mixture: str) -> None:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-# Triton's interpreter takes the maximum of a pixel that is NaN throughout by np.nanmax, and where
-# -inf of an atom elsewhere is among the NaN, subtracts -inf from -inf.
-@pytest.mark.filterwarnings("ignore:All-NaN slice encountered:RuntimeWarning")
-@pytest.mark.filterwarnings("ignore:invalid value encountered in subtract:RuntimeWarning")
-@each_mixture
-@each_channels
-def test_nan_is_never_hidden(channels: int, mixture: str) -> None:
-    """A NaN in any one channel of x or params makes its pixel NaN, and no other."""
-    n_mix = 2
-    total = n_params(channels, n_mix) + n_atoms(mixture) + channels
-    x, params, options = float_case(channels, mixture, n_mix=n_mix, size=(1, 1, total + 1))
-    clean = run(x, params, **options)
-    for pixel in range(params.shape[1]):
-        params[:, pixel, :, pixel] = math.nan
-    for c in range(channels):
-        x[:, c, :, params.shape[1] + c] = math.nan
-    got = run(x, params, **options)
-    assert got[0][..., :-1].isnan().all()
-    assert got[2][..., :-1].isnan().any(dim=1).all()
-    for dirty, pure in zip(got, clean, strict=True):
-        assert torch.equal(dirty[..., -1], pure[..., -1])
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_gradient_of_a_weighted_sum(dtype: torch.dtype) -> None:
     """Weights per pixel, with strides of every kind: adjacent, of a transposed image, and 0."""
@@ -271,27 +255,6 @@ def test_only_the_wanted_gradient_is_computed(mixture: str) -> None:
         assert [gradient.numel() > 0 for gradient in gradients] == list(needs)
 
 
-def test_a_graph_that_is_kept_gives_its_gradient_again() -> None:
-    x, params = case(3, "discretized", size=(1, 2, 3))
-    inputs = x.requires_grad_(), params.requires_grad_()
-    log_prob = logistic_mixture_log_prob(*inputs, "discretized", impl="triton")
-    weights = torch.randn(log_prob.shape, generator=torch.Generator().manual_seed(0))
-    first = torch.autograd.grad((log_prob * weights).sum(), inputs, retain_graph=True)
-    kept = [gradient.clone() for gradient in first]
-    doubled = torch.autograd.grad((log_prob * weights).sum() * 2, inputs)
-    for a, b, c in zip(first, kept, doubled, strict=True):
-        assert torch.equal(a, b)
-        torch.testing.assert_close(2 * a, c, rtol=0, atol=1e-37)  # doubling denormals may round
-
-
-def test_second_derivative_is_refused_not_lost() -> None:
-    x, params = case(1, "continuous", size=(1, 1, 2))
-    params.requires_grad_()
-    log_prob = logistic_mixture_log_prob(x, params, impl="triton").sum()
-    with pytest.raises(NotImplementedError, match="use impl='reference'"):
-        torch.autograd.grad(log_prob, params, create_graph=True)
-
-
 # opcheck reads .grad of the clones that it makes; the warning is about its own tensors
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 @each_mixture
@@ -306,23 +269,6 @@ def test_opcheck(mixture: str) -> None:
         torch.library.opcheck(triton_log_prob, (*leaves, *what, True, True))
         _, *units = triton_log_prob(x, layout, *what, True, True)
         torch.library.opcheck(triton_backward, (torch.randn(2, 1, 3), *units))
-
-
-@pytest.mark.full
-@each_mixture
-def test_compiles_without_a_break(mixture: str) -> None:
-    def loss(x: Tensor, params: Tensor) -> Tensor:
-        return -logistic_mixture_log_prob(x, params, **options).mean()
-
-    x, params, options = float_case(1, mixture, n_mix=2, size=(1, 2, 3))
-    with use_impl("triton"):
-        compiled = torch.compile(loss, fullgraph=True)
-        for got, want in zip(
-            value_and_gradients(compiled, x, params),
-            value_and_gradients(loss, x, params),
-            strict=True,
-        ):
-            torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-7)
 
 
 def test_auto_does_not_interpret() -> None:

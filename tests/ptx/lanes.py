@@ -1,22 +1,24 @@
-"""Registers of all lanes of a block as numpy vectors, and the sets of lanes that run together."""
+"""Registers of all lanes of a block as numpy vectors, sets of lanes that run together, and forms.
+
+A form plays one kind of instruction. It takes an instruction and the registers of its function, and
+returns a function of the group of lanes that runs it. It must refuse what it does not recognise, by
+UnknownForm: a modifier that is passed over would be a wrong result.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from tests.ptx.copies import Copies
-from tests.ptx.layout import WARP, WORDS, Trap
-from tests.ptx.memory import Memory
+from tests.ptx.memory import WARP, WORDS, Copies, Memory, Trap
 from tests.ptx.parse import SIZES, Function, Instruction, Operand, UnknownForm
 
 DTYPES: dict[str, type[np.generic]] = {
     "b8": np.uint8, "u8": np.uint8, "s8": np.int8,
     "b16": np.uint16, "u16": np.uint16, "s16": np.int16, "f16": np.float16, "bf16": np.uint16,
-    "b32": np.uint32, "u32": np.uint32, "s32": np.int32, "f32": np.float32, "tf32": np.uint32,
-    "f16x2": np.uint32, "bf16x2": np.uint32,
-    "b64": np.uint64, "u64": np.uint64, "s64": np.int64, "f64": np.float64, "pred": np.bool_,
+    "b32": np.uint32, "u32": np.uint32, "s32": np.int32, "f32": np.float32,
+    "b64": np.uint64, "u64": np.uint64, "s64": np.int64, "pred": np.bool_,
 }  # fmt: skip
 
 
@@ -121,7 +123,7 @@ class Registers:
     def read(self, operand: Operand, type_: str) -> np.ndarray:
         """A view of what the operand holds, one value a lane, that follows later changes."""
         dtype, size = np.dtype(DTYPES[type_]), SIZES[type_]
-        if operand.kind in ("integer", "float32", "float64"):
+        if operand.kind in ("integer", "float32"):
             return self._constant(operand, type_).view(dtype)
         if operand.kind != "name":
             raise UnknownForm(f"{operand.kind} where a value is expected")
@@ -141,9 +143,7 @@ class Registers:
 
     def address(self, space: str, place: int) -> int:
         """Value that `mov` puts into a register for a variable."""
-        if space in ("global", "const"):
-            return self.memory.base + place
-        return place
+        return place + self.memory.base * (space == "global")
 
     def write(self, operand: Operand, type_: str) -> np.ndarray:
         """The register to write a value of this type to; its size must be the type's."""
@@ -193,15 +193,9 @@ class Registers:
         size = SIZES[type_]
         if type_ == "pred":
             return self.constant(int(operand.value != 0), 1)
-        if operand.kind == "integer":
-            if type_ in ("f32", "f64"):
-                raise UnknownForm(f"integer {operand.value} as {type_}")
-            return self.constant(operand.value, size)
-        if operand.kind == "float64" and size == 4:
-            single = np.uint64(operand.value).view(np.float64).astype(np.float32)
-            return self.constant(int(single.view(np.uint32)), size)
-        if (operand.kind == "float64") != (size == 8):
-            raise UnknownForm(f"{operand.kind} as {type_}")
+        is_float = operand.kind == "float32"
+        if (is_float and size != 4) or (not is_float and type_ == "f32"):
+            raise UnknownForm(f"{operand.kind} {operand.value} as {type_}")
         return self.constant(operand.value, size)
 
     def place(self, operand: Operand, space: str) -> Callable[[Group], np.ndarray]:
@@ -210,7 +204,6 @@ class Registers:
         origin = {
             "": -memory.base,
             "global": -memory.base,
-            "const": -memory.base,
             "shared": memory.shared,
             "param": memory.parameters,
             "local": memory.local,
@@ -249,5 +242,82 @@ class Registers:
         return lambda group: place(group) + group.lanes.astype(np.uint64) * step
 
 
+Action = Callable[[Group], None]
+Form = Callable[[Instruction, Registers], Action]
+FORMS: dict[str, Form] = {}
+
+
+def form(*opcodes: str) -> Callable[[Form], Form]:
+    def register(function: Form) -> Form:
+        FORMS.update(dict.fromkeys(opcodes, function))
+        return function
+
+    return register
+
+
+def translate(instruction: Instruction, registers: Registers) -> Action:
+    """How an instruction that is no branch, call or barrier is played, its predicate included."""
+    if instruction.opcode not in FORMS:
+        raise UnknownForm(full_name(instruction))
+    try:
+        action = FORMS[instruction.opcode](instruction, registers)
+    except UnknownForm as error:
+        raise UnknownForm(f"{instruction.text} (line {instruction.line}): {error}") from None
+    guard = instruction.predicate
+    if guard is None:
+        return action
+    predicate = registers.read(guard, "pred")
+
+    def guarded(group: Group) -> None:
+        chosen = group.narrowed(~predicate if guard.negated else predicate)
+        if chosen is not None:
+            action(chosen)
+
+    return guarded
+
+
+class Modifiers:
+    """The modifiers of an instruction, taken one by one; `done` refuses what is left."""
+
+    def __init__(self, instruction: Instruction) -> None:
+        self.instruction, self.left = instruction, list(instruction.modifiers)
+
+    def take(self, *names: str) -> str:
+        """The first of these that is there, or ""."""
+        for name in self.left:
+            if name in names:
+                self.left.remove(name)
+                return name
+        return ""
+
+    def type(self) -> str:
+        """The last one."""
+        return self.left.pop()
+
+    def done(self) -> None:
+        if self.left:
+            raise UnknownForm(full_name(self.instruction))
+
+
 def full_name(instruction: Instruction) -> str:
     return ".".join((instruction.opcode, *instruction.modifiers))
+
+
+def refuse(instruction: Instruction) -> UnknownForm:
+    return UnknownForm(full_name(instruction))
+
+
+def put(target: np.ndarray, values: np.ndarray, group: Group) -> None:
+    np.copyto(target, values, where=group.where)
+
+
+def sources(
+    instruction: Instruction, registers: Registers, types: Sequence[str]
+) -> list[np.ndarray]:
+    """The operands after the first, each as its type."""
+    operands = instruction.operands[1:]
+    if len(operands) != len(types):
+        raise UnknownForm(f"{len(operands)} sources, {len(types)} expected")
+    if any(operand.negated for operand in operands):
+        raise refuse(instruction)
+    return [registers.read(o, t) for o, t in zip(operands, types, strict=True)]

@@ -1,4 +1,4 @@
-"""The memory that a played kernel sees: one array of bytes, and for every byte what may be done.
+"""Memory of a played kernel: one array of bytes, and for every byte what may be done to it.
 
 Windows of the array stand for shared memory, the kernel's parameters and each lane's local memory;
 the rest holds tensors, whose addresses in the process are the addresses that the kernel gets. So a
@@ -15,8 +15,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tests.ptx.layout import FIRST_SHARED, SHARED_BYTES, WORDS, Trap, place_name
-from tests.ptx.races import Races
+WARP = 32
+WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+SHARED_BYTES = 232 * 1024
+FIRST_SHARED = 1024  # what the driver keeps in front
+
+
+class Trap(Exception):
+    """A kernel did what it must not do."""
+
+
+def place_name(index: int) -> str:
+    """Name of a place of the player's memory for a reader."""
+    if 0 <= index < SHARED_BYTES:
+        return f"shared byte {index - FIRST_SHARED}"
+    return f"byte {index} of the player's memory"
+
 
 # The state of a byte, as bits.
 INSIDE = 1  # of a tensor, a variable or a window
@@ -33,6 +47,107 @@ GAP = 256  # bytes between tensors, that belong to none
 def spread(bits: int, size: int) -> int:
     """The same bits in every byte of a word."""
     return int.from_bytes(bytes([bits]) * size, "little")
+
+
+REMEMBERED = 1 << 14  # accesses; behind more of them everything is cleared
+
+
+class Races:
+    """Which warps have touched a byte of shared or global memory since the last barrier, a bit a
+    warp. size: bytes of the player's memory."""
+
+    def __init__(self, warps: int, size: int) -> None:
+        self.dtype = np.dtype(np.uint8 if warps <= 8 else np.uint16 if warps <= 16 else np.uint32)
+        self.readers = np.zeros(size, self.dtype)
+        self.writers = np.zeros(size, self.dtype)
+        self.most = 8 // self.dtype.itemsize  # bytes whose bits are looked at together
+        self.views: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self.own: dict[int, np.ndarray] = {}
+        self.touched: list[tuple[int, np.ndarray]] = []
+        lanes = np.arange(warps * WARP) // WARP
+        for width in (1, 2, 4, 8):
+            if width <= self.most:
+                word = WORDS[width * self.dtype.itemsize]
+                self.views[width] = self.readers.view(word), self.writers.view(word)
+                bits = (np.ones((), self.dtype) << lanes.astype(self.dtype)).astype(self.dtype)
+                self.own[width] = np.repeat(bits[:, None], width, 1).copy().view(word)[:, 0]
+
+    def clear(self) -> None:
+        if len(self.touched) == REMEMBERED:
+            self.readers.fill(0)
+            self.writers.fill(0)
+        else:
+            for size, word in self.touched:
+                for bits in self.views[size]:
+                    bits[word] = 0
+        self.touched.clear()
+
+    def _touch(self, size: int, word: np.ndarray) -> None:
+        if len(self.touched) < REMEMBERED:
+            self.touched.append((size, word))
+
+    def read(self, index: np.ndarray, size: int, lanes: np.ndarray) -> None:
+        """lanes: of the block, as numbers."""
+        for part in range(0, size, self.most):
+            self._read(index + part, min(size, self.most), lanes)
+
+    def write(self, index: np.ndarray, size: int, lanes: np.ndarray, same: bool = False) -> None:
+        """same: whether lanes that write to one place here write the same value, which Triton lets
+        several warps do: a race of no consequence, and none for their own reads."""
+        for part in range(0, size, self.most):
+            self._write(index + part, min(size, self.most), lanes, same)
+
+    def _read(self, index: np.ndarray, size: int, lanes: np.ndarray) -> None:
+        readers, writers = self.views[size]
+        own = self.own[size][lanes]
+        word = index >> size.bit_length() - 1
+        before = writers.take(word)
+        if ((before | own) != own).any():
+            others = self._bytes(before & ~own) * (self._bytes(before & own) == 0)
+            if others.any():
+                self._report(index, lanes, others.any(1), "reads what", "has written")
+        self._touch(size, word)
+        self._add(readers, word, own)
+
+    def _bytes(self, words: np.ndarray) -> np.ndarray:
+        """(lanes, bytes) of the bits of words."""
+        return np.ascontiguousarray(words).view(self.dtype).reshape(len(words), -1)
+
+    def _write(self, index: np.ndarray, size: int, lanes: np.ndarray, same: bool) -> None:
+        readers, writers = self.views[size]
+        own = self.own[size][lanes]
+        word = index >> size.bit_length() - 1
+        before = writers.take(word) | readers.take(word)
+        if ((before | own) != own).any():
+            written = ((writers.take(word) | own) != own).any()
+            other = "has written" if written else "has read"
+            self._report(index, lanes, before & ~own, "writes what", other)
+        self._touch(size, word)
+        self._add(writers, word, own)
+        if not same and (writers.take(word) != own).any():
+            others = writers.take(word) & ~own
+            self._report(index, lanes, others, "writes what", "writes with it")
+
+    @staticmethod
+    def _add(bits: np.ndarray, word: np.ndarray, own: np.ndarray) -> None:
+        """Set each lane's bit, also where lanes of several warps have the same word."""
+        mine, at = own, word
+        while len(at):
+            bits[at] = bits.take(at) | mine
+            lost = (bits.take(at) & mine) != mine
+            if not lost.any():
+                return
+            at, mine = at[lost], mine[lost]
+
+    @staticmethod
+    def _report(
+        index: np.ndarray, lanes: np.ndarray, others: np.ndarray, verb: str, other: str
+    ) -> None:
+        i = int(np.flatnonzero(others)[0])
+        raise Trap(
+            f"race: warp {int(lanes[i]) // WARP} {verb} another warp {other} "
+            f"since the last barrier, {place_name(int(index[i]))}"
+        )
 
 
 class Memory:
@@ -213,3 +328,51 @@ class Memory:
         if self.parameters <= place < self.local:
             return f"parameter byte {place - self.parameters}{more}"
         return f"address {(place + self.base) % 2**64:#x}{more}"
+
+
+class Copies:
+    """Asynchronous copies of a block. A lane waits for its own groups, in their order.
+
+    The bytes are moved at once and marked as unsettled, so that whoever reads or writes them before
+    the wait is caught; what follows a wait without a barrier is caught as a race.
+    """
+
+    def __init__(self, memory: Memory, count: int) -> None:
+        self.memory = memory
+        self.count = count
+        self.start()
+
+    def start(self) -> None:
+        self.committed = np.zeros(self.count, np.int64)
+        self.pending: list[tuple[np.ndarray, np.ndarray, np.ndarray, int]] = []
+
+    def issue(self, index: np.ndarray, size: int, lanes: np.ndarray) -> None:
+        self.pending.append((lanes, index, self.committed[lanes], size))
+
+    def wait(self, most: int, lanes: np.ndarray) -> None:
+        """Until at most so many of each of these lanes' groups are on their way; -1: none, nor what
+        no group holds."""
+        limit = self.committed - most
+        if most < 0:
+            limit = self.committed + 1
+        chosen = np.zeros(len(self.committed), bool)
+        chosen[lanes] = True
+        left = []
+        for owners, index, number, size in self.pending:
+            done = chosen[owners] & (number < limit[owners])
+            if done.any():
+                self._settle(index[done], size, owners[done])
+            if not done.all():
+                keep = ~done
+                left.append((owners[keep], index[keep], number[keep], size))
+        self.pending = left
+
+    def _settle(self, index: np.ndarray, size: int, lanes: np.ndarray) -> None:
+        word = min(size, 8)
+        for part in range(0, size, word):
+            at = index + part
+            states = self.memory.states[word]
+            states[at >> word.bit_length() - 1] |= states.dtype.type(
+                spread(SETTLED | WRITTEN, word)
+            )
+            self.memory.races.write(at, word, lanes)

@@ -10,48 +10,245 @@ It raises Trap for what a kernel must not do, and UnknownForm for what it cannot
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from tests.ptx import access, bits, choices, conversions, floats, integers, matrices, warps
-from tests.ptx.blocks import Code, Outcome, callees_first
-from tests.ptx.copies import Copies
-from tests.ptx.lanes import Group, Registers
-from tests.ptx.layout import FIRST_SHARED, WARP, Trap
-from tests.ptx.memory import OPEN, READABLE, Memory
-from tests.ptx.parse import Function, Instruction, Module, UnknownForm, Variable, parse
+from tests.ptx import access, arithmetic, warps
+from tests.ptx.lanes import Action, Group, Registers, refuse, translate
+from tests.ptx.memory import FIRST_SHARED, WARP, Copies, Memory, Trap
+from tests.ptx.parse import Function, Instruction, UnknownForm, Variable, parse
 
 # Imported for the forms that they register.
-KINDS = (access, bits, choices, conversions, floats, integers, matrices, warps)
+KINDS = (access, arithmetic, warps)
 FIRST_LOCAL = 16
+
+# The block where all lanes of a group go, or parts of the group with the block of each.
+Outcome = int | list[tuple[int, Group]]
+End = Callable[[Group], Outcome]
+ENDS = {"bra", "brx", "call", "ret"}
+
+
+@dataclass
+class Block:
+    actions: list[Action] = field(default_factory=list)
+    instructions: list[Instruction] = field(default_factory=list)
+    end: End = lambda group: []
+    last: Instruction | None = None  # what ends it, unless it runs on into the next
+
+
+def ends_block(instruction: Instruction) -> bool:
+    if instruction.opcode == "bar":
+        return instruction.modifiers[0] != "warp"
+    return instruction.opcode in ENDS
+
+
+def callees_first(functions: dict[str, Function], entry: str) -> list[Function]:
+    order: list[Function] = []
+
+    def visit(name: str, above: tuple[str, ...]) -> None:
+        if name in above:
+            raise UnknownForm(f"recursion of {name}")
+        for instruction in functions[name].code:
+            if instruction.opcode == "call":
+                visit(callee_of(instruction, functions), (*above, name))
+        if functions[name] not in order:
+            order.append(functions[name])
+
+    visit(entry, ())
+    return order
+
+
+def callee_of(instruction: Instruction, functions: dict[str, Function]) -> str:
+    for operand in instruction.operands:
+        if operand.kind == "name" and operand.name in functions:
+            return operand.name
+    raise UnknownForm(f"{instruction.text}: a call of no function that is here")
+
+
+class Code:
+    """All blocks of a kernel, numbered; callees come before their callers.
+
+    So the lowest number among lanes that parted is the deepest call and there the place that lies
+    furthest back: who runs it first lets them meet again. arrive: what a barrier does with the
+    lanes that reach it, given its instruction and the block behind.
+    """
+
+    def __init__(
+        self,
+        functions: dict[str, Function],
+        entry: str,
+        registers: dict[str, Registers],
+        arrive: Callable[[Instruction, int, Group], Outcome],
+    ) -> None:
+        self.functions, self.registers, self.arrive = functions, registers, arrive
+        self.blocks: list[Block] = []
+        self.starts: dict[str, dict[int, int]] = {}  # of a function: index into its code, block
+        self.returns: dict[str, np.ndarray] = {}  # for each lane the block to go on with
+        self.landings: dict[int, Action] = {}  # what fetches a result before that block
+        order = callees_first(functions, entry)
+        for function in order:
+            starts = {0, *function.labels.values(), len(function.code)}
+            starts |= {i + 1 for i, one in enumerate(function.code) if ends_block(one)}
+            first = len(self.blocks)
+            self.starts[function.name] = {s: first + i for i, s in enumerate(sorted(starts))}
+            self.blocks += [Block() for _ in starts]
+            self.returns[function.name] = np.zeros(registers[function.name].count, np.int64)
+        for function in order:
+            self._fill(function)
+        self.first = self.starts[entry][0]
+
+    def _fill(self, function: Function) -> None:
+        starts = self.starts[function.name]
+        block = self.blocks[starts[0]]
+        for i, instruction in enumerate(function.code):
+            if i in starts:
+                if block is not self.blocks[starts[i]] and block.last is None:
+                    block.end = _always(starts[i])
+                block = self.blocks[starts[i]]
+            if ends_block(instruction):
+                block.last = instruction
+                block.end = self._end(function, instruction, starts[i + 1])
+            else:
+                block.actions.append(translate(instruction, self.registers[function.name]))
+                block.instructions.append(instruction)
+
+    def _end(self, function: Function, instruction: Instruction, following: int) -> End:
+        opcode = instruction.opcode
+        if opcode == "bra":
+            end = _always(self._label(function, instruction.operands[0].name))
+        elif opcode == "brx":
+            end = self._indexed(function, instruction)
+        elif opcode == "call":
+            end = self._call(function, instruction, following)
+        elif opcode == "bar":
+            end = self._barrier(instruction, following)
+        else:
+            end = _leave if function.entry else self._return(function)
+        if instruction.predicate is None:
+            return end
+        if opcode == "bar":
+            raise UnknownForm(f"{instruction.text}: a barrier with a predicate")
+        return self._guarded(function, instruction, end, following)
+
+    def _label(self, function: Function, name: str) -> int:
+        if name not in function.labels:
+            raise UnknownForm(f"label {name}")
+        return self.starts[function.name][function.labels[name]]
+
+    def _guarded(
+        self, function: Function, instruction: Instruction, end: End, following: int
+    ) -> End:
+        guard = instruction.predicate
+        assert guard is not None
+        predicate = self.registers[function.name].read(guard, "pred")
+
+        def parted(group: Group) -> Outcome:
+            truth = ~predicate if guard.negated else predicate
+            chosen = group.narrowed(truth)
+            if chosen is None:
+                return following
+            if chosen is group:
+                return end(group)
+            others = group.narrowed(~truth)
+            assert others is not None
+            outcome = end(chosen)
+            parts = [(outcome, chosen)] if isinstance(outcome, int) else outcome
+            return [*parts, (following, others)]
+
+        return parted
+
+    def _indexed(self, function: Function, instruction: Instruction) -> End:
+        if instruction.modifiers[0] != "idx":
+            raise refuse(instruction)
+        index = self.registers[function.name].read(instruction.operands[0], "u32")
+        names = function.targets[instruction.operands[1].name]
+        targets = [self._label(function, name) for name in names]
+
+        def spread(group: Group) -> Outcome:
+            parts = []
+            for value in np.unique(index[group.lanes]):
+                chosen = group.narrowed(index == value)
+                assert chosen is not None
+                parts.append((targets[int(value)], chosen))
+            return parts
+
+        return spread
+
+    def _barrier(self, instruction: Instruction, following: int) -> End:
+        (number, *_) = instruction.operands
+        known = instruction.modifiers == ("sync",) and number.kind == "integer"
+        if not known or len(instruction.operands) > 1:
+            raise refuse(instruction)
+        return lambda group: self.arrive(instruction, following, group)
+
+    def _call(self, function: Function, instruction: Instruction, following: int) -> End:
+        name = callee_of(instruction, self.functions)
+        callee = self.functions[name]
+        lists = [operand.parts for operand in instruction.operands if operand.kind == "list"]
+        named = [operand.kind for operand in instruction.operands]
+        results = lists.pop(0) if named and named[0] == "list" else ()
+        arguments = lists.pop(0) if lists else ()
+        if len(results) != len(callee.results) or len(arguments) != len(callee.parameters):
+            raise refuse(instruction)
+        own, theirs = self.registers[function.name].formal, self.registers[name].formal
+        given = [
+            (own[a.name], theirs[p.name], p.size)
+            for a, p in zip(arguments, callee.parameters, strict=True)
+        ]
+        taken = [
+            (theirs[p.name], own[r.name], p.size)
+            for r, p in zip(results, callee.results, strict=True)
+        ]
+        first, back = self.starts[name][0], self.returns[name]
+        self.landings[following] = lambda group: _copy(taken, group)
+
+        def call(group: Group) -> Outcome:
+            _copy(given, group)
+            back[group.lanes] = following
+            return first
+
+        return call
+
+    def _return(self, function: Function) -> End:
+        back = self.returns[function.name]
+
+        def leave(group: Group) -> Outcome:
+            parts: list[tuple[int, Group]] = []
+            for block in np.unique(back[group.lanes]):
+                chosen = group.narrowed(back == block)
+                assert chosen is not None
+                self.landings[int(block)](chosen)
+                parts.append((int(block), chosen))
+            return parts[0][0] if len(parts) == 1 else parts
+
+        return leave
+
+
+def _always(block: int) -> End:
+    return lambda group: block
+
+
+def _leave(group: Group) -> Outcome:
+    return []
+
+
+def _copy(pairs: Sequence[tuple[np.ndarray, np.ndarray, int]], group: Group) -> None:
+    for source, target, size in pairs:
+        target[group.lanes, :size] = source[group.lanes, :size]
 
 
 class Player:
     """steps: of instructions that a block may take before it is held to run for ever."""
 
-    def __init__(self, ptx: str | Module, memory: Memory, steps: int = 20_000_000) -> None:
-        self.module = parse(ptx) if isinstance(ptx, str) else ptx
+    def __init__(self, ptx: str, memory: Memory, steps: int = 20_000_000) -> None:
+        self.module = parse(ptx)
         self.memory, self.steps = memory, steps
         self.instructions = 0  # played so far
         self._kernels: dict[tuple[str, tuple[int, ...]], Kernel] = {}
-        self.variables = {
-            name: self._place_variable(variable)
-            for name, variable in self.module.variables.items()
-            if variable.space in ("global", "const")
-        }
-
-    def _place_variable(self, variable: Variable) -> int:
-        tensor = self.memory.empty(
-            (variable.size,), torch.uint8, alignment=max(variable.alignment, 16)
-        )
-        data = variable.initial.ljust(variable.size, b"\0")
-        tensor.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
-        self.memory.mark(tensor, READABLE | (OPEN if variable.space == "global" else 0))
-        return tensor.data_ptr() - self.memory.base
 
     def entry(self, name: str) -> Function:
         """The kernel of this name, or the only one whose name contains it."""
@@ -82,7 +279,7 @@ class Player:
 
 
 def pack(parameters: Sequence[Variable], arguments: Sequence[Any]) -> bytes:
-    """Values as the bytes of a kernel's parameters; those that are missing are zeros."""
+    """Values as the bytes of a kernel's parameters; missing ones are zeros."""
     data = bytearray()
     for i, parameter in enumerate(parameters):
         data += bytes(-len(data) % parameter.alignment)
@@ -130,7 +327,7 @@ class Kernel:
 
     def _symbols(self, functions: dict[str, Function]) -> dict[str, tuple[str, int]]:
         """Places of variables and parameters. Open arrays of shared memory are behind the rest."""
-        symbols = {name: ("global", place) for name, place in self.player.variables.items()}
+        symbols: dict[str, tuple[str, int]] = {}
         shared = [v for v in self.player.module.variables.values() if v.space == "shared"]
         local = FIRST_LOCAL
         for function in functions.values():
@@ -156,9 +353,6 @@ class Kernel:
         return symbols
 
     def launch(self, grid: tuple[int, ...], parameters: bytes, shared: int) -> None:
-        for axis, extent in zip("xyz", grid, strict=True):
-            self.special[f"%nctaid.{axis}"][:] = extent
-        self.special["%dynamic_smem_size"][:] = shared
         for z, y, x in np.ndindex(grid[::-1]):
             for axis, index in zip("xyz", (x, y, z), strict=True):
                 self.special[f"%ctaid.{axis}"][:] = index
@@ -212,8 +406,6 @@ class Kernel:
 
     def _arrive(self, instruction: Instruction, following: int, group: Group) -> Outcome:
         number = instruction.operands[0].value
-        if len(instruction.operands) > 1 and instruction.operands[1].value != self.count:
-            raise UnknownForm(f"{instruction.text}: a barrier of a part of the block")
         sites = self.barriers.setdefault(number, {})
         where = group.where
         if following in sites:
@@ -245,16 +437,4 @@ def special_registers(extents: tuple[int, ...]) -> dict[str, np.ndarray]:
     lane = np.arange(count, dtype=np.uint32)
     x, y, _ = extents
     full = {"%tid.x": lane % x, "%tid.y": lane // x % y, "%tid.z": lane // (x * y)}
-    for axis, extent in zip("xyz", extents, strict=True):
-        full[f"%ntid.{axis}"] = np.full(count, extent)
-        full[f"%ctaid.{axis}"] = np.zeros(count)
-        full[f"%nctaid.{axis}"] = np.ones(count)
-    in_warp = lane % WARP
-    bit = np.uint32(1) << in_warp
-    full |= {
-        "%laneid": in_warp, "%warpid": lane // WARP, "%nwarpid": np.full(count, count // WARP),
-        "%lanemask_eq": bit, "%lanemask_lt": bit - 1, "%lanemask_le": bit | (bit - 1),
-        "%lanemask_gt": ~(bit | (bit - 1)), "%lanemask_ge": ~(bit - 1),
-        "%smid": np.zeros(count), "%nsmid": np.ones(count), "%dynamic_smem_size": np.zeros(count),
-    }  # fmt: skip
-    return {name: np.ascontiguousarray(values, np.uint32) for name, values in full.items()}
+    return full | {f"%ctaid.{axis}": np.zeros(count, np.uint32) for axis in "xyz"}

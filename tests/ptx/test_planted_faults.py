@@ -16,16 +16,14 @@ import torch
 from tests.helpers.aot_launches import KERNELS
 from tests.helpers.gated_cases import EPS, assert_as_good, make_case
 from tests.helpers.nvcc_builds import NVCC
-from tests.ptx.cuda_player import Built, CudaPlayer, build_sampler
-from tests.ptx.layout import Trap
-from tests.ptx.memory import Memory
-from tests.ptx.sampler_cases import draw, draw_on_host
-from tests.ptx.sampler_cases import make_case as make_sampler_case
+from tests.ptx.cuda_player import Built, CudaPlayer, build_sampler, draw, draw_on_host
+from tests.ptx.cuda_player import make_case as make_sampler_case
+from tests.ptx.memory import Memory, Trap
 from tests.ptx.triton_player import played
 
 pytestmark = pytest.mark.full
 REGISTER = r"%\w+"
-ROUNDING = 2e-5  # that the law of bfloat16 images allows (test_sampler_played.py)
+ROUNDING = 2e-5  # that the law of bfloat16 images allows (test_played.py)
 
 
 @dataclass(frozen=True)

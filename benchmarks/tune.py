@@ -1,18 +1,18 @@
-"""Propose rows of kernels/tilings.py for the GPU at hand.
+"""Propose block sizes for the GPU at hand, to be copied by hand into kernels/.
 
-    python benchmarks/tune_gated_resnet.py --filters 160 --size 32 --batch 64 --dtype bfloat16
+    python benchmarks/tune.py gated_resnet --filters 160 --size 32 --batch 64 --dtype bfloat16
+    python benchmarks/tune.py logistic_mixture
 
-One kind of work at a time, and one width of it, gets each candidate's block sizes while the others
-keep the table's; the time is that of a whole block, forward and backward. A candidate must give the
-table's results before it is timed. Printed are the table's time and the best candidates', to be
-copied by hand.
+In a gated resnet one kind of matmul at a time, and one width of it, gets each candidate of
+`tilings.MatmulTiling` while the others keep the table's. The time is that of a whole block, forward
+and backward. Each tile of the mixture's kernel is timed beside a copy of as many bytes. A candidate
+must give the table's results before it is timed.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import statistics
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,7 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ROUNDS = 20
+N_MIX = 10
+BLOCK_PS, NUM_WARPS = (8, 16, 32, 64, 128), (1, 2, 4, 8, 16)
+SHAPES = {"mnist": (256, 1, 28, 28), "cifar": (256, 3, 32, 32)}
+DTYPES = (torch.float32, torch.bfloat16)
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
 def candidates(name: str, table: Any) -> Iterator[Any]:
@@ -32,24 +36,16 @@ def candidates(name: str, table: Any) -> Iterator[Any]:
 
 
 def milliseconds(run: Callable[[], Any]) -> float:
-    """Median over ROUNDS of one run on the GPU, after three of warm-up."""
-    times = []
-    for i in range(ROUNDS + 3):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        if i >= 3:
-            times.append(start.elapsed_time(end))
-    return statistics.median(times)
+    """Median of runs on the GPU."""
+    from triton.testing import do_bench
+
+    return float(do_bench(run, return_mode="median"))
 
 
 def make_block(options: argparse.Namespace) -> Callable[[], list[Tensor]]:
     """A function that runs a 2x3 block with one skip, gains and dropout, forward and backward."""
     from dsmooth.kernels import gated_resnet as kernels
-    from dsmooth.kernels.geometry import Taps
-    from dsmooth.kernels.operands import Dropout, Operands
+    from dsmooth.kernels.geometry import Dropout, Operands, Taps
 
     torch.manual_seed(0)
     f, dtype = options.filters, getattr(torch, options.dtype)
@@ -80,11 +76,10 @@ def make_block(options: argparse.Namespace) -> Callable[[], list[Tensor]]:
     return run
 
 
-def tune(options: argparse.Namespace) -> None:
+def tune_gated_resnet(options: argparse.Namespace) -> None:
     run = make_block(options)
     expected = run()
     torch.cuda.synchronize()
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}: {vars(options)}")
     print(f"the table: {milliseconds(run):.3f} ms a block, forward and backward")
     for name in ("matmul_tiling", "gradient_tiling"):
         for table in tables_of(name, run):
@@ -122,7 +117,6 @@ def install(name: str, choose: Callable[..., Any]) -> None:
     setattr(tilings, name, choose)
     gated_resnet_plans.forward_plan.cache_clear()
     gated_resnet_plans.backward_plan.cache_clear()
-    tilings.block_gradient_plans.cache_clear()
 
 
 def trial(
@@ -153,8 +147,60 @@ def trial(
         install(name, original)
 
 
+def tuned_mixture(shape: str, dtype: torch.dtype, layout: str, likelihood: str) -> str:
+    """The frozen and the fastest tile of one case, in words."""
+    from triton.compiler.errors import CompilationError
+    from triton.runtime.errors import OutOfResources
+
+    from dsmooth.kernels import logistic_mixture as kernels
+
+    batch, channels, height, width = SHAPES[shape]
+    n_params = N_MIX * (3 if channels == 1 else 10)
+    x = torch.rand(batch, channels, height, width, device="cuda", dtype=dtype) * 2 - 1
+    params = torch.randn(batch, n_params, height, width, device="cuda", dtype=dtype)
+    params = params.to(memory_format=LAYOUTS[layout])
+    log_prob = torch.empty(batch, height, width, device="cuda")
+    grad_params = torch.empty_like(params)
+    sigma = 0.5  # of "gaussian"
+
+    def run(tiling: kernels.Tiling) -> Callable[[], None]:
+        return lambda: kernels.log_prob(
+            x, params, log_prob, None, grad_params, likelihood, (), sigma, tiling
+        )
+
+    frozen = kernels.log_prob_tiling(N_MIX, channels, likelihood)
+    run(frozen)()
+    want = grad_params.clone()
+    times = {}
+    for block_p, num_warps in itertools.product(BLOCK_PS, NUM_WARPS):
+        tiling = kernels.Tiling(block_p, frozen.block_k, num_warps)
+        try:
+            run(tiling)()
+        except (CompilationError, OutOfResources):
+            continue  # more registers or shared memory than a block may have
+        torch.testing.assert_close(grad_params, want, rtol=1e-2, atol=1e-3)
+        times[tiling] = milliseconds(run(tiling))
+    times[frozen] = milliseconds(run(frozen))
+    copy = milliseconds(lambda: grad_params.copy_(params))
+    fastest = min(times, key=times.__getitem__)
+    return "; ".join(
+        f"{name} {tuple(tiling)} {times[tiling]:.3f} ms, {copy / times[tiling]:.0%} of a copy"
+        for name, tiling in (("frozen", frozen), ("fastest", fastest))
+    )
+
+
+def tune_logistic_mixture(options: argparse.Namespace) -> None:
+    likelihoods = ("continuous", "discretized", "gaussian")
+    for case in itertools.product(SHAPES, DTYPES, LAYOUTS, likelihoods):
+        print(*case, tuned_mixture(*case))
+
+
+OPS = {"gated_resnet": tune_gated_resnet, "logistic_mixture": tune_logistic_mixture}
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("op", choices=list(OPS))
     parser.add_argument("--filters", type=int, default=160)
     parser.add_argument("--size", type=int, default=32, help="height and width of the images")
     parser.add_argument("--batch", type=int, default=64)
@@ -162,7 +208,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         sys.exit("tuning times kernels on a GPU, and this machine has no CUDA device")
-    tune(options)
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}: {vars(options)}")
+    OPS[options.op](options)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,152 @@
+"""Compiled kernels compute what their references do, without a GPU (docs/played.md).
+
+The CUDA sampler draws the images that the host draws of the same noise. The Triton kernels for
+compute capability 8.0, launched by their own launchers, have at most twice the error of eager
+PyTorch and a rounding. The player holds every access to what memory.py allows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from dsmooth.functional import logistic_mixture_log_prob
+from tests.helpers.gated_cases import EPS, assert_as_good
+from tests.helpers.gated_cases import make_case as make_block
+from tests.helpers.mixture_cases import (
+    MIXTURES,
+    assert_as_exact_as_eager,
+    avoid_kink,
+    n_atoms,
+    random_case,
+    value_and_gradients,
+)
+from tests.helpers.nvcc_builds import NVCC
+from tests.ptx.cuda_player import (
+    Built,
+    Case,
+    CudaPlayer,
+    build_sampler,
+    draw,
+    draw_on_host,
+    known_of,
+    make_case,
+)
+from tests.ptx.memory import Memory
+
+# Sums run over k in another order, and exp is the device's: a few roundings of what they are made
+# of. Images are of the order of 1.
+ROUNDING = {False: 2e-6, True: 2e-5}
+CASES: dict[str, dict[str, Any]] = {
+    "rgb stack gaussian": {
+        "filters": 5,
+        "channels": 3,
+        "conditioning": "stack",
+        "likelihood": "gaussian",
+        "bf16": True,
+        "n": 1,
+    },
+    "grey completed": {"filters": 4, "bf16": True, "n": 3, "max_slice": 2, "completes": True},
+    "rgb discretized in float32": {
+        "filters": 3,
+        "channels": 3,
+        "likelihood": "discretized",
+        "atoms": [0, 255, 17],
+        "n": 1,
+    },
+}
+FULL_CASES: dict[str, dict[str, Any]] = {
+    "grey": {"filters": 4, "bf16": True, "n": 3, "max_slice": 2},
+    "grey in float32": {"filters": 4, "n": 1},
+    "grey concat": {"filters": 20, "conditioning": "concat", "bf16": True, "n": 1},
+    "rgb discretized with atoms": {
+        "filters": 3, "channels": 3, "likelihood": "discretized", "atoms": [0, 255, 17],
+        "bf16": True, "n": 2,
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def built() -> Built:
+    return build_sampler()
+
+
+def close(drawn: torch.Tensor, expected: torch.Tensor, case: Case) -> bool:
+    """Equal to rounding; of a discretized pixel, rounding may reach the next level."""
+    off = (drawn - expected).abs()
+    if case.likelihood == 1:
+        return bool((off > 1e-6).float().mean() < 0.05 and off.max() < 1.1 / 127.5)
+    return bool(off.max() < ROUNDING[bool(case.bf16)])
+
+
+@pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *(pytest.param(case, id=name) for name, case in CASES.items()),
+        *(pytest.param(case, id=name, marks=pytest.mark.full) for name, case in FULL_CASES.items()),
+    ],
+)
+def test_images_are_those_of_the_host(settings: dict[str, Any], built: Built) -> None:
+    case = make_case(**settings)
+    ptx = built.completion if case.completes else built.ptx
+    player = CudaPlayer(built, Memory(1 << 23), ptx)
+    expected = draw_on_host(player, case)
+    assert expected.isfinite().all()
+    assert expected.std() > 0.01
+    drawn = draw(player, case)
+    known, mask = known_of(case)
+    if mask is not None:
+        kept = ~known.isnan()
+        assert kept.any()
+        assert torch.equal(drawn[kept], known[kept])
+    assert close(drawn, expected, case), (drawn - expected).abs().max()
+
+
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+@pytest.mark.grid
+@each_dtype
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_gated_block(dropout: float, dtype: torch.dtype) -> None:
+    """Forward and backward: packing, both convolutions, gate, dropout, every gradient."""
+    pytest.importorskip("triton")
+    from tests.helpers.aot_launches import KERNELS
+    from tests.ptx.triton_player import played
+
+    shape = ("down_right", (1, 3, 5), 5, (5, 3)) if dropout else ("down", (2, 2, 3), 4, ())
+    case = make_block(*shape, dropout, dtype, gains=dropout > 0)
+    with played(KERNELS, Memory(1 << 22)) as player:
+        got = case.run("triton", dtype, keep_gates=dropout > 0)
+    matmuls = {"hidden_kernel", "hidden_gradient_kernel", "input_gradient_kernel"}
+    assert matmuls | {"gate_kernel", "parameter_gradient_kernel"} <= set(player.launches)
+    assert player.launches.count("gate_kernel") == (1 if dropout else 2)
+    exact, eager = (case.run("reference", d) for d in (torch.float64, dtype))
+    assert_as_good(got, eager, exact, EPS[dtype])
+
+
+@pytest.mark.grid
+@each_dtype
+@pytest.mark.parametrize("mixture", list(MIXTURES))
+@pytest.mark.parametrize("channels", [1, 3])
+def test_logistic_mixture(channels: int, mixture: str, dtype: torch.dtype) -> None:
+    pytest.importorskip("triton")
+    from dsmooth.kernels import logistic_mixture as kernels
+    from tests.ptx.triton_player import played
+
+    if (channels == 1) != (mixture in ("continuous", "gaussian")) and dtype != torch.bfloat16:
+        pytest.skip("one dtype is enough for every pair")
+    x, params = (t.to(dtype) for t in random_case(channels, mixture, size=(1, 4, 6)))
+    avoid_kink(params, channels, n_atoms(mixture))
+    options = dict(MIXTURES[mixture])
+    likelihood: Any = options.pop("likelihood")
+    with played({kernels: ["log_prob_kernel", "scale_kernel"]}, Memory(1 << 22)):
+        got = value_and_gradients(
+            lambda x, p: logistic_mixture_log_prob(x, p, likelihood, impl="triton", **options),
+            x, params,
+        )  # fmt: skip
+    assert_as_exact_as_eager(got, x, params, likelihood, **options)
