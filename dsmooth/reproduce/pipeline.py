@@ -11,11 +11,11 @@ import re
 import shlex
 import textwrap
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
-from ..config import OWN, Precision, ReproductionStage, flatten
+from ..config import OWN, Precision, ReproductionStage, check_one_of, flatten
 from ..distributed import barrier, broadcast_int, process_group, rank_and_size
 from ..evaluate.features import make_extractor
 from ..files import lock_folder, read_json, write_json
@@ -24,7 +24,6 @@ from ..models import Models, load_models
 from ..pretrained import TITLE
 from ..report.page import advice, bound_sentence, write_report
 from ..runs import RunFolder
-from ..sampling.request import check_one_of
 from ..train import train
 from ..train.loop import load_data
 from .plan import PretrainedPlan, TrainingPlan
@@ -59,9 +58,9 @@ def reproduce(
     sizes = sizes or Sizes()
     with process_group(), contextlib.ExitStack() as stack:
         use_threads(threads)
-        check_one_of("precision", precision, Precision)
+        check_one_of("precision", precision, get_args(Precision))
         if only is not None:
-            check_one_of("only", only, ReproductionStage)
+            check_one_of("only", only, get_args(ReproductionStage))
         if sizes.extractor != "auto":
             make_extractor(sizes.extractor)  # a mistake is reported before any work
         place, first = default_device(device), rank_and_size()[0] == 0
