@@ -83,7 +83,7 @@ def test_every_door_checks(
 def test_names_that_a_network_does_not_know(pair: dsmooth.SmoothedPair) -> None:
     for name in ("temprature", "method", "count"):
         for call in (sequential_sample, jacobi_sample):
-            with pytest.raises(TypeError, match=f"no argument '{name}'; see seed, first_index, "):
+            with pytest.raises(TypeError, match=f"no argument '{name}'; see seed, "):
                 call(pair.noisy, 1, height=4, width=4, **{name: 1})
     with pytest.raises(TypeError, match="no argument 'count'"):
         pair.sample(1, count=3)

@@ -291,6 +291,6 @@ def test_precision_is_that_of_the_cached_sampler(monkeypatch: pytest.MonkeyPatch
     assert not torch.equal(rounded, pair.sample(2, method="noisy"))
     with pytest.raises(ValueError, match="precision must be one of auto, float32, bfloat16, got"):
         pair.sample(2, precision="float16")
-    monkeypatch.setattr("dsmooth.sampling.cached.is_available", lambda: False)
+    monkeypatch.setattr("dsmooth.sampling.cached.unavailable_reason", lambda: "no compiler")
     with pytest.raises(ValueError, match="precision bfloat16 needs the cached sampler: "):
         pair.sample(2, precision="bfloat16")

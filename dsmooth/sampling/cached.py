@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._extension import cuda_obstacle, extension, is_available, unavailable_reason
+from .._extension import cuda_obstacle, extension, unavailable_reason
 from ..config import Precision
 from ..machine import check_memory
 from ..nn import PixelCNNpp
@@ -296,8 +296,8 @@ def has_cached_sampler(model: PixelCNNpp) -> bool:
 def obstacle_of(model: PixelCNNpp) -> str | None:
     """The reason why `CachedSampler` cannot sample a model, in one sentence; None if it can."""
     device, dtype = model.head.bias.device.type, model.head.bias.dtype
-    if not is_available():
-        return unavailable_reason()
+    if (reason := unavailable_reason()) is not None:
+        return reason
     if dtype != torch.float32:
         return f"the weights are {str(dtype).removeprefix('torch.')}, not float32"
     if device == "cuda":
