@@ -56,12 +56,12 @@ target_link_libraries(dsmooth_isa PRIVATE dsmooth_flags)
 # `chooser` sees them as the macro `list`: DSMOOTH_SET(name) for each.
 function(compile_for_instruction_sets target source chooser list)
   cmake_path(GET source STEM stem)
-  cmake_path(GET source PARENT_PATH room)
-  cmake_path(GET room FILENAME room)
+  cmake_path(GET source PARENT_PATH folder)
+  cmake_path(GET folder FILENAME folder)
   set(sets "")
   foreach(name IN LISTS ARGN)
     if(name IN_LIST instruction_sets)
-      set(library ${room}_${stem}_${name})
+      set(library ${folder}_${stem}_${name})
       if(NOT TARGET ${library})  # else of another target too
         add_library(${library} OBJECT ${source})
         target_compile_definitions(${library} PRIVATE

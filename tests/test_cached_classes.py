@@ -1,4 +1,4 @@
-"""The cached sampler and classes: the network teacher-forced, and images that stand alone."""
+"""The cached sampler and classes, beside the grids of test_cached_sampler.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 import dsmooth
-from dsmooth._extension import instruction_sets
 from dsmooth.commands.options import Drawing, How, Sample
 from dsmooth.commands.sample import sample
 from dsmooth.sampling import CachedSampler, sample_images, sequential_sample
@@ -28,8 +27,6 @@ from tests.helpers.sampler_checks import (
     teacher_forced,
 )
 
-FLOAT32_SETS = [name for name in instruction_sets() if name != "avx512bf16"]
-BFLOAT16_SETS = [name for name in instruction_sets() if name != "avx512"]
 CLASSES = 3
 
 
@@ -54,58 +51,11 @@ def test_bfloat16_stays_near_the_network() -> None:
 
 
 @pytest.mark.quick
-@pytest.mark.grid
-@pytest.mark.parametrize(
-    ("dtype", "instruction_set"),
-    [(torch.float32, name) for name in FLOAT32_SETS]
-    + [(torch.bfloat16, name) for name in BFLOAT16_SETS],
-)
-@pytest.mark.parametrize(
-    ("conditioning", "soft"), [("none", True), ("stack", False), ("concat", True)]
-)
-def test_an_image_is_bitwise_the_same_whatever_labels_stand_beside_it(
-    conditioning: str, soft: bool, dtype: torch.dtype, instruction_set: str
-) -> None:
-    """And for any number of images, threads and slices."""
-    model = network(conditioning=conditioning, n_filters=9, n_classes=CLASSES)
-    sampler = CachedSampler(model, dtype, instruction_set=instruction_set)
-    n, height, width = 20, 4, 8
-    context, label = context_for(model, n, height, width), labels(n, soft)
-
-    def draw(images: slice, label: Tensor, threads: int, max_slice: int | None) -> Tensor:
-        return sampler.sample(
-            len(label),
-            height,
-            width,
-            seed=SEED,
-            first_index=FIRST + images.start,
-            context=None if context is None else context[images],
-            label=label,
-            threads=threads,
-            max_slice=max_slice,
-        )
-
-    whole = slice(0, n)
-    expected = draw(whole, label, 1, None)
-    for first, end, threads, max_slice in [
-        (0, 20, 3, 5), (0, 1, 1, None), (19, 20, 2, None), (7, 9, 3, None), (3, 16, 1, 4),
-    ]:  # fmt: skip
-        images = slice(first, end)
-        assert torch.equal(draw(images, label[images], threads, max_slice), expected[images])
-    others = label.roll(1, 0)
-    for i in (0, 7, 19):
-        beside = others.clone()
-        beside[i] = label[i]
-        got = draw(whole, beside, 1, None)
-        assert torch.equal(got[i], expected[i])
-        assert not torch.equal(got[(i + 5) % n], expected[(i + 5) % n])
-
-
-@pytest.mark.quick
 @pytest.mark.parametrize("conditioning", ["none", "concat"])
 def test_equals_sequential_sampling(conditioning: str) -> None:
     """Known pixels too."""
-    model = network(conditioning=conditioning, n_filters=4, n_classes=CLASSES)
+    mixture = ATOMS if conditioning == "concat" else {}
+    model = network(conditioning=conditioning, n_filters=4, n_classes=CLASSES, **mixture)
     context = context_for(model, 3, 8, 4)
     settings: dict[str, Any] = {"seed": 3, "context": context, "label": labels(3)}
     mask = torch.zeros(1, 8, 4, dtype=torch.bool)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,11 @@ import pytest
 import torch
 from torch import Tensor
 
-import dsmooth
 from dsmooth._extension import extension, instruction_sets
 from dsmooth.functional.logistic_mixture import MIN_LOG_SCALE
 from dsmooth.philox import Stream, image_words, to_uniform
-from dsmooth.sampling import CachedSampler, sequential_sample
-from dsmooth.sampling.cached import native_settings
+from dsmooth.sampling import CachedSampler
+from dsmooth.sampling.builder import build_program
 from tests.helpers.sampler_checks import (
     ATOMS,
     FIRST,
@@ -33,10 +32,8 @@ from tests.helpers.sampler_checks import (
     labels_of,
     network,
     network_with_exact_streams,
-    teacher_forced,
 )
 
-GOLDEN = Path(__file__).parent / "golden"
 # Instruction sets with code of their own for the dtype.
 INSTRUCTION_SETS = [name for name in instruction_sets() if name != "avx512bf16"]
 BF16_INSTRUCTION_SETS = [name for name in instruction_sets() if name != "avx512"]
@@ -109,31 +106,6 @@ def test_every_depth_and_width_of_encoder(layers: int, filters: int | None) -> N
     check_teacher_forced(CachedSampler(model), model, (8, 8))
 
 
-@pytest.mark.quick
-@pytest.mark.parametrize("channels", [1, 3])
-def test_golden_networks(channels: int) -> None:
-    model = dsmooth.load_pixelcnnpp(GOLDEN / f"network_c{channels}_8x8_f4_r1_k2.safetensors")
-    with torch.no_grad():
-        # These weights are random: with narrow components the pixels stay near [-1, 1].
-        model.head.bias[2:].view(channels, -1, 2)[:, 1] -= 4
-    check_teacher_forced(CachedSampler(model), model, (8, 8))
-
-
-@pytest.mark.quick
-@pytest.mark.grid
-@pytest.mark.parametrize("mixture", [{}, ATOMS, GAUSSIAN], ids=["continuous", "atoms", "gaussian"])
-@pytest.mark.parametrize(("conditioning", "channels"), [("none", 3), ("concat", 1)])
-def test_equals_sequential_sampling(
-    conditioning: str, channels: int, mixture: dict[str, Any]
-) -> None:
-    model = network(conditioning=conditioning, channels=channels, n_filters=4, **mixture)
-    context = context_for(model, 2, 8, 4)
-    settings = {"seed": 3, "first_index": 7, "context": context, "temperature": 0.7}
-    x = CachedSampler(model).sample(2, 8, 4, **settings)
-    expected = sequential_sample(model, 2, height=8, width=4, **settings)
-    torch.testing.assert_close(x, expected, rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_atoms_are_drawn_as_often_as_they_weigh(temperature: float) -> None:
     """Counts of two components and three atoms, within 3.5 standard deviations."""
@@ -178,61 +150,52 @@ def test_head_of_bfloat16_is_in_float32(instruction_set: str, n_filters: int) ->
     + [(torch.bfloat16, name) for name in BF16_INSTRUCTION_SETS],
 )
 @pytest.mark.parametrize(
-    ("conditioning", "channels", "mixture"),
+    ("conditioning", "channels", "fields"),
     [
         ("none", 1, {}),
-        ("stack", 1, {}),
+        ("stack", 1, {"n_classes": 3}),
         ("concat", 1, {}),
         ("concat", 1, ATOMS),
         ("none", 3, ATOMS),
-        ("none", 1, GAUSSIAN),
+        ("none", 1, {"n_classes": 3}),
+        ("concat", 1, {"n_classes": 3}),
         ("stack", 3, GAUSSIAN),
     ],
 )
 def test_same_bits_however_the_work_is_shared(
     conditioning: str,
     channels: int,
-    mixture: dict[str, Any],
+    fields: dict[str, Any],
     dtype: torch.dtype,
     instruction_set: str,
 ) -> None:
-    model = network(
-        conditioning=conditioning, channels=channels, n_filters=9, n_resnet=2, **mixture
-    )
+    """And whatever labels stand beside an image's."""
+    model = network(conditioning=conditioning, channels=channels, n_filters=9, **fields)
     sampler = CachedSampler(model, dtype, instruction_set=instruction_set)
-    n, height, width = 64, 4, 8
-    context = context_for(model, n, height, width)
+    n, size = 64, (4, 8)
+    context = context_for(model, n, *size)
+    classes = labels_of(n, model.config.n_classes, soft=conditioning == "concat")
 
-    def draw(first: int, count: int, threads: int, max_slice: int | None) -> Tensor:
-        part = None if context is None else context[first : first + count]
-        return sampler.sample(
-            count,
-            height,
-            width,
-            seed=SEED,
-            first_index=FIRST + first,
-            context=part,
-            threads=threads,
-            max_slice=max_slice,
-        )
+    def draw(first: int = 0, count: int = n, label: Tensor | None = classes, **how: Any) -> Tensor:
+        part = slice(first, first + count)
+        given = {"context": context, "label": label}
+        given = {name: None if t is None else t[part] for name, t in given.items()}
+        return sampler.sample(count, *size, seed=SEED, first_index=FIRST + first, **given, **how)
 
-    expected = draw(0, n, 1, None)
+    expected = draw(threads=1)
     assert len(expected.flatten(1).unique(dim=0)) == n
     for first, count, threads, max_slice in [
-        (0, 64, 2, None),
-        (0, 64, 3, 5),
-        (0, 64, 1, 64),
-        (0, 1, 1, None),
-        (63, 1, 2, None),
-        (5, 1, 4, None),
-        (2, 2, 3, None),
-        (2, 2, 4, None),
-        (30, 7, 2, 2),
-        (57, 7, 1, 1),
-    ]:
-        assert torch.equal(
-            draw(first, count, threads, max_slice), expected[first : first + count]
-        ), (first, count, threads, max_slice)
+        (0, 64, 2, None), (0, 64, 3, 5), (0, 64, 1, 64), (0, 1, 1, None), (63, 1, 2, None),
+        (5, 1, 4, None), (2, 2, 3, None), (2, 2, 4, None), (30, 7, 2, 2), (57, 7, 1, 1),
+    ]:  # fmt: skip
+        part = draw(first, count, threads=threads, max_slice=max_slice)
+        assert torch.equal(part, expected[first : first + count]), (first, count, threads)
+    if classes is not None:
+        others = classes.roll(1, 0)
+        others[7] = classes[7]
+        beside = draw(label=others, threads=1)
+        assert torch.equal(beside[7], expected[7])
+        assert not torch.equal(beside[8], expected[8])
 
 
 @pytest.mark.quick
@@ -266,22 +229,13 @@ def test_float64_model_is_cast() -> None:
     torch.testing.assert_close(x, CachedSampler(network()).sample(2, 4, 4))
 
 
-def test_context_may_be_strided() -> None:
+def test_context_may_be_strided_or_a_negative_view() -> None:
     model = network(conditioning="stack", channels=3)
     sampler = CachedSampler(model)
     context = torch.randn(2, 3, 8, 4)
     x = sampler.sample(2, 8, 4, context=context)
-    strided = context.to(memory_format=torch.channels_last)
-    assert torch.equal(sampler.sample(2, 8, 4, context=strided), x)
-
-
-def test_bfloat16_stays_near_the_network() -> None:
-    """With temperature near 0 a pixel is a mean: rounding of activations, 2^-9 each, is all."""
-    model = network(n_mix=1, n_filters=16)
-    x = CachedSampler(model, torch.bfloat16).sample(4, 8, 8, seed=SEED, first_index=FIRST)
-    exact, _ = teacher_forced(model, x, None, torch.float64, 1.0)
-    assert (x - exact).abs().mean() < 0.01
-    assert not torch.equal(x, CachedSampler(model).sample(4, 8, 8, seed=SEED, first_index=FIRST))
+    for same in (context.to(memory_format=torch.channels_last), torch._neg_view(-context)):
+        assert torch.equal(sampler.sample(2, 8, 4, context=same), x)
 
 
 def test_scales_are_bounded_below() -> None:
@@ -371,57 +325,47 @@ def test_every_instruction_set_has_code_of_its_own_or_of_one_below(instruction_s
     assert sampler.instruction_set == own
 
 
-def test_native_code_checks_programs() -> None:
-    def build(change: str) -> None:
-        settings = native_settings(network(), bf16=False)
-        program = settings["program"]
-        op = program.ops[3]
-        if change == "cache":
-            op.act_out = len(program.caches)
-        elif change == "channels":
-            op.act_out = program.image
-        elif change == "bias":
-            op.bias = op.bias[:-1]
-        elif change == "row":
-            object.__setattr__(op.terms[0], "drow", 1)
-        elif change == "column":
-            object.__setattr__(op.terms[0], "dcol", 1)
-        elif change == "weight":
-            op.terms[0].weight[0, 0, 0] = np.nan
-        extension().CpuSampler(**settings, instruction_set="auto")
+def at(*path: str | int) -> Callable[[Any], Any]:
+    """The part of a program at a path of names and indices."""
 
-    build("nothing")
-    for change in ("cache", "channels", "bias", "row", "column", "weight"):
-        with pytest.raises(ValueError, match="sampler program"):
-            build(change)
+    def find(program: Any) -> Any:
+        for step in path:
+            program = program[step] if isinstance(step, int) else getattr(program, step)
+        return program
+
+    return find
+
+
+LAPLACE = "likelihood must be one of continuous, discretized, gaussian, got"
+INFINITE = {"likelihood": "gaussian", "atoms": (), "n_mix": 4, "smoothing_scale": math.inf}
 
 
 @pytest.mark.quick
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("part", "changes", "message"),
     [
-        ({"atoms": [256, 0, 7]}, "atoms must be distinct byte levels 0 .. 255, got 256"),
-        ({"atoms": [-1, 0, 7]}, "atoms must be distinct byte levels 0 .. 255, got -1"),
-        ({"atoms": [7, 0, 7]}, "atoms must be distinct byte levels 0 .. 255, got 7"),
-        ({"atoms": [7]}, "params: must have 10 channels for n_mix 3 and 1 atoms, got 12"),
-        ({"n_mix": 2}, "params: must have 9 channels for n_mix 2 and 3 atoms, got 12"),
-        ({"n_mix": 0}, "n_mix must lie in 1 .. 65535, got 0"),
-        ({"likelihood": "continuous"}, "atoms need likelihood discretized"),
-        (
-            {"likelihood": "laplace"},
-            "likelihood must be one of continuous, discretized, gaussian, got",
-        ),
-        (
-            {"likelihood": "gaussian", "atoms": [], "n_mix": 4, "smoothing_scale": 0.0},
-            "smoothing_scale must be positive and finite, got 0",
-        ),
-        (
-            {"likelihood": "gaussian", "atoms": [], "n_mix": 4, "smoothing_scale": float("inf")},
-            "smoothing_scale must be positive and finite, got inf",
-        ),
+        (at("ops", 3), {"act_out": 1000}, "sampler program, operation 3: no such cache"),
+        (at("ops", 3), {"act_out": 0}, "sampler program, operation 3: level or type of a cache"),
+        (at("ops", 3), {"bias": np.zeros(4)}, "sampler program, operation 3: channels of a cache"),
+        (at("ops", 3, "terms", 0), {"drow": 1}, "a row that is not there yet"),
+        (at("ops", 3, "terms", 0), {"dcol": 1}, "a tap beyond the padding"),
+        (at("ops", 3, "terms", 0), {"weight": np.full((12, 3, 12), np.nan)}, "not finite"),
+        (at(), {"atoms": [256, 0, 7]}, "atoms must be distinct byte levels 0 .. 255, got 256"),
+        (at(), {"atoms": [-1, 0, 7]}, "atoms must be distinct byte levels 0 .. 255, got -1"),
+        (at(), {"atoms": [7, 0, 7]}, "atoms must be distinct byte levels 0 .. 255, got 7"),
+        (at(), {"atoms": [7]}, "params: must have 10 channels for n_mix 3 and 1 atoms, got 12"),
+        (at(), {"n_mix": 2}, "params: must have 9 channels for n_mix 2 and 3 atoms, got 12"),
+        (at(), {"n_mix": 0}, "n_mix must lie in 1 .. 65535, got 0"),
+        (at(), {"likelihood": "continuous"}, "atoms need likelihood discretized"),
+        (at(), {"likelihood": "laplace"}, LAPLACE),
+        (at(), INFINITE, "smoothing_scale must be positive and finite, got inf"),
     ],
 )
-def test_native_code_checks_mixtures(changes: dict[str, Any], message: str) -> None:
-    settings = native_settings(network(**ATOMS), bf16=False)
+def test_native_code_checks_programs(
+    part: Callable[[Any], Any], changes: dict[str, Any], message: str
+) -> None:
+    program = build_program(network(**ATOMS))
+    for name, value in changes.items():
+        object.__setattr__(part(program), name, value)
     with pytest.raises(ValueError, match=message):
-        extension().CpuSampler(**settings | changes, instruction_set="auto")
+        extension().CpuSampler(program, False, "auto")

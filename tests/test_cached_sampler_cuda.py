@@ -18,7 +18,7 @@ from torch import Tensor
 from dsmooth._extension import build_info, cuda_obstacle, extension
 from dsmooth.nn import PixelCNNpp
 from dsmooth.sampling import CachedSampler, sample_images
-from dsmooth.sampling.cached import native_settings
+from dsmooth.sampling.builder import build_program
 from tests.helpers.machine_code import Block, disassemble, functions, longest_path, reachable
 from tests.helpers.nvcc_builds import NVCC, compiled
 from tests.helpers.sampler_checks import (
@@ -112,10 +112,7 @@ def parse_ptxas(text: str) -> dict[tuple[str, str], dict[str, int]]:
 
 
 def native_sampler(device: int) -> Any:
-    return extension().CudaSampler(
-        **native_settings(network(), bf16=False),
-        device=device,
-    )
+    return extension().CudaSampler(build_program(network()), False, device)
 
 
 @pytest.mark.skipif(not extension().has_cuda, reason=f"not built for CUDA: {cuda_obstacle()}")
@@ -373,10 +370,10 @@ def test_wrong_calls_of_the_native_sampler_are_refused() -> None:
     words = sampler.weight_words
     host, weights = torch.empty(words), torch.empty(words, device="cuda")
     out = torch.empty(2, 1, 8, 8, device="cuda")
-    sharing = sampler.share(2, 8, 8, 1 << 30, 0)
-    workspace = torch.empty(sampler.workspace_words(sharing, 8, 8), device="cuda")
+    partition = sampler.partition(2, 8, 8, 1 << 30, 0)
+    workspace = torch.empty(sampler.workspace_words(partition, 8, 8), device="cuda")
     right = {"out": out, "context": None, "mask": None, "workspace": workspace}
-    right |= {"sharing": sharing, "launch": 0, "seed": 0, "first_index": 0, "temperature": 1.0}
+    right |= {"partition": partition, "launch": 0, "seed": 0, "first_index": 0, "temperature": 1.0}
     right["condition"] = None
     with pytest.raises(ValueError, match="weights must be written before"):
         sampler.sample(**right)
@@ -392,11 +389,11 @@ def test_wrong_calls_of_the_native_sampler_are_refused() -> None:
         "mask": torch.zeros(2, 8, 8, dtype=torch.bool, device="cuda"),
         "workspace": workspace[:-1],
         "launch": 10**6,
-        "sharing": sampler.share(9, 8, 8, 1 << 30, 0),
+        "partition": sampler.partition(9, 8, 8, 1 << 30, 0),
         "temperature": 0.0,
     }.items():
-        with pytest.raises(ValueError, match=r"sharing|context|mask|workspace|launch|temp"):
+        with pytest.raises(ValueError, match=r"partition|context|mask|workspace|launch|temp"):
             sampler.sample(**{**right, name: value})
     for arguments in ((0, 8, 8, 1 << 30, 0), (2, 6, 8, 1 << 30, 0), (2, 8, 8, 1 << 30, -1)):
         with pytest.raises(ValueError, match=r"n must|height and width|max_slice"):
-            sampler.share(*arguments)
+            sampler.partition(*arguments)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import dsmooth
-from dsmooth import _extension
+from dsmooth import _extension, functional
 from dsmooth.commands import doctor
 
 pytestmark = pytest.mark.quick
@@ -200,6 +200,17 @@ SHARED = ZEROS(2, 4, 3, 4)
             "params must be a strided tensor on cpu or cuda",
         ),
         ({"params": ZEROS(2, 6, 3, 4).to_sparse()}, "params must be a strided tensor on cpu or cu"),
+        ({"params": torch._neg_view(ZEROS(2, 6, 3, 4))}, "params must hold its numbers, got a neg"),
+        ({"threads": 2**31 - 1}, "threads must lie in 1 .. 4096, got 2147483647"),
+        (
+            {
+                "x": ZEROS(1, 1, 1, 1),
+                "params": ZEROS(1).expand(1, 3 * 2**60, 1, 1),
+                "state": ZEROS(1, 4, 1, 1),
+                "log_prob": ZEROS(1, 1, 1),
+            },
+            f"params must be of at most {2**24} components, got {2**60}",
+        ),
         ({"state": expanded(2, 4, 3, 4)}, "state must have an element's memory for each, got stri"),
         ({"params": misaligned(2, 6, 3, 4)}, "params must be aligned to its elements"),
         (
@@ -218,8 +229,26 @@ def test_memory_is_checked(changes: dict[str, Any], message: str) -> None:
 
 
 @needs_extension
-def test_inputs_may_share_memory_and_be_expanded() -> None:
+def test_inputs_may_share_memory_and_be_expanded_or_huge_and_empty() -> None:
     call("logistic_mixture", x=expanded(2, 1, 3, 4), params=expanded(2, 6, 3, 4))
+    huge = {name: ZEROS(0, n, 2**30, 2**30) for name, n in (("x", 1), ("params", 6), ("state", 4))}
+    call("logistic_mixture", **huge, log_prob=ZEROS(0, 2**30, 2**30))
+
+
+@needs_extension
+def test_the_ops_resolve_negative_views() -> None:
+    """torch does, before it hands the tensors of an operator over."""
+    x, params = torch.rand(2, 3, 4, 4), torch.randn(2, 20, 4, 4)
+    weights = [torch.randn(s) for s in ((3, 6, 2, 3), (3,), (6, 6, 2, 3), (6,))]
+    log_prob, view = functional.logistic_mixture_log_prob, torch._neg_view
+    assert torch.equal(
+        log_prob(view(x), view(params), impl="native"), log_prob(-x, -params, impl="native")
+    )
+
+    def gated(x: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+        return functional.gated_resnet(x, (a, b), (c, d), shift="down", impl="native")
+
+    assert torch.equal(gated(*map(view, (x, *weights))), gated(-x, *[-w for w in weights]))
 
 
 @needs_extension

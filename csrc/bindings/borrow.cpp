@@ -1,9 +1,7 @@
-#include "borrow.h"
-
 #include <stdexcept>
 #include <string>
 
-#include "../common/tensor_view.h"
+#include "bindings.h"
 
 namespace dsmooth {
 namespace {
@@ -64,21 +62,24 @@ const Torch& find_torch_once() {
 
 }  // namespace
 
-Borrowed borrow(const char* name, PyObject* object) {
-  if (object == Py_None) return {};
+Borrowed borrow(const char* name, const py::object& object) {
+  if (object.is_none()) return {};
   const Torch& torch = find_torch_once();
-  if (!PyObject_TypeCheck(object, torch.tensor_type)) {
-    refuse(name, "be a tensor", Py_TYPE(object)->tp_name);
+  if (!PyObject_TypeCheck(object.ptr(), torch.tensor_type)) {
+    refuse(name, "be a tensor", Py_TYPE(object.ptr())->tp_name);
   }
   DlTensor tensor{};
-  if (torch.exchange->tensor_from_object(object, &tensor) != 0) {
+  if (torch.exchange->tensor_from_object(object.ptr(), &tensor) != 0) {
     const py::error_already_set error;
-    const py::str device = py::str(py::handle(object).attr("device"));
+    const py::str device = py::str(object.attr("device"));
     refuse(name, "be a strided tensor on cpu or cuda",
            "one on " + std::string(device) + " (" + std::string(py::str(error.value())) + ")");
   }
   if (tensor.n_dims > 0 && (tensor.shape == nullptr || tensor.strides == nullptr)) {
     refuse(name, "be a strided tensor", "one without strides");
+  }
+  if (object.attr("is_neg")().cast<bool>()) {
+    refuse(name, "hold its numbers", "a negative view: resolve_neg() gives its numbers");
   }
   return {true,
           tensor.data == nullptr ? nullptr : static_cast<char*>(tensor.data) + tensor.byte_offset,

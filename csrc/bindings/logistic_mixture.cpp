@@ -1,5 +1,5 @@
 // The loss's entry points for Python, on CPU tensors.
-#include "logistic_mixture.h"
+#include "../logistic_mixture/logistic_mixture.h"
 
 #include <pybind11/stl.h>
 
@@ -7,10 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "../common/tensor_view.h"
-#include "../logistic_mixture/cpu.h"
-#include "../logistic_mixture/operands.h"
-#include "borrow.h"
+#include "bindings.h"
 
 namespace dsmooth {
 namespace {
@@ -28,6 +25,7 @@ void with_type(const char* name, const Borrowed& tensor, const F& f) {
 
 void run(const MixtureTensors& tensors, const MixtureSettings& settings, bool backward, int threads,
          const std::string& instruction_set) {
+  check_threads(threads);
   with_type("x", tensors.x, [&](auto zero) {
     const auto args = check_mixture_operands<decltype(zero)>(tensors, settings, backward);
     if (args.batch == 0 || args.rows == 0 || args.cols == 0) return;
@@ -80,8 +78,9 @@ void elementary(const py::object& input, const py::object& exp, const py::object
                          {"expm1", &outs[1], true},
                          {"log", &outs[2], true}};
     check_apart(lent);
-    elementary_functions(from.data, results[0], results[1], results[2], from.shape[0],
-                         instruction_set);
+    find_mixture_kernels(instruction_set)
+        .of<T>()
+        .elementary(from.data, results[0], results[1], results[2], from.shape[0]);
   });
 }
 

@@ -9,9 +9,7 @@
 
 #include "../common/isa.h"
 #include "../common/philox.h"
-#include "gated_resnet.h"
-#include "logistic_mixture.h"
-#include "sampler.h"
+#include "bindings.h"
 
 namespace py = pybind11;
 
@@ -29,13 +27,7 @@ std::map<std::string, uint32_t> streams() {
   const auto number = [](Stream stream) { return static_cast<uint32_t>(stream); };
   return {{"SAMPLE", number(Stream::kSample)},
           {"SAMPLE_CONDITIONED", number(Stream::kSampleConditioned)},
-          {"SMOOTHING", number(Stream::kSmoothing)},
-          {"ORDER", number(Stream::kOrder)},
-          {"CLEAN_NOISE", number(Stream::kCleanNoise)},
-          {"DROPOUT", number(Stream::kDropout)},
-          {"SHIFT", number(Stream::kShift)},
-          {"LEVEL", number(Stream::kLevel)},
-          {"LADDER", number(Stream::kLadder)}};
+          {"DROPOUT", number(Stream::kDropout)}};
 }
 
 }  // namespace

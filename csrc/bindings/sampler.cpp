@@ -1,6 +1,4 @@
 // The Python side of the sampler: programs in, images out.
-#include "sampler.h"
-
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
@@ -13,106 +11,85 @@
 #include <utility>
 #include <vector>
 
-#include "../common/tensor_view.h"
 #include "../sampler/sampler_cpu.h"
 #if defined(DSMOOTH_HAS_CUDA)
 #include "../sampler/sampler_cuda.h"
 #endif
-#include "borrow.h"
+#include "bindings.h"
 
 namespace dsmooth {
 namespace {
 
 namespace py = pybind11;
 
-using sampler::Cache;
 using sampler::CpuSampler;
-using sampler::kNone;
 using sampler::Op;
 using sampler::Phase;
 using sampler::Program;
 using sampler::Request;
 using sampler::Slice;
 using sampler::Term;
-using AnyArray = py::array_t<float, py::array::c_style | py::array::forcecast>;
+using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
 
-std::vector<float> values(const py::handle& array) {
-  const auto a = py::cast<AnyArray>(array);
+std::vector<float> floats(const py::handle& array) {
+  const auto a = py::cast<Floats>(array);
   return {a.data(), a.data() + a.size()};
 }
 
 Term to_term(const py::handle& t) {
-  const auto weight = py::cast<AnyArray>(t.attr("weight"));
+  const auto weight = py::cast<Floats>(t.attr("weight"));
   if (weight.ndim() != 3) throw py::value_error("the weight of a term must be (n, taps, channels)");
-  return {t.attr("cache").cast<int>(),
-          t.attr("drow").cast<int>(),
-          t.attr("dcol").cast<int>(),
-          static_cast<int>(weight.shape(1)),
+  const auto integer = [&](const char* name) { return t.attr(name).cast<int>(); };
+  return {{integer("cache"), integer("drow"), integer("dcol"), static_cast<int>(weight.shape(1)),
+           t.attr("row_part").cast<bool>()},
           static_cast<int>(weight.shape(2)),
-          t.attr("row_part").cast<bool>(),
-          std::vector<float>(weight.data(), weight.data() + weight.size())};
+          {weight.data(), weight.data() + weight.size()}};
 }
 
 Op to_op(const py::handle& o) {
   const auto integer = [&](const char* name) { return o.attr(name).cast<int>(); };
-  Op op{static_cast<Phase>(integer("phase")),
-        integer("level"),
-        integer("row_parity"),
-        integer("column_parity"),
-        o.attr("gate").cast<bool>(),
+  Op op{{static_cast<Phase>(integer("phase")), integer("level"), integer("row_parity"),
+         integer("column_parity"), o.attr("gate").cast<bool>(), o.attr("split").cast<bool>(),
+         integer("residual_in"), integer("add"), integer("residual_out"), integer("act_out"),
+         integer("raw_out")},
         0,
-        integer("residual_in"),
-        integer("add"),
-        integer("residual_out"),
-        integer("act_out"),
-        integer("raw_out"),
-        o.attr("split").cast<bool>(),
-        values(o.attr("bias")),
+        floats(o.attr("bias")),
         {},
-        o.attr("projection").is_none() ? std::vector<float>() : values(o.attr("projection"))};
+        {}};
   op.n = static_cast<int>(op.bias.size());
   for (const py::handle t : o.attr("terms")) op.terms.push_back(to_term(t));
+  if (!o.attr("projection").is_none()) op.projection = floats(o.attr("projection"));
   return op;
 }
 
-// A model's program and distribution, as every sampler takes them.
-struct Settings {
-  py::object program;
-  int image_channels, n_mix;
-  std::string likelihood;
-  std::vector<int> atoms;
-  float smoothing_scale;
-  bool conditioned;
-};
-
-Program to_program(const Settings& s) {
-  const py::object& p = s.program;
-  Program program{s.image_channels,
-                  p.attr("image_parts").cast<int>(),
-                  s.n_mix,
-                  likelihood_named(s.likelihood),
-                  s.atoms,
-                  s.smoothing_scale,
-                  s.conditioned,
-                  p.attr("image").cast<int>(),
-                  p.attr("context").cast<int>(),
-                  p.attr("params").cast<int>(),
-                  {},
-                  {}};
+Program to_program(const py::object& p) {
+  const auto integer = [&](const char* name) { return p.attr(name).cast<int>(); };
+  Program program{
+      {integer("image_channels"), integer("image_parts"), integer("n_mix"),
+       likelihood_named(p.attr("likelihood").cast<std::string>()),
+       p.attr("smoothing_scale").cast<float>(), p.attr("conditioned").cast<bool>(),
+       integer("image"), integer("context"), integer("params"), integer("condition_size")},
+      p.attr("atoms").cast<std::vector<int>>(),
+      {},
+      {}};
   for (const py::handle c : p.attr("caches"))
     program.caches.push_back({c.attr("level").cast<int>(), c.attr("channels").cast<int>(),
                               c.attr("rows").cast<int>(), c.attr("operand").cast<bool>()});
   for (const py::handle o : p.attr("ops")) program.ops.push_back(to_op(o));
-  program.condition_size = p.attr("condition_size").cast<int>();
   return program;
 }
 
-bool is_side(int64_t n) { return n > 0 && n <= (1 << 15) && n % 4 == 0; }
-
-void check_size(int height, int width) {
+void check_size(int64_t height, int64_t width) {
+  const auto is_side = [](int64_t n) { return n > 0 && n <= (1 << 15) && n % 4 == 0; };
   if (is_side(height) && is_side(width)) return;
   throw std::invalid_argument("height and width must be multiples of 4 up to 32768, got " +
                               std::to_string(height) + " and " + std::to_string(width));
+}
+
+template <class Sampler>
+size_t bytes_per_image(const Sampler& sampler, int height, int width) {
+  check_size(height, width);
+  return sampler.bytes_per_image(height, width);
 }
 
 // The tensors of a call, borrowed while they live.
@@ -136,10 +113,7 @@ struct Tensors {
     const auto images =
         contiguous_view<float, 4>("out", out, {kAny, network.image_channels, kAny, kAny}, device);
     const auto [n, channels, height, width] = images.shape;
-    if (!is_side(height) || !is_side(width)) {
-      refuse("out", "have H and W that are multiples of 4 up to 32768",
-             to_string(images.shape.data(), 4));
-    }
+    check_size(height, width);
     if (context.given != network.conditioned) {
       refuse("context",
              network.conditioned ? "be a tensor for a conditioned model"
@@ -178,12 +152,10 @@ void sample(const CpuSampler& sampler, const py::object& out, const py::object& 
             const py::object& mask, const py::object& condition, uint64_t seed,
             uint64_t first_index, float temperature, int threads, int slice,
             const py::object& progress) {
-  constexpr int kMostThreads = 1 << 12, kLargestSlice = 1 << 14;
+  constexpr int kLargestSlice = 1 << 14;
   const auto [n, all] = Tensors(out, context, mask, condition)
                             .check(sampler.network(), Device{}, seed, first_index, temperature);
-  if (threads < 1 || threads > kMostThreads) {
-    refuse("threads", "lie in 1 .. " + std::to_string(kMostThreads), std::to_string(threads));
-  }
+  check_threads(threads);
   if (slice < 0) refuse("slice", "not be negative", std::to_string(slice));
   const Request request{n, all, threads, std::min(slice, kLargestSlice)};
   const py::gil_scoped_release release;
@@ -197,7 +169,7 @@ void sample(const CpuSampler& sampler, const py::object& out, const py::object& 
 #if defined(DSMOOTH_HAS_CUDA)
 using sampler::CudaRequest;
 using sampler::CudaSampler;
-using sampler::Sharing;
+using sampler::Partition;
 
 Device device_of(const CudaSampler& sampler) { return {Device::kCuda, sampler.device()}; }
 
@@ -222,21 +194,28 @@ void write_weights(CudaSampler& sampler, const py::object& host, const py::objec
   sampler.write_weights(image.data, reinterpret_cast<uintptr_t>(there));
 }
 
-Sharing share(const CudaSampler& sampler, int64_t n, int height, int width, size_t memory,
-              int max_slice) {
+Partition partition(const CudaSampler& sampler, int64_t n, int height, int width, size_t memory,
+                    int max_slice) {
   check_size(height, width);
-  if (n < 1) refuse("n", "be at least 1", std::to_string(n));
+  constexpr int64_t kMostImages = int64_t{1} << 40;
+  if (n < 1 || n > kMostImages) refuse("n", "lie in 1 .. 2**40", std::to_string(n));
   if (max_slice < 0) refuse("max_slice", "not be negative", std::to_string(max_slice));
-  return sampler.share(n, height, width, memory, max_slice);
+  return sampler.partition(n, height, width, memory, max_slice);
 }
 
-size_t workspace_words(const CudaSampler& sampler, const Sharing& sharing, int height, int width) {
+size_t workspace_words(const CudaSampler& sampler, const Partition& partition, int height,
+                       int width) {
   check_size(height, width);
-  return sampler.workspace_bytes(sharing, height, width) / sizeof(float);
+  return sampler.workspace_bytes(partition, height, width) / sizeof(float);
+}
+
+int64_t launches(const CudaSampler& sampler, const Partition& partition, int height) {
+  check_size(height, 4);
+  return sampler.launches(partition, height);
 }
 
 void sample_on_cuda(const CudaSampler& sampler, const py::object& out, const py::object& context,
-                    const py::object& mask, const py::object& workspace, const Sharing& sharing,
+                    const py::object& mask, const py::object& workspace, const Partition& partition,
                     int64_t launch, uint64_t seed, uint64_t first_index, float temperature,
                     const py::object& condition) {
   if (weight_words(sampler) != 0) throw std::invalid_argument("the weights must be written before");
@@ -244,13 +223,14 @@ void sample_on_cuda(const CudaSampler& sampler, const py::object& out, const py:
   Tensors tensors(out, context, mask, condition);
   tensors.workspace = borrow("workspace", workspace);
   const auto [n, all] = tensors.check(sampler.network(), device, seed, first_index, temperature);
-  if (n < sharing.slices || (n + sharing.slices - 1) / sharing.slices > sharing.largest) {
-    refuse("sharing", "be of as many images as out has", std::to_string(n));
+  if (n < partition.slices || (n + partition.slices - 1) / partition.slices > partition.largest) {
+    refuse("partition", "be of as many images as out has", std::to_string(n));
   }
-  if (launch < 0 || launch >= sampler.launches(sharing, all.height))
+  if (launch < 0 || launch >= sampler.launches(partition, all.height))
     refuse("launch", "be one of launches()", std::to_string(launch));
-  const auto words = static_cast<int64_t>(workspace_words(sampler, sharing, all.height, all.width));
-  const CudaRequest request{n, all, sharing,
+  const auto words =
+      static_cast<int64_t>(workspace_words(sampler, partition, all.height, all.width));
+  const CudaRequest request{n, all, partition,
                             device_words("workspace", tensors.workspace, words, device),
                             current_stream(device)};
   const py::gil_scoped_release release;
@@ -258,39 +238,27 @@ void sample_on_cuda(const CudaSampler& sampler, const py::object& out, const py:
 }
 
 void register_cuda_sampler(py::module_& module) {
-  py::class_<Sharing>(module, "Sharing")
-      .def_readonly("slices", &Sharing::slices)
-      .def_readonly("largest", &Sharing::largest)
-      .def_readonly("blocks", &Sharing::blocks);
+  py::class_<Partition>(module, "Partition")
+      .def_readonly("slices", &Partition::slices)
+      .def_readonly("largest", &Partition::largest)
+      .def_readonly("blocks", &Partition::blocks);
   py::class_<CudaSampler>(module, "CudaSampler")
-      .def(py::init([](const py::object& program, int image_channels, int n_mix,
-                       const std::string& likelihood, const std::vector<int>& atoms,
-                       float smoothing_scale, bool conditioned, bool bf16, int device) {
-             return CudaSampler(to_program({program, image_channels, n_mix, likelihood, atoms,
-                                            smoothing_scale, conditioned}),
-                                bf16, device);
+      .def(py::init([](const py::object& program, bool bf16, int device) {
+             return CudaSampler(to_program(program), bf16, device);
            }),
-           py::kw_only(), py::arg("program"), py::arg("image_channels"), py::arg("n_mix"),
-           py::arg("likelihood"), py::arg("atoms"), py::arg("smoothing_scale"),
-           py::arg("conditioned"), py::arg("bf16"), py::arg("device"))
+           py::arg("program"), py::arg("bf16"), py::arg("device"))
       .def_property_readonly("weight_words", &weight_words)
       .def("write_weights", &write_weights, py::arg("host"), py::arg("device"),
            py::keep_alive<1, 3>(),
            "Writes to `host`, once, what `device` is to hold; `device` lives as long as this.")
-      .def(
-          "bytes_per_image",
-          [](const CudaSampler& s, int height, int width) {
-            check_size(height, width);
-            return s.bytes_per_image(height, width);
-          },
-          py::arg("height"), py::arg("width"))
-      .def("share", &share, py::arg("n"), py::arg("height"), py::arg("width"), py::arg("memory"),
-           py::arg("max_slice"))
-      .def("workspace_words", &workspace_words, py::arg("sharing"), py::arg("height"),
+      .def("bytes_per_image", &bytes_per_image<CudaSampler>, py::arg("height"), py::arg("width"))
+      .def("partition", &partition, py::arg("n"), py::arg("height"), py::arg("width"),
+           py::arg("memory"), py::arg("max_slice"))
+      .def("workspace_words", &workspace_words, py::arg("partition"), py::arg("height"),
            py::arg("width"))
-      .def("launches", &CudaSampler::launches, py::arg("sharing"), py::arg("height"))
+      .def("launches", &launches, py::arg("partition"), py::arg("height"))
       .def("sample", &sample_on_cuda, py::kw_only(), py::arg("out"), py::arg("context"),
-           py::arg("mask"), py::arg("workspace"), py::arg("sharing"), py::arg("launch"),
+           py::arg("mask"), py::arg("workspace"), py::arg("partition"), py::arg("launch"),
            py::arg("seed"), py::arg("first_index"), py::arg("temperature"), py::arg("condition"),
            "On torch's current stream of the device.");
 }
@@ -303,30 +271,17 @@ void register_sampler(py::module_& module) {
   register_cuda_sampler(module);
 #endif
   py::class_<CpuSampler>(module, "CpuSampler")
-      .def(py::init([](const py::object& program, int image_channels, int n_mix,
-                       const std::string& likelihood, const std::vector<int>& atoms,
-                       float smoothing_scale, bool conditioned, const std::string& instruction_set,
-                       bool bf16) {
-             return CpuSampler(to_program({program, image_channels, n_mix, likelihood, atoms,
-                                           smoothing_scale, conditioned}),
-                               instruction_set, bf16);
+      .def(py::init([](const py::object& program, bool bf16, const std::string& instruction_set) {
+             return CpuSampler(to_program(program), instruction_set, bf16);
            }),
-           py::kw_only(), py::arg("program"), py::arg("image_channels"), py::arg("n_mix"),
-           py::arg("likelihood"), py::arg("atoms"), py::arg("smoothing_scale"),
-           py::arg("conditioned"), py::arg("instruction_set"), py::arg("bf16"))
+           py::arg("program"), py::arg("bf16"), py::arg("instruction_set"))
       .def("sample", &sample, py::kw_only(), py::arg("out"), py::arg("context"), py::arg("mask"),
            py::arg("condition"), py::arg("seed"), py::arg("first_index"), py::arg("temperature"),
            py::arg("threads"), py::arg("slice"), py::arg("progress"),
            "mask: (N, H, W) uint8, not 0 where a pixel of out is known and stays; or None. "
            "condition: (N, condition_size), the vectors of the images; None if that is 0.")
       .def_property_readonly("instruction_set", &CpuSampler::instruction_set)
-      .def(
-          "bytes_per_image",
-          [](const CpuSampler& s, int height, int width) {
-            check_size(height, width);
-            return s.bytes_per_image(height, width);
-          },
-          py::arg("height"), py::arg("width"));
+      .def("bytes_per_image", &bytes_per_image<CpuSampler>, py::arg("height"), py::arg("width"));
 }
 
 }  // namespace dsmooth

@@ -9,18 +9,8 @@
 
 namespace dsmooth {
 
-// Uses of random words: the low byte of the counter's last word. dsmooth/philox.py explains each.
-enum class Stream : uint32_t {
-  kSample = 0,
-  kSampleConditioned = 1,
-  kSmoothing = 2,
-  kOrder = 3,
-  kCleanNoise = 4,
-  kDropout = 5,
-  kShift = 6,
-  kLevel = 7,
-  kLadder = 8,
-};
+// Uses of random words here: the low byte of the counter's last word. dsmooth/philox.py has all.
+enum class Stream : uint32_t { kSample = 0, kSampleConditioned = 1, kDropout = 5 };
 
 struct PhiloxBlock {
   uint32_t word[4];

@@ -1,4 +1,5 @@
-// Vectors of one instruction set and the functions on them that the likelihood needs.
+// Vectors of one instruction set, in registers and memory, and the functions on them that the
+// likelihood and the gated block need.
 //
 // Included only by files compiled once per instruction set, with DSMOOTH_ISA the name of its
 // namespace and DSMOOTH_VECTOR_BYTES the width. Nothing here may come out of line under a name that
@@ -12,6 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "bfloat16.h"
 #include "host_device.h"
 
 #if defined(__AVX512F__) && DSMOOTH_VECTOR_BYTES == 64
@@ -221,18 +223,75 @@ struct VectorMath {
 
   DSMOOTH_INLINE static void store(V v, T* target) { __builtin_memcpy(target, &v, sizeof(v)); }
 
-  // The first `count` lanes, `stride` apart in memory; the other lanes are 0, or not stored.
-  DSMOOTH_INLINE static V load(const T* source, int64_t stride, int count) {
+  // The first `count` lanes; the other lanes are 0, or not stored.
+  DSMOOTH_INLINE static V load(const T* p, int count) {
+    if (count == kLanes) return load(p);
+#if defined(DSMOOTH_HAS_AVX512_MATH)
+    if constexpr (sizeof(T) == 4) {
+      return V(_mm512_maskz_loadu_ps(mask(count), p));
+    } else {
+      return V(_mm512_maskz_loadu_pd(static_cast<__mmask8>(mask(count)), p));
+    }
+#else
     T lanes[kLanes] = {};
-    for (int i = 0; i < count; ++i) lanes[i] = source[i * stride];
+    for (int i = 0; i < count; ++i) lanes[i] = p[i];
     return load(lanes);
+#endif
   }
 
-  DSMOOTH_INLINE static void store(V v, T* target, int64_t stride, int count) {
+  DSMOOTH_INLINE static void store(V v, T* p, int count) {
+    if (count == kLanes) return store(v, p);
+#if defined(DSMOOTH_HAS_AVX512_MATH)
+    if constexpr (sizeof(T) == 4) {
+      _mm512_mask_storeu_ps(p, mask(count), __m512(v));
+    } else {
+      _mm512_mask_storeu_pd(p, static_cast<__mmask8>(mask(count)), __m512d(v));
+    }
+#else
     T lanes[kLanes];
     store(v, lanes);
-    for (int i = 0; i < count; ++i) target[i * stride] = lanes[i];
+    for (int i = 0; i < count; ++i) p[i] = lanes[i];
+#endif
   }
+
+  // The same of bfloat16, widened to float.
+  DSMOOTH_INLINE static V load(const bfloat16* p, int count) {
+#if defined(DSMOOTH_HAS_AVX512_MATH)
+    const __m256i half = count == kLanes ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))
+                                         : _mm256_maskz_loadu_epi16(mask(count), p);
+    return __builtin_bit_cast(V, _mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+#else
+    Bits bits{};
+    for (int i = 0; i < count; ++i) bits[i] = static_cast<Word>(p[i]) << 16;
+    return from_bits(bits);
+#endif
+  }
+
+  DSMOOTH_INLINE static void store(V v, bfloat16* p, int count) {
+#if defined(DSMOOTH_HAS_AVX512_MATH)
+#if defined(__AVX512BF16__)
+    const auto half =
+        __builtin_bit_cast(__m256i, _mm512_cvtneps_pbh(__builtin_bit_cast(__m512, v)));
+#else
+    const auto half = _mm512_cvtepi32_epi16(__builtin_bit_cast(__m512i, nearest_bfloat16<Bits>(v)));
+#endif
+    if (count == kLanes) {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), half);
+    } else {
+      _mm256_mask_storeu_epi16(p, mask(count), half);
+    }
+#else
+    const auto bits = nearest_bfloat16<Bits>(v);
+    for (int i = 0; i < count; ++i) p[i] = static_cast<bfloat16>(bits[i]);
+#endif
+  }
+
+ private:
+#if defined(DSMOOTH_HAS_AVX512_MATH)
+  DSMOOTH_INLINE static __mmask16 mask(int count) {
+    return static_cast<__mmask16>((1u << count) - 1);
+  }
+#endif
 };
 
 }  // namespace dsmooth::DSMOOTH_ISA

@@ -128,15 +128,11 @@ void gated_resnet_backward(const GatedCall& call, int threads, const std::string
     kernels.backward(call, memory[0], batch * group / groups, batch * (group + 1) / groups,
                      memory[1] + scratch_bytes * worker, memory[2] + sums_bytes * group);
   });
-  const auto split = [&](const auto& body) {
-    parallel_for(workers, static_cast<int>(workers), [&](int64_t first, int64_t last) {
-      for (int64_t part = first; part < last; ++part) body(part);
-    });
-  };
-  split([&](int64_t part) {
+  parallel_for(workers, [&](int64_t part) {
     kernels.add_sums(call.shape, memory[2], sums_bytes, groups, part, workers);
   });
-  split([&](int64_t part) { kernels.write_gradients(call, memory[2], part, workers); });
+  parallel_for(workers,
+               [&](int64_t part) { kernels.write_gradients(call, memory[2], part, workers); });
 }
 
 }  // namespace dsmooth

@@ -6,12 +6,9 @@
 // vectors of columns stays in registers; a row's cell is broadcast against the columns' vectors.
 #pragma once
 
-#include "../common/bfloat16.h"
-#include "../common/vector_math.h"
+#include <type_traits>
 
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#endif
+#include "../common/vector_math.h"
 
 namespace dsmooth::DSMOOTH_ISA {
 
@@ -34,18 +31,9 @@ struct HalfFloat {
 
 struct NoHalf {
   static constexpr bool kExists = false;
+  struct Sum {};
+  struct Cells {};
 };
-
-template <class T>
-struct HalfOf {
-  using Type = NoHalf;
-};
-#if defined(__AVX512F__)
-template <>
-struct HalfOf<float> {
-  using Type = HalfFloat;
-};
-#endif
 
 template <class T>
 struct PlainDot {
@@ -54,7 +42,11 @@ struct PlainDot {
   using Scalar = T;
   using M = VectorMath<T>;
   using V = typename M::V;
-  using Half = typename HalfOf<T>::Type;
+#if defined(__AVX512F__)
+  using Half = std::conditional_t<sizeof(T) == 4, HalfFloat, NoHalf>;
+#else
+  using Half = NoHalf;
+#endif
   static constexpr int kPair = 1;
   static constexpr int kLanes = M::kLanes;
   static constexpr int kColumns = Half::kExists ? kLanes / 2 : kLanes;  // come in multiples of this
@@ -141,19 +133,6 @@ inline constexpr int kMaxRows[3] = {8, 6, 4};
 inline constexpr int kMaxVectors = 3;
 inline constexpr int kMostRows = 14;
 
-struct Nothing {};
-
-template <class D, bool kHalf>
-struct HalfTypes {
-  using Sum = Nothing;
-  using Cells = Nothing;
-};
-template <class D>
-struct HalfTypes<D, true> {
-  using Sum = typename D::Half::Sum;
-  using Cells = typename D::Half::Cells;
-};
-
 // kAdjacent: the rows' cells are neighbours (a_row = 1); else the inner steps' are (a_step = 1).
 // kHalf: the last of the NV vectors is half a one.
 template <class D, int M, int NV, bool kHalf, bool kAdjacent>
@@ -163,7 +142,7 @@ void run_tile(const TileArgs<D>& t) {
   constexpr int kFull = kHalf ? NV - 1 : NV;
   constexpr int kBases = kAdjacent ? 1 : (M + 2) / 3;  // row 3q + j is base q plus j strides
   V sum[M][kFull > 0 ? kFull : 1];
-  [[maybe_unused]] typename HalfTypes<D, kHalf>::Sum half[M];
+  [[maybe_unused]] typename D::Half::Sum half[M];
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 4
@@ -187,7 +166,7 @@ void run_tile(const TileArgs<D>& t) {
       typename D::Cells column[kFull > 0 ? kFull : 1];
 #pragma GCC unroll 4
       for (int v = 0; v < kFull; ++v) column[v] = D::load(b + v * D::kLanes);
-      [[maybe_unused]] typename HalfTypes<D, kHalf>::Cells half_column;
+      [[maybe_unused]] typename D::Half::Cells half_column;
       if constexpr (kHalf) half_column = D::Half::load(b + kFull * D::kLanes);
 #pragma GCC unroll 16
       for (int m = 0; m < M; ++m) {

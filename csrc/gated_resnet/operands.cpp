@@ -1,8 +1,8 @@
-#include "operands.h"
-
+// The check of a gated block's tensors against its extents.
 #include <span>
+#include <string>
 
-#include "../common/tensor_view.h"
+#include "gated_resnet.h"
 
 namespace dsmooth {
 namespace {
@@ -127,12 +127,9 @@ class Checker {
     if (has(GatedField::skip_2)) {
       extents_[kS_2] = shape_of(GatedField::skip_2, "have 4 dimensions")[1];
     }
-    for (const Letter letter : {kF, kS_1, kS_2}) {
-      if (extents_[letter] > kMaxChannels) {
-        refuse("a gated block", "have at most " + std::to_string(kMaxChannels) + " channels",
-               std::to_string(extents_[letter]));
-      }
-    }
+    // An empty tensor may have any: sizes of products must fit an int64.
+    check_most({kF, kS_1, kS_2}, kMaxChannels, "channels");
+    check_most({kH, kW}, INT32_MAX, "rows and columns");
     for (const GatedField field : {GatedField::x, GatedField::skip, GatedField::skip_2}) {
       const Borrowed& t = tensor(field);
       if (t.given && (t.shape[1] < 1 || t.shape[2] < 1 || t.shape[3] < 1)) {
@@ -145,6 +142,15 @@ class Checker {
       refuse("conv_in", "have 1 to " + std::to_string(kMaxTaps) + " taps", to_string(conv, 4));
     }
     extents_[kS] = extents_[kS_1] + extents_[kS_2];
+  }
+
+  void check_most(std::initializer_list<Letter> letters, int64_t most, const char* what) const {
+    for (const Letter letter : letters) {
+      if (extents_[letter] > most) {
+        refuse("a gated block", "have at most " + std::to_string(most) + " " + what,
+               std::to_string(extents_[letter]));
+      }
+    }
   }
 
   GatedShape shape() const {

@@ -12,84 +12,9 @@
 
 namespace dsmooth::DSMOOTH_ISA {
 
-// Vectors in memory: float and double as they are, bfloat16 widened to float. `count` lanes are
-// read or written, the others are 0 or left alone.
-template <class M>
-struct Memory {
-  using T = typename M::Scalar;
-  using V = typename M::V;
-  static constexpr int kLanes = M::kLanes;
-
-#if defined(__AVX512F__)
-  DSMOOTH_INLINE static __mmask16 mask(int count) {
-    return static_cast<__mmask16>((1u << count) - 1);
-  }
-#endif
-
-  DSMOOTH_INLINE static V load(const T* p, int count) {
-    if (count == kLanes) return M::load(p);
-#if defined(__AVX512F__)
-    if constexpr (sizeof(T) == 4) {
-      return __builtin_bit_cast(V, _mm512_maskz_loadu_ps(mask(count), p));
-    } else {
-      return __builtin_bit_cast(V, _mm512_maskz_loadu_pd(static_cast<__mmask8>(mask(count)), p));
-    }
-#else
-    return M::load(p, 1, count);
-#endif
-  }
-
-  DSMOOTH_INLINE static void store(V v, T* p, int count) {
-    if (count == kLanes) return M::store(v, p);
-#if defined(__AVX512F__)
-    if constexpr (sizeof(T) == 4) {
-      _mm512_mask_storeu_ps(p, mask(count), __builtin_bit_cast(__m512, v));
-    } else {
-      const auto some = static_cast<__mmask8>(mask(count));
-      _mm512_mask_storeu_pd(p, some, __builtin_bit_cast(__m512d, v));
-    }
-#else
-    M::store(v, p, 1, count);
-#endif
-  }
-
-  DSMOOTH_INLINE static V load(const bfloat16* p, int count) {
-#if defined(__AVX512F__)
-    const __m256i half = count == kLanes ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))
-                                         : _mm256_maskz_loadu_epi16(mask(count), p);
-    return __builtin_bit_cast(V, _mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-#else
-    typename M::Bits bits{};
-    for (int i = 0; i < count; ++i) bits[i] = static_cast<typename M::Word>(p[i]) << 16;
-    return M::from_bits(bits);
-#endif
-  }
-
-  DSMOOTH_INLINE static void store(V v, bfloat16* p, int count) {
-#if defined(__AVX512F__)
-#if defined(__AVX512BF16__)
-    const auto half =
-        __builtin_bit_cast(__m256i, _mm512_cvtneps_pbh(__builtin_bit_cast(__m512, v)));
-#else
-    const auto half =
-        _mm512_cvtepi32_epi16(__builtin_bit_cast(__m512i, nearest_bfloat16<typename M::Bits>(v)));
-#endif
-    if (count == kLanes) {
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), half);
-    } else {
-      _mm256_mask_storeu_epi16(p, mask(count), half);
-    }
-#else
-    const auto bits = nearest_bfloat16<typename M::Bits>(v);
-    for (int i = 0; i < count; ++i) p[i] = static_cast<bfloat16>(bits[i]);
-#endif
-  }
-};
-
 template <class D, class T>
 struct Passes {
   using M = typename D::M;
-  using Mem = Memory<M>;
   using V = typename D::V;
   using Scalar = typename D::Scalar;
   using Element = typename D::Element;
@@ -115,7 +40,7 @@ struct Passes {
   template <bool kDropout>
   DSMOOTH_INLINE static V kept(V v, const Scalar* keep, int at, int count) {
     if constexpr (kDropout) {
-      const V factor = Mem::load(keep + at, count);
+      const V factor = M::load(keep + at, count);
       return M::select(factor != 0, v * factor, V{});
     }
     return v;
@@ -132,13 +57,13 @@ struct Passes {
       Element* slope_p = kSlope ? slope + p * channels : nullptr;
       const Scalar* keep_p = kDropout ? keep + p * 2 * channels : nullptr;
       for_vectors(channels, [&](int c, int count) DSMOOTH_INLINE_LAMBDA {
-        const V v = Mem::load(in + c, count);
+        const V v = M::load(in + c, count);
         const ExpPair<V> exp = exp_minus_abs(v);
         const V m = exp.em1;
-        if constexpr (kSlope) Mem::store(exp.e, slope_p + c, count);
-        Mem::store(kept<kDropout>(M::select(v > 0, v, m), keep_p, c, count), out + c, count);
-        Mem::store(kept<kDropout>(M::select(v > 0, m, -v), keep_p, channels + c, count),
-                   out + negative + c, count);
+        if constexpr (kSlope) M::store(exp.e, slope_p + c, count);
+        M::store(kept<kDropout>(M::select(v > 0, v, m), keep_p, c, count), out + c, count);
+        M::store(kept<kDropout>(M::select(v > 0, m, -v), keep_p, channels + c, count),
+                 out + negative + c, count);
       });
     }
   }
@@ -153,9 +78,9 @@ struct Passes {
                            const Scalar* more_bias, int64_t pixels, int channels, T* out) {
     for (int64_t p = 0; p < pixels; ++p, sums += stride, out += channels) {
       for_vectors(channels, [&](int c, int count) DSMOOTH_INLINE_LAMBDA {
-        V v = Mem::load(sums + c, count) + Mem::load(bias + c, count);
-        if (more_bias != nullptr) v += Mem::load(more_bias + c, count);
-        Mem::store(v, out + c, count);
+        V v = M::load(sums + c, count) + M::load(bias + c, count);
+        if (more_bias != nullptr) v += M::load(more_bias + c, count);
+        M::store(v, out + c, count);
       });
     }
   }
@@ -172,16 +97,16 @@ struct Passes {
                           T* gates) {
     for (int64_t p = 0; p < pixels; ++p, sums += stride, x += f, y += f) {
       for_vectors(f, [&](int c, int count) DSMOOTH_INLINE_LAMBDA {
-        V a = Mem::load(sums + c, count) + Mem::load(bias + c, count);
-        V g = Mem::load(sums + f + c, count) + Mem::load(bias + f + c, count);
+        V a = M::load(sums + c, count) + M::load(bias + c, count);
+        V g = M::load(sums + f + c, count) + M::load(bias + f + c, count);
         if (image_bias != nullptr) {
-          a += Mem::load(image_bias + c, count);
-          g += Mem::load(image_bias + f + c, count);
+          a += M::load(image_bias + c, count);
+          g += M::load(image_bias + f + c, count);
         }
-        Mem::store(Mem::load(x + c, count) + a * sigmoid(g), y + c, count);
+        M::store(M::load(x + c, count) + a * sigmoid(g), y + c, count);
         if (gates != nullptr) {
-          Mem::store(a, gates + c, count);
-          Mem::store(g, gates + f + c, count);
+          M::store(a, gates + c, count);
+          M::store(g, gates + f + c, count);
         }
       });
       if (gates != nullptr) gates += 2 * f;
@@ -189,13 +114,13 @@ struct Passes {
   }
 
   DSMOOTH_INLINE static void add_to(Scalar* total, V v, int count) {
-    Mem::store(Mem::load(total, count) + v, total, count);
+    M::store(M::load(total, count) + v, total, count);
   }
 
   // total += more, n numbers each.
   static void add_all(Scalar* total, const Scalar* more, int n) {
     for_vectors(n, [&](int i, int count) DSMOOTH_INLINE_LAMBDA {
-      add_to(total + i, Mem::load(more + i, count), count);
+      add_to(total + i, M::load(more + i, count), count);
     });
   }
 
@@ -204,12 +129,12 @@ struct Passes {
                                   Element* out, int64_t stride, Scalar* bias_sums) {
     for (int64_t p = 0; p < pixels; ++p, grad_y += f, gates += 2 * f, out += stride) {
       for_vectors(f, [&](int c, int count) DSMOOTH_INLINE_LAMBDA {
-        const V dy = Mem::load(grad_y + c, count);
-        const V s = sigmoid(Mem::load(gates + f + c, count));
+        const V dy = M::load(grad_y + c, count);
+        const V s = sigmoid(M::load(gates + f + c, count));
         const V da = dy * s;
-        const V dg = da * Mem::load(gates + c, count) * (1 - s);
-        Mem::store(da, out + c, count);
-        Mem::store(dg, out + f + c, count);
+        const V dg = da * M::load(gates + c, count) * (1 - s);
+        M::store(da, out + c, count);
+        M::store(dg, out + f + c, count);
         add_to(bias_sums + c, da, count);
         add_to(bias_sums + f + c, dg, count);
       });
@@ -224,11 +149,11 @@ struct Passes {
     for (int64_t p = 0; p < pixels; ++p, sums += sums_stride, v += f, slope += f, out += stride) {
       const Scalar* keep_p = kDropout ? keep + p * 2 * f : nullptr;
       for_vectors(f, [&](int c, int count) DSMOOTH_INLINE_LAMBDA {
-        const V dv = through_concat_elu(
-            Mem::load(v + c, count), Mem::load(slope + c, count),
-            kept<kDropout>(Mem::load(sums + c, count), keep_p, c, count),
-            kept<kDropout>(Mem::load(sums + f + c, count), keep_p, f + c, count));
-        Mem::store(dv, out + c, count);
+        const V dv =
+            through_concat_elu(M::load(v + c, count), M::load(slope + c, count),
+                               kept<kDropout>(M::load(sums + c, count), keep_p, c, count),
+                               kept<kDropout>(M::load(sums + f + c, count), keep_p, f + c, count));
+        M::store(dv, out + c, count);
         add_to(bias_sums + c, dv, count);
       });
     }
@@ -241,11 +166,10 @@ struct Passes {
     for (int64_t p = 0; p < pixels; ++p, sums += sums_stride) {
       const int64_t at = p * channels;
       for_vectors(channels, [&](int c, int count) DSMOOTH_INLINE_LAMBDA {
-        V dv =
-            through_concat_elu(Mem::load(v + at + c, count), Mem::load(slope + at + c, count),
-                               Mem::load(sums + c, count), Mem::load(sums + negative + c, count));
-        if (more != nullptr) dv += Mem::load(more + at + c, count);
-        Mem::store(dv, out + at + c, count);
+        V dv = through_concat_elu(M::load(v + at + c, count), M::load(slope + at + c, count),
+                                  M::load(sums + c, count), M::load(sums + negative + c, count));
+        if (more != nullptr) dv += M::load(more + at + c, count);
+        M::store(dv, out + at + c, count);
       });
     }
   }

@@ -1,7 +1,6 @@
 // The loss over many pixels with the vectors of one instruction set. Compiled once per set, each
 // time with its own DSMOOTH_ISA; see vector_math.h for what this forbids.
-#include "../common/vector_math.h"
-#include "cpu.h"
+#include "equations.h"
 
 namespace dsmooth::DSMOOTH_ISA {
 namespace {
@@ -11,28 +10,28 @@ template <class T, int C, Likelihood kLikelihood>
 struct Block {
   using M = VectorMath<T>;
   using V = typename M::V;
-  struct Place {
+  struct Position {
     int64_t b, row, col;  // of the first pixel
   };
 
   template <class U>
-  DSMOOTH_INLINE static V load(const Planes<U>& planes, Place at, int64_t channel) {
+  DSMOOTH_INLINE static V load(const Planes<U>& planes, Position at, int64_t channel) {
     return M::load(planes.at(at.b, at.row, at.col) + channel * planes.stride_c);
   }
 
-  DSMOOTH_INLINE static void store(V value, const Planes<T>& planes, Place at, int64_t channel) {
+  DSMOOTH_INLINE static void store(V value, const Planes<T>& planes, Position at, int64_t channel) {
     M::store(value, planes.at(at.b, at.row, at.col) + channel * planes.stride_c);
   }
 
-  DSMOOTH_INLINE static V evaluate(const LogisticMixtureArgs<T>& args, Place at, const V (&x)[C],
+  DSMOOTH_INLINE static V evaluate(const LogisticMixtureArgs<T>& args, Position at, const V (&x)[C],
                                    int64_t k, Component<V, C>& out) {
     const auto get = [&](int64_t channel) { return load(args.params, at, channel); };
-    out = evaluate_component<M, C, kLikelihood>(
-        x, load_component<M, C>(Channels<C>{args.n_mix, args.n_atoms}, k, get), args.smoothing);
+    out = evaluate_component<M, C, kLikelihood>(x, Channels<C>{args.n_mix, args.n_atoms}, k,
+                                                args.smoothing, get);
     return get(k);
   }
 
-  static void forward(const LogisticMixtureArgs<T>& args, Place at, V* scratch) {
+  static void forward(const LogisticMixtureArgs<T>& args, Position at, V* scratch) {
     V x[C];
     DSMOOTH_UNROLL
     for (int c = 0; c < C; ++c) x[c] = load(args.x, at, c);
@@ -78,7 +77,7 @@ struct Block {
     store(sum_logit, args.state, at, kSumLogit);
   }
 
-  static void backward(const LogisticMixtureArgs<T>& args, Place at, V*) {
+  static void backward(const LogisticMixtureArgs<T>& args, Position at, V*) {
     V x[C], grad_x[C] = {};
     DSMOOTH_UNROLL
     for (int c = 0; c < C; ++c) x[c] = load(args.x, at, c);
@@ -199,6 +198,23 @@ void run_blocks(const LogisticMixtureArgs<T>& args, int64_t first, int64_t last,
   }
 }
 
+// run(channels, likelihood), both as compile-time constants.
+template <class Run>
+void with_constants(int channels, Likelihood likelihood, const Run& run) {
+  const auto of_channels = [&](auto constant) {
+    return channels == 1 ? run(std::integral_constant<int, 1>{}, constant)
+                         : run(std::integral_constant<int, 3>{}, constant);
+  };
+  switch (likelihood) {
+    case Likelihood::kDiscretized:
+      return of_channels(std::integral_constant<Likelihood, Likelihood::kDiscretized>{});
+    case Likelihood::kGaussian:
+      return of_channels(std::integral_constant<Likelihood, Likelihood::kGaussian>{});
+    default:
+      return of_channels(std::integral_constant<Likelihood, Likelihood::kContinuous>{});
+  }
+}
+
 template <class T, bool kBackward>
 void run_range(const LogisticMixtureArgs<T>& args, int64_t first, int64_t last, T* scratch) {
   with_constants(args.channels, args.likelihood, [&](auto channels, auto likelihood) {
@@ -212,24 +228,20 @@ void elementary(const T* input, T* exp, T* expm1, T* log, int64_t count) {
   using M = VectorMath<T>;
   for (int64_t i = 0; i < count; i += M::kLanes) {
     const int lanes = count - i < M::kLanes ? static_cast<int>(count - i) : M::kLanes;
-    const auto v = M::load(input + i, 1, lanes);
+    const auto v = M::load(input + i, lanes);
     const auto pair = M::exp_pair(v);
-    M::store(pair.e, exp + i, 1, lanes);
-    M::store(pair.em1, expm1 + i, 1, lanes);
-    M::store(M::log(v), log + i, 1, lanes);
+    M::store(pair.e, exp + i, lanes);
+    M::store(pair.em1, expm1 + i, lanes);
+    M::store(M::log(v), log + i, lanes);
   }
 }
 
+template <class T>
+constexpr MixtureKernel<T> kKernel = {VectorMath<T>::kLanes, &run_range<T, false>,
+                                      &run_range<T, true>, &elementary<T>};
+
 }  // namespace
 
-LogisticMixtureKernels kernels() {
-  LogisticMixtureKernels result;
-  result.float32 = {VectorMath<float>::kLanes, &run_range<float, false>, &run_range<float, true>};
-  result.float64 = {VectorMath<double>::kLanes, &run_range<double, false>,
-                    &run_range<double, true>};
-  result.elementary_float32 = &elementary<float>;
-  result.elementary_float64 = &elementary<double>;
-  return result;
-}
+MixtureKernels mixture_kernels() { return {kKernel<float>, kKernel<double>}; }
 
 }  // namespace dsmooth::DSMOOTH_ISA

@@ -1,9 +1,8 @@
-#include "operands.h"
-
+// The check of the loss's tensors against the extents of x.
 #include <stdexcept>
 #include <string>
 
-#include "../common/tensor_view.h"
+#include "logistic_mixture.h"
 
 namespace dsmooth {
 namespace {
@@ -35,6 +34,10 @@ int64_t count_components(int64_t n_params, int64_t channels, int64_t n_atoms) {
     throw std::invalid_argument("params must have a multiple of " + std::to_string(per_component) +
                                 " channels" + atoms + ", got " + std::to_string(n_params));
   }
+  if (rest / per_component > kMaxComponents) {
+    refuse("params", "be of at most " + std::to_string(kMaxComponents) + " components",
+           std::to_string(rest / per_component));
+  }
   return rest / per_component;
 }
 
@@ -55,9 +58,11 @@ Planes<T> per_pixel(const View<T, 3>& view) {
   return {view.data, view.stride[0], 0, view.stride[1], view.stride[2]};
 }
 
-// If rows follow each other in every tensor, an image is one long row: no remainder per row.
+// If rows follow each other in every tensor, an image is one long row: no remainder per row. An
+// empty tensor may have extents whose products fit no int64.
 template <class T>
 void collapse_rows(LogisticMixtureArgs<T>& args) {
+  if (args.batch == 0 || args.rows == 0 || args.cols == 0) return;
   const auto follows = [&](const auto& p) {
     return p.data == nullptr || p.stride_row == args.cols * p.stride_col;
   };

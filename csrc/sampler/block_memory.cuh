@@ -8,18 +8,9 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "block_layout.h"
-#include "network.h"
+#include "cuda_op.h"
 
 namespace dsmooth::sampler {
-
-// In front of shared memory.
-struct BlockHead {
-  StateView state;
-  SharedLayout layout;
-  const PixelStage* stages;
-  unsigned char* base;  // of the workspace, which begins with zeros
-};
 
 template <class Block>
 class BlockMemory {

@@ -1,14 +1,70 @@
-// The work of a thread block in a launch: some rows of one slice of the batch. No block waits for
-// another.
+// A thread block as a worker, and its work in a launch: some rows of one slice of the batch. No
+// block waits for another.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
-#include "device_plan.h"
-#include "worker_cuda.cuh"
+#include "pixel_stages.cuh"
+#include "row_tiles.cuh"
+#include "step.h"
 
 namespace dsmooth::sampler {
+
+// A worker that is one thread block. The sum of an output runs over k in the same steps whatever
+// the batch, so that images do not depend on how many share a slice. T: float, or Bf16 with sums in
+// float.
+template <class T, class Block, bool kKeeps>
+class CudaWorker {
+ public:
+  static constexpr bool kCompletes = kKeeps;
+
+  DSMOOTH_HOST_DEVICE explicit CudaWorker(Block& block) : block_(block) {}
+
+  DSMOOTH_HOST_DEVICE void begin_row(int row) {
+    sync();
+    const BlockMemory<Block> memory(block_);
+    for_each(memory.head().state.network->n_caches * kRowsInReach + 1,
+             [&](int i) { memory.rows()[i] = memory.find_row(i, row); });
+    sync();
+    find_columns(0);
+  }
+
+  DSMOOTH_HOST_DEVICE void matmul(const Product& p) {
+    turn_ = draw_rows<T>(block_, p.index, p.part, p.column, p.count, turn_);
+  }
+
+  DSMOOTH_HOST_DEVICE void pixel(const StateView& state, int row, int column) {
+    int n;
+    const PixelStage* list =
+        BlockMemory<Block>::head_of(block_).stages + state.network->ops_at(row, column, n);
+    state.batch <= kRows ? draw_stages<T, 1>(block_, list, n, column)
+                         : draw_stages<T, 2>(block_, list, n, column);
+    find_columns(column + 1);  // the sync behind the pixel's noise is theirs too
+  }
+
+  template <class F>
+  DSMOOTH_HOST_DEVICE void for_each(int n, F f) const {
+    for (int i = block_.lane(); i < n; i += BlockMemory<Block>::kLanes) f(i);
+  }
+
+  DSMOOTH_HOST_DEVICE void sync() { block_.sync(); }
+  DSMOOTH_HOST_DEVICE void end_row(int) { sync(); }
+  DSMOOTH_HOST_DEVICE bool stop() const { return false; }
+
+ private:
+  // For the pixel at a column of the row.
+  DSMOOTH_HOST_DEVICE void find_columns(int column) const {
+    const BlockMemory<Block> memory(block_);
+    for_each(2 * memory.head().state.network->n_caches + 1,
+             [&](int i) { memory.columns()[i] = memory.find_column(i, column); });
+  }
+
+  static_assert((Block::kWarps & (Block::kWarps - 1)) == 0);
+
+  Block& block_;
+  int turn_ = 0;  // the warp that takes the next tile of a row part
+};
 
 // One launch, the same for all blocks. Block b draws slice round * blocks + b.
 struct BlockRun {
@@ -16,7 +72,7 @@ struct BlockRun {
   const CudaOp* ops;
   const PixelStage* stages;
   SharedLayout shared;
-  Sharing sharing;
+  Partition partition;
   int64_t n;
   Slice all;      // of all n images; its batch is not used
   float* memory;  // workspace.words for each block
@@ -43,7 +99,7 @@ DSMOOTH_HOST_DEVICE void begin_block(const BlockRun& run, float* base, int batch
   uint32_t* const words = reinterpret_cast<uint32_t*>(memory.near());
   for (int i = lane; i < n_places; i += kLanes)
     words[i] = static_cast<uint32_t>(
-        workspace_words(network, i, run.sharing.largest, run.all.height, run.all.width));
+        workspace_words(network, i, run.partition.largest, run.all.height, run.all.width));
   const uint32_t* const ops = reinterpret_cast<const uint32_t*>(run.ops);
   uint32_t* const copy = reinterpret_cast<uint32_t*>(memory.ops());
   for (int i = lane; i < network.n_ops * static_cast<int>(sizeof(CudaOp) / 4); i += kLanes)
@@ -72,10 +128,10 @@ DSMOOTH_HOST_DEVICE void begin_block(const BlockRun& run, float* base, int batch
 template <class T, bool kCompletes = true, class Block>
 DSMOOTH_HOST_DEVICE void run_block(const BlockRun& run, int block_index, Block& block) {
   const NetworkView& network = run.network;
-  const int64_t i = run.round * run.sharing.blocks + block_index;
-  if (i >= run.sharing.slices) return;
-  const int64_t first = run.n * i / run.sharing.slices;
-  const int64_t end = run.n * (i + 1) / run.sharing.slices;
+  const int64_t i = run.round * run.partition.blocks + block_index;
+  if (i >= run.partition.slices) return;
+  const int64_t first = run.n * i / run.partition.slices;
+  const int64_t end = run.n * (i + 1) / run.partition.slices;
   const Slice slice = run.all.part<kCompletes>(network, first, end);
   float* const base = run.memory + static_cast<size_t>(block_index) * run.workspace.words;
   if (run.first_row == 0)

@@ -1,7 +1,11 @@
+// Launches of the CUDA sampler, and errors of the CUDA runtime as exceptions.
+#include <cuda_runtime.h>
+
 #include <algorithm>
+#include <stdexcept>
+#include <string>
 #include <utility>
 
-#include "../common/cuda_check.h"
 #include "sampler_cuda.h"
 
 namespace dsmooth::sampler {
@@ -9,6 +13,43 @@ namespace {
 
 // About 9 ms of MNIST or 140 ms of CIFAR-10, by docs/sampler.md.
 constexpr int kRowsPerLaunch = 4;
+
+// Advice to the user about an error, or "".
+std::string advice_about(cudaError_t status) {
+  if (status == cudaErrorNoDevice) return "; this process sees no CUDA device";
+  if (status == cudaErrorInsufficientDriver) {
+    const int built = CUDART_VERSION;
+    int driver = 0;
+    if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0)
+      return "; no NVIDIA driver is installed";
+    const auto text = [](int v) {
+      return std::to_string(v / 1000) + "." + std::to_string(v % 1000 / 10);
+    };
+    return "; the driver knows CUDA " + text(driver) + ", this build needs " + text(built);
+  }
+  if (status == cudaErrorNoKernelImageForDevice)
+    return "; this build has no code for the device: build it there, with its own nvcc";
+  return "";
+}
+
+// Throws std::runtime_error with CUDA's text. The runtime keeps an error for whoever asks for the
+// last one, which would be the next launch of anyone in this thread: it is taken out first.
+void cuda_check(cudaError_t status, const char* what) {
+  if (status == cudaSuccess) return;
+  const std::string text = std::string(what) + ": " + cudaGetErrorString(status);
+  const std::string advice = advice_about(status);
+  cudaGetLastError();
+  throw std::runtime_error(text + advice);
+}
+
+// Callers in Python make the device current, and torch the former one again.
+void check_current(int device) {
+  int current = 0;
+  cuda_check(cudaGetDevice(&current), "cudaGetDevice");
+  if (current != device)
+    throw std::invalid_argument("device " + std::to_string(device) + " must be current, got " +
+                                std::to_string(current));
+}
 
 int attribute(cudaDeviceAttr name, int device) {
   int value = 0;
@@ -31,25 +72,26 @@ CudaSampler::CudaSampler(Program program, bool bf16, int device)
     : plan_(std::move(program), bf16), device_(device) {
   processors_ = attribute(cudaDevAttrMultiProcessorCount, device);
   const int limit = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  shared_ = plan_.shared(sizeof(BlockHead), kKernelWarps, limit);
-  const DeviceGuard guard(device);
+  shared_ = plan_.shared(kKernelWarps, limit);
+  check_current(device);
   for (const SampleKernel kernel : {sample_kernel(bf16), completion_kernel(bf16)})
     cuda_check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                     cudaFuncAttributeMaxDynamicSharedMemorySize, limit),
                "cudaFuncSetAttribute");
 }
 
-Sharing CudaSampler::share(int64_t n, int height, int width, size_t memory, int max_slice) const {
-  return sampler::share(n, processors_, bytes_per_image(height, width), memory, max_slice);
+Partition CudaSampler::partition(int64_t n, int height, int width, size_t memory,
+                                 int max_slice) const {
+  return partition_batch(n, processors_, bytes_per_image(height, width), memory, max_slice);
 }
 
-size_t CudaSampler::workspace_bytes(const Sharing& sharing, int height, int width) const {
-  return static_cast<size_t>(sharing.blocks) *
-         plan_.workspace(sharing.largest, height, width).words * sizeof(float);
+size_t CudaSampler::workspace_bytes(const Partition& partition, int height, int width) const {
+  return static_cast<size_t>(partition.blocks) *
+         plan_.workspace(partition.largest, height, width).words * sizeof(float);
 }
 
-int64_t CudaSampler::launches(const Sharing& sharing, int height) const {
-  const int64_t rounds = (sharing.slices + sharing.blocks - 1) / sharing.blocks;
+int64_t CudaSampler::launches(const Partition& partition, int height) const {
+  const int64_t rounds = (partition.slices + partition.blocks - 1) / partition.blocks;
   return rounds * launches_of_a_slice(rows_of(plan_.network(), height));
 }
 
@@ -57,23 +99,31 @@ void CudaSampler::sample(const CudaRequest& r, int64_t launch) const {
   const int rows = rows_of(plan_.network(), r.all.height);
   const int per_slice = launches_of_a_slice(rows);
   const int first = static_cast<int>(launch % per_slice) * kRowsPerLaunch;
-  const BlockRun run{plan_.network(),
-                     plan_.ops(),
-                     plan_.stages(),
-                     shared_,
-                     r.sharing,
-                     r.n,
-                     r.all,
-                     r.workspace,
-                     plan_.workspace(r.sharing.largest, r.all.height, r.all.width),
-                     launch / per_slice,
-                     first,
-                     std::min(first + kRowsPerLaunch, rows)};
+  BlockRun run{plan_.network(),
+               plan_.ops(),
+               plan_.stages(),
+               shared_,
+               r.partition,
+               r.n,
+               r.all,
+               r.workspace,
+               plan_.workspace(r.partition.largest, r.all.height, r.all.width),
+               launch / per_slice,
+               first,
+               std::min(first + kRowsPerLaunch, rows)};
+  check_current(device_);
   const bool bf16 = plan_.network().bf16;
-  const DeviceGuard guard(device_);
-  dsmooth::launch(r.all.mask || r.all.condition ? completion_kernel(bf16) : sample_kernel(bf16),
-                  static_cast<unsigned>(r.sharing.blocks), kKernelWarps * 32,
-                  static_cast<size_t>(shared_.bytes), r.stream, run, "launch of sample_kernel");
+  const SampleKernel kernel =
+      r.all.mask || r.all.condition ? completion_kernel(bf16) : sample_kernel(bf16);
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(r.partition.blocks));
+  config.blockDim = dim3(kKernelWarps * 32);
+  config.dynamicSmemBytes = static_cast<size_t>(shared_.bytes);
+  config.stream = static_cast<cudaStream_t>(r.stream);
+  void* arguments[] = {&run};
+  // The launch's own status is checked, not the thread's last error, which may be another's.
+  cuda_check(cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(kernel), arguments),
+             "launch of sample_kernel");
 }
 
 }  // namespace dsmooth::sampler

@@ -1,4 +1,5 @@
-// An operation as the CUDA worker reads it, made by device_plan.cpp.
+// Plain data of the CUDA worker, made by device_plan.cpp: operations, addresses, the layout of a
+// block.
 #pragma once
 
 #include <cstdint>
@@ -32,22 +33,6 @@ struct alignas(8) Source {
   DSMOOTH_HOST_DEVICE int in_cache(int column) const { return (2 * column >> halvings) + shift; }
 };
 
-// Its own load, of what no kernel writes.
-DSMOOTH_INLINE Source load_source(const Source* from) {
-  Source source;
-#if defined(__CUDA_ARCH__)
-  uint32_t low, high;
-  asm("ld.global.nc.v2.b32 {%0, %1}, [%2];" : "=r"(low), "=r"(high) : "l"(from));
-  source.row = static_cast<uint16_t>(low);
-  source.shift = static_cast<uint8_t>(low >> 16);
-  source.halvings = static_cast<uint8_t>(low >> 24);
-  source.within = high;
-#else
-  source = *from;
-#endif
-  return source;
-}
-
 // The address of a granule of k for a pixel part: in a column of a cache, `within` granules from
 // the beginning of an image; or in shared memory, if the operation before has just written it
 // there.
@@ -67,31 +52,26 @@ struct alignas(16) PixelStage {
   int32_t op, level;
 };
 
-DSMOOTH_INLINE PixelSource load_source(const PixelSource* from) {
-  PixelSource source;
+// Loads one of these from memory that no kernel writes.
+template <class T>
+DSMOOTH_INLINE T load_constant(const T* from) {
 #if defined(__CUDA_ARCH__)
-  uint32_t low, high;
-  asm("ld.global.nc.v2.b32 {%0, %1}, [%2];" : "=r"(low), "=r"(high) : "l"(from));
-  source.column = static_cast<uint16_t>(low);
-  source.near = static_cast<int16_t>(low >> 16);
-  source.within = high;
+  if constexpr (sizeof(T) == 8) {
+    struct {
+      uint32_t low, high;
+    } bits;
+    asm("ld.global.nc.v2.b32 {%0, %1}, [%2];" : "=r"(bits.low), "=r"(bits.high) : "l"(from));
+    return __builtin_bit_cast(T, bits);
+  } else {
+    struct {
+      uint64_t low, high;
+    } bits;
+    asm("ld.global.nc.v2.b64 {%0, %1}, [%2];" : "=l"(bits.low), "=l"(bits.high) : "l"(from));
+    return __builtin_bit_cast(T, bits);
+  }
 #else
-  source = *from;
+  return *from;
 #endif
-  return source;
-}
-
-DSMOOTH_INLINE PixelStage load_stage(const PixelStage* from) {
-  PixelStage stage;
-#if defined(__CUDA_ARCH__)
-  uint64_t numbers;
-  asm("ld.global.nc.v2.b64 {%0, %1}, [%2];" : "=l"(stage.sources), "=l"(numbers) : "l"(from));
-  stage.op = static_cast<int32_t>(numbers);
-  stage.level = static_cast<int32_t>(numbers >> 32);
-#else
-  stage = *from;
-#endif
-  return stage;
 }
 
 // The granules of k come in steps of kStepGranules; the last ones may be zeros. Outputs come in
@@ -108,14 +88,58 @@ struct alignas(16) CudaOp {
   int32_t begin_stride;
   uint16_t steps[2];
   uint16_t units, channels;
+  uint16_t tiles_across;                                     // of a row part
   int16_t residual_in, add, residual_out, act_out, raw_out;  // caches
   uint8_t gate, split, two_parts;
-  uint8_t units_per_tile, tiles_across;  // of a row part
-  uint8_t projected;                     // whether the sums of a row begin with biases of images
+  uint8_t units_per_tile;  // of a row part
+  uint8_t projected;       // whether the sums of a row begin with biases of images
 
   DSMOOTH_HOST_DEVICE int columns() const { return units * kColumns; }
   // The cache that is added to the sums: a gate's residual, or another summand.
   DSMOOTH_HOST_DEVICE int added() const { return gate ? residual_in : add; }
 };
+
+// Fragments of a warp's tile in a row part: kWide across, and kLow or kTall rows of them.
+constexpr int kWide = 2, kLow = 2, kTall = 6;
+constexpr int kMostImages = 2 * kRows;  // of a slice
+
+// Parts of a block's shared memory, in bytes from its beginning.
+struct SharedLayout {
+  int places;       // where the caches of the slice begin, and behind them
+  int partials;     // where the waiting sums of each operation do
+  int ops;          // the operations, copied
+  int rows;         // where the rows of the caches lie that can be read now
+  int columns;      // where their columns lie that a pixel part can read
+  int near;         // results of the last operations at this pixel, two buffers
+  int near_stride;  // of a row in a buffer
+  int near_raw;     // of raw_out behind act_out in a row
+  int scratch;      // sums of row tiles, each lane's own
+  bool tall;        // whether it has room for tall tiles
+  int bytes;        // in all
+
+  DSMOOTH_HOST_DEVICE int near_bytes() const { return kMostImages * near_stride; }
+};
+
+// In front of shared memory.
+struct BlockHead {
+  StateView state;
+  SharedLayout layout;
+  const PixelStage* stages;
+  unsigned char* base;  // of the workspace, which begins with zeros
+};
+
+// How a batch is shared out: `slices` of at most `largest` images, taken in turn by `blocks`.
+struct Partition {
+  int64_t slices;
+  int largest;
+  int blocks;
+};
+
+// Words of memory that a block needs. Zeros come first, to be read as padding, then the caches,
+// then sums that wait.
+struct Workspace {
+  size_t words, cache_words;
+};
+constexpr size_t kZeroWords = 32;
 
 }  // namespace dsmooth::sampler

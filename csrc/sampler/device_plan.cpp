@@ -5,6 +5,7 @@
 #include <cstring>
 #include <map>
 #include <stdexcept>
+#include <string>
 #include <utility>
 
 namespace dsmooth::sampler {
@@ -40,18 +41,17 @@ CudaOp without_matrices(const Op& op) {
   CudaOp to{};
   to.units = static_cast<uint16_t>(ceil_of(op.n, kColumns));
   to.channels = static_cast<uint16_t>(op.channels());
-  const auto cache = [](int index) { return static_cast<int16_t>(index); };
-  to.residual_in = cache(op.residual_in);
-  to.add = cache(op.add);
-  to.residual_out = cache(op.residual_out);
-  to.act_out = cache(op.act_out);
-  to.raw_out = cache(op.raw_out);
+  to.residual_in = static_cast<int16_t>(op.residual_in);
+  to.add = static_cast<int16_t>(op.add);
+  to.residual_out = static_cast<int16_t>(op.residual_out);
+  to.act_out = static_cast<int16_t>(op.act_out);
+  to.raw_out = static_cast<int16_t>(op.raw_out);
   to.gate = op.gate;
   to.split = op.split;
   // As few tiles as hold the units, as even as possible.
   const int across = ceil_of(to.units, kWide);
   to.units_per_tile = static_cast<uint8_t>(ceil_of(to.units, across));
-  to.tiles_across = static_cast<uint8_t>(ceil_of(to.units, to.units_per_tile));
+  to.tiles_across = static_cast<uint16_t>(ceil_of(to.units, to.units_per_tile));
   return to;
 }
 
@@ -65,10 +65,15 @@ const T* DevicePlan::append(const std::vector<T>& values) {
   return reinterpret_cast<const T*>(place);
 }
 
-template <class T>
-void DevicePlan::relocate(const T* array, size_t n, size_t field) {
+template <class T, class Field>
+void DevicePlan::relocate(const T* array, size_t n, Field T::* field) {
+  const T item{};
+  const auto begin = reinterpret_cast<uintptr_t>(array) +
+                     reinterpret_cast<uintptr_t>(&(item.*field)) -
+                     reinterpret_cast<uintptr_t>(&item);
   for (size_t i = 0; i < n; ++i)
-    pointers_.push_back(reinterpret_cast<uintptr_t>(array) + i * sizeof(T) + field);
+    for (size_t at = 0; at < sizeof(Field); at += sizeof(void*))
+      pointers_.push_back(begin + i * sizeof(T) + at);
 }
 
 std::vector<Source> DevicePlan::sources(const Op& op, const std::vector<const Term*>& terms) const {
@@ -200,19 +205,18 @@ DevicePlan::DevicePlan(Program given, bool bf16) {
   network_.ops = append(ops);
   network_.image_bias_columns = skeleton_.network.image_bias_columns;
   for (size_t i = 0; i < ops.size(); ++i)
-    if (ops[i].projection != nullptr)
-      for (const size_t field : {offsetof(OpView, bias), offsetof(OpView, projection)})
-        relocate(network_.ops + i, 1, field);
+    if (ops[i].projection != nullptr) {
+      relocate(network_.ops + i, 1, &OpView::bias);
+      relocate(network_.ops + i, 1, &OpView::projection);
+    }
   network_.at_pixel = nullptr;  // and stages
   const std::vector<PixelStage> stages = list_stages(program);
   stages_ = append(stages);
-  relocate(stages_, stages.size(), offsetof(PixelStage, sources));
+  relocate(stages_, stages.size(), &PixelStage::sources);
   ops_ = append(cuda_ops);
-  for (size_t i = 0; i < cuda_ops.size(); ++i)
-    for (const size_t field :
-         {offsetof(CudaOp, weights), offsetof(CudaOp, weights) + 8, offsetof(CudaOp, sources),
-          offsetof(CudaOp, sources) + 8, offsetof(CudaOp, bias)})
-      relocate(ops_ + i, 1, field);
+  relocate(ops_, cuda_ops.size(), &CudaOp::weights);
+  relocate(ops_, cuda_ops.size(), &CudaOp::sources);
+  relocate(ops_, cuda_ops.size(), &CudaOp::bias);
   image_.resize((image_.size() + kAlignment - 1) / kAlignment * kAlignment);
 }
 
@@ -243,9 +247,32 @@ int DevicePlan::widest(int OpView::* cache) const {
   return bytes;
 }
 
-SharedLayout DevicePlan::shared(int header, int warps, int limit) const {
-  return lay_out_shared(skeleton_.network, header, sizeof(CudaOp), widest(&OpView::act_out),
-                        widest(&OpView::raw_out), warps, limit);
+SharedLayout DevicePlan::shared(int warps, int limit) const {
+  const NetworkView& network = skeleton_.network;
+  const auto padded = [](int bytes) { return (bytes + 127) / 128 * 128; };
+  SharedLayout layout{};
+  int end = padded(sizeof(BlockHead));
+  const auto take = [&](int bytes) { return std::exchange(end, end + padded(bytes)); };
+  const int n_places = network.n_caches + network.n_ops;
+  layout.places = take(n_places * static_cast<int>(sizeof(float*)));
+  layout.partials = layout.places + network.n_caches * static_cast<int>(sizeof(float*));
+  layout.ops = take(network.n_ops * static_cast<int>(sizeof(CudaOp)));
+  layout.rows = take((network.n_caches * kRowsInReach + 1) * static_cast<int>(sizeof(RowPlace)));
+  layout.columns = take((2 * network.n_caches + 1) * static_cast<int>(sizeof(RowPlace)));
+  // Two rows that lanes read at once lie in different banks.
+  layout.near_raw = widest(&OpView::act_out);
+  layout.near_stride =
+      padded(layout.near_raw + widest(&OpView::raw_out)) + kStepGranules * kGranule;
+  layout.near = take(2 * layout.near_bytes());
+  const int fragments = warps * kWide * kRows * kColumns * static_cast<int>(sizeof(float));
+  layout.tall = end + kTall * fragments <= limit;
+  layout.scratch = take((layout.tall ? kTall : kLow) * fragments);
+  layout.bytes = end;
+  if (end > limit)
+    throw std::runtime_error("the network is too wide for this device: a block needs " +
+                             std::to_string(end) + " bytes of shared memory, and has " +
+                             std::to_string(limit));
+  return layout;
 }
 
 Workspace DevicePlan::workspace(int images, int height, int width) const {
@@ -259,6 +286,20 @@ Workspace DevicePlan::workspace(int images, int height, int width) const {
     throw std::runtime_error("the images are too large: a block's caches take " +
                              std::to_string(workspace.words * sizeof(float)) + " bytes");
   return workspace;
+}
+
+Partition partition_batch(int64_t n, int processors, size_t image_bytes, size_t memory,
+                          int max_slice) {
+  const int64_t fit = static_cast<int64_t>(memory / image_bytes);
+  if (fit < 1)
+    throw std::runtime_error("the caches of one image take " + std::to_string(image_bytes) +
+                             " bytes, and " + std::to_string(memory) + " are free");
+  const int64_t blocks = std::min<int64_t>({n, processors, fit});
+  int64_t most = std::min<int64_t>(kMostImages, fit / blocks);
+  if (max_slice > 0) most = std::min<int64_t>(most, max_slice);
+  const int64_t rounds = (n + blocks * most - 1) / (blocks * most);
+  const int64_t slices = std::min(n, rounds * blocks);
+  return {slices, static_cast<int>((n + slices - 1) / slices), static_cast<int>(blocks)};
 }
 
 }  // namespace dsmooth::sampler

@@ -6,17 +6,10 @@
 #include <cstdint>
 #include <vector>
 
-#include "block_layout.h"
+#include "cuda_op.h"
 #include "packing.h"
 
 namespace dsmooth::sampler {
-
-// Words of memory that a block needs. Zeros come first, to be read as padding, then the caches,
-// then sums that wait.
-struct Workspace {
-  size_t words, cache_words;
-};
-constexpr size_t kZeroWords = 32;
 
 // The channels of a tap are padded to whole granules, which are zero in a cache, and a sum to whole
 // steps; weights are zero there.
@@ -33,8 +26,9 @@ class DevicePlan {
   const CudaOp* ops() const { return ops_; }
   const PixelStage* stages() const { return stages_; }  // those of a pixel as at_pixel has them
 
-  // The shared memory of a block with `header` bytes in front; throws as lay_out_shared does.
-  SharedLayout shared(int header, int warps, int limit) const;
+  // The shared memory of a block. Throws std::runtime_error with both numbers if `limit` bytes do
+  // not hold it.
+  SharedLayout shared(int warps, int limit) const;
   // Bytes of the caches and partial sums of one image.
   size_t bytes_per_image(int height, int width) const {
     return sampler::bytes_per_image(skeleton_.network, height, width);
@@ -47,8 +41,8 @@ class DevicePlan {
   template <class T>
   const T* append(const std::vector<T>& values);
   // The pointers at `field` of an array in the image are places, to become addresses.
-  template <class T>
-  void relocate(const T* array, size_t n, size_t field);
+  template <class T, class Field>
+  void relocate(const T* array, size_t n, Field T::* field);
   MatrixView pack(const Op& op, Part part, CudaOp& to);
   std::vector<Source> sources(const Op& op, const std::vector<const Term*>& terms) const;
   // before: the operation that comes before it at a pixel, or null.
@@ -67,5 +61,12 @@ class DevicePlan {
   const CudaOp* ops_ = nullptr;
   const PixelStage* stages_ = nullptr;
 };
+
+// Slices for n images on `processors` streaming multiprocessors, one block each, when the caches of
+// an image take `image_bytes` of at most `memory` bytes. Each block streams all weights for its
+// slice whatever its size, so slices are as few as keep every processor busy; `max_slice` (0: none)
+// bounds them. Throws std::runtime_error with both numbers if not even one image fits.
+Partition partition_batch(int64_t n, int processors, size_t image_bytes, size_t memory,
+                          int max_slice);
 
 }  // namespace dsmooth::sampler

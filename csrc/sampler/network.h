@@ -1,5 +1,5 @@
-// A plan as plain data, which the step reads on host and device alike: what each operation is,
-// where its matrices and caches lie, and what one matrix product of it consists of.
+// A plan as plain data, which the step reads on host and device alike: what each operation is, and
+// where its matrices and caches lie.
 #pragma once
 
 #include <cstddef>
@@ -12,8 +12,7 @@ namespace dsmooth::sampler {
 
 // Activations and weights are counted in 32-bit words: one float, or a pair of bfloat16 (channels
 // 2i and 2i + 1).
-constexpr int kUnit = 8;          // outputs; panels are so many units wide
-constexpr int kMaxSegments = 16;  // runs of consecutive words that a sum is made of
+constexpr int kUnit = 8;  // outputs; panels are so many units wide
 
 enum class Part { kRow, kPixel };
 
@@ -33,25 +32,12 @@ struct MatrixView {
   int columns;
 };
 
-struct TermView {
-  int cache;
-  int drow, dcol;
-  int taps;
-  bool row_part;
-};
-
-struct OpView {
-  Phase phase;
-  int level;
-  int row_parity, column_parity;
-  bool gate;
-  bool split;      // act_out gets elu alone, in kSplitParts operands
+struct OpView : OpSpec {
   bool by_column;  // one column at a time: it reads another level, writes every second column, or
                    // on a device begins with biases of images
   int channels;    // of the result
-  int residual_in, add, residual_out, act_out, raw_out;
   int n_terms;
-  const TermView* terms;
+  const TermSpec* terms;
   MatrixView row, pixel;
   const float* bias;                  // packed columns
   const float* projection = nullptr;  // (condition_size, packed columns) or null
@@ -96,15 +82,9 @@ struct PixelOp {
 // Which they are depends on the parities of row and column at each level.
 constexpr int kPixelPeriod = 1 << kLevels;
 
-struct NetworkView {
-  int image_channels;
-  int image_parts;
-  int n_mix, n_atoms;
-  Likelihood likelihood;
-  float smoothing_scale;
-  bool conditioned;
-  bool bf16;                   // operands
-  int image, context, params;  // caches
+struct NetworkView : ProgramSpec {
+  int n_atoms;
+  bool bf16;  // operands
   int n_caches, n_ops;
   const CacheView* caches;
   const OpView* ops;      // by phase
@@ -113,8 +93,7 @@ struct NetworkView {
   // kPixelPeriod: first_at_pixel[i] .. first_at_pixel[i + 1] - 1 of at_pixel.
   const PixelOp* at_pixel;
   int first_at_pixel[kPixelPeriod * kPixelPeriod + 1];
-  uint8_t atoms[256];  // byte levels, the first n_atoms
-  int condition_size = 0;
+  uint8_t atoms[256];          // byte levels, the first n_atoms
   int image_bias_columns = 0;  // of all operations with a projection
 
   // Index in at_pixel of the first of the n operations at a pixel.
@@ -208,26 +187,6 @@ DSMOOTH_HOST_DEVICE inline size_t workspace_words(const NetworkView& network, in
   return (words * static_cast<size_t>(images) + 31) / 32 * 32;
 }
 
-struct Segment {
-  const float* a;  // words of the first row
-  ptrdiff_t stride;
-  int k;
-};
-
-// Destinations of results: row m of a pointer p begins at p + m * stride; null means nowhere.
-struct Epilogue {
-  bool gate;
-  bool split;    // act holds kSplitParts operands, [0, channels) each, whose sum is elu(v)
-  int channels;  // of the result; else act holds elu(v) in [0, channels), elu(-v) behind
-  const float* residual_in;
-  const float* add;
-  float* residual_out;
-  void* act_out;
-  void* raw_out;
-  ptrdiff_t residual_in_stride, add_stride, residual_out_stride;
-  ptrdiff_t act_stride, raw_stride;  // in operands
-};
-
 // One matrix product of the step: a part of an operation at `count` columns of a row, in the
 // coordinates of the operation's level. Its rows are the images of the first column, of the next,
 // and so on; a sum over k runs over the terms and their taps in order.
@@ -236,65 +195,6 @@ struct Product {
   int index;  // of the operation
   Part part;
   int row, column, count;
-
-  DSMOOTH_HOST_DEVICE const OpView& op() const { return state->network->ops[index]; }
-  DSMOOTH_HOST_DEVICE const MatrixView& matrix() const { return op().matrix(part); }
-  DSMOOTH_HOST_DEVICE int m() const { return count * state->batch; }
-  DSMOOTH_HOST_DEVICE bool includes(const TermView& term) const {
-    return op().phase != Phase::kHorizontal || term.row_part == (part == Part::kRow);
-  }
-
-  DSMOOTH_HOST_DEVICE Segment segment(const TermView& term, int tap) const {
-    const CacheView& cache = state->network->caches[term.cache];
-    const int down = op().level - cache.level;
-    const int r = down > 0 ? row << 1 : down < 0 ? row >> 1 : row;
-    const int c = down > 0 ? column << 1 : down < 0 ? column >> 1 : column;
-    return {state->at(term.cache, r + term.drow, c + term.dcol + tap), cache.stride, cache.words};
-  }
-
-  // Memory of the sums if they wait for the pixel part, else null.
-  DSMOOTH_HOST_DEVICE float* partial() const {
-    return part == Part::kRow && op().two_parts() ? state->partial(index, column) : nullptr;
-  }
-  // Initial accumulator (partial sums, per-image biases or one bias), its stride and its period in
-  // rows.
-  DSMOOTH_HOST_DEVICE const float* init() const {
-    if (continues()) return state->partial(index, column);
-    return op().projection == nullptr ? op().bias : state->image_bias(op());
-  }
-  DSMOOTH_HOST_DEVICE ptrdiff_t init_stride() const {
-    return continues() || op().projection != nullptr ? op().row.columns : 0;
-  }
-  DSMOOTH_HOST_DEVICE int init_rows() const {
-    return continues() ? m() : op().projection == nullptr ? 1 : state->batch;
-  }
-
-  DSMOOTH_HOST_DEVICE Epilogue epilogue() const {
-    const OpView& o = op();
-    const int operands = state->network->bf16 ? 2 : 1;
-    return {o.gate,
-            o.split,
-            o.channels,
-            at(o.residual_in),
-            at(o.add),
-            at(o.residual_out),
-            at(o.act_out),
-            at(o.raw_out),
-            stride(o.residual_in),
-            stride(o.add),
-            stride(o.residual_out),
-            stride(o.act_out) * operands,
-            stride(o.raw_out) * operands};
-  }
-
- private:
-  DSMOOTH_HOST_DEVICE bool continues() const { return part == Part::kPixel && op().two_parts(); }
-  DSMOOTH_HOST_DEVICE float* at(int cache) const {
-    return cache == kNone ? nullptr : state->at(cache, row, column);
-  }
-  DSMOOTH_HOST_DEVICE ptrdiff_t stride(int cache) const {
-    return cache == kNone ? 0 : state->network->caches[cache].stride;
-  }
 };
 
 }  // namespace dsmooth::sampler

@@ -25,65 +25,29 @@ Skeleton::Skeleton(const Program& p, bool bf16, int stride_words) {
   for (const Op& op : p.ops) n_terms += op.terms.size();
   terms.reserve(n_terms);  // from here on pointers into it hold
   for (const Op& op : p.ops) {
-    const TermView* first = terms.data() + terms.size();
-    bool by_column = op.column_parity != kNone;
-    for (const Term& t : op.terms) {
-      terms.push_back({t.cache, t.drow, t.dcol, t.taps, t.row_part});
-      by_column |= level_of(t) != op.level;
+    OpView view{};
+    static_cast<OpSpec&>(view) = op;
+    view.by_column = op.column_parity != kNone;
+    view.channels = op.channels();
+    view.n_terms = static_cast<int>(op.terms.size());
+    view.terms = terms.data() + terms.size();
+    for (const Term& term : op.terms) {
+      terms.push_back(term);
+      view.by_column |= level_of(term) != op.level;
     }
-    ops.push_back({op.phase,
-                   op.level,
-                   op.row_parity,
-                   op.column_parity,
-                   op.gate,
-                   op.split,
-                   by_column,
-                   op.channels(),
-                   op.residual_in,
-                   op.add,
-                   op.residual_out,
-                   op.act_out,
-                   op.raw_out,
-                   static_cast<int>(op.terms.size()),
-                   first,
-                   {},
-                   {},
-                   nullptr});
+    ops.push_back(view);
   }
-  network = {p.image_channels,
-             p.image_parts,
-             p.n_mix,
-             static_cast<int>(p.atoms.size()),
-             p.likelihood,
-             p.smoothing_scale,
-             p.conditioned,
-             bf16,
-             p.image,
-             p.context,
-             p.params,
-             static_cast<int>(caches.size()),
-             static_cast<int>(ops.size()),
-             caches.data(),
-             ops.data(),
-             {},
-             nullptr,
-             {},
-             {}};
+  static_cast<ProgramSpec&>(network) = p;
+  network.n_atoms = static_cast<int>(p.atoms.size());
   std::copy(p.atoms.begin(), p.atoms.end(), network.atoms);
-  network.condition_size = p.condition_size;
+  network.bf16 = bf16;
+  network.n_caches = static_cast<int>(caches.size());
+  network.n_ops = static_cast<int>(ops.size());
+  network.caches = caches.data();
+  network.ops = ops.data();
   for (const Op& op : p.ops)
     for (int phase = static_cast<int>(op.phase) + 1; phase < 5; ++phase)
       ++network.first_of_phase[phase];
-  list_pixel_ops();
-}
-
-void Skeleton::add_projection(size_t op, const float* projection) {
-  ops[op].projection = projection;
-  ops[op].image_bias = network.image_bias_columns;
-  network.image_bias_columns += ops[op].row.columns;
-}
-
-void Skeleton::list_pixel_ops() {
   int* first = network.first_at_pixel;
   for (int row = 0; row < kPixelPeriod; ++row)
     for (int column = 0; column < kPixelPeriod; ++column) {
@@ -97,11 +61,10 @@ void Skeleton::list_pixel_ops() {
   network.at_pixel = at_pixel.data();
 }
 
-int output_of(const Op& op, const Panel& panel, int column) {
-  const int half = panel.units * kUnit / 2;
-  const int within = op.gate ? column % half : column;
-  if (within >= panel.channels) return -1;
-  return panel.channel + within + (op.gate && column >= half ? op.n / 2 : 0);
+void Skeleton::add_projection(size_t op, const float* projection) {
+  ops[op].projection = projection;
+  ops[op].image_bias = network.image_bias_columns;
+  network.image_bias_columns += ops[op].row.columns;
 }
 
 std::vector<const Term*> terms_of(const Op& op, Part part) {

@@ -11,10 +11,10 @@ namespace dsmooth::sampler {
 // The views of a program, without its matrices. Pointers go to the vectors and survive a move.
 struct Skeleton {
   std::vector<CacheView> caches;
-  std::vector<TermView> terms;
+  std::vector<TermSpec> terms;
   std::vector<OpView> ops;
   std::vector<PixelOp> at_pixel;
-  NetworkView network;
+  NetworkView network{};
 
   Skeleton() = default;
   // The program's operations must be in the order of their phases. The words of an image are padded
@@ -25,16 +25,10 @@ struct Skeleton {
 
   // Gives an operation, whose matrices are there, its packed projection.
   void add_projection(size_t op, const float* projection);
-
- private:
-  void list_pixel_ops();
 };
 
 // Checks a program and brings its operations into the order of their phases.
 Program checked_by_phase(Program program);
-
-// The output that a packed column computes, or -1 for padding.
-int output_of(const Op& op, const Panel& panel, int column);
 
 // The terms of one part of an operation; outside the horizontal stream there is one part only.
 std::vector<const Term*> terms_of(const Op& op, Part part);

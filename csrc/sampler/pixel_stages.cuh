@@ -24,7 +24,7 @@ class PixelStages {
   // The n operations of a list, with a sync behind each.
   DSMOOTH_HOST_DEVICE void draw(const PixelStage* list, int n, Block& block) {
     if (n == 0) return;
-    PixelStage next = load_stage(list), after = load_stage(list + (n > 1 ? 1 : 0));
+    PixelStage next = load_constant(list), after = load_constant(list + (n > 1 ? 1 : 0));
     const Window first{next, memory_.warp(), 0};
     const Sources sources = load_sources(first);
     fetch_weights(first);
@@ -32,7 +32,7 @@ class PixelStages {
     for (int i = 0; i < n; ++i) {
       const PixelStage now = next;
       next = after;
-      after = load_stage(list + (i + 2 < n ? i + 2 : n - 1));
+      after = load_constant(list + (i + 2 < n ? i + 2 : n - 1));
       stage(now, next);  // behind the last one, nothing that matters
       block.sync();
     }
@@ -105,7 +105,7 @@ class PixelStages {
     const PixelSource* from = window.stage.sources + window.step * kStepGranules;
     Sources sources;
     each_granule<0, kWindow>([&](int j, int q) {
-      sources.of[j][q] = load_source(from + W::granule(memory_.lane(), q) + j * kStepGranules);
+      sources.of[j][q] = load_constant(from + W::granule(memory_.lane(), q) + j * kStepGranules);
     });
     return sources;
   }

@@ -46,6 +46,14 @@ std::vector<Panel> cut(const Op& op, int max_units) {
   return panels;
 }
 
+// The output that a packed column computes, or -1 for padding.
+int output_of(const Op& op, const Panel& panel, int column) {
+  const int half = panel.units * kUnit / 2;
+  const int within = op.gate ? column % half : column;
+  if (within >= panel.channels) return -1;
+  return panel.channel + within + (op.gate && column >= half ? op.n / 2 : 0);
+}
+
 void pack_column(const Term& term, int output, bool bf16, int width, float* to) {
   const size_t length = static_cast<size_t>(term.taps) * static_cast<size_t>(term.channels);
   const float* w = term.weight.data() + static_cast<size_t>(output) * length;
@@ -130,26 +138,20 @@ Plan::Plan(Program given, const TileKernels& kernels) : kernels_(kernels) {
 
 State::State(const NetworkView& network, int batch, int height, int width)
     : network_(network), batch_(batch), height_(height), width_(width) {
-  const size_t images = static_cast<size_t>(batch);
-  for (int i = 0; i < network.n_caches; ++i) {
-    caches_.emplace_back(images * network.caches[i].words_per_image(height, width));
-    cache_pointers_.push_back(caches_.back().data());
+  for (int i = 0; i <= network.n_caches + network.n_ops; ++i) {
+    places_.emplace_back(workspace_words(network, i, batch, height, width));
+    pointers_.push_back(places_.back().data());
   }
-  for (int i = 0; i < network.n_ops; ++i) {
-    partials_.emplace_back(images * network.partial_words(network.ops[i], width));
-    partial_pointers_.push_back(partials_.back().data());
-  }
-  image_biases_ = Words(images * static_cast<size_t>(network.image_bias_columns));
 }
 
 void State::clear(int batch) {
   batch_ = batch;
-  for (Words& cache : caches_) cache.clear();
+  for (int i = 0; i < network_.n_caches; ++i) places_[static_cast<size_t>(i)].clear();
 }
 
 StateView State::view() const {
-  return {&network_, cache_pointers_.data(), partial_pointers_.data(), batch_, height_,
-          width_,    image_biases_.data()};
+  return {&network_, pointers_.data(), pointers_.data() + network_.n_caches, batch_, height_,
+          width_,    pointers_.back()};
 }
 
 }  // namespace dsmooth::sampler

@@ -70,9 +70,8 @@ class State {
  private:
   NetworkView network_;  // whose own pointers outlive this
   int batch_, height_, width_;
-  std::vector<Words> caches_, partials_;
-  std::vector<float*> cache_pointers_, partial_pointers_;
-  Words image_biases_;
+  std::vector<Words> places_;  // as workspace_words counts them
+  std::vector<float*> pointers_;
 };
 
 }  // namespace dsmooth::sampler

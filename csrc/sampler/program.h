@@ -22,27 +22,45 @@ struct Cache {
   bool operand;
 };
 
-struct Term {
+// The part of a term, an operation and a program that their plans keep as it is.
+struct TermSpec {
   int cache;
   int drow, dcol;
   int taps;
-  int channels;
   bool row_part;
-  std::vector<float> weight;  // (n, taps, channels)
 };
 
-struct Op {
+struct OpSpec {
   Phase phase;
   int level;
   int row_parity, column_parity;
   bool gate;
-  int n;  // outputs of the matrix product: twice the channels of the result for a gate
+  bool split;  // act_out gets elu alone, in kSplitParts operands
   int residual_in, add, residual_out, act_out, raw_out;
-  bool split;               // act_out gets elu alone, in kSplitParts operands
+};
+
+struct ProgramSpec {
+  int image_channels;
+  int image_parts;  // a pixel enters as a sum of so many operands
+  int n_mix;
+  Likelihood likelihood;
+  float smoothing_scale;       // kGaussian alone
+  bool conditioned;            // decides the stream of the noise
+  int image, context, params;  // caches
+  int condition_size = 0;      // length of the vector that each image is conditioned on
+};
+
+struct Term : TermSpec {
+  int channels;
+  std::vector<float> weight;  // (n, taps, channels)
+};
+
+struct Op : OpSpec {
+  int n;                    // outputs of the matrix product: twice the channels of a gate's result
   std::vector<float> bias;  // (n)
   std::vector<Term> terms;
-  std::vector<float> projection = {};  // (n, condition_size) or empty: times an image's vector it
-                                       // is a bias of that image
+  std::vector<float> projection;  // (n, condition_size) or empty: times an image's vector it is a
+                                  // bias of that image
 
   int channels() const { return gate ? n / 2 : n; }
   // Channels of the cache of act_out, an even number.
@@ -52,20 +70,11 @@ struct Op {
   }
 };
 
-struct Program {
-  int image_channels;
-  int image_parts;  // a pixel enters as a sum of so many operands
-  int n_mix;
-  Likelihood likelihood;
-  std::vector<int> atoms;      // byte levels, kDiscretized alone
-  float smoothing_scale;       // kGaussian alone
-  bool conditioned;            // decides the stream of the noise
-  int image, context, params;  // caches
+struct Program : ProgramSpec {
+  std::vector<int> atoms;  // byte levels, kDiscretized alone
   std::vector<Cache> caches;
   std::vector<Op> ops;
-  int condition_size = 0;  // length of the vector that each image is conditioned on
 
-  bool stacked() const { return conditioned && context == kNone; }
   // Parameters of a pixel's mixture.
   int n_params() const {
     return (image_channels == 1 ? 3 : 10) * n_mix + static_cast<int>(atoms.size());
@@ -73,8 +82,8 @@ struct Program {
 };
 
 // Throws std::invalid_argument naming the argument if the mixture contradicts itself, and the
-// operation if an index, a size or a tap is out of range,
-// if an operation reads what is not there yet, or if a weight is not finite.
+// operation if an index, a size or a tap is out of range, if an operation reads what is not there
+// yet, or if a weight is not finite.
 void check(const Program& program);
 
 }  // namespace dsmooth::sampler

@@ -90,7 +90,7 @@ class RowTile {
     DSMOOTH_DEVICE_UNROLL
     for (int q = 0; q < W::kLoadedGranules; ++q) {
       const int k = (there ? s : 0) * kStepGranules + W::granule(memory_.lane(), q);
-      const Source source = load_source(sources_ + k);
+      const Source source = load_constant(sources_ + k);
       const RowPlace row = memory_.rows()[source.row];
       const uint32_t first =
           row.offset + source.within +

@@ -12,8 +12,8 @@ namespace dsmooth::sampler {
 struct CudaRequest {
   int64_t n;
   Slice all;  // the n images, in memory of the device; its batch is not used
-  Sharing sharing;
-  float* workspace;  // workspace_bytes(sharing), aligned to 128
+  Partition partition;
+  float* workspace;  // workspace_bytes(partition), aligned to 128
   void* stream;      // a cudaStream_t of the device
 };
 
@@ -26,8 +26,9 @@ constexpr int kKernelWarps = 8;
 
 class CudaSampler {
  public:
-  // Reads the limits of a device. Throws std::runtime_error, in plain words and with CUDA's text,
-  // if there is none or if its driver is too old, and if the network is too wide for it.
+  // Reads the limits of the current device. Throws std::runtime_error, in plain words and with
+  // CUDA's text, if there is none or if its driver is too old, and if the network is too wide for
+  // it; std::invalid_argument if another device is current.
   CudaSampler(Program program, bool bf16, int device);
 
   int device() const { return device_; }
@@ -41,12 +42,12 @@ class CudaSampler {
   size_t bytes_per_image(int height, int width) const {
     return plan_.bytes_per_image(height, width);
   }
-  Sharing share(int64_t n, int height, int width, size_t memory, int max_slice) const;
-  size_t workspace_bytes(const Sharing& sharing, int height, int width) const;
+  Partition partition(int64_t n, int height, int width, size_t memory, int max_slice) const;
+  size_t workspace_bytes(const Partition& partition, int height, int width) const;
 
-  // How many launches draw a batch: each block draws one slice after the other, a few rows in each
-  // launch, so that none takes long. A slice's state stays in the workspace between launches.
-  int64_t launches(const Sharing& sharing, int height) const;
+  // Number of launches that draw a batch: each block draws one slice after the other, a few rows in
+  // each launch, so that none takes long. A slice's state stays in the workspace between launches.
+  int64_t launches(const Partition& partition, int height) const;
   // Launches one of them on the stream and returns; they must come in order, and the weights must
   // be on the device by then in the order of the stream. Throws std::runtime_error with CUDA's
   // text.

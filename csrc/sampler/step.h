@@ -8,8 +8,9 @@
 //   worker.sync()             what any lane wrote before is there for all lanes after
 //   worker.end_row(images)    a sync at the end of a row, which counts it as done
 //   worker.stop()             the same answer in all lanes between two syncs: leave early
-//   Worker::kCompletes        whether it keeps known pixels; else there is no code for them
-//   Worker::kConditions       whether it adds biases of images; else there is no code for them
+//   Worker::kCompletes        whether it keeps known pixels and adds biases of images; else there
+//   is
+//                             no code for either
 // Every lane runs the whole of `draw`. A lane is a thread on the CPU, a thread of the block on a
 // GPU; all functions here are compiled for both.
 #pragma once
@@ -45,9 +46,9 @@ class Step {
   // Draws the slice; false if it was stopped.
   DSMOOTH_HOST_DEVICE bool draw() { return draw(0, prompt() + s_.height); }
 
-  // Draws some of the rows, of which those of a prompt come first, behind those before them.
+  // Draws rows first .. end - 1, when all before them are drawn; the rows of a prompt come first.
   DSMOOTH_HOST_DEVICE bool draw(int first, int end) {
-    if (first == 0 && Worker::kConditions && n_.condition_size > 0) project();
+    if (first == 0 && Worker::kCompletes && n_.condition_size > 0) project();
     if (first == 0 && n_.context != kNone) encode();
     const int prompt = this->prompt();
     for (int row = first; row < end; ++row) {
@@ -76,10 +77,10 @@ class Step {
  private:
   DSMOOTH_HOST_DEVICE int prompt() const { return n_.stacked() ? s_.height : 0; }
 
-  // The biases of the images: of each operation with a projection, its bias plus the projection of
-  // the image's vector.
+  // Biases of the images: for each operation with a projection, its bias plus the projection of the
+  // image's vector.
   DSMOOTH_HOST_DEVICE void project() {
-    for (int i = 0; Worker::kConditions && i < n_.n_ops; ++i) {
+    for (int i = 0; Worker::kCompletes && i < n_.n_ops; ++i) {
       const OpView& op = n_.ops[i];
       if (op.projection == nullptr) continue;
       const int columns = op.row.columns;
@@ -121,8 +122,8 @@ class Step {
     }
   }
 
-  // All that the row above and u give to the horizontal stream. Nothing here reads what is written
-  // here, so the lanes need not meet.
+  // The contributions of the row above and of u to the horizontal stream. Nothing here reads what
+  // is written here, so there is no sync.
   DSMOOTH_HOST_DEVICE void horizontal_row_part(int row) {
     for (int i = n_.begin(Phase::kHorizontal); i < n_.end(Phase::kHorizontal); ++i) {
       const OpView& op = n_.ops[i];

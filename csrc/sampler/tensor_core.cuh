@@ -250,23 +250,26 @@ DSMOOTH_INLINE uint32_t bits_of(const Bf16*, Pair v) {
   return word;
 }
 
+#if defined(__CUDA_ARCH__)
+// Stores `bits`, of 8, 4 or 2 bytes, at an address `to` of this memory.
+#define DSMOOTH_STORE(memory, address, to, bits, there)                                     \
+  if constexpr (sizeof(bits) == 8)                                                          \
+    asm volatile(DSMOOTH_IF_THERE(2, "st." memory ".b64 [%0], %1")::address(to), "l"(bits), \
+                 "r"(int{there}));                                                          \
+  else if constexpr (sizeof(bits) == 4)                                                     \
+    asm volatile(DSMOOTH_IF_THERE(2, "st." memory ".b32 [%0], %1")::address(to), "r"(bits), \
+                 "r"(int{there}));                                                          \
+  else                                                                                      \
+    asm volatile(DSMOOTH_IF_THERE(2, "st." memory ".b16 [%0], %1")::address(to), "h"(bits), \
+                 "r"(int{there}))
+#endif
+
 // Memory spaces of a lane's stores.
 struct Global {
   template <class Bits>
   DSMOOTH_INLINE static void store(void* to, Bits bits, bool there) {
 #if defined(__CUDA_ARCH__)
-    if constexpr (sizeof(Bits) == 8)
-      asm volatile(DSMOOTH_IF_THERE(2, "st.global.b64 [%0], %1")
-                   :
-                   : "l"(to), "l"(bits), "r"(int{there}));
-    else if constexpr (sizeof(Bits) == 4)
-      asm volatile(DSMOOTH_IF_THERE(2, "st.global.b32 [%0], %1")
-                   :
-                   : "l"(to), "r"(bits), "r"(int{there}));
-    else
-      asm volatile(DSMOOTH_IF_THERE(2, "st.global.b16 [%0], %1")
-                   :
-                   : "l"(to), "h"(bits), "r"(int{there}));
+    DSMOOTH_STORE("global", "l", to, bits, there);
 #else
     if (!there) return;
     check_aligned<Bits>(to);
@@ -279,18 +282,7 @@ struct Shared {
   DSMOOTH_INLINE static void store(void* to, Bits bits, bool there) {
 #if defined(__CUDA_ARCH__)
     const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(to));
-    if constexpr (sizeof(Bits) == 8)
-      asm volatile(DSMOOTH_IF_THERE(2, "st.shared.b64 [%0], %1")
-                   :
-                   : "r"(at), "l"(bits), "r"(int{there}));
-    else if constexpr (sizeof(Bits) == 4)
-      asm volatile(DSMOOTH_IF_THERE(2, "st.shared.b32 [%0], %1")
-                   :
-                   : "r"(at), "r"(bits), "r"(int{there}));
-    else
-      asm volatile(DSMOOTH_IF_THERE(2, "st.shared.b16 [%0], %1")
-                   :
-                   : "r"(at), "h"(bits), "r"(int{there}));
+    DSMOOTH_STORE("shared", "r", at, bits, there);
 #else
     Global::store(to, bits, there);
 #endif

@@ -74,7 +74,7 @@ struct Team {
 
 class CpuWorker {
  public:
-  static constexpr bool kCompletes = true, kConditions = true;
+  static constexpr bool kCompletes = true;
 
   CpuWorker(const TileKernels& kernels, Team& team, int lane, int lanes)
       : kernels_(kernels), team_(team), lane_(lane), lanes_(lanes) {}
@@ -105,14 +105,15 @@ class CpuWorker {
   }
 
   void sync() {
-    if (!now_.solo) meet(lanes_ > 1 && team_.late.load(std::memory_order_relaxed) > kLate);
+    if (!now_.solo)
+      wait_at_barrier(lanes_ > 1 && team_.late.load(std::memory_order_relaxed) > kLate);
   }
 
   // The end of a row of so many images, where all lanes meet.
   void end_row(int images) {
-    if (lane_ != 0) return meet(false);
+    if (lane_ != 0) return wait_at_barrier(false);
     team_.control.image_rows.fetch_add(images, std::memory_order_relaxed);
-    if (now_.solo && --solo_rows_ > 0) return meet(true);
+    if (now_.solo && --solo_rows_ > 0) return wait_at_barrier(true);
     // Having been too late again, the lanes try again after twice as many rows.
     if (team_.late.load(std::memory_order_relaxed) > kLate)
       patience_ = std::min(2 * patience_, kMostPatience);
@@ -120,7 +121,7 @@ class CpuWorker {
       patience_ = kLeastPatience;
     solo_rows_ = patience_;
     team_.late.store(0, std::memory_order_relaxed);
-    meet(false);
+    wait_at_barrier(false);
   }
 
   // Whether to leave early: the same in all lanes.
@@ -158,7 +159,7 @@ class CpuWorker {
   }
 
   // `solo` is the first lane's.
-  void meet(bool solo) {
+  void wait_at_barrier(bool solo) {
     turn_ ^= 1;
     if (lane_ == 0)
       team_.decisions[turn_] = {team_.control.stop.load(std::memory_order_relaxed), solo};

@@ -1,19 +1,61 @@
 // Wrong programs for the sampler: a small right one, some of whose numbers are changed. One that
 // passes the check is drawn from, by the CPU's worker and by that of CUDA on the host. The image
 // must not depend on how the work is shared out.
+//   fuzz_program -max_total_time=S [-seed=N]   random inputs for S seconds
+//   fuzz_program FILE                          one input, again
+// An input is the bytes of the choices. It is written to crash-input before it runs, and stays if
+// the process ends there. A compiler that has libFuzzer makes the inputs itself.
 #include <algorithm>
+#include <chrono>
+#include <cinttypes>
 #include <climits>
 #include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <random>
 #include <stdexcept>
+#include <vector>
 
 #include "../common/isa.h"
 #include "../sampler/sampler_cpu.h"
-#include "fuzz.h"
 #include "sampler_block.h"
 #include "sampler_toy.h"
 
 namespace dsmooth::sampler {
 namespace {
+
+// Reads bytes; behind the last there are zeros.
+class Choices {
+ public:
+  Choices(const uint8_t* data, size_t size) : at_(data), end_(data + size) {}
+
+  bool done() const { return at_ == end_; }
+  // 0 .. count - 1, for at most 2^16.
+  size_t below(size_t count) {
+    const size_t low = byte();
+    return (count > 256 ? low * 256 + byte() : low) % count;
+  }
+  template <class T, size_t N>
+  T one_of(const T (&values)[N]) {
+    return values[below(N)];
+  }
+
+ private:
+  uint8_t byte() { return at_ == end_ ? 0 : *at_++; }
+
+  const uint8_t* at_;
+  const uint8_t* end_;
+};
+
+// Ends the process where a law does not hold, as the sanitizers do.
+void must(bool condition, const char* what) {
+  if (condition) return;
+  std::fprintf(stderr, "FAILED: %s\n", what);
+  std::abort();
+}
 
 constexpr int kImages = 2, kHeight = 4, kWidth = 4;
 constexpr int kNumbers[] = {0, 1, 2, 3, -1, 4, 5, 6, 8, 12, 16, -2, 64, 255, 1 << 20, -(1 << 30)};
@@ -38,104 +80,69 @@ T& any_of(Choices& choices, std::vector<T>& items) {
   return items[choices.below(items.size())];
 }
 
-void change_cache(Choices& choices, Cache& cache) {
-  switch (choices.below(4)) {
-    case 0:
-      cache.level = changed(choices, cache.level);
-      break;
-    case 1:
-      cache.channels = changed(choices, cache.channels);
-      break;
-    case 2:
-      cache.rows = changed(choices, cache.rows);
-      break;
-    default:
-      cache.operand = !cache.operand;
+// Every number of a program, and every flag.
+void list_fields(Program& program, std::vector<int*>& numbers, std::vector<bool*>& flags) {
+  numbers = {&program.image_channels, &program.image_parts, &program.n_mix,         &program.image,
+             &program.context,        &program.params,      &program.condition_size};
+  flags = {&program.conditioned};
+  for (Cache& cache : program.caches) {
+    for (int* number : {&cache.level, &cache.channels, &cache.rows}) numbers.push_back(number);
+    flags.push_back(&cache.operand);
   }
-}
-
-void change_term(Choices& choices, Term& term) {
-  switch (choices.below(6)) {
-    case 0:
-      term.cache = changed(choices, term.cache);
-      break;
-    case 1:
-      term.drow = changed(choices, term.drow);
-      break;
-    case 2:
-      term.dcol = changed(choices, term.dcol);
-      break;
-    case 3:
-      term.taps = changed(choices, term.taps);
-      break;
-    case 4:
-      term.row_part = !term.row_part;
-      break;
-    default:
-      if (!term.weight.empty()) term.weight[choices.below(term.weight.size())] = INFINITY;
-  }
-}
-
-void change_op(Choices& choices, Op& op) {
-  int* const numbers[] = {&op.level,       &op.row_parity, &op.column_parity, &op.n,
-                          &op.residual_in, &op.add,        &op.residual_out,  &op.act_out,
-                          &op.raw_out};
-  switch (const size_t what = choices.below(15)) {
-    case 9:
-      op.phase = static_cast<Phase>(changed(choices, static_cast<int>(op.phase)));
-      break;
-    case 10:
-      op.gate = !op.gate;
-      break;
-    case 11:
-      op.split = !op.split;
-      break;
-    case 12:
-      if (op.terms.size() > 1) op.terms.pop_back();
-      break;
-    case 13:
-      op.terms.push_back(op.terms.front());
-      break;
-    case 14:
-      op.projection.resize(op.projection.empty() ? 1 : 0);
-      break;
-    default:
-      *numbers[what] = changed(choices, *numbers[what]);
-  }
-}
-
-void change_program(Choices& choices, Program& program) {
-  int* const numbers[] = {&program.image_channels, &program.image_parts, &program.n_mix,
-                          &program.image,          &program.context,     &program.params,
-                          &program.condition_size};
-  switch (const size_t what = choices.below(11)) {
-    case 7:
-      program.likelihood = static_cast<Likelihood>(choices.below(3));
-      break;
-    case 8:
-      program.atoms.push_back(changed(choices, 0));
-      break;
-    case 9:
-      program.conditioned = !program.conditioned;
-      break;
-    case 10:
-      std::swap(any_of(choices, program.ops), any_of(choices, program.ops));
-      break;
-    default:
-      *numbers[what] = changed(choices, *numbers[what]);
+  for (Op& op : program.ops) {
+    for (int* number : {&op.level, &op.row_parity, &op.column_parity, &op.n, &op.residual_in,
+                        &op.add, &op.residual_out, &op.act_out, &op.raw_out})
+      numbers.push_back(number);
+    flags.insert(flags.end(), {&op.gate, &op.split});
+    for (Term& term : op.terms) {
+      for (int* number : {&term.cache, &term.drow, &term.dcol, &term.taps})
+        numbers.push_back(number);
+      flags.push_back(&term.row_part);
+    }
   }
 }
 
 void change(Choices& choices, Program& program) {
-  switch (choices.below(5)) {
+  std::vector<int*> numbers;
+  std::vector<bool*> flags;
+  list_fields(program, numbers, flags);
+  Op& op = any_of(choices, program.ops);
+  Term& term = any_of(choices, op.terms);
+  switch (choices.below(16)) {
     case 0:
-      return change_program(choices, program);
+      op.phase = static_cast<Phase>(changed(choices, static_cast<int>(op.phase)));
+      break;
     case 1:
-      return change_cache(choices, any_of(choices, program.caches));
+      if (op.terms.size() > 1) op.terms.pop_back();
+      break;
     case 2:
-      return change_op(choices, any_of(choices, program.ops));
-    default:
-      return change_term(choices, any_of(choices, any_of(choices, program.ops).terms));
+      op.terms.push_back(op.terms.front());
+      break;
+    case 3:
+      op.projection.resize(op.projection.empty() ? 1 : 0);
+      break;
+    case 4:
+      if (!term.weight.empty()) term.weight[choices.below(term.weight.size())] = INFINITY;
+      break;
+    case 5:
+      program.likelihood = static_cast<Likelihood>(choices.below(3));
+      break;
+    case 6:
+      program.atoms.push_back(changed(choices, 0));
+      break;
+    case 7:
+      std::swap(any_of(choices, program.ops), op);
+      break;
+    case 8:
+    case 9: {
+      bool& flag = *any_of(choices, flags);
+      flag = !flag;
+      break;
+    }
+    default: {
+      int& number = *any_of(choices, numbers);
+      number = changed(choices, number);
+    }
   }
 }
 
@@ -228,18 +235,39 @@ void run(Choices& choices) {
 }  // namespace
 }  // namespace dsmooth::sampler
 
-std::vector<FuzzInput> fuzz_seeds() {
-  std::vector<FuzzInput> seeds;
-  for (uint8_t conditioning = 0; conditioning < 3; ++conditioning)
-    for (uint8_t bf16 = 0; bf16 < 2; ++bf16)
-      for (uint8_t sharing = 0; sharing < 4; ++sharing)
-        for (uint8_t condition_size = 0; condition_size < 2; ++condition_size)
-          seeds.push_back({1, 0, conditioning, bf16, 0, sharing, condition_size});
-  return seeds;
-}
-
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  dsmooth::Choices choices(data, size);
+  dsmooth::sampler::Choices choices(data, size);
   dsmooth::sampler::run(choices);
   return 0;
 }
+
+#if !defined(DSMOOTH_LIBFUZZER)
+int main(int argc, char** argv) {
+  constexpr size_t kMostBytes = 24;
+  double seconds = 1;
+  uint64_t seed = 1;
+  for (int i = 1; i < argc; ++i) {
+    std::sscanf(argv[i], "-max_total_time=%lf", &seconds);
+    std::sscanf(argv[i], "-seed=%" SCNu64, &seed);
+    if (!std::filesystem::is_regular_file(argv[i])) continue;
+    std::ifstream file(argv[i], std::ios::binary);
+    const std::vector<char> input{std::istreambuf_iterator<char>(file), {}};
+    return LLVMFuzzerTestOneInput(reinterpret_cast<const uint8_t*>(input.data()), input.size());
+  }
+  std::mt19937_64 random(seed);
+  const auto begin = std::chrono::steady_clock::now();
+  const std::chrono::duration<double> run_for(seconds);
+  uint64_t count = 0;
+  for (; std::chrono::steady_clock::now() - begin < run_for; ++count) {
+    std::vector<uint8_t> input(random() % kMostBytes);
+    for (uint8_t& byte : input) byte = static_cast<uint8_t>(random());
+    std::ofstream("crash-input", std::ios::binary)
+        .write(reinterpret_cast<const char*>(input.data()),
+               static_cast<std::streamsize>(input.size()));
+    LLVMFuzzerTestOneInput(input.data(), input.size());
+  }
+  std::filesystem::remove("crash-input");
+  std::printf("%" PRIu64 " inputs of seed %" PRIu64 "\n", count, seed);
+  return 0;
+}
+#endif

@@ -1,5 +1,7 @@
 // Laws of the loss on the CPU that need no Python, run under the sanitizers (run.sh): each tensor
 // is a heap block that ends with its last element, so that an access behind it is caught.
+#include "../logistic_mixture/logistic_mixture.h"
+
 #include <cmath>
 #include <cstdio>
 #include <iterator>
@@ -10,8 +12,6 @@
 #include <vector>
 
 #include "../common/isa.h"
-#include "../logistic_mixture/cpu.h"
-#include "../logistic_mixture/operands.h"
 #include "expect.h"
 
 namespace dsmooth {

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # The C++ tests under AddressSanitizer with UndefinedBehaviorSanitizer, then under ThreadSanitizer,
-# which must also find a sync that is left out on purpose. Before them the fuzz targets, for some
-# seconds each, and the Python module _C under AddressSanitizer, for tests/faults, where there is
+# which must also find a sync that is left out on purpose. Before them the fuzz target, for some
+# seconds, and the Python module _C under AddressSanitizer, for tests/faults, where there is
 # pybind11: its folder is BUILD/extension.
-#   csrc/tests/run.sh [build folder] [seconds of each fuzz target: 15]
+#   csrc/tests/run.sh [build folder] [seconds of the fuzz target: 15]
 #   csrc/tests/run.sh BUILD short     the tests under AddressSanitizer alone
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -31,7 +31,7 @@ if [ "$seconds" = short ]; then
     exit
 fi
 
-echo "== the module and the fuzz targets"
+echo "== the module and the fuzz target"
 python=$(command -v python || command -v python3)
 extension=(-DDSMOOTH_EXTENSION=OFF)
 if pybind11=$("$python" -m pybind11 --cmakedir 2>/dev/null); then
@@ -39,16 +39,14 @@ if pybind11=$("$python" -m pybind11 --cmakedir 2>/dev/null); then
 fi
 configure extension -DDSMOOTH_SANITIZE=address,undefined -DDSMOOTH_FUZZ=ON "${extension[@]}" \
     -DDSMOOTH_OPTIMIZE=-O1 -DDSMOOTH_INSTRUCTION_SETS=generic
-cmake --build "$build/extension" --target fuzz_program fuzz_tensors
+cmake --build "$build/extension" --target fuzz_program
 if [ "${extension[0]}" = -DDSMOOTH_EXTENSION=ON ]; then
     cmake --build "$build/extension" --target _C
 fi
-for target in fuzz_program fuzz_tensors; do
-    echo "== $target, $seconds s"
-    mkdir -p "$build/corpus/$target"
-    (cd "$build" && "extension/$target" -max_total_time="$seconds" -seed=1 \
-        -max_len=96 -len_control=0 "corpus/$target")
-done
+echo "== fuzz_program, $seconds s"
+mkdir -p "$build/corpus"
+(cd "$build" && extension/fuzz_program -max_total_time="$seconds" -seed=1 \
+    -max_len=96 -len_control=0 corpus)
 
 run_tests address,undefined
 run_tests thread

@@ -19,8 +19,8 @@
 #include <vector>
 
 #include "../sampler/block_run.cuh"
+#include "../sampler/device_plan.h"
 #include "../sampler/plan.h"
-#include "../sampler/step.h"
 
 namespace dsmooth::sampler {
 
@@ -28,9 +28,9 @@ enum class Mode { kThreads, kTurns };
 
 // A barrier that only the last to arrive releases: one that lets its waiters sleep has counters of
 // its own, through which ThreadSanitizer sees an order that the missing sync would have made.
-class Meeting {
+class HostBarrier {
  public:
-  explicit Meeting(int n) : n_(n) {}
+  explicit HostBarrier(int n) : n_(n) {}
   void wait() {
     const unsigned round = round_.load(std::memory_order_relaxed);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == n_) {
@@ -52,7 +52,7 @@ class Block {
   Block(int lanes, Mode mode, unsigned seed)
       : lanes_(lanes),
         mode_(mode),
-        meeting_(lanes),
+        barrier_(lanes),
         random_(seed),
         order_(static_cast<size_t>(lanes)),
         turn_came_(static_cast<size_t>(lanes)) {
@@ -65,7 +65,7 @@ class Block {
     if (mode_ == Mode::kTurns) await_turn(lane, 0);
   }
   void sync(int lane, int64_t round) {
-    if (mode_ == Mode::kThreads) return meeting_.wait();
+    if (mode_ == Mode::kThreads) return barrier_.wait();
     end_turn();
     await_turn(lane, round + 1);
   }
@@ -92,7 +92,7 @@ class Block {
 
   const int lanes_;
   const Mode mode_;
-  Meeting meeting_;
+  HostBarrier barrier_;
   std::mutex mutex_;
   std::mt19937 random_;
   std::vector<int> order_;
@@ -141,22 +141,23 @@ int64_t draw_as_cuda(Program program, const Slice& all, int64_t n, const Device&
   DevicePlan plan(std::move(program), sizeof(T) == sizeof(Bf16));
   Words weights(plan.bytes() / sizeof(float));
   plan.write(weights.data(), reinterpret_cast<uintptr_t>(weights.data()));
-  const Sharing sharing = share(n, device.processors, plan.bytes_per_image(all.height, all.width),
-                                size_t{1} << 30, max_slice);
-  const Workspace workspace = plan.workspace(sharing.largest, all.height, all.width);
-  const SharedLayout layout = plan.shared(sizeof(BlockHead), kWarps, device.shared_bytes);
-  Words memory(static_cast<size_t>(sharing.blocks) * workspace.words);
+  const Partition partition =
+      partition_batch(n, device.processors, plan.bytes_per_image(all.height, all.width),
+                      size_t{1} << 30, max_slice);
+  const Workspace workspace = plan.workspace(partition.largest, all.height, all.width);
+  const SharedLayout layout = plan.shared(kWarps, device.shared_bytes);
+  Words memory(static_cast<size_t>(partition.blocks) * workspace.words);
   std::fill_n(memory.data(), memory.size(), NAN);
   const int rows = (plan.network().stacked() ? 2 : 1) * all.height;
   const int per_launch = device.rows_per_launch ? device.rows_per_launch : rows;
   int64_t syncs = 0;
-  for (int64_t round = 0; round * sharing.blocks < sharing.slices; ++round)
+  for (int64_t round = 0; round * partition.blocks < partition.slices; ++round)
     for (int row = 0; row < rows; row += per_launch) {
       const BlockRun run{
           plan.network(), plan.ops(), plan.stages(), layout,
-          sharing,        n,          all,           memory.data(),
+          partition,      n,          all,           memory.data(),
           workspace,      round,      row,           std::min(row + per_launch, rows)};
-      for (int i = 0; i < sharing.blocks; ++i) {
+      for (int i = 0; i < partition.blocks; ++i) {
         Words shared(static_cast<size_t>(layout.bytes) / sizeof(float));
         std::fill_n(shared.data(), shared.size(), NAN);
         Block block(kWarps * kWarpLanes, mode, seed);

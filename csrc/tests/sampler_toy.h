@@ -51,7 +51,7 @@ class Toy {
   }
 
   Term term(int from, int drow, int dcol, int taps, bool row_part = false) {
-    return {from, drow, dcol, taps, p_.caches[static_cast<size_t>(from)].channels, row_part, {}};
+    return {{from, drow, dcol, taps, row_part}, p_.caches[static_cast<size_t>(from)].channels, {}};
   }
 
   struct Outputs {
@@ -59,8 +59,12 @@ class Toy {
   };
   void op(Phase phase, int level, int n, std::vector<Term> terms, Outputs to, bool gate = false,
           int add = kNone, int row_parity = kNone, int column_parity = kNone) {
-    Op op{phase, level,       row_parity, column_parity, gate,  n,  gate ? to.residual : kNone,
-          add,   to.residual, to.act,     to.raw,        false, {}, std::move(terms)};
+    Op op{{phase, level, row_parity, column_parity, gate, false, gate ? to.residual : kNone, add,
+           to.residual, to.act, to.raw},
+          n,
+          {},
+          std::move(terms),
+          {}};
     for (int i = 0; i < n; ++i)
       op.bias.push_back(phase == Phase::kHead ? -2.0f : 0.1f * random());  // narrow components
     for (Term& t : op.terms)

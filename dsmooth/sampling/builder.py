@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,19 +18,37 @@ NO_RAWS = (NONE, NONE)
 SPLIT_PARTS = 3  # bfloat16 values that a float32 is the sum of
 
 
-@dataclass(frozen=True)
-class _Node:
+class _Node(NamedTuple):
     """A tensor of the network: its level and the cache of its concat_elu."""
 
     level: int
     act: int
 
 
+Nodes = tuple[_Node, _Node]  # of u and ul
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """A stream of the network, or the encoder: when it runs, and the caches that it has.
+
+    rows: of each cache, 0 for the whole image. reach: the rows that a kernel sees, from the current
+    one; row_part: those seen before the row begins. residual: at each level, the value of the layer
+    last computed at a position, which the next one adds to.
+    """
+
+    phase: Phase
+    rows: int
+    reach: tuple[int, ...]
+    row_part: tuple[int, ...]
+    residual: list[int]
+
+
 def build_program(model: PixelCNNpp, *, bf16: bool = False) -> Program:
     """The program of `model`, with a copy of its weights.
 
-    bf16: operands will be bfloat16. A pixel enters as two of them, or it would lose what the noise
-    put into it. The head multiplies split operands and weights, or a log-scale or a logit would be
+    bf16: operands will be bfloat16. A pixel enters as two of them, or it would lose the low bits of
+    its noise. The head multiplies split operands and weights, or a log-scale or a logit would be
     off by more than it can learn.
     """
     builder = _Builder(model, bf16)
@@ -37,158 +56,137 @@ def build_program(model: PixelCNNpp, *, bf16: bool = False) -> Program:
     return builder.program
 
 
-def _layers(block: nn.Module) -> list[tuple[GatedResnet, GatedResnet]]:
-    """The layers of a block: for u and for ul."""
-    u, ul = cast("list[GatedResnet]", block.u), cast("list[GatedResnet]", block.ul)
-    return list(zip(u, ul, strict=True))
-
-
-def _projection(layer: GatedResnet) -> Array | None:
-    """Projection (2F, D) of the vector of an image; None for a layer without."""
-    weight = layer.condition_weight
-    return None if weight is None else as_numpy(weight).astype(np.float64)
-
-
-class _Stream:
-    """One of the two streams: which phase it runs in, how many rows its caches keep."""
-
-    def __init__(self, program: Program, phase: Phase, rows: int, n_filters: int) -> None:
-        self.phase = phase
-        self.rows = rows
-        # The value of the layer last computed at a position, which the next one adds to.
-        self.residual = [program.cache(level, n_filters, 1, operand=False) for level in range(3)]
-
-
 class _Builder:
     def __init__(self, model: PixelCNNpp, bf16: bool) -> None:
+        config = model.config
         self.model = model
-        self.f = model.config.n_filters
-        self.channels = model.config.image_channels
+        self.f = config.n_filters
         self.bf16 = bf16
         self.program = Program(
-            image_parts=2 if bf16 else 1, condition_size=model.config.condition_size
+            image_channels=config.image_channels,
+            image_parts=2 if bf16 else 1,
+            n_mix=config.n_mix,
+            **config.mixture,
+            conditioned=config.conditioning != "none",
+            condition_size=config.condition_size,
         )
+
+        def residuals() -> list[int]:
+            return [self.program.cache(level, self.f, 1, operand=False) for level in range(3)]
+
         # Row r of u needs rows r - 1 and r of its inputs. ul needs one row only: the row part has
         # consumed the row above before the row itself is overwritten.
-        self.u = _Stream(self.program, Phase.VERTICAL, 2, self.f)
-        self.ul = _Stream(self.program, Phase.HORIZONTAL, 1, self.f)
+        self.u = _Stream(Phase.VERTICAL, 2, (-1, 0), (), residuals())
+        self.ul = _Stream(Phase.HORIZONTAL, 1, (-1, 0), (-1,), residuals())
 
     def build(self) -> None:
         program, model = self.program, self.model
         e_u, e_ul = self._encoder() if model.encoder is not None else (NONE, NONE)
         # The stem reads two rows above the current one.
-        program.image = program.cache(0, self._image_channels(), 3)
-        nodes = self._stem(e_u, e_ul)
-        stack = [nodes]
+        program.image = program.cache(0, self._image_width(), 3)
+        stack = [self._stem(e_u, e_ul)]
         for level in range(3):
             # The stride-2 convolutions read a block's last value as it is.
             raws = (self._raw(self.u, level), self._raw(self.ul, level)) if level < 2 else NO_RAWS
-            layers = _layers(model.up[level])
-            for i, (res_u, res_ul) in enumerate(layers):
-                outs = raws if i == len(layers) - 1 else NO_RAWS
-                u = self._resnet(self.u, res_u, nodes[0], [], outs[0])
-                nodes = (u, self._resnet(self.ul, res_ul, nodes[1], [u], outs[1]))
-                stack.append(nodes)
+            stack.extend(self._block(model.up[level], stack[-1], raws))
             if level < 2:
-                nodes = (
-                    self._downsize(self.u, model.downsize_u[level], level, raws[0]),
-                    self._downsize(self.ul, model.downsize_ul[level], level, raws[1]),
-                )
-                stack.append(nodes)
+                u = self._downsize(self.u, model.downsize_u[level], level, raws[0])
+                stack.append((u, self._downsize(self.ul, model.downsize_ul[level], level, raws[1])))
 
         nodes = stack.pop()
         for level in (2, 1, 0):
             # Only the current row of a block's end is read by the transposed convolutions.
             raws = (self._raw(self.u, level, 1), self._raw(self.ul, level)) if level else NO_RAWS
-            layers = _layers(model.down[2 - level])
-            for i, (res_u, res_ul) in enumerate(layers):
-                outs = raws if i == len(layers) - 1 else NO_RAWS
-                skip_u, skip_ul = stack.pop()
-                u = self._resnet(self.u, res_u, nodes[0], [skip_u], outs[0])
-                nodes = (u, self._resnet(self.ul, res_ul, nodes[1], [u, skip_ul], outs[1]))
+            *_, nodes = self._block(model.down[2 - level], nodes, raws, stack)
             if level:
-                nodes = (
-                    self._upsize(self.u, model.upsize_u[2 - level], level, raws[0]),
-                    self._upsize(self.ul, model.upsize_ul[2 - level], level, raws[1]),
-                )
+                u = self._upsize(self.u, model.upsize_u[2 - level], level, raws[0])
+                nodes = u, self._upsize(self.ul, model.upsize_ul[2 - level], level, raws[1])
         self._head(nodes[1])
 
-    def _image_channels(self) -> int:
+    def _block(
+        self,
+        block: nn.Module,
+        nodes: Nodes,
+        raws: tuple[int, int],
+        stack: list[Nodes] | None = None,
+    ) -> Iterator[Nodes]:
+        """The nodes behind each layer of a block, of which the last one writes `raws`, too.
+
+        stack: on the way down, the nodes whose last is the skip of the next layer.
+        """
+        layers = list(zip(block.u, block.ul, strict=True))  # type: ignore[arg-type]
+        for i, (res_u, res_ul) in enumerate(layers):
+            raw_u, raw_ul = raws if i == len(layers) - 1 else NO_RAWS
+            skips = [[node] for node in stack.pop()] if stack is not None else [[], []]
+            u = self._resnet(self.u, res_u, nodes[0], skips[0], raw_u)
+            nodes = u, self._resnet(self.ul, res_ul, nodes[1], [u, *skips[1]], raw_ul)
+            yield nodes
+
+    def _image_width(self) -> int:
         """Pixel (in one or two parts), one; an even number, for operands come in pairs."""
-        n = self.channels * self.program.image_parts + 1
+        n = self.program.image_channels * self.program.image_parts + 1
         return n + n % 2
 
     def _raw(self, stream: _Stream, level: int, rows: int | None = None) -> int:
         return self.program.cache(level, self.f + self.f % 2, rows or stream.rows)
 
-    def _add(self, *arguments: Any, **outputs: Any) -> None:
-        self.program.ops.append(Op(*arguments, **outputs))
+    def _act(self, stream: _Stream, level: int) -> int:
+        return self.program.cache(level, 2 * self.f, stream.rows)
 
-    def _stem_taps(self, weight: Array) -> Array:
-        """(n, C + 1, taps) on pixels and ones -> (n, taps, channels of the image cache)."""
-        parts = [weight[:, :-1]] * self.program.image_parts + [weight[:, -1:]]
-        missing = self._image_channels() - sum(p.shape[1] for p in parts)
-        parts += [np.zeros((weight.shape[0], missing, weight.shape[2]))]
-        return np.concatenate(parts, axis=1).swapaxes(1, 2)
+    def _add(
+        self, stream: _Stream, level: int, bias: Array, terms: list[Term], **outputs: Any
+    ) -> None:
+        self.program.ops.append(Op(stream.phase, level, bias, terms, **outputs))
 
-    def _stem(self, e_u: int, e_ul: int) -> tuple[_Node, _Node]:
+    def _terms(
+        self, stream: _Stream, cache: int, weight: Array, rows: tuple[int, ...] | None = None
+    ) -> list[Term]:
+        """The terms of a convolution (n, c, kh, kw) over `rows`, by default all that it sees."""
+        weight = widen(weight, self.program.caches[cache].channels)
+        return [
+            Term(cache, row, -1, weight[:, :, i].swapaxes(1, 2), row in stream.row_part)
+            for i, row in enumerate(rows or stream.reach)
+        ]
+
+    def _on_image(self, weight: Array) -> Array:
+        """(n, C + 1, kh, kw) on pixels and ones, for the channels of an image's cache."""
+        pixels = [weight[:, :-1]] * self.program.image_parts
+        return np.concatenate([*pixels, weight[:, -1:]], axis=1)
+
+    def _stem(self, e_u: int, e_ul: int) -> Nodes:
         """u0 and ul0. Their biases enter through the channel of ones at a tap that lies inside the
         image exactly where the shifted branch is not zero."""
-        ones, image = self.channels, self.program.image
-        model, zero = self.model, np.zeros(self.f)
-        w, bias = folded(model.stem_u)
-        w[:, ones, 1, 1] += bias
-        act_u = self.program.cache(0, 2 * self.f, self.u.rows)
-        terms = [
-            Term(image, -2, -1, self._stem_taps(w[:, :, 0])),
-            Term(image, -1, -1, self._stem_taps(w[:, :, 1])),
-        ]
-        self._add(
-            Phase.VERTICAL, 0, zero, terms, add=e_u, residual_out=self.u.residual[0], act_out=act_u
-        )
+        program, model, zero = self.program, self.model, np.zeros(self.f)
+        image, ones = program.image, program.image_channels
+        weight, bias = folded(model.stem_u)
+        weight[:, ones, 1, 1] += bias
+        terms = self._terms(self.u, image, self._on_image(weight), (-2, -1))
+        u, residual = self._act(self.u, 0), self.u.residual[0]
+        self._add(self.u, 0, zero, terms, add=e_u, residual_out=residual, act_out=u)
         above, bias = folded(model.stem_ul_above)
         above[:, ones, 0, 1] += bias
         left, bias = folded(model.stem_ul_left)
         left[:, ones, 1, 0] += bias
         above[:, :, 0, 0] += left[:, :, 0, 0]
-        act_ul = self.program.cache(0, 2 * self.f, self.ul.rows)
-        terms = [
-            Term(image, -1, -1, self._stem_taps(above[:, :, 0]), row_part=True),
-            Term(image, 0, -1, self._stem_taps(left[:, :, 1])),
-        ]
-        self._add(
-            Phase.HORIZONTAL,
-            0,
-            zero,
-            terms,
-            add=e_ul,
-            residual_out=self.ul.residual[0],
-            act_out=act_ul,
-        )
-        return _Node(0, act_u), _Node(0, act_ul)
-
-    def _taps(self, stream: _Stream, cache: int, weight: Array) -> list[Term]:
-        """The terms of a convolution (n, c, 2, kw) over the row above and the current one."""
-        down = stream.phase == Phase.VERTICAL
-        channels = self.program.caches[cache].channels
-        padded = widen(weight, channels)
-        return [
-            Term(
-                cache,
-                drow,
-                -1,
-                padded[:, :, drow + 1].swapaxes(1, 2),
-                row_part=not down and drow < 0,
-            )
-            for drow in (-1, 0)
-        ]
+        terms = self._terms(self.ul, image, self._on_image(above), (-1,))
+        terms += self._terms(self.ul, image, self._on_image(left[:, :, 1:]), (0,))
+        ul, residual = self._act(self.ul, 0), self.ul.residual[0]
+        self._add(self.ul, 0, zero, terms, add=e_ul, residual_out=residual, act_out=ul)
+        return _Node(0, u), _Node(0, ul)
 
     def _resnet(
-        self, stream: _Stream, layer: GatedResnet, x: _Node, skips: list[_Node], raw_out: int
+        self,
+        stream: _Stream,
+        layer: GatedResnet,
+        x: _Node,
+        skips: list[_Node],
+        raw_out: int,
+        caches: tuple[int, int] | None = None,
     ) -> _Node:
-        program, level = self.program, x.level
+        """caches: of h and of the result, by default new ones."""
+        h, out = caches or (self._act(stream, x.level), self._act(stream, x.level))
         weight, bias = folded(layer.conv_in)
-        terms = self._taps(stream, x.act, weight)
+        terms = self._terms(stream, x.act, weight)
         if layer.nin_skip is not None:
             skip_weight, skip_bias = folded(layer.nin_skip)
             bias = bias + skip_bias
@@ -199,55 +197,45 @@ class _Builder:
                 # The first skip of ul is u, of which the whole row is known.
                 row_part = stream.phase == Phase.HORIZONTAL and i == 0
                 terms.append(Term(skip.act, 0, 0, own, row_part))
-        h = program.cache(level, 2 * self.f, stream.rows)
-        self._add(stream.phase, level, bias, terms, act_out=h)
+        self._add(stream, x.level, bias, terms, act_out=h)
         weight, bias = folded(layer.conv_out)
-        out = program.cache(level, 2 * self.f, stream.rows)
-        residual = stream.residual[level]
+        projection = layer.condition_weight  # (2F, D)
+        residual = stream.residual[x.level]
         self._add(
-            stream.phase,
-            level,
+            stream,
+            x.level,
             bias,
-            self._taps(stream, h, weight),
+            self._terms(stream, h, weight),
             gate=True,
-            projection=_projection(layer),
+            projection=None if projection is None else as_numpy(projection).astype(np.float64),
             residual_in=residual,
             residual_out=residual,
             act_out=out,
             raw_out=raw_out,
         )
-        return _Node(level, out)
+        return _Node(x.level, out)
 
     def _downsize(self, stream: _Stream, layer: nn.Module, level: int, raw: int) -> _Node:
         weight, bias = folded(layer)
-        act = self.program.cache(level + 1, 2 * self.f, stream.rows)
-        residual = stream.residual[level + 1]
-        terms = self._taps(stream, raw, weight)
-        self._add(stream.phase, level + 1, bias, terms, residual_out=residual, act_out=act)
+        act, residual = self._act(stream, level + 1), stream.residual[level + 1]
+        terms = self._terms(stream, raw, weight)
+        self._add(stream, level + 1, bias, terms, residual_out=residual, act_out=act)
         return _Node(level + 1, act)
 
     def _upsize(self, stream: _Stream, layer: nn.Module, level: int, raw: int) -> _Node:
         """One operation per parity of row and column, each with the taps that fall there."""
         weight, bias = folded(layer)  # (c, n, 2, kw)
-        act = self.program.cache(level - 1, 2 * self.f, stream.rows)
-        channels = self.program.caches[raw].channels
-        weight = widen(weight.swapaxes(0, 1), channels)
+        act, residual = self._act(stream, level - 1), stream.residual[level - 1]
+        weight = widen(weight.swapaxes(0, 1), self.program.caches[raw].channels)
         # y[2i + a, 2j + b - first] += w[a, b] x[i, j]: the taps of an output column of each parity,
         # in the order of j (for "down", first = 1: an odd column takes b = 2 of j, 0 of j + 1).
         columns = ([1], [2, 0]) if stream.phase == Phase.VERTICAL else ([0], [1])
         for row in (0, 1):
             for column, taps in enumerate(columns):
-                term = Term(raw, 0, 0, weight[:, :, row, taps].swapaxes(1, 2))
-                self._add(
-                    stream.phase,
-                    level - 1,
-                    bias,
-                    [term],
-                    residual_out=stream.residual[level - 1],
-                    act_out=act,
-                    row_parity=row,
-                    column_parity=column,
-                )
+                terms = [Term(raw, 0, 0, weight[:, :, row, taps].swapaxes(1, 2))]
+                parity = {"row_parity": row, "column_parity": column}
+                to = {"residual_out": residual, "act_out": act}
+                self._add(stream, level - 1, bias, terms, **to, **parity)
         return _Node(level - 1, act)
 
     def _head(self, ul: _Node) -> None:
@@ -265,59 +253,38 @@ class _Builder:
                 np.concatenate([part] * (SPLIT_PARTS - i), axis=1)
                 for i, part in enumerate(split(weight))
             ]
-        channels = program.caches[ul.act].channels
-        terms = [Term(ul.act, 0, 0, widen(w, channels)[:, None, :, 0, 0]) for w in weights]
-        self._add(Phase.HEAD, 0, bias, terms, residual_out=program.params)
+        terms = [self._point(ul.act, w) for w in weights]
+        program.ops.append(Op(Phase.HEAD, 0, bias, terms, residual_out=program.params))
+
+    def _point(self, cache: int, weight: Array) -> Term:
+        """The term of a 1x1 convolution."""
+        return Term(
+            cache, 0, 0, widen(weight, self.program.caches[cache].channels)[:, None, :, 0, 0]
+        )
 
     def _encoder(self) -> tuple[int, int]:
         """The operations of the context's encoder; the caches of e_u and e_ul."""
         program, encoder, f = self.program, self.model.encoder, self.f
         assert encoder is not None
         width = self.model.config.context_filters or f
-        program.context = program.cache(0, self._image_channels(), 0)
+        program.context = program.cache(0, self._image_width(), 0)
         act, h = program.cache(0, 2 * width, 0), program.cache(0, 2 * width, 0)
         residual = program.cache(0, width, 0, operand=False)
         raw = program.cache(0, width + width % 2, 0)
-        outputs = [program.cache(0, f, 0, operand=False) for _ in range(2)]
-
-        def around(cache: int, weight: Array) -> list[Term]:
-            return [
-                Term(cache, drow, -1, weight[:, :, drow + 1].swapaxes(1, 2)) for drow in (-1, 0, 1)
-            ]
-
-        weight, bias = folded(encoder.stem)
-        terms = [
-            Term(program.context, drow, -1, self._stem_taps(weight[:, :, drow + 1]))
-            for drow in (-1, 0, 1)
-        ]
+        stream = _Stream(Phase.ENCODER, 0, (-1, 0, 1), (), [residual])
         # The last value also goes to the two nin as it is.
         raws = [NONE] * len(encoder.layers) + [raw]
-        self._add(
-            Phase.ENCODER, 0, bias, terms, residual_out=residual, act_out=act, raw_out=raws[0]
-        )
+        weight, bias = folded(encoder.stem)
+        terms = self._terms(stream, program.context, self._on_image(weight))
+        self._add(stream, 0, bias, terms, residual_out=residual, act_out=act, raw_out=raws[0])
         for layer, raw_out in zip(encoder.layers, raws[1:], strict=True):
             assert isinstance(layer, GatedResnet)
-            weight, bias = folded(layer.conv_in)
-            self._add(Phase.ENCODER, 0, bias, around(act, weight), act_out=h)
-            weight, bias = folded(layer.conv_out)
-            self._add(
-                Phase.ENCODER,
-                0,
-                bias,
-                around(h, weight),
-                gate=True,
-                projection=_projection(layer),
-                residual_in=residual,
-                residual_out=residual,
-                act_out=act,
-                raw_out=raw_out,
-            )
+            self._resnet(stream, layer, _Node(0, act), [], raw_out, (h, act))
+        outputs = program.cache(0, f, 0, operand=False), program.cache(0, f, 0, operand=False)
         for output, nin in zip(outputs, (encoder.nin_u, encoder.nin_ul), strict=True):
             weight, bias = folded(nin)
-            weight = widen(weight, width + width % 2)
-            term = Term(raw, 0, 0, weight[:, None, :, 0, 0])
-            self._add(Phase.ENCODER, 0, bias, [term], residual_out=output)
-        return outputs[0], outputs[1]
+            self._add(stream, 0, bias, [self._point(raw, weight)], residual_out=output)
+        return outputs
 
 
 def as_numpy(parameter: Tensor) -> Array:

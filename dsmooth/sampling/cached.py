@@ -20,6 +20,7 @@ from ..nn import PixelCNNpp
 from ..nn.condition import condition_vectors
 from ..nn.pixelcnnpp import is_given
 from .builder import as_numpy, build_program
+from .program import Program
 from .request import AUTO, Choices, How, Progress, Request, check_size
 from .sequential import draw_sequentially
 
@@ -70,12 +71,13 @@ class CachedSampler:
         self.config = model.config
         self.dtype = dtype
         self.device = device
-        settings = native_settings(model, bf16=dtype == torch.bfloat16)
+        bf16 = dtype == torch.bfloat16
+        program = build_program(model, bf16=bf16)
         self._native: Any
         if device.type == "cpu":
-            self._native = extension().CpuSampler(**settings, instruction_set=instruction_set)
+            self._native = extension().CpuSampler(program, bf16, instruction_set)
         else:
-            self._native, self._weights = _on_cuda(device, settings)
+            self._native, self._weights = _on_cuda(device, program, bf16)
 
     @property
     def instruction_set(self) -> str:
@@ -134,7 +136,7 @@ class CachedSampler:
         check_size(size)
         shape = (request.count, self.config.image_channels, *size)
         check_memory(shape)
-        self._check_context(context, shape)
+        context = self._given_context(context, shape)
         condition = self._condition(request)
         out, mask = torch.empty(shape, dtype=torch.float32, device=self.device), None
         if request.known is not None:
@@ -142,7 +144,7 @@ class CachedSampler:
             mask = request.known.mask.contiguous().view(torch.uint8)
         arguments: dict[str, Any] = {
             "out": out,
-            "context": None if context is None else context.detach().contiguous(),
+            "context": context,
             "mask": mask,
             "condition": condition,
             "seed": request.seed,
@@ -175,8 +177,10 @@ class CachedSampler:
             # Bytes that torch can still hand out.
             free, _ = torch.cuda.mem_get_info()
             free += torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-            sharing = self._native.share(n, height, width, int(MEMORY_FRACTION * free), max_slice)
-            words = self._native.workspace_words(sharing, height, width)
+            partition = self._native.partition(
+                n, height, width, int(MEMORY_FRACTION * free), max_slice
+            )
+            words = self._native.workspace_words(partition, height, width)
             workspace = torch.empty(words, dtype=torch.float32, device=self.device)
             for name in ("context", "mask", "condition"):
                 if arguments[name] is not None:
@@ -184,9 +188,9 @@ class CachedSampler:
             self._weights.record_stream(stream)
             capturing = torch.cuda.is_current_stream_capturing()
             ahead: deque[torch.cuda.Event] = deque()
-            for launch in range(self._native.launches(sharing, height)):
+            for launch in range(self._native.launches(partition, height)):
                 self._native.sample(
-                    **arguments, workspace=workspace, sharing=sharing, launch=launch
+                    **arguments, workspace=workspace, partition=partition, launch=launch
                 )
                 if not capturing:
                     ahead.append(stream.record_event())
@@ -202,21 +206,25 @@ class CachedSampler:
         vectors = condition_vectors(label, None, self.config, request.count, like)
         if vectors is None:
             return None
-        if self.device.type == "cpu" and not np.isfinite(vectors.detach().numpy()).all():
+        vectors = vectors.detach().resolve_neg().contiguous()
+        if self.device.type == "cpu" and not np.isfinite(vectors.numpy()).all():
             raise ValueError("label must be finite, got a NaN or an infinity")
-        return vectors.detach().contiguous()
+        return vectors
 
-    def _check_context(self, context: Tensor | None, shape: tuple[int, ...]) -> None:
+    def _given_context(self, context: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
+        """The context as the extension reads it."""
         if not is_given(context, self.config.conditioning):
-            return
+            return None
         if tuple(context.shape) != shape:
             raise ValueError(f"context must have shape {shape}, got {tuple(context.shape)}")
         if context.dtype != torch.float32 or context.device != self.device:
             raise TypeError(
                 f"context must be float32 on {self.device}, got {context.dtype} on {context.device}"
             )
-        if self.device.type == "cpu" and not np.isfinite(context.detach().numpy()).all():
+        context = context.detach().resolve_neg().contiguous()
+        if self.device.type == "cpu" and not np.isfinite(context.numpy()).all():
             raise ValueError("context must be finite, got a NaN or an infinity")
+        return context
 
 
 class Sampler:
@@ -312,20 +320,7 @@ def _say_slow(reason: str) -> None:
     print(f"dsmooth: one forward a pixel: {short}; `dsmooth doctor` says more", file=sys.stderr)
 
 
-def native_settings(model: PixelCNNpp, *, bf16: bool) -> dict[str, Any]:
-    """The arguments that every native sampler of a model takes."""
-    config = model.config
-    return {
-        "program": build_program(model, bf16=bf16),
-        "image_channels": config.image_channels,
-        "n_mix": config.n_mix,
-        **config.mixture,
-        "conditioned": config.conditioning != "none",
-        "bf16": bf16,
-    }
-
-
-def _on_cuda(device: torch.device, settings: dict[str, Any]) -> tuple[Any, Tensor]:
+def _on_cuda(device: torch.device, program: Program, bf16: bool) -> tuple[Any, Tensor]:
     """The native sampler and its weights, which are on the device when this returns.
 
     So every stream may read them, that of a graph's capture too. The native half only computes
@@ -336,7 +331,7 @@ def _on_cuda(device: torch.device, settings: dict[str, Any]) -> tuple[Any, Tenso
         raise RuntimeError(f"CachedSampler cannot run on {device}: {obstacle}")
     # torch makes the former device current again without making a context there.
     with torch.cuda.device(device):
-        native = extension().CudaSampler(**settings, device=device.index)
+        native = extension().CudaSampler(program, bf16, device.index)
         host = torch.empty(native.weight_words, dtype=torch.float32)
         weights = torch.empty_like(host, device=device)
         native.write_weights(host, weights)

@@ -88,11 +88,19 @@ class Op:
 class Program:
     """The whole network; `image`, `context` and `params` name the caches of input and output.
 
-    image_parts: 1, or 2 when a pixel enters as a bfloat16 and the remainder as another.
-    condition_size: D, length of the vector that each image is conditioned on.
+    image_channels to smoothing_scale: the pixels and their mixture, as in a ModelConfig.
+    conditioned: decides the stream of the noise. image_parts: 1, or 2 when a pixel enters as a
+    bfloat16 and the remainder as another. condition_size: D, length of the vector that each image
+    is conditioned on.
     """
 
+    image_channels: int
     image_parts: int
+    n_mix: int
+    likelihood: str
+    atoms: tuple[int, ...]
+    smoothing_scale: float
+    conditioned: bool
     caches: list[Cache] = field(default_factory=list)
     ops: list[Op] = field(default_factory=list)
     image: int = NONE

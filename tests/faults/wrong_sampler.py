@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from dsmooth import ModelConfig, PixelCNNpp
 from dsmooth._extension import extension
-from dsmooth.sampling.cached import native_settings
+from dsmooth.sampling.builder import build_program
 from dsmooth.sampling.program import Program
 from tests.faults.harness import SEED, Arguments, Target, WrongCall, guarded, note, run, settings_of
 
@@ -34,7 +35,7 @@ VALUES: dict[str, list[Any]] = {
 CLASSES = 2
 
 
-def make_settings(conditioning: str, bf16: bool, n_classes: int = 0) -> dict[str, Any]:
+def make_program(conditioning: str, bf16: bool, n_classes: int = 0) -> Program:
     torch.manual_seed(0)
     config = ModelConfig(
         n_filters=3,
@@ -50,12 +51,11 @@ def make_settings(conditioning: str, bf16: bool, n_classes: int = 0) -> dict[str
     for name, weight in model.named_parameters():
         if name.endswith("condition_weight"):
             torch.nn.init.normal_(weight)
-    return native_settings(model, bf16=bf16)
+    return build_program(model, bf16=bf16)
 
 
 def make_sampler(conditioning: str, bf16: bool, n_classes: int = 0) -> Any:
-    settings = make_settings(conditioning, bf16, n_classes)
-    return extension().CpuSampler(**settings, instruction_set="auto")
+    return extension().CpuSampler(make_program(conditioning, bf16, n_classes), bf16, "auto")
 
 
 def _arguments(conditioning: str, completes: bool = False, n_classes: int = 0) -> Arguments:
@@ -157,8 +157,6 @@ def test_a_wrong_call_raises_or_draws_rightly(target: Target) -> None:
     run(target, examples=120)
 
 
-# ---- wrong programs ---------------------------------------------------------------------------
-
 NUMBERS = [-(2**31), -2, -1, 0, 1, 2, 3, 5, 64, 2**20, 2**31 - 1, 2**31, 2**70]
 ODD = [None, "x", 1.5, True, False, (), [], {}, np.zeros(3), torch.ones(2), object(), *NUMBERS]
 WEIGHTS = [
@@ -170,46 +168,53 @@ WEIGHTS = [
     "abc",
     None,
 ]
-SETTINGS: dict[str, list[Any]] = {
+# Odd values beside ODD.
+VALUES_OF: dict[str, list[Any]] = {
+    "likelihood": ["continuous", "gaussian", "bogus", ""],
+    "atoms": [(0, 0), (256, 1), (-1, 2), (2**70, 1)],
+    "smoothing_scale": [-1.0, float("nan")],
+    **dict.fromkeys(("weight", "bias", "projection"), WEIGHTS),
+}
+ARGUMENTS: dict[str, list[Any]] = {
     "program": [None, "x", 3, object()],
-    "image_channels": [-1, 0, 2, 3, 2**31, 1.5, "x"],
-    "n_mix": [-1, 0, 1, 3, 2**31 // 3, 2**31 - 1, 2**31, 1.5, "x"],
-    "likelihood": ["continuous", "gaussian", "bogus", "", 3],
-    "atoms": [(), (0, 0), (256, 1), (-1, 2), "x", 3, (2**70, 1)],
-    "smoothing_scale": [-1.0, float("nan"), "x"],
-    "conditioned": [None, "x", 2, True, False],
     "bf16": [None, "x", True, False],
     "instruction_set": ["generic", "sse9", "", 3],
 }
 
 
-@pytest.mark.parametrize(
-    ("kind", "name"), [("term", "drow"), ("term", "dcol"), ("setting", "n_mix")]
-)
-@pytest.mark.parametrize("number", [2**31 - 1, 2**31 // 3 + 1, -(2**31)])
-def test_a_number_whose_sums_overflow_is_refused(kind: str, name: str, number: int) -> None:
-    arguments = {**make_settings("none", False), "instruction_set": "auto"}
-    if kind == "setting":
-        arguments[name] = number
-    else:
-        object.__setattr__(arguments["program"].ops[0].terms[0], name, number)
-    with pytest.raises(ValueError, match="sampler program, "):
-        extension().CpuSampler(**arguments)
+def whole_numbers(program: Program) -> Iterator[tuple[str, Any, str]]:
+    """(description, part, field) of every whole number of a program."""
+    terms = [term for op in program.ops for term in op.terms]
+    for parts in ([program], program.caches, program.ops, terms):
+        for name, value in vars(parts[0]).items():
+            if isinstance(value, int) and not isinstance(value, bool):
+                yield f"{type(parts[0]).__name__}.{name}", parts[0], name
+
+
+@pytest.mark.parametrize("number", [2**31 - 1, -(2**31), 2**31 // 3 + 1, 2**31 // 10 + 1])
+def test_a_number_whose_sums_overflow_is_refused(number: int) -> None:
+    program = make_program("concat", False, CLASSES)
+    for words, part, name in whole_numbers(program):
+        value = getattr(part, name)
+        object.__setattr__(part, name, number)
+        with pytest.raises(ValueError, match="sampler program, "):
+            print(words, extension().CpuSampler(program, False, "auto"))
+        object.__setattr__(part, name, value)
 
 
 @st.composite
-def wrong_programs(draw: st.DrawFn, right: dict[str, Any]) -> WrongCall:
+def wrong_programs(draw: st.DrawFn, right: Program) -> WrongCall:
     """The arguments of a sampler with one to three wrong values."""
-    arguments = copy.deepcopy(right)
+    program = copy.deepcopy(right)
+    arguments: dict[str, Any] = {"program": program, "bf16": False, "instruction_set": "auto"}
     words = []
     for _ in range(draw(st.integers(1, 3))):
-        program = arguments["program"]
-        if draw(st.integers(0, 3)) == 0 or not isinstance(program, Program):
-            name = draw(st.sampled_from(sorted(SETTINGS)))
-            arguments[name] = draw(st.sampled_from(SETTINGS[name]))
+        if draw(st.integers(0, 7)) == 0:
+            name = draw(st.sampled_from(sorted(ARGUMENTS)))
+            arguments[name] = draw(st.sampled_from(ARGUMENTS[name]))
             words.append(f"{name}: {arguments[name]!r}")
             continue
-        kinds = {"program": [program]}
+        kinds: dict[str, list[Any]] = {"program": [program]}
         if isinstance(program.ops, list) and isinstance(program.caches, list):
             kinds |= {"op": program.ops, "cache": program.caches}
             terms = [t for op in program.ops if isinstance(op.terms, list) for t in op.terms]
@@ -217,7 +222,8 @@ def wrong_programs(draw: st.DrawFn, right: dict[str, Any]) -> WrongCall:
         kind = draw(st.sampled_from(sorted(kind for kind in kinds if kinds[kind])))
         chosen = draw(st.integers(0, len(kinds[kind]) - 1))
         name = draw(st.sampled_from(sorted(vars(kinds[kind][chosen]))))
-        value = draw(st.sampled_from(WEIGHTS if name in ("weight", "bias", "projection") else ODD))
+        odd = WEIGHTS if VALUES_OF.get(name) is WEIGHTS else [*VALUES_OF.get(name, []), *ODD]
+        value = draw(st.sampled_from(odd))
         object.__setattr__(kinds[kind][chosen], name, value)
         words.append(f"{kind} {chosen}, {name}: {value!r:.40}")
     return WrongCall(f"_C.CpuSampler with {', '.join(words)}", arguments)
@@ -229,7 +235,7 @@ def wrong_programs(draw: st.DrawFn, right: dict[str, Any]) -> WrongCall:
 def test_a_wrong_program_is_refused_or_draws_the_same_by_any_threads(
     conditioning: str, n_classes: int
 ) -> None:
-    right = {**make_settings(conditioning, False, n_classes), "instruction_set": "auto"}
+    right = make_program(conditioning, False, n_classes)
     calls = refused = 0
 
     @seed(SEED)
@@ -237,11 +243,10 @@ def test_a_wrong_program_is_refused_or_draws_the_same_by_any_threads(
     @given(wrong_programs(right))
     def law(wrong: WrongCall) -> None:
         nonlocal calls, refused
-        arguments = wrong.arguments
         note(wrong.words)
         calls += 1
         try:
-            sampler = extension().CpuSampler(**arguments)
+            sampler = extension().CpuSampler(**wrong.arguments)
         except Exception as error:
             if isinstance(error, SystemError):
                 raise
@@ -249,10 +254,11 @@ def test_a_wrong_program_is_refused_or_draws_the_same_by_any_threads(
             return
         if sampler.bytes_per_image(8, 8) > 2**24:
             return
-        channels, conditioned = arguments["image_channels"], bool(arguments["conditioned"])
-        context = torch.zeros(3, channels, 8, 8) if conditioned else None
-        vector = torch.zeros(3, size) if (size := arguments["program"].condition_size) else None
-        images = [torch.full((3, channels, 8, 8), torch.nan) for _ in range(2)]
+        program = wrong.arguments["program"]
+        shape = (3, program.image_channels, 8, 8)
+        context = torch.zeros(shape) if program.conditioned else None
+        vector = torch.zeros(3, size) if (size := program.condition_size) else None
+        images = [torch.full(shape, torch.nan) for _ in range(2)]
         for threads, out in zip((1, 4), images, strict=True):
             given = {"out": out, "context": context, "condition": vector}
             drawing = {**_arguments(conditioning), **given}

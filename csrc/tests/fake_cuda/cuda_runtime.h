@@ -1,12 +1,11 @@
-// The calls of the CUDA runtime that the sampler makes, played on the host: a machine of some
-// devices whose state a test sees and whose calls it can let fail. Like the real one, it keeps the
-// last error of a thread until someone asks for it, and makes a context where a device is set.
+// The calls of the CUDA runtime that the sampler makes, played on the host: a test sees the
+// launches and can let a call fail. Like the real runtime, it keeps the last error of a thread
+// until someone asks for it.
 #pragma once
 
 #include <cstddef>
 #include <functional>
 #include <map>
-#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -39,23 +38,18 @@ struct cudaLaunchConfig_t {
 
 struct FakeCuda {
   struct Launch {
-    int device;
     cudaLaunchConfig_t config;
     const void* kernel;
   };
 
-  int devices = 2;
   std::map<std::string, cudaError_t> failing;  // by the name of the call
-  int current = 0;
+  int current = 0;                             // of two devices
   cudaError_t last_error = cudaSuccess;
-  std::set<int> contexts;
-  std::map<std::pair<int, const void*>, int> shared_limit;
-  std::vector<std::string> calls;
+  std::map<const void*, int> shared_limit;
   std::vector<Launch> launches;
   std::function<void(void** arguments)> on_launch = [](void**) {};
 
   cudaError_t done(const std::string& name, cudaError_t status) {
-    calls.push_back(name);
     if (failing.count(name)) status = failing[name];
     if (status != cudaSuccess) last_error = status;
     return status;
@@ -70,44 +64,27 @@ inline cudaError_t cudaDriverGetVersion(int* version) {
   *version = 12040;
   return cudaSuccess;
 }
-inline cudaError_t cudaGetLastError() {
-  fake_cuda.calls.push_back("cudaGetLastError");
-  return std::exchange(fake_cuda.last_error, cudaSuccess);
-}
+inline cudaError_t cudaGetLastError() { return std::exchange(fake_cuda.last_error, cudaSuccess); }
 inline cudaError_t cudaGetDevice(int* device) {
   *device = fake_cuda.current;
   return fake_cuda.done("cudaGetDevice", cudaSuccess);
 }
-inline cudaError_t cudaSetDevice(int device) {
-  if (device < 0 || device >= fake_cuda.devices)
-    return fake_cuda.done("cudaSetDevice", cudaErrorInvalidDevice);
-  const cudaError_t status = fake_cuda.done("cudaSetDevice", cudaSuccess);
-  if (status == cudaSuccess) {
-    fake_cuda.current = device;
-    fake_cuda.contexts.insert(device);
-  }
-  return status;
-}
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr name, int device) {
   *value = name == cudaDevAttrMultiProcessorCount ? 3 : 227 << 10;
-  const bool there = device >= 0 && device < fake_cuda.devices;
+  const bool there = device >= 0 && device < 2;
   return fake_cuda.done("cudaDeviceGetAttribute", there ? cudaSuccess : cudaErrorInvalidDevice);
 }
 inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int value) {
-  fake_cuda.contexts.insert(fake_cuda.current);
-  const cudaError_t status = fake_cuda.done("cudaFuncSetAttribute", cudaSuccess);
-  if (status == cudaSuccess) fake_cuda.shared_limit[{fake_cuda.current, kernel}] = value;
-  return status;
+  fake_cuda.shared_limit[kernel] = value;
+  return fake_cuda.done("cudaFuncSetAttribute", cudaSuccess);
 }
 inline cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* kernel,
                                        void** arguments) {
-  fake_cuda.contexts.insert(fake_cuda.current);
-  const bool fits = static_cast<int>(config->dynamicSmemBytes) <=
-                    fake_cuda.shared_limit[{fake_cuda.current, kernel}];
+  const bool fits = static_cast<int>(config->dynamicSmemBytes) <= fake_cuda.shared_limit[kernel];
   const cudaError_t status =
       fake_cuda.done("cudaLaunchKernelExC", fits ? cudaSuccess : cudaErrorInvalidValue);
   if (status == cudaSuccess) {
-    fake_cuda.launches.push_back({fake_cuda.current, *config, kernel});
+    fake_cuda.launches.push_back({*config, kernel});
     fake_cuda.on_launch(arguments);
   }
   return status;

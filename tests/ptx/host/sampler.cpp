@@ -35,12 +35,12 @@ Program program(const Case& c) {
 struct Sampler {
   Case c;
   CudaSampler sampler;
-  Sharing sharing;
+  Partition partition;
   std::string error;
   explicit Sampler(const Case& given)
       : c(given),
         sampler(program(given), given.bf16 != 0, 0),
-        sharing(sampler.share(c.n, c.height, c.width, size_t{1} << 30, c.max_slice)) {}
+        partition(sampler.partition(c.n, c.height, c.width, size_t{1} << 30, c.max_slice)) {}
 };
 
 }  // namespace
@@ -65,13 +65,13 @@ void write_weights(void* s, void* to) {
 int64_t workspace_bytes(void* s) {
   auto& sampler = *static_cast<Sampler*>(s);
   return static_cast<int64_t>(
-      sampler.sampler.workspace_bytes(sampler.sharing, sampler.c.height, sampler.c.width));
+      sampler.sampler.workspace_bytes(sampler.partition, sampler.c.height, sampler.c.width));
 }
 void draw(void* s, const float* context, float* out, const uint8_t* mask, float* workspace) {
-  auto& [c, sampler, sharing, error] = *static_cast<Sampler*>(s);
+  auto& [c, sampler, partition, error] = *static_cast<Sampler*>(s);
   const Slice all{0, c.height, c.width, c.seed, c.first_index, c.temperature, context, out, mask};
-  for (int64_t i = 0; i < sampler.launches(sharing, c.height); ++i)
-    sampler.sample({c.n, all, sharing, workspace, nullptr}, i);
+  for (int64_t i = 0; i < sampler.launches(partition, c.height); ++i)
+    sampler.sample({c.n, all, partition, workspace, nullptr}, i);
 }
 
 // The same by lanes of the host that meet at every sync.

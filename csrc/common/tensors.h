@@ -1,0 +1,248 @@
+// Tensors that someone else owns, described for the time of a call: their check, and typed views
+// over them. Every error of shape, dtype, device or memory is born here.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+namespace dsmooth {
+
+// The type of an element as DLPack counts it.
+struct ElementType {
+  enum Code : uint8_t { kInt = 0, kUnsigned = 1, kFloat = 2, kBFloat = 4, kComplex = 5, kBool = 6 };
+  uint8_t code = kFloat;
+  uint8_t bits = 32;
+  uint16_t lanes = 1;
+
+  bool operator==(const ElementType&) const = default;
+};
+
+inline constexpr ElementType kFloat32Type{ElementType::kFloat, 32};
+inline constexpr ElementType kFloat64Type{ElementType::kFloat, 64};
+inline constexpr ElementType kBFloat16Type{ElementType::kBFloat, 16};
+inline constexpr ElementType kInt64Type{ElementType::kInt, 64};
+inline constexpr ElementType kUint8Type{ElementType::kUnsigned, 8};
+
+// A DLPack device: its type, 1 for the CPU and 2 for CUDA, and its index.
+struct Device {
+  static constexpr int32_t kCpu = 1, kCuda = 2;
+  int32_t type = kCpu;
+  int32_t index = 0;
+
+  bool operator==(const Device&) const = default;
+};
+
+struct Borrowed {
+  bool given = false;  // else the tensor is absent
+  void* data = nullptr;
+  ElementType type;
+  Device device;
+  int n_dims = 0;
+  const int64_t* shape = nullptr;
+  const int64_t* strides = nullptr;  // in elements
+};
+
+inline std::string to_string(ElementType type) {
+  constexpr const char* kNames[] = {"int", "uint", "float", nullptr, "bfloat", "complex", "bool"};
+  if (type.code > ElementType::kBool || kNames[type.code] == nullptr)
+    return "an element of DLPack type " + std::to_string(type.code);
+  return kNames[type.code] + (type.code == ElementType::kBool ? "" : std::to_string(type.bits));
+}
+
+inline std::string to_string(Device device) {
+  if (device.type == Device::kCpu) return "cpu";
+  return (device.type == Device::kCuda
+              ? "cuda:"
+              : "DLPack device type " + std::to_string(device.type) + ":") +
+         std::to_string(device.index);
+}
+
+// An extent that may be anything.
+inline constexpr int64_t kAny = std::numeric_limits<int64_t>::min();
+
+// As Python writes a tuple, with * for kAny.
+inline std::string to_string(const int64_t* extents, int count) {
+  std::string text = "(";
+  for (int i = 0; i < count; ++i) {
+    text += (i == 0 ? "" : ", ") + (extents[i] == kAny ? "*" : std::to_string(extents[i]));
+  }
+  return text + (count == 1 ? ",)" : ")");
+}
+
+inline size_t bytes_of(ElementType type) {
+  return std::max<size_t>(size_t{type.bits} * type.lanes / 8, 1);
+}
+
+inline bool is_empty(const Borrowed& tensor) {
+  for (int i = 0; i < tensor.n_dims; ++i) {
+    if (tensor.shape[i] == 0) return true;
+  }
+  return false;
+}
+
+// Whether the elements lie one after the other, the dimensions from the fastest on in `order`.
+inline bool is_dense(const Borrowed& tensor, const int* order) {
+  if (is_empty(tensor)) return true;
+  int64_t stride = 1;
+  for (int i = 0; i < tensor.n_dims; ++i) {
+    const int dim = order[i];
+    if (tensor.shape[dim] != 1 && tensor.strides[dim] != stride) return false;
+    stride *= tensor.shape[dim];
+  }
+  return true;
+}
+
+// Whether the last dimension is fastest; for at most 4 dimensions.
+inline bool is_contiguous(const Borrowed& tensor) {
+  constexpr int kOrder[] = {3, 2, 1, 0};
+  return tensor.n_dims <= 4 && is_dense(tensor, kOrder + 4 - tensor.n_dims);
+}
+
+// A (B, C, H, W) tensor in (B, H, W, C) order.
+inline bool is_channels_last(const Borrowed& tensor) {
+  constexpr int kOrder[] = {1, 3, 2, 0};
+  return tensor.n_dims == 4 && is_dense(tensor, kOrder);
+}
+
+// The addresses from the first element to behind the last; none of an absent or empty tensor.
+struct MemoryRange {
+  uintptr_t begin = 0, end = 0;
+
+  bool overlaps(const MemoryRange& other) const { return begin < other.end && other.begin < end; }
+};
+
+// Strides are not negative: torch has none.
+inline MemoryRange range_of(const Borrowed& tensor) {
+  if (!tensor.given || is_empty(tensor)) return {};
+  uintptr_t last = 0;
+  for (int i = 0; i < tensor.n_dims; ++i) {
+    last += static_cast<uintptr_t>((tensor.shape[i] - 1) * tensor.strides[i]);
+  }
+  const auto begin = reinterpret_cast<uintptr_t>(tensor.data);
+  return {begin, begin + (last + 1) * bytes_of(tensor.type)};
+}
+
+// Whether two elements may share memory, as in an expanded tensor: whether a step along a dimension
+// stays within what the dimensions of smaller steps reach.
+inline bool repeats_elements(const Borrowed& tensor) {
+  if (!tensor.given || is_empty(tensor)) return false;
+  const int64_t *shape = tensor.shape, *strides = tensor.strides;
+  for (int i = 0; i < tensor.n_dims; ++i) {
+    if (shape[i] == 1) continue;
+    int64_t reach = 0;
+    for (int j = 0; j < tensor.n_dims; ++j) {
+      const bool smaller = strides[j] < strides[i] || (strides[j] == strides[i] && j < i);
+      if (smaller) reach += (shape[j] - 1) * strides[j];
+    }
+    if (strides[i] <= reach) return true;
+  }
+  return false;
+}
+
+[[noreturn]] inline void refuse(const std::string& name, const std::string& expected,
+                                const std::string& got) {
+  throw std::invalid_argument(name + " must " + expected + ", got " + got);
+}
+
+// Throws std::invalid_argument, which names the tensor, unless it is given with this shape (kAny
+// where an extent may be anything), type and device, and has memory, aligned to its elements.
+inline void check_tensor(const char* name, const Borrowed& t, std::span<const int64_t> shape,
+                         ElementType type, Device device = {}) {
+  if (!t.given) refuse(name, "be a tensor", "None");
+  bool fits = t.n_dims == static_cast<int>(shape.size());
+  for (size_t i = 0; fits && i < shape.size(); ++i) {
+    fits = t.shape[i] >= 0 && (shape[i] == kAny || shape[i] == t.shape[i]);
+  }
+  if (!fits) {
+    const int n_dims = static_cast<int>(shape.size());
+    refuse(name, "have shape " + to_string(shape.data(), n_dims), to_string(t.shape, t.n_dims));
+  }
+  if (!(t.type == type)) refuse(name, "be " + to_string(type), to_string(t.type));
+  if (!(t.device == device)) refuse(name, "be on " + to_string(device), to_string(t.device));
+  if (is_empty(t)) return;
+  if (t.data == nullptr) refuse(name, "have memory", "a tensor without");
+  if (reinterpret_cast<uintptr_t>(t.data) % bytes_of(type) != 0) {
+    refuse(name, "be aligned to its elements", "a tensor that is not");
+  }
+}
+
+template <class T>
+constexpr ElementType type_of() {
+  static_assert(std::is_same_v<T, float> || std::is_same_v<T, double> ||
+                std::is_same_v<T, uint8_t>);
+  if (std::is_same_v<T, uint8_t>) return kUint8Type;
+  return std::is_same_v<T, float> ? kFloat32Type : kFloat64Type;
+}
+
+// Checked view of N dimensions: `data[i * stride[0] + j * stride[1] + ...]`.
+template <class T, int N>
+struct View {
+  T* data = nullptr;
+  std::array<int64_t, N> shape{};
+  std::array<int64_t, N> stride{};
+
+  View() = default;
+  // Throws as check_tensor does.
+  View(const char* name, const Borrowed& tensor, const std::array<int64_t, N>& expected,
+       Device device = {}) {
+    check_tensor(name, tensor, expected, type_of<std::remove_const_t<T>>(), device);
+    data = static_cast<T*>(tensor.data);
+    std::copy_n(tensor.shape, N, shape.begin());
+    std::copy_n(tensor.strides, N, stride.begin());
+  }
+};
+
+// A view whose elements follow one another.
+template <class T, int N>
+View<T, N> contiguous_view(const char* name, const Borrowed& tensor,
+                           const std::array<int64_t, N>& expected, Device device = {}) {
+  const View<T, N> view(name, tensor, expected, device);
+  if (!is_contiguous(tensor)) {
+    refuse(name, "be contiguous", "strides " + to_string(tensor.strides, N));
+  }
+  return view;
+}
+
+// A checked tensor of a call.
+struct Lent {
+  const char* name;
+  const Borrowed* tensor;
+  bool written;
+};
+
+// Throws std::invalid_argument unless what is written lies apart: each element in memory of its
+// own, and all of them outside the memory from another tensor's first element to its last.
+inline void check_apart(std::span<const Lent> tensors) {
+  std::vector<MemoryRange> ranges;
+  for (const Lent& lent : tensors) ranges.push_back(range_of(*lent.tensor));
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    if (!tensors[i].written) continue;
+    if (repeats_elements(*tensors[i].tensor)) {
+      refuse(tensors[i].name, "have an element's memory for each",
+             "strides " + to_string(tensors[i].tensor->strides, tensors[i].tensor->n_dims));
+    }
+    for (size_t j = 0; j < tensors.size(); ++j) {
+      if (j != i && ranges[i].overlaps(ranges[j])) {
+        refuse(tensors[i].name, "have memory of its own",
+               std::string("that of ") + tensors[j].name);
+      }
+    }
+  }
+}
+
+// Throws std::invalid_argument unless a call can have so many threads.
+inline void check_threads(int threads) {
+  constexpr int kMostThreads = 1 << 12;
+  if (threads >= 1 && threads <= kMostThreads) return;
+  refuse("threads", "lie in 1 .. " + std::to_string(kMostThreads), std::to_string(threads));
+}
+
+}  // namespace dsmooth

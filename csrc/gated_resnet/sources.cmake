@@ -1,9 +1,0 @@
-# The gated block on the CPU, added to a target that links dsmooth_flags.
-include(${CMAKE_CURRENT_LIST_DIR}/../isa.cmake)
-
-function(add_gated_resnet target)
-  set(here ${CMAKE_CURRENT_FUNCTION_LIST_DIR})
-  target_sources(${target} PRIVATE ${here}/dispatch.cpp ${here}/operands.cpp)
-  compile_for_instruction_sets(${target} ${here}/block.cpp ${here}/dispatch.cpp BLOCK_SETS
-    generic avx2 avx512 avx512bf16)
-endfunction()

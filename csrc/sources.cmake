@@ -1,0 +1,51 @@
+# The sources of each folder, added to a target that links dsmooth_flags; _C is made of all.
+include_guard()
+include(${CMAKE_CURRENT_LIST_DIR}/isa.cmake)
+
+# The gated block on the CPU.
+function(add_gated_resnet target)
+  set(here ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/gated_resnet)
+  target_sources(${target} PRIVATE ${here}/dispatch.cpp ${here}/operands.cpp)
+  compile_for_instruction_sets(${target} ${here}/block.cpp ${here}/dispatch.cpp BLOCK_SETS
+    generic avx2 avx512 avx512bf16)
+endfunction()
+
+# The loss on the CPU.
+function(add_logistic_mixture target)
+  set(here ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/logistic_mixture)
+  target_sources(${target} PRIVATE ${here}/dispatch.cpp ${here}/operands.cpp)
+  compile_for_instruction_sets(${target} ${here}/block.cpp ${here}/dispatch.cpp LOSS_SETS
+    generic avx2 avx512)
+endfunction()
+
+# The sampler. Its tiles are compiled per instruction set, which AVX-512 has for bfloat16 in its BF16
+# extension alone; all else is portable.
+function(add_sampler target)
+  set(here ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/sampler)
+  target_sources(${target} PRIVATE ${here}/program.cpp ${here}/packing.cpp ${here}/plan.cpp
+    ${here}/device_plan.cpp ${here}/sampler_cpu.cpp ${here}/tile_kernels.cpp)
+  compile_for_instruction_sets(${target} ${here}/tiles_float32.cpp ${here}/tile_kernels.cpp
+    FLOAT32_SETS generic avx2 avx512)
+  compile_for_instruction_sets(${target} ${here}/tiles_bfloat16.cpp ${here}/tile_kernels.cpp
+    BFLOAT16_SETS generic avx2 avx512bf16)
+  find_package(Threads REQUIRED)
+  target_link_libraries(${target} PRIVATE Threads::Threads)
+endfunction()
+
+# The Python module _C.
+function(add_extension)
+  set(here ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/bindings)
+  find_package(Python 3.10 REQUIRED COMPONENTS Interpreter Development.Module)
+  set(PYBIND11_FINDPYTHON ON)
+  find_package(pybind11 2.13 CONFIG REQUIRED)
+  set(sources module gated_resnet logistic_mixture sampler)
+  list(TRANSFORM sources REPLACE ".+" "${here}/\\0.cpp")
+  # NO_EXTRAS: no link-time optimisation, which could move code between instruction sets.
+  pybind11_add_module(_C MODULE NO_EXTRAS ${sources} ${here}/borrow.cpp)
+  # These only convert arguments: -O1 saves time.
+  set_source_files_properties(${sources} PROPERTIES COMPILE_OPTIONS -O1)
+  target_link_libraries(_C PRIVATE dsmooth_flags)
+  add_gated_resnet(_C)
+  add_logistic_mixture(_C)
+  add_sampler(_C)
+endfunction()
