@@ -177,6 +177,12 @@ def empty_channels_last(like: Tensor, channels: int, size: tuple[int, int] | Non
     )
 
 
+def empty_weight(like: Tensor) -> Tensor:
+    """Uninitialised, contiguous, or channels_last where `like` is that alone."""
+    order = torch.contiguous_format if like.is_contiguous() else torch.channels_last
+    return torch.empty(like.shape, dtype=like.dtype, device=like.device, memory_format=order)
+
+
 def planes_of(skip_channels: Sequence[int], filters: int) -> int:
     """How many planes of `filters` channels the skips of a gated resnet take."""
     return sum(-(-channels // filters) for channels in skip_channels)

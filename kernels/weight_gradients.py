@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .geometry import Operands, cdiv
+from .geometry import Operands, cdiv, empty_weight
 from .weights import BLOCK_D, pad_to_three, source_of
 
 BLOCK_S = 4  # parts of a gradient that are added at once
@@ -148,12 +148,6 @@ def unpack_kernel(
     )  # fmt: skip
 
 
-def _empty_like(v: Tensor) -> Tensor:
-    """Contiguous, or channels_last where v is that alone."""
-    layout = torch.contiguous_format if v.is_contiguous() else torch.channels_last
-    return torch.empty(v.shape, dtype=v.dtype, device=v.device, memory_format=layout)
-
-
 def unpack_programs(filters: int, planes: int) -> int:
     """How many programs `unpack_block` takes."""
     of_f, of_2f = cdiv(filters, BLOCK_D), cdiv(2 * filters, BLOCK_D)
@@ -183,7 +177,7 @@ def unpacking(
     nin_skip's bias is added to h as conv_in's is, and has the same gradient.
     """
     weights, gains = given.weights, given.gains
-    grads = [_empty_like(weight) for weight in weights]
+    grads = [empty_weight(weight) for weight in weights]
     filters = [weight.shape[:1] for weight in weights]
     like: Any = {"dtype": given.bias_in.dtype, "device": given.bias_in.device}
     biases = [torch.empty(size, **like) for size in filters]

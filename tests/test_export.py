@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,14 +14,12 @@ from dsmooth.functional.dispatch import constant_when_compiled
 from tests.helpers.class_networks import conditional, inputs
 from tests.helpers.gated_cases import NATIVE
 
-CONDITIONINGS = [pytest.param(c, marks=pytest.mark.full) for c in ("none", "stack")] + ["concat"]
-each_impl = pytest.mark.parametrize(
-    "impl", [pytest.param("reference", marks=pytest.mark.full), NATIVE]
-)
+full = partial(pytest.param, marks=pytest.mark.full)
+each_impl = pytest.mark.parametrize("impl", [full("reference"), NATIVE])
 
 
 @each_impl
-@pytest.mark.parametrize("conditioning", CONDITIONINGS)
+@pytest.mark.parametrize("conditioning", [full("none"), full("stack"), "concat"])
 def test_exports_for_any_batch(conditioning: str, impl: Any) -> None:
     model = conditional(conditioning, n_classes=0, dropout=0.5)
     batch = {0: torch.export.Dim("batch", min=1, max=64)}

@@ -256,7 +256,7 @@ def test_nothing_is_written_beside_the_outputs(
 @each_dtype
 @pytest.mark.parametrize("shift", ["down", "down_right"])
 def test_no_output_sees_a_later_pixel(shift: Shift, dtype: torch.dtype, impl: str) -> None:
-    """NaN in every pixel that a shift must not see changes no output, bitwise.
+    """NaN in every pixel that a shift must not see changes no output, bitwise but for torch.
 
     Image i of the batch keeps the pixels that output i may see, and loses the others.
     """
@@ -278,8 +278,9 @@ def test_no_output_sees_a_later_pixel(shift: Shift, dtype: torch.dtype, impl: st
     plain = run(x, skip)
     images = (t.repeat(len(outputs), 1, 1, 1).masked_fill(later, torch.nan) for t in (x, skip))
     poisoned = run(*images)
-    # Torch's own elementwise functions round by the lane that an element falls into.
-    band = 4 * EPS[dtype] * plain.abs().max().item() if impl == "reference" else 0.0
+    # Torch's own functions round by the lane that an element falls into.
+    by_torch = impl in ("reference", "cudnn")
+    band = 4 * EPS[dtype] * plain.abs().max().item() if by_torch else 0.0
     for i, (r, c) in enumerate(outputs):
         torch.testing.assert_close(poisoned[i, :, r, c], plain[0, :, r, c], rtol=0, atol=band)
     assert poisoned.isnan().any()

@@ -17,6 +17,7 @@ from .gated_resnet_operands import (
     Operands,
     Settings,
     apart,
+    empty_gradient,
     needs_gradient,
 )
 from .shifted_conv import taps_of
@@ -68,7 +69,7 @@ def _compute_gradients(grad_y: Tensor, h: Tensor, gates: Tensor, *rest: Any) -> 
     """The gradients GRADIENTS; those of absent operands have no elements."""
     given, settings, (instruction_set,) = apart(rest)
     tensors = _table(given)
-    grads = _room(tensors)
+    grads = _room(Operands(**tensors))
     named = zip(GRADIENTS, grads, strict=True)
     written = {name: g for name, g in named if tensors[name.removeprefix("grad_")] is not None}
     # Hooks on saved tensors may have brought them back in another memory order.
@@ -80,21 +81,12 @@ def _compute_gradients(grad_y: Tensor, h: Tensor, gates: Tensor, *rest: Any) -> 
 
 
 def _gradients(grad_y: Tensor, h: Tensor, gates: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    return _room(_table(apart(rest)[0]))
+    return _room(Operands(**_table(apart(rest)[0])))
 
 
-def _room(tensors: dict[str, Any]) -> tuple[Tensor, ...]:
+def _room(given: Operands) -> tuple[Tensor, ...]:
     """Uninitialised GRADIENTS."""
-    grads = []
-    for gradient in GRADIENTS:
-        name = gradient.removeprefix("grad_")
-        images = FIELDS[name].layout == "ChannelsLast"
-        order = torch.channels_last if images else torch.preserve_format
-        if tensors[name] is None:
-            grads.append(tensors["x"].new_empty(0))
-        else:
-            grads.append(torch.empty_like(tensors[name], memory_format=order))
-    return tuple(grads)
+    return tuple(empty_gradient(given, name.removeprefix("grad_")) for name in GRADIENTS)
 
 
 def _table(given: Operands) -> dict[str, Any]:

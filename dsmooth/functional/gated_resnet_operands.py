@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from ..kernels.geometry import Dropout, Operands
+from ..kernels.geometry import Dropout, Operands, empty_channels_last, empty_weight
 from .dropout import keep_from
 from .shifted_conv import Shift, check_kernel
 
@@ -84,6 +84,16 @@ def apart(arguments: Sequence[Any]) -> tuple[Operands, Settings, Sequence[Any]]:
 def needs_gradient(given: Operands) -> bool:
     """Whether a backward may follow."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
+
+
+def empty_gradient(given: Operands, name: str, needed: bool = True) -> Tensor:
+    """Uninitialised, in the memory order that a backward writes; no elements where not needed."""
+    tensor = getattr(given, name)
+    if tensor is None or not needed:
+        return given.x.new_empty(0)
+    if FIELDS[name].layout == "ChannelsLast":
+        return empty_channels_last(tensor, tensor.shape[1])
+    return empty_weight(tensor)
 
 
 def check_operands(

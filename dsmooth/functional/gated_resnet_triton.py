@@ -9,7 +9,15 @@ from torch import Tensor
 
 from ..kernels.geometry import empty_channels_last, packed_size
 from .dispatch import refuse_second_derivative, register_op
-from .gated_resnet_operands import FIELDS, SCHEMA, Operands, Settings, apart, needs_gradient
+from .gated_resnet_operands import (
+    FIELDS,
+    SCHEMA,
+    Operands,
+    Settings,
+    apart,
+    empty_gradient,
+    needs_gradient,
+)
 from .shifted_conv import taps_of
 
 # The operands that have gradients, the results of the backward. bias_nin has one of its own, though
@@ -72,22 +80,10 @@ def _gradients(
     grad_y: Tensor, h: Tensor, packed: Tensor, gates: Tensor, *rest: Any
 ) -> tuple[Tensor, ...]:
     given, _, (need_x, need_skips, need_parameters) = apart(rest)
-    grads = []
-    for name in _GRADIENTS:
-        needed = {"x": need_x, "skip": need_skips, "skip_2": need_skips}.get(name, need_parameters)
-        tensor = getattr(given, name)
-        absent = tensor is None or not needed
-        grads.append(given.x.new_empty(0) if absent else _empty_like(name, tensor))
-    return tuple(grads)
-
-
-def _empty_like(name: str, tensor: Tensor) -> Tensor:
-    """For a gradient: channels_last for images and for kernels that are that alone."""
-    last = FIELDS[name].layout == "ChannelsLast"
-    if FIELDS[name].layout == "Kernel" and not tensor.is_contiguous():
-        last = tensor.is_contiguous(memory_format=torch.channels_last)
-    order = torch.channels_last if last else torch.contiguous_format
-    return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device, memory_format=order)
+    needs = {"x": need_x, "skip": need_skips, "skip_2": need_skips}
+    return tuple(
+        empty_gradient(given, name, needs.get(name, need_parameters)) for name in _GRADIENTS
+    )
 
 
 forward_op = register_op(

@@ -152,11 +152,7 @@ def _check_operands(
 
 
 def padding_of(kh: int, kw: int, shift: str) -> tuple[int, int, int, int]:
-    """Columns padded left and right, rows padded on top and at the bottom.
-
-    Raises ValueError unless the shift is one and fits the kernel.
-    """
-    check_size(kh, kw, shift)
+    """Columns padded left and right, rows padded on top and at the bottom."""
     if shift == "none":
         return (kw - 1) // 2, (kw - 1) // 2, (kh - 1) // 2, (kh - 1) // 2
     left, right = (kw - 1, 0) if shift == "down_right" else ((kw - 1) // 2, (kw - 1) // 2)
@@ -164,11 +160,7 @@ def padding_of(kh: int, kw: int, shift: str) -> tuple[int, int, int, int]:
 
 
 def taps_of(weight: Tensor, shift: str) -> Taps:
-    """The taps of a shifted convolution by weight (D, C, kh, kw).
-
-    Raises ValueError as `check_kernel` does.
-    """
-    check_kernel(weight, shift)
+    """The taps of a shifted convolution by weight (D, C, kh, kw)."""
     kh, kw = weight.shape[2:]
     left, _, top, _ = padding_of(kh, kw, shift)
     return Taps(kh, kw, top, left)
@@ -176,17 +168,11 @@ def taps_of(weight: Tensor, shift: str) -> Taps:
 
 def check_kernel(weight: Tensor, shift: str, name: str = "weight") -> None:
     """Raises ValueError unless the shift is one and fits the kernel of `weight` (D, C, kh, kw)."""
-    if weight.ndim != 4:
-        check_size(1, 1, shift)
-        raise ValueError(f"{name} must have 4 dimensions, got shape {tuple(weight.shape)}")
-    kh, kw = weight.shape[2:]
-    check_size(kh, kw, shift)
-
-
-def check_size(kh: int, kw: int, shift: str) -> None:
-    """Raises ValueError unless the shift is one and fits a kernel of kh x kw."""
     if shift not in SHIFTS:
         raise ValueError(f"shift must be one of {', '.join(SHIFTS)}, got {shift!r}")
+    if weight.ndim != 4:
+        raise ValueError(f"{name} must have 4 dimensions, got shape {tuple(weight.shape)}")
+    kh, kw = weight.shape[2:]
     if kh < 1 or kw < 1:
         raise ValueError(f"a kernel must have rows and columns, got {kh}x{kw}")
     if (shift != "down_right" and kw % 2 == 0) or (shift == "none" and kh % 2 == 0):

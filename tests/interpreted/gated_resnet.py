@@ -65,10 +65,9 @@ def test_as_good_as_eager(shapes: Shapes, dtype: torch.dtype, impl: Impl) -> Non
 
 @each_dtype
 def test_as_good_as_eager_with_what_is_kept_of_the_gates(dtype: torch.dtype) -> None:
-    for shapes in CASES[1:4:2]:
-        *shape, dropout = shapes
-        case = make_case(*shape, dropout, dtype, gains=True, image_bias=True)
-        as_good_as_eager(case, dtype, keep_gates=True)
+    *shape, dropout = CASES[1]
+    case = make_case(*shape, dropout, dtype, gains=True, image_bias=True)
+    as_good_as_eager(case, dtype, keep_gates=True)
 
 
 @pytest.mark.full
@@ -154,10 +153,9 @@ def test_opcheck() -> None:
     given, settings = case.operands(torch.float32), case.settings
     _, *saved = forward_op(*given, *settings, True, True)
     grad_y = case.grad_y.float()
-    for needs in ((True, True, True), (True, False, False), (False, True, False)):
+    for needs in ((True, True, True), (False, True, False)):
         torch.library.opcheck(backward_op, (grad_y, *saved, *given, *settings, *needs))
-    for save in (True, False):
-        torch.library.opcheck(forward_op, (*given, *settings, save, False))
+    torch.library.opcheck(forward_op, (*given, *settings, True, False))
 
 
 def test_a_gradient_does_not_depend_on_which_others_are_wanted() -> None:
@@ -173,8 +171,7 @@ def test_a_gradient_does_not_depend_on_which_others_are_wanted() -> None:
         return dict(zip(wanted, torch.autograd.grad((y * case.grad_y).sum(), leaves), strict=True))
 
     every = gradients(names[:-1])
-    images = ["x", "skip", "skip_2"]
-    for wanted in (["x"], images[1:], ["skip_2"], names[3:-1], ["conv_in"], ["x", "gain_nin"]):
+    for wanted in (["x"], ["skip_2"], names[3:-1], ["x", "gain_nin"]):
         for name, grad in gradients(wanted).items():
             assert torch.equal(grad, every[name])
 

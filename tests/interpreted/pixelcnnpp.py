@@ -48,14 +48,15 @@ def train(impl: Any, steps: int) -> list[Tensor]:
     return [*losses, *(p.detach() for p in model.parameters())]
 
 
-@pytest.mark.full
-def test_training_steps_are_those_of_the_reference() -> None:
+@pytest.mark.parametrize("steps", [1, pytest.param(3, marks=pytest.mark.full)])
+def test_training_steps_are_those_of_the_reference(steps: int) -> None:
     """The whole network, with dropout; a step takes the interpreter four seconds."""
-    reference, triton = train("reference", 3), train("triton", 3)
+    reference, triton = train("reference", steps), train("triton", steps)
     for got, expected in zip(triton, reference, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.full
 def test_a_compiled_training_step_is_the_reference_step() -> None:
     """The whole network, with dropout, and the loss: one graph."""
     model, x = make_model().train(), draw()
