@@ -158,8 +158,9 @@ def frechet_section(results: Mapping[str, Any]) -> str:
         if distance.get("left_out"):
             remarks.append(f"{TITLES[name]}: {distance['left_out']:,} diverged and are left out")
     extractor = frechet["extractor"]
-    card, count = results.get("card"), frechet["reference"]["n_images"]
-    subset = " of the embedded subset" if results["data"]["embedded_subset"] else ""
+    embedded, count = results["data"]["embedded_subset"], frechet["reference"]["n_images"]
+    card = results.get("card") if embedded else None
+    subset = " of the embedded subset" if embedded else ""
     if card is not None:
         distances = " and ".join(f"{v:.2f} for {int(n):,}" for n, v in card["distances"].items())
         remarks.append(
@@ -234,7 +235,7 @@ def _paper_probes(results: Mapping[str, Any]) -> list[list[str]]:
             "paper's on its own network"
         )
         card = results.get("card")
-        if card is not None and name == "noisy":
+        if card is not None and name == "noisy" and results["data"]["embedded_subset"]:
             why += f"; {percent(card['probe'])} with all {card['train_images']:,} images"
         paper = f"{PAPER_PROBE} %" if name == "noisy" else "–"
         title = f"Best probe, {TITLES[name].lower()}\n{why}"
