@@ -258,25 +258,6 @@ def test_shards_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert found.diverged == 1
 
 
-def test_a_full_disk_is_named_and_loses_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        draw_into(tmp_path, 20, Draw(stop=1))
-
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("os.fsync", full)
-        with pytest.raises(OSError, match=r"could not write .*shard_00001\.npy: No space left"):
-            draw_into(tmp_path, 20)
-    draw = Draw()
-    draw_into(tmp_path, 20, draw)
-    assert draw.drawn == [7, 6]
-    assert np.array_equal(read(tmp_path), images(0, 20).numpy())
-
-
 def test_a_folder_has_one_writer(tmp_path: Path) -> None:
     with (
         lock_folder(tmp_path, "a test"),

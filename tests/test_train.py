@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import json
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -23,7 +22,7 @@ from dsmooth.data import load_dataset, own_images, to_float
 from dsmooth.data.arrays import split_own
 from dsmooth.files import read_tensors
 from dsmooth.models import load_models
-from dsmooth.presets import PRESETS, preset
+from dsmooth.presets import preset
 from dsmooth.runs import RunFolder
 from dsmooth.train import Evaluation, loop, train
 from dsmooth.train.log import RunLog
@@ -396,12 +395,6 @@ def test_tensorboard_gets_numbers_and_pictures(
     assert calls[-1][0] == "close"
 
 
-def test_tensorboard_names_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'dsmooth\[tensorboard\]'"):
-        train(tiny(), tmp_path / "run", tensorboard=True)
-
-
 def test_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     config = tiny()
     train(config, tmp_path)
@@ -423,14 +416,6 @@ def test_missing_length_and_wrong_channels_are_named(tmp_path: Path) -> None:
     rgb = replace(tiny(), model=replace(tiny().model, image_channels=3))
     with pytest.raises(ValueError, match="mnist has 1 channels, but the model's"):
         train(rgb, tmp_path / "b")
-
-
-@pytest.mark.parametrize("role", ROLES)
-@pytest.mark.parametrize("name", PRESETS)
-def test_presets_survive_json(name: str, role: str) -> None:
-    config = preset(name, role)
-    assert config.role == role
-    assert TrainConfig.from_dict(json.loads(json.dumps(asdict(config)))) == config
 
 
 def test_paper_presets_are_the_papers() -> None:

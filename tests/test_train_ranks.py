@@ -196,12 +196,17 @@ LONG = ["train", "noisy", *TINY, "--images=100000", "--schedule=cooldown"]
 LONG += ["--kernel-rate=0.02", "--out=run"]  # an angle that does not follow from the images
 
 
-def stop_by(signals: Sequence[int], folder: Path) -> tuple[RunFolder, int]:
-    """A run of two processes, stopped by signals after its first steps; its images."""
-    ranks = start_ranks(2, LONG, folder)
-    run = RunFolder(folder / "run")
+def near_end(seen: int) -> int:
+    """Images so few that a stopped run soon ends: before the rate falls, its end may be moved."""
+    return int(seen / 0.75) + 8
+
+
+def test_control_c_saves_once_and_four_processes_go_on(tmp_path: Path) -> None:
+    """A terminal sends it to torchrun and to its processes, to which torchrun sends one more."""
+    ranks = start_ranks(2, LONG, tmp_path)
+    run = RunFolder(tmp_path / "run")
     wait_for(lambda: run.log.exists() and len(run.read_log()) > 1, ranks[0])
-    for number in signals:
+    for number in (signal.SIGINT, signal.SIGTERM):
         for rank in ranks:
             rank.send_signal(number)
     written = [rank.communicate() for rank in ranks]
@@ -217,45 +222,11 @@ def stop_by(signals: Sequence[int], folder: Path) -> tuple[RunFolder, int]:
     assert events[-1] == "interrupted"
     seen = images_saved(run)
     assert seen == run.read_log()[-1]["images"] > 0
-    return run, seen
-
-
-def near_end(seen: int) -> int:
-    """Images so few that a stopped run soon ends: before the rate falls, its end may be moved."""
-    return int(seen / 0.75) + 8
-
-
-@pytest.mark.full
-def test_a_signal_saves_once_and_one_process_goes_on(tmp_path: Path) -> None:
-    run, seen = stop_by([signal.SIGTERM], tmp_path)
-    config, _ = run.read_config()
-    result = train(replace(config, images=near_end(seen)), run.path, resume=True)
-    assert result.images_seen >= seen / 0.75
-
-
-def test_control_c_saves_once_and_four_processes_go_on(tmp_path: Path) -> None:
-    """A terminal sends it to torchrun and to its processes, to which torchrun sends one more."""
-    run, seen = stop_by([signal.SIGINT, signal.SIGTERM], tmp_path)
     arguments = ["train", "noisy", "--resume", f"--images={near_end(seen)}", "--out=run"]
     wait_for_all(start_ranks(4, [*arguments, "--threads=1"], tmp_path))
     assert run.is_finished()
     starts = [entry["images"] for entry in run.read_log() if entry["event"] == "start"]
     assert starts == [0, seen]
-
-
-@pytest.mark.full
-def test_a_full_disk_on_rank_0_ends_all(tmp_path: Path) -> None:
-    limit = "import os, resource\nif os.environ['RANK'] == '0':\n"
-    limit += "    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
-    arguments = ["train", "noisy", *TINY, "--images=1000", "--out=run"]
-    started = time.monotonic()
-    first, second = start_ranks(2, arguments, tmp_path, limit + COMMAND)
-    errors = [child.communicate(timeout=120)[1] for child in (first, second)]
-    assert (first.returncode, second.returncode) == (1, 1)
-    assert re.fullmatch(r"dsmooth: error: .*could not write .*checkpoint.*\n", errors[0])
-    assert re.fullmatch(r"dsmooth: error: rank 1: another process ended or .*\n", errors[1])
-    assert time.monotonic() - started < 60
-    assert not RunFolder(tmp_path / "run").config.exists()
 
 
 def test_a_disk_that_fills_up_keeps_the_last_checkpoint(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 """kill_training.py FOLDER REFERENCE EVERY: kill copies of the run in REFERENCE, resume, compare.
 
 A copy is trained by a forked process that is killed at the n-th change of a file, n = 1, 1 + EVERY,
-..., or, where EVERY is 1, after a random time; the next process resumes it, or starts it again
-where the folder says that nothing had begun. In the end its weights are those of REFERENCE,
-bit for bit.
+..., and then, where EVERY is 1, after random times. The next process resumes it, or starts it again
+where the folder says that nothing had begun. In the end its weights are those of REFERENCE, bit for
+bit.
 
 Prints the number of kills.
 """
