@@ -233,35 +233,33 @@ def test_a_wish_that_cannot_be_met_stops_the_build(
         build(wish, nvcc=None, working=always)
 
 
-def test_auto_builds_cuda_where_nvcc_is(build: Callable[..., dict[str, Any]]) -> None:
-    cuda = build("auto", nvcc="/opt/nvcc", working=always)["cuda"]
-    assert cuda["built"] is True
-    assert cuda["archs"] == ["sm_80", "sm_90", "PTX"]
-
-
-@pytest.mark.parametrize(
-    ("wish", "nvcc", "reason"),
-    [("auto", None, "nvcc not found"), ("0", "/opt/nvcc", "DSMOOTH_CUDA=0")],
-)
-def test_no_cuda_has_its_reason(
-    build: Callable[..., dict[str, Any]], wish: str, nvcc: str | None, reason: str
-) -> None:
-    info = build(wish, nvcc=nvcc, working=always)
-    assert info["extension"] is True
-    assert info["cuda"] == {"built": False, "archs": [], "reason": reason}
-
-
 def without_cuda(command: str) -> bool:
     return "-DDSMOOTH_CUDA=ON" not in command
 
 
-def test_auto_falls_back_from_an_nvcc_that_does_not_work(
+@pytest.mark.parametrize(
+    ("wish", "nvcc", "working", "cuda"),
+    [
+        ("auto", "/opt/nvcc", always, {"archs": ["sm_80", "sm_90", "PTX"], "reason": None}),
+        ("auto", None, always, {"archs": [], "reason": "nvcc not found"}),
+        ("0", "/opt/nvcc", always, {"archs": [], "reason": "DSMOOTH_CUDA=0"}),
+        (
+            *("auto", "/opt/nvcc", without_cuda),
+            {"archs": [], "reason": f"/opt/nvcc failed CMake's check: {MESSAGE}"},
+        ),
+    ],
+)
+def test_cuda_is_built_or_has_its_reason(
     build: Callable[..., dict[str, Any]],
+    wish: str,
+    nvcc: str | None,
+    working: Callable[[str], bool],
+    cuda: dict[str, Any],
 ) -> None:
-    info = build("auto", nvcc="/opt/nvcc", working=without_cuda)
+    info = build(wish, nvcc=nvcc, working=working)
     assert info["extension"] is True
-    assert info["cuda"]["built"] is False
-    assert info["cuda"]["reason"] == f"/opt/nvcc failed CMake's check: {MESSAGE}"
+    assert info["cuda"]["built"] is bool(cuda["archs"])
+    assert {name: info["cuda"][name] for name in cuda} == cuda
 
 
 def test_asking_for_cuda_does_not_fall_back(build: Callable[..., dict[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -27,7 +28,12 @@ from tests.helpers.tiny_pairs import tiny_pair
 
 N, SIZE = 3, (8, 8)
 SETTINGS: dict[str, Any] = {"height": 8, "width": 8, "seed": SEED, "first_index": FIRST}
-SAMPLERS = ("sequential", "jacobi", "jacobi by row", "cached", "cached bfloat16")
+CUDA = [
+    pytest.param(name, marks=pytest.mark.gpu)
+    for name in ("cached cuda", "cached cuda bfloat16")
+    if torch.cuda.is_available()
+]
+SAMPLERS = ("sequential", "jacobi", "jacobi by row", "cached", "cached bfloat16", *CUDA)
 CASES = [("none", 1, {}), ("stack", 3, {}), ("concat", 1, ATOMS)]
 needs_extension = pytest.mark.skipif(not has_cached_sampler(network()), reason="no extension")
 
@@ -39,7 +45,10 @@ def draw(sampler: str, model: PixelCNNpp, **given: Any) -> Tensor:
         if not has_cached_sampler(model):
             pytest.skip("needs the extension")
         dtype = torch.bfloat16 if sampler.endswith("bfloat16") else torch.float32
-        return CachedSampler(model, dtype).sample(N, **given)
+        if "cuda" in sampler:
+            model = copy.deepcopy(model).cuda()
+            given = {k: v.cuda() if isinstance(v, Tensor) else v for k, v in given.items()}
+        return CachedSampler(model, dtype).sample(N, **given).cpu()
     if sampler.startswith("jacobi"):
         return jacobi_sample(model, N, by_row=sampler.endswith("row"), **given).images
     return sequential_sample(model, N, **given)
