@@ -131,6 +131,7 @@ def wrong_tensors(draw: st.DrawFn, tensor: Tensor, is_raw: bool) -> tuple[str, A
         "sparse": lambda: tensor.to_sparse(),
         "every second number": lambda: _every_second(tensor),
         "reversed dimensions": lambda: tensor.permute(tuple(reversed(range(tensor.ndim)))),
+        "a negative view": lambda: torch._neg_view(tensor),
         "requires grad": lambda: tensor.clone().requires_grad_(),
         "a parameter": lambda: torch.nn.Parameter(tensor.clone()),
     }
