@@ -44,7 +44,7 @@ void run(const py::dict& tensors, int pad_top, int pad_left, uint32_t layer, int
   check_threads(threads);
   std::vector<py::object> owners;
   GatedCall call = read_call(tensors, kDirection, owners);
-  // The elements of all images before are counted in 64 bits. An empty batch may have any extents.
+  // Dropout counts the elements of all images in 64 bits. An empty batch may have any extents.
   const int64_t elements =
       call.shape.batch == 0 ? 1 : 2 * call.shape.height * call.shape.width * call.shape.filters;
   const int64_t most = std::min<int64_t>(INT32_MAX, INT64_MAX / 2 / elements);

@@ -1,5 +1,5 @@
 // Tensors that someone else owns, described for the time of a call: their check, and typed views
-// over them. Every error of shape, dtype, device or memory is born here.
+// over them. Every error of shape, dtype, device or memory is raised here.
 #pragma once
 
 #include <algorithm>

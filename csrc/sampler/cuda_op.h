@@ -52,7 +52,7 @@ struct alignas(16) PixelStage {
   int32_t op, level;
 };
 
-// Loads one of these from memory that no kernel writes.
+// A load of one of these, from memory that no kernel writes.
 template <class T>
 DSMOOTH_INLINE T load_constant(const T* from) {
 #if defined(__CUDA_ARCH__)
@@ -105,11 +105,11 @@ constexpr int kMostImages = 2 * kRows;  // of a slice
 
 // Parts of a block's shared memory, in bytes from its beginning.
 struct SharedLayout {
-  int places;       // where the caches of the slice begin, and behind them
-  int partials;     // where the waiting sums of each operation do
+  int places;       // addresses of the slice's caches, and behind them
+  int partials;     // those of the waiting sums of each operation
   int ops;          // the operations, copied
-  int rows;         // where the rows of the caches lie that can be read now
-  int columns;      // where their columns lie that a pixel part can read
+  int rows;         // places of the caches' rows in reach
+  int columns;      // places of the columns that a pixel part can read
   int near;         // results of the last operations at this pixel, two buffers
   int near_stride;  // of a row in a buffer
   int near_raw;     // of raw_out behind act_out in a row
@@ -120,7 +120,7 @@ struct SharedLayout {
   DSMOOTH_HOST_DEVICE int near_bytes() const { return kMostImages * near_stride; }
 };
 
-// In front of shared memory.
+// Head of a block's shared memory.
 struct BlockHead {
   StateView state;
   SharedLayout layout;
@@ -128,7 +128,7 @@ struct BlockHead {
   unsigned char* base;  // of the workspace, which begins with zeros
 };
 
-// How a batch is shared out: `slices` of at most `largest` images, taken in turn by `blocks`.
+// Partition of a batch: `slices` of at most `largest` images, taken in turn by `blocks`.
 struct Partition {
   int64_t slices;
   int largest;
