@@ -75,13 +75,6 @@ def test_images_settle_one_by_one() -> None:
         assert count == iterations[i]
 
 
-def test_samples_without_dropout_and_restores_the_mode() -> None:
-    model = network().train()
-    x, _ = jacobi_sample(model, 1, height=4, width=4)
-    assert model.training
-    assert torch.equal(x, jacobi_sample(model.eval(), 1, height=4, width=4).images)
-
-
 def test_bad_start() -> None:
     with pytest.raises(ValueError, match=r"start must have shape \(2, 1, 4, 4\), got \(1, 1, 4, "):
         jacobi_sample(network(), 2, height=4, width=4, start=torch.zeros(1, 1, 4, 4))
