@@ -20,15 +20,9 @@ from dsmooth.functional import (
 from dsmooth.functional.logistic_mixture_native import native, native_backward
 from tests.helpers.gated_cases import needs_extension
 from tests.helpers.mixture_cases import (
+    INSTRUCTION_SETS,
     MIXTURES,
     Gradients,
-    n_atoms,
-    n_params,
-    random_case,
-    value_and_gradients,
-)
-from tests.helpers.native_mixture import (
-    INSTRUCTION_SETS,
     both_impls,
     call_native,
     each_channels,
@@ -36,9 +30,13 @@ from tests.helpers.native_mixture import (
     each_mixture,
     each_run,
     log_prob_of,
+    n_atoms,
+    n_params,
     native_mixture,
     native_outputs,
+    random_case,
     run_native,
+    value_and_gradients,
     widest_case,
 )
 
