@@ -38,6 +38,10 @@ each_fast_impl = pytest.mark.parametrize("impl", ["triton"] if INTERPRETED else 
 both_impls = pytest.mark.parametrize("impl", ["triton"] if INTERPRETED else ["reference", NATIVE])
 each_likelihood = pytest.mark.parametrize("likelihood", LIKELIHOODS)
 each_mixture = pytest.mark.parametrize("mixture", MIXTURES)
+# For checks that take seconds: one of them in the default tier.
+each_mixture_in_full = pytest.mark.parametrize(
+    "mixture", [pytest.param(m, marks=[pytest.mark.full] * (m != "atoms")) for m in MIXTURES]
+)
 each_channels = pytest.mark.parametrize("channels", [1, 3])
 # At scales of e^40 the reference's slopes cancel to nothing even in float64.
 CANCELLED = 1e-30
