@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from tests.helpers.aot_launches import (
 from tests.helpers.sass import matrix_loops, tensor_clocks
 from tests.helpers.triton_tools import Launch, compile_launch
 
+full = partial(pytest.param, marks=pytest.mark.full)
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 # Every number of filters with every kernel would be nine times as many; between them these have
 # each kernel, dtype and kind of float32, with dropout and without, many images and few.
@@ -49,12 +51,21 @@ def matmuls(block: Block, arch: int) -> list[Launch]:
 
 @pytest.mark.parametrize(
     "block",
-    [*BLOCKS, *(pytest.param(block, marks=pytest.mark.full) for block in MORE_BLOCKS)],
+    [*BLOCKS, *map(full, MORE_BLOCKS)],
     ids=str,
 )
 def test_every_matmul_on_hopper(block: Block) -> None:
+    """At 160 filters the tensor cores also wait for memory, not for instructions."""
     for launch in matmuls(block, 90):
-        check(launch, compile_launch(launch, 90), 90)
+        compiled = compile_launch(launch, 90)
+        check(launch, compiled, 90)
+        if block is BLOCKS[0]:
+            loops = matrix_loops(compiled.code)
+            assert loops
+            for body in loops:
+                # A warpgroup puts one warp on each of the four schedulers: instructions that one of
+                # them issues for each clock of the tensor cores.
+                assert len(body) / tensor_clocks(body) <= 0.6, launch.kernel.__name__
 
 
 @pytest.mark.full
@@ -64,23 +75,24 @@ def test_every_matmul_on_ampere(block: Block) -> None:
         check(launch, compile_launch(launch, 80), 80)
 
 
-@pytest.mark.parametrize("arch", [90, pytest.param(80, marks=pytest.mark.full)])
-def test_matmuls_without_tensor_cores(arch: int) -> None:
-    for launch in distinct(matmuls(Block(20, (2, 2), skips=1, dtype=FP32), arch), "GRAD"):
+@pytest.mark.parametrize(("arch", "count"), [(90, 1), full(90, 9), full(80, 9)])
+def test_matmuls_without_tensor_cores(arch: int, count: int) -> None:
+    """One kernel, and all."""
+    block = Block(20, (2, 2), skips=1, dtype=FP32)
+    for launch in distinct(matmuls(block, arch), "GRAD")[:count]:
         check(launch, compile_launch(launch, arch), arch)
 
 
-def test_what_is_no_matmul_neither_spills_nor_fails() -> None:
-    others = [
-        launch
-        for launch in Block(40, skips=2).launches(90)
-        + Block(40, skips=2, keep=True).launches(90)
-        + padded_launches(90, 40)
-        if not is_matmul(launch)
-    ]
-    others += [one for one in PARAMETERS_ALONE.launches(90) if not is_matmul(one)]
+@pytest.mark.parametrize(
+    "forms", [(), full(("X", "BACKWARD", "GATES", "ADJOINT", "GRAD", "DROPOUT"))]
+)
+def test_what_is_no_matmul_neither_spills_nor_fails(forms: tuple[str, ...]) -> None:
+    """Each kernel in one of its forms, and in all."""
+    launches = Block(40, skips=2).launches(90) + Block(40, skips=2, keep=True).launches(90)
+    launches += padded_launches(90, 40) + PARAMETERS_ALONE.launches(90)
+    others = [launch for launch in launches if not is_matmul(launch)]
     assert {launch.kernel.__name__ for launch in others} >= {"expand_kernel", "unpack_kernel"}
-    for launch in distinct(others, "X", "BACKWARD", "GATES", "ADJOINT", "GRAD", "DROPOUT"):
+    for launch in distinct(others, *forms):
         check(launch, compile_launch(launch, 90), 90)
 
 
@@ -91,16 +103,6 @@ def test_every_kernel_builds_for_blackwell() -> None:
     assert {launch.kernel.__name__ for launch in launches} == set().union(*KERNELS.values())
     for launch in distinct(launches):
         assert ".target sm_100" in compile_launch(launch, 100).ptx
-
-
-def test_the_tensor_cores_wait_for_memory_not_for_instructions() -> None:
-    """At 160 filters: instructions that a scheduler issues for each clock of the tensor cores."""
-    for launch in matmuls(BLOCKS[0], 90):
-        loops = matrix_loops(compile_launch(launch, 90).code)
-        assert loops
-        for body in loops:
-            # A warpgroup puts one warp on each of the four schedulers.
-            assert len(body) / tensor_clocks(body) <= 0.6, launch.kernel.__name__
 
 
 @pytest.mark.parametrize(

@@ -20,24 +20,22 @@ from tests.helpers.gated_cases import needs_extension
 from tests.helpers.mixture_cases import (
     GOLDEN,
     GOLDEN_CASES,
+    INSTRUCTION_SETS,
     LEVELS,
     LIKELIHOODS,
     MIXTURES,
-    golden_inputs,
-    n_atoms,
-    n_params,
-    random_case,
-    raw_parts,
-    value_and_gradients,
-)
-from tests.helpers.native_mixture import (
-    INSTRUCTION_SETS,
     both_impls,
     each_channels,
     each_likelihood,
     each_mixture,
+    golden_inputs,
     log_prob_of,
+    n_atoms,
+    n_params,
+    random_case,
+    raw_parts,
     run_native,
+    value_and_gradients,
 )
 
 each_instruction_set = pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)

@@ -17,12 +17,10 @@ from dsmooth.functional.logistic_mixture import snap_to_levels, split_mixture
 from tests.helpers.mixture_cases import (
     GOLDEN,
     LEVELS,
-    random_case,
-    raw_parts,
-)
-from tests.helpers.native_mixture import (
     each_channels,
     each_likelihood,
+    random_case,
+    raw_parts,
 )
 
 N_DRAWS = 20_000

@@ -20,25 +20,24 @@ from dsmooth.functional import (
 from dsmooth.functional.logistic_mixture_native import native, native_backward
 from tests.helpers.gated_cases import needs_extension
 from tests.helpers.mixture_cases import (
+    INSTRUCTION_SETS,
     MIXTURES,
     Gradients,
-    n_atoms,
-    n_params,
-    random_case,
-    value_and_gradients,
-)
-from tests.helpers.native_mixture import (
-    INSTRUCTION_SETS,
     both_impls,
     call_native,
     each_channels,
     each_fast_impl,
     each_mixture,
+    each_mixture_in_full,
     each_run,
     log_prob_of,
+    n_atoms,
+    n_params,
     native_mixture,
     native_outputs,
+    random_case,
     run_native,
+    value_and_gradients,
     widest_case,
 )
 
@@ -212,11 +211,10 @@ def test_a_graph_that_is_kept_gives_its_gradient_again(impl: Any) -> None:
         torch.testing.assert_close(2 * a, c, rtol=0, atol=1e-37)  # doubling denormals may round
 
 
-@pytest.mark.grid
 @needs_extension
 # opcheck reads .grad of the clones that it makes; the warning is about its own tensors
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
-@each_mixture
+@each_mixture_in_full
 @each_channels
 def test_opcheck(channels: int, mixture: str) -> None:
     x, params = random_case(channels, mixture, n_mix=2, size=(2, 3, 5))
@@ -246,9 +244,8 @@ def test_second_derivative_is_refused_not_lost(impl: Any) -> None:
         differentiate_twice()
 
 
-@pytest.mark.grid
 @both_impls
-@each_mixture
+@each_mixture_in_full
 def test_compiles_without_a_break(mixture: str, impl: Any) -> None:
     def loss(x: Tensor, params: Tensor) -> Tensor:
         return -logistic_mixture_log_prob(x, params, impl=impl, **MIXTURES[mixture]).mean()

@@ -42,10 +42,10 @@ def sanitized() -> Path | None:
 
 @needs_extension
 @pytest.mark.budget(60)
-@pytest.mark.parametrize("part", [4, pytest.param(1, marks=pytest.mark.full)])
+@pytest.mark.parametrize("part", [8, pytest.param(1, marks=pytest.mark.full)])
 @pytest.mark.parametrize("name", FILES)
 def test_wrong_calls(name: str, part: int, tmp_path: Path) -> None:
-    """With a fourth of the calls, and with all."""
+    """With an eighth of the calls, and with all."""
     print(run_in_child(name, tmp_path, sanitized(), part))
 
 

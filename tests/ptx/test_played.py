@@ -106,12 +106,15 @@ def test_images_are_those_of_the_host(settings: dict[str, Any], built: Built) ->
 
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+BLOCKS = [(dropout, dtype) for dropout in (0.0, 0.5) for dtype in DTYPES]
+DEFAULT_BLOCKS = [(0.0, torch.float32), (0.5, torch.bfloat16)]
 
 
-@pytest.mark.grid
-@each_dtype
-@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize(
+    ("dropout", "dtype"),
+    [pytest.param(*b, marks=[pytest.mark.full] * (b not in DEFAULT_BLOCKS)) for b in BLOCKS],
+    ids=str,
+)
 def test_gated_block(dropout: float, dtype: torch.dtype) -> None:
     """Forward and backward: packing, both convolutions, gate, dropout, every gradient."""
     pytest.importorskip("triton")
@@ -130,7 +133,7 @@ def test_gated_block(dropout: float, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.grid
-@each_dtype
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("mixture", list(MIXTURES))
 @pytest.mark.parametrize("channels", [1, 3])
 def test_logistic_mixture(channels: int, mixture: str, dtype: torch.dtype) -> None:
