@@ -103,7 +103,7 @@ def _call(args: list[str]) -> int:
     try:
         command = _parse(prog, kind, rest)
         # Numbers on the standard output are no talk: `evaluate` keeps the rest quiet itself.
-        quiet = not isinstance(command, Evaluate | Doctor) and command.how.quiet
+        quiet = not isinstance(command, Evaluate | Doctor) and command.execution.quiet
         with silence() if quiet else contextlib.nullcontext():
             return _run(command)
     except BrokenPipeError:  # the reader of a pipe left
