@@ -303,8 +303,6 @@ class ClassifierOptions:
 class Evaluate:
     """Measure models and samples."""
 
-    what: BitsOptions | FrechetOptions | ClassifyOptions | ClassifierOptions
-
 
 @dataclass(frozen=True)
 class Probe:
