@@ -13,6 +13,7 @@ import sys
 import textwrap
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Union, cast, get_args, get_type_hints
 
@@ -20,41 +21,28 @@ import tyro
 from tyro.conf import subcommand
 
 from ._version import __version__
-from .commands.options import (
-    DEFAULT_PRESET,
-    BitsOptions,
-    ClassifierOptions,
-    ClassifyOptions,
-    Complete,
-    Doctor,
-    Evaluate,
-    FrechetOptions,
-    Probe,
-    Reproduce,
-    Sample,
-    Train,
-)
+from .commands import options
+from .commands.options import DEFAULT_PRESET, Train
 from .config import Role, TrainConfig
 from .distributed import rank_and_size
 from .presets import preset
 from .progress import silence
 from .runs import RunFolder, default_folder, read_run_config
 
-Command = Train | Sample | Complete | Evaluate | Probe | Reproduce | Doctor
 VERBS: dict[str, type] = {
     "train": Train,
-    "sample": Sample,
-    "complete": Complete,
-    "evaluate": Evaluate,
-    "probe": Probe,
-    "reproduce": Reproduce,
-    "doctor": Doctor,
+    "sample": options.Sample,
+    "complete": options.Complete,
+    "evaluate": options.Evaluate,
+    "probe": options.Probe,
+    "reproduce": options.Reproduce,
+    "doctor": options.Doctor,
 }
 MEASURES: dict[str, type] = {
-    "bpd": BitsOptions,
-    "fid": FrechetOptions,
-    "classify": ClassifyOptions,
-    "train-classifier": ClassifierOptions,
+    "bpd": options.BitsOptions,
+    "fid": options.FrechetOptions,
+    "classify": options.ClassifyOptions,
+    "train-classifier": options.ClassifierOptions,
 }
 # Options of other programs, and ours for the same.
 HINTS = {
@@ -103,9 +91,11 @@ def _call(args: list[str]) -> int:
     try:
         command = _parse(prog, kind, rest)
         # Numbers on the standard output are no talk: `evaluate` keeps the rest quiet itself.
-        quiet = not isinstance(command, Evaluate | Doctor) and command.how.quiet
+        quiet = args[0] not in ("evaluate", "doctor") and command.execution.quiet
         with silence() if quiet else contextlib.nullcontext():
-            return _run(command)
+            # A verb is imported when it is called, and torch with it.
+            verb = getattr(import_module(f".commands.{args[0]}", __package__), args[0])
+            return verb(command) or 0
     except BrokenPipeError:  # the reader of a pipe left
         return 141
     except (ValueError, ArithmeticError, OSError, ImportError) as error:
@@ -182,7 +172,7 @@ def _union(kinds: Mapping[str, Any]) -> Any:
     return Union[tuple(Annotated[kind, subcommand(name)] for name, kind in kinds.items())]  # noqa: UP007
 
 
-def _parse(prog: str, kind: type, args: list[str]) -> Command:
+def _parse(prog: str, kind: type, args: list[str]) -> Any:
     """The command that the arguments mean; prints help, or an error that names the nearest."""
     own = {f"--{name.replace('_', '-')}" for name in option_names(kind)}
     for flag in (arg.partition("=")[0] for arg in args):
@@ -190,7 +180,7 @@ def _parse(prog: str, kind: type, args: list[str]) -> Command:
         if flag not in own and meant.partition(",")[0] in own:
             print(f"{prog}: error: there is no {flag}: did you mean {meant}?", file=sys.stderr)
             sys.exit(2)
-    command: Any = tyro.cli(
+    return tyro.cli(
         kind,
         args=args,
         prog=prog,
@@ -198,7 +188,6 @@ def _parse(prog: str, kind: type, args: list[str]) -> Command:
         config=(tyro.conf.HelptextFromCommentsOff,),
         default=_train_default(args) if kind is Train else None,
     )
-    return Evaluate(command) if kind in MEASURES.values() else cast(Command, command)
 
 
 def _chosen(prog: str, choices: Mapping[str, type], args: Sequence[str]) -> str:
@@ -206,7 +195,7 @@ def _chosen(prog: str, choices: Mapping[str, type], args: Sequence[str]) -> str:
     top = prog == "dsmooth"
     parser = argparse.ArgumentParser(
         prog,
-        description=_wrapped(TAGLINE if top else Evaluate.__doc__ or ""),
+        description=_wrapped(TAGLINE if top else options.Evaluate.__doc__ or ""),
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=HELP_WIDTH),
         epilog=f"{prog} VERB --help describes the options of a verb.",
     )
@@ -269,37 +258,3 @@ def with_network_of(source: str, settings: TrainConfig) -> TrainConfig:
 
     network, smoothing, scale = read_initial(source, settings.role)
     return replace(settings, model=network.config, smoothing=smoothing, scale=scale)
-
-
-def _run(command: Command) -> int:
-    """Each verb is imported when it is called, and torch with it."""
-    match command:
-        case Doctor():
-            from .commands.doctor import run_doctor
-
-            return run_doctor()
-        case Train():
-            from .commands.train import train
-
-            return train(command)
-        case Sample():
-            from .commands.sample import sample
-
-            sample(command)
-        case Complete():
-            from .commands.complete import complete
-
-            complete(command)
-        case Evaluate():
-            from .commands.evaluate import evaluate
-
-            evaluate(command.what)
-        case Probe():
-            from .commands.probe import probe
-
-            probe(command)
-        case Reproduce():
-            from .commands.reproduce import reproduce
-
-            return reproduce(command)
-    return 0

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import dsmooth
-from dsmooth.commands.options import Drawing, How, Sample
+from dsmooth.commands.options import Computing, Drawing, Sample
 from dsmooth.commands.sample import sample
 from dsmooth.sampling import CachedSampler, sample_images, sequential_sample
 from dsmooth.sampling.builder import build_program
@@ -125,8 +125,8 @@ def test_the_command_draws_a_class_or_each(tmp_path: Path) -> None:
     def draw(label: Any, out: str, count: int = 5) -> dict[str, Any]:
         path = tmp_path / out
         options = {"models": (tmp_path / "pair",), "count": count, "out": (path,)}
-        how = How(threads=1, device="cpu")
-        sample(Sample(drawing=Drawing(label=label), how=how, **options))
+        cpu = Computing(threads=1, device="cpu")
+        sample(Sample(drawing=Drawing(label=label), execution=cpu, **options))
         return dict(np.load(path)) if path.suffix else {}
 
     each, one = draw("each", "each.npz"), draw(1, "one.npz")

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import dsmooth
-from dsmooth.cli import _kind, _parse, as_options
+from dsmooth.cli import _kind, _parse, as_options, main
 from dsmooth.commands.reproduce import choose_plan
 from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.data import load_dataset
@@ -243,7 +243,9 @@ def test_help_of_every_verb_has_the_same_options(capsys: pytest.CaptureFixture[s
 
 
 def test_one_completion_for_the_program(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("--tyro-print-completion", "bash") == 0
+    with pytest.raises(SystemExit) as stop:
+        main(["--tyro-print-completion", "bash"])
+    assert not stop.value.code
     script = capsys.readouterr().out
     for word in ("train", "bpd", "doctor", "--n-filters", "--save-reference", "--keep-top"):
         assert f"'{word}'" in script, word

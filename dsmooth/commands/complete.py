@@ -42,7 +42,7 @@ def complete(options: Complete) -> None:
     if source is None and len(names) > 1 and not is_model(names[-1]):
         source = names.pop()
     with process_group():
-        models = load_models(names).to(choose_device(options.how.device))
+        models = load_models(names).to(choose_device(options.execution.device))
         if models.smoothed is None and "noisy" in models.networks:
             raise ValueError(f"{names[0]} is a noisy model: name the pair that it is of")
         check_models(models, options.drawing)
@@ -53,7 +53,7 @@ def complete(options: Complete) -> None:
         drawing = {**vars(options.drawing), "seed": seed_of_all(options.drawing.seed)}
         request = Request(len(known), known=known_pixels(known, mask, len(known)), **drawing)
         started, rank = time.monotonic(), rank_and_size()[0]
-        sampler = Sampler(How(options.how.threads, options.how.precision))
+        sampler = Sampler(How(options.execution.threads, options.execution.precision))
         with progress("completing", request.count) if rank == 0 else nullcontext() as done:
             completed = gather(models.drawer(request, sampler), request, models.chunk, done)
     if completed is not None:

@@ -11,11 +11,17 @@ from typing import TYPE_CHECKING, Any
 from .. import _extension
 from .._version import __version__
 from ..machine import cpu_name
+from .options import Doctor
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _PHILOX_ZERO = (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)  # counter and key all zero
+
+
+def doctor(options: Doctor) -> int:
+    """Carry out `dsmooth doctor`; returns the exit status."""
+    return run_doctor()
 
 
 def run_doctor() -> int:

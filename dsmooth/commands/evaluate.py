@@ -47,7 +47,7 @@ STDOUT = Path("-")
 
 def evaluate(options: BitsOptions | FrechetOptions | ClassifyOptions | ClassifierOptions) -> None:
     """Carry out one command. Raises ValueError, OSError or ImportError for what does not fit."""
-    use_threads(options.how.threads)
+    use_threads(options.execution.threads)
     if isinstance(options, ClassifierOptions):
         check_output(options.out, ".safetensors")
         if rank_and_size()[0] == 0:  # nothing to share
@@ -57,7 +57,7 @@ def evaluate(options: BitsOptions | FrechetOptions | ClassifyOptions | Classifie
     if not aside:
         check_output(options.out, ".json")
     told = redirect_stdout(sys.stderr) if aside and first else nullcontext()
-    with process_group(), silence() if options.how.quiet else told:
+    with process_group(), silence() if options.execution.quiet else told:
         if isinstance(options, BitsOptions):
             numbers = evaluate_bits(options)
         elif isinstance(options, FrechetOptions):
@@ -76,7 +76,7 @@ def evaluate(options: BitsOptions | FrechetOptions | ClassifyOptions | Classifie
 
 def evaluate_bits(options: BitsOptions) -> dict[str, Any]:
     """`dsmooth evaluate bpd`."""
-    device = default_device(options.how.device)
+    device = default_device(options.execution.device)
     models = load_models([*options.models, *filter(None, [options.plain])])
     if models.smoothed is None and models.plain is None:
         models.pair  # noqa: B018 - says what is wrong with a single model
@@ -92,7 +92,7 @@ def evaluate_bits(options: BitsOptions) -> dict[str, Any]:
     settings: dict[str, Any] = {"limit": options.limit, "batch_size": options.batch_size}
     every: dict[str, Scores] = {}
     digests = models.to(device).digests()
-    with autocast(device, options.how.precision):
+    with autocast(device, options.execution.precision):
         if models.smoothed is not None:
             clean_noise = options.clean_noise
             with progress("scoring the pair", n) as done:
@@ -173,13 +173,13 @@ def bits_of_classes(every: Mapping[str, Scores], dataset: ImageDataset) -> dict[
 
 def evaluate_classify(options: ClassifyOptions) -> dict[str, Any]:
     """`dsmooth evaluate classify`."""
-    device = default_device(options.how.device)
+    device = default_device(options.execution.device)
     models = load_models(options.models).to(device)
     if models.smoothed is not None and models.plain is not None:
         raise ValueError("name a pair or a plain model: one of them classifies at a time")
     dataset = choose_data(models, **vars(options.dataset)).load(options.split)
     n = len(dataset) if options.limit is None else min(options.limit, len(dataset))
-    with progress("classifying", n) as done, autocast(device, options.how.precision):
+    with progress("classifying", n) as done, autocast(device, options.execution.precision):
         result = classify(
             models.smoothed or next(iter(models.networks.values())),
             dataset,

@@ -49,7 +49,7 @@ def evaluate_frechet(options: FrechetOptions) -> dict[str, Any]:
         raise ValueError("--per-class needs --label each")
     if options.per_class and options.reference is not None:
         raise ValueError("--per-class needs real images, not the statistics of --reference")
-    device = default_device(options.how.device)
+    device = default_device(options.execution.device)
     extractor = make_extractor(options.extractor, weights=options.weights, device=device)
     models = models_to_draw(options.samples)
     choice = choose_data(models, **vars(options.dataset))
@@ -182,15 +182,15 @@ def collect_samples(
     )
     how = {key: value for key, value in request.how().items() if key != "score"}
     how["weights_sha256"] = list(models.digests().values())
-    if options.how.precision != "auto":
-        how["precision"] = options.how.precision
+    if options.execution.precision != "auto":
+        how["precision"] = options.execution.precision
     # Other settings or weights go to another folder, so that nothing has to be deleted.
     digest = hashlib.sha256(json.dumps(how).encode()).hexdigest()[:8]
     name = f"samples-{options.method}-{count}-{digest}"
     keep = options.keep or options.out.parent / name
     check_outputs([keep], count)
-    models.to(choose_device(options.how.device))
-    sampler = Sampler(How(options.how.threads, options.how.precision))
+    models.to(choose_device(options.execution.device))
+    sampler = Sampler(How(options.execution.threads, options.execution.precision))
     sample_to_files(models, request, sampler, [keep])
     barrier()
     return read_images(keep), how, request.labels(models.n_classes)

@@ -47,7 +47,7 @@ class OnDevice(Running):
 
 
 @dataclass(frozen=True)
-class How(OnDevice):
+class Computing(OnDevice):
     """How the command runs. The results depend on it by rounding alone."""
 
     precision: Precision = "auto"
@@ -112,7 +112,7 @@ class Train:
     """Also write TensorBoard event files (needs the extra "tensorboard")."""
     print_config: Flag = False
     """Print the settings as JSON and stop."""
-    how: OmitArgPrefixes[OnDevice] = OnDevice()
+    execution: OmitArgPrefixes[OnDevice] = OnDevice()
     match_channels: Suppress[bool] = False
     """Whether image_channels, which nobody named, follows the images of a folder."""
 
@@ -140,7 +140,7 @@ class Sample:
     first_index: int = 0
     """Number of the first image in the stream that --seed names."""
     drawing: OmitArgPrefixes[Drawing] = Drawing()
-    how: OmitArgPrefixes[How] = How()
+    execution: OmitArgPrefixes[Computing] = Computing()
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class Complete:
     """Files to write: .png for the picture, .npz for arrays `x` (the completions, N * draws, C, H,
     W), `original` (N, C, H, W) and `mask` (1, H, W)."""
     drawing: OmitArgPrefixes[Drawing] = Drawing()
-    how: OmitArgPrefixes[How] = How()
+    execution: OmitArgPrefixes[Computing] = Computing()
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ class BitsOptions(Measure):
     """Also the number of each class of the data."""
     out: Path = Path("bits_per_dim.json")
     """File for the numbers; - for the standard output."""
-    how: OmitArgPrefixes[How] = How()
+    execution: OmitArgPrefixes[Computing] = Computing()
 
 
 @dataclass(frozen=True)
@@ -264,7 +264,7 @@ class FrechetOptions:
     """Images at a time; does not change the result."""
     out: Path = Path("frechet.json")
     """File for the numbers; - for the standard output."""
-    how: OmitArgPrefixes[How] = How()
+    execution: OmitArgPrefixes[Computing] = Computing()
 
 
 @dataclass(frozen=True)
@@ -278,7 +278,7 @@ class ClassifyOptions(Measure):
 
     out: Path = Path("classified.json")
     """File for the numbers; - for the standard output."""
-    how: OmitArgPrefixes[How] = How()
+    execution: OmitArgPrefixes[Computing] = Computing()
 
 
 @dataclass(frozen=True)
@@ -296,14 +296,12 @@ class ClassifierOptions:
     """Passes over the training images."""
     seed: int = 0
     """Decides the weights, on one machine with one number of threads."""
-    how: OmitArgPrefixes[Running] = Running()
+    execution: OmitArgPrefixes[Running] = Running()
 
 
 @dataclass(frozen=True)
 class Evaluate:
     """Measure models and samples."""
-
-    what: BitsOptions | FrechetOptions | ClassifyOptions | ClassifierOptions
 
 
 @dataclass(frozen=True)
@@ -323,7 +321,7 @@ class Probe:
     dataset: OmitArgPrefixes[DataOptions] = DataOptions()
     out: Path = Path("probes")
     """Folder for the results; also for features meanwhile, up to 10 GB for all of MNIST."""
-    how: OmitArgPrefixes[How] = How()
+    execution: OmitArgPrefixes[Computing] = Computing()
 
 
 @dataclass(frozen=True)
@@ -363,7 +361,7 @@ class Reproduce:
     data), or one of `dsmooth evaluate fid --help`."""
     seed: int = 0
     """Decides weights, noise and samples."""
-    how: OmitArgPrefixes[How] = How()
+    execution: OmitArgPrefixes[Computing] = Computing()
 
 
 @dataclass(frozen=True)

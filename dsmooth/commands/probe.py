@@ -22,15 +22,15 @@ def probe(options: Probe) -> None:
     `probe_pair` does.
     """
     with process_group():
-        use_threads(options.how.threads)
-        device, path = default_device(options.how.device), options.out / "probes.json"
+        use_threads(options.execution.threads)
+        device, path = default_device(options.execution.device), options.out / "probes.json"
         models = load_models(options.models)
         pair = models.pair
         choice = choose_data(models, **vars(options.dataset))
         train_set, test_set = choice.load("train"), choice.load("test")
         check_data(pair, train_set, test_set)
         options.out.mkdir(parents=True, exist_ok=True)
-        precision = options.how.precision
+        precision = options.execution.precision
         results = probe_pair(
             pair.to(device), train_set, test_set, options.settings, path, precision=precision
         )

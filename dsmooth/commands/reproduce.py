@@ -17,7 +17,7 @@ def reproduce(options: Reproduce) -> int:
         train_images=options.probe_train_images, test_images=options.probe_test_images
     )
     sizes = Sizes(options.count, options.scored_images, probes, options.extractor)
-    how = options.how
+    how = options.execution
     return carry_out(
         options.out,
         choose_plan(options),

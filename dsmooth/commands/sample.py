@@ -26,9 +26,9 @@ def sample(options: Sample) -> None:
     """Carry out `dsmooth sample`. Raises ValueError or FileNotFoundError before any work."""
     drawing = {**vars(options.drawing), "seed": seed_of_all(options.drawing.seed)}
     request = Request(options.count, first_index=options.first_index, **drawing)
-    sampler = Sampler(How(options.how.threads, options.how.precision))
+    sampler = Sampler(How(options.execution.threads, options.execution.precision))
     check_outputs(options.out, options.count, png=options.png, adm=options.adm)
-    device = choose_device(options.how.device)
+    device = choose_device(options.execution.device)
     with process_group():
         models = load_models(options.models).to(device)
         check_models(models, options.drawing)

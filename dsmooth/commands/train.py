@@ -31,8 +31,8 @@ def train(options: Train) -> int:
         match_channels=options.match_channels and settings.data == "folder",
         resume=options.resume,
         force=options.force,
-        device=options.how.device,
-        threads=options.how.threads,
+        device=options.execution.device,
+        threads=options.execution.threads,
         tensorboard=options.tensorboard,
     )
     if result.interrupted:
@@ -47,7 +47,7 @@ def resume_command(options: Train, folder: Path) -> str:
     """The command that goes on with a run as it was begun, by as many processes and threads."""
     words = ["dsmooth", "train", options.role, "--out", str(folder), "--resume"]
     for name in ("threads", "device"):
-        value = getattr(options.how, name)
+        value = getattr(options.execution, name)
         if value not in (None, "auto"):
             words += [f"--{name}", str(value)]
     if options.tensorboard:
