@@ -79,9 +79,7 @@ def test_a_step_takes_nothing_from_the_host(monkeypatch: pytest.MonkeyPatch) -> 
 
     All but torch's own backward and Adam, which need a driver; every op by its reference.
     """
-    config = tiny(
-        "denoiser", accumulate=2, clip_norm=1.0, clean_noise=0.01, optimizer="muon", flip=True
-    )
+    config = tiny("denoiser", clip_norm=1.0, clean_noise=0.01, optimizer="muon", flip=True)
     config = replace(config, data_init=False, model=replace(config.model, atoms=(0, 255)))
     monkeypatch.setattr(dsmooth.train.step, "uses_graph", lambda config, device: False)
     monkeypatch.setattr(dsmooth.PixelCNNpp, "to", lambda model, *args, **keywords: model)
