@@ -104,7 +104,7 @@ class ImagesOnDevice:
         _check_size(len(dataset))
         _check_batch(batch_size)
         self.n, self.batch_size, self.seed, self.whole = len(dataset), batch_size, seed, whole
-        # Of the batch that was prepared: the position of its first image, and its images' indices.
+        # The batch that was prepared: the position of its first image, and its images' indices.
         self.first = torch.zeros((), dtype=torch.int64, device=device)
         self.indices = torch.zeros(batch_size, dtype=torch.int64, device=device)
         self.source = dataset.images, labels
