@@ -85,6 +85,7 @@ def test_a_step_takes_nothing_from_the_host(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(dsmooth.PixelCNNpp, "to", lambda model, *args, **keywords: model)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 30, 1 << 30))
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
     images = made_images()
     with FakeTensorMode(allow_non_fake_inputs=True), use_impl("reference"), CUDA:
         trained = TrainState(config, images, CUDA)
