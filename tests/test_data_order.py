@@ -75,22 +75,25 @@ def test_order_refuses_what_is_out_of_range() -> None:
         epoch_order(5, -1, 0)
 
 
+@pytest.mark.parametrize("name", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize(("n", "batch"), [(10, 4), (3, 8), (8, 8), (1, 5), (7, 1)])
-def test_a_device_knows_the_same_order(n: int, batch: int, whole: bool) -> None:
+def test_a_device_knows_the_same_order(n: int, batch: int, whole: bool, name: str) -> None:
     """Whether all images are there or a batch; from any position, over several epochs."""
     images, labels = torch.arange(n * 16).byte().view(n, 1, 4, 4), torch.arange(n)
     dataset = ImageDataset(images, labels, "made", "train", "made for a test")
-    on_device = ImagesOnDevice(dataset, labels, batch, 5, torch.device("cpu"), whole)
+    device = torch.device(name)
+    on_device = ImagesOnDevice(dataset, labels, batch, 5, device, whole)
     for first in (0, 3, 1000):
         for position in range(first, first + 3 * max(n, batch), batch):
             on_device.prepare(position)
             expected = indices_at(n, position, batch, 5)
-            found = on_device.at(torch.tensor(position), batch)
-            assert torch.equal(found[0], images[expected])
-            assert torch.equal(found[1], expected)
-            part = on_device.at(torch.tensor(position + batch // 2), batch - batch // 2)
-            assert torch.equal(part[1], expected[batch // 2 :])
+            found = on_device.at(torch.tensor(position, device=device), batch)
+            assert torch.equal(found[0].cpu(), images[expected])
+            assert torch.equal(found[1].cpu(), expected)
+            half = torch.tensor(position + batch // 2, device=device)
+            part = on_device.at(half, batch - batch // 2)
+            assert torch.equal(part[1].cpu(), expected[batch // 2 :])
 
 
 @pytest.mark.quick

@@ -181,6 +181,9 @@ def test_numbered_pictures(tmp_path: Path) -> None:
 
     assert draw(2) == (0, 2, 0)
     assert draw(5) == (2, 3, 1)
+    assert draw(2) == (2, 0, 0)
+    (tmp_path / "00000008.png").unlink()
+    assert draw(3) == (2, 1, 0)
     names = sorted(path.name for path in tmp_path.glob("*.png"))
     assert names == [f"{i:08d}.png" for i in range(7, 12)]
     pixels = np.stack([np.asarray(Image.open(tmp_path / name)) for name in names])

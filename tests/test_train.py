@@ -254,6 +254,16 @@ class InOrder(torch.utils.data.IterableDataset):
         return iter(to_float(self.pixels))
 
 
+class Short(InOrder):
+    """A data set that says it is longer than it is."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.zeros(3, 1, 8, 8).byte())
+
+    def __len__(self) -> int:
+        return 20
+
+
 def test_forms_of_images_of_ones_own() -> None:
     pixels = torch.from_numpy(random_bytes((20, 3, 8, 12)))
     last = pixels.permute(0, 2, 3, 1)
@@ -321,6 +331,8 @@ def held_out(count: int) -> torch.Tensor:
         (torch.linspace(-0.1, 1, 640).view(10, 1, 8, 8), "got -0.1 to 1: convert them to bytes"),
         (255.0 * torch.ones(10, 8, 8), "got 255 to 255: convert them to bytes"),
         ([torch.zeros(8, 8).int()], "item 0 must be uint8 or floating point, got torch.int32"),
+        (["a.png"], "item 0 must be an image, got a str"),
+        (Short(), "says that it has 20 items, but gave 3"),
         ([{"pixels": 3}], "item 0 must have an entry image, img, .*, got pixels"),
         ([torch.zeros(2, 8, 8)], r"item 0 must be an image .* got shape \(2, 8, 8\)"),
         (torch.zeros(20, 8, 8, 2).byte(), r"images must be .* got \(20, 8, 8, 2\)"),

@@ -79,14 +79,13 @@ def test_a_step_takes_nothing_from_the_host(monkeypatch: pytest.MonkeyPatch) -> 
 
     All but torch's own backward and Adam, which need a driver; every op by its reference.
     """
-    config = tiny(
-        "denoiser", accumulate=2, clip_norm=1.0, clean_noise=0.01, optimizer="muon", flip=True
-    )
+    config = tiny("denoiser", clip_norm=1.0, clean_noise=0.01, optimizer="muon", flip=True)
     config = replace(config, data_init=False, model=replace(config.model, atoms=(0, 255)))
     monkeypatch.setattr(dsmooth.train.step, "uses_graph", lambda config, device: False)
     monkeypatch.setattr(dsmooth.PixelCNNpp, "to", lambda model, *args, **keywords: model)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 30, 1 << 30))
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
     images = made_images()
     with FakeTensorMode(allow_non_fake_inputs=True), use_impl("reference"), CUDA:
         trained = TrainState(config, images, CUDA)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from itertools import islice
@@ -94,7 +95,7 @@ def own_images(dataset: Images | Mapping[str, Any], split: str = "train") -> Ima
     if hasattr(dataset, "dataset") and hasattr(dataset, "batch_size"):  # a DataLoader
         return own_images(dataset.dataset, split)
     if isinstance(dataset, Tensor | np.ndarray):
-        images = _as_bytes(_channels_first(torch.as_tensor(dataset), "images"))
+        images = _as_bytes(_channels_first(_tensor(dataset, "images"), "images"))
         return ImageDataset(images, None, OWN, split, "images given in Python")
     if not isinstance(dataset, Sized) or not len(dataset):
         raise ValueError("the data set must have a length and hold images, got none")
@@ -102,11 +103,11 @@ def own_images(dataset: Images | Mapping[str, Any], split: str = "train") -> Ima
     given: Any = dataset
     items = given if hasattr(type(given), "__iter__") else map(given.__getitem__, range(len(given)))
     source = f"a {type(dataset).__name__} given in Python"
-    images, labels = torch.empty(0), []
+    images, labels, count = torch.empty(0), [], 0
     for number, item in enumerate(islice(items, len(dataset))):
         image, label = _image_and_label(number, item)
         if number == 0:
-            kind = image[:0].numpy().dtype
+            kind = np.uint8 if image.dtype == torch.uint8 else np.float32
             images = torch.from_numpy(make_room(source, (len(dataset), *image.shape), kind))
         if (image.shape, image.dtype) != (images.shape[1:], images.dtype):
             raise ValueError(
@@ -115,6 +116,9 @@ def own_images(dataset: Images | Mapping[str, Any], split: str = "train") -> Ima
             )
         images[number] = image
         labels += [] if label is None else [label]
+        count += 1
+    if count < len(dataset):
+        raise ValueError(f"the data set says that it has {len(dataset)} items, but gave {count}")
     every = torch.tensor(labels) if len(labels) == len(images) else None
     return ImageDataset(_as_bytes(images), every, OWN, split, source)
 
@@ -133,11 +137,25 @@ def _image_and_label(number: int, item: Any) -> tuple[Tensor, int | None]:
         parts = [item[name] for name in names if name]
     else:
         parts = list(item) if isinstance(item, tuple | list) else [item]
-    image = parts[0]
-    values = image if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
+    values = _tensor(parts[0], f"item {number}")
     values = _channels_first(values[None], f"item {number}")[0]
     whole = len(parts) > 1 and isinstance(parts[1], int | np.integer | Tensor)
     return values, int(parts[1]) if whole else None
+
+
+def _tensor(values: Any, name: str) -> Tensor:
+    """A tensor, an array or a PIL image as a tensor on the CPU, which shares memory if it can.
+
+    Raises ValueError, with the name, for anything else.
+    """
+    if isinstance(values, Tensor):
+        return values.detach().cpu()
+    array = np.ascontiguousarray(values)
+    if array.dtype.kind not in "buif":
+        raise ValueError(f"{name} must be an image, got a {type(values).__name__}")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # only read here
+        return torch.from_numpy(array)
 
 
 def _channels_first(x: Tensor, name: str) -> Tensor:

@@ -12,10 +12,9 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -160,13 +159,11 @@ def centre_crop_resize(image: Image, crop: int, size: int) -> Image:
     return square if crop == size else square.resize((size, size), Resampling.BILINEAR)
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """A picture before it is decoded; size: (height, width), upright."""
 
     grey: bool
     size: tuple[int, int]
-    may_be_transparent: bool
 
 
 def read_header(path: Path) -> Header:
@@ -174,7 +171,9 @@ def read_header(path: Path) -> Header:
     with _opened(path) as image:
         turned = image.getexif().get(_ORIENTATION, 1) >= 5
         size = image.size if turned else image.size[::-1]
-        return Header(image.mode in ("1", "L", "LA"), size, image.has_transparency_data)
+        grey = image.mode in ("1", "L", "LA")
+        _check_opaque(path, image)
+        return Header(grey, size)
 
 
 def read_picture(path: Path, mode: str) -> Image:
@@ -188,13 +187,17 @@ def read_picture(path: Path, mode: str) -> Image:
     with _opened(path) as file:
         image: Image = ImageOps.exif_transpose(file)
         image.load()
-        # The look of a transparent pixel depends on its background, which is not ours to choose.
-        alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
-        if alpha is not None and alpha.getextrema() != (255, 255):
-            raise InvalidFile(
-                f"{printable(path)} must be opaque, got transparent pixels; flatten it first"
-            )
+        _check_opaque(path, image)
         return image.convert(mode)
+
+
+def _check_opaque(path: Path, image: Image) -> None:
+    """Raise ValueError for transparent pixels, whose look depends on a background."""
+    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    if alpha is not None and alpha.getextrema() != (255, 255):
+        raise InvalidFile(
+            f"{printable(path)} must be opaque, got transparent pixels; flatten it first"
+        )
 
 
 @contextmanager
@@ -349,10 +352,7 @@ def _scan(paths: list[Path], check_sizes: bool) -> tuple[str, tuple[int, int]]:
 def _header_or_reason(path: Path) -> Header | str:
     """The header of a picture that can be used, else why it cannot."""
     try:
-        header = read_header(path)
-        if header.may_be_transparent:
-            read_picture(path, "L")
-        return header
+        return read_header(path)
     except InvalidFile as error:
         return str(error)
 

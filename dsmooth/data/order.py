@@ -84,6 +84,11 @@ def flips(
     return words[:, 0, 0] >= 1 << 31
 
 
+def _send(x: Tensor, there: Tensor) -> None:
+    """Copy x to a device. A copy from pinned memory is queued behind a GPU's earlier work."""
+    there.copy_(x.pin_memory() if there.is_cuda and not x.is_cuda else x, non_blocking=True)
+
+
 class ImagesOnDevice:
     """Training images on a device, by positions that only the device knows.
 
@@ -104,7 +109,7 @@ class ImagesOnDevice:
         _check_size(len(dataset))
         _check_batch(batch_size)
         self.n, self.batch_size, self.seed, self.whole = len(dataset), batch_size, seed, whole
-        # Of the batch that was prepared: the position of its first image, and its images' indices.
+        # The batch that was prepared: the position of its first image, and its images' indices.
         self.first = torch.zeros((), dtype=torch.int64, device=device)
         self.indices = torch.zeros(batch_size, dtype=torch.int64, device=device)
         self.source = dataset.images, labels
@@ -112,14 +117,17 @@ class ImagesOnDevice:
         self.there = [None if part is None else part[there].to(device) for part in self.source]
 
     def prepare(self, images_seen: int) -> None:
-        """Send the order of the batch at position images_seen, and its images if need be."""
+        """Send the order of the batch at position images_seen, and its images if need be.
+
+        The device may still be at earlier batches; nothing waits for it.
+        """
         indices = indices_at(self.n, images_seen, self.batch_size, self.seed)
         self.first.fill_(images_seen)
-        self.indices.copy_(indices)
+        _send(indices, self.indices)
         if not self.whole:
             for part, there in zip(self.source, self.there, strict=True):
                 if part is not None and there is not None:
-                    there.copy_(part[indices])
+                    _send(part[indices], there)
 
     def at(self, first: Tensor, count: int) -> tuple[Tensor, Tensor | None]:
         """Images (count, C, H, W) uint8 and labels of positions first .. first + count - 1.

@@ -219,7 +219,7 @@ class Folder:
         return parts
 
     def missing(self) -> list[Run]:
-        """The images that are to be drawn. From here on a smaller request is refused.
+        """The images that are to be drawn. From here on fewer are refused, but for single images.
 
         Raises ValueError for the folder of a run, of another drawing, of a larger one or of dsmooth
         0.1.0, and for files that are not those that were written.
@@ -241,7 +241,7 @@ class Folder:
             raise ValueError(
                 f"{self.path} holds {self.pattern} without {self.manifest}: choose another folder"
             )
-        if there > n:
+        if there > n and size > 1:
             raise ValueError(
                 f"{self.path} holds a drawing of {there} images: ask for {there} or more, not {n}"
             )
@@ -252,8 +252,9 @@ class Folder:
                 first = runs.pop()[0]
             runs.append((first, end))
 
-        for number, stated in enumerate(self.digests):
-            if stated is None:
+        for number, stated in enumerate(self.digests[: -(-n // size)]):
+            removed = size == 1 and not self.file(number).exists()
+            if stated is None or removed:
                 draw(number * size, min((number + 1) * size, n))
             else:
                 check_file(self.file(number), stated)
@@ -294,7 +295,8 @@ class Folder:
         return part.first_index - self.request.first_index
 
     def _write_manifest(self) -> None:
-        values = {**self.drawing, "n": self.request.count, "sha256": self.digests}
+        n = len(self.digests) if self.size == 1 else self.request.count
+        values = {**self.drawing, "n": n, "sha256": self.digests}
         write_json(self.path / self.manifest, values)
 
     def _check_drawing(self, found: Mapping[str, Any]) -> None:

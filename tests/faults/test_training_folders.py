@@ -173,7 +173,9 @@ def test_a_strangers_folder_opens_no_file_elsewhere(tmp_path: Path, name: str, k
 
 def test_a_run_is_not_among_its_data(tmp_path: Path) -> None:
     config = replace(CONFIG, data="folder", data_dir=str(tmp_path))
-    with pytest.raises(ValueError, match=r"run lies in the data's folder .*; choose another --out"):
+    with pytest.raises(
+        ValueError, match=r"run lies in the data's folder .*; choose another folder"
+    ):
         train(config, tmp_path / "sub" / ".." / "run")
     assert not list(tmp_path.iterdir())
 
