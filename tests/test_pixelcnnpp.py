@@ -126,6 +126,8 @@ def test_shapes_of_output_and_features(
             assert stream.shape == (batch, 6, height // scales[name], width // scales[name])
     head = model.head(torch.nn.functional.elu(features["down2"][1]))
     torch.testing.assert_close(head, model(x, context))
+    exact = model.head.as_matmul(torch.nn.functional.elu(features["down2"][1]))
+    torch.testing.assert_close(exact, head)
 
 
 @pytest.mark.quick

@@ -66,18 +66,26 @@ int launches_of_a_slice(int rows) { return (rows + kRowsPerLaunch - 1) / kRowsPe
 
 }  // namespace
 
-// The attribute belongs to the kernel, not to the launch, and other samplers set it too, in any
-// thread: all of them set the most that the device allows.
+// Attributes belong to the kernel, not to the launch, and other samplers set them too, in any
+// thread: all of them set the most shared memory that the device allows. The carve-out is a hint:
+// what shared memory does not take is L1, which the rows of pixels are read through.
 CudaSampler::CudaSampler(Program program, bool bf16, int device)
     : plan_(std::move(program), bf16), device_(device) {
   processors_ = attribute(cudaDevAttrMultiProcessorCount, device);
   const int limit = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   shared_ = plan_.shared(kKernelWarps, limit);
   check_current(device);
-  for (const SampleKernel kernel : {sample_kernel(bf16), completion_kernel(bf16)})
-    cuda_check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                    cudaFuncAttributeMaxDynamicSharedMemorySize, limit),
+  const int all = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
+  const int of_the_system = attribute(cudaDevAttrReservedSharedMemoryPerBlock, device);
+  const int percent = 100 * (shared_.bytes + of_the_system) / all + 1;
+  const auto set = [](SampleKernel kernel, cudaFuncAttribute what, int value) {
+    cuda_check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), what, value),
                "cudaFuncSetAttribute");
+  };
+  for (const SampleKernel kernel : {sample_kernel(bf16), completion_kernel(bf16)}) {
+    set(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit);
+    set(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, std::min(percent, 100));
+  }
 }
 
 Partition CudaSampler::partition(int64_t n, int height, int width, size_t memory,

@@ -81,6 +81,17 @@ void errors_are_said_and_not_left_behind() {
   expect(message_of([] { make(0); }).starts_with("cudaFuncSetAttribute: "), "an attribute fails");
 }
 
+// The rest of a multiprocessor's memory is L1.
+void shared_memory_takes_what_a_block_needs() {
+  fake_cuda = {};
+  launch_all(make(0), 3);
+  for (const FakeCuda::Launch& launch : fake_cuda.launches) {
+    const int needed = static_cast<int>(launch.config.dynamicSmemBytes) + (1 << 10);
+    const int given = (228 << 10) * fake_cuda.carve_out[launch.kernel] / 100;
+    expect(given >= needed && given < needed + (228 << 10) / 50, "the carve-out is another");
+  }
+}
+
 void another_current_device_is_refused() {
   fake_cuda = {};
   const std::string text = "device 1 must be current, got 0";
@@ -136,6 +147,7 @@ void launches_cover_the_rows() {
 int main() {
   using namespace dsmooth::sampler;
   errors_are_said_and_not_left_behind();
+  shared_memory_takes_what_a_block_needs();
   another_current_device_is_refused();
   samplers_share_a_kernel();
   launches_cover_the_rows();

@@ -106,6 +106,22 @@ class Nin(ShiftedConv2d):
         super().__init__(in_channels, out_channels, (1, 1), shift="none")
 
 
+class ExactNin(Nin):
+    """A 1x1 convolution whose operands CUDA does not round to TF32, as it does a convolution's.
+
+    There it is a matmul, which is exact unless `torch.set_float32_matmul_precision` says otherwise.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, D, H, W)."""
+        return self.as_matmul(x) if x.is_cuda else super().forward(x)
+
+    def as_matmul(self, x: Tensor) -> Tensor:
+        """`forward` on any device, by a matmul."""
+        weight, bias = self.affine()
+        return torch.einsum("dc,bchw->bdhw", weight[:, :, 0, 0], x) + bias[:, None, None]
+
+
 class ShiftedConvTranspose2d(WeightNormConv):
     """A weight-normed `shifted_conv_transpose2d` of stride 2."""
 

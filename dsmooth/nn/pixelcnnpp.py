@@ -14,7 +14,7 @@ from ..functional import down_shift, logistic_mixture_log_prob, right_shift
 from ..functional.dispatch import without_autocast
 from ..functional.dropout import draw_seed
 from .condition import condition_vectors
-from .layers import GatedResnet, Nin, ShiftedConv2d, ShiftedConvTranspose2d
+from .layers import ExactNin, GatedResnet, Nin, ShiftedConv2d, ShiftedConvTranspose2d
 
 Streams = tuple[Tensor, Tensor]  # u (all rows above) and ul (above, and left in the row)
 INITIALIZED = (GatedResnet, ShiftedConv2d, ShiftedConvTranspose2d)
@@ -125,7 +125,7 @@ class PixelCNNpp(nn.Module):
         self.upsize_ul = nn.ModuleList(
             ShiftedConvTranspose2d(f, f, (2, 2), shift="down_right") for _ in range(2)
         )
-        self.head = Nin(f, config.n_params)
+        self.head = ExactNin(f, config.n_params)
         self.encoder = ContextEncoder(config) if config.conditioning == "concat" else None
         # One seed a forward serves all dropout: each gated resnet has a number of its own.
         for number, layer in enumerate(self._gated_resnets()):

@@ -78,6 +78,8 @@ class CachedSampler:
             self._native = extension().CpuSampler(program, bf16, instruction_set)
         else:
             self._native, self._weights = _on_cuda(device, program, bf16)
+            with torch.cuda.device(device):
+                self._free = _free_memory()
 
     @property
     def instruction_set(self) -> str:
@@ -174,11 +176,11 @@ class CachedSampler:
         n, _, height, width = arguments["out"].shape
         with torch.cuda.device(self.device):
             stream = torch.cuda.current_stream()
-            # Bytes that torch can still hand out.
-            free, _ = torch.cuda.mem_get_info()
-            free += torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+            capturing = torch.cuda.is_current_stream_capturing()
+            if not capturing:  # the driver is not asked in a capture
+                self._free = _free_memory()
             partition = self._native.partition(
-                n, height, width, int(MEMORY_FRACTION * free), max_slice
+                n, height, width, int(MEMORY_FRACTION * self._free), max_slice
             )
             words = self._native.workspace_words(partition, height, width)
             workspace = torch.empty(words, dtype=torch.float32, device=self.device)
@@ -186,7 +188,6 @@ class CachedSampler:
                 if arguments[name] is not None:
                     arguments[name].record_stream(stream)
             self._weights.record_stream(stream)
-            capturing = torch.cuda.is_current_stream_capturing()
             ahead: deque[torch.cuda.Event] = deque()
             for launch in range(self._native.launches(partition, height)):
                 self._native.sample(
@@ -338,6 +339,12 @@ def _on_cuda(device: torch.device, program: Program, bf16: bool) -> tuple[Any, T
         weights.copy_(host)
         torch.cuda.current_stream(device).synchronize()
     return native, weights
+
+
+def _free_memory() -> int:
+    """Bytes that torch can still hand out on the current CUDA device."""
+    free, _ = torch.cuda.mem_get_info()
+    return int(free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated())
 
 
 def _check_model(model: PixelCNNpp) -> torch.device:

@@ -93,6 +93,7 @@ class ReplayedStep:
         self.step = step
         self.device = device
         self.calls = 0
+        self.side: torch.cuda.Stream | None = None
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self) -> None:
@@ -107,16 +108,18 @@ class ReplayedStep:
         self.calls += 1
 
     def _warm_up(self) -> None:
-        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
-        side.wait_stream(current)
-        with torch.cuda.stream(side):
+        # One stream for all of them and the recording: torch keeps freed memory for each stream.
+        self.side = self.side or torch.cuda.Stream()
+        current = torch.cuda.current_stream()
+        self.side.wait_stream(current)
+        with torch.cuda.stream(self.side):
             self.step()
-        current.wait_stream(side)
+        current.wait_stream(self.side)
 
     def _record(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, stream=self.side):
                 self.step()
         except RuntimeError as error:
             raise RuntimeError(

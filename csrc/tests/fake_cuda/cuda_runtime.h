@@ -20,9 +20,14 @@ enum cudaError_t {
 };
 enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount = 16,
+  cudaDevAttrMaxSharedMemoryPerMultiprocessor = 81,
   cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
+  cudaDevAttrReservedSharedMemoryPerBlock = 111,
 };
-enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+enum cudaFuncAttribute {
+  cudaFuncAttributeMaxDynamicSharedMemorySize = 8,
+  cudaFuncAttributePreferredSharedMemoryCarveout = 9,
+};
 using cudaStream_t = struct CUstream_st*;
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
@@ -45,7 +50,7 @@ struct FakeCuda {
   std::map<std::string, cudaError_t> failing;  // by the name of the call
   int current = 0;                             // of two devices
   cudaError_t last_error = cudaSuccess;
-  std::map<const void*, int> shared_limit;
+  std::map<const void*, int> shared_limit, carve_out;  // bytes; percent
   std::vector<Launch> launches;
   std::function<void(void** arguments)> on_launch = [](void**) {};
 
@@ -70,12 +75,16 @@ inline cudaError_t cudaGetDevice(int* device) {
   return fake_cuda.done("cudaGetDevice", cudaSuccess);
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr name, int device) {
-  *value = name == cudaDevAttrMultiProcessorCount ? 3 : 227 << 10;
+  *value = name == cudaDevAttrMultiProcessorCount                ? 3
+           : name == cudaDevAttrMaxSharedMemoryPerMultiprocessor ? 228 << 10
+           : name == cudaDevAttrReservedSharedMemoryPerBlock     ? 1 << 10
+                                                                 : 227 << 10;
   const bool there = device >= 0 && device < 2;
   return fake_cuda.done("cudaDeviceGetAttribute", there ? cudaSuccess : cudaErrorInvalidDevice);
 }
-inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int value) {
-  fake_cuda.shared_limit[kernel] = value;
+inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute name, int value) {
+  const bool is_limit = name == cudaFuncAttributeMaxDynamicSharedMemorySize;
+  (is_limit ? fake_cuda.shared_limit : fake_cuda.carve_out)[kernel] = value;
   return fake_cuda.done("cudaFuncSetAttribute", cudaSuccess);
 }
 inline cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* kernel,
