@@ -85,9 +85,12 @@ h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .5rem; }
 h2 { font-size: 1.2rem; margin: 2.2rem 0 .8rem; }
 p { max-width: 46rem; margin: .6rem 0; }
 .lead { font-size: 1.1rem; }
+nav { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; margin: 1rem 0; font-size: .92rem; }
+a { color: inherit; text-underline-offset: .15em; text-decoration-color: var(--quiet); }
 .grid { display: grid; gap: 1rem; }
 .samples { grid-template-columns: repeat(auto-fit, minmax(min(100%, 14rem), 1fr)); }
 .curves { grid-template-columns: repeat(auto-fit, minmax(min(100%, 15rem), 1fr)); }
+.curves figure { max-width: 24rem; }
 figure {
   margin: 0; padding: .75rem; background: var(--card);
   border: 1px solid var(--line); border-radius: .5rem;
@@ -118,6 +121,7 @@ footer { margin-top: 2.5rem; color: var(--quiet); font-size: .85rem; }
 @media print {
   @page { margin: 15mm; }
   body { max-width: none; padding: 0; font-size: 10pt; background: #fff; color: #000; }
+  nav { display: none; }
   .grid { gap: 3mm; }
   .samples { grid-template-columns: repeat(4, 1fr); }
   .curves { grid-template-columns: repeat(3, 1fr); }
@@ -137,6 +141,9 @@ footer { margin-top: 2.5rem; color: var(--quiet); font-size: .85rem; }
 <h1>$title</h1>
 <p class="lead">$lead</p>
 $introduction
+<nav aria-label="Contents">
+$contents
+</nav>
 </header>
 <main>
 $sections

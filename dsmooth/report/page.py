@@ -59,14 +59,17 @@ def write_report(
         "How this was made": "\n".join(map(paragraph, making(results))),
         "Settings": settings_table(results["runs"]).html("settings"),
     }
+    present = [(title, content) for title, content in sections.items() if content]
     values = {
         "title": f"Distribution smoothing on {data_name(results)}",
         "lead": escape(bound_sentence(results)),
         "introduction": introduction(results),
+        "contents": "\n".join(
+            f'<a href="#section-{n}">{title}</a>' for n, (title, _) in enumerate(present, 1)
+        ),
         "sections": "\n".join(
-            f"<section>\n<h2>{title}</h2>\n{content}\n</section>"
-            for title, content in sections.items()
-            if content
+            f'<section id="section-{n}">\n<h2>{title}</h2>\n{content}\n</section>'
+            for n, (title, content) in enumerate(present, 1)
         ),
         "version": escape(results["dsmooth"]),
     }

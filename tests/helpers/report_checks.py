@@ -49,6 +49,9 @@ def check_self_contained(text: str) -> None:
         if tag == "img":
             assert (attributes.get("alt") or "").strip()
             assert "src" in attributes
+    links = [(attributes.get("href") or "") for tag, attributes in page.tags if tag == "a"]
+    ids = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
+    assert {link[1:] for link in links if link.startswith("#")} == ids  # the list of contents
     assert sum(tag == "img" for tag, _ in page.tags) >= 5
     style = "".join(re.findall(r"<style>(.*?)</style>", text, re.DOTALL))
     assert "url(" not in style

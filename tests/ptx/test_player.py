@@ -206,8 +206,8 @@ def as_bits(values: Sequence[float], type_: str) -> np.ndarray:
     return single.astype({"f16": "f2", "f32": "f4"}[type_]).view({"f16": "u2", "f32": "u4"}[type_])
 
 
+def draw_floats(seed: int) -> list[float]:
     """Random numbers of many magnitudes, and some with few and with all bits set."""
-    """Of many magnitudes, with few and with all bits set."""
     rng = np.random.default_rng(seed)
     x = rng.standard_normal(256) * 2.0 ** rng.integers(-12, 12, 256)
     x[:64] = rng.integers(-9, 9, 64) / 4
