@@ -1,10 +1,11 @@
-"""Sampling, training and the loss on a CUDA device, each beside what it has to beat.
+"""Ceilings, sampling, training steps and the loss on a CUDA device, one contender a case.
 
-    python benchmarks/on_gpu.py sampler two-step step-mnist step-cifar loss --out on-gpu.json
+    python benchmarks/on_gpu.py ceiling sampler-mnist step-cifar-kept --out on-gpu.json
 
-Contenders are checked, then take turns; times are medians of rounds that end with the device idle.
-The file is written as results come, and cases that it has are not measured again. --device cpu and
---tiny rehearse it where there is no GPU.
+A name stands for all cases that begin with it. A case is checked, then timed, the device idle
+before and after each call, and written before the next begins; a case that the file has is not
+measured again. --once and --trace run a case for a profiler instead. --device cpu and --tiny
+rehearse where there is no GPU.
 """
 
 from __future__ import annotations
@@ -12,9 +13,13 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import re
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from argparse import Namespace
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -23,9 +28,11 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
-from benchmarks.measure import Limit, Turns, machine, take_turns
+from benchmarks.measure import Work, machine, take_turns
 from benchmarks.networks import (
     CIFAR,
     MNIST,
@@ -35,250 +42,329 @@ from benchmarks.networks import (
     flops_of_forward,
     plain_forward,
 )
-from dsmooth import GaussianSmoothing, SmoothedPair
+from benchmarks.tune import make_block
+from dsmooth import GaussianSmoothing, PixelCNNpp, SmoothedPair
 from dsmooth.files import write_atomically
 from dsmooth.functional import logistic_mixture_log_prob, use_impl
+from dsmooth.nn.layers import GatedResnet
 from dsmooth.sampling import CachedSampler
-from dsmooth.train.device import ReplayedStep, compile_gated_resnets
+from dsmooth.train.device import ReplayedStep, set_keep_gates
 
+ROOT = Path(__file__).resolve().parents[1]
 Run = Callable[[], object]
 BF16 = torch.bfloat16
+NETWORKS = {"mnist": MNIST, "cifar": CIFAR}
+RECOMPILE_LIMIT = 64
 
 
+@dataclass(frozen=True)
 class Card:
-    """The device, and how large the cases are."""
+    """The device, and whether the cases have their smallest size."""
 
-    def __init__(self, device: str, tiny: bool) -> None:
-        self.device, self.tiny = torch.device(device), tiny
-        self.is_cuda = self.device.type == "cuda"
-        self.rounds = 2 if tiny else 10
+    device: torch.device
+    tiny: bool
 
-    def turns(self, contenders: dict[str, Run], **settings: Any) -> Turns:
-        """Seconds of each contender, the device idle before and after."""
-        rounds = settings.pop("rounds", self.rounds)
-        synced = {
-            name: replace(run, run=self._synced(run.run))
-            if isinstance(run, Limit)
-            else self._synced(run)
-            for name, run in contenders.items()
-        }
-        return take_turns(synced, rounds, **settings)
+    @property
+    def is_cuda(self) -> bool:
+        return self.device.type == "cuda"
 
-    def _synced(self, run: Run) -> Run:
-        def synced() -> None:
-            run()
-            if self.is_cuda:
-                torch.cuda.synchronize()
+    def size(self, name: str, batch: int) -> tuple[Network, int]:
+        return (SMALL, 2) if self.tiny else (NETWORKS[name], batch)
 
-        return synced
-
-    def matmul(self) -> Limit:
-        """A large bfloat16 product, whose rate stands for the peak."""
-        size = 256 if self.tiny else 8192
-        a = torch.randn(size, size, device=self.device).to(BF16)
-        return Limit(lambda: a @ a, 2 * size**3, "flops")
-
-    def copy(self) -> Limit:
-        """A copy larger than the caches."""
-        n_bytes = 2**20 if self.tiny else 2**30
-        source = torch.ones(n_bytes, dtype=torch.uint8, device=self.device)
-        target = torch.empty_like(source)
-        return Limit(lambda: target.copy_(source), 2 * n_bytes, "bytes")
+    def wait(self) -> None:
+        """Return once the device is idle."""
+        if self.is_cuda:
+            torch.cuda.synchronize()
 
 
-def sampler(card: Card) -> Iterator[dict[str, Any]]:
-    """Cached sampling against one forward a pixel, the reference in bfloat16."""
-    sizes = [("small", SMALL, 2)] if card.tiny else [
-        ("mnist", MNIST, 1), ("mnist", MNIST, 64), ("mnist", MNIST, 1056),
-        ("cifar", CIFAR, 64), ("cifar", CIFAR, 2112),
-    ]  # fmt: skip
-    for name, network, batch in sizes:
-        model = network.build()
-        side, on_card = network.size, CachedSampler(copy.deepcopy(model).to(card.device), BF16)
-        check_samples(model, on_card.sample(min(batch, 4), side, side).cpu(), BF16)
-        contenders = {
-            "cached": lambda on_card=on_card, batch=batch, side=side: on_card.sample(
-                batch, side, side
-            ),
-            "plain": plain(model, network, batch, card),
-            "torch.mm": card.matmul(),
-        }
-        turns = card.turns(contenders, rounds=3).times("plain", side**2)
-        flops = flops_of_forward(model, network.shape(batch))
-        yield result(f"sampler {name} {batch}", turns, "cached", images=batch, flops=flops)
+@dataclass(frozen=True)
+class Case:
+    """A checked contender and the work of one call.
+
+    calls: how many calls do the whole work, of which one is timed.
+    """
+
+    run: Run
+    work: Work = field(default_factory=Work)
+    rounds: int = 10
+    warmup: int = 1
+    calls: int = 1
 
 
-def plain(model: Any, network: Network, batch: int, card: Card) -> Run:
-    """One forward, as plain sampling makes for every pixel."""
-    on_card = copy.deepcopy(model).to(card.device, memory_format=torch.channels_last)
+def copy_ceiling(card: Card) -> Case:
+    """A copy larger than the caches."""
+    n_bytes = 2**20 if card.tiny else 2**30
+    source = torch.ones(n_bytes, dtype=torch.uint8, device=card.device)
+    target = torch.empty_like(source)
+    return Case(lambda: target.copy_(source), Work(bytes=2 * n_bytes))
+
+
+def matmul_ceiling(card: Card) -> Case:
+    """A large bfloat16 product."""
+    size = 256 if card.tiny else 8192
+    a = torch.randn(size, size, device=card.device).to(BF16)
+    return Case(lambda: a @ a, Work(flops=2 * size**3))
+
+
+@triton.jit
+def read_kernel(source_ptr, target_ptr, n_blocks, repeats, BLOCK: tl.constexpr):
+    """Each program reads all of the source again and again, past the first cache."""
+    offs = tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for i in range(n_blocks * repeats):
+        start = (tl.program_id(0) + i) % n_blocks * BLOCK
+        total += tl.load(source_ptr + start + offs, cache_modifier=".cg")
+    tl.store(target_ptr + tl.program_id(0) * BLOCK + offs, total)
+
+
+def l2_ceiling(everywhere: bool, card: Card) -> Case:
+    """Reading 4 MB, which lie in the second cache, by one multiprocessor or by all."""
+    block, n_blocks, repeats = 16384, 64, 8
+    count = torch.cuda.get_device_properties(card.device).multi_processor_count
+    programs = count if everywhere else 1
+    source = torch.ones(n_blocks * block, device=card.device)
+    target = torch.empty(programs * block, device=card.device)
+
+    def run() -> None:
+        read_kernel[(programs,)](source, target, n_blocks, repeats, BLOCK=block, num_warps=16)
+
+    run()
+    assert (target == n_blocks * repeats).all()
+    return Case(run, Work(bytes=programs * repeats * source.nbytes))
+
+
+def sampler(name: str, batch: int, card: Card) -> Case:
+    """Cached sampling in bfloat16."""
+    network, batch = card.size(name, batch)
+    model, side = network.build(), network.size
+    on_card = CachedSampler(copy.deepcopy(model).to(card.device), BF16)
+    check_samples(model, on_card.sample(min(batch, 4), side, side).cpu(), BF16)
+    work = Work(images=batch, flops=flops_of_forward(model, network.shape(batch)))
+    return Case(lambda: on_card.sample(batch, side, side), work, rounds=3)
+
+
+def plain(name: str, batch: int, card: Card) -> Case:
+    """Plain sampling in bfloat16: a forward by the reference for every pixel."""
+    network, batch = card.size(name, batch)
+    model = network.build().to(card.device, memory_format=torch.channels_last)
 
     def run() -> None:
         with card.device, torch.autocast(card.device.type, BF16):
-            plain_forward(on_card, network.shape(batch))
+            plain_forward(model, network.shape(batch))
 
-    return run
-
-
-def two_step(card: Card) -> Iterator[dict[str, Any]]:
-    """x~ and then x, for both conditionings."""
-    network, batch = (SMALL, 2) if card.tiny else (MNIST, 1056)
-    for conditioning in ("stack", "concat"):
-        models = [network.build(), network.build(conditioning)]
-        size = (network.size, network.size)
-        pair = SmoothedPair(*models, GaussianSmoothing(0.5), size).eval().to(card.device)
-        assert torch.isfinite(pair.sample(min(batch, 4))).all()
-        turns = card.turns(
-            {"two-step": lambda pair=pair: pair.sample(batch), "torch.mm": card.matmul()}, rounds=3
-        )
-        flops = sum(flops_of_forward(model, network.shape(batch)) for model in models)
-        yield result(f"two-step {conditioning} {batch}", turns, "two-step", batch, flops)
+    return Case(run, Work(images=batch), rounds=3, calls=network.size**2)
 
 
-def step_mnist(card: Card) -> Iterator[dict[str, Any]]:
-    yield training_step("mnist", MNIST, 80, card)
+def two_step(conditioning: str, card: Card) -> Case:
+    """x~ and then x."""
+    network, batch = card.size("mnist", 1056)
+    models = [network.build(), network.build(conditioning)]
+    size = (network.size, network.size)
+    pair = SmoothedPair(*models, GaussianSmoothing(0.5), size).eval().to(card.device)
+    assert torch.isfinite(pair.sample(min(batch, 4))).all()
+    flops = sum(flops_of_forward(model, network.shape(batch)) for model in models)
+    return Case(lambda: pair.sample(batch), Work(images=batch, flops=flops), rounds=3)
 
 
-def step_cifar(card: Card) -> Iterator[dict[str, Any]]:
-    yield training_step("cifar", CIFAR, 64, card)
+def training_step(name: str, batch: int, mode: str, card: Card) -> Case:
+    """Forward, backward, clipping and Adam in bfloat16, replayed as a CUDA graph.
 
-
-def training_step(name: str, network: Network, batch: int, card: Card) -> dict[str, Any]:
-    """Forward, backward, clipping and Adam in bfloat16: eager, torch.compile and ours.
-
-    On a GPU also torch's own convolutions between kernels of ours ("cudnn"); there all but "ours
-    uncaptured" are replayed as a CUDA graph.
+    mode: "kept" and "again" are our kernels, the gates kept or computed again; "cudnn" has torch's
+    convolutions between kernels; "eager" and "compile", by max-autotune, are the reference.
+    "-uncaptured" behind it: without a graph. Without dropout, whose random words are made for
+    kernels: as tensors they would slow the others.
     """
-    if card.tiny:
-        name, network, batch = "small", SMALL, 2
+    network, batch = card.size(name, batch)
+    torch.manual_seed(0)
     x = torch.rand(network.shape(batch), device=card.device) * 2 - 1
+    kind = mode.removesuffix("-uncaptured")
     ours = "triton" if card.is_cuda else "native"
-    modes = {"eager": "reference", "max-autotune": "reference", "ours": ours}
-    if card.is_cuda:
-        modes["cudnn"] = "cudnn"
-    contenders: dict[str, Any] = {
-        label: make_step(network, x, impl, compiled=label == "max-autotune" and not card.tiny)
-        for label, impl in modes.items()
-    }
-    losses = {label: float(run()) for label, run in contenders.items()}
-    for label, value in losses.items():
-        assert abs(value - losses["eager"]) < 2e-2 * abs(losses["eager"]), (label, losses)
-    if card.is_cuda:
-        contenders = {label: ReplayedStep(run, card.device) for label, run in contenders.items()}
-        contenders["ours uncaptured"] = make_step(network, x, ours, compiled=False)
-    turns = card.turns(contenders | {"torch.mm": card.matmul()}, warmup=1 if card.tiny else 6)
-    flops = 3 * flops_of_forward(network.build(), network.shape(batch))
-    return result(f"step {name} {batch}", turns, "ours", images=batch, flops=flops)
+    impl: Any = {"kept": ours, "again": ours, "cudnn": "cudnn"}.get(kind, "reference")
+    model = network.build().to(card.device, memory_format=torch.channels_last)
+    set_keep_gates(model, kind == "kept")
+    optimizer = torch.optim.Adam(model.parameters(), 1e-4, fused=True, capturable=card.is_cuda)
 
-
-def make_step(network: Network, x: Tensor, impl: Any, compiled: bool) -> Callable[[], Tensor]:
-    """A function that makes one update and returns its loss.
-
-    Without dropout, whose random words are made for kernels: as tensors they would slow the others.
-    """
-    model = network.build().to(x.device, memory_format=torch.channels_last)
-    if compiled:
-        # By name: a mode would capture graphs of its own inside ours.
-        import_module("torch._inductor.config").max_autotune = True
-        compile_gated_resnets(model)
-    capturable = {"capturable": True} if x.is_cuda else {}
-    optimizer = torch.optim.Adam(model.parameters(), 1e-4, fused=True, **capturable)
+    def loss_by(impl: Any) -> Tensor:
+        with use_impl(impl), torch.autocast(card.device.type, BF16):
+            return -model.log_prob(x).sum() / x.numel()
 
     def step() -> Tensor:
-        with use_impl(impl), torch.autocast(x.device.type, BF16):
-            loss = -model.log_prob(x).sum() / x.numel()
+        loss = loss_by(impl)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         return loss.detach()
 
-    return step
+    with torch.no_grad():
+        want = float(loss_by("reference"))
+    if kind == "compile":
+        compile_blocks(model)
+    got = float(step())
+    assert abs(got - want) < 2e-2 * abs(want), (got, want)
+    captured = card.is_cuda and kind == mode
+    work = Work(images=batch, flops=3 * flops_of_forward(network.build(), network.shape(batch)))
+    return Case(ReplayedStep(step, card.device) if captured else step, work, warmup=6)
 
 
-def loss(card: Card) -> Iterator[dict[str, Any]]:
-    """Value and gradient of the mixture's log-likelihood against eager PyTorch, and a copy."""
-    shapes = {"small": (2, 1, 8, 8)} if card.tiny else {
-        "mnist": (1024, 1, 28, 28), "cifar": (256, 3, 32, 32),
-    }  # fmt: skip
-    for name, shape in shapes.items():
-        x = torch.rand(shape, device=card.device) * 2 - 1
-        width = 10 * (3 if shape[1] == 1 else 10)
-        params = torch.randn(shape[0], width, *shape[2:], device=card.device)
-        params = params.to(memory_format=torch.channels_last).requires_grad_()
+def compile_blocks(model: PixelCNNpp) -> None:
+    """Compile each gated resnet for its shapes, and fail where one cannot be.
 
-        def gradient(impl: Any, x: Tensor = x, params: Tensor = params) -> Tensor:
-            log_p = logistic_mixture_log_prob(x, params, impl=impl)
-            return torch.autograd.grad(log_p.sum(), params)[0]
-
-        want = gradient("reference")
-        torch.testing.assert_close(
-            gradient("auto"), want, rtol=1e-3, atol=1e-4 * want.abs().max().item()
-        )
-        contenders: dict[str, Run] = {
-            "ours": lambda gradient=gradient: gradient("auto"),
-            "eager": lambda gradient=gradient: gradient("reference"),
-            "copy": card.copy(),
-        }
-        moved = 4 * (4 * params.numel() + x.numel())  # values, their gradients, and those scaled
-        yield result(f"loss {name}", card.turns(contenders), "ours", shape[0], moved=moved)
+    The number of a layer, which only dropout reads, is left out: each would be compiled anew.
+    """
+    # By name: a mode would capture graphs of its own inside ours.
+    import_module("torch._inductor.config").max_autotune = True
+    dynamo = import_module("torch._dynamo.config")
+    dynamo.recompile_limit = RECOMPILE_LIMIT
+    if hasattr(dynamo, "fail_on_recompile_limit_hit"):
+        dynamo.fail_on_recompile_limit_hit = True
+    for module in model.modules():
+        if isinstance(module, GatedResnet):
+            module.layer = 0
+            compiled = torch.compile(module.forward, dynamic=False, fullgraph=True)
+            module.forward = partial(without_layer, compiled)  # type: ignore[method-assign]
 
 
-CASES: dict[str, Callable[[Card], Iterator[dict[str, Any]]]] = {
-    "sampler": sampler,
-    "two-step": two_step,
-    "step-mnist": step_mnist,
-    "step-cifar": step_cifar,
-    "loss": loss,
+def without_layer(forward: Callable[..., Tensor], *inputs: Any, layer: int, **rest: Any) -> Tensor:
+    return forward(*inputs, **rest)
+
+
+def block(card: Card) -> Case:
+    """A gated block of the CIFAR-10 network forward and backward: every kernel, for a profiler."""
+    return Case(make_block(Namespace(filters=160, size=32, batch=64, dtype="bfloat16")))
+
+
+def loss(shape: tuple[int, ...], impl: str, card: Card) -> Case:
+    """Value and gradient of the mixture's log-likelihood."""
+    if card.tiny:
+        shape = (2, shape[1], 8, 8)
+    torch.manual_seed(0)
+    x = torch.rand(shape, device=card.device) * 2 - 1
+    width = 10 * (3 if shape[1] == 1 else 10)
+    params = torch.randn(shape[0], width, *shape[2:], device=card.device)
+    params = params.to(memory_format=torch.channels_last).requires_grad_()
+
+    def gradient(impl: Any) -> Tensor:
+        log_p = logistic_mixture_log_prob(x, params, impl=impl)
+        return torch.autograd.grad(log_p.sum(), params)[0]
+
+    want = gradient("reference")
+    tolerance = 1e-4 * want.abs().max().item()
+    torch.testing.assert_close(gradient(impl), want, rtol=1e-3, atol=tolerance)
+    # values, their gradients, and those scaled
+    moved = 4 * (4 * params.numel() + x.numel())
+    return Case(lambda: gradient(impl), Work(images=shape[0], bytes=moved))
+
+
+SAMPLED = {"mnist": (1, 64, 132, 1056, 2112), "cifar": (1, 132, 1056, 2112)}
+TRAINED = {"mnist": 80, "cifar": 64}
+LOSSES = {"mnist": (1024, 1, 28, 28), "cifar": (256, 3, 32, 32)}
+UNCAPTURED = tuple(f"{mode}-uncaptured" for mode in ("kept", "again", "cudnn", "eager"))
+MODES = ("kept", "again", "cudnn", "eager", *UNCAPTURED, "compile")
+CASES: dict[str, Callable[[Card], Case]] = {
+    "ceiling-copy": copy_ceiling,
+    "ceiling-matmul": matmul_ceiling,
+    "ceiling-l2-one": partial(l2_ceiling, False),
+    "ceiling-l2-all": partial(l2_ceiling, True),
+    **{f"sampler-{k}-{n}": partial(sampler, k, n) for k, sizes in SAMPLED.items() for n in sizes},
+    **{f"plain-{k}-{n}": partial(plain, k, n) for k, sizes in SAMPLED.items() for n in sizes},
+    **{f"two-step-{how}": partial(two_step, how) for how in ("stack", "concat")},
+    **{
+        f"step-{name}-{mode}": partial(training_step, name, batch, mode)
+        for name, batch in TRAINED.items()
+        for mode in MODES
+    },
+    "block": block,
+    **{
+        f"loss-{name}-{label}": partial(loss, shape, impl)
+        for name, shape in LOSSES.items()
+        for label, impl in (("ours", "auto"), ("eager", "reference"))
+    },
 }
 
 
-def result(
-    case: str, turns: Turns, ours: str, images: int, flops: float = 0, moved: float = 0
-) -> dict[str, Any]:
-    """Seconds [median, quartiles] of all, images a second, and the part of the limit's rate."""
-    seconds = turns.of(ours).median
-    rates = dict(turns.rates().values())
-    done = {"flops": flops, "bytes": moved}
+def cases_of(words: str) -> list[str]:
+    """The cases whose names begin with these words."""
+    return [name for name in CASES if f"{name}-".startswith(f"{words}-")]
+
+
+def predictions() -> dict[str, str]:
+    """Predicted times of sampling by case, as docs/benchmarks.md has them for an H100."""
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    rows = re.findall(r"^\| (MNIST|CIFAR).*\(([\d,]+)\)((?: \|[^|]*){6})", page, re.MULTILINE)
     return {
-        "case": case,
-        "ours": ours,
-        "seconds": {name: turns.of(name).as_list() for name in turns.seconds},
-        "img_per_s": float(f"{images / seconds:.4g}"),
-        "part_of_limit": {u: float(f"{done[u] / seconds / r:.3g}") for u, r in rates.items()},
+        f"sampler-{name.lower()}-{batch.replace(',', '')}": cells.split("|")[-1].strip()
+        for name, batch, cells in rows
     }
 
 
-def line(found: dict[str, Any]) -> str:
-    """A result in a line."""
-    times = ", ".join(f"{name} {1e3 * s[0]:.4g} ms" for name, s in found["seconds"].items())
-    parts = ", ".join(f"{part:.0%} of {unit}" for unit, part in found["part_of_limit"].items())
-    return f"{found['case']}: {found['img_per_s']:,.4g} img/s; {times}; {parts}"
+def measure(name: str, card: Card) -> dict[str, Any]:
+    """Seconds [median, quartiles] of a case, its rates, and the prediction if there is one."""
+    case = CASES[name](card)
+
+    def run() -> None:
+        case.run()
+        card.wait()
+
+    turns = take_turns({name: run}, 2 if card.tiny else case.rounds, warmup=case.warmup)
+    seconds = turns.times(name, case.calls).of(name)
+    rates = {
+        "img_per_s": case.work.images / seconds.median,
+        "tflop_per_s": case.work.flops / seconds.median / 1e12,
+        "tb_per_s": case.work.bytes / seconds.median / 1e12,
+    }
+    return {
+        "seconds": seconds.as_list(),
+        **{unit: float(f"{rate:.4g}") for unit, rate in rates.items() if rate},
+        "predicted": None if card.tiny else predictions().get(name),
+        "device": torch.cuda.get_device_name() if card.is_cuda else "cpu",
+    }
+
+
+def profile(name: str, card: Card, trace: Path | None) -> None:
+    """Run a case once, warm: between the marks that ncu waits for, or for a trace of torch's."""
+    case = CASES[name](card)
+    for _ in range(case.warmup):
+        case.run()
+    card.wait()
+    with ExitStack() as stack:
+        if trace is not None:
+            profiler = stack.enter_context(torch.profiler.profile())
+        elif card.is_cuda:
+            stack.enter_context(torch.cuda.profiler.profile())
+        case.run()
+        card.wait()
+    if trace is not None:
+        trace.parent.mkdir(parents=True, exist_ok=True)
+        profiler.export_chrome_trace(str(trace))
+        print(profiler.key_averages().table(f"self_{card.device.type}_time_total", row_limit=40))
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("cases", nargs="+", choices=list(CASES), metavar="|".join(CASES))
+    parser.add_argument("cases", nargs="+", metavar="CASE", help="the first words of cases")
     parser.add_argument("--out", type=Path, default=Path("on-gpu.json"))
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--once", action="store_true", help="run once, for ncu; nothing is written")
+    parser.add_argument("--trace", type=Path, help="run once and write a trace, .json or .json.gz")
+    parser.add_argument("--device", type=torch.device, default="cuda")
     parser.add_argument("--tiny", action="store_true", help="the smallest sizes: a rehearsal")
     options = parser.parse_args(arguments)
+    for case in options.cases:
+        if not cases_of(case):
+            parser.error(f"no case begins with {case!r}: they are {', '.join(CASES)}")
+    chosen = [name for case in options.cases for name in cases_of(case)]
     card = Card(options.device, options.tiny)
-    described = machine() | {"device": torch.cuda.get_device_name() if card.is_cuda else "cpu"}
-    kept = json.loads(options.out.read_text())["results"] if options.out.exists() else {}
-    for name in options.cases:
-        if kept.get(name, {}).get("finished"):
-            continue
-        kept[name] = {"finished": False, "machine": described, "found": []}
-        for one in CASES[name](card):
-            print(line(one), flush=True)
-            kept[name]["found"].append(one)
-            write(options.out, kept)
-        kept[name]["finished"] = True
-        write(options.out, kept)
-
-
-def write(path: Path, results: dict[str, Any]) -> None:
-    write_atomically(path, (json.dumps({"results": results}, indent=1) + "\n").encode())
+    if options.once or options.trace:
+        for name in chosen:
+            profile(name, card, options.trace)
+        return
+    found = json.loads(options.out.read_text())["results"] if options.out.exists() else {}
+    for name in chosen:
+        if name not in found:
+            found[name] = measure(name, card)
+            print(name, found[name], flush=True)
+            written = json.dumps({"machine": machine(), "results": found}, indent=1) + "\n"
+            write_atomically(options.out, written.encode())
 
 
 if __name__ == "__main__":
