@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import runpy
@@ -9,12 +10,10 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-
-from benchmarks import on_gpu
 
 SCRIPT = Path(__file__).resolve().parents[1] / "tools" / "gpu_day.py"
 
@@ -22,6 +21,12 @@ SCRIPT = Path(__file__).resolve().parents[1] / "tools" / "gpu_day.py"
 @pytest.fixture(scope="module")
 def tool() -> SimpleNamespace:
     return SimpleNamespace(**runpy.run_path(str(SCRIPT)))
+
+
+@pytest.fixture(scope="module")
+def on_gpu() -> ModuleType:
+    pytest.importorskip("triton")
+    return importlib.import_module("benchmarks.on_gpu")
 
 
 @pytest.mark.quick
@@ -37,7 +42,9 @@ def test_every_step_fits_into_a_call(tool: SimpleNamespace, tmp_path: Path) -> N
     assert sorted(order, key=names.index) == order
 
 
-def test_cases_and_predictions_are_there(tool: SimpleNamespace, tmp_path: Path) -> None:
+def test_cases_and_predictions_are_there(
+    tool: SimpleNamespace, on_gpu: ModuleType, tmp_path: Path
+) -> None:
     commands = [step.command for step in tool.steps(tmp_path)]
     for command in commands:
         if "benchmarks/on_gpu.py" in command:
@@ -92,7 +99,7 @@ def test_outcomes_are_noted_and_what_is_done_is_not_done_again(
 
 
 @pytest.mark.full
-def test_rehearsal(tool: SimpleNamespace, tmp_path: Path) -> None:
+def test_rehearsal(tool: SimpleNamespace, on_gpu: ModuleType, tmp_path: Path) -> None:
     """On the CPU, of each kind of command one."""
     state, out = tmp_path / "state", tmp_path / "out"
     only = ["build", "smoke-tests", "step-mnist-kept", "loss", "trace-mnist", "train-noisy"]

@@ -3,7 +3,7 @@
 A call takes at most --minutes. Each step is a command whose output goes to a log; one that should
 take longer than is left is skipped, for the next call, which does again what failed and not what is
 done. After each step the folder --out holds day.json, day.md, measured.json and logs.tar.gz. To go
-on with another machine, put the first and the third into build/gpu-day there.
+on with another machine, put day.json and measured.json into build/gpu-day there.
 
 The tool itself needs Python alone. Where there is a network, `--wheels` gathers what a GPU's
 machine may lack into build/wheels; take that folder along. --rehearse does on the CPU, with the
@@ -52,7 +52,7 @@ CARRIED = {
     "execnet": "execnet>=2.1",
     "sortedcontainers": "sortedcontainers>=2.1",
 }
-# Modules without a wheel here: too large, or a part of any machine with torch.
+# Modules that the machine must have; no wheel of them is gathered.
 EXPECTED = (
     *("torch", "torchvision", "triton", "numpy", "rich", "matplotlib", "PIL", "hypothesis"),
     *("scipy", "setuptools", "pybind11", "cmake", "ninja"),
@@ -126,11 +126,11 @@ def steps(state: Path) -> list[Step]:
         measure(state, "two-step", 60),
         measure(state, "plain", 60),
         # A sweep launches one kernel for every 4 rows; a block launches each Triton kernel.
-        ncu("ncu-sampler", "sampler-mnist-1056", "--launch-skip=3", "--launch-count=1"),
-        ncu("ncu-block", "block", "--kernel-name=regex:_kernel$"),
+        ncu("ncu-sampler", "sampler-mnist-1056", "sample", "--launch-skip=3", "--launch-count=1"),
+        ncu("ncu-block", "block", "_kernel"),
         trace(state, "trace-mnist", "step-mnist-kept-uncaptured", rehearsed=True),
         trace(state, "trace-cifar", "step-cifar-kept-uncaptured"),
-        measure(state, "step-cifar-compile", 480),
+        measure(state, "step-cifar-compile", 420),
         measure(state, "step-mnist-compile", 300),
         check(state, "tests-gated-resnet", 300, *PROVING[:1]),
         check(state, "tests-mixture", 200, *PROVING[1:2]),
@@ -144,28 +144,29 @@ def steps(state: Path) -> list[Step]:
     ]
 
 
-def on_gpu(*arguments: str, rehearsed: bool) -> dict[str, Any]:
-    """Command and rehearsal of cases of benchmarks/on_gpu.py."""
+def on_gpu(name: str, seconds: float, *arguments: str, rehearsed: bool) -> Step:
+    """Cases of benchmarks/on_gpu.py."""
     command = [PYTHON, "benchmarks/on_gpu.py", *arguments]
     tiny = [*command, "--device=cpu", "--tiny"] if rehearsed else None
-    return {"command": command, "rehearsal": tiny, "timing": True}
+    return Step(name, command, seconds, tiny, timing=True)
 
 
 def measure(state: Path, cases: str, seconds: float, rehearsed: bool = False) -> Step:
     """Cases that begin with a name; each is written as soon as it is measured."""
     written = f"--out={state / 'measured.json'}"
-    return Step(name=cases, seconds=seconds, **on_gpu(cases, written, rehearsed=rehearsed))
+    return on_gpu(cases, seconds, cases, written, rehearsed=rehearsed)
 
 
 def trace(state: Path, name: str, case: str, rehearsed: bool = False) -> Step:
     """A trace of one warm call by torch.profiler."""
     written = f"--trace={state / 'logs' / name}.json.gz"
-    return Step(name=name, seconds=60, **on_gpu(case, written, rehearsed=rehearsed))
+    return on_gpu(name, 60, case, written, rehearsed=rehearsed)
 
 
-def ncu(name: str, case: str, *launches: str) -> Step:
-    """Nsight Compute on launches of one warm call."""
-    program = ["ncu", "--profile-from-start=off", "--clock-control=none", "--set=full", *launches]
+def ncu(name: str, case: str, kernel: str, *launches: str) -> Step:
+    """Nsight Compute on launches of kernels named so, in one warm call."""
+    program = ["ncu", "--profile-from-start=off", "--clock-control=none", "--set=full"]
+    program += [f"--kernel-name=regex:{kernel}$", *launches]
     command = [*program, PYTHON, "benchmarks/on_gpu.py", case, "--once"]
     return Step(name, command, 120, timing=True)
 
