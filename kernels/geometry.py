@@ -178,9 +178,13 @@ def empty_channels_last(like: Tensor, channels: int, size: tuple[int, int] | Non
 
 
 def empty_weight(like: Tensor) -> Tensor:
-    """Uninitialised, contiguous, or channels_last where `like` is that alone."""
-    order = torch.contiguous_format if like.is_contiguous() else torch.channels_last
-    return torch.empty(like.shape, dtype=like.dtype, device=like.device, memory_format=order)
+    """Uninitialised, with the strides of `like`, or channels_last where that has gaps.
+
+    The very strides, those of dimensions of size 1 too: DistributedDataParallel compares them.
+    """
+    last = torch.channels_last
+    kept = like.ndim != 4 or like.is_contiguous() or like.is_contiguous(memory_format=last)
+    return torch.empty_like(like, memory_format=torch.preserve_format if kept else last)
 
 
 def planes_of(skip_channels: Sequence[int], filters: int) -> int:

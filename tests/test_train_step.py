@@ -154,14 +154,17 @@ class Recorder:
         self.recording = False
         self.replays = 0
         self.orders: list[str] = []
+        self.streams: list[Recorder] = []  # each that is made, and that of a recording
 
     def CUDAGraph(self) -> Recorder:
         return self
 
-    def Stream(self) -> Recorder:
+    def current_stream(self) -> Recorder:
         return self
 
-    current_stream = Stream
+    def Stream(self) -> Recorder:
+        self.streams.append(self)
+        return self
 
     def wait_stream(self, other: Recorder) -> None:
         self.orders.append("wait")
@@ -173,7 +176,8 @@ class Recorder:
     stream = device
 
     @contextlib.contextmanager
-    def graph(self, recorded: Recorder) -> Iterator[None]:
+    def graph(self, recorded: Recorder, stream: Recorder) -> Iterator[None]:
+        self.streams.append(stream)
         self.recording = True
         yield
         self.recording = False
@@ -197,6 +201,7 @@ def test_each_call_of_a_replayed_step_is_one_step(monkeypatch: pytest.MonkeyPatc
         assert len(executed) + recorder.replays == calls
     assert len(recorded) == 1
     assert recorder.orders == ["wait"] * 2 * device.WARM_UP  # there and back
+    assert recorder.streams == [recorder] * 2  # one for the warm-up and the recording
 
 
 @pytest.mark.gpu
