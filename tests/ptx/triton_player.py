@@ -3,8 +3,9 @@
     with played(gated_resnet, "hidden_kernel", ...) as player:
         y = dsmooth.functional.gated_resnet(x, ..., impl="triton")   # on the CPU
 
-What launchers allocate by torch.empty lies in the player's memory, unwritten, and each byte of it
-may be written once. Other tensors are inputs: copied in for the launch, and not to be written.
+What launchers allocate by torch.empty or torch.empty_like lies in the player's memory, unwritten,
+and each byte of it may be written once. Other tensors are inputs: copied in for the launch, and not
+to be written.
 """
 
 from __future__ import annotations
@@ -90,13 +91,19 @@ def played(
 ) -> Iterator[TritonPlayer]:
     """Inside the block these kernels are played, and new CPU memory is the player's."""
     player = TritonPlayer(memory, edit=edit)
-    original = torch.empty
+    original, original_like = torch.empty, torch.empty_like
 
     def empty(*size: Any, **kw: Any) -> Tensor:
         like = original(*size, **{**kw, "device": "meta"})
         device = torch.device(kw.get("device") or "cpu")
         if device.type != "cpu" or like.numel() == 0 or _tracing():
             return original(*size, **kw)
+        return memory.empty(like.shape, like.dtype, strides=like.stride(), once=True)
+
+    def empty_like(given: Tensor, **kw: Any) -> Tensor:
+        like = original_like(given, **{**kw, "device": "meta"})
+        if given.device.type != "cpu" or like.numel() == 0 or _tracing():
+            return original_like(given, **kw)
         return memory.empty(like.shape, like.dtype, strides=like.stride(), once=True)
 
     def new_empty(self: Tensor, *size: Any, **kw: Any) -> Tensor:
@@ -110,6 +117,7 @@ def played(
             asked = import_module(f"dsmooth.functional.{op}")
             patch.setattr(asked, "triton_obstacle", lambda *args, **kw: None)
         patch.setattr(torch, "empty", empty)
+        patch.setattr(torch, "empty_like", empty_like)
         patch.setattr(Tensor, "new_empty", new_empty)
         for module, names in kernels.items():
             for name in names:
