@@ -222,6 +222,7 @@ def compile_blocks(model: PixelCNNpp) -> None:
         if isinstance(module, GatedResnet):
             module.layer = 0
             compiled = torch.compile(module.forward, dynamic=False, fullgraph=True)
+            # The instance's own forward is what torch.nn.Module calls.
             module.forward = partial(without_layer, compiled)  # type: ignore[method-assign]
 
 

@@ -169,6 +169,7 @@ def _kind(args: list[str]) -> tuple[str, type, list[str]]:
 
 def _union(kinds: Mapping[str, Any]) -> Any:
     """One type of several verbs, by their names, as tyro takes it."""
+    # Union, because the members are known when the program runs: no `|` stands between them.
     return Union[tuple(Annotated[kind, subcommand(name)] for name, kind in kinds.items())]  # noqa: UP007
 
 
