@@ -48,7 +48,7 @@ def split_seed(seed: int) -> tuple[int, int]:
 def philox4x32(counter: Tensor, key: tuple[int, int]) -> Tensor:
     """Ten rounds of Philox4x32 on 32-bit words held in int64.
 
-    counter: (..., 4) int64 with values in 0 .. 2**32 - 1; key: two such integers.
+    counter: (..., 4) int64, taken modulo 2**32; key: two integers 0 .. 2**32 - 1.
     Returns (..., 4) int64, each entry a uniform 32-bit word.
     Raises TypeError for another dtype, ValueError for another shape or a key that is no such pair.
     """
@@ -58,7 +58,7 @@ def philox4x32(counter: Tensor, key: tuple[int, int]) -> Tensor:
         raise ValueError(f"counter must have shape (..., 4), got {tuple(counter.shape)}")
     if not all(0 <= word <= _MASK for word in key if isinstance(word, int)):
         raise ValueError(f"key must be two words 0 .. 2**32 - 1, got {key}")
-    c0, c1, c2, c3 = counter.unbind(-1)
+    c0, c1, c2, c3 = (counter & _MASK).unbind(-1)
     k0, k1 = key
     for _ in range(10):
         # The low 64 bits of a product are right even where int64 wraps; >> is arithmetic, hence &.
