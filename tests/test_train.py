@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import itertools
 import signal
 import sys
@@ -315,6 +317,15 @@ def test_images_of_ones_own(tmp_path: Path, kind: str, capsys: pytest.CaptureFix
         assert torch.equal(value, weights[name]), name
     with pytest.raises(ValueError, match=r"given to dsmooth\.train in Python.*with data="):
         load_dataset("own", "test")
+
+
+@pytest.mark.quick
+def test_train_is_a_function() -> None:
+    """Beside the modules that are imported below its name."""
+    step = importlib.import_module("dsmooth.train.step")
+    assert inspect.isfunction(dsmooth.train)
+    assert dsmooth.train is train is loop.train
+    assert dsmooth.train.step is step
 
 
 def held_out(count: int) -> torch.Tensor:
