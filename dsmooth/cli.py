@@ -7,6 +7,7 @@ import contextlib
 import difflib
 import inspect
 import io
+import logging
 import os
 import re
 import sys
@@ -26,7 +27,7 @@ from .commands.options import DEFAULT_PRESET, Train
 from .config import Role, TrainConfig
 from .distributed import rank_and_size
 from .presets import preset
-from .progress import silence
+from .progress import lines_shown, silence
 from .runs import RunFolder, default_folder, read_run_config
 
 VERBS: dict[str, type] = {
@@ -90,9 +91,10 @@ def _call(args: list[str]) -> int:
     prog, kind, rest = _kind(args)
     try:
         command = _parse(prog, kind, rest)
+        quiet = args[0] != "doctor" and command.execution.quiet
         # Numbers on the standard output are no talk: `evaluate` keeps the rest quiet itself.
-        quiet = args[0] not in ("evaluate", "doctor") and command.execution.quiet
-        with silence() if quiet else contextlib.nullcontext():
+        silent = silence() if quiet and args[0] != "evaluate" else contextlib.nullcontext()
+        with lines_shown(logging.ERROR if quiet else logging.INFO), silent:
             # A verb is imported when it is called, and torch with it.
             verb = getattr(import_module(f".commands.{args[0]}", __package__), args[0])
             return verb(command) or 0

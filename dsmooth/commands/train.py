@@ -34,6 +34,7 @@ def train(options: Train) -> int:
         device=options.execution.device,
         threads=options.execution.threads,
         tensorboard=options.tensorboard,
+        progress=True,
     )
     if result.interrupted:
         print(f"{options.role}: go on with `{resume_command(options, folder)}`")

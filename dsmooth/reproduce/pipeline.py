@@ -189,7 +189,7 @@ def train_all(
         resume = bool(broadcast_int(run.can_resume()))
         minutes = f" for {config.budget:.3g} minutes" if config.budget and not resume else ""
         print(f"{config.role}: {'going on' if resume else 'training'}{minutes}", flush=True)
-        result = train(config, run.path, resume=resume, device=device)
+        result = train(config, run.path, resume=resume, device=device, progress=True)
         if result.interrupted:
             return result.interrupted
     return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import textwrap
 import time
 from collections import deque
@@ -19,6 +18,7 @@ from ..machine import check_memory
 from ..nn import PixelCNNpp
 from ..nn.condition import condition_vectors
 from ..nn.pixelcnnpp import is_given
+from ..progress import LOG
 from .builder import as_numpy, build_program
 from .program import Program
 from .request import AUTO, Choices, How, Progress, Request, check_size
@@ -316,9 +316,9 @@ def obstacle_of(model: PixelCNNpp) -> str | None:
 
 @cache
 def _say_slow(reason: str) -> None:
-    """Say once on stderr that images are drawn by one forward a pixel, and why."""
+    """Warn once that images are drawn by one forward a pixel, and why."""
     short = textwrap.shorten(reason, 200, placeholder=" ...")
-    print(f"dsmooth: one forward a pixel: {short}; `dsmooth doctor` says more", file=sys.stderr)
+    LOG.warning("one forward a pixel: %s; `dsmooth doctor` says more", short)
 
 
 def _on_cuda(device: torch.device, program: Program, bf16: bool) -> tuple[Any, Tensor]:
