@@ -48,7 +48,8 @@ class OnDevice(Running):
     __doc__ = Running.__doc__
 
     device: str = "auto"
-    """cpu, cuda or cuda:N; auto takes a CUDA device if there is one that can be used."""
+    """cpu, cuda or cuda:N; auto takes a CUDA device if there is one. Drawing without the CUDA half
+    of the extension, it takes the CPU where that is faster by a trial, and says so."""
 
 
 @dataclass(frozen=True)

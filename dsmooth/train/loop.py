@@ -14,7 +14,7 @@ from ..data import ImageDataset, load_dataset
 from ..data.arrays import OWN, OwnData, split_own
 from ..distributed import all_reduce_max, barrier, broadcast_int, process_group, rank_and_size
 from ..files import lock_folder, save_weights
-from ..machine import default_device, use_threads
+from ..machine import choose_device, use_threads
 from ..progress import lines_shown
 from ..runs import RunFolder, default_folder
 from .checkpoint import changes, load_checkpoint, merge_with_run, read_initial, save_checkpoint
@@ -76,7 +76,7 @@ def train(
     NonFiniteLoss, naming step and seed, and ProcessLost if another process is gone.
     """
     run = RunFolder(default_folder(config.role) if folder is None else Path(folder))
-    place = default_device(device)
+    place = choose_device(device)
     if dataset is not None:
         config = replace(config, data=OWN, data_dir=None, download=False, image_size=None)
     with process_group(), contextlib.ExitStack() as stack:
