@@ -25,7 +25,7 @@ from tyro.conf import subcommand
 from ._version import __version__
 from .commands import options
 from .commands.config_file import as_json, read_options
-from .commands.options import DEFAULT_PRESET, Train
+from .commands.options import DEFAULT_PRESET, RGB_PRESET, Train
 from .config import Role, TrainConfig
 from .distributed import rank_and_size
 from .presets import preset
@@ -246,27 +246,35 @@ def _default(prog: str, kind: type, args: list[str]) -> Any:
 
 
 def _train_default(args: list[str]) -> Train:
-    """The defaults of `dsmooth train` from the run to resume, or from a preset."""
+    """The defaults of `dsmooth train` from the run to resume, or from a preset and the data."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("role", nargs="?")
     for option in ("--preset", "--out", "--init", "--data"):
         parser.add_argument(option)
-    parser.add_argument("--image-channels", "--image_channels")
+    for option in ("--data-dir", "--image-channels"):
+        parser.add_argument(option, f"--{option[2:].replace('-', '_')}")
     parser.add_argument("--resume", action="store_true")
     known, _ = parser.parse_known_args(args)
     role: Role = known.role if known.role in get_args(Role) else "noisy"
-    again = known.resume and not known.preset
-    if again:
+    if known.resume and not known.preset:
         run = RunFolder(Path(known.out) if known.out else default_folder(role))
         settings, _ = run.read_config()
-    else:
-        settings = preset(known.preset or DEFAULT_PRESET, role)
-        if known.data not in (None, "celeba", "folder"):
-            settings = replace(settings, image_size=None)  # these have one size
-        if known.init:
-            settings = with_network_of(known.init, settings)
-    unnamed = known.image_channels is None and not again and known.init is None
-    return Train(role=tyro.MISSING, settings=settings, match_channels=unnamed)
+        return Train(role=tyro.MISSING, settings=settings)
+    settings = preset(known.preset or DEFAULT_PRESET, role)
+    data, channels = known.data or settings.data, None
+    if data == "folder" and known.data_dir and Path(known.data_dir).is_dir():
+        from .data.folder import folder_channels
+
+        channels = folder_channels(Path(known.data_dir))
+    if not known.preset and (channels == 3 or data in ("cifar10", "celeba")):
+        settings = preset(RGB_PRESET, role)
+    if data != "celeba" and not (data == "folder" and known.preset):
+        settings = replace(settings, image_size=None)  # these have a size of their own
+    if known.init:
+        settings = with_network_of(known.init, settings)
+    elif channels is not None and known.image_channels is None:
+        settings = replace(settings, model=replace(settings.model, image_channels=channels))
+    return Train(role=tyro.MISSING, settings=settings)
 
 
 def with_network_of(source: str, settings: TrainConfig) -> TrainConfig:

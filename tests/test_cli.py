@@ -136,7 +136,7 @@ def test_options_of_a_file_are_carried_out(tmp_path: Path) -> None:
 def test_data_sets_of_one_size_take_no_size_from_a_preset(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for data, size in (("cifar10", None), ("folder", 32)):
+    for data, size in (("cifar10", None), ("folder", 32), ("celeba", 32)):
         assert run("train", "noisy", "--preset", "photos", "--data", data, "--print-config") == 0
         assert json.loads(capsys.readouterr().out)["image_size"] == size
 
@@ -296,6 +296,15 @@ def test_channels_follow_a_folder(
     assert lines[-2].startswith("noisy: wrote run/model.safetensors (0.")
     assert lines[-1] == "noisy: next: train its denoiser, then `dsmooth sample run DENOISER`"
     assert run("train", "noisy", "--out", "run", *data, "--resume") == 0
+    capsys.readouterr()
+    for preset, scale in (([], 0.3), (["--preset", "mnist-quick"], 0.5)):
+        assert run("train", "noisy", *data, *preset, "--print-config") == 0
+        settings = json.loads(capsys.readouterr().out)
+        assert (settings["model"]["image_channels"], settings["scale"]) == (3, scale)
+        assert settings["image_size"] is None
+    assert run("train", "noisy", *data, "--init", "mnist") == 1
+    error = "dsmooth: error: folder has 3 channels, but the weights of mnist are for images of 1\n"
+    assert capsys.readouterr().err == error
     assert run("train", "noisy", "--out", "grey", *data, "--image-channels", "1") == 1
     assert "has 3 channels, but the model's --image-channels is 1" in capsys.readouterr().err
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, Suppress, arg
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
 from ..config import (
     Method,
@@ -25,7 +25,9 @@ Flag = FlagCreatePairsOff[bool]
 Class = int | Literal["each"]
 Folders = Annotated[Positional[tuple[Path, ...]], arg(help_behavior_hint="")]
 DEFAULT_PRESET = "mnist-quick"
+RGB_PRESET = "photos"
 PRESET_HELP = "Settings to start from: " + "; ".join(f"{k}: {v}" for k, v in DESCRIPTIONS.items())
+TRAIN_PRESET_HELP = f"{PRESET_HELP}. RGB data is trained by {RGB_PRESET} unless another is named"
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class Train:
     """Which model."""
     settings: OmitArgPrefixes[TrainConfig]
     """All that decides the weights."""
-    preset: Annotated[str, arg(help=PRESET_HELP, metavar="|".join(PRESETS))] = DEFAULT_PRESET
+    preset: Annotated[str, arg(help=TRAIN_PRESET_HELP, metavar="|".join(PRESETS))] = DEFAULT_PRESET
     out: Path | None = None
     """Folder of the run; by default runs/ROLE."""
     resume: Flag = False
@@ -115,8 +117,6 @@ class Train:
     tensorboard: Flag = False
     """Also write TensorBoard event files (needs the extra "tensorboard")."""
     execution: OmitArgPrefixes[OnDevice] = OnDevice()
-    match_channels: Suppress[bool] = False
-    """Whether image_channels, which nobody named, follows the images of a folder."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ def train(options: Train) -> int:
     result = train_run(
         settings,
         folder,
-        match_channels=options.match_channels and settings.data == "folder",
         resume=options.resume,
         force=options.force,
         device=options.execution.device,
