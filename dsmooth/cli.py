@@ -7,6 +7,8 @@ import contextlib
 import difflib
 import inspect
 import io
+import json
+import logging
 import os
 import re
 import sys
@@ -22,12 +24,13 @@ from tyro.conf import subcommand
 
 from ._version import __version__
 from .commands import options
-from .commands.options import DEFAULT_PRESET, Train
+from .commands.config_file import as_json, read_options
+from .commands.options import DEFAULT_PRESET, RGB_PRESET, Train
 from .config import Role, TrainConfig
 from .distributed import rank_and_size
 from .presets import preset
-from .progress import silence
-from .runs import RunFolder, default_folder, read_run_config
+from .progress import lines_shown, silence
+from .runs import RunFolder, default_folder
 
 VERBS: dict[str, type] = {
     "train": Train,
@@ -90,9 +93,13 @@ def _call(args: list[str]) -> int:
     prog, kind, rest = _kind(args)
     try:
         command = _parse(prog, kind, rest)
+        if args[0] != "doctor" and command.execution.print_config:
+            print(json.dumps(as_json(command), indent=2, default=str))
+            return 0
+        quiet = args[0] != "doctor" and command.execution.quiet
         # Numbers on the standard output are no talk: `evaluate` keeps the rest quiet itself.
-        quiet = args[0] not in ("evaluate", "doctor") and command.execution.quiet
-        with silence() if quiet else contextlib.nullcontext():
+        silent = silence() if quiet and args[0] != "evaluate" else contextlib.nullcontext()
+        with lines_shown(logging.ERROR if quiet else logging.INFO), silent:
             # A verb is imported when it is called, and torch with it.
             verb = getattr(import_module(f".commands.{args[0]}", __package__), args[0])
             return verb(command) or 0
@@ -187,7 +194,7 @@ def _parse(prog: str, kind: type, args: list[str]) -> Any:
         prog=prog,
         description=_wrapped(kind.__doc__ or ""),
         config=(tyro.conf.HelptextFromCommentsOff,),
-        default=_train_default(args) if kind is Train else None,
+        default=_default(prog, kind, args),
     )
 
 
@@ -228,29 +235,46 @@ def _wrapped(text: str) -> str:
     return "\n".join(map(wrapper.fill, inspect.cleandoc(text).split("\n\n")))
 
 
+def _default(prog: str, kind: type, args: list[str]) -> Any:
+    """The options from --config, and for `train` from the run to resume or from a preset."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", type=Path)
+    known, rest = parser.parse_known_args(args)
+    if known.config:
+        return read_options(kind, known.config, prog)
+    return _train_default(rest) if kind is Train else None
+
+
 def _train_default(args: list[str]) -> Train:
-    """The defaults of `dsmooth train`: from --config, from the run to resume, or from a preset."""
+    """The defaults of `dsmooth train` from the run to resume, or from a preset and the data."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("role", nargs="?")
-    for option in ("--preset", "--config", "--out", "--init", "--data"):
+    for option in ("--preset", "--out", "--init", "--data"):
         parser.add_argument(option)
-    parser.add_argument("--image-channels", "--image_channels")
+    for option in ("--data-dir", "--image-channels"):
+        parser.add_argument(option, f"--{option[2:].replace('-', '_')}")
     parser.add_argument("--resume", action="store_true")
     known, _ = parser.parse_known_args(args)
     role: Role = known.role if known.role in get_args(Role) else "noisy"
-    source = Path(known.config) if known.config else None
-    if known.resume and not known.config and not known.preset:
-        source = RunFolder(Path(known.out) if known.out else default_folder(role)).config
-    if source is not None:
-        settings, _ = read_run_config(source)
-    else:
-        settings = preset(known.preset or DEFAULT_PRESET, role)
-        if known.data not in (None, "celeba", "folder"):
-            settings = replace(settings, image_size=None)  # these have one size
-        if known.init:
-            settings = with_network_of(known.init, settings)
-    unnamed = known.image_channels is None and source is None and known.init is None
-    return Train(role=tyro.MISSING, settings=settings, match_channels=unnamed)
+    if known.resume and not known.preset:
+        run = RunFolder(Path(known.out) if known.out else default_folder(role))
+        settings, _ = run.read_config()
+        return Train(role=tyro.MISSING, settings=settings)
+    settings = preset(known.preset or DEFAULT_PRESET, role)
+    data, channels = known.data or settings.data, None
+    if data == "folder" and known.data_dir and Path(known.data_dir).is_dir():
+        from .data.folder import folder_channels
+
+        channels = folder_channels(Path(known.data_dir))
+    if not known.preset and (channels == 3 or data in ("cifar10", "celeba")):
+        settings = preset(RGB_PRESET, role)
+    if data != "celeba" and not (data == "folder" and known.preset):
+        settings = replace(settings, image_size=None)  # these have a size of their own
+    if known.init:
+        settings = with_network_of(known.init, settings)
+    elif channels is not None and known.image_channels is None:
+        settings = replace(settings, model=replace(settings.model, image_channels=channels))
+    return Train(role=tyro.MISSING, settings=settings)
 
 
 def with_network_of(source: str, settings: TrainConfig) -> TrainConfig:

@@ -9,8 +9,6 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ._extension import cuda_obstacle, is_available
-
 if TYPE_CHECKING:
     import torch
 
@@ -18,15 +16,14 @@ if TYPE_CHECKING:
 def choose_device(name: str) -> torch.device:
     """The device that `name` means: "auto", "cpu", "cuda" or "cuda:1".
 
-    "auto" is "cuda" where there is a device and the extension can use it, else "cpu". Under
-    torchrun "cuda" is the device of LOCAL_RANK.
+    "auto" is "cuda" where there is a device, else "cpu". Under torchrun "cuda" is the device of
+    LOCAL_RANK.
     Raises ValueError, with the reason, for a CUDA device that is not there, and for other names.
     """
     import torch
 
     if name == "auto":
-        built = is_available() and cuda_obstacle() is None
-        name = "cuda" if torch.cuda.is_available() and built else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cpu":
         return torch.device("cpu")
     kind, _, index = name.partition(":")
@@ -41,17 +38,6 @@ def choose_device(name: str) -> torch.device:
     if number >= count:
         raise ValueError(f"device={name}: there are {count} CUDA devices, numbered from 0")
     return torch.device("cuda", number)
-
-
-def default_device(name: str = "auto") -> torch.device:
-    """The device for networks that need no extension: "auto" takes every CUDA device.
-
-    Raises as `choose_device` does.
-    """
-    import torch
-
-    auto = "cuda" if torch.cuda.is_available() else "cpu"
-    return choose_device(auto if name == "auto" else name)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -15,7 +15,7 @@ from .nn.weights import weights_digest
 from .pair import SmoothedPair
 from .pretrained import SavedNetwork, resolve
 from .runs import RunFolder
-from .sampling.cached import Sampler
+from .sampling.cached import Sampler, has_cached_sampler
 from .sampling.output import DrawPart
 from .sampling.request import Progress, Request
 
@@ -117,7 +117,8 @@ class Models:
     @property
     def chunk(self) -> int:
         """Images that a process draws at a time."""
-        return CHUNK[self.device.type]
+        fills = has_cached_sampler(next(iter(self.networks.values())))
+        return CHUNK[self.device.type if fills else "cpu"]
 
 
 def load_models(names: Sequence[str | Path]) -> Models:

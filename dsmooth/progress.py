@@ -1,7 +1,8 @@
-"""Progress on the screen: bars on a terminal and in a notebook, plain lines elsewhere."""
+"""Lines of the logger `dsmooth`, and progress: bars on a terminal and in a notebook, else lines."""
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -11,6 +12,8 @@ from importlib.util import find_spec
 from typing import Any
 
 LINE_SECONDS = 10.0
+# News has level INFO, and lines that a user should see who asked for nothing have WARNING.
+LOG = logging.getLogger("dsmooth")
 
 
 def shows_bars() -> bool:
@@ -18,6 +21,35 @@ def shows_bars() -> bool:
     if type(sys.stdout).__module__ == "ipykernel.iostream":
         return find_spec("ipywidgets") is not None
     return sys.stdout.isatty()
+
+
+class _Lines(logging.Handler):
+    """Prints news to the standard output, and warnings to the other behind the program's name."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno < logging.WARNING:
+            print(record.getMessage(), flush=True)
+        else:
+            print(f"dsmooth: {record.getMessage()}", file=sys.stderr)
+
+
+@contextmanager
+def lines_shown(level: int = logging.INFO) -> Iterator[None]:
+    """Inside the block the lines of `LOG` are printed, from `level` up.
+
+    A block inside another does nothing.
+    """
+    if any(isinstance(handler, _Lines) for handler in LOG.handlers):
+        yield
+        return
+    handler, before = _Lines(), LOG.level
+    LOG.addHandler(handler)
+    LOG.setLevel(level)
+    try:
+        yield
+    finally:
+        LOG.removeHandler(handler)
+        LOG.setLevel(before)
 
 
 @contextmanager

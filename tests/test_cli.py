@@ -80,11 +80,63 @@ def test_print_config_shows_overrides(capsys: pytest.CaptureFixture[str]) -> Non
     assert printed["clean_noise"] == 0.01
 
 
+# A verb, what it needs, and an option that stands in the file, then on the command line.
+CONFIGURED = [
+    ("train noisy", "", "batch_size"),
+    ("sample", "mnist", "count"),
+    ("complete", "mnist", "draws"),
+    ("evaluate bpd", "mnist", "limit"),
+    ("evaluate fid", "mnist", "subsets"),
+    ("evaluate classify", "mnist", "n_noise"),
+    ("evaluate train-classifier", "--out x.safetensors", "epochs"),
+    ("probe", "mnist", "train_images"),
+    ("reproduce", "", "scored_images"),
+]
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(("verb", "needed", "name"), CONFIGURED)
+def test_every_verb_takes_its_options_from_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str, needed: str, name: str
+) -> None:
+    """The command line wins, and a name that is no option's is refused in a line."""
+    file = tmp_path / "options.json"
+
+    def shown(*arguments: str) -> dict[str, object]:
+        assert run(*verb.split(), *arguments, "--print-config") == 0
+        return json.loads(capsys.readouterr().out)
+
+    values = {**shown(*needed.split()), name: 7}
+    file.write_text(json.dumps(values))
+    config, flag = ["--config", str(file)], f"--{name.replace('_', '-')}"
+    assert shown(*config) == values
+    assert shown(*config, flag, "3") == {**values, name: 3}
+    for wrong, message in (
+        ({"colour": 1}, f"dsmooth {verb.removesuffix(' noisy')} has no option colour"),
+        ({name: "many"}, f"{flag}: Expected `int"),
+    ):
+        file.write_text(json.dumps({**values, **wrong}))
+        assert run(*verb.split(), *config) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"dsmooth: error: {file}: {message}")
+
+
+@pytest.mark.quick
+def test_options_of_a_file_are_carried_out(tmp_path: Path) -> None:
+    plain = save_run(tmp_path / "plain", "plain")
+    file, out = tmp_path / "options.json", tmp_path / "x.npz"
+    values = {"models": [str(plain)], "count": 2, "seed": 3, "out": [str(out)], "quiet": True}
+    file.write_text(json.dumps(values))
+    assert run("sample", "--config", str(file), "--count", "1") == 0
+    stored = np.load(out)
+    assert (len(stored["x"]), int(stored["seed"])) == (1, 3)
+
+
 @pytest.mark.quick
 def test_data_sets_of_one_size_take_no_size_from_a_preset(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for data, size in (("cifar10", None), ("folder", 32)):
+    for data, size in (("cifar10", None), ("folder", 32), ("celeba", 32)):
         assert run("train", "noisy", "--preset", "photos", "--data", data, "--print-config") == 0
         assert json.loads(capsys.readouterr().out)["image_size"] == size
 
@@ -244,6 +296,15 @@ def test_channels_follow_a_folder(
     assert lines[-2].startswith("noisy: wrote run/model.safetensors (0.")
     assert lines[-1] == "noisy: next: train its denoiser, then `dsmooth sample run DENOISER`"
     assert run("train", "noisy", "--out", "run", *data, "--resume") == 0
+    capsys.readouterr()
+    for preset, scale in (([], 0.3), (["--preset", "mnist-quick"], 0.5)):
+        assert run("train", "noisy", *data, *preset, "--print-config") == 0
+        settings = json.loads(capsys.readouterr().out)
+        assert (settings["model"]["image_channels"], settings["scale"]) == (3, scale)
+        assert settings["image_size"] is None
+    assert run("train", "noisy", *data, "--init", "mnist") == 1
+    error = "dsmooth: error: folder has 3 channels, but the weights of mnist are for images of 1\n"
+    assert capsys.readouterr().err == error
     assert run("train", "noisy", "--out", "grey", *data, "--image-channels", "1") == 1
     assert "has 3 channels, but the model's --image-channels is 1" in capsys.readouterr().err
 

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 import dsmooth
+from dsmooth.commands import drawing_device
+from dsmooth.models import load_models
 from dsmooth.pictures import grid_png
 from dsmooth.sampling import CachedSampler, jacobi_sample, sequential_sample
 from dsmooth.sampling.cached import Sampler, has_cached_sampler
@@ -180,6 +182,51 @@ def test_a_diverged_image_costs_no_other(
     assert run(*command, "--out", "none.npz") == 1
     error = "dsmooth: error: 4 of 4 images diverged, as those of a hardly trained model"
     assert capsys.readouterr().err.startswith(error)
+
+
+@pytest.mark.usefixtures("runs")
+def test_a_gpu_without_the_cuda_half(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The faster of two ways by a trial, which a folder that is there does not repeat."""
+    caplog.set_level("INFO", "dsmooth")
+    gpu, cpu, models = torch.device("cuda", 1), torch.device("cpu"), load_models([Path()])
+    request, how, folder = Request(4), How(threads=1), Path("folder")
+    assert min(drawing_device.trial(models, request, how, cpu)) > 0
+    monkeypatch.setattr(drawing_device, "choose_device", {"auto": gpu, "cuda": gpu, "cpu": cpu}.get)
+    monkeypatch.setattr(drawing_device, "cuda_obstacle", lambda: "no nvcc")
+
+    def chosen(name: str = "auto", how: How = how, *, on_cpu: float, on_gpu: float) -> torch.device:
+        monkeypatch.setattr(drawing_device, "trial", lambda *_: (on_cpu, on_gpu))
+        return drawing_device.drawing_device(name, models, request, how, folder)
+
+    assert chosen(on_cpu=1, on_gpu=3) == cpu
+    line = (
+        "drawing on the CPU, by a trial 3.0 times as fast as Jacobi iterations on cuda:1: no nvcc"
+    )
+    assert caplog.messages == [line]
+    assert chosen(on_cpu=3, on_gpu=1) == chosen("cuda", on_cpu=1, on_gpu=3) == gpu
+    assert chosen(how=How(precision="bfloat16"), on_cpu=3, on_gpu=1) == cpu
+    assert run("sample", ".", "-n", "2", "--device", "cpu", "--out", str(folder)) == 0
+    assert chosen(on_cpu=3, on_gpu=1) == cpu
+    monkeypatch.setattr(drawing_device, "is_available", lambda: False)
+    assert chosen(on_cpu=1, on_gpu=3) == gpu
+
+
+def test_a_gpu_draws_by_jacobi_iterations(
+    pair: dsmooth.SmoothedPair, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The CPU stands in for it: the images are those of one forward a pixel."""
+    request = Request(3)
+    monkeypatch.setattr("dsmooth.sampling.cached.obstacle_of", lambda model: "no nvcc")
+    expected = pair.draw(request, Sampler())
+    monkeypatch.setattr("dsmooth.sampling.cached.settles_on_gpu", lambda weight: True)
+    seen: list[float] = []
+    x = pair.draw(request, Sampler(), seen.append)
+    assert (x - expected).abs().max() < 1e-4
+    assert (seen, seen[-1]) == (sorted(seen), 1)
+    ways = ("one forward a pixel", "Jacobi iterations of whole images")
+    assert caplog.messages == [f"{way}: no nvcc; `dsmooth doctor` says more" for way in ways]
 
 
 @pytest.mark.usefixtures("runs")

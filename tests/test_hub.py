@@ -78,7 +78,7 @@ def same(a: dsmooth.SmoothedPair, b: dsmooth.SmoothedPair) -> bool:
 
 
 def test_a_pair_goes_to_the_hub_and_comes_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     hub = FakeHub(tmp_path / "store")
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
@@ -94,7 +94,7 @@ def test_a_pair_goes_to_the_hub_and_comes_back(
     assert same(back, pair)
     assert hub.asked == [("someone/digits", "v1")]
     said = "no folder someone/digits here: reading someone/digits of the Hugging Face Hub"
-    assert said in capsys.readouterr().err
+    assert said in caplog.text
     hub.asked.clear()
     options = {"cache_dir": "x", "token": "secret", "local_files_only": True}
     dsmooth.SmoothedPair.from_pretrained("someone/digits", **options)

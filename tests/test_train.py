@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import itertools
 import signal
 import sys
@@ -300,7 +302,7 @@ def test_images_of_ones_own(tmp_path: Path, kind: str, capsys: pytest.CaptureFix
         dsmooth.train(config, tmp_path / "no", dataset=datasets[kind])
     seen: list[Evaluation] = []
     options = {"dataset": datasets[kind], "match_channels": True, "on_evaluation": seen.append}
-    result = dsmooth.train(config, tmp_path / "a", **options)
+    result = dsmooth.train(config, tmp_path / "a", **options, progress=True)
     assert [each[:2] for each in seen] == [(16, result.bits_per_dim)]
     assert (len(seen[0].samples), seen[0].model.config.image_channels) == (1, 3)
     stored, size = RunFolder(tmp_path / "a").read_config()
@@ -315,6 +317,15 @@ def test_images_of_ones_own(tmp_path: Path, kind: str, capsys: pytest.CaptureFix
         assert torch.equal(value, weights[name]), name
     with pytest.raises(ValueError, match=r"given to dsmooth\.train in Python.*with data="):
         load_dataset("own", "test")
+
+
+@pytest.mark.quick
+def test_train_is_a_function() -> None:
+    """Beside the modules that are imported below its name."""
+    step = importlib.import_module("dsmooth.train.step")
+    assert inspect.isfunction(dsmooth.train)
+    assert dsmooth.train is train is loop.train
+    assert dsmooth.train.step is step
 
 
 def held_out(count: int) -> torch.Tensor:
@@ -374,16 +385,17 @@ def test_a_loop_of_ones_own_writes_a_run(tmp_path: Path) -> None:
     ],
 )
 def test_a_picture_may_be_too_early(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], images_seen: int, total: int, words: str
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, images_seen: int, total: int, words: str
 ) -> None:
+    caplog.set_level("INFO", "dsmooth")
     with RunLog(RunFolder(tmp_path), tiny(images=total), 0) as log:
         log.grid(images_seen, torch.full((1, 1, 4, 4), torch.inf))
-    assert capsys.readouterr().out == f"noisy: {words}\n"
+    assert caplog.messages == [f"noisy: {words}"]
     assert not RunFolder(tmp_path).grids()
 
 
 def test_tensorboard_gets_numbers_and_pictures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calls: list[tuple[str, tuple[object, ...]]] = []
 
@@ -398,6 +410,7 @@ def test_tensorboard_gets_numbers_and_pictures(
     module.SummaryWriter = Writer
     monkeypatch.setitem(sys.modules, module.__name__, module)
     train(tiny(images=16), tmp_path / "run", tensorboard=True)
+    assert capsys.readouterr() == ("", "")
     (picture,) = [values for name, values in calls if name == "add_images"]
     assert picture[0] == "samples"
     assert torch.equal(picture[1], torch.full((1, 1, 4, 4), 0.5))

@@ -15,7 +15,7 @@ from ..data.folder import read_image_file
 from ..distributed import process_group, rank_and_size
 from ..evaluate.sources import as_grey, choose_data, read_images
 from ..files import write_npz
-from ..machine import check_memory, choose_device
+from ..machine import check_memory
 from ..models import Models, load_models
 from ..pictures import BORDER, is_diverged, save_grid, visible
 from ..pretrained import is_model
@@ -24,6 +24,7 @@ from ..sampling.cached import Sampler
 from ..sampling.known import keep_top, known_pixels
 from ..sampling.output import gather
 from ..sampling.request import How, Request
+from .drawing_device import drawing_device
 from .options import Complete
 from .sample import (
     GRID_LIMIT,
@@ -42,7 +43,7 @@ def complete(options: Complete) -> None:
     if source is None and len(names) > 1 and not is_model(names[-1]):
         source = names.pop()
     with process_group():
-        models = load_models(names).to(choose_device(options.execution.device))
+        models = load_models(names)
         if models.smoothed is None and "noisy" in models.networks:
             raise ValueError(f"{names[0]} is a noisy model: name the pair that it is of")
         check_models(models, options.drawing)
@@ -54,6 +55,7 @@ def complete(options: Complete) -> None:
         request = Request(len(known), known=known_pixels(known, mask, len(known)), **drawing)
         started, rank = time.monotonic(), rank_and_size()[0]
         sampler = Sampler(How(options.execution.threads, options.execution.precision))
+        models.to(drawing_device(options.execution.device, models, request, sampler.how))
         with progress("completing", request.count) if rank == 0 else nullcontext() as done:
             completed = gather(models.drawer(request, sampler), request, models.chunk, done)
     if completed is not None:

@@ -34,7 +34,7 @@ from ..evaluate.likelihood import (
 )
 from ..evaluate.sources import check_labels, choose_data, describe_data
 from ..files import write_json
-from ..machine import autocast, default_device, use_threads
+from ..machine import autocast, choose_device, use_threads
 from ..models import load_models
 from ..progress import progress, silence
 from ..tables import COMPARABLE, Table, bits_table, decimals
@@ -76,7 +76,7 @@ def evaluate(options: BitsOptions | FrechetOptions | ClassifyOptions | Classifie
 
 def evaluate_bits(options: BitsOptions) -> dict[str, Any]:
     """`dsmooth evaluate bpd`."""
-    device = default_device(options.execution.device)
+    device = choose_device(options.execution.device)
     models = load_models([*options.models, *filter(None, [options.plain])])
     if models.smoothed is None and models.plain is None:
         models.pair  # noqa: B018 - says what is wrong with a single model
@@ -173,7 +173,7 @@ def bits_of_classes(every: Mapping[str, Scores], dataset: ImageDataset) -> dict[
 
 def evaluate_classify(options: ClassifyOptions) -> dict[str, Any]:
     """`dsmooth evaluate classify`."""
-    device = default_device(options.execution.device)
+    device = choose_device(options.execution.device)
     models = load_models(options.models).to(device)
     if models.smoothed is not None and models.plain is not None:
         raise ValueError("name a pair or a plain model: one of them classifies at a time")

@@ -28,13 +28,14 @@ from ..evaluate.sources import (
     describe_data,
     read_images,
 )
-from ..machine import choose_device, default_device
+from ..machine import choose_device
 from ..models import Models, load_models
 from ..pretrained import is_model
 from ..progress import progress, significant
 from ..sampling.cached import Sampler
 from ..sampling.request import How, Request
 from ..tables import Table, decimals
+from .drawing_device import drawing_device
 from .options import Drawing, FrechetOptions
 from .sample import check_models, check_output, check_outputs, sample_to_files
 
@@ -49,7 +50,7 @@ def evaluate_frechet(options: FrechetOptions) -> dict[str, Any]:
         raise ValueError("--per-class needs --label each")
     if options.per_class and options.reference is not None:
         raise ValueError("--per-class needs real images, not the statistics of --reference")
-    device = default_device(options.execution.device)
+    device = choose_device(options.execution.device)
     extractor = make_extractor(options.extractor, weights=options.weights, device=device)
     models = models_to_draw(options.samples)
     choice = choose_data(models, **vars(options.dataset))
@@ -189,8 +190,8 @@ def collect_samples(
     name = f"samples-{options.method}-{count}-{digest}"
     keep = options.keep or options.out.parent / name
     check_outputs([keep], count)
-    models.to(choose_device(options.execution.device))
     sampler = Sampler(How(options.execution.threads, options.execution.precision))
+    models.to(drawing_device(options.execution.device, models, request, sampler.how, keep))
     sample_to_files(models, request, sampler, [keep])
     barrier()
     return read_images(keep), how, request.labels(models.n_classes)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, Suppress, arg
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
 from ..config import (
     Method,
@@ -25,30 +25,38 @@ Flag = FlagCreatePairsOff[bool]
 Class = int | Literal["each"]
 Folders = Annotated[Positional[tuple[Path, ...]], arg(help_behavior_hint="")]
 DEFAULT_PRESET = "mnist-quick"
+RGB_PRESET = "photos"
 PRESET_HELP = "Settings to start from: " + "; ".join(f"{k}: {v}" for k, v in DESCRIPTIONS.items())
+TRAIN_PRESET_HELP = f"{PRESET_HELP}. RGB data is trained by {RGB_PRESET} unless another is named"
 
 
 @dataclass(frozen=True)
 class Running:
-    """How the command runs. The results depend on it by rounding alone."""
+    """How the command runs. Devices, threads and precisions change results by rounding alone."""
 
     threads: int | None = None
     """CPU threads; by default all cores."""
     quiet: Flag = False
     """Print errors alone."""
+    config: Path | None = None
+    """Take options that are not named from this JSON file, such as --print-config prints; train
+    takes the config.json of a run too, instead of a preset."""
+    print_config: Flag = False
+    """Print the options as JSON and stop."""
 
 
 @dataclass(frozen=True)
 class OnDevice(Running):
-    """How the command runs. The results depend on it by rounding alone."""
+    __doc__ = Running.__doc__
 
     device: str = "auto"
-    """cpu, cuda or cuda:N; auto takes a CUDA device if there is one that can be used."""
+    """cpu, cuda or cuda:N; auto takes a CUDA device if there is one. Drawing without the CUDA half
+    of the extension, it takes the CPU where that is faster by a trial, and says so."""
 
 
 @dataclass(frozen=True)
 class Computing(OnDevice):
-    """How the command runs. The results depend on it by rounding alone."""
+    __doc__ = Running.__doc__
 
     precision: Precision = "auto"
     """Number format of the networks; auto draws by bfloat16 on a CUDA device, and takes float32
@@ -98,9 +106,7 @@ class Train:
     """Which model."""
     settings: OmitArgPrefixes[TrainConfig]
     """All that decides the weights."""
-    preset: Annotated[str, arg(help=PRESET_HELP, metavar="|".join(PRESETS))] = DEFAULT_PRESET
-    config: Path | None = None
-    """Repeat the run whose config.json this is, instead of a preset."""
+    preset: Annotated[str, arg(help=TRAIN_PRESET_HELP, metavar="|".join(PRESETS))] = DEFAULT_PRESET
     out: Path | None = None
     """Folder of the run; by default runs/ROLE."""
     resume: Flag = False
@@ -110,11 +116,7 @@ class Train:
     """With --resume: take settings that differ from the run's, from here on."""
     tensorboard: Flag = False
     """Also write TensorBoard event files (needs the extra "tensorboard")."""
-    print_config: Flag = False
-    """Print the settings as JSON and stop."""
     execution: OmitArgPrefixes[OnDevice] = OnDevice()
-    match_channels: Suppress[bool] = False
-    """Whether image_channels, which nobody named, follows the images of a folder."""
 
 
 @dataclass(frozen=True)

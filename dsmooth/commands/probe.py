@@ -8,7 +8,7 @@ from ..distributed import process_group, rank_and_size
 from ..evaluate.probe import BLOCKS, PIXELS, check_data, probe_pair
 from ..evaluate.sources import choose_data
 from ..files import write_atomically
-from ..machine import default_device, use_threads
+from ..machine import choose_device, use_threads
 from ..models import load_models
 from ..report.plots import probe_png
 from ..tables import Table, decimals
@@ -23,7 +23,7 @@ def probe(options: Probe) -> None:
     """
     with process_group():
         use_threads(options.execution.threads)
-        device, path = default_device(options.execution.device), options.out / "probes.json"
+        device, path = choose_device(options.execution.device), options.out / "probes.json"
         models = load_models(options.models)
         pair = models.pair
         choice = choose_data(models, **vars(options.dataset))

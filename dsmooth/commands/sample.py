@@ -9,13 +9,14 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from ..distributed import process_group, rank_and_size
-from ..machine import check_memory, choose_device
+from ..machine import check_memory
 from ..models import Models, load_models
 from ..pictures import is_diverged, save_grid, visible
 from ..progress import progress
 from ..sampling.cached import Sampler
 from ..sampling.output import Filled, Pictures, Shards, fill, gather, write_adm_npz, write_images
 from ..sampling.request import How, Request, chosen_seed
+from .drawing_device import drawing_device
 from .options import Drawing, Sample
 
 # The most images that one PNG shows.
@@ -28,10 +29,12 @@ def sample(options: Sample) -> None:
     request = Request(options.count, first_index=options.first_index, **drawing)
     sampler = Sampler(How(options.execution.threads, options.execution.precision))
     check_outputs(options.out, options.count, png=options.png, adm=options.adm)
-    device = choose_device(options.execution.device)
     with process_group():
-        models = load_models(options.models).to(device)
+        models = load_models(options.models)
         check_models(models, options.drawing)
+        folder = None if options.out[0].suffix else options.out[0]
+        device = options.execution.device
+        models.to(drawing_device(device, models, request, sampler.how, folder))
         sample_to_files(models, request, sampler, options.out, png=options.png, adm=options.adm)
 
 

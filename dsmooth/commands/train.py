@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from ..config import Role
@@ -19,21 +18,18 @@ def train(options: Train) -> int:
     if options.force and not options.resume:
         raise ValueError("--force is for --resume: a new run has no settings to change")
     settings = replace(options.settings, role=options.role)
-    if options.print_config:
-        print(json.dumps(asdict(settings), indent=2))
-        return 0
     from ..train import train as train_run
 
     folder = options.out or default_folder(options.role)
     result = train_run(
         settings,
         folder,
-        match_channels=options.match_channels and settings.data == "folder",
         resume=options.resume,
         force=options.force,
         device=options.execution.device,
         threads=options.execution.threads,
         tensorboard=options.tensorboard,
+        progress=True,
     )
     if result.interrupted:
         print(f"{options.role}: go on with `{resume_command(options, folder)}`")

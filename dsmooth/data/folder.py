@@ -90,6 +90,11 @@ def load_folder(
     return ImageDataset(images, _labels(data_dir, every, paths), "folder", split, source)
 
 
+def folder_channels(data_dir: Path) -> int:
+    """The channels of `load_folder`'s images, from their headers: 1 or 3. Raises as it does."""
+    return _CHANNELS[_scan(_image_paths(data_dir), check_sizes=False)[0]]
+
+
 def read_every_image(folder: Path, limit: int | None = None) -> torch.Tensor:
     """Return the first `limit` images (all by default) in `folder` and the folders inside it.
 

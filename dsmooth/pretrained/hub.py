@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 from typing import Any
+
+from ..progress import LOG
 
 # "owner/name", as the Hub allows it.
 _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
@@ -25,7 +26,7 @@ def is_hub_id(name: str | Path) -> bool:
 def download(repo_id: str, revision: str | None = None, **options: Any) -> Path:
     """The folder of a model on the Hub, fetched into the cache of huggingface_hub if need be.
 
-    A line on stderr says so, for the name may be a path that was mistyped. revision: a branch, tag
+    A warning says so, for the name may be a path that was mistyped. revision: a branch, tag
     or commit; None for the main branch. options: cache_dir, token and local_files_only of
     huggingface_hub; those that are None or False are not passed on.
     Raises ModuleNotFoundError without the extra, and OSError, with the reason and what to do, if
@@ -33,7 +34,7 @@ def download(repo_id: str, revision: str | None = None, **options: Any) -> Path:
     """
     missing = f"there is no folder {repo_id} here"
     hub = _huggingface_hub(f"{missing}; to read it from the Hugging Face Hub")
-    print(f"dsmooth: {missing}: reading {repo_id} of the Hugging Face Hub", file=sys.stderr)
+    LOG.warning("%s: reading %s of the Hugging Face Hub", missing, repo_id)
     given = {name: value for name, value in options.items() if value}
     try:
         folder = hub.snapshot_download(repo_id, revision=revision, allow_patterns=_FILES, **given)

@@ -19,7 +19,7 @@ from ..config import OWN, Precision, ReproductionStage, check_one_of, flatten
 from ..distributed import barrier, broadcast_int, process_group, rank_and_size
 from ..evaluate.features import make_extractor
 from ..files import lock_folder, read_json, write_json
-from ..machine import default_device, use_threads
+from ..machine import choose_device, use_threads
 from ..models import Models, load_models
 from ..pretrained import TITLE
 from ..report.page import advice, bound_sentence, write_report
@@ -63,7 +63,7 @@ def reproduce(
             check_one_of("only", only, get_args(ReproductionStage))
         if sizes.extractor != "auto":
             make_extractor(sizes.extractor)  # a mistake is reported before any work
-        place, first = default_device(device), rank_and_size()[0] == 0
+        place, first = choose_device(device), rank_and_size()[0] == 0
         say_how_to_use_all_gpus()
         if isinstance(plan, PretrainedPlan):
             models = load_models(plan.models).to(place)
@@ -189,7 +189,7 @@ def train_all(
         resume = bool(broadcast_int(run.can_resume()))
         minutes = f" for {config.budget:.3g} minutes" if config.budget and not resume else ""
         print(f"{config.role}: {'going on' if resume else 'training'}{minutes}", flush=True)
-        result = train(config, run.path, resume=resume, device=device)
+        result = train(config, run.path, resume=resume, device=device, progress=True)
         if result.interrupted:
             return result.interrupted
     return None

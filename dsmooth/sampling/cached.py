@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import textwrap
 import time
 from collections import deque
@@ -19,7 +18,9 @@ from ..machine import check_memory
 from ..nn import PixelCNNpp
 from ..nn.condition import condition_vectors
 from ..nn.pixelcnnpp import is_given
+from ..progress import LOG
 from .builder import as_numpy, build_program
+from .jacobi import draw_by_jacobi
 from .program import Program
 from .request import AUTO, Choices, How, Progress, Request, check_size
 from .sequential import draw_sequentially
@@ -229,7 +230,10 @@ class CachedSampler:
 
 
 class Sampler:
-    """Draws requests from networks: by `CachedSampler` where it runs, else pixel by pixel.
+    """Draws requests from networks: by `CachedSampler` where it runs, else by whole forwards.
+
+    These are Jacobi iterations on a GPU, which a forward of one pixel leaves idle, and one forward
+    a pixel elsewhere.
 
     A network is packed when it is first drawn from. Later changes of its weights may not be seen,
     so a sampler serves one drawing.
@@ -256,6 +260,8 @@ class Sampler:
         cached = self._packed[model]
         if cached is not None:
             return cached.draw(request, size, context, self.how, progress)
+        if settles_on_gpu(model.head.bias):
+            return draw_by_jacobi(model, request, size, context, progress).images
         before = torch.get_num_threads()
         torch.set_num_threads(self.how.threads or before)
         try:
@@ -270,8 +276,17 @@ class Sampler:
             return CachedSampler(model, getattr(torch, precision))
         if self.how.precision == "bfloat16":
             raise ValueError(f"precision bfloat16 needs the cached sampler: {reason}")
-        _say_slow(reason)
+        gpu = settles_on_gpu(model.head.bias)
+        _say_slow("Jacobi iterations of whole images" if gpu else "one forward a pixel", reason)
         return None
+
+
+def settles_on_gpu(weight: Tensor) -> bool:
+    """Whether a network without a cached sampler draws by Jacobi iterations.
+
+    In half precision these end before the pixels are those of one forward a pixel.
+    """
+    return weight.is_cuda and weight.dtype in (torch.float32, torch.float64)
 
 
 def sample_images(
@@ -286,7 +301,7 @@ def sample_images(
     progress: Progress | None = None,
     **choices: Unpack[Choices],
 ) -> Tensor:
-    """Draw n images: `CachedSampler` where it runs, else `sequential_sample`.
+    """Draw n images: `CachedSampler` where it runs, else `sequential_sample`, or `jacobi_sample`.
 
     precision: of the cached sampler; "auto" is bfloat16 on a CUDA device, float32 on the CPU. Other
     arguments, result and errors are those of `CachedSampler.sample`; weights are packed anew at
@@ -315,10 +330,10 @@ def obstacle_of(model: PixelCNNpp) -> str | None:
 
 
 @cache
-def _say_slow(reason: str) -> None:
-    """Say once on stderr that images are drawn by one forward a pixel, and why."""
+def _say_slow(way: str, reason: str) -> None:
+    """Warn once in which way images are drawn without a cached sampler, and why."""
     short = textwrap.shorten(reason, 200, placeholder=" ...")
-    print(f"dsmooth: one forward a pixel: {short}; `dsmooth doctor` says more", file=sys.stderr)
+    LOG.warning("%s: %s; `dsmooth doctor` says more", way, short)
 
 
 def _on_cuda(device: torch.device, program: Program, bf16: bool) -> tuple[Any, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..functional import logistic_mixture_sample
 from ..nn import PixelCNNpp
-from .request import Choices, Request, check_size
+from .request import Choices, Progress, Request, check_size
 from .sequential import first_images, in_evaluation, pixel_uniforms, select_context
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ class JacobiSamples(NamedTuple):
     iterations: Tensor  # (n,) int64
 
 
-@torch.no_grad()
 def jacobi_sample(
     model: PixelCNNpp,
     n: int,
@@ -58,7 +57,26 @@ def jacobi_sample(
     nonlinear equation solving (2021).
     """
     request, size = Request.make(n, choices), (height, width)
+    return draw_by_jacobi(model, request, size, context, by_row=by_row, start=start)
+
+
+@torch.no_grad()
+def draw_by_jacobi(
+    model: PixelCNNpp,
+    request: Request,
+    size: tuple[int, int],
+    context: Tensor | None = None,
+    progress: Progress | None = None,
+    *,
+    by_row: bool = False,
+    start: Tensor | None = None,
+) -> JacobiSamples:
+    """Draw a request as `jacobi_sample` does.
+
+    progress: called after each iteration with the fraction of images that settled, or of rows.
+    """
     check_size(size)
+    n, (height, width) = request.count, size
     x, mask = first_images(model, request, size, start)
     exact = model.config.likelihood == "discretized"
     rounding = 0.0 if exact else ROUNDINGS * torch.finfo(x.dtype).eps
@@ -88,6 +106,8 @@ def jacobi_sample(
             iterations[active] += 1
             settled = (moved <= rounding * drawn.abs().clamp(min=1)).flatten(1).all(1)
             active = active[~settled]
+            if progress is not None:
+                progress((end - (end - first) * len(active) / n) / height)
             if len(active) == 0:
                 break
     return JacobiSamples(x, iterations)

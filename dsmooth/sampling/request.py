@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import math
 import secrets
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
@@ -20,6 +19,7 @@ from torch import Tensor
 from ..config import Method, Precision, Score, check_choices, check_whole
 from ..nn.condition import check_label
 from ..philox import split_seed
+from ..progress import LOG
 from .known import KnownPixels, known_pixels
 
 # One class for all images; the classes in turn; or (n,) int64, or (n, n_classes) soft classes.
@@ -31,8 +31,8 @@ Progress = Callable[[float], None]
 class Choices(TypedDict, total=False):
     """Keyword arguments of every sampler: with the weights they decide the images.
 
-    seed: 0 by default. None draws one and reports it on stderr. generator: a generator of torch
-    that gives the seed instead, another one at each call. first_index: number of the first
+    seed: 0 by default. None draws one, which the logger `dsmooth` warns of. generator: a generator
+    of torch that gives the seed instead, another one at each call. first_index: number of the first
     image in the stream that `seed` names, 0 by default. temperature: > 0, 1 by default; divides the
     logits and multiplies the scales.
 
@@ -202,11 +202,11 @@ AUTO = How()
 
 
 def chosen_seed(seed: int | None) -> int:
-    """`seed`; for None one from the operating system, which a line on stderr reports."""
+    """`seed`; for None one from the operating system, which a warning reports."""
     if seed is not None:
         return seed
     seed = secrets.randbits(32)
-    print(f"dsmooth: drew seed {seed}; seed={seed} gives the same images again", file=sys.stderr)
+    LOG.warning("drew seed %d; seed=%d gives the same images again", seed, seed)
     return seed
 
 

@@ -1,27 +1,15 @@
-"""Training of one model: p(x~), p(x | x~) or p(x).
-
-`dsmooth.train(config, ...)` is `dsmooth.train.train`: this package can be called.
-"""
+"""Training of one model: p(x~), p(x | x~) or p(x)."""
 
 from __future__ import annotations
 
 import sys
-from types import ModuleType
-from typing import Any
 
 from .log import Evaluation, NonFiniteLoss
 from .loop import TrainResult, train
 
 __all__ = ["Evaluation", "NonFiniteLoss", "TrainResult", "train"]
 
-
-class _Callable(ModuleType):
-    """A module that stands for its function `train`, as `import dsmooth.train` hides that name."""
-
-    __wrapped__ = staticmethod(train)
-
-    def __call__(self, *args: Any, **options: Any) -> TrainResult:
-        return train(*args, **options)
-
-
-sys.modules[__name__].__class__ = _Callable
+# `dsmooth.train` is the function. It stands for this package in sys.modules and has its names and
+# its path, by which Python finds the modules in here: `import dsmooth.train.step`.
+vars(train).update(vars(sys.modules[__name__]))
+sys.modules[__name__] = train  # type: ignore[assignment]

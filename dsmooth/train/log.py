@@ -20,7 +20,7 @@ from ..distributed import exchange, rank_and_size
 from ..files import open_to_write
 from ..nn import PixelCNNpp
 from ..pictures import save_grid
-from ..progress import LINE_SECONDS, clock, make_bar
+from ..progress import LINE_SECONDS, LOG, clock, make_bar
 from ..runs import RunFolder
 
 # The latest that a loss that is not finite is found: after so many more steps.
@@ -103,12 +103,13 @@ EARLY_IMAGES = 10_000  # samples may diverge before so many, whatever the settin
 
 
 class RunLog:
-    """Writes into `folder` and to the screen; a context manager.
+    """Writes into `folder` and to the logger `dsmooth`; a context manager.
 
     The log holds one JSON object per line with an "event": start, step (about one a second,
-    losses averaged since the last), evaluation, interrupted or end. On a terminal a bar shows the
-    rest; elsewhere a plain line appears every ten seconds. With `tensorboard` the numbers and
-    grids also go into event files, and `on_evaluation` is called with each evaluation.
+    losses averaged since the last), evaluation, interrupted or end. With `progress` a bar shows the
+    rest where bars can be shown; else the logger gets a line every ten seconds. With `tensorboard`
+    the numbers and grids also go into event files, and `on_evaluation` is called with each
+    evaluation.
     """
 
     def __init__(
@@ -118,6 +119,7 @@ class RunLog:
         images_seen: int,
         tensorboard: bool = False,
         on_evaluation: OnEvaluation | None = None,
+        progress: bool = False,
     ) -> None:
         self.writer = make_writer(folder.tensorboard) if tensorboard else None
         self.folder = folder
@@ -132,7 +134,7 @@ class RunLog:
         self.file = os.fdopen(open_to_write(folder.log, os.O_APPEND), "a", buffering=1)
         if not folder.log_ends_whole():
             self.file.write("\n")  # a line was cut by a crash
-        self.bar = make_bar(config.role, self.total, images_seen)
+        self.bar = make_bar(config.role, self.total, images_seen) if progress else None
         self._record("start", images_seen, total=self.total, loss=self.loss_name)
 
     def __enter__(self) -> RunLog:
@@ -216,12 +218,8 @@ class RunLog:
         self._record("end", images_seen)
 
     def say(self, text: str) -> None:
-        """Print one line, above the bar if there is one."""
-        line = f"{self.config.role}: {text}"
-        if self.bar is not None:
-            self.bar.console.print(line, highlight=False)
-        else:
-            print(line, flush=True)
+        """Tell the logger a line; a bar stays below what it prints."""
+        LOG.info("%s: %s", self.config.role, text)
 
     def _record(self, event: str, images_seen: int, **values: Any) -> None:
         seconds = round(time.monotonic() - self.started, 2)

@@ -14,7 +14,8 @@ from ..data import ImageDataset, load_dataset
 from ..data.arrays import OWN, OwnData, split_own
 from ..distributed import all_reduce_max, barrier, broadcast_int, process_group, rank_and_size
 from ..files import lock_folder, save_weights
-from ..machine import default_device, use_threads
+from ..machine import choose_device, use_threads
+from ..progress import lines_shown
 from ..runs import RunFolder, default_folder
 from .checkpoint import changes, load_checkpoint, merge_with_run, read_initial, save_checkpoint
 from .device import with_device
@@ -45,6 +46,7 @@ def train(
     threads: int | None = None,
     tensorboard: bool = False,
     on_evaluation: OnEvaluation | None = None,
+    progress: bool = False,
 ) -> TrainResult:
     """Train one model, or go on with `resume`, and write everything into `folder`.
 
@@ -55,7 +57,8 @@ def train(
     "cuda:N". threads: CPU threads, None for torch's setting; sums are rounded in another order with
     another number. tensorboard: also write event files, which needs the extra of that name.
     on_evaluation: a function that rank 0 calls with each `Evaluation`, such as one that tells
-    another logger.
+    another logger. progress: print what is trained on what, a bar or a line every ten seconds, and
+    the scores; without it, these lines go to the logger `dsmooth` at level INFO.
 
     SIGINT, SIGTERM and SIGHUP save a checkpoint and return early. A resumed run must have the same
     settings and data. A finished one can get more images: its schedule, warm-up included, begins
@@ -73,7 +76,7 @@ def train(
     NonFiniteLoss, naming step and seed, and ProcessLost if another process is gone.
     """
     run = RunFolder(default_folder(config.role) if folder is None else Path(folder))
-    place = default_device(device)
+    place = choose_device(device)
     if dataset is not None:
         config = replace(config, data=OWN, data_dir=None, download=False, image_size=None)
     with process_group(), contextlib.ExitStack() as stack:
@@ -112,7 +115,9 @@ def train(
         log = None
         if writes:
             run.write_config(config, test_set.image_size)
-            log = RunLog(run, config, state.images_seen, tensorboard, on_evaluation)
+            if progress:
+                stack.enter_context(lines_shown())
+            log = RunLog(run, config, state.images_seen, tensorboard, on_evaluation, progress)
             stack.enter_context(log)
             for line in (*opening(config, train_set, test_set, state.model, place), *news):
                 log.say(line)

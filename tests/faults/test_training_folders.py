@@ -99,7 +99,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used(
 ) -> None:
     assert (images_of(run.checkpoint), images_of(run.earlier_checkpoint)) == ("32", "24")
     damage(run.checkpoint)
-    train(CONFIG, run.path, resume=True)
+    train(CONFIG, run.path, resume=True, progress=True)
     assert "going on from the checkpoint before it, at 24 images" in capsys.readouterr().out
     assert_same_end(run, finished)
 

@@ -1,0 +1,92 @@
+"""The device that draws: a GPU, unless the CPU is faster where the extension has no CUDA half."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from .._extension import cuda_obstacle, is_available
+from ..distributed import broadcast_int, rank_and_size
+from ..machine import choose_device
+from ..models import Models
+from ..nn.levels import at_level
+from ..progress import LOG
+from ..sampling.cached import Sampler
+from ..sampling.output import Manifest, Pictures, Shards
+from ..sampling.request import How, Request
+
+# Forwards of Jacobi sampling as a part of the pixels: 114 of 784 for p(x) on MNIST. A pair took 60
+# for both steps (docs/benchmarks.md, "Forwards of Jacobi sampling").
+JACOBI_FORWARDS = 114 / 784
+
+
+def drawing_device(
+    name: str, models: Models, request: Request, how: How, folder: Path | None = None
+) -> torch.device:
+    """The device that `name` means, for drawing a request from models on the CPU.
+
+    "auto" is a CUDA device if there is one. Where the extension draws on the CPU alone, a trial
+    decides which is faster: the cached sampler there or Jacobi sampling on the GPU. A line says so.
+    folder: images are added to it, on the device of those that are there. All processes call this.
+    Raises ValueError as `choose_device` does.
+    """
+    device = choose_device(name)
+    obstacle = cuda_obstacle() if is_available() else None
+    if name != "auto" or device.type == "cpu" or obstacle is None:
+        return device
+    for kind in (Shards, Pictures):
+        if folder is not None and (folder / kind.manifest).exists():
+            there = Manifest.read(folder / kind.manifest).description.get("device")
+            return torch.device("cpu") if there == "cpu" else device
+    if how.precision == "bfloat16":  # of the cached sampler alone
+        return torch.device("cpu")
+    is_faster = False
+    if rank_and_size()[0] == 0:
+        on_cpu, on_gpu = trial(models, request, how, device)
+        is_faster = on_gpu < on_cpu
+        if not is_faster:
+            times = f"{on_gpu / on_cpu:.1f} times as fast as Jacobi iterations on {device}"
+            LOG.info("drawing on the CPU, by a trial %s: %s", times, obstacle)
+    return device if broadcast_int(is_faster) else torch.device("cpu")
+
+
+def trial(models: Models, request: Request, how: How, device: torch.device) -> tuple[float, float]:
+    """Seconds that a request takes by the cached sampler on the CPU, and by Jacobi on `device`.
+
+    The first is measured on an image for each thread, the second on one forward of each network.
+    The models are on the CPU before and after.
+    """
+    few = request.part(0, min(request.count, how.threads or torch.get_num_threads()))
+    draw = models.drawer(request, Sampler(how))
+    draw(request.part(0, 1), lambda _: None)  # packs the weights
+    on_cpu = seconds(partial(draw, few, lambda _: None), device) * request.count / few.count
+    models.to(device)
+    batch = request.part(0, min(request.count, models.chunk))
+    x = torch.zeros(batch.count, *models.image_shape, device=device)
+    forwards = 0.0
+    with torch.no_grad():
+        for network in models.networks.values():
+            levels = len(network.config.noise_levels)
+            one = at_level(network, levels - 1) if levels else network
+            context = None if one.config.conditioning == "none" else x
+            classes = one.config.condition_size
+            label = batch.labels(classes, device) if classes else None
+            forward = partial(one, x, context, label)
+            forward()  # makes what it needs
+            forwards += seconds(forward, device)
+    models.to("cpu")
+    pixels = x[0, 0].numel()
+    return on_cpu, JACOBI_FORWARDS * pixels * forwards * request.count / batch.count
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds that a piece of work takes, with what it leaves on a CUDA device."""
+    started = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
