@@ -58,8 +58,9 @@ def save_pair(
     """Write settings, weights and card. A card that a person wrote stays.
 
     name: how `SmoothedPair.from_pretrained` finds the folder. scores: the file that `dsmooth
-    evaluate bpd` wrote. license: for the card. Raises ValueError for scores of other weights or that
-    are none, and for a folder whose settings are those of a run or of another program.
+    evaluate bpd` wrote. license: for the card.
+    Raises ValueError for scores of other weights or that are none, and for a folder whose settings
+    are those of a run or of another program.
     """
     kind = SmoothingSettings(cast(SmoothingKind, smoothing.kind), smoothing.scale)
     digests: dict[Role, str] = {
