@@ -390,6 +390,9 @@ def test_statistics_of_other_programs(tmp_path: Path) -> None:
     images = read_reference(tmp_path / "images.npz")
     assert isinstance(images, ImageSet)
     assert images.images.equal(y)
+    (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04 cut")
+    with pytest.raises(ValueError, match=r"cut\.npz cannot be read as a \.npz"):
+        read_reference(tmp_path / "cut.npz")
 
 
 def test_edm2s_pickle_is_refused_with_its_conversion(
