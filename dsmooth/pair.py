@@ -350,14 +350,20 @@ class SmoothedPair(nn.Module):
         return "\n  ".join(["SmoothedPair(", *lines]) + "\n)"
 
     def save_pretrained(
-        self, folder: str | Path, *, scores: str | Path | None = None, name: str | None = None
+        self,
+        folder: str | Path,
+        *,
+        scores: str | Path | None = None,
+        name: str | None = None,
+        license: str | None = None,
     ) -> None:
         """Write config.json, noisy.safetensors, denoiser.safetensors and the card README.md.
 
         The card says what the pair is and, where it was made of run folders, how it was trained.
         scores: the file that `dsmooth evaluate bpd` wrote for it, whose table the card shows. name:
-        by which the card's example reads the pair, by default the folder's. A README.md that
-        dsmooth did not write stays.
+        by which the card's example reads the pair, by default the folder's. license: of the
+        weights, by its name on the Hub, such as "mit". A README.md that dsmooth did not write
+        stays.
         Raises ValueError for scores of another pair.
         """
         save_pair(
@@ -369,6 +375,7 @@ class SmoothedPair(nn.Module):
             self.origin,
             name=name or str(folder),
             scores=None if scores is None else Path(scores),
+            license=license,
         )
 
     def push_to_hub(
@@ -378,17 +385,18 @@ class SmoothedPair(nn.Module):
         private: bool = False,
         token: str | None = None,
         scores: str | Path | None = None,
+        license: str | None = None,
         commit_message: str = "Upload a smoothed pair",
     ) -> str:
         """Write what `save_pretrained` writes into the model `repo_id` of the Hugging Face Hub.
 
         repo_id: "owner/name", made if need be, for you alone if `private`. token: None for the one
-        of `hf auth login`. scores: as in `save_pretrained`. Returns the commit's address.
+        of `hf auth login`. scores, license: as in `save_pretrained`. Returns the commit's address.
         Raises ModuleNotFoundError without the extra "hub"; OSError, with the reason and what to do,
         if the Hub does not take it; ValueError for a repo_id or scores that do not fit.
         """
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, scores=scores, name=repo_id)
+            self.save_pretrained(folder, scores=scores, name=repo_id, license=license)
             return upload(
                 Path(folder), repo_id, private=private, token=token, commit_message=commit_message
             )

@@ -1,4 +1,4 @@
-"""Tables of words and numbers, and their three renderings: Markdown, HTML and the terminal."""
+"""Tables of words and numbers, as Markdown and on the terminal; a report shows them as HTML."""
 
 from __future__ import annotations
 
@@ -38,18 +38,6 @@ class Table:
         rows = [[cell.partition("\n")[0] for cell in row] for row in self.rows]
         return "\n".join(f"| {' | '.join(cells)} |" for cells in (self.head, rule, *rows))
 
-    def html(self, kind: str = "") -> str:
-        """The table in HTML, without its title. kind: its class."""
-        head = _html_row(self.head, 'th scope="col"', 'th scope="col" class="number"')
-        rows = [
-            _html_row(row, 'th scope="row"', 'td class="number"', i in self.totals)
-            for i, row in enumerate(self.rows)
-        ]
-        return (
-            f'<div class="scroll"><table class="{kind}"><thead>{head}</thead>'
-            f"<tbody>{''.join(rows)}</tbody></table></div>"
-        )
-
     def show(self) -> None:
         """Print the table on the terminal."""
         from rich.console import Console
@@ -61,18 +49,6 @@ class Table:
         for row in self.rows:
             table.add_row(*row)
         Console(highlight=False, markup=False).print(table)
-
-
-def _html_row(cells: Sequence[str], first: str, other: str, total: bool = False) -> str:
-    """A row in HTML. first, other: tags, with attributes, of the first cell and of the others."""
-    made = []
-    for i, cell in enumerate(cells):
-        tag, (words, _, small) = other if i else first, cell.partition("\n")
-        minus = words.replace("-", "−", 1) if i and words.startswith("-") else words
-        rest = f"<br><small>{escape(small)}</small>" if small else ""
-        made.append(f"<{tag}>{escape(minus)}{rest}</{tag.split()[0]}>")
-    kind = ' class="total"' if total else ""
-    return f"<tr{kind}>{''.join(made)}</tr>"
 
 
 def plain_text(text: str) -> str:

@@ -143,6 +143,13 @@ def test_frechet_of_drawn_samples_is_that_of_their_files(
         assert again["floor"] == pytest.approx(stored["floor"], rel=1e-6)
         assert again["extractor"] == stored["extractor"]
     assert result("statistics.json")["kernel"] is None
+    # Images of another's file as the reference; nothing says of which data they are.
+    itself = ["evaluate", "fid", "x.npz", "--reference", "x.npz", *options, "--precision-recall"]
+    assert run(*itself, "--out", "itself.json") == 0
+    alone = result("itself.json")
+    assert (alone["n_reference"], alone["n_floor"], alone["floor_images"]) == (12, 0, None)
+    assert alone["value"] == pytest.approx(0, abs=1e-9)
+    assert alone["precision_recall"] == {"precision": 1, "recall": 1, "neighbours": 3}
     assert result("batches.json")["kernel"]["value"] == pytest.approx(
         stored["kernel"]["value"], rel=1e-5
     )
@@ -217,7 +224,10 @@ def test_values_become_bytes_and_diverged_images_are_counted() -> None:
         ("fid own.py", "there is no folder, image file, .npz or .npy own.py"),
         ("fid x.npy noisy", "name two run folders, or a single file or folder"),
         ("fid empty", "holds neither a model, nor .npy shards, nor image files"),
-        ("fid x.npy --extractor vgg", "extractor must be mnist-classifier, inception, module"),
+        (
+            "fid x.npy --extractor vgg",
+            "extractor must be mnist-classifier, inception, dinov2",
+        ),
         ("fid x.npy -n 0", "the number of images must be at least 1, got 0"),
         ("fid x.npy -n 1", "samples must hold at least 2 images, got 1"),
         ("fid x.npy --subset-size 1", "--subset-size at least 2, got 100 and 1"),
@@ -227,6 +237,9 @@ def test_values_become_bytes_and_diverged_images_are_counted() -> None:
         ("fid x.npy --weights w", "--weights is for inception and mnist-classifier"),
         ("fid x.npy --reference none.npz", "there is no none.npz"),
         ("fid x.npy --reference bad.npz", "does not hold saved statistics"),
+        ("fid x.npy --reference r.pkl", "r.pkl is a pickle, which can run code"),
+        ("fid x.npy --reference fid.npz", "--extractor inception"),
+        ("fid x.npy --reference fid.npz --precision-recall", "needs real images, not the stat"),
         ("fid x.npy --save-reference r.txt", "--save-reference must end in .npz, got r.txt"),
         ("fid bad.npz", "must hold an array x, images, samples, arr_0, got text"),
         ("fid levels.npy", "must hold values in [-1, 1], got 97 % beyond 4"),
@@ -248,6 +261,7 @@ def test_mistakes_get_a_line_or_two(
     np.save("integers.npy", random_bytes((20, 8, 8)).astype(np.int64))
     np.save("pickle.npy", np.array([{}], dtype=object))
     np.savez("bad.npz", text="text")
+    np.savez("fid.npz", mu=np.zeros(6), sigma=np.eye(6))
     Path("empty").mkdir()
     words = command.split()
     if words[0] == "fid":

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -25,8 +27,9 @@ from dsmooth.evaluate.classifier import (
     train_classifier,
 )
 from dsmooth.evaluate.comparison import compare_images
-from dsmooth.evaluate.features import extract_features, make_extractor
-from dsmooth.evaluate.frechet import FeatureStatistics
+from dsmooth.evaluate.features import FeatureExtractor, extract_features, make_extractor
+from dsmooth.evaluate.frechet import FeatureStatistics, PublishedStatistics
+from dsmooth.evaluate.sources import ImageSet, read_reference
 
 USER_MODULE = """
 import torch
@@ -192,6 +195,36 @@ def test_inception_by_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         make_extractor("inception", weights=path)
 
 
+def test_dinov2_is_what_torch_hub_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch_fidelity")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"does not fetch: python -c .*dinov2_vitl14'\)"):
+        make_extractor("dinov2")
+    with pytest.raises(ValueError, match="weights is for inception and mnist-classifier, not for"):
+        make_extractor("dinov2", weights="x")
+    for folder in ("facebookresearch_dinov2_main", "checkpoints"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "checkpoints" / "dinov2_vitl14_pretrain.pth").write_bytes(b"weights")
+    asked: list[tuple[str, ...]] = []
+
+    def load(*names: str) -> nn.Module:
+        asked.append(names)
+        return nn.Sequential(nn.AvgPool2d(112), nn.Flatten())
+
+    monkeypatch.setattr(torch.hub, "load", load)
+    extractor = make_extractor("dinov2")
+    assert asked == [("facebookresearch/dinov2", "dinov2_vitl14")]
+    assert extractor.distance_name == "Fréchet distance on dinov2"
+    assert extractor.sha256 == hashlib.sha256(b"weights").hexdigest()
+    grey = torch.full((2, 1, 8, 8), 255).byte()
+    features, logits = extract_features(grey, extractor)
+    white = torch.tensor([(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225])
+    torch.testing.assert_close(
+        features, white.repeat_interleave(4).expand(2, 12), rtol=0, atol=1e-3
+    )
+    assert logits is None
+
+
 def test_inception_without_network_or_extra_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,7 +246,11 @@ def test_inception_without_network_or_extra_says_what_to_do(
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
-        ("vgg", ValueError, "extractor must be mnist-classifier, inception, module:attribute"),
+        (
+            "vgg",
+            ValueError,
+            "extractor must be mnist-classifier, inception, dinov2",
+        ),
         ("no_such_module:f", ImportError, "no_such_module"),
         ("{tmp}/none.py:f", FileNotFoundError, "none.py"),
         ("{tmp}/user.py:nothing", ValueError, "must be a torch.nn.Module.*got NoneType"),
@@ -315,6 +352,62 @@ def test_a_comparison_orders_real_images_before_noise(digits: ImageDataset) -> N
     few = compare_images(rest[:50], reference, extractor, floor=floor)
     assert any("50 samples are fewer than the 128 features" in w for w in few.warnings)
     assert any("the floor is of 200 images, not 50" in w for w in few.warnings)
+
+
+class Halved(nn.Module):
+    """Means of the quarters of an image: features of any image of even size."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)
+
+
+def test_statistics_of_other_programs(tmp_path: Path) -> None:
+    """The layouts of pytorch-fid and ADM; they are of Inception's features and no others."""
+    network, (x, y) = Halved(), torch.randint(0, 256, (2, 40, 3, 8, 8)).byte().unbind()
+    extractor = FeatureExtractor(
+        "inception", "0", "resized", network, lambda b: (network(b.float()), None), is_fid=True
+    )
+    direct = compare_images(x, y, extractor)
+    mu, sigma = direct.reference.mean.numpy(), direct.reference.covariance.numpy()
+    np.savez(tmp_path / "pytorch-fid.npz", mu=mu, sigma=sigma)
+    spatial = {"mu_s": np.zeros(7), "sigma_s": np.eye(7), "arr_0": np.zeros((2, 8, 8, 3), np.uint8)}
+    np.savez(tmp_path / "adm.npz", mu=mu, sigma=sigma, **spatial)
+    for name in ("pytorch-fid.npz", "adm.npz"):
+        published = read_reference(tmp_path / name)
+        assert isinstance(published, PublishedStatistics)
+        found = compare_images(x, published, extractor)
+        assert found.name == "FID"
+        assert found.value == pytest.approx(direct.value, rel=1e-9)
+        assert (found.n_reference, found.kernel) == (None, None)
+        assert f"{name} states neither the number of its images" in found.warnings[-1]
+        with pytest.raises(ValueError, match=f"{name} is of Inception's features, not of own's"):
+            compare_images(x, published, replace(extractor, name="own", is_fid=False))
+        with pytest.raises(ValueError, match="must have dimension 4, got 12"):
+            compare_images(x[:, :1], published, extractor)
+        with pytest.raises(ValueError, match="precision and recall need real images"):
+            compare_images(x, published, extractor, precision_recall=True)
+    np.savez(tmp_path / "images.npz", arr_0=y.permute(0, 2, 3, 1).numpy())
+    images = read_reference(tmp_path / "images.npz")
+    assert isinstance(images, ImageSet)
+    assert images.images.equal(y)
+    (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04 cut")
+    with pytest.raises(ValueError, match=r"cut\.npz cannot be read as a \.npz"):
+        read_reference(tmp_path / "cut.npz")
+
+
+def test_edm2s_pickle_is_refused_with_its_conversion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fid = {"mu": np.arange(3.0), "sigma": np.eye(3)}
+    Path("stats.pkl").write_bytes(pickle.dumps({"fid": fid, "fd_dinov2": fid}))
+    with pytest.raises(ValueError, match=r"stats\.pkl is a pickle, which can run code") as caught:
+        read_reference(Path("stats.pkl"))
+    code = str(caught.value).partition('python -c "')[2].removesuffix('"')
+    exec(code, {})
+    converted = read_reference(Path("stats.npz"))
+    assert isinstance(converted, PublishedStatistics)
+    assert converted.mean.tolist() == [0, 1, 2]
 
 
 def test_saved_statistics_stand_for_their_images(tmp_path: Path, digits: ImageDataset) -> None:

@@ -14,7 +14,13 @@ from torch import Tensor
 
 from dsmooth import evaluate
 from dsmooth.evaluate.frechet import FeatureStatistics, frechet_distance
-from dsmooth.evaluate.scores import inception_score, kernel_distance, squared_mmd
+from dsmooth.evaluate.scores import (
+    PrecisionRecall,
+    inception_score,
+    kernel_distance,
+    precision_and_recall,
+    squared_mmd,
+)
 
 pytestmark = pytest.mark.quick
 
@@ -239,6 +245,20 @@ def test_inception_score_agrees_with_torch_fidelity_and_its_limits() -> None:
     sure = 1000 * torch.eye(10)
     assert inception_score(sure, splits=1).value == pytest.approx(10)
     assert inception_score(torch.zeros(8, 10), splits=2).value == pytest.approx(1)
+
+
+def test_precision_is_of_the_samples_and_recall_of_the_real_images() -> None:
+    pytest.importorskip("torch_fidelity")
+    left, right = normal(40, 3, seed=1), 50 + normal(40, 3, seed=2)
+    both, few = torch.cat([left, right]), torch.cat([left[::2], 500 + normal(20, 3, seed=3)])
+    found = precision_and_recall(few, both)
+    assert found.precision == 0.5  # half of the samples are where no real image is
+    assert 0.3 < found.recall <= 0.5  # nothing of the right half is found
+    other = precision_and_recall(both, few)
+    assert (other.precision, other.recall) == (found.recall, found.precision)
+    assert precision_and_recall(both, both.flip(0), rows=7) == PrecisionRecall(1, 1, 3)
+    with pytest.raises(ValueError, match="need more than 3 images, got 3"):
+        precision_and_recall(both, few[:3])
 
 
 def test_scores_refuse_what_does_not_fit() -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
-from html import unescape
 from typing import Any
 
 import pytest
@@ -15,6 +13,7 @@ from dsmooth.report.growth import (
     growth_section,
     held_out_curves,
 )
+from dsmooth.report.html import Row
 
 pytestmark = pytest.mark.quick
 
@@ -72,14 +71,17 @@ def test_curves_between_their_points() -> None:
 
 def test_equal_cost_gives_the_pair_half_the_images() -> None:
     curves = {"pair": [(1000, 1.0), (16000, 0.8)], "plain": [(1000, 1.1), (8000, 0.95)]}
-    text = re.sub(r"<[^>]*>", " ", unescape(equal_cost(curves)))
-    assert re.findall(r"0\.\d{3}", text) == ["0.950", "0.850", "0.900"]
-    assert "8,000 images" in text
-    assert "4,000 for each network" in text
+    (table,) = equal_cost(curves)
+    assert [number for _, number in table.rows] == ["0.950", "0.850", "0.900"]
+    words = " ".join(words for words, _ in table.rows)
+    assert "8,000 images" in words
+    assert "4,000 for each network" in words
 
 
 def test_the_section_draws_both() -> None:
-    assert growth_section(results(), HISTORIES).count("<img") == 1
+    row, *_ = growth_section(results(), HISTORIES)
+    assert isinstance(row, Row)
+    assert len(row.figures) == 1
 
 
 @pytest.mark.parametrize(
@@ -92,4 +94,4 @@ def test_the_section_draws_both() -> None:
     ],
 )
 def test_no_section_where_the_numbers_do_not_compare(of: Any, histories: Any) -> None:
-    assert growth_section(of, histories) == ""
+    assert growth_section(of, histories) == []

@@ -198,18 +198,28 @@ def test_words_of_a_stranger_mean_nothing_in_a_card(tmp_path: Path) -> None:
     evil = "mnist\nlicense: evil\n```\n# Head\n<script>x</script> [a](http://b) | *c*"
     origin = Origin(f"```\n{evil}", evil, 1, 0, 1.0, evil, 1.0, (evil,))
     pair.origin = {"noisy": origin, "denoiser": origin}
-    pair.save_pretrained(tmp_path, name=f'x")\n{evil}')
+    pair.save_pretrained(tmp_path, name=f'x")\n{evil}', license=f"mit\n{evil}")
     card = (tmp_path / CARD_FILE).read_text()
-    _, head, body = card.split("---\n", 2)
-    front = head.splitlines()
-    assert front[-1] == "- " + json.dumps(evil)
-    assert not [line for line in front[:-1] if "evil" in line]
+    body = card.split("---\n", 2)[2]
     lines = body.splitlines()
     assert [line for line in lines if line.startswith("```")] == ["```python", "```"] + ["```"] * 2
     assert "# Head" not in lines
     outside = "".join(re.split("^```.*$", body, flags=re.M)[::2])
     assert "<script>" not in outside
     assert "[a](" not in outside.replace("\\[a\\](", "")
+
+
+def test_the_library_of_the_hub_reads_a_card(tmp_path: Path) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    pair, names = tiny_pair(), ["mnist", "no", "1.5", 'a: b\n# "c"\n---', "é\u2028", "[x]", "'"]
+    for name in names:
+        origin = Origin("dsmooth train noisy", name, 1, 0, 1.0, "loss", 1.0, ())
+        pair.origin = {"noisy": origin, "denoiser": origin}
+        pair.save_pretrained(tmp_path, license=name)
+        data = hub.ModelCard.load(tmp_path / CARD_FILE).data
+        assert (data.license, data.datasets, data.library_name) == (name, [name], "dsmooth")
+        assert data.pipeline_tag == "unconditional-image-generation"
+        assert "distribution-smoothing" in data.tags
 
 
 def test_a_card_that_a_person_wrote_stays(tmp_path: Path) -> None:

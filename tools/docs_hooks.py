@@ -15,6 +15,16 @@ from latex2mathml.converter import convert
 _EQUATION = re.compile(
     r'<(?P<tag>span|div) class="arithmatex">\\[(\[](?P<tex>.*?)\\[)\]]</(?P=tag)>', re.DOTALL
 )
+# As TeX sets them: a minus after a parenthesis, a comma or a relation is a sign, and the name of a
+# function keeps off what follows without a parenthesis, but not more.
+_SPACING = (
+    (r"(<mo[^>]*>(?:\[|&#x000(?:28|2C|3C|3D|3E);)</mo><mo)(>&#x02212;)", r'\1 form="prefix"\2'),
+    (r"<mo>(max|min)</mo>", r"<mi>\1</mi>"),
+    (
+        r"((?<!<msub>)<mi>(?:log|ln|exp)</mi>|log</mi><mn>2</mn></msub>)(?=<(?!mo[ >]|/))",
+        r'\1<mspace width="0.17em"/>',
+    ),
+)
 
 
 def on_page_content(content: str, **_: Any) -> str:
@@ -22,6 +32,9 @@ def on_page_content(content: str, **_: Any) -> str:
 
     def draw(found: re.Match[str]) -> str:
         display = "block" if found["tag"] == "div" else "inline"
-        return str(convert(html.unescape(found["tex"]), display=display))
+        drawn = str(convert(html.unescape(found["tex"]), display=display))
+        for old, new in _SPACING:
+            drawn = re.sub(old, new, drawn)
+        return drawn
 
     return re.sub(r'href="(\w+)\.md"', r'href="../\1/"', _EQUATION.sub(draw, content))

@@ -15,8 +15,13 @@ from ..data import SPLITS, ImageDataset
 from ..distributed import barrier, rank_and_size
 from ..evaluate.classes import frechet_by_class
 from ..evaluate.comparison import Comparison, check_statistics, compare_images
-from ..evaluate.features import FeatureExtractor, extract_features, make_extractor
-from ..evaluate.frechet import FeatureStatistics
+from ..evaluate.features import (
+    FeatureExtractor,
+    extract_features,
+    import_fidelity,
+    make_extractor,
+)
+from ..evaluate.frechet import FeatureStatistics, PublishedStatistics, Statistics
 from ..evaluate.scores import KernelDistance
 from ..evaluate.sources import (
     BYTES,
@@ -27,6 +32,7 @@ from ..evaluate.sources import (
     choose_data,
     describe_data,
     read_images,
+    read_reference,
 )
 from ..machine import choose_device
 from ..models import Models, load_models
@@ -49,33 +55,38 @@ def evaluate_frechet(options: FrechetOptions) -> dict[str, Any]:
     if options.per_class and options.label != "each":
         raise ValueError("--per-class needs --label each")
     if options.per_class and options.reference is not None:
-        raise ValueError("--per-class needs real images, not the statistics of --reference")
+        raise ValueError("--per-class needs the images of a data set, not --reference")
+    if options.precision_recall:
+        import_fidelity("metric_prc", "--precision-recall needs")
     device = choose_device(options.execution.device)
     extractor = make_extractor(options.extractor, weights=options.weights, device=device)
     models = models_to_draw(options.samples)
     choice = choose_data(models, **vars(options.dataset))
-    reference, described, real_set, other_set = load_real(options, choice)
+    reference, described, real_set, other_set = load_real(options, choice, models)
     # A misfit is refused before anything is drawn.
     if options.per_class and (models is None or models.n_classes == 0):
         raise ValueError("--per-class needs samples of models with classes")
-    if models is not None:
-        check_shape(options, models.image_shape, other_set)
-    features, _ = extract_features(other_set.images[:1], extractor)
-    if isinstance(reference, FeatureStatistics):
-        check_statistics(reference, extractor, features.shape[1])
+    if other_set is not None:
+        if models is not None:
+            check_shape(options, models.image_shape, other_set)
+        features, _ = extract_features(other_set.images[:1], extractor)
+        if not isinstance(reference, Tensor):
+            check_statistics(reference, extractor, features.shape[1])
     samples, how, labels = collect_samples(options, models)
-    if other_set.image_channels == 1:
-        samples = replace(samples, images=as_grey(samples.images))
-    check_shape(options, tuple(samples.images.shape[1:]), other_set)
+    if other_set is not None:
+        if other_set.image_channels == 1:
+            samples = replace(samples, images=as_grey(samples.images))
+        check_shape(options, tuple(samples.images.shape[1:]), other_set)
     result = compare_images(
         samples.images,
         reference,
         extractor,
-        floor=other_set.images[: len(samples.images)],
+        floor=None if other_set is None else other_set.images[: len(samples.images)],
         batch_size=options.batch_size,
         subsets=options.subsets,
         subset_size=options.subset_size,
         seed=options.seed,
+        precision_recall=options.precision_recall,
         progress=progress,
     )
     warnings = list(result.warnings)
@@ -86,18 +97,22 @@ def evaluate_frechet(options: FrechetOptions) -> dict[str, Any]:
         "warnings": warnings,
         "samples": {"source": samples.source, "left_out": samples.diverged, **how},
         "reference": described,
-        "floor_images": {**describe_data(other_set), "first": result.n_floor},
+        "floor_images": None
+        if other_set is None
+        else {**describe_data(other_set), "first": result.n_floor},
         "bytes": BYTES,
         "seed": options.seed,
     }
     print_comparison(numbers, result)
-    if real_set is not None and options.per_class and labels is not None:
+    if real_set is not None and other_set is not None and options.per_class and labels is not None:
         numbers["classes"] = distances_of_classes(
             samples, labels, real_set, other_set, extractor, options.batch_size
         )
+    made = result.reference
     if options.save_reference and isinstance(reference, Tensor) and rank_and_size()[0] == 0:
-        result.reference.description |= described
-        result.reference.save(options.save_reference)
+        assert isinstance(made, FeatureStatistics)
+        made.description |= described
+        made.save(options.save_reference)
         print(f"wrote {options.save_reference}")
     return numbers
 
@@ -116,9 +131,13 @@ def check_shape(options: FrechetOptions, shape: tuple[int, ...], real: ImageData
 
 
 def load_real(
-    options: FrechetOptions, choice: DataChoice
-) -> tuple[Tensor | FeatureStatistics, dict[str, Any], ImageDataset | None, ImageDataset]:
-    """The reference and its description; its data, if it is not saved; the images of the floor."""
+    options: FrechetOptions, choice: DataChoice, models: Models | None
+) -> tuple[Tensor | Statistics, dict[str, Any], ImageDataset | None, ImageDataset | None]:
+    """The reference and its description; its data set; the images of the floor.
+
+    No data set behind --reference. No floor where another's file does not say of which data it is,
+    nor --data, nor the models.
+    """
 
     def load(split: str) -> ImageDataset:
         dataset = choice.load(split)
@@ -127,18 +146,25 @@ def load_real(
         return dataset if options.label == "each" else of_class(dataset, options.label)
 
     other_split = next(split for split in SPLITS if split != options.split)
-    other_set = load(other_split)
     if options.reference is None:
-        real_set = load(options.split)
+        real_set, other_set = load(options.split), load(other_split)
         return real_set.images, describe_data(real_set), real_set, other_set
-    statistics = FeatureStatistics.load(options.reference)
+    statistics = read_reference(options.reference)
+    if options.precision_recall and not isinstance(statistics, ImageSet):
+        raise ValueError("--precision-recall needs real images, not the statistics of --reference")
+    if not isinstance(statistics, FeatureStatistics):
+        known = options.dataset.data is not None or models is not None
+        floor = load(other_split) if known else None
+        if isinstance(statistics, PublishedStatistics):
+            return statistics, {"source": str(statistics.source)}, None, floor
+        return as_grey(statistics.images), {"source": statistics.source}, None, floor
     described = {key: statistics.description.get(key) for key in ("name", "split", "source")}
     if described["split"] == other_split:
         raise ValueError(
             f"{options.reference} is of the {other_split} images, which give the floor: "
             f"add --split {other_split}"
         )
-    return statistics, described, None, other_set
+    return statistics, described, None, load(other_split)
 
 
 def of_class(dataset: ImageDataset, label: int) -> ImageDataset:
@@ -205,13 +231,19 @@ def print_comparison(numbers: dict[str, Any], result: Comparison) -> None:
     if result.score:
         real = None if result.real_score is None else result.real_score.value
         rows.append([result.score_name, decimals(result.score.value), decimals(real)])
+    if result.precision_recall:
+        other = result.precision_recall_floor
+        for name in ("precision", "recall"):
+            both = (getattr(each, name, None) for each in (result.precision_recall, other))
+            rows.append([f"{name.title()} on {result.extractor['name']}", *map(decimals, both)])
     head = ["", f"{result.n_samples:,} samples", f"{result.n_floor:,} real images"]
-    title = f"{numbers['samples']['source']} against {result.n_reference:,} real images"
+    count = "" if result.n_reference is None else f"{result.n_reference:,} "
+    title = f"{numbers['samples']['source']} against {count}real images"
     Table(head, rows, title).show()
     reference, extractor = numbers["reference"], result.extractor
+    facts = (f"{count}images", reference.get("source", "saved statistics"), reference.get("split"))
     print(
-        f"Reference: {result.n_reference:,} images, {reference.get('source', 'saved statistics')}, "
-        f"{reference.get('split', '')}. Extractor: {extractor['name']}, sha256 "
+        f"Reference: {', '.join(filter(None, facts))}. Extractor: {extractor['name']}, sha256 "
         f"{extractor['sha256'][:16]}, {extractor['dimension']:,} features, resize: "
         f"{extractor['resize']}. Values become bytes: {BYTES}."
     )

@@ -233,7 +233,7 @@ class FrechetOptions:
     count: Annotated[int | None, arg(aliases=["-n"])] = None
     """Samples to draw (1,000 by default), or the first of a file (all by default)."""
     extractor: str = "mnist-classifier"
-    """mnist-classifier; inception (needs the extra "fid"); or a torch.nn.Module of your own as
+    """mnist-classifier; inception or dinov2 (by the extra "fid"); or a torch.nn.Module of yours as
     module:attribute or file.py:attribute."""
     weights: Path | None = None
     """File of the extractor's weights, instead of the package's or the published ones."""
@@ -241,9 +241,12 @@ class FrechetOptions:
     split: Split = "train"
     """Real images to compare with; the other split gives the floor."""
     reference: Path | None = None
-    """Statistics that an earlier call saved, to compare with instead."""
+    """What to compare with instead: statistics that an earlier call saved, or pytorch-fid, ADM or
+    EDM (mu and sigma of a .npz, of inception's features); or a file or folder of images."""
     save_reference: Path | None = None
     """Save the statistics of the real images as .npz."""
+    precision_recall: Flag = False
+    """Also precision and recall, by the third-nearest neighbours (needs the extra "fid")."""
     method: Method = "two-step"
     """How a pair draws."""
     label: Class = "each"

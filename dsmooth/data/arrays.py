@@ -67,6 +67,16 @@ def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, NDArra
         return {name: _read_array(archive, members[name]) for name in names}
 
 
+def names_in_npz(path: Path) -> set[str]:
+    """Names of the arrays in a .npz. Raises as `read_npz` does."""
+    with (
+        open_regular(path) as file,
+        guarded(path, "a .npz without pickled objects"),
+        zipfile.ZipFile(file) as archive,
+    ):
+        return {name.removesuffix(".npy") for name in archive.namelist()}
+
+
 def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
     with archive.open(member) as stream:
         array = np.lib.format.read_array(stream, allow_pickle=False)

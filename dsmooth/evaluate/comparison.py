@@ -10,8 +10,15 @@ from typing import Any
 from torch import Tensor
 
 from .features import FeatureExtractor, Features, extract_features
-from .frechet import FeatureStatistics
-from .scores import InceptionScore, KernelDistance, inception_score, kernel_distance
+from .frechet import FeatureStatistics, PublishedStatistics, Statistics
+from .scores import (
+    InceptionScore,
+    KernelDistance,
+    PrecisionRecall,
+    inception_score,
+    kernel_distance,
+    precision_and_recall,
+)
 
 SPLITS = 10  # of the Inception score, as its authors report it
 # Called with (title, total, unit); yields a function that takes the number done.
@@ -32,7 +39,8 @@ class Comparison:
     floor: the distance of `n_floor` other real images to the same reference, which is what a
     perfect model would get with as many samples. kernel, kernel_floor: the kernel distance and its
     floor, None if the reference is saved statistics. score, real_score: the Inception score of the
-    samples and of the other real images, None if the extractor is no classifier.
+    samples and of the other real images, None if the extractor is no classifier. precision_recall,
+    precision_recall_floor: of both, None unless asked for. n_reference: None if it is not known.
     extractor: name, sha256, resize and dimension. warnings: sentences that belong to the numbers.
     reference: the statistics of the real images, which can be saved and compared with again.
     """
@@ -41,7 +49,7 @@ class Comparison:
     value: float
     floor: float | None
     n_samples: int
-    n_reference: int
+    n_reference: int | None
     n_floor: int
     kernel_name: str
     kernel: KernelDistance | None
@@ -49,9 +57,11 @@ class Comparison:
     score_name: str
     score: InceptionScore | None
     real_score: InceptionScore | None
+    precision_recall: PrecisionRecall | None
+    precision_recall_floor: PrecisionRecall | None
     extractor: dict[str, Any]
     warnings: tuple[str, ...]
-    reference: FeatureStatistics
+    reference: Statistics
 
     def as_json(self) -> dict[str, Any]:
         """All but the statistics, as JSON values."""
@@ -60,7 +70,7 @@ class Comparison:
 
 def compare_images(
     samples: Tensor,
-    reference: Tensor | FeatureStatistics,
+    reference: Tensor | Statistics,
     extractor: FeatureExtractor,
     *,
     floor: Tensor | None = None,
@@ -68,19 +78,24 @@ def compare_images(
     subsets: int = 100,
     subset_size: int = 1000,
     seed: int = 0,
+    precision_recall: bool = False,
     progress: ShowProgress = no_progress,
 ) -> Comparison:
     """Compare `samples` with `reference` by the features of `extractor`.
 
     samples, reference, floor: bytes (N, C, H, W), N >= 2; floor: real images that are not in the
-    reference, best as many as there are samples. reference may also be statistics that were saved.
+    reference, best as many as there are samples. reference may also be statistics that were saved
+    here, or those of Inception's features that another program saved.
     batch_size: images at a time, changes roundings only. subsets, subset_size, seed: of the kernel
-    distance. progress: such as `dsmooth.progress.progress`. Features of all images are kept in
+    distance. precision_recall: also precision and recall, for a reference of images. progress: such
+    as `dsmooth.progress.progress`. Features of all images are kept in
     memory: 4 N D bytes.
 
     Raises ValueError for images that do not fit together and statistics of another extractor.
     """
     check_shapes(samples, reference, floor)
+    if precision_recall and not isinstance(reference, Tensor):
+        raise ValueError("precision and recall need real images, not their statistics")
 
     def measure(images: Tensor, what: str) -> tuple[Features, FeatureStatistics]:
         with progress(f"features of {what}", len(images), "images") as done:
@@ -100,29 +115,41 @@ def compare_images(
                 progress=done,
             )
 
+    def nearness(features: Features) -> PrecisionRecall | None:
+        if real is None or not precision_recall:
+            return None
+        return precision_and_recall(features.features, real.features)
+
     drawn, statistics = measure(samples, "samples")
     real: Features | None = None
-    if isinstance(reference, FeatureStatistics):
+    real_statistics: Statistics
+    if isinstance(reference, Tensor):
+        real, real_statistics = measure(reference, "real images")
+    else:
         check_statistics(reference, extractor, statistics.dimension)
         real_statistics = reference
-    else:
-        real, real_statistics = measure(reference, "real images")
     others = None if floor is None else measure(floor, "the floor")
     counts = {
         "samples": statistics.count,
-        "real images": real_statistics.count,
+        "real images": real_statistics.count or 0,
         "images of the floor": others[1].count if others else 0,
     }
     with progress(extractor.distance_name, counts["samples"], "images") as done:
         value = statistics.distance(real_statistics)
         lowest = others[1].distance(real_statistics) if others else None
         done(counts["samples"])
+    warnings = list(warn_of_counts(counts, statistics.dimension))
+    if isinstance(real_statistics, PublishedStatistics):
+        warnings.append(
+            f"{real_statistics.source} states neither the number of its images nor their resize, "
+            "and the distance depends on both"
+        )
     return Comparison(
         name=extractor.distance_name,
         value=value,
         floor=lowest,
         n_samples=counts["samples"],
-        n_reference=counts["real images"],
+        n_reference=real_statistics.count,
         n_floor=counts["images of the floor"],
         kernel_name=extractor.kernel_name,
         kernel=kernel(drawn, ""),
@@ -130,8 +157,10 @@ def compare_images(
         score_name=extractor.score_name,
         score=score_of(drawn),
         real_score=score_of(others[0]) if others else None,
+        precision_recall=nearness(drawn),
+        precision_recall_floor=nearness(others[0]) if others else None,
         extractor={**extractor.describe(), "dimension": statistics.dimension},
-        warnings=tuple(warn_of_counts(counts, statistics.dimension)),
+        warnings=tuple(warnings),
         reference=real_statistics,
     )
 
@@ -154,12 +183,15 @@ def collect_statistics(
     return statistics
 
 
-def check_statistics(
-    statistics: FeatureStatistics, extractor: FeatureExtractor, dimension: int
-) -> None:
+def check_statistics(statistics: Statistics, extractor: FeatureExtractor, dimension: int) -> None:
     """Raise ValueError unless `statistics` were made with this very extractor."""
-    found = statistics.description.get("extractor")
-    if found != extractor.describe():
+    if isinstance(statistics, PublishedStatistics):
+        if not extractor.is_fid:
+            raise ValueError(
+                f"{statistics.source} is of Inception's features, not of {extractor.name}'s: take "
+                "extractor=inception"
+            )
+    elif (found := statistics.description.get("extractor")) != extractor.describe():
         raise ValueError(
             f"the saved statistics were made with {found}, not with {extractor.describe()}"
         )
@@ -169,9 +201,7 @@ def check_statistics(
         )
 
 
-def check_shapes(
-    samples: Tensor, reference: Tensor | FeatureStatistics, floor: Tensor | None
-) -> None:
+def check_shapes(samples: Tensor, reference: Tensor | Statistics, floor: Tensor | None) -> None:
     """Raise ValueError unless all images have one shape and there are at least 2 of each kind."""
     shape = tuple(samples.shape[1:])
     for name, images in (("samples", samples), ("reference", reference), ("floor", floor)):
@@ -180,7 +210,7 @@ def check_shapes(
         if isinstance(images, FeatureStatistics):
             found = tuple(images.description.get("image_shape", shape))
         else:
-            found = shape if images is None else tuple(images.shape[1:])
+            found = tuple(images.shape[1:]) if isinstance(images, Tensor) else shape
         if found != shape:
             raise ValueError(f"{name} must have the samples' shape {shape} (C, H, W), got {found}")
 

@@ -24,7 +24,7 @@ from ..files import read_tensors
 # The weights of the 2015 Inception network as pytorch-fid and torch-fidelity publish them, one and
 # the same file.
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-FIDELITY_HINT = "the inception extractor needs the extra: pip install 'dsmooth[fid]'"
+DINOV2_WEIGHTS = "dinov2_vitl14_pretrain.pth"
 
 
 class Features(NamedTuple):
@@ -76,10 +76,10 @@ def make_extractor(
 ) -> FeatureExtractor:
     """The extractor called `name`, on `device`.
 
-    name: "mnist-classifier"; "inception"; or a torch.nn.Module of the user's as "module:attribute"
-    or "file.py:attribute". The attribute is the module itself, or a class or function that makes it
-    without arguments. It gets (B, C, H, W) float32 in [-1, 1] and returns features (B, D), or
-    features and class logits.
+    name: "mnist-classifier"; "inception"; "dinov2"; or a torch.nn.Module of the user's as
+    "module:attribute" or "file.py:attribute". The attribute is the module itself, or a class or
+    function that makes it without arguments. It gets (B, C, H, W) float32 in [-1, 1] and returns
+    features (B, D), or features and class logits.
     weights: a file for "mnist-classifier" (as `dsmooth evaluate train-classifier` writes it) or
     "inception" (the published .pth or another state dict as .safetensors); without one, the
     package's classifier, or the published Inception file, downloaded once.
@@ -90,14 +90,16 @@ def make_extractor(
         extractor = _mnist_classifier(Path(weights) if weights else None)
     elif name == "inception":
         extractor = _inception(Path(weights) if weights else None)
+    elif weights and (name == "dinov2" or ":" in name):
+        raise ValueError(f"weights is for inception and mnist-classifier, not for {name}")
+    elif name == "dinov2":
+        extractor = _dinov2()
     elif ":" in name:
-        if weights:
-            raise ValueError(f"weights is for inception and mnist-classifier, not for {name}")
         extractor = _user_module(name)
     else:
         raise ValueError(
-            "extractor must be mnist-classifier, inception, module:attribute or file.py:attribute, "
-            f"got {name!r}"
+            "extractor must be mnist-classifier, inception, dinov2, module:attribute or "
+            f"file.py:attribute, got {name!r}"
         )
     extractor.network.eval().requires_grad_(False).to(device)
     return extractor
@@ -169,12 +171,8 @@ def _mnist_classifier(weights: Path | None) -> FeatureExtractor:
 
 
 def _inception(weights: Path | None) -> FeatureExtractor:
-    try:
-        from torch_fidelity import FeatureExtractorInceptionV3
-        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
-    except ImportError:
-        raise ModuleNotFoundError(FIDELITY_HINT) from None
-    path = weights or download_once(URL_INCEPTION_V3)
+    fidelity = import_fidelity("feature_extractor_inceptionv3", "the inception extractor needs")
+    path = weights or download_once(fidelity.URL_INCEPTION_V3)
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}")
     digest = file_sha256(path)
@@ -183,7 +181,7 @@ def _inception(weights: Path | None) -> FeatureExtractor:
     def build(file: Path) -> nn.Module:
         layers = ["2048", "logits_unbiased"]
         try:
-            return FeatureExtractorInceptionV3(
+            return fidelity.FeatureExtractorInceptionV3(
                 "inception-v3-compat", layers, feature_extractor_weights_path=str(file)
             )
         except (RuntimeError, KeyError) as error:
@@ -211,6 +209,39 @@ def _inception(weights: Path | None) -> FeatureExtractor:
     name = "inception" if published else f"inception with the weights {path.name}"
     resize = "grey repeated to RGB; bilinear to 299 x 299 as TensorFlow 1 does it (torch-fidelity)"
     return FeatureExtractor(name, digest, resize, network, apply, is_fid=published)
+
+
+def _dinov2() -> FeatureExtractor:
+    """ViT-L/14 of Oquab et al. (2023), whose published code and weights torch.hub has fetched."""
+    fidelity = import_fidelity("feature_extractor_dinov2", "the dinov2 extractor needs")
+    hub = Path(torch.hub.get_dir())
+    weights = hub / "checkpoints" / DINOV2_WEIGHTS
+    if not weights.is_file() or not any(hub.glob("facebookresearch_dinov2_*")):
+        raise FileNotFoundError(
+            f"{hub} does not hold the published code and weights of dinov2, which dsmooth does not "
+            'fetch: python -c "import torch; '
+            "torch.hub.load('facebookresearch/dinov2', 'dinov2_vitl14')\" does"
+        )
+    with faults_of("dinov2", "be loaded"):
+        network = fidelity.FeatureExtractorDinoV2("dinov2-vit-l-14", ["dinov2"])
+
+    def apply(images: Tensor) -> tuple[Tensor, Tensor | None]:
+        return network(images.expand(-1, 3, -1, -1))[0], None
+
+    resize = (
+        "grey repeated to RGB; bilinear to 224 x 224 as TensorFlow 1 does it (torch-fidelity), "
+        "where published numbers are bicubic"
+    )
+    return FeatureExtractor("dinov2", file_sha256(weights), resize, network, apply)
+
+
+def import_fidelity(module: str, who: str) -> Any:
+    """A module of torch-fidelity. Raises ModuleNotFoundError, beginning with `who`, without it."""
+    try:
+        import torch_fidelity  # noqa: F401
+    except ImportError:
+        raise ModuleNotFoundError(f"{who} the extra: pip install 'dsmooth[fid]'") from None
+    return importlib.import_module(f"torch_fidelity.{module}")
 
 
 def download_once(url: str) -> Path:

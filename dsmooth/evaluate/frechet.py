@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from ..data.arrays import read_npz
@@ -164,7 +165,7 @@ class FeatureStatistics:
             raise ValueError(f"a covariance needs at least 2 images, got {self.count}")
         return self.scatter / (self.count - 1)
 
-    def distance(self, other: FeatureStatistics) -> float:
+    def distance(self, other: Statistics) -> float:
         """The Fréchet distance to `other`; ValueError if either has fewer than 2 features."""
         return frechet_distance(self.mean, self.covariance, other.mean, other.covariance)
 
@@ -190,18 +191,52 @@ class FeatureStatistics:
             raise ValueError(
                 f"{path} does not hold saved statistics: it lacks {', '.join(sorted(missing))}"
             )
-        mean, covariance = (_as_float64(f"{path}: {key}", arrays[key]) for key in ("mu", "sigma"))
+        mean, covariance = _moments(path, arrays)
         with guarded(path, "saved statistics"):
-            d, n, description = (
-                mean.numel(),
-                int(arrays["n"]),
-                dict(json.loads(str(arrays["description"]))),
-            )
-        if mean.ndim != 1 or covariance.shape != (d, d) or n < 2:
-            raise ValueError(
-                f"{path} must hold mu (D,), sigma (D, D) and n >= 2, got {tuple(mean.shape)}, "
-                f"{tuple(covariance.shape)} and {n}"
-            )
-        statistics = cls(d, description)
+            n, description = int(arrays["n"]), dict(json.loads(str(arrays["description"])))
+        if n < 2:
+            raise ValueError(f"{path} must hold n >= 2, got {n}")
+        statistics = cls(mean.numel(), description)
         statistics.count, statistics.mean, statistics.scatter = n, mean, covariance * (n - 1)
         return statistics
+
+
+@dataclass(frozen=True, eq=False)
+class PublishedStatistics:
+    """Mean (D,) and covariance (D, D), float64, of Inception's features, by another program.
+
+    Of how many images, and by which resize, their file does not say.
+    """
+
+    source: Path
+    mean: Tensor
+    covariance: Tensor
+    count: ClassVar[int | None] = None
+
+    @classmethod
+    def load(cls, path: Path) -> PublishedStatistics:
+        """Read `mu` and `sigma` of a .npz as pytorch-fid, ADM and EDM write it, and nothing else.
+
+        Raises FileNotFoundError or ValueError, naming the file.
+        """
+        return cls(path, *_moments(path, read_npz(path, ("mu", "sigma"))))
+
+    @property
+    def dimension(self) -> int:
+        """D."""
+        return self.mean.numel()
+
+
+Statistics: TypeAlias = FeatureStatistics | PublishedStatistics
+
+
+def _moments(path: Path, arrays: Mapping[str, NDArray[Any]]) -> tuple[Tensor, Tensor]:
+    """mu (D,) and sigma (D, D) of a file's arrays, float64."""
+    mean, covariance = (_as_float64(f"{path}: {key}", arrays[key]) for key in ("mu", "sigma"))
+    d = mean.numel()
+    if mean.ndim != 1 or covariance.shape != (d, d):
+        raise ValueError(
+            f"{path} must hold mu (D,), sigma (D, D), got {tuple(mean.shape)} and "
+            f"{tuple(covariance.shape)}"
+        )
+    return mean, covariance

@@ -1,4 +1,4 @@
-"""Scores of features beside the Fréchet distance: the kernel distance and the Inception score."""
+"""Scores beside the Fréchet distance: kernel distance, Inception score, precision and recall."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..data import epoch_order
+from .features import import_fidelity
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,43 @@ def inception_score(logits: Tensor, *, splits: int = 10) -> InceptionScore:
     bounds = [i * n // splits for i in range(splits + 1)]
     parts = torch.tensor([score(log_p[a:b]) for a, b in itertools.pairwise(bounds)])
     return InceptionScore(score(log_p), float(parts.mean()), float(parts.std(correction=0)), splits)
+
+
+@dataclass(frozen=True)
+class PrecisionRecall:
+    """Shares of the samples near real images, and of the real images near samples, in [0, 1].
+
+    Near: not farther than another image of that set is from its own `neighbours`-th neighbour.
+    """
+
+    precision: float
+    recall: float
+    neighbours: int
+
+
+def precision_and_recall(
+    samples: Tensor, real: Tensor, *, neighbours: int = 3, rows: int = 10_000
+) -> PrecisionRecall:
+    """Precision and recall of samples by their features (N, D) and the real ones (M, D).
+
+    Computed by torch-fidelity in float64, `rows` x N distances at a time. Raises ValueError for
+    other shapes and fewer than neighbours + 1 images, and ModuleNotFoundError without the extra
+    "fid". Source: Kynkäänniemi et al. (NeurIPS 2019).
+    """
+    prc = import_fidelity("metric_prc", "precision and recall need")
+    check_features(samples, real)
+    few = min(len(samples), len(real))
+    if few <= neighbours:
+        raise ValueError(f"precision and recall need more than {neighbours} images, got {few}")
+    found = prc.prc_features_to_metric(
+        samples.double(),
+        real.double(),
+        prc_neighborhood=neighbours,
+        prc_batch_size=rows,
+        save_cpu_ram=True,
+        verbose=False,
+    )
+    return PrecisionRecall(found["precision"], found["recall"], neighbours)
 
 
 def check_features(*features: Tensor) -> None:

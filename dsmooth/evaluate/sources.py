@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data import ImageDataset, load_dataset, to_bytes
-from ..data.arrays import read_npz
+from ..data.arrays import names_in_npz, read_npz
 from ..data.folder import SUFFIXES, read_every_image, read_image_file
 from ..data.reading import guarded, open_regular
 from ..models import Models
 from ..pictures import is_diverged
 from ..progress import progress
 from ..sampling.output import check_folder
+from .frechet import FeatureStatistics, PublishedStatistics
 
 BYTES = "x in [-1, 1] to round((x + 1) * 127.5), clamped to 0 .. 255"
 # Names of an array of images in a .npz: ours, two that are common, and savez's first.
@@ -137,6 +138,28 @@ def read_images(path: Path, limit: int | None = None) -> ImageSet:
         images = read_every_image(path, limit)
         return ImageSet(images, f"{path} ({len(images):,} image files)")
     raise ValueError(f"{path} holds neither a model, nor .npy shards, nor image files")
+
+
+def read_reference(path: Path) -> ImageSet | FeatureStatistics | PublishedStatistics:
+    """The real images of a file or folder, or their statistics if a .npz has `mu` and `sigma`.
+
+    Raises as `read_images` does, and ValueError for a pickle.
+    """
+    if path.suffix in (".pkl", ".pickle"):
+        raise ValueError(
+            f"{path} is a pickle, which can run code. If you trust it, this converts EDM2's: "
+            'python -c "import pathlib, pickle, numpy; '
+            f"stats = pickle.loads(pathlib.Path('{path}').read_bytes()); "
+            f"numpy.savez('{path.stem}.npz', **stats['fid'])\""
+        )
+    if path.suffix != ".npz":
+        return read_images(path)
+    names = names_in_npz(path)
+    if {"mu", "sigma"} <= names and "n" not in names:
+        return PublishedStatistics.load(path)
+    if names.isdisjoint(ARRAY_NAMES):
+        return FeatureStatistics.load(path)
+    return read_images(path)
 
 
 def _read_shards(folder: Path, shards: Sequence[Path], limit: int | None) -> ImageSet:

@@ -22,16 +22,17 @@ def render_card(
     denoiser: PixelCNNpp,
     name: str,
     scores: Mapping[str, Any] | None,
+    license: str | None = None,
 ) -> str:
     """README.md of a saved pair.
 
     config: `PairSettings` as JSON. name: for `SmoothedPair.from_pretrained`. scores: the content of
-    the file that `dsmooth evaluate bpd` wrote, or None.
+    the file that `dsmooth evaluate bpd` wrote, or None. license: by its name on the Hub.
     Raises ValueError for scores without a pair.
     """
     origin = config["origin"]
     sections = [
-        _front_matter(sorted({each["data"] for each in origin.values()})),
+        _front_matter(sorted({each["data"] for each in origin.values()}), license),
         MARK,
         _head(config, noisy.config.image_channels, name),
         "## Networks\n\n" + _networks({"noisy": noisy, "denoiser": denoiser}),
@@ -41,11 +42,12 @@ def render_card(
     return "\n\n".join(sections) + "\n"
 
 
-def _front_matter(data: Sequence[str]) -> str:
-    lines = ["library_name: dsmooth", "pipeline_tag: unconditional-image-generation", "tags:"]
+def _front_matter(data: Sequence[str], license: str | None) -> str:
+    # JSON is YAML, and quotes what would mean more than itself.
+    lines = [f"license: {json.dumps(license)}"] if license else []
+    lines += ["library_name: dsmooth", "pipeline_tag: unconditional-image-generation", "tags:"]
     lines += [f"- {tag}" for tag in ("pixelcnn", "autoregressive", "distribution-smoothing")]
     known = [name for name in data if name not in ("folder", OWN)]
-    # JSON is YAML, and quotes what would mean more than itself.
     quoted = [name if name in DATASETS else json.dumps(name) for name in known]
     lines += ["datasets:", *(f"- {name}" for name in quoted)] if known else []
     return "\n".join(["---", *lines, "---"])

@@ -53,12 +53,14 @@ def save_pair(
     *,
     name: str,
     scores: Path | None,
+    license: str | None = None,
 ) -> None:
     """Write settings, weights and card. A card that a person wrote stays.
 
     name: how `SmoothedPair.from_pretrained` finds the folder. scores: the file that `dsmooth
-    evaluate bpd` wrote. Raises ValueError for scores of other weights or that are none, and for a
-    folder whose settings are those of a run or of another program.
+    evaluate bpd` wrote. license: for the card.
+    Raises ValueError for scores of other weights or that are none, and for a folder whose settings
+    are those of a run or of another program.
     """
     kind = SmoothingSettings(cast(SmoothingKind, smoothing.kind), smoothing.scale)
     digests: dict[Role, str] = {
@@ -69,7 +71,7 @@ def save_pair(
         PairSettings(noisy.config, denoiser.config, kind, image_size, dict(origin), digests)
     )
     measured = None if scores is None else _read_scores(scores, list(digests.values()))
-    card = render_card(settings, noisy, denoiser, name, measured)
+    card = render_card(settings, noisy, denoiser, name, measured, license)
     _check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(noisy, folder / NOISY_FILE)

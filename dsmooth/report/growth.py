@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from ..tables import Table, decimals
-from .html import plot_figure, side_by_side
+from .html import Row, Section, plot_figure
 from .plots import growth_png
 
 Curve = Sequence[tuple[int, float]]  # (images seen, bits/dim), in order
@@ -17,11 +17,11 @@ Curve = Sequence[tuple[int, float]]  # (images seen, bits/dim), in order
 
 def growth_section(
     results: Mapping[str, Any], histories: Mapping[str, Sequence[Mapping[str, Any]]]
-) -> str:
+) -> Section:
     """A figure of the held-out bits/dim of the pair and the plain model."""
     curves = held_out_curves(results, histories)
     if curves is None:
-        return ""
+        return []
     text = (
         "Averaged weights on held-out images, both axes logarithmic. The pair's bound is the sum "
         "of both networks' losses at the same number of images less the entropy of the noise."
@@ -32,7 +32,7 @@ def growth_section(
         "Bits/dim against images",
         text,
     )
-    return side_by_side([picture]) + equal_cost(curves)
+    return [Row([picture]), *equal_cost(curves)]
 
 
 def held_out_curves(
@@ -74,12 +74,12 @@ def at(curve: Curve, images: float) -> float:
     return curve[0][1] if images < curve[0][0] else curve[-1][1]
 
 
-def equal_cost(curves: Mapping[str, Curve]) -> str:
+def equal_cost(curves: Mapping[str, Curve]) -> list[Table]:
     """Plain model, and pair at equal images and at equal compute: a pair trains two networks."""
     pair, plain = curves["pair"], curves["plain"]
     images = min(pair[-1][0], plain[-1][0])
     if images / 2 < max(pair[0][0], plain[0][0]):
-        return ""
+        return []
     numbers = (decimals(v, 3) for v in (at(plain, images), at(pair, images), at(pair, images / 2)))
     rows = zip(
         (
@@ -90,4 +90,4 @@ def equal_cost(curves: Mapping[str, Curve]) -> str:
         numbers,
         strict=True,
     )
-    return Table(["Training", "held-out bits/dim"], list(rows), totals=(0,)).html()
+    return [Table(["Training", "held-out bits/dim"], list(rows), totals=(0,))]

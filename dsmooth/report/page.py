@@ -1,13 +1,11 @@
 """report.html of a reproduction: one file, pictures inline, no script, no network.
 
-`write_report` turns the numbers of results.json into sentences and tables, and puts them into the
-page of html.py.
+`write_report` turns the numbers of results.json into sentences, tables and figures of the page.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from torch import Tensor
 from ..files import write_atomically
 from ..tables import decimals
 from .growth import growth_section
-from .html import PAGE, paragraph
+from .html import render_page
 from .sections import (
     TITLES,
     bits_section,
@@ -55,26 +53,17 @@ def write_report(
         "Beside the paper": paper_section(results),
         "Training curves": curves_section(results, histories),
         "What more training buys": growth_section(results, histories),
-        "Better samples": "\n".join(map(paragraph, advice(results, commands))),
-        "How this was made": "\n".join(map(paragraph, making(results))),
-        "Settings": settings_table(results["runs"]).html("settings"),
+        "Better samples": advice(results, commands),
+        "How this was made": making(results),
+        "Settings": [settings_table(results["runs"])],
     }
-    present = [(title, content) for title, content in sections.items() if content]
-    values = {
-        "title": f"Distribution smoothing on {data_name(results)}",
-        "lead": escape(bound_sentence(results)),
-        "introduction": introduction(results),
-        "contents": "\n".join(
-            f'<a href="#section-{n}">{title}</a>' for n, (title, _) in enumerate(present, 1)
-        ),
-        "sections": "\n".join(
-            f'<section id="section-{n}">\n<h2>{title}</h2>\n{content}\n</section>'
-            for n, (title, content) in enumerate(present, 1)
-        ),
-        "version": escape(results["dsmooth"]),
-    }
-    # p(x | x~) must not break at the bar: after one, only a word joiner forbids it.
-    page = PAGE.substitute(values).replace(" | ", "\u00a0|\u2060\u00a0")
+    page = render_page(
+        sections,
+        title=f"Distribution smoothing on {data_name(results)}",
+        lead=bound_sentence(results),
+        introduction=introduction(results),
+        version=results["dsmooth"],
+    )
     write_atomically(path, page.encode())
 
 
@@ -170,7 +159,7 @@ def introduction(results: Mapping[str, Any]) -> str:
     settings = results["runs"]["noisy"]["settings"]
     noise = f"{NOISE_NAMES[settings['smoothing']]} noise of scale {settings['scale']:g}"
     return (
-        f"<p>Two autoregressive models share the work. The first, p(x̃), was trained on images with "
-        f"{escape(noise)} (pixels lie in [−1, 1]); the second, p(x | x̃), takes the noise away. "
-        "Sampling is two-step: draw x̃ from the first model, then x from the second.</p>"
+        f"Two autoregressive models share the work. The first, p(x̃), was trained on images with "
+        f"{noise} (pixels lie in [−1, 1]); the second, p(x | x̃), takes the noise away. "
+        "Sampling is two-step: draw x̃ from the first model, then x from the second."
     )

@@ -1,4 +1,4 @@
-"""Sections of a report in HTML: samples, numbers beside published ones, curves and settings.
+"""Sections of a report: samples, numbers beside published ones, curves and settings.
 
 Each is a function of the content of results.json, and empty where nothing was measured.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..evaluate.likelihood import EQUATION_4_BITS
 from ..tables import COMPARABLE, Table, bits_table, decimals, percent
-from .html import figure, grid, paragraph, plot_figure, side_by_side
+from .html import Figure, Row, Section, grid, plot_figure
 from .plots import curve_png, probe_png, receptive_png
 
 # Pictures show an 8 x 8 grid at most, whatever was drawn.
@@ -76,7 +76,7 @@ SETTINGS = (
 )
 
 
-def samples_section(results: Mapping[str, Any], pictures: Mapping[str, Tensor]) -> str:
+def samples_section(results: Mapping[str, Any], pictures: Mapping[str, Tensor]) -> Section:
     """Figures 2 to 4 of the paper: the same x̃ behind each method, and the plain baseline."""
     figures = []
     for name, (title, text) in SAMPLES.items():
@@ -87,11 +87,11 @@ def samples_section(results: Mapping[str, Any], pictures: Mapping[str, Tensor]) 
         if diverged:
             text += f" {diverged} of {len(pictures[name]):,} diverged and are shown in plain grey."
         alt = f"Grid of {len(x)} images. {title}."
-        figures.append(figure(grid(x, math.isqrt(len(x) - 1) + 1), alt, title, text))
-    return side_by_side(figures, "samples")
+        figures.append(Figure(grid(x, math.isqrt(len(x) - 1) + 1), alt, title, text))
+    return [Row(figures, "samples")] if figures else []
 
 
-def denoising_section(results: Mapping[str, Any], pictures: Mapping[str, Tensor]) -> str:
+def denoising_section(results: Mapping[str, Any], pictures: Mapping[str, Tensor]) -> Section:
     """Held-out images, noisy, and denoised: one row each."""
     names = {
         "held-out": "held-out images x",
@@ -100,23 +100,24 @@ def denoising_section(results: Mapping[str, Any], pictures: Mapping[str, Tensor]
         "held-out-single-step": "the mean E[x | x̃]",
     }
     if "held-out-two-step" not in pictures:
-        return ""
+        return []
     rows = [pictures[name] for name in names if name in pictures]
     words = "; ".join(words for name, words in names.items() if name in pictures)
-    return figure(
+    picture = Figure(
         grid(torch.cat(rows), len(rows[0])),
         f"Held-out images, their noisy versions and what denoising makes of them; rows: {words}.",
         "Denoising images the models have not seen",
         f"Rows from top to bottom: {words}. The draw need not be the original: it is one image "
         "that the noisy one could have come from.",
-        kind="wide",
+        wide=True,
     )
+    return [picture]
 
 
-def bits_section(results: Mapping[str, Any]) -> str:
+def bits_section(results: Mapping[str, Any]) -> Section:
     """Bits/dim of the pair and the baseline in every convention, and the terms of the bound."""
     if "bits_per_dim" not in results:
-        return ""
+        return []
     models = {name: results["bits_per_dim"].get(name) for name in ("pair", "plain")}
     table = bits_table({name: each["conventions"] for name, each in models.items() if each})
     pair = results["bits_per_dim"]["pair"]
@@ -131,7 +132,7 @@ def bits_section(results: Mapping[str, Any]) -> str:
             " This denoiser was trained on a density; its own bound is that in units of [−1, 1], "
             "which is not comparable with discrete bits/dim."
         )
-    return table.html() + paragraph(text)
+    return [table, text]
 
 
 def terms_sentence(pair: Mapping[str, Any]) -> str:
@@ -143,13 +144,13 @@ def terms_sentence(pair: Mapping[str, Any]) -> str:
     )
 
 
-def frechet_section(results: Mapping[str, Any]) -> str:
+def frechet_section(results: Mapping[str, Any]) -> Section:
     """Distances of the samples of each method to real images, and their floor."""
     frechet = results.get("frechet")
     if frechet is None:
-        return ""
+        return []
     if "skipped" in frechet:
-        return paragraph(f"Not measured: {frechet['skipped']}.")
+        return [f"Not measured: {frechet['skipped']}."]
     rows, remarks = [], []
     for name, distance in frechet["distances"].items():
         words = f"{TITLES[name]}\n{distance['n_images']:,} images"
@@ -173,23 +174,23 @@ def frechet_section(results: Mapping[str, Any]) -> str:
         f"{extractor['resize']}. Values become bytes by rounding and clamping."
     )
     text = " ".join([text, *(f"{remark[0].upper()}{remark[1:]}." for remark in remarks)])
-    return Table(["Images", "distance"], rows).html() + paragraph(text)
+    return [Table(["Images", "distance"], rows), text]
 
 
-def paper_section(results: Mapping[str, Any]) -> str:
+def paper_section(results: Mapping[str, Any]) -> Section:
     """The measured numbers of MNIST beside the reproduction paper's, and whether they compare."""
     if results["data"]["name"] != "mnist":
-        return ""
+        return []
     rows = [*_paper_bits(results), *_paper_frechet(results), *_paper_probes(results)]
     if not rows:
-        return ""
+        return []
     text = (
         "Paper: the reproduction of Meng et al. (ICLR 2021) on MNIST. Its equation (4) writes the "
         "entropy of the noise without its e, which makes bits/dim "
         f"{EQUATION_4_BITS:.4f} too high: its {PAPER_BITS} is {PAPER_BITS - EQUATION_4_BITS:.2f} "
         f"if its code did so too, and {PAPER_BITS} if that is a misprint."
     )
-    return Table(["Measure", "here", "paper"], rows).html() + paragraph(text)
+    return [Table(["Measure", "here", "paper"], rows), text]
 
 
 def _paper_bits(results: Mapping[str, Any]) -> list[list[str]]:
@@ -248,13 +249,13 @@ def best_block(blocks: Mapping[str, Any]) -> str:
     return max(blocks, key=lambda block: blocks[block]["accuracy"])
 
 
-def probes_section(results: Mapping[str, Any]) -> str:
+def probes_section(results: Mapping[str, Any]) -> Section:
     """Figures 5 and 6 of the paper: accuracy after each block of either network."""
     probes = results.get("probes")
     if probes is None:
-        return ""
+        return []
     if "skipped" in probes:
-        return paragraph(f"Not measured: {probes['skipped']}.")
+        return [f"Not measured: {probes['skipped']}."]
     accuracy, settings = probes["accuracy"], probes["asked"]
     figures = []
     for name in ("noisy", "denoiser"):
@@ -286,14 +287,14 @@ def probes_section(results: Mapping[str, Any]) -> str:
         "same network untrained, and the pixels that it sees. Bars are standard errors over test "
         "images."
     )
-    return side_by_side(figures) + paragraph(text)
+    return [Row(figures), text]
 
 
-def receptive_section(results: Mapping[str, Any]) -> str:
+def receptive_section(results: Mapping[str, Any]) -> Section:
     """Figure 10 of the paper: a stack of masked convolutions against two streams."""
     field = results.get("receptive_field")
     if field is None:
-        return ""
+        return []
     titles = {"masked-stack": "One stack of masked convolutions", "two-streams": "Two streams"}
     figures = []
     for name, network in field["networks"].items():
@@ -309,12 +310,12 @@ def receptive_section(results: Mapping[str, Any]) -> str:
         "by equal steps at most, so what lies flatter to the right is never seen, however deep "
         "it is. PixelCNN++ carries the rows above in a stream of their own."
     )
-    return side_by_side(figures) + paragraph(text)
+    return [Row(figures), text]
 
 
 def curves_section(
     results: Mapping[str, Any], histories: Mapping[str, Sequence[Mapping[str, Any]]]
-) -> str:
+) -> Section:
     """One figure of the loss per model."""
     figures = []
     for role, entries in histories.items():
@@ -330,7 +331,7 @@ def curves_section(
                 f"weights on {run['held_out_images']:,} held-out images, {last} at the end.",
             )
         )
-    return side_by_side(figures)
+    return [Row(figures)] if figures else []
 
 
 def settings_table(runs: Mapping[str, Any]) -> Table:
