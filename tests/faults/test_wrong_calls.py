@@ -42,11 +42,13 @@ def sanitized() -> Path | None:
 
 @needs_extension
 @pytest.mark.budget(60)
-@pytest.mark.parametrize("part", [8, pytest.param(1, marks=pytest.mark.full)])
-@pytest.mark.parametrize("name", FILES)
-def test_wrong_calls(name: str, part: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("names", "part"),
+    [(FILES, 8), *(pytest.param([name], 1, marks=pytest.mark.full) for name in FILES)],
+)
+def test_wrong_calls(names: list[str], part: int, tmp_path: Path) -> None:
     """With an eighth of the calls, and with all."""
-    print(run_in_child(name, tmp_path, sanitized(), part))
+    print(run_in_child(names, tmp_path, sanitized(), part))
 
 
 def functions_of_extension(module: ModuleType) -> Iterator[str]:
