@@ -7,7 +7,6 @@ builds one), the calls are made with that.
 from __future__ import annotations
 
 import importlib
-import inspect
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from types import ModuleType
 
 import pytest
 
-from dsmooth import _extension, functional
+from dsmooth import _extension
 from tests.faults.harness import run_in_child
 
 needs_extension = pytest.mark.skipif(
@@ -70,10 +69,5 @@ def test_every_function_is_called_wrongly() -> None:
     for module in modules:
         tried |= set(getattr(module, "ALSO", ()))
     functions = set(functions_of_extension(_extension.extension()))
-    functions |= {
-        f"functional.{name}"
-        for name in functional.__all__
-        if inspect.isfunction(getattr(functional, name))
-    }
     assert functions - tried - ON_A_DEVICE == set()
     assert {name for name in tried if name.startswith("_C.")} <= functions
