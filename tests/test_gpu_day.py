@@ -41,9 +41,7 @@ def test_every_step_fits_into_a_call(tool: SimpleNamespace, tmp_path: Path) -> N
     assert sorted(order, key=names.index) == order
 
 
-def test_cases_are_there(
-    tool: SimpleNamespace, on_gpu: ModuleType, tmp_path: Path
-) -> None:
+def test_cases_are_there(tool: SimpleNamespace, on_gpu: ModuleType, tmp_path: Path) -> None:
     commands = [step.command for step in tool.steps(tmp_path)]
     for command in commands:
         if "benchmarks/on_gpu.py" in command:
