@@ -42,13 +42,13 @@ check_command() {
 }
 
 check_style_and_docs() {
-  step "style and types"
+  step "style, types and documentation"
   requirements dev docs >"$work/tools.txt"
   pip install --quiet --no-compile -r "$work/tools.txt"
+  start types mypy
   ruff check .
   ruff format --check .
-  mypy
   git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' | xargs clang-format --dry-run --Werror
-  step "documentation"
   NO_MKDOCS_2_WARNING=1 mkdocs build --strict -f tools/mkdocs.yml
+  finish types
 }

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import re
 import sys
 from argparse import Namespace
 from collections.abc import Callable
@@ -50,7 +49,6 @@ from dsmooth.nn.layers import GatedResnet
 from dsmooth.sampling import CachedSampler
 from dsmooth.train.device import ReplayedStep, set_keep_gates
 
-ROOT = Path(__file__).resolve().parents[1]
 Run = Callable[[], object]
 BF16 = torch.bfloat16
 NETWORKS = {"mnist": MNIST, "cifar": CIFAR}
@@ -289,18 +287,8 @@ def cases_of(words: str) -> list[str]:
     return [name for name in CASES if f"{name}-".startswith(f"{words}-")]
 
 
-def predictions() -> dict[str, str]:
-    """Predicted times of sampling by case, as docs/benchmarks.md has them for an H100."""
-    page = (ROOT / "docs" / "benchmarks.md").read_text()
-    rows = re.findall(r"^\| (MNIST|CIFAR).*\(([\d,]+)\)((?: \|[^|]*){6})", page, re.MULTILINE)
-    return {
-        f"sampler-{name.lower()}-{batch.replace(',', '')}": cells.split("|")[-1].strip()
-        for name, batch, cells in rows
-    }
-
-
 def measure(name: str, card: Card) -> dict[str, Any]:
-    """Seconds [median, quartiles] of a case, its rates, and the prediction if there is one."""
+    """Seconds [median, quartiles] of a case and its rates."""
     case = CASES[name](card)
 
     def run() -> None:
@@ -317,7 +305,6 @@ def measure(name: str, card: Card) -> dict[str, Any]:
     return {
         "seconds": seconds.as_list(),
         **{unit: float(f"{rate:.4g}") for unit, rate in rates.items() if rate},
-        "predicted": None if card.tiny else predictions().get(name),
         "device": torch.cuda.get_device_name() if card.is_cuda else "cpu",
     }
 

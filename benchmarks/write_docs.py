@@ -42,20 +42,6 @@ HIGHLIGHTS = (
     ("logistic_mixture", "cifar-discretized-gradient", "the same, discretized"),
     ("data", "mnist", "noisy batches of MNIST, from their seed alone"),
 )
-# Targets of this project that a result is held against: (suite, case, contender, at least).
-TARGETS = (
-    ("sampler", "mnist-1", "plain", 400),
-    ("sampler", "mnist-64", "plain", 1000),
-    ("sampler", "cifar-16", "plain", 740),
-    ("sampler", "cifar-64", "plain", 1000),
-    ("two_step", "mnist-stack-64", "plain", 1000),
-    ("training_step", "F40-R5-two-threads", "eager float32", 4),
-    ("training_step", "F40-R5-two-threads", "compile bfloat16", 1.5),
-    ("logistic_mixture", "cifar-continuous-gradient", "eager", 6),
-    ("logistic_mixture", "cifar-continuous-gradient", "compile", 4),
-    ("logistic_mixture", "cifar-discretized-gradient", "eager", 6),
-    ("logistic_mixture", "cifar-discretized-gradient", "compile", 4),
-)
 
 
 def saved_results() -> list[Path]:
@@ -110,20 +96,6 @@ set {first["instruction_set"]}; commit {commits}; load average {min(loads):.1f} 
 {"|---" * len(results.COLUMNS)}|"""
     for result in measured:
         yield "| " + " | ".join(results.cells(result)) + " |"
-    yield "\n### Targets\n\n| case | against | target | measured | |\n|---|---|---|---|---|"
-    for suite, case, contender, least in TARGETS:
-        for result in measured:
-            if (result["suite"], result["case"]) == (suite, case) and contender in result["ratios"]:
-                ratio = result["ratios"][contender][0]
-                verdict = "reached" if ratio >= least else "**missed**"
-                row = (
-                    results.name_of(result),
-                    contender,
-                    f"{least:,}x",
-                    results.ratio_text(ratio),
-                    verdict,
-                )
-                yield "| " + " | ".join(row) + " |"
     yield FIGURES
 
 

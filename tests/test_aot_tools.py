@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
-import torch
 
 triton = pytest.importorskip("triton", reason="Triton is not installed: nothing can be compiled")
 import triton.language as tl  # noqa: E402
@@ -20,10 +17,9 @@ from tests.helpers.sass import (  # noqa: E402
     register_operand,
     tensor_clocks,
 )
-from tests.helpers.triton_tools import compile_ahead, compile_launch, record_launches  # noqa: E402
+from tests.helpers.triton_tools import compile_ahead  # noqa: E402
 
 pytestmark = pytest.mark.full
-LOAD_128 = "ld.global.v4.b32"
 
 
 @triton.jit
@@ -82,26 +78,8 @@ def test_spills_are_seen() -> None:
     assert wide.stack > 0
 
 
-def test_a_recorded_launch_is_specialised_as_triton_does() -> None:
-    module = sys.modules[__name__]
-    source, target = torch.zeros(4096), torch.zeros(4096)
-    with record_launches(module, "running_sum_kernel") as launches:
-        for stride, count in ((1, 128), (3, 128), (1, 127)):
-            running_sum_kernel[(1,)](
-                source, target, count, stride, BLOCK=128, num_warps=1, enable_fp_fusion=True
-            )
-    assert [launch.options["num_warps"] for launch in launches] == [1, 1, 1]
-    assert type(running_sum_kernel) is triton.JITFunction
-    vector, strided, odd = (compile_launch(launch, 80) for launch in launches)
-    # Adjacent, aligned and a multiple of 16 in number: a load of 128 bits, only then.
-    assert LOAD_128 in vector.ptx
-    assert LOAD_128 not in strided.ptx
-    assert LOAD_128 not in odd.ptx
-
-
 # ---- written down -----------------------------------------------------------------------------
 
-SHARED_A = "HGMMA.64x64x16.F32.BF16 R24, gdesc[UR8], R24, gsb0"
 REGISTER_A = "HGMMA.64x64x16.F32.BF16 R24, R4, gdesc[UR8], R24, gsb0"
 WAIT = "WARPGROUP.DEPBAR.LE gsb0, 0x0"
 
@@ -137,33 +115,6 @@ def test_a_register_in_flight_is_not_touched() -> None:
         "HGMMA.64x64x16.F32.BF16 R24, gdesc[UR12], R24",  # the same sum goes on
     ):
         assert pairs(REGISTER_A, harmless, WAIT) == set()
-
-
-def test_an_operand_that_is_still_being_computed_is_reported() -> None:
-    uses = "HGMMA.64x64x16.F32.BF16 R64, R24, gdesc[UR12], R64, gsb0"
-    assert pairs(SHARED_A, uses, WAIT) == {(0, 1)}
-
-
-def test_a_wait_covers_whole_groups_oldest_first() -> None:
-    lines = [
-        "HGMMA.64x64x16.F32.BF16 R24, R4, gdesc[UR8], R24",  # the first group has two
-        "HGMMA.64x64x16.F32.BF16 R24, R8, gdesc[UR8], R24, gsb0",
-        "HGMMA.64x64x16.F32.BF16 R24, R12, gdesc[UR8], R24, gsb0",
-        "WARPGROUP.DEPBAR.LE gsb0, 0x1",
-        "MOV R4, RZ",
-        "MOV R8, RZ",
-        "MOV R12, RZ",
-    ]
-    assert pairs(*lines) == {(2, 6)}
-    open_group = [line.replace(", gsb0", "") for line in lines]
-    assert pairs(*open_group) == {(0, 4), (1, 5), (2, 6)}
-
-
-def test_the_next_round_of_a_loop_is_seen() -> None:
-    """The write stands before the matrix instruction and comes after it."""
-    lines = ["MOV R4, R60", REGISTER_A, "WARPGROUP.DEPBAR.LE gsb0, 0x1", "@P0 BRA 0x0", WAIT]
-    assert pairs(*lines) == {(1, 0)}
-    assert pairs(*lines[:2], WAIT, *lines[3:]) == set()
 
 
 def test_loops_and_what_is_in_them() -> None:

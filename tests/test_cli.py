@@ -22,23 +22,21 @@ TINY = ["--n-filters", "4", "--n-mix", "2", "--images", "16", "--batch-size", "8
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize(
-    "verb", ["", "train", "sample", "complete", "evaluate", "probe", "reproduce", "doctor"]
-)
-def test_help_does_not_import_torch(tmp_path: Path, verb: str) -> None:
+def test_help_does_not_import_torch(tmp_path: Path) -> None:
     code = (
         "import sys; from dsmooth.cli import main\n"
-        f"try: main({[verb, '--help'] if verb else ['--help']!r})\n"
-        "except SystemExit as stop: print('status', stop.code)\n"
+        "for verb in (['train'], ['sample'], ['complete'], ['evaluate'], ['probe'],"
+        " ['reproduce'], ['doctor'], []):\n"
+        "    try: main([*verb, '--help'])\n"
+        "    except SystemExit as stop: assert not stop.code\n"
         "print('torch' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    assert done.stdout.splitlines()[-2:] == ["status 0", "False"]
-    assert "usage: dsmooth" in done.stdout
-    if verb == "train":
-        assert all(name in done.stdout for name in PRESETS)
+    assert done.stdout.splitlines()[-1] == "False"
+    assert done.stdout.count("usage: dsmooth") == 8
+    assert all(name in done.stdout for name in PRESETS)
 
 
 @pytest.mark.quick

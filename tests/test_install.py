@@ -67,10 +67,40 @@ def python(code: str, cwd: Path, *path: Path) -> subprocess.CompletedProcess[str
     )
 
 
-def test_installs_without_a_compiler_and_says_so(clone: Path, tmp_path: Path) -> None:
-    site = tmp_path / "site"
-    done = pip("install", clone, "--target", site, cwd=tmp_path, **NO_COMPILER)
+@pytest.mark.full
+def test_editable_without_a_compiler_leaves_no_stale_extension(clone: Path, tmp_path: Path) -> None:
+    stale = clone / "dsmooth" / "_C.cpython-000-none.so"
+    stale.write_bytes(b"of an earlier build")
+    # Without --ignore-installed pip would first uninstall the dsmooth that runs these tests.
+    where = ["--prefix", tmp_path / "p", "--ignore-installed"]
+    done = pip("install", "-e", clone, *where, cwd=tmp_path, **NO_COMPILER)
     assert done.returncode == 0, done.stdout
+    assert not stale.exists()
+    assert json.loads((clone / "dsmooth" / "_build_info.json").read_text())["extension"] is False
+    assert list((tmp_path / "p").rglob("__editable__*dsmooth*"))
+
+
+def test_sdist_builds_a_complete_wheel_without_a_compiler(clone: Path, tmp_path: Path) -> None:
+    """In an sdist the symlink has become a folder, and nothing needed is left behind.
+
+    What is installed says why it has no extension.
+    """
+    code = "import sys, setuptools.build_meta as b; print(b.build_sdist(sys.argv[1]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=clone, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (archive,) = tmp_path.glob("dsmooth-*.tar.gz")
+    with tarfile.open(archive) as tar:
+        names = {name.partition("/")[2] for name in tar.getnames()}
+        tar.extractall(tmp_path, filter="data")
+    assert {"csrc/CMakeLists.txt", "csrc/bindings/module.cpp"} <= names
+    assert not [name for name in names if name.endswith((".so", "_build_info.json"))]
+
+    unpacked, site = tmp_path / archive.name.removesuffix(".tar.gz"), tmp_path / "site"
+    done = pip("wheel", unpacked, "-w", tmp_path / "w", cwd=tmp_path, **NO_COMPILER)
+    assert done.returncode == 0, done.stdout
+    check_wheel(tmp_path / "w", clone).extractall(site)
     assert not list((site / "dsmooth").glob("_C*.so"))
     info = json.loads((site / "dsmooth" / "_build_info.json").read_text())
     assert info["extension"] is False
@@ -95,38 +125,6 @@ print("exit code", run_doctor())
     assert "no working C++20 compiler" in lines[1]
     assert "CUDA build: none (the extension was not built)" in lines
     assert lines[-1] == "exit code 0"
-
-
-def test_editable_without_a_compiler_leaves_no_stale_extension(clone: Path, tmp_path: Path) -> None:
-    stale = clone / "dsmooth" / "_C.cpython-000-none.so"
-    stale.write_bytes(b"of an earlier build")
-    # Without --ignore-installed pip would first uninstall the dsmooth that runs these tests.
-    where = ["--prefix", tmp_path / "p", "--ignore-installed"]
-    done = pip("install", "-e", clone, *where, cwd=tmp_path, **NO_COMPILER)
-    assert done.returncode == 0, done.stdout
-    assert not stale.exists()
-    assert json.loads((clone / "dsmooth" / "_build_info.json").read_text())["extension"] is False
-    assert list((tmp_path / "p").rglob("__editable__*dsmooth*"))
-
-
-def test_sdist_builds_a_complete_wheel(clone: Path, tmp_path: Path) -> None:
-    """In an sdist the symlink has become a folder, and nothing needed is left behind."""
-    code = "import sys, setuptools.build_meta as b; print(b.build_sdist(sys.argv[1]))"
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], cwd=clone, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    (archive,) = tmp_path.glob("dsmooth-*.tar.gz")
-    with tarfile.open(archive) as tar:
-        names = {name.partition("/")[2] for name in tar.getnames()}
-        tar.extractall(tmp_path, filter="data")
-    assert {"csrc/CMakeLists.txt", "csrc/bindings/module.cpp"} <= names
-    assert not [name for name in names if name.endswith((".so", "_build_info.json"))]
-
-    unpacked = tmp_path / archive.name.removesuffix(".tar.gz")
-    done = pip("wheel", unpacked, "-w", tmp_path / "w", cwd=tmp_path, **NO_COMPILER)
-    assert done.returncode == 0, done.stdout
-    check_wheel(tmp_path / "w", clone)
 
 
 def check_wheel(folder: Path, clone: Path) -> zipfile.ZipFile:

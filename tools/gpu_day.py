@@ -327,9 +327,9 @@ class Day:
         for name, step in self.steps.items():
             text = step["text"].replace("|", "/")
             rows.append(f"| {name} | {step['outcome']} | {step['seconds']:.0f} | {text} |")
-        rows += ["", "| case | time | predicted | img/s | TFLOP/s | TB/s |", "|---" * 6 + "|"]
+        rows += ["", "| case | time | img/s | TFLOP/s | TB/s |", "|---" * 5 + "|"]
         for name, found in self.results().items():
-            cells = [name, f"{1e3 * found['seconds'][0]:.4g} ms", found["predicted"] or ""]
+            cells = [name, f"{1e3 * found['seconds'][0]:.4g} ms"]
             cells += [str(found.get(f"{unit}_per_s", "")) for unit in ("img", "tflop", "tb")]
             rows.append(f"| {' | '.join(cells)} |")
         return "\n".join(rows) + "\n"

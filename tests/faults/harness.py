@@ -282,8 +282,8 @@ def _is_guarded(tensor: Tensor) -> bool:
     )
 
 
-def run_in_child(name: str, folder: Path, sanitized: Path | None, part: int) -> str:
-    """The output of pytest on a file of this folder, in a process of its own in `folder`.
+def run_in_child(names: Sequence[str], folder: Path, sanitized: Path | None, part: int) -> str:
+    """The output of pytest on files of this folder, in a process of its own in `folder`.
 
     sanitized: an extension built with AddressSanitizer to use. part: see PART. Raises
     AssertionError, with the seed and the last call, if that process failed or was ended.
@@ -291,7 +291,7 @@ def run_in_child(name: str, folder: Path, sanitized: Path | None, part: int) -> 
     command = [
         *(sys.executable, "-m", "pytest", "-q", "-s", "-n0"),
         *("-p", "no:cacheprovider", f"--rootdir={ROOT}", "-c", str(ROOT / "pyproject.toml")),
-        str(ROOT / "tests" / "faults" / name),
+        *(str(ROOT / "tests" / "faults" / name) for name in names),
     ]
     env = {k: v for k, v in os.environ.items() if k != "PYTEST_ADDOPTS"}
     env["DSMOOTH_WRONG_CALLS_PART"] = str(part)

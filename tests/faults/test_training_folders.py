@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from dsmooth.runs import RunFolder
 from dsmooth.train import NonFiniteLoss, loop, train
 from dsmooth.train.checkpoint import digest, load_checkpoint, save_checkpoint
 from dsmooth.train.step import TrainState
+from tests.helpers.rank_processes import forked_script, wait_for_all
 
 CONFIG = TrainConfig(
     model=ModelConfig(n_filters=4, n_resnet=1, n_mix=2, dropout=0.3),
@@ -282,21 +281,12 @@ def test_moments_of_another_optimiser_are_refused(run: RunFolder) -> None:
         train(CONFIG, run.path, resume=True)
 
 
-@pytest.mark.budget(150)
 @pytest.mark.parametrize(("every", "least"), [(16, 3), pytest.param(1, 54, marks=pytest.mark.full)])
 def test_a_run_survives_being_killed_anywhere(
     finished: RunFolder, tmp_path: Path, every: int, least: int
 ) -> None:
     """At every change of a file in turn and then at random moments, or at a few changes."""
     script = Path(__file__).with_name("kill_training.py")
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        [sys.executable, script, tmp_path, finished.path, str(every)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=environment,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert int(result.stdout.split()[0]) >= least
+    arguments = [str(tmp_path), str(finished.path), str(every)]
+    (output,) = wait_for_all([forked_script(script, arguments, tmp_path)])
+    assert int(output.split()[0]) >= least

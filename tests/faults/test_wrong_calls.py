@@ -7,7 +7,6 @@ builds one), the calls are made with that.
 from __future__ import annotations
 
 import importlib
-import inspect
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from types import ModuleType
 
 import pytest
 
-from dsmooth import _extension, functional
+from dsmooth import _extension
 from tests.faults.harness import run_in_child
 
 needs_extension = pytest.mark.skipif(
@@ -42,11 +41,13 @@ def sanitized() -> Path | None:
 
 @needs_extension
 @pytest.mark.budget(60)
-@pytest.mark.parametrize("part", [8, pytest.param(1, marks=pytest.mark.full)])
-@pytest.mark.parametrize("name", FILES)
-def test_wrong_calls(name: str, part: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("names", "part"),
+    [(FILES, 8), *(pytest.param([name], 1, marks=pytest.mark.full) for name in FILES)],
+)
+def test_wrong_calls(names: list[str], part: int, tmp_path: Path) -> None:
     """With an eighth of the calls, and with all."""
-    print(run_in_child(name, tmp_path, sanitized(), part))
+    print(run_in_child(names, tmp_path, sanitized(), part))
 
 
 def functions_of_extension(module: ModuleType) -> Iterator[str]:
@@ -68,10 +69,5 @@ def test_every_function_is_called_wrongly() -> None:
     for module in modules:
         tried |= set(getattr(module, "ALSO", ()))
     functions = set(functions_of_extension(_extension.extension()))
-    functions |= {
-        f"functional.{name}"
-        for name in functional.__all__
-        if inspect.isfunction(getattr(functional, name))
-    }
     assert functions - tried - ON_A_DEVICE == set()
     assert {name for name in tried if name.startswith("_C.")} <= functions

@@ -18,6 +18,7 @@ from pathlib import Path
 
 # The command, and a path that finds the package under test whatever the folder holds.
 COMMAND = "from dsmooth.cli import main; main()"
+_RUN = "import runpy; runpy.run_path({!r}, run_name='__main__')"
 START = f"import sys; sys.path[:] = {sys.path!r}; "
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -74,7 +75,7 @@ class ForkedPython:
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
 
-    def communicate(self, timeout: float = 120) -> tuple[str, str]:
+    def communicate(self, timeout: float = 300) -> tuple[str, str]:
         """Wait for the end; what was written to stdout and to stderr."""
         self._process.join(timeout)
         ended = self._process.exitcode is not None
@@ -135,7 +136,11 @@ def wait_for_all(processes: Sequence[ForkedPython]) -> list[str]:
     return outputs
 
 
+def forked_script(script: Path, arguments: Sequence[str], folder: Path) -> ForkedPython:
+    """`python SCRIPT ARGUMENTS` in a folder."""
+    return ForkedPython(_RUN.format(str(script)), arguments, folder)
+
+
 def run_script(script: Path, size: int, arguments: Sequence[str], folder: Path) -> None:
     """Run a script by so many ranks; they end well."""
-    code = f"import runpy; runpy.run_path({str(script)!r}, run_name='__main__')"
-    wait_for_all(start_ranks(size, arguments, folder, code))
+    wait_for_all(start_ranks(size, arguments, folder, _RUN.format(str(script))))

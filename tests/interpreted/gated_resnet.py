@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -42,6 +44,7 @@ CASES: list[Shapes] = [
     ("down_right", (1, 1, 3), 40, (40, 40), 0.5),
 ]
 pytestmark = pytest.mark.grid
+full = partial(pytest.param, marks=pytest.mark.full)
 
 
 def as_good_as_eager(
@@ -63,7 +66,7 @@ def test_as_good_as_eager(shapes: Shapes, dtype: torch.dtype, impl: Impl) -> Non
     as_good_as_eager(case, dtype, impl=impl)
 
 
-@each_dtype
+@pytest.mark.parametrize("dtype", [full(torch.float64), full(torch.float32), torch.float16])
 def test_as_good_as_eager_with_what_is_kept_of_the_gates(dtype: torch.dtype) -> None:
     *shape, dropout = CASES[1]
     case = make_case(*shape, dropout, dtype, gains=True, image_bias=True)
@@ -112,7 +115,7 @@ def test_nothing_is_written_or_read_beside_a_tensor(
 # ---- dropout ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("filters", [1, 4, 6, 40])
+@pytest.mark.parametrize("filters", [full(1), full(4), 6, full(40)])
 def test_what_is_kept_is_what_the_reference_keeps(filters: int) -> None:
     """The bits, and the elements that they keep; in margins and between the pixels, zeros."""
     shape = torch.Size((2, 2 * filters, 3, 5))
@@ -148,6 +151,7 @@ def pixels(room: Tensor, rows: Rows) -> Tensor:
 # ---- the op as torch sees it ------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_opcheck() -> None:
     case = make_case("down_right", (2, 1, 3), 2, (2,), 0.5, gains=True, image_bias=True)
     given, settings = case.operands(torch.float32), case.settings
@@ -171,7 +175,7 @@ def test_a_gradient_does_not_depend_on_which_others_are_wanted() -> None:
         return dict(zip(wanted, torch.autograd.grad((y * case.grad_y).sum(), leaves), strict=True))
 
     every = gradients(names[:-1])
-    for wanted in (["x"], ["skip_2"], names[3:-1], ["x", "gain_nin"]):
+    for wanted in (["skip_2"], ["x", "gain_nin"]):
         for name, grad in gradients(wanted).items():
             assert torch.equal(grad, every[name])
 

@@ -15,7 +15,11 @@ from dsmooth.functional import logistic_mixture_log_prob, use_impl
 from dsmooth.kernels import expand
 from tests.helpers import interpreter_speed  # noqa: F401 - for its effect
 
-expand.BLOCK_P = 256  # one block for all rows of these small images, in half the time
+
+@pytest.fixture(autouse=True)
+def one_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For all rows of these small images, in half the time."""
+    monkeypatch.setattr(expand, "BLOCK_P", 256)
 
 
 def make_model() -> dsmooth.PixelCNNpp:
