@@ -327,6 +327,8 @@ class TrainConfig:
         return structure(values, cls)
 
 
+Block = Literal["up0", "up1", "up2", "down0", "down1", "down2"]
+BLOCKS: tuple[Block, ...] = get_args(Block)
 ProbeStream = Literal["ul", "u", "both"]
 Pooling = Literal["flat", "mean"]
 ProbeInput = Literal["noisy", "clean"]
@@ -339,10 +341,15 @@ class ProbeSettings:
     Raises ValueError for a field out of range.
     """
 
+    blocks: tuple[Block, ...] = BLOCKS
+    """Blocks that are probed."""
     stream: ProbeStream = "ul"
     """Which stream of a block: ul, u, or both."""
-    pooling: Pooling = "flat"
-    """flat: every value of the map is a feature, as in the paper; mean: each filter's average."""
+    pooling: Pooling | int = "flat"
+    """flat: every value of the map is a feature, as in the paper; mean: each filter's average; a
+    number n: averages over n x n parts of the map."""
+    together: int = 4
+    """One more probe sees both streams of all the blocks, averaged over n x n parts; 0 for none."""
     input: ProbeInput = "noisy"
     """noisy: the networks see x~ alone, as in the paper; clean: x (the denoiser x given x~)."""
     train_images: int | None = None
@@ -356,6 +363,15 @@ class ProbeSettings:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        if isinstance(self.pooling, str):
+            check_one_of("pooling", self.pooling, get_args(Pooling))
+        else:
+            check_whole(self, ["pooling"], 1)
+        for block in self.blocks:
+            check_one_of("blocks", block, BLOCKS)
+        if not self.blocks:
+            raise ValueError("blocks must name a block at least")
+        check_whole(self, ["together"], 0)
         check_whole(self, ["train_images", "test_images", "epochs"], 1)
         check_seed(self)
 

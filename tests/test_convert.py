@@ -27,6 +27,63 @@ def test_pickle_is_refused_with_the_conversion(tmp_path: Path) -> None:
     dsmooth.load_pixelcnnpp(path.with_suffix(".safetensors"))
 
 
+def test_a_saved_list_is_converted_by_the_printed_command(tmp_path: Path) -> None:
+    """The smoothing authors save [state dict, optimizer, scheduler, epoch]."""
+    state, weight = load_file(GOLDEN), torch.nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.Adam([weight])
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.999995)
+    path, saved = tmp_path / "checkpoint.pth", [state, optimizer.state_dict()]
+    torch.save([*saved, scheduler.state_dict(), 3], path)
+    with pytest.raises(ValueError, match="is a pickle") as error:
+        dsmooth.load_pixelcnnpp(path)
+    exec(compile(str(error.value).split('"')[1], "conversion", "exec"), {})
+    expected = dsmooth.load_pixelcnnpp(state).state_dict()
+    for source in (path.with_suffix(".safetensors"), saved):
+        found = dsmooth.load_pixelcnnpp(source).state_dict()
+        assert all(torch.equal(found[name], t) for name, t in expected.items())
+
+
+@pytest.mark.parametrize("names", ["model.", "module.module.", "", "parametrizations", "folded"])
+def test_other_names_of_the_same_weights(names: str) -> None:
+    state = load_file(GOLDEN)
+    prefix = names if "." in names else ""
+    renamed = {prefix + key.removeprefix("module."): t for key, t in state.items()}
+    if names == "parametrizations":
+        new = {"weight_g": "original0", "weight_v": "original1"}
+        renamed = {
+            key if last == "bias" else f"{layer}.parametrizations.weight.{new[last]}": t
+            for key, t in renamed.items()
+            for layer, _, last in [key.rpartition(".")]
+        }
+    if names == "folded":
+        layers = [key.removesuffix(".weight_v") for key in renamed if key.endswith("_v")]
+        for layer in layers:
+            g, v = (renamed.pop(f"{layer}.weight_{part}").double() for part in "gv")
+            renamed[f"{layer}.weight"] = torch._weight_norm(v, g, 0)
+    found = dsmooth.load_pixelcnnpp(renamed, torch.float64).state_dict()
+    for name, expected in dsmooth.load_pixelcnnpp(state, torch.float64).state_dict().items():
+        torch.testing.assert_close(found[name], expected, rtol=1e-12, atol=1e-15)
+
+
+def test_a_denoiser_and_a_likelihood_are_named() -> None:
+    state = load_file(GOLDEN)
+    denoiser = dsmooth.load_pixelcnnpp(state, conditioning="stack", likelihood="discretized")
+    x = torch.rand(2, 1, 8, 8) * 2 - 1
+    # The authors' own way: x~ on top of x in one image, and the lower half of what comes out.
+    whole = dsmooth.load_pixelcnnpp(state)(torch.cat([x.flip(0), x], 2))
+    torch.testing.assert_close(denoiser(x, context=x.flip(0)), whole[:, :, 8:])
+    noisy = dsmooth.load_pixelcnnpp(state)
+    dsmooth.SmoothedPair(noisy, denoiser, dsmooth.GaussianSmoothing(0.5), (8, 8))
+    assert (denoiser.config.likelihood, noisy.config.likelihood) == ("discretized", "continuous")
+    with pytest.raises(ValueError, match="conditioning must be one of none, stack, got 'concat'"):
+        dsmooth.load_pixelcnnpp(state, conditioning="concat")
+    with pytest.raises(ValueError, match="likelihood must be one of"):
+        dsmooth.load_pixelcnnpp(state, likelihood="gaussian")
+    for source in ([], [3, state], {"epoch": 3}):
+        with pytest.raises(ValueError, match="must be a state dict of tensors, or a list that"):
+            dsmooth.load_pixelcnnpp(source)
+
+
 def test_other_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
         dsmooth.load_pixelcnnpp(tmp_path / "missing.safetensors")

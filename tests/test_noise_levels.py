@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from dsmooth.data import ImageDataset
 from dsmooth.evaluate import score_pair
 from dsmooth.nn.levels import at_level
 from dsmooth.sampling.ladder import Step, log_prob_of_noisy, seed_of_rung
+from dsmooth.sampling.request import How
 from dsmooth.smoothing import GaussianSmoothing
 from dsmooth.train import train
 from dsmooth.train.step import make_inputs
@@ -229,6 +231,31 @@ def test_the_bound_of_a_ladder_is_below_the_truth() -> None:
     assert loss > 0.1
 
 
+def test_a_ladder_scores_its_draws_in_the_precision_that_drew_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where "auto" draws in bfloat16, as on a GPU, and the caller scores in bfloat16."""
+    pair = pair_of_levels()
+    pairs = [pair.at(level) for level in (0.5, 0.1)]
+    expected = log_prob_of_noisy(pairs, images(), seed=2)
+    monkeypatch.setattr(How, "precision_on", lambda how, device: AS_ON_CUDA[how.precision])
+    assert torch.equal(log_prob_of_noisy(pairs, images(), seed=2), expected)
+    scored: list[tuple[bool, float]] = []
+    real = dsmooth.SmoothedPair.denoiser_log_prob
+
+    def log_prob(self: dsmooth.SmoothedPair, *args: Any) -> Tensor:
+        scored.append((torch.is_autocast_enabled("cpu"), self.smoothing.scale))
+        return real(self, *args)
+
+    monkeypatch.setattr(dsmooth.SmoothedPair, "denoiser_log_prob", log_prob)
+    with torch.autocast("cpu", torch.bfloat16):
+        log_prob_of_noisy(pairs, images(), seed=2)
+    assert scored == [(True, 0.5), (False, 0.1)]
+
+
+AS_ON_CUDA = {"auto": "bfloat16", "bfloat16": "bfloat16", "float32": "float32"}
+
+
 class PerfectPair:
     """p(x~) and p(x | x~) of images whose pixels are independent, -1 or 1, 1 with probability 0.3.
 
@@ -258,7 +285,9 @@ class PerfectPair:
     def denoiser_log_prob(self, x: Tensor, x_tilde: Tensor, label: None = None) -> Tensor:
         return torch.nn.functional.logsigmoid(x * self.log_odds(x_tilde)).flatten(1).sum(1)
 
-    def denoise(self, x_tilde: Tensor, *, label: None, seed: int, first_index: int) -> Tensor:
+    def denoise(
+        self, x_tilde: Tensor, *, label: None, precision: str, seed: int, first_index: int
+    ) -> Tensor:
         generator = torch.Generator().manual_seed(seed % 2**63)
         u = torch.rand(x_tilde.shape, generator=generator, dtype=torch.float64)
         return torch.where(u < self.log_odds(x_tilde).sigmoid(), 1.0, -1.0).double()

@@ -21,7 +21,7 @@ from dsmooth.config import ModelConfig, ProbeSettings
 from dsmooth.data import ImageDataset
 from dsmooth.evaluate import probe as probe_module
 from dsmooth.evaluate.linear import moments, train_linear
-from dsmooth.evaluate.probe import BLOCKS, PIXELS, Probing, probe_pair
+from dsmooth.evaluate.probe import BLOCKS, PIXELS, Probing, best_probe, probe_pair
 from tests.helpers.command_runs import run, save_run
 
 GREY = ModelConfig(n_filters=4, n_resnet=1, n_mix=2, dropout=0.0)
@@ -151,7 +151,9 @@ def test_rows_are_the_features_of_the_network_in_float16(
 ) -> None:
     pair = make_pair(denoiser)
     monkeypatch.setattr(probe_module, "CALL_IMAGES", 11)  # of 23 and 11: also a part of a call
-    run = probing(tmp_path, ProbeSettings(stream=stream, pooling=pooling, input=see, seed=5))
+    run = probing(
+        tmp_path, ProbeSettings(stream=stream, pooling=pooling, together=0, input=see, seed=5)
+    )
     for name, network in (("noisy", pair.noisy), ("denoiser", pair.denoiser)):
         for repeat, (split, data) in enumerate(run.splits.items()):
             x = data.batch(torch.arange(len(data)))
@@ -166,6 +168,43 @@ def test_rows_are_the_features_of_the_network_in_float16(
                     maps = {"u": u, "ul": ul, "both": torch.cat((u, ul), 1)}[stream]
                     values = maps.mean((2, 3)) if pooling == "mean" else maps.flatten(1)
                     assert np.array_equal(rows[block], values.half().numpy())
+
+
+def test_rows_of_blocks_together_are_averages_over_parts_of_both_streams(tmp_path: Path) -> None:
+    settings = ProbeSettings(blocks=("up2", "down2"), pooling=2, stream="u", together=4)
+    run, network = probing(tmp_path, settings), make_pair().noisy
+    rows = run.features("noisy", network, "test", 0)
+    x = run.splits["test"].batch(torch.arange(11))
+    x = torch.cat([x, x[-1:].expand(39, -1, -1, -1)])  # a call of 50
+    with torch.no_grad():
+        maps = network.features(run.smoothing.sample(x, seed=0, first_index=0, repeat=1))
+    by_part = [rows[name].view(11, 4, -1) for name in ("up2", "down2", "together")]
+    (small, _), (large, _) = (maps[block] for block in ("up2", "down2"))
+    # 8 x 8 -> 2 x 2: each number is the mean of a quarter of the map. 2 x 2 stays.
+    quarters = large[:11].unflatten(3, (2, 4)).unflatten(2, (2, 4)).mean((3, 5)).flatten(2)
+    torch.testing.assert_close(by_part[0], small[:11].flatten(2).half())
+    torch.testing.assert_close(by_part[1], quarters.half(), rtol=2e-3, atol=1e-3)
+    streams = [small, maps["up2"][1]], [large, maps["down2"][1]]
+    finer = [m[:11].unflatten(3, (4, 2)).unflatten(2, (4, 2)).mean((3, 5)) for m in streams[1]]
+    expected = torch.cat([m[:11].flatten(1) for m in (*streams[0], *finer)], 1)
+    torch.testing.assert_close(rows["together"], expected.half(), rtol=2e-3, atol=1e-3)
+
+
+def test_the_best_probe_is_chosen_without_the_test_set(tmp_path: Path) -> None:
+    names = ("up0", "together")
+    results = [{"accuracy": a, "held_out": h} for a, h in ((0.9, 0.5), (0.8, 0.7))]
+    assert best_probe(dict(zip(names, results, strict=True))) == "together"
+    old = [{"accuracy": a} for a in (0.9, 0.8)]
+    assert best_probe(dict(zip(names, old, strict=True))) == "up0"
+    train, test = squares(23, "train"), squares(11, "test")
+    swapped = replace(test, labels=1 - test.labels)
+    scores = []
+    for i, each in enumerate((test, swapped)):
+        run = probe_pair(make_pair(), train, each, SETTINGS, tmp_path / f"{i}.json", controls=False)
+        scores.append(run["accuracy"]["noisy"])
+    for one, other in zip(*(each.values() for each in scores), strict=True):
+        assert other["held_out"] == one["held_out"]
+        assert other["accuracy"] == pytest.approx(1 - one["accuracy"])
 
 
 def test_pixels_are_what_the_networks_see(tmp_path: Path) -> None:
@@ -222,14 +261,16 @@ def test_an_image_has_the_same_features_whatever_the_others_are(tmp_path: Path) 
 
 @pytest.mark.quick
 def test_networks_and_controls_are_there(tmp_path: Path) -> None:
-    results = run_probes(tmp_path / "probes.json")
+    results = run_probes(tmp_path / "probes.json", plain=make_pair().noisy)
     assert mapped_files(tmp_path) == [str(tmp_path / "probes.json")]
     assert results == json.loads((tmp_path / "probes.json").read_text())
     accuracy = results["accuracy"]
-    names = ["noisy", "denoiser", PIXELS, "untrained-noisy", "untrained-denoiser"]
+    names = ["noisy", "denoiser", PIXELS, "plain", "untrained-noisy", "untrained-denoiser"]
     assert list(accuracy) == names
     for name in names:
-        assert tuple(accuracy[name]) == ((PIXELS,) if name == PIXELS else BLOCKS)
+        assert tuple(accuracy[name]) == ((PIXELS,) if name == PIXELS else (*BLOCKS, "together"))
+    assert accuracy["plain"] == accuracy["noisy"]  # here the same network
+    assert accuracy["noisy"]["together"]["features"] == 2 * 4 * (4 * 16 + 2 * 4)
     assert [accuracy["noisy"][b]["features"] for b in BLOCKS] == [256, 64, 16, 16, 64, 256]
     assert results["asked"]["train_images"] == 23
     assert "fraction" in results["unit"]
@@ -349,7 +390,17 @@ def test_a_diverged_network_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("stream", "ur"), ("pooling", "max"), ("input", "dark"), ("epochs", 0), ("seed", -1)],
+    [
+        ("stream", "ur"),
+        ("pooling", "max"),
+        ("pooling", 0),
+        ("blocks", ("up3",)),
+        ("blocks", ()),
+        ("together", -1),
+        ("input", "dark"),
+        ("epochs", 0),
+        ("seed", -1),
+    ],
 )
 def test_settings_out_of_range_are_refused(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=field):

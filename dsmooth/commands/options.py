@@ -313,14 +313,15 @@ class Evaluate:
 class Probe:
     """Train linear probes on the features of both networks of a pair.
 
-    Writes probes.json with the test accuracy after each block, and a PNG per network. Controls are
-    the pixels and untrained networks. A stopped call can be repeated: it goes on where it was.
-    Under torchrun several processes (and GPUs) compute the features together.
+    Writes probes.json with the test accuracy after each block and of all blocks together, and a
+    PNG per network. Controls are the pixels, a plain model if named, and untrained networks. A
+    part of the training images chooses the best probe. A stopped call can be repeated: it goes on
+    where it was. Under torchrun several processes (and GPUs) compute the features together.
     """
 
     models: Folders
     """A saved pair, or the run folders of a noisy model and of its denoiser, or a folder with both;
-    mnist is the pair that comes with the package."""
+    mnist is the pair that comes with the package. Perhaps the run folder of a plain model."""
     settings: OmitArgPrefixes[ProbeSettings]
     """Input of the probes, and the length of their training."""
     dataset: OmitArgPrefixes[DataOptions] = DataOptions()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..distributed import process_group, rank_and_size
-from ..evaluate.probe import BLOCKS, PIXELS, check_data, probe_pair
+from ..evaluate.probe import PIXELS, best_probe, check_data, probe_pair
 from ..evaluate.sources import choose_data
 from ..files import write_atomically
 from ..machine import choose_device, use_threads
@@ -31,8 +31,15 @@ def probe(options: Probe) -> None:
         check_data(pair, train_set, test_set)
         options.out.mkdir(parents=True, exist_ok=True)
         precision = options.execution.precision
+        models.to(device)
         results = probe_pair(
-            pair.to(device), train_set, test_set, options.settings, path, precision=precision
+            pair,
+            train_set,
+            test_set,
+            options.settings,
+            path,
+            plain=models.plain,
+            precision=precision,
         )
     if rank_and_size()[0] > 0:
         return
@@ -47,9 +54,12 @@ def print_accuracies(results: dict[str, Any]) -> None:
     """Print a table with a column per network and a row per block."""
     accuracy, count = results["accuracy"], results["asked"]["test_images"]
     columns = [name for name in accuracy if name != PIXELS]
-    rows = [[block, *(in_percent(accuracy[name][block]) for name in columns)] for block in BLOCKS]
+    blocks = accuracy["noisy"]
+    rows = [[block, *(in_percent(accuracy[name][block]) for name in columns)] for block in blocks]
     Table(["after block", *columns], rows, f"test accuracy in %, {count:,} images").show()
     print(f"pixels: {in_percent(accuracy[PIXELS][PIXELS])}; ± is the standard error")
+    best = ", ".join(f"{name} {best_probe(accuracy[name])}" for name in columns)
+    print(f"best on held-out training images: {best}")
 
 
 def in_percent(score: dict[str, float]) -> str:

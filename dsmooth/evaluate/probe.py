@@ -8,6 +8,7 @@ until their probe is trained: for 60,000 images at F = 40 they take 10 GB.
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -18,9 +19,10 @@ from typing import IO, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import Precision, ProbeSettings, Split
+from ..config import BLOCKS, Pooling, Precision, ProbeSettings, Split
 from ..data import ImageDataset
 from ..distributed import barrier, broadcast_int, distributed_map, rank_and_size
 from ..files import read_json, write_json
@@ -32,8 +34,7 @@ from ..progress import progress
 from ..smoothing import Smoothing
 from .linear import Rows, train_linear
 
-BLOCKS = ("up0", "up1", "up2", "down0", "down1", "down2")
-PIXELS = "pixels"
+PIXELS, TOGETHER = "pixels", "together"
 # Training image i and test image i get different draws of noise.
 REPEATS: dict[Split, int] = {"train": 0, "test": 1}
 # Images of every network call, the last one filled up: sums are then rounded alike for an image
@@ -41,6 +42,9 @@ REPEATS: dict[Split, int] = {"train": 0, "test": 1}
 CALL_IMAGES = 50
 # Training images that set the scales and biases of an untrained network.
 FIRST_BATCH = 100
+# Share of the training images, the last ones, that choose among probes, and the share of passes
+# that the probes take which they choose by.
+HELD_OUT, HELD_OUT_PASSES = 1 / 6, 1 / 4
 
 
 def probe_pair(
@@ -50,17 +54,19 @@ def probe_pair(
     settings: ProbeSettings,
     path: Path,
     *,
+    plain: PixelCNNpp | None = None,
     controls: bool = True,
     precision: Precision = "auto",
     replace_other: bool = False,
 ) -> dict[str, Any]:
     """Accuracy of a linear probe after each block of both networks, and of the controls.
 
-    The controls are the pixels themselves and networks of the same shapes with untrained weights;
-    without `controls` the pixels alone. The result is written to `path` as JSON after each of
-    these. A later call with the same settings goes on from there. Features lie in the folder of
-    `path` while they are needed. Their files have no name, so nothing is left however the call
-    ends.
+    The controls are the pixels themselves, the model `plain` if given, and networks of the pair's
+    shapes with untrained weights; these only with `controls`. One more probe sees the blocks
+    together. Beside its accuracy on test images each has one on held-out training images, by which
+    `best_probe` chooses. The result is written to `path` as JSON after each network. A later call
+    with the same settings goes on from there. Features lie in the folder of `path` while they are
+    needed. Their files have no name, so nothing is left however the call ends.
     precision: that networks compute features in; "auto" is float32. replace_other: overwrite a
     result of other settings or weights.
     Raises ValueError for data without labels or of another shape than the pair's and for another
@@ -75,14 +81,17 @@ def probe_pair(
     }
     cache_key = {
         **asdict(settings),
+        "blocks": list(settings.blocks),
         **{f"{split}_images": len(data) for split, data in splits.items()},
         "data": splits["train"].name,
-        "weights_sha256": probed_weights(pair),
+        "weights_sha256": probed_weights(pair, plain),
     }
     if precision == "bfloat16":
         cache_key["precision"] = precision
     results = read_json(path) if path.exists() else {}
     found = results.get("asked")
+    if found:  # without what version 0.1 did not have
+        found = {"blocks": list(BLOCKS), "together": 0, **found}
     if found != cache_key:
         if found and not replace_other:
             key = next(key for key in cache_key if found.get(key) != cache_key[key])
@@ -93,7 +102,7 @@ def probe_pair(
         unit = "fraction classified correctly"
         results = {"unit": unit, "asked": cache_key, "accuracy": {}}
     probing = Probing(pair.smoothing, splits, settings, path.parent, precision)
-    for name, network in probing.subjects(pair, controls):
+    for name, network in probing.subjects(pair, plain, controls):
         if broadcast_int(name not in results["accuracy"]):
             accuracy = probing.probe(name, network)
             if accuracy is not None:
@@ -103,10 +112,27 @@ def probe_pair(
     return results
 
 
-def probed_weights(pair: SmoothedPair) -> dict[str, str]:
+def probed_weights(pair: SmoothedPair, plain: PixelCNNpp | None) -> dict[str, str]:
     """Digests of the networks that are probed, at the highest of several noise levels."""
     pair = pair.at(pair.smoothing.scale)
-    return {"noisy": weights_digest(pair.noisy), "denoiser": weights_digest(pair.denoiser)}
+    networks = {"noisy": pair.noisy, "denoiser": pair.denoiser, "plain": plain}
+    return {
+        name: weights_digest(network) for name, network in networks.items() if network is not None
+    }
+
+
+def best_probe(scores: Mapping[str, Any]) -> str:
+    """The probe of a network that is best on the held-out training images.
+
+    scores: some of the network's entries in a result of `probe_pair`.
+    """
+    # Version 0.1 held none out.
+    return max(scores, key=lambda name: scores[name].get("held_out", scores[name]["accuracy"]))
+
+
+def single_blocks(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a network without that of its blocks together."""
+    return {name: score for name, score in scores.items() if name != TOGETHER}
 
 
 def check_data(pair: SmoothedPair, *datasets: ImageDataset) -> None:
@@ -147,12 +173,14 @@ class Probing:
     precision: Precision = "auto"
 
     def subjects(
-        self, pair: SmoothedPair, controls: bool
+        self, pair: SmoothedPair, plain: PixelCNNpp | None, controls: bool
     ) -> Iterator[tuple[str, PixelCNNpp | None]]:
-        """Both networks by name, then None for the pixels, and with `controls` untrained ones."""
+        """Both networks by name, then the controls; None stands for the pixels."""
         networks = {"noisy": pair.noisy, "denoiser": pair.denoiser}
         yield from networks.items()
         yield PIXELS, None
+        if plain is not None:
+            yield "plain", plain
         for name, network in networks.items() if controls else ():
             yield f"untrained-{name}", self.untrained(network)
 
@@ -197,7 +225,12 @@ class Probing:
         else:
             with autocast(x.device, self.precision):
                 streams = network.features(*inputs)
-            blocks = {block: self.choose(*both) for block, both in streams.items()}
+            settings = self.settings
+            blocks = {block: self.choose(*streams[block]) for block in settings.blocks}
+            if settings.together:
+                maps = [values for block in settings.blocks for values in streams[block]]
+                joined = [pool(values, settings.together).flatten(1) for values in maps]
+                blocks[TOGETHER] = torch.cat(joined, 1)
         rows = {block: values[:count].flatten(1).half().cpu() for block, values in blocks.items()}
         for block, values in rows.items():
             if not values.isfinite().all():
@@ -208,10 +241,10 @@ class Probing:
         return rows
 
     def choose(self, u: Tensor, ul: Tensor) -> Tensor:
-        """The streams that the settings name, averaged over the map if they say so."""
+        """The streams that the settings name, averaged as they say."""
         stream = self.settings.stream
         chosen = torch.cat((u, ul), 1) if stream == "both" else u if stream == "u" else ul
-        return chosen.mean((2, 3)) if self.settings.pooling == "mean" else chosen
+        return pool(chosen, self.settings.pooling)
 
     def probe(self, name: str, network: PixelCNNpp | None) -> dict[str, dict[str, Any]] | None:
         """Write the features of all blocks to disk in one pass, then train each block's probe.
@@ -238,15 +271,25 @@ class Probing:
                     def part_done(n: int, before: int = i, done: Any = done) -> None:
                         done(before + n / steps)
 
+                    data = train[block], labels["train"]
+                    common = {"seed": self.settings.seed, "device": device_of(network)}
                     results[block] = train_linear(
-                        (train[block], labels["train"]),
+                        data,
                         (test[block], labels["test"]),
                         classes,
                         epochs=self.settings.epochs,
-                        seed=self.settings.seed,
-                        device=device_of(network),
                         progress=part_done,
+                        **common,
                     )
+                    first = sizes["train"] - round(HELD_OUT * sizes["train"])
+                    if 0 < first < sizes["train"]:
+                        head, tail = (
+                            [part[rows] for part in data]
+                            for rows in (slice(first), slice(first, None))
+                        )
+                        epochs = math.ceil(HELD_OUT_PASSES * self.settings.epochs)
+                        chosen = train_linear(head, tail, classes, epochs=epochs, **common)
+                        results[block]["held_out"] = chosen["accuracy"]
         return results
 
     def extract(
@@ -290,6 +333,15 @@ class Probing:
                 f"the features need {needed / 1e9:.1f} GB in {self.folder}, which has "
                 f"{free / 1e9:.1f} GB free: use fewer train_images, pooling=mean, or another folder"
             )
+
+
+def pool(values: Tensor, how: Pooling | int) -> Tensor:
+    """values (B, F, H, W): flat, their mean (B, F), or averages over n x n parts of the map."""
+    if how == "flat":
+        return values
+    if how == "mean":
+        return values.mean((2, 3))
+    return F.adaptive_avg_pool2d(values, [min(how, size) for size in values.shape[2:]])
 
 
 def device_of(network: PixelCNNpp | None) -> torch.device:

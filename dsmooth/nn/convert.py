@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..config import LARGEST, ModelConfig
+from ..config import LARGEST, Conditioning, Likelihood, ModelConfig, check_one_of
 from .layers import GatedResnet, WeightNormConv
 from .pixelcnnpp import PixelCNNpp
 from .weights import outline
@@ -30,27 +32,40 @@ _RENAMES = (
 
 
 def load_pixelcnnpp(
-    source: str | Path | Mapping[str, Tensor],
+    source: str | Path | Mapping[str, Tensor] | Sequence[Any],
     dtype: torch.dtype = torch.float32,
     *,
     atoms: Sequence[int] = (),
+    conditioning: Conditioning = "none",
+    likelihood: Likelihood | None = None,
 ) -> PixelCNNpp:
     """Build a `PixelCNNpp` from a checkpoint of the older PyTorch ports.
 
-    source: a .safetensors file, or a state dict; keys with or without the prefix `module.`, weights
-    as `weight_g` and `weight_v`. Sizes (C, F, R, K) are read from the tensors. So is the number of
-    classes of a model with the original's projection `hw` (classes, 2F) in each gated resnet. The
-    ports normalise a transposed convolution per input channel: every norm is folded in float64,
-    re-split per output filter, then cast to `dtype`. Returns a model without dropout, in evaluation
-    mode. The checkpoint does not say its likelihood: with `atoms` discretized, else continuous.
+    source: a .safetensors file, a state dict, or a list that begins with one. Keys may have the
+    prefixes `module.` and `model.`. Weights are `weight_g` and `weight_v`, torch's
+    `parametrizations.weight.original0` and `1`, or folded as `weight`. Sizes (C, F, R, K) are read
+    from the tensors. So is the number of classes of a model with the original's projection `hw`
+    (classes, 2F) in each gated resnet. The ports normalise a transposed convolution per input
+    channel: every norm is folded in float64, re-split per output filter, then cast to `dtype`.
+    Returns a model without dropout, in evaluation mode.
+
+    The checkpoint says neither of these. conditioning: "stack" for the denoiser of the smoothing
+    authors. likelihood: "continuous" or "discretized"; by default discretized with `atoms`, else
+    continuous.
 
     Raises ValueError for a pickled file (naming the conversion to safetensors), for a file that is
     not safetensors, and for keys or shapes that are not this network's; FileNotFoundError for a
     missing file.
     """
-    state = _read(Path(source)) if isinstance(source, (str, Path)) else dict(source)
-    state = {key.removeprefix("module."): value for key, value in state.items()}
-    config = _infer_config(state, tuple(atoms))
+    check_one_of("conditioning", conditioning, ("none", "stack"))
+    check_one_of("likelihood", likelihood, (None, "continuous", "discretized"))
+    state = _unified(_read(Path(source)) if isinstance(source, (str, Path)) else source)
+    config = replace(
+        _infer_config(state, tuple(atoms)),
+        conditioning=conditioning,
+        likelihood=likelihood or ("discretized" if atoms else "continuous"),
+        atoms=tuple(atoms),
+    )
     folded: dict[str, tuple[Tensor, Tensor]] = {}
     projections: dict[str, Tensor] = {}
     for name, layer in outline(config, state, "the checkpoint").named_modules():
@@ -68,6 +83,25 @@ def load_pixelcnnpp(
             with torch.no_grad():
                 layer.condition_weight.copy_(projections[name])
     return model
+
+
+def _unified(source: Mapping[str, Tensor] | Sequence[Any]) -> dict[str, Tensor]:
+    """The state dict of a checkpoint with the ports' names: weights as `weight_g`, `weight_v`."""
+    if not isinstance(source, Mapping):
+        source = next(iter(source), source)
+    if not isinstance(source, Mapping) or not all(isinstance(t, Tensor) for t in source.values()):
+        raise ValueError("source must be a state dict of tensors, or a list that begins with one")
+    state: dict[str, Tensor] = {}
+    for key, value in source.items():
+        name = re.sub(r"^((module|model)\.)+", "", key)
+        name = name.replace(".parametrizations.weight.original0", ".weight_g")
+        name = name.replace(".parametrizations.weight.original1", ".weight_v")
+        if name.endswith(".weight") and value.ndim > 1 and value.is_floating_point():
+            over = [*range(1, value.ndim)]
+            norm = torch.linalg.vector_norm(value.double(), dim=over, keepdim=True)
+            state[f"{name}_g"], name = norm, f"{name}_v"
+        state[name] = value
+    return state
 
 
 def _take(state: dict[str, Tensor], old: str, layer: WeightNormConv) -> tuple[Tensor, Tensor]:
@@ -120,8 +154,8 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise ValueError(
             f"{path} is a pickle, which can run code; convert it once, where you trust it:\n"
             'python -c "import torch, safetensors.torch as s; '
-            f"s.save_file(torch.load('{path}', map_location='cpu', weights_only=True), "
-            f"'{target}')\""
+            f"c = torch.load('{path}', map_location='cpu', weights_only=True); "
+            f"s.save_file(c if isinstance(c, dict) else c[0], '{target}')\""
         )
     try:
         return load_file(path)
@@ -166,8 +200,6 @@ def _infer_config(state: Mapping[str, Tensor], atoms: tuple[int, ...]) -> ModelC
         n_resnet=n_resnet,
         n_mix=n_params // per_component,
         dropout=0.0,
-        likelihood="discretized" if atoms else "continuous",
-        atoms=atoms,
         n_classes=_count_classes(state),
     )
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..evaluate.probe import BLOCKS, PIXELS
+from ..evaluate.probe import PIXELS, single_blocks
 
 
 @dataclass(frozen=True)
@@ -122,15 +122,16 @@ def probe_png(
     canvas, axes = blank(colours)
     lines = (
         (name, "trained", {"color": colours.line, "fmt": "o-", "linewidth": 1.6}),
+        ("plain", "plain model", {"color": colours.dots, "fmt": "^-.", "linewidth": 1}),
         (f"untrained-{name}", "untrained", {"color": colours.quiet, "fmt": "s--", "linewidth": 1}),
     )
     for subject, label, style in lines:
         if subject not in accuracy:
             continue
-        blocks = [accuracy[subject][block] for block in BLOCKS]
-        heights = [100 * block["accuracy"] for block in blocks]
-        errors = [100 * block["standard_error"] for block in blocks]
-        axes.errorbar(BLOCKS, heights, errors, label=label, markersize=4, capsize=2, **style)
+        blocks = single_blocks(accuracy[subject])
+        heights = [100 * score["accuracy"] for score in blocks.values()]
+        errors = [100 * score["standard_error"] for score in blocks.values()]
+        axes.errorbar([*blocks], heights, errors, label=label, markersize=4, capsize=2, **style)
     if PIXELS in accuracy:
         height = 100 * accuracy[PIXELS][PIXELS]["accuracy"]
         axes.axhline(height, color=colours.dots, linewidth=1, linestyle=":", label="pixels")

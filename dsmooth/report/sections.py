@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..evaluate.likelihood import EQUATION_4_BITS
+from ..evaluate.probe import TOGETHER, best_probe, single_blocks
 from ..tables import COMPARABLE, Table, bits_table, decimals, percent
 from .html import Figure, Row, Section, grid, plot_figure
 from .plots import curve_png, probe_png, receptive_png
@@ -223,30 +224,27 @@ def _paper_frechet(results: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _paper_probes(results: Mapping[str, Any]) -> list[list[str]]:
-    """The best probe of each network."""
+    """The paper's way, a probe of one block, and the probe of all blocks, of each network."""
     probes = results.get("probes", {})
+    card = results.get("card") if results["data"]["embedded_subset"] else None
     rows = []
     for name in ("noisy", "denoiser"):
-        blocks = probes.get("accuracy", {}).get(name)
-        if blocks is None:
-            continue
-        best = best_block(blocks)
-        why = (
-            f"after block {best}; trained on {probes['asked']['train_images']:,} images, the "
-            "paper's on its own network"
-        )
-        card = results.get("card")
-        if card is not None and name == "noisy" and results["data"]["embedded_subset"]:
-            why += f"; {percent(card['probe'])} with all {card['train_images']:,} images"
-        paper = f"{PAPER_PROBE} %" if name == "noisy" else "–"
-        title = f"Best probe, {TITLES[name].lower()}\n{why}"
-        rows.append([title, percent(blocks[best]["accuracy"]), paper])
+        scores = probes.get("accuracy", {}).get(name, {})
+        blocks = single_blocks(scores)
+        ways = {f"after block {best_probe(blocks)}": best_probe(blocks)} if blocks else {}
+        if TOGETHER in scores:
+            ways["all blocks together"] = TOGETHER
+        for words, probe in ways.items():
+            why = f"trained on {probes['asked']['train_images']:,} images"
+            if card is not None and name == "noisy" and probe in card["probes"]:
+                all_images = f"{card['train_images']:,} images"
+                why += f"; {percent(card['probes'][probe])} with all {all_images}"
+            paper = "–"
+            if name == "noisy" and probe != TOGETHER:
+                paper, why = f"{PAPER_PROBE} %", f"{why}; the paper's on its own network"
+            title = f"Probe {words}, {TITLES[name].lower()}\n{why}"
+            rows.append([title, percent(scores[probe]["accuracy"]), paper])
     return rows
-
-
-def best_block(blocks: Mapping[str, Any]) -> str:
-    """The block whose probe has the highest accuracy."""
-    return max(blocks, key=lambda block: blocks[block]["accuracy"])
 
 
 def probes_section(results: Mapping[str, Any]) -> Section:
@@ -262,7 +260,7 @@ def probes_section(results: Mapping[str, Any]) -> Section:
         if name not in accuracy:
             continue
         blocks = accuracy[name]
-        best = best_block(blocks)
+        best = best_probe(blocks)
         listed = ", ".join(f"{b} {100 * entry['accuracy']:.1f}" for b, entry in blocks.items())
         figures.append(
             plot_figure(
@@ -270,23 +268,31 @@ def probes_section(results: Mapping[str, Any]) -> Section:
                 f"Test accuracy of linear probes after the blocks of the {name} network, in per "
                 f"cent: {listed}.",
                 TITLES[name],
-                f"Best: {percent(blocks[best]['accuracy'])} after {best}. Per cent by block: "
-                f"{listed}.",
+                f"Best on held-out training images: {best}, {percent(blocks[best]['accuracy'])} "
+                f"of the test images. Per cent by block: {listed}.",
             )
         )
     seen = {
         "noisy": "Both networks see x̃ alone",
         "clean": "The noisy model sees x, the denoiser x given x̃",
     }[settings["input"]]
-    shape = {"flat": "every value of the map", "mean": "each filter's mean over the map"}
+    pooling, together = settings["pooling"], settings.get("together", 0)
+    shape = {"flat": "every value of the map", "mean": "each filter's mean over the map"}.get(
+        pooling, f"means over {pooling} x {pooling} parts of the map"
+    )
     streams = {"ul": "stream ul", "u": "stream u", "both": "streams u and ul"}[settings["stream"]]
     text = (
-        f"Linear softmax classifiers on frozen features: {shape[settings['pooling']]}, {streams}, "
+        f"Linear softmax classifiers on frozen features: {shape}, {streams}, "
         f"{settings['train_images']:,} training and {settings['test_images']:,} test images, "
         f"{settings['epochs']} passes. {seen}, with one draw of noise per image. Controls: the "
-        "same network untrained, and the pixels that it sees. Bars are standard errors over test "
-        "images."
+        f"same network untrained, {'the plain model, ' * ('plain' in accuracy)}and the pixels that "
+        "it sees. Bars are standard errors over test images."
     )
+    if together:
+        text += (
+            " “together”: one classifier sees both streams of all blocks, averaged over "
+            f"{together} x {together} parts."
+        )
     return [Row(figures), text]
 
 

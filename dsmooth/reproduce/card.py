@@ -21,14 +21,14 @@ from ..evaluate.comparison import collect_statistics
 from ..evaluate.features import Features, extract_features, make_extractor
 from ..evaluate.frechet import FeatureStatistics, limit_of_distances
 from ..evaluate.likelihood import conventions, score_pair, score_plain
-from ..evaluate.probe import BLOCKS, PIXELS, probe_pair
+from ..evaluate.probe import PIXELS, TOGETHER, best_probe, probe_pair, single_blocks
 from ..files import write_atomically, write_json
 from ..machine import use_threads
 from ..models import Models, load_models
 from ..pictures import save_side_by_side
 from ..pretrained import DEFAULT, find
 from ..progress import progress
-from ..report.sections import PAPER_PROBE, TITLES, best_block, settings_table, terms_sentence
+from ..report.sections import PAPER_PROBE, TITLES, settings_table, terms_sentence
 from ..tables import COMPARABLE, Table, bits_table, decimals, percent
 from .results import describe_machine, describe_model
 from .stages import Sizes, Stages, bytes_to_compare
@@ -83,7 +83,9 @@ def write_card(
     for kind in ("noisy", "clean"):
         settings = replace(options.probes, input=kind, seed=seed)
         path = work / f"probes-{kind}.json"
-        probes[kind] = probe_pair(models.pair, train_set, test_set, settings, path, controls=False)
+        probes[kind] = probe_pair(
+            models.pair, train_set, test_set, settings, path, plain=models.plain
+        )
     card = {
         "dsmooth": __version__,
         "seed": seed,
@@ -273,7 +275,10 @@ def probes(measured: Mapping[str, Any]) -> str:
     settings = measured["noisy"]["asked"]
     parts = [
         f"Linear classifiers on frozen features, {settings['train_images']:,} training and "
-        f"{settings['test_images']:,} test images, {settings['epochs']} passes."
+        f"{settings['test_images']:,} test images, {settings['epochs']} passes. A block alone is "
+        f'the paper\'s way: its stream ul, every value a feature. "{TOGETHER}": both streams of '
+        f"all blocks, each averaged to {settings.get('together', 4)} x "
+        f"{settings.get('together', 4)}; ± is the standard error."
     ]
     words = {
         "noisy": "Both networks see x~ alone, as in the paper:",
@@ -282,16 +287,32 @@ def probes(measured: Mapping[str, Any]) -> str:
     for kind, sentence in words.items():
         accuracy = dict(measured[kind]["accuracy"])
         pixels = percent(accuracy.pop(PIXELS)[PIXELS]["accuracy"], 2)
+        names = dict.fromkeys(name for scores in accuracy.values() for name in scores)
         rows = [
-            [block, *(percent(accuracy[name][block]["accuracy"], 2) for name in accuracy)]
-            for block in BLOCKS
+            [name, *(probe_words(scores.get(name)) for scores in accuracy.values())]
+            for name in names
         ]
         parts += [
             sentence,
             Table(["after block", *accuracy], rows).markdown(),
-            f"Pixels: {pixels}.",
+            f"Pixels: {pixels}. {chosen_sentence(accuracy)}".strip(),
         ]
     return "\n\n".join(parts)
+
+
+def chosen_sentence(accuracy: Mapping[str, Any]) -> str:
+    """The probe of each network that held-out training images choose; empty if none did."""
+    if not all("held_out" in score for scores in accuracy.values() for score in scores.values()):
+        return ""
+    best = ", ".join(f"{name} {best_probe(scores)}" for name, scores in accuracy.items())
+    return f"Best on the last sixth of the training images: {best}."
+
+
+def probe_words(score: Mapping[str, float] | None, digits: int = 2) -> str:
+    """Test accuracy with its standard error; a dash where there is no probe."""
+    if score is None:
+        return "–"
+    return f"{decimals(100 * score['accuracy'], digits, 100 * score['standard_error'])} %"
 
 
 def making(card: Mapping[str, Any]) -> str:
@@ -332,11 +353,24 @@ def summary(card: Mapping[str, Any]) -> str:
         ],
     ]
     for kind, published in (("noisy", f"{PAPER_PROBE} %"), ("clean", "–")):
-        blocks = card["probes"][kind]["accuracy"]["noisy"]
-        best = best_block(blocks)
-        value = f"{percent(blocks[best]['accuracy'])} (noisy model, {best})"
-        rows.append([f"best linear probe, {kind} input", value, "–", published])
+        accuracy = card["probes"][kind]["accuracy"]
+        scores = [accuracy.get(name, {}) for name in ("noisy", "plain")]
+        rows += [
+            [f"linear probe of one block, {kind} input", *map(one_block, scores), published],
+            [
+                f"linear probe of all blocks, {kind} input",
+                *(probe_words(each.get(TOGETHER), 1) for each in scores),
+                "–",
+            ],
+        ]
     return Table(["", "pair, two-step", "plain model", "published"], rows).markdown()
+
+
+def one_block(scores: Mapping[str, Any]) -> str:
+    """Accuracy after the block that is best on held-out training images, and its name."""
+    blocks = single_blocks(scores)
+    best = best_probe(blocks) if blocks else ""
+    return f"{probe_words(blocks[best], 1)} ({best})" if best else "–"
 
 
 def main() -> None:

@@ -281,12 +281,14 @@ class Stages:
 
     def probe(self) -> dict[str, Any]:
         """Accuracies of linear probes; "skipped" says why there are none without labels."""
-        path, pair = self.folder / "probes.json", self.models.pair
+        path, pair, plain = self.folder / "probes.json", self.models.pair, self.models.plain
         if self.only not in (None, "probes"):
-            return self.stored("probes", "probes", {"weights_sha256": probed_weights(pair)}, dict)
+            return self.stored(
+                "probes", "probes", {"weights_sha256": probed_weights(pair, plain)}, dict
+            )
         if self.train_set.labels is None or self.test_set.labels is None:
             return {"skipped": "the images have no labels"}
-        if pair.n_classes:
+        if self.models.n_classes:
             return {"skipped": "the models are told the classes"}
         if self.only == "probes":
             path.unlink(missing_ok=True)
@@ -297,6 +299,7 @@ class Stages:
             self.test_set,
             replace(self.sizes.probes, seed=self.seed),
             path,
+            plain=plain,
             precision=self.precision,
             replace_other=True,
         )

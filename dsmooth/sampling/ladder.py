@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..philox import Stream, image_words
@@ -101,7 +102,8 @@ def log_prob_of_noisy(
 
     pairs: a `SmoothedPair` of each level, which fall; with one level the number is exact. x~ climbs
     by independent noise; each step down is bounded with an image from the lower denoiser
-    (docs/math.md, section 7). Row b is that of image first_index + b.
+    (docs/math.md, section 7). Row b is that of image first_index + b. The image is drawn and scored
+    in float32: a bound needs both to be of one distribution.
     """
     total = x_tilde.new_zeros(x_tilde.shape[0])
     rising = [*reversed(pairs)]
@@ -113,9 +115,12 @@ def log_prob_of_noisy(
         }
         up = GaussianSmoothing(math.sqrt(scales[1] ** 2 - scales[0] ** 2), Stream.LADDER)
         x_high = up.sample(x_tilde, **where)
-        x = low.denoise(x_tilde, label=low.label_for(low.denoiser, label), **where)
+        own = low.label_for(low.denoiser, label)
+        x = low.denoise(x_tilde, label=own, precision="float32", **where)
         total += high.denoiser_log_prob(x, x_high, label)
         total += Step(*scales).log_prob(x_tilde, x, x_high)
-        total -= low.denoiser_log_prob(x, x_tilde, label) + up.log_prob(x_high, x_tilde)
+        total -= up.log_prob(x_high, x_tilde)
+        with torch.autocast(x.device.type, enabled=False):
+            total -= low.denoiser_log_prob(x, x_tilde, label)
         x_tilde = x_high
     return total + rising[-1].noisy_log_prob(x_tilde, label)
