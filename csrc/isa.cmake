@@ -1,15 +1,17 @@
 # The instruction sets that code is compiled for, and the recipe that compiles a source for some of
 # them. To be included where a target dsmooth_flags is. common/isa.h has the choice at run time.
 include_guard()
-include(CheckCXXCompilerFlag)
+include(CheckCXXSourceCompiles)
 
-# The table, the least set first: its name, the bytes of a vector, and the features of a CPU that it
-# is made of. The compiler is told -m<feature>, the CPU asked __builtin_cpu_supports("<feature>").
+# The table, the least set first: its name, the bytes of a vector and the number of its registers, a
+# macro that the compiler has where it knows the set, and the features of a CPU that it is made of.
+# The compiler is told -m<feature>, the CPU asked __builtin_cpu_supports("<feature>").
 set(instruction_set_table
-  "generic    16"
-  "avx2       32 avx2 fma"
-  "avx512     64 avx2 fma avx512f avx512bw avx512dq avx512vl"
-  "avx512bf16 64 avx2 fma avx512f avx512bw avx512dq avx512vl avx512bf16")
+  "generic    16 16 __cplusplus"
+  "avx2       32 16 __AVX2__       avx2 fma"
+  "avx512     64 32 __AVX512F__    avx2 fma avx512f avx512bw avx512dq avx512vl"
+  "avx512bf16 64 32 __AVX512BF16__ avx2 fma avx512f avx512bw avx512dq avx512vl avx512bf16"
+  "neon       16 32 __aarch64__")
 
 set(DSMOOTH_INSTRUCTION_SETS "" CACHE STRING
   "Instruction sets to build, of the table in isa.cmake; empty: all that the compiler has")
@@ -18,20 +20,25 @@ set(instruction_sets "")  # the names of those that this compiler builds
 set(known_sets "")        # for isa.cpp: all, and when a CPU has them
 foreach(row IN LISTS instruction_set_table)
   separate_arguments(row UNIX_COMMAND "${row}")
-  list(POP_FRONT row name vector_bytes)
+  list(POP_FRONT row name vector_bytes registers macro)
   set(flags ${row})
   list(TRANSFORM flags PREPEND -m)
   if(vector_bytes EQUAL 64)
     list(APPEND flags -mprefer-vector-width=512)
   endif()
-  set(builds TRUE)
-  if(flags)
-    set(builds FALSE)
-    if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
-      check_cxx_compiler_flag("${flags}" DSMOOTH_COMPILES_${name})
-      set(builds ${DSMOOTH_COMPILES_${name}})
-    endif()
+  if(name STREQUAL neon AND CMAKE_CXX_COMPILER_ID STREQUAL GNU)
+    list(APPEND flags -fno-schedule-insns)  # else it loads so far ahead that a tile's sums spill
   endif()
+  # Asked of the compiler, not of the processor's name: a universal build of macOS, which compiles
+  # for two processors at once, has the generic set alone.
+  list(JOIN flags " " CMAKE_REQUIRED_FLAGS)
+  check_cxx_source_compiles("
+    #if !defined(${macro})
+    #error not here
+    #endif
+    int main() {}" DSMOOTH_COMPILES_${name})
+  unset(CMAKE_REQUIRED_FLAGS)
+  set(builds ${DSMOOTH_COMPILES_${name}})
   if(DSMOOTH_INSTRUCTION_SETS AND NOT name IN_LIST DSMOOTH_INSTRUCTION_SETS)
     set(builds FALSE)
   endif()
@@ -43,17 +50,23 @@ foreach(row IN LISTS instruction_set_table)
   else()
     string(APPEND known_sets " DSMOOTH_SET(${name}, false)")
   endif()
-  set(vector_bytes_${name} ${vector_bytes})
+  set(vectors_${name} DSMOOTH_VECTOR_BYTES=${vector_bytes} DSMOOTH_VECTOR_REGISTERS=${registers})
   set(flags_${name} ${flags})
 endforeach()
+
+# Products and sums become FMA in code of an instruction set alone: what else is computed has the
+# same bits on every processor.
+target_compile_options(dsmooth_flags INTERFACE
+  "$<$<COMPILE_LANGUAGE:CXX>:-ffp-contract=$<IF:$<BOOL:$<TARGET_PROPERTY:DSMOOTH_FMA>>,fast,off>>")
 
 add_library(dsmooth_isa OBJECT ${CMAKE_CURRENT_LIST_DIR}/common/isa.cpp)
 target_compile_definitions(dsmooth_isa PRIVATE "DSMOOTH_SETS=${known_sets}")
 target_link_libraries(dsmooth_isa PRIVATE dsmooth_flags)
 
 # Adds `source` to `target` once for each of the sets ARGN that is built, with DSMOOTH_ISA its name,
-# for a namespace, DSMOOTH_ISA_NAME the same as a string, and DSMOOTH_VECTOR_BYTES. The source
-# `chooser` sees them as the macro `list`: DSMOOTH_SET(name) for each.
+# for a namespace, DSMOOTH_ISA_NAME the same as a string, DSMOOTH_VECTOR_BYTES and
+# DSMOOTH_VECTOR_REGISTERS. The source `chooser` sees them as the macro `list`: DSMOOTH_SET(name) for
+# each.
 function(compile_for_instruction_sets target source chooser list)
   cmake_path(GET source STEM stem)
   cmake_path(GET source PARENT_PATH folder)
@@ -65,9 +78,9 @@ function(compile_for_instruction_sets target source chooser list)
       if(NOT TARGET ${library})  # else of another target too
         add_library(${library} OBJECT ${source})
         target_compile_definitions(${library} PRIVATE
-          DSMOOTH_ISA=${name} DSMOOTH_ISA_NAME="${name}"
-          DSMOOTH_VECTOR_BYTES=${vector_bytes_${name}})
+          DSMOOTH_ISA=${name} DSMOOTH_ISA_NAME="${name}" ${vectors_${name}})
         target_compile_options(${library} PRIVATE ${flags_${name}})
+        set_target_properties(${library} PROPERTIES DSMOOTH_FMA ON)
         target_link_libraries(${library} PRIVATE dsmooth_flags)
       endif()
       target_link_libraries(${target} PRIVATE ${library})

@@ -7,7 +7,7 @@ function(add_gated_resnet target)
   set(here ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/gated_resnet)
   target_sources(${target} PRIVATE ${here}/dispatch.cpp ${here}/operands.cpp)
   compile_for_instruction_sets(${target} ${here}/block.cpp ${here}/dispatch.cpp BLOCK_SETS
-    generic avx2 avx512 avx512bf16)
+    generic avx2 avx512 avx512bf16 neon)
 endfunction()
 
 # The loss on the CPU.
@@ -15,7 +15,7 @@ function(add_logistic_mixture target)
   set(here ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/logistic_mixture)
   target_sources(${target} PRIVATE ${here}/dispatch.cpp ${here}/operands.cpp)
   compile_for_instruction_sets(${target} ${here}/block.cpp ${here}/dispatch.cpp LOSS_SETS
-    generic avx2 avx512)
+    generic avx2 avx512 neon)
 endfunction()
 
 # The sampler. Its tiles are compiled per instruction set, which AVX-512 has for bfloat16 in its BF16
@@ -25,9 +25,9 @@ function(add_sampler target)
   target_sources(${target} PRIVATE ${here}/program.cpp ${here}/packing.cpp ${here}/plan.cpp
     ${here}/device_plan.cpp ${here}/sampler_cpu.cpp ${here}/tile_kernels.cpp)
   compile_for_instruction_sets(${target} ${here}/tiles_float32.cpp ${here}/tile_kernels.cpp
-    FLOAT32_SETS generic avx2 avx512)
+    FLOAT32_SETS generic avx2 avx512 neon)
   compile_for_instruction_sets(${target} ${here}/tiles_bfloat16.cpp ${here}/tile_kernels.cpp
-    BFLOAT16_SETS generic avx2 avx512bf16)
+    BFLOAT16_SETS generic avx2 avx512bf16 neon)
   find_package(Threads REQUIRED)
   target_link_libraries(${target} PRIVATE Threads::Threads)
 endfunction()

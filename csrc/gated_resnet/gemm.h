@@ -59,7 +59,7 @@ struct PlainDot {
     __builtin_memcpy(&c.v, p, sizeof(V));
     return c;
   }
-  DSMOOTH_INLINE static Cells broadcast(const Cell* p) { return {V{} + *p}; }
+  DSMOOTH_INLINE static Cells broadcast(const Cell* p) { return {*p - V{}}; }
   DSMOOTH_INLINE static Cell cell(T value, T) { return value; }
   DSMOOTH_INLINE static T square_root(T v) {
     return sizeof(T) == 4 ? __builtin_sqrtf(v) : __builtin_sqrt(v);
@@ -125,7 +125,7 @@ struct TileArgs {
 };
 
 // Registers: M NV sums, NV columns and one broadcast.
-#if DSMOOTH_VECTOR_BYTES == 64
+#if DSMOOTH_VECTOR_REGISTERS == 32
 inline constexpr int kMaxRows[3] = {14, 14, 9};
 #else
 inline constexpr int kMaxRows[3] = {8, 6, 4};

@@ -2,5 +2,5 @@
 #if DSMOOTH_VECTOR_BYTES == 64
 #include "simd_avx512.h"
 #else
-#include "simd_8.h"
+#include "simd_vector.h"
 #endif

@@ -5,6 +5,8 @@
 # pybind11: its folder is BUILD/extension.
 #   csrc/tests/run.sh [build folder] [seconds of the fuzz target: 15]
 #   csrc/tests/run.sh BUILD short     the tests under AddressSanitizer alone
+#   csrc/tests/run.sh BUILD arm64     the tests as a cross compiler builds them for 64-bit Arm, under
+#                                     QEMU; with AVX2 here, the images must be the same bits there
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 build=${1:-$(mktemp -d)}
@@ -20,14 +22,37 @@ configure() {  # folder, options
 run_tests() {  # sanitizers
     echo "== $1"
     configure "$1" -DDSMOOTH_SANITIZE="$1"
-    cmake --build "$build/$1"
-    "$build/$1/sampler_test"
-    "$build/$1/cuda_calls_test"
-    "$build/$1/logistic_mixture_test"
+    check "$build/$1"
+}
+
+tests=(sampler_test cuda_calls_test logistic_mixture_test)
+
+check() {  # folder, emulator
+    cmake --build "$1" --target "${tests[@]}"
+    for test in "${tests[@]}"; do
+        "${@:2}" "$1/$test"
+    done
 }
 
 if [ "$seconds" = short ]; then
     run_tests address,undefined
+    exit
+fi
+
+tests+=(gated_resnet_test)  # it takes long to compile
+
+if [ "$seconds" = arm64 ]; then
+    emulator=(qemu-aarch64 -L /usr/aarch64-linux-gnu)
+    configure arm64 -DDSMOOTH_OPTIMIZE=-O3 -DCMAKE_SYSTEM_NAME=Linux \
+        -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++
+    check "$build/arm64" "${emulator[@]}"
+    if grep -q avx2 /proc/cpuinfo; then
+        configure images -DDSMOOTH_INSTRUCTION_SETS='generic;avx2'
+        cmake --build "$build/images" --target sampler_test
+        cmp <("$build/images/sampler_test" images) \
+            <("${emulator[@]}" "$build/arm64/sampler_test" images)
+        echo "the images are the same bits"
+    fi
     exit
 fi
 

@@ -2,6 +2,7 @@
 //   sampler_test          all laws
 //   sampler_test plant N  draws as CUDA does with sync N left out, threads as lanes:
 //                         ThreadSanitizer must object
+//   sampler_test images   writes images drawn with FMA, which are the same bits on all processors
 #include <algorithm>
 #include <climits>
 #include <cmath>
@@ -148,13 +149,20 @@ void plant(int64_t omit) {
   draw_as_cuda<float, 4, 1>(kCases[0], 3, {1, 64 << 10}, 0, Mode::kThreads, omit);
 }
 
+// The set of vectors with FMA and no other arithmetic; empty where there is none.
+std::string fma_set() {
+  for (const char* set : {"avx2", "neon"})
+    if (has_instruction_set(set)) return set;
+  return "";
+}
+
 // Sums in the order of CUDA's emulated fragments, one rounding per product, are those of the CPU
 // where it has FMA: the images are then the same bits.
 template <class T, int kWarps, int kWarpLanes>
 void cuda_equals_cpu(const Case& c, const Device& device, int max_slice, Mode mode) {
   constexpr int kImages = 5;
   const bool bf16 = sizeof(T) == sizeof(Bf16);
-  const CpuSampler sampler(c.program(), "avx2", bf16);
+  const CpuSampler sampler(c.program(), fma_set(), bf16);
   const std::vector<float> expected = draw(sampler, c, 0, kImages, 1, 0);
   const auto out = draw_as_cuda<T, kWarps, kWarpLanes>(c, kImages, device, max_slice, mode);
   expect(same(out, expected.data()),
@@ -164,7 +172,7 @@ void cuda_equals_cpu(const Case& c, const Device& device, int max_slice, Mode mo
 }
 
 void cuda_equals_cpu_on_all_shapes() {
-  if (!has_instruction_set("avx2")) return;
+  if (fma_set().empty()) return;
   constexpr Device kRoomy{2, 227 << 10, 3}, kTight{1, 40 << 10};
 #if defined(__SANITIZE_THREAD__)
   // Lanes that run at the same time mostly wait, so there are few of them.
@@ -379,6 +387,15 @@ void an_exception_stops_the_workers() {
   }
 }
 
+int write_images() {
+  for (bool bf16 : {false, true})
+    for (const Case& c : kCases) {
+      const auto out = draw(CpuSampler(c.program(), fma_set(), bf16), c, 0, 9, 1, 0);
+      std::fwrite(out.data(), sizeof(float), out.size(), stdout);
+    }
+  return failures != 0;
+}
+
 int run_all() {
   bad_programs_are_refused();
   ndtri_inverts_the_normal_distribution();
@@ -408,5 +425,6 @@ int main(int argc, char** argv) {
     dsmooth::sampler::plant(std::atoll(argv[2]));
     return 0;
   }
-  return dsmooth::sampler::run_all();
+  const bool images = argc == 2 && std::strcmp(argv[1], "images") == 0;
+  return images ? dsmooth::sampler::write_images() : dsmooth::sampler::run_all();
 }

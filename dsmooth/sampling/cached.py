@@ -28,7 +28,7 @@ from .sequential import draw_sequentially
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-InstructionSet = Literal["auto", "generic", "avx2", "avx512", "avx512bf16"]
+InstructionSet = Literal["auto", "generic", "avx2", "avx512", "avx512bf16", "neon"]
 
 # Share of the device's free memory that the caches of one call may take.
 MEMORY_FRACTION = 0.8
@@ -84,7 +84,7 @@ class CachedSampler:
 
     @property
     def instruction_set(self) -> str:
-        """The instruction set in use: "generic", "avx2", "avx512" or "avx512bf16", or "cuda"."""
+        """The instruction set in use, "generic", "avx2", ..., or "cuda"."""
         return "cuda" if self.device.type == "cuda" else str(self._native.instruction_set)
 
     def bytes_per_image(self, height: int, width: int) -> int:
