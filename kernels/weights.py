@@ -235,7 +235,7 @@ def pack(given: Operands, *, adjoint: bool) -> Tensor:
     planned = plan(
         (sum(cdiv(weight.shape[0], BLOCK_D) for weight in weights),), sources=sources,
         forwards=tuple(map(tuple, forwards)), adjoints=tuple(map(tuple, adjoints)),
-        NORMED=bool(gains), ADJOINT=adjoint, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D, num_warps=4,
+        NORMED=bool(gains), ADJOINT=adjoint, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D, num_warps=8,
     )  # fmt: skip
     launch(
         pack_kernel, planned, x.device,

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -40,6 +41,12 @@ MORE_BLOCKS = [
     Block(40, (3, 3), skips=0, size=(2, 8, 8)),
 ]
 PARAMETERS_ALONE = Block(40, needs=Needs(x=False, skips=False))
+OF_WEIGHTS = {"pack_kernel", "unpack_kernel", "input_gradient_kernel"}
+# Images, filters and skips.
+SIZES = [
+    ((1, 1, 1), 1, 0), ((3, 5, 7), 5, 2), ((4, 8, 8), 24, 1), ((2, 28, 28), 40, 1),
+    ((2, 8, 33), 160, 2),
+]  # fmt: skip
 AMPERE = [Block(160, (2, 3)), Block(24, (2, 2), skips=1, dtype=FP32, tf32=True)]
 
 
@@ -89,6 +96,21 @@ def test_what_is_no_matmul_neither_spills_nor_fails(forms: tuple[str, ...]) -> N
     others = [launch for launch in launches if not is_matmul(launch)]
     assert {launch.kernel.__name__ for launch in others} >= {"expand_kernel", "unpack_kernel"}
     for launch in distinct(others, *forms):
+        check(launch, compile_launch(launch, 90), 90)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("dtype", [BF16, FP32], ids=str)
+@pytest.mark.parametrize(("size", "filters", "skips"), SIZES)
+def test_weights_are_packed_and_unpacked_in_registers(
+    size: tuple[int, int, int], filters: int, skips: int, dtype: torch.dtype
+) -> None:
+    """At all numbers of filters that are trained or run on a GPU by the tests."""
+    block = Block(filters, skips=skips, size=size, dtype=dtype)
+    launches = block.launches(90) + replace(block, needs=PARAMETERS_ALONE.needs).launches(90)
+    launches = [launch for launch in distinct(launches) if launch.kernel.__name__ in OF_WEIGHTS]
+    assert {launch.kernel.__name__ for launch in launches} == OF_WEIGHTS
+    for launch in launches:
         check(launch, compile_launch(launch, 90), 90)
 
 

@@ -22,6 +22,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
 ]
+SIZES = [((5, 28, 28), 10), ((3, 9, 11), 5), ((1, 1, 1), 1)]  # images, and components
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
@@ -32,7 +33,7 @@ pytestmark = [
 def test_as_exact_as_eager(
     impl: Any, channels: int, mixture: str, dtype: torch.dtype, last: bool
 ) -> None:
-    for size, n_mix in (((5, 28, 28), 10), ((3, 9, 11), 5), ((1, 1, 1), 1)):
+    for size, n_mix in SIZES:
         x, params, options = float_case(channels, mixture, n_mix=n_mix, size=size)
         x, params = x.to("cuda", dtype), params.to("cuda", dtype)
         avoid_kink(params, channels, n_atoms(mixture))

@@ -6,7 +6,8 @@ done. After each step the folder --out holds day.json, day.md, measured.json and
 on with another machine, put day.json and measured.json into build/gpu-day there.
 
 The tool itself needs Python alone. Where there is a network, `--wheels` gathers what a GPU's
-machine may lack into build/wheels; take that folder along. --rehearse does on the CPU, with the
+machine may lack into build/wheels, and tools/triton_cache.py compiles kernels ahead, some minutes
+of the first steps, into build/triton.tar.xz; take both along. --rehearse does on the CPU, with the
 smallest sizes, what needs no GPU. The exit status is 1 if a step failed.
 """
 
@@ -32,6 +33,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build"
 WHEELS = BUILD / "wheels"
+KERNELS = BUILD / "triton.tar.xz"
 LIMIT = 500.0  # seconds of one step
 GRACE = 20.0  # seconds from the word to stop to the end
 STOPPED = 128 + signal.SIGTERM  # the exit status of training that saved and stopped
@@ -107,17 +109,19 @@ def steps(state: Path) -> list[Step]:
     preflight = [PYTHON, str(Path(__file__).resolve()), "--preflight"]
     install = [PYTHON, "-m", "pip", "install", "-q", "--no-deps"]
     carried = [*install, "--no-index", f"--find-links={WHEELS}", *CARRIED.values()]
+    unpack = [PYTHON, "tools/triton_cache.py", "unpack", str(KERNELS)]
     doctor = [PYTHON, "-m", "dsmooth", "doctor"]
     return [
         Step("preflight", preflight, 10, preflight, always=True),
         *([Step("install", carried, 10, always=True)] if WHEELS.is_dir() else []),
+        *([Step("kernels", unpack, 10, unpack, always=True)] if KERNELS.is_file() else []),
         Step("build", [*install, "--no-build-isolation", "-e", "."], 180, always=True),
         measure(state, "ceiling", 30),
         Step("doctor", doctor, 20, doctor),
         check(state, "smoke-tests", 120, "-x", "-k", SMOKE, *PROVING, rehearsed=True),
         measure(state, "sampler-mnist", 60, rehearsed=True),
         measure(state, "sampler-cifar", 90),
-        # The first step of a network compiles its kernels.
+        # The first step of a network compiles those of its kernels that were not carried.
         measure(state, "step-mnist-kept", 150, rehearsed=True),
         *(measure(state, f"step-mnist-{mode}", 45) for mode in ("again", "cudnn", "eager")),
         measure(state, "step-cifar-kept", 250),
