@@ -56,8 +56,9 @@ def shifted_conv2d(
     impl: torch's own convolution computes every one. A network has a dozen beside some fifty gated
         resnets. "triton" is refused where those could not run on the kernels.
 
-    Raises ValueError for a shape that does not fit, and RuntimeError, with the reason, for
-    impl="triton" where Triton cannot run.
+    Raises ValueError for a shape that does not fit, TypeError for weights that are no
+    floating-point numbers, and RuntimeError, with the reason, for impl="triton" where Triton cannot
+    run.
     """
     _check_impl("shifted_conv2d", x, impl)
     return shifted_conv2d_ref(x, weight, bias, shift=shift, stride=stride)
@@ -149,6 +150,8 @@ def _check_operands(
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None and tensor.device != x.device:
             raise ValueError(f"{name} must be on x's device {x.device}, got {tensor.device}")
+        if tensor is not None and not tensor.is_floating_point():
+            raise TypeError(f"{name} must hold floating-point numbers, got {tensor.dtype}")
 
 
 def padding_of(kh: int, kw: int, shift: str) -> tuple[int, int, int, int]:
