@@ -46,7 +46,10 @@ def sanitized() -> Path | None:
 @pytest.mark.budget(60)
 @pytest.mark.parametrize(
     ("names", "part"),
-    [(sorted({*FILES} - IN_PYTHON), 8), *(pytest.param([name], 1, marks=pytest.mark.full) for name in FILES)],
+    [
+        (sorted({*FILES} - IN_PYTHON), 8),
+        *(pytest.param([name], 1, marks=pytest.mark.full) for name in FILES),
+    ],
 )
 def test_wrong_calls(names: list[str], part: int, tmp_path: Path) -> None:
     """With an eighth of the calls, and with all."""
