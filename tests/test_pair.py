@@ -207,7 +207,7 @@ def test_folders_that_are_not_pairs_are_named(tmp_path: Path) -> None:
         dsmooth.SmoothedPair.from_pretrained(tmp_path)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "config.json").write_text("{}")
-    with pytest.raises(FileNotFoundError, match="name folders in .*, which has mine"):
+    with pytest.raises(FileNotFoundError, match=r"name folders in .*, which has mine"):
         dsmooth.SmoothedPair.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="is not a pair's: Object missing required field `noisy`"):
