@@ -13,6 +13,7 @@ What was built, with what, and the reason of what was not, is written to `dsmoot
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -30,6 +31,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 BUILD_INFO = "_build_info.json"
+TERMINAL = "/dev/tty"
 CUDA_ARCHITECTURES = "80-real;90-real;90-virtual"  # machine code for both, PTX for what comes later
 
 
@@ -136,7 +138,10 @@ def build_native(target: Path, build_dir: Path) -> dict[str, Any]:
     if failure:
         info["reason"] = f"no working C++20 compiler: {failure}"
         info["cuda"]["reason"] = "the extension was not built"
-        say(f"the extension is NOT built ({info['reason']}); operations will run in PyTorch")
+        missing = f"the extension is NOT built ({info['reason']}); sampling will be slow"
+        say(missing)
+        with contextlib.suppress(OSError), open(TERMINAL, "w") as terminal:  # pip hides the rest
+            print(f"\ndsmooth: {missing}", file=terminal)
         return info
 
     done = run([cmake, "--build", str(build_dir)])

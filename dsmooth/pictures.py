@@ -6,7 +6,7 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,16 +22,19 @@ if TYPE_CHECKING:
 BORDER = 96  # grey between the images of a grid
 
 
-def show(x: Tensor, *, columns: int | None = None, zoom: int = 2) -> Image:
+def show(x: Tensor | NDArray[Any], *, columns: int | None = None, zoom: int = 2) -> Image:
     """A picture of images x (B, C, H, W) in [-1, 1] or of bytes, which a notebook displays.
 
     columns: images per row, by default about the square root of B. zoom: pixels per pixel. Values
     outside [-1, 1] are clamped, and images that diverged to infinity are grey.
     Returns a Pillow image: `.save("x.png")` writes it. Raises ValueError for a batch that is empty
-    or not images.
+    or not images, and TypeError for other numbers.
     """
     from PIL import Image
 
+    x = torch.as_tensor(x)
+    if x.dtype != torch.uint8 and not x.is_floating_point():
+        raise TypeError(f"x must be uint8 or floating point, got {x.dtype}")
     x = to_float(x) if x.dtype == torch.uint8 else x
     return Image.fromarray(_as_pillow(_grid(visible(x) if x.ndim == 4 else x, columns, zoom)))
 

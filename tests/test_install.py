@@ -211,6 +211,7 @@ def build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict
         monkeypatch.setitem(build_native.__globals__, "find_nvcc", lambda: nvcc)
         return build_native(target, tmp_path / "build")
 
+    play.names = build_native.__globals__
     return play
 
 
@@ -230,6 +231,16 @@ def test_a_wish_that_cannot_be_met_stops_the_build(
 ) -> None:
     with pytest.raises(SystemExit, match=message):
         build(wish, nvcc=None, working=always)
+
+
+def test_a_missing_extension_is_told_on_the_terminal(
+    build: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where pip does not hide it."""
+    terminal = tmp_path / "tty"
+    monkeypatch.setitem(build.names, "TERMINAL", str(terminal))
+    assert build("auto", nvcc=None, working=lambda command: False)["extension"] is False
+    assert "dsmooth: the extension is NOT built (no working C++20" in terminal.read_text()
 
 
 def without_cuda(command: str) -> bool:

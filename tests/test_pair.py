@@ -205,6 +205,10 @@ def test_draws_as_people_write_them(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_folders_that_are_not_pairs_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
         dsmooth.SmoothedPair.from_pretrained(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=r"name folders in .*, which has mine"):
+        dsmooth.SmoothedPair.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="is not a pair's: Object missing required field `noisy`"):
         dsmooth.SmoothedPair.from_pretrained(tmp_path)

@@ -243,8 +243,11 @@ def test_exhausted_machines_and_deep_files_are_one_line(
 
 def test_show_takes_bytes() -> None:
     dataset = load_dataset("mnist", "test")
-    pictures = dsmooth.show(dataset.images[:3]), dsmooth.show(dataset.batch(torch.arange(3)))
-    assert pictures[0].tobytes() == pictures[1].tobytes()
+    x = dataset.images[:3]
+    first, *others = map(dsmooth.show, (x, x.numpy(), dataset.batch(torch.arange(3))))
+    assert all(first.tobytes() == other.tobytes() for other in others)
+    with pytest.raises(TypeError, match=r"x must be uint8 or floating point, got torch\.int32"):
+        dsmooth.show(x.int())
 
 
 def test_help_of_every_verb_has_the_same_options(capsys: pytest.CaptureFixture[str]) -> None:

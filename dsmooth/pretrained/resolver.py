@@ -139,6 +139,12 @@ def _read(folder: Path) -> list[SavedNetwork]:
     if _has_runs(folder):
         runs = [RunFolder(folder / role) for role in ("noisy", "denoiser")]
         return [_read_run(run, read_json(run.config)) for run in runs]
+    inside = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG_FILE}"))
+    if values is None and inside:
+        raise FileNotFoundError(
+            f"there is no {folder / CONFIG_FILE}: name folders in {folder}, which has "
+            f"{', '.join(inside)}"
+        )
     run = RunFolder(folder)
     return [_read_run(run, read_json(run.config) if values is None else values)]
 
