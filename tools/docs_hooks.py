@@ -1,7 +1,8 @@
 """Hooks of mkdocs, which run on each page.
 
 Equations become MathML, which browsers draw without a script or a network. A notebook's links to
-Markdown files become links to their pages, as mkdocs makes them of other pages.
+Markdown files become links to their pages, as mkdocs makes them of other pages. An option of a
+command is not broken after its dashes.
 """
 
 from __future__ import annotations
@@ -37,4 +38,8 @@ def on_page_content(content: str, **_: Any) -> str:
             drawn = re.sub(old, new, drawn)
         return drawn
 
-    return re.sub(r'href="(\w+)\.md"', r'href="../\1/"', _EQUATION.sub(draw, content))
+    def keep_whole(found: re.Match[str]) -> str:
+        return re.sub(r"(?<![\w-])--[\w-]+", r'<span class="option">\g<0></span>', found[0])
+
+    content = re.sub(r"<code>[^<]*</code>", keep_whole, _EQUATION.sub(draw, content))
+    return re.sub(r'href="(\w+)\.md"', r'href="../\1/"', content)

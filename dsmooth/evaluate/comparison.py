@@ -88,8 +88,7 @@ def compare_images(
     here, or those of Inception's features that another program saved.
     batch_size: images at a time, changes roundings only. subsets, subset_size, seed: of the kernel
     distance. precision_recall: also precision and recall, for a reference of images. progress: such
-    as `dsmooth.progress.progress`. Features of all images are kept in
-    memory: 4 N D bytes.
+    as `dsmooth.progress.progress`. Features of all images are kept in memory: 4 N D bytes.
 
     Raises ValueError for images that do not fit together and statistics of another extractor.
     """

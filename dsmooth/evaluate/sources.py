@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -146,11 +147,14 @@ def read_reference(path: Path) -> ImageSet | FeatureStatistics | PublishedStatis
     Raises as `read_images` does, and ValueError for a pickle.
     """
     if path.suffix in (".pkl", ".pickle"):
+        code = (
+            "import pathlib, pickle, numpy; "
+            f"stats = pickle.loads(pathlib.Path({str(path)!r}).read_bytes()); "
+            f"numpy.savez({path.stem + '.npz'!r}, **stats['fid'])"
+        )
         raise ValueError(
             f"{path} is a pickle, which can run code. If you trust it, this converts EDM2's: "
-            'python -c "import pathlib, pickle, numpy; '
-            f"stats = pickle.loads(pathlib.Path('{path}').read_bytes()); "
-            f"numpy.savez('{path.stem}.npz', **stats['fid'])\""
+            + shlex.join(["python", "-c", code])
         )
     if path.suffix != ".npz":
         return read_images(path)
