@@ -76,6 +76,9 @@ def test_bits_of_runs_and_of_a_saved_pair(
     plain, _, _ = RunFolder(Path("plain")).load_model()
     exact = conventions(score_plain(plain, test_set))[0].value
     assert stored["plain"]["conventions"][0]["value"] == pytest.approx(exact, abs=1e-9)
+    less = stored["pair_less"]["plain"]
+    assert less["value"] == pytest.approx(expected[0].value - exact, abs=1e-9)
+    assert f"paired over images: {less['value']:.4f} ± {less['standard_error']:.4f}" in printed
 
     pair.save_pretrained("saved")  # it knows its data, but not their folder
     assert run("evaluate", "bpd", "saved") == 1

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dsmooth import evaluate
-from dsmooth.evaluate.frechet import FeatureStatistics, frechet_distance
+from dsmooth.evaluate.frechet import FeatureStatistics, bootstrap_error, frechet_distance
 from dsmooth.evaluate.scores import (
     PrecisionRecall,
     inception_score,
@@ -275,3 +275,19 @@ def test_scores_refuse_what_does_not_fit() -> None:
         inception_score(x, splits=5)
     with pytest.raises(ValueError, match=r"logits must have shape \(N, K\)"):
         inception_score(x[0])
+
+
+def test_the_bootstrap_gives_the_scatter_of_independent_samples() -> None:
+    generator = torch.Generator().manual_seed(0)
+    real = FeatureStatistics(3)
+    real.update(torch.randn(5000, 3, generator=generator))
+    distances = []
+    for _ in range(60):
+        samples = 0.7 + torch.randn(300, 3, generator=generator)
+        statistics = FeatureStatistics(3)
+        statistics.update(samples)
+        distances.append(statistics.distance(real))
+    error = bootstrap_error(samples, real, repeats=100)
+    assert error == pytest.approx(float(np.std(distances)), rel=0.4)
+    assert error == bootstrap_error(samples, real, repeats=100)
+    assert error != bootstrap_error(samples, real, repeats=100, seed=1)

@@ -20,6 +20,9 @@ from dsmooth.evaluate.likelihood import (
     conventions,
     evaluate_bits_per_dim,
     importance_weighted,
+    noised_log_density,
+    paired_difference,
+    paper_readings,
     score_pair,
     score_plain,
 )
@@ -75,6 +78,56 @@ def test_conventions_differ_by_exactly_their_constants(likelihood: str) -> None:
     assert bound == bits_per_dim(scores)
     assert bound.value == pytest.approx(rows[own].value, abs=1e-12)
     assert bound.noisy + bound.smoothing + bound.denoiser == pytest.approx(bound.value)
+
+
+def test_the_density_of_noised_bytes_is_a_mixture_over_all_levels() -> None:
+    params = torch.randn(1, 8, 1, 1, generator=torch.Generator().manual_seed(3)).double()
+    y = torch.linspace(-1.2, 1.2, 24_001, dtype=torch.float64).view(-1, 1, 1, 1)
+    density = noised_log_density(y, params.expand(len(y), -1, -1, -1), atoms=(0, 200)).exp()
+    assert float(density.sum()) * 1e-4 == pytest.approx(1, abs=1e-9)
+    levels = (torch.arange(256).double() / 127.5 - 1).view(-1, 1, 1, 1)
+    every = params.expand(256, -1, -1, -1)
+    masses = dsmooth.functional.logistic_mixture_log_prob(
+        levels, every, "discretized", atoms=(0, 200)
+    )
+    for i in (1990, 12_345, 22_030):  # around black, in the middle, beyond white
+        noise = (-((y[i] - levels).flatten() ** 2) / 2e-4).exp() / (2e-4 * math.pi) ** 0.5
+        expected = float((masses.exp()[:, 0, 0] * noise).sum())
+        assert float(density[i]) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("likelihood", ["discretized", "continuous"])
+def test_the_readings_of_the_paper_are_of_the_density_of_noised_images(likelihood: str) -> None:
+    data = replace(dataset(3), name="mnist")
+    scores = score_pair(tiny_pair(likelihood), data, n_noise=2, clean_noise=0.01)
+    assert scores.noised is not None
+    if likelihood == "continuous":
+        assert scores.noised.equal(scores.continuous)
+    total = float((scores.noisy + scores.smoothing + scores.noised).mean())
+    bits = -total / (scores.dimensions * math.log(2))
+    assert paper_readings(scores) == pytest.approx((bits + LEVEL_BITS, bits + EQUATION_4_BITS))
+    assert paper_readings(score_pair(tiny_pair(), dataset(3))) is None  # not MNIST
+
+
+def test_a_paired_difference_has_the_error_of_the_differences() -> None:
+    generator = torch.Generator().manual_seed(0)
+    hard = 100 * torch.randn(1, 50, generator=generator).double()  # what both models find hard
+    one = Scores(hard + torch.randn(3, 50, generator=generator), dimensions=16)
+    other = Scores(hard + 2, dimensions=16)
+    found = paired_difference(one, other)
+    bits = (2 - (one.discretized - hard).mean(0)) / (16 * math.log(2))
+    assert found.value == pytest.approx(float(bits.mean()), rel=1e-9)
+    assert found.standard_error == pytest.approx(float(bits.std()) / 50**0.5, rel=1e-9)
+    with pytest.raises(ValueError, match="the same images, got 50 and 49"):
+        paired_difference(one, other.of_images(torch.arange(49)))
+
+
+def test_the_error_over_repeats_needs_enough_of_them() -> None:
+    few, enough = (score_pair(tiny_pair(), dataset(2), n_noise=n) for n in (9, 10))
+    assert conventions(few)[0].repeat_error is None
+    repeats = enough.bits(enough.log_weights("discretized")).mean(1)
+    expected = float(repeats.std()) / 10**0.5
+    assert conventions(enough)[0].repeat_error == pytest.approx(expected)
 
 
 def test_the_entropy_of_the_noise_and_what_equation_4_drops() -> None:

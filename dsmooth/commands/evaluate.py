@@ -29,6 +29,9 @@ from ..evaluate.likelihood import (
     TERMS,
     Scores,
     conventions,
+    paired_difference,
+    paper_readings,
+    paper_sentence,
     score_pair,
     score_plain,
 )
@@ -117,6 +120,9 @@ def evaluate_bits(options: BitsOptions) -> dict[str, Any]:
                 every["plain"] = score_plain(models.plain, dataset, progress=done, **settings)
             described = describe_scores(every["plain"])
             result["plain"] = {"weights_sha256": [digests["plain"]], **described}
+    if len(every) > 1:
+        difference = paired_difference(every["pair"], every["plain"])
+        result["pair_less"] = {"plain": asdict(difference)}
     print_bits(every, dataset)
     if options.per_class:
         result["classes"] = bits_of_classes(every, dataset)
@@ -133,6 +139,7 @@ def describe_scores(scores: Scores) -> dict[str, Any]:
         "clean_noise": scores.clean_noise,
         "terms": {name: float(scores.bits(nats).mean()) for name, nats in terms.items()},
         "conventions": [asdict(row) for row in conventions(scores)],
+        "paper_readings": paper_readings(scores),
     }
 
 
@@ -149,6 +156,13 @@ def print_bits(every: Mapping[str, Scores], dataset: ImageDataset) -> None:
         print(f"The denoiser was trained as {scores.trained_as}; {draws}.")
         if scores.equation_4:
             print(EQUATION_4_SENTENCE)
+        readings = paper_readings(scores)
+        if readings:
+            print(paper_sentence(readings))
+    if len(every) > 1:
+        found = paired_difference(every["pair"], every["plain"])
+        value = decimals(found.value, error=found.standard_error)
+        print(f"pair less plain, paired over images: {value}")
 
 
 def bits_of_classes(every: Mapping[str, Scores], dataset: ImageDataset) -> dict[str, Any]:

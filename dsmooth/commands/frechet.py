@@ -225,9 +225,12 @@ def collect_samples(
 
 def print_comparison(numbers: dict[str, Any], result: Comparison) -> None:
     """Print the table of distances and scores, their data and the extractor."""
-    rows = [[result.name, decimals(result.value), decimals(result.floor)]]
+    words = f"{result.name}, ± standard error by the bootstrap"
+    floor = decimals(result.floor, error=result.floor_error)
+    rows = [[words, decimals(result.value, error=result.error), floor]]
     if result.kernel:
-        rows.append([result.kernel_name, spread(result.kernel), spread(result.kernel_floor)])
+        words = f"{result.kernel_name}, ± standard deviation of {result.kernel.subsets} subsets"
+        rows.append([words, spread(result.kernel), spread(result.kernel_floor)])
     if result.score:
         real = None if result.real_score is None else result.real_score.value
         rows.append([result.score_name, decimals(result.score.value), decimals(real)])
@@ -286,7 +289,7 @@ def distances_of_classes(
             str(row.label),
             f"{row.n_samples:,}",
             f"{row.n_reference:,}",
-            decimals(row.value),
+            decimals(row.value, error=row.error),
             decimals(row.floor),
         ]
         for row in found

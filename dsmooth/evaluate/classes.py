@@ -14,7 +14,7 @@ from ..nn import PixelCNNpp
 from ..pair import SmoothedPair
 from .comparison import ShowProgress, collect_statistics, no_progress
 from .features import FeatureExtractor, extract_features
-from .frechet import FeatureStatistics
+from .frechet import bootstrap_error
 from .likelihood import (
     Progress,
     Scores,
@@ -48,11 +48,13 @@ def bits_by_class(scores: Scores, labels: Tensor) -> list[ClassBits]:
 class ClassDistance:
     """The Fréchet distance of the samples of a class to the real images of that class.
 
-    floor: that of other real images of the class, None where there are fewer than two.
+    error: its standard error over samples, by the bootstrap. floor: the distance of other real
+    images of the class, None where there are fewer than two.
     """
 
     label: int
     value: float
+    error: float
     floor: float | None
     n_samples: int
     n_reference: int
@@ -73,19 +75,23 @@ def frechet_by_class(
     real images that are not in the reference, for the floor. The features of a class are fewer than
     those of all, so these distances are larger than that of all: compare them with their floors.
     """
-    statistics = [
-        statistics_by_class(*images, name, extractor, batch_size, progress)
+    features = [
+        features_by_class(*images, name, extractor, batch_size, progress)
         for images, name in (
             (samples, "samples"),
             (reference, "real images"),
             (others, "other real images"),
         )
     ]
-    drawn, real, other = statistics
+    drawn, real, other = (
+        {label: collect_statistics(found, reference[0], extractor) for label, found in one.items()}
+        for one in features
+    )
     return [
         ClassDistance(
             label,
             drawn[label].distance(real[label]),
+            bootstrap_error(features[0][label], real[label]),
             other[label].distance(real[label]) if label in other else None,
             drawn[label].count,
             real[label].count,
@@ -94,19 +100,19 @@ def frechet_by_class(
     ]
 
 
-def statistics_by_class(
+def features_by_class(
     images: Tensor,
     labels: Tensor,
     name: str,
     extractor: FeatureExtractor,
     batch_size: int,
     progress: ShowProgress,
-) -> dict[int, FeatureStatistics]:
-    """The statistics of each class of two images and more. name: of the images, for progress."""
+) -> dict[int, Tensor]:
+    """The features of each class of two images and more. name: of the images, for progress."""
     with progress(f"features of {name}", len(images), "images") as done:
         found = extract_features(images, extractor, batch_size=batch_size, progress=done).features
     return {
-        label: collect_statistics(found[labels == label], images[labels == label], extractor)
+        label: found[labels == label]
         for label, count in zip(
             *(t.tolist() for t in labels.unique(return_counts=True)), strict=True
         )

@@ -10,7 +10,13 @@ from typing import Any
 from torch import Tensor
 
 from .features import FeatureExtractor, Features, extract_features
-from .frechet import FeatureStatistics, PublishedStatistics, Statistics
+from .frechet import (
+    BOOTSTRAPS,
+    FeatureStatistics,
+    PublishedStatistics,
+    Statistics,
+    bootstrap_error,
+)
 from .scores import (
     InceptionScore,
     KernelDistance,
@@ -37,7 +43,8 @@ class Comparison:
 
     name: FID, or the name of the Fréchet distance with this extractor. value: the distance.
     floor: the distance of `n_floor` other real images to the same reference, which is what a
-    perfect model would get with as many samples. kernel, kernel_floor: the kernel distance and its
+    perfect model would get with as many samples. error, floor_error: standard errors of both over
+    their images, by the bootstrap. kernel, kernel_floor: the kernel distance and its
     floor, None if the reference is saved statistics. score, real_score: the Inception score of the
     samples and of the other real images, None if the extractor is no classifier. precision_recall,
     precision_recall_floor: of both, None unless asked for. n_reference: None if it is not known.
@@ -47,7 +54,9 @@ class Comparison:
 
     name: str
     value: float
+    error: float
     floor: float | None
+    floor_error: float | None
     n_samples: int
     n_reference: int | None
     n_floor: int
@@ -86,9 +95,10 @@ def compare_images(
     samples, reference, floor: bytes (N, C, H, W), N >= 2; floor: real images that are not in the
     reference, best as many as there are samples. reference may also be statistics that were saved
     here, or those of Inception's features that another program saved.
-    batch_size: images at a time, changes roundings only. subsets, subset_size, seed: of the kernel
-    distance. precision_recall: also precision and recall, for a reference of images. progress: such
-    as `dsmooth.progress.progress`. Features of all images are kept in memory: 4 N D bytes.
+    batch_size: images at a time, changes roundings only. subsets, subset_size: of the kernel
+    distance. seed: of its subsets and of the bootstrap. precision_recall: also precision and
+    recall, for a reference of images. progress: such as `dsmooth.progress.progress`. Features of
+    all images are kept in memory: 4 N D bytes.
 
     Raises ValueError for images that do not fit together and statistics of another extractor.
     """
@@ -133,10 +143,15 @@ def compare_images(
         "real images": real_statistics.count or 0,
         "images of the floor": others[1].count if others else 0,
     }
-    with progress(extractor.distance_name, counts["samples"], "images") as done:
+    with progress(extractor.distance_name, 2 * BOOTSTRAPS, "resamples") as done:
         value = statistics.distance(real_statistics)
-        lowest = others[1].distance(real_statistics) if others else None
-        done(counts["samples"])
+        error = bootstrap_error(drawn.features, real_statistics, seed=seed)
+        done(BOOTSTRAPS)
+        lowest = floor_error = None
+        if others:
+            lowest = others[1].distance(real_statistics)
+            floor_error = bootstrap_error(others[0].features, real_statistics, seed=seed)
+        done(2 * BOOTSTRAPS)
     warnings = list(warn_of_counts(counts, statistics.dimension))
     if isinstance(real_statistics, PublishedStatistics):
         warnings.append(
@@ -146,7 +161,9 @@ def compare_images(
     return Comparison(
         name=extractor.distance_name,
         value=value,
+        error=error,
         floor=lowest,
+        floor_error=floor_error,
         n_samples=counts["samples"],
         n_reference=real_statistics.count,
         n_floor=counts["images of the floor"],

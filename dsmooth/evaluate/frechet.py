@@ -24,6 +24,8 @@ from ..files import write_npz
 # How far from symmetric and from positive semi-definite a covariance may be, relative to its
 # largest entry: one that was accumulated in float32 stays well inside.
 COVARIANCE_TOLERANCE = 1e-5
+# Resamples of the images: their scatter has an error of a sixth.
+BOOTSTRAPS = 20
 
 
 def frechet_distance(
@@ -57,6 +59,24 @@ def frechet_distance(
     root = torch.linalg.svdvals(a.T @ b).sum()
     squares = (first - second).square().sum() + a.square().sum() + b.square().sum()
     return max(0.0, float(squares - 2 * root))
+
+
+def bootstrap_error(
+    features: Tensor, other: Statistics, *, seed: int = 0, repeats: int = BOOTSTRAPS
+) -> float:
+    """Standard error of the Fréchet distance of features (N, D) to `other`, over the N images.
+
+    It is the standard deviation of the distances of `repeats` resamples of the images, drawn with
+    replacement as a function of the seed. ValueError for fewer than 2 images.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    distances = torch.empty(repeats, dtype=torch.float64)
+    for i in range(repeats):
+        resampled = FeatureStatistics(features.shape[1])
+        for rows in torch.randint(len(features), (len(features),), generator=generator).split(1000):
+            resampled.update(features[rows])
+        distances[i] = resampled.distance(other)
+    return float(distances.std())
 
 
 def limit_of_distances(counts: Sequence[int], distances: Sequence[float]) -> float:

@@ -36,8 +36,14 @@ EQUATION_4_SENTENCE = (
     f"1 / (2 ln 2) = {EQUATION_4_BITS:.4f} bits/dim too high."
 )
 
+# The reproduction paper's number for MNIST, of the density of x + 0.01 n.
+PAPER_BITS = 3.23
+PAPER_NOISE = 0.01
+# Draws of noise from which on their scatter tells the error of their mean.
+ENOUGH_DRAWS = 10
+
 # The fields of `Scores` with nats of every draw and image.
-TERMS = ("noisy", "smoothing", "discretized", "continuous")
+TERMS = ("noisy", "smoothing", "discretized", "continuous", "noised")
 
 Progress = Callable[[int], None]  # called with the number of images done
 
@@ -50,6 +56,8 @@ class Scores:
     masses of the 256 levels. continuous: its log-density in units of [-1, 1] by the same mixtures;
     None unless the model was trained with that likelihood: the density of one that was trained on
     bytes says nothing.
+    noised: log-density of x + 0.01 n in units of [-1, 1] for grey MNIST. A pixel's is a mixture of
+    Gaussians at the levels, given the clean past, by a denoiser that was trained on bytes.
     noisy, smoothing: log p(x~) and -log q(x~ | x) of a pair; None for a plain model, which has one
     row. dimensions: d, sub-pixels of an image. clean_noise: standard deviation of the noise on the
     target of the density. equation_4: whether the reproduction paper's equation (4) is about such
@@ -61,6 +69,7 @@ class Scores:
     continuous: Tensor | None = None
     noisy: Tensor | None = None
     smoothing: Tensor | None = None
+    noised: Tensor | None = None
     clean_noise: float = 0.0
     equation_4: bool = False
 
@@ -109,8 +118,9 @@ class Convention:
     """One number in bits/dim and its meaning.
 
     standard_error: over images, None for a single one. repeat_error: of the mean, over the draws
-    of noise, None for a single draw. equation_4: the number by the reproduction paper's equation
-    (4), None where that does not apply. comparable: with discrete bits/dim of the literature.
+    of noise, None for fewer than `ENOUGH_DRAWS`. equation_4: the number by the reproduction
+    paper's equation (4), None where that does not apply. comparable: with discrete bits/dim of the
+    literature.
     """
 
     name: str
@@ -161,7 +171,7 @@ def _convention(
         name,
         value,
         standard_error(bits.mean(0)),
-        standard_error(bits.mean(1)),
+        standard_error(bits.mean(1)) if len(bits) >= ENOUGH_DRAWS else None,
         value + EQUATION_4_BITS if scores.equation_4 else None,
         comparable,
         meaning,
@@ -171,6 +181,50 @@ def _convention(
 def standard_error(values: Tensor) -> float | None:
     """Standard error of the mean of independent values (n,); None for a single one."""
     return float(values.std() / math.sqrt(len(values))) if len(values) > 1 else None
+
+
+def paper_readings(scores: Scores) -> tuple[float, float] | None:
+    """Bits/dim of x + 0.01 n per grey level, and in units of [-1, 1] by equation (4).
+
+    These are the two readings of the reproduction paper's 3.23. None where it was not scored.
+    """
+    if scores.noised is None or scores.noisy is None or scores.smoothing is None:
+        return None
+    value = float(scores.bits(scores.noisy + scores.smoothing + scores.noised).mean())
+    return value + LEVEL_BITS, value + EQUATION_4_BITS
+
+
+def paper_sentence(readings: Sequence[float]) -> str:
+    """Both readings of the reproduction paper's number beside a pair's."""
+    per_level, by_equation = readings
+    return (
+        f"The reproduction paper's {PAPER_BITS} is of the density of x + {PAPER_NOISE:g} n. Per "
+        f"grey level this pair has {per_level:.2f}; if {PAPER_BITS} is |-{PAPER_BITS}|, in units "
+        f"of [-1, 1] by equation (4) as printed, this pair has {by_equation:.2f}."
+    )
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Bits/dim of the bytes by one model minus those by another, of the same images.
+
+    standard_error: over images of the paired difference, None for a single image.
+    """
+
+    value: float
+    standard_error: float | None
+    n_images: int
+
+
+def paired_difference(one: Scores, other: Scores) -> Difference:
+    """How many bits/dim `one` needs more than `other`. ValueError for other numbers of images."""
+    if one.n_images != other.n_images:
+        raise ValueError(
+            f"both must score the same images, got {one.n_images} and {other.n_images}"
+        )
+    bits = [scores.bits(scores.log_weights("discretized").mean(0)) for scores in (one, other)]
+    difference = bits[0] - bits[1]
+    return Difference(float(difference.mean()), standard_error(difference), one.n_images)
 
 
 def importance_weighted(log_weights: Tensor) -> Tensor:
@@ -212,6 +266,8 @@ def score_pair(
     pairs = [pair.at(scale) for scale in pair.ladder(levels)]
     pair = pairs[-1]
     trained_as = pair.denoiser.config.likelihood
+    of_paper = dataset.name == "mnist" and isinstance(pair.smoothing, GaussianSmoothing)
+    of_paper = of_paper and dataset.image_channels == 1
 
     def score(first: int, x: Tensor, label: Tensor | None) -> dict[str, Tensor]:
         """The rows (n_noise, B) of a batch."""
@@ -233,6 +289,11 @@ def score_pair(
                     params = pair.denoiser(target, x_tilde, own)
                 density = _log_prob(pair.denoiser, target, params, "continuous")
                 draw["continuous"] = density
+            if of_paper and trained_as == "continuous" and clean_noise == PAPER_NOISE:
+                draw["noised"] = density
+            elif of_paper and trained_as == "discretized":
+                y = GaussianSmoothing(PAPER_NOISE, Stream.CLEAN_NOISE).sample(x, **where)
+                draw["noised"] = noised_log_density(y, params, pair.denoiser.config.atoms)
             for name, values in draw.items():
                 columns.setdefault(name, []).append(values.double().cpu())
         return {name: torch.stack(draws) for name, draws in columns.items()}
@@ -245,8 +306,9 @@ def score_pair(
         continuous=nats.get("continuous"),
         noisy=nats["noisy"],
         smoothing=nats["smoothing"],
+        noised=nats.get("noised"),
         clean_noise=clean_noise if trained_as == "continuous" else 0.0,
-        equation_4=dataset.name == "mnist" and isinstance(pair.smoothing, GaussianSmoothing),
+        equation_4=of_paper,
     )
 
 
@@ -282,6 +344,26 @@ def _log_prob(model: PixelCNNpp, x: Tensor, params: Tensor, likelihood: Likeliho
     """(B,), nats, under what `params` of the model mean in a likelihood; summed in float64."""
     mixture = {**model.config.mixture, "likelihood": likelihood}
     return logistic_mixture_log_prob(x, params, **mixture).double().sum((1, 2))
+
+
+def noised_log_density(y: Tensor, params: Tensor, atoms: Sequence[int] = ()) -> Tensor:
+    """log of the density of y = x + 0.01 n by a discretized mixture of the bytes x: (B,), nats.
+
+    y: (B, 1, H, W). params: (B, P, H, W). A pixel's density is the sum over levels v of p(v) times
+    the density of N(v, 0.01^2) at y; levels beyond ten standard deviations add nothing.
+    """
+    noise, terms = GaussianSmoothing(PAPER_NOISE), []
+    nearest = ((y + 1) * 127.5).round().clamp(0, 255)
+    reach = math.ceil(10 * PAPER_NOISE * 127.5)
+    for shift in range(-reach, reach + 1):
+        level = nearest + shift
+        value = level.clamp(0, 255) / 127.5 - 1
+        mass = logistic_mixture_log_prob(value, params, "discretized", atoms=atoms)
+        inside = (level >= 0) & (level <= 255)
+        terms.append(
+            torch.where(inside[:, 0], mass + noise.log_density(y - value)[:, 0], -math.inf)
+        )
+    return torch.stack(terms).logsumexp(0).double().sum((1, 2))
 
 
 def score_batches(
@@ -336,6 +418,7 @@ class BitsPerDim:
     "continuous" for a density in units of [-1, 1]. value: a bound for a pair, exact for a plain
     model. standard_error: over images, None for a single one. noisy, smoothing, denoiser: the terms
     that a pair's bound is the sum of. n_images and n_noise: how many images and draws per image.
+    paper_readings: those of the function.
     """
 
     likelihood: Likelihood
@@ -347,6 +430,7 @@ class BitsPerDim:
     n_images: int
     n_noise: int
     conventions: tuple[Convention, ...]
+    paper_readings: tuple[float, float] | None = None
 
 
 def bits_per_dim(scores: Scores) -> BitsPerDim:
@@ -368,6 +452,7 @@ def bits_per_dim(scores: Scores) -> BitsPerDim:
         n_images=scores.n_images,
         n_noise=scores.n_noise,
         conventions=tuple(rows),
+        paper_readings=paper_readings(scores),
     )
 
 

@@ -272,24 +272,26 @@ class Probing:
                         done(before + n / steps)
 
                     data = train[block], labels["train"]
-                    common = {"seed": self.settings.seed, "device": device_of(network)}
-                    results[block] = train_linear(
+                    fit = partial(
+                        train_linear,
+                        classes=classes,
+                        seed=self.settings.seed,
+                        device=device_of(network),
+                    )
+                    results[block] = fit(
                         data,
                         (test[block], labels["test"]),
-                        classes,
                         epochs=self.settings.epochs,
                         progress=part_done,
-                        **common,
                     )
                     first = sizes["train"] - round(HELD_OUT * sizes["train"])
                     if 0 < first < sizes["train"]:
                         head, tail = (
-                            [part[rows] for part in data]
+                            (data[0][rows], data[1][rows])
                             for rows in (slice(first), slice(first, None))
                         )
                         epochs = math.ceil(HELD_OUT_PASSES * self.settings.epochs)
-                        chosen = train_linear(head, tail, classes, epochs=epochs, **common)
-                        results[block]["held_out"] = chosen["accuracy"]
+                        results[block]["held_out"] = fit(head, tail, epochs=epochs)["accuracy"]
         return results
 
     def extract(
@@ -341,7 +343,8 @@ def pool(values: Tensor, how: Pooling | int) -> Tensor:
         return values
     if how == "mean":
         return values.mean((2, 3))
-    return F.adaptive_avg_pool2d(values, [min(how, size) for size in values.shape[2:]])
+    height, width = values.shape[2:]
+    return F.adaptive_avg_pool2d(values, (min(how, height), min(how, width)))
 
 
 def device_of(network: PixelCNNpp | None) -> torch.device:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..evaluate.likelihood import EQUATION_4_BITS
+from ..evaluate.likelihood import EQUATION_4_BITS, PAPER_BITS, paper_sentence
 from ..evaluate.probe import TOGETHER, best_probe, single_blocks
 from ..tables import COMPARABLE, Table, bits_table, decimals, percent
 from .html import Figure, Row, Section, grid, plot_figure
@@ -22,8 +22,12 @@ from .plots import curve_png, probe_png, receptive_png
 # Pictures show an 8 x 8 grid at most, whatever was drawn.
 GRID_IMAGES = 64
 # The numbers of the reproduction paper of Meng et al. (ICLR 2021) for MNIST.
-PAPER_BITS = 3.23
 PAPER_PROBE = 98.5
+
+SINGLE_STEP = (
+    "Single-step samples are means of images and no images of bytes: fewer of their pixels are "
+    "black than in data. The distance does not see that."
+)
 
 TITLES = {
     "noisy": "Noisy model",
@@ -122,18 +126,30 @@ def bits_section(results: Mapping[str, Any]) -> Section:
     models = {name: results["bits_per_dim"].get(name) for name in ("pair", "plain")}
     table = bits_table({name: each["conventions"] for name, each in models.items() if each})
     pair = results["bits_per_dim"]["pair"]
+    difference = results["bits_per_dim"].get("pair_less", {}).get("plain")
     draws = "one draw" if pair["n_noise"] == 1 else f"{pair['n_noise']} draws"
     text = (
         f"Averages over the first {pair['n_images']:,} held-out images, {draws} of x̃ per image. "
         f"{terms_sentence(pair)} {COMPARABLE}: of the same 8-bit images, but published numbers are "
         "over full test sets, by models trained on full training sets. A uniform guess costs 8."
     )
+    if difference:
+        text += f" {difference_sentence(difference)}"
     if pair["likelihood"] != "discretized":
         text += (
             " This denoiser was trained on a density; its own bound is that in units of [−1, 1], "
             "which is not comparable with discrete bits/dim."
         )
     return [table, text]
+
+
+def difference_sentence(difference: Mapping[str, Any]) -> str:
+    """The pair's bound against the plain model, paired over images."""
+    value = decimals(difference["value"], 4, difference["standard_error"])
+    return (
+        f"The pair's bound less the plain model's bits/dim is {value}, paired over the same "
+        f"{difference['n_images']:,} images."
+    )
 
 
 def terms_sentence(pair: Mapping[str, Any]) -> str:
@@ -155,7 +171,8 @@ def frechet_section(results: Mapping[str, Any]) -> Section:
     rows, remarks = [], []
     for name, distance in frechet["distances"].items():
         words = f"{TITLES[name]}\n{distance['n_images']:,} images"
-        rows.append([words, decimals(distance["value"], 3)])
+        black = percent(distance["black"]) if "black" in distance else "–"
+        rows.append([words, decimals(distance["value"], 3, distance.get("error")), black])
         remarks += [w for w in distance.get("warnings", ()) if w not in remarks]
         if distance.get("left_out"):
             remarks.append(f"{TITLES[name]}: {distance['left_out']:,} diverged and are left out")
@@ -172,10 +189,13 @@ def frechet_section(results: Mapping[str, Any]) -> Section:
     text = (
         f"{frechet['name']} to the {count:,} training images{subset}. "
         f"Extractor: {extractor['name']}, SHA-256 {extractor['sha256'][:16]}…, resize: "
-        f"{extractor['resize']}. Values become bytes by rounding and clamping."
+        f"{extractor['resize']}. Values become bytes by rounding and clamping; ± is the standard "
+        f"error over images, by the bootstrap."
     )
+    if "single-step" in frechet["distances"]:
+        text += f" {SINGLE_STEP}"
     text = " ".join([text, *(f"{remark[0].upper()}{remark[1:]}." for remark in remarks)])
-    return [Table(["Images", "distance"], rows), text]
+    return [Table(["Images", "distance", "black pixels"], rows), text]
 
 
 def paper_section(results: Mapping[str, Any]) -> Section:
@@ -187,27 +207,32 @@ def paper_section(results: Mapping[str, Any]) -> Section:
         return []
     text = (
         "Paper: the reproduction of Meng et al. (ICLR 2021) on MNIST. Its equation (4) writes the "
-        "entropy of the noise without its e, which makes bits/dim "
-        f"{EQUATION_4_BITS:.4f} too high: its {PAPER_BITS} is {PAPER_BITS - EQUATION_4_BITS:.2f} "
-        f"if its code did so too, and {PAPER_BITS} if that is a misprint."
+        f"entropy of the noise without its e, which makes bits/dim {EQUATION_4_BITS:.4f} too high."
     )
+    readings = results.get("bits_per_dim", {}).get("pair", {}).get("paper_readings")
+    if readings:
+        text += f" {paper_sentence(readings)}"
     return [Table(["Measure", "here", "paper"], rows), text]
 
 
 def _paper_bits(results: Mapping[str, Any]) -> list[list[str]]:
-    """The bound, and with Gaussian noise the same number by equation (4)."""
+    """The bound, and the density of x + 0.01 n by both readings of the paper's number."""
     if "bits_per_dim" not in results:
         return []
     pair = results["bits_per_dim"]["pair"]
-    why = "the same kind of number, a density, if the paper's is in units of [−1, 1]"
+    why = "a density in units of [−1, 1]"
     if pair["likelihood"] == "discretized":
         why = "not comparable: a probability of bytes, the paper's a density of x + 0.01 n"
-    corrected = f"{PAPER_BITS - EQUATION_4_BITS:.2f} or {PAPER_BITS}"
-    rows = [[f"Bits/dim, two-step\n{why}", decimals(pair["value"], 3), corrected]]
-    if results["runs"]["noisy"]["settings"]["smoothing"] == "gaussian":
-        value = decimals(pair["value"] + EQUATION_4_BITS, 3)
-        words = "The same by equation (4)\nfor orientation only: the entropy without its e"
-        rows.append([words, value, f"{PAPER_BITS}"])
+    rows = [[f"Bits/dim, two-step\n{why}", decimals(pair["value"], 3), "–"]]
+    words = (
+        ("per grey level", f"{PAPER_BITS}"),
+        (
+            "in units of [−1, 1] by equation (4) as printed; the paper's lacks its sign",
+            f"−{PAPER_BITS}",
+        ),
+    )
+    for (reading, paper), value in zip(words, pair.get("paper_readings") or (), strict=False):
+        rows.append([f"Density of x + 0.01 n\n{reading}", decimals(value, 2), paper])
     return rows
 
 

@@ -19,8 +19,8 @@ from ..config import ProbeSettings
 from ..data import ImageDataset, epoch_order, load_dataset
 from ..evaluate.comparison import collect_statistics
 from ..evaluate.features import Features, extract_features, make_extractor
-from ..evaluate.frechet import FeatureStatistics, limit_of_distances
-from ..evaluate.likelihood import conventions, score_pair, score_plain
+from ..evaluate.frechet import FeatureStatistics, bootstrap_error, limit_of_distances
+from ..evaluate.likelihood import conventions, paper_sentence, score_pair, score_plain
 from ..evaluate.probe import PIXELS, TOGETHER, best_probe, probe_pair, single_blocks
 from ..files import write_atomically, write_json
 from ..machine import use_threads
@@ -28,10 +28,17 @@ from ..models import Models, load_models
 from ..pictures import save_side_by_side
 from ..pretrained import DEFAULT, find
 from ..progress import progress
-from ..report.sections import PAPER_PROBE, TITLES, settings_table, terms_sentence
+from ..report.sections import (
+    PAPER_PROBE,
+    SINGLE_STEP,
+    TITLES,
+    difference_sentence,
+    settings_table,
+    terms_sentence,
+)
 from ..tables import COMPARABLE, Table, bits_table, decimals, percent
 from .results import describe_machine, describe_model
-from .stages import Sizes, Stages, bytes_to_compare
+from .stages import Sizes, Stages, black_share, bytes_to_compare
 
 # Images of the embedded test set whose score a test computes again.
 SLICE_IMAGES = 40
@@ -59,6 +66,8 @@ class CardOptions:
     """Numbers of samples whose distances are given, and extrapolated from."""
     probes: ProbeSettings = field(default_factory=ProbeSettings)
     """Linear probes; both inputs are measured."""
+    longer: Path | None = None
+    """Run folder of a plain model that was trained for as long as the pair."""
     seed: int = 0
     """Decides noise and samples."""
     threads: int | None = None
@@ -78,7 +87,12 @@ def write_card(
     sizes = Sizes(options.samples, options.test_images, extractor="mnist-classifier")
     stages = Stages(work, models, train_set, test_set, sizes, seed)
     pictures = stages.draw()
-    bits = stages.score(n_noise=options.n_noise, seed=seed)
+    longer = None if options.longer is None else load_models([options.longer])
+    if longer is not None and longer.plain is None:
+        raise ValueError(f"{options.longer} must be the run of a plain model")
+    bits = stages.score(longer.plain if longer else None, n_noise=options.n_noise, seed=seed)
+    if longer is not None:
+        bits["longer"]["run"] = describe_model("plain", longer, test_set, len(train_set))
     probes = {}
     for kind in ("noisy", "clean"):
         settings = replace(options.probes, input=kind, seed=seed)
@@ -138,6 +152,11 @@ def measure_samples(
             results[name] = {
                 "n_images": len(images),
                 "distance": dict(zip(map(str, counts), distances, strict=True)),
+                "error": {
+                    str(n): bootstrap_error(features.features[:n], reference, seed=options.seed)
+                    for n in counts
+                },
+                "black": black_share(images),
                 "limit": limit_of_distances(counts, distances) if len(counts) > 1 else None,
                 "confident": confident_shares(features),
             }
@@ -213,8 +232,7 @@ def render_card(card: Mapping[str, Any]) -> str:
         HEAD.format(test=f"{card['data']['test_images']:,}"),
         "## How they were trained\n\n" + training(runs, card["data"]),
         "## Bits per dimension\n\n" + table.markdown(),
-        f'\\{COMPARABLE}. {terms_sentence(bits["pair"])} "eq. (4)": by the reproduction paper\'s '
-        "equation, which lacks an e.",
+        bits_text(bits),
         "## Samples\n\n" + samples(card["samples"], card["seed"]),
         "## Linear probes\n\n" + probes(card["probes"]),
         "## Settings\n\n" + settings_table(runs).markdown(),
@@ -222,6 +240,20 @@ def render_card(card: Mapping[str, Any]) -> str:
         LICENCE,
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def bits_text(bits: Mapping[str, Any]) -> str:
+    """What the table of bits/dim means, and the pair against plain models."""
+    difference = bits.get("pair_less", {}).get("plain")
+    readings = bits["pair"].get("paper_readings")
+    sentences = [
+        f"\\{COMPARABLE}.",
+        terms_sentence(bits["pair"]),
+        '"eq. (4)": by the reproduction paper\'s equation, which lacks an e.',
+        paper_sentence(readings) if readings else "",
+        difference_sentence(difference) if difference else "",
+    ]
+    return " ".join(filter(None, sentences))
 
 
 def training(runs: Mapping[str, Any], data: Mapping[str, Any]) -> str:
@@ -253,20 +285,28 @@ def samples(measured: Mapping[str, Any], seed: int) -> str:
     distances = [
         [
             words,
-            *(decimals(found["distance"].get(n), 3) for n in counts),
+            *(decimals(found["distance"].get(n), 3, found.get("error", {}).get(n)) for n in counts),
             decimals(found["limit"], 3),
         ]
         for words, found in of.items()
     ]
-    shares = [[words, *map(percent, found["confident"].values())] for words, found in of.items()]
+    shares = [
+        [
+            words,
+            *map(percent, found["confident"].values()),
+            percent(found["black"]) if "black" in found else "–",
+        ]
+        for words, found in of.items()
+    ]
     levels = [f"≥ {level}" for level in measured["of"]["two-step"]["confident"]]
     return (
         f"{measured['name']}, to the training images; seed {seed}, the first N samples; ∞ by a "
-        "line in 1/N:\n\n"
+        "line in 1/N; ± is the standard error over images, by the bootstrap:\n\n"
         + Table(["N", *(f"{int(n):,}" for n in counts), "∞"], distances).markdown()
         + f"\n\nShare of {CONFIDENT_IMAGES:,} images whose likeliest digit has at least so much "
-        "probability by the same classifier:\n\n"
-        + Table(["probability", *levels], shares).markdown()
+        "probability by the same classifier, and of pixels that are black:\n\n"
+        + Table(["probability", *levels, "black"], shares).markdown()
+        + f"\n\n{SINGLE_STEP}"
     )
 
 
@@ -326,44 +366,83 @@ def making(card: Mapping[str, Any]) -> str:
     )
 
 
+# Bits/dim of models of others on the same test images: autoregressive ones, then flows.
+PUBLISHED_BITS = (
+    "transformers 0.62 to 0.64 (Katharopoulos et al., 2020); gated PixelCNN 0.81 (Lippe, 2022); "
+    "flows 0.97 to 1.05 (Chen et al., 2019)"
+)
+
+
 def summary(card: Mapping[str, Any]) -> str:
     """The few numbers of the package's README, beside published ones."""
-    bits = [card["bits_per_dim"][name]["conventions"][0] for name in ("pair", "plain")]
-    pair, plain = (decimals(each["value"], 3, each["standard_error"]) for each in bits)
-    of = card["samples"]["of"]
-    two_step, plain_samples, real = (of[name] for name in ("two-step", "plain", "test images"))
-    most, level = list(two_step["distance"])[-1], list(two_step["confident"])[-1]
+    bits, runs, of = card["bits_per_dim"], card["runs"], card["samples"]["of"]
+    pair, plain = (bits[name]["conventions"][0] for name in ("pair", "plain"))
+    kinds = [of[name] for name in ("two-step", "single-step", "plain")]
+    real = of["test images"]
+    most, level = list(real["distance"])[-1], list(real["confident"])[-1]
     rows = [
         [
             "bits/dim of the bytes; the pair's is a bound",
-            f"≤ {pair}",
-            plain,
-            "Residual Flow 0.97, FFJORD 0.99, Glow 1.05 (Chen et al., 2019)",
+            f"≤ {decimals(pair['value'], 3, pair['standard_error'])}",
+            "–",
+            decimals(plain["value"], 3, plain["standard_error"]),
+            PUBLISHED_BITS,
         ],
         [
+            "images seen in training (hours)",
+            seen_words(runs["noisy"], runs["denoiser"]),
+            "–",
+            seen_words(runs["plain"]),
+            "–",
+        ],
+        *differences(bits),
+        [
             f"Fréchet distance, {int(most):,} samples (test images: {real['distance'][most]:.2f})",
-            *(decimals(each["distance"][most], 2) for each in (two_step, plain_samples)),
+            *(decimals(k["distance"][most], 2, k.get("error", {}).get(most)) for k in kinds),
             "–",
         ],
         [
             f"a classifier is ≥ {percent(float(level), 0)} sure of the digit (test images: "
             f"{percent(real['confident'][level], 0)})",
-            *(percent(each["confident"][level], 0) for each in (two_step, plain_samples)),
+            *(percent(each["confident"][level], 0) for each in kinds),
             "–",
         ],
     ]
+    if "black" in real:
+        words = f"black pixels (test images: {percent(real['black'], 0)})"
+        rows.append([words, *(percent(each["black"], 0) for each in kinds), "–"])
     for kind, published in (("noisy", f"{PAPER_PROBE} %"), ("clean", "–")):
         accuracy = card["probes"][kind]["accuracy"]
-        scores = [accuracy.get(name, {}) for name in ("noisy", "plain")]
-        rows += [
-            [f"linear probe of one block, {kind} input", *map(one_block, scores), published],
-            [
-                f"linear probe of all blocks, {kind} input",
-                *(probe_words(each.get(TOGETHER), 1) for each in scores),
-                "–",
-            ],
-        ]
-    return Table(["", "pair, two-step", "plain model", "published"], rows).markdown()
+        noisy, control = (accuracy.get(name, {}) for name in ("noisy", "plain"))
+        words = f"linear probe of one block, {kind} input"
+        rows.append([words, one_block(noisy), "–", one_block(control), published])
+        if TOGETHER in noisy:
+            scores = [probe_words(each.get(TOGETHER), 1) for each in (noisy, control)]
+            rows.append([f"the same of all blocks, {kind} input", scores[0], "–", scores[1], "–"])
+    head = ["", "pair, two-step", "pair, single-step", "plain model", "published"]
+    text = SINGLE_STEP
+    if "longer" not in bits:
+        text += " At equal compute the pair and the plain model have not been compared."
+    return f"{Table(head, rows).markdown()}\n\n{text}"
+
+
+def differences(bits: Mapping[str, Any]) -> list[list[str]]:
+    """Rows of the pair's bound less bits/dim of plain models, where that was measured."""
+    rows = []
+    for name, words in {"plain": "equal images", "longer": "equal compute"}.items():
+        row = bits.get("pair_less", {}).get(name)
+        if row:
+            title = f"pair less plain at {words}, paired over {row['n_images']:,} images"
+            difference = decimals(row["value"], 4, row["standard_error"])
+            own = decimals(bits[name]["conventions"][0]["value"], 3)
+            rows.append([title, difference, "–", own, "–"])
+    return rows
+
+
+def seen_words(*runs: Mapping[str, Any]) -> str:
+    """Images that models saw in training, and the hours it took."""
+    hours = sum(run["training_seconds"] for run in runs) / 3600
+    return f"{sum(run['images'] for run in runs):,} ({hours:.1f})"
 
 
 def one_block(scores: Mapping[str, Any]) -> str:

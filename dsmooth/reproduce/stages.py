@@ -18,12 +18,14 @@ from ..data.arrays import read_npz
 from ..distributed import barrier, rank_and_size
 from ..evaluate.comparison import collect_statistics, compare_images
 from ..evaluate.features import extract_features, make_extractor
-from ..evaluate.likelihood import bits_per_dim, score_pair, score_plain
+from ..evaluate.likelihood import bits_per_dim, paired_difference, score_pair, score_plain
 from ..evaluate.probe import probe_pair, probed_weights
 from ..evaluate.receptive_field import receptive_fields
 from ..files import read_json, write_json
 from ..machine import autocast
 from ..models import Models
+from ..nn import PixelCNNpp
+from ..nn.weights import weights_digest
 from ..pictures import is_diverged, save_grid, visible
 from ..progress import progress
 from ..sampling.cached import Sampler
@@ -198,10 +200,11 @@ class Stages:
         barrier()
         return x if x is not None else _stored_images(path, key)
 
-    def score(self, **settings: Any) -> dict[str, Any]:
+    def score(self, longer: PixelCNNpp | None = None, **settings: Any) -> dict[str, Any]:
         """Bits/dim of the pair and of the baseline on held-out images, in every convention.
 
-        settings: n_noise and seed of `score_pair`.
+        longer: a plain model that was trained for as long as the pair. settings: n_noise and seed
+        of `score_pair`.
         """
         models, n = self.models, min(self.sizes.scored_images, len(self.test_set))
         common: dict[str, Any] = {"limit": n, "batch_size": CHUNK}
@@ -217,14 +220,19 @@ class Stages:
                         **common,
                         **settings,
                     )
-                result = {"unit": "bits/dim", "pair": asdict(bits_per_dim(scores))}
-                if models.plain is not None:
-                    with progress("scoring the plain model", n) as done:
-                        scores = score_plain(models.plain, self.test_set, progress=done, **common)
-                    result["plain"] = asdict(bits_per_dim(scores))
+                pair = asdict(bits_per_dim(scores))
+                result: dict[str, Any] = {"unit": "bits/dim", "pair": pair, "pair_less": {}}
+                for name, plain in {"plain": models.plain, "longer": longer}.items():
+                    if plain is not None:
+                        with progress(f"scoring the {name} model", n) as done:
+                            other = score_plain(plain, self.test_set, progress=done, **common)
+                        result[name] = asdict(bits_per_dim(other))
+                        result["pair_less"][name] = asdict(paired_difference(scores, other))
             return result
 
         key = {"n_images": n, **settings, "weights_sha256": models.digests()}
+        if longer is not None:
+            key["longer_sha256"] = weights_digest(longer)
         if self.precision == "bfloat16":
             key["precision"] = self.precision
         return self.stored("bits_per_dim", "bits-per-dim", key, compute)
@@ -257,9 +265,16 @@ class Stages:
             for name, images in samples.items():
                 others = None if floor else self.test_set.images[:count]
                 result = compare_images(images, reference, network, floor=others, progress=progress)
-                floor = floor or {"value": result.floor, "n_images": result.n_floor}
+                floor = floor or {
+                    "value": result.floor,
+                    "error": result.floor_error,
+                    "black": black_share(self.test_set.images[:count]),
+                    "n_images": result.n_floor,
+                }
                 distances[name] = {
                     "value": result.value,
+                    "error": result.error,
+                    "black": black_share(images),
                     "n_images": result.n_samples,
                     "left_out": len(pictures[name]) - len(images),
                     "warnings": list(result.warnings),
@@ -309,6 +324,11 @@ def bytes_to_compare(pictures: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Samples whose distance to real images is measured, as bytes, without diverged ones."""
     kept = {name: pictures[name] for name in COMPARED if name in pictures}
     return {name: to_bytes(x[~is_diverged(x)]) for name, x in kept.items()}
+
+
+def black_share(images: Tensor) -> float:
+    """The share of values of bytes that are 0."""
+    return float((images == 0).double().mean())
 
 
 def digest_of(x: Tensor) -> str:
