@@ -55,6 +55,14 @@ def _values(case: pytest.Item) -> tuple[tuple[int, ...], ...]:
     return tuple(given)
 
 
+@pytest.fixture
+def small_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training sees the middle 8 x 8 pixels of its images and draws no grids."""
+    from tests.helpers.tiny_runs import use_small_runs
+
+    use_small_runs(monkeypatch)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tests marked gpu run where there is a device."""
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
