@@ -63,6 +63,13 @@ def small_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     use_small_runs(monkeypatch)
 
 
+@pytest.fixture
+def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports hold no plots, which take most of their time."""
+    for module in ("sections", "growth"):
+        monkeypatch.setattr(f"dsmooth.report.{module}.plot_figure", lambda *_: "")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tests marked gpu run where there is a device."""
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
