@@ -55,6 +55,21 @@ def _values(case: pytest.Item) -> tuple[tuple[int, ...], ...]:
     return tuple(given)
 
 
+@pytest.fixture
+def small_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training sees the middle 8 x 8 pixels of its images and draws no grids."""
+    from tests.helpers.tiny_runs import use_small_runs
+
+    use_small_runs(monkeypatch)
+
+
+@pytest.fixture
+def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports hold no plots, which take most of their time."""
+    for module in ("sections", "growth"):
+        monkeypatch.setattr(f"dsmooth.report.{module}.plot_figure", lambda *_: "")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tests marked gpu run where there is a device."""
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():

@@ -16,7 +16,7 @@ from dsmooth.nn.score import score_of
 from dsmooth.runs import RunFolder
 from dsmooth.sampling import jacobi_sample, sample_images, sequential_sample
 from dsmooth.sampling.request import Request
-from dsmooth.train import loop, train
+from dsmooth.train import train
 from dsmooth.train.held_out import evaluate
 from dsmooth.train.step import TrainState
 from tests.helpers.class_networks import CLASSES, conditional, inputs
@@ -255,14 +255,9 @@ def labelled(n: int = 30, classes: int = 2, split: str = "train") -> ImageDatase
     return ImageDataset(pixels.byte(), labels, "made", split, "images made for a test")
 
 
-@pytest.fixture
-def no_grids(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "sample_grid", lambda state, data: torch.zeros(1, 1, 4, 4))
-
-
 @pytest.mark.quick
 @pytest.mark.parametrize("role", ROLES)
-@pytest.mark.usefixtures("no_grids")
+@pytest.mark.usefixtures("small_runs")
 def test_a_run_learns_the_classes_of_its_data(tmp_path: Path, role: str) -> None:
     """n_classes="auto" counts the labels; the averaged projections have moved apart."""
     config = tiny(role, n_classes="auto")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -239,13 +240,20 @@ def run_probes(path: Path, settings: ProbeSettings = SETTINGS, **options: Any) -
     )
 
 
-@pytest.mark.parametrize("call", [1, 22])
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stored results of `run_probes`."""
+    path = tmp_path_factory.mktemp("whole") / "probes.json"
+    run_probes(path)
+    return path
+
+
+@pytest.mark.parametrize("call", [pytest.param(1, marks=pytest.mark.full), 22])
 def test_the_result_does_not_depend_on_the_batch_size(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
 ) -> None:
-    whole = run_probes(tmp_path / "whole" / "probes.json")
     monkeypatch.setattr(probe_module, "CALL_IMAGES", call)
-    assert run_probes(tmp_path / "calls" / "probes.json") == whole
+    assert run_probes(tmp_path / "probes.json") == json.loads(whole.read_text())
 
 
 def test_an_image_has_the_same_features_whatever_the_others_are(tmp_path: Path) -> None:
@@ -327,9 +335,8 @@ def test_features_are_gone_however_the_call_ends(
 
 
 def test_a_stopped_call_goes_on_after_the_last_network(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = run_probes(tmp_path / "whole" / "probes.json")
     done: list[str] = []
     real = Probing.probe
 
@@ -341,22 +348,17 @@ def test_a_stopped_call_goes_on_after_the_last_network(
         return real(self, name, network)
 
     monkeypatch.setattr(Probing, "probe", until_pixels)
-    path = tmp_path / "stopped" / "probes.json"
+    path = tmp_path / "probes.json"
     with pytest.raises(KeyboardInterrupt):
         run_probes(path)
     assert list(json.loads(path.read_text())["accuracy"]) == ["noisy", "denoiser"]
-    assert run_probes(path) == whole
+    assert run_probes(path) == json.loads(whole.read_text())
     assert done[:3] == ["noisy", "denoiser", PIXELS]
     assert sorted(done[3:]) == sorted([PIXELS, "untrained-noisy", "untrained-denoiser"])
 
 
-@pytest.fixture
-def stored(tmp_path: Path) -> Path:
-    run_probes(tmp_path / "probes.json")
-    return tmp_path / "probes.json"
-
-
-def test_other_settings_do_not_mix_with_stored_ones(stored: Path) -> None:
+def test_other_settings_do_not_mix_with_stored_ones(whole: Path, tmp_path: Path) -> None:
+    stored = Path(shutil.copy(whole, tmp_path))
     before = stored.read_bytes()
     with pytest.raises(ValueError, match="their epochs is 2, not 3; choose another folder"):
         run_probes(stored, ProbeSettings(epochs=3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,7 @@ from tests.helpers.tiny_runs import tiny
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def no_grids(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "sample_grid", lambda state, data: torch.zeros(1, 1, 8, 8))
+pytestmark = pytest.mark.usefixtures("small_runs")
 
 
 def rates(folder: Path) -> list[float]:
@@ -159,30 +158,26 @@ def test_a_changed_setting_is_named_and_can_be_forced(tmp_path: Path) -> None:
     train(other, folder, resume=True)  # now they are its settings
 
 
-@pytest.mark.parametrize(
-    "change", [{"model": tiny(dropout=0.0).model}, {"betas": (0.5, 0.9)}, {"batch_size": 4}]
-)
-def test_what_can_be_forced(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_what_can_be_forced(tmp_path: Path) -> None:
     config, folder = tiny(images=16), tmp_path / "run"
     train(config, folder)
-    assert train(replace(config, images=32, **change), folder, resume=True, force=True).images_seen
+    for change in ({"model": tiny(dropout=0.0).model}, {"betas": (0.5, 0.9)}, {"batch_size": 4}):
+        config = replace(config, images=config.images + 16, **change)
+        assert train(config, folder, resume=True, force=True).images_seen == config.images
 
 
-@pytest.mark.parametrize(
-    ("change", "name"),
-    [
-        ({"model": replace(tiny().model, n_filters=6)}, "model.n_filters is 4, not 6"),
-        ({"ema": 0.0}, "ema is 0.9995, not 0.0"),
-        ({"init": "other"}, "init is None, not other"),
-    ],
-)
-def test_what_no_force_can_change(tmp_path: Path, change: dict[str, Any], name: str) -> None:
-    # Weights of another network are none to begin with.
-    hint = "; a new run can begin with its weights, by init=" if name.startswith("ema") else "$"
+def test_what_no_force_can_change(tmp_path: Path) -> None:
     config, folder = tiny(images=16), tmp_path / "run"
     train(config, folder)
-    with pytest.raises(ValueError, match=f"its {name}{hint}"):
-        train(replace(config, images=32, **change), folder, resume=True, force=True)
+    hint = "; a new run can begin with its weights, by init="
+    for change, message in (
+        # Weights of another network are none to begin with.
+        ({"model": replace(tiny().model, n_filters=6)}, "model.n_filters is 4, not 6$"),
+        ({"ema": 0.0}, f"ema is 0.9995, not 0.0{hint}"),
+        ({"init": "other"}, "init is None, not other$"),
+    ):
+        with pytest.raises(ValueError, match=f"its {message}"):
+            train(replace(config, images=32, **change), folder, resume=True, force=True)
 
 
 def test_the_command_prolongs_and_forces(
@@ -206,15 +201,14 @@ def averaged(folder: Path) -> dict[str, torch.Tensor]:
     return read_tensors(RunFolder(folder).weights)[0]
 
 
-@pytest.mark.parametrize("kind", ["run", "pair", "runs"])
-def test_a_run_begins_with_weights(tmp_path: Path, kind: str) -> None:
+def test_a_run_begins_with_weights(tmp_path: Path) -> None:
     """The averaged ones of a run or a pair, a new optimiser, image 0."""
     for role in ("noisy", "denoiser"):
         train(tiny(role, images=16), tmp_path / role)
     pair = dsmooth.SmoothedPair.from_runs(tmp_path / "noisy", tmp_path / "denoiser")
     pair.save_pretrained(tmp_path / "pair")
-    for role in ("noisy", "denoiser"):
-        source = {"run": tmp_path / role, "pair": tmp_path / "pair", "runs": tmp_path}[kind]
+    for role, place in itertools.product(("noisy", "denoiser"), ("run", "pair", "runs")):
+        source = {"run": tmp_path / role, "pair": tmp_path / "pair", "runs": tmp_path}[place]
         config = replace(tiny(role, seed=9), init=str(source))
         initial, _, _ = read_initial(str(source), role)
         state = TrainState(config, load_dataset("mnist", "train"), CPU, initial)
@@ -260,25 +254,15 @@ def test_the_command_takes_network_and_smoothing_of_the_weights(
     assert f"{first} holds a model of another shape" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("source", "role", "error", "message"),
-    [
-        ("nothing", "noisy", FileNotFoundError, "there is no nothing"),
-        ("run", "denoiser", ValueError, "run is the run of a noisy model, not of a denoiser one"),
-        ("pair", "plain", ValueError, "pair is a pair, which has no plain model to begin with"),
-    ],
-)
-def test_weights_that_are_not_there(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    source: str,
-    role: str,
-    error: type[Exception],
-    message: str,
-) -> None:
+def test_weights_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     train(tiny(images=8), tmp_path / "run")
     tiny_pair().save_pretrained("pair")
-    with pytest.raises(error, match=message):
-        train(replace(tiny(role), init=source), tmp_path / "new")
-    assert not (tmp_path / "new" / "config.json").exists()
+    for source, role, error, message in (
+        ("nothing", "noisy", FileNotFoundError, "there is no nothing"),
+        ("run", "denoiser", ValueError, "run is the run of a noisy model, not of a denoiser one"),
+        ("pair", "plain", ValueError, "pair is a pair, which has no plain model to begin with"),
+    ):
+        with pytest.raises(error, match=message):
+            train(replace(tiny(role), init=source), tmp_path / "new")
+        assert not (tmp_path / "new" / "config.json").exists()

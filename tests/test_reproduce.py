@@ -6,7 +6,6 @@ import json
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,15 +37,6 @@ SIZES = Sizes(count=9, scored_images=12, probes=PROBES)
 GREY = ModelConfig(n_filters=4, n_resnet=1, n_mix=2, dropout=0.0)
 DENOISER = replace(GREY, conditioning="concat", likelihood="discretized", context_layers=1)
 PLAIN = replace(GREY, likelihood="discretized")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """These networks are so small that threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +208,7 @@ def test_stopped_and_resumed_is_the_uninterrupted_run(
     assert one["bits_per_dim"] == two["bits_per_dim"]
 
 
-def test_two_processes_reproduce_what_one_does(data: Path, tmp_path: Path) -> None:
+def test_two_processes_reproduce_what_one_does(data: Path, tmp_path: Path, no_plots: None) -> None:
     """All stages, training included; the models to rounding, the numbers of one model exactly."""
     plan = tiny_plan(data, images=64)
     assert reproduce(tmp_path / "one", plan, sizes=SIZES) == 0
@@ -271,7 +261,9 @@ def test_missing_data_is_told_before_any_work(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_results_of_other_weights_are_not_kept(finished: Path, data: Path, tmp_path: Path) -> None:
+def test_results_of_other_weights_are_not_kept(
+    finished: Path, data: Path, tmp_path: Path, no_plots: None
+) -> None:
     """Results of the model that was in a run's folder are computed again."""
     out, plan = tmp_path / "out", tiny_plan(data)
     shutil.copytree(finished, out)

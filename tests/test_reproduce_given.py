@@ -49,6 +49,12 @@ def reported(given: tuple[Path, ...], tmp_path_factory: pytest.TempPathFactory) 
     return out
 
 
+@pytest.fixture
+def again(reported: Path, tmp_path: Path, no_plots: None) -> Path:
+    """A copy of `reported`, whose next report has no plots."""
+    return shutil.copytree(reported, tmp_path / "again")
+
+
 def stamps(out: Path) -> dict[str, int]:
     return {stage: (out / name).stat().st_mtime_ns for stage, name in RESULTS.items()}
 
@@ -73,22 +79,22 @@ def test_given_models_are_measured_and_reported(reported: Path) -> None:
 
 
 @pytest.mark.quick
-def test_finished_stages_are_not_repeated(given: tuple[Path, ...], reported: Path) -> None:
-    before, results = stamps(reported), (reported / "results.json").read_bytes()
-    assert reproduce(reported, PretrainedPlan(given), sizes=SIZES) == 0
-    assert stamps(reported) == before
-    assert (reported / "results.json").read_bytes() == results
+def test_finished_stages_are_not_repeated(given: tuple[Path, ...], again: Path) -> None:
+    before, results = stamps(again), (again / "results.json").read_bytes()
+    assert reproduce(again, PretrainedPlan(given), sizes=SIZES) == 0
+    assert stamps(again) == before
+    assert (again / "results.json").read_bytes() == results
 
 
 @pytest.mark.parametrize("stage", ["samples", "bits-per-dim", "probes"])
 def test_only_repeats_one_stage(
-    given: tuple[Path, ...], reported: Path, stage: ReproductionStage
+    given: tuple[Path, ...], again: Path, stage: ReproductionStage
 ) -> None:
-    before, results = stamps(reported), (reported / "results.json").read_bytes()
-    assert reproduce(reported, PretrainedPlan(given), sizes=SIZES, only=stage) == 0
-    after = stamps(reported)
+    before, results = stamps(again), (again / "results.json").read_bytes()
+    assert reproduce(again, PretrainedPlan(given), sizes=SIZES, only=stage) == 0
+    after = stamps(again)
     assert {name for name in after if after[name] != before[name]} == {stage}
-    assert (reported / "results.json").read_bytes() == results
+    assert (again / "results.json").read_bytes() == results
 
 
 def test_only_leaves_what_was_never_done(given: tuple[Path, ...], tmp_path: Path) -> None:
@@ -100,30 +106,22 @@ def test_only_leaves_what_was_never_done(given: tuple[Path, ...], tmp_path: Path
     assert "Linear probes" not in page
 
 
-def test_probes_of_other_weights_are_not_reported(
-    given: tuple[Path, ...], reported: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    shutil.copytree(reported, out)
-    probes = json.loads((out / "probes.json").read_text())
+def test_probes_of_other_weights_are_not_reported(given: tuple[Path, ...], again: Path) -> None:
+    probes = json.loads((again / "probes.json").read_text())
     probes["asked"]["weights_sha256"]["noisy"] = "0" * 64
-    (out / "probes.json").write_text(json.dumps(probes))
-    assert reproduce(out, PretrainedPlan(given), sizes=SIZES, only="samples") == 0
-    assert "probes" not in json.loads((out / "results.json").read_text())
+    (again / "probes.json").write_text(json.dumps(probes))
+    assert reproduce(again, PretrainedPlan(given), sizes=SIZES, only="samples") == 0
+    assert "probes" not in json.loads((again / "results.json").read_text())
 
 
-def test_a_damaged_result_is_told_in_a_line(
-    given: tuple[Path, ...], reported: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    shutil.copytree(reported, out)
-    bits = json.loads((out / "bits_per_dim.json").read_text())
-    (out / "bits_per_dim.json").write_text(json.dumps({**bits, "pair": None}))
+def test_a_damaged_result_is_told_in_a_line(given: tuple[Path, ...], again: Path) -> None:
+    bits = json.loads((again / "bits_per_dim.json").read_text())
+    (again / "bits_per_dim.json").write_text(json.dumps({**bits, "pair": None}))
     with pytest.raises(ValueError, match=r"holds a result that cannot be reported .*only=STAGE"):
-        reproduce(out, PretrainedPlan(given), sizes=SIZES)
+        reproduce(again, PretrainedPlan(given), sizes=SIZES)
 
 
-def test_models_with_classes(tmp_path: Path) -> None:
+def test_models_with_classes(tmp_path: Path, no_plots: None) -> None:
     for role, conditioning in (("noisy", "none"), ("denoiser", "concat"), ("plain", "none")):
         likelihood = "continuous" if role == "noisy" else "discretized"
         model = conditional(conditioning, n_classes=10, likelihood=likelihood)
@@ -143,6 +141,7 @@ def test_a_stopped_stage_leaves_the_finished_ones(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    no_plots: None,
 ) -> None:
     out = tmp_path / "out"
 
@@ -163,15 +162,14 @@ def test_a_stopped_stage_leaves_the_finished_ones(
 
 
 def test_a_saved_pair_gives_the_same_numbers(
-    given: tuple[Path, ...], reported: Path, tmp_path: Path
+    given: tuple[Path, ...], reported: Path, tmp_path: Path, no_plots: None
 ) -> None:
     denoiser, plain, noisy = given
     load_models([noisy, denoiser]).pair.save_pretrained(tmp_path / "pair")
-    out = tmp_path / "out"
-    assert reproduce(out, PretrainedPlan((tmp_path / "pair", plain)), sizes=SIZES) == 0
-    one, two = (json.loads((path / "results.json").read_text()) for path in (reported, out))
-    for key in ("bits_per_dim", "frechet", "probes"):
-        assert one[key] == two[key]
+    plan = PretrainedPlan((tmp_path / "pair", plain))
+    assert reproduce(tmp_path / "out", plan, sizes=SIZES, only="bits-per-dim") == 0
+    one, two = ((path / "bits_per_dim.json").read_bytes() for path in (reported, tmp_path / "out"))
+    assert one == two
 
 
 @pytest.mark.parametrize(

@@ -34,11 +34,7 @@ from tests.helpers.data_makers import random_bytes
 from tests.helpers.rank_processes import COMMAND, ForkedPython
 from tests.helpers.tiny_runs import ROLES, tiny
 
-
-@pytest.fixture(autouse=True)
-def no_grids(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sampling has tests of its own; here its 784 forwards per grid would only cost time."""
-    monkeypatch.setattr(loop, "sample_grid", lambda state, data: torch.zeros(1, 1, 4, 4))
+pytestmark = pytest.mark.usefixtures("small_runs")
 
 
 @pytest.mark.quick
@@ -50,7 +46,7 @@ def test_run_folder_is_complete(tmp_path: Path, role: str) -> None:
     assert result.interrupted is None
     stored, image_size = RunFolder(tmp_path / "run").read_config()
     assert stored == config
-    assert image_size == (28, 28)
+    assert image_size == (8, 8)
     model = dsmooth.PixelCNNpp(config.model)
     weights, checkpoint = (
         load_file(tmp_path / "run" / f"{name}.safetensors") for name in ("model", "checkpoint")
@@ -413,7 +409,7 @@ def test_tensorboard_gets_numbers_and_pictures(
     assert capsys.readouterr() == ("", "")
     (picture,) = [values for name, values in calls if name == "add_images"]
     assert picture[0] == "samples"
-    assert torch.equal(picture[1], torch.full((1, 1, 4, 4), 0.5))
+    assert torch.equal(picture[1], torch.full((1, 1, 8, 8), 0.5))
     assert picture[2] == 16
     named = {values[0] for name, values in calls if name == "add_scalar"}
     assert {"evaluation/bits_per_dim", "step/learning_rate"} <= named

@@ -18,6 +18,7 @@ from dsmooth.train import NonFiniteLoss, loop, train
 from dsmooth.train.checkpoint import digest, load_checkpoint, save_checkpoint
 from dsmooth.train.step import TrainState
 from tests.helpers.rank_processes import forked_script, wait_for_all
+from tests.helpers.tiny_runs import use_small_runs
 
 CONFIG = TrainConfig(
     model=ModelConfig(n_filters=4, n_resnet=1, n_mix=2, dropout=0.3),
@@ -30,9 +31,7 @@ CONFIG = TrainConfig(
 )
 
 
-@pytest.fixture(autouse=True)
-def no_grids(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "sample_grid", lambda state, data: torch.zeros(1, 1, 8, 8))
+pytestmark = pytest.mark.usefixtures("small_runs")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +39,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A whole run; tests copy it."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "sample_grid", lambda state, data: torch.zeros(1, 1, 8, 8))
+        use_small_runs(patch)
         train(CONFIG, folder)
     return RunFolder(folder)
 

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
+import torch
+
 from dsmooth.config import ModelConfig, TrainConfig
+from dsmooth.data import ImageDataset
+from dsmooth.train import loop
 
 ROLES = ("noisy", "denoiser", "plain")
 
@@ -39,3 +46,19 @@ def tiny(
         "keep_gates": "off",
     }
     return TrainConfig(role=role, model=config, **{**defaults, **settings})
+
+
+def use_small_runs(patch: pytest.MonkeyPatch) -> None:
+    """Training sees the middle 8 x 8 pixels of its images and draws no grids."""
+    load = loop.load_data
+
+    def load_small(config: TrainConfig) -> tuple[ImageDataset, ...]:
+        middles = []
+        for data in load(config):
+            top, left = ((size - 8) // 2 for size in data.images.shape[2:])
+            images = data.images[:, :, top : top + 8, left : left + 8]
+            middles.append(replace(data, images=images.contiguous()))
+        return tuple(middles)
+
+    patch.setattr(loop, "load_data", load_small)
+    patch.setattr(loop, "sample_grid", lambda state, data: torch.zeros(1, 1, 8, 8))
