@@ -15,6 +15,9 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.sass import matrix_loops
+from tests.helpers.triton_tools import compile_ahead
+
 SCRIPT = Path(__file__).resolve().parents[1] / "tools" / "gpu_day.py"
 
 
@@ -52,6 +55,23 @@ def test_cases_and_predictions_are_there(
             assert on_gpu.cases_of(case), case
     assert len(on_gpu.predictions()) == 6
     assert on_gpu.predictions().keys() <= on_gpu.CASES.keys()
+
+
+def test_ceilings_of_products_are_loops_of_products(on_gpu: ModuleType) -> None:
+    """Compiled for 9.0, the loops of their kernels load nothing."""
+    mma = ("mma_kernel", {"sums_ptr": "*fp32:16"}, {"BLOCK": 1024}, 4)
+    operands = {"a_ptr": "*bf16:16", "b_ptr": "*bf16:16", "sums_ptr": "*fp32:16"}
+    wgmma = ("wgmma_kernel", operands, {"M": 128, "N": 256}, 8)
+    for (name, signature, constants, warps), product in ((mma, "HMMA"), (wgmma, "HGMMA")):
+        kernel = getattr(on_gpu, name)
+        compiled = compile_ahead(kernel, signature | {"repeats": "i32"}, constants, 90, warps)
+        loops = matrix_loops(compiled.code)
+        assert loops
+        assert compiled.local == 0
+        for body in loops:
+            names = [line.name.split(".")[0] for line in body]
+            assert names.count(product) >= 8
+            assert not {"LDG", "LDS", "LDSM"} & set(names)
 
 
 @pytest.mark.quick
