@@ -115,11 +115,14 @@ def read_kernel(source_ptr, target_ptr, n_blocks, repeats, BLOCK: tl.constexpr):
     tl.store(target_ptr + tl.program_id(0) * BLOCK + offs, total)
 
 
+def multiprocessors(card: Card) -> int:
+    return int(torch.cuda.get_device_properties(card.device).multi_processor_count)
+
+
 def l2_ceiling(everywhere: bool, card: Card) -> Case:
     """Reading 4 MB, which lie in the second cache, by one multiprocessor or by all."""
     block, n_blocks, repeats = 16384, 64, 8
-    count = torch.cuda.get_device_properties(card.device).multi_processor_count
-    programs = count if everywhere else 1
+    programs = multiprocessors(card) if everywhere else 1
     source = torch.ones(n_blocks * block, device=card.device)
     target = torch.empty(programs * block, device=card.device)
 
@@ -129,6 +132,66 @@ def l2_ceiling(everywhere: bool, card: Card) -> Case:
     run()
     assert (target == n_blocks * repeats).all()
     return Case(run, Work(bytes=programs * repeats * source.nbytes))
+
+
+@triton.jit
+def mma_kernel(sums_ptr, repeats, BLOCK: tl.constexpr):
+    """Each warp adds products of 16x16 and 16x8 ones in its registers by mma.sync."""
+    pair = tl.full((BLOCK,), 0x3F803F80, tl.int32)  # of ones in bfloat16
+    c0 = tl.zeros((BLOCK,), tl.float32)
+    c1, c2, c3 = c0, c0, c0
+    for _ in range(repeats):
+        c0, c1, c2, c3 = tl.inline_asm_elementwise(
+            "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+            "{$0, $1, $2, $3}, {$4, $4, $4, $4}, {$4, $4}, {$5, $6, $7, $8};",
+            "=f,=f,=f,=f,r,f,f,f,f",
+            [pair, c0, c1, c2, c3],
+            dtype=(tl.float32, tl.float32, tl.float32, tl.float32),
+            is_pure=True,
+            pack=1,
+        )
+    offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(sums_ptr + offs, c0 + c1 + c2 + c3)
+
+
+@triton.jit
+def wgmma_kernel(a_ptr, b_ptr, sums_ptr, repeats, M: tl.constexpr, N: tl.constexpr):
+    """Each program adds products of the same (M, M) and (M, N) in shared memory."""
+    offs_m, offs_n = tl.arange(0, M), tl.arange(0, N)
+    a = tl.load(a_ptr + offs_m[:, None] * M + offs_m[None, :])
+    b = tl.load(b_ptr + offs_m[:, None] * N + offs_n[None, :])
+    sums = tl.zeros((M, N), tl.float32)
+    for _ in range(repeats):
+        sums = tl.dot(a, b, sums)
+    offs = tl.program_id(0) * M * N + offs_m[:, None] * N + offs_n[None, :]
+    tl.store(sums_ptr + offs, sums)
+
+
+def mma_ceiling(card: Card) -> Case:
+    """mma.sync in bfloat16, two warps a scheduler as in the sampler."""
+    programs, block, repeats = 2 * multiprocessors(card), 1024, 1 << 14
+    sums = torch.empty(programs * block, device=card.device)
+
+    def run() -> None:
+        mma_kernel[(programs,)](sums, repeats, BLOCK=block, num_warps=4)
+
+    run()
+    assert (sums == 4 * 16 * repeats).all()
+    return Case(run, Work(flops=2 * 4 * 16 * sums.numel() * repeats))
+
+
+def wgmma_ceiling(card: Card) -> Case:
+    """wgmma in bfloat16, where the device has it."""
+    programs, m, n, repeats = multiprocessors(card), 128, 256, 1 << 12
+    a, b = (torch.ones(m, k, device=card.device, dtype=BF16) for k in (m, n))
+    sums = torch.empty(programs, m, n, device=card.device)
+
+    def run() -> None:
+        wgmma_kernel[(programs,)](a, b, sums, repeats, M=m, N=n, num_warps=8)
+
+    run()
+    assert (sums == m * repeats).all()
+    return Case(run, Work(flops=2 * m * sums.numel() * repeats))
 
 
 def sampler(name: str, batch: int, card: Card) -> Case:
@@ -265,6 +328,8 @@ CASES: dict[str, Callable[[Card], Case]] = {
     "ceiling-matmul": matmul_ceiling,
     "ceiling-l2-one": partial(l2_ceiling, False),
     "ceiling-l2-all": partial(l2_ceiling, True),
+    "ceiling-mma": mma_ceiling,
+    "ceiling-wgmma": wgmma_ceiling,
     **{f"sampler-{k}-{n}": partial(sampler, k, n) for k, sizes in SAMPLED.items() for n in sizes},
     **{f"plain-{k}-{n}": partial(plain, k, n) for k, sizes in SAMPLED.items() for n in sizes},
     **{f"two-step-{how}": partial(two_step, how) for how in ("stack", "concat")},
