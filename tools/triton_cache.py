@@ -25,7 +25,7 @@ import sys
 import tarfile
 import tempfile
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -102,11 +102,11 @@ def stand_in(architecture: int, folder: Path) -> Any:
     stand_in_libcuda((here, here.with_name("driver.c")), folder)
     knobs.nvidia.libcuda_path = str(folder)
 
-    class Launcher(driver.CudaLauncher):  # type: ignore[misc, name-defined]
+    class Launcher(driver.CudaLauncher):
         def __call__(self, *args: Any) -> None:
             pass
 
-    class StandIn(driver.CudaDriver):  # type: ignore[misc, name-defined]
+    class StandIn(driver.CudaDriver):
         def __init__(self) -> None:
             self.launcher_cls = Launcher
             self.utils = driver.CudaUtils()
@@ -135,10 +135,8 @@ def pretend(architecture: int, folder: Path) -> None:
 
     torch.set_num_threads(1)
     driver.set_active(stand_in(architecture, folder))
-    patched: Any = launch
-    patched.capability_of = lambda device: architecture
-    patched = dispatch
-    patched._triton_obstacle = lambda *args: None
+    launch.capability_of = lambda device: architecture
+    dispatch._triton_obstacle = lambda *args: None
 
 
 def step(network: Any, batch: int) -> None:
@@ -235,18 +233,21 @@ CASES: dict[str, Callable[[], None]] = {
 }
 
 
-def fill(cases: Iterable[Callable[[], None]], architecture: int = 90) -> int:
-    """Compile what the cases launch; returns how many files are new in the cache."""
+def fill(cases: Mapping[str, Callable[[], None]], architecture: int = 90) -> int:
+    """Compile what the cases launch; returns how many files that made."""
     from triton import knobs
 
     CACHE.mkdir(parents=True, exist_ok=True)
     knobs.cache.dir = str(CACHE)
-    before = files(CACHE)
     with tempfile.TemporaryDirectory() as folder:
         pretend(architecture, Path(folder))
-        for case in cases:
+        first = before = len(files(CACHE))
+        for name, case in cases.items():
             case()
-    return len(files(CACHE) - before)
+            after = len(files(CACHE))
+            print(f"{name}: {after - before} new files", flush=True)
+            before = after
+    return before - first
 
 
 def main() -> None:
@@ -264,9 +265,7 @@ def main() -> None:
         unpack(options.file, CACHE)
     else:
         sys.path.append(str(ROOT))
-        for name in options.cases or CASES:
-            print(name, end=": ", flush=True)
-            print(fill([CASES[name]], options.architecture), "new files", flush=True)
+        fill({name: CASES[name] for name in options.cases or CASES}, options.architecture)
 
 
 if __name__ == "__main__":
