@@ -113,6 +113,8 @@ def build_native(target: Path, build_dir: Path) -> dict[str, Any]:
         command += [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11_dir()}"]
         command += [f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target.parent}"]
         command += [f"-DDSMOOTH_CUDA={'ON' if nvcc else 'OFF'}"]
+        if archs := re.findall(r"-arch (\S+)", os.environ.get("ARCHFLAGS", "")):  # of macOS
+            command += [f"-DCMAKE_OSX_ARCHITECTURES={';'.join(archs)}"]
         if nvcc:
             command += [
                 f"-DCMAKE_CUDA_COMPILER={nvcc}",

@@ -45,6 +45,8 @@ class Barrier {
   static void pause() {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("isb");  // which waits about as long; yield does nothing
 #endif
   }
 
