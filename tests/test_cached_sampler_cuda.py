@@ -18,7 +18,15 @@ from torch import Tensor
 from dsmooth._extension import build_info, cuda_obstacle, extension
 from dsmooth.sampling import CachedSampler, sample_images
 from dsmooth.sampling.builder import build_program
-from tests.helpers.machine_code import Block, disassemble, functions, longest_path, reachable
+from tests.helpers.machine_code import (
+    Block,
+    disassemble,
+    early_waits,
+    functions,
+    hidden_by,
+    longest_path,
+    reachable,
+)
 from tests.helpers.nvcc_builds import NVCC, compiled
 from tests.helpers.sampler_checks import (
     ATOMS,
@@ -58,7 +66,8 @@ def check_machine_code(cubin: Path) -> None:
 
     Two functions draw the operations of a pixel, for 8 images and for 16. Between two barriers a
     warp multiplies up to 8 steps of k, loads those of the next operation and stores its results.
-    A third function draws row parts.
+    Nothing waits for those loads before the barrier. A third function draws row parts; in its
+    longest loop at least a quarter of the products stands between a load and the wait for it.
     """
     knobs = pytest.importorskip("triton.knobs")  # triton brings nvdisasm
     found = functions(disassemble(knobs.nvidia.nvdisasm.path, cubin)).values()
@@ -72,8 +81,15 @@ def check_machine_code(cubin: Path) -> None:
         behind = reachable(barrier, is_barrier)
         assert sum(b.count("LD", "CALL", "I2F") for b in behind) == 0, "generic, or a division"
         assert sum(b.count("LDL", "STL") for b in behind) == 0
+        weights = [i for b in behind for i in b.instructions if i.name.startswith("LDG.E.EF")]
+        assert weights
+        assert not any(early_waits(load, pixel) for load in weights)
     blocks = [b for b in rows if b.count("HMMA")]
     assert sum(b.count("LD", "LDL", "STL", "CALL", "I2F") for b in blocks) == 0
+    tall = max((b for b in blocks if b in b.next), key=lambda b: b.count("HMMA"))
+    loads = [i for i in tall.instructions if re.match(r"LDG\..*128", i.name)]
+    assert loads
+    assert all(hidden_by(load, tall, "HMMA") >= tall.count("HMMA") // 4 for load in loads)
     instructions = sum(len(b.instructions) for b in blocks)
     assert instructions / count_products(rows) <= 3.5, "instructions a product"
 

@@ -11,7 +11,7 @@
 namespace dsmooth::sampler {
 namespace {
 
-// About 9 ms of MNIST or 140 ms of CIFAR-10, by docs/sampler.md.
+// About 12 ms of MNIST or 80 ms of CIFAR-10, by docs/benchmarks.md.
 constexpr int kRowsPerLaunch = 4;
 
 // Advice to the user about an error, or "".

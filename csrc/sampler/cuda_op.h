@@ -36,10 +36,20 @@ struct alignas(8) Source {
 // The address of a granule of k for a pixel part: in a column of a cache, `within` granules from
 // the beginning of an image; or in shared memory, if the operation before has just written it
 // there.
+//
+// Both are halves of a word: as fields they would be parted where they are loaded, which waits.
 struct alignas(8) PixelSource {
-  uint16_t column;  // own_column or left_column
-  int16_t near;     // granules of a row of near(), or kNone
+  uint32_t column_and_near;
   uint32_t within;
+
+  PixelSource() = default;
+  PixelSource(int column, int near, uint32_t within)
+      : column_and_near(static_cast<uint32_t>(column) | static_cast<uint32_t>(near) << 16),
+        within(within) {}
+  // own_column or left_column.
+  DSMOOTH_HOST_DEVICE int column() const { return static_cast<int>(column_and_near & 0xffff); }
+  // Granules of a row of near(), or kNone.
+  DSMOOTH_HOST_DEVICE int near() const { return static_cast<int>(column_and_near) >> 16; }
 };
 
 // A pixel part multiplies its steps in windows. Its sources fill them up with nowhere.
@@ -64,9 +74,11 @@ DSMOOTH_INLINE T load_constant(const T* from) {
     return __builtin_bit_cast(T, bits);
   } else {
     struct {
-      uint64_t low, high;
+      uint32_t word[4];
     } bits;
-    asm("ld.global.nc.v2.b64 {%0, %1}, [%2];" : "=l"(bits.low), "=l"(bits.high) : "l"(from));
+    asm("ld.global.nc.v4.b32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(bits.word[0]), "=r"(bits.word[1]), "=r"(bits.word[2]), "=r"(bits.word[3])
+        : "l"(from));
     return __builtin_bit_cast(T, bits);
   }
 #else
@@ -88,15 +100,14 @@ struct alignas(16) CudaOp {
   int32_t begin_stride;
   uint16_t steps[2];
   uint16_t units, channels;
-  uint16_t tiles_across;                                     // of a row part
-  int16_t residual_in, add, residual_out, act_out, raw_out;  // caches
+  uint16_t tiles_across;  // of a row part
+  // Caches; `added` to the sums is a gate's residual, or another summand.
+  int16_t added, residual_out, act_out, raw_out;
   uint8_t gate, split, two_parts;
   uint8_t units_per_tile;  // of a row part
   uint8_t projected;       // whether the sums of a row begin with biases of images
 
   DSMOOTH_HOST_DEVICE int columns() const { return units * kColumns; }
-  // The cache that is added to the sums: a gate's residual, or another summand.
-  DSMOOTH_HOST_DEVICE int added() const { return gate ? residual_in : add; }
 };
 
 // Fragments of a warp's tile in a row part: kWide across, and kLow or kTall rows of them.

@@ -41,8 +41,7 @@ CudaOp without_matrices(const Op& op) {
   CudaOp to{};
   to.units = static_cast<uint16_t>(ceil_of(op.n, kColumns));
   to.channels = static_cast<uint16_t>(op.channels());
-  to.residual_in = static_cast<int16_t>(op.residual_in);
-  to.add = static_cast<int16_t>(op.add);
+  to.added = static_cast<int16_t>(op.gate ? op.residual_in : op.add);
   to.residual_out = static_cast<int16_t>(op.residual_out);
   to.act_out = static_cast<int16_t>(op.act_out);
   to.raw_out = static_cast<int16_t>(op.raw_out);
@@ -101,11 +100,11 @@ std::vector<PixelSource> DevicePlan::pixel_sources(const Op& op, const OpView* b
         const bool own = term->dcol + tap == 0;
         const int column = own ? own_column(term->cache) : left_column(term->cache);
         if (own && before && term->cache == before->act_out)
-          sources.push_back({0, static_cast<int16_t>(i), 0});
+          sources.push_back({0, i, 0});
         else if (own && before && term->cache == before->raw_out)
-          sources.push_back({0, static_cast<int16_t>(widest(&OpView::act_out) / kGranule + i), 0});
+          sources.push_back({0, widest(&OpView::act_out) / kGranule + i, 0});
         else
-          sources.push_back({static_cast<uint16_t>(column), kNone, static_cast<uint32_t>(i)});
+          sources.push_back({column, kNone, static_cast<uint32_t>(i)});
       }
   while (sources.size() % (kWindow * kStepGranules) != 0) sources.push_back({0, kNone, 0});
   return sources;
@@ -121,6 +120,11 @@ std::vector<PixelStage> DevicePlan::list_stages(const Program& program) {
       const auto [op, level] = skeleton_.at_pixel[static_cast<size_t>(i)];
       const auto [place, is_new] = known.insert(
           {{op, before ? before->act_out : kNone, before ? before->raw_out : kNone}, nullptr});
+      const OpView& now = network.ops[op];
+      const int added = now.gate ? now.residual_in : now.add;
+      if (before && added != kNone && added == before->residual_out)
+        throw std::invalid_argument("sampler program, operation " + std::to_string(op) +
+                                    ": adds what the one before it has just written");
       if (is_new)
         place->second = append(pixel_sources(program.ops[static_cast<size_t>(op)], before));
       stages.push_back({place->second, op, level});

@@ -32,7 +32,7 @@ struct Columns {
       const RowPlace found = place(cache);
       return Column{memory.granule(found.offset), found.stride * kGranule};
     };
-    return {column(op.added()), column(op.residual_out), column(op.act_out), column(op.raw_out)};
+    return {column(op.added), column(op.residual_out), column(op.act_out), column(op.raw_out)};
   }
 };
 

@@ -9,32 +9,55 @@
 namespace dsmooth::sampler {
 
 // Each weight is used once. So nothing is staged: a warp takes a unit of output columns, loads its
-// weights into the registers where they are multiplied, and finishes them there. The next
-// operation's loads go ahead of the barrier between the two; only what the present one writes has
-// to wait, and comes from shared memory. kHigh: fragments of 8 images.
+// weights into the registers where they are multiplied, and finishes them there. kHigh: fragments
+// of 8 images.
+//
+// Loads of global memory count on one scoreboard: a wait for one is a wait for all. So they are
+// issued together, behind the products of a window: weights, rows and summands of the next window,
+// and the sources of the one behind it. Nothing reads them before the next products. Rows that the
+// present operation writes come from shared memory; a summand is older (device_plan.cpp).
 //
 // A warp's instructions are what a pixel takes, so there are few: the host has found where each
 // granule lies, and what may be missing is left out by a predicate instead of a branch.
 template <class T, class Block, int kHigh>
 class PixelStages {
  public:
-  DSMOOTH_HOST_DEVICE PixelStages(const Block& block, int column)
-      : memory_(block), column_(column) {}
+  DSMOOTH_HOST_DEVICE PixelStages(const Block& block, const PixelStage* list, int n, int column)
+      : memory_(block), list_(list), n_(n), column_(column) {}
 
-  // The n operations of a list, with a sync behind each.
-  DSMOOTH_HOST_DEVICE void draw(const PixelStage* list, int n, Block& block) {
-    if (n == 0) return;
-    PixelStage next = load_constant(list), after = load_constant(list + (n > 1 ? 1 : 0));
-    const Window first{next, memory_.warp(), 0};
-    const Sources sources = load_sources(first);
-    fetch_weights(first);
-    fetch_rows(first, sources);
-    for (int i = 0; i < n; ++i) {
-      const PixelStage now = next;
+  // The operations of the list, with a sync behind each.
+  DSMOOTH_HOST_DEVICE void draw(Block& block) {
+    if (n_ == 0) return;
+    Window now{stage_at(0), 0, memory_.warp(), 0};
+    Sources sources = load_sources(now);
+    fetch(now, places_of(now), sources);
+    Window next = behind(now, stage_at(1));
+    sources = load_sources(next);
+    PixelStage third = stage_at(next.index + 1);
+    Sums odd{};
+    for (;;) {
+      const CudaOp& op = memory_.ops()[now.stage.op];
+      const int steps = op.steps[kPixelPart] - now.step;
+      const bool mine = now.unit < op.units, whole = mine && steps <= kWindow;
+      const Places places = places_of(next);
+      const Window after = behind(next, third);
+      Sums values{};
+      if (mine) multiply(steps, odd);
+      if (whole) values = op.gate ? values_of<true>(odd) : values_of<false>(odd);
+      fetch(next, places, sources);
+      sources = load_sources(after);
+      third = stage_at(after.index + 1);
+      if (whole) {
+        op.gate ? store<true>(op, now.unit, values) : store<false>(op, now.unit, values);
+        odd = {};
+      }
+      if (next.index != now.index) {
+        block.sync();
+        buffer_ ^= 1;
+        if (next.index == n_) return;
+      }
+      now = next;
       next = after;
-      after = load_constant(list + (i + 2 < n ? i + 2 : n - 1));
-      stage(now, next);  // behind the last one, nothing that matters
-      block.sync();
     }
   }
 
@@ -51,47 +74,39 @@ class PixelStages {
   // The steps of a unit that are multiplied at once.
   struct Window {
     PixelStage stage;
+    int index;       // of the stage in the list; behind the last one, nothing that matters
     int unit, step;  // the first ones
   };
   struct Sources {
     PixelSource of[kWindow][W::kLoadedGranules];
   };
+  // Addresses of a window's operands, but for its rows.
+  struct Places {
+    int unit, steps;    // left in the unit; 0 if there is no such unit
+    bool begins, ends;  // the sums of the unit
+    const Granule* weights;
+    Column added;
+  };
   // The operands of the window that is next, and the sums of its unit.
   struct Held {
     Granule weights[kWindow][W::kLoadedWeights], rows[kWindow][kHigh * kFragmentGranules];
     int near[kWindow][W::kLoadedGranules];  // where granules come from shared memory, or kNone
-    Sums sums;
+    Sums sums, added;
   };
 
-  DSMOOTH_HOST_DEVICE void stage(const PixelStage& now, const PixelStage& next) {
-    const CudaOp& op = memory_.ops()[now.op];
-    buffer_ ^= 1;
-    Sums odd{};
-    for (Window window{now, memory_.warp(), 0};;) {
-      const int steps = op.steps[kPixelPart] - window.step, unit = window.unit;
-      const bool mine = unit < op.units, whole = mine && steps <= kWindow;
-      Window following{now, whole || !mine ? unit + Block::kWarps : unit,
-                       whole || !mine ? 0 : window.step + kWindow};
-      const bool more = following.unit < op.units;
-      if (!more) following = {next, memory_.warp(), 0};
-      const Sources sources = load_sources(following);
-      const Sums added = load_added(op, unit, whole);
-      if (mine) multiply(steps, odd);
-      const Sums sums = total(odd);
-      fetch_weights(following);
-      if (whole) {
-        op.gate ? finish<true>(op, unit, sums, added) : finish<false>(op, unit, sums, added);
-        odd = {};
-      }
-      fetch_rows(following, sources);
-      if (!more) break;
-      window = following;
-    }
+  DSMOOTH_HOST_DEVICE PixelStage stage_at(int index) const {
+    return load_constant(list_ + (index < n_ ? index : n_ - 1));
+  }
+  // The window behind another. stage: the one behind that window's.
+  DSMOOTH_HOST_DEVICE Window behind(const Window& window, const PixelStage& stage) const {
+    const CudaOp& op = memory_.ops()[window.stage.op];
+    const bool goes_on = window.unit < op.units && op.steps[kPixelPart] - window.step > kWindow;
+    const int unit = goes_on ? window.unit : window.unit + Block::kWarps;
+    if (unit < op.units)
+      return {window.stage, window.index, unit, goes_on ? window.step + kWindow : 0};
+    return {stage, window.index + 1, memory_.warp(), 0};
   }
 
-  DSMOOTH_HOST_DEVICE int steps_of(const Window& window) const {
-    return memory_.ops()[window.stage.op].steps[kPixelPart] - window.step;
-  }
   DSMOOTH_HOST_DEVICE int image(int high, int slot) const {
     return high * kRows + W::slot_row(memory_.lane(), slot);
   }
@@ -110,47 +125,55 @@ class PixelStages {
     return sources;
   }
 
-  // Loads the weights of a window, and at the first step the initial values of the sums. A unit
-  // that is not there is replaced by another.
-  DSMOOTH_HOST_DEVICE void fetch_weights(const Window& window) {
+  DSMOOTH_HOST_DEVICE Places places_of(const Window& window) const {
     const CudaOp& op = memory_.ops()[window.stage.op];
-    const int unit = window.unit < op.units ? window.unit : 0, steps = op.steps[kPixelPart];
-    const Granule* weights = op.weights[kPixelPart] +
-                             ptrdiff_t{unit * steps + window.step} * kWeightGranules +
-                             W::weight(memory_.lane(), 0);
+    const bool mine = window.unit < op.units;
+    const int unit = mine ? window.unit : 0, steps = op.steps[kPixelPart];
+    const int left = mine ? steps - window.step : 0;
+    return {unit,
+            left,
+            mine && window.step == 0,
+            mine && left <= kWindow,
+            op.weights[kPixelPart] + ptrdiff_t{unit * steps + window.step} * kWeightGranules +
+                W::weight(memory_.lane(), 0),
+            columns_of(op).added};
+  }
+
+  // Loads the operands of a window, but for the rows that the operation before writes; at the first
+  // step the initial values of the sums, at the last one their summands.
+  DSMOOTH_HOST_DEVICE void fetch(const Window& window, const Places& places,
+                                 const Sources& sources) {
     DSMOOTH_DEVICE_UNROLL
     for (int j = 0; j < kWindow; ++j) {
       DSMOOTH_DEVICE_UNROLL
       for (int i = 0; i < W::kLoadedWeights; ++i)
-        load_weights(held_.weights[j][i], weights + j * kWeightGranules + W::weight(0, i),
-                     j < steps - window.step);
+        load_weights(held_.weights[j][i], places.weights + j * kWeightGranules + W::weight(0, i),
+                     j < places.steps);
     }
+    fetch_rows<0, kFirst>(sources, places.steps > 0);
+    fetch_rows<kFirst, kWindow>(sources, places.steps > kFirst);
+    const CudaOp& op = memory_.ops()[window.stage.op];
     const int first = (column_ >> window.stage.level) * memory_.batch();
-    const float* begin = op.begin + unit * kColumns + W::slot_column(memory_.lane(), 0);
     each_slot([&](int high, int slot) {
       const int m = image(high, slot), row = first + (m < memory_.batch() ? m : 0);
-      const int column = W::slot_column(memory_.lane(), slot) - W::slot_column(memory_.lane(), 0);
-      load_sums(held_.sums.of[high][slot], begin + row * op.begin_stride + column,
-                window.step == 0);
+      const int column = places.unit * kColumns + W::slot_column(memory_.lane(), slot);
+      load_sums(held_.sums.of[high][slot], op.begin + (row * op.begin_stride + column),
+                places.begins);
+      held_.added.of[high][slot] =
+          load_added(op, places.added, m, column, places.ends && m < memory_.batch());
     });
   }
-
-  // Loads the rows of a window, but for what the operation before writes.
-  DSMOOTH_HOST_DEVICE void fetch_rows(const Window& window, const Sources& sources) {
-    fetch_steps<0, kFirst>(sources);
-    if (steps_of(window) > kFirst) fetch_steps<kFirst, kWindow>(sources);
-  }
   template <int kBegin, int kEnd>
-  DSMOOTH_HOST_DEVICE void fetch_steps(const Sources& sources) {
+  DSMOOTH_HOST_DEVICE void fetch_rows(const Sources& sources, bool there) {
     each_granule<kBegin, kEnd>([&](int j, int q) {
       const PixelSource source = sources.of[j][q];
-      const RowPlace column = memory_.columns()[source.column];
-      held_.near[j][q] = source.near;
+      const RowPlace column = memory_.columns()[source.column()];
+      held_.near[j][q] = source.near();
       DSMOOTH_DEVICE_UNROLL
       for (int i = 0; i < kHigh * W::kLoadedRows; ++i) {
         const uint32_t image = static_cast<uint32_t>(loaded_image(i)) * column.stride;
-        held_.rows[j][i * W::kLoadedGranules + q] =
-            load_global(memory_.granule(column.offset + source.within + image));
+        load_global(held_.rows[j][i * W::kLoadedGranules + q],
+                    memory_.granule(column.offset + source.within + image), there);
       }
     });
   }
@@ -186,15 +209,20 @@ class PixelStages {
     });
   }
 
-  // With the sums of odd fragments of k, where a lane has them.
-  DSMOOTH_HOST_DEVICE Sums total(const Sums& odd) const {
-    Sums sums = held_.sums;
-    if (W::kTwoSums)
-      each_slot([&](int high, int slot) {
-        sums.of[high][slot].x += odd.of[high][slot].x;
-        sums.of[high][slot].y += odd.of[high][slot].y;
-      });
-    return sums;
+  // The results of the held sums, to which those of odd fragments of k belong, where a lane has
+  // them.
+  template <bool kGate>
+  DSMOOTH_HOST_DEVICE Sums values_of(const Sums& odd) const {
+    Sums values;
+    each_slot([&](int high, int slot) {
+      Pair sums = held_.sums.of[high][slot];
+      if (W::kTwoSums) {
+        sums.x += odd.of[high][slot].x;
+        sums.y += odd.of[high][slot].y;
+      }
+      values.of[high][slot] = Finish<T, kGate>::value(sums, held_.added.of[high][slot]);
+    });
+    return values;
   }
 
   DSMOOTH_HOST_DEVICE Columns columns_of(const CudaOp& op) const {
@@ -202,37 +230,20 @@ class PixelStages {
                        [&](int cache) { return memory_.columns()[own_column(cache)]; });
   }
 
-  DSMOOTH_HOST_DEVICE Sums load_added(const CudaOp& op, int unit, bool whole) const {
-    const Column from = columns_of(op).added;
-    Sums added;
-    each_slot([&](int high, int slot) {
-      const int m = image(high, slot);
-      added.of[high][slot] =
-          sampler::load_added(op, from, m, unit * kColumns + W::slot_column(memory_.lane(), slot),
-                              whole && m < memory_.batch());
-    });
-    return added;
-  }
-
   // To the caches, and for the next operation to shared memory.
   template <bool kGate>
-  DSMOOTH_HOST_DEVICE void finish(const CudaOp& op, int unit, const Sums& sums,
-                                  const Sums& added) const {
+  DSMOOTH_HOST_DEVICE void store(const CudaOp& op, int unit, const Sums& values) const {
     const Columns to = columns_of(op);
     const SharedLayout& layout = memory_.layout();
     unsigned char* const near = memory_.near() + buffer_ * layout.near_bytes();
-    Sums v;
     const auto each = [&](auto f) {
       each_slot([&](int high, int slot) {
         const int m = image(high, slot);
         f(Finish<T, kGate>(op, unit * kColumns + W::slot_column(memory_.lane(), slot),
                            m < memory_.batch()),
-          m, v.of[high][slot]);
+          m, values.of[high][slot]);
       });
     };
-    each_slot([&](int high, int slot) {
-      v.of[high][slot] = Finish<T, kGate>::value(sums.of[high][slot], added.of[high][slot]);
-    });
     each([&](const Finish<T, kGate>& f, int m, Pair value) {
       T* const own = reinterpret_cast<T*>(near + m * layout.near_stride + layout.near_raw);
       f.template raw<Global>(reinterpret_cast<float*>(to.residual_out.at(m)), value,
@@ -275,7 +286,8 @@ class PixelStages {
   }
 
   const BlockMemory<Block> memory_;
-  const int column_;
+  const PixelStage* const list_;
+  const int n_, column_;
   int buffer_ = 0;  // of the results of the present operation in shared memory
   Held held_{};     // finite, whatever is multiplied by zeros
 };
@@ -284,7 +296,7 @@ class PixelStages {
 template <class T, int kHigh, class Block>
 DSMOOTH_HOST_DEVICE DSMOOTH_DEVICE_ONCE void draw_stages(Block& block, const PixelStage* list,
                                                          int n, int column) {
-  PixelStages<T, Block, kHigh>(block, column).draw(list, n, block);
+  PixelStages<T, Block, kHigh>(block, list, n, column).draw(block);
 }
 
 }  // namespace dsmooth::sampler

@@ -9,8 +9,12 @@
 namespace dsmooth::sampler {
 
 // A tile is drawn by one warp: kHigh fragments of rows by up to kWide units of columns. It loads
-// operands from memory into the registers where they are multiplied, some steps ahead; what several
-// warps load comes from the first cache. No warp waits for another.
+// operands from memory into the registers where they are multiplied; what several warps load comes
+// from the first cache. No warp waits for another.
+//
+// Loads of global memory count on one scoreboard: a wait for one is a wait for all. So those of a
+// turn, kTurn steps of k, are issued together, ahead of the products of the turn before, which hide
+// them. Their addresses are found ahead, too, by sources that were loaded a step earlier.
 template <class T, class Block, int kHigh>
 class RowTile {
  public:
@@ -27,7 +31,7 @@ class RowTile {
         unit_(unit),
         n_(n),
         steps_(op_.steps[static_cast<int>(part)]),
-        sources_(op_.sources[static_cast<int>(part)]) {
+        from_(op_.sources[static_cast<int>(part)]) {
     DSMOOTH_DEVICE_UNROLL
     for (int wide = 0; wide < kWide; ++wide)
       weights_of_[wide] = op_.weights[static_cast<int>(part)] + W::weight(memory_.lane(), 0) +
@@ -36,26 +40,44 @@ class RowTile {
 
   DSMOOTH_HOST_DEVICE void draw() {
     begin();
+    load_sources(0);
+    find(1);
     DSMOOTH_DEVICE_UNROLL
-    for (int j = 0; j < kAhead; ++j) load(j, j < steps_ ? j : 0, true);
+    for (int j = 0; j < kTurn; ++j) load(j, j < steps_ ? j : 0, true);
     int s = 0;
     DSMOOTH_DEVICE_ROLL
-    for (; s + kAhead <= steps_; s += kAhead) {
+    for (; s + 2 * kTurn <= steps_; s += 2 * kTurn) {
       DSMOOTH_DEVICE_UNROLL
-      for (int j = 0; j < kAhead; ++j) {
-        multiply(j);
-        load(j, s + j + kAhead, s + j + kAhead < steps_);
+      for (int turn = 0; turn < 2; ++turn) {
+        DSMOOTH_DEVICE_UNROLL
+        for (int j = 0; j < kTurn; ++j) {
+          const int next = s + (turn + 1) * kTurn + j;
+          load((1 - turn) * kTurn + j, next, turn == 0 || next < steps_);
+        }
+        DSMOOTH_DEVICE_UNROLL
+        for (int j = 0; j < kTurn; ++j) multiply(turn * kTurn + j);
       }
     }
-    static_assert(kAhead == 2);
-    if (s < steps_) multiply(0);
+    // Registers that are read must have been written, or they are held from call to call.
+    static_assert(kTurn <= 2);
+    const int left = steps_ - s;
+    if (kTurn > 1 && left > kTurn) {
+      load(kTurn, s + kTurn, true);
+      DSMOOTH_DEVICE_UNROLL
+      for (int j = 0; j <= kTurn; ++j) multiply(j);
+    } else {
+      DSMOOTH_DEVICE_UNROLL
+      for (int j = 0; j < kTurn; ++j)
+        if (j < left) multiply(j);
+    }
     if (part_ == Part::kRow && op_.two_parts) return keep();
     op_.gate ? finish<true>() : finish<false>();
   }
 
  private:
   using W = Warp<T, Block::kWarpLanes>;
-  static constexpr int kAhead = 2;
+  // Steps of a turn, whose products must hide a load. Registers hold two turns.
+  static constexpr int kTurn = kHigh == kTall ? 1 : 2;
   static constexpr int kFragmentGranules = W::kLoadedRows * W::kLoadedGranules;
 
   DSMOOTH_HOST_DEVICE int slot_row(int high, int slot) const {
@@ -77,9 +99,39 @@ class RowTile {
     });
   }
 
-  // Loads step s if it is there. A unit or row that is not there is replaced by another, whose
-  // results go nowhere.
+  // A step that is not there is replaced by the first one.
+  DSMOOTH_HOST_DEVICE void load_sources(int s) {
+    DSMOOTH_DEVICE_UNROLL
+    for (int q = 0; q < W::kLoadedGranules; ++q)
+      sources_[q] = load_constant(from_ + (s < steps_ ? s : 0) * kStepGranules +
+                                  W::granule(memory_.lane(), q));
+  }
+
+  // Finds the rows of a step by its sources, and loads those of the next one, step s.
+  DSMOOTH_HOST_DEVICE void find(int s) {
+    DSMOOTH_DEVICE_UNROLL
+    for (int q = 0; q < W::kLoadedGranules; ++q) {
+      const RowPlace row = memory_.rows()[sources_[q].row];
+      const int column = sources_[q].in_cache(column_) * memory_.batch();
+      found_[q] = {row.offset + sources_[q].within + static_cast<uint32_t>(column) * row.stride,
+                   row.stride};
+    }
+    load_sources(s);
+  }
+
+  // Loads step s, whose rows were found, if it is there, and finds those of the next one. A unit or
+  // row that is not there is replaced by another, whose results go nowhere.
   DSMOOTH_HOST_DEVICE void load(int j, int s, bool there) {
+    DSMOOTH_DEVICE_UNROLL
+    for (int q = 0; q < W::kLoadedGranules; ++q) {
+      DSMOOTH_DEVICE_UNROLL
+      for (int i = 0; i < kHigh * W::kLoadedRows; ++i) {
+        const int m = m0_ + i / W::kLoadedRows * kRows + W::row(memory_.lane(), i % W::kLoadedRows);
+        const uint32_t row = static_cast<uint32_t>(m < m_all_ ? m : 0) * found_[q].stride;
+        load_global(rows_[j][i * W::kLoadedGranules + q], memory_.granule(found_[q].offset + row),
+                    there);
+      }
+    }
     DSMOOTH_DEVICE_UNROLL
     for (int wide = 0; wide < kWide; ++wide) {
       const Granule* from = weights_of_[wide] + ptrdiff_t{s} * kWeightGranules;
@@ -87,21 +139,7 @@ class RowTile {
       for (int i = 0; i < W::kLoadedWeights; ++i)
         load_weights(weights_[j][wide][i], from + W::weight(0, i), there);
     }
-    DSMOOTH_DEVICE_UNROLL
-    for (int q = 0; q < W::kLoadedGranules; ++q) {
-      const int k = (there ? s : 0) * kStepGranules + W::granule(memory_.lane(), q);
-      const Source source = load_constant(sources_ + k);
-      const RowPlace row = memory_.rows()[source.row];
-      const uint32_t first =
-          row.offset + source.within +
-          static_cast<uint32_t>(source.in_cache(column_) * memory_.batch()) * row.stride;
-      DSMOOTH_DEVICE_UNROLL
-      for (int i = 0; i < kHigh * W::kLoadedRows; ++i) {
-        const int m = m0_ + i / W::kLoadedRows * kRows + W::row(memory_.lane(), i % W::kLoadedRows);
-        const uint32_t at = first + static_cast<uint32_t>(m < m_all_ ? m : 0) * row.stride;
-        load_global(rows_[j][i * W::kLoadedGranules + q], memory_.granule(at), there);
-      }
-    }
+    find(s + 2);
   }
 
   DSMOOTH_HOST_DEVICE void multiply(int j) {
@@ -199,10 +237,12 @@ class RowTile {
   const int index_;
   const Part part_;
   const int column_, m_all_, m0_, unit_, n_, steps_;
-  const Source* const sources_;
+  const Source* const from_;
   const Granule* weights_of_[kWide];
-  Granule weights_[kAhead][kWide][W::kLoadedWeights];
-  Granule rows_[kAhead][kHigh * kFragmentGranules];
+  Source sources_[W::kLoadedGranules];
+  RowPlace found_[W::kLoadedGranules];  // of image 0
+  Granule weights_[2 * kTurn][kWide][W::kLoadedWeights];
+  Granule rows_[2 * kTurn][kHigh * kFragmentGranules];
   Pair sums_[kHigh][kWide][W::kSlots];
 };
 

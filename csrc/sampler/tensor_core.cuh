@@ -170,15 +170,16 @@ DSMOOTH_INLINE void check_aligned([[maybe_unused]] const void* p) {
 #endif
 }
 
-// Loads and stores of global memory. The volatile ones stay on their side of a barrier, where the
-// worker puts them; on the host they load when they are called.
+// Loads and stores of global memory. Those that clobber memory stay on their side of a barrier,
+// where the worker puts them; on the host they load when they are called.
 DSMOOTH_INLINE Granule load_global(const unsigned char* from) {
   check_aligned<Granule>(from);
   Granule g;
 #if defined(__CUDA_ARCH__)
   asm volatile("ld.global.v4.b32 {%0, %1, %2, %3}, [%4];"
                : "=r"(g.word[0]), "=r"(g.word[1]), "=r"(g.word[2]), "=r"(g.word[3])
-               : "l"(from));
+               : "l"(from)
+               : "memory");
 #else
   memcpy(&g, from, sizeof g);
 #endif
@@ -195,7 +196,8 @@ DSMOOTH_INLINE void load_global(Granule& to, const unsigned char* from, bool the
 #if defined(__CUDA_ARCH__)
   asm volatile(DSMOOTH_IF_THERE(5, "ld.global.v4.b32 {%0, %1, %2, %3}, [%4]")
                : "+r"(to.word[0]), "+r"(to.word[1]), "+r"(to.word[2]), "+r"(to.word[3])
-               : "l"(from), "r"(int{there}));
+               : "l"(from), "r"(int{there})
+               : "memory");
 #else
   if (there) to = load_global(from);
 #endif
@@ -218,7 +220,8 @@ DSMOOTH_INLINE void load_shared(Granule& to, const unsigned char* from, bool the
 #if defined(__CUDA_ARCH__)
   asm volatile(DSMOOTH_IF_THERE(5, "ld.shared.v4.b32 {%0, %1, %2, %3}, [%4]")
                : "+r"(to.word[0]), "+r"(to.word[1]), "+r"(to.word[2]), "+r"(to.word[3])
-               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(from))), "r"(int{there}));
+               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(from))), "r"(int{there})
+               : "memory");
 #else
   if (!there) return;
   check_aligned<Granule>(from);
@@ -230,7 +233,8 @@ DSMOOTH_INLINE void load_one(float& to, const float* from, bool there) {
 #if defined(__CUDA_ARCH__)
   asm volatile(DSMOOTH_IF_THERE(2, "ld.global.f32 %0, [%1]")
                : "+f"(to)
-               : "l"(from), "r"(int{there}));
+               : "l"(from), "r"(int{there})
+               : "memory");
 #else
   if (there) to = *from;
 #endif
@@ -255,13 +259,16 @@ DSMOOTH_INLINE uint32_t bits_of(const Bf16*, Pair v) {
 #define DSMOOTH_STORE(memory, address, to, bits, there)                                     \
   if constexpr (sizeof(bits) == 8)                                                          \
     asm volatile(DSMOOTH_IF_THERE(2, "st." memory ".b64 [%0], %1")::address(to), "l"(bits), \
-                 "r"(int{there}));                                                          \
+                 "r"(int{there})                                                            \
+                 : "memory");                                                               \
   else if constexpr (sizeof(bits) == 4)                                                     \
     asm volatile(DSMOOTH_IF_THERE(2, "st." memory ".b32 [%0], %1")::address(to), "r"(bits), \
-                 "r"(int{there}));                                                          \
+                 "r"(int{there})                                                            \
+                 : "memory");                                                               \
   else                                                                                      \
     asm volatile(DSMOOTH_IF_THERE(2, "st." memory ".b16 [%0], %1")::address(to), "h"(bits), \
-                 "r"(int{there}))
+                 "r"(int{there})                                                            \
+                 : "memory")
 #endif
 
 // Memory spaces of a lane's stores.

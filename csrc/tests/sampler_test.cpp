@@ -346,6 +346,17 @@ void blocks_fit_into_shared_memory() {
     }
 }
 
+// The worker of CUDA loads a summand while the operation before writes its results.
+void a_fresh_summand_is_refused() {
+  Program program = Toy(4, 1, Conditioning::kNone).take();
+  expect(!throws([&] { DevicePlan(program, true); }), "a good plan");
+  for (size_t i = 1; i < program.ops.size(); ++i)
+    if (program.ops[i].phase == Phase::kHorizontal && program.ops[i].gate)
+      program.ops[i - 1].residual_out = program.ops[i].residual_in;
+  check(program);
+  expect(throws([&] { DevicePlan(program, true); }), "a summand that was just written");
+}
+
 // Beside those of tests/faults and tests/test_cached_sampler.py.
 void bad_programs_are_refused() {
   const auto refused = [](auto change) {
@@ -398,6 +409,7 @@ int write_images() {
 
 int run_all() {
   bad_programs_are_refused();
+  a_fresh_summand_is_refused();
   ndtri_inverts_the_normal_distribution();
   for (bool bf16 : {false, true})
     for (const std::string& set : instruction_sets()) {

@@ -21,17 +21,28 @@ _INSTRUCTION = re.compile(
 )
 _UPPER_HALF = re.compile(r"^\s*/\* (0x[0-9a-f]{16}) \*/")
 _TARGET = re.compile(r"\(?`?\(?(\.L_x_\d+)\)?")
-_STALL_BIT = 41  # of the upper half: 4 bits
+_CONTROL_BIT = 41  # of the upper half
 
 
 @dataclass
 class Instruction:
-    """One instruction; `stall` in cycles."""
+    """One instruction; `stall` in cycles.
+
+    Its result, if it comes late, counts on the scoreboard `sets` (7: none); the instruction waits
+    until those of `waits` are empty.
+    """
 
     predicate: str | None
     name: str
     operands: str
     stall: int = 0
+    sets: int = 7
+    waits: frozenset[int] = frozenset()
+
+    def control(self, word: int) -> None:
+        """Read the control word: 4 bits of stall, yield, 3 of `sets`, 3, 6 of `waits`."""
+        self.stall, self.sets = word & 15, word >> 5 & 7
+        self.waits = frozenset(i for i in range(6) if word >> 11 + i & 1)
 
 
 @dataclass(eq=False)
@@ -76,7 +87,7 @@ def functions(text: str) -> dict[str, list[Block]]:
             if last.name.split(".")[0] in ("BRA", "EXIT", "RET", "BSYNC", "BRX"):
                 blocks.append(Block())
         elif (m := _UPPER_HALF.match(line)) and last is not None:
-            last.stall = int(m[1], 16) >> _STALL_BIT & 15
+            last.control(int(m[1], 16) >> _CONTROL_BIT)
             last = None
         elif (m := _FUNCTION.match(line)) and not line.startswith("."):
             blocks = found[m[1]] = [Block()]
@@ -145,3 +156,39 @@ def longest_path(start: Block, stop: Callable[[Block], bool]) -> list[Block]:
             cycles, way = onward(block, i)
             best[i] = (cycles + block.stall, [block, *way]) if way else (0, [])
     return onward(start, -1)[1]
+
+
+def early_waits(load: Instruction, blocks: list[Block]) -> list[str]:
+    """Names of instructions that wait for the scoreboard of `load` before the next barrier.
+
+    blocks: those of the function, in order; edges that lead back are not followed.
+    """
+    place = {id(block): i for i, block in enumerate(blocks)}
+    (first,) = (b for b in blocks if any(i is load for i in b.instructions))
+    found, seen, stack = [], {id(first)}, [first]
+    while stack:
+        block = stack.pop()
+        behind = block.instructions
+        if block is first:
+            behind = behind[next(i for i, other in enumerate(behind) if other is load) + 1 :]
+        for instruction in behind:
+            if instruction.name.startswith("BAR"):
+                break
+            if load.sets in instruction.waits:
+                found.append(instruction.name)
+        else:
+            ahead = [n for n in block.next if id(n) not in seen and place[id(n)] > place[id(block)]]
+            seen.update(map(id, ahead))
+            stack.extend(ahead)
+    return found
+
+
+def hidden_by(load: Instruction, loop: Block, name: str) -> int:
+    """How many instructions called so stand between a load of a loop and the first wait for it."""
+    at = next(i for i, other in enumerate(loop.instructions) if other is load)
+    count = 0
+    for instruction in loop.instructions[at + 1 :] + loop.instructions[: at + 1]:
+        if load.sets in instruction.waits:
+            break
+        count += instruction.name.split(".")[0] == name
+    return count
