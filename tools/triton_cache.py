@@ -76,6 +76,7 @@ def unpack(file: Path, cache: Path) -> None:
             path.with_name(GROUP + path.name).write_text(listed)
     if (cache / KEY).read_text() != key():
         raise ValueError(f"the kernels in {file} were compiled by another build of Triton")
+    print(sum(name.endswith(".cubin") for name in files(cache)), "kernels in", cache)
 
 
 def stand_in_libcuda(sources: Iterable[Path], folder: Path) -> None:
