@@ -25,9 +25,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_namespace_packages, setup
 from setuptools.command.build_ext import build_ext
-from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 BUILD_INFO = "_build_info.json"
@@ -40,18 +39,6 @@ class BuildError(SystemExit):
 
     def __init__(self, message: str) -> None:
         super().__init__(f"\ndsmooth: {message}\n")
-
-
-class BuildPackages(build_py):
-    """build_py that refuses a tree whose `dsmooth/kernels` symlink was lost in transit."""
-
-    def run(self) -> None:
-        if "dsmooth.kernels" not in (self.packages or ()):
-            raise BuildError(
-                "dsmooth/kernels must be a symlink to ../kernels, and is not (a checkout without "
-                "symlinks?): rm -f dsmooth/kernels && ln -s ../kernels dsmooth/kernels"
-            )
-        super().run()
 
 
 class BuildExtension(build_ext):
@@ -226,8 +213,12 @@ def say(message: str) -> None:
 
 
 if __name__ == "__main__":
+    # A zip file or a checkout without symlinks has a text file for the symlink dsmooth/kernels.
+    lost = {} if (ROOT / "dsmooth" / "kernels").is_dir() else {"dsmooth.kernels": "kernels"}
     setup(
         # optional: copying into the source tree passes over an extension that was not built
         ext_modules=[Extension("dsmooth._C", sources=[], optional=True)],
-        cmdclass={"build_ext": BuildExtension, "build_py": BuildPackages},
+        cmdclass={"build_ext": BuildExtension},
+        packages=[*find_namespace_packages(include=["dsmooth", "dsmooth.*"]), *lost],
+        package_dir=lost,
     )

@@ -19,6 +19,15 @@ print(*(name for name in names if not name.startswith("dsmooth")), sep="\n")
 END
 }
 
+# An interpreter of a version, of those on PATH or of pyenv.
+find_python() {
+  local found
+  for found in "python$1" "${PYENV_ROOT:-$HOME/.pyenv}/versions/$1".*/bin/python; do
+    "$found" -c 'import ensurepip' 2>/dev/null && { echo "$found"; return; }
+  done
+  return 1
+}
+
 make_environment() {
   python3 -m venv "$work/venv"
   . "$work/venv/bin/activate"

@@ -7,7 +7,8 @@ built extension has neither: the message then says what to do.
 from __future__ import annotations
 
 import json
-from functools import lru_cache
+import logging
+from functools import cache, lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,7 +33,7 @@ def build_info() -> dict[str, Any] | None:
 @lru_cache(maxsize=1)
 def _load() -> ModuleType | str:
     """The module, or the reason in one sentence why it cannot be had."""
-    # torch first: the extension then shares the OpenMP runtime, and so the threads, of torch.
+    # torch first: the loader then finds its OpenMP runtime for the extension, which links none.
     import torch  # noqa: F401
 
     try:
@@ -63,6 +64,19 @@ def unavailable_reason() -> str | None:
     """Why `is_available()` is false, in one sentence; None if it is true."""
     loaded = _load()
     return loaded if isinstance(loaded, str) else None
+
+
+def native_obstacle() -> str | None:
+    """As `unavailable_reason`, for an op that then runs in PyTorch: a warning says so once."""
+    reason = unavailable_reason()
+    if reason is not None:
+        _warn(reason)
+    return reason
+
+
+@cache
+def _warn(reason: str) -> None:
+    logging.getLogger("dsmooth").warning("operations run in PyTorch, slower: %s", reason)
 
 
 def extension() -> ModuleType:

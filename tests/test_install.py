@@ -121,6 +121,8 @@ print("exit code", run_doctor())
     ran = python(code, tmp_path, site)
     lines = ran.stdout.splitlines()
     assert lines[0] == "torch.Size([1, 4, 4])", ran.stdout + ran.stderr
+    (said,) = [line for line in ran.stderr.splitlines() if "run in PyTorch, slower" in line]
+    assert "no working C++20 compiler" in said
     assert lines[1].startswith("refused: ")
     assert "no working C++20 compiler" in lines[1]
     assert "CUDA build: none (the extension was not built)" in lines
@@ -163,14 +165,21 @@ def test_wheel_holds_the_package_and_a_working_extension(clone: Path, tmp_path: 
     assert "native against reference: ok" in ran.stdout
 
 
-def test_a_lost_symlink_stops_the_build(clone: Path) -> None:
+@pytest.mark.parametrize("way", ["wheel", "editable"])
+def test_a_lost_symlink_is_made_up_for(way: str, clone: Path, tmp_path: Path) -> None:
     link = clone / "dsmooth" / "kernels"
     link.unlink()
-    link.write_text("../kernels")  # what git leaves where symlinks are switched off
-    command = [sys.executable, "setup.py", "build_py"]
-    done = subprocess.run(command, cwd=clone, capture_output=True, text=True)
-    assert done.returncode != 0
-    assert "ln -s ../kernels dsmooth/kernels" in done.stderr
+    link.write_text("../kernels")  # left by zipfile, and by git where symlinks are switched off
+    where = ["--prefix", tmp_path / "p", "--ignore-installed"]
+    editable = ["-e"] * (way == "editable")
+    done = pip("install", *editable, clone, *where, cwd=tmp_path, **NO_COMPILER)
+    assert done.returncode == 0, done.stdout
+    (site,) = (tmp_path / "p").rglob("site-packages")
+    code = f"import site; site.addsitedir({str(site)!r}); import dsmooth.kernels as k; print(k)"
+    command = [sys.executable, "-S", "-c", code]  # without the dsmooth that runs these tests
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    folder = clone / "kernels" if way == "editable" else site / "dsmooth" / "kernels"
+    assert str(folder / "__init__.py") in ran.stdout, ran.stdout + ran.stderr
 
 
 CMAKE_ERROR = """-- The CUDA compiler identification is unknown

@@ -41,7 +41,7 @@ def native_obstacle(device_type: str, dtype: torch.dtype) -> str | None:
         return f"it runs on cpu tensors, got {device_type}"
     if dtype not in (torch.float32, torch.float64, torch.bfloat16):
         return f"it computes in float32, float64 and bfloat16, got {dtype}"
-    return _extension.unavailable_reason()
+    return _extension.native_obstacle()
 
 
 def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:

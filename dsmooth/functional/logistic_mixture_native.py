@@ -16,7 +16,7 @@ def native_obstacle(device_type: str) -> str | None:
     """Why the extension cannot compute on a device of this type; None if it can."""
     if device_type != "cpu":
         return f"the extension computes it on cpu tensors, got {device_type}"
-    return _extension.unavailable_reason()
+    return _extension.native_obstacle()
 
 
 # Arguments after the tensors: likelihood, atoms and smoothing_scale.
