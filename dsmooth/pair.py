@@ -102,12 +102,15 @@ class SmoothedPair(nn.Module):
         choices: seed=0, generator=None, first_index=0, temperature=1.0, label=None, known=None and
         mask=None, see `dsmooth.sampling.Choices`. The known pixels of x~ are known plus the
         smoothing's noise, a function of (seed, image index); method "noisy" returns these.
-        docs/math.md, section 4, says which distribution this draws from.
+        docs/math.md, section 4, says which distribution this draws from. Without a label a pair
+        with classes draws the class of each image, "prior".
 
         Returns (n, C, H, W); x~ is not clamped, nor is x from a continuous denoiser. An image whose
         x~ diverged is NaN. Raises ValueError or TypeError for arguments out of range or that do not
         fit.
         """
+        if self.n_classes and choices.get("label") is None:
+            choices["label"] = "prior"
         request = Request.make(n, choices, method=method, score=score, levels=levels)
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -236,13 +239,23 @@ class SmoothedPair(nn.Module):
         tighter in expectation. With a discretized denoiser it bounds the log-probability of bytes;
         with a continuous one a log-density in units of [-1, 1].
         The noise of row b is a function of (seed, first_index + b, draw). label: for a pair with
-        classes, as in `PixelCNNpp.forward`; the bound is then that of log p(x | label). levels: of
-        a ladder, as in `sample`; log p(x~) is then a bound itself (docs/math.md, section 7).
+        classes, as in `PixelCNNpp.forward`; the bound is then that of log p(x | label). Without
+        one a weight is the sum over classes, all as likely beforehand. levels: of a ladder, as in
+        `sample`; log p(x~) is then a bound itself (docs/math.md, section 7).
         """
         if n_noise < 1:
             raise ValueError(f"n_noise must be at least 1, got {n_noise}")
-        draws = [self.elbo_terms(x, seed, first_index, r, label, levels) for r in range(n_noise)]
-        weights = torch.stack([torch.stack(list(terms.values())).sum(0) for terms in draws])
+
+        def weight(repeat: int, label: Tensor | None) -> Tensor:
+            terms = self.elbo_terms(x, seed, first_index, repeat, label, levels)
+            return torch.stack(list(terms.values())).sum(0)
+
+        labels: list[Tensor | None] = [label]
+        if label is None and self.n_classes:
+            every = torch.arange(self.n_classes, device=x.device)
+            labels = [each.expand(len(x)) for each in every]
+        draws = [torch.stack([weight(r, each) for each in labels]) for r in range(n_noise)]
+        weights = torch.stack(draws).logsumexp(1) - math.log(len(labels))
         if importance_weighted:
             return torch.logsumexp(weights, dim=0) - math.log(n_noise)
         return weights.mean(0)

@@ -34,6 +34,7 @@ class Stream(IntEnum):
     LEVEL = 7  # the noise level of a training image
     LADDER = 8  # between the noise levels of a ladder
     FLIP = 9  # horizontal flips of training images
+    CLASS = 10  # the class of an image, drawn from the prior
 
 
 def split_seed(seed: int) -> tuple[int, int]:

@@ -140,9 +140,13 @@ def test_the_command_draws_a_class_or_each(tmp_path: Path) -> None:
     assert (shard == each["x"]).all()
     with pytest.raises(ValueError, match="holds another drawing: label each, not 1"):
         draw(1, "folder")
-    for wrong in (None, 3):
-        with pytest.raises(ValueError, match=r"3 classes: give --label 0 .. 2, or --label each"):
-            draw(wrong, "no.npz")
+    with pytest.raises(ValueError, match=r"3 classes: give --label 0 .. 2, or --label each"):
+        draw(3, "no.npz")
+    drawn = draw(None, "prior.npz")
+    labels = drawn["label"].tolist()
+    assert len(set(labels)) > 1
+    for i, label in enumerate(labels):
+        assert (draw(label, f"of-{label}.npz")["x"][i] == drawn["x"][i]).all()
 
 
 @pytest.mark.quick

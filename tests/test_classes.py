@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import dsmooth
-from dsmooth.data import ImageDataset
+from dsmooth.data import ImageDataset, load_dataset
 from dsmooth.nn.layers import GatedResnet
 from dsmooth.nn.score import score_of
 from dsmooth.runs import RunFolder
@@ -159,6 +160,45 @@ def test_a_label_is_for_models_with_classes() -> None:
 
 
 @pytest.mark.quick
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("noise_levels", [(), (0.1, 0.5)])
+def test_classes_begin_as_the_network_without_them(role: str, noise_levels: tuple) -> None:
+    if role == "plain" and noise_levels:
+        pytest.skip("a plain model has no noise levels")
+    settings = {"noise_levels": noise_levels} if noise_levels else {}
+    config = tiny(role, n_classes=10, **settings)
+    torch.manual_seed(1)
+    initial = dsmooth.PixelCNNpp(replace(config.model, n_classes=0))
+    with torch.no_grad():
+        for weight in initial.parameters():
+            weight.normal_(std=0.3)
+    data = load_dataset("mnist", "train")
+    model = TrainState(config, data, torch.device("cpu"), initial).model.eval()
+    x, _, label = inputs("none")
+    context = x.flip(0) if role == "denoiser" else None
+    level = torch.tensor([0, 1, 1]) if noise_levels else None
+    x, context = (t if t is None else t.double() for t in (x, context))
+    found = model.double()(x, context, label, level)
+    expected = initial.double().eval()(x, context, None, level)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    model.float()
+    with pytest.raises(ValueError, match="another shape"):
+        TrainState(replace(config, model=initial.config), data, torch.device("cpu"), model)
+
+
+@pytest.mark.quick
+def test_classes_of_the_prior_are_a_function_of_the_image_and_all_as_likely() -> None:
+    request = Request(20_000, seed=3, first_index=7, label="prior")
+    drawn = request.labels(10)
+    assert torch.equal(request.part(100, 9).labels(10), drawn[100:109])
+    assert not torch.equal(replace(request, seed=4).labels(10), drawn)
+    counts = torch.bincount(drawn, minlength=10)
+    assert len(counts) == 10
+    assert ((counts - 2000).abs() < 4 * (20_000 * 0.1 * 0.9) ** 0.5).all()
+    assert request.how()["label"] == "prior"
+
+
+@pytest.mark.quick
 def test_the_labels_of_a_request() -> None:
     """A function of the image's number; parts have those of their images."""
     cpu = torch.device("cpu")
@@ -228,8 +268,13 @@ def test_either_or_both_of_a_pair_have_classes(tmp_path: Path, noisy: int, denoi
     assert torch.equal(terms["denoiser"], others["denoiser"]) == (denoiser == 0)
     total = pair.elbo(x, label=label)
     torch.testing.assert_close(total, torch.stack(list(terms.values())).sum(0))
-    with pytest.raises(ValueError, match="label is missing"):
-        pair.elbo(x)
+    every = [pair.elbo(x, label=torch.full((3,), c), n_noise=1) for c in range(CLASSES)]
+    expected = torch.stack(every).logsumexp(0) - math.log(CLASSES)
+    torch.testing.assert_close(pair.elbo(x), expected)
+    drawn = Request(3, seed=4, first_index=1, label="prior").labels(CLASSES)
+    assert torch.equal(
+        pair.sample(3, seed=4, first_index=1), pair.sample(3, seed=4, first_index=1, label=drawn)
+    )
     denoised = pair.denoise(x, method="single-step", label=label)
     own = label if noisy else None
     expected = x + 0.25 * score_of(pair.noisy, x, label=own)

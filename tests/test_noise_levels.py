@@ -16,7 +16,7 @@ from dsmooth.data import ImageDataset
 from dsmooth.evaluate import score_pair
 from dsmooth.nn.levels import at_level
 from dsmooth.sampling.ladder import Step, log_prob_of_noisy, seed_of_rung
-from dsmooth.sampling.request import How
+from dsmooth.sampling.request import How, Request
 from dsmooth.smoothing import GaussianSmoothing
 from dsmooth.train import train
 from dsmooth.train.step import make_inputs
@@ -229,6 +229,15 @@ def test_the_bound_of_a_ladder_is_below_the_truth() -> None:
     worse = [PerfectPair(scale, tilt=0.7) for scale in (1.5, 0.9, 0.6)]
     loss = (pairs[-1].noisy_log_prob(x_tilde) - log_prob_of_noisy(worse, x_tilde, seed=2)).mean()
     assert loss > 0.1
+
+
+def test_a_ladder_draws_one_class_for_all_its_rungs() -> None:
+    pair = pair_of_levels(n_classes=3)
+    own = Request(4, seed=2, label="prior").labels(3)
+    assert len(own.unique()) > 1
+    levels = (0.5, 0.1)
+    drawn = pair.sample(4, seed=2, levels=levels)
+    assert torch.equal(drawn, pair.sample(4, seed=2, levels=levels, label=own))
 
 
 def test_a_ladder_scores_its_draws_in_the_precision_that_drew_them(

@@ -52,6 +52,8 @@ def complete(options: Complete) -> None:
         check_memory((len(x) * options.draws, *models.image_shape))
         known = x.repeat_interleave(options.draws, dim=0)
         drawing = {**vars(options.drawing), "seed": seed_of_all(options.drawing.seed)}
+        if models.n_classes and drawing["label"] is None:
+            drawing["label"] = "prior"
         request = Request(len(known), known=known_pixels(known, mask, len(known)), **drawing)
         started, rank = time.monotonic(), rank_and_size()[0]
         sampler = Sampler(How(options.execution.threads, options.execution.precision))

@@ -88,7 +88,8 @@ class Drawing:
     levels: tuple[float, ...] | None = None
     """Noise levels of a ladder, falling, for a pair that has several; by default the highest."""
     label: Class | None = None
-    """For models with classes: the class of all images, or each for classes in turn."""
+    """For models with classes: the class of all images, or each for classes in turn; by default
+    the class of an image is drawn, all as likely."""
     temperature: float = 1.0
     """Below 1 for likelier pixels, above 1 for more varied ones."""
 

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 from ..distributed import process_group, rank_and_size
@@ -32,6 +33,8 @@ def sample(options: Sample) -> None:
     with process_group():
         models = load_models(options.models)
         check_models(models, options.drawing)
+        if models.n_classes and request.label is None:
+            request = replace(request, label="prior")
         folder = None if options.out[0].suffix else options.out[0]
         device = options.execution.device
         models.to(drawing_device(device, models, request, sampler.how, folder))
@@ -53,11 +56,10 @@ def check_models(models: Models, drawing: Drawing) -> None:
     n_classes, label = models.n_classes, drawing.label
     if n_classes == 0 and label is not None:
         raise ValueError("--label is for models with classes, which these have not")
-    if n_classes and (label is None or (label != "each" and not 0 <= label < n_classes)):
-        found = "" if label is None else f", got {label}"
+    if n_classes and label not in (None, "each") and not 0 <= label < n_classes:
         raise ValueError(
             f"the model has {n_classes} classes: give --label 0 .. {n_classes - 1}, or --label "
-            f"each{found}"
+            f"each, got {label}"
         )
 
 

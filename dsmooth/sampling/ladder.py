@@ -61,8 +61,13 @@ class Ladder:
     def __init__(self, rungs: Sequence[Any]) -> None:
         self.rungs = rungs
 
+    def labelled(self, request: Request) -> Request:
+        """The request with one class of an image on all rungs, whose seeds differ."""
+        return request.labelled(self.rungs[0].n_classes, self.rungs[0].device)
+
     def draw(self, request: Request, sampler: Sampler, progress: Progress | None = None) -> Tensor:
         """The images of a request. progress: called with the fraction done."""
+        request = self.labelled(request)
         # One network for x~, and one for every image that is drawn from a noisy one.
         first = 1 / (len(self.rungs) + (request.method == "two-step"))
         x_tilde = self.rungs[0].draw_noisy(request, sampler, share_of_progress(progress, 0, first))
@@ -76,6 +81,7 @@ class Ladder:
         progress: Progress | None = None,
     ) -> Tensor:
         """The image of each x~ (B, C, H, W) of the highest level."""
+        request = self.labelled(request)
         steps = len(self.rungs) - 1
         parts = steps + (request.method == "two-step")
         for i, (high, low) in enumerate(pairwise(self.rungs)):

@@ -18,12 +18,13 @@ from torch import Tensor
 
 from ..config import Method, Precision, Score, check_choices, check_whole
 from ..nn.condition import check_label
-from ..philox import split_seed
+from ..philox import Stream, image_words, split_seed
 from ..progress import LOG
 from .known import KnownPixels, known_pixels
 
-# One class for all images; the classes in turn; or (n,) int64, or (n, n_classes) soft classes.
-Label = int | Literal["each"] | Tensor | None
+# One class for all images; the classes in turn; each drawn from the prior; or (n,) int64, or
+# (n, n_classes) soft classes.
+Label = int | Literal["each", "prior"] | Tensor | None
 # Called with the fraction that is done.
 Progress = Callable[[float], None]
 
@@ -37,8 +38,9 @@ class Choices(TypedDict, total=False):
     logits and multiplies the scales.
 
     label: for models with classes. A number is the class of all images, "each" makes image i one of
-    class i modulo the number of classes, and a tensor has a class (n,) int64, or weights of classes
-    (n, n_classes), for every image.
+    class i modulo the number of classes, "prior" draws the class of each, all as likely, as a
+    function of the seed and the image's number, and a tensor has a class (n,) int64, or weights of
+    classes (n, n_classes), for every image.
 
     known: (n or 1, C, H, W), images whose pixels where mask, (n or 1, H, W) bool, is True are kept.
     Each of the others is drawn given all pixels before it, with its own noise. If the known pixels
@@ -96,10 +98,12 @@ class Request:
                     f"label must have shape ({self.count},) or ({self.count}, n_classes), got "
                     f"{tuple(self.label.shape)}"
                 )
-        elif self.label is not None and self.label != "each":
+        elif self.label not in (None, "each", "prior"):
             whole = isinstance(self.label, int) and not isinstance(self.label, bool)
             if not whole or not 0 <= self.label < 2**63:
-                raise ValueError(f'label must be a class, "each" or a tensor, got {self.label!r}')
+                raise ValueError(
+                    f'label must be a class, "each", "prior" or a tensor, got {self.label!r}'
+                )
 
     @classmethod
     def make(cls, count: int, choices: Choices, **for_a_pair: Any) -> Request:
@@ -130,7 +134,17 @@ class Request:
         Raises ValueError or TypeError for labels that are missing, superfluous or not its classes.
         """
         label = self.label
-        if isinstance(label, str):
+        if isinstance(label, str) and label == "prior":
+            words = image_words(
+                self.count,
+                1,
+                seed=self.seed,
+                first_index=self.first_index,
+                stream=Stream.CLASS,
+                device=device,
+            )
+            label = words[:, 0, 0] * max(n_classes, 1) >> 32
+        elif isinstance(label, str):
             modulus = max(n_classes, 1)
             first = self.first_index % modulus
             label = (torch.arange(self.count, device=device) + first) % modulus
@@ -140,6 +154,10 @@ class Request:
             label = torch.full((self.count,), label, device=device)
         check_label(label, n_classes, self.count)
         return None if label is None else label.to(device)
+
+    def labelled(self, n_classes: int, device: torch.device | str = "cpu") -> Request:
+        """The same with its labels as a tensor, whatever seed comes to stand here."""
+        return replace(self, label=self.labels(n_classes, device)) if n_classes else self
 
     def part(self, offset: int, count: int) -> Request:
         """The `count` images behind the first `offset` ones, drawn the same way."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import TrainConfig
@@ -22,6 +23,7 @@ from ..data.order import ImagesOnDevice, flips
 from ..distributed import shared_work
 from ..files import load_state
 from ..nn import PixelCNNpp
+from ..nn.levels import PROJECTION
 from ..philox import Stream, image_words
 from ..smoothing import GaussianSmoothing, make_smoothing
 from .device import ReplayedStep, compile_gated_resnets, holds, set_keep_gates, uses_graph
@@ -133,6 +135,18 @@ def scheduled(peak: float, config: TrainConfig, images_seen: Tensor, steps: Tens
     return rate * 0.5 * (1 + torch.cos(math.pi * done))
 
 
+def initial_state(model: PixelCNNpp, initial: PixelCNNpp) -> dict[str, Tensor]:
+    """The weights of `initial` for `model`; classes that it alone has are projected to zero."""
+    state, ours, theirs = initial.state_dict(), model.config, initial.config
+    if theirs.condition_size or ours.noise_levels != theirs.noise_levels:
+        return state
+    for name, own in model.state_dict().items():
+        if name.endswith(PROJECTION):
+            levels = state.get(name, own[:, :0])
+            state[name] = F.pad(levels, (own.shape[1] - levels.shape[1], 0))
+    return state
+
+
 class TrainState:
     """The model, its average and its optimiser, as after `images_seen` training images.
 
@@ -175,7 +189,7 @@ class TrainState:
         self.model = PixelCNNpp(config.model).to(device).to(memory_format=torch.channels_last)
         set_keep_gates(self.model, config.keep_gates == "on")
         if initial is not None:
-            load_state(self.model, initial.state_dict(), str(config.init))
+            load_state(self.model, initial_state(self.model, initial), str(config.init))
         elif config.data_init:
             self.model.initialize(*self.inputs(0))
         self.parameters = list(self.model.parameters())
