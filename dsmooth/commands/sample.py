@@ -56,7 +56,7 @@ def check_models(models: Models, drawing: Drawing) -> None:
     n_classes, label = models.n_classes, drawing.label
     if n_classes == 0 and label is not None:
         raise ValueError("--label is for models with classes, which these have not")
-    if n_classes and label not in (None, "each") and not 0 <= label < n_classes:
+    if n_classes and isinstance(label, int) and not 0 <= label < n_classes:
         raise ValueError(
             f"the model has {n_classes} classes: give --label 0 .. {n_classes - 1}, or --label "
             f"each, got {label}"
