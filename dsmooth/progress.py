@@ -80,7 +80,7 @@ def progress(title: str, total: int, unit: str = "images") -> Iterator[Callable[
             task = bar.add_task(title, total=total)
             yield lambda done: bar.update(task, completed=done)
         return
-    print(f"{title}: {total:,} {unit}", flush=True)
+    print(f"{title}: {total:,} {unit.removesuffix('s') if total == 1 else unit}", flush=True)
 
     def show(done: float) -> None:
         nonlocal printed

@@ -106,7 +106,8 @@ def reproduce(
             ) from error
         write_json(out / "results.json", results)
     print(f"\n{sentences[0]}")
-    print(f"Pictures: {out / 'samples'}/*.png")
+    if samples:
+        print(f"Pictures: {out / 'samples'}/*.png")
     print(f"Report:   {out / 'report.html'} (open it in a browser; it needs no network)")
     for sentence in sentences[1:]:
         print(wrapped(sentence))
