@@ -16,6 +16,8 @@ from .pair import SmoothedPair
 from .pretrained import SavedNetwork, resolve
 from .runs import RunFolder
 from .sampling.cached import Sampler, has_cached_sampler
+from .sampling.candidates import draw_completions
+from .sampling.ladder import Ladder
 from .sampling.output import DrawPart
 from .sampling.request import Progress, Request
 
@@ -94,20 +96,27 @@ class Models:
         """`weights_digest` of each network."""
         return {role: weights_digest(network) for role, network in self.networks.items()}
 
-    def drawer(self, request: Request, sampler: Sampler) -> DrawPart:
+    def drawer(self, request: Request, sampler: Sampler, candidates: int = 1) -> DrawPart:
         """A function that draws parts of a request from the pair, or from the single model.
 
-        The weights are those of the first part. Raises ValueError for a pair beside a plain model.
+        The weights are those of the first part. candidates: see `draw_completions`. Raises
+        ValueError for a pair beside a plain model, and for candidates of a ladder or of another
+        method than "two-step".
         """
         if self.smoothed is not None and self.plain is not None:
             raise ValueError(f"one model draws at a time, got {', '.join(self.networks)}")
         pair = self.smoothed
         drawer = None if pair is None else pair.drawer(request.levels)
         network = next(iter(self.networks.values()))
+        if candidates > 1 and (request.method != "two-step" or isinstance(drawer, Ladder)):
+            raise ValueError("candidates need method two-step and one noise level")
 
         def draw(part: Request, progress: Progress) -> Tensor:
             if part.known is not None:
                 part = replace(part, known=part.known.to(self.device))
+            if candidates > 1:
+                size, model = self.image_size, drawer or network
+                return draw_completions(model, part, sampler, size, candidates, progress)
             if drawer is not None:
                 return drawer.draw(part, sampler, progress)
             return sampler.draw(network, part, self.image_size, progress=progress)

@@ -35,6 +35,7 @@ class Stream(IntEnum):
     LADDER = 8  # between the noise levels of a ladder
     FLIP = 9  # horizontal flips of training images
     CLASS = 10  # the class of an image, drawn from the prior
+    CANDIDATE = 11  # the seeds of several draws of an image, and the choice among them
 
 
 def split_seed(seed: int) -> tuple[int, int]:

@@ -59,7 +59,8 @@ def complete(options: Complete) -> None:
         sampler = Sampler(How(options.execution.threads, options.execution.precision))
         models.to(drawing_device(options.execution.device, models, request, sampler.how))
         with progress("completing", request.count) if rank == 0 else nullcontext() as done:
-            completed = gather(models.drawer(request, sampler), request, models.chunk, done)
+            drawer = models.drawer(request, sampler, options.candidates)
+            completed = gather(drawer, request, models.chunk, done)
     if completed is not None:
         print(rate_line(request.count, 0, time.monotonic() - started))
         for path in options.out:
@@ -70,7 +71,7 @@ def complete(options: Complete) -> None:
 
 def check_options(options: Complete) -> None:
     """Raise ValueError for numbers and files that cannot be."""
-    for name in ("count", "draws"):
+    for name in ("count", "draws", "candidates"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(options, name)}")
     if options.mask is not None and options.keep_top is not None:

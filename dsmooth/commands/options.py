@@ -169,6 +169,9 @@ class Complete:
     """A picture of the images' size instead: its white pixels are given, its black ones missing."""
     draws: int = 8
     """Completions of each image."""
+    candidates: int = 1
+    """Draws behind each completion, of which one is taken by its weight: nearer to the conditional
+    distribution, and exact for very many. Worth it for masks that are not the upper rows."""
     out: tuple[Path, ...] = (Path("completed.png"),)
     """Files to write: .png for the picture, .npz for arrays `x` (the completions, N * draws, C, H,
     W), `original` (N, C, H, W) and `mask` (1, H, W)."""

@@ -45,7 +45,7 @@ class Choices(TypedDict, total=False):
     known: (n or 1, C, H, W), images whose pixels where mask, (n or 1, H, W) bool, is True are kept.
     Each of the others is drawn given all pixels before it, with its own noise. If the known pixels
     come first in raster order this is the model's conditional distribution; else later known pixels
-    do not influence earlier ones.
+    do not influence earlier ones, and the distribution may be far off the conditional one.
     """
 
     seed: int | None
