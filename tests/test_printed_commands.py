@@ -33,7 +33,7 @@ from tests.helpers.data_makers import random_bytes, write_images
 
 PACKAGE = Path(dsmooth.__file__).parent
 TINY = "--data folder --data-dir images --n-filters 4 --n-resnet 1 --n-mix 2 --context-layers 1"
-TINY += " --dropout 0 --images 640 --batch-size 16 --ema 0 --learning-rate 2e-2 --warmup-images 0"
+TINY += " --dropout 0 --images 192 --batch-size 8 --ema 0 --learning-rate 2e-2 --warmup-images 0"
 TINY += " --evaluations 1 --evaluation-images 4"
 FEW = "-n 4 --scored-images 4 --probe-train-images 4 --probe-test-images 4"
 # Folders that a reader is to name.
@@ -72,7 +72,10 @@ def stop_at_once() -> Iterator[Any]:
 
 
 def test_every_printed_command_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    no_plots: None,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     pixels = random_bytes((30, 8, 8, 3))

@@ -209,7 +209,7 @@ def test_models_trained_elsewhere_have_no_passes_and_no_rate() -> None:
     assert "trained on 32,000 images" in seen
 
 
-def test_sections_without_numbers_are_left_out(tmp_path: Path) -> None:
+def test_sections_without_numbers_are_left_out(tmp_path: Path, no_plots: None) -> None:
     results = made_up_results()
     del results["runs"]["plain"], results["bits_per_dim"]["plain"], results["receptive_field"]
     results["bits_per_dim"]["pair_less"] = {}
@@ -223,7 +223,7 @@ def test_sections_without_numbers_are_left_out(tmp_path: Path) -> None:
     assert "Not measured: nothing suits." in seen
 
 
-def test_diverged_samples_are_counted_not_hidden(tmp_path: Path) -> None:
+def test_diverged_samples_are_counted_not_hidden(tmp_path: Path, no_plots: None) -> None:
     pictures, results = made_up_pictures(), made_up_results()
     pictures["noisy"][3, 0, 2, 2] = math.inf
     pictures["noisy"][5, 0, 2, 2] = math.nan
@@ -243,7 +243,9 @@ def test_advice_fits_the_data() -> None:
     assert "`train` trains for longer" in full
 
 
-def test_packaged_models_are_told_with_the_numbers_of_their_card(tmp_path: Path) -> None:
+def test_packaged_models_are_told_with_the_numbers_of_their_card(
+    tmp_path: Path, no_plots: None
+) -> None:
     results = made_up_results() | {"card": card_numbers(), "budget_minutes": None}
     for run in results["runs"].values():
         del run["passes_over_training_set"]
