@@ -1,11 +1,12 @@
 """Builds the native extension `dsmooth._C` with CMake and Ninja; the rest is in pyproject.toml.
 
-The build needs no torch and no network. One environment variable steers it:
+The build needs no torch and no network. An environment variable steers it:
 
     DSMOOTH_CUDA=auto   (default) build the CUDA half if nvcc is found and passes CMake's check
     DSMOOTH_CUDA=0      CPU only
     DSMOOTH_CUDA=1      CUDA or an error
 
+CMAKE_ARGS adds arguments to CMake's, as for other packages.
 Without a working C++20 compiler the package still installs, and its operations run in PyTorch.
 What was built, with what, and the reason of what was not, is written to `dsmooth/_build_info.json`;
 `dsmooth doctor` prints it.
@@ -31,7 +32,6 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 BUILD_INFO = "_build_info.json"
 TERMINAL = "/dev/tty"
-CUDA_ARCHITECTURES = "80-real;90-real;90-virtual"  # machine code for both, PTX for what comes later
 
 
 class BuildError(SystemExit):
@@ -103,10 +103,8 @@ def build_native(target: Path, build_dir: Path) -> dict[str, Any]:
         if archs := re.findall(r"-arch (\S+)", os.environ.get("ARCHFLAGS", "")):  # of macOS
             command += [f"-DCMAKE_OSX_ARCHITECTURES={';'.join(archs)}"]
         if nvcc:
-            command += [
-                f"-DCMAKE_CUDA_COMPILER={nvcc}",
-                f"-DCMAKE_CUDA_ARCHITECTURES={CUDA_ARCHITECTURES}",
-            ]
+            command += [f"-DCMAKE_CUDA_COMPILER={nvcc}"]
+        command += shlex.split(os.environ.get("CMAKE_ARGS", ""))
         done = run(command)
         return None if done.returncode == 0 else complaint(done.stdout)
 
@@ -140,16 +138,11 @@ def build_native(target: Path, build_dir: Path) -> dict[str, Any]:
     if not target.is_file():
         raise BuildError(f"CMake succeeded but did not write {target}")
     info.update(extension=True, **json.loads((build_dir / "build_facts.json").read_text()))
-    info["cuda"] = describe_cuda(info.pop("cuda_compiler"), info["cuda"]["reason"])
+    compiler, code = info.pop("cuda_compiler"), info.pop("cuda_code")
+    if nvcc:
+        info["cuda"] = {"built": True, "archs": code, "compiler": compiler, "reason": None}
     say(f"built {target.name}; CUDA: {info['cuda']['reason'] or ' '.join(info['cuda']['archs'])}")
     return info
-
-
-def describe_cuda(compiler: str, reason: str | None) -> dict[str, Any]:
-    if not compiler:
-        return {"built": False, "archs": [], "reason": reason}
-    archs = [f"sm_{arch[:-5]}" for arch in CUDA_ARCHITECTURES.split(";") if arch.endswith("-real")]
-    return {"built": True, "archs": [*archs, "PTX"], "compiler": compiler, "reason": None}
 
 
 def find_tool(name: str, directory_attribute: str) -> str:

@@ -209,10 +209,8 @@ def build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict
                 return SimpleNamespace(returncode=1, stdout=CMAKE_ERROR)
             if "--build" in command:
                 target.write_bytes(b"module")
-                facts = {"cuda_compiler": "NVIDIA 13.0" if play.cuda else ""}
+                facts = {"cuda_compiler": "NVIDIA 13.0", "cuda_code": ["sm_90", "PTX"]}
                 (Path(command[-1]) / "build_facts.json").write_text(json.dumps(facts))
-            else:
-                play.cuda = "-DDSMOOTH_CUDA=ON" in command
             return SimpleNamespace(returncode=0, stdout="")
 
         monkeypatch.setenv("DSMOOTH_CUDA", wish)
@@ -259,7 +257,7 @@ def without_cuda(command: str) -> bool:
 @pytest.mark.parametrize(
     ("wish", "nvcc", "working", "cuda"),
     [
-        ("auto", "/opt/nvcc", always, {"archs": ["sm_80", "sm_90", "PTX"], "reason": None}),
+        ("auto", "/opt/nvcc", always, {"archs": ["sm_90", "PTX"], "reason": None}),
         ("auto", None, always, {"archs": [], "reason": "nvcc not found"}),
         ("0", "/opt/nvcc", always, {"archs": [], "reason": "DSMOOTH_CUDA=0"}),
         (

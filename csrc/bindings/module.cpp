@@ -8,6 +8,7 @@
 #include <string>
 
 #include "../common/isa.h"
+#include "../common/parallel.h"
 #include "../common/philox.h"
 #include "bindings.h"
 
@@ -39,6 +40,7 @@ PYBIND11_MODULE(_C, module) {
 #else
   module.attr("has_cuda") = false;
 #endif
+  module.attr("has_openmp") = has_openmp();
 
   module.def("instruction_sets", &instruction_sets,
              "Names of the instruction sets built that this CPU has, the best last.");

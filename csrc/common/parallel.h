@@ -1,4 +1,4 @@
-// Work split over threads: the OpenMP threads that PyTorch brought, else std::thread.
+// Work split over threads: those of the OpenMP runtime of the process, else std::thread.
 #pragma once
 
 #include <algorithm>
@@ -8,16 +8,47 @@
 #include <thread>
 #include <vector>
 
+// The interface that GNU's compiler calls for `#pragma omp parallel`; the runtimes of GNU, LLVM and
+// Intel have it. Nothing is linked: the loader finds the functions in the runtime that PyTorch has
+// loaded, so that the two share its threads, and else leaves null.
+#if defined(__linux__)
+extern "C" {
+[[gnu::weak]] void GOMP_parallel(void (*work)(void*), void* data, unsigned threads, unsigned flags);
+[[gnu::weak]] int omp_get_thread_num();
+[[gnu::weak]] int omp_get_num_threads();
+}
+#endif
+
 namespace dsmooth {
+
+inline bool has_openmp() {
+#if defined(__linux__)
+  return GOMP_parallel != nullptr && omp_get_thread_num != nullptr &&
+         omp_get_num_threads != nullptr;
+#else
+  return false;
+#endif
+}
 
 // Calls body(part) for each of [0, parts), on a thread each. body must not throw.
 template <class Body>
 void parallel_for(int64_t parts, const Body& body) {
   if (parts == 1) return body(0);
-#if defined(_OPENMP)
-#pragma omp parallel for num_threads(static_cast<int>(parts)) schedule(static, 1)
-  for (int64_t part = 0; part < parts; ++part) body(part);
-#else
+#if defined(__linux__)
+  if (has_openmp()) {
+    struct Work {
+      int64_t parts;
+      const Body& body;
+    } work{parts, body};
+    const auto run = [](void* data) {
+      const Work& work = *static_cast<const Work*>(data);
+      // The runtime may give fewer threads than parts.
+      const int64_t threads = omp_get_num_threads();
+      for (int64_t part = omp_get_thread_num(); part < work.parts; part += threads) work.body(part);
+    };
+    return GOMP_parallel(run, &work, static_cast<unsigned>(parts), 0);
+  }
+#endif
   std::vector<std::thread> others;
   int64_t given = 1;
   try {
@@ -27,7 +58,6 @@ void parallel_for(int64_t parts, const Body& body) {
   body(0);
   for (int64_t part = given; part < parts; ++part) body(part);
   for (std::thread& other : others) other.join();
-#endif
 }
 
 // Calls body(item, worker) for every item of [0, count), each on the worker that is free first;

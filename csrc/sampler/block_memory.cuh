@@ -1,7 +1,7 @@
 // Addresses of all that a product reads and writes, shared by the lanes of a thread block.
 //
 // A Block gives its lanes: Block::kWarps and Block::kWarpLanes, powers of two, lane(), sync() and
-// shared(), the memory that they share. On the device that is a thread block (sampler_cuda.cu);
+// shared(), the memory that they share. On the device that is a thread block (sample_kernel.cuh);
 // tests play one on the host. It may be copied.
 #pragma once
 

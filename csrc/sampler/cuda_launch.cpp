@@ -62,6 +62,10 @@ int rows_of(const NetworkView& network, int height) {
   return network.stacked() ? 2 * height : height;
 }
 
+SampleKernel kernel_of(bool bf16, bool completes) {
+  return bf16 ? bfloat16_kernel(completes) : float32_kernel(completes);
+}
+
 int launches_of_a_slice(int rows) { return (rows + kRowsPerLaunch - 1) / kRowsPerLaunch; }
 
 }  // namespace
@@ -82,7 +86,7 @@ CudaSampler::CudaSampler(Program program, bool bf16, int device)
     cuda_check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), what, value),
                "cudaFuncSetAttribute");
   };
-  for (const SampleKernel kernel : {sample_kernel(bf16), completion_kernel(bf16)}) {
+  for (const SampleKernel kernel : {kernel_of(bf16, false), kernel_of(bf16, true)}) {
     set(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit);
     set(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, std::min(percent, 100));
   }
@@ -120,9 +124,7 @@ void CudaSampler::sample(const CudaRequest& r, int64_t launch) const {
                first,
                std::min(first + kRowsPerLaunch, rows)};
   check_current(device_);
-  const bool bf16 = plan_.network().bf16;
-  const SampleKernel kernel =
-      r.all.mask || r.all.condition ? completion_kernel(bf16) : sample_kernel(bf16);
+  const SampleKernel kernel = kernel_of(plan_.network().bf16, r.all.mask || r.all.condition);
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(r.partition.blocks));
   config.blockDim = dim3(kKernelWarps * 32);

@@ -188,10 +188,13 @@ class PixelStages {
     take_near<kBegin, kEnd>();
     DSMOOTH_DEVICE_UNROLL
     for (int j = kBegin; j < kEnd; ++j) {
-      DSMOOTH_DEVICE_UNROLL
-      for (int high = 0; high < kHigh; ++high)
-        W::multiply(held_.weights[j], held_.rows[j] + high * kFragmentGranules, held_.sums.of[high],
-                    odd.of[high], memory_.lane());
+      DSMOOTH_DEVICE_ROLL
+      for (int part = 0; part < W::kParts; ++part) {
+        DSMOOTH_DEVICE_UNROLL
+        for (int high = 0; high < kHigh; ++high)
+          W::multiply(held_.weights[j], held_.rows[j] + high * kFragmentGranules,
+                      held_.sums.of[high], odd.of[high], memory_.lane(), part);
+      }
     }
   }
 

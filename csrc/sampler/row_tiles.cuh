@@ -143,12 +143,15 @@ class RowTile {
   }
 
   DSMOOTH_HOST_DEVICE void multiply(int j) {
-    DSMOOTH_DEVICE_UNROLL
-    for (int high = 0; high < kHigh; ++high) {
+    DSMOOTH_DEVICE_ROLL
+    for (int part = 0; part < W::kParts; ++part) {
       DSMOOTH_DEVICE_UNROLL
-      for (int wide = 0; wide < kWide; ++wide)
-        W::multiply(weights_[j][wide], rows_[j] + high * kFragmentGranules, sums_[high][wide],
-                    sums_[high][wide], memory_.lane());
+      for (int high = 0; high < kHigh; ++high) {
+        DSMOOTH_DEVICE_UNROLL
+        for (int wide = 0; wide < kWide; ++wide)
+          W::multiply(weights_[j][wide], rows_[j] + high * kFragmentGranules, sums_[high][wide],
+                      sums_[high][wide], memory_.lane(), part);
+      }
     }
   }
 

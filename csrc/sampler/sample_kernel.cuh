@@ -1,5 +1,7 @@
-// The kernel of the sampler, for the two files that compile it: what it holds for known pixels
-// would cost all other images registers, and with them a tenth of the time of a stage.
+// The kernel of the sampler, for the two files that compile it, one for a type of operands. Known
+// pixels have a kernel of their own: what it holds for them would cost all other images registers,
+// and with them a tenth of the time of a stage. The two share the functions that they call, so that
+// one file compiles both.
 #pragma once
 
 #include "sampler_cuda.h"

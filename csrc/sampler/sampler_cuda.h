@@ -17,11 +17,11 @@ struct CudaRequest {
   void* stream;      // a cudaStream_t of the device
 };
 
-// The kernels for a type of operands, with kKernelWarps warps a block: the first draws every pixel
-// (sampler_cuda.cu), the second keeps those of a mask (completion_cuda.cu).
+// The kernels for a type of operands, with kKernelWarps warps a block. completes: the kernel keeps
+// the pixels of a mask and adds biases of images; the other one draws every pixel.
 using SampleKernel = void (*)(BlockRun);
-SampleKernel sample_kernel(bool bf16);
-SampleKernel completion_kernel(bool bf16);
+SampleKernel float32_kernel(bool completes);   // cuda_float32.cu
+SampleKernel bfloat16_kernel(bool completes);  // cuda_bfloat16.cu
 constexpr int kKernelWarps = 8;
 
 class CudaSampler {

@@ -60,6 +60,7 @@ struct Warp {
   static constexpr int kLoadedWeights = kWeightGranules;
   static constexpr int kSlots = kRows * kColumns / 2 / kLanes;  // pairs of sums
   static constexpr bool kTwoSums = false;
+  static constexpr int kParts = 1;
 
   static int row(int, int i) { return i; }
   static int granule(int, int i) { return i; }
@@ -71,8 +72,10 @@ struct Warp {
   static int slot_column(int lane, int slot) { return (lane + slot * kLanes) % 32 / 4 * 2; }
 
   // Adds weights times rows. A lane may have two sums for each output, `even` and `odd`, to be
-  // added.
-  static void multiply(const Granule* weights, const Granule* rows, Pair* even, Pair*, int lane) {
+  // added. A product has kParts, which its caller takes in a loop, in their order: unrolled, those
+  // of float32 are thousands of instructions, on which the compiler spends most of its time.
+  static void multiply(const Granule* weights, const Granule* rows, Pair* even, Pair*, int lane,
+                       int /*part*/) {
     constexpr int kDepth = kStepGranules * kGranule / static_cast<int>(sizeof(T));
     for (int slot = 0; slot < kSlots; ++slot) {
       const Granule* row = rows + slot_row(lane, slot) * kStepGranules;
@@ -107,9 +110,10 @@ struct WarpLanes {
 template <>
 struct Warp<Bf16, 32> : WarpLanes {
   static constexpr bool kTwoSums = true;  // half as long a chain of products
+  static constexpr int kParts = 1;
 
   __device__ static void multiply(const Granule* weights, const Granule* row, Pair* even, Pair* odd,
-                                  int) {
+                                  int, int /*part*/) {
     add_product(weights[0], row->word[0], row->word[1], even);
     add_product(weights[1], row->word[2], row->word[3], odd);
   }
@@ -127,21 +131,19 @@ struct Warp<Bf16, 32> : WarpLanes {
 template <>
 struct Warp<float, 32> : WarpLanes {
   static constexpr bool kTwoSums = false;
+  static constexpr int kParts = kStepGranules;
 
   __device__ static void multiply(const Granule* weights, const Granule* row, Pair* even, Pair*,
-                                  int lane) {
+                                  int lane, int part) {
     DSMOOTH_DEVICE_UNROLL
-    for (int q = 0; q < kStepGranules; ++q) {
+    for (int i = 0; i < 4; ++i) {
+      const float x = of(weights[0].word[i], lane / 4 * 4 + part);
+      const float y = of(weights[1].word[i], lane / 4 * 4 + part);
       DSMOOTH_DEVICE_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        const float x = of(weights[0].word[i], lane / 4 * 4 + q);
-        const float y = of(weights[1].word[i], lane / 4 * 4 + q);
-        DSMOOTH_DEVICE_UNROLL
-        for (int slot = 0; slot < kSlots; ++slot) {
-          const float value = of(row->word[i], slot_row(lane, slot) * 4 + q);
-          even[slot].x = fmaf(x, value, even[slot].x);
-          even[slot].y = fmaf(y, value, even[slot].y);
-        }
+      for (int slot = 0; slot < kSlots; ++slot) {
+        const float value = of(row->word[i], slot_row(lane, slot) * 4 + part);
+        even[slot].x = fmaf(x, value, even[slot].x);
+        even[slot].y = fmaf(y, value, even[slot].y);
       }
     }
   }

@@ -26,9 +26,11 @@ void completion_float32(BlockRun) { std::puts("float32, known pixels"); }
 
 }  // namespace
 
-SampleKernel sample_kernel(bool bf16) { return bf16 ? kernel_bfloat16 : kernel_float32; }
-SampleKernel completion_kernel(bool bf16) {
-  return bf16 ? completion_bfloat16 : completion_float32;
+SampleKernel float32_kernel(bool completes) {
+  return completes ? completion_float32 : kernel_float32;
+}
+SampleKernel bfloat16_kernel(bool completes) {
+  return completes ? completion_bfloat16 : kernel_bfloat16;
 }
 
 namespace {

@@ -81,8 +81,8 @@ def _describe_build() -> Iterator[str]:
     elif info is None:
         yield "extension: loaded, without a build record"
     else:
-        openmp = "OpenMP" if info["openmp"] else "std::thread"
-        yield f"extension: {info['compiler']}, {info['flags']}, {openmp}"
+        threads = "OpenMP" if _extension.extension().has_openmp else "std::thread"
+        yield f"extension: {info['compiler']}, {info['flags']}, {threads}"
     yield cuda_build_line(info)
     if reason is None:
         usable = _extension.instruction_sets()

@@ -31,18 +31,18 @@ LAUNCHED = ctypes.CFUNCTYPE(
 
 @dataclass(frozen=True)
 class Built:
-    """A library of host code, and the PTX of its kernels."""
+    """A library of host code, and the PTX of its kernels for each type of operands."""
 
     library: Path
-    ptx: str
-    completion: str = ""  # of the sampler's kernels that keep known pixels
+    bfloat16: str
+    float32: str
 
 
 def build_sampler() -> Built:
     """Raises CalledProcessError with the compiler's words."""
     source = ROOT / "csrc" / "sampler"
     host = [path for path in sorted(source.glob("*.cpp")) if path.stem not in CPU_ONLY]
-    names = ("sampler_cuda", "completion_cuda")
+    names = ("cuda_bfloat16", "cuda_float32")
     files = [HOST / "runtime.cpp", *(source / f"{name}.cu" for name in names)]
     files += [HOST / "sampler.cpp", *host]
     folder = compiled(

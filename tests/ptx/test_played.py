@@ -94,8 +94,7 @@ def close(drawn: torch.Tensor, expected: torch.Tensor, case: Case) -> bool:
 )
 def test_images_are_those_of_the_host(settings: dict[str, Any], built: Built) -> None:
     case = make_case(**settings)
-    ptx = built.completion if case.completes else built.ptx
-    player = CudaPlayer(built, Memory(1 << 23), ptx)
+    player = CudaPlayer(built, Memory(1 << 23), built.bfloat16 if case.bf16 else built.float32)
     expected = draw_on_host(player, case)
     assert expected.isfinite().all()
     assert expected.std() > 0.01
