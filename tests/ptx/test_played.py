@@ -60,6 +60,7 @@ CASES: dict[str, dict[str, Any]] = {
 FULL_CASES: dict[str, dict[str, Any]] = {
     "grey": {"filters": 4, "bf16": True, "n": 3, "max_slice": 2},
     "grey in float32": {"filters": 4, "n": 1},
+    "grey, two fragments of images": {"filters": 4, "bf16": True, "n": 9},
     "rgb discretized in float32": {
         "filters": 3, "channels": 3, "likelihood": "discretized", "atoms": [0, 255, 17], "n": 1,
     },
