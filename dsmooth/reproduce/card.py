@@ -156,7 +156,7 @@ def measure_samples(
                     str(n): bootstrap_error(features.features[:n], reference, seed=options.seed)
                     for n in counts
                 },
-                "black": black_share(images),
+                "black": black_share(images[:CONFIDENT_IMAGES]),
                 "limit": limit_of_distances(counts, distances) if len(counts) > 1 else None,
                 "confident": confident_shares(features),
             }
@@ -304,7 +304,7 @@ def samples(measured: Mapping[str, Any], seed: int) -> str:
         "line in 1/N; ± is the standard error over images, by the bootstrap:\n\n"
         + Table(["N", *(f"{int(n):,}" for n in counts), "∞"], distances).markdown()
         + f"\n\nShare of {CONFIDENT_IMAGES:,} images whose likeliest digit has at least so much "
-        "probability by the same classifier, and of pixels that are black:\n\n"
+        "probability by the same classifier, and share of their pixels that are black:\n\n"
         + Table(["probability", *levels, "black"], shares).markdown()
         + f"\n\n{SINGLE_STEP}"
     )
