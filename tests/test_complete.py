@@ -76,6 +76,8 @@ def test_one_file_in_rgb_and_a_mask(place: Path) -> None:
     [
         ("pair images -n 0", "--count must be at least 1, got 0"),
         ("pair images --draws 0", "--draws must be at least 1, got 0"),
+        ("pair images --candidates 0", "--candidates must be at least 1, got 0"),
+        ("pair images --candidates 2 --method noisy", "candidates need method two-step"),
         ("pair images --out rows.gif", "--out must end in .png or .npz, got rows.gif"),
         ("pair images --keep-top 0.2 --mask mask.png", "--keep-top and --mask both say"),
         ("pair images --out rows", "--out must end in .png or .npz, got rows"),
