@@ -165,7 +165,7 @@ def test_wheel_holds_the_package_and_a_working_extension(clone: Path, tmp_path: 
     assert "native against reference: ok" in ran.stdout
 
 
-@pytest.mark.parametrize("way", ["wheel", "editable"])
+@pytest.mark.parametrize("way", [pytest.param("wheel", marks=pytest.mark.full), "editable"])
 def test_a_lost_symlink_is_made_up_for(way: str, clone: Path, tmp_path: Path) -> None:
     link = clone / "dsmooth" / "kernels"
     link.unlink()
