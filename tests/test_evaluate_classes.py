@@ -191,7 +191,7 @@ def test_the_commands_give_each_class(run: Path, capsys: pytest.CaptureFixture[s
     for wrong, message in (
         (["fid", str(run), "--label", "10"], "fewer than two images of class 10"),
         (["fid", str(run), "--label", "3", "--per-class"], "--per-class needs --label each"),
-        (["fid", str(run), "--per-class", "--reference", "r.npz"], "not the statistics of --refer"),
+        (["fid", str(run), "--per-class", "--reference", "r.npz"], "not --reference"),
         (["fid", "mnist", "--label", "3"], "--label is for models with classes"),
     ):
         with pytest.raises(SystemExit):
