@@ -243,7 +243,7 @@ def test_a_wish_that_cannot_be_met_stops_the_build(
 def test_a_missing_extension_is_told_on_the_terminal(
     build: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where pip does not hide it."""
+    """pip hides the output of a build, not the terminal."""
     terminal = tmp_path / "tty"
     monkeypatch.setitem(build.names, "TERMINAL", str(terminal))
     assert build("auto", nvcc=None, working=lambda command: False)["extension"] is False

@@ -243,7 +243,7 @@ def test_a_ladder_draws_one_class_for_all_its_rungs() -> None:
 def test_a_ladder_scores_its_draws_in_the_precision_that_drew_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Where "auto" draws in bfloat16, as on a GPU, and the caller scores in bfloat16."""
+    """Precision "auto" draws in bfloat16, as on a GPU, and the caller scores in bfloat16."""
     pair = pair_of_levels()
     pairs = [pair.at(level) for level in (0.5, 0.1)]
     expected = log_prob_of_noisy(pairs, images(), seed=2)

@@ -46,7 +46,7 @@ def files(cache: Path) -> set[str]:
 
 
 def key() -> str:
-    """What the names of all kernels have in common."""
+    """Hash that the names of all kernels share."""
     from triton.runtime.cache import triton_key
 
     return hashlib.sha256(triton_key().encode()).hexdigest()

@@ -245,7 +245,7 @@ class FrechetOptions:
     split: Split = "train"
     """Real images to compare with; the other split gives the floor."""
     reference: Path | None = None
-    """What to compare with instead: statistics that an earlier call saved, or pytorch-fid, ADM or
+    """Another reference: statistics that an earlier call saved, or pytorch-fid, ADM or
     EDM (mu and sigma of a .npz, of inception's features); or a file or folder of images."""
     save_reference: Path | None = None
     """Save the statistics of the real images as .npz."""

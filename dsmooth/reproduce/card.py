@@ -243,7 +243,7 @@ def render_card(card: Mapping[str, Any]) -> str:
 
 
 def bits_text(bits: Mapping[str, Any]) -> str:
-    """What the table of bits/dim means, and the pair against plain models."""
+    """Sentences on the table of bits/dim, and on the pair against plain models."""
     difference = bits.get("pair_less", {}).get("plain")
     readings = bits["pair"].get("paper_readings")
     sentences = [
