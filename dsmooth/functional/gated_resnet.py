@@ -163,7 +163,7 @@ def _check(
     check_operands(x, skips, weights, seed, shift, dtypes)
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
-    if not 0 <= first_image < 2**31:
+    if not isinstance(first_image, (int, torch.SymInt)) or not 0 <= first_image < 2**31:
         raise ValueError(f"first_image must lie in 0 .. 2**31 - 1, got {first_image}")
 
 
