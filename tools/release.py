@@ -104,7 +104,7 @@ def try_out(version: str, wheel: Path) -> float:
     start = time.monotonic()
     run(place / "bin" / "pip", "install", wheel, **bare)
     seconds = time.monotonic() - start
-    run(place / "bin" / "python", "-c", DRAW, **bare)
+    run(place / "bin" / "python", "-I", "-c", DRAW, **bare)  # -I: not the package of this tree
     return seconds
 
 
