@@ -137,7 +137,7 @@ def probe_png(
         axes.axhline(height, color=colours.dots, linewidth=1, linestyle=":", label="pixels")
     axes.set_xlabel("after block", color=colours.text)
     axes.set_ylabel("test accuracy, %", color=colours.text)
-    axes.legend(frameon=False, labelcolor=colours.text)
+    canvas.legend(loc="outside upper center", ncols=2, frameon=False, labelcolor=colours.text)
     return png(canvas, transparent=transparent)
 
 
