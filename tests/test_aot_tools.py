@@ -17,7 +17,7 @@ from tests.helpers.sass import (  # noqa: E402
     register_operand,
     tensor_clocks,
 )
-from tests.helpers.triton_tools import compile_ahead  # noqa: E402
+from tests.helpers.triton_tools import compile_ahead  # noqa: E402  (it imports Triton)
 
 pytestmark = pytest.mark.full
 

@@ -42,7 +42,7 @@ SOURCES = Path(__file__).parents[1] / "csrc" / "sampler"
 
 
 @pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
-@pytest.mark.skipif(not SOURCES.exists(), reason="the sources are not here")
+@pytest.mark.skipif(not SOURCES.exists(), reason="csrc is not here: tests of an installed package")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("architecture", ["90", pytest.param("80", marks=pytest.mark.full)])
 def test_kernels_keep_to_registers(architecture: str, dtype: str) -> None:

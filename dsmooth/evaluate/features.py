@@ -238,7 +238,7 @@ def _dinov2() -> FeatureExtractor:
 def import_fidelity(module: str, who: str) -> Any:
     """A module of torch-fidelity. Raises ModuleNotFoundError, beginning with `who`, without it."""
     try:
-        import torch_fidelity  # noqa: F401
+        importlib.import_module("torch_fidelity")
     except ImportError:
         raise ModuleNotFoundError(f"{who} the extra: pip install 'dsmooth[fid]'") from None
     return importlib.import_module(f"torch_fidelity.{module}")

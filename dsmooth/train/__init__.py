@@ -11,5 +11,6 @@ __all__ = ["Evaluation", "NonFiniteLoss", "TrainResult", "train"]
 
 # `dsmooth.train` is the function. It stands for this package in sys.modules and has its names and
 # its path, by which Python finds the modules in here: `import dsmooth.train.step`.
+# To mypy a value of sys.modules is a module.
 vars(train).update(vars(sys.modules[__name__]))
 sys.modules[__name__] = train  # type: ignore[assignment]
