@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.measure import Bench, Work, copy, quick, smoke, take_turns
+from benchmarks.measure import Bench, Work, copy, quick, smoke
 from dsmooth import GaussianSmoothing
 from dsmooth.data import ImageDataset, indices_at, load_dataset, to_float
 
@@ -58,13 +58,16 @@ def bench_batches(bench: Bench, images: tuple[int, int, int], batch: int) -> Non
     assert x_tilde.shape == loaded().shape
     noise = x_tilde - dataset.batch(indices_at(len(dataset), 0, batch, seed=0))
     assert abs(float(noise.std()) - 0.5) < 0.1
-    if bench.smoke:
-        return bench.once(ours)
-    turns = take_turns({"DataLoader": loaded, "ours": ours, "copy": copy()}, rounds=30, warmup=3)
     values = batch * dataset.images[0].numel()
-    work = Work(images=batch, bytes=5 * values)  # a byte is read, a float32 written
-    bench.record(turns, "ours", ours, shape=x_tilde.shape, work=work)
-    return None
+    bench.compare(
+        {"DataLoader": loaded, "ours": ours},
+        "ours",
+        limits={"copy": copy},
+        rounds=30,
+        warmup=3,
+        shape=x_tilde.shape,
+        work=Work(images=batch, bytes=5 * values),  # a byte is read, a float32 written
+    )
 
 
 def repeat_forever(loader: DataLoader) -> Iterator[list[torch.Tensor]]:
@@ -81,9 +84,6 @@ def bench_embedded(bench: Bench, split: str) -> None:
 
     dataset = read()
     assert dataset.images.shape[1:] == (1, 28, 28)
-    if bench.smoke:
-        return bench.once(read)
-    turns = take_turns({"read": read}, rounds=7)
-    work = Work(images=len(dataset), bytes=dataset.images.numel())
-    bench.record(turns, "read", read, shape=dataset.images.shape, work=work)
-    return None
+    shape = dataset.images.shape
+    work = Work(images=len(dataset), bytes=shape.numel())
+    bench.compare({"read": read}, "read", rounds=7, shape=shape, work=work)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.measure import Bench, Work, quick, smoke, take_turns
+from benchmarks.measure import Bench, Work, quick, smoke
 from benchmarks.networks import SMALL, Network
 from dsmooth import GaussianSmoothing, SmoothedPair
 from dsmooth.data import ImageDataset, load_dataset
@@ -39,11 +39,8 @@ def bench_bits(bench: Bench, network: Network, images: int) -> None:
         return evaluate_bits_per_dim(pair, dataset, batch_size=batch_size).value
 
     assert score() == pytest.approx(score(batch_size=3), rel=1e-4)
-    if bench.smoke:
-        return bench.once(score)
-    turns = take_turns({"score": score}, rounds=5)
-    bench.record(turns, "score", score, shape=pixels.shape, work=Work(images=images))
-    return None
+    work = Work(images=images)
+    bench.compare({"score": score}, "score", rounds=5, shape=pixels.shape, work=work)
 
 
 @pytest.mark.parametrize("count", [smoke(8, id="features-small"), quick(1000, id="features")])
@@ -56,11 +53,8 @@ def bench_features(bench: Bench, count: int) -> None:
         return extract_features(images, extractor).features
 
     assert extract().shape[0] == count
-    if bench.smoke:
-        return bench.once(extract)
-    turns = take_turns({"extract": extract}, rounds=7)
-    bench.record(turns, "extract", extract, shape=images.shape, work=Work(images=count))
-    return None
+    work = Work(images=count)
+    bench.compare({"extract": extract}, "extract", rounds=7, shape=images.shape, work=work)
 
 
 @pytest.mark.parametrize(
@@ -85,8 +79,6 @@ def bench_distance(bench: Bench, dimension: int) -> None:
         return float((means[0] - means[1]).square().sum() + traces - 2 * roots.sum())
 
     assert ours() == pytest.approx(textbook(), rel=1e-6)
-    if bench.smoke:
-        return bench.once(ours)
-    turns = take_turns({"eigenvalues of the product": textbook, "ours": ours}, rounds=1, warmup=0)
-    bench.record(turns, "ours", ours, shape=(dimension,), dtype=torch.float64)
-    return None
+    contenders = {"eigenvalues of the product": textbook, "ours": ours}
+    settings = {"shape": (dimension,), "dtype": torch.float64}
+    bench.compare(contenders, "ours", rounds=1, warmup=0, **settings)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.measure import Bench, Work, copy, full, matmul, quick, smoke, take_turns
+from benchmarks.measure import Bench, Work, copy, full, matmul, quick, smoke
 from dsmooth.functional import gated_resnet
 
 pytestmark = pytest.mark.usefixtures("native", "one_thread")
@@ -81,19 +81,17 @@ def bench_gated_resnet(bench: Bench, f: int, size: int, dtype: torch.dtype) -> N
         for got, want in zip(run(), expected, strict=True):
             error = (got - want).float().norm() / want.float().norm()
             assert error < (1e-5 if dtype == torch.float32 else 2e-2)
-    if bench.smoke:
-        return bench.once(contenders["native"])
-    turns = take_turns(
-        contenders | {"torch.mm": matmul(dtype), "copy": copy()},
+    pixels = BATCH * size * size
+    # Forward: x, skip; y, h, gates. Backward: dy, x, skip, h, gates; dx, dskip.
+    moved = 14 * f * pixels * dtype.itemsize
+    bench.compare(
+        contenders,
+        "native",
+        limits={"torch.mm": lambda: matmul(dtype), "copy": copy},
         rounds=7,
         warmup=2,
         clock=time.thread_time,
+        shape=(BATCH, f, size, size),
+        dtype=dtype,
+        work=Work(images=BATCH, flops=3 * 2 * pixels * 26 * f * f, bytes=moved),
     )
-    pixels = BATCH * size * size
-    # Forward: x, skip; y, h, gates. Backward: dy, x, skip, h, gates; dx, dskip.
-    work = Work(
-        images=BATCH, flops=3 * 2 * pixels * 26 * f * f, bytes=14 * f * pixels * dtype.itemsize
-    )
-    shape = (BATCH, f, size, size)
-    bench.record(turns, "native", contenders["native"], shape=shape, dtype=dtype, work=work)
-    return None

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.measure import Bench, Work, copy, full, quick, smoke, take_turns, warm_memory
+from benchmarks.measure import Bench, Work, copy, full, quick, smoke, warm_memory
 from dsmooth.functional import logistic_mixture_log_prob, logistic_mixture_log_prob_ref
 
 pytestmark = pytest.mark.usefixtures("native", "one_thread")
@@ -33,15 +33,19 @@ def bench_loss(bench: Bench, shape: str, likelihood: Any, gradient: bool) -> Non
     x, params = images_and_params(SHAPES[shape], gradient)
     contenders = make_contenders(x, params, likelihood, gradient, compiled=not bench.smoke)
     check(contenders)
-    if bench.smoke:
-        return bench.once(contenders["native"])
     warm_memory()
-    turns = take_turns(contenders | {"copy": copy()}, rounds=15, warmup=2, before=2)
     # params are read and, with the gradient, one number is written for each.
     moved = 4 * (params.numel() * (2 if gradient else 1) + x.numel())
-    work = Work(images=len(x), bytes=moved)
-    bench.record(turns, "native", contenders["native"], shape=x.shape, work=work)
-    return None
+    bench.compare(
+        contenders,
+        "native",
+        limits={"copy": copy},
+        rounds=15,
+        warmup=2,
+        before=2,
+        shape=x.shape,
+        work=Work(images=len(x), bytes=moved),
+    )
 
 
 def images_and_params(shape: tuple[int, int, int, int], gradient: bool) -> tuple[Tensor, Tensor]:

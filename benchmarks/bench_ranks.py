@@ -44,7 +44,8 @@ def bench_ranks(bench: Bench, filters: int, layers: int, images: int, tmp_path: 
     }
     folder = tmp_path / "run"
     if bench.smoke:
-        return bench.once(lambda: train(folder, settings, processes))
+        bench.benchmark.pedantic(lambda: train(folder, settings, processes), rounds=1)
+        return
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     losses: dict[str, float] = {}
     for number in range(ROUNDS):
@@ -55,14 +56,9 @@ def bench_ranks(bench: Bench, filters: int, layers: int, images: int, tmp_path: 
     first, second = losses.values()
     assert first == pytest.approx(second, rel=0.02)
     bench.record(
-        Turns(seconds),
-        next(iter(contenders)),
-        lambda: None,
-        shape=(BATCH, 1, 28, 28),
-        dtype=torch.bfloat16,
-        work=Work(images=BATCH),
+        *(Turns(seconds), next(iter(contenders)), lambda: None),
+        *((BATCH, 1, 28, 28), torch.bfloat16, Work(images=BATCH)),
     )
-    return None
 
 
 def train(folder: Path, settings: list[str], processes: int) -> tuple[float, float]:

@@ -63,43 +63,32 @@ def bench_speedup(bench: Bench, network: Network, batch: int, dtype: torch.dtype
         return sampler.sample(batch, size, size)
 
     check_samples(model, cached(), dtype)
-    if bench.smoke:
-        return bench.once(cached)
-    contenders = {
-        "plain": lambda: plain_forward(model, network.shape(batch)),
-        "cached": cached,
-        "torch.mm": matmul(dtype),
-    }
     flops = flops_of_forward(model, network.shape(batch))
-    stage_seconds = seconds_per_stage(network)
     n_bytes = weight_bytes(model, size, size, dtype)
-    # From whichever cache holds what one pixel reads.
-    contenders["read"] = read(n_bytes // size**2)
+    stages, stage_seconds = dependent_stages(model, size, size), seconds_per_stage(network)
     # A forward that takes ten seconds needs no warming up.
-    long = flops > 1e12
-    turns = take_turns(contenders, rounds=3 if long else 7, warmup=0 if long else 1)
-    bench.record(
-        turns.times("plain", size**2),
+    rounds, warmup = (3, 0) if flops > 1e12 else (7, 1)
+    bench.compare(
+        {"plain": lambda: plain_forward(model, network.shape(batch)), "cached": cached},
         "cached",
-        cached,
+        # From whichever cache holds what one pixel reads.
+        limits={"torch.mm": lambda: matmul(dtype), "read": lambda: read(n_bytes // size**2)},
+        rounds=rounds,
+        warmup=warmup,
+        calls={"plain": size**2},
         shape=network.shape(batch),
         dtype=dtype,
-        work=Work(
-            images=batch,
-            flops=flops,
-            # A worker draws 16 images at a time and reads the weights for them once.
-            bytes=n_bytes * math.ceil(batch / 16),
-            stages=dependent_stages(model, size, size),
-            stage_seconds=stage_seconds,
-        ),
-        seconds_per_stage=stage_seconds,
-        # Two workers with caches for 16 images each, and the images.
-        memory_formula=min(batch, 16 * torch.get_num_threads())
-        * sampler.bytes_per_image(size, size)
-        + 4 * batch * network.channels * size**2,
-        instruction_set=sampler.instruction_set,
+        # A worker draws 16 images at a time and reads the weights for them once.
+        work=Work(batch, flops, n_bytes * math.ceil(batch / 16), stages, stage_seconds),
+        facts={
+            "seconds_per_stage": stage_seconds,
+            # Two workers with caches for 16 images each, and the images.
+            "memory_formula": min(batch, 16 * torch.get_num_threads())
+            * sampler.bytes_per_image(size, size)
+            + 4 * batch * network.channels * size**2,
+            "instruction_set": sampler.instruction_set,
+        },
     )
-    return None
 
 
 def seconds_per_stage(network: Network) -> float:
@@ -127,13 +116,8 @@ def bench_threads(bench: Bench, network: Network, batch: int) -> None:
     }
     one, two = (run() for run in contenders.values())
     assert torch.equal(one, two)
-    if bench.smoke:
-        return bench.once(contenders["2 thread(s)"])
-    turns = take_turns(contenders, rounds=5)
-    run = contenders["2 thread(s)"]
-    shape = network.shape(batch)
-    bench.record(turns, "2 thread(s)", run, shape=shape, work=Work(images=batch))
-    return None
+    settings = {"shape": network.shape(batch), "work": Work(images=batch)}
+    bench.compare(contenders, "2 thread(s)", rounds=5, **settings)
 
 
 @pytest.mark.parametrize(
@@ -154,12 +138,15 @@ def bench_image_size(bench: Bench, network: Network) -> None:
         return sampler.sample(16, size, size)
 
     check_samples(model, cached())
-    if bench.smoke:
-        return bench.once(cached)
-    turns = take_turns({"cached": cached, "torch.mm": matmul(torch.float32)}, rounds=5)
-    work = Work(images=16, flops=flops_of_forward(model, network.shape(16)))
-    bench.record(turns, "cached", cached, shape=network.shape(16), work=work)
-    return None
+    shape = network.shape(16)
+    bench.compare(
+        {"cached": cached},
+        "cached",
+        limits={"torch.mm": lambda: matmul(torch.float32)},
+        rounds=5,
+        shape=shape,
+        work=Work(16, flops_of_forward(model, shape)),
+    )
 
 
 @pytest.mark.parametrize(
@@ -181,10 +168,6 @@ def bench_exact(bench: Bench, network: Network, batch: int) -> None:
     samples = {name: run() for name, run in contenders.items()}
     for x in samples.values():
         torch.testing.assert_close(x, samples["sequential"], rtol=1e-3, atol=1e-3)
-    if bench.smoke:
-        return bench.once(contenders["cached"])
+    work = Work(batch, flops_of_forward(model, network.shape(batch)))
     with torch_threads(1):
-        turns = take_turns(contenders, rounds=3)
-        work = Work(images=batch, flops=flops_of_forward(model, network.shape(batch)))
-        bench.record(turns, "cached", contenders["cached"], shape=network.shape(batch), work=work)
-    return None
+        bench.compare(contenders, "cached", rounds=3, shape=network.shape(batch), work=work)

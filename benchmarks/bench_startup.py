@@ -33,18 +33,13 @@ def python(*args: str) -> str:
     return run.stdout
 
 
-@pytest.mark.parametrize("command", [smoke("dsmooth --help", id="small"), quick("", id="python")])
-def bench_startup(bench: Bench, command: str) -> None:
+@pytest.mark.parametrize("case", [smoke(None, id="small"), quick(None, id="python")])
+def bench_startup(bench: Bench, case: None) -> None:
     """`dsmooth --help` in at most half a second; torch's import, which it must not wait for."""
     assert "train" in python(*COMMANDS["dsmooth --help"])
-    if bench.smoke:
-        return bench.once(lambda: python(*COMMANDS[command]))
     contenders = {name: lambda args=args: python(*args) for name, args in COMMANDS.items()}
-    turns = take_turns(contenders, rounds=7)
-    run = contenders["dsmooth --help"]
-    bench.record(turns, "dsmooth --help", run, shape=())
-    assert turns.of("dsmooth --help").median <= 0.5
-    return None
+    turns = bench.compare(contenders, "dsmooth --help", rounds=7, shape=())
+    assert turns is None or turns.of("dsmooth --help").median <= 0.5
 
 
 @pytest.mark.parametrize("filters", [smoke(4, id="sample-small"), quick(24, id="sample")])
@@ -55,18 +50,13 @@ def bench_sample(bench: Bench, native: None, filters: int, tmp_path: Path) -> No
     sample = ["-m", "dsmooth", "sample", str(tmp_path / "pair"), "-n", "1", "--out", str(out)]
     assert "1 image in" in python(*sample)
     assert out.stat().st_size
-    if bench.smoke:
-        return bench.once(lambda: python(*sample))
+    name = "dsmooth sample -n 1"
     contenders = {
-        "dsmooth sample -n 1": lambda: python(*sample),
+        name: lambda: python(*sample),
         "import torch": lambda: python(*COMMANDS["import torch"]),
     }
-    turns = take_turns(contenders, rounds=5)
-    run = contenders["dsmooth sample -n 1"]
-    bench.record(turns, "dsmooth sample -n 1", run, shape=(1, 1, 28, 28))
-    beyond = turns.of("dsmooth sample -n 1").median - turns.of("import torch").median
-    assert beyond <= 3.0
-    return None
+    turns = bench.compare(contenders, name, rounds=5, shape=(1, 1, 28, 28))
+    assert turns is None or turns.of(name).median - turns.of("import torch").median <= 3.0
 
 
 def save_pair(folder: Path, filters: int) -> None:
@@ -99,4 +89,4 @@ def bench_install(bench: Bench, cuda: str, tmp_path: Path) -> None:
         subprocess.run([*pip, target, str(source)], env=env, check=True)
 
     turns = take_turns({"pip install": install}, rounds=1, warmup=0)
-    bench.record(turns, "pip install", lambda: None, shape=())
+    bench.record(turns, "pip install", lambda: None, ())

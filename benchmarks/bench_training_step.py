@@ -15,16 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.measure import (
-    Bench,
-    Work,
-    full,
-    matmul,
-    quick,
-    smoke,
-    take_turns,
-    torch_threads,
-)
+from benchmarks.measure import Bench, Work, full, matmul, quick, smoke, torch_threads
 from benchmarks.networks import Network, flops_of_forward
 from dsmooth import ModelConfig, PixelCNNpp
 from dsmooth.functional import use_impl
@@ -59,25 +50,17 @@ def bench_training_step(bench: Bench, f: int, r: int, threads: int, compiled: bo
         first = {name: step() for name, step in contenders.items()}
         for name, loss in first.items():
             assert abs(loss / first["eager float32"] - 1) < 5e-3, name
-        ours = contenders["native bfloat16"]
-        if bench.smoke:
-            return bench.once(ours)
-        turns = take_turns(
-            contenders | {"torch.mm": matmul(torch.bfloat16)},
+        network = Network(n_filters=f, n_resnet=r, size=size)
+        bench.compare(
+            contenders,
+            "native bfloat16",
+            limits={"torch.mm": lambda: matmul(torch.bfloat16)},
             rounds=5,
             clock=time.thread_time if threads == 1 else time.perf_counter,
-        )
-        network = Network(n_filters=f, n_resnet=r)
-        flops = 3 * flops_of_forward(network.build(), network.shape(BATCH))
-        bench.record(
-            turns,
-            "native bfloat16",
-            ours,
             shape=x.shape,
             dtype=torch.bfloat16,
-            work=Work(images=BATCH, flops=flops),
+            work=Work(BATCH, 3 * flops_of_forward(network.build(), network.shape(BATCH))),
         )
-    return None
 
 
 def make_step(

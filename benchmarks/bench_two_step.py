@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.measure import Bench, Work, full, matmul, quick, smoke, take_turns
+from benchmarks.measure import Bench, Work, full, matmul, quick, smoke
 from benchmarks.networks import (
     CIFAR,
     MNIST,
@@ -50,11 +50,13 @@ def bench_two_step(bench: Bench, network: Network, conditioning: Any, batch: int
 
     check_samples(models[0], pair.sample(batch, method="noisy"))
     assert torch.isfinite(two_step()).all()
-    if bench.smoke:
-        return bench.once(two_step)
-    contenders = {"plain": plain, "two-step": two_step, "torch.mm": matmul(torch.float32)}
-    turns = take_turns(contenders, rounds=3).times("plain", size**2)
     flops = sum(flops_of_forward(model, network.shape(batch)) for model in models)
-    work = Work(images=batch, flops=flops)
-    bench.record(turns, "two-step", two_step, shape=network.shape(batch), work=work)
-    return None
+    bench.compare(
+        {"plain": plain, "two-step": two_step},
+        "two-step",
+        limits={"torch.mm": lambda: matmul(torch.float32)},
+        rounds=3,
+        calls={"plain": size**2},
+        shape=network.shape(batch),
+        work=Work(batch, flops),
+    )

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import metadata
@@ -24,6 +24,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
+from benchmarks import results
 from dsmooth import _extension
 from dsmooth.machine import cpu_name
 from dsmooth.progress import LINE_SECONDS
@@ -120,11 +121,6 @@ class Turns:
         pairs = zip(self.seconds[slow], self.seconds[fast], strict=True)
         return Spread.of([a / b for a, b in pairs])
 
-    def times(self, name: str, factor: float) -> Turns:
-        """With the contender `name` taking `factor` times as long."""
-        scaled = {name: [factor * s for s in self.seconds[name]]}
-        return Turns(self.seconds | scaled, self.limits)
-
     def rates(self) -> dict[str, tuple[str, float]]:
         """(unit, amount per second) of the limits."""
         return {k: (m.unit, m.amount / self.of(k).median) for k, m in self.limits.items()}
@@ -136,12 +132,14 @@ def take_turns(
     *,
     warmup: int = 1,
     before: int = 0,
+    calls: Mapping[str, int] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Turns:
     """Time each contender once in every round, after `warmup` rounds that do not count.
 
     before: untimed calls of a contender right before its timed one, which fill the caches with its
-    data. clock: time.thread_time counts the CPU seconds of this thread.
+    data. calls: how many calls of a contender do the whole work, of which one is timed. clock:
+    time.thread_time counts the CPU seconds of this thread.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     told = time.monotonic()
@@ -155,7 +153,7 @@ def take_turns(
             start = clock()
             run()
             if i >= warmup:
-                seconds[name].append(clock() - start)
+                seconds[name].append((clock() - start) * (calls or {}).get(name, 1))
     return Turns(seconds, {k: run for k, run in contenders.items() if isinstance(run, Limit)})
 
 
@@ -206,13 +204,10 @@ def _memory(status: Path, field_name: str) -> int:
 @lru_cache(maxsize=1)
 def machine() -> dict[str, Any]:
     """Device, versions and commit of a measurement."""
-    packages = ("torch", "triton", "numpy")
-    versions = {"python": platform.python_version(), "dsmooth": metadata.version("dsmooth")}
-    for package in packages:
-        try:
+    versions = {"python": platform.python_version()}
+    for package in ("dsmooth", "torch", "triton", "numpy"):
+        with suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     described = {
         "device": cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1,
@@ -264,28 +259,46 @@ class Bench:
     capsys: pytest.CaptureFixture[str]
     suite: str
     case: str
-    facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def smoke(self) -> bool:
         """Whether the case only has to run: with --benchmark-disable."""
         return bool(self.benchmark.disabled)
 
-    def once(self, run: Run) -> None:
-        """Run it once, untimed."""
-        self.benchmark.pedantic(run, rounds=1)
+    def compare(
+        self,
+        contenders: Mapping[str, Run],
+        ours: str,
+        *,
+        limits: Mapping[str, Callable[[], Limit]] | None = None,
+        shape: Sequence[int],
+        dtype: torch.dtype = torch.float32,
+        work: Work | None = None,
+        facts: Mapping[str, Any] | None = None,
+        **timing: Any,
+    ) -> Turns | None:
+        """Let contenders and limits take turns and record that; only run `ours` in a smoke test.
+
+        timing: arguments of `take_turns`.
+        """
+        if self.smoke:
+            self.benchmark.pedantic(contenders[ours], rounds=1)
+            return None
+        made = {name: make() for name, make in (limits or {}).items()}
+        turns = take_turns({**contenders, **made}, **timing)
+        self.record(turns, ours, contenders[ours], shape, dtype, work, **(facts or {}))
+        return turns
 
     def record(
         self,
         turns: Turns,
         ours: str,
         run: Run,
-        *,
         shape: Sequence[int],
         dtype: torch.dtype = torch.float32,
         work: Work | None = None,
         **facts: Any,
-    ) -> dict[str, Any]:
+    ) -> None:
         """Keep and print what `turns` say of the contender `ours`, and the memory that `run` takes.
 
         Contenders that are no `Limit` are what it is compared with.
@@ -319,25 +332,8 @@ class Bench:
         }
         self.benchmark.extra_info.update(result)
         with self.capsys.disabled():
-            print(f"\n  {line(result)}", flush=True)
-        return result
+            print("\n  " + "  ".join(filter(None, results.cells(result))), flush=True)
 
 
 def _round(value: float) -> float:
     return float(f"{value:.4g}")
-
-
-def line(result: Mapping[str, Any]) -> str:
-    """A result in one line."""
-    seconds, q1, q3 = result["seconds"][result["ours"]]
-    parts = [f"{result['suite']} {result['case']}: {seconds * 1e3:.4g} ms"]
-    parts[0] += f" ({q1 * 1e3:.4g} to {q3 * 1e3:.4g})"
-    if result["img_per_s"]:
-        parts.append(f"{result['img_per_s']:.4g} img/s")
-    parts += [f"{median:,.4g}x {name}" for name, (median, _, _) in result["ratios"].items()]
-    if result["gflop_per_s"]:
-        parts.append(f"{result['gflop_per_s']:.0f} GFLOP/s")
-    if result["fraction_of_limit"]:
-        parts.append(f"{result['fraction_of_limit']:.0%} of the limit")
-    parts.append(f"{result['threads']} thread(s), load {result['load']:.1f}")
-    return ", ".join(parts)
