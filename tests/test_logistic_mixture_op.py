@@ -299,6 +299,8 @@ def test_use_impl_decides_and_an_explicit_impl_wins(monkeypatch: pytest.MonkeyPa
         with pytest.raises(RuntimeError, match="no compiler here"):
             logistic_mixture_log_prob(x, params)
         assert torch.equal(logistic_mixture_log_prob(x, params, impl="reference"), reference)
+    with pytest.raises(ValueError, match=r"impl must be one of auto, .*, got 'fast'"):
+        logistic_mixture_log_prob(x, params, impl="fast")
 
 
 def test_triton_says_why_it_cannot_run() -> None:

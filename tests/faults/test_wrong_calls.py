@@ -7,7 +7,6 @@ builds one), the calls are made with that.
 from __future__ import annotations
 
 import importlib
-import inspect
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,15 +14,13 @@ from types import ModuleType
 
 import pytest
 
-from dsmooth import _extension, functional
+from dsmooth import _extension
 from tests.faults.harness import run_in_child
 
 needs_extension = pytest.mark.skipif(
     not _extension.is_available(), reason=str(_extension.unavailable_reason())
 )
 FILES = sorted(path.name for path in Path(__file__).parent.glob("wrong_*.py"))
-# Without calls of the extension: PyTorch checks what crosses to it.
-IN_PYTHON = {"wrong_convolutions.py", "wrong_functional.py"}
 # In builds with CUDA alone; their wrong calls are made on a device (test_cached_sampler_cuda.py).
 ON_A_DEVICE = {
     *(f"_C.Partition.{name}" for name in ("__init__", "blocks", "largest", "slices")),
@@ -46,10 +43,7 @@ def sanitized() -> Path | None:
 @pytest.mark.budget(60)
 @pytest.mark.parametrize(
     ("names", "part"),
-    [
-        (sorted({*FILES} - IN_PYTHON), 8),
-        *(pytest.param([name], 1, marks=pytest.mark.full) for name in FILES),
-    ],
+    [(FILES, 8), *(pytest.param([name], 1, marks=pytest.mark.full) for name in FILES)],
 )
 def test_wrong_calls(names: list[str], part: int, tmp_path: Path) -> None:
     """With an eighth of the calls, and with all."""
@@ -75,10 +69,5 @@ def test_every_function_is_called_wrongly() -> None:
     for module in modules:
         tried |= set(getattr(module, "ALSO", ()))
     functions = set(functions_of_extension(_extension.extension()))
-    functions |= {
-        f"functional.{name}"
-        for name in functional.__all__
-        if inspect.isfunction(getattr(functional, name))
-    }
     assert functions - tried - ON_A_DEVICE == set()
     assert {name for name in tried if name.startswith("_C.")} <= functions

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsmooth import _extension
-from dsmooth.functional import gated_resnet, gated_resnet_ref
+from dsmooth.functional import gated_resnet
 from dsmooth.functional.gated_resnet import draw_seed, dropout_factors
 from dsmooth.functional.gated_resnet_operands import (
     FIELDS,
@@ -213,22 +213,18 @@ def _public(given: Arguments) -> list[Tensor]:
     gains = tuple(given[n] for n in ("gain_in", "gain_out", "gain_nin") if given[n] is not None)
     nin = (given["nin_skip"], given["bias_nin"])
     torch.manual_seed(0)
-    by_impl = {} if given["impl"] is None else {"impl": given["impl"]}
-    y = (gated_resnet if by_impl else gated_resnet_ref)(
+    y = gated_resnet(
         given["x"],
         (given["conv_in"], given["bias_in"]),
         (given["conv_out"], given["bias_out"]),
         skips or None,
         None if nin == (None, None) else nin,
         gains=gains,
-        **{name: given[name] for name in ("image_bias", "shift", "dropout", "seed", *PLACE)},
-        **by_impl,
+        **{
+            name: given[name] for name in ("image_bias", "shift", "dropout", "seed", "impl", *PLACE)
+        },
     )
     return [y.detach(), *_with_gradients(y, given, given)]
-
-
-def _settings_of_op() -> Arguments:
-    return {"shift": "down", "dropout": DROPOUT, "layer": 3, "first_image": 0}
 
 
 def _settings_of_extension() -> Arguments:
@@ -260,16 +256,9 @@ def _backward_arguments() -> Arguments:
     return {**inputs, **saved, **grads, **_settings_of_extension()}
 
 
-def _reference_arguments() -> Arguments:
-    return {**_base(), **_settings_of_op()}
-
-
-def _reference(given: Arguments) -> list[Tensor]:
-    return _public({**given, "impl": None})
-
-
 def _public_arguments() -> Arguments:
-    return {**_reference_arguments(), "impl": "native"}
+    place = {"layer": 3, "first_image": 0}
+    return {**_base(), "shift": "down", "dropout": DROPOUT, **place, "impl": "native"}
 
 
 OUTPUTS = ("y", "h", "gates")
@@ -281,10 +270,6 @@ TARGETS = [
     Target(
         *("_C.gated_resnet_backward", _backward_arguments, _backward_of_extension),
         *(_expected_backward, VALUES, True),
-    ),
-    Target(
-        *("functional.gated_resnet_ref", _reference_arguments, _reference),
-        *(_expected_public, VALUES),
     ),
     Target(
         *("functional.gated_resnet", _public_arguments, _public),

@@ -73,11 +73,6 @@ def _public(given: Arguments) -> list[Tensor]:
     return [value.detach(), *_gradients(value, [given["x"], given["params"]], given)]
 
 
-def _reference(given: Arguments) -> list[Tensor]:
-    value = logistic_mixture_log_prob_ref(**given)
-    return [value.detach(), *_gradients(value, [given["x"], given["params"]], given)]
-
-
 def _backward_arguments(channels: int) -> Arguments:
     given = _base(channels)
     _, state = torch.ops.dsmooth.logistic_mixture(*given.values())
@@ -158,7 +153,6 @@ def _public_arguments(channels: int) -> Arguments:
 
 FUNCTIONS = {
     "functional.logistic_mixture_log_prob": (_public_arguments, _public, _expected, VALUES),
-    "functional.logistic_mixture_log_prob_ref": (_base, _reference, _expected, VALUES),
     "_C.logistic_mixture": (
         _extension_arguments, _forward_of_extension, _expected_forward, VALUES, True,
     ),
