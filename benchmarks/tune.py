@@ -15,24 +15,17 @@ import argparse
 import itertools
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 N_MIX = 10
-BLOCK_PS, NUM_WARPS = (8, 16, 32, 64, 128), (1, 2, 4, 8, 16)
 SHAPES = {"mnist": (256, 1, 28, 28), "cifar": (256, 3, 32, 32)}
 DTYPES = (torch.float32, torch.bfloat16)
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-
-
-def candidates(name: str, table: Any) -> Iterator[Any]:
-    """Tilings worth a trial instead of the table's, for the same columns."""
-    heights, steps = (64, 128, 256), (32, 64)
-    sizes = (heights, steps) if name == "matmul_tiling" else (steps, heights)
-    for block_p, block_k, warps, stages in itertools.product(*sizes, (4, 8), (2, 3, 4)):
-        yield table._replace(block_p=block_p, block_k=block_k, num_warps=warps, num_stages=stages)
+LIKELIHOODS = ("continuous", "discretized", "gaussian")
 
 
 def milliseconds(run: Callable[[], Any]) -> float:
@@ -76,75 +69,60 @@ def make_block(options: argparse.Namespace) -> Callable[[], list[Tensor]]:
     return run
 
 
+@contextmanager
+def chosen_by(name: str, choose: Callable[[Any], Any]) -> Iterator[None]:
+    """Within, the kernels take what `choose` makes of the table's tilings."""
+    from dsmooth.kernels import gated_resnet_plans, tilings
+
+    original = getattr(tilings, name)
+
+    def install(function: Callable[..., Any]) -> None:
+        setattr(tilings, name, function)
+        gated_resnet_plans.forward_plan.cache_clear()
+        gated_resnet_plans.backward_plan.cache_clear()
+
+    install(lambda *shape: choose(original(*shape)))
+    try:
+        yield
+    finally:
+        install(original)
+
+
 def tune_gated_resnet(options: argparse.Namespace) -> None:
     run = make_block(options)
     expected = run()
-    torch.cuda.synchronize()
     print(f"the table: {milliseconds(run):.3f} ms a block, forward and backward")
     for name in ("matmul_tiling", "gradient_tiling"):
-        for table in tables_of(name, run):
-            found = [
-                (time, tiling)
-                for tiling in candidates(name, table)
-                if (time := trial(name, tiling, run, expected)) is not None
-            ]
-            for time, tiling in sorted(found)[:3]:
-                print(f"{name} of {table.block_n} columns: {time:.3f} ms  {tiling}")
-
-
-def tables_of(name: str, run: Callable[[], Any]) -> list[Any]:
-    """The tilings that a block uses now, one for each width."""
-    from dsmooth.kernels import tilings
-
-    used: dict[int, Any] = {}
-    original = getattr(tilings, name)
-
-    def note(*shape: Any) -> Any:
-        tiling = original(*shape)
-        used.setdefault(tiling.block_n, tiling)
-        return tiling
-
-    install(name, note)
-    run()
-    install(name, original)
-    return list(used.values())
-
-
-def install(name: str, choose: Callable[..., Any]) -> None:
-    """Have the kernels choose tilings so, and forget what was worked out before."""
-    from dsmooth.kernels import gated_resnet_plans, tilings
-
-    setattr(tilings, name, choose)
-    gated_resnet_plans.forward_plan.cache_clear()
-    gated_resnet_plans.backward_plan.cache_clear()
+        used: dict[int, Any] = {}
+        with chosen_by(name, lambda tiling: used.setdefault(tiling.block_n, tiling)):  # noqa: B023
+            run()
+        heights, steps = (64, 128, 256), (32, 64)
+        sizes = (heights, steps) if name == "matmul_tiling" else (steps, heights)
+        for table in used.values():
+            times = {}
+            for p, k, warps, stages in itertools.product(*sizes, (4, 8), (2, 3, 4)):
+                tiling = table._replace(block_p=p, block_k=k, num_warps=warps, num_stages=stages)
+                time = trial(name, tiling, run, expected)
+                if time is not None:
+                    times[tiling] = time
+            for tiling in sorted(times, key=times.__getitem__)[:3]:
+                print(f"{name} of {table.block_n} columns: {times[tiling]:.3f} ms  {tiling}")
 
 
 def trial(
     name: str, tiling: Any, run: Callable[[], list[Tensor]], expected: list[Tensor]
 ) -> float | None:
     """Milliseconds of the block with this tiling for its width, None where it cannot run."""
-    from dsmooth.kernels import tilings
-
-    original = getattr(tilings, name)
-
-    def choose(*shape: Any) -> Any:
-        table = original(*shape)
-        return tiling if table.block_n == tiling.block_n else table
-
-    install(name, choose)
     try:
-        got = run()
-        torch.cuda.synchronize()
-        for a, b in zip(got, expected, strict=True):
-            distance = (a - b).float().norm() / b.float().norm()
-            if not distance < 2e-2:
-                sys.exit(f"{name} {tiling} is wrong by {distance:.2g}")
-        return milliseconds(run)
+        with chosen_by(name, lambda table: tiling if table.block_n == tiling.block_n else table):
+            for a, b in zip(run(), expected, strict=True):
+                distance = (a - b).float().norm() / b.float().norm()
+                if not distance < 2e-2:
+                    sys.exit(f"{name} {tiling} is wrong by {distance:.2g}")
+            return milliseconds(run)
     except Exception as error:  # resources of this card, or a limit of the compiler
         print(f"  {name} {tiling}: {type(error).__name__}", file=sys.stderr)
         return None
-    finally:
-        install(name, original)
 
 
 def tuned_mixture(shape: str, dtype: torch.dtype, layout: str, likelihood: str) -> str:
@@ -163,53 +141,46 @@ def tuned_mixture(shape: str, dtype: torch.dtype, layout: str, likelihood: str) 
     grad_params = torch.empty_like(params)
     sigma = 0.5  # of "gaussian"
 
-    def run(tiling: kernels.Tiling) -> Callable[[], None]:
-        return lambda: kernels.log_prob(
-            x, params, log_prob, None, grad_params, likelihood, (), sigma, tiling
-        )
+    def run(tiling: kernels.Tiling) -> None:
+        given = (x, params, log_prob, None, grad_params)
+        kernels.log_prob(*given, likelihood, (), sigma, tiling)
 
     frozen = kernels.log_prob_tiling(N_MIX, channels, likelihood)
-    run(frozen)()
+    run(frozen)
     want = grad_params.clone()
     times = {}
-    for block_p, num_warps in itertools.product(BLOCK_PS, NUM_WARPS):
+    for block_p, num_warps in itertools.product((8, 16, 32, 64, 128), (1, 2, 4, 8, 16)):
         tiling = kernels.Tiling(block_p, frozen.block_k, num_warps)
         try:
-            run(tiling)()
+            run(tiling)
         except (CompilationError, OutOfResources):
             continue  # more registers or shared memory than a block may have
         torch.testing.assert_close(grad_params, want, rtol=1e-2, atol=1e-3)
-        times[tiling] = milliseconds(run(tiling))
-    times[frozen] = milliseconds(run(frozen))
+        times[tiling] = milliseconds(lambda: run(tiling))  # noqa: B023
+    times[frozen] = milliseconds(lambda: run(frozen))
     copy = milliseconds(lambda: grad_params.copy_(params))
-    fastest = min(times, key=times.__getitem__)
     return "; ".join(
         f"{name} {tuple(tiling)} {times[tiling]:.3f} ms, {copy / times[tiling]:.0%} of a copy"
-        for name, tiling in (("frozen", frozen), ("fastest", fastest))
+        for name, tiling in (("frozen", frozen), ("fastest", min(times, key=times.__getitem__)))
     )
 
 
-def tune_logistic_mixture(options: argparse.Namespace) -> None:
-    likelihoods = ("continuous", "discretized", "gaussian")
-    for case in itertools.product(SHAPES, DTYPES, LAYOUTS, likelihoods):
-        print(*case, tuned_mixture(*case))
-
-
-OPS = {"gated_resnet": tune_gated_resnet, "logistic_mixture": tune_logistic_mixture}
-
-
-def main(arguments: list[str] | None = None) -> None:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("op", choices=list(OPS))
+    parser.add_argument("op", choices=["gated_resnet", "logistic_mixture"])
     parser.add_argument("--filters", type=int, default=160)
     parser.add_argument("--size", type=int, default=32, help="height and width of the images")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("tuning times kernels on a GPU, and this machine has no CUDA device")
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}: {vars(options)}")
-    OPS[options.op](options)
+    if options.op == "gated_resnet":
+        tune_gated_resnet(options)
+        return
+    for case in itertools.product(SHAPES, DTYPES, LAYOUTS, LIKELIHOODS):
+        print(*case, tuned_mixture(*case))
 
 
 if __name__ == "__main__":
