@@ -32,7 +32,8 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the cases of a `grid` as `full`, but for its diagonal."""
+    """Long tests come first; the cases of a `grid` are `full`, but for its diagonal."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
     grids: dict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
         if item.get_closest_marker("grid") and hasattr(item, "callspec"):

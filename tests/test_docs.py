@@ -68,6 +68,7 @@ def few_digits(split: str) -> ImageDataset:
     return replace(data, images=data.images[:300], labels=data.labels[:300])
 
 
+@pytest.mark.long
 def test_documented_commands_and_code_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_plots: None
 ) -> None:

@@ -52,6 +52,7 @@ def test_cases_are_there(tool: SimpleNamespace, on_gpu: ModuleType, tmp_path: Pa
             assert on_gpu.cases_of(case), case
 
 
+@pytest.mark.full
 def test_ceilings_of_products_are_loops_of_products(on_gpu: ModuleType) -> None:
     """Compiled for 9.0, the loops of their kernels load nothing."""
     mma = ("mma_kernel", {"sums_ptr": "*fp32:16"}, {"BLOCK": 1024}, 4)

@@ -20,6 +20,7 @@ FOLDER = ROOT / "tests" / "interpreted"
 FILES = sorted(path.name for path in FOLDER.glob("*.py"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("names", "marks"),
     [(FILES, "not full"), *(pytest.param([f], "full", marks=pytest.mark.full) for f in FILES)],

@@ -35,6 +35,7 @@ def run_cell(source: str, names: dict[str, Any]) -> Any:
     return eval(compile(ast.Expression(last.value), "cell", "eval"), names)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not NOTEBOOK.exists(), reason="the documentation is not here")
 def test_the_notebook_runs_and_shows_what_is_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -105,6 +105,7 @@ def test_sample_without_models_takes_the_packaged_pair(tmp_path: Path) -> None:
     assert (tmp_path / "x.png").is_file()
 
 
+@pytest.mark.long
 def test_a_card_is_measured_and_goes_on(tmp_path: Path) -> None:
     folder = tiny_models(tmp_path / "models")
     train_set, test_set = (

@@ -71,6 +71,7 @@ def stop_at_once() -> Iterator[Any]:
     yield lambda: signal.SIGINT
 
 
+@pytest.mark.long
 def test_every_printed_command_runs(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

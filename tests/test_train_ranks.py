@@ -53,6 +53,7 @@ def settings_of(config: TrainConfig) -> str:
     return json.dumps(asdict(config))
 
 
+@pytest.mark.long
 def test_the_same_steps_for_any_number_of_ranks(tmp_path: Path) -> None:
     """One rank and three: the same images, labels, noise and dropout; other sums."""
     configs = [
@@ -164,6 +165,7 @@ def assert_went_on(folder: Path) -> None:
         assert all(torch.equal(mine[key], theirs[key]) for key in mine), name
 
 
+@pytest.mark.long
 def test_a_killed_rank_ends_the_other_and_a_restart_goes_on(tmp_path: Path) -> None:
     arguments = [*KILLED, "--out=killed"]
     first, second = start_ranks(2, arguments, tmp_path)

@@ -148,23 +148,20 @@ def steps(state: Path) -> list[Step]:
     ]
 
 
-def on_gpu(name: str, seconds: float, *arguments: str, rehearsed: bool) -> Step:
-    """Cases of benchmarks/on_gpu.py."""
-    command = [PYTHON, "benchmarks/on_gpu.py", *arguments]
+def measure(
+    state: Path, case: str, seconds: float, name: str = "", *arguments: str, rehearsed: bool = False
+) -> Step:
+    """Cases of benchmarks/on_gpu.py that begin so; each is written as soon as it is measured."""
+    written = arguments or (f"--out={state / 'measured.json'}",)
+    command = [PYTHON, "benchmarks/on_gpu.py", case, *written]
     tiny = [*command, "--device=cpu", "--tiny"] if rehearsed else None
-    return Step(name, command, seconds, tiny, timing=True)
-
-
-def measure(state: Path, cases: str, seconds: float, rehearsed: bool = False) -> Step:
-    """Cases that begin with a name; each is written as soon as it is measured."""
-    written = f"--out={state / 'measured.json'}"
-    return on_gpu(cases, seconds, cases, written, rehearsed=rehearsed)
+    return Step(name or case, command, seconds, tiny, timing=True)
 
 
 def trace(state: Path, name: str, case: str, rehearsed: bool = False) -> Step:
     """A trace of one warm call by torch.profiler."""
-    written = f"--trace={state / 'logs' / name}.json.gz"
-    return on_gpu(name, 60, case, written, rehearsed=rehearsed)
+    file = state / "logs" / f"{name}.json.gz"
+    return measure(state, case, 60, name, f"--trace={file}", rehearsed=rehearsed)
 
 
 def ncu(name: str, case: str, kernel: str, *launches: str) -> Step:
@@ -226,14 +223,6 @@ def preflight() -> None:
     print("missing:", ", ".join(missing) or "nothing")
 
 
-def gather(folder: Path) -> int:
-    """Download the wheels for CPython 3.12 on x86-64 Linux; returns pip's exit status."""
-    command = [PYTHON, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-d"]
-    command += [str(folder), "--implementation=cp", "--python-version=3.12"]
-    command += [f"--platform={platform}" for platform in PLATFORMS]
-    return subprocess.run([*command, *CARRIED.values()]).returncode
-
-
 def run(step: Step, command: Sequence[str], log: Path, limit: float) -> int | None:
     """The exit status, None if it had to be killed; SIGTERM is its word to stop in time."""
     environment = os.environ | {
@@ -260,20 +249,6 @@ def run(step: Step, command: Sequence[str], log: Path, limit: float) -> int | No
                 os.killpg(process.pid, sign)
         process.wait()
     return None
-
-
-def meaning(status: int | None, too_long: bool) -> str:
-    """The outcome of a step with this exit status."""
-    if status == 0:
-        return "done"
-    if status == STOPPED:
-        return "to be continued"
-    return "too long" if too_long else "failed"
-
-
-def last_line(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1][:200] if lines else ""
 
 
 def write(path: Path, content: bytes) -> None:
@@ -320,11 +295,6 @@ class Day:
                     tar.add(path, path.relative_to(self.state))
         return file.getvalue()
 
-    def results(self) -> dict[str, Any]:
-        """Results that benchmarks/on_gpu.py wrote."""
-        path = self.state / "measured.json"
-        return dict(json.loads(path.read_text())["results"]) if path.exists() else {}
-
     def table(self) -> str:
         """The steps, and what was measured."""
         rows = ["| step | outcome | seconds | last line |", "|---|---|---|---|"]
@@ -332,7 +302,9 @@ class Day:
             text = step["text"].replace("|", "/")
             rows.append(f"| {name} | {step['outcome']} | {step['seconds']:.0f} | {text} |")
         rows += ["", "| case | time | img/s | TFLOP/s | TB/s |", "|---" * 5 + "|"]
-        for name, found in self.results().items():
+        measured = self.state / "measured.json"
+        results = json.loads(measured.read_text())["results"] if measured.exists() else {}
+        for name, found in results.items():
             cells = [name, f"{1e3 * found['seconds'][0]:.4g} ms"]
             cells += [str(found.get(f"{unit}_per_s", "")) for unit in ("img", "tflop", "tb")]
             rows.append(f"| {' | '.join(cells)} |")
@@ -357,7 +329,12 @@ def attempt(step: Step, day: Day, left: float, rehearse: bool) -> None:
         limit = min(step.limit, left)
         status = run(step, command, log, limit)
         took = time.monotonic() - started
-        day.note(step.name, meaning(status, took >= limit), took, last_line(log))
+        outcome = {0: "done", STOPPED: "to be continued"}.get(status, "failed")
+        if outcome == "failed" and took >= limit:
+            outcome = "too long"
+        lines = log.read_text(errors="replace").split("\n")
+        last = next((line for line in reversed(lines) if line.strip()), "")
+        day.note(step.name, outcome, took, last.strip()[:200])
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -368,19 +345,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", metavar="STEP", help="these steps alone")
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes, on the CPU")
     parser.add_argument("--preflight", action="store_true", help="describe the machine, and stop")
-    parser.add_argument(
-        "--wheels",
-        nargs="?",
-        type=Path,
-        const=WHEELS,
-        help="gather wheels in this folder, and stop",
-    )
+    wheels = {"nargs": "?", "type": Path, "const": WHEELS}
+    parser.add_argument("--wheels", **wheels, help="gather wheels in this folder, and stop")
     options = parser.parse_args(arguments)
     if options.preflight:
         preflight()
         return 0
-    if options.wheels:
-        return gather(options.wheels)
+    if options.wheels:  # for CPython 3.12 on x86-64 Linux
+        command = [PYTHON, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-d"]
+        command += [str(options.wheels), "--implementation=cp", "--python-version=3.12"]
+        command += [f"--platform={platform}" for platform in PLATFORMS]
+        return subprocess.run([*command, *CARRIED.values()]).returncode
     state = options.state.resolve()
     out = options.out or Path(os.environ.get("OUT") or state)
     planned = steps(state)

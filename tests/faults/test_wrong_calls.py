@@ -39,6 +39,7 @@ def sanitized() -> Path | None:
     return path
 
 
+@pytest.mark.long
 @needs_extension
 @pytest.mark.budget(60)
 @pytest.mark.parametrize(

@@ -40,36 +40,25 @@ from tests.ptx.memory import Memory
 # Sums run over k in another order, and exp is the device's: a few roundings of what they are made
 # of. Images are of the order of 1.
 ROUNDING = {False: 2e-6, True: 2e-5}
+DISCRETIZED: dict[str, Any] = {"likelihood": "discretized", "atoms": [0, 255, 17]}
 CASES: dict[str, dict[str, Any]] = {
     "rgb stack gaussian": {
-        "filters": 5,
-        "channels": 3,
-        "conditioning": "stack",
-        "likelihood": "gaussian",
-        "bf16": True,
-        "n": 1,
+        "filters": 5, "channels": 3, "conditioning": "stack", "likelihood": "gaussian",
+        "bf16": True, "n": 1,
     },
-    "grey completed": {"filters": 4, "bf16": True, "n": 2, "max_slice": 1, "completes": True},
-    "grey discretized in float32": {
-        "filters": 3,
-        "likelihood": "discretized",
-        "atoms": [0, 255, 17],
-        "n": 1,
+    "grey discretized in float32, completed": {
+        "filters": 3, "n": 1, "completes": True, **DISCRETIZED,
     },
-}
+}  # fmt: skip
 FULL_CASES: dict[str, dict[str, Any]] = {
+    "grey completed": {"filters": 4, "bf16": True, "n": 2, "max_slice": 1, "completes": True},
     "grey": {"filters": 4, "bf16": True, "n": 3, "max_slice": 2},
     "grey in float32": {"filters": 4, "n": 1},
     "grey, two fragments of images": {"filters": 4, "bf16": True, "n": 9},
-    "rgb discretized in float32": {
-        "filters": 3, "channels": 3, "likelihood": "discretized", "atoms": [0, 255, 17], "n": 1,
-    },
+    "rgb discretized in float32": {"filters": 3, "channels": 3, "n": 1, **DISCRETIZED},
     "grey concat": {"filters": 20, "conditioning": "concat", "bf16": True, "n": 1},
-    "rgb discretized with atoms": {
-        "filters": 3, "channels": 3, "likelihood": "discretized", "atoms": [0, 255, 17],
-        "bf16": True, "n": 2,
-    },
-}  # fmt: skip
+    "rgb discretized": {"filters": 3, "channels": 3, "bf16": True, "n": 2, **DISCRETIZED},
+}
 
 
 @pytest.fixture(scope="module")
