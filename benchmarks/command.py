@@ -67,9 +67,12 @@ def main() -> int:
         print(f"python benchmarks: error: {error}", file=sys.stderr)
         return 2
     measured, status = [], 0
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / FILE
     for suite in options.suites or SUITES:
         found, ended = run(suite, options)
-        keep(found, options.out)  # whatever ends the next suite
+        # Kept whatever ends the next suite.
+        results.save(path, results.merge(results.load(path) if path.exists() else [], found))
         measured += found
         status = status or (0 if ended == NO_CASES else ended)
     show(measured, options.out, console)
@@ -97,19 +100,18 @@ def run(suite: str, options: Options) -> tuple[list[results.Result], int]:
     return [record["extra_info"] for record in records if record["extra_info"]], status
 
 
-def keep(measured: list[results.Result], folder: Path) -> None:
-    """Add results to those of a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / FILE
-    results.save(path, results.merge(results.load(path) if path.exists() else [], measured))
-
-
 def show(measured: list[results.Result], folder: Path, console: Console) -> None:
     """Print a table of results, and draw the figures of all that the folder has."""
     console.print(results.table(measured))
-    warning = results.load_warning(measured)
-    if warning is not None:
-        console.print(warning, style="yellow")
+    busy = [result for result in measured if result["load"] > result["cores"]]
+    if busy:
+        worst = max(busy, key=lambda result: result["load"])
+        console.print(
+            f"Warning: the load exceeded the {worst['cores']} cores in {len(busy)} of "
+            f"{len(measured)} cases (up to {worst['load']:.1f}, in {results.name_of(worst)}): "
+            "other work ran beside them.",
+            style="yellow",
+        )
     for figure in figures.draw_all(results.load(folder / FILE), folder):
         console.print(f"Figure:  {figure}")
     console.print(f"Results: {folder / FILE}")

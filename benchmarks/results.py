@@ -35,15 +35,14 @@ def save(path: Path, results: list[Result]) -> None:
 
 def merge(before: list[Result], after: list[Result]) -> list[Result]:
     """`before` with its cases replaced by those of `after`, sorted by name."""
-    merged = {name_of(result): result for result in before}
-    merged.update({name_of(result): result for result in after})
-    return sorted(merged.values(), key=_in_order)
+    merged = {name_of(result): result for result in (*before, *after)}
 
+    def in_order(name: str) -> list[tuple[int, str]]:
+        """By suite and case, numbers within a name by their value."""
+        parts = re.split(r"(\d+)", name)
+        return [(int(part), "") if part.isdigit() else (0, part) for part in parts]
 
-def _in_order(result: Result) -> list[tuple[int, str]]:
-    """By suite and case, numbers within a name by their value."""
-    parts = re.split(r"(\d+)", name_of(result))
-    return [(int(part), "") if part.isdigit() else (0, part) for part in parts]
+    return [merged[name] for name in sorted(merged, key=in_order)]
 
 
 def name_of(result: Result) -> str:
@@ -61,38 +60,24 @@ def table(results: list[Result]) -> Table:
 
 
 def cells(result: Result) -> tuple[str, ...]:
-    """A row of the table."""
+    """A row of the table: the spread are quartiles against the median, of more than one round.
+
+    The memory is the rise of what is resident, and what a formula says where there is one.
+    """
+    seconds, q1, q3 = result["seconds"][result["ours"]]
+    several = result.get("rounds", 2) > 1
+    peak, formula = result["peak_memory"], result.get("memory_formula")
+    memory = "< 1 MiB" if (peak or 0) < 2**20 else f"{significant(peak / 2**20)} MiB"
+    memory += "" if formula is None else f" (formula {significant(formula / 2**20)})"
     return (
         name_of(result),
         str(result["threads"]),
-        seconds_text(result["seconds"][result["ours"]][0]),
-        spread_text(result),
+        f"{significant(seconds)} s" if seconds >= 1 else f"{significant(seconds * 1e3)} ms",
+        f"{q1 / seconds - 1:+.0%} {q3 / seconds - 1:+.0%}" if several else "",
         rate_text(result),
         ratios_text(result),
         f"{result['fraction_of_limit']:.0%}" if result["fraction_of_limit"] else "",
-        memory_text(result),
-    )
-
-
-def seconds_text(seconds: float) -> str:
-    return f"{significant(seconds)} s" if seconds >= 1 else f"{significant(seconds * 1e3)} ms"
-
-
-def spread_text(result: Result) -> str:
-    """The quartiles of our times against their median; nothing for a single round."""
-    median, q1, q3 = result["seconds"][result["ours"]]
-    return f"{q1 / median - 1:+.0%} {q3 / median - 1:+.0%}" if result.get("rounds", 2) > 1 else ""
-
-
-def load_warning(measured: list[Result]) -> str | None:
-    """A sentence on cases that shared the cores with other work; None if there are none."""
-    busy = [result for result in measured if result["load"] > result["cores"]]
-    if not busy:
-        return None
-    worst = max(busy, key=lambda result: result["load"])
-    return (
-        f"Warning: the load exceeded the {worst['cores']} cores in {len(busy)} of {len(measured)} "
-        f"cases (up to {worst['load']:.1f}, in {name_of(worst)}): other work ran beside them."
+        "" if peak is None else memory,
     )
 
 
@@ -100,23 +85,13 @@ def rate_text(result: Result) -> str:
     return f"{significant(result['img_per_s'])} img/s" if result["img_per_s"] else ""
 
 
-def memory_text(result: Result) -> str:
-    """The rise of the resident memory, and what a formula says where there is one."""
-    peak, formula = result["peak_memory"], result.get("memory_formula")
-    if peak is None:
-        return ""
-    text = f"{significant(peak / 2**20)} MiB" if peak >= 2**20 else "< 1 MiB"
-    return text if formula is None else f"{text} (formula {significant(formula / 2**20)})"
-
-
-def ratio_text(ratio: float) -> str:
-    return f"{ratio:,.0f}x" if ratio >= 100 else f"{ratio:.3g}x"
-
-
 def ratios_text(result: Result) -> str:
     """How often faster than each other contender; below 1 is a loss, and is shown like a win."""
-    ratios = result["ratios"].items()
-    return ", ".join(f"{ratio_text(median)} {name}" for name, (median, *_) in ratios)
+    medians = {name: median for name, (median, *_) in result["ratios"].items()}
+    return ", ".join(
+        f"{median:,.0f}x {name}" if median >= 100 else f"{median:.3g}x {name}"
+        for name, median in medians.items()
+    )
 
 
 def compare(before: list[Result], after: list[Result]) -> Iterator[str]:

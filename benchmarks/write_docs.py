@@ -44,17 +44,18 @@ HIGHLIGHTS = (
 )
 
 
-def saved_results() -> list[Path]:
-    """The committed files of results."""
-    return sorted(SAVED.glob("*.json"))
+def saved_results() -> dict[Path, list[Result]]:
+    """The committed results, by file."""
+    return {path: results.load(path) for path in sorted(SAVED.glob("*.json"))}
 
 
 def texts() -> dict[Path, str]:
     """The texts of the page and of the README, by path."""
-    files = {path: results.load(path) for path in saved_results()}
+    saved = saved_results()
+    sections = [line for path, measured in saved.items() for line in section(path, measured)]
     return {
-        PAGE: between_marks(PAGE.read_text(), "\n".join(page(files)) + "\n"),
-        README: between_marks(README.read_text(), "\n".join(readme_table(files))),
+        PAGE: between_marks(PAGE.read_text(), "\n".join(sections) + "\n"),
+        README: between_marks(README.read_text(), "\n".join(readme_table(saved))),
     }
 
 
@@ -62,7 +63,7 @@ def write() -> None:
     for path, text in texts().items():
         path.write_text(text)
     PICTURES.mkdir(exist_ok=True)
-    everything = [result for path in saved_results() for result in results.load(path)]
+    everything = [result for measured in saved_results().values() for result in measured]
     for path in figures.draw_all(everything, PICTURES):
         print(path.relative_to(PROJECT))
 
@@ -74,11 +75,6 @@ def between_marks(page: str, generated: str) -> str:
     if not begin or not end:
         raise ValueError(f"a page must hold {BEGIN} and then {END}, got one without")
     return f"{before}{BEGIN}\n{generated}\n{END}{after}"
-
-
-def page(files: dict[Path, list[Result]]) -> Iterator[str]:
-    for path, measured in files.items():
-        yield from section(path, measured)
 
 
 def section(path: Path, measured: list[Result]) -> Iterator[str]:

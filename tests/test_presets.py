@@ -102,10 +102,13 @@ def test_each_kind_of_data_trains_a_step(tmp_path: Path, kind: str) -> None:
 
 
 def test_the_same_commands_give_the_same_bytes(tmp_path: Path) -> None:
+    pictures = random_bytes((32, 8, 8, 3))
+    write_images(tmp_path / "images", {f"{i}.png": picture for i, picture in enumerate(pictures)})
     tiny = shlex.split(
         "--n-filters 4 --n-resnet 1 --n-mix 2 --context-layers 1 --images 320 --batch-size 16"
         " --ema 0 --learning-rate 2e-2 --warmup-images 0 --evaluations 1 --evaluation-images 4"
     )
+    tiny += ["--data", "folder", "--data-dir", str(tmp_path / "images")]
     files: list[list[bytes]] = []
     for name in ("first", "second"):
         folder = tmp_path / name

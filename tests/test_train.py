@@ -213,7 +213,7 @@ def test_ema_is_the_average_it_says() -> None:
 
 
 def test_budget_becomes_a_number_of_images(tmp_path: Path) -> None:
-    config = replace(tiny("noisy", budget=0.05), images=None)
+    config = replace(tiny("noisy", budget=0.02), images=None)
     started = time.monotonic()
     train(config, tmp_path / "run")
     assert time.monotonic() - started < 60
