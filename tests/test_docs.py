@@ -23,9 +23,10 @@ from dsmooth.data import ImageDataset
 from dsmooth.data.mnist import load_embedded_mnist
 
 ROOT = Path(__file__).parent.parent
-# Twenty-four quick steps, after which samples do not diverge.
-TINY = "--n-filters 4 --n-resnet 1 --n-mix 2 --dropout 0 --images 192 --batch-size 8 --ema 0"
-TINY += " --learning-rate 2e-2 --warmup-images 0 --evaluations 1 --evaluation-images 4"
+# Twelve quick steps, after which samples do not diverge.
+TINY = "--n-filters 4 --n-resnet 1 --n-mix 2 --context-layers 1 --dropout 0 --images 96"
+TINY += " --batch-size 8 --ema 0 --learning-rate 2e-2 --warmup-images 0 --evaluations 1"
+TINY += " --evaluation-images 4"
 
 
 def blocks() -> Iterator[tuple[str, str]]:
@@ -36,7 +37,7 @@ def blocks() -> Iterator[tuple[str, str]]:
 def shrink(command: list[str]) -> list[str]:
     """The documented command with a tiny network and few images."""
     if command[0] == "train" and ("--resume" in command or "--init" in command):
-        images = "200" if "--resume" in command else "16"  # a step more than TINY, or one
+        images = "104" if "--resume" in command else "16"  # a step more than TINY, or one
         command[command.index("--images") + 1] = images
         return [*command, "--evaluations", "1", "--evaluation-images", "4"]
     if command[0] == "train" and "--config" not in command:
@@ -51,7 +52,7 @@ def shrink(command: list[str]) -> list[str]:
         return [*command, "--limit", "4", "--n-noise", "2"]
     if command[:2] == ["evaluate", "fid"]:
         return [*command, "--subsets", "2"]
-    few = {"train": "20", "test": "10"}
+    few = {"train": "4", "test": "4"}
     if command[0] == "probe":
         for split, n in few.items():
             command[command.index(f"--{split}-images") + 1] = n

@@ -212,9 +212,9 @@ def _from_nothing(arguments: Arguments, got: Sequence[Tensor]) -> bool:
 
 
 def settings_of(examples: int) -> settings:
-    """Settings of so many examples, which SEED decides."""
+    """Settings of so many examples, or a PART of them, which SEED decides."""
     return settings(
-        max_examples=examples,
+        max_examples=examples // PART,
         database=None,
         derandomize=False,
         deadline=None,
@@ -237,7 +237,7 @@ def run(target: Target, examples: int) -> None:
         assert_untouched(guard)
 
     @seed(SEED)
-    @settings_of(examples // PART)
+    @settings_of(examples)
     @given(wrong_calls(target))
     def law(wrong: WrongCall) -> None:
         nonlocal count, refused

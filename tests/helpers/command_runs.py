@@ -25,7 +25,7 @@ def run(*args: str) -> int:
 def save_run(folder: Path, role: str, *, size: int = 8, **settings: object) -> Path:
     """A run folder as training leaves it, of a small untrained network that does not diverge."""
     config = preset("mnist-quick", role)
-    model_config = replace(config.model, n_filters=4, n_mix=2, context_layers=1)
+    model_config = replace(config.model, n_filters=4, n_resnet=1, n_mix=2, context_layers=1)
     config = replace(config, model=model_config, images=1, **settings)
     torch.manual_seed(0)
     model = dsmooth.PixelCNNpp(config.model)

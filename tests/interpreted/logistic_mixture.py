@@ -29,7 +29,6 @@ from tests.helpers.mixture_cases import (
     Gradients,
     assert_as_exact_as_eager,
     avoid_kink,
-    each_mixture_in_full,
     float_case,
     random_case,
     value_and_gradients,
@@ -258,7 +257,8 @@ def test_only_the_wanted_gradient_is_computed(mixture: str) -> None:
 
 # opcheck reads .grad of the clones that it makes; the warning is about its own tensors
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
-@each_mixture_in_full
+@pytest.mark.full
+@each_mixture
 def test_opcheck(mixture: str) -> None:
     x, params, _ = float_case(3, mixture, n_mix=2, size=(2, 1, 3))
     x, params = x.bfloat16(), params.bfloat16()
