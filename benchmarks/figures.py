@@ -33,29 +33,16 @@ def draw_all(results: list[Result], folder: Path) -> Iterator[Path]:
 
 def speedup(axes: plt.Axes, results: list[Result]) -> bool:
     """Cached against plain sampling, by batch size, beside the published curve."""
-    curves: dict[str, dict[int, float]] = {}
-    for result in results:
-        if (result["suite"], result["dtype"]) == ("sampler", "float32") and "plain" in result[
-            "ratios"
-        ]:
-            network = "MNIST F40" if result["shape"][1] == 1 else "CIFAR-10 F160"
-            curves.setdefault(network, {})[result["shape"][0]] = result["ratios"]["plain"][0]
-    if not any(len(curve) > 1 for curve in curves.values()):
-        return False
-    for (name, curve), colour in zip(
-        sorted(curves.items(), reverse=True), (BLUE, ORANGE), strict=False
-    ):
-        batches = sorted(curve)
-        axes.plot(
-            batches, [curve[b] for b in batches], "o-", color=colour, label=f"dsmooth, {name}, CPU"
-        )
-    axes.plot(
-        list(PUBLISHED),
-        list(PUBLISHED.values()),
-        "s--",
-        color=GREY,
-        label="Ramachandran et al. 2017, K40",
-    )
+    cases = [r for r in results if (r["suite"], r["dtype"]) == ("sampler", "float32")]
+    cases = [r for r in cases if "plain" in r["ratios"]]
+    for channels, network, colour in ((1, "MNIST F40", BLUE), (3, "CIFAR-10 F160", ORANGE)):
+        curve = [r for r in cases if r["shape"][1] == channels]
+        points = sorted((r["shape"][0], r["ratios"]["plain"][0]) for r in curve)
+        if points:
+            label = f"dsmooth, {network}, CPU"
+            axes.plot(*zip(*points, strict=True), "o-", color=colour, label=label)
+    label = "Ramachandran et al. 2017, K40"
+    axes.plot(list(PUBLISHED), list(PUBLISHED.values()), "s--", color=GREY, label=label)
     axes.set(
         xscale="log",
         yscale="log",
@@ -68,7 +55,7 @@ def speedup(axes: plt.Axes, results: list[Result]) -> bool:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.legend(frameon=False)
-    return True
+    return len(cases) > 1
 
 
 def roofline(axes: plt.Axes, results: list[Result]) -> bool:
@@ -76,28 +63,21 @@ def roofline(axes: plt.Axes, results: list[Result]) -> bool:
 
     Under the roof min(1, x) cases with other dtypes and thread counts can stand side by side.
     """
-    cases = [r for r in results if r["gflop_per_s"] and r["gb_per_s"]]
-    if not cases:
-        return False
     reach = [1e-1, 1e1]
     for suite, colour in (("sampler", BLUE), ("gated_resnet", ORANGE)):
         for dtype, marker in (("float32", "o"), ("bfloat16", "^")):
             points = []
-            for r in cases:
+            for r in results:
                 rates = dict(map(tuple, r["limits"].values()))
                 if (r["suite"], r["dtype"]) == (suite, dtype) and len(rates) == 2:
-                    balance = rates["flops"] / rates["bytes"]
-                    points.append(
-                        (r["flops"] / r["bytes"] / balance, 1e9 * r["gflop_per_s"] / rates["flops"])
-                    )
+                    intensity = r["flops"] / r["bytes"] * rates["bytes"] / rates["flops"]
+                    points.append((intensity, 1e9 * r["gflop_per_s"] / rates["flops"]))
             if points:
                 label = f"{suite.replace('_', ' ')}, {dtype}"
                 axes.plot(*zip(*points, strict=True), marker, color=colour, label=label)
-                reach = [
-                    min(reach[0], *(x for x, _ in points)),
-                    max(reach[1], *(x for x, _ in points)),
-                ]
-    axes.plot([reach[0], 1, reach[1]], [reach[0], 1, 1], color=INK, linewidth=1)
+                reach += [x for x, _ in points]
+    first, last = min(reach), max(reach)
+    axes.plot([first, 1, last], [first, 1, 1], color=INK, linewidth=1)
     axes.set(
         xscale="log",
         yscale="log",
@@ -108,7 +88,7 @@ def roofline(axes: plt.Axes, results: list[Result]) -> bool:
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.legend(frameon=False, loc="lower right")
-    return True
+    return len(reach) > 2
 
 
 def image_size(axes: plt.Axes, results: list[Result]) -> bool:

@@ -126,8 +126,8 @@ def test_options_of_a_file_are_carried_out(tmp_path: Path) -> None:
     values = {"models": [str(plain)], "count": 2, "seed": 3, "out": [str(out)], "quiet": True}
     file.write_text(json.dumps(values))
     assert run("sample", "--config", str(file), "--count", "1") == 0
-    stored = np.load(out)
-    assert (len(stored["x"]), int(stored["seed"])) == (1, 3)
+    with np.load(out) as stored:
+        assert (len(stored["x"]), int(stored["seed"])) == (1, 3)
 
 
 @pytest.mark.quick
@@ -245,7 +245,7 @@ def test_precision_and_a_drawn_seed(tmp_path: Path, capsys: pytest.CaptureFixtur
     images = {}
     for name in ("auto", "float32", "bfloat16"):
         out = tmp_path / f"{name}.npz"
-        assert run("sample", plain, "-n", "2", "--precision", name, "--out", str(out)) == 0
+        assert run("sample", plain, "-n", "8", "--precision", name, "--out", str(out)) == 0
         images[name] = np.load(out)["x"]
     assert np.array_equal(images["auto"], images["float32"])
     assert not np.array_equal(images["auto"], images["bfloat16"])

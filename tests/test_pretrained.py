@@ -21,7 +21,7 @@ from dsmooth.runs import RunFolder
 from tests.helpers.command_runs import run, save_run
 
 LARGEST = 12e6  # bytes of all packaged models
-PROBES = ProbeSettings(train_images=60, test_images=30, epochs=1, pooling="mean")
+PROBES = ProbeSettings(train_images=20, test_images=10, epochs=1, pooling="mean")
 
 
 def tiny_models(folder: Path) -> Path:
@@ -109,7 +109,7 @@ def test_sample_without_models_takes_the_packaged_pair(tmp_path: Path) -> None:
 def test_a_card_is_measured_and_goes_on(tmp_path: Path) -> None:
     folder = tiny_models(tmp_path / "models")
     train_set, test_set = (
-        first_images(load_dataset("mnist", split), 200) for split in ("train", "test")
+        first_images(load_dataset("mnist", split), 60) for split in ("train", "test")
     )
     options = CardOptions("", folder, tmp_path / "work", 24, 20, 2, (12, 24), PROBES)
     card = write_card(options, train_set, test_set)

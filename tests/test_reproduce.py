@@ -32,7 +32,7 @@ from tests.helpers.rank_processes import ForkedPython, start_ranks, wait_for_all
 from tests.helpers.report_checks import check_self_contained
 
 IMAGES = 160
-PROBES = ProbeSettings(train_images=40, test_images=20, epochs=1)
+PROBES = ProbeSettings(train_images=12, test_images=6, epochs=1)
 SIZES = Sizes(count=9, scored_images=12, probes=PROBES)
 GREY = ModelConfig(n_filters=4, n_resnet=1, n_mix=2, dropout=0.0)
 DENOISER = replace(GREY, conditioning="concat", likelihood="discretized", context_layers=1)
@@ -171,7 +171,7 @@ from dsmooth.reproduce.stages import Sizes
 from dsmooth.reproduce import TrainingPlan, reproduce
 plan = json.loads(sys.argv[2])["runs"].values()
 plan = TrainingPlan("tiny", tuple(map(TrainConfig.from_dict, plan)))
-sizes = Sizes(9, 12, ProbeSettings(train_images=40, test_images=20, epochs=1))
+sizes = Sizes(9, 12, ProbeSettings(train_images=12, test_images=6, epochs=1))
 sys.exit(reproduce(Path(sys.argv[1]), plan, sizes=sizes, threads=1))
 """
 

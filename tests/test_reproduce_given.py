@@ -24,7 +24,7 @@ from tests.helpers.report_checks import check_self_contained
 SIZES = Sizes(
     count=9,
     scored_images=12,
-    probes=ProbeSettings(train_images=40, test_images=20, epochs=1),
+    probes=ProbeSettings(train_images=12, test_images=6, epochs=1),
 )
 RESULTS = {
     "samples": "samples/two-step.npz",
