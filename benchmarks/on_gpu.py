@@ -360,8 +360,8 @@ def measure(name: str, card: Card) -> dict[str, Any]:
         case.run()
         card.wait()
 
-    turns = take_turns({name: run}, 2 if card.tiny else case.rounds, warmup=case.warmup)
-    seconds = turns.times(name, case.calls).of(name)
+    rounds, calls = 2 if card.tiny else case.rounds, {name: case.calls}
+    seconds = take_turns({name: run}, rounds, warmup=case.warmup, calls=calls).of(name)
     rates = {
         "img_per_s": case.work.images / seconds.median,
         "tflop_per_s": case.work.flops / seconds.median / 1e12,
