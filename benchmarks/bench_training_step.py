@@ -8,20 +8,22 @@ takes minutes: it is left out of --quick.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from benchmarks.measure import Bench, Work, full, matmul, quick, smoke, torch_threads
-from benchmarks.networks import Network, flops_of_forward
+from benchmarks.networks import Network, flops_of_forward, make_step
 from dsmooth import ModelConfig, PixelCNNpp
-from dsmooth.functional import use_impl
 
 pytestmark = pytest.mark.usefixtures("native")
 BATCH = 32
+
+
+def model(f: int, r: int) -> PixelCNNpp:
+    torch.manual_seed(0)
+    config = ModelConfig(n_filters=f, n_resnet=r, dropout=0.0)
+    return PixelCNNpp(config).to(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize(
@@ -39,14 +41,13 @@ def bench_training_step(bench: Bench, f: int, r: int, threads: int, compiled: bo
     x = torch.rand(BATCH, 1, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch_threads(threads):
         contenders = {
-            f"{name} {str(dtype)[6:]}": make_step(f, r, x, impl, dtype)
+            f"{name} {str(dtype)[6:]}": make_step(model(f, r), x, impl, dtype)
             for impl, name in (("reference", "eager"), ("native", "native"))
             for dtype in (torch.float32, torch.bfloat16)
         }
         if compiled:
-            contenders["compile bfloat16"] = make_step(
-                f, r, x, "reference", torch.bfloat16, compiled=True
-            )
+            how = ("reference", torch.bfloat16, True)
+            contenders["compile bfloat16"] = make_step(model(f, r), x, *how)
         first = {name: step() for name, step in contenders.items()}
         for name, loss in first.items():
             assert abs(loss / first["eager float32"] - 1) < 5e-3, name
@@ -61,26 +62,3 @@ def bench_training_step(bench: Bench, f: int, r: int, threads: int, compiled: bo
             dtype=torch.bfloat16,
             work=Work(BATCH, 3 * flops_of_forward(network.build(), network.shape(BATCH))),
         )
-
-
-def make_step(
-    f: int, r: int, x: Tensor, impl: Any, dtype: torch.dtype, compiled: bool = False
-) -> Callable[[], float]:
-    """A function that makes one update and returns its loss."""
-    torch.manual_seed(0)
-    config = ModelConfig(n_filters=f, n_resnet=r, dropout=0.0)
-    model = PixelCNNpp(config).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)
-    log_prob = torch.compile(model.log_prob) if compiled else model.log_prob
-
-    def step() -> float:
-        with use_impl(impl):
-            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-                loss = -log_prob(x).sum() / x.numel()
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            return float(loss.detach())
-
-    return step

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +57,26 @@ def plain_forward(model: PixelCNNpp, shape: tuple[int, ...]) -> None:
     context = None if model.config.conditioning == "none" else torch.zeros(shape)
     with use_impl("reference"):
         model.decode(torch.zeros(shape), model.encode_context(torch.zeros(shape), context))
+
+
+def make_step(
+    model: PixelCNNpp, x: Tensor, impl: Any, dtype: torch.dtype, compiled: bool = False
+) -> Callable[[], Tensor]:
+    """A function that makes one update by Adam, with clipping, and returns its loss."""
+    optimizer = torch.optim.Adam(model.parameters(), 1e-4, fused=True, capturable=x.is_cuda)
+    log_prob = torch.compile(model.log_prob) if compiled else model.log_prob
+    half = dtype == torch.bfloat16
+
+    def step() -> Tensor:
+        with use_impl(impl), torch.autocast(x.device.type, torch.bfloat16, enabled=half):
+            loss = -log_prob(x).sum() / x.numel()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        return loss.detach()
+
+    return step
 
 
 def flops_of_forward(model: PixelCNNpp, shape: tuple[int, ...]) -> int:

@@ -39,6 +39,7 @@ from benchmarks.networks import (
     Network,
     check_samples,
     flops_of_forward,
+    make_step,
     plain_forward,
 )
 from benchmarks.tune import make_block
@@ -243,22 +244,9 @@ def training_step(name: str, batch: int, mode: str, card: Card) -> Case:
     impl: Any = {"kept": ours, "again": ours, "cudnn": "cudnn"}.get(kind, "reference")
     model = network.build().to(card.device, memory_format=torch.channels_last)
     set_keep_gates(model, kind == "kept")
-    optimizer = torch.optim.Adam(model.parameters(), 1e-4, fused=True, capturable=card.is_cuda)
-
-    def loss_by(impl: Any) -> Tensor:
-        with use_impl(impl), torch.autocast(card.device.type, BF16):
-            return -model.log_prob(x).sum() / x.numel()
-
-    def step() -> Tensor:
-        loss = loss_by(impl)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        return loss.detach()
-
-    with torch.no_grad():
-        want = float(loss_by("reference"))
+    step = make_step(model, x, impl, BF16)
+    with torch.no_grad(), use_impl("reference"), torch.autocast(card.device.type, BF16):
+        want = -float(model.log_prob(x).sum()) / x.numel()
     if kind == "compile":
         compile_blocks(model)
     got = float(step())

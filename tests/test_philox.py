@@ -60,8 +60,19 @@ def test_seed_out_of_range(seed: int) -> None:
         split_seed(seed)
 
 
-def test_index_and_repeat_out_of_range() -> None:
-    with pytest.raises(ValueError, match="first_index"):
-        image_words(1, 1, seed=0, first_index=-1, stream=Stream.SAMPLE)
-    with pytest.raises(ValueError, match="repeat"):
-        image_words(1, 1, seed=0, repeat=2**24, stream=Stream.SAMPLE)
+@pytest.mark.parametrize(
+    "wrong", [{"first_index": -1}, {"first_index": 2**63}, {"repeat": 2**24}, {"first_counter": -1}]
+)
+def test_numbers_out_of_range(wrong: dict[str, int]) -> None:
+    (name,) = wrong
+    with pytest.raises(ValueError, match=f"{name} must lie in 0"):
+        image_words(1, 1, seed=0, stream=Stream.SAMPLE, **wrong)
+
+
+def test_counters_and_keys_of_other_kinds() -> None:
+    with pytest.raises(TypeError, match="counter must be int64"):
+        philox4x32(torch.zeros(4), (0, 0))
+    with pytest.raises(ValueError, match="counter must have shape"):
+        philox4x32(torch.zeros(3, dtype=torch.int64), (0, 0))
+    with pytest.raises(ValueError, match="key must be two words"):
+        philox4x32(torch.zeros(4, dtype=torch.int64), (0, 2**32))

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsmooth import _extension, philox
-from dsmooth.philox import Stream
+from dsmooth import _extension
 from tests.faults.harness import Arguments, Target, guarded, run
 from tests.helpers.random_words import MASK, words_of
 
@@ -24,53 +23,6 @@ def _uniform(word: int) -> float:
     assert isinstance(word, int)
     assert 0 <= word <= MASK
     return ((word >> 9) + 0.5) * 2.0**-23
-
-
-def _counters() -> Tensor:
-    return guarded(torch.tensor([[1, 2, 3, 4], [MASK, 0, 7, MASK]]))
-
-
-def _expected_philox(given: Arguments) -> list[Tensor]:
-    counter = given["counter"]
-    assert counter.dtype == torch.int64
-    rows = [words_of(row, given["key"]) for row in (counter & MASK).reshape(-1, 4).tolist()]
-    return [torch.tensor(rows, dtype=torch.int64).view(counter.shape)]
-
-
-def _image_words(given: Arguments) -> list[Tensor]:
-    return [philox.image_words(**given)]
-
-
-def _expected_image_words(given: Arguments) -> list[Tensor]:
-    first, repeat = given["first_index"], given["repeat"]
-    assert given["device"] in ("cpu", None)
-    assert 0 <= given["seed"] < 2**64
-    assert 0 <= repeat < 2**24
-    assert first >= 0
-    key = given["seed"] & MASK, given["seed"] >> 32
-    last_word = int(Stream(given["stream"])) | repeat << 8
-    words = [
-        [
-            words_of((given["first_counter"] + i, index & MASK, index >> 32, last_word), key)
-            for i in range(given["n_counters"])
-        ]
-        for index in range(first, first + given["n_images"])
-    ]
-    shape = given["n_images"], given["n_counters"], 4
-    return [torch.tensor(words, dtype=torch.int64).view(shape)]
-
-
-def _image_arguments() -> Arguments:
-    return {
-        "n_images": 2,
-        "n_counters": 3,
-        "seed": 2**35 + 1,
-        "first_index": 2**32 - 1,
-        "stream": Stream.SAMPLE,
-        "repeat": 1,
-        "first_counter": 2,
-        "device": "cpu",
-    }
 
 
 def _elementary_arguments() -> Arguments:
@@ -95,19 +47,10 @@ def _expected_elementary(given: Arguments) -> list[Tensor]:
 
 
 WORDS = [-1, 0, MASK, 2**32, 2**70, 1.5, "x", float("nan")]
-COUNTS = [-1, 0, 1, 1.5, "x", 2**70]
 VALUES: dict[str, list[Any]] = {
     "counter": [[], [1, 2, 3], [1, 2, 3, 4, 5], [1, 2, 3, 2**32], [-1, 0, 0, 0], "abcd", 3],
     "key": [(), (1,), (1, 2, 3), (2**32, 0), (0, -1), (1.5, 0), "ab", 3],
     "word": WORDS,
-    "seed": [-1, 0, 2**64 - 1, 2**64, 2**70, 1.5, "x"],
-    "first_index": [-1, 0, 2**63 - 2, 2**63, 2**70, 1.5, "x"],
-    "n_images": COUNTS,
-    "n_counters": COUNTS,
-    "first_counter": [-1, 0, 2**32 - 3, 2**32 - 1, 2**70, 1.5, "x"],
-    "stream": [1, -1, 99, 300, 1.5, "x"],
-    "repeat": [-1, 0, 2**24 - 1, 2**24, 1.5, "x"],
-    "device": ["meta", "bogus", 1.5],
     "instruction_set": ["generic", "sse9", "", 3],
 }
 COUNTER = [1, 2, 3, MASK]
@@ -131,14 +74,6 @@ TARGETS = [
         "_C.elementary_functions",
         *(_elementary_arguments, _elementary, _expected_elementary, VALUES, True),
     ),
-    Target(
-        "philox.philox4x32",
-        lambda: {"counter": _counters(), "key": (5, MASK)},
-        lambda given: [philox.philox4x32(**given)],
-        _expected_philox,
-        VALUES,
-    ),
-    Target("philox.image_words", _image_arguments, _image_words, _expected_image_words, VALUES),
 ]
 
 
