@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from importlib.util import find_spec
@@ -39,6 +39,12 @@ GRACE = 20.0  # seconds from the word to stop to the end
 STOPPED = 128 + signal.SIGTERM  # the exit status of training that saved and stopped
 PYTHON = sys.executable
 FAILED = ("failed", "too long")
+ENVIRONMENT = {
+    "DSMOOTH_CUDA": "1",
+    "PYTHONUNBUFFERED": "1",
+    "TRITON_CACHE_DIR": str(BUILD / "triton"),
+    "TORCHINDUCTOR_CACHE_DIR": str(BUILD / "inductor"),
+}
 
 # Modules that dsmooth and its tests import, with the wheel that brings each: 1.6 MB together.
 CARRIED = {
@@ -77,7 +83,7 @@ class Step:
     limit: float = LIMIT
     always: bool = False
     timing: bool = False
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 PREPARES = ("install", "build")  # if one of these fails, the call ends
@@ -223,15 +229,8 @@ def preflight() -> None:
     print("missing:", ", ".join(missing) or "nothing")
 
 
-def run(step: Step, command: Sequence[str], log: Path, limit: float) -> int | None:
+def run(command: Sequence[str], environment: Any, log: Path, limit: float) -> int | None:
     """The exit status, None if it had to be killed; SIGTERM is its word to stop in time."""
-    environment = os.environ | {
-        "DSMOOTH_CUDA": "1",
-        "PYTHONUNBUFFERED": "1",
-        "TRITON_CACHE_DIR": str(BUILD / "triton"),
-        "TORCHINDUCTOR_CACHE_DIR": str(BUILD / "inductor"),
-        **step.environment,
-    }
     with log.open("a") as file:
         print("$", *command, file=file, flush=True)
         try:
@@ -268,11 +267,9 @@ class Day:
         path = state / "day.json"
         self.steps: dict[str, Any] = json.loads(path.read_text())["steps"] if path.exists() else {}
 
-    def outcome(self, name: str) -> str | None:
-        return self.steps[name]["outcome"] if name in self.steps else None
-
     def failed(self, *names: str) -> list[str]:
-        return [name for name in names if self.outcome(name) in FAILED]
+        """The steps of these that failed."""
+        return [name for name in names if self.steps.get(name, {}).get("outcome") in FAILED]
 
     def note(self, name: str, outcome: str, seconds: float = 0, text: str = "") -> None:
         """Note a step, and bring the output folder up to date."""
@@ -282,21 +279,17 @@ class Day:
         for file in ("day.json", "day.md", "measured.json"):
             if self.out != self.state and (self.state / file).exists():
                 write(self.out / file, (self.state / file).read_bytes())
-        write(self.out / "logs.tar.gz", self.logs())
-        print(f"{name}: {outcome}, {seconds:.0f} s. {text}", flush=True)
-
-    def logs(self) -> bytes:
-        """A tar file of logs, reports and traces, and of trained weights with their logs."""
-        file = io.BytesIO()
-        with tarfile.open(fileobj=file, mode="w:gz") as tar:
-            tar.add(self.state / "logs", "logs")
+        archive = io.BytesIO()
+        with tarfile.open(fileobj=archive, mode="w:gz") as tar:
+            tar.add(self.state / "logs", "logs")  # with reports and traces
             for path in sorted(self.state.glob("runs/*/*")):
                 if path.name in ("config.json", "log.jsonl", "model.safetensors"):
                     tar.add(path, path.relative_to(self.state))
-        return file.getvalue()
+        write(self.out / "logs.tar.gz", archive.getvalue())
+        print(f"{name}: {outcome}, {seconds:.0f} s. {text}", flush=True)
 
     def table(self) -> str:
-        """The steps, and what was measured."""
+        """The steps, and what benchmarks/on_gpu.py measured."""
         rows = ["| step | outcome | seconds | last line |", "|---|---|---|---|"]
         for name, step in self.steps.items():
             text = step["text"].replace("|", "/")
@@ -314,27 +307,27 @@ class Day:
 def attempt(step: Step, day: Day, left: float, rehearse: bool) -> None:
     """Run a step and note its outcome, unless it is done or must be left out."""
     command = step.rehearsal if rehearse else step.command
-    if day.outcome(step.name) == "done" and not step.always:
-        return
     wrong = day.failed(*PROVES) if step.timing else []
+    reason = ""
     if command is None:
-        day.note(step.name, "skipped", text="needs a GPU")
+        reason = "needs a GPU"
     elif wrong:
-        day.note(step.name, "skipped", text=f"{' and '.join(wrong)} failed")
+        reason = f"{' and '.join(wrong)} failed"
     elif step.seconds > left:
-        text = f"takes {step.seconds:.0f} s, {max(left, 0):.0f} s are left"
-        day.note(step.name, "skipped", text=text)
-    else:
-        log, started = day.state / "logs" / f"{step.name}.log", time.monotonic()
-        limit = min(step.limit, left)
-        status = run(step, command, log, limit)
-        took = time.monotonic() - started
-        outcome = {0: "done", STOPPED: "to be continued"}.get(status, "failed")
-        if outcome == "failed" and took >= limit:
-            outcome = "too long"
-        lines = log.read_text(errors="replace").split("\n")
-        last = next((line for line in reversed(lines) if line.strip()), "")
-        day.note(step.name, outcome, took, last.strip()[:200])
+        reason = f"takes {step.seconds:.0f} s, {max(left, 0):.0f} s are left"
+    if reason or command is None:
+        day.note(step.name, "skipped", text=reason)
+        return
+    log, limit = day.state / "logs" / f"{step.name}.log", min(step.limit, left)
+    started = time.monotonic()
+    status = run(command, os.environ | ENVIRONMENT | step.environment, log, limit)
+    took = time.monotonic() - started
+    outcome = {0: "done", STOPPED: "to be continued"}.get(status, "failed")
+    if outcome == "failed" and took >= limit:
+        outcome = "too long"
+    lines = log.read_text(errors="replace").split("\n")
+    last = next((line for line in reversed(lines) if line.strip()), "")
+    day.note(step.name, outcome, took, last.strip()[:200])
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -365,7 +358,8 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error(f"{name!r} is no step: they are {', '.join(names)}")
     day, end = Day(state, out.resolve()), time.monotonic() + 60 * options.minutes
     for step in planned:
-        if step.name in (options.only or names):
+        done = day.steps.get(step.name, {}).get("outcome") == "done" and not step.always
+        if step.name in (options.only or names) and not done:
             attempt(step, day, end - time.monotonic(), options.rehearse)
             if step.name in PREPARES and day.failed(step.name):
                 break
