@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -32,11 +32,17 @@ from dsmooth.progress import LINE_SECONDS
 Run = Callable[[], object]
 
 
-# Parameters of the smallest case, which --benchmark-disable runs and nothing else does; of a case
-# that --quick keeps; and of one that it leaves out.
-smoke = partial(pytest.param, marks=pytest.mark.smoke)
-quick = partial(pytest.param, marks=pytest.mark.quick)
-full = pytest.param
+def smoke(*values: Any, id: str) -> Any:
+    """A parameter of the smallest case: what --benchmark-disable runs, and nothing else does."""
+    return pytest.param(*values, id=id, marks=pytest.mark.smoke)
+
+
+def quick(*values: Any, id: str) -> Any:
+    """A parameter that --quick keeps."""
+    return pytest.param(*values, id=id, marks=pytest.mark.quick)
+
+
+full = pytest.param  # a parameter that --quick leaves out
 
 
 @dataclass(frozen=True)
