@@ -68,26 +68,19 @@ def load_dataset(
         raise FileNotFoundError(_missing(name, f"{name} needs the folder of its files"))
     folder = Path(data_dir)
     try:
-        return _read(name, split, folder, image_size, progress)
+        if not folder.is_dir():
+            raise FileNotFoundError(_missing(name, f"{folder} is not a folder"))
+        if name == "cifar10":
+            return load_cifar10(split, folder)
+        if name in ("celeba", "folder"):
+            load = load_celeba if name == "celeba" else load_folder
+            return load(split, folder, image_size, progress)
+        return load_idx_dataset(name, split, folder)
     except FileNotFoundError:
         if not download:
             raise
-        _download(name, folder)
-    return _read(name, split, folder, image_size, progress)
-
-
-def _read(
-    name: str, split: str, folder: Path, image_size: int | None, progress: Progress | None
-) -> ImageDataset:
-    if not folder.is_dir():
-        raise FileNotFoundError(_missing(name, f"{folder} is not a folder"))
-    if name == "cifar10":
-        return load_cifar10(split, folder)
-    if name == "celeba":
-        return load_celeba(split, folder, image_size, progress)
-    if name == "folder":
-        return load_folder(split, folder, image_size, progress)
-    return load_idx_dataset(name, split, folder)
+    _download(name, folder)
+    return load_dataset(name, split, folder, image_size=image_size, progress=progress)
 
 
 def _missing(name: str, what: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import itertools
 import math
 import warnings
 from pathlib import Path
@@ -55,15 +56,6 @@ def load_idx_dataset(name: str, split: str, data_dir: Path) -> ImageDataset:
     against the MD5 that torchvision lists. A difference only warns: several data sets share these
     names and sizes, and gzip's own checksum finds damage.
     """
-    images, labels, folder = read_idx_arrays(name, split, data_dir)
-    source = f"{printable(folder)} ({len(images):,} images)"
-    return _dataset(images, labels, name, split, source)
-
-
-def read_idx_arrays(
-    name: str, split: str, data_dir: Path
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8], Path]:
-    """Return images (N, H, W), labels (N,) and the folder in which the files were found."""
     images_path = _find(name, f"{_PREFIXES[split]}-images", 3, data_dir)
     labels_path = _find(name, f"{_PREFIXES[split]}-labels", 1, data_dir)
     images, labels = read_idx(images_path, 3), read_idx(labels_path, 1)
@@ -81,7 +73,8 @@ def read_idx_arrays(
                 "content: another data set, packed anew, or damaged",
                 stacklevel=2,
             )
-    return images, labels, images_path.parent
+    source = f"{printable(images_path.parent)} ({len(images):,} images)"
+    return _dataset(images, labels, name, split, source)
 
 
 def read_idx(path: Path, ndim: int) -> NDArray[np.uint8]:
@@ -118,12 +111,11 @@ def read_idx(path: Path, ndim: int) -> NDArray[np.uint8]:
 
 def _find(name: str, stem: str, ndim: int, data_dir: Path) -> Path:
     folders = (data_dir, data_dir / _FOLDERS[name])
-    for folder in folders:
-        for joint in "-.":  # some copies write train-images.idx3-ubyte
-            for suffix in ("", ".gz"):
-                path = folder / f"{stem}{joint}idx{ndim}-ubyte{suffix}"
-                if path.is_file():
-                    return path
+    # Some copies write train-images.idx3-ubyte.
+    for folder, joint, suffix in itertools.product(folders, "-.", ("", ".gz")):
+        path = folder / f"{stem}{joint}idx{ndim}-ubyte{suffix}"
+        if path.is_file():
+            return path
     embedded = ", or leave out data_dir to use the embedded subset" if name == "mnist" else ""
     raise FileNotFoundError(
         f"{stem}-idx{ndim}-ubyte (or .gz) is neither in {folders[0]} nor in {folders[1]}.\n"
@@ -151,10 +143,5 @@ def _is_published(name: str, path: Path, array: NDArray[np.uint8]) -> bool:
 def _dataset(
     images: NDArray[np.uint8], labels: NDArray[np.uint8], name: str, split: str, source: str
 ) -> ImageDataset:
-    return ImageDataset(
-        images=torch.from_numpy(images).unsqueeze(1),
-        labels=torch.from_numpy(labels.astype(np.int64)),
-        name=name,
-        split=split,
-        source=source,
-    )
+    planes, classes = torch.from_numpy(images)[:, None], torch.from_numpy(labels.astype(np.int64))
+    return ImageDataset(planes, classes, name, split, source)
