@@ -20,7 +20,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from .dataset import ImageDataset
-from .reading import InvalidFile, guarded, open_regular, printable, read_regular
+from .reading import InvalidFile, guarded, missing, open_regular, printable, read_regular
 
 _RECORD = 1 + 3 * 32 * 32
 _STEMS = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
@@ -56,10 +56,10 @@ def load_cifar10(split: str, data_dir: Path) -> ImageDataset:
     archive = data_dir / _PYTHON_ARCHIVE
     if archive.is_file():
         return _from_python_archive(split, archive)
-    raise FileNotFoundError(
-        f"{names[0]} or {stems[0]} is not in {data_dir}, nor in {_BINARY} or {_PYTHON} "
-        f"inside it, nor is {_BINARY_ARCHIVE} or {_PYTHON_ARCHIVE}.\n"
-        "Point data_dir to the folder of CIFAR-10's files, or fetch them with download=True."
+    raise missing(
+        "cifar10",
+        f"{names[0]} or {stems[0]} is not in {data_dir}, nor in {_BINARY} or {_PYTHON} inside it, "
+        f"nor is {_BINARY_ARCHIVE} or {_PYTHON_ARCHIVE}",
     )
 
 
@@ -115,10 +115,7 @@ def _unpack(path: Path, names: list[str]) -> dict[Path, bytes]:
 
 
 def _python_dataset(split: str, folder: Path, place: Path) -> ImageDataset:
-    """The published Python files in `folder`, by torchvision, which come from `place`.
-
-    torchvision compares the MD5 of all six batches with its own list before it unpickles one.
-    """
+    """The published files, whose MD5s torchvision compares before it unpickles one."""
     from torchvision.datasets import CIFAR10
 
     class CIFAR10InFolder(CIFAR10):

@@ -26,6 +26,7 @@ from .reading import (
     check_size,
     guarded,
     make_room,
+    missing,
     open_regular,
     printable,
     read_regular,
@@ -103,10 +104,7 @@ def read_every_image(folder: Path, limit: int | None = None) -> Tensor:
 
 
 def read_image_file(path: Path) -> Tensor:
-    """Return the image in a file: (1, C, H, W) uint8, of any height and width.
-
-    Raises FileNotFoundError or ValueError, naming the file, as `load_folder` does.
-    """
+    """Return the image in a file: (1, C, H, W) uint8, of any height and width."""
     channels, size = _read_header(path)
     return _decode_all(path, [path], (channels, *size))
 
@@ -147,10 +145,7 @@ def load_celeba(
 
 
 def _centre(image: Image, crop: int, size: int) -> Image:
-    """The centred crop x crop square of `image`, resized bilinearly to size x size.
-
-    Pillow's bilinear filter widens with the scale: it averages when it shrinks.
-    """
+    """The centred square, resized by a filter that widens with the scale: it averages."""
     from PIL.Image import Resampling
 
     left, top = (image.width - crop) // 2, (image.height - crop) // 2
@@ -168,11 +163,7 @@ def _read_header(path: Path) -> tuple[int, tuple[int, int]]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """Open a picture; errors inside become ValueError, naming the file.
-
-    It must be one opaque picture of 8 bits a channel in one of `FORMATS`, with at most
-    `MAX_PIXELS`.
-    """
+    """Open one opaque picture of 8 bits a channel; errors inside name the file."""
     from PIL import Image, UnidentifiedImageError
 
     def refuse(how: str) -> InvalidFile:
@@ -225,10 +216,9 @@ def _image_paths(folder: Path) -> list[Path]:
         key=lambda path: path.relative_to(folder).as_posix(),
     )
     if not paths:
-        raise FileNotFoundError(
-            f"no image ({', '.join(sorted(SUFFIXES))}) is in {printable(folder)} or the folders "
-            "inside it.\nPoint data_dir to a folder of images."
-        )
+        suffixes = ", ".join(sorted(SUFFIXES))
+        where = f"{printable(folder)} or the folders inside it"
+        raise missing("folder", f"no image ({suffixes}) is in {where}")
     return paths
 
 
@@ -276,10 +266,7 @@ def _split_by_partition(partition: Path, paths: list[Path], split: str) -> list[
 
 
 def _labels(folder: Path, every: list[Path], paths: list[Path]) -> torch.Tensor | None:
-    """The class of each of `paths`: the number of its subfolder in `folder`, in order of names.
-
-    (N,) int64; None if an image of `every` lies in no subfolder, or all lie in one.
-    """
+    """The numbers of the subfolders, by name; None for images outside or a single folder."""
     outside = any(len(path.relative_to(folder).parts) == 1 for path in every)
     names = sorted({path.relative_to(folder).parts[0] for path in every})
     if outside or len(names) < 2:
@@ -297,11 +284,7 @@ def _in_threads(work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[An
 
 
 def _scan(paths: list[Path], check_sizes: bool) -> tuple[int, tuple[int, int]]:
-    """The channels for all images and the first's (height, width), from their headers.
-
-    Raises ValueError that names every image which cannot be used, the first `_MOST_NAMED` with the
-    reason.
-    """
+    """The channels for all images and the first's (height, width), from their headers."""
 
     def read(path: Path) -> tuple[int, tuple[int, int]] | str:
         try:
@@ -343,10 +326,7 @@ def _decode_all(
     change: Callable[[Path, Image], Image] = lambda path, image: image,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Pictures, upright as their EXIF says, as `change` leaves them: (N, *shape) uint8.
-
-    They lie where `make_room` has room for them.
-    """
+    """Upright pictures, as `change` leaves them: (N, *shape) uint8."""
     from PIL import ImageOps
 
     images = make_room(folder, (len(paths), *shape))

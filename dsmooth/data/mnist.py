@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from .arrays import read_npz
 from .dataset import ImageDataset
-from .reading import InvalidFile, check_size, guarded, open_regular, printable
+from .reading import InvalidFile, check_size, guarded, missing, open_regular, printable
 
 SUBSET_PATH = Path(__file__).with_name("mnist_subset.npz")
 
@@ -78,13 +78,7 @@ def load_idx_dataset(name: str, split: str, data_dir: Path) -> ImageDataset:
 
 
 def read_idx(path: Path, ndim: int) -> NDArray[np.uint8]:
-    """Return the array of unsigned bytes in the IDX file `path`, gzipped or not.
-
-    ndim: the number of dimensions that it must have: 3 for images (N, H, W), 1 for labels (N,).
-    The header's promise, at most 1 GiB, bounds what is unpacked.
-    Raises ValueError, naming the file, for one of another kind, element type or dimensionality, or
-    one shorter or longer than its header promises.
-    """
+    """The array of `ndim` dimensions in an IDX file, gzipped or not, as its header promises."""
     with open_regular(path) as file, guarded(path, "an IDX file"):
         packed = file.read(2) == b"\x1f\x8b"
         file.seek(0)
@@ -116,11 +110,8 @@ def _find(name: str, stem: str, ndim: int, data_dir: Path) -> Path:
         path = folder / f"{stem}{joint}idx{ndim}-ubyte{suffix}"
         if path.is_file():
             return path
-    embedded = ", or leave out data_dir to use the embedded subset" if name == "mnist" else ""
-    raise FileNotFoundError(
-        f"{stem}-idx{ndim}-ubyte (or .gz) is neither in {folders[0]} nor in {folders[1]}.\n"
-        f"Point data_dir to the folder of {name}'s IDX files, or fetch them with download=True"
-        f"{embedded}."
+    raise missing(
+        name, f"{stem}-idx{ndim}-ubyte (or .gz) is neither in {' nor in '.join(map(str, folders))}"
     )
 
 

@@ -102,10 +102,7 @@ class ImagesOnDevice:
         self.there = [None if part is None else part[there].to(device) for part in self.source]
 
     def prepare(self, images_seen: int) -> None:
-        """Send the order of the batch at position images_seen, and its images if need be.
-
-        The device may still be at earlier batches; nothing waits for it.
-        """
+        """Send the order of the batch at a position, and its images if need be, without waiting."""
         indices = indices_at(self.n, images_seen, self.batch_size, self.seed)
         self.first.fill_(images_seen)
         sent = [(indices, self.indices)]
@@ -117,10 +114,7 @@ class ImagesOnDevice:
             there.copy_(x.pin_memory() if there.is_cuda else x, non_blocking=True)
 
     def at(self, first: Tensor, count: int) -> tuple[Tensor, Tensor | None]:
-        """Images (count, C, H, W) uint8 and labels of positions first .. first + count - 1.
-
-        first: int64 without dimensions. All positions lie in the batch that was prepared.
-        """
+        """Images and labels of positions first .. first + count - 1 of the prepared batch."""
         places = first - self.first + torch.arange(count, device=self.first.device)
         places = self.indices[places] if self.whole else places
         images, labels = self.there
