@@ -13,19 +13,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-_PACKAGE = Path(__file__).resolve().parent
-
-
-def package_folder() -> Path:
-    """Folder that this dsmooth was imported from."""
-    return _PACKAGE
+# The folder that this dsmooth was imported from.
+PACKAGE = Path(__file__).resolve().parent
 
 
 @lru_cache(maxsize=1)
 def build_info() -> dict[str, Any] | None:
     """The record of the build, or None in a source tree that was never built."""
     try:
-        return json.loads((_PACKAGE / "_build_info.json").read_text())
+        return json.loads((PACKAGE / "_build_info.json").read_text())
     except FileNotFoundError:
         return None
 
@@ -42,7 +38,7 @@ def _load() -> ModuleType | str:
         info = build_info()
         if info is None:
             return (
-                f"dsmooth was imported from {_PACKAGE}, a source tree whose extension was never "
+                f"dsmooth was imported from {PACKAGE}, a source tree whose extension was never "
                 "built: run from another folder if you did `pip install .`, or run "
                 "`pip install -e .`"
             )
@@ -88,10 +84,7 @@ def extension() -> ModuleType:
 
 
 def instruction_sets() -> list[str]:
-    """Names of the instruction sets built that this CPU has, the best last; none without extension.
-
-    An op that has no code of its own for a set takes that of the best one below it.
-    """
+    """Names of the instruction sets built that this CPU has, the best last."""
     return list(extension().instruction_sets()) if is_available() else []
 
 

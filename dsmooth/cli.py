@@ -26,17 +26,17 @@ from ._version import __version__
 from .commands import options
 from .commands.config_file import as_json, read_options
 from .commands.options import DEFAULT_PRESET, RGB_PRESET, Train
-from .config import Role, TrainConfig
+from .config import Role
 from .distributed import rank_and_size
 from .presets import preset
 from .progress import lines_shown, silence
 from .runs import RunFolder, default_folder
 
-VERBS: dict[str, type] = {
+VERBS: dict[str, Any] = {
     "train": Train,
     "sample": options.Sample,
     "complete": options.Complete,
-    "evaluate": options.Evaluate,
+    "evaluate": None,  # one of MEASURES
     "probe": options.Probe,
     "reproduce": options.Reproduce,
     "doctor": options.Doctor,
@@ -64,6 +64,7 @@ POSITIONAL = ("role", "models", "samples")
 EXHAUSTED = ("can't start new thread", "can't allocate memory", "out of memory")
 COMPLETION = "--tyro-print-completion"
 HELP_WIDTH = 80
+MEASURES_TAGLINE = "Measure models and samples."
 TAGLINE = "Autoregressive image modelling with distribution smoothing, made fast."
 
 
@@ -136,10 +137,7 @@ def option_names(kind: type) -> Iterator[str]:
 
 
 def as_options(message: str, names: Collection[str]) -> str:
-    """A message with its arguments in the command's words: `resume=True` becomes `--resume`.
-
-    Arguments are names with "=", names with an underscore, and a name that the message begins with.
-    """
+    """A message with its arguments in the command's words: `resume=True` becomes `--resume`."""
 
     def option(match: re.Match[str]) -> str:
         flag = f"--{match['name'].replace('_', '-')}"
@@ -151,26 +149,22 @@ def as_options(message: str, names: Collection[str]) -> str:
     every = "|".join(sorted(names, key=len, reverse=True))
     long = "|".join(name for name in every.split("|") if "_" in name)
     for pattern in (
-        rf"(?<![\w./-])(?P<name>{every})=(?P<value>\S*?)(?=[,;:.)]*(\s|$))",
-        rf"^(?P<name>{every})(?= (must|is|needs|can)\b)",
-        rf"(?<![\w./-])(?P<name>{long})(?![\w/=-]|\.\w)",
+        rf"(?<![\w./-])(?P<name>{every})=(?P<value>\S*?)(?=[,;:.)]*(\s|$))",  # with "="
+        rf"^(?P<name>{every})(?= (must|is|needs|can)\b)",  # at the beginning
+        rf"(?<![\w./-])(?P<name>{long})(?![\w/=-]|\.\w)",  # with an underscore
     ):
         message = re.sub(pattern, option, message)
     return message
 
 
 def _kind(args: list[str]) -> tuple[str, type, list[str]]:
-    """The program's name in messages, the class of its options, and the arguments for these.
-
-    Each verb has a parser of its own. Prints help, or an error, and leaves, where there is no verb.
-    """
+    """The verb's name in messages, the class of its options, and the arguments for these."""
     if args[:1] == [COMPLETION]:
-        every: dict[str, Any] = {**VERBS, "evaluate": _union(MEASURES)}
-        tyro.cli(_union(every), prog="dsmooth", args=args)
-    verb = _chosen("dsmooth", VERBS, args)
+        tyro.cli(_union({**VERBS, "evaluate": _union(MEASURES)}), prog="dsmooth", args=args)
+    verb = _chosen("dsmooth", TAGLINE, VERBS, args)
     if verb != "evaluate":
         return f"dsmooth {verb}", VERBS[verb], args[1:]
-    measure = _chosen("dsmooth evaluate", MEASURES, args[1:])
+    measure = _chosen("dsmooth evaluate", MEASURES_TAGLINE, MEASURES, args[1:])
     return f"dsmooth evaluate {measure}", MEASURES[measure], args[2:]
 
 
@@ -198,16 +192,17 @@ def _parse(prog: str, kind: type, args: list[str]) -> Any:
     )
 
 
-def _chosen(prog: str, choices: Mapping[str, type], args: Sequence[str]) -> str:
+def _chosen(prog: str, about: str, choices: Mapping[str, Any], args: Sequence[str]) -> str:
     """The first of `args`, which must be one of `choices`; prints help, or an error, and leaves."""
-    top = prog == "dsmooth"
+    if args and args[0] in choices:
+        return args[0]
     parser = argparse.ArgumentParser(
         prog,
-        description=_wrapped(TAGLINE if top else options.Evaluate.__doc__ or ""),
+        description=_wrapped(about),
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=HELP_WIDTH),
         epilog=f"{prog} VERB --help describes the options of a verb.",
     )
-    if top:
+    if choices is VERBS:
         version = f"dsmooth {__version__}"
         parser.add_argument(
             "--version", action="version", version=version, help="print the version and leave"
@@ -217,14 +212,12 @@ def _chosen(prog: str, choices: Mapping[str, type], args: Sequence[str]) -> str:
         )
     verbs = parser.add_subparsers(metavar="VERB", dest="verb", required=True, title="verbs")
     for name, kind in choices.items():
-        verbs.add_parser(name, help=(kind.__doc__ or "").partition("\n")[0])
-    word = args[0] if args else None
-    if word is not None and word in choices:
-        return word
-    if word is not None and not word.startswith("-"):
-        close = difflib.get_close_matches(word, choices, 1)
+        text = MEASURES_TAGLINE if kind is None else kind.__doc__
+        verbs.add_parser(name, help=text.partition("\n")[0])
+    if args and not args[0].startswith("-"):
+        close = difflib.get_close_matches(args[0], choices, 1)
         meant = f"did you mean {close[0]}?" if close else f"verbs are {', '.join(choices)}"
-        parser.error(f"there is no verb {word!r}: {meant}; {prog} --help lists them")
+        parser.error(f"there is no verb {args[0]!r}: {meant}; {prog} --help lists them")
     parser.parse_args(args[:1])  # help, the version, or an error
     raise AssertionError("argparse leaves")
 
@@ -236,30 +229,23 @@ def _wrapped(text: str) -> str:
 
 
 def _default(prog: str, kind: type, args: list[str]) -> Any:
-    """The options from --config, and for `train` from the run to resume or from a preset."""
+    """The options from --config; for `train` else from the run to resume, or a preset and data."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", type=Path)
-    known, rest = parser.parse_known_args(args)
+    if kind is Train:
+        parser.add_argument("role", nargs="?")
+        parser.add_argument("--resume", action="store_true")
+        for name in ("preset", "out", "init", "data", "data-dir", "image-channels"):
+            parser.add_argument(f"--{name}", f"--{name.replace('-', '_')}")
+    known, _ = parser.parse_known_args(args)
     if known.config:
         return read_options(kind, known.config, prog)
-    return _train_default(rest) if kind is Train else None
-
-
-def _train_default(args: list[str]) -> Train:
-    """The defaults of `dsmooth train` from the run to resume, or from a preset and the data."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("role", nargs="?")
-    for option in ("--preset", "--out", "--init", "--data"):
-        parser.add_argument(option)
-    for option in ("--data-dir", "--image-channels"):
-        parser.add_argument(option, f"--{option[2:].replace('-', '_')}")
-    parser.add_argument("--resume", action="store_true")
-    known, _ = parser.parse_known_args(args)
+    if kind is not Train:
+        return None
     role: Role = known.role if known.role in get_args(Role) else "noisy"
     if known.resume and not known.preset:
         run = RunFolder(Path(known.out) if known.out else default_folder(role))
-        settings, _ = run.read_config()
-        return Train(role=tyro.MISSING, settings=settings)
+        return Train(role=tyro.MISSING, settings=run.read_config()[0])
     settings = preset(known.preset or DEFAULT_PRESET, role)
     data, channels = known.data or settings.data, None
     if data == "folder" and known.data_dir and Path(known.data_dir).is_dir():
@@ -271,15 +257,10 @@ def _train_default(args: list[str]) -> Train:
     if data != "celeba" and not (data == "folder" and known.preset):
         settings = replace(settings, image_size=None)  # these have a size of their own
     if known.init:
-        settings = with_network_of(known.init, settings)
+        from .train.checkpoint import read_initial
+
+        network, smoothing, scale = read_initial(known.init, role)
+        settings = replace(settings, model=network.config, smoothing=smoothing, scale=scale)
     elif channels is not None and known.image_channels is None:
         settings = replace(settings, model=replace(settings.model, image_channels=channels))
     return Train(role=tyro.MISSING, settings=settings)
-
-
-def with_network_of(source: str, settings: TrainConfig) -> TrainConfig:
-    """The settings with the network, smoothing and scale of the run or pair `source`."""
-    from .train.checkpoint import read_initial
-
-    network, smoothing, scale = read_initial(source, settings.role)
-    return replace(settings, model=network.config, smoothing=smoothing, scale=scale)

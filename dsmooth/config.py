@@ -416,10 +416,7 @@ def check_one_of(name: str, value: object, allowed: Sequence[object]) -> None:
 def check_whole(
     config: Any, names: Iterable[str], least: int | None = None, most: int | None = None
 ) -> None:
-    """Raise ValueError for a field that is no whole number, nor None where its type has None.
-
-    least, most: bounds on all of them.
-    """
+    """Raise ValueError for a field that is no whole number within bounds, nor None if it may be."""
     optional = {each.name for each in fields(config) if "None" in str(each.type)}
     for name in names:
         value = getattr(config, name)

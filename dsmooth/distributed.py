@@ -102,10 +102,7 @@ def _agree_on_a_name(store: Any, rank: int, size: int) -> str:
 
 
 def _wait_for_rank_0() -> None:
-    """Raise OSError if nothing listens where rank 0 should within `START`.
-
-    torch waits too, but reports a timeout by a page of its own stack.
-    """
+    """Raise OSError if rank 0 does not listen within `START`: torch prints a page then."""
     address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     deadline = time.monotonic() + START.total_seconds()
     while True:
@@ -119,33 +116,17 @@ def _wait_for_rank_0() -> None:
 
 @contextmanager
 def exchange() -> Iterator[None]:
-    """Around calls of torch.distributed: raise ProcessLost where another process is gone.
-
-    That is at once for one that has ended, and after `EXCHANGE` for one that does not answer.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        raise _lost() from error
-
-
-@contextmanager
-def shared_work() -> Iterator[None]:
-    """Around work that exchanges on its way, as a backward does; otherwise like `exchange`."""
+    """Around work of torch.distributed: raise ProcessLost where another process is gone."""
     try:
         yield
     except RuntimeError as error:
         # gloo raises RuntimeError with the place in its sources, NCCL a class of its own.
         if type(error).__name__.startswith("Dist") or "/gloo/" in str(error):
-            raise _lost() from error
+            raise ProcessLost(
+                f"rank {rank_and_size()[0]}: another process ended or did not answer; one that "
+                "failed says why. Repeat the command to go on"
+            ) from error
         raise
-
-
-def _lost() -> ProcessLost:
-    return ProcessLost(
-        f"rank {rank_and_size()[0]}: another process ended or did not answer; one that failed "
-        "says why. Repeat the command to go on"
-    )
 
 
 def all_reduce_max(*numbers: int) -> list[int]:

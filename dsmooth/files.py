@@ -10,10 +10,10 @@ import fcntl
 import io
 import json
 import os
+import secrets
 import stat
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,43 +25,26 @@ PARTIAL = ".partial"
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replace `path` by `data`; after a crash or a full disk the old content is still there.
-
-    Folders above it are made if need be.
-    """
-    temporary = None
+    """Replace `path` by `data`; after a crash or a full disk the old content is still there."""
+    # The name is unique, should another process write the same file.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # The name is unique, should another process write the same file.
-        descriptor, name = tempfile.mkstemp(PARTIAL, f".{path.name}.", path.parent)
-        temporary = Path(name)
-        with open(descriptor, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException as error:  # Ctrl-C too leaves no part behind
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         if isinstance(error, OSError):
             raise OSError(error.errno, f"could not write {path}: {error.strerror}") from None
         raise
 
 
-def _umask() -> int:
-    """The permissions that new files are not to have; asking for them means setting them."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
-
-
 def open_to_write(path: Path, flags: int = 0) -> int:
-    """Descriptor of a regular file to write, made if need be, its content left as it is.
-
-    A folder may come from a stranger: a link is not followed, a named pipe not waited for.
-    Raises ValueError, naming the path, for anything but a regular file.
-    """
+    """Descriptor of a regular file, made if need be; links and pipes of strangers are refused."""
     refused = ValueError(f"{path} must be a regular file, found a link, a folder or a device")
     flags |= os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
@@ -78,11 +61,7 @@ def open_to_write(path: Path, flags: int = 0) -> int:
 
 @contextmanager
 def lock_folder(folder: Path, holder: str) -> Iterator[None]:
-    """Keep other processes out of `folder`, made if need be, until the block or the process ends.
-
-    Files that a killed process left half written are removed. Raises ValueError, saying that
-    `holder` is at work, if the folder is taken.
-    """
+    """Keep other processes out of a folder, and remove what a killed one left half written."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(open_to_write(folder / ".lock"), "w") as file:
         try:

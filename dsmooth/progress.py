@@ -35,10 +35,7 @@ class _Lines(logging.Handler):
 
 @contextmanager
 def lines_shown(level: int = logging.INFO) -> Iterator[None]:
-    """Inside the block the lines of `LOG` are printed, from `level` up.
-
-    A block inside another does nothing.
-    """
+    """Inside the outermost such block the lines of `LOG` are printed, from `level` up."""
     if any(isinstance(handler, _Lines) for handler in LOG.handlers):
         yield
         return
@@ -61,24 +58,12 @@ def silence() -> Iterator[None]:
 
 @contextmanager
 def progress(title: str, total: int, unit: str = "images") -> Iterator[Callable[[float], None]]:
-    """Show how many of `total` images are done: a bar, or lines with seconds.
-
-    Fractions of images move the bar; numbers are whole. unit: the name of other things to count.
-    """
+    """Show how many of `total` images are done: a bar, or lines with seconds."""
     started = printed = time.monotonic()
-    if shows_bars():
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-        )
-
-        columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(TextColumn("{task.description}"), *columns, TextColumn(unit)) as bar:
-            task = bar.add_task(title, total=total)
-            yield lambda done: bar.update(task, completed=done)
+    bar = make_bar(title, total, text=unit)
+    if bar is not None:
+        with bar:
+            yield lambda done: bar.update(bar.task_ids[0], completed=done)
         return
     print(f"{title}: {total:,} {unit.removesuffix('s') if total == 1 else unit}", flush=True)
 
@@ -93,19 +78,21 @@ def progress(title: str, total: int, unit: str = "images") -> Iterator[Callable[
     print(f"{title}: done in {time.monotonic() - started:.1f} s", flush=True)
 
 
-def make_bar(name: str, total: int, completed: int) -> Any:
+def make_bar(name: str, total: int, completed: int = 0, text: str = "starting") -> Any:
     """A rich progress bar with a field `text`, or None where the output shows no bars."""
     if not shows_bars():
         return None
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    bar = Progress(
-        TextColumn(name),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[text]}"),
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
     )
-    bar.add_task(name, total=total, completed=completed, text="starting")
+
+    columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
+    bar = Progress(TextColumn("{task.description}"), *columns, TextColumn("{task.fields[text]}"))
+    bar.add_task(name, total=total, completed=completed, text=text)
     return bar
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import itertools
 from pathlib import Path
+from unittest.mock import Mock
 from urllib.error import URLError
 
 import pytest
@@ -14,7 +13,6 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import dsmooth
 from dsmooth.data import DATASETS, SPLITS, ImageDataset, load_dataset, to_bytes, to_float
 from tests.helpers.data_makers import assert_says, random_bytes, write_mnist
 
@@ -74,20 +72,18 @@ def test_dataset_hands_out_what_it_holds() -> None:
         dataset[7]
 
 
-@pytest.mark.grid
 @pytest.mark.parametrize("name", DATASETS)
-@pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("place", ["empty", "absent"])
-def test_missing_data_says_the_ways_out(tmp_path: Path, name: str, split: str, place: str) -> None:
+def test_missing_data_says_the_ways_out(tmp_path: Path, name: str) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="data_dir") as error:
-        load_dataset(name, split, tmp_path / place)
-    assert_says(error, tmp_path / place)
-    assert ("embedded subset" in str(error.value)) == (name == "mnist")
-    if name in ("mnist", "fashion-mnist", "cifar10"):
-        assert_says(error, "download=True")
-    if place == "empty" and name != "cifar10" and "mnist" in name:
-        assert_says(error, f"{ {'train': 'train', 'test': 't10k'}[split] }-images-idx3-ubyte")
+    for split, place in itertools.product(SPLITS, ("empty", "absent")):
+        with pytest.raises(FileNotFoundError, match="data_dir") as error:
+            load_dataset(name, split, tmp_path / place)
+        assert_says(error, tmp_path / place)
+        assert ("embedded subset" in str(error.value)) == (name == "mnist")
+        if name in ("mnist", "fashion-mnist", "cifar10"):
+            assert_says(error, "download=True")
+        if place == "empty" and "mnist" in name:
+            assert_says(error, f"{ {'train': 'train', 'test': 't10k'}[split] }-images-idx3-ubyte")
 
 
 def test_arguments_are_checked() -> None:
@@ -122,39 +118,12 @@ def test_download_fetches_only_what_is_missing(
     assert calls == [(str(folder), True)]
 
 
-@pytest.mark.parametrize(
-    "failure",
-    [
-        URLError("[Errno -3] Temporary failure in name resolution"),
-        RuntimeError("Error downloading x:\nTried y, got:\nz\nTried w, got:\nz\n"),
-        TimeoutError(),
-    ],
-)
+@pytest.mark.parametrize("failure", [URLError("no name"), RuntimeError("x:\ny"), TimeoutError()])
 def test_a_failed_download_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
 ) -> None:
-    def fetch(root: str, download: bool) -> None:
-        raise failure
-
-    monkeypatch.setattr(torchvision.datasets, "CIFAR10", fetch)
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", Mock(side_effect=failure))
     with pytest.raises(ConnectionError, match="could not download cifar10") as error:
         load_dataset("cifar10", "train", tmp_path, download=True)
     assert_says(error, tmp_path, "data_dir", "https://www.cs.toronto.edu/~kriz/cifar.html")
     assert_says(error, " ".join(str(failure).split()) or "TimeoutError")
-
-
-@pytest.mark.full
-def test_imports_are_lazy(tmp_path: Path) -> None:
-    program = """
-import sys
-import dsmooth.data
-dsmooth.data.load_dataset("mnist", "test")
-for name in ("PIL", "torchvision", "dsmooth.nn", "dsmooth.functional"):
-    assert name not in sys.modules, f"reading MNIST imports {name}"
-"""
-    root = Path(dsmooth.__file__).parents[1]
-    env = {**os.environ, "PYTHONPATH": str(root)}
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, env=env, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr

@@ -301,7 +301,7 @@ def test_a_missing_extension_says_why(
 
 def doctor_output() -> tuple[int, list[str]]:
     with contextlib.redirect_stdout(io.StringIO()) as output:
-        code = doctor.run_doctor()
+        code = doctor.doctor()
     return code, output.getvalue().splitlines()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import re
 from graphlib import TopologicalSorter
+from importlib.util import resolve_name
 from pathlib import Path
 
 import pytest
@@ -74,28 +75,20 @@ MODULES = modules()
 
 def imports(name: str) -> set[str]:
     """The modules of dsmooth that `name` imports anywhere, in functions too, as dotted names."""
-    is_package = (PACKAGE / name.replace(".", "/") / "__init__.py").exists()
-    package = name.split(".") if is_package and name else name.split(".")[:-1]
+    package = ["dsmooth", *filter(None, name.split("."))]
+    if name and not (PACKAGE / name.replace(".", "/") / "__init__.py").exists():
+        package.pop()
     found = set()
     for node in ast.walk(MODULES[name]):
-        if isinstance(node, ast.ImportFrom):
-            if node.level:
-                base = package[: len(package) + 1 - node.level]
-            elif (node.module or "").split(".")[0] == "dsmooth":
-                base = []
-            else:
-                continue
-            tail = (node.module or "").split(".") if node.module else []
-            target = base + (tail if node.level else tail[1:])
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = resolve_name("." * node.level + (node.module or ""), ".".join(package))
             for alias in node.names:
-                longer = ".".join([*target, alias.name])
-                known = longer in MODULES or (not target and alias.name in PLACE)
-                found.add(longer if known else ".".join(target))
-        elif isinstance(node, ast.Import):
-            for alias in node.names:
-                if alias.name.split(".")[0] == "dsmooth":
-                    found.add(".".join(alias.name.split(".")[1:]))
-    return found - {name}
+                inner = f"{base}.{alias.name}"
+                known = inner.partition(".")[2] in MODULES.keys() | PLACE.keys()
+                found.add(inner if known else base)
+    return {t.partition(".")[2] for t in found if t.split(".")[0] == "dsmooth"} - {name}
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name])

@@ -109,14 +109,14 @@ def test_sdist_builds_a_complete_wheel_without_a_compiler(clone: Path, tmp_path:
 
     code = """
 import torch, dsmooth
-from dsmooth.commands.doctor import run_doctor
+from dsmooth.commands.doctor import doctor
 x, params = torch.zeros(1, 1, 4, 4), torch.zeros(1, 30, 4, 4)
 print(dsmooth.functional.logistic_mixture_log_prob(x, params).shape)
 try:
     dsmooth.functional.logistic_mixture_log_prob(x, params, impl="native")
 except RuntimeError as error:
     print("refused:", error)
-print("exit code", run_doctor())
+print("exit code", doctor())
 """
     ran = python(code, tmp_path, site)
     lines = ran.stdout.splitlines()
@@ -157,9 +157,7 @@ def test_wheel_holds_the_package_and_a_working_extension(clone: Path, tmp_path: 
     site = tmp_path / "site"
     check_wheel(tmp_path / "w", clone).extractall(site)
     assert list((site / "dsmooth").glob("_C.*"))
-    ran = python(
-        "from dsmooth.commands.doctor import run_doctor; exit(run_doctor())", tmp_path, site
-    )
+    ran = python("from dsmooth.commands.doctor import doctor; exit(doctor())", tmp_path, site)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "CUDA build: none (DSMOOTH_CUDA=0)" in ran.stdout.splitlines()
     assert "native against reference: ok" in ran.stdout
@@ -226,30 +224,6 @@ def always(command: str) -> bool:
     return True
 
 
-@pytest.mark.parametrize(
-    ("wish", "message"),
-    [
-        ("1", "nvcc was not found: put it on PATH"),
-        ("yes", "DSMOOTH_CUDA must be auto, 0 or 1, got 'yes'"),
-    ],
-)
-def test_a_wish_that_cannot_be_met_stops_the_build(
-    build: Callable[..., dict[str, Any]], wish: str, message: str
-) -> None:
-    with pytest.raises(SystemExit, match=message):
-        build(wish, nvcc=None, working=always)
-
-
-def test_a_missing_extension_is_told_on_the_terminal(
-    build: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """pip hides the output of a build, not the terminal."""
-    terminal = tmp_path / "tty"
-    monkeypatch.setitem(build.names, "TERMINAL", str(terminal))
-    assert build("auto", nvcc=None, working=lambda command: False)["extension"] is False
-    assert "dsmooth: the extension is NOT built (no working C++20" in terminal.read_text()
-
-
 def without_cuda(command: str) -> bool:
     return "-DDSMOOTH_CUDA=ON" not in command
 
@@ -279,20 +253,37 @@ def test_cuda_is_built_or_has_its_reason(
     assert {name: info["cuda"][name] for name in cuda} == cuda
 
 
-def test_asking_for_cuda_does_not_fall_back(build: Callable[..., dict[str, Any]]) -> None:
-    with pytest.raises(SystemExit, match="DSMOOTH_CUDA=1, but CMake cannot use /opt/nvcc"):
-        build("1", nvcc="/opt/nvcc", working=without_cuda)
-
-
-def test_code_that_does_not_compile_is_not_installed_without(
+@pytest.mark.parametrize(
+    ("wish", "nvcc", "working", "message"),
+    [
+        ("1", None, always, "nvcc was not found: put it on PATH"),
+        ("yes", None, always, "DSMOOTH_CUDA must be auto, 0 or 1, got 'yes'"),
+        ("1", "/opt/nvcc", without_cuda, "DSMOOTH_CUDA=1, but CMake cannot use /opt/nvcc"),
+        # Only a missing compiler may leave the extension out; a fault in the code must be loud.
+        (
+            *("auto", "/opt/nvcc", lambda command: "--build" not in command),
+            r"did not compile.*DSMOOTH_CUDA=0 builds without CUDA",
+        ),
+    ],
+)
+def test_a_wish_that_cannot_be_met_stops_the_build(
     build: Callable[..., dict[str, Any]],
+    wish: str,
+    nvcc: str | None,
+    working: Callable[[str], bool],
+    message: str,
 ) -> None:
-    """Only a missing compiler may leave the extension out; a fault in the code must be loud."""
-    with pytest.raises(SystemExit, match=r"did not compile.*DSMOOTH_CUDA=0 builds without CUDA"):
-        build("auto", nvcc="/opt/nvcc", working=lambda command: "--build" not in command)
+    with pytest.raises(SystemExit, match=message):
+        build(wish, nvcc=nvcc, working=working)
 
 
-def test_configuring_without_a_compiler_is_recorded(build: Callable[..., dict[str, Any]]) -> None:
+def test_a_missing_compiler_is_recorded_and_told_on_the_terminal(
+    build: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pip hides the output of a build, not the terminal."""
+    terminal = tmp_path / "tty"
+    monkeypatch.setitem(build.names, "TERMINAL", str(terminal))
     info = build("auto", nvcc=None, working=lambda command: False)
     assert info["extension"] is False
     assert info["reason"] == f"no working C++20 compiler: {MESSAGE}"
+    assert "dsmooth: the extension is NOT built (no working C++20" in terminal.read_text()

@@ -15,7 +15,7 @@ from dsmooth.data import load_dataset
 from dsmooth.files import read_tensors, write_tensors
 from dsmooth.nn.layers import WeightNormConv
 from dsmooth.runs import RunFolder
-from dsmooth.train import loop, train
+from dsmooth.train import train
 from dsmooth.train.optimizers import Muon, filters, polar_factor
 from dsmooth.train.step import TrainState, kernel_rate
 from tests.helpers.tiny_runs import tiny
@@ -141,23 +141,18 @@ def test_the_loss_falls(optimizer: str) -> None:
         torch.testing.assert_close(v.flatten(1).norm(dim=1), torch.ones(len(v)))
 
 
-@pytest.mark.parametrize(("first", "second"), [("adam", "muon"), ("muon", "adam")])
-def test_the_checkpoint_of_the_other_optimizer_is_refused(
-    tmp_path: Path, first: str, second: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(loop, "sample_grid", lambda state, data: torch.zeros(1, 1, 4, 4))
-    config = tiny("plain", images=16, optimizer=first)
+def test_the_checkpoint_of_the_other_optimizer_is_refused(tmp_path: Path, small_runs: None) -> None:
+    config = tiny("plain", images=16, optimizer="adam")
+    other = replace(config, optimizer="muon", images=24)
     train(config, tmp_path / "run")
-    other = replace(config, optimizer=second, images=24)
     for force in (False, True):
-        with pytest.raises(ValueError, match=f"its optimizer is {first}, not {second}"):
+        with pytest.raises(ValueError, match="its optimizer is adam, not muon"):
             train(other, tmp_path / "run", resume=True, force=force)
     # Without settings and digest, as the earliest checkpoints are.
     path = RunFolder(tmp_path / "run").checkpoint
     tensors, metadata = read_tensors(path)
     metadata = {name: metadata[name] for name in ("images_seen", "steps")}
-    write_tensors(path, tensors, metadata)
     train(replace(other, images=8), tmp_path / "other")
-    path.replace(RunFolder(tmp_path / "other").checkpoint)
+    write_tensors(RunFolder(tmp_path / "other").checkpoint, tensors, metadata)
     with pytest.raises(ValueError, match=r"checkpoint.* holds the state of another optimiser"):
-        train(replace(other, images=24), tmp_path / "other", resume=True)
+        train(other, tmp_path / "other", resume=True)

@@ -1,27 +1,23 @@
-"""Every preset on every kind of data: it builds, trains a step, and samples."""
+"""Every preset builds, trains a step, and samples."""
 
 from __future__ import annotations
 
+import itertools
 import math
-import shlex
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
 import dsmooth
-from dsmooth.cli import main
-from dsmooth.config import ModelConfig, TrainConfig
+from dsmooth.config import TrainConfig
 from dsmooth.data import ImageDataset
 from dsmooth.presets import DESCRIPTIONS, PRESETS, preset
 from dsmooth.sampling import sample_images
 from dsmooth.train.held_out import evaluate
-from dsmooth.train.loop import load_data
 from dsmooth.train.step import TrainState
-from tests.helpers.data_makers import cifar_binary, random_bytes, write_images, write_mnist
+from tests.helpers.tiny_runs import ROLES
 
-ROLES = ("noisy", "denoiser", "plain")
 CPU = torch.device("cpu")
 
 
@@ -42,6 +38,7 @@ def test_every_preset_is_described() -> None:
     assert PRESETS.keys() == DESCRIPTIONS.keys()
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("name", PRESETS)
 def test_preset_trains_a_step_and_samples(name: str, role: str) -> None:
@@ -67,60 +64,8 @@ def test_preset_trains_a_step_and_samples(name: str, role: str) -> None:
     assert x.isfinite().all()
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_preset_builds_at_full_size(name: str) -> None:
-    for role in ROLES:
+def test_presets_build_at_full_size() -> None:
+    for name, role in itertools.product(PRESETS, ROLES):
         with torch.device("meta"):
             model = dsmooth.PixelCNNpp(preset(name, role).model)
         assert sum(p.numel() for p in model.parameters()) > 100_000
-
-
-@pytest.mark.quick
-@pytest.mark.parametrize("kind", ["embedded", "mnist", "cifar10", "folder"])
-def test_each_kind_of_data_trains_a_step(tmp_path: Path, kind: str) -> None:
-    model = ModelConfig(n_filters=4, n_resnet=1, n_mix=2)
-    config = TrainConfig(model=model, images=8, batch_size=4, evaluation_images=2)
-    if kind == "mnist":
-        for split in ("train", "test"):
-            write_mnist(tmp_path, 5, split)
-        config = replace(config, data="mnist", data_dir=str(tmp_path))
-    elif kind == "cifar10":
-        for name in ("data_batch_1.bin", "test_batch.bin"):
-            content = cifar_binary(random_bytes((5, 3072)), random_bytes((5,)) % 10)
-            (tmp_path / name).write_bytes(content)
-        config = replace(config, data="cifar10", data_dir=str(tmp_path))
-    elif kind == "folder":
-        write_images(tmp_path, {f"{i}.png": random_bytes((8, 12, 3), seed=i) for i in range(12)})
-        config = replace(config, data="folder", data_dir=str(tmp_path))
-    if kind in ("cifar10", "folder"):
-        config = replace(config, model=replace(model, image_channels=3))
-    train_set, test_set = load_data(config)
-    state = TrainState(config, train_set, CPU)
-    state.step()
-    assert math.isfinite(state.read()[0].loss)
-    assert math.isfinite(evaluate(state, test_set))
-
-
-def test_the_same_commands_give_the_same_bytes(tmp_path: Path) -> None:
-    pictures = random_bytes((32, 8, 8, 3))
-    write_images(tmp_path / "images", {f"{i}.png": picture for i, picture in enumerate(pictures)})
-    tiny = shlex.split(
-        "--n-filters 4 --n-resnet 1 --n-mix 2 --context-layers 1 --images 320 --batch-size 16"
-        " --ema 0 --learning-rate 2e-2 --warmup-images 0 --evaluations 1 --evaluation-images 4"
-    )
-    tiny += ["--data", "folder", "--data-dir", str(tmp_path / "images")]
-    files: list[list[bytes]] = []
-    for name in ("first", "second"):
-        folder = tmp_path / name
-        runs = []
-        for role in ("noisy", "denoiser"):
-            runs.append(str(folder / role))
-            with pytest.raises(SystemExit, match=r"^0$"):
-                main(["train", role, "--out", runs[-1], *tiny])
-        outputs = [str(folder / "x.png"), str(folder / "x.npz")]
-        with pytest.raises(SystemExit, match=r"^0$"):
-            main(["sample", *runs, "-n", "4", "--out", *outputs])
-        kept = [*folder.glob("*/model.safetensors"), *map(Path, outputs)]
-        files.append([path.read_bytes() for path in sorted(kept)])
-    assert files[0] == files[1]
-    assert len(files[0]) == 4

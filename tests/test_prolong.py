@@ -9,18 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import dsmooth
 from dsmooth.data import load_dataset
 from dsmooth.files import read_tensors
 from dsmooth.runs import RunFolder
-from dsmooth.train import loop, train
+from dsmooth.train import train
 from dsmooth.train.checkpoint import read_initial
 from dsmooth.train.step import TrainState, scheduled
 from tests.helpers.command_runs import run as call
 from tests.helpers.tiny_pairs import tiny_pair
-from tests.helpers.tiny_runs import tiny
+from tests.helpers.tiny_runs import assert_same_end, tiny, train_until
 
 CPU = torch.device("cpu")
 
@@ -32,34 +31,8 @@ def rates(folder: Path) -> list[float]:
     return [e["learning_rate"] for e in RunFolder(folder).read_log() if e["event"] == "step"]
 
 
-def assert_same_end(first: Path, second: Path) -> None:
-    for name in ("checkpoint", "weights"):
-        a, b = (load_file(getattr(RunFolder(folder), name)) for folder in (first, second))
-        assert a.keys() == b.keys()
-        assert all(torch.equal(a[key], b[key]) for key in a), name
-
-
 def notes(folder: Path) -> list[str]:
     return [e["text"] for e in RunFolder(folder).read_log() if e["event"] == "note"]
-
-
-def stop_after(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next run is interrupted there."""
-    monkeypatch.setattr(loop, "Watch", lambda *_: _Stop(images))
-
-
-class _Stop:
-    def __init__(self, images: int) -> None:
-        self.images = images
-
-    def is_due(self, steps: int) -> bool:
-        return steps * 8 >= self.images
-
-    def look(self, steps: int) -> tuple[int, bool]:
-        return 2, True
-
-    def has_saved(self) -> None:
-        pass
 
 
 # ---- longer ----------------------------------------------------------------------------------
@@ -93,9 +66,7 @@ def test_a_finished_run_is_prolonged(
     scored = [e["images"] for e in RunFolder(tmp_path / "one").read_log() if e["event"][0] == "e"]
     assert scored == [24, 24, 40, 56, 56]  # evaluations and ends
     # Interrupted on the way, it goes on by itself to the same end.
-    with monkeypatch.context() as patch:
-        stop_after(40, patch)
-        assert train(longer, tmp_path / "two", resume=True).interrupted
+    train_until(40, longer, tmp_path / "two", monkeypatch, resume=True)
     assert train(replace(longer, schedule_from=0), tmp_path / "two", resume=True).images_seen == 56
     assert_same_end(tmp_path / "one", tmp_path / "two")
     # And once more.
@@ -121,9 +92,7 @@ def test_an_unfinished_run_keeps_its_length_unless_forced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, folder = tiny(images=40), tmp_path / "run"
-    with monkeypatch.context() as patch:
-        stop_after(16, patch)
-        train(config, folder)
+    train_until(16, config, folder, monkeypatch)
     longer = replace(config, images=64)
     message = "images can be 64 instead of 40 once the run has finished; .* has seen 16; force=True"
     with pytest.raises(ValueError, match=message):
@@ -230,9 +199,7 @@ def test_a_run_from_weights_goes_on_without_them(
     train(plain, tmp_path / "plain")
     whole, other = (averaged(tmp_path / name) for name in ("whole", "plain"))
     assert any(not torch.equal(whole[key], other[key]) for key in whole)
-    with monkeypatch.context() as patch:
-        stop_after(16, patch)
-        train(config, tmp_path / "parts")
+    train_until(16, config, tmp_path / "parts", monkeypatch)
     (tmp_path / "first").rename(tmp_path / "elsewhere")
     train(config, tmp_path / "parts", resume=True)
     assert_same_end(tmp_path / "whole", tmp_path / "parts")

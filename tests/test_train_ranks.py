@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -17,12 +17,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dsmooth import distributed
 from dsmooth.config import TrainConfig
 from dsmooth.files import read_tensors
 from dsmooth.runs import RunFolder
 from dsmooth.train import device, train
-from dsmooth.train.ranks import share_of_batch
+from dsmooth.train.device import share_of_batch
 from tests.helpers.rank_processes import (
     COMMAND,
     START,
@@ -32,7 +31,7 @@ from tests.helpers.rank_processes import (
     wait_for_all,
 )
 from tests.helpers.tiny_pairs import tiny_pair
-from tests.helpers.tiny_runs import ROLES, tiny
+from tests.helpers.tiny_runs import ROLES, assert_same_end, tiny
 
 SCRIPTS = Path(__file__).with_name("ranks")
 TINY = [
@@ -96,31 +95,11 @@ def test_a_batch_that_does_not_divide_is_named(monkeypatch: pytest.MonkeyPatch) 
         share_of_batch(tiny(batch_size=8))
     with pytest.raises(ValueError, match=r"accumulate=2: take 6$"):
         share_of_batch(tiny(batch_size=4, accumulate=2))
-    assert "several processes" in str(device.graph_obstacle(tiny(), torch.device("cuda:0")))
-
-
-@pytest.mark.quick
-def test_distributed_work_is_the_work_of_one() -> None:
-    assert list(distributed.distributed_map(range(3), lambda i: i * i)) == [0, 1, 4]
-    assert distributed.all_reduce_max(3, 4) == [3, 4]
+    with pytest.raises(ValueError, match="several processes exchange gradients in every step"):
+        device.uses_graph(tiny(graph="on"), torch.device("cuda:0"))
 
 
 # ---- faults -----------------------------------------------------------------------------------
-
-
-def torchrun(arguments: Sequence[str], folder: Path, *options: str) -> subprocess.Popen[str]:
-    """torchrun with two processes on this machine."""
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*start, *options, "--no-python", sys.executable, "-c", START + COMMAND]
-    command += arguments
-    return subprocess.Popen(
-        command,
-        cwd=folder,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
 
 
 def wait_for(what: Callable[[], bool], process: subprocess.Popen[str] | ForkedPython) -> None:
@@ -139,30 +118,17 @@ def images_saved(run: RunFolder) -> int:
         return 0
 
 
-def children_of(process: int) -> list[int]:
-    text = Path(f"/proc/{process}/task/{process}/children").read_text()
-    return [int(word) for word in text.split()]
-
-
-def rank_of(process: int) -> str:
-    variables = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
-    return next(v[5:].decode() for v in variables if v.startswith(b"RANK="))
-
-
 KILLED = ["train", "noisy", *TINY, "--images=240", "--checkpoint-minutes=1e-9"]
 
 
 def assert_went_on(folder: Path) -> None:
     """The run "killed" started twice and has the weights of one that nobody killed, bit for bit."""
-    run, whole = RunFolder(folder / "killed"), RunFolder(folder / "whole")
-    starts = [entry for entry in run.read_log() if entry["event"] == "start"]
+    log = RunFolder(folder / "killed").read_log()
+    starts = [entry for entry in log if entry["event"] == "start"]
     assert len(starts) == 2
     assert starts[1]["images"] >= 16
     wait_for_all(start_ranks(2, [*KILLED, "--out=whole"], folder))
-    for name in ("checkpoint", "weights"):
-        mine, theirs = load_file(getattr(run, name)), load_file(getattr(whole, name))
-        assert mine.keys() == theirs.keys()
-        assert all(torch.equal(mine[key], theirs[key]) for key in mine), name
+    assert_same_end(folder / "killed", folder / "whole")
 
 
 @pytest.mark.long
@@ -182,10 +148,20 @@ def test_a_killed_rank_ends_the_other_and_a_restart_goes_on(tmp_path: Path) -> N
 
 @pytest.mark.full
 def test_torchrun_restarts_a_killed_rank(tmp_path: Path) -> None:
-    killed = torchrun([*KILLED, "--out=killed"], tmp_path, "--max-restarts=1")
+    options = ["--standalone", "--nproc-per-node=2", "--max-restarts=1", "--no-python"]
+    command = [sys.executable, "-m", "torch.distributed.run", *options, sys.executable]
+    killed = subprocess.Popen(
+        [*command, "-c", START + COMMAND, *KILLED, "--out=killed"],
+        cwd=tmp_path,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     wait_for(lambda: images_saved(RunFolder(tmp_path / "killed")) >= 16, killed)
-    (victim,) = (child for child in children_of(killed.pid) if rank_of(child) == "1")
-    os.kill(victim, signal.SIGKILL)
+    children = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()
+    (victim,) = (c for c in children if b"\0RANK=1\0" in Path(f"/proc/{c}/environ").read_bytes())
+    os.kill(int(victim), signal.SIGKILL)
     _, errors = killed.communicate(timeout=300)
     assert killed.returncode == 0, errors
     lost = re.findall(r"dsmooth: error: rank 0: another process ended or did not answer.*", errors)

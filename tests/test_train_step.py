@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -147,61 +146,27 @@ def test_a_graph_that_must_be_and_cannot_says_why() -> None:
         device.uses_graph(tiny(graph="on", compile=True), CUDA)
 
 
-class Recorder:
-    """torch.cuda without a device: what runs inside `graph` is recorded and not executed."""
-
-    def __init__(self) -> None:
-        self.recording = False
-        self.replays = 0
-        self.orders: list[str] = []
-        self.streams: list[Recorder] = []  # each that is made, and that of a recording
-
-    def CUDAGraph(self) -> Recorder:
-        return self
-
-    def current_stream(self) -> Recorder:
-        return self
-
-    def Stream(self) -> Recorder:
-        self.streams.append(self)
-        return self
-
-    def wait_stream(self, other: Recorder) -> None:
-        self.orders.append("wait")
-
-    @contextlib.contextmanager
-    def device(self, device: torch.device) -> Iterator[None]:
-        yield
-
-    stream = device
-
-    @contextlib.contextmanager
-    def graph(self, recorded: Recorder, stream: Recorder) -> Iterator[None]:
-        self.streams.append(stream)
-        self.recording = True
-        yield
-        self.recording = False
-
-    def replay(self) -> None:
-        self.replays += 1
-
-
 def test_each_call_of_a_replayed_step_is_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    recorder, executed, recorded = Recorder(), [], []
+    """Without a device: nothing is executed inside a recording."""
+    cuda, executed, recorded = MagicMock(), [], []
+    monkeypatch.setattr(device.torch, "cuda", cuda)
+    graph, recording = cuda.CUDAGraph.return_value, cuda.graph.return_value
 
     def step() -> None:
-        (recorded if recorder.recording else executed).append(1)
+        inside = recording.__enter__.called and not recording.__exit__.called
+        (recorded if inside else executed).append(1)
 
-    names = ("CUDAGraph", "Stream", "current_stream", "device", "stream", "graph")
-    for name in names:
-        monkeypatch.setattr(torch.cuda, name, getattr(recorder, name))
-    run: Callable[[], None] = device.ReplayedStep(step, CUDA)
+    run = device.ReplayedStep(step, CUDA)
     for calls in range(1, device.WARM_UP + 4):
         run()
-        assert len(executed) + recorder.replays == calls
+        assert len(executed) + graph.replay.call_count == calls
     assert len(recorded) == 1
-    assert recorder.orders == ["wait"] * 2 * device.WARM_UP  # there and back
-    assert recorder.streams == [recorder] * 2  # one for the warm-up and the recording
+    # One stream for the warm-up, which waits there and back, and the recording.
+    side = cuda.Stream.return_value
+    cuda.Stream.assert_called_once()
+    cuda.graph.assert_called_once_with(graph, stream=side)
+    assert side.wait_stream.call_count == device.WARM_UP
+    assert cuda.current_stream().wait_stream.call_count == device.WARM_UP
 
 
 @pytest.mark.gpu

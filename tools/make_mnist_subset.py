@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dsmooth.data.mnist import SUBSET_PATH, read_idx_arrays
+from dsmooth.data.mnist import SUBSET_PATH, load_idx_dataset
 
 PER_DIGIT = {"train": 500, "test": 100}
 
@@ -35,7 +35,9 @@ def main() -> None:
 
     arrays: dict[str, NDArray[np.uint8]] = {}
     for split, per_digit in PER_DIGIT.items():
-        images, labels, _ = read_idx_arrays("mnist", split, args.folder)
+        dataset = load_idx_dataset("mnist", split, args.folder)
+        assert dataset.labels is not None
+        images, labels = dataset.images[:, 0].numpy(), dataset.labels.byte().numpy()
         chosen = balanced_indices(labels, per_digit)
         arrays[f"{split}_images"] = images[chosen]
         arrays[f"{split}_labels"] = labels[chosen]

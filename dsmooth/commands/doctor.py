@@ -6,38 +6,32 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import _extension
 from .._version import __version__
 from ..machine import cpu_name
 from .options import Doctor
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 _PHILOX_ZERO = (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)  # counter and key all zero
 
 
-def doctor(options: Doctor) -> int:
-    """Carry out `dsmooth doctor`; returns the exit status."""
-    return run_doctor()
-
-
-def run_doctor() -> int:
-    """Print the state of the installation; return 0, or 1 if the self-test failed.
-
-    An extension that is missing is reported, not counted as a failure: its operations then run in
-    PyTorch.
-    """
+def doctor(options: Doctor | None = None) -> int:
+    """Carry out `dsmooth doctor`; 1 if the self-test failed, not for a missing extension."""
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
     for line in describe():
         console.print(line, markup=False)
+    checks: dict[str, Callable[[], str | None]] = {
+        "Philox": _check_philox,
+        "256 masses sum to 1": _check_masses,
+    }
+    if _extension.is_available():
+        checks["loss and gradient, native against reference"] = _check_native
     failed = 0
     start = time.perf_counter()
-    for name, check in self_tests():
+    for name, check in checks.items():  # a check returns None, or the fault in words
         problem = check()
         failed += problem is not None
         console.print(f"self-test: {name}: {problem or 'ok'}", markup=False)
@@ -51,7 +45,7 @@ def describe() -> Iterator[str]:
     """The lines of the report before the self-test."""
     import torch
 
-    yield f"dsmooth {__version__} in {_extension.package_folder()}"
+    yield f"dsmooth {__version__} in {_extension.PACKAGE}"
     yield f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
     yield f"torch {torch.__version__}, triton {_version_of('triton')}"
     yield from _describe_build()
@@ -97,19 +91,6 @@ def _version_of(package: str) -> str:
         return "not installed"
 
 
-Check = Callable[[], str | None]
-
-
-def self_tests() -> Iterator[tuple[str, Check]]:
-    """(name, check) pairs; a check returns None, or the fault in words."""
-
-    yield "Philox", _check_philox
-    yield "256 masses sum to 1", _check_masses
-    if not _extension.is_available():
-        return
-    yield "loss and gradient, native against reference", _check_native
-
-
 def _check_philox() -> str | None:
     import torch
 
@@ -150,12 +131,6 @@ def _check_native() -> str | None:
     x[0], x[1, :, :4] = -1, 1  # at the two atoms
     params = torch.randn(2, 102, 8, 9, generator=generator, dtype=torch.float64)
 
-    def run(impl: Any, mixture: dict[str, Any]) -> tuple[Tensor, ...]:
-        n_params = 100 + len(mixture.get("atoms", ()))
-        inputs = x.clone().requires_grad_(), params[:, :n_params].clone().requires_grad_()
-        log_prob = logistic_mixture_log_prob(*inputs, impl=impl, **mixture)
-        return log_prob, *torch.autograd.grad(log_prob.sum(), inputs)
-
     mixtures: dict[str, dict[str, Any]] = {
         "continuous": {"likelihood": "continuous"},
         "discretized": {"likelihood": "discretized"},
@@ -163,7 +138,13 @@ def _check_native() -> str | None:
         "discretized with atoms": {"likelihood": "discretized", "atoms": (0, 255)},
     }
     for name, mixture in mixtures.items():
-        for got, want in zip(run("native", mixture), run("reference", mixture), strict=True):
+        n_params = 100 + len(mixture.get("atoms", ()))
+        results = []
+        for impl in ("native", "reference"):
+            inputs = x.clone().requires_grad_(), params[:, :n_params].clone().requires_grad_()
+            log_prob = logistic_mixture_log_prob(*inputs, impl=impl, **mixture)
+            results.append((log_prob, *torch.autograd.grad(log_prob.sum(), inputs)))
+        for got, want in zip(*results, strict=True):
             difference = ((got - want).abs() / (1 + want.abs())).max().item()
             if not difference < 1e-10:
                 return f"{name} differs by {difference:.1e}"

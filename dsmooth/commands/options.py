@@ -309,11 +309,6 @@ class ClassifierOptions:
 
 
 @dataclass(frozen=True)
-class Evaluate:
-    """Measure models and samples."""
-
-
-@dataclass(frozen=True)
 class Probe:
     """Train linear probes on the features of both networks of a pair.
 

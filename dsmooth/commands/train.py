@@ -7,7 +7,6 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
-from ..config import Role
 from ..distributed import rank_and_size
 from ..runs import RunFolder, default_folder
 from .options import Train
@@ -34,8 +33,15 @@ def train(options: Train) -> int:
     if result.interrupted:
         print(f"{options.role}: go on with `{resume_command(options, folder)}`")
         return 128 + result.interrupted
-    config, _ = RunFolder(folder).read_config()
-    print(f"{options.role}: next: {next_step(options.role, folder, bool(config.model.n_classes))}")
+    # NOISY and DENOISER stand for the folders of other runs.
+    path, classes = shlex.quote(str(folder)), RunFolder(folder).read_config()[0].model.n_classes
+    label = " --label each" * bool(classes)
+    step = {
+        "noisy": f"train its denoiser, then `dsmooth sample {path} DENOISER{label}`",
+        "denoiser": f"`dsmooth sample NOISY {path}{label}`, with the folder of its noisy model",
+        "plain": f"`dsmooth sample {path}{label}`, or `dsmooth evaluate bpd {path}`",
+    }[options.role]
+    print(f"{options.role}: next: {step}")
     return 0
 
 
@@ -53,16 +59,3 @@ def resume_command(options: Train, folder: Path) -> str:
         local = os.environ.get("LOCAL_WORLD_SIZE", size)
         words = ["torchrun", "--nproc-per-node", str(local), "-m", *words]
     return shlex.join(words)
-
-
-def next_step(role: Role, folder: Path, classes: bool = False) -> str:
-    """A command that goes on from a finished run, whose model may have classes.
-
-    NOISY and DENOISER stand for the folders of other runs.
-    """
-    path, label = shlex.quote(str(folder)), " --label each" * classes
-    if role == "noisy":
-        return f"train its denoiser, then `dsmooth sample {path} DENOISER{label}`"
-    if role == "denoiser":
-        return f"`dsmooth sample NOISY {path}{label}`, with the folder of its noisy model"
-    return f"`dsmooth sample {path}{label}`, or `dsmooth evaluate bpd {path}`"

@@ -5,9 +5,11 @@ from __future__ import annotations
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,23 +28,9 @@ LABELS = ("label", "labels", "fine_label")
 HELD_OUT_SPLITS = ("validation", "valid", "val", "test")
 
 
-@runtime_checkable
-class Items(Sized, Protocol):
-    """A map-style data set of torch: images, or images with labels, by number."""
-
-    def __getitem__(self, index: int, /) -> Any: ...
-
-
-class Stream(Sized, Protocol):
-    """A data set of known length that is read in order, or a DataLoader of one."""
-
-    def __iter__(self) -> Iterator[Any]: ...
-
-
-Images = ImageDataset | Tensor | NDArray[Any] | Items | Stream
 # The argument of `dsmooth.train`: images, which it splits; (training images, held-out images); or
 # splits by name.
-OwnData = Images | tuple[Images, Images] | Mapping[str, Any]
+OwnData = Sized
 
 
 def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
@@ -51,11 +39,7 @@ def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, NDArra
     The zip directory states their sizes, and zipfile unpacks no more.
     Raises FileNotFoundError or ValueError, naming the file and what is wrong.
     """
-    with (
-        open_regular(path) as file,
-        guarded(path, "a .npz without pickled objects"),
-        zipfile.ZipFile(file) as archive,
-    ):
+    with _opened_npz(path) as archive:
         members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
         names = list(members) if names is None else names
         missing = [name for name in names if name not in members]
@@ -64,28 +48,32 @@ def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, NDArra
                 f"{printable(path)} must hold {', '.join(names)}, found no {', '.join(missing)}"
             )
         check_memory(path, sum(members[name].file_size for name in names))
-        return {name: _read_array(archive, members[name]) for name in names}
+        arrays = {}
+        for name in names:
+            with archive.open(members[name]) as stream:
+                arrays[name] = np.lib.format.read_array(stream, allow_pickle=False)
+                if stream.read(1):  # at the end zipfile compares the CRC-32
+                    raise ValueError(f"{name!a} holds more than its header promises")
+        return arrays
 
 
 def names_in_npz(path: Path) -> set[str]:
     """Names of the arrays in a .npz. Raises as `read_npz` does."""
+    with _opened_npz(path) as archive:
+        return {name.removesuffix(".npy") for name in archive.namelist()}
+
+
+@contextmanager
+def _opened_npz(path: Path) -> Iterator[zipfile.ZipFile]:
     with (
         open_regular(path) as file,
         guarded(path, "a .npz without pickled objects"),
         zipfile.ZipFile(file) as archive,
     ):
-        return {name.removesuffix(".npy") for name in archive.namelist()}
+        yield archive
 
 
-def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
-    with archive.open(member) as stream:
-        array = np.lib.format.read_array(stream, allow_pickle=False)
-        if stream.read(1):  # at the end zipfile compares the CRC-32
-            raise ValueError(f"{member.filename!a} holds more than its header promises")
-    return array
-
-
-def own_images(dataset: Images | Mapping[str, Any], split: str = "train") -> ImageDataset:
+def own_images(dataset: Sized, split: str = "train") -> ImageDataset:
     """The images of a data set of one's own, as bytes; in a temporary file if memory is too small.
 
     dataset: an `ImageDataset`; an array or tensor (N, C, H, W), (N, H, W, C) or (N, H, W); a data
@@ -112,8 +100,9 @@ def own_images(dataset: Images | Mapping[str, Any], split: str = "train") -> Ima
     # A data set that is read in order inherits a __getitem__ that only raises.
     given: Any = dataset
     items = given if hasattr(type(given), "__iter__") else map(given.__getitem__, range(len(given)))
-    source = f"a {type(dataset).__name__} given in Python"
-    images, labels, count = torch.empty(0), [], 0
+    source, count = f"a {type(dataset).__name__} given in Python", 0
+    images, labels = torch.empty(0), torch.zeros(len(dataset), dtype=torch.int64)
+    labelled = True
     for number, item in enumerate(islice(items, len(dataset))):
         image, label = _image_and_label(number, item)
         if number == 0:
@@ -125,39 +114,30 @@ def own_images(dataset: Images | Mapping[str, Any], split: str = "train") -> Ima
                 f"{images.dtype} and item {number} of {tuple(image.shape)} {image.dtype}"
             )
         images[number] = image
-        labels += [] if label is None else [label]
+        labels[number], labelled = label or 0, labelled and label is not None
         count += 1
     if count < len(dataset):
         raise ValueError(f"the data set says that it has {len(dataset)} items, but gave {count}")
-    every = torch.tensor(labels) if len(labels) == len(images) else None
-    return ImageDataset(_as_bytes(images), every, OWN, split, source)
+    return ImageDataset(_as_bytes(images), labels if labelled else None, OWN, split, source)
 
 
 def _image_and_label(number: int, item: Any) -> tuple[Tensor, int | None]:
-    """The image (C, H, W) of an item, bytes or floating point, and its label.
-
-    Raises ValueError, naming the item, for anything else.
-    """
+    """The image (C, H, W) of an item, bytes or floating point, and its label."""
     if isinstance(item, Mapping):
-        names = [next((name for name in known if name in item), "") for known in (IMAGES, LABELS)]
-        if not names[0]:
+        image, label = (next((n for n in names if n in item), None) for names in (IMAGES, LABELS))
+        if image is None:
             raise ValueError(
                 f"item {number} must have an entry {', '.join(IMAGES)}, got {', '.join(item)}"
             )
-        parts = [item[name] for name in names if name]
-    else:
-        parts = list(item) if isinstance(item, tuple | list) else [item]
-    values = _tensor(parts[0], f"item {number}")
-    values = _channels_first(values[None], f"item {number}")[0]
+        item = (item[image], item.get(label))
+    parts = item if isinstance(item, tuple | list) else (item,)
+    values = _channels_first(_tensor(parts[0], f"item {number}")[None], f"item {number}")[0]
     whole = len(parts) > 1 and isinstance(parts[1], int | np.integer | Tensor)
     return values, int(parts[1]) if whole else None
 
 
 def _tensor(values: Any, name: str) -> Tensor:
-    """A tensor, an array or a PIL image as a tensor on the CPU, which shares memory if it can.
-
-    Raises ValueError, with the name, for anything else.
-    """
+    """A tensor, an array or a PIL image as a tensor on the CPU, which shares memory if it can."""
     if isinstance(values, Tensor):
         return values.detach().cpu()
     array = np.ascontiguousarray(values)
@@ -169,10 +149,7 @@ def _tensor(values: Any, name: str) -> Tensor:
 
 
 def _channels_first(x: Tensor, name: str) -> Tensor:
-    """Images (N, C, H, W) from that, from (N, H, W, C) or from (N, H, W).
-
-    Raises ValueError, with the name, for other shapes and dtypes.
-    """
+    """Images (N, C, H, W) from that, from (N, H, W, C) or from (N, H, W)."""
     shape = tuple(x.shape)
     if x.ndim == 3:
         x = x[:, None]
@@ -191,10 +168,7 @@ def _channels_first(x: Tensor, name: str) -> Tensor:
 
 
 def _as_bytes(x: Tensor) -> Tensor:
-    """Images as bytes, from bytes or from floating point in [0, 1] or [-1, 1].
-
-    Raises ValueError for numbers that can be of neither, or of either.
-    """
+    """Images as bytes, from bytes or from floating point in [0, 1] or [-1, 1]."""
     if x.dtype == torch.uint8:
         return x
     low, high = (float(bound) for bound in x.aminmax()) if x.numel() else (0.0, 0.0)
@@ -231,7 +205,16 @@ def split_own(dataset: OwnData) -> tuple[ImageDataset, ImageDataset]:
                 f"{len(train)}; or give (training images, held-out images)"
             )
         last = torch.arange(len(train)) % HELD_OUT == HELD_OUT - 1
-        train, test = _subset(train, ~last, "train"), _subset(train, last, "test")
+        train, test = (
+            replace(
+                train,
+                images=train.images[chosen],
+                labels=None if train.labels is None else train.labels[chosen],
+                name=OWN,
+                split=split,
+            )
+            for split, chosen in (("train", ~last), ("test", last))
+        )
     shape = train.images.shape[1:]
     if test.images.shape[1:] != shape:
         raise ValueError(
@@ -244,8 +227,3 @@ def split_own(dataset: OwnData) -> tuple[ImageDataset, ImageDataset]:
             f"{shape[2]}: crop, pad or resize them"
         )
     return train, test
-
-
-def _subset(dataset: ImageDataset, chosen: Tensor, split: str) -> ImageDataset:
-    labels = None if dataset.labels is None else dataset.labels[chosen]
-    return ImageDataset(dataset.images[chosen], labels, OWN, split, dataset.source)

@@ -10,27 +10,24 @@ from __future__ import annotations
 import gzip
 import io
 import tarfile
-from itertools import islice
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from .dataset import ImageDataset
-from .reading import InvalidFile, guarded, open_regular, printable, read_regular
+from .reading import InvalidFile, guarded, missing, open_regular, printable, read_regular
 
-_PIXELS = 3 * 32 * 32
-_RECORD = 1 + _PIXELS
+_RECORD = 1 + 3 * 32 * 32
 _STEMS = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
 _BINARY, _PYTHON = "cifar-10-batches-bin", "cifar-10-batches-py"
 _BINARY_ARCHIVE, _PYTHON_ARCHIVE = "cifar-10-binary.tar.gz", "cifar-10-python.tar.gz"
 _MAX_BATCH = 10_000 * _RECORD
 _MAX_ARCHIVE = 1 << 28  # unpacked; the published one has 0.17 GiB
-_MAX_MEMBERS = 100  # the published archive has 9
-
-_Arrays = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 
 def load_cifar10(split: str, data_dir: Path) -> ImageDataset:
@@ -42,83 +39,83 @@ def load_cifar10(split: str, data_dir: Path) -> ImageDataset:
     Raises FileNotFoundError if there is none, ValueError for a binary file that is cut or of
     another form, and for Python files that are not the published ones.
     """
-    names = [f"{stem}.bin" for stem in _STEMS[split]]
+    stems = _STEMS[split]
+    names = [f"{stem}.bin" for stem in stems]
     for folder in (data_dir, data_dir / _BINARY):
         paths = [folder / name for name in names if (folder / name).is_file()]
         if paths:
-            batches = [
-                (printable(p), read_regular(p, _MAX_BATCH, "a CIFAR-10 batch")) for p in paths
-            ]
-            return _dataset(split, folder, [_read_binary(*batch) for batch in batches])
+            batches = {p: read_regular(p, _MAX_BATCH, "a CIFAR-10 batch") for p in paths}
+            return _binary_dataset(split, folder, batches)
     for folder in (data_dir, data_dir / _PYTHON):
-        if any((folder / stem).is_file() for stem in _STEMS[split]):
-            return _dataset(split, folder, _read_python(split, folder))
+        if any((folder / stem).is_file() for stem in stems):
+            return _python_dataset(split, folder, folder)
     archive = data_dir / _BINARY_ARCHIVE
     if archive.is_file():
         batches = _unpack(archive, [f"{_BINARY}/{name}" for name in names])
-        return _dataset(split, archive, [_read_binary(*batch) for batch in batches])
+        return _binary_dataset(split, archive, batches)
     archive = data_dir / _PYTHON_ARCHIVE
     if archive.is_file():
-        return _dataset(split, archive, _read_python_archive(split, archive))
-    raise FileNotFoundError(
-        f"{names[0]} or {_STEMS[split][0]} is not in {data_dir}, nor in {_BINARY} or {_PYTHON} "
-        f"inside it, nor is {_BINARY_ARCHIVE} or {_PYTHON_ARCHIVE}.\n"
-        "Point data_dir to the folder of CIFAR-10's files, or fetch them with download=True."
+        return _from_python_archive(split, archive)
+    raise missing(
+        "cifar10",
+        f"{names[0]} or {stems[0]} is not in {data_dir}, nor in {_BINARY} or {_PYTHON} inside it, "
+        f"nor is {_BINARY_ARCHIVE} or {_PYTHON_ARCHIVE}",
     )
 
 
-def _dataset(split: str, place: Path, batches: list[_Arrays]) -> ImageDataset:
-    images = np.concatenate([images for images, _ in batches]).reshape(-1, 3, 32, 32)
-    labels = np.concatenate([labels for _, labels in batches])
+def _binary_dataset(split: str, place: Path, batches: Mapping[Path, bytes]) -> ImageDataset:
+    for path, content in batches.items():
+        if not content or len(content) % _RECORD:
+            raise InvalidFile(
+                f"{printable(path)} is cut or not in CIFAR-10's binary format: expected a multiple "
+                f"of {_RECORD} bytes (a full batch: {_MAX_BATCH}), found {len(content)}; fetch it "
+                "again"
+            )
+        labels = np.frombuffer(content, np.uint8)[::_RECORD]
+        if labels.max() > 9:
+            raise InvalidFile(
+                f"{printable(path)} is not CIFAR-10: expected labels 0 .. 9, found {labels.min()} "
+                f".. {labels.max()}"
+            )
+    records = np.frombuffer(b"".join(batches.values()), np.uint8).reshape(-1, _RECORD)
     part = f", {len(batches)} of 5 batches" if split == "train" and len(batches) < 5 else ""
-    source = f"{printable(place)} ({len(images):,} images{part})"
+    return _dataset(split, place, records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0], part)
+
+
+def _dataset(
+    split: str, place: Path, images: NDArray[Any], labels: ArrayLike, part: str = ""
+) -> ImageDataset:
     return ImageDataset(
-        torch.from_numpy(images), torch.from_numpy(labels), "cifar10", split, source
+        torch.from_numpy(np.ascontiguousarray(images)),
+        torch.from_numpy(np.array(labels, np.int64)),
+        "cifar10",
+        split,
+        f"{printable(place)} ({len(images):,} images{part})",
     )
 
 
-def _read_binary(place: str, content: bytes) -> _Arrays:
-    """Pixels (N, 3072) and labels (N,) of a binary batch; place: the file's name, for errors."""
-    if not content or len(content) % _RECORD:
-        raise InvalidFile(
-            f"{place} is cut or not in CIFAR-10's binary format: expected a multiple of {_RECORD} "
-            f"bytes (a full batch: {_MAX_BATCH}), found {len(content)}; fetch it again"
-        )
-    records = np.frombuffer(content, np.uint8).reshape(-1, _RECORD)
-    labels = records[:, 0].astype(np.int64)
-    if labels.max() > 9:
-        raise InvalidFile(
-            f"{place} is not CIFAR-10: expected labels 0 .. 9, found {labels.min()} .. "
-            f"{labels.max()}"
-        )
-    return records[:, 1:], labels
-
-
-def _unpack(path: Path, names: list[str]) -> list[tuple[str, bytes]]:
-    """Names and contents of those of the members `names` that a .tar.gz holds, in memory."""
+def _unpack(path: Path, names: list[str]) -> dict[Path, bytes]:
+    """Those of the members `names` that a .tar.gz holds, in memory."""
     with open_regular(path) as file, guarded(path, "a .tar.gz; it is cut or damaged"):
         content = gzip.GzipFile(fileobj=file).read(_MAX_ARCHIVE + 1)
         if len(content) > _MAX_ARCHIVE:
             raise ValueError(f"it decompresses to more than {_MAX_ARCHIVE} bytes")
         found = {}
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
-            for member in islice(archive, _MAX_MEMBERS):
+            for member in archive:
                 if member.name in names and member.isreg() and member.size <= _MAX_BATCH:
                     end = member.offset_data + member.size
-                    found[f"{printable(path)}/{member.name}"] = content[member.offset_data : end]
+                    found[path / member.name] = content[member.offset_data : end]
     if not found:
         raise InvalidFile(
             f"{printable(path)} must hold {names[0]}, a file of at most {_MAX_BATCH} bytes, found "
             "no batch in it; fetch it again"
         )
-    return sorted(found.items())
+    return dict(sorted(found.items()))
 
 
-def _read_python(split: str, folder: Path) -> list[_Arrays]:
-    """Batches of the published Python files in `folder`, by torchvision.
-
-    torchvision compares the MD5 of all six batches with its own list before it unpickles one.
-    """
+def _python_dataset(split: str, folder: Path, place: Path) -> ImageDataset:
+    """The published files, whose MD5s torchvision compares before it unpickles one."""
     from torchvision.datasets import CIFAR10
 
     class CIFAR10InFolder(CIFAR10):
@@ -132,14 +129,11 @@ def _read_python(split: str, folder: Path) -> list[_Arrays]:
             "and batches.meta; no other pickles are read: fetch them with download=True into "
             f"another folder, or give the binary form ({_STEMS[split][0]}.bin)"
         ) from error
-    images = np.ascontiguousarray(published.data.transpose(0, 3, 1, 2))
-    labels = np.array(published.targets, np.int64)
-    count = len(_STEMS[split])
-    return list(zip(np.split(images, count), np.split(labels, count), strict=True))
+    return _dataset(split, place, published.data.transpose(0, 3, 1, 2), published.targets)
 
 
-def _read_python_archive(split: str, path: Path) -> list[_Arrays]:
-    """Batches of the published Python archive, unpacked by torchvision to a temporary folder."""
+def _from_python_archive(split: str, path: Path) -> ImageDataset:
+    """The published Python archive, unpacked by torchvision to a temporary folder."""
     from torchvision.datasets import CIFAR10
     from torchvision.datasets.utils import check_integrity, extract_archive
 
@@ -151,4 +145,4 @@ def _read_python_archive(split: str, path: Path) -> list[_Arrays]:
         )
     with TemporaryDirectory() as folder:
         extract_archive(str(path), folder)
-        return _read_python(split, Path(folder) / _PYTHON)
+        return _python_dataset(split, Path(folder) / _PYTHON, path)

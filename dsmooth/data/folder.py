@@ -9,16 +9,16 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
 from .dataset import ImageDataset
 from .reading import (
@@ -26,6 +26,7 @@ from .reading import (
     check_size,
     guarded,
     make_room,
+    missing,
     open_regular,
     printable,
     read_regular,
@@ -48,8 +49,7 @@ _MAX_PARTITION = 1 << 26  # bytes; CelebA's has 2.8 MB
 _PARTITION = "list_eval_partition.txt"
 _ORIENTATION = 0x0112  # the EXIF tag; values 5 to 8 turn the image by 90 degrees
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of TIFF
-_CHANNELS = {"L": 1, "RGB": 3}  # by Pillow's mode
-_CHUNK = 512
+_CHUNK = 512  # pictures that wait for a thread
 _MOST_NAMED = 10  # images in an error
 _SUGGESTED_SIZE = 64
 
@@ -69,7 +69,7 @@ def load_folder(
     names the file.
     """
     every = _image_paths(data_dir)
-    mode, size = _scan(every, check_sizes=image_size is None)
+    channels, size = _scan(every, check_sizes=image_size is None)
     if image_size is not None:
         size = (image_size, image_size)
     if size[0] % 4 or size[1] % 4:
@@ -77,43 +77,36 @@ def load_folder(
             f"images must have a height and width that are multiples of 4, got {size[0]} x "
             f"{size[1]} in {printable(every[0])}; {_resize_hint(min(size))}"
         )
+
+    def shrink(path: Path, image: Image) -> Image:
+        return image if image_size is None else _centre(image, min(image.size), image_size)
+
     paths = _split_by_hash(data_dir, every, split)
-
-    def decode(path: Path) -> NDArray[np.uint8]:
-        image = read_picture(path, mode)
-        if image_size is not None:
-            image = centre_crop_resize(image, min(image.size), image_size)
-        return _planes(image)
-
-    images = _decode_all(data_dir, paths, decode, (_CHANNELS[mode], *size), progress)
+    images = _decode_all(data_dir, paths, (channels, *size), shrink, progress)
     source = f"{printable(data_dir)} ({len(images):,} images)"
     return ImageDataset(images, _labels(data_dir, every, paths), "folder", split, source)
 
 
 def folder_channels(data_dir: Path) -> int:
     """The channels of `load_folder`'s images, from their headers: 1 or 3. Raises as it does."""
-    return _CHANNELS[_scan(_image_paths(data_dir), check_sizes=False)[0]]
+    return _scan(_image_paths(data_dir), check_sizes=False)[0]
 
 
-def read_every_image(folder: Path, limit: int | None = None) -> torch.Tensor:
+def read_every_image(folder: Path, limit: int | None = None) -> Tensor:
     """Return the first `limit` images (all by default) in `folder` and the folders inside it.
 
     (N, C, H, W) uint8, in the order of their paths; the images must have one size, of any height
     and width. Raises as `load_folder` does.
     """
     paths = _image_paths(folder)[:limit]
-    mode, size = _scan(paths, check_sizes=True)
-    shape = (_CHANNELS[mode], *size)
-    return _decode_all(folder, paths, lambda path: _planes(read_picture(path, mode)), shape, None)
+    channels, size = _scan(paths, check_sizes=True)
+    return _decode_all(folder, paths, (channels, *size))
 
 
-def read_image_file(path: Path) -> torch.Tensor:
-    """Return the image in a file: (1, C, H, W) uint8, of any height and width.
-
-    Raises FileNotFoundError or ValueError, naming the file, as `load_folder` does.
-    """
-    image = read_picture(path, "L" if read_header(path).grey else "RGB")
-    return torch.from_numpy(_planes(image).copy())[None]
+def read_image_file(path: Path) -> Tensor:
+    """Return the image in a file: (1, C, H, W) uint8, of any height and width."""
+    channels, size = _read_header(path)
+    return _decode_all(path, [path], (channels, *size))
 
 
 def load_celeba(
@@ -138,25 +131,21 @@ def load_celeba(
     else:
         paths, how = _split_by_partition(partition, every, split), "official split"
 
-    def decode(path: Path) -> NDArray[np.uint8]:
-        image = read_picture(path, "RGB")
+    def shrink(path: Path, image: Image) -> Image:
         if min(image.size) < CELEBA_CROP:
             raise InvalidFile(
                 f"{printable(path)} must be at least {CELEBA_CROP} x {CELEBA_CROP} (CelebA's "
                 f"aligned images are 218 x 178), got {image.height} x {image.width}"
             )
-        return _planes(centre_crop_resize(image, CELEBA_CROP, size))
+        return _centre(image, CELEBA_CROP, size)
 
-    images = _decode_all(folder, paths, decode, (3, size, size), progress)
+    images = _decode_all(folder, paths, (3, size, size), shrink, progress)
     source = f"{printable(folder)} ({len(images):,} images, {how})"
     return ImageDataset(images, _labels(folder, every, paths), "celeba", split, source)
 
 
-def centre_crop_resize(image: Image, crop: int, size: int) -> Image:
-    """Return the centred crop x crop square of `image`, resized bilinearly to size x size.
-
-    Pillow's bilinear filter widens with the scale: it averages when it shrinks.
-    """
+def _centre(image: Image, crop: int, size: int) -> Image:
+    """The centred square, resized by a filter that widens with the scale: it averages."""
     from PIL.Image import Resampling
 
     left, top = (image.width - crop) // 2, (image.height - crop) // 2
@@ -164,88 +153,56 @@ def centre_crop_resize(image: Image, crop: int, size: int) -> Image:
     return square if crop == size else square.resize((size, size), Resampling.BILINEAR)
 
 
-class Header(NamedTuple):
-    """A picture before it is decoded; size: (height, width), upright."""
-
-    grey: bool
-    size: tuple[int, int]
-
-
-def read_header(path: Path) -> Header:
-    """Return the header of the picture `path`. Raises as `read_picture` does."""
+def _read_header(path: Path) -> tuple[int, tuple[int, int]]:
+    """Channels, and (height, width) upright, of a picture before it is decoded."""
     with _opened(path) as image:
         turned = image.getexif().get(_ORIENTATION, 1) >= 5
         size = image.size if turned else image.size[::-1]
-        grey = image.mode in ("1", "L", "LA")
-        _check_opaque(path, image)
-        return Header(grey, size)
-
-
-def read_picture(path: Path, mode: str) -> Image:
-    """Return the picture `path`, upright as its EXIF says, in Pillow's mode "L" or "RGB".
-
-    Raises FileNotFoundError for a link to nothing, and ValueError, naming the file, for anything
-    but one opaque picture of 8 bits a channel in one of `FORMATS`, with at most `MAX_PIXELS`.
-    """
-    from PIL import ImageOps
-
-    with _opened(path) as file:
-        image: Image = ImageOps.exif_transpose(file)
-        image.load()
-        _check_opaque(path, image)
-        return image.convert(mode)
-
-
-def _check_opaque(path: Path, image: Image) -> None:
-    """Raise ValueError for transparent pixels, whose look depends on a background."""
-    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
-    if alpha is not None and alpha.getextrema() != (255, 255):
-        raise InvalidFile(
-            f"{printable(path)} must be opaque, got transparent pixels; flatten it first"
-        )
+        return 1 if image.mode in ("1", "L", "LA") else 3, size
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """Open a picture that may be decoded. Errors inside become ValueError too."""
+    """Open one opaque picture of 8 bits a channel; errors inside name the file."""
     from PIL import Image, UnidentifiedImageError
+
+    def refuse(how: str) -> InvalidFile:
+        return InvalidFile(f"{printable(path)} {how}")
 
     with open_regular(path) as file, guarded(path, "an image"):
         check_size(path, os.fstat(file.fileno()).st_size, _MAX_BYTES)
         try:
             image = Image.open(file, formats=FORMATS)
         except UnidentifiedImageError:
-            raise InvalidFile(
-                f"{printable(path)} cannot be read as an image (it is none of "
+            raise refuse(
+                "cannot be read as an image (it is none of "
                 f"{', '.join(FORMATS)}, or its header is damaged)"
             ) from None
         with image:
             tags = getattr(image, "tag_v2", {})  # TIFF's; a tile may be larger than the picture
             tile = tags.get(_TILE_WIDTH, 0) * tags.get(_TILE_LENGTH, 0)
             if max(image.width * image.height, tile) > MAX_PIXELS:
-                raise InvalidFile(
-                    f"{printable(path)} is too large: expected at most {MAX_PIXELS} pixels, got "
+                raise refuse(
+                    f"is too large: expected at most {MAX_PIXELS} pixels, got "
                     f"{image.height} x {image.width}" + f" in tiles of {tile}" * (tile > 0)
                 )
             # Phones put a second, smaller picture after a JPEG's own: Pillow calls that MPO.
             if getattr(image, "is_animated", False) and image.format != "MPO":
-                raise InvalidFile(
-                    f"{printable(path)} must hold one image, got several (an animation or pages)"
-                )
+                raise refuse("must hold one image, got several (an animation or pages)")
             # Pillow decodes RGB of 16 bits, "RGB;16B", or of a PPM's levels, 65535, to 8 bits.
-            deep = any(
-                re.search(";16[BLN]", str(tile.args))
-                or (
-                    image.format == "PPM"
-                    and any(type(a) is int and a > 255 for a in tile.args or ())
-                )
-                for tile in image.tile
-            )
+            arguments = [tile.args or () for tile in image.tile]
+            deep = any(re.search(";16[BLN]", str(args)) for args in arguments)
+            if image.format == "PPM":
+                deep |= any(type(a) is int and a > 255 for args in arguments for a in args)
             if deep or image.mode[0] in "IF":
-                raise InvalidFile(
-                    f"{printable(path)} must have 8 bits a channel, got Pillow's mode {image.mode}"
+                raise refuse(
+                    f"must have 8 bits a channel, got Pillow's mode {image.mode}"
                     + " of 16 bits" * deep
                 )
+            # How a transparent pixel looks depends on a background.
+            alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+            if alpha is not None and alpha.getextrema() != (255, 255):
+                raise refuse("must be opaque, got transparent pixels; flatten it first")
             yield image
 
 
@@ -259,10 +216,9 @@ def _image_paths(folder: Path) -> list[Path]:
         key=lambda path: path.relative_to(folder).as_posix(),
     )
     if not paths:
-        raise FileNotFoundError(
-            f"no image ({', '.join(sorted(SUFFIXES))}) is in {printable(folder)} or the folders "
-            "inside it.\nPoint data_dir to a folder of images."
-        )
+        suffixes = ", ".join(sorted(SUFFIXES))
+        where = f"{printable(folder)} or the folders inside it"
+        raise missing("folder", f"no image ({suffixes}) is in {where}")
     return paths
 
 
@@ -282,18 +238,19 @@ def _split_by_hash(folder: Path, paths: list[Path], split: str) -> list[Path]:
 
 def _split_by_partition(partition: Path, paths: list[Path], split: str) -> list[Path]:
     content = read_regular(partition, _MAX_PARTITION, "a list of images")
-    lines = content.decode(errors="surrogateescape").splitlines()
     part_of = {}
+    lines = content.decode(errors="surrogateescape").splitlines()
     for number, line in enumerate(lines, start=1):
-        fields = line.split()
-        if not fields:
-            continue
-        if len(fields) != 2 or fields[1] not in ("0", "1", "2"):
-            raise InvalidFile(
-                f"{printable(partition)}, line {number}: expected a file name and 0, 1 or 2, found "
-                f"{line[:200]!r}"
-            )
-        part_of[fields[0]] = fields[1]
+        match line.split():
+            case []:
+                pass
+            case [name, "0" | "1" | "2" as part]:
+                part_of[name] = part
+            case _:
+                raise InvalidFile(
+                    f"{printable(partition)}, line {number}: expected a file name and 0, 1 or 2, "
+                    f"found {line[:200]!r}"
+                )
     unlisted = next((path for path in paths if path.name not in part_of), None)
     if unlisted is not None:
         raise InvalidFile(
@@ -309,10 +266,7 @@ def _split_by_partition(partition: Path, paths: list[Path], split: str) -> list[
 
 
 def _labels(folder: Path, every: list[Path], paths: list[Path]) -> torch.Tensor | None:
-    """The class of each of `paths`: the number of its subfolder in `folder`, in order of names.
-
-    (N,) int64; None if an image of `every` lies in no subfolder, or all lie in one.
-    """
+    """The numbers of the subfolders, by name; None for images outside or a single folder."""
     outside = any(len(path.relative_to(folder).parts) == 1 for path in every)
     names = sorted({path.relative_to(folder).parts[0] for path in every})
     if outside or len(names) < 2:
@@ -321,55 +275,42 @@ def _labels(folder: Path, every: list[Path], paths: list[Path]) -> torch.Tensor 
     return torch.tensor([number[path.relative_to(folder).parts[0]] for path in paths])
 
 
-@contextmanager
-def _decoders() -> Iterator[ThreadPoolExecutor]:
-    """Threads that decode, for Pillow lets go of the interpreter's lock; without its warnings."""
+def _in_threads(work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+    """work(item) of each, by threads: Pillow lets go of the interpreter's lock."""
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
         warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters is an error here
-        yield pool
+        for start in range(0, len(items), _CHUNK):
+            yield from pool.map(work, items[start : start + _CHUNK])
 
 
-def _scan(paths: list[Path], check_sizes: bool) -> tuple[str, tuple[int, int]]:
-    """Return Pillow's mode for all images and the first's (height, width), from their headers.
+def _scan(paths: list[Path], check_sizes: bool) -> tuple[int, tuple[int, int]]:
+    """The channels for all images and the first's (height, width), from their headers."""
 
-    Raises ValueError that names every image which cannot be used, the first `_MOST_NAMED` with the
-    reason.
-    """
-    with _decoders() as pool:
-        found = list(pool.map(_header_or_reason, paths))
+    def read(path: Path) -> tuple[int, tuple[int, int]] | str:
+        try:
+            return _read_header(path)
+        except InvalidFile as error:
+            return str(error)
+
+    found = list(_in_threads(read, paths))
     refused = [reason for reason in found if isinstance(reason, str)]
+    if len(refused) == 1:
+        raise InvalidFile(refused[0])
     if refused:
-        raise InvalidFile(_all_at_once(refused, len(paths)))
-    headers = [header for header in found if isinstance(header, Header)]
-    size = headers[0].size
-    other = [i for i, header in enumerate(headers) if header.size != size]
+        left = len(refused) - _MOST_NAMED
+        lines = "\n  ".join(refused[:_MOST_NAMED] + [f"... and {left:,} more"] * (left > 0))
+        raise InvalidFile(f"{len(refused):,} of {len(paths):,} images cannot be used:\n  {lines}")
+    sizes = [size for _, size in found]
+    other = [i for i, size in enumerate(sizes) if size != sizes[0]]
     if check_sizes and other:
-        height, width = headers[other[0]].size
-        smallest = min(min(header.size) for header in headers)
+        (height, width), (first_height, first_width) = sizes[other[0]], sizes[0]
         more = f" and {len(other) - 1:,} others" if len(other) > 1 else ""
         raise InvalidFile(
-            f"images must have one size, got {size[0]} x {size[1]} in {printable(paths[0])} and "
-            f"{height} x {width} in {printable(paths[other[0]])}{more}; {_resize_hint(smallest)}"
+            f"images must have one size, got {first_height} x {first_width} in "
+            f"{printable(paths[0])} and {height} x {width} in {printable(paths[other[0]])}{more}; "
+            f"{_resize_hint(min(map(min, sizes)))}"
         )
-    return "L" if all(header.grey for header in headers) else "RGB", size
-
-
-def _header_or_reason(path: Path) -> Header | str:
-    """The header of a picture that can be used, else why it cannot."""
-    try:
-        return read_header(path)
-    except InvalidFile as error:
-        return str(error)
-
-
-def _all_at_once(reasons: list[str], total: int) -> str:
-    """One message of several refusals."""
-    if len(reasons) == 1:
-        return reasons[0]
-    left = len(reasons) - _MOST_NAMED
-    more = [f"... and {left:,} more"] if left > 0 else []
-    lines = "\n  ".join([*reasons[:_MOST_NAMED], *more])
-    return f"{len(reasons):,} of {total:,} images cannot be used:\n  {lines}"
+    return max(channels for channels, _ in found), sizes[0]
 
 
 def _resize_hint(smallest: int) -> str:
@@ -378,33 +319,27 @@ def _resize_hint(smallest: int) -> str:
     return f"give image_size={size}, or another multiple of 4, to crop and resize them"
 
 
-def _planes(image: Image) -> NDArray[np.uint8]:
-    """Return (C, H, W)."""
-    pixels = np.asarray(image)
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-
-
 def _decode_all(
     folder: Path,
     paths: list[Path],
-    decode: Callable[[Path], NDArray[np.uint8]],
     shape: tuple[int, int, int],
-    progress: Progress | None,
-) -> torch.Tensor:
-    """Return (N, C, H, W) uint8, as `make_room` has room for them."""
+    change: Callable[[Path, Image], Image] = lambda path, image: image,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Upright pictures, as `change` leaves them: (N, *shape) uint8."""
+    from PIL import ImageOps
+
     images = make_room(folder, (len(paths), *shape))
 
-    def put(index: int) -> None:  # here, so that decoded images do not wait in memory
-        image = decode(paths[index])
-        if image.shape != shape:
-            raise InvalidFile(f"{printable(paths[index])} changed while it was read")
-        images[index] = image
+    def put(row: int) -> None:  # here, so that decoded images do not wait in memory
+        with _opened(paths[row]) as image:
+            upright = ImageOps.exif_transpose(image).convert("L" if shape[0] == 1 else "RGB")
+        pixels = np.atleast_3d(np.asarray(change(paths[row], upright))).transpose(2, 0, 1)
+        if pixels.shape != shape:
+            raise InvalidFile(f"{printable(paths[row])} changed while it was read")
+        images[row] = pixels
 
-    with _decoders() as pool:
-        for start in range(0, len(paths), _CHUNK):
-            stop = min(start + _CHUNK, len(paths))
-            for _ in pool.map(put, range(start, stop)):
-                pass
-            if progress is not None:
-                progress(stop, len(paths))
+    for done, _ in enumerate(_in_threads(put, range(len(paths))), start=1):
+        if progress is not None:
+            progress(done, len(paths))
     return torch.from_numpy(images)

@@ -11,6 +11,7 @@ from .cifar import load_cifar10
 from .dataset import ImageDataset
 from .folder import Progress, load_celeba, load_folder
 from .mnist import load_embedded_mnist, load_idx_dataset
+from .reading import missing
 
 DATASETS = ("mnist", "fashion-mnist", "cifar10", "celeba", "folder")
 SPLITS = ("train", "test")
@@ -65,47 +66,26 @@ def load_dataset(
             raise ValueError("download=True needs data_dir, the folder to download into")
         if name == "mnist":
             return load_embedded_mnist(split)
-        raise FileNotFoundError(_missing(name, f"{name} needs the folder of its files"))
+        raise missing(name, f"{name} needs the folder of its files")
     folder = Path(data_dir)
     try:
-        return _read(name, split, folder, image_size, progress)
+        if not folder.is_dir():
+            raise missing(name, f"{folder} is not a folder")
+        if name == "cifar10":
+            return load_cifar10(split, folder)
+        if name in ("celeba", "folder"):
+            load = load_celeba if name == "celeba" else load_folder
+            return load(split, folder, image_size, progress)
+        return load_idx_dataset(name, split, folder)
     except FileNotFoundError:
         if not download:
             raise
-        _download(name, folder)
-    return _read(name, split, folder, image_size, progress)
-
-
-def _read(
-    name: str, split: str, folder: Path, image_size: int | None, progress: Progress | None
-) -> ImageDataset:
-    if not folder.is_dir():
-        raise FileNotFoundError(_missing(name, f"{folder} is not a folder"))
-    if name == "cifar10":
-        return load_cifar10(split, folder)
-    if name == "celeba":
-        return load_celeba(split, folder, image_size, progress)
-    if name == "folder":
-        return load_folder(split, folder, image_size, progress)
-    return load_idx_dataset(name, split, folder)
-
-
-def _missing(name: str, what: str) -> str:
-    if name == "folder":
-        return f"{what}.\nPoint data_dir to a folder of images."
-    embedded = ", or leave out data_dir to use the embedded subset" if name == "mnist" else ""
-    return (
-        f"{what}.\nPoint data_dir to the folder of {name}'s files, or fetch them there with "
-        f"download=True{embedded}."
-    )
+    _download(name, folder)
+    return load_dataset(name, split, folder, image_size=image_size, progress=progress)
 
 
 def _download(name: str, folder: Path) -> None:
-    """Fetch data set `name` into `folder`, in torchvision's layout.
-
-    Raises ValueError for a name that has no download, and ConnectionError, with the reason and the
-    way by hand, if the download fails.
-    """
+    """Fetch a data set into `folder`, in torchvision's layout."""
     if name not in _PUBLISHED:
         raise ValueError(f"download is for {', '.join(_PUBLISHED)}, got {name!r}")
     from torchvision import datasets

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import itertools
 import math
 import warnings
 from pathlib import Path
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from .arrays import read_npz
 from .dataset import ImageDataset
-from .reading import InvalidFile, check_size, guarded, open_regular, printable
+from .reading import InvalidFile, check_size, guarded, missing, open_regular, printable
 
 SUBSET_PATH = Path(__file__).with_name("mnist_subset.npz")
 
@@ -55,15 +56,6 @@ def load_idx_dataset(name: str, split: str, data_dir: Path) -> ImageDataset:
     against the MD5 that torchvision lists. A difference only warns: several data sets share these
     names and sizes, and gzip's own checksum finds damage.
     """
-    images, labels, folder = read_idx_arrays(name, split, data_dir)
-    source = f"{printable(folder)} ({len(images):,} images)"
-    return _dataset(images, labels, name, split, source)
-
-
-def read_idx_arrays(
-    name: str, split: str, data_dir: Path
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8], Path]:
-    """Return images (N, H, W), labels (N,) and the folder in which the files were found."""
     images_path = _find(name, f"{_PREFIXES[split]}-images", 3, data_dir)
     labels_path = _find(name, f"{_PREFIXES[split]}-labels", 1, data_dir)
     images, labels = read_idx(images_path, 3), read_idx(labels_path, 1)
@@ -81,17 +73,12 @@ def read_idx_arrays(
                 "content: another data set, packed anew, or damaged",
                 stacklevel=2,
             )
-    return images, labels, images_path.parent
+    source = f"{printable(images_path.parent)} ({len(images):,} images)"
+    return _dataset(images, labels, name, split, source)
 
 
 def read_idx(path: Path, ndim: int) -> NDArray[np.uint8]:
-    """Return the array of unsigned bytes in the IDX file `path`, gzipped or not.
-
-    ndim: the number of dimensions that it must have: 3 for images (N, H, W), 1 for labels (N,).
-    The header's promise, at most 1 GiB, bounds what is unpacked.
-    Raises ValueError, naming the file, for one of another kind, element type or dimensionality, or
-    one shorter or longer than its header promises.
-    """
+    """The array of `ndim` dimensions in an IDX file, gzipped or not, as its header promises."""
     with open_regular(path) as file, guarded(path, "an IDX file"):
         packed = file.read(2) == b"\x1f\x8b"
         file.seek(0)
@@ -118,17 +105,13 @@ def read_idx(path: Path, ndim: int) -> NDArray[np.uint8]:
 
 def _find(name: str, stem: str, ndim: int, data_dir: Path) -> Path:
     folders = (data_dir, data_dir / _FOLDERS[name])
-    for folder in folders:
-        for joint in "-.":  # some copies write train-images.idx3-ubyte
-            for suffix in ("", ".gz"):
-                path = folder / f"{stem}{joint}idx{ndim}-ubyte{suffix}"
-                if path.is_file():
-                    return path
-    embedded = ", or leave out data_dir to use the embedded subset" if name == "mnist" else ""
-    raise FileNotFoundError(
-        f"{stem}-idx{ndim}-ubyte (or .gz) is neither in {folders[0]} nor in {folders[1]}.\n"
-        f"Point data_dir to the folder of {name}'s IDX files, or fetch them with download=True"
-        f"{embedded}."
+    # Some copies write train-images.idx3-ubyte.
+    for folder, joint, suffix in itertools.product(folders, "-.", ("", ".gz")):
+        path = folder / f"{stem}{joint}idx{ndim}-ubyte{suffix}"
+        if path.is_file():
+            return path
+    raise missing(
+        name, f"{stem}-idx{ndim}-ubyte (or .gz) is neither in {' nor in '.join(map(str, folders))}"
     )
 
 
@@ -151,10 +134,5 @@ def _is_published(name: str, path: Path, array: NDArray[np.uint8]) -> bool:
 def _dataset(
     images: NDArray[np.uint8], labels: NDArray[np.uint8], name: str, split: str, source: str
 ) -> ImageDataset:
-    return ImageDataset(
-        images=torch.from_numpy(images).unsqueeze(1),
-        labels=torch.from_numpy(labels.astype(np.int64)),
-        name=name,
-        split=split,
-        source=source,
-    )
+    planes, classes = torch.from_numpy(images)[:, None], torch.from_numpy(labels.astype(np.int64))
+    return ImageDataset(planes, classes, name, split, source)

@@ -26,14 +26,14 @@ def _permutation(n: int, epoch: int, seed: int) -> Tensor:
     return torch.argsort(keys, stable=True)  # equal keys stay in the order of their indices
 
 
-def _check_size(n: int) -> None:
+def _check(n: int, **counts: int) -> None:
+    """Raise ValueError for a number of images, or another, that is out of range."""
     if not 0 < n < 1 << 32:
         raise ValueError(f"n must lie in 1 .. 2**32 - 1 images, got {n}")
-
-
-def _check_batch(batch_size: int) -> None:
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+    for name, count in counts.items():
+        least = int(name == "batch_size")
+        if count < least:
+            raise ValueError(f"{name} must be {least} or more, got {count}")
 
 
 def epoch_order(n: int, epoch: int, seed: int) -> Tensor:
@@ -43,9 +43,7 @@ def epoch_order(n: int, epoch: int, seed: int) -> Tensor:
     ORDER); the permutation sorts these 64-bit keys, equal ones by index. Returns (n,) int64.
     Raises ValueError for n, epoch or seed out of range.
     """
-    _check_size(n)
-    if epoch < 0:
-        raise ValueError(f"epoch must be 0 or more, got {epoch}")
+    _check(n, epoch=epoch)
     return _permutation(n, epoch, seed).clone()
 
 
@@ -56,17 +54,10 @@ def indices_at(n: int, images_seen: int, batch_size: int, seed: int) -> Tensor:
     epochs, and nothing is dropped. Returns (batch_size,) int64.
     Raises ValueError for an argument out of range.
     """
-    _check_size(n)
-    if images_seen < 0:
-        raise ValueError(f"images_seen must be 0 or more, got {images_seen}")
-    _check_batch(batch_size)
-    pieces = []
-    position, end = images_seen, images_seen + batch_size
-    while position < end:
-        epoch, start = divmod(position, n)
-        stop = min(n, start + end - position)
-        pieces.append(_permutation(n, epoch, seed)[start:stop])
-        position += stop - start
+    _check(n, images_seen=images_seen, batch_size=batch_size)
+    end = images_seen + batch_size
+    epochs = range(images_seen // n, (end - 1) // n + 1)
+    pieces = [_permutation(n, e, seed)[max(0, images_seen - e * n) : end - e * n] for e in epochs]
     return torch.cat(pieces)
 
 
@@ -82,11 +73,6 @@ def flips(
     """
     words = image_words(count, 1, seed=seed, first_index=first, stream=Stream.FLIP, device=device)
     return words[:, 0, 0] >= 1 << 31
-
-
-def _send(x: Tensor, there: Tensor) -> None:
-    """Copy x to a device. A copy from pinned memory is queued behind a GPU's earlier work."""
-    there.copy_(x.pin_memory() if there.is_cuda and not x.is_cuda else x, non_blocking=True)
 
 
 class ImagesOnDevice:
@@ -106,8 +92,7 @@ class ImagesOnDevice:
         device: torch.device,
         whole: bool,
     ) -> None:
-        _check_size(len(dataset))
-        _check_batch(batch_size)
+        _check(len(dataset), batch_size=batch_size)
         self.n, self.batch_size, self.seed, self.whole = len(dataset), batch_size, seed, whole
         # The batch that was prepared: the position of its first image, and its images' indices.
         self.first = torch.zeros((), dtype=torch.int64, device=device)
@@ -117,23 +102,19 @@ class ImagesOnDevice:
         self.there = [None if part is None else part[there].to(device) for part in self.source]
 
     def prepare(self, images_seen: int) -> None:
-        """Send the order of the batch at position images_seen, and its images if need be.
-
-        The device may still be at earlier batches; nothing waits for it.
-        """
+        """Send the order of the batch at a position, and its images if need be, without waiting."""
         indices = indices_at(self.n, images_seen, self.batch_size, self.seed)
         self.first.fill_(images_seen)
-        _send(indices, self.indices)
+        sent = [(indices, self.indices)]
         if not self.whole:
             for part, there in zip(self.source, self.there, strict=True):
                 if part is not None and there is not None:
-                    _send(part[indices], there)
+                    sent.append((part[indices], there))
+        for x, there in sent:  # from pinned memory a copy is queued behind a GPU's earlier work
+            there.copy_(x.pin_memory() if there.is_cuda else x, non_blocking=True)
 
     def at(self, first: Tensor, count: int) -> tuple[Tensor, Tensor | None]:
-        """Images (count, C, H, W) uint8 and labels of positions first .. first + count - 1.
-
-        first: int64 without dimensions. All positions lie in the batch that was prepared.
-        """
+        """Images and labels of positions first .. first + count - 1 of the prepared batch."""
         places = first - self.first + torch.arange(count, device=self.first.device)
         places = self.indices[places] if self.whole else places
         images, labels = self.there

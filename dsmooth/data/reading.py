@@ -18,6 +18,17 @@ class InvalidFile(ValueError):
     """A file that a reader refuses. The message names it and says what is wrong."""
 
 
+def missing(name: str, what: str) -> FileNotFoundError:
+    """The error where files of a data set are not there, with the ways out."""
+    if name == "folder":
+        return FileNotFoundError(f"{what}.\nPoint data_dir to a folder of images.")
+    embedded = ", or leave out data_dir to use the embedded subset" if name == "mnist" else ""
+    return FileNotFoundError(
+        f"{what}.\nPoint data_dir to the folder of {name}'s files, or fetch them there with "
+        f"download=True{embedded}."
+    )
+
+
 def printable(path: Path | str) -> str:
     r"""Return `path` as text that can be printed: bytes that are not UTF-8 become \xNN."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
@@ -25,10 +36,7 @@ def printable(path: Path | str) -> str:
 
 @contextmanager
 def guarded(place: Path | str, what: str) -> Iterator[None]:
-    """Raise any error inside as one ValueError, "<place> cannot be read as <what> (<reason>)".
-
-    Decoders of damaged data raise almost anything: EOFError, struct.error, KeyError, MemoryError.
-    """
+    """Raise any error inside, for decoders raise all kinds, as one ValueError of one line."""
     try:
         yield
     except InvalidFile:
@@ -39,11 +47,7 @@ def guarded(place: Path | str, what: str) -> Iterator[None]:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open `path`, or what it links to, if that is a regular file.
-
-    To open a named pipe would wait for a writer; to open a device may act on it.
-    Raises FileNotFoundError for a link to nothing, ValueError for anything but a regular file.
-    """
+    """Open a regular file: a named pipe would wait for a writer, a device may act on it."""
     if path.is_file():
         return open(path, "rb")
     if not path.exists():
@@ -79,11 +83,7 @@ def check_memory(place: Path | str, size: int) -> None:
 
 
 def make_room(place: Path | str, shape: tuple[int, ...], dtype: Any = np.uint8) -> NDArray[Any]:
-    """An array to fill: in memory, or in a temporary file that is mapped where that is too small.
-
-    The file has no name, and is gone with the array. Raises ValueError, naming `place`, where the
-    disk has no room for it either.
-    """
+    """An array to fill: in memory, or mapped from a nameless file where that is too small."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     try:
         check_memory(place, size)

@@ -30,10 +30,7 @@ LENGTH = ("images", "evaluations", "schedule_from")
 
 
 def save_checkpoint(run: RunFolder, state: TrainState) -> None:
-    """Write the newest checkpoint of `run`; the one before it is kept.
-
-    Raises NonFiniteLoss, and leaves the files alone, if a weight is infinite or NaN.
-    """
+    """Write the newest checkpoint, if all weights are finite; the one before it is kept."""
     state.check_finite()
     tensors = state.tensors()
     metadata = {
@@ -115,12 +112,11 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _check_same_run(path: Path, metadata: Mapping[str, str], state: TrainState) -> None:
     """Raise ValueError if a checkpoint was made with other settings or images than `state` has."""
     if stored := _settings(path, metadata):
-        mine, theirs = flatten(asdict(state.config)), flatten(asdict(stored))
-        for name, value in mine.items():
-            if value != theirs[name] and name not in (*FREE, "keep_gates", *LENGTH):
+        for name, (theirs, mine) in differences(stored, state.config).items():
+            if name != "keep_gates":
                 raise ValueError(
-                    f"{path} is a checkpoint of another run: its {name} is {theirs[name]}, that of "
-                    f"the folder's settings {value}"
+                    f"{path} is a checkpoint of another run: its {name} is {theirs}, that of the "
+                    f"folder's settings {mine}"
                 )
     if metadata.get("data", state.train_set.digest) != state.train_set.digest:
         raise ValueError(
@@ -153,23 +149,20 @@ def merge_with_run(config: TrainConfig, run: RunFolder, *, force: bool = False) 
         raise ValueError(
             f"images must be more than {stored.schedule_from:,}, to which {run.path} was prolonged"
         )
-    config = replace(config, schedule_from=stored.schedule_from)
+    follows = [name for name in ("precision", "keep_gates") if getattr(config, name) == "auto"]
     if config.images is None:  # a budget has become a number of images
-        config = replace(
-            config, images=stored.images, budget=stored.budget, evaluations=stored.evaluations
-        )
-    if config.precision == "auto":
-        config = replace(config, precision=stored.precision)
-    if config.keep_gates == "auto":
-        config = replace(config, keep_gates=stored.keep_gates)
+        follows += ["images", "budget", "evaluations"]
+    values: dict[str, Any] = {name: getattr(stored, name) for name in ("schedule_from", *follows)}
     if config.model.n_classes == "auto":
-        model = replace(config.model, n_classes=stored.model.n_classes)
-        config = replace(config, model=model)
-    mine, theirs = flatten(asdict(config)), flatten(asdict(stored))
-    different = [name for name in mine if mine[name] != theirs[name] and name not in FREE + LENGTH]
-    for name in different:
-        change = f"{run.path} holds another run: its {name} is {theirs[name]}, not {mine[name]}"
-        if not can_change(name, theirs, mine):
+        values["model"] = replace(config.model, n_classes=stored.model.n_classes)
+    config = replace(config, **values)
+    for name, (theirs, mine) in differences(stored, config).items():
+        change = f"{run.path} holds another run: its {name} is {theirs}, not {mine}"
+        # The network, its average and its task stay.
+        stays = name in ("role", "init", "optimizer") or name.startswith("model.")
+        if name == "ema":
+            stays = bool(theirs) != bool(mine)
+        if stays and name != "model.dropout":
             other = name in ("ema", "optimizer")
             hint = f"; a new run can begin with its weights, by init={run.path}" * other
             raise ValueError(change + hint)
@@ -178,13 +171,14 @@ def merge_with_run(config: TrainConfig, run: RunFolder, *, force: bool = False) 
     return with_length(config, run, force=force)
 
 
-def can_change(name: str, before: dict[str, Any], after: dict[str, Any]) -> bool:
-    """Whether a setting can change in a run: its network, its average and its task stay."""
-    if name == "ema":
-        return bool(before[name]) == bool(after[name])
-    if name.startswith("model."):
-        return name == "model.dropout"
-    return name not in ("role", "init", "optimizer")
+def differences(before: TrainConfig, after: TrainConfig) -> dict[str, tuple[Any, Any]]:
+    """Settings that differ, by name, but for those that may change at any time."""
+    old, new = flatten(asdict(before)), flatten(asdict(after))
+    return {
+        name: (old[name], new[name])
+        for name in new
+        if old[name] != new[name] and name not in FREE + LENGTH
+    }
 
 
 def with_length(config: TrainConfig, run: RunFolder, *, force: bool) -> TrainConfig:
@@ -223,12 +217,10 @@ def with_length(config: TrainConfig, run: RunFolder, *, force: bool) -> TrainCon
 
 def changes(before: TrainConfig, after: TrainConfig, seen: int) -> Iterator[str]:
     """Sentences for the log on the settings that change in a run after so many images."""
-    old, new = flatten(asdict(before)), flatten(asdict(after))
-    if old["schedule_from"] != new["schedule_from"]:
-        yield f"prolonged from {seen:,} to {new['images']:,} images, its schedule begun again"
-    for name in new:
-        if old[name] != new[name] and name not in FREE + LENGTH:
-            yield f"{name} {old[name]} up to {seen:,} images, {new[name]} from then on"
+    if before.schedule_from != after.schedule_from:
+        yield f"prolonged from {seen:,} to {after.images:,} images, its schedule begun again"
+    for name, (old, new) in differences(before, after).items():
+        yield f"{name} {old} up to {seen:,} images, {new} from then on"
 
 
 def read_initial(source: str, role: Role) -> tuple[PixelCNNpp, SmoothingKind, float]:

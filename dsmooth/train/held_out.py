@@ -21,10 +21,7 @@ GRID_IMAGES = 16
 
 @torch.no_grad()
 def evaluate(state: TrainState, test_set: ImageDataset) -> float:
-    """Bits/dim of the averaged weights on the first held-out images, with fixed noise.
-
-    All processes call this, and each scores its batches: the number is that of one process.
-    """
+    """Bits/dim of the averaged weights on held-out images, by all processes as by one."""
     config = state.config
     n = min(config.evaluation_images, len(test_set))
     model = state.averaged.eval()
@@ -43,11 +40,7 @@ def evaluate(state: TrainState, test_set: ImageDataset) -> float:
 
 
 def sample_grid(state: TrainState, test_set: ImageDataset) -> Tensor:
-    """A few samples of the averaged weights; a denoiser gets held-out noisy images.
-
-    A model with classes draws those of the first held-out images, one of several noise levels those
-    of the highest.
-    """
+    """Samples of the averaged weights, for labels and noise of the first held-out images."""
     config, model = state.config, state.averaged
     if config.model.noise_levels:
         model = at_level(model, len(config.model.noise_levels) - 1)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -39,10 +37,6 @@ class Reading(NamedTuple):
     gradient_norm: float
     learning_rate: float
 
-    def is_finite(self) -> bool:
-        """Whether the step may count."""
-        return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
-
 
 class Readings:
     """The last READ_STEPS steps, on `device`. Step n has row n % READ_STEPS."""
@@ -58,10 +52,7 @@ class Readings:
         self.rows.index_copy_(0, (step % READ_STEPS).view(1), row.view(1, 3))
 
     def read(self, first: int, end: int) -> list[Reading]:
-        """Steps first .. end - 1, at most the last READ_STEPS, once the device has made them.
-
-        All processes call this together.
-        """
+        """Steps first .. end - 1, at most the last READ_STEPS; all processes call it together."""
         self.copy.copy_(self.rows, non_blocking=True)
         if self.rows.is_cuda:
             torch.cuda.current_stream(self.rows.device).synchronize()
@@ -121,7 +112,15 @@ class RunLog:
         on_evaluation: OnEvaluation | None = None,
         progress: bool = False,
     ) -> None:
-        self.writer = make_writer(folder.tensorboard) if tensorboard else None
+        self.writer = None
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise ModuleNotFoundError(
+                    "tensorboard needs the extra: pip install 'dsmooth[tensorboard]'"
+                ) from None
+            self.writer = SummaryWriter(str(folder.tensorboard))
         self.folder = folder
         self.config = config
         self.loss_name = loss_name(config)
@@ -135,7 +134,7 @@ class RunLog:
         if not folder.log_ends_whole():
             self.file.write("\n")  # a line was cut by a crash
         self.bar = make_bar(config.role, self.total, images_seen) if progress else None
-        self._record("start", images_seen, total=self.total, loss=self.loss_name)
+        self.record("start", images_seen, total=self.total, loss=self.loss_name)
 
     def __enter__(self) -> RunLog:
         if self.bar is not None:
@@ -162,7 +161,7 @@ class RunLog:
         left = max(0, self.total - images_seen) / speed
         self.losses.clear()
         self.recorded = now
-        self._record(
+        self.record(
             "step",
             images_seen,
             bits_per_dim=round(mean, 5),
@@ -170,23 +169,17 @@ class RunLog:
             learning_rate=readings[-1].learning_rate,
             images_per_second=round(speed, 2),
         )
+        text = f"{mean:.3f} {self.loss_name} · {speed:.0f} img/s · {clock(left)} left"
         if self.bar is not None:
-            self.bar.update(
-                self.bar.task_ids[0],
-                completed=images_seen,
-                text=f"{mean:.3f} {self.loss_name} · {speed:.0f} img/s · {clock(left)} left",
-            )
+            self.bar.update(self.bar.task_ids[0], completed=images_seen, text=text)
         elif now - self.printed >= LINE_SECONDS or images_seen >= self.total:
             self.printed = now
-            self.say(
-                f"{images_seen:,}/{self.total:,} images · {mean:.3f} {self.loss_name} · "
-                f"{speed:.0f} img/s · {clock(left)} left"
-            )
+            self.say(f"{images_seen:,}/{self.total:,} images · {text}")
 
     def evaluation(self, found: Evaluation) -> None:
         """Note a score on held-out images, and tell others of it."""
         seen, bits = found.images_seen, found.bits_per_dim
-        self._record("evaluation", seen, bits_per_dim=round(bits, 5))
+        self.record("evaluation", seen, bits_per_dim=round(bits, 5))
         self.say(f"{seen:,} images · held out: {bits:.3f} {self.loss_name}")
         self.grid(seen, found.samples)
         if self.on_evaluation is not None:
@@ -203,42 +196,18 @@ class RunLog:
             self.writer.add_images("samples", (x.clamp(-1, 1) + 1) / 2, images_seen)
         save_grid(x, self.folder.grid(images_seen))
 
-    def note(self, images_seen: int, text: str) -> None:
-        """Note what was changed in a run."""
-        self._record("note", images_seen, text=text)
-        self.say(text)
-
-    def interrupted(self, images_seen: int) -> None:
-        """Note that a signal ended the run early."""
-        self._record("interrupted", images_seen)
-        self.say(f"stopped at {images_seen:,} of {self.total:,} images and saved")
-
-    def finished(self, images_seen: int) -> None:
-        """Note the end of the run."""
-        self._record("end", images_seen)
-
     def say(self, text: str) -> None:
         """Tell the logger a line; a bar stays below what it prints."""
         LOG.info("%s: %s", self.config.role, text)
 
-    def _record(self, event: str, images_seen: int, **values: Any) -> None:
+    def record(self, event: str, images_seen: int, **values: Any) -> None:
+        """Write an entry."""
         seconds = round(time.monotonic() - self.started, 2)
         entry = {"event": event, "images": images_seen, "seconds": seconds, **values}
         self.file.write(json.dumps(entry) + "\n")
         if self.writer is not None and event in ("step", "evaluation"):
             for name, value in values.items():
                 self.writer.add_scalar(f"{event}/{name}", value, images_seen)
-
-
-def make_writer(folder: Path) -> Any:
-    """A TensorBoard writer. Raises ModuleNotFoundError that says what to install."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ModuleNotFoundError(
-            "tensorboard needs the extra: pip install 'dsmooth[tensorboard]'"
-        ) from None
-    return SummaryWriter(str(folder))
 
 
 def opening(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import statistics
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ..config import TrainConfig
 from ..data import ImageDataset, load_dataset
@@ -21,8 +25,7 @@ from .checkpoint import changes, load_checkpoint, merge_with_run, read_initial, 
 from .device import with_device
 from .held_out import evaluate, sample_grid
 from .log import READ_STEPS, RECORD_SECONDS, Evaluation, OnEvaluation, RunLog, closing, opening
-from .ranks import is_restarted
-from .step import TrainState
+from .step import TrainState, total_images
 
 
 @dataclass
@@ -81,7 +84,8 @@ def train(
         config = replace(config, data=OWN, data_dir=None, download=False, image_size=None)
     with process_group(), contextlib.ExitStack() as stack:
         use_threads(threads)
-        resume = resume or (is_restarted() and run.can_resume())
+        restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0  # by torchrun
+        resume = resume or (restarted and run.can_resume())
         if resume:
             if match_channels:
                 config = with_channels(config, run.read_config()[0].model.image_channels)
@@ -107,7 +111,12 @@ def train(
             before, _ = run.read_config()
             news = load_checkpoint(run, state, force=force)
             notes = list(changes(before, config, state.images_seen))
-            check_same_place(state, run)
+            latest, least = all_reduce_max(state.images_seen, -state.images_seen)
+            if latest != -least:
+                raise ValueError(
+                    f"the processes read checkpoints at {-least:,} and {latest:,} images: "
+                    f"{run.path} must be one folder that all of them see"
+                )
         elif writes:
             check_new_run(run, config)
             # Before the settings: a folder with settings can always be resumed.
@@ -122,7 +131,8 @@ def train(
             for line in (*opening(config, train_set, test_set, state.model, place), *news):
                 log.say(line)
             for note in notes:
-                log.note(state.images_seen, note)
+                log.record("note", state.images_seen, text=note)
+                log.say(note)
         result = _loop(state, test_set, run, log, stop)
         if log is not None and result.interrupted is None:
             log.say(closing(run))
@@ -137,10 +147,11 @@ def _loop(
     stop: Callable[[], int | None],
 ) -> TrainResult:
     """All processes run this, step by step together; that of rank 0 has a `log` and writes."""
-    total, begun, n = state.total_images, state.config.schedule_from, state.config.evaluations
+    config = state.config
+    total, begun, n = total_images(config), config.schedule_from, config.evaluations
     marks = [begun + (total - begun) * (i + 1) // n for i in range(n)]
     bits = None
-    watch = Watch(state.config, state.steps, stop)
+    watch = Watch(config, state.steps, stop)
     while state.images_seen < total:
         before = state.images_seen
         state.step()
@@ -158,15 +169,16 @@ def _loop(
         if interrupted or save or ended:
             if log:
                 save_checkpoint(run, state)
-            watch.has_saved()
+            watch.saved = time.monotonic()
         if interrupted:
             if log:
-                log.interrupted(state.images_seen)
+                log.record("interrupted", state.images_seen)
+                log.say(f"stopped at {state.images_seen:,} of {total:,} images and saved")
             return TrainResult(state.images_seen, bits, interrupted)
     if broadcast_int(not run.weights.exists()):  # of a finished run whose file is gone
         bits = _score(state, test_set, run, log)
     if log:
-        log.finished(state.images_seen)
+        log.record("end", state.images_seen)
     barrier()  # the others leave when all is written
     return TrainResult(state.images_seen, bits)
 
@@ -204,10 +216,6 @@ class Watch:
         self.looked, self.steps, self.next = now, steps, steps + pace
         return signal or None, bool(due_there)
 
-    def has_saved(self) -> None:
-        """A checkpoint was written."""
-        self.saved = time.monotonic()
-
 
 def _score(state: TrainState, test_set: ImageDataset, run: RunFolder, log: RunLog | None) -> float:
     """Bits/dim on the held-out images; the averaged weights and a grid of samples are saved."""
@@ -221,23 +229,18 @@ def _score(state: TrainState, test_set: ImageDataset, run: RunFolder, log: RunLo
 
 
 def fix_images(state: TrainState, test_set: ImageDataset) -> TrainConfig:
-    """Turn a budget into a number of images by a few seconds of training on a scratch copy.
-
-    Evaluations that would take more than a fifth of the budget become fewer, one at the least.
-    """
+    """Turn a budget into images and fewer evaluations, by some seconds on a scratch copy."""
     config = state.config
     if config.budget is None:
         raise ValueError("give images= or budget=: how long is the run to be?")
-    started = time.monotonic()
+    started = before = time.monotonic()
     scratch = TrainState(replace(config, images=10**9), state.train_set, state.device)
-    scratch.step()
-    scratch.read()
-    times: list[float] = []
-    while broadcast_int(len(times) < 3 or time.monotonic() - started < min(5.0, 3 * config.budget)):
-        before = time.monotonic()
+    times: list[float] = []  # that of the first step is more than its own
+    while broadcast_int(len(times) < 4 or time.monotonic() - started < min(5.0, 3 * config.budget)):
         scratch.step()
         scratch.read()
         times.append(time.monotonic() - before)
+        before = time.monotonic()
     before = time.monotonic()
     evaluate(scratch, test_set)
     if rank_and_size()[0] == 0:
@@ -246,7 +249,7 @@ def fix_images(state: TrainState, test_set: ImageDataset) -> TrainConfig:
     evaluations = max(1, min(config.evaluations, int(60 * config.budget / (5 * cost))))
     left = 60 * config.budget - evaluations * cost - (time.monotonic() - started)
     evaluations = broadcast_int(evaluations)
-    steps = broadcast_int(max(1, int(left / sorted(times)[len(times) // 2])))
+    steps = broadcast_int(max(1, int(left / statistics.median(times[1:]))))
     return replace(config, images=steps * config.batch_size, evaluations=evaluations)
 
 
@@ -266,28 +269,11 @@ def check_new_run(run: RunFolder, config: TrainConfig) -> None:
         )
 
 
-def check_same_place(state: TrainState, run: RunFolder) -> None:
-    """Raise ValueError unless all processes have read the same checkpoint."""
-    images = state.images_seen
-    latest, least = all_reduce_max(images, -images)
-    if latest != -least:
-        raise ValueError(
-            f"the processes read checkpoints at {-least:,} and {latest:,} images: {run.path} must "
-            "be one folder that all of them see"
-        )
-
-
 def load_data(config: TrainConfig) -> tuple[ImageDataset, ImageDataset]:
-    def load(split: str) -> ImageDataset:
-        return load_dataset(
-            config.data,
-            split,
-            config.data_dir,
-            download=config.download,
-            image_size=config.image_size,
-        )
-
-    return load("train"), load("test")
+    """Training and held-out images of the data set that `config` names."""
+    how: dict[str, Any] = {"download": config.download, "image_size": config.image_size}
+    train_set = load_dataset(config.data, "train", config.data_dir, **how)
+    return train_set, load_dataset(config.data, "test", config.data_dir, **how)
 
 
 def with_channels(config: TrainConfig, channels: int) -> TrainConfig:
@@ -298,11 +284,7 @@ def with_channels(config: TrainConfig, channels: int) -> TrainConfig:
 def with_data(
     config: TrainConfig, train_set: ImageDataset, test_set: ImageDataset, match_channels: bool
 ) -> TrainConfig:
-    """The settings with n_classes as a number; "auto" is one more than the data's largest label.
-
-    match_channels: with the data's channels too. Raises ValueError for data that such a model
-    cannot be trained on.
-    """
+    """The settings with n_classes, and with `match_channels` the channels, of the data."""
     if match_channels:
         config = with_channels(config, train_set.image_channels)
     if train_set.image_channels != config.model.image_channels:
@@ -329,18 +311,9 @@ def with_data(
 def catch_signals() -> Iterator[Callable[[], int | None]]:
     """Inside the block SIGINT, SIGTERM and SIGHUP only set what the yielded function returns."""
     received: list[int] = []
-
-    def handler(number: int, frame: object) -> None:
-        received.append(number)
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    try:
-        previous = {number: signal.signal(number, handler) for number in numbers}
-    except ValueError:  # not the main thread: nobody sends signals here
-        yield lambda: None
-        return
-    try:
+    with contextlib.ExitStack() as stack:
+        if threading.current_thread() is threading.main_thread():  # nobody sends them to others
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                previous = signal.signal(number, lambda number, frame: received.append(number))
+                stack.callback(signal.signal, number, previous)
         yield lambda: received[0] if received else None
-    finally:
-        for number, old in previous.items():
-            signal.signal(number, old)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -89,8 +89,8 @@ class Muon:
     def step(self, angle: Tensor) -> None:
         """Turn all kernels; angle: radians, float32 without dimensions."""
         for (convs, _), average in zip(self.groups, self.averages, strict=True):
-            v = _stack([conv.weight_v for conv in convs], convs)
-            gradient = _stack([_gradient(conv) for conv in convs], convs)
+            v = _stack((conv.weight_v for conv in convs), convs)
+            gradient = _stack((conv.weight_v.grad for conv in convs), convs)
             average.lerp_(gradient, 1 - self.momentum)
             update = polar_factor(gradient.lerp_(average, self.momentum))  # Nesterov's momentum
             n_filters, size = update.shape[1:]
@@ -107,17 +107,10 @@ class Muon:
         return dict(zip(names, chain.from_iterable(self.averages), strict=True))
 
 
-def _gradient(conv: WeightNormConv) -> Tensor:
-    gradient = conv.weight_v.grad
-    if gradient is None:
-        raise RuntimeError("Muon steps after a backward through all kernels")
-    return gradient
-
-
-def _stack(tensors: Sequence[Tensor], convs: Sequence[WeightNormConv]) -> Tensor:
+def _stack(tensors: Iterable[Tensor | None], convs: Sequence[WeightNormConv]) -> Tensor:
     """Kernels, or what has their shape, one filter a row: a new (N, D, kh kw C)."""
-    rows = [filters(x, conv.transposed).flatten(1) for x, conv in zip(tensors, convs, strict=True)]
-    return torch.stack(rows)
+    pairs = zip(cast("Iterable[Tensor]", tensors), convs, strict=True)
+    return torch.stack([filters(x, conv.transposed).flatten(1) for x, conv in pairs])
 
 
 class Optimizer:
@@ -163,10 +156,7 @@ class Optimizer:
         return tensors
 
     def restore(self, tensors: Mapping[str, Tensor], steps: int, source: str) -> None:
-        """Go on from what `tensors` gave after so many steps.
-
-        Raises ValueError, naming `source`, for the state of another optimiser.
-        """
+        """Go on from what `tensors` gave after so many steps; `source` names them in errors."""
         averages = self.muon.moments() if self.muon else {}
         expected = {
             f"adam.{m}.{n}": p.shape for n, p in self.parameters.items() for m in ADAM_MOMENTS
@@ -197,20 +187,16 @@ class EMA(Generic[Model]):
         self.model: Model = copy.deepcopy(model).eval().requires_grad_(False)
         self.average: list[Tensor] = list(self.model.parameters())
         self.max_decay = max_decay
-        device = self.average[0].device
-        self.n_updates = torch.zeros((), dtype=torch.int64, device=device)
-
-    def decay(self) -> Tensor:
-        """The decay that the next update uses: float64, no dimensions."""
-        n = self.n_updates.double()
-        return ((1 + n) / (10 + n)).clamp(max=self.max_decay)
+        self.n_updates = torch.zeros((), dtype=torch.int64, device=self.average[0].device)
 
     @torch.no_grad()
     def update(self, model: Model) -> None:
         """Move the average towards the weights of `model`."""
         average = self.average
         current: list[Tensor] = list(model.parameters())
-        weight = (1 - self.decay()).to(average[0].dtype)
+        n = self.n_updates.double()
+        decay = ((1 + n) / (10 + n)).clamp(max=self.max_decay)
+        weight = (1 - decay).to(average[0].dtype)
         if weight.is_cuda:  # all tensors in one launch, which a lerp with such a weight is not
             difference = torch._foreach_sub(current, average)
             torch._foreach_mul_(difference, weight)

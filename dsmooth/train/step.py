@@ -20,38 +20,33 @@ from torch import Tensor
 from ..config import TrainConfig
 from ..data import ImageDataset, to_float
 from ..data.order import ImagesOnDevice, flips
-from ..distributed import shared_work
+from ..distributed import exchange
 from ..files import load_state
+from ..machine import autocast
 from ..nn import PixelCNNpp
+from ..nn.layers import GatedResnet
 from ..nn.levels import PROJECTION
 from ..philox import Stream, image_words
 from ..smoothing import GaussianSmoothing, make_smoothing
-from .device import ReplayedStep, compile_gated_resnets, holds, set_keep_gates, uses_graph
+from .device import ReplayedStep, set_keep_gates, share_gradients, share_of_batch, uses_graph
 from .log import NonFiniteLoss, Reading, Readings
 from .optimizers import EMA, Optimizer
-from .ranks import share_gradients, share_of_batch, without_exchange
 
 # Muon's best angle times the square root of the number of steps (docs/decisions/009-muon.md). Runs
 # of fewer than LEAST_STEPS, which nobody measured, take the angle of that many.
 KERNEL_RATE = 1.1
 LEAST_STEPS = 100
+# The part of the device's free memory before a run begins that all images may take.
+IMAGES_FRACTION = 0.5
 
 
 class Inputs(NamedTuple):
-    """Arguments of a network in training: the target and its conditions, None for absent ones.
-
-    target, context: (B, C, H, W). label, level: (B,) int64.
-    """
+    """Arguments of a network in training: images (B, C, H, W), label and level (B,) int64."""
 
     target: Tensor
     context: Tensor | None = None
     label: Tensor | None = None
     level: Tensor | None = None
-
-    def rows(self, rows: slice) -> Inputs:
-        """The same of some images."""
-        given = (None if part is None else part[rows] for part in self[1:])
-        return Inputs(self.target[rows], *given)
 
 
 def make_inputs(
@@ -62,22 +57,21 @@ def make_inputs(
     first_index: int | Tensor,
     repeat: int = 0,
 ) -> Inputs:
-    """The inputs of a role's network, for clean images x (B, C, H, W) and their labels.
-
-    The noise of row b, and its level, are functions of (config.seed, first_index + b, repeat).
-    """
+    """A role's inputs for clean x; noise is of (config.seed, first_index + row, repeat)."""
     if config.role == "plain":
         return Inputs(x, None, label)
     where: dict[str, Any] = {"seed": config.seed, "first_index": first_index, "repeat": repeat}
-    level = draw_levels(x, config, **where) if config.model.noise_levels else None
-    if level is None:
-        x_tilde = make_smoothing(config.smoothing, config.scale).sample(x, **where)
-    else:
-        scales = x.new_zeros(x.shape[0])
-        for i, scale in enumerate(config.model.noise_levels):
-            scales = torch.where(level == i, scale, scales)
+    level, scales = None, config.model.noise_levels
+    if scales:
+        words = image_words(x.shape[0], 1, stream=Stream.LEVEL, device=x.device, **where)
+        level = words[:, 0, 0] * len(scales) >> 32  # evenly
+        scale = x.new_zeros(x.shape[0])
+        for i, value in enumerate(scales):
+            scale = torch.where(level == i, value, scale)
         noise = GaussianSmoothing(1.0).sample(torch.zeros_like(x), **where)
-        x_tilde = x + scales.view(-1, 1, 1, 1) * noise
+        x_tilde = x + scale.view(-1, 1, 1, 1) * noise
+    else:
+        x_tilde = make_smoothing(config.smoothing, config.scale).sample(x, **where)
     if config.role == "noisy":
         return Inputs(x_tilde, None, label, level)
     if config.clean_noise:
@@ -85,20 +79,8 @@ def make_inputs(
     return Inputs(x, x_tilde, label, level)
 
 
-def draw_levels(x: Tensor, config: TrainConfig, **where: Any) -> Tensor:
-    """The place of each image's noise among the model's levels, evenly: (B,) int64.
-
-    where: seed, first_index and repeat of x.
-    """
-    words = image_words(x.shape[0], 1, stream=Stream.LEVEL, device=x.device, **where)
-    return words[:, 0, 0] * len(config.model.noise_levels) >> 32
-
-
 def dropout_seed(config: TrainConfig, images_seen: Tensor) -> Tensor:
-    """The seed of a step's dropout: int64 without dimensions, where `images_seen` is.
-
-    The first two words of Philox at counter (0, images seen low, images seen high, DROPOUT).
-    """
+    """Two words of Philox at (0, images seen low, high, DROPOUT): int64, no dimensions."""
     words = image_words(
         1,
         1,
@@ -110,26 +92,29 @@ def dropout_seed(config: TrainConfig, images_seen: Tensor) -> Tensor:
     return words[0, 0, 0] | words[0, 0, 1] << 32
 
 
+def total_images(config: TrainConfig) -> int:
+    """The images after which a run ends."""
+    if config.images is None:
+        raise ValueError("images is not fixed yet")
+    return config.images
+
+
 def kernel_rate(config: TrainConfig) -> float:
     """Muon's peak angle in radians; without one of its own, a run's follows from its steps."""
     if config.kernel_rate is not None:
         return config.kernel_rate
-    if config.images is None:
-        raise ValueError("images is not fixed yet")
-    steps = (config.images - config.schedule_from) / config.batch_size
+    steps = (total_images(config) - config.schedule_from) / config.batch_size
     return KERNEL_RATE * max(LEAST_STEPS, steps) ** -0.5
 
 
 def scheduled(peak: float, config: TrainConfig, images_seen: Tensor, steps: Tensor) -> Tensor:
     """A rate of the step after so many images and steps: float64, no dimensions."""
-    if config.images is None:
-        raise ValueError("images is not fixed yet")
     seen = images_seen.double() - config.schedule_from
     warm = ((seen + config.batch_size) / max(1, config.warmup_images)).clamp(max=1)
     rate = peak * warm
     if config.schedule == "exponential":
         return rate * torch.pow(config.learning_rate_decay, steps.double())
-    done = (seen / (config.images - config.schedule_from)).clamp(max=1)
+    done = (seen / (total_images(config) - config.schedule_from)).clamp(max=1)
     if config.schedule == "cooldown":
         return rate * ((1 - done) / config.cooldown).clamp(max=1)
     return rate * 0.5 * (1 + torch.cos(math.pi * done))
@@ -168,22 +153,22 @@ class TrainState:
         self.train_set = train_set
         self.device = device
         self.images_seen = self.steps = self.steps_read = 0
-        self.autocast = torch.autocast(
-            device.type, torch.bfloat16, enabled=config.precision == "bfloat16"
-        )
+        self.autocast = autocast(device, config.precision)
         labels = train_set.labels_for(config.model.condition_size)
         self.first_row, self.rows = share_of_batch(config)
+        whole = device.type != "cuda" or (
+            train_set.images.nbytes <= IMAGES_FRACTION * torch.cuda.mem_get_info(device)[0]
+        )
         self.images = ImagesOnDevice(
-            train_set, labels, config.batch_size, config.seed, device, holds(device, train_set)
+            train_set, labels, config.batch_size, config.seed, device, whole
         )
         # `images_seen` and `steps` where a step can use them.
         self.position = torch.zeros((), dtype=torch.int64, device=device)
         self.counter = torch.zeros((), dtype=torch.int64, device=device)
         self.readings = Readings(device)
-        on_graph = uses_graph(config, device)
-        self._run: Callable[[], None] = (
-            ReplayedStep(self._update, device) if on_graph else self._update
-        )
+        self._run: Callable[[], None] = self._update
+        if uses_graph(config, device):
+            self._run = ReplayedStep(self._update, device)
 
         torch.manual_seed(config.seed)
         self.model = PixelCNNpp(config.model).to(device).to(memory_format=torch.channels_last)
@@ -195,22 +180,18 @@ class TrainState:
         self.parameters = list(self.model.parameters())
         self.optimizer = Optimizer(self.model, config, device)
         self.ema = EMA(self.model, config.ema) if config.ema else None
-        if config.compile:
-            compile_gated_resnets(self.model)
+        if config.compile:  # each by itself: equal shapes share one compilation of seconds
+            for module in self.model.modules():
+                if isinstance(module, GatedResnet):
+                    module.compile()
         self.network = share_gradients(self.model, config, device)
-        self.without_exchange = without_exchange(self.network)
+        # In such a block gradients add up and do not travel: all parts of a batch but the last.
+        self.without_exchange = getattr(self.network, "no_sync", contextlib.nullcontext)
 
     @property
     def averaged(self) -> PixelCNNpp:
         """The weights to evaluate and sample with."""
         return self.ema.model if self.ema else self.model
-
-    @property
-    def total_images(self) -> int:
-        """The images after which the run ends."""
-        if self.config.images is None:
-            raise ValueError("images is not fixed yet")
-        return self.config.images
 
     def inputs(self, first: int) -> Inputs:
         """The whole batch at stream position `first`."""
@@ -218,12 +199,9 @@ class TrainState:
         return self._inputs_at(torch.tensor(first, device=self.device), self.config.batch_size)
 
     def step(self) -> None:
-        """One update, by all processes. It may still run when this returns; `read` waits for it.
-
-        Raises ProcessLost if another process is gone.
-        """
+        """One update by all processes, which may still run when this returns: `read` waits."""
         self.images.prepare(self.images_seen)
-        with shared_work():
+        with exchange():
             self._run()
         self.steps += 1
         self.images_seen += self.config.batch_size
@@ -238,7 +216,7 @@ class TrainState:
         readings = self.readings.read(self.steps_read, self.steps)
         self.steps_read = self.steps
         for reading in readings:
-            if not reading.is_finite():
+            if not (math.isfinite(reading.loss) and math.isfinite(reading.gradient_norm)):
                 images = self.images_seen - (self.steps - reading.step) * self.config.batch_size
                 raise NonFiniteLoss(
                     f"the loss is {reading.loss} and its gradient's norm {reading.gradient_norm} "
@@ -270,13 +248,13 @@ class TrainState:
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         size = self.rows // config.accumulate
         for first in range(0, self.rows, size):
-            rows = slice(first, first + size)
-            last = first + size == self.rows
+            rows, last = slice(first, first + size), first + size == self.rows
             with contextlib.nullcontext() if last else self.without_exchange():
                 with self.autocast:
-                    part = inputs.rows(rows)
-                    params = self.network(*part, seed=seed, first_image=self.first_row + first)
-                    log_p = self.model.log_prob_given(part.target, params)
+                    target, *given = (None if part is None else part[rows] for part in inputs)
+                    first_image = self.first_row + first
+                    params = self.network(target, *given, seed=seed, first_image=first_image)
+                    log_p = self.model.log_prob_given(inputs.target[rows], params)
                 part_loss = -log_p.sum() / (math.log(2) * inputs.target.numel())
                 part_loss.backward()
             loss += part_loss.detach()
@@ -316,14 +294,11 @@ class TrainState:
     ) -> None:
         """Continue from what `tensors` gave. Raises ValueError, naming `source`, for others."""
         rest = dict(tensors)
-
-        def load(model: PixelCNNpp, prefix: str) -> None:
+        models = {"model.": self.model} | ({"ema.": self.ema.model} if self.ema else {})
+        for prefix, model in models.items():
             names = [name for name in rest if name.startswith(prefix)]
             load_state(model, {name.removeprefix(prefix): rest.pop(name) for name in names}, source)
-
-        load(self.model, "model.")
         if self.ema:
-            load(self.ema.model, "ema.")
             self.ema.n_updates.fill_(steps)
         if steps:  # the optimiser has no moments before its first step
             self.optimizer.restore(rest, steps, source)

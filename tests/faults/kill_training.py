@@ -1,9 +1,8 @@
 """kill_training.py FOLDER REFERENCE EVERY: kill copies of the run in REFERENCE, resume, compare.
 
 A copy is trained by a forked process that is killed at the n-th change of a file, n = 1, 1 + EVERY,
-..., and then, where EVERY is 1, after random times. The next process resumes it, or starts it again
-where the folder says that nothing had begun. In the end its weights are those of REFERENCE, bit for
-bit.
+... The next process resumes it, or starts it again where the folder says that nothing had begun. In
+the end its weights are those of REFERENCE, bit for bit.
 
 Prints the number of kills.
 """
@@ -12,27 +11,21 @@ from __future__ import annotations
 
 import builtins
 import os
-import random
 import runpy
 import signal
 import sys
-import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch._dynamo  # torch imports it with the first optimizer: here, not in every child
-from safetensors.torch import load_file
 
 from dsmooth.runs import RunFolder
 from dsmooth.train import train
 
 TINY_RUNS = runpy.run_path(str(Path(__file__).parents[1] / "helpers" / "tiny_runs.py"))
-RANDOM_RUNS = 8
-KILLS_PER_RUN = 4
 # Every step of writing a file goes through one of these.
 CHANGES = ((os, "replace"), (os, "fsync"), (os, "unlink"), (builtins, "open"))
 
@@ -61,8 +54,8 @@ def kill_at(change: int) -> None:
         setattr(module, name, counted(getattr(module, name)))
 
 
-def in_child(work: Callable[[], None], seconds: float | None = None) -> bool:
-    """Do `work` in a forked process, killed after `seconds`. Returns whether it was killed."""
+def in_child(work: Callable[[], None]) -> bool:
+    """Do `work` in a forked process. Returns whether it was killed."""
     child = os.fork()
     if not child:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -72,19 +65,13 @@ def in_child(work: Callable[[], None], seconds: float | None = None) -> bool:
             os.write(2, f"{type(error).__name__}: {error}\n".encode())
             os._exit(1)
         os._exit(0)
-    if seconds is not None:
-        time.sleep(seconds)
-        os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-    assert killed or os.waitstatus_to_exitcode(status) == 0, "the run failed"
-    return killed
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status in (0, -signal.SIGKILL), "the run failed"
+    return status != 0
 
 
 def assert_same(run: RunFolder, reference: RunFolder) -> None:
-    for name in ("checkpoint", "weights"):
-        mine, theirs = load_file(getattr(run, name)), load_file(getattr(reference, name))
-        assert all(torch.equal(mine[key], theirs[key]) for key in theirs), f"{run.path}: {name}"
+    TINY_RUNS["assert_same_end"](run.path, reference.path)
     assert run.is_finished()
     known = {file.name for file in reference.path.iterdir()}
     assert {file.name for file in run.path.iterdir()} <= known, "something was left over"
@@ -104,19 +91,6 @@ def main(folder: Path, reference: RunFolder, every: int) -> int:
         killed = in_child(work)
         kills += killed
         in_child(lambda run=run: train_on(run, reference))
-        assert_same(run, reference)
-
-    if every > 1:
-        return kills
-    chance = random.Random(0)
-    started = time.monotonic()
-    in_child(lambda: train_on(RunFolder(folder / "timed"), reference))
-    whole = time.monotonic() - started
-    for number in range(RANDOM_RUNS):
-        run = RunFolder(folder / f"random-{number}")
-        for _ in range(KILLS_PER_RUN):
-            kills += in_child(partial(train_on, run, reference), chance.uniform(0, whole))
-        in_child(partial(train_on, run, reference))
         assert_same(run, reference)
     return kills
 

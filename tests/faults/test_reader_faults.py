@@ -42,13 +42,6 @@ def png(width: int, height: int, depth: int = 1, colour: int = 0) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts) + chunk(b"IEND", b"")
 
 
-def webp(side: int) -> bytes:
-    """A WebP file that promises a canvas of side x side and holds nothing."""
-    size = (side - 1).to_bytes(3, "little")
-    body = b"WEBPVP8X" + struct.pack("<I", 10) + bytes(4) + size + size
-    return b"RIFF" + struct.pack("<I", len(body)) + body
-
-
 def tiff(tags: dict[int, int]) -> bytes:
     """A little-endian TIFF file of these tags and 384 zeros."""
     entries = b"".join(
@@ -84,23 +77,17 @@ ZEROS = bytes(1 << 25)
 # Suffix and content of a file beside a sound picture, and a pattern of the error.
 PICTURES: dict[str, tuple[str, bytes | Callable[[Path], object], str]] = {
     "EPS, which Ghostscript runs": ("png", EPS, "none of PNG"),
-    "GIF": ("png", pages("GIF"), "none of PNG"),
     "a named pipe": ("png", os.mkfifo, "must be a regular file"),
     "an endless device": ("png", lambda p: p.symlink_to("/dev/zero"), "must be a regular file"),
-    "a folder": ("png", Path.mkdir, "must be a regular file"),
     "a link to nothing": ("png", lambda p: p.symlink_to("gone"), "only a link to nothing"),
-    "a link to itself": ("png", lambda p: p.symlink_to("x.png"), "there is no"),
     "a sparse file": ("png", lambda p: os.truncate(os.open(p, 65), 1 << 40), "is too large"),
-    "a PNG that Pillow warns of": ("png", png(9500, 9500), "is too large.*67108864"),
-    "a PNG that Pillow refuses": ("png", png(20000, 20000), "400000000 pixels"),
-    "a WebP of 1 GiB": ("webp", webp(16383), "x.webp"),
+    "a PNG of too many pixels": ("png", png(9500, 9500), "is too large.*67108864"),
     "a TIFF of 1 GiB tiles": (
         "tif",
         tiff({**TAGS, 259: 8, 322: 1 << 15, 323: 1 << 15, 324: 8, 325: 64}),
         "is too large.*8 x 8 in tiles of 1073741824",
     ),
     "an animated PNG": ("png", pages("PNG"), "must hold one image"),
-    "an animated WebP": ("webp", pages("WEBP"), "must hold one image"),
     "a TIFF of pages": ("tif", pages("TIFF"), "must hold one image"),
     "a PPM of 16 bits": ("ppm", b"P6 8 8 999\n" + bytes(384), "must have 8 bits"),
     "a PNG of 16 bits": ("png", png(8, 8, 16, 2), "must have 8 bits"),
@@ -138,12 +125,10 @@ def test_a_hostile_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name
     ("tar", "message"),
     [
         (tar_header("x", tarfile.GNUTYPE_LONGNAME, 4 << 30) + ZEROS, "decompresses to more than"),
-        (tar_header("x", tarfile.REGTYPE, 4 << 30) + ZEROS, "decompresses to more than"),
         (tar_header(MEMBER, tarfile.SYMTYPE, 0, "/etc/passwd"), "must hold"),
         (tar_header(MEMBER, tarfile.REGTYPE, 4 << 30), r"tar\.gz"),
-        (tar_header("x", tarfile.REGTYPE, 0) * 10_000, "must hold"),
     ],
-    ids=["a long name", "a bomb", "a link", "a large batch", "many members"],
+    ids=["a long name", "a link", "a large batch"],
 )
 def test_a_hostile_archive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tar: bytes, message: str
@@ -230,30 +215,24 @@ def sound_files() -> dict[str, bytes]:
     """One file of every form that is not packed, by data set and name."""
     from PIL import Image
 
-    batch = cifar_binary(random_bytes((3, 3072)), np.arange(3, dtype=np.uint8))
     exif = Image.Exif()
     exif[0x0112] = 6
     files = {
         "mnist/train-images-idx3-ubyte": idx_bytes(random_bytes((5, 28, 28))),
-        "cifar10/data_batch_1.bin": batch,
+        "cifar10/data_batch_1.bin": cifar_binary(
+            random_bytes((3, 3072)), np.arange(3, dtype=np.uint8)
+        ),
         "npz/subset.npz": SUBSET_PATH.read_bytes(),
     }
-    for suffix, channels, options in (
-        ("png", 1, {"exif": exif.tobytes()}),
-        ("png", 3, {}),
-        ("jpg", 3, {"exif": exif.tobytes()}),
-        ("bmp", 3, {}),
-        ("ppm", 3, {}),
-        ("pgm", 1, {}),
-        ("tif", 3, {}),
-        ("tiff", 1, {"compression": "tiff_adobe_deflate"}),
-        ("webp", 3, {"exif": exif.tobytes()}),
+    for suffix, shape in (
+        *(("png", (8, 8)), ("jpg", (8, 8, 3)), ("bmp", (8, 8, 3)), ("ppm", (8, 8, 3))),
+        *(("tif", (8, 8, 3)), ("webp", (8, 8, 3))),
     ):
         buffer = io.BytesIO()
         buffer.name = f"x.{suffix}"
-        pixels = random_bytes((8, 8, channels) if channels == 3 else (8, 8))
-        Image.fromarray(pixels).save(buffer, **options)
-        files[f"folder/{channels}.{suffix}"] = buffer.getvalue()
+        options = {"exif": exif.tobytes()} if suffix in ("png", "jpg", "webp") else {}
+        Image.fromarray(random_bytes(shape)).save(buffer, **options)
+        files[f"folder/x.{suffix}"] = buffer.getvalue()
     return files
 
 
@@ -261,20 +240,18 @@ def damaged(content: bytes, seed: int) -> Iterator[bytes]:
     """Cuts, changed bits, changed words near the beginning and the end, and what is put between."""
     rng = np.random.default_rng(seed)
     n = len(content)
-    yield from (content[:cut] for cut in (0, 1, 3, 16, *rng.integers(0, n, 8)))
-    for flips in (1, 1, 1, 1, 4, 4, 4, 16, 64):
+    yield from (content[:cut] for cut in (0, 3, *rng.integers(0, n, 6)))
+    for flips in (1, 1, 1, 1, 4, 4, 16, 64):
         changed = bytearray(content)
         for place in rng.integers(0, n, flips):
             changed[place] ^= 1 << int(rng.integers(8))
         yield bytes(changed)
     for word in (b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f"):
-        end = n - int(rng.integers(1, min(n, 120)))
-        for start in (int(rng.integers(0, min(n, 64))), *rng.integers(0, min(n, 400), 3), end):
+        for start in (*rng.integers(0, min(n, 200), 3), n - int(rng.integers(1, min(n, 120)))):
             yield content[:start] + word + content[start + len(word) :]
     first, second = sorted(rng.integers(0, n, 2))
     yield content[:first] + content[second:]
     yield content + content
-    yield content[:second] + rng.bytes(50) + content[second:]
 
 
 def read(name: str, leaf: str, folder: Path, content: bytes) -> torch.Tensor | Exception:

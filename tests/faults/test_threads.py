@@ -4,14 +4,39 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
 
-FEW_THREADS, FORKS = (Path(__file__).with_name(name) for name in ("few_threads.py", "forks.py"))
-STACK = 1 << 30
+from dsmooth import ModelConfig, PixelCNNpp
+from dsmooth.functional import use_impl
+from dsmooth.sampling import CachedSampler
+
+STACK = 1 << 30  # a limit on stacks, which is then what a thread takes of the address space
+SECONDS = 30
+
+
+def run(name: str, before: Callable[[], None] | None = None, **variables: str) -> str:
+    """What a function of this file prints in a process of its own."""
+    result = subprocess.run(
+        [sys.executable, __file__, name],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=os.environ | variables,
+        preexec_fn=before,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the size of a process from /proc")
@@ -22,23 +47,92 @@ def test_the_same_images_with_the_threads_that_can_be_started() -> None:
         _, most = resource.getrlimit(resource.RLIMIT_STACK)
         resource.setrlimit(resource.RLIMIT_STACK, (STACK, most))
 
-    result = subprocess.run(
-        [sys.executable, FEW_THREADS],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        preexec_fn=limit,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout == "the same images\n"
+    assert run("draw_with_few_threads", limit, OMP_NUM_THREADS="1") == "the same images\n"
 
 
 def test_a_forked_process_computes_what_its_parent_does() -> None:
     """OpenMP's threads were not there, and the child waited for them for ever."""
-    result = subprocess.run(
-        [sys.executable, FORKS], capture_output=True, text=True, timeout=200, check=False
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout == "os.fork 0\nbeside a sampler 0\nDataLoader 0\n"
+    assert run("fork_in_three_ways") == "os.fork 0\nbeside a sampler 0\nDataLoader 0\n"
+
+
+def make_model() -> PixelCNNpp:
+    torch.manual_seed(0)
+    config = ModelConfig(n_filters=8, n_resnet=1, n_mix=2, dropout=0.0, likelihood="discretized")
+    return PixelCNNpp(config).eval()
+
+
+def draw(model: PixelCNNpp, count: int, threads: int) -> Tensor:
+    return CachedSampler(model).sample(count, height=8, width=8, threads=threads)
+
+
+def draw_with_few_threads() -> None:
+    """Draw with eight threads where the system gives this process one or two."""
+    model, counts = make_model(), (2, 8)  # four threads an image, and one
+    expected = [draw(model, n, 1) for n in counts]
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + 5 * STACK // 2
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    assert all(torch.equal(draw(model, n, 8), x) for n, x in zip(counts, expected, strict=True))
+    print("the same images")
+
+
+def compute(model: PixelCNNpp) -> list[Tensor]:
+    """Samples, and a loss and its gradient, large enough for torch to share out."""
+    x = torch.linspace(-1, 1, 16 * 32 * 32).view(16, 1, 32, 32)
+    with use_impl("native"):
+        loss = model.log_prob(x).sum()
+    return [draw(model, 4, 2), loss.detach(), *torch.autograd.grad(loss, [model.head.bias])]
+
+
+def differ(mine: list[Tensor], theirs: list[Tensor]) -> bool:
+    """Samples bit by bit; sums but for their order, which the number of threads decides."""
+    sums = zip(mine[1:], theirs[1:], strict=True)
+    return not (torch.equal(mine[0], theirs[0]) and all(torch.allclose(*ab, 1e-4) for ab in sums))
+
+
+def fork(model: PixelCNNpp, expected: list[Tensor]) -> int:
+    """The exit status of a child that computes the same; its alarm ends one that waits for ever."""
+    child = os.fork()
+    if not child:
+        signal.alarm(SECONDS)
+        try:
+            os._exit(differ(compute(model), expected))
+        finally:
+            os._exit(2)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+class Drawn(IterableDataset[list[Tensor]]):
+    """Result of `compute`, in a worker of a DataLoader."""
+
+    def __init__(self, model: PixelCNNpp) -> None:
+        self.model = model
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        yield compute(self.model)
+
+
+def fork_in_three_ways() -> None:
+    """Forked processes compute what their parent does, after it computed with two threads."""
+    torch.set_num_threads(2)
+    model, done = make_model(), threading.Event()
+    expected = compute(model)
+    print("os.fork", fork(model, expected))
+
+    def draw_on() -> None:
+        while not done.is_set():
+            draw(model, 4, 2)
+
+    thread = threading.Thread(target=draw_on)
+    thread.start()
+    print("beside a sampler", fork(model, expected))
+    done.set()
+    thread.join()
+    workers = {"num_workers": 1, "multiprocessing_context": "fork", "timeout": SECONDS}
+    loader = DataLoader(Drawn(model), batch_size=None, **workers)
+    print("DataLoader", int(differ(next(iter(loader)), expected)))
+    assert torch.get_num_threads() == 2
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]]()

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.files import lock_folder, read_tensors, write_atomically, write_tensors
@@ -18,7 +17,7 @@ from dsmooth.train import NonFiniteLoss, loop, train
 from dsmooth.train.checkpoint import digest, load_checkpoint, save_checkpoint
 from dsmooth.train.step import TrainState
 from tests.helpers.rank_processes import forked_script, wait_for_all
-from tests.helpers.tiny_runs import use_small_runs
+from tests.helpers.tiny_runs import assert_same_end, use_small_runs
 
 CONFIG = TrainConfig(
     model=ModelConfig(n_filters=4, n_resnet=1, n_mix=2, dropout=0.3),
@@ -52,13 +51,6 @@ def run(finished: RunFolder, tmp_path: Path) -> RunFolder:
     for file in finished.path.iterdir():
         (copy.path / file.name).write_bytes(file.read_bytes())
     return copy
-
-
-def assert_same_end(run: RunFolder, finished: RunFolder) -> None:
-    for name in ("checkpoint", "weights"):
-        mine, theirs = load_file(getattr(run, name)), load_file(getattr(finished, name))
-        assert mine.keys() == theirs.keys()
-        assert all(torch.equal(mine[key], theirs[key]) for key in mine), name
 
 
 def images_of(path: Path) -> str:
@@ -99,7 +91,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used(
     damage(run.checkpoint)
     train(CONFIG, run.path, resume=True, progress=True)
     assert "going on from the checkpoint before it, at 24 images" in capsys.readouterr().out
-    assert_same_end(run, finished)
+    assert_same_end(run.path, finished.path)
 
 
 @pytest.mark.parametrize("damage", [change, empty])
@@ -112,21 +104,12 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused(run: RunFolder, dama
     assert run.weights.read_bytes() == weights
 
 
-def test_the_checkpoint_of_another_run_is_refused(run: RunFolder, tmp_path: Path) -> None:
-    train(replace(CONFIG, seed=1), tmp_path / "other")
-    other = RunFolder(tmp_path / "other")
-    run.checkpoint.write_bytes(other.checkpoint.read_bytes())
-    with pytest.raises(
-        ValueError, match=r"of another run: its seed is 1, that of the folder's .* 0"
-    ):
-        train(CONFIG, run.path, resume=True)
-
-
-def test_an_edited_rate_is_refused(run: RunFolder) -> None:
+def test_the_checkpoint_of_another_run_is_refused(run: RunFolder) -> None:
+    """Or one beside settings that were edited."""
     settings = json.loads(run.config.read_text())
     settings["learning_rate"] = 0.5
     run.config.write_text(json.dumps(settings))
-    with pytest.raises(ValueError, match=r"its learning_rate is 0\.002, that of the folder's"):
+    with pytest.raises(ValueError, match=r"another run: its learning_rate is 0\.002, that of the"):
         train(replace(CONFIG, learning_rate=0.5), run.path, resume=True)
 
 
@@ -142,7 +125,7 @@ def test_a_checkpoint_of_an_earlier_version_is_read(
         metadata["sha256"] = digest(tensors, {})
     write_tensors(run.checkpoint, tensors, metadata)
     train(CONFIG, run.path, resume=True)
-    assert_same_end(run, finished)
+    assert_same_end(run.path, finished.path)
 
 
 def test_a_run_does_not_go_on_with_other_images(tmp_path: Path) -> None:
@@ -217,7 +200,7 @@ def test_weights_that_are_not_finite_replace_nothing(run: RunFolder) -> None:
 def test_a_lost_model_file_is_written_again(run: RunFolder, finished: RunFolder) -> None:
     run.weights.unlink()
     train(CONFIG, run.path, resume=True)
-    assert_same_end(run, finished)
+    assert_same_end(run.path, finished.path)
 
 
 def test_a_cut_line_of_the_log_does_not_swallow_the_next(run: RunFolder) -> None:
@@ -240,18 +223,10 @@ def test_a_folder_has_one_writer(tmp_path: Path) -> None:
     assert not RunFolder(tmp_path / "run").config.exists()
 
 
-def test_foreign_tensors_are_named(run: RunFolder) -> None:
-    save_file({"a": torch.zeros(3)}, run.checkpoint)
-    run.earlier_checkpoint.unlink()
-    with pytest.raises(ValueError, match=r"checkpoint\.safetensors is not a training checkpoint"):
-        train(CONFIG, run.path, resume=True)
-
-
-def rewrite(path: Path, without: str = "", **stated: str | None) -> None:
+def rewrite(path: Path, **stated: str | None) -> None:
     """Write a checkpoint that states other things, and the digest of what it then holds."""
     tensors, metadata = read_tensors(path)
     del metadata["sha256"]
-    tensors.pop(without, None)
     metadata = {k: v for k, v in {**metadata, **stated}.items() if v is not None}
     write_tensors(path, tensors, metadata | {"sha256": digest(tensors, metadata)})
 
@@ -274,17 +249,11 @@ def test_what_a_checkpoint_states_is_checked(run: RunFolder, name: str, value: s
         train(CONFIG, run.path, resume=True)
 
 
-def test_moments_of_another_optimiser_are_refused(run: RunFolder) -> None:
-    rewrite(run.checkpoint, without="adam.exp_avg.head.bias")
-    with pytest.raises(ValueError, match=r"checkpoint\.safetensors holds the state of another opt"):
-        train(CONFIG, run.path, resume=True)
-
-
-@pytest.mark.parametrize(("every", "least"), [(16, 3), pytest.param(1, 54, marks=pytest.mark.full)])
+@pytest.mark.parametrize(("every", "least"), [(16, 3), pytest.param(1, 33, marks=pytest.mark.full)])
 def test_a_run_survives_being_killed_anywhere(
     finished: RunFolder, tmp_path: Path, every: int, least: int
 ) -> None:
-    """At every change of a file in turn and then at random moments, or at a few changes."""
+    """At every change of a file in turn, or at a few."""
     script = Path(__file__).with_name("kill_training.py")
     arguments = [str(tmp_path), str(finished.path), str(every)]
     (output,) = wait_for_all([forked_script(script, arguments, tmp_path)])

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.data import ImageDataset
-from dsmooth.train import loop
+from dsmooth.runs import RunFolder
+from dsmooth.train import loop, train
+from dsmooth.train.step import TrainState
 
 ROLES = ("noisy", "denoiser", "plain")
 
@@ -46,6 +51,31 @@ def tiny(
         "keep_gates": "off",
     }
     return TrainConfig(role=role, model=config, **{**defaults, **settings})
+
+
+def train_until(
+    images: int, config: TrainConfig, run: Path, patch: pytest.MonkeyPatch, **options: bool
+) -> None:
+    """Train, but a signal comes after so many images."""
+    step = TrainState.step
+
+    def step_then_signal(state: TrainState) -> None:
+        step(state)
+        if state.images_seen == images:
+            signal.raise_signal(signal.SIGTERM)
+
+    with patch.context() as inner:
+        inner.setattr(TrainState, "step", step_then_signal)
+        stopped = train(config, run, **options)
+    assert (stopped.images_seen, stopped.interrupted) == (images, signal.SIGTERM)
+
+
+def assert_same_end(first: Path, second: Path) -> None:
+    """Two runs have the same checkpoint and weights, bit for bit."""
+    for name in ("checkpoint", "weights"):
+        mine, theirs = (load_file(getattr(RunFolder(run), name)) for run in (first, second))
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[key], theirs[key]) for key in mine), name
 
 
 def use_small_runs(patch: pytest.MonkeyPatch) -> None:
