@@ -17,6 +17,7 @@ from .pretrained import SavedNetwork, resolve
 from .runs import RunFolder
 from .sampling.cached import Sampler, has_cached_sampler
 from .sampling.candidates import draw_completions
+from .sampling.known import KnownPixels
 from .sampling.ladder import Ladder
 from .sampling.output import DrawPart
 from .sampling.request import Progress, Request
@@ -111,7 +112,8 @@ class Models:
 
         def draw(part: Request, progress: Progress) -> Tensor:
             if part.known is not None:
-                part = replace(part, known=part.known.to(self.device))
+                known = part.known.images.to(self.device), part.known.mask.to(self.device)
+                part = replace(part, known=KnownPixels(*known))
             if candidates > 1:
                 model = drawer or network
                 return draw_completions(model, part, sampler, size, candidates, progress)
