@@ -17,6 +17,7 @@ from .pretrained import SavedNetwork, resolve
 from .runs import RunFolder
 from .sampling.cached import Sampler, has_cached_sampler
 from .sampling.candidates import draw_completions
+from .sampling.known import KnownPixels
 from .sampling.ladder import Ladder
 from .sampling.output import DrawPart
 from .sampling.request import Progress, Request
@@ -99,27 +100,26 @@ class Models:
     def drawer(self, request: Request, sampler: Sampler, candidates: int = 1) -> DrawPart:
         """A function that draws parts of a request from the pair, or from the single model.
 
-        The weights are those of the first part. candidates: see `draw_completions`. Raises
-        ValueError for a pair beside a plain model, and for candidates of a ladder or of another
-        method than "two-step".
+        Raises ValueError for a pair beside a plain model, and for candidates of a ladder or of
+        another method than "two-step".
         """
         if self.smoothed is not None and self.plain is not None:
             raise ValueError(f"one model draws at a time, got {', '.join(self.networks)}")
-        pair = self.smoothed
-        drawer = None if pair is None else pair.drawer(request.levels)
-        network = next(iter(self.networks.values()))
+        drawer = None if self.smoothed is None else self.smoothed.drawer(request.levels)
+        network, size = next(iter(self.networks.values())), self.image_size
         if candidates > 1 and (request.method != "two-step" or isinstance(drawer, Ladder)):
             raise ValueError("candidates need method two-step and one noise level")
 
         def draw(part: Request, progress: Progress) -> Tensor:
             if part.known is not None:
-                part = replace(part, known=part.known.to(self.device))
+                known = part.known.images.to(self.device), part.known.mask.to(self.device)
+                part = replace(part, known=KnownPixels(*known))
             if candidates > 1:
-                size, model = self.image_size, drawer or network
+                model = drawer or network
                 return draw_completions(model, part, sampler, size, candidates, progress)
             if drawer is not None:
                 return drawer.draw(part, sampler, progress)
-            return sampler.draw(network, part, self.image_size, progress=progress)
+            return sampler.draw(network, part, size, progress=progress)
 
         return draw
 
@@ -133,9 +133,8 @@ class Models:
 def load_models(names: Sequence[str | Path]) -> Models:
     """Read a pair and perhaps a plain model, or a single model that can draw, onto the CPU.
 
-    names: as of `resolve`: a saved pair, or the run folders of a noisy model and of its denoiser,
-    in any order, or a folder of both; beside either the run folder of a plain model. Or the run of
-    a noisy or a plain model alone.
+    names: as of `resolve`, in any order: a saved pair, or the runs of a noisy model and of its
+    denoiser, beside either perhaps the run of a plain model; or the run of a noisy or a plain one.
     Raises FileNotFoundError or ValueError, naming the folder, for anything else.
     """
     saved = [network for name in names for network in resolve(name)]
@@ -148,21 +147,20 @@ def load_models(names: Sequence[str | Path]) -> Models:
             )
     pair: SmoothedPair | None = None
     networks: dict[Role, PixelCNNpp] = {}
-    size: tuple[int, int] | None = None
     if {"noisy", "denoiser"} <= by_role.keys():
         pair = SmoothedPair.of_networks([by_role["noisy"], by_role["denoiser"]])
-        networks, size = {"noisy": pair.noisy, "denoiser": pair.denoiser}, pair.image_size
+        networks = {"noisy": pair.noisy, "denoiser": pair.denoiser}
     elif list(by_role) == ["denoiser"]:
         raise ValueError(f"{saved[0].folder} is a denoiser: name the run of its noisy model too")
     elif len(by_role) != 1:
         raise ValueError(f"{EXPECTED}; got {', '.join(map(str, names)) or 'nothing'}")
+    size = saved[0].image_size if pair is None else pair.image_size
     for role in by_role.keys() - networks.keys():  # a single model, or the plain one
         other = by_role[role]
-        if size not in (None, other.image_size):
+        if size != other.image_size:
             raise ValueError(
                 f"the {role} model of {other.folder} is for images of {other.image_size}, the pair "
                 f"for {size}"
             )
-        networks[role], size = other.load(), other.image_size
-    assert size is not None  # there is a network
+        networks[role] = other.load()
     return Models(networks, pair, size, tuple(saved))

@@ -3,38 +3,26 @@
 from __future__ import annotations
 
 import math
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .config import Method, Precision, Role, Score, check_one_of
+from .config import Method, Precision, Score, check_one_of
 from .nn import PixelCNNpp
 from .nn.levels import at_level
 from .nn.score import score_of
 from .pictures import is_diverged
-from .pretrained import Origins, SavedNetwork, resolve
-from .pretrained.hub import upload
-from .pretrained.pairs import save_pair
+from .pretrained.pairs import PairInFiles
 from .progress import progress as bar
-from .runs import Origin
 from .sampling.cached import Sampler
 from .sampling.known import known_pixels
 from .sampling.ladder import Ladder, log_prob_of_noisy
-from .sampling.request import (
-    Choices,
-    How,
-    Label,
-    Progress,
-    Request,
-    share_of_progress,
-)
-from .smoothing import GaussianSmoothing, Smoothing, make_smoothing
+from .sampling.request import Choices, How, Label, Progress, Request, share_of_progress
+from .smoothing import GaussianSmoothing, Smoothing
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -42,7 +30,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class SmoothedPair(nn.Module):
+class SmoothedPair(PairInFiles):
     """p(x~) and p(x | x~) with the smoothing q(x~ | x) that they were trained for.
 
     noisy: a model with conditioning "none" and likelihood "continuous", or "gaussian" with the
@@ -68,8 +56,7 @@ class SmoothedPair(nn.Module):
         self.denoiser = denoiser
         self.smoothing = smoothing
         self.image_size = (int(height), int(width))
-        self.origin: Mapping[Role, Origin] = {}
-        """Origin of the weights, as far as it is known; shown by the model card."""
+        self.origin = {}
 
     @torch.no_grad()
     def sample(
@@ -157,10 +144,7 @@ class SmoothedPair(nn.Module):
         return rungs[0] if len(rungs) == 1 else Ladder(rungs)
 
     def draw(self, request: Request, sampler: Sampler, progress: Progress | None = None) -> Tensor:
-        """The images of a request in two steps, at one noise level.
-
-        progress: called with the fraction done.
-        """
+        """The images of a request in two steps, at one noise level."""
         first = 0.5 if request.method == "two-step" else 1.0
         x_tilde = self.draw_noisy(request, sampler, share_of_progress(progress, 0, first))
         return self.draw_clean(x_tilde, request, sampler, share_of_progress(progress, first, 1))
@@ -169,11 +153,9 @@ class SmoothedPair(nn.Module):
         self, request: Request, sampler: Sampler, progress: Progress | None = None
     ) -> Tensor:
         """x~ ~ p(x~), (B, C, H, W). Its known pixels are those of x with the smoothing's noise."""
-        known = request.known
+        known, where = request.known, {"seed": request.seed, "first_index": request.first_index}
         if known is not None:
-            x_tilde = self.smoothing.sample(
-                known.images, seed=request.seed, first_index=request.first_index
-            )
+            x_tilde = self.smoothing.sample(known.images, **where)
             known = known_pixels(x_tilde, known.mask, request.count)
         label: Label = self.label_for(self.noisy, request.label)
         request = replace(request, known=known, label=label)
@@ -294,10 +276,7 @@ class SmoothedPair(nn.Module):
         return self.denoiser.log_prob(x, x_tilde, self.label_for(self.denoiser, label))
 
     def label_for(self, model: PixelCNNpp, label: T | None) -> T | None:
-        """`label` as one of the two models takes it: None for a model without classes.
-
-        Raises ValueError for a label that neither model takes.
-        """
+        """`label` as one of the two models takes it: None for a model without classes."""
         if label is not None and not self.n_classes:
             raise ValueError("label was given, but neither model of the pair has classes")
         return label if model.config.condition_size else None
@@ -362,120 +341,6 @@ class SmoothedPair(nn.Module):
         ]
         return "\n  ".join(["SmoothedPair(", *lines]) + "\n)"
 
-    def save_pretrained(
-        self,
-        folder: str | Path,
-        *,
-        scores: str | Path | None = None,
-        name: str | None = None,
-        license: str | None = None,
-    ) -> None:
-        """Write config.json, noisy.safetensors, denoiser.safetensors and the card README.md.
-
-        The card says what the pair is and, where it was made of run folders, how it was trained.
-        scores: the file that `dsmooth evaluate bpd` wrote for it, whose table the card shows. name:
-        by which the card's example reads the pair, by default the folder's. license: of the
-        weights, by its name on the Hub, such as "mit". A README.md that dsmooth did not write
-        stays.
-        Raises ValueError for scores of another pair.
-        """
-        save_pair(
-            Path(folder),
-            self.noisy,
-            self.denoiser,
-            self.smoothing,
-            self.image_size,
-            self.origin,
-            name=name or str(folder),
-            scores=None if scores is None else Path(scores),
-            license=license,
-        )
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool = False,
-        token: str | None = None,
-        scores: str | Path | None = None,
-        license: str | None = None,
-        commit_message: str = "Upload a smoothed pair",
-    ) -> str:
-        """Write what `save_pretrained` writes into the model `repo_id` of the Hugging Face Hub.
-
-        repo_id: "owner/name", made if need be, for you alone if `private`. token: None for the one
-        of `hf auth login`. scores, license: as in `save_pretrained`. Returns the commit's address.
-        Raises ModuleNotFoundError without the extra "hub"; OSError, with the reason and what to do,
-        if the Hub does not take it; ValueError for a repo_id or scores that do not fit.
-        """
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, scores=scores, name=repo_id, license=license)
-            return upload(
-                Path(folder), repo_id, private=private, token=token, commit_message=commit_message
-            )
-
-    @classmethod
-    def from_runs(cls, noisy: str | Path, denoiser: str | Path) -> SmoothedPair:
-        """Make a pair of two run folders of `dsmooth train`.
-
-        Raises FileNotFoundError or ValueError for folders that are not runs, have other roles, or
-        were trained for different smoothing or image sizes.
-        """
-        return cls.of_networks([*resolve(noisy), *resolve(denoiser)])
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        name: str | Path,
-        *,
-        device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        token: str | bool | None = None,
-        local_files_only: bool = False,
-    ) -> SmoothedPair:
-        """Read a pair by its name or folder; both models in evaluation mode.
-
-        name: "mnist", the pair that comes with the package; a folder that `save_pretrained` wrote;
-        one with the runs `noisy` and `denoiser` in it, such as that of `dsmooth reproduce`; or, by
-        the extra "hub", the "owner/name" of such a folder on the Hugging Face Hub. device, dtype:
-        of the models, by default the CPU and float32. revision, cache_dir, token, local_files_only:
-        of the Hub, as `huggingface_hub.snapshot_download` takes them.
-        Raises FileNotFoundError or ValueError, naming the file, for anything else;
-        ModuleNotFoundError without the extra, and OSError if the Hub does not give the pair.
-        """
-        hub = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
-        pair = cls.of_networks(resolve(name, revision=revision, **hub))
-        return pair.to(device=device, dtype=dtype)
-
-    @classmethod
-    def of_networks(cls, saved: Sequence[SavedNetwork]) -> SmoothedPair:
-        """Read a noisy model and its denoiser, in this order.
-
-        Raises FileNotFoundError or ValueError for files that are damaged and for other networks.
-        """
-        found = ", ".join(f"{network.role} ({network.folder})" for network in saved)
-        if [network.role for network in saved] != ["noisy", "denoiser"]:
-            raise ValueError(
-                f"a pair needs the run of a noisy model and the run of a denoiser, got {found}"
-            )
-        noisy, denoiser = saved
-        one, two = (f"{n.smoothing} noise of scale {n.scale}" for n in saved)
-        if one != two or noisy.image_size != denoiser.image_size:
-            raise ValueError(
-                f"the runs do not fit together: {one} at {noisy.image_size} and {two} at "
-                f"{denoiser.image_size}"
-            )
-        networks = noisy.load(), denoiser.load()
-        try:
-            smoothing = make_smoothing(noisy.smoothing, noisy.scale)
-            pair = cls(*networks, smoothing, noisy.image_size).eval()
-        except ValueError as error:
-            raise ValueError(f"{found} are no pair: {error}") from None
-        pair.origin = Origins(saved)
-        return pair
-
 
 def _check_fit(noisy: PixelCNNpp, denoiser: PixelCNNpp, smoothing: Smoothing) -> None:
     """Raise ValueError for models that do not fit together."""
@@ -487,18 +352,13 @@ def _check_fit(noisy: PixelCNNpp, denoiser: PixelCNNpp, smoothing: Smoothing) ->
         )
     if theirs.conditioning == "none":
         raise ValueError('the denoiser must have conditioning="stack" or "concat", got "none"')
-    classes = {ours.condition_size, theirs.condition_size} - {0}
-    for name, same in (
-        ("image_channels", ours.image_channels == theirs.image_channels),
-        ("n_classes, or one of them none", len(classes) < 2),
-        ("noise_levels", ours.noise_levels == theirs.noise_levels),
+    for name, one, other in (
+        ("image_channels", ours.image_channels, theirs.image_channels),
+        ("n_classes, or one of them none", ours.n_classes, theirs.n_classes),
+        ("noise_levels", ours.noise_levels, theirs.noise_levels),
     ):
-        if not same:
-            field = name.partition(",")[0]
-            raise ValueError(
-                f"the models must have the same {name}, got {getattr(ours, field)} and "
-                f"{getattr(theirs, field)}"
-            )
+        if one != other and 0 not in (one, other):
+            raise ValueError(f"the models must have the same {name}, got {one} and {other}")
     given, levels = f"{smoothing.kind} smoothing of scale {smoothing.scale}", ours.noise_levels
     contains = ours.smoothing_scale if ours.likelihood == "gaussian" else 0
     if contains and (smoothing.kind != "gaussian" or smoothing.scale < contains):

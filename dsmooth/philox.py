@@ -47,6 +47,13 @@ def split_seed(seed: int) -> tuple[int, int]:
     return seed & _MASK, seed >> 32
 
 
+def seed_from(seed: int, number: int, stream: Stream, repeat: int = 0) -> int:
+    """Another seed, a function of `seed` and a number: the first two words of that image index."""
+    words = image_words(1, 1, seed=seed, first_index=number, stream=stream, repeat=repeat)
+    low, high, *_ = words[0, 0].tolist()
+    return int(low | high << 32)
+
+
 def philox4x32(counter: Tensor, key: tuple[int, int]) -> Tensor:
     """Ten rounds of Philox4x32 on 32-bit words held in int64.
 

@@ -39,49 +39,20 @@ class Origin:
     """Notes of the log: settings that were changed on the way."""
 
 
-@dataclass(frozen=True, init=False)
 class RunFolder:
-    """Paths of a run's files, which need not exist."""
-
-    path: Path
+    """The folder of a run, and the paths of its files, which need not exist."""
 
     def __init__(self, path: str | Path) -> None:
-        object.__setattr__(self, "path", Path(path))
-
-    @property
-    def config(self) -> Path:
-        """The settings, as JSON."""
-        return self.path / "config.json"
-
-    @property
-    def log(self) -> Path:
-        """The log: one JSON object a line."""
-        return self.path / "log.jsonl"
-
-    @property
-    def checkpoint(self) -> Path:
-        """The newest checkpoint, from which a run is resumed."""
-        return self.path / "checkpoint.safetensors"
-
-    @property
-    def earlier_checkpoint(self) -> Path:
-        """The checkpoint before it, should that one be damaged."""
-        return self.path / "checkpoint-earlier.safetensors"
-
-    @property
-    def new_checkpoint(self) -> Path:
-        """A checkpoint that is being written."""
-        return self.path / ".checkpoint-new.safetensors"
-
-    @property
-    def weights(self) -> Path:
-        """The averaged weights at the last evaluation."""
-        return self.path / "model.safetensors"
-
-    @property
-    def tensorboard(self) -> Path:
-        """The folder of TensorBoard's event files."""
-        return self.path / "tensorboard"
+        self.path = Path(path)
+        self.config = self.path / "config.json"  # the settings
+        self.log = self.path / "log.jsonl"  # one JSON object a line
+        # The newest checkpoint, from which a run is resumed; the one before it, should that one be
+        # damaged; and one that is being written.
+        self.checkpoint = self.path / "checkpoint.safetensors"
+        self.earlier_checkpoint = self.path / "checkpoint-earlier.safetensors"
+        self.new_checkpoint = self.path / ".checkpoint-new.safetensors"
+        self.weights = self.path / "model.safetensors"  # averaged, at the last evaluation
+        self.tensorboard = self.path / "tensorboard"  # the folder of its event files
 
     def grid(self, images_seen: int) -> Path:
         """The samples after so many training images."""
@@ -123,8 +94,11 @@ class RunFolder:
         save_weights(model, self.weights)
 
     def read_config(self) -> tuple[TrainConfig, tuple[int, int]]:
-        """The settings and the image size. Raises as `read_run_config` does."""
-        return read_run_config(self.config)
+        """The settings and the image size.
+
+        Raises FileNotFoundError or ValueError, naming the file and the field.
+        """
+        return run_config(read_json(self.config), self.config)
 
     def read_log(self) -> list[dict[str, Any]]:
         """The entries of the log, in order, without lines that were cut by a crash or damaged."""
@@ -148,10 +122,7 @@ class RunFolder:
         return kept
 
     def origin(self, config: TrainConfig | None = None) -> Origin:
-        """Origin of the weights. config: the settings, if they were read already.
-
-        Raises as `read_config` does.
-        """
+        """Origin of the weights. config: the settings, if they were read already."""
         config = config or self.read_config()[0]
         entries = self.history() if self.log.exists() else []
         scores = [entry["bits_per_dim"] for entry in entries if entry["event"] == "evaluation"]
@@ -178,6 +149,11 @@ class RunFolder:
         return load_network(config.model, self.weights), config, image_size
 
 
+@dataclass(frozen=True)
+class _ImageSize:
+    height_and_width: tuple[int, int]
+
+
 def training_seconds(entries: Sequence[dict[str, Any]]) -> float:
     """Time in the training loop: each start counts its seconds from 0."""
     total = last = 0.0
@@ -188,7 +164,7 @@ def training_seconds(entries: Sequence[dict[str, Any]]) -> float:
     return round(total + last, 1)
 
 
-# The numbers of an entry of the log and its text, by its event. A note is written by hand.
+# The numbers of an entry of the log by its event, beside its seconds, and its text.
 _NUMBERS = {
     "start": ("total",),
     "step": ("bits_per_dim", "images_per_second"),
@@ -205,11 +181,10 @@ def read_entry(line: bytes) -> dict[str, Any] | None:
         return None
     if not isinstance(entry, dict) or not isinstance(entry.get("event"), str):
         return None
-    names = ("seconds", *_NUMBERS.get(entry["event"], ()))
-    numbers = all(type(entry.get(name)) in (int, float) for name in names)
-    numbers = numbers and type(entry.get("images")) is int
-    text = _TEXTS.get(entry["event"])
-    return entry if numbers and (text is None or isinstance(entry.get(text), str)) else None
+    event = entry["event"]
+    numbers = [entry.get(name) for name in ("seconds", *_NUMBERS.get(event, ()))]
+    whole = type(entry.get("images")) is int and all(type(n) in (int, float) for n in numbers)
+    return entry if whole and isinstance(entry.get(_TEXTS.get(event, "event")), str) else None
 
 
 def default_folder(role: Role) -> Path:
@@ -217,16 +192,8 @@ def default_folder(role: Role) -> Path:
     return Path("runs") / role
 
 
-def read_run_config(path: Path) -> tuple[TrainConfig, tuple[int, int]]:
-    """The settings and image size in a file that is the `config` of a run, wherever it lies.
-
-    Raises FileNotFoundError or ValueError, naming the file and the field.
-    """
-    return run_config(read_json(path), path)
-
-
 def run_config(values: dict[str, Any], path: Path) -> tuple[TrainConfig, tuple[int, int]]:
-    """The settings and image size in `values`, the content of `path`. Raises ValueError."""
+    """The settings and image size in `values`, the content of `path`."""
     values.pop("dsmooth", None)
     missing = [key for key in ("role", "model", "height_and_width") if key not in values]
     if missing:
@@ -238,8 +205,3 @@ def run_config(values: dict[str, Any], path: Path) -> tuple[TrainConfig, tuple[i
         return structure(values, TrainConfig), size.height_and_width
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-
-
-@dataclass(frozen=True)
-class _ImageSize:
-    height_and_width: tuple[int, int]

@@ -211,34 +211,21 @@ def test_same_bits_however_the_work_is_shared(
 
 
 @pytest.mark.quick
-def test_seed_and_stage_decide_the_noise() -> None:
-    sampler = CachedSampler(network())
-    x = sampler.sample(2, 4, 4, seed=0)
-    assert torch.equal(x, sampler.sample(2, 4, 4, seed=0))
-    assert not torch.equal(x, sampler.sample(2, 4, 4, seed=1))
-    assert not torch.equal(x, sampler.sample(2, 4, 4, seed=2**32))
-
-
-def test_holds_its_own_weights() -> None:
+def test_the_seed_and_the_weights_it_was_made_of_decide() -> None:
+    """In training mode without dropout; weights in float64 are cast."""
     model = network()
     sampler = CachedSampler(model)
-    x = sampler.sample(1, 4, 4)
+    x = sampler.sample(2, 4, 4, seed=0)
+    assert torch.equal(x, sampler.sample(2, 4, 4, seed=0))
+    for seed in (1, 2**32):
+        assert not torch.equal(x, sampler.sample(2, 4, 4, seed=seed))
+    assert torch.equal(CachedSampler(model.train()).sample(2, 4, 4), x)
+    double = CachedSampler(copy.deepcopy(model).double()).sample(2, 4, 4)
+    assert double.dtype == torch.float32
+    torch.testing.assert_close(double, x)
     with torch.no_grad():
         model.stem_u.weight_g.fill_(float("nan"))
-    assert torch.equal(sampler.sample(1, 4, 4), x)
-
-
-def test_dropout_is_off_in_training_mode() -> None:
-    model = network()
-    x = CachedSampler(model).sample(1, 4, 4)
-    assert torch.equal(CachedSampler(model.train()).sample(1, 4, 4), x)
-
-
-def test_float64_model_is_cast() -> None:
-    model = network()
-    x = CachedSampler(model.double()).sample(2, 4, 4)
-    assert x.dtype == torch.float32
-    torch.testing.assert_close(x, CachedSampler(network()).sample(2, 4, 4))
+    assert torch.equal(sampler.sample(2, 4, 4), x)
 
 
 def test_context_may_be_strided_or_a_negative_view() -> None:
@@ -266,12 +253,20 @@ def slow_sampler() -> CachedSampler:
     return CachedSampler(network(n_filters=40, n_resnet=3))
 
 
-def test_progress_grows_to_one(slow_sampler: CachedSampler) -> None:
+def test_progress_grows_to_one_and_an_error_in_it_ends_the_call(
+    slow_sampler: CachedSampler,
+) -> None:
     seen: list[float] = []
     slow_sampler.sample(24, 28, 28, progress=seen.append)
     assert seen == sorted(seen)
     assert seen[-1] == 1.0
     assert all(0 <= fraction <= 1 for fraction in seen)
+
+    def fail(fraction: float) -> None:
+        raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        slow_sampler.sample(8, 512, 512, progress=fail)
 
 
 @pytest.mark.parametrize("n", [1, 50])
@@ -288,14 +283,6 @@ def test_ctrl_c_ends_a_call(slow_sampler: CachedSampler, n: int) -> None:
         slow_sampler.sample(n, 512, 512, threads=2)
     assert time.monotonic() - sent[0] < 5  # 0.1 s on an idle machine
     timer.join()
-
-
-def test_an_error_in_the_callback_ends_the_call(slow_sampler: CachedSampler) -> None:
-    def fail(fraction: float) -> None:
-        raise RuntimeError("enough")
-
-    with pytest.raises(RuntimeError, match="enough"):
-        slow_sampler.sample(8, 512, 512, progress=fail)
 
 
 def test_bad_contexts() -> None:

@@ -15,7 +15,7 @@ from dsmooth.data import ImageDataset, load_dataset
 from dsmooth.nn.layers import GatedResnet
 from dsmooth.nn.score import score_of
 from dsmooth.runs import RunFolder
-from dsmooth.sampling import jacobi_sample, sample_images, sequential_sample
+from dsmooth.sampling import sample_images, sequential_sample
 from dsmooth.sampling.request import Request
 from dsmooth.train import train
 from dsmooth.train.held_out import evaluate
@@ -224,20 +224,6 @@ def test_the_labels_of_a_request() -> None:
     for wrong in (torch.zeros(4, dtype=torch.int64), torch.zeros(())):
         with pytest.raises(ValueError, match=r"label must have shape \(5,\)"):
             Request(5, label=wrong)
-
-
-@pytest.mark.quick
-@pytest.mark.parametrize("conditioning", ["none", "concat"])
-def test_jacobi_is_sequential(conditioning: str) -> None:
-    model = conditional(conditioning, likelihood="discretized")
-    _, context, label = inputs(conditioning, batch=3, size=(4, 4))
-    settings = {"height": 4, "width": 4, "context": context, "label": label}
-    expected = sequential_sample(model, 3, **settings)
-    for by_row in (False, True):
-        assert torch.equal(jacobi_sample(model, 3, by_row=by_row, **settings).images, expected)
-    assert torch.equal(sample_images(model, 3, **settings), expected)
-    others = sequential_sample(model, 3, **{**settings, "label": (label + 1) % CLASSES})
-    assert (others != expected).flatten(1).any(1).all()
 
 
 def make_pair(noisy: int, denoiser: int) -> dsmooth.SmoothedPair:

@@ -16,7 +16,6 @@ from dsmooth.models import load_models
 from dsmooth.pictures import grid_png
 from dsmooth.sampling import CachedSampler, jacobi_sample, sequential_sample
 from dsmooth.sampling.cached import Sampler, has_cached_sampler
-from dsmooth.sampling.output import gather
 from dsmooth.sampling.request import How, Request
 from tests.helpers.command_runs import run, save_run
 from tests.helpers.sampler_checks import network
@@ -125,13 +124,6 @@ def test_progress_of_a_draw_rises_to_its_end(pair: dsmooth.SmoothedPair, method:
     pair.draw(Request(2, method=method), Sampler(), seen.append)
     assert seen == sorted(seen)
     assert seen[-1] == 1.0
-
-
-def test_parts_that_report_nothing_count_when_they_are_there() -> None:
-    seen: list[float] = []
-    request = Request(3)
-    gather(lambda part, _: torch.zeros(part.count, 1, 4, 4), request, 1, seen.append)
-    assert seen == [1, 2, 3]
 
 
 def test_the_sequential_sampler_reports_rows() -> None:

@@ -20,7 +20,7 @@ from dsmooth.cli import _kind, _parse
 from dsmooth.config import TrainConfig
 from dsmooth.models import load_models
 from dsmooth.presets import PRESETS, preset, train_command
-from dsmooth.pretrained.pairs import CARD_FILE
+from dsmooth.pretrained.resolver import CARD_FILE
 from dsmooth.runs import Origin, RunFolder
 from tests.helpers.command_runs import run, save_run
 from tests.helpers.tiny_pairs import tiny_pair

@@ -122,8 +122,8 @@ def test_the_options_know_settings_alone() -> None:
     assert imports("commands.options") == OPTIONS
 
 
-@pytest.mark.parametrize("name", [n for n in MODULES if n not in ("runs", "pretrained.pairs")])
-def test_only_runs_and_pairs_spell_the_names_of_their_files(name: str) -> None:
+@pytest.mark.parametrize("name", [n for n in MODULES if n not in ("runs", "pretrained.resolver")])
+def test_only_runs_and_the_resolver_spell_the_names_of_their_files(name: str) -> None:
     """In code; docstrings and help texts may name them."""
     tree = MODULES[name]
     prose = {

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from dsmooth.functional import logistic_mixture_sample
-from dsmooth.models import Models
 from dsmooth.nn import PixelCNNpp
 from dsmooth.sampling import (
     CachedSampler,
@@ -19,9 +18,8 @@ from dsmooth.sampling import (
     sample_images,
     sequential_sample,
 )
-from dsmooth.sampling.cached import Sampler, has_cached_sampler
+from dsmooth.sampling.cached import has_cached_sampler
 from dsmooth.sampling.known import known_pixels
-from dsmooth.sampling.output import gather
 from dsmooth.sampling.request import Request
 from tests.helpers.sampler_checks import ATOMS, FIRST, SEED, context_for, network, uniforms_of
 from tests.helpers.tiny_pairs import tiny_pair
@@ -69,27 +67,16 @@ def random_images(channels: int, n: int = N) -> Tensor:
 @pytest.mark.grid
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize(("conditioning", "channels", "mixture"), CASES)
-def test_all_known_is_the_input_and_none_known_the_ordinary_sample(
-    conditioning: str, channels: int, mixture: dict[str, Any], sampler: str
-) -> None:
-    model = network(conditioning=conditioning, channels=channels, n_filters=4, **mixture)
-    x = random_images(channels).mT  # strided
-    everywhere = torch.ones(1, *SIZE, dtype=torch.bool)
-    assert torch.equal(draw(sampler, model, known=x, mask=everywhere), x)
-    nothing = torch.full_like(x, torch.nan)
-    assert torch.equal(draw(sampler, model, known=nothing, mask=~everywhere), draw(sampler, model))
-
-
-@pytest.mark.grid
-@pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize(("conditioning", "channels", "mixture"), CASES)
-def test_a_sample_with_parts_of_it_known_is_the_same_sample(
+def test_a_sample_with_all_of_it_none_or_parts_known(
     conditioning: str, channels: int, mixture: dict[str, Any], sampler: str
 ) -> None:
     """The same noise behind the same pixels draws the same pixel, bit for bit; a continuous pixel
     of Jacobi sampling has settled up to rounding only."""
     model = network(conditioning=conditioning, channels=channels, n_filters=4, **mixture)
-    x = draw(sampler, model)
+    everywhere, own = torch.ones(1, *SIZE, dtype=torch.bool), random_images(channels).mT  # strided
+    assert torch.equal(draw(sampler, model, known=own, mask=everywhere), own)
+    x, nothing = draw(sampler, model), torch.full_like(own, torch.nan)
+    assert torch.equal(draw(sampler, model, known=nothing, mask=~everywhere), x)
     rounding = 1e-5 if sampler.startswith("jacobi") and not mixture else 0.0
     for mask in (random_mask(), keep_top(0.5, SIZE)):
         again = draw(sampler, model, known=x, mask=mask)
@@ -170,17 +157,6 @@ def test_a_pair_keeps_pixels_and_their_smoothed_ones(method: Any) -> None:
     assert torch.equal(pair.sample(N, **given, known=x, mask=~everywhere), plain)
 
 
-def test_parts_of_a_completion_are_its_images() -> None:
-    pair = tiny_pair()
-    request = Request(5, seed=2, known=known_pixels(random_images(1, 5), random_mask(5), 5))
-    networks = {"noisy": pair.noisy, "denoiser": pair.denoiser}
-    made = Models(networks, pair, SIZE, {})  # type: ignore[arg-type]
-    x = gather(made.drawer(request, Sampler()), request, chunk=2)
-    whole = pair.sample(5, seed=2, known=random_images(1, 5), mask=random_mask(5))
-    assert x is not None
-    assert torch.equal(x, whole)
-
-
 def test_what_is_known_decides_the_images() -> None:
     """A folder of shards must not go on with another completion."""
     x, mask = random_images(1), random_mask()
@@ -191,14 +167,6 @@ def test_what_is_known_decides_the_images() -> None:
     assert all(hows[i] != hows[j] for i in range(5) for j in range(i))
     hidden = torch.where(mask[:, None], x, torch.nan)
     assert Request(N, known=known_pixels(hidden, mask, N)).how() == hows[0]
-
-
-@pytest.mark.parametrize(("fraction", "rows"), [(0, 0), (0.25, 2), (0.5, 4), (1, 8)])
-def test_keep_top(fraction: float, rows: int) -> None:
-    mask = keep_top(fraction, (8, 12))
-    assert mask.shape == (1, 8, 12)
-    assert mask[:, :rows].all()
-    assert not mask[:, rows:].any()
 
 
 X, MASK = torch.zeros(2, 1, 8, 8), torch.ones(2, 8, 8, dtype=torch.bool)
@@ -238,7 +206,12 @@ def test_wrong_known_pixels(
             door()
 
 
-def test_wrong_fractions_and_counts() -> None:
+def test_keep_top_and_a_wrong_count() -> None:
+    for fraction, rows in ((0, 0), (0.25, 2), (0.5, 4), (1, 8)):
+        mask = keep_top(fraction, (8, 12))
+        assert mask.shape == (1, 8, 12)
+        assert mask[:, :rows].all()
+        assert not mask[:, rows:].any()
     for fraction in (-0.1, 1.5, float("nan")):
         with pytest.raises(ValueError, match=r"fraction of known rows must lie in 0 \.\. 1, got"):
             keep_top(fraction, SIZE)

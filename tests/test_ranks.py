@@ -15,6 +15,7 @@ import dsmooth
 from dsmooth.machine import choose_device
 from dsmooth.sampling.output import gather
 from dsmooth.sampling.request import Progress, Request
+from tests.helpers.command_runs import run
 from tests.helpers.rank_processes import (
     COMMAND,
     ForkedPython,
@@ -25,7 +26,7 @@ from tests.helpers.rank_processes import (
 from tests.helpers.sampler_checks import network
 
 
-@pytest.mark.parametrize("chunk", [3, 5, 100])
+@pytest.mark.parametrize("chunk", [5, 100])
 def test_images_of_one_process(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     """Every image once, no part too long, and no group."""
     monkeypatch.delenv("WORLD_SIZE", raising=False)
@@ -35,7 +36,6 @@ def test_images_of_one_process(monkeypatch: pytest.MonkeyPatch, chunk: int) -> N
     def draw(part: Request, progress: Progress) -> torch.Tensor:
         counts.append(part.count)
         progress(0.5)
-        progress(1.0)
         numbers = torch.arange(part.first_index, part.first_index + part.count).float()
         return numbers.view(-1, 1, 1, 1).expand(-1, 1, 4, 4)
 
@@ -82,10 +82,14 @@ def test_a_process_that_is_alone_does_not_wait_for_ever(tmp_path: Path) -> None:
     assert re.fullmatch(r"dsmooth: error: rank 1: the 2 processes did not all start .*\n", errors)
 
 
-def test_two_processes_write_the_images_of_one(tmp_path: Path) -> None:
+def test_two_processes_write_the_images_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An array, and a folder: each process writes its files, from where it was stopped, too."""
+    monkeypatch.chdir(tmp_path)
     models = str(saved_pair(tmp_path / "pair"))
     common = ["sample", models, "-n", "7", "--seed", "3", "--first-index", "5", "--device", "cpu"]
-    wait_for_all(start_ranks(1, [*common, "--out", "one.npz"], tmp_path))
+    assert run(*common, "--out", "one.npz") == 0
     spoken = wait_for_all(start_ranks(2, [*common, "--out", "two.npz"], tmp_path))
     one, two = (np.load(tmp_path / name)["x"] for name in ("one.npz", "two.npz"))
     assert one.shape == (7, 1, 8, 8)
@@ -93,28 +97,23 @@ def test_two_processes_write_the_images_of_one(tmp_path: Path) -> None:
     assert "7 images" in spoken[0]
     assert spoken[1] == ""  # the progress is rank 0's
 
+    def files(folder: str) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
-def test_each_process_writes_its_files_and_they_are_those_of_one(tmp_path: Path) -> None:
-    """From where the folder was stopped, too."""
-    models = str(saved_pair(tmp_path / "pair"))
-    arguments = ["sample", models, "-n", "600", "--device", "cpu"]
-    for size, out in ((1, "one"), (2, "two")):
-        wait_for_all(start_ranks(size, [*arguments, "--out", out], tmp_path))
-    one, two = (
-        {path.name: path.read_bytes() for path in (tmp_path / out).iterdir()}
-        for out in ("one", "two")
-    )
-    assert len(one) == 7  # five shards, the manifest and the lock
-    assert one == two
-    manifest = tmp_path / "two" / "shards.json"
+    common = ["sample", models, "-n", "600", "--device", "cpu"]
+    assert run(*common, "--out", "one") == 0
+    wait_for_all(start_ranks(2, [*common, "--out", "two"], tmp_path))
+    assert len(files("one")) == 7  # five shards, the manifest and the lock
+    assert files("two") == files("one")
+    manifest = Path("two", "shards.json")
     found = json.loads(manifest.read_text())
     first = found["sha256"][0]
     manifest.write_text(json.dumps({**found, "sha256": [first, None, None, None, None]}))
-    (tmp_path / "two" / "shard_00003.npy").unlink()
-    said, _ = wait_for_all(start_ranks(2, [*arguments, "--out", "two"], tmp_path))
+    Path("two", "shard_00003.npy").unlink()
+    said, _ = wait_for_all(start_ranks(2, [*common, "--out", "two"], tmp_path))
     assert "472 images" in said
     assert "beside 128 that were there" in said
-    assert {path.name: path.read_bytes() for path in (tmp_path / "two").iterdir()} == one
+    assert files("two") == files("one")
 
 
 def test_names_of_devices(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,12 +136,8 @@ def test_names_of_devices(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_device_that_is_not_there_ends_the_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dsmooth.cli import main
-
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     out = tmp_path / "x.npz"
-    with pytest.raises(SystemExit) as stop:
-        main(["sample", str(saved_pair(tmp_path)), "--out", str(out), "--device", "cuda"])
-    assert stop.value.code == 1
+    assert run("sample", str(saved_pair(tmp_path)), "--out", str(out), "--device", "cuda") == 1
     assert "dsmooth: error: --device cuda: PyTorch finds no CUDA device" in capsys.readouterr().err
     assert not out.exists()

@@ -1,4 +1,4 @@
-"""The sequential sampler: what it draws follows from the network's parameters and the noise."""
+"""Sampling by whole forwards: what it draws follows from the network's parameters and the noise."""
 
 from __future__ import annotations
 
@@ -17,17 +17,27 @@ from tests.helpers.sampler_checks import (
     GAUSSIAN,
     SEED,
     context_for,
+    labels_of,
     network,
     uniforms_of,
 )
+
+MIXTURES = [{}, {"likelihood": "discretized"}, ATOMS, GAUSSIAN]
+
+
+def double_network(n: int, size: tuple[int, int], **settings: Any) -> tuple[Any, dict[str, Any]]:
+    """A network in float64, and the arguments of a sampler."""
+    model = network(n_filters=4, **settings).double()
+    context = context_for(model, n, *size)
+    given = {"height": size[0], "width": size[1], "seed": SEED, "first_index": FIRST}
+    given["context"] = None if context is None else context.double()
+    return model, given
 
 
 @pytest.mark.grid
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize(
-    "mixture",
-    [{}, {"likelihood": "discretized"}, ATOMS, GAUSSIAN],
-    ids=["continuous", "discretized", "atoms", "gaussian"],
+    "mixture", MIXTURES, ids=["continuous", "discretized", "atoms", "gaussian"]
 )
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("conditioning", ["none", "stack", "concat"])
@@ -35,14 +45,12 @@ def test_samples_are_redrawn_from_their_own_parameters(
     conditioning: str, channels: int, mixture: dict[str, Any], temperature: float
 ) -> None:
     """Teacher forcing: one forward on the samples, then the same noise, gives the samples."""
-    size = {"height": 8, "width": 12}
-    model = network(channels=channels, conditioning=conditioning, n_filters=4, **mixture).double()
-    context = context_for(model, 2, 8, 12)
-    context = None if context is None else context.double()
-    settings = {"seed": SEED, "first_index": FIRST, "temperature": temperature}
-    x = sequential_sample(model, 2, **size, **settings, context=context)
+    model, given = double_network(
+        2, (8, 12), channels=channels, conditioning=conditioning, **mixture
+    )
+    x = sequential_sample(model, 2, **given, temperature=temperature)
     with torch.no_grad():
-        params = model(x, context)
+        params = model(x, given["context"])
     uniforms = uniforms_of(model, 2, 8, 12, FIRST)
     again = logistic_mixture_sample(
         params, uniforms, channels, temperature=temperature, **model.config.mixture
@@ -56,19 +64,68 @@ def test_samples_are_redrawn_from_their_own_parameters(
 
 
 def test_an_image_depends_on_seed_and_index_only() -> None:
-    model = network(conditioning="concat").double()
-    context = context_for(model, 4, 4, 8)
-    assert context is not None
-    context = context.double()
-    draw = {"height": 4, "width": 8}
-    whole = sequential_sample(model, 4, seed=3, first_index=10, context=context, **draw)
-    for i in range(4):
-        one = sequential_sample(
-            model, 1, seed=3, first_index=10 + i, context=context[i : i + 1], **draw
-        )
-        torch.testing.assert_close(one[0], whole[i], rtol=1e-9, atol=1e-9)
-    other = sequential_sample(model, 4, seed=4, first_index=10, context=context, **draw)
-    assert not torch.equal(other, whole)
+    model, given = double_network(4, (4, 8), conditioning="concat")
+    whole = sequential_sample(model, 4, **given)
+    context = given.pop("context")[2:3]
+    one = sequential_sample(model, 1, **{**given, "first_index": FIRST + 2}, context=context)
+    torch.testing.assert_close(one[0], whole[2], rtol=1e-9, atol=1e-9)
+    other = sequential_sample(model, 1, **{**given, "seed": 4}, context=context)
+    assert not torch.equal(other, one)
+
+
+@pytest.mark.grid
+@pytest.mark.parametrize("by_row", [False, True])
+@pytest.mark.parametrize(
+    "mixture", MIXTURES, ids=["continuous", "discretized", "atoms", "gaussian"]
+)
+@pytest.mark.parametrize(
+    ("conditioning", "channels", "n_classes"),
+    [("none", 1, 3), ("none", 3, 0), ("stack", 1, 0), ("concat", 3, 3)],
+)
+def test_jacobi_sampling_equals_sequential_sampling(
+    conditioning: str, channels: int, n_classes: int, mixture: dict[str, Any], by_row: bool
+) -> None:
+    """In no more forwards than pixels."""
+    height, width = size = 8, 4
+    settings = {"conditioning": conditioning, "channels": channels, "n_classes": n_classes}
+    model, given = double_network(3, size, **settings, **mixture)
+    given["label"] = labels_of(3, n_classes)
+    expected = sequential_sample(model, 3, **given)
+    x, iterations = jacobi_sample(model, 3, **given, by_row=by_row)
+    rounding = 0.0 if model.config.likelihood == "discretized" else 1e-12
+    torch.testing.assert_close(x, expected, rtol=rounding, atol=rounding)
+    # The last iteration of a band only confirms; a pixel more is exact after each of the others.
+    most = height * (width + 1) if by_row else height * width + 1
+    assert iterations.shape == (3,)
+    assert iterations.dtype == torch.int64
+    assert ((iterations >= (2 * height if by_row else 2)) & (iterations <= most)).all()
+
+
+@pytest.mark.parametrize(("by_row", "count"), [(False, 2), (True, 16)])
+def test_pixels_that_ignore_one_another_settle_at_once(by_row: bool, count: int) -> None:
+    model = network()
+    with torch.no_grad():
+        model.head.weight_g.zero_()
+    _, iterations = jacobi_sample(model, 2, height=8, width=8, by_row=by_row)
+    assert iterations.tolist() == [count, count]
+
+
+@pytest.mark.quick
+def test_images_settle_one_by_one_and_are_confirmed_as_a_start() -> None:
+    model = network(likelihood="discretized").double()
+    with torch.no_grad():
+        model.head.weight_g.mul_(10)  # pixels that depend on one another
+    x, iterations = jacobi_sample(model, 6, height=8, width=8, first_index=10)
+    assert len(iterations.unique()) > 1
+    assert (iterations > 2).all()
+    alone, count = jacobi_sample(model, 1, height=8, width=8, first_index=13)
+    assert torch.equal(alone[0], x[3])
+    assert count == iterations[3]
+    again, confirmations = jacobi_sample(model, 6, height=8, width=8, first_index=10, start=x)
+    assert torch.equal(again, x)
+    assert confirmations.tolist() == [1] * 6
+    with pytest.raises(ValueError, match=r"start must have shape \(2, 1, 8, 8\), got \(6, 1, 8, "):
+        jacobi_sample(model, 2, height=8, width=8, start=x)
 
 
 def test_the_mode_of_the_model_is_never_touched(monkeypatch: pytest.MonkeyPatch) -> None:

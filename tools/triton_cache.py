@@ -184,11 +184,11 @@ def trained(role: str) -> None:
 
     from dsmooth.data import ImageDataset
     from dsmooth.functional import use_impl
-    from dsmooth.runs import read_run_config
+    from dsmooth.runs import RunFolder
     from dsmooth.train.step import TrainState
 
     folder = ROOT / "dsmooth" / "pretrained" / "mnist" / role
-    config = replace(read_run_config(folder / "config.json")[0], keep_gates="on")
+    config = replace(RunFolder(folder).read_config()[0], keep_gates="on")
     images = torch.zeros(config.batch_size, 1, 28, 28, dtype=torch.uint8)
     with use_impl("triton"):
         TrainState(config, ImageDataset(images, None, "", "train", ""), torch.device("cpu")).step()

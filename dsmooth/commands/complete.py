@@ -23,17 +23,10 @@ from ..progress import progress
 from ..sampling.cached import Sampler
 from ..sampling.known import keep_top, known_pixels
 from ..sampling.output import gather
-from ..sampling.request import How, Request
+from ..sampling.request import How
 from .drawing_device import drawing_device
 from .options import Complete
-from .sample import (
-    GRID_LIMIT,
-    check_models,
-    check_outputs,
-    rate_line,
-    say_diverged,
-    seed_of_all,
-)
+from .sample import GRID_LIMIT, check_outputs, rate_line, request_of, say_diverged
 
 
 def complete(options: Complete) -> None:
@@ -46,15 +39,12 @@ def complete(options: Complete) -> None:
         models = load_models(names)
         if models.smoothed is None and "noisy" in models.networks:
             raise ValueError(f"{names[0]} is a noisy model: name the pair that it is of")
-        check_models(models, options.drawing)
         x = choose_images(source, options.count, models)
         mask = choose_mask(options, models.image_size)
-        check_memory((len(x) * options.draws, *models.image_shape))
-        known = x.repeat_interleave(options.draws, dim=0)
-        drawing = {**vars(options.drawing), "seed": seed_of_all(options.drawing.seed)}
-        if models.n_classes and drawing["label"] is None:
-            drawing["label"] = "prior"
-        request = Request(len(known), known=known_pixels(known, mask, len(known)), **drawing)
+        cells = len(x) * options.draws
+        check_memory((cells, *models.image_shape))
+        known = known_pixels(x.repeat_interleave(options.draws, dim=0), mask, cells)
+        request = request_of(models, options.drawing, cells, known=known)
         started, rank = time.monotonic(), rank_and_size()[0]
         sampler = Sampler(How(options.execution.threads, options.execution.precision))
         models.to(drawing_device(options.execution.device, models, request, sampler.how))

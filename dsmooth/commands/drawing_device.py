@@ -29,10 +29,8 @@ def drawing_device(
 ) -> torch.device:
     """The device that `name` means, for drawing a request from models on the CPU.
 
-    "auto" is a CUDA device if there is one. Where the extension draws on the CPU alone, a trial
-    decides which is faster: the cached sampler there or Jacobi sampling on the GPU. A line says so.
-    folder: images are added to it, on the device of those that are there. All processes call this.
-    Raises ValueError as `choose_device` does.
+    Where the extension draws on the CPU alone, "auto" decides by a trial between that and Jacobi
+    sampling on the GPU, and says so. folder: images are added to it, on the device of those there.
     """
     device = choose_device(name)
     obstacle = cuda_obstacle() if is_available() else None
@@ -57,8 +55,7 @@ def drawing_device(
 def trial(models: Models, request: Request, how: How, device: torch.device) -> tuple[float, float]:
     """Seconds that a request takes by the cached sampler on the CPU, and by Jacobi on `device`.
 
-    The first is measured on an image for each thread, the second on one forward of each network.
-    The models are on the CPU before and after.
+    Measured on an image for each thread and on one forward of each network.
     """
     few = request.part(0, min(request.count, how.threads or torch.get_num_threads()))
     draw = models.drawer(request, Sampler(how))

@@ -6,8 +6,8 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..distributed import process_group, rank_and_size
 from ..machine import check_memory
@@ -26,15 +26,12 @@ GRID_LIMIT = 400
 
 def sample(options: Sample) -> None:
     """Carry out `dsmooth sample`. Raises ValueError or FileNotFoundError before any work."""
-    drawing = {**vars(options.drawing), "seed": seed_of_all(options.drawing.seed)}
-    request = Request(options.count, first_index=options.first_index, **drawing)
     sampler = Sampler(How(options.execution.threads, options.execution.precision))
     check_outputs(options.out, options.count, png=options.png, adm=options.adm)
     with process_group():
         models = load_models(options.models)
-        check_models(models, options.drawing)
-        if models.n_classes and request.label is None:
-            request = replace(request, label="prior")
+        drawing = options.drawing
+        request = request_of(models, drawing, options.count, first_index=options.first_index)
         folder = None if options.out[0].suffix else options.out[0]
         device = options.execution.device
         models.to(drawing_device(device, models, request, sampler.how, folder))
@@ -63,11 +60,15 @@ def check_models(models: Models, drawing: Drawing) -> None:
         )
 
 
-def seed_of_all(seed: int | None) -> int:
-    """`chosen_seed`. Raises ValueError where several processes would each choose their own."""
-    if seed is None and rank_and_size()[1] > 1:
+def request_of(models: Models, drawing: Drawing, count: int, **others: Any) -> Request:
+    """The request of a command's options. Raises ValueError for options that do not fit."""
+    check_models(models, drawing)
+    if drawing.seed is None and rank_and_size()[1] > 1:
         raise ValueError("--seed None is for one process: give all of them the same number")
-    return chosen_seed(seed)
+    fields: dict[str, Any] = {**vars(drawing), "seed": chosen_seed(drawing.seed), **others}
+    if models.n_classes and drawing.label is None:
+        fields["label"] = "prior"
+    return Request(count, **fields)
 
 
 def sample_to_files(
@@ -81,11 +82,8 @@ def sample_to_files(
 ) -> None:
     """Draw images and write each of `outputs`, which `check_outputs` has seen.
 
-    A .png is a grid and a .npz one array, made in memory; with `adm` in the layout of
-    `write_adm_npz`. A path without a suffix is a folder of numbered files (see `Shards`), or with
-    `png` of a PNG file an image (see `Pictures`): the images go to disk as they come, and a stopped
-    call goes on where it was. Under torchrun all processes draw the images of one together.
-    Raises ValueError as `Models.drawer` and `fill` do, and if all images diverged.
+    A .png is a grid and a .npz one array, made in memory. A path without a suffix is a folder of
+    `Shards`, or with `png` of `Pictures`. Raises ValueError if all images diverged.
     """
     started, rank = time.monotonic(), rank_and_size()[0]
     draw = models.drawer(request, sampler)
@@ -132,7 +130,7 @@ def say_diverged(diverged: int, drawn: int) -> None:
 
 
 def rate_line(drawn: int, there: int, seconds: float) -> str:
-    """How many images this call drew, and how fast; those that were there already do not count."""
+    """How many images this call drew, and how fast."""
     before = f", beside {there:,} that were there" if there else ""
     rate = f" ({drawn / seconds:.2f} img/s)" if drawn else ""
     return f"{drawn:,} image{'s' * (drawn != 1)} in {seconds:.1f} s{rate}{before}"

@@ -1,13 +1,13 @@
 """Trained networks by name: found, read and written.
 
 `resolve` finds and reads what a name, a folder or an id of the Hugging Face Hub stands for; `pairs`
-writes pairs with their model cards; `hub` fetches and uploads folders.
+reads and writes pairs with their model cards; `hub` fetches and uploads folders.
 
 The folders here are the models that come with the package: the runs `noisy`, `denoiser` and
 `plain`, a model card (README.md) and its numbers (card.json), which
 `python -m dsmooth.reproduce.card` measures again.
 """
 
-from .resolver import DEFAULT, TITLE, Origins, SavedNetwork, find, is_model, names, resolve
+from .resolver import DEFAULT, TITLE, SavedNetwork, find, is_model, names, resolve
 
-__all__ = ["DEFAULT", "TITLE", "Origins", "SavedNetwork", "find", "is_model", "names", "resolve"]
+__all__ = ["DEFAULT", "TITLE", "SavedNetwork", "find", "is_model", "names", "resolve"]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..config import OWN
+from ..config import OWN, Role
 from ..data import DATASETS
 from ..nn import PixelCNNpp
 from ..tables import COMPARABLE, Table, bits_table, plain_text
@@ -18,24 +18,18 @@ NAMES = {"noisy": "noisy model, p(x~)", "denoiser": "denoiser, p(x given x~)"}
 
 def render_card(
     config: Mapping[str, Any],
-    noisy: PixelCNNpp,
-    denoiser: PixelCNNpp,
+    networks: Mapping[Role, PixelCNNpp],
     name: str,
     scores: Mapping[str, Any] | None,
-    license: str | None = None,
+    license: str | None,
 ) -> str:
-    """README.md of a saved pair.
-
-    config: `PairSettings` as JSON. name: for `SmoothedPair.from_pretrained`. scores: the content of
-    the file that `dsmooth evaluate bpd` wrote, or None. license: by its name on the Hub.
-    Raises ValueError for scores without a pair.
-    """
+    """README.md of a saved pair, whose config.json is `config`."""
     origin = config["origin"]
     sections = [
         _front_matter(sorted({each["data"] for each in origin.values()}), license),
         MARK,
-        _head(config, noisy.config.image_channels, name),
-        "## Networks\n\n" + _networks({"noisy": noisy, "denoiser": denoiser}),
+        _head(config, networks["noisy"].config.image_channels, name),
+        "## Networks\n\n" + _networks(networks),
         "## Training\n\n" + _training(origin),
         "## Bits per dimension\n\n" + _bits(scores, origin),
     ]
@@ -71,7 +65,7 @@ x = pair.sample(64, seed=0)  # (64, {channels}, {height}, {width}) in [-1, 1]
 ```"""
 
 
-def _networks(networks: Mapping[str, PixelCNNpp]) -> str:
+def _networks(networks: Mapping[Role, PixelCNNpp]) -> str:
     rows = []
     for role, network in networks.items():
         c = network.config

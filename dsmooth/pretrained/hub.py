@@ -15,10 +15,7 @@ _FILES = ["*.json", "*.jsonl", "*.safetensors", "*.md", "*.png"]
 
 
 def is_hub_id(name: str | Path) -> bool:
-    """Whether `name` is an "owner/name" of the Hub rather than a path that was mistyped.
-
-    A name whose `owner` is a folder here is a path.
-    """
+    """Whether `name` is an "owner/name" of the Hub; if `owner` is a folder here it is a path."""
     text = str(name)
     return _ID.fullmatch(text) is not None and not Path(text).parent.exists()
 
@@ -26,11 +23,8 @@ def is_hub_id(name: str | Path) -> bool:
 def download(repo_id: str, revision: str | None = None, **options: Any) -> Path:
     """The folder of a model on the Hub, fetched into the cache of huggingface_hub if need be.
 
-    A warning says so, for the name may be a path that was mistyped. revision: a branch, tag
-    or commit; None for the main branch. options: cache_dir, token and local_files_only of
-    huggingface_hub; those that are None or False are not passed on.
-    Raises ModuleNotFoundError without the extra, and OSError, with the reason and what to do, if
-    the Hub does not give the model.
+    A warning says so, for the name may be a path that was mistyped. options: of
+    `SmoothedPair.from_pretrained`; the Hub does not see those that are None or False.
     """
     missing = f"there is no folder {repo_id} here"
     hub = _huggingface_hub(f"{missing}; to read it from the Hugging Face Hub")
@@ -50,10 +44,7 @@ def download(repo_id: str, revision: str | None = None, **options: Any) -> Path:
 def upload(
     folder: Path, repo_id: str, *, private: bool, token: str | None, commit_message: str
 ) -> str:
-    """Put the files of `folder` into the model `repo_id`, made if need be; the commit's address.
-
-    Raises as `download` does, and ValueError for a repo_id that is no "owner/name".
-    """
+    """Put the files of `folder` into the model `repo_id`, made if need be; the commit's address."""
     if _ID.fullmatch(repo_id) is None:
         raise ValueError(f'repo_id must be "owner/name", got {repo_id!r}')
     hub = _huggingface_hub(f"to write {repo_id} on the Hugging Face Hub")

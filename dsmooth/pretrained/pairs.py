@@ -1,99 +1,170 @@
-"""The folder of a saved pair: its settings, its weights and its model card."""
+"""Pairs in files: a folder of settings, weights and a model card, here or on the Hub."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import nn
 
 from .._version import __version__
-from ..config import ModelConfig, Role, SmoothingKind
+from ..config import Role, SmoothingKind
 from ..files import read_json, save_weights, write_atomically, write_json
 from ..nn import PixelCNNpp
 from ..nn.weights import weights_digest
 from ..runs import Origin
-from ..smoothing import Smoothing
+from ..smoothing import Smoothing, make_smoothing
 from .card import MARK, render_card
+from .hub import upload
+from .resolver import (
+    CARD_FILE,
+    CONFIG_FILE,
+    DENOISER_FILE,
+    NOISY_FILE,
+    PairSettings,
+    SavedNetwork,
+    SmoothingSettings,
+    resolve,
+)
 
-CONFIG_FILE = "config.json"
-NOISY_FILE = "noisy.safetensors"
-DENOISER_FILE = "denoiser.safetensors"
-CARD_FILE = "README.md"
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
-@dataclass(frozen=True)
-class SmoothingSettings:
-    """Kind and scale of the smoothing noise."""
+class PairInFiles(nn.Module):
+    """Reading and writing of a pair, whose class is made of its two models and the smoothing."""
 
-    kind: SmoothingKind
-    scale: float
-
-
-@dataclass(frozen=True)
-class PairSettings:
-    """The settings' file of a saved pair, but for the version of dsmooth."""
-
-    noisy: ModelConfig
-    denoiser: ModelConfig
-    smoothing: SmoothingSettings
+    noisy: PixelCNNpp
+    denoiser: PixelCNNpp
+    smoothing: Smoothing
     image_size: tuple[int, int]
-    origin: dict[Role, Origin] = field(default_factory=dict)
-    weights_sha256: dict[Role, str] = field(default_factory=dict)
-    """`weights_digest` of each network; dsmooth 0.1.0 wrote none."""
+    origin: dict[Role, Origin]
+    """Origin of the weights, as far as it is known; shown by the model card."""
 
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        scores: str | Path | None = None,
+        name: str | None = None,
+        license: str | None = None,
+    ) -> None:
+        """Write config.json, noisy.safetensors, denoiser.safetensors and the card README.md.
 
-def save_pair(
-    folder: Path,
-    noisy: PixelCNNpp,
-    denoiser: PixelCNNpp,
-    smoothing: Smoothing,
-    image_size: tuple[int, int],
-    origin: Mapping[Role, Origin],
-    *,
-    name: str,
-    scores: Path | None,
-    license: str | None = None,
-) -> None:
-    """Write settings, weights and card. A card that a person wrote stays.
+        The card says what the pair is and, where it was made of run folders, how it was trained.
+        scores: the file that `dsmooth evaluate bpd` wrote for it, whose table the card shows. name:
+        by which the card's example reads the pair, by default the folder's. license: of the
+        weights, by its name on the Hub, such as "mit". A README.md that dsmooth did not write
+        stays.
+        Raises ValueError for scores of another pair.
+        """
+        kind = SmoothingSettings(cast(SmoothingKind, self.smoothing.kind), self.smoothing.scale)
+        networks: dict[Role, PixelCNNpp] = {"noisy": self.noisy, "denoiser": self.denoiser}
+        digests = {role: weights_digest(network) for role, network in networks.items()}
+        configs = self.noisy.config, self.denoiser.config
+        settings = asdict(PairSettings(*configs, kind, self.image_size, dict(self.origin), digests))
+        measured = None if scores is None else read_json(Path(scores))
+        pair = {} if measured is None else measured.get("pair")
+        if measured is not None and (
+            not isinstance(pair, dict) or pair.get("weights_sha256") != [*digests.values()]
+        ):
+            raise ValueError(f"{scores} does not hold the scores of these weights")
+        card = render_card(settings, networks, name or str(folder), measured, license)
+        folder = Path(folder)
+        config = folder / CONFIG_FILE
+        if config.exists() and not {"noisy", "denoiser"} <= read_json(config).keys():
+            raise ValueError(
+                f"{config} is not that of a saved pair, and stays: choose another folder"
+            )
+        save_weights(self.noisy, folder / NOISY_FILE)
+        save_weights(self.denoiser, folder / DENOISER_FILE)
+        write_json(config, {"dsmooth": __version__, **settings})
+        path = folder / CARD_FILE
+        if not path.exists() or MARK in path.read_text(errors="replace"):
+            write_atomically(path, card.encode())
 
-    name: how `SmoothedPair.from_pretrained` finds the folder. scores: the file that `dsmooth
-    evaluate bpd` wrote. license: for the card.
-    Raises ValueError for scores of other weights or that are none, and for a folder whose settings
-    are those of a run or of another program.
-    """
-    kind = SmoothingSettings(cast(SmoothingKind, smoothing.kind), smoothing.scale)
-    digests: dict[Role, str] = {
-        "noisy": weights_digest(noisy),
-        "denoiser": weights_digest(denoiser),
-    }
-    settings = asdict(
-        PairSettings(noisy.config, denoiser.config, kind, image_size, dict(origin), digests)
-    )
-    measured = None if scores is None else _read_scores(scores, list(digests.values()))
-    card = render_card(settings, noisy, denoiser, name, measured, license)
-    _check_folder(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_weights(noisy, folder / NOISY_FILE)
-    save_weights(denoiser, folder / DENOISER_FILE)
-    write_json(folder / CONFIG_FILE, {"dsmooth": __version__, **settings})
-    path = folder / CARD_FILE
-    if not path.exists() or MARK in path.read_text(errors="replace"):
-        write_atomically(path, card.encode())
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        token: str | None = None,
+        scores: str | Path | None = None,
+        license: str | None = None,
+        commit_message: str = "Upload a smoothed pair",
+    ) -> str:
+        """Write what `save_pretrained` writes into the model `repo_id` of the Hugging Face Hub.
 
+        repo_id: "owner/name", made if need be, for you alone if `private`. token: None for the one
+        of `hf auth login`. scores, license: as in `save_pretrained`. Returns the commit's address.
+        Raises ModuleNotFoundError without the extra "hub"; OSError, with the reason and what to do,
+        if the Hub does not take it; ValueError for a repo_id or scores that do not fit.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, scores=scores, name=repo_id, license=license)
+            return upload(
+                Path(folder), repo_id, private=private, token=token, commit_message=commit_message
+            )
 
-def _check_folder(folder: Path) -> None:
-    """Raise ValueError if a folder has settings that are not a pair's."""
-    path = folder / CONFIG_FILE
-    if path.exists() and not {"noisy", "denoiser"} <= read_json(path).keys():
-        raise ValueError(f"{path} is not that of a saved pair, and stays: choose another folder")
+    @classmethod
+    def from_runs(cls, noisy: str | Path, denoiser: str | Path) -> Self:
+        """Make a pair of two run folders of `dsmooth train`.
 
+        Raises FileNotFoundError or ValueError for folders that are not runs, have other roles, or
+        were trained for different smoothing or image sizes.
+        """
+        return cls.of_networks([*resolve(noisy), *resolve(denoiser)])
 
-def _read_scores(path: Path, digests: list[str]) -> dict[str, Any]:
-    """The scores in a file. Raises ValueError if they are those of other weights."""
-    scores = read_json(path)
-    pair = scores.get("pair")
-    stated = pair.get("weights_sha256") if isinstance(pair, dict) else None
-    if stated != digests:
-        raise ValueError(f"{path} does not hold the scores of these weights")
-    return scores
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+    ) -> Self:
+        """Read a pair by its name or folder; both models in evaluation mode.
+
+        name: "mnist", the pair that comes with the package; a folder that `save_pretrained` wrote;
+        one with the runs `noisy` and `denoiser` in it, such as that of `dsmooth reproduce`; or, by
+        the extra "hub", the "owner/name" of such a folder on the Hugging Face Hub. device, dtype:
+        of the models, by default the CPU and float32. revision, cache_dir, token, local_files_only:
+        of the Hub, as `huggingface_hub.snapshot_download` takes them.
+        Raises FileNotFoundError or ValueError, naming the file, for anything else;
+        ModuleNotFoundError without the extra, and OSError if the Hub does not give the pair.
+        """
+        hub = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
+        pair = cls.of_networks(resolve(name, revision=revision, **hub))
+        return pair.to(device=device, dtype=dtype)
+
+    @classmethod
+    def of_networks(cls, saved: Sequence[SavedNetwork]) -> Self:
+        """Read a noisy model and its denoiser, in this order; raises as `from_runs` does."""
+        found = ", ".join(f"{network.role} ({network.folder})" for network in saved)
+        if [network.role for network in saved] != ["noisy", "denoiser"]:
+            raise ValueError(
+                f"a pair needs the run of a noisy model and the run of a denoiser, got {found}"
+            )
+        noisy, denoiser = saved
+        one, two = (f"{n.smoothing} noise of scale {n.scale}" for n in saved)
+        if one != two or noisy.image_size != denoiser.image_size:
+            raise ValueError(
+                f"the runs do not fit together: {one} at {noisy.image_size} and {two} at "
+                f"{denoiser.image_size}"
+            )
+        networks = noisy.load(), denoiser.load()
+        try:
+            smoothing = make_smoothing(noisy.smoothing, noisy.scale)
+            pair = cls(*networks, smoothing, noisy.image_size).eval()
+        except ValueError as error:
+            raise ValueError(f"{found} are no pair: {error}") from None
+        pair.origin = {n.role: origin for n in saved if (origin := n.read_origin())}
+        return pair

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,36 @@ from ..nn import PixelCNNpp
 from ..nn.weights import load_network, weights_digest
 from ..runs import Origin, RunFolder, run_config
 from .hub import download, is_hub_id
-from .pairs import CONFIG_FILE, DENOISER_FILE, NOISY_FILE, PairSettings
 
 DEFAULT = "mnist"
 TITLE = "models that come with dsmooth"
+CONFIG_FILE = "config.json"
+NOISY_FILE = "noisy.safetensors"
+DENOISER_FILE = "denoiser.safetensors"
+CARD_FILE = "README.md"
 
 _HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class SmoothingSettings:
+    """Kind and scale of the smoothing noise."""
+
+    kind: SmoothingKind
+    scale: float
+
+
+@dataclass(frozen=True)
+class PairSettings:
+    """The settings' file of a saved pair, but for the version of dsmooth."""
+
+    noisy: ModelConfig
+    denoiser: ModelConfig
+    smoothing: SmoothingSettings
+    image_size: tuple[int, int]
+    origin: dict[Role, Origin] = field(default_factory=dict)
+    weights_sha256: dict[Role, str] = field(default_factory=dict)
+    """`weights_digest` of each network; dsmooth 0.1.0 wrote none."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +65,7 @@ class SavedNetwork:
     sha256: str | None = None
 
     def load(self) -> PixelCNNpp:
-        """Read the weights: the network in evaluation mode, on the CPU.
-
-        Raises FileNotFoundError or ValueError, naming the file.
-        """
+        """The network in evaluation mode, on the CPU; FileNotFoundError or ValueError, the file."""
         network = load_network(self.config, self.weights)
         if self.sha256 not in (None, weights_digest(network)):
             raise ValueError(
@@ -64,33 +84,6 @@ class SavedNetwork:
         return origin
 
 
-class Origins(Mapping[Role, Origin]):
-    """Known origins of networks by role; a log is read when its run is asked for."""
-
-    def __init__(self, networks: Iterable[SavedNetwork]) -> None:
-        self._networks = {n.role: n for n in networks if n.run or n.origin}
-
-    def __getitem__(self, role: Role) -> Origin:
-        origin = self._networks[role].read_origin()
-        assert origin is not None  # by the constructor
-        return origin
-
-    def __iter__(self) -> Iterator[Role]:
-        return iter(self._networks)
-
-    def __len__(self) -> int:
-        return len(self._networks)
-
-
-def resolve(name: str | Path, **hub: Any) -> list[SavedNetwork]:
-    """The networks of a run, of a saved pair, or of the runs `noisy` and `denoiser` in a folder.
-
-    name, hub: see `find`. Each file of settings is read once, and no weights.
-    Raises FileNotFoundError or ValueError, naming the file or the name, and as `find`.
-    """
-    return _read(find(name, **hub))
-
-
 def names() -> list[str]:
     """The names of the packaged models."""
     return sorted(path.parent.name for path in _HERE.glob("*/noisy"))
@@ -100,8 +93,7 @@ def find(name: str | Path, **hub: Any) -> Path:
     """The folder that `name` is: the path itself if it is there, else that of packaged models.
 
     A folder that is named like packaged models, but holds no networks, does not hide them.
-    Else the "owner/name" of a model on the Hugging Face Hub, which is fetched. hub: arguments of
-    `download`.
+    Else the "owner/name" of a model on the Hugging Face Hub, which is fetched by `download`.
     Raises FileNotFoundError, naming what there is, if it is none of them, and as `download`.
     """
     path = Path(name)
@@ -131,28 +123,32 @@ def _has_runs(folder: Path) -> bool:
     return all((folder / role / CONFIG_FILE).is_file() for role in ("noisy", "denoiser"))
 
 
-def _read(folder: Path) -> list[SavedNetwork]:
-    """The networks in a folder. Of two readings a saved pair goes first, then the runs inside."""
-    values = read_json(folder / CONFIG_FILE) if (folder / CONFIG_FILE).exists() else None
+def resolve(name: str | Path, **hub: Any) -> list[SavedNetwork]:
+    """The networks of a run, of a saved pair, or of the runs `noisy` and `denoiser` in a folder.
+
+    A pair goes before the runs inside its folder. Each file of settings is read once, and no
+    weights. Raises FileNotFoundError or ValueError, naming the file or the name, and as `find`.
+    """
+    folder = find(name, **hub)
+    path = folder / CONFIG_FILE
+    values = read_json(path) if path.exists() else None
     if values is not None and "role" not in values:
         return _read_pair(folder, values)
     if _has_runs(folder):
-        runs = [RunFolder(folder / role) for role in ("noisy", "denoiser")]
-        return [_read_run(run, read_json(run.config)) for run in runs]
-    inside = sorted(path.parent.name for path in folder.glob(f"*/{CONFIG_FILE}"))
-    if values is None and inside:
-        raise FileNotFoundError(
-            f"there is no {folder / CONFIG_FILE}: name folders in {folder}, which has "
-            f"{', '.join(inside)}"
-        )
+        inside = [folder / role / CONFIG_FILE for role in ("noisy", "denoiser")]
+        return [_read_run(config.parent, read_json(config)) for config in inside]
+    if values is None:
+        others = sorted(config.parent.name for config in folder.glob(f"*/{CONFIG_FILE}"))
+        hint = f": name folders in {folder}, which has {', '.join(others)}" if others else ""
+        raise FileNotFoundError(f"there is no {path}{hint}")
+    return [_read_run(folder, values)]
+
+
+def _read_run(folder: Path, values: dict[str, Any]) -> SavedNetwork:
     run = RunFolder(folder)
-    return [_read_run(run, read_json(run.config) if values is None else values)]
-
-
-def _read_run(run: RunFolder, values: dict[str, Any]) -> SavedNetwork:
     settings, size = run_config(values, run.config)
     return SavedNetwork(
-        run.path,
+        folder,
         settings.role,
         settings.model,
         settings.smoothing,

@@ -21,7 +21,6 @@ from ..nn.pixelcnnpp import is_given
 from ..progress import LOG
 from .builder import as_numpy, build_program
 from .jacobi import draw_by_jacobi
-from .program import Program
 from .request import AUTO, Choices, How, Progress, Request, check_size
 from .sequential import draw_sequentially
 
@@ -77,10 +76,19 @@ class CachedSampler:
         self._native: Any
         if device.type == "cpu":
             self._native = extension().CpuSampler(program, bf16, instruction_set)
-        else:
-            self._native, self._weights = _on_cuda(device, program, bf16)
-            with torch.cuda.device(device):
-                self._free = _free_memory()
+            return
+        if (obstacle := cuda_obstacle()) is not None:
+            raise RuntimeError(f"CachedSampler cannot run on {device}: {obstacle}")
+        # torch makes the former device current again without making a context there.
+        with torch.cuda.device(device):
+            self._native = extension().CudaSampler(program, bf16, device.index)
+            host = torch.empty(self._native.weight_words, dtype=torch.float32)
+            self._weights = torch.empty_like(host, device=device)
+            self._native.write_weights(host, self._weights)
+            self._weights.copy_(host)
+            # Every stream may then read them, that of a graph's capture too.
+            torch.cuda.current_stream(device).synchronize()
+            self._free = _free_memory()
 
     @property
     def instruction_set(self) -> str:
@@ -139,17 +147,26 @@ class CachedSampler:
         check_size(size)
         shape = (request.count, self.config.image_channels, *size)
         check_memory(shape)
-        context = self._given_context(context, shape)
-        condition = self._condition(request)
+        if not is_given(context, self.config.conditioning):
+            context = None
+        elif tuple(context.shape) != shape:
+            raise ValueError(f"context must have shape {shape}, got {tuple(context.shape)}")
+        elif context.dtype != torch.float32 or context.device != self.device:
+            raise TypeError(
+                f"context must be float32 on {self.device}, got {context.dtype} on {context.device}"
+            )
         out, mask = torch.empty(shape, dtype=torch.float32, device=self.device), None
+        label = request.labels(self.config.condition_size, self.device)
         if request.known is not None:
             out = request.known.keep(out)
             mask = request.known.mask.contiguous().view(torch.uint8)
         arguments: dict[str, Any] = {
             "out": out,
-            "context": context,
+            "context": self._plain("context", context),
             "mask": mask,
-            "condition": condition,
+            "condition": self._plain(
+                "label", condition_vectors(label, None, self.config, request.count, out)
+            ),
             "seed": request.seed,
             "first_index": request.first_index,
             "temperature": request.temperature,
@@ -171,8 +188,7 @@ class CachedSampler:
         """Launch a kernel for every few rows, on the caller's current stream.
 
         It waits only while more than LAUNCHES_AHEAD launches are on their way, and never in the
-        capture of a CUDA graph. The workspace is freed on return and given out again in the order
-        of the stream. Raises RuntimeError with CUDA's text, torch.cuda.OutOfMemoryError among them.
+        capture of a CUDA graph. The workspace is given out again in the order of the stream.
         """
         n, _, height, width = arguments["out"].shape
         with torch.cuda.device(self.device):
@@ -201,42 +217,22 @@ class CachedSampler:
                     while not oldest.query():  # a wait in which Ctrl-C is heard
                         time.sleep(POLL_SECONDS)
 
-    def _condition(self, request: Request) -> Tensor | None:
-        """The vector of each image: (count, D) float32, contiguous; None for a model without."""
-        label = request.labels(self.config.condition_size, self.device)
-        like = torch.empty(0, dtype=torch.float32, device=self.device)
-        vectors = condition_vectors(label, None, self.config, request.count, like)
-        if vectors is None:
+    def _plain(self, name: str, values: Tensor | None) -> Tensor | None:
+        """Values as the extension reads them: contiguous, and finite where looking is cheap."""
+        if values is None:
             return None
-        vectors = vectors.detach().resolve_neg().contiguous()
-        if self.device.type == "cpu" and not np.isfinite(vectors.numpy()).all():
-            raise ValueError("label must be finite, got a NaN or an infinity")
-        return vectors
-
-    def _given_context(self, context: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
-        """The context as the extension reads it."""
-        if not is_given(context, self.config.conditioning):
-            return None
-        if tuple(context.shape) != shape:
-            raise ValueError(f"context must have shape {shape}, got {tuple(context.shape)}")
-        if context.dtype != torch.float32 or context.device != self.device:
-            raise TypeError(
-                f"context must be float32 on {self.device}, got {context.dtype} on {context.device}"
-            )
-        context = context.detach().resolve_neg().contiguous()
-        if self.device.type == "cpu" and not np.isfinite(context.numpy()).all():
-            raise ValueError("context must be finite, got a NaN or an infinity")
-        return context
+        values = values.detach().resolve_neg().contiguous()
+        if self.device.type == "cpu" and not np.isfinite(values.numpy()).all():
+            raise ValueError(f"{name} must be finite, got a NaN or an infinity")
+        return values
 
 
 class Sampler:
     """Draws requests from networks: by `CachedSampler` where it runs, else by whole forwards.
 
     These are Jacobi iterations on a GPU, which a forward of one pixel leaves idle, and one forward
-    a pixel elsewhere.
-
-    A network is packed when it is first drawn from. Later changes of its weights may not be seen,
-    so a sampler serves one drawing.
+    a pixel elsewhere. A network is packed when it is first drawn from. Later changes of its weights
+    may not be seen, so a sampler serves one drawing.
     """
 
     def __init__(self, how: How = AUTO) -> None:
@@ -251,10 +247,7 @@ class Sampler:
         context: Tensor | None = None,
         progress: Progress | None = None,
     ) -> Tensor:
-        """The images (count, C, H, W) of a request. progress: called with the fraction done.
-
-        Raises ValueError for precision bfloat16 where the cached sampler cannot run.
-        """
+        """The images (count, C, H, W) of a request; progress: called with the fraction done."""
         if model not in self._packed:
             self._packed[model] = self._pack(model)
         cached = self._packed[model]
@@ -282,10 +275,7 @@ class Sampler:
 
 
 def settles_on_gpu(weight: Tensor) -> bool:
-    """Whether a network without a cached sampler draws by Jacobi iterations.
-
-    In half precision these end before the pixels are those of one forward a pixel.
-    """
+    """Whether it draws by Jacobi iterations, which half precision ends before they are exact."""
     return weight.is_cuda and weight.dtype in (torch.float32, torch.float64)
 
 
@@ -334,26 +324,6 @@ def _say_slow(way: str, reason: str) -> None:
     """Warn once in which way images are drawn without a cached sampler, and why."""
     short = textwrap.shorten(reason, 200, placeholder=" ...")
     LOG.warning("%s: %s; `dsmooth doctor` says more", way, short)
-
-
-def _on_cuda(device: torch.device, program: Program, bf16: bool) -> tuple[Any, Tensor]:
-    """The native sampler and its weights, which are on the device when this returns.
-
-    So every stream may read them, that of a graph's capture too. The native half only computes
-    sizes and launches; the weights, the workspace and the images are tensors.
-    """
-    obstacle = cuda_obstacle()
-    if obstacle is not None:
-        raise RuntimeError(f"CachedSampler cannot run on {device}: {obstacle}")
-    # torch makes the former device current again without making a context there.
-    with torch.cuda.device(device):
-        native = extension().CudaSampler(program, bf16, device.index)
-        host = torch.empty(native.weight_words, dtype=torch.float32)
-        weights = torch.empty_like(host, device=device)
-        native.write_weights(host, weights)
-        weights.copy_(host)
-        torch.cuda.current_stream(device).synchronize()
-    return native, weights
 
 
 def _free_memory() -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..functional import logistic_mixture_log_prob
 from ..nn import PixelCNNpp
-from ..philox import Stream, image_words, to_uniform
+from ..philox import Stream, image_words, seed_from, to_uniform
 from .cached import Sampler
 from .known import KnownPixels
 from .request import Progress, Request, share_of_progress
@@ -31,20 +31,16 @@ def draw_completions(
 ) -> Tensor:
     """The images (count, C, H, W) of a request with known pixels, each one of `candidates` draws.
 
-    model: a `SmoothedPair` of one noise level, or a network without context. size: (H, W). The
-    first candidate is the image that is drawn without others. progress: called with the fraction
-    done.
+    model: a `SmoothedPair` of one noise level, or a network without context. The first candidate is
+    the image that is drawn without others.
     """
-    where: dict[str, Any] = {"seed": request.seed, "stream": Stream.CANDIDATE}
-    taken = best = None
+    seed, first_index, taken, best = request.seed, request.first_index, None, None
+    where: dict[str, Any] = {"seed": seed, "first_index": first_index, "stream": Stream.CANDIDATE}
     for i in range(candidates):
-        low, high, *_ = image_words(1, 1, first_index=i, **where)[0, 0].tolist()
-        own = replace(request, seed=int(low | high << 32)) if i else request
+        own = replace(request, seed=seed_from(seed, i, Stream.CANDIDATE)) if i else request
         share = share_of_progress(progress, i / candidates, (i + 1) / candidates)
         x, log_weight = draw_weighted(model, own, sampler, size, share)
-        words = image_words(
-            request.count, 1, first_index=request.first_index, repeat=i + 1, **where
-        )
+        words = image_words(request.count, 1, repeat=i + 1, **where)
         # The largest of log-weights with Gumbel noise is a draw in proportion to the weights.
         score = log_weight - to_uniform(words)[:, 0, 0].to(log_weight).log().neg().log()
         if taken is None or best is None:

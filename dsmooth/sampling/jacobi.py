@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..functional import logistic_mixture_sample
 from ..nn import PixelCNNpp
-from .request import Choices, Progress, Request, check_size
-from .sequential import first_images, in_evaluation, pixel_uniforms, select_context
+from .request import Choices, Progress, Request
+from .sequential import begin, select_context
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -71,22 +71,13 @@ def draw_by_jacobi(
     by_row: bool = False,
     start: Tensor | None = None,
 ) -> JacobiSamples:
-    """Draw a request as `jacobi_sample` does.
-
-    progress: called after each iteration with the fraction of images that settled, or of rows.
-    """
-    check_size(size)
+    """Draw a request as `jacobi_sample` does; progress follows the images that settled."""
     n, (height, width) = request.count, size
-    x, mask = first_images(model, request, size, start)
+    model, x, mask, uniforms, encoded = begin(model, request, size, context, start)
     exact = model.config.likelihood == "discretized"
     rounding = 0.0 if exact else ROUNDINGS * torch.finfo(x.dtype).eps
-    uniforms = pixel_uniforms(model, request, size)
     iterations = torch.zeros(n, dtype=torch.int64, device=x.device)
     bands = [(r, r + 1) for r in range(height)] if by_row else [(0, height)]
-
-    model = in_evaluation(model)
-    label = request.labels(model.config.condition_size, x.device)
-    encoded = model.encode_context(x, context, label)
     for first, end in bands:
         rows = (end + 3) // 4 * 4  # rows below cannot matter; a multiple of 4 must be there
         active = torch.arange(n, device=x.device)

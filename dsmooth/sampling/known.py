@@ -19,21 +19,8 @@ class KnownPixels:
     images: Tensor
     mask: Tensor
 
-    def part(self, offset: int, count: int) -> KnownPixels:
-        """The pixels of the `count` images behind the first `offset` ones."""
-        here = slice(offset, offset + count)
-        return KnownPixels(self.images[here], self.mask[here])
-
-    def to(self, device: torch.device | str) -> KnownPixels:
-        """The same, on `device`."""
-        return KnownPixels(self.images.to(device), self.mask.to(device))
-
     def keep(self, x: Tensor) -> Tensor:
-        """x (n, C, H, W) with the known pixels in their places, in new memory, contiguous.
-
-        Raises ValueError if x has another shape or device than the known images, TypeError if it
-        has another dtype.
-        """
+        """x (n, C, H, W) with the known pixels in their places, in new memory, contiguous."""
         if self.images.shape != x.shape:
             raise ValueError(
                 f"known must have shape {tuple(x.shape)}, got {tuple(self.images.shape)}"
@@ -53,13 +40,7 @@ class KnownPixels:
 
 
 def known_pixels(known: Tensor | None, mask: Tensor | None, count: int) -> KnownPixels | None:
-    """The known pixels of `count` images; None if neither argument is given.
-
-    known: (count, C, H, W), or (1, C, H, W) for all images; read where a pixel is known, and finite
-    there. mask: (count, H, W) or (1, H, W) bool, True where a pixel is known, in all its colours.
-    Raises ValueError if one of them is missing, for other shapes and for known pixels that are not
-    finite; TypeError for other dtypes.
-    """
+    """The known pixels of `count` images; None if neither argument is given, see `Choices`."""
     if known is None and mask is None:
         return None
     if known is None or mask is None:

@@ -11,29 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..philox import Stream, image_words
+from ..philox import Stream, seed_from
 from ..smoothing import GaussianSmoothing
 from .cached import Sampler
 from .request import Progress, Request, share_of_progress
 
 
 def seed_of_rung(seed: int, rung: int, repeat: int = 0) -> int:
-    """The seed of what is drawn on a rung above the lowest, which has rung 0 and `seed` itself.
-
-    The first two words of Philox at counter (0, rung, 0, LADDER and repeat).
-    """
-    if rung == 0:
-        return seed
-    words = image_words(1, 1, seed=seed, first_index=rung, stream=Stream.LADDER, repeat=repeat)
-    low, high, *_ = words[0, 0].tolist()
-    return int(low | high << 32)
+    """The seed of draws on a rung above the lowest, which has rung 0 and `seed` itself."""
+    return seed_from(seed, rung, Stream.LADDER, repeat) if rung else seed
 
 
 class Step:
-    """The noisy image between an image x and a noisier one: q(x_low | x, x_high).
-
-    low, high: scales of the noise, low < high. It is Gaussian, its mean between the two.
-    """
+    """q(x_low | x, x_high) of the noise scales low < high: Gaussian, its mean between the two."""
 
     def __init__(self, low: float, high: float) -> None:
         self.weight = (low / high) ** 2
@@ -61,13 +51,9 @@ class Ladder:
     def __init__(self, rungs: Sequence[Any]) -> None:
         self.rungs = rungs
 
-    def labelled(self, request: Request) -> Request:
-        """The request with one class of an image on all rungs, whose seeds differ."""
-        return request.labelled(self.rungs[0].n_classes, self.rungs[0].device)
-
     def draw(self, request: Request, sampler: Sampler, progress: Progress | None = None) -> Tensor:
-        """The images of a request. progress: called with the fraction done."""
-        request = self.labelled(request)
+        """The images of a request."""
+        request = self._labelled(request)
         # One network for x~, and one for every image that is drawn from a noisy one.
         first = 1 / (len(self.rungs) + (request.method == "two-step"))
         x_tilde = self.rungs[0].draw_noisy(request, sampler, share_of_progress(progress, 0, first))
@@ -81,7 +67,7 @@ class Ladder:
         progress: Progress | None = None,
     ) -> Tensor:
         """The image of each x~ (B, C, H, W) of the highest level."""
-        request = self.labelled(request)
+        request = self._labelled(request)
         steps = len(self.rungs) - 1
         parts = steps + (request.method == "two-step")
         for i, (high, low) in enumerate(pairwise(self.rungs)):
@@ -93,6 +79,11 @@ class Ladder:
             )
         share = share_of_progress(progress, steps / max(parts, 1), 1)
         return self.rungs[-1].draw_clean(x_tilde, request, sampler, share)
+
+    def _labelled(self, request: Request) -> Request:
+        """The request with one class of an image on all rungs, whose seeds differ."""
+        n_classes, device = self.rungs[0].n_classes, self.rungs[0].device
+        return replace(request, label=request.labels(n_classes, device)) if n_classes else request
 
 
 def log_prob_of_noisy(

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from itertools import accumulate, chain
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -18,21 +18,13 @@ from torch import Tensor
 
 from ..config import flatten, structure
 from ..data.reading import guarded, open_regular
-from ..distributed import (
-    all_reduce_max,
-    broadcast_int,
-    distributed_map,
-    process_group,
-    rank_and_size,
-)
+from ..distributed import distributed_map, process_group, rank_and_size
 from ..files import lock_folder, read_json, write_atomically, write_json, write_npz
 from ..pictures import is_diverged, nhwc_bytes, png, visible
 from ..runs import RunFolder
 from .request import Progress, Request
 
 T = TypeVar("T")
-# Neighbouring images of a request, from the first to before the second.
-Run = tuple[int, int]
 # Draws a part of a request; reports the fraction of it that is done.
 DrawPart = Callable[[Request, Progress], Tensor]
 
@@ -46,11 +38,9 @@ def draw_parts(
 ) -> Iterator[T]:
     """Draw parts of a request; yield keep(part, images) of one after another, in order.
 
-    draw: a function of the part alone, as every sampler here is, so that the images do not depend
-    on the number of processes. progress: called with the number of images that are there, `done` of
-    them before, in fractions while a part is drawn.
-    Under torchrun each process draws and keeps its share of the parts, and rank 0 alone yields
-    all results. A process whose neighbour is lost keeps its part and then raises `ProcessLost`.
+    progress: called with the number of images that are there, `done` of them before, in fractions
+    while a part is drawn. Under torchrun each process draws and keeps its share of the parts, and
+    rank 0 alone yields all results.
     """
     size = rank_and_size()[1]
     before = list(accumulate((part.count for part in parts), initial=done))
@@ -74,20 +64,10 @@ def draw_parts(
 def gather(
     draw: DrawPart, request: Request, chunk: int, progress: Progress | None = None
 ) -> Tensor | None:
-    """The images of a request on the CPU; under torchrun at rank 0, None elsewhere.
-
-    chunk: images that a process draws at a time at most.
-    """
+    """The images of a request on the CPU, None at other ranks than 0; `chunk` at a time at most."""
     chunk = min(chunk, -(-request.count // rank_and_size()[1]))
     parts = list(draw_parts(draw, request.parts(chunk), lambda _, x: x.cpu(), progress))
     return torch.cat(parts) if parts else None
-
-
-class Kept(NamedTuple):
-    """A part that lies on disk: SHA-256 of each of its files, and how many images diverged."""
-
-    digests: list[str]
-    diverged: int
 
 
 class Filled(NamedTuple):
@@ -99,7 +79,7 @@ class Filled(NamedTuple):
 
 
 def fill(folder: Folder, draw: DrawPart, chunk: int, progress: Progress | None = None) -> Filled:
-    """Draw the images that a folder lacks; each process writes those that it draws.
+    """Draw the images that a folder lacks; each process writes the files that it draws.
 
     After an interruption (Ctrl-C, a full disk, a killed process) the same call goes on. One with a
     larger request adds the rest. chunk: images that a process draws at a time at most.
@@ -108,23 +88,17 @@ def fill(folder: Folder, draw: DrawPart, chunk: int, progress: Progress | None =
     rank, size = rank_and_size()
     holder = "another process that draws into it"
     with process_group(), lock_folder(folder.path, holder) if rank == 0 else nullcontext():
-        runs = _from_rank_0(folder.missing() if rank == 0 else [])
-        parts = folder.parts(runs, chunk, size)
+        (missing,) = distributed_map([folder], type(folder).missing)  # which rank 0 looks up
+        parts = folder.parts(missing, chunk, size)
         drawn = sum(part.count for part in parts)
         there, diverged = folder.request.count - drawn, 0
         if progress is not None:
             progress(there)
-        for number, kept in enumerate(draw_parts(draw, parts, folder.keep, progress, there)):
-            folder.record(parts[number], kept)
-            diverged += kept.diverged
+        results = draw_parts(draw, parts, folder.keep, progress, there)
+        for part, (digests, lost) in zip(parts, results, strict=rank == 0):
+            folder.record(part, digests)
+            diverged += lost
     return Filled(there, drawn, diverged)
-
-
-def _from_rank_0(runs: list[Run]) -> list[Run]:
-    """The runs that rank 0 has found, on all ranks."""
-    length = broadcast_int(2 * len(runs))
-    flat = all_reduce_max(*(list(chain(*runs)) or [0] * length)) if length else []
-    return list(zip(flat[::2], flat[1::2], strict=True))
 
 
 @dataclass
@@ -148,25 +122,20 @@ class Manifest:
         """The manifest in a file. Raises ValueError, naming the file, if it is damaged."""
         try:
             found = structure(read_json(path), cls)
+            there, files = found.n if found.done is None else found.done, len(found.sha256)
+            if found.shard_size < 1 or files != -(-there // found.shard_size):
+                raise ValueError(f"it lists {files} files of {there} images")
         except ValueError as error:
             raise ValueError(f"{path} is damaged: {error}") from None
-        there, files = found.n if found.done is None else found.done, len(found.sha256)
-        if found.shard_size < 1 or files != -(-there // found.shard_size):
-            raise ValueError(f"{path} is damaged: it lists {files} files of {there} images")
         return found
-
-    @property
-    def is_of_0_1(self) -> bool:
-        """Whether dsmooth 0.1.0 wrote it."""
-        return self.done is not None or self.n == 0
 
 
 @dataclass
 class Folder:
-    """The images of a request in numbered files of `size` images, and a manifest.
+    """The images of a request in numbered files of `size` images, each written whole or not at all.
 
-    A file is written whole or not at all. The manifest has the description and the SHA-256 of each
-    file that is there. description: all that decides the images beside their numbers, as JSON.
+    The manifest has the description and the SHA-256 of each file that is there. description: all
+    that decides the images beside their numbers, as JSON.
     """
 
     manifest: ClassVar[str]
@@ -193,8 +162,67 @@ class Folder:
         """The path of a file."""
         return self.path / self.name(number, self.request.first_index)
 
+    def missing(self) -> list[tuple[int, int]]:
+        """The images to draw, from the first to before the last one of each file that lacks some.
+
+        Raises ValueError for the folder of a run, of another drawing, of a larger one or of dsmooth
+        0.1.0, and for files that are not those that were written.
+        """
+        there, n, size = self._read_manifest(), self.request.count, self.size
+        if there > n and size > 1:
+            raise ValueError(
+                f"{self.path} holds a drawing of {there} images: ask for {there} or more, not {n}"
+            )
+        grown = None  # a file that is written anew, with the images that it has
+        if there < n:
+            if there % size and self.digests[-1] is not None:
+                self.digests[-1], grown = None, there // size
+            self.digests += [None] * (-(-n // size) - len(self.digests))
+            self._write_manifest()
+        found = []
+        for number, stated in enumerate(self.digests[: -(-n // size)]):
+            if stated is None or (size == 1 and not self.file(number).exists()):
+                first = there if number == grown else number * size
+                found.append((first, min((number + 1) * size, n)))
+            else:
+                check_file(self.file(number), stated)
+        return found
+
+    def parts(self, missing: list[tuple[int, int]], chunk: int, ranks: int) -> list[Request]:
+        """Whole files in parts of about `chunk` images, fewer if each rank is to have some."""
+        most = self.size * max(1, min(chunk // self.size, -(-len(missing) // ranks)))
+        spans: list[tuple[int, int]] = []
+        for first, end in missing:
+            if spans and spans[-1][1] == first and end - spans[-1][0] <= most:
+                first = spans.pop()[0]
+            spans.append((first, end))
+        return [self.request.part(first, end - first) for first, end in spans]
+
+    def keep(self, part: Request, images: Tensor) -> tuple[list[str], int]:
+        """Write a part's images (N, C, H, W); the digests of its files, how many images diverged.
+
+        The first file may have others before them.
+        """
+        x = images.detach().float().cpu()
+        first, before = divmod(part.first_index - self.request.first_index, self.size)
+        if before:
+            x = torch.cat([torch.from_numpy(np.load(self.file(first))[:before]), x])
+        contents = [self.encode(some) for some in x.split(self.size)]
+        for number, content in enumerate(contents, first):
+            write_atomically(self.file(number), content)
+        return [hashlib.sha256(c).hexdigest() for c in contents], int(is_diverged(images).sum())
+
+    def record(self, part: Request, digests: list[str]) -> None:
+        """Let the files of a part count: a crash before repeats them, one after keeps them."""
+        first = (part.first_index - self.request.first_index) // self.size
+        for number, digest in enumerate(digests, first):
+            if not self.file(number).exists():
+                raise ValueError(f"{self.path} must be a folder that all machines share")
+            self.digests[number] = digest
+        self._write_manifest()
+
     @property
-    def drawing(self) -> dict[str, Any]:
+    def _drawing(self) -> dict[str, Any]:
         """The settings that must be the same in a call that goes on."""
         return {
             "description": dict(self.description),
@@ -203,114 +231,40 @@ class Folder:
             "shard_size": self.size,
         }
 
-    def parts(self, runs: list[Run], chunk: int, ranks: int) -> list[Request]:
-        """The images of runs in parts of about `chunk`, fewer if each rank is to have some.
-
-        Parts end where files end.
-        """
-        files = sum(-(-end // self.size) - first // self.size for first, end in runs)
-        most = self.size * max(1, min(chunk // self.size, -(-files // ranks)))
-        parts = []
-        for first, end in runs:
-            while first < end:
-                last = min(end, first - first % self.size + most)
-                parts.append(self.request.part(first, last - first))
-                first = last
-        return parts
-
-    def missing(self) -> list[Run]:
-        """The images that are to be drawn. From here on fewer are refused, but for single images.
-
-        Raises ValueError for the folder of a run, of another drawing, of a larger one or of dsmooth
-        0.1.0, and for files that are not those that were written.
-        """
-        path, n, there, size = self.path / self.manifest, self.request.count, 0, self.size
-        self.digests = []
-        if RunFolder(self.path).config.exists():
-            raise ValueError(f"{self.path} is the folder of a run or a pair: choose another one")
-        if path.exists():
-            found = Manifest.read(path)
-            if found.is_of_0_1:
-                raise ValueError(
-                    f"{self.path} was drawn by dsmooth 0.1.0, whose folders this version reads but "
-                    "does not add to: choose another folder"
-                )
-            self._check_drawing(asdict(found))
-            there, self.digests = found.n, found.sha256
-        elif any(self.path.glob(self.pattern)):
-            raise ValueError(
-                f"{self.path} holds {self.pattern} without {self.manifest}: choose another folder"
-            )
-        if there > n and size > 1:
-            raise ValueError(
-                f"{self.path} holds a drawing of {there} images: ask for {there} or more, not {n}"
-            )
-        runs: list[Run] = []
-
-        def draw(first: int, end: int) -> None:
-            if runs and runs[-1][1] == first:
-                first = runs.pop()[0]
-            runs.append((first, end))
-
-        for number, stated in enumerate(self.digests[: -(-n // size)]):
-            removed = size == 1 and not self.file(number).exists()
-            if stated is None or removed:
-                draw(number * size, min((number + 1) * size, n))
-            else:
-                check_file(self.file(number), stated)
-        if there < n:
-            if there % size and self.digests[-1] is not None:
-                self.digests[-1] = None  # its file is written anew, with the images that it has
-                draw(there, min(there - there % size + size, n))
-            first = min(-(-there // size) * size, n)
-            if first < n:
-                draw(first, n)
-            self.digests += [None] * (-(-n // size) - len(self.digests))
-            self._write_manifest()
-        return runs
-
-    def keep(self, part: Request, images: Tensor) -> Kept:
-        """Write the images (N, C, H, W) of a part; the first file may have others before them."""
-        x = images.detach().float().cpu()
-        first, before = divmod(self._offset(part), self.size)
-        if before:
-            x = torch.cat([torch.from_numpy(np.load(self.file(first))[:before]), x])
-        digests: list[str] = []
-        for number, some in enumerate(x.split(self.size), first):
-            content = self.encode(some)
-            write_atomically(self.file(number), content)
-            digests.append(hashlib.sha256(content).hexdigest())
-        return Kept(digests, int(is_diverged(images).sum()))
-
-    def record(self, part: Request, kept: Kept) -> None:
-        """Let the files count: a crash before repeats them, one after keeps them."""
-        for number, digest in enumerate(kept.digests, self._offset(part) // self.size):
-            if not self.file(number).exists():
-                raise ValueError(f"{self.path} must be a folder that all machines share")
-            self.digests[number] = digest
-        self._write_manifest()
-
-    def _offset(self, part: Request) -> int:
-        """Images of the request before a part of it."""
-        return part.first_index - self.request.first_index
-
     def _write_manifest(self) -> None:
         n = len(self.digests) if self.size == 1 else self.request.count
-        values = {**self.drawing, "n": n, "sha256": self.digests}
-        write_json(self.path / self.manifest, values)
+        write_json(self.path / self.manifest, {**self._drawing, "n": n, "sha256": self.digests})
 
-    def _check_drawing(self, found: Mapping[str, Any]) -> None:
-        """Raise ValueError, naming each setting of a drawing that differs from this one."""
-        there = flatten(dict(found))
+    def _read_manifest(self) -> int:
+        """The number of images of the folder; sets `digests`. Raises as `missing` does."""
+        path, self.digests = self.path / self.manifest, []
+        if RunFolder(self.path).config.exists():
+            raise ValueError(f"{self.path} is the folder of a run or a pair: choose another one")
+        if not path.exists():
+            if any(self.path.glob(self.pattern)):
+                raise ValueError(
+                    f"{self.path} holds {self.pattern} without {self.manifest}: choose another "
+                    "folder"
+                )
+            return 0
+        found = Manifest.read(path)
+        if found.done is not None or found.n == 0:
+            raise ValueError(
+                f"{self.path} was drawn by dsmooth 0.1.0, whose folders this version reads but "
+                "does not add to: choose another folder"
+            )
+        there = flatten(asdict(found))
         different = [
             f"{name.removeprefix('description.')} {_short(there.get(name))}, not {_short(value)}"
-            for name, value in flatten(self.drawing).items()
+            for name, value in flatten(self._drawing).items()
             if there.get(name) != value
         ]
         if different:
             raise ValueError(
                 f"{self.path} holds another drawing: {'; '.join(different)}; choose another folder"
             )
+        self.digests = found.sha256
+        return found.n
 
 
 @dataclass
@@ -358,36 +312,33 @@ def _short(value: Any) -> str:
     return value[:8] if isinstance(value, str) and len(value) == 64 else str(value)
 
 
-def check_file(path: Path, stated: str, *, with_header: bool = True) -> None:
-    """Raise ValueError unless a file, or all behind the header of a .npy, has that SHA-256."""
+def check_file(path: Path, stated: str, *, of_0_1: bool = False) -> None:
+    """Raise ValueError unless a file has that SHA-256, which 0.1.0 took without the header."""
     digest = hashlib.sha256()
-    damaged = ValueError(
-        f"{path} does not hold the images that were drawn into it: remove its folder to draw again"
-    )
     with open_regular(path) as file, guarded(path, "an array or a picture"):
-        if not with_header:
-            if np.lib.format.read_magic(file) != (1, 0):
-                raise damaged
+        if of_0_1:
+            np.lib.format.read_magic(file)
             np.lib.format.read_array_header_1_0(file)
         while piece := file.read(1 << 20):
             digest.update(piece)
     if digest.hexdigest() != stated:
-        raise damaged
+        raise ValueError(
+            f"{path} does not hold the images that were drawn into it: remove its folder to draw "
+            "again"
+        )
 
 
 def check_folder(folder: Path) -> None:
     """Raise ValueError unless the files of a folder with a manifest are those of a whole draw."""
     for kind in (Shards, Pictures):
-        path = folder / kind.manifest
-        if not path.exists():
+        if not (folder / kind.manifest).exists():
             continue
-        found = Manifest.read(path)
+        found = Manifest.read(folder / kind.manifest)
         if None in found.sha256 or found.done not in (None, found.n):
             raise ValueError(f"{folder} is unfinished: repeat the command that draws it to go on")
         for number, stated in enumerate(found.sha256):
-            # The digests of dsmooth 0.1.0 leave out the headers.
-            name = kind.name(number, found.first_index)
-            check_file(folder / name, str(stated), with_header=found.done is None)
+            path = folder / kind.name(number, found.first_index)
+            check_file(path, str(stated), of_0_1=found.done is not None)
 
 
 def write_images(

@@ -1,7 +1,4 @@
-"""A request for images: all that decides them, beside the weights.
-
-It is made and checked where a user asks for images; every sampler takes one.
-"""
+"""A request for images: all that decides them, beside the weights, and how to carry it out."""
 
 from __future__ import annotations
 
@@ -61,9 +58,7 @@ class Choices(TypedDict, total=False):
 class Request:
     """Images first_index .. first_index + count - 1 of the stream that `seed` names.
 
-    method, score, levels: for a pair, see `SmoothedPair.sample`. The other fields are those of
-    `Choices`.
-    Raises ValueError, naming the field, for one out of range.
+    method, score, levels: of `SmoothedPair.sample`; the other fields are those of `Choices`.
     """
 
     count: int
@@ -107,10 +102,7 @@ class Request:
 
     @classmethod
     def make(cls, count: int, choices: Choices, **for_a_pair: Any) -> Request:
-        """The request of a user's choices. Raises as `known_pixels` does too.
-
-        Raises TypeError for a name that is none of `Choices`.
-        """
+        """The request of a user's choices."""
         names = Choices.__annotations__
         unknown = [name for name in choices if name not in names]
         if unknown:
@@ -127,25 +119,17 @@ class Request:
         return cls(**{**for_a_pair, **others, "count": count, "seed": seed, "known": known})
 
     def labels(self, n_classes: int, device: torch.device | str = "cpu") -> Tensor | None:
-        """The label of every image for a model of `n_classes`, which lies on `device`.
+        """The label of every image for a model of `n_classes`; None for a model without classes.
 
-        (count,) int64 or (count, n_classes) floating point; None for a model without classes. A
-        class and "each" are made on the device, so that a CUDA graph can capture it.
-        Raises ValueError or TypeError for labels that are missing, superfluous or not its classes.
+        (count,) int64 or (count, n_classes) floating point, made on `device`, so that a CUDA graph
+        can capture it.
         """
-        label = self.label
+        label, modulus = self.label, max(n_classes, 1)
         if isinstance(label, str) and label == "prior":
-            words = image_words(
-                self.count,
-                1,
-                seed=self.seed,
-                first_index=self.first_index,
-                stream=Stream.CLASS,
-                device=device,
-            )
-            label = words[:, 0, 0] * max(n_classes, 1) >> 32
+            where: dict[str, Any] = {"seed": self.seed, "first_index": self.first_index}
+            words = image_words(self.count, 1, stream=Stream.CLASS, device=device, **where)
+            label = words[:, 0, 0] * modulus >> 32
         elif isinstance(label, str):
-            modulus = max(n_classes, 1)
             first = self.first_index % modulus
             label = (torch.arange(self.count, device=device) + first) % modulus
         elif isinstance(label, int):
@@ -155,16 +139,14 @@ class Request:
         check_label(label, n_classes, self.count)
         return None if label is None else label.to(device)
 
-    def labelled(self, n_classes: int, device: torch.device | str = "cpu") -> Request:
-        """The same with its labels as a tensor, whatever seed comes to stand here."""
-        return replace(self, label=self.labels(n_classes, device)) if n_classes else self
-
     def part(self, offset: int, count: int) -> Request:
         """The `count` images behind the first `offset` ones, drawn the same way."""
-        known = None if self.known is None else self.known.part(offset, count)
-        label = self.label
+        here = slice(offset, offset + count)
+        known, label = self.known, self.label
+        if known is not None:
+            known = KnownPixels(known.images[here], known.mask[here])
         if isinstance(label, Tensor):
-            label = label[offset : offset + count]
+            label = label[here]
         first = self.first_index + offset
         return replace(self, first_index=first, count=count, known=known, label=label)
 
@@ -175,12 +157,8 @@ class Request:
 
     def how(self) -> dict[str, Any]:
         """The settings that decide an image beside its number and the weights, as JSON."""
-        how: dict[str, Any] = {
-            "seed": self.seed,
-            "method": self.method,
-            "score": self.score,
-            "temperature": self.temperature,
-        }
+        names = ("seed", "method", "score", "temperature")
+        how: dict[str, Any] = {name: getattr(self, name) for name in names}
         if isinstance(self.label, Tensor):
             values = self.label.detach().cpu().contiguous().view(torch.uint8)
             how["label"] = hashlib.sha256(values.numpy().tobytes()).hexdigest()
@@ -195,10 +173,8 @@ class Request:
 class How:
     """How a request is carried out; this does not decide the images, but for rounding.
 
-    threads: on the CPU, None for torch's setting. precision: that the cached sampler computes in;
-    "auto" is bfloat16 on a CUDA device and float32 on the CPU. max_slice: images that a thread (a
-    thread block) draws at a time at most, None for a size that suits the device.
-    Raises ValueError, naming the field, for one out of range.
+    threads, max_slice: of `CachedSampler.sample`. precision: of the cached sampler; "auto" is
+    bfloat16 on a CUDA device and float32 on the CPU.
     """
 
     threads: int | None = None

@@ -55,14 +55,9 @@ def draw_sequentially(
     progress: Progress | None = None,
 ) -> Tensor:
     """Draw a request as `sequential_sample` does. progress: called after each row."""
-    check_size(size)
-    height, width = size
-    x, mask = first_images(model, request, size)
+    model, x, mask, uniforms, encoded = begin(model, request, size, context)
     complete = mask.all(0)[0].tolist()
-    uniforms = pixel_uniforms(model, request, size)
-    model = in_evaluation(model)
-    label = request.labels(model.config.condition_size, x.device)
-    encoded = model.encode_context(x, context, label)
+    height, width = size
     for r in range(height):
         # Rows below r cannot matter; what remains must stay a multiple of 4.
         rows = r // 4 * 4 + 4
@@ -85,44 +80,39 @@ def draw_sequentially(
     return x
 
 
-def first_images(
-    model: PixelCNNpp, request: Request, size: tuple[int, int], start: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Images (count, C, H, W) to begin from, and the mask (count, 1, H, W) of their known pixels.
-
-    Pixels that are not known are those of `start`, by default 0.
+def begin(
+    model: PixelCNNpp,
+    request: Request,
+    size: tuple[int, int],
+    context: Tensor | None,
+    start: Tensor | None = None,
+) -> tuple[PixelCNNpp, Tensor, Tensor, Tensor, Encoded]:
+    """The model in evaluation mode; images (n, C, H, W), zeros or `start` where no pixel is known;
+    the mask (n, 1, H, W) of the known ones; the noise (n, 4, H, W); the encoded context.
     """
-    shape = (request.count, model.config.image_channels, *size)
+    check_size(size)
+    shape, like = (request.count, model.config.image_channels, *size), model.head.bias
     check_memory(shape)
     if start is not None and tuple(start.shape) != shape:
         raise ValueError(f"start must have shape {shape}, got {tuple(start.shape)}")
-    like = model.head.bias
     x = like.new_zeros(shape) if start is None else start.detach().to(like).clone()
-    if request.known is None:
-        return x, torch.zeros_like(x[:, :1], dtype=torch.bool)
-    return request.known.keep(x), request.known.mask[:, None]
-
-
-def pixel_uniforms(model: PixelCNNpp, request: Request, size: tuple[int, int]) -> Tensor:
-    """The noise of a request: (count, 4, H, W) in the model's dtype and device."""
-    parameter = model.head.bias
+    mask = torch.zeros_like(x[:, :1], dtype=torch.bool)
+    if request.known is not None:
+        x, mask = request.known.keep(x), request.known.mask[:, None]
     words = image_words(
         request.count,
         size[0] * size[1],
         seed=request.seed,
         first_index=request.first_index,
         stream=Stream.SAMPLE if model.config.conditioning == "none" else Stream.SAMPLE_CONDITIONED,
-        device=parameter.device,
+        device=like.device,
     )
-    return to_uniform(words).to(parameter.dtype).view(-1, *size, 4).permute(0, 3, 1, 2)
-
-
-def in_evaluation(model: PixelCNNpp) -> PixelCNNpp:
-    """The same weights in evaluation mode; another thread may go on training `model`."""
-    if not model.training:
-        return model
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, shared).eval()
+    uniforms = to_uniform(words).to(like.dtype).view(-1, *size, 4).permute(0, 3, 1, 2)
+    if model.training:  # another thread may go on training it: the copy shares its weights
+        shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+        model = copy.deepcopy(model, shared).eval()
+    label = request.labels(model.config.condition_size, like.device)
+    return model, x, mask, uniforms, model.encode_context(x, context, label)
 
 
 def select_context(encoded: Encoded, rows: int, images: Tensor | None = None) -> Encoded:
