@@ -67,7 +67,7 @@ def make_block(options: argparse.Namespace) -> Callable[[], list[Tensor]]:
         gain_in=parameter(f), gain_out=parameter(2 * f), gain_nin=parameter(f),
         image_bias=None, seed=seed,
     )  # fmt: skip
-    rest = Taps(2, 3, 1, 1), Dropout(seed, layer=0, keep_from=2**22, scale=2.0)
+    rest = Taps(2, 3, 1, 1), Dropout(keep_from=2**22, scale=2.0)
 
     def run() -> list[Tensor]:
         y, saved = kernels.forward(given, *rest)
@@ -112,11 +112,11 @@ def tables_of(name: str, run: Callable[[], Any]) -> list[Any]:
 
 def install(name: str, choose: Callable[..., Any]) -> None:
     """Have the kernels choose tilings so, and forget what was worked out before."""
-    from dsmooth.kernels import gated_resnet_plans, tilings
+    from dsmooth.kernels import gated_resnet, tilings
 
     setattr(tilings, name, choose)
-    gated_resnet_plans.forward_plan.cache_clear()
-    gated_resnet_plans.backward_plan.cache_clear()
+    gated_resnet.forward_plans.cache_clear()
+    gated_resnet.backward_plans.cache_clear()
 
 
 def trial(
