@@ -72,14 +72,14 @@ def make_block(options: argparse.Namespace) -> Callable[[], list[Tensor]]:
 @contextmanager
 def chosen_by(name: str, choose: Callable[[Any], Any]) -> Iterator[None]:
     """Within, the kernels take what `choose` makes of the table's tilings."""
-    from dsmooth.kernels import gated_resnet_plans, tilings
+    from dsmooth.kernels import gated_resnet, tilings
 
     original = getattr(tilings, name)
 
     def install(function: Callable[..., Any]) -> None:
         setattr(tilings, name, function)
-        gated_resnet_plans.forward_plan.cache_clear()
-        gated_resnet_plans.backward_plan.cache_clear()
+        gated_resnet.forward_plans.cache_clear()
+        gated_resnet.backward_plans.cache_clear()
 
     install(lambda *shape: choose(original(*shape)))
     try:

@@ -208,12 +208,12 @@ def expand_plan(
     backward: bool = False,
     gates: bool = False,
 ) -> Plan:
-    """The plan of `expand`. dropout: without its seed, None without dropout. inputs: whether E of x
-    and the skips is wanted; gates: whether the gates' gradients are."""
+    """The plan of `expand`. inputs: whether E of x and the skips is wanted; gates: whether the
+    gates' gradients are."""
     s0, s1 = (*skip_channels, 0, 0)[:2]
     planes = 1 + (1 + planes_of(skip_channels, filters)) * inputs
     block_f = 32 if filters % 32 == 0 else min(64, max(16, triton.next_power_of_2(filters)))
-    _, layer, keep_from, scale, first_image = dropout or Dropout()
+    layer, keep_from, scale, first_image = dropout or Dropout()
     return Plan(
         (cdiv(rows.length, BLOCK_P) * cdiv(filters, block_f), planes + gates),
         layer=layer, keep_from=keep_from, first_pixel=first_image * rows.height * rows.width,

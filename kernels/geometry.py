@@ -49,13 +49,12 @@ class Operands(NamedTuple):
 
 
 class Dropout(NamedTuple):
-    """The dropout of a gated resnet: none without a seed.
+    """The dropout of a gated resnet but for its seed.
 
     keep_from: the least word >> 9 that is kept; scale: the factor of kept elements. first_image:
     where the images begin in a larger batch whose dropout they share.
     """
 
-    seed: Tensor | None = None
     layer: int = 0
     keep_from: int = 0
     scale: float = 1.0
@@ -144,9 +143,9 @@ class Rows(NamedTuple):
         """Uninitialised room (1, margin + total + margin, channels) of the dtype of `like`."""
         return torch.empty((1, self.length, channels), dtype=like.dtype, device=like.device)
 
-    def first(self, room: Tensor) -> Tensor:
-        """The room that `empty` gave, from row 0 on."""
-        return room[:, self.margin :]
+    def first(self, room: Tensor, plane: int = 0) -> Tensor:
+        """A plane of room (planes, margin + total + margin, channels), from row 0 on."""
+        return room[plane, self.margin :]
 
 
 def cdiv(a: int, b: int) -> int:
@@ -192,14 +191,11 @@ def planes_of(skip_channels: Sequence[int], filters: int) -> int:
     return sum(-(-channels // filters) for channels in skip_channels)
 
 
-def packed_sizes(filters: int, taps: Taps, planes: int, adjoint: bool) -> list[int]:
-    """How many numbers the parts of `weights.Packed` have; two parts without `adjoint`."""
-    f, t = filters, taps.kh * taps.kw
+def packed_sizes(conv_in: Tensor, skip_channels: Sequence[int], adjoint: bool) -> list[int]:
+    """Numbers in each part of the packed weights: (F, (T + planes) 2F), conv_in and then the skips'
+    weight; (2F, T 2F), conv_out; and for the adjoints of conv_out (2F, T 2F), of conv_in (2F, T F)
+    and, for each plane, of the skips' weight (2F, F)."""
+    f, _, kh, kw = conv_in.shape
+    t, planes = kh * kw, planes_of(skip_channels, f)
     forward = [2 * f * f * (t + planes), 4 * f * f * t]
     return [*forward, 4 * f * f * t, 2 * f * f * t, 2 * f * f * planes] if adjoint else forward
-
-
-def packed_size(weights: Sequence[Tensor], skip_channels: Sequence[int], adjoint: bool) -> int:
-    """How many numbers the packed weights of a gated resnet are."""
-    f, _, kh, kw = weights[0].shape
-    return sum(packed_sizes(f, Taps(kh, kw, 0, 0), planes_of(skip_channels, f), adjoint))

@@ -28,16 +28,6 @@ def accumulator_of(dtype: torch.dtype) -> Any:
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
-def arithmetic(dtype: torch.dtype, tf32: bool) -> dict[str, Any]:
-    """Constexprs: the accumulator's dtype and how float32 operands are multiplied."""
-    return {"ACC": accumulator_of(dtype), "PRECISION": "tf32" if tf32 else "ieee"}
-
-
-def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """`accumulator_of`, as torch's."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def capability_of(device: torch.device) -> int:
     """Compute capability as one number; interpreted kernels are sized as for 8.0."""
     if device.type != "cuda":
@@ -56,18 +46,13 @@ class Plan:
 
     Make it once for each shape and kernel, and keep it: it remembers what was compiled. Triton's
     own search for that takes 35 µs of Python, and a pass of a network has 500 launches.
-
-    starts: of some contiguous tensors, by name, the first number that the kernel gets.
     """
 
-    __slots__ = ("arguments", "compiled", "grid", "programs", "starts")
+    __slots__ = ("arguments", "compiled", "grid", "programs")
 
-    def __init__(
-        self, grid: tuple[int, ...], *, starts: dict[str, int] | None = None, **arguments: Any
-    ) -> None:
+    def __init__(self, grid: tuple[int, ...], **arguments: Any) -> None:
         self.grid = (*grid, 1, 1)[:3]
         self.programs = math.prod(grid)
-        self.starts = starts or {}
         self.arguments = arguments
         self.compiled: dict[tuple[Any, ...], Any] = {}
 
@@ -91,24 +76,15 @@ def launch(kernel: Any, plan: Plan, device: torch.device, **tensors: Any) -> Non
     if plan.programs == 0:
         return
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        if not isinstance(kernel, triton.JITFunction):  # interpreted, or recorded by a test
-            kernel[plan.grid](**_named(plan, tensors))
-            return
-        addresses, kinds = _addresses(tensors)
+        interpreted = not isinstance(kernel, triton.JITFunction)  # or recorded by a test
+        addresses, kinds = ({}, []) if interpreted else _addresses(tensors)
         key = (device.index, *kinds)
-        if key not in plan.compiled:
-            plan.compiled[key] = kernel[plan.grid](**_named(plan, tensors))
+        if interpreted or key not in plan.compiled:
+            named = tensors | plan.arguments
+            plan.compiled[key] = kernel[plan.grid](enable_fp_fusion=True, **named)
             return
-        for name, start in plan.starts.items():
-            addresses[name] += start * tensors[name].element_size()
         named = plan.arguments | addresses
         plan.compiled[key][plan.grid](*[named[name] for name in kernel.arg_names])
-
-
-def _named(plan: Plan, tensors: dict[str, Any]) -> dict[str, Any]:
-    """All arguments of a launch by Triton."""
-    views = {name: tensors[name].view(-1)[start:] for name, start in plan.starts.items()}
-    return {"enable_fp_fusion": True, **tensors, **views, **plan.arguments}
 
 
 def _addresses(tensors: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:

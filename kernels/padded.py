@@ -74,8 +74,12 @@ def gate_epilogue_kernel(
         tl.store(out_ptr + offs, (x + a / (1 + tl.exp(-g))).to(out_ptr.dtype.element_ty), mask=mask)
 
 
-def pad_concat_elu(v: Tensor, taps: Taps, dropout: Dropout, grad: Tensor | None = None) -> Tensor:
-    """D concat_elu(v) (B, 2C, H + kh - 1, W + kw - 1), or the gradient of v from that result's."""
+def pad_concat_elu(
+    v: Tensor, taps: Taps, dropout: Dropout, seed: Tensor | None, grad: Tensor | None = None
+) -> Tensor:
+    """D concat_elu(v) (B, 2C, H + kh - 1, W + kw - 1), or the gradient of v from that result's.
+
+    Without a seed there is no dropout."""
     batch, channels, height, width = v.shape
     above, before = taps.kh - 1, taps.kw - 1
     size = height + above, width + before
@@ -86,10 +90,10 @@ def pad_concat_elu(v: Tensor, taps: Taps, dropout: Dropout, grad: Tensor | None 
         (cdiv(total, BLOCK), cdiv(channels, BLOCK)), total=total, batch=batch, height=height,
         width=width, first=(above - taps.top) * (width + before) + before - taps.left,
         layer=dropout.layer, keep_from=dropout.keep_from, C=channels, ABOVE=above, BEFORE=before,
-        first_pixel=dropout.first_image * height * width, DROPOUT=dropout.seed is not None,
+        first_pixel=dropout.first_image * height * width, DROPOUT=seed is not None,
         SCALE=dropout.scale, GRAD=grad is not None, BLOCK=BLOCK,
     )  # fmt: skip
-    seed = v if dropout.seed is None else dropout.seed
+    seed = v if seed is None else seed  # v stands in for it
     launch(pad_concat_elu_kernel, planned, v.device, v_ptr=v, e_ptr=e, dv_ptr=out, seed_ptr=seed)
     return out
 

@@ -7,7 +7,7 @@ gradients of its inputs where they are wanted.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -154,34 +154,34 @@ def unpack_programs(filters: int, planes: int) -> int:
     return of_2f + of_f * (2 if planes else 1)
 
 
-class Unpacking(NamedTuple):
-    """The gradients of a gated resnet's parameters, by name, and the arguments of `unpack_block`,
-    which is to write them."""
-
-    grads: dict[str, Tensor]
-    tensors: dict[str, Any]
-
-
-# The arguments where there is nothing to unpack.
+# The arguments of `unpack_block` that are tensors, where there is nothing to unpack.
 NOTHING: dict[str, Any] = dict.fromkeys(
     ("parts", "sums", "v", "gain", "grad_v", "grad_gain", "grad_bias")
+)
+NAMES = (
+    ("conv_in", "conv_out", "nin_skip"),
+    ("bias_in", "bias_out", "bias_nin"),
+    ("gain_in", "gain_out", "gain_nin"),
 )
 
 
 def unpacking(
     parts: tuple[Tensor, Tensor], sums: tuple[Tensor, Tensor], given: Operands
-) -> Unpacking:
-    """parts: of the gradients of packed weights, of h's convolutions and of the gates'; sums:
-    (blocks, F) and (blocks, 2F), parts of the gradients of the biases. Weights are dense.
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Room for the gradients of the parameters, by name, and the tensors of `unpack_block`, which
+    writes them.
 
+    parts: of the gradients of packed weights, of h's convolutions and of the gates'; sums:
+    (blocks, F) and (blocks, 2F), parts of the gradients of the biases. Weights are dense.
     nin_skip's bias is added to h as conv_in's is, and has the same gradient.
     """
     weights, gains = given.weights, given.gains
     grads = [empty_weight(weight) for weight in weights]
-    filters = [weight.shape[:1] for weight in weights]
     like: Any = {"dtype": given.bias_in.dtype, "device": given.bias_in.device}
-    biases = [torch.empty(size, **like) for size in filters]
-    grad_gains = [torch.empty(size, **like) for size in filters[: len(gains)]]
+    biases, grad_gains = (
+        [torch.empty(weight.shape[:1], **like) for weight in some]
+        for some in (weights, weights[: len(gains)])
+    )
     tensors = {
         "parts": parts,
         "sums": sums,
@@ -191,8 +191,6 @@ def unpacking(
         "grad_gain": pad_to_three(grad_gains or grads),
         "grad_bias": pad_to_three(biases),
     }
-    names = ("conv_in", "conv_out", "nin_skip")
-    named = dict(zip(names, grads, strict=False))
-    for kind, found in (("bias", biases), ("gain", grad_gains)):
-        named |= zip((f"{kind}_in", f"{kind}_out", f"{kind}_nin"), found, strict=False)
-    return Unpacking(named, tensors)
+    found = zip(NAMES, (grads, biases, grad_gains), strict=True)
+    named = {n: grad for names, some in found for n, grad in zip(names, some, strict=False)}
+    return named, tensors

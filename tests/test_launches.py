@@ -95,18 +95,6 @@ def test_a_kernel_is_compiled_once_for_each_kind_of_arguments(
     assert launch(x[1:], (other, x)) == 6
 
 
-def test_a_kernel_gets_a_tensor_from_where_the_plan_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first time, as a view, as every later time, as an address."""
-    monkeypatch.setattr(launching.triton, "JITFunction", FakeKernel)
-    kernel, x = FakeKernel(), torch.arange(64.0).view(4, 16)
-    plan = Plan((1,), starts={"x_ptr": 20}, n=3)
-    for _ in range(2):
-        launching.launch(kernel, plan, torch.device("cpu"), pair=None, x_ptr=x)
-    (compiled,), (run,) = kernel.compiled, kernel.runs
-    assert torch.equal(compiled["x_ptr"], torch.arange(20.0, 64))
-    assert run == (compiled["x_ptr"].data_ptr(), None, 3)
-
-
 def make(**settings: Any) -> tuple[dsmooth.PixelCNNpp, Tensor]:
     torch.manual_seed(0)
     model = dsmooth.PixelCNNpp(dsmooth.ModelConfig(**settings))

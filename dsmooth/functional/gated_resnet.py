@@ -11,7 +11,7 @@ from torch import Tensor
 from .dispatch import Impl, autocast_dtype, resolve_impl, triton_obstacle
 from .dropout import draw_seed, dropout_factors
 from .gated_resnet_native import MAX_TAPS, gated_resnet_native, native_obstacle
-from .gated_resnet_operands import MAX_SKIPS, Operands, Settings, check_operands
+from .gated_resnet_operands import MAX_SKIPS, WEIGHTS, Operands, Settings, check_operands
 from .shifted_conv import Shift, concat_elu, shifted_conv2d_ref
 
 _AUTOCAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # that autocast casts
@@ -65,33 +65,37 @@ def gated_resnet(
     bias_nin, the gains gain_in, gain_out and gain_nin.
     Source: Salimans et al., PixelCNN++ (2017).
     """
-    skips = () if skip is None else skip if isinstance(skip, tuple) else (skip,)
+    skips = _parts_of(skip)
     weights = _by_name(conv_in, conv_out, nin_skip, gains, image_bias)
+    _check(x, skips, weights, seed, shift, dropout, first_image)
     autocast = autocast_dtype(x)
     dtype = autocast or x.dtype
-    _check(x, skips, weights, seed, shift, dropout, first_image)
+    chosen = _choose(impl, x, dtype, skips, conv_in[0])
+    settings = Settings(shift, float(dropout), layer, first_image)
+    if chosen == "reference":
+        return _reference(x, skips, weights, settings, seed)
     if dropout > 0 and seed is None:
         seed = draw_seed(x.device)
-    chosen = _choose(impl, x, dtype, skips, conv_in[0])
-    if chosen == "reference":
-        return _reference(x, skips, weights, Settings(shift, dropout, layer, first_image), seed)
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     if autocast is not None or dtype != exact:
         x, skips = _cast(x, dtype), tuple([_cast(skip, dtype) for skip in skips])
         weights = {name: _cast(weight, exact) for name, weight in weights.items()}
     skip_1, skip_2 = (*skips, None, None)[:MAX_SKIPS]
     seed = seed if dropout > 0 else None
-    operands = Operands(x=x, skip=skip_1, skip_2=skip_2, **weights, seed=seed)
-    settings = Settings(shift, float(dropout), layer, first_image)
+    given = Operands(x=x, skip=skip_1, skip_2=skip_2, **weights, seed=seed)
     if chosen == "cudnn":
         from .gated_resnet_cudnn import gated_resnet_cudnn
 
-        return gated_resnet_cudnn(operands, settings)
+        return gated_resnet_cudnn(given, settings)
     if chosen == "triton":
         from .gated_resnet_triton import gated_resnet_triton
 
-        return gated_resnet_triton(operands, settings, keep_gates)
-    return gated_resnet_native(operands, settings)
+        return gated_resnet_triton(given, settings, keep_gates)
+    return gated_resnet_native(given, settings)
+
+
+def _parts_of(skip: Tensor | tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
+    return () if skip is None else skip if isinstance(skip, tuple) else (skip,)
 
 
 def _cast(tensor: Any, dtype: torch.dtype) -> Any:
@@ -115,7 +119,7 @@ def gated_resnet_ref(
     first_image: int = 0,
 ) -> Tensor:
     """The reference of `gated_resnet`, line for line the equation. Raises as that does."""
-    skips = () if skip is None else skip if isinstance(skip, tuple) else (skip,)
+    skips = _parts_of(skip)
     weights = _by_name(conv_in, conv_out, nin_skip, gains, image_bias)
     _check(x, skips, weights, seed, shift, dropout, first_image)
     return _reference(x, skips, weights, Settings(shift, dropout, layer, first_image), seed)
@@ -179,28 +183,16 @@ def _by_name(
     conv_in: Affine,
     conv_out: Affine,
     nin_skip: Affine | None,
-    gains: tuple[Tensor, ...],
+    gains: tuple[Any, ...],
     image_bias: Tensor | None,
 ) -> dict[str, Any]:
     """Weights, biases and gains by the names of the field table."""
     count = 2 if nin_skip is None else 3
     if len(gains) not in (0, count):
         raise ValueError(f"gains must be none, or {count} for as many weights, got {len(gains)}")
-    (weight_in, bias_in), (weight_out, bias_out) = conv_in, conv_out
-    nin, bias_nin = (None, None) if nin_skip is None else nin_skip
-    gain_in, gain_out, gain_nin = (*gains, None, None, None)[:3]
-    return {
-        "conv_in": weight_in,
-        "bias_in": bias_in,
-        "conv_out": weight_out,
-        "bias_out": bias_out,
-        "nin_skip": nin,
-        "bias_nin": bias_nin,
-        "gain_in": gain_in,
-        "gain_out": gain_out,
-        "gain_nin": gain_nin,
-        "image_bias": image_bias,
-    }
+    gains = (*gains, None, None, None)[:3]
+    values = (*conv_in, *conv_out, *(nin_skip or (None, None)), *gains, image_bias)
+    return dict(zip(WEIGHTS, values, strict=True))
 
 
 def _choose(
@@ -209,25 +201,19 @@ def _choose(
     """The implementation. Raises RuntimeError where an explicit choice cannot run."""
     asked = resolve_impl(impl)
     chosen: Impl = asked if asked != "auto" else "triton" if x.device.type == "cuda" else "native"
+    taps = kernel.shape[2] * kernel.shape[3]
     if chosen == "reference":
         return chosen
-    obstacle = _obstacle(chosen, x, dtype, skips, kernel)
+    if len(skips) > MAX_SKIPS:
+        obstacle = f"it takes at most {MAX_SKIPS} skips, got {len(skips)}"
+    elif chosen != "native":
+        obstacle = triton_obstacle(x.device, dtype)
+    elif taps > MAX_TAPS:
+        obstacle = f"it takes kernels of at most {MAX_TAPS} taps, got {taps}"
+    else:
+        obstacle = native_obstacle(x.device.type, dtype)
     if obstacle is None:
         return chosen
     if asked == "auto":
         return "reference"
     raise RuntimeError(f"gated_resnet cannot run with impl={chosen!r}: {obstacle}")
-
-
-def _obstacle(
-    impl: str, x: Tensor, dtype: torch.dtype, skips: tuple[Tensor, ...], kernel: Tensor
-) -> str | None:
-    """Why an implementation other than the reference cannot compute this; None if it can."""
-    if len(skips) > MAX_SKIPS:
-        return f"it takes at most {MAX_SKIPS} skips, got {len(skips)}"
-    if impl in ("triton", "cudnn"):
-        return triton_obstacle(x.device, dtype)
-    taps = kernel.shape[2] * kernel.shape[3]
-    if taps > MAX_TAPS:
-        return f"it takes kernels of at most {MAX_TAPS} taps, got {taps}"
-    return native_obstacle(x.device.type, dtype)

@@ -15,19 +15,21 @@ from ..kernels.padded import gate_epilogue, pad_concat_elu
 from .gated_resnet_operands import Settings
 from .shifted_conv import taps_of
 
+NO_DROPOUT = Dropout()
+
 
 class _PadConcatElu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, v: Tensor, taps: Taps, dropout: Dropout) -> Tensor:
-        ctx.save_for_backward(v := channels_last(v))
+    def forward(ctx: Any, v: Tensor, taps: Taps, dropout: Dropout, seed: Tensor | None) -> Tensor:
+        ctx.save_for_backward(v := channels_last(v), seed)
         ctx.settings = taps, dropout
-        return pad_concat_elu(v, taps, dropout)
+        return pad_concat_elu(v, taps, dropout, seed)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (v,), (taps, dropout) = ctx.saved_tensors, ctx.settings
-        return pad_concat_elu(v, taps, dropout, channels_last(grad)), None, None
+        v, seed = ctx.saved_tensors
+        return pad_concat_elu(v, *ctx.settings, seed, channels_last(grad)), None, None, None
 
 
 class _GateEpilogue(torch.autograd.Function):
@@ -46,24 +48,30 @@ class _GateEpilogue(torch.autograd.Function):
 @torch.compiler.disable
 def gated_resnet_cudnn(given: Operands, settings: Settings) -> Tensor:
     """y (B, F, H, W), channels_last."""
-    dropout = settings.dropout_of(given.seed)
-    taps = taps_of(given.conv_in, settings.shift)
-    h = _convolve(given.x, taps, Dropout(), given.conv_in, given.gain_in, given.bias_in)
+    taps, point = taps_of(given.conv_in, settings.shift), Taps(1, 1, 0, 0)
+    h = _convolve(given.x, taps, given.conv_in, given.gain_in, given.bias_in)
     if given.nin_skip is not None:
-        a, point = torch.cat(given.skips, 1), Taps(1, 1, 0, 0)
-        h = h + _convolve(a, point, Dropout(), given.nin_skip, given.gain_nin, given.bias_nin)
-    gates = _convolve(h, taps, dropout, given.conv_out, given.gain_out, given.bias_out)
+        a = torch.cat(given.skips, 1)
+        h = h + _convolve(a, point, given.nin_skip, given.gain_nin, given.bias_nin)
+    dropout = settings.numbers(), given.seed
+    gates = _convolve(h, taps, given.conv_out, given.gain_out, given.bias_out, *dropout)
     if given.image_bias is not None:
         gates = gates + given.image_bias[:, :, None, None].to(gates.dtype)
     return _GateEpilogue.apply(given.x, gates)
 
 
 def _convolve(
-    x: Tensor, taps: Taps, dropout: Dropout, v: Tensor, gain: Tensor | None, bias: Tensor | None
+    x: Tensor,
+    taps: Taps,
+    v: Tensor,
+    gain: Tensor | None,
+    bias: Tensor | None,
+    dropout: Dropout = NO_DROPOUT,
+    seed: Tensor | None = None,
 ) -> Tensor:
+    """The convolution of D concat_elu(x)."""
     if gain is not None:
         v = torch._weight_norm(v, gain.view(-1, 1, 1, 1), 0)
     v = v.to(x.dtype, memory_format=torch.channels_last)
-    return F.conv2d(
-        _PadConcatElu.apply(x, taps, dropout), v, None if bias is None else bias.to(x.dtype)
-    )
+    padded = _PadConcatElu.apply(x, taps, dropout, seed)
+    return F.conv2d(padded, v, None if bias is None else bias.to(x.dtype))

@@ -106,7 +106,7 @@ def _table(given: Operands) -> dict[str, Any]:
 def _numbers(given: Operands, settings: Settings) -> tuple[int, int, int, int, int, float, int]:
     """pad_top, pad_left, layer, first_image, keep_from, scale and threads for the extension."""
     taps = taps_of(given.conv_in, settings.shift)
-    _, layer, least, scale, first_image = settings.dropout_of(given.seed)
+    layer, least, scale, first_image = settings.numbers()
     return taps.top, taps.left, layer, first_image, least, scale, torch.get_num_threads()
 
 

@@ -46,6 +46,8 @@ FIELDS = {
     "h": Field("B F H W", "Image", "ChannelsLast", gradient=False, group="Saved"),
     "gates": Field("B 2F H W", "Image", "ChannelsLast", gradient=False, group="Saved"),
 }
+# The operands from conv_in to image_bias.
+WEIGHTS = tuple(name for name in Operands._fields if FIELDS[name].dtype == "Weight")
 # The results of the ops' backwards.
 GRADIENTS = tuple(f"grad_{name}" for name in Operands._fields if FIELDS[name].gradient)
 # The arguments of the ops: see `apart`.
@@ -64,10 +66,10 @@ class Settings(NamedTuple):
     layer: int
     first_image: int = 0
 
-    def dropout_of(self, seed: Tensor | None) -> Dropout:
+    def numbers(self) -> Dropout:
         """The dropout as the kernels take it."""
         least, scale = keep_from(self.dropout), 1 / (1 - self.dropout)
-        return Dropout(seed, self.layer, least, scale, self.first_image)
+        return Dropout(self.layer, least, scale, self.first_image)
 
 
 def apart(arguments: Sequence[Any]) -> tuple[Operands, Settings, Sequence[Any]]:
@@ -109,22 +111,20 @@ def check_operands(
     Raises ValueError, or TypeError for what is no tensor, with the names of the field table; the
     extension says the same in the same words. weights: conv_in to image_bias by these names.
     """
-    for i, image in enumerate((x, *skips)):
+    images = {"x": x} | {f"skip_{i}" if i > 1 else "skip": t for i, t in enumerate(skips, 1)}
+    for name, image in images.items():
         if getattr(image, "ndim", None) != 4:
-            _refuse_shape(_image_name(i), image, "4 dimensions")
+            _refuse_shape(name, image, "4 dimensions")
+        if 0 in image.shape[1:]:
+            _refuse_shape(name, image, "a channel, a row and a column")
     conv = weights["conv_in"]
     if getattr(conv, "ndim", None) != 4 or 0 in conv.shape:
         _refuse_shape("conv_in", conv, "shape (F, 2 F, kh, kw)")
-    batch, channels, rows, cols = x.shape
+    batch, _, rows, cols = x.shape
     f, _, kh, kw = conv.shape
-    if not (channels and rows and cols):
-        _refuse_shape("x", x, "a channel, a row and a column")
-    for i, image in enumerate((x, *skips)):
-        channels = image.shape[1] if i > 0 else f
-        shape = (batch, channels, rows, cols)
-        _check_tensor(_image_name(i), image, shape, dtypes, x)
-        if not channels:
-            _refuse_shape(_image_name(i), image, "a channel, a row and a column")
+    for name, image in images.items():
+        shape = (batch, f if name == "x" else image.shape[1], rows, cols)
+        _check_tensor(name, image, shape, dtypes, x)
     both = 2 * sum(skip.shape[1] for skip in skips)
     extents = {"1": 1, "B": batch, "F": f, "2F": 2 * f, "KH": kh, "KW": kw, "2S": both}
     given = {"skip"} if skips else set()
@@ -144,10 +144,6 @@ def check_operands(
     if seed is not None:
         _check_tensor("seed", seed, (), (torch.int64,), x)
     check_kernel(conv, shift, "conv_in")
-
-
-def _image_name(i: int) -> str:
-    return "x" if i == 0 else "skip" if i == 1 else f"skip_{i}"
 
 
 def _check_tensor(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels.geometry import empty_channels_last, packed_size
+from ..kernels.geometry import empty_channels_last, packed_sizes
 from .dispatch import refuse_second_derivative, register_op
 from .gated_resnet_operands import (
     FIELDS,
@@ -45,7 +45,7 @@ def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     x = given.x
     if x.numel() == 0:
         return _outputs(*args)
-    taps, dropout = taps_of(given.conv_in, settings.shift), settings.dropout_of(given.seed)
+    taps, dropout = taps_of(given.conv_in, settings.shift), settings.numbers()
     y, saved = kernels.forward(given, taps, dropout, save, keep)
     gates = x.new_empty(0) if saved.gates is None else saved.gates
     return y, saved.h, saved.packed if save else x.new_empty(0), gates
@@ -55,7 +55,7 @@ def _outputs(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     given, _, (save, keep) = apart(args)
     x, f = given.x, given.x.shape[1]
     channels = [skip.shape[1] for skip in given.skips]
-    packed = x.new_empty(packed_size([given.conv_in], channels, True) if save else 0)
+    packed = x.new_empty(sum(packed_sizes(given.conv_in, channels, True)) if save else 0)
     gates = empty_channels_last(x, 2 * f) if keep else x.new_empty(0)
     return empty_channels_last(x, f), empty_channels_last(x, f), packed, gates
 
@@ -70,7 +70,7 @@ def _compute_gradients(
     x = given.x
     if x.numel() == 0:
         return tuple(grad.zero_() for grad in _gradients(grad_y, h, packed, gates, *rest))
-    taps, dropout = taps_of(given.conv_in, settings.shift), settings.dropout_of(given.seed)
+    taps, dropout = taps_of(given.conv_in, settings.shift), settings.numbers()
     saved = kernels.Saved(h, packed.contiguous(), gates if gates.numel() else None)
     grads = kernels.backward(grad_y, saved, given, taps, dropout, kernels.Needs(*needs))
     return tuple([grads[name] if name in grads else x.new_empty(0) for name in _GRADIENTS])

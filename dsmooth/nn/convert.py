@@ -66,23 +66,22 @@ def load_pixelcnnpp(
         likelihood=likelihood or ("discretized" if atoms else "continuous"),
         atoms=tuple(atoms),
     )
-    folded: dict[str, tuple[Tensor, Tensor]] = {}
-    projections: dict[str, Tensor] = {}
-    for name, layer in outline(config, state, "the checkpoint").named_modules():
-        if isinstance(layer, WeightNormConv):
-            folded[name] = _take(state, _old_name(name), layer)
-        elif isinstance(layer, GatedResnet) and layer.condition_weight is not None:
-            projections[name] = _take_projection(state, _old_name(name), layer.condition_weight)
-    if state:
-        raise ValueError(f"the checkpoint has keys that are not PixelCNN++'s: {sorted(state)[:3]}")
-    model = PixelCNNpp(config).to(dtype).eval()
+    model = outline(config, state, "the checkpoint")
+    folded: dict[WeightNormConv, tuple[Tensor, Tensor]] = {}
+    projections: dict[Any, Tensor] = {}
     for name, layer in model.named_modules():
         if isinstance(layer, WeightNormConv):
-            layer.set_weight(*folded[name])
+            folded[layer] = _take(state, _old_name(name), layer)
         elif isinstance(layer, GatedResnet) and layer.condition_weight is not None:
-            with torch.no_grad():
-                layer.condition_weight.copy_(projections[name])
-    return model
+            projections[layer] = _take_projection(state, _old_name(name), layer.condition_weight)
+    if state:
+        raise ValueError(f"the checkpoint has keys that are not PixelCNN++'s: {sorted(state)[:3]}")
+    model.to_empty(device="cpu").to(dtype)
+    for layer, weight_and_bias in folded.items():
+        layer.set_weight(*weight_and_bias)
+    for layer, projection in projections.items():
+        layer.condition_weight.data.copy_(projection)
+    return model.eval()
 
 
 def _unified(source: Mapping[str, Tensor] | Sequence[Any]) -> dict[str, Tensor]:
@@ -107,7 +106,7 @@ def _unified(source: Mapping[str, Tensor] | Sequence[Any]) -> dict[str, Tensor]:
 def _take(state: dict[str, Tensor], old: str, layer: WeightNormConv) -> tuple[Tensor, Tensor]:
     """Remove the tensors of `old` from `state`; the folded weight and bias of `layer`, float64."""
     try:
-        v, g, bias = (state.pop(f"{old}.{part}") for part in _PARTS)
+        v, g, bias = (state.pop(f"{old}.{part}") for part in ("weight_v", "weight_g", "bias"))
     except KeyError as error:
         raise ValueError(f"the checkpoint lacks {error.args[0]!r}") from None
     if not all(tensor.is_floating_point() for tensor in (v, g, bias)):
@@ -136,7 +135,6 @@ def _take_projection(state: dict[str, Tensor], old: str, weight: Tensor) -> Tens
     return hw.mT
 
 
-_PARTS = ("weight_v", "weight_g", "bias")
 _STEM, _HEAD = "u_init.conv.weight_v", "nin_out.lin_a.bias"
 _PROJECTION = "up_layers.0.u_stream.0.hw"
 
@@ -194,21 +192,17 @@ def _infer_config(state: Mapping[str, Tensor], atoms: tuple[int, ...]) -> ModelC
             "not a PixelCNN++ checkpoint: expected 1 or 3 image channels and 3K or 10K outputs "
             f"beside {len(atoms)} atoms, got {channels} and {n_params}"
         )
+    n_classes = 0
+    if _PROJECTION in state:
+        shape = tuple(state[_PROJECTION].shape)
+        if len(shape) != 2 or not 0 < shape[0] <= LARGEST:
+            raise ValueError(f"{_PROJECTION} must have shape (classes, 2F), got {shape}")
+        n_classes = shape[0]
     return ModelConfig(
         image_channels=channels,
         n_filters=n_filters,
         n_resnet=n_resnet,
         n_mix=n_params // per_component,
         dropout=0.0,
-        n_classes=_count_classes(state),
+        n_classes=n_classes,
     )
-
-
-def _count_classes(state: Mapping[str, Tensor]) -> int:
-    """The classes that a checkpoint is conditioned on, 0 for none."""
-    if _PROJECTION not in state:
-        return 0
-    shape = tuple(state[_PROJECTION].shape)
-    if len(shape) != 2 or not 0 < shape[0] <= LARGEST:
-        raise ValueError(f"{_PROJECTION} must have shape (classes, 2F), got {shape}")
-    return shape[0]

@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from ..config import Score
 from .pixelcnnpp import PixelCNNpp
-
-
-class _LogProb(nn.Module):
-    """A model's log_prob as its forward."""
-
-    def __init__(self, model: PixelCNNpp) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor, label: Tensor | None) -> Tensor:
-        return self.model.log_prob(x, label=label)
 
 
 def score_of(
@@ -32,12 +21,10 @@ def score_of(
         x = x.detach().requires_grad_(True)
         if score == "full":
             # Frozen: the gradients of the weights would cost a third of all.
-            whole = _LogProb(model)
-            frozen = {name: weight.detach() for name, weight in whole.named_parameters()}
-            log_p = functional_call(whole, frozen, (x, label))
+            frozen = {name: weight.detach() for name, weight in model.named_parameters()}
+            params = functional_call(model, frozen, (x,), {"label": label})
         else:
             with torch.no_grad():
                 params = model(x, label=label)
-            log_p = model.log_prob_given(x, params)
-        (gradient,) = torch.autograd.grad(log_p.sum(), x)
+        (gradient,) = torch.autograd.grad(model.log_prob_given(x, params).sum(), x)
     return gradient

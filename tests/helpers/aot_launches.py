@@ -79,7 +79,7 @@ class Block:
             torch.empty((), dtype=torch.int64, device="meta") if self.dropout else None,
         )
         taps = Taps(kh, kw, kh - 1, kw // 2) if kh * kw < 9 else Taps(kh, kw, 1, 1)
-        dropout = Dropout(given.seed, 3, 2**22, 2.0)
+        dropout = Dropout(3, 2**22, 2.0)
         with recorded(arch, self.tf32) as lists:
             y, saved = gated_resnet.forward(given, taps, dropout, keep=self.keep)
             gated_resnet.backward(y, saved, given, taps, dropout, self.needs)
@@ -94,8 +94,8 @@ def padded_launches(arch: int, filters: int) -> list[Launch]:
     v, taps = _image(torch.bfloat16, filters, (16, 32, 32)), Taps(2, 3, 1, 1)
     seed = torch.empty((), dtype=torch.int64, device="meta")
     with recorded(arch, False) as lists:
-        for dropout in (Dropout(), Dropout(seed, 3, 2**22, 2.0)):
-            padded.pad_concat_elu(v, taps, dropout, padded.pad_concat_elu(v, taps, dropout))
+        for dropout in ((Dropout(), None), (Dropout(3, 2**22, 2.0), seed)):
+            padded.pad_concat_elu(v, taps, *dropout, padded.pad_concat_elu(v, taps, *dropout))
         gates = padded.gate_epilogue(
             v, _image(torch.bfloat16, 2 * filters, (16, 32, 32)), grad=True
         )
