@@ -13,8 +13,8 @@ endfunction()
 # The loss on the CPU.
 function(add_logistic_mixture target)
   set(here ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/logistic_mixture)
-  target_sources(${target} PRIVATE ${here}/dispatch.cpp ${here}/operands.cpp)
-  compile_for_instruction_sets(${target} ${here}/block.cpp ${here}/dispatch.cpp LOSS_SETS
+  target_sources(${target} PRIVATE ${here}/logistic_mixture.cpp)
+  compile_for_instruction_sets(${target} ${here}/block.cpp ${here}/logistic_mixture.cpp LOSS_SETS
     generic avx2 avx512 neon)
 endfunction()
 
@@ -22,7 +22,7 @@ endfunction()
 # extension alone; all else is portable.
 function(add_sampler target)
   set(here ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/sampler)
-  target_sources(${target} PRIVATE ${here}/program.cpp ${here}/packing.cpp ${here}/plan.cpp
+  target_sources(${target} PRIVATE ${here}/program.cpp ${here}/network.cpp ${here}/plan.cpp
     ${here}/device_plan.cpp ${here}/sampler_cpu.cpp ${here}/tile_kernels.cpp)
   compile_for_instruction_sets(${target} ${here}/tiles_float32.cpp ${here}/tile_kernels.cpp
     FLOAT32_SETS generic avx2 avx512 neon)

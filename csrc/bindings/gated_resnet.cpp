@@ -6,9 +6,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <map>
 #include <stdexcept>
 #include <string>
-#include <vector>
 
 #include "bindings.h"
 
@@ -17,33 +17,18 @@ namespace {
 
 namespace py = pybind11;
 
-// `owners` keeps the tensors alive while the interpreter is free to run something else.
-GatedCall read_call(const py::dict& tensors, GatedDirection direction,
-                    std::vector<py::object>& owners) {
-  GatedGiven given;
-  std::string known;
-  for (const GatedName& name : gated_names(direction)) {
-    known += (known.empty() ? "" : ", ") + std::string(name.name);
-    if (!tensors.contains(name.name)) continue;
-    owners.push_back(tensors[name.name]);
-    given.at(name) = borrow(name.name, owners.back());
-  }
-  if (owners.size() != tensors.size()) {
-    throw std::invalid_argument("tensors must be among " + known + ", got " +
-                                std::string(py::str(py::list(tensors))));
-  }
-  return check_gated_operands(given, direction);
-}
-
-template <GatedDirection kDirection>
-void run(const py::dict& tensors, int pad_top, int pad_left, uint32_t layer, int64_t first_image,
-         uint32_t keep_from, double scale, int threads, const std::string& instruction_set) {
+// The tensors live, in the caller's map, while the interpreter is free to run something else.
+template <bool kBackward>
+void run(const std::map<std::string, py::object>& tensors, int pad_top, int pad_left,
+         uint32_t layer, int64_t first_image, uint32_t keep_from, double scale, int threads,
+         const std::string& instruction_set) {
   if (!std::isfinite(scale)) {
     throw std::invalid_argument("scale must be finite, got " + std::to_string(scale));
   }
   check_threads(threads);
-  std::vector<py::object> owners;
-  GatedCall call = read_call(tensors, kDirection, owners);
+  std::map<std::string, Borrowed> given;
+  for (const auto& [name, tensor] : tensors) given[name] = borrow(name.c_str(), tensor);
+  GatedCall call = check_gated_operands(given, kBackward);
   // Dropout counts the elements of all images in 64 bits. An empty batch may have any extents.
   const int64_t elements =
       call.shape.batch == 0 ? 1 : 2 * call.shape.height * call.shape.width * call.shape.filters;
@@ -62,13 +47,12 @@ void run(const py::dict& tensors, int pad_top, int pad_left, uint32_t layer, int
   call.dropout.keep_from = keep_from;
   call.dropout.scale = scale;
   const py::gil_scoped_release release;
-  (kDirection == GatedDirection::kForward ? gated_resnet_forward : gated_resnet_backward)(
-      call, threads, instruction_set);
+  (kBackward ? gated_resnet_backward : gated_resnet_forward)(call, threads, instruction_set);
 }
 
-template <GatedDirection kDirection>
+template <bool kBackward>
 void define(py::module_& module, const char* name, const char* doc) {
-  module.def(name, &run<kDirection>, py::arg("tensors"), py::arg("pad_top"), py::arg("pad_left"),
+  module.def(name, &run<kBackward>, py::arg("tensors"), py::arg("pad_top"), py::arg("pad_left"),
              py::arg("layer"), py::arg("first_image"), py::arg("keep_from"), py::arg("scale"),
              py::arg("threads") = 1, py::arg("instruction_set") = "auto", doc);
 }
@@ -76,17 +60,17 @@ void define(py::module_& module, const char* name, const char* doc) {
 }  // namespace
 
 void register_gated_resnet(py::module_& module) {
-  define<GatedDirection::kForward>(
+  define<false>(
       module, "gated_resnet_forward",
       "Writes y and, where they are given, h and gates. tensors: by the names of the field table "
       "in dsmooth/functional/gated_resnet.def. pad_top, pad_left: rows and columns of zeros before "
       "the image. keep_from, scale: dropout keeps an element whose word >> 9 is at least the "
       "first, times the second; none without a seed. layer, first_image: where in the network and "
       "in a larger batch, for the counters of dropout.");
-  define<GatedDirection::kBackward>(module, "gated_resnet_backward",
-                                    "Writes the gradients (grad_x, ...) by the tensors given, from "
-                                    "grad_y and the saved h and gates; arguments as for the "
-                                    "forward.");
+  define<true>(module, "gated_resnet_backward",
+               "Writes the gradients (grad_x, ...) by the tensors given, from "
+               "grad_y and the saved h and gates; arguments as for the "
+               "forward.");
 }
 
 }  // namespace dsmooth

@@ -92,6 +92,12 @@ size_t bytes_per_image(const Sampler& sampler, int height, int width) {
   return sampler.bytes_per_image(height, width);
 }
 
+void check_given(const char* name, const Borrowed& tensor, bool wanted, const char* given,
+                 const char* absent) {
+  if (tensor.given != wanted)
+    refuse(name, wanted ? given : absent, tensor.given ? "a tensor" : "None");
+}
+
 // The tensors of a call, borrowed while they live.
 struct Tensors {
   Borrowed out, context;  // both (N, C, H, W) float32; context may be absent
@@ -110,26 +116,19 @@ struct Tensors {
   // the call reads and writes inside its tensors and asks for something that can be drawn.
   std::pair<int64_t, Slice> check(const sampler::NetworkView& network, Device device, uint64_t seed,
                                   uint64_t first_index, float temperature) const {
-    const auto images =
-        contiguous_view<float, 4>("out", out, {kAny, network.image_channels, kAny, kAny}, device);
-    const auto [n, channels, height, width] = images.shape;
+    const int64_t channels = network.image_channels;
+    float* const images = contiguous<float>("out", out, {kAny, channels, kAny, kAny}, device);
+    const int64_t n = out.shape[0], height = out.shape[2], width = out.shape[3];
     check_size(height, width);
-    if (context.given != network.conditioned) {
-      refuse("context",
-             network.conditioned ? "be a tensor for a conditioned model"
-                                 : "be None for a model without conditioning",
-             context.given ? "a tensor" : "None");
-    }
-    if (context.given) contiguous_view<float, 4>("context", context, images.shape, device);
-    if (mask.given) contiguous_view<uint8_t, 3>("mask", mask, {n, height, width}, device);
-    if (condition.given != (network.condition_size > 0)) {
-      refuse("condition",
-             condition.given ? "be None for a model that has no vectors of images"
-                             : "be a tensor for a model with vectors of images",
-             condition.given ? "a tensor" : "None");
-    }
+    check_given("context", context, network.conditioned, "be a tensor for a conditioned model",
+                "be None for a model without conditioning");
+    if (context.given) contiguous<float>("context", context, {n, channels, height, width}, device);
+    if (mask.given) contiguous<uint8_t>("mask", mask, {n, height, width}, device);
+    check_given("condition", condition, network.condition_size > 0,
+                "be a tensor for a model with vectors of images",
+                "be None for a model that has no vectors of images");
     if (condition.given)
-      contiguous_view<float, 2>("condition", condition, {n, network.condition_size}, device);
+      contiguous<float>("condition", condition, {n, network.condition_size}, device);
     if (!(temperature > 0 && std::isfinite(temperature))) {
       refuse("temperature", "be positive and finite", std::to_string(temperature));
     }
@@ -141,7 +140,7 @@ struct Tensors {
     check_apart(lent);
     return {n,
             {0, static_cast<int>(height), static_cast<int>(width), seed, first_index, temperature,
-             static_cast<const float*>(context.data), images.data,
+             static_cast<const float*>(context.data), images,
              static_cast<const uint8_t*>(mask.data), static_cast<const float*>(condition.data)}};
   }
 };
@@ -175,7 +174,7 @@ Device device_of(const CudaSampler& sampler) { return {Device::kCuda, sampler.de
 
 // A contiguous tensor of so many floats on the device, aligned for the kernels.
 float* device_words(const char* name, const Borrowed& tensor, int64_t words, Device device) {
-  float* data = contiguous_view<float, 1>(name, tensor, {words}, device).data;
+  float* data = contiguous<float>(name, tensor, {words}, device);
   if (reinterpret_cast<uintptr_t>(data) % 128 != 0) {
     refuse(name, "be aligned to 128 bytes", "a tensor that is not");
   }
@@ -189,9 +188,9 @@ int64_t weight_words(const CudaSampler& sampler) {
 void write_weights(CudaSampler& sampler, const py::object& host, const py::object& device) {
   const int64_t words = weight_words(sampler);
   if (words == 0) throw std::invalid_argument("the weights were written before");
-  const auto image = contiguous_view<float, 1>("host", borrow("host", host), {words});
+  float* const image = contiguous<float>("host", borrow("host", host), {words});
   const float* there = device_words("device", borrow("device", device), words, device_of(sampler));
-  sampler.write_weights(image.data, reinterpret_cast<uintptr_t>(there));
+  sampler.write_weights(image, reinterpret_cast<uintptr_t>(there));
 }
 
 Partition partition(const CudaSampler& sampler, int64_t n, int height, int width, size_t memory,

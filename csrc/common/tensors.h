@@ -1,11 +1,11 @@
-// Tensors that someone else owns, described for the time of a call: their check, and typed views
-// over them. Every error of shape, dtype, device or memory is raised here.
+// Tensors that someone else owns, described for the time of a call: their check. Every error of
+// shape, dtype, device or memory is raised here.
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <limits>
 #include <span>
 #include <stdexcept>
@@ -154,7 +154,7 @@ inline bool repeats_elements(const Borrowed& tensor) {
 
 // Throws std::invalid_argument, which names the tensor, unless it is given with this shape (kAny
 // where an extent may be anything), type and device, and has memory, aligned to its elements.
-inline void check_tensor(const char* name, const Borrowed& t, std::span<const int64_t> shape,
+inline void check_tensor(const char* name, const Borrowed& t, const std::vector<int64_t>& shape,
                          ElementType type, Device device = {}) {
   if (!t.given) refuse(name, "be a tensor", "None");
   bool fits = t.n_dims == static_cast<int>(shape.size());
@@ -162,8 +162,8 @@ inline void check_tensor(const char* name, const Borrowed& t, std::span<const in
     fits = t.shape[i] >= 0 && (shape[i] == kAny || shape[i] == t.shape[i]);
   }
   if (!fits) {
-    const int n_dims = static_cast<int>(shape.size());
-    refuse(name, "have shape " + to_string(shape.data(), n_dims), to_string(t.shape, t.n_dims));
+    refuse(name, "have shape " + to_string(shape.data(), static_cast<int>(shape.size())),
+           to_string(t.shape, t.n_dims));
   }
   if (!(t.type == type)) refuse(name, "be " + to_string(type), to_string(t.type));
   if (!(t.device == device)) refuse(name, "be on " + to_string(device), to_string(t.device));
@@ -182,33 +182,15 @@ constexpr ElementType type_of() {
   return std::is_same_v<T, float> ? kFloat32Type : kFloat64Type;
 }
 
-// Checked view of N dimensions: `data[i * stride[0] + j * stride[1] + ...]`.
-template <class T, int N>
-struct View {
-  T* data = nullptr;
-  std::array<int64_t, N> shape{};
-  std::array<int64_t, N> stride{};
-
-  View() = default;
-  // Throws as check_tensor does.
-  View(const char* name, const Borrowed& tensor, const std::array<int64_t, N>& expected,
-       Device device = {}) {
-    check_tensor(name, tensor, expected, type_of<std::remove_const_t<T>>(), device);
-    data = static_cast<T*>(tensor.data);
-    std::copy_n(tensor.shape, N, shape.begin());
-    std::copy_n(tensor.strides, N, stride.begin());
-  }
-};
-
-// A view whose elements follow one another.
-template <class T, int N>
-View<T, N> contiguous_view(const char* name, const Borrowed& tensor,
-                           const std::array<int64_t, N>& expected, Device device = {}) {
-  const View<T, N> view(name, tensor, expected, device);
+// The memory of a tensor that passes check_tensor and whose elements follow one another.
+template <class T>
+T* contiguous(const char* name, const Borrowed& tensor, std::initializer_list<int64_t> shape,
+              Device device = {}) {
+  check_tensor(name, tensor, shape, type_of<T>(), device);
   if (!is_contiguous(tensor)) {
-    refuse(name, "be contiguous", "strides " + to_string(tensor.strides, N));
+    refuse(name, "be contiguous", "strides " + to_string(tensor.strides, tensor.n_dims));
   }
-  return view;
+  return static_cast<T*>(tensor.data);
 }
 
 // A checked tensor of a call.

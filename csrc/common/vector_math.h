@@ -1,5 +1,5 @@
 // Vectors of one instruction set, in registers and memory, and the functions on them that the
-// likelihood and the gated block need.
+// likelihood, the gated block and the sampler need.
 //
 // Included only by files compiled once per instruction set, with DSMOOTH_ISA the name of its
 // namespace and DSMOOTH_VECTOR_BYTES the width. Nothing here may come out of line under a name that
@@ -16,8 +16,10 @@
 #include "bfloat16.h"
 #include "host_device.h"
 
-#if defined(__AVX512F__) && DSMOOTH_VECTOR_BYTES == 64
+#if defined(__AVX2__)
 #include <immintrin.h>
+#endif
+#if defined(__AVX512F__) && DSMOOTH_VECTOR_BYTES == 64
 #define DSMOOTH_HAS_AVX512_MATH
 #endif
 
@@ -117,12 +119,33 @@ struct VectorMath {
     return static_cast<T>(1) / v;
   }
 
+  // The larger one; a NaN in v stays.
+  DSMOOTH_INLINE static V at_least(V v, T low) {
 #if defined(DSMOOTH_HAS_AVX512_MATH)
-  // Keeps n ln 2 finite for y = -inf. The instruction returns its second operand if one is NaN.
-  DSMOOTH_INLINE static V at_least_minus_huge(V y) {
-    return V(_mm512_max_ps(__m512(splat(-Format::kHuge)), __m512(y)));
-  }
+    // The instruction returns its second operand if one is NaN.
+    if constexpr (sizeof(T) == 4) return V(_mm512_max_ps(__m512(splat(low)), __m512(v)));
 #endif
+    return v < low ? splat(low) : v;
+  }
+
+  DSMOOTH_INLINE static V minus_abs(V v) { return from_bits(bits(v) | ~(~Word{0} >> 1)); }
+
+  // One rounding where the instruction set has FMA. On x86 a compiler may leave some sums unfused,
+  // which makes long chains shorter: it is told.
+  DSMOOTH_INLINE static V multiply_add(V a, V b, V c) {
+#if defined(DSMOOTH_HAS_AVX512_MATH)
+    if constexpr (sizeof(T) == 4) return V(_mm512_fmadd_ps(__m512(a), __m512(b), __m512(c)));
+#elif defined(__AVX2__)
+    if constexpr (sizeof(T) == 4) return V(_mm256_fmadd_ps(__m256(a), __m256(b), __m256(c)));
+#endif
+    return a * b + c;
+  }
+
+  // 2^n for a whole number n of the exponents of normal numbers.
+  DSMOOTH_INLINE static V power_of_two(V n) {
+    return from_bits((Bits(__builtin_convertvector(n, Mask)) + Format::kBias)
+                     << Format::kMantissaBits);
+  }
 
   // exp(y) for y <= 88 (float) or 709 (double); 0 or denormal under the smallest normal number.
   DSMOOTH_INLINE static V exp(V y) {
@@ -130,7 +153,7 @@ struct VectorMath {
     if constexpr (sizeof(T) == 4) {
       // y = n ln 2 + r with n in sixteenths, |r| <= ln 2 / 32: 2^n is a table's entry times a power
       // of two, and three terms of exp(r) remain (remainder r^4 / 24 = 9e-9).
-      y = at_least_minus_huge(y);
+      y = at_least(y, -Format::kHuge);  // keeps n ln 2 finite
       const V shifted = y * static_cast<T>(1.4426950408889634) + Format::kRound / 16;
       const V n = shifted - Format::kRound / 16;
       const V r = (y - n * Format::kLn2High) - n * Format::kLn2Low;
@@ -149,7 +172,7 @@ struct VectorMath {
     constexpr T kLog2E = static_cast<T>(1.4426950408889634), kOne = 1;
 #if defined(DSMOOTH_HAS_AVX512_MATH)
     if constexpr (sizeof(T) == 4) {
-      y = at_least_minus_huge(y);
+      y = at_least(y, -Format::kHuge);
       const V n = V(_mm512_roundscale_ps(__m512(y * kLog2E), 0));
       const V p = expm1_reduced((y - n * Format::kLn2High) - n * Format::kLn2Low);
       const V power = V(_mm512_scalef_ps(__m512(splat(1)), __m512(n)));
@@ -172,7 +195,7 @@ struct VectorMath {
     if constexpr (sizeof(T) == 4) {
       // (2^f - 1) / f interpolated at the Chebyshev nodes.
       constexpr T kRough[3] = {0x1.62e43p-1f, 0x1.efb038p-3f, 0x1.c8bdfap-5f};
-      y = at_least_minus_huge(y) * static_cast<T>(1.4426950408889634);
+      y = at_least(y, -Format::kHuge) * static_cast<T>(1.4426950408889634);
       const V n = V(_mm512_roundscale_ps(__m512(y), 0));
       const V f = y - n;
       const V p = f * ((f * kRough[2] + kRough[1]) * f + kRough[0]);
@@ -233,6 +256,9 @@ struct VectorMath {
       return V(_mm512_maskz_loadu_pd(static_cast<__mmask8>(mask(count)), p));
     }
 #else
+#if defined(__AVX2__)
+    if constexpr (sizeof(T) == 4) return V(_mm256_maskload_ps(p, mask(count)));
+#endif
     T lanes[kLanes] = {};
     for (int i = 0; i < count; ++i) lanes[i] = p[i];
     return load(lanes);
@@ -248,6 +274,9 @@ struct VectorMath {
       _mm512_mask_storeu_pd(p, static_cast<__mmask8>(mask(count)), __m512d(v));
     }
 #else
+#if defined(__AVX2__)
+    if constexpr (sizeof(T) == 4) return _mm256_maskstore_ps(p, mask(count), __m256(v));
+#endif
     T lanes[kLanes];
     store(v, lanes);
     for (int i = 0; i < count; ++i) p[i] = lanes[i];
@@ -290,6 +319,10 @@ struct VectorMath {
 #if defined(DSMOOTH_HAS_AVX512_MATH)
   DSMOOTH_INLINE static __mmask16 mask(int count) {
     return static_cast<__mmask16>((1u << count) - 1);
+  }
+#elif defined(__AVX2__)
+  DSMOOTH_INLINE static __m256i mask(int count) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
   }
 #endif
 };

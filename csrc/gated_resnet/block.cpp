@@ -290,9 +290,9 @@ template <class D, class T>
 GatedKernels kernels_of() {
   using B = Block<D, T>;
   using W = Weights<D>;
-  return {&W::packed_bytes, &B::scratch_bytes, &W::sums_bytes,
-          &W::pack_forward, &W::pack_backward, &B::forward,
-          &B::backward,     &W::add_sums,      &W::write_gradients};
+  return {&W::packed_bytes,        &B::scratch_bytes, &W::sums_bytes, &W::template pack<false>,
+          &W::template pack<true>, &B::forward,       &B::backward,   &W::add_sums,
+          &W::write_gradients};
 }
 
 }  // namespace

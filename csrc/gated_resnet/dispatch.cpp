@@ -1,10 +1,8 @@
 // Chooses the instruction set at run time and splits the images over threads.
 #include <algorithm>
 #include <memory>
-#include <new>
 #include <stdexcept>
 #include <string>
-#include <vector>
 
 #include "../common/isa.h"
 #include "../common/parallel.h"
@@ -21,19 +19,13 @@ BLOCK_SETS
 
 namespace {
 
-const GatedKernels& find_kernels(GatedStorage storage, const std::string& instruction_set) {
+const GatedKernels& find_kernels(ElementType type, const std::string& instruction_set) {
 #define DSMOOTH_SET(name) {#name, &name::gated_resnet_kernels},
   static const PerInstructionSet<GatedKernelSet> sets{BLOCK_SETS};
 #undef DSMOOTH_SET
   const GatedKernelSet& kernels = sets.find(instruction_set);
-  switch (storage) {
-    case GatedStorage::kFloat64:
-      return kernels.float64;
-    case GatedStorage::kBFloat16:
-      return kernels.bfloat16;
-    default:
-      return kernels.float32;
-  }
+  if (type == kFloat64Type) return kernels.float64;
+  return type == kBFloat16Type ? kernels.bfloat16 : kernels.float32;
 }
 
 void check_padding(const GatedShape& s) {
@@ -45,40 +37,24 @@ void check_padding(const GatedShape& s) {
   if (s.pad_left < 0 || s.pad_left >= s.kernel_w) refuse("pad_left", s.kernel_w, s.pad_left);
 }
 
-// Memory that stays with the calling thread: a fresh page costs more than what is computed in it.
-class Arena {
- public:
-  // Pieces of the given sizes, each a multiple of 64 bytes apart.
-  std::vector<char*> take(const std::vector<size_t>& sizes) {
-    size_t total = 0;
-    for (const size_t size : sizes) total += round_up(size);
-    if (total > size_) {
-      memory_.reset();
-      size_ = 0;
-      memory_.reset(static_cast<char*>(::operator new(total, kAlignment)));
-      size_ = total;
-    }
-    std::vector<char*> pieces;
-    char* next = memory_.get();
-    for (const size_t size : sizes) {
-      pieces.push_back(next);
-      next += round_up(size);
-    }
-    return pieces;
-  }
-
-  static size_t round_up(size_t size) { return (size + 63) / 64 * 64; }
-
- private:
-  static constexpr std::align_val_t kAlignment{64};
-  struct Release {
-    void operator()(char* memory) const { ::operator delete(memory, kAlignment); }
-  };
-  std::unique_ptr<char, Release> memory_;
-  size_t size_ = 0;
+struct alignas(64) Line {  // of a cache
+  char bytes[64];
 };
 
-thread_local Arena arena;
+size_t lines(size_t bytes) { return (bytes + sizeof(Line) - 1) / sizeof(Line); }
+
+// Memory that stays with the calling thread: a fresh page costs more than what is computed in it.
+Line* take(size_t count) {
+  thread_local std::unique_ptr<Line[]> memory;
+  thread_local size_t size = 0;
+  if (count > size) {
+    size = 0;
+    memory.reset();
+    memory.reset(new Line[count]);
+    size = count;
+  }
+  return memory.get();
+}
 
 // About so many pixels are one thread's next piece of work.
 constexpr int64_t kPixels = 784;
@@ -97,42 +73,46 @@ int64_t count_groups(const GatedShape& s, size_t sums_bytes) {
 
 void gated_resnet_forward(const GatedCall& call, int threads, const std::string& instruction_set) {
   check_padding(call.shape);
-  const GatedKernels& kernels = find_kernels(call.shape.storage, instruction_set);
+  const GatedKernels& kernels = find_kernels(call.shape.type, instruction_set);
   const int64_t batch = call.shape.batch;
   if (batch == 0) return;
   const int64_t pieces =
       std::clamp<int64_t>(batch * call.shape.height * call.shape.width / kPixels, 1, batch);
   const int64_t workers = std::clamp<int64_t>(threads, 1, pieces);
-  const size_t scratch_bytes = Arena::round_up(kernels.scratch_bytes(call.shape));
-  const auto memory = arena.take({kernels.packed_bytes(call.shape), scratch_bytes * workers});
-  kernels.pack_forward(call, memory[0]);
+  const size_t scratch_lines = lines(kernels.scratch_bytes(call.shape));
+  const size_t packed_lines = lines(kernels.packed_bytes(call.shape));
+  Line* const packed = take(packed_lines + scratch_lines * workers);
+  Line* const scratch = packed + packed_lines;
+  kernels.pack_forward(call, packed);
   parallel_for_each(pieces, static_cast<int>(workers), [&](int64_t piece, int64_t worker) {
-    kernels.forward(call, memory[0], batch * piece / pieces, batch * (piece + 1) / pieces,
-                    memory[1] + scratch_bytes * worker);
+    kernels.forward(call, packed, batch * piece / pieces, batch * (piece + 1) / pieces,
+                    scratch + scratch_lines * worker);
   });
 }
 
 void gated_resnet_backward(const GatedCall& call, int threads, const std::string& instruction_set) {
   check_padding(call.shape);
-  const GatedKernels& kernels = find_kernels(call.shape.storage, instruction_set);
+  const GatedKernels& kernels = find_kernels(call.shape.type, instruction_set);
   const int64_t batch = call.shape.batch;
-  const size_t sums_bytes = Arena::round_up(kernels.sums_bytes(call.shape));
-  const int64_t groups = count_groups(call.shape, sums_bytes);
+  const size_t sums_lines = lines(kernels.sums_bytes(call.shape));
+  const int64_t groups = count_groups(call.shape, sums_lines * sizeof(Line));
   const int64_t workers = std::clamp<int64_t>(threads, 1, std::max<int64_t>(groups, 1));
   // An empty batch has no memory, and so may have any extent.
-  const size_t scratch_bytes = batch == 0 ? 0 : Arena::round_up(kernels.scratch_bytes(call.shape));
-  const auto memory = arena.take({kernels.packed_bytes(call.shape), scratch_bytes * workers,
-                                  sums_bytes * std::max<int64_t>(groups, 1)});
-  if (groups > 0) kernels.pack_backward(call, memory[0]);
+  const size_t scratch_lines = batch == 0 ? 0 : lines(kernels.scratch_bytes(call.shape));
+  const size_t packed_lines = lines(kernels.packed_bytes(call.shape));
+  Line* const packed =
+      take(packed_lines + scratch_lines * workers + sums_lines * std::max<int64_t>(groups, 1));
+  Line* const scratch = packed + packed_lines;
+  Line* const sums = scratch + scratch_lines * workers;
+  if (groups > 0) kernels.pack_backward(call, packed);
   parallel_for_each(groups, static_cast<int>(workers), [&](int64_t group, int64_t worker) {
-    kernels.backward(call, memory[0], batch * group / groups, batch * (group + 1) / groups,
-                     memory[1] + scratch_bytes * worker, memory[2] + sums_bytes * group);
+    kernels.backward(call, packed, batch * group / groups, batch * (group + 1) / groups,
+                     scratch + scratch_lines * worker, sums + sums_lines * group);
   });
   parallel_for(workers, [&](int64_t part) {
-    kernels.add_sums(call.shape, memory[2], sums_bytes, groups, part, workers);
+    kernels.add_sums(call.shape, sums, sums_lines * sizeof(Line), groups, part, workers);
   });
-  parallel_for(workers,
-               [&](int64_t part) { kernels.write_gradients(call, memory[2], part, workers); });
+  parallel_for(workers, [&](int64_t part) { kernels.write_gradients(call, sums, part, workers); });
 }
 
 }  // namespace dsmooth

@@ -4,26 +4,23 @@
 // docs/kernels.md has the equations of the backward and the reasons for this shape.
 #pragma once
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <string>
-#include <vector>
 
 #include "../common/tensors.h"
 
 namespace dsmooth {
-
-enum class GatedStorage { kFloat32, kFloat64, kBFloat16 };  // of activations and their gradients
 
 inline constexpr int kMaxSkips = 2;
 inline constexpr int kMaxTaps = 64;           // of a convolution's kernel
 inline constexpr int kMaxChannels = 1 << 24;  // of a tensor, so that sizes of products fit an int64
 
 // Activations lie in (B, H, W, C) order. Letters: B batch, H W image, F filters, S channels of all
-// skips together. Weights, biases and their gradients are float32 (float64 for kFloat64).
+// skips together. Weights, biases and their gradients are float32 (float64 beside float64 images).
 struct GatedShape {
-  GatedStorage storage = GatedStorage::kFloat32;
+  ElementType type;  // float32, float64 or bfloat16: of activations and their gradients
   int64_t batch = 0, height = 0, width = 0;
   int filters = 0;
   int kernel_h = 0, kernel_w = 0;
@@ -63,8 +60,6 @@ struct GatedCall {
   GatedTensors grads;    // of the backward; bias_in's is that of bias_nin too: both are added to h
 };
 
-enum class GatedDirection { kForward, kBackward };
-
 // One number for each tensor of the field table, in its order.
 enum class GatedField {
 #define FIELD(name, ...) name,
@@ -75,27 +70,10 @@ enum class GatedField {
 
 inline constexpr int kGatedFields = static_cast<int>(GatedField::kCount);
 
-// A tensor that a call in a direction may have.
-struct GatedName {
-  const char* name;
-  GatedField field;
-  bool is_gradient;  // of the field, not the field itself
-};
-const std::vector<GatedName>& gated_names(GatedDirection direction);
-
-// The tensors of a call; some are absent.
-struct GatedGiven {
-  std::array<Borrowed, kGatedFields> tensors, gradients;
-
-  Borrowed& at(const GatedName& name) {
-    return (name.is_gradient ? gradients : tensors)[static_cast<int>(name.field)];
-  }
-};
-
-// The call without its dropout numbers, after a check of every tensor: presence, shape, dtype,
-// device, memory order. The padding is checked when the call runs. Throws std::invalid_argument,
-// which names the tensor, what was expected and what came.
-GatedCall check_gated_operands(const GatedGiven& given, GatedDirection direction);
+// The call without its dropout numbers, after a check of every tensor, given by the names of the
+// field table: presence, shape, dtype, device, memory order. The padding is checked when the call
+// runs. Throws std::invalid_argument, which names the tensor, what was expected and what came.
+GatedCall check_gated_operands(const std::map<std::string, Borrowed>& given, bool backward);
 
 // The code of one instruction set for one type of activations. The weights are packed once a call;
 // `first` and `last` bound a range of images; `scratch` belongs to the caller's thread. `sums` are

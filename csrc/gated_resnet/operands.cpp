@@ -1,6 +1,10 @@
 // The check of a gated block's tensors against its extents.
-#include <span>
+#include <algorithm>
+#include <array>
+#include <initializer_list>
+#include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "gated_resnet.h"
 
@@ -14,22 +18,14 @@ enum DtypeRule { kImage, kWeight, kInt64 };
 enum Layout { kChannelsLast, kKernel, kContiguous };
 enum Gradient { kNone, kGradient };
 
-// Letters of the table's shapes; kOne times a number is that number.
-enum Letter { kOne, kB, kF, kH, kW, kKH, kKW, kS, kS_1, kS_2, kLetters };
-using Extents = std::array<int64_t, kLetters>;
-
-struct Dim {
-  int factor = 0;
-  Letter letter = kOne;
-
-  constexpr Dim() = default;
-  constexpr Dim(int number) : factor(number) {}
-  constexpr Dim(Letter extent) : factor(1), letter(extent) {}
+// By the letters of the table's shapes.
+struct Extents {
+  int64_t B, F, H, W, KH, KW, S, S_1, S_2;
 };
 
-constexpr Dim operator*(int factor, Dim dim) {
-  dim.factor *= factor;
-  return dim;
+template <class... Dims>
+std::vector<int64_t> make_shape(Dims... dims) {
+  return {int64_t{dims}...};
 }
 
 struct Field {
@@ -41,51 +37,53 @@ struct Field {
   DtypeRule dtype;
   Layout layout;
   Gradient gradient;
-  int n_dims;
-  Dim shape[4];
+  std::vector<int64_t> (*shape)(const Extents& extents);
 };
 
-constexpr Dim B = kB, F = kF, H = kH, W = kW, KH = kKH, KW = kKW, S = kS, S_1 = kS_1, S_2 = kS_2;
-
-template <class... Dims>
-constexpr Field make_field(const char* name, const char* gradient_name, Group group,
-                           Presence presence, unsigned with, DtypeRule dtype, Layout layout,
-                           Gradient gradient, Dims... shape) {
-  return {name,  gradient_name, group,    presence,        with,
-          dtype, layout,        gradient, sizeof...(Dims), {shape...}};
-}
-
-#define DSMOOTH_AND_LIST(...) __VA_OPT__(, ) __VA_ARGS__
-#define FIELD(name, group, presence, with, dtype, layout, gradient, shape) \
-  make_field(#name, "grad_" #name, group, presence, with, dtype, layout,   \
-             gradient DSMOOTH_AND_LIST shape),
-constexpr Field kFields[] = {
+#define FIELD(name, group, presence, with, dtype, layout, gradient, shape)     \
+  {#name,                                                                      \
+   "grad_" #name,                                                              \
+   group,                                                                      \
+   presence,                                                                   \
+   with,                                                                       \
+   dtype,                                                                      \
+   layout,                                                                     \
+   gradient,                                                                   \
+   [](const Extents& extents) {                                                \
+     [[maybe_unused]] const auto& [B, F, H, W, KH, KW, S, S_1, S_2] = extents; \
+     return make_shape shape;                                                  \
+   }},
+const Field kFields[] = {
 #include "../../dsmooth/functional/gated_resnet.def"
 };
 #undef FIELD
-#undef DSMOOTH_AND_LIST
-
-std::vector<GatedName> names_of(GatedDirection direction) {
-  const bool backward = direction == GatedDirection::kBackward;
-  std::vector<GatedName> names;
-  for (int i = 0; i < kGatedFields; ++i) {
-    const auto field = static_cast<GatedField>(i);
-    if (!backward || kFields[i].group != kOutput) names.push_back({kFields[i].name, field, false});
-    if (backward && kFields[i].gradient == kGradient) {
-      names.push_back({kFields[i].gradient_name, field, true});
-    }
-  }
-  return names;
-}
 
 class Checker {
  public:
-  Checker(const GatedGiven& given, GatedDirection direction)
-      : given_(given), backward_(direction == GatedDirection::kBackward) {
+  Checker(const std::map<std::string, Borrowed>& given, bool backward) : backward_(backward) {
+    std::string known;
+    size_t found = 0;
+    const auto take = [&](const std::string& name, Borrowed& to) {
+      known += (known.empty() ? "" : ", ") + name;
+      const auto place = given.find(name);
+      if (place == given.end()) return;
+      to = place->second;
+      ++found;
+    };
+    for (int i = 0; i < kGatedFields; ++i) {
+      if (!backward || kFields[i].group != kOutput) take(kFields[i].name, tensors_[i]);
+      if (backward && kFields[i].gradient == kGradient) {
+        take(kFields[i].gradient_name, gradients_[i]);
+      }
+    }
+    if (found != given.size()) {
+      std::string names;
+      for (const auto& [name, tensor] : given) names += (names.empty() ? "'" : ", '") + name + "'";
+      throw std::invalid_argument("tensors must be among " + known + ", got [" + names + "]");
+    }
     read_extents();
     conditions_ = (has(GatedField::skip) ? kSkip : 0u) | (has(GatedField::gain_in) ? kGains : 0u);
-    const Borrowed& conv = tensor(GatedField::conv_in);
-    taps_outside_ = !is_contiguous(conv);
+    taps_outside_ = !is_contiguous(tensor(GatedField::conv_in));
   }
 
   GatedCall check() {
@@ -102,10 +100,8 @@ class Checker {
   }
 
  private:
-  const Borrowed& tensor(GatedField field) const { return given_.tensors[static_cast<int>(field)]; }
-  const Borrowed& gradient(GatedField field) const {
-    return given_.gradients[static_cast<int>(field)];
-  }
+  const Borrowed& tensor(GatedField field) const { return tensors_[static_cast<int>(field)]; }
+  const Borrowed& gradient(GatedField field) const { return gradients_[static_cast<int>(field)]; }
   bool has(GatedField field) const { return tensor(field).given; }
 
   // The shape of a tensor that extents are read from.
@@ -120,16 +116,13 @@ class Checker {
   void read_extents() {
     const int64_t* x = shape_of(GatedField::x, "have 4 dimensions");
     const int64_t* conv = shape_of(GatedField::conv_in, "have shape (F, 2 F, kh, kw)");
-    extents_ = {1, x[0], conv[0], x[2], x[3], conv[2], conv[3], 0, 0, 0};
-    if (has(GatedField::skip)) {
-      extents_[kS_1] = shape_of(GatedField::skip, "have 4 dimensions")[1];
-    }
-    if (has(GatedField::skip_2)) {
-      extents_[kS_2] = shape_of(GatedField::skip_2, "have 4 dimensions")[1];
-    }
+    const auto channels_of = [&](GatedField field) {
+      return has(field) ? shape_of(field, "have 4 dimensions")[1] : 0;
+    };
+    const int64_t s_1 = channels_of(GatedField::skip), s_2 = channels_of(GatedField::skip_2);
     // An empty tensor may have any: sizes of products must fit an int64.
-    check_most({kF, kS_1, kS_2}, kMaxChannels, "channels");
-    check_most({kH, kW}, INT32_MAX, "rows and columns");
+    check_most({conv[0], s_1, s_2}, kMaxChannels, "channels");
+    check_most({x[2], x[3]}, INT32_MAX, "rows and columns");
     for (const GatedField field : {GatedField::x, GatedField::skip, GatedField::skip_2}) {
       const Borrowed& t = tensor(field);
       if (t.given && (t.shape[1] < 1 || t.shape[2] < 1 || t.shape[3] < 1)) {
@@ -141,93 +134,79 @@ class Checker {
     if (conv[2] < 1 || conv[3] < 1 || !few) {
       refuse("conv_in", "have 1 to " + std::to_string(kMaxTaps) + " taps", to_string(conv, 4));
     }
-    extents_[kS] = extents_[kS_1] + extents_[kS_2];
+    extents_ = {x[0], conv[0], x[2], x[3], conv[2], conv[3], s_1 + s_2, s_1, s_2};
   }
 
-  void check_most(std::initializer_list<Letter> letters, int64_t most, const char* what) const {
-    for (const Letter letter : letters) {
-      if (extents_[letter] > most) {
-        refuse("a gated block", "have at most " + std::to_string(most) + " " + what,
-               std::to_string(extents_[letter]));
-      }
+  static void check_most(std::initializer_list<int64_t> extents, int64_t most, const char* what) {
+    const int64_t largest = std::max(extents);
+    if (largest > most) {
+      refuse("a gated block", "have at most " + std::to_string(most) + " " + what,
+             std::to_string(largest));
     }
   }
 
   GatedShape shape() const {
-    const Borrowed& x = tensor(GatedField::x);
     GatedShape s;
-    if (x.type == kFloat32Type) {
-      s.storage = GatedStorage::kFloat32;
-    } else if (x.type == kFloat64Type) {
-      s.storage = GatedStorage::kFloat64;
-    } else if (x.type == kBFloat16Type) {
-      s.storage = GatedStorage::kBFloat16;
-    } else {
-      refuse("x", "be float32, float64 or bfloat16", to_string(x.type));
+    s.type = tensor(GatedField::x).type;
+    if (s.type != kFloat32Type && s.type != kFloat64Type && s.type != kBFloat16Type) {
+      refuse("x", "be float32, float64 or bfloat16", to_string(s.type));
     }
-    s.batch = extents_[kB], s.height = extents_[kH], s.width = extents_[kW];
-    s.filters = static_cast<int>(extents_[kF]);
-    s.kernel_h = static_cast<int>(extents_[kKH]), s.kernel_w = static_cast<int>(extents_[kKW]);
+    s.batch = extents_.B, s.height = extents_.H, s.width = extents_.W;
+    s.filters = static_cast<int>(extents_.F);
+    s.kernel_h = static_cast<int>(extents_.KH), s.kernel_w = static_cast<int>(extents_.KW);
     s.n_skips = (has(GatedField::skip) ? 1 : 0) + (has(GatedField::skip_2) ? 1 : 0);
-    s.skip_channels[0] = static_cast<int>(extents_[kS_1]);
-    s.skip_channels[1] = static_cast<int>(extents_[kS_2]);
+    s.skip_channels[0] = static_cast<int>(extents_.S_1);
+    s.skip_channels[1] = static_cast<int>(extents_.S_2);
     s.taps_outside = taps_outside_;
     return s;
   }
 
   void check_field(const Field& field, int i) const {
-    const Borrowed& t = given_.tensors[i];
+    constexpr const char* kNames[] = {"", "skip", "gain_in", "skip and gain_in"};
+    const Borrowed& t = tensors_[i];
     if (field.group == kInput) {
       check_presence(field.name, t, (field.with & ~conditions_) == 0, field.presence == kNeeded,
-                     name_of(field.with));
+                     kNames[field.with]);
     } else if (field.group == kSaved || !backward_) {
       const bool saved = field.group == kSaved && !backward_;
       check_presence(field.name, t, !saved || has(GatedField::h), true, saved ? "h" : "");
     }
-    if (t.given) check_tensor(field.name, t, field);
+    check_tensor(field.name, t, field);
     if (!backward_ || field.gradient != kGradient) return;
     const bool read = field.group == kOutput;
-    const Borrowed& g = given_.gradients[i];
-    check_presence(field.gradient_name, g, read || t.given, true, read ? "" : field.name);
-    if (g.given) check_tensor(field.gradient_name, g, field);
-  }
-
-  static const char* name_of(unsigned with) {
-    constexpr const char* kNames[] = {"", "skip", "gain_in", "skip and gain_in"};
-    return kNames[with];
+    check_presence(field.gradient_name, gradients_[i], read || t.given, true,
+                   read ? "" : field.name);
+    check_tensor(field.gradient_name, gradients_[i], field);
   }
 
   // `with`: what must be given for this to be given.
   static void check_presence(const char* name, const Borrowed& t, bool allowed, bool needed,
-                             const char* with) {
+                             const std::string& with) {
     if (t.given == allowed || (!t.given && !needed)) return;
-    const std::string what = with;
-    if (t.given) refuse(name, "be None without " + what, "a tensor");
-    if (allowed) refuse(name, what.empty() ? "be given" : "be given with " + what, "None");
+    if (t.given) refuse(name, "be None without " + with, "a tensor");
+    if (allowed) refuse(name, with.empty() ? "be given" : "be given with " + with, "None");
   }
 
   void check_tensor(const char* name, const Borrowed& t, const Field& field) const {
-    std::array<int64_t, 4> expected{};
-    for (int i = 0; i < field.n_dims; ++i) {
-      expected[i] = field.shape[i].factor * extents_[field.shape[i].letter];
-    }
-    const std::span<const int64_t> shape(expected.data(), static_cast<size_t>(field.n_dims));
-    dsmooth::check_tensor(name, t, shape, type_of(field.dtype));
-    check_layout(name, t, field.layout);
+    if (!t.given) return;
+    dsmooth::check_tensor(name, t, field.shape(extents_), type_of(field.dtype));
+    const bool last = field.layout == kChannelsLast || (field.layout == kKernel && taps_outside_);
+    if (last ? is_channels_last(t) : is_contiguous(t)) return;
+    refuse(name, last ? "be channels_last" : "be contiguous",
+           "strides " + to_string(t.strides, t.n_dims));
   }
 
   void check_memory() const {
-    std::array<Lent, 2 * kGatedFields> lent;
-    size_t count = 0;
+    std::vector<Lent> lent;
     for (int i = 0; i < kGatedFields; ++i) {
       const Field& f = kFields[i];
       const bool written = !backward_ && f.group != kInput;
-      if (given_.tensors[i].given) lent[count++] = {f.name, &given_.tensors[i], written};
-      if (given_.gradients[i].given) {
-        lent[count++] = {f.gradient_name, &given_.gradients[i], f.group == kInput};
+      if (tensors_[i].given) lent.push_back({f.name, &tensors_[i], written});
+      if (gradients_[i].given) {
+        lent.push_back({f.gradient_name, &gradients_[i], f.group == kInput});
       }
     }
-    check_apart({lent.data(), count});
+    check_apart(lent);
   }
 
   ElementType type_of(DtypeRule rule) const {
@@ -237,15 +216,8 @@ class Checker {
     return image == kFloat64Type ? kFloat64Type : kFloat32Type;
   }
 
-  void check_layout(const char* name, const Borrowed& t, Layout layout) const {
-    const bool last = layout == kChannelsLast || (layout == kKernel && taps_outside_);
-    if (last ? is_channels_last(t) : is_contiguous(t)) return;
-    refuse(name, last ? "be channels_last" : "be contiguous",
-           "strides " + to_string(t.strides, t.n_dims));
-  }
-
-  const GatedGiven& given_;
-  bool backward_;
+  std::array<Borrowed, kGatedFields> tensors_, gradients_;
+  const bool backward_;
   Extents extents_{};
   unsigned conditions_ = 0;
   bool taps_outside_ = false;
@@ -253,14 +225,8 @@ class Checker {
 
 }  // namespace
 
-const std::vector<GatedName>& gated_names(GatedDirection direction) {
-  static const std::vector<GatedName> forward = names_of(GatedDirection::kForward);
-  static const std::vector<GatedName> backward = names_of(GatedDirection::kBackward);
-  return direction == GatedDirection::kForward ? forward : backward;
-}
-
-GatedCall check_gated_operands(const GatedGiven& given, GatedDirection direction) {
-  return Checker(given, direction).check();
+GatedCall check_gated_operands(const std::map<std::string, Borrowed>& given, bool backward) {
+  return Checker(given, backward).check();
 }
 
 }  // namespace dsmooth

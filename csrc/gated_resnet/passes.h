@@ -1,12 +1,12 @@
 // Elementwise passes of the gated block over rows of pixels, between its convolutions. Compiled
 // once per instruction set: vector_math.h says what that forbids.
 //
-// D is the arithmetic of the convolutions (gemm.h), T the activations in memory.
+// D is the arithmetic of the convolutions (common/gemm.h), T the activations in memory.
 #pragma once
 
+#include "../common/gemm.h"
 #include "../common/philox.h"
 #include "gated_resnet.h"
-#include "gemm.h"
 
 #define DSMOOTH_INLINE_LAMBDA __attribute__((always_inline))
 

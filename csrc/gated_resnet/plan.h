@@ -2,8 +2,8 @@
 // instruction set: see vector_math.h for what that forbids.
 #pragma once
 
+#include "../common/gemm.h"
 #include "gated_resnet.h"
-#include "gemm.h"
 
 namespace dsmooth::DSMOOTH_ISA {
 namespace {
@@ -60,12 +60,9 @@ struct Plan {
   Range output_rows(int i) const { return {larger(top - i, 0), smaller(height + top - i, height)}; }
 
   // Packed weights: [tap][cell of the channel summed over][the other channel].
-  int64_t conv_out_cells() const { return taps * f2_cells * f2_pad; }
-  int64_t conv_in_cells() const { return taps * f2_cells * f_pad; }
-  int64_t conv_in_back_cells() const { return taps * f_cells * f2_pad; }
-  int64_t conv_in_start() const { return conv_out_cells(); }
+  int64_t conv_in_start() const { return taps * f2_cells * f2_pad; }
   int64_t nin_start() const {
-    return conv_out_cells() + larger(conv_in_cells(), conv_in_back_cells());
+    return conv_in_start() + taps * larger(f2_cells * f_pad, f_cells * f2_pad);
   }
   int64_t all_cells() const { return nin_start() + larger(s2_cells * f_pad, f_cells * s2_pad); }
 

@@ -38,37 +38,26 @@ void write_scales(const typename D::Scalar* v, const typename D::Scalar* gain, i
   }
 }
 
-// packed[tap][in / pair][out], weights times their scales.
-template <class D>
-void pack_forward_kernel(const typename D::Scalar* weight, const KernelLayout& layout,
-                         const typename D::Scalar* scale, int outputs, int inputs, int taps,
-                         typename D::Cell* packed) {
-  const int64_t pad = round_up(outputs, D::kColumns);
-  for (int tap = 0; tap < taps; ++tap) {
-    for (int cell = 0; cell < inputs / D::kPair; ++cell, packed += pad) {
-      const auto* at = weight + tap * layout.tap + cell * D::kPair * layout.in;
-      for (int n = 0; n < outputs; ++n, at += layout.out) {
-        packed[n] = D::cell(at[0] * scale[n], D::kPair == 2 ? at[layout.in] * scale[n] : 0);
+// Weights times their scales: packed[tap][in / pair][out], or, for the backward, packed[last tap
+// first][out / pair][in].
+template <class D, bool kBackward>
+void pack_kernel(const typename D::Scalar* weight, const KernelLayout& layout,
+                 const typename D::Scalar* scale, int outputs, int inputs, int taps,
+                 typename D::Cell* packed) {
+  const int summed = kBackward ? outputs : inputs, others = kBackward ? inputs : outputs;
+  const int64_t step = kBackward ? layout.out : layout.in;
+  const int64_t other_step = kBackward ? layout.in : layout.out;
+  const int64_t pad = round_up(others, D::kColumns);
+  for (int t = 0; t < taps; ++t) {
+    const auto* of_tap = weight + (kBackward ? taps - 1 - t : t) * layout.tap;
+    for (int k = 0; k < summed; k += D::kPair, packed += pad) {
+      const bool second = D::kPair == 2 && k + 1 < summed;  // an odd last one has no partner
+      const auto* at = of_tap + k * step;
+      for (int n = 0; n < others; ++n, at += other_step) {
+        packed[n] = D::cell(at[0] * scale[kBackward ? k : n],
+                            second ? at[step] * scale[kBackward ? k + 1 : n] : 0);
       }
-      for (int64_t n = outputs; n < pad; ++n) packed[n] = 0;
-    }
-  }
-}
-
-// packed[last tap first][out / pair][in], weights times their scales.
-template <class D>
-void pack_backward_kernel(const typename D::Scalar* weight, const KernelLayout& layout,
-                          const typename D::Scalar* scale, int outputs, int inputs, int taps,
-                          typename D::Cell* packed) {
-  const int64_t pad = round_up(inputs, D::kColumns);
-  for (int tap = taps - 1; tap >= 0; --tap) {
-    for (int n = 0; n < outputs; n += D::kPair, packed += pad) {
-      const auto* at = weight + tap * layout.tap + n * layout.out;
-      const bool second = D::kPair == 2 && n + 1 < outputs;  // an odd last output has no partner
-      for (int k = 0; k < inputs; ++k, at += layout.in) {
-        packed[k] = D::cell(at[0] * scale[n], second ? at[layout.out] * scale[n + 1] : 0);
-      }
-      for (int64_t k = inputs; k < pad; ++k) packed[k] = 0;
+      for (int64_t n = others; n < pad; ++n) packed[n] = 0;
     }
   }
 }
@@ -78,29 +67,22 @@ struct Outputs {
   int64_t first, last, pad;
 };
 
-// weight[out][in][tap] = sums[tap][in][out].
-template <class Scalar>
-void unpack(const Scalar* sums, const Outputs& outputs, const KernelLayout& layout, int inputs,
-            int taps, Scalar* weight) {
-  for (int64_t n = outputs.first; n < outputs.last; ++n) {
-    for (int tap = 0; tap < taps; ++tap) {
-      for (int k = 0; k < inputs; ++k) {
-        weight[n * layout.out + k * layout.in + tap * layout.tap] =
-            sums[(static_cast<int64_t>(tap) * inputs + k) * outputs.pad + n];
-      }
-    }
-  }
-}
-
-// The gradient of v from the sums of that of w = g v / |v|, and of g unless there are no gains:
-// dg = <dw, v> / |v|, dv = g / |v| (dw - v <dw, v> / |v|^2).
+// The gradient of v from sums[tap][in][out], that of w = g v / |v|, and of g unless there are no
+// gains: dg = <dw, v> / |v|, dv = g / |v| (dw - v <dw, v> / |v|^2).
 template <class D>
 void write_gradient(const typename D::Scalar* sums, const Outputs& outputs,
                     const KernelLayout& layout, int inputs, int taps, const void* weight,
                     const void* gain, void* grad_weight, void* grad_gain) {
   using Scalar = typename D::Scalar;
   auto* grad = static_cast<Scalar*>(grad_weight);
-  unpack(sums, outputs, layout, inputs, taps, grad);
+  for (int64_t n = outputs.first; n < outputs.last; ++n) {
+    for (int tap = 0; tap < taps; ++tap) {
+      for (int k = 0; k < inputs; ++k) {
+        grad[n * layout.out + k * layout.in + tap * layout.tap] =
+            sums[(static_cast<int64_t>(tap) * inputs + k) * outputs.pad + n];
+      }
+    }
+  }
   if (gain == nullptr) return;
   const auto* g = static_cast<const Scalar*>(gain);
   const int64_t length = static_cast<int64_t>(inputs) * taps;
@@ -121,6 +103,8 @@ class Weights {
   using Scalar = typename D::Scalar;
   using Cell = typename D::Cell;
 
+  static const Scalar* numbers(const void* p) { return static_cast<const Scalar*>(p); }
+
  public:
   static size_t packed_bytes(const GatedShape& shape) {
     const Plan<D> plan(shape);
@@ -132,11 +116,29 @@ class Weights {
     return static_cast<size_t>(Plan<D>(shape).all_sums()) * sizeof(Scalar);
   }
 
-  static void pack_forward(const GatedCall& call, void* packed) {
-    pack<pack_forward_kernel<D>>(call, packed);
-  }
-  static void pack_backward(const GatedCall& call, void* packed) {
-    pack<pack_backward_kernel<D>>(call, packed);
+  // The packed weights, and behind them the scales of their outputs.
+  template <bool kBackward>
+  static void pack(const GatedCall& call, void* packed) {
+    const Plan<D> plan(call.shape);
+    const GatedTensors& w = call.tensors;
+    const KernelLayout conv(plan.f2, plan.taps, call.shape.taps_outside);
+    auto* cells = static_cast<Cell*>(packed);
+    auto* scale_out = reinterpret_cast<Scalar*>(cells + plan.all_cells());
+    Scalar* scale_in = scale_out + plan.f2;
+    Scalar* scale_nin = scale_in + plan.f;
+    const int64_t length = static_cast<int64_t>(plan.f2) * plan.taps;
+    write_scales<D>(numbers(w.conv_out), numbers(w.gain_out), plan.f2, length, scale_out);
+    write_scales<D>(numbers(w.conv_in), numbers(w.gain_in), plan.f, length, scale_in);
+    pack_kernel<D, kBackward>(numbers(w.conv_out), conv, scale_out, plan.f2, plan.f2, plan.taps,
+                              cells);
+    pack_kernel<D, kBackward>(numbers(w.conv_in), conv, scale_in, plan.f, plan.f2, plan.taps,
+                              cells + plan.conv_in_start());
+    if (plan.s2 > 0) {
+      const KernelLayout nin(plan.s2, 1, false);
+      write_scales<D>(numbers(w.nin_skip), numbers(w.gain_nin), plan.f, plan.s2, scale_nin);
+      pack_kernel<D, kBackward>(numbers(w.nin_skip), nin, scale_nin, plan.f, plan.s2, 1,
+                                cells + plan.nin_start());
+    }
   }
 
   static void add_sums(const GatedShape& shape, void* sums, size_t stride, int64_t groups,
@@ -175,33 +177,6 @@ class Weights {
     write_gradient<D>(total, wide, plain, 1, 1, nullptr, nullptr, grads.bias_out, nullptr);
     total += plan.f2_pad;
     write_gradient<D>(total, narrow, plain, 1, 1, nullptr, nullptr, grads.bias_in, nullptr);
-  }
-
- private:
-  static const Scalar* numbers(const void* p) { return static_cast<const Scalar*>(p); }
-
-  // The packed weights, and behind them the scales of their outputs.
-  template <auto kPackKernel>
-  static void pack(const GatedCall& call, void* packed) {
-    const Plan<D> plan(call.shape);
-    const GatedTensors& w = call.tensors;
-    const KernelLayout conv(plan.f2, plan.taps, call.shape.taps_outside);
-    auto* cells = static_cast<Cell*>(packed);
-    auto* scale_out = reinterpret_cast<Scalar*>(cells + plan.all_cells());
-    Scalar* scale_in = scale_out + plan.f2;
-    Scalar* scale_nin = scale_in + plan.f;
-    const int64_t length = static_cast<int64_t>(plan.f2) * plan.taps;
-    write_scales<D>(numbers(w.conv_out), numbers(w.gain_out), plan.f2, length, scale_out);
-    write_scales<D>(numbers(w.conv_in), numbers(w.gain_in), plan.f, length, scale_in);
-    kPackKernel(numbers(w.conv_out), conv, scale_out, plan.f2, plan.f2, plan.taps, cells);
-    kPackKernel(numbers(w.conv_in), conv, scale_in, plan.f, plan.f2, plan.taps,
-                cells + plan.conv_in_start());
-    if (plan.s2 > 0) {
-      const KernelLayout nin(plan.s2, 1, false);
-      write_scales<D>(numbers(w.nin_skip), numbers(w.gain_nin), plan.f, plan.s2, scale_nin);
-      kPackKernel(numbers(w.nin_skip), nin, scale_nin, plan.f, plan.s2, 1,
-                  cells + plan.nin_start());
-    }
   }
 };
 

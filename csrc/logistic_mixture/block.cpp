@@ -1,5 +1,7 @@
 // The loss over many pixels with the vectors of one instruction set. Compiled once per set, each
 // time with its own DSMOOTH_ISA; see vector_math.h for what this forbids.
+#include <type_traits>
+
 #include "equations.h"
 
 namespace dsmooth::DSMOOTH_ISA {
@@ -111,49 +113,53 @@ struct Block {
   }
 };
 
-// A block at the end of a row, or of columns that are not adjacent, moved to a small buffer where
-// it is a full block of adjacent columns. So every pixel goes through the same instructions.
-template <class T>
-struct Gathered {
-  static constexpr int kLanes = VectorMath<T>::kLanes;
-  LogisticMixtureArgs<T> local;
-  int64_t b, row, col;
-  int count;
-  T* free;  // the part of the scratch that no tensor took yet
-
-  template <class U>
-  T* take(const Planes<U>& planes, int64_t channels, Planes<U>& copy) {
-    if (planes.data == nullptr) return nullptr;
-    T* memory = free;
+// Runs a block at the end of a row, or of columns that are not adjacent, in a small buffer where it
+// is a full block of adjacent columns. So every pixel goes through the same instructions.
+template <class B, class T, int C, bool kBackward>
+void run_gathered(const LogisticMixtureArgs<T>& args, typename B::Position at, int count,
+                  T* scratch) {
+  constexpr int kLanes = VectorMath<T>::kLanes;
+  const int64_t n_params = args.n_mix * (C == 1 ? 3 : 10) + args.n_atoms;
+  LogisticMixtureArgs<T> local = args;
+  const auto each = [&](const auto& f) {
+    const auto visit = [&](const auto& planes, auto& copy, int64_t channels, bool is_read) {
+      if (planes.data != nullptr) f(planes, copy, channels, is_read);
+    };
+    visit(args.x, local.x, C, true);
+    visit(args.params, local.params, n_params, true);
+    visit(args.grad, local.grad, 1, true);
+    visit(args.state, local.state, kStateChannels, kBackward);
+    visit(args.log_prob, local.log_prob, 1, false);
+    visit(args.grad_x, local.grad_x, C, false);
+    visit(args.grad_params, local.grad_params, n_params, false);
+  };
+  T* free = scratch + 3 * args.n_mix * kLanes;  // of the block itself
+  each([&](const auto& planes, auto& copy, int64_t channels, bool is_read) {
+    T* const memory = free;
     free += channels * kLanes;
     copy = {memory, 0, kLanes, 0, 1};
-    return memory;
-  }
-
-  template <class U>
-  void read(const Planes<U>& planes, int64_t channels, Planes<U>& copy) {
-    T* memory = take(planes, channels, copy);
-    if (memory == nullptr) return;
-    const U* source = planes.at(b, row, col);
+    if (!is_read) return;
     // Lanes without a pixel repeat the last one, so that they meet nothing unusual.
     for (int lane = 0; lane < kLanes; ++lane) {
-      const U* pixel = source + (lane < count ? lane : count - 1) * planes.stride_col;
+      const T* pixel =
+          planes.at(at.b, at.row, at.col) + (lane < count ? lane : count - 1) * planes.stride_col;
+      for (int64_t c = 0; c < channels; ++c) memory[c * kLanes + lane] = pixel[c * planes.stride_c];
+    }
+  });
+  (kBackward ? B::backward : B::forward)(local, {0, 0, 0},
+                                         reinterpret_cast<typename B::V*>(scratch));
+  each([&]<class U>(const Planes<U>& planes, auto& copy, int64_t channels, bool is_read) {
+    if constexpr (std::is_same_v<U, T>) {
+      if (is_read) return;
+      T* target = planes.at(at.b, at.row, at.col);
       for (int64_t c = 0; c < channels; ++c) {
-        memory[c * kLanes + lane] = pixel[c * planes.stride_c];
+        for (int lane = 0; lane < count; ++lane) {
+          target[c * planes.stride_c + lane * planes.stride_col] = copy.data[c * kLanes + lane];
+        }
       }
     }
-  }
-
-  void write(const Planes<T>& planes, int64_t channels, const Planes<T>& copy) const {
-    if (planes.data == nullptr) return;
-    T* target = planes.at(b, row, col);
-    for (int64_t c = 0; c < channels; ++c) {
-      for (int lane = 0; lane < count; ++lane) {
-        target[c * planes.stride_c + lane * planes.stride_col] = copy.data[c * kLanes + lane];
-      }
-    }
-  }
-};
+  });
+}
 
 template <class T, int C, Likelihood kLikelihood, bool kBackward>
 void run_blocks(const LogisticMixtureArgs<T>& args, int64_t first, int64_t last, T* scratch) {
@@ -162,7 +168,6 @@ void run_blocks(const LogisticMixtureArgs<T>& args, int64_t first, int64_t last,
   const auto run = kBackward ? &B::backward : &B::forward;
   auto* vectors = reinterpret_cast<typename B::V*>(scratch);
   const int64_t blocks_per_row = (args.cols + kLanes - 1) / kLanes;
-  const int64_t n_params = args.n_mix * (C == 1 ? 3 : 10) + args.n_atoms;
   const bool adjacent = args.x.stride_col == 1 && args.params.stride_col == 1 &&
                         args.log_prob.stride_col == 1 && args.state.stride_col == 1 &&
                         args.grad.stride_col == 1 && args.grad_x.stride_col == 1 &&
@@ -176,25 +181,8 @@ void run_blocks(const LogisticMixtureArgs<T>& args, int64_t first, int64_t last,
       run(args, {b, row, col}, vectors);
       continue;
     }
-    const int count = left < kLanes ? static_cast<int>(left) : kLanes;
-    Gathered<T> block_of{args, b, row, col, count, scratch + 3 * args.n_mix * kLanes};
-    auto& local = block_of.local;
-    block_of.read(args.x, C, local.x);
-    block_of.read(args.params, n_params, local.params);
-    block_of.read(args.grad, 1, local.grad);
-    if (kBackward) {
-      block_of.read(args.state, kStateChannels, local.state);
-    } else {
-      block_of.take(args.state, kStateChannels, local.state);
-    }
-    block_of.take(args.log_prob, 1, local.log_prob);
-    block_of.take(args.grad_x, C, local.grad_x);
-    block_of.take(args.grad_params, n_params, local.grad_params);
-    run(local, {0, 0, 0}, vectors);
-    block_of.write(args.log_prob, 1, local.log_prob);
-    if (!kBackward) block_of.write(args.state, kStateChannels, local.state);
-    block_of.write(args.grad_x, C, local.grad_x);
-    block_of.write(args.grad_params, n_params, local.grad_params);
+    run_gathered<B, T, C, kBackward>(args, {b, row, col},
+                                     left < kLanes ? static_cast<int>(left) : kLanes, scratch);
   }
 }
 

@@ -1,12 +1,9 @@
 // Log-likelihood of images under a mixture of logistics or Gaussians at each pixel, on the CPU, and
-// its gradient: the call, its check, and the code of an instruction set. equations.h has the
-// mathematics.
+// its gradient: the call, and the code of an instruction set. equations.h has the mathematics.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 #include <string>
-#include <type_traits>
 #include <vector>
 
 #include "../common/host_device.h"
@@ -23,12 +20,6 @@ struct Smoothing {
   double log_scale = 0;  // log sigma
   double precision = 1;  // 1 / sigma^2
 };
-
-// A sigma under 1e-12 vanishes beside the narrowest s, e^-7, and 1 / sigma^2 must fit a float.
-inline Smoothing make_smoothing(double scale) {
-  const double sigma = std::fmax(scale, 1e-12);
-  return {std::log(sigma), 1 / (sigma * sigma)};
-}
 
 // A (B, channels, H, W) tensor, rows and columns perhaps collapsed; strides in elements.
 template <class T>
@@ -76,12 +67,16 @@ struct MixtureSettings {
   double smoothing_scale;
 };
 
-// The call of the forward, or the backward, after a check of every tensor: shape, dtype, device,
-// memory, and that what is written lies apart. T is the type of x. Throws std::invalid_argument,
-// which names the tensor or the setting, what was expected and what came.
-template <class T>
-LogisticMixtureArgs<T> check_mixture_operands(const MixtureTensors& tensors,
-                                              const MixtureSettings& settings, bool backward);
+// The forward, or the backward, of all pixels, split over threads, after a check of every tensor:
+// shape, dtype, device, memory, and that what is written lies apart. Throws std::invalid_argument,
+// which names the tensor or the setting, what was expected and what came. instruction_set: as for
+// find_instruction_set.
+void run_logistic_mixture(const MixtureTensors& tensors, const MixtureSettings& settings,
+                          bool backward, int threads, const std::string& instruction_set);
+
+// exp, exp - 1 and log of a vector of numbers, to measure the errors of vector_math.h.
+void run_elementary_functions(const Borrowed& input, const Borrowed& exp, const Borrowed& expm1,
+                              const Borrowed& log, const std::string& instruction_set);
 
 // Work is counted in blocks of up to `lanes` neighbouring pixels of a row. `scratch` holds
 // kScratchPerComponent * n_mix + kScratchPerAtom * n_atoms + kScratchFixed vectors of that many
@@ -96,31 +91,12 @@ struct MixtureKernel {
                        T* scratch);
   int lanes;
   Run forward, backward;
-  // exp, exp - 1 and log of `count` numbers, to measure the errors of vector_math.h.
   void (*elementary)(const T* input, T* exp, T* expm1, T* log, int64_t count);
 };
 
 struct MixtureKernels {
   MixtureKernel<float> float32;
   MixtureKernel<double> float64;
-
-  template <class T>
-  const MixtureKernel<T>& of() const {
-    if constexpr (std::is_same_v<T, float>) {
-      return float32;
-    } else {
-      return float64;
-    }
-  }
 };
-
-// The code of an instruction set. Throws as find_instruction_set does.
-const MixtureKernels& find_mixture_kernels(const std::string& instruction_set);
-
-// The forward, or the backward, of all pixels, split over threads. instruction_set: as for
-// find_instruction_set.
-template <class T>
-void logistic_mixture_cpu(const LogisticMixtureArgs<T>& args, bool backward, int threads,
-                          const std::string& instruction_set);
 
 }  // namespace dsmooth

@@ -32,11 +32,6 @@ std::vector<float> pack_columns(const Op& op, const std::vector<float>& values, 
   return packed;
 }
 
-template <class T>
-T* operand(Granule* step, int column, int k) {
-  return reinterpret_cast<T*>(reinterpret_cast<unsigned char*>(step) + weight_place<T>(column, k));
-}
-
 CudaOp without_matrices(const Op& op) {
   CudaOp to{};
   to.units = static_cast<uint16_t>(ceil_of(op.n, kColumns));
@@ -75,17 +70,22 @@ void DevicePlan::relocate(const T* array, size_t n, Field T::* field) {
       pointers_.push_back(begin + i * sizeof(T) + at);
 }
 
+// Calls f(term, tap, granule) for every granule of k.
+template <class F>
+void DevicePlan::each_granule(const std::vector<const Term*>& terms, F f) const {
+  for (const Term* term : terms)
+    for (int tap = 0; tap < term->taps; ++tap)
+      for (int i = 0; i < ceil_of(term->channels, per_granule()); ++i) f(*term, tap, i);
+}
+
 std::vector<Source> DevicePlan::sources(const Op& op, const std::vector<const Term*>& terms) const {
   std::vector<Source> sources;
-  for (const Term* term : terms) {
-    const CacheView& cache = skeleton_.caches[static_cast<size_t>(term->cache)];
-    const int row = term->cache * kRowsInReach + term->drow - kRowAbove;
-    for (int tap = 0; tap < term->taps; ++tap)
-      for (int i = 0; i < ceil_of(term->channels, per_granule()); ++i)
-        sources.push_back({static_cast<uint16_t>(row), static_cast<uint8_t>(term->dcol + tap + 1),
-                           static_cast<uint8_t>(1 + cache.level - op.level),
-                           static_cast<uint32_t>(i)});
-  }
+  each_granule(terms, [&](const Term& term, int tap, int i) {
+    const CacheView& cache = skeleton_.caches[static_cast<size_t>(term.cache)];
+    const int row = term.cache * kRowsInReach + term.drow - kRowAbove;
+    sources.push_back({static_cast<uint16_t>(row), static_cast<uint8_t>(term.dcol + tap + 1),
+                       static_cast<uint8_t>(1 + cache.level - op.level), static_cast<uint32_t>(i)});
+  });
   const int nowhere = network_.n_caches * kRowsInReach;
   while (sources.size() % kStepGranules != 0)
     sources.push_back({static_cast<uint16_t>(nowhere), 0, 0, 0});
@@ -94,18 +94,16 @@ std::vector<Source> DevicePlan::sources(const Op& op, const std::vector<const Te
 
 std::vector<PixelSource> DevicePlan::pixel_sources(const Op& op, const OpView* before) const {
   std::vector<PixelSource> sources;
-  for (const Term* term : terms_of(op, Part::kPixel))
-    for (int tap = 0; tap < term->taps; ++tap)
-      for (int i = 0; i < ceil_of(term->channels, per_granule()); ++i) {
-        const bool own = term->dcol + tap == 0;
-        const int column = own ? own_column(term->cache) : left_column(term->cache);
-        if (own && before && term->cache == before->act_out)
-          sources.push_back({0, i, 0});
-        else if (own && before && term->cache == before->raw_out)
-          sources.push_back({0, widest(&OpView::act_out) / kGranule + i, 0});
-        else
-          sources.push_back({column, kNone, static_cast<uint32_t>(i)});
-      }
+  each_granule(terms_of(op, Part::kPixel), [&](const Term& term, int tap, int i) {
+    const bool own = term.dcol + tap == 0;
+    const int column = own ? own_column(term.cache) : left_column(term.cache);
+    if (own && before && term.cache == before->act_out)
+      sources.push_back({0, i, 0});
+    else if (own && before && term.cache == before->raw_out)
+      sources.push_back({0, widest(&OpView::act_out) / kGranule + i, 0});
+    else
+      sources.push_back({column, kNone, static_cast<uint32_t>(i)});
+  });
   while (sources.size() % (kWindow * kStepGranules) != 0) sources.push_back({0, kNone, 0});
   return sources;
 }
@@ -134,43 +132,34 @@ std::vector<PixelStage> DevicePlan::list_stages(const Program& program) {
   return stages;
 }
 
-std::vector<float> DevicePlan::column(const std::vector<const Term*>& terms, int output,
-                                      size_t depth) const {
-  std::vector<float> column;
-  column.reserve(depth);
-  for (const Term* term : terms) {
-    const size_t channels = static_cast<size_t>(term->channels);
-    const size_t padded =
-        static_cast<size_t>(ceil_of(term->channels, per_granule()) * per_granule());
-    const float* weight = term->weight.data() + static_cast<size_t>(output * term->taps) * channels;
-    for (int tap = 0; tap < term->taps; ++tap, weight += channels) {
-      column.insert(column.end(), weight, weight + channels);
-      column.resize(column.size() + padded - channels);
-    }
-  }
-  column.resize(depth);
-  return column;
-}
-
 MatrixView DevicePlan::pack(const Op& op, Part part, CudaOp& to) {
   const std::vector<const Term*> terms = terms_of(op, part);
   if (terms.empty()) return {nullptr, 0, to.columns()};
   const std::vector<Source> from = sources(op, terms);
   const size_t steps = from.size() / kStepGranules;
-  const size_t step_operands = static_cast<size_t>(kStepGranules * per_granule());
+  const int step_operands = kStepGranules * per_granule();
   std::vector<Granule> weights(to.units * steps * kWeightGranules);
   for (int output = 0; output < op.n; ++output) {
-    const int at = column_of(op, output);
-    const size_t first = static_cast<size_t>(at / kColumns) * steps;
-    const std::vector<float> values = column(terms, output, steps * step_operands);
-    for (size_t k = 0; k < values.size(); ++k) {
-      Granule* step = weights.data() + (first + k / step_operands) * kWeightGranules;
-      const int within = static_cast<int>(k % step_operands);
-      if (network_.bf16)
-        put(operand<Bf16>(step, at % kColumns, within), values[k]);
-      else
-        put(operand<float>(step, at % kColumns, within), values[k]);
-    }
+    const int at = column_of(op, output), column = at % kColumns;
+    int first = 0;  // operand of k
+    each_granule(terms, [&](const Term& term, int tap, int i) {
+      const float* weight = term.weight.data() + static_cast<size_t>(output * term.taps + tap) *
+                                                     static_cast<size_t>(term.channels);
+      const int begin = i * per_granule(), end = std::min(begin + per_granule(), term.channels);
+      for (int channel = begin; channel < end; ++channel) {
+        const int k = first + channel - begin;
+        const size_t step =
+            static_cast<size_t>(at / kColumns) * steps + static_cast<size_t>(k / step_operands);
+        auto* bytes = reinterpret_cast<unsigned char*>(weights.data() + step * kWeightGranules);
+        if (network_.bf16)
+          put(reinterpret_cast<Bf16*>(bytes + weight_place<Bf16>(column, k % step_operands)),
+              weight[channel]);
+        else
+          put(reinterpret_cast<float*>(bytes + weight_place<float>(column, k % step_operands)),
+              weight[channel]);
+      }
+      first += per_granule();
+    });
   }
   const int i = static_cast<int>(part);
   to.weights[i] = append(weights);
@@ -180,7 +169,7 @@ MatrixView DevicePlan::pack(const Op& op, Part part, CudaOp& to) {
 }
 
 DevicePlan::DevicePlan(Program given, bool bf16) {
-  const Program program = checked_by_phase(std::move(given));
+  const Program program = checked(std::move(given));
   skeleton_ = Skeleton(program, bf16, kGranule / static_cast<int>(sizeof(float)));
   network_ = skeleton_.network;
   std::vector<CudaOp> cuda_ops;

@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "cuda_op.h"
-#include "packing.h"
 
 namespace dsmooth::sampler {
 
@@ -43,6 +42,8 @@ class DevicePlan {
   // The pointers at `field` of an array in the image are places, to become addresses.
   template <class T, class Field>
   void relocate(const T* array, size_t n, Field T::* field);
+  template <class F>
+  void each_granule(const std::vector<const Term*>& terms, F f) const;
   MatrixView pack(const Op& op, Part part, CudaOp& to);
   std::vector<Source> sources(const Op& op, const std::vector<const Term*>& terms) const;
   // before: the operation that comes before it at a pixel, or null.
@@ -50,8 +51,6 @@ class DevicePlan {
   std::vector<PixelStage> list_stages(const Program& program);
   // Bytes of the widest results that a pixel part stores for an image.
   int widest(int OpView::* cache) const;
-  // The weights of one column: every operand of k, with the padding.
-  std::vector<float> column(const std::vector<const Term*>& terms, int output, size_t depth) const;
   int per_granule() const { return kGranule / (network_.bf16 ? 2 : 4); }
 
   Skeleton skeleton_;

@@ -42,7 +42,7 @@ DSMOOTH_HOST_DEVICE inline float draw_noise(const NetworkView& p, float log_scal
   if (p.likelihood != Likelihood::kGaussian)
     return scale * temperature * (std::log(u) - std::log1p(-u));
   const float variance = scale * scale + p.smoothing_scale * p.smoothing_scale;
-  return std::sqrt(variance) * temperature * scalar::ndtri(u);
+  return std::sqrt(variance) * temperature * ndtri(u);
 }
 
 DSMOOTH_HOST_DEVICE inline float snap_to_level(float x) {

@@ -72,7 +72,7 @@ class Finish {
         there_(there && channel_ < channels_) {}
 
   DSMOOTH_HOST_DEVICE static Pair value(Pair sums, Pair added) {
-    if (kGate) return {fmaf(sums.x, scalar::sigmoid(sums.y), added.x), 0.0f};
+    if (kGate) return {fmaf(sums.x, Scalar::sigmoid(sums.y), added.x), 0.0f};
     return {sums.x + added.x, sums.y + added.y};
   }
 
@@ -102,7 +102,7 @@ class Finish {
   // One of elu(x) and elu(-x) is |x|, the other e^-|x| - 1.
   DSMOOTH_HOST_DEVICE static void elus(Pair v, Pair& positive, Pair& negative) {
     const auto elu = [](float x, float& up, float& down) {
-      const float small = scalar::expm1_negative(-fabsf(x));
+      const float small = Scalar::expm1_negative(-fabsf(x));
       up = x > 0 ? x : small;
       down = x > 0 ? small : 0.0f - x;
     };

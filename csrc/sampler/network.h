@@ -1,9 +1,10 @@
-// A plan as plain data, which the step reads on host and device alike: what each operation is, and
-// where its matrices and caches lie.
+// A program as plain data, which the step reads on host and device alike: what each operation is,
+// and where its matrices and caches lie.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "../common/host_device.h"
 #include "program.h"
@@ -196,5 +197,30 @@ struct Product {
   Part part;
   int row, column, count;
 };
+
+// The views of a program, without its matrices. Pointers go to the vectors and survive a move.
+struct Skeleton {
+  std::vector<CacheView> caches;
+  std::vector<TermSpec> terms;
+  std::vector<OpView> ops;
+  std::vector<PixelOp> at_pixel;
+  NetworkView network{};
+
+  Skeleton() = default;
+  // The program's operations must be in the order of their phases. The words of an image are padded
+  // to a multiple of `stride_words`.
+  Skeleton(const Program& program, bool bf16, int stride_words);
+  Skeleton(Skeleton&&) = default;
+  Skeleton& operator=(Skeleton&&) = default;
+
+  // Gives an operation, whose matrices are there, its packed projection.
+  void add_projection(size_t op, const float* projection);
+};
+
+// The terms of one part of an operation; outside the horizontal stream there is one part only.
+std::vector<const Term*> terms_of(const Op& op, Part part);
+
+// Bytes of the caches and waiting sums of one image.
+size_t bytes_per_image(const NetworkView& network, int height, int width);
 
 }  // namespace dsmooth::sampler

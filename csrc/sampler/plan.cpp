@@ -1,29 +1,12 @@
 #include "plan.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
-#include <new>
 #include <utility>
 
 #include "../common/bfloat16.h"
 
 namespace dsmooth::sampler {
-
-Words::Words(size_t count) : count_(count) {
-  if (count == 0) return;
-  const size_t bytes = (count * sizeof(float) + 63) / 64 * 64;
-  data_.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
-  if (!data_) throw std::bad_alloc();
-  std::memset(data_.get(), 0, bytes);
-}
-
-void Words::clear() {
-  if (count_) std::memset(data_.get(), 0, count_ * sizeof(float));
-}
-
-void Words::Free::operator()(float* p) const { std::free(p); }
-
 namespace {
 
 // Panels as even as possible; two at least, so that two threads can share a single image.
@@ -46,12 +29,19 @@ std::vector<Panel> cut(const Op& op, int max_units) {
   return panels;
 }
 
-// The output that a packed column computes, or -1 for padding.
-int output_of(const Op& op, const Panel& panel, int column) {
+int count_columns(const std::vector<Panel>& panels) {
+  return panels.back().column + panels.back().units * kUnit;
+}
+
+// Calls f(column, output) for the columns of a panel, but for its padding, and what they compute.
+template <class F>
+void each_output(const Op& op, const Panel& panel, F f) {
   const int half = panel.units * kUnit / 2;
-  const int within = op.gate ? column % half : column;
-  if (within >= panel.channels) return -1;
-  return panel.channel + within + (op.gate && column >= half ? op.n / 2 : 0);
+  for (int column = 0; column < panel.units * kUnit; ++column) {
+    const int within = op.gate ? column % half : column;
+    if (within < panel.channels)
+      f(column, panel.channel + within + (op.gate && column >= half ? op.n / 2 : 0));
+  }
 }
 
 void pack_column(const Term& term, int output, bool bf16, int width, float* to) {
@@ -68,90 +58,58 @@ void pack_column(const Term& term, int output, bool bf16, int width, float* to) 
   }
 }
 
-Matrix pack(const Op& op, Part part, const TileKernels& kernels) {
-  Matrix matrix;
+}  // namespace
+
+MatrixView Plan::pack(const Op& op, Part part, Panels panels) {
   const std::vector<const Term*> terms = terms_of(op, part);
+  const int columns = count_columns(panels);
+  if (terms.empty()) return {nullptr, 0, columns};
+  const auto depth_of = [&](const Term& term) {
+    return static_cast<size_t>(term.taps * term.channels / (kernels_.bf16 ? 2 : 1));
+  };
   size_t depth = 0;
-  for (const Term* term : terms)
-    depth += static_cast<size_t>(term->taps * term->channels) / (kernels.bf16 ? 2 : 1);
-  matrix.panels = cut(op, kernels.max_units);
-  matrix.columns = matrix.panels.back().column + matrix.panels.back().units * kUnit;
-  if (terms.empty()) {
-    matrix.panels.clear();
-    return matrix;
-  }
-  matrix.words = Words(depth * static_cast<size_t>(matrix.columns));
-  float* b = matrix.words.data();
-  for (Panel& panel : matrix.panels) {
+  for (const Term* term : terms) depth += depth_of(*term);
+  float* b = keep(depth * static_cast<size_t>(columns));
+  for (Panel& panel : panels) {
     const int width = panel.units * kUnit;
     panel.b = b;
     for (const Term* term : terms) {
-      for (int column = 0; column < width; ++column) {
-        const int output = output_of(op, panel, column);
-        if (output >= 0) pack_column(*term, output, kernels.bf16, width, b + column);
-      }
-      b += static_cast<size_t>(term->taps * term->channels / (kernels.bf16 ? 2 : 1) * width);
+      each_output(op, panel, [&](int column, int output) {
+        pack_column(*term, output, kernels_.bf16, width, b + column);
+      });
+      b += depth_of(*term) * static_cast<size_t>(width);
     }
   }
-  return matrix;
+  const Panels& kept = panels_.emplace_back(std::move(panels));
+  return {kept.data(), static_cast<int>(kept.size()), columns};
 }
 
-// Output o of row r is values[o * rows + r]; packed rows of columns.
-Words pack_columns(const Op& op, const std::vector<float>& values, int rows,
-                   const TileKernels& kernels) {
-  const std::vector<Panel> panels = cut(op, kernels.max_units);
-  const int columns = panels.back().column + panels.back().units * kUnit;
-  Words packed(static_cast<size_t>(rows) * static_cast<size_t>(columns));
+const float* Plan::pack_columns(const Op& op, const Panels& panels,
+                                const std::vector<float>& values, int rows) {
+  const auto depth = static_cast<size_t>(rows);
+  const auto columns = static_cast<size_t>(count_columns(panels));
+  float* const packed = keep(depth * columns);
   for (const Panel& panel : panels)
-    for (int column = 0; column < panel.units * kUnit; ++column) {
-      const int output = output_of(op, panel, column);
-      for (int row = 0; output >= 0 && row < rows; ++row)
-        packed.data()[int64_t{row} * columns + panel.column + column] =
-            values[static_cast<size_t>(output) * static_cast<size_t>(rows) +
-                   static_cast<size_t>(row)];
-    }
+    each_output(op, panel, [&](int column, int output) {
+      for (size_t row = 0; row < depth; ++row)
+        packed[row * columns + static_cast<size_t>(panel.column + column)] =
+            values[static_cast<size_t>(output) * depth + row];
+    });
   return packed;
 }
 
-}  // namespace
-
 Plan::Plan(Program given, const TileKernels& kernels) : kernels_(kernels) {
-  const Program program = checked_by_phase(std::move(given));
+  const Program program = checked(std::move(given));
   skeleton_ = Skeleton(program, kernels.bf16, 1);
   for (size_t i = 0; i < program.ops.size(); ++i) {
     const Op& op = program.ops[i];
-    planned_.push_back({pack(op, Part::kRow, kernels), pack(op, Part::kPixel, kernels),
-                        pack_columns(op, op.bias, 1, kernels),
-                        op.projection.empty()
-                            ? Words()
-                            : pack_columns(op, op.projection, program.condition_size, kernels)});
-    const PlannedOp& planned = planned_.back();
-    const auto view = [](const Matrix& m) {
-      return MatrixView{m.panels.data(), static_cast<int>(m.panels.size()), m.columns};
-    };
-    skeleton_.ops[i].row = view(planned.row);
-    skeleton_.ops[i].pixel = view(planned.pixel);
-    skeleton_.ops[i].bias = planned.bias.data();
-    if (!op.projection.empty()) skeleton_.add_projection(i, planned.projection.data());
+    const Panels panels = cut(op, kernels.max_units);
+    skeleton_.ops[i].row = pack(op, Part::kRow, panels);
+    skeleton_.ops[i].pixel = pack(op, Part::kPixel, panels);
+    skeleton_.ops[i].bias = pack_columns(op, panels, op.bias, 1);
+    if (!op.projection.empty())
+      skeleton_.add_projection(i, pack_columns(op, panels, op.projection, program.condition_size));
   }
-}
-
-State::State(const NetworkView& network, int batch, int height, int width)
-    : network_(network), batch_(batch), height_(height), width_(width) {
-  for (int i = 0; i <= network.n_caches + network.n_ops; ++i) {
-    places_.emplace_back(workspace_words(network, i, batch, height, width));
-    pointers_.push_back(places_.back().data());
-  }
-}
-
-void State::clear(int batch) {
-  batch_ = batch;
-  for (int i = 0; i < network_.n_caches; ++i) places_[static_cast<size_t>(i)].clear();
-}
-
-StateView State::view() const {
-  return {&network_, pointers_.data(), pointers_.data() + network_.n_caches, batch_, height_,
-          width_,    pointers_.back()};
 }
 
 }  // namespace dsmooth::sampler

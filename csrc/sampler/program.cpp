@@ -4,6 +4,7 @@
 #include <cmath>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace dsmooth::sampler {
 namespace {
@@ -49,17 +50,14 @@ class Checker {
                 std::to_string(p_.n_mix) + " and " + std::to_string(p_.atoms.size()) +
                 " atoms, got " + std::to_string(n_params));
     check_use(p_.params, 0, n_params, false, "params");
-    require(is_written(p_.params), "params", "no operation writes them");
+    const auto writes_params = [&](const Op& op) { return op.residual_out == p_.params; };
+    require(std::any_of(p_.ops.begin(), p_.ops.end(), writes_params), "params",
+            "no operation writes them");
     for (size_t i = 0; i < p_.ops.size(); ++i)
       check_op(p_.ops[i], "operation " + std::to_string(i));
   }
 
  private:
-  bool is_written(int cache) const {
-    return std::any_of(p_.ops.begin(), p_.ops.end(),
-                       [&](const Op& op) { return op.residual_out == cache; });
-  }
-
   static void check_cache(const Cache& c, const std::string& index) {
     const std::string where = "cache " + index;
     require(c.level >= 0 && c.level < kLevels, where, "level out of range");
@@ -145,6 +143,11 @@ class Checker {
 
 }  // namespace
 
-void check(const Program& program) { Checker(program).run(); }
+Program checked(Program program) {
+  Checker(program).run();
+  std::stable_sort(program.ops.begin(), program.ops.end(),
+                   [](const Op& a, const Op& b) { return a.phase < b.phase; });
+  return program;
+}
 
 }  // namespace dsmooth::sampler

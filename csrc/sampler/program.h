@@ -81,9 +81,9 @@ struct Program : ProgramSpec {
   }
 };
 
-// Throws std::invalid_argument naming the argument if the mixture contradicts itself, and the
-// operation if an index, a size or a tap is out of range, if an operation reads what is not there
-// yet, or if a weight is not finite.
-void check(const Program& program);
+// The program with its operations in the order of their phases. Throws std::invalid_argument naming
+// the argument if the mixture contradicts itself, and the operation if an index, a size or a tap is
+// out of range, if an operation reads what is not there yet, or if a weight is not finite.
+Program checked(Program program);
 
 }  // namespace dsmooth::sampler

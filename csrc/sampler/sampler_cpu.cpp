@@ -37,6 +37,31 @@ struct Split {
   }
 };
 
+// The memory of a slice's caches; a slice may be smaller.
+class State {
+ public:
+  State(const NetworkView& network, int batch, int height, int width) : network_(network) {
+    for (int i = 0; i <= network.n_caches + network.n_ops; ++i)
+      places_.emplace_back(workspace_words(network, i, batch, height, width));
+    for (Words& words : places_) pointers_.push_back(words.data());
+  }
+
+  // For the next slice.
+  void clear() {
+    for (int i = 0; i < network_.n_caches; ++i) places_[static_cast<size_t>(i)].clear();
+  }
+  StateView view(const Slice& slice) const {
+    return {&network_,       pointers_.data(), pointers_.data() + network_.n_caches,
+            slice.batch,     slice.height,     slice.width,
+            pointers_.back()};
+  }
+
+ private:
+  const NetworkView& network_;
+  std::vector<Words> places_;  // as workspace_words counts them
+  std::vector<float*> pointers_;
+};
+
 // One call: its slices, and the threads that take them.
 class Run {
  public:
@@ -115,7 +140,7 @@ class Run {
       if (lane == 0) take(t);
       worker.end_row(0);
       if (current_[t].batch == 0 || worker.stop()) break;
-      const StateView state = states_[t].view();
+      const StateView state = states_[t].view(current_[t]);
       if (!Step<CpuWorker>(plan_.network(), current_[t], state, worker).draw()) break;
     }
     std::lock_guard lock(mutex_);
@@ -129,7 +154,7 @@ class Run {
     slice = Slice{};
     if (i >= split_.slices) return;
     slice = r_.all.part(plan_.network(), r_.n * i / split_.slices, r_.n * (i + 1) / split_.slices);
-    states_[team].clear(slice.batch);
+    states_[team].clear();
   }
 
   const Plan& plan_;

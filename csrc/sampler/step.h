@@ -8,9 +8,7 @@
 //   worker.sync()             what any lane wrote before is there for all lanes after
 //   worker.end_row(images)    a sync at the end of a row, which counts it as done
 //   worker.stop()             the same answer in all lanes between two syncs: leave early
-//   Worker::kCompletes        whether it keeps known pixels and adds biases of images; else there
-//   is
-//                             no code for either
+//   Worker::kCompletes        whether it has code to keep known pixels and add biases of images
 // Every lane runs the whole of `draw`. A lane is a thread on the CPU, a thread of the block on a
 // GPU; all functions here are compiled for both.
 #pragma once
@@ -21,18 +19,6 @@
 #include "network.h"
 
 namespace dsmooth::sampler {
-
-// The horizontal stream at one pixel, and the parameters of its mixture, product after product.
-template <class Worker>
-void draw_pixel_ops(Worker& worker, const StateView& state, int row, int column) {
-  int n;
-  const PixelOp* list = state.network->at_pixel + state.network->ops_at(row, column, n);
-  for (int i = 0; i < n; ++i) {
-    const auto [op, level] = list[i];
-    worker.matmul(Product{&state, op, Part::kPixel, row >> level, column >> level, 1});
-    worker.sync();
-  }
-}
 
 template <class Worker>
 class Step {
@@ -53,13 +39,14 @@ class Step {
     const int prompt = this->prompt();
     for (int row = first; row < end; ++row) {
       w_.begin_row(row);
-      vertical_row(row);
-      horizontal_row_part(row);
+      run_stream(Phase::kVertical, Part::kRow, row);
+      // The contributions of the row above and of u to the horizontal stream.
+      run_stream(Phase::kHorizontal, Part::kRow, row);
       const float* const known = row < prompt ? s_.context : known_row(row - prompt);
       begin_row(row, known);
       w_.sync();
       if (known != nullptr) {
-        horizontal_row(row);
+        run_stream(Phase::kHorizontal, Part::kPixel, row);
         if (w_.stop()) return false;
       } else {
         for (int column = 0; column < s_.width; ++column) {
@@ -107,48 +94,30 @@ class Step {
     for (int i = n_.begin(Phase::kEncoder); i < n_.end(Phase::kEncoder); ++i) {
       for (int row = 0; row < s_.height; ++row) {
         w_.begin_row(row);
-        run(i, Part::kRow, row, 0, s_.width);
+        run(i, Part::kRow, row);
       }
       w_.sync();
     }
   }
 
-  DSMOOTH_HOST_DEVICE void vertical_row(int row) {
-    for (int i = n_.begin(Phase::kVertical); i < n_.end(Phase::kVertical); ++i) {
+  // A stream's operations over a row of pixels. Nothing in a row part of the horizontal stream
+  // reads what is written there, so it needs no sync.
+  DSMOOTH_HOST_DEVICE void run_stream(Phase phase, Part part, int row) {
+    for (int i = n_.begin(phase); i < n_.end(phase); ++i) {
       const OpView& op = n_.ops[i];
-      if (!op.runs_at_row(row)) continue;
-      run(i, Part::kRow, row >> op.level, 0, state_.width_at(op.level));
-      w_.sync();
+      if (!op.runs_at_row(row) || op.matrix(part).n_panels == 0) continue;
+      run(i, part, row);
+      if (phase != Phase::kHorizontal || part != Part::kRow) w_.sync();
     }
   }
 
-  // The contributions of the row above and of u to the horizontal stream. Nothing here reads what
-  // is written here, so there is no sync.
-  DSMOOTH_HOST_DEVICE void horizontal_row_part(int row) {
-    for (int i = n_.begin(Phase::kHorizontal); i < n_.end(Phase::kHorizontal); ++i) {
-      const OpView& op = n_.ops[i];
-      if (op.runs_at_row(row) && op.row.n_panels > 0)
-        run(i, Part::kRow, row >> op.level, 0, state_.width_at(op.level));
-    }
-  }
-
-  // The horizontal stream over a row of known pixels.
-  DSMOOTH_HOST_DEVICE void horizontal_row(int row) {
-    for (int i = n_.begin(Phase::kHorizontal); i < n_.end(Phase::kHorizontal); ++i) {
-      const OpView& op = n_.ops[i];
-      if (!op.runs_at_row(row)) continue;
-      run(i, Part::kPixel, row >> op.level, 0, state_.width_at(op.level));
-      w_.sync();
-    }
-  }
-
-  // Columns first .. first + count - 1 of a row, in the coordinates of the operation's level.
-  DSMOOTH_HOST_DEVICE void run(int i, Part part, int row, int first, int count) {
+  // A part of an operation over a row of pixels.
+  DSMOOTH_HOST_DEVICE void run(int i, Part part, int row) {
     const OpView& op = n_.ops[i];
-    const int at_once = op.by_column ? 1 : count;
-    for (int column = first; column < first + count; column += at_once)
-      if (at_once == count || op.column_parity == kNone || (column & 1) == op.column_parity)
-        w_.matmul(Product{&state_, i, part, row, column, at_once});
+    const int width = state_.width_at(op.level), at_once = op.by_column ? 1 : width;
+    for (int column = 0; column < width; column += at_once)
+      if (at_once == width || op.column_parity == kNone || (column & 1) == op.column_parity)
+        w_.matmul(Product{&state_, i, part, row >> op.level, column, at_once});
   }
 
   // The images that hold all pixels of a row, if all are known in all images; else null.

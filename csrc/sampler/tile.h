@@ -1,15 +1,35 @@
 // The matrix product of a tile and its epilogue, written once over the vectors of an instruction
-// set. Included by tiles_*.cpp inside that set's own namespace, after simd.h.
+// set. Compiled once per instruction set and type of operands: see vector_math.h for what that
+// forbids.
+#pragma once
 
-inline Vec quotient(Vec a, Vec b) { return a / b; }
+#include "../common/gemm.h"
+#include "elementary.h"
+#include "tile_kernels.h"
 
-#include "activations.h"
+namespace dsmooth::sampler::DSMOOTH_ISA {
+namespace {
+
+namespace isa = dsmooth::DSMOOTH_ISA;
+using M = isa::VectorMath<float>;
+using Vec = M::V;
+constexpr int kLanes = M::kLanes;
+
+// Registers hold the sums of a tile, a row of columns and a broadcast.
+constexpr int kRegisterBytes = DSMOOTH_VECTOR_BYTES * DSMOOTH_VECTOR_REGISTERS;
+constexpr int kMaxPanelUnits = kRegisterBytes == 2048 ? 6 : kRegisterBytes == 512 ? 3 : 2;
+constexpr int max_tile_rows(int units) {
+  if (kRegisterBytes == 2048) return units <= 4 ? 12 : 8;
+  if (kRegisterBytes == 512) return units == 1 ? 8 : units == 2 ? 6 : 4;
+  return units == 1 ? 4 : 2;
+}
 
 // Sums of R rows by U units in registers; one accumulator per output, k ascending.
-template <class Operand, int R, int U>
+template <class D, int R, int U>
 [[gnu::flatten]] void tile(const Job& job, const Panel& panel, int m0, float* out,
                            ptrdiff_t stride) {
-  Row<U> sum[R];
+  using Row = isa::TileRow<D, U * kUnit / kLanes, U * kUnit % kLanes != 0>;
+  Row sum[R];
   const float* init = job.init + panel.column;
   int row = m0 % job.init_rows;
 #pragma GCC unroll 16
@@ -17,57 +37,39 @@ template <class Operand, int R, int U>
     sum[i].load(init + row * job.init_stride);
     row = row + 1 == job.init_rows ? 0 : row + 1;
   }
-  const float* b = panel.b;
+  const auto* b = reinterpret_cast<const typename D::Cell*>(panel.b);
   for (int s = 0; s < job.n_segments; ++s) {
     const Segment& segment = job.segments[s];
     const ptrdiff_t step = segment.stride;
-    const float* a = segment.a + m0 * step;
+    const auto* a = reinterpret_cast<const typename D::Cell*>(segment.a + m0 * step);
     for (int k = segment.k; k > 0; --k, ++a, b += U * kUnit) {
-      Row<U> row;
-      row.load(b);
+      const typename Row::Columns columns(b);
 #pragma GCC unroll 16
-      for (int i = 0; i < R; ++i) Operand::accumulate(sum[i], a + i * step, row);
+      for (int i = 0; i < R; ++i) sum[i].add(D::broadcast(a + i * step), columns);
     }
   }
 #pragma GCC unroll 16
   for (int i = 0; i < R; ++i) sum[i].store(out + i * stride);
 }
 
-template <class Operand, int U, int R = max_tile_rows(U)>
+template <class D, int U, int R = max_tile_rows(U)>
 void tile_of(const Job& job, const Panel& panel, int m0, int rows, float* out, ptrdiff_t stride) {
-  if (rows == R) return tile<Operand, R, U>(job, panel, m0, out, stride);
-  if constexpr (R > 1) tile_of<Operand, U, R - 1>(job, panel, m0, rows, out, stride);
+  if (rows == R) return tile<D, R, U>(job, panel, m0, out, stride);
+  if constexpr (R > 1) tile_of<D, U, R - 1>(job, panel, m0, rows, out, stride);
 }
 
-template <class Operand, int U = kMaxPanelUnits>
+template <class D, int U = kMaxPanelUnits>
 void any_tile(const Job& job, const Panel& panel, int m0, int rows, float* out, ptrdiff_t stride) {
-  if (panel.units == U) return tile_of<Operand, U>(job, panel, m0, rows, out, stride);
-  if constexpr (U > 1) any_tile<Operand, U - 1>(job, panel, m0, rows, out, stride);
-}
-
-// store_bf16 is looked up when used: not every set has it.
-template <class T>
-inline void put(T* p, Vec v, int n) {
-  if constexpr (sizeof(T) == sizeof(float))
-    store(p, v, n);
-  else
-    store_bf16(p, v, n);
-}
-
-// The n values at p.
-inline Vec get(const float* p, int n) { return load(p, n); }
-inline Vec get(const uint16_t* p, int n) {
-  float values[kLanes] = {};
-  for (int i = 0; i < n; ++i) values[i] = from_bfloat16(p[i]);
-  return load(values, kLanes);
+  if (panel.units == U) return tile_of<D, U>(job, panel, m0, rows, out, stride);
+  if constexpr (U > 1) any_tile<D, U - 1>(job, panel, m0, rows, out, stride);
 }
 
 // Each part takes what the ones before left of v.
 template <class T>
-inline void put_split(T* p, int channels, Vec v, int n) {
+inline void store_split(T* p, int channels, Vec v, int n) {
   for (int part = 0; part < kSplitParts; ++part, p += channels) {
-    put(p, v, n);
-    v = v - get(p, n);
+    M::store(v, p, n);
+    v = v - M::load(p, n);
   }
 }
 
@@ -80,28 +82,34 @@ template <class T>
     for (int j = 0; j < panel.channels; j += kLanes) {
       const int n = panel.channels - j < kLanes ? panel.channels - j : kLanes;
       const int channel = panel.channel + j;
-      Vec v = load(sums + j, n);
+      Vec v = M::load(sums + j, n);
       if (e.gate) {
-        const Vec gate = sigmoid(load(sums + half + j, n));
-        v = multiply_add(v, gate, load(e.residual_in + m * e.residual_in_stride + channel, n));
+        const Vec gate = Elementary<M>::sigmoid(M::load(sums + half + j, n));
+        v = M::multiply_add(v, gate, M::load(e.residual_in.row(m) + channel, n));
       }
-      if (e.add) v = v + load(e.add + m * e.add_stride + channel, n);
-      if (e.residual_out) store(e.residual_out + m * e.residual_out_stride + channel, v, n);
-      if (e.raw_out) put(static_cast<T*>(e.raw_out) + m * e.raw_stride + channel, v, n);
-      if (e.act_out) {
+      if (e.add.begin) v = v + M::load(e.add.row(m) + channel, n);
+      if (e.residual_out.begin) M::store(v, e.residual_out.row(m) + channel, n);
+      if (e.raw_out.begin) M::store(v, reinterpret_cast<T*>(e.raw_out.row(m)) + channel, n);
+      if (e.act_out.begin) {
         // One of elu(v) and elu(-v) is |v|, the other e^-|v| - 1.
-        const Vec small = expm1_negative(minus_abs(v));
-        T* act = static_cast<T*>(e.act_out) + m * e.act_stride + channel;
-        const Vec elu = select_positive(v, v, small);
+        const Vec small = Elementary<M>::expm1_negative(M::minus_abs(v));
+        T* act = reinterpret_cast<T*>(e.act_out.row(m)) + channel;
+        const Vec elu = M::select(v > 0, v, small);
         if (e.split) {
-          put_split(act, e.channels, elu, n);
+          store_split(act, e.channels, elu, n);
         } else {
-          put(act, elu, n);
-          put(act + e.channels, select_positive(v, small, splat(0.0f) - v), n);
+          M::store(elu, act, n);
+          M::store(M::select(v > 0, small, 0.0f - v), act + e.channels, n);
         }
       }
     }
   }
 }
 
-inline int max_rows(int units) { return max_tile_rows(units); }
+template <class D, class T>
+constexpr TileKernels kKernels = {DSMOOTH_ISA_NAME, sizeof(T) == sizeof(bfloat16),
+                                  kMaxPanelUnits,   [](int units) { return max_tile_rows(units); },
+                                  any_tile<D>,      finish<T>};
+
+}  // namespace
+}  // namespace dsmooth::sampler::DSMOOTH_ISA

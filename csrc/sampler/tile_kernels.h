@@ -24,18 +24,20 @@ struct Segment {
   int k;
 };
 
-// Destinations of results: row m of a pointer p begins at p + m * stride; null means nowhere.
+// Row m of memory begins at begin + m * stride; null means nowhere.
+struct Rows {
+  float* begin = nullptr;
+  ptrdiff_t stride = 0;  // in words
+
+  DSMOOTH_INLINE float* row(int m) const { return begin + m * stride; }
+};
+
+// Summands and destinations of results.
 struct Epilogue {
-  bool gate;
-  bool split;    // act holds kSplitParts operands, [0, channels) each, whose sum is elu(v)
-  int channels;  // of the result; else act holds elu(v) in [0, channels), elu(-v) behind
-  const float* residual_in;
-  const float* add;
-  float* residual_out;
-  void* act_out;
-  void* raw_out;
-  ptrdiff_t residual_in_stride, add_stride, residual_out_stride;
-  ptrdiff_t act_stride, raw_stride;  // in operands
+  bool gate = false;
+  bool split = false;  // act_out has kSplitParts operands, [0, channels) each, whose sum is elu(v)
+  int channels = 0;    // of the result; else act_out has elu(v) in [0, channels), elu(-v) behind
+  Rows residual_in, add, residual_out, act_out, raw_out;
 };
 
 // out[m] = epilogue(init[m % init_rows] + sum over segments a[m] b), for m rows.
@@ -48,71 +50,9 @@ struct Job {
   const float* init;  // packed columns
   ptrdiff_t init_stride;
   int init_rows;
-  float* partial;  // if not null, the sums go here (packed columns) and there is no epilogue
-  ptrdiff_t partial_stride;
+  Rows partial;  // if not nowhere, the sums go here (packed columns) and there is no epilogue
   Epilogue epilogue;
 };
-
-inline Job make_job(const Product& p) {
-  const StateView& state = *p.state;
-  const NetworkView& network = *state.network;
-  const OpView& op = network.ops[p.index];
-  const MatrixView& matrix = op.matrix(p.part);
-  Job job{};
-  job.m = p.count * state.batch;
-  job.panels = matrix.panels;
-  job.n_panels = matrix.n_panels;
-  for (int t = 0; t < op.n_terms; ++t) {
-    const TermSpec& term = op.terms[t];
-    if (op.phase == Phase::kHorizontal && term.row_part != (p.part == Part::kRow)) continue;
-    const CacheView& cache = network.caches[term.cache];
-    const int down = op.level - cache.level;
-    const auto in_cache = [&](int at) { return down > 0 ? at << 1 : down < 0 ? at >> 1 : at; };
-    for (int tap = 0; tap < term.taps; ++tap)
-      job.segments[job.n_segments++] = {
-          state.at(term.cache, in_cache(p.row) + term.drow, in_cache(p.column) + term.dcol + tap),
-          cache.stride, cache.words};
-  }
-  // The sums begin with those that waited, with the biases of the images, or with one bias.
-  if (op.two_parts() && p.part == Part::kPixel) {
-    job.init = state.partial(p.index, p.column);
-    job.init_stride = op.row.columns;
-    job.init_rows = job.m;
-  } else if (op.projection != nullptr) {
-    job.init = state.image_bias(op);
-    job.init_stride = op.row.columns;
-    job.init_rows = state.batch;
-  } else {
-    job.init = op.bias;
-    job.init_rows = 1;
-  }
-  if (op.two_parts() && p.part == Part::kRow) {
-    job.partial = state.partial(p.index, p.column);
-    job.partial_stride = matrix.columns;
-    return job;
-  }
-  const auto at = [&](int cache) {
-    return cache == kNone ? nullptr : state.at(cache, p.row, p.column);
-  };
-  const auto stride = [&](int cache) {
-    return ptrdiff_t{cache == kNone ? 0 : network.caches[cache].stride};
-  };
-  const int operands = network.bf16 ? 2 : 1;
-  job.epilogue = {op.gate,
-                  op.split,
-                  op.channels,
-                  at(op.residual_in),
-                  at(op.add),
-                  at(op.residual_out),
-                  at(op.act_out),
-                  at(op.raw_out),
-                  stride(op.residual_in),
-                  stride(op.add),
-                  stride(op.residual_out),
-                  stride(op.act_out) * operands,
-                  stride(op.raw_out) * operands};
-  return job;
-}
 
 struct TileKernels {
   const char* instruction_set;

@@ -1,24 +1,26 @@
-// The sampler's tiles of bfloat16 operands, compiled once per instruction set: nothing here may run
-// before the CPU has been asked.
-#include "../common/bfloat16.h"
-#include "../common/host_device.h"
-#include "tile_kernels.h"
-
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
+// The sampler's tiles of bfloat16 operands.
+#include "tile.h"
 
 namespace dsmooth::sampler::DSMOOTH_ISA {
 namespace {
 
-#include "simd.h"
-#include "tile.h"
+#if defined(__AVX512BF16__)
+using Dot = isa::PairDot;
+#else
+// Pairs of bfloat16 in the bits of a float, multiplied as floats, one after the other.
+struct Dot : isa::PlainDot<float> {
+  using Half = isa::NoHalf;
 
-constexpr TileKernels kKernels = {DSMOOTH_ISA_NAME, true,           kMaxPanelUnits,
-                                  max_rows,         any_tile<Bf16>, finish<uint16_t>};
+  DSMOOTH_INLINE static V low(V pairs) { return M::from_bits(M::bits(pairs) << 16); }
+  DSMOOTH_INLINE static V high(V pairs) { return M::from_bits(M::bits(pairs) & 0xffff0000u); }
+  DSMOOTH_INLINE static V multiply_add(V sum, Cells a, Cells b) {
+    return M::multiply_add(high(a.v), high(b.v), M::multiply_add(low(a.v), low(b.v), sum));
+  }
+};
+#endif
 
 }  // namespace
 
-const TileKernels* bfloat16_tiles() { return &kKernels; }
+const TileKernels* bfloat16_tiles() { return &kKernels<Dot, bfloat16>; }
 
 }  // namespace dsmooth::sampler::DSMOOTH_ISA

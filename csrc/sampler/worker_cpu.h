@@ -10,6 +10,53 @@
 
 namespace dsmooth::sampler {
 
+inline Job make_job(const Product& p) {
+  const StateView& state = *p.state;
+  const NetworkView& network = *state.network;
+  const OpView& op = network.ops[p.index];
+  const MatrixView& matrix = op.matrix(p.part);
+  Job job{};
+  job.m = p.count * state.batch;
+  job.panels = matrix.panels;
+  job.n_panels = matrix.n_panels;
+  for (int t = 0; t < op.n_terms; ++t) {
+    const TermSpec& term = op.terms[t];
+    if (op.phase == Phase::kHorizontal && term.row_part != (p.part == Part::kRow)) continue;
+    const CacheView& cache = network.caches[term.cache];
+    const int down = op.level - cache.level;
+    const auto in_cache = [&](int at) { return down > 0 ? at << 1 : down < 0 ? at >> 1 : at; };
+    for (int tap = 0; tap < term.taps; ++tap)
+      job.segments[job.n_segments++] = {
+          state.at(term.cache, in_cache(p.row) + term.drow, in_cache(p.column) + term.dcol + tap),
+          cache.stride, cache.words};
+  }
+  // The sums begin with those that waited, with the biases of the images, or with one bias.
+  job.init_stride = op.row.columns;
+  if (op.two_parts() && p.part == Part::kPixel) {
+    job.init = state.partial(p.index, p.column);
+    job.init_rows = job.m;
+  } else if (op.projection != nullptr) {
+    job.init = state.image_bias(op);
+    job.init_rows = state.batch;
+  } else {
+    job.init = op.bias;
+    job.init_rows = 1;
+  }
+  if (op.two_parts() && p.part == Part::kRow) {
+    job.partial = {state.partial(p.index, p.column), matrix.columns};
+    return job;
+  }
+  const auto rows = [&](int cache) {
+    return cache == kNone ? Rows{}
+                          : Rows{state.at(cache, p.row, p.column), network.caches[cache].stride};
+  };
+  job.epilogue = {op.gate,          op.split,
+                  op.channels,      rows(op.residual_in),
+                  rows(op.add),     rows(op.residual_out),
+                  rows(op.act_out), rows(op.raw_out)};
+  return job;
+}
+
 // State that the workers of a call share with its caller.
 struct Control {
   std::atomic<bool> stop{false};
@@ -82,8 +129,15 @@ class CpuWorker {
       : kernels_(kernels), team_(team), lane_(lane), lanes_(lanes) {}
 
   void begin_row(int) const {}
+  // The horizontal stream at one pixel, and the parameters of its mixture, product after product.
   void pixel(const StateView& state, int row, int column) {
-    draw_pixel_ops(*this, state, row, column);
+    int n;
+    const PixelOp* list = state.network->at_pixel + state.network->ops_at(row, column, n);
+    for (int i = 0; i < n; ++i) {
+      const auto [op, level] = list[i];
+      matmul(Product{&state, op, Part::kPixel, row >> level, column >> level, 1});
+      sync();
+    }
   }
   void matmul(const Product& product) const {
     if (now_.solo && lane_ != 0) return;
@@ -151,10 +205,9 @@ class CpuWorker {
   }
 
   void tile(const Job& job, const Panel& panel, int m, int rows, float* sums) const {
-    if (job.partial) {
-      float* out = job.partial + m * job.partial_stride + panel.column;
-      return kernels_.tile(job, panel, m, rows, out, job.partial_stride);
-    }
+    if (job.partial.begin)
+      return kernels_.tile(job, panel, m, rows, job.partial.row(m) + panel.column,
+                           job.partial.stride);
     const int stride = panel.units * kUnit;
     kernels_.tile(job, panel, m, rows, sums, stride);
     kernels_.finish(job, panel, m, rows, sums, stride);

@@ -3,6 +3,7 @@
 #include "../logistic_mixture/logistic_mixture.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdio>
 #include <iterator>
@@ -22,51 +23,52 @@ enum class Layout { kContiguous, kChannelsLast, kEveryOther };
 
 struct Case {
   Layout layout;
-  Likelihood likelihood;
-  int channels;
-  int64_t batch, rows, cols, n_mix, n_atoms = 0;
+  std::string likelihood;
+  int64_t channels, batch, rows, cols, n_mix, n_atoms = 0;
   int64_t n_params() const { return n_mix * (channels == 1 ? 3 : 10) + n_atoms; }
 };
 
-// A tensor (B, channels, H, W) of a case, and its elements in that order.
+// A tensor (B, channels, H, W) of a case, and its elements with the channels last.
 template <class T>
 class Tensor {
  public:
-  Tensor(const Case& c, int64_t channels) : c_(c), channels_(channels) {
-    const int64_t step = c.layout == Layout::kEveryOther ? 2 : 1;
+  Tensor(const Case& c, int64_t channels) : shape_{c.batch, channels, c.rows, c.cols} {
+    const int64_t step = c.layout == Layout::kEveryOther ? 2 : 1, plane = c.rows * c.cols * step;
     const bool last = c.layout == Layout::kChannelsLast;
     const int64_t col = last ? channels : step;
-    planes_ = {nullptr, channels * c.rows * c.cols * step, last ? 1 : c.rows * c.cols * step,
-               c.cols * col, col};
-    const int64_t end = (c.batch - 1) * planes_.stride_b + (channels - 1) * planes_.stride_c +
-                        (c.rows - 1) * planes_.stride_row + (c.cols - 1) * col + 1;
+    strides_ = {channels * plane, last ? 1 : plane, c.cols * col, col};
+    int64_t end = 1;
+    for (size_t i = 0; i < 4; ++i) end += (shape_[i] - 1) * strides_[i];
     memory_.reset(new T[static_cast<size_t>(end)]);
     std::fill_n(memory_.get(), end, std::numeric_limits<T>::quiet_NaN());
-    planes_.data = memory_.get();
   }
-  int64_t size() const { return c_.batch * channels_ * c_.rows * c_.cols; }
+  int64_t size() const { return shape_[0] * shape_[1] * shape_[2] * shape_[3]; }
   T& at(int64_t i) const {
-    const int64_t pixel = i / channels_, line = pixel / c_.cols;
-    return planes_.at(line / c_.rows, line % c_.rows,
-                      pixel % c_.cols)[i % channels_ * planes_.stride_c];
+    const auto [batch, channels, rows, cols] = shape_;
+    const int64_t pixel = i / channels, line = pixel / cols;
+    return memory_[static_cast<size_t>(line / rows * strides_[0] + i % channels * strides_[1] +
+                                       line % rows * strides_[2] + pixel % cols * strides_[3])];
   }
   // Sets all to value(pixel, channel).
   template <class Value>
   void fill(const Value& value) {
     for (int64_t i = 0; i < size(); ++i)
-      at(i) = static_cast<T>(value(i / channels_, i % channels_));
+      at(i) = static_cast<T>(value(i / shape_[1], i % shape_[1]));
   }
-  const Planes<T>& planes() const { return planes_; }
-  Planes<const T> read() const {
-    const auto& p = planes_;
-    return {p.data, p.stride_b, p.stride_c, p.stride_row, p.stride_col};
+  Borrowed borrow() const {
+    return {true, memory_.get(), type_of<T>(), {}, 4, shape_.data(), strides_.data()};
+  }
+  // Of one channel, as (B, H, W).
+  Borrowed borrow_plane() {
+    plane_shape_ = {shape_[0], shape_[2], shape_[3]};
+    plane_strides_ = {strides_[0], strides_[2], strides_[3]};
+    return {true, memory_.get(), type_of<T>(), {}, 3, plane_shape_.data(), plane_strides_.data()};
   }
 
  private:
-  const Case c_;
-  const int64_t channels_;
+  std::array<int64_t, 4> shape_, strides_;
+  std::array<int64_t, 3> plane_shape_, plane_strides_;
   std::unique_ptr<T[]> memory_;
-  Planes<T> planes_;
 };
 
 // Raw log-scales meet the clamp, its edge, and scales at which exponentials vanish.
@@ -93,20 +95,17 @@ std::vector<Tensor<T>> compute(const Case& c, int threads, const std::string& in
   });
   grad.fill([](int64_t pixel, int64_t) { return 0.5 + 0.25 * static_cast<double>(pixel % 3); });
   std::vector<Tensor<T>> results;
-  for (const int64_t channels : {int64_t{1}, int64_t{c.channels}, c.n_params()})
+  for (const int64_t channels : {int64_t{1}, c.channels, c.n_params()})
     results.emplace_back(c, channels);
-  LogisticMixtureArgs<T> args;
-  args.x = x.read(), args.params = params.read(), args.state = state.planes();
-  args.log_prob = results[0].planes();
-  args.batch = c.batch, args.rows = c.rows, args.cols = c.cols, args.n_mix = c.n_mix;
-  args.channels = c.channels, args.likelihood = c.likelihood;
-  args.smoothing = make_smoothing(0.3);
-  args.n_atoms = c.n_atoms;
-  for (int64_t j = 0; j < c.n_atoms; ++j) args.atoms[j] = static_cast<uint8_t>(255 - j);
-  logistic_mixture_cpu(args, false, threads, instruction_set);
-  args.log_prob = {}, args.grad = grad.read();
-  args.grad_x = results[1].planes(), args.grad_params = results[2].planes();
-  logistic_mixture_cpu(args, true, threads, instruction_set);
+  MixtureSettings settings{c.likelihood, {}, 0.3};
+  for (int64_t j = 0; j < c.n_atoms; ++j) settings.atoms.push_back(255 - j);
+  MixtureTensors tensors;
+  tensors.x = x.borrow(), tensors.params = params.borrow(), tensors.state = state.borrow();
+  tensors.log_prob = results[0].borrow_plane();
+  run_logistic_mixture(tensors, settings, false, threads, instruction_set);
+  tensors.log_prob = {}, tensors.grad = grad.borrow_plane();
+  tensors.grad_x = results[1].borrow(), tensors.grad_params = results[2].borrow();
+  run_logistic_mixture(tensors, settings, true, threads, instruction_set);
   return results;
 }
 
@@ -134,7 +133,7 @@ void devices_are_checked() {
   tensors.x = {true, &value, kFloat32Type, {Device::kCuda, 1}, 4, image, dense};
   std::string message;
   try {
-    check_mixture_operands<float>(tensors, {"continuous", {}, 0}, false);
+    run_logistic_mixture(tensors, {"continuous", {}, 0}, false, 1, "auto");
   } catch (const std::invalid_argument& error) {
     message = error.what();
   }
@@ -150,13 +149,12 @@ int main() {
   for (const Layout layout : {Layout::kContiguous, Layout::kChannelsLast, Layout::kEveryOther})
     for (const int channels : {1, 3}) {
       std::vector<Case> cases;
-      for (const auto likelihood :
-           {Likelihood::kContinuous, Likelihood::kDiscretized, Likelihood::kGaussian}) {
+      for (const char* likelihood : {"continuous", "discretized", "gaussian"}) {
         cases.push_back({layout, likelihood, channels, 1, 1, 1, 1});
         cases.push_back({layout, likelihood, channels, 2, 3, 17, 10});
       }
       for (const int64_t n_atoms : {1, 256})
-        cases.push_back({layout, Likelihood::kDiscretized, channels, 2, 2, 48, 3, n_atoms});
+        cases.push_back({layout, "discretized", channels, 2, 2, 48, 3, n_atoms});
       for (const Case& c : cases) {
         results_are_whole<float>(c);
         results_are_whole<double>(c);

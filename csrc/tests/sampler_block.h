@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
@@ -20,7 +19,6 @@
 
 #include "../sampler/block_run.cuh"
 #include "../sampler/device_plan.h"
-#include "../sampler/plan.h"
 
 namespace dsmooth::sampler {
 
@@ -49,11 +47,10 @@ class HostBarrier {
 
 class Block {
  public:
-  Block(int lanes, Mode mode, unsigned seed)
+  Block(int lanes, Mode mode)
       : lanes_(lanes),
         mode_(mode),
         barrier_(lanes),
-        random_(seed),
         order_(static_cast<size_t>(lanes)),
         turn_came_(static_cast<size_t>(lanes)) {
     std::iota(order_.begin(), order_.end(), 0);
@@ -69,7 +66,7 @@ class Block {
     end_turn();
     await_turn(lane, round + 1);
   }
-  void end(int) {
+  void end() {
     if (mode_ == Mode::kTurns) end_turn();
   }
 
@@ -94,7 +91,7 @@ class Block {
   const Mode mode_;
   HostBarrier barrier_;
   std::mutex mutex_;
-  std::mt19937 random_;
+  std::mt19937 random_{1};
   std::vector<int> order_;
   std::vector<std::condition_variable> turn_came_;  // of each lane
   size_t turn_ = 0;
@@ -107,7 +104,6 @@ class HostBlock {
  public:
   static constexpr int kWarps = kTheWarps, kWarpLanes = kTheWarpLanes;
 
-  // omit: the number of a sync to leave out, -1 for none.
   HostBlock(Block& block, int lane, unsigned char* shared, int64_t omit)
       : block_(block), lane_(lane), shared_(shared), omit_(omit) {}
   int lane() const { return lane_; }
@@ -115,7 +111,6 @@ class HostBlock {
   void sync() {
     if (count_++ != omit_) block_.sync(lane_, round_++);
   }
-  int64_t syncs() const { return count_; }
 
  private:
   Block& block_;
@@ -132,35 +127,35 @@ struct Device {
   int rows_per_launch = 0;  // 0: all
 };
 
-// Draws n images as CudaSampler does, launch after launch and block after block; returns the number
-// of syncs of the first block in the last launch. omit: of the first block in each launch.
+// Draws n images as CudaSampler does, launch after launch and block after block. omit: the number
+// of a sync to leave out in the first block of each launch, -1 for none.
 template <class T, int kWarps, int kWarpLanes>
-int64_t draw_as_cuda(Program program, const Slice& all, int64_t n, const Device& device,
-                     int max_slice, Mode mode, int64_t omit = -1, unsigned seed = 1) {
+void draw_as_cuda(Program program, const Slice& all, int64_t n, const Device& device, int max_slice,
+                  Mode mode, int64_t omit = -1) {
   using Lanes = HostBlock<kWarps, kWarpLanes>;
   DevicePlan plan(std::move(program), sizeof(T) == sizeof(Bf16));
-  Words weights(plan.bytes() / sizeof(float));
+  std::vector<Granule> weights(plan.bytes() / kGranule);
   plan.write(weights.data(), reinterpret_cast<uintptr_t>(weights.data()));
   const Partition partition =
       partition_batch(n, device.processors, plan.bytes_per_image(all.height, all.width),
                       size_t{1} << 30, max_slice);
   const Workspace workspace = plan.workspace(partition.largest, all.height, all.width);
   const SharedLayout layout = plan.shared(kWarps, device.shared_bytes);
-  Words memory(static_cast<size_t>(partition.blocks) * workspace.words);
-  std::fill_n(memory.data(), memory.size(), NAN);
+  const Granule not_numbers{{0x7fc00000, 0x7fc00000, 0x7fc00000, 0x7fc00000}};
+  std::vector<Granule> memory(
+      static_cast<size_t>(partition.blocks) * workspace.words * sizeof(float) / kGranule,
+      not_numbers);
   const int rows = (plan.network().stacked() ? 2 : 1) * all.height;
   const int per_launch = device.rows_per_launch ? device.rows_per_launch : rows;
-  int64_t syncs = 0;
   for (int64_t round = 0; round * partition.blocks < partition.slices; ++round)
     for (int row = 0; row < rows; row += per_launch) {
       const BlockRun run{
           plan.network(), plan.ops(), plan.stages(), layout,
-          partition,      n,          all,           memory.data(),
+          partition,      n,          all,           reinterpret_cast<float*>(memory.data()),
           workspace,      round,      row,           std::min(row + per_launch, rows)};
       for (int i = 0; i < partition.blocks; ++i) {
-        Words shared(static_cast<size_t>(layout.bytes) / sizeof(float));
-        std::fill_n(shared.data(), shared.size(), NAN);
-        Block block(kWarps * kWarpLanes, mode, seed);
+        std::vector<Granule> shared(static_cast<size_t>(layout.bytes) / kGranule, not_numbers);
+        Block block(kWarps * kWarpLanes, mode);
         std::vector<std::thread> threads;
         for (int lane = 0; lane < block.lanes(); ++lane)
           threads.emplace_back([&, lane] {
@@ -168,13 +163,11 @@ int64_t draw_as_cuda(Program program, const Slice& all, int64_t n, const Device&
                         i == 0 ? omit : -1);
             block.begin(lane);
             run_block<T>(run, i, lanes);
-            if (lane == 0 && i == 0) syncs = lanes.syncs();
-            block.end(lane);
+            block.end();
           });
         for (std::thread& thread : threads) thread.join();
       }
     }
-  return syncs;
 }
 
 }  // namespace dsmooth::sampler

@@ -1,11 +1,13 @@
-// A small program with every kind of operation: both streams, two levels, gates, skips, an encoder.
+// A small program with every kind of operation: both streams, two levels, gates, skips, an encoder;
+// and images to draw by a program.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <utility>
 #include <vector>
 
-#include "../sampler/program.h"
+#include "../sampler/network.h"
 
 namespace dsmooth::sampler {
 
@@ -130,6 +132,41 @@ class Toy {
   const int f_;
   uint64_t state_ = 1;
   Program p_{};
+};
+
+// Memory of images 0 .. n - 1, and the images to draw in it. completes: the upper row is known in
+// all images, and other pixels image by image.
+struct Drawing {
+  std::vector<float> context, condition, known, out;  // known: NaN where a pixel is not
+  std::vector<uint8_t> mask;
+  Slice all;
+
+  Drawing(const Program& p, int64_t n, int height, int width, bool completes = false)
+      : context(static_cast<size_t>(n * p.image_channels * height * width)),
+        condition(static_cast<size_t>(n * p.condition_size)),
+        known(context.size(), NAN),
+        mask(completes ? static_cast<size_t>(n * height * width) : 0) {
+    const auto plane = static_cast<size_t>(height * width), columns = static_cast<size_t>(width);
+    const auto channels = static_cast<size_t>(p.image_channels);
+    for (size_t i = 0; i < context.size(); ++i) context[i] = std::sin(0.7f * static_cast<float>(i));
+    for (size_t i = 0; i < condition.size(); ++i)
+      condition[i] = std::cos(1.3f * static_cast<float>(i));
+    for (size_t i = 0; i < mask.size(); ++i) mask[i] = i % plane < columns || (i * i / 7) % 3 == 0;
+    for (size_t i = 0; completes && i < known.size(); ++i)
+      if (mask[i / plane / channels * plane + i % plane]) known[i] = context[i];
+    out = known;
+    all = {0,
+           height,
+           width,
+           (uint64_t{3} << 32) + 7,
+           (uint64_t{1} << 32) - 1,
+           1.0f,
+           p.conditioned ? context.data() : nullptr,
+           out.data(),
+           completes ? mask.data() : nullptr,
+           p.condition_size > 0 ? condition.data() : nullptr};
+  }
+  Drawing(const Drawing&) = delete;
 };
 
 }  // namespace dsmooth::sampler

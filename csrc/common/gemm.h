@@ -1,5 +1,6 @@
-// Micro-kernels of the gated block's convolutions. Compiled once per instruction set: see
-// vector_math.h for what that forbids.
+// Micro-kernels of matrix products: what the gated block's convolutions and the sampler's tiles
+// share, and the convolutions' own. Compiled once per instruction set: see vector_math.h for what
+// that forbids.
 //
 // Operands are counted in cells: what one multiplication takes of the summed index, one number for
 // float and double, a pair of bfloat16 where the CPU multiplies those. A tile of M rows and NV
@@ -8,7 +9,7 @@
 
 #include <type_traits>
 
-#include "../common/vector_math.h"
+#include "vector_math.h"
 
 namespace dsmooth::DSMOOTH_ISA {
 
@@ -110,6 +111,43 @@ struct PairDot {
 };
 #endif
 
+// A row of a tile: whole vectors, and half a one if kHalf.
+template <class D, int kWhole, bool kHalf>
+struct TileRow {
+  static constexpr int kVectors = kWhole > 0 ? kWhole : 1;
+
+  // The cells of the columns at one step of the sum.
+  struct Columns {
+    typename D::Cells whole[kVectors];
+    typename D::Half::Cells half;
+
+    DSMOOTH_INLINE explicit Columns(const typename D::Cell* p) {
+#pragma GCC unroll 6
+      for (int v = 0; v < kWhole; ++v) whole[v] = D::load(p + v * D::kLanes);
+      if constexpr (kHalf) half = D::Half::load(p + kWhole * D::kLanes);
+    }
+  };
+
+  typename D::V whole[kVectors];
+  typename D::Half::Sum half;
+
+  DSMOOTH_INLINE void load(const typename D::Scalar* p) {
+#pragma GCC unroll 6
+    for (int v = 0; v < kWhole; ++v) whole[v] = D::M::load(p + v * D::kLanes);
+    if constexpr (kHalf) half = D::Half::load_sum(p + kWhole * D::kLanes);
+  }
+  DSMOOTH_INLINE void store(typename D::Scalar* p) const {
+#pragma GCC unroll 6
+    for (int v = 0; v < kWhole; ++v) D::M::store(whole[v], p + v * D::kLanes);
+    if constexpr (kHalf) D::Half::store_sum(half, p + kWhole * D::kLanes);
+  }
+  DSMOOTH_INLINE void add(typename D::Cells cell, const Columns& columns) {
+#pragma GCC unroll 6
+    for (int v = 0; v < kWhole; ++v) whole[v] = D::multiply_add(whole[v], cell, columns.whole[v]);
+    if constexpr (kHalf) half = D::multiply_add_half(half, cell, columns.half);
+  }
+};
+
 // out[m][n] (+)= sum over outer o and inner i of a[offset(o) + m row + i step] b[o outer + i step].
 template <class D>
 struct TileArgs {
@@ -137,44 +175,26 @@ inline constexpr int kMostRows = 14;
 // kHalf: the last of the NV vectors is half a one.
 template <class D, int M, int NV, bool kHalf, bool kAdjacent>
 void run_tile(const TileArgs<D>& t) {
-  using V = typename D::V;
-  using Cell = typename D::Cell;
-  constexpr int kFull = kHalf ? NV - 1 : NV;
+  using Row = TileRow<D, kHalf ? NV - 1 : NV, kHalf>;
   constexpr int kBases = kAdjacent ? 1 : (M + 2) / 3;  // row 3q + j is base q plus j strides
-  V sum[M][kFull > 0 ? kFull : 1];
-  [[maybe_unused]] typename D::Half::Sum half[M];
+  Row sum[M] = {};
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kFull; ++v) {
-      sum[m][v] = V{};
-      if (t.add) __builtin_memcpy(&sum[m][v], t.out + m * t.out_row + v * D::kLanes, sizeof(V));
-    }
-    if constexpr (kHalf) {
-      half[m] = D::Half::zero();
-      if (t.add) half[m] = D::Half::load_sum(t.out + m * t.out_row + kFull * D::kLanes);
-    }
+    if (t.add) sum[m].load(t.out + m * t.out_row);
   }
   const int64_t row = kAdjacent ? 1 : t.a_row;
   for (int64_t o = 0; o < t.outer; ++o) {
-    const Cell* a = t.a + t.a_offsets[o];
-    const Cell* b = t.b + o * t.b_outer;
-    const Cell* base[kBases];
+    const typename D::Cell* a = t.a + t.a_offsets[o];
+    const typename D::Cell* b = t.b + o * t.b_outer;
+    const typename D::Cell* base[kBases];
 #pragma GCC unroll 8
     for (int q = 0; q < kBases; ++q) base[q] = a + 3 * q * row;
     for (int64_t i = 0; i < t.inner; ++i) {
-      typename D::Cells column[kFull > 0 ? kFull : 1];
-#pragma GCC unroll 4
-      for (int v = 0; v < kFull; ++v) column[v] = D::load(b + v * D::kLanes);
-      [[maybe_unused]] typename D::Half::Cells half_column;
-      if constexpr (kHalf) half_column = D::Half::load(b + kFull * D::kLanes);
+      const typename Row::Columns columns(b);
 #pragma GCC unroll 16
       for (int m = 0; m < M; ++m) {
-        const typename D::Cells cell =
-            kAdjacent ? D::broadcast(base[0] + m) : D::broadcast(base[m / 3] + m % 3 * row);
-#pragma GCC unroll 4
-        for (int v = 0; v < kFull; ++v) sum[m][v] = D::multiply_add(sum[m][v], cell, column[v]);
-        if constexpr (kHalf) half[m] = D::multiply_add_half(half[m], cell, half_column);
+        sum[m].add(kAdjacent ? D::broadcast(base[0] + m) : D::broadcast(base[m / 3] + m % 3 * row),
+                   columns);
       }
       b += t.b_step;
 #pragma GCC unroll 8
@@ -182,15 +202,7 @@ void run_tile(const TileArgs<D>& t) {
     }
   }
 #pragma GCC unroll 16
-  for (int m = 0; m < M; ++m) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kFull; ++v) {
-      __builtin_memcpy(t.out + m * t.out_row + v * D::kLanes, &sum[m][v], sizeof(V));
-    }
-    if constexpr (kHalf) {
-      D::Half::store_sum(half[m], t.out + m * t.out_row + kFull * D::kLanes);
-    }
-  }
+  for (int m = 0; m < M; ++m) sum[m].store(t.out + m * t.out_row);
 }
 
 template <class D>

@@ -1,16 +1,8 @@
-#include "packing.h"
+#include "network.h"
 
 #include <algorithm>
-#include <utility>
 
 namespace dsmooth::sampler {
-
-Program checked_by_phase(Program program) {
-  check(program);
-  std::stable_sort(program.ops.begin(), program.ops.end(),
-                   [](const Op& a, const Op& b) { return a.phase < b.phase; });
-  return program;
-}
 
 Skeleton::Skeleton(const Program& p, bool bf16, int stride_words) {
   const auto level_of = [&](const Term& term) {
