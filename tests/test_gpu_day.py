@@ -14,9 +14,6 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from tests.helpers.sass import matrix_loops
-from tests.helpers.triton_tools import compile_ahead
-
 SCRIPT = Path(__file__).resolve().parents[1] / "tools" / "gpu_day.py"
 
 
@@ -31,43 +28,12 @@ def on_gpu() -> ModuleType:
     return importlib.import_module("benchmarks.on_gpu")
 
 
-@pytest.mark.quick
-def test_every_step_fits_into_a_call(tool: SimpleNamespace, tmp_path: Path) -> None:
-    steps = tool.steps(tmp_path)
-    names = [step.name for step in steps]
-    assert len(set(names)) == len(names)
-    prepared = sum(step.seconds for step in steps if step.always)
-    assert all(step.seconds <= step.limit <= 600 - 2 * tool.GRACE for step in steps)
-    assert prepared + tool.GRACE < 300
-    # Steps that show errors come before those that take times, and both before the long ones.
-    order = ["build", "smoke-tests", "step-mnist-kept", "step-cifar-compile", "memcheck"]
-    assert sorted(order, key=names.index) == order
-
-
 def test_cases_are_there(tool: SimpleNamespace, on_gpu: ModuleType, tmp_path: Path) -> None:
     commands = [step.command for step in tool.steps(tmp_path)]
     for command in commands:
         if "benchmarks/on_gpu.py" in command:
             case = command[command.index("benchmarks/on_gpu.py") + 1]
             assert on_gpu.cases_of(case), case
-
-
-@pytest.mark.full
-def test_ceilings_of_products_are_loops_of_products(on_gpu: ModuleType) -> None:
-    """Compiled for 9.0, the loops of their kernels load nothing."""
-    mma = ("mma_kernel", {"sums_ptr": "*fp32:16"}, {"BLOCK": 1024}, 4)
-    operands = {"a_ptr": "*bf16:16", "b_ptr": "*bf16:16", "sums_ptr": "*fp32:16"}
-    wgmma = ("wgmma_kernel", operands, {"M": 128, "N": 256}, 8)
-    for (name, signature, constants, warps), product in ((mma, "HMMA"), (wgmma, "HGMMA")):
-        kernel = getattr(on_gpu, name)
-        compiled = compile_ahead(kernel, signature | {"repeats": "i32"}, constants, 90, warps)
-        loops = matrix_loops(compiled.code)
-        assert loops
-        assert compiled.local == 0
-        for body in loops:
-            names = [line.name.split(".")[0] for line in body]
-            assert names.count(product) >= 8
-            assert not {"LDG", "LDS", "LDSM"} & set(names)
 
 
 @pytest.mark.quick

@@ -83,8 +83,8 @@ def compile_kernel(
     signature: Mapping[str, Type],
     constexprs: Mapping[Place, Any],
     arch: int,
-    num_warps: int = 4,
-    num_stages: int = 3,
+    num_warps: int,
+    num_stages: int,
 ) -> Any:
     """Compile a @triton.jit function for CUDA compute capability `arch` (80, 90, 100).
 
@@ -93,19 +93,12 @@ def compile_kernel(
     "constexpr" for a constant part, whose value is at (name, place). Multiplications and additions
     are fused, as launchers must ask for by name: versions of Triton differ in their default.
     """
-    from triton import knobs
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
     from triton.compiler import compile as compile_source
 
-    if knobs.runtime.interpret:
-        raise RuntimeError(
-            "kernels decorated under TRITON_INTERPRET=1 cannot be compiled; unset it"
-        )
     names = fn.arg_names
     constants = {key if isinstance(key, tuple) else (key,): v for key, v in constexprs.items()}
-    if unknown := set(names) ^ (set(signature) | {key[0] for key in constants}):
-        raise ValueError(f"{fn.__name__} has {names}; missing or unknown: {sorted(unknown)}")
     types: dict[str, Type] = {}
     multiples = []
     for i, name in enumerate(names):
@@ -137,16 +130,10 @@ def _multiples_of_16(place: tuple[int, ...], type_: Type) -> list[tuple[int, ...
     return [found for i, part in enumerate(type_) for found in _multiples_of_16((*place, i), part)]
 
 
-def compile_ahead(
-    fn: Any,
-    signature: Mapping[str, Type],
-    constexprs: Mapping[Place, Any],
-    arch: int,
-    num_warps: int = 4,
-    num_stages: int = 3,
-) -> Compiled:
-    """`compile_kernel`, and what is to be read in its machine code."""
-    compiled = compile_kernel(fn, signature, constexprs, arch, num_warps, num_stages)
+def compile_launch(launch: Launch, arch: int) -> Compiled:
+    """Compile what `launch` would make Triton compile on a GPU of compute capability `arch`."""
+    signature, constexprs = specialise(launch.kernel, launch.arguments)
+    compiled = compile_kernel(launch.kernel, signature, constexprs, arch, **launch.options)
     sass = _disassembled(compiled.asm["cubin"])
     usage = {name: int(value) for name, value in re.findall(r"\b([A-Z]+):(\d+)", sass)}
     return Compiled(
@@ -157,12 +144,6 @@ def compile_ahead(
         sass=sass,
         ptx=compiled.asm["ptx"],
     )
-
-
-def compile_launch(launch: Launch, arch: int) -> Compiled:
-    """Compile what `launch` would make Triton compile on a GPU of compute capability `arch`."""
-    signature, constexprs = specialise(launch.kernel, launch.arguments)
-    return compile_ahead(launch.kernel, signature, constexprs, arch, **launch.options)
 
 
 def specialise(fn: Any, arguments: Mapping[str, Any]) -> tuple[dict[str, Type], dict[Place, Any]]:
