@@ -37,6 +37,7 @@ from tests.helpers.sampler_checks import (
     network,
     teacher_forced,
 )
+from tests.ptx.cuda_player import build_sampler
 
 SOURCES = Path(__file__).parents[1] / "csrc" / "sampler"
 
@@ -47,9 +48,9 @@ SOURCES = Path(__file__).parents[1] / "csrc" / "sampler"
 @pytest.mark.parametrize("architecture", ["90", pytest.param("80", marks=pytest.mark.full)])
 def test_kernels_keep_to_registers(architecture: str, dtype: str) -> None:
     """A sum that leaves its register costs more than the product that made it."""
-    options = ["-std=c++20", "-O3", "-Xptxas", "-v", "-Werror", "all-warnings", "-cubin"]
-    options += ["-gencode", f"arch=compute_80,code=sm_{architecture}", "-o", "sampler.cubin"]
-    folder = compiled(*options, sources=[SOURCES / f"cuda_{dtype}.cu"])
+    options = ["-Xptxas", "-v", "-Werror", "all-warnings", "-cubin", "-arch", f"sm_{architecture}"]
+    ptx = build_sampler().folder / f"cuda_{dtype}.ptx"
+    folder = compiled(*options, "-o", "sampler.cubin", sources=[ptx])
     kernels = parse_ptxas((folder / "said.txt").read_text())
     assert sorted(kernels) == [(False, architecture), (True, architecture)]
     for used in kernels.values():

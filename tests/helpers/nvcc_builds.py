@@ -26,7 +26,7 @@ def compiled(*arguments: str, sources: Sequence[Path]) -> Path:
     """
     assert NVCC is not None
     version = subprocess.run([NVCC, "--version"], check=True, capture_output=True).stdout
-    named = [str(path.relative_to(ROOT)) for path in sources]
+    named = [path.name for path in sources]
     digest = hashlib.sha256(version + repr((arguments, named)).encode())
     for path in sorted(path for folder in READ for path in folder.rglob("*.*")):
         if path.suffix in LANGUAGES:

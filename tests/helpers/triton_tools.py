@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,7 +29,7 @@ from tests.helpers.sass import Instruction, parse
 
 WARP_SIZE = 32
 Type = str | tuple["Type", ...]
-Place = str | tuple[Any, ...]  # the name of a parameter; in a tuple, then numbers
+Place = tuple[int, ...]  # the number of a parameter; in a tuple, those of its parts too
 LAUNCH_OPTIONS = {"num_warps": 4, "num_stages": 3}  # not parameters of a kernel; Triton's defaults
 DTYPES = {
     torch.bfloat16: "bf16",
@@ -78,62 +78,59 @@ class Launch:
     options: dict[str, int]  # num_warps, num_stages
 
 
-def compile_kernel(
-    fn: Any,
-    signature: Mapping[str, Type],
-    constexprs: Mapping[Place, Any],
-    arch: int,
-    num_warps: int,
-    num_stages: int,
-) -> Any:
-    """Compile a @triton.jit function for CUDA compute capability `arch` (80, 90, 100).
+def specialise(launch: Launch) -> tuple[dict[str, Type], dict[Place, Any], list[Place]]:
+    """Types of all parameters, constants, and multiples of 16, as Triton derives them.
 
-    signature: the type of every parameter that is not in `constexprs`, as "*fp32", "i32", "fp32";
-    with ":16" where pointer or number is a multiple of 16. A tuple has a tuple of types, with
-    "constexpr" for a constant part, whose value is at (name, place). Multiplications and additions
-    are fused, as launchers must ask for by name: versions of Triton differ in their default.
+    A number that is 1 and None become constants. A tuple has a tuple of types.
+    """
+    constants: dict[Place, Any] = {}
+    multiples: list[Place] = []
+
+    def type_of(place: Place, value: Any) -> Type:
+        if isinstance(value, tuple):
+            return tuple(type_of((*place, i), part) for i, part in enumerate(value))
+        if value is None or (type(value) is int and value == 1):
+            constants[place] = value
+            return "constexpr"
+        number = value.data_ptr() if isinstance(value, Tensor) else value
+        if type(number) is int and number % 16 == 0:
+            multiples.append(place)
+        if isinstance(value, Tensor):
+            return f"*{DTYPES[value.dtype]}"
+        if isinstance(value, int) and not isinstance(value, bool):
+            return "i32" if -(2**31) <= value < 2**31 else "i64"
+        return {bool: "u1", float: "fp32"}[type(value)]
+
+    types: dict[str, Type] = {}
+    for i, parameter in enumerate(launch.kernel.params):
+        value = launch.arguments[parameter.name]
+        if parameter.is_constexpr:
+            constants[i,] = value
+        types[parameter.name] = "constexpr" if parameter.is_constexpr else type_of((i,), value)
+    return types, constants, multiples
+
+
+def compile_kernel(launch: Launch, arch: int) -> Any:
+    """Compile what `launch` would make Triton compile for CUDA compute capability `arch`.
+
+    Multiplications and additions are fused, as launchers must ask for by name: versions of Triton
+    differ in their default.
     """
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-    from triton.compiler import compile as compile_source
+    from triton.compiler import ASTSource, compile
 
-    names = fn.arg_names
-    constants = {key if isinstance(key, tuple) else (key,): v for key, v in constexprs.items()}
-    types: dict[str, Type] = {}
-    multiples = []
-    for i, name in enumerate(names):
-        given = signature.get(name, "constexpr")
-        types[name] = _bare(given)
-        multiples += _multiples_of_16((i,), given)
-    source = ASTSource(
-        fn=fn,
-        signature=types,
-        constexprs={(names.index(n), *rest): value for (n, *rest), value in constants.items()},
-        attrs={place: [["tt.divisibility", 16]] for place in multiples},
-    )
-    return compile_source(
-        source,
+    types, constants, multiples = specialise(launch)
+    attributes = {place: [["tt.divisibility", 16]] for place in multiples}
+    return compile(
+        ASTSource(launch.kernel, types, constants, attributes),
         target=GPUTarget("cuda", arch, WARP_SIZE),
-        options={"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True},
+        options={**launch.options, "enable_fp_fusion": True},
     )
-
-
-def _bare(type_: Type) -> Type:
-    """Without ":16"."""
-    return tuple(map(_bare, type_)) if isinstance(type_, tuple) else type_.split(":")[0]
-
-
-def _multiples_of_16(place: tuple[int, ...], type_: Type) -> list[tuple[int, ...]]:
-    """The places of what is marked with ":16"."""
-    if not isinstance(type_, tuple):
-        return [place] if type_.endswith(":16") else []
-    return [found for i, part in enumerate(type_) for found in _multiples_of_16((*place, i), part)]
 
 
 def compile_launch(launch: Launch, arch: int) -> Compiled:
-    """Compile what `launch` would make Triton compile on a GPU of compute capability `arch`."""
-    signature, constexprs = specialise(launch.kernel, launch.arguments)
-    compiled = compile_kernel(launch.kernel, signature, constexprs, arch, **launch.options)
+    """`compile_kernel`, and what is to be read in its machine code."""
+    compiled = compile_kernel(launch, arch)
     sass = _disassembled(compiled.asm["cubin"])
     usage = {name: int(value) for name, value in re.findall(r"\b([A-Z]+):(\d+)", sass)}
     return Compiled(
@@ -144,59 +141,6 @@ def compile_launch(launch: Launch, arch: int) -> Compiled:
         sass=sass,
         ptx=compiled.asm["ptx"],
     )
-
-
-def specialise(fn: Any, arguments: Mapping[str, Any]) -> tuple[dict[str, Type], dict[Place, Any]]:
-    """Signature and constants of a call, as Triton derives them from the values.
-
-    A number that is 1 and None become constants; a multiple of 16 is marked as one.
-    """
-    signature: dict[str, Type] = {}
-    constexprs: dict[Place, Any] = {}
-    for parameter in fn.params:
-        name, value = parameter.name, arguments[parameter.name]
-        if not parameter.is_constexpr and isinstance(value, tuple):
-            signature[name] = _types_of(name, value)
-            constexprs |= _constants_of((name,), value)
-        elif parameter.is_constexpr or _type_of(name, value) == "constexpr":
-            constexprs[name] = value
-        else:
-            signature[name] = _type_of(name, value)
-    return signature, constexprs
-
-
-def _types_of(name: str, value: Any) -> Type:
-    if isinstance(value, tuple):
-        return tuple(_types_of(name, part) for part in value)
-    return _type_of(name, value)
-
-
-def _constants_of(place: tuple[Any, ...], value: Any) -> dict[Place, Any]:
-    """The constants in a tuple, by their places: its name, then numbers."""
-    if not isinstance(value, tuple):
-        return {place: value} if _type_of(str(place), value) == "constexpr" else {}
-    found: dict[Place, Any] = {}
-    for i, part in enumerate(value):
-        found |= _constants_of((*place, i), part)
-    return found
-
-
-def _type_of(name: str, value: Any) -> str:
-    if value is None or (type(value) is int and value == 1):
-        return "constexpr"
-    if isinstance(value, Tensor):
-        return f"*{DTYPES[value.dtype]}" + _mark(value.data_ptr())
-    if isinstance(value, bool):
-        return "u1"
-    if isinstance(value, int):
-        return ("i32" if -(2**31) <= value < 2**31 else "i64") + _mark(value)
-    if isinstance(value, float):
-        return "fp32"
-    raise TypeError(f"{name} is a {type(value).__name__}, which no kernel here takes")
-
-
-def _mark(value: int) -> str:
-    return ":16" if value % 16 == 0 else ""
 
 
 @contextmanager

@@ -33,7 +33,7 @@ LAUNCHED = ctypes.CFUNCTYPE(
 class Built:
     """A library of host code, and the PTX of its kernels for each type of operands."""
 
-    library: Path
+    folder: Path
     bfloat16: str
     float32: str
 
@@ -51,7 +51,7 @@ def build_sampler() -> Built:
         *("-diag-suppress", "20012,20014", "--threads", "2", "--keep", "-o", "sampler.so"),
         sources=files,
     )
-    return Built(folder / "sampler.so", *((folder / f"{n}.ptx").read_text() for n in names))
+    return Built(folder, *((folder / f"{n}.ptx").read_text() for n in names))
 
 
 class CudaPlayer:
@@ -61,7 +61,7 @@ class CudaPlayer:
     """
 
     def __init__(self, built: Built, memory: Memory, ptx: str, processors: int = 1) -> None:
-        self.library = ctypes.CDLL(str(built.library))
+        self.library = ctypes.CDLL(str(built.folder / "sampler.so"))
         self.player, self.memory = Player(ptx, memory), memory
         self.processors = processors
         self._failure: BaseException | None = None

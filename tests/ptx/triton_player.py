@@ -40,10 +40,11 @@ class TritonPlayer:
     ) -> None:
         with self.memory.borrowed():
             values = {name: self._placed(value) for name, value in values.items()}
-            player, shared = self._compile(Launch(kernel, grid, values, options))
-            signature, _ = specialise(kernel, values)
+            launch = Launch(kernel, grid, values, options)
+            types, *marks = specialise(launch)
+            player, shared = self._compile(launch, repr((types, marks, options)))
             arguments: list[Any] = []
-            for name, type_ in signature.items():
+            for name, type_ in types.items():
                 arguments += _flat(values[name], type_)
             before = player.instructions
             player.launch(kernel.__name__, grid, (WARP * options["num_warps"],), arguments, shared)
@@ -57,13 +58,10 @@ class TritonPlayer:
             return value
         return self.memory.place(value.detach())
 
-    def _compile(self, launch: Launch) -> tuple[Player, int]:
-        signature, constexprs = specialise(launch.kernel, launch.arguments)
-        key = (launch.kernel, repr(signature), repr(constexprs), repr(launch.options))
+    def _compile(self, launch: Launch, what: str) -> tuple[Player, int]:
+        key = (launch.kernel, what)
         if key not in self._compiled:
-            compiled = compile_kernel(
-                launch.kernel, signature, constexprs, self.arch, **launch.options
-            )
+            compiled = compile_kernel(launch, self.arch)
             text = compiled.asm["ptx"]
             if self.edit is not None:
                 text = self.edit(launch.kernel.__name__, text)
