@@ -124,10 +124,17 @@ def train_command(config: TrainConfig) -> str:
     skipped = {"role", "data_dir", "init", "model.smoothing_scale", "schedule_from"}
     skipped |= {"data"} if in_python else set()
     changes: dict[str, list[str]] = {}
+
+    def as_flag(name: str, value: Any) -> str:
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            return f"--{option}" if value else f"--no-{option}"
+        return shlex.join([f"--{option}", *map(str, value if isinstance(value, list) else [value])])
+
     for name in PRESETS:
         theirs = flatten(asdict(preset(name, config.role)))
         different = [key for key in own if key not in skipped and own[key] != theirs[key]]
-        changes[name] = [_flag(key.rpartition(".")[2], own[key]) for key in different]
+        changes[name] = [as_flag(key.rpartition(".")[2], own[key]) for key in different]
     nearest = min(changes, key=lambda name: len(changes[name]))
     folders = ["--data-dir FOLDER"] * (config.data_dir is not None)
     folders += ["--init RUN"] * (config.init is not None)
@@ -135,12 +142,3 @@ def train_command(config: TrainConfig) -> str:
     return " ".join(
         ["dsmooth train", config.role, f"--preset {nearest}", *folders, *changes[nearest], *end]
     )
-
-
-def _flag(name: str, value: Any) -> str:
-    """An option of the command line."""
-    option = name.replace("_", "-")
-    if isinstance(value, bool):
-        return f"--{option}" if value else f"--no-{option}"
-    values = value if isinstance(value, list) else [value]
-    return shlex.join([f"--{option}", *map(str, values)])

@@ -23,10 +23,8 @@ from ..pretrained import resolve
 from ..runs import RunFolder
 from .step import TrainState
 
-# How a step runs may change at any time.
-FREE = ("graph",)
-# The length of a run may change as `with_length` says.
-LENGTH = ("images", "evaluations", "schedule_from")
+# How a step runs may change at any time, the length of a run as `with_length` says.
+FREE = ("graph", "images", "evaluations", "schedule_from")
 
 
 def save_checkpoint(run: RunFolder, state: TrainState) -> None:
@@ -55,7 +53,18 @@ def load_checkpoint(run: RunFolder, state: TrainState, *, force: bool = False) -
     """
     path, tensors, metadata, fault = _newest(run)
     if not force:
-        _check_same_run(path, metadata, state)
+        stored = _settings(path, metadata) or state.config
+        for name, (theirs, mine) in differences(stored, state.config).items():
+            if name != "keep_gates":
+                raise ValueError(
+                    f"{path} is a checkpoint of another run: its {name} is {theirs}, that of the "
+                    f"folder's settings {mine}"
+                )
+        if metadata.get("data", state.train_set.digest) != state.train_set.digest:
+            raise ValueError(
+                f"{path} was trained on other images than the {len(state.train_set):,} of "
+                f"{state.train_set.source}; force=True goes on with these"
+            )
     counts = {name: int(metadata[name]) for name in ("images_seen", "steps")}
     state.restore(tensors, **counts, source=str(path))
     going_on = f"going on from the checkpoint before it, at {state.images_seen:,} images"
@@ -64,13 +73,6 @@ def load_checkpoint(run: RunFolder, state: TrainState, *, force: bool = False) -
 
 class DamagedCheckpoint(ValueError):
     """A file that does not hold what was written into it."""
-
-
-def stored_progress(run: RunFolder) -> tuple[int, int | None]:
-    """The images that the newest whole checkpoint has seen, and those that it was to see."""
-    path, _, metadata, _ = _newest(run)
-    stored = _settings(path, metadata) or run.read_config()[0]
-    return int(metadata["images_seen"]), stored.images
 
 
 def _newest(run: RunFolder) -> tuple[Path, dict[str, Tensor], dict[str, str], str]:
@@ -107,22 +109,6 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not all(re.fullmatch("[0-9]{1,18}", count) for count in counts):
         raise DamagedCheckpoint(f"{path} is not a training checkpoint")
     return tensors, metadata
-
-
-def _check_same_run(path: Path, metadata: Mapping[str, str], state: TrainState) -> None:
-    """Raise ValueError if a checkpoint was made with other settings or images than `state` has."""
-    if stored := _settings(path, metadata):
-        for name, (theirs, mine) in differences(stored, state.config).items():
-            if name != "keep_gates":
-                raise ValueError(
-                    f"{path} is a checkpoint of another run: its {name} is {theirs}, that of the "
-                    f"folder's settings {mine}"
-                )
-    if metadata.get("data", state.train_set.digest) != state.train_set.digest:
-        raise ValueError(
-            f"{path} was trained on other images than the {len(state.train_set):,} of "
-            f"{state.train_set.source}; force=True goes on with these"
-        )
 
 
 def _settings(path: Path, metadata: Mapping[str, str]) -> TrainConfig | None:
@@ -175,9 +161,7 @@ def differences(before: TrainConfig, after: TrainConfig) -> dict[str, tuple[Any,
     """Settings that differ, by name, but for those that may change at any time."""
     old, new = flatten(asdict(before)), flatten(asdict(after))
     return {
-        name: (old[name], new[name])
-        for name in new
-        if old[name] != new[name] and name not in FREE + LENGTH
+        name: (old[name], new[name]) for name in new if old[name] != new[name] and name not in FREE
     }
 
 
@@ -189,8 +173,9 @@ def with_length(config: TrainConfig, run: RunFolder, *, force: bool) -> TrainCon
     kind begins its schedule again, over the images that are added. Raises ValueError in between,
     unless `force`d.
     """
-    seen, before = stored_progress(run)
-    images = config.images
+    path, _, metadata, _ = _newest(run)
+    seen, images = int(metadata["images_seen"]), config.images
+    before = (_settings(path, metadata) or run.read_config()[0]).images
     if images is None or before is None or images == before:
         return config
     if images < seen:

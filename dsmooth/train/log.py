@@ -233,11 +233,3 @@ def opening(
     if config.model.noise_levels:
         yield f"noise of {', '.join(map(str, config.model.noise_levels))}, drawn for each image"
     yield f"{number:,} parameters; {place}, {config.precision}"
-
-
-def closing(run: RunFolder) -> str:
-    """A line that says what was written."""
-    pictures = len(run.grids())
-    size = run.weights.stat().st_size / 1e6
-    beside = f" and {pictures} picture{'s' * (pictures > 1)} beside it" if pictures else ""
-    return f"wrote {run.weights} ({size:.1f} MB){beside}"
