@@ -113,11 +113,7 @@ def preset(name: str, role: Role, **settings: Any) -> TrainConfig:
 
 
 def train_command(config: TrainConfig) -> str:
-    """The `dsmooth train` that begins with these settings: the nearest preset, and what differs.
-
-    Folders are called FOLDER and RUN: no path of this machine is in it. Images that were given in
-    Python have no option; the command then prints the settings.
-    """
+    """The `dsmooth train` that begins with these settings, without a path of this machine."""
     in_python = config.data == OWN
     own = flatten(asdict(config))
     # Named apart, or no options: one follows from the scale, one from a run that was prolonged.

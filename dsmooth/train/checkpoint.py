@@ -45,12 +45,7 @@ def save_checkpoint(run: RunFolder, state: TrainState) -> None:
 
 
 def load_checkpoint(run: RunFolder, state: TrainState, *, force: bool = False) -> list[str]:
-    """Continue `state` from the newest checkpoint of `run` that is whole.
-
-    force: also from one of other settings or images. Returns a sentence for the user if the
-    checkpoint is not the newest one. Raises FileNotFoundError or ValueError, naming the file, where
-    no checkpoint is whole or it is another run's.
-    """
+    """Continue from the newest whole checkpoint; a sentence for the user if a newer is damaged."""
     path, tensors, metadata, fault = _newest(run)
     if not force:
         stored = _settings(path, metadata) or state.config
@@ -122,12 +117,7 @@ def _settings(path: Path, metadata: Mapping[str, str]) -> TrainConfig | None:
 
 
 def merge_with_run(config: TrainConfig, run: RunFolder, *, force: bool = False) -> TrainConfig:
-    """The settings to go on with: those of the run that is there, and a changed length.
-
-    force: take other settings of `config` too, from here on.
-    Raises FileNotFoundError without a checkpoint; ValueError, naming the setting, for one that
-    differs without `force`, or that cannot change in a run.
-    """
+    """The settings to go on with: the run's, a changed length, and by `force` others."""
     stored, _ = run.read_config()
     if not run.can_resume():
         raise FileNotFoundError(f"{run.path} holds no checkpoint to resume from")
@@ -209,11 +199,7 @@ def changes(before: TrainConfig, after: TrainConfig, seen: int) -> Iterator[str]
 
 
 def read_initial(source: str, role: Role) -> tuple[PixelCNNpp, SmoothingKind, float]:
-    """The network of a role in a run, a saved pair or a folder with runs of a pair, on the CPU.
-
-    Also the kind and scale of the smoothing that it was trained with.
-    Raises FileNotFoundError or ValueError, naming `source`, where there is none.
-    """
+    """The network of a role in `source`, on the CPU, and kind and scale of its smoothing."""
     found = resolve(source)
     run = found[0].run
     if role == "plain" and len(found) == 2 and run is not None:

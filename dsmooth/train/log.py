@@ -94,13 +94,10 @@ EARLY_IMAGES = 10_000  # samples may diverge before so many, whatever the settin
 
 
 class RunLog:
-    """Writes into `folder` and to the logger `dsmooth`; a context manager.
+    """Writes log, pictures and event files of a run, and tells the logger or a bar.
 
-    The log holds one JSON object per line with an "event": start, step (about one a second,
-    losses averaged since the last), evaluation, interrupted or end. With `progress` a bar shows the
-    rest where bars can be shown; else the logger gets a line every ten seconds. With `tensorboard`
-    the numbers and grids also go into event files, and `on_evaluation` is called with each
-    evaluation.
+    The log holds an object a line with an "event": start, step (about one a second, its loss
+    averaged since the last), evaluation, note, interrupted or end.
     """
 
     def __init__(
