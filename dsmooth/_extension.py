@@ -66,13 +66,11 @@ def native_obstacle() -> str | None:
     """As `unavailable_reason`, for an op that then runs in PyTorch: a warning says so once."""
     reason = unavailable_reason()
     if reason is not None:
-        _warn(reason)
+        _warn_once("operations run in PyTorch, slower: %s", reason)
     return reason
 
 
-@cache
-def _warn(reason: str) -> None:
-    logging.getLogger("dsmooth").warning("operations run in PyTorch, slower: %s", reason)
+_warn_once = cache(logging.getLogger("dsmooth").warning)
 
 
 def extension() -> ModuleType:

@@ -377,10 +377,7 @@ class ProbeSettings:
 
 
 def structure(values: Any, kind: type[T]) -> T:
-    """The dataclass `kind` from what `asdict` or JSON gave, types checked strictly.
-
-    Raises ValueError, naming the field, for a field of another type, out of range, or unknown.
-    """
+    """The dataclass from what `asdict` or JSON gave, strictly; ValueError names the field."""
     try:
         made = msgspec.convert(values, kind, strict=True)
     except msgspec.ValidationError as error:

@@ -14,12 +14,7 @@ if TYPE_CHECKING:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that `name` means: "auto", "cpu", "cuda" or "cuda:1".
-
-    "auto" is "cuda" where there is a device, else "cpu". Under torchrun "cuda" is the device of
-    LOCAL_RANK.
-    Raises ValueError, with the reason, for a CUDA device that is not there, and for other names.
-    """
+    """The device that "auto", "cpu", "cuda" (LOCAL_RANK's) or "cuda:1" means."""
     import torch
 
     if name == "auto":

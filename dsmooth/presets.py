@@ -113,21 +113,24 @@ def preset(name: str, role: Role, **settings: Any) -> TrainConfig:
 
 
 def train_command(config: TrainConfig) -> str:
-    """The `dsmooth train` that begins with these settings: the nearest preset, and what differs.
-
-    Folders are called FOLDER and RUN: no path of this machine is in it. Images that were given in
-    Python have no option; the command then prints the settings.
-    """
+    """The `dsmooth train` that begins with these settings, without a path of this machine."""
     in_python = config.data == OWN
     own = flatten(asdict(config))
     # Named apart, or no options: one follows from the scale, one from a run that was prolonged.
     skipped = {"role", "data_dir", "init", "model.smoothing_scale", "schedule_from"}
     skipped |= {"data"} if in_python else set()
     changes: dict[str, list[str]] = {}
+
+    def as_flag(name: str, value: Any) -> str:
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            return f"--{option}" if value else f"--no-{option}"
+        return shlex.join([f"--{option}", *map(str, value if isinstance(value, list) else [value])])
+
     for name in PRESETS:
         theirs = flatten(asdict(preset(name, config.role)))
         different = [key for key in own if key not in skipped and own[key] != theirs[key]]
-        changes[name] = [_flag(key.rpartition(".")[2], own[key]) for key in different]
+        changes[name] = [as_flag(key.rpartition(".")[2], own[key]) for key in different]
     nearest = min(changes, key=lambda name: len(changes[name]))
     folders = ["--data-dir FOLDER"] * (config.data_dir is not None)
     folders += ["--init RUN"] * (config.init is not None)
@@ -135,12 +138,3 @@ def train_command(config: TrainConfig) -> str:
     return " ".join(
         ["dsmooth train", config.role, f"--preset {nearest}", *folders, *changes[nearest], *end]
     )
-
-
-def _flag(name: str, value: Any) -> str:
-    """An option of the command line."""
-    option = name.replace("_", "-")
-    if isinstance(value, bool):
-        return f"--{option}" if value else f"--no-{option}"
-    values = value if isinstance(value, list) else [value]
-    return shlex.join([f"--{option}", *map(str, values)])

@@ -143,18 +143,3 @@ def test_a_damaged_binary_batch_is_found(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"data_batch_1\.bin") as error:
             load_dataset("cifar10", "train", tmp_path)
         assert_says(error, path, *parts)
-
-
-def test_a_damaged_tar_is_found(tmp_path: Path) -> None:
-    path = tmp_path / "cifar-10-binary.tar.gz"
-    write_tar_gz(path, {f"cifar-10-batches-bin/{n}": c for n, c in binary_files().items()})
-    whole = path.read_bytes()
-    for content in (whole[: len(whole) // 2], b"not a tar", b""):
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match="is cut or damaged") as error:
-            load_dataset("cifar10", "test", tmp_path)
-        assert_says(error, path)
-    write_tar_gz(path, {"readme": b""})
-    with pytest.raises(ValueError, match="found no batch") as error:
-        load_dataset("cifar10", "test", tmp_path)
-    assert_says(error, path, "cifar-10-batches-bin/test_batch.bin")

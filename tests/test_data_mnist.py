@@ -56,26 +56,15 @@ def test_attribution_is_beside_the_subset() -> None:
         assert name in text
 
 
-@given(
-    shape=st.lists(st.integers(0, 5), min_size=1, max_size=3).map(tuple),
-    gz=st.booleans(),
-    cut=st.integers(0, 10**6),
-)
-@settings(max_examples=60, deadline=None)
-def test_idx_is_read_back_and_any_cut_is_found(
-    tmp_path_factory: pytest.TempPathFactory, shape: tuple[int, ...], gz: bool, cut: int
+@given(shape=st.lists(st.integers(0, 5), min_size=1, max_size=3).map(tuple), gz=st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_idx_is_read_back(
+    tmp_path_factory: pytest.TempPathFactory, shape: tuple[int, ...], gz: bool
 ) -> None:
     array = random_bytes(shape)
-    content = idx_bytes(array)
     path = tmp_path_factory.getbasetemp() / "array-idx"
-    path.write_bytes(gzip.compress(content) if gz else content)
+    path.write_bytes(gzip.compress(idx_bytes(array)) if gz else idx_bytes(array))
     assert np.array_equal(mnist.read_idx(path, len(shape)), array)
-
-    short = content[: cut % len(content)]
-    path.write_bytes(gzip.compress(short) if gz else short)
-    with pytest.raises(ValueError, match="array-idx") as error:
-        mnist.read_idx(path, len(shape))
-    assert_says(error, path)
 
 
 def test_damaged_idx_files_are_refused(tmp_path: Path) -> None:

@@ -8,10 +8,10 @@ import itertools
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -346,27 +346,18 @@ def test_a_picture_may_be_too_early(tmp_path: Path, caplog: pytest.LogCaptureFix
 def test_tensorboard_gets_numbers_and_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    calls: list[tuple[str, tuple[object, ...]]] = []
-
-    class Writer:
-        def __init__(self, folder: str) -> None:
-            calls.append(("folder", (folder,)))
-
-        def __getattr__(self, name: str) -> Callable[..., None]:
-            return lambda *values: calls.append((name, values))
-
-    module = ModuleType("torch.utils.tensorboard")
-    module.SummaryWriter = Writer
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+    module = Mock()
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
     train(tiny(images=16), tmp_path / "run", tensorboard=True)
     assert capsys.readouterr() == ("", "")
-    (picture,) = [values for name, values in calls if name == "add_images"]
-    assert picture[0] == "samples"
-    assert torch.equal(picture[1], torch.full((1, 1, 8, 8), 0.5))
-    assert picture[2] == 16
-    named = {values[0] for name, values in calls if name == "add_scalar"}
+    writer = module.SummaryWriter(str(tmp_path / "run" / "tensorboard"))
+    assert module.SummaryWriter.call_args_list[0] == module.SummaryWriter.call_args
+    ((name, picture, images_seen), _) = writer.add_images.call_args
+    assert (name, picture.shape, images_seen) == ("samples", (1, 1, 8, 8), 16)
+    assert (picture == 0.5).all()
+    named = {call.args[0] for call in writer.add_scalar.call_args_list}
     assert {"evaluation/bits_per_dim", "step/learning_rate"} <= named
-    assert calls[-1][0] == "close"
+    writer.close.assert_called_once()
 
 
 def test_folder_of_another_run_is_refused(tmp_path: Path) -> None:

@@ -18,12 +18,7 @@ OWN = ("config", "print_config")
 
 
 def read_options(kind: type, path: Path, prog: str) -> Any:
-    """Options of the verb `prog`, each as the file gives it or else by default.
-
-    The file is an object of options by their names in Python. That of `train` has all settings, and
-    may be the config.json of a run. What must be named and is not is tyro's MISSING.
-    Raises FileNotFoundError or ValueError, naming the file and the option.
-    """
+    """Options of the verb `prog` from a file; tyro's MISSING for what must be named."""
     values, used = read_json(path), set[str]()
     if kind is Train:
         missing = [key for key in ("role", "model") if key not in values]

@@ -34,11 +34,7 @@ OwnData = Sized
 
 
 def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
-    """Return the arrays `names` of a .npz, all by default; nothing is unpickled.
-
-    The zip directory states their sizes, and zipfile unpacks no more.
-    Raises FileNotFoundError or ValueError, naming the file and what is wrong.
-    """
+    """Return the arrays `names` of a .npz, all by default; nothing is unpickled."""
     with _opened_npz(path) as archive:
         members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
         names = list(members) if names is None else names
@@ -183,13 +179,7 @@ def _as_bytes(x: Tensor) -> Tensor:
 
 
 def split_own(dataset: OwnData) -> tuple[ImageDataset, ImageDataset]:
-    """Training images and held-out images of a data set given to `dsmooth.train`.
-
-    A pair of data sets stays as it is, and so do splits by name: "train", and "validation" or else
-    "test". The last of every `HELD_OUT` images of a single data set is held out, so at least that
-    many are needed. Raises ValueError as `own_images` does, for fewer images, and for a height or
-    width that is not a multiple of 4.
-    """
+    """Training and held-out images of the argument of `dsmooth.train`: one in HELD_OUT."""
     if isinstance(dataset, Mapping):
         held_out = next((name for name in HELD_OUT_SPLITS if name in dataset), None)
         train = own_images(dataset)

@@ -31,14 +31,7 @@ _MAX_ARCHIVE = 1 << 28  # unpacked; the published one has 0.17 GiB
 
 
 def load_cifar10(split: str, data_dir: Path) -> ImageDataset:
-    """Return CIFAR-10 from the files in `data_dir`, in the order of its batches.
-
-    Looks for binary files, then for Python files, in `data_dir` itself or the usual folder inside
-    it; then for either .tar.gz. A binary training set may lack some of its five batches; `source`
-    says how many there were.
-    Raises FileNotFoundError if there is none, ValueError for a binary file that is cut or of
-    another form, and for Python files that are not the published ones.
-    """
+    """CIFAR-10 from binary files, some or all, else Python files, else either one's .tar.gz."""
     stems = _STEMS[split]
     names = [f"{stem}.bin" for stem in stems]
     for folder in (data_dir, data_dir / _BINARY):

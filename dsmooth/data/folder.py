@@ -57,16 +57,9 @@ _SUGGESTED_SIZE = 64
 def load_folder(
     split: str, data_dir: Path, image_size: int | None = None, progress: Progress | None = None
 ) -> ImageDataset:
-    """Return the images in `data_dir` and the folders inside it, in the order of their paths.
+    """Return images of one size, or cropped and resized, grey if all are, in order of paths.
 
-    Every image must have the same size, height and width multiples of 4; or give image_size, and
-    the largest centred square of each is resized to that many pixels a side. The data set is grey
-    if every image is, else RGB. One image in ten (`TEST_FRACTION`) is for testing. A hash of its
-    path inside the folder decides, so a file stays in its split as others come and go. Where every
-    image lies in one of two or more subfolders, these are its classes: see `_labels`.
-    progress: called with (images done, images in all).
-    Raises FileNotFoundError if there is no image, ValueError for an image that does not fit; each
-    names the file.
+    A hash of its path puts one in ten into the test split, where it stays as others come and go.
     """
     every = _image_paths(data_dir)
     channels, size = _scan(every, check_sizes=image_size is None)
@@ -93,11 +86,7 @@ def folder_channels(data_dir: Path) -> int:
 
 
 def read_every_image(folder: Path, limit: int | None = None) -> Tensor:
-    """Return the first `limit` images (all by default) in `folder` and the folders inside it.
-
-    (N, C, H, W) uint8, in the order of their paths; the images must have one size, of any height
-    and width. Raises as `load_folder` does.
-    """
+    """The first `limit` images in a folder, of one size: (N, C, H, W) uint8."""
     paths = _image_paths(folder)[:limit]
     channels, size = _scan(paths, check_sizes=True)
     return _decode_all(folder, paths, (channels, *size))
@@ -112,14 +101,7 @@ def read_image_file(path: Path) -> Tensor:
 def load_celeba(
     split: str, data_dir: Path, image_size: int | None = None, progress: Progress | None = None
 ) -> ImageDataset:
-    """Return CelebA's aligned images: centre crop of 140, resized to image_size (32) a side.
-
-    The images may lie in `data_dir`, in img_align_celeba inside it, or as torchvision lays them
-    out. If the official list_eval_partition.txt lies in the same folder, beside it or in Eval, it
-    makes the split (its validation part is in neither); else the split is that of `load_folder`.
-    Arguments, labels and errors as for `load_folder`: the official files lie in one folder, so
-    their labels are None.
-    """
+    """CelebA's aligned images, cropped to 140, in the official split if its list is near."""
     size = CELEBA_SIZE if image_size is None else image_size
     inner = ("img_align_celeba", "celeba/img_align_celeba")
     folder = next((data_dir / name for name in inner if (data_dir / name).is_dir()), data_dir)

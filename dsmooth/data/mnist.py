@@ -37,11 +37,7 @@ _MNIST_SHA256 = {
 
 
 def load_embedded_mnist(split: str) -> ImageDataset:
-    """Return the subset inside the package: 5,000 images for "train", 1,000 for "test", labelled.
-
-    The images stand in rounds of one of each digit, so any prefix is balanced to one image.
-    ATTRIBUTION.md, beside the file, names the authors of MNIST and the licence.
-    """
+    """The subset in the package, in rounds of one of each digit: any prefix is balanced."""
     images, labels = read_npz(SUBSET_PATH, (f"{split}_images", f"{split}_labels")).values()
     source = f"embedded MNIST subset ({len(images):,} images)"
     return _dataset(images, labels, "mnist", split, source)

@@ -76,12 +76,7 @@ def flips(
 
 
 class ImagesOnDevice:
-    """Training images on a device, by positions that only the device knows.
-
-    whole: whether all of them lie there; else `prepare` sends those of a batch, which is for images
-    that are more than the device's memory holds. labels: theirs, as the model takes them, or None.
-    Raises ValueError for a size out of range.
-    """
+    """Training images on a device, all (`whole`) or a batch, by positions that only it knows."""
 
     def __init__(
         self,

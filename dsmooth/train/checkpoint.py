@@ -23,10 +23,8 @@ from ..pretrained import resolve
 from ..runs import RunFolder
 from .step import TrainState
 
-# How a step runs may change at any time.
-FREE = ("graph",)
-# The length of a run may change as `with_length` says.
-LENGTH = ("images", "evaluations", "schedule_from")
+# How a step runs may change at any time, the length of a run as `with_length` says.
+FREE = ("graph", "images", "evaluations", "schedule_from")
 
 
 def save_checkpoint(run: RunFolder, state: TrainState) -> None:
@@ -47,15 +45,21 @@ def save_checkpoint(run: RunFolder, state: TrainState) -> None:
 
 
 def load_checkpoint(run: RunFolder, state: TrainState, *, force: bool = False) -> list[str]:
-    """Continue `state` from the newest checkpoint of `run` that is whole.
-
-    force: also from one of other settings or images. Returns a sentence for the user if the
-    checkpoint is not the newest one. Raises FileNotFoundError or ValueError, naming the file, where
-    no checkpoint is whole or it is another run's.
-    """
+    """Continue from the newest whole checkpoint; a sentence for the user if a newer is damaged."""
     path, tensors, metadata, fault = _newest(run)
     if not force:
-        _check_same_run(path, metadata, state)
+        stored = _settings(path, metadata) or state.config
+        for name, (theirs, mine) in differences(stored, state.config).items():
+            if name != "keep_gates":
+                raise ValueError(
+                    f"{path} is a checkpoint of another run: its {name} is {theirs}, that of the "
+                    f"folder's settings {mine}"
+                )
+        if metadata.get("data", state.train_set.digest) != state.train_set.digest:
+            raise ValueError(
+                f"{path} was trained on other images than the {len(state.train_set):,} of "
+                f"{state.train_set.source}; force=True goes on with these"
+            )
     counts = {name: int(metadata[name]) for name in ("images_seen", "steps")}
     state.restore(tensors, **counts, source=str(path))
     going_on = f"going on from the checkpoint before it, at {state.images_seen:,} images"
@@ -64,13 +68,6 @@ def load_checkpoint(run: RunFolder, state: TrainState, *, force: bool = False) -
 
 class DamagedCheckpoint(ValueError):
     """A file that does not hold what was written into it."""
-
-
-def stored_progress(run: RunFolder) -> tuple[int, int | None]:
-    """The images that the newest whole checkpoint has seen, and those that it was to see."""
-    path, _, metadata, _ = _newest(run)
-    stored = _settings(path, metadata) or run.read_config()[0]
-    return int(metadata["images_seen"]), stored.images
 
 
 def _newest(run: RunFolder) -> tuple[Path, dict[str, Tensor], dict[str, str], str]:
@@ -109,22 +106,6 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, metadata
 
 
-def _check_same_run(path: Path, metadata: Mapping[str, str], state: TrainState) -> None:
-    """Raise ValueError if a checkpoint was made with other settings or images than `state` has."""
-    if stored := _settings(path, metadata):
-        for name, (theirs, mine) in differences(stored, state.config).items():
-            if name != "keep_gates":
-                raise ValueError(
-                    f"{path} is a checkpoint of another run: its {name} is {theirs}, that of the "
-                    f"folder's settings {mine}"
-                )
-    if metadata.get("data", state.train_set.digest) != state.train_set.digest:
-        raise ValueError(
-            f"{path} was trained on other images than the {len(state.train_set):,} of "
-            f"{state.train_set.source}; force=True goes on with these"
-        )
-
-
 def _settings(path: Path, metadata: Mapping[str, str]) -> TrainConfig | None:
     """The settings that a checkpoint states; the earliest versions stated none."""
     if "settings" not in metadata:
@@ -136,12 +117,7 @@ def _settings(path: Path, metadata: Mapping[str, str]) -> TrainConfig | None:
 
 
 def merge_with_run(config: TrainConfig, run: RunFolder, *, force: bool = False) -> TrainConfig:
-    """The settings to go on with: those of the run that is there, and a changed length.
-
-    force: take other settings of `config` too, from here on.
-    Raises FileNotFoundError without a checkpoint; ValueError, naming the setting, for one that
-    differs without `force`, or that cannot change in a run.
-    """
+    """The settings to go on with: the run's, a changed length, and by `force` others."""
     stored, _ = run.read_config()
     if not run.can_resume():
         raise FileNotFoundError(f"{run.path} holds no checkpoint to resume from")
@@ -175,9 +151,7 @@ def differences(before: TrainConfig, after: TrainConfig) -> dict[str, tuple[Any,
     """Settings that differ, by name, but for those that may change at any time."""
     old, new = flatten(asdict(before)), flatten(asdict(after))
     return {
-        name: (old[name], new[name])
-        for name in new
-        if old[name] != new[name] and name not in FREE + LENGTH
+        name: (old[name], new[name]) for name in new if old[name] != new[name] and name not in FREE
     }
 
 
@@ -189,8 +163,9 @@ def with_length(config: TrainConfig, run: RunFolder, *, force: bool) -> TrainCon
     kind begins its schedule again, over the images that are added. Raises ValueError in between,
     unless `force`d.
     """
-    seen, before = stored_progress(run)
-    images = config.images
+    path, _, metadata, _ = _newest(run)
+    seen, images = int(metadata["images_seen"]), config.images
+    before = (_settings(path, metadata) or run.read_config()[0]).images
     if images is None or before is None or images == before:
         return config
     if images < seen:
@@ -224,11 +199,7 @@ def changes(before: TrainConfig, after: TrainConfig, seen: int) -> Iterator[str]
 
 
 def read_initial(source: str, role: Role) -> tuple[PixelCNNpp, SmoothingKind, float]:
-    """The network of a role in a run, a saved pair or a folder with runs of a pair, on the CPU.
-
-    Also the kind and scale of the smoothing that it was trained with.
-    Raises FileNotFoundError or ValueError, naming `source`, where there is none.
-    """
+    """The network of a role in `source`, on the CPU, and kind and scale of its smoothing."""
     found = resolve(source)
     run = found[0].run
     if role == "plain" and len(found) == 2 and run is not None:

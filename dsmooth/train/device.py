@@ -83,10 +83,8 @@ def uses_graph(config: TrainConfig, device: torch.device) -> bool:
 class ReplayedStep:
     """Calls `step`, a function of tensors that stay where they are, and later replays it.
 
-    step: takes and returns nothing, reads nothing back, and sends nothing from the host. The first
-    WARM_UP calls run on a side stream, as torch asks of what is to be recorded; the next one is
-    recorded. A recording executes nothing, so each call is one step. Source: the section on whole
-    networks in torch's notes on CUDA graphs.
+    Step: reads nothing back, sends nothing from the host. The first WARM_UP calls run on a side
+    stream, the next is recorded, which executes nothing. Source: torch's notes on CUDA graphs.
     """
 
     def __init__(self, step: Callable[[], None], device: torch.device) -> None:

@@ -94,13 +94,10 @@ EARLY_IMAGES = 10_000  # samples may diverge before so many, whatever the settin
 
 
 class RunLog:
-    """Writes into `folder` and to the logger `dsmooth`; a context manager.
+    """Writes log, pictures and event files of a run, and tells the logger or a bar.
 
-    The log holds one JSON object per line with an "event": start, step (about one a second,
-    losses averaged since the last), evaluation, interrupted or end. With `progress` a bar shows the
-    rest where bars can be shown; else the logger gets a line every ten seconds. With `tensorboard`
-    the numbers and grids also go into event files, and `on_evaluation` is called with each
-    evaluation.
+    The log holds an object a line with an "event": start, step (about one a second, its loss
+    averaged since the last), evaluation, note, interrupted or end.
     """
 
     def __init__(
@@ -233,11 +230,3 @@ def opening(
     if config.model.noise_levels:
         yield f"noise of {', '.join(map(str, config.model.noise_levels))}, drawn for each image"
     yield f"{number:,} parameters; {place}, {config.precision}"
-
-
-def closing(run: RunFolder) -> str:
-    """A line that says what was written."""
-    pictures = len(run.grids())
-    size = run.weights.stat().st_size / 1e6
-    beside = f" and {pictures} picture{'s' * (pictures > 1)} beside it" if pictures else ""
-    return f"wrote {run.weights} ({size:.1f} MB){beside}"

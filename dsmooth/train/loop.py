@@ -24,7 +24,7 @@ from ..runs import RunFolder, default_folder
 from .checkpoint import changes, load_checkpoint, merge_with_run, read_initial, save_checkpoint
 from .device import with_device
 from .held_out import evaluate, sample_grid
-from .log import READ_STEPS, RECORD_SECONDS, Evaluation, OnEvaluation, RunLog, closing, opening
+from .log import READ_STEPS, RECORD_SECONDS, Evaluation, OnEvaluation, RunLog, opening
 from .step import TrainState, total_images
 
 
@@ -135,7 +135,9 @@ def train(
                 log.say(note)
         result = _loop(state, test_set, run, log, stop)
         if log is not None and result.interrupted is None:
-            log.say(closing(run))
+            pictures, size = len(run.grids()), run.weights.stat().st_size / 1e6
+            beside = f" and {pictures} picture{'s' * (pictures > 1)} beside it" * (pictures > 0)
+            log.say(f"wrote {run.weights} ({size:.1f} MB){beside}")
         return result
 
 

@@ -37,10 +37,7 @@ MARGIN = 1.01
 
 
 def polar_factor(x: Tensor) -> Tensor:
-    """Matrices with the singular vectors of x and singular values near 1; zero for zero.
-
-    x: (N, D, C) float32. The smallest singular values, below 1e-3 of the norm, come out smaller.
-    """
+    """(N, D, C) with the singular vectors of x and singular values near 1; zero for zero."""
     if x.shape[-2] > x.shape[-1]:
         return polar_factor(x.mT).mT
     norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)

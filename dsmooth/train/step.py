@@ -133,14 +133,7 @@ def initial_state(model: PixelCNNpp, initial: PixelCNNpp) -> dict[str, Tensor]:
 
 
 class TrainState:
-    """The model, its average and its optimiser, as after `images_seen` training images.
-
-    On `device` there are also the bytes of the training images, or of one batch where they are too
-    many, and the position in their stream.
-    initial: a network whose weights it begins with, instead of random ones.
-    Raises ValueError for settings that the device cannot follow, for data without the labels that a
-    model with classes needs, and for an initial network of another shape.
-    """
+    """The model, its average and its optimiser, as after `images_seen` training images."""
 
     def __init__(
         self,

@@ -19,6 +19,7 @@ import torch
 from dsmooth.data import SPLITS, cifar, load_dataset, own_images, reading
 from dsmooth.data.arrays import read_npz
 from dsmooth.data.mnist import SUBSET_PATH
+from dsmooth.evaluate.sources import read_images
 from tests.helpers.data_makers import (
     cifar_binary,
     idx_bytes,
@@ -139,29 +140,32 @@ def test_a_hostile_archive(
     assert_refused(path, message, lambda: load_dataset("cifar10", "train", tmp_path))
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (npy_header("{'descr': '|u1', 'fortran_order': False, 'shape': (9, 9)}\n"), "cannot be"),
-        (npy_header("{'descr': '|u1', 'fortran_order': False, 'shape': (2,)}\n") + b"abc", "more"),
-        (
-            npy_header(f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({1 << 60},)}}\n"),
-            "x.npz",
-        ),
-        (npy_header("{'descr': '|O', 'fortran_order': False, 'shape': (1,)}\n") + b"N.", "pickle"),
-        (npy_header("(" * 9000), "cannot be read"),
-        (ZEROS, "more than there is memory"),
-    ],
-    ids=["short", "long", "a promise", "objects", "brackets", "a bomb"],
-)
-def test_a_hostile_npz(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, message: str
-) -> None:
+HEADER = "{{'descr': '{}', 'fortran_order': False, 'shape': {}}}\n"
+ARRAYS: dict[str, tuple[bytes, str]] = {
+    "nothing": (b"", "cannot be read"),
+    "short": (npy_header(HEADER.format("|u1", "(9, 9)")), "cannot be read"),
+    "a promise": (npy_header(HEADER.format("|u1", (1 << 60,))), "cannot be read"),
+    "objects": (npy_header(HEADER.format("|O", (1,))) + b"N.", "pickle"),
+    "a cut header": (npy_header("{'descr': '<f4', 'shape': (1,\n") + bytes(4), "cannot be read"),
+    "brackets": (npy_header("(" * 9000), "cannot be read"),
+    "an empty .npz": (b"PK\x05\x06" + bytes(18), "cannot be read"),
+    "long": (npy_header(HEADER.format("|u1", (2,))) + b"abc", "more"),
+    "a bomb": (ZEROS, "more than there is memory"),
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_a_hostile_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """In a .npz; and those that a .npy could be."""
     monkeypatch.setattr(reading.os, "sysconf", lambda _: 1 << 12)  # 16 MiB of memory
-    path = tmp_path / "x.npz"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+    content, message = ARRAYS[name]
+    npz, npy = tmp_path / "x.npz", tmp_path / "x.npy"
+    with zipfile.ZipFile(npz, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("x.npy", content)
-    assert_refused(path, message, lambda: read_npz(path))
+    assert_refused(npz, message, lambda: read_npz(npz))
+    if name not in ("long", "a bomb"):
+        npy.write_bytes(content)
+        assert_refused(npy, r"cannot be read as a \.npy without pickled", lambda: read_images(npy))
 
 
 def test_a_folder_of_more_images_than_memory(
@@ -303,22 +307,3 @@ def test_a_damaged_file_is_one_error_or_read(tmp_path: Path, file: str) -> None:
             assert str(tmp_path / str(number)) in str(found)
             assert len(str(found).splitlines()) <= 2
     assert refused > len(contents) // 5
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        npy_header("{'descr': '<f4', 'fortran_order': False, 'shape': (1,\n") + bytes(4),
-        npy_header("{'descr': '|O', 'fortran_order': False, 'shape': (1,)}\n") + b"N.",
-        npy_header("{'descr': '<f4', 'fortran_order': False, 'shape': (9, 9)}\n") + bytes(4),
-        npy_header("(" * 9000),
-        b"PK\x05\x06" + bytes(18),  # an empty .npz
-    ],
-)
-def test_a_damaged_npy_is_one_error(tmp_path: Path, content: bytes) -> None:
-    from dsmooth.evaluate.sources import read_images
-
-    (tmp_path / "x.npy").write_bytes(content)
-    message = r"x\.npy cannot be read as a \.npy without pickled"
-    assert_refused(tmp_path / "x.npy", message, lambda: read_images(tmp_path / "x.npy"))
