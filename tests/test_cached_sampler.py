@@ -34,6 +34,7 @@ from tests.helpers.sampler_checks import (
     labels_of,
     network,
     network_with_exact_streams,
+    teacher_forced,
 )
 
 # A CUDA device runs the same laws as an instruction set.
@@ -145,6 +146,25 @@ def test_gaussian_noise_is_the_quantile_of_its_uniform(temperature: float) -> No
     exact = spread * torch.special.ndtri(u)
     assert ((x - exact).abs() <= 8 * torch.finfo(torch.float32).eps * exact.abs()).all()
     assert x.abs().max() > 4 * spread
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("code", ["auto", *CUDA])
+@pytest.mark.parametrize("conditioning", ["none", "stack", "concat"])
+def test_bfloat16_stays_near_the_network(conditioning: str, code: str) -> None:
+    """And far from that of other classes."""
+    model, label = network(n_filters=40, conditioning=conditioning, n_classes=3), labels_of(16, 3)
+    context = context_for(model, 16, 8, 8)
+    sampler = make_sampler(model, torch.bfloat16, code)
+    given = {"context": None if context is None else context.to(sampler.device), "label": label}
+    x = sampler.sample(16, 8, 8, seed=SEED, first_index=FIRST, **given).cpu()
+    exact, other = (
+        teacher_forced(model, x, context, torch.float64, 1.0, label + shift)[0]
+        for shift in (0, label.roll(1) - label)
+    )
+    error, swapped = ((x - y).abs().median() for y in (exact, other))
+    assert error < 0.02
+    assert swapped > 4 * error
 
 
 @pytest.mark.grid
