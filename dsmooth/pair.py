@@ -20,9 +20,16 @@ from .pictures import is_diverged
 from .pretrained.pairs import PairInFiles
 from .progress import progress as bar
 from .sampling.cached import Sampler
-from .sampling.known import known_pixels
 from .sampling.ladder import Ladder, log_prob_of_noisy
-from .sampling.request import Choices, How, Label, Progress, Request, share_of_progress
+from .sampling.request import (
+    Choices,
+    How,
+    Label,
+    Progress,
+    Request,
+    known_pixels,
+    share_of_progress,
+)
 from .smoothing import GaussianSmoothing, Smoothing
 
 if TYPE_CHECKING:

@@ -13,8 +13,7 @@ import dsmooth
 from dsmooth.models import Models
 from dsmooth.sampling.cached import Sampler
 from dsmooth.sampling.candidates import draw_weighted
-from dsmooth.sampling.known import known_pixels
-from dsmooth.sampling.request import Request
+from dsmooth.sampling.request import Request, known_pixels
 from tests.helpers.tiny_pairs import tiny_pair
 
 pytestmark = pytest.mark.quick

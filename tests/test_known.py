@@ -19,8 +19,7 @@ from dsmooth.sampling import (
     sequential_sample,
 )
 from dsmooth.sampling.cached import has_cached_sampler
-from dsmooth.sampling.known import known_pixels
-from dsmooth.sampling.request import Request
+from dsmooth.sampling.request import Request, known_pixels
 from tests.helpers.sampler_checks import ATOMS, FIRST, SEED, context_for, network, uniforms_of
 from tests.helpers.tiny_pairs import tiny_pair
 
