@@ -20,23 +20,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Origin:
-    """Origin of a network's weights, as a model card tells it."""
+    """Origin of a network's weights, as a model card tells it; None where no log does.
+
+    command: the `dsmooth train` that begins such a run. images: seen in training, repeats counted.
+    bits_per_dim: of held-out images at the last evaluation, whose meaning is `loss`. notes: of the
+    log, about settings that were changed on the way.
+    """
 
     command: str
-    """The `dsmooth train` that begins such a run."""
     data: str
-    """The data set."""
     images: int | None
-    """Training images seen, repeats counted."""
     seed: int
     seconds: float | None
-    """Time of training; None where no log tells it."""
     loss: str | None
-    """Meaning of `bits_per_dim`."""
     bits_per_dim: float | None
-    """Score of held-out images at the last evaluation."""
     notes: tuple[str, ...] = ()
-    """Notes of the log: settings that were changed on the way."""
 
 
 class RunFolder:

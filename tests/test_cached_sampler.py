@@ -85,7 +85,9 @@ def test_equals_the_network_teacher_forced(
     check_teacher_forced(sampler, model, (8, 8), temperature=temperature, label=label)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("code", ["auto", *CUDA])
+@pytest.mark.parametrize("conditioning", ["none", "stack", "concat"])
 @pytest.mark.parametrize(
     ("n_filters", "n_resnet", "n_mix", "n_classes", "size", "temperature"),
     [
@@ -104,14 +106,14 @@ def test_every_shape(
     n_classes: int,
     size: tuple[int, int],
     temperature: float,
+    conditioning: str,
     code: str,
 ) -> None:
     shape = {"n_filters": n_filters, "n_resnet": n_resnet, "n_mix": n_mix, "n_classes": n_classes}
+    model = network(conditioning=conditioning, **shape)
+    sampler = make_sampler(model, torch.float32, code)
     label = labels_of(2, n_classes)
-    for conditioning in ("none", "stack", "concat"):
-        model = network(conditioning=conditioning, **shape)
-        sampler = make_sampler(model, torch.float32, code)
-        check_teacher_forced(sampler, model, size, temperature=temperature, n=2, label=label)
+    check_teacher_forced(sampler, model, size, temperature=temperature, n=2, label=label)
 
 
 @pytest.mark.parametrize(("layers", "filters"), [(0, None), (3, None), (1, 3), (2, 10)])
