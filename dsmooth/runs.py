@@ -67,7 +67,7 @@ class RunFolder:
 
     def is_finished(self) -> bool:
         """Whether the run came to its end, and its log is there."""
-        if not self.log.exists() or not self.weights.exists():
+        if not self.log.is_file() or not self.weights.exists():
             return False
         entries = self.read_log()
         return bool(entries) and entries[-1]["event"] == "end"
@@ -122,7 +122,7 @@ class RunFolder:
     def origin(self, config: TrainConfig | None = None) -> Origin:
         """Origin of the weights. config: the settings, if they were read already."""
         config = config or self.read_config()[0]
-        entries = self.history() if self.log.exists() else []
+        entries = self.history() if self.log.is_file() else []
         scores = [entry["bits_per_dim"] for entry in entries if entry["event"] == "evaluation"]
         losses = [entry["loss"] for entry in entries if entry["event"] == "start"]
         return Origin(

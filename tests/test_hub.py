@@ -22,7 +22,7 @@ from dsmooth.models import load_models
 from dsmooth.presets import PRESETS, preset, train_command
 from dsmooth.pretrained.resolver import CARD_FILE
 from dsmooth.runs import Origin, RunFolder
-from tests.helpers.command_runs import run, save_run
+from tests.helpers.command_runs import run
 from tests.helpers.tiny_pairs import tiny_pair
 
 
@@ -227,12 +227,6 @@ def test_a_card_that_a_person_wrote_stays(tmp_path: Path) -> None:
     card.write_text("My own words.\n")
     pair.save_pretrained(card.parent)
     assert card.read_text() == "My own words.\n"
-
-
-def test_an_unfinished_or_foreign_run_says_what_is_known(tmp_path: Path) -> None:
-    origin = RunFolder(save_run(tmp_path / "run", "plain")).origin()
-    assert (origin.seconds, origin.loss, origin.bits_per_dim) == (None, None, None)
-    assert isinstance(origin, Origin)
 
 
 @pytest.mark.parametrize("role", ["noisy", "denoiser", "plain"])

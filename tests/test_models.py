@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,11 @@ def test_settings_and_logs_are_read_once(
 def test_a_run_is_finished_when_its_log_says_so(folders: dict[str, Path], tmp_path: Path) -> None:
     run = RunFolder(save_run(tmp_path / "run", "plain"))
     assert not run.is_finished()
+    os.mkfifo(run.log)  # a stranger's, which nobody waits for
+    assert not run.is_finished()
+    origin = run.origin()
+    assert (origin.seconds, origin.loss, origin.bits_per_dim) == (None, None, None)
+    run.log.unlink()
     run.log.write_text(json.dumps({"event": "start", "images": 0, "seconds": 0.0}) + "\n")
     assert not run.is_finished()
     with open(run.log, "a") as file:
