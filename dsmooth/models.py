@@ -17,10 +17,9 @@ from .pretrained import SavedNetwork, resolve
 from .runs import RunFolder
 from .sampling.cached import Sampler, has_cached_sampler
 from .sampling.candidates import draw_completions
-from .sampling.known import KnownPixels
 from .sampling.ladder import Ladder
 from .sampling.output import DrawPart
-from .sampling.request import Progress, Request
+from .sampling.request import KnownPixels, Progress, Request
 
 # Images that a process draws at a time: enough to fill the device, few enough to lie in memory.
 CHUNK = {"cpu": 256, "cuda": 4096}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, TypeVar, get_args
@@ -19,9 +20,16 @@ from .pictures import is_diverged
 from .pretrained.pairs import PairInFiles
 from .progress import progress as bar
 from .sampling.cached import Sampler
-from .sampling.known import known_pixels
 from .sampling.ladder import Ladder, log_prob_of_noisy
-from .sampling.request import Choices, How, Label, Progress, Request, share_of_progress
+from .sampling.request import (
+    Choices,
+    How,
+    Label,
+    Progress,
+    Request,
+    known_pixels,
+    share_of_progress,
+)
 from .smoothing import GaussianSmoothing, Smoothing
 
 if TYPE_CHECKING:
@@ -102,21 +110,15 @@ class SmoothedPair(PairInFiles):
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         drawer, sampler = self.drawer(levels), Sampler(How(threads, precision))
-
-        def draw(report: Progress | None) -> Tensor:
-            parts, done = [], 0
+        report, parts, done = None if isinstance(progress, bool) else progress, [], 0
+        with bar("drawing", n) if progress is True else nullcontext() as show:
+            if show is not None:
+                report = lambda fraction: show(n * fraction)  # noqa: E731
             for part in request.parts(batch_size or n):
                 share = share_of_progress(report, done / n, (done + part.count) / n)
                 parts.append(drawer.draw(part, sampler, share))
                 done += part.count
-            return torch.cat(parts)
-
-        if not isinstance(progress, bool):
-            return draw(progress)
-        if not progress:
-            return draw(None)
-        with bar("drawing", n) as show:
-            return draw(lambda fraction: show(n * fraction))
+        return torch.cat(parts)
 
     @torch.no_grad()
     def denoise(

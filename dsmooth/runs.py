@@ -20,23 +20,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Origin:
-    """Origin of a network's weights, as a model card tells it."""
+    """Origin of a network's weights, as a model card tells it; None where no log does.
+
+    command: the `dsmooth train` that begins such a run. images: seen in training, repeats counted.
+    bits_per_dim: of held-out images at the last evaluation, whose meaning is `loss`. notes: of the
+    log, about settings that were changed on the way.
+    """
 
     command: str
-    """The `dsmooth train` that begins such a run."""
     data: str
-    """The data set."""
     images: int | None
-    """Training images seen, repeats counted."""
     seed: int
     seconds: float | None
-    """Time of training; None where no log tells it."""
     loss: str | None
-    """Meaning of `bits_per_dim`."""
     bits_per_dim: float | None
-    """Score of held-out images at the last evaluation."""
     notes: tuple[str, ...] = ()
-    """Notes of the log: settings that were changed on the way."""
 
 
 class RunFolder:
@@ -69,7 +67,7 @@ class RunFolder:
 
     def is_finished(self) -> bool:
         """Whether the run came to its end, and its log is there."""
-        if not self.log.exists() or not self.weights.exists():
+        if not self.log.is_file() or not self.weights.exists():
             return False
         entries = self.read_log()
         return bool(entries) and entries[-1]["event"] == "end"
@@ -124,7 +122,7 @@ class RunFolder:
     def origin(self, config: TrainConfig | None = None) -> Origin:
         """Origin of the weights. config: the settings, if they were read already."""
         config = config or self.read_config()[0]
-        entries = self.history() if self.log.exists() else []
+        entries = self.history() if self.log.is_file() else []
         scores = [entry["bits_per_dim"] for entry in entries if entry["event"] == "evaluation"]
         losses = [entry["loss"] for entry in entries if entry["event"] == "start"]
         return Origin(

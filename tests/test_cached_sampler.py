@@ -34,6 +34,7 @@ from tests.helpers.sampler_checks import (
     labels_of,
     network,
     network_with_exact_streams,
+    teacher_forced,
 )
 
 # A CUDA device runs the same laws as an instruction set.
@@ -84,7 +85,9 @@ def test_equals_the_network_teacher_forced(
     check_teacher_forced(sampler, model, (8, 8), temperature=temperature, label=label)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("code", ["auto", *CUDA])
+@pytest.mark.parametrize("conditioning", ["none", "stack", "concat"])
 @pytest.mark.parametrize(
     ("n_filters", "n_resnet", "n_mix", "n_classes", "size", "temperature"),
     [
@@ -103,14 +106,14 @@ def test_every_shape(
     n_classes: int,
     size: tuple[int, int],
     temperature: float,
+    conditioning: str,
     code: str,
 ) -> None:
     shape = {"n_filters": n_filters, "n_resnet": n_resnet, "n_mix": n_mix, "n_classes": n_classes}
+    model = network(conditioning=conditioning, **shape)
+    sampler = make_sampler(model, torch.float32, code)
     label = labels_of(2, n_classes)
-    for conditioning in ("none", "stack", "concat"):
-        model = network(conditioning=conditioning, **shape)
-        sampler = make_sampler(model, torch.float32, code)
-        check_teacher_forced(sampler, model, size, temperature=temperature, n=2, label=label)
+    check_teacher_forced(sampler, model, size, temperature=temperature, n=2, label=label)
 
 
 @pytest.mark.parametrize(("layers", "filters"), [(0, None), (3, None), (1, 3), (2, 10)])
@@ -145,6 +148,25 @@ def test_gaussian_noise_is_the_quantile_of_its_uniform(temperature: float) -> No
     exact = spread * torch.special.ndtri(u)
     assert ((x - exact).abs() <= 8 * torch.finfo(torch.float32).eps * exact.abs()).all()
     assert x.abs().max() > 4 * spread
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("code", ["auto", *CUDA])
+@pytest.mark.parametrize("conditioning", ["none", "stack", "concat"])
+def test_bfloat16_stays_near_the_network(conditioning: str, code: str) -> None:
+    """And far from that of other classes."""
+    model, label = network(n_filters=40, conditioning=conditioning, n_classes=3), labels_of(16, 3)
+    context = context_for(model, 16, 8, 8)
+    sampler = make_sampler(model, torch.bfloat16, code)
+    given = {"context": None if context is None else context.to(sampler.device), "label": label}
+    x = sampler.sample(16, 8, 8, seed=SEED, first_index=FIRST, **given).cpu()
+    exact, other = (
+        teacher_forced(model, x, context, torch.float64, 1.0, label + shift)[0]
+        for shift in (0, label.roll(1) - label)
+    )
+    error, swapped = ((x - y).abs().median() for y in (exact, other))
+    assert error < 0.02
+    assert swapped > 4 * error
 
 
 @pytest.mark.grid

@@ -5,7 +5,6 @@ The others run on a device in test_cached_sampler.py, the worker's logic on the 
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +34,6 @@ from tests.helpers.sampler_checks import (
     SEED,
     context_for,
     network,
-    teacher_forced,
 )
 from tests.ptx.cuda_player import build_sampler
 
@@ -186,18 +184,6 @@ def test_an_image_does_not_depend_on_the_labels_beside_it(conditioning: str) -> 
     other = bf16.sample(40, 4, 8, label=torch.where(label == 1, 1, 2), **settings)
     assert torch.equal(whole[1::3], other[1::3])
     assert (whole[::3] != other[::3]).flatten(1).any(1).all()
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("conditioning", ["none", "stack", "concat"])
-def test_bfloat16_stays_near_the_network(conditioning: str) -> None:
-    model = network(n_mix=1, n_filters=16, conditioning=conditioning)
-    context = context_for(model, 4, 8, 8)
-    sampler = CachedSampler(copy.deepcopy(model).cuda(), torch.bfloat16)
-    on_device = None if context is None else context.cuda()
-    x = sampler.sample(4, 8, 8, seed=SEED, first_index=FIRST, context=on_device).cpu()
-    exact, _ = teacher_forced(model, x, context, torch.float64, 1.0)
-    assert (x - exact).abs().mean() < 0.01
 
 
 @pytest.mark.gpu

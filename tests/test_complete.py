@@ -17,22 +17,32 @@ from dsmooth.sampling import keep_top
 from tests.helpers.command_runs import run, save_run
 from tests.helpers.data_makers import random_bytes, write_images
 
+pytestmark = pytest.mark.usefixtures("place")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with images of 8 x 8, runs trained on them, the saved pair and masks."""
+    folder = tmp_path_factory.mktemp("complete")
+    pixels = random_bytes((40, 8, 8), seed=3)
+    write_images(folder / "images", {f"{i:03d}.png": array for i, array in enumerate(pixels)})
+    for role in ("noisy", "denoiser", "plain"):
+        save_run(folder / role, role, data="folder", data_dir="images")
+    pair = dsmooth.SmoothedPair.from_runs(folder / "noisy", folder / "denoiser")
+    pair.save_pretrained(folder / "pair")
+    Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save(folder / "mask.png")
+    Image.fromarray(np.zeros((8, 12), np.uint8)).save(folder / "large.png")
+    np.save(folder / "nan.npy", np.full((1, 8, 8), np.nan))
+    return folder
+
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with images of 8 x 8, runs trained on them, the saved pair and a mask."""
-    monkeypatch.chdir(tmp_path)
-    pixels = random_bytes((40, 8, 8), seed=3)
-    write_images(tmp_path / "images", {f"{i:03d}.png": array for i, array in enumerate(pixels)})
-    for role in ("noisy", "denoiser", "plain"):
-        save_run(tmp_path / role, role, data="folder", data_dir="images")
-    dsmooth.SmoothedPair.from_runs("noisy", "denoiser").save_pretrained("pair")
-    Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save("mask.png")
-    return tmp_path
+def place(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(made)
 
 
 @pytest.mark.quick
-def test_completions_of_a_folder(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_completions_of_a_folder(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["-n", "3", "--draws", "2", "--keep-top", "0.25", "--seed", "4"]
     assert run("complete", "pair", "images", *options, "--out", "rows.png", "x.npz") == 0
     assert "wrote rows.png" in capsys.readouterr().out
@@ -52,13 +62,13 @@ def test_completions_of_a_folder(place: Path, capsys: pytest.CaptureFixture[str]
     assert not np.array_equal(stored["x"][0], stored["x"][1])
 
 
-def test_held_out_images_of_the_run_by_default(place: Path) -> None:
+def test_held_out_images_of_the_run_by_default() -> None:
     assert run("complete", "plain", "-n", "2", "--draws", "1", "--out", "x.npz") == 0
     held_out = load_dataset("folder", "test", "images").images[:2]
     assert np.array_equal(read_npz(Path("x.npz"))["original"], to_float(held_out).numpy())
 
 
-def test_one_file_in_rgb_and_a_mask(place: Path) -> None:
+def test_one_file_in_rgb_and_a_mask() -> None:
     with Image.open(sorted(Path("images").iterdir())[5]) as picture:
         grey = np.array(picture)
         picture.convert("RGB").save("digit.png")
@@ -96,10 +106,8 @@ def test_one_file_in_rgb_and_a_mask(place: Path) -> None:
     ],
 )
 def test_mistakes_are_one_line(
-    place: Path, capsys: pytest.CaptureFixture[str], command: str, message: str
+    capsys: pytest.CaptureFixture[str], command: str, message: str
 ) -> None:
-    Image.fromarray(np.zeros((8, 12), np.uint8)).save("large.png")
-    np.save("nan.npy", np.full((1, 8, 8), np.nan))
     assert run("complete", *command.split()) == 1
     error = capsys.readouterr().err
     assert message in error

@@ -22,19 +22,8 @@ from dsmooth.models import load_models
 from dsmooth.presets import PRESETS, preset, train_command
 from dsmooth.pretrained.resolver import CARD_FILE
 from dsmooth.runs import Origin, RunFolder
-from tests.helpers.command_runs import run, save_run
+from tests.helpers.command_runs import run
 from tests.helpers.tiny_pairs import tiny_pair
-
-
-@pytest.fixture
-def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with two short runs."""
-    monkeypatch.chdir(tmp_path)
-    tiny = "--n-filters 4 --n-resnet 1 --n-mix 2 --images 48 --batch-size 16 --seed 3"
-    for role in ("noisy", "denoiser"):
-        out = ["--evaluations", "1", "--evaluation-images", "4", "--out", f"runs/{role}"]
-        assert run("train", role, *tiny.split(), *out) == 0
-    return tmp_path / "runs"
 
 
 class FakeHub(ModuleType):
@@ -152,7 +141,15 @@ def test_with_the_real_package_and_no_network(
     assert same(dsmooth.SmoothedPair.from_pretrained("someone/digits"), pair)
 
 
-def test_the_card_is_filled_from_the_runs(runs: Path) -> None:
+def test_the_card_is_filled_from_the_runs_and_the_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs = tmp_path / "runs"
+    tiny = "--n-filters 4 --n-resnet 1 --n-mix 2 --images 48 --batch-size 16 --seed 3"
+    for role in ("noisy", "denoiser"):
+        out = ["--evaluations", "1", "--evaluation-images", "4", "--out", f"runs/{role}"]
+        assert run("train", role, *tiny.split(), *out) == 0
     pair = dsmooth.SmoothedPair.from_runs(runs / "noisy", runs / "denoiser")
     origin = pair.origin["noisy"]
     assert (origin.data, origin.images, origin.seed) == ("mnist", 48, 3)
@@ -174,10 +171,7 @@ def test_the_card_is_filled_from_the_runs(runs: Path) -> None:
     again.save_pretrained("copy", name="pair")
     assert Path("copy", CARD_FILE).read_text() == card
 
-
-def test_the_card_shows_the_scores_of_the_pair(runs: Path) -> None:
     assert run("evaluate", "bpd", str(runs), "--limit", "4", "--n-noise", "2") == 0
-    pair = dsmooth.SmoothedPair.from_pretrained(runs)
     pair.save_pretrained("pair", scores="bits_per_dim.json")
     card = Path("pair", CARD_FILE).read_text()
     stored = json.loads(Path("bits_per_dim.json").read_text())
@@ -233,12 +227,6 @@ def test_a_card_that_a_person_wrote_stays(tmp_path: Path) -> None:
     card.write_text("My own words.\n")
     pair.save_pretrained(card.parent)
     assert card.read_text() == "My own words.\n"
-
-
-def test_an_unfinished_or_foreign_run_says_what_is_known(tmp_path: Path) -> None:
-    origin = RunFolder(save_run(tmp_path / "run", "plain")).origin()
-    assert (origin.seconds, origin.loss, origin.bits_per_dim) == (None, None, None)
-    assert isinstance(origin, Origin)
 
 
 @pytest.mark.parametrize("role", ["noisy", "denoiser", "plain"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -79,26 +80,17 @@ def test_other_combinations_are_refused(
         load_models([folders[name] for name in names])
 
 
-def test_a_saved_pair_has_the_weights_of_its_runs(folders: dict[str, Path]) -> None:
-    one = load_models([folders["noisy"], folders["denoiser"]])
+def test_a_saved_pair_has_the_weights_of_its_runs(folders: dict[str, Path], tmp_path: Path) -> None:
+    """The first named run tells the data."""
+    one = load_models([folders["denoiser"], folders["noisy"]])
     two = load_models([folders["pair"]])
     assert one.digests() == two.digests()
     assert len(set(one.digests().values())) == 2
+    assert (list(one.settings), two.settings) == (["denoiser", "noisy"], {})
     with torch.no_grad():
         two.pair.noisy.head.bias[0] += 1
     assert weights_digest(two.pair.noisy) != one.digests()["noisy"]
-
-
-def test_what_is_a_model(folders: dict[str, Path], tmp_path: Path) -> None:
-    assert is_model(folders["noisy"])
-    assert is_model(folders["pair"])
-    assert not is_model(tmp_path)
-
-
-def test_the_first_named_run_tells_the_data(folders: dict[str, Path]) -> None:
-    assert load_models([folders["pair"]]).settings == {}
-    settings = load_models([folders["denoiser"], folders["noisy"]]).settings
-    assert list(settings) == ["denoiser", "noisy"]
+    assert [is_model(path) for path in (folders["noisy"], folders["pair"], tmp_path)] == [1, 1, 0]
 
 
 @pytest.mark.parametrize("kind", ["runs", "pair"])
@@ -126,6 +118,11 @@ def test_settings_and_logs_are_read_once(
 def test_a_run_is_finished_when_its_log_says_so(folders: dict[str, Path], tmp_path: Path) -> None:
     run = RunFolder(save_run(tmp_path / "run", "plain"))
     assert not run.is_finished()
+    os.mkfifo(run.log)  # a stranger's, which nobody waits for
+    assert not run.is_finished()
+    origin = run.origin()
+    assert (origin.seconds, origin.loss, origin.bits_per_dim) == (None, None, None)
+    run.log.unlink()
     run.log.write_text(json.dumps({"event": "start", "images": 0, "seconds": 0.0}) + "\n")
     assert not run.is_finished()
     with open(run.log, "a") as file:

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -38,28 +39,23 @@ def tiny_models(folder: Path) -> Path:
     return folder
 
 
-def test_a_pair_by_its_name() -> None:
+def test_a_pair_by_its_name(tmp_path: Path) -> None:
+    """The name stands for both runs, and is the default of the command."""
     assert DEFAULT in names()
-    pair = SmoothedPair.from_pretrained(DEFAULT)
-    x = pair.sample(2, seed=0)
-    assert x.shape == (2, 1, 28, 28)
-    again = SmoothedPair.from_pretrained(find(DEFAULT))
-    assert torch.equal(again.sample(2, seed=0), x)
-
-
-def test_a_name_stands_for_both_runs() -> None:
     folder = find(DEFAULT)
-    assert [network.folder for network in resolve(DEFAULT)] == [
-        folder / "noisy",
-        folder / "denoiser",
-    ]
+    x = SmoothedPair.from_pretrained(DEFAULT).sample(2, seed=0)
+    assert x.shape == (2, 1, 28, 28)
+    assert torch.equal(SmoothedPair.from_pretrained(folder).sample(2, seed=0), x)
+    assert run("sample", "-n", "2", "--device", "cpu", "--out", str(tmp_path / "x.npz")) == 0
+    assert np.array_equal(np.load(tmp_path / "x.npz")["x"], x.numpy())
+    own = [network.folder for network in resolve(DEFAULT)]
+    assert own == [folder / "noisy", folder / "denoiser"]
     assert is_model(Path(DEFAULT))
     assert not is_model(Path("no-such-models"))
-    assert set(load_models([Path(DEFAULT), folder / "plain"]).networks) == {
-        "noisy",
-        "denoiser",
-        "plain",
-    }
+    with_plain = load_models([Path(DEFAULT), folder / "plain"])
+    assert set(with_plain.networks) == {"noisy", "denoiser", "plain"}
+    with pytest.raises(FileNotFoundError, match=rf"no no-such-models.*it has .*{DEFAULT}"):
+        SmoothedPair.from_pretrained("no-such-models")
 
 
 def test_networks_go_before_a_name_and_other_folders_do_not(
@@ -72,11 +68,6 @@ def test_networks_go_before_a_name_and_other_folders_do_not(
     (tmp_path / DEFAULT).rmdir()
     save_run(tmp_path / DEFAULT, "plain")
     assert find(DEFAULT) == Path(DEFAULT)
-
-
-def test_a_name_that_is_nothing() -> None:
-    with pytest.raises(FileNotFoundError, match=rf"no no-such-models.*it has .*{DEFAULT}"):
-        SmoothedPair.from_pretrained("no-such-models")
 
 
 def test_packaged_models_are_small_and_know_no_path() -> None:
@@ -98,11 +89,6 @@ def test_the_card_is_of_these_weights() -> None:
     assert models.digests() == card["weights_sha256"]
     again = measure_slice(models, card["seed"])
     assert again == pytest.approx(card["slice"], abs=1e-4)
-
-
-def test_sample_without_models_takes_the_packaged_pair(tmp_path: Path) -> None:
-    assert run("sample", "-n", "2", "--out", str(tmp_path / "x.png")) == 0
-    assert (tmp_path / "x.png").is_file()
 
 
 @pytest.mark.long

@@ -56,7 +56,7 @@ def saved_pair(folder: Path) -> Path:
 
 def test_a_killed_process_ends_the_other_with_one_line(tmp_path: Path) -> None:
     models = str(saved_pair(tmp_path / "pair"))
-    arguments = ["sample", models, "-n", "1000000", "--device", "cpu", "--out", "x"]
+    arguments = ["sample", models, "-n", "100000", "--device", "cpu", "--out", "x"]
     first, second = start_ranks(2, arguments, tmp_path)
     manifest = tmp_path / "x" / "shards.json"
     while not manifest.exists() or json.loads(manifest.read_text())["sha256"][0] is None:

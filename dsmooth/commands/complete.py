@@ -21,9 +21,8 @@ from ..pictures import BORDER, is_diverged, save_grid, visible
 from ..pretrained import is_model
 from ..progress import progress
 from ..sampling.cached import Sampler
-from ..sampling.known import keep_top, known_pixels
 from ..sampling.output import gather
-from ..sampling.request import How
+from ..sampling.request import How, keep_top, known_pixels
 from .drawing_device import drawing_device
 from .options import Complete
 from .sample import GRID_LIMIT, check_outputs, rate_line, request_of, say_diverged

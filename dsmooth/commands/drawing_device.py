@@ -13,7 +13,6 @@ from .._extension import cuda_obstacle, is_available
 from ..distributed import broadcast_int, rank_and_size
 from ..machine import choose_device
 from ..models import Models
-from ..nn.levels import at_level
 from ..progress import LOG
 from ..sampling.cached import Sampler
 from ..sampling.output import Manifest, Pictures, Shards
@@ -67,12 +66,15 @@ def trial(models: Models, request: Request, how: How, device: torch.device) -> t
     forwards = 0.0
     with torch.no_grad():
         for network in models.networks.values():
-            levels = len(network.config.noise_levels)
-            one = at_level(network, levels - 1) if levels else network
-            context = None if one.config.conditioning == "none" else x
-            classes = one.config.condition_size
-            label = batch.labels(classes, device) if classes else None
-            forward = partial(one, x, context, label)
+            config = network.config
+            context = None if config.conditioning == "none" else x
+            label = batch.labels(config.condition_size, device) if config.condition_size else None
+            level = (
+                torch.zeros(len(x), dtype=torch.int64, device=device)
+                if config.noise_levels
+                else None
+            )
+            forward = partial(network, x, context, label, level)
             forward()  # makes what it needs
             forwards += seconds(forward, device)
     models.to("cpu")

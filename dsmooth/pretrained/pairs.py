@@ -19,15 +19,18 @@ from ..nn.weights import weights_digest
 from ..runs import Origin
 from ..smoothing import Smoothing, make_smoothing
 from .card import MARK, render_card
-from .hub import upload
 from .resolver import (
     CARD_FILE,
     CONFIG_FILE,
     DENOISER_FILE,
+    HUB_FILES,
+    HUB_ID,
     NOISY_FILE,
     PairSettings,
     SavedNetwork,
     SmoothingSettings,
+    first_line,
+    huggingface_hub,
     resolve,
 )
 
@@ -104,11 +107,25 @@ class PairInFiles(nn.Module):
         Raises ModuleNotFoundError without the extra "hub"; OSError, with the reason and what to do,
         if the Hub does not take it; ValueError for a repo_id or scores that do not fit.
         """
+        if HUB_ID.fullmatch(repo_id) is None:
+            raise ValueError(f'repo_id must be "owner/name", got {repo_id!r}')
+        api = huggingface_hub(f"to write {repo_id} on the Hugging Face Hub").HfApi(token=token)
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, scores=scores, name=repo_id, license=license)
-            return upload(
-                Path(folder), repo_id, private=private, token=token, commit_message=commit_message
-            )
+            try:
+                api.create_repo(repo_id, private=private, exist_ok=True)
+                commit = api.upload_folder(
+                    repo_id=repo_id,
+                    folder_path=folder,
+                    allow_patterns=HUB_FILES,
+                    commit_message=commit_message,
+                )
+            except Exception as error:
+                raise OSError(
+                    f"could not write {repo_id} on the Hugging Face Hub: {first_line(error)}. "
+                    "Writing needs a network and a token: `hf auth login`, or token="
+                ) from error
+        return str(commit.commit_url)
 
     @classmethod
     def from_runs(cls, noisy: str | Path, denoiser: str | Path) -> Self:

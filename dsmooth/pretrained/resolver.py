@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ from ..config import ModelConfig, Role, SmoothingKind, TrainConfig, structure
 from ..files import read_json
 from ..nn import PixelCNNpp
 from ..nn.weights import load_network, weights_digest
+from ..progress import LOG
 from ..runs import Origin, RunFolder, run_config
-from .hub import download, is_hub_id
 
 DEFAULT = "mnist"
 TITLE = "models that come with dsmooth"
@@ -19,6 +20,11 @@ CONFIG_FILE = "config.json"
 NOISY_FILE = "noisy.safetensors"
 DENOISER_FILE = "denoiser.safetensors"
 CARD_FILE = "README.md"
+
+# "owner/name", as the Hub allows it.
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+# Files that are fetched and uploaded; none of them runs code.
+HUB_FILES = ["*.json", "*.jsonl", "*.safetensors", "*.md", "*.png"]
 
 _HERE = Path(__file__).parent
 
@@ -93,8 +99,9 @@ def find(name: str | Path, **hub: Any) -> Path:
     """The folder that `name` is: the path itself if it is there, else that of packaged models.
 
     A folder that is named like packaged models, but holds no networks, does not hide them.
-    Else the "owner/name" of a model on the Hugging Face Hub, which is fetched by `download`.
-    Raises FileNotFoundError, naming what there is, if it is none of them, and as `download`.
+    Else the "owner/name" of a model on the Hugging Face Hub; hub: of `snapshot_download`.
+    Raises FileNotFoundError, naming what there is, if it is none of them; ModuleNotFoundError and
+    OSError, with the reason and what to do, if the Hub does not give the model.
     """
     path = Path(name)
     packaged = str(name) in names()
@@ -102,12 +109,46 @@ def find(name: str | Path, **hub: Any) -> Path:
         return path
     if packaged:
         return _HERE / str(name)
-    if is_hub_id(name):
-        return download(str(name), **hub)
+    if HUB_ID.fullmatch(str(name)) and not path.parent.exists():
+        return _download(str(name), **hub)
     raise FileNotFoundError(
         f"there is no {path}, and the package has no models of that name (it has "
         f"{', '.join(names())})"
     )
+
+
+def _download(repo_id: str, revision: str | None = None, **options: Any) -> Path:
+    missing = f"there is no folder {repo_id} here"
+    hub = huggingface_hub(f"{missing}; to read it from the Hugging Face Hub")
+    # The name may be a path that was mistyped.
+    LOG.warning("%s: reading %s of the Hugging Face Hub", missing, repo_id)
+    given = {name: value for name, value in options.items() if value}
+    try:
+        folder = hub.snapshot_download(
+            repo_id, revision=revision, allow_patterns=HUB_FILES, **given
+        )
+    except Exception as error:  # the Hub's own classes, and those of its HTTP library
+        raise OSError(
+            f"{missing}, and the Hugging Face Hub does not give it: {first_line(error)}. What was "
+            "read once with a network stays in the cache of huggingface_hub; else name a folder "
+            "that save_pretrained wrote"
+        ) from error
+    return Path(folder)
+
+
+def huggingface_hub(purpose: str) -> Any:
+    """The module of the extra `hub`. Raises ModuleNotFoundError, naming the purpose, without it."""
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise ModuleNotFoundError(f"{purpose}: pip install 'dsmooth[hub]'") from None
+    return huggingface_hub
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 def is_model(path: Path) -> bool:

@@ -2,8 +2,7 @@
 
 from .cached import CachedSampler, sample_images
 from .jacobi import JacobiSamples, jacobi_sample
-from .known import keep_top
-from .request import Choices
+from .request import Choices, keep_top
 from .sequential import sequential_sample
 
 __all__ = [

@@ -17,8 +17,7 @@ from ..functional import logistic_mixture_log_prob
 from ..nn import PixelCNNpp
 from ..philox import Stream, image_words, seed_from, to_uniform
 from .cached import Sampler
-from .known import KnownPixels
-from .request import Progress, Request, share_of_progress
+from .request import KnownPixels, Progress, Request, share_of_progress
 
 
 def draw_completions(

@@ -207,10 +207,12 @@ class Folder:
         first, before = divmod(part.first_index - self.request.first_index, self.size)
         if before:
             x = torch.cat([torch.from_numpy(np.load(self.file(first))[:before]), x])
-        contents = [self.encode(some) for some in x.split(self.size)]
-        for number, content in enumerate(contents, first):
+        digests = []
+        for number, some in enumerate(x.split(self.size), first):
+            content = self.encode(some)
             write_atomically(self.file(number), content)
-        return [hashlib.sha256(c).hexdigest() for c in contents], int(is_diverged(images).sum())
+            digests.append(hashlib.sha256(content).hexdigest())
+        return digests, int(is_diverged(images).sum())
 
     def record(self, part: Request, digests: list[str]) -> None:
         """Let the files of a part count: a crash before repeats them, one after keeps them."""
