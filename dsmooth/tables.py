@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -23,14 +23,12 @@ _BITS = (
 class Table:
     """Rows of text cells. The first column holds words, the others numbers.
 
-    Further lines of a cell are small print, which Markdown leaves out. totals: rows that stand out
-    in HTML.
+    Further lines of a cell are small print, which Markdown leaves out.
     """
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     title: str = ""
-    totals: Collection[int] = ()
 
     def markdown(self) -> str:
         """The table in Markdown, without its title."""

@@ -49,6 +49,22 @@ def place(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def mistaken(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All that is in `made`, and files that cannot be read; no mistake leaves anything here."""
+    folder = shutil.copytree(made, tmp_path_factory.mktemp("mistaken") / "copy")
+    pixels = random_bytes((20, 8, 8))
+    np.save(folder / "x.npy", pixels)
+    np.save(folder / "levels.npy", pixels.astype(np.float32))
+    np.save(folder / "shape.npy", random_bytes((20, 2, 8, 8)))
+    np.save(folder / "integers.npy", pixels.astype(np.int64))
+    np.save(folder / "pickle.npy", np.array([{}], dtype=object))
+    np.savez(folder / "bad.npz", text="text")
+    np.savez(folder / "fid.npz", mu=np.zeros(6), sigma=np.eye(6))
+    (folder / "empty").mkdir()
+    return folder
+
+
 def result(path: str) -> dict[str, Any]:
     return json.loads(Path(path).read_text())
 
@@ -212,35 +228,23 @@ def test_values_become_bytes_and_diverged_images_are_counted() -> None:
         ("bpd", "name a saved pair"),
         ("bpd noisy", "is a single model: name a saved pair"),
         ("bpd plain --plain plain", "plain and plain both hold a plain model"),
-        ("bpd noisy denoiser --limit 0", "limit must be at least 1, got 0"),
         ("bpd noisy denoiser --n-noise 0", "--n-noise must be at least 1, got 0"),
-        ("bpd noisy denoiser --batch-size 0", "--batch-size must be at least 1, got 0"),
         ("bpd noisy denoiser --threads 0", "--threads must be at least 1, got 0"),
         ("bpd noisy denoiser --seed -1", "seed must lie in"),
-        ("bpd noisy denoiser --plain noisy", "noisy and noisy both hold a noisy model"),
         ("bpd noisy denoiser --data mnist", "images of (8, 8), got mnist of (28, 28)"),
         ("bpd noisy denoiser --data-dir nowhere", "nowhere is not a folder"),
         ("bpd noisy denoiser --out own.py/x.json", "own.py must be a folder to write"),
         ("bpd noisy denoiser --out x.txt", "--out must end in .json, got x.txt"),
         ("fid", "name models to draw from, or a file or folder of images"),
         ("fid nowhere", "there is no folder, image file, .npz or .npy nowhere"),
-        ("fid own.py", "there is no folder, image file, .npz or .npy own.py"),
         ("fid x.npy noisy", "name two run folders, or a single file or folder"),
         ("fid empty", "holds neither a model, nor .npy shards, nor image files"),
-        (
-            "fid x.npy --extractor vgg",
-            "extractor must be mnist-classifier, inception, dinov2",
-        ),
         ("fid x.npy -n 0", "the number of images must be at least 1, got 0"),
         ("fid x.npy -n 1", "samples must hold at least 2 images, got 1"),
         ("fid x.npy --subset-size 1", "--subset-size at least 2, got 100 and 1"),
         ("fid x.npy --data mnist", "(C, H, W) = (1, 28, 28), those of x.npy are (1, 8, 8)"),
         ("fid noisy denoiser --extractor mnist-classifier", "mnist-classifier needs images of"),
-        ("fid x.npy --extractor mnist-classifier", "mnist-classifier needs images of shape"),
-        ("fid x.npy --weights w", "--weights is for inception and mnist-classifier"),
         ("fid x.npy --reference none.npz", "there is no none.npz"),
-        ("fid x.npy --reference bad.npz", "does not hold saved statistics"),
-        ("fid x.npy --reference r.pkl", "r.pkl is a pickle, which can run code"),
         ("fid x.npy --reference fid.npz", "--extractor inception"),
         ("fid x.npy --reference fid.npz --precision-recall", "needs real images, not the stat"),
         ("fid x.npy --save-reference r.txt", "--save-reference must end in .npz, got r.txt"),
@@ -251,21 +255,17 @@ def test_values_become_bytes_and_diverged_images_are_counted() -> None:
         ("fid pickle.npy", "without pickled objects"),
         ("fid noisy denoiser -n 0", "the number of images must be at least 1, got 0"),
         ("train-classifier --out c.pth", "must end in .safetensors, got c.pth"),
-        ("train-classifier --out c.safetensors --epochs 0", "epochs must be at least 1, got 0"),
         ("train-classifier --out c.safetensors --data-dir no", "no is not a folder"),
     ],
 )
 def test_mistakes_get_a_line_or_two(
-    place: Path, capsys: pytest.CaptureFixture[str], command: str, message: str
+    mistaken: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    message: str,
 ) -> None:
-    np.save("x.npy", random_bytes((20, 8, 8)))
-    np.save("levels.npy", random_bytes((20, 8, 8)).astype(np.float32))
-    np.save("shape.npy", random_bytes((20, 2, 8, 8)))
-    np.save("integers.npy", random_bytes((20, 8, 8)).astype(np.int64))
-    np.save("pickle.npy", np.array([{}], dtype=object))
-    np.savez("bad.npz", text="text")
-    np.savez("fid.npz", mu=np.zeros(6), sigma=np.eye(6))
-    Path("empty").mkdir()
+    monkeypatch.chdir(mistaken)
     words = command.split()
     if words[0] == "fid":
         defaults = {"--extractor": "own.py:Pixels", "--data": "folder", "--data-dir": "images"}
@@ -274,10 +274,10 @@ def test_mistakes_get_a_line_or_two(
         for option, value in defaults.items():
             if option not in words:
                 words += [option, value]
-    before = sorted(place.rglob("*"))
+    before = sorted(mistaken.rglob("*"))
     assert run("evaluate", *words) == 1
     error = capsys.readouterr().err
     assert message in error
     assert error.startswith("dsmooth: error: ")
     assert len(error.splitlines()) <= 3
-    assert sorted(p for p in place.rglob("*") if "__pycache__" not in p.parts) == before
+    assert sorted(mistaken.rglob("*")) == before

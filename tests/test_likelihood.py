@@ -13,19 +13,18 @@ from torch import Tensor
 import dsmooth
 from dsmooth.data import ImageDataset, to_bytes
 from dsmooth.evaluate.likelihood import (
-    EQUATION_4_BITS,
     LEVEL_BITS,
     Scores,
     bits_per_dim,
     conventions,
     evaluate_bits_per_dim,
     importance_weighted,
-    noised_log_density,
     paired_difference,
     paper_readings,
     score_pair,
     score_plain,
 )
+from dsmooth.evaluate.paper import EQUATION_4_BITS, noised_log_density
 from tests.helpers.tiny_pairs import (
     log_likelihood_by_quadrature,
     make_pixelwise,

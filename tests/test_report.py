@@ -14,30 +14,26 @@ import pytest
 import torch
 
 from dsmooth.config import ProbeSettings, Role
-from dsmooth.data import load_dataset
 from dsmooth.evaluate.probe import BLOCKS, PIXELS
 from dsmooth.evaluate.receptive_field import receptive_fields
 from dsmooth.pictures import visible
 from dsmooth.presets import preset
-from dsmooth.report.html import render_page
-from dsmooth.report.page import advice, bound_sentence, making, write_report
+from dsmooth.report.growth import at, equal_cost, held_out_curves
+from dsmooth.report.page import advice, write_report
 from dsmooth.report.plots import curve_png, running_mean
-from dsmooth.report.sections import bits_section, paper_section
 from dsmooth.reproduce.results import card_numbers
 from dsmooth.tables import Table
 from tests.helpers.report_checks import check_self_contained
 
-ROLES: tuple[Role, ...] = ("noisy", "denoiser", "plain")
+METHODS = ("noisy", "two-step", "single-step", "plain")
 
 
 def made_up_results(preset_name: str = "mnist-quick", **data: Any) -> dict[str, Any]:
     """A results.json as `reproduce` would write it, with numbers that are easy to find again."""
-    runs = {}
-    for i, role in enumerate(ROLES):
-        settings = asdict(preset(preset_name, role))
-        settings.pop("data_dir")
-        runs[role] = {
-            "settings": settings,
+    roles: tuple[Role, ...] = ("noisy", "denoiser", "plain")
+    runs = {
+        role: {
+            "settings": asdict(preset(preset_name, role)),
             "parameters": 100_001 + i,
             "images": 32_000 + i,
             "passes_over_training_set": 6.4,
@@ -47,14 +43,32 @@ def made_up_results(preset_name: str = "mnist-quick", **data: Any) -> dict[str, 
             "held_out_images": 500,
             "notes": [f"the decay of {role} was changed"],
         }
-    likelihood = preset(preset_name, "denoiser").model.likelihood
-    pair = {"likelihood": likelihood, "value": 1.106, "standard_error": 0.0123}
-    pair |= {"noisy": 1.132, "smoothing": -1.047, "denoiser": 1.021, "n_images": 987, "n_noise": 1}
-    pair["conventions"] = [made_up_convention("discrete bound", 1.106, 0.0123, 1.8273)]
-    pair["paper_readings"] = [2.99, -4.01]
-    plain = {"conventions": [made_up_convention("discrete", 1.357, 0.0246, None)]}
-    difference = {"value": -0.0124, "standard_error": 0.0006, "n_images": 987}
-    methods = ("noisy", "two-step", "single-step", "plain")
+        for i, role in enumerate(roles)
+    }
+    numbers = {"repeat_error": None, "comparable": True, "meaning": "a < b"}
+    bound = {"name": "discrete bound", "value": 1.106, "standard_error": 0.0123}
+    exact = {"name": "discrete", "value": 1.357, "standard_error": 0.0246, "equation_4": None}
+    pair = {
+        **bound,
+        "likelihood": preset(preset_name, "denoiser").model.likelihood,
+        "noisy": 1.132,
+        "smoothing": -1.047,
+        "denoiser": 1.021,
+        "n_images": 987,
+        "n_noise": 1,
+        "conventions": [{**numbers, **bound, "equation_4": 1.8273}],
+        "paper_readings": [2.99, -4.01],
+    }
+    distances: dict[str, Any] = {"real": {"value": 0.321, "n_images": 900}}
+    for i, name in enumerate(METHODS[1:]):
+        sizes = {"n_images": 991 + i, "left_out": i, "warnings": []}
+        distances[name] = {"value": 3.125 + i, "error": 0.25, "black": 0.807, **sizes}
+    distances["plain"]["warnings"] = ["993 samples are fewer than the 1,024 features"]
+    heights = {"noisy": 0.913, "denoiser": 0.887, "untrained-noisy": 0.8, "untrained-denoiser": 0.7}
+    accuracy: dict[str, Any] = {PIXELS: {PIXELS: {"accuracy": 0.811, "standard_error": 0.01}}}
+    for name, height in heights.items():
+        scores = {b: height - i / 100 for i, b in enumerate(BLOCKS)}
+        accuracy[name] = {b: {"accuracy": a, "standard_error": 0.01} for b, a in scores.items()}
     return {
         "dsmooth": "0.0.7",
         "name": preset_name,
@@ -78,66 +92,35 @@ def made_up_results(preset_name: str = "mnist-quick", **data: Any) -> dict[str, 
             "torch": "2.11",
         },
         "runs": runs,
-        "samples": {"seed": 0, "diverged": dict.fromkeys(methods, 0)},
+        "samples": {"seed": 0, "diverged": dict.fromkeys(METHODS, 0)},
         "bits_per_dim": {
-            "unit": "bits/dim",
             "pair": pair,
-            "plain": plain,
-            "pair_less": {"plain": difference},
+            "plain": {"conventions": [{**numbers, **exact}]},
+            "pair_less": {"plain": {"value": -0.0124, "standard_error": 0.0006, "n_images": 987}},
         },
-        "frechet": made_up_distances(),
+        "frechet": {
+            "name": "Fréchet distance on mnist-classifier",
+            "extractor": {
+                "name": "mnist-classifier",
+                "sha256": "0123456789abcdef01",
+                "resize": "-",
+            },
+            "reference": {"split": "train", "n_images": 5000},
+            "distances": distances,
+        },
         "probes": {
             "asked": asdict(ProbeSettings(train_images=2345, test_images=1000)),
-            "accuracy": made_up_accuracies(),
+            "accuracy": accuracy,
         },
         "receptive_field": receptive_fields(),
     }
 
 
-def made_up_convention(
-    name: str, value: float, error: float, equation_4: float | None
-) -> dict[str, Any]:
-    numbers = {"value": value, "standard_error": error, "equation_4": equation_4}
-    return {"name": name, "repeat_error": None, "comparable": True, "meaning": "a < b", **numbers}
-
-
-def made_up_distances() -> dict[str, Any]:
-    distances: dict[str, Any] = {"real": {"value": 0.321, "n_images": 900}}
-    for i, name in enumerate(("two-step", "single-step", "plain")):
-        distances[name] = {"value": 3.125 + i, "n_images": 991 + i, "left_out": i, "warnings": []}
-        distances[name] |= {"error": 0.25, "black": 0.807}
-    distances["plain"]["warnings"] = ["993 samples are fewer than the 1,024 features"]
-    return {
-        "name": "Fréchet distance on mnist-classifier",
-        "extractor": {"name": "mnist-classifier", "sha256": "0123456789abcdef01", "resize": "none"},
-        "reference": {"split": "train", "n_images": 5000},
-        "distances": distances,
-    }
-
-
-def made_up_accuracies() -> dict[str, Any]:
-    heights = {"noisy": 0.913, "denoiser": 0.887, "untrained-noisy": 0.8, "untrained-denoiser": 0.7}
-    accuracy: dict[str, Any] = {PIXELS: {PIXELS: {"accuracy": 0.811, "standard_error": 0.01}}}
-    for name, height in heights.items():
-        accuracy[name] = {
-            block: {"accuracy": height - i / 100, "standard_error": 0.01}
-            for i, block in enumerate(BLOCKS)
-        }
-    return accuracy
-
-
 def made_up_pictures() -> dict[str, torch.Tensor]:
-    """Real digits, shuffled, in the places of the samples."""
-    x = load_dataset("mnist", "test").batch(torch.arange(64))
-    noise = 0.5 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
-    pictures = {
-        "noisy": x + noise,
-        "two-step": x,
-        "single-step": x + 0.2 * noise,
-        "plain": x.flip(0),
-    }
-    held_out = {f"held-out-{k}": v[:10] for k, v in pictures.items() if k != "plain"}
-    return {**pictures, "held-out": x[:10], **held_out}
+    generator = torch.Generator().manual_seed(0)
+    shapes = dict.fromkeys(METHODS, 64) | {f"held-out-{name}": 10 for name in METHODS[:3]}
+    shapes["held-out"] = 10
+    return {k: 2 * torch.rand(n, 1, 8, 8, generator=generator) - 1 for k, n in shapes.items()}
 
 
 def made_up_history() -> list[dict[str, Any]]:
@@ -152,9 +135,15 @@ def made_up_history() -> list[dict[str, Any]]:
     return [*steps, *scores]
 
 
-def read(folder: Path, results: Mapping[str, Any], pictures: dict[str, torch.Tensor]) -> str:
+def read(
+    folder: Path,
+    results: Mapping[str, Any],
+    pictures: dict[str, torch.Tensor] | None = None,
+    histories: Mapping[str, Any] | None = None,
+) -> str:
     """The words of a report, white space collapsed."""
-    histories = {role: made_up_history() for role in results["runs"]}
+    histories = histories or {role: made_up_history() for role in results["runs"]}
+    pictures = pictures or made_up_pictures()
     commands = ["dsmooth reproduce --budget 64"]
     write_report(folder / "report.html", results, histories, pictures, commands)
     text = (folder / "report.html").read_text(encoding="utf-8")
@@ -166,59 +155,52 @@ def read(folder: Path, results: Mapping[str, Any], pictures: dict[str, torch.Ten
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The words of the report of `made_up_results`."""
-    return read(tmp_path_factory.mktemp("page"), made_up_results(), made_up_pictures())
+    return read(tmp_path_factory.mktemp("page"), made_up_results())
 
 
-@pytest.mark.parametrize(
-    "part",
-    [
-        *("pair: discrete bound * a < b", "1.1060 0.0123 1.8273", "1.3570 0.0246 –"),
+def test_the_page_says_what_was_measured(page: str) -> None:
+    for part in (
+        "pair: discrete bound * a < b",
+        "1.1060 0.0123 1.8273",
+        "1.3570 0.0246 –",
         "less the plain model's bits/dim is -0.0124 ± 0.0006, paired over the same 987 images",
         "3.125 ± 0.250 80.7 %",
-        *("1.1320 (noisy model)", "-1.0470", "1.0210", "discrete bound is 1.106 ± 0.012"),
-        *("987 held-out", "Abacus <IX> & sons", "reproduce --budget 64", "6.4 passes"),
-        *("100 images/s", "3.125", "4.125", "5.125", "0.321", "0123456789abcdef"),
-        *("Measured on: Abacus", "2 CPU threads", "The decay of plain was changed."),
-        *(
-            "5,000 training images of the embedded subset",
-            "Plain baseline: 2 diverged",
-            "993 samples are fewer",
-        ),
-    ],
-)
-def test_the_page_says_what_was_measured(page: str, part: str) -> None:
-    assert part in page
+        "1.1320 (noisy model), -1.0470 (the noise, known exactly) and 1.0210 (denoiser)",
+        "discrete bound is 1.106 ± 0.012 bits/dim on 987 held-out",
+        "reproduce --budget 64",
+        "Noisy model: 100,001 parameters, trained on 32,000 images, repeats counted (6.4 passes",
+        "100 images/s. The decay of noisy was changed.",
+        *("4.125", "5.125", "0.321", "0123456789abcdef"),
+        "Measured on: Abacus <IX> & sons, 2 CPU threads",
+        "5,000 training images of the embedded subset",
+        "Plain baseline: 2 diverged",
+        "993 samples are fewer",
+    ):
+        assert part in page
     assert "± repeats" not in page  # no convention has it
 
 
-def test_a_continuous_denoiser_is_not_called_discrete() -> None:
-    results = made_up_results("mnist-paper")
-    assert "density bound, in [-1, 1] units, is 1.106" in bound_sentence(results)
-    assert "not comparable with discrete bits/dim" in bits_section(results)[-1]
-
-
-def test_models_trained_elsewhere_have_no_passes_and_no_rate() -> None:
-    """Neither their training set nor their machine is known."""
-    results = made_up_results()
-    results["budget_minutes"] = None
-    for run in results["runs"].values():
-        del run["passes_over_training_set"]
-    seen = " ".join(making(results))
-    assert "passes over" not in seen
-    assert "images/s" not in seen
-    assert "trained on 32,000 images" in seen
+def test_a_continuous_denoiser_is_not_called_discrete(tmp_path: Path, no_plots: None) -> None:
+    seen = read(tmp_path, made_up_results("mnist-paper"))
+    assert "density bound, in [-1, 1] units, is 1.106" in seen
+    assert "not comparable with discrete bits/dim" in seen
 
 
 def test_sections_without_numbers_are_left_out(tmp_path: Path, no_plots: None) -> None:
+    """Of models trained elsewhere neither the training set nor the machine is known."""
     results = made_up_results()
     del results["runs"]["plain"], results["bits_per_dim"]["plain"], results["receptive_field"]
     results["bits_per_dim"]["pair_less"] = {}
     results["probes"] = {"skipped": "the images have no labels"}
     results["frechet"] = {"skipped": "nothing suits"}
+    results["budget_minutes"] = None
+    for run in results["runs"].values():
+        del run["passes_over_training_set"]
     kept = {k: v for k, v in made_up_pictures().items() if "single" not in k and k != "plain"}
     seen = read(tmp_path, results, kept)
-    for part in ("Single-step", "Plain PixelCNN++", "Receptive fields"):
+    for part in ("Single-step", "Plain PixelCNN++", "Receptive fields", "passes over", "images/s"):
         assert part not in seen
+    assert "trained on 32,000 images, repeats counted." in seen
     assert "Not measured: the images have no labels." in seen
     assert "Not measured: nothing suits." in seen
 
@@ -250,7 +232,7 @@ def test_packaged_models_are_told_with_the_numbers_of_their_card(
     for run in results["runs"].values():
         del run["passes_over_training_set"]
         run["images"] = 480_000
-    seen = read(tmp_path, results, made_up_pictures())
+    seen = read(tmp_path, results)
     assert "trained on 480,000 images, repeats counted: 8.0 passes over 60,000 images" in seen
     assert "To all 60,000 training images, of which the subset is a part" in seen
     assert "1.09 for 10,000 samples" in seen
@@ -258,25 +240,73 @@ def test_packaged_models_are_told_with_the_numbers_of_their_card(
     assert "dsmooth/pretrained" not in seen
 
 
-def test_only_mnist_stands_beside_the_paper(page: str) -> None:
+def test_only_mnist_stands_beside_the_paper(page: str, tmp_path: Path, no_plots: None) -> None:
     paper = page[page.rindex("Beside the paper") : page.rindex("Training curves")]
-    for part in (
-        "1.106",
-        "2.99",
-        "3.23",
-        "−4.01",
-        "−3.23",
-        "91.3 %",
-        "98.5 %",
-        "88.7 %",
-        "3.125",
-        "2,345",
-    ):
+    numbers = ("1.106", "2.99", "3.23", "−4.01", "−3.23", "3.125")
+    for part in (*numbers, "91.3 %", "98.5 %", "88.7 %", "2,345"):
         assert part in paper
     assert paper.count("not comparable") == 2
     assert "2.51" not in page
     assert "FID" not in page.replace("not comparable with an FID", "")
-    assert paper_section(made_up_results(name="fashion-mnist")) == []
+    assert "Beside the paper" not in read(tmp_path, made_up_results(name="fashion-mnist"))
+
+
+# Numbers of images at which models were scored; the denoiser at half of the noisy model's.
+IMAGES = [1000 * 2**i for i in range(6)]
+
+
+def scored(first: float, gain: float, images: list[int] = IMAGES) -> list[dict[str, Any]]:
+    """A log whose score falls by `gain` with every doubling of the images."""
+    return [{"event": "start", "images": 0}] + [
+        {"event": "evaluation", "images": n, "bits_per_dim": first - gain * math.log2(n / 1000)}
+        for n in images
+    ]
+
+
+HISTORIES = {
+    "noisy": scored(1.2, 0.01),
+    "denoiser": scored(1.1, 0.04, IMAGES[::2]),
+    "plain": scored(1.15, 0.03),
+}
+
+
+def test_growth_is_of_both_losses_less_the_entropy(tmp_path: Path) -> None:
+    results = made_up_results()
+    curves = held_out_curves(results["runs"], HISTORIES)
+    assert curves is not None
+    assert [n for n, _ in curves["pair"]] == IMAGES[::2]
+    entropy = 0.5 * math.log2(2 * math.pi * math.e * 0.25)
+    expected = [2.3 - entropy - 0.05 * i for i in (0, 2, 4)]
+    assert [v for _, v in curves["pair"]] == pytest.approx(expected)
+    assert len(curves["plain"]) == len(IMAGES)
+    seen = read(tmp_path, results, histories=HISTORIES)
+    words = "Pair, equal compute 8,000 for each network, halfway through a longer run"
+    assert f"{words} {expected[1] - 0.05:.3f}" in seen
+
+
+def test_equal_cost_gives_the_pair_half_the_images() -> None:
+    curve = [(1000, 1.0), (4000, 0.9)]
+    assert [at(curve, n) for n in (2000, 500, 9000)] == pytest.approx([0.95, 1.0, 0.9])
+    cost = equal_cost({"pair": [(1000, 1.0), (16000, 0.8)], "plain": [(1000, 1.1), (8000, 0.95)]})
+    assert cost == pytest.approx(
+        {"images": 8000, "plain": 0.95, "equal_images": 0.85, "equal_compute": 0.9}
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "histories"),
+    [
+        ({}, {role: HISTORIES[role] for role in ("noisy", "denoiser")}),
+        ({"model": {"likelihood": "continuous"}}, HISTORIES),
+        ({"smoothing": "laplace"}, HISTORIES),
+        ({}, {**HISTORIES, "plain": [{"event": "start", "images": 0}]}),
+    ],
+)
+def test_no_growth_where_the_numbers_do_not_compare(changed: Any, histories: Any) -> None:
+    runs = made_up_results()["runs"]
+    for run in runs.values():
+        run["settings"] |= changed
+    assert held_out_curves(runs, histories) is None
 
 
 def test_running_mean_keeps_lines_and_few_points() -> None:
@@ -294,13 +324,9 @@ def test_curves_draw_from_any_history(entries: list[dict[str, Any]]) -> None:
     assert light != dark
 
 
-def test_a_table_has_three_renderings(capsys: pytest.CaptureFixture[str]) -> None:
-    table = Table(["", "n"], [["a < b\nsmall", "-1"], ["c", "2"]], "Title", totals=(1,))
+def test_a_table_in_markdown_and_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table(["", "n"], [["a < b\nsmall", "-1"], ["c", "2"]], "Title")
     assert table.markdown() == "|  | n |\n| --- | ---: |\n| a < b | -1 |\n| c | 2 |"
-    words = dict.fromkeys(("title", "lead", "introduction", "version"), "")
-    page = render_page({"Section": [table]}, **words)
-    assert 'a &lt; b<br><small>small</small></th><td class="number">−1</td>' in page
-    assert '<tr class="total"><th scope="row">c</th>' in page
     table.show()
     shown = capsys.readouterr().out
     assert all(part in shown for part in ("Title", "a < b", "small", "-1"))

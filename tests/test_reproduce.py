@@ -15,15 +15,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from dsmooth.config import ModelConfig, ProbeSettings, TrainConfig
+from dsmooth.config import ModelConfig, ProbeSettings, TrainConfig, flatten
 from dsmooth.data.arrays import read_npz
 from dsmooth.files import lock_folder
 from dsmooth.models import load_models
 from dsmooth.pictures import is_diverged
-from dsmooth.reproduce import TrainingPlan, reproduce
+from dsmooth.reproduce import TrainingPlan, plan_from_preset, reproduce
 from dsmooth.reproduce.pipeline import say_how_to_use_all_gpus
 from dsmooth.reproduce.stages import Sizes, Stages
-from dsmooth.runs import RunFolder
+from dsmooth.runs import RunFolder, training_seconds
 from dsmooth.sampling.output import write_images
 from dsmooth.sampling.request import Request
 from dsmooth.train import NonFiniteLoss, train
@@ -78,7 +78,7 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_everything_is_there(finished: Path) -> None:
+def test_everything_is_there_and_names_no_path(finished: Path, data: Path) -> None:
     for role in ("noisy", "denoiser", "plain"):
         assert RunFolder(finished / role).is_finished()
     for name in ("noisy", "two-step", "single-step", "plain"):
@@ -87,9 +87,6 @@ def test_everything_is_there(finished: Path) -> None:
         with Image.open(finished / "samples" / f"{name}.png") as picture:
             assert len(np.unique(np.asarray(picture))) > 2
     check_self_contained((finished / "report.html").read_text(encoding="utf-8"))
-
-
-def test_results_name_their_numbers_and_no_path(finished: Path, data: Path) -> None:
     text = (finished / "results.json").read_text()
     results = json.loads(text)
     assert str(data) not in text
@@ -124,43 +121,23 @@ def test_samples_of_a_diverged_noisy_image_count_as_diverged(
         assert is_diverged(after[name]).tolist() == expected.tolist()
 
 
-def test_a_second_call_repeats_nothing(
-    finished: Path, data: Path, capfd: pytest.CaptureFixture[str]
+def test_other_folders_are_refused_and_left_alone(
+    finished: Path, data: Path, tmp_path: Path
 ) -> None:
-    def files() -> dict[Path, int]:
-        paths = [p for p in finished.rglob("*") if p.is_file() and p.name != ".lock"]
-        rewritten = ("results.json", "report.html")
-        return {p: p.stat().st_mtime_ns for p in paths if p.name not in rewritten}
-
-    before, results = files(), (finished / "results.json").read_bytes()
-    report = (finished / "report.html").read_bytes()
-    assert reproduce(finished, tiny_plan(data), sizes=SIZES) == 0
-    assert files() == before
-    assert (finished / "results.json").read_bytes() == results
-    assert (finished / "report.html").read_bytes() == report
-    assert "trained already" in capfd.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("images", "seed", "name"), [(128, 0, "images"), (IMAGES, 1, "seed")], ids=["images", "seed"]
-)
-def test_another_reproduction_is_refused(
-    finished: Path, data: Path, images: int, seed: int, name: str
-) -> None:
-    with pytest.raises(ValueError, match=f"holds another reproduction: its .*{name} is"):
-        reproduce(finished, tiny_plan(data, images, seed), sizes=SIZES)
-
-
-def test_a_folder_with_other_things_is_refused_and_left_alone(data: Path, tmp_path: Path) -> None:
+    for name, plan in {
+        "images": tiny_plan(data, images=128),
+        "seed": tiny_plan(data, seed=1),
+    }.items():
+        with pytest.raises(ValueError, match=f"holds another reproduction: its .*{name} is"):
+            reproduce(finished, plan, sizes=SIZES)
+    with lock_folder(finished, "someone"), pytest.raises(ValueError, match="is at work in"):
+        reproduce(finished, tiny_plan(data), sizes=SIZES)
     (tmp_path / "thesis.tex").write_text("words")
     with pytest.raises(ValueError, match="holds no reproduction"):
         reproduce(tmp_path, tiny_plan(data))
+    with pytest.raises(FileNotFoundError, match="data_dir"):
+        reproduce(tmp_path / "out", tiny_plan(tmp_path / "nowhere"))
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
-
-
-def test_a_folder_in_use_is_refused(finished: Path, data: Path) -> None:
-    with lock_folder(finished, "someone"), pytest.raises(ValueError, match="is at work in"):
-        reproduce(finished, tiny_plan(data), sizes=SIZES)
 
 
 SCRIPT = """
@@ -168,7 +145,7 @@ import json, sys
 from pathlib import Path
 from dsmooth.config import ProbeSettings, TrainConfig
 from dsmooth.reproduce.stages import Sizes
-from dsmooth.reproduce import TrainingPlan, reproduce
+from dsmooth.reproduce import TrainingPlan, plan_from_preset, reproduce
 plan = json.loads(sys.argv[2])["runs"].values()
 plan = TrainingPlan("tiny", tuple(map(TrainConfig.from_dict, plan)))
 sizes = Sizes(9, 12, ProbeSettings(train_images=12, test_images=6, epochs=1))
@@ -208,7 +185,9 @@ def test_stopped_and_resumed_is_the_uninterrupted_run(
     assert one["bits_per_dim"] == two["bits_per_dim"]
 
 
-def test_two_processes_reproduce_what_one_does(data: Path, tmp_path: Path, no_plots: None) -> None:
+def test_two_processes_reproduce_what_one_does(
+    data: Path, tmp_path: Path, no_plots: None, capfd: pytest.CaptureFixture[str]
+) -> None:
     """All stages, training included; the models to rounding, the numbers of one model exactly."""
     plan = tiny_plan(data, images=64)
     assert reproduce(tmp_path / "one", plan, sizes=SIZES) == 0
@@ -234,6 +213,7 @@ def test_two_processes_reproduce_what_one_does(data: Path, tmp_path: Path, no_pl
     again = json.loads((tmp_path / "two" / "results.json").read_text())
     assert again["bits_per_dim"] == two["bits_per_dim"]
     assert again["frechet"] == two["frechet"]
+    assert "trained already" in capfd.readouterr().out
 
 
 def test_several_gpus_and_one_process(
@@ -253,12 +233,6 @@ def test_a_failing_run_says_why_and_the_finished_one_stays(data: Path, tmp_path:
     with pytest.raises(NonFiniteLoss, match="the loss is"):
         reproduce(tmp_path / "out", TrainingPlan("bad", (noisy, too_fast)))
     assert RunFolder(tmp_path / "out" / "noisy").is_finished()
-
-
-def test_missing_data_is_told_before_any_work(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="data_dir"):
-        reproduce(tmp_path / "out", tiny_plan(tmp_path / "nowhere"))
-    assert not (tmp_path / "out").exists()
 
 
 def test_results_of_other_weights_are_not_kept(
@@ -283,3 +257,44 @@ def test_results_of_other_weights_are_not_kept(
     assert old["pair"]["noisy"] != new["pair"]["noisy"]
     assert old["pair"]["denoiser"] == new["pair"]["denoiser"]
     assert old["plain"] == new["plain"]
+
+
+@pytest.mark.quick
+def test_plan_shares_the_budget() -> None:
+    plan = plan_from_preset("mnist-quick", budget=10, seed=3)
+    assert [config.role for config in plan.configs] == ["noisy", "denoiser", "plain"]
+    assert [config.budget for config in plan.configs] == pytest.approx([4, 4, 2])
+    assert {config.seed for config in plan.configs} == {3}
+    assert all(config.images is None for config in plan.configs)
+    for budget, evaluations in ((0.1, 1), (2.0, 2), (600.0, 8)):  # a short run is scored less often
+        configs = plan_from_preset("mnist-quick", budget=budget).configs
+        assert [config.evaluations for config in configs[:2]] == [evaluations] * 2
+    for budget in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="budget"):
+            plan_from_preset("mnist-quick", budget=budget)
+
+
+@pytest.mark.quick
+def test_history_forgets_steps_that_a_later_start_took_back(tmp_path: Path) -> None:
+    entries = [
+        {"event": "start", "images": 0, "seconds": 0.0},
+        {"event": "step", "images": 8, "seconds": 1.0},
+        {"event": "step", "images": 24, "seconds": 3.0},
+        {"event": "start", "images": 8, "seconds": 0.0},
+        {"event": "step", "images": 16, "seconds": 1.5},
+    ]
+    rest = {
+        "start": {"total": 24, "loss": "bits"},
+        "step": {"bits_per_dim": 1.5, "images_per_second": 8.0},
+    }
+    lines = [json.dumps(entry | rest[entry["event"]]) for entry in entries]
+    (tmp_path / "log.jsonl").write_text("\n".join([*lines, '{"event": "st']))
+    kept = RunFolder(tmp_path).history()
+    assert [e["images"] for e in kept if e["event"] == "step"] == [8, 16]
+    assert training_seconds(kept) == 2.5
+
+
+def test_flatten_compares_as_json_does() -> None:
+    value = {"a": {"b": (1, 2), "c": None}, "d": "x"}
+    assert flatten(value) == flatten(json.loads(json.dumps(value)))
+    assert flatten(value) == {"a.b": [1, 2], "a.c": None, "d": "x"}

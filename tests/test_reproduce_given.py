@@ -86,7 +86,7 @@ def test_finished_stages_are_not_repeated(given: tuple[Path, ...], again: Path) 
     assert (again / "results.json").read_bytes() == results
 
 
-@pytest.mark.parametrize("stage", ["samples", "bits-per-dim", "probes"])
+@pytest.mark.parametrize("stage", ["samples", "probes"])
 def test_only_repeats_one_stage(
     given: tuple[Path, ...], again: Path, stage: ReproductionStage
 ) -> None:
@@ -97,28 +97,19 @@ def test_only_repeats_one_stage(
     assert (again / "results.json").read_bytes() == results
 
 
-def test_only_leaves_what_was_never_done(given: tuple[Path, ...], tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    assert reproduce(out, PretrainedPlan(given), sizes=SIZES, only="receptive-field") == 0
-    assert [name for name in RESULTS.values() if (out / name).exists()] == ["receptive_field.json"]
-    page = (out / "report.html").read_text(encoding="utf-8")
-    assert "Receptive fields" in page
-    assert "Linear probes" not in page
-
-
-def test_probes_of_other_weights_are_not_reported(given: tuple[Path, ...], again: Path) -> None:
-    probes = json.loads((again / "probes.json").read_text())
+def test_results_of_other_weights_and_damaged_ones_are_not_reported(
+    given: tuple[Path, ...], again: Path
+) -> None:
+    probes, bits = (
+        json.loads((again / RESULTS[s]).read_text()) for s in ("probes", "bits-per-dim")
+    )
     probes["asked"]["weights_sha256"]["noisy"] = "0" * 64
     (again / "probes.json").write_text(json.dumps(probes))
-    assert reproduce(again, PretrainedPlan(given), sizes=SIZES, only="samples") == 0
+    assert reproduce(again, PretrainedPlan(given), sizes=SIZES, only="receptive-field") == 0
     assert "probes" not in json.loads((again / "results.json").read_text())
-
-
-def test_a_damaged_result_is_told_in_a_line(given: tuple[Path, ...], again: Path) -> None:
-    bits = json.loads((again / "bits_per_dim.json").read_text())
     (again / "bits_per_dim.json").write_text(json.dumps({**bits, "pair": None}))
     with pytest.raises(ValueError, match=r"holds a result that cannot be reported .*only=STAGE"):
-        reproduce(again, PretrainedPlan(given), sizes=SIZES)
+        reproduce(again, PretrainedPlan(given), sizes=SIZES, only="receptive-field")
 
 
 def test_models_with_classes(tmp_path: Path, no_plots: None) -> None:
@@ -128,7 +119,9 @@ def test_models_with_classes(tmp_path: Path, no_plots: None) -> None:
         config = TrainConfig(role=role, model=model.config, images=1)
         RunFolder(tmp_path / role).write_model(model, config, (28, 28))
     plan = PretrainedPlan((tmp_path, tmp_path / "plain"))
-    assert reproduce(tmp_path / "out", plan, sizes=SIZES) == 0
+    only: tuple[ReproductionStage, ...] = ("samples", "probes")
+    for stage in only:
+        assert reproduce(tmp_path / "out", plan, sizes=SIZES, only=stage) == 0
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["probes"]["skipped"] == "the models are told the classes"
     x = np.load(tmp_path / "out" / "samples" / "plain.npz")
@@ -138,54 +131,53 @@ def test_models_with_classes(tmp_path: Path, no_plots: None) -> None:
 def test_a_stopped_stage_leaves_the_finished_ones(
     given: tuple[Path, ...],
     reported: Path,
-    tmp_path: Path,
+    again: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    no_plots: None,
 ) -> None:
-    out = tmp_path / "out"
+    for name in ("bits_per_dim.json", "frechet.json", "results.json"):
+        (again / name).unlink()
 
     def stop(*args: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr("dsmooth.reproduce.stages.Stages.compare", stop)
-        assert reproduce(out, PretrainedPlan(given), sizes=SIZES) == 130
+        assert reproduce(again, PretrainedPlan(given), sizes=SIZES) == 130
     assert "repeat the same command to go on" in capsys.readouterr().out
-    done = {
-        name: (out / name).stat().st_mtime_ns for name in ("samples/plain.npz", "bits_per_dim.json")
-    }
-    assert not (out / "frechet.json").exists()
-    assert reproduce(out, PretrainedPlan(given), sizes=SIZES) == 0
-    assert {name: (out / name).stat().st_mtime_ns for name in done} == done
-    assert (out / "results.json").read_bytes() == (reported / "results.json").read_bytes()
+    done = [again / name for name in ("samples/plain.npz", "bits_per_dim.json")]
+    before = [path.stat().st_mtime_ns for path in done]
+    assert not (again / "frechet.json").exists()
+    assert reproduce(again, PretrainedPlan(given), sizes=SIZES) == 0
+    assert [path.stat().st_mtime_ns for path in done] == before
+    assert (again / "results.json").read_bytes() == (reported / "results.json").read_bytes()
 
 
-def test_a_saved_pair_gives_the_same_numbers(
+def test_one_stage_alone_and_of_a_saved_pair(
     given: tuple[Path, ...], reported: Path, tmp_path: Path, no_plots: None
 ) -> None:
     denoiser, plain, noisy = given
     load_models([noisy, denoiser]).pair.save_pretrained(tmp_path / "pair")
-    plan = PretrainedPlan((tmp_path / "pair", plain))
-    assert reproduce(tmp_path / "out", plan, sizes=SIZES, only="bits-per-dim") == 0
-    one, two = ((path / "bits_per_dim.json").read_bytes() for path in (reported, tmp_path / "out"))
+    plan, out = PretrainedPlan((tmp_path / "pair", plain)), tmp_path / "out"
+    assert reproduce(out, plan, sizes=SIZES, only="bits-per-dim") == 0
+    assert [name for name in RESULTS.values() if (out / name).exists()] == ["bits_per_dim.json"]
+    one, two = ((path / "bits_per_dim.json").read_bytes() for path in (reported, out))
     assert one == two
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "Bits per dimension" in page
+    assert "Linear probes" not in page
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         (["--models", "{noisy}"], "is a single model: name a saved pair"),
-        (["--models", "{noisy}", "{noisy}"], "both hold a noisy model"),
         (["--models", "{noisy}", "{denoiser}", "--budget", "1"], "--budget is for training"),
         (["--models", "{noisy}", "{denoiser}", "--download"], "--download is for training"),
-        (["--models", "{noisy}", "{denoiser}", "--data", "cifar10"], "--data-dir"),
         (["--models", "{noisy}", "{denoiser}", "--from-scratch"], "--from-scratch is for training"),
         (["--download"], "--download is for training: add --from-scratch"),
         (["--from-scratch", "--data", "mnist"], "--data goes with --models"),
         (["--count", "0"], "count must be at least 1, got 0"),
-        (["--probe-train-images", "0"], "train_images must be at least 1, got 0"),
-        (["--threads", "0"], "--threads must be at least 1"),
         (["--from-scratch", "--only", "probes"], "--only probes needs trained models, and noisy"),
         (["--models", "{noisy}", "{denoiser}", "--extractor", "best"], "extractor must be mnist-"),
     ],

@@ -25,16 +25,15 @@ from ..evaluate.classifier import (
     train_classifier,
 )
 from ..evaluate.likelihood import (
-    EQUATION_4_SENTENCE,
     TERMS,
     Scores,
     conventions,
     paired_difference,
     paper_readings,
-    paper_sentence,
     score_pair,
     score_plain,
 )
+from ..evaluate.paper import EQUATION_4_SENTENCE, paper_sentence
 from ..evaluate.sources import check_labels, choose_data, describe_data
 from ..files import write_json
 from ..machine import autocast, choose_device, use_threads
@@ -123,7 +122,7 @@ def evaluate_bits(options: BitsOptions) -> dict[str, Any]:
     if len(every) > 1:
         difference = paired_difference(every["pair"], every["plain"])
         result["pair_less"] = {"plain": asdict(difference)}
-    print_bits(every, dataset)
+    print_bits(result, f"bits/dim · {dataset.source}, {dataset.split}: {n:,} images")
     if options.per_class:
         result["classes"] = bits_of_classes(every, dataset)
     return result
@@ -143,25 +142,22 @@ def describe_scores(scores: Scores) -> dict[str, Any]:
     }
 
 
-def print_bits(every: Mapping[str, Scores], dataset: ImageDataset) -> None:
+def print_bits(result: Mapping[str, Any], title: str) -> None:
     """Print the table of all conventions of a pair, a plain model or both."""
-    count = next(iter(every.values())).n_images
-    title = f"bits/dim · {dataset.source}, {dataset.split}: {count:,} images"
-    rows = {name: list(map(asdict, conventions(scores))) for name, scores in every.items()}
-    bits_table(rows, title).show()
+    models = [name for name in ("pair", "plain") if name in result]
+    bits_table({name: result[name]["conventions"] for name in models}, title).show()
     print(COMPARABLE)
-    scores = every.get("pair")
-    if scores is not None:
-        draws = f"{scores.n_noise} draw{'s' if scores.n_noise > 1 else ''} of noise per image"
-        print(f"The denoiser was trained as {scores.trained_as}; {draws}.")
-        if scores.equation_4:
-            print(EQUATION_4_SENTENCE)
-        readings = paper_readings(scores)
-        if readings:
-            print(paper_sentence(readings))
-    if len(every) > 1:
-        found = paired_difference(every["pair"], every["plain"])
-        value = decimals(found.value, error=found.standard_error)
+    if "pair" in result:
+        pair = result["pair"]
+        draws = f"{pair['n_noise']} draw{'s' * (pair['n_noise'] > 1)} of noise per image"
+        print(f"The denoiser was trained as {pair['trained_as']}; {draws}.")
+        if result["equation_4"]:
+            print(result["equation_4"])
+        if pair["paper_readings"]:
+            print(paper_sentence(pair["paper_readings"]))
+    if "pair_less" in result:
+        less = result["pair_less"]["plain"]
+        value = decimals(less["value"], error=less["standard_error"])
         print(f"pair less plain, paired over images: {value}")
 
 

@@ -111,13 +111,8 @@ def features_by_class(
     """The features of each class of two images and more. name: of the images, for progress."""
     with progress(f"features of {name}", len(images), "images") as done:
         found = extract_features(images, extractor, batch_size=batch_size, progress=done).features
-    return {
-        label: found[labels == label]
-        for label, count in zip(
-            *(t.tolist() for t in labels.unique(return_counts=True)), strict=True
-        )
-        if count > 1
-    }
+    parts = {label: found[labels == label] for label in labels.unique().tolist()}
+    return {label: part for label, part in parts.items() if len(part) > 1}
 
 
 @dataclass(frozen=True, eq=False)

@@ -78,11 +78,9 @@ def train_classifier(
     progress: called with the number of images visited. Raises ValueError for images that are not
     labelled digits of 28 x 28.
     """
-    check_digits(train_set)
+    labels = labels_of_digits(train_set)
     if epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {epochs}")
-    labels = train_set.labels
-    assert labels is not None  # checked
     n = len(train_set)
     steps = math.ceil(epochs * n / BATCH_SIZE)
     with torch.random.fork_rng(devices=[]):
@@ -120,9 +118,7 @@ def shift_images(images: Tensor, *, seed: int, first_index: int) -> Tensor:
 @torch.no_grad()
 def accuracy(model: MnistClassifier, dataset: ImageDataset, batch_size: int = 500) -> float:
     """The fraction of a labelled set that is classified correctly."""
-    check_digits(dataset)
-    labels = dataset.labels
-    assert labels is not None  # checked
+    labels = labels_of_digits(dataset)
     right = 0
     for first in range(0, len(dataset), batch_size):
         _, logits = model(to_float(dataset.images[first : first + batch_size]))
@@ -130,8 +126,8 @@ def accuracy(model: MnistClassifier, dataset: ImageDataset, batch_size: int = 50
     return right / len(dataset)
 
 
-def check_digits(dataset: ImageDataset) -> None:
-    """Raise ValueError unless the images are (N, 1, 28, 28) with labels 0 .. 9."""
+def labels_of_digits(dataset: ImageDataset) -> Tensor:
+    """The labels. Raises ValueError unless the images are (N, 1, 28, 28) with labels 0 .. 9."""
     shape = tuple(dataset.images.shape[1:])
     if shape != IMAGE_SHAPE or dataset.labels is None or not len(dataset):
         labels = "without" if dataset.labels is None else "with"
@@ -141,6 +137,7 @@ def check_digits(dataset: ImageDataset) -> None:
         )
     if int(dataset.labels.min()) < 0 or int(dataset.labels.max()) > 9:
         raise ValueError("the labels must lie in 0 .. 9")
+    return dataset.labels
 
 
 def save_classifier(model: MnistClassifier, path: Path, metadata: Mapping[str, str]) -> None:

@@ -290,15 +290,8 @@ def _user_module(name: str) -> FeatureExtractor:
 def _import(where: str) -> Any:
     path = Path(where)
     if path.suffix != ".py":
-        try:
+        with faults_of(where, "be imported"):
             return importlib.import_module(where)
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                f"extractor {where} cannot be imported ({error}): name a file as "
-                "file.py:attribute, or put its folder on PYTHONPATH"
-            ) from None
-        except Exception as error:
-            raise fault_of(where, "be imported", error) from error
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -313,17 +306,19 @@ def _import(where: str) -> Any:
 
 @contextmanager
 def faults_of(name: str, action: str) -> Iterator[None]:
-    """Turn errors of a user's code into a ValueError of one line: extractor cannot `action`."""
+    """Turn errors of a user's code into one of a line: extractor cannot `action`."""
     try:
         yield
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"extractor {name} cannot {action}: {error}: name a module of yours as "
+            "file.py:attribute, or put its folder on PYTHONPATH"
+        ) from None
     except Exception as error:
-        raise fault_of(name, action, error) from error
-
-
-def fault_of(name: str, action: str, error: Exception) -> ValueError:
-    """The one line of `faults_of`."""
-    reason = " ".join(str(error).split())
-    return ValueError(f"extractor {name} cannot {action}: {type(error).__name__}: {reason}")
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"extractor {name} cannot {action}: {type(error).__name__}: {reason}"
+        ) from error
 
 
 def file_sha256(path: Path) -> str:

@@ -24,21 +24,10 @@ from ..pair import SmoothedPair
 from ..philox import Stream
 from ..sampling.ladder import log_prob_of_noisy
 from ..smoothing import GaussianSmoothing
+from .paper import EQUATION_4_BITS, PAPER_NOISE, noised_log_density
 
 # A density in units of [-1, 1] becomes one per grey level by adding this many bits/dim.
 LEVEL_BITS = math.log2(127.5)
-# The part of the entropy of Gaussian noise, per dimension, that is lost without its e.
-EQUATION_4_BITS = 0.5 / math.log(2)
-EQUATION_4_SENTENCE = (
-    "Equation (4) of the reproduction on MNIST by Karlsson, Eriksson Möllerstedt and Bonde writes "
-    "the entropy of Gaussian noise as log(2 pi sigma^2) / 2 instead of log(2 pi e sigma^2) / 2 per "
-    "dimension, so its numbers are "
-    f"1 / (2 ln 2) = {EQUATION_4_BITS:.4f} bits/dim too high."
-)
-
-# The reproduction paper's number for MNIST, of the density of x + 0.01 n.
-PAPER_BITS = 3.23
-PAPER_NOISE = 0.01
 # Draws of noise from which on their scatter tells the error of their mean.
 ENOUGH_DRAWS = 10
 
@@ -164,7 +153,6 @@ def conventions(scores: Scores) -> list[Convention]:
 def _convention(
     scores: Scores, name: str, nats: Tensor, meaning: str, *, comparable: bool = True
 ) -> Convention:
-    """A row from nats (R, N)."""
     bits = scores.bits(nats)
     value = float(bits.mean())
     return Convention(
@@ -192,16 +180,6 @@ def paper_readings(scores: Scores) -> tuple[float, float] | None:
         return None
     value = float(scores.bits(scores.noisy + scores.smoothing + scores.noised).mean())
     return value + LEVEL_BITS, value + EQUATION_4_BITS
-
-
-def paper_sentence(readings: Sequence[float]) -> str:
-    """Both readings of the reproduction paper's number beside a pair's."""
-    per_level, by_equation = readings
-    return (
-        f"The reproduction paper's {PAPER_BITS} is of the density of x + {PAPER_NOISE:g} n. Per "
-        f"grey level this pair has {per_level:.2f}; if {PAPER_BITS} is |-{PAPER_BITS}|, in units "
-        f"of [-1, 1] by equation (4) as printed, this pair has {by_equation:.2f}."
-    )
 
 
 @dataclass(frozen=True)
@@ -287,11 +265,10 @@ def score_pair(
                 if clean_noise:
                     target = GaussianSmoothing(clean_noise, Stream.CLEAN_NOISE).sample(x, **where)
                     params = pair.denoiser(target, x_tilde, own)
-                density = _log_prob(pair.denoiser, target, params, "continuous")
-                draw["continuous"] = density
-            if of_paper and trained_as == "continuous" and clean_noise == PAPER_NOISE:
-                draw["noised"] = density
-            elif of_paper and trained_as == "discretized":
+                draw["continuous"] = _log_prob(pair.denoiser, target, params, "continuous")
+                if of_paper and clean_noise == PAPER_NOISE:
+                    draw["noised"] = draw["continuous"]
+            elif of_paper:
                 y = GaussianSmoothing(PAPER_NOISE, Stream.CLEAN_NOISE).sample(x, **where)
                 draw["noised"] = noised_log_density(y, params, pair.denoiser.config.atoms)
             for name, values in draw.items():
@@ -299,17 +276,12 @@ def score_pair(
         return {name: torch.stack(draws) for name, draws in columns.items()}
 
     labels = dataset.labels_for(pair.n_classes)
-    nats = score_batches(score, dataset, pair.noisy, labels, limit, batch_size, progress)
-    return Scores(
-        nats["discretized"],
-        dataset.images[0].numel(),
-        continuous=nats.get("continuous"),
-        noisy=nats["noisy"],
-        smoothing=nats["smoothing"],
-        noised=nats.get("noised"),
-        clean_noise=clean_noise if trained_as == "continuous" else 0.0,
-        equation_4=of_paper,
+    nats: dict[str, Any] = score_batches(
+        score, dataset, pair.noisy, labels, limit, batch_size, progress
     )
+    noise = clean_noise if trained_as == "continuous" else 0.0
+    dimensions = dataset.images[0].numel()
+    return Scores(dimensions=dimensions, clean_noise=noise, equation_4=of_paper, **nats)
 
 
 @torch.no_grad()
@@ -344,26 +316,6 @@ def _log_prob(model: PixelCNNpp, x: Tensor, params: Tensor, likelihood: Likeliho
     """(B,), nats, under what `params` of the model mean in a likelihood; summed in float64."""
     mixture = {**model.config.mixture, "likelihood": likelihood}
     return logistic_mixture_log_prob(x, params, **mixture).double().sum((1, 2))
-
-
-def noised_log_density(y: Tensor, params: Tensor, atoms: Sequence[int] = ()) -> Tensor:
-    """log of the density of y = x + 0.01 n by a discretized mixture of the bytes x: (B,), nats.
-
-    y: (B, 1, H, W). params: (B, P, H, W). A pixel's density is the sum over levels v of p(v) times
-    the density of N(v, 0.01^2) at y; levels beyond ten standard deviations add nothing.
-    """
-    noise, terms = GaussianSmoothing(PAPER_NOISE), []
-    nearest = ((y + 1) * 127.5).round().clamp(0, 255)
-    reach = math.ceil(10 * PAPER_NOISE * 127.5)
-    for shift in range(-reach, reach + 1):
-        level = nearest + shift
-        value = level.clamp(0, 255) / 127.5 - 1
-        mass = logistic_mixture_log_prob(value, params, "discretized", atoms=atoms)
-        inside = (level >= 0) & (level <= 255)
-        terms.append(
-            torch.where(inside[:, 0], mass + noise.log_density(y - value)[:, 0], -math.inf)
-        )
-    return torch.stack(terms).logsumexp(0).double().sum((1, 2))
 
 
 def score_batches(

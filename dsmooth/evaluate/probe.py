@@ -130,6 +130,11 @@ def best_probe(scores: Mapping[str, Any]) -> str:
     return max(scores, key=lambda name: scores[name].get("held_out", scores[name]["accuracy"]))
 
 
+def best_block(scores: Mapping[str, Any]) -> str:
+    """The best probe of a single block."""
+    return best_probe(single_blocks(scores))
+
+
 def single_blocks(scores: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of a network without that of its blocks together."""
     return {name: score for name, score in scores.items() if name != TOGETHER}
@@ -225,10 +230,13 @@ class Probing:
         else:
             with autocast(x.device, self.precision):
                 streams = network.features(*inputs)
-            settings = self.settings
-            blocks = {block: self.choose(*streams[block]) for block in settings.blocks}
+            settings, blocks = self.settings, {}
+            for one in settings.blocks:
+                named = zip(("u", "ul"), streams[one], strict=True)
+                chosen = [values for stream, values in named if settings.stream in (stream, "both")]
+                blocks[one] = pool(torch.cat(chosen, 1), settings.pooling)
             if settings.together:
-                maps = [values for block in settings.blocks for values in streams[block]]
+                maps = [values for one in settings.blocks for values in streams[one]]
                 joined = [pool(values, settings.together).flatten(1) for values in maps]
                 blocks[TOGETHER] = torch.cat(joined, 1)
         rows = {block: values[:count].flatten(1).half().cpu() for block, values in blocks.items()}
@@ -240,58 +248,47 @@ class Probing:
                 )
         return rows
 
-    def choose(self, u: Tensor, ul: Tensor) -> Tensor:
-        """The streams that the settings name, averaged as they say."""
-        stream = self.settings.stream
-        chosen = torch.cat((u, ul), 1) if stream == "both" else u if stream == "u" else ul
-        return pool(chosen, self.settings.pooling)
-
     def probe(self, name: str, network: PixelCNNpp | None) -> dict[str, dict[str, Any]] | None:
         """Write the features of all blocks to disk in one pass, then train each block's probe.
 
         Under torchrun each process computes its share of the features. Rank 0 collects them and
         trains the probes; the others return None.
         """
-        sizes = {split: len(data) for split, data in self.splits.items()}
+        n_train, n_test = (len(self.splits[split]) for split in ("train", "test"))
         labels = {s: data.labels for s, data in self.splits.items() if data.labels is not None}
-        classes = 1 + max(int(values.max()) for values in labels.values())
-        steps = self.settings.epochs * sizes["train"]
+        fit = partial(
+            train_linear,
+            classes=1 + max(int(values.max()) for values in labels.values()),
+            seed=self.settings.seed,
+            device=device_of(network),
+        )
+        epochs, first = self.settings.epochs, n_train - round(HELD_OUT * n_train)
         with contextlib.ExitStack() as stack:
-            with progress(f"features of {name}", sum(sizes.values())) as done:
+            with progress(f"features of {name}", n_train + n_test) as done:
                 train = self.extract(name, network, "train", stack, done)
-                test = self.extract(
-                    name, network, "test", stack, lambda n: done(sizes["train"] + n)
-                )
+                test = self.extract(name, network, "test", stack, lambda n: done(n_train + n))
             if rank_and_size()[0] > 0:
                 return None
             results = {}
             with progress(f"probes of {name}", len(train), "blocks") as done:
-                for i, block in enumerate(train):
+                for i, (block, rows) in enumerate(train.items()):
 
                     def part_done(n: int, before: int = i, done: Any = done) -> None:
-                        done(before + n / steps)
+                        done(before + n / (epochs * n_train))
 
-                    data = train[block], labels["train"]
-                    fit = partial(
-                        train_linear,
-                        classes=classes,
-                        seed=self.settings.seed,
-                        device=device_of(network),
-                    )
                     results[block] = fit(
-                        data,
+                        (rows, labels["train"]),
                         (test[block], labels["test"]),
-                        epochs=self.settings.epochs,
+                        epochs=epochs,
                         progress=part_done,
                     )
-                    first = sizes["train"] - round(HELD_OUT * sizes["train"])
-                    if 0 < first < sizes["train"]:
-                        head, tail = (
-                            (data[0][rows], data[1][rows])
-                            for rows in (slice(first), slice(first, None))
+                    if 0 < first < n_train:
+                        held_out = fit(
+                            (rows[:first], labels["train"][:first]),
+                            (rows[first:], labels["train"][first:]),
+                            epochs=math.ceil(HELD_OUT_PASSES * epochs),
                         )
-                        epochs = math.ceil(HELD_OUT_PASSES * self.settings.epochs)
-                        results[block]["held_out"] = fit(head, tail, epochs=epochs)["accuracy"]
+                        results[block]["held_out"] = held_out["accuracy"]
         return results
 
     def extract(
@@ -313,7 +310,14 @@ class Probing:
         ):
             if not files:
                 widths = {block: values.shape[1] for block, values in rows.items()}
-                self.check_room(2 * sum(map(len, self.splits.values())) * sum(widths.values()))
+                needed = 2 * sum(map(len, self.splits.values())) * sum(widths.values())
+                free = shutil.disk_usage(self.folder).free
+                if needed > free:
+                    raise OSError(
+                        f"the features need {needed / 1e9:.1f} GB in {self.folder}, which has "
+                        f"{free / 1e9:.1f} GB free: use fewer train_images, pooling=mean, or "
+                        "another folder"
+                    )
                 for block in widths:
                     new = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115
                     files[block] = stack.enter_context(new)  # which closes it
@@ -326,15 +330,6 @@ class Probing:
             block: np.memmap(file, np.float16, "r", shape=(count, widths[block]))
             for block, file in files.items()
         }
-
-    def check_room(self, needed: int) -> None:
-        """Raise OSError unless `needed` bytes fit on the disk of the folder."""
-        free = shutil.disk_usage(self.folder).free
-        if needed > free:
-            raise OSError(
-                f"the features need {needed / 1e9:.1f} GB in {self.folder}, which has "
-                f"{free / 1e9:.1f} GB free: use fewer train_images, pooling=mean, or another folder"
-            )
 
 
 def pool(values: Tensor, how: Pooling | int) -> Tensor:

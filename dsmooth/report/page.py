@@ -1,34 +1,63 @@
 """report.html of a reproduction: one file, pictures inline, no script, no network.
 
-`write_report` turns the numbers of results.json into sentences, tables and figures of the page.
+page.html has its words, and reads the numbers of results.json.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import base64
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from torch import Tensor
 
+from ..evaluate.paper import EQUATION_4_BITS, PAPER_BITS, PAPER_PROBE, paper_sentence
+from ..evaluate.probe import best_block, best_probe
 from ..files import write_atomically
-from ..tables import decimals
-from .growth import growth_section
-from .html import render_page
-from .sections import (
-    TITLES,
-    bits_section,
-    curves_section,
-    denoising_section,
-    frechet_section,
-    paper_section,
-    probes_section,
-    receptive_section,
-    samples_section,
-    settings_table,
-)
+from ..pictures import grid_png, visible
+from ..tables import COMPARABLE, Table, bits_table, decimals, percent
+from .growth import equal_cost, held_out_curves
+from .plots import curve_png, growth_png, probe_png, receptive_png
 
-NOISE_NAMES = {"gaussian": "Gaussian", "laplace": "Laplace", "uniform": "uniform"}
+MIN_WIDTH = 600  # pixels of a grid
+SINGLE_STEP = (
+    "Single-step samples are means of images and no images of bytes: fewer of their pixels are "
+    "black than in data. The distance does not see that."
+)
+TITLES = {
+    "noisy": "Noisy model",
+    "denoiser": "Denoiser",
+    "plain": "Plain baseline",
+    "two-step": "Two-step samples",
+    "single-step": "Single-step samples",
+    "real": "Test images, the floor",
+}
+# (key of `settings`, words); a dot leads into the model's own settings.
+SETTINGS = (
+    ("model.n_filters", "filters F"),
+    ("model.n_resnet", "gated resnets per block R"),
+    ("model.n_mix", "mixture components K"),
+    ("model.dropout", "dropout"),
+    ("model.conditioning", "conditioning"),
+    ("model.likelihood", "likelihood"),
+    ("smoothing", "smoothing noise"),
+    ("scale", "its scale σ"),
+    ("clean_noise", "noise on the target"),
+    ("batch_size", "batch size"),
+    ("learning_rate", "peak learning rate"),
+    ("schedule", "learning-rate schedule"),
+    ("warmup_images", "warm-up, images"),
+    ("betas", "Adam's β"),
+    ("clip_norm", "gradient clipped at"),
+    ("ema", "largest EMA decay"),
+    ("data_init", "data-dependent init"),
+    ("precision", "precision"),
+    ("seed", "seed"),
+)
 
 
 def write_report(
@@ -43,35 +72,68 @@ def write_report(
     histories: the log of each role's run. pictures: (N, C, H, W) images by name, as
     `dsmooth.reproduce.stages.Stages.draw` returns them. commands: see `advice`.
     """
-    sections = {
-        "Samples": samples_section(results, pictures),
-        "Denoising": denoising_section(results, pictures),
-        "Bits per dimension": bits_section(results),
-        "Fréchet distance": frechet_section(results),
-        "Linear probes": probes_section(results),
-        "Receptive fields": receptive_section(results),
-        "Beside the paper": paper_section(results),
-        "Training curves": curves_section(results, histories),
-        "What more training buys": growth_section(results, histories),
-        "Better samples": advice(results, commands),
-        "How this was made": making(results),
-        "Settings": [settings_table(results["runs"])],
-    }
-    page = render_page(
-        sections,
-        title=f"Distribution smoothing on {data_name(results)}",
+    page = templates(Path(__file__).parent, autoescape=True).get_template("page.html")
+    text = page.render(
+        results=results,
+        histories=histories,
+        pictures=pictures,
         lead=bound_sentence(results),
-        introduction=introduction(results),
-        version=results["dsmooth"],
+        advice=advice(results, commands),
+        curves=held_out_curves(results["runs"], histories),
+        equal_cost=equal_cost,
+        grid=_grid,
+        plot=_plot,
+        curve_png=curve_png,
+        growth_png=growth_png,
+        probe_png=probe_png,
+        receptive_png=receptive_png,
     )
-    write_atomically(path, page.encode())
+    # p(x | x~) must not break at the bar: after one, only a word joiner forbids it.
+    write_atomically(path, text.replace(" | ", "\u00a0|\u2060\u00a0").encode())
 
 
-def data_name(results: Mapping[str, Any]) -> str:
-    """The data set's name as people write it."""
-    names = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
-    name = results["data"]["name"]
-    return names.get(name, "CelebA" if name == "celeba" else "your images")
+def templates(folder: Path, *, autoescape: bool) -> Environment:
+    """Templates of reports and cards, with the numbers, tables and sentences that they share."""
+    pages = Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=autoescape,
+        undefined=StrictUndefined,
+        trim_blocks=not autoescape,
+        keep_trailing_newline=True,
+    )
+    pages.filters |= {"decimals": decimals, "percent": percent, "thousands": "{:,}".format}
+    functions = (best_block, best_probe, measured_bits, settings_table)
+    sentences = (difference_sentence, paper_sentence, terms_sentence)
+    pages.globals |= {each.__name__: each for each in (*functions, *sentences)}
+    pages.globals |= {
+        "COMPARABLE": COMPARABLE,
+        "EQUATION_4_BITS": EQUATION_4_BITS,
+        "PAPER_BITS": PAPER_BITS,
+        "PAPER_PROBE": PAPER_PROBE,
+        "SINGLE_STEP": SINGLE_STEP,
+        "TITLES": TITLES,
+    }
+    return pages
+
+
+def _plot(draw: Callable[..., bytes], *numbers: Any) -> tuple[str, str]:
+    """A plot as URIs, for light and for dark mode."""
+    return _uri(draw(*numbers, dark=False)), _uri(draw(*numbers, dark=True))
+
+
+def _grid(*rows: Tensor) -> str:
+    """A picture of some images in a square, or of one row for each of several, as a URI.
+
+    It is sharp on a dense screen, and diverged images are plain grey.
+    """
+    x = torch.cat(rows)
+    columns = len(rows[0]) if len(rows) > 1 else math.isqrt(len(x) - 1) + 1
+    zoom = max(2, math.ceil(MIN_WIDTH / (columns * x.shape[3])))
+    return _uri(grid_png(visible(x), columns=columns, zoom=zoom))
+
+
+def _uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
 def bound_sentence(results: Mapping[str, Any]) -> str:
@@ -79,47 +141,12 @@ def bound_sentence(results: Mapping[str, Any]) -> str:
     if "bits_per_dim" not in results:
         return "Bits/dim were not measured yet."
     pair = results["bits_per_dim"]["pair"]
-    where = f"on {pair['n_images']:,} held-out images (± is the standard error over images)"
-    number = decimals(pair["value"], 3, pair["standard_error"])
-    if pair["likelihood"] == "discretized":
-        return f"The pair's discrete bound is {number} bits/dim {where}."
-    return f"The pair's density bound, in [-1, 1] units, is {number} bits/dim {where}."
-
-
-def making(results: Mapping[str, Any]) -> list[str]:
-    """Sentences on data, runs and machine of the reproduction."""
-    data, machine, card = results["data"], results["machine"], results.get("card")
-    kind = "the subset that comes with dsmooth" if data["embedded_subset"] else "the files given"
-    sentences = [
-        f"Settings: {results['name']}. "
-        f"Data: {data_name(results)}, {kind}: {data['train_images']:,} training and "
-        f"{data['test_images']:,} test images of {' x '.join(map(str, data['image_size']))} pixels."
-    ]
-    for role, run in results["runs"].items():
-        trained = "how it was trained is not recorded"
-        if "images" in run:
-            trained = f"trained on {run['images']:,} images, repeats counted"
-        if card is not None:
-            passes = run["images"] / card["train_images"]
-            trained += f": {passes:.1f} passes over {card['train_images']:,} images"
-        if "passes_over_training_set" in run:  # trained here
-            rate = run["images"] / max(run["training_seconds"], 0.1)
-            trained += (
-                f" ({run['passes_over_training_set']:.1f} passes over the training set) in "
-                f"{run['training_seconds'] / 60:.1f} minutes, {rate:.0f} images/s"
-            )
-        notes = "".join(f" {note[0].upper()}{note[1:]}." for note in run.get("notes", ()) if note)
-        sentences.append(f"{TITLES[role]}: {run['parameters']:,} parameters, {trained}.{notes}")
-    threads = f"{machine['cpu_threads']} CPU thread{'s' * (machine['cpu_threads'] != 1)}"
-    if machine["processes"] > 1:
-        threads = f"{machine['processes']} processes of {threads}"
-    gpu = f", {machine['gpu']}" if machine["gpu"] else ""
-    sentences.append(
-        f"Measured on: {machine['processor']}, {threads}{gpu}, "
-        f"{machine['system']}, Python {machine['python']}, torch {machine['torch']}, "
-        f"dsmooth {results['dsmooth']}."
+    discrete = pair["likelihood"] == "discretized"
+    bound = "discrete bound" if discrete else "density bound, in [-1, 1] units,"
+    return (
+        f"The pair's {bound} is {decimals(pair['value'], 3, pair['standard_error'])} bits/dim on "
+        f"{pair['n_images']:,} held-out images (± is the standard error over images)."
     )
-    return sentences
 
 
 def advice(results: Mapping[str, Any], commands: Sequence[str] = ()) -> list[str]:
@@ -154,12 +181,55 @@ def advice(results: Mapping[str, Any], commands: Sequence[str] = ()) -> list[str
     return sentences
 
 
-def introduction(results: Mapping[str, Any]) -> str:
-    """The task of each of the two models, as a paragraph."""
-    settings = results["runs"]["noisy"]["settings"]
-    noise = f"{NOISE_NAMES[settings['smoothing']]} noise of scale {settings['scale']:g}"
+def difference_sentence(difference: Mapping[str, Any]) -> str:
+    """The pair's bound against the plain model, paired over images."""
+    value = decimals(difference["value"], 4, difference["standard_error"])
     return (
-        f"Two autoregressive models share the work. The first, p(x̃), was trained on images with "
-        f"{noise} (pixels lie in [−1, 1]); the second, p(x | x̃), takes the noise away. "
-        "Sampling is two-step: draw x̃ from the first model, then x from the second."
+        f"The pair's bound less the plain model's bits/dim is {value}, paired over the same "
+        f"{difference['n_images']:,} images."
     )
+
+
+def terms_sentence(pair: Mapping[str, Any]) -> str:
+    """The three terms of a pair's bound."""
+    noisy, noise, denoiser = (decimals(pair[k]) for k in ("noisy", "smoothing", "denoiser"))
+    return (
+        f"The bound is the sum of {noisy} (noisy model), {noise} (the noise, known exactly) and "
+        f"{denoiser} (denoiser)."
+    )
+
+
+def measured_bits(bits: Mapping[str, Any]) -> Table:
+    """Bits/dim of the pair and of the plain model, if there is one, in every convention."""
+    return bits_table(
+        {name: bits[name]["conventions"] for name in ("pair", "plain") if name in bits}
+    )
+
+
+def settings_table(runs: Mapping[str, Any]) -> Table:
+    """Settings of the runs; a dash where a model has none, or none is recorded."""
+    rows = []
+    for key, words in SETTINGS:
+        values = []
+        for role, run in runs.items():
+            value = run["settings"]
+            for part in key.split("."):
+                value = value.get(part, "–") if isinstance(value, Mapping) else value
+            absent = role == "plain" and key in ("smoothing", "scale", "clean_noise")
+            values.append("–" if absent else _setting_words(value))
+        if set(values) != {"–"}:
+            rows.append([words, *values])
+    return Table(["Setting", *runs], rows)
+
+
+def _setting_words(value: Any) -> str:
+    """A setting's value as a person writes it."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_setting_words, value))
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:g}" if isinstance(value, float) else str(value)

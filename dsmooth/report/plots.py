@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from ..evaluate.probe import PIXELS, single_blocks
 
 
-@dataclass(frozen=True)
-class Colours:
+class Colours(NamedTuple):
     """One set for a light page, one for a dark one."""
 
     text: str
@@ -21,42 +20,55 @@ class Colours:
     quiet: str
     faint: str
 
-    @classmethod
-    def of(cls, dark: bool) -> Colours:
-        """The set for a dark or a light page."""
-        if dark:
-            return cls("#d6d9df", "#7fb2ff", "#ffb454", "#a3abb5", "#2b3038")
-        return cls("#333333", "#2f6fd0", "#b34700", "#6b7480", "#eceef1")
+
+LIGHT = Colours("#333333", "#2f6fd0", "#b34700", "#6b7480", "#eceef1")
+DARK = Colours("#d6d9df", "#7fb2ff", "#ffb454", "#a3abb5", "#2b3038")
 
 
-def blank(colours: Colours) -> tuple[Any, Any]:
-    """An empty figure of the report's size and its axes."""
-    from matplotlib.figure import Figure
+def plot(paint: Callable[..., None]) -> Callable[..., bytes]:
+    """Make a function of (axes, colours, numbers) one of (numbers, dark, transparent), a PNG."""
 
-    canvas = Figure(figsize=(3.6, 2.7), dpi=220, layout="constrained")
-    axes = canvas.add_subplot()
-    axes.tick_params(colors=colours.text)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(colours.text)
-    return canvas, axes
+    @functools.wraps(paint)
+    def draw(*numbers: Any, dark: bool = False, transparent: bool = True) -> bytes:
+        from matplotlib.figure import Figure
+
+        colours = DARK if dark else LIGHT
+        canvas = Figure(figsize=(3.6, 2.7), dpi=220, layout="constrained")
+        axes = canvas.add_subplot()
+        axes.tick_params(which="both", colors=colours.text)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(colours.text)
+        axes.xaxis.label.set_color(colours.text)
+        axes.yaxis.label.set_color(colours.text)
+        paint(axes, colours, *numbers)
+        return png(canvas, transparent=transparent)
+
+    return draw
 
 
-def png(canvas: Any, *, transparent: bool = True) -> bytes:
+def png(canvas: Any, *, transparent: bool) -> bytes:
     """The figure as PNG, the same bytes for the same content."""
     buffer = io.BytesIO()
     canvas.savefig(buffer, format="png", transparent=transparent, metadata={"Software": None})
     return buffer.getvalue()
 
 
-def curve_png(entries: Sequence[Mapping[str, Any]], *, dark: bool) -> bytes:
-    """Loss in bits/dim against images seen, as PNG; held-out scores as dots."""
+def images_and_bits(axes: Any, colours: Colours, *, legend: bool = True) -> None:
+    """Name the axes of a plot of bits/dim against images."""
     from matplotlib.ticker import EngFormatter
 
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.set(xlabel="images seen", ylabel="bits/dim")
+    if legend:
+        axes.legend(frameon=False, labelcolor=colours.text)
+
+
+@plot
+def curve_png(axes: Any, colours: Colours, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Loss in bits/dim against images seen; held-out scores as dots."""
     steps = [(e["images"], e["bits_per_dim"]) for e in entries if e["event"] == "step"]
     scores = [(e["images"], e["bits_per_dim"]) for e in entries if e["event"] == "evaluation"]
-    colours = Colours.of(dark)
-    canvas, axes = blank(colours)
     means = running_mean(steps)
     if steps:
         axes.plot(*zip(*steps, strict=True), color=colours.line, linewidth=0.6, alpha=0.3)
@@ -70,31 +82,20 @@ def curve_png(entries: Sequence[Mapping[str, Any]], *, dark: bool) -> bytes:
         low, high = values[0], values[min(len(values) - 1, int(0.9 * len(values)))]
         margin = 0.15 * (high - low) + 0.01
         axes.set_ylim(low - margin, high + margin)
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.set_xlabel("images seen", color=colours.text)
-    axes.set_ylabel("bits/dim", color=colours.text)
-    if steps or scores:
-        axes.legend(frameon=False, labelcolor=colours.text)
-    return png(canvas)
+    images_and_bits(axes, colours, legend=bool(values))
 
 
-def growth_png(curves: Mapping[str, Sequence[tuple[int, float]]], *, dark: bool) -> bytes:
-    """Bits/dim of "pair" and "plain" against images seen, both axes logarithmic, as PNG."""
-    from matplotlib.ticker import EngFormatter, FormatStrFormatter, NullFormatter
+@plot
+def growth_png(axes: Any, colours: Colours, curves: Mapping[str, Any]) -> None:
+    """Bits/dim of "pair" and "plain" against images seen, both axes logarithmic."""
+    from matplotlib.ticker import FormatStrFormatter, NullFormatter
 
-    colours = Colours.of(dark)
-    canvas, axes = blank(colours)
     for (name, curve), colour in zip(curves.items(), (colours.line, colours.dots), strict=True):
         axes.loglog(*zip(*curve, strict=True), "o-", color=colour, label=name, markersize=3)
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_minor_formatter(NullFormatter())
     for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
         which(FormatStrFormatter("%.2f"))
-    axes.tick_params(which="minor", colors=colours.text)
-    axes.set_xlabel("images seen", color=colours.text)
-    axes.set_ylabel("bits/dim", color=colours.text)
-    axes.legend(frameon=False, labelcolor=colours.text)
-    return png(canvas)
+    images_and_bits(axes, colours)
 
 
 def running_mean(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
@@ -107,19 +108,14 @@ def running_mean(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]
     return smooth
 
 
+@plot
 def probe_png(
-    accuracy: Mapping[str, Mapping[str, Any]],
-    name: str,
-    *,
-    dark: bool = False,
-    transparent: bool = True,
-) -> bytes:
+    axes: Any, colours: Colours, accuracy: Mapping[str, Mapping[str, Any]], name: str
+) -> None:
     """Accuracy of the probe after each block of network `name`, its controls beside it.
 
     accuracy: the entry of that name in the result of `probe_pair`. Bars are standard errors.
     """
-    colours = Colours.of(dark)
-    canvas, axes = blank(colours)
     lines = (
         (name, "trained", {"color": colours.line, "fmt": "o-", "linewidth": 1.6}),
         ("plain", "plain model", {"color": colours.dots, "fmt": "^-.", "linewidth": 1}),
@@ -135,14 +131,13 @@ def probe_png(
     if PIXELS in accuracy:
         height = 100 * accuracy[PIXELS][PIXELS]["accuracy"]
         axes.axhline(height, color=colours.dots, linewidth=1, linestyle=":", label="pixels")
-    axes.set_xlabel("after block", color=colours.text)
-    axes.set_ylabel("test accuracy, %", color=colours.text)
-    canvas.legend(loc="outside upper center", ncols=2, frameon=False, labelcolor=colours.text)
-    return png(canvas, transparent=transparent)
+    axes.set(xlabel="after block", ylabel="test accuracy, %")
+    axes.figure.legend(loc="outside upper center", ncols=2, frameon=False, labelcolor=colours.text)
 
 
-def receptive_png(field: Mapping[str, Any], name: str, *, dark: bool) -> bytes:
-    """The pixels that the marked one of network `name` depends on, as PNG; blind spots stand out.
+@plot
+def receptive_png(axes: Any, colours: Colours, field: Mapping[str, Any], name: str) -> None:
+    """The pixels that the marked one of network `name` depends on; blind spots stand out.
 
     field: the result of `receptive_fields`. The shade is the logarithm of the gradient.
     """
@@ -150,15 +145,11 @@ def receptive_png(field: Mapping[str, Any], name: str, *, dark: bool) -> bytes:
     from matplotlib.colors import to_rgb
     from matplotlib.patches import Patch
 
-    colours = Colours.of(dark)
-    canvas, axes = blank(colours)
     influence = np.array(field["networks"][name]["influence"])
     row, column = field["pixel"]
     order = np.arange(influence.size).reshape(influence.shape)
     before = order < order[row, column]
-    line, dots, faint, text = map(
-        np.array, map(to_rgb, (colours.line, colours.dots, colours.faint, colours.text))
-    )
+    text, line, dots, _, faint = (np.array(to_rgb(colour)) for colour in colours)
     picture = np.broadcast_to(faint, (*influence.shape, 3)).copy()
     reached = influence > 0
     strength = np.log(influence, where=reached, out=np.zeros_like(influence))
@@ -170,14 +161,12 @@ def receptive_png(field: Mapping[str, Any], name: str, *, dark: bool) -> bytes:
     picture[row, column] = text
     axes.imshow(picture, interpolation="nearest")
     axes.grid(False)
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     marks = ((line, "reached"), (dots, "blind spot"), (text, "the pixel"), (faint, "later"))
-    canvas.legend(
+    axes.figure.legend(
         handles=[Patch(color=tuple(colour), label=label) for colour, label in marks],
         loc="outside right upper",
         frameon=False,
         labelcolor=colours.text,
     )
-    return png(canvas)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from jinja2 import UndefinedError
 
 from ..config import OWN, Precision, ReproductionStage, check_one_of, flatten
 from ..distributed import barrier, broadcast_int, process_group, rank_and_size
@@ -99,7 +100,7 @@ def reproduce(
         try:
             write_report(out / "report.html", results, histories, samples, again)
             sentences = [bound_sentence(results), *advice(results, again)]
-        except (AttributeError, IndexError, KeyError, TypeError) as error:
+        except (AttributeError, IndexError, KeyError, TypeError, UndefinedError) as error:
             raise ValueError(
                 f"{out} holds a result that cannot be reported ({error!r}): only=STAGE computes a "
                 "stage again"

@@ -69,22 +69,18 @@ def describe_model(
     network, smoothing = models.networks[role], models.pair.smoothing
     parameters = sum(p.numel() for p in network.parameters())
     if role not in models.settings:
-        settings = {
-            "model": asdict(network.config),
-            "smoothing": smoothing.kind,
-            "scale": smoothing.scale,
-        }
+        model = asdict(network.config)
+        settings = {"model": model, "smoothing": smoothing.kind, "scale": smoothing.scale}
         return {"settings": settings, "parameters": parameters}
     run, config = models.runs[role], models.settings[role]
     settings = asdict(config)
     settings.pop("data_dir")
+    description = {"settings": settings, "parameters": parameters}
     if not run.is_finished():
-        return {"settings": settings, "parameters": parameters}
+        return description
     entries = run.history()
     scores = [e["bits_per_dim"] for e in entries if e["event"] == "evaluation"]
-    description = {
-        "settings": settings,
-        "parameters": parameters,
+    description |= {
         "images": config.images,
         "training_seconds": training_seconds(entries),
         "loss": loss_name(config),

@@ -123,8 +123,7 @@ class Stages:
         """The pictures of the report: (N, C, H, W) by name, drawn or read from samples/.
 
         "noisy", "two-step", "single-step" and "plain" are samples; the same x~ stands behind the
-        first three. "held-out", "held-out-noisy", "held-out-two-step" and "held-out-single-step"
-        are test images, with noise, and denoised.
+        first three. Names with "held-out" are of test images, with noise, and denoised.
         """
         (self.folder / "samples").mkdir(exist_ok=True)
         barrier()
