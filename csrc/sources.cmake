@@ -5,8 +5,8 @@ include(${CMAKE_CURRENT_LIST_DIR}/isa.cmake)
 # The gated block on the CPU.
 function(add_gated_resnet target)
   set(here ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/gated_resnet)
-  target_sources(${target} PRIVATE ${here}/dispatch.cpp ${here}/operands.cpp)
-  compile_for_instruction_sets(${target} ${here}/block.cpp ${here}/dispatch.cpp BLOCK_SETS
+  target_sources(${target} PRIVATE ${here}/gated_resnet.cpp)
+  compile_for_instruction_sets(${target} ${here}/block.cpp ${here}/gated_resnet.cpp BLOCK_SETS
     generic avx2 avx512 avx512bf16 neon)
 endfunction()
 
@@ -23,10 +23,10 @@ endfunction()
 function(add_sampler target)
   set(here ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/sampler)
   target_sources(${target} PRIVATE ${here}/program.cpp ${here}/network.cpp ${here}/plan.cpp
-    ${here}/device_plan.cpp ${here}/sampler_cpu.cpp ${here}/tile_kernels.cpp)
-  compile_for_instruction_sets(${target} ${here}/tiles_float32.cpp ${here}/tile_kernels.cpp
+    ${here}/device_plan.cpp ${here}/sampler_cpu.cpp)
+  compile_for_instruction_sets(${target} ${here}/tiles_float32.cpp ${here}/sampler_cpu.cpp
     FLOAT32_SETS generic avx2 avx512 neon)
-  compile_for_instruction_sets(${target} ${here}/tiles_bfloat16.cpp ${here}/tile_kernels.cpp
+  compile_for_instruction_sets(${target} ${here}/tiles_bfloat16.cpp ${here}/sampler_cpu.cpp
     BFLOAT16_SETS generic avx2 avx512bf16 neon)
   find_package(Threads REQUIRED)
   target_link_libraries(${target} PRIVATE Threads::Threads)

@@ -79,19 +79,6 @@ Program to_program(const py::object& p) {
   return program;
 }
 
-void check_size(int64_t height, int64_t width) {
-  const auto is_side = [](int64_t n) { return n > 0 && n <= (1 << 15) && n % 4 == 0; };
-  if (is_side(height) && is_side(width)) return;
-  throw std::invalid_argument("height and width must be multiples of 4 up to 32768, got " +
-                              std::to_string(height) + " and " + std::to_string(width));
-}
-
-template <class Sampler>
-size_t bytes_per_image(const Sampler& sampler, int height, int width) {
-  check_size(height, width);
-  return sampler.bytes_per_image(height, width);
-}
-
 void check_given(const char* name, const Borrowed& tensor, bool wanted, const char* given,
                  const char* absent) {
   if (tensor.given != wanted)
@@ -119,7 +106,7 @@ struct Tensors {
     const int64_t channels = network.image_channels;
     float* const images = contiguous<float>("out", out, {kAny, channels, kAny, kAny}, device);
     const int64_t n = out.shape[0], height = out.shape[2], width = out.shape[3];
-    check_size(height, width);
+    sampler::check_size(height, width);
     check_given("context", context, network.conditioned, "be a tensor for a conditioned model",
                 "be None for a model without conditioning");
     if (context.given) contiguous<float>("context", context, {n, channels, height, width}, device);
@@ -195,22 +182,15 @@ void write_weights(CudaSampler& sampler, const py::object& host, const py::objec
 
 Partition partition(const CudaSampler& sampler, int64_t n, int height, int width, size_t memory,
                     int max_slice) {
-  check_size(height, width);
   constexpr int64_t kMostImages = int64_t{1} << 40;
   if (n < 1 || n > kMostImages) refuse("n", "lie in 1 .. 2**40", std::to_string(n));
   if (max_slice < 0) refuse("max_slice", "not be negative", std::to_string(max_slice));
   return sampler.partition(n, height, width, memory, max_slice);
 }
 
-size_t workspace_words(const CudaSampler& sampler, const Partition& partition, int height,
-                       int width) {
-  check_size(height, width);
-  return sampler.workspace_bytes(partition, height, width) / sizeof(float);
-}
-
-int64_t launches(const CudaSampler& sampler, const Partition& partition, int height) {
-  check_size(height, 4);
-  return sampler.launches(partition, height);
+int64_t workspace_words(const CudaSampler& sampler, const Partition& partition, int height,
+                        int width) {
+  return static_cast<int64_t>(sampler.workspace_bytes(partition, height, width) / sizeof(float));
 }
 
 void sample_on_cuda(const CudaSampler& sampler, const py::object& out, const py::object& context,
@@ -227,8 +207,7 @@ void sample_on_cuda(const CudaSampler& sampler, const py::object& out, const py:
   }
   if (launch < 0 || launch >= sampler.launches(partition, all.height))
     refuse("launch", "be one of launches()", std::to_string(launch));
-  const auto words =
-      static_cast<int64_t>(workspace_words(sampler, partition, all.height, all.width));
+  const int64_t words = workspace_words(sampler, partition, all.height, all.width);
   const CudaRequest request{n, all, partition,
                             device_words("workspace", tensors.workspace, words, device),
                             current_stream(device)};
@@ -240,7 +219,7 @@ void register_cuda_sampler(py::module_& module) {
   py::class_<Partition>(module, "Partition")
       .def_readonly("slices", &Partition::slices)
       .def_readonly("largest", &Partition::largest)
-      .def_readonly("blocks", &Partition::blocks);
+      .def_readonly("blocks", &Partition::workers);
   py::class_<CudaSampler>(module, "CudaSampler")
       .def(py::init([](const py::object& program, bool bf16, int device) {
              return CudaSampler(to_program(program), bf16, device);
@@ -250,12 +229,12 @@ void register_cuda_sampler(py::module_& module) {
       .def("write_weights", &write_weights, py::arg("host"), py::arg("device"),
            py::keep_alive<1, 3>(),
            "Writes to `host`, once, what `device` is to hold; `device` lives as long as this.")
-      .def("bytes_per_image", &bytes_per_image<CudaSampler>, py::arg("height"), py::arg("width"))
+      .def("bytes_per_image", &CudaSampler::bytes_per_image, py::arg("height"), py::arg("width"))
       .def("partition", &partition, py::arg("n"), py::arg("height"), py::arg("width"),
            py::arg("memory"), py::arg("max_slice"))
       .def("workspace_words", &workspace_words, py::arg("partition"), py::arg("height"),
            py::arg("width"))
-      .def("launches", &launches, py::arg("partition"), py::arg("height"))
+      .def("launches", &CudaSampler::launches, py::arg("partition"), py::arg("height"))
       .def("sample", &sample_on_cuda, py::kw_only(), py::arg("out"), py::arg("context"),
            py::arg("mask"), py::arg("workspace"), py::arg("partition"), py::arg("launch"),
            py::arg("seed"), py::arg("first_index"), py::arg("temperature"), py::arg("condition"),
@@ -280,7 +259,7 @@ void register_sampler(py::module_& module) {
            "mask: (N, H, W) uint8, not 0 where a pixel of out is known and stays; or None. "
            "condition: (N, condition_size), the vectors of the images; None if that is 0.")
       .def_property_readonly("instruction_set", &CpuSampler::instruction_set)
-      .def("bytes_per_image", &bytes_per_image<CpuSampler>, py::arg("height"), py::arg("width"));
+      .def("bytes_per_image", &CpuSampler::bytes_per_image, py::arg("height"), py::arg("width"));
 }
 
 }  // namespace dsmooth

@@ -28,7 +28,7 @@ class Block {
 
   static void forward(const GatedCall& call, const void* packed, int64_t first, int64_t last,
                       void* scratch) {
-    Block block(call.shape, call.dropout, packed, scratch);
+    Block block(call.shape, call.dropout, packed, Scratch{static_cast<char*>(scratch)});
     for (int64_t image = first; image < last; ++image) {
       call.dropout.active ? block.template forward_image<true>(call, image)
                           : block.template forward_image<false>(call, image);
@@ -37,10 +37,10 @@ class Block {
 
   static void backward(const GatedCall& call, const void* packed, int64_t first, int64_t last,
                        void* scratch, void* sums) {
-    Block block(call.shape, call.dropout, packed, scratch);
+    Block block(call.shape, call.dropout, packed, Scratch{static_cast<char*>(scratch)});
     auto* group = static_cast<Scalar*>(sums);
-    const Plan<D>& plan = block.plan_;
-    fill_zero(group + plan.weight_sums(), plan.f2_pad + plan.f_pad);
+    const Layout<D>& layout = block.layout_;
+    fill_zero(group + layout.weight_sums(), layout.f2_pad + layout.f_pad);
     for (int64_t image = first; image < last; ++image) {
       call.dropout.active
           ? block.template backward_image<true>(call, image, image == first, group)
@@ -60,7 +60,7 @@ class Block {
     T* h_row;
 
     Buffers(const GatedShape& shape, Scratch& scratch) {
-      const Plan<D> p(shape);
+      const Layout<D> p(shape);
       const int64_t padded = p.height * p.cols;
       x = scratch.take<Element>(padded * p.f2);
       h = scratch.take<Element>(padded * p.f2);
@@ -83,44 +83,41 @@ class Block {
 
   static const Scalar* numbers(const void* p) { return static_cast<const Scalar*>(p); }
 
-  Block(const GatedShape& shape, const GatedDropout& dropout, const void* packed, void* scratch)
-      : Block(shape, dropout, packed, Scratch{static_cast<char*>(scratch)}) {}
-
   Block(const GatedShape& shape, const GatedDropout& dropout, const void* packed, Scratch scratch)
       : shape_(shape),
-        plan_(shape),
+        layout_(shape),
         dropout_(dropout),
         buffers_(shape, scratch),
-        convolutions_(plan_, buffers_.row, buffers_.even, buffers_.odd) {
+        convolutions_(layout_, buffers_.row, buffers_.even, buffers_.odd) {
     // The zeros around the images stay: passes write the inside alone.
-    fill_margins(buffers_.x, plan_.f2, plan_.left);
-    fill_margins(buffers_.h, plan_.f2, plan_.left);
-    fill_margins(buffers_.grad_gates, plan_.f2, plan_.back_left);
-    const int64_t h_stride = plan_.f_cells * D::kPair;
-    if (h_stride == plan_.f) {
-      fill_margins(buffers_.grad_h, h_stride, plan_.back_left);
+    fill_margins(buffers_.x, layout_.f2, layout_.left);
+    fill_margins(buffers_.h, layout_.f2, layout_.left);
+    fill_margins(buffers_.grad_gates, layout_.f2, layout_.back_left);
+    const int64_t h_stride = layout_.f_cells * D::kPair;
+    if (h_stride == layout_.f) {
+      fill_margins(buffers_.grad_h, h_stride, layout_.back_left);
     } else {  // the last channel's partner is zero, too
-      fill_zero(buffers_.grad_h, plan_.height * plan_.cols * h_stride);
+      fill_zero(buffers_.grad_h, layout_.height * layout_.cols * h_stride);
     }
-    fill_zero(buffers_.skip, plan_.chunk * plan_.steps * D::kPair * plan_.s2);
+    fill_zero(buffers_.skip, layout_.chunk * layout_.steps * D::kPair * layout_.s2);
     conv_out_ = static_cast<const Cell*>(packed);
-    conv_in_ = conv_out_ + plan_.conv_in_start();
-    nin_ = conv_out_ + plan_.nin_start();
+    conv_in_ = conv_out_ + layout_.conv_in_start();
+    nin_ = conv_out_ + layout_.nin_start();
   }
 
   // Zeros in the columns beside a padded image of `channels`, `left` of them before it.
   void fill_margins(Element* padded, int64_t channels, int64_t left) const {
-    const int64_t right = plan_.cols - left - plan_.width;
-    for (int64_t r = 0; r < plan_.height; ++r) {
-      Element* row = padded + r * plan_.cols * channels;
+    const int64_t right = layout_.cols - left - layout_.width;
+    for (int64_t r = 0; r < layout_.height; ++r) {
+      Element* row = padded + r * layout_.cols * channels;
       fill_zero(row, left * channels);
-      fill_zero(row + (left + plan_.width) * channels, right * channels);
+      fill_zero(row + (left + layout_.width) * channels, right * channels);
     }
   }
 
   template <bool kDropout>
   void forward_image(const GatedCall& call, int64_t image) {
-    const Plan<D>& p = plan_;
+    const Layout<D>& p = layout_;
     const int64_t first = image * p.height * p.width;
     const T* x = static_cast<const T*>(call.tensors.x) + first * p.f;
     T* y = static_cast<T*>(call.tensors.y) + first * p.f;
@@ -156,7 +153,7 @@ class Block {
 
   template <bool kDropout>
   void backward_image(const GatedCall& call, int64_t image, bool first_image, Scalar* sums) {
-    const Plan<D>& p = plan_;
+    const Layout<D>& p = layout_;
     const int64_t first = image * p.height * p.width;
     const int64_t line = p.width * p.f;
     const auto at = [&](const void* data) { return static_cast<const T*>(data) + first * p.f; };
@@ -184,7 +181,7 @@ class Block {
                                                    inside(buffers_.h, r, p.f2), p.f2, p.f,
                                                    keep_row(r), buffers_.h_slope + r * line);
     }
-    if (image_sums != nullptr) P::add_all(sums_bias_out, image_sums, p.f2);
+    for (int c = 0; image_sums != nullptr && c < p.f2; ++c) sums_bias_out[c] += image_sums[c];
     convolutions_.add_conv_gradient(buffers_.h, buffers_.grad_gates, p.f2, buffers_.gates_pairs,
                                     p.f2_pad, first_image, sums);
 
@@ -215,7 +212,7 @@ class Block {
   void backward_skips(const GatedCall& call, int64_t first, bool first_image, Scalar* sums) {
     const void* const skips[kMaxSkips] = {call.tensors.skip, call.tensors.skip_2};
     void* const grad_skips[kMaxSkips] = {call.grads.skip, call.grads.skip_2};
-    const Plan<D>& p = plan_;
+    const Layout<D>& p = layout_;
     const int64_t h_stride = p.f_cells * D::kPair;
     const int64_t line = p.steps * D::kPair * p.s2;  // elements of a row of buffers_.skip
     for (int64_t r0 = 0; r0 < p.height; r0 += p.chunk) {
@@ -228,7 +225,7 @@ class Block {
         convolutions_.template convolve_points<false>(
             back_inside(buffers_.grad_h, r0 + r, h_stride), p.f_cells, nin_, p.s2_pad);
         int64_t channel = 0;
-        for (int i = 0; i < shape_.n_skips; ++i) {
+        for (int i = 0; i < kMaxSkips; ++i) {
           const int channels = shape_.skip_channels[i];
           P::write_input_gradient(buffers_.row + channel, p.s2_pad, p.s2 / 2,
                                   static_cast<const T*>(skips[i]) + pixel * channels,
@@ -246,40 +243,41 @@ class Block {
   }
 
   Element* inside(Element* padded, int64_t r, int64_t stride) const {
-    return padded + (r * plan_.cols + plan_.left) * stride;
+    return padded + (r * layout_.cols + layout_.left) * stride;
   }
   Element* back_inside(Element* padded, int64_t r, int64_t stride) const {
-    return padded + (r * plan_.cols + plan_.back_left) * stride;
+    return padded + (r * layout_.cols + layout_.back_left) * stride;
   }
 
   // The 2F numbers of an image in (B, 2F); null where there are none.
   template <class Number>
   Number* row_of(void* numbers, int64_t image) const {
-    return numbers == nullptr ? nullptr : static_cast<Number*>(numbers) + image * plan_.f2;
+    return numbers == nullptr ? nullptr : static_cast<Number*>(numbers) + image * layout_.f2;
   }
 
   void draw_keep(int64_t first_pixel) {
-    const int64_t pixels = plan_.height * plan_.width;
-    P::write_keep(dropout_, (dropout_.first_image * pixels + first_pixel) * plan_.f2,
-                  pixels * plan_.f2, buffers_.keep);
+    const int64_t pixels = layout_.height * layout_.width;
+    P::write_keep(dropout_, (dropout_.first_image * pixels + first_pixel) * layout_.f2,
+                  pixels * layout_.f2, buffers_.keep);
   }
-  const Scalar* keep_row(int64_t r) const { return buffers_.keep + r * plan_.width * plan_.f2; }
+  const Scalar* keep_row(int64_t r) const { return buffers_.keep + r * layout_.width * layout_.f2; }
 
   template <bool kSlope>
   void write_skip_row(const GatedTensors& tensors, int64_t pixel, Element* out) {
     const void* const skips[kMaxSkips] = {tensors.skip, tensors.skip_2};
     int64_t channel = 0;
-    for (int i = 0; i < shape_.n_skips; ++i) {
+    for (int i = 0; i < kMaxSkips; ++i) {
       const int channels = shape_.skip_channels[i];
       P::template write_concat_elu<false, kSlope>(
-          static_cast<const T*>(skips[i]) + pixel * channels, plan_.width, channels, out + channel,
-          plan_.s2, plan_.s2 / 2, nullptr, buffers_.skip_slope + channel * plan_.width);
+          static_cast<const T*>(skips[i]) + pixel * channels, layout_.width, channels,
+          out + channel, layout_.s2, layout_.s2 / 2, nullptr,
+          buffers_.skip_slope + channel * layout_.width);
       channel += channels;
     }
   }
 
   const GatedShape& shape_;
-  Plan<D> plan_;
+  Layout<D> layout_;
   const GatedDropout& dropout_;
   Buffers buffers_;
   Convolutions<D> convolutions_;

@@ -2,7 +2,7 @@
 // Compiled once per instruction set: see vector_math.h for what that forbids.
 #pragma once
 
-#include "plan.h"
+#include "layout.h"
 
 namespace dsmooth::DSMOOTH_ISA {
 namespace {
@@ -40,13 +40,13 @@ class Convolutions {
 
   static const Cell* cells(const Element* p) { return reinterpret_cast<const Cell*>(p); }
 
-  Convolutions(const Plan<D>& plan, Scalar* row, Cell* even, Cell* odd)
-      : plan_(plan), row_(row), even_(even), odd_(odd) {
-    for (int i = 0; i < plan_.kernel_h; ++i) {
-      for (int j = 0; j < plan_.kernel_w; ++j) {
-        const int64_t pixel = i * plan_.cols + j;
-        wide_taps_[i * plan_.kernel_w + j] = pixel * plan_.f2_cells;
-        narrow_taps_[i * plan_.kernel_w + j] = pixel * plan_.f_cells;
+  Convolutions(const Layout<D>& layout, Scalar* row, Cell* even, Cell* odd)
+      : layout_(layout), row_(row), even_(even), odd_(odd) {
+    for (int i = 0; i < layout_.kernel_h; ++i) {
+      for (int j = 0; j < layout_.kernel_w; ++j) {
+        const int64_t pixel = i * layout_.cols + j;
+        wide_taps_[i * layout_.kernel_w + j] = pixel * layout_.f2_cells;
+        narrow_taps_[i * layout_.kernel_w + j] = pixel * layout_.f_cells;
       }
     }
   }
@@ -55,11 +55,11 @@ class Convolutions {
   // row r, whose first taps lie in row r - above.
   void convolve_row(const Element* image, int64_t pixel_cells, const Cell* packed, int64_t n_pad,
                     int64_t r, int64_t above) {
-    const int64_t* offsets = pixel_cells == plan_.f2_cells ? wide_taps_ : narrow_taps_;
-    const auto [first, last] = plan_.kernel_rows(r, above);
-    const int64_t before = first * plan_.kernel_w;
-    convolve<false>(image + (r - above + first) * plan_.cols * pixel_cells * D::kPair, pixel_cells,
-                    offsets, static_cast<int>((last - first) * plan_.kernel_w),
+    const int64_t* offsets = pixel_cells == layout_.f2_cells ? wide_taps_ : narrow_taps_;
+    const auto [first, last] = layout_.kernel_rows(r, above);
+    const int64_t before = first * layout_.kernel_w;
+    convolve<false>(image + (r - above + first) * layout_.cols * pixel_cells * D::kPair,
+                    pixel_cells, offsets, static_cast<int>((last - first) * layout_.kernel_w),
                     packed + before * pixel_cells * n_pad, n_pad);
   }
 
@@ -89,14 +89,14 @@ class Convolutions {
     t.out = row_;
     t.out_row = n_pad;
     t.add = kAdd;
-    run_tiles<D, false>(t, plan_.width, n_pad);
+    run_tiles<D, false>(t, layout_.width, n_pad);
   }
 
   // sums[tap][k][n] += the gradient of a convolution's weights over an image; = if `first_image`.
   void add_conv_gradient(const Element* input, const Element* gradient, int64_t gradient_stride,
                          const Cell* gradient_pairs, int64_t n_pad, bool first_image,
                          Scalar* sums) {
-    const Plan<D>& p = plan_;
+    const Layout<D>& p = layout_;
     for (int64_t r = 0; r < (kPairs ? p.height : 0); ++r) {
       const Element* row = input + r * p.cols * p.f2;
       pair_columns<D>(row, p.f2, p.pairs, p.f2, even_ + r * p.pairs * p.f2, p.f2);
@@ -132,15 +132,15 @@ class Convolutions {
 
   Rows gradient_rows(const Element* gradient, int64_t stride, const Cell* pairs, int64_t n_pad,
                      int64_t r0) const {
-    if (kPairs) return {pairs + r0 * plan_.steps * n_pad, plan_.steps * n_pad, n_pad};
-    const int64_t pixel = r0 * plan_.cols + plan_.back_left;
-    return {cells(gradient + pixel * stride), plan_.cols * stride, stride};
+    if (kPairs) return {pairs + r0 * layout_.steps * n_pad, layout_.steps * n_pad, n_pad};
+    const int64_t pixel = r0 * layout_.cols + layout_.back_left;
+    return {cells(gradient + pixel * stride), layout_.cols * stride, stride};
   }
 
   // sums[k][n] (+)= the sum over `rows` rows and their pixels of a[pixel][k] b[pixel][n].
   void add_weight_gradient(const Rows& a, const Rows& b, int64_t rows, int k, int64_t n_pad,
                            bool add, Scalar* sums) {
-    int64_t offsets[Plan<D>::kMostRows];
+    int64_t offsets[Layout<D>::kMostRows];
     for (int64_t r = 0; r < rows; ++r) offsets[r] = r * a.row;
     TileArgs<D> t;
     t.a = a.start;
@@ -151,7 +151,7 @@ class Convolutions {
     t.b_step = b.step;
     t.b_outer = b.row;
     t.outer = rows;
-    t.inner = plan_.steps;
+    t.inner = layout_.steps;
     t.out = sums;
     t.out_row = n_pad;
     t.add = add;
@@ -159,7 +159,7 @@ class Convolutions {
   }
 
  private:
-  const Plan<D>& plan_;
+  const Layout<D>& layout_;
   Scalar* row_;
   Cell *even_, *odd_;
   int64_t wide_taps_[kMaxTaps], narrow_taps_[kMaxTaps];  // of images with 2F and with F channels

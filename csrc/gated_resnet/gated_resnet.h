@@ -24,9 +24,8 @@ struct GatedShape {
   int64_t batch = 0, height = 0, width = 0;
   int filters = 0;
   int kernel_h = 0, kernel_w = 0;
-  int pad_top = 0, pad_left = 0;  // the output at (r, c) sees input rows r - pad_top and on
-  int n_skips = 0;
-  int skip_channels[kMaxSkips] = {};
+  int pad_top = 0, pad_left = 0;      // the output at (r, c) sees input rows r - pad_top and on
+  int skip_channels[kMaxSkips] = {};  // 0 of a skip that is absent
   bool taps_outside = false;  // kernels lie as (out, kh, kw, in) in memory, else (out, in, kh, kw)
 
   int taps() const { return kernel_h * kernel_w; }

@@ -117,13 +117,6 @@ struct Passes {
     M::store(M::load(total, count) + v, total, count);
   }
 
-  // total += more, n numbers each.
-  static void add_all(Scalar* total, const Scalar* more, int n) {
-    for_vectors(n, [&](int i, int count) DSMOOTH_INLINE_LAMBDA {
-      add_to(total + i, M::load(more + i, count), count);
-    });
-  }
-
   // dA = dy sigmoid(G), dG = dy A sigmoid(G) (1 - sigmoid(G)), and their sums over pixels.
   static void write_gate_gradient(const T* grad_y, const T* gates, int64_t pixels, int f,
                                   Element* out, int64_t stride, Scalar* bias_sums) {

@@ -2,7 +2,7 @@
 // Compiled once per instruction set: see vector_math.h for what that forbids.
 #pragma once
 
-#include "plan.h"
+#include "layout.h"
 
 namespace dsmooth::DSMOOTH_ISA {
 namespace {
@@ -107,43 +107,43 @@ class Weights {
 
  public:
   static size_t packed_bytes(const GatedShape& shape) {
-    const Plan<D> plan(shape);
-    return static_cast<size_t>(plan.all_cells()) * sizeof(Cell) +
-           static_cast<size_t>(2 * plan.f + plan.f2) * sizeof(Scalar);
+    const Layout<D> layout(shape);
+    return static_cast<size_t>(layout.all_cells()) * sizeof(Cell) +
+           static_cast<size_t>(2 * layout.f + layout.f2) * sizeof(Scalar);
   }
 
   static size_t sums_bytes(const GatedShape& shape) {
-    return static_cast<size_t>(Plan<D>(shape).all_sums()) * sizeof(Scalar);
+    return static_cast<size_t>(Layout<D>(shape).all_sums()) * sizeof(Scalar);
   }
 
   // The packed weights, and behind them the scales of their outputs.
   template <bool kBackward>
   static void pack(const GatedCall& call, void* packed) {
-    const Plan<D> plan(call.shape);
+    const Layout<D> layout(call.shape);
     const GatedTensors& w = call.tensors;
-    const KernelLayout conv(plan.f2, plan.taps, call.shape.taps_outside);
+    const KernelLayout conv(layout.f2, layout.taps, call.shape.taps_outside);
     auto* cells = static_cast<Cell*>(packed);
-    auto* scale_out = reinterpret_cast<Scalar*>(cells + plan.all_cells());
-    Scalar* scale_in = scale_out + plan.f2;
-    Scalar* scale_nin = scale_in + plan.f;
-    const int64_t length = static_cast<int64_t>(plan.f2) * plan.taps;
-    write_scales<D>(numbers(w.conv_out), numbers(w.gain_out), plan.f2, length, scale_out);
-    write_scales<D>(numbers(w.conv_in), numbers(w.gain_in), plan.f, length, scale_in);
-    pack_kernel<D, kBackward>(numbers(w.conv_out), conv, scale_out, plan.f2, plan.f2, plan.taps,
-                              cells);
-    pack_kernel<D, kBackward>(numbers(w.conv_in), conv, scale_in, plan.f, plan.f2, plan.taps,
-                              cells + plan.conv_in_start());
-    if (plan.s2 > 0) {
-      const KernelLayout nin(plan.s2, 1, false);
-      write_scales<D>(numbers(w.nin_skip), numbers(w.gain_nin), plan.f, plan.s2, scale_nin);
-      pack_kernel<D, kBackward>(numbers(w.nin_skip), nin, scale_nin, plan.f, plan.s2, 1,
-                                cells + plan.nin_start());
+    auto* scale_out = reinterpret_cast<Scalar*>(cells + layout.all_cells());
+    Scalar* scale_in = scale_out + layout.f2;
+    Scalar* scale_nin = scale_in + layout.f;
+    const int64_t length = static_cast<int64_t>(layout.f2) * layout.taps;
+    write_scales<D>(numbers(w.conv_out), numbers(w.gain_out), layout.f2, length, scale_out);
+    write_scales<D>(numbers(w.conv_in), numbers(w.gain_in), layout.f, length, scale_in);
+    pack_kernel<D, kBackward>(numbers(w.conv_out), conv, scale_out, layout.f2, layout.f2,
+                              layout.taps, cells);
+    pack_kernel<D, kBackward>(numbers(w.conv_in), conv, scale_in, layout.f, layout.f2, layout.taps,
+                              cells + layout.conv_in_start());
+    if (layout.s2 > 0) {
+      const KernelLayout nin(layout.s2, 1, false);
+      write_scales<D>(numbers(w.nin_skip), numbers(w.gain_nin), layout.f, layout.s2, scale_nin);
+      pack_kernel<D, kBackward>(numbers(w.nin_skip), nin, scale_nin, layout.f, layout.s2, 1,
+                                cells + layout.nin_start());
     }
   }
 
   static void add_sums(const GatedShape& shape, void* sums, size_t stride, int64_t groups,
                        int64_t part, int64_t parts) {
-    const int64_t count = Plan<D>(shape).all_sums();
+    const int64_t count = Layout<D>(shape).all_sums();
     const int64_t first = count * part / parts, last = count * (part + 1) / parts;
     auto* total = static_cast<Scalar*>(sums);
     if (groups == 0) fill_zero(total + first, last - first);
@@ -156,26 +156,26 @@ class Weights {
 
   static void write_gradients(const GatedCall& call, const void* sums, int64_t part,
                               int64_t parts) {
-    const Plan<D> plan(call.shape);
+    const Layout<D> layout(call.shape);
     const GatedTensors &w = call.tensors, &grads = call.grads;
     const auto* total = static_cast<const Scalar*>(sums);
-    const KernelLayout conv(plan.f2, plan.taps, call.shape.taps_outside);
-    const KernelLayout plain(1, 1, false), nin(plan.s2, 1, false);
-    const Outputs wide{plan.f2 * part / parts, plan.f2 * (part + 1) / parts, plan.f2_pad};
-    const Outputs narrow{plan.f * part / parts, plan.f * (part + 1) / parts, plan.f_pad};
-    write_gradient<D>(total, wide, conv, plan.f2, plan.taps, w.conv_out, w.gain_out, grads.conv_out,
-                      grads.gain_out);
-    total += plan.conv_out_sums();
-    write_gradient<D>(total, narrow, conv, plan.f2, plan.taps, w.conv_in, w.gain_in, grads.conv_in,
-                      grads.gain_in);
-    total += plan.conv_in_sums();
-    if (plan.s2 > 0) {
-      write_gradient<D>(total, narrow, nin, plan.s2, 1, w.nin_skip, w.gain_nin, grads.nin_skip,
+    const KernelLayout conv(layout.f2, layout.taps, call.shape.taps_outside);
+    const KernelLayout plain(1, 1, false), nin(layout.s2, 1, false);
+    const Outputs wide{layout.f2 * part / parts, layout.f2 * (part + 1) / parts, layout.f2_pad};
+    const Outputs narrow{layout.f * part / parts, layout.f * (part + 1) / parts, layout.f_pad};
+    write_gradient<D>(total, wide, conv, layout.f2, layout.taps, w.conv_out, w.gain_out,
+                      grads.conv_out, grads.gain_out);
+    total += layout.conv_out_sums();
+    write_gradient<D>(total, narrow, conv, layout.f2, layout.taps, w.conv_in, w.gain_in,
+                      grads.conv_in, grads.gain_in);
+    total += layout.conv_in_sums();
+    if (layout.s2 > 0) {
+      write_gradient<D>(total, narrow, nin, layout.s2, 1, w.nin_skip, w.gain_nin, grads.nin_skip,
                         grads.gain_nin);
     }
-    total += plan.nin_sums();
+    total += layout.nin_sums();
     write_gradient<D>(total, wide, plain, 1, 1, nullptr, nullptr, grads.bias_out, nullptr);
-    total += plan.f2_pad;
+    total += layout.f2_pad;
     write_gradient<D>(total, narrow, plain, 1, 1, nullptr, nullptr, grads.bias_in, nullptr);
   }
 };

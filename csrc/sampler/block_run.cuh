@@ -128,7 +128,7 @@ DSMOOTH_HOST_DEVICE void begin_block(const BlockRun& run, float* base, int batch
 template <class T, bool kCompletes = true, class Block>
 DSMOOTH_HOST_DEVICE void run_block(const BlockRun& run, int block_index, Block& block) {
   const NetworkView& network = run.network;
-  const int64_t i = run.round * run.partition.blocks + block_index;
+  const int64_t i = run.round * run.partition.workers + block_index;
   if (i >= run.partition.slices) return;
   const int64_t first = run.n * i / run.partition.slices;
   const int64_t end = run.n * (i + 1) / run.partition.slices;

@@ -57,11 +57,6 @@ int attribute(cudaDeviceAttr name, int device) {
   return value;
 }
 
-// Rows to draw, those of a prompt above the image included.
-int rows_of(const NetworkView& network, int height) {
-  return network.stacked() ? 2 * height : height;
-}
-
 SampleKernel kernel_of(bool bf16, bool completes) {
   return bf16 ? bfloat16_kernel(completes) : float32_kernel(completes);
 }
@@ -98,17 +93,18 @@ Partition CudaSampler::partition(int64_t n, int height, int width, size_t memory
 }
 
 size_t CudaSampler::workspace_bytes(const Partition& partition, int height, int width) const {
-  return static_cast<size_t>(partition.blocks) *
+  return static_cast<size_t>(partition.workers) *
          plan_.workspace(partition.largest, height, width).words * sizeof(float);
 }
 
 int64_t CudaSampler::launches(const Partition& partition, int height) const {
-  const int64_t rounds = (partition.slices + partition.blocks - 1) / partition.blocks;
-  return rounds * launches_of_a_slice(rows_of(plan_.network(), height));
+  check_size(height, height);
+  const int64_t rounds = (partition.slices + partition.workers - 1) / partition.workers;
+  return rounds * launches_of_a_slice(plan_.network().rows(height));
 }
 
 void CudaSampler::sample(const CudaRequest& r, int64_t launch) const {
-  const int rows = rows_of(plan_.network(), r.all.height);
+  const int rows = plan_.network().rows(r.all.height);
   const int per_slice = launches_of_a_slice(rows);
   const int first = static_cast<int>(launch % per_slice) * kRowsPerLaunch;
   BlockRun run{plan_.network(),
@@ -126,7 +122,7 @@ void CudaSampler::sample(const CudaRequest& r, int64_t launch) const {
   check_current(device_);
   const SampleKernel kernel = kernel_of(plan_.network().bf16, r.all.mask || r.all.condition);
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(r.partition.blocks));
+  config.gridDim = dim3(static_cast<unsigned>(r.partition.workers));
   config.blockDim = dim3(kKernelWarps * 32);
   config.dynamicSmemBytes = static_cast<size_t>(shared_.bytes);
   config.stream = static_cast<cudaStream_t>(r.stream);

@@ -139,13 +139,6 @@ struct BlockHead {
   unsigned char* base;  // of the workspace, which begins with zeros
 };
 
-// Partition of a batch: `slices` of at most `largest` images, taken in turn by `blocks`.
-struct Partition {
-  int64_t slices;
-  int largest;
-  int blocks;
-};
-
 // Words of memory that a block needs. Zeros come first, to be read as padding, then the caches,
 // then sums that wait.
 struct Workspace {

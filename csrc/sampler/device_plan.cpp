@@ -269,6 +269,7 @@ SharedLayout DevicePlan::shared(int warps, int limit) const {
 }
 
 Workspace DevicePlan::workspace(int images, int height, int width) const {
+  check_size(height, width);
   const NetworkView& network = skeleton_.network;
   Workspace workspace{kZeroWords, 0};
   for (int i = 0; i <= network.n_caches + network.n_ops; ++i) {
@@ -290,9 +291,7 @@ Partition partition_batch(int64_t n, int processors, size_t image_bytes, size_t 
   const int64_t blocks = std::min<int64_t>({n, processors, fit});
   int64_t most = std::min<int64_t>(kMostImages, fit / blocks);
   if (max_slice > 0) most = std::min<int64_t>(most, max_slice);
-  const int64_t rounds = (n + blocks * most - 1) / (blocks * most);
-  const int64_t slices = std::min(n, rounds * blocks);
-  return {slices, static_cast<int>((n + slices - 1) / slices), static_cast<int>(blocks)};
+  return partition_among(n, blocks, most);
 }
 
 }  // namespace dsmooth::sampler

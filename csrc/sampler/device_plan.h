@@ -32,7 +32,7 @@ class DevicePlan {
   size_t bytes_per_image(int height, int width) const {
     return sampler::bytes_per_image(skeleton_.network, height, width);
   }
-  // Throws std::runtime_error if it has more granules than 32 bits count.
+  // Throws as check_size does, and std::runtime_error if it has more granules than 32 bits count.
   Workspace workspace(int images, int height, int width) const;
 
  private:

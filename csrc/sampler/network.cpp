@@ -1,6 +1,8 @@
 #include "network.h"
 
 #include <algorithm>
+#include <stdexcept>
+#include <string>
 
 namespace dsmooth::sampler {
 
@@ -68,7 +70,22 @@ std::vector<const Term*> terms_of(const Op& op, Part part) {
   return terms;
 }
 
+Partition partition_among(int64_t n, int64_t workers, int64_t most) {
+  workers = std::min(n, workers);
+  const int64_t rounds = (n + workers * most - 1) / (workers * most);
+  const int64_t slices = std::min(n, rounds * workers);
+  return {slices, static_cast<int>((n + slices - 1) / slices), static_cast<int>(workers)};
+}
+
+void check_size(int64_t height, int64_t width) {
+  const auto is_side = [](int64_t n) { return n > 0 && n <= (1 << 15) && n % 4 == 0; };
+  if (is_side(height) && is_side(width)) return;
+  throw std::invalid_argument("height and width must be multiples of 4 up to 32768, got " +
+                              std::to_string(height) + " and " + std::to_string(width));
+}
+
 size_t bytes_per_image(const NetworkView& network, int height, int width) {
+  check_size(height, width);
   size_t words = 0;
   for (int i = 0; i < network.n_caches; ++i)
     words += network.caches[i].words_per_image(height, width);

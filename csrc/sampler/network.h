@@ -103,7 +103,10 @@ struct NetworkView : ProgramSpec {
     n = first_at_pixel[list + 1] - first_at_pixel[list];
     return first_at_pixel[list];
   }
-  DSMOOTH_HOST_DEVICE bool stacked() const { return conditioned && context == kNone; }
+  // Rows to draw for an image, those of a prompt above it included.
+  DSMOOTH_HOST_DEVICE int rows(int height) const {
+    return conditioned && context == kNone ? 2 * height : height;
+  }
   DSMOOTH_HOST_DEVICE int begin(Phase phase) const {
     return first_of_phase[static_cast<int>(phase)];
   }
@@ -177,6 +180,13 @@ struct Slice {
   }
 };
 
+// A batch in `slices` of at most `largest` images, which `workers` take in turn.
+struct Partition {
+  int64_t slices;
+  int largest;
+  int workers;
+};
+
 // Words of a workspace for `images` images that its place i takes: cache i, from n_caches on the
 // waiting sums of operation i - n_caches, and last the biases of images.
 DSMOOTH_HOST_DEVICE inline size_t workspace_words(const NetworkView& network, int i, int images,
@@ -220,7 +230,13 @@ struct Skeleton {
 // The terms of one part of an operation; outside the horizontal stream there is one part only.
 std::vector<const Term*> terms_of(const Op& op, Part part);
 
-// Bytes of the caches and waiting sums of one image.
+// As few slices, of at most `most` images, as keep every worker busy.
+Partition partition_among(int64_t n, int64_t workers, int64_t most);
+
+// Throws std::invalid_argument unless images may have this size.
+void check_size(int64_t height, int64_t width);
+
+// Bytes of the caches and waiting sums of one image. Throws as check_size does.
 size_t bytes_per_image(const NetworkView& network, int height, int width);
 
 }  // namespace dsmooth::sampler

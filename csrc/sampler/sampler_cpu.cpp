@@ -11,31 +11,42 @@
 #include <utility>
 #include <vector>
 
+#include "../common/isa.h"
 #include "step.h"
 #include "worker_cpu.h"
 
 namespace dsmooth::sampler {
+
+#define DSMOOTH_SET(name)             \
+  namespace name {                    \
+  const TileKernels* float32_tiles(); \
+  }
+FLOAT32_SETS
+#undef DSMOOTH_SET
+#define DSMOOTH_SET(name)              \
+  namespace name {                     \
+  const TileKernels* bfloat16_tiles(); \
+  }
+BFLOAT16_SETS
+#undef DSMOOTH_SET
+
+const TileKernels& find_tile_kernels(const std::string& instruction_set, bool bf16) {
+#define DSMOOTH_SET(name) {#name, &name::float32_tiles},
+  static const PerInstructionSet<const TileKernels*> float32{FLOAT32_SETS};
+#undef DSMOOTH_SET
+#define DSMOOTH_SET(name) {#name, &name::bfloat16_tiles},
+  static const PerInstructionSet<const TileKernels*> bfloat16{BFLOAT16_SETS};
+#undef DSMOOTH_SET
+  if (!bf16) return *float32.find(instruction_set);
+  const bool extended = instruction_set == "avx512" && has_instruction_set("avx512bf16");
+  return *bfloat16.find(extended ? "avx512bf16" : instruction_set);
+}
+
 namespace {
 
 // Weights are read once per slice and pixel, so a slice should be large; its caches are read once
 // per pixel, so they should stay in the last-level cache.
 constexpr int kSlice = 16;
-
-// How a request is shared out.
-struct Split {
-  int teams, lanes;
-  int64_t slices;
-  int largest;
-
-  explicit Split(const Request& r) {
-    teams = static_cast<int>(std::min<int64_t>(r.threads, r.n));
-    lanes = r.threads / teams;
-    const int64_t cap = r.slice > 0 ? r.slice : kSlice;
-    const int64_t rounds = (r.n + teams * cap - 1) / (teams * cap);
-    slices = std::min(r.n, rounds * teams);
-    largest = static_cast<int>((r.n + slices - 1) / slices);
-  }
-};
 
 // The memory of a slice's caches; a slice may be smaller.
 class State {
@@ -65,24 +76,28 @@ class State {
 // One call: its slices, and the threads that take them.
 class Run {
  public:
-  Run(const Plan& plan, const Request& request) : plan_(plan), r_(request), split_(request) {
-    for (int i = 0; i < split_.teams; ++i) {
-      states_.emplace_back(plan.network(), split_.largest, r_.all.height, r_.all.width);
-      teams_.push_back(std::make_unique<Team>(split_.lanes, control_));
+  Run(const Plan& plan, const Request& request)
+      : plan_(plan),
+        r_(request),
+        partition_(partition_among(r_.n, r_.threads, r_.slice > 0 ? r_.slice : kSlice)),
+        lanes_(r_.threads / partition_.workers) {
+    for (int i = 0; i < partition_.workers; ++i) {
+      states_.emplace_back(plan.network(), partition_.largest, r_.all.height, r_.all.width);
+      teams_.push_back(std::make_unique<Team>(lanes_, control_));
     }
-    current_.resize(static_cast<size_t>(split_.teams));
+    current_.resize(teams_.size());
   }
 
   // Starts every thread, none of which works yet. Returns how many there are; if they are fewer
   // than wanted, because the system gives no more, all of them have left again.
   int start() {
-    running_ = split_.teams * split_.lanes;
+    running_ = wanted();
     try {
       while (static_cast<int>(threads_.size()) < running_) {
         const int i = static_cast<int>(threads_.size());
         threads_.emplace_back([this, i] {
           gate_.wait(kClosed);
-          if (gate_ == kOpen) lane(i / split_.lanes, i % split_.lanes);
+          if (gate_ == kOpen) lane(i / lanes_, i % lanes_);
         });
       }
     } catch (const std::system_error&) {
@@ -93,7 +108,7 @@ class Run {
     return running_;
   }
 
-  int wanted() const { return split_.teams * split_.lanes; }
+  int wanted() const { return partition_.workers * lanes_; }
 
   // Lets the threads work, and waits for them.
   void go(const std::function<void(double)>& poll) {
@@ -121,8 +136,7 @@ class Run {
   }
 
   void wait(const std::function<void(double)>& poll) {
-    const double canvas = r_.all.height * (plan_.network().stacked() ? 2.0 : 1.0);
-    const double all = static_cast<double>(r_.n) * canvas;
+    const double all = static_cast<double>(r_.n) * plan_.network().rows(r_.all.height);
     std::unique_lock lock(mutex_);
     while (
         !finished_.wait_for(lock, std::chrono::milliseconds(100), [&] { return running_ == 0; })) {
@@ -135,7 +149,7 @@ class Run {
   void lane(int team_index, int lane) {
     const size_t t = static_cast<size_t>(team_index);
     Team& team = *teams_[t];
-    CpuWorker worker(plan_.kernels(), team, lane, split_.lanes);
+    CpuWorker worker(plan_.kernels(), team, lane, lanes_);
     for (;;) {
       if (lane == 0) take(t);
       worker.end_row(0);
@@ -152,14 +166,16 @@ class Run {
     const int64_t i = next_.fetch_add(1, std::memory_order_relaxed);
     Slice& slice = current_[team];
     slice = Slice{};
-    if (i >= split_.slices) return;
-    slice = r_.all.part(plan_.network(), r_.n * i / split_.slices, r_.n * (i + 1) / split_.slices);
+    const int64_t slices = partition_.slices;
+    if (i >= slices) return;
+    slice = r_.all.part(plan_.network(), r_.n * i / slices, r_.n * (i + 1) / slices);
     states_[team].clear();
   }
 
   const Plan& plan_;
   const Request& r_;
-  const Split split_;
+  const Partition partition_;
+  const int lanes_;  // of a team
   Control control_;
   std::vector<State> states_;
   std::vector<std::unique_ptr<Team>> teams_;
@@ -187,10 +203,6 @@ void CpuSampler::sample(const Request& request, const std::function<void(double)
     if (started == 0) throw std::runtime_error("the system lets this process start no thread");
     now.threads = started;
   }
-}
-
-size_t CpuSampler::bytes_per_image(int height, int width) const {
-  return sampler::bytes_per_image(plan_.network(), height, width);
 }
 
 }  // namespace dsmooth::sampler

@@ -27,7 +27,9 @@ class CpuSampler {
 
   const NetworkView& network() const { return plan_.network(); }
   const char* instruction_set() const { return plan_.kernels().instruction_set; }
-  size_t bytes_per_image(int height, int width) const;
+  size_t bytes_per_image(int height, int width) const {
+    return sampler::bytes_per_image(network(), height, width);
+  }
 
  private:
   Plan plan_;

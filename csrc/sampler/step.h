@@ -30,13 +30,13 @@ class Step {
       : n_(network), s_(slice), state_(state), w_(worker) {}
 
   // Draws the slice; false if it was stopped.
-  DSMOOTH_HOST_DEVICE bool draw() { return draw(0, prompt() + s_.height); }
+  DSMOOTH_HOST_DEVICE bool draw() { return draw(0, n_.rows(s_.height)); }
 
   // Draws rows first .. end - 1, when all before them are drawn; the rows of a prompt come first.
   DSMOOTH_HOST_DEVICE bool draw(int first, int end) {
     if (first == 0 && Worker::kCompletes && n_.condition_size > 0) project();
     if (first == 0 && n_.context != kNone) encode();
-    const int prompt = this->prompt();
+    const int prompt = n_.rows(s_.height) - s_.height;
     for (int row = first; row < end; ++row) {
       w_.begin_row(row);
       run_stream(Phase::kVertical, Part::kRow, row);
@@ -62,8 +62,6 @@ class Step {
   }
 
  private:
-  DSMOOTH_HOST_DEVICE int prompt() const { return n_.stacked() ? s_.height : 0; }
-
   // Biases of the images: for each operation with a projection, its bias plus the projection of the
   // image's vector.
   DSMOOTH_HOST_DEVICE void project() {

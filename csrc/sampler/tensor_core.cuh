@@ -172,23 +172,10 @@ DSMOOTH_INLINE void check_aligned([[maybe_unused]] const void* p) {
 #endif
 }
 
-// Loads and stores of global memory. Those that clobber memory stay on their side of a barrier,
-// where the worker puts them; on the host they load when they are called.
-DSMOOTH_INLINE Granule load_global(const unsigned char* from) {
-  check_aligned<Granule>(from);
-  Granule g;
-#if defined(__CUDA_ARCH__)
-  asm volatile("ld.global.v4.b32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(g.word[0]), "=r"(g.word[1]), "=r"(g.word[2]), "=r"(g.word[3])
-               : "l"(from)
-               : "memory");
-#else
-  memcpy(&g, from, sizeof g);
-#endif
-  return g;
-}
-
-// The following do nothing unless `there`: without a branch, which costs more than what it skips.
+// Loads and stores that clobber memory stay on their side of a barrier, where the worker puts them;
+// on the host they load when they are called.
+//
+// They do nothing unless `there`: without a branch, which costs more than what it skips.
 #if defined(__CUDA_ARCH__)
 #define DSMOOTH_IF_THERE(argument, code) \
   "{ .reg .pred %%there; setp.ne.b32 %%there, %" #argument ", 0; @%%there " code "; }"
@@ -201,7 +188,9 @@ DSMOOTH_INLINE void load_global(Granule& to, const unsigned char* from, bool the
                : "l"(from), "r"(int{there})
                : "memory");
 #else
-  if (there) to = load_global(from);
+  if (!there) return;
+  check_aligned<Granule>(from);
+  memcpy(&to, from, sizeof to);
 #endif
 }
 

@@ -143,17 +143,17 @@ void draw_as_cuda(Program program, const Slice& all, int64_t n, const Device& de
   const SharedLayout layout = plan.shared(kWarps, device.shared_bytes);
   const Granule not_numbers{{0x7fc00000, 0x7fc00000, 0x7fc00000, 0x7fc00000}};
   std::vector<Granule> memory(
-      static_cast<size_t>(partition.blocks) * workspace.words * sizeof(float) / kGranule,
+      static_cast<size_t>(partition.workers) * workspace.words * sizeof(float) / kGranule,
       not_numbers);
-  const int rows = (plan.network().stacked() ? 2 : 1) * all.height;
+  const int rows = plan.network().rows(all.height);
   const int per_launch = device.rows_per_launch ? device.rows_per_launch : rows;
-  for (int64_t round = 0; round * partition.blocks < partition.slices; ++round)
+  for (int64_t round = 0; round * partition.workers < partition.slices; ++round)
     for (int row = 0; row < rows; row += per_launch) {
       const BlockRun run{
           plan.network(), plan.ops(), plan.stages(), layout,
           partition,      n,          all,           reinterpret_cast<float*>(memory.data()),
           workspace,      round,      row,           std::min(row + per_launch, rows)};
-      for (int i = 0; i < partition.blocks; ++i) {
+      for (int i = 0; i < partition.workers; ++i) {
         std::vector<Granule> shared(static_cast<size_t>(layout.bytes) / kGranule, not_numbers);
         Block block(kWarps * kWarpLanes, mode);
         std::vector<std::thread> threads;

@@ -232,17 +232,18 @@ void batches_are_shared_out() {
           const Partition s =
               partition_batch(n, processors, 1000, 1000 * images_that_fit + 999, max_slice);
           const std::string what = " for " + std::to_string(n) + " images";
-          expect(s.blocks >= 1 && s.blocks <= processors && s.blocks <= s.slices, "blocks" + what);
+          expect(s.workers >= 1 && s.workers <= processors && s.workers <= s.slices,
+                 "blocks" + what);
           expect(s.slices <= n && s.largest * s.slices >= n, "images left over" + what);
           expect((n + s.slices - 1) / s.slices == s.largest, "the largest slice" + what);
-          expect(static_cast<size_t>(s.blocks) * static_cast<size_t>(s.largest) <= images_that_fit,
+          expect(static_cast<size_t>(s.workers) * static_cast<size_t>(s.largest) <= images_that_fit,
                  "more than memory holds" + what);
           expect(s.largest <= (max_slice ? max_slice : kMostImages), "a slice too large" + what);
         }
   // The processors of an H100 all busy, in one round if slices of 32 suffice.
   const Partition s = partition_batch(2112, 132, 1, 1 << 20, 0);
-  expect(s.blocks == 132 && s.slices == 132 && s.largest == 16, "2112 images on 132 processors");
-  expect(partition_batch(5, 132, 1, 1 << 20, 0).blocks == 5, "five images on five blocks");
+  expect(s.workers == 132 && s.slices == 132 && s.largest == 16, "2112 images on 132 processors");
+  expect(partition_batch(5, 132, 1, 1 << 20, 0).workers == 5, "five images on five blocks");
   expect(throws([] { partition_batch(5, 132, 100, 99, 0); }), "an image that does not fit");
 }
 

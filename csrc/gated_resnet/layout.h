@@ -1,5 +1,5 @@
-// The extents of a gated block and the memory of a thread that computes one. Compiled once per
-// instruction set: see vector_math.h for what that forbids.
+// Where the parts of a gated block lie, and the memory of a thread that computes one. Compiled once
+// per instruction set: see vector_math.h for what that forbids.
 #pragma once
 
 #include "../common/gemm.h"
@@ -14,12 +14,13 @@ DSMOOTH_INLINE int64_t round_up(int64_t value, int64_t multiple) {
 DSMOOTH_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 DSMOOTH_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// The extents of a block. A padded image has the convolution's columns of zeros on both sides, and
-// some more on the right so that pairs of columns exist wherever a tap looks, from an even or an
-// odd column on. Rows outside the image are not there: taps that would read them are left out.
-// Gradients of a convolution's outputs are padded on the opposite sides.
+// The extents of a block's images, packed weights and sums. A padded image has the convolution's
+// columns of zeros on both sides, and some more on the right so that pairs of columns exist
+// wherever a tap looks, from an even or an odd column on. Rows outside the image are not there:
+// taps that would read them are left out. Gradients of a convolution's outputs are padded on the
+// opposite sides.
 template <class D>
-struct Plan {
+struct Layout {
   int64_t height, width;
   int kernel_h, kernel_w, taps;
   int64_t cols, pairs;  // of a padded image; pairs of columns
@@ -32,7 +33,7 @@ struct Plan {
 
   static constexpr int64_t kChunkCells = 56;  // of a channel: two operands then fit the first cache
 
-  explicit Plan(const GatedShape& s) {
+  explicit Layout(const GatedShape& s) {
     height = s.height, width = s.width;
     kernel_h = s.kernel_h, kernel_w = s.kernel_w, taps = s.taps();
     cols = round_up(width + kernel_w - 1, 2) + 2, pairs = cols / 2;
