@@ -58,6 +58,8 @@ check_style_and_docs() {
   ruff check .
   ruff format --check .
   git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' | xargs clang-format --dry-run --Werror
+  check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+  check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
   NO_MKDOCS_2_WARNING=1 mkdocs build --strict -f tools/mkdocs.yml
   finish types
 }
