@@ -199,7 +199,8 @@ def backward(
         g_ptr=d_gates, w_ptr=w_out_adjoint, h_ptr=h,
         kept_ptr=x if kept is None else rows.first(kept), dh_ptr=dh, sums_ptr=in_sums,
     )  # fmt: skip
-    grads, unpacked = {}, NOTHING
+    grads: dict[str, Tensor] = {}
+    unpacked = NOTHING
     if needs.parameters:
         launch(
             parameter_gradient_kernel, plans.parameters, x.device, e_ptr=rows.first(e), eh_ptr=eh,

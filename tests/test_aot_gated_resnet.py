@@ -47,7 +47,10 @@ SIZES = [
     ((1, 1, 1), 1, 0), ((3, 5, 7), 5, 2), ((4, 8, 8), 24, 1), ((2, 28, 28), 40, 1),
     ((2, 8, 33), 160, 2),
 ]  # fmt: skip
-AMPERE = [Block(160, (2, 3)), Block(24, (2, 2), skips=1, dtype=FP32, tf32=True)]
+IEEE = Block(20, (2, 2), skips=1, dtype=FP32)
+ELSEWHERE = [
+    (Block(160, (2, 3)), 80), (replace(BLOCKS[1], size=(16, 32, 32)), 80), (IEEE, 80), (IEEE, 90),
+]  # fmt: skip
 
 
 def matmuls(block: Block, arch: int) -> list[Launch]:
@@ -72,17 +75,10 @@ def test_every_matmul_on_hopper(block: Block) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("block", AMPERE, ids=str)
-def test_every_matmul_on_ampere(block: Block) -> None:
-    for launch in matmuls(block, 80):
-        check(launch, compile_launch(launch, 80), 80)
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("arch", [90, 80])
-def test_matmuls_without_tensor_cores(arch: int) -> None:
-    block = Block(20, (2, 2), skips=1, dtype=FP32)
-    for launch in distinct(matmuls(block, arch), "GRAD"):
+@pytest.mark.parametrize(("block", "arch"), ELSEWHERE, ids=str)
+def test_every_matmul_elsewhere(block: Block, arch: int) -> None:
+    """On Ampere, and in float32 without tensor cores."""
+    for launch in matmuls(block, arch):
         check(launch, compile_launch(launch, arch), arch)
 
 

@@ -123,6 +123,7 @@ def test_a_wide_stem_brings_no_wide_network() -> None:
         dsmooth.load_pixelcnnpp(state)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("part", ["weight_v", "weight_g", "bias"])
 @pytest.mark.parametrize(
     "change",

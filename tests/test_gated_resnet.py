@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,29 +12,36 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dsmooth import _extension
 from dsmooth.functional import Shift, gated_resnet, use_impl
 from dsmooth.functional.gated_resnet import dropout_factors
 from dsmooth.functional.gated_resnet_native import backward_op, forward_op, gated_resnet_native
-from dsmooth.functional.gated_resnet_operands import GRADIENTS, Operands
-from dsmooth.functional.shifted_conv import padding_of
+from dsmooth.functional.gated_resnet_operands import Operands
 from dsmooth.nn.layers import GatedResnet
 from tests.helpers.gated_cases import (
     EPS,
     INTERPRETED,
     KERNELS,
+    SETS,
     STRIDES,
     assert_as_good,
+    call,
     each_dtype,
     each_fast_impl,
     each_impl,
+    each_set,
     each_shift,
     leaves_of,
     make_case,
     needs_extension,
 )
+from tests.helpers.triton_canaries import guarded, guarded_memory
 
-INSTRUCTION_SETS = _extension.instruction_sets()
+if INTERPRETED:
+    from dsmooth.functional.gated_resnet_triton import gated_resnet_triton
+
+    OPS = [gated_resnet_triton]
+else:
+    OPS = [pytest.param(gated_resnet_native, marks=needs_extension)]
 SHAPES = [
     ((1, 1, 1), 1, ()),
     ((2, 5, 7), 5, (5,)),
@@ -44,59 +52,27 @@ SHAPES = [
 ]
 
 
-class Guarded:
-    """A tensor like another one, of NaN, between canaries."""
-
-    def __init__(self, like: Tensor, canary: int = 64) -> None:
-        self.canary = canary
-        self.whole = torch.full((like.numel() + 2 * canary,), 7.0, dtype=like.dtype)
-        middle = self.whole[canary:-canary]
-        middle[:] = float("nan")
-        self.inside = middle.as_strided(like.shape, like.stride(), middle.storage_offset())
-
-    def edges(self) -> tuple[Tensor, Tensor]:
-        return self.whole[: self.canary], self.whole[-self.canary :]
-
-
 @pytest.mark.quick
-@needs_extension
+@pytest.mark.grid
+@each_set
 @each_dtype
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize(("size", "filters", "skips"), SHAPES)
 @each_shift
-def test_native_is_as_good_as_eager(
+def test_as_good_as_eager(
     shift: Shift,
     size: tuple[int, int, int],
     filters: int,
     skips: tuple[int, ...],
     dropout: float,
     dtype: torch.dtype,
+    impl: str,
 ) -> None:
     dropped = dropout > 0
     case = make_case(shift, size, filters, skips, dropout, dtype, gains=dropped, image_bias=dropped)
     exact = case.run("reference", torch.float64)
     eager = case.run("reference", dtype)
-    assert_as_good(case.run("native", dtype), eager, exact, EPS[dtype])
-
-
-@pytest.mark.quick
-@needs_extension
-@each_dtype
-@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
-@each_shift
-def test_every_instruction_set_computes_the_block(
-    shift: Shift, instruction_set: str, dtype: torch.dtype
-) -> None:
-    case = make_case(shift, (2, 5, 13), 20, (20, 3), 0.5, dtype)
-    exact = case.run("reference", torch.float64)
-    eager = case.run("reference", dtype)
-    given = case.operands(dtype)
-    leaves = [t.requires_grad_() for t in leaves_of(given)]
-    y = gated_resnet_native(given, case.settings, instruction_set)
-    names = ["x", "skip0", "skip1", "conv_in", "bias_in", "conv_out", "bias_out", "nin", "bias_nin"]
-    grads = torch.autograd.grad(y, leaves, case.grad_y.to(dtype))
-    got = {"y": y.detach(), **dict(zip(names, grads, strict=True))}
-    assert_as_good(got, eager, exact, EPS[dtype])
+    assert_as_good(case.run(impl, dtype), eager, exact, EPS[dtype])
 
 
 @pytest.mark.quick
@@ -139,48 +115,31 @@ def test_an_empty_batch_gives_empty_outputs_and_zero_gradients(
         assert torch.equal(value, torch.zeros_like(value)), name
 
 
-@needs_extension
-@pytest.mark.parametrize("last", [False, True])
-def test_biases_and_gains_may_be_strided(last: bool) -> None:
-    case = make_case("down", skip_channels=(5,), gains=True)
+@pytest.mark.parametrize("op", OPS)
+def test_the_memory_order_of_parameters_does_not_matter(op: Any) -> None:
+    """Weights in channels_last, one of them or all, and strided biases and gains."""
+    case = make_case("down", (2, 3, 4), 4, (4,), gains=True)
     given = case.operands(torch.float64)
-    if last:
-        given = kernels_last(given)
-
-    def run(given: Operands) -> list[Tensor]:
-        leaves = [t.requires_grad_() for t in leaves_of(given)]
-        y = gated_resnet_native(given, case.settings)
-        return [y.detach(), *torch.autograd.grad(y.square().sum(), leaves)]
-
-    def strided(v: Tensor | None) -> Tensor | None:
-        return v if v is None or v.ndim == 4 else torch.stack([v, v + 1], dim=-1)[:, 0].detach()
-
-    expected = run(given)
-    for a, b in zip(run(Operands._make(map(strided, given))), expected, strict=True):
-        assert torch.equal(a, b)
-
-
-def kernels_last(given: Operands) -> Operands:
-    """The operands with weights in channels_last."""
-    weights = {
-        name: getattr(given, name).to(memory_format=torch.channels_last)
+    last = {
+        name: getattr(given, name).clone(memory_format=torch.channels_last)
         for name in ("conv_in", "conv_out", "nin_skip")
     }
-    return given._replace(**weights)
-
-
-@needs_extension
-def test_the_weights_memory_order_does_not_matter() -> None:
-    case = make_case("down", skip_channels=(5,), gains=True)
-    given = case.operands(torch.float64)
-    last = kernels_last(given)
+    one = {"conv_in": last["conv_in"]}
+    strided = {
+        name: torch.stack([t, t + 1], dim=-1)[:, 0]
+        for name, t in given._asdict().items()
+        if t is not None and t.ndim == 1
+    }
     results = []
-    for one in (given, last, given._replace(conv_in=last.conv_in)):
-        leaves = [t.clone().requires_grad_() for t in one[3:] if t is not None]
-        one = Operands._make((*one[:3], *leaves, *one[3 + len(leaves) :]))
-        y = gated_resnet_native(one, case.settings)
-        results.append([y.detach(), *torch.autograd.grad(y.sum(), leaves)])
-    assert results[1][1].is_contiguous(memory_format=torch.channels_last)
+    for changed in ({}, last, one, strided, last | strided):
+        leaves = leaves_of(given._replace(**changed))
+        for leaf in leaves:
+            leaf.requires_grad_()
+        y = op(given._replace(**changed), case.settings)
+        results.append([y.detach(), *torch.autograd.grad((y * case.grad_y).sum(), leaves)])
+        if changed is last:
+            strides = [[t.stride() for t in some] for some in (leaves, results[-1][1:])]
+            assert strides[0] == strides[1]
     for result in results[1:]:
         for got, expected in zip(result, results[0], strict=True):
             torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
@@ -220,36 +179,26 @@ def test_results_do_not_depend_on_the_thread_count(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.quick
-@needs_extension
+@pytest.mark.grid
 @each_dtype
-@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
-@each_shift
-def test_nothing_is_written_beside_the_outputs(
-    shift: Shift, instruction_set: str, dtype: torch.dtype
+@pytest.mark.parametrize(
+    ("impl", "keep"),
+    [("triton", True), ("triton", False), ("cudnn", False)]
+    if INTERPRETED
+    else [(name, False) for name in SETS],
+)
+def test_nothing_is_written_or_read_beside_a_tensor(
+    impl: str, keep: bool, dtype: torch.dtype
 ) -> None:
-    """The extension on raw memory: every output lies between canaries and starts as NaN."""
-    case = make_case(shift, (2, 3, 5), 5, (5, 2), 0.5, gains=True, image_bias=True)
-    given = case.operands(dtype)
-    grad_y = case.grad_y.to(dtype).to(memory_format=torch.channels_last)
-    saved = forward_op(*given, *case.settings, True, instruction_set)
-    outputs = dict(zip(("y", "h", "gates"), saved, strict=True))
-    gradients = backward_op(grad_y, *saved[1:], *given, *case.settings, instruction_set)
-    expected = {**outputs, **dict(zip(GRADIENTS, gradients, strict=True))}
-    written = {name: Guarded(tensor) for name, tensor in expected.items()}
-
-    inputs = given._asdict()
-    kh, kw = KERNELS[shift]
-    left, _, top, _ = padding_of(kh, kw, shift)
-    settings = (top, left, 3, 0, 2**22, 2.0, 1, instruction_set)
-    outputs = {name: written[name].inside for name in outputs}
-    _extension.extension().gated_resnet_forward({**inputs, **outputs}, *settings)
-    grads = {name: written[name].inside for name in GRADIENTS}
-    saved_by_name = {"h": outputs["h"], "gates": outputs["gates"], "grad_y": grad_y}
-    _extension.extension().gated_resnet_backward({**inputs, **saved_by_name, **grads}, *settings)
-    for name, tensor in expected.items():
-        assert torch.equal(written[name].inside, tensor), name
-        for edge in written[name].edges():
-            assert torch.equal(edge, torch.full_like(edge, 7.0)), name
+    """Nor before it is written: new memory is NaN, and so are canaries around inputs, outputs and
+    whatever else is allocated."""
+    case = make_case("down", (2, 3, 5), 5, (5, 2), 0.5, dtype, gains=True, image_bias=True)
+    plain = case.run(impl, dtype, keep_gates=keep)
+    with guarded_memory() as allocated:
+        got = case.run(impl, dtype, guarded, keep_gates=keep)
+    assert len(allocated) > (20 if impl == "triton" else 7)
+    for name, value in plain.items():
+        assert torch.equal(got[name], value), name
 
 
 @pytest.mark.quick
@@ -291,7 +240,7 @@ def test_no_output_sees_a_later_pixel(shift: Shift, dtype: torch.dtype, impl: st
 def test_nan_and_infinity_come_through(impl: str) -> None:
     case = make_case(size=(1, 3, 3))
     for bad in (torch.nan, torch.inf, -torch.inf):
-        case.x[0, 2, 1, 1] = bad
+        case.given.x[0, 2, 1, 1] = bad
         y = case.run(impl, torch.float32)["y"]
         assert not y[0, 2, 1, 1].isfinite()
         assert y[0, :, 0].isfinite().all()
@@ -320,14 +269,12 @@ def test_a_part_of_a_batch_has_the_dropout_of_the_batch(impl: str) -> None:
     seed = torch.tensor(9)
     batch = dropout_factors(torch.Size((5, 6, 5, 7)), 0.5, seed, 2)
     case = make_case("down_right", (5, 5, 7), 3, (), 0.5)
+    given = case.operands(torch.float32)
 
     def run(rows: slice, first_image: int) -> Tensor:
-        x = case.x[rows].float().requires_grad_()
-        conv_in, bias_in, conv_out, bias_out = (w.float() for w in case.weights)
-        settings = {"shift": "down_right", "dropout": 0.5, "seed": seed, "layer": 3, "impl": impl}
-        y = gated_resnet(
-            x, (conv_in, bias_in), (conv_out, bias_out), first_image=first_image, **settings
-        )
+        x = given.x[rows].requires_grad_()
+        changed = {"x": x, "first_image": first_image, "seed": seed}
+        y = call(given._asdict() | case.settings._asdict() | changed, impl=impl)
         (grad,) = torch.autograd.grad(y.sum(), x)
         return torch.stack([y.detach(), grad])
 
@@ -400,34 +347,38 @@ def test_opcheck(dtype: torch.dtype, skips: tuple[int, ...]) -> None:
     grad_y = case.grad_y.to(dtype)
     for save in (True, False):
         torch.library.opcheck(forward_op, (*given, *settings, save, "auto"))
-    torch.library.opcheck(backward_op, (grad_y, h, gates, *given, *settings, "auto"))
+    for needs in ((True, True, True), (False, True, False)):
+        torch.library.opcheck(backward_op, (grad_y, h, gates, *given, *settings, "auto", *needs))
 
 
-@needs_extension
-def test_a_second_derivative_is_refused() -> None:
-    case = make_case()
+@pytest.mark.parametrize("op", OPS)
+def test_a_second_derivative_is_refused(op: Any) -> None:
+    case = make_case(size=(1, 1, 1), filters=1)
     given = case.operands(torch.float64)
     given.x.requires_grad_()
-    y = gated_resnet_native(given, case.settings)
+    y = op(given, case.settings)
     (grad,) = torch.autograd.grad(y.sum(), given.x, create_graph=True)
     with pytest.raises(NotImplementedError, match="differentiated twice"):
         grad.sum().backward()
 
 
-@needs_extension
-def test_frozen_weights_still_give_the_inputs_gradient() -> None:
-    case = make_case(skip_channels=(5,))
+@pytest.mark.parametrize("op", OPS)
+def test_a_gradient_does_not_depend_on_which_others_are_wanted(op: Any) -> None:
+    case = make_case("down", (1, 3, 4), 4, (4, 2), 0.5, gains=True)
     given = case.operands(torch.float64)
+    names = [name for name, t in given._asdict().items() if t is not None and name != "seed"]
 
-    def gradient() -> Tensor:
-        y = gated_resnet_native(given, case.settings)
-        return torch.autograd.grad(y.sum(), given.x)[0]
+    def gradients(wanted: list[str]) -> dict[str, Tensor]:
+        for name in names:
+            getattr(given, name).requires_grad_(name in wanted)
+        y = op(given, case.settings)
+        leaves = [getattr(given, name) for name in wanted]
+        return dict(zip(wanted, torch.autograd.grad((y * case.grad_y).sum(), leaves), strict=True))
 
-    given.x.requires_grad_()
-    alone = gradient()
-    for tensor in leaves_of(given):
-        tensor.requires_grad_()
-    assert torch.equal(gradient(), alone)
+    every = gradients(names)
+    for wanted in (["skip_2"], ["x", "gain_nin"]):
+        for name, grad in gradients(wanted).items():
+            assert torch.equal(grad, every[name])
 
 
 @needs_extension

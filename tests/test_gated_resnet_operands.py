@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,15 @@ from dsmooth.functional.gated_resnet_operands import (
     Operands,
     Settings,
 )
-from tests.helpers.gated_cases import EPS, Case, each_impl, make_case, needs_extension
+from tests.helpers.gated_cases import (
+    EPS,
+    STRIDES,
+    Case,
+    call,
+    each_impl,
+    make_case,
+    needs_extension,
+)
 
 pytestmark = pytest.mark.quick
 
@@ -35,22 +43,6 @@ NO_TRITON = r"impl='triton': .*(cuda tensors, got cpu|not installed)"
 def arguments(case: Case, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     """By the names of the field table."""
     return case.operands(dtype)._asdict() | case.settings._asdict()
-
-
-def call(given: dict[str, Any]) -> Tensor:
-    """`gated_resnet` of arguments by these names."""
-    skips = tuple(given[name] for name in ("skip", "skip_2") if given[name] is not None)
-    gains = tuple(given[n] for n in ("gain_in", "gain_out", "gain_nin") if given[n] is not None)
-    has_nin = given["nin_skip"] is not None
-    return gated_resnet(
-        given["x"],
-        (given["conv_in"], given["bias_in"]),
-        (given["conv_out"], given["bias_out"]),
-        skips or None,
-        (given["nin_skip"], given["bias_nin"]) if has_nin else None,
-        gains=gains,
-        **{n: given[n] for n in ("image_bias", "shift", "dropout", "seed", "layer")},
-    )
 
 
 # ---- the table --------------------------------------------------------------------------------
@@ -164,10 +156,9 @@ def test_without_autocast_all_have_one_dtype() -> None:
 # ---- hooks on saved tensors -------------------------------------------------------------------
 
 
-def contiguous_copies() -> AbstractContextManager[object]:
-    return torch.autograd.graph.saved_tensors_hooks(
-        lambda t: t.contiguous(), lambda t: t.contiguous()
-    )
+contiguous_copies = partial(
+    torch.autograd.graph.saved_tensors_hooks, lambda t: t.contiguous(), lambda t: t.contiguous()
+)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -177,24 +168,15 @@ def test_hooks_that_change_the_memory_order_change_no_gradient(
     impl: str, hooks: Callable[[], AbstractContextManager[object]], dtype: torch.dtype
 ) -> None:
     case = full_case()
-    plain, hooked = (run_with(case, impl, dtype, inside) for inside in (_nothing, hooks))
+    plain = case.run(impl, dtype, STRIDES["channels_last"])
+    with hooks():
+        hooked = case.run(impl, dtype, STRIDES["channels_last"])
     for name, value in plain.items():
         if impl == "native":
             assert torch.equal(hooked[name], value), name
         else:  # torch's own convolutions sum in an order that depends on the memory order
             band = 32 * EPS[dtype] * value.abs().max().item()
             assert_close(hooked[name], value, rtol=0, atol=band)
-
-
-def _nothing() -> AbstractContextManager[object]:
-    return contextlib.nullcontext()
-
-
-def run_with(
-    case: Case, impl: str, dtype: torch.dtype, inside: Callable[[], AbstractContextManager[object]]
-) -> dict[str, Tensor]:
-    with inside():
-        return case.run(impl, dtype, lambda t: t.to(memory_format=torch.channels_last))
 
 
 # ---- who computes -----------------------------------------------------------------------------
@@ -223,15 +205,14 @@ def test_native_says_why_it_cannot_run() -> None:
 
 
 def test_the_reference_is_the_equation() -> None:
-    case = make_case("none", (2, 4, 4), 3, (3,))
-    x, (skip,), w = case.x, case.skips, case.weights
+    case = make_case("none", (2, 4, 4), 3, (3,), image_bias=True)
+    x, skip, _, *w = case.given
     conv = torch.nn.functional.conv2d
     h = conv(concat_elu(x), w[0], w[1], padding=1) + conv(concat_elu(skip), w[4], w[5])
-    a, g = conv(concat_elu(h), w[2], w[3], padding=1).chunk(2, dim=1)
-    args = (x, (w[0], w[1]), (w[2], w[3]), skip, (w[4], w[5]))
-    got = gated_resnet(*args, shift="none", impl="reference")
-    torch.testing.assert_close(got, x + a * torch.sigmoid(g))
-    image_bias = torch.tensor([[1.0, 2, 3, 4, 5, 6], [-1, 0, 0, 0, 0, 2]], dtype=torch.float64)
-    a, g = (torch.cat([a, g], 1) + image_bias.view(2, 6, 1, 1)).chunk(2, dim=1)
-    got = gated_resnet(*args, image_bias=image_bias, shift="none", impl="reference")
-    torch.testing.assert_close(got, x + a * torch.sigmoid(g))
+    gates = conv(concat_elu(h), w[2], w[3], padding=1)
+    for image_bias in (None, case.given.image_bias):
+        if image_bias is not None:
+            gates = gates + image_bias.view(2, 6, 1, 1)
+        a, g = gates.chunk(2, dim=1)
+        given = arguments(case, torch.float64) | {"image_bias": image_bias}
+        torch.testing.assert_close(call(given, impl="reference"), x + a * torch.sigmoid(g))

@@ -24,10 +24,12 @@ from tests.helpers.mixture_cases import (
     LEVELS,
     LIKELIHOODS,
     MIXTURES,
+    assert_as_exact_as_eager,
     both_impls,
     each_channels,
     each_likelihood,
     each_mixture,
+    float_case,
     golden_inputs,
     log_prob_of,
     n_atoms,
@@ -120,6 +122,7 @@ def test_masses_of_blue_sum_to_the_mass_of_red_and_green(impl: Any) -> None:
     torch.testing.assert_close(marginal, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.grid
 @both_impls
 @each_channels
 @pytest.mark.parametrize("atoms", [(), (9,), (0, 255, 17), tuple(range(256))], ids=len)
@@ -206,6 +209,7 @@ def test_density_integrates_to_one(mixture: str, channels: int, impl: Any) -> No
 
 
 @pytest.mark.quick
+@pytest.mark.grid
 @both_impls
 @each_mixture
 @each_channels
@@ -253,31 +257,37 @@ def test_closed_form_equals_autograd(
 
 
 @pytest.mark.quick
+@pytest.mark.grid
 @needs_extension
 @each_instruction_set
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("mixture", ["continuous", "discretized", "gaussian"])
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("mixture", ["continuous", "discretized", "gaussian", 1, 37, 256])
 @each_channels
 def test_each_instruction_set_is_as_exact_as_eager(
-    channels: int, mixture: str, dtype: torch.dtype, instruction_set: str
+    channels: int, mixture: str | int, last: bool, dtype: torch.dtype, instruction_set: str
 ) -> None:
-    """At most twice eager's error, and one rounding; with atoms, below.
-
-    In float32 both errors are measured against float64. Nothing here is wider than float64: there
-    eager's error is taken as its float32 error scaled by the epsilons, once for each side.
-    """
-    reference = log_prob_of(mixture, "reference")
-    x, params = (t.float() for t in random_case(channels, mixture, n_mix=10, size=(3, 9, 11)))
-    exact = value_and_gradients(reference, x.double(), params.double())
-    eager = value_and_gradients(reference, x, params)
-    native = run_native(x.to(dtype), params.to(dtype), mixture, instruction_set=instruction_set)
-    for got, plain, want in zip(native, eager, exact, strict=True):
-        assert got.dtype == dtype
-        eager_error = (plain.double() - want).abs().max().item()
-        if dtype == torch.float64:
-            eager_error *= 2 * torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
-        rounding = torch.finfo(dtype).eps * want.abs().max().item()
-        assert (got.double() - want).abs().max().item() <= 2 * eager_error + rounding
+    """A number is one of atoms, at moderate scales: at narrow ones, which the others meet, the
+    rounding of a mean hides all else."""
+    if isinstance(mixture, str):
+        x, params, options = float_case(channels, mixture, n_mix=10, size=(3, 9, 11))
+    else:
+        generator = torch.Generator().manual_seed(mixture)
+        atoms = torch.randperm(256, generator=generator)[:mixture].tolist()
+        options = {"likelihood": "discretized", "atoms": atoms}
+        size = 3, 9, 19
+        n = n_params(channels, 5) + mixture
+        params = torch.randn(size[0], n, *size[1:], generator=generator)
+        raw_parts(params, channels, mixture)[:, :, 1].clamp_(-1, 1)
+        places = torch.randint(mixture, (size[0], 1, *size[1:]), generator=generator)
+        x = torch.tensor(atoms)[places].repeat(1, channels, 1, 1).float()
+        x[:, -1, :, ::2] = 77
+        x = x / 127.5 - 1
+    x, params = x.to(dtype), params.to(dtype)
+    if last:
+        params = params.to(memory_format=torch.channels_last)
+    got = run_native(x, params, options, instruction_set=instruction_set)
+    assert_as_exact_as_eager(got, x, params, **options)
 
 
 @both_impls
@@ -292,6 +302,7 @@ def test_a_clamped_log_scale_has_no_gradient(mixture: str, impl: Any) -> None:
     assert (grad_log_scales[~clamped] != 0).any()
 
 
+@pytest.mark.grid
 @both_impls
 @each_channels
 @pytest.mark.parametrize("mixture", ["discretized", "gaussian"])
@@ -336,6 +347,7 @@ def test_an_infinite_pixel_is_impossible(
         assert torch.equal(g[..., kept], c[..., kept])
 
 
+@pytest.mark.grid
 @needs_extension
 @each_instruction_set
 @each_channels
@@ -353,42 +365,3 @@ def test_a_logit_of_minus_infinity_is_no_component(
     want = value_and_gradients(log_prob_of(mixture, "reference"), x, params)
     for g, w in zip(got, want, strict=True):
         torch.testing.assert_close(g, w, rtol=1e-11, atol=1e-13 * (w.abs().max().item() + 1))
-
-
-@pytest.mark.grid
-@needs_extension
-@each_instruction_set
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
-@each_channels
-@pytest.mark.parametrize("n", [1, 37, 256])
-def test_any_number_of_atoms_is_as_exact_as_eager(
-    n: int, channels: int, last: bool, dtype: torch.dtype, instruction_set: str
-) -> None:
-    """At moderate scales: at narrow ones, which the test of the discretized likelihood meets, the
-    rounding of a mean hides all else."""
-    generator = torch.Generator().manual_seed(n)
-    atoms = torch.randperm(256, generator=generator)[:n].tolist()
-    mixture = {"likelihood": "discretized", "atoms": atoms}
-    size = 3, 9, 19
-    params = torch.randn(size[0], n_params(channels, 5) + n, *size[1:], generator=generator)
-    raw_parts(params, channels, n)[:, :, 1].clamp_(-1, 1)
-    x = torch.tensor(atoms)[torch.randint(n, (size[0], 1, *size[1:]), generator=generator)]
-    x = x.repeat(1, channels, 1, 1).float()
-    x[:, -1, :, ::2] = 77
-    x = x / 127.5 - 1
-
-    def reference(x: Tensor, params: Tensor) -> Tensor:
-        return logistic_mixture_log_prob_ref(x, params, "discretized", atoms=atoms)
-
-    exact = value_and_gradients(reference, x.double(), params.double())
-    eager = value_and_gradients(reference, x, params)
-    if last:
-        params = params.to(memory_format=torch.channels_last)
-    got = run_native(x.to(dtype), params.to(dtype), mixture, instruction_set=instruction_set)
-    for g, plain, want in zip(got, eager, exact, strict=True):
-        error = (plain.double() - want).abs().max().item()
-        if dtype == torch.float64:
-            error *= 2 * torch.finfo(dtype).eps / torch.finfo(torch.float32).eps
-        rounding = torch.finfo(dtype).eps * want.abs().max().item()
-        assert (g.double() - want).abs().max().item() <= 2 * error + rounding

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -23,11 +24,9 @@ pytestmark = pytest.mark.quick
 
 KERNELS: list[tuple[Shift, int, int]] = [
     ("down", 2, 3),
-    ("down", 1, 3),
-    ("down", 2, 5),
+    ("down", 1, 5),
     ("down_right", 2, 2),
-    ("down_right", 2, 1),
-    ("down_right", 1, 2),
+    ("down_right", 1, 3),
 ]
 each_kernel = pytest.mark.parametrize(("shift", "kh", "kw"), KERNELS)
 NO_TRITON = r"impl='triton': .*(cuda tensors, got cpu|not installed)"
@@ -100,20 +99,6 @@ def test_transposed_values_are_the_sum_over_taps(shift: Shift, kw: int) -> None:
     torch.testing.assert_close(y, expected)
 
 
-@each_kernel
-def test_gradcheck(shift: Shift, kh: int, kw: int) -> None:
-    inputs = [draw(1, 2, 3, 4), draw(3, 2, kh, kw, seed=1), draw(3, seed=2)]
-    leaves = [t.requires_grad_() for t in inputs]
-    assert torch.autograd.gradcheck(lambda *t: shifted_conv2d(*t, shift=shift), leaves)
-
-
-@pytest.mark.parametrize(("shift", "kw"), [("down", 3), ("down_right", 2)])
-def test_gradcheck_transposed(shift: Shift, kw: int) -> None:
-    inputs = [draw(1, 2, 2, 3), draw(2, 3, 2, kw, seed=1), draw(3, seed=2)]
-    leaves = [t.requires_grad_() for t in inputs]
-    assert torch.autograd.gradcheck(lambda *t: shifted_conv_transpose2d(*t, shift=shift), leaves)
-
-
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 3, 5, 7), (0, 2, 4, 4)])
 def test_unshifted_is_the_ordinary_convolution(shape: tuple[int, ...]) -> None:
     x, weight = draw(*shape), draw(4, shape[1], 3, 3, seed=1)
@@ -149,25 +134,28 @@ def test_concat_elu_is_elu_of_both_signs() -> None:
     torch.testing.assert_close(concat_elu(x), torch.cat([F.elu(x), F.elu(-x)], dim=1))
 
 
-def test_wrong_arguments_are_refused() -> None:
-    x, weight = draw(1, 2, 4, 4), draw(3, 2, 2, 3)
-    with pytest.raises(ValueError, match="shift must be one of"):
-        shifted_conv2d(x, weight, shift="up")
-    with pytest.raises(ValueError, match="weight must have 4 dimensions"):
-        shifted_conv2d(x, weight[0], shift="down")
-    with pytest.raises(ValueError, match=r"x must have shape \(B, 2, H, W\)"):
-        shifted_conv2d(x[:, :1], weight, shift="down")
-    with pytest.raises(ValueError, match="has no centre"):
-        shifted_conv2d(x, weight[..., :2], shift="down")
-    with pytest.raises(ValueError, match="stride must be 1 or 2"):
-        shifted_conv2d(x, weight, shift="down", stride=3)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shift": "up"}, "shift must be one of"),
+        ({"weight": draw(2, 2, 3)}, "weight must have 4 dimensions"),
+        ({"x": draw(1, 1, 4, 4)}, r"x must have shape \(B, 2, H, W\)"),
+        ({"weight": draw(3, 2, 2, 2)}, "has no centre"),
+        ({"stride": 3}, "stride must be 1 or 2"),
+    ],
+)
+def test_wrong_arguments_are_refused(changes: dict[str, Any], message: str) -> None:
+    good = {"x": draw(1, 2, 4, 4), "weight": draw(3, 2, 2, 3), "shift": "down"}
+    with pytest.raises(ValueError, match=message):
+        shifted_conv2d(**{**good, **changes})
+
+
+def test_a_transposed_convolution_is_shifted() -> None:
     with pytest.raises(ValueError, match='must be "down" or "down_right"'):
-        shifted_conv_transpose2d(x, draw(2, 3, 3, 3), shift="none")
+        shifted_conv_transpose2d(draw(1, 2, 4, 4), draw(2, 3, 3, 3), shift="none")
 
 
-def test_triton_says_why_it_cannot_run() -> None:
-    x, weight = draw(1, 2, 4, 4), draw(3, 2, 2, 3)
+@pytest.mark.parametrize("op", [shifted_conv2d, shifted_conv_transpose2d])
+def test_triton_says_why_it_cannot_run(op: Any) -> None:
     with pytest.raises(RuntimeError, match=NO_TRITON):
-        shifted_conv2d(x, weight, shift="down", impl="triton")
-    with pytest.raises(RuntimeError, match=NO_TRITON):
-        shifted_conv_transpose2d(x, draw(2, 3, 2, 3), shift="down", impl="triton")
+        op(draw(1, 2, 4, 4), draw(2, 2, 2, 3), shift="down", impl="triton")

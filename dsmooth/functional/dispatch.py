@@ -15,6 +15,8 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args
 import torch
 from torch import Tensor
 
+from .. import _extension
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 Impl = Literal["auto", "reference", "triton", "cudnn", "native"]
 _IMPLS = get_args(Impl)
@@ -55,6 +57,23 @@ def use_impl(impl: Impl) -> Iterator[None]:
         yield
     finally:
         _current = previous
+
+
+def choose(
+    op: str, asked: Impl, device: torch.device, obstacle: Callable[[Impl], str | None]
+) -> Impl:
+    """The implementation of an op; "auto" is "triton" on cuda, else "native", else "reference".
+
+    asked: as `resolve_impl` gave it. obstacle: why one cannot run, None if it can. Raises
+    RuntimeError where an explicit choice cannot.
+    """
+    chosen: Impl = asked if asked != "auto" else "triton" if device.type == "cuda" else "native"
+    reason = None if chosen == "reference" else obstacle(chosen)
+    if reason is None:
+        return chosen
+    if asked == "auto":
+        return "reference"
+    raise RuntimeError(f"{op} cannot run with impl={chosen!r}: {reason}")
 
 
 def constant_when_compiled(function: Function) -> Function:
@@ -114,17 +133,22 @@ def _triton_obstacle(
     return None
 
 
+@constant_when_compiled
+def native_obstacle(device_type: str, dtype: torch.dtype | None = None) -> str | None:
+    """Why the extension cannot compute on a device of this type, and in a dtype; None if it can."""
+    if device_type != "cpu":
+        return f"the extension computes it on cpu tensors, got {device_type}"
+    if dtype not in (None, torch.float32, torch.float64, torch.bfloat16):
+        return f"it computes in float32, float64 and bfloat16, got {dtype}"
+    return _extension.native_obstacle()
+
+
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """The dtype that autocast has an op compute x in, None where it does not."""
     device = x.device.type
     if x.dtype == torch.float64 or device not in _AUTOCAST_DEVICES:
         return None
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-
-
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """The dtype that an op computes x in: under autocast that of autocast."""
-    return autocast_dtype(x) or x.dtype
 
 
 def register_op(

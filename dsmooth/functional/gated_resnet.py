@@ -8,13 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .dispatch import Impl, autocast_dtype, resolve_impl, triton_obstacle
+from .dispatch import Impl, autocast_dtype, choose, native_obstacle, resolve_impl, triton_obstacle
 from .dropout import draw_seed, dropout_factors
-from .gated_resnet_native import MAX_TAPS, gated_resnet_native, native_obstacle
+from .gated_resnet_native import MAX_TAPS, gated_resnet_native
 from .gated_resnet_operands import MAX_SKIPS, WEIGHTS, Operands, Settings, check_operands
 from .shifted_conv import Shift, concat_elu, shifted_conv2d_ref
 
-_AUTOCAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # that autocast casts
 Affine = tuple[Tensor, Tensor]  # weight (D, C, kh, kw) and bias (D,)
 
 
@@ -67,10 +66,13 @@ def gated_resnet(
     """
     skips = _parts_of(skip)
     weights = _by_name(conv_in, conv_out, nin_skip, gains, image_bias)
-    _check(x, skips, weights, seed, shift, dropout, first_image)
+    settings = Settings(shift, dropout, layer, first_image)
+    check_operands(x, skips, weights, seed, settings)
     autocast = autocast_dtype(x)
     dtype = autocast or x.dtype
-    chosen = _choose(impl, x, dtype, skips, conv_in[0])
+    facts = x, dtype, skips, conv_in[0]
+    asked = resolve_impl(impl)
+    chosen = choose("gated_resnet", asked, x.device, lambda chosen: _obstacle(chosen, *facts))
     settings = Settings(shift, float(dropout), layer, first_image)
     if chosen == "reference":
         return _reference(x, skips, weights, settings, seed)
@@ -121,8 +123,9 @@ def gated_resnet_ref(
     """The reference of `gated_resnet`, line for line the equation. Raises as that does."""
     skips = _parts_of(skip)
     weights = _by_name(conv_in, conv_out, nin_skip, gains, image_bias)
-    _check(x, skips, weights, seed, shift, dropout, first_image)
-    return _reference(x, skips, weights, Settings(shift, dropout, layer, first_image), seed)
+    settings = Settings(shift, dropout, layer, first_image)
+    check_operands(x, skips, weights, seed, settings)
+    return _reference(x, skips, weights, settings, seed)
 
 
 def _reference(
@@ -152,25 +155,6 @@ def _reference(
     return x + a * torch.sigmoid(g)
 
 
-def _check(
-    x: Tensor,
-    skips: tuple[Tensor, ...],
-    weights: dict[str, Any],
-    seed: Tensor | None,
-    shift: Shift,
-    dropout: float,
-    first_image: int,
-) -> None:
-    if not x.is_floating_point():
-        raise ValueError(f"x must be of a floating-point dtype, got {x.dtype}")
-    dtypes = (x.dtype,) if autocast_dtype(x) is None else _AUTOCAST_DTYPES
-    check_operands(x, skips, weights, seed, shift, dtypes)
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
-    if not isinstance(first_image, (int, torch.SymInt)) or not 0 <= first_image < 2**31:
-        raise ValueError(f"first_image must lie in 0 .. 2**31 - 1, got {first_image}")
-
-
 def _folded(v: Any, gain: Tensor | None) -> Any:
     """The weight of a weight norm, or v itself without a gain."""
     if gain is None:
@@ -190,30 +174,22 @@ def _by_name(
     count = 2 if nin_skip is None else 3
     if len(gains) not in (0, count):
         raise ValueError(f"gains must be none, or {count} for as many weights, got {len(gains)}")
+    (weight_in, bias_in), (weight_out, bias_out) = conv_in, conv_out
+    nin = (None, None) if nin_skip is None else nin_skip
     gains = (*gains, None, None, None)[:3]
-    values = (*conv_in, *conv_out, *(nin_skip or (None, None)), *gains, image_bias)
+    values = (weight_in, bias_in, weight_out, bias_out, *nin, *gains, image_bias)
     return dict(zip(WEIGHTS, values, strict=True))
 
 
-def _choose(
+def _obstacle(
     impl: Impl, x: Tensor, dtype: torch.dtype, skips: tuple[Tensor, ...], kernel: Tensor
-) -> Impl:
-    """The implementation. Raises RuntimeError where an explicit choice cannot run."""
-    asked = resolve_impl(impl)
-    chosen: Impl = asked if asked != "auto" else "triton" if x.device.type == "cuda" else "native"
-    taps = kernel.shape[2] * kernel.shape[3]
-    if chosen == "reference":
-        return chosen
+) -> str | None:
+    """Why an implementation other than the reference cannot compute this; None if it can."""
     if len(skips) > MAX_SKIPS:
-        obstacle = f"it takes at most {MAX_SKIPS} skips, got {len(skips)}"
-    elif chosen != "native":
-        obstacle = triton_obstacle(x.device, dtype)
-    elif taps > MAX_TAPS:
-        obstacle = f"it takes kernels of at most {MAX_TAPS} taps, got {taps}"
-    else:
-        obstacle = native_obstacle(x.device.type, dtype)
-    if obstacle is None:
-        return chosen
-    if asked == "auto":
-        return "reference"
-    raise RuntimeError(f"gated_resnet cannot run with impl={chosen!r}: {obstacle}")
+        return f"it takes at most {MAX_SKIPS} skips, got {len(skips)}"
+    if impl in ("triton", "cudnn"):
+        return triton_obstacle(x.device, dtype)
+    taps = kernel.shape[2] * kernel.shape[3]
+    if taps > MAX_TAPS:
+        return f"it takes kernels of at most {MAX_TAPS} taps, got {taps}"
+    return native_obstacle(x.device.type, dtype)

@@ -28,8 +28,8 @@ class _PadConcatElu(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        v, seed = ctx.saved_tensors
-        return pad_concat_elu(v, *ctx.settings, seed, channels_last(grad)), None, None, None
+        (v, seed), (taps, dropout) = ctx.saved_tensors, ctx.settings
+        return pad_concat_elu(v, taps, dropout, seed, channels_last(grad)), None, None, None
 
 
 class _GateEpilogue(torch.autograd.Function):

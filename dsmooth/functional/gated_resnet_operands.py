@@ -1,17 +1,19 @@
-"""The operands of a gated resnet: the field table, the settings, and the check of both."""
+"""The operands of a gated resnet: the field table, the settings, their check, and the ops."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
 from ..kernels.geometry import Dropout, Operands, empty_channels_last, empty_weight
+from .dispatch import autocast_dtype, refuse_second_derivative, register_op
 from .dropout import keep_from
 from .shifted_conv import Shift, check_kernel
 
+_AUTOCAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # that autocast casts
 MAX_SKIPS = 2  # of the native op and the Triton op
 
 
@@ -48,8 +50,9 @@ FIELDS = {
 }
 # The operands from conv_in to image_bias.
 WEIGHTS = tuple(name for name in Operands._fields if FIELDS[name].dtype == "Weight")
-# The results of the ops' backwards.
+# The gradients that the extension writes, and the operands that have one: bias_nin's is bias_in's.
 GRADIENTS = tuple(f"grad_{name}" for name in Operands._fields if FIELDS[name].gradient)
+DIFFERENTIABLE = tuple(n for n in Operands._fields if FIELDS[n].gradient or n == "bias_nin")
 # The arguments of the ops: see `apart`.
 SCHEMA = ", ".join(
     f"Tensor{'?' * (FIELDS[name].optional or bool(FIELDS[name].conditions))} {name}"
@@ -83,19 +86,101 @@ def apart(arguments: Sequence[Any]) -> tuple[Operands, Settings, Sequence[Any]]:
     return Operands(*arguments[:count]), Settings(*arguments[count : count + settings]), rest
 
 
-def needs_gradient(given: Operands) -> bool:
-    """Whether a backward may follow."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
+def is_needed(name: str, needs: Sequence[bool]) -> bool:
+    """Whether the gradient of an operand is needed; needs: of x, of the skips, of parameters."""
+    need_x, need_skips, need_parameters = needs
+    return {"x": need_x, "skip": need_skips, "skip_2": need_skips}.get(name, need_parameters)
 
 
-def empty_gradient(given: Operands, name: str, needed: bool = True) -> Tensor:
+def empty_gradient(given: Operands, name: str, needs: Sequence[bool]) -> Tensor:
     """Uninitialised, in the memory order that a backward writes; no elements where not needed."""
     tensor = getattr(given, name)
-    if tensor is None or not needed:
+    if tensor is None or not is_needed(name, needs):
         return given.x.new_empty(0)
     if FIELDS[name].layout == "ChannelsLast":
         return empty_channels_last(tensor, tensor.shape[1])
     return empty_weight(tensor)
+
+
+def differentiable(
+    name: str,
+    option: tuple[str, Any],
+    saved: int,
+    outputs: Callable[..., tuple[Tensor, ...]],
+    forward: Callable[..., tuple[Tensor, ...]],
+    backward: Callable[..., Mapping[str, Tensor]],
+    ordered: Callable[[Operands], Operands] = lambda given: given,
+) -> tuple[Callable[..., Tensor], Any, Any]:
+    """A function of operands, settings and an option: y (B, F, H, W), channels_last, and the ops of
+    its forward and backward.
+
+    name: of the forward's op; option: its last argument, and the default. outputs(given, save,
+    option): uninitialised y and `saved` tensors for the backward, which without `save` have no
+    elements; forward(given, settings, save, option): the same, computed. backward(grad_y, saved,
+    given, settings, option, needs): the needed gradients by operand (see `is_needed`). ordered: the
+    operands in the memory orders that their gradients have.
+    """
+
+    def compute(*args: Any) -> tuple[Tensor, ...]:
+        given, settings, rest = apart(args)
+        return forward(given, settings, *rest)
+
+    def fake(*args: Any) -> tuple[Tensor, ...]:
+        given, _, rest = apart(args)
+        return outputs(given, *rest)
+
+    def differentiate(grad_y: Tensor, *args: Any) -> tuple[Tensor, ...]:
+        given, settings, (option, *needs) = apart(args[saved:])
+        grads = backward(grad_y, args[:saved], given, settings, option, needs)
+        none = given.x.new_empty
+        return tuple([grads[n] if n in grads else none(0) for n in DIFFERENTIABLE])
+
+    def fake_gradients(grad_y: Tensor, *args: Any) -> tuple[Tensor, ...]:
+        given, _, (_, *needs) = apart(args[saved:])
+        given = ordered(given)
+        return tuple([empty_gradient(given, name, needs) for name in DIFFERENTIABLE])
+
+    argument, default = option
+    kept = "".join(f"Tensor saved_{i}, " for i in range(saved))
+    results, grads = (", ".join(["Tensor"] * n) for n in (1 + saved, len(DIFFERENTIABLE)))
+    forward_op = register_op(
+        name, f"({SCHEMA}, bool save, {argument}) -> ({results})", compute, fake
+    )
+    backward_op = register_op(
+        f"{name}_backward",
+        f"(Tensor grad_y, {kept}{SCHEMA}, {argument}, bool need_x, bool need_skips, "
+        f"bool need_parameters) -> ({grads})",
+        differentiate,
+        fake_gradients,
+        refuse_second_derivative("gated resnet"),
+    )
+
+    class GatedResnet(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> Tensor:
+            *inputs, option = args
+            y, *kept = forward_op(*inputs, True, option)
+            given, settings, _ = apart(inputs)
+            ctx.save_for_backward(*kept, *given)
+            ctx.rest = *settings, option
+            return y
+
+        @staticmethod
+        def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+            wanted = ctx.needs_input_grad
+            needs = wanted[0], any(wanted[1:3]), any(wanted[3:])
+            found = backward_op(grad_y, *ctx.saved_tensors, *ctx.rest, *needs)
+            grads = dict(zip(DIFFERENTIABLE, found, strict=True))
+            named = zip(Operands._fields, wanted, strict=False)
+            of_operands = [grads.get(name) if want else None for name, want in named]
+            return *of_operands, *(None,) * len(ctx.rest)
+
+    def run(given: Operands, settings: Settings, option: Any = default) -> Tensor:
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
+            return GatedResnet.apply(*given, *settings, option)
+        return forward_op(*given, *settings, False, option)[0]
+
+    return run, forward_op, backward_op
 
 
 def check_operands(
@@ -103,14 +188,17 @@ def check_operands(
     skips: Sequence[Tensor],
     weights: dict[str, Any],
     seed: Tensor | None,
-    shift: str,
-    dtypes: Collection[torch.dtype],
+    settings: Settings,
 ) -> None:
-    """Raises unless every tensor is there and has its shape, dtype and device, those of x deciding.
+    """Raises unless every tensor is there and has its shape, dtype and device, those of x deciding,
+    and the settings are in their ranges.
 
     Raises ValueError, or TypeError for what is no tensor, with the names of the field table; the
     extension says the same in the same words. weights: conv_in to image_bias by these names.
     """
+    if not x.is_floating_point():
+        raise ValueError(f"x must be of a floating-point dtype, got {x.dtype}")
+    dtypes = (x.dtype,) if autocast_dtype(x) is None else _AUTOCAST_DTYPES
     images = {"x": x} | {f"skip_{i}" if i > 1 else "skip": t for i, t in enumerate(skips, 1)}
     for name, image in images.items():
         if getattr(image, "ndim", None) != 4:
@@ -143,7 +231,12 @@ def check_operands(
             raise ValueError(f"{name} must be given{beside and f' with {beside}'}, got None")
     if seed is not None:
         _check_tensor("seed", seed, (), (torch.int64,), x)
+    shift, dropout, _, first_image = settings
     check_kernel(conv, shift, "conv_in")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
+    if not isinstance(first_image, (int, torch.SymInt)) or not 0 <= first_image < 2**31:
+        raise ValueError(f"first_image must lie in 0 .. 2**31 - 1, got {first_image}")
 
 
 def _check_tensor(

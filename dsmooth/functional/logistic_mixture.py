@@ -22,8 +22,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import Likelihood, check_likelihood
-from .dispatch import Impl, resolve_impl, triton_obstacle, without_autocast
-from .logistic_mixture_native import native, native_obstacle
+from .dispatch import (
+    Impl,
+    choose,
+    native_obstacle,
+    resolve_impl,
+    triton_obstacle,
+    without_autocast,
+)
+from .logistic_mixture_native import native
 from .logistic_mixture_triton import triton_log_prob
 
 ReferenceLikelihood = Literal["continuous", "discretized", "gaussian", "discretized_legacy"]
@@ -65,35 +72,28 @@ def logistic_mixture_log_prob(
     """
     check_likelihood(likelihood, atoms, smoothing_scale)
     check_mixture(x, params, len(atoms))
-    chosen = resolve_impl(impl)
-    if chosen == "triton" or (chosen in ("auto", "cudnn") and x.device.type == "cuda"):
-        obstacle = triton_obstacle(x.device, x.dtype, params.dtype, matmul=False)
-        if obstacle is None:
-            return _triton(x, params, likelihood, atoms, smoothing_scale)
-        if chosen == "triton":
-            raise _cannot_run(chosen, obstacle)
-    if chosen != "reference":
-        obstacle = native_obstacle(x.device.type)
-        if obstacle is None:
-            wide = _at_least_float32(x, params)
-            return native(*wide, likelihood, list(atoms), float(smoothing_scale))[0]
-        if chosen == "native":
-            raise _cannot_run(chosen, obstacle)
-    return logistic_mixture_log_prob_ref(
-        x, params, likelihood, atoms=atoms, smoothing_scale=smoothing_scale
+    asked = resolve_impl(impl)
+    asked = "auto" if asked == "cudnn" else asked
+    chosen = choose(
+        "logistic_mixture_log_prob", asked, x.device, lambda chosen: _obstacle(chosen, x, params)
     )
-
-
-def _cannot_run(impl: Impl, obstacle: str) -> RuntimeError:
-    return RuntimeError(f"logistic_mixture_log_prob cannot run with impl={impl!r}: {obstacle}")
-
-
-def _triton(
-    x: Tensor, params: Tensor, likelihood: str, atoms: Sequence[int], smoothing_scale: float
-) -> Tensor:
+    if chosen == "reference":
+        return logistic_mixture_log_prob_ref(
+            x, params, likelihood, atoms=atoms, smoothing_scale=smoothing_scale
+        )
+    options = likelihood, list(atoms), float(smoothing_scale)
+    if chosen == "native":
+        return native(*_at_least_float32(x, params), *options)[0]
     graded = torch.is_grad_enabled()
     needs = graded and x.requires_grad, graded and params.requires_grad
-    return triton_log_prob(x, params, likelihood, list(atoms), smoothing_scale, *needs)[0]
+    return triton_log_prob(x, params, *options, *needs)[0]
+
+
+def _obstacle(impl: Impl, x: Tensor, params: Tensor) -> str | None:
+    """Why an implementation other than the reference cannot compute this; None if it can."""
+    if impl == "triton":
+        return triton_obstacle(x.device, x.dtype, params.dtype, matmul=False)
+    return native_obstacle(x.device.type)
 
 
 def logistic_mixture_log_prob_ref(

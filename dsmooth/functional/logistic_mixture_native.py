@@ -8,16 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _extension
-from .dispatch import constant_when_compiled, refuse_second_derivative, register_op
-
-
-@constant_when_compiled
-def native_obstacle(device_type: str) -> str | None:
-    """Why the extension cannot compute on a device of this type; None if it can."""
-    if device_type != "cpu":
-        return f"the extension computes it on cpu tensors, got {device_type}"
-    return _extension.native_obstacle()
-
+from .dispatch import refuse_second_derivative, register_op
 
 # Arguments after the tensors: likelihood, atoms and smoothing_scale.
 _OPTIONS = "str likelihood, int[] atoms, float smoothing_scale"

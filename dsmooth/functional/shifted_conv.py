@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels.geometry import Taps
-from .dispatch import Impl, compute_dtype, resolve_impl, triton_obstacle
+from .dispatch import Impl, autocast_dtype, choose, resolve_impl, triton_obstacle
 
 Shift = Literal["down", "down_right", "none"]
 SHIFTS = get_args(Shift)
@@ -68,7 +68,10 @@ def shifted_conv2d_ref(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, shift: Shift, stride: int = 1
 ) -> Tensor:
     """The reference of `shifted_conv2d`: pad, then an ordinary convolution."""
-    _check_conv(x, weight, bias, shift, stride)
+    check_kernel(weight, shift)
+    _check_operands(x, weight, bias, weight.shape[1], weight.shape[0])
+    if stride not in (1, 2):
+        raise ValueError(f"stride must be 1 or 2, got {stride}")
     left, right, top, bottom = padding_of(weight.shape[2], weight.shape[3], shift)
     if (left, top) == (right, bottom):
         return F.conv2d(x, weight, bias, stride, padding=(top, left))
@@ -99,7 +102,12 @@ def shifted_conv_transpose2d_ref(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, shift: Shift
 ) -> Tensor:
     """The reference of `shifted_conv_transpose2d`."""
-    _check_transposed(x, weight, bias, shift)
+    check_kernel(weight, shift)
+    if shift == "none":
+        raise ValueError('shift must be "down" or "down_right", got "none"')
+    if weight.shape[2] != 2:
+        raise ValueError(f"weight must have shape (C, D, 2, kw), got {tuple(weight.shape)}")
+    _check_operands(x, weight, bias, *weight.shape[:2])
     rows, columns = 2 * x.shape[2], 2 * x.shape[3]
     # The bias comes last: oneDNN's gradient of a transposed convolution's bias is a plain loop.
     y = F.conv_transpose2d(x, weight, stride=2, output_padding=1)
@@ -110,34 +118,14 @@ def shifted_conv_transpose2d_ref(
 
 def _check_impl(op: str, x: Tensor, impl: Impl) -> None:
     """Raises RuntimeError for impl="triton" where Triton cannot run."""
-    if resolve_impl(impl) != "triton":
-        return
-    obstacle = triton_obstacle(x.device, compute_dtype(x))
-    if obstacle is not None:
-        raise RuntimeError(f"{op} cannot run with impl='triton': {obstacle}")
+    if resolve_impl(impl) == "triton":
+        dtype = autocast_dtype(x) or x.dtype
+        choose(op, "triton", x.device, lambda _: triton_obstacle(x.device, dtype))
 
 
 def _check_image(x: Tensor) -> None:
     if x.ndim != 4:
         raise ValueError(f"x must have shape (B, C, H, W), got {tuple(x.shape)}")
-
-
-def _check_conv(x: Tensor, weight: Tensor, bias: Tensor | None, shift: Shift, stride: int) -> None:
-    check_kernel(weight, shift)
-    filters, channels = weight.shape[:2]
-    _check_operands(x, weight, bias, channels, filters)
-    if stride not in (1, 2):
-        raise ValueError(f"stride must be 1 or 2, got {stride}")
-
-
-def _check_transposed(x: Tensor, weight: Tensor, bias: Tensor | None, shift: Shift) -> None:
-    check_kernel(weight, shift)
-    if shift == "none":
-        raise ValueError('shift must be "down" or "down_right", got "none"')
-    if weight.shape[2] != 2:
-        raise ValueError(f"weight must have shape (C, D, 2, kw), got {tuple(weight.shape)}")
-    channels, filters = weight.shape[:2]
-    _check_operands(x, weight, bias, channels, filters)
 
 
 def _check_operands(

@@ -6,8 +6,11 @@ A process that interprets Triton's kernels judges those by the same laws (tests/
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +18,10 @@ from torch import Tensor
 
 from dsmooth import _extension
 from dsmooth.functional import Shift, gated_resnet
+from dsmooth.functional.gated_resnet_native import gated_resnet_native
 from dsmooth.functional.gated_resnet_operands import Operands, Settings
 
+PUBLIC = "dsmooth.functional.gated_resnet"
 KERNELS: dict[Shift, tuple[int, int]] = {"down": (2, 3), "down_right": (2, 2), "none": (3, 3)}
 EPS = {
     torch.float64: 2.0**-52,
@@ -24,6 +29,7 @@ EPS = {
     torch.bfloat16: 2.0**-8,
     torch.float16: 2.0**-11,
 }
+IMAGES = ("x", "skip", "skip_2")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # A machine without a C++ compiler has no extension, and its build record says so; that it is there
 # everywhere else is asserted by test_extension.py.
@@ -32,8 +38,11 @@ needs_extension = pytest.mark.skipif(
 )
 NATIVE = pytest.param("native", marks=needs_extension)
 FAST = ["triton", "cudnn"] if INTERPRETED else [NATIVE]
+# The extension once for each instruction set of this machine, each an "impl" of `Case.run`.
+SETS = [f"native:{name}" for name in _extension.instruction_sets()]
 DTYPES = [torch.float64, torch.float32, torch.float16 if INTERPRETED else torch.bfloat16]
 each_fast_impl = pytest.mark.parametrize("impl", FAST)
+each_set = pytest.mark.parametrize("impl", FAST if INTERPRETED else SETS)
 each_impl = pytest.mark.parametrize("impl", FAST if INTERPRETED else ["reference", NATIVE])
 each_dtype = pytest.mark.parametrize("dtype", DTYPES)
 each_shift = pytest.mark.parametrize("shift", list(KERNELS))
@@ -45,19 +54,29 @@ STRIDES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def call(given: Mapping[str, Any], **options: Any) -> Tensor:
+    """`gated_resnet` of arguments by the names of the field table and of the settings."""
+    skips = tuple(given[name] for name in ("skip", "skip_2") if given[name] is not None)
+    gains = tuple(given[n] for n in ("gain_in", "gain_out", "gain_nin") if given[n] is not None)
+    return gated_resnet(
+        given["x"],
+        (given["conv_in"], given["bias_in"]),
+        (given["conv_out"], given["bias_out"]),
+        skips or None,
+        (given["nin_skip"], given["bias_nin"]) if given["nin_skip"] is not None else None,
+        gains=gains,
+        **{name: given[name] for name in ("image_bias", "seed", *Settings._fields)},
+        **options,
+    )
+
+
 @dataclass
 class Case:
     """A block's inputs in float64, rounded to the dtype they will be computed in."""
 
-    shift: Shift
-    x: Tensor
-    skips: list[Tensor]
-    weights: list[Tensor]
-    gains: list[Tensor]
+    given: Operands
+    settings: Settings
     grad_y: Tensor
-    dropout: float
-    seed: Tensor
-    image_bias: Tensor | None = None
 
     def run(
         self,
@@ -67,73 +86,45 @@ class Case:
         device: str = "cpu",
         keep_gates: bool = False,
     ) -> dict[str, Tensor]:
-        """The output and all gradients, on the CPU."""
-        exact = exact_dtype(dtype)
-        x, *skips = (
-            prepare(t.to(device, dtype, copy=True)).detach().requires_grad_()
-            for t in (self.x, *self.skips)
-        )
-        weights = [w.to(device, exact, copy=True).requires_grad_() for w in self.weights]
-        gains = [g.to(device, exact, copy=True).requires_grad_() for g in self.gains]
-        image_bias = self.image_bias
-        if image_bias is not None:
-            image_bias = image_bias.to(device, exact, copy=True).requires_grad_()
+        """The output and all gradients by the names of the operands, on the CPU."""
+        given = self._cast(lambda t: t.to(device, dtype, copy=True), dtype, device)
+        images = {n: t for n, t in given.items() if n in IMAGES and t is not None}
+        given |= {name: prepare(image).detach() for name, image in images.items()}
+        leaves = {n: t.requires_grad_() for n, t in given.items() if t is not None and n != "seed"}
         half = dtype in (torch.bfloat16, torch.float16)
-        with torch.autocast(device, dtype if half else None, enabled=half):
-            y = gated_resnet(
-                x,
-                (weights[0], weights[1]),
-                (weights[2], weights[3]),
-                tuple(skips) or None,
-                (weights[4], weights[5]) if skips else None,
-                gains=tuple(gains),
-                image_bias=image_bias,
-                shift=self.shift,
-                dropout=self.dropout,
-                seed=self.seed.to(device),
-                layer=3,
-                keep_gates=keep_gates,
-                impl=impl,
-            )
+        impl, _, instruction_set = impl.partition(":")
+        pinned = partial(gated_resnet_native, option=instruction_set or "auto")
+        with (
+            torch.autocast(device, dtype if half else None, enabled=half),
+            pytest.MonkeyPatch.context() as patch,
+        ):
+            patch.setattr(import_module(PUBLIC), "gated_resnet_native", pinned)
+            settings = self.settings._asdict()
+            y = call(given | settings, impl=impl, keep_gates=keep_gates)
         y.backward(self.grad_y.to(device, y.dtype))
-        names = ["conv_in", "bias_in", "conv_out", "bias_out", "nin", "bias_nin"]
-        grads = dict(zip(names, (w.grad for w in weights), strict=False))
-        grads |= {f"gain{i}": g.grad for i, g in enumerate(gains)}
-        grads |= {f"skip{i}": s.grad for i, s in enumerate(skips)}
-        grads |= {"y": y.detach(), "x": x.grad}
-        grads |= {"image_bias": None if image_bias is None else image_bias.grad}
-        return {name: value.cpu() for name, value in grads.items() if value is not None}
+        grads = {name: leaf.grad for name, leaf in leaves.items()}
+        return {name: t.detach().cpu() for name, t in {"y": y, **grads}.items()}
 
     def operands(self, dtype: torch.dtype) -> Operands:
-        """The operands beside images of `dtype`."""
-        exact = exact_dtype(dtype)
+        """The operands beside images of `dtype`, which are channels_last."""
         last = torch.channels_last
-        x, *skips = (t.to(dtype).clone(memory_format=last) for t in (self.x, *self.skips))
-        weights = [w.to(exact).clone() for w in self.weights]
-        gains = [g.to(exact).clone() for g in self.gains]
-        skip, skip_2 = (*skips, None, None)[:2]
-        conv_in, bias_in, conv_out, bias_out, *nin = weights
-        nin_skip, bias_nin = nin or (None, None)
-        gain_in, gain_out, gain_nin = (*gains, None, None, None)[:3]
-        image_bias = None if self.image_bias is None else self.image_bias.to(exact)
-        return Operands(
-            *(x, skip, skip_2, conv_in, bias_in, conv_out, bias_out, nin_skip, bias_nin),
-            *(gain_in, gain_out, gain_nin, image_bias, self.seed if self.dropout else None),
-        )
+        return Operands(**self._cast(lambda t: t.to(dtype).clone(memory_format=last), dtype))
 
-    @property
-    def settings(self) -> Settings:
-        return Settings(self.shift, self.dropout, 3)
+    def _cast(
+        self, image: Callable[[Tensor], Tensor], dtype: torch.dtype, device: str = "cpu"
+    ) -> dict[str, Any]:
+        """Copies of the operands by name: images by `image`, weights beside those of `dtype`."""
+        exact = torch.float64 if dtype == torch.float64 else torch.float32
+        casts = dict.fromkeys(IMAGES, image) | {"seed": lambda t: t.to(device)}
+        return {
+            name: t if t is None else casts.get(name, lambda t: t.to(device, exact, copy=True))(t)
+            for name, t in self.given._asdict().items()
+        }
 
 
 def leaves_of(given: Operands) -> list[Tensor]:
     """The operands that may have gradients."""
     return [t for t in given if t is not None and t.is_floating_point()]
-
-
-def exact_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of weights beside images of `dtype`."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def make_case(
@@ -155,27 +146,22 @@ def make_case(
 
     batch, height, width = size
     kh, kw = KERNELS[shift]
-    f, fan_in = filters, 2 * filters * kh * kw
-    weights = [
-        draw(f, 2 * f, kh, kw, fan_in=fan_in),
-        draw(f),
-        draw(2 * f, 2 * f, kh, kw, fan_in=fan_in),
-        draw(2 * f),
-    ]
+    f, fan_in, s = filters, 2 * filters * kh * kw, 2 * sum(skip_channels)
+    given = dict.fromkeys(Operands._fields)
+    given["conv_in"], given["bias_in"] = draw(f, 2 * f, kh, kw, fan_in=fan_in), draw(f)
+    given["conv_out"], given["bias_out"] = draw(2 * f, 2 * f, kh, kw, fan_in=fan_in), draw(2 * f)
     if skip_channels:
-        s = 2 * sum(skip_channels)
-        weights += [draw(f, s, 1, 1, fan_in=s), draw(f)]
-    return Case(
-        shift,
-        draw(batch, f, height, width),
-        [draw(batch, s, height, width) for s in skip_channels],
-        weights,
-        [draw(*bias.shape) for bias in weights[1::2]] if gains else [],
-        draw(batch, f, height, width),
-        dropout,
-        torch.tensor(0x1234_5678_9ABC_DEF0),
-        draw(batch, 2 * f) if image_bias else None,
-    )
+        given["nin_skip"], given["bias_nin"] = draw(f, s, 1, 1, fan_in=s), draw(f)
+    given["x"] = draw(batch, f, height, width)
+    for name, channels in zip(IMAGES[1:], skip_channels, strict=False):
+        given[name] = draw(batch, channels, height, width)
+    for part in ("in", "out", "nin") if gains else ():
+        bias = given[f"bias_{part}"]
+        given[f"gain_{part}"] = None if bias is None else draw(*bias.shape)
+    grad_y = draw(batch, f, height, width)
+    given["image_bias"] = draw(batch, 2 * f) if image_bias else None
+    given["seed"] = torch.tensor(0x1234_5678_9ABC_DEF0) if dropout else None
+    return Case(Operands(**given), Settings(shift, dropout, 3), grad_y)
 
 
 def assert_as_good(
@@ -188,9 +174,7 @@ def assert_as_good(
     for name, expected in exact.items():
         assert got[name].dtype == eager[name].dtype, name
         assert got[name].shape == expected.shape, name
-        scale = expected.abs().max().item() if expected.numel() else 0.0
-        error = (got[name].double() - expected).abs().max().item() if expected.numel() else 0.0
-        eager_error = (
-            (eager[name].double() - expected).abs().max().item() if expected.numel() else 0.0
-        )
-        assert error <= 2 * eager_error + band * max(scale, 0.05), (name, error, eager_error)
+        if expected.numel():
+            scale = expected.abs().max().item()
+            error, eager_error = ((t[name].double() - expected).abs().max() for t in (got, eager))
+            assert error <= 2 * eager_error + band * max(scale, 0.05), (name, error, eager_error)

@@ -15,24 +15,34 @@ CANARY = 64
 
 @contextmanager
 def guarded_memory() -> Iterator[list[Tensor]]:
-    """Inside the block every torch.empty(size, ...) lies between canaries and starts as they are:
-    NaN, or 255 for uint8. Afterwards the canaries must be as they were.
+    """Inside the block new memory lies between canaries and starts as they are: NaN, or 255 for
+    uint8. Afterwards the canaries must be as they were.
 
     Yields the list of what was allocated, each with its canaries. A number read beside its tensor
     makes a sum NaN even if it is multiplied by zero.
     """
     allocated: list[Tensor] = []
-    original = torch.empty
+    original, original_like = torch.empty, torch.empty_like
 
-    def empty(size: Any, *, memory_format: Any = torch.contiguous_format, **kw: Any) -> Tensor:
-        shape = original(size, memory_format=memory_format, device="meta")
+    def placed(shape: Tensor, **kw: Any) -> Tensor:
         whole = original(shape.numel() + 2 * CANARY, **kw)
         whole.fill_(float("nan") if whole.is_floating_point() else 255)
         allocated.append(whole)
         return whole.as_strided(shape.shape, shape.stride(), CANARY)
 
+    def empty(size: Any, *, memory_format: Any = torch.contiguous_format, **kw: Any) -> Tensor:
+        return placed(original(size, memory_format=memory_format, device="meta"), **kw)
+
+    def empty_like(like: Tensor, **kw: Any) -> Tensor:
+        return placed(original_like(like, device="meta", **kw), dtype=like.dtype)
+
+    def new_empty(self: Tensor, size: Any, **kw: Any) -> Tensor:
+        return empty(size, **{"dtype": self.dtype, **kw})
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "empty", empty)
+        patch.setattr(Tensor, "new_empty", new_empty)
+        patch.setattr(torch, "empty_like", empty_like)
         yield allocated
     for whole in allocated:
         for edge in (whole[:CANARY], whole[-CANARY:]):
