@@ -43,7 +43,6 @@ IMPLEMENTATION_IMPORTS = {
     "shifted_conv",
     "dropout",
     "dispatch",
-    "registration",
     "gated_resnet_operands",
 }
 FILE_NAMES = (
