@@ -75,14 +75,13 @@ def frechet_by_class(
     real images that are not in the reference, for the floor. The features of a class are fewer than
     those of all, so these distances are larger than that of all: compare them with their floors.
     """
-    features = [
-        features_by_class(*images, name, extractor, batch_size, progress)
-        for images, name in (
-            (samples, "samples"),
-            (reference, "real images"),
-            (others, "other real images"),
-        )
-    ]
+    features: list[dict[int, Tensor]] = []  # of each class of two images and more
+    sets = {"samples": samples, "real images": reference, "other real images": others}
+    for name, (images, labels) in sets.items():
+        with progress(f"features of {name}", len(images), "images") as done:
+            found, _ = extract_features(images, extractor, batch_size=batch_size, progress=done)
+        parts = {label: found[labels == label] for label in labels.unique().tolist()}
+        features.append({label: part for label, part in parts.items() if len(part) > 1})
     drawn, real, other = (
         {label: collect_statistics(found, reference[0], extractor) for label, found in one.items()}
         for one in features
@@ -98,21 +97,6 @@ def frechet_by_class(
         )
         for label in sorted(drawn.keys() & real.keys())
     ]
-
-
-def features_by_class(
-    images: Tensor,
-    labels: Tensor,
-    name: str,
-    extractor: FeatureExtractor,
-    batch_size: int,
-    progress: ShowProgress,
-) -> dict[int, Tensor]:
-    """The features of each class of two images and more. name: of the images, for progress."""
-    with progress(f"features of {name}", len(images), "images") as done:
-        found = extract_features(images, extractor, batch_size=batch_size, progress=done).features
-    parts = {label: found[labels == label] for label in labels.unique().tolist()}
-    return {label: part for label, part in parts.items() if len(part) > 1}
 
 
 @dataclass(frozen=True, eq=False)

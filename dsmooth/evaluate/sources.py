@@ -134,7 +134,13 @@ def read_images(path: Path, limit: int | None = None) -> ImageSet:
     check_folder(path)
     shards = sorted(path.glob("*.npy"))
     if shards:
-        return _read_shards(path, shards, limit)
+        parts: list[NDArray[np.generic]] = []
+        for shard in shards:
+            left = None if limit is None else limit - sum(map(len, parts))
+            if left == 0:
+                break
+            parts.append(_load_npy(shard)[:left])
+        return _collect(parts, path)
     if any(child.suffix.lower() in SUFFIXES for child in path.iterdir()):
         images = read_every_image(path, limit)
         return ImageSet(images, f"{path} ({len(images):,} image files)")
@@ -164,18 +170,6 @@ def read_reference(path: Path) -> ImageSet | FeatureStatistics | PublishedStatis
     if names.isdisjoint(ARRAY_NAMES):
         return FeatureStatistics.load(path)
     return read_images(path)
-
-
-def _read_shards(folder: Path, shards: Sequence[Path], limit: int | None) -> ImageSet:
-    arrays, left = [], limit
-    for shard in shards:
-        array = _load_npy(shard)[:left]
-        arrays.append(array)
-        if left is not None:
-            left -= len(array)
-            if left == 0:
-                break
-    return _collect(arrays, folder)
 
 
 def _load_npy(path: Path) -> NDArray[np.generic]:

@@ -122,9 +122,9 @@ def _plot(draw: Callable[..., bytes], *numbers: Any) -> tuple[str, str]:
 
 
 def _grid(*rows: Tensor) -> str:
-    """A picture of some images in a square, or of one row for each of several, as a URI.
+    """URI of a grid: one batch in a square, or several batches a row each.
 
-    It is sharp on a dense screen, and diverged images are plain grey.
+    The grid is sharp on a dense screen, and diverged images are plain grey.
     """
     x = torch.cat(rows)
     columns = len(rows[0]) if len(rows) > 1 else math.isqrt(len(x) - 1) + 1

@@ -26,7 +26,7 @@ DARK = Colours("#d6d9df", "#7fb2ff", "#ffb454", "#a3abb5", "#2b3038")
 
 
 def plot(paint: Callable[..., None]) -> Callable[..., bytes]:
-    """Make a function of (axes, colours, numbers) one of (numbers, dark, transparent), a PNG."""
+    """A plot as PNG: `paint` gets axes and colours, then what the plot is called with."""
 
     @functools.wraps(paint)
     def draw(*numbers: Any, dark: bool = False, transparent: bool = True) -> bytes:
