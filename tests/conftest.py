@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 # The tests' tensors are too small to share among threads, and tests run side by side (-n auto): on
@@ -65,12 +66,12 @@ def small_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plots of reports are a pixel: drawing them takes most of the time of a report."""
-    from dsmooth.pictures import grid_png
+def no_plots() -> Iterator[None]:
+    """Plots of reports are a pixel."""
+    from tests.helpers.report_checks import without_plots
 
-    pixel = grid_png(torch.zeros(1, 1, 1, 1))
-    monkeypatch.setattr("dsmooth.report.plots.png", lambda canvas, **_: pixel)
+    with without_plots():
+        yield
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

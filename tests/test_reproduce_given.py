@@ -19,7 +19,7 @@ from dsmooth.reproduce.stages import STAGES, Sizes
 from dsmooth.runs import RunFolder
 from tests.helpers.class_networks import conditional
 from tests.helpers.command_runs import run, save_run
-from tests.helpers.report_checks import check_self_contained
+from tests.helpers.report_checks import check_self_contained, without_plots
 
 SIZES = Sizes(
     count=9,
@@ -45,13 +45,14 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
 @pytest.fixture(scope="module")
 def reported(given: tuple[Path, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("report") / "out"
-    assert reproduce(out, PretrainedPlan(given), sizes=SIZES) == 0
+    with without_plots():
+        assert reproduce(out, PretrainedPlan(given), sizes=SIZES) == 0
     return out
 
 
 @pytest.fixture
 def again(reported: Path, tmp_path: Path, no_plots: None) -> Path:
-    """A copy of `reported`, whose next report has no plots."""
+    """A copy of `reported`."""
     return shutil.copytree(reported, tmp_path / "again")
 
 

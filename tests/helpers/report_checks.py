@@ -5,12 +5,27 @@ from __future__ import annotations
 import base64
 import io
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from html.parser import HTMLParser
 
+import pytest
+import torch
 from PIL import Image
+
+from dsmooth.pictures import grid_png
 
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "wbr"}
 FORBIDDEN = {"script", "iframe", "object", "embed", "base", "video", "audio"}
+
+
+@contextmanager
+def without_plots() -> Iterator[None]:
+    """Plots of reports are a pixel: drawing them takes most of the time of a report."""
+    pixel = grid_png(torch.zeros(1, 1, 1, 1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dsmooth.report.plots.png", lambda canvas, **_: pixel)
+        yield
 
 
 class Page(HTMLParser):
