@@ -214,7 +214,7 @@ def test_precision_and_a_drawn_seed(tmp_path: Path, capsys: pytest.CaptureFixtur
     images = {}
     for name in ("auto", "float32", "bfloat16"):
         out = tmp_path / f"{name}.npz"
-        assert run("sample", plain, "-n", "16", "--precision", name, "--out", str(out)) == 0
+        assert run("sample", plain, "-n", "64", "--precision", name, "--out", str(out)) == 0
         images[name] = np.load(out)["x"]
     assert np.array_equal(images["auto"], images["float32"])
     assert not np.array_equal(images["auto"], images["bfloat16"])
