@@ -187,7 +187,7 @@ def test_a_continuous_denoiser_is_not_called_discrete(tmp_path: Path, no_plots: 
 
 
 def test_sections_without_numbers_are_left_out(tmp_path: Path, no_plots: None) -> None:
-    """Of models trained elsewhere neither the training set nor the machine is known."""
+    """Neither training set nor machine is known for models trained elsewhere."""
     results = made_up_results()
     del results["runs"]["plain"], results["bits_per_dim"]["plain"], results["receptive_field"]
     results["bits_per_dim"]["pair_less"] = {}

@@ -1,4 +1,4 @@
-// Where the parts of a gated block lie, and the memory of a thread that computes one. Compiled once
+// Offsets of the parts of a gated block, and the memory of a thread that computes one. Compiled once
 // per instruction set: see vector_math.h for what that forbids.
 #pragma once
 

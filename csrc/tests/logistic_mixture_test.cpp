@@ -58,7 +58,7 @@ class Tensor {
   Borrowed borrow() const {
     return {true, memory_.get(), type_of<T>(), {}, 4, shape_.data(), strides_.data()};
   }
-  // Of one channel, as (B, H, W).
+  // One channel, as (B, H, W).
   Borrowed borrow_plane() {
     plane_shape_ = {shape_[0], shape_[2], shape_[3]};
     plane_strides_ = {strides_[0], strides_[2], strides_[3]};

@@ -88,7 +88,7 @@ def _dataset(
 
 
 def _unpack(path: Path, names: list[str]) -> dict[Path, bytes]:
-    """Those of the members `names` that a .tar.gz holds, in memory."""
+    """Members of a .tar.gz among `names`, read into memory."""
     with open_regular(path) as file, guarded(path, "a .tar.gz; it is cut or damaged"):
         content = gzip.GzipFile(fileobj=file).read(_MAX_ARCHIVE + 1)
         if len(content) > _MAX_ARCHIVE:

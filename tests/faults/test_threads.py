@@ -25,7 +25,7 @@ SECONDS = 30
 
 
 def run(name: str, before: Callable[[], None] | None = None, **variables: str) -> str:
-    """What a function of this file prints in a process of its own."""
+    """Output of a function of this file in a process of its own."""
     result = subprocess.run(
         [sys.executable, __file__, name],
         capture_output=True,
