@@ -92,6 +92,11 @@ def test_exif_orientation_is_followed(tmp_path: Path) -> None:
         Image.fromarray(pixels).save(tmp_path / f"{name}.png", exif=exif)
     dataset = load_dataset("folder", "train", tmp_path)
     assert np.array_equal(dataset.images[0, 0].numpy(), np.rot90(pixels, -1))
+    for suffix, orientation, turned in (("tif", 6, np.rot90(pixels, -1)), ("png", 9, pixels)):
+        exif[0x0112] = orientation
+        Image.fromarray(pixels).save(tmp_path / f"c.{suffix}", exif=exif)
+        image = folder.read_image_file(tmp_path / f"c.{suffix}")
+        assert np.array_equal(image[0, 0].numpy(), turned)
 
 
 def test_image_size_crops_the_centre(tmp_path: Path) -> None:

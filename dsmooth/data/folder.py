@@ -138,7 +138,8 @@ def _centre(image: Image, crop: int, size: int) -> Image:
 def _read_header(path: Path) -> tuple[int, tuple[int, int]]:
     """Channels, and (height, width) upright, of a picture before it is decoded."""
     with _opened(path) as image:
-        turned = image.getexif().get(_ORIENTATION, 1) >= 5
+        # Pillow states the size of a TIFF upright.
+        turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
         size = image.size if turned else image.size[::-1]
         return 1 if image.mode in ("1", "L", "LA") else 3, size
 
