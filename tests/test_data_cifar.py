@@ -83,6 +83,8 @@ def test_a_binary_training_set_may_lack_batches(tmp_path: Path) -> None:
     train = load_dataset("cifar10", "train", tmp_path)
     assert train.source == f"{tmp_path} (4 images, 2 of 5 batches)"
     assert np.array_equal(train.images[2:].reshape(2, -1), PIXELS[8:10])
+    write(tmp_path / "one", {"data_batch_1.bin": bytes(3073)})
+    assert len(load_dataset("cifar10", "train", tmp_path / "one")) == 1
 
 
 class _Mark:
