@@ -222,11 +222,12 @@ class InOrder(torch.utils.data.IterableDataset):
 class Short(InOrder):
     """A data set that says it is longer than it is."""
 
-    def __init__(self) -> None:
+    def __init__(self, length: int) -> None:
         super().__init__(torch.zeros(3, 1, 8, 8).byte())
+        self.length = length
 
     def __len__(self) -> int:
-        return 20
+        return self.length
 
 
 def test_forms_of_images_of_ones_own() -> None:
@@ -298,7 +299,8 @@ def test_train_is_a_function() -> None:
         (torch.linspace(-0.1, 1, 640).view(10, 1, 8, 8), "got -0.1 to 1: convert them to bytes"),
         ([torch.zeros(8, 8).int()], "item 0 must be uint8 or floating point, got torch.int32"),
         (["a.png"], "item 0 must be an image, got a str"),
-        (Short(), "says that it has 20 items, but gave 3"),
+        (Short(20), "says that it has 20 items, but gave 3"),
+        (Short(1 << 50), "more than there is memory"),
         ([{"pixels": 3}], "item 0 must have an entry image, img, .*, got pixels"),
         ([torch.zeros(2, 8, 8)], r"item 0 must be an image .* got shape \(2, 8, 8\)"),
         (torch.zeros(20, 8, 8, 2).byte(), r"images must be .* got \(20, 8, 8, 2\)"),

@@ -97,13 +97,13 @@ def own_images(dataset: Sized, split: str = "train") -> ImageDataset:
     given: Any = dataset
     items = given if hasattr(type(given), "__iter__") else map(given.__getitem__, range(len(given)))
     source, count = f"a {type(dataset).__name__} given in Python", 0
-    images, labels = torch.empty(0), torch.zeros(len(dataset), dtype=torch.int64)
-    labelled = True
+    images, labels, labelled = torch.empty(0), torch.empty(0), True
     for number, item in enumerate(islice(items, len(dataset))):
         image, label = _image_and_label(number, item)
         if number == 0:
             kind = np.uint8 if image.dtype == torch.uint8 else np.float32
             images = torch.from_numpy(make_room(source, (len(dataset), *image.shape), kind))
+            labels = torch.zeros(len(dataset), dtype=torch.int64)
         if (image.shape, image.dtype) != (images.shape[1:], images.dtype):
             raise ValueError(
                 f"images must have one shape and dtype, got {tuple(images.shape[1:])} "
