@@ -236,7 +236,7 @@ def _default(prog: str, kind: type, args: list[str]) -> Any:
         parser.add_argument("role", nargs="?")
         parser.add_argument("--resume", action="store_true")
         for name in ("preset", "out", "init", "data", "data-dir", "image-channels"):
-            parser.add_argument(f"--{name}", f"--{name.replace('-', '_')}")
+            parser.add_argument(*sorted({f"--{name}", f"--{name.replace('-', '_')}"}))
     known, _ = parser.parse_known_args(args)
     if known.config:
         return read_options(kind, known.config, prog)

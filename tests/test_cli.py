@@ -345,6 +345,7 @@ def test_mistakes_get_a_line_or_two(
         (["sample", "--method", "three-step"], "three-step"),
         (["train", "noisy", "--n-filters", "0"], "n_filters must be at"),
         (["train", "noisy", "--batch-size", "some"], "some"),
+        (["train", "noisy", "--preset"], "argument --preset: expected one argument"),
     ],
 )
 def test_unknown_words_are_refused(
