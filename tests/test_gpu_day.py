@@ -67,7 +67,10 @@ def test_rehearsal(tool: SimpleNamespace, on_gpu: ModuleType, tmp_path: Path) ->
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(("chosen", "fewest", "most"), [("SMOKE", 25, 35), ("SANITIZED", 4, 4)])
+@pytest.mark.parametrize(
+    ("chosen", "fewest", "most"),
+    [("SMOKE", 25, 35), ("SANITIZED", 3, 4)],  # some are there with a device alone
+)
 def test_chosen_tests_are_there(tool: SimpleNamespace, chosen: str, fewest: int, most: int) -> None:
     command = [*tool.gpu_tests("-n0", "-k", getattr(tool, chosen), *tool.PROVING), "--collect-only"]
     listed = subprocess.run(command, cwd=tool.ROOT, capture_output=True, text=True, check=True)

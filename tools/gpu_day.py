@@ -90,7 +90,10 @@ PREPARES = ("install", "build")  # if one of these fails, the call ends
 PROVES = ("doctor", "smoke-tests")  # if one of these fails, nothing is timed
 PROVING = [
     f"tests/test_{name}.py"
-    for name in ("gpu_gated_resnet", "gpu_logistic_mixture", "cached_sampler_cuda", "train_step")
+    for name in (
+        *("gpu_gated_resnet", "gpu_logistic_mixture", "train_step"),
+        *("cached_sampler", "cached_sampler_cuda"),
+    )
 ]
 # Thirty: each kind of kernel, dtype and conditioning against its reference; streams and graphs.
 SMOKE = (
