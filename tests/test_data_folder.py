@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from dsmooth.config import TrainConfig
 from dsmooth.data import SPLITS, folder, load_dataset
+from dsmooth.train.loop import load_data
 from tests.helpers.data_makers import assert_says, random_bytes, write_images
 
 pytestmark = pytest.mark.quick
@@ -112,6 +114,9 @@ def test_image_size_crops_the_centre(tmp_path: Path) -> None:
     found = {image.numpy().tobytes() for part in parts for image in part}
     assert found == {wide[:, 6:14].tobytes(), tall[4:12].tobytes()}
     assert seen == [(1, 1), (1, 1)]
+    config = TrainConfig(data="folder", data_dir=str(tmp_path), image_size=8)
+    for images, data in zip(parts, load_data(config), strict=True):
+        assert torch.equal(images, data.images)
 
 
 def test_folder_errors_name_the_file(tmp_path: Path) -> None:

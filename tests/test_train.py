@@ -238,7 +238,9 @@ def test_forms_of_images_of_ones_own() -> None:
         *(list(last.numpy()), InOrder(pixels), torch.utils.data.DataLoader(InOrder(pixels))),
         torch.utils.data.DataLoader(torch.utils.data.TensorDataset(pixels), shuffle=True),
     ):
-        assert torch.equal(own_images(dataset).images, pixels)
+        found = own_images(dataset)
+        assert torch.equal(found.images, pixels)
+        assert found.labels is None
     assert torch.equal(own_images(pixels[:, 0]).images, pixels[:, :1])
     hugging = {"train": Hugging(pixels), "validation": Hugging(pixels[:5]), "test": None}
     train_set, held_out = split_own(hugging)

@@ -64,9 +64,11 @@ def train_until(
         if state.images_seen == images:
             signal.raise_signal(signal.SIGTERM)
 
+    before = signal.getsignal(signal.SIGTERM)
     with patch.context() as inner:
         inner.setattr(TrainState, "step", step_then_signal)
         stopped = train(config, run, **options)
+    assert signal.getsignal(signal.SIGTERM) is before
     assert (stopped.images_seen, stopped.interrupted) == (images, signal.SIGTERM)
 
 
