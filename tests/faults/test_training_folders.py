@@ -171,8 +171,12 @@ def test_a_run_is_not_among_its_data(tmp_path: Path) -> None:
 def test_a_write_that_ends_early_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, message: str
 ) -> None:
-    path = tmp_path / "file"
+    """And a file is for whom the user's other files are."""
+    path, other = tmp_path / "file", tmp_path / "other"
     write_atomically(path, b"old")
+    other.touch()
+    assert path.stat().st_mode == other.stat().st_mode
+    other.unlink()
 
     def fail(descriptor: int) -> None:
         raise error
