@@ -118,6 +118,7 @@ def test_settings_are_read_once_and_logs_when_asked_for(
 
 def test_a_run_is_finished_when_its_log_says_so(folders: dict[str, Path], tmp_path: Path) -> None:
     run = RunFolder(save_run(tmp_path / "run", "plain"))
+    assert {run: 1} == {RunFolder(str(run.path)): 1}
     assert not run.is_finished()
     os.mkfifo(run.log)  # a stranger's, which nobody waits for
     assert not run.is_finished()
