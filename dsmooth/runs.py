@@ -37,8 +37,11 @@ class Origin:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(init=False, unsafe_hash=True)
 class RunFolder:
     """The folder of a run, and the paths of its files, which need not exist."""
+
+    path: Path
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)

@@ -244,6 +244,7 @@ def test_inception_without_network_or_extra_says_what_to_do(
 
 def test_extractors_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text("nothing")
+    (tmp_path / "lines.py").write_text("raise ModuleNotFoundError('two\\nlines')")
     broken = "\ndef broken():\n    1 / 0\n"
     (tmp_path / "user.py").write_text(USER_MODULE.format(weight="2.0") + broken)
     for name, error, message in (
@@ -252,6 +253,7 @@ def test_extractors_that_are_none(tmp_path: Path) -> None:
         (f"{tmp_path}/none.py:f", FileNotFoundError, "none.py"),
         (f"{tmp_path}/user.py:nothing", ValueError, "must be a torch.nn.Module.*got NoneType"),
         (f"{tmp_path}/user.py:wrong", ValueError, "got str"),
+        (f"{tmp_path}/lines.py:f", ImportError, "lines.py cannot be imported: two lines: name"),
         (f"{tmp_path}/bad.py:f", ValueError, "bad.py cannot be imported: NameError: name 'nothin"),
         (f"{tmp_path}/user.py:broken", ValueError, "cannot be made without arguments: ZeroDivi"),
     ):

@@ -240,6 +240,10 @@ def test_a_damaged_file_is_neither_read_nor_gone_on_with(
     for use in (lambda: draw_into(tmp_path, 20), lambda: read_images(tmp_path)):
         with pytest.raises((ValueError, FileNotFoundError), match="shard_00002"):
             use()
+    before = contents(tmp_path)
+    with pytest.raises((ValueError, FileNotFoundError), match="shard_00002"):
+        draw_into(tmp_path, 30)  # which would put more images into that file
+    assert contents(tmp_path) == before
 
 
 def test_shards_are_read_as_they_were_written(tmp_path: Path) -> None:

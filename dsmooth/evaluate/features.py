@@ -309,13 +309,13 @@ def faults_of(name: str, action: str) -> Iterator[None]:
     """Turn errors of a user's code into one of a line: extractor cannot `action`."""
     try:
         yield
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"extractor {name} cannot {action}: {error}: name a module of yours as "
-            "file.py:attribute, or put its folder on PYTHONPATH"
-        ) from None
     except Exception as error:
         reason = " ".join(str(error).split())
+        if isinstance(error, ModuleNotFoundError):
+            raise ModuleNotFoundError(
+                f"extractor {name} cannot {action}: {reason}: name a module of yours as "
+                "file.py:attribute, or put its folder on PYTHONPATH"
+            ) from None
         raise ValueError(
             f"extractor {name} cannot {action}: {type(error).__name__}: {reason}"
         ) from error

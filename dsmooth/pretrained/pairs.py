@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -26,6 +26,7 @@ from .resolver import (
     HUB_FILES,
     HUB_ID,
     NOISY_FILE,
+    Origins,
     PairSettings,
     SavedNetwork,
     SmoothingSettings,
@@ -45,7 +46,7 @@ class PairInFiles(nn.Module):
     denoiser: PixelCNNpp
     smoothing: Smoothing
     image_size: tuple[int, int]
-    origin: dict[Role, Origin]
+    origin: Mapping[Role, Origin]
     """Origin of the weights, as far as it is known; shown by the model card."""
 
     def save_pretrained(
@@ -183,5 +184,5 @@ class PairInFiles(nn.Module):
             pair = cls(*networks, smoothing, noisy.image_size).eval()
         except ValueError as error:
             raise ValueError(f"{found} are no pair: {error}") from None
-        pair.origin = {n.role: origin for n in saved if (origin := n.read_origin())}
+        pair.origin = Origins(saved)
         return pair

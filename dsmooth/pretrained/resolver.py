@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,24 @@ class SavedNetwork:
         if self.folder.is_relative_to(_HERE):  # they were trained on whole data sets
             origin = replace(origin, command=f"{origin.command} --data-dir FOLDER")
         return origin
+
+
+class Origins(Mapping[Role, Origin]):
+    """Known origins of networks by role; a log, of a line a second, is read when asked for."""
+
+    def __init__(self, networks: Iterable[SavedNetwork]) -> None:
+        self._networks = {n.role: n for n in networks if n.run or n.origin}
+
+    def __getitem__(self, role: Role) -> Origin:
+        origin = self._networks[role].read_origin()
+        assert origin is not None  # by the constructor
+        return origin
+
+    def __iter__(self) -> Iterator[Role]:
+        return iter(self._networks)
+
+    def __len__(self) -> int:
+        return len(self._networks)
 
 
 def names() -> list[str]:

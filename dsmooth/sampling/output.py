@@ -173,19 +173,20 @@ class Folder:
             raise ValueError(
                 f"{self.path} holds a drawing of {there} images: ask for {there} or more, not {n}"
             )
-        grown = None  # a file that is written anew, with the images that it has
-        if there < n:
-            if there % size and self.digests[-1] is not None:
-                self.digests[-1], grown = None, there // size
-            self.digests += [None] * (-(-n // size) - len(self.digests))
-            self._write_manifest()
         found = []
         for number, stated in enumerate(self.digests[: -(-n // size)]):
             if stated is None or (size == 1 and not self.file(number).exists()):
-                first = there if number == grown else number * size
-                found.append((first, min((number + 1) * size, n)))
+                found.append((number * size, min((number + 1) * size, n)))
             else:
                 check_file(self.file(number), stated)
+        if there < n:
+            if there % size and self.digests[-1] is not None:
+                self.digests[-1] = None  # its file is written anew, with the images that it has
+                found.append((there, min(-(-there // size) * size, n)))
+            firsts = range(len(self.digests) * size, n, size)
+            found += [(first, min(first + size, n)) for first in firsts]
+            self.digests += [None] * len(firsts)
+            self._write_manifest()
         return found
 
     def parts(self, missing: list[tuple[int, int]], chunk: int, ranks: int) -> list[Request]:
