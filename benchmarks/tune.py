@@ -60,7 +60,7 @@ def make_block(options: argparse.Namespace) -> Callable[[], list[Tensor]]:
         gain_in=parameter(f), gain_out=parameter(2 * f), gain_nin=parameter(f),
         image_bias=None, seed=seed,
     )  # fmt: skip
-    rest = Taps(2, 3, 1, 1), Dropout(seed, layer=0, keep_from=2**22, scale=2.0)
+    rest = Taps(2, 3, 1, 1), Dropout(layer=0, keep_from=2**22, scale=2.0)
 
     def run() -> list[Tensor]:
         y, saved = kernels.forward(given, *rest)

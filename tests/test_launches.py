@@ -5,6 +5,7 @@ Nothing runs: launchers are called on CPU tensors and only counted.
 
 from __future__ import annotations
 
+import argparse
 import importlib
 from collections import Counter
 from collections.abc import Iterator
@@ -16,10 +17,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 pytest.importorskip("triton", reason="Triton is not installed: its launchers cannot be imported")
 
 import dsmooth
+from benchmarks import tune
 from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.functional import use_impl
 from dsmooth.kernels import expand, gated_resnet, logistic_mixture, weights
@@ -181,3 +184,16 @@ def test_nothing_is_launched_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not set(scored) & WEIGHT_GRADIENTS
     assert frozen == scored
     assert scored.total() < whole.total()
+
+
+def test_the_tuner_runs_a_block_by_other_tilings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launching, "capability_of", lambda device: 90)
+    options = argparse.Namespace(filters=4, size=8, batch=2, dtype="bfloat16")
+    with FakeTensorMode(), counted(monkeypatch) as counts:
+        run = tune.make_block(options)
+        run()
+        assert set(counts) >= WEIGHT_GRADIENTS
+        used: dict[Any, Any] = {}
+        with tune.chosen_by("matmul_tiling", lambda tiling: used.setdefault(tiling, tiling)):
+            run()
+        assert used

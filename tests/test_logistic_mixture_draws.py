@@ -205,3 +205,24 @@ def test_bad_arguments_of_a_draw(arguments: dict[str, Any], message: str) -> Non
     good = {"params": torch.zeros(1, 6, 2, 2), "uniforms": torch.rand(1, 4, 2, 2)}
     with pytest.raises(ValueError, match=message):
         logistic_mixture_sample(**{**good, "image_channels": 1, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"uniforms": torch.rand(1, 3, 2, 3)}, r"uniforms must have shape \(1, 4, 2, 3\)"),
+        ({"uniforms": torch.ones(1, 4, 2, 3).long()}, "uniforms must be a floating-point"),
+        ({"params": torch.ones(1, 7, 2, 3)}, "params must have shape"),
+        ({"image_channels": 2}, "1 or 3"),
+        ({"temperature": 0.0}, "temperature must be positive and finite, got 0.0"),
+        ({"temperature": math.nan}, "temperature must be positive and finite, got nan"),
+        ({"atoms": (0, 0)}, "atoms"),
+        ({"likelihood": "gaussian", "smoothing_scale": -1.0}, "smoothing_scale"),
+    ],
+)
+def test_wrong_arguments_are_refused(changes: dict[str, Any], message: str) -> None:
+    good = {"params": torch.zeros(1, 6, 2, 3), "uniforms": torch.full((1, 4, 2, 3), 0.5)}
+    good |= {"image_channels": 1, "likelihood": "discretized"}
+    logistic_mixture_sample(**good)
+    with pytest.raises((ValueError, TypeError), match=message):
+        logistic_mixture_sample(**{**good, **changes})

@@ -142,17 +142,39 @@ def test_concat_elu_is_elu_of_both_signs() -> None:
         ({"x": draw(1, 1, 4, 4)}, r"x must have shape \(B, 2, H, W\)"),
         ({"weight": draw(3, 2, 2, 2)}, "has no centre"),
         ({"stride": 3}, "stride must be 1 or 2"),
+        ({"bias": draw(1)}, r"bias must have shape \(3,\), got \(1,\)"),
+        ({"bias": torch.ones(3).bool()}, "bias must hold floating-point numbers, got torch.bool"),
+        ({"weight": draw(3, 2, 2, 3).to("meta")}, "weight must be on x's device cpu, got meta"),
     ],
 )
 def test_wrong_arguments_are_refused(changes: dict[str, Any], message: str) -> None:
     good = {"x": draw(1, 2, 4, 4), "weight": draw(3, 2, 2, 3), "shift": "down"}
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         shifted_conv2d(**{**good, **changes})
 
 
-def test_a_transposed_convolution_is_shifted() -> None:
-    with pytest.raises(ValueError, match='must be "down" or "down_right"'):
-        shifted_conv_transpose2d(draw(1, 2, 4, 4), draw(2, 3, 3, 3), shift="none")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weight": draw(2, 3, 3, 3), "shift": "none"}, 'must be "down" or "down_right"'),
+        ({"weight": draw(2, 3, 1, 3)}, r"weight must have shape \(C, D, 2, kw\)"),
+        ({"x": draw(1, 3, 4, 4)}, r"x must have shape \(B, 2, H, W\)"),
+        ({"bias": draw(2)}, r"bias must have shape \(3,\), got \(2,\)"),
+        ({"bias": torch.ones(3).bool()}, "bias must hold floating-point numbers, got torch.bool"),
+    ],
+)
+def test_wrong_arguments_of_a_transposed_one_are_refused(
+    changes: dict[str, Any], message: str
+) -> None:
+    good = {"x": draw(1, 2, 4, 4), "weight": draw(2, 3, 2, 3), "shift": "down"}
+    with pytest.raises((ValueError, TypeError), match=message):
+        shifted_conv_transpose2d(**{**good, **changes})
+
+
+@pytest.mark.parametrize("function", [down_shift, right_shift, concat_elu])
+def test_what_is_no_batch_of_images_is_refused(function: Any) -> None:
+    with pytest.raises(ValueError, match=r"x must have shape \(B, C, H, W\), got \(2, 4, 4\)"):
+        function(draw(2, 4, 4))
 
 
 @pytest.mark.parametrize("op", [shifted_conv2d, shifted_conv_transpose2d])

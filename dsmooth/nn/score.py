@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..config import Score
 from .pixelcnnpp import PixelCNNpp
+
+
+class _LogProb(nn.Module):
+    """A model's log_prob, which a subclass may have of its own, as its forward."""
+
+    def __init__(self, model: PixelCNNpp) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, label: Tensor | None) -> Tensor:
+        return self.model.log_prob(x, label=label)
 
 
 def score_of(
@@ -21,10 +32,12 @@ def score_of(
         x = x.detach().requires_grad_(True)
         if score == "full":
             # Frozen: the gradients of the weights would cost a third of all.
-            frozen = {name: weight.detach() for name, weight in model.named_parameters()}
-            params = functional_call(model, frozen, (x,), {"label": label})
+            whole = _LogProb(model)
+            frozen = {name: weight.detach() for name, weight in whole.named_parameters()}
+            log_p = functional_call(whole, frozen, (x, label))
         else:
             with torch.no_grad():
                 params = model(x, label=label)
-        (gradient,) = torch.autograd.grad(model.log_prob_given(x, params).sum(), x)
+            log_p = model.log_prob_given(x, params)
+        (gradient,) = torch.autograd.grad(log_p.sum(), x)
     return gradient
