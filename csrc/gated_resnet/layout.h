@@ -1,5 +1,5 @@
-// Offsets of the parts of a gated block, and the memory of a thread that computes one. Compiled once
-// per instruction set: see vector_math.h for what that forbids.
+// Offsets of the parts of a gated block, and the memory of a thread that computes one. Compiled
+// once per instruction set: see vector_math.h for what that forbids.
 #pragma once
 
 #include "../common/gemm.h"
