@@ -94,7 +94,7 @@ def tune_gated_resnet(options: argparse.Namespace) -> None:
     print(f"the table: {milliseconds(run):.3f} ms a block, forward and backward")
     for name in ("matmul_tiling", "gradient_tiling"):
         used: dict[int, Any] = {}
-        with chosen_by(name, lambda tiling: used.setdefault(tiling.block_n, tiling)):  # noqa: B023
+        with chosen_by(name, lambda tiling: used.setdefault(tiling.block_n, tiling)):  # noqa: B023 - called in this turn
             run()
         heights, steps = (64, 128, 256), (32, 64)
         sizes = (heights, steps) if name == "matmul_tiling" else (steps, heights)
@@ -156,7 +156,7 @@ def tuned_mixture(shape: str, dtype: torch.dtype, layout: str, likelihood: str) 
         except (CompilationError, OutOfResources):
             continue  # more registers or shared memory than a block may have
         torch.testing.assert_close(grad_params, want, rtol=1e-2, atol=1e-3)
-        times[tiling] = milliseconds(lambda: run(tiling))  # noqa: B023
+        times[tiling] = milliseconds(lambda: run(tiling))  # noqa: B023 - called in this turn
     times[frozen] = milliseconds(lambda: run(frozen))
     copy = milliseconds(lambda: grad_params.copy_(params))
     return "; ".join(

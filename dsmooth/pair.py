@@ -113,7 +113,7 @@ class SmoothedPair(PairInFiles):
         report, parts, done = None if isinstance(progress, bool) else progress, [], 0
         with bar("drawing", n) if progress is True else nullcontext() as show:
             if show is not None:
-                report = lambda fraction: show(n * fraction)  # noqa: E731
+                report = lambda fraction: show(n * fraction)  # noqa: E731 - in place of the caller's
             for part in request.parts(batch_size or n):
                 share = share_of_progress(report, done / n, (done + part.count) / n)
                 parts.append(drawer.draw(part, sampler, share))
