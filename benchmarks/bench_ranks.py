@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -38,27 +39,19 @@ def bench_ranks(bench: Bench, filters: int, layers: int, images: int, tmp_path: 
     processes = 2 if bench.smoke else CORES
     settings = [f"--n-filters={filters}", f"--n-resnet={layers}", f"--batch-size={BATCH}"]
     settings += [f"--images={images}", "--evaluations=1", "--evaluation-images=200"]
-    contenders = {
-        f"{processes} processes of 1 thread": processes,
-        f"1 process of {CORES} threads": 1,
-    }
-    folder = tmp_path / "run"
-    if bench.smoke:
-        bench.benchmark.pedantic(lambda: train(folder, settings, processes), rounds=1)
-        return
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    ours, single = f"{processes} processes of 1 thread", f"1 process of {CORES} threads"
+    folder, counts = tmp_path / "run", {ours: processes, single: 1}
+    contenders = {name: partial(train, folder, settings, n) for name, n in counts.items()}
+    turns = Turns({name: [] for name in contenders})
     losses: dict[str, float] = {}
-    for number in range(ROUNDS):
-        for name, count in contenders.items():
+    for number in range(0 if bench.smoke else ROUNDS):
+        for name, run in contenders.items():
             announce(f"round {number + 1} of {ROUNDS}: {name}")
-            step, losses[name] = train(folder, settings, count)
-            seconds[name].append(step)
-    first, second = losses.values()
-    assert first == pytest.approx(second, rel=0.02)
-    bench.record(
-        *(Turns(seconds), next(iter(contenders)), lambda: None),
-        *((BATCH, 1, 28, 28), torch.bfloat16, Work(images=BATCH)),
-    )
+            step, losses[name] = run()
+            turns.seconds[name].append(step)
+    assert bench.smoke or losses[ours] == pytest.approx(losses[single], rel=0.02)
+    how = {"shape": (BATCH, 1, 28, 28), "dtype": torch.bfloat16, "work": Work(images=BATCH)}
+    bench.compare(contenders, ours, turns=turns, peak=lambda: None, **how)
 
 
 def train(folder: Path, settings: list[str], processes: int) -> tuple[float, float]:

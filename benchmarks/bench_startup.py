@@ -7,14 +7,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
-import dsmooth
-from benchmarks.measure import Bench, announce, full, quick, smoke, take_turns
+from benchmarks.measure import Bench, announce, full, quick, smoke
 
 PROJECT = Path(__file__).resolve().parents[1]
 COMMANDS = {
@@ -42,12 +39,11 @@ def bench_startup(bench: Bench, case: None) -> None:
     assert turns is None or turns.of("dsmooth --help").median <= 0.5
 
 
-@pytest.mark.parametrize("filters", [smoke(4, id="sample-small"), quick(24, id="sample")])
-def bench_sample(bench: Bench, native: None, filters: int, tmp_path: Path) -> None:
-    """`dsmooth sample -n 1`, a pair of mnist-quick's size: at most 3 s beyond torch's import."""
-    save_pair(tmp_path / "pair", filters)
+@pytest.mark.parametrize("case", [smoke(None, id="sample-small"), quick(None, id="sample")])
+def bench_sample(bench: Bench, native: None, case: None, tmp_path: Path) -> None:
+    """`dsmooth sample -n 1`, of the packaged pair: at most 3 s beyond torch's import."""
     out = tmp_path / "samples.png"
-    sample = ["-m", "dsmooth", "sample", str(tmp_path / "pair"), "-n", "1", "--out", str(out)]
+    sample = ["-m", "dsmooth", "sample", "-n", "1", "--out", str(out)]
     assert "1 image in" in python(*sample)
     assert out.stat().st_size
     name = "dsmooth sample -n 1"
@@ -57,19 +53,6 @@ def bench_sample(bench: Bench, native: None, filters: int, tmp_path: Path) -> No
     }
     turns = bench.compare(contenders, name, rounds=5, shape=(1, 1, 28, 28))
     assert turns is None or turns.of(name).median - turns.of("import torch").median <= 3.0
-
-
-def save_pair(folder: Path, filters: int) -> None:
-    """A pair with the weights of a first step, whose samples stay finite."""
-    noisy, denoiser = (
-        dsmooth.PixelCNNpp(replace(dsmooth.preset("mnist-quick", role).model, n_filters=filters))
-        for role in ("noisy", "denoiser")
-    )
-    with torch.no_grad():
-        noisy.head.weight_g.mul_(0.1)
-        denoiser.head.weight_g.mul_(0.1)
-    smoothing = dsmooth.GaussianSmoothing(noisy.config.smoothing_scale)
-    dsmooth.SmoothedPair(noisy, denoiser, smoothing, (28, 28)).save_pretrained(folder)
 
 
 @pytest.mark.parametrize("cuda", [full("0", id="without-cuda"), full("1", id="with-cuda")])
@@ -88,5 +71,5 @@ def bench_install(bench: Bench, cuda: str, tmp_path: Path) -> None:
         env = os.environ | {"DSMOOTH_CUDA": cuda}
         subprocess.run([*pip, target, str(source)], env=env, check=True)
 
-    turns = take_turns({"pip install": install}, rounds=1, warmup=0)
-    bench.record(turns, "pip install", lambda: None, ())
+    how = {"rounds": 1, "warmup": 0, "peak": lambda: None, "shape": ()}
+    bench.compare({"pip install": install}, "pip install", **how)

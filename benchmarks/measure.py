@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 
@@ -33,7 +33,7 @@ Run = Callable[[], object]
 
 
 def smoke(*values: Any, id: str) -> Any:
-    """A parameter of the smallest case: what --benchmark-disable runs, and nothing else does."""
+    """A parameter of the smallest case: what `pytest --benchmark-disable -m smoke` runs."""
     return pytest.param(*values, id=id, marks=pytest.mark.smoke)
 
 
@@ -55,10 +55,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        if len(values) == 1:
-            return cls(values[0], values[0], values[0])
-        q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive")
-        return cls(median, q1, q3)
+        return cls(*(float(v) for v in np.percentile(values, (50, 25, 75))))
 
     def as_list(self) -> list[float]:
         """[median, q1, q3], four digits of each."""
@@ -219,13 +216,11 @@ def machine() -> dict[str, Any]:
 
 def _commit() -> str:
     """The commit of this source tree, with a + if files differ from it."""
-    git = ["git", "-C", str(Path(__file__).parent)]
+    describe = ["git", "describe", "--always", "--exclude=*", "--abbrev=10", "--dirty=+"]
     try:
-        commit = subprocess.check_output([*git, "rev-parse", "--short=10", "HEAD"], text=True)
-        changed = subprocess.check_output([*git, "status", "--porcelain", "-uno"], text=True)
+        return subprocess.check_output(describe, cwd=Path(__file__).parent, text=True).strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return commit.strip() + ("+" if changed.strip() else "")
 
 
 @dataclass(frozen=True)
@@ -269,49 +264,35 @@ class Bench:
         ours: str,
         *,
         limits: Mapping[str, Callable[[], Limit]] | None = None,
+        turns: Turns | None = None,
+        peak: Run | None = None,
         shape: Sequence[int],
         dtype: torch.dtype = torch.float32,
         work: Work | None = None,
         facts: Mapping[str, Any] | None = None,
         **timing: Any,
     ) -> Turns | None:
-        """Let contenders and limits take turns and record that; only run `ours` in a smoke test.
+        """Let contenders and limits take turns; keep and print what that says of `ours`, and the
+        memory that it takes. In a smoke test only run `ours`.
 
+        turns: those that were taken already. peak: measured for its memory in place of `ours`.
         timing: arguments of `take_turns`.
         """
         if self.smoke:
             self.benchmark.pedantic(contenders[ours], rounds=1)
             return None
         made = {name: make() for name, make in (limits or {}).items()}
-        turns = take_turns({**contenders, **made}, **timing)
-        self.record(turns, ours, contenders[ours], shape, dtype, work, **(facts or {}))
-        return turns
-
-    def record(
-        self,
-        turns: Turns,
-        ours: str,
-        run: Run,
-        shape: Sequence[int],
-        dtype: torch.dtype = torch.float32,
-        work: Work | None = None,
-        **facts: Any,
-    ) -> None:
-        """Keep and print what `turns` say of the contender `ours`, and the memory that `run` takes.
-
-        Contenders that are no `Limit` are what it is compared with.
-        """
-        work = work or Work()
-        seconds = turns.of(ours).median
-        others = turns.seconds.keys() - turns.limits.keys() - {ours}
-        peak: list[int | None] = []
-        self.benchmark.pedantic(lambda: peak.append(peak_memory_of(run)), rounds=1)
+        turns = turns or take_turns({**contenders, **made}, **timing)
+        work, seconds = work or Work(), turns.of(ours).median
+        memory: list[int | None] = []
+        measured = peak or contenders[ours]
+        self.benchmark.pedantic(lambda: memory.append(peak_memory_of(measured)), rounds=1)
         result = {
             "suite": self.suite,
             "case": self.case,
             "ours": ours,
             "seconds": {name: turns.of(name).as_list() for name in turns.seconds},
-            "ratios": {n: turns.ratio(n, ours).as_list() for n in turns.seconds if n in others},
+            "ratios": {n: turns.ratio(n, ours).as_list() for n in contenders if n != ours},
             "rounds": len(turns.seconds[ours]),
             "img_per_s": _round(work.images / seconds),
             "gflop_per_s": _round(work.flops / seconds / 1e9),
@@ -324,13 +305,14 @@ class Bench:
             "dtype": str(dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
             "load": _round(os.getloadavg()[0]),
-            "peak_memory": peak[0],
+            "peak_memory": memory[0],
             **machine(),
-            **facts,
+            **(facts or {}),
         }
         self.benchmark.extra_info.update(result)
         with self.capsys.disabled():
             print("\n  " + "  ".join(filter(None, results.cells(result))), flush=True)
+        return turns
 
 
 def _round(value: float) -> float:

@@ -102,29 +102,24 @@ def compare(before: list[Result], after: list[Result]) -> Iterator[str]:
     """
     old = {name_of(result): result for result in before}
     compared = changed = 0
-    for result in after:
-        name = name_of(result)
-        if name not in old:
+    for now in after:
+        then = old.pop(name_of(now), None)
+        if then is None:
             continue
-        for what, now, then, faster in _pairs(result, old[name]):
+        names = now["ratios"].keys() & then["ratios"].keys()
+        pairs = [(f"ratio to {n}", now["ratios"][n], then["ratios"][n]) for n in sorted(names)]
+        if (now["device"], now["threads"]) == (then["device"], then["threads"]):
+            pairs.append(("seconds", now["seconds"][now["ours"]], then["seconds"][then["ours"]]))
+        for what, new, was in pairs:
             compared += 1
-            if now[1] <= then[2] and then[1] <= now[2]:
+            if was[1] <= new[2] and new[1] <= was[2]:
                 continue
             changed += 1
-            better = (now[0] < then[0]) == faster
+            better = (new[0] < was[0]) == (what == "seconds")
             yield (
-                f"{name}: {what} {then[0]:.4g} -> {now[0]:.4g} "
-                f"({'better' if better else 'WORSE'}, {now[0] / then[0] - 1:+.0%})"
+                f"{name_of(now)}: {what} {was[0]:.4g} -> {new[0]:.4g} "
+                f"({'better' if better else 'WORSE'}, {new[0] / was[0] - 1:+.0%})"
             )
-    missing = [name for name in old if name not in {name_of(result) for result in after}]
     yield f"{compared} numbers compared, {changed} differ beyond the spread."
-    if missing:
-        yield f"Not run now: {', '.join(missing)}."
-
-
-def _pairs(now: Result, then: Result) -> Iterator[tuple[str, list[float], list[float], bool]]:
-    """(what, now, then, whether less is better)"""
-    if (now["device"], now["threads"]) == (then["device"], then["threads"]):
-        yield "seconds", now["seconds"][now["ours"]], then["seconds"][then["ours"]], True
-    for name in now["ratios"].keys() & then["ratios"].keys():
-        yield f"ratio to {name}", now["ratios"][name], then["ratios"][name], False
+    if old:
+        yield f"Not run now: {', '.join(old)}."
