@@ -11,13 +11,11 @@ rehearse where there is no GPU.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import sys
-from argparse import Namespace
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from copy import deepcopy
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -27,22 +25,11 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
+from benchmarks.ceilings import BF16, CEILINGS, Card, Case
 from benchmarks.measure import Work, machine, take_turns
-from benchmarks.networks import (
-    CIFAR,
-    MNIST,
-    SMALL,
-    Network,
-    check_samples,
-    flops_of_forward,
-    make_step,
-    plain_forward,
-)
-from benchmarks.tune import make_block
+from benchmarks.networks import check_samples, flops_of_forward, make_step, plain_forward
 from dsmooth import GaussianSmoothing, PixelCNNpp, SmoothedPair
 from dsmooth.files import write_atomically
 from dsmooth.functional import logistic_mixture_log_prob, use_impl
@@ -50,156 +37,14 @@ from dsmooth.nn.layers import GatedResnet
 from dsmooth.sampling import CachedSampler
 from dsmooth.train.device import ReplayedStep, set_keep_gates
 
-Run = Callable[[], object]
-BF16 = torch.bfloat16
-NETWORKS = {"mnist": MNIST, "cifar": CIFAR}
 RECOMPILE_LIMIT = 64
-
-
-@dataclass(frozen=True)
-class Card:
-    """The device, and whether the cases have their smallest size."""
-
-    device: torch.device
-    tiny: bool
-
-    @property
-    def is_cuda(self) -> bool:
-        return self.device.type == "cuda"
-
-    def size(self, name: str, batch: int) -> tuple[Network, int]:
-        return (SMALL, 2) if self.tiny else (NETWORKS[name], batch)
-
-    def wait(self) -> None:
-        """Return once the device is idle."""
-        if self.is_cuda:
-            torch.cuda.synchronize()
-
-
-@dataclass(frozen=True)
-class Case:
-    """A checked contender and the work of one call.
-
-    calls: how many calls do the whole work, of which one is timed.
-    """
-
-    run: Run
-    work: Work = field(default_factory=Work)
-    rounds: int = 10
-    warmup: int = 1
-    calls: int = 1
-
-
-def copy_ceiling(card: Card) -> Case:
-    """A copy larger than the caches."""
-    n_bytes = 2**20 if card.tiny else 2**30
-    source = torch.ones(n_bytes, dtype=torch.uint8, device=card.device)
-    target = torch.empty_like(source)
-    return Case(lambda: target.copy_(source), Work(bytes=2 * n_bytes))
-
-
-def matmul_ceiling(card: Card) -> Case:
-    """A large bfloat16 product."""
-    size = 256 if card.tiny else 8192
-    a = torch.randn(size, size, device=card.device).to(BF16)
-    return Case(lambda: a @ a, Work(flops=2 * size**3))
-
-
-@triton.jit
-def read_kernel(source_ptr, target_ptr, n_blocks, repeats, BLOCK: tl.constexpr):
-    """Each program reads all of the source again and again, past the first cache."""
-    offs = tl.arange(0, BLOCK)
-    total = tl.zeros((BLOCK,), tl.float32)
-    for i in range(n_blocks * repeats):
-        start = (tl.program_id(0) + i) % n_blocks * BLOCK
-        total += tl.load(source_ptr + start + offs, cache_modifier=".cg")
-    tl.store(target_ptr + tl.program_id(0) * BLOCK + offs, total)
-
-
-def multiprocessors(card: Card) -> int:
-    return int(torch.cuda.get_device_properties(card.device).multi_processor_count)
-
-
-def l2_ceiling(everywhere: bool, card: Card) -> Case:
-    """Reading 4 MB, which lie in the second cache, by one multiprocessor or by all."""
-    block, n_blocks, repeats = 16384, 64, 8
-    programs = multiprocessors(card) if everywhere else 1
-    source = torch.ones(n_blocks * block, device=card.device)
-    target = torch.empty(programs * block, device=card.device)
-
-    def run() -> None:
-        read_kernel[(programs,)](source, target, n_blocks, repeats, BLOCK=block, num_warps=16)
-
-    run()
-    assert (target == n_blocks * repeats).all()
-    return Case(run, Work(bytes=programs * repeats * source.nbytes))
-
-
-@triton.jit
-def mma_kernel(sums_ptr, repeats, BLOCK: tl.constexpr):
-    """Each warp adds products of 16x16 and 16x8 ones in its registers by mma.sync."""
-    pair = tl.full((BLOCK,), 0x3F803F80, tl.int32)  # of ones in bfloat16
-    c0 = tl.zeros((BLOCK,), tl.float32)
-    c1, c2, c3 = c0, c0, c0
-    for _ in range(repeats):
-        c0, c1, c2, c3 = tl.inline_asm_elementwise(
-            "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-            "{$0, $1, $2, $3}, {$4, $4, $4, $4}, {$4, $4}, {$5, $6, $7, $8};",
-            "=f,=f,=f,=f,r,f,f,f,f",
-            [pair, c0, c1, c2, c3],
-            dtype=(tl.float32, tl.float32, tl.float32, tl.float32),
-            is_pure=True,
-            pack=1,
-        )
-    offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(sums_ptr + offs, c0 + c1 + c2 + c3)
-
-
-@triton.jit
-def wgmma_kernel(a_ptr, b_ptr, sums_ptr, repeats, M: tl.constexpr, N: tl.constexpr):
-    """Each program adds products of the same (M, M) and (M, N) in shared memory."""
-    offs_m, offs_n = tl.arange(0, M), tl.arange(0, N)
-    a = tl.load(a_ptr + offs_m[:, None] * M + offs_m[None, :])
-    b = tl.load(b_ptr + offs_m[:, None] * N + offs_n[None, :])
-    sums = tl.zeros((M, N), tl.float32)
-    for _ in range(repeats):
-        sums = tl.dot(a, b, sums)
-    offs = tl.program_id(0) * M * N + offs_m[:, None] * N + offs_n[None, :]
-    tl.store(sums_ptr + offs, sums)
-
-
-def mma_ceiling(card: Card) -> Case:
-    """mma.sync in bfloat16, two warps a scheduler as in the sampler."""
-    programs, block, repeats = 2 * multiprocessors(card), 1024, 1 << 14
-    sums = torch.empty(programs * block, device=card.device)
-
-    def run() -> None:
-        mma_kernel[(programs,)](sums, repeats, BLOCK=block, num_warps=4)
-
-    run()
-    assert (sums == 4 * 16 * repeats).all()
-    return Case(run, Work(flops=2 * 4 * 16 * sums.numel() * repeats))
-
-
-def wgmma_ceiling(card: Card) -> Case:
-    """wgmma in bfloat16, where the device has it."""
-    programs, m, n, repeats = multiprocessors(card), 128, 256, 1 << 12
-    a, b = (torch.ones(m, k, device=card.device, dtype=BF16) for k in (m, n))
-    sums = torch.empty(programs, m, n, device=card.device)
-
-    def run() -> None:
-        wgmma_kernel[(programs,)](a, b, sums, repeats, M=m, N=n, num_warps=8)
-
-    run()
-    assert (sums == m * repeats).all()
-    return Case(run, Work(flops=2 * m * sums.numel() * repeats))
 
 
 def sampler(name: str, batch: int, card: Card) -> Case:
     """Cached sampling in bfloat16."""
     network, batch = card.size(name, batch)
     model, side = network.build(), network.size
-    on_card = CachedSampler(copy.deepcopy(model).to(card.device), BF16)
+    on_card = CachedSampler(deepcopy(model).to(card.device), BF16)
     check_samples(model, on_card.sample(min(batch, 4), side, side).cpu(), BF16)
     work = Work(images=batch, flops=flops_of_forward(model, network.shape(batch)))
     return Case(lambda: on_card.sample(batch, side, side), work, rounds=3)
@@ -240,8 +85,7 @@ def training_step(name: str, batch: int, mode: str, card: Card) -> Case:
     torch.manual_seed(0)
     x = torch.rand(network.shape(batch), device=card.device) * 2 - 1
     kind = mode.removesuffix("-uncaptured")
-    ours = "triton" if card.is_cuda else "native"
-    impl: Any = {"kept": ours, "again": ours, "cudnn": "cudnn"}.get(kind, "reference")
+    impl: Any = {"kept": card.ours, "again": card.ours, "cudnn": "cudnn"}.get(kind, "reference")
     model = network.build().to(card.device, memory_format=torch.channels_last)
     set_keep_gates(model, kind == "kept")
     step = make_step(model, x, impl, BF16)
@@ -279,28 +123,48 @@ def without_layer(forward: Callable[..., Tensor], *inputs: Any, layer: int, **re
     return forward(*inputs, **rest)
 
 
-def block(card: Card) -> Case:
-    """A gated block of the CIFAR-10 network forward and backward: every kernel, for a profiler."""
-    return Case(make_block(Namespace(filters=160, size=32, batch=64, dtype="bfloat16")))
+def block(name: str, card: Card) -> Case:
+    """A gated block with a skip and dropout, forward and backward: every kernel, for a profiler or
+    the tuner."""
+    network, batch = card.size(name, TRAINED[name])
+    torch.manual_seed(0)
+    sizes = {"skip_channels": network.n_filters, "dropout": 0.5}
+    module = GatedResnet(network.n_filters, (2, 3), shift="down", **sizes).to(card.device, BF16)
+    shape = (batch, network.n_filters, network.size, network.size)
+    x, skip, grad_y = (
+        torch.randn(shape, device=card.device, dtype=BF16)
+        .to(memory_format=torch.channels_last)
+        .requires_grad_()
+        for _ in range(3)
+    )
+    leaves = [x, skip, *module.parameters()]
+    seed = torch.zeros((), dtype=torch.int64, device=card.device)
+
+    def run() -> list[Tensor]:
+        with use_impl(card.ours):
+            y = module(x, skip, seed=seed)
+        return [y, *torch.autograd.grad(y, leaves, grad_y)]
+
+    return Case(run)
 
 
-def loss(shape: tuple[int, ...], impl: str, card: Card) -> Case:
+def loss(shape: tuple[int, ...], likelihood: Any, impl: str, card: Card) -> Case:
     """Value and gradient of the mixture's log-likelihood."""
     if card.tiny:
         shape = (2, shape[1], 8, 8)
     torch.manual_seed(0)
-    x = torch.rand(shape, device=card.device) * 2 - 1
+    x = torch.randint(0, 256, shape, device=card.device) / 127.5 - 1
     width = 10 * (3 if shape[1] == 1 else 10)
     params = torch.randn(shape[0], width, *shape[2:], device=card.device)
     params = params.to(memory_format=torch.channels_last).requires_grad_()
 
-    def gradient(impl: Any) -> Tensor:
-        log_p = logistic_mixture_log_prob(x, params, impl=impl)
-        return torch.autograd.grad(log_p.sum(), params)[0]
+    def gradient(impl: Any) -> list[Tensor]:
+        log_p = logistic_mixture_log_prob(x, params, likelihood, impl)
+        return [*torch.autograd.grad(log_p.sum(), params)]
 
-    want = gradient("reference")
+    (want,) = gradient("reference")
     tolerance = 1e-4 * want.abs().max().item()
-    torch.testing.assert_close(gradient(impl), want, rtol=1e-3, atol=tolerance)
+    torch.testing.assert_close(gradient(impl), [want], rtol=1e-3, atol=tolerance)
     # values, their gradients, and those scaled
     moved = 4 * (4 * params.numel() + x.numel())
     return Case(lambda: gradient(impl), Work(images=shape[0], bytes=moved))
@@ -312,12 +176,7 @@ LOSSES = {"mnist": (1024, 1, 28, 28), "cifar": (256, 3, 32, 32)}
 UNCAPTURED = tuple(f"{mode}-uncaptured" for mode in ("kept", "again", "cudnn", "eager"))
 MODES = ("kept", "again", "cudnn", "eager", *UNCAPTURED, "compile")
 CASES: dict[str, Callable[[Card], Case]] = {
-    "ceiling-copy": copy_ceiling,
-    "ceiling-matmul": matmul_ceiling,
-    "ceiling-l2-one": partial(l2_ceiling, False),
-    "ceiling-l2-all": partial(l2_ceiling, True),
-    "ceiling-mma": mma_ceiling,
-    "ceiling-wgmma": wgmma_ceiling,
+    **CEILINGS,
     **{f"sampler-{k}-{n}": partial(sampler, k, n) for k, sizes in SAMPLED.items() for n in sizes},
     **{f"plain-{k}-{n}": partial(plain, k, n) for k, sizes in SAMPLED.items() for n in sizes},
     **{f"two-step-{how}": partial(two_step, how) for how in ("stack", "concat")},
@@ -326,10 +185,11 @@ CASES: dict[str, Callable[[Card], Case]] = {
         for name, batch in TRAINED.items()
         for mode in MODES
     },
-    "block": block,
+    **{f"block-{name}": partial(block, name) for name in TRAINED},
     **{
-        f"loss-{name}-{label}": partial(loss, shape, impl)
+        f"loss-{name}-{likelihood}-{label}": partial(loss, shape, likelihood, impl)
         for name, shape in LOSSES.items()
+        for likelihood in ("continuous", "discretized")
         for label, impl in (("ours", "auto"), ("eager", "reference"))
     },
 }

@@ -5,7 +5,6 @@ Nothing runs: launchers are called on CPU tensors and only counted.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 from collections import Counter
 from collections.abc import Iterator
@@ -17,12 +16,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 pytest.importorskip("triton", reason="Triton is not installed: its launchers cannot be imported")
 
 import dsmooth
-from benchmarks import tune
+from benchmarks import on_gpu, tune
 from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.functional import use_impl
 from dsmooth.kernels import expand, gated_resnet, logistic_mixture, weights
@@ -187,10 +185,9 @@ def test_nothing_is_launched_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_tuner_runs_a_block_by_other_tilings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launching, "capability_of", lambda device: 90)
-    options = argparse.Namespace(filters=4, size=8, batch=2, dtype="bfloat16")
-    with FakeTensorMode(), counted(monkeypatch) as counts:
-        run = tune.make_block(options)
+    monkeypatch.setattr(on_gpu.Card, "ours", "triton")
+    run: Any = on_gpu.CASES["block-mnist"](on_gpu.Card(torch.device("cpu"), tiny=True)).run
+    with counted(monkeypatch) as counts:
         run()
         assert set(counts) >= WEIGHT_GRADIENTS
         used: dict[Any, Any] = {}

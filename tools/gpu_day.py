@@ -7,26 +7,23 @@ on with another machine, put day.json and measured.json into build/gpu-day there
 
 The tool itself needs Python alone. Where there is a network, `--wheels` gathers what a GPU's
 machine may lack into build/wheels, and tools/triton_cache.py compiles kernels ahead, some minutes
-of the first steps, into build/triton.tar.xz; take both along. --rehearse does on the CPU, with the
-smallest sizes, what needs no GPU. The exit status is 1 if a step failed.
+of the first steps, into build/triton; take both along, the kernels packed as build/triton.tar.xz.
+--rehearse does on the CPU, with the smallest sizes, what needs no GPU. The exit status is 1 if a
+step failed.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from importlib import metadata
-from importlib.util import find_spec
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,37 +39,29 @@ FAILED = ("failed", "too long")
 ENVIRONMENT = {
     "DSMOOTH_CUDA": "1",
     "PYTHONUNBUFFERED": "1",
-    "TRITON_CACHE_DIR": str(BUILD / "triton"),
+    "TRITON_CACHE_DIR": "build/triton",
     "TORCHINDUCTOR_CACHE_DIR": str(BUILD / "inductor"),
 }
 
-# Modules that dsmooth and its tests import, with the wheel that brings each: 1.6 MB together.
-CARRIED = {
-    "msgspec": "msgspec>=0.19",
-    "tyro": "tyro>=0.9",
-    "docstring_parser": "docstring_parser>=0.16",
-    "typeguard": "typeguard>=4.0",
-    "safetensors": "safetensors>=0.4",
-    "pytest": "pytest>=9.0.3",
-    "pluggy": "pluggy>=1.6",
-    "iniconfig": "iniconfig>=2",
-    "xdist": "pytest-xdist>=3.6",
-    "execnet": "execnet>=2.1",
-    "sortedcontainers": "sortedcontainers>=2.1",
-}
-# Modules that the machine must have; no wheel of them is gathered.
-EXPECTED = (
-    *("torch", "torchvision", "triton", "numpy", "rich", "matplotlib", "PIL", "hypothesis"),
-    *("scipy", "setuptools", "pybind11", "cmake", "ninja"),
-)
+# Wheels that a machine with torch may lack, of dsmooth and its tests: 1.6 MB together.
+CARRIED = [
+    *("msgspec>=0.19", "tyro>=0.9", "docstring_parser>=0.16", "typeguard>=4.0", "safetensors>=0.4"),
+    *("pytest>=9.0.3", "pluggy>=1.6", "iniconfig>=2", "pytest-xdist>=3.6", "execnet>=2.1"),
+    "sortedcontainers>=2.1",
+]
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
+# Versions, packages and clocks of the machine.
+DESCRIBE = f"""
+{PYTHON} -VV; {PYTHON} -m pip list; nvcc --version; nvidia-smi --format=csv \
+--query-gpu=name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.limit; true
+"""
 
 
 @dataclass(frozen=True)
 class Step:
     """A command, how many seconds it should take, and its rehearsal (None: it has none).
 
-    A step is told to stop after `limit` seconds; training saves then, and goes on later. always: it
+    A step is told to stop after LIMIT seconds; training saves then, and goes on later. always: it
     prepares the machine, in each call. timing: it is left out after a wrong number.
     """
 
@@ -80,10 +69,8 @@ class Step:
     command: Sequence[str]
     seconds: float
     rehearsal: Sequence[str] | None = None
-    limit: float = LIMIT
     always: bool = False
     timing: bool = False
-    environment: dict[str, str] = field(default_factory=dict)
 
 
 PREPARES = ("install", "build")  # if one of these fails, the call ends
@@ -106,22 +93,17 @@ SANITIZED = (
     "(size1-5 and none and bfloat16) or triton-3-continuous-torch.float32-contiguous"
     " or (near_the_network and none) or (same_bits and mixture0 and bfloat16)"
 )
-TUNED = {
-    "cifar": ["gated_resnet", "--filters=160", "--size=32", "--batch=64"],
-    "mnist": ["gated_resnet", "--filters=40", "--size=28", "--batch=80"],
-    "loss": ["logistic_mixture"],
-}
 
 
 def steps(state: Path) -> list[Step]:
     """In the order in which they run. state: the folder of logs, results and runs."""
-    preflight = [PYTHON, str(Path(__file__).resolve()), "--preflight"]
+    describe = ["bash", "-c", DESCRIBE]
     install = [PYTHON, "-m", "pip", "install", "-q", "--no-deps"]
-    carried = [*install, "--no-index", f"--find-links={WHEELS}", *CARRIED.values()]
-    unpack = [PYTHON, "tools/triton_cache.py", "unpack", str(KERNELS)]
+    carried = [*install, "--no-index", f"--find-links={WHEELS}", *CARRIED]
+    unpack = ["tar", "-xf", str(KERNELS)]
     doctor = [PYTHON, "-m", "dsmooth", "doctor"]
     return [
-        Step("preflight", preflight, 10, preflight, always=True),
+        Step("preflight", describe, 10, describe, always=True),
         *([Step("install", carried, 10, always=True)] if WHEELS.is_dir() else []),
         *([Step("kernels", unpack, 10, unpack, always=True)] if KERNELS.is_file() else []),
         Step("build", [*install, "--no-build-isolation", "-e", "."], 180, always=True),
@@ -135,12 +117,12 @@ def steps(state: Path) -> list[Step]:
         *(measure(state, f"step-mnist-{mode}", 45) for mode in ("again", "cudnn", "eager")),
         measure(state, "step-cifar-kept", 250),
         *(measure(state, f"step-cifar-{mode}", 60) for mode in ("again", "cudnn", "eager")),
-        measure(state, "loss", 60, rehearsed=True),
+        measure(state, "loss", 90, rehearsed=True),
         measure(state, "two-step", 60),
         measure(state, "plain", 60),
         # A sweep launches one kernel for every 4 rows; a block launches each Triton kernel.
         ncu("ncu-sampler", "sampler-mnist-1056", "sample", "--launch-skip=3", "--launch-count=1"),
-        ncu("ncu-block", "block", "_kernel"),
+        ncu("ncu-block", "block-cifar", "_kernel"),
         trace(state, "trace-mnist", "step-mnist-kept-uncaptured", rehearsed=True),
         trace(state, "trace-cifar", "step-cifar-kept-uncaptured"),
         measure(state, "step-cifar-compile", 420),
@@ -150,8 +132,8 @@ def steps(state: Path) -> list[Step]:
         check(state, "tests-others", 300, *(f"--ignore={file}" for file in PROVING[:2])),
         *(sanitize(tool) for tool in ("memcheck", "racecheck", "initcheck", "synccheck")),
         *(
-            Step(f"tune-{name}", [PYTHON, "benchmarks/tune.py", *arguments], 400, timing=True)
-            for name, arguments in TUNED.items()
+            Step(f"tune-{name}", [PYTHON, "benchmarks/tune.py", name], 400, timing=True)
+            for name in ("block-cifar", "block-mnist", "loss")
         ),
         *(train(state, role) for role in ("noisy", "denoiser")),
     ]
@@ -194,9 +176,9 @@ def check(state: Path, name: str, seconds: float, *arguments: str, rehearsed: bo
 
 def sanitize(tool: str) -> Step:
     """A tool of compute-sanitizer, to which torch's cache of memory would hide the bounds."""
-    program = ["compute-sanitizer", f"--tool={tool}", "--error-exitcode=9"]
-    command = [*program, *gpu_tests("-n0", "-k", SANITIZED, *PROVING)]
-    return Step(tool, command, 120, environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
+    program = ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", "compute-sanitizer", f"--tool={tool}"]
+    command = [*program, "--error-exitcode=9", *gpu_tests("-n0", "-k", SANITIZED, *PROVING)]
+    return Step(tool, command, 120)
 
 
 def train(state: Path, role: str) -> Step:
@@ -208,28 +190,6 @@ def train(state: Path, role: str) -> Step:
     tiny = ["--n-filters=4", "--n-resnet=1", "--images=16", "--evaluations=1"]
     tiny.append("--evaluation-images=4")
     return Step(f"train-{role}", command, 120, [*command, *tiny], timing=True)
-
-
-def preflight() -> None:
-    """Print the versions of the machine, its clocks, and the modules that it lacks."""
-    print("Python", sys.version)
-    for name in ("torch", "triton", "numpy", "pytest", "setuptools"):
-        try:
-            print(name, metadata.version(name))
-        except metadata.PackageNotFoundError:
-            print(name, "is not installed")
-    clocks = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.limit"
-    for program, *arguments in (
-        ("nvcc", "--version"),
-        ("nvidia-smi", f"--query-gpu={clocks}", "--format=csv"),
-    ):
-        if shutil.which(program):
-            subprocess.run([program, *arguments], check=False)
-        else:
-            print(program, "is not here")
-    missing = [f"{name} (wheel: {CARRIED[name]})" for name in CARRIED if not find_spec(name)]
-    missing += [f"{name} (no wheel)" for name in EXPECTED if not find_spec(name)]
-    print("missing:", ", ".join(missing) or "nothing")
 
 
 def run(command: Sequence[str], environment: Any, log: Path, limit: float) -> int | None:
@@ -253,13 +213,6 @@ def run(command: Sequence[str], environment: Any, log: Path, limit: float) -> in
     return None
 
 
-def write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    partial.replace(path)
-
-
 class Day:
     """Record of what was done so far, in a folder of state, and its copy for whoever asked."""
 
@@ -267,48 +220,49 @@ class Day:
         self.state, self.out = state, out
         (state / "logs").mkdir(parents=True, exist_ok=True)
         out.mkdir(parents=True, exist_ok=True)
-        path = state / "day.json"
-        self.steps: dict[str, Any] = json.loads(path.read_text())["steps"] if path.exists() else {}
+        self.steps: dict[str, Any] = self.read("day.json", "steps")
+
+    def read(self, file: str, key: str) -> dict[str, Any]:
+        path = self.state / file
+        return dict(json.loads(path.read_text())[key]) if path.exists() else {}
 
     def failed(self, *names: str) -> list[str]:
         """The steps of these that failed."""
         return [name for name in names if self.steps.get(name, {}).get("outcome") in FAILED]
 
     def note(self, name: str, outcome: str, seconds: float = 0, text: str = "") -> None:
-        """Note a step, and bring the output folder up to date."""
+        """Note a step, and bring the output folder up to date; a file is written whole or not."""
         self.steps[name] = {"outcome": outcome, "seconds": round(seconds, 1), "text": text}
-        write(self.state / "day.json", json.dumps({"steps": self.steps}, indent=1).encode())
-        write(self.state / "day.md", self.table().encode())
-        for file in ("day.json", "day.md", "measured.json"):
+        partial = self.state / "partial"
+        partial.write_text(json.dumps({"steps": self.steps}, indent=1))
+        partial.replace(self.state / "day.json")
+        (self.out / "day.md").write_text(self.table())
+        for file in ("day.json", "measured.json"):
             if self.out != self.state and (self.state / file).exists():
-                write(self.out / file, (self.state / file).read_bytes())
-        archive = io.BytesIO()
-        with tarfile.open(fileobj=archive, mode="w:gz") as tar:
+                (self.out / file).write_bytes((self.state / file).read_bytes())
+        with tarfile.open(self.out / "partial", mode="w:gz") as tar:
             tar.add(self.state / "logs", "logs")  # with reports and traces
             for path in sorted(self.state.glob("runs/*/*")):
                 if path.name in ("config.json", "log.jsonl", "model.safetensors"):
                     tar.add(path, path.relative_to(self.state))
-        write(self.out / "logs.tar.gz", archive.getvalue())
+        (self.out / "partial").replace(self.out / "logs.tar.gz")
         print(f"{name}: {outcome}, {seconds:.0f} s. {text}", flush=True)
 
     def table(self) -> str:
         """The steps, and what benchmarks/on_gpu.py measured."""
-        rows = ["| step | outcome | seconds | last line |", "|---|---|---|---|"]
+        rows = [["step", "outcome", "seconds", "last line"], ["---"] * 4]
         for name, step in self.steps.items():
             text = step["text"].replace("|", "/")
-            rows.append(f"| {name} | {step['outcome']} | {step['seconds']:.0f} | {text} |")
-        rows += ["", "| case | time | img/s | TFLOP/s | TB/s |", "|---" * 5 + "|"]
-        measured = self.state / "measured.json"
-        results = json.loads(measured.read_text())["results"] if measured.exists() else {}
-        for name, found in results.items():
-            cells = [name, f"{1e3 * found['seconds'][0]:.4g} ms"]
-            cells += [str(found.get(f"{unit}_per_s", "")) for unit in ("img", "tflop", "tb")]
-            rows.append(f"| {' | '.join(cells)} |")
-        return "\n".join(rows) + "\n"
+            rows.append([name, step["outcome"], f"{step['seconds']:.0f}", text])
+        rows += [[], ["case", "time", "img/s", "TFLOP/s", "TB/s"], ["---"] * 5]
+        for name, found in self.read("measured.json", "results").items():
+            rates = [str(found.get(f"{unit}_per_s", "")) for unit in ("img", "tflop", "tb")]
+            rows.append([name, f"{1e3 * found['seconds'][0]:.4g} ms", *rates])
+        return "".join(f"| {' | '.join(row)} |\n" if row else "\n" for row in rows)
 
 
 def attempt(step: Step, day: Day, left: float, rehearse: bool) -> None:
-    """Run a step and note its outcome, unless it is done or must be left out."""
+    """Run a step and note its outcome, unless it must be left out."""
     command = step.rehearsal if rehearse else step.command
     wrong = day.failed(*PROVES) if step.timing else []
     reason = ""
@@ -321,16 +275,15 @@ def attempt(step: Step, day: Day, left: float, rehearse: bool) -> None:
     if reason or command is None:
         day.note(step.name, "skipped", text=reason)
         return
-    log, limit = day.state / "logs" / f"{step.name}.log", min(step.limit, left)
+    log, limit = day.state / "logs" / f"{step.name}.log", min(LIMIT, left)
     started = time.monotonic()
-    status = run(command, os.environ | ENVIRONMENT | step.environment, log, limit)
+    status = run(command, os.environ | ENVIRONMENT, log, limit)
     took = time.monotonic() - started
     outcome = {0: "done", STOPPED: "to be continued"}.get(status, "failed")
     if outcome == "failed" and took >= limit:
         outcome = "too long"
-    lines = log.read_text(errors="replace").split("\n")
-    last = next((line for line in reversed(lines) if line.strip()), "")
-    day.note(step.name, outcome, took, last.strip()[:200])
+    last = log.read_text(errors="replace").rstrip().rpartition("\n")[2]
+    day.note(step.name, outcome, took, last[:200])
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -340,31 +293,25 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="results; $OUT if it is set, else as --state")
     parser.add_argument("--only", nargs="+", metavar="STEP", help="these steps alone")
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes, on the CPU")
-    parser.add_argument("--preflight", action="store_true", help="describe the machine, and stop")
-    wheels = {"nargs": "?", "type": Path, "const": WHEELS}
-    parser.add_argument("--wheels", **wheels, help="gather wheels in this folder, and stop")
+    parser.add_argument("--wheels", action="store_true", help=f"gather {WHEELS}, and stop")
     options = parser.parse_args(arguments)
-    if options.preflight:
-        preflight()
-        return 0
     if options.wheels:  # for CPython 3.12 on x86-64 Linux
         command = [PYTHON, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-d"]
-        command += [str(options.wheels), "--implementation=cp", "--python-version=3.12"]
+        command += [str(WHEELS), "--implementation=cp", "--python-version=3.12"]
         command += [f"--platform={platform}" for platform in PLATFORMS]
-        return subprocess.run([*command, *CARRIED.values()]).returncode
+        return subprocess.run([*command, *CARRIED]).returncode
     state = options.state.resolve()
     out = options.out or Path(os.environ.get("OUT") or state)
-    planned = steps(state)
-    names = [step.name for step in planned]
+    planned = {step.name: step for step in steps(state)}
     for name in options.only or ():
-        if name not in names:
-            parser.error(f"{name!r} is no step: they are {', '.join(names)}")
+        if name not in planned:
+            parser.error(f"{name!r} is no step: they are {', '.join(planned)}")
     day, end = Day(state, out.resolve()), time.monotonic() + 60 * options.minutes
-    for step in planned:
-        done = day.steps.get(step.name, {}).get("outcome") == "done" and not step.always
-        if step.name in (options.only or names) and not done:
+    for name, step in planned.items():
+        done = day.steps.get(name, {}).get("outcome") == "done" and not step.always
+        if name in (options.only or planned) and not done:
             attempt(step, day, end - time.monotonic(), options.rehearse)
-            if step.name in PREPARES and day.failed(step.name):
+            if name in PREPARES and day.failed(name):
                 break
     print(day.table())
     return int(any(step["outcome"] in FAILED for step in day.steps.values()))
