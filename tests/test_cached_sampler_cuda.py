@@ -17,15 +17,6 @@ from torch import Tensor
 from dsmooth._extension import build_info, cuda_obstacle, extension
 from dsmooth.sampling import CachedSampler, sample_images
 from dsmooth.sampling.builder import build_program
-from tests.helpers.machine_code import (
-    Block,
-    disassemble,
-    early_waits,
-    functions,
-    hidden_by,
-    longest_path,
-    reachable,
-)
 from tests.helpers.nvcc_builds import NVCC, compiled
 from tests.helpers.sampler_checks import (
     ATOMS,
@@ -35,6 +26,7 @@ from tests.helpers.sampler_checks import (
     context_for,
     network,
 )
+from tests.helpers.sass import disassemble, loops, matrix_loops, occurrences, parse, until_wait
 from tests.ptx.cuda_player import build_sampler
 
 SOURCES = Path(__file__).parents[1] / "csrc" / "sampler"
@@ -47,84 +39,47 @@ SOURCES = Path(__file__).parents[1] / "csrc" / "sampler"
 def test_kernels_keep_to_registers(architecture: str, dtype: str) -> None:
     """A sum that leaves its register costs more than the product that made it."""
     options = ["-Xptxas", "-v", "-Werror", "all-warnings", "-cubin", "-arch", f"sm_{architecture}"]
-    ptx = build_sampler().folder / f"cuda_{dtype}.ptx"
+    ptx = build_sampler() / f"cuda_{dtype}.ptx"
     folder = compiled(*options, "-o", "sampler.cubin", sources=[ptx])
-    kernels = parse_ptxas((folder / "said.txt").read_text())
-    assert sorted(kernels) == [(False, architecture), (True, architecture)]
-    for used in kernels.values():
-        # 256 lanes share 65,536 registers. Functions share them too: one that wants too many
-        # makes all others spill.
-        assert used["registers"] <= 255
-        assert used["spills"] == 0
-        assert used["stack"] <= 80
-        assert used["shared"] <= 1024  # apart from what the launch asks for
+    said = (folder / "said.txt").read_text()
+
+    def used(what: str) -> list[int]:
+        return [int(number) for number in re.findall(rf"(\d+) bytes {what}", said)]
+
+    assert len(re.findall(rf"'\w+6sample\w+' for 'sm_{architecture}'", said)) == 2
+    assert not any(used("spill (?:stores|loads)"))
+    assert max(used("cumulative stack size")) <= 80
+    assert max(used("smem"), default=0) <= 1024  # apart from what the launch asks for
     if dtype == "bfloat16":
         check_machine_code(folder / "sampler.cubin")
 
 
 def check_machine_code(cubin: Path) -> None:
-    """Ceilings of cycles of the kernel that draws every pixel; instructions that it must not have.
+    """Two functions draw the operations of a pixel, for 8 images and for 16.
 
-    Two functions draw the operations of a pixel, for 8 images and for 16. Between two barriers a
-    warp multiplies up to 8 steps of k, loads those of the next operation and stores its results.
-    Nothing waits for those loads before the barrier. A third function draws row parts; in its
-    longest loop at least a quarter of the products stands between a load and the wait for it.
+    Between two barriers a warp multiplies up to 8 steps of k, loads those of the next operation and
+    stores its results. Nothing waits for those loads before the barrier. A third function draws row
+    parts; in its longest loop at least a quarter of the products stands between a load and the wait
+    for it.
     """
-    knobs = pytest.importorskip("triton.knobs")  # triton brings nvdisasm
-    found = functions(disassemble(knobs.nvidia.nvdisasm.path, cubin)).items()
-    multiply = [f for name, f in found if "Lb0E" in name and count_products(f)]
-    pixels = sorted((f for f in multiply if any(map(is_barrier, f))), key=count_products)
-    (rows,) = (f for f in multiply if not any(map(is_barrier, f)))
-    for pixel, ceiling in zip(pixels, (1900, 3200), strict=True):
-        (barrier,) = filter(is_barrier, pixel)
-        way = longest_path(barrier, is_barrier)
-        assert 0 < sum(b.stall for b in way) <= ceiling
-        behind = reachable(barrier, is_barrier)
-        assert sum(b.count("LD", "CALL", "I2F") for b in behind) == 0, "generic, or a division"
-        assert sum(b.count("LDL", "STL") for b in behind) == 0
-        weights = [i for b in behind for i in b.instructions if i.name.startswith("LDG.E.EF")]
-        assert weights
-        assert not any(early_waits(load, pixel) for load in weights)
-    blocks = [b for b in rows if b.count("HMMA")]
-    assert sum(b.count("LD", "LDL", "STL", "CALL", "I2F") for b in blocks) == 0
-    tall = max((b for b in blocks if b in b.next), key=lambda b: b.count("HMMA"))
-    loads = [i for i in tall.instructions if re.match(r"LDG\..*128", i.name)]
-    assert loads
-    assert all(hidden_by(load, tall, "HMMA") >= tall.count("HMMA") // 4 for load in loads)
-    instructions = sum(len(b.instructions) for b in blocks)
-    assert instructions / count_products(rows) <= 3.5, "instructions a product"
-
-
-def count_products(blocks: list[Block]) -> int:
-    return sum(b.count("HMMA") for b in blocks)
-
-
-def is_barrier(block: Block) -> bool:
-    return block.count("BAR") > 0
-
-
-def parse_ptxas(text: str) -> dict[tuple[bool, str], dict[str, int]]:
-    """Resources by -Xptxas -v, by whether a kernel keeps known pixels and by architecture.
-
-    The spills are those of all its functions.
-    """
-    found: dict[tuple[bool, str], dict[str, int]] = {}
-    entry = r"Compiling entry function '(\w+)' for 'sm_(\d+)'"
-    parts = re.split(entry, text)[1:]
-    for name, architecture, report in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
-        completes = "Lb1E" in name
-        assert "6sample" in name
-
-        def total(pattern: str, report: str = report) -> int:
-            return sum(int(number) for number in re.findall(pattern, report))
-
-        found[completes, architecture] = {
-            "registers": total(r"Used (\d+) registers"),
-            "spills": total(r"(\d+) bytes spill (?:stores|loads)"),
-            "stack": total(r"(\d+) bytes cumulative stack size"),
-            "shared": total(r"(\d+) bytes smem"),
-        }
-    return found
+    pytest.importorskip("triton")  # brings cuobjdump
+    slow = ("LD", "LDL", "STL", "CALL", "I2F")  # a generic load, a spill, a call, a division
+    for kernel in disassemble(cubin).split("Function :")[1:]:
+        code = parse(kernel)
+        pixels = [loop for loop in loops(code, around="BAR") if occurrences(loop, "HMMA")]
+        for loop, ceiling in zip(pixels, (2400, 4600), strict=True):
+            assert sum(line.cycles for line in loop) <= ceiling
+            assert occurrences(loop, *slow) == 0
+            weights = [line for line in loop if line.name.startswith("LDG.E.EF")]
+            assert weights
+            assert all(occurrences(until_wait(load, loop), "BAR") for load in weights)
+        rows = max(matrix_loops(code), key=lambda loop: occurrences(loop, "HMMA"))
+        loads = [line for line in rows if re.match(r"LDG\..*128", line.name)]
+        assert loads
+        products = occurrences(rows, "HMMA")
+        assert all(occurrences(until_wait(load, rows), "HMMA") >= products // 4 for load in loads)
+        assert occurrences(rows, *slow) == 0
+        assert len(rows) / products <= 3.5
 
 
 def native_sampler(device: int) -> Any:

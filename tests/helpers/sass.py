@@ -1,23 +1,37 @@
-"""Reading machine code of sm_90: loops, what they load, and where matrix instructions read."""
+"""Reading machine code: loops, their loads and waits, and where matrix instructions read.
+
+cuobjdump prints each instruction with its control word, in which the compiler encodes how many
+cycles the warp waits before it issues the next one, and for which loads.
+"""
 
 from __future__ import annotations
 
 import re
+import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 
-_LINE = re.compile(r"/\*([0-9a-f]{4,6})\*/\s+(?:(@!?U?PT?\d*)\s+)?([A-Z][\w.]*)\s*([^;]*);")
+_LINE = re.compile(
+    r"/\*([0-9a-f]{4,6})\*/\s+(?:(@!?U?PT?\d*)\s+)?([A-Z][\w.]*)\s*([^;]*);"
+    r"\s*/\* 0x\w{16} \*/\s*/\* (0x\w{16}) \*/"
+)
 _BYTES = {"64": 8, "128": 16, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
 FLOP_PER_CLOCK = {"half": 4096, "tf32": 2048}  # of an SM's tensor cores
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """One line: "LDG.E.128" is the name, "R4, desc[UR8][R2.64]" the operands."""
+    """One line: "LDG.E.128" is the name, "R4, desc[UR8][R2.64]" the operands.
+
+    control: 4 bits of stall, yield, 3 of the scoreboard on which a late result counts, 3, 6 of the
+    scoreboards that must be empty.
+    """
 
     address: int
     predicate: str
     name: str
     operands: str
+    control: int
 
     @property
     def target(self) -> int | None:
@@ -33,6 +47,22 @@ class Instruction:
         sizes = [_BYTES[part] for part in self.name.split(".") if part in _BYTES]
         return sizes[0] if sizes else 4
 
+    @property
+    def cycles(self) -> int:
+        """Cycles until the warp issues the next one, at least."""
+        return max(1, self.control & 15)
+
+    def waits_for(self, load: Instruction) -> bool:
+        return bool(self.control >> 11 + (load.control >> 5 & 7) & 1)
+
+
+def disassemble(cubin: Path) -> str:
+    """The machine code of the kernels in a cubin and their resources (REG, STACK), by cuobjdump."""
+    from triton import knobs
+
+    command = [knobs.nvidia.cuobjdump.path, "-sass", "-res-usage", str(cubin)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
 
 def register_operand(line: Instruction) -> bool:
     """Whether A of an HGMMA lies in registers, not in shared memory.
@@ -45,23 +75,39 @@ def register_operand(line: Instruction) -> bool:
 def parse(sass: str) -> list[Instruction]:
     """The instructions of what `cuobjdump -sass` prints of one kernel."""
     return [
-        Instruction(int(m[1], 16), m[2] or "", m[3], m[4].strip()) for m in _LINE.finditer(sass)
+        Instruction(int(m[1], 16), m[2] or "", m[3], m[4].strip(), int(m[5], 16) >> 41)
+        for m in _LINE.finditer(sass)
     ]
 
 
-def loops(code: list[Instruction]) -> list[list[Instruction]]:
-    """The bodies of innermost loops: from a branch backwards to its target."""
+def occurrences(code: list[Instruction], *names: str) -> int:
+    """How many instructions have one of these names, such as "HMMA", without their suffixes."""
+    return sum(line.name.split(".")[0] in names for line in code)
+
+
+def loops(code: list[Instruction], around: str = "") -> list[list[Instruction]]:
+    """Bodies from a branch backwards to its target: the innermost loops, or the smallest around
+    each instruction of this name."""
     spans = [
         (line.target, line.address)
         for line in code
         if line.target is not None and line.target < line.address
     ]
-    inner = [
-        (first, last)
-        for first, last in spans
-        if not any((a, b) != (first, last) and first <= a and b <= last for a, b in spans)
-    ]
-    return [[line for line in code if a <= line.address <= b] for a, b in inner]
+    if around:
+        held = [line.address for line in code if line.name.startswith(around)]
+        holding = ([s for s in spans if s[0] <= at <= s[1]] for at in held)
+        inner = {min(some, key=lambda s: s[1] - s[0]) for some in holding if some}
+    else:
+        inner = {(a, b) for a, b in spans if not any(a <= s[0] <= s[1] <= b != s[1] for s in spans)}
+    return [[line for line in code if a <= line.address <= b] for a, b in sorted(inner)]
+
+
+def until_wait(load: Instruction, loop: list[Instruction]) -> list[Instruction]:
+    """The instructions of a loop behind a load, up to the first that waits for it."""
+    at = loop.index(load)
+    behind = loop[at + 1 :] + loop[: at + 1]
+    end = next((i for i, line in enumerate(behind) if line.waits_for(load)), len(behind))
+    return behind[:end]
 
 
 def matrix_loops(code: list[Instruction]) -> list[list[Instruction]]:

@@ -12,9 +12,8 @@ Triton itself is imported by the functions, so that a test module can skip where
 from __future__ import annotations
 
 import re
-import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,10 +21,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers.sass import Instruction, parse
+from tests.helpers.sass import Instruction, disassemble, occurrences, parse
 
 WARP_SIZE = 32
 Type = str | tuple["Type", ...]
@@ -65,7 +65,7 @@ class Compiled:
 
     def count(self, instruction: str) -> int:
         """How many instructions of the machine code begin with this name, such as "HMMA"."""
-        return sum(line.name.split(".")[0] == instruction for line in self.code)
+        return occurrences(self.code, instruction)
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,9 @@ def compile_kernel(launch: Launch, arch: int) -> Any:
 def compile_launch(launch: Launch, arch: int) -> Compiled:
     """`compile_kernel`, and what is to be read in its machine code."""
     compiled = compile_kernel(launch, arch)
-    sass = _disassembled(compiled.asm["cubin"])
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(compiled.asm["cubin"])
+        sass = disassemble(Path(file.name))
     usage = {name: int(value) for name, value in re.findall(r"\b([A-Z]+):(\d+)", sass)}
     return Compiled(
         registers=usage["REG"],
@@ -144,22 +146,27 @@ def compile_launch(launch: Launch, arch: int) -> Compiled:
 
 
 @contextmanager
-def record_launches(module: ModuleType, *kernels: str) -> Iterator[list[Launch]]:
-    """Inside the block, `module`'s kernels of these names do nothing but append to the list."""
+def record_launches(
+    module: ModuleType, *kernels: str, play: Callable[[Launch], None] | None = None
+) -> Iterator[list[Launch]]:
+    """Inside the block, launches of `module`'s kernels of these names are played, if there is who
+    plays them, and appended to the list."""
     launches: list[Launch] = []
-    originals = {name: getattr(module, name) for name in kernels}
-    try:
-        for name, kernel in originals.items():
-            setattr(module, name, _Recorder(kernel, launches))
+
+    def receive(launch: Launch) -> None:
+        if play is not None:
+            play(launch)
+        launches.append(launch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in kernels:
+            patch.setattr(module, name, _Recorder(getattr(module, name), receive))
         yield launches
-    finally:
-        for name, kernel in originals.items():
-            setattr(module, name, kernel)
 
 
 class _Recorder:
-    def __init__(self, kernel: Any, launches: list[Launch]) -> None:
-        self.kernel, self.launches = kernel, launches
+    def __init__(self, kernel: Any, receive: Callable[[Launch], None]) -> None:
+        self.kernel, self.receive = kernel, receive
 
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
         def launch(*arguments: Any, **named: Any) -> None:
@@ -167,17 +174,6 @@ class _Recorder:
                 raise ValueError(f"{self.kernel.__name__}: launch with enable_fp_fusion=True")
             options = {name: named.pop(name, value) for name, value in LAUNCH_OPTIONS.items()}
             values = dict(zip(self.kernel.arg_names, arguments, strict=False)) | named
-            self.launches.append(Launch(self.kernel, grid, values, options))
+            self.receive(Launch(self.kernel, grid, values, options))
 
         return launch
-
-
-def _disassembled(cubin: bytes) -> str:
-    """The code of the only kernel in a cubin and its resources (REG, STACK), by cuobjdump."""
-    from triton import knobs
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.cubin"
-        path.write_bytes(cubin)
-        command = [knobs.nvidia.cuobjdump.path, "-sass", "-res-usage", str(path)]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout

@@ -8,8 +8,7 @@ images of a `Case` by them, `draw_on_host` by the worker's emulation on the host
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,48 +28,43 @@ LAUNCHED = ctypes.CFUNCTYPE(
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Built:
-    """A library of host code, and the PTX of its kernels for each type of operands."""
+def build_sampler() -> Path:
+    """Folder of the library and of the PTX of its kernels, a file for each type of operands.
 
-    folder: Path
-    bfloat16: str
-    float32: str
-
-
-def build_sampler() -> Built:
-    """Raises CalledProcessError with the compiler's words."""
+    Raises CalledProcessError with the compiler's words.
+    """
     source = ROOT / "csrc" / "sampler"
     host = [path for path in sorted(source.glob("*.cpp")) if path.stem not in CPU_ONLY]
-    names = ("cuda_bfloat16", "cuda_float32")
-    files = [HOST / "runtime.cpp", *(source / f"{name}.cu" for name in names)]
+    files = [HOST / "runtime.cpp", source / "cuda_bfloat16.cu", source / "cuda_float32.cu"]
     files += [HOST / "sampler.cpp", *host]
-    folder = compiled(
+    return compiled(
         *("-std=c++20", "-O3", "-gencode", "arch=compute_80,code=compute_80", "-shared"),
         *("-Xcompiler", "-fPIC,-O1", "-Xlinker", "-Bsymbolic", "-cudart", "none"),
         *("-diag-suppress", "20012,20014", "--threads", "2", "--keep", "-o", "sampler.so"),
         sources=files,
     )
-    return Built(folder, *((folder / f"{n}.ptx").read_text() for n in names))
 
 
 class CudaPlayer:
     """A library whose launches are played. What a launch raises comes out of `call`.
 
-    processors: multiprocessors that the device says it has.
+    edit: may change the PTX.
     """
 
-    def __init__(self, built: Built, memory: Memory, ptx: str, processors: int = 1) -> None:
-        self.library = ctypes.CDLL(str(built.folder / "sampler.so"))
-        self.player, self.memory = Player(ptx, memory), memory
-        self.processors = processors
+    def __init__(
+        self, built: Path, case: Case, edit: Callable[[str], str] = lambda text: text
+    ) -> None:
+        self.library = ctypes.CDLL(str(built / "sampler.so"))
+        ptx = built / f"cuda_{'bfloat16' if case.bf16 else 'float32'}.ptx"
+        self.memory, self.case = Memory(), case
+        self.player = Player(edit(ptx.read_text()), self.memory)
         self._failure: BaseException | None = None
         self._callback = LAUNCHED(self._launched)
 
     def call(self, function: str, *arguments: Any, result: Any = None) -> Any:
         found = self.library[function]
         found.restype = result
-        self.library.play_launches(self._callback, self.processors)
+        self.library.play_launches(self._callback, 1)  # multiprocessors
         value = found(*arguments)
         if self._failure is not None:
             failure, self._failure = self._failure, None
@@ -81,7 +75,7 @@ class CudaPlayer:
         if self._failure is not None:
             return  # a launch before has failed
         try:
-            entry = self.player.entry(name.decode())
+            entry = self.player.functions[name.decode()]
             data, at = b"", 0
             for i, parameter in enumerate(entry.parameters):
                 data += bytes(-at % parameter.alignment)
@@ -92,8 +86,12 @@ class CudaPlayer:
             self._failure = error
 
 
-CONDITIONING = {"none": 0, "stack": 1, "concat": 2}
-LIKELIHOOD = {"continuous": 0, "discretized": 1, "gaussian": 2}
+CONDITIONING = ("none", "stack", "concat")
+LIKELIHOOD = ("continuous", "discretized", "gaussian")
+USUAL = {
+    "filters": 4, "channels": 1, "height": 4, "width": 4, "n": 2, "seed": (3 << 32) + 7,
+    "first_index": (1 << 32) - 1, "temperature": 1.0,
+}  # fmt: skip
 
 
 class Case(ctypes.Structure):
@@ -109,28 +107,21 @@ class Case(ctypes.Structure):
 
 
 def make_case(
-    filters: int = 4,
-    channels: int = 1,
     conditioning: str = "none",
     likelihood: str = "continuous",
     atoms: Sequence[int] = (),
-    *,
-    bf16: bool = False,
-    size: tuple[int, int] = (4, 4),
-    n: int = 2,
-    temperature: float = 1.0,
-    max_slice: int = 0,
-    completes: bool = False,
+    **fields: int,
 ) -> Case:
-    return Case(
-        filters, channels, CONDITIONING[conditioning], LIKELIHOOD[likelihood], len(atoms),
-        (ctypes.c_int * 8)(*atoms), bf16, *size, n, (3 << 32) + 7, (1 << 32) - 1, temperature,
-        max_slice, completes,
-    )  # fmt: skip
+    named = {
+        "conditioning": CONDITIONING.index(conditioning),
+        "likelihood": LIKELIHOOD.index(likelihood),
+        "n_atoms": len(atoms), "atoms": (ctypes.c_int * 8)(*atoms),
+    }  # fmt: skip
+    return Case(**USUAL | fields | named)
 
 
 def context_of(case: Case) -> Tensor | None:
-    if case.conditioning == CONDITIONING["none"]:
+    if CONDITIONING[case.conditioning] == "none":
         return None
     shape = (case.n, case.channels, case.height, case.width)
     count = torch.arange(torch.Size(shape).numel(), dtype=torch.float32)
@@ -153,10 +144,9 @@ def known_of(case: Case) -> tuple[Tensor, Tensor | None]:
     return torch.where(mask[:, None], known, out), mask.view(torch.uint8)
 
 
-def draw(player: CudaPlayer, case: Case) -> Tensor:
+def draw(player: CudaPlayer) -> Tensor:
     """The images (n, C, H, W) as the compiled kernel draws them."""
-    memory = player.memory
-    pointer = ctypes.c_void_p
+    memory, case, pointer = player.memory, player.case, ctypes.c_void_p
     context = context_of(case)
     with memory.borrowed():
         sampler = pointer(player.call("make_sampler", ctypes.byref(case), result=pointer))
@@ -187,12 +177,12 @@ def draw(player: CudaPlayer, case: Case) -> Tensor:
             player.call("free_sampler", sampler)
 
 
-def draw_on_host(player: CudaPlayer, case: Case) -> Tensor:
+def draw_on_host(player: CudaPlayer) -> Tensor:
     """The same by the worker's emulation on the host."""
+    case, pointer = player.case, ctypes.c_void_p
     context = context_of(case)
     out, mask = known_of(case)
     given, places = (None if t is None else t.data_ptr() for t in (context, mask))
-    pointer = ctypes.c_void_p
     player.call(
         "draw_on_host", ctypes.byref(case), pointer(given), pointer(out.data_ptr()), pointer(places)
     )

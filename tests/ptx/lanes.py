@@ -1,13 +1,16 @@
 """Registers of all lanes of a block as numpy vectors, sets of lanes that run together, and forms.
 
-A form plays one kind of instruction. It takes an instruction and the registers of its function, and
-returns a function of the group of lanes that runs it. It must refuse what it does not recognise, by
-UnknownForm: a modifier that is passed over would be a wrong result.
+A form plays one kind of instruction: it takes an instruction, the registers of its function and
+the groups of its pattern, and returns a function of the group of lanes that runs it. What no
+pattern fits as a whole is refused: a modifier that is passed over would be a wrong result.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +33,7 @@ class Group:
 
     __slots__ = ("_lanes", "_warps", "where")
 
-    def __init__(self, where: np.ndarray | bool, everyone: Group | None = None) -> None:
+    def __init__(self, where: np.ndarray | bool) -> None:
         self.where = where
         self._lanes: np.ndarray | None = None
         self._warps: np.ndarray | None = None
@@ -75,12 +78,6 @@ class Group:
                 return self
         return Group(mask) if mask.any() else None
 
-    def part(self, chosen: np.ndarray) -> Group:
-        """Lanes for which `chosen`, a boolean for each of the group, holds."""
-        mask = np.zeros(len(self.lanes) if self.where is True else np.size(self.where), bool)
-        mask[self.lanes[chosen]] = True
-        return Group(mask)
-
 
 class Registers:
     """The registers of one function, and how its operands are read and written.
@@ -95,93 +92,61 @@ class Registers:
         memory: Memory,
         count: int,
         symbols: dict[str, tuple[str, int]],
+        special: dict[str, np.ndarray],
         copies: Copies,
     ) -> None:
-        self.function, self.memory, self.count, self.copies = function, memory, count, copies
+        self.memory, self.count, self.copies = memory, count, copies
         self.symbols = symbols  # name: state space and place in it
-        self.special: dict[str, np.ndarray] = {}
-        self.everyone = Group.everyone(count)
         self.formal: dict[str, np.ndarray] = {}  # parameters of calls: (lanes, bytes)
         self._constants: dict[tuple[int, int], np.ndarray] = {}
-        self._arrays: dict[str, np.ndarray] = {}
-        sizes = {name: SIZES[type_] for name, type_ in function.registers.items()}
-        for size in set(sizes.values()):
-            names = [name for name, s in sizes.items() if s == size]
-            rows = np.full((len(names), count * size), 0xA5, np.uint8).view(WORDS[size])
-            self._arrays |= dict(zip(names, rows, strict=True))
+        self._arrays = dict(special)
         for name, type_ in function.registers.items():
             if type_ == "pred":
                 self._arrays[name] = np.zeros(count, bool)
-
-    def array(self, name: str) -> np.ndarray:
-        if name in self._arrays:
-            return self._arrays[name]
-        if name in self.special:
-            return self.special[name]
-        raise UnknownForm(f"register {name}")
+            else:
+                pattern = np.full(count * SIZES[type_], 0xA5, np.uint8)
+                self._arrays[name] = pattern.view(WORDS[SIZES[type_]])
 
     def read(self, operand: Operand, type_: str) -> np.ndarray:
         """A view of what the operand holds, one value a lane, that follows later changes."""
         dtype, size = np.dtype(DTYPES[type_]), SIZES[type_]
-        if operand.kind in ("integer", "float32"):
-            return self._constant(operand, type_).view(dtype)
-        if operand.kind != "name":
-            raise UnknownForm(f"{operand.kind} where a value is expected")
+        if operand.kind == "number":
+            value = operand.value if type_ != "pred" else operand.value != 0
+            return self.constant(value, size).view(dtype)
         if operand.name in self.symbols:
-            space, place = self.symbols[operand.name]
-            return self.constant(self.address(space, place), size).view(dtype)
-        array = self.array(operand.name)
-        if type_ == "pred" or array.dtype == bool:
-            if type_ != "pred" or array.dtype != bool:
-                raise UnknownForm(f"{operand.name} as {type_}")
-            return array
+            return self.constant(self.symbols[operand.name][1], size).view(dtype)
+        array = self._arrays[operand.name]
         if array.itemsize > size:  # the low part of a wider register
             return array.view(dtype)[:: array.itemsize // size]
-        if array.itemsize < size:
-            raise UnknownForm(f"{operand.name} of {array.itemsize} bytes as {type_}")
         return array.view(dtype)
 
-    def address(self, space: str, place: int) -> int:
-        """Value that `mov` puts into a register for a variable."""
-        return place + self.memory.base * (space == "global")
-
     def write(self, operand: Operand, type_: str) -> np.ndarray:
-        """The register to write a value of this type to; its size must be the type's."""
-        if operand.kind != "name" or operand.negated:
-            raise UnknownForm(f"{operand.kind} as a target")
+        """The register to write a value of this type to; its size is the type's."""
         if operand.name == "_":
             return np.empty(self.count, DTYPES[type_])
-        if operand.name not in self._arrays:
-            raise UnknownForm(f"target {operand.name}")
         array = self._arrays[operand.name]
-        if (array.dtype == bool) != (type_ == "pred") or array.itemsize != SIZES[type_]:
+        if array.itemsize != SIZES[type_]:
             raise UnknownForm(f"target {operand.name} of {array.itemsize} bytes as {type_}")
-        return array if type_ == "pred" else array.view(DTYPES[type_])
+        return array.view(DTYPES[type_])
 
     def write_extended(
         self, operand: Operand, type_: str
     ) -> Callable[[np.ndarray, np.ndarray], None]:
         """For loads and conversions, whose register may be wider: takes lanes and values."""
-        if operand.name == "_":
-            return lambda lanes, values: None
-        array = self._arrays[operand.name]
-        if array.itemsize < SIZES[type_] or array.dtype == bool:
-            raise UnknownForm(f"target {operand.name} of {array.itemsize} bytes as {type_}")
         narrow = np.dtype(DTYPES[type_])
-        if array.itemsize == narrow.itemsize:
-            narrow_view = array.view(narrow)
-
-            def same(lanes: np.ndarray, values: np.ndarray) -> None:
-                narrow_view[lanes] = values
-
-            return same
-        wide = array.view(f"{'i' if narrow.kind == 'i' else 'u'}{array.itemsize}")
-        raw = narrow if narrow.kind in "iu" else np.dtype(WORDS[narrow.itemsize])
+        bits = narrow if narrow.kind in "iu" else np.dtype(WORDS[narrow.itemsize])
+        array = self.write(operand, type_) if operand.name == "_" else self._arrays[operand.name]
+        target = array.view(f"{bits.kind}{array.itemsize}")
 
         def extended(lanes: np.ndarray, values: np.ndarray) -> None:
-            wide[lanes] = np.ascontiguousarray(values).view(raw)
+            target[lanes] = np.ascontiguousarray(values).view(bits)
 
         return extended
+
+    def predicate(self, instruction: Instruction) -> Callable[[], np.ndarray]:
+        """Where the instruction runs, as a boolean for each lane."""
+        array = self._arrays[instruction.predicate]
+        return (lambda: ~array) if instruction.negated else (lambda: array)
 
     def constant(self, value: int, size: int) -> np.ndarray:
         value %= 256**size
@@ -189,135 +154,94 @@ class Registers:
             self._constants[value, size] = np.full(self.count, value, WORDS[size])
         return self._constants[value, size]
 
-    def _constant(self, operand: Operand, type_: str) -> np.ndarray:
-        size = SIZES[type_]
-        if type_ == "pred":
-            return self.constant(int(operand.value != 0), 1)
-        is_float = operand.kind == "float32"
-        if (is_float and size != 4) or (not is_float and type_ == "f32"):
-            raise UnknownForm(f"{operand.kind} {operand.value} as {type_}")
-        return self.constant(operand.value, size)
-
-    def place(self, operand: Operand, space: str) -> Callable[[Group], np.ndarray]:
-        """Place in the memory's array of an address operand, as uint64 of the lanes."""
+    def place(self, operand: Operand, space: str, size: int) -> Callable[[Group], np.ndarray]:
+        """Checked places in the memory's array of an address operand, for accesses of this size."""
         memory = self.memory
-        origin = {
-            "": -memory.base,
-            "global": -memory.base,
-            "shared": memory.shared,
-            "param": memory.parameters,
-            "local": memory.local,
-        }[space]
-        if operand.name in self.symbols or not operand.name:
-            named, place = self.symbols.get(operand.name, (space, 0))
+        origins = {"shared": memory.shared, "param": memory.parameters, "local": memory.local}
+        origin = np.uint64(origins.get(space, -memory.base) % 2**64)
+        if operand.name in self.symbols:
+            named, at = self.symbols[operand.name]
             if named != space:
                 raise UnknownForm(f"variable of .{named} in an access of .{space or 'generic'}")
-            value = self.address(space, place) + operand.value
-            base = np.full(self.count, (value + origin) % 2**64, np.uint64)
-            return self._spread_local(lambda group: base[group.lanes], space)
-        register = self.array(operand.name)
-        if register.itemsize not in (4, 8):
-            raise UnknownForm(f"address in {operand.name}")
-        narrow = register.itemsize == 4
-        if narrow and space not in ("shared", "local", "param"):
-            raise UnknownForm(f"a generic or global address of 32 bits in {operand.name}")
-        add = np.uint64((operand.value + (0 if narrow else origin)) % 2**64)
-        shift = np.uint64(origin % 2**64)
+            register = self.constant(at, 8)
+        else:
+            register = self._arrays[operand.name]
+        offset = register.dtype.type(operand.value % 256**register.itemsize)
 
-        def computed(group: Group) -> np.ndarray:
+        def place(group: Group) -> np.ndarray:
             value = register if group.where is True else register[group.lanes]
-            if narrow:  # wraps as the machine's 32 bits do
-                return (value + np.uint32(operand.value % 2**32)).astype(np.uint64) + shift
-            return value + add
+            at = (value + offset).astype(np.uint64) + origin  # wraps as the machine's 32 bits do
+            if space == "local":  # each lane's own
+                at += group.lanes.astype(np.uint64) * np.uint64(memory.local_bytes)
+            return memory.locate(at, size)
 
-        return self._spread_local(computed, space)
-
-    def _spread_local(
-        self, place: Callable[[Group], np.ndarray], space: str
-    ) -> Callable[[Group], np.ndarray]:
-        """Local addresses are each lane's own."""
-        if space != "local":
-            return place
-        step = np.uint64(self.memory.local_bytes)
-        return lambda group: place(group) + group.lanes.astype(np.uint64) * step
+        return place
 
 
 Action = Callable[[Group], None]
-Form = Callable[[Instruction, Registers], Action]
-FORMS: dict[str, Form] = {}
+Form = Callable[..., Action]
+FORMS: list[tuple[re.Pattern[str], Form]] = []
 
 
-def form(*opcodes: str) -> Callable[[Form], Form]:
+def form(pattern: str) -> Callable[[Form], Form]:
+    """Register a form by what the names of its instructions look like."""
+
     def register(function: Form) -> Form:
-        FORMS.update(dict.fromkeys(opcodes, function))
+        FORMS.append((re.compile(pattern), function))
         return function
 
     return register
 
 
+Computation = tuple[Sequence[str], str, Callable[..., np.ndarray]]
+
+
+def computes(pattern: str) -> Callable[[Callable[..., Computation]], Callable[..., Computation]]:
+    """Register a form that computes: it gives the types of the sources and of the result, and a
+    function of the sources."""
+
+    def register(describe: Callable[..., Computation]) -> Callable[..., Computation]:
+        def play(instruction: Instruction, registers: Registers, *groups: Any) -> Action:
+            types, result, function = describe(*groups)
+            target, *operands = instruction.operands
+            sources = [registers.read(o, t) for o, t in zip(operands, types, strict=True)]
+            d = registers.write(target, result)
+            if isinstance(function, np.ufunc):
+                return lambda group: function(*sources, out=d, where=group.where)
+            return lambda group: put(d, function(*sources), group)
+
+        form(pattern)(play)
+        return describe
+
+    return register
+
+
+@cache
+def _form_of(name: str) -> tuple[Form, tuple[str, ...]]:
+    for pattern, make in FORMS:
+        if match := pattern.fullmatch(name):
+            return make, match.groups(default="")
+    raise UnknownForm(name)
+
+
 def translate(instruction: Instruction, registers: Registers) -> Action:
     """How an instruction that is no branch, call or barrier is played, its predicate included."""
-    if instruction.opcode not in FORMS:
-        raise UnknownForm(full_name(instruction))
     try:
-        action = FORMS[instruction.opcode](instruction, registers)
-    except UnknownForm as error:
-        raise UnknownForm(f"{instruction.text} (line {instruction.line}): {error}") from None
-    guard = instruction.predicate
-    if guard is None:
+        make, groups = _form_of(instruction.name)
+        action = make(instruction, registers, *groups)
+    except (KeyError, UnknownForm) as error:
+        raise UnknownForm(f"{instruction.text} (line {instruction.line}): {error}") from error
+    if not instruction.predicate:
         return action
-    predicate = registers.read(guard, "pred")
+    holds = registers.predicate(instruction)
 
     def guarded(group: Group) -> None:
-        chosen = group.narrowed(~predicate if guard.negated else predicate)
+        chosen = group.narrowed(holds())
         if chosen is not None:
             action(chosen)
 
     return guarded
 
 
-class Modifiers:
-    """The modifiers of an instruction, taken one by one; `done` refuses what is left."""
-
-    def __init__(self, instruction: Instruction) -> None:
-        self.instruction, self.left = instruction, list(instruction.modifiers)
-
-    def take(self, *names: str) -> str:
-        """The first of these that is there, or ""."""
-        for name in self.left:
-            if name in names:
-                self.left.remove(name)
-                return name
-        return ""
-
-    def type(self) -> str:
-        """The last one."""
-        return self.left.pop()
-
-    def done(self) -> None:
-        if self.left:
-            raise UnknownForm(full_name(self.instruction))
-
-
-def full_name(instruction: Instruction) -> str:
-    return ".".join((instruction.opcode, *instruction.modifiers))
-
-
-def refuse(instruction: Instruction) -> UnknownForm:
-    return UnknownForm(full_name(instruction))
-
-
 def put(target: np.ndarray, values: np.ndarray, group: Group) -> None:
     np.copyto(target, values, where=group.where)
-
-
-def sources(
-    instruction: Instruction, registers: Registers, types: Sequence[str]
-) -> list[np.ndarray]:
-    """The operands after the first, each as its type."""
-    operands = instruction.operands[1:]
-    if len(operands) != len(types):
-        raise UnknownForm(f"{len(operands)} sources, {len(types)} expected")
-    if any(operand.negated for operand in operands):
-        raise refuse(instruction)
-    return [registers.read(o, t) for o, t in zip(operands, types, strict=True)]

@@ -16,9 +16,23 @@ import torch
 from torch import Tensor
 
 WARP = 32
+LANES = 256  # of a block, at most: a bit of a byte for each warp
 WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 SHARED_BYTES = 232 * 1024
 FIRST_SHARED = 1024  # what the driver keeps in front
+LOCAL_BYTES = 4096  # of a lane
+
+# The state of a byte, as bits.
+INSIDE = 1  # of a tensor, a variable or a window
+WRITTEN = 2
+ONCE = 4  # may be written once
+SETTLED = 8  # no asynchronous copy into it is on its way
+OPEN = 16  # may be written
+READABLE = INSIDE | WRITTEN | SETTLED
+WRITABLE = INSIDE | SETTLED | OPEN
+
+GAP = 256  # bytes between tensors, that belong to none
+REMEMBERED = 1 << 14  # accesses; behind more of them everything is cleared
 
 
 class Trap(Exception):
@@ -32,122 +46,72 @@ def place_name(index: int) -> str:
     return f"byte {index} of the player's memory"
 
 
-# The state of a byte, as bits.
-INSIDE = 1  # of a tensor, a variable or a window
-WRITTEN = 2
-ONCE = 4  # may be written once
-SETTLED = 8  # no asynchronous copy into it is on its way
-OPEN = 16  # may be written
-READABLE = INSIDE | WRITTEN | SETTLED
-WRITABLE = INSIDE | SETTLED | OPEN
-
-GAP = 256  # bytes between tensors, that belong to none
-
-
 def spread(bits: int, size: int) -> int:
     """The same bits in every byte of a word."""
     return int.from_bytes(bytes([bits]) * size, "little")
 
 
-REMEMBERED = 1 << 14  # accesses; behind more of them everything is cleared
+def word_of(index: np.ndarray, size: int) -> np.ndarray:
+    """Places in the array of words of so many bytes."""
+    return index >> size.bit_length() - 1
 
 
 class Races:
     """Which warps have touched a byte of shared or global memory since the last barrier, a bit a
     warp. size: bytes of the player's memory."""
 
-    def __init__(self, warps: int, size: int) -> None:
-        self.dtype = np.dtype(np.uint8 if warps <= 8 else np.uint16 if warps <= 16 else np.uint32)
-        self.readers = np.zeros(size, self.dtype)
-        self.writers = np.zeros(size, self.dtype)
-        self.most = 8 // self.dtype.itemsize  # bytes whose bits are looked at together
-        self.views: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        self.own: dict[int, np.ndarray] = {}
+    def __init__(self, size: int) -> None:
+        readers, writers = np.zeros(size, np.uint8), np.zeros(size, np.uint8)
+        self.views = {w: (readers.view(word), writers.view(word)) for w, word in WORDS.items()}
+        warps = np.arange(LANES, dtype=np.uint64) // np.uint64(WARP)
+        self.own = {
+            w: ((np.uint64(1) << warps) * np.uint64(spread(1, w))).astype(word)
+            for w, word in WORDS.items()
+        }
         self.touched: list[tuple[int, np.ndarray]] = []
-        lanes = np.arange(warps * WARP) // WARP
-        for width in (1, 2, 4, 8):
-            if width <= self.most:
-                word = WORDS[width * self.dtype.itemsize]
-                self.views[width] = self.readers.view(word), self.writers.view(word)
-                bits = (np.ones((), self.dtype) << lanes.astype(self.dtype)).astype(self.dtype)
-                self.own[width] = np.repeat(bits[:, None], width, 1).copy().view(word)[:, 0]
 
     def clear(self) -> None:
-        if len(self.touched) == REMEMBERED:
-            self.readers.fill(0)
-            self.writers.fill(0)
-        else:
-            for size, word in self.touched:
-                for bits in self.views[size]:
-                    bits[word] = 0
+        everything = [(1, slice(None))]
+        for size, word in everything if len(self.touched) == REMEMBERED else self.touched:
+            for bits in self.views[size]:
+                bits[word] = 0
         self.touched.clear()
-
-    def _touch(self, size: int, word: np.ndarray) -> None:
-        if len(self.touched) < REMEMBERED:
-            self.touched.append((size, word))
 
     def read(self, index: np.ndarray, size: int, lanes: np.ndarray) -> None:
         """lanes: of the block, as numbers."""
-        for part in range(0, size, self.most):
-            self._read(index + part, min(size, self.most), lanes)
+        readers, writers = self.views[size]
+        own, word = self.own[size][lanes], word_of(index, size)
+        before = writers.take(word)
+        if (before & ~own).any():
+            others, mine = (
+                bits.view(np.uint8).reshape(-1, size) for bits in (before & ~own, before & own)
+            )
+            self._check(index, lanes, ((others != 0) & (mine == 0)).any(1), "reads")
+        self._touch(readers, word, own, size)
 
-    def write(self, index: np.ndarray, size: int, lanes: np.ndarray, same: bool = False) -> None:
+    def write(self, index: np.ndarray, size: int, lanes: np.ndarray, same: bool) -> None:
         """same: whether lanes that write to one place here write the same value, which Triton lets
         several warps do: a race of no consequence, and none for their own reads."""
-        for part in range(0, size, self.most):
-            self._write(index + part, min(size, self.most), lanes, same)
-
-    def _read(self, index: np.ndarray, size: int, lanes: np.ndarray) -> None:
         readers, writers = self.views[size]
-        own = self.own[size][lanes]
-        word = index >> size.bit_length() - 1
-        before = writers.take(word)
-        if ((before | own) != own).any():
-            others = self._bytes(before & ~own) * (self._bytes(before & own) == 0)
-            if others.any():
-                self._report(index, lanes, others.any(1), "reads what", "has written")
-        self._touch(size, word)
-        self._add(readers, word, own)
+        own, word = self.own[size][lanes], word_of(index, size)
+        self._check(index, lanes, (writers.take(word) | readers.take(word)) & ~own, "writes")
+        self._touch(writers, word, own, size)
+        if not same:
+            self._check(index, lanes, writers.take(word) & ~own, "writes")
 
-    def _bytes(self, words: np.ndarray) -> np.ndarray:
-        """(lanes, bytes) of the bits of words."""
-        return np.ascontiguousarray(words).view(self.dtype).reshape(len(words), -1)
-
-    def _write(self, index: np.ndarray, size: int, lanes: np.ndarray, same: bool) -> None:
-        readers, writers = self.views[size]
-        own = self.own[size][lanes]
-        word = index >> size.bit_length() - 1
-        before = writers.take(word) | readers.take(word)
-        if ((before | own) != own).any():
-            written = ((writers.take(word) | own) != own).any()
-            other = "has written" if written else "has read"
-            self._report(index, lanes, before & ~own, "writes what", other)
-        self._touch(size, word)
-        self._add(writers, word, own)
-        if not same and (writers.take(word) != own).any():
-            others = writers.take(word) & ~own
-            self._report(index, lanes, others, "writes what", "writes with it")
+    def _touch(self, bits: np.ndarray, word: np.ndarray, own: np.ndarray, size: int) -> None:
+        np.bitwise_or.at(bits, word, own)
+        if len(self.touched) < REMEMBERED:
+            self.touched.append((size, word))
 
     @staticmethod
-    def _add(bits: np.ndarray, word: np.ndarray, own: np.ndarray) -> None:
-        """Set each lane's bit, also where lanes of several warps have the same word."""
-        mine, at = own, word
-        while len(at):
-            bits[at] = bits.take(at) | mine
-            lost = (bits.take(at) & mine) != mine
-            if not lost.any():
-                return
-            at, mine = at[lost], mine[lost]
-
-    @staticmethod
-    def _report(
-        index: np.ndarray, lanes: np.ndarray, others: np.ndarray, verb: str, other: str
-    ) -> None:
-        i = int(np.flatnonzero(others)[0])
-        raise Trap(
-            f"race: warp {int(lanes[i]) // WARP} {verb} another warp {other} "
-            f"since the last barrier, {place_name(int(index[i]))}"
-        )
+    def _check(index: np.ndarray, lanes: np.ndarray, others: np.ndarray, verb: str) -> None:
+        if others.any():
+            i = int(np.flatnonzero(others)[0])
+            raise Trap(
+                f"race: warp {int(lanes[i]) // WARP} {verb} what another warp has touched since "
+                f"the last barrier, {place_name(int(index[i]))}"
+            )
 
 
 class Memory:
@@ -159,13 +123,13 @@ class Memory:
 
     INPUT = READABLE  # the state of what is there and may not be written
 
-    def __init__(self, size: int = 1 << 23, threads: int = 1024, local_bytes: int = 4096) -> None:
-        self.local_bytes, self.threads = local_bytes, threads
+    def __init__(self, size: int = 1 << 23) -> None:
+        self.local_bytes = LOCAL_BYTES
         self.shared = 0
         self.parameters = self.shared + SHARED_BYTES
         self.local = self.parameters + (1 << 14)
-        self.first_tensor = -(-(self.local + threads * local_bytes) // 4096) * 4096
-        self.size = 1 << (self.first_tensor + size - 1).bit_length()
+        first_tensor = -(-(self.local + LANES * LOCAL_BYTES) // 4096) * 4096
+        self.size = 1 << (first_tensor + size - 1).bit_length()
         raw = np.zeros(self.size + 4096, np.uint8)
         skip = -raw.ctypes.data % 4096
         self.bytes = raw[skip : skip + self.size]
@@ -173,16 +137,9 @@ class Memory:
         self.base = self.bytes.ctypes.data
         self.words = {size: self.bytes.view(dtype) for size, dtype in WORDS.items()}
         self.states = {size: self.state.view(dtype) for size, dtype in WORDS.items()}
-        self.state[self.local : self.first_tensor] = READABLE | OPEN
-        self._next = self.first_tensor + GAP
-        self._races: dict[int, Races] = {}
-        self.races = self.races_of(1)
-
-    def races_of(self, warps: int) -> Races:
-        """The races of blocks of so many warps, one for all kernels."""
-        if warps not in self._races:
-            self._races[warps] = Races(warps, self.size)
-        return self._races[warps]
+        self.state[self.local : first_tensor] = READABLE | OPEN
+        self._next = first_tensor + GAP
+        self.races = Races(self.size)
 
     def empty(
         self,
@@ -233,78 +190,74 @@ class Memory:
 
     def mark(self, tensor: Tensor, state: int) -> None:
         """Set the state of a tensor's bytes, and of no others between them."""
-        at = tensor.data_ptr() - self.base
-        size = tensor.element_size()
-        shape, strides = (*tensor.shape, size), (*(s * size for s in tensor.stride()), 1)
         if tensor.numel():
-            torch.from_numpy(self.state).as_strided(shape, strides, at).fill_(state)
+            self._states_of(tensor).fill_(state)
 
     def written(self, tensor: Tensor) -> Tensor:
         """Which elements have been written in full, as booleans of the tensor's shape."""
-        at = tensor.data_ptr() - self.base
+        return ((self._states_of(tensor) & WRITTEN) != 0).all(-1)
+
+    def _states_of(self, tensor: Tensor) -> Tensor:
         size = tensor.element_size()
         shape, strides = (*tensor.shape, size), (*(s * size for s in tensor.stride()), 1)
-        states = torch.from_numpy(self.state).as_strided(shape, strides, at)
-        return ((states & WRITTEN) != 0).all(-1)
+        return torch.from_numpy(self.state).as_strided(
+            shape, strides, tensor.data_ptr() - self.base
+        )
 
-    def start_block(self, races: Races, shared: int, parameters: bytes) -> None:
+    def start_block(self, shared: int, parameters: bytes) -> None:
         """Make shared memory that many fresh bytes, and write the parameters."""
         if FIRST_SHARED + shared > SHARED_BYTES:
             raise Trap(f"{shared} bytes of shared memory")
         first = self.shared + FIRST_SHARED
-        self.state[self.shared : self.parameters] = 0
+        self.state[self.shared : self.local] = 0
         self.state[first : first + shared] = INSIDE | SETTLED | OPEN
         self.bytes[first : first + shared] = 0xFF
-        self.state[self.parameters : self.local] = 0
-        self.state[self.parameters : self.parameters + len(parameters)] = READABLE
-        self.bytes[self.parameters : self.parameters + len(parameters)] = np.frombuffer(
-            parameters, np.uint8
-        )
-        self.races = races
-        races.clear()
+        window = slice(self.parameters, self.parameters + len(parameters))
+        self.state[window] = READABLE
+        self.bytes[window] = np.frombuffer(parameters, np.uint8)
+        self.races.clear()
 
-    def locate(self, index: np.ndarray, size: int, alignment: int) -> np.ndarray:
-        """Check that places in the array (uint64, may wrap) are inside it and aligned."""
+    def locate(self, index: np.ndarray, size: int) -> np.ndarray:
+        """Check that places in the array (uint64, may wrap) are inside it and multiples of size."""
         together = int(np.bitwise_or.reduce(index))
         if together >= self.size:
             inside = index + np.uint64(size) <= self.size
             if not inside.all():
                 raise Trap(f"{self._which(index, ~inside)} is outside of every tensor")
-        if together & (alignment - 1):
-            wrong = (index & np.uint64(alignment - 1)) != 0
-            raise Trap(f"{self._which(index, wrong)} is not a multiple of {alignment}")
+        if together & (size - 1):
+            wrong = (index & np.uint64(size - 1)) != 0
+            raise Trap(f"{self._which(index, wrong)} is not a multiple of {size}")
         return index.view(np.int64)
 
-    def check_read(self, index: np.ndarray, size: int) -> np.ndarray:
-        """States found."""
-        states = self.states[size].take(index >> size.bit_length() - 1)
-        want = spread(READABLE, size)
-        if int(np.bitwise_and.reduce(states)) & want != want:
-            self._refuse(index, size, states, READABLE, "read")
-        return states
+    def load(self, index: np.ndarray, size: int, lanes: np.ndarray | None) -> np.ndarray:
+        """The words of `size` bytes at these places. lanes: None for memory of each lane's own."""
+        states = self._check(index, size, READABLE, "read")
+        if lanes is not None and int(np.bitwise_or.reduce(states)) & spread(OPEN | ONCE, size):
+            self.races.read(index, size, lanes)
+        return self.words[size].take(word_of(index, size))
 
-    def check_write(self, index: np.ndarray, size: int) -> np.ndarray:
-        """States found, to be handed to `wrote`."""
-        states = self.states[size].take(index >> size.bit_length() - 1)
-        want = spread(WRITABLE, size)
-        if int(np.bitwise_and.reduce(states)) & want != want:
-            self._refuse(index, size, states, WRITABLE, "write")
-        return states
-
-    def wrote(self, index: np.ndarray, size: int, states: np.ndarray) -> None:
-        once = spread(ONCE, size)
-        if int(np.bitwise_or.reduce(states)) & once:
-            if len(np.unique(index)) < len(index):
-                raise Trap("lanes write the same byte of an output that may be written once")
-            states = states & ~((states & states.dtype.type(once)) << states.dtype.type(2))
-        self.states[size][index >> size.bit_length() - 1] = states | states.dtype.type(
-            spread(WRITTEN, size)
-        )
-
-    def _refuse(
-        self, index: np.ndarray, size: int, states: np.ndarray, want: int, verb: str
+    def store(
+        self, index: np.ndarray, size: int, values: np.ndarray, lanes: np.ndarray | None
     ) -> None:
-        each = np.ascontiguousarray(states).view(np.uint8).reshape(-1, size)
+        states, word = self._check(index, size, WRITABLE, "write"), word_of(index, size)
+        words = self.words[size]
+        words[word] = values
+        if lanes is not None:
+            # A value read back differs where lanes write different values to one place.
+            self.races.write(index, size, lanes, bool((words.take(word) == values).all()))
+        once = states & states.dtype.type(spread(ONCE, size))
+        if once.any() and len(np.unique(index)) < len(index):
+            raise Trap("lanes write the same byte of an output that may be written once")
+        states = states & ~(once << states.dtype.type(2))  # no longer OPEN
+        self.states[size][word] = states | states.dtype.type(spread(WRITTEN, size))
+
+    def _check(self, index: np.ndarray, size: int, want: int, verb: str) -> np.ndarray:
+        """States found, each of which must have the bits that are wanted."""
+        states = self.states[size].take(word_of(index, size))
+        wanted = spread(want, size)
+        if int(np.bitwise_and.reduce(states)) & wanted == wanted:
+            return states
+        each = states.view(np.uint8).reshape(-1, size)
         wrong = (each & want) != want
         bits = int(each[wrong][0])
         if not bits & INSIDE:
@@ -347,32 +300,21 @@ class Copies:
         self.pending: list[tuple[np.ndarray, np.ndarray, np.ndarray, int]] = []
 
     def issue(self, index: np.ndarray, size: int, lanes: np.ndarray) -> None:
+        """Words of `size` bytes, written already, are on their way."""
+        states = self.memory.states[size]
+        states[word_of(index, size)] &= ~states.dtype.type(spread(SETTLED, size))
         self.pending.append((lanes, index, self.committed[lanes], size))
 
     def wait(self, most: int, lanes: np.ndarray) -> None:
-        """Until at most so many of each of these lanes' groups are on their way; -1: none, nor what
-        no group holds."""
-        limit = self.committed - most
-        if most < 0:
-            limit = self.committed + 1
-        chosen = np.zeros(len(self.committed), bool)
+        """Until at most so many of each of these lanes' groups are on their way."""
+        chosen = np.zeros(self.count, bool)
         chosen[lanes] = True
         left = []
         for owners, index, number, size in self.pending:
-            done = chosen[owners] & (number < limit[owners])
-            if done.any():
-                self._settle(index[done], size, owners[done])
+            done = chosen[owners] & (number < self.committed[owners] - most)
+            states = self.memory.states[size]
+            states[word_of(index[done], size)] |= states.dtype.type(spread(SETTLED, size))
+            self.memory.races.write(index[done], size, owners[done], same=False)
             if not done.all():
-                keep = ~done
-                left.append((owners[keep], index[keep], number[keep], size))
+                left.append((owners[~done], index[~done], number[~done], size))
         self.pending = left
-
-    def _settle(self, index: np.ndarray, size: int, lanes: np.ndarray) -> None:
-        word = min(size, 8)
-        for part in range(0, size, word):
-            at = index + part
-            states = self.memory.states[word]
-            states[at >> word.bit_length() - 1] |= states.dtype.type(
-                spread(SETTLED | WRITTEN, word)
-            )
-            self.memory.races.write(at, word, lanes)

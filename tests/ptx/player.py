@@ -18,8 +18,8 @@ import numpy as np
 from torch import Tensor
 
 from tests.ptx import access, arithmetic, warps
-from tests.ptx.lanes import Action, Group, Registers, refuse, translate
-from tests.ptx.memory import FIRST_SHARED, WARP, Copies, Memory, Trap
+from tests.ptx.lanes import Action, Group, Registers, translate
+from tests.ptx.memory import FIRST_SHARED, LANES, LOCAL_BYTES, WARP, Copies, Memory, Trap
 from tests.ptx.parse import Function, Instruction, UnknownForm, Variable, parse
 
 # Imported for the forms that they register.
@@ -29,7 +29,7 @@ FIRST_LOCAL = 16
 # The block where all lanes of a group go, or parts of the group with the block of each.
 Outcome = int | list[tuple[int, Group]]
 End = Callable[[Group], Outcome]
-ENDS = {"bra", "brx", "call", "ret"}
+ENDS = {"bra", "bra.uni", "brx.idx", "call.uni", "bar.sync", "ret"}
 
 
 @dataclass
@@ -40,33 +40,23 @@ class Block:
     last: Instruction | None = None  # what ends it, unless it runs on into the next
 
 
-def ends_block(instruction: Instruction) -> bool:
-    if instruction.opcode == "bar":
-        return instruction.modifiers[0] != "warp"
-    return instruction.opcode in ENDS
-
-
 def callees_first(functions: dict[str, Function], entry: str) -> list[Function]:
     order: list[Function] = []
 
-    def visit(name: str, above: tuple[str, ...]) -> None:
-        if name in above:
-            raise UnknownForm(f"recursion of {name}")
-        for instruction in functions[name].code:
-            if instruction.opcode == "call":
-                visit(callee_of(instruction, functions), (*above, name))
-        if functions[name] not in order:
-            order.append(functions[name])
+    def visit(function: Function) -> None:
+        for instruction in function.code:
+            if instruction.name == "call.uni":
+                visit(callee_of(instruction, functions))
+        if function not in order:
+            order.append(function)
 
-    visit(entry, ())
+    visit(functions[entry])
     return order
 
 
-def callee_of(instruction: Instruction, functions: dict[str, Function]) -> str:
-    for operand in instruction.operands:
-        if operand.kind == "name" and operand.name in functions:
-            return operand.name
-    raise UnknownForm(f"{instruction.text}: a call of no function that is here")
+def callee_of(instruction: Instruction, functions: dict[str, Function]) -> Function:
+    (name,) = (operand.name for operand in instruction.operands if operand.kind == "name")
+    return functions[name]
 
 
 class Code:
@@ -80,7 +70,7 @@ class Code:
     def __init__(
         self,
         functions: dict[str, Function],
-        entry: str,
+        order: list[Function],
         registers: dict[str, Registers],
         arrive: Callable[[Instruction, int, Group], Outcome],
     ) -> None:
@@ -89,17 +79,16 @@ class Code:
         self.starts: dict[str, dict[int, int]] = {}  # of a function: index into its code, block
         self.returns: dict[str, np.ndarray] = {}  # for each lane the block to go on with
         self.landings: dict[int, Action] = {}  # what fetches a result before that block
-        order = callees_first(functions, entry)
         for function in order:
             starts = {0, *function.labels.values(), len(function.code)}
-            starts |= {i + 1 for i, one in enumerate(function.code) if ends_block(one)}
+            starts |= {i + 1 for i, one in enumerate(function.code) if one.name in ENDS}
             first = len(self.blocks)
             self.starts[function.name] = {s: first + i for i, s in enumerate(sorted(starts))}
             self.blocks += [Block() for _ in starts]
             self.returns[function.name] = np.zeros(registers[function.name].count, np.int64)
         for function in order:
             self._fill(function)
-        self.first = self.starts[entry][0]
+        self.first = self.starts[order[-1].name][0]
 
     def _fill(self, function: Function) -> None:
         starts = self.starts[function.name]
@@ -109,7 +98,7 @@ class Code:
                 if block is not self.blocks[starts[i]] and block.last is None:
                     block.end = _always(starts[i])
                 block = self.blocks[starts[i]]
-            if ends_block(instruction):
+            if instruction.name in ENDS:
                 block.last = instruction
                 block.end = self._end(function, instruction, starts[i + 1])
             else:
@@ -117,37 +106,37 @@ class Code:
                 block.instructions.append(instruction)
 
     def _end(self, function: Function, instruction: Instruction, following: int) -> End:
-        opcode = instruction.opcode
-        if opcode == "bra":
+        name = instruction.name
+        if name.startswith("bra"):
             end = _always(self._label(function, instruction.operands[0].name))
-        elif opcode == "brx":
-            end = self._indexed(function, instruction)
-        elif opcode == "call":
+        elif name == "brx.idx":
+            index = self.registers[function.name].read(instruction.operands[0], "u32")
+            names = function.targets[instruction.operands[1].name]
+            targets = np.array([self._label(function, name) for name in names])
+            last = len(targets) - 1
+            end = lambda group: _apart(group, targets[np.minimum(index, last)])  # noqa: E731
+        elif name == "call.uni":
             end = self._call(function, instruction, following)
-        elif opcode == "bar":
-            end = self._barrier(instruction, following)
+        elif name == "bar.sync":
+            if instruction.predicate or len(instruction.operands) > 1:
+                raise UnknownForm(f"{instruction.text} (line {instruction.line})")
+            end = lambda group: self.arrive(instruction, following, group)  # noqa: E731
         else:
-            end = _leave if function.entry else self._return(function)
-        if instruction.predicate is None:
-            return end
-        if opcode == "bar":
-            raise UnknownForm(f"{instruction.text}: a barrier with a predicate")
-        return self._guarded(function, instruction, end, following)
+            end = self._return(function)
+        if instruction.predicate:
+            return self._guarded(function, instruction, end, following)
+        return end
 
     def _label(self, function: Function, name: str) -> int:
-        if name not in function.labels:
-            raise UnknownForm(f"label {name}")
         return self.starts[function.name][function.labels[name]]
 
     def _guarded(
         self, function: Function, instruction: Instruction, end: End, following: int
     ) -> End:
-        guard = instruction.predicate
-        assert guard is not None
-        predicate = self.registers[function.name].read(guard, "pred")
+        holds = self.registers[function.name].predicate(instruction)
 
         def parted(group: Group) -> Outcome:
-            truth = ~predicate if guard.negated else predicate
+            truth = holds()
             chosen = group.narrowed(truth)
             if chosen is None:
                 return following
@@ -161,40 +150,12 @@ class Code:
 
         return parted
 
-    def _indexed(self, function: Function, instruction: Instruction) -> End:
-        if instruction.modifiers[0] != "idx":
-            raise refuse(instruction)
-        index = self.registers[function.name].read(instruction.operands[0], "u32")
-        names = function.targets[instruction.operands[1].name]
-        targets = [self._label(function, name) for name in names]
-
-        def spread(group: Group) -> Outcome:
-            parts = []
-            for value in np.unique(index[group.lanes]):
-                chosen = group.narrowed(index == value)
-                assert chosen is not None
-                parts.append((targets[int(value)], chosen))
-            return parts
-
-        return spread
-
-    def _barrier(self, instruction: Instruction, following: int) -> End:
-        (number, *_) = instruction.operands
-        known = instruction.modifiers == ("sync",) and number.kind == "integer"
-        if not known or len(instruction.operands) > 1:
-            raise refuse(instruction)
-        return lambda group: self.arrive(instruction, following, group)
-
     def _call(self, function: Function, instruction: Instruction, following: int) -> End:
-        name = callee_of(instruction, self.functions)
-        callee = self.functions[name]
-        lists = [operand.parts for operand in instruction.operands if operand.kind == "list"]
-        named = [operand.kind for operand in instruction.operands]
-        results = lists.pop(0) if named and named[0] == "list" else ()
+        callee = callee_of(instruction, self.functions)
+        lists = [operand.parts for operand in instruction.operands if operand.kind == "parts"]
+        results = lists.pop(0) if callee.results else ()
         arguments = lists.pop(0) if lists else ()
-        if len(results) != len(callee.results) or len(arguments) != len(callee.parameters):
-            raise refuse(instruction)
-        own, theirs = self.registers[function.name].formal, self.registers[name].formal
+        own, theirs = self.registers[function.name].formal, self.registers[callee.name].formal
         given = [
             (own[a.name], theirs[p.name], p.size)
             for a, p in zip(arguments, callee.parameters, strict=True)
@@ -203,7 +164,7 @@ class Code:
             (theirs[p.name], own[r.name], p.size)
             for r, p in zip(results, callee.results, strict=True)
         ]
-        first, back = self.starts[name][0], self.returns[name]
+        first, back = self.starts[callee.name][0], self.returns[callee.name]
         self.landings[following] = lambda group: _copy(taken, group)
 
         def call(group: Group) -> Outcome:
@@ -214,15 +175,14 @@ class Code:
         return call
 
     def _return(self, function: Function) -> End:
+        if function.entry:
+            return lambda group: []
         back = self.returns[function.name]
 
         def leave(group: Group) -> Outcome:
-            parts: list[tuple[int, Group]] = []
-            for block in np.unique(back[group.lanes]):
-                chosen = group.narrowed(back == block)
-                assert chosen is not None
-                self.landings[int(block)](chosen)
-                parts.append((int(block), chosen))
+            parts = _apart(group, back)
+            for block, chosen in parts:
+                self.landings[block](chosen)
             return parts[0][0] if len(parts) == 1 else parts
 
         return leave
@@ -232,8 +192,10 @@ def _always(block: int) -> End:
     return lambda group: block
 
 
-def _leave(group: Group) -> Outcome:
-    return []
+def _apart(group: Group, blocks: np.ndarray) -> list[tuple[int, Group]]:
+    """Parts of a group by the block where each lane goes on."""
+    chosen = ((int(block), group.narrowed(blocks == block)) for block in np.unique(blocks))
+    return [(block, part) for block, part in chosen if part is not None]
 
 
 def _copy(pairs: Sequence[tuple[np.ndarray, np.ndarray, int]], group: Group) -> None:
@@ -245,19 +207,9 @@ class Player:
     """steps: of instructions that a block may take before it is held to run for ever."""
 
     def __init__(self, ptx: str, memory: Memory, steps: int = 20_000_000) -> None:
-        self.module = parse(ptx)
+        self.functions, self.variables = parse(ptx)
         self.memory, self.steps = memory, steps
-        self.instructions = 0  # played so far
-        self._kernels: dict[tuple[str, tuple[int, ...]], Kernel] = {}
-
-    def entry(self, name: str) -> Function:
-        """The kernel of this name, or the only one whose name contains it."""
-        entries = [f for f in self.module.functions.values() if f.entry]
-        exact = [f for f in entries if f.name == name]
-        found = exact or [f for f in entries if name in f.name]
-        if len(found) != 1:
-            raise KeyError(f"{name} is in the name of {len(found)} kernels")
-        return found[0]
+        self._kernels: dict[tuple[Any, ...], Kernel] = {}
 
     def launch(
         self,
@@ -269,17 +221,16 @@ class Player:
     ) -> None:
         """arguments: tensors of the player's memory, numbers, or the parameters' bytes. shared:
         bytes of dynamic shared memory."""
-        function = self.entry(name)
-        extents = tuple((*block, 1, 1)[:3])
-        if (function.name, extents) not in self._kernels:
-            self._kernels[function.name, extents] = Kernel(self, function, extents)
-        data = arguments if isinstance(arguments, bytes) else pack(function.parameters, arguments)
+        entry, key = self.functions[name], (name, *block)
+        if key not in self._kernels:
+            self._kernels[key] = Kernel(self, entry, block)
+        data = arguments if isinstance(arguments, bytes) else pack(entry.parameters, arguments)
         with np.errstate(all="ignore"):
-            self._kernels[function.name, extents].launch(tuple((*grid, 1, 1)[:3]), data, shared)
+            self._kernels[key].launch(tuple((*grid, 1, 1)[:3]), data, shared)
 
 
 def pack(parameters: Sequence[Variable], arguments: Sequence[Any]) -> bytes:
-    """Values as the bytes of a kernel's parameters; missing ones are zeros."""
+    """Values as the bytes of a kernel's parameters; missing ones, Triton's own, are zeros."""
     data = bytearray()
     for i, parameter in enumerate(parameters):
         data += bytes(-len(data) % parameter.alignment)
@@ -290,73 +241,40 @@ def pack(parameters: Sequence[Variable], arguments: Sequence[Any]) -> bytes:
             data += struct.pack("<f" if parameter.size == 4 else "<d", value)
         else:
             data += (int(value) % 256**parameter.size).to_bytes(parameter.size, "little")
-    if len(arguments) > len(parameters):
-        raise ValueError(f"{len(arguments)} arguments for {len(parameters)} parameters")
     return bytes(data)
 
 
 class Kernel:
     """A kernel made ready for blocks of one shape."""
 
-    def __init__(self, player: Player, entry: Function, extents: tuple[int, ...]) -> None:
-        self.player, self.entry, self.extents = player, entry, extents
-        self.memory = player.memory
-        self.count = int(np.prod(extents))
-        if self.count % WARP or self.count > self.memory.threads:
-            raise UnknownForm(f"a block of {self.count} lanes")
-        if entry.threads and self.count > entry.threads:
-            raise Trap(f"{self.count} lanes in a block that is compiled for {entry.threads}")
+    def __init__(self, player: Player, entry: Function, block: Sequence[int]) -> None:
+        self.entry, self.steps, self.memory = entry, player.steps, player.memory
+        self.count = block[0]
+        if self.count % WARP or self.count > LANES or max(block[1:], default=1) > 1:
+            raise UnknownForm(f"a block of {block} lanes")
         self.copies = Copies(self.memory, self.count)
-        self.races = self.memory.races_of(self.count // WARP)
         self.everyone = Group.everyone(self.count)
-        self.special = special_registers(extents)
-        reached = callees_first(player.module.functions, entry.name)
-        functions = {function.name: function for function in reached}
-        self.static_shared = 0
-        symbols = self._symbols(functions)
+        self.special = {f"%ctaid.{axis}": np.zeros(self.count, np.uint32) for axis in "xyz"}
+        self.special["%tid.x"] = np.arange(self.count, dtype=np.uint32)
+        order = callees_first(player.functions, entry.name)
+        self.static_shared, symbols = place_variables(player.variables, order)
         self.registers = {}
-        for name, function in functions.items():
-            registers = Registers(function, self.memory, self.count, symbols, self.copies)
-            registers.special = self.special
+        for function in order:
+            registers = Registers(
+                function, self.memory, self.count, symbols, self.special, self.copies
+            )
             formal = [v for v in function.variables if v.space == "param"]
             formal += [] if function.entry else [*function.parameters, *function.results]
             for v in formal:
                 registers.formal[v.name] = np.zeros((self.count, -(-v.size // 16) * 16), np.uint8)
-            self.registers[name] = registers
-        self.code = Code(functions, entry.name, self.registers, self._arrive)
-
-    def _symbols(self, functions: dict[str, Function]) -> dict[str, tuple[str, int]]:
-        """Places of variables and parameters. Open arrays of shared memory are behind the rest."""
-        symbols: dict[str, tuple[str, int]] = {}
-        shared = [v for v in self.player.module.variables.values() if v.space == "shared"]
-        local = FIRST_LOCAL
-        for function in functions.values():
-            shared += [v for v in function.variables if v.space == "shared"]
-            for v in function.variables:
-                if v.space == "local":
-                    local = -(-local // v.alignment) * v.alignment
-                    symbols[v.name] = ("local", local)
-                    local += v.size
-        if local > self.memory.local_bytes:
-            raise UnknownForm(f"{local} bytes of local memory; give the player's memory more")
-        end = 0
-        for v in sorted(shared, key=lambda v: v.size == 0):
-            end = -(-end // v.alignment) * v.alignment
-            symbols[v.name] = ("shared", FIRST_SHARED + end)
-            end += v.size
-        self.static_shared = end
-        at = 0
-        for v in self.entry.parameters:
-            at = -(-at // v.alignment) * v.alignment
-            symbols[v.name] = ("param", at)
-            at += v.size
-        return symbols
+            self.registers[function.name] = registers
+        self.code = Code(player.functions, order, self.registers, self._arrive)
 
     def launch(self, grid: tuple[int, ...], parameters: bytes, shared: int) -> None:
         for z, y, x in np.ndindex(grid[::-1]):
             for axis, index in zip("xyz", (x, y, z), strict=True):
                 self.special[f"%ctaid.{axis}"][:] = index
-            self.memory.start_block(self.races, self.static_shared + shared, parameters)
+            self.memory.start_block(self.static_shared + shared, parameters)
             self.copies.start()
             self._run((x, y, z))
 
@@ -374,7 +292,7 @@ class Kernel:
                     action(group)
                 action = None
                 steps += len(block.actions) + 1
-                if steps > self.player.steps:
+                if steps > self.steps:
                     raise Trap(f"still running after {steps} instructions")
                 outcome = block.end(group)
                 if isinstance(outcome, int) and not self.waiting:
@@ -392,49 +310,57 @@ class Kernel:
                 instruction = block.instructions[block.actions.index(action)]
             where = f"line {instruction.line}: {instruction.text}: " if instruction else ""
             raise type(error)(f"{self.entry.name}, block {index}, {where}{error}") from None
-        finally:
-            self.player.instructions += steps
 
     def _await(self, outcome: Outcome, group: Group) -> None:
         parts = [(outcome, group)] if isinstance(outcome, int) else outcome
         for at, part in parts:
-            if at in self.waiting:
-                part = Group(self.waiting[at].where | part.where)
-            if part.where is not True and part.where.all():  # type: ignore[union-attr]
-                part = self.everyone
-            self.waiting[at] = part
+            self.waiting[at] = self._joined(part, self.waiting.get(at))
+
+    def _joined(self, group: Group, other: Group | None) -> Group:
+        where = group.where if other is None else other.where | group.where
+        return self.everyone if np.all(where) else Group(where)
 
     def _arrive(self, instruction: Instruction, following: int, group: Group) -> Outcome:
-        number = instruction.operands[0].value
-        sites = self.barriers.setdefault(number, {})
-        where = group.where
-        if following in sites:
-            where = sites[following][1].where | where
-        arrived = self.everyone if np.all(where) else Group(where)
-        sites[following] = instruction, arrived
+        sites = self.barriers.setdefault(instruction.operands[0].value, {})
+        there = sites.get(following, (instruction, None))[1]
+        sites[following] = instruction, self._joined(group, there)
         if sum(len(there.lanes) for _, there in sites.values()) < self.count:
             return []
         if len(sites) > 1:
             lines = sorted(one.line for one, _ in sites.values())
             raise Trap(f"lanes meet at different barriers, of the lines {lines}")
-        del self.barriers[number]
+        sites.clear()
         self.memory.races.clear()
         return [(following, self.everyone)]
 
     def _finish(self) -> None:
         for sites in self.barriers.values():
             for instruction, there in sites.values():
-                missing = np.ones(self.count, bool)
-                missing[there.lanes] = False
+                missing = np.setdiff1d(self.everyone.lanes, there.lanes)
                 raise Trap(
                     f"the barrier of line {instruction.line} is reached by {len(there.lanes)} of "
-                    f"{self.count} lanes; lane {int(np.flatnonzero(missing)[0])} is not among them"
+                    f"{self.count} lanes; lane {missing[0]} is not among them"
                 )
 
 
-def special_registers(extents: tuple[int, ...]) -> dict[str, np.ndarray]:
-    count = int(np.prod(extents))
-    lane = np.arange(count, dtype=np.uint32)
-    x, y, _ = extents
-    full = {"%tid.x": lane % x, "%tid.y": lane // x % y, "%tid.z": lane // (x * y)}
-    return full | {f"%ctaid.{axis}": np.zeros(count, np.uint32) for axis in "xyz"}
+def place_variables(
+    outside: list[Variable], functions: list[Function]
+) -> tuple[int, dict[str, tuple[str, int]]]:
+    """Bytes of static shared memory, and the space and place of variables and parameters by name.
+
+    functions: the kernel is the last. Open arrays of shared memory are behind the rest.
+    """
+    inside = [v for function in functions for v in function.variables]
+    shared = [v for v in [*outside, *inside] if v.space == "shared"]
+    ends = {"shared": FIRST_SHARED, "local": FIRST_LOCAL, "param": 0}
+    symbols: dict[str, tuple[str, int]] = {}
+    for v in (
+        *sorted(shared, key=lambda v: v.size == 0),
+        *(v for v in inside if v.space == "local"),
+        *functions[-1].parameters,
+    ):
+        at = -(-ends[v.space] // v.alignment) * v.alignment
+        symbols[v.name], ends[v.space] = (v.space, at), at + v.size
+    if ends["local"] > LOCAL_BYTES:
+        raise UnknownForm(f"{ends['local']} bytes of local memory")
+    return ends["shared"] - FIRST_SHARED, symbols

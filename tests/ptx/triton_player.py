@@ -1,17 +1,18 @@
 """Triton kernels compiled for a GPU, and played where their launchers would have launched them.
 
-    with played(gated_resnet, "hidden_kernel", ...) as player:
+    with played({gated_resnet: ["hidden_kernel", ...]}, Memory()) as launches:
         y = dsmooth.functional.gated_resnet(x, ..., impl="triton")   # on the CPU
 
-What launchers allocate by torch.empty or torch.empty_like lies in the player's memory, unwritten,
-and each byte of it may be written once. Other tensors are inputs: copied in for the launch, and not
-to be written.
+What launchers allocate by torch.empty, empty_like or new_empty lies in the player's memory,
+unwritten, and each byte of it may be written once. Other tensors are inputs: copied in for the
+launch, and not to be written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -19,37 +20,38 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from dsmooth.kernels import launch as launching
-from tests.helpers.triton_tools import LAUNCH_OPTIONS, Launch, compile_kernel, specialise
+from tests.helpers.triton_tools import Launch, compile_kernel, record_launches, specialise
 from tests.ptx.memory import WARP, Memory
 from tests.ptx.player import Player
+
+ARCHITECTURE = 80
 
 
 class TritonPlayer:
     """Play launches; `edit` may change the PTX of a kernel, given its name and text."""
 
-    def __init__(self, memory: Memory, arch: int = 80, edit: Any = None) -> None:
-        self.memory, self.arch, self.edit = memory, arch, edit
-        self.launches: list[str] = []
-        self.instructions = 0
+    def __init__(self, memory: Memory, edit: Callable[[str, str], str]) -> None:
+        self.memory, self.edit = memory, edit
         self._compiled: dict[Any, tuple[Player, int]] = {}
 
-    def play(
-        self, kernel: Any, grid: tuple[int, ...], values: dict[str, Any], options: Any
-    ) -> None:
+    def play(self, launch: Launch) -> None:
         with self.memory.borrowed():
-            values = {name: self._placed(value) for name, value in values.items()}
-            launch = Launch(kernel, grid, values, options)
+            values = {name: self._placed(value) for name, value in launch.arguments.items()}
+            launch = replace(launch, arguments=values)
             types, *marks = specialise(launch)
-            player, shared = self._compile(launch, repr((types, marks, options)))
-            arguments: list[Any] = []
-            for name, type_ in types.items():
-                arguments += _flat(values[name], type_)
-            before = player.instructions
-            player.launch(kernel.__name__, grid, (WARP * options["num_warps"],), arguments, shared)
-            self.instructions += player.instructions - before
-            self.launches.append(kernel.__name__)
+            key = (launch.kernel, repr((types, marks, launch.options)))
+            if key not in self._compiled:
+                compiled = compile_kernel(launch, ARCHITECTURE)
+                text = self.edit(launch.kernel.__name__, compiled.asm["ptx"])
+                self._compiled[key] = Player(text, self.memory), compiled.metadata.shared
+            player, shared = self._compiled[key]
+            arguments = [one for name, type_ in types.items() for one in _flat(values[name], type_)]
+            lanes = WARP * launch.options["num_warps"]
+            player.launch(launch.kernel.__name__, launch.grid, (lanes,), arguments, shared)
 
     def _placed(self, value: Any) -> Any:
         if isinstance(value, tuple):
@@ -58,76 +60,49 @@ class TritonPlayer:
             return value
         return self.memory.place(value.detach())
 
-    def _compile(self, launch: Launch, what: str) -> tuple[Player, int]:
-        key = (launch.kernel, what)
-        if key not in self._compiled:
-            compiled = compile_kernel(launch, self.arch)
-            text = compiled.asm["ptx"]
-            if self.edit is not None:
-                text = self.edit(launch.kernel.__name__, text)
-            self._compiled[key] = Player(text, self.memory), compiled.metadata.shared
-        return self._compiled[key]
-
-
-class _Played:
-    def __init__(self, kernel: Any, player: TritonPlayer) -> None:
-        self.kernel, self.player = kernel, player
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Any:
-        def launch(*arguments: Any, **named: Any) -> None:
-            named.pop("enable_fp_fusion", None)
-            options = {name: named.pop(name, value) for name, value in LAUNCH_OPTIONS.items()}
-            values = dict(zip(self.kernel.arg_names, arguments, strict=False)) | named
-            self.player.play(self.kernel, grid, values, options)
-
-        return launch
-
 
 @contextmanager
 def played(
-    kernels: dict[ModuleType, list[str]], memory: Memory, *, tf32: bool = False, edit: Any = None
-) -> Iterator[TritonPlayer]:
-    """Inside the block these kernels are played, and new CPU memory is the player's."""
-    player = TritonPlayer(memory, edit=edit)
-    original, original_like = torch.empty, torch.empty_like
+    kernels: dict[ModuleType, list[str]],
+    memory: Memory,
+    edit: Callable[[str, str], str] = lambda kernel, text: text,
+) -> Iterator[list[list[Launch]]]:
+    """Inside the block these kernels are played, and new CPU memory is the player's; gives the
+    launches of each module."""
+    player = TritonPlayer(memory, edit)
+    original = torch.empty
 
     def empty(*size: Any, **kw: Any) -> Tensor:
         like = original(*size, **{**kw, "device": "meta"})
-        device = torch.device(kw.get("device") or "cpu")
-        if device.type != "cpu" or like.numel() == 0 or _tracing():
+        on_cpu = torch.device(kw.get("device") or "cpu").type == "cpu"
+        is_traced = isinstance(_get_current_dispatch_mode(), FakeTensorMode)
+        if not on_cpu or is_traced or like.numel() == 0:
             return original(*size, **kw)
         return memory.empty(like.shape, like.dtype, strides=like.stride(), once=True)
 
     def empty_like(given: Tensor, **kw: Any) -> Tensor:
-        like = original_like(given, **{**kw, "device": "meta"})
-        if given.device.type != "cpu" or like.numel() == 0 or _tracing():
-            return original_like(given, **kw)
-        return memory.empty(like.shape, like.dtype, strides=like.stride(), once=True)
+        form = kw.pop("memory_format", torch.preserve_format)
+        like = torch.zeros_like(given, device="meta", memory_format=form)
+        kw = {"dtype": given.dtype, "device": given.device, **kw}
+        return empty(like.shape, **kw).as_strided(like.shape, like.stride())
 
     def new_empty(self: Tensor, *size: Any, **kw: Any) -> Tensor:
-        kw = {"dtype": self.dtype, "device": self.device, **kw}
-        return empty(*size, **kw)
+        return empty(*size, **{"dtype": self.dtype, "device": self.device, **kw})
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launching, "capability_of", lambda device: player.arch)
-        patch.setattr(launching, "allows_tf32", lambda: tf32)
+    with ExitStack() as stack:
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        patch.setattr(launching, "capability_of", lambda device: ARCHITECTURE)
+        patch.setattr(launching, "allows_tf32", lambda: False)
         for op in ("gated_resnet", "logistic_mixture"):
             asked = import_module(f"dsmooth.functional.{op}")
             patch.setattr(asked, "triton_obstacle", lambda *args, **kw: None)
         patch.setattr(torch, "empty", empty)
         patch.setattr(torch, "empty_like", empty_like)
         patch.setattr(Tensor, "new_empty", new_empty)
-        for module, names in kernels.items():
-            for name in names:
-                patch.setattr(module, name, _Played(getattr(module, name), player))
-        yield player
-
-
-def _tracing() -> bool:
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.utils._python_dispatch import _get_current_dispatch_mode
-
-    return isinstance(_get_current_dispatch_mode(), FakeTensorMode)
+        yield [
+            stack.enter_context(record_launches(module, *names, play=player.play))
+            for module, names in kernels.items()
+        ]
 
 
 def _flat(value: Any, type_: Any) -> list[Any]:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tests.ptx.access import Place, read_words
 from tests.ptx.arithmetic import from_bf16
-from tests.ptx.lanes import Action, Group, Modifiers, Registers, form, put, refuse
+from tests.ptx.lanes import Action, Group, Registers, form, put
 from tests.ptx.memory import WARP, Trap
 from tests.ptx.parse import Instruction, Operand
 
@@ -38,33 +37,22 @@ B = layout((0, 0), (8, 0), columns=True)
 C = layout((0, 0), (8, 0))
 
 
-def halves(registers: list[np.ndarray], warps: np.ndarray, type_: str) -> np.ndarray:
-    """(warps, 2 registers, 32) numbers of 16 bits in float64, low halves first."""
-    words = np.stack(registers).reshape(len(registers), -1, WARP)[:, warps]
-    each = np.ascontiguousarray(words)[..., None].view(np.uint16)  # (registers, warps, 32, 2)
-    bits = each.transpose(1, 0, 3, 2).reshape(len(warps), -1, WARP)
-    return (from_bf16(bits) if type_ == "bf16" else bits.view(np.float16)).astype(np.float64)
-
-
-def singles(registers: list[np.ndarray], warps: np.ndarray) -> np.ndarray:
-    """(warps, registers, 32) of float32 in float64."""
-    words = np.stack(registers).reshape(len(registers), -1, WARP)[:, warps]
-    return words.swapaxes(0, 1).view(np.float32).astype(np.float64)
-
-
-def matrix(elements: np.ndarray, table: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """(warps, rows, columns) from the (warps, elements, 32) of a fragment."""
-    result = np.empty((len(elements), *shape))
-    result[:, table[..., 0], table[..., 1]] = elements
+def matrix(
+    registers: list[np.ndarray], warps: np.ndarray, type_: str, table: np.ndarray, *shape: int
+) -> np.ndarray:
+    """(warps, rows, columns) in float64 from the registers of a fragment, low halves first."""
+    words = np.stack(registers, 1).reshape(-1, WARP, len(registers))[warps]
+    if type_ == "bf16":
+        numbers = from_bf16(words.view(np.uint16))
+    else:
+        numbers = words.view(np.float16 if type_ == "f16" else np.float32)
+    result = np.empty((len(warps), *shape))
+    result[:, table[..., 0], table[..., 1]] = numbers.swapaxes(1, 2)
     return result
 
 
 def _read_all(registers: Registers, operand: Operand) -> list[np.ndarray]:
     return [registers.read(part, "b32") for part in operand.parts]
-
-
-def _write_all(registers: Registers, operand: Operand) -> list[np.ndarray]:
-    return [registers.write(part, "b32") for part in operand.parts]
 
 
 def _scatter(outputs: list[np.ndarray], words: np.ndarray, warps: np.ndarray) -> None:
@@ -73,69 +61,56 @@ def _scatter(outputs: list[np.ndarray], words: np.ndarray, warps: np.ndarray) ->
         output.reshape(-1, WARP)[warps] = words[:, i]
 
 
-@form("mma")
-def mma(instruction: Instruction, registers: Registers) -> Action:
-    *shape, d_type, a_type, b_type, c_type = instruction.modifiers
-    types = (d_type, c_type) == ("f32", "f32") and a_type == b_type and a_type in ("bf16", "f16")
-    if shape != ["sync", "aligned", "m16n8k16", "row", "col"] or not types:
-        raise refuse(instruction)
-    a, b, c = (_read_all(registers, operand) for operand in instruction.operands[1:])
-    d = _write_all(registers, instruction.operands[0])
+@form(r"mma\.sync\.aligned\.m16n8k16\.row\.col\.f32\.(bf16\.bf16|f16\.f16)\.f32")
+def mma(instruction: Instruction, registers: Registers, types: str) -> Action:
+    d, a, b, c = (_read_all(registers, operand) for operand in instruction.operands)
+    type_ = types.partition(".")[0]
 
     def run(group: Group) -> None:
         warps = group.warps
-        left = matrix(halves(a, warps, a_type), A, (16, 16))
-        right = matrix(halves(b, warps, a_type), B, (16, 8))
-        total = left @ right + matrix(singles(c, warps), C, (16, 8))
+        total = matrix(a, warps, type_, A, 16, 16) @ matrix(b, warps, type_, B, 16, 8)
+        total += matrix(c, warps, "f32", C, 16, 8)
         elements = total[:, C[..., 0], C[..., 1]]  # (warps, 4, 32)
         _scatter(d, elements.astype(np.float32).view(np.uint32), warps)
 
     return run
 
 
-@form("ldmatrix")
-def ldmatrix(instruction: Instruction, registers: Registers) -> Action:
+@form(r"ldmatrix\.sync\.aligned\.m8n8\.x[124](\.trans)?\.shared\.b16")
+def ldmatrix(instruction: Instruction, registers: Registers, turned: str) -> Action:
     """8x8 matrices of 16 bits; lane 8 j + i has the address of row i of matrix j."""
-    modifiers = Modifiers(instruction)
-    known = modifiers.type() == "b16" and modifiers.take("sync") and modifiers.take("aligned")
-    count = int((modifiers.take("x1", "x2", "x4") or "x0")[1:])
-    turned = bool(modifiers.take("trans"))
-    known = known and modifiers.take("m8n8") and modifiers.take("shared")
-    modifiers.done()
-    target, address = instruction.operands
-    d = _write_all(registers, target)
-    if not known or len(d) != count:
-        raise refuse(instruction)
-    place = Place(address, "shared", 16, 16, registers)
+    d = _read_all(registers, instruction.operands[0])
+    place = registers.place(instruction.operands[1], "shared", 16)
 
     def run(group: Group) -> None:
         warps = group.warps
         used = np.zeros(registers.count, bool)
-        used.reshape(-1, WARP)[warps, : 8 * count] = True
+        used.reshape(-1, WARP)[warps, : 8 * len(d)] = True
         addressed = Group(used)
         index = place(addressed)
-        quarters = [read_words(place, index + 4 * i, 4, addressed) for i in range(4)]
-        rows = np.stack(quarters, 1).reshape(len(warps), count, 8, 4)
+        load = registers.memory.load
+        quarters = [load(index + 4 * i, 4, addressed.lanes) for i in range(4)]
+        rows = np.stack(quarters, 1).reshape(len(warps), len(d), 8, 4)
         if turned:
-            elements = rows.view(np.uint16).swapaxes(2, 3)  # (warps, count, 8, 8)
+            elements = rows.view(np.uint16).swapaxes(2, 3)  # (warps, matrices, 8, 8)
             rows = np.ascontiguousarray(elements).view(np.uint32)
-        _scatter(d, rows.reshape(len(warps), count, WARP), warps)
+        _scatter(d, rows.reshape(len(warps), len(d), WARP), warps)
 
     return run
 
 
 def check_members(members: np.ndarray, group: Group) -> None:
     """All lanes that the mask names must be here, and name themselves."""
-    mask = np.zeros(len(members), bool)
-    mask[group.lanes] = True
-    here = mask.reshape(-1, WARP)
-    bits = (here * (np.uint64(1) << np.arange(WARP, dtype=np.uint64))).sum(1)
-    named = members.reshape(-1, WARP).astype(np.uint64)
-    wrong = here & (named != bits[:, None])
+    here = np.zeros(len(members), bool)
+    here[group.lanes] = True
+    here = here.reshape(-1, WARP)
+    bits = np.packbits(here, axis=1, bitorder="little").view(np.uint32)  # (warps, 1)
+    named = members.reshape(-1, WARP)
+    wrong = here & (named != bits)
     if wrong.any():
         row, lane = (int(i[0]) for i in np.nonzero(wrong))
         raise Trap(
-            f"warp {row} has lanes {int(bits[row]):#x} here; lane {lane} names "
+            f"warp {row} has lanes {int(bits[row, 0]):#x} here; lane {lane} names "
             f"{int(named[row, lane]):#x}"
         )
 
@@ -151,39 +126,29 @@ def shuffle_sources(mode: str, by: np.ndarray, clamp: np.ndarray) -> tuple[np.nd
     return np.where(inside, source, lane), inside
 
 
-@form("shfl")
-def shfl(instruction: Instruction, registers: Registers) -> Action:
-    modifiers = Modifiers(instruction)
-    type_ = modifiers.type()
-    mode = modifiers.take("bfly", "idx")
-    if not modifiers.take("sync") or type_ != "b32" or not mode:
-        raise refuse(instruction)
-    modifiers.done()
-    target, a, by, clamp, members = instruction.operands
-    targets = target.parts if target.kind == "pair" else (target,)
-    d = registers.write(targets[0], "b32")
-    p = registers.write(targets[1], "pred") if len(targets) > 1 else None
-    value, step, bound, names = (registers.read(o, "u32") for o in (a, by, clamp, members))
+@form(r"shfl\.sync\.(bfly|idx)\.b32")
+def shfl(instruction: Instruction, registers: Registers, mode: str) -> Action:
+    target, *sources = instruction.operands
+    value, step, bound, names = (registers.read(operand, "u32") for operand in sources)
+    first, *second = target.parts or (target,)
+    d = registers.write(first, "b32")
+    predicates = [registers.write(one, "pred") for one in second]
 
     def run(group: Group) -> None:
         check_members(names, group)
         source, inside = shuffle_sources(mode, step, bound)
         at = np.arange(len(source)) // WARP * WARP + source
-        here = np.zeros(len(at), bool)
-        here[group.lanes] = True
-        if not here[at[here]].all():
+        if not np.isin(at[group.lanes], group.lanes).all():
             raise Trap("a shuffle from a lane that is not in it")
         put(d, value[at], group)
-        if p is not None:
-            put(p, inside, group)
+        for predicate in predicates:
+            put(predicate, inside, group)
 
     return run
 
 
-@form("bar")
+@form(r"bar\.warp\.sync")
 def warp_barrier(instruction: Instruction, registers: Registers) -> Action:
     """Lanes of a warp that run together have met already; all that are named must be here."""
-    if instruction.modifiers != ("warp", "sync"):
-        raise refuse(instruction)
     names = registers.read(instruction.operands[0], "u32")
     return lambda group: check_members(names, group)
