@@ -45,13 +45,15 @@ class Card:
 
 @dataclass(frozen=True)
 class Case:
-    """A checked contender and the work of one call.
+    """A contender and the work of one call.
 
-    calls: how many calls do the whole work, of which one is timed.
+    check: fails if the contender is wrong. calls: how many calls do the whole work, of which one is
+    timed.
     """
 
     run: Run
     work: Work = field(default_factory=Work)
+    check: Run = lambda: None
     rounds: int = 10
     warmup: int = 1
     calls: int = 1

@@ -14,9 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 STEP = f"""
 import runpy, sys
 sys.path.append({str(ROOT)!r})
-from benchmarks.networks import SMALL
 tool = runpy.run_path({str(ROOT / "tools" / "triton_cache.py")!r})
-print(tool["fill"]({{"step": lambda: tool["step"](SMALL, 2)}}))
+print(tool["fill"]({{"step": lambda: tool["benchmarked"]("step-mnist-again", tiny=True)}}))
 """
 
 

@@ -59,7 +59,8 @@ DESCRIBE = f"""
 
 @dataclass(frozen=True)
 class Step:
-    """A command, how many seconds it should take, and its rehearsal (None: it has none).
+    """A command, how many seconds it should take, and more arguments to rehearse it with (None: it
+    needs a GPU).
 
     A step is told to stop after LIMIT seconds; training saves then, and goes on later. always: it
     prepares the machine, in each call. timing: it is left out after a wrong number.
@@ -68,7 +69,7 @@ class Step:
     name: str
     command: Sequence[str]
     seconds: float
-    rehearsal: Sequence[str] | None = None
+    tiny: Sequence[str] | None = None
     always: bool = False
     timing: bool = False
 
@@ -97,18 +98,16 @@ SANITIZED = (
 
 def steps(state: Path) -> list[Step]:
     """In the order in which they run. state: the folder of logs, results and runs."""
-    describe = ["bash", "-c", DESCRIBE]
     install = [PYTHON, "-m", "pip", "install", "-q", "--no-deps"]
     carried = [*install, "--no-index", f"--find-links={WHEELS}", *CARRIED]
     unpack = ["tar", "-xf", str(KERNELS)]
-    doctor = [PYTHON, "-m", "dsmooth", "doctor"]
     return [
-        Step("preflight", describe, 10, describe, always=True),
+        Step("preflight", ["bash", "-c", DESCRIBE], 10, (), always=True),
         *([Step("install", carried, 10, always=True)] if WHEELS.is_dir() else []),
-        *([Step("kernels", unpack, 10, unpack, always=True)] if KERNELS.is_file() else []),
+        *([Step("kernels", unpack, 10, (), always=True)] if KERNELS.is_file() else []),
         Step("build", [*install, "--no-build-isolation", "-e", "."], 180, always=True),
         measure(state, "ceiling", 30),
-        Step("doctor", doctor, 20, doctor),
+        Step("doctor", [PYTHON, "-m", "dsmooth", "doctor"], 20, ()),
         check(state, "smoke-tests", 120, "-x", "-k", SMOKE, *PROVING, rehearsed=True),
         measure(state, "sampler-mnist", 60, rehearsed=True),
         measure(state, "sampler-cifar", 90),
@@ -144,8 +143,8 @@ def measure(
 ) -> Step:
     """Cases of benchmarks/on_gpu.py that begin so; each is written as soon as it is measured."""
     written = arguments or (f"--out={state / 'measured.json'}",)
+    tiny = ("--device=cpu", "--tiny") if rehearsed else None
     command = [PYTHON, "benchmarks/on_gpu.py", case, *written]
-    tiny = [*command, "--device=cpu", "--tiny"] if rehearsed else None
     return Step(name or case, command, seconds, tiny, timing=True)
 
 
@@ -171,7 +170,7 @@ def gpu_tests(*arguments: str) -> list[str]:
 def check(state: Path, name: str, seconds: float, *arguments: str, rehearsed: bool = False) -> Step:
     """Tests by eight workers, which compile kernels at the same time."""
     command = gpu_tests("-n8", f"--junitxml={state / 'logs' / name}.xml", *arguments)
-    return Step(name, command, seconds, [*command, "-n0"] if rehearsed else None)
+    return Step(name, command, seconds, ("-n0",) if rehearsed else None)
 
 
 def sanitize(tool: str) -> Step:
@@ -187,9 +186,8 @@ def train(state: Path, role: str) -> Step:
     settings = ROOT / "dsmooth" / "pretrained" / "mnist" / role / "config.json"
     command = [PYTHON, "-m", "dsmooth", "train", role, f"--out={run}", f"--config={settings}"]
     command += ["--resume"] * any(run.glob("checkpoint*.safetensors"))
-    tiny = ["--n-filters=4", "--n-resnet=1", "--images=16", "--evaluations=1"]
-    tiny.append("--evaluation-images=4")
-    return Step(f"train-{role}", command, 120, [*command, *tiny], timing=True)
+    tiny = ("--n-filters=4", "--n-resnet=1", "--images=16", "--evaluations=1")
+    return Step(f"train-{role}", command, 120, (*tiny, "--evaluation-images=4"), timing=True)
 
 
 def run(command: Sequence[str], environment: Any, log: Path, limit: float) -> int | None:
@@ -263,18 +261,18 @@ class Day:
 
 def attempt(step: Step, day: Day, left: float, rehearse: bool) -> None:
     """Run a step and note its outcome, unless it must be left out."""
-    command = step.rehearsal if rehearse else step.command
     wrong = day.failed(*PROVES) if step.timing else []
     reason = ""
-    if command is None:
+    if rehearse and step.tiny is None:
         reason = "needs a GPU"
     elif wrong:
         reason = f"{' and '.join(wrong)} failed"
     elif step.seconds > left:
         reason = f"takes {step.seconds:.0f} s, {max(left, 0):.0f} s are left"
-    if reason or command is None:
+    if reason:
         day.note(step.name, "skipped", text=reason)
         return
+    command = [*step.command, *(step.tiny or () if rehearse else ())]
     log, limit = day.state / "logs" / f"{step.name}.log", min(LIMIT, left)
     started = time.monotonic()
     status = run(command, os.environ | ENVIRONMENT, log, limit)

@@ -18,7 +18,6 @@ import types
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = Path("build/triton")  # relative: Triton lists the files of a kernel by their paths
@@ -30,6 +29,7 @@ def pretend(architecture: int) -> None:
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
 
+    from benchmarks.ceilings import Card
     from dsmooth.functional import dispatch
     from dsmooth.kernels import launch
 
@@ -48,47 +48,16 @@ def pretend(architecture: int) -> None:
     driver.set_active(stand_in)
     launch.capability_of = lambda device: architecture
     dispatch._triton_obstacle = lambda *args: None
+    Card.ours = "triton"
 
 
-def step(network: Any, batch: int) -> None:
-    """The steps that benchmarks/on_gpu.py times, with A and G kept and not.
-
-    Not those between torch's convolutions, which the CPU would take minutes to compute.
-    """
+def benchmarked(name: str, tiny: bool = False) -> None:
+    """A case of benchmarks/on_gpu.py, unchecked."""
     import torch
 
-    from dsmooth.functional import use_impl
-    from dsmooth.train.device import set_keep_gates
+    from benchmarks.on_gpu import CASES, Card
 
-    for keep in (True, False):
-        model = network.build().to(memory_format=torch.channels_last)
-        set_keep_gates(model, keep)
-        x = torch.rand(network.shape(batch))
-        with use_impl("triton"), torch.autocast("cpu", torch.bfloat16):
-            loss = -model.log_prob(x).sum() / x.numel()
-        loss.backward()
-
-
-def benchmarked(name: str) -> None:
-    from benchmarks.ceilings import NETWORKS
-    from benchmarks.on_gpu import TRAINED
-
-    step(NETWORKS[name], TRAINED[name])
-
-
-def losses() -> None:
-    """The values and gradients that benchmarks/on_gpu.py times."""
-    import torch
-
-    from benchmarks.on_gpu import LOSSES
-    from dsmooth.functional import logistic_mixture_log_prob
-
-    for shape in LOSSES.values():
-        params = torch.randn(shape[0], 30 if shape[1] == 1 else 100, *shape[2:])
-        params = params.to(memory_format=torch.channels_last).requires_grad_()
-        for likelihood in ("continuous", "discretized"):
-            log_p = logistic_mixture_log_prob(torch.rand(shape), params, likelihood, "triton")
-            log_p.sum().backward()
+    CASES[name](Card(torch.device("cpu"), tiny)).run()
 
 
 def tested() -> None:
@@ -121,10 +90,14 @@ def tested() -> None:
                     value_and_gradients(function, x.to(bf16), params.to(bf16, memory_format=order))
 
 
+# Not steps between torch's convolutions, which the CPU would take minutes to compute.
+BENCHMARKED = (
+    *("step-cifar-kept", "step-cifar-again", "step-mnist-kept", "step-mnist-again"),
+    *("loss-cifar-continuous-ours", "loss-cifar-discretized-ours"),
+    *("loss-mnist-continuous-ours", "loss-mnist-discretized-ours"),
+)
 CASES: dict[str, Callable[[], None]] = {
-    "step-cifar": partial(benchmarked, "cifar"),
-    "step-mnist": partial(benchmarked, "mnist"),
-    "loss": losses,
+    **{name: partial(benchmarked, name) for name in BENCHMARKED},
     "tests": tested,
 }
 
