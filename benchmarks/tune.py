@@ -2,7 +2,7 @@
 
     python benchmarks/tune.py block-cifar block-mnist loss
 
-What is timed are cases of on_gpu.py. One table of block sizes at a time, and one width of its
+The time is that of a case of on_gpu.py. One table of block sizes at a time, and one width of its
 tiles, gets each candidate while all others stay. A candidate must give the table's results before
 it is timed.
 """

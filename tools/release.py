@@ -18,7 +18,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,18 +93,15 @@ assert dsmooth.SmoothedPair.from_pretrained("mnist").sample(2, seed=0).isfinite(
 """
 
 
-def try_out(version: str, wheel: Path) -> float:
-    """Seconds to install a wheel where torch is installed and no compiler is; it must draw."""
+def try_out(version: str, wheel: Path) -> None:
+    """Install a wheel where torch is installed and no compiler is; it must draw."""
     place = WORK / f"try-{version}"
     shutil.rmtree(place, ignore_errors=True)
     run(f"python{version}", "-m", "venv", place)
     bare = {"PATH": str(place / "bin")}
     run(place / "bin" / "pip", "install", "torch", "torchvision", **bare)
-    start = time.monotonic()
     run(place / "bin" / "pip", "install", wheel, **bare)
-    seconds = time.monotonic() - start
     run(place / "bin" / "python", "-I", "-c", DRAW, **bare)  # -I: not the package of this tree
-    return seconds
 
 
 def main() -> None:
@@ -122,7 +118,8 @@ def main() -> None:
         made.append(wheel)
         print(f"{wheel.name}: {wheel.stat().st_size / 1e6:.1f} MB", flush=True)
         if options.tries:
-            print(f"installed in {try_out(version, wheel):.0f} s and draws", flush=True)
+            try_out(version, wheel)
+            print("installed, and draws", flush=True)
     run(sys.executable, "-m", "twine", "check", "--strict", *made)
 
 

@@ -226,7 +226,7 @@ ORDERED = {
 
 @computes(r"setp\.(eq|ne|lt|le|gt|ge)(u?)\.([usb](?:16|32|64)|f32|f16)")
 def compare(name: str, unordered: str, type_: str) -> Computation:
-    """Of floats the ordered comparisons are false for a NaN, the others true."""
+    """An ordered comparison of floats is false for a NaN, an unordered one true."""
     compared = ORDERED[name]
     if unordered:
         function = lambda a, b: compared(a, b) | np.isnan(a) | np.isnan(b)  # noqa: E731

@@ -144,7 +144,7 @@ class Registers:
         return extended
 
     def predicate(self, instruction: Instruction) -> Callable[[], np.ndarray]:
-        """Where the instruction runs, as a boolean for each lane."""
+        """Whether each lane runs the instruction."""
         array = self._arrays[instruction.predicate]
         return (lambda: ~array) if instruction.negated else (lambda: array)
 

@@ -248,7 +248,7 @@ class Memory:
         once = states & states.dtype.type(spread(ONCE, size))
         if once.any() and len(np.unique(index)) < len(index):
             raise Trap("lanes write the same byte of an output that may be written once")
-        states = states & ~(once << states.dtype.type(2))  # no longer OPEN
+        states = states & ~(once << states.dtype.type(2))  # ONCE takes OPEN away
         self.states[size][word] = states | states.dtype.type(spread(WRITTEN, size))
 
     def _check(self, index: np.ndarray, size: int, want: int, verb: str) -> np.ndarray:

@@ -73,7 +73,7 @@ SAMPLER_FAULTS = [
           r"(st\.f32|st\.global\.f32)(\s+\[%rd\d+)\]", r"\1\2+4]",
           "outside|already|nobody drew|race"),
     Fault("a warp passes the barriers by", BARRIER, passed_by,
-          "is reached by 224 of 256|different barr|race"),
+          f"is reached by 224 of 256|different barr|{RACE}"),
 ]  # fmt: skip
 TRITON_FAULTS = [
     Fault("a mask of loads is dropped", r"@%p\d+ (ld\.global[^;]*;)", r"\1",
