@@ -36,6 +36,7 @@ BATCH = 32
     ],
 )
 def bench_gated_resnet(bench: Bench, f: int, size: int, dtype: torch.dtype) -> None:
+    bench.require(dtype)
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int, scale: float = 1.0) -> Tensor:

@@ -55,6 +55,7 @@ BF16 = torch.bfloat16
 )
 def bench_speedup(bench: Bench, network: Network, batch: int, dtype: torch.dtype) -> None:
     """Batch sweep."""
+    bench.require(dtype)
     model = network.build()
     sampler = CachedSampler(model, dtype)
     size = network.size

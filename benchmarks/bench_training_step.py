@@ -12,7 +12,16 @@ import time
 import pytest
 import torch
 
-from benchmarks.measure import Bench, Work, full, matmul, quick, smoke, torch_threads
+from benchmarks.measure import (
+    Bench,
+    Work,
+    full,
+    has_bfloat16,
+    matmul,
+    quick,
+    smoke,
+    torch_threads,
+)
 from benchmarks.networks import Network, flops_of_forward, make_step
 from dsmooth import ModelConfig, PixelCNNpp
 
@@ -39,26 +48,27 @@ def model(f: int, r: int) -> PixelCNNpp:
 def bench_training_step(bench: Bench, f: int, r: int, threads: int, compiled: bool) -> None:
     size = 8 if bench.smoke else 28
     x = torch.rand(BATCH, 1, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    dtypes = [torch.float32, *([torch.bfloat16] if has_bfloat16() else [])]
+    chosen, name = dtypes[-1], str(dtypes[-1]).removeprefix("torch.")
     with torch_threads(threads):
         contenders = {
-            f"{name} {str(dtype)[6:]}": make_step(model(f, r), x, impl, dtype)
-            for impl, name in (("reference", "eager"), ("native", "native"))
-            for dtype in (torch.float32, torch.bfloat16)
+            f"{kind} {str(dtype)[6:]}": make_step(model(f, r), x, impl, dtype)
+            for impl, kind in (("reference", "eager"), ("native", "native"))
+            for dtype in dtypes
         }
         if compiled:
-            how = ("reference", torch.bfloat16, True)
-            contenders["compile bfloat16"] = make_step(model(f, r), x, *how)
+            contenders[f"compile {name}"] = make_step(model(f, r), x, "reference", chosen, True)
         first = {name: step() for name, step in contenders.items()}
-        for name, loss in first.items():
-            assert abs(loss / first["eager float32"] - 1) < 5e-3, name
+        for contender, loss in first.items():
+            assert abs(loss / first["eager float32"] - 1) < 5e-3, contender
         network = Network(n_filters=f, n_resnet=r, size=size)
         bench.compare(
             contenders,
-            "native bfloat16",
-            limits={"torch.mm": lambda: matmul(torch.bfloat16)},
+            f"native {name}",
+            limits={"torch.mm": lambda: matmul(chosen)},
             rounds=5,
             clock=time.thread_time if threads == 1 else time.perf_counter,
             shape=x.shape,
-            dtype=torch.bfloat16,
+            dtype=chosen,
             work=Work(BATCH, 3 * flops_of_forward(network.build(), network.shape(BATCH))),
         )

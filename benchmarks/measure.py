@@ -74,6 +74,12 @@ class Limit:
         return self.run()
 
 
+def has_bfloat16() -> bool:
+    """Whether this processor multiplies in bfloat16; else PyTorch and dsmooth only emulate it."""
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
 def matmul(dtype: torch.dtype, size: int = 1536) -> Limit:
     """A large matrix product, whose rate stands for the peak of `dtype`."""
     a = torch.randn(size, size).to(dtype)
@@ -257,6 +263,11 @@ class Bench:
     def smoke(self) -> bool:
         """Whether the case only has to run: with --benchmark-disable."""
         return bool(self.benchmark.disabled)
+
+    def require(self, dtype: torch.dtype) -> None:
+        """Skip a case whose dtype no user of this machine would choose."""
+        if dtype == torch.bfloat16 and not self.smoke and not has_bfloat16():
+            pytest.skip("this processor has no instructions for bfloat16")
 
     def compare(
         self,

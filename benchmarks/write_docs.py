@@ -20,11 +20,11 @@ README = PROJECT / "README.md"
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 
 FIGURES = """
-![Cached sampling against plain sampling](figures/speedup.png)
+![Cached sampling against plain sampling](figures/{stem}/speedup.png)
 
-![Roofline](figures/roofline.png)
+![Roofline](figures/{stem}/roofline.png)
 
-![Time against image size](figures/image_size.png)
+![Time against image size](figures/{stem}/image_size.png)
 """
 # The rows of the README's table: (suite, case, words).
 HIGHLIGHTS = (
@@ -33,7 +33,7 @@ HIGHLIGHTS = (
     ("sampler", "mnist-64-bf16", "the same, batch 64, bfloat16"),
     ("sampler", "cifar-64", "cached sampling, CIFAR-10 F160 R5, batch 64"),
     ("two_step", "mnist-stack-64", "two-step sampling, MNIST, the paper's denoiser, batch 64"),
-    ("training_step", "F40-R5-two-threads", "training step, MNIST F40 R5, bfloat16, batch 32"),
+    ("training_step", "F40-R5-two-threads", "training step, MNIST F40 R5, batch 32"),
     (
         "logistic_mixture",
         "cifar-continuous-gradient",
@@ -62,10 +62,11 @@ def texts() -> dict[Path, str]:
 def write() -> None:
     for path, text in texts().items():
         path.write_text(text)
-    PICTURES.mkdir(exist_ok=True)
-    everything = [result for measured in saved_results().values() for result in measured]
-    for path in figures.draw_all(everything, PICTURES):
-        print(path.relative_to(PROJECT))
+    for file, measured in saved_results().items():
+        folder = PICTURES / file.stem
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in figures.draw_all(measured, folder):
+            print(path.relative_to(PROJECT))
 
 
 def between_marks(page: str, generated: str) -> str:
@@ -83,33 +84,41 @@ def section(path: Path, measured: list[Result]) -> Iterator[str]:
     commits = ", ".join(sorted({result["commit"] for result in measured}))
     loads = [result["load"] for result in measured]
     yield f"""
-## {first["device"]}, {first["cores"]} cores
+## {first["device"]}, {first["cores"]} cores, {first["instruction_set"]}
 
-Saved in `benchmarks/results/{path.name}`, by `python benchmarks`. Versions: {versions}; instruction
-set {first["instruction_set"]}; commit {commits}; load average {min(loads):.1f} to {max(loads):.1f}.
+Saved in `benchmarks/results/{path.name}`, by `python benchmarks`. Versions: {versions};
+commit {commits}; load average {min(loads):.1f} to {max(loads):.1f}.
 
 | {" | ".join(results.COLUMNS)} |
 {"|---" * len(results.COLUMNS)}|"""
     for result in measured:
         yield "| " + " | ".join(results.cells(result)) + " |"
-    yield FIGURES
+    yield FIGURES.format(stem=path.stem)
 
 
 def readme_table(files: dict[Path, list[Result]]) -> Iterator[str]:
-    measured = {(r["suite"], r["case"]): r for rs in files.values() for r in rs}
-    chosen = [(h[2], measured[h[:2]]) for h in HIGHLIGHTS if h[:2] in measured]
-    first = chosen[0][1]
+    """A row a case: its rate and ratios on each machine."""
+    machines = [{(r["suite"], r["case"]): r for r in measured} for measured in files.values()]
+    firsts = [measured[0] for measured in files.values()]
+    names = [f"{r['device']}, {r['cores']} cores, {r['instruction_set']}" for r in firsts]
     yield f"""
-Measured on {first["cores"]} cores of an {first["device"]} ({first["instruction_set"]}), torch
-{first["versions"]["torch"]}, by `python benchmarks`:
+By `python benchmarks`, with torch {firsts[0]["versions"]["torch"]}:
 
-| | rate | against |
-|---|---|---|"""
-    for words, result in chosen:
-        yield f"| {words} | {results.rate_text(result)} | {results.ratios_text(result)} |"
+| | {" | against | ".join(names)} | against |
+|---|{"---|---|" * len(machines)}"""
+    for suite, case, words in HIGHLIGHTS:
+        cells = [words]
+        for measured in machines:
+            result = measured.get((suite, case))
+            cells += ["", ""] if result is None else rate_and_ratios(result)
+        yield f"| {' | '.join(cells)} |"
     batch, ratio = max(figures.PUBLISHED.items())
     yield (
-        "| published: the same idea on CIFAR-10, F160 R5, batch "
-        f"{batch}, K40 GPU (Ramachandran et al., 2017) | 4.4 img/s | {ratio}x plain |"
+        "\nPublished, of the same idea: CIFAR-10, F160 R5, batch "
+        f"{batch}, a K40 GPU, 4.4 img/s, {ratio}x plain (Ramachandran et al., 2017).\n"
     )
-    yield ""
+
+
+def rate_and_ratios(result: Result) -> list[str]:
+    dtype = "" if result["dtype"] == "float32" else f" ({result['dtype']})"
+    return [results.rate_text(result) + dtype, results.ratios_text(result)]
