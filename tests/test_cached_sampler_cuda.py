@@ -53,25 +53,26 @@ def test_kernels_keep_to_registers(architecture: str, dtype: str) -> None:
     assert max(used("cumulative stack size")) <= stack
     assert max(used("smem"), default=0) <= 1024  # apart from what the launch asks for
     if dtype == "bfloat16":
-        check_machine_code(folder / "sampler.cubin", spills)
+        check_machine_code(folder / "sampler.cubin", completes=architecture == "90")
 
 
-def check_machine_code(cubin: Path, spills: int) -> None:
+def check_machine_code(cubin: Path, completes: bool) -> None:
     """Two functions draw the operations of a pixel, for 8 images and for 16.
 
     Between two barriers a warp multiplies up to 8 steps of k, loads those of the next operation and
     stores its results. Nothing waits for those loads before the barrier. A third function draws row
     parts; in its longest loop at least a quarter of the products stands between a load and the wait
-    for it.
+    for it. completes: the kernel for known pixels is held to this, too.
     """
     pytest.importorskip("triton")  # brings cuobjdump
     slow = ("LD", "LDL", "STL", "CALL", "I2F")  # a generic load, a spill, a call, a division
-    for kernel in disassemble(cubin).split("Function :")[1:]:
+    kernels = disassemble(cubin).split("Function :")[1:]
+    for kernel in (k for k in kernels if completes or "Lb0E" in k.splitlines()[0]):
         code = parse(kernel)
         pixels = [loop for loop in loops(code, around="BAR") if occurrences(loop, "HMMA")]
         for loop, ceiling in zip(pixels, (2400, 4600), strict=True):
             assert sum(line.cycles for line in loop) <= ceiling
-            assert occurrences(loop, *slow) <= spills
+            assert occurrences(loop, *slow) == 0
             weights = [line for line in loop if line.name.startswith("LDG.E.EF")]
             assert weights
             assert all(occurrences(until_wait(load, loop), "BAR") for load in weights)
