@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from ..files import open_regular, printable
 from .dataset import ImageDataset
-from .reading import InvalidFile, guarded, missing, open_regular, printable, read_regular
+from .reading import InvalidFile, guarded, missing, read_regular
 
 _RECORD = 1 + 3 * 32 * 32
 _STEMS = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
