@@ -33,14 +33,16 @@ from .presets import preset
 from .progress import lines_shown, silence
 from .runs import RunFolder, default_folder
 
-VERBS: dict[str, type] = {
+VERBS: dict[str, Any] = {
     "train": Train,
     "sample": options.Sample,
     "complete": options.Complete,
-    "evaluate bpd": options.BitsOptions,
-    "evaluate fid": options.FrechetOptions,
-    "evaluate classify": options.ClassifyOptions,
-    "evaluate train-classifier": options.ClassifierOptions,
+    "evaluate": {
+        "bpd": options.BitsOptions,
+        "fid": options.FrechetOptions,
+        "classify": options.ClassifyOptions,
+        "train-classifier": options.ClassifierOptions,
+    },
     "probe": options.Probe,
     "reproduce": options.Reproduce,
     "doctor": options.Doctor,
@@ -160,24 +162,22 @@ def as_options(message: str, names: Collection[str]) -> str:
 
 def _kind(args: list[str]) -> tuple[str, type, list[str]]:
     """The verb's name in messages, the class of its options, and the arguments for these."""
-    for verb, kind in VERBS.items():
-        words = verb.split()
-        if args[: len(words)] == words:
-            return f"dsmooth {verb}", kind, args[len(words) :]
+    prog, kinds, rest = "dsmooth", VERBS, args
+    while rest and rest[0] in kinds:
+        prog, kind, rest = f"{prog} {rest[0]}", kinds[rest[0]], rest[1:]
+        if not isinstance(kind, dict):
+            return prog, kind, rest
+        kinds = kind
     if args == ["--version"]:
         print(f"dsmooth {__version__}")
         sys.exit(0)
-    measures = {verb[9:]: kind for verb, kind in VERBS.items() if verb.startswith("evaluate ")}
-    verbs = {verb: kind for verb, kind in VERBS.items() if " " not in verb}
-    prog, names = ("dsmooth evaluate", measures) if args[:1] == ["evaluate"] else ("dsmooth", verbs)
-    word = next(iter(args[prog.count(" ") :]), "-")
-    if not word.startswith("-"):
-        close = difflib.get_close_matches(word, [*names, "evaluate"], 1)
-        meant = f"did you mean {close[0]}?" if close else f"verbs are {', '.join(names)}"
-        told = f"there is no verb {word!r}: {meant}; {prog} --help lists them"
+    if rest and not rest[0].startswith("-"):
+        close = difflib.get_close_matches(rest[0], kinds, 1)
+        meant = f"did you mean {close[0]}?" if close else f"verbs are {', '.join(kinds)}"
+        told = f"there is no verb {rest[0]!r}: {meant}; {prog} --help lists them"
         sys.exit(_fail(told, prog, 2))
-    every = _union({**verbs, "evaluate": _union(measures)})
-    tyro.cli(every, prog="dsmooth", description=_wrapped(ABOUT), args=args)  # help, or an error
+    # Help, a completion, or an error.
+    tyro.cli(_union(VERBS), prog="dsmooth", description=_wrapped(ABOUT), args=args)
     raise AssertionError("tyro leaves")
 
 
@@ -185,8 +185,10 @@ def _union(kinds: Mapping[str, Any]) -> Any:
     """One type of several verbs, by their names, as tyro takes it."""
     members = []
     for name, kind in kinds.items():
-        about = "Measure models and samples." if name == "evaluate" else kind.__doc__
-        members.append(Annotated[kind, subcommand(name, description=about.partition("\n")[0])])
+        group = isinstance(kind, dict)
+        about = "Measure models and samples." if group else kind.__doc__.partition("\n")[0]
+        kind = _union(kind) if group else kind
+        members.append(Annotated[kind, subcommand(name, description=about)])
     # Union, because the members are known when the program runs: no `|` stands between them.
     return Union[tuple(members)]  # noqa: UP007
 
