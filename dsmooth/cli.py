@@ -262,7 +262,7 @@ def read_options(kind: type, path: Path, prog: str) -> Any:
             missing = [key for key in ("role", "model") if key not in values]
             if missing:
                 words = " and no ".join(missing)
-                raise ValueError(f"this is not that of a training run: it has no {words}")
+                raise ValueError(f"not that of a training run: it has no {words}")
             own = {k: v for k, v in values.items() if k not in ("dsmooth", "height_and_width")}
             settings = TrainConfig.from_dict(own)
             return Train(settings.role, settings)

@@ -273,10 +273,8 @@ class TrainState:
 
     def check_finite(self) -> None:
         """Raise NonFiniteLoss if a weight or an average is infinite or NaN."""
-        tensors = self.tensors()
-        finite = torch.stack([tensor.isfinite().all() for tensor in tensors.values()]).tolist()
-        for name, is_finite in zip(tensors, finite, strict=True):
-            if not is_finite:
+        for name, tensor in self.tensors().items():
+            if not tensor.isfinite().all():
                 raise NonFiniteLoss(
                     f"{name} is not finite after step {self.steps} ({self.images_seen:,} images) "
                     f"with seed {self.config.seed}; what was saved before is kept"
