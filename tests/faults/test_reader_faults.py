@@ -119,9 +119,8 @@ def test_a_hostile_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name
         (tar_header("x", tarfile.GNUTYPE_LONGNAME, 4 << 30) + ZEROS, "decompresses to more than"),
         (tar_header(MEMBER, tarfile.SYMTYPE, 0, "/etc/passwd"), "must hold"),
         (tar_header(MEMBER, tarfile.REGTYPE, 4 << 30), r"tar\.gz"),
-        (tar_header("x", tarfile.REGTYPE, 0) * 100 + tar_header(MEMBER, b"0", 0), "must hold"),
     ],
-    ids=["a long name", "a link", "a large batch", "many members"],
+    ids=["a long name", "a link", "a large batch"],
 )
 def test_a_hostile_archive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tar: bytes, message: str
