@@ -49,16 +49,22 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from . import data, evaluate, functional, sampling
-    from .config import ModelConfig, TrainConfig
-    from .nn import PixelCNNpp
-    from .nn.convert import load_pixelcnnpp
-    from .pair import SmoothedPair
-    from .pictures import show
-    from .presets import preset
-    from .runs import RunFolder
-    from .smoothing import GaussianSmoothing, LaplaceSmoothing, UniformSmoothing
-    from .train import train
+    from . import data as data
+    from . import evaluate as evaluate
+    from . import functional as functional
+    from . import sampling as sampling
+    from .config import ModelConfig as ModelConfig
+    from .config import TrainConfig as TrainConfig
+    from .nn import PixelCNNpp as PixelCNNpp
+    from .nn.convert import load_pixelcnnpp as load_pixelcnnpp
+    from .pair import SmoothedPair as SmoothedPair
+    from .pictures import show as show
+    from .presets import preset as preset
+    from .runs import RunFolder as RunFolder
+    from .smoothing import GaussianSmoothing as GaussianSmoothing
+    from .smoothing import LaplaceSmoothing as LaplaceSmoothing
+    from .smoothing import UniformSmoothing as UniformSmoothing
+    from .train import train as train
 
 # Resolved on first use, so that `import dsmooth` and `dsmooth --help` do not import torch.
 _HOME = {
@@ -76,25 +82,7 @@ _HOME = {
 }
 _MODULES = ("data", "evaluate", "functional", "sampling", "train")
 
-__all__ = [
-    "GaussianSmoothing",
-    "LaplaceSmoothing",
-    "ModelConfig",
-    "PixelCNNpp",
-    "RunFolder",
-    "SmoothedPair",
-    "TrainConfig",
-    "UniformSmoothing",
-    "__version__",
-    "data",
-    "evaluate",
-    "functional",
-    "load_pixelcnnpp",
-    "preset",
-    "sampling",
-    "show",
-    "train",
-]
+__all__ = ["__version__", *_HOME, *_MODULES]
 
 
 def __getattr__(name: str) -> Any:

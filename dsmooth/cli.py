@@ -14,20 +14,21 @@ import re
 import sys
 import textwrap
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import is_dataclass, replace
+from dataclasses import MISSING, asdict, fields, is_dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Union, cast, get_args, get_type_hints
 
+import msgspec
 import tyro
 from tyro.conf import subcommand
 
 from ._version import __version__
 from .commands import options
-from .commands.config_file import as_json, read_options
 from .commands.options import DEFAULT_PRESET, RGB_PRESET, Train
-from .config import Role
+from .config import Role, TrainConfig
 from .distributed import rank_and_size
+from .files import read_json
 from .presets import preset
 from .progress import lines_shown, silence
 from .runs import RunFolder, default_folder
@@ -36,16 +37,15 @@ VERBS: dict[str, Any] = {
     "train": Train,
     "sample": options.Sample,
     "complete": options.Complete,
-    "evaluate": None,  # one of MEASURES
+    "evaluate": {
+        "bpd": options.BitsOptions,
+        "fid": options.FrechetOptions,
+        "classify": options.ClassifyOptions,
+        "train-classifier": options.ClassifierOptions,
+    },
     "probe": options.Probe,
     "reproduce": options.Reproduce,
     "doctor": options.Doctor,
-}
-MEASURES: dict[str, type] = {
-    "bpd": options.BitsOptions,
-    "fid": options.FrechetOptions,
-    "classify": options.ClassifyOptions,
-    "train-classifier": options.ClassifierOptions,
 }
 # Options of other programs, and ours for the same.
 HINTS = {
@@ -62,10 +62,13 @@ HINTS = {
 POSITIONAL = ("role", "models", "samples")
 # Errors of a machine that has not enough of something.
 EXHAUSTED = ("can't start new thread", "can't allocate memory", "out of memory")
-COMPLETION = "--tyro-print-completion"
 HELP_WIDTH = 80
-MEASURES_TAGLINE = "Measure models and samples."
-TAGLINE = "Autoregressive image modelling with distribution smoothing, made fast."
+ABOUT = """Autoregressive image modelling with distribution smoothing, made fast.
+
+`dsmooth VERB --help` describes a verb, `dsmooth --version` prints the version, and `dsmooth
+--tyro-print-completion SHELL` a script that lets bash, zsh or tcsh complete."""
+# They stand on the command line alone.
+OWN = ("config", "print_config")
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -94,13 +97,13 @@ def _call(args: list[str]) -> int:
     prog, kind, rest = _kind(args)
     try:
         command = _parse(prog, kind, rest)
-        if args[0] != "doctor" and command.execution.print_config:
+        how = getattr(command, "execution", options.Running())  # doctor has none
+        if how.print_config:
             print(json.dumps(as_json(command), indent=2, default=str))
             return 0
-        quiet = args[0] != "doctor" and command.execution.quiet
         # Numbers on the standard output are no talk: `evaluate` keeps the rest quiet itself.
-        silent = silence() if quiet and args[0] != "evaluate" else contextlib.nullcontext()
-        with lines_shown(logging.ERROR if quiet else logging.INFO), silent:
+        silent = silence() if how.quiet and args[0] != "evaluate" else contextlib.nullcontext()
+        with lines_shown(logging.ERROR if how.quiet else logging.INFO), silent:
             # A verb is imported when it is called, and torch with it.
             verb = getattr(import_module(f".commands.{args[0]}", __package__), args[0])
             return verb(command) or 0
@@ -121,10 +124,10 @@ def _call(args: list[str]) -> int:
         return 130
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, prog: str = "dsmooth", status: int = 1) -> int:
     """Print an error; returns the exit status."""
-    print(f"dsmooth: error: {message}", file=sys.stderr)
-    return 1
+    print(f"{prog}: error: {message}", file=sys.stderr)
+    return status
 
 
 def option_names(kind: type) -> Iterator[str]:
@@ -159,19 +162,35 @@ def as_options(message: str, names: Collection[str]) -> str:
 
 def _kind(args: list[str]) -> tuple[str, type, list[str]]:
     """The verb's name in messages, the class of its options, and the arguments for these."""
-    if args[:1] == [COMPLETION]:
-        tyro.cli(_union({**VERBS, "evaluate": _union(MEASURES)}), prog="dsmooth", args=args)
-    verb = _chosen("dsmooth", TAGLINE, VERBS, args)
-    if verb != "evaluate":
-        return f"dsmooth {verb}", VERBS[verb], args[1:]
-    measure = _chosen("dsmooth evaluate", MEASURES_TAGLINE, MEASURES, args[1:])
-    return f"dsmooth evaluate {measure}", MEASURES[measure], args[2:]
+    prog, kinds, rest = "dsmooth", VERBS, args
+    while rest and rest[0] in kinds:
+        prog, kind, rest = f"{prog} {rest[0]}", kinds[rest[0]], rest[1:]
+        if not isinstance(kind, dict):
+            return prog, kind, rest
+        kinds = kind
+    if args == ["--version"]:
+        print(f"dsmooth {__version__}")
+        sys.exit(0)
+    if rest and not rest[0].startswith("-"):
+        close = difflib.get_close_matches(rest[0], kinds, 1)
+        meant = f"did you mean {close[0]}?" if close else f"verbs are {', '.join(kinds)}"
+        told = f"there is no verb {rest[0]!r}: {meant}; {prog} --help lists them"
+        sys.exit(_fail(told, prog, 2))
+    # Help, a completion, or an error.
+    tyro.cli(_union(VERBS), prog="dsmooth", description=_wrapped(ABOUT), args=args)
+    raise AssertionError("tyro leaves")
 
 
 def _union(kinds: Mapping[str, Any]) -> Any:
     """One type of several verbs, by their names, as tyro takes it."""
+    members = []
+    for name, kind in kinds.items():
+        group = isinstance(kind, dict)
+        about = "Measure models and samples." if group else kind.__doc__.partition("\n")[0]
+        kind = _union(kind) if group else kind
+        members.append(Annotated[kind, subcommand(name, description=about)])
     # Union, because the members are known when the program runs: no `|` stands between them.
-    return Union[tuple(Annotated[kind, subcommand(name)] for name, kind in kinds.items())]  # noqa: UP007
+    return Union[tuple(members)]  # noqa: UP007
 
 
 def _parse(prog: str, kind: type, args: list[str]) -> Any:
@@ -180,8 +199,7 @@ def _parse(prog: str, kind: type, args: list[str]) -> Any:
     for flag in (arg.partition("=")[0] for arg in args):
         meant = HINTS.get(flag, "")
         if flag not in own and meant.partition(",")[0] in own:
-            print(f"{prog}: error: there is no {flag}: did you mean {meant}?", file=sys.stderr)
-            sys.exit(2)
+            sys.exit(_fail(f"there is no {flag}: did you mean {meant}?", prog, 2))
     return tyro.cli(
         kind,
         args=args,
@@ -190,36 +208,6 @@ def _parse(prog: str, kind: type, args: list[str]) -> Any:
         config=(tyro.conf.HelptextFromCommentsOff,),
         default=_default(prog, kind, args),
     )
-
-
-def _chosen(prog: str, about: str, choices: Mapping[str, Any], args: Sequence[str]) -> str:
-    """The first of `args`, which must be one of `choices`; prints help, or an error, and leaves."""
-    if args and args[0] in choices:
-        return args[0]
-    parser = argparse.ArgumentParser(
-        prog,
-        description=_wrapped(about),
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=HELP_WIDTH),
-        epilog=f"{prog} VERB --help describes the options of a verb.",
-    )
-    if choices is VERBS:
-        version = f"dsmooth {__version__}"
-        parser.add_argument(
-            "--version", action="version", version=version, help="print the version and leave"
-        )
-        parser.add_argument(
-            COMPLETION, metavar="SHELL", help="print a script that lets bash, zsh or tcsh complete"
-        )
-    verbs = parser.add_subparsers(metavar="VERB", dest="verb", required=True, title="verbs")
-    for name, kind in choices.items():
-        text = MEASURES_TAGLINE if kind is None else kind.__doc__
-        verbs.add_parser(name, help=text.partition("\n")[0])
-    if args and not args[0].startswith("-"):
-        close = difflib.get_close_matches(args[0], choices, 1)
-        meant = f"did you mean {close[0]}?" if close else f"verbs are {', '.join(choices)}"
-        parser.error(f"there is no verb {args[0]!r}: {meant}; {prog} --help lists them")
-    parser.parse_args(args[:1])  # help, the version, or an error
-    raise AssertionError("argparse leaves")
 
 
 def _wrapped(text: str) -> str:
@@ -264,3 +252,57 @@ def _default(prog: str, kind: type, args: list[str]) -> Any:
     elif channels is not None and known.image_channels is None:
         settings = replace(settings, model=replace(settings.model, image_channels=channels))
     return Train(role=tyro.MISSING, settings=settings)
+
+
+def read_options(kind: type, path: Path, prog: str) -> Any:
+    """Options of the verb `prog` from a file; tyro's MISSING for what must be named."""
+    values, used = read_json(path), set[str]()
+    try:
+        if kind is Train:
+            missing = [key for key in ("role", "model") if key not in values]
+            if missing:
+                words = " and no ".join(missing)
+                raise ValueError(f"not that of a training run: it has no {words}")
+            own = {k: v for k, v in values.items() if k not in ("dsmooth", "height_and_width")}
+            settings = TrainConfig.from_dict(own)
+            return Train(settings.role, settings)
+        given = _filled(kind, values, used)
+        unknown = ", ".join(sorted(values.keys() - used))
+        if unknown:
+            raise ValueError(f"{prog} has no option {unknown}")
+        return given
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _filled(kind: type, values: Mapping[str, Any], used: set[str]) -> Any:
+    """Options of `kind` from `values`; the names of those that were found come into `used`."""
+    given: dict[str, Any] = {}
+    hints = get_type_hints(kind)
+    for field in fields(kind):
+        name, hint = field.name, hints[field.name]
+        if is_dataclass(hint):
+            given[name] = _filled(cast(type, hint), values, used)
+        elif name in values and name not in OWN:
+            used.add(name)
+            try:
+                given[name] = msgspec.convert(values[name], hint, dec_hook=lambda _, x: Path(x))
+            except msgspec.ValidationError as error:
+                raise ValueError(f"{name}: {error}") from None
+        elif field.default is MISSING and field.default_factory is MISSING:
+            given[name] = tyro.MISSING
+    return kind(**given)
+
+
+def as_json(options: Any) -> dict[str, Any]:
+    """The options of a verb as `read_options` reads them; of `train` the settings alone."""
+    if isinstance(options, Train):
+        return asdict(replace(options.settings, role=options.role))
+    shown: dict[str, Any] = {}
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if is_dataclass(value):
+            shown |= as_json(value)
+        elif field.name not in OWN:
+            shown[field.name] = value
+    return shown

@@ -110,9 +110,7 @@ class ModelConfig:
             raise ValueError(f"smoothing_scale must be finite, got {self.smoothing_scale}")
         check_likelihood(self.likelihood, self.atoms, self.smoothing_scale)
         if self.n_classes != "auto":
-            check_whole(self, ["n_classes"])
-            if not 0 <= self.n_classes <= LARGEST:
-                raise ValueError(f"n_classes must lie in 0 .. {LARGEST}, got {self.n_classes}")
+            check_whole(self, ["n_classes"], 0, LARGEST)
         levels = self.noise_levels
         rising = all(low < high for low, high in pairwise(levels))
         if len(levels) > LARGEST or not rising or not all(0 < s < math.inf for s in levels):
@@ -257,38 +255,29 @@ class TrainConfig:
         check_choices(self)
         counts = ("batch_size", "accumulate", "evaluations", "evaluation_images", "images")
         check_whole(self, counts, 1)
-        check_whole(self, ["image_size", "warmup_images"])
-        check_seed(self)
-        for name in (
-            "scale",
-            "learning_rate",
-            "kernel_rate",
-            "budget",
-            "checkpoint_minutes",
-            "clip_norm",
-        ):
+        check_whole(self, ["image_size"])
+        check_whole(self, ["warmup_images"], 0)
+        check_whole(self, ["seed"], 0, 2**64 - 1)
+        for name in ("scale", "learning_rate", "budget", "checkpoint_minutes", "clip_norm"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} must be positive, got {value}")
         if self.kernel_rate is not None:
             if self.optimizer != "muon":
                 raise ValueError(f'kernel_rate needs optimizer "muon", got "{self.optimizer}"')
-            if self.kernel_rate >= 1:
-                raise ValueError(f"kernel_rate must be less than 1, got {self.kernel_rate}")
+            if not 0 < self.kernel_rate < 1:
+                raise ValueError(f"kernel_rate must lie in (0, 1), got {self.kernel_rate}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must lie in [0, 1), got {self.ema}")
-        if not 0 < self.cooldown <= 1:
-            raise ValueError(f"cooldown must lie in (0, 1], got {self.cooldown}")
-        if not 0 < self.learning_rate_decay <= 1:
-            raise ValueError(
-                f"learning_rate_decay must lie in (0, 1], got {self.learning_rate_decay}"
-            )
+        for name in ("cooldown", "learning_rate_decay"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in (0, 1], got {getattr(self, name)}")
         if self.schedule_from < 0 or self.schedule_from >= (self.images or math.inf):
             raise ValueError(
                 f"schedule_from must lie in 0 .. images, got {self.schedule_from} of {self.images}"
             )
-        if not 0 <= self.clean_noise < math.inf or self.warmup_images < 0:
-            raise ValueError("clean_noise and warmup_images must not be negative")
+        if not 0 <= self.clean_noise < math.inf:
+            raise ValueError(f"clean_noise must not be negative, got {self.clean_noise}")
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"batch_size must be a multiple of accumulate, got {self.batch_size} "
@@ -373,7 +362,7 @@ class ProbeSettings:
             raise ValueError("blocks must name a block at least")
         check_whole(self, ["together"], 0)
         check_whole(self, ["train_images", "test_images", "epochs"], 1)
-        check_seed(self)
+        check_whole(self, ["seed"], 0, 2**64 - 1)
 
 
 def structure(values: Any, kind: type[T]) -> T:
@@ -422,17 +411,9 @@ def check_whole(
         if isinstance(value, bool) or not isinstance(value, SupportsIndex):
             raise ValueError(f"{name} must be a whole number, got {value!r}")
         number = value.__index__()
-        if least is not None and number < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
-        if most is not None and number > most:
-            raise ValueError(f"{name} must be at most {most}, got {value}")
-
-
-def check_seed(config: Any) -> None:
-    """Raise ValueError for a field `seed` that is no whole number of 64 bits."""
-    check_whole(config, ["seed"])
-    if not 0 <= config.seed < 2**64:
-        raise ValueError(f"seed must lie in 0 .. 2**64 - 1, got {config.seed}")
+        if (least is not None and number < least) or (most is not None and number > most):
+            allowed = f"be at least {least}" if most is None else f"lie in {least} .. {most}"
+            raise ValueError(f"{name} must {allowed}, got {value}")
 
 
 def flatten(value: Any, name: str = "") -> dict[str, Any]:

@@ -36,12 +36,10 @@ def rank_and_size() -> tuple[int, int]:
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Inside the block the processes that torchrun started are connected.
+    """Inside the outermost such block the processes that torchrun started are connected.
 
-    Without torchrun there is nothing to connect; a block inside another does nothing. Enter it
-    before what may fail in one process alone: then the connections of that process close, and the
-    others raise ProcessLost at their next exchange. They raise it too where not all processes come
-    to this block within `START`.
+    Enter it before what may fail in one process alone: then its connections close, and the others
+    raise ProcessLost at their next exchange.
     """
     rank, size = rank_and_size()
     if size == 1:
@@ -70,12 +68,9 @@ def process_group() -> Iterator[None]:
 
 
 def _agree_on_a_name(store: Any, rank: int, size: int) -> str:
-    """A name for this start of the processes, when all of them are here.
-
-    torchrun's store outlives a restart, and so do the addresses in it. Its count of restarts
-    differs between machines. So every process says hello by a name of its own, rank 0 answers by
-    that name, and goes on once all of the others are here. Raises RuntimeError after `START`.
-    """
+    """A name for this start of the processes, when all are here; RuntimeError after `START`."""
+    # torchrun's store outlives a restart, and its count of restarts differs between machines. So
+    # every process says hello by a name of its own, and rank 0 answers by that name.
     mine = uuid.uuid4().hex
     if rank:
         store.set(f"hello/{rank}", mine)
@@ -155,11 +150,9 @@ def broadcast_int(number: int) -> int:
 def distributed_map(
     items: Sequence[Item], work: Callable[[Item], Result], *, to_all: bool = True
 ) -> Iterator[Result]:
-    """work(item) of all items in their order; each process does every size-th of them.
+    """work(item) of all items in their order, as of one process; each does every size-th of them.
 
-    A result is what one process would have got, and the order is that of one: sums over it are
-    those of one process, bit for bit. Results travel pickled, tensors among them on the CPU, to all
-    processes, or else to rank 0 alone: the others then do their work and yield nothing.
+    Results travel pickled, tensors among them on the CPU, to all processes or to rank 0 alone.
     """
     rank, size = rank_and_size()
     if size == 1:

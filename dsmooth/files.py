@@ -15,7 +15,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -80,24 +80,34 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
+def printable(path: Path | str) -> str:
+    r"""Return `path` as text that can be printed: bytes that are not UTF-8 become \xNN."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file: a named pipe would wait for a writer, a device may act on it."""
+    if path.is_file():
+        return open(path, "rb")
+    if not path.exists():
+        why = ", only a link to nothing" if path.is_symlink() else ""
+        raise FileNotFoundError(f"there is no {printable(path)}{why}")
+    raise ValueError(
+        f"{printable(path)} must be a regular file, found a folder, a pipe, a socket or a device"
+    )
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises FileNotFoundError or ValueError, naming the file."""
-    _check_file(path)
+    with open_regular(path) as file:
+        text = file.read()
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(value).__name__}")
     return value
-
-
-def _check_file(path: Path) -> None:
-    """Raise before a named pipe is opened, which would wait for a writer."""
-    if not path.exists():
-        raise FileNotFoundError(f"there is no {path}")
-    if not path.is_file():
-        raise ValueError(f"{path} must be a regular file")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -112,7 +122,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read tensors (on the CPU) and metadata. Raises FileNotFoundError or ValueError."""
     from safetensors import SafetensorError, safe_open
 
-    _check_file(path)
+    open_regular(path).close()
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

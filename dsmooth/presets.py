@@ -66,12 +66,7 @@ _QUICK = {
 # Plain keys are fields of TrainConfig, "model" those of ModelConfig; a key that starts with a role
 # is for that role alone.
 PRESETS: dict[str, dict[str, Any]] = {
-    "mnist-quick": {
-        **_OURS_MNIST,
-        **_MNIST,
-        "model": _QUICK,
-        "batch_size": 16,
-    },
+    "mnist-quick": {**_OURS_MNIST, **_MNIST, "model": _QUICK, "batch_size": 16},
     "mnist": {**_OURS_MNIST, **_MNIST, "model": _F40, "images": 3_000_000},
     "cifar10": {**_OURS, **_CIFAR10, "model": _F160, "images": 10_000_000},
     "photos": {**_OURS, **_PHOTOS, "model": _F32, "batch_size": 8},
@@ -80,7 +75,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "celeba-paper": {**_PAPER, **_CELEBA, "model": _F160},
 }
 
-_MODEL_FIELDS = {each.name for each in fields(ModelConfig)}
+_FIELDS, _MODEL_FIELDS = ({each.name for each in fields(k)} for k in (TrainConfig, ModelConfig))
 
 DESCRIPTIONS = {
     "mnist-quick": "digits within minutes on two CPU cores (concat, discretized, EMA)",
@@ -102,14 +97,10 @@ def preset(name: str, role: Role, **settings: Any) -> TrainConfig:
     if name not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
     table = PRESETS[name]
-    values = {key: value for key, value in table.items() if "." not in key}
-    for other in ("noisy", "denoiser", "plain"):
-        own = values.pop(other, {})
-        if other == role:
-            values |= own
-    model = values.pop("model") | table.get(f"{role}.model", {})
+    values = {key: value for key, value in table.items() if key in _FIELDS} | table.get(role, {})
+    model = table["model"] | table.get(f"{role}.model", {})
     model |= {key: settings.pop(key) for key in list(settings) if key in _MODEL_FIELDS}
-    return TrainConfig(role=role, **{"model": ModelConfig(**model), **values, **settings})
+    return TrainConfig(role=role, **{**values, "model": ModelConfig(**model), **settings})
 
 
 def train_command(config: TrainConfig) -> str:

@@ -82,16 +82,11 @@ def make_bar(name: str, total: int, completed: int = 0, text: str = "starting") 
     """A rich progress bar with a field `text`, or None where the output shows no bars."""
     if not shows_bars():
         return None
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-    )
+    from rich import progress as rich
 
-    columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn())
-    bar = Progress(TextColumn("{task.description}"), *columns, TextColumn("{task.fields[text]}"))
+    columns = rich.BarColumn(bar_width=24), rich.MofNCompleteColumn(), rich.TimeElapsedColumn()
+    before, after = map(rich.TextColumn, ("{task.description}", "{task.fields[text]}"))
+    bar = rich.Progress(before, *columns, after)
     bar.add_task(name, total=total, completed=completed, text=text)
     return bar
 

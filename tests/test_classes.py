@@ -18,7 +18,7 @@ from dsmooth.runs import RunFolder
 from dsmooth.sampling import sample_images, sequential_sample
 from dsmooth.sampling.request import Request
 from dsmooth.train import train
-from dsmooth.train.held_out import evaluate
+from dsmooth.train.loop import evaluate
 from dsmooth.train.step import TrainState
 from tests.helpers.class_networks import CLASSES, conditional, inputs, with_classes
 from tests.helpers.tiny_runs import ROLES, tiny

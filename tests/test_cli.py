@@ -107,9 +107,11 @@ def test_every_verb_takes_its_options_from_a_file(
     config, flag = ["--config", str(file)], f"--{name.replace('_', '-')}"
     assert shown(*config) == values
     assert shown(*config, flag, "3") == {**values, name: 3}
+    is_training = verb == "train noisy"
+    owner = "TrainConfig has no field" if is_training else f"dsmooth {verb} has no option"
     for wrong, message in (
-        ({"colour": 1}, f"dsmooth {verb.removesuffix(' noisy')} has no option colour"),
-        ({name: "many"}, f"{flag}: Expected `int"),
+        ({"colour": 1}, f"{owner} colour"),
+        ({name: "many"}, f"{flag if '_' in name else name}: Expected `int"),
     ):
         file.write_text(json.dumps({**values, **wrong}))
         assert run(*verb.split(), *config) == 1
@@ -343,7 +345,7 @@ def test_mistakes_get_a_line_or_two(
         (["train"], "noisy"),
         (["train", "noise"], "noise"),
         (["sample", "--method", "three-step"], "three-step"),
-        (["train", "noisy", "--n-filters", "0"], "n_filters must be at"),
+        (["train", "noisy", "--n-filters", "0"], "n_filters must lie in"),
         (["train", "noisy", "--batch-size", "some"], "some"),
         (["train", "noisy", "--preset"], "argument --preset: expected one argument"),
     ],

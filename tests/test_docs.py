@@ -79,7 +79,7 @@ def test_documented_commands_and_code_run(
     for i in range(12):
         array = pixels.integers(0, 256, (8, 12, 3), dtype=np.uint8)
         Image.fromarray(array).save(tmp_path / "images" / f"{i}.png")
-    monkeypatch.setattr("dsmooth.data.load.load_embedded_mnist", few_digits)
+    monkeypatch.setattr("dsmooth.data.load_embedded_mnist", few_digits)
     one_pass = partial(ProbeSettings, epochs=1)
     monkeypatch.setattr("dsmooth.commands.reproduce.ProbeSettings", one_pass)
     for golden in (ROOT / "tests" / "golden").glob("network_*_k2.safetensors"):

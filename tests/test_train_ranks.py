@@ -183,6 +183,7 @@ def test_control_c_saves_once_and_four_processes_go_on(tmp_path: Path) -> None:
         for rank in ranks:
             rank.send_signal(number)
     written = [rank.communicate() for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [128 + signal.SIGINT] * 2
     assert (
         sum(
             output.count("go on with `torchrun --nproc-per-node 2 -m dsmooth train")

@@ -19,7 +19,7 @@ from dsmooth.config import LearningRateSchedule, OptimizerName
 from dsmooth.data import ImageDataset
 from dsmooth.functional import use_impl
 from dsmooth.runs import RunFolder
-from dsmooth.train import NonFiniteLoss, device, log, loop, train
+from dsmooth.train import NonFiniteLoss, device, loop, step, train
 from dsmooth.train.step import TrainState, scheduled
 from tests.helpers.tiny_runs import ROLES, tiny
 
@@ -83,8 +83,6 @@ def test_a_step_takes_nothing_from_the_host(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(dsmooth.train.step, "uses_graph", lambda config, device: False)
     monkeypatch.setattr(dsmooth.PixelCNNpp, "to", lambda model, *args, **keywords: model)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 30, 1 << 30))
-    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
     images = made_images()
     with FakeTensorMode(allow_non_fake_inputs=True), use_impl("reference"), CUDA:
         trained = TrainState(config, images, CUDA)
@@ -95,7 +93,6 @@ def test_a_step_takes_nothing_from_the_host(monkeypatch: pytest.MonkeyPatch) -> 
 
         monkeypatch.setattr(Tensor, "backward", backward)
         monkeypatch.setattr(trained.optimizer.adam, "step", lambda: None)
-        trained.images.prepare(0)
         with OnCudaAlone():
             trained._update()
             for schedule in get_args(LearningRateSchedule):
@@ -109,28 +106,28 @@ def test_a_step_takes_nothing_from_the_host(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_loss_that_is_not_finite_is_found_and_spares_the_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """READ_STEPS steps are made before anybody looks; weights become NaN in the second."""
-    for module in (log, loop):
+    """READ_STEPS steps are made before anybody looks again; weights become NaN in the second."""
+    for module in (step, loop):
         monkeypatch.setattr(module, "READ_STEPS", READ_STEPS)
     monkeypatch.setattr(loop, "RECORD_SECONDS", 1e9)
     monkeypatch.setattr(loop, "sample_grid", lambda state, data: torch.zeros(1, 1, 4, 4))
     steps = []
-    step = TrainState.step
+    step_on = TrainState.step
 
     def poisoned(trained: TrainState) -> None:
         if trained.steps == 1:
             with torch.no_grad():
                 trained.model.head.bias[0] = torch.nan
-        step(trained)
+        step_on(trained)
         steps.append(trained.steps)
 
     monkeypatch.setattr(TrainState, "step", poisoned)
     run = RunFolder(tmp_path / "run")
     with pytest.raises(NonFiniteLoss, match=r"loss is nan .* at step 1 \(8 images\) with seed 7"):
         train(tiny(images=8 * 2 * READ_STEPS, seed=7), run.path)
-    assert steps[-1] == READ_STEPS
+    assert steps[-1] == 1 + READ_STEPS
     kept = TrainState(tiny(images=8 * 2 * READ_STEPS, seed=7), loop.load_data(tiny())[0], CPU)
-    loop.load_checkpoint(run, kept)
+    loop.load_checkpoint(loop.read_checkpoint(run), kept)
     kept.check_finite()
     assert not run.weights.exists()
 

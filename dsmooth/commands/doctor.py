@@ -18,11 +18,8 @@ _PHILOX_ZERO = (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)  # counter and k
 
 def doctor(options: Doctor | None = None) -> int:
     """Carry out `dsmooth doctor`; 1 if the self-test failed, not for a missing extension."""
-    from rich.console import Console
-
-    console = Console(highlight=False, soft_wrap=True)
     for line in describe():
-        console.print(line, markup=False)
+        print(line)
     checks: dict[str, Callable[[], str | None]] = {
         "Philox": _check_philox,
         "256 masses sum to 1": _check_masses,
@@ -34,10 +31,9 @@ def doctor(options: Doctor | None = None) -> int:
     for name, check in checks.items():  # a check returns None, or the fault in words
         problem = check()
         failed += problem is not None
-        console.print(f"self-test: {name}: {problem or 'ok'}", markup=False)
-    seconds = time.perf_counter() - start
+        print(f"self-test: {name}: {problem or 'ok'}")
     verdict = f"{failed} failed" if failed else "passed"
-    console.print(f"self-test {verdict} in {seconds:.1f} s", style="red" if failed else "green")
+    print(f"self-test {verdict} in {time.perf_counter() - start:.1f} s")
     return 1 if failed else 0
 
 
@@ -45,31 +41,14 @@ def describe() -> Iterator[str]:
     """The lines of the report before the self-test."""
     import torch
 
+    try:
+        triton = metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        triton = "not installed"
+    info, reason = _extension.build_info(), _extension.unavailable_reason()
     yield f"dsmooth {__version__} in {_extension.PACKAGE}"
     yield f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
-    yield f"torch {torch.__version__}, triton {_version_of('triton')}"
-    yield from _describe_build()
-    yield f"threads: {torch.get_num_threads()} (torch.set_num_threads or OMP_NUM_THREADS)"
-    yield f"devices: cpu ({cpu_name()})"
-    for i in range(torch.cuda.device_count()):
-        memory = torch.cuda.get_device_properties(i).total_memory / 2**30
-        yield f"devices: cuda:{i} ({torch.cuda.get_device_name(i)}, {memory:.0f} GiB)"
-
-
-def cuda_build_line(info: dict[str, Any] | None) -> str:
-    """One line on the CUDA build, or the reason why there is none."""
-    if info is None:
-        return "CUDA build: none (the extension was not built)"
-    cuda = info["cuda"]
-    if not cuda["built"]:
-        return f"CUDA build: none ({cuda['reason']})"
-    codes = [arch for arch in cuda["archs"] if arch != "PTX"]
-    return f"CUDA build: {' '.join(codes)}{' + PTX' if 'PTX' in cuda['archs'] else ''}"
-
-
-def _describe_build() -> Iterator[str]:
-    info = _extension.build_info()
-    reason = _extension.unavailable_reason()
+    yield f"torch {torch.__version__}, triton {triton}"
     if reason is not None:
         yield f"extension: none: {reason}"
     elif info is None:
@@ -77,18 +56,19 @@ def _describe_build() -> Iterator[str]:
     else:
         threads = "OpenMP" if _extension.extension().has_openmp else "std::thread"
         yield f"extension: {info['compiler']}, {info['flags']}, {threads}"
-    yield cuda_build_line(info)
+    cuda: dict[str, Any] = {"built": False, "reason": "the extension was not built"}
+    cuda = info["cuda"] if info else cuda
+    codes = " ".join(cuda["archs"]).replace(" PTX", " + PTX") if cuda["built"] else None
+    yield "CUDA build: " + (codes or f"none ({cuda['reason']})")
     if reason is None:
         usable = _extension.instruction_sets()
         built = ", ".join(info["instruction_sets"]) if info else "unknown"
         yield f"instruction sets: built {built}; usable here {', '.join(usable)}; used {usable[-1]}"
-
-
-def _version_of(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
+    yield f"threads: {torch.get_num_threads()} (torch.set_num_threads or OMP_NUM_THREADS)"
+    yield f"devices: cpu ({cpu_name()})"
+    for i in range(torch.cuda.device_count()):
+        memory = torch.cuda.get_device_properties(i).total_memory / 2**30
+        yield f"devices: cuda:{i} ({torch.cuda.get_device_name(i)}, {memory:.0f} GiB)"
 
 
 def _check_philox() -> str | None:
@@ -130,14 +110,13 @@ def _check_native() -> str | None:
     x = torch.rand(2, 3, 8, 9, generator=generator, dtype=torch.float64) * 2 - 1
     x[0], x[1, :, :4] = -1, 1  # at the two atoms
     params = torch.randn(2, 102, 8, 9, generator=generator, dtype=torch.float64)
-
-    mixtures: dict[str, dict[str, Any]] = {
-        "continuous": {"likelihood": "continuous"},
-        "discretized": {"likelihood": "discretized"},
-        "gaussian": {"likelihood": "gaussian", "smoothing_scale": 0.3},
-        "discretized with atoms": {"likelihood": "discretized", "atoms": (0, 255)},
-    }
-    for name, mixture in mixtures.items():
+    mixtures: tuple[dict[str, Any], ...] = (
+        {"likelihood": "continuous"},
+        {"likelihood": "discretized"},
+        {"likelihood": "gaussian", "smoothing_scale": 0.3},
+        {"likelihood": "discretized", "atoms": (0, 255)},
+    )
+    for mixture in mixtures:
         n_params = 100 + len(mixture.get("atoms", ()))
         results = []
         for impl in ("native", "reference"):
@@ -147,5 +126,5 @@ def _check_native() -> str | None:
         for got, want in zip(*results, strict=True):
             difference = ((got - want).abs() / (1 + want.abs())).max().item()
             if not difference < 1e-10:
-                return f"{name} differs by {difference:.1e}"
+                return f"{mixture} differs by {difference:.1e}"
     return None

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..config import OWN
+from ..files import open_regular, printable
 from .dataset import ImageDataset, to_bytes
-from .reading import InvalidFile, check_memory, guarded, make_room, open_regular, printable
+from .reading import InvalidFile, check_memory, guarded, make_room
 
 HELD_OUT = 10  # the last of every so many images is held out of a data set without a test set
 # Names that data sets of the Hugging Face Hub give to a column of images, to one of labels, and to
@@ -152,12 +153,9 @@ def _channels_first(x: Tensor, name: str) -> Tensor:
     elif x.ndim == 4 and shape[1] not in (1, 3) and shape[3] in (1, 3):
         x = x.permute(0, 3, 1, 2)
     if x.ndim != 4 or x.shape[1] not in (1, 3):
-        raise ValueError(
-            f"{name} must be (N, C, H, W), (N, H, W, C) or (N, H, W) with C = 1 or 3, got {shape}"
-            if name == "images"
-            else f"{name} must be an image (C, H, W), (H, W, C) or (H, W) with C = 1 or 3, got "
-            f"shape {shape[1:]}"
-        )
+        n, shape = ("N, ", shape) if name == "images" else ("", shape[1:])
+        forms = f"({n}C, H, W), ({n}H, W, C) or ({n}H, W) with C = 1 or 3"
+        raise ValueError(f"{name} must be {forms}, got {shape}")
     if x.dtype != torch.uint8 and not x.is_floating_point():
         raise ValueError(f"{name} must be uint8 or floating point, got {x.dtype}")
     return x.float() if x.is_floating_point() else x

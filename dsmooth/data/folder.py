@@ -14,26 +14,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..files import open_regular, printable
 from .dataset import ImageDataset
-from .reading import (
-    InvalidFile,
-    check_size,
-    guarded,
-    make_room,
-    missing,
-    open_regular,
-    printable,
-    read_regular,
-)
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from .reading import InvalidFile, check_size, guarded, make_room, missing, read_regular
 
 Progress = Callable[[int, int], None]
 
@@ -57,10 +46,7 @@ _SUGGESTED_SIZE = 64
 def load_folder(
     split: str, data_dir: Path, image_size: int | None = None, progress: Progress | None = None
 ) -> ImageDataset:
-    """Return images of one size, or cropped and resized, grey if all are, in order of paths.
-
-    A hash of its path puts one in ten into the test split, where it stays as others come and go.
-    """
+    """Images of one size, or cropped and resized, grey if all are, in order of paths."""
     every = _image_paths(data_dir)
     channels, size = _scan(every, check_sizes=image_size is None)
     if image_size is not None:
@@ -70,12 +56,8 @@ def load_folder(
             f"images must have a height and width that are multiples of 4, got {size[0]} x "
             f"{size[1]} in {printable(every[0])}; {_resize_hint(min(size))}"
         )
-
-    def shrink(path: Path, image: Image) -> Image:
-        return image if image_size is None else _centre(image, min(image.size), image_size)
-
-    paths = _split_by_hash(data_dir, every, split)
-    images = _decode_all(data_dir, paths, (channels, *size), shrink, progress)
+    paths, crop = _split_by_hash(data_dir, every, split), None if image_size is None else 0
+    images = _decode_all(data_dir, paths, (channels, *size), crop, progress)
     source = f"{printable(data_dir)} ({len(images):,} images)"
     return ImageDataset(images, _labels(data_dir, every, paths), "folder", split, source)
 
@@ -112,27 +94,9 @@ def load_celeba(
         paths, how = _split_by_hash(folder, every, split), "split by file name"
     else:
         paths, how = _split_by_partition(partition, every, split), "official split"
-
-    def shrink(path: Path, image: Image) -> Image:
-        if min(image.size) < CELEBA_CROP:
-            raise InvalidFile(
-                f"{printable(path)} must be at least {CELEBA_CROP} x {CELEBA_CROP} (CelebA's "
-                f"aligned images are 218 x 178), got {image.height} x {image.width}"
-            )
-        return _centre(image, CELEBA_CROP, size)
-
-    images = _decode_all(folder, paths, (3, size, size), shrink, progress)
+    images = _decode_all(folder, paths, (3, size, size), CELEBA_CROP, progress)
     source = f"{printable(folder)} ({len(images):,} images, {how})"
     return ImageDataset(images, _labels(folder, every, paths), "celeba", split, source)
-
-
-def _centre(image: Image, crop: int, size: int) -> Image:
-    """The centred square, resized by a filter that widens with the scale: it averages."""
-    from PIL.Image import Resampling
-
-    left, top = (image.width - crop) // 2, (image.height - crop) // 2
-    square = image.crop((left, top, left + crop, top + crop))
-    return square if crop == size else square.resize((size, size), Resampling.BILINEAR)
 
 
 def _read_header(path: Path) -> tuple[int, tuple[int, int]]:
@@ -206,6 +170,7 @@ def _image_paths(folder: Path) -> list[Path]:
 
 
 def _split_by_hash(folder: Path, paths: list[Path], split: str) -> list[Path]:
+    """One in ten is for tests, by a hash of its path: it stays as others come and go."""
     if len(paths) < 2:
         raise InvalidFile(
             f"{printable(folder)} must hold at least 2 images, one to test with, found 1"
@@ -272,7 +237,7 @@ def _scan(paths: list[Path], check_sizes: bool) -> tuple[int, tuple[int, int]]:
     def read(path: Path) -> tuple[int, tuple[int, int]] | str:
         try:
             return _read_header(path)
-        except InvalidFile as error:
+        except ValueError as error:
             return str(error)
 
     found = list(_in_threads(read, paths))
@@ -306,18 +271,29 @@ def _decode_all(
     folder: Path,
     paths: list[Path],
     shape: tuple[int, int, int],
-    change: Callable[[Path, Image], Image] = lambda path, image: image,
+    crop: int | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Upright pictures, as `change` leaves them: (N, *shape) uint8."""
-    from PIL import ImageOps
+    """Upright pictures, or centred squares of `crop` pixels (0: the largest): (N, *shape) uint8."""
+    from PIL import Image, ImageOps
 
     images = make_room(folder, (len(paths), *shape))
 
     def put(row: int) -> None:  # here, so that decoded images do not wait in memory
         with _opened(paths[row]) as image:
             upright = ImageOps.exif_transpose(image).convert("L" if shape[0] == 1 else "RGB")
-        pixels = np.atleast_3d(np.asarray(change(paths[row], upright))).transpose(2, 0, 1)
+        if crop is not None:
+            side = crop or min(upright.size)
+            if min(upright.size) < side:
+                raise InvalidFile(
+                    f"{printable(paths[row])} must be at least {side} x {side} (CelebA's aligned "
+                    f"images are 218 x 178), got {upright.height} x {upright.width}"
+                )
+            left, top = ((extent - side) // 2 for extent in upright.size)
+            upright = upright.crop((left, top, left + side, top + side))
+            if side != shape[1]:  # by a filter that widens with the scale: it averages
+                upright = upright.resize(shape[1:], Image.Resampling.BILINEAR)
+        pixels = np.atleast_3d(np.asarray(upright)).transpose(2, 0, 1)
         if pixels.shape != shape:
             raise InvalidFile(f"{printable(paths[row])} changed while it was read")
         images[row] = pixels

@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..files import open_regular, printable
 from .arrays import read_npz
 from .dataset import ImageDataset
-from .reading import InvalidFile, check_size, guarded, missing, open_regular, printable
+from .reading import InvalidFile, check_size, guarded, missing
 
 SUBSET_PATH = Path(__file__).with_name("mnist_subset.npz")
 
@@ -44,14 +45,7 @@ def load_embedded_mnist(split: str) -> ImageDataset:
 
 
 def load_idx_dataset(name: str, split: str, data_dir: Path) -> ImageDataset:
-    """Return MNIST or Fashion-MNIST, or data of the same form, from the IDX files in `data_dir`.
-
-    The files, gzipped or not, may lie in `data_dir` itself or as torchvision lays them out.
-    Raises FileNotFoundError for a missing file and ValueError for one that is cut or of another
-    kind. Files of MNIST's own size are checked against its sha256, gzipped ones of Fashion-MNIST
-    against the MD5 that torchvision lists. A difference only warns: several data sets share these
-    names and sizes, and gzip's own checksum finds damage.
-    """
+    """MNIST or Fashion-MNIST, or data of the same form, from the IDX files in `data_dir`."""
     images_path = _find(name, f"{_PREFIXES[split]}-images", 3, data_dir)
     labels_path = _find(name, f"{_PREFIXES[split]}-labels", 1, data_dir)
     images, labels = read_idx(images_path, 3), read_idx(labels_path, 1)
@@ -62,6 +56,7 @@ def load_idx_dataset(name: str, split: str, data_dir: Path) -> ImageDataset:
             f"{printable(labels_path)} must hold one label per image of {images_path.name}: "
             f"expected {len(images)}, found {len(labels)}"
         )
+    # A difference only warns: several data sets share these names and sizes.
     for path, array in ((images_path, images), (labels_path, labels)):
         if not _is_published(name, path, array):
             warnings.warn(

@@ -66,17 +66,14 @@ def flips(
 ) -> Tensor:
     """Fair coins of stream positions first .. first + count - 1: (count,) bool, True for a flip.
 
-    The coin of a position is the highest bit of the first word of Philox at counter (0, position
-    low, position high, FLIP). It is a function of (seed, position), however positions are batched.
-    first: a number, or int64 without dimensions on `device`, which is not read back.
-    Raises ValueError for a seed or a number out of range.
+    They are the highest bits of Philox's first words at (0, position low, position high, FLIP).
     """
     words = image_words(count, 1, seed=seed, first_index=first, stream=Stream.FLIP, device=device)
     return words[:, 0, 0] >= 1 << 31
 
 
 class ImagesOnDevice:
-    """Training images on a device, all (`whole`) or a batch, by positions that only it knows."""
+    """A batch of training images on a device, by positions that only it knows."""
 
     def __init__(
         self,
@@ -85,33 +82,26 @@ class ImagesOnDevice:
         batch_size: int,
         seed: int,
         device: torch.device,
-        whole: bool,
     ) -> None:
         _check(len(dataset), batch_size=batch_size)
-        self.n, self.batch_size, self.seed, self.whole = len(dataset), batch_size, seed, whole
-        # The batch that was prepared: the position of its first image, and its images' indices.
-        self.first = torch.zeros((), dtype=torch.int64, device=device)
-        self.indices = torch.zeros(batch_size, dtype=torch.int64, device=device)
-        self.source = dataset.images, labels
-        there = slice(None) if whole else torch.zeros(batch_size, dtype=torch.int64)
-        self.there = [None if part is None else part[there].to(device) for part in self.source]
+        self.n, self.batch_size, self.seed = len(dataset), batch_size, seed
+        self.source = [dataset.images] if labels is None else [dataset.images, labels]
+        self.there = [
+            part.new_zeros((batch_size, *part.shape[1:]), device=device) for part in self.source
+        ]
+        self.first = torch.zeros((), dtype=torch.int64, device=device)  # position of the first
 
     def prepare(self, images_seen: int) -> None:
-        """Send the order of the batch at a position, and its images if need be, without waiting."""
+        """Send the batch at a position, without waiting."""
         indices = indices_at(self.n, images_seen, self.batch_size, self.seed)
         self.first.fill_(images_seen)
-        sent = [(indices, self.indices)]
-        if not self.whole:
-            for part, there in zip(self.source, self.there, strict=True):
-                if part is not None and there is not None:
-                    sent.append((part[indices], there))
-        for x, there in sent:  # from pinned memory a copy is queued behind a GPU's earlier work
+        for part, there in zip(self.source, self.there, strict=True):
+            x = part[indices]
+            # From pinned memory a copy is queued behind a GPU's earlier work.
             there.copy_(x.pin_memory() if there.is_cuda else x, non_blocking=True)
 
     def at(self, first: Tensor, count: int) -> tuple[Tensor, Tensor | None]:
         """Images and labels of positions first .. first + count - 1 of the prepared batch."""
         places = first - self.first + torch.arange(count, device=self.first.device)
-        places = self.indices[places] if self.whole else places
-        images, labels = self.there
-        assert images is not None
-        return images[places], None if labels is None else labels[places]
+        images, *labels = (there[places] for there in self.there)
+        return images, labels[0] if labels else None

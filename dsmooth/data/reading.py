@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile, gettempdir
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ..files import open_regular, printable
 
 
 class InvalidFile(ValueError):
@@ -29,11 +31,6 @@ def missing(name: str, what: str) -> FileNotFoundError:
     )
 
 
-def printable(path: Path | str) -> str:
-    r"""Return `path` as text that can be printed: bytes that are not UTF-8 become \xNN."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
 @contextmanager
 def guarded(place: Path | str, what: str) -> Iterator[None]:
     """Raise any error inside, for decoders raise all kinds, as one ValueError of one line."""
@@ -44,18 +41,6 @@ def guarded(place: Path | str, what: str) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(ascii(str(error))[1:-1].split())[:200] or type(error).__name__
         raise InvalidFile(f"{printable(place)} cannot be read as {what} ({reason})") from error
-
-
-def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file: a named pipe would wait for a writer, a device may act on it."""
-    if path.is_file():
-        return open(path, "rb")
-    if not path.exists():
-        why = ", only a link to nothing" if path.is_symlink() else ""
-        raise FileNotFoundError(f"there is no {printable(path)}{why}")
-    raise InvalidFile(
-        f"{printable(path)} must be a regular file, found a folder, a pipe, a socket or a device"
-    )
 
 
 def read_regular(path: Path, limit: int, what: str) -> bytes:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from .log import Evaluation, NonFiniteLoss
+from .log import Evaluation
 from .loop import TrainResult, train
+from .step import NonFiniteLoss
 
 __all__ = ["Evaluation", "NonFiniteLoss", "TrainResult", "train"]
 

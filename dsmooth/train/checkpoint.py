@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -44,40 +44,24 @@ def save_checkpoint(run: RunFolder, state: TrainState) -> None:
     os.replace(run.new_checkpoint, run.checkpoint)
 
 
-def load_checkpoint(run: RunFolder, state: TrainState, *, force: bool = False) -> list[str]:
-    """Continue from the newest whole checkpoint; a sentence for the user if a newer is damaged."""
-    path, tensors, metadata, fault = _newest(run)
-    if not force:
-        stored = _settings(path, metadata) or state.config
-        for name, (theirs, mine) in differences(stored, state.config).items():
-            if name != "keep_gates":
-                raise ValueError(
-                    f"{path} is a checkpoint of another run: its {name} is {theirs}, that of the "
-                    f"folder's settings {mine}"
-                )
-        if metadata.get("data", state.train_set.digest) != state.train_set.digest:
-            raise ValueError(
-                f"{path} was trained on other images than the {len(state.train_set):,} of "
-                f"{state.train_set.source}; force=True goes on with these"
-            )
-    counts = {name: int(metadata[name]) for name in ("images_seen", "steps")}
-    state.restore(tensors, **counts, source=str(path))
-    going_on = f"going on from the checkpoint before it, at {state.images_seen:,} images"
-    return [f"{fault}; {going_on}"] if fault else []
+class Checkpoint(NamedTuple):
+    path: Path
+    tensors: dict[str, Tensor]
+    settings: TrainConfig
+    images_seen: int
+    steps: int
+    data: str | None  # digest of the images, which version 0.1 did not state
+    fault: str = ""  # of a newer checkpoint
 
 
-class DamagedCheckpoint(ValueError):
-    """A file that does not hold what was written into it."""
-
-
-def _newest(run: RunFolder) -> tuple[Path, dict[str, Tensor], dict[str, str], str]:
-    """The newest whole checkpoint: file, tensors, metadata, and the fault of a newer one."""
+def read_checkpoint(run: RunFolder) -> Checkpoint:
+    """The newest whole checkpoint of a run."""
     try:
-        return run.checkpoint, *_read(run.checkpoint), ""
-    except (FileNotFoundError, DamagedCheckpoint) as error:
+        return _read(run.checkpoint)
+    except (FileNotFoundError, ValueError) as error:
         if not run.earlier_checkpoint.exists():
             raise
-        return run.earlier_checkpoint, *_read(run.earlier_checkpoint), str(error)
+        return _read(run.earlier_checkpoint)._replace(fault=str(error))
 
 
 def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
@@ -89,41 +73,49 @@ def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     return sha.hexdigest()
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a whole checkpoint."""
+def _read(path: Path) -> Checkpoint:
+    tensors, metadata = read_tensors(path)
+    stated = metadata.pop("sha256", None)
+    # Version 0.1 had no "data", and its digest was of the tensors alone.
+    if stated != digest(tensors, metadata if "data" in metadata else {}):
+        raise ValueError(f"{path} is damaged: it does not have the digest that it states")
+    images_seen, steps = (metadata.get(name, "") for name in ("images_seen", "steps"))
+    if not all(re.fullmatch("[0-9]{1,18}", count) for count in (images_seen, steps)):
+        raise ValueError(f"{path} is not a training checkpoint")
     try:
-        tensors, metadata = read_tensors(path)
-    except ValueError as error:
-        raise DamagedCheckpoint(str(error)) from None
-    # Version 0.1 had no "data", and its digest was of the tensors alone; before it there was none.
-    rest = {k: v for k, v in metadata.items() if k != "sha256"} if "data" in metadata else {}
-    stated = metadata.get("sha256", "" if rest else digest(tensors, {}))
-    if stated != digest(tensors, rest):
-        raise DamagedCheckpoint(f"{path} is damaged: it does not have the digest that it states")
-    counts = (metadata.get(name, "") for name in ("images_seen", "steps"))
-    if not all(re.fullmatch("[0-9]{1,18}", count) for count in counts):
-        raise DamagedCheckpoint(f"{path} is not a training checkpoint")
-    return tensors, metadata
-
-
-def _settings(path: Path, metadata: Mapping[str, str]) -> TrainConfig | None:
-    """The settings that a checkpoint states; the earliest versions stated none."""
-    if "settings" not in metadata:
-        return None
-    try:
-        return TrainConfig.from_dict(json.loads(metadata["settings"]))
-    except (ValueError, RecursionError) as error:
+        settings = TrainConfig.from_dict(json.loads(metadata["settings"]))
+    except (KeyError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} states settings that cannot be read: {error}") from None
+    position = int(images_seen), int(steps)
+    return Checkpoint(path, tensors, settings, *position, metadata.get("data"))
 
 
-def merge_with_run(config: TrainConfig, run: RunFolder, *, force: bool = False) -> TrainConfig:
-    """The settings to go on with: the run's, a changed length, and by `force` others."""
-    stored, _ = run.read_config()
-    if not run.can_resume():
-        raise FileNotFoundError(f"{run.path} holds no checkpoint to resume from")
+def load_checkpoint(checkpoint: Checkpoint, state: TrainState, *, force: bool = False) -> None:
+    """Continue from a checkpoint. Raises ValueError, unless `force`d, for one of another run."""
+    path = checkpoint.path
+    if not force:
+        for name, (theirs, mine) in differences(checkpoint.settings, state.config).items():
+            if name != "keep_gates":
+                raise ValueError(
+                    f"{path} is a checkpoint of another run: its {name} is {theirs}, that of the "
+                    f"folder's settings {mine}"
+                )
+        if checkpoint.data not in (None, state.train_set.digest):
+            raise ValueError(
+                f"{path} was trained on other images than the {len(state.train_set):,} of "
+                f"{state.train_set.source}; force=True goes on with these"
+            )
+    state.restore(checkpoint.tensors, checkpoint.images_seen, checkpoint.steps, str(path))
+
+
+def merge_with_run(
+    config: TrainConfig, stored: TrainConfig, checkpoint: Checkpoint, *, force: bool = False
+) -> TrainConfig:
+    """The settings to go on with: the run's `stored` ones, a changed length, by `force` others."""
+    folder = checkpoint.path.parent
     if config.images is not None and config.images <= stored.schedule_from:
         raise ValueError(
-            f"images must be more than {stored.schedule_from:,}, to which {run.path} was prolonged"
+            f"images must be more than {stored.schedule_from:,}, to which {folder} was prolonged"
         )
     follows = [name for name in ("precision", "keep_gates") if getattr(config, name) == "auto"]
     if config.images is None:  # a budget has become a number of images
@@ -133,18 +125,18 @@ def merge_with_run(config: TrainConfig, run: RunFolder, *, force: bool = False) 
         values["model"] = replace(config.model, n_classes=stored.model.n_classes)
     config = replace(config, **values)
     for name, (theirs, mine) in differences(stored, config).items():
-        change = f"{run.path} holds another run: its {name} is {theirs}, not {mine}"
+        change = f"{folder} holds another run: its {name} is {theirs}, not {mine}"
         # The network, its average and its task stay.
         stays = name in ("role", "init", "optimizer") or name.startswith("model.")
         if name == "ema":
             stays = bool(theirs) != bool(mine)
         if stays and name != "model.dropout":
             other = name in ("ema", "optimizer")
-            hint = f"; a new run can begin with its weights, by init={run.path}" * other
+            hint = f"; a new run can begin with its weights, by init={folder}" * other
             raise ValueError(change + hint)
         if not force:
             raise ValueError(f"{change}; force=True goes on with that from here")
-    return with_length(config, run, force=force)
+    return with_length(config, checkpoint, force=force)
 
 
 def differences(before: TrainConfig, after: TrainConfig) -> dict[str, tuple[Any, Any]]:
@@ -155,21 +147,16 @@ def differences(before: TrainConfig, after: TrainConfig) -> dict[str, tuple[Any,
     }
 
 
-def with_length(config: TrainConfig, run: RunFolder, *, force: bool) -> TrainConfig:
-    """`config`, its schedule fitted to a number of images that differs from the run's.
-
-    An exponential schedule and the constant part of a cooldown do not depend on the number, where
-    Muon's angle does not either: the run goes on as one of this length. A finished run of another
-    kind begins its schedule again, over the images that are added. Raises ValueError in between,
-    unless `force`d.
-    """
-    path, _, metadata, _ = _newest(run)
-    seen, images = int(metadata["images_seen"]), config.images
-    before = (_settings(path, metadata) or run.read_config()[0]).images
+def with_length(config: TrainConfig, checkpoint: Checkpoint, *, force: bool) -> TrainConfig:
+    """`config`, its schedule fitted to a number of images that differs from the checkpoint's."""
+    seen, images, before = checkpoint.images_seen, config.images, checkpoint.settings.images
     if images is None or before is None or images == before:
         return config
+    folder = checkpoint.path.parent
     if images < seen:
-        raise ValueError(f"images must be at least {seen:,}, which {run.path} has seen")
+        raise ValueError(f"images must be at least {seen:,}, which {folder} has seen")
+    # An exponential schedule and the constant part of a cooldown do not depend on the number, where
+    # Muon's angle does not either: the run goes on as one of this length.
     angle_follows = config.optimizer == "muon" and config.kernel_rate is None
     if config.schedule == "exponential" and not angle_follows:
         return config
@@ -179,14 +166,14 @@ def with_length(config: TrainConfig, run: RunFolder, *, force: bool) -> TrainCon
         latest = begun + (1 - config.cooldown) * (min(images, before) - begun)
         if seen <= latest:
             return config
-    if seen >= before:
+    if seen >= before:  # finished: the schedule begins again, over the images that are added
         return replace(config, schedule_from=seen)
     if force:
         return config
     until = f", or until {latest:,.0f} images, where the learning rate falls" if latest else ""
     raise ValueError(
         f"images can be {images:,} instead of {before:,} once the run has finished{until}; "
-        f"{run.path} has seen {seen:,}; force=True bends its schedule here"
+        f"{folder} has seen {seen:,}; force=True bends its schedule here"
     )
 
 

@@ -81,11 +81,7 @@ def uses_graph(config: TrainConfig, device: torch.device) -> bool:
 
 
 class ReplayedStep:
-    """Calls `step`, a function of tensors that stay where they are, and later replays it.
-
-    Step: reads nothing back, sends nothing from the host. The first WARM_UP calls run on a side
-    stream, the next is recorded, which executes nothing. Source: torch's notes on CUDA graphs.
-    """
+    """Runs `step` WARM_UP times on a side stream, then records it as a CUDA graph and replays."""
 
     def __init__(self, step: Callable[[], None], device: torch.device) -> None:
         self.step = step

@@ -6,65 +6,21 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from ..config import TrainConfig
 from ..data import ImageDataset
-from ..distributed import exchange, rank_and_size
+from ..distributed import rank_and_size
 from ..files import open_to_write
 from ..nn import PixelCNNpp
 from ..pictures import save_grid
 from ..progress import LINE_SECONDS, LOG, clock, make_bar
 from ..runs import RunFolder
-
-# The latest that a loss that is not finite is found: after so many more steps.
-READ_STEPS = 50
-
-
-class NonFiniteLoss(ArithmeticError):
-    """The loss became infinite or NaN."""
-
-
-class Reading(NamedTuple):
-    """One step: its number, its loss in bits/dim, its gradient's norm before clipping, its rate."""
-
-    step: int
-    loss: float
-    gradient_norm: float
-    learning_rate: float
-
-
-class Readings:
-    """The last READ_STEPS steps, on `device`. Step n has row n % READ_STEPS."""
-
-    def __init__(self, device: torch.device) -> None:
-        on_cuda = device.type == "cuda"
-        self.rows = torch.zeros(READ_STEPS, 3, dtype=torch.float64, device=device)
-        self.copy = torch.zeros(READ_STEPS, 3, dtype=torch.float64, pin_memory=on_cuda)
-
-    def write(self, step: Tensor, loss: Tensor, norm: Tensor, rate: Tensor) -> None:
-        """Note a step; all without dimensions, on the device, and nothing waits for them."""
-        row = torch.stack([loss.double(), norm.double(), rate.double()])
-        self.rows.index_copy_(0, (step % READ_STEPS).view(1), row.view(1, 3))
-
-    def read(self, first: int, end: int) -> list[Reading]:
-        """Steps first .. end - 1, at most the last READ_STEPS; all processes call it together."""
-        self.copy.copy_(self.rows, non_blocking=True)
-        if self.rows.is_cuda:
-            torch.cuda.current_stream(self.rows.device).synchronize()
-        size = rank_and_size()[1]
-        if size > 1:  # the loss is that of a share; the norm and the rate are the batch's
-            losses = self.copy[:, 0].contiguous()
-            with exchange():
-                dist.all_reduce(losses)
-            self.copy[:, 0] = losses / size
-        rows = self.copy.tolist()
-        steps = range(max(first, end - READ_STEPS), end)
-        return [Reading(step, *rows[step % READ_STEPS]) for step in steps]
+from .step import Reading
 
 
 class Evaluation(NamedTuple):
@@ -93,7 +49,7 @@ RECORD_SECONDS = 1.0
 EARLY_IMAGES = 10_000  # samples may diverge before so many, whatever the settings
 
 
-class RunLog:
+class RunLog(ExitStack):
     """Writes log, pictures and event files of a run, and tells the logger or a bar.
 
     The log holds an object a line with an "event": start, step (about one a second, its loss
@@ -109,6 +65,7 @@ class RunLog:
         on_evaluation: OnEvaluation | None = None,
         progress: bool = False,
     ) -> None:
+        super().__init__()
         self.writer = None
         if tensorboard:
             try:
@@ -118,6 +75,7 @@ class RunLog:
                     "tensorboard needs the extra: pip install 'dsmooth[tensorboard]'"
                 ) from None
             self.writer = SummaryWriter(str(folder.tensorboard))
+            self.callback(self.writer.close)
         self.folder = folder
         self.config = config
         self.loss_name = loss_name(config)
@@ -127,23 +85,14 @@ class RunLog:
         self.first_image = images_seen
         self.losses: list[float] = []
         self.recorded = self.printed = self.started
-        self.file = os.fdopen(open_to_write(folder.log, os.O_APPEND), "a", buffering=1)
+        file = os.fdopen(open_to_write(folder.log, os.O_APPEND), "a", buffering=1)
+        self.file = self.enter_context(file)
         if not folder.log_ends_whole():
             self.file.write("\n")  # a line was cut by a crash
         self.bar = make_bar(config.role, self.total, images_seen) if progress else None
+        if self.bar is not None:
+            self.enter_context(self.bar)
         self.record("start", images_seen, total=self.total, loss=self.loss_name)
-
-    def __enter__(self) -> RunLog:
-        if self.bar is not None:
-            self.bar.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-        self.file.close()
-        if self.writer is not None:
-            self.writer.close()
 
     def steps(self, images_seen: int, readings: Sequence[Reading]) -> None:
         """Note the updates up to `images_seen` since the last call."""
@@ -178,20 +127,16 @@ class RunLog:
         seen, bits = found.images_seen, found.bits_per_dim
         self.record("evaluation", seen, bits_per_dim=round(bits, 5))
         self.say(f"{seen:,} images · held out: {bits:.3f} {self.loss_name}")
-        self.grid(seen, found.samples)
+        if not found.samples.isfinite().all():
+            early = seen < max(EARLY_IMAGES, self.total // 2)
+            why = "too early for a picture" if early else "samples diverged: no picture"
+            self.say(f"{seen:,} images · {why}")
+        else:
+            if self.writer is not None:
+                self.writer.add_images("samples", (found.samples.clamp(-1, 1) + 1) / 2, seen)
+            save_grid(found.samples, self.folder.grid(seen))
         if self.on_evaluation is not None:
             self.on_evaluation(found)
-
-    def grid(self, images_seen: int, x: Tensor) -> None:
-        """Save a grid of samples; say so if they diverged, as those of an early model can."""
-        if not x.isfinite().all():
-            early = images_seen < max(EARLY_IMAGES, self.total // 2)
-            why = "too early for a picture" if early else "samples diverged: no picture"
-            self.say(f"{images_seen:,} images · {why}")
-            return
-        if self.writer is not None:
-            self.writer.add_images("samples", (x.clamp(-1, 1) + 1) / 2, images_seen)
-        save_grid(x, self.folder.grid(images_seen))
 
     def say(self, text: str) -> None:
         """Tell the logger a line; a bar stays below what it prints."""

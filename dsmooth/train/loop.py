@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import statistics
@@ -13,19 +14,42 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ..config import TrainConfig
 from ..data import ImageDataset, load_dataset
 from ..data.arrays import OWN, OwnData, split_own
-from ..distributed import all_reduce_max, barrier, broadcast_int, process_group, rank_and_size
+from ..distributed import (
+    all_reduce_max,
+    barrier,
+    broadcast_int,
+    distributed_map,
+    process_group,
+    rank_and_size,
+)
 from ..files import lock_folder, save_weights
 from ..machine import choose_device, use_threads
+from ..nn.levels import at_level
 from ..progress import lines_shown
 from ..runs import RunFolder, default_folder
-from .checkpoint import changes, load_checkpoint, merge_with_run, read_initial, save_checkpoint
+from ..sampling import sample_images
+from .checkpoint import (
+    Checkpoint,
+    changes,
+    load_checkpoint,
+    merge_with_run,
+    read_checkpoint,
+    read_initial,
+    save_checkpoint,
+)
 from .device import with_device
-from .held_out import evaluate, sample_grid
-from .log import READ_STEPS, RECORD_SECONDS, Evaluation, OnEvaluation, RunLog, opening
-from .step import TrainState, total_images
+from .log import RECORD_SECONDS, Evaluation, OnEvaluation, RunLog, opening
+from .step import READ_STEPS, TrainState, make_inputs, total_images
+
+# Noise of evaluations never repeats a training draw: training uses repeat 0.
+EVALUATION_REPEAT = 1
+GRID_IMAGES = 16
 
 
 @dataclass
@@ -84,33 +108,39 @@ def train(
         config = replace(config, data=OWN, data_dir=None, download=False, image_size=None)
     with process_group(), contextlib.ExitStack() as stack:
         use_threads(threads)
+        writes = rank_and_size()[0] == 0
+        alone = lock_folder(run.path, "another training run")
         restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0  # by torchrun
-        resume = resume or (restarted and run.can_resume())
-        if resume:
+        checkpoint: Checkpoint | None = None
+        news: list[str] = []
+        notes: list[str] = []
+        if resume or (restarted and run.can_resume()):
+            before, _ = run.read_config()
+            if writes:
+                stack.enter_context(alone)
+            checkpoint = read_checkpoint(run)
             if match_channels:
-                config = with_channels(config, run.read_config()[0].model.image_channels)
-            config = merge_with_run(config, run, force=force)
+                config = with_channels(config, before.model.image_channels)
+            config = merge_with_run(config, before, checkpoint, force=force)
+            notes = list(changes(before, config, checkpoint.images_seen))
+            if checkpoint.fault:
+                seen = f"{checkpoint.images_seen:,} images"
+                news = [f"{checkpoint.fault}; going on from the checkpoint before it, at {seen}"]
         else:
             check_new_run(run, config)
         train_set, test_set = load_data(config) if dataset is None else split_own(dataset)
         config = with_data(config, train_set, test_set, match_channels)
         config = with_device(config, place, train_set.image_size)
-        begins = not resume and config.init is not None
+        begins = checkpoint is None and config.init is not None
         initial = read_initial(str(config.init), config.role)[0] if begins else None
         state = TrainState(config, train_set, place, initial)
         stop = stack.enter_context(catch_signals())
         if config.images is None:
             config = state.config = fix_images(state, test_set)
 
-        writes = rank_and_size()[0] == 0
-        if writes:
-            stack.enter_context(lock_folder(run.path, "another training run"))
-        news: list[str] = []
-        notes: list[str] = []
-        if resume:
-            before, _ = run.read_config()
-            news = load_checkpoint(run, state, force=force)
-            notes = list(changes(before, config, state.images_seen))
+        if checkpoint is not None:
+            load_checkpoint(checkpoint, state, force=force)
+            del checkpoint  # which is as large as the weights and their moments
             latest, least = all_reduce_max(state.images_seen, -state.images_seen)
             if latest != -least:
                 raise ValueError(
@@ -118,6 +148,7 @@ def train(
                     f"{run.path} must be one folder that all of them see"
                 )
         elif writes:
+            stack.enter_context(alone)
             check_new_run(run, config)
             # Before the settings: a folder with settings can always be resumed.
             save_checkpoint(run, state)
@@ -186,10 +217,7 @@ def _loop(
 
 
 class Watch:
-    """About once a second, at the latest after READ_STEPS steps; several processes at one step.
-
-    stop: returns the number of a signal that asks to end early, or None.
-    """
+    """About once a second, at the latest after READ_STEPS steps; several processes at one step."""
 
     def __init__(self, config: TrainConfig, steps: int, stop: Callable[[], int | None]) -> None:
         self.stop = stop
@@ -199,12 +227,8 @@ class Watch:
         self.steps, self.next = steps, steps + 1
 
     def is_due(self, steps: int) -> bool:
-        """Whether to look after so many steps. Processes have agreed on that at the last look."""
-        if self.size > 1:
-            return steps >= self.next
-        now = time.monotonic()
-        late = now - self.looked > RECORD_SECONDS or now - self.saved > self.checkpoint_seconds
-        return late or steps - self.steps >= READ_STEPS or self.stop() is not None
+        """Whether to look after so many steps, as processes agreed; one alone obeys a signal."""
+        return steps >= self.next or (self.size == 1 and self.stop() is not None)
 
     def look(self, steps: int) -> tuple[int | None, bool]:
         """The signal that some process has got, and whether rank 0 finds a checkpoint due."""
@@ -228,6 +252,47 @@ def _score(state: TrainState, test_set: ImageDataset, run: RunFolder, log: RunLo
         samples = sample_grid(state, test_set)
         log.evaluation(Evaluation(state.images_seen, bits, samples, state.averaged))
     return bits
+
+
+@torch.no_grad()
+def evaluate(state: TrainState, test_set: ImageDataset) -> float:
+    """Bits/dim of the averaged weights on held-out images, by all processes as by one."""
+    config = state.config
+    n = min(config.evaluation_images, len(test_set))
+    model = state.averaged.eval()
+    labels = test_set.labels_for(config.model.condition_size)
+
+    def score(first: int) -> float:
+        rows = torch.arange(first, min(first + 100, n))
+        x = test_set.batch(rows).to(state.device)
+        label = None if labels is None else labels[rows].to(state.device)
+        inputs = make_inputs(x, config, label, first_index=first, repeat=EVALUATION_REPEAT)
+        with state.autocast:
+            return -float(model.log_prob(*inputs).double().sum())
+
+    nats = sum(distributed_map(range(0, n, 100), score))
+    return nats / (math.log(2) * n * test_set.images[0].numel())
+
+
+def sample_grid(state: TrainState, test_set: ImageDataset) -> Tensor:
+    """Samples of the averaged weights, for labels and noise of the first held-out images."""
+    config, model = state.config, state.averaged
+    if config.model.noise_levels:
+        model = at_level(model, len(config.model.noise_levels) - 1)
+        config = replace(config, model=replace(config.model, noise_levels=()))
+    height, width = test_set.image_size
+    x = test_set.batch(torch.arange(min(GRID_IMAGES, len(test_set)))).to(state.device)
+    context = make_inputs(x, config, first_index=0, repeat=EVALUATION_REPEAT).context
+    labels = test_set.labels_for(config.model.condition_size)
+    return sample_images(
+        model,
+        x.shape[0],
+        height=height,
+        width=width,
+        seed=config.seed,
+        context=context,
+        label=None if labels is None else labels[: x.shape[0]],
+    )
 
 
 def fix_images(state: TrainState, test_set: ImageDataset) -> TrainConfig:

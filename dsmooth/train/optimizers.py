@@ -10,15 +10,14 @@ import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
-from typing import Generic, TypeVar, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from ..config import TrainConfig
+from ..nn import PixelCNNpp
 from ..nn.layers import WeightNormConv
-
-Model = TypeVar("Model", bound=nn.Module)
 
 MOMENTUM = 0.9
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -142,11 +141,11 @@ class Optimizer:
 
     def tensors(self) -> dict[str, Tensor]:
         """The moments that a resumed run needs, by name; Adam has none before its first step."""
-        names = list(self.parameters)
         tensors = {
-            f"adam.{key}.{names[i]}": moments[key]
-            for i, moments in self.adam.state_dict()["state"].items()
+            f"adam.{key}.{name}": self.adam.state[parameter][key]
+            for name, parameter in self.parameters.items()
             for key in ADAM_MOMENTS
+            if parameter in self.adam.state
         }
         if self.muon and tensors:
             tensors |= {f"muon.{name}": average for name, average in self.muon.moments().items()}
@@ -163,31 +162,29 @@ class Optimizer:
             raise ValueError(f"{source} holds the state of another optimiser")
         for name, average in averages.items():
             average.copy_(tensors[f"muon.{name}"])
-        description = self.adam.state_dict()
-        for i, (name, parameter) in enumerate(self.parameters.items()):
+        for name, parameter in self.parameters.items():
             # The fused optimiser walks memory: moments must lie in the order of their parameter.
-            description["state"][i] = {
+            self.adam.state[parameter] = {
                 key: torch.empty_like(parameter).copy_(tensors[f"adam.{key}.{name}"])
                 for key in ADAM_MOMENTS
-            } | {"step": torch.tensor(float(steps))}
-        self.adam.load_state_dict(description)
+            } | {"step": torch.tensor(float(steps), device=parameter.device)}
 
 
-class EMA(Generic[Model]):
+class EMA:
     """A second copy of a model that follows its weights with decay min(0.9995, (1+n)/(10+n)).
 
     n counts updates from 0, on the device of the weights. Start it after the data-dependent init;
     evaluate and sample with `model`, which is in evaluation mode and takes no gradient.
     """
 
-    def __init__(self, model: Model, max_decay: float = 0.9995) -> None:
-        self.model: Model = copy.deepcopy(model).eval().requires_grad_(False)
+    def __init__(self, model: PixelCNNpp, max_decay: float = 0.9995) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.average: list[Tensor] = list(self.model.parameters())
         self.max_decay = max_decay
         self.n_updates = torch.zeros((), dtype=torch.int64, device=self.average[0].device)
 
     @torch.no_grad()
-    def update(self, model: Model) -> None:
+    def update(self, model: PixelCNNpp) -> None:
         """Move the average towards the weights of `model`."""
         average = self.average
         current: list[Tensor] = list(model.parameters())

@@ -14,13 +14,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import TrainConfig
 from ..data import ImageDataset, to_float
 from ..data.order import ImagesOnDevice, flips
-from ..distributed import exchange
+from ..distributed import exchange, rank_and_size
 from ..files import load_state
 from ..machine import autocast
 from ..nn import PixelCNNpp
@@ -29,15 +30,27 @@ from ..nn.levels import PROJECTION
 from ..philox import Stream, image_words
 from ..smoothing import GaussianSmoothing, make_smoothing
 from .device import ReplayedStep, set_keep_gates, share_gradients, share_of_batch, uses_graph
-from .log import NonFiniteLoss, Reading, Readings
 from .optimizers import EMA, Optimizer
 
 # Muon's best angle times the square root of the number of steps (docs/decisions/009-muon.md). Runs
 # of fewer than LEAST_STEPS, which nobody measured, take the angle of that many.
 KERNEL_RATE = 1.1
 LEAST_STEPS = 100
-# The part of the device's free memory before a run begins that all images may take.
-IMAGES_FRACTION = 0.5
+# The latest that a loss that is not finite is found: after so many more steps.
+READ_STEPS = 50
+
+
+class NonFiniteLoss(ArithmeticError):
+    """The loss became infinite or NaN."""
+
+
+class Reading(NamedTuple):
+    """One step: its number, its loss in bits/dim, its gradient's norm before clipping, its rate."""
+
+    step: int
+    loss: float
+    gradient_norm: float
+    learning_rate: float
 
 
 class Inputs(NamedTuple):
@@ -77,19 +90,6 @@ def make_inputs(
     if config.clean_noise:
         x = GaussianSmoothing(config.clean_noise, Stream.CLEAN_NOISE).sample(x, **where)
     return Inputs(x, x_tilde, label, level)
-
-
-def dropout_seed(config: TrainConfig, images_seen: Tensor) -> Tensor:
-    """Two words of Philox at (0, images seen low, high, DROPOUT): int64, no dimensions."""
-    words = image_words(
-        1,
-        1,
-        seed=config.seed,
-        first_index=images_seen,
-        stream=Stream.DROPOUT,
-        device=images_seen.device,
-    )
-    return words[0, 0, 0] | words[0, 0, 1] << 32
 
 
 def total_images(config: TrainConfig) -> int:
@@ -149,16 +149,14 @@ class TrainState:
         self.autocast = autocast(device, config.precision)
         labels = train_set.labels_for(config.model.condition_size)
         self.first_row, self.rows = share_of_batch(config)
-        whole = device.type != "cuda" or (
-            train_set.images.nbytes <= IMAGES_FRACTION * torch.cuda.mem_get_info(device)[0]
-        )
-        self.images = ImagesOnDevice(
-            train_set, labels, config.batch_size, config.seed, device, whole
-        )
+        self.images = ImagesOnDevice(train_set, labels, config.batch_size, config.seed, device)
         # `images_seen` and `steps` where a step can use them.
         self.position = torch.zeros((), dtype=torch.int64, device=device)
         self.counter = torch.zeros((), dtype=torch.int64, device=device)
-        self.readings = Readings(device)
+        # Loss, norm of the gradient and rate of step n in row n % READ_STEPS.
+        pinned = device.type == "cuda"
+        self.rows_made = torch.zeros(READ_STEPS, 3, dtype=torch.float64, device=device)
+        self.rows_read = torch.zeros(READ_STEPS, 3, dtype=torch.float64, pin_memory=pinned)
         self._run: Callable[[], None] = self._update
         if uses_graph(config, device):
             self._run = ReplayedStep(self._update, device)
@@ -200,13 +198,22 @@ class TrainState:
         self.images_seen += self.config.batch_size
 
     def read(self) -> list[Reading]:
-        """The steps since the last call, at most READ_STEPS, once the device has made them.
+        """The steps since the last call, at most READ_STEPS; all processes call this together.
 
-        Raises NonFiniteLoss, naming step and seed, if a loss or a gradient is infinite or NaN. The
-        weights are then lost. So this comes before everything that keeps them. All processes call
-        it together.
+        Raises NonFiniteLoss for a loss or a gradient that is: so it comes before all that is kept.
         """
-        readings = self.readings.read(self.steps_read, self.steps)
+        self.rows_read.copy_(self.rows_made, non_blocking=True)
+        if self.rows_made.is_cuda:
+            torch.cuda.current_stream(self.device).synchronize()
+        size = rank_and_size()[1]
+        if size > 1:  # the loss is that of a share; the norm and the rate are the batch's
+            losses = self.rows_read[:, 0].contiguous()
+            with exchange():
+                dist.all_reduce(losses)
+            self.rows_read[:, 0] = losses / size
+        rows = self.rows_read.tolist()
+        steps = range(max(self.steps_read, self.steps - READ_STEPS), self.steps)
+        readings = [Reading(step, *rows[step % READ_STEPS]) for step in steps]
         self.steps_read = self.steps
         for reading in readings:
             if not (math.isfinite(reading.loss) and math.isfinite(reading.gradient_norm)):
@@ -232,7 +239,11 @@ class TrainState:
         config = self.config
         rate = scheduled(config.learning_rate, config, self.position, self.counter)
         angle = scheduled(kernel_rate(config), config, self.position, self.counter)
-        seed = dropout_seed(config, self.position) if config.model.dropout else None
+        seed = None
+        if config.model.dropout:  # of Philox at (0, images seen low, high, DROPOUT), two words
+            place: dict[str, Any] = {"first_index": self.position, "device": self.device}
+            words = image_words(1, 1, seed=config.seed, stream=Stream.DROPOUT, **place)[0, 0]
+            seed = words[0] | words[1] << 32
         inputs = self._inputs_at(self.position + self.first_row, self.rows)
         if not self.model.training:  # a walk through all modules
             self.model.train()
@@ -255,16 +266,15 @@ class TrainState:
         self.optimizer.step(rate, angle)
         if self.ema:
             self.ema.update(self.model)
-        self.readings.write(self.counter, loss, norm, rate)
+        row = torch.stack([loss, norm.double(), rate])
+        self.rows_made.index_copy_(0, (self.counter % READ_STEPS).view(1), row.view(1, 3))
         self.counter += 1
         self.position += config.batch_size
 
     def check_finite(self) -> None:
         """Raise NonFiniteLoss if a weight or an average is infinite or NaN."""
-        tensors = self.tensors()
-        finite = torch.stack([tensor.isfinite().all() for tensor in tensors.values()]).tolist()
-        for name, is_finite in zip(tensors, finite, strict=True):
-            if not is_finite:
+        for name, tensor in self.tensors().items():
+            if not tensor.isfinite().all():
                 raise NonFiniteLoss(
                     f"{name} is not finite after step {self.steps} ({self.images_seen:,} images) "
                     f"with seed {self.config.seed}; what was saved before is kept"
@@ -278,12 +288,7 @@ class TrainState:
         return tensors | self.optimizer.tensors()
 
     def restore(
-        self,
-        tensors: Mapping[str, Tensor],
-        *,
-        images_seen: int,
-        steps: int,
-        source: str,
+        self, tensors: Mapping[str, Tensor], images_seen: int, steps: int, source: str
     ) -> None:
         """Continue from what `tensors` gave. Raises ValueError, naming `source`, for others."""
         rest = dict(tensors)

@@ -24,6 +24,7 @@ from tests.helpers.data_makers import (
     cifar_binary,
     idx_bytes,
     random_bytes,
+    refused,
     write_images,
     write_mnist,
     write_tar_gz,
@@ -96,13 +97,6 @@ PICTURES: dict[str, tuple[str, bytes | Callable[[Path], object], str]] = {
 }
 
 
-def assert_refused(path: Path, message: str, read: Callable[[], object]) -> None:
-    with pytest.raises((ValueError, OSError), match=message) as error:
-        read()
-    assert str(path) in str(error.value)
-    assert len(str(error.value).splitlines()) <= 2
-
-
 @pytest.mark.parametrize("name", PICTURES)
 def test_a_hostile_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     programs, folder = tmp_path / "programs", tmp_path / "images"
@@ -114,11 +108,8 @@ def test_a_hostile_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name
     suffix, content, message = PICTURES[name]
     path = folder / f"x.{suffix}"
     path.write_bytes(content) if isinstance(content, bytes) else content(path)
-    assert_refused(
-        path,
-        message,
-        lambda: [load_dataset("folder", split, folder, image_size=8) for split in SPLITS],
-    )
+    with refused(message, path, error=(ValueError, OSError)):
+        _ = [load_dataset("folder", split, folder, image_size=8) for split in SPLITS]
     assert not (tmp_path / "ran").exists(), "a picture ran a program"
 
 
@@ -128,9 +119,8 @@ def test_a_hostile_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name
         (tar_header("x", tarfile.GNUTYPE_LONGNAME, 4 << 30) + ZEROS, "decompresses to more than"),
         (tar_header(MEMBER, tarfile.SYMTYPE, 0, "/etc/passwd"), "must hold"),
         (tar_header(MEMBER, tarfile.REGTYPE, 4 << 30), r"tar\.gz"),
-        (tar_header("x", tarfile.REGTYPE, 0) * 100 + tar_header(MEMBER, b"0", 0), "must hold"),
     ],
-    ids=["a long name", "a link", "a large batch", "many members"],
+    ids=["a long name", "a link", "a large batch"],
 )
 def test_a_hostile_archive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tar: bytes, message: str
@@ -138,7 +128,8 @@ def test_a_hostile_archive(
     monkeypatch.setattr(cifar, "_MAX_ARCHIVE", 1 << 24)
     path = tmp_path / "cifar-10-binary.tar.gz"
     path.write_bytes(gzip.compress(tar))
-    assert_refused(path, message, lambda: load_dataset("cifar10", "train", tmp_path))
+    with refused(message, path):
+        load_dataset("cifar10", "train", tmp_path)
 
 
 HEADER = "{{'descr': '{}', 'fortran_order': False, 'shape': {}}}\n"
@@ -163,10 +154,12 @@ def test_a_hostile_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: 
     npz, npy = tmp_path / "x.npz", tmp_path / "x.npy"
     with zipfile.ZipFile(npz, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("x.npy", content)
-    assert_refused(npz, message, lambda: read_npz(npz))
+    with refused(message, npz):
+        read_npz(npz)
     if name not in ("long", "a bomb"):
         npy.write_bytes(content)
-        assert_refused(npy, r"cannot be read as a \.npy without pickled", lambda: read_images(npy))
+        with refused(r"cannot be read as a \.npy without pickled", npy):
+            read_images(npy)
 
 
 def test_a_folder_of_more_images_than_memory(
@@ -186,7 +179,8 @@ def test_a_folder_of_more_images_than_memory(
 
     monkeypatch.setattr(reading.os, "posix_fallocate", full)
     message = "more than there is memory, and than .* has room for"
-    assert_refused(tmp_path, message, lambda: load_dataset("folder", "train", tmp_path))
+    with refused(message, tmp_path):
+        load_dataset("folder", "train", tmp_path)
 
 
 def test_names_that_are_not_utf8_are_read(tmp_path: Path) -> None:
@@ -296,15 +290,15 @@ def test_a_damaged_file_is_one_error_or_read(tmp_path: Path, file: str) -> None:
     contents = [(content, packed or name == "npz") for content in damaged(sound, 0)]
     if packed:
         contents += [(gzip.compress(c), False) for c in damaged(gzip.decompress(sound), 1)]
-    refused = 0
+    errors = 0
     for number, (content, checked) in enumerate(contents):
         found = read(name, leaf, tmp_path / str(number), content)
         if isinstance(found, torch.Tensor):
             assert found.dtype == torch.uint8
             assert not checked or torch.equal(found, whole)
         else:
-            refused += 1
+            errors += 1
             assert type(found) is not UnicodeDecodeError
             assert str(tmp_path / str(number)) in str(found)
             assert len(str(found).splitlines()) <= 2
-    assert refused > len(contents) // 5
+    assert errors > len(contents) // 5

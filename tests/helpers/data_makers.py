@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gzip
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -62,9 +63,16 @@ def write_images(folder: Path, images: Mapping[str, Bytes]) -> None:
         Image.fromarray(pixels).save(path)
 
 
-def assert_says(error: pytest.ExceptionInfo[BaseException], *parts: object) -> None:
-    """The message has one or two lines and holds every part."""
-    text = str(error.value)
+@contextmanager
+def refused(
+    match: str,
+    *parts: object,
+    error: type[Exception] | tuple[type[Exception], ...] = ValueError,
+) -> Iterator[None]:
+    """The block raises an error of one or two lines that has every part."""
+    with pytest.raises(error, match=match) as caught:
+        yield
+    text = str(caught.value)
     assert len(text.splitlines()) <= 2, text
     for part in parts:
         assert str(part) in text, (part, text)
