@@ -13,8 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dsmooth import ModelConfig, PixelCNNpp
 from dsmooth.functional import logistic_mixture_sample, use_impl
 from dsmooth.philox import Stream, image_words, to_uniform
-from dsmooth.sampling.builder import build_program
-from dsmooth.sampling.program import NONE, Op, Phase
+from dsmooth.sampling.program import NONE, Op, Phase, Program
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ def weight_bytes(model: PixelCNNpp, height: int, width: int, dtype: torch.dtype)
 def _operations(model: PixelCNNpp, height: int, width: int) -> Iterator[tuple[Op, int, int]]:
     """(operation, rows, columns where it runs); a stacked context counts as rows of a prompt."""
     canvas = 2 * height if model.config.conditioning == "stack" else height
-    for op in build_program(model).ops:
+    for op in Program(model).ops:
         rows = sum(_runs_at(op.level, op.row_parity, row) for row in range(canvas))
         columns = sum(_runs_at(op.level, op.column_parity, column) for column in range(width))
         yield op, rows, columns

@@ -66,11 +66,11 @@ def native_obstacle() -> str | None:
     """As `unavailable_reason`, for an op that then runs in PyTorch: a warning says so once."""
     reason = unavailable_reason()
     if reason is not None:
-        _warn_once("operations run in PyTorch, slower: %s", reason)
+        warn_once("operations run in PyTorch, slower: %s", reason)
     return reason
 
 
-_warn_once = cache(logging.getLogger("dsmooth").warning)
+warn_once = cache(logging.getLogger("dsmooth").warning)
 
 
 def extension() -> ModuleType:

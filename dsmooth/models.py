@@ -15,9 +15,8 @@ from .nn.weights import weights_digest
 from .pair import SmoothedPair
 from .pretrained import SavedNetwork, resolve
 from .runs import RunFolder
-from .sampling.cached import Sampler, has_cached_sampler
-from .sampling.candidates import draw_completions
-from .sampling.ladder import Ladder
+from .sampling.cached import Sampler, obstacle_of
+from .sampling.ladder import draw_completions
 from .sampling.output import DrawPart
 from .sampling.request import KnownPixels, Progress, Request
 
@@ -31,16 +30,12 @@ EXPECTED = (
 
 @dataclass(frozen=True)
 class Models:
-    """Trained models in evaluation mode, in the order of the roles.
-
-    smoothed: the pair of the noisy model and its denoiser; None for a single model. saved: the
-    networks on disk, in the order in which they were named.
-    """
+    """Trained models in evaluation mode: a pair, a plain model beside it, or a single model."""
 
     networks: Mapping[Role, PixelCNNpp]
     smoothed: SmoothedPair | None
     image_size: tuple[int, int]
-    saved: tuple[SavedNetwork, ...]
+    saved: tuple[SavedNetwork, ...]  # as they were named
 
     @property
     def pair(self) -> SmoothedPair:
@@ -97,44 +92,40 @@ class Models:
         return {role: weights_digest(network) for role, network in self.networks.items()}
 
     def drawer(self, request: Request, sampler: Sampler, candidates: int = 1) -> DrawPart:
-        """A function that draws parts of a request from the pair, or from the single model.
-
-        Raises ValueError for a pair beside a plain model, and for candidates of a ladder or of
-        another method than "two-step".
-        """
+        """A function that draws parts of a request from the pair, or from the single model."""
         if self.smoothed is not None and self.plain is not None:
             raise ValueError(f"one model draws at a time, got {', '.join(self.networks)}")
-        drawer = None if self.smoothed is None else self.smoothed.drawer(request.levels)
+        ladder = None if self.smoothed is None else self.smoothed.drawer(request.levels)
         network, size = next(iter(self.networks.values())), self.image_size
-        if candidates > 1 and (request.method != "two-step" or isinstance(drawer, Ladder)):
+        rungs = [network] if ladder is None else ladder.rungs
+        if candidates > 1 and (len(rungs) > 1 or request.method != "two-step"):
             raise ValueError("candidates need method two-step and one noise level")
 
         def draw(part: Request, progress: Progress) -> Tensor:
             if part.known is not None:
                 known = part.known.images.to(self.device), part.known.mask.to(self.device)
                 part = replace(part, known=KnownPixels(*known))
+            sweeps = 1 if ladder is None else ladder.sweeps(part.method)
+            sampler.watch(progress, candidates * sweeps)
             if candidates > 1:
-                model = drawer or network
-                return draw_completions(model, part, sampler, size, candidates, progress)
-            if drawer is not None:
-                return drawer.draw(part, sampler, progress)
-            return sampler.draw(network, part, size, progress=progress)
+                return draw_completions(rungs[0], part, sampler, size, candidates)
+            if ladder is not None:
+                return ladder.draw(part, sampler)
+            return sampler.draw(network, part, size)
 
         return draw
 
     @property
     def chunk(self) -> int:
         """Images that a process draws at a time."""
-        fills = has_cached_sampler(next(iter(self.networks.values())))
-        return CHUNK[self.device.type if fills else "cpu"]
+        obstacle = obstacle_of(next(iter(self.networks.values())))
+        return CHUNK["cpu" if obstacle else self.device.type]
 
 
 def load_models(names: Sequence[str | Path]) -> Models:
     """Read a pair and perhaps a plain model, or a single model that can draw, onto the CPU.
 
-    names: as of `resolve`, in any order: a saved pair, or the runs of a noisy model and of its
-    denoiser, beside either perhaps the run of a plain model; or the run of a noisy or a plain one.
-    Raises FileNotFoundError or ValueError, naming the folder, for anything else.
+    names: as of `resolve`, in any order.
     """
     saved = [network for name in names for network in resolve(name)]
     by_role: dict[Role, SavedNetwork] = {}

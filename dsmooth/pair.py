@@ -21,15 +21,7 @@ from .pretrained.pairs import PairInFiles
 from .progress import progress as bar
 from .sampling.cached import Sampler
 from .sampling.ladder import Ladder, log_prob_of_noisy
-from .sampling.request import (
-    Choices,
-    How,
-    Label,
-    Progress,
-    Request,
-    known_pixels,
-    share_of_progress,
-)
+from .sampling.request import Choices, How, Label, Progress, Request
 from .smoothing import GaussianSmoothing, Smoothing
 
 if TYPE_CHECKING:
@@ -64,7 +56,6 @@ class SmoothedPair(PairInFiles):
         self.denoiser = denoiser
         self.smoothing = smoothing
         self.image_size = (int(height), int(width))
-        self.origin = {}
 
     @torch.no_grad()
     def sample(
@@ -109,16 +100,14 @@ class SmoothedPair(PairInFiles):
         request = Request.make(n, choices, method=method, score=score, levels=levels)
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        drawer, sampler = self.drawer(levels), Sampler(How(threads, precision))
-        report, parts, done = None if isinstance(progress, bool) else progress, [], 0
+        ladder, sampler = self.drawer(levels), Sampler(How(threads, precision))
+        parts = request.parts(batch_size or n)
+        report = None if isinstance(progress, bool) else progress
         with bar("drawing", n) if progress is True else nullcontext() as show:
             if show is not None:
-                report = lambda fraction: show(n * fraction)  # noqa: E731 - in place of the caller's
-            for part in request.parts(batch_size or n):
-                share = share_of_progress(report, done / n, (done + part.count) / n)
-                parts.append(drawer.draw(part, sampler, share))
-                done += part.count
-        return torch.cat(parts)
+                report = lambda fraction: show(n * fraction)  # noqa: E731
+            sampler.watch(report, ladder.sweeps(method) * len(parts))
+            return torch.cat([ladder.draw(part, sampler) for part in parts])
 
     @torch.no_grad()
     def denoise(
@@ -140,36 +129,21 @@ class SmoothedPair(PairInFiles):
         request = Request.make(n, choices, method=method, score=score, levels=levels)
         return self.drawer(levels).draw_clean(x_tilde, request, Sampler(How(threads, precision)))
 
-    def drawer(self, levels: Sequence[float] | None = None) -> SmoothedPair | Ladder:
-        """This pair at one noise level, or a ladder of several: either draws requests."""
-        rungs = [self.at(scale) for scale in self.ladder(levels)]
-        return rungs[0] if len(rungs) == 1 else Ladder(rungs)
+    def drawer(self, levels: Sequence[float] | None = None) -> Ladder:
+        """This pair at the levels of a ladder, by default at the highest alone: draws requests."""
+        return Ladder([self.at(scale) for scale in self.ladder(levels)])
 
-    def draw(self, request: Request, sampler: Sampler, progress: Progress | None = None) -> Tensor:
-        """The images of a request in two steps, at one noise level."""
-        first = 0.5 if request.method == "two-step" else 1.0
-        x_tilde = self.draw_noisy(request, sampler, share_of_progress(progress, 0, first))
-        return self.draw_clean(x_tilde, request, sampler, share_of_progress(progress, first, 1))
-
-    def draw_noisy(
-        self, request: Request, sampler: Sampler, progress: Progress | None = None
-    ) -> Tensor:
+    def draw_noisy(self, request: Request, sampler: Sampler) -> Tensor:
         """x~ ~ p(x~), (B, C, H, W). Its known pixels are those of x with the smoothing's noise."""
-        known, where = request.known, {"seed": request.seed, "first_index": request.first_index}
+        known, seed, first = request.known, request.seed, request.first_index
         if known is not None:
-            x_tilde = self.smoothing.sample(known.images, **where)
-            known = known_pixels(x_tilde, known.mask, request.count)
+            x_tilde = self.smoothing.sample(known.images, seed=seed, first_index=first)
+            known = replace(known, images=x_tilde)
         label: Label = self.label_for(self.noisy, request.label)
         request = replace(request, known=known, label=label)
-        return sampler.draw(self.noisy, request, self.image_size, progress=progress)
+        return sampler.draw(self.noisy, request, self.image_size)
 
-    def draw_clean(
-        self,
-        x_tilde: Tensor,
-        request: Request,
-        sampler: Sampler,
-        progress: Progress | None = None,
-    ) -> Tensor:
+    def draw_clean(self, x_tilde: Tensor, request: Request, sampler: Sampler) -> Tensor:
         """The image of each x~ (B, C, H, W), by the request's method; NaN where x~ diverged."""
         if request.method == "noisy":
             return x_tilde
@@ -182,7 +156,7 @@ class SmoothedPair(PairInFiles):
         else:
             label: Label = self.label_for(self.denoiser, request.label)
             request = replace(request, label=label)
-            x = sampler.draw(self.denoiser, request, self.image_size, x_tilde, progress)
+            x = sampler.draw(self.denoiser, request, self.image_size, x_tilde)
         return torch.where(diverged, math.nan, x)
 
     def single_step(
@@ -259,7 +233,7 @@ class SmoothedPair(PairInFiles):
         Keys "noisy" (log p(x~)), "smoothing" (-log q(x~ | x)) and "denoiser" (log p(x | x~)), x~ of
         the lowest level.
         """
-        pairs = [self.at(scale) for scale in self.ladder(levels)]
+        pairs = self.drawer(levels).rungs
         lowest = pairs[-1]
         where = {"seed": seed, "first_index": first_index, "repeat": repeat}
         x_tilde = lowest.smoothing.sample(x, **where)

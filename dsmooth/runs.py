@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,9 +21,8 @@ if TYPE_CHECKING:
 class Origin:
     """Origin of a network's weights, as a model card tells it; None where no log does.
 
-    command: the `dsmooth train` that begins such a run. images: seen in training, repeats counted.
-    bits_per_dim: of held-out images at the last evaluation, whose meaning is `loss`. notes: of the
-    log, about settings that were changed on the way.
+    command: the `dsmooth train` that begins such a run. bits_per_dim: of held-out images at the
+    last evaluation, whose meaning is `loss`. notes: of settings that were changed on the way.
     """
 
     command: str
@@ -108,10 +106,7 @@ class RunFolder:
 
     def log_ends_whole(self) -> bool:
         """Whether the log is empty or its last line is complete."""
-        with open(self.log, "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - 1))
-            return file.read() in (b"", b"\n")
+        return self.log.read_bytes()[-1:] in (b"", b"\n")
 
     def history(self) -> list[dict[str, Any]]:
         """The log without steps that a later start took back (those after the last checkpoint)."""
@@ -165,27 +160,26 @@ def training_seconds(entries: Sequence[dict[str, Any]]) -> float:
     return round(total + last, 1)
 
 
-# The numbers of an entry of the log by its event, beside its seconds, and its text.
-_NUMBERS = {
-    "start": ("total",),
-    "step": ("bits_per_dim", "images_per_second"),
-    "evaluation": ("bits_per_dim",),
+# Fields of an entry of the log by its event, beside its images and seconds, and their types.
+_NUMBER, _TEXT = (int, float), (str,)
+_FIELDS = {
+    "start": {"total": _NUMBER, "loss": _TEXT},
+    "step": {"bits_per_dim": _NUMBER, "images_per_second": _NUMBER},
+    "evaluation": {"bits_per_dim": _NUMBER},
+    "note": {"text": _TEXT},
 }
-_TEXTS = {"start": "loss", "note": "text"}
 
 
 def read_entry(line: bytes) -> dict[str, Any] | None:
     """An entry of a log; None for a line that is none."""
     try:
         entry = json.loads(line)
-    except (ValueError, RecursionError):  # not JSON, or not UTF-8
+        own = _FIELDS.get(entry["event"], {})
+        fields = {"event": _TEXT, "images": (int,), "seconds": _NUMBER, **own}
+        whole = all(type(entry[name]) in kinds for name, kinds in fields.items())
+    except (ValueError, RecursionError, KeyError, TypeError):  # not JSON, not UTF-8, no entry
         return None
-    if not isinstance(entry, dict) or not isinstance(entry.get("event"), str):
-        return None
-    event = entry["event"]
-    numbers = [entry.get(name) for name in ("seconds", *_NUMBERS.get(event, ()))]
-    whole = type(entry.get("images")) is int and all(type(n) in (int, float) for n in numbers)
-    return entry if whole and isinstance(entry.get(_TEXTS.get(event, "event")), str) else None
+    return entry if whole else None
 
 
 def default_folder(role: Role) -> Path:

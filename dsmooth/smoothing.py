@@ -142,10 +142,3 @@ class UniformSmoothing(Smoothing):
 SMOOTHINGS: dict[str, type[Smoothing]] = {
     cls.kind: cls for cls in (GaussianSmoothing, LaplaceSmoothing, UniformSmoothing)
 }
-
-
-def make_smoothing(kind: str, scale: float) -> Smoothing:
-    """The smoothing of that kind; raises ValueError for an unknown one."""
-    if kind not in SMOOTHINGS:
-        raise ValueError(f"smoothing must be one of {', '.join(SMOOTHINGS)}, got {kind!r}")
-    return SMOOTHINGS[kind](scale)

@@ -21,7 +21,7 @@ from dsmooth.functional.logistic_mixture import MIN_LOG_SCALE
 from dsmooth.nn import PixelCNNpp
 from dsmooth.philox import Stream, image_words, to_uniform
 from dsmooth.sampling import CachedSampler
-from dsmooth.sampling.builder import build_program
+from dsmooth.sampling.program import Program
 from tests.helpers.sampler_checks import (
     ATOMS,
     FIRST,
@@ -33,11 +33,12 @@ from tests.helpers.sampler_checks import (
     context_for,
     labels_of,
     network,
-    network_with_exact_streams,
+    network_of_biases,
     teacher_forced,
 )
 
 # A CUDA device runs the same laws as an instruction set.
+DTYPES = [torch.float32, torch.bfloat16]
 CUDA = [pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else []
 # Instruction sets with code of their own for the dtype.
 INSTRUCTION_SETS = [name for name in instruction_sets() if name != "avx512bf16"]
@@ -173,15 +174,18 @@ def test_bfloat16_stays_near_the_network(conditioning: str, code: str) -> None:
 @pytest.mark.parametrize("n_filters", [7, 16, 40])
 @pytest.mark.parametrize("code", [*BF16_INSTRUCTION_SETS, *CUDA])
 def test_head_of_bfloat16_is_in_float32(code: str, n_filters: int) -> None:
-    model = network_with_exact_streams(n_filters)
+    model = network_of_biases(n_filters)
     check_head_in_float32(make_sampler(model, torch.bfloat16, code), model)
 
 
 @pytest.mark.grid
 @pytest.mark.parametrize(
-    ("dtype", "instruction_set"),
-    [(torch.float32, name) for name in INSTRUCTION_SETS]
-    + [(torch.bfloat16, name) for name in BF16_INSTRUCTION_SETS],
+    ("dtype", "code"),
+    [
+        *((torch.float32, name) for name in INSTRUCTION_SETS),
+        *((torch.bfloat16, name) for name in BF16_INSTRUCTION_SETS),
+        *(pytest.param(dtype, "cuda", marks=pytest.mark.gpu) for dtype in DTYPES if CUDA),
+    ],
 )
 @pytest.mark.parametrize(
     ("conditioning", "channels", "fields"),
@@ -196,31 +200,39 @@ def test_head_of_bfloat16_is_in_float32(code: str, n_filters: int) -> None:
         ("stack", 3, GAUSSIAN),
     ],
 )
+@pytest.mark.parametrize("completes", [False, True])
 def test_same_bits_however_the_work_is_shared(
+    completes: bool,
     conditioning: str,
     channels: int,
     fields: dict[str, Any],
     dtype: torch.dtype,
-    instruction_set: str,
+    code: str,
 ) -> None:
-    """And whatever labels stand beside an image's."""
+    """And whatever labels stand beside an image's; a row known in all is computed at once."""
     model = network(conditioning=conditioning, channels=channels, n_filters=9, **fields)
-    sampler = CachedSampler(model, dtype, instruction_set=instruction_set)
-    n, size = 64, (4, 8)
+    sampler = make_sampler(model, dtype, code)
+    n, size = 600 if code == "cuda" else 64, (4, 8)
     context = context_for(model, n, *size)
     classes = labels_of(n, model.config.n_classes, soft=conditioning == "concat")
+    known = mask = None
+    if completes:
+        random = torch.rand(n, channels, *size, generator=torch.Generator().manual_seed(4))
+        known, mask = random * 2 - 1, random[:, 0] < 0.5
+        mask[:, 1], mask[5], mask[7:9, 2:] = True, True, False
 
     def draw(first: int = 0, count: int = n, label: Tensor | None = classes, **how: Any) -> Tensor:
         part = slice(first, first + count)
-        given = {"context": context, "label": label}
-        given = {name: None if t is None else t[part] for name, t in given.items()}
+        given = {"context": context, "label": label, "known": known, "mask": mask}
+        given = {k: None if t is None else t[part].to(sampler.device) for k, t in given.items()}
         return sampler.sample(count, *size, seed=SEED, first_index=FIRST + first, **given, **how)
 
     expected = draw(threads=1)
     assert len(expected.flatten(1).unique(dim=0)) == n
     for first, count, threads, max_slice in [
-        (0, 64, 2, None), (0, 64, 3, 5), (0, 64, 1, 64), (0, 1, 1, None), (63, 1, 2, None),
+        (0, n, 2, None), (0, n, 3, 5), (0, n, 1, n), (0, 1, 1, None), (n - 1, 1, 2, None),
         (5, 1, 4, None), (2, 2, 3, None), (2, 2, 4, None), (30, 7, 2, 2), (57, 7, 1, 1),
+        (0, n, 1, 1), (20, 33, 2, 32),
     ]:  # fmt: skip
         part = draw(first, count, threads=threads, max_slice=max_slice)
         assert torch.equal(part, expected[first : first + count]), (first, count, threads)
@@ -230,6 +242,17 @@ def test_same_bits_however_the_work_is_shared(
         beside = draw(label=others, threads=1)
         assert torch.equal(beside[7], expected[7])
         assert not torch.equal(beside[8], expected[8])
+
+
+@pytest.mark.quick
+def test_a_network_that_has_learned_nothing_of_classes_draws_as_one_without() -> None:
+    """Bitwise: the biases of the images are then that of all."""
+    plain, model = network(), network(n_classes=3)
+    state = plain.state_dict()
+    for name, weight in model.state_dict().items():
+        weight.copy_(state.get(name, torch.zeros(())))
+    x = CachedSampler(model).sample(5, 8, 8, label=labels_of(5, 3))
+    assert torch.equal(x, CachedSampler(plain).sample(5, 8, 8))
 
 
 @pytest.mark.quick
@@ -307,16 +330,21 @@ def test_ctrl_c_ends_a_call(slow_sampler: CachedSampler, n: int) -> None:
     timer.join()
 
 
-def test_bad_contexts() -> None:
+def test_bad_contexts_and_labels() -> None:
     sampler = CachedSampler(network(conditioning="stack"))
     with pytest.raises(ValueError, match="context is missing"):
         sampler.sample(1, 4, 4)
     with pytest.raises(ValueError, match=r"context must have shape \(1, 1, 4, 4\), got \(2, "):
         sampler.sample(1, 4, 4, context=torch.zeros(2, 1, 4, 4))
-    with pytest.raises(TypeError, match="context must be float32"):
+    with pytest.raises(TypeError, match=r"context must be torch\.float32, got torch\.float64"):
         sampler.sample(1, 4, 4, context=torch.zeros(1, 1, 4, 4, dtype=torch.float64))
     with pytest.raises(ValueError, match="context must be finite"):
         sampler.sample(1, 4, 4, context=torch.full((1, 1, 4, 4), float("nan")))
+    labelled = CachedSampler(network(n_classes=3))
+    with pytest.raises(ValueError, match="label must be finite"):
+        labelled.sample(2, 4, 4, label=torch.full((2, 3), torch.nan))
+    with pytest.raises(ValueError, match="label is missing: the model has n_classes=3"):
+        labelled.sample(2, 4, 4)
 
 
 def test_bad_models() -> None:
@@ -346,17 +374,6 @@ def test_every_instruction_set_has_code_of_its_own_or_of_one_below(instruction_s
     assert sampler.instruction_set == own
 
 
-def at(*path: str | int) -> Callable[[Any], Any]:
-    """The part of a program at a path of names and indices."""
-
-    def find(program: Any) -> Any:
-        for step in path:
-            program = program[step] if isinstance(step, int) else getattr(program, step)
-        return program
-
-    return find
-
-
 INFINITE = {"likelihood": "gaussian", "atoms": (), "n_mix": 4, "smoothing_scale": math.inf}
 
 
@@ -364,24 +381,24 @@ INFINITE = {"likelihood": "gaussian", "atoms": (), "n_mix": 4, "smoothing_scale"
 @pytest.mark.parametrize(
     ("part", "changes", "message"),
     [
-        (at("ops", 3), {"act_out": 1000}, "sampler program, operation 3: no such cache"),
-        (at("ops", 3), {"act_out": 0}, "sampler program, operation 3: level or type of a cache"),
-        (at("ops", 3), {"bias": np.zeros(4)}, "sampler program, operation 3: channels of a cache"),
-        (at("ops", 3, "terms", 0), {"drow": 1}, "a row that is not there yet"),
-        (at("ops", 3, "terms", 0), {"dcol": 1}, "a tap beyond the padding"),
-        (at("ops", 3, "terms", 0), {"weight": np.full((12, 3, 12), np.nan)}, "not finite"),
-        (at(), {"atoms": [256, 0, 7]}, "atoms must be distinct byte levels 0 .. 255, got 256"),
-        (at(), {"atoms": [7]}, "params: must have 10 channels for n_mix 3 and 1 atoms, got 12"),
-        (at(), {"n_mix": 2}, "params: must have 9 channels for n_mix 2 and 3 atoms, got 12"),
-        (at(), {"n_mix": 0}, "n_mix must lie in 1 .. 65535, got 0"),
-        (at(), {"likelihood": "continuous"}, "atoms need likelihood discretized"),
-        (at(), INFINITE, "smoothing_scale must be positive and finite, got inf"),
+        (lambda p: p.ops[3], {"act_out": 1000}, "operation 3: no such cache"),
+        (lambda p: p.ops[3], {"act_out": 0}, "operation 3: level or type of a cache"),
+        (lambda p: p.ops[3], {"bias": np.zeros(4)}, "operation 3: channels of a cache"),
+        (lambda p: p.ops[3].terms[0], {"drow": 1}, "a row that is not there yet"),
+        (lambda p: p.ops[3].terms[0], {"dcol": 1}, "a tap beyond the padding"),
+        (lambda p: p.ops[3].terms[0], {"weight": np.full((12, 3, 12), np.nan)}, "not finite"),
+        (lambda p: p, {"atoms": [256, 0, 7]}, "atoms must be distinct byte levels .*, got 256"),
+        (lambda p: p, {"atoms": [7]}, "must have 10 channels for n_mix 3 and 1 atoms, got 12"),
+        (lambda p: p, {"n_mix": 2}, "must have 9 channels for n_mix 2 and 3 atoms, got 12"),
+        (lambda p: p, {"n_mix": 0}, "n_mix must lie in 1 .. 65535, got 0"),
+        (lambda p: p, {"likelihood": "continuous"}, "atoms need likelihood discretized"),
+        (lambda p: p, INFINITE, "smoothing_scale must be positive and finite, got inf"),
     ],
 )
 def test_native_code_checks_programs(
     part: Callable[[Any], Any], changes: dict[str, Any], message: str
 ) -> None:
-    program = build_program(network(**ATOMS))
+    program = Program(network(**ATOMS))
     for name, value in changes.items():
         object.__setattr__(part(program), name, value)
     with pytest.raises(ValueError, match=message):

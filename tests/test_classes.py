@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -21,6 +22,7 @@ from dsmooth.train import train
 from dsmooth.train.loop import evaluate
 from dsmooth.train.step import TrainState
 from tests.helpers.class_networks import CLASSES, conditional, inputs, with_classes
+from tests.helpers.command_runs import run
 from tests.helpers.tiny_runs import ROLES, tiny
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -212,8 +214,6 @@ def test_the_labels_of_a_request() -> None:
     assert Request(5, label=7).how()["label"] == 7
     assert "label" not in Request(5).how()
     assert Request(5).labels(0, cpu) is None
-    with pytest.raises(ValueError, match="label is missing"):
-        Request(5).labels(3, cpu)
     with pytest.raises(ValueError, match=r"label must lie in 0 .. 2, got 7"):
         Request(5, label=7).labels(3, cpu)
     for wrong in (-1, True, "all", 0.5):
@@ -274,6 +274,40 @@ def test_a_pair_draws_each_model_with_the_label() -> None:
     assert torch.equal(pair.denoise(x_tilde, label=1), expected)
     with pytest.raises(ValueError, match="the same n_classes, or one of them none, got 3 and 2"):
         make_pair(CLASSES, 2)
+
+
+@pytest.mark.quick
+def test_the_command_draws_a_class_or_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Image i of a class is the same image beside others of its own class and of others."""
+    monkeypatch.chdir(tmp_path)
+    pair = make_pair(CLASSES, 0)
+    with torch.no_grad():
+        for network in (pair.noisy, pair.denoiser):
+            network.head.weight_g.mul_(0.1)
+    pair.save_pretrained("pair")
+
+    def draw(label: object, out: str, count: int = 5) -> dict[str, np.ndarray]:
+        options = [] if label is None else ["--label", str(label)]
+        draws = ["sample", "pair", "-n", str(count), "--device", "cpu", "--out", out, *options]
+        assert run(*draws) == 0, capsys.readouterr().err
+        return dict(np.load(out)) if out.endswith("npz") else {}
+
+    each, one, prior = draw("each", "each.npz"), draw(1, "one.npz"), draw(None, "prior.npz")
+    assert each["label"].tolist() == [0, 1, 2, 0, 1]
+    assert one["label"].tolist() == [1] * 5
+    same = [bool((a == b).all()) for a, b in zip(each["x"], one["x"], strict=True)]
+    assert same == [False, True, False, False, True]
+    assert len(set(prior["label"].tolist())) > 1
+    for i, label in enumerate(prior["label"].tolist()):
+        assert (draw(label, "own.npz")["x"][i] == prior["x"][i]).all()
+    for count in (2, 5):  # the larger call goes on with the folder
+        draw("each", "folder", count)
+    assert (np.load("folder/shard_00000.npy") == each["x"]).all()
+    for label, message in (("1", "another drawing: label each, not 1"), ("3", "3 classes: give")):
+        assert run("sample", "pair", "--device", "cpu", "--label", label, "--out", "folder") == 1
+        assert message in capsys.readouterr().err
 
 
 def labelled(n: int = 30, classes: int = 2, split: str = "train") -> ImageDataset:

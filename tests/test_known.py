@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 import dsmooth
-from dsmooth.functional import logistic_mixture_sample
 from dsmooth.models import Models
 from dsmooth.nn import PixelCNNpp
 from dsmooth.sampling import (
@@ -25,11 +24,11 @@ from dsmooth.sampling import (
     sample_images,
     sequential_sample,
 )
-from dsmooth.sampling.cached import Sampler, has_cached_sampler
-from dsmooth.sampling.candidates import draw_weighted
+from dsmooth.sampling.cached import Sampler, obstacle_of
+from dsmooth.sampling.ladder import draw_weighted
 from dsmooth.sampling.output import gather
 from dsmooth.sampling.request import Request, known_pixels
-from tests.helpers.sampler_checks import ATOMS, FIRST, SEED, context_for, network, uniforms_of
+from tests.helpers.sampler_checks import ATOMS, FIRST, SEED, context_for, network, teacher_forced
 from tests.helpers.tiny_pairs import tiny_pair
 
 N, SIZE = 3, (8, 8)
@@ -41,14 +40,13 @@ CUDA = [
 ]
 SAMPLERS = ("sequential", "jacobi", "jacobi by row", "cached", "cached bfloat16", *CUDA)
 CASES = [("none", 1, {}), ("stack", 3, {}), ("concat", 1, ATOMS)]
-needs_extension = pytest.mark.skipif(not has_cached_sampler(network()), reason="no extension")
 
 
 def draw(sampler: str, model: PixelCNNpp, **given: Any) -> Tensor:
     """N images by a sampler of this name."""
     given = {**SETTINGS, "context": context_for(model, N, *SIZE), **given}
     if sampler.startswith("cached"):
-        if not has_cached_sampler(model):
+        if obstacle_of(model):
             pytest.skip("needs the extension")
         dtype = torch.bfloat16 if sampler.endswith("bfloat16") else torch.float32
         if "cuda" in sampler:
@@ -104,31 +102,8 @@ def test_drawn_pixels_follow_from_the_pixels_before_them(
     kept = mask[:, None].expand_as(x)
     assert torch.equal(x[kept], known[kept])
     context = context_for(model, N, *SIZE)
-    with torch.no_grad():
-        params = model.double()(x.double(), None if context is None else context.double())
-    uniforms = uniforms_of(model, N, *SIZE, FIRST).double()
-    again = logistic_mixture_sample(params, uniforms, channels, **model.config.mixture)
+    again, _ = teacher_forced(model, x, context, torch.float64, 1.0)
     torch.testing.assert_close(x[~kept], again[~kept].float(), rtol=1e-4, atol=1e-4)
-
-
-@needs_extension
-@pytest.mark.quick
-@pytest.mark.parametrize("conditioning", ["none", "stack", "concat"])
-def test_cached_completions_do_not_depend_on_batch_slices_or_threads(conditioning: str) -> None:
-    """A row that is known in all images of a slice is computed as a whole."""
-    n = 7
-    model = network(conditioning=conditioning, channels=3)
-    sampler, context = CachedSampler(model), context_for(model, n, *SIZE)
-    known, mask = random_images(3, n), random_mask(n)
-    mask[2:4, 3:6], mask[5] = True, keep_top(0.75, SIZE)[0]
-    given = {"seed": 1, "known": known, "mask": mask, "context": context}
-    whole = sampler.sample(n, *SIZE, **given, threads=1)
-    for settings in ({"threads": 3}, {"max_slice": 1}, {"max_slice": 2, "threads": 2}):
-        assert torch.equal(sampler.sample(n, *SIZE, **given, **settings), whole)
-    for i in range(n):
-        one = {key: given[key][i : i + 1] for key in ("known", "mask")}
-        one["context"] = None if context is None else context[i : i + 1]
-        assert torch.equal(sampler.sample(1, *SIZE, seed=1, first_index=i, **one)[0], whole[i])
 
 
 def test_one_image_and_one_mask_serve_all() -> None:
@@ -188,44 +163,7 @@ def test_what_is_known_decides_the_images() -> None:
     assert Request(N, known=known_pixels(hidden, mask, N)).how() == hows[0]
 
 
-X, MASK = torch.zeros(2, 1, 8, 8), torch.ones(2, 8, 8, dtype=torch.bool)
-MISTAKES: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"known": None}, ValueError, "known and mask must be given together"),
-    ({"mask": None}, ValueError, "known and mask must be given together"),
-    ({"mask": MASK.float()}, TypeError, "mask must be torch.bool, True where .* got torch.float32"),
-    ({"known": X.byte()}, TypeError, r"known must be floating point in \[-1, 1\], got torch.uint8"),
-    ({"known": X[0]}, ValueError, r"known must have shape \(2 or 1, C, H, W\), got \(1, 8, 8\)"),
-    ({"known": X.expand(2, 3, 8, 8)}, ValueError, r"known must have shape \(2, 1, 8, 8\), got"),
-    ({"known": torch.zeros(3, 1, 8, 8)}, ValueError, r"known must have shape \(2 or 1, C"),
-    ({"mask": MASK[:, :4]}, ValueError, r"mask must have shape \(2 or 1, 8, 8\), got \(2, 4, 8\)"),
-    ({"mask": MASK[0]}, ValueError, r"mask must have shape \(2 or 1, 8, 8\), got \(8, 8\)"),
-    ({"known": X.double()}, TypeError, "known must be torch.float32, got torch.float64"),
-    ({"known": X.log()}, ValueError, "known pixels must be finite, got a NaN or an infinity"),
-    ({"mask": MASK.to("meta")}, ValueError, "mask must be on known's device cpu, got meta"),
-]
-
-
-@pytest.mark.parametrize(("arguments", "error", "message"), MISTAKES)
-def test_wrong_known_pixels(
-    arguments: dict[str, Any], error: type[Exception], message: str
-) -> None:
-    pair = tiny_pair()
-    given = {"known": X, "mask": MASK, **arguments}
-    doors: list[Any] = [
-        lambda: pair.sample(2, **given),
-        lambda: pair.denoise(X, method="single-step", **given),
-        lambda: sequential_sample(pair.noisy, 2, height=8, width=8, **given),
-        lambda: jacobi_sample(pair.noisy, 2, height=8, width=8, **given),
-        lambda: sample_images(pair.noisy, 2, height=8, width=8, **given),
-    ]
-    if has_cached_sampler(pair.noisy):
-        doors.append(lambda: CachedSampler(pair.noisy).sample(2, 8, 8, **given))
-    for door in doors:
-        with pytest.raises(error, match=message):
-            door()
-
-
-def test_keep_top_and_a_wrong_count() -> None:
+def test_keep_top() -> None:
     for fraction, rows in ((0, 0), (0.25, 2), (0.5, 4), (1, 8)):
         mask = keep_top(fraction, (8, 12))
         assert mask.shape == (1, 8, 12)
@@ -234,8 +172,6 @@ def test_keep_top_and_a_wrong_count() -> None:
     for fraction in (-0.1, 1.5, float("nan")):
         with pytest.raises(ValueError, match=r"fraction of known rows must lie in 0 \.\. 1, got"):
             keep_top(fraction, SIZE)
-    with pytest.raises(ValueError, match="known must be of 3 images, got 2 images"):
-        Request(3, known=known_pixels(X, MASK, 2))
 
 
 DRAWS = 2000

@@ -77,15 +77,6 @@ def test_numbers_out_of_range(wrong: dict[str, int]) -> None:
         image_words(1, 1, seed=0, stream=Stream.SAMPLE, **wrong)
 
 
-def test_counters_and_keys_of_other_kinds() -> None:
-    with pytest.raises(TypeError, match="counter must be int64"):
-        philox4x32(torch.zeros(4), (0, 0))
-    with pytest.raises(ValueError, match="counter must have shape"):
-        philox4x32(torch.zeros(3, dtype=torch.int64), (0, 0))
-    with pytest.raises(ValueError, match="key must be two words"):
-        philox4x32(torch.zeros(4, dtype=torch.int64), (0, 2**32))
-
-
 @native
 @given(counter=st.lists(word, min_size=4, max_size=4), key=st.lists(word, min_size=2, max_size=2))
 def test_same_words_as_python(counter: list[int], key: list[int]) -> None:

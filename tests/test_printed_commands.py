@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import dsmooth
+from dsmooth._extension import warn_once
 from dsmooth.cli import _kind, _parse, as_options, main
 from dsmooth.commands.reproduce import choose_plan
 from dsmooth.config import ModelConfig, TrainConfig
@@ -27,7 +28,6 @@ from dsmooth.pretrained import TITLE
 from dsmooth.reproduce import PretrainedPlan, plan_from_preset
 from dsmooth.reproduce.pipeline import longer_training, wrapped
 from dsmooth.reproduce.plan import TrainingPlan
-from dsmooth.sampling.cached import _say_slow
 from tests.helpers.command_runs import run
 from tests.helpers.data_makers import random_bytes, write_images
 
@@ -193,7 +193,7 @@ def test_silence_numbers_and_folders(
 
 def test_one_forward_a_pixel_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     """By a pair, and where models are named in a call; a library says nothing else."""
-    _say_slow.cache_clear()
+    warn_once.cache_clear()
     shape = {"n_filters": 4, "n_resnet": 1, "n_mix": 2}
     noisy = dsmooth.PixelCNNpp(ModelConfig(**shape))
     denoiser = dsmooth.PixelCNNpp(ModelConfig(**shape, conditioning="stack"))

@@ -35,9 +35,6 @@ def notes(folder: Path) -> list[str]:
     return [e["text"] for e in RunFolder(folder).read_log() if e["event"] == "note"]
 
 
-# ---- longer ----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("schedule", ["cosine", "cooldown"])
 def test_a_prolonged_schedule_is_a_new_one_over_what_is_added(schedule: Any) -> None:
     whole = tiny(images=64, schedule=schedule)
@@ -104,9 +101,6 @@ def test_an_unfinished_run_keeps_its_length_unless_forced(
     assert rates(folder)[-1] == pytest.approx(float(last))
 
 
-# ---- with other settings ---------------------------------------------------------------------
-
-
 def test_a_changed_setting_is_named_and_can_be_forced(tmp_path: Path) -> None:
     config, folder = tiny(images=24, schedule="exponential"), tmp_path / "run"
     train(config, folder)
@@ -161,9 +155,6 @@ def test_the_command_prolongs_and_forces(
     assert "its seed is 0, not 3; --force goes on with that" in capsys.readouterr().err
     assert call("train", "plain", *out, "--resume", "--images", "24", "--seed", "3", "--force") == 0
     assert "prolonged from 16 to 24 images" in capsys.readouterr().out
-
-
-# ---- from weights ----------------------------------------------------------------------------
 
 
 def averaged(folder: Path) -> dict[str, torch.Tensor]:

@@ -13,8 +13,6 @@ import torch
 
 import dsmooth
 from dsmooth.machine import choose_device
-from dsmooth.sampling.output import gather
-from dsmooth.sampling.request import Progress, Request
 from tests.helpers.command_runs import run
 from tests.helpers.rank_processes import (
     COMMAND,
@@ -24,27 +22,6 @@ from tests.helpers.rank_processes import (
     wait_for_all,
 )
 from tests.helpers.sampler_checks import network
-
-
-@pytest.mark.parametrize("chunk", [5, 100])
-def test_images_of_one_process(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    """Every image once, no part too long, and no group."""
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    seen: list[float] = []
-    counts: list[int] = []
-
-    def draw(part: Request, progress: Progress) -> torch.Tensor:
-        counts.append(part.count)
-        progress(0.5)
-        numbers = torch.arange(part.first_index, part.first_index + part.count).float()
-        return numbers.view(-1, 1, 1, 1).expand(-1, 1, 4, 4)
-
-    x = gather(draw, Request(12, first_index=7), chunk, seen.append)
-    assert x is not None
-    assert x[:, 0, 0, 0].tolist() == list(range(7, 19))
-    assert max(counts) <= chunk
-    assert (seen, seen[-1]) == (sorted(seen), 12)
-    assert not torch.distributed.is_initialized()
 
 
 def saved_pair(folder: Path) -> Path:

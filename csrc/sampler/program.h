@@ -1,6 +1,5 @@
 // A PixelCNN++ as data: what is cached, which operations run where, with which weights. Built in
-// Python from the module (dsmooth/sampling/builder.py; program.py explains each field), checked
-// here.
+// Python from the module (dsmooth/sampling/program.py, which explains each field), checked here.
 #pragma once
 
 #include <vector>

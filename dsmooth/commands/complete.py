@@ -20,12 +20,10 @@ from ..models import Models, load_models
 from ..pictures import BORDER, is_diverged, save_grid, visible
 from ..pretrained import is_model
 from ..progress import progress
-from ..sampling.cached import Sampler
-from ..sampling.output import gather
-from ..sampling.request import How, keep_top, known_pixels
-from .drawing_device import drawing_device
+from ..sampling.output import Filled, gather
+from ..sampling.request import keep_top, known_pixels
 from .options import Complete
-from .sample import GRID_LIMIT, check_outputs, rate_line, request_of, say_diverged
+from .sample import GRID_LIMIT, check_outputs, make_sampler, request_of, say_filled
 
 
 def complete(options: Complete) -> None:
@@ -45,17 +43,16 @@ def complete(options: Complete) -> None:
         known = known_pixels(x.repeat_interleave(options.draws, dim=0), mask, cells)
         request = request_of(models, options.drawing, cells, known=known)
         started, rank = time.monotonic(), rank_and_size()[0]
-        sampler = Sampler(How(options.execution.threads, options.execution.precision))
-        models.to(drawing_device(options.execution.device, models, request, sampler.how))
+        sampler = make_sampler(options.execution, models, request)
         with progress("completing", request.count) if rank == 0 else nullcontext() as done:
             drawer = models.drawer(request, sampler, options.candidates)
             completed = gather(drawer, request, models.chunk, done)
     if completed is not None:
-        print(rate_line(request.count, 0, time.monotonic() - started))
+        seconds = time.monotonic() - started
         for path in options.out:
             write_completions(path, x, mask, completed, request.seed)
             print(f"wrote {path}")
-        say_diverged(int(is_diverged(completed).sum()), len(completed))
+        say_filled(Filled(0, len(completed), int(is_diverged(completed).sum())), seconds)
 
 
 def check_options(options: Complete) -> None:

@@ -38,12 +38,10 @@ from ..machine import choose_device
 from ..models import Models, load_models
 from ..pretrained import is_model
 from ..progress import progress, significant
-from ..sampling.cached import Sampler
-from ..sampling.request import How, Request
+from ..sampling.request import Request
 from ..tables import Table, decimals
-from .drawing_device import drawing_device
 from .options import Drawing, FrechetOptions
-from .sample import check_models, check_output, check_outputs, sample_to_files
+from .sample import check_models, check_output, check_outputs, make_sampler, sample_to_files
 
 DEFAULT_COUNT = 1000
 
@@ -216,8 +214,7 @@ def collect_samples(
     name = f"samples-{options.method}-{count}-{digest}"
     keep = options.keep or options.out.parent / name
     check_outputs([keep], count)
-    sampler = Sampler(How(options.execution.threads, options.execution.precision))
-    models.to(drawing_device(options.execution.device, models, request, sampler.how, keep))
+    sampler = make_sampler(options.execution, models, request, keep)
     sample_to_files(models, request, sampler, [keep])
     barrier()
     return read_images(keep), how, request.labels(models.n_classes)

@@ -4,37 +4,50 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..distributed import process_group, rank_and_size
-from ..machine import check_memory
+import torch
+
+from .._extension import cuda_obstacle, is_available
+from ..distributed import broadcast_int, process_group, rank_and_size
+from ..machine import check_memory, choose_device
 from ..models import Models, load_models
 from ..pictures import is_diverged, save_grid, visible
-from ..progress import progress
+from ..progress import LOG, progress
 from ..sampling.cached import Sampler
-from ..sampling.output import Filled, Pictures, Shards, fill, gather, write_adm_npz, write_images
+from ..sampling.output import (
+    Filled,
+    Manifest,
+    Pictures,
+    Shards,
+    fill,
+    gather,
+    write_adm_npz,
+    write_images,
+)
 from ..sampling.request import How, Request, chosen_seed
-from .drawing_device import drawing_device
-from .options import Drawing, Sample
+from .options import Computing, Drawing, Sample
 
 # The most images that one PNG shows.
 GRID_LIMIT = 400
+# Forwards of Jacobi sampling as a part of the pixels: 114 of 784 for p(x) on MNIST. A pair took 60
+# for both steps (docs/benchmarks.md, "Forwards of Jacobi sampling").
+JACOBI_FORWARDS = 114 / 784
 
 
 def sample(options: Sample) -> None:
     """Carry out `dsmooth sample`. Raises ValueError or FileNotFoundError before any work."""
-    sampler = Sampler(How(options.execution.threads, options.execution.precision))
     check_outputs(options.out, options.count, png=options.png, adm=options.adm)
     with process_group():
         models = load_models(options.models)
-        drawing = options.drawing
-        request = request_of(models, drawing, options.count, first_index=options.first_index)
+        first = options.first_index
+        request = request_of(models, options.drawing, options.count, first_index=first)
         folder = None if options.out[0].suffix else options.out[0]
-        device = options.execution.device
-        models.to(drawing_device(device, models, request, sampler.how, folder))
+        sampler = make_sampler(options.execution, models, request, folder)
         sample_to_files(models, request, sampler, options.out, png=options.png, adm=options.adm)
 
 
@@ -82,8 +95,7 @@ def sample_to_files(
 ) -> None:
     """Draw images and write each of `outputs`, which `check_outputs` has seen.
 
-    A .png is a grid and a .npz one array, made in memory. A path without a suffix is a folder of
-    `Shards`, or with `png` of `Pictures`. Raises ValueError if all images diverged.
+    A path without a suffix is a folder of `Shards`, or with `png` of `Pictures`.
     """
     started, rank = time.monotonic(), rank_and_size()[0]
     draw = models.drawer(request, sampler)
@@ -116,24 +128,20 @@ def sample_to_files(
         return
     for path in outputs:
         print(f"wrote {path}" if filled.drawn else f"nothing to draw: {path} has them all")
-    print(rate_line(filled.drawn, filled.there, time.monotonic() - started))
-    say_diverged(filled.diverged, filled.drawn)
+    say_filled(filled, time.monotonic() - started)
 
 
-def say_diverged(diverged: int, drawn: int) -> None:
-    """Print how many images diverged, if any. Raises ValueError if all did."""
+def say_filled(filled: Filled, seconds: float) -> None:
+    """Print how many images were drawn, how fast, and how many diverged; ValueError if all did."""
+    there, drawn, diverged = filled
+    before = f", beside {there:,} that were there" if there else ""
+    rate = f" ({drawn / seconds:.2f} img/s)" if drawn else ""
+    print(f"{drawn:,} image{'s' * (drawn != 1)} in {seconds:.1f} s{rate}{before}")
     said = f"{diverged:,} of {drawn:,} images diverged, as those of a hardly trained model can"
     if diverged and diverged == drawn:
         raise ValueError(f"{said}: train longer")
     if diverged:
         print(f"{said}: they are grey in pictures, not finite in arrays, and not in --adm files")
-
-
-def rate_line(drawn: int, there: int, seconds: float) -> str:
-    """How many images this call drew, and how fast."""
-    before = f", beside {there:,} that were there" if there else ""
-    rate = f" ({drawn / seconds:.2f} img/s)" if drawn else ""
-    return f"{drawn:,} image{'s' * (drawn != 1)} in {seconds:.1f} s{rate}{before}"
 
 
 def check_outputs(
@@ -173,3 +181,76 @@ def check_place(path: Path) -> None:
     there = next(parent for parent in path.absolute().parents if parent.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise ValueError(f"{there} must be a folder to write {path} into")
+
+
+def make_sampler(
+    execution: Computing, models: Models, request: Request, folder: Path | None = None
+) -> Sampler:
+    """A sampler for a request, whose models move to the device that draws it."""
+    how = How(execution.threads, execution.precision)
+    models.to(drawing_device(execution.device, models, request, how, folder))
+    return Sampler(how)
+
+
+def drawing_device(
+    name: str, models: Models, request: Request, how: How, folder: Path | None = None
+) -> torch.device:
+    """The device that `name` means, for drawing a request from models on the CPU.
+
+    Where the extension draws on the CPU alone, "auto" decides by a trial between that and Jacobi
+    sampling on the GPU, and says so. folder: images are added to it, on the device of those there.
+    """
+    device = choose_device(name)
+    obstacle = cuda_obstacle() if is_available() else None
+    if name != "auto" or device.type == "cpu" or obstacle is None:
+        return device
+    for kind in (Shards, Pictures):
+        if folder is not None and (folder / kind.manifest).exists():
+            there = Manifest.read(folder / kind.manifest).description.get("device")
+            return torch.device("cpu") if there == "cpu" else device
+    if how.precision == "bfloat16":  # of the cached sampler alone
+        return torch.device("cpu")
+    is_faster = False
+    if rank_and_size()[0] == 0:
+        on_cpu, on_gpu = trial(models, request, how, device)
+        is_faster = on_gpu < on_cpu
+        if not is_faster:
+            times = f"{on_gpu / on_cpu:.1f} times as fast as Jacobi iterations on {device}"
+            LOG.info("drawing on the CPU, by a trial %s: %s", times, obstacle)
+    return device if broadcast_int(is_faster) else torch.device("cpu")
+
+
+def trial(models: Models, request: Request, how: How, device: torch.device) -> tuple[float, float]:
+    """Seconds that a request takes by the cached sampler on the CPU, and by Jacobi on `device`.
+
+    Measured on an image for each thread and on one forward of each network.
+    """
+    few = request.part(0, min(request.count, how.threads or torch.get_num_threads()))
+    draw = models.drawer(request, Sampler(how))
+    draw(request.part(0, 1), lambda _: None)  # packs the weights
+    on_cpu = seconds(partial(draw, few, lambda _: None), device) * request.count / few.count
+    models.to(device)
+    batch = request.part(0, min(request.count, models.chunk))
+    x = torch.zeros(batch.count, *models.image_shape, device=device)
+    zeros, forwards = torch.zeros(batch.count, dtype=torch.int64, device=device), 0.0
+    with torch.no_grad():
+        for network in models.networks.values():
+            config = network.config
+            context = None if config.conditioning == "none" else x
+            sizes = config.condition_size, len(config.noise_levels)
+            label, level = (zeros if size else None for size in sizes)
+            forward = partial(network, x, context, label, level)
+            forward()  # makes what it needs
+            forwards += seconds(forward, device)
+    models.to("cpu")
+    pixels = x[0, 0].numel()
+    return on_cpu, JACOBI_FORWARDS * pixels * forwards * request.count / batch.count
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds that a piece of work takes, with what it leaves on a CUDA device."""
+    started = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started

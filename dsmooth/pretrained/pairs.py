@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 
 from .._version import __version__
-from ..config import Role, SmoothingKind
+from ..config import OWN, Role, SmoothingKind
+from ..data import DATASETS
 from ..files import read_json, save_weights, write_atomically, write_json
 from ..nn import PixelCNNpp
 from ..nn.weights import weights_digest
 from ..runs import Origin
-from ..smoothing import Smoothing, make_smoothing
-from .card import MARK, render_card
+from ..smoothing import SMOOTHINGS, Smoothing
+from ..tables import COMPARABLE, bits_table, plain_text
 from .resolver import (
     CARD_FILE,
     CONFIG_FILE,
-    DENOISER_FILE,
     HUB_FILES,
     HUB_ID,
-    NOISY_FILE,
-    Origins,
+    WEIGHT_FILES,
     PairSettings,
     SavedNetwork,
     SmoothingSettings,
@@ -38,6 +39,9 @@ from .resolver import (
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+# A card with this line is written anew with the pair; one without is a person's.
+MARK = "<!-- Written by dsmooth. Without this line the file is yours, and stays. -->"
+
 
 class PairInFiles(nn.Module):
     """Reading and writing of a pair, whose class is made of its two models and the smoothing."""
@@ -46,8 +50,13 @@ class PairInFiles(nn.Module):
     denoiser: PixelCNNpp
     smoothing: Smoothing
     image_size: tuple[int, int]
-    origin: Mapping[Role, Origin]
-    """Origin of the weights, as far as it is known; shown by the model card."""
+    _saved: Sequence[SavedNetwork] = ()
+
+    @cached_property
+    def origin(self) -> Mapping[Role, Origin]:
+        """Origin of the weights, as far as it is known; shown by the model card."""
+        found = {network.role: network.read_origin() for network in self._saved}
+        return {role: origin for role, origin in found.items() if origin is not None}
 
     def save_pretrained(
         self,
@@ -84,8 +93,8 @@ class PairInFiles(nn.Module):
             raise ValueError(
                 f"{config} is not that of a saved pair, and stays: choose another folder"
             )
-        save_weights(self.noisy, folder / NOISY_FILE)
-        save_weights(self.denoiser, folder / DENOISER_FILE)
+        for role, network in networks.items():
+            save_weights(network, folder / WEIGHT_FILES[role])
         write_json(config, {"dsmooth": __version__, **settings})
         path = folder / CARD_FILE
         if not path.exists() or MARK in path.read_text(errors="replace"):
@@ -180,9 +189,49 @@ class PairInFiles(nn.Module):
             )
         networks = noisy.load(), denoiser.load()
         try:
-            smoothing = make_smoothing(noisy.smoothing, noisy.scale)
+            smoothing = SMOOTHINGS[noisy.smoothing](noisy.scale)
             pair = cls(*networks, smoothing, noisy.image_size).eval()
         except ValueError as error:
             raise ValueError(f"{found} are no pair: {error}") from None
-        pair.origin = Origins(saved)
+        pair._saved = saved
         return pair
+
+
+def render_card(
+    settings: Mapping[str, Any],
+    networks: Mapping[Role, PixelCNNpp],
+    name: str,
+    scores: Mapping[str, Any] | None,
+    license: str | None,
+) -> str:
+    """The model card of a saved pair, Markdown with the Hub's front matter.
+
+    settings: the content of its config.json.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
+
+    pages = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    # JSON is YAML, and quotes what would mean more than itself.
+    pages.filters |= {"json": json.dumps, "plain": plain_text, "thousands": "{:,}".format}
+
+    def bits(rows: Sequence[Mapping[str, Any]]) -> str:
+        plain = [{**row, "name": plain_text(row["name"])} for row in rows]
+        return bits_table({"pair": plain}).markdown()
+
+    counts = {role: sum(p.numel() for p in one.parameters()) for role, one in networks.items()}
+    constants = {"MARK": MARK, "COMPARABLE": COMPARABLE, "DATASETS": DATASETS, "OWN": OWN}
+    given = {"name": name, "license": license, "scores": scores, "parameters": counts, "bits": bits}
+    try:
+        return pages.get_template("model_card.md").render(settings, **constants, **given)
+    except (AttributeError, KeyError, TypeError, ValueError, TemplateError) as error:
+        if scores is None:
+            raise
+        raise ValueError(
+            f"scores must be what `dsmooth evaluate bpd` writes of a pair: {error!r}"
+        ) from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,10 @@ from ..runs import Origin, RunFolder, run_config
 DEFAULT = "mnist"
 TITLE = "models that come with dsmooth"
 CONFIG_FILE = "config.json"
-NOISY_FILE = "noisy.safetensors"
-DENOISER_FILE = "denoiser.safetensors"
+WEIGHT_FILES: dict[Role, str] = {
+    "noisy": "noisy.safetensors",
+    "denoiser": "denoiser.safetensors",
+}
 CARD_FILE = "README.md"
 
 # "owner/name", as the Hub allows it.
@@ -55,8 +56,7 @@ class PairSettings:
 class SavedNetwork:
     """A trained network on disk: its settings, which were read once, and the file of its weights.
 
-    smoothing, scale: the noise that it was trained for. run, settings: of its training; None in a
-    saved pair, which may state an `origin` instead, and the `sha256` of its weights.
+    run, settings: of its training; a saved pair may state an `origin` instead, and `sha256`.
     """
 
     folder: Path
@@ -91,40 +91,19 @@ class SavedNetwork:
         return origin
 
 
-class Origins(Mapping[Role, Origin]):
-    """Known origins of networks by role; a log, of a line a second, is read when asked for."""
-
-    def __init__(self, networks: Iterable[SavedNetwork]) -> None:
-        self._networks = {n.role: n for n in networks if n.run or n.origin}
-
-    def __getitem__(self, role: Role) -> Origin:
-        origin = self._networks[role].read_origin()
-        assert origin is not None  # by the constructor
-        return origin
-
-    def __iter__(self) -> Iterator[Role]:
-        return iter(self._networks)
-
-    def __len__(self) -> int:
-        return len(self._networks)
-
-
 def names() -> list[str]:
     """The names of the packaged models."""
     return sorted(path.parent.name for path in _HERE.glob("*/noisy"))
 
 
 def find(name: str | Path, **hub: Any) -> Path:
-    """The folder that `name` is: the path itself if it is there, else that of packaged models.
+    """The folder that `name` is: a path, else packaged models, else "owner/name" on the Hub.
 
     A folder that is named like packaged models, but holds no networks, does not hide them.
-    Else the "owner/name" of a model on the Hugging Face Hub; hub: of `snapshot_download`.
-    Raises FileNotFoundError, naming what there is, if it is none of them; ModuleNotFoundError and
-    OSError, with the reason and what to do, if the Hub does not give the model.
     """
     path = Path(name)
     packaged = str(name) in names()
-    if path.exists() and not (packaged and not _holds_networks(path)):
+    if path.exists() and (_holds_networks(path) or not packaged):
         return path
     if packaged:
         return _HERE / str(name)
@@ -186,8 +165,7 @@ def _has_runs(folder: Path) -> bool:
 def resolve(name: str | Path, **hub: Any) -> list[SavedNetwork]:
     """The networks of a run, of a saved pair, or of the runs `noisy` and `denoiser` in a folder.
 
-    A pair goes before the runs inside its folder. Each file of settings is read once, and no
-    weights. Raises FileNotFoundError or ValueError, naming the file or the name, and as `find`.
+    A pair goes before the runs inside its folder. No weights are read.
     """
     folder = find(name, **hub)
     path = folder / CONFIG_FILE
@@ -226,15 +204,11 @@ def _read_pair(folder: Path, values: dict[str, Any]) -> list[SavedNetwork]:
         found = structure(values, PairSettings)
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG_FILE} is not a pair's: {error}") from None
-    parts: tuple[tuple[Role, ModelConfig, str], ...] = (
-        ("noisy", found.noisy, NOISY_FILE),
-        ("denoiser", found.denoiser, DENOISER_FILE),
-    )
     return [
         SavedNetwork(
             folder,
             role,
-            config,
+            found.noisy if role == "noisy" else found.denoiser,
             found.smoothing.kind,
             found.smoothing.scale,
             found.image_size,
@@ -242,5 +216,5 @@ def _read_pair(folder: Path, values: dict[str, Any]) -> list[SavedNetwork]:
             origin=found.origin.get(role),
             sha256=found.weights_sha256.get(role),
         )
-        for role, config, file in parts
+        for role, file in WEIGHT_FILES.items()
     ]

@@ -179,12 +179,13 @@ class Stages:
             key["precision"] = self.precision
 
         def draw(part: Request, report: Progress) -> Tensor:
+            sampler.watch(report, 1)
             if x_tilde is None and name == "plain":
-                return sampler.draw(models.networks["plain"], part, size, progress=report)
+                return sampler.draw(models.networks["plain"], part, size)
             if x_tilde is None:
-                return models.pair.drawer().draw(part, sampler, report)
+                return models.pair.drawer().draw(part, sampler)
             noisy = x_tilde[part.first_index :][: part.count].to(models.device)
-            return models.pair.drawer().draw_clean(noisy, part, sampler, report)
+            return models.pair.drawer().draw_clean(noisy, part, sampler)
 
         path = self.folder / "samples" / f"{name}.npz"
         redo = self.only == "samples"

@@ -1,9 +1,8 @@
 """Samplers: the specification, the cached one, Jacobi iterations, and images into files."""
 
 from .cached import CachedSampler, sample_images
-from .jacobi import JacobiSamples, jacobi_sample
 from .request import Choices, keep_top
-from .sequential import sequential_sample
+from .sequential import JacobiSamples, jacobi_sample, sequential_sample
 
 __all__ = [
     "CachedSampler",

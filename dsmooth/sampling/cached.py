@@ -5,24 +5,21 @@ from __future__ import annotations
 import textwrap
 import time
 from collections import deque
-from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .._extension import cuda_obstacle, extension, unavailable_reason
+from .._extension import cuda_obstacle, extension, unavailable_reason, warn_once
 from ..config import Precision
 from ..machine import check_memory
 from ..nn import PixelCNNpp
 from ..nn.condition import condition_vectors
 from ..nn.pixelcnnpp import is_given
-from ..progress import LOG
-from .builder import as_numpy, build_program
-from .jacobi import draw_by_jacobi
-from .request import AUTO, Choices, How, Progress, Request, check_size
-from .sequential import draw_sequentially
+from .program import Program, as_numpy
+from .request import AUTO, Choices, How, Progress, Request, check_like, check_size
+from .sequential import draw_by_jacobi, draw_sequentially
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -72,7 +69,7 @@ class CachedSampler:
         self.dtype = dtype
         self.device = device
         bf16 = dtype == torch.bfloat16
-        program = build_program(model, bf16=bf16)
+        program = Program(model, bf16=bf16)
         self._native: Any
         if device.type == "cpu":
             self._native = extension().CpuSampler(program, bf16, instruction_set)
@@ -147,26 +144,25 @@ class CachedSampler:
         check_size(size)
         shape = (request.count, self.config.image_channels, *size)
         check_memory(shape)
-        if not is_given(context, self.config.conditioning):
-            context = None
-        elif tuple(context.shape) != shape:
-            raise ValueError(f"context must have shape {shape}, got {tuple(context.shape)}")
-        elif context.dtype != torch.float32 or context.device != self.device:
-            raise TypeError(
-                f"context must be float32 on {self.device}, got {context.dtype} on {context.device}"
-            )
         out, mask = torch.empty(shape, dtype=torch.float32, device=self.device), None
+        if is_given(context, self.config.conditioning):
+            check_like("context", context, out)
         label = request.labels(self.config.condition_size, self.device)
         if request.known is not None:
             out = request.known.keep(out)
             mask = request.known.mask.contiguous().view(torch.uint8)
+        vectors = condition_vectors(label, None, self.config, request.count, out)
+        plain = {"context": context, "label": vectors}
+        for name, values in plain.items():
+            if values is not None:
+                plain[name] = values = values.detach().resolve_neg().contiguous()
+                if self.device.type == "cpu" and not np.isfinite(values.numpy()).all():
+                    raise ValueError(f"{name} must be finite, got a NaN or an infinity")
         arguments: dict[str, Any] = {
             "out": out,
-            "context": self._plain("context", context),
+            "context": plain["context"],
             "mask": mask,
-            "condition": self._plain(
-                "label", condition_vectors(label, None, self.config, request.count, out)
-            ),
+            "condition": plain["label"],
             "seed": request.seed,
             "first_index": request.first_index,
             "temperature": request.temperature,
@@ -217,15 +213,6 @@ class CachedSampler:
                     while not oldest.query():  # a wait in which Ctrl-C is heard
                         time.sleep(POLL_SECONDS)
 
-    def _plain(self, name: str, values: Tensor | None) -> Tensor | None:
-        """Values as the extension reads them: contiguous, and finite where looking is cheap."""
-        if values is None:
-            return None
-        values = values.detach().resolve_neg().contiguous()
-        if self.device.type == "cpu" and not np.isfinite(values.numpy()).all():
-            raise ValueError(f"{name} must be finite, got a NaN or an infinity")
-        return values
-
 
 class Sampler:
     """Draws requests from networks: by `CachedSampler` where it runs, else by whole forwards.
@@ -237,7 +224,12 @@ class Sampler:
 
     def __init__(self, how: How = AUTO) -> None:
         self.how = how
-        self._packed: dict[PixelCNNpp, CachedSampler | None] = {}
+        self._packed: dict[PixelCNNpp, CachedSampler] = {}
+        self.watch(None, 1)
+
+    def watch(self, progress: Progress | None, sweeps: int) -> None:
+        """Let `progress` follow the next so many draws, each of one network."""
+        self._progress, self._sweeps, self._done = progress, sweeps, 0
 
     def draw(
         self,
@@ -245,15 +237,24 @@ class Sampler:
         request: Request,
         size: tuple[int, int],
         context: Tensor | None = None,
-        progress: Progress | None = None,
     ) -> Tensor:
-        """The images (count, C, H, W) of a request; progress: called with the fraction done."""
-        if model not in self._packed:
-            self._packed[model] = self._pack(model)
-        cached = self._packed[model]
-        if cached is not None:
-            return cached.draw(request, size, context, self.how, progress)
-        if settles_on_gpu(model.head.bias):
+        """The images (count, C, H, W) of a request."""
+        done, sweeps, watcher = self._done, self._sweeps, self._progress
+        self._done += 1
+        progress = None if watcher is None else lambda part: watcher((done + part) / sweeps)
+        weight, reason = model.head.bias, obstacle_of(model)
+        if reason is None:
+            if model not in self._packed:
+                dtype = getattr(torch, self.how.precision_on(weight.device))
+                self._packed[model] = CachedSampler(model, dtype)
+            return self._packed[model].draw(request, size, context, self.how, progress)
+        if self.how.precision == "bfloat16":
+            raise ValueError(f"precision bfloat16 needs the cached sampler: {reason}")
+        on_gpu = settles_on_gpu(weight)
+        way = "Jacobi iterations of whole images" if on_gpu else "one forward a pixel"
+        reason = textwrap.shorten(reason, 200, placeholder=" ...")
+        warn_once("%s: %s; `dsmooth doctor` says more", way, reason)
+        if on_gpu:
             return draw_by_jacobi(model, request, size, context, progress).images
         before = torch.get_num_threads()
         torch.set_num_threads(self.how.threads or before)
@@ -261,17 +262,6 @@ class Sampler:
             return draw_sequentially(model, request, size, context, progress)
         finally:
             torch.set_num_threads(before)
-
-    def _pack(self, model: PixelCNNpp) -> CachedSampler | None:
-        reason = obstacle_of(model)
-        if reason is None:
-            precision = self.how.precision_on(model.head.bias.device)
-            return CachedSampler(model, getattr(torch, precision))
-        if self.how.precision == "bfloat16":
-            raise ValueError(f"precision bfloat16 needs the cached sampler: {reason}")
-        gpu = settles_on_gpu(model.head.bias)
-        _say_slow("Jacobi iterations of whole images" if gpu else "one forward a pixel", reason)
-        return None
 
 
 def settles_on_gpu(weight: Tensor) -> bool:
@@ -299,12 +289,8 @@ def sample_images(
     small calls.
     """
     request, sampler = Request.make(n, choices), Sampler(How(threads, precision))
-    return sampler.draw(model, request, (height, width), context, progress)
-
-
-def has_cached_sampler(model: PixelCNNpp) -> bool:
-    """Whether the extension can sample `model`: float32 weights, and code for where they lie."""
-    return obstacle_of(model) is None
+    sampler.watch(progress, 1)
+    return sampler.draw(model, request, (height, width), context)
 
 
 def obstacle_of(model: PixelCNNpp) -> str | None:
@@ -317,13 +303,6 @@ def obstacle_of(model: PixelCNNpp) -> str | None:
     if device == "cuda":
         return cuda_obstacle()
     return None if device == "cpu" else f"there is no code for {device}"
-
-
-@cache
-def _say_slow(way: str, reason: str) -> None:
-    """Warn once in which way images are drawn without a cached sampler, and why."""
-    short = textwrap.shorten(reason, 200, placeholder=" ...")
-    LOG.warning("%s: %s; `dsmooth doctor` says more", way, short)
 
 
 def _free_memory() -> int:

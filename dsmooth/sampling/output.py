@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -36,11 +36,9 @@ def draw_parts(
     progress: Progress | None = None,
     done: int = 0,
 ) -> Iterator[T]:
-    """Draw parts of a request; yield keep(part, images) of one after another, in order.
+    """Yield keep(part, images) of parts, in order; at rank 0 alone, while all ranks draw.
 
-    progress: called with the number of images that are there, `done` of them before, in fractions
-    while a part is drawn. Under torchrun each process draws and keeps its share of the parts, and
-    rank 0 alone yields all results.
+    progress: called with the number of images that are there, `done` of them before.
     """
     size = rank_and_size()[1]
     before = list(accumulate((part.count for part in parts), initial=done))
@@ -71,7 +69,7 @@ def gather(
 
 
 class Filled(NamedTuple):
-    """Images of a folder: there before, drawn by this call, and diverged among the latter."""
+    """Numbers of images: there before, drawn by this call, and diverged among the latter."""
 
     there: int
     drawn: int
@@ -79,12 +77,7 @@ class Filled(NamedTuple):
 
 
 def fill(folder: Folder, draw: DrawPart, chunk: int, progress: Progress | None = None) -> Filled:
-    """Draw the images that a folder lacks; each process writes the files that it draws.
-
-    After an interruption (Ctrl-C, a full disk, a killed process) the same call goes on. One with a
-    larger request adds the rest. chunk: images that a process draws at a time at most.
-    Raises ValueError as `folder.missing` does, and while another call fills the folder.
-    """
+    """Draw the images that a folder lacks; each process writes the files that it draws."""
     rank, size = rank_and_size()
     holder = "another process that draws into it"
     with process_group(), lock_folder(folder.path, holder) if rank == 0 else nullcontext():
@@ -105,8 +98,7 @@ def fill(folder: Folder, draw: DrawPart, chunk: int, progress: Progress | None =
 class Manifest:
     """The drawing of a folder, and the SHA-256 of each file that is there.
 
-    done: in folders of shards of dsmooth 0.1.0, the images that are there; its folders of pictures
-    have neither n nor digests.
+    done: images of shards of dsmooth 0.1.0; its pictures have neither n nor digests.
     """
 
     description: dict[str, Any]
@@ -130,28 +122,33 @@ class Manifest:
         return found
 
 
-@dataclass
 class Folder:
     """The images of a request in numbered files of `size` images, each written whole or not at all.
 
-    The manifest has the description and the SHA-256 of each file that is there. description: all
-    that decides the images beside their numbers, as JSON.
+    description: all that decides the images beside their numbers, as JSON. drawing: the manifest.
     """
 
     manifest: ClassVar[str]
+    filename: ClassVar[str]  # of a file by its number; of a picture by its image's index
     pattern: ClassVar[str]
+    size = 1
 
-    path: Path
-    request: Request
-    image_shape: tuple[int, int, int]
-    description: Mapping[str, Any] = field(default_factory=dict)
-    size: int = 1
-    digests: list[str | None] = field(init=False, default_factory=list)
+    def __init__(
+        self,
+        path: Path,
+        request: Request,
+        image_shape: Sequence[int],
+        description: Mapping[str, Any] | None = None,
+        size: int | None = None,
+    ) -> None:
+        self.path, self.request, self.size = path, request, size or self.size
+        shape = list(image_shape)
+        self.drawing = Manifest(dict(description or {}), request.first_index, shape, self.size)
 
-    @staticmethod
-    def name(number: int, first_index: int) -> str:
+    @classmethod
+    def name(cls, number: int, first_index: int) -> str:
         """The name of file `number`; first_index: the first image of the request."""
-        raise NotImplementedError
+        return cls.filename.format(number=number, index=first_index + number)
 
     @staticmethod
     def encode(images: Tensor) -> bytes:
@@ -163,29 +160,29 @@ class Folder:
         return self.path / self.name(number, self.request.first_index)
 
     def missing(self) -> list[tuple[int, int]]:
-        """The images to draw, from the first to before the last one of each file that lacks some.
+        """(first, end) of the images to draw of each file that lacks some.
 
-        Raises ValueError for the folder of a run, of another drawing, of a larger one or of dsmooth
-        0.1.0, and for files that are not those that were written.
+        Raises ValueError for a folder of something else, and for files that were changed.
         """
         there, n, size = self._read_manifest(), self.request.count, self.size
+        digests = self.drawing.sha256
         if there > n and size > 1:
             raise ValueError(
                 f"{self.path} holds a drawing of {there} images: ask for {there} or more, not {n}"
             )
         found = []
-        for number, stated in enumerate(self.digests[: -(-n // size)]):
+        for number, stated in enumerate(digests[: -(-n // size)]):
             if stated is None or (size == 1 and not self.file(number).exists()):
                 found.append((number * size, min((number + 1) * size, n)))
             else:
                 check_file(self.file(number), stated)
         if there < n:
-            if there % size and self.digests[-1] is not None:
-                self.digests[-1] = None  # its file is written anew, with the images that it has
+            if there % size and digests[-1] is not None:
+                digests[-1] = None  # its file is written anew, with the images that it has
                 found.append((there, min(-(-there // size) * size, n)))
-            firsts = range(len(self.digests) * size, n, size)
+            firsts = range(len(digests) * size, n, size)
             found += [(first, min(first + size, n)) for first in firsts]
-            self.digests += [None] * len(firsts)
+            digests += [None] * len(firsts)
             self._write_manifest()
         return found
 
@@ -200,13 +197,10 @@ class Folder:
         return [self.request.part(first, end - first) for first, end in spans]
 
     def keep(self, part: Request, images: Tensor) -> tuple[list[str], int]:
-        """Write a part's images (N, C, H, W); the digests of its files, how many images diverged.
-
-        The first file may have others before them.
-        """
+        """Write a part's images (N, C, H, W); the digests of its files, the number diverged."""
         x = images.detach().float().cpu()
         first, before = divmod(part.first_index - self.request.first_index, self.size)
-        if before:
+        if before:  # images of the first file that were there
             x = torch.cat([torch.from_numpy(np.load(self.file(first))[:before]), x])
         digests = []
         for number, some in enumerate(x.split(self.size), first):
@@ -221,26 +215,18 @@ class Folder:
         for number, digest in enumerate(digests, first):
             if not self.file(number).exists():
                 raise ValueError(f"{self.path} must be a folder that all machines share")
-            self.digests[number] = digest
+            self.drawing.sha256[number] = digest
         self._write_manifest()
 
-    @property
-    def _drawing(self) -> dict[str, Any]:
-        """The settings that must be the same in a call that goes on."""
-        return {
-            "description": dict(self.description),
-            "first_index": self.request.first_index,
-            "image_shape": list(self.image_shape),
-            "shard_size": self.size,
-        }
-
     def _write_manifest(self) -> None:
-        n = len(self.digests) if self.size == 1 else self.request.count
-        write_json(self.path / self.manifest, {**self._drawing, "n": n, "sha256": self.digests})
+        self.drawing.n = len(self.drawing.sha256) if self.size == 1 else self.request.count
+        values = asdict(self.drawing)
+        del values["done"]
+        write_json(self.path / self.manifest, values)
 
     def _read_manifest(self) -> int:
-        """The number of images of the folder; sets `digests`. Raises as `missing` does."""
-        path, self.digests = self.path / self.manifest, []
+        """The number of images of the folder; reads `drawing`. Raises as `missing` does."""
+        path = self.path / self.manifest
         if RunFolder(self.path).config.exists():
             raise ValueError(f"{self.path} is the folder of a run or a pair: choose another one")
         if not path.exists():
@@ -257,30 +243,26 @@ class Folder:
                 "does not add to: choose another folder"
             )
         there = flatten(asdict(found))
+        own = flatten(asdict(replace(self.drawing, n=found.n, sha256=found.sha256)))
         different = [
             f"{name.removeprefix('description.')} {_short(there.get(name))}, not {_short(value)}"
-            for name, value in flatten(self._drawing).items()
+            for name, value in own.items()
             if there.get(name) != value
         ]
         if different:
             raise ValueError(
                 f"{self.path} holds another drawing: {'; '.join(different)}; choose another folder"
             )
-        self.digests = found.sha256
+        self.drawing = found
         return found.n
 
 
-@dataclass
 class Shards(Folder):
     """Files shard_00000.npy, ..., float32 (size, C, H, W), the last one with the rest."""
 
     manifest = "shards.json"
-    pattern = "shard_*.npy"
-    size: int = 128
-
-    @staticmethod
-    def name(number: int, first_index: int) -> str:
-        return f"shard_{number:05d}.npy"
+    filename, pattern = "shard_{number:05d}.npy", "shard_*.npy"
+    size = 128
 
     @staticmethod
     def encode(images: Tensor) -> bytes:
@@ -289,7 +271,6 @@ class Shards(Folder):
         return buffer.getvalue()
 
 
-@dataclass
 class Pictures(Folder):
     """PNG files of one image, 8 bits a channel, named after its number: 00000000.png is image 0.
 
@@ -297,11 +278,7 @@ class Pictures(Folder):
     """
 
     manifest = "images.json"
-    pattern = "*.png"
-
-    @staticmethod
-    def name(number: int, first_index: int) -> str:
-        return f"{first_index + number:08d}.png"
+    filename, pattern = "{index:08d}.png", "*.png"
 
     @staticmethod
     def encode(images: Tensor) -> bytes:
@@ -352,10 +329,9 @@ def write_images(
     *,
     n_classes: int = 0,
 ) -> None:
-    """Write the images x (N, C, H, W) of a request as one compressed .npz: x, seed, first_index.
+    """Write the images x (N, C, H, W) of a request as one compressed .npz, with what decides them.
 
-    asked: all that decides the images, kept beside them as JSON in "asked". n_classes: of the
-    models, whose labels are then kept as `label`.
+    asked: more of that, as JSON. n_classes: of the models, whose labels are kept as `label`.
     """
     arrays = {
         "x": x.numpy(force=True),
@@ -369,10 +345,6 @@ def write_images(
 
 
 def write_adm_npz(path: Path, x: Tensor) -> None:
-    """Write images x (N, C, H, W) as evaluators in the manner of ADM (guided-diffusion) read them.
-
-    The .npz holds arr_0, uint8 (N, H, W, 3); grey images are repeated to RGB, for such evaluators
-    have an Inception network. Images that diverged are left out: bytes cannot say that.
-    """
+    """Write images x (N, C, H, W) as ADM (guided-diffusion) reads them: finite, uint8 RGB."""
     pixels = nhwc_bytes(x[~is_diverged(x)])
     write_npz(path, {"arr_0": pixels.repeat(3, axis=3) if pixels.shape[3] == 1 else pixels})

@@ -1,4 +1,4 @@
-"""A program for the cached sampler: caches, operations and folded weights as data.
+"""A program for the cached sampler: a PixelCNN++ as caches, operations and folded weights.
 
 Each operation computes one layer at one position (or one row of positions) from cached activations:
 a sum of matrix products, one per tap of a convolution, then an activation or the gate. The
@@ -10,13 +10,22 @@ pixel itself). Every activation of the network is computed once per image.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..nn.layers import GatedResnet, WeightNormConv
+from ..nn.pixelcnnpp import PixelCNNpp
 
 Array = np.ndarray
 NONE = -1  # no cache
+NO_RAWS = (NONE, NONE)
+SPLIT_PARTS = 3  # bfloat16 values that a float32 is the sum of
 
 
 class Phase(IntEnum):
@@ -84,31 +93,293 @@ class Op:
     column_parity: int = NONE
 
 
-@dataclass
-class Program:
-    """The whole network; `image`, `context` and `params` name the caches of input and output.
+class _Stream(NamedTuple):
+    """A stream of the network, or the encoder: when it runs, and the caches that it has.
 
-    image_channels to smoothing_scale: the pixels and their mixture, as in a ModelConfig.
-    conditioned: decides the stream of the noise. image_parts: 1, or 2 when a pixel enters as a
-    bfloat16 and the remainder as another. condition_size: D, length of the vector that each image
-    is conditioned on.
+    rows: of each cache, 0 for the whole image. reach: the rows that a kernel sees, from the current
+    one. residual: at each level, the value of the layer last computed at a position, which the next
+    one adds to.
     """
 
-    image_channels: int
-    image_parts: int
-    n_mix: int
-    likelihood: str
-    atoms: tuple[int, ...]
-    smoothing_scale: float
-    conditioned: bool
-    caches: list[Cache] = field(default_factory=list)
-    ops: list[Op] = field(default_factory=list)
-    image: int = NONE
-    context: int = NONE
-    params: int = NONE
-    condition_size: int = 0
+    phase: Phase
+    rows: int
+    reach: tuple[int, ...]
+    residual: list[int]
 
-    def cache(self, level: int, channels: int, rows: int, *, operand: bool = True) -> int:
+
+class Program:
+    """The whole network, with a copy of its weights; `image`, `context`, `params` name caches.
+
+    bf16: operands will be bfloat16. A pixel then enters as two of them (image_parts), or it would
+    lose the low bits of its noise. The head multiplies split operands and weights, or a log-scale
+    or a logit would be off by more than it can learn. conditioned: decides the stream of the noise.
+    condition_size: D, length of the vector that each image is conditioned on.
+    """
+
+    def __init__(self, model: PixelCNNpp, *, bf16: bool = False) -> None:
+        config = model.config
+        self.image_channels, self.n_mix = config.image_channels, config.n_mix
+        self.likelihood, self.atoms = config.likelihood, config.atoms
+        self.smoothing_scale = config.smoothing_scale
+        self.conditioned = config.conditioning != "none"
+        self.condition_size = config.condition_size
+        self.image_parts = 2 if bf16 else 1
+        self.caches: list[Cache] = []
+        self.ops: list[Op] = []
+        self._model = model
+        # Row r of u needs rows r - 1 and r of its inputs. ul needs one row only: the row part has
+        # consumed the row above before the row itself is overwritten.
+        self._u, self._ul = (
+            _Stream(phase, rows, (-1, 0), [self._values(level) for level in range(3)])
+            for phase, rows in ((Phase.VERTICAL, 2), (Phase.HORIZONTAL, 1))
+        )
+        self.context = NONE
+        e_u, e_ul = self._encoder() if model.encoder is not None else (NONE, NONE)
+        # The stem reads two rows above the current one.
+        self.image = self._cache(0, self._image_width, 3)
+        stack = [self._stem(e_u, e_ul)]
+        for level in range(3):
+            # The stride-2 convolutions read a block's last value as it is.
+            raws = (self._raw(level, 2), self._raw(level, 1)) if level < 2 else NO_RAWS
+            stack.extend(self._block(model.up[level], stack[-1], raws))
+            if level < 2:
+                u = self._downsize(self._u, model.downsize_u[level], raws[0])
+                stack.append((u, self._downsize(self._ul, model.downsize_ul[level], raws[1])))
+
+        acts = stack.pop()
+        for level in (2, 1, 0):
+            # Only the current row of a block's end is read by the transposed convolutions.
+            raws = (self._raw(level, 1), self._raw(level, 1)) if level else NO_RAWS
+            *_, acts = self._block(model.down[2 - level], acts, raws, stack)
+            if level:
+                u = self._upsize(self._u, model.upsize_u[2 - level], raws[0])
+                acts = u, self._upsize(self._ul, model.upsize_ul[2 - level], raws[1])
+        self._head(acts[1])
+
+    def _block(
+        self,
+        block: nn.Module,
+        acts: tuple[int, int],
+        raws: tuple[int, int],
+        stack: list[tuple[int, int]] | None = None,
+    ) -> Iterator[tuple[int, int]]:
+        """The caches of u and ul behind each layer of a block; the last one writes `raws`, too.
+
+        stack: on the way down, the caches whose last are the skips of the next layer.
+        """
+        layers = list(zip(block.u, block.ul, strict=True))  # type: ignore[arg-type]
+        for i, (res_u, res_ul) in enumerate(layers):
+            raw_u, raw_ul = raws if i == len(layers) - 1 else NO_RAWS
+            skips = [[act] for act in stack.pop()] if stack is not None else [[], []]
+            u = self._resnet(self._u, res_u, acts[0], skips[0], raw_u)
+            acts = u, self._resnet(self._ul, res_ul, acts[1], [u, *skips[1]], raw_ul)
+            yield acts
+
+    @property
+    def _f(self) -> int:
+        return self._model.config.n_filters
+
+    @property
+    def _image_width(self) -> int:
+        """Pixel (in one or two parts), one; an even number, for operands come in pairs."""
+        n = self.image_channels * self.image_parts + 1
+        return n + n % 2
+
+    def _cache(self, level: int, channels: int, rows: int, *, operand: bool = True) -> int:
         """Add a cache and return its index."""
         self.caches.append(Cache(level, channels, rows, operand))
         return len(self.caches) - 1
+
+    def _raw(self, level: int, rows: int) -> int:
+        return self._cache(level, self._f + self._f % 2, rows)
+
+    def _values(self, level: int, rows: int = 1) -> int:
+        return self._cache(level, self._f, rows, operand=False)
+
+    def _add(
+        self,
+        stream: _Stream,
+        level: int,
+        bias: Array,
+        terms: list[Term],
+        act_out: int | None = None,
+        **outputs: Any,
+    ) -> int:
+        """Add an operation; the cache of its value's concat_elu, by default a new one."""
+        if act_out is None:
+            act_out = self._cache(level, 2 * self._f, stream.rows)
+        self.ops.append(Op(stream.phase, level, bias, terms, act_out=act_out, **outputs))
+        return act_out
+
+    def _terms(
+        self, stream: _Stream, cache: int, weight: Array, rows: tuple[int, ...] | None = None
+    ) -> list[Term]:
+        """The terms of a convolution (n, c, kh, kw) over `rows`, by default all that it sees."""
+        weight = self._widen(weight, cache)
+        horizontal = stream.phase == Phase.HORIZONTAL
+        return [
+            Term(cache, row, -1, weight[:, :, i].swapaxes(1, 2), horizontal and row == -1)
+            for i, row in enumerate(rows or stream.reach)
+        ]
+
+    def _point(self, cache: int, weight: Array) -> Term:
+        """The term of a 1x1 convolution."""
+        return Term(cache, 0, 0, self._widen(weight, cache)[:, None, :, 0, 0])
+
+    def _widen(self, weight: Array, cache: int) -> Array:
+        """Zero weights for the channels that a cache has beyond those of (n, c, kh, kw)."""
+        more = self.caches[cache].channels - weight.shape[1]
+        return np.pad(weight, ((0, 0), (0, more), (0, 0), (0, 0)))
+
+    def _on_image(self, weight: Array) -> Array:
+        """(n, C + 1, kh, kw) on pixels and ones, for the channels of an image's cache."""
+        pixels = [weight[:, :-1]] * self.image_parts
+        return np.concatenate([*pixels, weight[:, -1:]], axis=1)
+
+    def _stem(self, e_u: int, e_ul: int) -> tuple[int, int]:
+        """u0 and ul0. Their biases enter through the channel of ones at a tap that lies inside the
+        image exactly where the shifted branch is not zero."""
+        model, ones, zero = self._model, self.image_channels, np.zeros(self._f)
+        weight, bias = folded(model.stem_u)
+        weight[:, ones, 1, 1] += bias
+        terms = self._terms(self._u, self.image, self._on_image(weight), (-2, -1))
+        u = self._add(self._u, 0, zero, terms, add=e_u, residual_out=self._u.residual[0])
+        above, bias = folded(model.stem_ul_above)
+        above[:, ones, 0, 1] += bias
+        left, bias = folded(model.stem_ul_left)
+        left[:, ones, 1, 0] += bias
+        above[:, :, 0, 0] += left[:, :, 0, 0]
+        terms = self._terms(self._ul, self.image, self._on_image(above), (-1,))
+        terms += self._terms(self._ul, self.image, self._on_image(left[:, :, 1:]), (0,))
+        return u, self._add(self._ul, 0, zero, terms, add=e_ul, residual_out=self._ul.residual[0])
+
+    def _resnet(
+        self,
+        stream: _Stream,
+        layer: GatedResnet,
+        x: int,
+        skips: list[int],
+        raw_out: int,
+        caches: tuple[int | None, int | None] = (None, None),
+    ) -> int:
+        """caches: of h and of the result, by default new ones."""
+        level = self.caches[x].level
+        weight, bias = folded(layer.conv_in)
+        terms = self._terms(stream, x, weight)
+        if layer.nin_skip is not None:
+            skip_weight, skip_bias = folded(layer.nin_skip)
+            bias = bias + skip_bias
+            # concat_elu([a, b]) has the channels a, b, -a, -b; each cache holds a, -a.
+            parts = skip_weight.reshape(self._f, 2, len(skips), self._f)
+            for i, skip in enumerate(skips):
+                own = parts[:, :, i].reshape(self._f, 1, 2 * self._f)
+                # The first skip of ul is u, of which the whole row is known.
+                row_part = stream.phase == Phase.HORIZONTAL and i == 0
+                terms.append(Term(skip, 0, 0, own, row_part))
+        h = self._add(stream, level, bias, terms, caches[0])
+        weight, bias = folded(layer.conv_out)
+        projection = layer.condition_weight  # (2F, D)
+        return self._add(
+            stream,
+            level,
+            bias,
+            self._terms(stream, h, weight),
+            caches[1],
+            gate=True,
+            projection=None if projection is None else as_numpy(projection).astype(np.float64),
+            residual_in=stream.residual[level],
+            residual_out=stream.residual[level],
+            raw_out=raw_out,
+        )
+
+    def _downsize(self, stream: _Stream, layer: nn.Module, raw: int) -> int:
+        level = self.caches[raw].level + 1
+        weight, bias = folded(layer)
+        terms = self._terms(stream, raw, weight)
+        return self._add(stream, level, bias, terms, residual_out=stream.residual[level])
+
+    def _upsize(self, stream: _Stream, layer: nn.Module, raw: int) -> int:
+        """One operation per parity of row and column, each with the taps that fall there."""
+        level = self.caches[raw].level - 1
+        weight, bias = folded(layer)  # (c, n, 2, kw)
+        weight = self._widen(weight.swapaxes(0, 1), raw)
+        # y[2i + a, 2j + b - first] += w[a, b] x[i, j]: the taps of an output column of each parity,
+        # in the order of j (for "down", first = 1: an odd column takes b = 2 of j, 0 of j + 1).
+        columns = ([1], [2, 0]) if stream.phase == Phase.VERTICAL else ([0], [1])
+        act = None
+        for row in (0, 1):
+            for column, taps in enumerate(columns):
+                terms = [Term(raw, 0, 0, weight[:, :, row, taps].swapaxes(1, 2))]
+                parity = {"row_parity": row, "column_parity": column}
+                residual = stream.residual[level]
+                act = self._add(stream, level, bias, terms, act, residual_out=residual, **parity)
+        assert act is not None
+        return act
+
+    def _head(self, ul: int) -> None:
+        weight, bias = folded(self._model.head)
+        self.params = self._cache(0, self._model.config.n_params, 1, operand=False)
+        weights = [weight]  # elu(ul) is the first half of concat_elu(ul)
+        if self.image_parts == 2:
+            # Part i of a weight times part j of elu(ul): those of i + j > 2 are below rounding.
+            channels = SPLIT_PARTS * self._f
+            self.ops[-1].split = True
+            self.caches[ul] = Cache(0, channels + channels % 2, self._ul.rows, operand=True)
+            weights = [
+                np.concatenate([part] * (SPLIT_PARTS - i), axis=1)
+                for i, part in enumerate(split(weight))
+            ]
+        terms = [self._point(ul, w) for w in weights]
+        self.ops.append(Op(Phase.HEAD, 0, bias, terms, residual_out=self.params))
+
+    def _encoder(self) -> tuple[int, int]:
+        """The operations of the context's encoder; the caches of e_u and e_ul."""
+        encoder = self._model.encoder
+        assert encoder is not None
+        width = self._model.config.context_filters or self._f
+        self.context = self._cache(0, self._image_width, 0)
+        act, h = self._cache(0, 2 * width, 0), self._cache(0, 2 * width, 0)
+        residual = self._cache(0, width, 0, operand=False)
+        raw = self._cache(0, width + width % 2, 0)
+        stream = _Stream(Phase.ENCODER, 0, (-1, 0, 1), [residual])
+        # The last value also goes to the two nin as it is.
+        raws = [NONE] * len(encoder.layers) + [raw]
+        weight, bias = folded(encoder.stem)
+        terms = self._terms(stream, self.context, self._on_image(weight))
+        self._add(stream, 0, bias, terms, act, residual_out=residual, raw_out=raws[0])
+        for layer, raw_out in zip(encoder.layers, raws[1:], strict=True):
+            assert isinstance(layer, GatedResnet)
+            self._resnet(stream, layer, act, [], raw_out, (h, act))
+        outputs = self._values(0, 0), self._values(0, 0)
+        for output, nin in zip(outputs, (encoder.nin_u, encoder.nin_ul), strict=True):
+            weight, bias = folded(nin)
+            self._add(stream, 0, bias, [self._point(raw, weight)], NONE, residual_out=output)
+        return outputs
+
+
+def as_numpy(parameter: Tensor) -> Array:
+    """A parameter in numpy: on a busy machine torch's threads would wait for one another."""
+    values = parameter.detach()
+    if values.dtype not in (torch.float32, torch.float64):
+        values = values.float()
+    return values.numpy(force=True)
+
+
+def folded(layer: nn.Module) -> tuple[Array, Array]:
+    """(weight, bias) with weight norm folded in float64."""
+    assert isinstance(layer, WeightNormConv)
+    v, g, bias = (
+        as_numpy(p).astype(np.float64) for p in (layer.weight_v, layer.weight_g, layer.bias)
+    )
+    over = (0, 2, 3) if layer.transposed else (1, 2, 3)
+    scale = g / np.sqrt(np.square(v).sum(over))
+    return v * scale.reshape((1, -1, 1, 1) if layer.transposed else (-1, 1, 1, 1)), bias
+
+
+def split(values: Array) -> list[Array]:
+    """SPLIT_PARTS arrays of bfloat16 values whose sum is `values` to the rounding of float32."""
+    parts = []
+    for _ in range(SPLIT_PARTS):
+        parts.append(torch.from_numpy(values).bfloat16().double().numpy())
+        values = values - parts[-1]
+    return parts

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ..config import Method, Precision, Score, check_choices, check_whole
-from ..nn.condition import check_label
 from ..philox import Stream, image_words, split_seed
 from ..progress import LOG
 
@@ -65,15 +64,18 @@ class KnownPixels:
 
     def keep(self, x: Tensor) -> Tensor:
         """x (n, C, H, W) with the known pixels in their places, in new memory, contiguous."""
-        if self.images.shape != x.shape:
-            raise ValueError(
-                f"known must have shape {tuple(x.shape)}, got {tuple(self.images.shape)}"
-            )
-        if self.images.dtype != x.dtype:
-            raise TypeError(f"known must be {x.dtype}, got {self.images.dtype}")
-        if self.images.device != x.device:
-            raise ValueError(f"known must be on {x.device}, got {self.images.device}")
+        check_like("known", self.images, x)
         return torch.where(self.mask[:, None], self.images, x).contiguous()
+
+
+def check_like(name: str, values: Tensor, like: Tensor) -> None:
+    """Raise ValueError or TypeError unless `values` have the shape, dtype and device of `like`."""
+    if values.shape != like.shape:
+        raise ValueError(f"{name} must have shape {tuple(like.shape)}, got {tuple(values.shape)}")
+    if values.dtype != like.dtype:
+        raise TypeError(f"{name} must be {like.dtype}, got {values.dtype}")
+    if values.device != like.device:
+        raise ValueError(f"{name} must be on {like.device}, got {values.device}")
 
 
 def known_pixels(known: Tensor | None, mask: Tensor | None, count: int) -> KnownPixels | None:
@@ -141,10 +143,6 @@ class Request:
         check_choices(self)
         if not isinstance(self.temperature, Real) or not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature must be positive, got {self.temperature!r}")
-        if self.known is not None and len(self.known.mask) != self.count:
-            raise ValueError(
-                f"known must be of {self.count} images, got {len(self.known.mask)} images"
-            )
         if isinstance(self.label, Tensor):
             if self.label.ndim not in (1, 2) or len(self.label) != self.count:
                 raise ValueError(
@@ -194,7 +192,6 @@ class Request:
             if 0 < n_classes <= label:
                 raise ValueError(f"label must lie in 0 .. {n_classes - 1}, got {label}")
             label = torch.full((self.count,), label, device=device)
-        check_label(label, n_classes, self.count)
         return None if label is None else label.to(device)
 
     def part(self, offset: int, count: int) -> Request:
@@ -276,10 +273,3 @@ def check_size(size: tuple[int, int]) -> None:
     for name, value in zip(("height", "width"), size, strict=True):
         if value < 4 or value % 4:
             raise ValueError(f"{name} must be a positive multiple of 4, got {value}")
-
-
-def share_of_progress(progress: Progress | None, first: float, last: float) -> Progress | None:
-    """`progress` for a part of the work that begins at the fraction `first` and ends at `last`."""
-    if progress is None:
-        return None
-    return lambda fraction: progress(first + (last - first) * fraction)

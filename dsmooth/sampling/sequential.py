@@ -1,9 +1,9 @@
-"""The specification of sampling: one forward of the network per pixel."""
+"""Sampling by whole forwards: one for each pixel, the specification, or Jacobi iterations."""
 
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,17 @@ from .request import Choices, Progress, Request, check_size
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+ALL = slice(None)
+# A continuous pixel has settled when it moves by no more than this, in roundings of its dtype.
+ROUNDINGS = 8
+
+
+class JacobiSamples(NamedTuple):
+    """Images, and how many forwards of the network each of them took."""
+
+    images: Tensor  # (n, C, H, W)
+    iterations: Tensor  # (n,) int64
 
 
 def sequential_sample(
@@ -55,72 +66,141 @@ def draw_sequentially(
     progress: Progress | None = None,
 ) -> Tensor:
     """Draw a request as `sequential_sample` does. progress: called after each row."""
-    model, x, mask, uniforms, encoded = begin(model, request, size, context)
-    complete = mask.all(0)[0].tolist()
+    canvas = _Canvas(model, request, size, context)
+    complete = canvas.mask.all(0)[0].tolist()
     height, width = size
     for r in range(height):
-        # Rows below r cannot matter; what remains must stay a multiple of 4.
-        rows = r // 4 * 4 + 4
-        visible = select_context(encoded, rows)
         for c in range(width):
-            if complete[r][c]:
-                continue
-            params = model.decode(x[:, :, :rows], visible)
-            here = (..., slice(r, r + 1), slice(c, c + 1))
-            drawn = logistic_mixture_sample(
-                params[here],
-                uniforms[here],
-                x.shape[1],
-                temperature=request.temperature,
-                **model.config.mixture,
-            )
-            x[here] = torch.where(mask[here], x[here], drawn)
+            if not complete[r][c]:
+                rows, columns = slice(r, r + 1), slice(c, c + 1)
+                canvas.x[:, :, rows, columns] = canvas.redrawn(ALL, rows, columns)
         if progress is not None:
             progress((r + 1) / height)
-    return x
+    return canvas.x
 
 
-def begin(
+def jacobi_sample(
+    model: PixelCNNpp,
+    n: int,
+    *,
+    height: int,
+    width: int,
+    context: Tensor | None = None,
+    by_row: bool = False,
+    start: Tensor | None = None,
+    **choices: Unpack[Choices],
+) -> JacobiSamples:
+    """Draw the images of `sequential_sample` as the fixed point of drawing all pixels in parallel.
+
+    With the noise of every pixel fixed, a pixel is a function of those before it. So an image is a
+    function F of itself, and the sampled image is the only fixed point x = F(x). From the guess
+    `start` the sampler iterates x <- F(x), one forward each. After t iterations the first t pixels
+    are exact, so it ends; it ends sooner where pixels depend little on others. An image leaves the
+    batch when an iteration, which counts, did not move its pixels: bitwise for a discretized
+    likelihood, within 8 roundings for a continuous one. by_row: settle row after row, each
+    iteration over the rows so far.
+
+    start: (n, C, height, width), by default zeros; it decides the number of iterations, not the
+    images, but for rounding. The other arguments are those of `sequential_sample`; F keeps known
+    pixels.
+
+    Returns images (n, C, height, width) and iterations (n,): with by_row, the sum over rows of
+    forwards on as many rows. Raises ValueError as `sequential_sample` does, and for a start of
+    another shape. Source: Song, Meng et al., Accelerating feedforward computation via parallel
+    nonlinear equation solving (2021).
+    """
+    request, size = Request.make(n, choices), (height, width)
+    return draw_by_jacobi(model, request, size, context, by_row=by_row, start=start)
+
+
+@torch.no_grad()
+def draw_by_jacobi(
     model: PixelCNNpp,
     request: Request,
     size: tuple[int, int],
-    context: Tensor | None,
+    context: Tensor | None = None,
+    progress: Progress | None = None,
+    *,
+    by_row: bool = False,
     start: Tensor | None = None,
-) -> tuple[PixelCNNpp, Tensor, Tensor, Tensor, Encoded]:
-    """The model in evaluation mode; images (n, C, H, W), zeros or `start` where no pixel is known;
-    the mask (n, 1, H, W) of the known ones; the noise (n, 4, H, W); the encoded context.
+) -> JacobiSamples:
+    """Draw a request as `jacobi_sample` does; progress follows the images that settled."""
+    canvas, n, (height, width) = _Canvas(model, request, size, context, start), request.count, size
+    x, exact = canvas.x, model.config.likelihood == "discretized"
+    rounding = 0.0 if exact else ROUNDINGS * torch.finfo(x.dtype).eps
+    iterations = torch.zeros(n, dtype=torch.int64, device=x.device)
+    for rows in [slice(r, r + 1) for r in range(height)] if by_row else [slice(0, height)]:
+        active, count = torch.arange(n, device=x.device), rows.stop - rows.start
+        for _ in range(count * width + 1):
+            drawn = canvas.redrawn(active, rows, ALL)
+            moved = (drawn - x[active, :, rows]).abs()
+            x[active, :, rows] = drawn
+            iterations[active] += 1
+            settled = (moved <= rounding * drawn.abs().clamp(min=1)).flatten(1).all(1)
+            active = active[~settled]
+            if progress is not None:
+                progress((rows.stop - count * len(active) / n) / height)
+            if len(active) == 0:
+                break
+    return JacobiSamples(x, iterations)
+
+
+class _Canvas:
+    """Images x (n, C, H, W) that are being drawn; known pixels (mask, (n, 1, H, W)) stand in them.
+
+    start: the pixels that are not known; by default zeros.
     """
-    check_size(size)
-    shape, like = (request.count, model.config.image_channels, *size), model.head.bias
-    check_memory(shape)
-    if start is not None and tuple(start.shape) != shape:
-        raise ValueError(f"start must have shape {shape}, got {tuple(start.shape)}")
-    x = like.new_zeros(shape) if start is None else start.detach().to(like).clone()
-    mask = torch.zeros_like(x[:, :1], dtype=torch.bool)
-    if request.known is not None:
-        x, mask = request.known.keep(x), request.known.mask[:, None]
-    words = image_words(
-        request.count,
-        size[0] * size[1],
-        seed=request.seed,
-        first_index=request.first_index,
-        stream=Stream.SAMPLE if model.config.conditioning == "none" else Stream.SAMPLE_CONDITIONED,
-        device=like.device,
-    )
-    uniforms = to_uniform(words).to(like.dtype).view(-1, *size, 4).permute(0, 3, 1, 2)
-    if model.training:  # another thread may go on training it: the copy shares its weights
-        shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-        model = copy.deepcopy(model, shared).eval()
-    label = request.labels(model.config.condition_size, like.device)
-    return model, x, mask, uniforms, model.encode_context(x, context, label)
 
+    def __init__(
+        self,
+        model: PixelCNNpp,
+        request: Request,
+        size: tuple[int, int],
+        context: Tensor | None,
+        start: Tensor | None = None,
+    ) -> None:
+        check_size(size)
+        shape, like = (request.count, model.config.image_channels, *size), model.head.bias
+        check_memory(shape)
+        if start is not None and tuple(start.shape) != shape:
+            raise ValueError(f"start must have shape {shape}, got {tuple(start.shape)}")
+        self.x = like.new_zeros(shape) if start is None else start.detach().to(like).clone()
+        self.mask = torch.zeros_like(self.x[:, :1], dtype=torch.bool)
+        if request.known is not None:
+            self.x, self.mask = request.known.keep(self.x), request.known.mask[:, None]
+        conditioned = model.config.conditioning != "none"
+        words = image_words(
+            request.count,
+            size[0] * size[1],
+            seed=request.seed,
+            first_index=request.first_index,
+            stream=Stream.SAMPLE_CONDITIONED if conditioned else Stream.SAMPLE,
+            device=like.device,
+        )
+        uniforms = to_uniform(words).to(like.dtype)
+        self.uniforms = uniforms.view(-1, *size, 4).permute(0, 3, 1, 2)
+        if model.training:  # another thread may go on training it: the copy shares its weights
+            shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+            model = copy.deepcopy(model, shared).eval()
+        self.model, self.temperature = model, request.temperature
+        label = request.labels(model.config.condition_size, like.device)
+        self.encoded = model.encode_context(self.x, context, label)
 
-def select_context(encoded: Encoded, rows: int, images: Tensor | None = None) -> Encoded:
-    """The part of an encoded context that `decode` needs for the first rows of some images."""
-    stacked, streams, vector = encoded
-    if images is not None:
+    def redrawn(self, images: Tensor | slice, rows: slice, columns: slice) -> Tensor:
+        """Some pixels of some images, drawn given the images; known ones as they are."""
+        visible = (rows.stop + 3) // 4 * 4  # rows below cannot matter; it takes a multiple of 4
+        stacked, streams, vector = self.encoded
         stacked, vector = (None if e is None else e[images] for e in (stacked, vector))
-    if streams is not None:
-        u, ul = (e[:, :, :rows] if images is None else e[images, :, :rows] for e in streams)
-        streams = u, ul
-    return Encoded(stacked, streams, vector)
+        if streams is not None:
+            u, ul = (e[images, :, :visible] for e in streams)
+            streams = u, ul
+        params = self.model.decode(self.x[images, :, :visible], Encoded(stacked, streams, vector))
+        x = self.x[images, :, rows, columns]
+        drawn = logistic_mixture_sample(
+            params[:, :, rows, columns],
+            self.uniforms[images, :, rows, columns],
+            x.shape[1],
+            temperature=self.temperature,
+            **self.model.config.mixture,
+        )
+        return torch.where(self.mask[images, :, rows, columns], x, drawn.to(x.dtype))

@@ -28,7 +28,7 @@ from ..nn import PixelCNNpp
 from ..nn.layers import GatedResnet
 from ..nn.levels import PROJECTION
 from ..philox import Stream, image_words
-from ..smoothing import GaussianSmoothing, make_smoothing
+from ..smoothing import SMOOTHINGS, GaussianSmoothing
 from .device import ReplayedStep, set_keep_gates, share_gradients, share_of_batch, uses_graph
 from .optimizers import EMA, Optimizer
 
@@ -84,7 +84,7 @@ def make_inputs(
         noise = GaussianSmoothing(1.0).sample(torch.zeros_like(x), **where)
         x_tilde = x + scale.view(-1, 1, 1, 1) * noise
     else:
-        x_tilde = make_smoothing(config.smoothing, config.scale).sample(x, **where)
+        x_tilde = SMOOTHINGS[config.smoothing](config.scale).sample(x, **where)
     if config.role == "noisy":
         return Inputs(x_tilde, None, label, level)
     if config.clean_noise:

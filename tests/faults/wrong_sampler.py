@@ -15,7 +15,6 @@ from torch import Tensor
 
 from dsmooth import ModelConfig, PixelCNNpp
 from dsmooth._extension import extension
-from dsmooth.sampling.builder import build_program
 from dsmooth.sampling.program import Program
 from tests.faults.harness import SEED, Arguments, Target, WrongCall, guarded, note, run, settings_of
 
@@ -51,7 +50,7 @@ def make_program(conditioning: str, bf16: bool, n_classes: int = 0) -> Program:
     for name, weight in model.named_parameters():
         if name.endswith("condition_weight"):
             torch.nn.init.normal_(weight)
-    return build_program(model, bf16=bf16)
+    return Program(model, bf16=bf16)
 
 
 def make_sampler(conditioning: str, bf16: bool, n_classes: int = 0) -> Any:

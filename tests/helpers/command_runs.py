@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ import torch
 
 import dsmooth
 from dsmooth.cli import main
-from dsmooth.files import save_weights
 from dsmooth.presets import preset
 from dsmooth.runs import RunFolder
 
@@ -24,15 +22,11 @@ def run(*args: str) -> int:
 
 def save_run(folder: Path, role: str, *, size: int = 8, **settings: object) -> Path:
     """A run folder as training leaves it, of a small untrained network that does not diverge."""
-    config = preset("mnist-quick", role)
-    model_config = replace(config.model, n_filters=4, n_resnet=1, n_mix=2, context_layers=1)
-    config = replace(config, model=model_config, images=1, **settings)
+    small = {"n_filters": 4, "n_resnet": 1, "n_mix": 2, "context_layers": 1, "images": 1}
+    config = preset("mnist-quick", role, **small, **settings)
     torch.manual_seed(0)
     model = dsmooth.PixelCNNpp(config.model)
     with torch.no_grad():
         model.head.weight_g.mul_(0.1)
-    folder.mkdir()
-    run = RunFolder(folder)
-    run.write_config(config, (size, size))
-    save_weights(model, run.weights)
+    RunFolder(folder).write_model(model, config, (size, size))
     return folder

@@ -22,29 +22,11 @@ ATOMS: dict[str, Any] = {"likelihood": "discretized", "atoms": (255, 0, 77)}
 GAUSSIAN: dict[str, Any] = {"likelihood": "gaussian", "smoothing_scale": 0.3}
 
 
-def network(
-    *,
-    channels: int = 1,
-    n_filters: int = 6,
-    n_resnet: int = 1,
-    n_mix: int = 3,
-    conditioning: str = "none",
-    context_layers: int = 1,
-    context_filters: int | None = None,
-    **mixture: Any,
-) -> PixelCNNpp:
+def network(*, channels: int = 1, conditioning: str = "none", **settings: Any) -> PixelCNNpp:
     """A random network whose streams have unit variance and whose pixels stay near [-1, 1]."""
     torch.manual_seed(0)
-    config = dsmooth.ModelConfig(
-        image_channels=channels,
-        n_filters=n_filters,
-        n_resnet=n_resnet,
-        n_mix=n_mix,
-        conditioning=conditioning,
-        context_layers=context_layers,
-        context_filters=context_filters,
-        **mixture,
-    )
+    settings = {"n_filters": 6, "n_resnet": 1, "n_mix": 3, "context_layers": 1, **settings}
+    config = dsmooth.ModelConfig(image_channels=channels, conditioning=conditioning, **settings)
     model = PixelCNNpp(config).eval()
     x = 0.5 * torch.randn(8, channels, 8, 8)
     label = torch.arange(8) % config.n_classes if config.n_classes else None
@@ -55,6 +37,7 @@ def network(
                 weight.normal_(std=0.3)
         model.head.weight_g.mul_(0.3)
         model.head.bias.mul_(0.3)
+        n_mix = config.n_mix
         components = model.head.bias[n_mix + len(config.atoms) :].view(channels, -1, n_mix)
         components[:, 1] -= 2  # log-scales
     return model
@@ -76,13 +59,6 @@ def context_for(model: PixelCNNpp, n: int, height: int, width: int) -> Tensor | 
     return 0.5 * torch.randn(n, model.config.image_channels, height, width, generator=generator)
 
 
-def uniforms_of(model: PixelCNNpp, n: int, height: int, width: int, first: int) -> Tensor:
-    conditioned = model.config.conditioning != "none"
-    stream = Stream.SAMPLE_CONDITIONED if conditioned else Stream.SAMPLE
-    words = image_words(n, height * width, seed=SEED, first_index=first, stream=stream)
-    return to_uniform(words).view(n, height, width, 4).permute(0, 3, 1, 2)
-
-
 @torch.no_grad()
 def teacher_forced(
     model: PixelCNNpp,
@@ -98,7 +74,10 @@ def teacher_forced(
     n, channels, height, width = x.shape
     with use_impl("reference"):
         params = model(x.to(dtype), None if context is None else context.to(dtype), label)
-    u = uniforms_of(model, n, height, width, FIRST).to(dtype)
+    conditioned = model.config.conditioning != "none"
+    stream = Stream.SAMPLE_CONDITIONED if conditioned else Stream.SAMPLE
+    words = image_words(n, height * width, seed=SEED, first_index=FIRST, stream=stream)
+    u = to_uniform(words).to(dtype).view(n, height, width, 4).permute(0, 3, 1, 2)
     mixture = model.config.mixture
     drawn = logistic_mixture_sample(params, u, channels, temperature=temperature, **mixture)
     logits = split_mixture(params, channels, len(model.config.atoms)).logits / temperature
@@ -118,54 +97,31 @@ def constant_network(logits: list[float], means: list[float], **mixture: Any) ->
 
 
 @torch.no_grad()
-def network_with_exact_streams(n_filters: int) -> PixelCNNpp:
-    """A grey network whose streams hold few bits, so that they are exact in bfloat16, before a head
-    of random weights: the last ul is the context's encoding at every fourth row and column."""
-    model = network(n_filters=n_filters, n_mix=1, conditioning="concat")
-    assert model.encoder is not None
-    head = model.head.weight_g.clone()
-    for layer in model.modules():
-        if isinstance(layer, WeightNormConv):
+def network_of_biases(n_filters: int) -> PixelCNNpp:
+    """A grey network whose streams are what its biases make, the same at every pixel."""
+    model = network(n_filters=n_filters, n_mix=1)
+    for name, layer in model.named_modules():
+        if isinstance(layer, WeightNormConv) and layer is not model.head:
             layer.weight_g.zero_()
-            if layer is not model.head:
-                layer.bias.zero_()
-    model.head.weight_g.copy_(head)
-    one = torch.eye(n_filters)[:, :, None, None]
-    nothing = torch.zeros(n_filters)
-    model.encoder.nin_ul.set_weight(one, nothing)
-    for i in range(2):
-        here = torch.nn.functional.pad(one, (1, 0, 1, 0))
-        model.downsize_ul[i].set_weight(here, nothing)  # type: ignore[operator]
-        model.upsize_ul[i].set_weight(one.expand(-1, -1, 2, 2), nothing)  # type: ignore[operator]
-    stem = torch.zeros_like(model.encoder.stem.weight_v)
-    stem[:, 0, 1, 1] = 2.0 ** -torch.arange(n_filters).remainder(3) * (-1) ** torch.arange(
-        n_filters
-    )
-    model.encoder.stem.set_weight(stem, torch.randint(-8, 9, (n_filters,)) / 8)
+            layer.bias.normal_(std=0.0 if name.startswith("stem") else 0.5)
     return model
 
 
 @torch.no_grad()
 def check_head_in_float32(sampler: CachedSampler, model: PixelCNNpp) -> None:
-    """The parameters of a bfloat16 sampler on `network_with_exact_streams`, which near temperature
-    0 are its pixels, are those of a head in float32."""
-    context = torch.randint(-4, 5, (4, 1, 8, 8), generator=torch.Generator().manual_seed(2)) / 4
-    x = sampler.sample(4, 8, 8, context=context.to(sampler.device), temperature=1e-7).cpu()
+    """The parameters of a bfloat16 sampler on `network_of_biases`, which near temperature 0 are its
+    pixels, are those of a head in float32."""
+    x = sampler.sample(1, 4, 4, temperature=1e-7).cpu()
     exact = copy.deepcopy(model).cpu().double()
-    encoded = exact.encode_context(x.double(), context.double())
-    _, ul = exact._streams(x.double(), encoded, None)[-1]
-    assert torch.equal(ul, ul.bfloat16().double())
-    assert len(ul.unique()) > 20
-    means = exact.head(torch.nn.functional.elu(ul))[:, 1:2]
-    weight = exact.head.weight()[1].abs().view(1, -1, 1, 1)
-    terms = (weight * torch.nn.functional.elu(ul).abs()).sum(1, keepdim=True)
-    rounding = 4 * torch.finfo(torch.float32).eps * (terms + 1)
-    assert ((x - means).abs() <= rounding).all()
+    image = torch.zeros(x.shape, dtype=torch.float64)
+    ul = exact._streams(image, exact.encode_context(image, None), None)[-1][1]
+    operands, weight = torch.nn.functional.elu(ul), exact.head.weight()[1].view(1, -1, 1, 1)
+    mean = exact.head(operands)[:, 1:2]
+    rounding = 4 * torch.finfo(torch.float32).eps * ((weight * operands).abs().sum(1, True) + 1)
+    assert ((x - mean).abs() <= rounding).all()
     # Operands in bfloat16 would show.
-    rounded = torch.nn.functional.elu(ul).bfloat16().double()
-    coarse = (rounded * exact.head.weight()[1].bfloat16().double().view(1, -1, 1, 1)).sum(1)
-    coarse = coarse[:, None] + exact.head.bias[1]
-    assert (coarse - means).abs().max() > 100 * rounding.max()
+    rounded = (operands.bfloat16().double() * weight.bfloat16().double()).sum(1, True)
+    assert (rounded + exact.head.bias[1] - mean).abs().max() > 100 * rounding.max()
 
 
 def check_teacher_forced(
@@ -177,18 +133,10 @@ def check_teacher_forced(
     n: int = 3,
     label: Tensor | None = None,
 ) -> None:
-    height, width = size
-    context = context_for(model, n, height, width)
-    x = sampler.sample(
-        n,
-        height,
-        width,
-        seed=SEED,
-        first_index=FIRST,
-        context=None if context is None else context.to(sampler.device),
-        temperature=temperature,
-        label=label,
-    ).cpu()
+    context = context_for(model, n, *size)
+    given = {"context": None if context is None else context.to(sampler.device), "label": label}
+    where: dict[str, Any] = {"seed": SEED, "first_index": FIRST, "temperature": temperature}
+    x = sampler.sample(n, *size, **where, **given).cpu()
     model = copy.deepcopy(model).cpu()
     assert x.isfinite().all()
     exact, distance = teacher_forced(model, x, context, torch.float64, temperature, label)
