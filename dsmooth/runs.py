@@ -162,7 +162,7 @@ def training_seconds(entries: Sequence[dict[str, Any]]) -> float:
 
 # Fields of an entry of the log by its event, beside its images and seconds, and their types.
 _NUMBER, _TEXT = (int, float), (str,)
-_FIELDS = {
+_FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
     "start": {"total": _NUMBER, "loss": _TEXT},
     "step": {"bits_per_dim": _NUMBER, "images_per_second": _NUMBER},
     "evaluation": {"bits_per_dim": _NUMBER},

@@ -90,37 +90,31 @@ def test_equals_the_network_teacher_forced(
 @pytest.mark.parametrize("code", ["auto", *CUDA])
 @pytest.mark.parametrize("conditioning", ["none", "stack", "concat"])
 @pytest.mark.parametrize(
-    ("n_filters", "n_resnet", "n_mix", "n_classes", "size", "temperature"),
+    ("numbers", "encoder", "size", "temperature"),
     [
-        (1, 1, 1, 1, (4, 4), 1.0),
-        (5, 2, 2, 0, (4, 16), 0.5),
-        (8, 3, 10, 2, (12, 8), 1.5),
-        (40, 1, 5, 10, (8, 4), 1.0),
-        (65, 1, 3, 100, (4, 8), 1.0),
-        (4, 2, 2, 0, (32, 32), 1.0),
+        ((1, 1, 1, 1), (0, None), (4, 4), 1.0),
+        ((5, 2, 2, 0), (1, 10), (4, 16), 0.5),
+        ((8, 3, 10, 2), (0, None), (12, 8), 1.5),
+        ((40, 1, 5, 10), (3, None), (8, 4), 1.0),
+        ((65, 1, 3, 100), (2, 10), (4, 8), 1.0),
+        ((4, 2, 2, 0), (1, 3), (32, 32), 1.0),
     ],
 )
 def test_every_shape(
-    n_filters: int,
-    n_resnet: int,
-    n_mix: int,
-    n_classes: int,
+    numbers: tuple[int, int, int, int],
+    encoder: tuple[int, int | None],
     size: tuple[int, int],
     temperature: float,
     conditioning: str,
     code: str,
 ) -> None:
-    shape = {"n_filters": n_filters, "n_resnet": n_resnet, "n_mix": n_mix, "n_classes": n_classes}
+    """numbers: of filters, resnets, components and classes; encoder: its depth and width."""
+    names = ("n_filters", "n_resnet", "n_mix", "n_classes", "context_layers", "context_filters")
+    shape = dict(zip(names, (*numbers, *encoder), strict=True))
     model = network(conditioning=conditioning, **shape)
     sampler = make_sampler(model, torch.float32, code)
-    label = labels_of(2, n_classes)
+    label = labels_of(2, model.config.condition_size)
     check_teacher_forced(sampler, model, size, temperature=temperature, n=2, label=label)
-
-
-@pytest.mark.parametrize(("layers", "filters"), [(0, None), (3, None), (1, 3), (2, 10)])
-def test_every_depth_and_width_of_encoder(layers: int, filters: int | None) -> None:
-    model = network(conditioning="concat", context_layers=layers, context_filters=filters)
-    check_teacher_forced(CachedSampler(model), model, (8, 8))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
