@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor
@@ -21,13 +21,11 @@ from .pretrained.pairs import PairInFiles
 from .progress import progress as bar
 from .sampling.cached import Sampler
 from .sampling.ladder import Ladder, log_prob_of_noisy
-from .sampling.request import Choices, How, Label, Progress, Request
+from .sampling.request import Choices, How, Progress, Request
 from .smoothing import GaussianSmoothing, Smoothing
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-T = TypeVar("T")
 
 
 class SmoothedPair(PairInFiles):
@@ -139,8 +137,7 @@ class SmoothedPair(PairInFiles):
         if known is not None:
             x_tilde = self.smoothing.sample(known.images, seed=seed, first_index=first)
             known = replace(known, images=x_tilde)
-        label: Label = self.label_for(self.noisy, request.label)
-        request = replace(request, known=known, label=label)
+        request = replace(request, known=known, label=self.label_for(self.noisy, request.label))
         return sampler.draw(self.noisy, request, self.image_size)
 
     def draw_clean(self, x_tilde: Tensor, request: Request, sampler: Sampler) -> Tensor:
@@ -154,8 +151,7 @@ class SmoothedPair(PairInFiles):
             x = self.single_step(x_tilde, score=request.score, label=labels)
             x = x if request.known is None else request.known.keep(x)
         else:
-            label: Label = self.label_for(self.denoiser, request.label)
-            request = replace(request, label=label)
+            request = replace(request, label=self.label_for(self.denoiser, request.label))
             x = sampler.draw(self.denoiser, request, self.image_size, x_tilde)
         return torch.where(diverged, math.nan, x)
 
@@ -251,7 +247,7 @@ class SmoothedPair(PairInFiles):
         """log p(x | x~) of noise of one level: (B,), nats."""
         return self.denoiser.log_prob(x, x_tilde, self.label_for(self.denoiser, label))
 
-    def label_for(self, model: PixelCNNpp, label: T | None) -> T | None:
+    def label_for(self, model: PixelCNNpp, label: Any) -> Any:
         """`label` as one of the two models takes it: None for a model without classes."""
         if label is not None and not self.n_classes:
             raise ValueError("label was given, but neither model of the pair has classes")
