@@ -160,7 +160,7 @@ class Folder:
         return self.path / self.name(number, self.request.first_index)
 
     def missing(self) -> list[tuple[int, int]]:
-        """(first, end) of the images to draw of each file that lacks some.
+        """Spans (first, end) of images to draw, one for each file that lacks some.
 
         Raises ValueError for a folder of something else, and for files that were changed.
         """
