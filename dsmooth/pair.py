@@ -303,15 +303,13 @@ class SmoothedPair(PairInFiles):
 
     def __repr__(self) -> str:
         """Both networks, the smoothing and the images in a few lines; not every layer."""
-        height, width = self.image_size
-        shape = f"{self.noisy.config.image_channels} x {height} x {width}"
-        lines = [
-            f"noisy: {_describe(self.noisy)}",
-            f"denoiser: {_describe(self.denoiser)}",
-            f"smoothing: {self.smoothing.kind} of scale {self.smoothing.scale}",
-            f"images: {shape}, on {self.device}",
-        ]
-        return "\n  ".join(["SmoothedPair(", *lines]) + "\n)"
+        shape = " x ".join(map(str, (self.noisy.config.image_channels, *self.image_size)))
+        return (
+            f"SmoothedPair(\n  noisy: {_describe(self.noisy)}\n"
+            f"  denoiser: {_describe(self.denoiser)}\n"
+            f"  smoothing: {self.smoothing.kind} of scale {self.smoothing.scale}\n"
+            f"  images: {shape}, on {self.device}\n)"
+        )
 
 
 def _check_fit(noisy: PixelCNNpp, denoiser: PixelCNNpp, smoothing: Smoothing) -> None:

@@ -13,16 +13,9 @@ from dsmooth.nn.layers import WeightNormConv
 
 
 def tiny_config(conditioning: str, likelihood: str, channels: int = 1) -> dsmooth.ModelConfig:
-    return dsmooth.ModelConfig(
-        image_channels=channels,
-        n_filters=6,
-        n_resnet=1,
-        n_mix=3,
-        dropout=0.0,
-        conditioning=conditioning,
-        likelihood=likelihood,
-        context_layers=1,
-    )
+    small = {"n_filters": 6, "n_resnet": 1, "n_mix": 3, "dropout": 0.0, "context_layers": 1}
+    kind = {"image_channels": channels, "conditioning": conditioning, "likelihood": likelihood}
+    return dsmooth.ModelConfig(**small, **kind)
 
 
 def tiny_pair(
