@@ -70,7 +70,7 @@ void errors_are_said_and_not_left_behind() {
                "this build needs 13.0");
   fake_cuda.failing = {{"cudaFuncSetAttribute", cudaErrorInvalidValue}};
   expect_error([] { make(0); }, "cudaFuncSetAttribute: ");
-  fake_cuda = {};
+  fake_cuda.failing.clear();
   fake_cuda.last_error = cudaErrorInvalidValue;  // another's
   launch_all(sampler, 3);
   expect(fake_cuda.last_error == cudaErrorInvalidValue, "another's error is taken");
