@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # The C++ tests under AddressSanitizer with UndefinedBehaviorSanitizer, then under ThreadSanitizer,
-# which must also find a sync that is left out on purpose. Before them the fuzz target, for some
+# which must also find a sync that is left out on purpose. With them wrong programs, for some
 # seconds, and the Python module _C under AddressSanitizer, for tests/faults, where there is
 # pybind11: its folder is BUILD/extension.
-#   csrc/tests/run.sh [build folder] [seconds of the fuzz target: 15]
+#   csrc/tests/run.sh [build folder] [seconds of wrong programs: 15]
 #   csrc/tests/run.sh BUILD short     the tests under AddressSanitizer alone
 #   csrc/tests/run.sh BUILD arm64     the tests as a cross compiler builds them for 64-bit Arm, under
 #                                     QEMU; with AVX2 here, the images must be the same bits there
