@@ -22,7 +22,7 @@ endfunction()
 # extension alone; all else is portable.
 function(add_sampler target)
   set(here ${CMAKE_CURRENT_FUNCTION_LIST_DIR}/sampler)
-  target_sources(${target} PRIVATE ${here}/program.cpp ${here}/network.cpp ${here}/plan.cpp
+  target_sources(${target} PRIVATE ${here}/program.cpp ${here}/network.cpp
     ${here}/device_plan.cpp ${here}/sampler_cpu.cpp)
   compile_for_instruction_sets(${target} ${here}/tiles_float32.cpp ${here}/sampler_cpu.cpp
     FLOAT32_SETS generic avx2 avx512 neon)

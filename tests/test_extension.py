@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -28,7 +27,6 @@ needs_extension = pytest.mark.skipif(
     not _extension.is_available(), reason=str(_extension.unavailable_reason())
 )
 PACKAGE = Path(dsmooth.__file__).parent
-INSTRUCTION_SETS = _extension.instruction_sets()
 
 
 def test_extension_is_there_unless_the_build_found_no_compiler() -> None:
@@ -49,92 +47,38 @@ def test_the_record_is_of_this_extension() -> None:
     assert here[0] == "generic"
 
 
-@needs_extension
-@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
-@pytest.mark.parametrize(
-    ("dtype", "lowest"),
-    [(torch.float32, -87.3), (torch.float64, -708.3)],
-    ids=["float32", "float64"],
-)
-def test_elementary_functions_are_within_two_ulp(
-    dtype: torch.dtype, lowest: float, instruction_set: str
-) -> None:
-    wide = torch.float64
-    exponents = torch.cat(
-        [
-            torch.linspace(lowest, 8, 100_001, dtype=wide),
-            -torch.logspace(-30, 1.9, 50_001, dtype=wide),
-        ]
-    ).to(dtype)
-    positive = torch.cat(
-        [torch.logspace(-30, 30, 100_001, dtype=wide), torch.linspace(0.5, 2, 50_001, dtype=wide)]
-    ).to(dtype)
-    exp, expm1, _ = elementary(exponents, instruction_set)
-    log = elementary(positive, instruction_set)[2]
-    y, v = exponents.numpy().astype(np.longdouble), positive.numpy().astype(np.longdouble)
-    assert ulps(exp, np.exp(y)) <= 2
-    assert ulps(expm1, np.expm1(y)) <= 2
-    assert ulps(log, np.log(v)) <= 2
-
-
-@needs_extension
-@pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_elementary_functions_at_the_ends(dtype: torch.dtype, instruction_set: str) -> None:
-    inputs = torch.tensor([0.0, -1e4, float("-inf"), float("nan")], dtype=dtype)
-    exp, expm1, _ = elementary(inputs, instruction_set)
-    assert exp[:3].tolist() == [1, 0, 0]
-    assert expm1[:3].tolist() == [0, -1, -1]
-    log = elementary(torch.tensor([1.0, float("nan")], dtype=dtype), instruction_set)[2]
-    assert log[0] == 0
-    assert exp[3].isnan()
-    assert expm1[3].isnan()
-    assert log[1].isnan()
-
-
-def elementary(values: Tensor, instruction_set: str) -> tuple[Tensor, Tensor, Tensor]:
-    out = torch.empty_like(values), torch.empty_like(values), torch.empty_like(values)
-    _extension.extension().elementary_functions(values, *out, instruction_set)
-    return out
-
-
-def ulps(got: Tensor, exact: Any) -> float:
-    """Largest error in units of the last place of the exact value."""
-    values = got.numpy()
-    spacing = np.spacing(np.abs(exact.astype(values.dtype))).astype(np.longdouble)
-    return float((np.abs(values.astype(np.longdouble) - exact) / spacing).max())
-
-
-def call(function: str, **changes: Any) -> None:
-    """Calls a function of the extension with arguments that fit, but for the changes."""
-    tensors: dict[str, Tensor | None] = {
-        "x": torch.zeros(2, 1, 3, 4),
-        "params": torch.zeros(2, 6, 3, 4),
-        "state": torch.zeros(2, 4, 3, 4),
-    }
-    if function == "logistic_mixture":
-        tensors["log_prob"] = torch.zeros(2, 3, 4)
-    else:
-        tensors["grad"] = torch.zeros(2, 3, 4)
-        tensors["grad_x"] = torch.zeros(2, 1, 3, 4)
-        tensors["grad_params"] = torch.zeros(2, 6, 3, 4)
-    options = {
+def call(**changes: Any) -> None:
+    """Call the loss of the extension, its backward where a gradient is changed."""
+    given: dict[str, Any] = {
+        "x": ZEROS(2, 1, 3, 4),
+        "params": ZEROS(2, 6, 3, 4),
+        "state": ZEROS(2, 4, 3, 4),
         "likelihood": "discretized",
         "atoms": [],
         "smoothing_scale": 0.0,
-        "threads": 1,
-        "instruction_set": "auto",
     }
-    for name, value in changes.items():
-        (tensors if name in tensors else options)[name] = value
-    getattr(_extension.extension(), function)(**tensors, **options)
+    if any(name.startswith("grad") for name in changes):
+        grads = {"grad": (2, 3, 4), "grad_x": (2, 1, 3, 4), "grad_params": (2, 6, 3, 4)}
+        given |= {name: ZEROS(shape) for name, shape in grads.items()}
+    else:
+        given["log_prob"] = ZEROS(2, 3, 4)
+    _extension.extension().logistic_mixture(**given | changes)
+
+
+def expanded(*shape: int) -> Tensor:
+    return ZEROS(1).expand(shape)
+
+
+def misaligned(*shape: int) -> Tensor:
+    count = math.prod(shape)
+    return torch.frombuffer(bytearray(4 * count + 1), dtype=torch.float32, offset=1).view(shape)
 
 
 ZEROS = torch.zeros
+SHARED = ZEROS(2, 4, 3, 4)
 
 
 @needs_extension
-@pytest.mark.parametrize("function", ["logistic_mixture", "logistic_mixture_backward"])
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -157,43 +101,9 @@ ZEROS = torch.zeros
         ({"likelihood": "gaussian", "smoothing_scale": math.nan}, "positive and finite, got nan"),
         ({"likelihood": "normal"}, "likelihood must be one of continuous, .*, got normal"),
         ({"instruction_set": "mmx"}, "instruction_set must be auto or one of generic, avx2, .*mmx"),
-    ],
-)
-def test_bad_arguments_are_named(function: str, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        call(function, **changes)
-
-
-@needs_extension
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
         ({"grad": ZEROS(2, 1, 3, 4)}, r"grad must have shape \(2, 3, 4\), got \(2, 1, 3, 4\)"),
         ({"grad_x": ZEROS(2, 3, 3, 4)}, r"grad_x must have shape \(2, 1, 3, 4\)"),
         ({"grad_params": ZEROS(2, 3, 3, 4)}, r"grad_params must have shape \(2, 6, 3, 4\)"),
-    ],
-)
-def test_bad_gradients_are_named(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        call("logistic_mixture_backward", **changes)
-
-
-def expanded(*shape: int) -> Tensor:
-    return torch.zeros(1).expand(shape)
-
-
-def misaligned(*shape: int) -> Tensor:
-    count = math.prod(shape)
-    return torch.frombuffer(bytearray(4 * count + 1), dtype=torch.float32, offset=1).view(shape)
-
-
-SHARED = ZEROS(2, 4, 3, 4)
-
-
-@needs_extension
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
         ({"x": None}, "x must be a tensor, got None"),
         ({"x": 3.5}, "x must be a tensor, got float"),
         (
@@ -224,16 +134,16 @@ SHARED = ZEROS(2, 4, 3, 4)
         ),
     ],
 )
-def test_memory_is_checked(changes: dict[str, Any], message: str) -> None:
+def test_bad_arguments_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        call("logistic_mixture", **changes)
+        call(**changes)
 
 
 @needs_extension
 def test_inputs_may_share_memory_and_be_expanded_or_huge_and_empty() -> None:
-    call("logistic_mixture", x=expanded(2, 1, 3, 4), params=expanded(2, 6, 3, 4))
+    call(x=expanded(2, 1, 3, 4), params=expanded(2, 6, 3, 4))
     huge = {name: ZEROS(0, n, 2**30, 2**30) for name, n in (("x", 1), ("params", 6), ("state", 4))}
-    call("logistic_mixture", **huge, log_prob=ZEROS(0, 2**30, 2**30))
+    call(**huge, log_prob=ZEROS(0, 2**30, 2**30))
 
 
 @needs_extension
@@ -257,7 +167,7 @@ def test_memory_that_was_given_back_is_refused() -> None:
     params = torch.zeros(2, 6, 3, 4)
     params.untyped_storage().resize_(0)
     with pytest.raises(ValueError, match="params must have memory, got a tensor without"):
-        call("logistic_mixture", params=params)
+        call(params=params)
 
 
 @needs_extension
@@ -266,7 +176,7 @@ def test_memory_that_was_given_back_is_refused() -> None:
 def test_devices_must_agree(name: str) -> None:
     shapes = {"params": (2, 6, 3, 4), "log_prob": (2, 3, 4), "state": (2, 4, 3, 4)}
     with pytest.raises(ValueError, match=f"{name} must be on cpu, got cuda:0"):
-        call("logistic_mixture", **{name: torch.zeros(shapes[name], device="cuda")})
+        call(**{name: torch.zeros(shapes[name], device="cuda")})
 
 
 @pytest.fixture

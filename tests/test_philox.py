@@ -85,21 +85,6 @@ def test_same_words_as_python(counter: list[int], key: list[int]) -> None:
 
 
 @native
-@given(word)
-def test_same_uniform_as_python_and_exact_in_float32(value: int) -> None:
-    uniform = _extension.extension().philox_uniform(value)
-    assert uniform == to_uniform(torch.tensor(value)).item()
-    assert uniform == torch.tensor(uniform, dtype=torch.float32).item()
-    assert 0 < uniform < 1
-
-
-@native
-def test_streams_have_the_names_and_numbers_of_python() -> None:
-    numbers = {stream.name: int(stream) for stream in Stream}
-    assert _extension.extension().streams().items() <= numbers.items()
-
-
-@native
 @pytest.mark.parametrize(("counter", "key"), [([0] * 3, [0] * 2), ([0] * 4, [2**32, 0])])
 def test_words_that_are_not_32_bits_or_not_four_are_refused(
     counter: list[int], key: list[int]

@@ -8,9 +8,10 @@
 
 namespace dsmooth {
 
-// The tensor's description, or that of an absent tensor for None. It holds while the tensor lives
-// and keeps its shape. Throws std::invalid_argument, naming the tensor, for anything else and for
-// a tensor whose numbers its memory does not hold (a meta tensor, a sparse one, a negative view).
+// The tensor's description, or that of an absent tensor for None. It holds while the tensor
+// lives and keeps its shape, and the name does. Throws std::invalid_argument, naming the tensor,
+// for anything else and for a tensor whose numbers its memory does not hold (a meta tensor, a
+// sparse one, a negative view).
 Borrowed borrow(const char* name, const pybind11::object& tensor);
 
 // Torch's current stream of a CUDA device: a cudaStream_t. Throws what torch throws.

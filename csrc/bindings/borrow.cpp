@@ -36,40 +36,39 @@ struct Torch {
   const DlExchange* exchange;
 };
 
-Torch find_torch() {
-  const py::object type = py::module_::import("torch").attr("Tensor");
-  const auto capsule = py::getattr(type, "__dlpack_c_exchange_api__", py::none());
-  if (!capsule.is_none()) {
-    const void* pointer = PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api");
-    if (pointer == nullptr) throw py::error_already_set();
-    const auto* exchange = static_cast<const DlExchange*>(pointer);
-    while (exchange != nullptr && exchange->major != 1) exchange = exchange->older;
-    if (exchange != nullptr && exchange->tensor_from_object != nullptr &&
-        exchange->current_stream != nullptr) {
-      return {reinterpret_cast<PyTypeObject*>(type.ptr()), exchange};
-    }
-  }
-  throw std::runtime_error(
-      "the extension reads tensors by version 1 of DLPack's C exchange interface "
-      "(torch.Tensor.__dlpack_c_exchange_api__), which this torch does not offer");
-}
-
 // The class and its interface live as long as Python.
-const Torch& find_torch_once() {
-  static const Torch torch = find_torch();
-  return torch;
+const Torch& torch() {
+  static const Torch found = [] {
+    const py::object type = py::module_::import("torch").attr("Tensor");
+    const auto capsule = py::getattr(type, "__dlpack_c_exchange_api__", py::none());
+    if (!capsule.is_none()) {
+      const void* pointer = PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api");
+      if (pointer == nullptr) throw py::error_already_set();
+      const auto* exchange = static_cast<const DlExchange*>(pointer);
+      while (exchange != nullptr && exchange->major != 1) exchange = exchange->older;
+      if (exchange != nullptr && exchange->tensor_from_object != nullptr &&
+          exchange->current_stream != nullptr) {
+        return Torch{reinterpret_cast<PyTypeObject*>(type.ptr()), exchange};
+      }
+    }
+    throw std::runtime_error(
+        "the extension reads tensors by version 1 of DLPack's C exchange interface "
+        "(torch.Tensor.__dlpack_c_exchange_api__), which this torch does not offer");
+  }();
+  return found;
 }
 
 }  // namespace
 
 Borrowed borrow(const char* name, const py::object& object) {
-  if (object.is_none()) return {};
-  const Torch& torch = find_torch_once();
-  if (!PyObject_TypeCheck(object.ptr(), torch.tensor_type)) {
+  Borrowed borrowed{};
+  borrowed.name = name;
+  if (object.is_none()) return borrowed;
+  if (!PyObject_TypeCheck(object.ptr(), torch().tensor_type)) {
     refuse(name, "be a tensor", Py_TYPE(object.ptr())->tp_name);
   }
   DlTensor tensor{};
-  if (torch.exchange->tensor_from_object(object.ptr(), &tensor) != 0) {
+  if (torch().exchange->tensor_from_object(object.ptr(), &tensor) != 0) {
     const py::error_already_set error;
     const py::str device = py::str(object.attr("device"));
     refuse(name, "be a strided tensor on cpu or cuda",
@@ -81,7 +80,8 @@ Borrowed borrow(const char* name, const py::object& object) {
   if (object.attr("is_neg")().cast<bool>()) {
     refuse(name, "hold its numbers", "a negative view: resolve_neg() gives its numbers");
   }
-  return {true,
+  return {name,
+          true,
           tensor.data == nullptr ? nullptr : static_cast<char*>(tensor.data) + tensor.byte_offset,
           {tensor.code, tensor.bits, tensor.lanes},
           {tensor.device_type, tensor.device_index},
@@ -92,7 +92,7 @@ Borrowed borrow(const char* name, const py::object& object) {
 
 void* current_stream(Device device) {
   void* stream = nullptr;
-  if (find_torch_once().exchange->current_stream(device.type, device.index, &stream) != 0) {
+  if (torch().exchange->current_stream(device.type, device.index, &stream) != 0) {
     throw py::error_already_set();
   }
   return stream;

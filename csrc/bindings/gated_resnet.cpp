@@ -7,7 +7,6 @@
 #include <cmath>
 #include <cstdint>
 #include <map>
-#include <stdexcept>
 #include <string>
 
 #include "bindings.h"
@@ -22,9 +21,7 @@ template <bool kBackward>
 void run(const std::map<std::string, py::object>& tensors, int pad_top, int pad_left,
          uint32_t layer, int64_t first_image, uint32_t keep_from, double scale, int threads,
          const std::string& instruction_set) {
-  if (!std::isfinite(scale)) {
-    throw std::invalid_argument("scale must be finite, got " + std::to_string(scale));
-  }
+  if (!std::isfinite(scale)) refuse("scale", "be finite", std::to_string(scale));
   check_threads(threads);
   std::map<std::string, Borrowed> given;
   for (const auto& [name, tensor] : tensors) given[name] = borrow(name.c_str(), tensor);
@@ -33,19 +30,13 @@ void run(const std::map<std::string, py::object>& tensors, int pad_top, int pad_
   const int64_t elements =
       call.shape.batch == 0 ? 1 : 2 * call.shape.height * call.shape.width * call.shape.filters;
   const int64_t most = std::min<int64_t>(INT32_MAX, INT64_MAX / 2 / elements);
-  if (first_image < 0 || first_image > most) {
-    throw std::invalid_argument("first_image must lie in 0 .. " + std::to_string(most) + ", got " +
-                                std::to_string(first_image));
-  }
+  if (first_image < 0 || first_image > most)
+    refuse("first_image", "lie in 0 .. " + std::to_string(most), std::to_string(first_image));
   call.shape.pad_top = pad_top;
   call.shape.pad_left = pad_left;
   const auto* seed = static_cast<const uint64_t*>(call.tensors.seed);
-  call.dropout.active = seed != nullptr;
-  call.dropout.seed = seed == nullptr ? 0 : *seed;
-  call.dropout.layer = layer;
-  call.dropout.first_image = first_image;
-  call.dropout.keep_from = keep_from;
-  call.dropout.scale = scale;
+  call.dropout = {
+      seed != nullptr, seed == nullptr ? 0 : *seed, layer, first_image, keep_from, scale};
   const py::gil_scoped_release release;
   (kBackward ? gated_resnet_backward : gated_resnet_forward)(call, threads, instruction_set);
 }
@@ -62,15 +53,11 @@ void define(py::module_& module, const char* name, const char* doc) {
 void register_gated_resnet(py::module_& module) {
   define<false>(
       module, "gated_resnet_forward",
-      "Writes y and, where they are given, h and gates. tensors: by the names of the field table "
-      "in dsmooth/functional/gated_resnet.def. pad_top, pad_left: rows and columns of zeros before "
-      "the image. keep_from, scale: dropout keeps an element whose word >> 9 is at least the "
-      "first, times the second; none without a seed. layer, first_image: where in the network and "
-      "in a larger batch, for the counters of dropout.");
-  define<true>(module, "gated_resnet_backward",
-               "Writes the gradients (grad_x, ...) by the tensors given, from "
-               "grad_y and the saved h and gates; arguments as for the "
-               "forward.");
+      "Writes y and, where they are given, h and gates. tensors: by the names of the "
+      "field table in dsmooth/functional/gated_resnet.def. The others: see GatedDropout.");
+  define<true>(
+      module, "gated_resnet_backward",
+      "Writes the gradients (grad_x, ...) by the tensors given, from grad_y, h and gates.");
 }
 
 }  // namespace dsmooth

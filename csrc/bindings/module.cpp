@@ -4,8 +4,6 @@
 
 #include <array>
 #include <cstdint>
-#include <map>
-#include <string>
 
 #include "../common/isa.h"
 #include "../common/parallel.h"
@@ -22,13 +20,6 @@ std::array<uint32_t, 4> philox(const std::array<uint32_t, 4>& counter,
   const PhiloxBlock block =
       philox4x32_10({{counter[0], counter[1], counter[2], counter[3]}}, key[0], key[1]);
   return {block.word[0], block.word[1], block.word[2], block.word[3]};
-}
-
-std::map<std::string, uint32_t> streams() {
-  const auto number = [](Stream stream) { return static_cast<uint32_t>(stream); };
-  return {{"SAMPLE", number(Stream::kSample)},
-          {"SAMPLE_CONDITIONED", number(Stream::kSampleConditioned)},
-          {"DROPOUT", number(Stream::kDropout)}};
 }
 
 }  // namespace
@@ -49,9 +40,6 @@ PYBIND11_MODULE(_C, module) {
   register_sampler(module);
   module.def("philox4x32_10", &philox, py::arg("counter"), py::arg("key"),
              "The 4 words of a Philox4x32-10 block.");
-  module.def("streams", &streams, "The numbers of the streams of random words, by their names.");
-  module.def("philox_uniform", &philox_uniform, py::arg("word"),
-             "Uniform in (0, 1) of one word, exact in float32.");
 }
 
 }  // namespace dsmooth

@@ -36,22 +36,22 @@ std::vector<float> floats(const py::handle& array) {
   return {a.data(), a.data() + a.size()};
 }
 
+int integer(const py::handle& from, const char* name) { return from.attr(name).cast<int>(); }
+
 Term to_term(const py::handle& t) {
   const auto weight = py::cast<Floats>(t.attr("weight"));
   if (weight.ndim() != 3) throw py::value_error("the weight of a term must be (n, taps, channels)");
-  const auto integer = [&](const char* name) { return t.attr(name).cast<int>(); };
-  return {{integer("cache"), integer("drow"), integer("dcol"), static_cast<int>(weight.shape(1)),
-           t.attr("row_part").cast<bool>()},
+  return {{integer(t, "cache"), integer(t, "drow"), integer(t, "dcol"),
+           static_cast<int>(weight.shape(1)), t.attr("row_part").cast<bool>()},
           static_cast<int>(weight.shape(2)),
           {weight.data(), weight.data() + weight.size()}};
 }
 
 Op to_op(const py::handle& o) {
-  const auto integer = [&](const char* name) { return o.attr(name).cast<int>(); };
-  Op op{{static_cast<Phase>(integer("phase")), integer("level"), integer("row_parity"),
-         integer("column_parity"), o.attr("gate").cast<bool>(), o.attr("split").cast<bool>(),
-         integer("residual_in"), integer("add"), integer("residual_out"), integer("act_out"),
-         integer("raw_out")},
+  Op op{{static_cast<Phase>(integer(o, "phase")), integer(o, "level"), integer(o, "row_parity"),
+         integer(o, "column_parity"), o.attr("gate").cast<bool>(), o.attr("split").cast<bool>(),
+         integer(o, "residual_in"), integer(o, "add"), integer(o, "residual_out"),
+         integer(o, "act_out"), integer(o, "raw_out")},
         0,
         floats(o.attr("bias")),
         {},
@@ -63,26 +63,25 @@ Op to_op(const py::handle& o) {
 }
 
 Program to_program(const py::object& p) {
-  const auto integer = [&](const char* name) { return p.attr(name).cast<int>(); };
-  Program program{
-      {integer("image_channels"), integer("image_parts"), integer("n_mix"),
-       likelihood_named(p.attr("likelihood").cast<std::string>()),
-       p.attr("smoothing_scale").cast<float>(), p.attr("conditioned").cast<bool>(),
-       integer("image"), integer("context"), integer("params"), integer("condition_size")},
-      p.attr("atoms").cast<std::vector<int>>(),
-      {},
-      {}};
+  Program program{{integer(p, "image_channels"), integer(p, "image_parts"), integer(p, "n_mix"),
+                   likelihood_named(p.attr("likelihood").cast<std::string>()),
+                   p.attr("smoothing_scale").cast<float>(), p.attr("conditioned").cast<bool>(),
+                   integer(p, "image"), integer(p, "context"), integer(p, "params"),
+                   integer(p, "condition_size")},
+                  p.attr("atoms").cast<std::vector<int>>(),
+                  {},
+                  {}};
   for (const py::handle c : p.attr("caches"))
-    program.caches.push_back({c.attr("level").cast<int>(), c.attr("channels").cast<int>(),
-                              c.attr("rows").cast<int>(), c.attr("operand").cast<bool>()});
+    program.caches.push_back({integer(c, "level"), integer(c, "channels"), integer(c, "rows"),
+                              c.attr("operand").cast<bool>()});
   for (const py::handle o : p.attr("ops")) program.ops.push_back(to_op(o));
   return program;
 }
 
-void check_given(const char* name, const Borrowed& tensor, bool wanted, const char* given,
-                 const char* absent) {
-  if (tensor.given != wanted)
-    refuse(name, wanted ? given : absent, tensor.given ? "a tensor" : "None");
+void check_given(const Borrowed& tensor, bool wanted) {
+  if (tensor.given == wanted) return;
+  refuse(tensor.name, wanted ? "be a tensor for this model" : "be None for this model",
+         tensor.given ? "a tensor" : "None");
 }
 
 // The tensors of a call, borrowed while they live.
@@ -90,41 +89,25 @@ struct Tensors {
   Borrowed out, context;  // both (N, C, H, W) float32; context may be absent
   Borrowed mask;          // (N, H, W) uint8, or absent; known pixels stand in out
   Borrowed condition;     // (N, condition_size) float32, or absent
-  Borrowed workspace = {};
-
-  Tensors(const py::object& images, const py::object& context_, const py::object& mask_,
-          const py::object& condition_)
-      : out(borrow("out", images)),
-        context(borrow("context", context_)),
-        mask(borrow("mask", mask_)),
-        condition(borrow("condition", condition_)) {}
+  Borrowed workspace;     // absent on the CPU
 
   // The images to draw, and their number. Throws std::invalid_argument, naming the argument, unless
   // the call reads and writes inside its tensors and asks for something that can be drawn.
   std::pair<int64_t, Slice> check(const sampler::NetworkView& network, Device device, uint64_t seed,
                                   uint64_t first_index, float temperature) const {
     const int64_t channels = network.image_channels;
-    float* const images = contiguous<float>("out", out, {kAny, channels, kAny, kAny}, device);
+    float* const images = contiguous<float>(out, {kAny, channels, kAny, kAny}, device);
     const int64_t n = out.shape[0], height = out.shape[2], width = out.shape[3];
     sampler::check_size(height, width);
-    check_given("context", context, network.conditioned, "be a tensor for a conditioned model",
-                "be None for a model without conditioning");
-    if (context.given) contiguous<float>("context", context, {n, channels, height, width}, device);
-    if (mask.given) contiguous<uint8_t>("mask", mask, {n, height, width}, device);
-    check_given("condition", condition, network.condition_size > 0,
-                "be a tensor for a model with vectors of images",
-                "be None for a model that has no vectors of images");
-    if (condition.given)
-      contiguous<float>("condition", condition, {n, network.condition_size}, device);
+    check_given(context, network.conditioned);
+    if (context.given) contiguous<float>(context, {n, channels, height, width}, device);
+    if (mask.given) contiguous<uint8_t>(mask, {n, height, width}, device);
+    check_given(condition, network.condition_size > 0);
+    if (condition.given) contiguous<float>(condition, {n, network.condition_size}, device);
     if (!(temperature > 0 && std::isfinite(temperature))) {
       refuse("temperature", "be positive and finite", std::to_string(temperature));
     }
-    const Lent lent[] = {{"out", &out, true},
-                         {"context", &context, false},
-                         {"mask", &mask, false},
-                         {"workspace", &workspace, true},
-                         {"condition", &condition, false}};
-    check_apart(lent);
+    check_apart({&out, &workspace}, {&context, &mask, &condition});
     return {n,
             {0, static_cast<int>(height), static_cast<int>(width), seed, first_index, temperature,
              static_cast<const float*>(context.data), images,
@@ -139,8 +122,12 @@ void sample(const CpuSampler& sampler, const py::object& out, const py::object& 
             uint64_t first_index, float temperature, int threads, int slice,
             const py::object& progress) {
   constexpr int kLargestSlice = 1 << 14;
-  const auto [n, all] = Tensors(out, context, mask, condition)
-                            .check(sampler.network(), Device{}, seed, first_index, temperature);
+  const Tensors tensors{borrow("out", out),
+                        borrow("context", context),
+                        borrow("mask", mask),
+                        borrow("condition", condition),
+                        {}};
+  const auto [n, all] = tensors.check(sampler.network(), Device{}, seed, first_index, temperature);
   check_threads(threads);
   if (slice < 0) refuse("slice", "not be negative", std::to_string(slice));
   const Request request{n, all, threads, std::min(slice, kLargestSlice)};
@@ -160,24 +147,24 @@ using sampler::Partition;
 Device device_of(const CudaSampler& sampler) { return {Device::kCuda, sampler.device()}; }
 
 // A contiguous tensor of so many floats on the device, aligned for the kernels.
-float* device_words(const char* name, const Borrowed& tensor, int64_t words, Device device) {
-  float* data = contiguous<float>(name, tensor, {words}, device);
+float* device_words(const Borrowed& tensor, int64_t words, Device device) {
+  float* data = contiguous<float>(tensor, {words}, device);
   if (reinterpret_cast<uintptr_t>(data) % 128 != 0) {
-    refuse(name, "be aligned to 128 bytes", "a tensor that is not");
+    refuse(tensor.name, "be aligned to 128 bytes", "a tensor that is not");
   }
   return data;
 }
 
 int64_t weight_words(const CudaSampler& sampler) {
-  return static_cast<int64_t>(sampler.weight_bytes() / sizeof(float));
+  return static_cast<int64_t>(sampler.bytes() / sizeof(float));
 }
 
 void write_weights(CudaSampler& sampler, const py::object& host, const py::object& device) {
   const int64_t words = weight_words(sampler);
   if (words == 0) throw std::invalid_argument("the weights were written before");
-  float* const image = contiguous<float>("host", borrow("host", host), {words});
-  const float* there = device_words("device", borrow("device", device), words, device_of(sampler));
-  sampler.write_weights(image, reinterpret_cast<uintptr_t>(there));
+  float* const image = contiguous<float>(borrow("host", host), {words});
+  const float* there = device_words(borrow("device", device), words, device_of(sampler));
+  sampler.write(image, reinterpret_cast<uintptr_t>(there));
 }
 
 Partition partition(const CudaSampler& sampler, int64_t n, int height, int width, size_t memory,
@@ -199,8 +186,8 @@ void sample_on_cuda(const CudaSampler& sampler, const py::object& out, const py:
                     const py::object& condition) {
   if (weight_words(sampler) != 0) throw std::invalid_argument("the weights must be written before");
   const Device device = device_of(sampler);
-  Tensors tensors(out, context, mask, condition);
-  tensors.workspace = borrow("workspace", workspace);
+  const Tensors tensors{borrow("out", out), borrow("context", context), borrow("mask", mask),
+                        borrow("condition", condition), borrow("workspace", workspace)};
   const auto [n, all] = tensors.check(sampler.network(), device, seed, first_index, temperature);
   if (n < partition.slices || (n + partition.slices - 1) / partition.slices > partition.largest) {
     refuse("partition", "be of as many images as out has", std::to_string(n));
@@ -208,18 +195,14 @@ void sample_on_cuda(const CudaSampler& sampler, const py::object& out, const py:
   if (launch < 0 || launch >= sampler.launches(partition, all.height))
     refuse("launch", "be one of launches()", std::to_string(launch));
   const int64_t words = workspace_words(sampler, partition, all.height, all.width);
-  const CudaRequest request{n, all, partition,
-                            device_words("workspace", tensors.workspace, words, device),
+  const CudaRequest request{n, all, partition, device_words(tensors.workspace, words, device),
                             current_stream(device)};
   const py::gil_scoped_release release;
   sampler.sample(request, launch);
 }
 
 void register_cuda_sampler(py::module_& module) {
-  py::class_<Partition>(module, "Partition")
-      .def_readonly("slices", &Partition::slices)
-      .def_readonly("largest", &Partition::largest)
-      .def_readonly("blocks", &Partition::workers);
+  py::class_<Partition>(module, "Partition");
   py::class_<CudaSampler>(module, "CudaSampler")
       .def(py::init([](const py::object& program, bool bf16, int device) {
              return CudaSampler(to_program(program), bf16, device);
@@ -258,7 +241,8 @@ void register_sampler(py::module_& module) {
            py::arg("threads"), py::arg("slice"), py::arg("progress"),
            "mask: (N, H, W) uint8, not 0 where a pixel of out is known and stays; or None. "
            "condition: (N, condition_size), the vectors of the images; None if that is 0.")
-      .def_property_readonly("instruction_set", &CpuSampler::instruction_set)
+      .def_property_readonly("instruction_set",
+                             [](const CpuSampler& s) { return s.kernels().instruction_set; })
       .def("bytes_per_image", &CpuSampler::bytes_per_image, py::arg("height"), py::arg("width"));
 }
 

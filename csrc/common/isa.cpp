@@ -1,5 +1,6 @@
 #include "isa.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 namespace dsmooth {
@@ -31,28 +32,21 @@ std::vector<std::string> instruction_sets() {
 }
 
 bool has_instruction_set(const std::string& name) {
-  for (const InstructionSet& set : known_sets()) {
-    if (set.name == name) return set.is_here;
-  }
-  return false;
+  const std::vector<std::string> here = instruction_sets();
+  return std::find(here.begin(), here.end(), name) != here.end();
 }
 
 int find_instruction_set(const std::string& name) {
-  const std::vector<InstructionSet>& sets = known_sets();
-  int best = 0;
-  for (int i = 0; i < static_cast<int>(sets.size()); ++i) {
-    if (sets[i].name == name && !sets[i].is_here) {
+  const std::string wanted = name == "auto" ? instruction_sets().back() : name;
+  std::string names = "auto or one of ";
+  int place = 0;
+  for (const auto& [known, is_here] : known_sets()) {
+    if (known == wanted && is_here) return place;
+    if (known == wanted)
       throw std::runtime_error("instruction_set: this CPU or this build lacks " + name);
-    }
-    if (sets[i].name == name) return i;
-    if (sets[i].is_here) best = i;
+    names += (place++ == 0 ? "" : ", ") + std::string(known);
   }
-  if (name == "auto") return best;
-  std::string message = "instruction_set must be auto or one of ";
-  for (const InstructionSet& set : sets) {
-    message += (&set == &sets.front() ? "" : ", ") + std::string(set.name);
-  }
-  throw std::invalid_argument(message + ", got " + name);
+  throw std::invalid_argument("instruction_set must be " + names + ", got " + name);
 }
 
 }  // namespace dsmooth

@@ -4,6 +4,7 @@
 
 #include <initializer_list>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace dsmooth {
@@ -42,16 +43,12 @@ class PerInstructionSet {
   const Code& find(const std::string& name) const {
     const int place = find_instruction_set(name);
     size_t best = found_.size() - 1;
-    while (best > 0 && found_[best].place > place) --best;
-    return found_[best].code;
+    while (best > 0 && found_[best].first > place) --best;
+    return found_[best].second;
   }
 
  private:
-  struct Found {
-    int place;
-    Code code;
-  };
-  std::vector<Found> found_;
+  std::vector<std::pair<int, Code>> found_;  // by the place in the table
 };
 
 }  // namespace dsmooth

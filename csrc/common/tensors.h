@@ -7,7 +7,6 @@
 #include <cstdint>
 #include <initializer_list>
 #include <limits>
-#include <span>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -41,7 +40,8 @@ struct Device {
 };
 
 struct Borrowed {
-  bool given = false;  // else the tensor is absent
+  const char* name = "";  // for errors
+  bool given = false;     // else the tensor is absent
   void* data = nullptr;
   ElementType type;
   Device device;
@@ -154,23 +154,23 @@ inline bool repeats_elements(const Borrowed& tensor) {
 
 // Throws std::invalid_argument, which names the tensor, unless it is given with this shape (kAny
 // where an extent may be anything), type and device, and has memory, aligned to its elements.
-inline void check_tensor(const char* name, const Borrowed& t, const std::vector<int64_t>& shape,
-                         ElementType type, Device device = {}) {
-  if (!t.given) refuse(name, "be a tensor", "None");
+inline void check_tensor(const Borrowed& t, const std::vector<int64_t>& shape, ElementType type,
+                         Device device = {}) {
+  if (!t.given) refuse(t.name, "be a tensor", "None");
   bool fits = t.n_dims == static_cast<int>(shape.size());
   for (size_t i = 0; fits && i < shape.size(); ++i) {
     fits = t.shape[i] >= 0 && (shape[i] == kAny || shape[i] == t.shape[i]);
   }
   if (!fits) {
-    refuse(name, "have shape " + to_string(shape.data(), static_cast<int>(shape.size())),
+    refuse(t.name, "have shape " + to_string(shape.data(), static_cast<int>(shape.size())),
            to_string(t.shape, t.n_dims));
   }
-  if (!(t.type == type)) refuse(name, "be " + to_string(type), to_string(t.type));
-  if (!(t.device == device)) refuse(name, "be on " + to_string(device), to_string(t.device));
+  if (!(t.type == type)) refuse(t.name, "be " + to_string(type), to_string(t.type));
+  if (!(t.device == device)) refuse(t.name, "be on " + to_string(device), to_string(t.device));
   if (is_empty(t)) return;
-  if (t.data == nullptr) refuse(name, "have memory", "a tensor without");
+  if (t.data == nullptr) refuse(t.name, "have memory", "a tensor without");
   if (reinterpret_cast<uintptr_t>(t.data) % bytes_of(type) != 0) {
-    refuse(name, "be aligned to its elements", "a tensor that is not");
+    refuse(t.name, "be aligned to its elements", "a tensor that is not");
   }
 }
 
@@ -184,37 +184,28 @@ constexpr ElementType type_of() {
 
 // The memory of a tensor that passes check_tensor and whose elements follow one another.
 template <class T>
-T* contiguous(const char* name, const Borrowed& tensor, std::initializer_list<int64_t> shape,
-              Device device = {}) {
-  check_tensor(name, tensor, shape, type_of<T>(), device);
+T* contiguous(const Borrowed& tensor, std::initializer_list<int64_t> shape, Device device = {}) {
+  check_tensor(tensor, shape, type_of<T>(), device);
   if (!is_contiguous(tensor)) {
-    refuse(name, "be contiguous", "strides " + to_string(tensor.strides, tensor.n_dims));
+    refuse(tensor.name, "be contiguous", "strides " + to_string(tensor.strides, tensor.n_dims));
   }
   return static_cast<T*>(tensor.data);
 }
 
-// A checked tensor of a call.
-struct Lent {
-  const char* name;
-  const Borrowed* tensor;
-  bool written;
-};
-
 // Throws std::invalid_argument unless what is written lies apart: each element in memory of its
 // own, and all of them outside the memory from another tensor's first element to its last.
-inline void check_apart(std::span<const Lent> tensors) {
-  std::vector<MemoryRange> ranges;
-  for (const Lent& lent : tensors) ranges.push_back(range_of(*lent.tensor));
-  for (size_t i = 0; i < tensors.size(); ++i) {
-    if (!tensors[i].written) continue;
-    if (repeats_elements(*tensors[i].tensor)) {
-      refuse(tensors[i].name, "have an element's memory for each",
-             "strides " + to_string(tensors[i].tensor->strides, tensors[i].tensor->n_dims));
+inline void check_apart(const std::vector<const Borrowed*>& written,
+                        const std::vector<const Borrowed*>& read) {
+  for (const Borrowed* tensor : written) {
+    if (repeats_elements(*tensor)) {
+      refuse(tensor->name, "have an element's memory for each",
+             "strides " + to_string(tensor->strides, tensor->n_dims));
     }
-    for (size_t j = 0; j < tensors.size(); ++j) {
-      if (j != i && ranges[i].overlaps(ranges[j])) {
-        refuse(tensors[i].name, "have memory of its own",
-               std::string("that of ") + tensors[j].name);
+    for (const auto* tensors : {&written, &read}) {
+      for (const Borrowed* other : *tensors) {
+        if (other != tensor && range_of(*tensor).overlaps(range_of(*other))) {
+          refuse(tensor->name, "have memory of its own", std::string("that of ") + other->name);
+        }
       }
     }
   }

@@ -7,7 +7,7 @@
 // is inside the namespace, and no inline function of the standard library is called.
 //
 // exp, exp - 1 and log are within 2 ulp over the domain stated at each (asserted by
-// tests/test_extension.py).
+// csrc/tests/logistic_mixture_test.cpp).
 #pragma once
 
 #include <cstddef>

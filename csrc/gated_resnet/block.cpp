@@ -20,10 +20,13 @@ class Block {
   static constexpr bool kPairs = D::kPair == 2;
 
  public:
-  static size_t scratch_bytes(const GatedShape& shape) {
-    Scratch nothing;
-    const Buffers buffers(shape, nothing);
-    return static_cast<size_t>(nothing.used);
+  static GatedSizes sizes(const GatedShape& shape) {
+    const Layout<D> p(shape);
+    Scratch scratch;
+    if (shape.batch > 0) Buffers(shape, scratch);
+    return {static_cast<size_t>(p.all_cells()) * sizeof(Cell) +
+                static_cast<size_t>(2 * p.f + p.f2) * sizeof(Scalar),
+            static_cast<size_t>(scratch.used), static_cast<size_t>(p.all_sums()) * sizeof(Scalar)};
   }
 
   static void forward(const GatedCall& call, const void* packed, int64_t first, int64_t last,
@@ -132,7 +135,7 @@ class Block {
       convolutions_.convolve_row(buffers_.x, p.f2_cells, conv_in_, p.f_pad, r, p.top);
       if (p.s2 > 0) {
         write_skip_row<false>(call.tensors, first + r * p.width, buffers_.skip);
-        convolutions_.template convolve_points<true>(buffers_.skip, p.s2_cells, nin_, p.f_pad);
+        convolutions_.convolve_points(buffers_.skip, p.s2_cells, nin_, p.f_pad, true);
       }
       T* h = call.tensors.h == nullptr ? buffers_.h_row
                                        : static_cast<T*>(call.tensors.h) + first * p.f + r * line;
@@ -222,8 +225,8 @@ class Block {
         Element* skip = buffers_.skip + r * line;
         write_skip_row<true>(call.tensors, pixel, skip);
         pair_columns<D>(skip, p.s2, p.steps, p.s2, buffers_.skip_pairs + r * p.steps * p.s2, p.s2);
-        convolutions_.template convolve_points<false>(
-            back_inside(buffers_.grad_h, r0 + r, h_stride), p.f_cells, nin_, p.s2_pad);
+        convolutions_.convolve_points(back_inside(buffers_.grad_h, r0 + r, h_stride), p.f_cells,
+                                      nin_, p.s2_pad, false);
         int64_t channel = 0;
         for (int i = 0; i < kMaxSkips; ++i) {
           const int channels = shape_.skip_channels[i];
@@ -288,9 +291,9 @@ template <class D, class T>
 GatedKernels kernels_of() {
   using B = Block<D, T>;
   using W = Weights<D>;
-  return {&W::packed_bytes,        &B::scratch_bytes, &W::sums_bytes, &W::template pack<false>,
-          &W::template pack<true>, &B::forward,       &B::backward,   &W::add_sums,
-          &W::write_gradients};
+  return {
+      &B::sizes,    &W::template pack<false>, &W::template pack<true>, &B::forward, &B::backward,
+      &W::add_sums, &W::write_gradients};
 }
 
 }  // namespace

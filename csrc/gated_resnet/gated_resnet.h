@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <vector>
 
 #include "../common/tensors.h"
 
@@ -59,28 +60,48 @@ struct GatedCall {
   GatedTensors grads;    // of the backward; bias_in's is that of bias_nin too: both are added to h
 };
 
-// One number for each tensor of the field table, in its order.
-enum class GatedField {
-#define FIELD(name, ...) name,
-#include "../../dsmooth/functional/gated_resnet.def"
-#undef FIELD
-  kCount
-};
+// A tensor of the field table, which explains the words.
+struct GatedField {
+  enum Group { kInput, kOutput, kSaved };
+  enum Presence { kNeeded, kOptional };
+  enum Condition : unsigned { kSkip = 1, kGains = 2 };
+  enum DtypeRule { kImage, kWeight, kInt64 };
+  enum Layout { kChannelsLast, kKernel, kContiguous };
+  enum Gradient { kNone, kGradient };
+  // By the letters of the shapes.
+  struct Extents {
+    int64_t B, F, H, W, KH, KW, S, S_1, S_2;
+  };
 
-inline constexpr int kGatedFields = static_cast<int>(GatedField::kCount);
+  const char* name;
+  const char* gradient_name;
+  Group group;
+  Presence presence;
+  unsigned with;  // conditions under which it may be given
+  DtypeRule dtype;
+  Layout layout;
+  Gradient gradient;
+  std::vector<int64_t> (*shape)(const Extents& extents);
+
+  static const std::vector<GatedField>& table();
+};
 
 // The call without its dropout numbers, after a check of every tensor, given by the names of the
 // field table: presence, shape, dtype, device, memory order. The padding is checked when the call
 // runs. Throws std::invalid_argument, which names the tensor, what was expected and what came.
 GatedCall check_gated_operands(const std::map<std::string, Borrowed>& given, bool backward);
 
+// Bytes of the packed weights, of a thread's scratch and of a group's sums. An empty batch, which
+// may have any extents, has no scratch.
+struct GatedSizes {
+  size_t packed, scratch, sums;
+};
+
 // The code of one instruction set for one type of activations. The weights are packed once a call;
 // `first` and `last` bound a range of images; `scratch` belongs to the caller's thread. `sums` are
 // the weight gradients of a group of images, in the packed order, written by backward.
 struct GatedKernels {
-  size_t (*packed_bytes)(const GatedShape& shape);
-  size_t (*scratch_bytes)(const GatedShape& shape);
-  size_t (*sums_bytes)(const GatedShape& shape);
+  GatedSizes (*sizes)(const GatedShape& shape);
   void (*pack_forward)(const GatedCall& call, void* packed);
   void (*pack_backward)(const GatedCall& call, void* packed);
   void (*forward)(const GatedCall& call, const void* packed, int64_t first, int64_t last,

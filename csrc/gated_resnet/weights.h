@@ -2,7 +2,7 @@
 // Compiled once per instruction set: see vector_math.h for what that forbids.
 #pragma once
 
-#include "layout.h"
+#include "convolution.h"
 
 namespace dsmooth::DSMOOTH_ISA {
 namespace {
@@ -106,16 +106,6 @@ class Weights {
   static const Scalar* numbers(const void* p) { return static_cast<const Scalar*>(p); }
 
  public:
-  static size_t packed_bytes(const GatedShape& shape) {
-    const Layout<D> layout(shape);
-    return static_cast<size_t>(layout.all_cells()) * sizeof(Cell) +
-           static_cast<size_t>(2 * layout.f + layout.f2) * sizeof(Scalar);
-  }
-
-  static size_t sums_bytes(const GatedShape& shape) {
-    return static_cast<size_t>(Layout<D>(shape).all_sums()) * sizeof(Scalar);
-  }
-
   // The packed weights, and behind them the scales of their outputs.
   template <bool kBackward>
   static void pack(const GatedCall& call, void* packed) {

@@ -168,10 +168,7 @@ void run_blocks(const LogisticMixtureArgs<T>& args, int64_t first, int64_t last,
   const auto run = kBackward ? &B::backward : &B::forward;
   auto* vectors = reinterpret_cast<typename B::V*>(scratch);
   const int64_t blocks_per_row = (args.cols + kLanes - 1) / kLanes;
-  const bool adjacent = args.x.stride_col == 1 && args.params.stride_col == 1 &&
-                        args.log_prob.stride_col == 1 && args.state.stride_col == 1 &&
-                        args.grad.stride_col == 1 && args.grad_x.stride_col == 1 &&
-                        args.grad_params.stride_col == 1;
+  const bool adjacent = args.all([](const auto& planes) { return planes.stride_col == 1; });
   for (int64_t block = first; block < last; ++block) {
     const int64_t line = block / blocks_per_row;
     const int64_t b = line / args.rows, row = line % args.rows;
@@ -186,47 +183,26 @@ void run_blocks(const LogisticMixtureArgs<T>& args, int64_t first, int64_t last,
   }
 }
 
-// run(channels, likelihood), both as compile-time constants.
-template <class Run>
-void with_constants(int channels, Likelihood likelihood, const Run& run) {
-  const auto of_channels = [&](auto constant) {
-    return channels == 1 ? run(std::integral_constant<int, 1>{}, constant)
-                         : run(std::integral_constant<int, 3>{}, constant);
-  };
-  switch (likelihood) {
-    case Likelihood::kDiscretized:
-      return of_channels(std::integral_constant<Likelihood, Likelihood::kDiscretized>{});
-    case Likelihood::kGaussian:
-      return of_channels(std::integral_constant<Likelihood, Likelihood::kGaussian>{});
-    default:
-      return of_channels(std::integral_constant<Likelihood, Likelihood::kContinuous>{});
-  }
-}
-
 template <class T, bool kBackward>
 void run_range(const LogisticMixtureArgs<T>& args, int64_t first, int64_t last, T* scratch) {
-  with_constants(args.channels, args.likelihood, [&](auto channels, auto likelihood) {
-    run_blocks<T, decltype(channels)::value, decltype(likelihood)::value, kBackward>(args, first,
-                                                                                     last, scratch);
-  });
-}
-
-template <class T>
-void elementary(const T* input, T* exp, T* expm1, T* log, int64_t count) {
-  using M = VectorMath<T>;
-  for (int64_t i = 0; i < count; i += M::kLanes) {
-    const int lanes = count - i < M::kLanes ? static_cast<int>(count - i) : M::kLanes;
-    const auto v = M::load(input + i, lanes);
-    const auto pair = M::exp_pair(v);
-    M::store(pair.e, exp + i, lanes);
-    M::store(pair.em1, expm1 + i, lanes);
-    M::store(M::log(v), log + i, lanes);
+  const auto run = [&]<Likelihood kLikelihood>() {
+    const auto blocks = args.channels == 1 ? &run_blocks<T, 1, kLikelihood, kBackward>
+                                           : &run_blocks<T, 3, kLikelihood, kBackward>;
+    blocks(args, first, last, scratch);
+  };
+  switch (args.likelihood) {
+    case Likelihood::kContinuous:
+      return run.template operator()<Likelihood::kContinuous>();
+    case Likelihood::kDiscretized:
+      return run.template operator()<Likelihood::kDiscretized>();
+    case Likelihood::kGaussian:
+      return run.template operator()<Likelihood::kGaussian>();
   }
 }
 
 template <class T>
 constexpr MixtureKernel<T> kKernel = {VectorMath<T>::kLanes, &run_range<T, false>,
-                                      &run_range<T, true>, &elementary<T>};
+                                      &run_range<T, true>};
 
 }  // namespace
 

@@ -6,7 +6,6 @@
 #include <cmath>
 #include <memory>
 #include <new>
-#include <stdexcept>
 #include <string>
 
 #include "../common/isa.h"
@@ -23,24 +22,10 @@ LOSS_SETS
 
 namespace {
 
-// Calls f with the kernels for a tensor's type.
-template <class F>
-void with_kernels(const char* name, const Borrowed& tensor, const std::string& instruction_set,
-                  const F& f) {
-#define DSMOOTH_SET(name) {#name, &name::mixture_kernels},
-  static const PerInstructionSet<MixtureKernels> sets{LOSS_SETS};
-#undef DSMOOTH_SET
-  const MixtureKernels& kernels = sets.find(instruction_set);
-  if (!tensor.given) refuse(name, "be a tensor", "None");
-  if (tensor.type == kFloat32Type) return f(kernels.float32);
-  if (tensor.type == kFloat64Type) return f(kernels.float64);
-  refuse(name, "be float32 or float64", to_string(tensor.type));
-}
-
 // A checked tensor (B, channels, H, W), or (B, H, W).
 template <class T>
-Planes<T> planes(const char* name, const Borrowed& t, std::initializer_list<int64_t> shape) {
-  check_tensor(name, t, shape, type_of<std::remove_const_t<T>>());
+Planes<T> planes(const Borrowed& t, std::initializer_list<int64_t> shape) {
+  check_tensor(t, shape, type_of<std::remove_const_t<T>>());
   T* const data = static_cast<T*>(t.data);
   const int64_t* const stride = t.strides;
   if (t.n_dims == 3) return {data, stride[0], 0, stride[1], stride[2]};
@@ -54,8 +39,8 @@ int64_t count_components(int64_t n_params, int64_t channels, int64_t n_atoms) {
   if (rest <= 0 || rest % per_component != 0) {
     const std::string atoms =
         n_atoms == 0 ? "" : ", and " + std::to_string(n_atoms) + " for the atoms";
-    throw std::invalid_argument("params must have a multiple of " + std::to_string(per_component) +
-                                " channels" + atoms + ", got " + std::to_string(n_params));
+    refuse("params", "have a multiple of " + std::to_string(per_component) + " channels" + atoms,
+           std::to_string(n_params));
   }
   if (rest / per_component > kMaxComponents) {
     refuse("params", "be of at most " + std::to_string(kMaxComponents) + " components",
@@ -70,24 +55,20 @@ void collapse_rows(LogisticMixtureArgs<T>& args) {
   const auto follows = [&](const auto& p) {
     return p.data == nullptr || p.stride_row == args.cols * p.stride_col;
   };
-  if (follows(args.x) && follows(args.params) && follows(args.state) && follows(args.log_prob) &&
-      follows(args.grad) && follows(args.grad_x) && follows(args.grad_params)) {
-    args.cols *= args.rows;
-    args.rows = 1;
-  }
+  if (!args.all(follows)) return;
+  args.cols *= args.rows;
+  args.rows = 1;
 }
 
 template <class T>
 LogisticMixtureArgs<T> check_operands(const MixtureTensors& t, const MixtureSettings& mixture,
                                       bool backward) {
   LogisticMixtureArgs<T> args;
-  args.x = planes<const T>("x", t.x, {kAny, kAny, kAny, kAny});
+  args.x = planes<const T>(t.x, {kAny, kAny, kAny, kAny});
   const int64_t batch = t.x.shape[0], channels = t.x.shape[1];
   const int64_t rows = t.x.shape[2], cols = t.x.shape[3];
-  if (channels != 1 && channels != 3) {
-    throw std::invalid_argument("x must have 1 or 3 channels, got " + std::to_string(channels));
-  }
-  args.params = planes<const T>("params", t.params, {batch, kAny, rows, cols});
+  if (channels != 1 && channels != 3) refuse("x", "have 1 or 3 channels", std::to_string(channels));
+  args.params = planes<const T>(t.params, {batch, kAny, rows, cols});
   const int64_t n_params = t.params.shape[1];
   args.likelihood = likelihood_named(mixture.likelihood);
   check_mixture(args.likelihood, mixture.atoms, mixture.smoothing_scale);
@@ -97,75 +78,63 @@ LogisticMixtureArgs<T> check_operands(const MixtureTensors& t, const MixtureSett
   for (const int64_t level : mixture.atoms) {
     args.atoms[args.n_atoms++] = static_cast<uint8_t>(level);
   }
-  args.state = planes<T>("state", t.state, {batch, kStateChannels, rows, cols});
+  args.state = planes<T>(t.state, {batch, kStateChannels, rows, cols});
   args.batch = batch, args.rows = rows, args.cols = cols;
   args.n_mix = count_components(n_params, channels, args.n_atoms);
   args.channels = static_cast<int>(channels);
   if (backward) {
-    args.grad = planes<const T>("grad", t.grad, {batch, rows, cols});
+    args.grad = planes<const T>(t.grad, {batch, rows, cols});
   } else {
-    args.log_prob = planes<T>("log_prob", t.log_prob, {batch, rows, cols});
+    args.log_prob = planes<T>(t.log_prob, {batch, rows, cols});
   }
-  if (t.grad_x.given) args.grad_x = planes<T>("grad_x", t.grad_x, {batch, channels, rows, cols});
+  if (t.grad_x.given) args.grad_x = planes<T>(t.grad_x, {batch, channels, rows, cols});
   if (t.grad_params.given) {
-    args.grad_params = planes<T>("grad_params", t.grad_params, {batch, n_params, rows, cols});
+    args.grad_params = planes<T>(t.grad_params, {batch, n_params, rows, cols});
   }
-  const Lent lent[] = {{"x", &t.x, false},
-                       {"params", &t.params, false},
-                       {"grad", &t.grad, false},
-                       {"log_prob", &t.log_prob, true},
-                       {"state", &t.state, !backward},
-                       {"grad_x", &t.grad_x, true},
-                       {"grad_params", &t.grad_params, true}};
-  check_apart(lent);
+  backward ? check_apart({&t.grad_x, &t.grad_params}, {&t.x, &t.params, &t.grad, &t.state})
+           : check_apart({&t.log_prob, &t.state}, {&t.x, &t.params});
   return args;
+}
+
+template <class T>
+void run(const MixtureKernel<T>& kernel, const MixtureTensors& tensors,
+         const MixtureSettings& settings, int threads) {
+  const bool backward = tensors.grad.given;
+  LogisticMixtureArgs<T> args = check_operands<T>(tensors, settings, backward);
+  // An empty tensor may have extents whose products fit no int64.
+  if (args.batch == 0 || args.rows == 0 || args.cols == 0) return;
+  collapse_rows(args);
+  const int64_t blocks_per_row = (args.cols + kernel.lanes - 1) / kernel.lanes;
+  const int64_t blocks = args.batch * args.rows * blocks_per_row;
+  const int64_t parts = std::min<int64_t>(threads, blocks);
+  // Memory is taken here, where failing may throw, and not in the threads.
+  const size_t scratch_size = static_cast<size_t>(kScratchPerComponent * args.n_mix +
+                                                  kScratchPerAtom * args.n_atoms + kScratchFixed) *
+                              kernel.lanes;
+  constexpr std::align_val_t kAlignment{64};
+  const auto release = [=](T* memory) { ::operator delete(memory, kAlignment); };
+  const std::unique_ptr<T, decltype(release)> scratch(
+      static_cast<T*>(::operator new(sizeof(T) * scratch_size * parts, kAlignment)), release);
+  parallel_for(parts, [&](int64_t part) {
+    (backward ? kernel.backward : kernel.forward)(args, blocks * part / parts,
+                                                  blocks * (part + 1) / parts,
+                                                  scratch.get() + scratch_size * part);
+  });
 }
 
 }  // namespace
 
 void run_logistic_mixture(const MixtureTensors& tensors, const MixtureSettings& settings,
-                          bool backward, int threads, const std::string& instruction_set) {
+                          int threads, const std::string& instruction_set) {
   check_threads(threads);
-  with_kernels("x", tensors.x, instruction_set, [&]<class T>(const MixtureKernel<T>& kernel) {
-    LogisticMixtureArgs<T> args = check_operands<T>(tensors, settings, backward);
-    // An empty tensor may have extents whose products fit no int64.
-    if (args.batch == 0 || args.rows == 0 || args.cols == 0) return;
-    collapse_rows(args);
-    const auto run = backward ? kernel.backward : kernel.forward;
-    const int64_t blocks_per_row = (args.cols + kernel.lanes - 1) / kernel.lanes;
-    const int64_t blocks = args.batch * args.rows * blocks_per_row;
-    const int64_t parts = std::min<int64_t>(threads, blocks);
-    // Memory is taken here, where failing may throw, and not in the threads.
-    const size_t scratch_size =
-        static_cast<size_t>(kScratchPerComponent * args.n_mix + kScratchPerAtom * args.n_atoms +
-                            kScratchFixed) *
-        kernel.lanes;
-    constexpr std::align_val_t kAlignment{64};
-    const auto release = [=](T* memory) { ::operator delete(memory, kAlignment); };
-    const std::unique_ptr<T, decltype(release)> scratch(
-        static_cast<T*>(::operator new(sizeof(T) * scratch_size * parts, kAlignment)), release);
-    parallel_for(parts, [&](int64_t part) {
-      run(args, blocks * part / parts, blocks * (part + 1) / parts,
-          scratch.get() + scratch_size * part);
-    });
-  });
-}
-
-void run_elementary_functions(const Borrowed& input, const Borrowed& exp, const Borrowed& expm1,
-                              const Borrowed& log, const std::string& instruction_set) {
-  with_kernels("input", input, instruction_set, [&]<class T>(const MixtureKernel<T>& kernel) {
-    const T* from = contiguous<T>("input", input, {kAny});
-    const int64_t count = input.shape[0];
-    T* const results[] = {contiguous<T>("exp", exp, {count}),
-                          contiguous<T>("expm1", expm1, {count}),
-                          contiguous<T>("log", log, {count})};
-    const Lent lent[] = {{"input", &input, false},
-                         {"exp", &exp, true},
-                         {"expm1", &expm1, true},
-                         {"log", &log, true}};
-    check_apart(lent);
-    kernel.elementary(from, results[0], results[1], results[2], count);
-  });
+#define DSMOOTH_SET(name) {#name, &name::mixture_kernels},
+  static const PerInstructionSet<MixtureKernels> sets{LOSS_SETS};
+#undef DSMOOTH_SET
+  const MixtureKernels& kernels = sets.find(instruction_set);
+  if (!tensors.x.given) refuse("x", "be a tensor", "None");
+  if (tensors.x.type == kFloat32Type) return run(kernels.float32, tensors, settings, threads);
+  if (tensors.x.type == kFloat64Type) return run(kernels.float64, tensors, settings, threads);
+  refuse("x", "be float32 or float64", to_string(tensors.x.type));
 }
 
 }  // namespace dsmooth

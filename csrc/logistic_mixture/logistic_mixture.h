@@ -48,6 +48,12 @@ struct LogisticMixtureArgs {
   Smoothing smoothing;         // of kGaussian
   int64_t n_atoms = 0;         // not 0 for kDiscretized alone
   uint8_t atoms[kMaxAtoms]{};  // their byte levels, distinct
+
+  // Whether f holds for every tensor.
+  template <class F>
+  DSMOOTH_INLINE bool all(const F& f) const {
+    return f(x) && f(params) && f(log_prob) && f(state) && f(grad) && f(grad_x) && f(grad_params);
+  }
 };
 
 // Sums of a pixel that the forward leaves for the backward: over components and atoms, max and sum
@@ -67,16 +73,12 @@ struct MixtureSettings {
   double smoothing_scale;
 };
 
-// The forward, or the backward, of all pixels, split over threads, after a check of every tensor:
-// shape, dtype, device, memory, and that what is written lies apart. Throws std::invalid_argument,
-// which names the tensor or the setting, what was expected and what came. instruction_set: as for
-// find_instruction_set.
+// The forward, or with `grad` the backward, of all pixels, split over threads, after a check of
+// every tensor: shape, dtype, device, memory, and that what is written lies apart. Throws
+// std::invalid_argument, which names the tensor or the setting, what was expected and what came.
+// instruction_set: as for find_instruction_set.
 void run_logistic_mixture(const MixtureTensors& tensors, const MixtureSettings& settings,
-                          bool backward, int threads, const std::string& instruction_set);
-
-// exp, exp - 1 and log of a vector of numbers, to measure the errors of vector_math.h.
-void run_elementary_functions(const Borrowed& input, const Borrowed& exp, const Borrowed& expm1,
-                              const Borrowed& log, const std::string& instruction_set);
+                          int threads, const std::string& instruction_set);
 
 // Work is counted in blocks of up to `lanes` neighbouring pixels of a row. `scratch` holds
 // kScratchPerComponent * n_mix + kScratchPerAtom * n_atoms + kScratchFixed vectors of that many
@@ -91,7 +93,6 @@ struct MixtureKernel {
                        T* scratch);
   int lanes;
   Run forward, backward;
-  void (*elementary)(const T* input, T* exp, T* expm1, T* log, int64_t count);
 };
 
 struct MixtureKernels {

@@ -1,16 +1,155 @@
-// Addresses of all that a product reads and writes, shared by the lanes of a thread block.
+// The data of the CUDA worker, made by device_plan.cpp: operations, addresses, the layout of a
+// block's shared memory. And the addresses there of all that a product reads and writes.
 //
 // A Block gives its lanes: Block::kWarps and Block::kWarpLanes, powers of two, lane(), sync() and
-// shared(), the memory that they share. On the device that is a thread block (sample_kernel.cuh);
+// shared(), the memory that they share. On the device that is a thread block (block_run.cuh);
 // tests play one on the host. It may be copied.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
-#include "cuda_op.h"
+#include "network.h"
+#include "tensor_core.cuh"
 
 namespace dsmooth::sampler {
+
+// The rows of a cache that an operation may read: two above its own to one below.
+constexpr int kRowsInReach = 4, kRowAbove = -2;
+
+// A row of a cache or a column in it, counted in granules: where it begins in the workspace, and
+// how far it is from one image to the next.
+struct RowPlace {
+  uint32_t offset, stride;
+};
+
+// The columns that a pixel part may read: the pixel's own of each cache, and the one to its left.
+// They are numbered behind one that is nowhere, whose place is {0, 0}.
+DSMOOTH_INLINE int own_column(int cache) { return 2 * cache + 2; }  // of kNone: nowhere
+DSMOOTH_INLINE int left_column(int cache) { return 2 * cache + 1; }
+
+// The address of a granule of k. The column is the operation's, twice or half as many where the
+// cache has twice or half the resolution: (2 column >> halvings) + shift, zeros being column 0.
+struct alignas(8) Source {
+  uint16_t row;  // of RowPlaces: cache * kRowsInReach + row - kRowAbove
+  uint8_t shift, halvings;
+  uint32_t within;  // an image, in granules
+
+  DSMOOTH_HOST_DEVICE int in_cache(int column) const { return (2 * column >> halvings) + shift; }
+};
+
+// The address of a granule of k for a pixel part: in a column of a cache, `within` granules from
+// the beginning of an image; or in shared memory, if the operation before has just written it
+// there.
+//
+// Both are halves of a word: as fields they would be parted where they are loaded, which waits.
+struct alignas(8) PixelSource {
+  uint32_t column_and_near;
+  uint32_t within;
+
+  PixelSource() = default;
+  PixelSource(int column, int near, uint32_t within)
+      : column_and_near(static_cast<uint32_t>(column) | static_cast<uint32_t>(near) << 16),
+        within(within) {}
+  // own_column or left_column.
+  DSMOOTH_HOST_DEVICE int column() const { return static_cast<int>(column_and_near & 0xffff); }
+  // Granules of a row of near(), or kNone.
+  DSMOOTH_HOST_DEVICE int near() const { return static_cast<int>(column_and_near) >> 16; }
+};
+
+// A pixel part multiplies its steps in windows. Its sources fill them up with nowhere.
+constexpr int kWindow = 8;
+
+// An operation at a pixel, in the list of those that run there. Its sources depend on what comes
+// before it.
+struct alignas(16) PixelStage {
+  const PixelSource* sources;
+  int32_t op, level;
+};
+
+// A load of one of these, from memory that no kernel writes.
+template <class T>
+DSMOOTH_INLINE T load_constant(const T* from) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (sizeof(T) == 8) {
+    struct {
+      uint32_t low, high;
+    } bits;
+    asm("ld.global.nc.v2.b32 {%0, %1}, [%2];" : "=r"(bits.low), "=r"(bits.high) : "l"(from));
+    return __builtin_bit_cast(T, bits);
+  } else {
+    struct {
+      uint32_t word[4];
+    } bits;
+    asm("ld.global.nc.v4.b32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(bits.word[0]), "=r"(bits.word[1]), "=r"(bits.word[2]), "=r"(bits.word[3])
+        : "l"(from));
+    return __builtin_bit_cast(T, bits);
+  }
+#else
+  return *from;
+#endif
+}
+
+// The granules of k come in steps of kStepGranules; the last ones may be zeros. Outputs come in
+// units of kColumns columns: so many channels, or in a gate A and G of half as many, taken in turn.
+// The weights of a unit follow one another, step after step (weight_place). Biases and waiting sums
+// have the order of the columns. Arrays of two are those of Part.
+struct alignas(16) CudaOp {
+  const Granule* weights[2];
+  const Source* sources[2];
+  const float* bias;  // in shared memory, if `projected`, the biases of the slice's images
+  // Initial values of the pixel part's sums at column 0 and image 0, bias or row part, and floats
+  // from one image to the next. A block sets them (block_run.cuh).
+  const float* begin;
+  int32_t begin_stride;
+  uint16_t steps[2];
+  uint16_t units, channels;
+  uint16_t tiles_across;  // of a row part
+  // Caches; `added` to the sums is a gate's residual, or another summand.
+  int16_t added, residual_out, act_out, raw_out;
+  uint8_t gate, split, two_parts;
+  uint8_t units_per_tile;  // of a row part
+  uint8_t projected;       // whether the sums of a row begin with biases of images
+
+  DSMOOTH_HOST_DEVICE int columns() const { return units * kColumns; }
+};
+
+// Fragments of a warp's tile in a row part: kWide across, and kLow or kTall rows of them.
+constexpr int kWide = 2, kLow = 2, kTall = 6;
+constexpr int kMostImages = 2 * kRows;  // of a slice
+
+// Parts of a block's shared memory, in bytes from its beginning.
+struct SharedLayout {
+  int places;       // addresses of the slice's caches, and behind them
+  int partials;     // those of the waiting sums of each operation
+  int ops;          // the operations, copied
+  int rows;         // places of the caches' rows in reach
+  int columns;      // places of the columns that a pixel part can read
+  int near;         // results of the last operations at this pixel, two buffers
+  int near_stride;  // of a row in a buffer
+  int near_raw;     // of raw_out behind act_out in a row
+  int scratch;      // sums of row tiles, each lane's own
+  bool tall;        // whether it has room for tall tiles
+  int bytes;        // in all
+
+  DSMOOTH_HOST_DEVICE int near_bytes() const { return kMostImages * near_stride; }
+};
+
+// Head of a block's shared memory.
+struct BlockHead {
+  StateView state;
+  SharedLayout layout;
+  const PixelStage* stages;
+  unsigned char* base;  // of the workspace, which begins with zeros
+};
+
+// Words of memory that a block needs. Zeros come first, to be read as padding, then the caches,
+// then sums that wait.
+struct Workspace {
+  size_t words, cache_words;
+};
+constexpr size_t kZeroWords = 32;
 
 template <class Block>
 class BlockMemory {

@@ -145,4 +145,37 @@ DSMOOTH_HOST_DEVICE void run_block(const BlockRun& run, int block_index, Block& 
   Step<Worker>(network, slice, state, worker).draw(run.first_row, run.end_row);
 }
 
+// The kernels for a type of operands. completes: the kernel keeps the pixels of a mask and adds
+// biases of images. That has a kernel of its own: what it holds would cost all other images
+// registers, and with them a tenth of the time of a stage. The two share the functions that they
+// call, so that one file compiles both.
+using SampleKernel = void (*)(BlockRun);
+SampleKernel float32_kernel(bool completes);   // cuda_float32.cu
+SampleKernel bfloat16_kernel(bool completes);  // cuda_bfloat16.cu
+constexpr int kKernelWarps = 8;
+
+#if defined(__CUDACC__)
+namespace {
+
+struct ThreadBlock {
+  static constexpr int kWarps = kKernelWarps, kWarpLanes = 32;
+  __device__ int lane() const { return static_cast<int>(threadIdx.x); }
+  __device__ void sync() const { __syncthreads(); }
+  __device__ unsigned char* shared() const {
+    extern __shared__ __align__(128) unsigned char memory[];
+    return memory;
+  }
+};
+
+// One block a multiprocessor: shared memory holds no second one.
+template <class T, bool kCompletes>
+__global__ void __launch_bounds__(kKernelWarps * 32, 1)
+    sample(const __grid_constant__ BlockRun run) {
+  ThreadBlock block;
+  run_block<T, kCompletes>(run, static_cast<int>(blockIdx.x), block);
+}
+
+}  // namespace
+#endif
+
 }  // namespace dsmooth::sampler

@@ -1,5 +1,5 @@
 // The kernels with operands in bfloat16; cuda_launch.cpp launches them.
-#include "sample_kernel.cuh"
+#include "block_run.cuh"
 
 namespace dsmooth::sampler {
 

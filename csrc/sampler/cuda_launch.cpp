@@ -69,10 +69,10 @@ int launches_of_a_slice(int rows) { return (rows + kRowsPerLaunch - 1) / kRowsPe
 // thread: all of them set the most shared memory that the device allows. The carve-out is a hint:
 // what shared memory does not take is L1, which the rows of pixels are read through.
 CudaSampler::CudaSampler(Program program, bool bf16, int device)
-    : plan_(std::move(program), bf16), device_(device) {
+    : DevicePlan(std::move(program), bf16), device_(device) {
   processors_ = attribute(cudaDevAttrMultiProcessorCount, device);
   const int limit = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  shared_ = plan_.shared(kKernelWarps, limit);
+  shared_ = shared(kKernelWarps, limit);
   check_current(device);
   const int all = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
   const int of_the_system = attribute(cudaDevAttrReservedSharedMemoryPerBlock, device);
@@ -94,33 +94,33 @@ Partition CudaSampler::partition(int64_t n, int height, int width, size_t memory
 
 size_t CudaSampler::workspace_bytes(const Partition& partition, int height, int width) const {
   return static_cast<size_t>(partition.workers) *
-         plan_.workspace(partition.largest, height, width).words * sizeof(float);
+         workspace(partition.largest, height, width).words * sizeof(float);
 }
 
 int64_t CudaSampler::launches(const Partition& partition, int height) const {
   check_size(height, height);
   const int64_t rounds = (partition.slices + partition.workers - 1) / partition.workers;
-  return rounds * launches_of_a_slice(plan_.network().rows(height));
+  return rounds * launches_of_a_slice(network().rows(height));
 }
 
 void CudaSampler::sample(const CudaRequest& r, int64_t launch) const {
-  const int rows = plan_.network().rows(r.all.height);
+  const int rows = network().rows(r.all.height);
   const int per_slice = launches_of_a_slice(rows);
   const int first = static_cast<int>(launch % per_slice) * kRowsPerLaunch;
-  BlockRun run{plan_.network(),
-               plan_.ops(),
-               plan_.stages(),
+  BlockRun run{network(),
+               ops(),
+               stages(),
                shared_,
                r.partition,
                r.n,
                r.all,
                r.workspace,
-               plan_.workspace(r.partition.largest, r.all.height, r.all.width),
+               workspace(r.partition.largest, r.all.height, r.all.width),
                launch / per_slice,
                first,
                std::min(first + kRowsPerLaunch, rows)};
   check_current(device_);
-  const SampleKernel kernel = kernel_of(plan_.network().bf16, r.all.mask || r.all.condition);
+  const SampleKernel kernel = kernel_of(network().bf16, r.all.mask || r.all.condition);
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(r.partition.workers));
   config.blockDim = dim3(kKernelWarps * 32);

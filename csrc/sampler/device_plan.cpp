@@ -1,12 +1,13 @@
-#include "device_plan.h"
-
 #include <algorithm>
 #include <array>
 #include <cstring>
 #include <map>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <utility>
+
+#include "sampler_cuda.h"
 
 namespace dsmooth::sampler {
 namespace {
@@ -23,29 +24,28 @@ int column_of(const Op& op, int output) {
 // Output o of row r is values[o * rows + r]; packed rows of columns.
 std::vector<float> pack_columns(const Op& op, const std::vector<float>& values, int rows,
                                 const CudaOp& to) {
-  const auto depth = static_cast<size_t>(rows), columns = static_cast<size_t>(to.columns());
+  const size_t depth = rows, columns = to.columns();
   std::vector<float> packed(depth * columns);
   for (int i = 0; i < op.n; ++i)
     for (size_t row = 0; row < depth; ++row)
-      packed[row * columns + static_cast<size_t>(column_of(op, i))] =
-          values[static_cast<size_t>(i) * depth + row];
+      packed[row * columns + column_of(op, i)] = values[i * depth + row];
   return packed;
 }
 
 CudaOp without_matrices(const Op& op) {
   CudaOp to{};
-  to.units = static_cast<uint16_t>(ceil_of(op.n, kColumns));
-  to.channels = static_cast<uint16_t>(op.channels());
-  to.added = static_cast<int16_t>(op.gate ? op.residual_in : op.add);
-  to.residual_out = static_cast<int16_t>(op.residual_out);
-  to.act_out = static_cast<int16_t>(op.act_out);
-  to.raw_out = static_cast<int16_t>(op.raw_out);
+  to.units = ceil_of(op.n, kColumns);
+  to.channels = op.channels();
+  to.added = op.gate ? op.residual_in : op.add;
+  to.residual_out = op.residual_out;
+  to.act_out = op.act_out;
+  to.raw_out = op.raw_out;
   to.gate = op.gate;
   to.split = op.split;
   // As few tiles as hold the units, as even as possible.
   const int across = ceil_of(to.units, kWide);
-  to.units_per_tile = static_cast<uint8_t>(ceil_of(to.units, across));
-  to.tiles_across = static_cast<uint16_t>(ceil_of(to.units, to.units_per_tile));
+  to.units_per_tile = ceil_of(to.units, across);
+  to.tiles_across = ceil_of(to.units, to.units_per_tile);
   return to;
 }
 
@@ -59,17 +59,6 @@ const T* DevicePlan::append(const std::vector<T>& values) {
   return reinterpret_cast<const T*>(place);
 }
 
-template <class T, class Field>
-void DevicePlan::relocate(const T* array, size_t n, Field T::* field) {
-  const T item{};
-  const auto begin = reinterpret_cast<uintptr_t>(array) +
-                     reinterpret_cast<uintptr_t>(&(item.*field)) -
-                     reinterpret_cast<uintptr_t>(&item);
-  for (size_t i = 0; i < n; ++i)
-    for (size_t at = 0; at < sizeof(Field); at += sizeof(void*))
-      pointers_.push_back(begin + i * sizeof(T) + at);
-}
-
 // Calls f(term, tap, granule) for every granule of k.
 template <class F>
 void DevicePlan::each_granule(const std::vector<const Term*>& terms, F f) const {
@@ -81,7 +70,7 @@ void DevicePlan::each_granule(const std::vector<const Term*>& terms, F f) const 
 std::vector<Source> DevicePlan::sources(const Op& op, const std::vector<const Term*>& terms) const {
   std::vector<Source> sources;
   each_granule(terms, [&](const Term& term, int tap, int i) {
-    const CacheView& cache = skeleton_.caches[static_cast<size_t>(term.cache)];
+    const CacheView& cache = skeleton_.caches[term.cache];
     const int row = term.cache * kRowsInReach + term.drow - kRowAbove;
     sources.push_back({static_cast<uint16_t>(row), static_cast<uint8_t>(term.dcol + tap + 1),
                        static_cast<uint8_t>(1 + cache.level - op.level), static_cast<uint32_t>(i)});
@@ -115,7 +104,7 @@ std::vector<PixelStage> DevicePlan::list_stages(const Program& program) {
   for (int list = 0; list < kPixelPeriod * kPixelPeriod; ++list) {
     const OpView* before = nullptr;
     for (int i = network.first_at_pixel[list]; i < network.first_at_pixel[list + 1]; ++i) {
-      const auto [op, level] = skeleton_.at_pixel[static_cast<size_t>(i)];
+      const auto [op, level] = skeleton_.at_pixel[i];
       const auto [place, is_new] = known.insert(
           {{op, before ? before->act_out : kNone, before ? before->raw_out : kNone}, nullptr});
       const OpView& now = network.ops[op];
@@ -123,8 +112,7 @@ std::vector<PixelStage> DevicePlan::list_stages(const Program& program) {
       if (before && added != kNone && added == before->residual_out)
         throw std::invalid_argument("sampler program, operation " + std::to_string(op) +
                                     ": adds what the one before it has just written");
-      if (is_new)
-        place->second = append(pixel_sources(program.ops[static_cast<size_t>(op)], before));
+      if (is_new) place->second = append(pixel_sources(program.ops[op], before));
       stages.push_back({place->second, op, level});
       before = &network.ops[op];
     }
@@ -143,13 +131,12 @@ MatrixView DevicePlan::pack(const Op& op, Part part, CudaOp& to) {
     const int at = column_of(op, output), column = at % kColumns;
     int first = 0;  // operand of k
     each_granule(terms, [&](const Term& term, int tap, int i) {
-      const float* weight = term.weight.data() + static_cast<size_t>(output * term.taps + tap) *
-                                                     static_cast<size_t>(term.channels);
+      const float* weight =
+          term.weight.data() + static_cast<size_t>(output * term.taps + tap) * term.channels;
       const int begin = i * per_granule(), end = std::min(begin + per_granule(), term.channels);
       for (int channel = begin; channel < end; ++channel) {
         const int k = first + channel - begin;
-        const size_t step =
-            static_cast<size_t>(at / kColumns) * steps + static_cast<size_t>(k / step_operands);
+        const size_t step = at / kColumns * steps + k / step_operands;
         auto* bytes = reinterpret_cast<unsigned char*>(weights.data() + step * kWeightGranules);
         if (network_.bf16)
           put(reinterpret_cast<Bf16*>(bytes + weight_place<Bf16>(column, k % step_operands)),
@@ -164,7 +151,7 @@ MatrixView DevicePlan::pack(const Op& op, Part part, CudaOp& to) {
   const int i = static_cast<int>(part);
   to.weights[i] = append(weights);
   to.sources[i] = append(from);
-  to.steps[i] = static_cast<uint16_t>(steps);
+  to.steps[i] = steps;
   return {nullptr, 1, to.columns()};
 }
 
@@ -197,38 +184,40 @@ DevicePlan::DevicePlan(Program given, bool bf16) {
   network_.caches = append(skeleton_.caches);
   network_.ops = append(ops);
   network_.image_bias_columns = skeleton_.network.image_bias_columns;
-  for (size_t i = 0; i < ops.size(); ++i)
-    if (ops[i].projection != nullptr) {
-      relocate(network_.ops + i, 1, &OpView::bias);
-      relocate(network_.ops + i, 1, &OpView::projection);
-    }
   network_.at_pixel = nullptr;  // and stages
-  const std::vector<PixelStage> stages = list_stages(program);
-  stages_ = append(stages);
-  relocate(stages_, stages.size(), &PixelStage::sources);
+  stages_ = append(list_stages(program));
   ops_ = append(cuda_ops);
-  relocate(ops_, cuda_ops.size(), &CudaOp::weights);
-  relocate(ops_, cuda_ops.size(), &CudaOp::sources);
-  relocate(ops_, cuda_ops.size(), &CudaOp::bias);
   image_.resize((image_.size() + kAlignment - 1) / kAlignment * kAlignment);
 }
 
 void DevicePlan::write(void* to, uintptr_t address) {
-  for (const size_t place : pointers_) {
-    uintptr_t pointer;
-    std::memcpy(&pointer, image_.data() + place, sizeof pointer);
-    pointer += address;
-    std::memcpy(image_.data() + place, &pointer, sizeof pointer);
+  const auto move = [address](auto& pointer) {
+    using Pointer = std::remove_reference_t<decltype(pointer)>;
+    pointer = reinterpret_cast<Pointer>(reinterpret_cast<uintptr_t>(pointer) + address);
+  };
+  const auto in_image = [this]<class T>(const T* place) {
+    return reinterpret_cast<T*>(image_.data() + reinterpret_cast<uintptr_t>(place));
+  };
+  for (int i = 0; i < network_.n_ops; ++i) {
+    OpView& view = in_image(network_.ops)[i];
+    CudaOp& op = in_image(ops_)[i];
+    if (view.projection != nullptr) {
+      move(view.bias);
+      move(view.projection);
+    }
+    for (int part = 0; part < 2; ++part) {
+      move(op.weights[part]);
+      move(op.sources[part]);
+    }
+    move(op.bias);
   }
+  for (size_t i = 0; i < skeleton_.at_pixel.size(); ++i) move(in_image(stages_)[i].sources);
   std::memcpy(to, image_.data(), image_.size());
   image_ = {};
-  const auto moved = [address](auto* place) {
-    return reinterpret_cast<decltype(place)>(reinterpret_cast<uintptr_t>(place) + address);
-  };
-  network_.caches = moved(network_.caches);
-  network_.ops = moved(network_.ops);
-  ops_ = moved(ops_);
-  stages_ = moved(stages_);
+  move(network_.caches);
+  move(network_.ops);
+  move(ops_);
+  move(stages_);
 }
 
 int DevicePlan::widest(int OpView::* cache) const {
@@ -236,7 +225,7 @@ int DevicePlan::widest(int OpView::* cache) const {
   const NetworkView& network = skeleton_.network;
   for (int i = network.begin(Phase::kHorizontal); i < network.end(Phase::kHead); ++i)
     if (const int index = network.ops[i].*cache; index != kNone)
-      bytes = std::max(bytes, skeleton_.caches[static_cast<size_t>(index)].stride * 4);
+      bytes = std::max(bytes, skeleton_.caches[index].stride * 4);
   return bytes;
 }
 

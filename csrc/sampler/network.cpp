@@ -7,9 +7,7 @@
 namespace dsmooth::sampler {
 
 Skeleton::Skeleton(const Program& p, bool bf16, int stride_words) {
-  const auto level_of = [&](const Term& term) {
-    return p.caches[static_cast<size_t>(term.cache)].level;
-  };
+  const auto level_of = [&](const Term& term) { return p.caches[term.cache].level; };
   for (const Cache& c : p.caches) {
     const int words = c.operand && bf16 ? c.channels / 2 : c.channels;
     caches.push_back(
@@ -46,7 +44,7 @@ Skeleton::Skeleton(const Program& p, bool bf16, int stride_words) {
   for (int row = 0; row < kPixelPeriod; ++row)
     for (int column = 0; column < kPixelPeriod; ++column) {
       for (int i = network.begin(Phase::kHorizontal); i < network.end(Phase::kHead); ++i) {
-        const OpView& op = ops[static_cast<size_t>(i)];
+        const OpView& op = ops[i];
         if (op.runs_at_row(row) && op.runs_at_column(column))
           at_pixel.push_back({static_cast<int16_t>(i), static_cast<int16_t>(op.level)});
       }
@@ -90,7 +88,7 @@ size_t bytes_per_image(const NetworkView& network, int height, int width) {
   for (int i = 0; i < network.n_caches; ++i)
     words += network.caches[i].words_per_image(height, width);
   for (int i = 0; i < network.n_ops; ++i) words += network.partial_words(network.ops[i], width);
-  words += static_cast<size_t>(network.image_bias_columns);
+  words += network.image_bias_columns;
   return words * sizeof(float);
 }
 

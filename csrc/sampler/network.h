@@ -71,8 +71,7 @@ struct CacheView {
 
   DSMOOTH_HOST_DEVICE int rows_of(int height) const { return rows ? rows : (height >> level) + 2; }
   DSMOOTH_HOST_DEVICE size_t words_per_image(int height, int width) const {
-    return static_cast<size_t>(rows_of(height)) * static_cast<size_t>((width >> level) + 2) *
-           static_cast<size_t>(stride);
+    return static_cast<size_t>(rows_of(height)) * ((width >> level) + 2) * stride;
   }
 };
 
@@ -116,7 +115,7 @@ struct NetworkView : ProgramSpec {
   // Words of the sums of one image that wait between the parts of an operation.
   DSMOOTH_HOST_DEVICE size_t partial_words(const OpView& op, int width) const {
     if (!op.two_parts()) return 0;
-    return static_cast<size_t>(width >> op.level) * static_cast<size_t>(op.row.columns);
+    return static_cast<size_t>(width >> op.level) * op.row.columns;
   }
 };
 
@@ -195,7 +194,7 @@ DSMOOTH_HOST_DEVICE inline size_t workspace_words(const NetworkView& network, in
                        : i < network.n_caches + network.n_ops
                            ? network.partial_words(network.ops[i - network.n_caches], width)
                            : static_cast<size_t>(network.image_bias_columns);
-  return (words * static_cast<size_t>(images) + 31) / 32 * 32;
+  return (words * images + 31) / 32 * 32;
 }
 
 // One matrix product of the step: a part of an operation at `count` columns of a row, in the

@@ -68,7 +68,7 @@ class Checker {
 
   const Cache& cache(int index, const std::string& where) const {
     require(index >= 0 && index < static_cast<int>(p_.caches.size()), where, "no such cache");
-    return p_.caches[static_cast<size_t>(index)];
+    return p_.caches[index];
   }
 
   void check_use(int index, int level, int channels, bool operand, const std::string& where) const {
@@ -85,8 +85,7 @@ class Checker {
     require(op.bias.size() == static_cast<size_t>(op.n), where, "size of the bias");
     require(all_finite(op.bias), where, "a bias is not finite");
     require(op.projection.empty() ||
-                op.projection.size() ==
-                    static_cast<size_t>(op.n) * static_cast<size_t>(p_.condition_size),
+                op.projection.size() == static_cast<size_t>(op.n) * p_.condition_size,
             where, "size of the projection");
     require(all_finite(op.projection), where, "a projection is not finite");
     for (int parity : {op.row_parity, op.column_parity})
@@ -114,9 +113,8 @@ class Checker {
     require(std::abs(c.level - op.level) <= 1, where, "a term jumps a level");
     require(term.taps >= 1 && term.taps <= 3, where, "number of taps");
     require(term.dcol >= -1 && term.dcol <= 2 - term.taps, where, "a tap beyond the padding");
-    require(term.weight.size() == static_cast<size_t>(op.n) * static_cast<size_t>(term.taps) *
-                                      static_cast<size_t>(term.channels),
-            where, "size of a weight");
+    require(term.weight.size() == static_cast<size_t>(op.n) * term.taps * term.channels, where,
+            "size of a weight");
     require(all_finite(term.weight), where, "a weight is not finite");
     // Lanes share the positions and the outputs of an operation, in no order.
     require(term.cache != op.act_out && term.cache != op.raw_out, where, "reads what it writes");

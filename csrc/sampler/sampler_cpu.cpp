@@ -1,16 +1,20 @@
 #include "sampler_cpu.h"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <cstring>
 #include <exception>
+#include <future>
+#include <memory>
 #include <mutex>
 #include <stdexcept>
-#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
 
+#include "../common/bfloat16.h"
 #include "../common/isa.h"
 #include "step.h"
 #include "worker_cpu.h"
@@ -44,6 +48,41 @@ const TileKernels& find_tile_kernels(const std::string& instruction_set, bool bf
 
 namespace {
 
+// Panels as even as possible; two at least, so that two threads can share a single image.
+std::vector<Panel> cut(const Op& op, int max_units) {
+  const int units = (op.n + kUnit - 1) / kUnit;
+  const int count = std::max((units + max_units - 1) / max_units, std::min(units, 2));
+  const int per_column = op.gate ? 2 : 1;
+  std::vector<Panel> panels;
+  int column = 0, channel = 0;
+  for (int i = 0; i < count; ++i) {
+    Panel panel{};
+    panel.units = units / count + (i < units % count);
+    panel.column = column;
+    panel.channel = channel;
+    panel.channels = std::clamp(op.channels() - channel, 0, panel.units * kUnit / per_column);
+    column += panel.units * kUnit;
+    channel += panel.channels;
+    panels.push_back(panel);
+  }
+  return panels;
+}
+
+int count_columns(const std::vector<Panel>& panels) {
+  return panels.back().column + panels.back().units * kUnit;
+}
+
+// Calls f(column, output) for the columns of a panel, but for its padding, and what they compute.
+template <class F>
+void each_output(const Op& op, const Panel& panel, F f) {
+  const int half = panel.units * kUnit / 2;
+  for (int column = 0; column < panel.units * kUnit; ++column) {
+    const int within = op.gate ? column % half : column;
+    if (within < panel.channels)
+      f(column, panel.channel + within + (op.gate && column >= half ? op.n / 2 : 0));
+  }
+}
+
 // Weights are read once per slice and pixel, so a slice should be large; its caches are read once
 // per pixel, so they should stay in the last-level cache.
 constexpr int kSlice = 16;
@@ -59,7 +98,7 @@ class State {
 
   // For the next slice.
   void clear() {
-    for (int i = 0; i < network_.n_caches; ++i) places_[static_cast<size_t>(i)].clear();
+    for (int i = 0; i < network_.n_caches; ++i) places_[i].clear();
   }
   StateView view(const Slice& slice) const {
     return {&network_,       pointers_.data(), pointers_.data() + network_.n_caches,
@@ -73,70 +112,40 @@ class State {
   std::vector<float*> pointers_;
 };
 
-// One call: its slices, and the threads that take them.
+// One call: its slices, and the teams of threads that take them.
 class Run {
  public:
-  Run(const Plan& plan, const Request& request)
-      : plan_(plan),
+  Run(const CpuSampler& sampler, const Request& request)
+      : sampler_(sampler),
         r_(request),
         partition_(partition_among(r_.n, r_.threads, r_.slice > 0 ? r_.slice : kSlice)),
-        lanes_(r_.threads / partition_.workers) {
+        lanes_(r_.threads / partition_.workers),
+        current_(partition_.workers),
+        running_(partition_.workers * lanes_) {
     for (int i = 0; i < partition_.workers; ++i) {
-      states_.emplace_back(plan.network(), partition_.largest, r_.all.height, r_.all.width);
+      states_.emplace_back(sampler.network(), partition_.largest, r_.all.height, r_.all.width);
       teams_.push_back(std::make_unique<Team>(lanes_, control_));
     }
-    current_.resize(teams_.size());
   }
 
-  // Starts every thread, none of which works yet. Returns how many there are; if they are fewer
-  // than wanted, because the system gives no more, all of them have left again.
-  int start() {
-    running_ = wanted();
-    try {
-      while (static_cast<int>(threads_.size()) < running_) {
-        const int i = static_cast<int>(threads_.size());
-        threads_.emplace_back([this, i] {
-          gate_.wait(kClosed);
-          if (gate_ == kOpen) lane(i / lanes_, i % lanes_);
-        });
-      }
-    } catch (const std::system_error&) {
-      const int started = static_cast<int>(threads_.size());
-      leave(kCancelled);
-      return started;
+  // The work of one of `request.threads` threads.
+  void work(int thread) {
+    const int t = thread / lanes_, lane = thread % lanes_;
+    if (t >= partition_.workers) return;
+    CpuWorker worker(sampler_.kernels(), *teams_[t], lane, lanes_);
+    for (;;) {
+      if (lane == 0) take(t);
+      worker.end_row(0);
+      if (current_[t].batch == 0 || worker.stop()) break;
+      const StateView state = states_[t].view(current_[t]);
+      if (!Step<CpuWorker>(sampler_.network(), current_[t], state, worker).draw()) break;
     }
-    return running_;
-  }
-
-  int wanted() const { return partition_.workers * lanes_; }
-
-  // Lets the threads work, and waits for them.
-  void go(const std::function<void(double)>& poll) {
-    gate_ = kOpen;
-    gate_.notify_all();
-    std::exception_ptr failure;
-    try {
-      wait(poll);
-    } catch (...) {
-      failure = std::current_exception();
-      control_.stop.store(true, std::memory_order_relaxed);
-    }
-    leave(kOpen);
-    if (failure) std::rethrow_exception(failure);
-  }
-
- private:
-  enum Gate : int { kClosed, kOpen, kCancelled };
-
-  void leave(Gate gate) {
-    gate_ = gate;
-    gate_.notify_all();
-    for (std::thread& thread : threads_) thread.join();
-    threads_.clear();
+    std::lock_guard lock(mutex_);
+    if (--running_ == 0) finished_.notify_one();
   }
 
   void wait(const std::function<void(double)>& poll) {
-    const double all = static_cast<double>(r_.n) * plan_.network().rows(r_.all.height);
+    const double all = static_cast<double>(r_.n) * sampler_.network().rows(r_.all.height);
     std::unique_lock lock(mutex_);
     while (
         !finished_.wait_for(lock, std::chrono::milliseconds(100), [&] { return running_ == 0; })) {
@@ -146,33 +155,20 @@ class Run {
     }
   }
 
-  void lane(int team_index, int lane) {
-    const size_t t = static_cast<size_t>(team_index);
-    Team& team = *teams_[t];
-    CpuWorker worker(plan_.kernels(), team, lane, lanes_);
-    for (;;) {
-      if (lane == 0) take(t);
-      worker.end_row(0);
-      if (current_[t].batch == 0 || worker.stop()) break;
-      const StateView state = states_[t].view(current_[t]);
-      if (!Step<CpuWorker>(plan_.network(), current_[t], state, worker).draw()) break;
-    }
-    std::lock_guard lock(mutex_);
-    if (--running_ == 0) finished_.notify_one();
-  }
+  void stop() { control_.stop.store(true, std::memory_order_relaxed); }
 
+ private:
   // The next slice for a team; an empty one when there is none.
-  void take(size_t team) {
+  void take(int team) {
     const int64_t i = next_.fetch_add(1, std::memory_order_relaxed);
-    Slice& slice = current_[team];
-    slice = Slice{};
     const int64_t slices = partition_.slices;
+    current_[team] = Slice{};
     if (i >= slices) return;
-    slice = r_.all.part(plan_.network(), r_.n * i / slices, r_.n * (i + 1) / slices);
+    current_[team] = r_.all.part(sampler_.network(), r_.n * i / slices, r_.n * (i + 1) / slices);
     states_[team].clear();
   }
 
-  const Plan& plan_;
+  const CpuSampler& sampler_;
   const Request& r_;
   const Partition partition_;
   const int lanes_;  // of a team
@@ -183,26 +179,101 @@ class Run {
   std::atomic<int64_t> next_{0};
   std::mutex mutex_;
   std::condition_variable finished_;
-  int running_ = 0;
-  std::atomic<int> gate_{kClosed};
-  std::vector<std::thread> threads_;
+  int running_;
 };
 
 }  // namespace
 
-CpuSampler::CpuSampler(Program program, const std::string& instruction_set, bool bf16)
-    : plan_(std::move(program), find_tile_kernels(instruction_set, bf16)) {}
+CpuSampler::CpuSampler(Program given, const std::string& instruction_set, bool bf16)
+    : kernels_(find_tile_kernels(instruction_set, bf16)) {
+  const Program program = checked(std::move(given));
+  skeleton_ = Skeleton(program, bf16, 1);
+  for (size_t i = 0; i < program.ops.size(); ++i) {
+    const Op& op = program.ops[i];
+    const Panels panels = cut(op, kernels_.max_units);
+    skeleton_.ops[i].row = pack(op, Part::kRow, panels);
+    skeleton_.ops[i].pixel = pack(op, Part::kPixel, panels);
+    skeleton_.ops[i].bias = pack_columns(op, panels, op.bias, 1);
+    if (!op.projection.empty())
+      skeleton_.add_projection(i, pack_columns(op, panels, op.projection, program.condition_size));
+  }
+}
 
+MatrixView CpuSampler::pack(const Op& op, Part part, Panels panels) {
+  const std::vector<const Term*> terms = terms_of(op, part);
+  const int columns = count_columns(panels);
+  if (terms.empty()) return {nullptr, 0, columns};
+  const size_t per_word = kernels_.bf16 ? 2 : 1;
+  const auto length_of = [](const Term& term) {
+    return static_cast<size_t>(term.taps) * term.channels;
+  };
+  size_t depth = 0;
+  for (const Term* term : terms) depth += length_of(*term) / per_word;
+  float* b = keep(depth * columns);
+  for (Panel& panel : panels) {
+    const int width = panel.units * kUnit;
+    panel.b = b;
+    for (const Term* term : terms) {
+      const size_t length = length_of(*term);
+      each_output(op, panel, [&](int column, int output) {
+        for (size_t k = 0; k < length; ++k) {
+          float* const word = b + k / per_word * width + column;
+          const float weight = term->weight[output * length + k];
+          const bfloat16 half = to_bfloat16(weight);
+          if (kernels_.bf16)
+            std::memcpy(reinterpret_cast<char*>(word) + k % 2 * sizeof half, &half, sizeof half);
+          else
+            *word = weight;
+        }
+      });
+      b += length / per_word * width;
+    }
+  }
+  const Panels& kept = panels_.emplace_back(std::move(panels));
+  return {kept.data(), static_cast<int>(kept.size()), columns};
+}
+
+const float* CpuSampler::pack_columns(const Op& op, const Panels& panels,
+                                      const std::vector<float>& values, int rows) {
+  const size_t depth = rows, columns = count_columns(panels);
+  float* const packed = keep(depth * columns);
+  for (const Panel& panel : panels)
+    each_output(op, panel, [&](int column, int output) {
+      for (size_t row = 0; row < depth; ++row)
+        packed[row * columns + panel.column + column] = values[output * depth + row];
+    });
+  return packed;
+}
+
+// Threads come first, as the system may give fewer than wanted: the images are the same.
 void CpuSampler::sample(const Request& request, const std::function<void(double)>& poll) const {
   if (request.n == 0) return;
-  // With fewer threads, if need be: the images are the same.
-  for (Request now = request;;) {
-    Run run(plan_, now);
-    const int started = run.start();
-    if (started == run.wanted()) return run.go(poll);
-    if (started == 0) throw std::runtime_error("the system lets this process start no thread");
-    now.threads = started;
+  std::promise<Run*> ready;  // null: there is nothing to do
+  const std::shared_future<Run*> run_of_all = ready.get_future().share();
+  std::vector<std::thread> threads;
+  threads.reserve(request.threads);
+  try {
+    while (static_cast<int>(threads.size()) < request.threads)
+      threads.emplace_back([run_of_all, i = static_cast<int>(threads.size())] {
+        if (Run* const run = run_of_all.get()) run->work(i);
+      });
+  } catch (const std::exception&) {
+    if (threads.empty()) throw std::runtime_error("the system lets this process start no thread");
   }
+  Request now = request;
+  now.threads = static_cast<int>(threads.size());
+  std::unique_ptr<Run> run;
+  std::exception_ptr failure;
+  try {
+    run = std::make_unique<Run>(*this, now);
+    ready.set_value(run.get());
+    run->wait(poll);
+  } catch (...) {
+    failure = std::current_exception();
+    run ? run->stop() : ready.set_value(nullptr);
+  }
+  for (std::thread& thread : threads) thread.join();
+  if (failure) std::rethrow_exception(failure);
 }
 
 }  // namespace dsmooth::sampler

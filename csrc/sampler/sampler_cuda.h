@@ -3,11 +3,69 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "block_run.cuh"
-#include "device_plan.h"
 
 namespace dsmooth::sampler {
+
+// A program made ready for a device: one image of memory that holds the views, the biases and the
+// packed matrices, to be copied there as it is.
+//
+// The channels of a tap are padded to whole granules, which are zero in a cache, and a sum to whole
+// steps; weights are zero there.
+class DevicePlan {
+ public:
+  DevicePlan(Program program, bool bf16);
+
+  size_t bytes() const { return image_.size(); }
+  // Writes the image of bytes() for a device that holds it at `address`, a multiple of 128; from
+  // then on network(), ops() and stages() are addresses of the device. To be called once: the
+  // host's copy goes.
+  void write(void* to, uintptr_t address);
+  const NetworkView& network() const { return network_; }
+  const CudaOp* ops() const { return ops_; }
+  const PixelStage* stages() const { return stages_; }  // those of a pixel as at_pixel has them
+
+  // The shared memory of a block. Throws std::runtime_error with both numbers if `limit` bytes do
+  // not hold it.
+  SharedLayout shared(int warps, int limit) const;
+  // Bytes of the caches and partial sums of one image.
+  size_t bytes_per_image(int height, int width) const {
+    return sampler::bytes_per_image(skeleton_.network, height, width);
+  }
+  // Throws as check_size does, and std::runtime_error if it has more granules than 32 bits count.
+  Workspace workspace(int images, int height, int width) const;
+
+ private:
+  // Appends an array and returns its place in the image, as a pointer. Pointers in the image are
+  // places, too, until it is written.
+  template <class T>
+  const T* append(const std::vector<T>& values);
+  template <class F>
+  void each_granule(const std::vector<const Term*>& terms, F f) const;
+  MatrixView pack(const Op& op, Part part, CudaOp& to);
+  std::vector<Source> sources(const Op& op, const std::vector<const Term*>& terms) const;
+  // before: the operation that comes before it at a pixel, or null.
+  std::vector<PixelSource> pixel_sources(const Op& op, const OpView* before) const;
+  std::vector<PixelStage> list_stages(const Program& program);
+  // Bytes of the widest results that a pixel part stores for an image.
+  int widest(int OpView::* cache) const;
+  int per_granule() const { return kGranule / (network_.bf16 ? 2 : 4); }
+
+  Skeleton skeleton_;
+  NetworkView network_;
+  std::vector<unsigned char> image_;
+  const CudaOp* ops_ = nullptr;
+  const PixelStage* stages_ = nullptr;
+};
+
+// Slices for n images on `processors` streaming multiprocessors, one block each, when the caches of
+// an image take `image_bytes` of at most `memory` bytes. Each block streams all weights for its
+// slice whatever its size, so slices are as few as keep every processor busy; `max_slice` (0: none)
+// bounds them. Throws std::runtime_error with both numbers if not even one image fits.
+Partition partition_batch(int64_t n, int processors, size_t image_bytes, size_t memory,
+                          int max_slice);
 
 struct CudaRequest {
   int64_t n;
@@ -17,14 +75,7 @@ struct CudaRequest {
   void* stream;      // a cudaStream_t of the device
 };
 
-// The kernels for a type of operands, with kKernelWarps warps a block. completes: the kernel keeps
-// the pixels of a mask and adds biases of images; the other one draws every pixel.
-using SampleKernel = void (*)(BlockRun);
-SampleKernel float32_kernel(bool completes);   // cuda_float32.cu
-SampleKernel bfloat16_kernel(bool completes);  // cuda_bfloat16.cu
-constexpr int kKernelWarps = 8;
-
-class CudaSampler {
+class CudaSampler : public DevicePlan {
  public:
   // Reads the limits of the current device. Throws std::runtime_error, in plain words and with
   // CUDA's text, if there is none or if its driver is too old, and if the network is too wide for
@@ -32,16 +83,6 @@ class CudaSampler {
   CudaSampler(Program program, bool bf16, int device);
 
   int device() const { return device_; }
-  const NetworkView& network() const { return plan_.network(); }
-
-  // Size of the image of the weights, 0 when it is written; and its contents, once, for the address
-  // where the device will have it.
-  size_t weight_bytes() const { return plan_.bytes(); }
-  void write_weights(void* to, uintptr_t address) { plan_.write(to, address); }
-
-  size_t bytes_per_image(int height, int width) const {
-    return plan_.bytes_per_image(height, width);
-  }
   Partition partition(int64_t n, int height, int width, size_t memory, int max_slice) const;
   size_t workspace_bytes(const Partition& partition, int height, int width) const;
 
@@ -54,7 +95,6 @@ class CudaSampler {
   void sample(const CudaRequest& request, int64_t launch) const;
 
  private:
-  DevicePlan plan_;
   int device_;
   int processors_;
   SharedLayout shared_;

@@ -25,4 +25,10 @@ bool throws(F f) {
   return false;
 }
 
+// The exit status of a test.
+inline int report() {
+  std::printf(failures ? "%d failures\n" : "all laws hold\n", failures);
+  return failures != 0;
+}
+
 }  // namespace dsmooth

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # The C++ tests under AddressSanitizer with UndefinedBehaviorSanitizer, then under ThreadSanitizer,
-# which must also find a sync that is left out on purpose. Before them the fuzz target, for some
+# which must also find a sync that is left out on purpose. With them wrong programs, for some
 # seconds, and the Python module _C under AddressSanitizer, for tests/faults, where there is
 # pybind11: its folder is BUILD/extension.
-#   csrc/tests/run.sh [build folder] [seconds of the fuzz target: 15]
+#   csrc/tests/run.sh [build folder] [seconds of wrong programs: 15]
 #   csrc/tests/run.sh BUILD short     the tests under AddressSanitizer alone
 #   csrc/tests/run.sh BUILD arm64     the tests as a cross compiler builds them for 64-bit Arm, under
 #                                     QEMU; with AVX2 here, the images must be the same bits there
@@ -57,22 +57,18 @@ if [ "$seconds" = arm64 ]; then
     exit
 fi
 
-echo "== the module and the fuzz target"
 python=$(command -v python || command -v python3)
-extension=(-DDSMOOTH_EXTENSION=OFF)
 if pybind11=$("$python" -m pybind11 --cmakedir 2>/dev/null); then
-    extension=(-DDSMOOTH_EXTENSION=ON -DPython_EXECUTABLE="$python" -Dpybind11_DIR="$pybind11")
-fi
-configure extension -DDSMOOTH_SANITIZE=address,undefined "${extension[@]}" \
-    -DDSMOOTH_OPTIMIZE=-O1 -DDSMOOTH_INSTRUCTION_SETS=generic
-cmake --build "$build/extension" --target fuzz_program
-if [ "${extension[0]}" = -DDSMOOTH_EXTENSION=ON ]; then
+    echo "== the module"
+    configure extension -DDSMOOTH_SANITIZE=address,undefined -DDSMOOTH_EXTENSION=ON \
+        -DPython_EXECUTABLE="$python" -Dpybind11_DIR="$pybind11" \
+        -DDSMOOTH_INSTRUCTION_SETS=generic
     cmake --build "$build/extension" --target _C
 fi
-echo "== fuzz_program, $seconds s"
-(cd "$build" && extension/fuzz_program "$seconds")
 
 run_tests address,undefined
+echo "== wrong programs, $seconds s"
+(cd "$build" && address,undefined/sampler_test fuzz "$seconds")
 run_tests thread
 
 echo "== a missing sync"

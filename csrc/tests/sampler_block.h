@@ -17,8 +17,7 @@
 #include <utility>
 #include <vector>
 
-#include "../sampler/block_run.cuh"
-#include "../sampler/device_plan.h"
+#include "../sampler/sampler_cuda.h"
 
 namespace dsmooth::sampler {
 
@@ -48,11 +47,7 @@ class HostBarrier {
 class Block {
  public:
   Block(int lanes, Mode mode)
-      : lanes_(lanes),
-        mode_(mode),
-        barrier_(lanes),
-        order_(static_cast<size_t>(lanes)),
-        turn_came_(static_cast<size_t>(lanes)) {
+      : lanes_(lanes), mode_(mode), barrier_(lanes), order_(lanes), turn_came_(lanes) {
     std::iota(order_.begin(), order_.end(), 0);
     shuffle();
   }
@@ -73,8 +68,7 @@ class Block {
  private:
   void await_turn(int lane, int64_t round) {
     std::unique_lock lock(mutex_);
-    turn_came_[static_cast<size_t>(lane)].wait(
-        lock, [&] { return round_ == round && order_[turn_] == lane; });
+    turn_came_[lane].wait(lock, [&] { return round_ == round && order_[turn_] == lane; });
   }
   void end_turn() {
     std::lock_guard lock(mutex_);
@@ -83,7 +77,7 @@ class Block {
       ++round_;
       shuffle();
     }
-    turn_came_[static_cast<size_t>(order_[turn_])].notify_one();
+    turn_came_[order_[turn_]].notify_one();
   }
   void shuffle() { std::shuffle(order_.begin(), order_.end(), random_); }
 
@@ -142,9 +136,8 @@ void draw_as_cuda(Program program, const Slice& all, int64_t n, const Device& de
   const Workspace workspace = plan.workspace(partition.largest, all.height, all.width);
   const SharedLayout layout = plan.shared(kWarps, device.shared_bytes);
   const Granule not_numbers{{0x7fc00000, 0x7fc00000, 0x7fc00000, 0x7fc00000}};
-  std::vector<Granule> memory(
-      static_cast<size_t>(partition.workers) * workspace.words * sizeof(float) / kGranule,
-      not_numbers);
+  std::vector<Granule> memory(partition.workers * workspace.words * sizeof(float) / kGranule,
+                              not_numbers);
   const int rows = plan.network().rows(all.height);
   const int per_launch = device.rows_per_launch ? device.rows_per_launch : rows;
   for (int64_t round = 0; round * partition.workers < partition.slices; ++round)
@@ -154,7 +147,7 @@ void draw_as_cuda(Program program, const Slice& all, int64_t n, const Device& de
           partition,      n,          all,           reinterpret_cast<float*>(memory.data()),
           workspace,      round,      row,           std::min(row + per_launch, rows)};
       for (int i = 0; i < partition.workers; ++i) {
-        std::vector<Granule> shared(static_cast<size_t>(layout.bytes) / kGranule, not_numbers);
+        std::vector<Granule> shared(layout.bytes / kGranule, not_numbers);
         Block block(kWarps * kWarpLanes, mode);
         std::vector<std::thread> threads;
         for (int lane = 0; lane < block.lanes(); ++lane)

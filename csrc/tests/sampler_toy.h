@@ -18,16 +18,12 @@ class Toy {
   Toy(int filters, int image_channels, Conditioning conditioning,
       Likelihood likelihood = Likelihood::kContinuous, std::vector<int> atoms = {},
       int condition_size = 0)
-      : f_(filters) {
-    p_.condition_size = condition_size;
-    p_.image_channels = image_channels;
-    p_.image_parts = 2;
-    p_.n_mix = 2;
-    p_.likelihood = likelihood;
-    p_.atoms = std::move(atoms);
-    p_.smoothing_scale = 0.25f;
-    p_.conditioned = conditioning != Conditioning::kNone;
-    p_.context = kNone;
+      : f_(filters),
+        p_{{image_channels, 2, 2, likelihood, 0.25f, conditioning != Conditioning::kNone, kNone,
+            kNone, kNone, condition_size},
+           std::move(atoms),
+           {},
+           {}} {
     const int e = conditioning == Conditioning::kConcat ? encoder() : kNone;
     p_.image = cache(0, image_width(), 3);
     streams(e);
@@ -53,7 +49,7 @@ class Toy {
   }
 
   Term term(int from, int drow, int dcol, int taps, bool row_part = false) {
-    return {{from, drow, dcol, taps, row_part}, p_.caches[static_cast<size_t>(from)].channels, {}};
+    return {{from, drow, dcol, taps, row_part}, p_.caches[from].channels, {}};
   }
 
   struct Outputs {
@@ -130,8 +126,8 @@ class Toy {
   }
 
   const int f_;
+  Program p_;
   uint64_t state_ = 1;
-  Program p_{};
 };
 
 // Memory of images 0 .. n - 1, and the images to draw in it. completes: the upper row is known in
@@ -142,12 +138,11 @@ struct Drawing {
   Slice all;
 
   Drawing(const Program& p, int64_t n, int height, int width, bool completes = false)
-      : context(static_cast<size_t>(n * p.image_channels * height * width)),
-        condition(static_cast<size_t>(n * p.condition_size)),
+      : context(n * p.image_channels * height * width),
+        condition(n * p.condition_size),
         known(context.size(), NAN),
-        mask(completes ? static_cast<size_t>(n * height * width) : 0) {
-    const auto plane = static_cast<size_t>(height * width), columns = static_cast<size_t>(width);
-    const auto channels = static_cast<size_t>(p.image_channels);
+        mask(completes ? n * height * width : 0) {
+    const size_t plane = height * width, columns = width, channels = p.image_channels;
     for (size_t i = 0; i < context.size(); ++i) context[i] = std::sin(0.7f * static_cast<float>(i));
     for (size_t i = 0; i < condition.size(); ++i)
       condition[i] = std::cos(1.3f * static_cast<float>(i));

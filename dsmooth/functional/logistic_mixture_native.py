@@ -22,9 +22,9 @@ def _forward(x: Tensor, params: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
     unit gradients from the forward would save the second evaluation. But they need a second tensor
     of the size of params, which takes longer to write and read.
     """
-    outputs = _outputs(x, params, *options)
+    log_prob, state = outputs = _outputs(x, params, *options)
     threads = torch.get_num_threads()
-    _extension.extension().logistic_mixture(x, params, *outputs, *options, threads)
+    _extension.extension().logistic_mixture(x, params, state, *options, threads, log_prob=log_prob)
     return outputs
 
 
@@ -42,12 +42,14 @@ def _compute_gradients(
     """
     *options, needs_x, needs_params = rest
     grad_x, grad_params = grads = _gradients(grad, x, params, state, *rest)
-    written = grad_x if needs_x else None, grad_params if needs_params else None
     # The gradient of a sum is one number spread by strides of 0, which no vector load can read. The
     # copy is a hundredth of params.
-    inputs = grad.contiguous(), x, params, state
-    threads = torch.get_num_threads()
-    _extension.extension().logistic_mixture_backward(*inputs, *written, *options, threads)
+    _extension.extension().logistic_mixture(
+        *(x, params, state, *options, torch.get_num_threads()),
+        grad=grad.contiguous(),
+        grad_x=grad_x if needs_x else None,
+        grad_params=grad_params if needs_params else None,
+    )
     return grads
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -194,18 +196,11 @@ def _expected_backward(given: Arguments) -> list[Tensor]:
     return list(torch.autograd.grad(y, present, given["grad_y"].detach().double()))
 
 
-def _forward_of_extension(given: Arguments) -> list[Tensor]:
+def _of_extension(direction: str, written: Sequence[str], given: Arguments) -> list[Tensor]:
     tensors = {name: value for name, value in given.items() if name not in SETTINGS}
-    EXTENSION.gated_resnet_forward(tensors, **{name: given[name] for name in SETTINGS})
-    outputs = (given["y"], given.get("h"), given.get("gates"))
-    return [tensor.detach() for tensor in outputs if tensor is not None]
-
-
-def _backward_of_extension(given: Arguments) -> list[Tensor]:
-    tensors = {name: value for name, value in given.items() if name not in SETTINGS}
-    EXTENSION.gated_resnet_backward(tensors, **{name: given[name] for name in SETTINGS})
-    grads = (given[name] for name in GRADIENTS)
-    return [grad.detach() for grad in grads if grad is not None]
+    settings = {name: given[name] for name in SETTINGS}
+    getattr(EXTENSION, f"gated_resnet_{direction}")(tensors, **settings)
+    return [given[name].detach() for name in written if given.get(name) is not None]
 
 
 def _public(given: Arguments) -> list[Tensor]:
@@ -264,12 +259,12 @@ def _public_arguments() -> Arguments:
 OUTPUTS = ("y", "h", "gates")
 TARGETS = [
     Target(
-        *("_C.gated_resnet_forward", _forward_arguments, _forward_of_extension),
-        *(_expected_forward, VALUES, True),
+        *("_C.gated_resnet_forward", _forward_arguments),
+        *(partial(_of_extension, "forward", OUTPUTS), _expected_forward, VALUES, True),
     ),
     Target(
-        *("_C.gated_resnet_backward", _backward_arguments, _backward_of_extension),
-        *(_expected_backward, VALUES, True),
+        *("_C.gated_resnet_backward", _backward_arguments),
+        *(partial(_of_extension, "backward", GRADIENTS), _expected_backward, VALUES, True),
     ),
     Target(
         *("functional.gated_resnet", _public_arguments, _public),

@@ -73,94 +73,64 @@ def _public(given: Arguments) -> list[Tensor]:
     return [value.detach(), *_gradients(value, [given["x"], given["params"]], given)]
 
 
-def _backward_arguments(channels: int) -> Arguments:
-    given = _base(channels)
-    _, state = torch.ops.dsmooth.logistic_mixture(*given.values())
-    grad = guarded(torch.linspace(-1, 1, 40).view(2, 4, 5))
-    return {"grad": grad, "state": guarded(state), **given, "needs_x": True, "needs_params": True}
-
-
 def _expected_backward(given: Arguments) -> list[Tensor]:
     value, leaves = _log_prob(given)
     assert given["grad"].shape == value.shape
-    assert given["grad"].dtype == given["x"].dtype
     # Other numbers in the state give other gradients, which nothing else computes.
     inputs = [given[name] for name in ("x", "params", *MIXTURE)]
     fresh = torch.ops.dsmooth.logistic_mixture(*inputs)[1].detach()
     if given["state"].shape != fresh.shape or not torch.equal(given["state"], fresh):
         reject()
     grads = torch.autograd.grad(value, leaves, given["grad"].detach().double())
-    wanted = (given["needs_x"], given["needs_params"])
-    return [grad for grad, needed in zip(grads, wanted, strict=True) if needed]
+    written = (given["grad_x"], given["grad_params"])
+    return [grad for grad, to in zip(grads, written, strict=True) if to is not None]
 
 
-def _forward_of_extension(given: Arguments) -> list[Tensor]:
+def _of_extension(given: Arguments) -> list[Tensor]:
     _extension.extension().logistic_mixture(**given)
-    return [given["log_prob"].detach()]
+    written = (given.get(name) for name in ("log_prob", "grad_x", "grad_params"))
+    return [tensor.detach() for tensor in written if tensor is not None]
 
 
-def _outputs(given: Arguments, *names: str) -> Arguments:
-    batch, channels, rows, cols = given["x"].shape
-    shapes = {
-        "log_prob": (batch, rows, cols),
-        "state": (batch, 4, rows, cols),
-        "grad_x": (batch, channels, rows, cols),
-        "grad_params": given["params"].shape,
-    }
-    return {name: guarded(torch.full(shapes[name], torch.nan)) for name in names}
-
-
-def _extension_arguments(channels: int) -> Arguments:
-    given = _base(channels)
-    return {**given, **_outputs(given, "log_prob", "state"), **SETTINGS}
-
-
-def _of_one_dtype(given: Arguments) -> None:
+def _expected_of_extension(given: Arguments) -> list[Tensor]:
     """The extension converts nothing."""
     tensors = [value for value in given.values() if isinstance(value, Tensor)]
     assert len({tensor.dtype for tensor in tensors}) == 1
     assert given["x"].dtype in (torch.float32, torch.float64)
-
-
-def _expected_forward(given: Arguments) -> list[Tensor]:
-    _of_one_dtype(given)
+    if "grad" in given:
+        return _expected_backward(given)
     value, _ = _log_prob(given)
     assert given["log_prob"].shape == value.shape
     return [value.detach()]
 
 
-def _backward_of_extension(given: Arguments) -> list[Tensor]:
-    _extension.extension().logistic_mixture_backward(**given)
-    grads = (given[name] for name in ("grad_x", "grad_params"))
-    return [grad.detach() for grad in grads if grad is not None]
+def _empty(*shape: int) -> Tensor:
+    return guarded(torch.full(shape, torch.nan))
 
 
-def _extension_backward_arguments(channels: int) -> Arguments:
-    given = _backward_arguments(channels)
-    del given["needs_x"], given["needs_params"]
-    return {**given, **_outputs(given, "grad_x", "grad_params"), **SETTINGS}
+def _forward_arguments(channels: int) -> Arguments:
+    written = {"log_prob": _empty(2, 4, 5), "state": _empty(2, 4, 4, 5)}
+    return _base(channels) | written | SETTINGS
 
 
-def _expected_extension_backward(given: Arguments) -> list[Tensor]:
-    _of_one_dtype(given)
-    needs = {f"needs_{name}": given[f"grad_{name}"] is not None for name in ("x", "params")}
-    return _expected_backward({**given, **needs})
+def _backward_arguments(channels: int) -> Arguments:
+    given = _base(channels)
+    _, state = torch.ops.dsmooth.logistic_mixture(*given.values())
+    read = {"grad": guarded(torch.linspace(-1, 1, 40).view(2, 4, 5)), "state": guarded(state)}
+    written = {f"grad_{name}": _empty(*given[name].shape) for name in ("x", "params")}
+    return given | read | written | SETTINGS
 
 
 def _public_arguments(channels: int) -> Arguments:
     return {**_base(channels), "impl": "native"}
 
 
+OF_EXTENSION = (_of_extension, _expected_of_extension, VALUES, True)
 FUNCTIONS = {
     "functional.logistic_mixture_log_prob": (_public_arguments, _public, _expected, VALUES),
-    "_C.logistic_mixture": (
-        _extension_arguments, _forward_of_extension, _expected_forward, VALUES, True,
-    ),
-    "_C.logistic_mixture_backward": (
-        *(_extension_backward_arguments, _backward_of_extension),
-        *(_expected_extension_backward, VALUES, True),
-    ),
-}  # fmt: skip
+    "_C.logistic_mixture, forward": (_forward_arguments, *OF_EXTENSION),
+    "_C.logistic_mixture, backward": (_backward_arguments, *OF_EXTENSION),
+}
 TARGETS = [
     Target(f"{name}, C = {channels}", partial(arguments, channels), *rest)
     for channels in (1, 3)

@@ -1,4 +1,4 @@
-"""The native samplers, for wrong calls and wrong programs: see harness.py."""
+"""The native sampler and its random words, for wrong calls and wrong programs: see harness.py."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dsmooth import ModelConfig, PixelCNNpp
 from dsmooth._extension import extension
+from dsmooth.philox import philox4x32
 from dsmooth.sampling.program import Program
 from tests.faults.harness import SEED, Arguments, Target, WrongCall, guarded, note, run, settings_of
 
@@ -28,6 +29,8 @@ VALUES: dict[str, list[Any]] = {
     "progress": [3, "x", lambda: None],
     "height": [-4, 0, 6, 2**15, 2**15 + 4, 2**31, 8.0, "x"],
     "width": [-4, 0, 6, 2**15, 2**15 + 4, 2**31, 8.0, "x"],
+    "counter": [[], [1, 2, 3], [1, 2, 3, 4, 5], [1, 2, 3, 2**32], [-1, 0, 0, 0], "abcd", 3],
+    "key": [(), (1,), (1, 2, 3), (2**32, 0), (0, -1), (1.5, 0), "ab", 3],
 }
 
 
@@ -147,8 +150,15 @@ TARGETS = [
         "_C.CpuSampler.bytes_per_image",
         *(lambda: {"height": 8, "width": 8}, _bytes, _expected_bytes, VALUES),
     ),
+    Target(
+        "_C.philox4x32_10",
+        lambda: {"counter": [1, 2, 3, 2**32 - 1], "key": (5, 2**32 - 1)},
+        lambda given: [torch.tensor(extension().philox4x32_10(**given))],
+        lambda given: [philox4x32(torch.tensor(given["counter"]), given["key"])],
+        VALUES,
+    ),
 ]
-ALSO = ("_C.CpuSampler.__init__", "_C.CpuSampler.instruction_set")
+ALSO = ("_C.CpuSampler.__init__", "_C.CpuSampler.instruction_set", "_C.instruction_sets")
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=[target.name for target in TARGETS])

@@ -205,8 +205,9 @@ def run_native(
     )
     options = native_mixture(mixture) | {"instruction_set": instruction_set, "threads": threads}
     extension, grad = _extension.extension(), torch.ones_like(log_prob)
-    extension.logistic_mixture(x, params, log_prob, state, **options)
-    extension.logistic_mixture_backward(grad, x, params, state, *grads, **options)
+    written = dict(zip(("grad_x", "grad_params"), grads, strict=True))
+    extension.logistic_mixture(x, params, state, **options, log_prob=log_prob)
+    extension.logistic_mixture(x, params, state, **options, grad=grad, **written)
     return log_prob, grads[0], grads[1]
 
 

@@ -57,10 +57,10 @@ void* make_sampler(const Case* c) {
 }
 void free_sampler(void* s) { delete static_cast<Sampler*>(s); }
 int64_t weight_bytes(void* s) {
-  return static_cast<int64_t>(static_cast<Sampler*>(s)->sampler.weight_bytes());
+  return static_cast<int64_t>(static_cast<Sampler*>(s)->sampler.bytes());
 }
 void write_weights(void* s, void* to) {
-  static_cast<Sampler*>(s)->sampler.write_weights(to, reinterpret_cast<uintptr_t>(to));
+  static_cast<Sampler*>(s)->sampler.write(to, reinterpret_cast<uintptr_t>(to));
 }
 int64_t workspace_bytes(void* s) {
   auto& sampler = *static_cast<Sampler*>(s);
