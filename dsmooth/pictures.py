@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,21 +29,15 @@ def show(x: Tensor | NDArray[Any], *, columns: int | None = None, zoom: int = 2)
     Returns a Pillow image: `.save("x.png")` writes it. Raises ValueError for a batch that is empty
     or not images, and TypeError for other numbers.
     """
-    from PIL import Image
-
     x = torch.as_tensor(x)
     if x.dtype != torch.uint8 and not x.is_floating_point():
         raise TypeError(f"x must be uint8 or floating point, got {x.dtype}")
     x = to_float(x) if x.dtype == torch.uint8 else x
-    return Image.fromarray(_as_pillow(_grid(visible(x) if x.ndim == 4 else x, columns, zoom)))
+    return _image(_grid(visible(x) if x.ndim == 4 else x, columns, zoom))
 
 
 def grid_png(x: Tensor, *, columns: int | None = None, zoom: int = 2) -> bytes:
-    """PNG bytes of a grid of images x (B, C, H, W) in [-1, 1]; values outside are clamped.
-
-    columns: images per row, by default about the square root of B. zoom: pixels per pixel.
-    Raises ValueError for a batch that is empty or not images.
-    """
+    """PNG bytes of a grid of images x (B, C, H, W) in [-1, 1]; values outside are clamped."""
     return png(_grid(x, columns, zoom))
 
 
@@ -71,31 +64,16 @@ def nhwc_bytes(x: Tensor) -> NDArray[np.uint8]:
 
 def png(pixels: NDArray[np.uint8]) -> bytes:
     """PNG bytes of one image (H, W, 1 or 3) of bytes."""
-    from PIL import Image
-
     buffer = io.BytesIO()
-    Image.fromarray(_as_pillow(pixels)).save(buffer, format="PNG", optimize=True)
+    _image(pixels).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 
-def _as_pillow(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Bytes (H, W, 1 or 3) as Pillow takes them: grey ones without a third dimension."""
-    return pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
+def _image(pixels: NDArray[np.uint8]) -> Image:
+    """Bytes (H, W, 1 or 3) as a Pillow image."""
+    from PIL import Image
 
-
-def save_side_by_side(pictures: Sequence[Tensor], path: Path) -> None:
-    """Write the first images of each of `pictures`, (N, C, H, W), as grids in a row.
-
-    A grid has 8 images in each of up to 8 rows. Raises ValueError for fewer than 8 images.
-    """
-    rows = min(8, *(len(x) // 8 for x in pictures))
-    if rows < 1:
-        raise ValueError("each picture needs at least 8 images")
-    blocks = [visible(x[: 8 * rows]).unflatten(0, (rows, 8)) for x in pictures]
-    gap = torch.full_like(blocks[0][:, :1], BORDER / 127.5 - 1)
-    row = [part for block in blocks for part in (gap, block)][1:]
-    grid = torch.cat(row, dim=1)
-    write_atomically(path, grid_png(grid.flatten(0, 1), columns=grid.shape[1]))
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 
 def save_grid(x: Tensor, path: Path, *, columns: int | None = None) -> None:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 import dsmooth
-from dsmooth.cli import main
 from dsmooth.config import TrainConfig
 from dsmooth.data import ImageDataset, load_dataset
 from dsmooth.evaluate.classes import (
@@ -26,6 +23,7 @@ from dsmooth.evaluate.features import make_extractor
 from dsmooth.evaluate.likelihood import conventions, score_pair, score_plain
 from dsmooth.runs import RunFolder
 from tests.helpers.class_networks import CLASSES, conditional
+from tests.helpers.command_runs import measured, run
 
 pytestmark = pytest.mark.quick
 
@@ -151,7 +149,7 @@ def test_distances_are_those_of_each_class_alone() -> None:
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The run of a plain model of the ten digits, in the current folder."""
     monkeypatch.chdir(tmp_path)
     model = conditional(n_classes=10, likelihood="discretized")
@@ -160,16 +158,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "run"
 
 
-def call(*arguments: str) -> dict[str, Any]:
-    """The JSON of `dsmooth evaluate`."""
-    with pytest.raises(SystemExit) as left:
-        main(["evaluate", *arguments, "--out", "numbers.json", "--threads", "1"])
-    assert left.value.code == 0
-    return json.loads(Path("numbers.json").read_text())
-
-
-def test_the_command_classifies(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = call("classify", str(run), "--limit", "6")
+def test_the_command_classifies(plain: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = measured("classify", str(plain), "--limit", "6")
     assert found["exact"] is True
     assert sum(map(sum, found["confusion"])) == found["n_images"] == 6
     text = capsys.readouterr().out
@@ -177,23 +167,22 @@ def test_the_command_classifies(run: Path, capsys: pytest.CaptureFixture[str]) -
     assert "Bayes' rule over 10 classes, all as likely beforehand, by exact likelihoods" in text
 
 
-def test_the_commands_give_each_class(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    bits = call("bpd", str(run), "--limit", "20", "--per-class")
+def test_the_commands_give_each_class(plain: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bits = measured("bpd", str(plain), "--limit", "20", "--per-class")
     assert sum(row["n_images"] for row in bits["classes"]["plain"]) == 20
     settings = ["--count", "20", "--subsets", "1", "--subset-size", "4"]
-    each = call("fid", str(run), *settings, "--per-class")
+    each = measured("fid", str(plain), *settings, "--per-class")
     assert [row["label"] for row in each["classes"]] == list(range(10))
     assert {row["n_samples"] for row in each["classes"]} == {2}
-    three = call("fid", str(run), *settings, "--label", "3")
+    three = measured("fid", str(plain), *settings, "--label", "3")
     labels = load_dataset("mnist", "train").labels
     assert three["n_reference"] == int((labels == 3).sum())
     assert three["samples"]["label"] == 3
     for wrong, message in (
-        (["fid", str(run), "--label", "10"], "fewer than two images of class 10"),
-        (["fid", str(run), "--label", "3", "--per-class"], "--per-class needs --label each"),
-        (["fid", str(run), "--per-class", "--reference", "r.npz"], "not --reference"),
+        (["fid", str(plain), "--label", "10"], "fewer than two images of class 10"),
+        (["fid", str(plain), "--label", "3", "--per-class"], "--per-class needs --label each"),
+        (["fid", str(plain), "--per-class", "--reference", "r.npz"], "not --reference"),
         (["fid", "mnist", "--label", "3"], "--label is for models with classes"),
     ):
-        with pytest.raises(SystemExit):
-            main(["evaluate", *wrong, "--out", "numbers.json", "--count", "2"])
+        assert run("evaluate", *wrong, "--count", "2") == 1
         assert message in capsys.readouterr().err

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +15,7 @@ from dsmooth.evaluate.classifier import load_classifier
 from dsmooth.evaluate.likelihood import LEVEL_BITS, conventions, score_pair, score_plain
 from dsmooth.evaluate.sources import array_to_bytes, as_grey, read_images
 from dsmooth.runs import RunFolder
-from tests.helpers.command_runs import run, save_run
+from tests.helpers.command_runs import measured, run, save_run
 from tests.helpers.data_makers import random_bytes, write_images, write_mnist
 
 EXTRACTOR = """
@@ -65,10 +63,6 @@ def mistaken(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def result(path: str) -> dict[str, Any]:
-    return json.loads(Path(path).read_text())
-
-
 @pytest.mark.quick
 def test_bits_of_runs_and_of_a_saved_pair(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -76,10 +70,10 @@ def test_bits_of_runs_and_of_a_saved_pair(
     monkeypatch.setenv("COLUMNS", "120")
     test_set = load_dataset("folder", "test", "images")
     pair = dsmooth.SmoothedPair.from_runs("noisy", "denoiser")
-    options = ["--n-noise", "2", "--seed", "5", "--out", "bits.json"]
-    assert run("evaluate", "bpd", "denoiser", "noisy", "--plain", "plain", *options) == 0
+    stored = measured(
+        "bpd", "denoiser", "noisy", "--plain", "plain", "--n-noise", "2", "--seed", "5"
+    )
     printed = capsys.readouterr().out
-    stored = result("bits.json")
     assert stored["data"]["n_images"] == len(test_set) < 30
     assert stored["data"]["split"] == "test"
     expected = conventions(score_pair(pair, test_set, n_noise=2, seed=5))
@@ -100,8 +94,7 @@ def test_bits_of_runs_and_of_a_saved_pair(
     assert run("evaluate", "bpd", "saved") == 1
     assert "Point --data-dir to a folder of images" in capsys.readouterr().err
     data = ["--data-dir", "images", "--limit", "3", "--batch-size", "2"]
-    assert run("evaluate", "bpd", "saved", *data, "--n-noise", "1", "--out", "again.json") == 0
-    again = result("again.json")
+    again = measured("bpd", "saved", *data, "--n-noise", "1")
     assert again["data"]["n_images"] == 3
     density, offset = (row["value"] for row in again["pair"]["conventions"][1:])
     assert offset - density == pytest.approx(LEVEL_BITS, abs=1e-9)
@@ -110,21 +103,19 @@ def test_bits_of_runs_and_of_a_saved_pair(
 
 @pytest.mark.quick
 def test_a_plain_model_is_scored_alone(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--limit", "3", "--out", "plain.json"]
-    assert run("evaluate", "bpd", "plain", *options) == 0
+    stored = measured("bpd", "plain", "--limit", "3")
     printed = capsys.readouterr().out
     plain, _, _ = RunFolder(Path("plain")).load_model()
     expected = conventions(score_plain(plain, load_dataset("folder", "test", "images"), limit=3))
-    stored = result("plain.json")
     assert stored["plain"]["conventions"][0]["value"] == pytest.approx(expected[0].value, abs=1e-9)
     assert f"plain: {expected[0].name}" in printed
     assert "denoiser" not in printed
     assert "pair" not in stored
     # Beside a pair it gives the same number, whether named with the pair or by --plain.
     for words in (["noisy", "denoiser", "plain"], ["noisy", "denoiser", "--plain", "plain"]):
-        assert run("evaluate", "bpd", *words, "--n-noise", "1", *options) == 0
-        assert result("plain.json")["plain"] == stored["plain"]
-        assert len(result("plain.json")["pair"]["weights_sha256"]) == 2
+        both = measured("bpd", *words, "--n-noise", "1", "--limit", "3")
+        assert both["plain"] == stored["plain"]
+        assert len(both["pair"]["weights_sha256"]) == 2
 
 
 @pytest.mark.quick
@@ -132,9 +123,8 @@ def test_frechet_of_drawn_samples_is_that_of_their_files(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--extractor", "own.py:Pixels", "--subset-size", "10", "--subsets", "3"]
-    drawn = ["evaluate", "fid", "noisy", "denoiser", "-n", "12", *options, "--seed", "2"]
-    assert run(*drawn, "--out", "drawn.json") == 0
-    stored = result("drawn.json")
+    drawn = ["fid", "noisy", "denoiser", "-n", "12", *options, "--seed", "2"]
+    stored = measured(*drawn)
     assert stored["name"] == "Fréchet distance on own.py:Pixels"
     assert stored["n_samples"] == 12
     assert stored["n_reference"] == len(load_dataset("folder", "train", "images"))
@@ -149,30 +139,24 @@ def test_frechet_of_drawn_samples_is_that_of_their_files(
     # The shards are used again, and a .npz of the same images gives the same numbers.
     (shard,) = place.glob("samples-two-step-12-*/shard_00000.npy")
     written = shard.stat().st_mtime_ns
-    assert run(*drawn, "--out", "drawn.json", "--save-reference", "reference.npz") == 0
+    measured(*drawn, "--save-reference", "reference.npz")
     assert shard.stat().st_mtime_ns == written
     np.savez("x.npz", x=np.load(shard))
-    by_file = ["evaluate", "fid", "x.npz", "--data", "folder", "--data-dir", "images", *options]
-    assert run(*by_file, "--out", "file.json") == 0
-    assert run(*by_file, "--reference", "reference.npz", "--out", "statistics.json") == 0
-    assert run(*by_file, "--batch-size", "5", "--seed", "2", "--out", "batches.json") == 0
-    for name in ("file", "statistics", "batches"):
-        again = result(f"{name}.json")
+    by_file = ["fid", "x.npz", "--data", "folder", "--data-dir", "images", *options]
+    statistics = measured(*by_file, "--reference", "reference.npz")
+    batches = measured(*by_file, "--batch-size", "5", "--seed", "2")
+    for again in (measured(*by_file), statistics, batches):
         assert again["value"] == pytest.approx(stored["value"], rel=1e-6)
         assert again["floor"] == pytest.approx(stored["floor"], rel=1e-6)
         assert again["extractor"] == stored["extractor"]
-    assert result("statistics.json")["kernel"] is None
+    assert statistics["kernel"] is None
+    assert statistics["reference"]["split"] == "train"
+    assert batches["kernel"]["value"] == pytest.approx(stored["kernel"]["value"], rel=1e-5)
     # Images of another's file as the reference; nothing says of which data they are.
-    itself = ["evaluate", "fid", "x.npz", "--reference", "x.npz", *options, "--precision-recall"]
-    assert run(*itself, "--out", "itself.json") == 0
-    alone = result("itself.json")
+    alone = measured("fid", "x.npz", "--reference", "x.npz", *options, "--precision-recall")
     assert (alone["n_reference"], alone["n_floor"], alone["floor_images"]) == (12, 0, None)
     assert alone["value"] == pytest.approx(0, abs=1e-9)
     assert alone["precision_recall"] == {"precision": 1, "recall": 1, "neighbours": 3}
-    assert result("batches.json")["kernel"]["value"] == pytest.approx(
-        stored["kernel"]["value"], rel=1e-5
-    )
-    assert result("statistics.json")["reference"]["split"] == "train"
 
 
 def test_a_classifier_is_trained_and_measured(
@@ -211,24 +195,22 @@ def test_images_come_in_many_forms(tmp_path: Path) -> None:
         assert torch.equal(read_images(tmp_path / name, 4).images, images[:4]), name
     assert torch.equal(as_grey(images), images)
     assert torch.equal(as_grey(images[:, :1].expand(-1, 3, -1, -1)), images[:, :1])
-    grey, _ = array_to_bytes(images[:, 0].numpy(), "grey")
-    assert torch.equal(grey, images[:, :1])
+    assert torch.equal(array_to_bytes(images[:, 0].numpy(), "grey"), images[:, :1])
 
 
-def test_values_become_bytes_and_diverged_images_are_counted() -> None:
+def test_values_become_bytes_and_diverged_images_are_counted(tmp_path: Path) -> None:
     x = torch.tensor([[-3.5, -1, -0.999, 0, 0.001, 0.9999, 1, 3], [0, 0, 0, torch.inf, 0, 0, 0, 0]])
-    images, left_out = array_to_bytes(x.view(2, 1, 2, 4).numpy(), "x")
-    assert left_out == 1
-    assert images.flatten().tolist() == [0, 0, 0, 128, 128, 255, 255, 255]
+    np.save(tmp_path / "x.npy", x.view(2, 1, 2, 4).numpy())
+    found = read_images(tmp_path / "x.npy")
+    assert found.diverged == 1
+    assert found.images.flatten().tolist() == [0, 0, 0, 128, 128, 255, 255, 255]
 
 
 @pytest.mark.parametrize(
     ("command", "message"),
     [
         ("bpd", "name a saved pair"),
-        ("bpd noisy", "is a single model: name a saved pair"),
         ("bpd plain --plain plain", "plain and plain both hold a plain model"),
-        ("bpd noisy denoiser --n-noise 0", "--n-noise must be at least 1, got 0"),
         ("bpd noisy denoiser --threads 0", "--threads must be at least 1, got 0"),
         ("bpd noisy denoiser --seed -1", "seed must lie in"),
         ("bpd noisy denoiser --data mnist", "images of (8, 8), got mnist of (28, 28)"),

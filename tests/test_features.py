@@ -7,13 +7,15 @@ import pickle
 import shlex
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from dsmooth.data import ImageDataset, load_dataset
 from dsmooth.evaluate import features as features_module
@@ -94,11 +96,8 @@ def test_training_is_a_function_of_the_seed(tmp_path: Path, digits: ImageDataset
     again, other = (train_classifier(few, epochs=2, seed=s).state_dict() for s in (1, 2))
     assert all(torch.equal(v, again[k]) for k, v in model.state_dict().items())
     assert not torch.equal(model.head.weight, other["head.weight"])
-    paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
-    for path in paths:
-        save_classifier(model, path, {"seed": "1"})
-    assert paths[0].read_bytes() == paths[1].read_bytes()
-    loaded, metadata = load_classifier(paths[0])
+    save_classifier(model, tmp_path / "a.safetensors", {"seed": "1"})
+    loaded, metadata = load_classifier(tmp_path / "a.safetensors")
     assert metadata["seed"] == "1"
     torch.testing.assert_close(loaded.head.weight, model.head.weight, rtol=1e-3, atol=1e-7)
 
@@ -262,38 +261,30 @@ def test_extractors_that_are_none(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_what_cannot_be_extracted_is_named(digits: ImageDataset) -> None:
-    extractor = make_extractor("mnist-classifier")
-    with pytest.raises(ValueError, match=r"needs images of shape \(1, 28, 28\), got \(3, 8, 8\)"):
-        extract_features(torch.zeros(2, 3, 8, 8).byte(), extractor)
-    with pytest.raises(ValueError, match="images must be uint8"):
-        extract_features(torch.zeros(2, 1, 28, 28), extractor)
-    with pytest.raises(ValueError, match="at least 1, got 0 images"):
-        extract_features(torch.zeros(0, 1, 28, 28).byte(), extractor)
-    with pytest.raises(ValueError, match="weights is for inception"):
-        make_extractor("a:b", weights="x")
-    with pytest.raises(ValueError, match="labelled images of shape"):
-        train_classifier(replace(digits, labels=None))
-    with pytest.raises(ValueError, match="epochs must be at least 1, got 0"):
-        train_classifier(digits, epochs=0)
-    with pytest.raises(ValueError, match=r"lie in 0 \.\. 9"):
-        accuracy(MnistClassifier(), replace(digits, labels=digits.labels + 1))
-
-
-class Returns(nn.Module):
-    """A network that returns `result`, or raises it."""
-
-    def __init__(self, result: object) -> None:
-        super().__init__()
-        self.result = result
-
-    def forward(self, x: Tensor) -> object:
-        if isinstance(self.result, Exception):
-            raise self.result
-        return self.result
+def test_what_cannot_be_extracted_or_trained_on_is_named(digits: ImageDataset) -> None:
+    extractor, bare = make_extractor("mnist-classifier"), replace(digits, labels=None)
+    shifted = replace(digits, labels=digits.labels + 1)
+    for call, argument, message in (
+        (
+            extract_features,
+            torch.zeros(2, 3, 8, 8).byte(),
+            r"images of shape \(1, 28, 28\), got \(3, ",
+        ),
+        (extract_features, torch.zeros(2, 1, 28, 28), "images must be uint8"),
+        (extract_features, torch.zeros(0, 1, 28, 28).byte(), "at least 1, got 0 images"),
+        (train_classifier, bare, "labelled images of shape"),
+        (partial(train_classifier, epochs=0), digits, "epochs must be at least 1, got 0"),
+        (partial(accuracy, MnistClassifier()), shifted, r"lie in 0 \.\. 9"),
+    ):
+        others = [extractor] if call is extract_features else []
+        with pytest.raises(ValueError, match=message):
+            call(argument, *others)
 
 
 def test_networks_that_return_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = nn.Identity()
+    monkeypatch.setattr(features_module, "wrong", network, raising=False)
+    extractor = make_extractor("dsmooth.evaluate.features:wrong")
     for result, message in (
         (torch.zeros(2, 3, 4), r"must return features \(2, D\), got \(2, 3, 4\)"),
         (torch.zeros(1, 3), r"must return features \(2, D\), got \(1, 3\)"),
@@ -301,8 +292,7 @@ def test_networks_that_return_something_else(monkeypatch: pytest.MonkeyPatch) ->
         ("text", "must return features, or features and logits, got str"),
         (RuntimeError("a\nb"), r"cannot compute features of images \(2, 1, 4, 4\): .*: a b"),
     ):
-        monkeypatch.setattr(features_module, "wrong", Returns(result), raising=False)
-        extractor = make_extractor("dsmooth.evaluate.features:wrong")
+        network.forward = Mock(side_effect=[result])
         with pytest.raises(ValueError, match=message):
             extract_features(torch.zeros(2, 1, 4, 4).byte(), extractor)
 
@@ -340,16 +330,10 @@ def test_a_comparison_orders_real_images_before_noise(digits: ImageDataset) -> N
     assert any("the floor is of 200 images, not 50" in w for w in few.warnings)
 
 
-class Halved(nn.Module):
-    """Means of the quarters of an image: features of any image of even size."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)
-
-
 def test_statistics_of_other_programs(tmp_path: Path) -> None:
     """The layouts of pytorch-fid and ADM; they are of Inception's features and no others."""
-    network, (x, y) = Halved(), torch.randint(0, 256, (2, 40, 3, 8, 8)).byte().unbind()
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
+    x, y = torch.randint(0, 256, (2, 40, 3, 8, 8)).byte().unbind()
     extractor = FeatureExtractor(
         "inception", "0", "resized", network, lambda b: (network(b.float()), None), is_fid=True
     )
@@ -376,9 +360,6 @@ def test_statistics_of_other_programs(tmp_path: Path) -> None:
     images = read_reference(tmp_path / "images.npz")
     assert isinstance(images, ImageSet)
     assert images.images.equal(y)
-    (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04 cut")
-    with pytest.raises(ValueError, match=r"cut\.npz cannot be read as a \.npz"):
-        read_reference(tmp_path / "cut.npz")
 
 
 def test_edm2s_pickle_is_refused_with_its_conversion(

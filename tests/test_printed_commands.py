@@ -25,9 +25,8 @@ from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.data import load_dataset
 from dsmooth.models import load_models
 from dsmooth.pretrained import TITLE
-from dsmooth.reproduce import PretrainedPlan, plan_from_preset
+from dsmooth.reproduce import PretrainedPlan, TrainingPlan, plan_from_preset
 from dsmooth.reproduce.pipeline import longer_training, wrapped
-from dsmooth.reproduce.plan import TrainingPlan
 from tests.helpers.command_runs import run
 from tests.helpers.data_makers import random_bytes, write_images
 

@@ -37,14 +37,14 @@ def make_pair(denoiser: ModelConfig = CONCAT) -> dsmooth.SmoothedPair:
     return dsmooth.SmoothedPair(*networks, dsmooth.GaussianSmoothing(0.3), (8, 8)).eval()
 
 
-def squares(n: int, split: str, labels: bool = True) -> ImageDataset:
+def squares(n: int, split: str) -> ImageDataset:
     """8 x 8 pictures of two classes: a bright square on the left or on the right."""
     generator = torch.Generator().manual_seed(len(split))
     kinds = torch.randint(0, 2, (n,), generator=generator)
     images = torch.zeros(n, 1, 8, 8, dtype=torch.uint8)
     for image, kind in zip(images, kinds.tolist(), strict=True):
         image[0, 2:6, 4 * kind : 4 * kind + 4] = 255
-    return ImageDataset(images, kinds if labels else None, "squares", split, "made for a test")
+    return ImageDataset(images, kinds, "squares", split, "made for a test")
 
 
 def probing(folder: Path, settings: ProbeSettings = SETTINGS) -> Probing:
@@ -89,12 +89,10 @@ def test_labels_that_have_nothing_to_do_with_the_features_are_not_told() -> None
 
 
 def test_features_that_never_vary_change_nothing() -> None:
-    train, test = labelled(200, 6, 3, 2), labelled(200, 6, 3, 3)
-    train, test = ((np.concatenate([x, np.full_like(x, 7)], 1), y) for x, y in (train, test))
+    both = labelled(200, 6, 3, 2), labelled(200, 6, 3, 3)
+    train, test = ((np.concatenate([x, np.full_like(x, 7)], 1), y) for x, y in both)
     assert train_linear(train, test, 3, epochs=10)["accuracy"] == 1
-    mean, scale = moments(train[0], "cpu")
-    assert mean.isfinite().all()
-    assert scale.isfinite().all()
+    assert all(values.isfinite().all() for values in moments(train[0], "cpu"))
 
 
 def test_moments_are_those_of_the_features(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,24 +108,20 @@ def test_moments_are_those_of_the_features(monkeypatch: pytest.MonkeyPatch) -> N
 # --- the features ------------------------------------------------------------------------------
 
 
+def extracted(run: Probing, name: str, network: Any, split: str) -> dict[str, Any]:
+    with contextlib.ExitStack() as stack:
+        return run.extract(name, network, split, stack, lambda n: None)
+
+
 @pytest.mark.parametrize(
     ("denoiser", "see", "stream", "pooling"),
-    [
-        (STACK, "noisy", "ul", "flat"),
-        (CONCAT, "clean", "both", "mean"),
-    ],
+    [(STACK, "noisy", "ul", "flat"), (CONCAT, "clean", "both", "mean")],
 )
 def test_rows_are_the_features_of_the_network_in_float16(
-    tmp_path: Path,
-    denoiser: ModelConfig,
-    see: Any,
-    stream: Any,
-    pooling: Any,
+    tmp_path: Path, denoiser: ModelConfig, see: Any, stream: Any, pooling: Any
 ) -> None:
-    pair = make_pair(denoiser)
-    run = probing(
-        tmp_path, ProbeSettings(stream=stream, pooling=pooling, together=0, input=see, seed=5)
-    )
+    pair, given = make_pair(denoiser), {"stream": stream, "pooling": pooling, "input": see}
+    run = probing(tmp_path, ProbeSettings(together=0, seed=5, **given))
     for name, network in (("noisy", pair.noisy), ("denoiser", pair.denoiser)):
         for repeat, (split, data) in enumerate(run.splits.items()):
             x = data.batch(torch.arange(len(data)))
@@ -137,13 +131,12 @@ def test_rows_are_the_features_of_the_network_in_float16(
             rows_of_call = torch.arange(50).clamp(max=len(data) - 1)  # sums are rounded alike
             with torch.no_grad():
                 expected = network.features(*(x[rows_of_call] for x in inputs))
-            with contextlib.ExitStack() as stack:
-                rows = run.extract(name, network, split, stack, lambda n: None)
-                assert tuple(rows) == BLOCKS
-                for block, (u, ul) in expected.items():
-                    maps = {"u": u, "ul": ul, "both": torch.cat((u, ul), 1)}[stream]
-                    values = maps.mean((2, 3)) if pooling == "mean" else maps.flatten(1)
-                    assert np.array_equal(rows[block], values[: len(data)].half().numpy())
+            rows = extracted(run, name, network, split)
+            assert tuple(rows) == BLOCKS
+            for block, (u, ul) in expected.items():
+                maps = {"u": u, "ul": ul, "both": torch.cat((u, ul), 1)}[stream]
+                values = maps.mean((2, 3)) if pooling == "mean" else maps.flatten(1)
+                assert np.array_equal(rows[block], values[: len(data)].half().numpy())
 
 
 def test_rows_of_blocks_together_are_averages_over_parts_of_both_streams(tmp_path: Path) -> None:
@@ -186,10 +179,9 @@ def test_the_best_probe_is_chosen_without_the_test_set(tmp_path: Path) -> None:
 def test_pixels_are_what_the_networks_see(tmp_path: Path) -> None:
     run = probing(tmp_path)
     x = run.splits["test"].batch(torch.arange(11))
-    with contextlib.ExitStack() as stack:
-        rows = run.extract(PIXELS, None, "test", stack, lambda n: None)
-        noisy = run.smoothing.sample(x, seed=0, first_index=0, repeat=1)
-        assert np.array_equal(rows[PIXELS], noisy.flatten(1).half().numpy())
+    rows = extracted(run, PIXELS, None, "test")
+    noisy = run.smoothing.sample(x, seed=0, first_index=0, repeat=1)
+    assert np.array_equal(rows[PIXELS], noisy.flatten(1).half().numpy())
 
 
 def test_an_untrained_network_is_new_and_leaves_the_generator_alone(tmp_path: Path) -> None:
@@ -234,11 +226,8 @@ def test_an_image_has_the_same_features_whatever_the_others_are(tmp_path: Path) 
     few = probing(tmp_path)
     many = replace(few, splits={"train": squares(57, "train"), "test": squares(11, "test")})
     network = make_pair().denoiser
-    with contextlib.ExitStack() as stack:
-        rows, more = (
-            run.extract("denoiser", network, "train", stack, lambda n: None) for run in (few, many)
-        )
-        assert all(np.array_equal(rows[block], more[block][:23]) for block in BLOCKS)
+    rows, more = (extracted(run, "denoiser", network, "train") for run in (few, many))
+    assert all(np.array_equal(rows[block], more[block][:23]) for block in BLOCKS)
 
 
 @pytest.mark.quick
@@ -344,11 +333,13 @@ def test_other_settings_do_not_mix_with_stored_ones(whole: Path, tmp_path: Path)
 def test_data_that_does_not_fit_is_refused(tmp_path: Path, monkeypatch: Any) -> None:
     pair, path = make_pair(), tmp_path / "probes.json"
     train, test = squares(9, "train"), squares(9, "test")
-    with pytest.raises(ValueError, match="made for a test has no labels"):
-        probe_pair(pair, train, squares(9, "test", labels=False), SETTINGS, path)
     wide = replace(test, images=test.images.repeat(1, 1, 1, 2))
-    with pytest.raises(ValueError, match=r"\(1, 8, 8\), but those of made for a test are \(1, 8"):
-        probe_pair(pair, train, wide, SETTINGS, path)
+    for data, message in (
+        (replace(test, labels=None), "made for a test has no labels"),
+        (wide, r"\(1, 8, 8\), but those of made for a test are \(1, 8"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            probe_pair(pair, train, data, SETTINGS, path)
     usage = SimpleNamespace(free=1000)
     monkeypatch.setattr(probe_module.shutil, "disk_usage", lambda folder: usage)
     with pytest.raises(OSError, match=r"need 0\.0 GB in .*train_images"):
@@ -365,18 +356,12 @@ def test_a_diverged_network_is_named(tmp_path: Path) -> None:
 
 
 def test_settings_out_of_range_are_refused() -> None:
-    for field, values in {
-        "stream": ["ur"],
-        "pooling": ["max", 0],
-        "blocks": [("up3",), ()],
-        "together": [-1],
-        "input": ["dark"],
-        "epochs": [0],
-        "seed": [-1],
-    }.items():
-        for value in values:
-            with pytest.raises(ValueError, match=field):
-                ProbeSettings(**{field: value})
+    for field, value in (
+        *(("stream", "ur"), ("pooling", "max"), ("pooling", 0), ("blocks", ("up3",))),
+        *(("blocks", ()), ("together", -1), ("input", "dark"), ("epochs", 0), ("seed", -1)),
+    ):
+        with pytest.raises(ValueError, match=field):
+            ProbeSettings(**{field: value})
 
 
 # --- the command -------------------------------------------------------------------------------

@@ -81,6 +81,6 @@ def test_a_kernel_distance_counts_its_subsets(capsys: pytest.CaptureFixture[str]
     assert shown == [
         "features of samples: 64 images",
         "features of real images: 64 images",
-        "Fréchet distance on own: 40 resamples",
+        "Fréchet distance on own: 20 resamples",
         "Kernel distance on own: 3 subsets",
     ]

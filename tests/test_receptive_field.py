@@ -11,9 +11,9 @@ import torch
 import dsmooth
 from dsmooth.config import ModelConfig
 from dsmooth.evaluate.receptive_field import (
-    MaskedStack,
     causal,
     influence,
+    masked_stack,
     receptive_fields,
 )
 
@@ -35,7 +35,7 @@ def test_a_masked_stack_misses_what_lies_flat_to_the_right() -> None:
     """With 3 x 3 kernels k rows up are seen up to k columns to the right, however deep it is."""
     torch.manual_seed(1)
     size, row, column = 12, 7, 5
-    reached = influence(MaskedStack(16).double(), size, row, column) > 0
+    reached = influence(masked_stack(16).double(), size, row, column) > 0
     rows, columns = torch.arange(size)[:, None], torch.arange(size)[None, :]
     blind = (rows < row) & (columns - column > row - rows)
     assert reached.equal(causal(size, row, column) & ~blind)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from dsmooth.config import ProbeSettings, Role
-from dsmooth.evaluate.probe import BLOCKS, PIXELS
 from dsmooth.evaluate.receptive_field import receptive_fields
+from dsmooth.files import read_json
 from dsmooth.pictures import visible
-from dsmooth.presets import preset
-from dsmooth.report.growth import at, equal_cost, held_out_curves
-from dsmooth.report.page import advice, write_report
+from dsmooth.pretrained import DEFAULT, find
+from dsmooth.report.page import at, equal_cost, held_out_curves, sentences, write_report
 from dsmooth.report.plots import curve_png, running_mean
 from dsmooth.reproduce.results import card_numbers
 from dsmooth.tables import Table
@@ -28,90 +25,38 @@ from tests.helpers.report_checks import check_self_contained
 METHODS = ("noisy", "two-step", "single-step", "plain")
 
 
-def made_up_results(preset_name: str = "mnist-quick", **data: Any) -> dict[str, Any]:
-    """A results.json as `reproduce` would write it, with numbers that are easy to find again."""
-    roles: tuple[Role, ...] = ("noisy", "denoiser", "plain")
-    runs = {
-        role: {
-            "settings": asdict(preset(preset_name, role)),
-            "parameters": 100_001 + i,
-            "images": 32_000 + i,
-            "passes_over_training_set": 6.4,
-            "training_seconds": 320.0,
-            "loss": f"bits/dim of {role}",
-            "held_out_bits_per_dim": 1.25 + i / 1000,
-            "held_out_images": 500,
-            "notes": [f"the decay of {role} was changed"],
-        }
-        for i, role in enumerate(roles)
-    }
-    numbers = {"repeat_error": None, "comparable": True, "meaning": "a < b"}
-    bound = {"name": "discrete bound", "value": 1.106, "standard_error": 0.0123}
-    exact = {"name": "discrete", "value": 1.357, "standard_error": 0.0246, "equation_4": None}
-    pair = {
-        **bound,
-        "likelihood": preset(preset_name, "denoiser").model.likelihood,
-        "noisy": 1.132,
-        "smoothing": -1.047,
-        "denoiser": 1.021,
-        "n_images": 987,
-        "n_noise": 1,
-        "conventions": [{**numbers, **bound, "equation_4": 1.8273}],
-        "paper_readings": [2.99, -4.01],
-    }
+def made_up_results(**data: Any) -> dict[str, Any]:
+    """A results.json as `reproduce` would write it, of the packaged models' card."""
+    card = read_json(find(DEFAULT) / "card.json")
+    for i, run in enumerate(card["runs"].values()):
+        run |= {"parameters": 100_001 + i, "training_seconds": 4800.0}
+        run["notes"] = ["the decay was changed"]
+    bits, probes = card["bits_per_dim"], card["probes"]["noisy"]
+    bits["pair"]["paper_readings"] = [2.99, -4.01]
+    bits["pair"]["conventions"][0]["meaning"] = "a < b"
     distances: dict[str, Any] = {"real": {"value": 0.321, "n_images": 900}}
     for i, name in enumerate(METHODS[1:]):
         sizes = {"n_images": 991 + i, "left_out": i, "warnings": []}
         distances[name] = {"value": 3.125 + i, "error": 0.25, "black": 0.807, **sizes}
     distances["plain"]["warnings"] = ["993 samples are fewer than the 1,024 features"]
-    heights = {"noisy": 0.913, "denoiser": 0.887, "untrained-noisy": 0.8, "untrained-denoiser": 0.7}
-    accuracy: dict[str, Any] = {PIXELS: {PIXELS: {"accuracy": 0.811, "standard_error": 0.01}}}
-    for name, height in heights.items():
-        scores = {b: height - i / 100 for i, b in enumerate(BLOCKS)}
-        accuracy[name] = {b: {"accuracy": a, "standard_error": 0.01} for b, a in scores.items()}
+    sizes = {"train_images": 5000, "test_images": 1000, "image_size": [28, 28]}
+    machine = {"processor": "Abacus <IX> & sons", "processes": 1, "cpu_threads": 2}
     return {
         "dsmooth": "0.0.7",
-        "name": preset_name,
+        "name": "mnist-quick",
         "budget_minutes": 8.0,
-        "data": {
-            "name": "mnist",
-            "embedded_subset": True,
-            "train_images": 5000,
-            "test_images": 1000,
-            "image_size": [28, 28],
-            "image_channels": 1,
-            **data,
-        },
-        "machine": {
-            "processor": "Abacus <IX> & sons",
-            "processes": 1,
-            "cpu_threads": 2,
-            "gpu": None,
-            "system": "Linux x86_64",
-            "python": "3.11",
-            "torch": "2.11",
-        },
-        "runs": runs,
+        "data": {"name": "mnist", "embedded_subset": True, **sizes, **data},
+        "machine": card["machine"] | machine,
+        "runs": card["runs"],
         "samples": {"seed": 0, "diverged": dict.fromkeys(METHODS, 0)},
-        "bits_per_dim": {
-            "pair": pair,
-            "plain": {"conventions": [{**numbers, **exact}]},
-            "pair_less": {"plain": {"value": -0.0124, "standard_error": 0.0006, "n_images": 987}},
-        },
+        "bits_per_dim": bits,
         "frechet": {
             "name": "Fréchet distance on mnist-classifier",
-            "extractor": {
-                "name": "mnist-classifier",
-                "sha256": "0123456789abcdef01",
-                "resize": "-",
-            },
+            "extractor": {"name": "mnist-classifier", "sha256": "0123456789abcdef", "resize": "-"},
             "reference": {"split": "train", "n_images": 5000},
             "distances": distances,
         },
-        "probes": {
-            "asked": asdict(ProbeSettings(train_images=2345, test_images=1000)),
-            "accuracy": accuracy,
-        },
+        "probes": probes,
         "receptive_field": receptive_fields(),
     }
 
@@ -123,26 +68,29 @@ def made_up_pictures() -> dict[str, torch.Tensor]:
     return {k: 2 * torch.rand(n, 1, 8, 8, generator=generator) - 1 for k, n in shapes.items()}
 
 
-def made_up_history() -> list[dict[str, Any]]:
-    steps = [
-        {"event": "step", "images": 320 * i, "bits_per_dim": 1.2 + 3 * math.exp(-i / 6)}
-        for i in range(1, 101)
-    ]
-    scores = [
-        {"event": "evaluation", "images": 4000 * i, "bits_per_dim": 1.22 + 1 / (i + 1) ** 2}
-        for i in range(1, 9)
-    ]
-    return [*steps, *scores]
+# Numbers of images at which models were scored; the denoiser at half of the noisy model's.
+IMAGES = [1000 * 2**i for i in range(6)]
 
 
-def read(
-    folder: Path,
-    results: Mapping[str, Any],
-    pictures: dict[str, torch.Tensor] | None = None,
-    histories: Mapping[str, Any] | None = None,
-) -> str:
+def scored(first: float, gain: float, images: list[int] = IMAGES) -> list[dict[str, Any]]:
+    """A log whose score falls by `gain` with every doubling of the images."""
+    steps = [{"event": "step", "images": 320 * i, "bits_per_dim": 4 / i} for i in range(1, 101)]
+    return steps + [
+        {"event": "evaluation", "images": n, "bits_per_dim": first - gain * math.log2(n / 1000)}
+        for n in images
+    ]
+
+
+HISTORIES = {
+    "noisy": scored(1.2, 0.01),
+    "denoiser": scored(1.1, 0.04, IMAGES[::2]),
+    "plain": scored(1.15, 0.03),
+}
+
+
+def read(folder: Path, results: Mapping[str, Any], pictures: Any = None) -> str:
     """The words of a report, white space collapsed."""
-    histories = histories or {role: made_up_history() for role in results["runs"]}
+    histories = {role: HISTORIES[role] for role in results["runs"]}
     pictures = pictures or made_up_pictures()
     commands = ["dsmooth reproduce --budget 64"]
     write_report(folder / "report.html", results, histories, pictures, commands)
@@ -160,29 +108,32 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_the_page_says_what_was_measured(page: str) -> None:
     for part in (
-        "pair: discrete bound * a < b",
-        "1.1060 0.0123 1.8273",
-        "1.3570 0.0246 –",
-        "less the plain model's bits/dim is -0.0124 ± 0.0006, paired over the same 987 images",
+        "pair: discrete bound * a < b 0.8945 0.0024 1.6159",
+        "0.9066 0.0024 –",
+        "less the plain model's bits/dim is -0.0120 ± 0.0003, paired over the same 4,000 images",
         "3.125 ± 0.250 80.7 %",
-        "1.1320 (noisy model), -1.0470 (the noise, known exactly) and 1.0210 (denoiser)",
-        "discrete bound is 1.106 ± 0.012 bits/dim on 987 held-out",
+        "1.1271 (noisy model), -1.0472 (the noise, known exactly) and 0.8146 (denoiser)",
+        "discrete bound is 0.895 ± 0.002 bits/dim on 10,000 held-out",
         "reproduce --budget 64",
-        "Noisy model: 100,001 parameters, trained on 32,000 images, repeats counted (6.4 passes",
-        "100 images/s. The decay of noisy was changed.",
+        "Noisy model: 100,001 parameters, trained on 480,000 images, repeats counted (8.0 passes",
+        "100 images/s. The decay was changed.",
         *("4.125", "5.125", "0.321", "0123456789abcdef"),
         "Measured on: Abacus <IX> & sons, 2 CPU threads",
         "5,000 training images of the embedded subset",
         "Plain baseline: 2 diverged",
         "993 samples are fewer",
+        "Adam's β 0.9, 0.99 0.9, 0.99 0.9, 0.99",
+        "its scale σ 0.5 0.5 –",
     ):
         assert part in page
     assert "± repeats" not in page  # no convention has it
 
 
 def test_a_continuous_denoiser_is_not_called_discrete(tmp_path: Path, no_plots: None) -> None:
-    seen = read(tmp_path, made_up_results("mnist-paper"))
-    assert "density bound, in [-1, 1] units, is 1.106" in seen
+    results = made_up_results()
+    results["bits_per_dim"]["pair"]["likelihood"] = "continuous"
+    seen = read(tmp_path, results)
+    assert "density bound, in [-1, 1] units, is 0.895" in seen
     assert "not comparable with discrete bits/dim" in seen
 
 
@@ -200,7 +151,7 @@ def test_sections_without_numbers_are_left_out(tmp_path: Path, no_plots: None) -
     seen = read(tmp_path, results, kept)
     for part in ("Single-step", "Plain PixelCNN++", "Receptive fields", "passes over", "images/s"):
         assert part not in seen
-    assert "trained on 32,000 images, repeats counted." in seen
+    assert "trained on 480,000 images, repeats counted." in seen
     assert "Not measured: the images have no labels." in seen
     assert "Not measured: nothing suits." in seen
 
@@ -218,11 +169,16 @@ def test_diverged_samples_are_counted_not_hidden(tmp_path: Path, no_plots: None)
 
 
 def test_advice_fits_the_data() -> None:
-    assert "by heart" in " ".join(advice(made_up_results(), ["train"]))
-    full = " ".join(advice(made_up_results(embedded_subset=False, train_images=60_000), ["train"]))
-    assert "by heart" not in full
-    assert "0.5 passes" in full
-    assert "`train` trains for longer" in full
+    assert "by heart" in " ".join(sentences(made_up_results(), ["train"]))
+    full = made_up_results(embedded_subset=False, train_images=960_000)
+    del full["bits_per_dim"]
+    assert sentences(full, ["train", "probe"]) == [
+        "Bits/dim were not measured yet.",
+        "In 8 minutes of training in all, each model of the pair saw 480,000 images or more (0.5 "
+        "passes over the training set).",
+        "Quality is a matter of images seen: `train` and `probe` train for longer.",
+    ]
+    assert "`train` trains for longer." in sentences(full, ["train"])[2]
 
 
 def test_packaged_models_are_told_with_the_numbers_of_their_card(
@@ -231,57 +187,34 @@ def test_packaged_models_are_told_with_the_numbers_of_their_card(
     results = made_up_results() | {"card": card_numbers(), "budget_minutes": None}
     for run in results["runs"].values():
         del run["passes_over_training_set"]
-        run["images"] = 480_000
     seen = read(tmp_path, results)
     assert "trained on 480,000 images, repeats counted: 8.0 passes over 60,000 images" in seen
     assert "To all 60,000 training images, of which the subset is a part" in seen
     assert "1.09 for 10,000 samples" in seen
-    assert "97.9 % with all 60,000 images" in seen
+    assert "98.3 % with all 60,000 images" in seen
     assert "dsmooth/pretrained" not in seen
 
 
 def test_only_mnist_stands_beside_the_paper(page: str, tmp_path: Path, no_plots: None) -> None:
     paper = page[page.rindex("Beside the paper") : page.rindex("Training curves")]
-    numbers = ("1.106", "2.99", "3.23", "−4.01", "−3.23", "3.125")
-    for part in (*numbers, "91.3 %", "98.5 %", "88.7 %", "2,345"):
+    numbers = ("0.895", "2.99", "3.23", "−4.01", "−3.23", "3.125")
+    for part in (*numbers, "98.3 %", "98.5 %", "trained on 60,000 images"):
         assert part in paper
     assert paper.count("not comparable") == 2
-    assert "2.51" not in page
     assert "FID" not in page.replace("not comparable with an FID", "")
     assert "Beside the paper" not in read(tmp_path, made_up_results(name="fashion-mnist"))
 
 
-# Numbers of images at which models were scored; the denoiser at half of the noisy model's.
-IMAGES = [1000 * 2**i for i in range(6)]
-
-
-def scored(first: float, gain: float, images: list[int] = IMAGES) -> list[dict[str, Any]]:
-    """A log whose score falls by `gain` with every doubling of the images."""
-    return [{"event": "start", "images": 0}] + [
-        {"event": "evaluation", "images": n, "bits_per_dim": first - gain * math.log2(n / 1000)}
-        for n in images
-    ]
-
-
-HISTORIES = {
-    "noisy": scored(1.2, 0.01),
-    "denoiser": scored(1.1, 0.04, IMAGES[::2]),
-    "plain": scored(1.15, 0.03),
-}
-
-
-def test_growth_is_of_both_losses_less_the_entropy(tmp_path: Path) -> None:
-    results = made_up_results()
-    curves = held_out_curves(results["runs"], HISTORIES)
+def test_growth_is_of_both_losses_less_the_entropy(page: str) -> None:
+    curves = held_out_curves(made_up_results()["runs"], HISTORIES)
     assert curves is not None
     assert [n for n, _ in curves["pair"]] == IMAGES[::2]
     entropy = 0.5 * math.log2(2 * math.pi * math.e * 0.25)
     expected = [2.3 - entropy - 0.05 * i for i in (0, 2, 4)]
     assert [v for _, v in curves["pair"]] == pytest.approx(expected)
     assert len(curves["plain"]) == len(IMAGES)
-    seen = read(tmp_path, results, histories=HISTORIES)
     words = "Pair, equal compute 8,000 for each network, halfway through a longer run"
-    assert f"{words} {expected[1] - 0.05:.3f}" in seen
+    assert f"{words} {expected[1] - 0.05:.3f}" in page
 
 
 def test_equal_cost_gives_the_pair_half_the_images() -> None:
@@ -317,7 +250,7 @@ def test_running_mean_keeps_lines_and_few_points() -> None:
     assert running_mean([(5, 1.5)]) == [(5, 1.5)]
 
 
-@pytest.mark.parametrize("entries", [[], made_up_history()[:1], made_up_history()])
+@pytest.mark.parametrize("entries", [[], HISTORIES["noisy"][:1], HISTORIES["noisy"]])
 def test_curves_draw_from_any_history(entries: list[dict[str, Any]]) -> None:
     light, dark = (curve_png(entries, dark=d) for d in (False, True))
     assert light.startswith(b"\x89PNG")

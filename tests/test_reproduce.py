@@ -53,19 +53,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tiny_plan(data: Path, images: int = IMAGES, seed: int = 0) -> TrainingPlan:
-    noisy = TrainConfig(
-        role="noisy",
-        model=GREY,
-        data="folder",
-        data_dir=str(data),
-        images=images,
-        batch_size=8,
-        warmup_images=0,
-        precision="float32",
-        evaluations=2,
-        evaluation_images=4,
-        seed=seed,
-    )
+    kind = {"data": "folder", "data_dir": str(data), "precision": "float32", "seed": seed}
+    sizes = {"batch_size": 8, "warmup_images": 0, "evaluations": 2, "evaluation_images": 4}
+    noisy = TrainConfig(role="noisy", model=GREY, images=images, **kind, **sizes)
     denoiser = replace(noisy, role="denoiser", model=DENOISER)
     plain = replace(noisy, role="plain", model=PLAIN, images=32)
     return TrainingPlan("tiny", (noisy, denoiser, plain))
@@ -124,10 +114,8 @@ def test_samples_of_a_diverged_noisy_image_count_as_diverged(
 def test_other_folders_are_refused_and_left_alone(
     finished: Path, data: Path, tmp_path: Path
 ) -> None:
-    for name, plan in {
-        "images": tiny_plan(data, images=128),
-        "seed": tiny_plan(data, seed=1),
-    }.items():
+    others = {"images": tiny_plan(data, images=128), "seed": tiny_plan(data, seed=1)}
+    for name, plan in others.items():
         with pytest.raises(ValueError, match=f"holds another reproduction: its .*{name} is"):
             reproduce(finished, plan, sizes=SIZES)
     with lock_folder(finished, "someone"), pytest.raises(ValueError, match="is at work in"):
@@ -278,18 +266,12 @@ def test_plan_shares_the_budget() -> None:
 
 @pytest.mark.quick
 def test_history_forgets_steps_that_a_later_start_took_back(tmp_path: Path) -> None:
-    entries = [
-        {"event": "start", "images": 0, "seconds": 0.0},
-        {"event": "step", "images": 8, "seconds": 1.0},
-        {"event": "step", "images": 24, "seconds": 3.0},
-        {"event": "start", "images": 8, "seconds": 0.0},
-        {"event": "step", "images": 16, "seconds": 1.5},
+    logged = ("start", 0, 0.0), ("step", 8, 1.0), ("step", 24, 3.0), ("start", 8, 0.0)
+    rest = {"total": 24, "loss": "bits", "bits_per_dim": 1.5, "images_per_second": 8.0}
+    lines = [
+        json.dumps({"event": event, "images": images, "seconds": seconds, **rest})
+        for event, images, seconds in (*logged, ("step", 16, 1.5))
     ]
-    rest = {
-        "start": {"total": 24, "loss": "bits"},
-        "step": {"bits_per_dim": 1.5, "images_per_second": 8.0},
-    }
-    lines = [json.dumps(entry | rest[entry["event"]]) for entry in entries]
     (tmp_path / "log.jsonl").write_text("\n".join([*lines, '{"event": "st']))
     kept = RunFolder(tmp_path).history()
     assert [e["images"] for e in kept if e["event"] == "step"] == [8, 16]

@@ -25,7 +25,6 @@ from ..evaluate.classifier import (
     train_classifier,
 )
 from ..evaluate.likelihood import (
-    TERMS,
     Scores,
     conventions,
     paired_difference,
@@ -80,37 +79,36 @@ def evaluate_bits(options: BitsOptions) -> dict[str, Any]:
     """`dsmooth evaluate bpd`."""
     device = choose_device(options.execution.device)
     models = load_models([*options.models, *filter(None, [options.plain])])
-    if models.smoothed is None and models.plain is None:
-        models.pair  # noqa: B018 - says what is wrong with a single model
+    pair = models.pair if models.plain is None else models.smoothed
     dataset = choose_data(models, **vars(options.dataset)).load(options.split)
     if options.per_class:
         check_labels(dataset)
     n = len(dataset) if options.limit is None else min(options.limit, len(dataset))
+    settings: dict[str, Any] = {"limit": options.limit, "batch_size": options.batch_size}
+    every: dict[str, Scores] = {}
     result: dict[str, Any] = {
         "unit": "bits/dim",
         "data": {**describe_data(dataset), "n_images": n},
         "seed": options.seed,
     }
-    settings: dict[str, Any] = {"limit": options.limit, "batch_size": options.batch_size}
-    every: dict[str, Scores] = {}
     digests = models.to(device).digests()
     with autocast(device, options.execution.precision):
-        if models.smoothed is not None:
-            clean_noise = options.clean_noise
+        if pair is not None:
+            noise = models.clean_noise if options.clean_noise is None else options.clean_noise
             with progress("scoring the pair", n) as done:
                 every["pair"] = score_pair(
-                    models.smoothed,
+                    pair,
                     dataset,
                     n_noise=options.n_noise,
                     seed=options.seed,
-                    clean_noise=models.clean_noise if clean_noise is None else clean_noise,
+                    clean_noise=noise,
                     levels=options.levels,
                     progress=done,
                     **settings,
                 )
             result["pair"] = {
                 "weights_sha256": [digests[role] for role in ("noisy", "denoiser")],
-                "levels": list(models.smoothed.ladder(options.levels)),
+                "levels": list(pair.ladder(options.levels)),
                 **describe_scores(every["pair"]),
             }
             result["equation_4"] = EQUATION_4_SENTENCE if every["pair"].equation_4 else None
@@ -130,13 +128,12 @@ def evaluate_bits(options: BitsOptions) -> dict[str, Any]:
 
 def describe_scores(scores: Scores) -> dict[str, Any]:
     """Scores of a pair or of a plain model, as the JSON file has them."""
-    terms = {name: getattr(scores, name) for name in TERMS if getattr(scores, name) is not None}
     return {
         "trained_as": scores.trained_as,
         "n_noise": scores.n_noise,
         "dimensions": scores.dimensions,
         "clean_noise": scores.clean_noise,
-        "terms": {name: float(scores.bits(nats).mean()) for name, nats in terms.items()},
+        "terms": scores.terms,
         "conventions": [asdict(row) for row in conventions(scores)],
         "paper_readings": paper_readings(scores),
     }
@@ -162,20 +159,13 @@ def print_bits(result: Mapping[str, Any], title: str) -> None:
 
 
 def bits_of_classes(every: Mapping[str, Scores], dataset: ImageDataset) -> dict[str, Any]:
-    """The rows of each class of the scored images, for a pair and a plain model, as JSON."""
+    """The rows of each class of the scored images as JSON, which are printed too."""
     assert dataset.labels is not None  # `check_labels` has seen them
-    found = {
-        name: bits_by_class(scores, dataset.labels[: scores.n_images])
-        for name, scores in every.items()
-    }
-    rows = [
-        [
-            str(same[0].label),
-            f"{same[0].n_images:,}",
-            *(decimals(row.value, error=row.standard_error) for row in same),
-        ]
-        for same in zip(*found.values(), strict=True)
-    ]
+    found = {k: bits_by_class(v, dataset.labels[: v.n_images]) for k, v in every.items()}
+    rows = []
+    for same in zip(*found.values(), strict=True):
+        values = (decimals(row.value, error=row.standard_error) for row in same)
+        rows.append([str(same[0].label), f"{same[0].n_images:,}", *values])
     head = ["class", "images", *(f"{name}: bits/dim" for name in found)]
     Table(head, rows, "bits/dim of each class").show()
     return {name: list(map(asdict, same)) for name, same in found.items()}
@@ -217,16 +207,14 @@ def evaluate_classify(options: ClassifyOptions) -> dict[str, Any]:
 
 def print_classification(result: Classification, dataset: ImageDataset, draws: int | None) -> None:
     """Print the result. draws: of x~ for a bound, None for exact likelihoods."""
-    error = result.accuracy_error
-    how = (
-        "by exact likelihoods"
-        if draws is None
-        else f"by importance-weighted bounds of {draws} draw{'s' * (draws > 1)}"
-    )
+    error = "" if result.accuracy_error is None else f" ± {100 * result.accuracy_error:.2f}"
+    how = "by exact likelihoods"
+    if draws is not None:
+        how = f"by importance-weighted bounds of {draws} draw{'s' * (draws > 1)}"
     k = result.log_likelihoods.shape[1]
     print(
-        f"{100 * result.accuracy:.2f} %{'' if error is None else f' ± {100 * error:.2f}'} of "
-        f"{len(result.labels):,} images classified correctly, {dataset.source}, {dataset.split}"
+        f"{100 * result.accuracy:.2f} %{error} of {len(result.labels):,} images classified "
+        f"correctly, {dataset.source}, {dataset.split}"
     )
     print(f"p(label | x) of the true label: {result.bits:.4f} bits ({math.log2(k):.2f} by chance)")
     print(f"Bayes' rule over {k} classes, all as likely beforehand, {how}")

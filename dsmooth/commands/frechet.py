@@ -15,13 +15,8 @@ from ..data import SPLITS, ImageDataset
 from ..distributed import barrier, rank_and_size
 from ..evaluate.classes import frechet_by_class
 from ..evaluate.comparison import Comparison, check_statistics, compare_images
-from ..evaluate.features import (
-    FeatureExtractor,
-    extract_features,
-    import_fidelity,
-    make_extractor,
-)
-from ..evaluate.frechet import FeatureStatistics, PublishedStatistics, Statistics
+from ..evaluate.features import FeatureExtractor, extract_features, import_fidelity, make_extractor
+from ..evaluate.frechet import FeatureStatistics, Statistics
 from ..evaluate.scores import KernelDistance
 from ..evaluate.sources import (
     BYTES,
@@ -60,26 +55,27 @@ def evaluate_frechet(options: FrechetOptions) -> dict[str, Any]:
     extractor = make_extractor(options.extractor, weights=options.weights, device=device)
     models = models_to_draw(options.samples)
     choice = choose_data(models, **vars(options.dataset))
-    reference, described, real_set, other_set = load_real(options, choice, models)
+    real, described, others = load_real(options, choice, models)
+    reference = real.images if isinstance(real, ImageDataset) else real
     # A misfit is refused before anything is drawn.
     if options.per_class and (models is None or models.n_classes == 0):
         raise ValueError("--per-class needs samples of models with classes")
-    if other_set is not None:
+    if others is not None:
         if models is not None:
-            check_shape(options, models.image_shape, other_set)
-        features, _ = extract_features(other_set.images[:1], extractor)
+            check_shape(options, models.image_shape, others)
+        features, _ = extract_features(others.images[:1], extractor)
         if not isinstance(reference, Tensor):
             check_statistics(reference, extractor, features.shape[1])
     samples, how, labels = collect_samples(options, models)
-    if other_set is not None:
-        if other_set.image_channels == 1:
+    if others is not None:
+        if others.image_channels == 1:
             samples = replace(samples, images=as_grey(samples.images))
-        check_shape(options, tuple(samples.images.shape[1:]), other_set)
+        check_shape(options, tuple(samples.images.shape[1:]), others)
     result = compare_images(
         samples.images,
         reference,
         extractor,
-        floor=None if other_set is None else other_set.images[: len(samples.images)],
+        floor=None if others is None else others.images[: len(samples.images)],
         batch_size=options.batch_size,
         subsets=options.subsets,
         subset_size=options.subset_size,
@@ -96,15 +92,15 @@ def evaluate_frechet(options: FrechetOptions) -> dict[str, Any]:
         "samples": {"source": samples.source, "left_out": samples.diverged, **how},
         "reference": described,
         "floor_images": None
-        if other_set is None
-        else {**describe_data(other_set), "first": result.n_floor},
+        if others is None
+        else {**describe_data(others), "first": result.n_floor},
         "bytes": BYTES,
         "seed": options.seed,
     }
     print_comparison(numbers, result)
-    if real_set is not None and other_set is not None and options.per_class and labels is not None:
+    if options.per_class and isinstance(real, ImageDataset) and labels is not None:
         numbers["classes"] = distances_of_classes(
-            samples, labels, real_set, other_set, extractor, options.batch_size
+            samples, labels, (real, others), extractor, options.batch_size
         )
     made = result.reference
     if options.save_reference and isinstance(reference, Tensor) and rank_and_size()[0] == 0:
@@ -130,11 +126,10 @@ def check_shape(options: FrechetOptions, shape: tuple[int, ...], real: ImageData
 
 def load_real(
     options: FrechetOptions, choice: DataChoice, models: Models | None
-) -> tuple[Tensor | Statistics, dict[str, Any], ImageDataset | None, ImageDataset | None]:
-    """The reference and its description; its data set; the images of the floor.
+) -> tuple[ImageDataset | Tensor | Statistics, dict[str, Any], ImageDataset | None]:
+    """The reference and its description; the images of the floor.
 
-    No data set behind --reference. No floor where another's file does not say of which data it is,
-    nor --data, nor the models.
+    No floor where another's file does not say of which data it is, nor --data, nor the models.
     """
 
     def load(split: str) -> ImageDataset:
@@ -145,24 +140,24 @@ def load_real(
 
     other_split = next(split for split in SPLITS if split != options.split)
     if options.reference is None:
-        real_set, other_set = load(options.split), load(other_split)
-        return real_set.images, describe_data(real_set), real_set, other_set
-    statistics = read_reference(options.reference)
-    if options.precision_recall and not isinstance(statistics, ImageSet):
-        raise ValueError("--precision-recall needs real images, not the statistics of --reference")
-    if not isinstance(statistics, FeatureStatistics):
+        dataset = load(options.split)
+        return dataset, describe_data(dataset), load(other_split)
+    found = read_reference(options.reference)
+    if isinstance(found, FeatureStatistics):
+        described = {key: found.description.get(key) for key in ("name", "split", "source")}
+        if described["split"] == other_split:
+            raise ValueError(
+                f"{options.reference} is of the {other_split} images, which give the floor: "
+                f"add --split {other_split}"
+            )
+        known = True
+    else:
+        described = {"source": str(found.source)}
         known = options.dataset.data is not None or models is not None
-        floor = load(other_split) if known else None
-        if isinstance(statistics, PublishedStatistics):
-            return statistics, {"source": str(statistics.source)}, None, floor
-        return as_grey(statistics.images), {"source": statistics.source}, None, floor
-    described = {key: statistics.description.get(key) for key in ("name", "split", "source")}
-    if described["split"] == other_split:
-        raise ValueError(
-            f"{options.reference} is of the {other_split} images, which give the floor: "
-            f"add --split {other_split}"
-        )
-    return statistics, described, None, load(other_split)
+    if options.precision_recall and not isinstance(found, ImageSet):
+        raise ValueError("--precision-recall needs real images, not the statistics of --reference")
+    real = as_grey(found.images) if isinstance(found, ImageSet) else found
+    return real, described, load(other_split) if known else None
 
 
 def of_class(dataset: ImageDataset, label: int) -> ImageDataset:
@@ -198,21 +193,15 @@ def collect_samples(
     count = DEFAULT_COUNT if options.count is None else options.count
     label = options.label if models.n_classes or options.label != "each" else None
     check_models(models, Drawing(method=options.method, label=label))
-    request = Request(
-        count,
-        options.seed,
-        method=options.method,
-        temperature=options.temperature,
-        label=label,
-    )
+    named: dict[str, Any] = {"method": options.method, "temperature": options.temperature}
+    request = Request(count, options.seed, label=label, **named)
     how = {key: value for key, value in request.how().items() if key != "score"}
     how["weights_sha256"] = list(models.digests().values())
     if options.execution.precision != "auto":
         how["precision"] = options.execution.precision
     # Other settings or weights go to another folder, so that nothing has to be deleted.
     digest = hashlib.sha256(json.dumps(how).encode()).hexdigest()[:8]
-    name = f"samples-{options.method}-{count}-{digest}"
-    keep = options.keep or options.out.parent / name
+    keep = options.keep or options.out.parent / f"samples-{options.method}-{count}-{digest}"
     check_outputs([keep], count)
     sampler = make_sampler(options.execution, models, request, keep)
     sample_to_files(models, request, sampler, [keep])
@@ -261,36 +250,24 @@ def spread(distance: KernelDistance | None) -> str:
 def distances_of_classes(
     samples: ImageSet,
     labels: Tensor,
-    real: ImageDataset,
-    other: ImageDataset,
+    real: Sequence[Any],
     extractor: FeatureExtractor,
     batch_size: int,
 ) -> list[dict[str, Any]]:
-    """The rows of each class, as JSON; also printed. labels: of the samples."""
+    """The rows of each class as JSON, also printed. real: data sets of the reference and floor."""
     if samples.diverged:
         raise ValueError(
             f"--per-class needs the class of every sample, but {samples.diverged:,} were left out"
         )
-    assert real.labels is not None  # `check_labels` has seen them
-    assert other.labels is not None
-    found = frechet_by_class(
-        (samples.images, labels[: len(samples.images)]),
-        (real.images, real.labels),
-        (other.images, other.labels),
-        extractor,
-        batch_size=batch_size,
-        progress=progress,
-    )
-    rows = [
-        [
-            str(row.label),
-            f"{row.n_samples:,}",
-            f"{row.n_reference:,}",
-            decimals(row.value, error=row.error),
-            decimals(row.floor),
-        ]
-        for row in found
-    ]
+    drawn = samples.images, labels[: len(samples.images)]
+    reference, others = ((each.images, each.labels) for each in real)
+    how: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
+    found = frechet_by_class(drawn, reference, others, extractor, **how)
+    rows = []
+    for row in found:
+        counts = f"{row.n_samples:,}", f"{row.n_reference:,}"
+        distances = decimals(row.value, error=row.error), decimals(row.floor)
+        rows.append([str(row.label), *counts, *distances])
     head = ["class", "samples", "real images", "distance", "of other real images"]
     Table(head, rows, f"{extractor.distance_name} of each class").show()
     return list(map(asdict, found))

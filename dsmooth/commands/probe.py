@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..distributed import process_group, rank_and_size
-from ..evaluate.probe import PIXELS, best_probe, check_data, probe_pair
+from ..evaluate.probe import PIXELS, best_probe, probe_pair
 from ..evaluate.sources import choose_data
 from ..files import write_atomically
 from ..machine import choose_device, use_threads
@@ -16,11 +16,7 @@ from .options import Probe
 
 
 def probe(options: Probe) -> None:
-    """Carry out `dsmooth probe`: probes.json and a PNG per network.
-
-    Raises ValueError for folders that are no pair, an `out` with probes of something else, and as
-    `probe_pair` does.
-    """
+    """Carry out `dsmooth probe`: probes.json and a PNG per network."""
     with process_group():
         use_threads(options.execution.threads)
         device, path = choose_device(options.execution.device), options.out / "probes.json"
@@ -28,9 +24,6 @@ def probe(options: Probe) -> None:
         pair = models.pair
         choice = choose_data(models, **vars(options.dataset))
         train_set, test_set = choice.load("train"), choice.load("test")
-        check_data(pair, train_set, test_set)
-        options.out.mkdir(parents=True, exist_ok=True)
-        precision = options.execution.precision
         models.to(device)
         results = probe_pair(
             pair,
@@ -39,7 +32,7 @@ def probe(options: Probe) -> None:
             options.settings,
             path,
             plain=models.plain,
-            precision=precision,
+            precision=options.execution.precision,
         )
     if rank_and_size()[0] > 0:
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,16 +13,10 @@ from torch import Tensor
 from ..data import ImageDataset
 from ..nn import PixelCNNpp
 from ..pair import SmoothedPair
-from .comparison import ShowProgress, collect_statistics, no_progress
-from .features import FeatureExtractor, extract_features
+from .comparison import ShowProgress, collect_statistics, measure_images, no_progress
+from .features import FeatureExtractor
 from .frechet import bootstrap_error
-from .likelihood import (
-    Progress,
-    Scores,
-    conventions,
-    score_batches,
-    standard_error,
-)
+from .likelihood import Progress, Scores, conventions, score_batches, standard_error
 
 
 @dataclass(frozen=True)
@@ -38,9 +33,9 @@ def bits_by_class(scores: Scores, labels: Tensor) -> list[ClassBits]:
     """Bits/dim of each class that there is. labels: (N,), those of the scored images."""
     rows = []
     for label in labels.unique().tolist():
-        first = conventions(scores.of_images(labels == label))[0]
-        count = int((labels == label).sum())
-        rows.append(ClassBits(label, count, first.value, first.standard_error))
+        own = scores.of_images(labels == label)
+        first = conventions(own)[0]
+        rows.append(ClassBits(label, own.n_images, first.value, first.standard_error))
     return rows
 
 
@@ -75,11 +70,11 @@ def frechet_by_class(
     real images that are not in the reference, for the floor. The features of a class are fewer than
     those of all, so these distances are larger than that of all: compare them with their floors.
     """
-    features: list[dict[int, Tensor]] = []  # of each class of two images and more
+    features: list[dict[int, Tensor]] = []  # by class, of those with two images and more
     sets = {"samples": samples, "real images": reference, "other real images": others}
+    how: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
     for name, (images, labels) in sets.items():
-        with progress(f"features of {name}", len(images), "images") as done:
-            found, _ = extract_features(images, extractor, batch_size=batch_size, progress=done)
+        (found, _), _ = measure_images(extractor, name, images, **how)
         parts = {label: found[labels == label] for label in labels.unique().tolist()}
         features.append({label: part for label, part in parts.items() if len(part) > 1})
     drawn, real, other = (
@@ -160,9 +155,11 @@ def classify(
     classes. One of its models at least has classes. seed: decides the noise.
     Raises ValueError for a model or data without classes, and as `score_pair` does.
     """
-    pair = model if isinstance(model, SmoothedPair) else None
-    network = model.noisy if isinstance(model, SmoothedPair) else model
-    n_classes = model.n_classes if isinstance(model, SmoothedPair) else model.config.condition_size
+    pair: SmoothedPair | None = None
+    if isinstance(model, SmoothedPair):
+        pair, network, n_classes = model, model.noisy, model.n_classes
+    else:
+        network, n_classes = model, model.config.condition_size
     if n_classes == 0:
         raise ValueError("only a model with classes classifies: it was trained without n_classes")
     if pair is None and network.config.conditioning != "none":
@@ -170,22 +167,15 @@ def classify(
     labels = dataset.labels_for(n_classes)
     assert labels is not None  # n_classes is not 0
 
+    def log_likelihood(x: Tensor, label: Tensor, first: int) -> Tensor:
+        if pair is None:
+            return network.log_prob(x, label=label)
+        how: dict[str, Any] = {"importance_weighted": True, "seed": seed, "first_index": first}
+        return pair.elbo(x, label=label, n_noise=n_noise, **how)
+
     def score(first: int, x: Tensor, _: Tensor | None) -> dict[str, Tensor]:
-        columns = []
-        for number in range(n_classes):
-            label = torch.full((x.shape[0],), number, device=x.device)
-            if pair is None:
-                nats = network.log_prob(x, label=label)
-            else:
-                nats = pair.elbo(
-                    x,
-                    label=label,
-                    n_noise=n_noise,
-                    importance_weighted=True,
-                    seed=seed,
-                    first_index=first,
-                )
-            columns.append(nats.double().cpu())
+        every = (torch.full((len(x),), number, device=x.device) for number in range(n_classes))
+        columns = [log_likelihood(x, label, first).double().cpu() for label in every]
         return {"nats": torch.stack(columns)}
 
     nats = score_batches(score, dataset, network, None, limit, batch_size, progress)["nats"]

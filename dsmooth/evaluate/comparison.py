@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -31,10 +32,9 @@ SPLITS = 10  # of the Inception score, as its authors report it
 ShowProgress = Callable[[str, int, str], AbstractContextManager[Callable[[int], None]]]
 
 
-@contextmanager
-def no_progress(title: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+def no_progress(*words: object) -> AbstractContextManager[Callable[[int], None]]:
     """Shows nothing."""
-    yield lambda done: None
+    return nullcontext(lambda done: None)
 
 
 @dataclass(frozen=True)
@@ -106,86 +106,67 @@ def compare_images(
     if precision_recall and not isinstance(reference, Tensor):
         raise ValueError("precision and recall need real images, not their statistics")
 
-    def measure(images: Tensor, what: str) -> tuple[Features, FeatureStatistics]:
-        with progress(f"features of {what}", len(images), "images") as done:
-            features = extract_features(images, extractor, batch_size=batch_size, progress=done)
-        return features, collect_statistics(features.features, images, extractor)
-
-    def kernel(features: Features, what: str) -> KernelDistance | None:
-        if real is None:
-            return None
-        with progress(f"{extractor.kernel_name}{what}", subsets, "subsets") as done:
-            return kernel_distance(
-                features.features,
-                real.features,
-                subsets=subsets,
-                subset_size=subset_size,
-                seed=seed,
-                progress=done,
-            )
-
-    def nearness(features: Features) -> PrecisionRecall | None:
-        if real is None or not precision_recall:
-            return None
-        return precision_and_recall(features.features, real.features)
-
-    drawn, statistics = measure(samples, "samples")
+    measure = partial(measure_images, extractor, batch_size=batch_size, progress=progress)
+    drawn, statistics = measure("samples", samples)
     real: Features | None = None
-    real_statistics: Statistics
     if isinstance(reference, Tensor):
-        real, real_statistics = measure(reference, "real images")
+        real, reference = measure("real images", reference)
     else:
         check_statistics(reference, extractor, statistics.dimension)
-        real_statistics = reference
-    others = None if floor is None else measure(floor, "the floor")
-    counts = {
-        "samples": statistics.count,
-        "real images": real_statistics.count or 0,
-        "images of the floor": others[1].count if others else 0,
-    }
-    with progress(extractor.distance_name, 2 * BOOTSTRAPS, "resamples") as done:
-        value = statistics.distance(real_statistics)
-        error = bootstrap_error(drawn.features, real_statistics, seed=seed)
-        done(BOOTSTRAPS)
-        lowest = floor_error = None
-        if others:
-            lowest = others[1].distance(real_statistics)
-            floor_error = bootstrap_error(others[0].features, real_statistics, seed=seed)
-        done(2 * BOOTSTRAPS)
-    warnings = list(warn_of_counts(counts, statistics.dimension))
-    if isinstance(real_statistics, PublishedStatistics):
-        warnings.append(
-            f"{real_statistics.source} states neither the number of its images nor their resize, "
-            "and the distance depends on both"
-        )
+    against: Statistics = reference
+
+    def compare(found: Features, statistics: FeatureStatistics, what: str = "") -> dict[str, Any]:
+        with progress(f"{extractor.distance_name}{what}", BOOTSTRAPS, "resamples") as done:
+            value = statistics.distance(against)
+            error = bootstrap_error(found.features, against, seed=seed)
+            done(BOOTSTRAPS)
+        kernel = nearness = score = None
+        if real is not None:
+            sizes = {"subsets": subsets, "subset_size": subset_size, "seed": seed}
+            with progress(f"{extractor.kernel_name}{what}", subsets, "subsets") as done:
+                kernel = kernel_distance(found.features, real.features, **sizes, progress=done)
+            if precision_recall:
+                nearness = precision_and_recall(found.features, real.features)
+        if found.logits is not None:
+            score = inception_score(found.logits, splits=min(SPLITS, len(found.logits)))
+        own = {"value": value, "error": error, "kernel": kernel, "score": score}
+        return {**own, "precision_recall": nearness}
+
+    others = None if floor is None else measure("the floor", floor)
+    numbers = compare(drawn, statistics)
+    lowest = compare(*others, ", floor") if others else dict.fromkeys(numbers)
+    n_floor = 0 if floor is None else len(floor)
     return Comparison(
         name=extractor.distance_name,
-        value=value,
-        error=error,
-        floor=lowest,
-        floor_error=floor_error,
-        n_samples=counts["samples"],
-        n_reference=real_statistics.count,
-        n_floor=counts["images of the floor"],
+        floor=lowest["value"],
+        floor_error=lowest["error"],
+        n_samples=len(samples),
+        n_reference=reference.count,
+        n_floor=n_floor,
         kernel_name=extractor.kernel_name,
-        kernel=kernel(drawn, ""),
-        kernel_floor=kernel(others[0], ", floor") if others else None,
+        kernel_floor=lowest["kernel"],
         score_name=extractor.score_name,
-        score=score_of(drawn),
-        real_score=score_of(others[0]) if others else None,
-        precision_recall=nearness(drawn),
-        precision_recall_floor=nearness(others[0]) if others else None,
+        real_score=lowest["score"],
+        precision_recall_floor=lowest["precision_recall"],
         extractor={**extractor.describe(), "dimension": statistics.dimension},
-        warnings=tuple(warnings),
-        reference=real_statistics,
+        warnings=tuple(warn(len(samples), reference, n_floor)),
+        reference=reference,
+        **numbers,
     )
 
 
-def score_of(features: Features) -> InceptionScore | None:
-    """The Inception score; None without class logits."""
-    if features.logits is None:
-        return None
-    return inception_score(features.logits, splits=min(SPLITS, len(features.logits)))
+def measure_images(
+    extractor: FeatureExtractor,
+    what: str,
+    images: Tensor,
+    *,
+    batch_size: int = 100,
+    progress: ShowProgress = no_progress,
+) -> tuple[Features, FeatureStatistics]:
+    """Features of images and their statistics, with a bar that says what they are."""
+    with progress(f"features of {what}", len(images), "images") as done:
+        found = extract_features(images, extractor, batch_size=batch_size, progress=done)
+    return found, collect_statistics(found.features, images, extractor)
 
 
 def collect_statistics(
@@ -221,27 +202,33 @@ def check_shapes(samples: Tensor, reference: Tensor | Statistics, floor: Tensor 
     """Raise ValueError unless all images have one shape and there are at least 2 of each kind."""
     shape = tuple(samples.shape[1:])
     for name, images in (("samples", samples), ("reference", reference), ("floor", floor)):
-        if isinstance(images, Tensor) and len(images) < 2:
-            raise ValueError(f"{name} must hold at least 2 images, got {len(images)}")
-        if isinstance(images, FeatureStatistics):
+        found = shape
+        if isinstance(images, Tensor):
+            found = tuple(images.shape[1:])
+            if len(images) < 2:
+                raise ValueError(f"{name} must hold at least 2 images, got {len(images)}")
+        elif isinstance(images, FeatureStatistics):
             found = tuple(images.description.get("image_shape", shape))
-        else:
-            found = tuple(images.shape[1:]) if isinstance(images, Tensor) else shape
         if found != shape:
             raise ValueError(f"{name} must have the samples' shape {shape} (C, H, W), got {found}")
 
 
-def warn_of_counts(counts: dict[str, int], dimension: int) -> Iterator[str]:
-    """Warnings about the numbers of images, a sentence each."""
-    for what, n in counts.items():
-        if 0 < n < dimension:
+def warn(n: int, reference: Statistics, n_floor: int) -> Iterator[str]:
+    """Sentences on the numbers of samples, of real images and of those of the floor."""
+    counts = {"samples": n, "real images": reference.count or 0, "images of the floor": n_floor}
+    for what, count in counts.items():
+        if 0 < count < reference.dimension:
             yield (
-                f"{n:,} {what} are fewer than the {dimension:,} features: the covariance is "
-                "rank-deficient and the distance biased upwards"
+                f"{count:,} {what} are fewer than the {reference.dimension:,} features: the "
+                "covariance is rank-deficient and the distance biased upwards"
             )
-    n, n_floor = counts["samples"], counts["images of the floor"]
     if n_floor and n_floor != n:
         yield (
             f"the floor is of {n_floor:,} images, not {n:,}: the fewer images, the larger the "
             "distance"
+        )
+    if isinstance(reference, PublishedStatistics):
+        yield (
+            f"{reference.source} states neither the number of its images nor their resize, and the "
+            "distance depends on both"
         )

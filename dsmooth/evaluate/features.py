@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import importlib.util
 import inspect
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -86,10 +86,11 @@ def make_extractor(
 
     Raises ValueError, FileNotFoundError, ImportError or ConnectionError, saying what to do.
     """
+    path = Path(weights) if weights else None
     if name == "mnist-classifier":
-        extractor = _mnist_classifier(Path(weights) if weights else None)
+        extractor = _mnist_classifier(path)
     elif name == "inception":
-        extractor = _inception(Path(weights) if weights else None)
+        extractor = _inception(path)
     elif weights and (name == "dinov2" or ":" in name):
         raise ValueError(f"weights is for inception and mnist-classifier, not for {name}")
     elif name == "dinov2":
@@ -139,16 +140,13 @@ def extract_features(
             raise ValueError(f"{extractor.name} returned features that are not finite")
         return f.float().cpu(), None if g is None else g.float().cpu()
 
-    features, logits = [], []
-    done = 0
+    parts = []
     for f, g in distributed_map(range(0, len(images), batch_size), apply):
-        features.append(f)
-        if g is not None:
-            logits.append(g)
-        done += len(f)
+        parts.append((f, g))
         if progress:
-            progress(done)
-    return Features(torch.cat(features), torch.cat(logits) if logits else None)
+            progress(min(len(parts) * batch_size, len(images)))
+    features, logits = zip(*parts, strict=True)
+    return Features(torch.cat(features), None if logits[0] is None else torch.cat(logits))
 
 
 def _mnist_classifier(weights: Path | None) -> FeatureExtractor:
@@ -163,8 +161,7 @@ def _mnist_classifier(weights: Path | None) -> FeatureExtractor:
                 f"mnist-classifier needs images of shape {IMAGE_SHAPE}, got "
                 f"{tuple(images.shape[1:])}: choose another extractor"
             )
-        features, logits = model(to_float(images))
-        return features, logits
+        return model(to_float(images))
 
     name = "mnist-classifier" if weights is None else f"mnist-classifier ({path.name})"
     return FeatureExtractor(name, file_sha256(path), "none", model, apply)
@@ -176,35 +173,26 @@ def _inception(weights: Path | None) -> FeatureExtractor:
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}")
     digest = file_sha256(path)
-    published = digest == INCEPTION_SHA256
-
-    def build(file: Path) -> nn.Module:
-        layers = ["2048", "logits_unbiased"]
-        try:
-            return fidelity.FeatureExtractorInceptionV3(
-                "inception-v3-compat", layers, feature_extractor_weights_path=str(file)
-            )
-        except (RuntimeError, KeyError) as error:
-            raise ValueError(f"{path} is not of the 2015 Inception network: {error}") from None
-
-    if published:
-        network = build(path)  # a pickle, but one whose every byte is known
-    elif path.suffix == ".safetensors":
-        tensors, _ = read_tensors(path)
-        # torch-fidelity unpickles without restriction, so it gets a file that was written here.
-        with tempfile.TemporaryDirectory() as folder:
-            torch.save(tensors, Path(folder) / "weights.pth")
-            network = build(Path(folder) / "weights.pth")
-    else:
+    published = digest == INCEPTION_SHA256  # a pickle, but one whose every byte is known
+    if not published and path.suffix != ".safetensors":
         raise ValueError(
             f"{path} is not the published file of the 2015 Inception weights (its sha256 is "
             f"{digest[:16]}..., expected {INCEPTION_SHA256[:16]}...): other weights are read from "
             ".safetensors only, since a pickle can run code"
         )
+    with tempfile.TemporaryDirectory() as folder:
+        file = path
+        if not published:  # torch-fidelity unpickles, so it gets a file that was written here
+            file = Path(folder) / "weights.pth"
+            torch.save(read_tensors(path)[0], file)
+        layers, given = ["2048", "logits_unbiased"], {"feature_extractor_weights_path": str(file)}
+        try:
+            network = fidelity.FeatureExtractorInceptionV3("inception-v3-compat", layers, **given)
+        except (RuntimeError, KeyError) as error:
+            raise ValueError(f"{path} is not of the 2015 Inception network: {error}") from None
 
     def apply(images: Tensor) -> tuple[Tensor, Tensor | None]:
-        features, logits = network(images.expand(-1, 3, -1, -1))
-        return features, logits
+        return network(images.expand(-1, 3, -1, -1))
 
     name = "inception" if published else f"inception with the weights {path.name}"
     resize = "grey repeated to RGB; bilinear to 299 x 299 as TensorFlow 1 does it (torch-fidelity)"
@@ -271,11 +259,10 @@ def _user_module(name: str) -> FeatureExtractor:
             f"{name} must be a torch.nn.Module, or make one when called without arguments, got "
             f"{type(found).__name__}"
         )
-    network = found
 
     def apply(images: Tensor) -> tuple[Tensor, Tensor | None]:
         with faults_of(name, f"compute features of images {tuple(images.shape)}"):
-            out = network(to_float(images))
+            out = found(to_float(images))
         if isinstance(out, Tensor):
             return out, None
         if isinstance(out, tuple) and len(out) == 2 and all(isinstance(x, Tensor) for x in out):
@@ -284,22 +271,20 @@ def _user_module(name: str) -> FeatureExtractor:
             f"{name} must return features, or features and logits, got {type(out).__name__}"
         )
 
-    return FeatureExtractor(name, module_sha256(network), "its own", network, apply)
+    return FeatureExtractor(name, module_sha256(found), "its own", found, apply)
 
 
 def _import(where: str) -> Any:
     path = Path(where)
-    if path.suffix != ".py":
-        with faults_of(where, "be imported"):
-            return importlib.import_module(where)
-    if not path.is_file():
+    if path.suffix == ".py" and not path.is_file():
         raise FileNotFoundError(f"there is no {path}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None  # of a .py file there always is one
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)  # dataclasses look their module up
-    # Not by the loader, which takes cached bytecode for a file that was changed within a second.
     with faults_of(where, "be imported"):
+        if path.suffix != ".py":
+            return importlib.import_module(where)
+        module = ModuleType(path.stem)
+        module.__file__ = str(path)
+        sys.modules.setdefault(path.stem, module)  # dataclasses look their module up
+        # Not by a loader, which takes cached bytecode for a file that was changed within a second.
         exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
     return module
 
@@ -322,11 +307,9 @@ def faults_of(name: str, action: str) -> Iterator[None]:
 
 
 def file_sha256(path: Path) -> str:
-    """The hex digest of a file's content; FileNotFoundError if there is none."""
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no {path}")
+    """The hex digest of a file's content."""
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        digest = hashlib.sha256()
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
@@ -339,9 +322,7 @@ def module_sha256(network: nn.Module) -> str:
         digest.update(inspect.getsource(type(network)).encode())
     except (OSError, TypeError):
         digest.update(type(network).__qualname__.encode())
-    state: Mapping[str, Tensor] = network.state_dict()
-    for key in sorted(state):
-        tensor = state[key].detach().cpu().contiguous()
+    for key, tensor in sorted(network.state_dict().items()):
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

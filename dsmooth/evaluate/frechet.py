@@ -7,7 +7,7 @@ network; features.py has others.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
@@ -79,21 +79,6 @@ def bootstrap_error(
     return float(distances.std())
 
 
-def limit_of_distances(counts: Sequence[int], distances: Sequence[float]) -> float:
-    """The distance at infinitely many samples: the intercept of a line in 1 / count.
-
-    counts: at least two different numbers of samples; distances: those of so many. A finite sample
-    makes the distance too large by about c / count. Source: Chong & Forsyth (CVPR 2020).
-    Raises ValueError for other counts.
-    """
-    if len(counts) != len(distances) or len(set(counts)) < 2 or min(counts) < 2:
-        raise ValueError(f"counts must be at least two numbers above 1, got {list(counts)}")
-    x = 1 / torch.tensor(counts, dtype=torch.float64)
-    y = torch.tensor(distances, dtype=torch.float64)
-    slope = ((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()
-    return float(y.mean() - slope * x.mean())
-
-
 def _as_float64(name: str, value: Tensor | ArrayLike) -> Tensor:
     tensor = value.detach() if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
     if tensor.is_complex():
@@ -157,12 +142,10 @@ class FeatureStatistics:
                 f"features must have shape (B, {self.dimension}), got {tuple(features.shape)}"
             )
         batch = _as_float64("features", features)
-        n = batch.shape[0]
-        if n == 0:
-            return
-        mean = batch.mean(0)
-        centred = batch - mean
-        self._merge(n, mean, centred.T @ centred)
+        if len(batch):
+            mean = batch.mean(0)
+            centred = batch - mean
+            self._merge(len(batch), mean, centred.T @ centred)
 
     def merge(self, other: FeatureStatistics) -> None:
         """Take in the features of `other`. Raises ValueError for another dimension."""
@@ -205,12 +188,7 @@ class FeatureStatistics:
 
         Raises FileNotFoundError or ValueError, naming the file.
         """
-        arrays = read_npz(path)
-        missing = {"mu", "sigma", "n", "description"} - arrays.keys()
-        if missing:
-            raise ValueError(
-                f"{path} does not hold saved statistics: it lacks {', '.join(sorted(missing))}"
-            )
+        arrays = read_npz(path, ("mu", "sigma", "n", "description"))
         mean, covariance = _moments(path, arrays)
         with guarded(path, "saved statistics"):
             n, description = int(arrays["n"]), dict(json.loads(str(arrays["description"])))
@@ -225,7 +203,7 @@ class FeatureStatistics:
 class PublishedStatistics:
     """Mean (D,) and covariance (D, D), float64, of Inception's features, by another program.
 
-    Of how many images, and by which resize, their file does not say.
+    Their file says neither of how many images they are, nor by which resize.
     """
 
     source: Path

@@ -77,11 +77,16 @@ class Scores:
         """The likelihood that the model of the clean image was trained with."""
         return "discretized" if self.continuous is None else "continuous"
 
+    @property
+    def terms(self) -> dict[str, float]:
+        """Bits/dim of each term that there is, averaged over images and draws."""
+        nats = {name: getattr(self, name) for name in TERMS}
+        return {k: float(self.bits(v).mean()) for k, v in nats.items() if v is not None}
+
     def of_images(self, chosen: Tensor) -> Scores:
         """The scores of some images, by a mask or numbers (of columns)."""
-        terms = {name: getattr(self, name) for name in TERMS}
-        nats: dict[str, Any] = {k: v[:, chosen] for k, v in terms.items() if v is not None}
-        return replace(self, **nats)
+        there = {name: getattr(self, name) for name in TERMS}
+        return replace(self, **{k: v[:, chosen] for k, v in there.items() if v is not None})
 
     def log_weights(self, likelihood: Likelihood) -> Tensor:
         """log p(x~) - log q(x~ | x) + log p(x | x~), or log p(x) of a plain model: (R, N).
@@ -123,6 +128,16 @@ class Convention:
 
 def conventions(scores: Scores) -> list[Convention]:
     """The numbers of `scores` in every convention, the comparable ones first."""
+
+    def row(name: str, nats: Tensor, meaning: str, comparable: bool = True) -> Convention:
+        bits = scores.bits(nats)
+        value, repeats = float(bits.mean()), None
+        if len(bits) >= ENOUGH_DRAWS:
+            repeats = standard_error(bits.mean(1))
+        by_equation = value + EQUATION_4_BITS if scores.equation_4 else None
+        error = standard_error(bits.mean(0))
+        return Convention(name, value, error, repeats, by_equation, comparable, meaning)
+
     discrete, density = (scores.log_weights(form) for form in ("discretized", "continuous"))
     per_level = density - scores.dimensions * math.log(127.5)
     if scores.continuous is None:
@@ -133,37 +148,20 @@ def conventions(scores: Scores) -> list[Convention]:
         of_density = f"density of {target} in units of [-1, 1]"
         of_level = "the same per grey level; not a probability of bytes"
     if scores.noisy is None:
-        rows = [_convention(scores, "discrete", discrete, "exactly -log2 P(bytes) / d")]
+        rows = [row("discrete", discrete, "exactly -log2 P(bytes) / d")]
     else:
-        meaning = "upper bound on -log2 P(bytes) / d"
-        rows = [_convention(scores, "discrete bound", discrete, meaning)]
+        rows = [row("discrete bound", discrete, "upper bound on -log2 P(bytes) / d")]
         if scores.n_noise > 1:
-            weighted = importance_weighted(discrete)[None]
             name = f"discrete bound, importance-weighted, n = {scores.n_noise}"
             meaning = "the same by the log of the mean weight, which is tighter"
+            weighted = row(name, importance_weighted(discrete)[None], meaning)
             # Equation (4) is about the entropy, which has no place in a mean of weights.
-            rows.append(replace(_convention(scores, name, weighted, meaning), equation_4=None))
+            rows.append(replace(weighted, equation_4=None))
     return [
         *rows,
-        _convention(scores, "density", density, of_density, comparable=False),
-        _convention(scores, f"density + {LEVEL_BITS:.3f}", per_level, of_level, comparable=False),
+        row("density", density, of_density, comparable=False),
+        row(f"density + {LEVEL_BITS:.3f}", per_level, of_level, comparable=False),
     ]
-
-
-def _convention(
-    scores: Scores, name: str, nats: Tensor, meaning: str, *, comparable: bool = True
-) -> Convention:
-    bits = scores.bits(nats)
-    value = float(bits.mean())
-    return Convention(
-        name,
-        value,
-        standard_error(bits.mean(0)),
-        standard_error(bits.mean(1)) if len(bits) >= ENOUGH_DRAWS else None,
-        value + EQUATION_4_BITS if scores.equation_4 else None,
-        comparable,
-        meaning,
-    )
 
 
 def standard_error(values: Tensor) -> float | None:
@@ -250,7 +248,7 @@ def score_pair(
     def score(first: int, x: Tensor, label: Tensor | None) -> dict[str, Tensor]:
         """The rows (n_noise, B) of a batch."""
         own = pair.label_for(pair.denoiser, label)
-        columns: dict[str, list[Tensor]] = {}
+        draws: list[dict[str, Tensor]] = []
         for repeat in range(n_noise):
             where: dict[str, Any] = {"seed": seed, "first_index": first, "repeat": repeat}
             x_tilde = pair.smoothing.sample(x, **where)
@@ -271,9 +269,8 @@ def score_pair(
             elif of_paper:
                 y = GaussianSmoothing(PAPER_NOISE, Stream.CLEAN_NOISE).sample(x, **where)
                 draw["noised"] = noised_log_density(y, params, pair.denoiser.config.atoms)
-            for name, values in draw.items():
-                columns.setdefault(name, []).append(values.double().cpu())
-        return {name: torch.stack(draws) for name, draws in columns.items()}
+            draws.append(draw)
+        return {k: torch.stack([draw[k].double().cpu() for draw in draws]) for k in draws[0]}
 
     labels = dataset.labels_for(pair.n_classes)
     nats: dict[str, Any] = score_batches(
@@ -351,15 +348,12 @@ def score_batches(
         label = None if labels is None else labels[rows].to(parameter.device)
         return score(first, dataset.batch(rows).to(parameter.device, parameter.dtype), label)
 
-    parts: dict[str, list[Tensor]] = {}
-    done = 0
+    parts: list[dict[str, Tensor]] = []
     for rows in distributed_map(range(0, n, batch_size), score_from):
-        for name, values in rows.items():
-            parts.setdefault(name, []).append(values)
-        done = min(done + batch_size, n)
+        parts.append(rows)
         if progress:
-            progress(done)
-    return {name: torch.cat(columns, dim=1) for name, columns in parts.items()}
+            progress(min(len(parts) * batch_size, n))
+    return {name: torch.cat([rows[name] for rows in parts], dim=1) for name in parts[0]}
 
 
 @dataclass(frozen=True)
@@ -387,20 +381,15 @@ class BitsPerDim:
 
 def bits_per_dim(scores: Scores) -> BitsPerDim:
     """The numbers of the scores of a pair or a plain model."""
-
-    def mean(nats: Tensor | None) -> float | None:
-        return None if nats is None else float(scores.bits(nats).mean())
-
-    rows = conventions(scores)
+    rows, terms = conventions(scores), scores.terms
     own = rows[0] if scores.continuous is None else next(r for r in rows if r.name == "density")
-    image = scores.discretized if scores.continuous is None else scores.continuous
     return BitsPerDim(
         likelihood=scores.trained_as,
         value=own.value,
         standard_error=own.standard_error,
-        noisy=mean(scores.noisy),
-        smoothing=mean(scores.smoothing),
-        denoiser=None if scores.noisy is None else mean(image),
+        noisy=terms.get("noisy"),
+        smoothing=terms.get("smoothing"),
+        denoiser=None if scores.noisy is None else terms[scores.trained_as],
         n_images=scores.n_images,
         n_noise=scores.n_noise,
         conventions=tuple(rows),

@@ -73,7 +73,11 @@ def probe_pair(
     result in `path`, OSError where the disk has no room for the features. Under torchrun all
     processes call this; the result is rank 0's.
     """
-    check_data(pair, train_set, test_set)
+    for data in (train_set, test_set):
+        check_images(pair, data)
+        if data.labels is None:
+            raise ValueError(f"probes need labelled images, but {data.source} has no labels")
+    path.parent.mkdir(parents=True, exist_ok=True)
     pair = pair.at(pair.smoothing.scale)  # the highest of several noise levels
     splits: dict[Split, ImageDataset] = {
         "train": first_images(train_set, settings.train_images),
@@ -102,7 +106,17 @@ def probe_pair(
         unit = "fraction classified correctly"
         results = {"unit": unit, "asked": cache_key, "accuracy": {}}
     probing = Probing(pair.smoothing, splits, settings, path.parent, precision)
-    for name, network in probing.subjects(pair, plain, controls):
+
+    def subjects() -> Iterator[tuple[str, PixelCNNpp | None]]:
+        networks = {"noisy": pair.noisy, "denoiser": pair.denoiser}
+        yield from networks.items()
+        yield PIXELS, None
+        if plain is not None:
+            yield "plain", plain
+        for name, network in networks.items() if controls else ():
+            yield f"untrained-{name}", probing.untrained(network)
+
+    for name, network in subjects():
         if broadcast_int(name not in results["accuracy"]):
             accuracy = probing.probe(name, network)
             if accuracy is not None:
@@ -140,14 +154,6 @@ def single_blocks(scores: Mapping[str, Any]) -> dict[str, Any]:
     return {name: score for name, score in scores.items() if name != TOGETHER}
 
 
-def check_data(pair: SmoothedPair, *datasets: ImageDataset) -> None:
-    """Raise ValueError for data that this pair cannot be probed on."""
-    for data in datasets:
-        check_images(pair, data)
-        if data.labels is None:
-            raise ValueError(f"probes need labelled images, but {data.source} has no labels")
-
-
 def check_images(pair: SmoothedPair, data: ImageDataset) -> None:
     """Raise ValueError for images of another shape than the pair's."""
     wanted = (pair.noisy.config.image_channels, *pair.image_size)
@@ -166,10 +172,7 @@ def first_images(data: ImageDataset, count: int | None) -> ImageDataset:
 
 @dataclass(frozen=True)
 class Probing:
-    """The images, the noise and the settings that all subjects share.
-
-    folder: where features lie while they are needed. precision: that networks compute them in.
-    """
+    """The images, the noise, the settings and the folder of features that all subjects share."""
 
     smoothing: Smoothing
     splits: Mapping[Split, ImageDataset]
@@ -177,20 +180,8 @@ class Probing:
     folder: Path
     precision: Precision = "auto"
 
-    def subjects(
-        self, pair: SmoothedPair, plain: PixelCNNpp | None, controls: bool
-    ) -> Iterator[tuple[str, PixelCNNpp | None]]:
-        """Both networks by name, then the controls; None stands for the pixels."""
-        networks = {"noisy": pair.noisy, "denoiser": pair.denoiser}
-        yield from networks.items()
-        yield PIXELS, None
-        if plain is not None:
-            yield "plain", plain
-        for name, network in networks.items() if controls else ():
-            yield f"untrained-{name}", self.untrained(network)
-
     def untrained(self, network: PixelCNNpp) -> PixelCNNpp:
-        """A network of the same shape as training begins: scales and biases from a first batch."""
+        """A network of that shape as training begins: scales and biases from a first batch."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.seed)
             fresh = PixelCNNpp(network.config).eval()
@@ -201,10 +192,7 @@ class Probing:
     def inputs(
         self, network: PixelCNNpp | None, x: Tensor, first: int, split: Split
     ) -> tuple[Tensor, Tensor | None]:
-        """(input, context) for clean images x (B, C, H, W), numbers first .. first + B - 1.
-
-        The noise of an image is a function of (seed, its number, split) alone.
-        """
+        """(input, context) for clean images x (B, C, H, W), numbers first .. first + B - 1."""
         x_tilde = self.smoothing.sample(
             x, seed=self.settings.seed, first_index=first, repeat=REPEATS[split]
         )
@@ -216,10 +204,7 @@ class Probing:
     def features(
         self, name: str, network: PixelCNNpp | None, split: Split, first: int
     ) -> dict[str, Tensor]:
-        """(B, D) after each block for CALL_IMAGES images from `first` on, float16, on the CPU.
-
-        Pixels are one block of that name. Raises ArithmeticError for values beyond float16.
-        """
+        """Rows (B, D), float16, of CALL_IMAGES images from `first` on, after each block."""
         data = self.splits[split]
         indices = torch.arange(first, first + CALL_IMAGES)
         x = data.batch(indices.clamp(max=len(data) - 1)).to(device_of(network))
@@ -249,11 +234,7 @@ class Probing:
         return rows
 
     def probe(self, name: str, network: PixelCNNpp | None) -> dict[str, dict[str, Any]] | None:
-        """Write the features of all blocks to disk in one pass, then train each block's probe.
-
-        Under torchrun each process computes its share of the features. Rank 0 collects them and
-        trains the probes; the others return None.
-        """
+        """Train each block's probe, after one pass that writes all features; None but at rank 0."""
         n_train, n_test = (len(self.splits[split]) for split in ("train", "test"))
         labels = {s: data.labels for s, data in self.splits.items() if data.labels is not None}
         fit = partial(

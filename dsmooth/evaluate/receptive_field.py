@@ -8,7 +8,6 @@ gradients of real networks, small and untrained.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -24,26 +23,16 @@ FILTERS = 4
 RESNETS = 3
 
 
-class MaskedStack(nn.Module):
-    """The naive network: 3 x 3 convolutions that see the past alone, one after another.
+def masked_stack(layers: int) -> nn.Sequential:
+    """The naive network: 3 x 3 convolutions that see the past alone, (B, 1, H, W) -> (B, 4, H, W).
 
     The first is blind for the pixel itself (mask A), the others are not (mask B).
     Source: van den Oord et al., Pixel recurrent neural networks (2016).
     """
-
-    def __init__(self, layers: int, filters: int = FILTERS) -> None:
-        super().__init__()
-        widths = [1, *[filters] * layers]
-        self.convs = nn.ModuleList(
-            MaskedConv(before, after, own=i > 0)
-            for i, (before, after) in enumerate(itertools.pairwise(widths))
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, 1, H, W) -> (B, filters, H, W)."""
-        for conv in self.convs:
-            x = torch.tanh(conv(x))
-        return x
+    network = nn.Sequential()
+    for i in range(layers):
+        network.append(MaskedConv(FILTERS if i else 1, FILTERS, own=i > 0)).append(nn.Tanh())
+    return network
 
 
 class MaskedConv(nn.Conv2d):
@@ -88,7 +77,7 @@ def receptive_fields(size: int = SIZE) -> dict[str, Any]:
     row = column = size // 2
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        stack = MaskedStack(layers=size)
+        stack = masked_stack(size)
         config = ModelConfig(n_filters=FILTERS, n_resnet=RESNETS, n_mix=1, dropout=0.0)
         streams = PixelCNNpp(config)
     before = causal(size, row, column)

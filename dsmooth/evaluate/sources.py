@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,23 +124,16 @@ def read_images(path: Path, limit: int | None = None) -> ImageSet:
                 f"{path} must hold an array {', '.join(ARRAY_NAMES)}, got "
                 f"{', '.join(arrays) or 'none'}"
             )
-        return _collect([arrays[name][:limit]], path)
+        return _collect([arrays[name]], path, limit)
     if path.suffix == ".npy":
-        return _collect([_load_npy(path)[:limit]], path)
+        return _collect([_load_npy(path)], path, limit)
     if path.suffix.lower() in SUFFIXES and path.is_file():
         return ImageSet(read_image_file(path), str(path))
     if not path.is_dir():
         raise FileNotFoundError(f"there is no folder, image file, .npz or .npy {path}")
     check_folder(path)
-    shards = sorted(path.glob("*.npy"))
-    if shards:
-        parts: list[NDArray[np.generic]] = []
-        for shard in shards:
-            left = None if limit is None else limit - sum(map(len, parts))
-            if left == 0:
-                break
-            parts.append(_load_npy(shard)[:left])
-        return _collect(parts, path)
+    if shards := sorted(path.glob("*.npy")):
+        return _collect(map(_load_npy, shards), path, limit)
     if any(child.suffix.lower() in SUFFIXES for child in path.iterdir()):
         images = read_every_image(path, limit)
         return ImageSet(images, f"{path} ({len(images):,} image files)")
@@ -177,23 +170,26 @@ def _load_npy(path: Path) -> NDArray[np.generic]:
         return np.lib.format.open_memmap(path, mode="r")
 
 
-def _collect(arrays: Sequence[NDArray[np.generic]], path: Path) -> ImageSet:
-    """One set of the images in `arrays`, which come from `path`, a thousand at a time."""
-    parts, diverged = [], 0
+def _collect(arrays: Iterable[NDArray[np.generic]], path: Path, limit: int | None) -> ImageSet:
+    """One set of the first `limit` images in `arrays`, a thousand at a time."""
+    parts: list[Tensor] = []
+    count = 0
     for array in arrays:
-        for first in range(0, max(1, len(array)), 1000):
-            images, left_out = array_to_bytes(np.asarray(array[first : first + 1000]), str(path))
-            parts.append(images)
-            diverged += left_out
+        taken = array if limit is None else array[: limit - count]
+        for first in range(0, max(1, len(taken)), 1000):
+            parts.append(array_to_bytes(np.asarray(taken[first : first + 1000]), str(path)))
+        count += len(taken)
+        if count == limit:
+            break
     shapes = {tuple(part.shape[1:]) for part in parts}
     if len(shapes) > 1:
         raise ValueError(f"{path} holds images of different shapes: {sorted(shapes)}")
     images = torch.cat(parts)
-    return ImageSet(images, f"{path} ({len(images) + diverged:,} images)", diverged)
+    return ImageSet(images, f"{path} ({count:,} images)", count - len(images))
 
 
-def array_to_bytes(array: NDArray[np.generic], source: str) -> tuple[Tensor, int]:
-    """Bytes (N, C, H, W) of an array in one of three layouts, and how many images were left out.
+def array_to_bytes(array: NDArray[np.generic], source: str) -> Tensor:
+    """Bytes (N, C, H, W) of an array in one of three layouts, without images that diverged.
 
     Raises ValueError, naming `source`, for other arrays.
     """
@@ -207,16 +203,15 @@ def array_to_bytes(array: NDArray[np.generic], source: str) -> tuple[Tensor, int
             f"got shape {array.shape}"
         )
     if array.dtype == np.uint8:
-        return torch.from_numpy(np.array(array)), 0
+        return torch.from_numpy(np.array(array))
     if array.dtype.kind != "f":
         raise ValueError(f"{source} must hold bytes or floating-point values, got {array.dtype}")
     x = torch.from_numpy(np.array(array, dtype=np.float32))
-    bad = is_diverged(x)
-    x = x[~bad]
+    x = x[~is_diverged(x)]
     outside = float((x.abs() > 4).float().mean()) if x.numel() else 0.0
     if outside > 0.02:
         raise ValueError(
             f"{source} must hold values in [-1, 1], got {100 * outside:.0f} % beyond 4: "
             "store bytes as uint8"
         )
-    return to_bytes(x), int(bad.sum())
+    return to_bytes(x)

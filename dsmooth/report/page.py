@@ -1,6 +1,7 @@
-"""report.html of a reproduction: one file, pictures inline, no script, no network.
+"""Texts of a reproduction from the templates of this folder: report.html, and cards as Markdown.
 
-page.html has its words, and reads the numbers of results.json.
+report.html is one file, with pictures inline, without script or network. The templates have its
+words, and read the numbers of results.json or card.json.
 """
 
 from __future__ import annotations
@@ -11,53 +12,21 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from torch import Tensor
 
+from ..config import flatten
 from ..evaluate.paper import EQUATION_4_BITS, PAPER_BITS, PAPER_PROBE, paper_sentence
 from ..evaluate.probe import best_block, best_probe
 from ..files import write_atomically
 from ..pictures import grid_png, visible
 from ..tables import COMPARABLE, Table, bits_table, decimals, percent
-from .growth import equal_cost, held_out_curves
 from .plots import curve_png, growth_png, probe_png, receptive_png
 
 MIN_WIDTH = 600  # pixels of a grid
-SINGLE_STEP = (
-    "Single-step samples are means of images and no images of bytes: fewer of their pixels are "
-    "black than in data. The distance does not see that."
-)
-TITLES = {
-    "noisy": "Noisy model",
-    "denoiser": "Denoiser",
-    "plain": "Plain baseline",
-    "two-step": "Two-step samples",
-    "single-step": "Single-step samples",
-    "real": "Test images, the floor",
-}
-# (key of `settings`, words); a dot leads into the model's own settings.
-SETTINGS = (
-    ("model.n_filters", "filters F"),
-    ("model.n_resnet", "gated resnets per block R"),
-    ("model.n_mix", "mixture components K"),
-    ("model.dropout", "dropout"),
-    ("model.conditioning", "conditioning"),
-    ("model.likelihood", "likelihood"),
-    ("smoothing", "smoothing noise"),
-    ("scale", "its scale σ"),
-    ("clean_noise", "noise on the target"),
-    ("batch_size", "batch size"),
-    ("learning_rate", "peak learning rate"),
-    ("schedule", "learning-rate schedule"),
-    ("warmup_images", "warm-up, images"),
-    ("betas", "Adam's β"),
-    ("clip_norm", "gradient clipped at"),
-    ("ema", "largest EMA decay"),
-    ("data_init", "data-dependent init"),
-    ("precision", "precision"),
-    ("seed", "seed"),
-)
+Curve = Sequence[tuple[int, float]]  # (images seen, bits/dim), in order
 
 
 def write_report(
@@ -70,15 +39,16 @@ def write_report(
     """Write the report of `results` (the content of results.json) to `path`.
 
     histories: the log of each role's run. pictures: (N, C, H, W) images by name, as
-    `dsmooth.reproduce.stages.Stages.draw` returns them. commands: see `advice`.
+    `dsmooth.reproduce.stages.Stages.draw` returns them. commands: for longer training.
     """
-    page = templates(Path(__file__).parent, autoescape=True).get_template("page.html")
-    text = page.render(
+    lead, *advice = sentences(results, commands)
+    text = render(
+        "page.html",
         results=results,
         histories=histories,
         pictures=pictures,
-        lead=bound_sentence(results),
-        advice=advice(results, commands),
+        lead=lead,
+        advice=advice,
         curves=held_out_curves(results["runs"], histories),
         equal_cost=equal_cost,
         grid=_grid,
@@ -92,28 +62,26 @@ def write_report(
     write_atomically(path, text.replace(" | ", "\u00a0|\u2060\u00a0").encode())
 
 
-def templates(folder: Path, *, autoescape: bool) -> Environment:
-    """Templates of reports and cards, with the numbers, tables and sentences that they share."""
+def render(name: str, **numbers: Any) -> str:
+    """The text of a template of this folder; a text in HTML has its words escaped."""
+    html = name.endswith(".html")
     pages = Environment(
-        loader=FileSystemLoader(folder),
-        autoescape=autoescape,
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=html,
         undefined=StrictUndefined,
-        trim_blocks=not autoescape,
+        trim_blocks=not html,
         keep_trailing_newline=True,
     )
     pages.filters |= {"decimals": decimals, "percent": percent, "thousands": "{:,}".format}
-    functions = (best_block, best_probe, measured_bits, settings_table)
-    sentences = (difference_sentence, paper_sentence, terms_sentence)
-    pages.globals |= {each.__name__: each for each in (*functions, *sentences)}
+    functions = (best_block, best_probe, measured_bits, paper_sentence, settings_table)
+    pages.globals |= {each.__name__: each for each in functions}
     pages.globals |= {
         "COMPARABLE": COMPARABLE,
         "EQUATION_4_BITS": EQUATION_4_BITS,
         "PAPER_BITS": PAPER_BITS,
         "PAPER_PROBE": PAPER_PROBE,
-        "SINGLE_STEP": SINGLE_STEP,
-        "TITLES": TITLES,
     }
-    return pages
+    return pages.get_template(name).render(numbers)
 
 
 def _plot(draw: Callable[..., bytes], *numbers: Any) -> tuple[str, str]:
@@ -136,67 +104,9 @@ def _uri(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
-def bound_sentence(results: Mapping[str, Any]) -> str:
-    """The pair's score in one sentence."""
-    if "bits_per_dim" not in results:
-        return "Bits/dim were not measured yet."
-    pair = results["bits_per_dim"]["pair"]
-    discrete = pair["likelihood"] == "discretized"
-    bound = "discrete bound" if discrete else "density bound, in [-1, 1] units,"
-    return (
-        f"The pair's {bound} is {decimals(pair['value'], 3, pair['standard_error'])} bits/dim on "
-        f"{pair['n_images']:,} held-out images (± is the standard error over images)."
-    )
-
-
-def advice(results: Mapping[str, Any], commands: Sequence[str] = ()) -> list[str]:
-    """Sentences on the training so far and on more of it; commands stand in backquotes.
-
-    commands: those that train such models for longer.
-    """
-    runs, data, budget = results["runs"], results["data"], results["budget_minutes"]
-    if "card" in results:
-        return [
-            "These models come with dsmooth. The README.md in their folder, pretrained/mnist in "
-            "the package's (`dsmooth doctor` names it), is their card, with the numbers of all "
-            "test images.",
-            *(f"`{command}` trains a pair here." for command in commands),
-        ]
-    sentences = []
-    if budget:
-        fewest = min(runs["noisy"]["images"], runs["denoiser"]["images"])
-        sentences.append(
-            f"In {budget:.3g} minutes of training in all, each model of the pair saw {fewest:,} "
-            f"images or more ({fewest / data['train_images']:.1f} passes over the training set)."
-        )
-    if commands:
-        longer = " and ".join(f"`{command}`" for command in commands)
-        trains = "trains" if len(commands) == 1 else "train"
-        sentences.append(f"Quality is a matter of images seen: {longer} {trains} for longer.")
-    if commands and budget and data["embedded_subset"]:
-        sentences.append(
-            "That fetches the full training set of MNIST: a long run on the embedded "
-            f"{data['train_images']:,} images would learn them by heart."
-        )
-    return sentences
-
-
-def difference_sentence(difference: Mapping[str, Any]) -> str:
-    """The pair's bound against the plain model, paired over images."""
-    value = decimals(difference["value"], 4, difference["standard_error"])
-    return (
-        f"The pair's bound less the plain model's bits/dim is {value}, paired over the same "
-        f"{difference['n_images']:,} images."
-    )
-
-
-def terms_sentence(pair: Mapping[str, Any]) -> str:
-    """The three terms of a pair's bound."""
-    noisy, noise, denoiser = (decimals(pair[k]) for k in ("noisy", "smoothing", "denoiser"))
-    return (
-        f"The bound is the sum of {noisy} (noisy model), {noise} (the noise, known exactly) and "
-        f"{denoiser} (denoiser)."
-    )
+def sentences(results: Mapping[str, Any], commands: Sequence[str] = ()) -> list[str]:
+    """The pair's score, then sentences on the training so far and on more of it by `commands`."""
+    return render("sentences.md", results=results, commands=commands).splitlines()
 
 
 def measured_bits(bits: Mapping[str, Any]) -> Table:
@@ -206,20 +116,16 @@ def measured_bits(bits: Mapping[str, Any]) -> Table:
     )
 
 
-def settings_table(runs: Mapping[str, Any]) -> Table:
-    """Settings of the runs; a dash where a model has none, or none is recorded."""
-    rows = []
-    for key, words in SETTINGS:
-        values = []
-        for role, run in runs.items():
-            value = run["settings"]
-            for part in key.split("."):
-                value = value.get(part, "–") if isinstance(value, Mapping) else value
-            absent = role == "plain" and key in ("smoothing", "scale", "clean_noise")
-            values.append("–" if absent else _setting_words(value))
-        if set(values) != {"–"}:
-            rows.append([words, *values])
-    return Table(["Setting", *runs], rows)
+def settings_table(names: Mapping[str, str], runs: Mapping[str, Any]) -> Table:
+    """Settings of the runs, by their keys and names; a dash where one is not recorded."""
+    every = {role: flatten(run["settings"]) for role, run in runs.items()}
+    for key in ("smoothing", "scale", "clean_noise"):  # which a plain model does not have
+        every.get("plain", {}).pop(key, None)
+    rows = [
+        [words, *(_setting_words(settings.get(key, "–")) for settings in every.values())]
+        for key, words in names.items()
+    ]
+    return Table(["Setting", *runs], [row for row in rows if {*row[1:]} != {"–"}])
 
 
 def _setting_words(value: Any) -> str:
@@ -228,8 +134,55 @@ def _setting_words(value: Any) -> str:
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, list):
         return ", ".join(map(_setting_words, value))
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def held_out_curves(
+    runs: Mapping[str, Any], histories: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> dict[str, Curve] | None:
+    """The pair's bound and the plain model's bits/dim; None without three runs of such numbers.
+
+    Both are of the probability of bytes, so they may be compared.
+    """
+    roles = ("noisy", "denoiser", "plain")
+    if not set(roles) <= histories.keys():
+        return None
+    settings = runs["noisy"]["settings"]
+    likelihoods = {runs[role]["settings"]["model"]["likelihood"] for role in roles[1:]}
+    if settings["smoothing"] != "gaussian" or likelihoods != {"discretized"}:
+        return None
+    noisy, denoiser, plain = (
+        [(e["images"], e["bits_per_dim"]) for e in histories[role] if e["event"] == "evaluation"]
+        for role in roles
+    )
+    entropy = 0.5 * math.log2(2 * math.pi * math.e * settings["scale"] ** 2)
+    pair = [
+        (n, at(noisy, n) + value - entropy)
+        for n, value in denoiser
+        if noisy and noisy[0][0] <= n <= noisy[-1][0]
+    ]
+    return {"pair": pair, "plain": plain} if len(pair) > 1 and len(plain) > 1 else None
+
+
+def at(curve: Curve, images: float) -> float:
+    """The curve at a number of images inside it, by a line in the logarithm of the images."""
+    seen, values = zip(*curve, strict=True)
+    return float(np.interp(math.log(images), np.log(seen), values))
+
+
+def equal_cost(curves: Mapping[str, Curve]) -> dict[str, float] | None:
+    """Plain model, and pair at equal images and at equal compute: a pair trains two networks."""
+    pair, plain = curves["pair"], curves["plain"]
+    images = min(pair[-1][0], plain[-1][0])
+    if images / 2 < max(pair[0][0], plain[0][0]):
+        return None
+    return {
+        "images": images,
+        "plain": at(plain, images),
+        "equal_images": at(pair, images),
+        "equal_compute": at(pair, images / 2),
+    }

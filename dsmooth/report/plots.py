@@ -101,11 +101,9 @@ def growth_png(axes: Any, colours: Colours, curves: Mapping[str, Any]) -> None:
 def running_mean(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
     """Each value replaced by the mean of the 2 % of points around it."""
     reach = len(points) // 100
-    smooth = []
-    for i, (images, _) in enumerate(points):
-        near = [value for _, value in points[max(0, i - reach) : i + reach + 1]]
-        smooth.append((images, sum(near) / len(near)))
-    return smooth
+    near = [points[max(0, i - reach) : i + reach + 1] for i in range(len(points))]
+    means = [sum(value for _, value in some) / len(some) for some in near]
+    return [(images, mean) for (images, _), mean in zip(points, means, strict=True)]
 
 
 @plot

@@ -7,28 +7,30 @@ FOLDER has the full MNIST. A stopped call can be repeated: it goes on where it w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from .._version import __version__
 from ..config import ProbeSettings
 from ..data import ImageDataset, epoch_order, load_dataset
-from ..evaluate.comparison import collect_statistics
-from ..evaluate.features import Features, extract_features, make_extractor
-from ..evaluate.frechet import FeatureStatistics, bootstrap_error, limit_of_distances
+from ..evaluate.comparison import collect_statistics, measure_images
+from ..evaluate.features import make_extractor
+from ..evaluate.frechet import bootstrap_error
 from ..evaluate.likelihood import conventions, score_pair, score_plain
 from ..evaluate.probe import probe_pair
 from ..files import write_atomically, write_json
 from ..machine import use_threads
 from ..models import Models, load_models
-from ..pictures import save_side_by_side
+from ..pictures import BORDER, save_grid, visible
 from ..pretrained import DEFAULT, find
 from ..progress import progress
-from ..report.page import templates
+from ..report.page import render
 from .results import describe_machine, describe_model
 from .stages import Sizes, Stages, black_share, bytes_to_compare
 
@@ -106,11 +108,19 @@ def write_card(
         "probes": probes,
         "slice": measure_slice(models, seed),
     }
-    shown = [pictures[name] for name in ("plain", "noisy", "two-step")]
-    save_side_by_side(shown, folder / "samples.png")
+    save_samples(pictures, folder / "samples.png")
     write_json(folder / "card.json", card)
     write_atomically(folder / "README.md", render_card(card).encode())
     return card
+
+
+def save_samples(pictures: Mapping[str, Tensor], path: Path) -> None:
+    """The first samples of three kinds as grids in a row, each of 8 columns and up to 8 rows."""
+    kinds = [visible(pictures[name][:64]) for name in ("plain", "noisy", "two-step")]
+    plain, noisy, two_step = (x[: len(x) // 8 * 8].unflatten(0, (-1, 8)) for x in kinds)
+    gap = torch.full_like(plain[:, :1], BORDER / 127.5 - 1)
+    grid = torch.cat([plain, gap, noisy, gap, two_step], dim=1)
+    save_grid(grid.flatten(0, 1), path, columns=grid.shape[1])
 
 
 def measure_samples(
@@ -120,38 +130,30 @@ def measure_samples(
     extractor = make_extractor(stages.sizes.extractor)
     train_set, test_set = stages.train_set, stages.test_set
 
-    def features_of(images: Tensor, name: str) -> Features:
-        with progress(f"features of {name}", len(images)) as done:
-            return extract_features(images, extractor, progress=done)
-
-    def statistics_of(features: Tensor, images: Tensor) -> FeatureStatistics:
-        return collect_statistics(features, images, extractor)
-
     def compute() -> dict[str, Any]:
-        real = features_of(train_set.images, "training images").features
-        reference = statistics_of(real, train_set.images)
+        images = train_set.images
+        _, reference = measure_images(extractor, "training images", images, progress=progress)
         kinds = bytes_to_compare(pictures)
         # Shuffled: the later ones of MNIST's test images are harder.
         order = epoch_order(len(test_set), 0, 0)
         kinds["test images"] = test_set.images[order[: options.samples]]
         results = {}
         for name, images in kinds.items():
-            features = features_of(images, name)
-            assert features.logits is not None  # of a classifier
-            surest = features.logits[:CONFIDENT_IMAGES].softmax(1).amax(1)
+            (found, logits), _ = measure_images(extractor, name, images, progress=progress)
+            assert logits is not None  # of a classifier
+            surest = logits[:CONFIDENT_IMAGES].softmax(1).amax(1)
             counts = sorted({min(n, len(images)) for n in options.frechet_counts})
-            distances = [
-                statistics_of(features.features[:n], images[:n]).distance(reference) for n in counts
-            ]
+            distance, error = {}, {}
+            for n in counts:
+                statistics = collect_statistics(found[:n], images, extractor)
+                distance[str(n)] = statistics.distance(reference)
+                error[str(n)] = bootstrap_error(found[:n], reference, seed=options.seed)
             results[name] = {
                 "n_images": len(images),
-                "distance": dict(zip(map(str, counts), distances, strict=True)),
-                "error": {
-                    str(n): bootstrap_error(features.features[:n], reference, seed=options.seed)
-                    for n in counts
-                },
+                "distance": distance,
+                "error": error,
                 "black": black_share(images[:CONFIDENT_IMAGES]),
-                "limit": limit_of_distances(counts, distances) if len(counts) > 1 else None,
+                "limit": limit_of_distances(counts, [*distance.values()]),
                 "confident": {f"{p:g}": float((surest >= p).double().mean()) for p in CONFIDENCES},
             }
         return {"name": extractor.distance_name, "of": results}
@@ -163,6 +165,16 @@ def measure_samples(
         "weights_sha256": stages.models.digests(),
     }
     return stages.stored("frechet", "frechet", cache_key, compute)
+
+
+def limit_of_distances(counts: Sequence[int], distances: Sequence[float]) -> float | None:
+    """The intercept of a line in 1 / count, by which few samples are too far; None for one count.
+
+    Source: Chong & Forsyth (CVPR 2020).
+    """
+    if len(counts) < 2:
+        return None
+    return float(np.polyfit(1 / np.array(counts), distances, 1)[1])
 
 
 def measure_slice(models: Models, seed: int) -> dict[str, Any]:
@@ -183,8 +195,7 @@ def render_card(card: Mapping[str, Any], template: str = "card.md") -> str:
 
     template: summary.md has the few numbers of the package's README, beside published ones.
     """
-    pages = templates(Path(__file__).parent, autoescape=False)
-    return pages.get_template(template).render(card=card, CONFIDENT_IMAGES=CONFIDENT_IMAGES)
+    return render(template, card=card, CONFIDENT_IMAGES=CONFIDENT_IMAGES)
 
 
 def main() -> None:

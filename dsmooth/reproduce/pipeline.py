@@ -7,31 +7,138 @@ and report.
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import shlex
 import textwrap
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import torch
 from jinja2 import UndefinedError
+from torch import Tensor
 
-from ..config import OWN, Precision, ReproductionStage, check_one_of, flatten
+from .._version import __version__
+from ..config import OWN, Precision, ReproductionStage, Role, TrainConfig, check_one_of, flatten
+from ..data import ImageDataset
 from ..distributed import barrier, broadcast_int, process_group, rank_and_size
 from ..evaluate.features import make_extractor
+from ..evaluate.probe import check_images
+from ..evaluate.sources import choose_data
 from ..files import lock_folder, read_json, write_json
 from ..machine import choose_device, use_threads
 from ..models import Models, load_models
+from ..pictures import is_diverged
+from ..presets import preset
 from ..pretrained import TITLE
-from ..report.page import advice, bound_sentence, write_report
+from ..report.page import sentences, write_report
 from ..runs import RunFolder
 from ..train import train
 from ..train.loop import load_data
-from .plan import PretrainedPlan, TrainingPlan
-from .results import collect
+from .results import card_numbers, describe_machine, describe_model
 from .stages import Sizes, Stages
 
 WIDTH = 100  # of printed sentences
+
+# Each model's part of the training time; the pair matters most.
+SHARES: dict[Role, float] = {"noisy": 0.4, "denoiser": 0.4, "plain": 0.2}
+# The least training between two scores on held-out images.
+EVALUATION_MINUTES = 0.4
+BUDGET_MINUTES = 8.0
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """The runs that a reproduction trains, one after the other.
+
+    configs: one noisy model and its denoiser; a plain one may follow. name: the source of the
+    settings, for the report. budget: minutes of training in all, or None if the configs say how
+    many images.
+    """
+
+    name: str
+    configs: tuple[TrainConfig, ...]
+    budget: float | None = None
+
+    @property
+    def seed(self) -> int:
+        """The seed of weights, noise and samples."""
+        return self.configs[0].seed
+
+    def description(self) -> dict[str, Any]:
+        """All that decides the results, as JSON."""
+        runs = {config.role: asdict(config) for config in self.configs}
+        for settings in runs.values() if self.budget else ():
+            del settings["budget"], settings["evaluations"]  # parts of the budget in all
+        return {"name": self.name, "budget": self.budget, "runs": runs}
+
+
+def plan_from_preset(
+    name: str,
+    *,
+    budget: float = BUDGET_MINUTES,
+    data_dir: str | None = None,
+    download: bool = False,
+    seed: int = 0,
+) -> TrainingPlan:
+    """The pair, then the plain baseline, in `budget` minutes together.
+
+    Raises ValueError for an unknown preset or a budget that is not positive.
+    """
+    if not 0 < budget < math.inf:
+        raise ValueError(f"budget must be a positive number of minutes, got {budget}")
+    configs = []
+    for role, share in SHARES.items():
+        settings, minutes = preset(name, role), share * budget
+        config = replace(
+            settings,
+            images=None,
+            budget=minutes,
+            data_dir=data_dir,
+            download=download,
+            seed=seed,
+            # A short run must not spend its time on being scored.
+            evaluations=max(1, min(settings.evaluations, int(minutes / EVALUATION_MINUTES))),
+        )
+        configs.append(config)
+    return TrainingPlan(name, tuple(configs), budget)
+
+
+@dataclass(frozen=True)
+class PretrainedPlan:
+    """A reproduction with models that are trained already.
+
+    models: as of `load_models`, a pair and perhaps a plain model. data, data_dir: which images; by
+    default those of the runs, and the embedded MNIST subset for a saved pair. name: of the models,
+    for the report.
+    """
+
+    models: tuple[Path, ...]
+    data: str | None = None
+    data_dir: str | None = None
+    image_size: int | None = None
+    seed: int = 0
+    name: str = "models that were given"
+    budget: ClassVar[None] = None
+
+    def load_data(self, models: Models) -> tuple[ImageDataset, ImageDataset]:
+        """Training and test images. Raises ValueError for those of another shape."""
+        choice = choose_data(models, self.data, self.data_dir, self.image_size)
+        train_set, test_set = choice.load("train"), choice.load("test")
+        for data in (train_set, test_set):
+            check_images(models.pair, data)
+        return train_set, test_set
+
+    def description(self, models: Models, test_set: ImageDataset) -> dict[str, Any]:
+        """All that decides the results, as JSON."""
+        return {
+            "name": self.name,
+            "seed": self.seed,
+            "data": test_set.source,
+            "weights_sha256": models.digests(),
+        }
 
 
 def reproduce(
@@ -99,18 +206,18 @@ def reproduce(
         again = longer_training(plan, models, results["data"]["embedded_subset"])
         try:
             write_report(out / "report.html", results, histories, samples, again)
-            sentences = [bound_sentence(results), *advice(results, again)]
+            bound, *advice = sentences(results, again)
         except (AttributeError, IndexError, KeyError, TypeError, UndefinedError) as error:
             raise ValueError(
                 f"{out} holds a result that cannot be reported ({error!r}): only=STAGE computes a "
                 "stage again"
             ) from error
         write_json(out / "results.json", results)
-    print(f"\n{sentences[0]}")
+    print(f"\n{bound}")
     if samples:
         print(f"Pictures: {out / 'samples'}/*.png")
     print(f"Report:   {out / 'report.html'} (open it in a browser; it needs no network)")
-    for sentence in sentences[1:]:
+    for sentence in advice:
         print(wrapped(sentence))
     return 0
 
@@ -150,32 +257,25 @@ def longer_training(
 
 def claim_folder(out: Path, description: dict[str, Any]) -> None:
     """Make `out` the folder of a reproduction. Raises ValueError if it is that of another."""
-    path = out / "reproduction.json"
-    mine = flatten(description)
+    path, mine = out / "reproduction.json", flatten(description)
     if path.exists():
         theirs = flatten(read_json(path))
-        different = [key for key in mine if mine[key] != theirs.get(key)]
-        if different:
-            key = different[0]
-            raise ValueError(
-                f"{out} holds another reproduction: its {key} is {theirs.get(key)}, not "
-                f"{mine[key]}; choose another folder"
-            )
+        for key in mine:
+            if mine[key] != theirs.get(key):
+                raise ValueError(
+                    f"{out} holds another reproduction: its {key} is {theirs.get(key)}, not "
+                    f"{mine[key]}; choose another folder"
+                )
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there and holds no reproduction; choose another folder")
-    out.mkdir(parents=True, exist_ok=True)
     write_json(path, description)
 
 
 def train_all(
     out: Path, plan: TrainingPlan, only: ReproductionStage | None, device: str
 ) -> int | None:
-    """Train what is not trained yet, one model after the other.
-
-    Returns the number of the signal that stopped it, if any. Raises ValueError if something is left
-    to train, but one stage `only` was asked for.
-    """
+    """Train what is not trained yet; the number of the signal that stopped it, if any."""
     runs = {config.role: RunFolder(out / config.role) for config in plan.configs}
     untrained = [role for role, run in runs.items() if not run.is_finished()]
     if untrained and only:
@@ -183,8 +283,7 @@ def train_all(
             f"only={only} needs trained models, and {' and '.join(untrained)} in {out} "
             f"{'is' if len(untrained) == 1 else 'are'} not: repeat the call without it first"
         )
-    for config in plan.configs:
-        run = runs[config.role]
+    for config, run in zip(plan.configs, runs.values(), strict=True):
         if broadcast_int(run.is_finished()):
             print(f"{config.role}: trained already")
             continue
@@ -205,3 +304,37 @@ def say_how_to_use_all_gpus() -> None:
             f"this machine has {count} GPUs, and one process uses one of them; to use all: "
             f"torchrun --nproc-per-node {count} -m dsmooth reproduce ..."
         )
+
+
+def collect(
+    plan: TrainingPlan | PretrainedPlan,
+    models: Models,
+    train_set: ImageDataset,
+    test_set: ImageDataset,
+    samples: Mapping[str, Tensor],
+) -> dict[str, Any]:
+    """The content of results.json beside the stages' numbers, without any path of this machine."""
+    trained_on = len(train_set) if isinstance(plan, TrainingPlan) else None
+    return {
+        **({"card": card_numbers()} if plan.name == TITLE else {}),
+        "dsmooth": __version__,
+        "name": plan.name,
+        "budget_minutes": plan.budget,
+        "data": {
+            "name": test_set.name,
+            "embedded_subset": test_set.source.startswith("embedded"),
+            "train_images": len(train_set),
+            "test_images": len(test_set),
+            "image_size": list(test_set.image_size),
+            "image_channels": test_set.image_channels,
+        },
+        "machine": describe_machine(models.device),
+        "runs": {
+            role: describe_model(role, models, test_set, trained_on) for role in models.networks
+        },
+        "samples": {
+            "seed": plan.seed,
+            "count": {name: len(x) for name, x in samples.items()},
+            "diverged": {name: int(is_diverged(x).sum()) for name, x in samples.items()},
+        },
+    }

@@ -1,81 +1,36 @@
-"""results.json of a reproduction: models, data, machine."""
+"""Facts that results.json and the card state: models, machine, the packaged models' numbers."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from .._version import __version__
 from ..config import Role
 from ..data import ImageDataset
 from ..distributed import rank_and_size
 from ..files import read_json
 from ..machine import cpu_name
 from ..models import Models
-from ..pictures import is_diverged
-from ..pretrained import DEFAULT, TITLE, find
+from ..pretrained import DEFAULT, find
 from ..runs import training_seconds
 from ..train.log import loss_name
-from .plan import PretrainedPlan, TrainingPlan
-
-
-def collect(
-    plan: TrainingPlan | PretrainedPlan,
-    models: Models,
-    train_set: ImageDataset,
-    test_set: ImageDataset,
-    samples: Mapping[str, Tensor],
-) -> dict[str, Any]:
-    """The content of results.json beside the stages' numbers, without any path of this machine."""
-    trained_on = len(train_set) if isinstance(plan, TrainingPlan) else None
-    card = {"card": card_numbers()} if plan.name == TITLE else {}
-    return {
-        **card,
-        "dsmooth": __version__,
-        "name": plan.name,
-        "budget_minutes": plan.budget,
-        "data": {
-            "name": test_set.name,
-            "embedded_subset": test_set.source.startswith("embedded"),
-            "train_images": len(train_set),
-            "test_images": len(test_set),
-            "image_size": list(test_set.image_size),
-            "image_channels": test_set.image_channels,
-        },
-        "machine": describe_machine(models.device),
-        "runs": {
-            role: describe_model(role, models, test_set, trained_on) for role in models.networks
-        },
-        "samples": {
-            "seed": plan.seed,
-            "count": {name: len(x) for name, x in samples.items()},
-            "diverged": {name: int(is_diverged(x).sum()) for name, x in samples.items()},
-        },
-    }
 
 
 def describe_model(
     role: Role, models: Models, test_set: ImageDataset, trained_on: int | None = None
 ) -> dict[str, Any]:
-    """A model's settings and size; its training, if the folder of a finished run is there.
-
-    trained_on: images of the training set, where that is known.
-    """
+    """A model's settings and size; its training on so many images, if its run is finished."""
     network, smoothing = models.networks[role], models.pair.smoothing
     parameters = sum(p.numel() for p in network.parameters())
     if role not in models.settings:
-        model = asdict(network.config)
-        settings = {"model": model, "smoothing": smoothing.kind, "scale": smoothing.scale}
-        return {"settings": settings, "parameters": parameters}
+        noise = {"smoothing": smoothing.kind, "scale": smoothing.scale}
+        return {"settings": {"model": asdict(network.config), **noise}, "parameters": parameters}
     run, config = models.runs[role], models.settings[role]
-    settings = asdict(config)
-    settings.pop("data_dir")
-    description = {"settings": settings, "parameters": parameters}
+    settings = {key: value for key, value in asdict(config).items() if key != "data_dir"}
+    description: dict[str, Any] = {"settings": settings, "parameters": parameters}
     if not run.is_finished():
         return description
     entries = run.history()

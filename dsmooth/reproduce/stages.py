@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..config import Method, Precision, ProbeSettings, ReproductionStage, Role
+from ..config import Method, Precision, ProbeSettings, ReproductionStage, Role, check_whole
 from ..data import ImageDataset, to_bytes
 from ..data.arrays import read_npz
 from ..distributed import barrier, rank_and_size
-from ..evaluate.comparison import collect_statistics, compare_images
-from ..evaluate.features import extract_features, make_extractor
+from ..evaluate.comparison import compare_images, measure_images
+from ..evaluate.features import make_extractor
 from ..evaluate.likelihood import bits_per_dim, paired_difference, score_pair, score_plain
 from ..evaluate.probe import probe_pair, probed_weights
 from ..evaluate.receptive_field import receptive_fields
@@ -33,44 +33,39 @@ from ..sampling.output import gather, write_images
 from ..sampling.request import How, Label, Progress, Request
 from ..smoothing import GaussianSmoothing
 
-STAGES: tuple[ReproductionStage, ...] = get_args(ReproductionStage)
 KEY = "asked"  # the field of a stored result that holds all that decides it
 CHUNK = 64  # images drawn or scored at a time
 GRID_IMAGES = 64  # samples in the picture of a grid
 DENOISED_IMAGES = 10  # held-out images whose denoising the report shows
+FEW_PROBES = ProbeSettings(train_images=2000, test_images=1000)
 # Pictures whose distance to real images is measured.
 COMPARED = ("two-step", "single-step", "plain")
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many images the stages draw and look at. Raises ValueError for numbers below 1."""
+    """How many images the stages draw and look at. Raises ValueError for numbers below 1.
+
+    count: samples of each kind; the first are shown, all are compared with real images.
+    scored_images: held-out images whose bits/dim are measured. extractor: as `make_extractor`
+    names it; auto: the package's classifier for MNIST, none for other data.
+    """
 
     count: int = 1000
-    """Samples of each kind; the first are shown, all are compared with real images."""
     scored_images: int = 1000
-    """Held-out images whose bits/dim are measured."""
-    probes: ProbeSettings = field(
-        default_factory=lambda: ProbeSettings(train_images=2000, test_images=1000)
-    )
-    """How linear probes are made."""
+    probes: ProbeSettings = FEW_PROBES
     extractor: str = "auto"
-    """Extractor of the Fréchet distance, as `make_extractor` names it; auto: the package's
-    classifier for MNIST, none for other data."""
 
     def __post_init__(self) -> None:
-        for name in ("count", "scored_images"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_whole(self, ["count", "scored_images"], 1)
 
 
 @dataclass(frozen=True)
 class Stages:
-    """The stages for some models in one folder.
+    """The stages for some models in one folder; a result is computed unless it is there.
 
-    A result is computed and written to `folder` unless it is there with the same key. only: compute
-    this stage again and no other; of the others only what is there is read, whatever its sizes,
-    unless it is of other weights. precision: of networks, as of `dsmooth sample`.
+    only: compute this stage again and no other; of the others only what is there is read, whatever
+    its sizes, unless it is of other weights. precision: of networks, as of `dsmooth sample`.
     Under torchrun all processes compute together, and rank 0 writes.
     """
 
@@ -128,49 +123,44 @@ class Stages:
         (self.folder / "samples").mkdir(exist_ok=True)
         barrier()
         pair, sampler = self.models.pair, Sampler(How(precision=self.precision))
-        methods: list[Method] = ["two-step"]
+        methods: tuple[Method, ...] = ("two-step",)
         if isinstance(pair.smoothing, GaussianSmoothing):
-            methods.append("single-step")
+            methods = ("two-step", "single-step")
         clean = self.test_set.batch(torch.arange(min(DENOISED_IMAGES, len(self.test_set))))
         pictures: dict[str, Tensor | None] = {
-            "noisy": self.images("noisy", "noisy", sampler, self.classes("noisy")),
+            "noisy": self.images("noisy", "noisy", sampler, ["noisy"]),
             "held-out": clean,
             "held-out-noisy": pair.smoothing.sample(clean, seed=self.seed, first_index=0, repeat=0),
         }
-        for prefix in ("", "held-out-"):
+        for prefix, labels in (("", None), ("held-out-", self.test_set.labels)):
             x_tilde = pictures[f"{prefix}noisy"]
             for method in methods if x_tilde is not None else ():
-                name, label = f"{prefix}{method}", self.classes("noisy", "denoiser")
-                if prefix and label is not None and self.test_set.labels is not None:
-                    label = self.test_set.labels[: len(clean)]
-                pictures[name] = self.images(name, method, sampler, label, x_tilde)
+                both: list[Role] = ["noisy", "denoiser"]
+                x = self.images(f"{prefix}{method}", method, sampler, both, x_tilde, labels)
+                pictures[f"{prefix}{method}"] = x
         if self.models.plain is not None:
-            pictures["plain"] = self.images("plain", "two-step", sampler, self.classes("plain"))
+            pictures["plain"] = self.images("plain", "two-step", sampler, ["plain"])
         return {name: x for name, x in pictures.items() if x is not None}
-
-    def classes(self, *roles: Role) -> Label:
-        """The label of samples: every class in turn, where one of the networks has classes."""
-        sizes = [self.models.networks[role].config.condition_size for role in roles]
-        return "each" if any(sizes) else None
 
     def images(
         self,
         name: str,
         method: Method,
         sampler: Sampler,
-        label: Label,
+        roles: Sequence[Role],
         x_tilde: Tensor | None = None,
+        labels: Tensor | None = None,
     ) -> Tensor | None:
-        """Images of the plain or the noisy model, or x_tilde denoised, read from NAME.npz or drawn.
+        """Images by the networks of `roles`, or x_tilde denoised, read from NAME.npz or drawn.
 
+        They are of every class in turn, or of `labels`, where one of the networks has classes.
         A grid of them goes to NAME.png. None where none are there and none are to be drawn.
         """
         models, weights = self.models, self.models.digests()
-        size = models.image_size
-        roles = [
-            role for role in weights if role == name or (x_tilde is not None and role != "plain")
-        ]
         count = self.sizes.count if x_tilde is None else len(x_tilde)
+        label: Label = None
+        if any(models.networks[role].config.condition_size for role in roles):
+            label = "each" if labels is None else labels[:count]
         request = Request(count, self.seed, method=method, label=label)
         key = {"count": count, **request.how(), "weights_sha256": [weights[r] for r in roles]}
         if x_tilde is not None:
@@ -180,16 +170,15 @@ class Stages:
 
         def draw(part: Request, report: Progress) -> Tensor:
             sampler.watch(report, 1)
-            if x_tilde is None and name == "plain":
-                return sampler.draw(models.networks["plain"], part, size)
+            if name == "plain":
+                return sampler.draw(models.networks["plain"], part, models.image_size)
             if x_tilde is None:
                 return models.pair.drawer().draw(part, sampler)
             noisy = x_tilde[part.first_index :][: part.count].to(models.device)
             return models.pair.drawer().draw_clean(noisy, part, sampler)
 
         path = self.folder / "samples" / f"{name}.npz"
-        redo = self.only == "samples"
-        x = None if redo else _stored_images(path, key)
+        x = None if self.only == "samples" else _stored_images(path, key)
         if x is not None or self.only not in (None, "samples"):
             return x
         with progress(f"drawing {name}", count) as done:
@@ -201,11 +190,7 @@ class Stages:
         return x if x is not None else _stored_images(path, key)
 
     def score(self, longer: PixelCNNpp | None = None, **settings: Any) -> dict[str, Any]:
-        """Bits/dim of the pair and of the baseline on held-out images, in every convention.
-
-        longer: a plain model that was trained for as long as the pair. settings: n_noise and seed
-        of `score_pair`.
-        """
+        """Bits/dim on held-out images. longer: a plain model, trained for as long as the pair."""
         models, n = self.models, min(self.sizes.scored_images, len(self.test_set))
         common: dict[str, Any] = {"limit": n, "batch_size": CHUNK}
 
@@ -238,11 +223,7 @@ class Stages:
         return self.stored("bits_per_dim", "bits-per-dim", key, compute)
 
     def compare(self, pictures: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Fréchet distances of the samples of each method to the training images.
-
-        Beside them stands the distance of as many test images, their floor. Without an extractor
-        that suits the data the result says under "skipped" why there is none.
-        """
+        """Fréchet distances of samples, and of as many test images, to the training images."""
         real, extractor = self.train_set.images, self.sizes.extractor
         digits = self.train_set.name == "mnist" and tuple(real.shape[1:]) == (1, 28, 28)
         samples = {name: x for name, x in bytes_to_compare(pictures).items() if len(x) > 1}
@@ -252,30 +233,26 @@ class Stages:
             name = "mnist-classifier" if extractor == "auto" else extractor
             network = make_extractor(name, device=self.models.device)
 
+        def describe(value: float | None, error: float | None, images: Tensor) -> dict[str, Any]:
+            facts = {"black": black_share(images), "n_images": len(images)}
+            return {"value": value, "error": error, **facts}
+
         def compute() -> dict[str, Any]:
             if network is None:
                 return {"skipped": "the package's classifier is for MNIST; name another extractor"}
             if not samples:
                 return {"skipped": "there are no samples to compare"}
-            with progress("features of real images", len(real)) as done:
-                features, _ = extract_features(real, network, progress=done)
-            reference = collect_statistics(features, real, network)
+            _, reference = measure_images(network, "real images", real, progress=progress)
+            others = self.test_set.images[:count]
             distances: dict[str, Any] = {}
             floor: dict[str, Any] = {}
             for name, images in samples.items():
-                others = None if floor else self.test_set.images[:count]
-                result = compare_images(images, reference, network, floor=others, progress=progress)
-                floor = floor or {
-                    "value": result.floor,
-                    "error": result.floor_error,
-                    "black": black_share(self.test_set.images[:count]),
-                    "n_images": result.n_floor,
-                }
+                result = compare_images(
+                    images, reference, network, floor=None if floor else others, progress=progress
+                )
+                floor = floor or describe(result.floor, result.floor_error, others)
                 distances[name] = {
-                    "value": result.value,
-                    "error": result.error,
-                    "black": black_share(images),
-                    "n_images": result.n_samples,
+                    **describe(result.value, result.error, images),
                     "left_out": len(pictures[name]) - len(images),
                     "warnings": list(result.warnings),
                 }

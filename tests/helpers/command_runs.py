@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +20,12 @@ def run(*args: str) -> int:
         main(args)
     assert isinstance(stop.value.code, int)
     return stop.value.code
+
+
+def measured(*words: str) -> dict[str, Any]:
+    """The numbers of `dsmooth evaluate`, which it writes into the current folder."""
+    assert run("evaluate", *words, "--out", "numbers.json") == 0
+    return json.loads(Path("numbers.json").read_text())
 
 
 def save_run(folder: Path, role: str, *, size: int = 8, **settings: object) -> Path:
