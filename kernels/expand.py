@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .elementwise import draw_kept, drop, elu_pair, gate_gradients, widen
-from .geometry import Dropout, Operands, Rows, cdiv, planes_of
+from .geometry import Operands, Rows, Settings, cdiv, planes_of
 from .launch import Plan, launch
 
 BLOCK_P = 32  # rows of a program of expand_kernel
@@ -202,7 +202,7 @@ def expand_plan(
     rows: Rows,
     filters: int,
     skip_channels: Sequence[int],
-    dropout: Dropout | None,
+    settings: Settings,
     *,
     inputs: bool = True,
     backward: bool = False,
@@ -213,35 +213,28 @@ def expand_plan(
     s0, s1 = (*skip_channels, 0, 0)[:2]
     planes = 1 + (1 + planes_of(skip_channels, filters)) * inputs
     block_f = 32 if filters % 32 == 0 else min(64, max(16, triton.next_power_of_2(filters)))
-    layer, keep_from, scale, first_image = dropout or Dropout()
+    first_pixel = settings.first_image * rows.height * rows.width
     return Plan(
         (cdiv(rows.length, BLOCK_P) * cdiv(filters, block_f), planes + gates),
-        layer=layer, keep_from=keep_from, first_pixel=first_image * rows.height * rows.width,
+        layer=settings.layer, keep_from=settings.keep_from, first_pixel=first_pixel,
         margin=rows.margin, total=rows.length, **rows.arguments(),
         F=filters, S0=s0, S1=s1, X=inputs, BACKWARD=backward, GATES=gates,
-        DROPOUT=dropout is not None, SCALE=scale, BLOCK_P=BLOCK_P, BLOCK_F=block_f, num_warps=4,
+        DROPOUT=settings.dropout > 0, SCALE=settings.scale,
+        BLOCK_P=BLOCK_P, BLOCK_F=block_f, num_warps=4,
     )  # fmt: skip
 
 
 def expand(
-    plan: Plan,
-    given: Operands,
-    h: Tensor,
-    *,
-    d_gates: Tensor | None = None,
-    dh: Tensor | None = None,
-    gates: Tensor | None = None,
-    grad_y: Tensor | None = None,
-    sums: Tensor | None = None,
+    plan: Plan, given: Operands, h: Tensor, **backward: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """concat_elu of x and the skips, then of h with dropout; and the bits of dropout, if any.
 
     (planes, margin + total + margin, 2F), x's plane first and h's last, of which forward only the
     margins are written. Bits (1, margin + total + margin, F). Images are channels_last.
 
-    Backward d_gates and dh are room for the gradients of the gates and of h, whose margins are
-    written. With `gates`, A and G as (B, 2F, H, W), and grad_y, all of d_gates is, and its `sums`
-    over each BLOCK_P rows of room, (blocks, 2F).
+    backward: d_gates_ptr and dh_ptr, room for the gradients of the gates and of h, whose margins
+    are written. With gates_ptr, A and G as (B, 2F, H, W), and dy_ptr, the first is written whole,
+    and sums_ptr, its sums over each BLOCK_P rows of room, (blocks, 2F).
     """
     x, named = given.x, plan.arguments
     planes, total, f = plan.grid[1] - named["GATES"], named["total"], named["F"]
@@ -251,10 +244,8 @@ def expand(
         kept = torch.empty((1, total, f), dtype=torch.uint8, device=x.device)
     # x stands in for tensors that are not read.
     first, second = (*given.skips, x, x)[:2]
-    rest = {
-        "kept_ptr": kept, "seed_ptr": given.seed, "gates_ptr": gates, "dy_ptr": grad_y,
-        "d_gates_ptr": d_gates, "dh_ptr": dh, "sums_ptr": sums,
-    }  # fmt: skip
+    absent = dict.fromkeys(("gates_ptr", "dy_ptr", "d_gates_ptr", "dh_ptr", "sums_ptr"))
+    rest = {"kept_ptr": kept, "seed_ptr": given.seed, **absent, **backward}
     launch(
         expand_kernel, plan, x.device,
         x_ptr=x, a0_ptr=first, a1_ptr=second, h_ptr=h, e_ptr=room,

@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 
 from .elementwise import deinterleave, drop, elu_pair, elu_slopes, gate_gradients, widen
-from .matmul import accumulate, parts_of, rows_of_pixels, weight_gradient_tile, zeros
-from .weight_gradients import unpack_block
+from .matmul import matmul, parts_of, weight_gradient_tile
+from .weights import unpack_block
 
 # Channels that an epilogue takes at a time: 64 bytes of a row, and few registers.
 CHANNELS = tl.constexpr(32)
@@ -60,21 +60,12 @@ def hidden_kernel(
 
     w: (F, (KH KW + PLANES) 2F). kept: bits of dropout, rows of F.
     """
-    blocks_n: tl.constexpr = (F + N1 + N2 - 1) // (N1 + N2)
-    pid = tl.program_id(0)
-    first = pid // blocks_n * BLOCK_P
-    first_n = pid % blocks_n * (N1 + N2)
-    base, rows, is_pixel = rows_of_pixels(
-        first, batch, height, width, ABOVE=ABOVE, BEFORE=BEFORE, BLOCK=BLOCK_P
-    )
-    acc, acc2 = zeros(BLOCK_P, N1, N2, ACC)
-    acc, acc2 = accumulate(
-        acc, acc2, e_ptr + base * (2 * F), w_ptr, rows, first_n, width + BEFORE, plane_stride,
-        steps,
-        C=2 * F, N=F, KH=KH, KW=KW, TOP=TOP, LEFT=LEFT, PLANES=PLANES, PRECISION=PRECISION,
-        N1=N1, N2=N2, BLOCK_K=BLOCK_K,
+    acc, acc2, block, first_n, base, rows, is_pixel = matmul(
+        e_ptr, w_ptr, tl.program_id(0), batch, height, width, plane_stride, steps,
+        C=2 * F, N=F, KH=KH, KW=KW, TOP=TOP, LEFT=LEFT, PLANES=PLANES, ABOVE=ABOVE, BEFORE=BEFORE,
+        ACC=ACC, PRECISION=PRECISION, BLOCK_P=BLOCK_P, N1=N1, N2=N2, BLOCK_K=BLOCK_K,
     )  # fmt: skip
-    h_ptr += first.to(tl.int64) * F
+    h_ptr += (block * BLOCK_P).to(tl.int64) * F
     kept_ptr += base * F
     eh_ptr += base * (2 * F)
     parts = parts_of(acc, acc2, CHANNELS, N2=N2)
@@ -138,20 +129,12 @@ def gate_kernel(
     2F; sums (blocks, 2F) are theirs over each block of pixels. w: (2F, KH KW 2F), filters A_0, G_0,
     A_1, ...
     """
-    blocks_n: tl.constexpr = (2 * F + N1 + N2 - 1) // (N1 + N2)
-    pid = tl.program_id(0)
-    block = pid // blocks_n
-    first = block * BLOCK_P
-    first_n = pid % blocks_n * (N1 + N2)
-    base, rows, is_pixel = rows_of_pixels(
-        first, batch, height, width, ABOVE=ABOVE, BEFORE=BEFORE, BLOCK=BLOCK_P
-    )
-    acc, acc2 = zeros(BLOCK_P, N1, N2, ACC)
-    acc, acc2 = accumulate(
-        acc, acc2, e_ptr + base * (2 * F), w_ptr, rows, first_n, width + BEFORE, 0, steps,
-        C=2 * F, N=2 * F, KH=KH, KW=KW, TOP=TOP, LEFT=LEFT, PLANES=0, PRECISION=PRECISION,
-        N1=N1, N2=N2, BLOCK_K=BLOCK_K,
+    acc, acc2, block, first_n, base, rows, is_pixel = matmul(
+        e_ptr, w_ptr, tl.program_id(0), batch, height, width, 0, steps,
+        C=2 * F, N=2 * F, KH=KH, KW=KW, TOP=TOP, LEFT=LEFT, PLANES=0, ABOVE=ABOVE, BEFORE=BEFORE,
+        ACC=ACC, PRECISION=PRECISION, BLOCK_P=BLOCK_P, N1=N1, N2=N2, BLOCK_K=BLOCK_K,
     )  # fmt: skip
+    first = block * BLOCK_P
     x_ptr += first.to(tl.int64) * F
     out_ptr += base * (2 * F) if GRAD else first.to(tl.int64) * F
     gates_ptr += first.to(tl.int64) * (2 * F)
@@ -215,19 +198,12 @@ def data_gradient_tile(
     pixels, (blocks, F), are written too. KH .. LEFT are the adjoint's taps. w:
     (2F, KH KW D), dE+_0, dE-_0, dE+_1, ...
     """
-    blocks_n: tl.constexpr = (2 * F + N1 + N2 - 1) // (N1 + N2)
-    block = pid // blocks_n
-    first = block * BLOCK_P
-    first_n = pid % blocks_n * (N1 + N2)
-    base, rows, is_pixel = rows_of_pixels(
-        first, batch, height, width, ABOVE=ABOVE, BEFORE=BEFORE, BLOCK=BLOCK_P
-    )
-    acc, acc2 = zeros(BLOCK_P, N1, N2, ACC)
-    acc, acc2 = accumulate(
-        acc, acc2, g_ptr + base * D, w_ptr, rows, first_n, width + BEFORE, 0, steps,
-        C=D, N=2 * F, KH=KH, KW=KW, TOP=TOP, LEFT=LEFT, PLANES=0, PRECISION=PRECISION,
-        N1=N1, N2=N2, BLOCK_K=BLOCK_K,
+    acc, acc2, block, first_n, base, rows, is_pixel = matmul(
+        g_ptr, w_ptr, pid, batch, height, width, 0, steps,
+        C=D, N=2 * F, KH=KH, KW=KW, TOP=TOP, LEFT=LEFT, PLANES=0, ABOVE=ABOVE, BEFORE=BEFORE,
+        ACC=ACC, PRECISION=PRECISION, BLOCK_P=BLOCK_P, N1=N1, N2=N2, BLOCK_K=BLOCK_K,
     )  # fmt: skip
+    first = block * BLOCK_P
     x_ptr += first.to(tl.int64) * C
     add_ptr += first.to(tl.int64) * C
     kept_ptr += base * F

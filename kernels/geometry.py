@@ -1,13 +1,15 @@
-"""Operands of a gated resnet, taps, pixels and rows of a matmul. Needs no Triton."""
+"""Operands and settings of a gated resnet, taps, and rows of a matmul. Needs no Triton."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+Shift = Literal["down", "down_right", "none"]
 MAX_PIXELS = 2**31 - 2**10  # positions are 32-bit; the last block may be partly beyond the end
 ROW_BLOCK = 128  # the largest number of rows that a program multiplies; smaller ones divide it
 
@@ -36,6 +38,10 @@ class Operands(NamedTuple):
         return [skip for skip in (self.skip, self.skip_2) if skip is not None]
 
     @property
+    def skip_channels(self) -> tuple[int, ...]:
+        return tuple([skip.shape[1] for skip in self.skips])
+
+    @property
     def weights(self) -> list[Tensor]:
         """conv_in, conv_out and, with a skip, nin_skip."""
         nin = [] if self.nin_skip is None else [self.nin_skip]
@@ -48,17 +54,23 @@ class Operands(NamedTuple):
         return [gain for gain in gains if gain is not None]
 
 
-class Dropout(NamedTuple):
-    """The dropout of a gated resnet but for its seed.
+class Settings(NamedTuple):
+    """The arguments of a gated resnet that are no tensors (see `functional.gated_resnet`)."""
 
-    keep_from: the least word >> 9 that is kept; scale: the factor of kept elements. first_image:
-    where the images begin in a larger batch whose dropout they share.
-    """
-
+    shift: Shift
+    dropout: float = 0.0
     layer: int = 0
-    keep_from: int = 0
-    scale: float = 1.0
     first_image: int = 0
+
+    @property
+    def keep_from(self) -> int:
+        """The least n = word >> 9 that is kept: whose uniform (n + 1/2) 2**-23 is >= dropout."""
+        return math.ceil(self.dropout * 2**23 - 0.5)
+
+    @property
+    def scale(self) -> float:
+        """The factor of kept elements."""
+        return 1 / (1 - self.dropout)
 
 
 class Taps(NamedTuple):
@@ -68,6 +80,17 @@ class Taps(NamedTuple):
     kw: int
     top: int
     left: int
+
+    @classmethod
+    def of(cls, weight: Tensor, shift: str) -> Taps:
+        """The taps of a shifted convolution by weight (D, C, kh, kw)."""
+        kh, kw = weight.shape[2:]
+        top = (kh - 1) // 2 if shift == "none" else kh - 1
+        return cls(kh, kw, top, kw - 1 if shift == "down_right" else (kw - 1) // 2)
+
+    @property
+    def count(self) -> int:
+        return self.kh * self.kw
 
     def constants(self) -> dict[str, int]:
         """The kernel and its padding as constexprs."""
@@ -153,14 +176,6 @@ def cdiv(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def n_pixels(image: Tensor) -> int:
-    """B H W. Raises ValueError where 32 bits cannot number the pixels."""
-    count = image.shape[0] * image.shape[2] * image.shape[3]
-    if count > MAX_PIXELS:
-        raise ValueError(f"an image tensor must have at most {MAX_PIXELS} pixels, got {count}")
-    return count
-
-
 def channels_last(image: Tensor) -> Tensor:
     """The image itself if its memory order is channels_last, else a copy that is."""
     return image.contiguous(memory_format=torch.channels_last)
@@ -191,11 +206,11 @@ def planes_of(skip_channels: Sequence[int], filters: int) -> int:
     return sum(-(-channels // filters) for channels in skip_channels)
 
 
-def packed_sizes(conv_in: Tensor, skip_channels: Sequence[int], adjoint: bool) -> list[int]:
+def packed_sizes(given: Operands, adjoint: bool) -> list[int]:
     """Numbers in each part of the packed weights: (F, (T + planes) 2F), conv_in and then the skips'
     weight; (2F, T 2F), conv_out; and for the adjoints of conv_out (2F, T 2F), of conv_in (2F, T F)
     and, for each plane, of the skips' weight (2F, F)."""
-    f, _, kh, kw = conv_in.shape
-    t, planes = kh * kw, planes_of(skip_channels, f)
+    f, _, kh, kw = given.conv_in.shape
+    t, planes = kh * kw, planes_of(given.skip_channels, f)
     forward = [2 * f * f * (t + planes), 4 * f * f * t]
     return [*forward, 4 * f * f * t, 2 * f * f * t, 2 * f * f * planes] if adjoint else forward

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 # Whether the kernels run in Triton's interpreter. It reads TRITON_INTERPRET as it decorates a
@@ -21,11 +20,6 @@ def allows_tf32() -> bool:
     """Whether float32 convolutions on CUDA may round their operands to TF32, as torch's own do."""
     precision: Any = torch.backends.cudnn
     return precision.conv.fp32_precision == "tf32"
-
-
-def accumulator_of(dtype: torch.dtype) -> Any:
-    """The dtype in which kernels sum: float64 for float64, else float32."""
-    return tl.float64 if dtype == torch.float64 else tl.float32
 
 
 def capability_of(device: torch.device) -> int:

@@ -60,18 +60,30 @@ def zeros(BLOCK_P: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, ACC: tl.con
 
 
 @triton.jit
-def accumulate(
-    acc, acc2, a_ptr, w_ptr, rows, first_n, pitch, plane_stride, steps,
+def matmul(
+    a_ptr, w_ptr, pid, batch, height, width, plane_stride, steps,
     C: tl.constexpr, N: tl.constexpr,
     KH: tl.constexpr, KW: tl.constexpr, TOP: tl.constexpr, LEFT: tl.constexpr,
-    PLANES: tl.constexpr, PRECISION: tl.constexpr,
-    N1: tl.constexpr, N2: tl.constexpr, BLOCK_K: tl.constexpr,
+    PLANES: tl.constexpr, ABOVE: tl.constexpr, BEFORE: tl.constexpr,
+    ACC: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_P: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """acc, acc2 += `rows` of the matmul, columns first_n .. and first_n + N1 ...
+    """Program pid's part of a matmul of pixels by N columns: two accumulators; the number of its
+    block of pixels and its first column; and its rows, as of `rows_of_pixels`.
 
-    a_ptr: where rows count from, in plane 0, of C channels each; w: (N, K). steps: of BLOCK_K
-    numbers; no constant, or the compiler unrolls the loop.
+    a: planes of rows of C channels; w: (N, K). steps: of BLOCK_K numbers; no constant, or the
+    compiler unrolls the loop.
     """
+    blocks_n: tl.constexpr = (N + N1 + N2 - 1) // (N1 + N2)
+    block = pid // blocks_n
+    first = block * BLOCK_P
+    first_n = pid % blocks_n * (N1 + N2)
+    base, rows, is_pixel = rows_of_pixels(
+        first, batch, height, width, ABOVE=ABOVE, BEFORE=BEFORE, BLOCK=BLOCK_P
+    )
+    acc, acc2 = zeros(BLOCK_P, N1, N2, ACC)
+    a_ptr += base * C
+    pitch = width + BEFORE
     RUN: tl.constexpr = KW * C
     TAPS: tl.constexpr = KH * KW
     K: tl.constexpr = (TAPS + PLANES) * C
@@ -115,7 +127,7 @@ def accumulate(
         if N2 > 0:
             w = load_weights(w2_ptrs + first_k, mask_k, offs_n2, N=N, BLOCK=N1 + N2, WHOLE=WHOLE)
             acc2 = tl.dot(a, tl.trans(w), acc2, input_precision=PRECISION, out_dtype=acc.dtype)
-    return acc, acc2
+    return acc, acc2, block, first_n, base, rows, is_pixel
 
 
 @triton.jit

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .elementwise import draw_kept, drop, elu_pair, elu_slopes, gate_gradients, widen
 from .expand import place_of
-from .geometry import Dropout, Taps, cdiv, empty_channels_last, n_pixels
+from .geometry import MAX_PIXELS, Settings, Taps, cdiv, empty_channels_last
 from .launch import launch, plan
 
 BLOCK = 32  # pixels, and channels, of a program
@@ -75,7 +75,7 @@ def gate_epilogue_kernel(
 
 
 def pad_concat_elu(
-    v: Tensor, taps: Taps, dropout: Dropout, seed: Tensor | None, grad: Tensor | None = None
+    v: Tensor, taps: Taps, settings: Settings, seed: Tensor | None, grad: Tensor | None = None
 ) -> Tensor:
     """D concat_elu(v) (B, 2C, H + kh - 1, W + kw - 1), or the gradient of v from that result's.
 
@@ -85,13 +85,15 @@ def pad_concat_elu(
     size = height + above, width + before
     e = empty_channels_last(v, 2 * channels, size) if grad is None else grad
     out = e if grad is None else empty_channels_last(v, channels)
-    total = n_pixels(e)
+    total = e[:, 0].numel()
+    if total > MAX_PIXELS:
+        raise ValueError(f"an image tensor must have at most {MAX_PIXELS} pixels, got {total}")
     planned = plan(
         (cdiv(total, BLOCK), cdiv(channels, BLOCK)), total=total, batch=batch, height=height,
         width=width, first=(above - taps.top) * (width + before) + before - taps.left,
-        layer=dropout.layer, keep_from=dropout.keep_from, C=channels, ABOVE=above, BEFORE=before,
-        first_pixel=dropout.first_image * height * width, DROPOUT=seed is not None,
-        SCALE=dropout.scale, GRAD=grad is not None, BLOCK=BLOCK,
+        layer=settings.layer, keep_from=settings.keep_from, C=channels, ABOVE=above, BEFORE=before,
+        first_pixel=settings.first_image * height * width, DROPOUT=seed is not None,
+        SCALE=settings.scale, GRAD=grad is not None, BLOCK=BLOCK,
     )  # fmt: skip
     seed = v if seed is None else seed  # v stands in for it
     launch(pad_concat_elu_kernel, planned, v.device, v_ptr=v, e_ptr=e, dv_ptr=out, seed_ptr=seed)

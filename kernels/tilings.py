@@ -12,7 +12,6 @@ from typing import Literal, NamedTuple
 import torch
 
 Format = Literal["half", "tf32", "ieee"]
-BLOCKS_K = (128, 64, 32, 16)
 # Multiprocessors that work is divided among. A constant, so that the order of a sum depends on the
 # shape alone, not on the card: those of an H100; an A100 has 108.
 PROCESSORS = 132
@@ -35,26 +34,6 @@ class MatmulTiling(NamedTuple):
     @property
     def block_n(self) -> int:
         return self.n1 + self.n2
-
-    def kernel_options(self) -> dict[str, int]:
-        """As keyword arguments of the launch of a convolution."""
-        return {
-            "BLOCK_P": self.block_p,
-            "N1": self.n1,
-            "N2": self.n2,
-            "BLOCK_K": self.block_k,
-            "num_warps": self.num_warps,
-            "num_stages": self.num_stages,
-        }
-
-    def of_gradient(self, name: str) -> dict[str, int]:
-        """The blocks of one of the two weight gradients that share a launch."""
-        return {
-            f"{name}_P": self.block_p,
-            f"{name}_N1": self.n1,
-            f"{name}_N2": self.n2,
-            f"{name}_M": self.block_k,
-        }
 
 
 def format_of(dtype: torch.dtype, tf32: bool) -> Format:
@@ -91,49 +70,44 @@ def matmul_tiling(
     wide = n1 + n2 > 96
     if wide and n2:
         n2 = max(n2, 32)  # 16 bytes of a step of 64 for each thread of 8 warps
+
+    def clocks(height: int) -> float:
+        programs = -(-rows // height) * -(-columns // (n1 + n2))
+        # A row is read once for some three taps.
+        read = height / 3 + n1 + n2
+        return -(-programs // PROCESSORS) * tile_clocks(height * (n1 + n2), read)
+
     # Accumulators of 256 rows are 160 registers; before Hopper operands take registers as well.
     heights = (64, 128, 256) if wide and numbers == "half" and capability >= 90 else (64, 128)
-    height = min(heights, key=lambda height: clocks(rows, columns, height, n1 + n2))
+    height = min(heights, key=clocks)
     warps = 8 if wide and height > 64 else 4
 
     def tiling(n1: int, n2: int, largest: int) -> MatmulTiling:
         # Each thread then has 16 bytes to load of the smaller block of weights.
         smallest = min(16 * 32 * warps // ((n2 or n1) * size), largest)
-        return MatmulTiling(height, n1, n2, block_k_of(k, smallest, largest), warps, 3)
+        # The largest step that wastes at most a tenth, or the one that wastes least.
+        blocks = [block for block in (128, 64, 32, 16) if smallest <= block <= largest]
+        useful = {block: k / (-(-k // block) * block) for block in blocks}
+        good = [block for block in blocks if useful[block] >= 0.9]
+        block_k = good[0] if good else max(blocks, key=lambda block: useful[block])
+        return MatmulTiling(height, n1, n2, block_k, warps, 3)
+
+    def padded_products(tiling: MatmulTiling) -> int:
+        wide = -(-columns // tiling.block_n) * tiling.block_n
+        return wide * -(-k // tiling.block_k) * tiling.block_k
 
     found = tiling(n1, n2, 128 // size)
     if numbers == "half" and warps == 4:
         # Eight columns want longer steps, for the sake of those 16 bytes.
-        narrow = tiling(*columns_of(columns, 160, 8), 128)
-        found = min(found, narrow, key=lambda tiling: padded_products(columns, k, tiling))
+        found = min(found, tiling(*columns_of(columns, 160, 8), 128), key=padded_products)
     return found
 
 
-def clocks(rows: int, columns: int, height: int, width: int) -> float:
-    """Clocks of an H100 for each contracted number, about, in tiles of height x width: those of the
-    tensor cores or, where it takes longer, of the second-level cache."""
-    programs = -(-rows // height) * -(-columns // width)
-    # A row is read once for some three taps.
-    return -(-programs // PROCESSORS) * tile_clocks(height * width, height / 3 + width)
-
-
 def tile_clocks(products: int, read: float) -> float:
-    """`clocks` of one tile: 4096 FLOP a clock, and numbers of 2 bytes at 28 bytes a clock."""
+    """Clocks of an H100 for each contracted number of a tile, about: those of the tensor cores or,
+    where it takes longer, of the second-level cache. 4096 FLOP a clock, and numbers of 2 bytes at
+    28 bytes a clock."""
     return max(products / 2048, read / 14)
-
-
-def block_k_of(k: int, smallest: int, largest: int) -> int:
-    """The largest step of k numbers that wastes at most a tenth, or the one that wastes least."""
-    blocks = [block for block in BLOCKS_K if smallest <= block <= largest]
-    useful = {block: k / (-(-k // block) * block) for block in blocks}
-    good = [block for block in blocks if useful[block] >= 0.9]
-    return good[0] if good else max(blocks, key=lambda block: useful[block])
-
-
-def padded_products(columns: int, k: int, tiling: MatmulTiling) -> int:
-    """Products for a row, padding included."""
-    wide = -(-columns // tiling.block_n) * tiling.block_n
-    return wide * -(-k // tiling.block_k) * tiling.block_k
 
 
 def gradient_tiling(
@@ -155,11 +129,6 @@ def gradient_tiling(
     n1, n2 = columns_of(columns, 96, 8)
     block_k = 64 if -(-k // 64) * 64 < 0.95 * (-(-k // 128) * 128) else 128
     return MatmulTiling(128 if n2 == 8 else 64, n1, n2, block_k, 4, 3)
-
-
-def gradient_part(channels: int) -> int:
-    """A tile of a weight gradient has all taps of so many channels, then of the next."""
-    return 64 if channels % 64 == 0 else channels
 
 
 class GradientPlan(NamedTuple):
@@ -196,18 +165,15 @@ def block_gradient_plans(
     warps = max(tiling.num_warps for tiling in tilings)
     tilings = [tiling._replace(num_warps=warps) for tiling in tilings]
 
-    def longest(plans: tuple[GradientPlan, GradientPlan]) -> float:
-        tiles = ((p.tiling.block_k, p.tiling.block_n, p.steps * p.tiling.block_p) for p in plans)
-        return max(rows * tile_clocks(k * n, k + n) for k, n, rows in tiles)
-
     def share(first: int) -> tuple[GradientPlan, GradientPlan]:
         parts = zip(tilings, shapes, (first, PROCESSORS - first), strict=True)
         hidden, out = (split(tiling, rows, *shape, part) for tiling, shape, part in parts)
         return hidden, out
 
-    return min(map(share, range(1, PROCESSORS)), key=lambda plans: (wave(plans), longest(plans)))
+    def waves_and_clocks(plans: tuple[GradientPlan, GradientPlan]) -> tuple[int, float]:
+        """How many waves the programs of both are, and about the clocks of the longest."""
+        tiles = ((p.tiling.block_k, p.tiling.block_n, p.steps * p.tiling.block_p) for p in plans)
+        longest = max(rows * tile_clocks(k * n, k + n) for k, n, rows in tiles)
+        return -(-sum(plan.tiles * plan.splits for plan in plans) // PROCESSORS), longest
 
-
-def wave(plans: tuple[GradientPlan, GradientPlan]) -> int:
-    """How many waves the programs of both are."""
-    return -(-sum(plan.tiles * plan.splits for plan in plans) // PROCESSORS)
+    return min(map(share, range(1, PROCESSORS)), key=waves_and_clocks)

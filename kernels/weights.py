@@ -1,28 +1,32 @@
-"""Weights into the order that the matmuls read; `weight_gradients.py` is the way back.
+"""Weights into the order that the matmuls read, and their gradients back.
 
 A packed weight has a row per column of the matmul, its K numbers adjacent: (D, T C) for a
 convolution, by tap and then channel, and for the adjoint (C, T D) with the taps turned around.
 Columns that an epilogue takes in pairs lie side by side: A_i and G_i of a gate, the gradients of
 elu(x_i) and elu(-x_i). Weight norm, w = g v / |v| per filter, is folded on the way.
+
+Back, the parts that the splits of a weight gradient left are added, weight norm is differentiated,
+and the biases' gradients are summed, in programs of input_gradient_kernel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .geometry import Operands, cdiv, packed_sizes, planes_of
+from .geometry import Operands, cdiv, empty_weight, packed_sizes, planes_of
 from .launch import launch, plan
 
 Value = TypeVar("Value")
 BLOCK_D = 8
 BLOCK_K = 256
+BLOCK_S = 4  # parts of a gradient that are added at once
 
 
 @triton.jit
@@ -155,10 +159,10 @@ def pack(given: Operands, *, adjoint: bool) -> Tensor:
     """
     x, weights, gains = given.x, given.weights, given.gains
     f, _, kh, kw = given.conv_in.shape
-    channels = [skip.shape[1] for skip in given.skips]
+    channels = given.skip_channels
     taps, planes, skips = kh * kw, planes_of(channels, f), (*channels, 0, 0)[:2]
     row, turned = (taps + planes) * 2 * f, taps - 1
-    sizes = packed_sizes(given.conv_in, channels, True)
+    sizes = packed_sizes(given, True)
     hidden, out, out_adjoint, in_adjoint, nin_adjoint = accumulate(sizes[:-1], initial=0)
     sources = (taps, 2 * f, f, 0, 0), (taps, 2 * f, 2 * f, 0, 0), (planes, 2 * f, f, *skips)
     forwards = (
@@ -186,3 +190,150 @@ def pack(given: Operands, *, adjoint: bool) -> Tensor:
         v=pad_to_three(weights), gain=pad_to_three(gains or weights), packed_ptr=packed,
     )  # fmt: skip
     return packed
+
+
+@triton.jit
+def sum_parts(
+    part_ptr, splits, place, mask, part_stride, ACC: tl.constexpr,
+    BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """(BLOCK_K, BLOCK_D): the sum over splits of the numbers at `place` of each."""
+    total = tl.zeros((BLOCK_K, BLOCK_D), dtype=ACC)
+    for first in range(0, splits, BLOCK_S):
+        s = first + tl.arange(0, BLOCK_S)
+        parts = tl.load(
+            part_ptr + s.to(tl.int64)[:, None, None] * part_stride + place[None, :, :],
+            mask=(s < splits)[:, None, None] & mask[None, :, :],
+            other=0.0,
+        )
+        total += tl.sum(parts, axis=0)
+    return total
+
+
+@triton.jit
+def unpack_filters(
+    part_ptr, splits, part_stride, sums_ptr, n_sums, v_ptr, gain_ptr,
+    grad_v_ptr, grad_gain_ptr, grad_bias_ptr, block, stride_d, stride_c, stride_t,
+    T: tl.constexpr, C: tl.constexpr, D: tl.constexpr, S0: tl.constexpr, S1: tl.constexpr,
+    NORMED: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """From dw = the sum of parts (T C, D): dg = <dw, v> / |v| and dv = g / |v|
+    (dw - v <dw, v> / |v|^2) per filter, or dv = dw without NORMED; and the bias's, the sum of
+    `sums` (n_sums, D). v and dv share their strides."""
+    d = block * BLOCK_D + tl.arange(0, BLOCK_D)
+    mask_d = d < D
+    filter_ = d.to(tl.int64)[None, :] * stride_d
+    k = tl.arange(0, BLOCK_K)
+    bias = tl.zeros((BLOCK_D,), dtype=ACC)
+    for first in range(0, n_sums, BLOCK_K):
+        n = (first + k)[:, None].to(tl.int64)
+        mask = (n < n_sums) & mask_d[None, :]
+        bias += tl.sum(tl.load(sums_ptr + n * D + d[None, :], mask=mask, other=0.0), axis=0)
+    tl.store(grad_bias_ptr + d, bias, mask=mask_d)
+    if NORMED:
+        square = tl.zeros((BLOCK_D,), dtype=ACC)
+        product = tl.zeros((BLOCK_D,), dtype=ACC)
+        for first in range(0, T * C, BLOCK_K):
+            k = first + tl.arange(0, BLOCK_K)
+            source, exists = source_of(k, stride_c, stride_t, T, C, S0, S1)
+            mask = exists[:, None] & mask_d[None, :]
+            v = tl.load(v_ptr + filter_ + source[:, None], mask=mask, other=0.0)
+            dw = sum_parts(
+                part_ptr, splits, k[:, None].to(tl.int64) * D + d[None, :], mask, part_stride,
+                ACC=ACC, BLOCK_S=BLOCK_S, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D,
+            )  # fmt: skip
+            square += tl.sum(v * v, axis=0)
+            product += tl.sum(dw * v, axis=0)
+        square = tl.where(mask_d, square, 1.0)
+        norm = tl.sqrt(square)
+        gain = tl.load(gain_ptr + d, mask=mask_d, other=0.0)
+        tl.store(grad_gain_ptr + d, product / norm, mask=mask_d)
+    for first in range(0, T * C, BLOCK_K):
+        k = first + tl.arange(0, BLOCK_K)
+        source, exists = source_of(k, stride_c, stride_t, T, C, S0, S1)
+        mask = exists[:, None] & mask_d[None, :]
+        dw = sum_parts(
+            part_ptr, splits, k[:, None].to(tl.int64) * D + d[None, :], mask, part_stride,
+            ACC=ACC, BLOCK_S=BLOCK_S, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D,
+        )  # fmt: skip
+        if NORMED:
+            v = tl.load(v_ptr + filter_ + source[:, None], mask=mask, other=0.0)
+            dw = (gain / norm)[None, :] * (dw - v * (product / square)[None, :])
+        tl.store(grad_v_ptr + filter_ + source[:, None], dw, mask=mask)
+
+
+@triton.jit
+def unpack_block(
+    pid, parts, sums, v, gain, grad_v, grad_gain, grad_bias, counts, strides,
+    F: tl.constexpr, S0: tl.constexpr, S1: tl.constexpr, PLANES: tl.constexpr, T: tl.constexpr,
+    NORMED: tl.constexpr, ACC: tl.constexpr,
+    BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """One program of the gradients of a gated resnet's parameters: blocks of filters of conv_out,
+    then of conv_in and nin_skip.
+
+    parts, sums: of h's convolutions and of the gates', whose numbers `counts` has: parts (splits,
+    (T + PLANES) 2F, F) of conv_in and the skips', parts (splits, T 2F, 2F); sums of biases'
+    gradients. The other tuples are of conv_in, conv_out and nin_skip.
+    """
+    HIDDEN: tl.constexpr = (T + PLANES) * 2 * F * F
+    blocks_in: tl.constexpr = (F + BLOCK_D - 1) // BLOCK_D
+    blocks_out: tl.constexpr = (2 * F + BLOCK_D - 1) // BLOCK_D
+    if pid < blocks_out:
+        unpack_filters(
+            parts[1], counts[1], 4 * F * F * T, sums[1], counts[3],
+            v[1], gain[1], grad_v[1], grad_gain[1], grad_bias[1], pid,
+            strides[1][0], strides[1][1], strides[1][2], T=T, C=2 * F, D=2 * F, S0=0, S1=0,
+            NORMED=NORMED, ACC=ACC,
+            BLOCK_S=BLOCK_S, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D,
+        )  # fmt: skip
+    elif pid < blocks_out + blocks_in:
+        unpack_filters(
+            parts[0], counts[0], HIDDEN, sums[0], counts[2],
+            v[0], gain[0], grad_v[0], grad_gain[0], grad_bias[0], pid - blocks_out,
+            strides[0][0], strides[0][1], strides[0][2], T=T, C=2 * F, D=F, S0=0, S1=0,
+            NORMED=NORMED, ACC=ACC,
+            BLOCK_S=BLOCK_S, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D,
+        )  # fmt: skip
+    elif PLANES > 0:
+        unpack_filters(
+            parts[0] + 2 * F * F * T, counts[0], HIDDEN, sums[0], counts[2],
+            v[2], gain[2], grad_v[2], grad_gain[2], grad_bias[2], pid - blocks_out - blocks_in,
+            strides[2][0], strides[2][1], strides[2][2], T=PLANES, C=2 * F, D=F, S0=S0, S1=S1,
+            NORMED=NORMED, ACC=ACC,
+            BLOCK_S=BLOCK_S, BLOCK_K=BLOCK_K, BLOCK_D=BLOCK_D,
+        )  # fmt: skip
+
+
+# The arguments of `unpack_block` that are tensors, where there is nothing to unpack.
+NOTHING: dict[str, Any] = dict.fromkeys(
+    ("parts", "sums", "v", "gain", "grad_v", "grad_gain", "grad_bias")
+)
+
+
+def unpacking(
+    parts: tuple[Tensor, Tensor], sums: tuple[Tensor, Tensor], given: Operands
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Room for the gradients of the parameters, by name, and the tensors of `unpack_block`, which
+    writes them.
+
+    parts: of the gradients of packed weights, of h's convolutions and of the gates'; sums:
+    (blocks, F) and (blocks, 2F), parts of the gradients of the biases. Weights are dense.
+    nin_skip's bias is added to h as conv_in's is, and has the same gradient.
+    """
+    names = Operands._fields[3:12]  # weight and bias of each convolution, then the gains
+    grads = {n: empty_weight(t) for n in names if (t := getattr(given, n)) is not None}
+    of_weights, of_biases, of_gains = (
+        [grads[name] for name in some if name in grads]
+        for some in (names[0:6:2], names[1:6:2], names[6:])
+    )
+    return grads, {
+        "parts": parts,
+        "sums": sums,
+        "v": pad_to_three(given.weights),
+        "gain": pad_to_three(given.gains or given.weights),
+        "grad_v": pad_to_three(of_weights),
+        "grad_gain": pad_to_three(of_gains or of_weights),
+        "grad_bias": pad_to_three(of_biases),
+    }

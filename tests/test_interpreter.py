@@ -1,13 +1,18 @@
-"""Runs every file of tests/interpreted, the laws of the Triton kernels, under its interpreter.
+"""Tests of the Triton kernels in processes of their own.
 
-In a process of their own, with TRITON_INTERPRET=1; by hand:
+Those of tests/interpreted run under Triton's interpreter; by hand:
 
     TRITON_INTERPRET=1 pytest -n0 tests/interpreted/logistic_mixture.py
+
+Ahead-of-time compilation is tested with the oldest Triton that the package takes as well. What a
+version does to machine code cannot be told from another: 3.6 overwrites registers of matrix
+instructions in flight where an operand is computed in registers, 3.9 does not.
 """
 
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -17,29 +22,54 @@ import pytest
 pytest.importorskip("triton", reason="Triton is not installed: its kernels cannot be interpreted")
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "tests" / "interpreted"
-FILES = sorted(path.name for path in FOLDER.glob("*.py"))
+FILES = sorted(FOLDER.glob("*.py"))
+
+
+def run(folder: Path, arguments: list[str], **environment: str) -> str:
+    """What Python prints, from another folder: `python -m` puts the current one before an installed
+    dsmooth."""
+    inherited = {k: v for k, v in os.environ.items() if k != "PYTEST_ADDOPTS"}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=inherited | environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    if done.returncode != 0:
+        pytest.fail(f"{arguments}, exit status {done.returncode}:\n{done.stdout}", pytrace=False)
+    return done.stdout
+
+
+def pytest_of(*files: Path, marks: str) -> list[str]:
+    return [
+        *("-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", f"--rootdir={ROOT}"),
+        *("-c", str(ROOT / "pyproject.toml"), "-m", marks, *map(str, files)),
+    ]
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("names", "marks"),
-    [(FILES, "not full"), *(pytest.param([f], "full", marks=pytest.mark.full) for f in FILES)],
+    ("files", "marks"),
+    [
+        (FILES, "not full"),
+        *(pytest.param([f], "full", marks=pytest.mark.full, id=f.name) for f in FILES),
+    ],
 )
-def test_interpreted(names: list[str], marks: str, tmp_path: Path) -> None:
-    command = [
-        *(sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider"),
-        *(f"--rootdir={ROOT}", "-c", str(ROOT / "pyproject.toml"), "-m", marks),
-        *(str(FOLDER / name) for name in names),
-    ]
-    environment = {k: v for k, v in os.environ.items() if k != "PYTEST_ADDOPTS"}
-    run = subprocess.run(
-        command,
-        # Another folder: `python -m` puts the current one before an installed dsmooth.
-        cwd=tmp_path,
-        env={**environment, "TRITON_INTERPRET": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    if run.returncode != 0:
-        pytest.fail(f"{names}, exit status {run.returncode}:\n{run.stdout}", pytrace=False)
+def test_interpreted(files: list[Path], marks: str, tmp_path: Path) -> None:
+    run(tmp_path, pytest_of(*files, marks=marks), TRITON_INTERPRET="1")
+
+
+@pytest.mark.full
+def test_the_oldest_triton_compiles_them_as_well(tmp_path: Path) -> None:
+    """Without a network and a cache there is none, and .ci/oldest_triton has to be run first."""
+    oldest = runpy.run_path(str(ROOT / ".ci" / "oldest_triton"))
+    folder = oldest["folder"]()
+    if not folder.exists():
+        pytest.skip(f"Triton {oldest['version']()} is not in {folder}: run .ci/oldest_triton")
+    paths = [str(folder), os.environ.get("PYTHONPATH", "")]
+    path = os.pathsep.join(path for path in paths if path)
+    found = run(tmp_path, ["-c", "import triton; print(triton.__version__)"], PYTHONPATH=path)
+    assert found.strip() == oldest["version"]()
+    command = pytest_of(ROOT / "tests" / "test_aot_gated_resnet.py", marks="")
+    laws = "not elsewhere and (every_matmul or in_registers or no_matmul)"
+    printed = run(tmp_path, [*command, "-k", laws], PYTHONPATH=path)
+    assert " passed" in printed
+    assert " skipped" not in printed

@@ -29,6 +29,7 @@ KERNELS: list[tuple[Shift, int, int]] = [
     ("down_right", 1, 3),
 ]
 each_kernel = pytest.mark.parametrize(("shift", "kh", "kw"), KERNELS)
+CONV, TRANSPOSED = shifted_conv2d, shifted_conv_transpose2d
 NO_TRITON = r"impl='triton': .*(cuda tensors, got cpu|not installed)"
 
 
@@ -135,40 +136,28 @@ def test_concat_elu_is_elu_of_both_signs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("op", "changes", "message"),
     [
-        ({"shift": "up"}, "shift must be one of"),
-        ({"weight": draw(2, 2, 3)}, "weight must have 4 dimensions"),
-        ({"x": draw(1, 1, 4, 4)}, r"x must have shape \(B, 2, H, W\)"),
-        ({"weight": draw(3, 2, 2, 2)}, "has no centre"),
-        ({"stride": 3}, "stride must be 1 or 2"),
-        ({"bias": draw(1)}, r"bias must have shape \(3,\), got \(1,\)"),
-        ({"bias": torch.ones(3).bool()}, "bias must hold floating-point numbers, got torch.bool"),
-        ({"weight": draw(3, 2, 2, 3).to("meta")}, "weight must be on x's device cpu, got meta"),
+        (CONV, {"shift": "up"}, "shift must be one of"),
+        (CONV, {"weight": draw(2, 2, 3)}, "weight must have 4 dimensions"),
+        (CONV, {"x": draw(1, 1, 4, 4)}, r"x must have shape \(B, 2, H, W\)"),
+        (CONV, {"weight": draw(3, 2, 2, 2)}, "has no centre"),
+        (CONV, {"stride": 3}, "stride must be 1 or 2"),
+        (CONV, {"bias": draw(1)}, r"bias must have shape \(3,\), got \(1,\)"),
+        (CONV, {"bias": torch.ones(3).bool()}, "bias must hold floating-point numbers, got torch."),
+        (CONV, {"weight": draw(3, 2, 2, 3).to("meta")}, "weight must be on x's device cpu, got me"),
+        (TRANSPOSED, {"weight": draw(2, 3, 3, 3), "shift": "none"}, 'must be "down" or "down_r'),
+        (TRANSPOSED, {"weight": draw(2, 3, 1, 3)}, r"weight must have shape \(C, D, 2, kw\)"),
+        (TRANSPOSED, {"x": draw(1, 3, 4, 4)}, r"x must have shape \(B, 2, H, W\)"),
+        (TRANSPOSED, {"bias": draw(2)}, r"bias must have shape \(3,\), got \(2,\)"),
+        (TRANSPOSED, {"bias": torch.ones(3).bool()}, "bias must hold floating-point numbers"),
     ],
 )
-def test_wrong_arguments_are_refused(changes: dict[str, Any], message: str) -> None:
-    good = {"x": draw(1, 2, 4, 4), "weight": draw(3, 2, 2, 3), "shift": "down"}
+def test_wrong_arguments_are_refused(op: Any, changes: dict[str, Any], message: str) -> None:
+    weight = draw(3, 2, 2, 3) if op is CONV else draw(2, 3, 2, 3)
+    good = {"x": draw(1, 2, 4, 4), "weight": weight, "shift": "down"}
     with pytest.raises((ValueError, TypeError), match=message):
-        shifted_conv2d(**{**good, **changes})
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"weight": draw(2, 3, 3, 3), "shift": "none"}, 'must be "down" or "down_right"'),
-        ({"weight": draw(2, 3, 1, 3)}, r"weight must have shape \(C, D, 2, kw\)"),
-        ({"x": draw(1, 3, 4, 4)}, r"x must have shape \(B, 2, H, W\)"),
-        ({"bias": draw(2)}, r"bias must have shape \(3,\), got \(2,\)"),
-        ({"bias": torch.ones(3).bool()}, "bias must hold floating-point numbers, got torch.bool"),
-    ],
-)
-def test_wrong_arguments_of_a_transposed_one_are_refused(
-    changes: dict[str, Any], message: str
-) -> None:
-    good = {"x": draw(1, 2, 4, 4), "weight": draw(2, 3, 2, 3), "shift": "down"}
-    with pytest.raises((ValueError, TypeError), match=message):
-        shifted_conv_transpose2d(**{**good, **changes})
+        op(**{**good, **changes})
 
 
 @pytest.mark.parametrize("function", [down_shift, right_shift, concat_elu])
@@ -177,7 +166,7 @@ def test_what_is_no_batch_of_images_is_refused(function: Any) -> None:
         function(draw(2, 4, 4))
 
 
-@pytest.mark.parametrize("op", [shifted_conv2d, shifted_conv_transpose2d])
+@pytest.mark.parametrize("op", [CONV, TRANSPOSED])
 def test_triton_says_why_it_cannot_run(op: Any) -> None:
     with pytest.raises(RuntimeError, match=NO_TRITON):
         op(draw(1, 2, 4, 4), draw(2, 2, 2, 3), shift="down", impl="triton")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, NoReturn, TypeVar, get_args
 
@@ -116,21 +116,19 @@ def _triton_obstacle(
         for dtype in dtypes
         if dtype not in taken
     ]
-    if INTERPRETED and device.type != "cpu":
+    if INTERPRETED and device.type == "cuda":
         reasons.append("its kernels are interpreted, on cpu tensors alone")
     elif not INTERPRETED and device.type == "cpu":
         reasons.append(
             "Triton runs on cuda tensors, got cpu (a process started with TRITON_INTERPRET=1 "
             "interprets the kernels on cpu tensors)"
         )
-    if INTERPRETED or reasons:
-        return "; ".join(reasons) or None
-    if torch.version.hip is not None:
-        return "the Triton kernels were made for NVIDIA GPUs"
-    capability = torch.cuda.get_device_capability(device)
-    if capability < MIN_CAPABILITY:
-        return f"the Triton kernels need compute capability 8.0, got {capability}"
-    return None
+    elif device.type == "cuda" and torch.version.hip is not None:
+        reasons.append("the Triton kernels were made for NVIDIA GPUs")
+    elif device.type == "cuda" and torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
+        got = torch.cuda.get_device_capability(device)
+        reasons.append(f"the Triton kernels need compute capability 8.0, got {got}")
+    return "; ".join(reasons) or None
 
 
 @constant_when_compiled
@@ -153,37 +151,73 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
 
 def register_op(
     name: str,
-    schema: str,
-    compute: Callable[..., Any],
-    fake: Callable[..., Any],
-    backward: Callable[..., Any] | None = None,
-    setup_context: Callable[..., None] | None = None,
-) -> Callable[..., Any]:
-    """The operator dsmooth::NAME of this schema, which computes by `compute` on every device.
+    tensors: Sequence[str],
+    options: str,
+    saved: int,
+    forward: Callable[..., tuple[Tensor, ...]],
+    outputs: Callable[..., tuple[Tensor, ...]],
+    backward: Callable[..., Sequence[Any]],
+    gradients: Callable[..., Sequence[Any]],
+    keep_inputs: bool = True,
+) -> tuple[Any, Any]:
+    """The operators dsmooth::NAME, a result and `saved` tensors, and dsmooth::NAME_backward.
 
-    fake: the results without numbers; backward, setup_context: as of
-    `torch.library.register_autograd`. It does not import torch's compiler, as the first call of
-    `torch.library.custom_op` does.
+    They compute on every device. It does not import torch's compiler, as the first call of
+    `torch.library.custom_op` does. tensors, options: declarations of the arguments.
+    forward(*tensors, *options): the results. backward(grad, saved, tensors, options, needs): a
+    gradient of each tensor, or None where it is not needed; the operator's then has no elements.
+    outputs, gradients: the same as these two, uninitialised. keep_inputs: whether the backward
+    gets the tensors.
     """
-    qualified = f"dsmooth::{name}"
-    torch.library.define(qualified, schema)
-    torch.library.impl(qualified, "default", compute)
-    torch.library.register_fake(qualified, fake)
-    if backward is not None:
-        torch.library.register_autograd(qualified, backward, setup_context=setup_context)
-    return getattr(torch.ops.dsmooth, name).default
+    count = len(tensors)
+    kept = [*(f"Tensor saved_{i}" for i in range(saved)), *(tensors if keep_inputs else ())]
+    results, grads = (", ".join(["Tensor"] * n) for n in (1 + saved, count))
 
+    def register(
+        op: str, schema: str, compute: Any, fake: Any, derivative: Any, setup_context: Any = None
+    ) -> Any:
+        qualified = f"dsmooth::{op}"
+        torch.library.define(qualified, schema)
+        torch.library.impl(qualified, "default", compute)
+        torch.library.register_fake(qualified, fake)
+        torch.library.register_autograd(qualified, derivative, setup_context=setup_context)
+        return getattr(torch.ops.dsmooth, op).default
 
-def refuse_second_derivative(op: str) -> Callable[..., NoReturn]:
-    """The derivative of a backward op: an error that names `op`, such as "native gated resnet"."""
+    def needed(function: Callable[..., Sequence[Any]]) -> Callable[..., tuple[Tensor, ...]]:
+        def call(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
+            *args, needs = args
+            parts = args[:saved], args[saved : len(kept)], args[len(kept) :]
+            found = zip(function(grad, *parts, needs), needs, strict=True)
+            return tuple([tensor if need else grad.new_empty(0) for tensor, need in found])
+
+        return call
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*output[1:], *(inputs[:count] if keep_inputs else ()))
+        ctx.options = inputs[count:]
+
+    def differentiate(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled() and not keep_inputs:  # what is saved does not know its inputs
+            refuse(ctx)
+        needs = list(ctx.needs_input_grad[:count])
+        found = zip(backward_op(grad, *ctx.saved_tensors, *ctx.options, needs), needs, strict=True)
+        return *(tensor if need else None for tensor, need in found), *[None] * len(ctx.options)
 
     def refuse(ctx: Any, *grads: Any) -> NoReturn:
         raise NotImplementedError(
-            f"the {op} cannot be differentiated twice; use impl='reference' "
+            f"the operator {name} cannot be differentiated twice; use impl='reference' "
             "or a use_impl('reference') block"
         )
 
-    return refuse
+    declared = f"({', '.join(tensors)}, {options}) -> ({results})"
+    forward_op = register(name, declared, forward, outputs, differentiate, setup_context)
+    declared = f"(Tensor grad, {', '.join(kept)}, {options}, bool[] needs) -> ({grads})"
+    backward_op = register(
+        f"{name}_backward", declared, needed(backward), needed(gradients), refuse
+    )
+    return forward_op, backward_op
 
 
 def without_autocast(device_type: str) -> AbstractContextManager[object]:

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..philox import Stream, philox4x32
 from .dispatch import Impl, autocast_dtype, choose, native_obstacle, resolve_impl, triton_obstacle
-from .dropout import draw_seed, dropout_factors
 from .gated_resnet_native import MAX_TAPS, gated_resnet_native
-from .gated_resnet_operands import MAX_SKIPS, WEIGHTS, Operands, Settings, check_operands
+from .gated_resnet_operands import FIELDS, MAX_SKIPS, Operands, Settings, check_operands
 from .shifted_conv import Shift, concat_elu, shifted_conv2d_ref
 
 Affine = tuple[Tensor, Tensor]  # weight (D, C, kh, kw) and bias (D,)
@@ -64,27 +64,46 @@ def gated_resnet(
     bias_nin, the gains gain_in, gain_out and gain_nin.
     Source: Salimans et al., PixelCNN++ (2017).
     """
-    skips = _parts_of(skip)
-    weights = _by_name(conv_in, conv_out, nin_skip, gains, image_bias)
+    skips = () if skip is None else skip if isinstance(skip, tuple) else (skip,)
+    count = 2 if nin_skip is None else 3
+    if len(gains) not in (0, count):
+        raise ValueError(f"gains must be none, or {count} for as many weights, got {len(gains)}")
+    nin, gains = nin_skip or (None, None), (*gains, None, None, None)[:3]
+    values = (*conv_in, *conv_out, *nin, *gains, image_bias)
+    weights = dict(zip(Operands._fields[3:-1], values, strict=True))
+    images = {"x": x} | {f"skip_{i}" if i > 1 else "skip": t for i, t in enumerate(skips, 1)}
     settings = Settings(shift, dropout, layer, first_image)
-    check_operands(x, skips, weights, seed, settings)
-    autocast = autocast_dtype(x)
-    dtype = autocast or x.dtype
-    facts = x, dtype, skips, conv_in[0]
-    asked = resolve_impl(impl)
-    chosen = choose("gated_resnet", asked, x.device, lambda chosen: _obstacle(chosen, *facts))
-    settings = Settings(shift, float(dropout), layer, first_image)
-    if chosen == "reference":
-        return _reference(x, skips, weights, settings, seed)
-    if dropout > 0 and seed is None:
+    check_operands(images, weights, seed, settings)
+    dtype = autocast_dtype(x) or x.dtype
+
+    def obstacle(chosen: Impl) -> str | None:
+        if len(skips) > MAX_SKIPS:
+            return f"it takes at most {MAX_SKIPS} skips, got {len(skips)}"
+        if chosen in ("triton", "cudnn"):
+            return triton_obstacle(x.device, dtype)
+        taps = conv_in[0].shape[2] * conv_in[0].shape[3]
+        if taps > MAX_TAPS:
+            return f"it takes kernels of at most {MAX_TAPS} taps, got {taps}"
+        return native_obstacle(x.device.type, dtype)
+
+    chosen = choose("gated_resnet", resolve_impl(impl), x.device, obstacle)
+    if dropout == 0:
+        seed = None
+    elif seed is None:
         seed = draw_seed(x.device)
+    two = skips if len(skips) <= MAX_SKIPS else (skips[0], torch.cat(skips[1:], dim=1))
+    skip_1, skip_2 = (*two, None, None)[:2]
+    given = Operands(x, skip_1, skip_2, **weights, seed=seed)
+    if chosen == "reference":
+        return _reference(given, settings)
     exact = torch.float64 if dtype == torch.float64 else torch.float32
-    if autocast is not None or dtype != exact:
-        x, skips = _cast(x, dtype), tuple([_cast(skip, dtype) for skip in skips])
-        weights = {name: _cast(weight, exact) for name, weight in weights.items()}
-    skip_1, skip_2 = (*skips, None, None)[:MAX_SKIPS]
-    seed = seed if dropout > 0 else None
-    given = Operands(x=x, skip=skip_1, skip_2=skip_2, **weights, seed=seed)
+    dtypes = {"Image": dtype, "Weight": exact, "Int64": torch.int64}
+    wanted = [dtypes[field.dtype] for field in FIELDS.values()]
+    given = Operands._make(
+        # to(dtype) takes a microsecond to do nothing
+        tensor if tensor is None or tensor.dtype == own else tensor.to(own)
+        for tensor, own in zip(given, wanted, strict=False)
+    )
     if chosen == "cudnn":
         from .gated_resnet_cudnn import gated_resnet_cudnn
 
@@ -94,15 +113,6 @@ def gated_resnet(
 
         return gated_resnet_triton(given, settings, keep_gates)
     return gated_resnet_native(given, settings)
-
-
-def _parts_of(skip: Tensor | tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
-    return () if skip is None else skip if isinstance(skip, tuple) else (skip,)
-
-
-def _cast(tensor: Any, dtype: torch.dtype) -> Any:
-    """tensor.to(dtype), which takes a microsecond to do nothing; None for None."""
-    return tensor if tensor is None or tensor.dtype == dtype else tensor.to(dtype)
 
 
 def gated_resnet_ref(
@@ -121,41 +131,32 @@ def gated_resnet_ref(
     first_image: int = 0,
 ) -> Tensor:
     """The reference of `gated_resnet`, line for line the equation. Raises as that does."""
-    skips = _parts_of(skip)
-    weights = _by_name(conv_in, conv_out, nin_skip, gains, image_bias)
-    settings = Settings(shift, dropout, layer, first_image)
-    check_operands(x, skips, weights, seed, settings)
-    return _reference(x, skips, weights, settings, seed)
+    return gated_resnet(
+        *(x, conv_in, conv_out, skip, nin_skip), gains=gains, image_bias=image_bias, shift=shift,
+        dropout=dropout, seed=seed, layer=layer, first_image=first_image, impl="reference",
+    )  # fmt: skip
 
 
-def _reference(
-    x: Tensor,
-    skips: tuple[Tensor, ...],
-    given: dict[str, Any],
-    settings: Settings,
-    seed: Tensor | None,
-) -> Tensor:
-    shift, dropout, layer, first_image = settings
-    conv_in = _folded(given["conv_in"], given["gain_in"])
-    conv_out = _folded(given["conv_out"], given["gain_out"])
-    nin_skip = _folded(given["nin_skip"], given["gain_nin"])
-    h = shifted_conv2d_ref(concat_elu(x), conv_in, given["bias_in"], shift=shift)
-    if skips:
+def _reference(given: Operands, settings: Settings) -> Tensor:
+    skips = [skip for skip in (given.skip, given.skip_2) if skip is not None]
+    conv_in = _folded(given.conv_in, given.gain_in)
+    h = shifted_conv2d_ref(concat_elu(given.x), conv_in, given.bias_in, shift=settings.shift)
+    if given.nin_skip is not None:
         a = torch.cat(skips, dim=1) if len(skips) > 1 else skips[0]
-        h = h + F.conv2d(concat_elu(a), nin_skip, given["bias_nin"])
+        h = h + F.conv2d(concat_elu(a), _folded(given.nin_skip, given.gain_nin), given.bias_nin)
     h = concat_elu(h)
-    if dropout > 0:
-        seed = draw_seed(x.device) if seed is None else seed
-        factors = dropout_factors(h.shape, dropout, seed, layer, first_image).to(h.dtype)
+    if given.seed is not None:
+        factors = dropout_factors(h.shape, settings, given.seed).to(h.dtype)
         h = torch.where(factors > 0, h * factors, 0)
-    gates = shifted_conv2d_ref(h, conv_out, given["bias_out"], shift=shift)
-    if given["image_bias"] is not None:
-        gates = gates + given["image_bias"][:, :, None, None].to(gates.dtype)
+    conv_out = _folded(given.conv_out, given.gain_out)
+    gates = shifted_conv2d_ref(h, conv_out, given.bias_out, shift=settings.shift)
+    if given.image_bias is not None:
+        gates = gates + given.image_bias[:, :, None, None].to(gates.dtype)
     a, g = torch.chunk(gates, 2, dim=1)
-    return x + a * torch.sigmoid(g)
+    return given.x + a * torch.sigmoid(g)
 
 
-def _folded(v: Any, gain: Tensor | None) -> Any:
+def _folded(v: Tensor, gain: Tensor | None) -> Tensor:
     """The weight of a weight norm, or v itself without a gain."""
     if gain is None:
         return v
@@ -163,33 +164,28 @@ def _folded(v: Any, gain: Tensor | None) -> Any:
     return v * (gain / norm).view(-1, 1, 1, 1)
 
 
-def _by_name(
-    conv_in: Affine,
-    conv_out: Affine,
-    nin_skip: Affine | None,
-    gains: tuple[Any, ...],
-    image_bias: Tensor | None,
-) -> dict[str, Any]:
-    """Weights, biases and gains by the names of the field table."""
-    count = 2 if nin_skip is None else 3
-    if len(gains) not in (0, count):
-        raise ValueError(f"gains must be none, or {count} for as many weights, got {len(gains)}")
-    (weight_in, bias_in), (weight_out, bias_out) = conv_in, conv_out
-    nin = (None, None) if nin_skip is None else nin_skip
-    gains = (*gains, None, None, None)[:3]
-    values = (weight_in, bias_in, weight_out, bias_out, *nin, *gains, image_bias)
-    return dict(zip(WEIGHTS, values, strict=True))
+def draw_seed(device: torch.device) -> Tensor:
+    """A seed of dropout from torch's generator of the device: int64, no dimensions."""
+    return torch.randint(2**63 - 1, (), dtype=torch.int64, device=device)
 
 
-def _obstacle(
-    impl: Impl, x: Tensor, dtype: torch.dtype, skips: tuple[Tensor, ...], kernel: Tensor
-) -> str | None:
-    """Why an implementation other than the reference cannot compute this; None if it can."""
-    if len(skips) > MAX_SKIPS:
-        return f"it takes at most {MAX_SKIPS} skips, got {len(skips)}"
-    if impl in ("triton", "cudnn"):
-        return triton_obstacle(x.device, dtype)
-    taps = kernel.shape[2] * kernel.shape[3]
-    if taps > MAX_TAPS:
-        return f"it takes kernels of at most {MAX_TAPS} taps, got {taps}"
-    return native_obstacle(x.device.type, dtype)
+def dropout_factors(shape: torch.Size, settings: Settings, seed: Tensor) -> Tensor:
+    """The factors of dropout, for concat_elu(h) of `shape` (B, 2F, H, W): 0 or 1 / (1 - dropout).
+
+    Elements are numbered in (B, H, W, 2F) order, as those of images first_image and on of a larger
+    batch. Number i takes word i % 4 of the Philox call at
+    counter (i // 4 low, i // 4 high, layer, Stream.DROPOUT), key `seed`. It is kept if that word's
+    uniform is at least `dropout`. Returns float64 of that shape, on the seed's device.
+    """
+    low = 0xFFFFFFFF
+    batch, channels, rows, cols = shape
+    count = batch * channels * rows * cols
+    first = settings.first_image * (count // max(batch, 1))
+    call = torch.arange(first // 4, (first + count + 3) // 4, device=seed.device)
+    rest = [torch.full_like(call, word) for word in (settings.layer & low, int(Stream.DROPOUT))]
+    counter = torch.stack([call & low, call >> 32, *rest], dim=-1)
+    key: Any = (seed & low, seed >> 32 & low)  # tensors: reading them would wait for a GPU
+    words = philox4x32(counter, key).flatten()[first % 4 :][:count]
+    kept = (words >> 9) >= settings.keep_from
+    factors = kept.double() * settings.scale
+    return factors.view(batch, rows, cols, channels).permute(0, 3, 1, 2)

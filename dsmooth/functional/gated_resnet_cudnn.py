@@ -10,26 +10,22 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..kernels.geometry import Dropout, Operands, Taps, channels_last
+from ..kernels.geometry import Operands, Settings, Taps, channels_last
 from ..kernels.padded import gate_epilogue, pad_concat_elu
-from .gated_resnet_operands import Settings
-from .shifted_conv import taps_of
-
-NO_DROPOUT = Dropout()
 
 
 class _PadConcatElu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, v: Tensor, taps: Taps, dropout: Dropout, seed: Tensor | None) -> Tensor:
+    def forward(ctx: Any, v: Tensor, taps: Taps, settings: Settings, seed: Tensor | None) -> Tensor:
         ctx.save_for_backward(v := channels_last(v), seed)
-        ctx.settings = taps, dropout
-        return pad_concat_elu(v, taps, dropout, seed)
+        ctx.rest = taps, settings
+        return pad_concat_elu(v, taps, settings, seed)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (v, seed), (taps, dropout) = ctx.saved_tensors, ctx.settings
-        return pad_concat_elu(v, taps, dropout, seed, channels_last(grad)), None, None, None
+        v, seed = ctx.saved_tensors
+        return pad_concat_elu(v, *ctx.rest, seed, channels_last(grad)), None, None, None
 
 
 class _GateEpilogue(torch.autograd.Function):
@@ -48,30 +44,24 @@ class _GateEpilogue(torch.autograd.Function):
 @torch.compiler.disable
 def gated_resnet_cudnn(given: Operands, settings: Settings) -> Tensor:
     """y (B, F, H, W), channels_last."""
-    taps, point = taps_of(given.conv_in, settings.shift), Taps(1, 1, 0, 0)
-    h = _convolve(given.x, taps, given.conv_in, given.gain_in, given.bias_in)
+
+    def convolve(
+        x: Tensor, part: str, v: Tensor, settings: Settings, seed: Tensor | None = None
+    ) -> Tensor:
+        """The convolution of D concat_elu(x)."""
+        taps, dtype = Taps.of(v, settings.shift), x.dtype
+        padded = _PadConcatElu.apply(x, taps, settings, seed)
+        gain, bias = (getattr(given, f"{name}_{part}") for name in ("gain", "bias"))
+        if gain is not None:
+            v = torch._weight_norm(v, gain.view(-1, 1, 1, 1), 0)
+        return F.conv2d(padded, v.to(dtype, memory_format=torch.channels_last), bias.to(dtype))
+
+    whole = Settings(settings.shift)
+    h = convolve(given.x, "in", given.conv_in, whole)
     if given.nin_skip is not None:
-        a = torch.cat(given.skips, 1)
-        h = h + _convolve(a, point, given.nin_skip, given.gain_nin, given.bias_nin)
-    dropout = settings.numbers(), given.seed
-    gates = _convolve(h, taps, given.conv_out, given.gain_out, given.bias_out, *dropout)
+        h = h + convolve(torch.cat(given.skips, 1), "nin", given.nin_skip, whole)
+    dropped = whole if given.seed is None else settings
+    gates = convolve(h, "out", given.conv_out, dropped, given.seed)
     if given.image_bias is not None:
         gates = gates + given.image_bias[:, :, None, None].to(gates.dtype)
     return _GateEpilogue.apply(given.x, gates)
-
-
-def _convolve(
-    x: Tensor,
-    taps: Taps,
-    v: Tensor,
-    gain: Tensor | None,
-    bias: Tensor | None,
-    dropout: Dropout = NO_DROPOUT,
-    seed: Tensor | None = None,
-) -> Tensor:
-    """The convolution of D concat_elu(x)."""
-    if gain is not None:
-        v = torch._weight_norm(v, gain.view(-1, 1, 1, 1), 0)
-    v = v.to(x.dtype, memory_format=torch.channels_last)
-    padded = _PadConcatElu.apply(x, taps, dropout, seed)
-    return F.conv2d(padded, v, None if bias is None else bias.to(x.dtype))

@@ -9,16 +9,8 @@ import torch
 from torch import Tensor
 
 from .. import _extension
-from ..kernels.geometry import empty_channels_last
-from .gated_resnet_operands import (
-    FIELDS,
-    Operands,
-    Settings,
-    differentiable,
-    empty_gradient,
-    is_needed,
-)
-from .shifted_conv import taps_of
+from ..kernels.geometry import Taps, empty_channels_last
+from .gated_resnet_operands import FIELDS, Operands, Settings, empty_gradient, register_block
 
 MAX_TAPS = 64
 
@@ -35,12 +27,9 @@ def _outputs(given: Operands, save: bool, instruction_set: str) -> tuple[Tensor,
 def _forward(
     given: Operands, settings: Settings, save: bool, instruction_set: str
 ) -> tuple[Tensor, ...]:
-    y, h, gates = outputs = _outputs(given, save, instruction_set)
-    tensors: dict[str, Any] = _ordered(given)._asdict() | {"y": y}
-    if save:
-        tensors |= {"h": h, "gates": gates}
-    numbers = _numbers(given, settings)
-    _extension.extension().gated_resnet_forward(tensors, *numbers, instruction_set)
+    outputs = _outputs(given, save, instruction_set)
+    written = dict(zip(("y", "h", "gates") if save else ("y",), outputs, strict=False))
+    _call("forward", _ordered(given)._asdict() | written, settings, instruction_set)
     return outputs
 
 
@@ -55,7 +44,7 @@ def _backward(
     given = _ordered(given)
     tensors: dict[str, Any] = given._asdict()
     grads = {
-        name: empty_gradient(given, name, (True, True, True))
+        name: empty_gradient(name, given)
         for name, tensor in tensors.items()
         if tensor is not None and FIELDS[name].gradient
     }
@@ -63,11 +52,10 @@ def _backward(
     for name, tensor in zip(("grad_y", "h", "gates"), (grad_y, *saved), strict=True):
         tensors[name] = tensor.contiguous(memory_format=torch.channels_last)
     written = {f"grad_{name}": grad for name, grad in grads.items()}
-    numbers = _numbers(given, settings)
-    _extension.extension().gated_resnet_backward(tensors | written, *numbers, instruction_set)
+    _call("backward", tensors | written, settings, instruction_set)
     if given.bias_nin is not None:  # it is added to h as bias_in is
         grads["bias_nin"] = grads["bias_in"].clone()
-    return {name: grad for name, grad in grads.items() if is_needed(name, needs)}
+    return grads
 
 
 def _ordered(given: Operands) -> Operands:
@@ -85,13 +73,16 @@ def _ordered(given: Operands) -> Operands:
     )
 
 
-def _numbers(given: Operands, settings: Settings) -> tuple[int, int, int, int, int, float, int]:
-    """pad_top, pad_left, layer, first_image, keep_from, scale and threads for the extension."""
-    taps = taps_of(given.conv_in, settings.shift)
-    layer, least, scale, first_image = settings.numbers()
-    return taps.top, taps.left, layer, first_image, least, scale, torch.get_num_threads()
+def _call(
+    direction: str, tensors: dict[str, Any], settings: Settings, instruction_set: str
+) -> None:
+    taps = Taps.of(tensors["conv_in"], settings.shift)
+    place = taps.top, taps.left, settings.layer, settings.first_image
+    dropout = settings.keep_from, settings.scale
+    function = getattr(_extension.extension(), f"gated_resnet_{direction}")
+    function(tensors, *place, *dropout, torch.get_num_threads(), instruction_set)
 
 
-gated_resnet_native, forward_op, backward_op = differentiable(
+gated_resnet_native, forward_op, backward_op = register_block(
     "gated_resnet", ("str instruction_set", "auto"), 2, _outputs, _forward, _backward, _ordered
 )

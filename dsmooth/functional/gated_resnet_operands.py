@@ -1,17 +1,16 @@
-"""The operands of a gated resnet: the field table, the settings, their check, and the ops."""
+"""The operands of a gated resnet: the field table, their check, and the registration of the ops."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
-from ..kernels.geometry import Dropout, Operands, empty_channels_last, empty_weight
-from .dispatch import autocast_dtype, refuse_second_derivative, register_op
-from .dropout import keep_from
-from .shifted_conv import Shift, check_kernel
+from ..kernels.geometry import Operands, Settings, empty_channels_last, empty_weight
+from .dispatch import autocast_dtype, register_op
+from .shifted_conv import check_kernel
 
 _AUTOCAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # that autocast casts
 MAX_SKIPS = 2  # of the native op and the Triton op
@@ -48,61 +47,17 @@ FIELDS = {
     "h": Field("B F H W", "Image", "ChannelsLast", gradient=False, group="Saved"),
     "gates": Field("B 2F H W", "Image", "ChannelsLast", gradient=False, group="Saved"),
 }
-# The operands from conv_in to image_bias.
-WEIGHTS = tuple(name for name in Operands._fields if FIELDS[name].dtype == "Weight")
-# The gradients that the extension writes, and the operands that have one: bias_nin's is bias_in's.
-GRADIENTS = tuple(f"grad_{name}" for name in Operands._fields if FIELDS[name].gradient)
-DIFFERENTIABLE = tuple(n for n in Operands._fields if FIELDS[n].gradient or n == "bias_nin")
-# The arguments of the ops: see `apart`.
-SCHEMA = ", ".join(
-    f"Tensor{'?' * (FIELDS[name].optional or bool(FIELDS[name].conditions))} {name}"
-    for name in Operands._fields
-)
-SCHEMA += ", str shift, float dropout, int layer, int first_image"
 
 
-class Settings(NamedTuple):
-    """The arguments of an op that are no tensors (see `gated_resnet`)."""
-
-    shift: Shift
-    dropout: float
-    layer: int
-    first_image: int = 0
-
-    def numbers(self) -> Dropout:
-        """The dropout as the kernels take it."""
-        least, scale = keep_from(self.dropout), 1 / (1 - self.dropout)
-        return Dropout(self.layer, least, scale, self.first_image)
-
-
-def apart(arguments: Sequence[Any]) -> tuple[Operands, Settings, Sequence[Any]]:
-    """The arguments of an op: operands, settings, and the rest.
-
-    An op takes each tensor as its own argument: torch takes lists of tensors apart in Python, at
-    every call.
-    """
-    count, settings = len(Operands._fields), len(Settings._fields)
-    rest = arguments[count + settings :]
-    return Operands(*arguments[:count]), Settings(*arguments[count : count + settings]), rest
-
-
-def is_needed(name: str, needs: Sequence[bool]) -> bool:
-    """Whether the gradient of an operand is needed; needs: of x, of the skips, of parameters."""
-    need_x, need_skips, need_parameters = needs
-    return {"x": need_x, "skip": need_skips, "skip_2": need_skips}.get(name, need_parameters)
-
-
-def empty_gradient(given: Operands, name: str, needs: Sequence[bool]) -> Tensor:
-    """Uninitialised, in the memory order that a backward writes; no elements where not needed."""
+def empty_gradient(name: str, given: Operands) -> Tensor:
+    """Uninitialised, in the memory order that a backward writes."""
     tensor = getattr(given, name)
-    if tensor is None or not is_needed(name, needs):
-        return given.x.new_empty(0)
     if FIELDS[name].layout == "ChannelsLast":
         return empty_channels_last(tensor, tensor.shape[1])
     return empty_weight(tensor)
 
 
-def differentiable(
+def register_block(
     name: str,
     option: tuple[str, Any],
     saved: int,
@@ -114,98 +69,75 @@ def differentiable(
     """A function of operands, settings and an option: y (B, F, H, W), channels_last, and the ops of
     its forward and backward.
 
-    name: of the forward's op; option: its last argument, and the default. outputs(given, save,
-    option): uninitialised y and `saved` tensors for the backward, which without `save` have no
-    elements; forward(given, settings, save, option): the same, computed. backward(grad_y, saved,
-    given, settings, option, needs): the needed gradients by operand (see `is_needed`). ordered: the
+    An op takes each tensor as its own argument: torch takes lists of tensors apart in Python, at
+    every call. name: of the forward's op; option: its last argument, and the default.
+    outputs(given, save, option): uninitialised y and `saved` tensors for the backward, which
+    without `save` have no elements; forward(given, settings, save, option): the same, computed.
+    backward(grad_y, saved, given, settings, option, needs): the gradients by operand. ordered: the
     operands in the memory orders that their gradients have.
     """
+    count = len(Operands._fields)
+    optional = {name for name, field in FIELDS.items() if field.optional or field.conditions}
 
     def compute(*args: Any) -> tuple[Tensor, ...]:
-        given, settings, rest = apart(args)
-        return forward(given, settings, *rest)
+        return forward(Operands(*args[:count]), Settings(*args[count:-2]), *args[-2:])
 
     def fake(*args: Any) -> tuple[Tensor, ...]:
-        given, _, rest = apart(args)
-        return outputs(given, *rest)
+        return outputs(Operands(*args[:count]), *args[-2:])
 
-    def differentiate(grad_y: Tensor, *args: Any) -> tuple[Tensor, ...]:
-        given, settings, (option, *needs) = apart(args[saved:])
-        grads = backward(grad_y, args[:saved], given, settings, option, needs)
-        none = given.x.new_empty
-        return tuple([grads[n] if n in grads else none(0) for n in DIFFERENTIABLE])
+    def differentiate(
+        grad_y: Tensor, kept: Any, inputs: Any, options: Any, needs: Any
+    ) -> list[Tensor | None]:
+        *settings, _, option = options
+        given = Operands(*inputs)
+        grads = backward(grad_y, kept, given, Settings(*settings), option, needs)
+        return [grads.get(name) for name in Operands._fields]
 
-    def fake_gradients(grad_y: Tensor, *args: Any) -> tuple[Tensor, ...]:
-        given, _, (_, *needs) = apart(args[saved:])
-        given = ordered(given)
-        return tuple([empty_gradient(given, name, needs) for name in DIFFERENTIABLE])
+    def fake_gradients(
+        grad_y: Tensor, kept: Any, inputs: Any, options: Any, needs: Any
+    ) -> list[Tensor | None]:
+        given = ordered(Operands(*inputs))
+        wanted = zip(Operands._fields, needs, strict=True)
+        return [empty_gradient(name, given) if need else None for name, need in wanted]
 
     argument, default = option
-    kept = "".join(f"Tensor saved_{i}, " for i in range(saved))
-    results, grads = (", ".join(["Tensor"] * n) for n in (1 + saved, len(DIFFERENTIABLE)))
-    forward_op = register_op(
-        name, f"({SCHEMA}, bool save, {argument}) -> ({results})", compute, fake
-    )
-    backward_op = register_op(
-        f"{name}_backward",
-        f"(Tensor grad_y, {kept}{SCHEMA}, {argument}, bool need_x, bool need_skips, "
-        f"bool need_parameters) -> ({grads})",
+    forward_op, backward_op = register_op(
+        name,
+        [f"Tensor{'?' * (name in optional)} {name}" for name in Operands._fields],
+        f"str shift, float dropout, int layer, int first_image, bool save, {argument}",
+        saved,
+        compute,
+        fake,
         differentiate,
         fake_gradients,
-        refuse_second_derivative("gated resnet"),
     )
 
-    class GatedResnet(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *args: Any) -> Tensor:
-            *inputs, option = args
-            y, *kept = forward_op(*inputs, True, option)
-            given, settings, _ = apart(inputs)
-            ctx.save_for_backward(*kept, *given)
-            ctx.rest = *settings, option
-            return y
-
-        @staticmethod
-        def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-            wanted = ctx.needs_input_grad
-            needs = wanted[0], any(wanted[1:3]), any(wanted[3:])
-            found = backward_op(grad_y, *ctx.saved_tensors, *ctx.rest, *needs)
-            grads = dict(zip(DIFFERENTIABLE, found, strict=True))
-            named = zip(Operands._fields, wanted, strict=False)
-            of_operands = [grads.get(name) if want else None for name, want in named]
-            return *of_operands, *(None,) * len(ctx.rest)
-
     def run(given: Operands, settings: Settings, option: Any = default) -> Tensor:
-        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given):
-            return GatedResnet.apply(*given, *settings, option)
-        return forward_op(*given, *settings, False, option)[0]
+        save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
+        return forward_op(*given, *settings, save, option)[0]
 
     return run, forward_op, backward_op
 
 
 def check_operands(
-    x: Tensor,
-    skips: Sequence[Tensor],
-    weights: dict[str, Any],
-    seed: Tensor | None,
-    settings: Settings,
+    images: Mapping[str, Tensor], weights: Mapping[str, Any], seed: Any, settings: Settings
 ) -> None:
     """Raises unless every tensor is there and has its shape, dtype and device, those of x deciding,
     and the settings are in their ranges.
 
     Raises ValueError, or TypeError for what is no tensor, with the names of the field table; the
-    extension says the same in the same words. weights: conv_in to image_bias by these names.
+    extension says the same in the same words. images: x and the skips; weights: conv_in to
+    image_bias.
     """
+    x, conv = images["x"], weights["conv_in"]
     if not x.is_floating_point():
         raise ValueError(f"x must be of a floating-point dtype, got {x.dtype}")
     dtypes = (x.dtype,) if autocast_dtype(x) is None else _AUTOCAST_DTYPES
-    images = {"x": x} | {f"skip_{i}" if i > 1 else "skip": t for i, t in enumerate(skips, 1)}
     for name, image in images.items():
         if getattr(image, "ndim", None) != 4:
             _refuse_shape(name, image, "4 dimensions")
         if 0 in image.shape[1:]:
             _refuse_shape(name, image, "a channel, a row and a column")
-    conv = weights["conv_in"]
     if getattr(conv, "ndim", None) != 4 or 0 in conv.shape:
         _refuse_shape("conv_in", conv, "shape (F, 2 F, kh, kw)")
     batch, _, rows, cols = x.shape
@@ -213,11 +145,9 @@ def check_operands(
     for name, image in images.items():
         shape = (batch, f if name == "x" else image.shape[1], rows, cols)
         _check_tensor(name, image, shape, dtypes, x)
-    both = 2 * sum(skip.shape[1] for skip in skips)
+    both = 2 * sum(image.shape[1] for name, image in images.items() if name != "x")
     extents = {"1": 1, "B": batch, "F": f, "2F": 2 * f, "KH": kh, "KW": kw, "2S": both}
-    given = {"skip"} if skips else set()
-    if weights["gain_in"] is not None:
-        given.add("gain_in")
+    given = {name for name, tensor in {**images, **weights}.items() if tensor is not None}
     for name, weight in weights.items():
         field = FIELDS[name]
         expected = given.issuperset(field.conditions)

@@ -7,14 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from ..kernels.geometry import empty_channels_last, packed_sizes
-from .gated_resnet_operands import (
-    DIFFERENTIABLE,
-    Operands,
-    Settings,
-    differentiable,
-    empty_gradient,
-)
-from .shifted_conv import taps_of
+from .gated_resnet_operands import Operands, Settings, register_block
 
 
 def _outputs(given: Operands, save: bool, keep: bool) -> tuple[Tensor, ...]:
@@ -25,8 +18,7 @@ def _outputs(given: Operands, save: bool, keep: bool) -> tuple[Tensor, ...]:
     (B, 2F, H, W) channels_last; without `keep` it has no elements, and they are computed again.
     """
     x, f = given.x, given.x.shape[1]
-    channels = [skip.shape[1] for skip in given.skips]
-    packed = x.new_empty(sum(packed_sizes(given.conv_in, channels, True)) if save else 0)
+    packed = x.new_empty(sum(packed_sizes(given, True)) if save else 0)
     gates = empty_channels_last(x, 2 * f) if keep else x.new_empty(0)
     return empty_channels_last(x, f), empty_channels_last(x, f), packed, gates
 
@@ -34,13 +26,7 @@ def _outputs(given: Operands, save: bool, keep: bool) -> tuple[Tensor, ...]:
 def _forward(given: Operands, settings: Settings, save: bool, keep: bool) -> tuple[Tensor, ...]:
     from ..kernels import gated_resnet as kernels
 
-    x = given.x
-    if x.numel() == 0:
-        return _outputs(given, save, keep)
-    taps = taps_of(given.conv_in, settings.shift)
-    y, saved = kernels.forward(given, taps, settings.numbers(), save, keep)
-    gates = x.new_empty(0) if saved.gates is None else saved.gates
-    return y, saved.h, saved.packed if save else x.new_empty(0), gates
+    return kernels.forward(given, settings, save, keep)
 
 
 def _backward(
@@ -53,14 +39,10 @@ def _backward(
 ) -> Mapping[str, Tensor]:
     from ..kernels import gated_resnet as kernels
 
-    if given.x.numel() == 0:
-        return {name: empty_gradient(given, name, needs).zero_() for name in DIFFERENTIABLE}
-    h, packed, gates = saved
-    taps = taps_of(given.conv_in, settings.shift)
-    kept = kernels.Saved(h, packed.contiguous(), gates if keep else None)
-    return kernels.backward(grad_y, kept, given, taps, settings.numbers(), kernels.Needs(*needs))
+    wanted = kernels.Needs(needs[0], any(needs[1:3]), any(needs[3:]))
+    return kernels.backward(grad_y, saved, given, settings, wanted)
 
 
-gated_resnet_triton, forward_op, backward_op = differentiable(
+gated_resnet_triton, forward_op, backward_op = register_block(
     "gated_resnet_triton", ("bool keep", False), 3, _outputs, _forward, _backward
 )

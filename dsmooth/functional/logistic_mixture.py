@@ -122,10 +122,8 @@ def logistic_mixture_log_prob_ref(
             per_colour = _log_density(*where)  # (B, C, K, H, W)
         elif likelihood == "gaussian":
             per_colour = _log_gaussian(*where, smoothing_scale)
-        elif likelihood == "discretized":
-            per_colour = _log_mass(*where)
         else:
-            per_colour = _log_mass_legacy(*where)
+            per_colour = _log_mass(*where, likelihood == "discretized_legacy")
         log_weights = F.log_softmax(mixture.logits, dim=1)  # of components, then of atoms
         joint = log_weights[:, : means.shape[2]] + per_colour.sum(1)
         if atoms:
@@ -273,18 +271,11 @@ def _mean_shifts(coefficients: Tensor, colour: int) -> list[tuple[int, Tensor]]:
 
 def _conditional_means(mixture: Mixture, x: Tensor) -> Tensor:
     """(B, C, K, H, W): the means after the observed earlier colours moved them."""
-    if x.shape[1] == 1:
-        return mixture.means
-    red, green = x[:, 0:1], x[:, 1:2]  # (B, 1, H, W), to go with (B, K, H, W)
-    c = mixture.coefficients
-    return torch.stack(
-        [
-            mixture.means[:, 0],
-            mixture.means[:, 1] + c[:, 0] * red,
-            mixture.means[:, 2] + c[:, 1] * red + c[:, 2] * green,
-        ],
-        dim=1,
-    )
+    means = list(mixture.means.unbind(1))
+    for colour in range(1, x.shape[1]):
+        for earlier, coefficient in _mean_shifts(mixture.coefficients, colour):
+            means[colour] = means[colour] + coefficient * x[:, earlier : earlier + 1]
+    return torch.stack(means, dim=1)
 
 
 def _log_density(x: Tensor, means: Tensor, log_scales: Tensor) -> Tensor:
@@ -306,34 +297,29 @@ def _at_atoms(x: Tensor, atoms: Sequence[int]) -> Tensor:
     return (torch.round((x.unsqueeze(2) + 1) * 127.5) == levels).all(1)
 
 
-def _log_mass(x: Tensor, means: Tensor, log_scales: Tensor) -> Tensor:
-    """log of the probability of the level of x; the outer levels take the tails."""
+def _log_mass(x: Tensor, means: Tensor, log_scales: Tensor, legacy: bool) -> Tensor:
+    """log of the probability of the level of x; the outer levels take the tails.
+
+    legacy: as in the classic code, with a midpoint density where the mass is small.
+    """
     inverse_scale = torch.exp(-log_scales)
     a = (x - means + HALF_LEVEL) * inverse_scale
     b = (x - means - HALF_LEVEL) * inverse_scale
-    # sigma(a) - sigma(b) = sigma(a) sigma(-b) (1 - e^-D), D = a - b. An infinite value in the
-    # branch that torch.where drops would still make the gradient NaN: its argument is clamped.
-    width = 2 * HALF_LEVEL * inverse_scale
-    tiny = 1e-30
-    log_gap = torch.where(
-        width > tiny,
-        torch.log(-torch.expm1(-width.clamp(min=tiny))),
-        math.log(2 * HALF_LEVEL) - log_scales,
-    )
-    interior = F.logsigmoid(a) + F.logsigmoid(-b) + log_gap
-    return torch.where(
-        x < -0.999, F.logsigmoid(a), torch.where(x > 0.999, F.logsigmoid(-b), interior)
-    )
-
-
-def _log_mass_legacy(x: Tensor, means: Tensor, log_scales: Tensor) -> Tensor:
-    """The classic code's discretized likelihood: a midpoint density where the mass is small."""
-    inverse_scale = torch.exp(-log_scales)
-    a = (x - means + HALF_LEVEL) * inverse_scale
-    b = (x - means - HALF_LEVEL) * inverse_scale
-    mass = torch.sigmoid(a) - torch.sigmoid(b)
-    midpoint = _log_density(x, means, log_scales) - math.log(127.5)
-    interior = torch.where(mass > 1e-5, torch.log(mass.clamp(min=1e-12)), midpoint)
+    if legacy:
+        mass = torch.sigmoid(a) - torch.sigmoid(b)
+        midpoint = _log_density(x, means, log_scales) - math.log(127.5)
+        interior = torch.where(mass > 1e-5, torch.log(mass.clamp(min=1e-12)), midpoint)
+    else:
+        # sigma(a) - sigma(b) = sigma(a) sigma(-b) (1 - e^-D), D = a - b. An infinite value in the
+        # branch that torch.where drops would still make the gradient NaN: its argument is clamped.
+        width = 2 * HALF_LEVEL * inverse_scale
+        tiny = 1e-30
+        log_gap = torch.where(
+            width > tiny,
+            torch.log(-torch.expm1(-width.clamp(min=tiny))),
+            math.log(2 * HALF_LEVEL) - log_scales,
+        )
+        interior = F.logsigmoid(a) + F.logsigmoid(-b) + log_gap
     return torch.where(
         x < -0.999, F.logsigmoid(a), torch.where(x > 0.999, F.logsigmoid(-b), interior)
     )

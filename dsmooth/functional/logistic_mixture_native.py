@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import _extension
-from .dispatch import refuse_second_derivative, register_op
-
-# Arguments after the tensors: likelihood, atoms and smoothing_scale.
-_OPTIONS = "str likelihood, int[] atoms, float smoothing_scale"
+from .dispatch import register_op
 
 
 def _forward(x: Tensor, params: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
@@ -22,7 +20,7 @@ def _forward(x: Tensor, params: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
     unit gradients from the forward would save the second evaluation. But they need a second tensor
     of the size of params, which takes longer to write and read.
     """
-    log_prob, state = outputs = _outputs(x, params, *options)
+    log_prob, state = outputs = _outputs(x, params)
     threads = torch.get_num_threads()
     _extension.extension().logistic_mixture(x, params, state, *options, threads, log_prob=log_prob)
     return outputs
@@ -33,64 +31,41 @@ def _outputs(x: Tensor, params: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
     return x.new_empty((batch, height, width)), x.new_empty((batch, 4, height, width))
 
 
-def _compute_gradients(
-    grad: Tensor, x: Tensor, params: Tensor, state: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor]:
-    """The gradients by x and params given grad (B, H, W), the gradient of log_prob.
-
-    One that is not needed has no elements.
-    """
-    *options, needs_x, needs_params = rest
-    grad_x, grad_params = grads = _gradients(grad, x, params, state, *rest)
+def _backward(
+    grad: Tensor,
+    saved: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    options: Sequence[Any],
+    needs: Sequence[bool],
+) -> list[Tensor | None]:
+    grad_x, grad_params = grads = _gradients(grad, saved, inputs, options, needs)
     # The gradient of a sum is one number spread by strides of 0, which no vector load can read. The
     # copy is a hundredth of params.
     _extension.extension().logistic_mixture(
-        *(x, params, state, *options, torch.get_num_threads()),
-        grad=grad.contiguous(),
-        grad_x=grad_x if needs_x else None,
-        grad_params=grad_params if needs_params else None,
-    )
+        *(*inputs, *saved, *options, torch.get_num_threads()),
+        grad=grad.contiguous(), grad_x=grad_x, grad_params=grad_params,
+    )  # fmt: skip
     return grads
 
 
 def _gradients(
-    grad: Tensor, x: Tensor, params: Tensor, state: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor]:
-    *_, needs_x, needs_params = rest
-    return (
-        x.new_empty(x.shape) if needs_x else x.new_empty(0),
-        x.new_empty(params.shape) if needs_params else x.new_empty(0),
-    )
+    grad: Tensor,
+    saved: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    options: Sequence[Any],
+    needs: Sequence[bool],
+) -> list[Tensor | None]:
+    wanted = zip(inputs, needs, strict=True)
+    return [tensor.new_empty(tensor.shape) if need else None for tensor, need in wanted]
 
 
-def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, params, *ctx.options = inputs
-    state = output[1]
-    ctx.mark_non_differentiable(state)
-    ctx.save_for_backward(x, params, state)
-
-
-def _backward(ctx: Any, grad: Tensor, _grad_state: Tensor) -> tuple[Tensor | None, ...]:
-    needs_x, needs_params = ctx.needs_input_grad[:2]
-    grad_x, grad_params = native_backward(
-        grad, *ctx.saved_tensors, *ctx.options, needs_x, needs_params
-    )
-    return grad_x if needs_x else None, grad_params if needs_params else None, None, None, None
-
-
-native = register_op(
+native, native_backward = register_op(
     "logistic_mixture",
-    f"(Tensor x, Tensor params, {_OPTIONS}) -> (Tensor, Tensor)",
+    ("Tensor x", "Tensor params"),
+    "str likelihood, int[] atoms, float smoothing_scale",
+    1,
     _forward,
     _outputs,
     _backward,
-    _save_for_backward,
-)
-native_backward = register_op(
-    "logistic_mixture_backward",
-    f"(Tensor grad, Tensor x, Tensor params, Tensor state, {_OPTIONS}, bool needs_x, "
-    "bool needs_params) -> (Tensor, Tensor)",
-    _compute_gradients,
     _gradients,
-    refuse_second_derivative("native logistic mixture"),
 )

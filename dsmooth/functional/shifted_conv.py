@@ -7,16 +7,15 @@ calls them DS and DRS. Source: Salimans et al., PixelCNN++ (2017), section 2.4.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels.geometry import Taps
+from ..kernels.geometry import Shift, Taps
 from .dispatch import Impl, autocast_dtype, choose, resolve_impl, triton_obstacle
 
-Shift = Literal["down", "down_right", "none"]
 SHIFTS = get_args(Shift)
 
 
@@ -72,10 +71,11 @@ def shifted_conv2d_ref(
     _check_operands(x, weight, bias, weight.shape[1], weight.shape[0])
     if stride not in (1, 2):
         raise ValueError(f"stride must be 1 or 2, got {stride}")
-    left, right, top, bottom = padding_of(weight.shape[2], weight.shape[3], shift)
-    if (left, top) == (right, bottom):
-        return F.conv2d(x, weight, bias, stride, padding=(top, left))
-    return F.conv2d(F.pad(x, (left, right, top, bottom)), weight, bias, stride)
+    taps = Taps.of(weight, shift)
+    right, bottom = taps.kw - 1 - taps.left, taps.kh - 1 - taps.top
+    if (taps.left, taps.top) == (right, bottom):
+        return F.conv2d(x, weight, bias, stride, padding=(taps.top, taps.left))
+    return F.conv2d(F.pad(x, (taps.left, right, taps.top, bottom)), weight, bias, stride)
 
 
 def shifted_conv_transpose2d(
@@ -140,21 +140,6 @@ def _check_operands(
             raise ValueError(f"{name} must be on x's device {x.device}, got {tensor.device}")
         if tensor is not None and not tensor.is_floating_point():
             raise TypeError(f"{name} must hold floating-point numbers, got {tensor.dtype}")
-
-
-def padding_of(kh: int, kw: int, shift: str) -> tuple[int, int, int, int]:
-    """Columns padded left and right, rows padded on top and at the bottom."""
-    if shift == "none":
-        return (kw - 1) // 2, (kw - 1) // 2, (kh - 1) // 2, (kh - 1) // 2
-    left, right = (kw - 1, 0) if shift == "down_right" else ((kw - 1) // 2, (kw - 1) // 2)
-    return left, right, kh - 1, 0
-
-
-def taps_of(weight: Tensor, shift: str) -> Taps:
-    """The taps of a shifted convolution by weight (D, C, kh, kw)."""
-    kh, kw = weight.shape[2:]
-    left, _, top, _ = padding_of(kh, kw, shift)
-    return Taps(kh, kw, top, left)
 
 
 def check_kernel(weight: Tensor, shift: str, name: str = "weight") -> None:

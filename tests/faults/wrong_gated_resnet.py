@@ -14,17 +14,16 @@ from torch import Tensor
 from dsmooth import _extension
 from dsmooth.functional import gated_resnet
 from dsmooth.functional.gated_resnet import draw_seed, dropout_factors
-from dsmooth.functional.gated_resnet_operands import (
-    FIELDS,
-    GRADIENTS,
-    Operands,
-    keep_from,
-)
-from dsmooth.functional.shifted_conv import concat_elu, padding_of
+from dsmooth.functional.gated_resnet_operands import FIELDS, Operands
+from dsmooth.functional.shifted_conv import concat_elu
+from dsmooth.kernels.geometry import Settings, Taps
 from tests.faults.harness import Arguments, Target, guarded, run
 from tests.helpers.gated_cases import make_case
 
 EXTENSION = _extension.extension()
+GRADIENTS = [
+    f"grad_{n}" for n, field in FIELDS.items() if field.gradient and field.group == "Input"
+]
 PLACE = ("layer", "first_image")
 SETTINGS = ("pad_top", "pad_left", *PLACE, "keep_from", "scale", "threads", "instruction_set")
 DROPOUT = 0.5
@@ -59,8 +58,8 @@ def _taps(given: Arguments) -> tuple[int, int]:
         raise ValueError(shift)
     assert shift == "down_right" or kw % 2 == 1
     assert shift != "none" or kh % 2 == 1
-    left, _, top, _ = padding_of(kh, kw, shift)
-    return top, left
+    taps = Taps.of(given["conv_in"], shift)
+    return taps.top, taps.left
 
 
 def _weights(given: Arguments, name: str, gain: str) -> Tensor:
@@ -110,7 +109,8 @@ def _block(
     if seed is not None:
         assert seed.dtype == torch.int64
         assert seed.shape == ()
-        kept = dropout_factors(e.shape, least / 2**23, seed, layer, first_image) > 0
+        settings = Settings("none", least / 2**23, layer, first_image)
+        kept = dropout_factors(e.shape, settings, seed) > 0
         e = torch.where(kept, e * scale, 0)
     gates = conv(e, _weights(given, "conv_out", "gain_out"), given["bias_out"])
     image_bias = given["image_bias"]
@@ -159,7 +159,8 @@ def _numbers(given: Arguments) -> tuple[int, int, int, int, int, float]:
     assert 0 <= given["dropout"] < 1
     top, left = _taps(given)
     place = given["layer"], given.get("first_image", 0)
-    return top, left, *place, keep_from(given["dropout"]), 1 / (1 - given["dropout"])
+    settings = Settings("none", given["dropout"])
+    return top, left, *place, settings.keep_from, settings.scale
 
 
 def _with_gradients(y: Tensor, inputs: Arguments, given: Arguments) -> list[Tensor]:
@@ -223,8 +224,8 @@ def _public(given: Arguments) -> list[Tensor]:
 
 
 def _settings_of_extension() -> Arguments:
-    least, scale = keep_from(DROPOUT), 1 / (1 - DROPOUT)
-    numbers = (1, 1, 3, 0, least, scale, 1, "auto")
+    settings = Settings("none", DROPOUT)
+    numbers = (1, 1, 3, 0, settings.keep_from, settings.scale, 1, "auto")
     return dict(zip(SETTINGS, numbers, strict=True))
 
 

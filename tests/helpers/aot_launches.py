@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dsmooth.kernels import expand, gated_resnet, padded, weights
 from dsmooth.kernels import launch as launching
-from dsmooth.kernels.geometry import Dropout, Operands, Taps
+from dsmooth.kernels.geometry import Operands, Settings, Shift, Taps
 from dsmooth.kernels.tilings import format_of
 from tests.helpers.sass import divisions, matrix_loops, narrow_loads, register_operand
 from tests.helpers.triton_tools import Compiled, Launch, record_launches
@@ -32,7 +32,6 @@ KERNELS = {
         "hidden_gradient_kernel",
         "input_gradient_kernel",
         "parameter_gradient_kernel",
-        "unpack_kernel",
     ],
     padded: ["pad_concat_elu_kernel", "gate_epilogue_kernel"],
     weights: ["pack_kernel"],
@@ -78,11 +77,11 @@ class Block:
             *(*nin, empty(f), empty(2 * f), nin[1], None),
             torch.empty((), dtype=torch.int64, device="meta") if self.dropout else None,
         )
-        taps = Taps(kh, kw, kh - 1, kw // 2) if kh * kw < 9 else Taps(kh, kw, 1, 1)
-        dropout = Dropout(3, 2**22, 2.0)
+        shift: Shift = "none" if kh == 3 else "down" if kw == 3 else "down_right"
+        settings = Settings(shift, 0.5, 3) if self.dropout else Settings(shift)
         with recorded(arch, self.tf32) as lists:
-            y, saved = gated_resnet.forward(given, taps, dropout, keep=self.keep)
-            gated_resnet.backward(y, saved, given, taps, dropout, self.needs)
+            y, *saved = gated_resnet.forward(given, settings, keep=self.keep)
+            gated_resnet.backward(y, saved, given, settings, self.needs)
         return [launch for launches in lists for launch in launches]
 
     def _image(self, channels: int) -> Tensor:
@@ -94,8 +93,8 @@ def padded_launches(arch: int, filters: int) -> list[Launch]:
     v, taps = _image(torch.bfloat16, filters, (16, 32, 32)), Taps(2, 3, 1, 1)
     seed = torch.empty((), dtype=torch.int64, device="meta")
     with recorded(arch, False) as lists:
-        for dropout in ((Dropout(), None), (Dropout(3, 2**22, 2.0), seed)):
-            padded.pad_concat_elu(v, taps, *dropout, padded.pad_concat_elu(v, taps, *dropout))
+        for given in ((Settings("down"), None), (Settings("down", 0.5, 3), seed)):
+            padded.pad_concat_elu(v, taps, *given, padded.pad_concat_elu(v, taps, *given))
         gates = padded.gate_epilogue(
             v, _image(torch.bfloat16, 2 * filters, (16, 32, 32)), grad=True
         )
@@ -119,7 +118,9 @@ def distinct(launches: list[Launch], *constants: str) -> list[Launch]:
 
 
 def is_matmul(launch: Launch) -> bool:
-    return launch.kernel.__name__ in MATMULS
+    """Without gradients of inputs, input_gradient_kernel only ends those of parameters."""
+    multiplies = launch.arguments.get("X", True) or launch.arguments.get("SKIPS")
+    return launch.kernel.__name__ in MATMULS and bool(multiplies)
 
 
 def numbers_of(launch: Launch) -> str:

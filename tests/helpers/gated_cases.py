@@ -127,6 +127,12 @@ def leaves_of(given: Operands) -> list[Tensor]:
     return [t for t in given if t is not None and t.is_floating_point()]
 
 
+def needs_of(given: Operands, prefix: str = "") -> list[bool]:
+    """For the backward's op: the gradients of operands whose names begin so."""
+    named = given._asdict().items()
+    return [t is not None and t.is_floating_point() and n.startswith(prefix) for n, t in named]
+
+
 def make_case(
     shift: Shift = "down",
     size: tuple[int, int, int] = (2, 5, 7),

@@ -8,23 +8,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsmooth.functional import Impl, Shift, use_impl
-from dsmooth.functional.dropout import dropout_factors, keep_from
+from dsmooth.functional import Shift, use_impl
+from dsmooth.functional.gated_resnet import dropout_factors
 from dsmooth.functional.gated_resnet_cudnn import gated_resnet_cudnn
 from dsmooth.functional.gated_resnet_triton import backward_op, forward_op
 from dsmooth.kernels import gated_resnet as kernels
 from dsmooth.kernels.expand import expand, expand_plan
-from dsmooth.kernels.geometry import Dropout, Rows, Taps
+from dsmooth.kernels.geometry import Rows, Settings, Taps
 from dsmooth.nn.layers import GatedResnet
 from tests.helpers import interpreter_speed  # noqa: F401 - for its effect
 from tests.helpers.gated_cases import (
     EPS,
     INTERPRETED,
-    Case,
     assert_as_good,
     each_dtype,
-    each_impl,
     make_case,
+    needs_of,
 )
 from tests.test_gated_resnet import (  # noqa: F401 - laws of every implementation
     test_a_gradient_does_not_depend_on_which_others_are_wanted,
@@ -45,41 +44,22 @@ CASES: list[Shapes] = [
     ("down_right", (2, 5, 7), 4, (4,), 0.5),
     ("none", (1, 3, 33), 5, (), 0.3),
     ("down_right", (1, 1, 3), 40, (40, 40), 0.5),
+    ("down_right", (1, 1, 2), 160, (160,), 0.5),
 ]
 pytestmark = pytest.mark.grid
 full = partial(pytest.param, marks=pytest.mark.full)
 
 
-def as_good_as_eager(
-    case: Case, dtype: torch.dtype, keep_gates: bool = False, impl: Impl = "triton"
-) -> None:
-    exact = case.run("reference", torch.float64)
-    eager = case.run("reference", dtype)
-    got = case.run(impl, dtype, keep_gates=keep_gates)
-    assert_as_good(got, eager, exact, EPS[dtype])
-
-
-@each_impl
 @each_dtype
+@pytest.mark.parametrize(("impl", "keep"), [("triton", False), ("triton", True), ("cudnn", False)])
 @pytest.mark.parametrize("shapes", CASES)
-def test_as_good_as_eager(shapes: Shapes, dtype: torch.dtype, impl: Impl) -> None:
+def test_as_good_as_eager(shapes: Shapes, impl: str, keep: bool, dtype: torch.dtype) -> None:
     *shape, dropout = shapes
     dropped = dropout > 0
     case = make_case(*shape, dropout, dtype, gains=dropped, image_bias=dropped)
-    as_good_as_eager(case, dtype, impl=impl)
-
-
-@pytest.mark.parametrize("dtype", [full(torch.float64), full(torch.float32), torch.float16])
-def test_as_good_as_eager_with_what_is_kept_of_the_gates(dtype: torch.dtype) -> None:
-    *shape, dropout = CASES[1]
-    case = make_case(*shape, dropout, dtype, gains=True, image_bias=True)
-    as_good_as_eager(case, dtype, keep_gates=True)
-
-
-@pytest.mark.full
-def test_as_good_as_eager_at_160_channels() -> None:
-    case = make_case("down_right", (1, 1, 2), 160, (160,), 0.5, torch.float16, gains=True)
-    as_good_as_eager(case, torch.float16)
+    exact = case.run("reference", torch.float64)
+    eager = case.run("reference", dtype)
+    assert_as_good(case.run(impl, dtype, keep_gates=keep), eager, exact, EPS[dtype])
 
 
 # ---- dropout ----------------------------------------------------------------------------------
@@ -94,14 +74,14 @@ def test_what_is_kept_is_what_the_reference_keeps(filters: int) -> None:
     cases = ((0, 0, 0.5, 0), (0x1234_5678_9ABC_DEF0, 61, 0.1, 3), (2**63 - 2, 1, 0.9, 2**31 - 1))
     for seed, layer, p, first_image in cases:
         seed_tensor = torch.tensor(seed)
-        dropout = Dropout(layer, keep_from(p), 1 / (1 - p), first_image)
+        settings = Settings("down", p, layer, first_image)
         d_gates, dh = rows.empty(h, 2 * filters), rows.empty(h, filters)
-        plan = expand_plan(rows, filters, (), dropout, inputs=False, backward=True)
+        plan = expand_plan(rows, filters, (), settings, inputs=False, backward=True)
         given = case.operands(torch.float32)._replace(x=h, seed=seed_tensor)
-        room, bits = expand(plan, given, h, d_gates=d_gates, dh=dh)
+        room, bits = expand(plan, given, h, d_gates_ptr=d_gates, dh_ptr=dh)
         assert bits is not None
         e, kept = rows.first(room), rows.first(bits)
-        expected = dropout_factors(shape, p, seed_tensor, layer, first_image) > 0
+        expected = dropout_factors(shape, settings, seed_tensor) > 0
         bits = torch.cat([kept & 1, kept >> 1], dim=-1)
         assert torch.equal(pixels(bits, rows) > 0, expected)
         assert torch.equal(pixels(e, rows) != 0, expected)
@@ -127,8 +107,9 @@ def test_opcheck() -> None:
     given, settings = case.operands(torch.float32), case.settings
     _, *saved = forward_op(*given, *settings, True, True)
     grad_y = case.grad_y.float()
-    for needs in ((True, True, True), (False, True, False)):
-        torch.library.opcheck(backward_op, (grad_y, *saved, *given, *settings, True, *needs))
+    for needs in (needs_of(given), needs_of(given, "skip")):
+        inputs = grad_y, *saved, *given, *settings, True, True, needs
+        torch.library.opcheck(backward_op, inputs)
     torch.library.opcheck(forward_op, (*given, *settings, True, False))
 
 
