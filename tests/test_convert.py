@@ -15,25 +15,13 @@ pytestmark = pytest.mark.quick
 GOLDEN = Path(__file__).parent / "golden" / "network_c1_8x8_f4_r1_k2.safetensors"
 
 
-def test_pickle_is_refused_with_the_conversion(tmp_path: Path) -> None:
-    path = tmp_path / "old.pth"
-    state = load_file(GOLDEN)
-    torch.save(state, path)
-    with pytest.raises(ValueError, match="is a pickle") as error:
-        dsmooth.load_pixelcnnpp(path)
-    code = str(error.value).split('"')[1]
-    exec(compile(code, "conversion", "exec"), {})
-    assert load_file(path.with_suffix(".safetensors")).keys() == state.keys()
-    dsmooth.load_pixelcnnpp(path.with_suffix(".safetensors"))
-
-
-def test_a_saved_list_is_converted_by_the_printed_command(tmp_path: Path) -> None:
-    """The smoothing authors save [state dict, optimizer, scheduler, epoch]."""
-    state, weight = load_file(GOLDEN), torch.nn.Parameter(torch.zeros(2))
-    optimizer = torch.optim.Adam([weight])
-    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.999995)
-    path, saved = tmp_path / "checkpoint.pth", [state, optimizer.state_dict()]
-    torch.save([*saved, scheduler.state_dict(), 3], path)
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_pickle_is_refused_with_the_conversion(tmp_path: Path, listed: bool) -> None:
+    """The smoothing authors save a list of state dict, optimizer, scheduler and epoch."""
+    state, path = load_file(GOLDEN), tmp_path / "old.pth"
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(2))])
+    saved = [state, optimizer.state_dict(), {"last_epoch": 3}, 3] if listed else state
+    torch.save(saved, path)
     with pytest.raises(ValueError, match="is a pickle") as error:
         dsmooth.load_pixelcnnpp(path)
     exec(compile(str(error.value).split('"')[1], "conversion", "exec"), {})

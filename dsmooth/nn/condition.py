@@ -16,13 +16,12 @@ def condition_vectors(
 
     label: (B,) int64 classes, which become one-hot vectors, or (B, n_classes) floating point, the
     vectors themselves. level: (B,) int64, which become one-hot vectors behind these. Raises as
-    `check_label` and `check_level` do, and ValueError for one on another device.
+    `check_label` does, and ValueError for one on another device.
     """
     sizes = {"label": config.condition_size, "level": len(config.noise_levels)}
-    check_label(label, sizes["label"], batch)
-    check_level(level, sizes["level"], batch)
     parts: list[Tensor] = []
     for (name, size), values in zip(sizes.items(), (label, level), strict=True):
+        check_label(values, size, batch, name)
         if values is None:
             continue
         if values.device != like.device:
@@ -32,53 +31,33 @@ def condition_vectors(
     return torch.cat(parts, dim=1) if parts else None
 
 
-def check_label(label: Tensor | None, n_classes: int, batch: int) -> None:
-    """Raise ValueError or TypeError unless `label` is that of `batch` images of `n_classes`.
+def check_label(values: Tensor | None, size: int, batch: int, name: str = "label") -> None:
+    """Raise ValueError or TypeError unless `values` are the labels of `batch` images, of `size`
+    classes, or their levels (`name`), of `size` noise levels; None where `size` is 0.
 
-    None where n_classes is 0. Values are looked at on the CPU alone: elsewhere that would wait.
+    Numbers are looked at on the CPU alone: elsewhere that would wait.
     """
-    if n_classes == 0:
-        if label is not None:
-            raise ValueError("label was given, but the model has n_classes=0")
+    of_classes = name == "label"
+    if size == 0:
+        if values is not None:
+            has = "n_classes=0" if of_classes else "no noise_levels"
+            raise ValueError(f"{name} was given, but the model has {has}")
         return
-    if label is None:
-        raise ValueError(f"label is missing: the model has n_classes={n_classes}")
-    if not isinstance(label, Tensor):
-        raise TypeError(f"label must be a tensor, got {type(label).__name__}")
-    soft = label.is_floating_point()
-    shape = (batch, n_classes) if soft else (batch,)
-    if label.shape != shape:
-        raise ValueError(f"label must have shape {shape}, got {tuple(label.shape)}")
-    if not soft and label.dtype != torch.int64:
-        raise TypeError(f"label must be int64 or floating point, got {label.dtype}")
-    if not soft:
-        _check_range("label", label, n_classes)
-
-
-def check_level(level: Tensor | None, n_levels: int, batch: int) -> None:
-    """Raise ValueError or TypeError unless `level` is that of `batch` images, one of `n_levels`.
-
-    None where n_levels is 0.
-    """
-    if n_levels == 0:
-        if level is not None:
-            raise ValueError("level was given, but the model has no noise_levels")
+    if values is None:
+        has = f"n_classes={size}" if of_classes else f"{size} noise_levels; at_level fixes one"
+        raise ValueError(f"{name} is missing: the model has {has}")
+    if not isinstance(values, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(values).__name__}")
+    soft = of_classes and values.is_floating_point()
+    shape = (batch, size) if soft else (batch,)
+    if values.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(values.shape)}")
+    if soft:
         return
-    if level is None:
-        raise ValueError(
-            f"level is missing: the model has {n_levels} noise_levels; at_level fixes one"
-        )
-    if not isinstance(level, Tensor) or level.dtype != torch.int64:
-        raise TypeError(f"level must be an int64 tensor, got {level!r}")
-    if level.shape != (batch,):
-        raise ValueError(f"level must have shape ({batch},), got {tuple(level.shape)}")
-    _check_range("level", level, n_levels)
-
-
-def _check_range(name: str, values: Tensor, size: int) -> None:
-    """Raise ValueError unless 0 <= values < size, on the CPU: elsewhere looking would wait."""
-    if values.device.type != "cpu" or not len(values) or torch.compiler.is_compiling():
-        return
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high >= size:
-        raise ValueError(f"{name} must lie in 0 .. {size - 1}, got {low} .. {high}")
+    if values.dtype != torch.int64:
+        expected = "int64 or floating point" if of_classes else "an int64 tensor"
+        raise TypeError(f"{name} must be {expected}, got {values.dtype}")
+    if values.device.type == "cpu" and len(values) and not torch.compiler.is_compiling():
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high >= size:
+            raise ValueError(f"{name} must lie in 0 .. {size - 1}, got {low} .. {high}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +15,21 @@ from .layers import GatedResnet, WeightNormConv
 from .pixelcnnpp import PixelCNNpp
 from .weights import outline
 
-# Our module names and theirs.
+# Parts of our module names, and theirs.
 _RENAMES = (
     (r"^stem_u$", "u_init.conv"),
     (r"^stem_ul_above$", "ul_init.0.conv"),
     (r"^stem_ul_left$", "ul_init.1.conv"),
     (r"^downsize_(u|ul)\.(\d)$", r"downsize_\1_stream.\2.conv"),
     (r"^upsize_(u|ul)\.(\d)$", r"upsize_\1_stream.\2.deconv"),
-    (r"^(up|down)\.(\d)\.(u|ul)\.(\d+)\.conv_in$", r"\1_layers.\2.\3_stream.\4.conv_input.conv"),
-    (r"^(up|down)\.(\d)\.(u|ul)\.(\d+)\.conv_out$", r"\1_layers.\2.\3_stream.\4.conv_out.conv"),
-    (r"^(up|down)\.(\d)\.(u|ul)\.(\d+)\.nin_skip$", r"\1_layers.\2.\3_stream.\4.nin_skip.lin_a"),
-    (r"^(up|down)\.(\d)\.(u|ul)\.(\d+)$", r"\1_layers.\2.\3_stream.\4"),
+    (r"^(up|down)\.(\d)\.(u|ul)\.", r"\1_layers.\2.\3_stream."),
+    (r"\.conv_in$", ".conv_input.conv"),
+    (r"\.conv_out$", ".conv_out.conv"),
+    (r"\.nin_skip$", ".nin_skip.lin_a"),
     (r"^head$", "nin_out.lin_a"),
 )
+_STEM, _HEAD = "u_init.conv.weight_v", "nin_out.lin_a.bias"
+_PROJECTION = "up_layers.0.u_stream.0.hw"
 
 
 def load_pixelcnnpp(
@@ -60,27 +61,30 @@ def load_pixelcnnpp(
     check_one_of("conditioning", conditioning, ("none", "stack"))
     check_one_of("likelihood", likelihood, (None, "continuous", "discretized"))
     state = _unified(_read(Path(source)) if isinstance(source, (str, Path)) else source)
-    config = replace(
-        _infer_config(state, tuple(atoms)),
-        conditioning=conditioning,
-        likelihood=likelihood or ("discretized" if atoms else "continuous"),
-        atoms=tuple(atoms),
-    )
+    kind = likelihood or ("discretized" if atoms else "continuous")
+    config = _infer_config(state, tuple(atoms), conditioning=conditioning, likelihood=kind)
     model = outline(config, state, "the checkpoint")
-    folded: dict[WeightNormConv, tuple[Tensor, Tensor]] = {}
-    projections: dict[Any, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     for name, layer in model.named_modules():
+        old = name
+        for pattern, replacement in _RENAMES:
+            old = re.sub(pattern, replacement, old)
         if isinstance(layer, WeightNormConv):
-            folded[layer] = _take(state, _old_name(name), layer)
+            weight, bias = _take(state, old, layer)
+            weights |= {f"{name}.weight_v": weight, f"{name}.weight_g": layer.norm(weight)}
+            weights[f"{name}.bias"] = bias
         elif isinstance(layer, GatedResnet) and layer.condition_weight is not None:
-            projections[layer] = _take_projection(state, _old_name(name), layer.condition_weight)
+            key, expected = f"{old}.hw", tuple(layer.condition_weight.mT.shape)
+            hw = _pop(state, key)
+            if hw.shape != expected or not hw.is_floating_point() or not hw.isfinite().all():
+                got = tuple(hw.shape)
+                raise ValueError(f"{key} must be finite of shape {expected}, got shape {got}")
+            weights[f"{name}.condition_weight"] = hw.mT
     if state:
         raise ValueError(f"the checkpoint has keys that are not PixelCNN++'s: {sorted(state)[:3]}")
-    model.to_empty(device="cpu").to(dtype)
-    for layer, weight_and_bias in folded.items():
-        layer.set_weight(*weight_and_bias)
-    for layer, projection in projections.items():
-        layer.condition_weight.data.copy_(projection)
+    own: Any = {"device": "cpu", "dtype": dtype, "copy": True}
+    weights = {name: t.to(**own).contiguous() for name, t in weights.items()}
+    model.load_state_dict(weights, assign=True)
     return model.eval()
 
 
@@ -103,12 +107,15 @@ def _unified(source: Mapping[str, Tensor] | Sequence[Any]) -> dict[str, Tensor]:
     return state
 
 
+def _pop(state: dict[str, Tensor], key: str) -> Tensor:
+    if key not in state:
+        raise ValueError(f"the checkpoint lacks {key!r}")
+    return state.pop(key)
+
+
 def _take(state: dict[str, Tensor], old: str, layer: WeightNormConv) -> tuple[Tensor, Tensor]:
     """Remove the tensors of `old` from `state`; the folded weight and bias of `layer`, float64."""
-    try:
-        v, g, bias = (state.pop(f"{old}.{part}") for part in ("weight_v", "weight_g", "bias"))
-    except KeyError as error:
-        raise ValueError(f"the checkpoint lacks {error.args[0]!r}") from None
+    v, g, bias = (_pop(state, f"{old}.{part}") for part in ("weight_v", "weight_g", "bias"))
     if not all(tensor.is_floating_point() for tensor in (v, g, bias)):
         raise ValueError(f"{old} must hold floating-point numbers")
     if v.ndim == 2:
@@ -117,26 +124,14 @@ def _take(state: dict[str, Tensor], old: str, layer: WeightNormConv) -> tuple[Te
         raise ValueError(
             f"{old} must have weights of shape {tuple(layer.weight_v.shape)}, got {tuple(v.shape)}"
         )
-    weight = _fold(v.double(), g.double())
+    over = [i for i in range(v.ndim) if g.shape[i] == 1] if g.ndim == v.ndim else []
+    if not over or any(g.shape[i] != v.shape[i] for i in range(v.ndim) if i not in over):
+        raise ValueError(f"weight_g of shape {tuple(g.shape)} does not fit {tuple(v.shape)}")
+    v, g = v.double(), g.double()
+    weight = g * v / torch.linalg.vector_norm(v, dim=over, keepdim=True)
     if not weight.isfinite().all() or not bias.isfinite().all():
         raise ValueError(f"{old} must be finite")
     return weight, bias.double()
-
-
-def _take_projection(state: dict[str, Tensor], old: str, weight: Tensor) -> Tensor:
-    """Remove the projection of `old` from `state`: (2F, D), as `weight` has it."""
-    key = f"{old}.hw"
-    if key not in state:
-        raise ValueError(f"the checkpoint lacks {key!r}")
-    hw = state.pop(key)
-    expected = tuple(weight.mT.shape)
-    if hw.shape != expected or not hw.is_floating_point() or not hw.isfinite().all():
-        raise ValueError(f"{key} must be finite of shape {expected}, got shape {tuple(hw.shape)}")
-    return hw.mT
-
-
-_STEM, _HEAD = "u_init.conv.weight_v", "nin_out.lin_a.bias"
-_PROJECTION = "up_layers.0.u_stream.0.hw"
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -161,23 +156,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is not a safetensors file: {error}") from None
 
 
-def _old_name(name: str) -> str:
-    for pattern, replacement in _RENAMES:
-        renamed, n = re.subn(pattern, replacement, name)
-        if n:
-            return renamed
-    raise AssertionError(f"no old name for {name}")
-
-
-def _fold(v: Tensor, g: Tensor) -> Tensor:
-    """g * v / ||v||, the norm over every dimension in which g has size 1."""
-    over = [i for i in range(v.ndim) if g.shape[i] == 1] if g.ndim == v.ndim else []
-    if not over or any(g.shape[i] != v.shape[i] for i in range(v.ndim) if i not in over):
-        raise ValueError(f"weight_g of shape {tuple(g.shape)} does not fit {tuple(v.shape)}")
-    return g * v / torch.linalg.vector_norm(v, dim=over, keepdim=True)
-
-
-def _infer_config(state: Mapping[str, Tensor], atoms: tuple[int, ...]) -> ModelConfig:
+def _infer_config(state: Mapping[str, Tensor], atoms: tuple[int, ...], **rest: Any) -> ModelConfig:
     for name, ndim in ((_STEM, 4), (_HEAD, 1)):
         if name not in state or state[name].ndim != ndim:
             raise ValueError(f"not a PixelCNN++ checkpoint: it lacks {name!r} of {ndim} dimensions")
@@ -205,4 +184,6 @@ def _infer_config(state: Mapping[str, Tensor], atoms: tuple[int, ...]) -> ModelC
         n_mix=n_params // per_component,
         dropout=0.0,
         n_classes=n_classes,
+        atoms=atoms,
+        **rest,
     )

@@ -19,9 +19,10 @@ Skip = Tensor | tuple[Tensor, ...] | None
 
 
 class WeightNormConv(nn.Module):
-    """Parameters of a convolution with weight norm per output filter: w = g * v / ||v||.
+    """A shifted convolution with weight norm per output filter: w = g * v / ||v||.
 
-    Shapes: weight_v (D, C, kh, kw), or (C, D, kh, kw) when transposed; weight_g and bias (D,).
+    Shapes: weight_v (D, C, kh, kw), or (C, D, kh, kw) when transposed, which has stride 2; weight_g
+    and bias (D,).
     """
 
     def __init__(
@@ -30,9 +31,13 @@ class WeightNormConv(nn.Module):
         out_channels: int,
         kernel_size: tuple[int, int],
         *,
+        shift: Shift = "none",
+        stride: int = 1,
         transposed: bool = False,
     ) -> None:
         super().__init__()
+        self.shift: Shift = shift
+        self.stride = stride
         self.transposed = transposed
         channels = (in_channels, out_channels) if transposed else (out_channels, in_channels)
         v = torch.empty(*channels, *kernel_size)
@@ -40,31 +45,29 @@ class WeightNormConv(nn.Module):
         g = torch.empty(out_channels)
         if not v.is_meta:  # without memory there is nothing to draw, and torch imports its compiler
             nn.init.normal_(v, std=fan_in**-0.5)
-            g = self._norm(v)
+            g = self.norm(v)
         self.weight_v = nn.Parameter(v)
         self.weight_g = nn.Parameter(g)
         self.bias = nn.Parameter(torch.zeros(out_channels))
 
-    def _norm(self, v: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(v, dim=(0, 2, 3) if self.transposed else (1, 2, 3))
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, D, H/stride, W/stride), or (B, D, 2H, 2W) when transposed."""
+        if self.transposed:
+            return shifted_conv_transpose2d(x, *self.affine(), shift=self.shift)
+        return shifted_conv2d(x, *self.affine(), shift=self.shift, stride=self.stride)
 
-    def _per_filter(self, values: Tensor) -> Tensor:
-        return values.view((1, -1, 1, 1) if self.transposed else (-1, 1, 1, 1))
+    def norm(self, v: Tensor) -> Tensor:
+        """|v| of each output filter."""
+        return torch.linalg.vector_norm(v, dim=(0, 2, 3) if self.transposed else (1, 2, 3))
 
     def weight(self) -> Tensor:
         """The folded weight, in the shape of weight_v."""
-        return self.weight_v * self._per_filter(self.weight_g / self._norm(self.weight_v))
+        gain = self.weight_g / self.norm(self.weight_v)
+        return self.weight_v * gain.view((1, -1, 1, 1) if self.transposed else (-1, 1, 1, 1))
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """(weight, bias), as the functional ops take them."""
         return self.weight(), self.bias
-
-    def set_weight(self, weight: Tensor, bias: Tensor) -> None:
-        """Take over a folded weight: v becomes `weight` and g its norm."""
-        with torch.no_grad():
-            self.weight_v.copy_(weight)
-            self.weight_g.copy_(self._norm(weight))
-            self.bias.copy_(bias)
 
     def initialize(self, x: Tensor, scale: float = 1.0) -> None:
         """Data-dependent init: set g and b so that the output for `x` has mean 0 and std `scale`
@@ -78,35 +81,7 @@ class WeightNormConv(nn.Module):
             self.bias.sub_(mean).mul_(gain)
 
 
-class ShiftedConv2d(WeightNormConv):
-    """A weight-normed `shifted_conv2d`."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: tuple[int, int],
-        *,
-        shift: Shift,
-        stride: int = 1,
-    ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size)
-        self.shift: Shift = shift
-        self.stride = stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, D, H/stride, W/stride)."""
-        return shifted_conv2d(x, *self.affine(), shift=self.shift, stride=self.stride)
-
-
-class Nin(ShiftedConv2d):
-    """A weight-normed 1x1 convolution."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, (1, 1), shift="none")
-
-
-class ExactNin(Nin):
+class ExactNin(WeightNormConv):
     """A 1x1 convolution whose operands CUDA does not round to TF32, as it does a convolution's.
 
     There it is a matmul, which is exact unless `torch.set_float32_matmul_precision` says otherwise.
@@ -120,20 +95,6 @@ class ExactNin(Nin):
         """`forward` on any device, by a matmul."""
         weight, bias = self.affine()
         return torch.einsum("dc,bchw->bdhw", weight[:, :, 0, 0], x) + bias[:, None, None]
-
-
-class ShiftedConvTranspose2d(WeightNormConv):
-    """A weight-normed `shifted_conv_transpose2d` of stride 2."""
-
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: tuple[int, int], *, shift: Shift
-    ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, transposed=True)
-        self.shift: Shift = shift
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, D, 2H, 2W)."""
-        return shifted_conv_transpose2d(x, *self.affine(), shift=self.shift)
 
 
 class GatedResnet(nn.Module):
@@ -158,16 +119,14 @@ class GatedResnet(nn.Module):
         layer: int = 0,
     ) -> None:
         super().__init__()
-        self.shift: Shift = shift
         self.dropout = dropout
         self.layer = layer
         self.keep_gates = False
-        self.conv_in = ShiftedConv2d(2 * n_filters, n_filters, kernel_size, shift=shift)
-        self.nin_skip = Nin(2 * skip_channels, n_filters) if skip_channels else None
-        self.conv_out = ShiftedConv2d(2 * n_filters, 2 * n_filters, kernel_size, shift=shift)
-        self.condition_weight = (
-            nn.Parameter(torch.zeros(2 * n_filters, condition_size)) if condition_size else None
-        )
+        f, size = n_filters, condition_size
+        self.conv_in = WeightNormConv(2 * f, f, kernel_size, shift=shift)
+        self.nin_skip = WeightNormConv(2 * skip_channels, f, (1, 1)) if skip_channels else None
+        self.conv_out = WeightNormConv(2 * f, 2 * f, kernel_size, shift=shift)
+        self.condition_weight = nn.Parameter(torch.zeros(2 * f, size)) if size else None
 
     def forward(
         self,
@@ -189,6 +148,11 @@ class GatedResnet(nn.Module):
         """
         convs = [self.conv_in, self.conv_out] + ([self.nin_skip] if self.nin_skip else [])
         conv_in, conv_out, *nin = [(conv.weight_v, conv.bias) for conv in convs]
+        image_bias = None
+        if self.condition_weight is not None and condition is not None:
+            # In the dtype of the weights, under autocast too: it joins a bias, and those are exact.
+            with without_autocast(condition.device.type):
+                image_bias = F.linear(condition, self.condition_weight)
         return gated_resnet(
             x,
             conv_in,
@@ -196,24 +160,14 @@ class GatedResnet(nn.Module):
             skip,
             nin[0] if nin else None,
             gains=tuple(conv.weight_g for conv in convs),
-            image_bias=self.image_bias(condition),
-            shift=self.shift,
+            image_bias=image_bias,
+            shift=self.conv_in.shift,
             dropout=self.dropout if self.training else 0.0,
             seed=seed,
             layer=self.layer if layer is None else layer,
             first_image=first_image,
             keep_gates=self.keep_gates,
         )
-
-    def image_bias(self, condition: Tensor | None) -> Tensor | None:
-        """The projection of `condition` (B, D): (B, 2F), which joins the second convolution's bias.
-
-        In the dtype of the weights, under autocast too: it stands for a bias, and those are exact.
-        """
-        if self.condition_weight is None or condition is None:
-            return None
-        with without_autocast(condition.device.type):
-            return F.linear(condition, self.condition_weight)
 
     def initialize(self, x: Tensor, skip: Skip = None) -> None:
         """Data-dependent init on the inputs; the second convolution starts at scale 0.1.

@@ -12,34 +12,36 @@ from torch import Tensor, nn
 from ..config import Conditioning, ModelConfig
 from ..functional import down_shift, logistic_mixture_log_prob, right_shift
 from ..functional.dispatch import without_autocast
-from ..functional.dropout import draw_seed
+from ..functional.gated_resnet import draw_seed
 from .condition import condition_vectors
-from .layers import ExactNin, GatedResnet, Nin, ShiftedConv2d, ShiftedConvTranspose2d
+from .layers import ExactNin, GatedResnet, WeightNormConv
 
 Streams = tuple[Tensor, Tensor]  # u (all rows above) and ul (above, and left in the row)
-INITIALIZED = (GatedResnet, ShiftedConv2d, ShiftedConvTranspose2d)
 
 
 class Encoded(NamedTuple):
     """The condition of a batch, as `PixelCNNpp.decode` takes it; None for what is not there.
 
     stacked: (B, C, H, W), the context of conditioning="stack". streams: e_u and e_ul of "concat".
-    vector: (B, D), which enters every gated resnet.
+    vector: (B, D), which enters every gated resnet. seed, first_image: of the dropout.
     """
 
     stacked: Tensor | None = None
     streams: Streams | None = None
     vector: Tensor | None = None
+    seed: Tensor | None = None
+    first_image: int = 0
+
+    def shared(self) -> dict[str, Any]:
+        """The arguments that every gated resnet takes."""
+        return {"condition": self.vector, "seed": self.seed, "first_image": self.first_image}
 
 
 class _Block(nn.Module):
     """The gated resnets of one block: a list for u and one for ul."""
 
-    def __init__(
-        self, n_layers: int, n_filters: int, *, down: bool, condition_size: int, dropout: float
-    ) -> None:
+    def __init__(self, n_layers: int, n_filters: int, *, down: bool, **both: Any) -> None:
         super().__init__()
-        both: dict[str, Any] = {"condition_size": condition_size, "dropout": dropout}
         # On the way up ul takes u; on the way down u takes a skip, and ul takes u and a skip.
         u_skip, ul_skip = (n_filters, 2 * n_filters) if down else (0, n_filters)
         self.u = nn.ModuleList(
@@ -59,33 +61,18 @@ class _Block(nn.Module):
 class ContextEncoder(nn.Module):
     """Unmasked, full-resolution encoder of the context for conditioning="concat"."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, **both: Any) -> None:
         super().__init__()
         f, width = config.n_filters, config.context_filters or config.n_filters
-        both: dict[str, Any] = {
-            "condition_size": config.vector_size,
-            "dropout": config.dropout,
-        }
-        self.stem = ShiftedConv2d(config.image_channels + 1, width, (3, 3), shift="none")
+        self.stem = WeightNormConv(config.image_channels + 1, width, (3, 3))
         self.layers = nn.ModuleList(
             GatedResnet(width, (3, 3), shift="none", **both) for _ in range(config.context_layers)
         )
-        self.nin_u = Nin(width, f)
-        self.nin_ul = Nin(width, f)
+        self.nin_u = WeightNormConv(width, f, (1, 1))
+        self.nin_ul = WeightNormConv(width, f, (1, 1))
 
-    def forward(
-        self,
-        context: Tensor,
-        vector: Tensor | None = None,
-        *,
-        seed: Tensor | None = None,
-        first_image: int = 0,
-    ) -> Streams:
-        """(B, C, H, W) -> e_u and e_ul, each (B, F, H, W).
-
-        vector: (B, D), for a model that has one. seed, first_image: of the dropout.
-        """
-        shared: dict[str, Any] = {"condition": vector, "seed": seed, "first_image": first_image}
+    def forward(self, context: Tensor, shared: dict[str, Any]) -> Streams:
+        """(B, C, H, W) -> e_u and e_ul, each (B, F, H, W). shared: see `Encoded`."""
         e = self.stem(_with_ones(context))
         for layer in cast("Iterable[GatedResnet]", self.layers):
             e = layer(e, layer=layer.layer, **shared)
@@ -104,31 +91,26 @@ class PixelCNNpp(nn.Module):
         super().__init__()
         self.config = config
         channels, f, r = config.image_channels, config.n_filters, config.n_resnet
-        self.stem_u = ShiftedConv2d(channels + 1, f, (2, 3), shift="down")
-        self.stem_ul_above = ShiftedConv2d(channels + 1, f, (1, 3), shift="down")
-        self.stem_ul_left = ShiftedConv2d(channels + 1, f, (2, 1), shift="down_right")
-        both: dict[str, Any] = {
-            "condition_size": config.vector_size,
-            "dropout": config.dropout,
-        }
+        self.stem_u = WeightNormConv(channels + 1, f, (2, 3), shift="down")
+        self.stem_ul_above = WeightNormConv(channels + 1, f, (1, 3), shift="down")
+        self.stem_ul_left = WeightNormConv(channels + 1, f, (2, 1), shift="down_right")
+        both: dict[str, Any] = {"condition_size": config.vector_size, "dropout": config.dropout}
         self.up = nn.ModuleList(_Block(r, f, down=False, **both) for _ in range(3))
         self.down = nn.ModuleList(_Block(r + (i > 0), f, down=True, **both) for i in range(3))
-        self.downsize_u = nn.ModuleList(
-            ShiftedConv2d(f, f, (2, 3), shift="down", stride=2) for _ in range(2)
-        )
-        self.downsize_ul = nn.ModuleList(
-            ShiftedConv2d(f, f, (2, 2), shift="down_right", stride=2) for _ in range(2)
-        )
-        self.upsize_u = nn.ModuleList(
-            ShiftedConvTranspose2d(f, f, (2, 3), shift="down") for _ in range(2)
-        )
-        self.upsize_ul = nn.ModuleList(
-            ShiftedConvTranspose2d(f, f, (2, 2), shift="down_right") for _ in range(2)
-        )
-        self.head = ExactNin(f, config.n_params)
-        self.encoder = ContextEncoder(config) if config.conditioning == "concat" else None
+        u: dict[str, Any] = {"kernel_size": (2, 3), "shift": "down"}
+        ul: dict[str, Any] = {"kernel_size": (2, 2), "shift": "down_right"}
+
+        def two(**kind: Any) -> nn.ModuleList:
+            return nn.ModuleList(WeightNormConv(f, f, **kind) for _ in range(2))
+
+        self.downsize_u, self.downsize_ul = two(**u, stride=2), two(**ul, stride=2)
+        self.upsize_u, self.upsize_ul = two(**u, transposed=True), two(**ul, transposed=True)
+        self.head = ExactNin(f, config.n_params, (1, 1))
+        self.encoder = ContextEncoder(config, **both) if config.conditioning == "concat" else None
         # One seed a forward serves all dropout: each gated resnet has a number of its own.
-        for number, layer in enumerate(self._gated_resnets()):
+        blocks = cast("Iterable[_Block]", [*self.up, *self.down])
+        layers: list[Any] = [layer for block in blocks for pair in block for layer in pair]
+        for number, layer in enumerate([*layers, *(self.encoder.layers if self.encoder else ())]):
             layer.layer = number
 
     def forward(
@@ -156,9 +138,8 @@ class PixelCNNpp(nn.Module):
         Raises ValueError for a wrong shape and for a context, label or level missing or
         superfluous, TypeError for a wrong dtype.
         """
-        seed = self._draw_seed(x) if seed is None else seed
         encoded = self.encode_context(x, context, label, level, seed=seed, first_image=first_image)
-        return self.decode(x, encoded, seed=seed, first_image=first_image)
+        return self.decode(x, encoded)
 
     def encode_context(
         self,
@@ -172,25 +153,20 @@ class PixelCNNpp(nn.Module):
     ) -> Encoded:
         """Check `x` against what it is conditioned on and return what `decode` needs of that.
 
-        seed: of the dropout, int64 without dimensions; in training, drawn from torch's generator if
-        None. Raises as `forward` does.
+        Arguments and errors as of `forward`.
         """
         self._check(x, context)
         vector = condition_vectors(label, level, self.config, x.shape[0], self.head.bias)
-        if self.encoder is not None and context is not None:
-            seed = self._draw_seed(x) if seed is None else seed
-            streams = self.encoder(context, vector, seed=seed, first_image=first_image)
-            return Encoded(streams=streams, vector=vector)
-        return Encoded(stacked=context, vector=vector)
+        if seed is None and self.training and self.config.dropout > 0:
+            seed = draw_seed(x.device)
+        if self.encoder is None or context is None:
+            return Encoded(context, None, vector, seed, first_image)
+        shared = Encoded(None, None, vector, seed, first_image).shared()
+        return Encoded(None, self.encoder(context, shared), vector, seed, first_image)
 
-    def decode(
-        self, x: Tensor, encoded: Encoded, *, seed: Tensor | None = None, first_image: int = 0
-    ) -> Tensor:
-        """`forward` for an encoded context, which a sampler computes once for many calls.
-
-        seed, first_image: as of `encode_context`, and the same.
-        """
-        _, ul = self._streams(x, encoded, seed, first_image)[-1]
+    def decode(self, x: Tensor, encoded: Encoded) -> Tensor:
+        """`forward` for an encoded context, which a sampler computes once for many calls."""
+        _, ul = self._streams(x, encoded)[-1]
         ul = ul[:, :, -x.shape[2] :]
         # Rounded to bfloat16, a log-scale or a logit would be off by more than it can learn.
         with without_autocast(ul.device.type):
@@ -226,15 +202,11 @@ class PixelCNNpp(nn.Module):
         Keys up0, up1, up2, down0, down1, down2; each stream (B, F, H/s, W/s) with s = 1, 2, 4, 4,
         2, 1; up_i is taken before its stride-2 convolution.
         """
-        names = ("up0", "up1", "up2", "down0", "down1", "down2")
-        scales = (1, 2, 4, 4, 2, 1)
-        rows = [x.shape[2] // s for s in scales]
-        seed = self._draw_seed(x)
-        encoded = self.encode_context(x, context, label, level, seed=seed)
-        streams = self._streams(x, encoded, seed)
+        scales = {"up0": 1, "up1": 2, "up2": 4, "down0": 4, "down1": 2, "down2": 1}
+        streams = self._streams(x, self.encode_context(x, context, label, level))
         return {
-            name: (u[:, :, -n:], ul[:, :, -n:])
-            for name, n, (u, ul) in zip(names, rows, streams, strict=True)
+            name: (u[:, :, -(x.shape[2] // scale) :], ul[:, :, -(x.shape[2] // scale) :])
+            for (name, scale), (u, ul) in zip(scales.items(), streams, strict=True)
         }
 
     @torch.no_grad()
@@ -257,7 +229,8 @@ class PixelCNNpp(nn.Module):
 
         # A gated resnet initialises its own convolutions.
         inside = {c for m in self.modules() if isinstance(m, GatedResnet) for c in m.children()}
-        layers = [m for m in self.modules() if isinstance(m, INITIALIZED) and m not in inside]
+        kinds = (GatedResnet, WeightNormConv)
+        layers = [m for m in self.modules() if isinstance(m, kinds) and m not in inside]
         was_training = self.training
         self.eval()
         handles = [layer.register_forward_pre_hook(before) for layer in layers]
@@ -268,28 +241,9 @@ class PixelCNNpp(nn.Module):
                 handle.remove()
             self.train(was_training)
 
-    def _gated_resnets(self) -> Iterator[GatedResnet]:
-        """All of them, in the order of their numbers: up, down, encoder."""
-        for block in [*cast("Iterable[_Block]", self.up), *cast("Iterable[_Block]", self.down)]:
-            for pair in block:
-                yield from pair
-        if self.encoder is not None:
-            yield from cast("Iterable[GatedResnet]", self.encoder.layers)
-
-    def _draw_seed(self, x: Tensor) -> Tensor | None:
-        """A seed for the dropout of one forward, None where nothing is dropped."""
-        return draw_seed(x.device) if self.training and self.config.dropout > 0 else None
-
-    def _streams(
-        self, x: Tensor, encoded: Encoded, seed: Tensor | None, first_image: int = 0
-    ) -> list[Streams]:
+    def _streams(self, x: Tensor, encoded: Encoded) -> list[Streams]:
         """The six block outputs; for "stack" those of both images."""
-        seed = self._draw_seed(x) if seed is None else seed
-        shared: dict[str, Any] = {
-            "condition": encoded.vector,
-            "seed": seed,
-            "first_image": first_image,
-        }
+        shared = encoded.shared()
         if encoded.stacked is not None:
             x = torch.cat([encoded.stacked, x], dim=2)
         x = _with_ones(x)

@@ -189,7 +189,7 @@ class _Canvas:
     def redrawn(self, images: Tensor | slice, rows: slice, columns: slice) -> Tensor:
         """Some pixels of some images, drawn given the images; known ones as they are."""
         visible = (rows.stop + 3) // 4 * 4  # rows below cannot matter; it takes a multiple of 4
-        stacked, streams, vector = self.encoded
+        stacked, streams, vector = self.encoded[:3]
         stacked, vector = (None if e is None else e[images] for e in (stacked, vector))
         if streams is not None:
             u, ul = (e[images, :, :visible] for e in streams)
