@@ -329,7 +329,7 @@ def input_plan(block: BlockShape, needs: Needs, unpack: dict[str, Any]) -> Plan:
     shape = {"F": f, "S0": s0, "S1": s1, "PLANES": planes}
     return Plan(
         (first + one.programs * (needs.x + skips * planes),),
-        programs=one.programs, first_program=first, X=needs.x, SKIPS=skips,
+        programs=max(1, one.programs), first_program=first, X=needs.x, SKIPS=skips,
         UNPACK=needs.parameters, UNPACK_S=BLOCK_S, UNPACK_K=BLOCK_K, UNPACK_D=BLOCK_D,
         point_steps=cdiv(f, one.arguments["BLOCK_K"]), **(one.arguments | shape), **unpack,
     )  # fmt: skip
