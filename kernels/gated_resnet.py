@@ -250,7 +250,7 @@ def backward_plans(
 
     kept: whether A and G are; strides: of the weights; normed: whether they have gains.
     """
-    f, rows, t = block.filters, block.rows, block.taps.count
+    f, rows, t = block.filters, block.rows, block.taps.kh * block.taps.kw
     gate = matmul_plan(
         block, block.taps, 2 * f, 2 * f, GRAD=True, KEEP=False, IMAGE_BIAS=block.image_bias
     )
@@ -282,7 +282,7 @@ def matmul_plan(
     block: BlockShape, taps: Taps, channels: int, columns: int, planes: int = 0, **constants: Any
 ) -> Plan:
     """The plan of a matmul of pixels by so many columns, with its epilogue."""
-    rows, k = block.rows, (taps.count + planes) * channels
+    rows, k = block.rows, (taps.kh * taps.kw + planes) * channels
     tiling = tilings.matmul_tiling(
         rows.pixels, columns, k, block.dtype, block.tf32, block.capability
     )

@@ -88,10 +88,6 @@ class Taps(NamedTuple):
         top = (kh - 1) // 2 if shift == "none" else kh - 1
         return cls(kh, kw, top, kw - 1 if shift == "down_right" else (kw - 1) // 2)
 
-    @property
-    def count(self) -> int:
-        return self.kh * self.kw
-
     def constants(self) -> dict[str, int]:
         """The kernel and its padding as constexprs."""
         return {"KH": self.kh, "KW": self.kw, "TOP": self.top, "LEFT": self.left}

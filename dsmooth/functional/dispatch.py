@@ -185,8 +185,8 @@ def register_op(
 
     def needed(function: Callable[..., Sequence[Any]]) -> Callable[..., tuple[Tensor, ...]]:
         def call(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
-            *args, needs = args
-            parts = args[:saved], args[saved : len(kept)], args[len(kept) :]
+            *rest, needs = args
+            parts = rest[:saved], rest[saved : len(kept)], rest[len(kept) :]
             found = zip(function(grad, *parts, needs), needs, strict=True)
             return tuple([tensor if need else grad.new_empty(0) for tensor, need in found])
 

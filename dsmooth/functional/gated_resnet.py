@@ -68,8 +68,8 @@ def gated_resnet(
     count = 2 if nin_skip is None else 3
     if len(gains) not in (0, count):
         raise ValueError(f"gains must be none, or {count} for as many weights, got {len(gains)}")
-    nin, gains = nin_skip or (None, None), (*gains, None, None, None)[:3]
-    values = (*conv_in, *conv_out, *nin, *gains, image_bias)
+    nin, three = nin_skip or (None, None), (*gains, None, None, None)[:3]
+    values = (*conv_in, *conv_out, *nin, *three, image_bias)
     weights = dict(zip(Operands._fields[3:-1], values, strict=True))
     images = {"x": x} | {f"skip_{i}" if i > 1 else "skip": t for i, t in enumerate(skips, 1)}
     settings = Settings(shift, dropout, layer, first_image)

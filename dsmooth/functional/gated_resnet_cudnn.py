@@ -24,8 +24,8 @@ class _PadConcatElu(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        v, seed = ctx.saved_tensors
-        return pad_concat_elu(v, *ctx.rest, seed, channels_last(grad)), None, None, None
+        (v, seed), (taps, settings) = ctx.saved_tensors, ctx.rest
+        return pad_concat_elu(v, taps, settings, seed, channels_last(grad)), None, None, None
 
 
 class _GateEpilogue(torch.autograd.Function):
