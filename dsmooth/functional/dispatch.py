@@ -159,8 +159,9 @@ def register_op(
     backward: Callable[..., Sequence[Any]],
     gradients: Callable[..., Sequence[Any]],
     keep_inputs: bool = True,
-) -> tuple[Any, Any]:
-    """The operators dsmooth::NAME, a result and `saved` tensors, and dsmooth::NAME_backward.
+) -> tuple[Callable[..., Tensor], Any, Any]:
+    """A differentiable function, and its operators dsmooth::NAME, a result and `saved` tensors for
+    the backward, and dsmooth::NAME_backward.
 
     They compute on every device. It does not import torch's compiler, as the first call of
     `torch.library.custom_op` does. tensors, options: declarations of the arguments.
@@ -173,17 +174,14 @@ def register_op(
     kept = [*(f"Tensor saved_{i}" for i in range(saved)), *(tensors if keep_inputs else ())]
     results, grads = (", ".join(["Tensor"] * n) for n in (1 + saved, count))
 
-    def register(
-        op: str, schema: str, compute: Any, fake: Any, derivative: Any, setup_context: Any = None
-    ) -> Any:
+    def register(op: str, schema: str, compute: Any, fake: Any) -> Any:
         qualified = f"dsmooth::{op}"
         torch.library.define(qualified, schema)
         torch.library.impl(qualified, "default", compute)
         torch.library.register_fake(qualified, fake)
-        torch.library.register_autograd(qualified, derivative, setup_context=setup_context)
         return getattr(torch.ops.dsmooth, op).default
 
-    def needed(function: Callable[..., Sequence[Any]]) -> Callable[..., tuple[Tensor, ...]]:
+    def graded(function: Callable[..., Sequence[Any]]) -> Callable[..., tuple[Tensor, ...]]:
         def call(grad: Tensor, *args: Any) -> tuple[Tensor, ...]:
             *rest, needs = args
             parts = rest[:saved], rest[saved : len(kept)], rest[len(kept) :]
@@ -192,18 +190,28 @@ def register_op(
 
         return call
 
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(*output[1:], *(inputs[:count] if keep_inputs else ()))
-        ctx.options = inputs[count:]
+    class Operator(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> Tensor:
+            result, *kept = forward_op(*args)
+            ctx.save_for_backward(*kept, *(args[:count] if keep_inputs else ()))
+            ctx.options = args[count:]
+            return result
 
-    def differentiate(ctx: Any, grad: Tensor, *_: None) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled() and not keep_inputs:  # what is saved does not know its inputs
-            refuse(ctx)
-        needs = list(ctx.needs_input_grad[:count])
-        found = zip(backward_op(grad, *ctx.saved_tensors, *ctx.options, needs), needs, strict=True)
-        return *(tensor if need else None for tensor, need in found), *[None] * len(ctx.options)
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+            if torch.is_grad_enabled() and not keep_inputs:  # what is saved knows no inputs
+                refuse(ctx)
+            needs = list(ctx.needs_input_grad[:count])
+            grads = backward_op(grad, *ctx.saved_tensors, *ctx.options, needs)
+            found = [tensor if need else None for tensor, need in zip(grads, needs, strict=True)]
+            return *found, *[None] * len(ctx.options)
+
+    def run(*args: Any) -> Tensor:
+        needed = [tensor is not None and tensor.requires_grad for tensor in args[:count]]
+        if torch.is_grad_enabled() and any(needed):
+            return Operator.apply(*args)
+        return forward_op(*args)[0]
 
     def refuse(ctx: Any, *grads: Any) -> NoReturn:
         raise NotImplementedError(
@@ -212,12 +220,11 @@ def register_op(
         )
 
     declared = f"({', '.join(tensors)}, {options}) -> ({results})"
-    forward_op = register(name, declared, forward, outputs, differentiate, setup_context)
+    forward_op = register(name, declared, forward, outputs)
     declared = f"(Tensor grad, {', '.join(kept)}, {options}, bool[] needs) -> ({grads})"
-    backward_op = register(
-        f"{name}_backward", declared, needed(backward), needed(gradients), refuse
-    )
-    return forward_op, backward_op
+    backward_op = register(f"{name}_backward", declared, graded(backward), graded(gradients))
+    torch.library.register_autograd(f"dsmooth::{name}_backward", refuse)
+    return run, forward_op, backward_op
 
 
 def without_autocast(device_type: str) -> AbstractContextManager[object]:

@@ -101,7 +101,7 @@ def register_block(
         return [empty_gradient(name, given) if need else None for name, need in wanted]
 
     argument, default = option
-    forward_op, backward_op = register_op(
+    operator, forward_op, backward_op = register_op(
         name,
         [f"Tensor{'?' * (name in optional)} {name}" for name in Operands._fields],
         f"str shift, float dropout, int layer, int first_image, bool save, {argument}",
@@ -114,7 +114,7 @@ def register_block(
 
     def run(given: Operands, settings: Settings, option: Any = default) -> Tensor:
         save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
-        return forward_op(*given, *settings, save, option)[0]
+        return operator(*given, *settings, save, option)
 
     return run, forward_op, backward_op
 

@@ -83,10 +83,10 @@ def logistic_mixture_log_prob(
         )
     options = likelihood, list(atoms), float(smoothing_scale)
     if chosen == "native":
-        return native(*_at_least_float32(x, params), *options)[0]
+        return native(*_at_least_float32(x, params), *options)
     graded = torch.is_grad_enabled()
     needs = graded and x.requires_grad, graded and params.requires_grad
-    return triton_log_prob(x, params, *options, *needs)[0]
+    return triton_log_prob(x, params, *options, *needs)
 
 
 def _obstacle(impl: Impl, x: Tensor, params: Tensor) -> str | None:

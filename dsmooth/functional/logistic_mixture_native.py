@@ -59,7 +59,7 @@ def _gradients(
     return [tensor.new_empty(tensor.shape) if need else None for tensor, need in wanted]
 
 
-native, native_backward = register_op(
+native, native_forward, native_backward = register_op(
     "logistic_mixture",
     ("Tensor x", "Tensor params"),
     "str likelihood, int[] atoms, float smoothing_scale",

@@ -69,7 +69,7 @@ def _gradients(
     return [_empty_gradient(unit) if need else None for unit, need in wanted]
 
 
-triton_log_prob, triton_backward = register_op(
+triton_log_prob, triton_forward, triton_backward = register_op(
     "logistic_mixture_triton",
     ("Tensor x", "Tensor params"),
     "str likelihood, int[] atoms, float smoothing_scale, bool needs_x, bool needs_params",
