@@ -119,13 +119,16 @@ def test_a_hostile_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name
         (tar_header("x", tarfile.GNUTYPE_LONGNAME, 4 << 30) + ZEROS, "decompresses to more than"),
         (tar_header(MEMBER, tarfile.SYMTYPE, 0, "/etc/passwd"), "must hold"),
         (tar_header(MEMBER, tarfile.REGTYPE, 4 << 30), r"tar\.gz"),
+        (tar_header(MEMBER, tarfile.REGTYPE, 6144) + bytes(6144), "must hold .* most 3073 bytes"),
+        (tar_header("x", tarfile.REGTYPE, 0) * 100 + tar_header(MEMBER, b"0", 0), "must hold"),
     ],
-    ids=["a long name", "a link", "a large batch"],
+    ids=["a long name", "a link", "a promise", "a large batch", "many members"],
 )
 def test_a_hostile_archive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tar: bytes, message: str
 ) -> None:
     monkeypatch.setattr(cifar, "_MAX_ARCHIVE", 1 << 24)
+    monkeypatch.setattr(cifar, "_MAX_BATCH", 3073)
     path = tmp_path / "cifar-10-binary.tar.gz"
     path.write_bytes(gzip.compress(tar))
     with refused(message, path):
