@@ -168,7 +168,7 @@ def _kind(args: list[str]) -> tuple[str, type, list[str]]:
         if not isinstance(kind, dict):
             return prog, kind, rest
         kinds = kind
-    if args == ["--version"]:
+    if args[:1] == ["--version"]:
         print(f"dsmooth {__version__}")
         sys.exit(0)
     if rest and not rest[0].startswith("-"):
@@ -263,9 +263,7 @@ def read_options(kind: type, path: Path, prog: str) -> Any:
             if missing:
                 words = " and no ".join(missing)
                 raise ValueError(f"not that of a training run: it has no {words}")
-            own = {k: v for k, v in values.items() if k not in ("dsmooth", "height_and_width")}
-            settings = TrainConfig.from_dict(own)
-            return Train(settings.role, settings)
+            values = {k: v for k, v in values.items() if k not in ("dsmooth", "height_and_width")}
         given = _filled(kind, values, used)
         unknown = ", ".join(sorted(values.keys() - used))
         if unknown:
@@ -281,7 +279,11 @@ def _filled(kind: type, values: Mapping[str, Any], used: set[str]) -> Any:
     hints = get_type_hints(kind)
     for field in fields(kind):
         name, hint = field.name, hints[field.name]
-        if is_dataclass(hint):
+        if hint is TrainConfig:
+            own = {each.name for each in fields(TrainConfig)} & values.keys()
+            given[name] = TrainConfig.from_dict({key: values[key] for key in own})
+            used |= own
+        elif is_dataclass(hint):
             given[name] = _filled(cast(type, hint), values, used)
         elif name in values and name not in OWN:
             used.add(name)
