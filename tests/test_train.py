@@ -293,6 +293,20 @@ def test_a_loop_of_ones_own_writes_a_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.quick
+def test_a_run_is_looked_at_after_whole_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So each look finds a second of losses to record."""
+    now, looks = 0.0, []
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    watch = loop.Watch(tiny(), 0, lambda: None)
+    for steps in range(1, 40):
+        now += 0.3
+        if watch.is_due(steps):
+            watch.look(steps)
+            looks.append(now)
+    assert {round(b - a, 1) for a, b in itertools.pairwise(looks)} == {1.2}
+
+
+@pytest.mark.quick
 def test_a_picture_may_be_too_early(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "dsmooth")
     samples = torch.full((1, 1, 4, 4), torch.inf)

@@ -58,7 +58,7 @@ def read_checkpoint(run: RunFolder) -> Checkpoint:
     """The newest whole checkpoint of a run."""
     try:
         return _read(run.checkpoint)
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         if not run.earlier_checkpoint.exists():
             raise
         return _read(run.earlier_checkpoint)._replace(fault=str(error))

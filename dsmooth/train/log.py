@@ -90,9 +90,9 @@ class RunLog(ExitStack):
         if not folder.log_ends_whole():
             self.file.write("\n")  # a line was cut by a crash
         self.bar = make_bar(config.role, self.total, images_seen) if progress else None
+        self.record("start", images_seen, total=self.total, loss=self.loss_name)
         if self.bar is not None:
             self.enter_context(self.bar)
-        self.record("start", images_seen, total=self.total, loss=self.loss_name)
 
     def steps(self, images_seen: int, readings: Sequence[Reading]) -> None:
         """Note the updates up to `images_seen` since the last call."""

@@ -115,9 +115,10 @@ def train(
         news: list[str] = []
         notes: list[str] = []
         if resume or (restarted and run.can_resume()):
-            before, _ = run.read_config()
+            run.read_config()  # the lock would make a folder that is not there
             if writes:
                 stack.enter_context(alone)
+            before, _ = run.read_config()
             checkpoint = read_checkpoint(run)
             if match_channels:
                 config = with_channels(config, before.model.image_channels)
@@ -236,7 +237,7 @@ class Watch:
         due = now - self.saved > self.checkpoint_seconds
         seconds = min(RECORD_SECONDS, self.checkpoint_seconds)
         made = seconds * (steps - self.steps) / max(now - self.looked, 1e-9)
-        pace = max(1, min(READ_STEPS, int(made)))
+        pace = max(1, min(READ_STEPS, math.ceil(made)))
         mine = (int(due), pace) if self.rank == 0 else (0, 0)
         signal, due_there, pace = all_reduce_max(self.stop() or 0, *mine)
         self.looked, self.steps, self.next = now, steps, steps + pace

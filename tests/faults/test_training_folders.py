@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import torch
 from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.files import lock_folder, read_tensors, write_atomically, write_tensors
 from dsmooth.runs import RunFolder
-from dsmooth.train import NonFiniteLoss, loop, train
+from dsmooth.train import NonFiniteLoss, checkpoint, loop, train
 from dsmooth.train.checkpoint import digest, load_checkpoint, read_checkpoint, save_checkpoint
 from dsmooth.train.step import TrainState
 from tests.helpers.rank_processes import forked_script, wait_for_all
@@ -219,6 +221,36 @@ def test_a_folder_has_one_writer(tmp_path: Path) -> None:
     ):
         train(CONFIG, tmp_path / "run")
     assert not RunFolder(tmp_path / "run").config.exists()
+
+
+def test_a_run_is_read_once_its_folder_is_locked(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So the settings are those that the last writer left."""
+
+    @contextmanager
+    def late(folder: Path, holder: str) -> Iterator[None]:
+        with lock_folder(folder, holder):
+            run.write_config(replace(CONFIG, seed=5), (28, 28))
+            yield
+
+    monkeypatch.setattr(loop, "lock_folder", late)
+    with pytest.raises(ValueError, match="another run: its seed is 5, not 0"):
+        train(CONFIG, run.path, resume=True)
+
+
+def test_a_checkpoint_that_may_not_be_read_gives_way(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> object:
+        if path == run.checkpoint:
+            raise PermissionError(13, "Permission denied", str(path))
+        return read_tensors(path)
+
+    monkeypatch.setattr(checkpoint, "read_tensors", refuse)
+    found = read_checkpoint(run)
+    assert found.images_seen == 24
+    assert "Permission denied" in found.fault
 
 
 def rewrite(path: Path, **stated: str | None) -> None:
