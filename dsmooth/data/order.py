@@ -96,7 +96,7 @@ class ImagesOnDevice:
         indices = indices_at(self.n, images_seen, self.batch_size, self.seed)
         self.first.fill_(images_seen)
         for part, there in zip(self.source, self.there, strict=True):
-            x = part[indices]
+            x = part.index_select(0, indices)
             # From pinned memory a copy is queued behind a GPU's earlier work.
             there.copy_(x.pin_memory() if there.is_cuda else x, non_blocking=True)
 
