@@ -210,6 +210,7 @@ def test_values_become_bytes_and_diverged_images_are_counted(tmp_path: Path) -> 
     ("command", "message"),
     [
         ("bpd", "name a saved pair"),
+        ("bpd noisy", "is a single model: name a saved pair"),
         ("bpd plain --plain plain", "plain and plain both hold a plain model"),
         ("bpd noisy denoiser --threads 0", "--threads must be at least 1, got 0"),
         ("bpd noisy denoiser --seed -1", "seed must lie in"),
