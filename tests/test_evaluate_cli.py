@@ -55,6 +55,7 @@ def mistaken(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.save(folder / "x.npy", pixels)
     np.save(folder / "levels.npy", pixels.astype(np.float32))
     np.save(folder / "shape.npy", random_bytes((20, 2, 8, 8)))
+    np.save(folder / "number.npy", pixels[0, 0, 0])
     np.save(folder / "integers.npy", pixels.astype(np.int64))
     np.save(folder / "pickle.npy", np.array([{}], dtype=object))
     np.savez(folder / "bad.npz", text="text")
@@ -210,6 +211,7 @@ def test_values_become_bytes_and_diverged_images_are_counted(tmp_path: Path) -> 
     ("command", "message"),
     [
         ("bpd", "name a saved pair"),
+        ("bpd noisy", "is a single model: name a saved pair"),
         ("bpd plain --plain plain", "plain and plain both hold a plain model"),
         ("bpd noisy denoiser --threads 0", "--threads must be at least 1, got 0"),
         ("bpd noisy denoiser --seed -1", "seed must lie in"),
@@ -233,6 +235,7 @@ def test_values_become_bytes_and_diverged_images_are_counted(tmp_path: Path) -> 
         ("fid bad.npz", "must hold an array x, images, samples, arr_0, got text"),
         ("fid levels.npy", "must hold values in [-1, 1], got 97 % beyond 4"),
         ("fid shape.npy", "must hold images (N, C, H, W), (N, H, W, C) or (N, H, W)"),
+        ("fid number.npy", "must hold images (N, C, H, W), (N, H, W, C) or (N, H, W)"),
         ("fid integers.npy", "must hold bytes or floating-point values, got int64"),
         ("fid pickle.npy", "without pickled objects"),
         ("fid noisy denoiser -n 0", "the number of images must be at least 1, got 0"),

@@ -25,10 +25,16 @@ from tests.helpers.tiny_pairs import (
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("likelihood", "atoms"),
-    [pytest.param("continuous", (), marks=pytest.mark.full), ("gaussian", (0, 191))],
+    ("likelihood", "atoms", "values"),
+    [
+        ("continuous", (), [0.5]),
+        pytest.param("continuous", (), [-1.0, -0.2 / 127.5, 1.0], marks=pytest.mark.full),
+        ("gaussian", (0, 191), [-1.0, -0.2 / 127.5, 0.5, 1.0]),
+    ],
 )
-def test_bound_is_below_the_exact_likelihood(likelihood: str, atoms: tuple[int, ...]) -> None:
+def test_bound_is_below_the_exact_likelihood(
+    likelihood: str, atoms: tuple[int, ...], values: list[float]
+) -> None:
     torch.manual_seed(2)
     noisy = dsmooth.PixelCNNpp(tiny_config("none", likelihood)).double()
     denoiser = dsmooth.PixelCNNpp(
@@ -37,7 +43,7 @@ def test_bound_is_below_the_exact_likelihood(likelihood: str, atoms: tuple[int, 
     make_pixelwise(noisy)
     make_pixelwise(denoiser)
     pair = dsmooth.SmoothedPair(noisy, denoiser, dsmooth.GaussianSmoothing(0.5), (4, 4)).eval()
-    levels = torch.tensor([-1.0, -0.2 / 127.5, 0.5, 1.0], dtype=torch.float64)
+    levels = torch.tensor(values, dtype=torch.float64)
     levels = ((levels + 1) * 127.5).round() / 127.5 - 1
 
     # The denoiser must use its context, or the law below would be empty.

@@ -174,7 +174,7 @@ def _collect(arrays: Iterable[NDArray[np.generic]], path: Path, limit: int | Non
     """One set of the first `limit` images in `arrays`, a thousand at a time."""
     parts: list[Tensor] = []
     count = 0
-    for array in arrays:
+    for array in map(np.atleast_1d, arrays):
         taken = array if limit is None else array[: limit - count]
         for first in range(0, max(1, len(taken)), 1000):
             parts.append(array_to_bytes(np.asarray(taken[first : first + 1000]), str(path)))
