@@ -26,7 +26,7 @@ FILES = sorted(FOLDER.glob("*.py"))
 
 
 def run(folder: Path, arguments: list[str], **environment: str) -> str:
-    """What Python prints, from another folder: `python -m` puts the current one before an installed
+    """Output of Python from another folder: `python -m` finds the current one before an installed
     dsmooth."""
     inherited = {k: v for k, v in os.environ.items() if k != "PYTEST_ADDOPTS"}
     done = subprocess.run(
