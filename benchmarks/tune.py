@@ -94,10 +94,13 @@ def tune(table: str, run: Tensors) -> None:
 
 
 def main() -> None:
+    words = sys.argv[1:]
+    if not words or not all(map(cases_of, words)):
+        sys.exit(f"usage: tune.py CASE [CASE ...], the first words of {', '.join(CASES)}")
     if not torch.cuda.is_available():
         sys.exit("tuning times kernels on a GPU, and this machine has no CUDA device")
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
-    for case in (case for words in sys.argv[1:] for case in cases_of(words)):
+    for case in (case for word in words for case in cases_of(word)):
         print(case)
         run: Any = CASES[case](Card(torch.device("cuda"), tiny=False)).run
         for table in TABLES:

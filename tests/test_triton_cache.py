@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,26 @@ import runpy, sys
 sys.path.append({str(ROOT)!r})
 tool = runpy.run_path({str(ROOT / "tools" / "triton_cache.py")!r})
 print(tool["fill"]({{"step": lambda: tool["benchmarked"]("step-mnist-again", tiny=True)}}))
+tool["check"]()
 """
+
+
+@pytest.mark.quick
+def test_kernels_of_another_triton_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tool = runpy.run_path(str(ROOT / "tools" / "triton_cache.py"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="another build of Triton"):
+        tool["check"]()
+    (tmp_path / tool["CACHE"] / "A").mkdir(parents=True)
+    (tmp_path / tool["CACHE"] / "A" / "some_kernel.cubin").touch()
+    (tmp_path / tool["KEY"]).write_text(tool["key"]())
+    tool["check"]()
+    assert capsys.readouterr().out.startswith("1 kernels")
+    monkeypatch.setattr("triton.runtime.cache.triton_key", lambda: "another")
+    with pytest.raises(SystemExit, match="another build of Triton"):
+        tool["check"]()
 
 
 @pytest.mark.full
@@ -24,7 +44,7 @@ def test_a_step_on_a_cache_filled_before_compiles_nothing(tmp_path: Path) -> Non
     def new_kernels(folder: Path) -> int:
         command = [sys.executable, "-c", STEP]
         run = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
-        return int(run.stdout.split()[-1])
+        return int(run.stdout.split("\n")[-3])
 
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()

@@ -50,11 +50,13 @@ CARRIED = [
     "sortedcontainers>=2.1",
 ]
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
-# Versions, packages and clocks of the machine.
-DESCRIBE = f"""
-{PYTHON} -VV; {PYTHON} -m pip list; nvcc --version; nvidia-smi --format=csv \
+# In bash, with Python as $0. Versions, packages and clocks of the machine:
+DESCRIBE = """
+"$0" -VV; "$0" -m pip list; nvcc --version; nvidia-smi --format=csv \
 --query-gpu=name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.limit; true
 """
+# Kernels, which must be of this machine's build of Triton:
+UNPACK = f'tar -xf build/{KERNELS.name} && "$0" tools/triton_cache.py --check'
 
 
 @dataclass(frozen=True)
@@ -100,9 +102,9 @@ def steps(state: Path) -> list[Step]:
     """In the order in which they run. state: the folder of logs, results and runs."""
     install = [PYTHON, "-m", "pip", "install", "-q", "--no-deps"]
     carried = [*install, "--no-index", f"--find-links={WHEELS}", *CARRIED]
-    unpack = ["tar", "-xf", str(KERNELS)]
+    unpack = ["bash", "-c", UNPACK, PYTHON]
     return [
-        Step("preflight", ["bash", "-c", DESCRIBE], 10, (), always=True),
+        Step("preflight", ["bash", "-c", DESCRIBE, PYTHON], 10, (), always=True),
         *([Step("install", carried, 10, always=True)] if WHEELS.is_dir() else []),
         *([Step("kernels", unpack, 10, (), always=True)] if KERNELS.is_file() else []),
         Step("build", [*install, "--no-build-isolation", "-e", "."], 180, always=True),
@@ -211,6 +213,13 @@ def run(command: Sequence[str], environment: Any, log: Path, limit: float) -> in
     return None
 
 
+def write(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_bytes(content)
+    partial.replace(path)
+
+
 class Day:
     """Record of what was done so far, in a folder of state, and its copy for whoever asked."""
 
@@ -229,21 +238,20 @@ class Day:
         return [name for name in names if self.steps.get(name, {}).get("outcome") in FAILED]
 
     def note(self, name: str, outcome: str, seconds: float = 0, text: str = "") -> None:
-        """Note a step, and bring the output folder up to date; a file is written whole or not."""
+        """Note a step, and bring the output folder up to date."""
         self.steps[name] = {"outcome": outcome, "seconds": round(seconds, 1), "text": text}
-        partial = self.state / "partial"
-        partial.write_text(json.dumps({"steps": self.steps}, indent=1))
-        partial.replace(self.state / "day.json")
-        (self.out / "day.md").write_text(self.table())
+        write(self.state / "day.json", json.dumps({"steps": self.steps}, indent=1).encode())
+        write(self.out / "day.md", self.table().encode())
         for file in ("day.json", "measured.json"):
             if self.out != self.state and (self.state / file).exists():
-                (self.out / file).write_bytes((self.state / file).read_bytes())
-        with tarfile.open(self.out / "partial", mode="w:gz") as tar:
+                write(self.out / file, (self.state / file).read_bytes())
+        partial = self.out / "logs.tar.gz.partial"
+        with tarfile.open(partial, mode="w:gz") as tar:
             tar.add(self.state / "logs", "logs")  # with reports and traces
             for path in sorted(self.state.glob("runs/*/*")):
                 if path.name in ("config.json", "log.jsonl", "model.safetensors"):
                     tar.add(path, path.relative_to(self.state))
-        (self.out / "partial").replace(self.out / "logs.tar.gz")
+        partial.replace(self.out / "logs.tar.gz")
         print(f"{name}: {outcome}, {seconds:.0f} s. {text}", flush=True)
 
     def table(self) -> str:

@@ -6,12 +6,14 @@ folder of that relative path. The name of a kernel in its cache is a hash of Tri
 libtriton.so, which is built for one version of Python; ptxas's version; the architecture; the
 source of the kernel and of all that it calls, with the lines where they begin; the types and
 alignments of the arguments, constants and options. So both machines need the same versions of
-Python and Triton and the same kernels; torch and the folders may differ.
+Python and Triton and the same kernels; torch and the folders may differ. There `--check` says
+whether it is the same build of Triton, which else would compile all of them again.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import sys
 import types
@@ -21,6 +23,21 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = Path("build/triton")  # relative: Triton lists the files of a kernel by their paths
+KEY = CACHE / "triton-key"  # says which build of Triton compiled them
+
+
+def key() -> str:
+    """Hash that the names of all kernels share."""
+    from triton.runtime.cache import triton_key
+
+    return hashlib.sha256(triton_key().encode()).hexdigest()
+
+
+def check() -> None:
+    """Exit with a message if this Triton will not find the kernels that are there."""
+    if not KEY.exists() or KEY.read_text() != key():
+        sys.exit(f"the kernels in {CACHE} were compiled by another build of Triton")
+    print(len(list(CACHE.glob("*/*.cubin"))), "kernels in", CACHE)
 
 
 def pretend(architecture: int) -> None:
@@ -114,6 +131,7 @@ def fill(cases: Mapping[str, Callable[[], None]], architecture: int = 90) -> int
         after = len(list(CACHE.glob("*/*.cubin")))
         print(f"{name}: {after - before} new kernels", flush=True)
         before = after
+    KEY.write_text(key())
     return before - first
 
 
@@ -121,8 +139,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; or all")
     parser.add_argument("--architecture", type=int, default=90, help="compute capability, as 90")
+    parser.add_argument("--check", action="store_true", help="of this build of Triton? and stop")
     options = parser.parse_args()
     os.chdir(ROOT)
+    if options.check:
+        return check()
     sys.path.append(str(ROOT))
     fill({name: CASES[name] for name in options.cases or CASES}, options.architecture)
 

@@ -247,6 +247,11 @@ void bad_programs_are_refused() {
   expect(!refused([](Program&) {}) && !projected(3, 0), "a good program");
   expect(projected(3, 1) && projected(2, 0) && projected(0, 0) && projected(-1, 0), "a projection");
   expect(refused([](Program& p) { p.ops[2].bias[0] = NAN; }), "a bias that is not a number");
+  expect(refused([](Program& p) {
+           p.condition_size = 1;
+           p.ops[2].projection.assign(p.ops[2].n, NAN);
+         }),
+         "a projection that is not a number");
   expect(refused([](Program& p) { p.ops[1].terms[0].drow = -2; }), "a row that is gone");
   expect(refused([](Program& p) { p.ops[1].terms[0].dcol = 0; }), "a tap beyond the padding");
   expect(refused([](Program& p) { p.ops.back().terms[0].dcol = 1; }), "a pixel to the right");

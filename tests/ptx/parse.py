@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from math import prod
 
 SIZES = {
     "b8": 1, "u8": 1, "s8": 1, "b16": 2, "u16": 2, "s16": 2, "f16": 2, "bf16": 2,
@@ -63,12 +64,13 @@ class Function:
     code: list[Instruction] = field(default_factory=list)
     labels: dict[str, int] = field(default_factory=dict)  # name: index into the code
     targets: dict[str, tuple[str, ...]] = field(default_factory=dict)  # of an indexed branch
+    threads: int = 0  # that .reqntid or .maxntid state, in all
 
 
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.S)
 _FUNCTION = re.compile(
     r"^(?:\.(?:visible|weak)\s+)?\.(?P<kind>entry|func)\s*(?:\((?P<results>[^)]*)\))?"
-    r"\s*(?P<name>[\w$%]+)\s*(?:\((?P<parameters>[^)]*)\))?[^{;]*\{(?P<body>.*?)^\}",
+    r"\s*(?P<name>[\w$%]+)\s*(?:\((?P<parameters>[^)]*)\))?(?P<rest>[^{;]*)\{(?P<body>.*?)^\}",
     re.M | re.S,
 )
 _VARIABLE = re.compile(
@@ -89,6 +91,8 @@ def parse(text: str) -> tuple[dict[str, Function], list[Variable]]:
     for found in _FUNCTION.finditer(text):
         lists = (_variables(found[name] or "") for name in ("parameters", "results"))
         function = Function(found["name"], found["kind"] == "entry", *lists)
+        if stated := re.search(r"\.(?:req|max)ntid\s+([\d,\s]+)", found["rest"]):
+            function.threads = prod(map(int, stated[1].split(",")))
         _parse_body(function, found["body"], text.count("\n", 0, found.start("body")) + 1)
         functions[function.name] = function
     return functions, _variables(_FUNCTION.sub("", text))

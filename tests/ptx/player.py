@@ -12,6 +12,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -113,12 +114,12 @@ class Code:
             index = self.registers[function.name].read(instruction.operands[0], "u32")
             names = function.targets[instruction.operands[1].name]
             targets = np.array([self._label(function, name) for name in names])
-            last = len(targets) - 1
-            end = lambda group: _apart(group, targets[np.minimum(index, last)])  # noqa: E731
+            end = partial(_branch, targets, index)
         elif name == "call.uni":
             end = self._call(function, instruction, following)
         elif name == "bar.sync":
-            if instruction.predicate or len(instruction.operands) > 1:
+            one = len(instruction.operands) == 1 and instruction.operands[0].kind == "number"
+            if instruction.predicate or not one:
                 raise UnknownForm(f"{instruction.text} (line {instruction.line})")
             end = lambda group: self.arrive(instruction, following, group)  # noqa: E731
         else:
@@ -192,6 +193,12 @@ def _always(block: int) -> End:
     return lambda group: block
 
 
+def _branch(targets: np.ndarray, index: np.ndarray, group: Group) -> Outcome:
+    if (most := int(index[group.lanes].max())) >= len(targets):
+        raise Trap(f"a branch to target {most} of {len(targets)}")
+    return _apart(group, targets[np.minimum(index, len(targets) - 1)])
+
+
 def _apart(group: Group, blocks: np.ndarray) -> list[tuple[int, Group]]:
     """Parts of a group by the block where each lane goes on."""
     chosen = ((int(block), group.narrowed(blocks == block)) for block in np.unique(blocks))
@@ -231,6 +238,8 @@ class Player:
 
 def pack(parameters: Sequence[Variable], arguments: Sequence[Any]) -> bytes:
     """Values as the bytes of a kernel's parameters; missing ones, Triton's own, are zeros."""
+    if len(arguments) > len(parameters):
+        raise ValueError(f"{len(arguments)} arguments for {len(parameters)} parameters")
     data = bytearray()
     for i, parameter in enumerate(parameters):
         data += bytes(-len(data) % parameter.alignment)
@@ -252,6 +261,8 @@ class Kernel:
         self.count = block[0]
         if self.count % WARP or self.count > LANES or max(block[1:], default=1) > 1:
             raise UnknownForm(f"a block of {block} lanes")
+        if entry.threads and self.count > entry.threads:
+            raise Trap(f"{self.count} lanes in a block that is compiled for {entry.threads}")
         self.copies = Copies(self.memory, self.count)
         self.everyone = Group.everyone(self.count)
         self.special = {f"%ctaid.{axis}": np.zeros(self.count, np.uint32) for axis in "xyz"}
