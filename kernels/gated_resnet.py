@@ -228,7 +228,7 @@ def backward(
 
 @functools.lru_cache(maxsize=4096)
 def forward_plans(block: BlockShape, keep: bool) -> tuple[Plan, Plan, Plan]:
-    """Of expand_kernel, hidden_kernel and gate_kernel. keep: whether A and G are kept."""
+    """The plans of expand_kernel, hidden_kernel and gate_kernel. keep: whether A and G are kept."""
     f = block.filters
     hidden = matmul_plan(
         block, block.taps, 2 * f, f, block.planes,
@@ -244,9 +244,9 @@ def forward_plans(block: BlockShape, keep: bool) -> tuple[Plan, Plan, Plan]:
 def backward_plans(
     block: BlockShape, needs: Needs, kept: bool, strides: tuple[Any, ...], normed: bool
 ) -> tuple[Plan, Plan, Plan, Plan, Plan, tuple[tuple[int, ...], ...]]:
-    """Of expand_kernel, gate_kernel (where A and G are computed again), hidden_gradient_kernel,
-    parameter_gradient_kernel and input_gradient_kernel; and the sizes of the parts of the gradients
-    of bias_out, bias_in, the weights of h and conv_out.
+    """The plans of expand_kernel, gate_kernel (where A and G are computed again),
+    hidden_gradient_kernel, parameter_gradient_kernel and input_gradient_kernel; and the sizes of
+    the parts of the gradients of bias_out, bias_in, the weights of h and conv_out.
 
     kept: whether A and G are; strides: of the weights; normed: whether they have gains.
     """
