@@ -93,6 +93,8 @@ def test_wrong_keys_and_shapes_are_named() -> None:
     wrong = {**state, "module.nin_out.lin_a.weight_v": torch.ones(6, 5)}
     with pytest.raises(ValueError, match=r"nin_out\.lin_a must have weights of shape"):
         dsmooth.load_pixelcnnpp(wrong)
+    with pytest.raises(TypeError, match=r"only accepts floating point .* dtype=torch\.int32"):
+        dsmooth.load_pixelcnnpp(state, torch.int32)
 
 
 @pytest.mark.parametrize("layer", [9, 4000, 10**9 - 1, 10**30])

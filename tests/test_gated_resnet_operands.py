@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -150,6 +151,35 @@ def test_without_autocast_all_have_one_dtype() -> None:
         pytest.raises(ValueError, match="bias_out must be float32 or bfloat16 or float16"),
     ):
         call(given)
+
+
+def test_a_pair_of_nothing_is_no_weight() -> None:
+    x, _, _, *w = make_case().operands(torch.float32)
+    with pytest.raises(ValueError, match=r"zip\(\)"):
+        gated_resnet(x, (w[0], w[1]), (w[2], w[3]), None, (), shift="down")  # type: ignore[arg-type]
+
+
+def test_the_dropout_is_computed_in_float64() -> None:
+    """A number of another kind of floating point is the same probability."""
+    x, _, _, *w = make_case().operands(torch.float64)
+    seed, p = torch.tensor(3), np.float32(0.3)
+    ours, exact = (
+        gated_resnet_ref(x, (w[0], w[1]), (w[2], w[3]), shift="down", dropout=q, seed=seed)
+        for q in (p, float(p))
+    )
+    assert torch.equal(ours, exact)
+
+
+def test_autocast_takes_skips_of_several_dtypes() -> None:
+    x, skip, _, *w = make_case(skip_channels=(3,)).operands(torch.float32)
+    assert skip is not None
+    skips = skip.split(1, dim=1)
+    args = ((w[0], w[1]), (w[2], w[3]))
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = (skips[0], skips[1].bfloat16(), skips[2].half())
+        got = gated_resnet_ref(x, *args, mixed, (w[4], w[5]), shift="down")
+        want = gated_resnet_ref(x, *args, torch.cat(mixed, dim=1), (w[4], w[5]), shift="down")
+    assert torch.equal(got, want)
 
 
 # ---- hooks on saved tensors -------------------------------------------------------------------

@@ -68,12 +68,14 @@ def gated_resnet(
     count = 2 if nin_skip is None else 3
     if len(gains) not in (0, count):
         raise ValueError(f"gains must be none, or {count} for as many weights, got {len(gains)}")
-    nin, three = nin_skip or (None, None), (*gains, None, None, None)[:3]
+    nin = (None, None) if nin_skip is None else nin_skip
+    three = (*gains, None, None, None)[:3]
     values = (*conv_in, *conv_out, *nin, *three, image_bias)
     weights = dict(zip(Operands._fields[3:-1], values, strict=True))
     images = {"x": x} | {f"skip_{i}" if i > 1 else "skip": t for i, t in enumerate(skips, 1)}
     settings = Settings(shift, dropout, layer, first_image)
     check_operands(images, weights, seed, settings)
+    settings = settings._replace(dropout=float(dropout))
     dtype = autocast_dtype(x) or x.dtype
 
     def obstacle(chosen: Impl) -> str | None:
@@ -91,7 +93,7 @@ def gated_resnet(
         seed = None
     elif seed is None:
         seed = draw_seed(x.device)
-    two = skips if len(skips) <= MAX_SKIPS else (skips[0], torch.cat(skips[1:], dim=1))
+    two = skips if len(skips) <= MAX_SKIPS else (torch.cat(skips, dim=1),)
     skip_1, skip_2 = (*two, None, None)[:2]
     given = Operands(x, skip_1, skip_2, **weights, seed=seed)
     if chosen == "reference":

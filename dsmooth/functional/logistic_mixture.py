@@ -272,9 +272,10 @@ def _mean_shifts(coefficients: Tensor, colour: int) -> list[tuple[int, Tensor]]:
 def _conditional_means(mixture: Mixture, x: Tensor) -> Tensor:
     """(B, C, K, H, W): the means after the observed earlier colours moved them."""
     means = list(mixture.means.unbind(1))
+    seen = [x[:, i : i + 1] for i in range(x.shape[1] - 1)]  # each once: so are its gradients added
     for colour in range(1, x.shape[1]):
         for earlier, coefficient in _mean_shifts(mixture.coefficients, colour):
-            means[colour] = means[colour] + coefficient * x[:, earlier : earlier + 1]
+            means[colour] = means[colour] + coefficient * seen[earlier]
     return torch.stack(means, dim=1)
 
 

@@ -84,7 +84,7 @@ def load_pixelcnnpp(
         raise ValueError(f"the checkpoint has keys that are not PixelCNN++'s: {sorted(state)[:3]}")
     own: Any = {"device": "cpu", "dtype": dtype, "copy": True}
     weights = {name: t.to(**own).contiguous() for name, t in weights.items()}
-    model.load_state_dict(weights, assign=True)
+    model.to(dtype).load_state_dict(weights, assign=True)
     return model.eval()
 
 
