@@ -98,14 +98,20 @@ class SmoothedPair(PairInFiles):
         request = Request.make(n, choices, method=method, score=score, levels=levels)
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        ladder, sampler = self.drawer(levels), Sampler(How(threads, precision))
-        parts = request.parts(batch_size or n)
-        report = None if isinstance(progress, bool) else progress
+        ladder, sampler, drawn = self.drawer(levels), Sampler(How(threads, precision)), []
         with bar("drawing", n) if progress is True else nullcontext() as show:
-            if show is not None:
-                report = lambda fraction: show(n * fraction)  # noqa: E731
-            sampler.watch(report, ladder.sweeps(method) * len(parts))
-            return torch.cat([ladder.draw(part, sampler) for part in parts])
+
+            def report(fraction: float) -> None:
+                images = part.first_index - request.first_index + fraction * part.count
+                if show is not None:
+                    show(images)
+                elif not isinstance(progress, bool):
+                    progress(images / n)
+
+            for part in request.parts(batch_size or n):
+                sampler.watch(report if progress else None, ladder.sweeps(method))
+                drawn.append(ladder.draw(part, sampler))
+        return torch.cat(drawn)
 
     @torch.no_grad()
     def denoise(

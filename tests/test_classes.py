@@ -216,6 +216,8 @@ def test_the_labels_of_a_request() -> None:
     assert Request(5).labels(0, cpu) is None
     with pytest.raises(ValueError, match=r"label must lie in 0 .. 2, got 7"):
         Request(5, label=7).labels(3, cpu)
+    with pytest.raises(ValueError, match=r"label must lie in 0 .. 2, got 0 .. 3"):
+        Request(2, label=torch.tensor([0, 3])).labels(3, "meta")  # as a GPU: nobody looks there
     for wrong in (-1, True, "all", 0.5):
         with pytest.raises(ValueError, match="label must be a class"):
             Request(5, label=wrong)

@@ -15,7 +15,7 @@ from dsmooth.models import load_models
 from dsmooth.pictures import grid_png
 from dsmooth.sampling import CachedSampler, jacobi_sample, sample_images, sequential_sample
 from dsmooth.sampling.cached import Sampler, obstacle_of
-from dsmooth.sampling.request import How, Request
+from dsmooth.sampling.request import How, Request, known_pixels
 from tests.helpers.command_runs import run, save_run
 from tests.helpers.sampler_checks import network
 
@@ -129,6 +129,15 @@ def test_a_sampler_of_a_drawing_packs_once_and_public_calls_see_new_weights(
     finally:
         with torch.no_grad():
             pair.noisy.head.bias.sub_(0.1)
+
+
+def test_a_drawer_reports_every_draw_of_a_network(
+    pair: dsmooth.SmoothedPair, tmp_path: Path
+) -> None:
+    pair.save_pretrained(tmp_path)
+    request, seen = Request(2, known=known_pixels(X, MASK, 2)), list[float]()
+    load_models([tmp_path]).drawer(request, Sampler(), candidates=3)(request, seen.append)
+    assert (seen, seen[-1]) == (sorted(seen), 1)
 
 
 def test_the_sequential_sampler_reports_rows() -> None:

@@ -198,6 +198,7 @@ def test_draws_as_people_write_them(tmp_path: Path, capsys: pytest.CaptureFixtur
         rounding = 1e-5 if method == "single-step" else 0.0
         torch.testing.assert_close(again, x, rtol=rounding, atol=rounding)
         assert (seen, seen[-1]) == (sorted(seen), 1)
+        assert {0.4, 0.8} <= set(seen)  # of images, the last batch has one
     pair.sample(2, progress=True)
     assert capsys.readouterr().out.startswith("drawing: 2 images\ndrawing: done in ")
     generators = [torch.Generator().manual_seed(5) for _ in range(2)]

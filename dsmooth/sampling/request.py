@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..config import Method, Precision, Score, check_choices, check_whole
+from ..nn.condition import check_label
 from ..philox import Stream, image_words, split_seed
 from ..progress import LOG
 
@@ -192,6 +193,8 @@ class Request:
             if 0 < n_classes <= label:
                 raise ValueError(f"label must lie in 0 .. {n_classes - 1}, got {label}")
             label = torch.full((self.count,), label, device=device)
+        elif isinstance(label, Tensor):  # before it moves to where nobody looks at its values
+            check_label(label, n_classes, self.count)
         return None if label is None else label.to(device)
 
     def part(self, offset: int, count: int) -> Request:
