@@ -326,7 +326,9 @@ def input_plan(block: BlockShape, needs: Needs, unpack: dict[str, Any]) -> Plan:
     first = cdiv(2 * f, BLOCK_D) + cdiv(f, BLOCK_D) * (2 if planes else 1)
     first = first if needs.parameters else 0
     one = matmul_plan(block, block.taps.adjoint(), f, 2 * f)
-    shape = {"F": f, "S0": s0, "S1": s1, "PLANES": planes}
+    shape: dict[str, Any] = {"F": f, "S0": s0, "S1": s1, "PLANES": planes}
+    if not needs.x and not skips:
+        shape["num_warps"] = 8  # for the gradients of the parameters alone
     return Plan(
         (first + one.programs * (needs.x + skips * planes),),
         programs=max(1, one.programs), first_program=first, X=needs.x, SKIPS=skips,

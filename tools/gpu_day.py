@@ -165,8 +165,12 @@ def ncu(name: str, case: str, kernel: str, *launches: str) -> Step:
 
 
 def gpu_tests(*arguments: str) -> list[str]:
-    """The GPU tests, their outcomes printed one by one; a warning is no failure here."""
-    return [PYTHON, "-m", "pytest", "-v", "-m", "gpu", "-W", "default", *arguments]
+    """The GPU tests, their outcomes printed one by one; a warning is no failure here.
+
+    PYTHONSAFEPATH: of the installed package, wherever its extension was built.
+    """
+    pytest = ["env", "PYTHONSAFEPATH=1", PYTHON, "-m", "pytest"]
+    return [*pytest, "-v", "-m", "gpu", "-W", "default", *arguments]
 
 
 def check(state: Path, name: str, seconds: float, *arguments: str, rehearsed: bool = False) -> Step:

@@ -138,10 +138,10 @@ def golden_inputs(case: dict[str, Any], narrow: bool) -> tuple[Tensor, Tensor]:
 
 
 def assert_as_exact_as_eager(
-    got: Gradients, x: Tensor, params: Tensor, likelihood: Any, **options: Any
+    got: Gradients, x: Tensor, params: Tensor, likelihood: Any, ratio: float = 2, **options: Any
 ) -> None:
-    """At most twice the error of eager PyTorch on these very inputs, and one rounding, both errors
-    measured against float64. options: atoms or smoothing_scale.
+    """At most `ratio` times the error of eager PyTorch on these very inputs, and one rounding, both
+    errors measured against float64. options: atoms or smoothing_scale.
 
     Nothing here is wider than float64: there eager's error is taken as its float32 error scaled by
     the epsilons, once for each side.
@@ -164,7 +164,7 @@ def assert_as_exact_as_eager(
         if wide:
             eager_error *= 2 * torch.finfo(result.dtype).eps / torch.finfo(plain.dtype).eps
         rounding = torch.finfo(result.dtype).eps * want.abs().max().item() + CANCELLED
-        assert error <= 2 * eager_error + rounding, (name, error, eager_error, rounding)
+        assert error <= ratio * eager_error + rounding, (name, error, eager_error, rounding)
 
 
 def widest_case(channels: int, mixture: str, **options: Any) -> tuple[Tensor, Tensor]:

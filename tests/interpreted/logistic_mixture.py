@@ -82,7 +82,9 @@ def test_as_exact_as_eager(
     avoid_kink(params, channels, n_atoms(mixture))
     got = run(x, params, mixture)
     assert got[0].dtype == torch.float32
-    assert_as_exact_as_eager(got, x, params, **mixture)
+    # NumPy computes the interpreter's exp and log: without AVX-512 less exactly than PyTorch's.
+    ratio = 2 if torch.cpu.get_capabilities().get("avx512_f") else 32
+    assert_as_exact_as_eager(got, x, params, **mixture, ratio=ratio)
 
 
 @each_likelihood
