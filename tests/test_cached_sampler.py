@@ -180,6 +180,7 @@ def test_head_of_bfloat16_is_in_float32(code: str, n_filters: int) -> None:
         *((torch.bfloat16, name) for name in BF16_INSTRUCTION_SETS),
         *(pytest.param(dtype, "cuda", marks=pytest.mark.gpu) for dtype in DTYPES if CUDA),
     ],
+    ids=str,
 )
 @pytest.mark.parametrize(
     ("conditioning", "channels", "fields"),

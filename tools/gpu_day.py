@@ -94,7 +94,7 @@ SMOKE = (
 # compute-sanitizer slows kernels a hundredfold: four cases.
 SANITIZED = (
     "(size1-5 and none and bfloat16) or triton-3-continuous-torch.float32-contiguous"
-    " or (near_the_network and none) or (same_bits and mixture0 and bfloat16)"
+    " or (near_the_network and none) or (same_bits and False-none-1-fields0 and bfloat16)"
 )
 
 
