@@ -110,7 +110,7 @@ By `python benchmarks`, with torch {firsts[0]["versions"]["torch"]}:
         cells = [words]
         for measured in machines:
             result = measured.get((suite, case))
-            cells += ["", ""] if result is None else rate_and_ratios(result)
+            cells += ["–", "–"] if result is None else rate_and_ratios(result)
         yield f"| {' | '.join(cells)} |"
     batch, ratio = max(figures.PUBLISHED.items())
     yield (
