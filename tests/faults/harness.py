@@ -181,7 +181,7 @@ def judge(target: Target, arguments: Arguments) -> bool:
         got = target.call(arguments)
     except (AssertionError, SystemError):
         raise
-    except Exception:
+    except Exception:  # refused, by whichever error: memory faults end the process instead
         return True
     devices = (getattr(value, "device", value) for value in arguments.values())
     if "meta" in map(str, devices) and all(t.is_meta for t in got):  # no values from no values

@@ -115,6 +115,7 @@ def float32(name: str, mode: str, flush: str) -> Computation:
     if mode in ("rz", "rm"):
         exact = partial(fused, mode=mode)
         function = {"fma": exact, "add": partial(exact, np.float32(1))}[name]
+    # A lambda, since the name of the form says what a function of its own would.
     flushing = lambda *values: flushed(function(*map(flushed, values)))  # noqa: E731
     return ("f32",) * count, "f32", flushing if flush else function
 
