@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from dsmooth.config import ProbeSettings
 from dsmooth.data import load_dataset
@@ -26,7 +29,8 @@ from dsmooth.reproduce.card import (
 from dsmooth.runs import RunFolder
 from tests.helpers.command_runs import run, save_run
 
-LARGEST = 12e6  # bytes of all packaged models
+TOOL = Path(__file__).parents[1] / "tools" / "pack_pretrained.py"
+LARGEST = 10e6  # bytes of all packaged models
 PROBES = ProbeSettings(train_images=20, test_images=10, epochs=1, pooling="mean")
 
 
@@ -42,6 +46,38 @@ def tiny_models(folder: Path) -> Path:
         )
         log.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     return folder
+
+
+@pytest.mark.skipif(not TOOL.exists(), reason="the tools are not beside the tests")
+def test_packaged_runs_are_told_with_those_they_began_with(tmp_path: Path) -> None:
+    """One run by its settings and log, of all images, with a note on what changed."""
+    before = tiny_models(tmp_path / "before")
+    runs = tiny_models(tmp_path / "runs")
+    for role in ("noisy", "denoiser", "plain"):
+        config, size = RunFolder(runs / role).read_config()
+        config = replace(config, init="mnist", batch_size=8, data_dir="a/folder")
+        RunFolder(runs / role).write_config(config, size)
+    target = tmp_path / "packed"
+    command = [sys.executable, str(TOOL), str(runs), str(target)]
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "noisy began with the weights mnist: name BEFORE" in refused.stderr
+    for _ in range(2):  # as often as one likes
+        subprocess.run([*command, str(before)], check=True)
+        run = RunFolder(target / "denoiser")
+        config = run.read_config()[0]
+        assert (config.images, config.schedule_from) == (2, 1)
+        assert (config.init, config.data_dir) == (None, None)
+        assert run.is_finished()
+        entries = [(entry["event"], entry["images"]) for entry in run.history()]
+        assert entries[:3] == [("start", 0), ("evaluation", 1), ("start", 1)]
+        assert entries[3:] == [("note", 1), ("evaluation", 2), ("end", 2)]
+        assert run.origin().seconds == 2
+        note = "up to 1 images batch_size 16; then the optimizer began again"
+        assert run.origin().notes == (note,)
+    saved = load_file(run.weights)
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float16}
+    theirs = load_file(RunFolder(runs / "denoiser").weights)
+    assert all(torch.equal(saved[name], tensor.half()) for name, tensor in theirs.items())
 
 
 def test_a_pair_by_its_name(tmp_path: Path) -> None:

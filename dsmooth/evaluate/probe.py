@@ -11,7 +11,7 @@ import contextlib
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -56,6 +56,7 @@ def probe_pair(
     *,
     plain: PixelCNNpp | None = None,
     controls: bool = True,
+    only: Collection[str] | None = None,
     precision: Precision = "auto",
     replace_other: bool = False,
 ) -> dict[str, Any]:
@@ -64,9 +65,11 @@ def probe_pair(
     The controls are the pixels themselves, the model `plain` if given, and networks of the pair's
     shapes with untrained weights; these only with `controls`. One more probe sees the blocks
     together. Beside its accuracy on test images each has one on held-out training images, by which
-    `best_probe` chooses. The result is written to `path` as JSON after each network. A later call
-    with the same settings goes on from there. Features lie in the folder of `path` while they are
-    needed. Their files have no name, so nothing is left however the call ends.
+    `best_probe` chooses. only: what is probed (noisy, denoiser, pixels, plain, untrained-noisy,
+    untrained-denoiser), by default all that there is. The result is written to `path` as JSON
+    after each network. A later call with the same settings goes on from there. Features lie in the
+    folder of `path` while they are needed. Their files have no name, so nothing is left however
+    the call ends.
     precision: that networks compute features in; "auto" is float32. replace_other: overwrite a
     result of other settings or weights.
     Raises ValueError for data without labels or of another shape than the pair's and for another
@@ -117,6 +120,8 @@ def probe_pair(
             yield f"untrained-{name}", probing.untrained(network)
 
     for name, network in subjects():
+        if only is not None and name not in only:
+            continue
         if broadcast_int(name not in results["accuracy"]):
             accuracy = probing.probe(name, network)
             if accuracy is not None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .._version import __version__
-from ..config import ProbeSettings
+from ..config import ProbeInput, ProbeSettings
 from ..data import ImageDataset, epoch_order, load_dataset
 from ..evaluate.comparison import collect_statistics, measure_images
 from ..evaluate.features import make_extractor
@@ -38,6 +38,12 @@ from .stages import Sizes, Stages, black_share, bytes_to_compare
 SLICE_IMAGES = 40
 CONFIDENT_IMAGES = 1000
 CONFIDENCES = (0.9, 0.99)
+# What is probed, by its input: the noisy model as in the paper; on clean images, by which the plain
+# model and an untrained one are compared with it.
+PROBED: dict[ProbeInput, tuple[str, ...]] = {
+    "noisy": ("noisy", "pixels"),
+    "clean": ("noisy", "pixels", "plain", "untrained-noisy"),
+}
 
 
 @dataclass(frozen=True)
@@ -88,11 +94,11 @@ def write_card(
     if longer is not None:
         bits["longer"]["run"] = describe_model("plain", longer, test_set, len(train_set))
     probes = {}
-    for kind in ("noisy", "clean"):
+    for kind, only in PROBED.items():
         settings = replace(options.probes, input=kind, seed=seed)
-        path = work / f"probes-{kind}.json"
+        path, plain = work / f"probes-{kind}.json", models.plain if "plain" in only else None
         probes[kind] = probe_pair(
-            models.pair, train_set, test_set, settings, path, plain=models.plain
+            models.pair, train_set, test_set, settings, path, plain=plain, only=only
         )
     card = {
         "dsmooth": __version__,

@@ -17,6 +17,7 @@ from ..models import Models
 from ..pretrained import DEFAULT, find
 from ..runs import training_seconds
 from ..train.log import loss_name
+from ..train.step import kernel_rate
 
 
 def describe_model(
@@ -34,6 +35,7 @@ def describe_model(
     if not run.is_finished():
         return description
     entries = run.history()
+    settings["kernel_rate"] = kernel_rate(config) if config.optimizer == "muon" else None
     scores = [e["bits_per_dim"] for e in entries if e["event"] == "evaluation"]
     description |= {
         "images": config.images,
