@@ -156,6 +156,7 @@ def test_without_autocast_all_have_one_dtype() -> None:
 def test_a_pair_of_nothing_is_no_weight() -> None:
     x, _, _, *w = make_case().operands(torch.float32)
     with pytest.raises(ValueError, match=r"zip\(\)"):
+        # An empty pair is refused by the types as well; here by the call.
         gated_resnet(x, (w[0], w[1]), (w[2], w[3]), None, (), shift="down")  # type: ignore[arg-type]
 
 
