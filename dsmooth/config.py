@@ -27,9 +27,13 @@ Conditioning = Literal["none", "stack", "concat"]
 Likelihood = Literal["continuous", "discretized", "gaussian"]
 
 Count = int | Literal["auto"]
+# Bytes with a probability of their own.
+Atoms = tuple[int, ...] | Literal["all"]
 
 # Name of a data set that was given in Python, in the settings of a run.
 OWN = "own"
+# Octave k of a pixel's Fourier features has 2^k periods over the 256 bytes; the last is the parity.
+OCTAVES = 8
 # No network needs more of anything; a damaged file must not make one that does.
 LARGEST = 4096
 
@@ -37,6 +41,19 @@ LARGEST = 4096
 def _default_hint(default: str) -> str:
     """The help's hint on a default that may be empty."""
     return f"(default: {default or 'none'})"
+
+
+def bytes_of(atoms: Sequence[int] | Literal["all"], image_channels: int = 1) -> tuple[int, ...]:
+    """The bytes of atoms. Raises ValueError for "all" of images that are not grey."""
+    if isinstance(atoms, str):
+        check_one_of("atoms", atoms, ("all",))
+        if image_channels != 1:
+            raise ValueError(
+                'atoms="all" is for grey images: an atom is one level in all colours, so list the '
+                f"levels; got {image_channels} image channels"
+            )
+        return tuple(range(256))
+    return tuple(atoms)
 
 
 def check_likelihood(
@@ -82,8 +99,15 @@ class ModelConfig:
     likelihood: Likelihood = "continuous"
     """continuous: density of real-valued pixels under logistics; discretized: probability of the
     256 levels; gaussian: density under Gaussians that contain the smoothing's noise."""
-    atoms: Annotated[tuple[int, ...], tyro.conf.arg(help_behavior_hint=_default_hint)] = ()
-    """Byte levels with a probability of their own, for likelihood=discretized."""
+    atoms: Annotated[Atoms, tyro.conf.arg(help_behavior_hint=_default_hint)] = ()
+    """Bytes with a probability of their own, for likelihood=discretized; all: each of the 256, for
+    grey images."""
+    fourier_features: int = 0
+    """Octaves of Fourier features by which the network sees exactly which byte a pixel is, 0 to 8;
+    for likelihood=discretized."""
+    head_filters: int = 0
+    """M: channels of a hidden layer of the head that sees the four pixels around as they are; 0 for
+    none."""
     smoothing_scale: float = 0.5
     """Standard deviation of the noise that likelihood=gaussian contains; training sets it to its
     own scale."""
@@ -108,7 +132,14 @@ class ModelConfig:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
         if not math.isfinite(self.smoothing_scale):
             raise ValueError(f"smoothing_scale must be finite, got {self.smoothing_scale}")
-        check_likelihood(self.likelihood, self.atoms, self.smoothing_scale)
+        check_likelihood(self.likelihood, self.atom_bytes, self.smoothing_scale)
+        check_whole(self, ["fourier_features"], 0, OCTAVES)
+        check_whole(self, ["head_filters"], 0, LARGEST)
+        if self.fourier_features and self.likelihood != "discretized":
+            raise ValueError(
+                'fourier_features need likelihood "discretized", whose pixels are bytes, got '
+                f'"{self.likelihood}"'
+            )
         if self.n_classes != "auto":
             check_whole(self, ["n_classes"], 0, LARGEST)
         levels = self.noise_levels
@@ -134,16 +165,26 @@ class ModelConfig:
         return self.condition_size + len(self.noise_levels)
 
     @property
+    def atom_bytes(self) -> tuple[int, ...]:
+        """The bytes that have an atom, all 256 for "all"."""
+        return bytes_of(self.atoms, self.image_channels)
+
+    @property
+    def input_channels(self) -> int:
+        """Channels that the network sees of a pixel: its colours, a one and their features."""
+        return self.image_channels * (1 + 2 * self.fourier_features) + 1
+
+    @property
     def n_params(self) -> int:
-        """P: mixture parameters per pixel, 3K for grey images and 10K for RGB, and one an atom."""
-        return (3 if self.image_channels == 1 else 10) * self.n_mix + len(self.atoms)
+        """P: mixture parameters per pixel, 3K for grey images and 10K for RGB, and one per atom."""
+        return (3 if self.image_channels == 1 else 10) * self.n_mix + len(self.atom_bytes)
 
     @property
     def mixture(self) -> dict[str, Any]:
         """The kind of a pixel's distribution, as the functional ops take it."""
         return {
             "likelihood": self.likelihood,
-            "atoms": self.atoms,
+            "atoms": self.atom_bytes,
             "smoothing_scale": self.smoothing_scale,
         }
 

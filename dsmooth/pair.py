@@ -352,7 +352,7 @@ def _check_fit(noisy: PixelCNNpp, denoiser: PixelCNNpp, smoothing: Smoothing) ->
 def _describe(model: PixelCNNpp) -> str:
     """The settings of a network that matter most, in one line."""
     config = model.config
-    atoms = f" with {len(config.atoms)} atoms" if config.atoms else ""
+    atoms = f" with {len(config.atom_bytes)} atoms" if config.atoms else ""
     classes = f", {config.n_classes} classes" if config.n_classes else ""
     number = sum(p.numel() for p in model.parameters())
     levels = f", noise {', '.join(map(str, config.noise_levels))}" if config.noise_levels else ""

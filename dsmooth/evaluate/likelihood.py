@@ -268,7 +268,7 @@ def score_pair(
                     draw["noised"] = draw["continuous"]
             elif of_paper:
                 y = GaussianSmoothing(PAPER_NOISE, Stream.CLEAN_NOISE).sample(x, **where)
-                draw["noised"] = noised_log_density(y, params, pair.denoiser.config.atoms)
+                draw["noised"] = noised_log_density(y, params, pair.denoiser.config.atom_bytes)
             draws.append(draw)
         return {k: torch.stack([draw[k].double().cpu() for draw in draws]) for k in draws[0]}
 

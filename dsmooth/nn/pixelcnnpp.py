@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, TypeGuard, cast
 
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import Conditioning, ModelConfig
-from ..functional import down_shift, logistic_mixture_log_prob, right_shift
+from ..functional import concat_elu, down_shift, logistic_mixture_log_prob, right_shift
 from ..functional.dispatch import without_autocast
 from ..functional.gated_resnet import draw_seed
 from .condition import condition_vectors
@@ -79,6 +80,24 @@ class ContextEncoder(nn.Module):
         return self.nin_u(e), self.nin_ul(e)
 
 
+class _Hidden(nn.Module):
+    """The hidden layer of the head, which sees the streams and the four pixels around a pixel."""
+
+    def __init__(self, channels: int, n_filters: int, hidden: int) -> None:
+        super().__init__()
+        self.above = WeightNormConv(channels, hidden, (1, 3), shift="down")
+        self.left = WeightNormConv(channels, hidden, (1, 1))
+        self.ul = WeightNormConv(n_filters, hidden, (1, 1))
+
+    def forward(self, seen: Tensor, elu_ul: Tensor) -> Tensor:
+        """The image as the network sees it (B, C', H, W), elu(ul) (B, F, H, W) -> (B, M, H, W).
+
+        C' = config.input_channels. Those pixels are the left one and the three above.
+        """
+        around = down_shift(self.above(seen)) + right_shift(self.left(seen))
+        return around + self.ul(elu_ul)
+
+
 class PixelCNNpp(nn.Module):
     """An autoregressive model of images, conditioned on a context image, a class, both or nothing.
 
@@ -90,10 +109,10 @@ class PixelCNNpp(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        channels, f, r = config.image_channels, config.n_filters, config.n_resnet
-        self.stem_u = WeightNormConv(channels + 1, f, (2, 3), shift="down")
-        self.stem_ul_above = WeightNormConv(channels + 1, f, (1, 3), shift="down")
-        self.stem_ul_left = WeightNormConv(channels + 1, f, (2, 1), shift="down_right")
+        channels, f, r = config.input_channels, config.n_filters, config.n_resnet
+        self.stem_u = WeightNormConv(channels, f, (2, 3), shift="down")
+        self.stem_ul_above = WeightNormConv(channels, f, (1, 3), shift="down")
+        self.stem_ul_left = WeightNormConv(channels, f, (2, 1), shift="down_right")
         both: dict[str, Any] = {"condition_size": config.vector_size, "dropout": config.dropout}
         self.up = nn.ModuleList(_Block(r, f, down=False, **both) for _ in range(3))
         self.down = nn.ModuleList(_Block(r + (i > 0), f, down=True, **both) for i in range(3))
@@ -105,7 +124,9 @@ class PixelCNNpp(nn.Module):
 
         self.downsize_u, self.downsize_ul = two(**u, stride=2), two(**ul, stride=2)
         self.upsize_u, self.upsize_ul = two(**u, transposed=True), two(**ul, transposed=True)
-        self.head = ExactNin(f, config.n_params, (1, 1))
+        hidden = config.head_filters
+        self.head = ExactNin(f + 2 * hidden, config.n_params, (1, 1))
+        self.hidden = _Hidden(channels, f, hidden) if hidden else None
         self.encoder = ContextEncoder(config, **both) if config.conditioning == "concat" else None
         # One seed a forward serves all dropout: each gated resnet has a number of its own.
         blocks = cast("Iterable[_Block]", [*self.up, *self.down])
@@ -166,11 +187,15 @@ class PixelCNNpp(nn.Module):
 
     def decode(self, x: Tensor, encoded: Encoded) -> Tensor:
         """`forward` for an encoded context, which a sampler computes once for many calls."""
-        _, ul = self._streams(x, encoded)[-1]
-        ul = ul[:, :, -x.shape[2] :]
+        seen, dtype = self._seen(x), self.head.bias.dtype
+        _, ul = self._streams(seen, encoded)[-1]
+        value = F.elu(ul[:, :, -x.shape[2] :].to(dtype))
+        if self.hidden is not None:
+            hidden = self.hidden(seen, value).to(dtype)
+            value = torch.cat([concat_elu(hidden), value], dim=1)
         # Rounded to bfloat16, a log-scale or a logit would be off by more than it can learn.
-        with without_autocast(ul.device.type):
-            return self.head(F.elu(ul.to(self.head.bias.dtype)))
+        with without_autocast(value.device.type):
+            return self.head(value)
 
     def log_prob(
         self,
@@ -203,7 +228,8 @@ class PixelCNNpp(nn.Module):
         2, 1; up_i is taken before its stride-2 convolution.
         """
         scales = {"up0": 1, "up1": 2, "up2": 4, "down0": 4, "down1": 2, "down2": 1}
-        streams = self._streams(x, self.encode_context(x, context, label, level))
+        encoded = self.encode_context(x, context, label, level)
+        streams = self._streams(self._seen(x), encoded)
         return {
             name: (u[:, :, -(x.shape[2] // scale) :], ul[:, :, -(x.shape[2] // scale) :])
             for (name, scale), (u, ul) in zip(scales.items(), streams, strict=True)
@@ -241,12 +267,22 @@ class PixelCNNpp(nn.Module):
                 handle.remove()
             self.train(was_training)
 
+    def _seen(self, x: Tensor) -> Tensor:
+        """What the network sees of x: its colours, ones and Fourier features."""
+        if octaves := self.config.fourier_features:
+            return torch.cat([_with_ones(x), fourier_features(x, octaves)], dim=1)
+        return _with_ones(x)
+
     def _streams(self, x: Tensor, encoded: Encoded) -> list[Streams]:
-        """The six block outputs; for "stack" those of both images."""
+        """The six block outputs for an image as `_seen` gives it; for "stack" those of both images.
+
+        Of a context that is stacked the network sees no features.
+        """
         shared = encoded.shared()
         if encoded.stacked is not None:
-            x = torch.cat([encoded.stacked, x], dim=2)
-        x = _with_ones(x)
+            above = _with_ones(encoded.stacked)
+            above = F.pad(above, (0, 0, 0, 0, 0, x.shape[1] - above.shape[1]))
+            x = torch.cat([above, x], dim=2)
         u, above, left = self.stem_u(x), self.stem_ul_above(x), self.stem_ul_left(x)
         u, ul = down_shift(u), down_shift(above) + right_shift(left)
         if encoded.streams is not None:
@@ -301,6 +337,21 @@ class PixelCNNpp(nn.Module):
             raise TypeError(
                 f"context must be {x.dtype} on {x.device}, got {context.dtype} on {context.device}"
             )
+
+
+def fourier_features(x: Tensor, octaves: int) -> Tensor:
+    """Fourier features of pixels: (B, C, H, W) -> (B, 2 C octaves, H, W).
+
+    For each colour and each octave k = 0, 1, ... the channels cos and sin of 2 pi 2^k n / 256, with
+    n = 127.5 (x + 1) the byte of the pixel. Computed in float32 at least, returned in the
+    dtype of x. Source: Kingma et al., Variational diffusion models (2021).
+    """
+    byte = 127.5 * (x.to(torch.promote_types(x.dtype, torch.float32)) + 1)
+    scales = [2.0**k / 256 for k in range(octaves)]
+    # Whole turns leave first: they would cost the angle digits.
+    turns = torch.stack([byte * scale for scale in scales], dim=2).remainder(1)
+    angle = 2 * math.pi * turns
+    return torch.stack([angle.cos(), angle.sin()], dim=3).flatten(1, 3).to(x.dtype)
 
 
 def is_given(context: Tensor | None, conditioning: Conditioning) -> TypeGuard[Tensor]:

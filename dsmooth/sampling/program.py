@@ -119,7 +119,7 @@ class Program:
     def __init__(self, model: PixelCNNpp, *, bf16: bool = False) -> None:
         config = model.config
         self.image_channels, self.n_mix = config.image_channels, config.n_mix
-        self.likelihood, self.atoms = config.likelihood, config.atoms
+        self.likelihood, self.atoms = config.likelihood, config.atom_bytes
         self.smoothing_scale = config.smoothing_scale
         self.conditioned = config.conditioning != "none"
         self.condition_size = config.condition_size
