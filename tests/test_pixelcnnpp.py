@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
+import math
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,12 +18,16 @@ from torch import Tensor
 import dsmooth
 from dsmooth.functional import concat_elu
 from dsmooth.nn.layers import GatedResnet, WeightNormConv
+from dsmooth.nn.pixelcnnpp import fourier_features
 from tests.helpers.class_networks import conditional
 from tests.helpers.class_networks import inputs as class_inputs
 
 GOLDEN = Path(__file__).parent / "golden"
 CONDITIONINGS = ("none", "stack", "concat")
 
+
+# A network that sees bytes and names them; no four of its numbers are equal.
+BYTES: dict[str, Any] = {"likelihood": "discretized", "fourier_features": 3, "head_filters": 5}
 
 tiny = partial(conditional, n_classes=0)
 
@@ -52,14 +59,14 @@ def test_parameter_counts() -> None:
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("channels", "kind"), [(1, {}), (3, {}), (1, BYTES), (3, BYTES)])
 @pytest.mark.parametrize("conditioning", CONDITIONINGS)
 @torch.no_grad()
-def test_causality_is_exact(conditioning: str, channels: int) -> None:
+def test_causality_is_exact(conditioning: str, channels: int, kind: dict[str, Any]) -> None:
     """With a pixel and all later ones set to NaN, its parameters are finite and unchanged."""
     height, width = 8, 12
     n = height * width
-    model = tiny(conditioning, channels=channels)
+    model = tiny(conditioning, channels=channels, **kind)
     x, context = inputs(conditioning, channels, height, width, batch=1)
     # Copy i of the image loses its pixels from i on.
     x = x.repeat(n, 1, 1, 1)
@@ -129,10 +136,14 @@ def test_an_image_does_not_depend_on_its_batch() -> None:
     torch.testing.assert_close(whole, single)
 
 
-@pytest.mark.parametrize("conditioning", CONDITIONINGS)
+@pytest.mark.parametrize(
+    ("conditioning", "kind"), [*((c, {}) for c in CONDITIONINGS), ("none", BYTES)]
+)
 @torch.no_grad()
-def test_data_dependent_init_normalises_every_layer(conditioning: str) -> None:
-    model = tiny(conditioning, channels=3, n_resnet=2)
+def test_data_dependent_init_normalises_every_layer(
+    conditioning: str, kind: dict[str, Any]
+) -> None:
+    model = tiny(conditioning, channels=3, n_resnet=2, **kind)
     x, context = inputs(conditioning, 3, 16, 16, batch=8)
     model.initialize(x, context)
 
@@ -160,6 +171,64 @@ def test_data_dependent_init_normalises_every_layer(conditioning: str) -> None:
         mean, std = output.mean((0, 2, 3)), output.std((0, 2, 3), correction=0)
         assert mean.abs().max() < 1e-3, name
         assert (std / scale - 1).abs().max() < 1e-2, name
+
+
+@pytest.mark.quick
+def test_fourier_features_are_those_of_the_byte() -> None:
+    """The equation of docs/math.md, section 1, and its derivative; eight octaves tell all bytes."""
+    byte = torch.arange(256, dtype=torch.float64)
+    x = (byte / 127.5 - 1).view(1, 1, 16, 16).requires_grad_(True)
+    features = fourier_features(x, 8)
+    assert features.shape == (1, 16, 16, 16)
+    for octave in range(8):
+        angle = 2 * math.pi * 2**octave * byte / 256
+        cos, sin = features[0, 2 * octave : 2 * octave + 2].flatten(1)
+        torch.testing.assert_close(cos, angle.cos(), atol=1e-9, rtol=0)
+        torch.testing.assert_close(sin, angle.sin(), atol=1e-9, rtol=0)
+        (slope,) = torch.autograd.grad(sin.sum(), x, retain_graph=True)
+        torch.testing.assert_close(slope.flatten(), 127.5 * 2 * math.pi * 2**octave / 256 * cos)
+    apart = torch.pdist(features[0].detach().flatten(1).T)
+    assert apart.min() > 2 - 1e-9
+    # float32, as it enters a network of bfloat16: the angle keeps its digits at the last octave.
+    torch.testing.assert_close(fourier_features(x.float(), 8).double(), features, atol=1e-4, rtol=0)
+    rgb = torch.cat([x, -x, x], dim=1)  # colour by colour
+    torch.testing.assert_close(fourier_features(rgb, 8)[:, 16:32], fourier_features(-x, 8))
+
+
+def test_the_hidden_layer_sees_the_four_pixels_around() -> None:
+    """With the streams cut off, the parameters of a pixel are a function of those pixels alone."""
+    model = tiny(**BYTES, atoms="all").double()
+    with torch.no_grad():
+        model.hidden.ul.weight_g.zero_()
+        model.head.weight_v[:, 2 * model.config.head_filters :] = 0
+    x = (torch.rand(1, 1, 8, 8, dtype=torch.float64) * 2 - 1).requires_grad_(True)
+    (gradient,) = torch.autograd.grad(model(x)[0, :, 4, 4].square().sum(), x)
+    around = {(3, 3), (3, 4), (3, 5), (4, 3)}
+    assert {tuple(place) for place in gradient[0, 0].nonzero().tolist()} == around
+
+
+@torch.no_grad()
+def test_a_stacked_context_has_no_features() -> None:
+    """A context moved by one byte hardly moves the parameters; x does, by its parity."""
+    model = tiny("stack", likelihood="discretized", fourier_features=8).double()
+    x = torch.zeros(1, 1, 8, 8, dtype=torch.float64)
+    step = torch.full_like(x, 1 / 127.5)
+    before = model(x, x)
+    moved = [(model(*images) - before).abs().max() for images in ((x, x + step), (x + step, x))]
+    assert 0 < moved[0] < moved[1] / 10
+
+
+def test_all_atoms_are_the_256_bytes() -> None:
+    model = tiny(**BYTES, atoms="all")
+    listed = dsmooth.ModelConfig.from_dict(asdict(model.config) | {"atoms": tuple(range(256))})
+    assert model.config.n_params == listed.n_params == 9 + 256
+    assert (
+        dsmooth.ModelConfig.from_dict(json.loads(json.dumps(asdict(model.config)))) == model.config
+    )
+    same = dsmooth.PixelCNNpp(listed)
+    same.load_state_dict(model.state_dict())
+    x = torch.arange(256).view(1, 1, 16, 16) / 127.5 - 1
+    assert torch.equal(model.log_prob(x), same.log_prob(x))
 
 
 def test_weight_norm_is_per_output_filter_and_can_be_copied() -> None:
@@ -256,8 +325,24 @@ def test_bad_images_are_named(conditioning, x, context, error, message) -> None:
         ("dropout", 1.0),
         ("conditioning", "both"),
         ("likelihood", "exact"),
+        ("fourier_features", 9),
+        ("head_filters", -1),
+        ("atoms", "each"),
     ],
 )
 def test_bad_model_configs_name_the_field(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=field):
         dsmooth.ModelConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"fourier_features": 1}, 'fourier_features need .*discretized".*, got "continuous"'),
+        ({"atoms": "all"}, 'atoms need likelihood "discretized", got .continuous'),
+        ({"atoms": "all", "image_channels": 3, "likelihood": "discretized"}, "for grey images"),
+    ],
+)
+def test_settings_of_bytes_that_contradict(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dsmooth.ModelConfig(**settings)

@@ -123,6 +123,22 @@ def atoms() -> Figure:
     return figure
 
 
+def fourier() -> Figure:
+    """Cosines and sines of three octaves over the bytes."""
+    figure, panels = plt.subplots(1, 3, figsize=(8.6, 2.6), layout="constrained", sharey=True)
+    byte = np.arange(256)
+    for axes, octave in zip(panels, (0, 3, 7), strict=True):
+        shown = byte if octave < 6 else byte[:16]  # single bytes
+        angle = 2 * np.pi * 2**octave * shown / 256
+        marker = "" if octave < 6 else "o"
+        axes.plot(shown, np.cos(angle), color=NOW, marker=marker)
+        axes.plot(shown, np.sin(angle), color=NOTED, marker=marker)
+        axes.set(title=f"octave {octave}", xlabel="byte", ylim=(-1.1, 1.1), yticks=[-1, 0, 1])
+        axes.spines[["top", "right"]].set_visible(False)
+    legend(figure, {"cos": NOW, "sin": NOTED})
+    return figure
+
+
 def sampling() -> Figure:
     """Activations that plain and cached sampling compute for one pixel."""
     figure, panels = plt.subplots(1, 3, figsize=(8.6, 3.2), layout="constrained")
@@ -178,7 +194,7 @@ def gated_resnet() -> Figure:
 
 
 def main() -> None:
-    for draw in (two_step, streams, atoms, sampling, gated_resnet):
+    for draw in (two_step, streams, fourier, atoms, sampling, gated_resnet):
         about = {"Date": None, "Title": draw.__doc__}
         with mpl.rc_context(STYLE):
             draw().savefig(FOLDER / f"{draw.__name__}.svg", metadata=about)
