@@ -161,6 +161,7 @@ class SmoothedPair(PairInFiles):
             x = sampler.draw(self.denoiser, request, self.image_size, x_tilde)
         return torch.where(diverged, math.nan, x)
 
+    @torch.no_grad()
     def single_step(
         self, x_tilde: Tensor, *, score: Score = "full", label: Tensor | None = None
     ) -> Tensor:
@@ -168,7 +169,8 @@ class SmoothedPair(PairInFiles):
 
         score: "full" differentiates through the whole network, which makes the formula exact for
         a perfect model; "conditional" holds the network's parameters fixed and differentiates each
-        pixel's own conditional only, as the paper's released code does. label: as in `elbo`.
+        pixel's own conditional only, as the paper's released code does. label: as in `elbo`. The
+        result has no derivative.
         Raises ValueError for smoothing that is not Gaussian and for an unknown score.
         """
         if not isinstance(self.smoothing, GaussianSmoothing):

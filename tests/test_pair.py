@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 import dsmooth
 from dsmooth.nn.score import score_of
@@ -119,6 +120,7 @@ def test_single_step_is_the_posterior_mean_of_a_gaussian() -> None:
     torch.testing.assert_close(mean, torch.tensor(case["posterior_mean"], dtype=torch.float64))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is:FutureWarning")  # torch's own
 def test_full_score_is_the_gradient_and_conditional_is_not() -> None:
     model = tiny_pair().noisy.double()
     x = torch.randn(2, 1, 8, 8, dtype=torch.float64)
@@ -136,6 +138,9 @@ def test_full_score_is_the_gradient_and_conditional_is_not() -> None:
     # No later pixel follows the last one, so there both agree; elsewhere they do not.
     torch.testing.assert_close(conditional[..., -1, -1], full[..., -1, -1])
     assert (conditional - full).abs().max() > 1e-3
+    assert not tiny_pair().single_step(x.float().requires_grad_()).requires_grad
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward-mode"):
+        score_of(model, x)
 
 
 @pytest.mark.quick

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import dsmooth
-from dsmooth.functional import concat_elu
+from dsmooth.functional import concat_elu, use_impl
 from dsmooth.nn.layers import GatedResnet, WeightNormConv
 from dsmooth.nn.pixelcnnpp import fourier_features
 from tests.helpers.class_networks import conditional
@@ -292,6 +292,23 @@ def test_likelihood_is_float32_under_autocast() -> None:
         log_p = model.log_prob(x)
     assert log_p.dtype == torch.float32
     torch.testing.assert_close(log_p, model.log_prob(x), rtol=0.02, atol=0.5)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is:FutureWarning")  # torch's own
+def test_forward_mode_derivatives_are_those_of_reverse_mode() -> None:
+    model = tiny().double().eval().requires_grad_(False)
+    x, v = torch.randn(2, 2, 1, 4, 4, dtype=torch.float64).requires_grad_()
+
+    def log_p(x: Tensor) -> Tensor:
+        return model.log_prob(x).sum()
+
+    def slope(x: Tensor) -> Tensor:
+        return torch.func.jvp(log_p, (x,), (v.detach(),))[1]
+
+    (grad,) = torch.autograd.grad(log_p(x), x)
+    torch.testing.assert_close(slope(x.detach()), (grad * v).sum().detach())
+    with use_impl("native"), pytest.raises(RuntimeError, match="no forward-mode derivative"):
+        slope(x.detach())
 
 
 ZEROS = torch.zeros

@@ -14,6 +14,7 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .. import _extension
 
@@ -64,16 +65,27 @@ def choose(
 ) -> Impl:
     """The implementation of an op; "auto" is "triton" on cuda, else "native", else "reference".
 
-    asked: as `resolve_impl` gave it. obstacle: why one cannot run, None if it can. Raises
-    RuntimeError where an explicit choice cannot.
+    asked: as `resolve_impl` gave it. obstacle: why one cannot run, None if it can. Inside a
+    forward-mode derivative none but the reference can. Raises RuntimeError where an explicit choice
+    cannot.
     """
     chosen: Impl = asked if asked != "auto" else "triton" if device.type == "cuda" else "native"
-    reason = None if chosen == "reference" else obstacle(chosen)
+    reason = None if chosen == "reference" else forward_mode_obstacle() or obstacle(chosen)
     if reason is None:
         return chosen
     if asked == "auto":
         return "reference"
     raise RuntimeError(f"{op} cannot run with impl={chosen!r}: {reason}")
+
+
+def forward_mode_obstacle() -> str | None:
+    """Why an operator cannot compute in a block of forward-mode derivatives; None outside.
+
+    The block is asked, not its tensors: those of an outer `torch.func.jvp` show no tangents in an
+    inner one.
+    """
+    inside = forward_ad._current_level >= 0
+    return "it has no forward-mode derivative, impl='reference' has" if inside else None
 
 
 def constant_when_compiled(function: Function) -> Function:

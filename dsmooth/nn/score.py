@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..config import Score
+from ..functional.dispatch import forward_mode_obstacle
 from .pixelcnnpp import PixelCNNpp
 
 
@@ -26,8 +27,11 @@ def score_of(
 ) -> Tensor:
     """The gradient of log p(x) with respect to x (B, C, H, W): same shape, nats per unit of x.
 
-    label: for a model with classes, as in its forward.
+    label: for a model with classes, as in its forward. Has no derivative itself: raises
+    NotImplementedError inside a forward-mode derivative.
     """
+    if forward_mode_obstacle():
+        raise NotImplementedError("the slope of a log-density has no forward-mode derivative")
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
         if score == "full":
