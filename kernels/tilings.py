@@ -47,7 +47,7 @@ def columns_of(n: int, widest: int, narrowest: int = 16) -> tuple[int, int]:
     """Two powers of two, the second possibly 0, for programs that share n columns evenly.
 
     A program has at most `widest` columns and at least 16, its second part at least `narrowest`.
-    160 is 128 + 32, 40 is 32 + 16 or 32 + 8, 320 is 256 + 64.
+    160 is 128 + 32, 40 is 32 + 16 or before Hopper 32 + 8, 320 is 256 + 64.
     """
     programs = -(-n // widest)
     share = max(16, -(-n // programs))
@@ -97,8 +97,9 @@ def matmul_tiling(
         return wide * -(-k // tiling.block_k) * tiling.block_k
 
     found = tiling(n1, n2, 128 // size)
-    if numbers == "half" and warps == 4:
-        # Eight columns want longer steps, for the sake of those 16 bytes.
+    if numbers == "half" and warps == 4 and capability < 90:
+        # Eight columns want longer steps, for the sake of those 16 bytes. For Hopper Triton 3.6
+        # would multiply them by another instruction, and wait for each of Hopper's own.
         found = min(found, tiling(*columns_of(columns, 160, 8), 128), key=padded_products)
     return found
 
@@ -125,8 +126,8 @@ def gradient_tiling(
     wide = columns_of(columns, 160)
     if sum(wide) > 96:
         return MatmulTiling(64, *wide, 256 if capability >= 90 else 128, 8, 3)
-    # Eight columns by 128 rows are 16 bytes for each thread.
-    n1, n2 = columns_of(columns, 96, 8)
+    # Eight columns by 128 rows are 16 bytes for each thread; not on Hopper (`matmul_tiling`).
+    n1, n2 = columns_of(columns, 96, 8 if capability < 90 else 16)
     block_k = 64 if -(-k // 64) * 64 < 0.95 * (-(-k // 128) * 128) else 128
     return MatmulTiling(128 if n2 == 8 else 64, n1, n2, block_k, 4, 3)
 

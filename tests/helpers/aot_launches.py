@@ -14,7 +14,15 @@ from dsmooth.kernels import expand, gated_resnet, padded, weights
 from dsmooth.kernels import launch as launching
 from dsmooth.kernels.geometry import Operands, Settings, Shift, Taps
 from dsmooth.kernels.tilings import format_of
-from tests.helpers.sass import divisions, matrix_loops, narrow_loads, register_operand
+from tests.helpers.sass import (
+    WGMMA_LOOP,
+    divisions,
+    left_in_flight,
+    matrix_loops,
+    narrow_loads,
+    phases,
+    register_operand,
+)
 from tests.helpers.triton_tools import Compiled, Launch, record_launches
 
 MATMULS = {
@@ -150,3 +158,7 @@ def check(launch: Launch, compiled: Compiled, arch: int) -> None:
         assert not divisions(body)
         if launch.arguments["F"] % 8 == 0 and numbers != "ieee" and not turned:
             assert not narrow_loads(body)
+            if arch == 90 and numbers == "half":
+                # One wait a turn, and no warpgroup copies over what another still multiplies.
+                assert phases(body) == WGMMA_LOOP
+                assert left_in_flight(body)

@@ -6,6 +6,7 @@ cycles the warp waits before it issues the next one, and for which loads.
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 from dataclasses import dataclass
@@ -113,6 +114,25 @@ def until_wait(load: Instruction, loop: list[Instruction]) -> list[Instruction]:
 def matrix_loops(code: list[Instruction]) -> list[list[Instruction]]:
     """The loops that multiply matrices."""
     return [body for body in loops(code) if any("MMA" in line.name for line in body)]
+
+
+# A loop that multiplies what asynchronous copies bring waits for copies and meets the other warps,
+# multiplies, waits for the products of the turn before and meets again, and copies over their
+# operands.
+WGMMA_LOOP = ["DEPBAR", "BAR", "HGMMA", "WARPGROUP.DEPBAR", "BAR", "LDGSTS"]
+
+
+def phases(body: list[Instruction]) -> list[str]:
+    """The copies, products, waits and barriers of a loop in their order, none twice in a row."""
+    names = (re.findall(r"^(?:WARPGROUP\.)?\w+", line.name)[0] for line in body)
+    return [name for name, _ in itertools.groupby(n for n in names if n in {*WGMMA_LOOP, "HMMA"})]
+
+
+def left_in_flight(body: list[Instruction]) -> bool:
+    """Whether a loop's wait for HGMMAs leaves those of this turn in flight, and no others."""
+    waits = [line.operands for line in body if line.name.startswith("WARPGROUP.DEPBAR")]
+    groups = sum(line.name == "WARPGROUP.ARRIVE" for line in body)
+    return [int(wait.split()[-1], 16) for wait in waits] == [groups]
 
 
 def narrow_loads(body: list[Instruction]) -> list[Instruction]:
