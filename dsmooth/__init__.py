@@ -27,6 +27,7 @@ What is here, each with a help of its own:
     RunFolder                   the folder of a training run
     GaussianSmoothing, LaplaceSmoothing, UniformSmoothing    the noise
     show                        images as a picture
+    to_bytes, to_float, round_to_bytes    images in [-1, 1] as bytes, and back
     load_pixelcnnpp             networks of older PyTorch ports
     sampling                    samplers of one network: cached, sequential, Jacobi
     evaluate                    bits/dim, Fréchet distances, probes
@@ -55,6 +56,9 @@ if TYPE_CHECKING:
     from . import sampling as sampling
     from .config import ModelConfig as ModelConfig
     from .config import TrainConfig as TrainConfig
+    from .data import round_to_bytes as round_to_bytes
+    from .data import to_bytes as to_bytes
+    from .data import to_float as to_float
     from .nn import PixelCNNpp as PixelCNNpp
     from .nn.convert import load_pixelcnnpp as load_pixelcnnpp
     from .pair import SmoothedPair as SmoothedPair
@@ -78,7 +82,10 @@ _HOME = {
     "UniformSmoothing": "smoothing",
     "load_pixelcnnpp": "nn.convert",
     "preset": "presets",
+    "round_to_bytes": "data",
     "show": "pictures",
+    "to_bytes": "data",
+    "to_float": "data",
 }
 _MODULES = ("data", "evaluate", "functional", "sampling", "train")
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .config import Method, Precision, Score, check_one_of
 from .nn import PixelCNNpp
+from .nn.images import check_scale, check_tensor
 from .nn.levels import at_level
 from .nn.score import score_of
 from .pictures import is_diverged
@@ -127,8 +128,9 @@ class SmoothedPair(PairInFiles):
     ) -> Tensor:
         """The second half of `sample`, for noisy images (B, C, H, W) that are there already.
 
-        Their noise is that of the first of levels.
+        Their noise is that of the first of levels. Raises ValueError for images of another size.
         """
+        self._check_images("x_tilde", x_tilde)
         n = x_tilde.shape[0]
         request = Request.make(n, choices, method=method, score=score, levels=levels)
         return self.drawer(levels).draw_clean(x_tilde, request, Sampler(How(threads, precision)))
@@ -203,8 +205,12 @@ class SmoothedPair(PairInFiles):
         The noise of row b is a function of (seed, first_index + b, draw). label: for a pair with
         classes, as in `PixelCNNpp.forward`; the bound is then that of log p(x | label). Without
         one a weight is the sum over classes, all as likely beforehand. levels: of a ladder, as in
-        `sample`; log p(x~) is then a bound itself (docs/math.md, section 7).
+        `sample`; log p(x~) is then a bound itself (docs/math.md, section 7). Raises ValueError for
+        images of another size or outside [-1, 1], and for a discretized denoiser for values that
+        are none of bytes.
         """
+        self._check_images("x", x)
+        check_scale("x", x, levels=self.denoiser.config.likelihood == "discretized")
         if n_noise < 1:
             raise ValueError(f"n_noise must be at least 1, got {n_noise}")
 
@@ -260,6 +266,16 @@ class SmoothedPair(PairInFiles):
         if label is not None and not self.n_classes:
             raise ValueError("label was given, but neither model of the pair has classes")
         return label if model.config.condition_size else None
+
+    def _check_images(self, name: str, x: Tensor) -> None:
+        """Raise TypeError or ValueError unless x is a tensor of images of the pair's shape."""
+        check_tensor(name, x)
+        shape = (self.noisy.config.image_channels, *self.image_size)
+        if tuple(x.shape[1:]) != shape:
+            raise ValueError(
+                f"{name} must have shape (B, {', '.join(map(str, shape))}), got {tuple(x.shape)}: "
+                "crop, pad or resize the images"
+            )
 
     @property
     def device(self) -> torch.device:

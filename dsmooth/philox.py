@@ -36,6 +36,7 @@ class Stream(IntEnum):
     FLIP = 9  # horizontal flips of training images
     CLASS = 10  # the class of an image, drawn from the prior
     CANDIDATE = 11  # the seeds of several draws of an image, and the choice among them
+    TRANSFORM = 12  # of training images of one's own
 
 
 def split_seed(seed: int) -> tuple[int, int]:

@@ -24,14 +24,23 @@ BORDER = 96  # grey between the images of a grid
 def show(x: Tensor | NDArray[Any], *, columns: int | None = None, zoom: int = 2) -> Image:
     """A picture of images x (B, C, H, W) in [-1, 1] or of bytes, which a notebook displays.
 
-    columns: images per row, by default about the square root of B. zoom: pixels per pixel. Values
-    outside [-1, 1] are clamped, and images that diverged to infinity are grey.
+    x may be one image too, (C, H, W) or (H, W). columns: images per row, by default about the
+    square root of B. zoom: pixels per pixel. Values outside [-1, 1] are clamped, and images that
+    diverged to infinity are grey.
     Returns a Pillow image: `.save("x.png")` writes it. Raises ValueError for a batch that is empty
-    or not images, and TypeError for other numbers.
+    or not images, and for floating point in [0, 1], which would be pale; TypeError for other
+    numbers.
     """
     x = torch.as_tensor(x)
+    x = x[None, None] if x.ndim == 2 else x[None] if x.ndim == 3 and x.shape[0] in (1, 3) else x
     if x.dtype != torch.uint8 and not x.is_floating_point():
         raise TypeError(f"x must be uint8 or floating point, got {x.dtype}")
+    finite = x[x.isfinite()]
+    if x.is_floating_point() and finite.numel() and 0 <= float(finite.min()) < float(finite.max()):
+        raise ValueError(
+            "x must lie in [-1, 1], got no value below 0: show(2 * x - 1) shows images in [0, 1], "
+            "show(dsmooth.to_bytes(x)) those that are as bright as that"
+        )
     x = to_float(x) if x.dtype == torch.uint8 else x
     return _image(_grid(visible(x) if x.ndim == 4 else x, columns, zoom))
 

@@ -72,9 +72,13 @@ def test_show_gives_a_picture_that_displays_itself() -> None:
     assert np.array_equal(pixels[10:18, 14:26], expected)
     assert (pixels[19:27, 1:13] == 128).all()
     assert dsmooth.show(x[:1, :1]).mode == "L"
-    for wrong in (x[0], x[:0], x[:, :2]):
+    for one in (x[0], x[0, 0], x[:1, :1].numpy()):
+        assert dsmooth.show(one).size == (2 * 12 + 4, 2 * 8 + 4)
+    for wrong in (x[:0], x[:, :2], x[:, 0]):
         with pytest.raises(ValueError, match="x must have shape"):
             dsmooth.show(wrong)
+    with pytest.raises(ValueError, match=r"show\(2 \* x - 1\) shows images in \[0, 1\]"):
+        dsmooth.show((x[:4] + 1) / 2)
 
 
 @pytest.mark.quick

@@ -312,3 +312,32 @@ def test_precision_is_that_of_the_cached_sampler(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("dsmooth.sampling.cached.unavailable_reason", lambda: "no compiler")
     with pytest.raises(ValueError, match="precision bfloat16 needs the cached sampler: "):
         pair.sample(2, precision="bfloat16")
+
+
+@pytest.mark.quick
+def test_images_that_a_likelihood_is_not_of_are_refused() -> None:
+    """They would have a number too."""
+    pair, density = tiny_pair(), tiny_pair("continuous")
+    x = dsmooth.to_float(torch.randint(256, (2, 1, 8, 8)).byte())
+    off_grid = x + 0.3 / 127.5
+    for wrong, message in (
+        (x.repeat(1, 1, 2, 2), r"x must have shape \(B, 1, 8, 8\), got \(2, 1, 16, 16\)"),
+        (x * 1.2, r"x must lie in \[-1, 1\], got -1.* to .*clamp"),
+        (off_grid.clamp(-1, 1), r"values of bytes.* 0.30 of a step off: .*round_to_bytes\(x\)$"),
+        ((x + 1) / 2, r"values of bytes.* or 2 \* x - 1 if these are images in \[0, 1\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pair.elbo(wrong)
+    with pytest.raises(ValueError, match="values of bytes"):
+        pair.denoiser.log_prob(off_grid.clamp(-1, 1), x)
+    with pytest.raises(ValueError, match=r"x_tilde must have shape \(B, 1, 8, 8\)"):
+        pair.denoise(x.repeat(1, 1, 2, 2), method="single-step")
+    with pytest.raises(ValueError, match="x must lie in"):
+        density.elbo(x * 1.2)
+    for wrong, hint in ((x.numpy(), "from_numpy"), (dsmooth.to_bytes(x), r"to_float\(x\)")):
+        for score in (pair.elbo, pair.noisy.log_prob):
+            with pytest.raises(TypeError, match=hint):
+                score(wrong)
+    rounded = dsmooth.round_to_bytes(off_grid)
+    torch.testing.assert_close(pair.elbo(rounded), pair.elbo(x))
+    assert density.elbo(off_grid.clamp(-1, 1)).isfinite().all()

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 import dsmooth
 from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.data import load_dataset, own_images, to_float
-from dsmooth.data.arrays import split_own
+from dsmooth.data.own import split_own
 from dsmooth.models import load_models
 from dsmooth.presets import preset
 from dsmooth.runs import RunFolder

@@ -10,12 +10,13 @@ import socket
 from http.client import HTTPException
 from pathlib import Path
 
-from .arrays import OWN, own_images
+from ..config import OWN
 from .cifar import load_cifar10
-from .dataset import ImageDataset, to_bytes, to_float
+from .dataset import ImageDataset, round_to_bytes, to_bytes, to_float
 from .folder import Progress, load_celeba, load_folder
 from .mnist import load_embedded_mnist, load_idx_dataset
 from .order import epoch_order, indices_at
+from .own import own_images
 from .reading import missing
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "indices_at",
     "load_dataset",
     "own_images",
+    "round_to_bytes",
     "to_bytes",
     "to_float",
 ]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
+
+# An image (C, H, W), bytes, -> the image that one visit in training sees, bytes.
+Transform = Callable[[Tensor], Tensor]
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -36,6 +40,14 @@ def to_bytes(x: Tensor) -> Tensor:
     return level.round().clamp(0, 255).to(torch.uint8)
 
 
+def round_to_bytes(x: Tensor) -> Tensor:
+    """The nearest of the 256 levels byte / 127.5 - 1 of x, which a likelihood of bytes needs.
+
+    x: floating point, any shape, clamped to [-1, 1]. Same shape and dtype. Raises as `to_bytes`.
+    """
+    return to_float(to_bytes(x)).to(x.dtype)
+
+
 @dataclass(frozen=True, eq=False)
 class ImageDataset:
     """Images of one size, with or without labels, held in memory as bytes.
@@ -45,6 +57,7 @@ class ImageDataset:
     name: the data set's name, as given to `load_dataset`.
     split: "train" or "test".
     source: where the images come from, in words for a person.
+    transform: applied to an image whenever training visits it, see `dsmooth.train`.
     Raises ValueError for another shape or dtype.
     """
 
@@ -53,6 +66,7 @@ class ImageDataset:
     name: str
     split: str
     source: str
+    transform: Transform | None = None
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
@@ -109,11 +123,13 @@ class ImageDataset:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the images and labels."""
+        """SHA-256 of the images and labels, and of whether they are transformed."""
         sha = hashlib.sha256(str(tuple(self.images.shape)).encode())
         for part in (self.images, self.labels):
             if part is not None:
                 sha.update(part.contiguous().numpy().data)
+        if self.transform is not None:
+            sha.update(b"transform")
         return sha.hexdigest()
 
     def batch(self, indices: Tensor) -> Tensor:

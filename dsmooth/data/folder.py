@@ -7,7 +7,6 @@ chosen: others run programs (EPS) or are seldom tested.
 from __future__ import annotations
 
 import os
-import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from ..files import open_regular, printable
 from .dataset import ImageDataset
+from .pillow import channels_of, obstacle, upright
 from .reading import InvalidFile, check_size, guarded, make_room, missing, read_regular
 
 Progress = Callable[[int, int], None]
@@ -105,7 +105,7 @@ def _read_header(path: Path) -> tuple[int, tuple[int, int]]:
         # Pillow states the size of a TIFF upright.
         turned = image.format != "TIFF" and image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
         size = image.size if turned else image.size[::-1]
-        return 1 if image.mode in ("1", "L", "LA") else 3, size
+        return channels_of(image), size
 
 
 @contextmanager
@@ -133,23 +133,8 @@ def _opened(path: Path) -> Iterator[Any]:
                     f"is too large: expected at most {MAX_PIXELS} pixels, got "
                     f"{image.height} x {image.width}" + f" in tiles of {tile}" * (tile > 0)
                 )
-            # Phones put a second, smaller picture after a JPEG's own: Pillow calls that MPO.
-            if getattr(image, "is_animated", False) and image.format != "MPO":
-                raise refuse("must hold one image, got several (an animation or pages)")
-            # Pillow decodes RGB of 16 bits, "RGB;16B", or of a PPM's levels, 65535, to 8 bits.
-            arguments = [tile.args or () for tile in image.tile]
-            deep = any(re.search(";16[BLN]", str(args)) for args in arguments)
-            if image.format == "PPM":
-                deep |= any(type(a) is int and a > 255 for args in arguments for a in args)
-            if deep or image.mode[0] in "IF":
-                raise refuse(
-                    f"must have 8 bits a channel, got Pillow's mode {image.mode}"
-                    + " of 16 bits" * deep
-                )
-            # How a transparent pixel looks depends on a background.
-            alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
-            if alpha is not None and alpha.getextrema() != (255, 255):
-                raise refuse("must be opaque, got transparent pixels; flatten it first")
+            if (why := obstacle(image)) is not None:
+                raise refuse(why)
             yield image
 
 
@@ -275,25 +260,25 @@ def _decode_all(
     progress: Progress | None = None,
 ) -> Tensor:
     """Upright pictures, or centred squares of `crop` pixels (0: the largest): (N, *shape) uint8."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     images = make_room(folder, (len(paths), *shape))
 
     def put(row: int) -> None:  # here, so that decoded images do not wait in memory
         with _opened(paths[row]) as image:
-            upright = ImageOps.exif_transpose(image).convert("L" if shape[0] == 1 else "RGB")
+            picture = upright(image, shape[0])
         if crop is not None:
-            side = crop or min(upright.size)
-            if min(upright.size) < side:
+            side = crop or min(picture.size)
+            if min(picture.size) < side:
                 raise InvalidFile(
                     f"{printable(paths[row])} must be at least {side} x {side} (CelebA's aligned "
-                    f"images are 218 x 178), got {upright.height} x {upright.width}"
+                    f"images are 218 x 178), got {picture.height} x {picture.width}"
                 )
-            left, top = ((extent - side) // 2 for extent in upright.size)
-            upright = upright.crop((left, top, left + side, top + side))
+            left, top = ((extent - side) // 2 for extent in picture.size)
+            picture = picture.crop((left, top, left + side, top + side))
             if side != shape[1]:  # by a filter that widens with the scale: it averages
-                upright = upright.resize(shape[1:], Image.Resampling.BILINEAR)
-        pixels = np.atleast_3d(np.asarray(upright)).transpose(2, 0, 1)
+                picture = picture.resize(shape[1:], Image.Resampling.BILINEAR)
+        pixels = np.atleast_3d(np.asarray(picture)).transpose(2, 0, 1)
         if pixels.shape != shape:
             raise InvalidFile(f"{printable(paths[row])} changed while it was read")
         images[row] = pixels

@@ -1,4 +1,4 @@
-"""The order of training images and their flips, as functions of (seed, images seen).
+"""The order of training images, their flips and transforms, as functions of (seed, images seen).
 
 Nothing here has a state. A resumed run asks for the positions that it has not seen yet, and gets
 the same images as an uninterrupted run. The permutation is made of Philox words, not of a library's
@@ -7,13 +7,17 @@ generator. So it stays the same over versions of torch and numpy.
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..philox import Stream, image_words
-from .dataset import ImageDataset
+from .dataset import ImageDataset, Transform
 
 
 # A batch smaller than the data set lies in at most two epochs. A permutation of a million images
@@ -72,6 +76,54 @@ def flips(
     return words[:, 0, 0] >= 1 << 31
 
 
+def transformed(images: Tensor, transform: Transform, *, seed: int, first: int) -> Tensor:
+    """images (B, C, H, W), bytes, at stream positions first .. first + B - 1, each by `transform`.
+
+    The random numbers that it draws of torch, numpy and random are a function of (seed, position).
+    Raises ValueError for a transform that gives no bytes, or images of several shapes.
+    """
+    made: list[Tensor] = []
+    words = image_words(len(images), 1, seed=seed, first_index=first, stream=Stream.TRANSFORM)
+    with _generators_kept():
+        for image, (low, high) in zip(images, words[:, 0, :2].tolist(), strict=True):
+            torch.manual_seed(low | high << 32)
+            random.seed(low | high << 32)
+            np.random.seed(low)  # noqa: NPY002 - the generator that transforms draw from
+            result = transform(image.clone())  # some write into their argument
+            if not isinstance(result, Tensor) or result.dtype != torch.uint8 or result.ndim != 3:
+                got = getattr(result, "dtype", type(result).__name__)
+                shape = tuple(getattr(result, "shape", ()))
+                raise ValueError(
+                    f"transform must make uint8 (C, H, W) of uint8 {tuple(image.shape)}, got {got} "
+                    f"{shape}: leave out ToTensor, ToDtype and Normalize"
+                )
+            if made and result.shape != made[0].shape:
+                raise ValueError(
+                    f"transform must make images of one shape, got {tuple(made[0].shape)} and "
+                    f"{tuple(result.shape)}: end it with a crop or a resize"
+                )
+            made.append(result)
+    return torch.stack(made)
+
+
+@contextmanager
+def _generators_kept() -> Iterator[None]:
+    """Leave the global generators as they were."""
+    ours, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(devices=[]):
+        yield
+    random.setstate(ours)
+    np.random.set_state(numpys)  # noqa: NPY002
+
+
+def visited(dataset: ImageDataset, indices: Tensor, *, seed: int, first: int) -> Tensor:
+    """The images `indices`, bytes, as training sees them at positions from `first` on."""
+    x = dataset.images.index_select(0, indices)
+    if dataset.transform is None:
+        return x
+    return transformed(x, dataset.transform, seed=seed, first=first)
+
+
 class ImagesOnDevice:
     """A batch of training images on a device, by positions that only it knows."""
 
@@ -85,18 +137,24 @@ class ImagesOnDevice:
     ) -> None:
         _check(len(dataset), batch_size=batch_size)
         self.n, self.batch_size, self.seed = len(dataset), batch_size, seed
-        self.source = [dataset.images] if labels is None else [dataset.images, labels]
+        self.dataset, self.labels = dataset, labels
         self.there = [
-            part.new_zeros((batch_size, *part.shape[1:]), device=device) for part in self.source
+            part.new_zeros((batch_size, *part.shape[1:]), device=device)
+            for part in self.batch_at(0, 1)
         ]
         self.first = torch.zeros((), dtype=torch.int64, device=device)  # position of the first
 
+    def batch_at(self, images_seen: int, count: int) -> list[Tensor]:
+        """Images at positions from images_seen on, and their labels if there are any."""
+        indices = indices_at(self.n, images_seen, count, self.seed)
+        x = visited(self.dataset, indices, seed=self.seed, first=images_seen)
+        return [x] if self.labels is None else [x, self.labels.index_select(0, indices)]
+
     def prepare(self, images_seen: int) -> None:
         """Send the batch at a position, without waiting."""
-        indices = indices_at(self.n, images_seen, self.batch_size, self.seed)
+        batch = self.batch_at(images_seen, self.batch_size)
         self.first.fill_(images_seen)
-        for part, there in zip(self.source, self.there, strict=True):
-            x = part.index_select(0, indices)
+        for x, there in zip(batch, self.there, strict=True):
             # From pinned memory a copy is queued behind a GPU's earlier work.
             there.copy_(x.pin_memory() if there.is_cuda else x, non_blocking=True)
 

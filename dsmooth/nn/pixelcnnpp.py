@@ -15,6 +15,7 @@ from ..functional import concat_elu, down_shift, logistic_mixture_log_prob, righ
 from ..functional.dispatch import without_autocast
 from ..functional.gated_resnet import draw_seed
 from .condition import condition_vectors
+from .images import check_scale, check_tensor
 from .layers import ExactNin, GatedResnet, WeightNormConv
 
 Streams = tuple[Tensor, Tensor]  # u (all rows above) and ul (above, and left in the row)
@@ -207,8 +208,13 @@ class PixelCNNpp(nn.Module):
         """log p(x), given what the model is conditioned on, by its likelihood: (B,).
 
         In nats. "continuous" is a density in units of [-1, 1]; "discretized" the probability of
-        bytes. Arguments and errors as of `forward`.
+        bytes. Arguments and errors as of `forward`, and for "discretized" ValueError for values
+        that are none of bytes.
         """
+        if not torch.compiler.is_compiling():
+            check_tensor("x", x)
+            if self.config.likelihood == "discretized":
+                check_scale("x", x, levels=True)
         return self.log_prob_given(x, self(x, context, label, level))
 
     def log_prob_given(self, x: Tensor, params: Tensor) -> Tensor:

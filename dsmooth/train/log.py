@@ -160,8 +160,8 @@ def opening(
     device: torch.device,
 ) -> Iterator[str]:
     """Lines that say what is trained on what, where, and in which precision."""
-    height, width = train_set.image_size
-    kind = "grey" if train_set.image_channels == 1 else "RGB"
+    height, width = test_set.image_size
+    kind = "grey" if test_set.image_channels == 1 else "RGB"
     yield (
         f"{train_set.name}: {len(train_set):,} images to train on and {len(test_set):,} held out, "
         f"{kind}, {height} x {width}; from {train_set.source}"

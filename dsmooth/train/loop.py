@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import TrainConfig
+from ..config import OWN, TrainConfig
 from ..data import ImageDataset, load_dataset
-from ..data.arrays import OWN, OwnData, split_own
+from ..data.dataset import Transform
+from ..data.own import OwnData, split_own
 from ..distributed import (
     all_reduce_max,
     barrier,
@@ -66,6 +67,8 @@ def train(
     folder: str | Path | None = None,
     *,
     dataset: OwnData | None = None,
+    labels: Any = None,
+    transform: Transform | None = None,
     match_channels: bool = False,
     resume: bool = False,
     force: bool = False,
@@ -79,7 +82,11 @@ def train(
 
     The folder, by default runs/ROLE, gets the files of a `RunFolder`. dataset: images of one's own
     instead of `config.data`: what `dsmooth.data.own_images` takes, of which one in ten is held out;
-    a tuple (training images, held-out images); or splits by name. match_channels: take the model's
+    a tuple (training images, held-out images); or splits by name. labels: of a dataset that is one
+    array, whole numbers (N,) or one-hot. transform: a function of an image of the dataset, uint8
+    (C, H, W), that makes one, applied at each visit in training; what it draws of the generators of
+    torch, numpy and random is a function of the seed and the visit. Images may be larger than what
+    it makes, held-out ones have that size and are not transformed. match_channels: take the model's
     image_channels from the data. device: "auto" (a CUDA device if there is one), "cpu", "cuda" or
     "cuda:N". threads: CPU threads, None for torch's setting; sums are rounded in another order with
     another number. tensorboard: also write event files, which needs the extra of that name.
@@ -129,9 +136,9 @@ def train(
                 news = [f"{checkpoint.fault}; going on from the checkpoint before it, at {seen}"]
         else:
             check_new_run(run, config)
-        train_set, test_set = load_data(config) if dataset is None else split_own(dataset)
+        train_set, test_set = _images_of(config, dataset, labels, transform)
         config = with_data(config, train_set, test_set, match_channels)
-        config = with_device(config, place, train_set.image_size)
+        config = with_device(config, place, test_set.image_size)
         begins = checkpoint is None and config.init is not None
         initial = read_initial(str(config.init), config.role)[0] if begins else None
         state = TrainState(config, train_set, place, initial)
@@ -344,6 +351,21 @@ def load_data(config: TrainConfig) -> tuple[ImageDataset, ImageDataset]:
     return train_set, load_dataset(config.data, "test", config.data_dir, **how)
 
 
+def _images_of(
+    config: TrainConfig, dataset: OwnData | None, labels: Any, transform: Transform | None
+) -> tuple[ImageDataset, ImageDataset]:
+    """Training and held-out images: those given in Python, else of the data set that is named."""
+    if dataset is not None:
+        return split_own(dataset, labels, transform)
+    if labels is not None or transform is not None:
+        name = "labels" if transform is None else "transform"
+        raise ValueError(
+            f"{name}= is for images given by dataset=, such as tuple(dsmooth.data.load_dataset("
+            '"mnist", split) for split in dsmooth.data.SPLITS)'
+        )
+    return load_data(config)
+
+
 def with_channels(config: TrainConfig, channels: int) -> TrainConfig:
     """The settings with another image_channels of the model."""
     return replace(config, model=replace(config.model, image_channels=channels))
@@ -354,11 +376,11 @@ def with_data(
 ) -> TrainConfig:
     """The settings with n_classes, and with `match_channels` the channels, of the data."""
     if match_channels:
-        config = with_channels(config, train_set.image_channels)
-    if train_set.image_channels != config.model.image_channels:
+        config = with_channels(config, test_set.image_channels)
+    if test_set.image_channels != config.model.image_channels:
         own = config.model.image_channels
         raise ValueError(
-            f"{config.data} has {train_set.image_channels} channels, but "
+            f"{config.data} has {test_set.image_channels} channels, but "
             + (
                 f"the weights of {config.init} are for images of {own}"
                 if config.init

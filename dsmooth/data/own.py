@@ -1,0 +1,343 @@
+"""Images that a user has in Python, as bytes: arrays, data sets, DataLoaders."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence, Sized
+from contextlib import suppress
+from dataclasses import replace
+from itertools import islice
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+import torch
+import torch.utils.data as loaders
+from torch import Tensor
+
+from ..config import OWN
+from ..progress import LOG
+from .dataset import ImageDataset, Transform, to_bytes
+from .order import transformed
+from .pillow import channels_of, obstacle, upright
+from .reading import make_room
+
+HELD_OUT = 10  # the last of every so many images is held out of a data set without a test set
+# Names that data sets of the Hugging Face Hub give to a column of images, to one of labels, and to
+# the images that are held out.
+IMAGES = ("image", "img", "images", "pixel_values")
+LABELS = ("label", "labels", "fine_label")
+HELD_OUT_SPLITS = ("validation", "valid", "val", "test")
+# Items that are read again, which shows transforms that draw random numbers.
+READ_AGAIN = 8
+
+# The argument of `dsmooth.train`: images, which it splits; (training images, held-out images); or
+# splits by name.
+OwnData = Sized
+
+
+class Given(NamedTuple):
+    """Images as they were given, (N, C, H, W) uint8 or float32, and labels (N,) int64."""
+
+    images: Tensor
+    labels: Tensor | None
+    split: str
+    source: str
+
+
+def own_images(dataset: Sized, split: str = "train", labels: Any = None) -> ImageDataset:
+    """The images of a data set of one's own, as bytes; in a temporary file if memory is too small.
+
+    dataset: an `ImageDataset`; an array or tensor (N, C, H, W), (N, H, W, C) or (N, H, W), or a
+    tuple of it and its labels; a data set of the Hugging Face Hub or a dictionary of its splits, of
+    which `split` is taken; a DataLoader, of which the images count that its sampler goes through,
+    not their order; or anything with a length whose items are images, or tuples that begin with an
+    image and perhaps a label, such as a `torch.utils.data.Dataset`. An image is a PIL image or an
+    array (C, H, W), (H, W, C) or (H, W). PIL images of any mode become grey or RGB, as those of a
+    folder do. Arrays are uint8, or floating point in [0, 1] (as torchvision's ToTensor makes it) or
+    [-1, 1], which is rounded to the nearest byte. labels: whole numbers (N,), or one-hot (N, K).
+    Raises ValueError, with the item's number, for anything else and for images of several shapes.
+    """
+    if isinstance(dataset, ImageDataset) and labels is None:
+        return dataset
+    (given,) = _as_data_sets(_read(dataset, split, labels))
+    return given
+
+
+def split_own(
+    dataset: OwnData, labels: Any = None, transform: Transform | None = None
+) -> tuple[ImageDataset, ImageDataset]:
+    """Training and held-out images of the arguments of `dsmooth.train`: one in HELD_OUT."""
+    held_out: Any = None
+    if isinstance(dataset, Mapping):
+        name = next((name for name in HELD_OUT_SPLITS if name in dataset), None)
+        parts = [_read(dataset, split) for split in ("train", name) if split is not None]
+    elif (two := _training_and_held_out(dataset)) is not None:
+        dataset, held_out = two
+        parts = [_read(dataset, "train"), _read(held_out, "test")]
+    else:
+        parts = [_read(dataset, "train", labels)]
+    if labels is not None and (len(parts) > 1 or isinstance(dataset, Mapping)):
+        raise ValueError(
+            "labels= is for one set of images: give ((images, labels), (held-out images, labels))"
+        )
+    train, *tests = _as_data_sets(*parts)
+    test = tests[0] if tests else None
+    if test is None:
+        if len(train) < HELD_OUT:
+            raise ValueError(
+                f"the data set must hold {HELD_OUT} images or more, one of which is held out, got "
+                f"{len(train)}; or give (training images, held-out images)"
+            )
+        last = torch.arange(len(train)) % HELD_OUT == HELD_OUT - 1
+        train, test = (
+            replace(
+                train,
+                images=train.images[chosen],
+                labels=None if train.labels is None else train.labels[chosen],
+                name=OWN,
+                split=split,
+            )
+            for split, chosen in (("train", ~last), ("test", last))
+        )
+    if transform is not None:
+        train = replace(train, transform=transform)
+    shape, made = train.images.shape[1:], ""
+    if transform is not None:
+        made = " that transform makes"
+        shape = transformed(train.images[:1], transform, seed=0, first=0).shape[1:]
+    if test.images.shape[1:] != shape:
+        raise ValueError(
+            f"held-out images must have the shape {tuple(shape)} of the training images{made}, got "
+            f"{tuple(test.images.shape[1:])}; (training images, held-out images) names both"
+        )
+    if shape[1] % 4 or shape[2] % 4:
+        raise ValueError(
+            f"images must have a height and width that are multiples of 4, got {shape[1]} x "
+            f"{shape[2]}: crop, pad or resize them"
+        )
+    return train, test
+
+
+def _training_and_held_out(dataset: Any) -> tuple[Any, Any] | None:
+    """The two data sets of a tuple, or of a list such as random_split's; None for one set."""
+    if not isinstance(dataset, tuple | list) or _is_labelled(dataset):
+        return None
+    sets = [each for each in dataset if isinstance(each, loaders.Dataset | loaders.DataLoader)]
+    if isinstance(dataset, list) and (not sets or len(sets) < len(dataset)):
+        return None  # of images
+    if len(dataset) != 2:
+        raise ValueError(
+            f"a tuple or list of data sets must be (training images, held-out images), got "
+            f"{len(dataset)}"
+        )
+    return dataset[0], dataset[1]
+
+
+def _is_labelled(dataset: Any) -> bool:
+    """Whether it is a tuple (images, labels) of arrays: images have three dimensions at least."""
+    if not isinstance(dataset, tuple) or len(dataset) != 2:
+        return False
+    images, labels = dataset
+    flat = isinstance(labels, Tensor | np.ndarray) and labels.ndim <= 2
+    flat |= isinstance(labels, list | tuple) and bool(labels) and isinstance(labels[0], int)
+    return flat and isinstance(images, Tensor | np.ndarray)
+
+
+def _read(dataset: Any, split: str, labels: Any = None) -> Given:
+    """The images of `own_images` before their range is known."""
+    if isinstance(dataset, Mapping):
+        if split not in dataset:
+            raise ValueError(f"the data set has no split {split!r}, but {', '.join(dataset)}")
+        return _read(dataset[split], split, labels)
+    if _is_labelled(dataset):
+        if labels is not None:
+            raise ValueError("labels= was given beside (images, labels): leave one out")
+        dataset, labels = dataset
+    if isinstance(dataset, ImageDataset):
+        given = Given(dataset.images, dataset.labels, dataset.split, dataset.source)
+    elif isinstance(dataset, loaders.DataLoader):
+        given = _read(_images_of(dataset), split)
+    elif isinstance(dataset, Tensor | np.ndarray):
+        images = _channels_first(_tensor(dataset, "images"), "images")
+        given = Given(images, None, split, "images given in Python")
+    elif not hasattr(dataset, "__len__"):
+        raise ValueError(
+            f"the data set must have a length, got a {type(dataset).__name__}; of one that is read "
+            "in order, list(itertools.islice(dataset, 1000)) holds the first 1,000 images"
+        )
+    elif not len(dataset):
+        raise ValueError("the data set must have a length and hold images, got none")
+    else:
+        given = _read_items(dataset, split)
+    if labels is None:
+        return given
+    return given._replace(labels=_labels(labels, len(given.images)))
+
+
+def _images_of(loader: loaders.DataLoader[Any]) -> Any:
+    """The images that a DataLoader's sampler goes through: its data set or a part of it."""
+
+    def refuse(what: str, hint: str) -> NoReturn:
+        raise ValueError(f"training makes batches of its own and cannot use {what}: {hint}")
+
+    if loader.batch_sampler is not None and type(loader.batch_sampler) is not loaders.BatchSampler:
+        refuse("the DataLoader's batch_sampler", "give the data set, or a Subset of it")
+    if loader.collate_fn not in (loaders.default_collate, loaders.default_convert):
+        refuse("the DataLoader's collate_fn", "give the data set, whose items are images")
+    dataset: Any = loader.dataset
+    if isinstance(dataset, loaders.IterableDataset):
+        return dataset
+    if isinstance(loader.sampler, loaders.DistributedSampler):
+        refuse("a DistributedSampler", "give the data set, of which each process takes its share")
+    indices = list(islice(loader.sampler, len(dataset) + 1))
+    if len(set(indices)) < len(indices):
+        refuse("a sampler that visits images more than once", "give a Subset of the data set")
+    every = len(indices) == len(dataset)
+    return dataset if every else loaders.Subset(dataset, sorted(indices))
+
+
+def _read_items(given: Any, split: str) -> Given:
+    """The items of a data set with a length, each an image and perhaps a label."""
+    # A data set that is read in order inherits a __getitem__ that only raises.
+    items = given if hasattr(type(given), "__iter__") else map(given.__getitem__, range(len(given)))
+    source, count = f"a {type(given).__name__} given in Python", 0
+    images, labels, labelled = torch.empty(0), torch.empty(0), True
+    for number, item in enumerate(islice(items, len(given))):
+        image, label = _image_and_label(number, item)
+        if number == 0:
+            kind = np.uint8 if image.dtype == torch.uint8 else np.float32
+            images = torch.from_numpy(make_room(source, (len(given), *image.shape), kind))
+            labels = torch.zeros(len(given), dtype=torch.int64)
+        if (image.shape, image.dtype) != (images.shape[1:], images.dtype):
+            raise ValueError(
+                f"images must have one shape and dtype, got {tuple(images.shape[1:])} "
+                f"{images.dtype} and item {number} of {tuple(image.shape)} {image.dtype}"
+            )
+        images[number] = image
+        labels[number], labelled = label or 0, labelled and label is not None
+        count += 1
+    if count < len(given):
+        raise ValueError(f"the data set says that it has {len(given)} items, but gave {count}")
+    if not isinstance(given, list | tuple):
+        _read_again(given, images[:READ_AGAIN])
+    return Given(images, labels if labelled else None, split, source)
+
+
+def _read_again(given: Any, images: Tensor) -> None:
+    """Warn where the first items differ from what they were: that is noticed nowhere else."""
+    with suppress(NotImplementedError, TypeError, KeyError, IndexError):
+        for number, before in enumerate(images):
+            now, _ = _image_and_label(number, given[number])
+            if now.shape != before.shape or not torch.equal(now, before):
+                LOG.warning(
+                    "item %d of the data set differs at a second read: images are read once, so "
+                    "its random transforms are frozen; transform= applies them at each visit",
+                    number,
+                )
+                return
+
+
+def _image_and_label(number: int, item: Any) -> tuple[Tensor, int | None]:
+    """The image (C, H, W) of an item, bytes or floating point, and its label."""
+    if isinstance(item, Mapping):
+        image, label = (next((n for n in names if n in item), None) for names in (IMAGES, LABELS))
+        if image is None:
+            raise ValueError(
+                f"item {number} must have an entry {', '.join(IMAGES)}, got {', '.join(item)}"
+            )
+        item = (item[image], item.get(label))
+    parts = item if isinstance(item, tuple | list) else (item,)
+    values = _channels_first(_tensor(parts[0], f"item {number}")[None], f"item {number}")[0]
+    return values, _label(parts[1]) if len(parts) > 1 else None
+
+
+def _label(value: Any) -> int | None:
+    """The class that a whole number or a one-hot vector means; None for anything else."""
+    if not isinstance(value, int | np.generic | np.ndarray | Tensor):
+        return None
+    with suppress(ValueError, TypeError):
+        return int(_labels(torch.as_tensor(value).reshape(1, -1), 1))
+    return None
+
+
+def _labels(values: Any, count: int) -> Tensor:
+    """Labels (N,) int64 from whole numbers (N,) or one-hot vectors (N, K)."""
+    found = torch.as_tensor(values).detach().cpu()
+    if found.ndim == 2 and found.shape[1] == 1:
+        found = found[:, 0]
+    if found.ndim == 2 and bool(((found == 0) | (found == 1)).all() & (found.sum(1) == 1).all()):
+        found = found.argmax(1)
+    if tuple(found.shape) != (count,) or not bool((found == found.long()).all()):
+        raise ValueError(
+            f"labels must be whole numbers ({count},), or one-hot ({count}, K), got "
+            f"{found.dtype} of shape {tuple(found.shape)}"
+        )
+    return found.long()
+
+
+def _tensor(values: Any, name: str) -> Tensor:
+    """A tensor, an array or a PIL image as a tensor on the CPU, which shares memory if it can."""
+    if isinstance(values, Tensor):
+        return values.detach().cpu()
+    if hasattr(values, "getbands"):  # a PIL image
+        if (why := obstacle(values, in_memory=True)) is not None:
+            raise ValueError(f"{name} {why}")
+        values = upright(values, channels_of(values))
+    array = np.ascontiguousarray(values)
+    if array.dtype.kind not in "buif":
+        raise ValueError(f"{name} must be an image, got a {type(values).__name__}")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # only read here
+        return torch.from_numpy(array)
+
+
+def _channels_first(x: Tensor, name: str) -> Tensor:
+    """Images (N, C, H, W) from that, from (N, H, W, C) or from (N, H, W)."""
+    shape = tuple(x.shape)
+    if x.ndim == 3:
+        x = x[:, None]
+    elif x.ndim == 4 and shape[1] not in (1, 3) and shape[3] in (1, 3):
+        x = x.permute(0, 3, 1, 2)
+    if x.ndim != 4 or x.shape[1] not in (1, 3):
+        n, shape = ("N, ", shape) if name == "images" else ("", shape[1:])
+        forms = f"({n}C, H, W), ({n}H, W, C) or ({n}H, W) with C = 1 or 3"
+        raise ValueError(f"{name} must be {forms}, got {shape}")
+    if x.dtype != torch.uint8 and not x.is_floating_point():
+        raise ValueError(f"{name} must be uint8 or floating point, got {x.dtype}")
+    return x.float() if x.is_floating_point() else x
+
+
+def _as_data_sets(*parts: Given) -> list[ImageDataset]:
+    """All of them as bytes, from bytes or from floating point of one range, [0, 1] or [-1, 1]."""
+    kinds = {part.images.dtype for part in parts}
+    if len(kinds) > 1:
+        raise ValueError(
+            "training and held-out images must be of one kind, got bytes and floating point: "
+            "dsmooth.to_bytes makes bytes of images in [-1, 1]"
+        )
+    convert = None if torch.uint8 in kinds else _conversion([part.images for part in parts])
+    return [
+        ImageDataset(
+            part.images if convert is None else convert(part.images),
+            part.labels,
+            OWN,
+            part.split,
+            part.source,
+        )
+        for part in parts
+    ]
+
+
+def _conversion(parts: Sequence[Tensor]) -> Any:
+    """The function to bytes for floating-point images whose range all of them show."""
+    bounds = [part.aminmax() for part in parts if part.numel()]
+    low = min((float(one.min) for one in bounds), default=0.0)
+    high = max((float(one.max) for one in bounds), default=0.0)
+    if low >= 0 and high <= 1:
+        return lambda x: (x * 255).round().to(torch.uint8)
+    if -1 <= low <= -0.5 and high <= 1:
+        return to_bytes
+    raise ValueError(
+        f"images must be uint8 or floating point in [0, 1] or [-1, 1], got {low:g} to {high:g}: "
+        "convert them to bytes"
+    )

@@ -1,0 +1,51 @@
+"""Checks of images whose likelihood is asked for: what is no image of that kind is not scored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# In steps between two levels; the rounding of half precision comes on top.
+OFF_THE_GRID = 1e-3
+
+
+def check_tensor(name: str, x: Any) -> None:
+    """Raise TypeError for an array of numpy and for bytes, with the line that converts."""
+    if not isinstance(x, Tensor):
+        raise TypeError(
+            f"{name} must be a torch.Tensor, got a {type(x).__name__}: torch.from_numpy makes one "
+            "of an array"
+        )
+    if x.dtype == torch.uint8:
+        raise TypeError(
+            f"{name} must be floating point in [-1, 1], got torch.uint8: dsmooth.to_float({name}) "
+            "makes it"
+        )
+
+
+def check_scale(name: str, x: Tensor, *, levels: bool) -> None:
+    """Raise ValueError for values outside [-1, 1], and with `levels` for others than of bytes.
+
+    NaN passes: the likelihood of such an image is NaN.
+    """
+    if not x.numel():
+        return
+    low, high = (float(bound) for bound in x.detach().aminmax())
+    slack = OFF_THE_GRID / 127.5 + torch.finfo(x.dtype).eps
+    if low < -1 - slack or high > 1 + slack:
+        raise ValueError(
+            f"{name} must lie in [-1, 1], got {low:g} to {high:g}: dsmooth.to_float makes it of "
+            f"bytes, {name}.clamp(-1, 1) cuts it"
+        )
+    if not levels:
+        return
+    level = (x.detach().to(torch.promote_types(x.dtype, torch.float32)) + 1) * 127.5
+    off = float((level - level.round()).abs().nan_to_num().max())
+    if off > OFF_THE_GRID + 127.5 * torch.finfo(x.dtype).eps:
+        scale = f", or 2 * {name} - 1 if these are images in [0, 1]" * (low >= 0)
+        raise ValueError(
+            f"{name} must have values of bytes, byte / 127.5 - 1, for a discretized likelihood, "
+            f"got some {off:.2f} of a step off: dsmooth.round_to_bytes({name}){scale}"
+        )

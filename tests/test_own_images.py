@@ -1,0 +1,202 @@
+"""Images of one's own: what they mean is what they looked like, whatever form they have."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils import data as loaders
+
+import dsmooth
+from dsmooth.data import ImageDataset, own_images
+from dsmooth.data.dataset import Transform
+from dsmooth.data.own import split_own
+from dsmooth.train.step import TrainState
+from tests.helpers.data_makers import random_bytes
+from tests.helpers.tiny_runs import tiny
+
+pytestmark = pytest.mark.quick
+
+CHESS = np.indices((8, 8)).sum(0) % 2  # black and white
+PIXELS = torch.from_numpy(random_bytes((40, 1, 8, 8)))
+CPU = torch.device("cpu")
+
+
+def chess(mode: str) -> Image.Image:
+    """Black and white fields in one of Pillow's modes."""
+    grey = Image.fromarray((255 * CHESS).astype(np.uint8))
+    if mode != "P":
+        return grey.convert(mode)
+    picture = Image.fromarray(CHESS.astype(np.uint8)).convert("P")
+    picture.putpalette([0, 0, 0, 255, 255, 255])
+    return picture
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])
+def test_pillow_pictures_look_as_they_did(mode: str, tmp_path: Path) -> None:
+    found = own_images([chess(mode)] * 2)
+    assert found.image_channels == (1 if mode in ("1", "L", "LA") else 3)
+    assert torch.equal(found.images, torch.from_numpy(255 * CHESS).byte().expand_as(found.images))
+
+
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        (Image.new("RGBA", (8, 8), (9, 9, 9, 0)), r"item 1 must be opaque.*this flattens it: (.*)"),
+        (Image.fromarray(np.full((8, 8), 65535, np.uint16)), r"item 1 .* 8 bits .*it: (.*)"),
+        (Image.fromarray(np.full((8, 8), 65535, np.int32)), r"item 1 .* 8 bits .*it: (.*)"),
+    ],
+)
+def test_the_error_has_the_line_that_converts(picture: Image.Image, message: str) -> None:
+    white = Image.new("RGB" if picture.mode == "RGBA" else "L", picture.size, "white")
+    with pytest.raises(ValueError, match=message) as caught:
+        own_images([white, picture])
+    line = str(caught.value).rpartition("it: ")[2]
+    converted = eval(line, {"Image": Image, "numpy": np, "image": picture})
+    assert (own_images([white, converted]).images == 255).all()
+
+
+def test_a_loader_gives_the_images_of_its_sampler() -> None:
+    pixels = loaders.TensorDataset(PIXELS)
+    part = loaders.SubsetRandomSampler(range(10, 30))
+    found = own_images(loaders.DataLoader(pixels, sampler=part, batch_size=4))
+    assert torch.equal(found.images, PIXELS[10:30])
+    halves = loaders.random_split(pixels, [30, 10], torch.Generator().manual_seed(0))
+    train_set, held_out = split_own(halves)
+    assert torch.equal(train_set.images, PIXELS[halves[0].indices])
+    assert torch.equal(held_out.images, PIXELS[halves[1].indices])
+
+
+class Stream(loaders.IterableDataset):
+    def __iter__(self):
+        return iter(PIXELS)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        (lambda own: loaders.DataLoader(own, collate_fn=list), "cannot use the .*collate_fn"),
+        (
+            lambda own: loaders.DataLoader(own, batch_sampler=[[0, 1], [2]]),
+            "cannot use the .*batch_sampler",
+        ),
+        (
+            lambda own: loaders.DataLoader(own, sampler=loaders.RandomSampler(own, True)),
+            "visits images more than once: give a Subset",
+        ),
+        (
+            lambda own: loaders.DataLoader(own, sampler=loaders.DistributedSampler(own, 2, 0)),
+            "cannot use a DistributedSampler",
+        ),
+        (lambda _: loaders.DataLoader(Stream()), r"length, got a Stream; .*islice\(dataset"),
+        (lambda own: loaders.random_split(own, [20, 10, 10]), r"\(training images, .*, got 3"),
+    ],
+)
+def test_what_a_loader_cannot_give_is_refused(dataset, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        split_own(dataset(loaders.TensorDataset(PIXELS)))
+
+
+class Noisy(loaders.Dataset):
+    """A random transform inside a data set, which counts its reads."""
+
+    def __len__(self) -> int:
+        return len(PIXELS)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.where(torch.rand(8, 8) < 0.5, PIXELS[index], 0)
+
+
+def test_a_frozen_transform_is_noticed(caplog: pytest.LogCaptureFixture) -> None:
+    own_images(loaders.TensorDataset(PIXELS))
+    assert not caplog.messages
+    own_images(Noisy())
+    (line,) = caplog.messages
+    assert line.startswith("item 0 of the data set differs at a second read")
+    assert "transform=" in line
+
+
+def crop(image: torch.Tensor) -> torch.Tensor:
+    """A crop by torch's generator, numbers of the two others in it."""
+    top = int(torch.randint(5, ()))
+    image[:, top, :] = random.randrange(256)
+    image[:, top + 1, :] = np.random.randint(256)  # noqa: NPY002
+    return image[:, top : top + 4, 4:]
+
+
+def test_a_transform_is_a_function_of_seed_and_visit() -> None:
+    """Each visit has a draw of its own, whatever the batches; the generators stay as they were."""
+    held_out = PIXELS[:4, :, :4, :4]
+    train_set, test_set = split_own((PIXELS, held_out), transform=crop)
+    before = torch.random.get_rng_state(), random.getstate()
+
+    def batches(size: int, seed: int = 0) -> torch.Tensor:
+        state = TrainState(tiny(batch_size=size, images=160, seed=seed), train_set, CPU)
+        return torch.cat([state.images.batch_at(i, size)[0] for i in range(0, 80, size)])
+
+    whole = batches(40)
+    assert whole.shape == (80, 1, 4, 4)
+    assert torch.equal(whole, batches(16))
+    assert not torch.equal(whole, batches(40, seed=1))
+    assert len(whole.unique(dim=0)) == 80  # an image twice is two images
+    assert random.getstate() == before[1]
+    torch.manual_seed(7)
+    state = torch.random.get_rng_state()
+    TrainState(tiny(images=16), train_set, CPU).images.prepare(0)
+    torch.manual_seed(7)
+    assert torch.equal(state, torch.random.get_rng_state())
+    plain = ImageDataset(train_set.images, None, *("own", "train", train_set.source))
+    assert plain.digest != train_set.digest  # a run is not resumed without its transform
+    assert torch.equal(test_set.images, held_out)
+
+
+@pytest.mark.parametrize(
+    ("transform", "message"),
+    [
+        (torch.Tensor.float, "must make uint8 .* got torch.float32 .*leave out ToTensor"),
+        (lambda x: x[:, : int(x[0, 0, 0])], "must make images of one shape"),
+        (lambda x: x[:, :4], r"must have the shape \(1, 4, 8\) .* that transform makes"),
+    ],
+)
+def test_transforms_that_cannot_be(transform: Transform, message: str) -> None:
+    pixels = torch.arange(8, 0, -1).byte().view(8, 1, 1, 1).expand(-1, -1, 8, 8)
+    with pytest.raises(ValueError, match=message):
+        TrainState(tiny(), split_own((pixels, pixels), transform=transform)[0], CPU).inputs(0)
+
+
+def test_training_and_held_out_images_have_one_range(tmp_path: Path) -> None:
+    both = dsmooth.data.to_float(PIXELS), torch.full((4, 1, 8, 8), 0.5)
+    assert (split_own(both)[1].images == 191).all()
+    assert (split_own({"train": both[0], "test": both[1]})[1].images == 191).all()
+    with pytest.raises(ValueError, match="of one kind, got bytes and floating point"):
+        split_own((PIXELS, both[1]))
+
+
+def test_labels_in_every_form() -> None:
+    y = torch.arange(40) % 3
+    one_hot = torch.nn.functional.one_hot(y)
+    for dataset, labels in (
+        *((PIXELS, y), (PIXELS, y.tolist()), (PIXELS, one_hot), (PIXELS.numpy(), y.numpy())),
+        *(((PIXELS, y), None), ((PIXELS, one_hot.float()), None), ((PIXELS, y.tolist()), None)),
+        *((loaders.TensorDataset(PIXELS, each), None) for each in (y, one_hot, y.float())),
+    ):
+        train_set, held_out = split_own(dataset, labels)
+        assert torch.equal(torch.cat([train_set.labels[:9], held_out.labels[:1]]), y[:10])
+    assert own_images(loaders.TensorDataset(PIXELS, torch.rand(40))).labels is None
+    for labels, message in (
+        (y[:3], r"whole numbers \(40,\), or one-hot \(40, K\), got torch.int64 of shape \(3,\)"),
+        (y + 0.5, "whole numbers"),
+        (torch.rand(40, 3), "one-hot"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            split_own(PIXELS, labels)
+    with pytest.raises(ValueError, match=r"give \(\(images, labels\), \(held-out images, labels"):
+        split_own((PIXELS, PIXELS), y)
+    with pytest.raises(ValueError, match="labels= is for images given by dataset="):
+        dsmooth.train(tiny(), labels=y)
+    train_set, held_out = split_own(((PIXELS, y), (PIXELS[:2], y[:2])))
+    assert held_out.labels.tolist() == [0, 1]
