@@ -6,15 +6,16 @@ The build needs no torch and no network. An environment variable steers it:
     DSMOOTH_CUDA=0      CPU only
     DSMOOTH_CUDA=1      CUDA or an error
 
+    DSMOOTH_EXTENSION=0 without the extension: operations run in PyTorch, sampling is slow
+
 CMAKE_ARGS adds arguments to CMake's, as for other packages.
-Without a working C++20 compiler the package still installs, and its operations run in PyTorch.
+Without a working C++20 compiler the build fails: pip would keep a wheel without the extension.
 What was built, with what, and the reason of what was not, is written to `dsmooth/_build_info.json`;
 `dsmooth doctor` prints it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import platform
@@ -31,7 +32,11 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 BUILD_INFO = "_build_info.json"
-TERMINAL = "/dev/tty"
+COMPILER_HINT = (
+    "apt install g++ (Debian, Ubuntu), dnf install gcc-c++ (Fedora) or xcode-select --install "
+    "(macOS) installs one; DSMOOTH_EXTENSION=0 leaves the extension out, and sampling then takes "
+    "a forward a pixel"
+)
 
 
 class BuildError(SystemExit):
@@ -85,6 +90,13 @@ def build_native(target: Path, build_dir: Path) -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "cuda": {"built": False, "archs": [], "reason": None},
     }
+    extension = os.environ.get("DSMOOTH_EXTENSION", "1") or "1"
+    if extension not in ("0", "1"):
+        raise BuildError(f"DSMOOTH_EXTENSION must be 0 or 1, got {extension!r}")
+    if extension == "0":
+        info["reason"] = "DSMOOTH_EXTENSION=0"
+        info["cuda"]["reason"] = "the extension was not built"
+        return info
     wish = os.environ.get("DSMOOTH_CUDA", "auto") or "auto"
     if wish not in ("auto", "0", "1"):
         raise BuildError(f"DSMOOTH_CUDA must be auto, 0 or 1, got {wish!r}")
@@ -123,13 +135,7 @@ def build_native(target: Path, build_dir: Path) -> dict[str, Any]:
         nvcc = None
         failure = configure(None)
     if failure:
-        info["reason"] = f"no working C++20 compiler: {failure}"
-        info["cuda"]["reason"] = "the extension was not built"
-        missing = f"the extension is NOT built ({info['reason']}); sampling will be slow"
-        say(missing)
-        with contextlib.suppress(OSError), open(TERMINAL, "w") as terminal:  # pip hides the rest
-            print(f"\ndsmooth: {missing}", file=terminal)
-        return info
+        raise BuildError(f"no working C++20 compiler: {failure}\n{COMPILER_HINT}")
 
     done = run([cmake, "--build", str(build_dir)])
     if done.returncode != 0:

@@ -26,7 +26,7 @@ What is here, each with a help of its own:
     train, TrainConfig, preset  training, its settings, settings by name
     RunFolder                   the folder of a training run
     GaussianSmoothing, LaplaceSmoothing, UniformSmoothing    the noise
-    show                        images as a picture
+    show, to_pil                images as a picture, and as Pillow images
     to_bytes, to_float, round_to_bytes    images in [-1, 1] as bytes, and back
     load_pixelcnnpp             networks of older PyTorch ports
     sampling                    samplers of one network: cached, sequential, Jacobi
@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from .nn.convert import load_pixelcnnpp as load_pixelcnnpp
     from .pair import SmoothedPair as SmoothedPair
     from .pictures import show as show
+    from .pictures import to_pil as to_pil
     from .presets import preset as preset
     from .runs import RunFolder as RunFolder
     from .smoothing import GaussianSmoothing as GaussianSmoothing
@@ -86,6 +87,7 @@ _HOME = {
     "show": "pictures",
     "to_bytes": "data",
     "to_float": "data",
+    "to_pil": "pictures",
 }
 _MODULES = ("data", "evaluate", "functional", "sampling", "train")
 

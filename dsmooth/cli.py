@@ -99,11 +99,18 @@ def _call(args: list[str]) -> int:
         command = _parse(prog, kind, rest)
         how = getattr(command, "execution", options.Running())  # doctor has none
         if how.print_config:
-            print(json.dumps(as_json(command), indent=2, default=str))
+            shown = as_json(command)
+            if kind is Train and command.role == "pair":
+                shown = {one.role: as_json(one) for one in _pair_commands(prog, command, rest)}
+            print(json.dumps(shown, indent=2, default=str))
             return 0
         # Numbers on the standard output are no talk: `evaluate` keeps the rest quiet itself.
         silent = silence() if how.quiet and args[0] != "evaluate" else contextlib.nullcontext()
         with lines_shown(logging.ERROR if how.quiet else logging.INFO), silent:
+            if kind is Train and command.role == "pair":
+                from .commands.train import train_pair
+
+                return train_pair(*_pair_commands(prog, command, rest))
             # A verb is imported when it is called, and torch with it.
             verb = getattr(import_module(f".commands.{args[0]}", __package__), args[0])
             return verb(command) or 0
@@ -122,6 +129,26 @@ def _call(args: list[str]) -> int:
     except KeyboardInterrupt:
         print("dsmooth: stopped", file=sys.stderr)
         return 130
+
+
+def _pair_commands(prog: str, command: Train, args: list[str]) -> tuple[Train, Train]:
+    """The two commands that `dsmooth train pair` stands for."""
+    if command.execution.config is not None:
+        raise ValueError("a pair is two runs, and --config has the settings of one: name its role")
+    folder = command.out or Path("runs") / "pair"
+    rest, left = [], iter(args)
+    for word in left:
+        if word == "--out":
+            next(left)
+        elif not word.startswith("--out=") and word != "pair":
+            rest.append(word)
+
+    def command_of(role: Role) -> Train:
+        one: Train = _parse(prog, Train, [role, *rest, "--out", str(folder / role)])
+        share = None if one.settings.budget is None else one.settings.budget / 2
+        return replace(one, settings=replace(one.settings, budget=share))
+
+    return command_of("noisy"), command_of("denoiser")
 
 
 def _fail(message: str, prog: str = "dsmooth", status: int = 1) -> int:
@@ -231,10 +258,14 @@ def _default(prog: str, kind: type, args: list[str]) -> Any:
     if kind is not Train:
         return None
     role: Role = known.role if known.role in get_args(Role) else "noisy"
-    if known.resume and not known.preset:
-        run = RunFolder(Path(known.out) if known.out else default_folder(role))
+    run = RunFolder(Path(known.out) if known.out else default_folder(role))
+    if known.resume and not known.preset and run.config.exists():
         return Train(role=tyro.MISSING, settings=run.read_config()[0])
     settings = preset(known.preset or DEFAULT_PRESET, role)
+    folder = None
+    # The word behind the role; elsewhere it may be the value of an option.
+    if len(args) > 1 and args[0] == known.role and not args[1].startswith("-"):
+        known.data, known.data_dir, folder = "folder", args[1], args[1]
     data, channels = known.data or settings.data, None
     if data == "folder" and known.data_dir and Path(known.data_dir).is_dir():
         from .data.folder import folder_channels
@@ -244,6 +275,8 @@ def _default(prog: str, kind: type, args: list[str]) -> Any:
         settings = preset(RGB_PRESET, role)
     if data != "celeba" and not (data == "folder" and known.preset):
         settings = replace(settings, image_size=None)  # these have a size of their own
+    if folder is not None:
+        settings = replace(settings, data="folder", data_dir=folder)
     if known.init:
         from .train.checkpoint import read_initial
 
@@ -299,7 +332,8 @@ def _filled(kind: type, values: Mapping[str, Any], used: set[str]) -> Any:
 def as_json(options: Any) -> dict[str, Any]:
     """The options of a verb as `read_options` reads them; of `train` the settings alone."""
     if isinstance(options, Train):
-        return asdict(replace(options.settings, role=options.role))
+        role = options.settings.role if options.role == "pair" else options.role
+        return asdict(replace(options.settings, role=role))
     shown: dict[str, Any] = {}
     for field in fields(options):
         value = getattr(options, field.name)

@@ -23,6 +23,7 @@ from .progress import progress as bar
 from .sampling.cached import Sampler
 from .sampling.ladder import Ladder, log_prob_of_noisy
 from .sampling.request import Choices, How, Progress, Request
+from .sampling.request import keep_top as top_rows
 from .smoothing import GaussianSmoothing, Smoothing
 
 if TYPE_CHECKING:
@@ -115,6 +116,36 @@ class SmoothedPair(PairInFiles):
         return torch.cat(drawn)
 
     @torch.no_grad()
+    def complete(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        keep_top: float = 0.5,
+        draws: int = 1,
+        **options: Any,
+    ) -> Tensor:
+        """Draw the missing part of images x (B, C, H, W) in [-1, 1], `draws` times for each.
+
+        mask: (1, H, W) or (B, H, W) bool, True where a pixel is known; by default the upper rows,
+        the fraction `keep_top` of them. options: those of `sample`, which says what this draws
+        from. Returns (B * draws, C, H, W), the completions of an image one after the other.
+        """
+        self._check_images("x", x)
+        if draws < 1:
+            raise ValueError(f"draws must be at least 1, got {draws}")
+        if mask is None:
+            mask = top_rows(keep_top, self.image_size).to(x.device)
+        elif len(mask) == len(x):
+            mask = mask.repeat_interleave(draws, dim=0)
+        known = x.float().repeat_interleave(draws, dim=0)
+        return self.sample(len(known), known=known, mask=mask, **options)
+
+    def forward(self, x: Tensor, **options: Any) -> Tensor:
+        """The bound of `elbo`: (B,), nats."""
+        return self.elbo(x, **options)
+
+    @torch.no_grad()
     def denoise(
         self,
         x_tilde: Tensor,
@@ -156,7 +187,7 @@ class SmoothedPair(PairInFiles):
         x_tilde = torch.where(diverged, 0.0, x_tilde)
         if request.method == "single-step":
             labels = request.labels(self.n_classes, x_tilde.device)
-            x = self.single_step(x_tilde, score=request.score, label=labels)
+            x = self.single_step(x_tilde.to(self.dtype), score=request.score, label=labels)
             x = x if request.known is None else request.known.keep(x)
         else:
             request = replace(request, label=self.label_for(self.denoiser, request.label))
@@ -209,10 +240,10 @@ class SmoothedPair(PairInFiles):
         images of another size or outside [-1, 1], and for a discretized denoiser for values that
         are none of bytes.
         """
-        self._check_images("x", x)
-        check_scale("x", x, levels=self.denoiser.config.likelihood == "discretized")
         if n_noise < 1:
             raise ValueError(f"n_noise must be at least 1, got {n_noise}")
+        self._check_images("x", x)
+        check_scale("x", x, levels=self.denoiser.config.likelihood == "discretized")
 
         def weight(repeat: int, label: Tensor | None) -> Tensor:
             terms = self.elbo_terms(x, seed, first_index, repeat, label, levels)

@@ -31,18 +31,35 @@ def show(x: Tensor | NDArray[Any], *, columns: int | None = None, zoom: int = 2)
     or not images, and for floating point in [0, 1], which would be pale; TypeError for other
     numbers.
     """
+    return _image(_grid(_batch(x), columns, zoom))
+
+
+def to_pil(x: Tensor | NDArray[Any]) -> list[Image]:
+    """A Pillow image of each of x, which is as `show` takes it. Raises as `show` does."""
+    return [_image(pixels) for pixels in nhwc_bytes(_batch(x))]
+
+
+def _batch(x: Tensor | NDArray[Any]) -> Tensor:
+    """Images (B, C, H, W) in [-1, 1] from what `show` takes; those that diverged are grey."""
     x = torch.as_tensor(x)
-    x = x[None, None] if x.ndim == 2 else x[None] if x.ndim == 3 and x.shape[0] in (1, 3) else x
     if x.dtype != torch.uint8 and not x.is_floating_point():
         raise TypeError(f"x must be uint8 or floating point, got {x.dtype}")
+    x = x[None, None] if x.ndim == 2 else x[None] if x.ndim == 3 and x.shape[0] in (1, 3) else x
+    _check_batch(x)
+    if x.dtype == torch.uint8:
+        return to_float(x)
     finite = x[x.isfinite()]
-    if x.is_floating_point() and finite.numel() and 0 <= float(finite.min()) < float(finite.max()):
+    if finite.numel() and 0 <= float(finite.min()) < float(finite.max()):
         raise ValueError(
             "x must lie in [-1, 1], got no value below 0: show(2 * x - 1) shows images in [0, 1], "
             "show(dsmooth.to_bytes(x)) those that are as bright as that"
         )
-    x = to_float(x) if x.dtype == torch.uint8 else x
-    return _image(_grid(visible(x) if x.ndim == 4 else x, columns, zoom))
+    return visible(x)
+
+
+def _check_batch(x: Tensor) -> None:
+    if x.ndim != 4 or x.shape[0] < 1 or x.shape[1] not in (1, 3):
+        raise ValueError(f"x must have shape (B, 1 or 3, H, W) with B >= 1, got {tuple(x.shape)}")
 
 
 def grid_png(x: Tensor, *, columns: int | None = None, zoom: int = 2) -> bytes:
@@ -52,8 +69,7 @@ def grid_png(x: Tensor, *, columns: int | None = None, zoom: int = 2) -> bytes:
 
 def _grid(x: Tensor, columns: int | None, zoom: int) -> NDArray[np.uint8]:
     """Bytes (H, W, C) of a grid of images x (B, C, H, W)."""
-    if x.ndim != 4 or x.shape[0] < 1 or x.shape[1] not in (1, 3):
-        raise ValueError(f"x must have shape (B, 1 or 3, H, W) with B >= 1, got {tuple(x.shape)}")
+    _check_batch(x)
     pixels = nhwc_bytes(x).repeat(zoom, axis=1).repeat(zoom, axis=2)
     count, height, width, channels = pixels.shape
     columns = min(count, columns or math.isqrt(count - 1) + 1)

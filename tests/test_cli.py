@@ -285,6 +285,24 @@ def test_channels_follow_a_folder(
     assert "has 3 channels, but the model's --image-channels is 1" in capsys.readouterr().err
 
 
+def test_a_pair_of_a_folder_by_one_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], small_runs: None
+) -> None:
+    """Each network gets its own settings; repeated with --resume, what is there stays."""
+    pixels = random_bytes((12, 8, 8, 3))
+    write_images(tmp_path / "images", {f"{i}.png": picture for i, picture in enumerate(pixels)})
+    command = ["train", "pair", str(tmp_path / "images"), "--out", str(tmp_path / "mine"), *TINY]
+    assert run(*command) == 0
+    said = capsys.readouterr().out
+    assert "pair: minutes of training: noisy 0.0, denoiser 0.0; next: `dsmooth sample " in said
+    pair = dsmooth.SmoothedPair.from_pretrained(tmp_path / "mine")
+    assert pair.denoiser.config.conditioning == "concat"
+    weights = [(tmp_path / "mine" / role / "model.safetensors") for role in ("noisy", "denoiser")]
+    before = [path.read_bytes() for path in weights]
+    assert run(*command, "--resume") == 0
+    assert [path.read_bytes() for path in weights] == before
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -292,7 +310,19 @@ def test_channels_follow_a_folder(
         (["train", "noisy", "--data", "cifar10", *TINY], "--data-dir"),
         (["train", "noisy", "--data-dir", "{tmp}/nowhere", *TINY], "nowhere"),
         (["train", "noisy", "--preset", "mnist-large", *TINY], "preset must be one of mnist-quick"),
-        (["train", "noisy", "--resume", "--out", "{tmp}/a", *TINY], "there is no"),
+        (
+            ["train", "noisy", "--init", "{tmp}/noisy", *TINY, "--n-filters", "8"],
+            "not 8: leave",
+        ),
+        (
+            ["train", "noisy", "--out", "/proc/a", *TINY],
+            "config.json cannot be written: /proc",
+        ),
+        (["train", "noisy", "b", "--data-dir", "c", *TINY], "b and c are two folders of images"),
+        (
+            ["train", "pair", "--config", "{tmp}/noisy/config.json"],
+            "--config has the settings of one",
+        ),
         (["sample", "no-such-models"], "the package has no models of that name"),
         (["sample", "{tmp}/denoiser"], "is a denoiser: name the run of its noisy model too"),
         (["sample", "{tmp}/noisy", "{tmp}/noisy"], "both hold a noisy model"),
@@ -306,6 +336,7 @@ def test_channels_follow_a_folder(
         (["sample", "{tmp}/noisy", "-n", "401"], "or a folder with --png for a picture an image"),
         (["sample", "{tmp}/noisy", "--out", "x.gif"], "or be a folder without a suffix, got x.gif"),
         (["sample", "{tmp}/noisy", "--out", "{tmp}/noisy/log.json/x.png"], "must be a folder to"),
+        (["sample", "{tmp}/noisy", "--out", "/proc/x.png"], "/proc/x.png cannot be written: /proc"),
         (["sample", "{tmp}/noisy", "--device", "gpu"], "--device must be auto, cpu, cuda or cuda"),
         (["train", "noisy", "--out", "{tmp}/noisy", *TINY], "go on with it by --resume, or choose"),
         (["train", "noisy", "--data", "imagenet", *TINY], "must be one of mnist, fashion-mnist"),

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torchvision import models, transforms
 
 from dsmooth.data import ImageDataset, load_dataset
 from dsmooth.evaluate import features as features_module
@@ -33,6 +34,7 @@ from dsmooth.evaluate.comparison import compare_images
 from dsmooth.evaluate.features import FeatureExtractor, extract_features, make_extractor
 from dsmooth.evaluate.frechet import FeatureStatistics, PublishedStatistics
 from dsmooth.evaluate.sources import ImageSet, read_reference
+from tests.helpers.data_makers import random_bytes
 
 USER_MODULE = """
 import torch
@@ -158,6 +160,26 @@ def fake_inception() -> nn.Module:
         patch.setattr(nn.Module, "load_state_dict", lambda *a, **k: None)
         torch.manual_seed(0)
         return fidelity.FeatureExtractorInceptionV3("random", ["2048", "logits_unbiased"])
+
+
+def test_resnet50_is_what_torchvision_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For RGB of any size; the logits are those of the whole network."""
+    network = models.resnet50().eval()
+    weights = models.ResNet50_Weights.IMAGENET1K_V2
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(network.state_dict(), tmp_path / "checkpoints" / Path(weights.url).name)
+    extractor = make_extractor("resnet50")
+    images = torch.from_numpy(random_bytes((2, 3, 16, 12)))
+    features, logits = extract_features(images, extractor)
+    with torch.no_grad():
+        x = nn.functional.interpolate(images / 255, (224, 224), mode="bilinear", antialias=True)
+        expected = network(transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))(x))
+    assert (features.shape, extractor.distance_name) == ((2, 2048), "Fréchet distance on resnet50")
+    torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-3)
+    grey = make_extractor("mnist-classifier")
+    with pytest.raises(ValueError, match=r"take extractor=resnet50, or inception by pip install"):
+        extract_features(images, grey)
 
 
 def test_inception_by_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,8 @@ def network(
 
 
 def images(n: int = 3) -> Tensor:
-    return torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    x = torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    return dsmooth.round_to_bytes(x)
 
 
 @pytest.mark.parametrize("n_classes", [0, 3])

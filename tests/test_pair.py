@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,7 +17,13 @@ from torch.autograd import forward_ad
 
 import dsmooth
 from dsmooth.nn.score import score_of
-from dsmooth.sampling import CachedSampler, jacobi_sample, sample_images, sequential_sample
+from dsmooth.sampling import (
+    CachedSampler,
+    jacobi_sample,
+    keep_top,
+    sample_images,
+    sequential_sample,
+)
 from tests.helpers.tiny_pairs import (
     log_likelihood_by_quadrature,
     make_pixelwise,
@@ -341,3 +349,33 @@ def test_images_that_a_likelihood_is_not_of_are_refused() -> None:
     rounded = dsmooth.round_to_bytes(off_grid)
     torch.testing.assert_close(pair.elbo(rounded), pair.elbo(x))
     assert density.elbo(off_grid.clamp(-1, 1)).isfinite().all()
+
+
+@pytest.mark.quick
+def test_half_weights_are_packed_as_float32(caplog: pytest.LogCaptureFixture) -> None:
+    pair = tiny_pair()
+    for dtype in (torch.float16, torch.bfloat16):
+        half = copy.deepcopy(pair).to(dtype)
+        rounded = copy.deepcopy(half).float()
+        assert torch.equal(half.sample(2), rounded.sample(2))
+        assert half.sample(2, method="single-step").isfinite().all()
+    assert not caplog.messages
+
+
+@pytest.mark.quick
+def test_a_pair_completes_and_is_called(tmp_path: Path) -> None:
+    pair = tiny_pair()
+    x = dsmooth.to_float(torch.randint(256, (2, 1, 8, 8)).byte())
+    upper, every = keep_top(0.5, (8, 8)), torch.zeros(2, 8, 8, dtype=torch.bool)
+    every[0, :4] = True
+    completed = pair.complete(x, draws=3, seed=5)
+    expected = pair.sample(6, seed=5, known=x.repeat_interleave(3, 0), mask=upper)
+    assert torch.equal(completed, expected)
+    assert torch.equal(completed[:, :, :4], x.repeat_interleave(3, 0)[:, :, :4])
+    assert torch.equal(pair.complete(x, every, draws=3, seed=5)[:3], expected[:3])
+    assert torch.equal(pair(x, n_noise=2), pair.elbo(x, n_noise=2))
+    pair.save_pretrained(tmp_path)
+    read = dsmooth.SmoothedPair.from_pretrained(tmp_path, torch_dtype=torch.float64)
+    assert read.dtype == torch.float64
+    first, _ = dsmooth.to_pil(x)
+    assert torch.equal(torch.from_numpy(np.array(first)), dsmooth.to_bytes(x)[0, 0])

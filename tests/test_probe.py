@@ -19,7 +19,7 @@ from torch import Tensor
 
 import dsmooth
 from dsmooth.config import ModelConfig, ProbeSettings
-from dsmooth.data import ImageDataset
+from dsmooth.data import ImageDataset, epoch_order
 from dsmooth.evaluate import probe as probe_module
 from dsmooth.evaluate.linear import moments, train_linear
 from dsmooth.evaluate.probe import BLOCKS, PIXELS, Probing, best_probe, probe_pair
@@ -75,6 +75,42 @@ def test_what_is_linearly_separable_is_reached(n: int, d: int, classes: int) -> 
     assert result["accuracy"] == 1
     assert result["train_accuracy"] == 1
     assert result["features"] == d
+
+
+@pytest.mark.quick
+def test_probes_do_not_depend_on_the_number_of_threads(tmp_path: Path) -> None:
+    """Each has one thread, and the caller keeps its own."""
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(probing(tmp_path).probe("pixels", None))
+            found.append(probing(tmp_path).probe("noisy", make_pair().noisy))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert found[:2] == found[2:]
+
+
+@pytest.mark.quick
+def test_the_gradient_is_that_of_the_cross_entropy() -> None:
+    """Of a first step from zero, by its signs, which Adam's first step keeps."""
+    features, labels = labelled(50, 7, 3, 2)
+    seen: list[Tensor] = []
+    with pytest.MonkeyPatch.context() as patch:
+        step = torch.optim.Adam.step
+        patch.setattr(
+            torch.optim.Adam,
+            "step",
+            lambda self: (seen.append(self.param_groups[0]["params"][0].grad.clone()), step(self)),
+        )
+        train_linear((features, labels), (features, labels), 3, epochs=1)
+    mean, scale = moments(features, "cpu")
+    weight = torch.zeros(3, 7, requires_grad=True)
+    rows = epoch_order(50, 0, 0)[:5].sort().values
+    z = (torch.from_numpy(features[rows.numpy()]).float() - mean) * scale
+    torch.nn.functional.cross_entropy(z @ weight.T, labels[rows]).backward()
+    torch.testing.assert_close(seen[0], weight.grad)
 
 
 def test_labels_that_have_nothing_to_do_with_the_features_are_not_told() -> None:

@@ -16,8 +16,15 @@ from dsmooth.evaluate.receptive_field import receptive_fields
 from dsmooth.files import read_json
 from dsmooth.pictures import visible
 from dsmooth.pretrained import DEFAULT, find
-from dsmooth.report.page import at, equal_cost, held_out_curves, sentences, write_report
-from dsmooth.report.plots import curve_png, running_mean
+from dsmooth.report.page import (
+    at,
+    at_the_end,
+    below_controls,
+    held_out_curves,
+    sentences,
+    write_report,
+)
+from dsmooth.report.plots import curve_png, new_schedules, running_mean
 from dsmooth.reproduce.results import card_numbers
 from dsmooth.tables import Table
 from tests.helpers.report_checks import check_self_contained
@@ -191,7 +198,7 @@ def test_packaged_models_are_told_with_the_numbers_of_their_card(
     assert "trained on 480,000 images, repeats counted: 8.0 passes over 60,000 images" in seen
     assert "To all 60,000 training images, of which the subset is a part" in seen
     assert "1.08 for 10,000 samples" in seen
-    assert "98.3 % with all 60,000 images" in seen
+    assert "98.3 % by all 60,000 images" in seen
     assert "dsmooth/pretrained" not in seen
 
 
@@ -205,25 +212,42 @@ def test_only_mnist_stands_beside_the_paper(page: str, tmp_path: Path, no_plots:
     assert "Beside the paper" not in read(tmp_path, made_up_results(name="fashion-mnist"))
 
 
-def test_growth_is_of_both_losses_less_the_entropy(page: str) -> None:
-    curves = held_out_curves(made_up_results()["runs"], HISTORIES)
+def test_growth_is_of_both_losses_less_the_entropy() -> None:
+    runs = made_up_results()["runs"]
+    for run in runs.values():
+        run["images"] = 32_000
+    curves = held_out_curves(runs, HISTORIES)
     assert curves is not None
     assert [n for n, _ in curves["pair"]] == IMAGES[::2]
     entropy = 0.5 * math.log2(2 * math.pi * math.e * 0.25)
     expected = [2.3 - entropy - 0.05 * i for i in (0, 2, 4)]
     assert [v for _, v in curves["pair"]] == pytest.approx(expected)
     assert len(curves["plain"]) == len(IMAGES)
-    words = "Pair, equal compute 8,000 for each network, halfway through a longer run"
-    assert f"{words} {expected[1] - 0.05:.3f}" in page
+    runs["plain"]["images"] = 64_000  # its schedule ends elsewhere
+    assert held_out_curves(runs, HISTORIES) is None
 
 
-def test_equal_cost_gives_the_pair_half_the_images() -> None:
+def test_the_end_of_runs_of_one_length() -> None:
     curve = [(1000, 1.0), (4000, 0.9)]
     assert [at(curve, n) for n in (2000, 500, 9000)] == pytest.approx([0.95, 1.0, 0.9])
-    cost = equal_cost({"pair": [(1000, 1.0), (16000, 0.8)], "plain": [(1000, 1.1), (8000, 0.95)]})
-    assert cost == pytest.approx(
-        {"images": 8000, "plain": 0.95, "equal_images": 0.85, "equal_compute": 0.9}
+    end = at_the_end({"pair": [(1000, 1.0), (16000, 0.8)], "plain": [(1000, 1.1), (8000, 0.95)]})
+    assert end == pytest.approx({"images": 8000, "plain": 0.95, "pair": 0.85})
+
+
+def test_a_network_below_its_control_is_told() -> None:
+    accuracy = {name: {"up0": {"accuracy": 0.9}} for name in ("noisy", "untrained-noisy", "pixels")}
+    assert below_controls(accuracy, "Noisy model", "noisy") == ""
+    accuracy["untrained-noisy"]["up1"] = {"accuracy": 0.95}
+    told = (
+        "Noisy model: its best probe (90.0 %) is below that of the same network untrained (95.0 %)."
     )
+    assert below_controls(accuracy, "Noisy model", "noisy") == told
+
+
+def test_schedules_that_begin_again_are_found_in_the_log() -> None:
+    texts = ("prolonged from 8 to 16 images, its schedule begun again", "seed 0 up to 8 images")
+    notes = [{"event": "note", "images": 8 * i, "text": text} for i, text in enumerate(texts, 1)]
+    assert new_schedules([*notes, {"event": "step", "images": 3}]) == [8]
 
 
 @pytest.mark.parametrize(
@@ -239,6 +263,7 @@ def test_no_growth_where_the_numbers_do_not_compare(changed: Any, histories: Any
     runs = made_up_results()["runs"]
     for run in runs.values():
         run["settings"] |= changed
+        run["images"] = 32_000
     assert held_out_curves(runs, histories) is None
 
 

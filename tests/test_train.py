@@ -349,8 +349,20 @@ def test_folder_of_another_run_is_refused(tmp_path: Path) -> None:
         path.unlink()
     with pytest.raises(FileNotFoundError, match=r"there is no .*checkpoint\.safetensors"):
         train(config, tmp_path, resume=True)
-    with pytest.raises(FileNotFoundError, match=r"config\.json"):
-        train(config, tmp_path / "elsewhere", resume=True)
+    with pytest.raises(ValueError, match="must be a folder for the run, and is a file"):
+        train(config, tmp_path / "config.json")
+    with pytest.raises(TypeError, match=r"settings, got a Tensor: dsmooth\.train\("):
+        dsmooth.train(BLACK)
+
+
+def test_resume_begins_a_run_where_there_is_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "dsmooth")
+    train(tiny(), tmp_path / "a", resume=True)
+    assert any("to resume: it begins here" in line for line in caplog.messages)
+    train(tiny(), tmp_path / "b")
+    assert_same_end(tmp_path / "a", tmp_path / "b")
 
 
 def test_a_missing_length_is_named(tmp_path: Path) -> None:

@@ -96,23 +96,28 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Train:
-    """Train one model: noisy p(x~), denoiser p(x | x~), or plain p(x).
+    """Train one model: noisy p(x~), denoiser p(x | x~), or plain p(x); or a pair.
 
+    A pair is a noisy model and its denoiser, trained one after the other into the folders noisy and
+    denoiser of --out, each for half of --budget. FOLDER stands for --data folder --data-dir FOLDER.
     Writes config.json, log.jsonl, checkpoint.safetensors, model.safetensors and samples-*.png into
     the folder --out. Ctrl-C saves and leaves; --resume goes on, bitwise as if nothing had happened.
     Under torchrun several processes (and GPUs) train together.
     """
 
-    role: Positional[Role]
+    role: Positional[Role | Literal["pair"]]
     """Which model."""
     settings: OmitArgPrefixes[TrainConfig]
     """All that decides the weights."""
+    folder: Annotated[Positional[Path | None], arg(metavar="FOLDER")] = None
+    """Folder of images to train on."""
     preset: Annotated[str, arg(help=TRAIN_PRESET_HELP, metavar="|".join(PRESETS))] = DEFAULT_PRESET
     out: Path | None = None
-    """Folder of the run; by default runs/ROLE."""
+    """Folder of the run; by default runs/ROLE, of a pair runs/pair."""
     resume: Flag = False
-    """Go on with the run in --out, whose settings are the defaults then. A finished one can be
-    prolonged by more --images: its schedule begins again over those that are added."""
+    """Go on with the run in --out, whose settings are the defaults then; begin it where there is
+    none. A finished one can be prolonged by more --images: its schedule begins again over those
+    that are added."""
     force: Flag = False
     """With --resume: take settings that differ from the run's, from here on."""
     tensorboard: Flag = False
@@ -237,8 +242,9 @@ class FrechetOptions:
     count: Annotated[int | None, arg(aliases=["-n"])] = None
     """Samples to draw (1,000 by default), or the first of a file (all by default)."""
     extractor: str = "mnist-classifier"
-    """mnist-classifier; inception or dinov2 (by the extra "fid"); or a torch.nn.Module of yours as
-    module:attribute or file.py:attribute."""
+    """mnist-classifier; resnet50, with torchvision's weights, for images of any size; inception or
+    dinov2 (by the extra "fid"); or a torch.nn.Module of yours as module:attribute or
+    file.py:attribute."""
     weights: Path | None = None
     """File of the extractor's weights, instead of the package's or the published ones."""
     dataset: OmitArgPrefixes[DataOptions] = DataOptions()

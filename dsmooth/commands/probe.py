@@ -13,10 +13,12 @@ from ..models import load_models
 from ..report.plots import probe_png
 from ..tables import Table, decimals
 from .options import Probe
+from .place import check_place
 
 
 def probe(options: Probe) -> None:
     """Carry out `dsmooth probe`: probes.json and a PNG per network."""
+    check_place(options.out / "probes.json")
     with process_group():
         use_threads(options.execution.threads)
         device, path = choose_device(options.execution.device), options.out / "probes.json"

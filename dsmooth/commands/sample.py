@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -31,6 +30,7 @@ from ..sampling.output import (
 )
 from ..sampling.request import How, Request, chosen_seed
 from .options import Computing, Drawing, Sample
+from .place import check_place
 
 # The most images that one PNG shows.
 GRID_LIMIT = 400
@@ -174,13 +174,6 @@ def check_output(path: Path, suffix: str, option: str = "--out") -> None:
     if path.suffix != suffix:
         raise ValueError(f"{option} must end in {suffix}, got {path}")
     check_place(path)
-
-
-def check_place(path: Path) -> None:
-    """Raise ValueError, before any work, unless `path` can be made, with its folders."""
-    there = next(parent for parent in path.absolute().parents if parent.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"{there} must be a folder to write {path} into")
 
 
 def make_sampler(

@@ -8,18 +8,26 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..distributed import rank_and_size
-from ..runs import RunFolder, default_folder
+from ..runs import RunFolder, default_folder, training_seconds
 from .options import Train
+from .place import check_place
 
 
 def train(options: Train) -> int:
     """Carry out `dsmooth train`; returns the exit status, 128 + the signal's number if stopped."""
     if options.force and not options.resume:
         raise ValueError("--force is for --resume: a new run has no settings to change")
+    if options.role == "pair":
+        raise ValueError("a pair is two runs: dsmooth.cli makes a command of each")
     settings = replace(options.settings, role=options.role)
+    if options.folder is not None and settings.data_dir != str(options.folder):
+        raise ValueError(
+            f"{options.folder} and {settings.data_dir} are two folders of images: leave one out"
+        )
     from ..train import train as train_run
 
     folder = options.out or default_folder(options.role)
+    check_place(folder / "config.json")
     result = train_run(
         settings,
         folder,
@@ -42,6 +50,27 @@ def train(options: Train) -> int:
         "plain": f"`dsmooth sample {path}{label}`, or `dsmooth evaluate bpd {path}`",
     }[options.role]
     print(f"{options.role}: next: {step}")
+    return 0
+
+
+def train_pair(noisy: Train, denoiser: Train) -> int:
+    """Carry out `dsmooth train pair`; returns the exit status as `train` does."""
+    for options in (noisy, denoiser):
+        share = options.settings.budget
+        if share is not None:
+            print(f"{options.role}: {share:.3g} of the pair's {2 * share:.3g} minutes", flush=True)
+        status = train(options)
+        if status:
+            print("pair: the same command with --resume goes on")
+            return status
+    assert noisy.out is not None
+    assert denoiser.out is not None
+    minutes = [
+        f"{folder.name} {training_seconds(RunFolder(folder).history()) / 60:.1f}"
+        for folder in (noisy.out, denoiser.out)
+    ]
+    path = shlex.quote(str(noisy.out.parent))
+    print(f"pair: minutes of training: {', '.join(minutes)}; next: `dsmooth sample {path}`")
     return 0
 
 

@@ -53,7 +53,7 @@ def load_folder(
         size = (image_size, image_size)
     if size[0] % 4 or size[1] % 4:
         raise InvalidFile(
-            f"images must have a height and width that are multiples of 4, got {size[0]} x "
+            f"the images must have a height and width that are multiples of 4, got {size[0]} x "
             f"{size[1]} in {printable(every[0])}; {_resize_hint(min(size))}"
         )
     paths, crop = _split_by_hash(data_dir, every, split), None if image_size is None else 0
@@ -239,7 +239,7 @@ def _scan(paths: list[Path], check_sizes: bool) -> tuple[int, tuple[int, int]]:
         (height, width), (first_height, first_width) = sizes[other[0]], sizes[0]
         more = f" and {len(other) - 1:,} others" if len(other) > 1 else ""
         raise InvalidFile(
-            f"images must have one size, got {first_height} x {first_width} in "
+            f"the images must have one size, got {first_height} x {first_width} in "
             f"{printable(paths[0])} and {height} x {width} in {printable(paths[other[0]])}{more}; "
             f"{_resize_hint(min(map(min, sizes)))}"
         )

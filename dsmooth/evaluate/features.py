@@ -24,6 +24,9 @@ from ..files import read_tensors
 # The weights of the 2015 Inception network as pytorch-fid and torch-fidelity publish them, one and
 # the same file.
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+RESNET_SIZE = (224, 224)
+# Mean and standard deviation of each colour that torchvision's weights were trained with.
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 DINOV2_WEIGHTS = "dinov2_vitl14_pretrain.pth"
 
 
@@ -76,10 +79,10 @@ def make_extractor(
 ) -> FeatureExtractor:
     """The extractor called `name`, on `device`.
 
-    name: "mnist-classifier"; "inception"; "dinov2"; or a torch.nn.Module of the user's as
-    "module:attribute" or "file.py:attribute". The attribute is the module itself, or a class or
-    function that makes it without arguments. It gets (B, C, H, W) float32 in [-1, 1] and returns
-    features (B, D), or features and class logits.
+    name: "mnist-classifier"; "resnet50", of torchvision; "inception"; "dinov2"; or a
+    torch.nn.Module of the user's as "module:attribute" or "file.py:attribute". The attribute is the
+    module itself, or a class or function that makes it without arguments. It gets (B, C, H, W)
+    float32 in [-1, 1] and returns features (B, D), or features and class logits.
     weights: a file for "mnist-classifier" (as `dsmooth evaluate train-classifier` writes it) or
     "inception" (the published .pth or another state dict as .safetensors); without one, the
     package's classifier, or the published Inception file, downloaded once.
@@ -91,15 +94,17 @@ def make_extractor(
         extractor = _mnist_classifier(path)
     elif name == "inception":
         extractor = _inception(path)
-    elif weights and (name == "dinov2" or ":" in name):
+    elif weights and (name in ("resnet50", "dinov2") or ":" in name):
         raise ValueError(f"weights is for inception and mnist-classifier, not for {name}")
+    elif name == "resnet50":
+        extractor = _resnet50()
     elif name == "dinov2":
         extractor = _dinov2()
     elif ":" in name:
         extractor = _user_module(name)
     else:
         raise ValueError(
-            "extractor must be mnist-classifier, inception, dinov2, module:attribute or "
+            "extractor must be mnist-classifier, resnet50, inception, dinov2, module:attribute or "
             f"file.py:attribute, got {name!r}"
         )
     extractor.network.eval().requires_grad_(False).to(device)
@@ -159,12 +164,47 @@ def _mnist_classifier(weights: Path | None) -> FeatureExtractor:
         if images.shape[1:] != IMAGE_SHAPE:
             raise ValueError(
                 f"mnist-classifier needs images of shape {IMAGE_SHAPE}, got "
-                f"{tuple(images.shape[1:])}: choose another extractor"
+                f"{tuple(images.shape[1:])}: for others take extractor=resnet50, or inception by "
+                "pip install 'dsmooth[fid]'"
             )
         return model(to_float(images))
 
     name = "mnist-classifier" if weights is None else f"mnist-classifier ({path.name})"
     return FeatureExtractor(name, file_sha256(path), "none", model, apply)
+
+
+def _resnet50() -> FeatureExtractor:
+    """ResNet-50 of He et al. (2016) with torchvision's weights, which it keeps or fetches once."""
+    from torchvision.models import ResNet50_Weights, resnet50
+
+    weights = ResNet50_Weights.IMAGENET1K_V2
+    path = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[1]
+    try:
+        state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except (OSError, RuntimeError) as error:
+        raise ConnectionError(
+            f"could not fetch torchvision's ResNet-50 ({error}): fetch {weights.url} elsewhere and "
+            f"put it into {path.parent}"
+        ) from None
+    body = resnet50()
+    body.load_state_dict(state)
+    body.fc, head = nn.Identity(), body.fc
+
+    def apply(images: Tensor) -> tuple[Tensor, Tensor | None]:
+        x = nn.functional.interpolate(
+            images.expand(-1, 3, -1, -1).float() / 255,
+            RESNET_SIZE,
+            mode="bilinear",
+            antialias=True,
+        )
+        mean, deviation = x.new_tensor(IMAGENET)[:, :, None, None]
+        features = body((x - mean) / deviation)
+        return features, head(features)
+
+    side = RESNET_SIZE[0]
+    resize = f"grey repeated to RGB; bilinear, antialiased, to {side} x {side}"
+    network = nn.ModuleList([body, head])
+    return FeatureExtractor("resnet50", file_sha256(path), resize, network, apply)
 
 
 def _inception(weights: Path | None) -> FeatureExtractor:

@@ -26,7 +26,7 @@ from ..config import BLOCKS, Pooling, Precision, ProbeSettings, Split
 from ..data import ImageDataset
 from ..distributed import barrier, broadcast_int, distributed_map, rank_and_size
 from ..files import read_json, write_json
-from ..machine import autocast
+from ..machine import autocast, side_by_side
 from ..nn import PixelCNNpp
 from ..nn.weights import weights_digest
 from ..pair import SmoothedPair
@@ -255,14 +255,17 @@ class Probing:
                 test = self.extract(name, network, "test", stack, lambda n: done(n_train + n))
             if rank_and_size()[0] > 0:
                 return None
-            results = {}
             with progress(f"probes of {name}", len(train), "blocks") as done:
-                for i, (block, rows) in enumerate(train.items()):
+                parts_done = dict.fromkeys(train, 0.0)
 
-                    def part_done(n: int, before: int = i, done: Any = done) -> None:
-                        done(before + n / (epochs * n_train))
+                def of_block(block: str) -> dict[str, Any]:
+                    rows = train[block]
 
-                    results[block] = fit(
+                    def part_done(n: int) -> None:
+                        parts_done[block] = n / (epochs * n_train)
+                        done(sum(parts_done.values()))
+
+                    result = fit(
                         (rows, labels["train"]),
                         (test[block], labels["test"]),
                         epochs=epochs,
@@ -274,8 +277,13 @@ class Probing:
                             (rows[first:], labels["train"][first:]),
                             epochs=math.ceil(HELD_OUT_PASSES * epochs),
                         )
-                        results[block]["held_out"] = held_out["accuracy"]
-        return results
+                        result["held_out"] = held_out["accuracy"]
+                    return result
+
+                # The widest first, so that none is left alone at the end.
+                order = sorted(train, key=lambda block: -train[block].shape[1])
+                found = dict(zip(order, side_by_side(of_block, order), strict=True))
+        return {block: found[block] for block in train}
 
     def extract(
         self,

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..config import flatten
 from ..evaluate.paper import EQUATION_4_BITS, PAPER_BITS, PAPER_PROBE, paper_sentence
-from ..evaluate.probe import best_block, best_probe
+from ..evaluate.probe import PIXELS, best_block, best_probe
 from ..files import write_atomically
 from ..pictures import grid_png, visible
 from ..tables import COMPARABLE, Table, bits_table, decimals, percent
@@ -50,7 +50,8 @@ def write_report(
         lead=lead,
         advice=advice,
         curves=held_out_curves(results["runs"], histories),
-        equal_cost=equal_cost,
+        at_the_end=at_the_end,
+        below_controls=below_controls,
         grid=_grid,
         plot=_plot,
         curve_png=curve_png,
@@ -146,10 +147,13 @@ def held_out_curves(
 ) -> dict[str, Curve] | None:
     """The pair's bound and the plain model's bits/dim; None without three runs of such numbers.
 
-    Both are of the probability of bytes, so they may be compared.
+    Both are of the probability of bytes, so they may be compared. The runs must end at the same
+    number of images: in the middle of a schedule bits/dim say little of a run that ends there.
     """
     roles = ("noisy", "denoiser", "plain")
     if not set(roles) <= histories.keys():
+        return None
+    if len({runs[role].get("images") for role in roles}) > 1:
         return None
     settings = runs["noisy"]["settings"]
     likelihoods = {runs[role]["settings"]["model"]["likelihood"] for role in roles[1:]}
@@ -174,15 +178,26 @@ def at(curve: Curve, images: float) -> float:
     return float(np.interp(math.log(images), np.log(seen), values))
 
 
-def equal_cost(curves: Mapping[str, Curve]) -> dict[str, float] | None:
-    """Plain model, and pair at equal images and at equal compute: a pair trains two networks."""
+def at_the_end(curves: Mapping[str, Curve]) -> dict[str, float]:
+    """Number of images, plain model and pair at the end of runs of the same length."""
     pair, plain = curves["pair"], curves["plain"]
     images = min(pair[-1][0], plain[-1][0])
-    if images / 2 < max(pair[0][0], plain[0][0]):
-        return None
-    return {
-        "images": images,
-        "plain": at(plain, images),
-        "equal_images": at(pair, images),
-        "equal_compute": at(pair, images / 2),
+    return {"images": images, "plain": at(plain, images), "pair": at(pair, images)}
+
+
+def below_controls(accuracy: Mapping[str, Any], title: str, name: str) -> str:
+    """A sentence where the best probe of network `name` is below that of one of its controls."""
+    best = {
+        words: accuracy[subject][best_probe(accuracy[subject])]["accuracy"]
+        for subject, words in (
+            (name, title),
+            (f"untrained-{name}", "the same network untrained"),
+            (PIXELS, "the pixels that it sees"),
+        )
+        if subject in accuracy
     }
+    own = best.pop(title)
+    better = [f"{words} ({percent(value)})" for words, value in best.items() if value > own]
+    if not better:
+        return ""
+    return f"{title}: its best probe ({percent(own)}) is below that of {' and '.join(better)}."

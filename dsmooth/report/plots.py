@@ -17,12 +17,13 @@ class Colours(NamedTuple):
     text: str
     line: str
     dots: str
+    third: str
     quiet: str
     faint: str
 
 
-LIGHT = Colours("#333333", "#2f6fd0", "#b34700", "#6b7480", "#eceef1")
-DARK = Colours("#d6d9df", "#7fb2ff", "#ffb454", "#a3abb5", "#2b3038")
+LIGHT = Colours("#333333", "#2f6fd0", "#b34700", "#1e7d4f", "#6b7480", "#eceef1")
+DARK = Colours("#d6d9df", "#7fb2ff", "#ffb454", "#6fd39c", "#a3abb5", "#2b3038")
 
 
 def plot(paint: Callable[..., None]) -> Callable[..., bytes]:
@@ -66,7 +67,10 @@ def images_and_bits(axes: Any, colours: Colours, *, legend: bool = True) -> None
 
 @plot
 def curve_png(axes: Any, colours: Colours, entries: Sequence[Mapping[str, Any]]) -> None:
-    """Loss in bits/dim against images seen; held-out scores as dots."""
+    """Loss in bits/dim against images seen; held-out scores as dots.
+
+    Lines stand where a schedule began again.
+    """
     steps = [(e["images"], e["bits_per_dim"]) for e in entries if e["event"] == "step"]
     scores = [(e["images"], e["bits_per_dim"]) for e in entries if e["event"] == "evaluation"]
     means = running_mean(steps)
@@ -76,6 +80,7 @@ def curve_png(axes: Any, colours: Colours, entries: Sequence[Mapping[str, Any]])
     if scores:
         dots_at = list(zip(*scores, strict=True))
         axes.plot(*dots_at, "o", color=colours.dots, markersize=4, zorder=3, label="held out")
+    mark_schedules(axes, colours, new_schedules(entries))
     # The first steps start so high that they would flatten the rest.
     values = sorted(v for _, v in means + scores)
     if values:
@@ -83,6 +88,20 @@ def curve_png(axes: Any, colours: Colours, entries: Sequence[Mapping[str, Any]])
         margin = 0.15 * (high - low) + 0.01
         axes.set_ylim(low - margin, high + margin)
     images_and_bits(axes, colours, legend=bool(values))
+
+
+def new_schedules(entries: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The images after which a run's schedule, or its optimiser, began again, by its log."""
+    notes = [(e["images"], e["text"]) for e in entries if e["event"] == "note"]
+    again = "schedule begun again", "optimizer began again"
+    return [images for images, text in notes if any(words in text for words in again)]
+
+
+def mark_schedules(axes: Any, colours: Colours, begun: Sequence[int]) -> None:
+    """A line at each number of images after which a schedule began again."""
+    for number, images in enumerate(begun):
+        label = "schedule begins again" if number == 0 else None
+        axes.axvline(images, color=colours.quiet, linewidth=1, linestyle="--", label=label)
 
 
 @plot
@@ -115,17 +134,22 @@ def probe_png(
     accuracy: the entry of that name in the result of `probe_pair`. Bars are standard errors.
     """
     lines = (
-        (name, "trained", {"color": colours.line, "fmt": "o-", "linewidth": 1.6}),
-        ("plain", "plain model", {"color": colours.dots, "fmt": "^-.", "linewidth": 1}),
-        (f"untrained-{name}", "untrained", {"color": colours.quiet, "fmt": "s--", "linewidth": 1}),
+        (name, "trained", "o", "-", colours.line),
+        ("plain", "plain model", "^", "-.", colours.third),
+        (f"untrained-{name}", "untrained", "s", "--", colours.quiet),
     )
-    for subject, label, style in lines:
+    for subject, label, marker, line, colour in lines:
         if subject not in accuracy:
             continue
-        blocks = single_blocks(accuracy[subject])
-        heights = [100 * score["accuracy"] for score in blocks.values()]
-        errors = [100 * score["standard_error"] for score in blocks.values()]
-        axes.errorbar([*blocks], heights, errors, label=label, markersize=4, capsize=2, **style)
+        scores = accuracy[subject]
+        blocks = [*single_blocks(scores)]
+        joint = [block for block in scores if block not in blocks]
+        # No line leads to the probe of all blocks.
+        for names, fmt, words in ((blocks, marker + line, label), (joint, marker, None)):
+            heights = [100 * scores[block]["accuracy"] for block in names]
+            errors = [100 * scores[block]["standard_error"] for block in names]
+            how = {"color": colour, "label": words, "markersize": 4, "capsize": 2, "linewidth": 1.2}
+            axes.errorbar(names, heights, errors, fmt=fmt, **how)
     if PIXELS in accuracy:
         height = 100 * accuracy[PIXELS][PIXELS]["accuracy"]
         axes.axhline(height, color=colours.dots, linewidth=1, linestyle=":", label="pixels")

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ..config import Role, SmoothingKind, TrainConfig, flatten
+from ..config import ModelConfig, Role, SmoothingKind, TrainConfig, flatten
 from ..files import read_tensors, write_tensors
 from ..nn import PixelCNNpp
 from ..pretrained import resolve
@@ -62,6 +62,18 @@ def read_checkpoint(run: RunFolder) -> Checkpoint:
         if not run.earlier_checkpoint.exists():
             raise
         return _read(run.earlier_checkpoint)._replace(fault=str(error))
+
+
+def check_initial(own: ModelConfig, initial: ModelConfig, source: str) -> None:
+    """Raise ValueError, naming the settings, for weights of a network of another architecture."""
+    free = {"dropout", "likelihood", "smoothing_scale", "noise_levels"}
+    if initial.condition_size == 0:  # the run adds the classes
+        free.add("n_classes")
+    mine, theirs = flatten(asdict(own)), flatten(asdict(initial))
+    other = [name for name in mine if name not in free and mine[name] != theirs[name]]
+    if other:
+        values = ", ".join(f"{name} {theirs[name]}, not {mine[name]}" for name in other)
+        raise ValueError(f"init={source} has {values}: leave out {' and '.join(other)}")
 
 
 def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

@@ -38,6 +38,7 @@ from ..sampling import sample_images
 from .checkpoint import (
     Checkpoint,
     changes,
+    check_initial,
     load_checkpoint,
     merge_with_run,
     read_checkpoint,
@@ -94,7 +95,8 @@ def train(
     another logger. progress: print what is trained on what, a bar or a line every ten seconds, and
     the scores; without it, these lines go to the logger `dsmooth` at level INFO.
 
-    SIGINT, SIGTERM and SIGHUP save a checkpoint and return early. A resumed run must have the same
+    SIGINT, SIGTERM and SIGHUP save a checkpoint and return early. `resume` begins a run where the
+    folder has none, so that one call serves both. A resumed run must have the same
     settings and data. A finished one can get more images: its schedule, warm-up included, begins
     again over what is added. An exponential schedule, and that of a cooldown before the learning
     rate falls, do not depend on the number of images and go on. force: take other settings that
@@ -109,6 +111,11 @@ def train(
     Raises ValueError or FileNotFoundError for data, settings or a folder that do not fit,
     NonFiniteLoss, naming step and seed, and ProcessLost if another process is gone.
     """
+    if not isinstance(config, TrainConfig):
+        raise TypeError(
+            f"the first argument must be settings, got a {type(config).__name__}: dsmooth.train("
+            'dsmooth.preset("mnist-quick", "noisy", images=20_000), dataset=IMAGES)'
+        )
     run = RunFolder(default_folder(config.role) if folder is None else Path(folder))
     place = choose_device(device)
     if dataset is not None:
@@ -121,8 +128,9 @@ def train(
         checkpoint: Checkpoint | None = None
         news: list[str] = []
         notes: list[str] = []
-        if resume or (restarted and run.can_resume()):
-            run.read_config()  # the lock would make a folder that is not there
+        if resume and not run.config.exists():
+            news = [f"there is no run in {run.path} to resume: it begins here"]
+        elif resume or (restarted and run.can_resume()):
             if writes:
                 stack.enter_context(alone)
             before, _ = run.read_config()
@@ -134,13 +142,15 @@ def train(
             if checkpoint.fault:
                 seen = f"{checkpoint.images_seen:,} images"
                 news = [f"{checkpoint.fault}; going on from the checkpoint before it, at {seen}"]
-        else:
+        if checkpoint is None:
             check_new_run(run, config)
         train_set, test_set = _images_of(config, dataset, labels, transform)
         config = with_data(config, train_set, test_set, match_channels)
         config = with_device(config, place, test_set.image_size)
         begins = checkpoint is None and config.init is not None
         initial = read_initial(str(config.init), config.role)[0] if begins else None
+        if initial is not None:
+            check_initial(config.model, initial.config, str(config.init))
         state = TrainState(config, train_set, place, initial)
         stop = stack.enter_context(catch_signals())
         if config.images is None:
@@ -329,7 +339,9 @@ def fix_images(state: TrainState, test_set: ImageDataset) -> TrainConfig:
 
 
 def check_new_run(run: RunFolder, config: TrainConfig) -> None:
-    """Raise ValueError if the folder holds a run, or if its pictures would be training images."""
+    """Raise ValueError for a file, a folder with a run, and one of training images."""
+    if run.path.exists() and not run.path.is_dir():
+        raise ValueError(f"{run.path} must be a folder for the run, and is a file: choose another")
     if run.config.exists():
         raise ValueError(
             f"{run.path} already holds a run; go on with it by resume=True, or choose another "

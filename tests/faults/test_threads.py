@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from dsmooth import ModelConfig, PixelCNNpp
+from dsmooth import ModelConfig, PixelCNNpp, round_to_bytes
 from dsmooth.functional import use_impl
 from dsmooth.sampling import CachedSampler
 
@@ -78,7 +78,7 @@ def draw_with_few_threads() -> None:
 
 def compute(model: PixelCNNpp) -> list[Tensor]:
     """Samples, and a loss and its gradient, large enough for torch to share out."""
-    x = torch.linspace(-1, 1, 16 * 32 * 32).view(16, 1, 32, 32)
+    x = round_to_bytes(torch.linspace(-1, 1, 16 * 32 * 32).view(16, 1, 32, 32))
     with use_impl("native"):
         loss = model.log_prob(x).sum()
     return [draw(model, 4, 2), loss.detach(), *torch.autograd.grad(loss, [model.head.bias])]

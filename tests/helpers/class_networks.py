@@ -39,7 +39,7 @@ def inputs(
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Images, their contexts for a denoiser, and labels of classes in turn."""
     generator = torch.Generator().manual_seed(1)
-    x = torch.rand(batch, channels, *size, generator=generator) * 2 - 1
+    x = dsmooth.round_to_bytes(torch.rand(batch, channels, *size, generator=generator) * 2 - 1)
     context = None
     if conditioning != "none":
         context = x + 0.5 * torch.randn(x.shape, generator=generator)

@@ -31,8 +31,8 @@ EPS = {
 }
 IMAGES = ("x", "skip", "skip_2")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-# A machine without a C++ compiler has no extension, and its build record says so; that it is there
-# everywhere else is asserted by test_extension.py.
+# A build may leave the extension out, and its record says so; that it is there everywhere else is
+# asserted by test_extension.py.
 needs_extension = pytest.mark.skipif(
     not _extension.is_available(), reason=str(_extension.unavailable_reason())
 )
