@@ -171,7 +171,8 @@ def receptive_png(axes: Any, colours: Colours, field: Mapping[str, Any], name: s
     row, column = field["pixel"]
     order = np.arange(influence.size).reshape(influence.shape)
     before = order < order[row, column]
-    text, line, dots, _, faint = (np.array(to_rgb(colour)) for colour in colours)
+    shown = colours.text, colours.line, colours.dots, colours.faint
+    text, line, dots, faint = (np.array(to_rgb(colour)) for colour in shown)
     picture = np.broadcast_to(faint, (*influence.shape, 3)).copy()
     reached = influence > 0
     strength = np.log(influence, where=reached, out=np.zeros_like(influence))
