@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +38,22 @@ def test_help_does_not_import_torch(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1] == "False"
     assert done.stdout.count("usage: dsmooth") == 8
     assert all(name in done.stdout for name in PRESETS)
+
+
+@pytest.mark.quick
+def test_waiting_threads_sleep_soon_unless_the_user_says_how(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    assert run("--version") == 0
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    run("--version")
+    assert int(os.environ.pop("GOMP_SPINCOUNT")) < 300_000
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    run("--version")
+    assert "GOMP_SPINCOUNT" not in os.environ
 
 
 @pytest.mark.quick

@@ -27,7 +27,7 @@ def train(options: Train) -> int:
     from ..train import train as train_run
 
     folder = options.out or default_folder(options.role)
-    check_place(folder / "config.json")
+    check_place(RunFolder(folder).config)
     result = train_run(
         settings,
         folder,
