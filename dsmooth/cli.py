@@ -32,6 +32,7 @@ from .files import read_json
 from .presets import preset
 from .progress import lines_shown, silence
 from .runs import RunFolder, default_folder
+from .tables import shown
 
 VERBS: dict[str, Any] = {
     "train": Train,
@@ -87,7 +88,7 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         rank, size = rank_and_size()
     except ValueError as error:
-        sys.exit(_fail(f"RANK and WORLD_SIZE, which torchrun sets, must be numbers: {error}"))
+        sys.exit(_fail(str(error)))
     with silence() if rank > 0 else contextlib.nullcontext():
         status = _call(list(sys.argv[1:] if args is None else args))
     if size > 1:
@@ -129,9 +130,12 @@ def _call(args: list[str]) -> int:
     except RecursionError:
         return _fail("a file that was read is nested too deeply")
     except RuntimeError as error:
-        if not any(words in str(error) for words in EXHAUSTED):
+        line = str(error).partition("\n")[0]
+        if "could not create a" in line:  # words of oneDNN, which says no more
+            line = f"not enough memory, as it seems: {line}"
+        elif not any(words in str(error) for words in EXHAUSTED):
             raise
-        return _fail(str(error).partition("\n")[0])
+        return _fail(line)
     except KeyboardInterrupt:
         print("dsmooth: stopped", file=sys.stderr)
         return 130
@@ -159,7 +163,7 @@ def _pair_commands(prog: str, command: Train, args: list[str]) -> tuple[Train, T
 
 def _fail(message: str, prog: str = "dsmooth", status: int = 1) -> int:
     """Print an error; returns the exit status."""
-    print(f"{prog}: error: {message}", file=sys.stderr)
+    print(shown(f"{prog}: error: {message}"), file=sys.stderr)
     return status
 
 

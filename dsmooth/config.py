@@ -21,6 +21,8 @@ from typing import (
 import msgspec
 import tyro
 
+from .tables import shown
+
 T = TypeVar("T")
 
 Conditioning = Literal["none", "stack", "concat"]
@@ -413,11 +415,11 @@ def structure(values: Any, kind: type[T]) -> T:
     except msgspec.ValidationError as error:
         reason, _, place = str(error).partition(" - at `$")
         field = place.strip("`.")
-        raise ValueError(f"{field}: {reason}" if field else reason) from None
+        raise ValueError(shown(f"{field}: {reason}" if field else reason)) from None
     known = flatten(asdict(made))  # type: ignore[call-overload]  # typing has no bound "a dataclass"
     unknown = [name for name in flatten(values) if name not in known]
     if unknown:
-        raise ValueError(f"{kind.__name__} has no field {', '.join(sorted(unknown))}")
+        raise ValueError(shown(f"{kind.__name__} has no field {', '.join(sorted(unknown))}"))
     return made
 
 

@@ -30,8 +30,22 @@ class ProcessLost(ConnectionError):
 
 
 def rank_and_size() -> tuple[int, int]:
-    """This process among those that torchrun started: (RANK, WORLD_SIZE), (0, 1) without it."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    """This process among those that torchrun started: (RANK, WORLD_SIZE), (0, 1) without it.
+
+    Raises ValueError for values that torchrun does not set.
+    """
+    rank, size = from_torchrun("RANK", 0), from_torchrun("WORLD_SIZE", 1)
+    if rank >= size:
+        raise ValueError(f"RANK must be less than WORLD_SIZE = {size}, got {rank}")
+    return rank, size
+
+
+def from_torchrun(name: str, default: int | None = None) -> int:
+    """The number in an environment variable of torchrun; ValueError if it is none."""
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal():
+        raise ValueError(f"{name}, which torchrun sets, must be a number, got {text!r}")
+    return int(text)
 
 
 @contextmanager
@@ -98,7 +112,9 @@ def _agree_on_a_name(store: Any, rank: int, size: int) -> str:
 
 def _wait_for_rank_0() -> None:
     """Raise OSError if rank 0 does not listen within `START`: torch prints a page then."""
-    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    if "MASTER_ADDR" not in os.environ:
+        raise ValueError("MASTER_ADDR, which torchrun sets, is not set, but WORLD_SIZE is")
+    address = os.environ["MASTER_ADDR"], from_torchrun("MASTER_PORT")
     deadline = time.monotonic() + START.total_seconds()
     while True:
         try:

@@ -9,13 +9,16 @@ import errno
 import fcntl
 import io
 import json
+import math
 import os
 import secrets
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
+
+from .tables import shown
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,18 +29,27 @@ PARTIAL = ".partial"
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace `path` by `data`; after a crash or a full disk the old content is still there."""
-    # The name is unique, should another process write the same file.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+    write_together({path: data})
+
+
+def write_together(files: Mapping[Path, bytes]) -> None:
+    """Replace files, in order, once all are on the disk: a full one leaves every old content."""
+    partial: dict[Path, Path] = {}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        for path, data in files.items():
+            # The name is unique, should another process write the same file.
+            partial[path] = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(partial[path], "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        for path, temporary in partial.items():
+            os.replace(temporary, path)
     except BaseException as error:  # Ctrl-C too leaves no part behind
-        with suppress(OSError):
-            temporary.unlink()
+        for temporary in partial.values():
+            with suppress(OSError):
+                temporary.unlink()
         if isinstance(error, OSError):
             raise OSError(error.errno, f"could not write {path}: {error.strerror}") from None
         raise
@@ -63,26 +75,56 @@ def open_to_write(path: Path, flags: int = 0) -> int:
 def lock_folder(folder: Path, holder: str) -> Iterator[None]:
     """Keep other processes out of a folder, and remove what a killed one left half written."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(open_to_write(folder / ".lock"), "w") as file:
+    with ExitStack() as stack:
+        file = stack.enter_context(open(open_to_write(folder / ".lock"), "w"))
+        # The folder too: that file may be removed. Network file systems lock files alone.
+        place = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        stack.callback(os.close, place)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
                 f"{holder} is at work in {folder}; wait for it, or choose another folder"
             ) from None
+        except OSError:  # the folder cannot be locked; if it is the file, that says so again
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         for left in folder.glob(f".*{PARTIAL}"):
             left.unlink(missing_ok=True)
         yield
 
 
+def to_json(value: Mapping[str, Any]) -> str:
+    """Indented JSON. Raises ValueError, naming the place, for a number that is not finite."""
+    try:
+        return json.dumps(value, indent=2, allow_nan=False)
+    except ValueError:
+        raise ValueError(f"{_not_finite(value)}, which is no number of JSON") from None
+
+
+def _not_finite(value: Any, place: str = "") -> str:
+    """The first NaN or infinity inside a value of JSON and its place; "" where there is none."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{place.lstrip('.')} is {value}"
+    if isinstance(value, (list, tuple)):
+        value = dict(enumerate(value))
+    inner = value.items() if isinstance(value, Mapping) else ()
+    return next(filter(None, (_not_finite(v, f"{place}.{k}") for k, v in inner)), "")
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write `value` as indented JSON."""
-    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+    """Write `value` as `to_json` has it."""
+    write_atomically(path, json_bytes(value))
+
+
+def json_bytes(value: Mapping[str, Any]) -> bytes:
+    """The content of a file of JSON."""
+    return (to_json(value) + "\n").encode()
 
 
 def printable(path: Path | str) -> str:
-    r"""Return `path` as text that can be printed: bytes that are not UTF-8 become \xNN."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    r"""Return `path` as `shown` has it; bytes that are not UTF-8 become \xNN."""
+    return shown(os.fsencode(path).decode("utf-8", "backslashreplace"))
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -112,10 +154,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors and string metadata as one safetensors file."""
+    write_atomically(path, tensor_bytes(tensors, metadata))
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """The content of a safetensors file."""
     from safetensors.torch import save
 
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    write_atomically(path, save(plain, dict(metadata)))
+    return save(plain, dict(metadata))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -142,7 +189,12 @@ def write_npz(path: Path, arrays: Mapping[str, Any], *, compressed: bool = True)
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """Write a model's state dict."""
-    write_tensors(path, model.state_dict(), {"format": "pt"})
+    write_atomically(path, weight_bytes(model))
+
+
+def weight_bytes(model: nn.Module) -> bytes:
+    """The content of a file of a model's state dict."""
+    return tensor_bytes(model.state_dict(), {"format": "pt"})
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
+from .distributed import from_torchrun
+
 if TYPE_CHECKING:
     import torch
 
@@ -30,7 +32,7 @@ def choose_device(name: str) -> torch.device:
         built = torch.version.cuda is not None
         reason = "no GPU and driver that it can use" if built else "it was built without CUDA"
         raise ValueError(f"device={name}: PyTorch finds no CUDA device ({reason})")
-    number = int(index) if index else int(os.environ.get("LOCAL_RANK", 0)) % count
+    number = int(index) if index else from_torchrun("LOCAL_RANK", 0) % count
     if number >= count:
         raise ValueError(f"device={name}: there are {count} CUDA devices, numbered from 0")
     return torch.device("cuda", number)

@@ -11,6 +11,8 @@ from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from typing import Any
 
+from .tables import shown
+
 LINE_SECONDS = 10.0
 # News has level INFO, and lines that a user should see who asked for nothing have WARNING.
 LOG = logging.getLogger("dsmooth")
@@ -27,10 +29,11 @@ class _Lines(logging.Handler):
     """Prints news to the standard output, and warnings to the other behind the program's name."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        line = shown(record.getMessage())
         if record.levelno < logging.WARNING:
-            print(record.getMessage(), flush=True)
+            print(line, flush=True)
         else:
-            print(f"dsmooth: {record.getMessage()}", file=sys.stderr)
+            print(f"dsmooth: {line}", file=sys.stderr)
 
 
 @contextmanager

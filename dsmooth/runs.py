@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
 from .config import Role, TrainConfig, structure
-from .files import read_json, save_weights, write_json
+from .files import json_bytes, read_json, weight_bytes, write_json, write_together
 from .presets import train_command
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class RunFolder:
         self.config = self.path / "config.json"  # the settings
         self.log = self.path / "log.jsonl"  # one JSON object a line
         # The newest checkpoint, from which a run is resumed; the one before it, should that one be
-        # damaged; and one that is being written.
+        # damaged; and one that is about to take the name of the newest.
         self.checkpoint = self.path / "checkpoint.safetensors"
         self.earlier_checkpoint = self.path / "checkpoint-earlier.safetensors"
         self.new_checkpoint = self.path / ".checkpoint-new.safetensors"
@@ -61,10 +61,13 @@ class RunFolder:
         """The pictures of samples that are there, in the order of the training images."""
         return sorted(self.path.glob("samples-*.png"))
 
+    def checkpoints(self) -> tuple[Path, ...]:
+        """The files that may hold a checkpoint, the newest first."""
+        return self.new_checkpoint, self.checkpoint, self.earlier_checkpoint
+
     def can_resume(self) -> bool:
         """Whether there is a run to go on with."""
-        checkpoints = (self.checkpoint, self.earlier_checkpoint)
-        return self.config.exists() and any(path.exists() for path in checkpoints)
+        return self.config.exists() and any(path.exists() for path in self.checkpoints())
 
     def is_finished(self) -> bool:
         """Whether the run came to its end, and its log is there."""
@@ -75,8 +78,7 @@ class RunFolder:
 
     def write_config(self, config: TrainConfig, image_size: tuple[int, int]) -> None:
         """Write the settings, the version of dsmooth and the image size."""
-        values = {"dsmooth": __version__, "height_and_width": list(image_size), **asdict(config)}
-        write_json(self.config, values)
+        write_json(self.config, _described(config, image_size))
 
     def write_model(
         self, model: PixelCNNpp, config: TrainConfig, image_size: tuple[int, int]
@@ -88,9 +90,8 @@ class RunFolder:
         """
         if model.config != config.model:
             raise ValueError(f"config.model must be the model's own {model.config}")
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.write_config(config, image_size)
-        save_weights(model, self.weights)
+        settings = json_bytes(_described(config, image_size))
+        write_together({self.weights: weight_bytes(model), self.config: settings})
 
     def read_config(self) -> tuple[TrainConfig, tuple[int, int]]:
         """The settings and the image size.
@@ -180,6 +181,10 @@ def read_entry(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError, KeyError, TypeError):  # not JSON, not UTF-8, no entry
         return None
     return entry if whole else None
+
+
+def _described(config: TrainConfig, image_size: tuple[int, int]) -> dict[str, Any]:
+    return {"dsmooth": __version__, "height_and_width": list(image_size), **asdict(config)}
 
 
 def default_folder(role: Role) -> Path:

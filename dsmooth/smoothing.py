@@ -94,7 +94,7 @@ class GaussianSmoothing(Smoothing):
 
     def entropy(self, d: int) -> float:
         """d/2 * log(2 pi e scale**2)."""
-        return 0.5 * d * math.log(2 * math.pi * math.e * self.scale**2)
+        return d * (0.5 * math.log(2 * math.pi * math.e) + math.log(self.scale))
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class LaplaceSmoothing(Smoothing):
 
     def entropy(self, d: int) -> float:
         """d * (1 + log(2 scale))."""
-        return d * (1 + math.log(2 * self.scale))
+        return d * (1 + math.log(2) + math.log(self.scale))
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class UniformSmoothing(Smoothing):
 
     def entropy(self, d: int) -> float:
         """d * log(2 scale)."""
-        return d * math.log(2 * self.scale)
+        return d * (math.log(2) + math.log(self.scale))
 
 
 SMOOTHINGS: dict[str, type[Smoothing]] = {

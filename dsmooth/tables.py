@@ -41,17 +41,28 @@ class Table:
         from rich.console import Console
         from rich.table import Table as RichTable
 
-        table = RichTable(title=self.title or None)
+        table = RichTable(title=shown(self.title) or None)
         for i, title in enumerate(self.head):
             table.add_column(title, justify="right" if i else "left")
         for row in self.rows:
-            table.add_row(*row)
+            table.add_row(*map(shown, row))
         Console(highlight=False, markup=False).print(table)
+
+
+# Control characters but for tab and newline, marks that turn the direction of writing, and halves
+# of surrogate pairs, which have no UTF-8.
+_UNSEEN = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def shown(text: str) -> str:
+    r"""Text of anybody's file for a terminal or a page: what would act on it is \xNN or \uNNNN."""
+    return _UNSEEN.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def plain_text(text: str) -> str:
     """Words of a file as one line of Markdown that means nothing but itself."""
-    return re.sub(r"([\\`*_|\[\]])", r"\\\1", escape(" ".join(text.split()), quote=False))
+    line = shown(" ".join(text.split()))
+    return re.sub(r"([\\`*_|\[\]])", r"\\\1", escape(line, quote=False))
 
 
 def bits_table(models: Mapping[str, Sequence[Mapping[str, Any]]], title: str = "") -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"first_index": -1}, "first_index must lie in"),
     ({"first_index": 2**63 - 1}, "first_index must lie in"),
     ({"temperature": 0.0}, "temperature must be positive"),
+    ({"temperature": 1e39}, "temperature must be positive, and a normal float32, got 1e\\+39"),
     ({"temperature": float("nan")}, "temperature must be positive"),
     ({"threads": 0}, "threads must be at least 1"),
     ({"method": "three-step"}, "method must be one of"),
@@ -168,6 +170,11 @@ def let_diverge(monkeypatch: pytest.MonkeyPatch, images: list[int]) -> None:
 
 
 @pytest.mark.usefixtures("runs")
+def test_the_root_is_a_folder_as_others_are() -> None:
+    with suppress(ValueError):  # of whoever may not write there
+        command.check_place(Path("/"))
+
+
 @pytest.mark.parametrize("method", ["two-step", "noisy", "single-step"])
 def test_a_diverged_image_costs_no_other(
     method: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 
@@ -112,6 +113,12 @@ def test_a_plain_model_is_scored_alone(place: Path, capsys: pytest.CaptureFixtur
     assert f"plain: {expected[0].name}" in printed
     assert "denoiser" not in printed
     assert "pair" not in stored
+    plain.head.bias.data *= math.nan
+    RunFolder("nan").write_model(plain, *RunFolder("plain").read_config())
+    for out in ("-", "nan.json"):
+        assert run("evaluate", "bpd", "nan", "--limit", "3", "--out", out) == 1
+        assert " is nan, which is no number of JSON" in capsys.readouterr().err
+    assert not Path("nan.json").exists()
     # Beside a pair it gives the same number, whether named with the pair or by --plain.
     for words in (["noisy", "denoiser", "plain"], ["noisy", "denoiser", "--plain", "plain"]):
         both = measured("bpd", *words, "--n-noise", "1", "--limit", "3")

@@ -189,12 +189,13 @@ def test_the_card_is_filled_from_the_runs_and_the_scores(
 
 def test_words_of_a_stranger_mean_nothing_in_a_card(tmp_path: Path) -> None:
     pair = tiny_pair()
-    evil = "mnist\nlicense: evil\n```\n# Head\n<script>x</script> [a](http://b) | *c*"
+    evil = "\x1b[2J\ud800mnist\nlicense: evil\n```\n# Head\n<script>x</script> [a](http://b) | *c*"
     origin = Origin(f"```\n{evil}", evil, 1, 0, 1.0, evil, 1.0, (evil,))
     pair.origin = {"noisy": origin, "denoiser": origin}
     pair.save_pretrained(tmp_path, name=f'x")\n{evil}', license=f"mit\n{evil}")
     card = (tmp_path / CARD_FILE).read_text()
     body = card.split("---\n", 2)[2]
+    assert "\x1b" not in card
     lines = body.splitlines()
     assert [line for line in lines if line.startswith("```")] == ["```python", "```"] + ["```"] * 2
     assert "# Head" not in lines

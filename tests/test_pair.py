@@ -6,8 +6,12 @@ import copy
 import itertools
 import json
 import math
+import os
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +20,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 import dsmooth
+from dsmooth.files import lock_folder
 from dsmooth.nn.score import score_of
+from dsmooth.nn.weights import weights_digest
+from dsmooth.pretrained import resolve
 from dsmooth.sampling import (
     CachedSampler,
     jacobi_sample,
@@ -178,11 +185,80 @@ def test_saved_pair_is_the_same_pair(tmp_path: Path, conditioning: str) -> None:
     assert torch.equal(again.sample(2), pair.sample(2))
 
 
-def test_weights_of_two_pairs_are_no_pair(tmp_path: Path) -> None:
-    """As where a process was killed that wrote over another pair; 0.1 stated no digests."""
-    old, new = tiny_pair(), tiny_pair()
+def other_pair() -> dsmooth.SmoothedPair:
+    """The tiny pair with other weights in both models."""
+    pair = tiny_pair()
     with torch.no_grad():
-        new.noisy.head.bias[0] += 1
+        for model in (pair.noisy, pair.denoiser):
+            model.head.bias[0] += 1
+    return pair
+
+
+def digests(pair: dsmooth.SmoothedPair) -> list[str]:
+    return [weights_digest(model) for model in (pair.noisy, pair.denoiser)]
+
+
+@pytest.mark.parametrize("change", ["fsync", "replace", "unlink"])
+def test_a_save_that_ends_anywhere_leaves_a_pair(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """The old one or the new one, whole; the next save leaves its files alone."""
+    old, new = tiny_pair(), other_pair()
+    old.save_pretrained(tmp_path)
+    files, real = set(tmp_path.iterdir()), getattr(os, change)
+    for done in itertools.count():
+        left = iter(range(done))
+
+        def end(*given: Any, left: Iterator[int] = left) -> None:
+            if next(left, None) is None:
+                raise OSError(28, "No space left on device")
+            real(*given)
+
+        with monkeypatch.context() as patch, suppress(OSError):
+            patch.setattr(os, change, end)
+            if change == "unlink":  # and a save that ended before left something
+                (tmp_path / ".noisy-0.safetensors").touch()
+            new.save_pretrained(tmp_path)
+            break
+        found = dsmooth.SmoothedPair.from_pretrained(tmp_path)
+        assert digests(found) in (digests(old), digests(new))
+        old.save_pretrained(tmp_path)
+        assert digests(dsmooth.SmoothedPair.from_pretrained(tmp_path)) == digests(old)
+        assert set(tmp_path.iterdir()) == files
+    assert done == {"fsync": 4, "replace": 6, "unlink": 1}[change]
+
+
+def test_a_pair_that_is_saved_meanwhile_is_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_pair().save_pretrained(tmp_path)
+    saves = [other_pair()]
+
+    def resolved(*name: Any, **hub: Any) -> Any:
+        found = resolve(*name, **hub)
+        if saves:
+            saves.pop().save_pretrained(tmp_path)
+        return found
+
+    monkeypatch.setattr("dsmooth.pretrained.pairs.resolve", resolved)
+    assert digests(dsmooth.SmoothedPair.from_pretrained(tmp_path)) == digests(other_pair())
+    with lock_folder(tmp_path, "someone"), pytest.raises(ValueError, match="saves a pair is at"):
+        tiny_pair().save_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+def test_a_pair_of_any_dtype_is_read_by_any_default(tmp_path: Path, dtype: torch.dtype) -> None:
+    pair = tiny_pair().to(dtype)
+    pair.save_pretrained(tmp_path)
+    for default in (torch.float64, torch.float32):
+        torch.set_default_dtype(default)
+        found = dsmooth.SmoothedPair.from_pretrained(tmp_path)
+        assert (found.dtype, digests(found)) == (default, digests(pair))
+
+
+def test_weights_of_two_pairs_are_no_pair(tmp_path: Path) -> None:
+    """As earlier versions left where a process was killed in a save; 0.1 stated no digests."""
+    old, new = tiny_pair(), other_pair()
     old.save_pretrained(tmp_path / "old")
     new.save_pretrained(tmp_path / "new")
     (tmp_path / "new" / "noisy.safetensors").replace(tmp_path / "old" / "noisy.safetensors")

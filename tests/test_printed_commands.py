@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import io
+import json
 import re
 import shlex
 import signal
@@ -25,8 +26,10 @@ from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.data import load_dataset
 from dsmooth.models import load_models
 from dsmooth.pretrained import TITLE
+from dsmooth.progress import LOG, lines_shown
 from dsmooth.reproduce import PretrainedPlan, TrainingPlan, plan_from_preset
 from dsmooth.reproduce.pipeline import longer_training, wrapped
+from dsmooth.tables import Table
 from tests.helpers.command_runs import run
 from tests.helpers.data_makers import random_bytes, write_images
 
@@ -205,13 +208,38 @@ def test_one_forward_a_pixel_is_said_once(caplog: pytest.LogCaptureFixture) -> N
     assert line == f"one forward a pixel: {reason}"
 
 
-@pytest.mark.parametrize("name", ["WORLD_SIZE", "RANK"])
-def test_variables_of_torchrun_that_are_no_numbers(
-    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("WORLD_SIZE", "x", ", which torchrun sets, must be a number, got 'x'"),
+        ("RANK", "-1", ", which torchrun sets, must be a number, got '-1'"),
+        ("RANK", "1", " must be less than WORLD_SIZE = 1, got 1"),
+    ],
+)
+def test_variables_of_torchrun_that_do_not_fit(
+    name: str, value: str, why: str, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv(name, "x")
+    monkeypatch.setenv(name, value)
     assert run("doctor") == 1
-    assert capsys.readouterr().err.startswith("dsmooth: error: RANK and WORLD_SIZE, which torchrun")
+    assert capsys.readouterr().err == f"dsmooth: error: {name}{why}\n"
+
+
+def test_words_of_a_strangers_file_do_nothing_to_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evil = "\x1b[2J\x9b\u202e\ud800"
+    path = tmp_path / f"{evil[:-1]}.json"
+    for values in ({evil: 1}, {"role": evil}, {"noisy": 1, evil: 2}):
+        path.write_text(json.dumps({"height_and_width": [8, 8], "model": {}, **values}))
+        for words in (["--config", str(path)], ["--out", str(path)]):
+            assert run("train", "noisy", *words, "--resume") == 1
+    with lines_shown():
+        LOG.info("a note: %s", evil)
+        LOG.warning(evil)
+    Table([""], [[evil]], evil).show()
+    told = "".join(capsys.readouterr())
+    assert not set(evil) & set(told) - set("[2J")
+    assert told.count(r"\x1b[2J") > 6
 
 
 def test_a_closed_or_narrow_standard_output(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,14 +258,19 @@ def test_exhausted_machines_and_deep_files_are_one_line(
     (tmp_path / "config.json").write_text('{"a":' * 900 + "1" + "}" * 900)
     assert run("sample", str(tmp_path)) == 1
     assert len(capsys.readouterr().err.splitlines()) == 1
-    for message in ("can't start new thread", "CUDA out of memory. Tried\nmore"):
+    refused = "could not create a primitive"  # oneDNN, where memory is limited
+    for message, more in (
+        ("can't start new thread", ""),
+        ("CUDA out of memory. Tried\nmore", ""),
+        (refused, "not enough memory, as it seems: "),
+    ):
 
         def fail(*_: object, message: str = message) -> None:
             raise RuntimeError(message)
 
         monkeypatch.setattr("dsmooth.commands.sample.load_models", fail)
         assert run("sample") == 1
-        assert capsys.readouterr().err == f"dsmooth: error: {message.splitlines()[0]}\n"
+        assert capsys.readouterr().err == f"dsmooth: error: {more}{message.splitlines()[0]}\n"
 
 
 def test_show_takes_bytes() -> None:

@@ -19,6 +19,8 @@ KINDS = sorted(SMOOTHINGS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_density_integrates_to_one_and_entropy_is_its_mean(kind: str, scale: float) -> None:
     q = SMOOTHINGS[kind](scale)
+    wide = SMOOTHINGS[kind](1e308 * scale if scale < 1 else 1e-308 * scale)
+    assert wide.entropy(2) == pytest.approx(q.entropy(2) + 2 * math.log(wide.scale / scale))
     edge = scale if kind == "uniform" else 40 * scale
     t = torch.linspace(-edge, edge, 400_001, dtype=torch.float64)
     log_p = q.log_density(t)
@@ -76,7 +78,9 @@ def test_uniform_density_is_zero_outside() -> None:
     q = dsmooth.UniformSmoothing(0.5)
     assert q.log_density(torch.tensor([-0.6, 0.6])).tolist() == [-math.inf, -math.inf]
     x = torch.rand(4, 1, 8, 8) * 2 - 1
-    assert q.log_prob(q.sample(x), x).isfinite().all()
+    for scale in (1e-3, 0.5, 7.0, 1e5):  # a sum is rounded
+        q = dsmooth.UniformSmoothing(scale)
+        assert q.log_prob(q.sample(x), x).isfinite().all()
 
 
 def test_bad_scales_and_shapes() -> None:

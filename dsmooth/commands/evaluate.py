@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Mapping
@@ -34,7 +33,7 @@ from ..evaluate.likelihood import (
 )
 from ..evaluate.paper import EQUATION_4_SENTENCE, paper_sentence
 from ..evaluate.sources import check_labels, choose_data, describe_data
-from ..files import write_json
+from ..files import to_json, write_json
 from ..machine import autocast, choose_device, use_threads
 from ..models import load_models
 from ..progress import progress, silence
@@ -69,7 +68,7 @@ def evaluate(options: BitsOptions | FrechetOptions | ClassifyOptions | Classifie
             return
         numbers = {"dsmooth": __version__, **numbers}
         if aside:
-            print(json.dumps(numbers, indent=2), file=screen)
+            print(to_json(numbers), file=screen)
         else:
             write_json(options.out, numbers)
             print(f"wrote {options.out}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 def check_place(path: Path) -> None:
     """Raise ValueError, before any work, unless `path` can be made, with its folders."""
-    there = next(parent for parent in path.absolute().parents if parent.exists())
+    there = next(p for p in (*path.absolute().parents, Path("/")) if p.exists())
     if not there.is_dir():
         raise ValueError(f"{there} must be a folder to write {path} into")
     if path.suffix and path.is_dir():

@@ -51,9 +51,9 @@ def outline(config: ModelConfig, tensors: Mapping[str, Tensor], source: str) -> 
 
 
 def weights_digest(model: PixelCNNpp) -> str:
-    """SHA-256 of a model's weights, in the order of their names."""
+    """SHA-256 of a model's weights as float32, in the order of their names."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        digest.update(tensor.float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

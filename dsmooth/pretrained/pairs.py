@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -16,12 +17,19 @@ from torch import nn
 from .._version import __version__
 from ..config import OWN, Role, SmoothingKind
 from ..data import DATASETS
-from ..files import read_json, save_weights, write_atomically, write_json
+from ..files import (
+    json_bytes,
+    lock_folder,
+    read_json,
+    weight_bytes,
+    write_atomically,
+    write_together,
+)
 from ..nn import PixelCNNpp
 from ..nn.weights import weights_digest
 from ..runs import Origin
 from ..smoothing import SMOOTHINGS, Smoothing
-from ..tables import COMPARABLE, bits_table, plain_text
+from ..tables import COMPARABLE, bits_table, plain_text, shown
 from .resolver import (
     CARD_FILE,
     CONFIG_FILE,
@@ -31,6 +39,7 @@ from .resolver import (
     PairSettings,
     SavedNetwork,
     SmoothingSettings,
+    arriving_weights,
     first_line,
     huggingface_hub,
     resolve,
@@ -88,17 +97,22 @@ class PairInFiles(nn.Module):
             raise ValueError(f"{scores} does not hold the scores of these weights")
         card = render_card(settings, networks, name or str(folder), measured, license)
         folder = Path(folder)
-        config = folder / CONFIG_FILE
+        config, path = folder / CONFIG_FILE, folder / CARD_FILE
         if config.exists() and not {"noisy", "denoiser"} <= read_json(config).keys():
             raise ValueError(
                 f"{config} is not that of a saved pair, and stays: choose another folder"
             )
-        for role, network in networks.items():
-            save_weights(network, folder / WEIGHT_FILES[role])
-        write_json(config, {"dsmooth": __version__, **settings})
-        path = folder / CARD_FILE
-        if not path.exists() or MARK in path.read_text(errors="replace"):
-            write_atomically(path, card.encode())
+        arriving = {role: arriving_weights(folder, role, digests[role]) for role in networks}
+        files = {arriving[role]: weight_bytes(network) for role, network in networks.items()}
+        with lock_folder(folder, "another process that saves a pair"):
+            # With these settings the folder is the new pair, before them it is the old one.
+            write_together({**files, config: json_bytes({"dsmooth": __version__, **settings})})
+            for role in networks:
+                os.replace(arriving[role], folder / WEIGHT_FILES[role])
+                for left in folder.glob(arriving_weights(Path(), role, "*").name):
+                    left.unlink()  # by a save that was killed
+            if not path.exists() or MARK in path.read_text(errors="replace"):
+                write_atomically(path, card.encode())
 
     def push_to_hub(
         self,
@@ -171,8 +185,16 @@ class PairInFiles(nn.Module):
         ModuleNotFoundError without the extra, and OSError if the Hub does not give the pair.
         """
         hub = {"cache_dir": cache_dir, "token": token, "local_files_only": local_files_only}
-        pair = cls.of_networks(resolve(name, revision=revision, **hub))
-        return pair.to(device=device, dtype=torch_dtype if dtype is None else dtype)
+        saved = resolve(name, revision=revision, **hub)
+        while True:
+            try:
+                pair = cls.of_networks(saved)
+                return pair.to(device=device, dtype=torch_dtype if dtype is None else dtype)
+            except (OSError, ValueError):
+                before, saved = saved, resolve(name, revision=revision, **hub)
+                if saved == before:
+                    raise
+                # Another process saved a pair meanwhile.
 
     @classmethod
     def of_networks(cls, saved: Sequence[SavedNetwork]) -> Self:
@@ -220,7 +242,12 @@ def render_card(
         keep_trailing_newline=True,
     )
     # JSON is YAML, and quotes what would mean more than itself.
-    pages.filters |= {"json": json.dumps, "plain": plain_text, "thousands": "{:,}".format}
+    pages.filters |= {
+        "json": json.dumps,
+        "plain": plain_text,
+        "shown": shown,
+        "thousands": "{:,}".format,
+    }
 
     def bits(rows: Sequence[Mapping[str, Any]]) -> str:
         plain = [{**row, "name": plain_text(row["name"])} for row in rows]

@@ -13,6 +13,7 @@ from ..nn import PixelCNNpp
 from ..nn.weights import load_network, weights_digest
 from ..progress import LOG
 from ..runs import Origin, RunFolder, run_config
+from ..tables import shown
 
 DEFAULT = "mnist"
 TITLE = "models that come with dsmooth"
@@ -146,7 +147,7 @@ def huggingface_hub(purpose: str) -> Any:
 def first_line(error: Exception) -> str:
     """The first line of an error's message."""
     lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    return shown(lines[0].rstrip(".")) if lines else type(error).__name__
 
 
 def is_model(path: Path) -> bool:
@@ -204,17 +205,25 @@ def _read_pair(folder: Path, values: dict[str, Any]) -> list[SavedNetwork]:
         found = structure(values, PairSettings)
     except ValueError as error:
         raise ValueError(f"{folder / CONFIG_FILE} is not a pair's: {error}") from None
-    return [
-        SavedNetwork(
+    networks = []
+    for role, file in WEIGHT_FILES.items():
+        sha256 = found.weights_sha256.get(role)
+        arriving = arriving_weights(folder, role, sha256 or "")
+        network = SavedNetwork(
             folder,
             role,
             found.noisy if role == "noisy" else found.denoiser,
             found.smoothing.kind,
             found.smoothing.scale,
             found.image_size,
-            folder / file,
+            arriving if arriving.exists() else folder / file,
             origin=found.origin.get(role),
-            sha256=found.weights_sha256.get(role),
+            sha256=sha256,
         )
-        for role, file in WEIGHT_FILES.items()
-    ]
+        networks.append(network)
+    return networks
+
+
+def arriving_weights(folder: Path, role: Role, sha256: str) -> Path:
+    """The file of a pair's weights before, and after a kill while, it gets its own name."""
+    return folder / f".{role}-{sha256[:16]}.safetensors"

@@ -22,6 +22,7 @@ from ..distributed import distributed_map, process_group, rank_and_size
 from ..files import lock_folder, read_json, write_atomically, write_json, write_npz
 from ..pictures import is_diverged, nhwc_bytes, png, visible
 from ..runs import RunFolder
+from ..tables import shown
 from .request import Progress, Request
 
 T = TypeVar("T")
@@ -289,7 +290,7 @@ def _short(value: Any) -> str:
     """A value for a message: of digests the first eight digits."""
     if isinstance(value, list):
         return "+".join(map(_short, value))
-    return value[:8] if isinstance(value, str) and len(value) == 64 else str(value)
+    return value[:8] if isinstance(value, str) and len(value) == 64 else shown(str(value))
 
 
 def check_file(path: Path, stated: str, *, of_0_1: bool = False) -> None:

@@ -367,13 +367,18 @@ def as_numpy(parameter: Tensor) -> Array:
 
 
 def folded(layer: nn.Module) -> tuple[Array, Array]:
-    """(weight, bias) with weight norm folded in float64."""
+    """(weight, bias) with weight norm folded in float64.
+
+    A filter is NaN where the network's own dtype does not hold its norm: it is NaN there too.
+    """
     assert isinstance(layer, WeightNormConv)
-    v, g, bias = (
-        as_numpy(p).astype(np.float64) for p in (layer.weight_v, layer.weight_g, layer.bias)
-    )
+    given = [as_numpy(p) for p in (layer.weight_v, layer.weight_g, layer.bias)]
+    v, g, bias = (values.astype(np.float64) for values in given)
     over = (0, 2, 3) if layer.transposed else (1, 2, 3)
-    scale = g / np.sqrt(np.square(v).sum(over))
+    squares = np.square(v).sum(over)
+    limits = np.finfo(given[0].dtype)
+    squares[(squares < limits.tiny) | (squares > limits.max)] = np.nan
+    scale = g / np.sqrt(squares)
     return v * scale.reshape((1, -1, 1, 1) if layer.transposed else (-1, 1, 1, 1)), bias
 
 

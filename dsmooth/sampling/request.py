@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -142,8 +141,11 @@ class Request:
         if self.first_index < 0 or self.first_index + self.count > 2**63 - 1:
             raise ValueError(f"first_index must lie in 0 .. 2**63 - 1, got {self.first_index}")
         check_choices(self)
-        if not isinstance(self.temperature, Real) or not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature must be positive, got {self.temperature!r}")
+        normal, heat = torch.finfo(torch.float32), self.temperature
+        if not isinstance(heat, Real) or not normal.tiny <= heat <= normal.max:
+            raise ValueError(
+                f"temperature must be positive, and a normal float32, got {self.temperature!r}"
+            )
         if isinstance(self.label, Tensor):
             if self.label.ndim not in (1, 2) or len(self.label) != self.count:
                 raise ValueError(

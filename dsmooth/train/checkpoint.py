@@ -56,12 +56,20 @@ class Checkpoint(NamedTuple):
 
 def read_checkpoint(run: RunFolder) -> Checkpoint:
     """The newest whole checkpoint of a run."""
-    try:
-        return _read(run.checkpoint)
-    except (OSError, ValueError) as error:
-        if not run.earlier_checkpoint.exists():
-            raise
-        return _read(run.earlier_checkpoint)._replace(fault=str(error))
+    fault = ""
+    *newer, last = [p for p in run.checkpoints() if p == run.checkpoint or p.exists()]
+    for path in newer:
+        try:
+            return _read(path)._replace(fault=fault)
+        except (OSError, ValueError) as error:
+            fault = fault or str(error)
+    return _read(last)._replace(fault=fault)
+
+
+def settle(run: RunFolder, checkpoint: Checkpoint) -> None:
+    """Name the checkpoint that a run goes on from as the newest one; a damaged one is not kept."""
+    if checkpoint.path != run.checkpoint:
+        os.replace(checkpoint.path, run.checkpoint)
 
 
 def check_initial(own: ModelConfig, initial: ModelConfig, source: str) -> None:

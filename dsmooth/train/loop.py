@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import signal
 import statistics
 import threading
@@ -26,6 +25,7 @@ from ..distributed import (
     barrier,
     broadcast_int,
     distributed_map,
+    from_torchrun,
     process_group,
     rank_and_size,
 )
@@ -44,6 +44,7 @@ from .checkpoint import (
     read_checkpoint,
     read_initial,
     save_checkpoint,
+    settle,
 )
 from .device import with_device
 from .log import RECORD_SECONDS, Evaluation, OnEvaluation, RunLog, opening
@@ -124,7 +125,7 @@ def train(
         use_threads(threads)
         writes = rank_and_size()[0] == 0
         alone = lock_folder(run.path, "another training run")
-        restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0  # by torchrun
+        restarted = from_torchrun("TORCHELASTIC_RESTART_COUNT", 0) > 0
         checkpoint: Checkpoint | None = None
         news: list[str] = []
         notes: list[str] = []
@@ -158,6 +159,7 @@ def train(
 
         if checkpoint is not None:
             load_checkpoint(checkpoint, state, force=force)
+            found = checkpoint._replace(tensors={})
             del checkpoint  # which is as large as the weights and their moments
             latest, least = all_reduce_max(state.images_seen, -state.images_seen)
             if latest != -least:
@@ -165,6 +167,8 @@ def train(
                     f"the processes read checkpoints at {-least:,} and {latest:,} images: "
                     f"{run.path} must be one folder that all of them see"
                 )
+            if writes:  # all have read it
+                settle(run, found)
         elif writes:
             stack.enter_context(alone)
             check_new_run(run, config)

@@ -94,6 +94,20 @@ def test_the_checkpoint_before_a_damaged_one_is_used(
     train(CONFIG, run.path, resume=True, progress=True)
     assert "going on from the checkpoint before it, at 24 images" in capsys.readouterr().out
     assert_same_end(run.path, finished.path)
+    assert images_of(run.earlier_checkpoint) == "24"  # not the damaged one
+
+
+def test_a_checkpoint_that_has_not_got_its_name_is_used(run: RunFolder) -> None:
+    run.checkpoint.replace(run.new_checkpoint)
+    for without in (None, run.earlier_checkpoint):
+        if without is not None:
+            without.unlink()
+        assert run.can_resume()
+        found = read_checkpoint(run)
+        assert (found.images_seen, found.fault) == (32, "")
+    train(CONFIG, run.path, resume=True)
+    assert images_of(run.checkpoint) == "32"
+    assert not run.new_checkpoint.exists()
 
 
 @pytest.mark.parametrize("damage", [change, empty])
@@ -157,6 +171,19 @@ def test_a_run_is_not_among_its_data(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_model_and_its_settings_are_written_together(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path: path.read_bytes() for path in run.path.iterdir()}
+    model, config, size = run.load_model()
+    synced = iter([None])
+    monkeypatch.setattr("os.fsync", lambda _: next(synced))  # the disk is full at the second
+    for other in (config, replace(config, model=replace(config.model, n_mix=3))):
+        with pytest.raises((StopIteration, ValueError)):
+            run.write_model(model, replace(other, seed=7), size)
+    assert before == {path: path.read_bytes() for path in run.path.iterdir()}
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [
@@ -215,11 +242,11 @@ def test_a_cut_line_of_the_log_does_not_swallow_the_next(run: RunFolder) -> None
 
 
 def test_a_folder_has_one_writer(tmp_path: Path) -> None:
-    with (
-        lock_folder(tmp_path / "run", "someone"),
-        pytest.raises(ValueError, match=r"another training run is at work in .*run"),
-    ):
-        train(CONFIG, tmp_path / "run")
+    with lock_folder(tmp_path / "run", "someone"):
+        for _ in range(2):
+            with pytest.raises(ValueError, match=r"another training run is at work in .*run"):
+                train(CONFIG, tmp_path / "run")
+            (tmp_path / "run" / ".lock").unlink()
     assert not RunFolder(tmp_path / "run").config.exists()
 
 
