@@ -369,7 +369,7 @@ def as_numpy(parameter: Tensor) -> Array:
 def folded(layer: nn.Module) -> tuple[Array, Array]:
     """(weight, bias) with weight norm folded in float64.
 
-    A filter is NaN where the network's own dtype does not hold its norm: it is NaN there too.
+    A filter is NaN, which no sampler takes, where the network's own dtype does not hold its norm.
     """
     assert isinstance(layer, WeightNormConv)
     given = [as_numpy(p) for p in (layer.weight_v, layer.weight_g, layer.bias)]
