@@ -375,10 +375,10 @@ def folded(layer: nn.Module) -> tuple[Array, Array]:
     given = [as_numpy(p) for p in (layer.weight_v, layer.weight_g, layer.bias)]
     v, g, bias = (values.astype(np.float64) for values in given)
     over = (0, 2, 3) if layer.transposed else (1, 2, 3)
-    squares = np.square(v).sum(over)
+    norm = np.sqrt(np.square(v).sum(over))
     limits = np.finfo(given[0].dtype)
-    squares[(squares < limits.tiny) | (squares > limits.max)] = np.nan
-    scale = g / np.sqrt(squares)
+    norm[(norm < limits.tiny) | (norm > limits.max)] = np.nan
+    scale = g / norm
     return v * scale.reshape((1, -1, 1, 1) if layer.transposed else (-1, 1, 1, 1)), bias
 
 
