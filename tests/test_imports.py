@@ -31,7 +31,7 @@ FLOORS = (
     ("smoothing", "data", "nn"),
     ("functional", "kernels"),
     (
-        *("distributed", "machine", "presets", "philox", "files", "config"),
+        *("machine", "distributed", "presets", "philox", "files", "config"),
         *("progress", "tables", "_extension", "_version", "_C"),
     ),
 )
