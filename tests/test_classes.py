@@ -15,6 +15,7 @@ import dsmooth
 from dsmooth.data import ImageDataset, load_dataset
 from dsmooth.nn.layers import GatedResnet
 from dsmooth.nn.score import score_of
+from dsmooth.philox import Stream, image_words
 from dsmooth.runs import RunFolder
 from dsmooth.sampling import sample_images, sequential_sample
 from dsmooth.sampling.request import Request
@@ -192,6 +193,8 @@ def test_classes_of_the_prior_are_a_function_of_the_image_and_all_as_likely() ->
     drawn = request.labels(10)
     assert torch.equal(request.part(100, 9).labels(10), drawn[100:109])
     assert not torch.equal(replace(request, seed=4).labels(10), drawn)
+    words = image_words(20_000, 1, seed=3, first_index=7, stream=Stream.CLASS)
+    assert torch.equal(drawn, words[:, 0, 0] * 10 >> 32)
     counts = torch.bincount(drawn, minlength=10)
     assert len(counts) == 10
     assert ((counts - 2000).abs() < 4 * (20_000 * 0.1 * 0.9) ** 0.5).all()

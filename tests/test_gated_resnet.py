@@ -292,6 +292,18 @@ def test_a_part_of_a_batch_has_the_dropout_of_the_batch(impl: str) -> None:
 
 
 @each_impl
+def test_what_is_dropped_is_zero_whatever_it_was(impl: str) -> None:
+    case = make_case("down", (1, 1, 1), 1, (), 0.9)
+    seeds = map(torch.tensor, itertools.count())
+    shape = torch.Size((1, 2, 1, 1))
+    seed = next(s for s in seeds if not dropout_factors(shape, case.settings, s).any())
+    for bad in (torch.nan, torch.inf):
+        given = case.operands(torch.float32)._asdict() | case.settings._asdict() | {"seed": seed}
+        given["bias_in"] = torch.full_like(given["bias_in"], bad)
+        assert call(given, impl=impl).isfinite().all()
+
+
+@each_impl
 def test_the_generator_decides_the_dropout(impl: str) -> None:
     """Nothing is drawn of it without dropout."""
     block = GatedResnet(4, (2, 3), shift="down", dropout=0.5)

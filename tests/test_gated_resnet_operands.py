@@ -128,6 +128,7 @@ def test_every_tensor_is_checked(name: str, fault: str) -> None:
         ({"shift": "none"}, "a kernel of 2x3 has no centre for shift='none'"),
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
         ({"dropout": math.nan}, r"dropout must lie in \[0, 1\), got nan"),
+        ({"first_image": 2**31}, r"first_image must lie in 0 \.\. 2\*\*31 - 1, got 2147483648"),
         ({"nin_skip": None}, "nin_skip must be given with skip, got None"),
         ({"skip": None, "skip_2": None}, "nin_skip must be None without skip, got a tensor"),
         ({"gain_nin": None}, "gains must be none, or 3"),
@@ -143,6 +144,11 @@ def test_settings_and_absence_are_checked(changes: dict[str, Any], message: str)
 
 def test_without_autocast_all_have_one_dtype() -> None:
     given = arguments(full_case())
+    wide = {k: v.double() if k not in (*Settings._fields, "seed") else v for k, v in given.items()}
+    with torch.autocast("cpu", torch.bfloat16):
+        y = call(wide)
+    assert y.dtype == torch.float64
+    assert torch.equal(y, call(wide))
     given["bias_out"] = given["bias_out"].double()
     with pytest.raises(ValueError, match="bias_out must be float32, got float64"):
         call(given)

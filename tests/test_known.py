@@ -164,7 +164,7 @@ def test_what_is_known_decides_the_images() -> None:
 
 
 def test_keep_top() -> None:
-    for fraction, rows in ((0, 0), (0.25, 2), (0.5, 4), (1, 8)):
+    for fraction, rows in ((0, 0), (0.2, 2), (0.25, 2), (0.3, 2), (0.5, 4), (1, 8)):
         mask = keep_top(fraction, (8, 12))
         assert mask.shape == (1, 8, 12)
         assert mask[:, :rows].all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 import dsmooth
 from dsmooth.data import ImageDataset
+from dsmooth.evaluate import likelihood as likelihood_module
 from dsmooth.evaluate.likelihood import (
     LEVEL_BITS,
     Scores,
@@ -107,6 +109,25 @@ def test_the_readings_of_the_paper_are_of_the_density_of_noised_images(likelihoo
     assert paper_readings(score_pair(tiny_pair(), dataset(3))) is None  # not MNIST
 
 
+@pytest.mark.parametrize("likelihood", ["discretized", "continuous"])
+def test_the_noise_of_the_target_is_independent_of_the_smoothing(
+    likelihood: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Tensor] = []
+    pair, data = tiny_pair(likelihood), replace(dataset(50), name="mnist")
+    pair.denoiser.register_forward_pre_hook(lambda _, given: seen.extend(given[:2]))
+
+    def density(y: Tensor, *rest: Any) -> Tensor:
+        seen.append(y)
+        return noised_log_density(y, *rest)
+
+    monkeypatch.setattr(likelihood_module, "noised_log_density", density)
+    score_pair(pair, data, clean_noise=0.01)
+    x, x_tilde, target = seen[:3]
+    both = torch.stack([(x_tilde - x).flatten(), (target - x).flatten()])
+    assert abs(torch.corrcoef(both)[0, 1]) < 4 / x.numel() ** 0.5
+
+
 def test_a_paired_difference_has_the_error_of_the_differences() -> None:
     generator = torch.Generator().manual_seed(0)
     hard = 100 * torch.randn(1, 50, generator=generator).double()  # what both models find hard
@@ -189,10 +210,10 @@ def test_batches_change_nothing_and_the_last_one_counts() -> None:
         torch.testing.assert_close(
             parts.log_weights("discretized"), whole.log_weights("discretized"), rtol=2e-6, atol=0
         )
-    limited = score_pair(pair, dataset(7), n_noise=2, seed=3, limit=5)
-    torch.testing.assert_close(
-        limited.log_weights("continuous"), whole.log_weights("continuous")[:, :5], rtol=2e-6, atol=0
-    )
+    expected = whole.log_weights("continuous")[:, :5]
+    for batch_size in (2, 100):  # the last batch has one of two, and all
+        limited = score_pair(pair, dataset(7), n_noise=2, seed=3, limit=5, batch_size=batch_size)
+        torch.testing.assert_close(limited.log_weights("continuous"), expected, rtol=2e-6, atol=0)
     other = score_pair(pair, dataset(7), n_noise=2, seed=4)
     assert not torch.allclose(other.noisy, whole.noisy)
     assert by_name(score_pair(pair, dataset(7), n_noise=2, seed=3)) == by_name(whole)

@@ -15,6 +15,7 @@ from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.data import ImageDataset
 from dsmooth.evaluate import score_pair
 from dsmooth.nn.levels import at_level
+from dsmooth.philox import Stream, image_words
 from dsmooth.sampling.ladder import log_prob_of_noisy, seed_of_rung, step_down
 from dsmooth.sampling.request import How, Request
 from dsmooth.smoothing import GaussianSmoothing
@@ -97,6 +98,8 @@ def test_training_draws_levels_evenly_and_noise_of_their_scales() -> None:
     assert level is not None
     assert context is not None
     assert torch.equal(target, x)
+    words = image_words(3000, 1, seed=config.seed, first_index=5, stream=Stream.LEVEL)
+    assert torch.equal(level, words[:, 0, 0] * 3 >> 32)
     for i, scale in enumerate(LEVELS):
         here = context[level == i]
         assert abs(len(here) / len(x) - 1 / 3) < 0.03

@@ -114,6 +114,21 @@ def test_a_step_descends() -> None:
         assert torch.sum((layer.weight_v.detach() - before) * layer.weight_v.grad) < 0
 
 
+def test_a_step_has_the_momentum_of_nesterov() -> None:
+    (layer,) = convolutions(SHAPES[:1])
+    muon, average = Muon({"layer": layer}), torch.zeros(1)
+    for _ in range(2):
+        v = filters(layer.weight_v.detach().clone(), False).flatten(1)
+        layer.weight_v.grad = torch.randn_like(layer.weight_v)
+        gradient = filters(layer.weight_v.grad, False).flatten(1).clone()
+        average = torch.lerp(gradient, average, muon.momentum)
+        turned = polar_factor(torch.lerp(gradient, average, muon.momentum)[None])[0]
+        v -= 0.1 * max(1.0, v.shape[0] / v.shape[1]) ** 0.5 * turned
+        muon.step(torch.tensor(0.1))
+        new = filters(layer.weight_v.detach(), False).flatten(1)
+        torch.testing.assert_close(new, v / v.norm(dim=1, keepdim=True))
+
+
 def test_the_angle_follows_from_the_number_of_steps() -> None:
     config = tiny(optimizer="muon", images=8000, batch_size=8)
     assert kernel_rate(replace(config, kernel_rate=0.03)) == 0.03

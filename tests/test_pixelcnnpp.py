@@ -285,6 +285,16 @@ def test_one_seed_a_forward_and_a_number_for_every_gated_resnet(conditioning: st
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_init_leaves_the_mode_and_the_gain_of_a_constant_filter() -> None:
+    layer, model, x = WeightNormConv(1, 2, (1, 1)), tiny(), torch.zeros(2, 1, 8, 8)
+    gains = layer.weight_g.clone()
+    layer.initialize(x)
+    assert torch.equal(layer.weight_g, gains)
+    for training in (False, True):
+        model.train(training).initialize(x)
+        assert model.training is training
+
+
 def test_likelihood_is_float32_under_autocast() -> None:
     model = tiny()
     x, _ = inputs("none", 1, 8, 8)

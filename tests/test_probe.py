@@ -195,7 +195,17 @@ def test_rows_of_blocks_together_are_averages_over_parts_of_both_streams(tmp_pat
     torch.testing.assert_close(rows["together"], expected.half(), rtol=2e-3, atol=1e-3)
 
 
-def test_the_best_probe_is_chosen_without_the_test_set(tmp_path: Path) -> None:
+def test_the_best_probe_is_chosen_without_the_test_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By rows of the training set that its weights have not seen."""
+    rows: set[tuple[int, int]] = set()
+
+    def fit(train: Any, test: Any, **how: Any) -> Any:
+        rows.add((len(train[0]), len(test[0])))
+        return train_linear(train, test, **how)
+
+    monkeypatch.setattr(probe_module, "train_linear", fit)
     names = ("up0", "together")
     results = [{"accuracy": a, "held_out": h} for a, h in ((0.9, 0.5), (0.8, 0.7))]
     assert best_probe(dict(zip(names, results, strict=True))) == "together"
@@ -210,6 +220,7 @@ def test_the_best_probe_is_chosen_without_the_test_set(tmp_path: Path) -> None:
     for one, other in zip(*(each.values() for each in scores), strict=True):
         assert other["held_out"] == one["held_out"]
         assert other["accuracy"] == pytest.approx(1 - one["accuracy"])
+    assert rows == {(23, 11), (19, 4)}
 
 
 def test_pixels_are_what_the_networks_see(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from dsmooth import ModelConfig, PixelCNNpp, SmoothedPair
 from dsmooth.config import TrainConfig
-from dsmooth.files import save_weights
+from dsmooth.files import save_weights, write_tensors
 from dsmooth.presets import preset
 from dsmooth.runs import RunFolder
 from dsmooth.sampling.request import How, Request
@@ -98,6 +98,7 @@ def test_settings_of_a_pair(tmp_path: Path, every: int) -> None:
     assert refused > 300 // every
 
 
+@pytest.mark.budget(4)
 @pytest.mark.parametrize("name", ["n_filters", "n_resnet"])
 def test_settings_bring_no_memory(tmp_path: Path, name: str) -> None:
     """Beside small weights, settings of a network of terabytes had it built."""
@@ -105,7 +106,11 @@ def test_settings_bring_no_memory(tmp_path: Path, name: str) -> None:
     run = RunFolder(tmp_path)
     run.write_config(replace(preset("mnist", "noisy"), model=model), (8, 8))
     save_weights(PixelCNNpp(model), run.weights)
-    assert run.load_model()[0].config == model
+    found = run.load_model()[0]
+    assert found.config == model
+    write_tensors(run.weights, {k: v.int() for k, v in found.state_dict().items()}, {})
+    with pytest.raises(ValueError, match=r"another shape: \d+ tensors differ"):
+        run.load_model()
     values = json.loads(run.config.read_text())
     values["model"][name] = 4096
     run.config.write_text(json.dumps(values))

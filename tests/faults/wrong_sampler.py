@@ -166,6 +166,19 @@ def test_a_wrong_call_raises_or_draws_rightly(target: Target) -> None:
     run(target, examples=120)
 
 
+def test_what_is_written_has_memory_of_its_own() -> None:
+    given = _arguments("stack", completes=True, n_classes=2)
+    out, sampler = given["out"], make_sampler("stack", False, 2)
+    read = {
+        "context": out,
+        "mask": out.view(torch.uint8).flatten()[:192].view(3, 8, 8),
+        "condition": out.flatten()[-6:].view(3, 2),
+    }
+    for name, same in read.items():
+        with pytest.raises(ValueError, match=f"out must have memory of its own, .* of {name}"):
+            sampler.sample(**given | {name: same})
+
+
 NUMBERS = [-(2**31), -2, -1, 0, 1, 2, 3, 5, 64, 2**20, 2**31 - 1, 2**31, 2**70]
 ODD = [None, "x", 1.5, True, False, (), [], {}, np.zeros(3), torch.ones(2), object(), *NUMBERS]
 WEIGHTS = [
