@@ -8,6 +8,8 @@ The build needs no torch and no network. An environment variable steers it:
 
     DSMOOTH_EXTENSION=0 without the extension: operations run in PyTorch, sampling is slow
 
+DSMOOTH_REPOSITORY=https://github.com/OWNER/NAME names the repository: links of the README then lead
+there, and so do those of the package's page on an index. Without it there are none.
 CMAKE_ARGS adds arguments to CMake's, as for other packages.
 Without a working C++20 compiler the build fails: pip would keep a wheel without the extension.
 What was built, with what, and the reason of what was not, is written to `dsmooth/_build_info.json`;
@@ -32,6 +34,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 BUILD_INFO = "_build_info.json"
+PAPER_CODE = "Autoregressive-Modeling-with-Distribution-Smoothing"
 COMPILER_HINT = (
     "apt install g++ (Debian, Ubuntu), dnf install gcc-c++ (Fedora) or xcode-select --install "
     "(macOS) installs one; DSMOOTH_EXTENSION=0 leaves the extension out, and sampling then takes "
@@ -207,6 +210,29 @@ def complaint(output: str) -> str:
     return " ".join(text.split())[:300] or "no message"
 
 
+def readme(repository: str) -> str:
+    """README.md, its links to files leading to the repository at this version's tag."""
+    path = ROOT / "README.md"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if not repository:
+        return text
+    version = re.search(r'"(.+)"', (ROOT / "dsmooth" / "_version.py").read_text())
+    assert version is not None
+    tag = f"v{version[1]}"
+    text = re.sub(r"\]\(((?!https?:)[^)]*\.png)\)", rf"]({repository}/raw/{tag}/\1)", text)
+    return re.sub(r"\]\(((?!https?:|#)[^)]*)\)", rf"]({repository}/blob/{tag}/\1)", text)
+
+
+def project_urls(repository: str) -> dict[str, str]:
+    """Addresses that an index shows."""
+    own = {"Repository": repository, "Changelog": f"{repository}/blob/main/CHANGELOG.md"}
+    return {
+        **(own if repository else {}),
+        "Paper": "https://arxiv.org/abs/2103.15089",
+        "Code of the paper": f"https://github.com/chenlin9/{PAPER_CODE}",
+    }
+
+
 def say(message: str) -> None:
     print(f"dsmooth: {message}", flush=True)
 
@@ -214,7 +240,11 @@ def say(message: str) -> None:
 if __name__ == "__main__":
     # A zip file or a checkout without symlinks has a text file for the symlink dsmooth/kernels.
     lost = {} if (ROOT / "dsmooth" / "kernels").is_dir() else {"dsmooth.kernels": "kernels"}
+    repository = os.environ.get("DSMOOTH_REPOSITORY", "").rstrip("/")
     setup(
+        long_description=readme(repository),
+        long_description_content_type="text/markdown",
+        project_urls=project_urls(repository),
         # optional: copying into the source tree passes over an extension that was not built
         ext_modules=[Extension("dsmooth._C", sources=[], optional=True)],
         cmdclass={"build_ext": BuildExtension},

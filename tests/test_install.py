@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -23,6 +24,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ["csrc", "dsmooth", "kernels", "pyproject.toml", "setup.py", "MANIFEST.in"]
 PURE = {"CC": "/bin/false", "CXX": "/bin/false", "DSMOOTH_EXTENSION": "0"}
+REPOSITORY = "https://example.org/owner/dsmooth"
 
 pytestmark = pytest.mark.skipif(
     not (ROOT / "setup.py").is_file(), reason="installs the source tree, and there is none here"
@@ -60,10 +62,18 @@ def pip(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.Com
     )
 
 
+# An editable install would give the modules that an installed package lacks.
+ALONE = "import sys; sys.meta_path = [f for f in sys.meta_path if 'Editable' not in str(f)]\n"
+
+
 def python(code: str, cwd: Path, *path: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}
     return subprocess.run(
-        [sys.executable, "-c", code], cwd=cwd, env=environment, capture_output=True, text=True
+        [sys.executable, "-c", ALONE + code],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
 
 
@@ -86,9 +96,18 @@ def test_sdist_builds_a_complete_wheel_without_an_extension(clone: Path, tmp_pat
     assert not [name for name in names if name.endswith((".so", "_build_info.json"))]
 
     unpacked, site = tmp_path / archive.name.removesuffix(".tar.gz"), tmp_path / "site"
-    done = pip("wheel", unpacked, "-w", tmp_path / "w", cwd=tmp_path, **PURE)
+    done = pip(
+        "wheel", unpacked, "-w", tmp_path / "w", cwd=tmp_path, **PURE, DSMOOTH_REPOSITORY=REPOSITORY
+    )
     assert done.returncode == 0, done.stdout
-    check_wheel(tmp_path / "w", clone).extractall(site)
+    wheel = check_wheel(tmp_path / "w", clone)
+    (metadata,) = (wheel.read(name).decode() for name in wheel.namelist() if "/METADATA" in name)
+    assert f"Project-URL: Repository, {REPOSITORY}\n" in metadata
+    links = re.findall(r"\]\(([^)]*)\)", metadata)
+    assert len(links) > 3
+    assert all(link.startswith("https://") for link in links)
+    assert any(link.startswith(f"{REPOSITORY}/raw/v") for link in links)  # the picture
+    wheel.extractall(site)
     assert not list((site / "dsmooth").glob("_C*.so"))
     info = json.loads((site / "dsmooth" / "_build_info.json").read_text())
     assert info["extension"] is False

@@ -6,7 +6,7 @@ import pytest
 
 from dsmooth.evaluate.comparison import compare_images
 from dsmooth.evaluate.features import FeatureExtractor
-from dsmooth.progress import make_bar, progress, shows_bars, significant
+from dsmooth.progress import _WHOLES, make_bar, progress, shows_bars, significant, whole
 from tests.helpers.data_makers import random_bytes
 
 pytestmark = pytest.mark.quick
@@ -36,6 +36,27 @@ def test_the_unit_is_named(
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["training: 20 epochs", "training: 4/20 (22 %)"]
     assert lines[2].startswith("training: done in ")
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_parts_count_by_their_share_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], terminal: bool
+) -> None:
+    monkeypatch.setattr("dsmooth.progress.shows_bars", lambda: terminal)
+    with whole("the report", {"a": 3.0, "b": 1.0}):
+        (around,) = _WHOLES
+        with progress("a", 10) as done:
+            done(5)
+            if terminal:
+                assert [task.completed for task in around.bar.tasks] == [37.5, 5]
+        with progress("unknown", 10):
+            pass
+        assert around.percent() == 75
+        if terminal:
+            assert len(around.bar.tasks) == 1
+    assert not _WHOLES
+    if not terminal:
+        assert "s; 75 % of the report\n" in capsys.readouterr().out
 
 
 class _Stream:

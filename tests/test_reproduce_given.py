@@ -60,7 +60,7 @@ def test_given_models_are_measured_and_reported(reported: Path) -> None:
     assert results["data"]["embedded_subset"]
     assert {"two-step", "single-step", "plain", "real"} == set(results["frechet"]["distances"])
     assert "mnist-classifier" in results["frechet"]["name"]
-    assert len(results["probes"]["accuracy"]) == 6
+    assert len(results["probes"]["accuracy"]) == 5
     assert results["receptive_field"]["networks"]["two-streams"]["blind_spot"] == 0
     for key in ("bits_per_dim", "frechet", "probes", "receptive_field"):
         assert results[key]["unit"]

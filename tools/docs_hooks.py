@@ -2,17 +2,21 @@
 
 Equations become MathML, which browsers draw without a script or a network. A notebook's links to
 Markdown files become links to their pages, as mkdocs makes them of other pages. An option of a
-command is not broken after its dashes.
+command is not broken after its dashes. The foot of a page says the version. With the environment
+variable DSMOOTH_REPOSITORY, an address, pages link to it and to their own source.
 """
 
 from __future__ import annotations
 
 import html
+import os
 import re
+from pathlib import Path
 from typing import Any
 
 from latex2mathml.converter import convert
 
+_PACKAGE = Path(__file__).parents[1] / "dsmooth"
 _EQUATION = re.compile(
     r'<(?P<tag>span|div) class="arithmatex">\\[(\[](?P<tex>.*?)\\[)\]]</(?P=tag)>', re.DOTALL
 )
@@ -26,6 +30,19 @@ _SPACING = (
         r'\1<mspace width="0.17em"/>',
     ),
 )
+
+
+def on_config(config: Any, **_: Any) -> Any:
+    """The version, and the repository where one is named."""
+    version = re.search(r'"(.+)"', (_PACKAGE / "_version.py").read_text())
+    assert version is not None
+    config.copyright = f"dsmooth {version[1]}"
+    config.repo_url = os.environ.get("DSMOOTH_REPOSITORY") or None
+    if config.repo_url:
+        config.repo_name = config.repo_url.rstrip("/").rpartition("/")[2]
+        config.edit_uri = "edit/main/docs/"
+        config.theme["features"] = [*config.theme["features"], "content.action.edit"]
+    return config
 
 
 def on_page_content(content: str, **_: Any) -> str:

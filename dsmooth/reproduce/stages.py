@@ -27,7 +27,7 @@ from ..models import Models
 from ..nn import PixelCNNpp
 from ..nn.weights import weights_digest
 from ..pictures import is_diverged, save_grid, visible
-from ..progress import progress
+from ..progress import progress, whole
 from ..sampling.cached import Sampler
 from ..sampling.output import gather, write_images
 from ..sampling.request import How, Label, Progress, Request
@@ -37,7 +37,22 @@ KEY = "asked"  # the field of a stored result that holds all that decides it
 CHUNK = 64  # images drawn or scored at a time
 GRID_IMAGES = 64  # samples in the picture of a grid
 DENOISED_IMAGES = 10  # held-out images whose denoising the report shows
+# Networks that are probed, beside themselves untrained and the pixels: the plain model never saw
+# noise.
+PROBED = ("noisy", "denoiser")
 FEW_PROBES = ProbeSettings(train_images=2000, test_images=1000)
+# Seconds of the parts with the packaged models on two cores, for the bar of the whole.
+SECONDS = {
+    "drawing noisy": 5,
+    "drawing two-step": 6,
+    "drawing single-step": 14,
+    "drawing plain": 4,
+    "scoring held-out images": 10,
+    "scoring the plain model": 4,
+    "features of real images": 4,
+    **{f"features of {kind}{name}": 15 for kind in ("", "untrained-") for name in PROBED},
+    **{f"probes of {kind}{name}": 3 for kind in ("", "untrained-") for name in PROBED},
+}
 # Pictures whose distance to real images is measured.
 COMPARED = ("two-step", "single-step", "plain")
 
@@ -80,15 +95,16 @@ class Stages:
 
     def run(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """The numbers of every stage that is there, by their key in results.json; the pictures."""
-        pictures = self.draw()
-        results = {
-            "bits_per_dim": self.score(),
-            "frechet": self.compare(pictures),
-            "receptive_field": self.stored(
-                "receptive_field", "receptive-field", {"networks": 2}, receptive_fields
-            ),
-            "probes": self.probe(),
-        }
+        with whole("the report", SECONDS):
+            pictures = self.draw()
+            results = {
+                "bits_per_dim": self.score(),
+                "frechet": self.compare(pictures),
+                "receptive_field": self.stored(
+                    "receptive_field", "receptive-field", {"networks": 2}, receptive_fields
+                ),
+                "probes": self.probe(),
+            }
         return {name: result for name, result in results.items() if result}, pictures
 
     def stored(
@@ -273,11 +289,10 @@ class Stages:
 
     def probe(self) -> dict[str, Any]:
         """Accuracies of linear probes; "skipped" says why there are none without labels."""
-        path, pair, plain = self.folder / "probes.json", self.models.pair, self.models.plain
+        path, pair = self.folder / "probes.json", self.models.pair
         if self.only not in (None, "probes"):
-            return self.stored(
-                "probes", "probes", {"weights_sha256": probed_weights(pair, plain)}, dict
-            )
+            key = {"weights_sha256": probed_weights(pair, None)}
+            return self.stored("probes", "probes", key, dict)
         if self.train_set.labels is None or self.test_set.labels is None:
             return {"skipped": "the images have no labels"}
         if self.models.n_classes:
@@ -291,7 +306,6 @@ class Stages:
             self.test_set,
             replace(self.sizes.probes, seed=self.seed),
             path,
-            plain=plain,
             precision=self.precision,
             replace_other=True,
         )
