@@ -10,28 +10,44 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import Bench, Work, copy, full, quick, smoke, warm_memory
+from dsmooth.config import bytes_of
 from dsmooth.functional import logistic_mixture_log_prob, logistic_mixture_log_prob_ref
 
 pytestmark = pytest.mark.usefixtures("native", "one_thread")
-SHAPES = {"small": (2, 1, 8, 8), "mnist": (64, 1, 28, 28), "cifar": (16, 3, 32, 32)}
-N_MIX = 10
+SHAPES = {
+    "small": (2, 1, 8, 8),
+    "mnist": (64, 1, 28, 28),
+    "mnist-16": (16, 1, 28, 28),
+    "cifar": (16, 3, 32, 32),
+}
+# K, and the op's keyword arguments.
+KINDS: dict[str, tuple[int, dict[str, Any]]] = {
+    "continuous": (10, {"likelihood": "continuous"}),
+    "discretized": (10, {"likelihood": "discretized"}),
+    "atoms": (10, {"likelihood": "discretized", "atoms": (0, 252, 253, 254, 255)}),
+    "all": (5, {"likelihood": "discretized", "atoms": "all"}),
+}
 
 
 @pytest.mark.parametrize(
-    ("shape", "likelihood", "gradient"),
+    ("shape", "kind", "gradient"),
     [
         smoke("small", "continuous", True, id="small"),
         *(
-            level(shape, likelihood, gradient, id=f"{shape}-{likelihood}-{what}")
-            for shape, level in (("mnist", full), ("cifar", quick))
-            for likelihood in ("continuous", "discretized")
+            level(shape, kind, gradient, id=f"{shape}-{kind}-{what}")
+            for shape, level, kinds in (
+                ("mnist", full, ("continuous", "discretized")),
+                ("cifar", quick, ("continuous", "discretized")),
+                ("mnist-16", quick, ("atoms", "all")),
+            )
+            for kind in kinds
             for gradient, what in ((False, "forward"), (True, "gradient"))
         ),
     ],
 )
-def bench_loss(bench: Bench, shape: str, likelihood: Any, gradient: bool) -> None:
-    x, params = images_and_params(SHAPES[shape], gradient)
-    contenders = make_contenders(x, params, likelihood, gradient, compiled=not bench.smoke)
+def bench_loss(bench: Bench, shape: str, kind: str, gradient: bool) -> None:
+    x, params = images_and_params(SHAPES[shape], kind, gradient)
+    contenders = make_contenders(x, params, kind, gradient, compiled=not bench.smoke)
     check(contenders)
     warm_memory()
     # params are read and, with the gradient, one number is written for each.
@@ -48,18 +64,23 @@ def bench_loss(bench: Bench, shape: str, likelihood: Any, gradient: bool) -> Non
     )
 
 
-def images_and_params(shape: tuple[int, int, int, int], gradient: bool) -> tuple[Tensor, Tensor]:
+def images_and_params(
+    shape: tuple[int, int, int, int], kind: str, gradient: bool
+) -> tuple[Tensor, Tensor]:
     batch, channels, height, width = shape
     generator = torch.Generator().manual_seed(0)
     levels = torch.randint(0, 256, shape, generator=generator)
-    n_params = N_MIX * (3 if channels == 1 else 10)
+    n_mix, options = KINDS[kind]
+    n_params = n_mix * (3 if channels == 1 else 10) + len(bytes_of(options.get("atoms", ())))
     params = torch.randn(batch, n_params, height, width, generator=generator)
     return levels.float() / 127.5 - 1, params.requires_grad_(gradient)
 
 
 def make_contenders(
-    x: Tensor, params: Tensor, likelihood: Any, gradient: bool, compiled: bool
+    x: Tensor, params: Tensor, kind: str, gradient: bool, compiled: bool
 ) -> dict[str, Callable[[], Tensor]]:
+    _, options = KINDS[kind]
+
     def step(log_prob: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], Tensor]:
         def run() -> Tensor:
             loss = log_prob(x, params).sum()
@@ -68,10 +89,10 @@ def make_contenders(
         return run
 
     def reference(x: Tensor, params: Tensor) -> Tensor:
-        return logistic_mixture_log_prob_ref(x, params, likelihood)
+        return logistic_mixture_log_prob_ref(x, params, **options)
 
     def native(x: Tensor, params: Tensor) -> Tensor:
-        return logistic_mixture_log_prob(x, params, likelihood, impl="native")
+        return logistic_mixture_log_prob(x, params, impl="native", **options)
 
     contenders = {"eager": step(reference), "native": step(native)}
     if compiled:

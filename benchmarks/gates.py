@@ -30,7 +30,7 @@ def test_cached_sampling_beats_plain_sampling_300_times() -> None:
 
 def test_fused_loss_and_gradient_beat_eager_twice() -> None:
     with torch_threads(1):
-        x, params = images_and_params(SHAPES["cifar"], gradient=True)
+        x, params = images_and_params(SHAPES["cifar"], "continuous", gradient=True)
         contenders = make_contenders(x, params, "continuous", gradient=True, compiled=False)
         check(contenders)
         warm_memory()

@@ -4,8 +4,8 @@ A program owns BLOCK_P neighbouring pixels of an image and all K components of e
 (BLOCK_P, BLOCK_K), where BLOCK_K is the power of two that holds K. Every parameter of a component
 is read once and every derivative written once, with only registers between. The logits of atoms
 come in tiles of the same shape. These join the tiles of the components before each sum over a
-pixel. They are read again for each use, so registers suffice for any number of atoms. Equations:
-docs/math.md, section 2. Arithmetic is float32 for every dtype.
+pixel. They are read again for each use, from a cache, so registers suffice for any number of atoms.
+Equations: docs/math.md, section 2. Arithmetic is float32 for every dtype.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import launch, plan
-from .mixture_terms import byte_level, colour_terms, place_among, tanh_pair
+from .mixture_terms import byte_level, colour_terms, place_among, shift_of, tanh_pair
 
 
 @triton.jit
@@ -38,17 +38,16 @@ def store_group(ptrs, value, mask, stride_k, group: tl.constexpr, N_MIX: tl.cons
 
 
 @triton.jit
-def load_atoms(ptrs, mask_p, stride_k, first, place, N_ATOMS: tl.constexpr, BLOCK_K: tl.constexpr):
-    """The logits of atoms `first`, `first` + 1, ... of every pixel, (BLOCK_P, BLOCK_K) in float32,
-    and the same with -inf for all but the atom that the pixel lies on.
+def load_atoms(ptrs, mask_p, stride_k, first, N_ATOMS: tl.constexpr, BLOCK_K: tl.constexpr):
+    """The logits of atoms `first`, `first` + 1, ... of every pixel, (BLOCK_P, BLOCK_K) in float32;
+    lanes without an atom are -inf. And the atoms' places, (1, BLOCK_K), as floats.
 
-    ptrs: of the lanes of atom 0. place: (BLOCK_P, 1), that atom or -1. Lanes without an atom are
-    -inf.
+    ptrs: of the lanes of atom 0.
     """
     atom = first + tl.arange(0, BLOCK_K)[None, :]
     mask = mask_p[:, None] & (atom < N_ATOMS)
     logit = tl.load(ptrs + first * stride_k, mask=mask, other=float("-inf")).to(tl.float32)
-    return logit, tl.where(atom == place, logit, float("-inf"))
+    return logit, atom.to(tl.float32)
 
 
 @triton.jit
@@ -69,10 +68,12 @@ def log_prob_kernel(
     N_MIX: tl.constexpr,
     CHANNELS: tl.constexpr,
     LIKELIHOOD: tl.constexpr,
-    ATOMS: tl.constexpr,  # tuple of byte levels
+    N_ATOMS: tl.constexpr,
+    LEVELS: tl.constexpr,  # tuple of their byte levels; None: all 256 in order
     ROWS_FOLLOW: tl.constexpr,  # in x and params too: an image is then one row of pixels
     BLOCK_P: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    UNROLL: tl.constexpr,  # tiles of atoms that are loaded before the first is needed
 ):
     image = (tl.program_id(0) // blocks).to(tl.int64)
     block = (tl.program_id(0) % blocks).to(tl.int64)
@@ -94,7 +95,6 @@ def log_prob_kernel(
 
     # The channels of a pixel are groups of K: logits; per colour means, log-scales and, for RGB,
     # coefficients. The logits of atoms lie between the first group and the others.
-    N_ATOMS: tl.constexpr = len(ATOMS)
     logit = load_group(ptrs, mask, params_strides[1], 0, N_MIX)
     atom_ptrs = ptrs + N_MIX * params_strides[1]
     ptrs = ptrs + N_ATOMS * params_strides[1]
@@ -125,35 +125,42 @@ def log_prob_kernel(
     # log sum_k pi_k p_k = log sum_k factor_k e^(logit_k + exponent_k) - log sum_k e^logit_k, where
     # an atom has p = 1 at its level, else 0.
     logit = tl.where(mask_k[None, :], logit, float("-inf"))
-    joint = logit + exponent
-    top_logit, top_joint = logit, joint
+    top_logit = logit
     if N_ATOMS > 0:
         level = byte_level(x0)
         if CHANNELS == 3:
             grey = (level == byte_level(x1)) & (level == byte_level(x2))
             level = tl.where(grey, level, -1.0)
-        place = place_among(level, ATOMS)
-        for first in range(0, N_ATOMS, BLOCK_K):
-            atom_logit, atom_joint = load_atoms(
-                atom_ptrs, mask_p, params_strides[1], first, place, N_ATOMS=N_ATOMS, BLOCK_K=BLOCK_K
+        place = place_among(level, LEVELS)
+        atom_here = tl.full(logit.shape, float("-inf"), tl.float32)
+        for first in tl.range(0, N_ATOMS, BLOCK_K, loop_unroll_factor=UNROLL):
+            atom_logit, atom = load_atoms(
+                atom_ptrs, mask_p, params_strides[1], first, N_ATOMS=N_ATOMS, BLOCK_K=BLOCK_K
             )
             top_logit = tl.maximum(top_logit, atom_logit)
-            top_joint = tl.maximum(top_joint, atom_joint)
+            atom_here = tl.where(atom == place, atom_logit, atom_here)
     max_logit = tl.max(top_logit, axis=1)[:, None]
+    shift = shift_of(max_logit)
+    joint = (logit - shift) + exponent
+    top_joint = joint
+    if N_ATOMS > 0:
+        atom_joint = atom_here - shift  # of the only one that may be possible; -inf elsewhere
+        top_joint = tl.maximum(top_joint, atom_joint)
     max_joint = tl.max(top_joint, axis=1)[:, None]
     weight = tl.exp(logit - max_logit)
     responsibility = factor * tl.exp(joint - max_joint)
     all_weight, all_joint = weight, responsibility
     if N_ATOMS > 0:
-        for first in range(0, N_ATOMS, BLOCK_K):
-            atom_logit, atom_joint = load_atoms(
-                atom_ptrs, mask_p, params_strides[1], first, place, N_ATOMS=N_ATOMS, BLOCK_K=BLOCK_K
+        atom_responsibility = tl.exp(atom_joint - max_joint)
+        all_joint += atom_responsibility
+        for first in tl.range(0, N_ATOMS, BLOCK_K, loop_unroll_factor=UNROLL):
+            atom_logit, _ = load_atoms(
+                atom_ptrs, mask_p, params_strides[1], first, N_ATOMS=N_ATOMS, BLOCK_K=BLOCK_K
             )
             all_weight += tl.exp(atom_logit - max_logit)
-            all_joint += tl.exp(atom_joint - max_joint)
     sum_weight = tl.sum(all_weight, axis=1)[:, None]
     sum_joint = tl.sum(all_joint, axis=1)[:, None]
-    log_prob = (max_joint - max_logit) + (tl.log(sum_joint) - tl.log(sum_weight))
+    log_prob = (max_joint - (max_logit - shift)) + (tl.log(sum_joint) - tl.log(sum_weight))
     log_prob_ptrs = log_prob_ptr + image * pixels + offs_p[:, None]
     tl.store(log_prob_ptrs, log_prob, mask=mask_p[:, None])
     responsibility = responsibility / sum_joint
@@ -164,17 +171,12 @@ def log_prob_kernel(
         d_logit = responsibility - weight / sum_weight
         store_group(grads, d_logit, mask, grad_strides[1], 0, N_MIX)
         if N_ATOMS > 0:
-            for first in range(0, N_ATOMS, BLOCK_K):
-                atom_logit, atom_joint = load_atoms(
-                    atom_ptrs,
-                    mask_p,
-                    params_strides[1],
-                    first,
-                    place,
-                    N_ATOMS=N_ATOMS,
-                    BLOCK_K=BLOCK_K,
+            atom_responsibility = atom_responsibility / sum_joint
+            for first in tl.range(0, N_ATOMS, BLOCK_K, loop_unroll_factor=UNROLL):
+                atom_logit, atom = load_atoms(
+                    atom_ptrs, mask_p, params_strides[1], first, N_ATOMS=N_ATOMS, BLOCK_K=BLOCK_K
                 )
-                d_atom = tl.exp(atom_joint - max_joint) / sum_joint
+                d_atom = tl.where(atom == place, atom_responsibility, 0.0)
                 d_atom -= tl.exp(atom_logit - max_logit) / sum_weight
                 tl.store(
                     grads + (N_MIX + first) * grad_strides[1],
@@ -306,10 +308,12 @@ def log_prob(
         N_MIX=n_mix,
         CHANNELS=channels,
         LIKELIHOOD=likelihood,
-        ATOMS=tuple(atoms),
+        N_ATOMS=len(atoms),
+        LEVELS=None if tuple(atoms) == tuple(range(256)) else tuple(atoms),
         ROWS_FOLLOW=_rows_follow(x) and _rows_follow(params),
         BLOCK_P=tiling.block_p,
         BLOCK_K=tiling.block_k,
+        UNROLL=min(4, triton.cdiv(len(atoms), tiling.block_k)),
         num_warps=tiling.num_warps,
     )
     launch(

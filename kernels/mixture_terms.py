@@ -13,6 +13,7 @@ MIN_LOG_SCALE = tl.constexpr(-7.0)
 HALF_LEVEL = tl.constexpr(1 / 255)  # delta, half the distance of two of the 256 levels
 LOG_LEVEL = tl.constexpr(-4.848116364598481)  # log(2 delta)
 OUTER_LEVEL = tl.constexpr(0.999)  # beyond it, the outer levels take the tails
+LARGE_LOGIT = tl.constexpr(256.0)
 NORMAL_PEAK = tl.constexpr(0.3989422804014327)  # 1 / sqrt(2 pi)
 
 # exp(y) = 2^n exp(r): y = n ln 2 + r, with ln 2 in two parts, the first exact times any n that
@@ -165,8 +166,21 @@ def byte_level(x):
 
 @triton.jit
 def place_among(level, LEVELS: tl.constexpr):
-    """The place of `level` in the tuple LEVELS, -1 where it is none of them."""
-    place = tl.full(level.shape, -1, tl.int32)
-    for j in tl.static_range(len(LEVELS)):
-        place = tl.where(level == LEVELS[j], j, place)
+    """The place of `level` in the tuple LEVELS, a float; some other number where it has none.
+
+    LEVELS: None for all 256 levels in their order.
+    """
+    if LEVELS is None:
+        place = level
+    else:
+        place = tl.full(level.shape, -1.0, tl.float32)
+        for j in tl.static_range(len(LEVELS)):
+            place = tl.where(level == LEVELS[j], 1.0 * j, place)
     return place
+
+
+@triton.jit
+def shift_of(max_logit):
+    """What all logits are lowered by before an exponent is added, which a large one would round
+    away. Small ones stay: their sums keep their bits."""
+    return tl.where(tl.abs(max_logit) > LARGE_LOGIT, max_logit, 0.0)

@@ -80,17 +80,18 @@ def test_conventions_differ_by_exactly_their_constants(likelihood: str) -> None:
         assert rows[name].value == pytest.approx(float(bits.mean()), abs=1e-6)
 
 
-def test_the_density_of_noised_bytes_is_a_mixture_over_all_levels() -> None:
-    params = torch.randn(1, 8, 1, 1, generator=torch.Generator().manual_seed(3)).double()
-    y = torch.linspace(-1.2, 1.2, 24_001, dtype=torch.float64).view(-1, 1, 1, 1)
-    density = noised_log_density(y, params.expand(len(y), -1, -1, -1), atoms=(0, 200)).exp()
-    assert float(density.sum()) * 1e-4 == pytest.approx(1, abs=1e-9)
+@pytest.mark.parametrize(("atoms", "n_params"), [((0, 200), 8), ("all", 262)])
+def test_the_density_of_noised_bytes_is_a_mixture_over_all_levels(
+    atoms: Any, n_params: int
+) -> None:
+    params = torch.randn(1, n_params, 1, 1, generator=torch.Generator().manual_seed(3)).double()
+    y = torch.linspace(-1.2, 1.2, 2401, dtype=torch.float64).view(-1, 1, 1, 1)
+    density = noised_log_density(y, params.expand(len(y), -1, -1, -1), atoms=atoms).exp()
+    assert float(density.sum()) * 1e-3 == pytest.approx(1, abs=1e-9)
     levels = (torch.arange(256).double() / 127.5 - 1).view(-1, 1, 1, 1)
     every = params.expand(256, -1, -1, -1)
-    masses = dsmooth.functional.logistic_mixture_log_prob(
-        levels, every, "discretized", atoms=(0, 200)
-    )
-    for i in (1990, 12_345, 22_030):  # around black, in the middle, beyond white
+    masses = dsmooth.functional.logistic_mixture_log_prob(levels, every, "discretized", atoms=atoms)
+    for i in (199, 1234, 2203):  # around black, in the middle, beyond white
         noise = (-((y[i] - levels).flatten() ** 2) / 2e-4).exp() / (2e-4 * math.pi) ** 0.5
         expected = float((masses.exp()[:, 0, 0] * noise).sum())
         assert float(density[i]) == pytest.approx(expected, rel=1e-9)

@@ -10,9 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsmooth.functional import (
-    logistic_mixture_sample,
-)
+from dsmooth.functional import logistic_mixture_log_prob, logistic_mixture_sample
 from dsmooth.functional.logistic_mixture import snap_to_levels, split_mixture
 from tests.helpers.mixture_cases import (
     GOLDEN,
@@ -162,6 +160,20 @@ def test_samples_have_the_atoms_weights_and_the_gaussians_quantiles() -> None:
     torch.testing.assert_close(x, expected, rtol=1e-12, atol=1e-12)
 
 
+def test_all_is_each_level() -> None:
+    generator = torch.Generator().manual_seed(0)
+    params = torch.randn(1, 3 * 2 + 256, 1, 40, generator=generator)
+    arguments = params, uniforms_of(40).float(), 1, "discretized"
+    x = logistic_mixture_sample(*arguments, atoms="all")
+    assert torch.equal(x, logistic_mixture_sample(*arguments, atoms=range(256)))
+    for impl in ("reference", "auto"):
+        masses = [
+            logistic_mixture_log_prob(x, params, "discretized", impl, atoms=atoms)
+            for atoms in ("all", tuple(range(256)))
+        ]
+        assert torch.equal(*masses)
+
+
 def test_snapping_keeps_the_levels() -> None:
     assert torch.equal(snap_to_levels(LEVELS), LEVELS)
     narrow = torch.arange(256, dtype=torch.float32) / 127.5 - 1
@@ -184,6 +196,15 @@ def test_temperature_divides_logits_and_widens_scales(channels: int) -> None:
     )
 
 
+@pytest.mark.parametrize("temperature", [1e-300, 1e-45, 1e-38, 1e-7])
+@pytest.mark.parametrize("shared", [-3.0, 2.0])
+def test_the_coldest_draw_is_the_likeliest_component(shared: float, temperature: float) -> None:
+    params = torch.tensor([shared - 0.5, shared, -0.4, 0.6, -3.0, -3.0]).view(1, 6, 1, 1)
+    uniforms = torch.tensor([0.01, 0.99]).expand(1, 4, 1, 2)
+    x = logistic_mixture_sample(params.expand(-1, -1, -1, 2), uniforms, 1, temperature=temperature)
+    torch.testing.assert_close(x, torch.full((1, 1, 1, 2), 0.6))
+
+
 def test_largest_and_smallest_uniform_draw_something_finite() -> None:
     params = torch.zeros(1, 30, 1, 2)
     uniforms = torch.tensor([0.5 * 2**-23, 1 - 0.5 * 2**-23]).expand(1, 4, 1, 2)
@@ -203,6 +224,8 @@ def test_largest_and_smallest_uniform_draw_something_finite() -> None:
         ({"temperature": math.inf}, "temperature must be positive and finite, got inf"),
         ({"likelihood": "legacy"}, "likelihood must be one of"),
         ({"atoms": (0, 0)}, "atoms"),
+        ({"atoms": "some"}, "atoms must be one of all, got 'some'"),
+        ({"atoms": "all", "image_channels": 3}, "grey images: .*; got 3 image channels"),
         ({"likelihood": "gaussian", "smoothing_scale": -1.0}, "smoothing_scale"),
     ],
 )

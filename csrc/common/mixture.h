@@ -1,7 +1,6 @@
 // The kind of a pixel's distribution, apart from its parameters: for the loss and the sampler.
 #pragma once
 
-#include <algorithm>
 #include <cmath>
 #include <stdexcept>
 #include <string>
@@ -27,10 +26,13 @@ template <class Level>
 void check_mixture(Likelihood likelihood, const std::vector<Level>& atoms, double smoothing_scale) {
   if (!atoms.empty() && likelihood != Likelihood::kDiscretized)
     throw std::invalid_argument("atoms need likelihood discretized");
-  for (auto level = atoms.begin(); level != atoms.end(); ++level)
-    if (*level < 0 || *level > 255 || std::find(atoms.begin(), level, *level) != level)
+  bool seen[256] = {};
+  for (const Level level : atoms) {
+    if (level < 0 || level > 255 || seen[level])
       throw std::invalid_argument("atoms must be distinct byte levels 0 .. 255, got " +
-                                  std::to_string(*level));
+                                  std::to_string(level));
+    seen[level] = true;
+  }
   if (likelihood == Likelihood::kGaussian &&
       !(std::isfinite(smoothing_scale) && smoothing_scale > 0))
     throw std::invalid_argument("smoothing_scale must be positive and finite, got " +

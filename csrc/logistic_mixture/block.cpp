@@ -25,6 +25,15 @@ struct Block {
     M::store(value, planes.at(at.b, at.row, at.col) + channel * planes.stride_c);
   }
 
+  // Begins to fetch what follows a channel's block in memory: a processor does not foresee as many
+  // planes as a pixel with hundreds of atoms has.
+  template <class U>
+  DSMOOTH_INLINE static void prefetch(const Planes<U>& planes, Position at, int64_t channel) {
+    constexpr int kCacheLine = 64;
+    const U* const block = planes.at(at.b, at.row, at.col) + channel * planes.stride_c;
+    __builtin_prefetch(block + kCacheLine / sizeof(T), std::is_const_v<U> ? 0 : 1);
+  }
+
   DSMOOTH_INLINE static V evaluate(const LogisticMixtureArgs<T>& args, Position at, const V (&x)[C],
                                    int64_t k, Component<V, C>& out) {
     const auto get = [&](int64_t channel) { return load(args.params, at, channel); };
@@ -37,12 +46,18 @@ struct Block {
     V x[C];
     DSMOOTH_UNROLL
     for (int c = 0; c < C; ++c) x[c] = load(args.x, at, c);
-    V max_logit{}, max_joint{};
+    const auto get = [&](int64_t channel) { return load(args.params, at, channel); };
+    V max_logit = get(0);
+    for (int64_t i = 1; i < args.n_mix + args.n_atoms; ++i) {
+      const V logit = get(i);
+      max_logit = M::select(logit > max_logit, logit, max_logit);
+    }
+    const V shift = shift_of<M>(max_logit);
+    V max_joint{};
     for (int64_t k = 0; k < args.n_mix; ++k) {
       Component<V, C> component;
       const V logit = evaluate(args, at, x, k, component);
-      const V joint = logit + component.exponent;
-      max_logit = k == 0 ? logit : M::select(logit > max_logit, logit, max_logit);
+      const V joint = (logit - shift) + component.exponent;
       max_joint = k == 0 ? joint : M::select(joint > max_joint, joint, max_joint);
       scratch[3 * k] = logit;
       scratch[3 * k + 1] = joint;
@@ -52,10 +67,8 @@ struct Block {
     const bool has_atoms = kLikelihood == Likelihood::kDiscretized && args.n_atoms > 0;
     V atom = impossible;
     if (has_atoms) {
-      const auto get = [&](int64_t channel) { return load(args.params, at, channel); };
-      atom = atom_joint<M>(args, common_level<M, C>(x), get, [&](V logit) {
-        max_logit = M::select(logit > max_logit, logit, max_logit);
-      });
+      const T* first = args.params.at(at.b, at.row, at.col) + args.n_mix * args.params.stride_c;
+      atom = AtomHere<M>(args, x).logit(first, args.params.stride_c) - shift;
       max_joint = M::select(atom > max_joint, atom, max_joint);
     }
     // If no component is possible, as for x = inf, every exp(joint - base) is 0, and log_prob -inf.
@@ -67,12 +80,13 @@ struct Block {
     }
     if (has_atoms) {
       sum_joint += M::exp(atom - base);
-      for (int64_t j = 0; j < args.n_atoms; ++j) {
-        sum_logit += M::exp(load(args.params, at, args.n_mix + j) - max_logit);
+      for (int64_t j = args.n_mix; j < args.n_mix + args.n_atoms; ++j) {
+        prefetch(args.params, at, j);
+        sum_logit += M::exp(get(j) - max_logit);
       }
     }
     const V log_sums = M::log(sum_joint) - M::log(sum_logit);
-    store((max_joint - max_logit) + log_sums, args.log_prob, at, 0);
+    store((max_joint - (max_logit - shift)) + log_sums, args.log_prob, at, 0);
     store(max_joint, args.state, at, kMaxJoint);
     store(sum_joint, args.state, at, kSumJoint);
     store(max_logit, args.state, at, kMaxLogit);
@@ -86,6 +100,7 @@ struct Block {
     const V grad = load(args.grad, at, 0);
     const V max_joint = load(args.state, at, kMaxJoint);
     const V max_logit = load(args.state, at, kMaxLogit);
+    const V shift = shift_of<M>(max_logit);
     const V scale_joint = grad / load(args.state, at, kSumJoint);
     const V scale_logit = grad / load(args.state, at, kSumLogit);
     const auto set = [&](int64_t channel, V value) { store(value, args.grad_params, at, channel); };
@@ -93,7 +108,7 @@ struct Block {
       Component<V, C> component;
       const V logit = evaluate(args, at, x, k, component);
       const V responsibility =
-          component.factor * M::exp(logit + component.exponent - max_joint) * scale_joint;
+          component.factor * M::exp((logit - shift) + component.exponent - max_joint) * scale_joint;
       DSMOOTH_UNROLL
       for (int c = 0; c < C; ++c) grad_x[c] += responsibility * component.d_x[c];
       if (args.grad_params.data == nullptr) continue;
@@ -103,9 +118,22 @@ struct Block {
     }
     const bool has_atoms = kLikelihood == Likelihood::kDiscretized && args.n_atoms > 0;
     if (has_atoms && args.grad_params.data != nullptr) {
-      const auto get = [&](int64_t channel) { return load(args.params, at, channel); };
-      store_atoms<M>(args, common_level<M, C>(x), max_joint, scale_joint, max_logit, scale_logit,
-                     get, set);
+      for (int64_t j = args.n_mix; j < args.n_mix + args.n_atoms; ++j) {
+        prefetch(args.params, at, j);
+        prefetch(args.grad_params, at, j);
+        set(j, V{} - M::exp(load(args.params, at, j) - max_logit) * scale_logit);
+      }
+      const int64_t stride = args.params.stride_c, grad_stride = args.grad_params.stride_c;
+      const AtomHere<M> here(args, x);
+      const V logit =
+          here.logit(args.params.at(at.b, at.row, at.col) + args.n_mix * stride, stride);
+      // Selected, so that it is the weight's product that fuses with the difference, as in the
+      // loop.
+      const V responsibility =
+          M::select(logit > -kInfinity, M::exp((logit - shift) - max_joint) * scale_joint, V{});
+      const V gradient = responsibility - M::exp(logit - max_logit) * scale_logit;
+      here.store(gradient, args.grad_params.at(at.b, at.row, at.col) + args.n_mix * grad_stride,
+                 grad_stride);
     }
     if (args.grad_x.data == nullptr) return;
     DSMOOTH_UNROLL

@@ -18,6 +18,7 @@ inline constexpr double kMinLogScale = -7.0;
 inline constexpr double kHalfLevel = 1.0 / 255.0;        // delta
 inline constexpr double kLogLevel = -4.848116364598481;  // log(2 delta)
 inline constexpr double kOuterLevel = 0.999;  // beyond it, the outer levels take the tails
+inline constexpr double kLargeLogit = 256;
 inline constexpr double kHalfLogTwoPi = 0.9189385332046727;
 inline constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
@@ -245,36 +246,45 @@ DSMOOTH_INLINE typename M::V common_level(const typename M::V (&x)[C]) {
   return level;
 }
 
-// The logit of the atom at a pixel's level, the only one that is not -inf in the joint; -inf if
-// there is none. Shows every logit to see(V).
-template <class M, class Load, class See>
-DSMOOTH_INLINE typename M::V atom_joint(const LogisticMixtureArgs<typename M::Scalar>& args,
-                                        typename M::V level, const Load& load, const See& see) {
+// What every logit is lowered by before an exponent is added, which a large one would round away.
+// Small ones stay: their sums keep their bits.
+template <class M>
+DSMOOTH_INLINE typename M::V shift_of(typename M::V max_logit) {
   using T = typename M::Scalar;
-  typename M::V joint = M::splat(-kInfinity);
-  for (int64_t j = 0; j < args.n_atoms; ++j) {
-    const typename M::V logit = load(args.n_mix + j);
-    see(logit);
-    joint = M::select(level == static_cast<T>(args.atoms[j]), logit, joint);
-  }
-  return joint;
+  return M::select(M::abs(max_logit) > static_cast<T>(kLargeLogit), max_logit, M::splat(0));
 }
 
-// The gradient by the logit of every atom. Scales: d loss / d log_prob over the sum of the state.
-template <class M, class Load, class Store>
-DSMOOTH_INLINE void store_atoms(const LogisticMixtureArgs<typename M::Scalar>& args,
-                                typename M::V level, typename M::V max_joint,
-                                typename M::V scale_joint, typename M::V max_logit,
-                                typename M::V scale_logit, const Load& load, const Store& store) {
-  using V = typename M::V;
-  using T = typename M::Scalar;
-  const V joint = atom_joint<M>(args, level, load, [](V) {});
-  const V responsibility = M::exp(joint - max_joint) * scale_joint;
-  for (int64_t j = 0; j < args.n_atoms; ++j) {
-    const V weight = M::exp(load(args.n_mix + j) - max_logit) * scale_logit;
-    const auto is_here = level == static_cast<T>(args.atoms[j]);
-    store(args.n_mix + j, M::select(is_here, responsibility, M::splat(0)) - weight);
+// The atom at each pixel, the only one whose joint is not -inf: its place among the atoms, -1 for
+// none.
+template <class M>
+struct AtomHere {
+  int place[M::kLanes];
+
+  template <int C>
+  DSMOOTH_INLINE AtomHere(const LogisticMixtureArgs<typename M::Scalar>& args,
+                          const typename M::V (&x)[C]) {
+    const typename M::V level = common_level<M, C>(x);
+    for (int lane = 0; lane < M::kLanes; ++lane) {
+      const bool is_level = level[lane] >= 0 && level[lane] <= 255;  // false for NaN
+      place[lane] = is_level ? args.atom_places[static_cast<int>(level[lane])] : -1;
+    }
   }
-}
+
+  // Its logit, -inf for none. first: of the pixels' adjacent logits of atom 0.
+  DSMOOTH_INLINE typename M::V logit(const typename M::Scalar* first, int64_t stride) const {
+    typename M::V logit = M::splat(-kInfinity);
+    for (int lane = 0; lane < M::kLanes; ++lane) {
+      if (place[lane] >= 0) logit[lane] = first[place[lane] * stride + lane];
+    }
+    return logit;
+  }
+
+  // Writes a value for it alone.
+  DSMOOTH_INLINE void store(typename M::V value, typename M::Scalar* first, int64_t stride) const {
+    for (int lane = 0; lane < M::kLanes; ++lane) {
+      if (place[lane] >= 0) first[place[lane] * stride + lane] = value[lane];
+    }
+  }
+};
 
 }  // namespace dsmooth::DSMOOTH_ISA

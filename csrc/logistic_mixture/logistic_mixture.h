@@ -12,7 +12,7 @@
 
 namespace dsmooth {
 
-inline constexpr int kMaxAtoms = 256;           // one a byte level
+inline constexpr int kLevels = 256;             // of a byte
 inline constexpr int kMaxComponents = 1 << 24;  // so that sizes of scratch fit an int64
 
 // The smoothing's own scale sigma, whose square is added to the variance of every Gaussian.
@@ -45,9 +45,9 @@ struct LogisticMixtureArgs {
   int64_t batch = 0, rows = 0, cols = 0, n_mix = 0;
   int channels = 0;
   Likelihood likelihood = Likelihood::kContinuous;
-  Smoothing smoothing;         // of kGaussian
-  int64_t n_atoms = 0;         // not 0 for kDiscretized alone
-  uint8_t atoms[kMaxAtoms]{};  // their byte levels, distinct
+  Smoothing smoothing;             // of kGaussian
+  int64_t n_atoms = 0;             // not 0 for kDiscretized alone
+  int16_t atom_places[kLevels]{};  // of each byte level, -1 where it is no atom
 
   // Whether f holds for every tensor.
   template <class F>
@@ -57,8 +57,8 @@ struct LogisticMixtureArgs {
 };
 
 // Sums of a pixel that the forward leaves for the backward: over components and atoms, max and sum
-// of exp(logit - max), and of factor * exp(joint - max) with joint = logit + exponent. An atom has
-// factor 1, and joint = logit at its level, else -inf.
+// of exp(logit - max), and of factor * exp(joint - max) with joint = logit - shift + exponent. An
+// atom has factor 1, and joint = logit - shift at its level, else -inf.
 enum State { kMaxJoint, kSumJoint, kMaxLogit, kSumLogit, kStateChannels };
 
 // The tensors of a call, by the names of LogisticMixtureArgs; some are absent.

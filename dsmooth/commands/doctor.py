@@ -109,18 +109,21 @@ def _check_native() -> str | None:
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(2, 3, 8, 9, generator=generator, dtype=torch.float64) * 2 - 1
     x[0], x[1, :, :4] = -1, 1  # at the two atoms
-    params = torch.randn(2, 102, 8, 9, generator=generator, dtype=torch.float64)
-    mixtures: tuple[dict[str, Any], ...] = (
-        {"likelihood": "continuous"},
-        {"likelihood": "discretized"},
-        {"likelihood": "gaussian", "smoothing_scale": 0.3},
-        {"likelihood": "discretized", "atoms": (0, 255)},
+    params = torch.randn(2, 286, 8, 9, generator=generator, dtype=torch.float64)
+    mixtures: tuple[tuple[int, int, dict[str, Any]], ...] = (
+        (3, 100, {"likelihood": "continuous"}),
+        (3, 100, {"likelihood": "discretized"}),
+        (3, 100, {"likelihood": "gaussian", "smoothing_scale": 0.3}),
+        (3, 102, {"likelihood": "discretized", "atoms": (0, 255)}),
+        (1, 286, {"likelihood": "discretized", "atoms": "all"}),
     )
-    for mixture in mixtures:
-        n_params = 100 + len(mixture.get("atoms", ()))
+    for channels, n_params, mixture in mixtures:
         results = []
         for impl in ("native", "reference"):
-            inputs = x.clone().requires_grad_(), params[:, :n_params].clone().requires_grad_()
+            inputs = (
+                x[:, :channels].clone().requires_grad_(),
+                params[:, :n_params].clone().requires_grad_(),
+            )
             log_prob = logistic_mixture_log_prob(*inputs, impl=impl, **mixture)
             results.append((log_prob, *torch.autograd.grad(log_prob.sum(), inputs)))
         for got, want in zip(*results, strict=True):

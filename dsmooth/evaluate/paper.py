@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -36,7 +37,9 @@ def paper_sentence(readings: Sequence[float]) -> str:
     )
 
 
-def noised_log_density(y: Tensor, params: Tensor, atoms: Sequence[int] = ()) -> Tensor:
+def noised_log_density(
+    y: Tensor, params: Tensor, atoms: Sequence[int] | Literal["all"] = ()
+) -> Tensor:
     """log of the density of y = x + 0.01 n by a discretized mixture of the bytes x: (B,), nats.
 
     y: (B, 1, H, W). params: (B, P, H, W). A pixel's density is the sum over levels v of p(v) times

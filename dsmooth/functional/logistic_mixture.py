@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import Likelihood, check_likelihood
+from ..config import Likelihood, bytes_of, check_likelihood
 from .dispatch import (
     Impl,
     choose,
@@ -45,7 +45,7 @@ def logistic_mixture_log_prob(
     likelihood: Likelihood = "continuous",
     impl: Impl = "auto",
     *,
-    atoms: Sequence[int] = (),
+    atoms: Sequence[int] | Literal["all"] = (),
     smoothing_scale: float = 0.0,
 ) -> Tensor:
     """Log-likelihood of every pixel, in nats.
@@ -56,7 +56,7 @@ def logistic_mixture_log_prob(
     x: (B, C, H, W), C = 1 or 3; for "discretized" one of the 256 levels byte/127.5 - 1, else
     real-valued and never clamped. params: (B, P, H, W) on x's device, P = 3K + J for C = 1 and
     10K + J for C = 3, J = len(atoms). atoms: distinct byte levels, for "discretized" alone; each is
-    one more component, a point mass at that level in all colours.
+    one more component, a point mass at that level in all colours. "all": the 256 of grey images.
     Returns (B, H, W), the sum over colours inside one mixture. Half and bfloat16 inputs are
     computed and returned in float32, also under autocast; gradients come in each input's dtype.
     A NaN in x or in params gives NaN at that pixel.
@@ -70,8 +70,7 @@ def logistic_mixture_log_prob(
     Raises ValueError for shapes or levels that do not fit, TypeError for integer tensors, and
     RuntimeError with the reason for an explicit impl that cannot run.
     """
-    check_likelihood(likelihood, atoms, smoothing_scale)
-    check_mixture(x, params, len(atoms))
+    atoms = check_mixture(x, params, likelihood, atoms, smoothing_scale)
     asked = resolve_impl(impl)
     asked = "auto" if asked == "cudnn" else asked
     chosen = choose(
@@ -101,7 +100,7 @@ def logistic_mixture_log_prob_ref(
     params: Tensor,
     likelihood: ReferenceLikelihood = "continuous",
     *,
-    atoms: Sequence[int] = (),
+    atoms: Sequence[int] | Literal["all"] = (),
     smoothing_scale: float = 0.0,
 ) -> Tensor:
     """The reference of `logistic_mixture_log_prob`: the equation in PyTorch, any number of times
@@ -110,8 +109,8 @@ def logistic_mixture_log_prob_ref(
     "discretized_legacy" is the discretized likelihood of the classic code, whose midpoint fallback
     is off by up to 2.15 nats per sub-pixel at narrow scales: only for comparing with old numbers.
     """
-    check_likelihood(likelihood, atoms, smoothing_scale, get_args(ReferenceLikelihood))
-    check_mixture(x, params, len(atoms))
+    allowed = get_args(ReferenceLikelihood)
+    atoms = check_mixture(x, params, likelihood, atoms, smoothing_scale, allowed)
     x, params = _at_least_float32(x, params)
     with without_autocast(x.device.type):
         mixture = split_mixture(params, x.shape[1], len(atoms))
@@ -139,7 +138,7 @@ def logistic_mixture_sample(
     likelihood: Likelihood = "continuous",
     temperature: float = 1.0,
     *,
-    atoms: Sequence[int] = (),
+    atoms: Sequence[int] | Literal["all"] = (),
     smoothing_scale: float = 0.0,
 ) -> Tensor:
     """Draw every pixel from its mixture, as a function of four uniforms each.
@@ -155,6 +154,7 @@ def logistic_mixture_sample(
     Returns (B, C, H, W), float32 at least. Raises ValueError for arguments that do not fit,
     TypeError for integer tensors.
     """
+    atoms = bytes_of(atoms, image_channels)
     check_likelihood(likelihood, atoms, smoothing_scale)
     n_mix = _n_mix(params, image_channels, len(atoms))
     expected = (params.shape[0], 4, *params.shape[2:])
@@ -166,7 +166,11 @@ def logistic_mixture_sample(
     params, uniforms = _at_least_float32(params, uniforms)
 
     mixture = split_mixture(params, image_channels, len(atoms))
-    cumulative = F.softmax(mixture.logits / temperature, dim=1).cumsum(1)
+    logits = mixture.logits
+    if temperature < 1e-6:  # a quotient could leave float32; above, draws keep their bits
+        logits = logits - logits.amax(1, keepdim=True)
+        temperature = max(temperature, torch.finfo(torch.float32).tiny)
+    cumulative = F.softmax(logits / temperature, dim=1).cumsum(1)
     # The last boundary is 1 up to rounding: left out, so that the index stays below K + J.
     chosen = (uniforms[:, :1] >= cumulative[:, :-1]).sum(1, keepdim=True)  # (B, 1, H, W)
     component = chosen.clamp(max=n_mix - 1)
@@ -221,17 +225,28 @@ def split_mixture(params: Tensor, image_channels: int, n_atoms: int = 0) -> Mixt
     )
 
 
-def check_mixture(x: Tensor, params: Tensor, n_atoms: int = 0) -> None:
-    """Raise ValueError or TypeError unless x and params are one batch of pixels and mixtures."""
+def check_mixture(
+    x: Tensor,
+    params: Tensor,
+    likelihood: str,
+    atoms: Sequence[int] | Literal["all"],
+    smoothing_scale: float,
+    allowed: Sequence[str] = get_args(Likelihood),
+) -> tuple[int, ...]:
+    """The levels of atoms. Raise ValueError or TypeError unless x and params are one batch of
+    pixels and of mixtures of this kind."""
     if x.ndim != 4 or x.shape[1] not in (1, 3):
         raise ValueError(f"x must have shape (B, C, H, W) with C = 1 or 3, got {tuple(x.shape)}")
-    _n_mix(params, x.shape[1], n_atoms)
+    levels = bytes_of(atoms, x.shape[1])
+    check_likelihood(likelihood, levels, smoothing_scale, allowed)
+    _n_mix(params, x.shape[1], len(levels))
     if (params.shape[0], *params.shape[2:]) != (x.shape[0], *x.shape[2:]):
         expected = (x.shape[0], params.shape[1], *x.shape[2:])
         raise ValueError(f"params must have shape {expected}, got {tuple(params.shape)}")
     if x.device != params.device:
         raise ValueError(f"params must be on x's device {x.device}, got {params.device}")
     _check_floating(x=x, params=params)
+    return levels
 
 
 def _n_mix(params: Tensor, image_channels: int, n_atoms: int = 0) -> int:
@@ -287,15 +302,22 @@ def _log_density(x: Tensor, means: Tensor, log_scales: Tensor) -> Tensor:
 
 def _log_gaussian(x: Tensor, means: Tensor, log_scales: Tensor, smoothing_scale: float) -> Tensor:
     """log N(x; mean, smoothing_scale^2 + s^2)."""
-    variance = smoothing_scale**2 + torch.exp(2 * log_scales)
-    return -0.5 * ((x - means) ** 2 / variance + torch.log(2 * math.pi * variance))
+    # The square of e^40 is near the end of float32: what a scale has beyond it stands apart.
+    wide = log_scales > 40
+    rest = torch.where(wide, log_scales - 40, 0)
+    variance = smoothing_scale**2 + torch.exp(2 * log_scales.clamp(max=40))
+    square = (x - means) ** 2 / variance * torch.exp(-2 * rest)
+    return -0.5 * (square + torch.log(2 * math.pi * variance)) - rest
 
 
 def _at_atoms(x: Tensor, atoms: Sequence[int]) -> Tensor:
     """(B, J, H, W): whether all colours of a pixel of x (B, C, H, W) have the level of an atom."""
-    # Filled one by one: a list would be sent from the host, which a CUDA graph cannot record.
-    levels = torch.stack([x.new_full((), level) for level in atoms]).view(1, 1, -1, 1, 1)
-    return (torch.round((x.unsqueeze(2) + 1) * 127.5) == levels).all(1)
+    # Made where x is: a list would be sent from the host, which a CUDA graph cannot record.
+    if tuple(atoms) == tuple(range(256)):
+        levels = torch.arange(256, dtype=x.dtype, device=x.device)
+    else:
+        levels = torch.stack([x.new_full((), level) for level in atoms])
+    return (torch.round((x.unsqueeze(2) + 1) * 127.5) == levels.view(1, 1, -1, 1, 1)).all(1)
 
 
 def _log_mass(x: Tensor, means: Tensor, log_scales: Tensor, legacy: bool) -> Tensor:

@@ -24,12 +24,13 @@ GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "logistic_mixture.js
 GOLDEN_CASES = ["rgb_base", "rgb_narrow", "grey_base", "grey_narrow"]
 LIKELIHOODS = ["continuous", "discretized"]
 ATOMS = (0, 255, 17)
-# Keyword arguments of the op; "atoms" is the discretized likelihood with them.
+# Keyword arguments of the op; "atoms" and "all" are the discretized likelihood with them.
 MIXTURES: dict[str, dict[str, Any]] = {
     "continuous": {"likelihood": "continuous"},
     "discretized": {"likelihood": "discretized"},
     "gaussian": {"likelihood": "gaussian", "smoothing_scale": 0.3},
     "atoms": {"likelihood": "discretized", "atoms": ATOMS},
+    "all": {"likelihood": "discretized", "atoms": tuple(range(256))},
 }
 LEVELS = torch.arange(256, dtype=torch.float64) / 127.5 - 1
 
@@ -37,7 +38,11 @@ INSTRUCTION_SETS = _extension.instruction_sets()
 each_fast_impl = pytest.mark.parametrize("impl", ["triton"] if INTERPRETED else [NATIVE])
 both_impls = pytest.mark.parametrize("impl", ["triton"] if INTERPRETED else ["reference", NATIVE])
 each_likelihood = pytest.mark.parametrize("likelihood", LIKELIHOODS)
-each_mixture = pytest.mark.parametrize("mixture", MIXTURES)
+# The interpreter takes seconds for each tile of atoms: there one law has them all by default.
+each_mixture = pytest.mark.parametrize(
+    "mixture",
+    [pytest.param(m, marks=[pytest.mark.full] * (INTERPRETED and m == "all")) for m in MIXTURES],
+)
 # For checks that take seconds: one of them in the default tier.
 each_mixture_in_full = pytest.mark.parametrize(
     "mixture", [pytest.param(m, marks=[pytest.mark.full] * (m != "atoms")) for m in MIXTURES]

@@ -35,6 +35,9 @@ from tests.helpers.mixture_cases import (
     value_and_gradients,
 )
 from tests.helpers.mixture_cases import run_triton as run
+from tests.test_logistic_mixture import (  # noqa: F401 - a law of every implementation
+    test_what_all_logits_share_changes_nothing,
+)
 from tests.test_logistic_mixture_op import (  # noqa: F401 - laws of every implementation
     test_a_graph_that_is_kept_gives_its_gradient_again,
     test_any_size,
@@ -63,6 +66,7 @@ KINDS: dict[str, dict[str, Any]] = {
         f"{n} atoms": {"likelihood": "discretized", "atoms": [97 * i % 256 for i in range(n)]}
         for n in (1, 5, 33, 256)
     },
+    "all": MIXTURES["all"],
 }
 
 

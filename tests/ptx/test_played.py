@@ -126,7 +126,11 @@ def test_gated_block(dropout: float, dtype: torch.dtype) -> None:
 
 
 # One dtype is enough for most pairs of channels and mixture.
-DEFAULT_MIXTURES = [(3, "atoms", torch.bfloat16), (1, "gaussian", torch.float32)]
+DEFAULT_MIXTURES = [
+    (3, "atoms", torch.bfloat16),
+    (1, "gaussian", torch.float32),
+    (1, "all", torch.bfloat16),
+]
 PLAYED = [
     case
     for case in itertools.product((1, 3), MIXTURES, DTYPES)
