@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -92,6 +93,13 @@ class RunFolder:
             raise ValueError(f"config.model must be the model's own {model.config}")
         settings = json_bytes(_described(config, image_size))
         write_together({self.weights: weight_bytes(model), self.config: settings})
+
+    def keep_snapshot(self, model: PixelCNNpp, images_seen: int, count: int) -> None:
+        """Write weights as a run folder of their own, snapshots/IMAGES; the last `count` stay."""
+        snapshots = self.path / "snapshots"
+        RunFolder(snapshots / f"{images_seen:09d}").write_model(model, *self.read_config())
+        for old in sorted(snapshots.glob("[0-9]" * 9))[:-count]:
+            shutil.rmtree(old)
 
     def read_config(self) -> tuple[TrainConfig, tuple[int, int]]:
         """The settings and the image size.

@@ -365,6 +365,19 @@ def test_resume_begins_a_run_where_there_is_none(
     assert_same_end(tmp_path / "a", tmp_path / "b")
 
 
+def test_snapshots_are_run_folders_and_the_last_stay(tmp_path: Path) -> None:
+    models = []
+    options = {"keep_snapshots": 2, "on_evaluation": lambda score: models.append(score)}
+    train(tiny(evaluations=4), tmp_path, **options)
+    kept = sorted((tmp_path / "snapshots").iterdir())
+    assert [int(path.name) for path in kept] == [score.images_seen for score in models[-2:]]
+    last, final = (RunFolder(path).load_model()[0] for path in (kept[-1], tmp_path))
+    assert all(map(torch.equal, last.state_dict().values(), final.state_dict().values()))
+    assert load_models([kept[0]]).networks["noisy"].config == final.config
+    with pytest.raises(ValueError, match="keep_snapshots must be at least 0, got -1"):
+        train(tiny(), tmp_path / "b", keep_snapshots=-1)
+
+
 def test_a_missing_length_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="give images= or budget="):
         train(replace(tiny(), images=None), tmp_path)

@@ -122,6 +122,8 @@ class Train:
     """With --resume: take settings that differ from the run's, from here on."""
     tensorboard: Flag = False
     """Also write TensorBoard event files (needs the extra "tensorboard")."""
+    keep_snapshots: int = 0
+    """Keep the weights of so many last scorings, each as a run folder in snapshots/ of --out."""
     execution: OmitArgPrefixes[OnDevice] = OnDevice()
 
 

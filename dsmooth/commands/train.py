@@ -36,6 +36,7 @@ def train(options: Train) -> int:
         device=options.execution.device,
         threads=options.execution.threads,
         tensorboard=options.tensorboard,
+        keep_snapshots=options.keep_snapshots,
         progress=True,
     )
     if result.interrupted:
@@ -81,6 +82,8 @@ def resume_command(options: Train, folder: Path) -> str:
         value = getattr(options.execution, name)
         if value not in (None, "auto"):
             words += [f"--{name}", str(value)]
+    if options.keep_snapshots:
+        words += ["--keep-snapshots", str(options.keep_snapshots)]
     if options.tensorboard:
         words.append("--tensorboard")
     size = rank_and_size()[1]

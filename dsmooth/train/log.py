@@ -80,6 +80,7 @@ class RunLog(ExitStack):
         self.config = config
         self.loss_name = loss_name(config)
         self.on_evaluation = on_evaluation
+        self.keep_snapshots = 0
         self.total = config.images or 0
         self.started = time.monotonic()
         self.first_image = images_seen
@@ -135,6 +136,8 @@ class RunLog(ExitStack):
             if self.writer is not None:
                 self.writer.add_images("samples", (found.samples.clamp(-1, 1) + 1) / 2, seen)
             save_grid(found.samples, self.folder.grid(seen))
+        if self.keep_snapshots:
+            self.folder.keep_snapshot(found.model, seen, self.keep_snapshots)
         if self.on_evaluation is not None:
             self.on_evaluation(found)
 

@@ -77,6 +77,7 @@ def train(
     device: str = "auto",
     threads: int | None = None,
     tensorboard: bool = False,
+    keep_snapshots: int = 0,
     on_evaluation: OnEvaluation | None = None,
     progress: bool = False,
 ) -> TrainResult:
@@ -92,9 +93,11 @@ def train(
     image_channels from the data. device: "auto" (a CUDA device if there is one), "cpu", "cuda" or
     "cuda:N". threads: CPU threads, None for torch's setting; sums are rounded in another order with
     another number. tensorboard: also write event files, which needs the extra of that name.
-    on_evaluation: a function that rank 0 calls with each `Evaluation`, such as one that tells
-    another logger. progress: print what is trained on what, a bar or a line every ten seconds, and
-    the scores; without it, these lines go to the logger `dsmooth` at level INFO.
+    keep_snapshots: keep the averaged weights of the last so many scorings, each as a run folder in
+    snapshots/ of the folder. on_evaluation: a function that rank 0 calls with each `Evaluation`,
+    such as one that tells another logger. progress: print what is trained on what, a bar or a line
+    every ten seconds, and the scores; without it, these lines go to the logger `dsmooth` at level
+    INFO.
 
     SIGINT, SIGTERM and SIGHUP save a checkpoint and return early. `resume` begins a run where the
     folder has none, so that one call serves both. A resumed run must have the same
@@ -117,6 +120,8 @@ def train(
             f"the first argument must be settings, got a {type(config).__name__}: dsmooth.train("
             'dsmooth.preset("mnist-quick", "noisy", images=20_000), dataset=IMAGES)'
         )
+    if keep_snapshots < 0:
+        raise ValueError(f"keep_snapshots must be at least 0, got {keep_snapshots}")
     run = RunFolder(default_folder(config.role) if folder is None else Path(folder))
     place = choose_device(device)
     if dataset is not None:
@@ -180,6 +185,7 @@ def train(
             if progress:
                 stack.enter_context(lines_shown())
             log = RunLog(run, config, state.images_seen, tensorboard, on_evaluation, progress)
+            log.keep_snapshots = keep_snapshots
             stack.enter_context(log)
             for line in (*opening(config, train_set, test_set, state.model, place), *news):
                 log.say(line)
