@@ -10,7 +10,9 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -163,16 +165,43 @@ def broadcast_int(number: int) -> int:
     return all_reduce_max(number if rank_and_size()[0] == 0 else 0)[0]
 
 
+def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """work(item) of each in order, as many at once as torch has threads, each with one thread.
+
+    So results do not depend on the number of threads, and no thread waits for another within an
+    operation. Contexts that belong to a thread, such as no_grad and autocast, begin inside `work`.
+    """
+    import torch
+
+    count = torch.get_num_threads()
+    waiting: deque[Future[Result]] = deque()
+    try:
+        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) > count:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+    finally:
+        torch.set_num_threads(count)
+
+
 def distributed_map(
-    items: Sequence[Item], work: Callable[[Item], Result], *, to_all: bool = True
+    items: Sequence[Item],
+    work: Callable[[Item], Result],
+    *,
+    to_all: bool = True,
+    alone: Callable[[Callable[[Item], Result], Sequence[Item]], Iterator[Result]] = map,
 ) -> Iterator[Result]:
     """work(item) of all items in their order, as of one process; each does every size-th of them.
 
-    Results travel pickled, tensors among them on the CPU, to all processes or to rank 0 alone.
+    Results travel pickled, tensors among them on the CPU, to all processes or to rank 0 alone. A
+    single process has none to share with: `alone` maps.
     """
     rank, size = rank_and_size()
     if size == 1:
-        yield from map(work, items)
+        yield from alone(work, items)
         return
     import torch.distributed as dist
 

@@ -6,9 +6,8 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from .distributed import from_torchrun
 
@@ -54,25 +53,6 @@ def use_threads(threads: int | None) -> None:
     if threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
     torch.set_num_threads(threads)
-
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-
-def side_by_side(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """work(item) of each, as many at once as torch has threads, each with one thread.
-
-    So the results do not depend on their number, and no thread waits for another in small steps.
-    """
-    import torch
-
-    count = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return list(pool.map(work, items))
-    finally:
-        torch.set_num_threads(count)
 
 
 def check_memory(shape: Sequence[int]) -> None:

@@ -78,9 +78,12 @@ def test_what_is_linearly_separable_is_reached(n: int, d: int, classes: int) -> 
 
 
 @pytest.mark.quick
-def test_probes_do_not_depend_on_the_number_of_threads(tmp_path: Path) -> None:
+def test_probes_do_not_depend_on_the_number_of_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each has one thread, and the caller keeps its own."""
     before, found = torch.get_num_threads(), []
+    monkeypatch.setattr(probe_module, "CALL_IMAGES", 4)
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)

@@ -34,7 +34,7 @@ _SPACING = (
 
 def on_config(config: Any, **_: Any) -> Any:
     """The version, and the repository where one is named."""
-    version = re.search(r'"(.+)"', (_PACKAGE / "_version.py").read_text())
+    version = re.search(r'__version__ = "(.+)"', (_PACKAGE / "_version.py").read_text())
     assert version is not None
     config.copyright = f"dsmooth {version[1]}"
     config.repo_url = os.environ.get("DSMOOTH_REPOSITORY") or None

@@ -24,9 +24,9 @@ from torch import Tensor
 
 from ..config import BLOCKS, Pooling, Precision, ProbeSettings, Split
 from ..data import ImageDataset
-from ..distributed import barrier, broadcast_int, distributed_map, rank_and_size
+from ..distributed import barrier, broadcast_int, distributed_map, rank_and_size, side_by_side
 from ..files import read_json, write_json
-from ..machine import autocast, side_by_side
+from ..machine import autocast
 from ..nn import PixelCNNpp
 from ..nn.weights import weights_digest
 from ..pair import SmoothedPair
@@ -299,9 +299,11 @@ class Probing:
         widths: dict[str, int] = {}
         firsts = range(0, count, CALL_IMAGES)
         of_call = partial(self.features, name, network, split)
-        for first, rows in zip(
-            firsts, distributed_map(firsts, of_call, to_all=False), strict=False
-        ):
+        on_cpu = device_of(network).type == "cpu"
+        calls = distributed_map(
+            firsts, of_call, to_all=False, alone=side_by_side if on_cpu else map
+        )
+        for first, rows in zip(firsts, calls, strict=False):
             if not files:
                 widths = {block: values.shape[1] for block, values in rows.items()}
                 needed = 2 * sum(map(len, self.splits.values())) * sum(widths.values())
