@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -169,16 +170,22 @@ def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> Itera
     """work(item) of each in order, as many at once as torch has threads, each with one thread.
 
     So results do not depend on the number of threads, and no thread waits for another within an
-    operation. Contexts that belong to a thread, such as no_grad and autocast, begin inside `work`.
+    operation. Gradients, autocast and context variables are as where the call began.
     """
     import torch
 
-    count = torch.get_num_threads()
+    count, gradients = torch.get_num_threads(), torch.is_grad_enabled()
+    half, dtype = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+
+    def in_context(item: Item) -> Result:
+        with torch.set_grad_enabled(gradients), torch.autocast("cpu", dtype, enabled=half):
+            return work(item)
+
     waiting: deque[Future[Result]] = deque()
     try:
         with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             for item in items:
-                waiting.append(pool.submit(work, item))
+                waiting.append(pool.submit(copy_context().run, in_context, item))
                 if len(waiting) > count:
                     yield waiting.popleft().result()
             while waiting:

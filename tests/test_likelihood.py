@@ -261,3 +261,19 @@ def test_what_cannot_be_scored_is_named() -> None:
             score_pair(pair, images, **options)
     with pytest.raises(ValueError, match='a plain model must have conditioning="none"'):
         score_plain(pair.denoiser, data)
+
+
+def test_scores_do_not_depend_on_the_number_of_threads() -> None:
+    """Batches are scored side by side, in the contexts of the caller."""
+    pair, data, before = tiny_pair(), dataset(9), torch.get_num_threads()
+    seen = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            with torch.autocast("cpu", torch.bfloat16):
+                seen.append(score_pair(pair, data, batch_size=2).discretized)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*seen)
+    assert not torch.equal(seen[0], score_pair(pair, data, batch_size=2).discretized)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..config import Likelihood
 from ..data import ImageDataset
-from ..distributed import distributed_map
+from ..distributed import distributed_map, side_by_side
 from ..functional import logistic_mixture_log_prob
 from ..nn import PixelCNNpp
 from ..pair import SmoothedPair
@@ -349,7 +349,8 @@ def score_batches(
         return score(first, dataset.batch(rows).to(parameter.device, parameter.dtype), label)
 
     parts: list[dict[str, Tensor]] = []
-    for rows in distributed_map(range(0, n, batch_size), score_from):
+    alone = side_by_side if parameter.device.type == "cpu" else map
+    for rows in distributed_map(range(0, n, batch_size), score_from, alone=alone):
         parts.append(rows)
         if progress:
             progress(min(len(parts) * batch_size, n))
