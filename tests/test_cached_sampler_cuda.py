@@ -61,8 +61,8 @@ def check_machine_code(cubin: Path, completes: bool) -> None:
     for kernel in (k for k in kernels if completes or "Lb0E" in k.splitlines()[0]):
         code = parse(kernel)
         pixels = [loop for loop in loops(code, around="BAR") if occurrences(loop, "HMMA")]
-        for loop, ceiling in zip(pixels, (2400, 4600), strict=True):
-            assert sum(line.cycles for line in loop) <= ceiling
+        assert len(pixels) == 2
+        for loop in pixels:
             assert occurrences(loop, *slow) == 0
             weights = [line for line in loop if line.name.startswith("LDG.E.EF")]
             assert weights

@@ -113,6 +113,7 @@ struct alignas(16) CudaOp {
   uint8_t projected;       // whether the sums of a row begin with biases of images
 
   DSMOOTH_HOST_DEVICE int columns() const { return units * kColumns; }
+  DSMOOTH_HOST_DEVICE bool is_even() const { return channels % 2 == 0; }
 };
 
 // Fragments of a warp's tile in a row part: kWide across, and kLow or kTall rows of them.

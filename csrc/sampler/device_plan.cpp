@@ -261,11 +261,14 @@ Workspace DevicePlan::workspace(int images, int height, int width) const {
   check_size(height, width);
   const NetworkView& network = skeleton_.network;
   Workspace workspace{kZeroWords, 0};
+  bool countable = true;  // granules by 32 bits, the sums of an operation by 31
   for (int i = 0; i <= network.n_caches + network.n_ops; ++i) {
     if (i == network.n_caches) workspace.cache_words = workspace.words;
-    workspace.words += workspace_words(network, i, images, height, width);
+    const size_t words = workspace_words(network, i, images, height, width);
+    countable &= i < network.n_caches || words <= INT32_MAX;
+    workspace.words += words;
   }
-  if (workspace.words / (kGranule / sizeof(float)) > UINT32_MAX)
+  if (!countable || workspace.words / (kGranule / sizeof(float)) > UINT32_MAX)
     throw std::runtime_error("the images are too large: a block's caches take " +
                              std::to_string(workspace.words * sizeof(float)) + " bytes");
   return workspace;

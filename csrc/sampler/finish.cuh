@@ -60,9 +60,46 @@ DSMOOTH_INLINE Pair load_added(const CudaOp& op, const Column& from, int m, int 
   return added;
 }
 
-// Results of a pair of sums: two channels, the second zero if it lies beyond the last one; in a
-// gate one channel, in .x alone.
-template <class T, bool kGate>
+// elu and sigmoid of an epilogue, those of the CPU.
+template <class T>
+struct Curves : Scalar {};
+
+// With the device's exponential, which is off by 2^-22 of e^x. Operands of bfloat16 hide that:
+// beside it a sum of their products is rounded by as much.
+struct ShortCurves {
+  DSMOOTH_INLINE static float expm1_negative(float x) { return exponential(x) - 1.0f; }
+  DSMOOTH_INLINE static float sigmoid(float x) { return reciprocal(1.0f + exponential(-x)); }
+
+ private:
+  DSMOOTH_INLINE static float exponential(float x) {
+    x *= 0x1.715476p+0f;
+#if defined(__CUDA_ARCH__)
+    asm("ex2.approx.ftz.f32 %0, %0;" : "+f"(x));
+    return x;
+#else
+    return static_cast<float>(std::exp2(static_cast<double>(x)));
+#endif
+  }
+  DSMOOTH_INLINE static float reciprocal(float x) {
+#if defined(__CUDA_ARCH__)
+    asm("rcp.approx.ftz.f32 %0, %0;" : "+f"(x));
+    return x;
+#else
+    return static_cast<float>(1.0 / static_cast<double>(x));
+#endif
+  }
+};
+#if defined(__CUDACC__)
+template <>
+struct Curves<Bf16> : ShortCurves {};
+#endif
+
+// Results of a pair of sums: one channel of a gate, in .x alone; or two channels, of which the
+// second is zero if it lies beyond the last one. kOdd: of an odd number of channels, which parts
+// the pairs of activations, as these lie close.
+enum class Results { kGate, kPairs, kOdd };
+
+template <class T, Results kResults>
 class Finish {
  public:
   // column: of the first sum; there: whether there is such an image.
@@ -72,14 +109,17 @@ class Finish {
         there_(there && channel_ < channels_) {}
 
   DSMOOTH_HOST_DEVICE static Pair value(Pair sums, Pair added) {
-    if (kGate) return {fmaf(sums.x, Scalar::sigmoid(sums.y), added.x), 0.0f};
+    if (kGate) return {fmaf(sums.x, Curves<T>::sigmoid(sums.y), added.x), 0.0f};
     return {sums.x + added.x, sums.y + added.y};
   }
 
   // image: channel 0 of an image. An image is padded to whole pairs.
   template <class Space, class U>
   DSMOOTH_HOST_DEVICE void raw(U* image, Pair v, bool wanted) const {
-    write<Space>(image + channel_, v, there_ && wanted);
+    if (kGate)
+      Space::store(image + channel_, bits_of(image, v.x), there_ && wanted);
+    else
+      Space::store(image + channel_, bits_of(image, v), there_ && wanted);
   }
 
   // elu(v) and elu(-v).
@@ -100,9 +140,10 @@ class Finish {
   }
 
   // One of elu(x) and elu(-x) is |x|, the other e^-|x| - 1.
+  template <class C>
   DSMOOTH_HOST_DEVICE static void elus(Pair v, Pair& positive, Pair& negative) {
     const auto elu = [](float x, float& up, float& down) {
-      const float small = Scalar::expm1_negative(-fabsf(x));
+      const float small = C::expm1_negative(-fabsf(x));
       up = x > 0 ? x : small;
       down = x > 0 ? small : 0.0f - x;
     };
@@ -111,26 +152,18 @@ class Finish {
   }
 
  private:
+  static constexpr bool kGate = kResults == Results::kGate;
+
   DSMOOTH_HOST_DEVICE static float rounded(float x) {
     T value;
     put(&value, x);
     return to_float(value);
   }
-  template <class Space, class U>
-  DSMOOTH_HOST_DEVICE static void write(U* to, Pair v, bool there) {
-    if (kGate)
-      Space::store(to, bits_of(to, v.x), there);
-    else
-      Space::store(to, bits_of(to, v), there);
-  }
-  // The parts of activations lie close, so that an odd number of channels parts the pairs.
   template <class Space>
   DSMOOTH_HOST_DEVICE void activation(T* to, Pair v, bool there) const {
-    const bool odd = !kGate && channels_ % 2 != 0;
-    write<Space>(to, v, there && !odd);
-    if (kGate) return;
-    Space::store(to, bits_of(to, v.x), there && odd);
-    Space::store(to + 1, bits_of(to, v.y), there && odd && channel_ + 1 < channels_);
+    if (kResults == Results::kPairs) return Space::store(to, bits_of(to, v), there);
+    Space::store(to, bits_of(to, v.x), there);
+    if (!kGate) Space::store(to + 1, bits_of(to, v.y), there && channel_ + 1 < channels_);
   }
 
   const int channels_, channel_;

@@ -43,12 +43,15 @@ class PixelStages {
       const Window after = behind(next, third);
       Sums values{};
       if (mine) multiply(steps, odd);
-      if (whole) values = op.gate ? values_of<true>(odd) : values_of<false>(odd);
+      if (whole)
+        values = op.gate ? values_of<Results::kGate>(odd) : values_of<Results::kPairs>(odd);
       fetch(next, places, sources);
       sources = load_sources(after);
       third = stage_at(after.index + 1);
       if (whole) {
-        op.gate ? store<true>(op, now.unit, values) : store<false>(op, now.unit, values);
+        op.gate        ? store<Results::kGate>(op, now.unit, values)
+        : op.is_even() ? store<Results::kPairs>(op, now.unit, values)
+                       : store<Results::kOdd>(op, now.unit, values);
         odd = {};
       }
       if (next.index != now.index) {
@@ -214,7 +217,7 @@ class PixelStages {
 
   // The results of the held sums, to which those of odd fragments of k belong, where a lane has
   // them.
-  template <bool kGate>
+  template <Results kResults>
   DSMOOTH_HOST_DEVICE Sums values_of(const Sums& odd) const {
     Sums values;
     each_slot([&](int high, int slot) {
@@ -223,7 +226,7 @@ class PixelStages {
         sums.x += odd.of[high][slot].x;
         sums.y += odd.of[high][slot].y;
       }
-      values.of[high][slot] = Finish<T, kGate>::value(sums, held_.added.of[high][slot]);
+      values.of[high][slot] = Finish<T, kResults>::value(sums, held_.added.of[high][slot]);
     });
     return values;
   }
@@ -234,39 +237,41 @@ class PixelStages {
   }
 
   // To the caches, and for the next operation to shared memory.
-  template <bool kGate>
+  template <Results kResults>
   DSMOOTH_HOST_DEVICE void store(const CudaOp& op, int unit, const Sums& values) const {
+    using F = Finish<T, kResults>;
     const Columns to = columns_of(op);
     const SharedLayout& layout = memory_.layout();
     unsigned char* const near = memory_.near() + buffer_ * layout.near_bytes();
     const auto each = [&](auto f) {
       each_slot([&](int high, int slot) {
         const int m = image(high, slot);
-        f(Finish<T, kGate>(op, unit * kColumns + W::slot_column(memory_.lane(), slot),
-                           m < memory_.batch()),
-          m, values.of[high][slot]);
+        f(F(op, unit * kColumns + W::slot_column(memory_.lane(), slot), m < memory_.batch()), m,
+          values.of[high][slot]);
       });
     };
-    each([&](const Finish<T, kGate>& f, int m, Pair value) {
+    each([&](const F& f, int m, Pair value) {
       T* const own = reinterpret_cast<T*>(near + m * layout.near_stride + layout.near_raw);
       f.template raw<Global>(reinterpret_cast<float*>(to.residual_out.at(m)), value,
                              to.residual_out.there());
       f.template raw<Shared>(own, value, to.raw_out.there());
       f.template raw<Global>(reinterpret_cast<T*>(to.raw_out.at(m)), value, to.raw_out.there());
     });
-    each([&](const Finish<T, kGate>& f, int m, Pair value) {
-      Pair positive, negative;
-      f.elus(value, positive, negative);
-      T* const own = reinterpret_cast<T*>(near + m * layout.near_stride);
-      T* const cache = reinterpret_cast<T*>(to.act_out.at(m));
-      if (op.split) {
-        f.template split<Shared>(own, positive, to.act_out.there());
-        f.template split<Global>(cache, positive, to.act_out.there());
-      } else {
-        f.template act<Shared>(own, positive, negative, to.act_out.there());
-        f.template act<Global>(cache, positive, negative, to.act_out.there());
-      }
-    });
+    Pair positive, negative;
+    const auto own = [&](int m) { return reinterpret_cast<T*>(near + m * layout.near_stride); };
+    const auto cache = [&](int m) { return reinterpret_cast<T*>(to.act_out.at(m)); };
+    if (op.split)
+      each([&](const F& f, int m, Pair value) {
+        F::template elus<Scalar>(value, positive, negative);
+        f.template split<Shared>(own(m), positive, to.act_out.there());
+        f.template split<Global>(cache(m), positive, to.act_out.there());
+      });
+    else
+      each([&](const F& f, int m, Pair value) {
+        F::template elus<Curves<T>>(value, positive, negative);
+        f.template act<Shared>(own(m), positive, negative, to.act_out.there());
+        f.template act<Global>(cache(m), positive, negative, to.act_out.there());
+      });
   }
 
   // Calls f(step, granule) for what a lane loads of a row.

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "finish.cuh"
 
@@ -71,7 +72,9 @@ class RowTile {
         if (j < left) multiply(j);
     }
     if (part_ == Part::kRow && op_.two_parts) return keep();
-    op_.gate ? finish<true>() : finish<false>();
+    op_.gate        ? finish<Results::kGate>()
+    : op_.is_even() ? finish<Results::kPairs>()
+                    : finish<Results::kOdd>();
   }
 
  private:
@@ -166,8 +169,9 @@ class RowTile {
   }
 
   // Through memory of the lane's own, so that the code of an output need not be there for each.
-  template <bool kGate>
+  template <Results kResults>
   DSMOOTH_HOST_DEVICE void finish() {
+    using F = Finish<T, kResults>;
     Pair* scratch = memory_.scratch();
     const auto place = [](int high, int wide, int slot) {
       return ((high * kWide + wide) * W::kSlots + slot) * BlockMemory<Block>::kLanes;
@@ -186,14 +190,15 @@ class RowTile {
         each_in_group(
             [&](int i, int m, int at) {
               v[i] = load_added(op_, to.added, m, column(i), m < m_all_);
-              v[i] = Finish<T, kGate>::value(scratch[place(at, wide, i % W::kSlots)], v[i]);
+              v[i] = F::value(scratch[place(at, wide, i % W::kSlots)], v[i]);
             },
             high);
-        each_in_group(
-            [&](int i, int m, int) {
-              store(to, m, Finish<T, kGate>(op_, column(i), m < m_all_), v[i]);
-            },
-            high);
+        const auto store_all = [&](auto split) {
+          each_in_group(
+              [&](int i, int m, int) { store<split>(to, m, F(op_, column(i), m < m_all_), v[i]); },
+              high);
+        };
+        op_.split ? store_all(std::true_type{}) : store_all(std::false_type{});
       }
   }
 
@@ -207,16 +212,15 @@ class RowTile {
     }
   }
 
-  template <bool kGate>
-  DSMOOTH_HOST_DEVICE void store(const Columns& to, int m, const Finish<T, kGate>& finish,
-                                 Pair v) const {
+  template <bool kSplit, class F>
+  DSMOOTH_HOST_DEVICE void store(const Columns& to, int m, const F& finish, Pair v) const {
     finish.template raw<Global>(reinterpret_cast<float*>(to.residual_out.at(m)), v,
                                 to.residual_out.there());
     finish.template raw<Global>(reinterpret_cast<T*>(to.raw_out.at(m)), v, to.raw_out.there());
     Pair positive, negative;
-    finish.elus(v, positive, negative);
+    F::template elus<std::conditional_t<kSplit, Scalar, Curves<T>>>(v, positive, negative);
     T* const act = reinterpret_cast<T*>(to.act_out.at(m));
-    if (op_.split)
+    if (kSplit)
       finish.template split<Global>(act, positive, to.act_out.there());
     else
       finish.template act<Global>(act, positive, negative, to.act_out.there());

@@ -34,7 +34,8 @@ class DevicePlan {
   size_t bytes_per_image(int height, int width) const {
     return sampler::bytes_per_image(skeleton_.network, height, width);
   }
-  // Throws as check_size does, and std::runtime_error if it has more granules than 32 bits count.
+  // Throws as check_size does, and std::runtime_error if it has more granules than 32 bits count,
+  // or an operation more sums that wait than an int counts.
   Workspace workspace(int images, int height, int width) const;
 
  private:

@@ -1,7 +1,7 @@
 """Reading machine code: loops, their loads and waits, and where matrix instructions read.
 
-cuobjdump prints each instruction with its control word, in which the compiler encodes how many
-cycles the warp waits before it issues the next one, and for which loads.
+cuobjdump prints each instruction with its control word, in which the compiler encodes for which
+loads the warp waits before it issues it.
 """
 
 from __future__ import annotations
@@ -47,11 +47,6 @@ class Instruction:
         """How much a load or a store of a thread moves: its name's suffix, 4 without one."""
         sizes = [_BYTES[part] for part in self.name.split(".") if part in _BYTES]
         return sizes[0] if sizes else 4
-
-    @property
-    def cycles(self) -> int:
-        """Cycles until the warp issues the next one, at least."""
-        return max(1, self.control & 15)
 
     def waits_for(self, load: Instruction) -> bool:
         return bool(self.control >> 11 + (load.control >> 5 & 7) & 1)
