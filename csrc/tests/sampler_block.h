@@ -122,10 +122,11 @@ struct Device {
 };
 
 // Draws n images as CudaSampler does, launch after launch and block after block. omit: the number
-// of a sync to leave out in the first block of each launch, -1 for none.
+// of a sync to leave out in the first block of each launch, -1 for none. Returns the workspace.
 template <class T, int kWarps, int kWarpLanes>
-void draw_as_cuda(Program program, const Slice& all, int64_t n, const Device& device, int max_slice,
-                  Mode mode, int64_t omit = -1) {
+std::vector<Granule> draw_as_cuda(Program program, const Slice& all, int64_t n,
+                                  const Device& device, int max_slice, Mode mode,
+                                  int64_t omit = -1) {
   using Lanes = HostBlock<kWarps, kWarpLanes>;
   DevicePlan plan(std::move(program), sizeof(T) == sizeof(Bf16));
   std::vector<Granule> weights(plan.bytes() / kGranule);
@@ -135,7 +136,8 @@ void draw_as_cuda(Program program, const Slice& all, int64_t n, const Device& de
                       size_t{1} << 30, max_slice);
   const Workspace workspace = plan.workspace(partition.largest, all.height, all.width);
   const SharedLayout layout = plan.shared(kWarps, device.shared_bytes);
-  const Granule not_numbers{{0x7fc00000, 0x7fc00000, 0x7fc00000, 0x7fc00000}};
+  constexpr uint32_t kNaN = ~0u;  // as a float and as two bfloat16
+  const Granule not_numbers{{kNaN, kNaN, kNaN, kNaN}};
   std::vector<Granule> memory(partition.workers * workspace.words * sizeof(float) / kGranule,
                               not_numbers);
   const int rows = plan.network().rows(all.height);
@@ -161,6 +163,7 @@ void draw_as_cuda(Program program, const Slice& all, int64_t n, const Device& de
         for (std::thread& thread : threads) thread.join();
       }
     }
+  return memory;
 }
 
 }  // namespace dsmooth::sampler

@@ -2,15 +2,17 @@
 
 The .cu files and the C++ around them are built into one library with a runtime that has no device
 (host/runtime.cpp); the kernels are played from the PTX of that very compilation. `draw` draws the
-images of a `Case` by them, `draw_on_host` by the worker's emulation on the host.
+images of a `Case` by them, `draw_on_host` by the worker's emulation on the host, which adds as
+`mma.sync` does (host/device_bf16.h).
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -102,7 +104,8 @@ class Case(ctypes.Structure):
         ("likelihood", ctypes.c_int), ("n_atoms", ctypes.c_int), ("atoms", ctypes.c_int * 8),
         ("bf16", ctypes.c_int), ("height", ctypes.c_int), ("width", ctypes.c_int),
         ("n", ctypes.c_int64), ("seed", ctypes.c_uint64), ("first_index", ctypes.c_uint64),
-        ("temperature", ctypes.c_float), ("max_slice", ctypes.c_int), ("completes", ctypes.c_int),
+        ("temperature", ctypes.c_float), ("max_slice", ctypes.c_int),
+        ("condition_size", ctypes.c_int), ("completes", ctypes.c_int),
     )  # fmt: skip
 
 
@@ -144,46 +147,67 @@ def known_of(case: Case) -> tuple[Tensor, Tensor | None]:
     return torch.where(mask[:, None], known, out), mask.view(torch.uint8)
 
 
-def draw(player: CudaPlayer) -> Tensor:
-    """The images (n, C, H, W) as the compiled kernel draws them."""
-    memory, case, pointer = player.memory, player.case, ctypes.c_void_p
-    context = context_of(case)
-    with memory.borrowed():
-        sampler = pointer(player.call("make_sampler", ctypes.byref(case), result=pointer))
-        assert sampler.value is not None, "the sampler refuses the case"
-        try:
-            size = player.call("weight_bytes", sampler, result=ctypes.c_int64)
-            weights = memory.empty((size,), torch.uint8)
-            player.call("write_weights", sampler, pointer(weights.data_ptr()))
-            memory.mark(weights, memory.INPUT)
-            size = player.call("workspace_bytes", sampler, result=ctypes.c_int64)
-            workspace = memory.empty((size,), torch.uint8)
-            known, mask = known_of(case)
-            out = (
-                memory.empty(known.shape, once=True)
-                if mask is None
-                else memory.place(known, writable=True)
-            )
-            given = None if context is None else memory.place(context).data_ptr()
-            places = None if mask is None else memory.place(mask).data_ptr()
-            player.call(
-                "draw", sampler, pointer(given), pointer(out.data_ptr()), pointer(places),
-                pointer(workspace.data_ptr()),
-            )  # fmt: skip
-            if mask is None and not memory.written(out).all():
-                raise Trap("a pixel that nobody drew")
-            return out.clone()
-        finally:
-            player.call("free_sampler", sampler)
+def condition_of(case: Case) -> Tensor | None:
+    """A vector for each image."""
+    if case.condition_size == 0:
+        return None
+    count = torch.arange(case.n * case.condition_size, dtype=torch.float32)
+    return torch.cos(1.3 * count).view(case.n, -1)
 
 
-def draw_on_host(player: CudaPlayer) -> Tensor:
+class Drawn(NamedTuple):
+    """Images (n, C, H, W), and the bytes of the workspace, all ones where nobody wrote."""
+
+    images: Tensor
+    workspace: Tensor
+
+
+@contextmanager
+def made_sampler(player: CudaPlayer) -> Iterator[Callable[..., Any]]:
+    """Functions of a sampler of the player's case, to be called by name."""
+    pointer = ctypes.c_void_p
+    sampler = pointer(player.call("make_sampler", ctypes.byref(player.case), result=pointer))
+    assert sampler.value is not None, "the sampler refuses the case"
+
+    def call(function: str, *tensors: Tensor | None, result: Any = None) -> Any:
+        places = (pointer(None if t is None else t.data_ptr()) for t in tensors)
+        return player.call(function, sampler, *places, result=result)
+
+    try:
+        yield call
+    finally:
+        call("free_sampler")
+
+
+def draw(player: CudaPlayer) -> Drawn:
+    """What the compiled kernel draws."""
+    memory, case = player.memory, player.case
+    with memory.borrowed(), made_sampler(player) as call:
+        weights = memory.empty((call("weight_bytes", result=ctypes.c_int64),), torch.uint8)
+        call("write_weights", weights)
+        memory.mark(weights, memory.INPUT)
+        workspace = memory.empty((call("workspace_bytes", result=ctypes.c_int64),), torch.uint8)
+        known, mask = known_of(case)
+        out = (
+            memory.empty(known.shape, once=True)
+            if mask is None
+            else memory.place(known, writable=True)
+        )
+        context, places, condition = (
+            None if t is None else memory.place(t)
+            for t in (context_of(case), mask, condition_of(case))
+        )
+        call("draw", context, out, places, condition, workspace)
+        if mask is None and not memory.written(out).all():
+            raise Trap("a pixel that nobody drew")
+        return Drawn(out.clone(), workspace.clone())
+
+
+def draw_on_host(player: CudaPlayer) -> Drawn:
     """The same by the worker's emulation on the host."""
-    case, pointer = player.case, ctypes.c_void_p
-    context = context_of(case)
-    out, mask = known_of(case)
-    given, places = (None if t is None else t.data_ptr() for t in (context, mask))
-    player.call(
-        "draw_on_host", ctypes.byref(case), pointer(given), pointer(out.data_ptr()), pointer(places)
-    )
-    return out
+    out, mask = known_of(player.case)
+    context, condition = context_of(player.case), condition_of(player.case)
+    with made_sampler(player) as call:
+        workspace = torch.empty(call("workspace_bytes", result=ctypes.c_int64), dtype=torch.uint8)
+        call("draw_on_host", context, out, mask, condition, workspace)
+    return Drawn(out, workspace)

@@ -3,12 +3,14 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <cstring>
 #include <string>
 #include <vector>
 
 #include "../../../csrc/sampler/sampler_cuda.h"
 #include "../../../csrc/tests/sampler_block.h"
 #include "../../../csrc/tests/sampler_toy.h"
+#include "device_bf16.h"
 
 namespace {
 
@@ -22,14 +24,21 @@ struct Case {
   uint64_t seed, first_index;
   float temperature;
   int max_slice;
+  int condition_size;
   int completes;  // the caller hands over known pixels and their mask
 };
 
 Program program(const Case& c) {
   return Toy(c.filters, c.channels, static_cast<Conditioning>(c.conditioning),
              static_cast<dsmooth::Likelihood>(c.likelihood),
-             std::vector<int>(c.atoms, c.atoms + c.n_atoms))
+             std::vector<int>(c.atoms, c.atoms + c.n_atoms), c.condition_size)
       .take();
+}
+
+Slice images(const Case& c, const float* context, float* out, const uint8_t* mask,
+             const float* condition) {
+  return {0,       c.height, c.width, c.seed,   c.first_index, c.temperature,
+          context, out,      mask,    condition};
 }
 
 struct Sampler {
@@ -67,22 +76,22 @@ int64_t workspace_bytes(void* s) {
   return static_cast<int64_t>(
       sampler.sampler.workspace_bytes(sampler.partition, sampler.c.height, sampler.c.width));
 }
-void draw(void* s, const float* context, float* out, const uint8_t* mask, float* workspace) {
+void draw(void* s, const float* context, float* out, const uint8_t* mask, const float* condition,
+          float* workspace) {
   auto& [c, sampler, partition, error] = *static_cast<Sampler*>(s);
-  const Slice all{0, c.height, c.width, c.seed, c.first_index, c.temperature, context, out, mask};
+  const Slice all = images(c, context, out, mask, condition);
   for (int64_t i = 0; i < sampler.launches(partition, c.height); ++i)
     sampler.sample({c.n, all, partition, workspace, nullptr}, i);
 }
 
-// The same by lanes of the host that meet at every sync.
-void draw_on_host(const Case* given, const float* context, float* out, const uint8_t* mask) {
-  const Case& c = *given;
-  const Slice all{0, c.height, c.width, c.seed, c.first_index, c.temperature, context, out, mask};
-  const Device device{1, 163 << 10};
-  if (c.bf16)
-    draw_as_cuda<Bf16, 4, 1>(program(c), all, c.n, device, c.max_slice, Mode::kThreads);
-  else
-    draw_as_cuda<float, 4, 1>(program(c), all, c.n, device, c.max_slice, Mode::kThreads);
+// The same by a lane of the host.
+void draw_on_host(void* s, const float* context, float* out, const uint8_t* mask,
+                  const float* condition, float* workspace) {
+  const Case& c = static_cast<Sampler*>(s)->c;
+  const Slice all = images(c, context, out, mask, condition);
+  const auto draw = c.bf16 ? draw_as_cuda<DeviceBf16, 1, 1> : draw_as_cuda<float, 1, 1>;
+  const auto memory = draw(program(c), all, c.n, {1, 163 << 10}, c.max_slice, Mode::kThreads, -1);
+  std::memcpy(workspace, memory.data(), workspace_bytes(s));
 }
 
 }  // extern "C"
