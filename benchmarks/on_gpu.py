@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from functools import partial
@@ -38,6 +38,7 @@ from dsmooth.sampling import CachedSampler
 from dsmooth.train.device import ReplayedStep, set_keep_gates
 
 RECOMPILE_LIMIT = 64
+GRADIENT_ERROR = 5e-2  # of its norm
 
 
 def sampler(name: str, batch: int, card: Card) -> Case:
@@ -91,17 +92,26 @@ def training_step(name: str, batch: int, mode: str, card: Card) -> Case:
     step = make_step(model, x, impl, BF16)
 
     def check() -> None:
-        with torch.no_grad(), use_impl("reference"), torch.autocast(card.device.type, BF16):
-            want = -float(model.log_prob(x).sum()) / x.numel()
+        """Loss and gradient, whose norm a step clips to 1, are the reference's to bfloat16."""
+        with use_impl("reference"), torch.autocast(card.device.type, BF16):
+            want = -model.log_prob(x).sum() / x.numel()
+        slopes = flat(torch.autograd.grad(want, [*model.parameters()]))
+        slopes /= slopes.norm().clamp(min=1)
         if kind == "compile":
             compile_blocks(model)
-        got = float(step())
-        assert abs(got - want) < 2e-2 * abs(want), (got, want)
+        got = step()
+        assert (got - want).abs() < 2e-2 * want.abs(), (got, want)
+        off = (flat([p.grad for p in model.parameters()]) - slopes).norm() / slopes.norm()
+        assert off < GRADIENT_ERROR, off
 
     captured = card.is_cuda and kind == mode
     work = Work(images=batch, flops=3 * flops_of_forward(network.build(), network.shape(batch)))
     run = ReplayedStep(step, card.device) if captured else step
     return Case(run, work, check, warmup=6)
+
+
+def flat(tensors: Sequence[Any]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])
 
 
 def compile_blocks(model: PixelCNNpp) -> None:

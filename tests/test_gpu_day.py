@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import itertools
 import json
@@ -63,7 +64,7 @@ def test_it_needs_python_alone(tmp_path: Path) -> None:
 def test_rehearsal(tool: SimpleNamespace, on_gpu: ModuleType, tmp_path: Path) -> None:
     """On the CPU, of each kind of command one."""
     state, out = tmp_path / "state", tmp_path / "out"
-    only = ["build", "smoke-tests", "step-mnist-kept", "loss", "trace-mnist", "train-noisy"]
+    only = ["build", "smoke-loss", "step-mnist-kept", "loss", "trace-mnist", "train-noisy"]
     arguments = ["--rehearse", "--minutes", "20", "--state", str(state), "--out", str(out)]
     assert tool.main([*arguments, "--only", *only]) == 0
     written = json.loads((out / "day.json").read_text())["steps"]
@@ -76,12 +77,32 @@ def test_rehearsal(tool: SimpleNamespace, on_gpu: ModuleType, tmp_path: Path) ->
         assert {"logs/trace-mnist.json.gz", "runs/noisy/model.safetensors"} <= set(tar.getnames())
 
 
+@pytest.mark.parametrize("go_on", [False, True])
+def test_a_wrong_number_stops_its_family_alone(
+    tool: SimpleNamespace, tmp_path: Path, go_on: bool
+) -> None:
+    day = tool.Day(tmp_path, tmp_path)
+    day.note("smoke-training", "failed")
+    timed = {step.name: step for step in tool.steps(tmp_path) if step.proofs}
+    for step in timed.values():
+        harmless = dataclasses.replace(step, command=["true"])
+        tool.attempt(harmless, day, 1000, False, go_on)
+    stopped = {name for name in timed if day.steps[name]["outcome"] == "skipped"}
+    training = {name for name in timed if name.startswith(("step-", "trace-", "train-"))}
+    assert {"sampler-mnist", "loss", "tune-block-cifar", "step-cifar-kept"} <= set(timed)
+    assert stopped == (set() if go_on else training)
+
+
 @pytest.mark.full
-@pytest.mark.parametrize(
-    ("chosen", "fewest", "most"),
-    [("SMOKE", 20, 40), ("SANITIZED", 2, 4)],  # some are there with a device alone
-)
-def test_chosen_tests_are_there(tool: SimpleNamespace, chosen: str, fewest: int, most: int) -> None:
-    command = [*tool.gpu_tests("-n0", "-k", getattr(tool, chosen), *tool.PROVING), "--collect-only"]
-    listed = subprocess.run(command, cwd=tool.ROOT, capture_output=True, text=True, check=True)
-    assert fewest <= int(re.findall(r"(\d+)/\d+ tests collected", listed.stdout)[0]) <= most
+def test_chosen_tests_are_there(tool: SimpleNamespace) -> None:
+    """Some are there with a device alone."""
+
+    def collected(chosen: str, *files: str) -> int:
+        command = [*tool.gpu_tests("-n0", "-k", chosen, *files), "--collect-only"]
+        listed = subprocess.run(command, cwd=tool.ROOT, capture_output=True, text=True, check=True)
+        return int(re.findall(r"(\d+)/\d+ tests collected", listed.stdout)[0])
+
+    counts = [collected(chosen, *files) for files, chosen in tool.FAMILIES.values()]
+    assert all(counts)
+    assert 20 <= sum(counts) <= 40
+    assert 2 <= collected(tool.SANITIZED, *tool.PROVING) <= 4

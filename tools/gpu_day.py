@@ -5,16 +5,21 @@ take longer than is left is skipped, for the next call, which does again what fa
 done. After each step the folder --out holds day.json, day.md, measured.json and logs.tar.gz. To go
 on with another machine, put day.json and measured.json into build/gpu-day there.
 
+A wrong number in the smoke tests of a family (block, loss, training, sampler) leaves out what is
+timed of it, and of no other; --go-on times all the same.
+
 The tool itself needs Python alone. Where there is a network, `--wheels` gathers what a GPU's
 machine may lack into build/wheels, and tools/triton_cache.py compiles kernels ahead, some minutes
-of the first steps, into build/triton; take both along, the kernels packed as build/triton.tar.xz.
---rehearse does on the CPU, with the smallest sizes, what needs no GPU. The exit status is 1 if a
-step failed.
+of the first steps, into build/triton; take both along, the kernels packed as build/triton.tar.xz. A
+wheel of dsmooth in build/wheels, made of these sources by that machine's version of Python, is
+installed where else the extension would be built. --rehearse does on the CPU, with the smallest
+sizes, what needs no GPU. The exit status is 1 if a step failed.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import signal
@@ -43,11 +48,11 @@ ENVIRONMENT = {
     "TORCHINDUCTOR_CACHE_DIR": str(BUILD / "inductor"),
 }
 
-# Wheels that a machine with torch may lack, of dsmooth and its tests: 1.6 MB together.
+# Wheels that a machine with torch may lack, of dsmooth, its build and its tests: 2.8 MB together.
 CARRIED = [
     *("msgspec>=0.19", "tyro>=0.9", "docstring_parser>=0.16", "typeguard>=4.0", "safetensors>=0.4"),
     *("pytest>=9.0.3", "pluggy>=1.6", "iniconfig>=2", "pytest-xdist>=3.6", "execnet>=2.1"),
-    "sortedcontainers>=2.1",
+    *("sortedcontainers>=2.1", "setuptools>=78.1.1"),
 ]
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 # In bash, with Python as $0. Versions, packages and clocks of the machine:
@@ -56,7 +61,19 @@ DESCRIBE = """
 --query-gpu=name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.limit; true
 """
 # Kernels, which must be of this machine's build of Triton:
-UNPACK = f'tar -xf build/{KERNELS.name} && "$0" tools/triton_cache.py --check'
+UNPACK = f'"$0" -m tarfile -e build/{KERNELS.name} && "$0" tools/triton_cache.py --check'
+# The extension of the sources with the digest $1, where it is not installed: from a wheel that was
+# built before, or built, which takes minutes.
+INSTALL = """
+pip=("$0" -m pip install -q --no-deps)
+{ [ "$(cat build/built)" = "$1" ] && "$0" -P -c "from dsmooth import _C; assert _C.has_cuda"; } ||
+  "${pip[@]}" --force-reinstall --no-index --find-links=build/wheels dsmooth ||
+  "${pip[@]}" --no-build-isolation -e . && echo "$1" > build/built
+"""
+# The GPU tests that follow, by the assembler of the machine's CUDA instead of Triton's own.
+OTHER_PTXAS = """
+export TRITON_PTXAS_PATH="$(command -v ptxas || ls /usr/local/cuda/bin/ptxas)" && exec "$@"
+"""
 
 
 @dataclass(frozen=True)
@@ -65,7 +82,7 @@ class Step:
     needs a GPU).
 
     A step is told to stop after LIMIT seconds; training saves then, and goes on later. always: it
-    prepares the machine, in each call. timing: it is left out after a wrong number.
+    prepares the machine, in each call. proofs: steps without which its time means nothing.
     """
 
     name: str
@@ -73,24 +90,40 @@ class Step:
     seconds: float
     tiny: Sequence[str] | None = None
     always: bool = False
-    timing: bool = False
+    proofs: Sequence[str] = ()
 
 
 PREPARES = ("install", "build")  # if one of these fails, the call ends
-PROVES = ("doctor", "smoke-tests")  # if one of these fails, nothing is timed
-PROVING = [
-    f"tests/test_{name}.py"
-    for name in (
-        *("gpu_gated_resnet", "gpu_logistic_mixture", "train_step"),
-        *("cached_sampler", "cached_sampler_cuda"),
-    )
-]
-# Thirty: each kind of kernel, dtype and conditioning against its reference; streams and graphs.
-SMOKE = (
-    "(size1-5 and none) or (size2-40 and bfloat16) or tf32 or (triton-1 and last and bfloat16)"
-    " or (triton-3 and contiguous and float32) or near_the_network or (same_bits and bfloat16)"
-    " or a_graph_draws or outlive or current_stream or failed_call or replayed"
-)
+# The tests of a family, and which of them are its smoke tests; in all some thirty: each kind of
+# kernel, dtype and conditioning against its reference; eight warps; streams and graphs.
+FAMILIES = {
+    "block": (
+        ["tests/test_gpu_gated_resnet.py"],
+        "(size1-5 and none) or (size2-40 and bfloat16) or (size3-160 and bfloat16 and down)"
+        " or tf32",
+    ),
+    "loss": (
+        ["tests/test_gpu_logistic_mixture.py"],
+        "(triton-1 and last and bfloat16) or (triton-3 and contiguous and float32)",
+    ),
+    "training": (["tests/test_train_step.py"], "replayed"),
+    "sampler": (
+        ["tests/test_cached_sampler.py", "tests/test_cached_sampler_cuda.py"],
+        "near_the_network or (same_bits and bfloat16) or a_graph_draws or outlive"
+        " or current_stream or failed_call",
+    ),
+}
+PROVING = [file for files, _ in FAMILIES.values() for file in files]
+# The families that a case of benchmarks/on_gpu.py, a tuner or training times, by its first word.
+TIMED = {
+    "ceiling": (),
+    "plain": (),
+    "sampler": ("sampler",),
+    "two": ("sampler",),  # two-step sampling
+    "block": ("block",),
+    "loss": ("loss",),
+    "step": ("block", "loss", "training"),
+}
 # compute-sanitizer slows kernels a hundredfold: four cases.
 SANITIZED = (
     "(size1-5 and none and bfloat16) or triton-3-continuous-torch.float32-contiguous"
@@ -107,10 +140,13 @@ def steps(state: Path) -> list[Step]:
         Step("preflight", ["bash", "-c", DESCRIBE, PYTHON], 10, (), always=True),
         *([Step("install", carried, 10, always=True)] if WHEELS.is_dir() else []),
         *([Step("kernels", unpack, 10, (), always=True)] if KERNELS.is_file() else []),
-        Step("build", [*install, "--no-build-isolation", "-e", "."], 180, always=True),
+        Step("build", ["bash", "-c", INSTALL, PYTHON, digest()], 180, always=True),
         measure(state, "ceiling", 30),
         Step("doctor", [PYTHON, "-m", "dsmooth", "doctor"], 20, ()),
-        check(state, "smoke-tests", 120, "-x", "-k", SMOKE, *PROVING, rehearsed=True),
+        *(
+            check(state, f"smoke-{family}", 60, "-x", "-k", chosen, *files, rehearsed=True)
+            for family, (files, chosen) in FAMILIES.items()
+        ),
         measure(state, "sampler-mnist", 60, rehearsed=True),
         measure(state, "sampler-cifar", 90),
         # The first step of a network compiles those of its kernels that were not carried.
@@ -131,13 +167,25 @@ def steps(state: Path) -> list[Step]:
         check(state, "tests-gated-resnet", 300, *PROVING[:1]),
         check(state, "tests-mixture", 200, *PROVING[1:2]),
         check(state, "tests-others", 300, *(f"--ignore={file}" for file in PROVING[:2])),
+        other_ptxas(),
         *(sanitize(tool) for tool in ("memcheck", "racecheck", "initcheck", "synccheck")),
         *(
-            Step(f"tune-{name}", [PYTHON, "benchmarks/tune.py", name], 400, timing=True)
+            Step(f"tune-{name}", [PYTHON, "benchmarks/tune.py", name], 400, proofs=proofs_of(name))
             for name in ("block-cifar", "block-mnist", "loss")
         ),
         *(train(state, role) for role in ("noisy", "denoiser")),
     ]
+
+
+def digest() -> str:
+    """The hash of what the extension is built from."""
+    files = [ROOT / "setup.py", *ROOT.glob("dsmooth/functional/*.def"), *ROOT.glob("csrc/**/*")]
+    contents = [path.read_bytes() for path in sorted(files) if path.is_file()]
+    return hashlib.sha256(b"".join(contents)).hexdigest()
+
+
+def proofs_of(case: str) -> list[str]:
+    return ["doctor", *(f"smoke-{family}" for family in TIMED[case.partition("-")[0]])]
 
 
 def measure(
@@ -147,7 +195,7 @@ def measure(
     written = arguments or (f"--out={state / 'measured.json'}",)
     tiny = ("--device=cpu", "--tiny") if rehearsed else None
     command = [PYTHON, "benchmarks/on_gpu.py", case, *written]
-    return Step(name or case, command, seconds, tiny, timing=True)
+    return Step(name or case, command, seconds, tiny, proofs=proofs_of(case))
 
 
 def trace(state: Path, name: str, case: str, rehearsed: bool = False) -> Step:
@@ -161,7 +209,7 @@ def ncu(name: str, case: str, kernel: str, *launches: str) -> Step:
     program = ["ncu", "--profile-from-start=off", "--clock-control=none", "--set=full"]
     program += [f"--kernel-name=regex:{kernel}$", *launches]
     command = [*program, PYTHON, "benchmarks/on_gpu.py", case, "--once"]
-    return Step(name, command, 120, timing=True)
+    return Step(name, command, 120, proofs=proofs_of(case))
 
 
 def gpu_tests(*arguments: str) -> list[str]:
@@ -179,6 +227,13 @@ def check(state: Path, name: str, seconds: float, *arguments: str, rehearsed: bo
     return Step(name, command, seconds, ("-n0",) if rehearsed else None)
 
 
+def other_ptxas() -> Step:
+    """The kernels of F = 40 and 160, compiled anew."""
+    chosen = "(size2-40 or size3-160) and bfloat16"
+    tests = gpu_tests("-n8", "-k", chosen, *FAMILIES["block"][0])
+    return Step("tests-other-ptxas", ["bash", "-c", OTHER_PTXAS, "bash", *tests], 200)
+
+
 def sanitize(tool: str) -> Step:
     """A tool of compute-sanitizer, to which torch's cache of memory would hide the bounds."""
     program = ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", "compute-sanitizer", f"--tool={tool}"]
@@ -193,7 +248,8 @@ def train(state: Path, role: str) -> Step:
     command = [PYTHON, "-m", "dsmooth", "train", role, f"--out={run}", f"--config={settings}"]
     command += ["--resume"] * any(run.glob("checkpoint*.safetensors"))
     tiny = ("--n-filters=4", "--n-resnet=1", "--images=16", "--evaluations=1")
-    return Step(f"train-{role}", command, 120, (*tiny, "--evaluation-images=4"), timing=True)
+    tiny = (*tiny, "--evaluation-images=4")
+    return Step(f"train-{role}", command, 120, tiny, proofs=proofs_of("step"))
 
 
 def run(command: Sequence[str], environment: Any, log: Path, limit: float) -> int | None:
@@ -271,9 +327,9 @@ class Day:
         return "".join(f"| {' | '.join(row)} |\n" if row else "\n" for row in rows)
 
 
-def attempt(step: Step, day: Day, left: float, rehearse: bool) -> None:
+def attempt(step: Step, day: Day, left: float, rehearse: bool, go_on: bool) -> None:
     """Run a step and note its outcome, unless it must be left out."""
-    wrong = day.failed(*PROVES) if step.timing else []
+    wrong = [] if go_on else day.failed(*step.proofs)
     reason = ""
     if rehearse and step.tiny is None:
         reason = "needs a GPU"
@@ -303,6 +359,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="results; $OUT if it is set, else as --state")
     parser.add_argument("--only", nargs="+", metavar="STEP", help="these steps alone")
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes, on the CPU")
+    parser.add_argument("--go-on", action="store_true", help="time what was found to be wrong")
     parser.add_argument("--wheels", action="store_true", help=f"gather {WHEELS}, and stop")
     options = parser.parse_args(arguments)
     if options.wheels:  # for CPython 3.12 on x86-64 Linux
@@ -320,7 +377,8 @@ def main(arguments: list[str] | None = None) -> int:
     for name, step in planned.items():
         done = day.steps.get(name, {}).get("outcome") == "done" and not step.always
         if name in (options.only or planned) and not done:
-            attempt(step, day, end - time.monotonic(), options.rehearse)
+            left = end - time.monotonic()
+            attempt(step, day, left, options.rehearse, options.go_on)
             if name in PREPARES and day.failed(name):
                 break
     print(day.table())
