@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..evaluate.probe import PIXELS, single_blocks
+from ..evaluate.probe import PIXELS, TOGETHER, single_blocks
 
 
 class Colours(NamedTuple):
@@ -131,7 +131,8 @@ def probe_png(
 ) -> None:
     """Accuracy of the probe after each block of network `name`, its controls beside it.
 
-    accuracy: the entry of that name in the result of `probe_pair`. Bars are standard errors.
+    accuracy: the entry of that name in the result of `probe_pair`. Bars are standard errors; "all"
+    is the probe of the blocks together.
     """
     lines = (
         (name, "trained", "o", "-", colours.line),
@@ -146,14 +147,16 @@ def probe_png(
         joint = [block for block in scores if block not in blocks]
         # No line leads to the probe of all blocks.
         for names, fmt, words in ((blocks, marker + line, label), (joint, marker, None)):
+            places = ["all" if block == TOGETHER else block for block in names]
             heights = [100 * scores[block]["accuracy"] for block in names]
             errors = [100 * scores[block]["standard_error"] for block in names]
             how = {"color": colour, "label": words, "markersize": 4, "capsize": 2, "linewidth": 1.2}
-            axes.errorbar(names, heights, errors, fmt=fmt, **how)
+            axes.errorbar(places, heights, errors, fmt=fmt, **how)
     if PIXELS in accuracy:
         height = 100 * accuracy[PIXELS][PIXELS]["accuracy"]
         axes.axhline(height, color=colours.dots, linewidth=1, linestyle=":", label="pixels")
     axes.set(xlabel="after block", ylabel="test accuracy, %")
+    axes.tick_params(axis="x", labelsize="small")
     axes.figure.legend(loc="outside upper center", ncols=2, frameon=False, labelcolor=colours.text)
 
 
