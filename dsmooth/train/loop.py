@@ -296,7 +296,9 @@ def evaluate(state: TrainState, test_set: ImageDataset) -> float:
         label = None if labels is None else labels[rows].to(state.device)
         inputs = make_inputs(x, config, label, first_index=first, repeat=EVALUATION_REPEAT)
         with state.autocast:
-            return -float(model.log_prob(*inputs).double().sum())
+            # Not log_prob: with clean_noise a target has no values of bytes.
+            log_p = model.log_prob_given(inputs.target, model(*inputs))
+            return -float(log_p.double().sum())
 
     nats = sum(distributed_map(range(0, n, 100), score))
     return nats / (math.log(2) * n * test_set.images[0].numel())
