@@ -37,7 +37,7 @@ def made_up_results(**data: Any) -> dict[str, Any]:
     card = read_json(find(DEFAULT) / "card.json")
     for i, run in enumerate(card["runs"].values()):
         run |= {"parameters": 100_001 + i, "training_seconds": 4800.0}
-        run["notes"] = ["the decay was changed"]
+        run["notes"] = ["the decay was changed\x1b[2J\ud800"]
     bits, probes = card["bits_per_dim"], card["probes"]["noisy"]
     bits["pair"]["paper_readings"] = [2.99, -4.01]
     bits["pair"]["conventions"][0]["meaning"] = "a < b"
@@ -123,7 +123,7 @@ def test_the_page_says_what_was_measured(page: str) -> None:
         "discrete bound is 0.891 ± 0.002 bits/dim on 10,000 held-out",
         "reproduce --budget 64",
         "Noisy model: 100,001 parameters, trained on 480,000 images, repeats counted (8.0 passes",
-        "100 images/s. The decay was changed.",
+        "100 images/s. The decay was changed\\x1b[2J\\ud800.",
         *("4.125", "5.125", "0.321", "0123456789abcdef"),
         "Measured on: Abacus <IX> & sons, 2 CPU threads",
         "5,000 training images of the embedded subset",

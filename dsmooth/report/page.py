@@ -22,7 +22,7 @@ from ..evaluate.paper import EQUATION_4_BITS, PAPER_BITS, PAPER_PROBE, paper_sen
 from ..evaluate.probe import PIXELS, best_block, best_probe
 from ..files import write_atomically
 from ..pictures import grid_png, visible
-from ..tables import COMPARABLE, Table, bits_table, decimals, percent
+from ..tables import COMPARABLE, Table, bits_table, decimals, percent, shown
 from .plots import curve_png, growth_png, probe_png, receptive_png
 
 MIN_WIDTH = 600  # pixels of a grid
@@ -60,7 +60,7 @@ def write_report(
         receptive_png=receptive_png,
     )
     # p(x | x~) must not break at the bar: after one, only a word joiner forbids it.
-    write_atomically(path, text.replace(" | ", "\u00a0|\u2060\u00a0").encode())
+    write_atomically(path, shown(text.replace(" | ", "\u00a0|\u2060\u00a0")).encode())
 
 
 def render(name: str, **numbers: Any) -> str:
