@@ -242,10 +242,12 @@ def sanitize(tool: str) -> Step:
 
 
 def train(state: Path, role: str) -> Step:
-    """Training with the settings of the released pair."""
-    run = state / "runs" / role
-    settings = ROOT / "dsmooth" / "pretrained" / "mnist" / role / "config.json"
-    command = [PYTHON, "-m", "dsmooth", "train", role, f"--out={run}", f"--config={settings}"]
+    """Training with the settings of the released pair, not prolonged but by one schedule."""
+    run, config = state / "runs" / role, state / f"{role}.json"
+    released = ROOT / "dsmooth" / "pretrained" / "mnist" / role / "config.json"
+    state.mkdir(parents=True, exist_ok=True)
+    write(config, json.dumps(json.loads(released.read_text()) | {"schedule_from": 0}).encode())
+    command = [PYTHON, "-m", "dsmooth", "train", role, f"--out={run}", f"--config={config}"]
     command += ["--resume"] * any(run.glob("checkpoint*.safetensors"))
     tiny = ("--n-filters=4", "--n-resnet=1", "--images=16", "--evaluations=1")
     tiny = (*tiny, "--evaluation-images=4")
