@@ -16,9 +16,10 @@ from .pair import SmoothedPair
 from .pretrained import SavedNetwork, resolve
 from .runs import RunFolder
 from .sampling.cached import Sampler, obstacle_of
-from .sampling.ladder import draw_completions
+from .sampling.completion import draw_completions
+from .sampling.ladder import draw_pair
 from .sampling.output import DrawPart
-from .sampling.request import KnownPixels, Progress, Request
+from .sampling.request import Progress, Request
 
 # Images that a process draws at a time: enough to fill the device, few enough to lie in memory.
 CHUNK = {"cpu": 256, "cuda": 4096}
@@ -91,29 +92,42 @@ class Models:
         """`weights_digest` of each network."""
         return {role: weights_digest(network) for role, network in self.networks.items()}
 
-    def drawer(self, request: Request, sampler: Sampler, candidates: int = 1) -> DrawPart:
-        """A function that draws parts of a request from the pair, or from the single model."""
-        if self.smoothed is not None and self.plain is not None:
+    def drawer(
+        self,
+        request: Request,
+        sampler: Sampler,
+        candidates: int = 1,
+        x_tilde: Tensor | None = None,
+    ) -> DrawPart:
+        """A function that draws parts of a request: from the pair, or from the single model.
+
+        candidates: draws behind each completion. x_tilde: (count, C, H, W), denoised by the pair.
+        """
+        network, size, pair = next(iter(self.networks.values())), self.image_size, self.smoothed
+        if pair is not None and self.plain is not None:
             raise ValueError(f"one model draws at a time, got {', '.join(self.networks)}")
-        ladder = None if self.smoothed is None else self.smoothed.drawer(request.levels)
-        network, size = next(iter(self.networks.values())), self.image_size
-        rungs = [network] if ladder is None else ladder.rungs
+        rungs = [] if pair is None else pair.rungs(request.levels)
         if candidates > 1 and (len(rungs) > 1 or request.method != "two-step"):
             raise ValueError("candidates need method two-step and one noise level")
 
         def draw(part: Request, progress: Progress) -> Tensor:
-            if part.known is not None:
-                known = part.known.images.to(self.device), part.known.mask.to(self.device)
-                part = replace(part, known=KnownPixels(*known))
-            sweeps = 1 if ladder is None else ladder.sweeps(part.method)
-            sampler.watch(progress, candidates * sweeps)
             if candidates > 1:
-                return draw_completions(rungs[0], part, sampler, size, candidates)
-            if ladder is not None:
-                return ladder.draw(part, sampler)
-            return sampler.draw(network, part, size)
+                model = rungs[0] if rungs else network
+                return draw_completions(model, part, sampler, size, candidates, progress)
+            if not rungs:
+                return sampler.draw(network, part, size, progress=progress)
+            noisy = x_tilde
+            if noisy is not None:
+                noisy = noisy[part.first_index - request.first_index :][: part.count]
+                noisy = noisy.to(self.device)
+            return draw_pair(rungs, part, sampler, progress, noisy)
 
         return draw
+
+    def of(self, *roles: Role) -> Models:
+        """Some of the networks, and the pair if its noisy model is among them."""
+        pair = self.smoothed if "noisy" in roles else None
+        return replace(self, networks={role: self.networks[role] for role in roles}, smoothed=pair)
 
     @property
     def chunk(self) -> int:

@@ -21,8 +21,8 @@ from .pictures import is_diverged
 from .pretrained.pairs import PairInFiles
 from .progress import progress as bar
 from .sampling.cached import Sampler
-from .sampling.ladder import Ladder, log_prob_of_noisy
-from .sampling.request import Choices, How, Progress, Request
+from .sampling.ladder import draw_pair, log_prob_of_noisy
+from .sampling.request import Choices, Execution, Progress, Request
 from .sampling.request import keep_top as top_rows
 from .smoothing import GaussianSmoothing, Smoothing
 
@@ -100,7 +100,7 @@ class SmoothedPair(PairInFiles):
         request = Request.make(n, choices, method=method, score=score, levels=levels)
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        ladder, sampler, drawn = self.drawer(levels), Sampler(How(threads, precision)), []
+        rungs, sampler, drawn = self.rungs(levels), Sampler(Execution(threads, precision)), []
         with bar("drawing", n) if progress is True else nullcontext() as show:
 
             def report(fraction: float) -> None:
@@ -111,8 +111,7 @@ class SmoothedPair(PairInFiles):
                     progress(images / n)
 
             for part in request.parts(batch_size or n):
-                sampler.watch(report if progress else None, ladder.sweeps(method))
-                drawn.append(ladder.draw(part, sampler))
+                drawn.append(draw_pair(rungs, part, sampler, report if progress else None))
         return torch.cat(drawn)
 
     @torch.no_grad()
@@ -164,22 +163,31 @@ class SmoothedPair(PairInFiles):
         self._check_images("x_tilde", x_tilde)
         n = x_tilde.shape[0]
         request = Request.make(n, choices, method=method, score=score, levels=levels)
-        return self.drawer(levels).draw_clean(x_tilde, request, Sampler(How(threads, precision)))
+        sampler = Sampler(Execution(threads, precision))
+        return draw_pair(self.rungs(levels), request, sampler, x_tilde=x_tilde)
 
-    def drawer(self, levels: Sequence[float] | None = None) -> Ladder:
-        """This pair at the levels of a ladder, by default at the highest alone: draws requests."""
-        return Ladder([self.at(scale) for scale in self.ladder(levels)])
+    def rungs(self, levels: Sequence[float] | None = None) -> list[SmoothedPair]:
+        """This pair at each level of a ladder, by default at the highest alone."""
+        return [self.at(scale) for scale in self.ladder(levels)]
 
-    def draw_noisy(self, request: Request, sampler: Sampler) -> Tensor:
+    def draw_noisy(
+        self, request: Request, sampler: Sampler, progress: Progress | None = None
+    ) -> Tensor:
         """x~ ~ p(x~), (B, C, H, W). Its known pixels are those of x with the smoothing's noise."""
         known, seed, first = request.known, request.seed, request.first_index
         if known is not None:
             x_tilde = self.smoothing.sample(known.images, seed=seed, first_index=first)
             known = replace(known, images=x_tilde)
         request = replace(request, known=known, label=self.label_for(self.noisy, request.label))
-        return sampler.draw(self.noisy, request, self.image_size)
+        return sampler.draw(self.noisy, request, self.image_size, progress=progress)
 
-    def draw_clean(self, x_tilde: Tensor, request: Request, sampler: Sampler) -> Tensor:
+    def draw_clean(
+        self,
+        x_tilde: Tensor,
+        request: Request,
+        sampler: Sampler,
+        progress: Progress | None = None,
+    ) -> Tensor:
         """The image of each x~ (B, C, H, W), by the request's method; NaN where x~ diverged."""
         if request.method == "noisy":
             return x_tilde
@@ -191,7 +199,7 @@ class SmoothedPair(PairInFiles):
             x = x if request.known is None else request.known.keep(x)
         else:
             request = replace(request, label=self.label_for(self.denoiser, request.label))
-            x = sampler.draw(self.denoiser, request, self.image_size, x_tilde)
+            x = sampler.draw(self.denoiser, request, self.image_size, x_tilde, progress)
         return torch.where(diverged, math.nan, x)
 
     @torch.no_grad()
@@ -274,7 +282,7 @@ class SmoothedPair(PairInFiles):
         Keys "noisy" (log p(x~)), "smoothing" (-log q(x~ | x)) and "denoiser" (log p(x | x~)), x~ of
         the lowest level.
         """
-        pairs = self.drawer(levels).rungs
+        pairs = self.rungs(levels)
         lowest = pairs[-1]
         where = {"seed": seed, "first_index": first_index, "repeat": repeat}
         x_tilde = lowest.smoothing.sample(x, **where)

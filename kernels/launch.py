@@ -38,8 +38,8 @@ def arithmetic_of(like: Tensor) -> tuple[bool, int]:
 class Plan:
     """The grid of a launch and its arguments that are no tensors: they follow from the shapes.
 
-    Make it once for each shape and kernel, and keep it: it remembers what was compiled. Triton's
-    own search for that takes 35 µs of Python, and a pass of a network has 500 launches.
+    Make it once for each shape, and keep it: it remembers what was compiled. Triton's own search
+    for that takes 35 µs of Python, and a pass of a network has 500 launches.
     """
 
     __slots__ = ("arguments", "compiled", "grid", "programs")
@@ -53,10 +53,7 @@ class Plan:
 
 @functools.lru_cache(maxsize=4096, typed=True)
 def plan(grid: tuple[int, ...], **arguments: Any) -> Plan:
-    """The plan of a launch, kept by its grid and arguments.
-
-    Two kernels must not share one: their arguments have to differ.
-    """
+    """The plan of a launch, kept by its grid and arguments."""
     return Plan(grid, **arguments)
 
 
@@ -72,7 +69,7 @@ def launch(kernel: Any, plan: Plan, device: torch.device, **tensors: Any) -> Non
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         interpreted = not isinstance(kernel, triton.JITFunction)  # or recorded by a test
         addresses, kinds = ({}, []) if interpreted else _addresses(tensors)
-        key = (device.index, *kinds)
+        key = (id(kernel), device.index, *kinds)
         if interpreted or key not in plan.compiled:
             named = tensors | plan.arguments
             plan.compiled[key] = kernel[plan.grid](enable_fp_fusion=True, **named)

@@ -198,7 +198,7 @@ def test_classes_of_the_prior_are_a_function_of_the_image_and_all_as_likely() ->
     counts = torch.bincount(drawn, minlength=10)
     assert len(counts) == 10
     assert ((counts - 2000).abs() < 4 * (20_000 * 0.1 * 0.9) ** 0.5).all()
-    assert request.how()["label"] == "prior"
+    assert request.identity()["label"] == "prior"
 
 
 @pytest.mark.quick
@@ -212,10 +212,10 @@ def test_the_labels_of_a_request() -> None:
     soft = torch.rand(5, 3)
     own = Request(5, label=soft)
     assert torch.equal(own.part(1, 3).labels(3, cpu), soft[1:4])
-    assert own.how() != Request(5, label=soft + 1).how()
-    assert own.how() == Request(5, label=soft.clone()).how()
-    assert Request(5, label=7).how()["label"] == 7
-    assert "label" not in Request(5).how()
+    assert own.identity() != Request(5, label=soft + 1).identity()
+    assert own.identity() == Request(5, label=soft.clone()).identity()
+    assert Request(5, label=7).identity()["label"] == 7
+    assert "label" not in Request(5).identity()
     assert Request(5).labels(0, cpu) is None
     with pytest.raises(ValueError, match=r"label must lie in 0 .. 2, got 7"):
         Request(5, label=7).labels(3, cpu)

@@ -16,7 +16,8 @@ from dsmooth.models import load_models
 from dsmooth.pictures import grid_png
 from dsmooth.sampling import CachedSampler, jacobi_sample, sample_images, sequential_sample
 from dsmooth.sampling.cached import Sampler, obstacle_of
-from dsmooth.sampling.request import How, Request, known_pixels
+from dsmooth.sampling.ladder import draw_pair
+from dsmooth.sampling.request import Execution, Request, known_pixels
 from tests.helpers.command_runs import run, save_run
 from tests.helpers.sampler_checks import network
 
@@ -54,7 +55,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"known": X, "mask": MASK.to("meta")}, "mask must be on known's device cpu, got meta"),
 ]
 OF_A_REQUEST = {"seed", "first_index", "temperature", "method", "score"}
-OF_HOW = {"threads", "max_slice"}
+OF_EXECUTION = {"threads", "max_slice"}
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def test_parts_make_the_whole() -> None:
     draw = Request(10, seed=3, first_index=2**32 - 4, temperature=0.5, method="noisy")
     parts = [draw.part(0, 4), draw.part(4, 6)]
     assert [(p.first_index, p.count) for p in parts] == [(2**32 - 4, 4), (2**32, 6)]
-    assert all(p.how() == draw.how() for p in parts)
+    assert all(p.identity() == draw.identity() for p in parts)
     with pytest.raises(AttributeError):
         draw.seed = 4  # type: ignore[misc]
 
@@ -81,12 +82,12 @@ def test_every_door_checks(
     doors: list[Any] = []
     if names <= OF_A_REQUEST:
         doors.append(lambda: Request(2, **arguments))
-    if names <= OF_HOW:
-        doors.append(lambda: How(**arguments))
+    if names <= OF_EXECUTION:
+        doors.append(lambda: Execution(**arguments))
     if names <= {*OF_A_REQUEST, "threads", "known", "mask"}:
         doors.append(lambda: pair.sample(2, **arguments))
         doors.append(lambda: pair.denoise(X, **arguments))
-    if not names & {"method", "score", *OF_HOW}:
+    if not names & {"method", "score", *OF_EXECUTION}:
         doors.append(lambda: sequential_sample(model, **given))
         doors.append(lambda: jacobi_sample(model, **given))
     if not names & {"method", "score"} and not obstacle_of(model):
@@ -119,7 +120,7 @@ def test_a_sampler_of_a_drawing_packs_once_and_public_calls_see_new_weights(
 
     monkeypatch.setattr(CachedSampler, "__init__", counting)
     sampler = Sampler()
-    parts = torch.cat([pair.drawer().draw(part, sampler) for part in Request(4, seed=1).parts(2)])
+    parts = torch.cat([draw_pair([pair], part, sampler) for part in Request(4, seed=1).parts(2)])
     assert packed == [pair.noisy, pair.denoiser]
     assert torch.equal(parts, pair.sample(4, seed=1))
 
@@ -201,35 +202,27 @@ def test_a_diverged_image_costs_no_other(
 def test_a_gpu_without_the_cuda_half(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The faster of two ways by a trial, which a folder that is there does not repeat."""
+    """The CPU draws unless a GPU is named, or a folder goes on that was drawn on one."""
     caplog.set_level("INFO", "dsmooth")
-    gpu, cpu, models = torch.device("cuda", 1), torch.device("cpu"), load_models([Path()])
-    request, how, folder = Request(4), How(threads=1), Path("folder")
-    assert min(command.trial(models, request, how, cpu)) > 0
+    gpu, cpu, folder = torch.device("cuda", 1), torch.device("cpu"), Path("folder")
     monkeypatch.setattr(command, "choose_device", {"auto": gpu, "cuda": gpu, "cpu": cpu}.get)
+    monkeypatch.setattr(command, "is_available", lambda: True)
     monkeypatch.setattr(command, "cuda_obstacle", lambda: "no nvcc")
-
-    def chosen(name: str = "auto", how: How = how, *, on_cpu: float, on_gpu: float) -> torch.device:
-        monkeypatch.setattr(command, "trial", lambda *_: (on_cpu, on_gpu))
-        return command.drawing_device(name, models, request, how, folder)
-
-    assert chosen(on_cpu=1, on_gpu=3) == cpu
-    line = (
-        "drawing on the CPU, by a trial 3.0 times as fast as Jacobi iterations on cuda:1: no nvcc"
-    )
+    device = command.drawing_device
+    assert (device("auto"), device("cpu"), device("cuda")) == (cpu, cpu, gpu)
+    line = "drawing on the CPU: no nvcc; --device cuda:1 draws by Jacobi iterations"
     assert caplog.messages == [line]
-    assert chosen(on_cpu=3, on_gpu=1) == chosen("cuda", on_cpu=1, on_gpu=3) == gpu
-    assert chosen(how=How(precision="bfloat16"), on_cpu=3, on_gpu=1) == cpu
     assert run("sample", ".", "-n", "2", "--device", "cpu", "--out", str(folder)) == 0
-    assert chosen(on_cpu=3, on_gpu=1) == cpu
+    monkeypatch.setattr(command, "cuda_obstacle", lambda: None)
+    assert (device("auto", folder), device("auto")) == (cpu, gpu)
     monkeypatch.setattr(command, "is_available", lambda: False)
-    assert chosen(on_cpu=1, on_gpu=3) == gpu
+    assert device("auto") == gpu
 
 
 def test_a_gpu_draws_by_jacobi_iterations(
     pair: dsmooth.SmoothedPair, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The CPU stands in for it: the images are those of one forward a pixel."""
+    """The CPU stands in for it: the images are those of one forward pass per pixel."""
     monkeypatch.setattr("dsmooth.sampling.cached.obstacle_of", lambda model: "no nvcc")
     expected = pair.sample(3)
     monkeypatch.setattr("dsmooth.sampling.cached.settles_on_gpu", lambda weight: True)
@@ -237,7 +230,7 @@ def test_a_gpu_draws_by_jacobi_iterations(
     x = pair.sample(3, progress=seen.append)
     assert (x - expected).abs().max() < 1e-4
     assert (seen, seen[-1]) == (sorted(seen), 1)
-    ways = ("one forward a pixel", "Jacobi iterations of whole images")
+    ways = ("one forward pass per pixel", "Jacobi iterations of whole images")
     assert caplog.messages == [f"{way}: no nvcc; `dsmooth doctor` says more" for way in ways]
 
 

@@ -25,7 +25,7 @@ from dsmooth.sampling import (
     sequential_sample,
 )
 from dsmooth.sampling.cached import Sampler, obstacle_of
-from dsmooth.sampling.ladder import draw_weighted
+from dsmooth.sampling.completion import draw_weighted
 from dsmooth.sampling.output import gather
 from dsmooth.sampling.request import Request, known_pixels
 from tests.helpers.sampler_checks import ATOMS, FIRST, SEED, context_for, network, teacher_forced
@@ -154,13 +154,13 @@ def test_parts_of_a_completion_are_its_images() -> None:
 def test_what_is_known_decides_the_images() -> None:
     """A folder of shards must not go on with another completion."""
     x, mask = random_images(1), random_mask()
-    hows = [
-        Request(N, known=known_pixels(x, m, N)).how() for m in (mask, ~mask, torch.ones_like(mask))
-    ]
-    hows += [Request(N).how(), Request(N, known=known_pixels(-x, mask, N)).how()]
-    assert all(hows[i] != hows[j] for i in range(5) for j in range(i))
+    masks = mask, ~mask, torch.ones_like(mask)
+    requests = [Request(N, known=known_pixels(x, own, N)) for own in masks]
+    requests += [Request(N), Request(N, known=known_pixels(-x, mask, N))]
+    identities = [request.identity() for request in requests]
+    assert all(identities[i] != identities[j] for i in range(5) for j in range(i))
     hidden = torch.where(mask[:, None], x, torch.nan)
-    assert Request(N, known=known_pixels(hidden, mask, N)).how() == hows[0]
+    assert Request(N, known=known_pixels(hidden, mask, N)).identity() == identities[0]
 
 
 def test_keep_top() -> None:

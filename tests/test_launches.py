@@ -96,6 +96,16 @@ def test_a_kernel_is_compiled_once_for_each_kind_of_arguments(
     assert launch(x[1:], (other, x)) == 6
 
 
+def test_two_kernels_with_equal_arguments_are_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launching.triton, "JITFunction", FakeKernel)
+    kernels, x = [FakeKernel(), FakeKernel()], torch.zeros(4)
+    for kernel in kernels * 2:
+        plan = launching.plan((1,), n=3)
+        launching.launch(kernel, plan, torch.device("cpu"), x_ptr=x, pair=None)
+    runs = [(x.data_ptr(), None, 3)]
+    assert [(len(kernel.compiled), kernel.runs) for kernel in kernels] == [(1, runs)] * 2
+
+
 def make(**settings: Any) -> tuple[dsmooth.PixelCNNpp, Tensor]:
     torch.manual_seed(0)
     model = dsmooth.PixelCNNpp(dsmooth.ModelConfig(**settings))

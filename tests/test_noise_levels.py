@@ -17,7 +17,7 @@ from dsmooth.evaluate import score_pair
 from dsmooth.nn.levels import at_level
 from dsmooth.philox import Stream, image_words
 from dsmooth.sampling.ladder import log_prob_of_noisy, seed_of_rung, step_down
-from dsmooth.sampling.request import How, Request
+from dsmooth.sampling.request import Execution, Request
 from dsmooth.smoothing import GaussianSmoothing
 from dsmooth.train import train
 from dsmooth.train.step import make_inputs
@@ -249,7 +249,7 @@ def test_a_ladder_scores_its_draws_in_the_precision_that_drew_them(
     pair = pair_of_levels()
     pairs = [pair.at(level) for level in (0.5, 0.1)]
     expected = log_prob_of_noisy(pairs, images(), seed=2)
-    monkeypatch.setattr(How, "precision_on", lambda how, device: AS_ON_CUDA[how.precision])
+    monkeypatch.setattr(Execution, "precision_on", lambda self, device: AS_ON_CUDA[self.precision])
     assert torch.equal(log_prob_of_noisy(pairs, images(), seed=2), expected)
     scored: list[tuple[bool, float]] = []
     real = dsmooth.SmoothedPair.denoiser_log_prob

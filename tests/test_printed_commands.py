@@ -205,7 +205,7 @@ def test_one_forward_a_pixel_is_said_once(caplog: pytest.LogCaptureFixture) -> N
     dsmooth.sampling.sample_images(pair.noisy, 1, height=4, width=4)
     (line,) = caplog.messages
     reason = "the weights are float64, not float32; `dsmooth doctor` says more"
-    assert line == f"one forward a pixel: {reason}"
+    assert line == f"one forward pass per pixel: {reason}"
 
 
 @pytest.mark.parametrize(

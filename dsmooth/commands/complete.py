@@ -40,10 +40,11 @@ def complete(options: Complete) -> None:
         mask = choose_mask(options, models.image_size)
         cells = len(x) * options.draws
         check_memory((cells, *models.image_shape))
-        known = known_pixels(x.repeat_interleave(options.draws, dim=0), mask, cells)
+        sampler = make_sampler(options.execution, models)
+        given = x.to(models.device).repeat_interleave(options.draws, dim=0)
+        known = known_pixels(given, mask.to(models.device), cells)
         request = request_of(models, options.drawing, cells, known=known)
         started, rank = time.monotonic(), rank_and_size()[0]
-        sampler = make_sampler(options.execution, models, request)
         with progress("completing", request.count) if rank == 0 else nullcontext() as done:
             drawer = models.drawer(request, sampler, options.candidates)
             completed = gather(drawer, request, models.chunk, done)

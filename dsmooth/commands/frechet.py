@@ -195,18 +195,18 @@ def collect_samples(
     check_models(models, Drawing(method=options.method, label=label))
     named: dict[str, Any] = {"method": options.method, "temperature": options.temperature}
     request = Request(count, options.seed, label=label, **named)
-    how = {key: value for key, value in request.how().items() if key != "score"}
-    how["weights_sha256"] = list(models.digests().values())
+    identity = {key: value for key, value in request.identity().items() if key != "score"}
+    identity["weights_sha256"] = list(models.digests().values())
     if options.execution.precision != "auto":
-        how["precision"] = options.execution.precision
+        identity["precision"] = options.execution.precision
     # Other settings or weights go to another folder, so that nothing has to be deleted.
-    digest = hashlib.sha256(json.dumps(how).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:8]
     keep = options.keep or options.out.parent / f"samples-{options.method}-{count}-{digest}"
     check_outputs([keep], count)
-    sampler = make_sampler(options.execution, models, request, keep)
+    sampler = make_sampler(options.execution, models, keep)
     sample_to_files(models, request, sampler, [keep])
     barrier()
-    return read_images(keep), how, request.labels(models.n_classes)
+    return read_images(keep), identity, request.labels(models.n_classes)
 
 
 def print_comparison(numbers: dict[str, Any], result: Comparison) -> None:

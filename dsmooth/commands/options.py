@@ -50,8 +50,8 @@ class OnDevice(Running):
     __doc__ = Running.__doc__
 
     device: str = "auto"
-    """cpu, cuda or cuda:N; auto takes a CUDA device if there is one. Drawing without the CUDA half
-    of the extension, it takes the CPU where that is faster by a trial, and says so."""
+    """cpu, cuda or cuda:N; auto takes a CUDA device if there is one. Drawing needs the CUDA half of
+    the extension for that: with the CPU half alone, auto draws on the CPU and says so."""
 
 
 @dataclass(frozen=True)

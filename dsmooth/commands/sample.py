@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .._extension import cuda_obstacle, is_available
-from ..distributed import broadcast_int, process_group, rank_and_size
+from ..distributed import process_group, rank_and_size
 from ..machine import check_memory, choose_device
 from ..models import Models, load_models
 from ..pictures import is_diverged, save_grid, visible
@@ -28,15 +27,12 @@ from ..sampling.output import (
     write_adm_npz,
     write_images,
 )
-from ..sampling.request import How, Request, chosen_seed
+from ..sampling.request import Execution, Request, chosen_seed
 from .options import Computing, Drawing, Sample
 from .place import check_place
 
 # The most images that one PNG shows.
 GRID_LIMIT = 400
-# Forwards of Jacobi sampling as a part of the pixels: 114 of 784 for p(x) on MNIST. A pair took 60
-# for both steps (docs/benchmarks.md, "Forwards of Jacobi sampling").
-JACOBI_FORWARDS = 114 / 784
 
 
 def sample(options: Sample) -> None:
@@ -47,7 +43,7 @@ def sample(options: Sample) -> None:
         first = options.first_index
         request = request_of(models, options.drawing, options.count, first_index=first)
         folder = None if options.out[0].suffix else options.out[0]
-        sampler = make_sampler(options.execution, models, request, folder)
+        sampler = make_sampler(options.execution, models, folder)
         sample_to_files(models, request, sampler, options.out, png=options.png, adm=options.adm)
 
 
@@ -103,14 +99,14 @@ def sample_to_files(
         check_memory((request.count, *models.image_shape))
     with progress("drawing", request.count) if rank == 0 else nullcontext() as done:
         if not outputs[0].suffix:
-            how = {
-                **request.how(),
+            description = {
+                **request.identity(),
                 "device": models.device.type,
-                "precision": sampler.how.precision_on(models.device),
+                "precision": sampler.execution.precision_on(models.device),
                 "weights_sha256": list(models.digests().values()),
             }
             kind = Pictures if png else Shards
-            folder = kind(outputs[0], request, models.image_shape, how)
+            folder = kind(outputs[0], request, models.image_shape, description)
             filled = fill(folder, draw, models.chunk, done)
         else:
             x = gather(draw, request, models.chunk, done)
@@ -176,74 +172,28 @@ def check_output(path: Path, suffix: str, option: str = "--out") -> None:
     check_place(path)
 
 
-def make_sampler(
-    execution: Computing, models: Models, request: Request, folder: Path | None = None
-) -> Sampler:
-    """A sampler for a request, whose models move to the device that draws it."""
-    how = How(execution.threads, execution.precision)
-    models.to(drawing_device(execution.device, models, request, how, folder))
-    return Sampler(how)
+def make_sampler(options: Computing, models: Models, folder: Path | None = None) -> Sampler:
+    """A sampler, for models that move to its device. folder: images are added to it."""
+    execution = Execution(options.threads, options.precision)
+    models.to(drawing_device(options.device, folder))
+    return Sampler(execution)
 
 
-def drawing_device(
-    name: str, models: Models, request: Request, how: How, folder: Path | None = None
-) -> torch.device:
-    """The device that `name` means, for drawing a request from models on the CPU.
+def drawing_device(name: str, folder: Path | None = None) -> torch.device:
+    """The device that `name` means for drawing.
 
-    Where the extension draws on the CPU alone, "auto" decides by a trial between that and Jacobi
-    sampling on the GPU, and says so. folder: images are added to it, on the device of those there.
+    "auto" takes a GPU if the extension has its CUDA half, or if nothing of it is there. With the
+    CPU half alone it takes the CPU, whose images need one forward pass each, and says so. A folder
+    goes on where it was drawn.
     """
     device = choose_device(name)
-    obstacle = cuda_obstacle() if is_available() else None
-    if name != "auto" or device.type == "cpu" or obstacle is None:
+    if name != "auto" or device.type == "cpu" or not is_available():
         return device
     for kind in (Shards, Pictures):
         if folder is not None and (folder / kind.manifest).exists():
             there = Manifest.read(folder / kind.manifest).description.get("device")
             return torch.device("cpu") if there == "cpu" else device
-    if how.precision == "bfloat16":  # of the cached sampler alone
-        return torch.device("cpu")
-    is_faster = False
-    if rank_and_size()[0] == 0:
-        on_cpu, on_gpu = trial(models, request, how, device)
-        is_faster = on_gpu < on_cpu
-        if not is_faster:
-            times = f"{on_gpu / on_cpu:.1f} times as fast as Jacobi iterations on {device}"
-            LOG.info("drawing on the CPU, by a trial %s: %s", times, obstacle)
-    return device if broadcast_int(is_faster) else torch.device("cpu")
-
-
-def trial(models: Models, request: Request, how: How, device: torch.device) -> tuple[float, float]:
-    """Seconds that a request takes by the cached sampler on the CPU, and by Jacobi on `device`.
-
-    Measured on an image for each thread and on one forward of each network.
-    """
-    few = request.part(0, min(request.count, how.threads or torch.get_num_threads()))
-    draw = models.drawer(request, Sampler(how))
-    draw(request.part(0, 1), lambda _: None)  # packs the weights
-    on_cpu = seconds(partial(draw, few, lambda _: None), device) * request.count / few.count
-    models.to(device)
-    batch = request.part(0, min(request.count, models.chunk))
-    x = torch.zeros(batch.count, *models.image_shape, device=device)
-    zeros, forwards = torch.zeros(batch.count, dtype=torch.int64, device=device), 0.0
-    with torch.no_grad():
-        for network in models.networks.values():
-            config = network.config
-            context = None if config.conditioning == "none" else x
-            sizes = config.condition_size, len(config.noise_levels)
-            label, level = (zeros if size else None for size in sizes)
-            forward = partial(network, x, context, label, level)
-            forward()  # makes what it needs
-            forwards += seconds(forward, device)
-    models.to("cpu")
-    pixels = x[0, 0].numel()
-    return on_cpu, JACOBI_FORWARDS * pixels * forwards * request.count / batch.count
-
-
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds that a piece of work takes, with what it leaves on a CUDA device."""
-    started = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started
+    if (obstacle := cuda_obstacle()) is None:
+        return device
+    LOG.info("drawing on the CPU: %s; --device %s draws by Jacobi iterations", obstacle, device)
+    return torch.device("cpu")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import Method, Precision, ProbeSettings, ReproductionStage, Role, check_whole
+from ..config import Method, Precision, ProbeSettings, ReproductionStage, check_whole
 from ..data import ImageDataset, to_bytes
 from ..data.arrays import read_npz
 from ..distributed import barrier, rank_and_size
@@ -30,7 +30,7 @@ from ..pictures import is_diverged, save_grid, visible
 from ..progress import progress, whole
 from ..sampling.cached import Sampler
 from ..sampling.output import gather, write_images
-from ..sampling.request import How, Label, Progress, Request
+from ..sampling.request import Execution, Label, Request
 from ..smoothing import GaussianSmoothing
 
 KEY = "asked"  # the field of a stored result that holds all that decides it
@@ -138,24 +138,25 @@ class Stages:
         """
         (self.folder / "samples").mkdir(exist_ok=True)
         barrier()
-        pair, sampler = self.models.pair, Sampler(How(precision=self.precision))
+        pair, sampler = self.models.pair, Sampler(Execution(precision=self.precision))
         methods: tuple[Method, ...] = ("two-step",)
         if isinstance(pair.smoothing, GaussianSmoothing):
             methods = ("two-step", "single-step")
         clean = self.test_set.batch(torch.arange(min(DENOISED_IMAGES, len(self.test_set))))
         pictures: dict[str, Tensor | None] = {
-            "noisy": self.images("noisy", "noisy", sampler, ["noisy"]),
+            "noisy": self.images("noisy", "noisy", sampler, self.models.of("noisy")),
             "held-out": clean,
             "held-out-noisy": pair.smoothing.sample(clean, seed=self.seed, first_index=0, repeat=0),
         }
+        both = self.models.of("noisy", "denoiser")
         for prefix, labels in (("", None), ("held-out-", self.test_set.labels)):
             x_tilde = pictures[f"{prefix}noisy"]
             for method in methods if x_tilde is not None else ():
-                both: list[Role] = ["noisy", "denoiser"]
                 x = self.images(f"{prefix}{method}", method, sampler, both, x_tilde, labels)
                 pictures[f"{prefix}{method}"] = x
         if self.models.plain is not None:
-            pictures["plain"] = self.images("plain", "two-step", sampler, ["plain"])
+            plain = self.models.of("plain")
+            pictures["plain"] = self.images("plain", "two-step", sampler, plain)
         return {name: x for name, x in pictures.items() if x is not None}
 
     def images(
@@ -163,44 +164,35 @@ class Stages:
         name: str,
         method: Method,
         sampler: Sampler,
-        roles: Sequence[Role],
+        models: Models,
         x_tilde: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> Tensor | None:
-        """Images by the networks of `roles`, or x_tilde denoised, read from NAME.npz or drawn.
+        """Images drawn from `models`, or x_tilde denoised, read from NAME.npz or drawn.
 
         They are of every class in turn, or of `labels`, where one of the networks has classes.
         A grid of them goes to NAME.png. None where none are there and none are to be drawn.
         """
-        models, weights = self.models, self.models.digests()
         count = self.sizes.count if x_tilde is None else len(x_tilde)
         label: Label = None
-        if any(models.networks[role].config.condition_size for role in roles):
+        if models.n_classes:
             label = "each" if labels is None else labels[:count]
         request = Request(count, self.seed, method=method, label=label)
-        key = {"count": count, **request.how(), "weights_sha256": [weights[r] for r in roles]}
+        weights = list(models.digests().values())
+        key = {"count": count, **request.identity(), "weights_sha256": weights}
         if x_tilde is not None:
             key["given_sha256"] = digest_of(x_tilde)
         if self.precision != "auto":
             key["precision"] = self.precision
-
-        def draw(part: Request, report: Progress) -> Tensor:
-            sampler.watch(report, 1)
-            if name == "plain":
-                return sampler.draw(models.networks["plain"], part, models.image_size)
-            if x_tilde is None:
-                return models.pair.drawer().draw(part, sampler)
-            noisy = x_tilde[part.first_index :][: part.count].to(models.device)
-            return models.pair.drawer().draw_clean(noisy, part, sampler)
-
         path = self.folder / "samples" / f"{name}.npz"
         x = None if self.only == "samples" else _stored_images(path, key)
         if x is not None or self.only not in (None, "samples"):
             return x
+        draw = models.drawer(request, sampler, x_tilde=x_tilde)
         with progress(f"drawing {name}", count) as done:
             x = gather(draw, request, CHUNK, done)
         if x is not None:
-            write_images(path, x, request, key, n_classes=0 if label is None else models.n_classes)
+            write_images(path, x, request, key, n_classes=models.n_classes)
             save_grid(visible(x[:GRID_IMAGES]), path.with_suffix(".png"))
         barrier()
         return x if x is not None else _stored_images(path, key)

@@ -18,7 +18,7 @@ from ..nn import PixelCNNpp
 from ..nn.condition import condition_vectors
 from ..nn.pixelcnnpp import is_given
 from .program import Program, as_numpy
-from .request import AUTO, Choices, How, Progress, Request, check_like, check_size
+from .request import AUTO, Choices, Execution, Progress, Request, check_like, check_size
 from .sequential import draw_by_jacobi, draw_sequentially
 
 if TYPE_CHECKING:
@@ -130,15 +130,16 @@ class CachedSampler:
         of range, before any work; MemoryError, or torch.cuda.OutOfMemoryError, if the caches do not
         fit.
         """
-        how = How(threads, max_slice=max_slice)
-        return self.draw(Request.make(n, choices), (height, width), context, how, progress)
+        execution = Execution(threads, max_slice=max_slice)
+        request = Request.make(n, choices)
+        return self.draw(request, (height, width), context, execution, progress)
 
     def draw(
         self,
         request: Request,
         size: tuple[int, int],
         context: Tensor | None = None,
-        how: How = AUTO,
+        execution: Execution = AUTO,
         progress: Progress | None = None,
     ) -> Tensor:
         """Draw a request for images of `size` (H, W), as `sample` does."""
@@ -169,12 +170,12 @@ class CachedSampler:
             "temperature": request.temperature,
         }
         if self.device.type == "cuda":
-            self._launch(arguments, how.max_slice or 0)
+            self._launch(arguments, execution.max_slice or 0)
             return out
         self._native.sample(
             **arguments,
-            threads=how.threads or torch.get_num_threads(),
-            slice=how.max_slice or 0,
+            threads=execution.threads or torch.get_num_threads(),
+            slice=execution.max_slice or 0,
             progress=progress,
         )
         if progress is not None:
@@ -216,21 +217,16 @@ class CachedSampler:
 
 
 class Sampler:
-    """Draws requests from networks: by `CachedSampler` where it runs, else by whole forwards.
+    """Draws from networks by `CachedSampler` where it runs, else by forward passes.
 
-    These are Jacobi iterations on a GPU, which a forward of one pixel leaves idle, and one forward
-    a pixel elsewhere. A network is packed when it is first drawn from. Later changes of its weights
-    may not be seen, so a sampler serves one drawing.
+    On a GPU these are Jacobi iterations, for one pixel alone would leave it idle. Elsewhere there
+    is one forward pass per pixel. A network is packed when it is first drawn from, and later
+    changes of its weights may not be seen: make a sampler for each drawing.
     """
 
-    def __init__(self, how: How = AUTO) -> None:
-        self.how = how
+    def __init__(self, execution: Execution = AUTO) -> None:
+        self.execution = execution
         self._packed: dict[PixelCNNpp, CachedSampler] = {}
-        self.watch(None, 1)
-
-    def watch(self, progress: Progress | None, sweeps: int) -> None:
-        """Let `progress` follow the next so many draws, each of one network."""
-        self._progress, self._sweeps, self._done = progress, sweeps, 0
 
     def draw(
         self,
@@ -238,27 +234,25 @@ class Sampler:
         request: Request,
         size: tuple[int, int],
         context: Tensor | None = None,
+        progress: Progress | None = None,
     ) -> Tensor:
         """The images (count, C, H, W) of a request."""
-        done, sweeps, watcher = self._done, self._sweeps, self._progress
-        self._done += 1
-        progress = None if watcher is None else lambda part: watcher((done + part) / sweeps)
-        weight, reason = model.head.bias, obstacle_of(model)
+        execution, weight, reason = self.execution, model.head.bias, obstacle_of(model)
         if reason is None:
             if model not in self._packed:
-                dtype = getattr(torch, self.how.precision_on(weight.device))
+                dtype = getattr(torch, execution.precision_on(weight.device))
                 self._packed[model] = CachedSampler(model, dtype)
-            return self._packed[model].draw(request, size, context, self.how, progress)
-        if self.how.precision == "bfloat16":
+            return self._packed[model].draw(request, size, context, execution, progress)
+        if execution.precision == "bfloat16":
             raise ValueError(f"precision bfloat16 needs the cached sampler: {reason}")
         on_gpu = settles_on_gpu(weight)
-        way = "Jacobi iterations of whole images" if on_gpu else "one forward a pixel"
+        way = "Jacobi iterations of whole images" if on_gpu else "one forward pass per pixel"
         reason = textwrap.shorten(reason, 200, placeholder=" ...")
         warn_once("%s: %s; `dsmooth doctor` says more", way, reason)
         if on_gpu:
             return draw_by_jacobi(model, request, size, context, progress).images
         before = torch.get_num_threads()
-        torch.set_num_threads(self.how.threads or before)
+        torch.set_num_threads(execution.threads or before)
         try:
             return draw_sequentially(model, request, size, context, progress)
         finally:
@@ -266,7 +260,7 @@ class Sampler:
 
 
 def settles_on_gpu(weight: Tensor) -> bool:
-    """Whether it draws by Jacobi iterations, which half precision ends before they are exact."""
+    """Whether the network draws by Jacobi iterations, which half precision ends too early."""
     return weight.is_cuda and weight.dtype in (torch.float32, torch.float64)
 
 
@@ -289,9 +283,8 @@ def sample_images(
     each call, which takes milliseconds for a small network: keep a `CachedSampler` to draw in many
     small calls.
     """
-    request, sampler = Request.make(n, choices), Sampler(How(threads, precision))
-    sampler.watch(progress, 1)
-    return sampler.draw(model, request, (height, width), context)
+    request, sampler = Request.make(n, choices), Sampler(Execution(threads, precision))
+    return sampler.draw(model, request, (height, width), context, progress)
 
 
 def obstacle_of(model: PixelCNNpp) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, Literal, TypedDict
@@ -22,6 +22,15 @@ from ..progress import LOG
 Label = int | Literal["each", "prior"] | Tensor | None
 # Called with the fraction that is done.
 Progress = Callable[[float], None]
+
+
+def split(progress: Progress | None, steps: int) -> Iterator[Progress | None]:
+    """The progress of each of `steps` steps that take as long, as a part of the whole."""
+
+    def part(step: int) -> Progress | None:
+        return None if progress is None else lambda done: progress((step + done) / steps)
+
+    yield from map(part, range(steps))
 
 
 class Choices(TypedDict, total=False):
@@ -215,24 +224,24 @@ class Request:
         starts = range(0, self.count, chunk)
         return [self.part(start, min(chunk, self.count - start)) for start in starts]
 
-    def how(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """The settings that decide an image beside its number and the weights, as JSON."""
         names = ("seed", "method", "score", "temperature")
-        how: dict[str, Any] = {name: getattr(self, name) for name in names}
+        identity: dict[str, Any] = {name: getattr(self, name) for name in names}
         if isinstance(self.label, Tensor):
-            how["label"] = _digest(self.label.detach())
+            identity["label"] = _digest(self.label.detach())
         elif self.label is not None:
-            how["label"] = self.label
+            identity["label"] = self.label
         if self.levels is not None:
-            how["levels"] = list(self.levels)
+            identity["levels"] = list(self.levels)
         if self.known is not None:
-            how["known_sha256"] = _digest(self.known.mask, self.known.images.float())
-        return how
+            identity["known_sha256"] = _digest(self.known.mask, self.known.images.float())
+        return identity
 
 
 @dataclass(frozen=True)
-class How:
-    """How a request is carried out; this does not decide the images, but for rounding.
+class Execution:
+    """How a request is carried out. Of the images it changes the rounding alone.
 
     threads, max_slice: of `CachedSampler.sample`. precision: of the cached sampler; "auto" is
     bfloat16 on a CUDA device and float32 on the CPU.
@@ -253,7 +262,7 @@ class How:
         return "bfloat16" if device.type == "cuda" else "float32"
 
 
-AUTO = How()
+AUTO = Execution()
 
 
 def _digest(*tensors: Tensor) -> str:

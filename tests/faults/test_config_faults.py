@@ -19,7 +19,7 @@ from dsmooth.config import TrainConfig
 from dsmooth.files import save_weights, write_tensors
 from dsmooth.presets import preset
 from dsmooth.runs import RunFolder
-from dsmooth.sampling.request import How, Request
+from dsmooth.sampling.request import Execution, Request
 from dsmooth.smoothing import GaussianSmoothing
 
 # One of them has the right type for every field.
@@ -172,4 +172,4 @@ def test_arguments_of_the_wrong_type_are_named() -> None:
                 ModelConfig(**{name: wrong})
         if wrong is not None:
             with pytest.raises(ValueError, match=f"^threads {message}"):
-                How(threads=wrong)
+                Execution(threads=wrong)

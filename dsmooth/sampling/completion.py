@@ -1,0 +1,82 @@
+"""Completions of images, each chosen among several draws (docs/math.md, sections 3 and 4).
+
+The samplers draw a missing pixel given the pixels before it. The weight of a draw is what they left
+out: the probability of the known pixels given what was drawn before them. To take one of M draws in
+proportion to their weights is exact as M grows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..functional import logistic_mixture_log_prob
+from ..nn import PixelCNNpp
+from ..philox import Stream, image_words, seed_from, to_uniform
+from .cached import Sampler
+from .request import Progress, Request, split
+
+
+def draw_completions(
+    model: Any,
+    request: Request,
+    sampler: Sampler,
+    size: tuple[int, int],
+    candidates: int,
+    progress: Progress | None = None,
+) -> Tensor:
+    """The images (count, C, H, W) of a request with known pixels, each one of `candidates` draws.
+
+    model: a `SmoothedPair` of one noise level, or a network without context. The first candidate is
+    the image that is drawn without others.
+    """
+    seed, first_index, taken, best = request.seed, request.first_index, None, None
+    where: dict[str, Any] = {"seed": seed, "first_index": first_index, "stream": Stream.CANDIDATE}
+    for i, own_progress in enumerate(split(progress, candidates)):
+        own = replace(request, seed=seed_from(seed, i, Stream.CANDIDATE)) if i else request
+        x, log_weight = draw_weighted(model, own, sampler, size, own_progress)
+        words = image_words(request.count, 1, repeat=i + 1, **where)
+        # The largest of log-weights with Gumbel noise is a draw in proportion to the weights.
+        key = log_weight - to_uniform(words)[:, 0, 0].to(log_weight).log().neg().log()
+        if taken is None or best is None:
+            taken, best = x, key
+        better = key > best
+        taken = torch.where(better[:, None, None, None], x, taken)
+        best = torch.where(better, key, best)
+    assert taken is not None  # there is a candidate
+    return taken
+
+
+@torch.no_grad()
+def draw_weighted(
+    model: Any,
+    request: Request,
+    sampler: Sampler,
+    size: tuple[int, int],
+    progress: Progress | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Images (B, C, H, W) of a request with known pixels, and their log-weights (B,), nats."""
+    assert request.known is not None  # completion has some
+    mask = request.known.mask
+
+    def of_known(nats: Tensor) -> Tensor:
+        return torch.where(mask, nats, 0).double().sum((1, 2))
+
+    def log_prob(network: PixelCNNpp, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """log-probability of the known pixels, each given all pixels before it."""
+        n_classes = network.config.condition_size
+        label = request.labels(n_classes, x.device) if n_classes else None
+        params = network(x, context, label)
+        return of_known(logistic_mixture_log_prob(x, params, **network.config.mixture))
+
+    if isinstance(model, PixelCNNpp):
+        x = sampler.draw(model, request, size, progress=progress)
+        return x, log_prob(model, x)
+    first, second = split(progress, 2)
+    x_tilde = model.draw_noisy(request, sampler, first)
+    x = model.draw_clean(x_tilde, request, sampler, second)
+    noise = of_known(model.smoothing.log_density(x_tilde - x).sum(1))
+    return x, log_prob(model.noisy, x_tilde) + log_prob(model.denoiser, x, x_tilde) - noise
