@@ -72,7 +72,7 @@ ABOUT = """Autoregressive image modelling with distribution smoothing, made fast
 
 `dsmooth VERB --help` describes a verb, `dsmooth --version` prints the version, and `dsmooth
 --tyro-print-completion SHELL` a script that lets bash, zsh or tcsh complete."""
-# They stand on the command line alone.
+# Not read from --config.
 OWN = ("config", "print_config")
 
 

@@ -130,7 +130,7 @@ def _wait_for_rank_0() -> None:
 
 @contextmanager
 def exchange() -> Iterator[None]:
-    """Around work of torch.distributed: raise ProcessLost where another process is gone."""
+    """Raise ProcessLost if another process is gone during the collectives inside the block."""
     try:
         yield
     except RuntimeError as error:

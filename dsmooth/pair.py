@@ -21,7 +21,7 @@ from .pictures import is_diverged
 from .pretrained.pairs import PairInFiles
 from .progress import progress as bar
 from .sampling.cached import Sampler
-from .sampling.ladder import draw_pair, log_prob_of_noisy
+from .sampling.ladder import draw_pair, noise_terms
 from .sampling.request import Choices, Execution, Progress, Request
 from .sampling.request import keep_top as top_rows
 from .smoothing import GaussianSmoothing, Smoothing
@@ -156,9 +156,9 @@ class SmoothedPair(PairInFiles):
         precision: Precision = "auto",
         **choices: Unpack[Choices],
     ) -> Tensor:
-        """The second half of `sample`, for noisy images (B, C, H, W) that are there already.
+        """Denoise images x~ (B, C, H, W): the second step of `sample`.
 
-        Their noise is that of the first of levels. Raises ValueError for images of another size.
+        Their noise has the scale levels[0]. Raises ValueError for images of another size.
         """
         self._check_images("x_tilde", x_tilde)
         n = x_tilde.shape[0]
@@ -282,15 +282,10 @@ class SmoothedPair(PairInFiles):
         Keys "noisy" (log p(x~)), "smoothing" (-log q(x~ | x)) and "denoiser" (log p(x | x~)), x~ of
         the lowest level.
         """
-        pairs = self.rungs(levels)
-        lowest = pairs[-1]
-        where = {"seed": seed, "first_index": first_index, "repeat": repeat}
-        x_tilde = lowest.smoothing.sample(x, **where)
-        return {
-            "noisy": log_prob_of_noisy(pairs, x_tilde, label, **where),
-            "smoothing": -lowest.smoothing.log_prob(x_tilde, x),
-            "denoiser": lowest.denoiser_log_prob(x, x_tilde, label),
-        }
+        rungs, where = self.rungs(levels), {"first_index": first_index, "repeat": repeat}
+        x_tilde, noisy, smoothing = noise_terms(rungs, x, label, seed=seed, **where)
+        denoiser = rungs[-1].denoiser_log_prob(x, x_tilde, label)
+        return {"noisy": noisy, "smoothing": smoothing, "denoiser": denoiser}
 
     def noisy_log_prob(self, x_tilde: Tensor, label: Tensor | None = None) -> Tensor:
         """log p(x~) of noise of one level: (B,), nats."""
@@ -337,9 +332,10 @@ class SmoothedPair(PairInFiles):
         return self.noisy.config.noise_levels or (self.smoothing.scale,)
 
     def at(self, scale: float) -> SmoothedPair:
-        """The pair for noise of one of its `noise_levels`; weights are shared.
+        """The pair at one of its `noise_levels`, with shared weights.
 
-        It has that level alone; a pair of one level is itself. Raises ValueError for another scale.
+        The result has that level alone; a pair of one level returns itself. Raises ValueError for
+        another scale.
         """
         if scale not in self.noise_levels:
             raise ValueError(f"the noise levels of the pair are {self.noise_levels}, not {scale}")

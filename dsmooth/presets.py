@@ -107,7 +107,7 @@ def train_command(config: TrainConfig) -> str:
     """The `dsmooth train` that begins with these settings, without a path of this machine."""
     in_python = config.data == OWN
     own = flatten(asdict(config))
-    # Named apart, or no options: one follows from the scale, one from a run that was prolonged.
+    # Named elsewhere in the command, or no option: one follows from the scale, one from prolonging.
     skipped = {"role", "data_dir", "init", "model.smoothing_scale", "schedule_from"}
     skipped |= {"data"} if in_python else set()
     changes: dict[str, list[str]] = {}

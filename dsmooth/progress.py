@@ -14,7 +14,7 @@ from typing import Any
 from .tables import shown
 
 LINE_SECONDS = 10.0
-# News has level INFO, and lines that a user should see who asked for nothing have WARNING.
+# INFO is the level of news that a command prints, WARNING that of lines every user should see.
 LOG = logging.getLogger("dsmooth")
 
 
@@ -26,7 +26,7 @@ def shows_bars() -> bool:
 
 
 class _Lines(logging.Handler):
-    """Prints news to the standard output, and warnings to the other behind the program's name."""
+    """Prints news to stdout, and warnings to stderr with the program's name before them."""
 
     def emit(self, record: logging.LogRecord) -> None:
         line = shown(record.getMessage())

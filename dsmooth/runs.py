@@ -180,7 +180,7 @@ _FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
 
 
 def read_entry(line: bytes) -> dict[str, Any] | None:
-    """An entry of a log; None for a line that is none."""
+    """Parse a log line; None if it is not an entry."""
     try:
         entry = json.loads(line)
         own = _FIELDS.get(entry["event"], {})

@@ -24,10 +24,10 @@ def place_of(
     first, batch, height, width,
     ABOVE: tl.constexpr, BEFORE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The pixels at BLOCK rows from `first` on: a number to start from, how far from it each one is
-    (in B, H, W order), and which rows are pixels.
+    """The pixels (in B, H, W order) at BLOCK rows from `first` on, and which rows are pixels.
 
-    The launchers admit less than 2**31 rows, so positions are 32-bit: 64-bit division is slow, and
+    Returns (base int64, int32 offsets from it (BLOCK,), mask (BLOCK,)). The launchers admit less
+    than 2**31 rows, so offsets are 32-bit: 64-bit division is slow, and
     64-bit offsets take twice the registers.
     """
     s = first.to(tl.int32) + tl.arange(0, BLOCK)

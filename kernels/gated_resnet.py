@@ -144,7 +144,7 @@ def _readable(given: Operands) -> Operands:
 
 
 def _gate(plan: Plan, e: Tensor, w: Tensor, given: Operands, **tensors: Tensor) -> None:
-    """gate_kernel; its result stands in for sums that it does not write."""
+    """Launch gate_kernel. `out_ptr` stands in for the unused `sums_ptr`."""
     bias = given.bias_out
     image_bias = bias if given.image_bias is None else given.image_bias
     tensors = {"sums_ptr": tensors["out_ptr"], **tensors}

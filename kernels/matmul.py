@@ -68,11 +68,11 @@ def matmul(
     ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_P: tl.constexpr, N1: tl.constexpr, N2: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Program pid's part of a matmul of pixels by N columns: two accumulators; the number of its
-    block of pixels and its first column; and its rows, as of `rows_of_pixels`.
+    """The tile of program `pid` in a product of pixels and N columns.
 
-    a: planes of rows of C channels; w: (N, K). steps: of BLOCK_K numbers; no constant, or the
-    compiler unrolls the loop.
+    Returns the accumulators (BLOCK_P, N1) and (BLOCK_P, N2), the number of the block of pixels, the
+    first column, and what `rows_of_pixels` returns for the block. a: planes of rows of C channels;
+    w: (N, K). steps: of BLOCK_K numbers; no constant, or the compiler unrolls the loop.
     """
     blocks_n: tl.constexpr = (N + N1 + N2 - 1) // (N1 + N2)
     block = pid // blocks_n

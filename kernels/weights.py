@@ -52,13 +52,13 @@ def source_of(k, stride_c, stride_t, T, C, S0, S1):
 
 @triton.jit
 def place_in(place, d, c, t):
-    """Offset + d of_d + c of_c + t of_t, from the first four numbers of `place`."""
+    """Offset of element (d, c, t). place: the base, then the strides of d, c and t."""
     return d.to(tl.int64) * place[1] + (c.to(tl.int64) * place[2] + t.to(tl.int64) * place[3])
 
 
 @triton.jit
 def in_turn(n, count, half):
-    """The place of n among `count` whose parts of `half` lie in turn."""
+    """Index of n once the two halves are interleaved: 0, half, 1, half + 1, ..."""
     return n % half * (count // half) + n // half
 
 
@@ -306,7 +306,7 @@ def unpack_block(
         )  # fmt: skip
 
 
-# The arguments of `unpack_block` that are tensors, where there is nothing to unpack.
+# Stand-ins for the tensors of `unpack_block`, where there is nothing to unpack.
 NOTHING: dict[str, Any] = dict.fromkeys(
     ("parts", "sums", "v", "gain", "grad_v", "grad_gain", "grad_bias")
 )

@@ -41,7 +41,6 @@ PLACE = {name: number for number, name in enumerate(NAMES)}
 OPTIONS = {"config", "presets"}
 IMPLEMENTATION_IMPORTS = {
     "shifted_conv",
-    "dropout",
     "dispatch",
     "gated_resnet_operands",
 }

@@ -294,7 +294,6 @@ def test_networks_and_controls_are_there(tmp_path: Path) -> None:
     assert accuracy["noisy"]["together"]["features"] == 2 * 4 * (4 * 16 + 2 * 4)
     assert [accuracy["noisy"][b]["features"] for b in BLOCKS] == [256, 64, 16, 16, 64, 256]
     assert results["asked"]["train_images"] == 23
-    assert "fraction" in results["unit"]
 
 
 def test_two_kinds_of_squares_are_told_apart(tmp_path: Path) -> None:

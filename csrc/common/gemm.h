@@ -232,7 +232,7 @@ struct TileTable {
 template <class D, bool kAdjacent>
 inline constexpr TileTable<D, kAdjacent> kTiles{};
 
-// How many of `vectors` columns the next tile takes: threes only where twos do not come out even.
+// Vectors of columns that the next tile takes: three only where twos would leave one over.
 DSMOOTH_INLINE int next_vectors(int vectors) { return vectors == 1 || vectors == 3 ? vectors : 2; }
 
 // The product over all rows and `columns`, a multiple of kColumns; `t` describes its upper left

@@ -1,7 +1,7 @@
-// Marks of functions that CUDA compiles for host and device, and everyone else for the host alone;
-// of large ones that need one copy only on the device, where all else is inlined; and of short
-// loops, whose arrays stay in registers only if unrolled, on both or on the device alone, and of
-// those that are better left as they are.
+// Macros that mean something to CUDA and nothing, or little, to other compilers. HOST_DEVICE: the
+// function runs on both. DEVICE_ONCE: a large function stays one copy, where all else is inlined.
+// UNROLL: a short loop whose arrays are to stay in registers; DEVICE_UNROLL, on the device alone.
+// DEVICE_ROLL: a loop that is left as it is.
 #pragma once
 
 #if defined(__CUDACC__)

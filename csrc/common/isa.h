@@ -14,9 +14,9 @@ std::vector<std::string> instruction_sets();
 
 bool has_instruction_set(const std::string& name);
 
-// The place in the table, the least set first, of a set that is built and that this CPU has; "auto"
-// is the best one. Throws std::invalid_argument for an unknown name, std::runtime_error for a set
-// that the CPU or the build lacks.
+// Index in the table (least set first) of a set that is built and that this CPU has. "auto" is the
+// best one. Throws std::invalid_argument for an unknown name, std::runtime_error for a set that the
+// CPU or the build lacks.
 int find_instruction_set(const std::string& name);
 
 // The code of an op for each instruction set that it is compiled for.
@@ -48,7 +48,7 @@ class PerInstructionSet {
   }
 
  private:
-  std::vector<std::pair<int, Code>> found_;  // by the place in the table
+  std::vector<std::pair<int, Code>> found_;  // by index in the table
 };
 
 }  // namespace dsmooth

@@ -50,7 +50,8 @@ struct Layout {
 
   static constexpr int64_t kMostRows = 16;
 
-  // The rows of a kernel, or of an image, that meet the other: from first to before last.
+  // Rows [first, last) of a kernel that lie inside an image, or of an image that a kernel's row
+  // sees.
   struct Range {
     int64_t first, last;
   };

@@ -7,7 +7,7 @@
 namespace dsmooth::DSMOOTH_ISA {
 namespace {
 
-// How a kernel (out, in, kh, kw) lies in memory.
+// Memory layout of a kernel (out, in, kh, kw).
 struct KernelLayout {
   int64_t out, in, tap;  // strides
   KernelLayout(int inputs, int taps, bool taps_outside)

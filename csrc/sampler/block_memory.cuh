@@ -57,7 +57,7 @@ struct alignas(8) PixelSource {
   DSMOOTH_HOST_DEVICE int near() const { return static_cast<int>(column_and_near) >> 16; }
 };
 
-// A pixel part multiplies its steps in windows. Its sources fill them up with nowhere.
+// A pixel part multiplies its steps in windows. Windows are padded with null sources.
 constexpr int kWindow = 8;
 
 // An operation at a pixel, in the list of those that run there. Its sources depend on what comes

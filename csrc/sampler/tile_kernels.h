@@ -50,7 +50,7 @@ struct Job {
   const float* init;  // packed columns
   ptrdiff_t init_stride;
   int init_rows;
-  Rows partial;  // if not nowhere, the sums go here (packed columns) and there is no epilogue
+  Rows partial;  // if non-null, receives the sums (packed columns), and there is no epilogue
   Epilogue epilogue;
 };
 

@@ -101,7 +101,7 @@ def _check_masses() -> str | None:
 
 
 def _check_native() -> str | None:
-    """float64, where the two may differ by rounding alone."""
+    """Compare the native op with its reference in float64: they may differ by rounding alone."""
     import torch
 
     from ..functional import logistic_mixture_log_prob

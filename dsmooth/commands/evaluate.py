@@ -25,9 +25,8 @@ from ..evaluate.classifier import (
 )
 from ..evaluate.likelihood import (
     Scores,
-    conventions,
+    bits_per_dim,
     paired_difference,
-    paper_readings,
     score_pair,
     score_plain,
 )
@@ -108,14 +107,14 @@ def evaluate_bits(options: BitsOptions) -> dict[str, Any]:
             result["pair"] = {
                 "weights_sha256": [digests[role] for role in ("noisy", "denoiser")],
                 "levels": list(pair.ladder(options.levels)),
-                **describe_scores(every["pair"]),
+                **asdict(bits_per_dim(every["pair"])),
             }
             result["equation_4"] = EQUATION_4_SENTENCE if every["pair"].equation_4 else None
         if models.plain is not None:
             with progress("scoring the plain model", n) as done:
                 every["plain"] = score_plain(models.plain, dataset, progress=done, **settings)
-            described = describe_scores(every["plain"])
-            result["plain"] = {"weights_sha256": [digests["plain"]], **described}
+            numbers = asdict(bits_per_dim(every["plain"]))
+            result["plain"] = {"weights_sha256": [digests["plain"]], **numbers}
     if len(every) > 1:
         difference = paired_difference(every["pair"], every["plain"])
         result["pair_less"] = {"plain": asdict(difference)}
@@ -123,19 +122,6 @@ def evaluate_bits(options: BitsOptions) -> dict[str, Any]:
     if options.per_class:
         result["classes"] = bits_of_classes(every, dataset)
     return result
-
-
-def describe_scores(scores: Scores) -> dict[str, Any]:
-    """Scores of a pair or of a plain model, as the JSON file has them."""
-    return {
-        "trained_as": scores.trained_as,
-        "n_noise": scores.n_noise,
-        "dimensions": scores.dimensions,
-        "clean_noise": scores.clean_noise,
-        "terms": scores.terms,
-        "conventions": [asdict(row) for row in conventions(scores)],
-        "paper_readings": paper_readings(scores),
-    }
 
 
 def print_bits(result: Mapping[str, Any], title: str) -> None:
@@ -146,7 +132,7 @@ def print_bits(result: Mapping[str, Any], title: str) -> None:
     if "pair" in result:
         pair = result["pair"]
         draws = f"{pair['n_noise']} draw{'s' * (pair['n_noise'] > 1)} of noise per image"
-        print(f"The denoiser was trained as {pair['trained_as']}; {draws}.")
+        print(f"The denoiser was trained as {pair['likelihood']}; {draws}.")
         if result["equation_4"]:
             print(result["equation_4"])
         if pair["paper_readings"]:

@@ -129,7 +129,8 @@ def load_real(
 ) -> tuple[ImageDataset | Tensor | Statistics, dict[str, Any], ImageDataset | None]:
     """The reference and its description; the images of the floor.
 
-    No floor where another's file does not say of which data it is, nor --data, nor the models.
+    There is no floor if neither the file, --data nor the models say which data set the reference is
+    of.
     """
 
     def load(split: str) -> ImageDataset:

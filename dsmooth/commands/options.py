@@ -144,7 +144,7 @@ class Sample:
     """Files to write: .png for a grid, .npz for an array `x` (N, C, H, W) float32 in [-1, 1]; or a
     folder, a path without suffix, for numbered .npy shards. A larger --count adds to a folder."""
     png: Flag = False
-    """Fill the folder with numbered PNG files, one an image, instead of .npy shards."""
+    """Fill the folder with one numbered PNG per image, instead of .npy shards."""
     adm: Flag = False
     """Write the .npz as ADM's and similar evaluators read it: `arr_0`, uint8 (N, H, W, 3)."""
     first_index: int = 0
@@ -158,7 +158,7 @@ class Complete:
     """Draw the missing part of images from a pair, or from one trained model.
 
     Known pixels are kept; what is missing is drawn several times for each image. Writes a picture
-    of a row an image: the original, the part that is given, the draws. Under torchrun several
+    with one row per image: the original, the part that is given, the draws. Under torchrun several
     processes (and GPUs) draw them together.
     """
 

@@ -160,7 +160,7 @@ def check_outputs(
         if path.suffix == ".png" and count > GRID_LIMIT:
             raise ValueError(
                 f"a .png shows at most {GRID_LIMIT} images, got {count}: use .npz, or a folder "
-                "with --png for a picture an image"
+                "with --png for one PNG per image"
             )
         check_place(path)
 

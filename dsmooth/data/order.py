@@ -125,7 +125,7 @@ def visited(dataset: ImageDataset, indices: Tensor, *, seed: int, first: int) ->
 
 
 class ImagesOnDevice:
-    """A batch of training images on a device, by positions that only it knows."""
+    """Training images on a device, by a position that is a tensor there and is not read back."""
 
     def __init__(
         self,

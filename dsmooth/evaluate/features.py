@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
+import importlib.util
 import inspect
 import sys
 import tempfile
@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -321,11 +320,12 @@ def _import(where: str) -> Any:
     with faults_of(where, "be imported"):
         if path.suffix != ".py":
             return importlib.import_module(where)
-        module = ModuleType(path.stem)
-        module.__file__ = str(path)
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None  # there is a loader for .py
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
         sys.modules.setdefault(path.stem, module)  # dataclasses look their module up
-        # Not by a loader, which takes cached bytecode for a file that was changed within a second.
-        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+        spec.loader.exec_module(module)
     return module
 
 

@@ -22,13 +22,13 @@ from ..functional import logistic_mixture_log_prob
 from ..nn import PixelCNNpp
 from ..pair import SmoothedPair
 from ..philox import Stream
-from ..sampling.ladder import log_prob_of_noisy
+from ..sampling.ladder import noise_terms
 from ..smoothing import GaussianSmoothing
 from .paper import EQUATION_4_BITS, PAPER_NOISE, noised_log_density
 
 # A density in units of [-1, 1] becomes one per grey level by adding this many bits/dim.
 LEVEL_BITS = math.log2(127.5)
-# Draws of noise from which on their scatter tells the error of their mean.
+# The fewest draws of noise whose scatter gives the error of their mean.
 ENOUGH_DRAWS = 10
 
 # The fields of `Scores` with nats of every draw and image.
@@ -41,16 +41,14 @@ Progress = Callable[[int], None]  # called with the number of images done
 class Scores:
     """Nats of every draw (rows) and image (columns): (R, N) float64 on the CPU.
 
-    discretized: log-probability of the bytes of the clean image, given x~ for a pair: its mixtures'
-    masses of the 256 levels. continuous: its log-density in units of [-1, 1] by the same mixtures;
-    None unless the model was trained with that likelihood: the density of one that was trained on
-    bytes says nothing.
-    noised: log-density of x + 0.01 n in units of [-1, 1] for grey MNIST. A pixel's is a mixture of
-    Gaussians at the levels, given the clean past, by a denoiser that was trained on bytes.
-    noisy, smoothing: log p(x~) and -log q(x~ | x) of a pair; None for a plain model, which has one
-    row. dimensions: d, sub-pixels of an image. clean_noise: standard deviation of the noise on the
-    target of the density. equation_4: whether the reproduction paper's equation (4) is about such
-    scores: a pair's, of MNIST with Gaussian smoothing.
+    discretized: log-probability of the bytes of the clean image, for a pair given x~. continuous:
+    its log-density in units of [-1, 1] by the same mixtures; None for a model that was trained on
+    bytes, whose density says nothing. noised: log-density of x + 0.01 n in units of [-1, 1] for
+    grey MNIST. A denoiser that was trained on bytes gives a pixel a mixture of 256 Gaussians, one
+    at each byte. noisy, smoothing: log p(x~) and -log q(x~ | x) of a pair; None for a plain model,
+    which has one row. dimensions: d, sub-pixels of an image. clean_noise: standard deviation of the
+    noise on the target of the density. equation_4: whether the reproduction paper's equation (4) is
+    about such scores: a pair's, of MNIST with Gaussian smoothing.
     """
 
     discretized: Tensor
@@ -239,8 +237,8 @@ def score_pair(
             f"the pair is for images of {pair.image_size}, got {dataset.name} of "
             f"{dataset.image_size}"
         )
-    pairs = [pair.at(scale) for scale in pair.ladder(levels)]
-    pair = pairs[-1]
+    rungs = pair.rungs(levels)
+    pair = rungs[-1]
     trained_as = pair.denoiser.config.likelihood
     of_paper = dataset.name == "mnist" and isinstance(pair.smoothing, GaussianSmoothing)
     of_paper = of_paper and dataset.image_channels == 1
@@ -251,13 +249,10 @@ def score_pair(
         draws: list[dict[str, Tensor]] = []
         for repeat in range(n_noise):
             where: dict[str, Any] = {"seed": seed, "first_index": first, "repeat": repeat}
-            x_tilde = pair.smoothing.sample(x, **where)
+            x_tilde, noisy, smoothing = noise_terms(rungs, x, label, **where)
             params = pair.denoiser(x, x_tilde, own)
-            draw = {
-                "noisy": log_prob_of_noisy(pairs, x_tilde, label, **where),
-                "smoothing": -pair.smoothing.log_prob(x_tilde, x),
-                "discretized": _log_prob(pair.denoiser, x, params, "discretized"),
-            }
+            discretized = _log_prob(pair.denoiser, x, params, "discretized")
+            draw = {"noisy": noisy, "smoothing": smoothing, "discretized": discretized}
             if trained_as == "continuous":
                 target = x
                 if clean_noise:
@@ -310,7 +305,7 @@ def score_plain(
 
 
 def _log_prob(model: PixelCNNpp, x: Tensor, params: Tensor, likelihood: Likelihood) -> Tensor:
-    """(B,), nats, under what `params` of the model mean in a likelihood; summed in float64."""
+    """log p(x) by a likelihood and the parameters `params`: (B,), nats, summed in float64."""
     mixture = {**model.config.mixture, "likelihood": likelihood}
     return logistic_mixture_log_prob(x, params, **mixture).double().sum((1, 2))
 
@@ -364,8 +359,8 @@ class BitsPerDim:
     likelihood: "discretized" for the probability of bytes (comparable with the literature),
     "continuous" for a density in units of [-1, 1]. value: a bound for a pair, exact for a plain
     model. standard_error: over images, None for a single one. noisy, smoothing, denoiser: the terms
-    that a pair's bound is the sum of. n_images and n_noise: how many images and draws per image.
-    paper_readings: those of the function.
+    that a pair's bound is the sum of. terms: of `Scores`. n_images and n_noise: how many images and
+    draws per image. dimensions, clean_noise: of `Scores`. paper_readings: those of the function.
     """
 
     likelihood: Likelihood
@@ -374,8 +369,11 @@ class BitsPerDim:
     noisy: float | None
     smoothing: float | None
     denoiser: float | None
+    terms: dict[str, float]
     n_images: int
     n_noise: int
+    dimensions: int
+    clean_noise: float
     conventions: tuple[Convention, ...]
     paper_readings: tuple[float, float] | None = None
 
@@ -391,8 +389,11 @@ def bits_per_dim(scores: Scores) -> BitsPerDim:
         noisy=terms.get("noisy"),
         smoothing=terms.get("smoothing"),
         denoiser=None if scores.noisy is None else terms[scores.trained_as],
+        terms=terms,
         n_images=scores.n_images,
         n_noise=scores.n_noise,
+        dimensions=scores.dimensions,
+        clean_noise=scores.clean_noise,
         conventions=tuple(rows),
         paper_readings=paper_readings(scores),
     )

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import BLOCKS, Pooling, Precision, ProbeSettings, Split
+from ..config import Pooling, Precision, ProbeSettings, Split
 from ..data import ImageDataset
 from ..distributed import barrier, broadcast_int, distributed_map, rank_and_size, side_by_side
 from ..files import read_json, write_json
@@ -42,8 +42,8 @@ REPEATS: dict[Split, int] = {"train": 0, "test": 1}
 CALL_IMAGES = 50
 # Training images that set the scales and biases of an untrained network.
 FIRST_BATCH = 100
-# Share of the training images, the last ones, that choose among probes, and the share of passes
-# that the probes take which they choose by.
+# The last training images choose among probes: their share of all, and the share of passes that the
+# probes have trained when they are compared.
 HELD_OUT, HELD_OUT_PASSES = 1 / 6, 1 / 4
 
 
@@ -97,8 +97,6 @@ def probe_pair(
         cache_key["precision"] = precision
     results = read_json(path) if path.exists() else {}
     found = results.get("asked")
-    if found:  # without what version 0.1 did not have
-        found = {"blocks": list(BLOCKS), "together": 0, **found}
     if found != cache_key:
         if found and not replace_other:
             key = next(key for key in cache_key if found.get(key) != cache_key[key])
@@ -145,8 +143,7 @@ def best_probe(scores: Mapping[str, Any]) -> str:
 
     scores: some of the network's entries in a result of `probe_pair`.
     """
-    # Version 0.1 held none out.
-    return max(scores, key=lambda name: scores[name].get("held_out", scores[name]["accuracy"]))
+    return max(scores, key=lambda name: scores[name]["held_out"])
 
 
 def best_block(scores: Mapping[str, Any]) -> str:
@@ -155,7 +152,7 @@ def best_block(scores: Mapping[str, Any]) -> str:
 
 
 def single_blocks(scores: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of a network without that of its blocks together."""
+    """The entries of a network without that of the joint probe."""
     return {name: score for name, score in scores.items() if name != TOGETHER}
 
 
@@ -186,7 +183,7 @@ class Probing:
     precision: Precision = "auto"
 
     def untrained(self, network: PixelCNNpp) -> PixelCNNpp:
-        """A network of that shape as training begins: scales and biases from a first batch."""
+        """An untrained network of the same shape, its scales and biases set from a first batch."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.seed)
             fresh = PixelCNNpp(network.config).eval()
@@ -239,7 +236,7 @@ class Probing:
         return rows
 
     def probe(self, name: str, network: PixelCNNpp | None) -> dict[str, dict[str, Any]] | None:
-        """Train each block's probe, after one pass that writes all features; None but at rank 0."""
+        """Write all features in one pass, then train each block's probe; None except at rank 0."""
         n_train, n_test = (len(self.splits[split]) for split in ("train", "test"))
         labels = {s: data.labels for s, data in self.splits.items() if data.labels is not None}
         fit = partial(

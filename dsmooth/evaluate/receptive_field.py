@@ -36,7 +36,7 @@ def masked_stack(layers: int) -> nn.Sequential:
 
 
 class MaskedConv(nn.Conv2d):
-    """A 3 x 3 convolution over the pixels before its own, and with `own` over that one too."""
+    """A 3 x 3 convolution that sees the earlier pixels, and with `own` the pixel itself."""
 
     def __init__(self, in_channels: int, out_channels: int, *, own: bool) -> None:
         super().__init__(in_channels, out_channels, 3, padding=1)

@@ -78,7 +78,7 @@ def describe_data(dataset: ImageDataset) -> dict[str, str]:
 
 
 def check_labels(dataset: ImageDataset) -> None:
-    """Raise ValueError, before any work, where the classes of images are asked for."""
+    """Raise ValueError unless the images have labels."""
     if dataset.labels is None:
         raise ValueError(f"per_class needs labelled images, but {dataset.source} has no labels")
 
@@ -96,9 +96,9 @@ class ImageSet:
 
 
 def as_grey(images: Tensor) -> Tensor:
-    """The grey ones (N, 1, H, W) behind images (N, 3, H, W) that were repeated to RGB; else same.
+    """Grey images (N, 1, H, W) of RGB images (N, 3, H, W) with equal channels; others unchanged.
 
-    Files for evaluators with an Inception network hold grey images so.
+    Evaluators with an Inception network keep grey images as RGB.
     """
     first = images[:, :1]
     return first if images.shape[1] == 3 and bool((images == first).all()) else images

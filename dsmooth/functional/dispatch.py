@@ -91,7 +91,7 @@ def forward_mode_obstacle() -> str | None:
 def constant_when_compiled(function: Function) -> Function:
     """Mark a function whose result torch.compile may take as a constant.
 
-    As torch.compiler.assume_constant_result does, which imports the compiler for it: two seconds at
+    torch.compiler.assume_constant_result does the same, but imports the compiler: two seconds at
     every start.
     """
     # The compiler looks for this attribute, which no function declares.

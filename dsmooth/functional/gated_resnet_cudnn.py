@@ -1,4 +1,4 @@
-"""The gated resnet of torch's convolutions, between kernels that expand and pad images and end it.
+"""The gated resnet by torch's own convolutions, with Triton kernels before and after them.
 
 torch differentiates the rest: convolutions, weight norm, biases.
 """

@@ -17,7 +17,7 @@ MAX_SKIPS = 2  # of the native op and the Triton op
 
 
 class Field(NamedTuple):
-    """A line of `gated_resnet.def`, which C++ reads and which explains the columns."""
+    """A line of `gated_resnet.def`, which explains the columns. C++ reads the same file."""
 
     shape: str
     dtype: str = "Weight"
@@ -122,12 +122,11 @@ def register_block(
 def check_operands(
     images: Mapping[str, Tensor], weights: Mapping[str, Any], seed: Any, settings: Settings
 ) -> None:
-    """Raises unless every tensor is there and has its shape, dtype and device, those of x deciding,
-    and the settings are in their ranges.
+    """Raise ValueError unless every operand has the expected shape and x's dtype and device.
 
-    Raises ValueError, or TypeError for what is no tensor, with the names of the field table; the
-    extension says the same in the same words. images: x and the skips; weights: conv_in to
-    image_bias.
+    Settings out of range are a ValueError too, what is not a tensor a TypeError. Messages have the
+    names of the field table, and the extension has the same messages. images: x and the skips;
+    weights: conv_in to image_bias.
     """
     x, conv = images["x"], weights["conv_in"]
     if not x.is_floating_point():

@@ -32,10 +32,9 @@ def condition_vectors(
 
 
 def check_label(values: Tensor | None, size: int, batch: int, name: str = "label") -> None:
-    """Raise ValueError or TypeError unless `values` are the labels of `batch` images, of `size`
-    classes, or their levels (`name`), of `size` noise levels; None where `size` is 0.
-
-    Numbers are looked at on the CPU alone: elsewhere that would wait.
+    """Raise ValueError or TypeError unless `values` are the labels (`name`) of `batch` images.
+    size: the classes or noise levels of the model. If it is 0, `values` must be None. The numbers
+    are checked on the CPU alone: a GPU would have to be waited for.
     """
     of_classes = name == "label"
     if size == 0:

@@ -102,9 +102,8 @@ class GatedResnet(nn.Module):
 
     skip_channels: channels of the skip input, 0 without one. condition_size: D of the vector that
     each image is conditioned on, 0 without one. Its projection begins at zero, so that a network
-    begins as the unconditional one of the same seed. layer: a number that sets its dropout apart
-    from that of the network's other gated resnets under one seed. keep_gates, an attribute: as of
-    the function.
+    begins as the unconditional one of the same seed. layer: index of its dropout stream, another
+    one for each gated resnet of a network. keep_gates, an attribute: as of the function.
     """
 
     def __init__(

@@ -16,8 +16,8 @@ BIAS, PROJECTION = "conv_out.bias", "condition_weight"
 def at_level(model: PixelCNNpp, level: int) -> PixelCNNpp:
     """The network for noise of `model.config.noise_levels[level]` alone, in evaluation mode.
 
-    It has no noise_levels, and everything takes it that takes such a network. With the level fixed,
-    its projection is a constant, which the biases have here; the other weights are shared.
+    The result has no noise_levels. The projection of a fixed level is a constant: it is added to
+    the biases. The other weights are shared with `model`.
     Raises ValueError for a level that the model has not.
     """
     config, n_classes = model.config, model.config.condition_size

@@ -1,4 +1,4 @@
-"""The slope of a network's log-density."""
+"""The gradient of a network's log-density by its input."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .pixelcnnpp import PixelCNNpp
 
 
 class _LogProb(nn.Module):
-    """A model's log_prob, which a subclass may have of its own, as its forward."""
+    """A module whose forward is the model's log_prob, which a subclass may override."""
 
     def __init__(self, model: PixelCNNpp) -> None:
         super().__init__()

@@ -28,8 +28,7 @@ def load_network(config: ModelConfig, path: Path) -> PixelCNNpp:
     return network.eval()
 
 
-# Weight, gain and bias of every layer that one more gated resnet a block, or one more of the
-# context's, brings.
+# Tensors that one more gated resnet per block, or one more in the encoder, adds.
 TENSORS_PER_RESNET, TENSORS_PER_CONTEXT_LAYER = 99, 6
 
 

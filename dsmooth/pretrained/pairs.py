@@ -48,7 +48,7 @@ from .resolver import (
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# A card with this line is written anew with the pair; one without is a person's.
+# A card with this line is overwritten with the pair; one without it was written by a person.
 MARK = "<!-- Written by dsmooth. Without this line the file is yours, and stays. -->"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +48,16 @@ class PairSettings:
     denoiser: ModelConfig
     smoothing: SmoothingSettings
     image_size: tuple[int, int]
-    origin: dict[Role, Origin] = field(default_factory=dict)
-    weights_sha256: dict[Role, str] = field(default_factory=dict)
-    """`weights_digest` of each network; dsmooth 0.1.0 wrote none."""
+    origin: dict[Role, Origin]
+    weights_sha256: dict[Role, str]
+    """`weights_digest` of each network."""
 
 
 @dataclass(frozen=True)
 class SavedNetwork:
     """A trained network on disk: its settings, which were read once, and the file of its weights.
 
-    run, settings: of its training; a saved pair may state an `origin` instead, and `sha256`.
+    run, settings: of its training. A saved pair states `origin` and `sha256` instead.
     """
 
     folder: Path
@@ -73,7 +73,10 @@ class SavedNetwork:
     sha256: str | None = None
 
     def load(self) -> PixelCNNpp:
-        """The network in evaluation mode, on the CPU; FileNotFoundError or ValueError, the file."""
+        """The network in evaluation mode, on the CPU.
+
+        Raises FileNotFoundError or ValueError, naming the file.
+        """
         network = load_network(self.config, self.weights)
         if self.sha256 not in (None, weights_digest(network)):
             raise ValueError(
@@ -201,6 +204,8 @@ def _read_run(folder: Path, values: dict[str, Any]) -> SavedNetwork:
 
 def _read_pair(folder: Path, values: dict[str, Any]) -> list[SavedNetwork]:
     values.pop("dsmooth", None)
+    if "smoothing" in values and "weights_sha256" not in values:
+        raise ValueError(f"{folder} is a pair of dsmooth 0.1: read it by 0.2 and save it again")
     try:
         found = structure(values, PairSettings)
     except ValueError as error:

@@ -34,11 +34,11 @@ POLL_SECONDS = 0.001
 
 
 class CachedSampler:
-    """Draws images from a PixelCNNpp where it lies; each activation is computed once per image.
+    """Draws images from a PixelCNNpp on its device; each activation is computed once per image.
 
     It draws the images of `sequential_sample`, up to rounding, from the same noise (see there). The
-    work is one forward per image instead of one per pixel. On one dtype and instruction set the
-    images are bitwise the same for any batch size, first_index, slicing and number of threads.
+    work is one forward pass per image instead of one per pixel. On one dtype and instruction set
+    the images are bitwise the same for any batch size, first_index, slicing and number of threads.
 
     model: on the CPU or a CUDA device, in evaluation or training mode (it samples without
     dropout). Its weights are copied and packed here, once: later changes to the model do not reach
@@ -84,7 +84,7 @@ class CachedSampler:
             self._weights = torch.empty_like(host, device=device)
             self._native.write_weights(host, self._weights)
             self._weights.copy_(host)
-            # Every stream may then read them, that of a graph's capture too.
+            # Then every stream may read them, the one that captures a graph too.
             torch.cuda.current_stream(device).synchronize()
             self._free = _free_memory()
 
@@ -111,12 +111,12 @@ class CachedSampler:
     ) -> Tensor:
         """Draw n images.
 
-        height, width: multiples of 4. context: (n, C, height, width) for a conditioned model, where
-        the model was. threads: None for torch's setting. progress: called with the fraction done,
-        some ten times a second, and with 1.0 at the end. max_slice: images at most that a thread (a
-        thread block) draws at a time, which bounds the memory; None for a size that suits the
-        device. choices: seed=0, first_index=0, temperature=1.0, label=None, known=None and
-        mask=None, see `Choices`; known is float32, and both it and mask lie where the model was.
+        height, width: multiples of 4. context: (n, C, height, width) for a conditioned model, on
+        the model's device. threads: None for torch's setting. progress: called with the fraction
+        done, some ten times a second, and with 1.0 at the end. max_slice: images at most that a
+        thread (a thread block) draws at a time, which bounds the memory; None for a size that suits
+        the device. choices: seed=0, first_index=0, temperature=1.0, label=None, known=None and
+        mask=None, see `Choices`; known is float32, and both it and mask are on the model's device.
         Returns (n, C, height, width) float32 on the sampler's device; one of the 256 levels for a
         discretized likelihood, unclamped for the others.
 

@@ -37,7 +37,7 @@ def draw_parts(
     progress: Progress | None = None,
     done: int = 0,
 ) -> Iterator[T]:
-    """Yield keep(part, images) of parts, in order; at rank 0 alone, while all ranks draw.
+    """Draw parts on all ranks; rank 0 alone yields keep(part, images) of each, in order.
 
     progress: called with the number of images that are there, `done` of them before.
     """
@@ -97,10 +97,7 @@ def fill(folder: Folder, draw: DrawPart, chunk: int, progress: Progress | None =
 
 @dataclass
 class Manifest:
-    """The drawing of a folder, and the SHA-256 of each file that is there.
-
-    done: images of shards of dsmooth 0.1.0; its pictures have neither n nor digests.
-    """
+    """The drawing of a folder, and the SHA-256 of each file that is there."""
 
     description: dict[str, Any]
     first_index: int
@@ -108,16 +105,18 @@ class Manifest:
     shard_size: int = 1
     n: int = 0
     sha256: list[str | None] = field(default_factory=list)
-    done: int | None = None
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
-        """The manifest in a file. Raises ValueError, naming the file, if it is damaged."""
+        """Read a manifest. Raises ValueError, naming the file, if it is damaged or of 0.1."""
+        values = read_json(path)
+        if "done" in values or ("description" in values and "sha256" not in values):
+            raise ValueError(f"{path} is of dsmooth 0.1, whose folders 0.2 reads: draw them again")
         try:
-            found = structure(read_json(path), cls)
-            there, files = found.n if found.done is None else found.done, len(found.sha256)
-            if found.shard_size < 1 or files != -(-there // found.shard_size):
-                raise ValueError(f"it lists {files} files of {there} images")
+            found = structure(values, cls)
+            files = len(found.sha256)
+            if found.shard_size < 1 or files != -(-found.n // found.shard_size):
+                raise ValueError(f"it lists {files} files of {found.n} images")
         except ValueError as error:
             raise ValueError(f"{path} is damaged: {error}") from None
         return found
@@ -211,7 +210,7 @@ class Folder:
         return digests, int(is_diverged(images).sum())
 
     def record(self, part: Request, digests: list[str]) -> None:
-        """Let the files of a part count: a crash before repeats them, one after keeps them."""
+        """Enter the files of a part in the manifest; after a crash the others are drawn again."""
         first = (part.first_index - self.request.first_index) // self.size
         for number, digest in enumerate(digests, first):
             if not self.file(number).exists():
@@ -221,9 +220,7 @@ class Folder:
 
     def _write_manifest(self) -> None:
         self.drawing.n = len(self.drawing.sha256) if self.size == 1 else self.request.count
-        values = asdict(self.drawing)
-        del values["done"]
-        write_json(self.path / self.manifest, values)
+        write_json(self.path / self.manifest, asdict(self.drawing))
 
     def _read_manifest(self) -> int:
         """The number of images of the folder; reads `drawing`. Raises as `missing` does."""
@@ -238,11 +235,6 @@ class Folder:
                 )
             return 0
         found = Manifest.read(path)
-        if found.done is not None or found.n == 0:
-            raise ValueError(
-                f"{self.path} was drawn by dsmooth 0.1.0, whose folders this version reads but "
-                "does not add to: choose another folder"
-            )
         there = flatten(asdict(found))
         own = flatten(asdict(replace(self.drawing, n=found.n, sha256=found.sha256)))
         different = [
@@ -293,13 +285,10 @@ def _short(value: Any) -> str:
     return value[:8] if isinstance(value, str) and len(value) == 64 else shown(str(value))
 
 
-def check_file(path: Path, stated: str, *, of_0_1: bool = False) -> None:
-    """Raise ValueError unless a file has that SHA-256, which 0.1.0 took without the header."""
+def check_file(path: Path, stated: str) -> None:
+    """Raise ValueError unless a file has that SHA-256."""
     digest = hashlib.sha256()
     with open_regular(path) as file, guarded(path, "an array or a picture"):
-        if of_0_1:
-            np.lib.format.read_magic(file)
-            np.lib.format.read_array_header_1_0(file)
         while piece := file.read(1 << 20):
             digest.update(piece)
     if digest.hexdigest() != stated:
@@ -315,11 +304,11 @@ def check_folder(folder: Path) -> None:
         if not (folder / kind.manifest).exists():
             continue
         found = Manifest.read(folder / kind.manifest)
-        if None in found.sha256 or found.done not in (None, found.n):
+        if None in found.sha256:
             raise ValueError(f"{folder} is unfinished: repeat the command that draws it to go on")
         for number, stated in enumerate(found.sha256):
             path = folder / kind.name(number, found.first_index)
-            check_file(path, str(stated), of_0_1=found.done is not None)
+            check_file(path, str(stated))
 
 
 def write_images(

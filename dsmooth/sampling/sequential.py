@@ -1,4 +1,4 @@
-"""Sampling by whole forwards: one for each pixel, the specification, or Jacobi iterations."""
+"""Sampling by forward passes: one per pixel, which is the specification, or Jacobi iterations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROUNDINGS = 8
 
 
 class JacobiSamples(NamedTuple):
-    """Images, and how many forwards of the network each of them took."""
+    """Images, and the number of forward passes that each of them took."""
 
     images: Tensor  # (n, C, H, W)
     iterations: Tensor  # (n,) int64
@@ -39,7 +39,7 @@ def sequential_sample(
     context: Tensor | None = None,
     **choices: Unpack[Choices],
 ) -> Tensor:
-    """Draw n images pixel by pixel in raster order, each from one forward of the network.
+    """Draw n images pixel by pixel in raster order, by one forward pass per pixel.
 
     The noise of pixel (r, c) of image i is Philox4x32-10 with key `seed` and counter
     (r * width + c, first_index + i low, high, stream), stream 0 without context and 1 with one. So

@@ -23,7 +23,7 @@ from ..pretrained import resolve
 from ..runs import RunFolder
 from .step import TrainState
 
-# How a step runs may change at any time, the length of a run as `with_length` says.
+# Settings that may change at any time; `with_length` checks the length of a run.
 FREE = ("graph", "images", "evaluations", "schedule_from")
 
 
@@ -50,7 +50,7 @@ class Checkpoint(NamedTuple):
     settings: TrainConfig
     images_seen: int
     steps: int
-    data: str | None  # digest of the images, which version 0.1 did not state
+    data: str  # digest of the images
     fault: str = ""  # of a newer checkpoint
 
 
@@ -86,7 +86,7 @@ def check_initial(own: ModelConfig, initial: ModelConfig, source: str) -> None:
 
 def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     """SHA-256 of metadata and of tensors with names and shapes, whatever their memory order."""
-    sha = hashlib.sha256(json.dumps(sorted(metadata.items())).encode() if metadata else b"")
+    sha = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
     for name, tensor in sorted(tensors.items()):
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         sha.update(tensor.detach().cpu().contiguous().numpy().data)
@@ -96,8 +96,9 @@ def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
 def _read(path: Path) -> Checkpoint:
     tensors, metadata = read_tensors(path)
     stated = metadata.pop("sha256", None)
-    # Version 0.1 had no "data", and its digest was of the tensors alone.
-    if stated != digest(tensors, metadata if "data" in metadata else {}):
+    if "images_seen" in metadata and "data" not in metadata:
+        raise ValueError(f"{path} is of dsmooth 0.1, whose runs 0.2 goes on with")
+    if stated != digest(tensors, metadata):
         raise ValueError(f"{path} is damaged: it does not have the digest that it states")
     images_seen, steps = (metadata.get(name, "") for name in ("images_seen", "steps"))
     if not all(re.fullmatch("[0-9]{1,18}", count) for count in (images_seen, steps)):
@@ -107,7 +108,7 @@ def _read(path: Path) -> Checkpoint:
     except (KeyError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} states settings that cannot be read: {error}") from None
     position = int(images_seen), int(steps)
-    return Checkpoint(path, tensors, settings, *position, metadata.get("data"))
+    return Checkpoint(path, tensors, settings, *position, metadata.get("data", ""))
 
 
 def load_checkpoint(checkpoint: Checkpoint, state: TrainState, *, force: bool = False) -> None:
@@ -120,7 +121,7 @@ def load_checkpoint(checkpoint: Checkpoint, state: TrainState, *, force: bool = 
                     f"{path} is a checkpoint of another run: its {name} is {theirs}, that of the "
                     f"folder's settings {mine}"
                 )
-        if checkpoint.data not in (None, state.train_set.digest):
+        if checkpoint.data != state.train_set.digest:
             raise ValueError(
                 f"{path} was trained on other images than the {len(state.train_set):,} of "
                 f"{state.train_set.source}; force=True goes on with these"
@@ -131,7 +132,7 @@ def load_checkpoint(checkpoint: Checkpoint, state: TrainState, *, force: bool = 
 def merge_with_run(
     config: TrainConfig, stored: TrainConfig, checkpoint: Checkpoint, *, force: bool = False
 ) -> TrainConfig:
-    """The settings to go on with: the run's `stored` ones, a changed length, by `force` others."""
+    """The settings to go on with: a run's `stored` ones, its new length, and by `force` others."""
     folder = checkpoint.path.parent
     if config.images is not None and config.images <= stored.schedule_from:
         raise ValueError(
@@ -168,7 +169,7 @@ def differences(before: TrainConfig, after: TrainConfig) -> dict[str, tuple[Any,
 
 
 def with_length(config: TrainConfig, checkpoint: Checkpoint, *, force: bool) -> TrainConfig:
-    """`config`, its schedule fitted to a number of images that differs from the checkpoint's."""
+    """Fit the schedule of `config` to another number of images than the checkpoint's."""
     seen, images, before = checkpoint.images_seen, config.images, checkpoint.settings.images
     if images is None or before is None or images == before:
         return config

@@ -18,7 +18,7 @@ from ..nn.layers import GatedResnet
 # Calls that run as they are before one is recorded: they make the optimiser's state, choose
 # algorithms and compile kernels, none of which may happen while a graph is recorded.
 WARM_UP = 3
-# The part of the device's free memory before a run begins that kept gates may take.
+# A and G, if kept, may take this share of the memory that is free before a run begins.
 MEMORY_FRACTION = 0.25
 
 

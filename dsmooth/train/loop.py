@@ -207,7 +207,7 @@ def _loop(
     log: RunLog | None,
     stop: Callable[[], int | None],
 ) -> TrainResult:
-    """All processes run this, step by step together; that of rank 0 has a `log` and writes."""
+    """All processes run this in step; only rank 0 has a `log` and writes files."""
     config = state.config
     total, begun, n = total_images(config), config.schedule_from, config.evaluations
     marks = [begun + (total - begun) * (i + 1) // n for i in range(n)]
@@ -245,7 +245,7 @@ def _loop(
 
 
 class Watch:
-    """About once a second, at the latest after READ_STEPS steps; several processes at one step."""
+    """Decides when processes read losses and signals: each second, or after READ_STEPS steps."""
 
     def __init__(self, config: TrainConfig, steps: int, stop: Callable[[], int | None]) -> None:
         self.stop = stop
@@ -255,7 +255,7 @@ class Watch:
         self.steps, self.next = steps, steps + 1
 
     def is_due(self, steps: int) -> bool:
-        """Whether to look after so many steps, as processes agreed; one alone obeys a signal."""
+        """Whether to read after so many steps; a process that is alone reads on a signal too."""
         return steps >= self.next or (self.size == 1 and self.stop() is not None)
 
     def look(self, steps: int) -> tuple[int | None, bool]:
@@ -326,7 +326,7 @@ def sample_grid(state: TrainState, test_set: ImageDataset) -> Tensor:
 
 
 def fix_images(state: TrainState, test_set: ImageDataset) -> TrainConfig:
-    """Turn a budget into images and fewer evaluations, by some seconds on a scratch copy."""
+    """Turn a budget of minutes into images and evaluations, by timing steps of a scratch copy."""
     config = state.config
     if config.budget is None:
         raise ValueError("give images= or budget=: how long is the run to be?")

@@ -53,7 +53,7 @@ def polar_factor(x: Tensor) -> Tensor:
 
 
 def filters(v: Tensor, transposed: bool) -> Tensor:
-    """A view of a kernel with one filter a row: (D, kh, kw, C)."""
+    """A view of a kernel with one row per filter: (D, kh, kw, C)."""
     return v.permute(1, 2, 3, 0) if transposed else v.permute(0, 2, 3, 1)
 
 
@@ -104,7 +104,7 @@ class Muon:
 
 
 def _stack(tensors: Iterable[Tensor | None], convs: Sequence[WeightNormConv]) -> Tensor:
-    """Kernels, or what has their shape, one filter a row: a new (N, D, kh kw C)."""
+    """Copy tensors of the kernels' shape, with one row per filter: (N, D, kh kw C)."""
     pairs = zip(cast("Iterable[Tensor]", tensors), convs, strict=True)
     return torch.stack([filters(x, conv.transposed).flatten(1) for x, conv in pairs])
 

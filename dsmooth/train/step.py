@@ -36,7 +36,7 @@ from .optimizers import EMA, Optimizer
 # of fewer than LEAST_STEPS, which nobody measured, take the angle of that many.
 KERNEL_RATE = 1.1
 LEAST_STEPS = 100
-# The latest that a loss that is not finite is found: after so many more steps.
+# A loss that is not finite is found after at most so many more steps.
 READ_STEPS = 50
 
 
@@ -70,7 +70,7 @@ def make_inputs(
     first_index: int | Tensor,
     repeat: int = 0,
 ) -> Inputs:
-    """A role's inputs for clean x; noise is of (config.seed, first_index + row, repeat)."""
+    """A role's inputs for clean x; the noise follows from (seed, first_index + row, repeat)."""
     if config.role == "plain":
         return Inputs(x, None, label)
     where: dict[str, Any] = {"seed": config.seed, "first_index": first_index, "repeat": repeat}
@@ -121,7 +121,7 @@ def scheduled(peak: float, config: TrainConfig, images_seen: Tensor, steps: Tens
 
 
 def initial_state(model: PixelCNNpp, initial: PixelCNNpp) -> dict[str, Tensor]:
-    """The weights of `initial` for `model`; classes that it alone has are projected to zero."""
+    """The weights of `initial` for `model`; classes that only `model` has get zero projections."""
     state, ours, theirs = initial.state_dict(), model.config, initial.config
     if theirs.condition_size or ours.noise_levels != theirs.noise_levels:
         return state
@@ -176,7 +176,7 @@ class TrainState:
                 if isinstance(module, GatedResnet):
                     module.compile()
         self.network = share_gradients(self.model, config, device)
-        # In such a block gradients add up and do not travel: all parts of a batch but the last.
+        # Inside, gradients add up without an all_reduce: for all parts of a batch but the last.
         self.without_exchange = getattr(self.network, "no_sync", contextlib.nullcontext)
 
     @property
@@ -200,7 +200,7 @@ class TrainState:
     def read(self) -> list[Reading]:
         """The steps since the last call, at most READ_STEPS; all processes call this together.
 
-        Raises NonFiniteLoss for a loss or a gradient that is: so it comes before all that is kept.
+        Raises NonFiniteLoss if a loss or a gradient norm is not finite. Call it before saving.
         """
         self.rows_read.copy_(self.rows_made, non_blocking=True)
         if self.rows_made.is_cuda:

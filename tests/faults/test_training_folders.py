@@ -129,13 +129,13 @@ def test_the_checkpoint_of_another_run_is_refused(run: RunFolder) -> None:
         train(replace(CONFIG, learning_rate=0.5), run.path, resume=True)
 
 
-def test_a_checkpoint_of_an_earlier_version_is_read(run: RunFolder, finished: RunFolder) -> None:
-    """The digest of version 0.1 was of the tensors alone."""
+def test_a_checkpoint_of_an_earlier_version_is_refused(run: RunFolder) -> None:
     tensors, metadata = read_tensors(run.earlier_checkpoint)
     del metadata["data"]
-    write_tensors(run.checkpoint, tensors, metadata | {"sha256": digest(tensors, {})})
-    train(CONFIG, run.path, resume=True)
-    assert_same_end(run.path, finished.path)
+    run.earlier_checkpoint.unlink()
+    write_tensors(run.checkpoint, tensors, metadata)
+    with pytest.raises(ValueError, match=r"is of dsmooth 0\.1, whose runs 0\.2 goes on with"):
+        train(CONFIG, run.path, resume=True)
 
 
 def test_a_run_does_not_go_on_with_other_images(tmp_path: Path) -> None:
