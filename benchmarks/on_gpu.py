@@ -35,7 +35,7 @@ from dsmooth.files import write_atomically
 from dsmooth.functional import logistic_mixture_log_prob, use_impl
 from dsmooth.nn.layers import GatedResnet
 from dsmooth.sampling import CachedSampler
-from dsmooth.train.device import ReplayedStep, set_keep_gates
+from dsmooth.training.device import ReplayedStep, set_keep_gates
 
 RECOMPILE_LIMIT = 64
 GRADIENT_ERROR = 5e-2  # of its norm

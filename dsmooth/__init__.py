@@ -31,6 +31,7 @@ What is here, each with a help of its own:
     load_pixelcnnpp             networks of older PyTorch ports
     sampling                    samplers of one network: cached, sequential, Jacobi
     evaluate                    bits/dim, Fréchet distances, probes
+    training                    what `train` returns, tells and raises
     data                        data sets and folders of images as bytes
     functional                  the ops: shifted convolutions, gated resnet, logistic mixture
 
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from . import evaluate as evaluate
     from . import functional as functional
     from . import sampling as sampling
+    from . import training as training
     from .config import ModelConfig as ModelConfig
     from .config import TrainConfig as TrainConfig
     from .data import round_to_bytes as round_to_bytes
@@ -69,7 +71,7 @@ if TYPE_CHECKING:
     from .smoothing import GaussianSmoothing as GaussianSmoothing
     from .smoothing import LaplaceSmoothing as LaplaceSmoothing
     from .smoothing import UniformSmoothing as UniformSmoothing
-    from .train import train as train
+    from .training import train as train
 
 # Resolved on first use, so that `import dsmooth` and `dsmooth --help` do not import torch.
 _HOME = {
@@ -88,8 +90,9 @@ _HOME = {
     "to_bytes": "data",
     "to_float": "data",
     "to_pil": "pictures",
+    "train": "training",
 }
-_MODULES = ("data", "evaluate", "functional", "sampling", "train")
+_MODULES = ("data", "evaluate", "functional", "sampling", "training")
 
 __all__ = ["__version__", *_HOME, *_MODULES]
 

@@ -288,7 +288,7 @@ def _default(prog: str, kind: type, args: list[str]) -> Any:
     if folder is not None:
         settings = replace(settings, data="folder", data_dir=folder)
     if known.init:
-        from .train.checkpoint import read_initial
+        from .training.checkpoint import read_initial
 
         network, smoothing, scale = read_initial(known.init, role)
         settings = replace(settings, model=network.config, smoothing=smoothing, scale=scale)

@@ -19,9 +19,9 @@ from dsmooth.philox import Stream, image_words
 from dsmooth.runs import RunFolder
 from dsmooth.sampling import sample_images, sequential_sample
 from dsmooth.sampling.request import Request
-from dsmooth.train import train
-from dsmooth.train.loop import evaluate
-from dsmooth.train.step import TrainState
+from dsmooth.training import train
+from dsmooth.training.loop import evaluate
+from dsmooth.training.step import TrainState
 from tests.helpers.class_networks import CLASSES, conditional, inputs, with_classes
 from tests.helpers.command_runs import run
 from tests.helpers.tiny_runs import ROLES, tiny

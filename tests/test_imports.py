@@ -26,7 +26,7 @@ FLOORS = (
     ("reproduce", "report"),
     ("evaluate",),
     ("models",),
-    ("pair", "train"),
+    ("pair", "training"),
     ("pretrained", "sampling", "runs", "pictures"),
     ("smoothing", "data", "nn"),
     ("functional", "kernels"),

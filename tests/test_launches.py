@@ -27,7 +27,7 @@ from dsmooth.kernels import expand, gated_resnet, logistic_mixture, weights
 from dsmooth.kernels import launch as launching
 from dsmooth.kernels.launch import Plan
 from dsmooth.nn.score import score_of
-from dsmooth.train.device import gate_bytes, resolve_keep_gates, set_keep_gates
+from dsmooth.training.device import gate_bytes, resolve_keep_gates, set_keep_gates
 
 MODULES = (expand, gated_resnet, logistic_mixture, weights)
 OPS = ("gated_resnet", "shifted_conv", "logistic_mixture")

@@ -19,7 +19,7 @@ from dsmooth.functional import (
 )
 from dsmooth.nn.score import score_of
 from dsmooth.presets import PRESETS, preset
-from dsmooth.train.step import TrainState
+from dsmooth.training.step import TrainState
 from tests.helpers.tiny_pairs import tiny_config
 
 GOLDEN = Path(__file__).parent / "golden" / "network_c1_8x8_f4_r1_k2.safetensors"

@@ -19,8 +19,8 @@ from dsmooth.philox import Stream, image_words
 from dsmooth.sampling.ladder import log_prob_of_noisy, seed_of_rung, step_down
 from dsmooth.sampling.request import Execution, Request
 from dsmooth.smoothing import GaussianSmoothing
-from dsmooth.train import train
-from dsmooth.train.step import make_inputs
+from dsmooth.training import train
+from dsmooth.training.step import make_inputs
 from tests.helpers.class_networks import conditional
 from tests.helpers.tiny_runs import tiny
 

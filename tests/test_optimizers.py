@@ -14,9 +14,9 @@ from torch import Tensor
 from dsmooth.data import load_dataset
 from dsmooth.nn.layers import WeightNormConv
 from dsmooth.runs import RunFolder
-from dsmooth.train import train
-from dsmooth.train.optimizers import Muon, filters, polar_factor
-from dsmooth.train.step import TrainState, kernel_rate
+from dsmooth.training import train
+from dsmooth.training.optimizers import Muon, filters, polar_factor
+from dsmooth.training.step import TrainState, kernel_rate
 from tests.helpers.tiny_runs import tiny
 
 CPU = torch.device("cpu")

@@ -15,7 +15,7 @@ import dsmooth
 from dsmooth.data import ImageDataset, own_images
 from dsmooth.data.dataset import Transform
 from dsmooth.data.own import split_own
-from dsmooth.train.step import TrainState
+from dsmooth.training.step import TrainState
 from tests.helpers.data_makers import random_bytes
 from tests.helpers.tiny_runs import tiny
 

@@ -14,8 +14,8 @@ from dsmooth.config import TrainConfig
 from dsmooth.data import ImageDataset
 from dsmooth.presets import DESCRIPTIONS, PRESETS, preset
 from dsmooth.sampling import sample_images
-from dsmooth.train.loop import evaluate
-from dsmooth.train.step import TrainState
+from dsmooth.training.loop import evaluate
+from dsmooth.training.step import TrainState
 from tests.helpers.tiny_runs import ROLES
 
 CPU = torch.device("cpu")

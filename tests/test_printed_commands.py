@@ -88,7 +88,7 @@ def test_every_printed_command_runs(
             assert run("train", Path(role).name, "--out", role, *TINY.split()) == 0
     assert run("train", "plain", "--out", "runs/my plain", *TINY.split()) == 0
     with monkeypatch.context() as patch:
-        patch.setattr("dsmooth.train.loop.catch_signals", stop_at_once)
+        patch.setattr("dsmooth.training.loop.catch_signals", stop_at_once)
         stopped = ["train", "plain", "--out", "stopped", *TINY.split(), "--threads", "1"]
         assert run(*stopped) == 128 + signal.SIGINT
     printed = capsys.readouterr().out

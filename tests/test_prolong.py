@@ -14,9 +14,9 @@ import dsmooth
 from dsmooth.data import load_dataset
 from dsmooth.files import read_tensors
 from dsmooth.runs import RunFolder
-from dsmooth.train import train
-from dsmooth.train.checkpoint import read_initial
-from dsmooth.train.step import TrainState, scheduled
+from dsmooth.training import train
+from dsmooth.training.checkpoint import read_initial
+from dsmooth.training.step import TrainState, scheduled
 from tests.helpers.command_runs import run as call
 from tests.helpers.tiny_pairs import tiny_pair
 from tests.helpers.tiny_runs import assert_same_end, tiny, train_until

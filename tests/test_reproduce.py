@@ -26,8 +26,8 @@ from dsmooth.reproduce.stages import Sizes, Stages
 from dsmooth.runs import RunFolder, training_seconds
 from dsmooth.sampling.output import write_images
 from dsmooth.sampling.request import Request
-from dsmooth.train import NonFiniteLoss, train
-from dsmooth.train.loop import load_data
+from dsmooth.training import NonFiniteLoss, train
+from dsmooth.training.loop import load_data
 from tests.helpers.rank_processes import ForkedPython, start_ranks, wait_for_all
 from tests.helpers.report_checks import check_self_contained
 

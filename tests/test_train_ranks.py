@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from dsmooth.config import TrainConfig
 from dsmooth.files import read_tensors
 from dsmooth.runs import RunFolder
-from dsmooth.train import device, train
-from dsmooth.train.device import share_of_batch
+from dsmooth.training import device, train
+from dsmooth.training.device import share_of_batch
 from tests.helpers.rank_processes import (
     COMMAND,
     START,

@@ -19,8 +19,9 @@ from dsmooth.config import LearningRateSchedule, OptimizerName
 from dsmooth.data import ImageDataset
 from dsmooth.functional import use_impl
 from dsmooth.runs import RunFolder
-from dsmooth.train import NonFiniteLoss, device, loop, step, train
-from dsmooth.train.step import TrainState, scheduled
+from dsmooth.training import NonFiniteLoss, device, loop, step, train
+from dsmooth.training.checkpoint import load_checkpoint, read_checkpoint
+from dsmooth.training.step import TrainState, scheduled
 from tests.helpers.tiny_runs import ROLES, tiny
 
 READ_STEPS = 6
@@ -80,7 +81,7 @@ def test_a_step_takes_nothing_from_the_host(monkeypatch: pytest.MonkeyPatch) -> 
     """
     config = tiny("denoiser", clip_norm=1.0, clean_noise=0.01, optimizer="muon", flip=True)
     config = replace(config, data_init=False, model=replace(config.model, atoms=(0, 255)))
-    monkeypatch.setattr(dsmooth.train.step, "uses_graph", lambda config, device: False)
+    monkeypatch.setattr(step, "uses_graph", lambda config, device: False)
     monkeypatch.setattr(dsmooth.PixelCNNpp, "to", lambda model, *args, **keywords: model)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     images = made_images()
@@ -127,7 +128,7 @@ def test_a_loss_that_is_not_finite_is_found_and_spares_the_checkpoint(
         train(tiny(images=8 * 2 * READ_STEPS, seed=7), run.path)
     assert steps[-1] == 1 + READ_STEPS
     kept = TrainState(tiny(images=8 * 2 * READ_STEPS, seed=7), loop.load_data(tiny())[0], CPU)
-    loop.load_checkpoint(loop.read_checkpoint(run), kept)
+    load_checkpoint(read_checkpoint(run), kept)
     kept.check_finite()
     assert not run.weights.exists()
 

@@ -19,8 +19,8 @@ from typing import Any
 from dsmooth.config import TrainConfig
 from dsmooth.files import read_tensors, write_atomically, write_tensors
 from dsmooth.runs import RunFolder
-from dsmooth.train.checkpoint import differences
-from dsmooth.train.step import total_images
+from dsmooth.training.checkpoint import differences
+from dsmooth.training.step import total_images
 
 ROLES = ("noisy", "denoiser", "plain")
 STEPS = 300  # entries of a run's training steps that are kept, evenly spread

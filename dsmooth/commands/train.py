@@ -24,7 +24,7 @@ def train(options: Train) -> int:
         raise ValueError(
             f"{options.folder} and {settings.data_dir} are two folders of images: leave one out"
         )
-    from ..train import train as train_run
+    from ..training import train as train_run
 
     folder = options.out or default_folder(options.role)
     check_place(RunFolder(folder).config)

@@ -35,8 +35,8 @@ from ..presets import preset
 from ..pretrained import TITLE
 from ..report.page import sentences, write_report
 from ..runs import RunFolder
-from ..train import train
-from ..train.loop import load_data
+from ..training import train
+from ..training.loop import load_data
 from .results import card_numbers, describe_machine, describe_model
 from .stages import Sizes, Stages
 

@@ -16,8 +16,8 @@ from ..machine import cpu_name
 from ..models import Models
 from ..pretrained import DEFAULT, find
 from ..runs import training_seconds
-from ..train.log import loss_name
-from ..train.step import kernel_rate
+from ..training.log import loss_name
+from ..training.step import kernel_rate
 
 
 def describe_model(

@@ -23,7 +23,7 @@ import torch
 import torch._dynamo  # torch imports it with the first optimizer: here, not in every child
 
 from dsmooth.runs import RunFolder
-from dsmooth.train import train
+from dsmooth.training import train
 
 TINY_RUNS = runpy.run_path(str(Path(__file__).parents[1] / "helpers" / "tiny_runs.py"))
 # Every step of writing a file goes through one of these.

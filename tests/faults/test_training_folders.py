@@ -15,9 +15,9 @@ import torch
 from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.files import lock_folder, read_tensors, write_atomically, write_tensors
 from dsmooth.runs import RunFolder
-from dsmooth.train import NonFiniteLoss, checkpoint, loop, train
-from dsmooth.train.checkpoint import digest, load_checkpoint, read_checkpoint, save_checkpoint
-from dsmooth.train.step import TrainState
+from dsmooth.training import NonFiniteLoss, checkpoint, loop, train
+from dsmooth.training.checkpoint import digest, load_checkpoint, read_checkpoint, save_checkpoint
+from dsmooth.training.step import TrainState
 from tests.helpers.rank_processes import forked_script, wait_for_all
 from tests.helpers.tiny_runs import assert_same_end, use_small_runs
 

@@ -23,7 +23,7 @@ START = f"import sys; sys.path[:] = {sys.path!r}; "
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 # With what torch imports when it makes its first optimizer.
-_CONTEXT.set_forkserver_preload(["torch._dynamo", "dsmooth._C", "dsmooth.cli", "dsmooth.train"])
+_CONTEXT.set_forkserver_preload(["torch._dynamo", "dsmooth._C", "dsmooth.cli", "dsmooth.training"])
 
 
 # Before the code of a process, in it.

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from dsmooth.config import ModelConfig, TrainConfig
 from dsmooth.data import ImageDataset
 from dsmooth.runs import RunFolder
-from dsmooth.train import loop, train
-from dsmooth.train.step import TrainState
+from dsmooth.training import loop, train
+from dsmooth.training.step import TrainState
 
 ROLES = ("noisy", "denoiser", "plain")
 

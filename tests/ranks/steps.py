@@ -14,7 +14,7 @@ import torch
 from dsmooth.config import TrainConfig
 from dsmooth.data import ImageDataset
 from dsmooth.distributed import process_group, rank_and_size
-from dsmooth.train.step import TrainState
+from dsmooth.training.step import TrainState
 
 STEPS = 3
 

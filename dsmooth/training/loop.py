@@ -37,14 +37,12 @@ from ..runs import RunFolder, default_folder
 from ..sampling import sample_images
 from .checkpoint import (
     Checkpoint,
-    changes,
+    Lines,
     check_initial,
-    load_checkpoint,
-    merge_with_run,
-    read_checkpoint,
+    go_on,
     read_initial,
     save_checkpoint,
-    settle,
+    settings_to_go_on,
 )
 from .device import with_device
 from .log import RECORD_SECONDS, Evaluation, OnEvaluation, RunLog, opening
@@ -129,25 +127,20 @@ def train(
     with process_group(), contextlib.ExitStack() as stack:
         use_threads(threads)
         writes = rank_and_size()[0] == 0
-        alone = lock_folder(run.path, "another training run")
+        alone = (
+            lock_folder(run.path, "another training run") if writes else contextlib.nullcontext()
+        )
         restarted = from_torchrun("TORCHELASTIC_RESTART_COUNT", 0) > 0
         checkpoint: Checkpoint | None = None
-        news: list[str] = []
-        notes: list[str] = []
+        lines = Lines()
         if resume and not run.config.exists():
-            news = [f"there is no run in {run.path} to resume: it begins here"]
+            lines = Lines(said=(f"there is no run in {run.path} to resume: it begins here",))
         elif resume or (restarted and run.can_resume()):
-            if writes:
-                stack.enter_context(alone)
             before, _ = run.read_config()
-            checkpoint = read_checkpoint(run)
+            stack.enter_context(alone)
             if match_channels:
                 config = with_channels(config, before.model.image_channels)
-            config = merge_with_run(config, before, checkpoint, force=force)
-            notes = list(changes(before, config, checkpoint.images_seen))
-            if checkpoint.fault:
-                seen = f"{checkpoint.images_seen:,} images"
-                news = [f"{checkpoint.fault}; going on from the checkpoint before it, at {seen}"]
+            config, checkpoint, lines = settings_to_go_on(run, config, force=force)
         if checkpoint is None:
             check_new_run(run, config)
         train_set, test_set = _images_of(config, dataset, labels, transform)
@@ -160,20 +153,10 @@ def train(
         state = TrainState(config, train_set, place, initial)
         stop = stack.enter_context(catch_signals())
         if config.images is None:
-            config = state.config = fix_images(state, test_set)
-
+            state.config = fix_images(state, test_set)
         if checkpoint is not None:
-            load_checkpoint(checkpoint, state, force=force)
-            found = checkpoint._replace(tensors={})
+            go_on(run, checkpoint, state, force=force)
             del checkpoint  # which is as large as the weights and their moments
-            latest, least = all_reduce_max(state.images_seen, -state.images_seen)
-            if latest != -least:
-                raise ValueError(
-                    f"the processes read checkpoints at {-least:,} and {latest:,} images: "
-                    f"{run.path} must be one folder that all of them see"
-                )
-            if writes:  # all have read it
-                settle(run, found)
         elif writes:
             stack.enter_context(alone)
             check_new_run(run, config)
@@ -181,23 +164,29 @@ def train(
             save_checkpoint(run, state)
         log = None
         if writes:
-            run.write_config(config, test_set.image_size)
+            run.write_config(state.config, test_set.image_size)
             if progress:
                 stack.enter_context(lines_shown())
-            log = RunLog(run, config, state.images_seen, tensorboard, on_evaluation, progress)
+            log = RunLog(run, state.config, state.images_seen, tensorboard, on_evaluation, progress)
             log.keep_snapshots = keep_snapshots
             stack.enter_context(log)
-            for line in (*opening(config, train_set, test_set, state.model, place), *news):
-                log.say(line)
-            for note in notes:
-                log.record("note", state.images_seen, text=note)
-                log.say(note)
+            _say_beginning(log, state, test_set, lines)
         result = _loop(state, test_set, run, log, stop)
         if log is not None and result.interrupted is None:
             pictures, size = len(run.grids()), run.weights.stat().st_size / 1e6
             beside = f" and {pictures} picture{'s' * (pictures > 1)} beside it" * (pictures > 0)
             log.say(f"wrote {run.weights} ({size:.1f} MB){beside}")
         return result
+
+
+def _say_beginning(log: RunLog, state: TrainState, test_set: ImageDataset, lines: Lines) -> None:
+    """Say what is trained on what, and how the run goes on."""
+    about = opening(state.config, state.train_set, test_set, state.model, state.device)
+    for line in (*about, *lines.said):
+        log.say(line)
+    for note in lines.kept:
+        log.record("note", state.images_seen, text=note)
+        log.say(note)
 
 
 def _loop(

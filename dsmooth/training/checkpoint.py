@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ..config import ModelConfig, Role, SmoothingKind, TrainConfig, flatten
+from ..distributed import all_reduce_max, rank_and_size
 from ..files import read_tensors, write_tensors
 from ..nn import PixelCNNpp
 from ..pretrained import resolve
@@ -109,6 +110,40 @@ def _read(path: Path) -> Checkpoint:
         raise ValueError(f"{path} states settings that cannot be read: {error}") from None
     position = int(images_seen), int(steps)
     return Checkpoint(path, tensors, settings, *position, metadata.get("data", ""))
+
+
+class Lines(NamedTuple):
+    """Lines on how a run goes on: those that are only said, and those that its log keeps too."""
+
+    said: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+
+
+def settings_to_go_on(
+    run: RunFolder, config: TrainConfig, *, force: bool
+) -> tuple[TrainConfig, Checkpoint, Lines]:
+    """The settings of a run that goes on, the checkpoint that it goes on from, lines on both."""
+    before, _ = run.read_config()
+    checkpoint = read_checkpoint(run)
+    said: tuple[str, ...] = ()
+    config = merge_with_run(config, before, checkpoint, force=force)
+    if checkpoint.fault:
+        seen = f"{checkpoint.images_seen:,} images"
+        said = (f"{checkpoint.fault}; going on from the checkpoint before it, at {seen}",)
+    return config, checkpoint, Lines(said, tuple(changes(before, config, checkpoint.images_seen)))
+
+
+def go_on(run: RunFolder, checkpoint: Checkpoint, state: TrainState, *, force: bool) -> None:
+    """Continue from a checkpoint, which must be the same for all processes."""
+    load_checkpoint(checkpoint, state, force=force)
+    latest, least = all_reduce_max(state.images_seen, -state.images_seen)
+    if latest != -least:
+        raise ValueError(
+            f"the processes read checkpoints at {-least:,} and {latest:,} images: "
+            f"{run.path} must be one folder that all of them see"
+        )
+    if rank_and_size()[0] == 0:  # all have read it
+        settle(run, checkpoint)
 
 
 def load_checkpoint(checkpoint: Checkpoint, state: TrainState, *, force: bool = False) -> None:

@@ -1,0 +1,7 @@
+"""Training of one model: p(x~), p(x | x~) or p(x)."""
+
+from .log import Evaluation
+from .loop import TrainResult, train
+from .step import NonFiniteLoss
+
+__all__ = ["Evaluation", "NonFiniteLoss", "TrainResult", "train"]
