@@ -30,7 +30,7 @@ from dsmooth.nn.score import score_of
 from dsmooth.training.device import gate_bytes, resolve_keep_gates, set_keep_gates
 
 MODULES = (expand, gated_resnet, logistic_mixture, weights)
-OPS = ("gated_resnet", "shifted_conv", "logistic_mixture")
+OPS = ("gated_resnet", "logistic_mixture")
 UNPACKS = ", with gradients of parameters"
 WEIGHT_GRADIENTS = {"parameter_gradient_kernel", "input_gradient_kernel" + UNPACKS}
 BLOCKS = 64  # gated resnets of a network with 5 a block

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 import dsmooth
-from dsmooth.config import ModelConfig, ProbeSettings
+from dsmooth.config import BLOCKS, ModelConfig, ProbeSettings
 from dsmooth.data import ImageDataset, epoch_order
 from dsmooth.evaluate import probe as probe_module
 from dsmooth.evaluate.linear import moments, train_linear
-from dsmooth.evaluate.probe import BLOCKS, PIXELS, Probing, best_probe, probe_pair
+from dsmooth.evaluate.probe import PIXELS, Probing, best_probe, probe_pair
 from tests.helpers.command_runs import run, save_run
 
 GREY = ModelConfig(n_filters=4, n_resnet=1, n_mix=2, dropout=0.0)

@@ -17,7 +17,6 @@ from dsmooth.functional import (
     right_shift,
     shifted_conv2d,
     shifted_conv_transpose2d,
-    use_impl,
 )
 
 pytestmark = pytest.mark.quick
@@ -30,7 +29,6 @@ KERNELS: list[tuple[Shift, int, int]] = [
 ]
 each_kernel = pytest.mark.parametrize(("shift", "kh", "kw"), KERNELS)
 CONV, TRANSPOSED = shifted_conv2d, shifted_conv_transpose2d
-NO_TRITON = r"impl='triton': .*(cuda tensors, got cpu|not installed)"
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -107,14 +105,6 @@ def test_unshifted_is_the_ordinary_convolution(shape: tuple[int, ...]) -> None:
     assert torch.equal(got, F.conv2d(x, weight, padding=1))
 
 
-@pytest.mark.parametrize("impl", ["auto", "reference", "native"])
-def test_every_implementation_is_torchs_own(impl: str) -> None:
-    x, weight = draw(1, 2, 3, 4), draw(3, 2, 2, 3, seed=1)
-    with use_impl(impl):
-        got = shifted_conv2d(x, weight, shift="down")
-    assert torch.equal(got, F.conv2d(F.pad(x, (1, 1, 1, 0)), weight))
-
-
 def test_shifts_move_by_one_and_fill_with_zeros() -> None:
     x = draw(2, 3, 4, 5)
     down, right = down_shift(x), right_shift(x)
@@ -164,9 +154,3 @@ def test_wrong_arguments_are_refused(op: Any, changes: dict[str, Any], message: 
 def test_what_is_no_batch_of_images_is_refused(function: Any) -> None:
     with pytest.raises(ValueError, match=r"x must have shape \(B, C, H, W\), got \(2, 4, 4\)"):
         function(draw(2, 4, 4))
-
-
-@pytest.mark.parametrize("op", [CONV, TRANSPOSED])
-def test_triton_says_why_it_cannot_run(op: Any) -> None:
-    with pytest.raises(RuntimeError, match=NO_TRITON):
-        op(draw(1, 2, 4, 4), draw(2, 2, 2, 3), shift="down", impl="triton")

@@ -12,7 +12,7 @@ from ..philox import Stream, philox4x32
 from .dispatch import Impl, autocast_dtype, choose, native_obstacle, resolve_impl, triton_obstacle
 from .gated_resnet_native import MAX_TAPS, gated_resnet_native
 from .gated_resnet_operands import FIELDS, MAX_SKIPS, Operands, Settings, check_operands
-from .shifted_conv import Shift, concat_elu, shifted_conv2d_ref
+from .shifted_conv import Shift, concat_elu, shifted_conv2d
 
 Affine = tuple[Tensor, Tensor]  # weight (D, C, kh, kw) and bias (D,)
 
@@ -117,32 +117,11 @@ def gated_resnet(
     return gated_resnet_native(given, settings)
 
 
-def gated_resnet_ref(
-    x: Tensor,
-    conv_in: Affine,
-    conv_out: Affine,
-    skip: Tensor | tuple[Tensor, ...] | None = None,
-    nin_skip: Affine | None = None,
-    *,
-    gains: tuple[Tensor, ...] = (),
-    image_bias: Tensor | None = None,
-    shift: Shift,
-    dropout: float = 0.0,
-    seed: Tensor | None = None,
-    layer: int = 0,
-    first_image: int = 0,
-) -> Tensor:
-    """The reference of `gated_resnet`, line for line the equation. Raises as that does."""
-    return gated_resnet(
-        *(x, conv_in, conv_out, skip, nin_skip), gains=gains, image_bias=image_bias, shift=shift,
-        dropout=dropout, seed=seed, layer=layer, first_image=first_image, impl="reference",
-    )  # fmt: skip
-
-
 def _reference(given: Operands, settings: Settings) -> Tensor:
+    """The equation of `gated_resnet`, line for line."""
     skips = [skip for skip in (given.skip, given.skip_2) if skip is not None]
     conv_in = _folded(given.conv_in, given.gain_in)
-    h = shifted_conv2d_ref(concat_elu(given.x), conv_in, given.bias_in, shift=settings.shift)
+    h = shifted_conv2d(concat_elu(given.x), conv_in, given.bias_in, shift=settings.shift)
     if given.nin_skip is not None:
         a = torch.cat(skips, dim=1) if len(skips) > 1 else skips[0]
         h = h + F.conv2d(concat_elu(a), _folded(given.nin_skip, given.gain_nin), given.bias_nin)
@@ -151,7 +130,7 @@ def _reference(given: Operands, settings: Settings) -> Tensor:
         factors = dropout_factors(h.shape, settings, given.seed).to(h.dtype)
         h = torch.where(factors > 0, h * factors, 0)
     conv_out = _folded(given.conv_out, given.gain_out)
-    gates = shifted_conv2d_ref(h, conv_out, given.bias_out, shift=settings.shift)
+    gates = shifted_conv2d(h, conv_out, given.bias_out, shift=settings.shift)
     if given.image_bias is not None:
         gates = gates + given.image_bias[:, :, None, None].to(gates.dtype)
     a, g = torch.chunk(gates, 2, dim=1)

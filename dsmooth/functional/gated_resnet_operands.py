@@ -129,6 +129,8 @@ def check_operands(
     weights: conv_in to image_bias.
     """
     x, conv = images["x"], weights["conv_in"]
+    if not isinstance(x, Tensor):
+        _refuse_shape("x", x, "4 dimensions")
     if not x.is_floating_point():
         raise ValueError(f"x must be of a floating-point dtype, got {x.dtype}")
     dtypes = (x.dtype,) if autocast_dtype(x) is None else _AUTOCAST_DTYPES

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels.geometry import Shift, Taps
-from .dispatch import Impl, autocast_dtype, choose, resolve_impl, triton_obstacle
 
 SHIFTS = get_args(Shift)
 
@@ -44,7 +43,6 @@ def shifted_conv2d(
     *,
     shift: Shift = "down",
     stride: int = 1,
-    impl: Impl = "auto",
 ) -> Tensor:
     """Convolution of `x` (B, C, H, W) with `weight` (D, C, kh, kw), padded on the causal side.
 
@@ -52,21 +50,11 @@ def shifted_conv2d(
         "down_right" pads kh-1 rows on top and kw-1 columns on the left;
         "none" pads symmetrically (kh and kw odd): an ordinary, unmasked convolution.
     stride: 1 or 2. Returns (B, D, H/stride, W/stride), in the autocast dtype under autocast.
-    impl: torch's own convolution computes every one. A network has a dozen beside some fifty gated
-        resnets. "triton" is refused where those could not run on the kernels.
+    torch's own convolution computes it.
 
-    Raises ValueError for a shape that does not fit, TypeError for weights that are no
-    floating-point numbers, and RuntimeError, with the reason, for impl="triton" where Triton cannot
-    run.
+    Raises ValueError for a shape that does not fit, and TypeError for weights that are no
+    floating-point numbers.
     """
-    _check_impl("shifted_conv2d", x, impl)
-    return shifted_conv2d_ref(x, weight, bias, shift=shift, stride=stride)
-
-
-def shifted_conv2d_ref(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, shift: Shift, stride: int = 1
-) -> Tensor:
-    """The reference of `shifted_conv2d`: pad, then an ordinary convolution."""
     check_kernel(weight, shift)
     _check_operands(x, weight, bias, weight.shape[1], weight.shape[0])
     if stride not in (1, 2):
@@ -84,7 +72,6 @@ def shifted_conv_transpose2d(
     bias: Tensor | None = None,
     *,
     shift: Shift = "down",
-    impl: Impl = "auto",
 ) -> Tensor:
     """Transposed convolution of stride 2 that keeps the causal order: doubles H and W.
 
@@ -94,14 +81,6 @@ def shifted_conv_transpose2d(
 
     Raises as `shifted_conv2d` does.
     """
-    _check_impl("shifted_conv_transpose2d", x, impl)
-    return shifted_conv_transpose2d_ref(x, weight, bias, shift=shift)
-
-
-def shifted_conv_transpose2d_ref(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, shift: Shift
-) -> Tensor:
-    """The reference of `shifted_conv_transpose2d`."""
     check_kernel(weight, shift)
     if shift == "none":
         raise ValueError('shift must be "down" or "down_right", got "none"')
@@ -114,13 +93,6 @@ def shifted_conv_transpose2d_ref(
     first = (weight.shape[3] - 1) // 2 if shift == "down" else 0
     y = y[:, :, :rows, first : first + columns]
     return y if bias is None else y + bias.to(y.dtype).view(-1, 1, 1)
-
-
-def _check_impl(op: str, x: Tensor, impl: Impl) -> None:
-    """Raises RuntimeError for impl="triton" where Triton cannot run."""
-    if resolve_impl(impl) == "triton":
-        dtype = autocast_dtype(x) or x.dtype
-        choose(op, "triton", x.device, lambda _: triton_obstacle(x.device, dtype))
 
 
 def _check_image(x: Tensor) -> None:
