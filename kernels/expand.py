@@ -20,7 +20,7 @@ BLOCK_P = 32  # rows of a program of expand_kernel
 
 
 @triton.jit
-def place_of(
+def pixels_of_rows(
     first, batch, height, width,
     ABOVE: tl.constexpr, BEFORE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -144,10 +144,10 @@ def expand_kernel(
     block = pid // chunks
     offs_a = block * BLOCK_P + tl.arange(0, BLOCK_P)
     mask_a = offs_a < total
-    base, place, is_pixel = place_of(
+    base, offset, is_pixel = pixels_of_rows(
         block * BLOCK_P - margin, batch, height, width, ABOVE=ABOVE, BEFORE=BEFORE, BLOCK=BLOCK_P
     )
-    pixel = base + place
+    pixel = base + offset
     outside = mask_a & ~is_pixel
     e_plane = e_ptr + plane.to(tl.int64) * total * (2 * F)
     e_ptrs = e_plane + offs_a.to(tl.int64) * (2 * F)

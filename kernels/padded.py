@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .elementwise import draw_kept, drop, elu_pair, elu_slopes, gate_gradients, widen
-from .expand import place_of
+from .expand import pixels_of_rows
 from .geometry import MAX_PIXELS, Settings, Taps, cdiv, empty_channels_last
 from .launch import launch, plan
 
@@ -23,17 +23,17 @@ def pad_concat_elu_kernel(
 ):  # fmt: skip
     """e = D concat_elu(v), padded, 2C channels; or with GRAD dv from the gradient e of that.
 
-    Place s of e is place s + first of images with all their ABOVE and BEFORE on those sides.
+    Row s of e is row s + first of images with all their ABOVE and BEFORE on those sides.
     """
     s = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    base, place, is_pixel = place_of(
+    base, offset, is_pixel = pixels_of_rows(
         tl.program_id(0) * BLOCK + first, batch, height, width, ABOVE, BEFORE, BLOCK
     )
     first_f = tl.program_id(1) * BLOCK
     offs_f = first_f + tl.arange(0, BLOCK)
     mask_f = (offs_f < C)[None, :]
     mask = (is_pixel & (s < total))[:, None] & mask_f
-    offs = (base + place)[:, None] * C + offs_f[None, :]
+    offs = (base + offset)[:, None] * C + offs_f[None, :]
     e_ptrs = e_ptr + s.to(tl.int64)[:, None] * (2 * C) + offs_f[None, :]
     v = tl.load(v_ptr + offs, mask=mask, other=0.0)
     if GRAD:
@@ -42,7 +42,7 @@ def pad_concat_elu_kernel(
     else:
         positive, negative = elu_pair(v)
     if DROPOUT:
-        pixel = first_pixel + base + place
+        pixel = first_pixel + base + offset
         kept = draw_kept(seed_ptr, layer, keep_from, pixel, first_f, F=C, BLOCK_F=BLOCK)
         positive, negative = drop(positive, negative, kept, SCALE)
     if GRAD:

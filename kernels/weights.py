@@ -51,13 +51,13 @@ def source_of(k, stride_c, stride_t, T, C, S0, S1):
 
 
 @triton.jit
-def place_in(place, d, c, t):
-    """Offset of element (d, c, t). place: the base, then the strides of d, c and t."""
-    return d.to(tl.int64) * place[1] + (c.to(tl.int64) * place[2] + t.to(tl.int64) * place[3])
+def offset_of(layout, d, c, t):
+    """Offset of element (d, c, t). layout: the base, then the strides of d, c and t."""
+    return d.to(tl.int64) * layout[1] + (c.to(tl.int64) * layout[2] + t.to(tl.int64) * layout[3])
 
 
 @triton.jit
-def in_turn(n, count, half):
+def interleaved(n, count, half):
     """Index of n once the two halves are interleaved: 0, half, 1, half + 1, ..."""
     return n % half * (count // half) + n // half
 
@@ -67,12 +67,12 @@ def pack_filters(
     v_ptr, gain_ptr, packed_ptr, block, source, forward, adjoint,
     NORMED: tl.constexpr, ADJOINT: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_D filters g v / |v|, or v itself without NORMED, to their places, one for the
+    """BLOCK_D filters g v / |v|, or v itself without NORMED, to their offsets, one for the
     convolution and (ADJOINT) one for its adjoint.
 
     source: taps, channels, filters, channels of two skips (see `source_of`), and strides of filter,
-    channel and tap. forward, adjoint: where number (d, c, t) goes (see `place_in`), and of how many
-    filters, or channels for the adjoint, the halves that are interleaved are.
+    channel and tap. forward, adjoint: the layout of number (d, c, t) (see `offset_of`), and how
+    many filters, or channels for the adjoint, each of the interleaved halves has.
     """
     T, C, D, S0, S1, stride_d, stride_c, stride_t = source
     d = block * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -98,13 +98,13 @@ def pack_filters(
         mask = mask_d[:, None] & (k < T * C)[None, :]
         tap = k // C
         channel = k % C
-        row = in_turn(d, D, forward[4])
-        place = place_in(forward, row[:, None], channel[None, :], tap[None, :])
-        tl.store(packed_ptr + forward[0] + place, w, mask=mask)
+        row = interleaved(d, D, forward[4])
+        offset = offset_of(forward, row[:, None], channel[None, :], tap[None, :])
+        tl.store(packed_ptr + forward[0] + offset, w, mask=mask)
         if ADJOINT:
-            column = in_turn(channel, C, adjoint[4])
-            place = place_in(adjoint, d[:, None], column[None, :], tap[None, :])
-            tl.store(packed_ptr + adjoint[0] + place, w, mask=mask)
+            column = interleaved(channel, C, adjoint[4])
+            offset = offset_of(adjoint, d[:, None], column[None, :], tap[None, :])
+            tl.store(packed_ptr + adjoint[0] + offset, w, mask=mask)
 
 
 @triton.jit
@@ -194,15 +194,15 @@ def pack(given: Operands, *, adjoint: bool) -> Tensor:
 
 @triton.jit
 def sum_parts(
-    part_ptr, splits, place, mask, part_stride, ACC: tl.constexpr,
+    part_ptr, splits, offset, mask, part_stride, ACC: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """(BLOCK_K, BLOCK_D): the sum over splits of the numbers at `place` of each."""
+    """(BLOCK_K, BLOCK_D): the sum over splits of the numbers at `offset` of each."""
     total = tl.zeros((BLOCK_K, BLOCK_D), dtype=ACC)
     for first in range(0, splits, BLOCK_S):
         s = first + tl.arange(0, BLOCK_S)
         parts = tl.load(
-            part_ptr + s.to(tl.int64)[:, None, None] * part_stride + place[None, :, :],
+            part_ptr + s.to(tl.int64)[:, None, None] * part_stride + offset[None, :, :],
             mask=(s < splits)[:, None, None] & mask[None, :, :],
             other=0.0,
         )

@@ -13,7 +13,7 @@ from pathlib import Path
 from ..config import OWN
 from .cifar import load_cifar10
 from .dataset import ImageDataset, round_to_bytes, to_bytes, to_float
-from .folder import Progress, load_celeba, load_folder
+from .folder import OnDecoded, load_celeba, load_folder
 from .mnist import load_embedded_mnist, load_idx_dataset
 from .order import epoch_order, indices_at
 from .own import own_images
@@ -52,7 +52,7 @@ def load_dataset(
     *,
     download: bool = False,
     image_size: int | None = None,
-    progress: Progress | None = None,
+    progress: OnDecoded | None = None,
 ) -> ImageDataset:
     """Return a data set's training or test images, read into memory.
 

@@ -24,7 +24,7 @@ from .dataset import ImageDataset
 from .pillow import channels_of, obstacle, upright
 from .reading import InvalidFile, check_size, guarded, make_room, missing, read_regular
 
-Progress = Callable[[int, int], None]
+OnDecoded = Callable[[int, int], None]
 
 FORMATS = ("PNG", "JPEG", "BMP", "PPM", "TIFF", "WEBP")
 SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
@@ -44,7 +44,7 @@ _SUGGESTED_SIZE = 64
 
 
 def load_folder(
-    split: str, data_dir: Path, image_size: int | None = None, progress: Progress | None = None
+    split: str, data_dir: Path, image_size: int | None = None, progress: OnDecoded | None = None
 ) -> ImageDataset:
     """Images of one size, or cropped and resized, grey if all are, in order of paths."""
     every = _image_paths(data_dir)
@@ -81,7 +81,7 @@ def read_image_file(path: Path) -> Tensor:
 
 
 def load_celeba(
-    split: str, data_dir: Path, image_size: int | None = None, progress: Progress | None = None
+    split: str, data_dir: Path, image_size: int | None = None, progress: OnDecoded | None = None
 ) -> ImageDataset:
     """CelebA's aligned images, cropped to 140, in the official split if its list is near."""
     size = CELEBA_SIZE if image_size is None else image_size
@@ -257,7 +257,7 @@ def _decode_all(
     paths: list[Path],
     shape: tuple[int, int, int],
     crop: int | None = None,
-    progress: Progress | None = None,
+    progress: OnDecoded | None = None,
 ) -> Tensor:
     """Upright pictures, or centred squares of `crop` pixels (0: the largest): (N, *shape) uint8."""
     from PIL import Image

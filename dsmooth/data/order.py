@@ -160,6 +160,6 @@ class ImagesOnDevice:
 
     def at(self, first: Tensor, count: int) -> tuple[Tensor, Tensor | None]:
         """Images and labels of positions first .. first + count - 1 of the prepared batch."""
-        places = first - self.first + torch.arange(count, device=self.first.device)
-        images, *labels = (there[places] for there in self.there)
+        rows = first - self.first + torch.arange(count, device=self.first.device)
+        images, *labels = (there[rows] for there in self.there)
         return images, labels[0] if labels else None

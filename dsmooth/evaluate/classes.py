@@ -16,7 +16,7 @@ from ..pair import SmoothedPair
 from .comparison import ShowProgress, collect_statistics, measure_images, no_progress
 from .features import FeatureExtractor
 from .frechet import bootstrap_error
-from .likelihood import Progress, Scores, conventions, score_batches, standard_error
+from .likelihood import OnImages, Scores, conventions, score_batches, standard_error
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def classify(
     n_noise: int = 1,
     batch_size: int = 100,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: OnImages | None = None,
 ) -> Classification:
     """Classify the first `limit` images (all by default) by the likelihoods of their classes.
 

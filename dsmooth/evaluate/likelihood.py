@@ -34,7 +34,7 @@ ENOUGH_DRAWS = 10
 # The fields of `Scores` with nats of every draw and image.
 TERMS = ("noisy", "smoothing", "discretized", "continuous", "noised")
 
-Progress = Callable[[int], None]  # called with the number of images done
+OnImages = Callable[[int], None]  # called with the number of images done
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,7 +217,7 @@ def score_pair(
     seed: int = 0,
     clean_noise: float = 0.0,
     levels: Sequence[float] | None = None,
-    progress: Progress | None = None,
+    progress: OnImages | None = None,
 ) -> Scores:
     """Score the first `limit` images (all by default), each with `n_noise` draws of x~.
 
@@ -283,7 +283,7 @@ def score_plain(
     *,
     limit: int | None = None,
     batch_size: int = 100,
-    progress: Progress | None = None,
+    progress: OnImages | None = None,
 ) -> Scores:
     """Score the first `limit` images by a model without context: exact, no bound.
 
@@ -317,7 +317,7 @@ def score_batches(
     labels: Tensor | None,
     limit: int | None,
     batch_size: int,
-    progress: Progress | None,
+    progress: OnImages | None,
 ) -> dict[str, Tensor]:
     """The rows (R, N) of the first `limit` images, by the names that `score` gives them.
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..data import epoch_order
 
-Rows = NDArray[np.float16]  # features (N, D), possibly on disk
-Labelled = tuple[Rows, Tensor]  # and labels (N,) int64
+FeatureMatrix = NDArray[np.float16]  # features (N, D), possibly on disk
+Labelled = tuple[FeatureMatrix, Tensor]  # and labels (N,) int64
 
 # Images of a step; fewer where an epoch would have less than ten steps.
 STEP_IMAGES = 100
@@ -48,7 +48,7 @@ def train_linear(
     bias = torch.zeros(classes, device=device)
     weight.grad, bias.grad = torch.zeros_like(weight), torch.zeros_like(bias)
 
-    def centred(features: Rows) -> Tensor:
+    def centred(features: FeatureMatrix) -> Tensor:
         return torch.from_numpy(features).to(device).float().sub_(mean)
 
     def logits(z: Tensor) -> Tensor:
@@ -87,14 +87,14 @@ def train_linear(
     }
 
 
-def parts(features: Rows) -> Iterator[Rows]:
+def parts(features: FeatureMatrix) -> Iterator[FeatureMatrix]:
     """`features` in parts that fit into memory, in order."""
     rows = max(1, READ_VALUES // features.shape[1])
     for first in range(0, len(features), rows):
         yield np.array(features[first : first + rows])
 
 
-def moments(features: Rows, device: torch.device | str) -> tuple[Tensor, Tensor]:
+def moments(features: FeatureMatrix, device: torch.device | str) -> tuple[Tensor, Tensor]:
     """Mean and scale of each feature, (D,) float32 on `device`.
 
     The scale is 1 / sqrt(variance + mean variance of all features), half-way between standardised

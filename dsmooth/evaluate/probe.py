@@ -32,7 +32,7 @@ from ..nn.weights import weights_digest
 from ..pair import SmoothedPair
 from ..progress import progress
 from ..smoothing import Smoothing
-from .linear import Rows, train_linear
+from .linear import FeatureMatrix, train_linear
 
 PIXELS, TOGETHER = "pixels", "together"
 # Training image i and test image i get different draws of noise.
@@ -289,7 +289,7 @@ class Probing:
         split: Split,
         stack: contextlib.ExitStack,
         done: Callable[[int], None],
-    ) -> dict[str, Rows]:
+    ) -> dict[str, FeatureMatrix]:
         """The features of all images of `split` by block, as maps of files that `stack` closes."""
         count = len(self.splits[split])
         files: dict[str, IO[bytes]] = {}

@@ -77,10 +77,10 @@ def _call(
     direction: str, tensors: dict[str, Any], settings: Settings, instruction_set: str
 ) -> None:
     taps = Taps.of(tensors["conv_in"], settings.shift)
-    place = taps.top, taps.left, settings.layer, settings.first_image
+    numbers = taps.top, taps.left, settings.layer, settings.first_image
     dropout = settings.keep_from, settings.scale
     function = getattr(_extension.extension(), f"gated_resnet_{direction}")
-    function(tensors, *place, *dropout, torch.get_num_threads(), instruction_set)
+    function(tensors, *numbers, *dropout, torch.get_num_threads(), instruction_set)
 
 
 gated_resnet_native, forward_op, backward_op = register_block(

@@ -150,7 +150,7 @@ class PixelCNNpp(nn.Module):
         x: (B, C, H, W) in [-1, 1] (noisy images go beyond), H and W multiples of 4.
         context: like x, for a conditioned model only. label: (B,) int64 in 0 .. n_classes - 1, or
         (B, n_classes) floating point for soft classes; for a model with classes only. level: (B,)
-        int64, the place of each image's noise among the noise_levels of a model that has some.
+        int64, the index of each image's noise among the model's noise_levels, if it has some.
         seed: of the dropout, int64 without dimensions; in training, drawn from torch's generator if
         None.
         first_image: where x begins in a larger batch whose dropout it shares. Returns (B, P, H, W)

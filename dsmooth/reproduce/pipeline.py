@@ -171,10 +171,10 @@ def reproduce(
             check_one_of("only", only, get_args(ReproductionStage))
         if sizes.extractor != "auto":
             make_extractor(sizes.extractor)  # a mistake is reported before any work
-        place, first = choose_device(device), rank_and_size()[0] == 0
+        target, first = choose_device(device), rank_and_size()[0] == 0
         say_how_to_use_all_gpus()
         if isinstance(plan, PretrainedPlan):
-            models = load_models(plan.models).to(place)
+            models = load_models(plan.models).to(target)
             train_set, test_set = plan.load_data(models)
             description = plan.description(models, test_set)
         else:
@@ -191,7 +191,7 @@ def reproduce(
                 if interrupted:
                     print(f"stopped and saved in {out}; repeat the same command to go on")
                     return 128 + interrupted
-                models = load_models([out / config.role for config in plan.configs]).to(place)
+                models = load_models([out / config.role for config in plan.configs]).to(target)
             stages = Stages(out, models, train_set, test_set, sizes, plan.seed, only, precision)
             measured, samples = stages.run()
         except KeyboardInterrupt:

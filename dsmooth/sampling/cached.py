@@ -117,7 +117,7 @@ class CachedSampler:
         thread (a thread block) draws at a time, which bounds the memory; None for a size that suits
         the device. choices: seed=0, first_index=0, temperature=1.0, label=None, known=None and
         mask=None, see `Choices`; known is float32, and both it and mask are on the model's device.
-        Returns (n, C, height, width) float32 on the sampler's device; one of the 256 levels for a
+        Returns (n, C, height, width) float32 on the sampler's device; the value of a byte for a
         discretized likelihood, unclamped for the others.
 
         On the CPU, Ctrl-C ends the call within a second with KeyboardInterrupt. On a CUDA device

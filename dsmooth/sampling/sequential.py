@@ -49,7 +49,7 @@ def sequential_sample(
     context: (n, C, height, width) for a conditioned model. choices: seed=0, first_index=0,
     temperature=1.0, label=None, known=None and mask=None, see `Choices`.
     Returns (n, C, height, width) in the model's dtype and device; pixels that are drawn are
-    unclamped for a continuous likelihood, one of the 256 levels for a discretized one.
+    unclamped for a continuous likelihood, the value of a byte for a discretized one.
 
     Raises ValueError for a count, size, seed or temperature out of range, and for a context or
     known pixels that do not fit. Source: docs/math.md, section 3.

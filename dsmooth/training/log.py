@@ -171,10 +171,10 @@ def opening(
     )
     count, size = torch.get_num_threads(), rank_and_size()[1]
     threads = f" ({count} thread{'s' * (count > 1)})" if device.type == "cpu" else ""
-    place = f"{device}{threads}" if size == 1 else f"{size} processes on {device.type}{threads}"
+    machine = f"{device}{threads}" if size == 1 else f"{size} processes on {device.type}{threads}"
     number = sum(parameter.numel() for parameter in model.parameters())
     if config.model.n_classes:
         yield f"{config.model.n_classes} classes, by the labels of the images"
     if config.model.noise_levels:
         yield f"noise of {', '.join(map(str, config.model.noise_levels))}, drawn for each image"
-    yield f"{number:,} parameters; {place}, {config.precision}"
+    yield f"{number:,} parameters; {machine}, {config.precision}"

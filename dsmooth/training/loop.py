@@ -121,7 +121,7 @@ def train(
     if keep_snapshots < 0:
         raise ValueError(f"keep_snapshots must be at least 0, got {keep_snapshots}")
     run = RunFolder(default_folder(config.role) if folder is None else Path(folder))
-    place = choose_device(device)
+    target = choose_device(device)
     if dataset is not None:
         config = replace(config, data=OWN, data_dir=None, download=False, image_size=None)
     with process_group(), contextlib.ExitStack() as stack:
@@ -145,12 +145,12 @@ def train(
             check_new_run(run, config)
         train_set, test_set = _images_of(config, dataset, labels, transform)
         config = with_data(config, train_set, test_set, match_channels)
-        config = with_device(config, place, test_set.image_size)
+        config = with_device(config, target, test_set.image_size)
         begins = checkpoint is None and config.init is not None
         initial = read_initial(str(config.init), config.role)[0] if begins else None
         if initial is not None:
             check_initial(config.model, initial.config, str(config.init))
-        state = TrainState(config, train_set, place, initial)
+        state = TrainState(config, train_set, target, initial)
         stop = stack.enter_context(catch_signals())
         if config.images is None:
             state.config = fix_images(state, test_set)

@@ -241,8 +241,8 @@ class TrainState:
         angle = scheduled(kernel_rate(config), config, self.position, self.counter)
         seed = None
         if config.model.dropout:  # of Philox at (0, images seen low, high, DROPOUT), two words
-            place: dict[str, Any] = {"first_index": self.position, "device": self.device}
-            words = image_words(1, 1, seed=config.seed, stream=Stream.DROPOUT, **place)[0, 0]
+            where: dict[str, Any] = {"first_index": self.position, "device": self.device}
+            words = image_words(1, 1, seed=config.seed, stream=Stream.DROPOUT, **where)[0, 0]
             seed = words[0] | words[1] << 32
         inputs = self._inputs_at(self.position + self.first_row, self.rows)
         if not self.model.training:  # a walk through all modules
