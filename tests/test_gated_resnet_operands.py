@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +14,11 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from dsmooth import _extension, functional
+from dsmooth import _extension
 from dsmooth.functional import concat_elu, gated_resnet
 from dsmooth.functional.gated_resnet_native import forward_op
 from dsmooth.functional.gated_resnet_operands import (
     FIELDS,
-    Field,
     Operands,
     Settings,
 )
@@ -47,24 +44,6 @@ def arguments(case: Case, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
 
 
 # ---- the table --------------------------------------------------------------------------------
-
-
-def test_the_table_is_that_of_cpp() -> None:
-    """Line for line."""
-    text = Path(functional.__file__).with_name("gated_resnet.def").read_text()
-    lines = re.findall(r"^FIELD\((.*), \((.*)\)\)$", text, re.MULTILINE)
-    assert len(lines) == text.count("\nFIELD(")
-    found = {}
-    conditions = {"0": (), "Skip": ("skip",), "Gains": ("gain_in",)}
-    conditions["Skip | Gains"] = ("skip", "gain_in")
-    for columns, shape in lines:
-        words = re.sub(r"\bk(?=[A-Z])", "", columns).split(", ")
-        name, group, presence, beside, dtype, layout, gradient = words
-        found[name] = Field(
-            *(shape.replace("2 * ", "2").replace(",", ""), dtype, layout, conditions[beside]),
-            *(presence == "Optional", gradient == "Gradient", group),
-        )
-    assert found == FIELDS
 
 
 def test_the_operands_are_the_inputs_of_the_table() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -20,33 +22,34 @@ class Field(NamedTuple):
     """A line of `gated_resnet.def`, which explains the columns. C++ reads the same file."""
 
     shape: str
-    dtype: str = "Weight"
-    layout: str = "Contiguous"
-    conditions: tuple[str, ...] = ()  # the fields it comes with
-    optional: bool = False
-    gradient: bool = True
-    group: str = "Input"
+    dtype: str
+    layout: str
+    conditions: tuple[str, ...]  # the fields it comes with
+    optional: bool
+    gradient: bool
+    group: str
 
 
-FIELDS = {
-    "x": Field("B F H W", "Image", "ChannelsLast"),
-    "skip": Field("B S_1 H W", "Image", "ChannelsLast", optional=True),
-    "skip_2": Field("B S_2 H W", "Image", "ChannelsLast", ("skip",), optional=True),
-    "conv_in": Field("F 2F KH KW", layout="Kernel"),
-    "bias_in": Field("F"),
-    "conv_out": Field("2F 2F KH KW", layout="Kernel"),
-    "bias_out": Field("2F"),
-    "nin_skip": Field("F 2S 1 1", conditions=("skip",)),
-    "bias_nin": Field("F", conditions=("skip",), gradient=False),
-    "gain_in": Field("F", optional=True),
-    "gain_out": Field("2F", conditions=("gain_in",)),
-    "gain_nin": Field("F", conditions=("skip", "gain_in")),
-    "image_bias": Field("B 2F", optional=True),
-    "seed": Field("", "Int64", optional=True, gradient=False),
-    "y": Field("B F H W", "Image", "ChannelsLast", group="Output"),
-    "h": Field("B F H W", "Image", "ChannelsLast", gradient=False, group="Saved"),
-    "gates": Field("B 2F H W", "Image", "ChannelsLast", gradient=False, group="Saved"),
-}
+def _read_fields() -> dict[str, Field]:
+    """The table by the names of its tensors; "k" and "2 * " leave the words of C++."""
+    text = Path(__file__).with_name("gated_resnet.def").read_text()
+    beside = {
+        "0": (),
+        "Skip": ("skip",),
+        "Gains": ("gain_in",),
+        "Skip | Gains": ("skip", "gain_in"),
+    }
+    found = {}
+    for columns, shape in re.findall(r"^FIELD\((.*), \((.*)\)\)$", text, re.MULTILINE):
+        words = re.sub(r"\bk(?=[A-Z])", "", columns).split(", ")
+        name, group, presence, conditions, dtype, layout, gradient = words
+        extents = shape.replace("2 * ", "2").replace(",", "")
+        whether = presence == "Optional", gradient == "Gradient"
+        found[name] = Field(extents, dtype, layout, beside[conditions], *whether, group)
+    return found
+
+
+FIELDS = _read_fields()
 
 
 def empty_gradient(name: str, given: Operands) -> Tensor:
