@@ -154,7 +154,7 @@ class Rows(NamedTuple):
         return self.total + 2 * self.margin
 
     def arguments(self) -> dict[str, Any]:
-        """Arguments of a kernel that finds pixels by `place_of` or `rows_of_pixels`."""
+        """Arguments of a kernel that finds pixels by `pixels_of_rows` or `rows_of_pixels`."""
         size = {"batch": self.batch, "height": self.height, "width": self.width}
         return size | {"ABOVE": self.above, "BEFORE": self.before}
 
