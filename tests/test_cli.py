@@ -350,7 +350,7 @@ def test_a_pair_of_a_folder_by_one_command(
         ),
         (["sample", "{tmp}/noisy", "--png"], "--png is for a folder: give --out a path without a"),
         (["sample", "{tmp}/noisy", "--adm"], "--adm is for a .npz: give --out one"),
-        (["sample", "{tmp}/noisy", "-n", "401"], "or a folder with --png for a picture an image"),
+        (["sample", "{tmp}/noisy", "-n", "401"], "or a folder with --png for one PNG per image"),
         (["sample", "{tmp}/noisy", "--out", "x.gif"], "or be a folder without a suffix, got x.gif"),
         (["sample", "{tmp}/noisy", "--out", "{tmp}/noisy/log.json/x.png"], "must be a folder to"),
         (["sample", "{tmp}/noisy", "--out", "/proc/x.png"], "/proc/x.png cannot be written: /proc"),

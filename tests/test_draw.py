@@ -170,12 +170,12 @@ def let_diverge(monkeypatch: pytest.MonkeyPatch, images: list[int]) -> None:
     monkeypatch.setattr(dsmooth.SmoothedPair, "draw_noisy", draw)
 
 
-@pytest.mark.usefixtures("runs")
 def test_the_root_is_a_folder_as_others_are() -> None:
     with suppress(ValueError):  # of whoever may not write there
         command.check_place(Path("/"))
 
 
+@pytest.mark.usefixtures("runs")
 @pytest.mark.parametrize("method", ["two-step", "noisy", "single-step"])
 def test_a_diverged_image_costs_no_other(
     method: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
