@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args
 
 import numpy as np
 import pytest
+import torch
 
 from dsmooth.config import ProbeSettings, ReproductionStage, TrainConfig
+from dsmooth.data.mnist import load_embedded_mnist
 from dsmooth.models import load_models
-from dsmooth.reproduce import PretrainedPlan, Sizes, reproduce
+from dsmooth.reproduce import PretrainedPlan, Sizes, reproduce, stages
 from dsmooth.runs import RunFolder
 from tests.helpers.class_networks import conditional
 from tests.helpers.command_runs import run, save_run
@@ -188,3 +191,18 @@ def test_mistakes_get_a_line_or_two(
     error = capsys.readouterr().err
     assert message in error
     assert len(error.splitlines()) <= 3
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("fast", [False, True])
+def test_features_are_in_bfloat16_where_the_machine_is_fast_at_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fast: bool
+) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(stages, "has_fast_bfloat16", lambda device: fast)
+    monkeypatch.setattr(stages, "probe_pair", lambda *_, precision, **__: seen.append(precision))
+    models = SimpleNamespace(pair=None, n_classes=0, device=torch.device("cpu"))
+    digits = load_embedded_mnist("test")
+    for precision in ("auto", "float32"):
+        stages.Stages(tmp_path, models, digits, digits, stages.Sizes(), precision=precision).probe()
+    assert seen == ["bfloat16" if fast else "auto", "float32"]

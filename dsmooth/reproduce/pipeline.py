@@ -158,7 +158,8 @@ def reproduce(
     receptive_field.json. results.json has all numbers, report.html shows them. only: do this stage
     again and no other; the report has what is there. threads: CPU threads, None for torch's
     setting. device: "auto", "cpu", "cuda" or "cuda:N". precision: of the models in the stages;
-    "auto" draws by bfloat16 on a CUDA device and takes float32 for all else.
+    "auto" draws by bfloat16 on a CUDA device, takes it for the features of probes where the device
+    has instructions for it, and float32 for all else.
     Returns the exit status: 0, or 128 + the signal's number if it was stopped; the same call then
     goes on. Under torchrun all processes work together in every stage, and rank 0 writes. Raises
     ValueError for a folder that holds something else and whatever data, settings and runs raise.

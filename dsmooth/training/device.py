@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..config import KeepGates, TrainConfig
 from ..distributed import EXCHANGE, broadcast_int, rank_and_size
+from ..machine import has_fast_bfloat16
 from ..nn import PixelCNNpp
 from ..nn.layers import GatedResnet
 
@@ -26,11 +27,8 @@ def with_device(config: TrainConfig, device: torch.device, size: tuple[int, int]
     """The settings with precision and keep_gates as `device` has them, for (H, W) images."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        fast = torch.cuda.is_bf16_supported()
-    else:
-        capabilities = torch.cpu.get_capabilities()
-        fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
     if config.precision == "auto":
+        fast = has_fast_bfloat16(device)
         config = replace(config, precision="bfloat16" if fast else "float32")
     return replace(config, keep_gates=resolve_keep_gates(config, device, size))
 
