@@ -24,6 +24,7 @@ from dsmooth.sampling import CachedSampler
 from dsmooth.sampling.program import Program
 from tests.helpers.sampler_checks import (
     ATOMS,
+    BYTES,
     FIRST,
     GAUSSIAN,
     SEED,
@@ -68,8 +69,8 @@ def make_sampler(model: PixelCNNpp, dtype: torch.dtype, code: str) -> CachedSamp
 @pytest.mark.parametrize("classes", ["none", "hard", "soft"])
 @pytest.mark.parametrize(
     "mixture",
-    [{}, {"likelihood": "discretized"}, ATOMS, GAUSSIAN],
-    ids=["continuous", "discretized", "atoms", "gaussian"],
+    [{}, {"likelihood": "discretized"}, ATOMS, GAUSSIAN, BYTES, {"head_filters": 3}],
+    ids=["continuous", "discretized", "atoms", "gaussian", "bytes", "hidden"],
 )
 def test_equals_the_network_teacher_forced(
     mixture: dict[str, Any],
@@ -165,10 +166,10 @@ def test_bfloat16_stays_near_the_network(conditioning: str, code: str) -> None:
 
 
 @pytest.mark.grid
-@pytest.mark.parametrize("n_filters", [7, 16, 40])
+@pytest.mark.parametrize(("n_filters", "head_filters"), [(7, 0), (16, 0), (40, 0), (16, 9)])
 @pytest.mark.parametrize("code", [*BF16_INSTRUCTION_SETS, *CUDA])
-def test_head_of_bfloat16_is_in_float32(code: str, n_filters: int) -> None:
-    model = network_of_biases(n_filters)
+def test_head_of_bfloat16_is_in_float32(code: str, n_filters: int, head_filters: int) -> None:
+    model = network_of_biases(n_filters, head_filters)
     check_head_in_float32(make_sampler(model, torch.bfloat16, code), model)
 
 
@@ -193,6 +194,7 @@ def test_head_of_bfloat16_is_in_float32(code: str, n_filters: int) -> None:
         ("none", 1, {"n_classes": 3}),
         ("concat", 1, {"n_classes": 3}),
         ("stack", 3, GAUSSIAN),
+        ("stack", 1, BYTES),
     ],
 )
 @pytest.mark.parametrize("completes", [False, True])
@@ -213,7 +215,7 @@ def test_same_bits_however_the_work_is_shared(
     known = mask = None
     if completes:
         random = torch.rand(n, channels, *size, generator=torch.Generator().manual_seed(4))
-        known, mask = random * 2 - 1, random[:, 0] < 0.5
+        known, mask = (random * 255).round() / 127.5 - 1, random[:, 0] < 0.5
         mask[:, 1], mask[5], mask[7:9, 2:] = True, True, False
 
     def draw(first: int = 0, count: int = n, label: Tensor | None = classes, **how: Any) -> Tensor:

@@ -28,7 +28,15 @@ from dsmooth.sampling.cached import Sampler, obstacle_of
 from dsmooth.sampling.completion import draw_weighted
 from dsmooth.sampling.output import gather
 from dsmooth.sampling.request import Request, known_pixels
-from tests.helpers.sampler_checks import ATOMS, FIRST, SEED, context_for, network, teacher_forced
+from tests.helpers.sampler_checks import (
+    ATOMS,
+    BYTES,
+    FIRST,
+    SEED,
+    context_for,
+    network,
+    teacher_forced,
+)
 from tests.helpers.tiny_pairs import tiny_pair
 
 N, SIZE = 3, (8, 8)
@@ -39,7 +47,7 @@ CUDA = [
     if torch.cuda.is_available()
 ]
 SAMPLERS = ("sequential", "jacobi", "jacobi by row", "cached", "cached bfloat16", *CUDA)
-CASES = [("none", 1, {}), ("stack", 3, {}), ("concat", 1, ATOMS)]
+CASES = [("none", 1, {}), ("stack", 3, {}), ("concat", 1, ATOMS), ("stack", 1, BYTES)]
 
 
 def draw(sampler: str, model: PixelCNNpp, **given: Any) -> Tensor:
@@ -66,7 +74,9 @@ def random_mask(n: int = N) -> Tensor:
 
 
 def random_images(channels: int, n: int = N) -> Tensor:
-    return torch.rand(n, channels, *SIZE, generator=torch.Generator().manual_seed(4)) * 2 - 1
+    """Bytes."""
+    random = torch.rand(n, channels, *SIZE, generator=torch.Generator().manual_seed(4))
+    return (random * 255).round() / 127.5 - 1
 
 
 @pytest.mark.quick
@@ -104,6 +114,16 @@ def test_drawn_pixels_follow_from_the_pixels_before_them(
     context = context_for(model, N, *SIZE)
     again, _ = teacher_forced(model, x, context, torch.float64, 1.0)
     torch.testing.assert_close(x[~kept], again[~kept].float(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("sampler", ["sequential", "cached"])
+def test_a_network_that_sees_bytes_takes_no_other_pixels(sampler: str) -> None:
+    model, known, mask = network(**BYTES), random_images(1), random_mask()
+    with pytest.raises(
+        ValueError, match=r"known must hold bytes n as n / 127\.5 - 1, .*, got 0\.3$"
+    ):
+        draw(sampler, model, known=torch.where(mask[:, None], 0.3, known), mask=mask)
+    draw(sampler, model, known=torch.where(mask[:, None], known, 0.3), mask=mask)
 
 
 def test_one_image_and_one_mask_serve_all() -> None:

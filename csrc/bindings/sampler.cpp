@@ -42,8 +42,8 @@ Term to_term(const py::handle& t) {
   const auto weight = py::cast<Floats>(t.attr("weight"));
   if (weight.ndim() != 3) throw py::value_error("the weight of a term must be (n, taps, channels)");
   return {{integer(t, "cache"), integer(t, "drow"), integer(t, "dcol"),
-           static_cast<int>(weight.shape(1)), t.attr("row_part").cast<bool>()},
-          static_cast<int>(weight.shape(2)),
+           static_cast<int>(weight.shape(1)), t.attr("row_part").cast<bool>(),
+           static_cast<int>(weight.shape(2))},
           {weight.data(), weight.data() + weight.size()}};
 }
 
@@ -67,10 +67,15 @@ Program to_program(const py::object& p) {
                    likelihood_named(p.attr("likelihood").cast<std::string>()),
                    p.attr("smoothing_scale").cast<float>(), p.attr("conditioned").cast<bool>(),
                    integer(p, "image"), integer(p, "context"), integer(p, "params"),
-                   integer(p, "condition_size")},
+                   integer(p, "condition_size"), 0, p.attr("image_again").cast<bool>()},
                   p.attr("atoms").cast<std::vector<int>>(),
                   {},
+                  {},
                   {}};
+  const auto features = py::cast<Floats>(p.attr("features"));
+  if (features.ndim() != 2) throw py::value_error("features must be (256, features of a byte)");
+  program.features = static_cast<int>(features.shape(1));
+  program.feature_table = floats(features);
   for (const py::handle c : p.attr("caches"))
     program.caches.push_back({integer(c, "level"), integer(c, "channels"), integer(c, "rows"),
                               c.attr("operand").cast<bool>()});

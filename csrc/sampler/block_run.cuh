@@ -11,6 +11,34 @@
 
 namespace dsmooth::sampler {
 
+// The weights of a pixel's components and the sums of their blocks, which the lanes share; the
+// largest logit of each block stands behind the sums. A sync follows.
+template <class Block>
+DSMOOTH_HOST_DEVICE DSMOOTH_DEVICE_ONCE void weigh_components(Block& block, const StateView& state,
+                                                              int row, int column,
+                                                              float temperature) {
+  const NetworkView& network = *state.network;
+  const int n = network.n_mix + network.n_atoms, blocks = network.blocks;
+  float* const params = state.at(network.params, row, column);
+  const int stride = network.caches[network.params].stride;
+  // f(logits, sums, block) of each image.
+  const auto each_block = [&](auto f) {
+    for (int i = block.lane(); i < state.batch * blocks; i += BlockMemory<Block>::kLanes) {
+      float* const logits = params + ptrdiff_t{i / blocks} * stride;
+      f(logits, logits + network.n_params, i % blocks);
+    }
+    block.sync();
+  };
+  each_block(
+      [&](float* logits, float* sums, int i) { sums[blocks + i] = top_of_block(logits, n, i); });
+  each_block([&](float* logits, float* sums, int i) {
+    float top = sums[blocks];
+    for (int other = 1; other < blocks; ++other)
+      top = sums[blocks + other] > top ? sums[blocks + other] : top;
+    sums[i] = weigh_block(logits, n, i, top, temperature);
+  });
+}
+
 // A worker that is one thread block. The sum of an output runs over k in the same steps whatever
 // the batch, so that images do not depend on how many share a slice. T: float, or Bf16 with sums in
 // float.
@@ -41,6 +69,10 @@ class CudaWorker {
     state.batch <= kRows ? draw_stages<T, 1>(block_, list, n, column)
                          : draw_stages<T, 2>(block_, list, n, column);
     find_columns(column + 1);  // the sync behind the pixel's noise is theirs too
+  }
+
+  DSMOOTH_HOST_DEVICE void weigh(const StateView& state, int row, int column, float temperature) {
+    weigh_components(block_, state, row, column, temperature);
   }
 
   template <class F>

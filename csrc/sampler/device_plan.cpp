@@ -184,6 +184,7 @@ DevicePlan::DevicePlan(Program given, bool bf16) {
   network_.caches = append(skeleton_.caches);
   network_.ops = append(ops);
   network_.image_bias_columns = skeleton_.network.image_bias_columns;
+  network_.features = append(skeleton_.features);
   network_.at_pixel = nullptr;  // and stages
   stages_ = append(list_stages(program));
   ops_ = append(cuda_ops);
@@ -216,6 +217,7 @@ void DevicePlan::write(void* to, uintptr_t address) {
   image_ = {};
   move(network_.caches);
   move(network_.ops);
+  move(network_.features);
   move(ops_);
   move(stages_);
 }

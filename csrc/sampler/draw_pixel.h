@@ -8,7 +8,7 @@
 #include "../common/bfloat16.h"
 #include "../common/host_device.h"
 #include "../common/philox.h"
-#include "elementary.h"
+#include "components.h"
 #include "network.h"
 
 namespace dsmooth::sampler {
@@ -16,24 +16,6 @@ namespace dsmooth::sampler {
 struct Pixel {
   float value[3];
 };
-
-// The component that u picks by the cumulative softmax, or, from n_mix on, the atom.
-DSMOOTH_HOST_DEVICE inline int draw_component(const NetworkView& p, const float* logits, float u,
-                                              float temperature) {
-  const int n = p.n_mix + p.n_atoms;
-  float top = logits[0];
-  for (int i = 1; i < n; ++i) top = logits[i] > top ? logits[i] : top;
-  float total = 0;
-  for (int i = 0; i < n; ++i) total += std::exp((logits[i] - top) / temperature);
-  const float threshold = u * total;
-  int component = 0;
-  float cumulative = 0;
-  for (int i = 0; i < n - 1; ++i) {
-    cumulative += std::exp((logits[i] - top) / temperature);
-    component += threshold >= cumulative;
-  }
-  return component;
-}
 
 // The distance from the mean at which a component's distribution function is u.
 DSMOOTH_HOST_DEVICE inline float draw_noise(const NetworkView& p, float log_scale, float u,
@@ -50,7 +32,14 @@ DSMOOTH_HOST_DEVICE inline float snap_to_level(float x) {
   return std::nearbyint((x + 1.0f) * 127.5f) / 127.5f - 1.0f;
 }
 
-// Four uniforms: the component or atom, then a colour each.
+// The byte of a value, for a NaN some byte.
+DSMOOTH_HOST_DEVICE inline int byte_of(float x) {
+  const float byte = std::nearbyint((x + 1.0f) * 127.5f);
+  return byte > 0.0f ? byte < 255.0f ? static_cast<int>(byte) : 255 : 0;
+}
+
+// Four uniforms: the component, from n_mix on an atom, then a colour each. With blocks of
+// components the params hold their weights, and the sums of the blocks behind the last parameter.
 DSMOOTH_HOST_DEVICE DSMOOTH_DEVICE_ONCE inline Pixel draw_pixel(const NetworkView& p,
                                                                 const float* params, uint64_t seed,
                                                                 uint64_t index, uint32_t position,
@@ -61,7 +50,10 @@ DSMOOTH_HOST_DEVICE DSMOOTH_DEVICE_ONCE inline Pixel draw_pixel(const NetworkVie
       philox4x32_10({{position, static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32),
                       static_cast<uint32_t>(stream)}},
                     static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
-  const int component = draw_component(p, params, philox_uniform(words.word[0]), temperature);
+  const int n = k + p.n_atoms;
+  const float u = philox_uniform(words.word[0]);
+  const int component = p.blocks > 0 ? pick_by_blocks(params, params + p.n_params, n, u)
+                                     : pick_component(params, n, u, temperature);
   Pixel pixel{};
   if (component >= k) {
     const float level = static_cast<float>(p.atoms[component - k]) / 127.5f - 1.0f;
@@ -72,7 +64,7 @@ DSMOOTH_HOST_DEVICE DSMOOTH_DEVICE_ONCE inline Pixel draw_pixel(const NetworkVie
   const int per_colour = colours == 1 ? 2 : 3;
   // Parameter `slot` of a colour: 0 mean, 1 log-scale, 2 coefficient (g|r, b|r, b|g by colour).
   const auto parameter = [&](int colour, int slot) {
-    return params[k + p.n_atoms + (colour * per_colour + slot) * k + component];
+    return params[n + (colour * per_colour + slot) * k + component];
   };
   for (int c = 0; c < colours; ++c) {
     float mean = parameter(c, 0);
@@ -87,8 +79,8 @@ DSMOOTH_HOST_DEVICE DSMOOTH_DEVICE_ONCE inline Pixel draw_pixel(const NetworkVie
   return pixel;
 }
 
-// Channels of the image's cache: colours (then, in two parts, what rounding to bfloat16 left of
-// them), one.
+// The channels of a pixel that every image has, `to` where they begin: colours (then, in two parts,
+// what rounding to bfloat16 left of them), one.
 DSMOOTH_HOST_DEVICE inline void store_pixel(const NetworkView& p, const Pixel& pixel, float* to) {
   const int colours = p.image_channels;
   if (!p.bf16) {
@@ -108,6 +100,24 @@ DSMOOTH_HOST_DEVICE inline void store_pixel(const NetworkView& p, const Pixel& p
   const int ones = p.image_parts * colours;
   channels[ones] = to_bfloat16(1.0f);
   std::memcpy(to, channels, static_cast<size_t>(ones + 1 + (ones + 1) % 2) * sizeof(bfloat16));
+}
+
+// The channels that the modelled image alone has, none of them in a prompt above it: the features
+// of each colour's byte, and if a layer sees that image alone, colours and one again. pixel: null
+// for zeros.
+DSMOOTH_HOST_DEVICE DSMOOTH_DEVICE_ONCE inline void store_own(const NetworkView& p,
+                                                              const Pixel* pixel, float* to) {
+  const int each = p.feature_words, colours = p.image_channels;
+  for (int c = 0; c < colours && each > 0; ++c) {
+    const float* features = pixel ? p.features + byte_of(pixel->value[c]) * each : nullptr;
+    for (int i = 0; i < each; ++i) to[c * each + i] = features ? features[i] : 0.0f;
+  }
+  if (!p.image_again) return;
+  to += colours * each;
+  if (pixel)
+    store_pixel(p, *pixel, to);
+  else
+    for (int i = 0; i < p.pixel_words; ++i) to[i] = 0.0f;
 }
 
 }  // namespace dsmooth::sampler

@@ -71,9 +71,13 @@ struct Elementary {
     const Exponential e = exponential(x);
     return M::multiply_add(e.power, e.rest, e.power - 1.0f);
   }
+  // e^x for x <= 0, at least e^-87.
+  DSMOOTH_INLINE static V exp_negative(V x) {
+    const Exponential e = exponential(x);
+    return M::multiply_add(e.power, e.rest, e.power);
+  }
   DSMOOTH_INLINE static V sigmoid(V x) {
-    const Exponential e = exponential(M::minus_abs(x));
-    const V small = M::multiply_add(e.power, e.rest, e.power);  // e^-|x|
+    const V small = exp_negative(M::minus_abs(x));
     return quotient(M::select(x > 0, M::splat(1.0f), small), 1.0f + small);
   }
 };

@@ -1,17 +1,26 @@
 #include "network.h"
 
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
 #include <string>
+
+#include "../common/bfloat16.h"
+#include "components.h"
 
 namespace dsmooth::sampler {
 
 Skeleton::Skeleton(const Program& p, bool bf16, int stride_words) {
   const auto level_of = [&](const Term& term) { return p.caches[term.cache].level; };
-  for (const Cache& c : p.caches) {
+  const int components = p.n_mix + static_cast<int>(p.atoms.size());
+  const int blocks = p.atoms.size() == kBytes ? blocks_of(components) : 0;
+  for (size_t i = 0; i < p.caches.size(); ++i) {
+    const Cache& c = p.caches[i];
     const int words = c.operand && bf16 ? c.channels / 2 : c.channels;
+    // Behind the parameters there is room for two numbers a block.
+    const int used = words + (static_cast<int>(i) == p.params ? 2 * blocks : 0);
     caches.push_back(
-        {c.level, c.rows, words, (words + stride_words - 1) / stride_words * stride_words});
+        {c.level, c.rows, words, (used + stride_words - 1) / stride_words * stride_words});
   }
   size_t n_terms = 0;
   for (const Op& op : p.ops) n_terms += op.terms.size();
@@ -31,6 +40,19 @@ Skeleton::Skeleton(const Program& p, bool bf16, int stride_words) {
   }
   static_cast<ProgramSpec&>(network) = p;
   network.n_atoms = static_cast<int>(p.atoms.size());
+  network.n_params = p.n_params();
+  network.blocks = blocks;
+  network.pixel_words = p.pixel_channels() / (bf16 ? 2 : 1);
+  network.feature_words = p.features / (bf16 ? 2 : 1);
+  features.resize(static_cast<size_t>(kBytes) * network.feature_words);
+  for (size_t i = 0; i < p.feature_table.size(); ++i) {
+    const bfloat16 half = to_bfloat16(p.feature_table[i]);
+    if (bf16)
+      std::memcpy(reinterpret_cast<char*>(features.data()) + i * sizeof half, &half, sizeof half);
+    else
+      features[i] = p.feature_table[i];
+  }
+  network.features = features.data();
   std::copy(p.atoms.begin(), p.atoms.end(), network.atoms);
   network.bf16 = bf16;
   network.n_caches = static_cast<int>(caches.size());

@@ -83,8 +83,12 @@ struct PixelOp {
 constexpr int kPixelPeriod = 1 << kLevels;
 
 struct NetworkView : ProgramSpec {
-  int n_atoms;
-  bool bf16;  // operands
+  int n_atoms, n_params;
+  int blocks;         // of components (components.h), 0: they are taken one after the other
+  int pixel_words;    // of a pixel in a cache of images, but for what the modelled image alone has
+  int feature_words;  // of a colour's byte
+  const float* features;  // (kBytes, feature_words)
+  bool bf16;              // operands
   int n_caches, n_ops;
   const CacheView* caches;
   const OpView* ops;      // by phase
@@ -93,7 +97,7 @@ struct NetworkView : ProgramSpec {
   // kPixelPeriod: first_at_pixel[i] .. first_at_pixel[i + 1] - 1 of at_pixel.
   const PixelOp* at_pixel;
   int first_at_pixel[kPixelPeriod * kPixelPeriod + 1];
-  uint8_t atoms[256];          // byte levels, the first n_atoms
+  uint8_t atoms[kBytes];       // byte levels, the first n_atoms
   int image_bias_columns = 0;  // of all operations with a projection
 
   // Index in at_pixel of the first of the n operations at a pixel.
@@ -213,6 +217,7 @@ struct Skeleton {
   std::vector<TermSpec> terms;
   std::vector<OpView> ops;
   std::vector<PixelOp> at_pixel;
+  std::vector<float> features;  // as NetworkView has them
   NetworkView network{};
 
   Skeleton() = default;

@@ -11,6 +11,7 @@ namespace {
 
 // Sums and products of these fit in int, and what the plans count in 16 bits fits there.
 constexpr int kMostChannels = (1 << 16) - 1;  // of a cache, outputs of an operation, components
+constexpr int kMostFeatures = 1 << 10;        // of a colour
 constexpr size_t kMostOperations = (1 << 15) - 1;  // and caches
 
 void require(bool condition, const std::string& where, const std::string& what) {
@@ -39,11 +40,10 @@ class Checker {
     require(p_.condition_size >= 0 && p_.condition_size <= kMostChannels, "condition",
             "size out of range");
     for (size_t i = 0; i < p_.caches.size(); ++i) check_cache(p_.caches[i], std::to_string(i));
-    const int image_width = p_.image_channels * p_.image_parts + 1;
-    check_use(p_.image, 0, image_width + image_width % 2, true, "image");
+    check_features();
+    check_use(p_.image, 0, p_.seen_channels(), true, "image");
     require(p_.context == kNone || p_.conditioned, "context", "of a model that is not conditioned");
-    if (p_.context != kNone)
-      check_use(p_.context, 0, image_width + image_width % 2, true, "context");
+    if (p_.context != kNone) check_use(p_.context, 0, p_.pixel_channels(), true, "context");
     const int n_params = cache(p_.params, "params").channels;
     require(n_params == p_.n_params(), "params",
             "must have " + std::to_string(p_.n_params()) + " channels for n_mix " +
@@ -64,6 +64,16 @@ class Checker {
     require(c.channels >= 1 && c.channels <= kMostChannels && c.rows >= 0 && c.rows <= 3, where,
             "size out of range");
     require(!c.operand || c.channels % 2 == 0, where, "operands come in pairs of channels");
+  }
+
+  void check_features() const {
+    require(p_.features >= 0 && p_.features <= kMostFeatures && p_.features % 2 == 0, "features",
+            "number out of range");
+    require(p_.features == 0 || p_.likelihood == Likelihood::kDiscretized, "features",
+            "of pixels that are no bytes");
+    require(p_.feature_table.size() == static_cast<size_t>(kBytes) * p_.features, "features",
+            "size of the table");
+    require(all_finite(p_.feature_table), "features", "one is not finite");
   }
 
   const Cache& cache(int index, const std::string& where) const {
@@ -109,7 +119,9 @@ class Checker {
 
   void check_term(const Op& op, const Term& term, const std::string& where) const {
     const Cache& c = cache(term.cache, where);
-    require(c.operand && c.channels == term.channels, where, "the cache of a term");
+    require(c.operand, where, "the cache of a term");
+    require(term.channels >= 1 && term.channels <= c.channels && term.channels % 2 == 0, where,
+            "channels of a term");
     require(std::abs(c.level - op.level) <= 1, where, "a term jumps a level");
     require(term.taps >= 1 && term.taps <= 3, where, "number of taps");
     require(term.dcol >= -1 && term.dcol <= 2 - term.taps, where, "a tap beyond the padding");

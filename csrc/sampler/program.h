@@ -9,6 +9,7 @@
 namespace dsmooth::sampler {
 
 constexpr int kNone = -1;
+constexpr int kBytes = 256;     // values of a discretized pixel
 constexpr int kLevels = 3;      // full, half and quarter resolution
 constexpr int kSplitParts = 3;  // operands that a split value is the sum of
 
@@ -27,6 +28,7 @@ struct TermSpec {
   int drow, dcol;
   int taps;
   bool row_part;
+  int channels;  // the first ones of the cache, an even number
 };
 
 struct OpSpec {
@@ -47,10 +49,11 @@ struct ProgramSpec {
   bool conditioned;            // decides the stream of the noise
   int image, context, params;  // caches
   int condition_size = 0;      // length of the vector that each image is conditioned on
+  int features = 0;            // of each colour's byte, in the image's cache behind the pixel
+  bool image_again = false;    // pixels stand there once more, which a prompt's do not
 };
 
 struct Term : TermSpec {
-  int channels;
   std::vector<float> weight;  // (n, taps, channels)
 };
 
@@ -73,7 +76,14 @@ struct Program : ProgramSpec {
   std::vector<int> atoms;  // byte levels, kDiscretized alone
   std::vector<Cache> caches;
   std::vector<Op> ops;
+  std::vector<float> feature_table;  // (kBytes, features)
 
+  // Channels of a pixel in a cache of images: the colours' parts and a one, an even number.
+  int pixel_channels() const { return (image_channels * image_parts + 2) / 2 * 2; }
+  // And with those that the modelled image alone has.
+  int seen_channels() const {
+    return pixel_channels() * (image_again ? 2 : 1) + image_channels * features;
+  }
   // Parameters of a pixel's mixture.
   int n_params() const {
     return (image_channels == 1 ? 3 : 10) * n_mix + static_cast<int>(atoms.size());

@@ -4,6 +4,9 @@
 //   worker.begin_row(row)     all that follows belongs to this row
 //   worker.matmul(product)    lanes share the tiles of a product; the epilogue follows each tile
 //   worker.pixel(state, row, column)  all operations at a pixel, with a sync behind each
+//   worker.weigh(state, row, column, temperature)  by blocks: a pixel's logits become weights of
+//   its
+//                             components, with their sums, for the lane that draws the image next
 //   worker.for_each(n, f)     lanes share f(0) .. f(n - 1)
 //   worker.sync()             what any lane wrote before is there for all lanes after
 //   worker.end_row(images)    a sync at the end of a row, which counts it as done
@@ -51,6 +54,7 @@ class Step {
       } else {
         for (int column = 0; column < s_.width; ++column) {
           w_.pixel(state_, row, column);
+          if (n_.blocks > 0) w_.weigh(state_, row, column, s_.temperature);
           w_.for_each(s_.batch, [&](int b) { draw_image(b, row - prompt, row, column); });
           w_.sync();
           if (w_.stop()) return false;
@@ -86,7 +90,7 @@ class Step {
     w_.for_each(s_.batch * s_.height, [&](int i) {
       const int b = i / s_.height, row = i % s_.height;
       for (int c = 0; c < s_.width; ++c)
-        put_pixel(n_.context, b, row, c, pixel_at(s_.context, b, row, c));
+        store_pixel(n_, pixel_at(s_.context, b, row, c), place(n_.context, b, row, c));
     });
     w_.sync();
     for (int i = n_.begin(Phase::kEncoder); i < n_.end(Phase::kEncoder); ++i) {
@@ -135,10 +139,13 @@ class Step {
   // the right is read. known: images that hold the row, as those of a prompt do, or null.
   DSMOOTH_HOST_DEVICE void begin_row(int row, const float* known) {
     const int image_row = row % s_.height;
+    const bool own = known == s_.out;
     w_.for_each(s_.batch * s_.width, [&](int i) {
       const int b = i % s_.batch, column = i / s_.batch;
       const Pixel pixel = known ? pixel_at(known, b, image_row, column) : Pixel{};
-      put_pixel(n_.image, b, row, column, pixel);
+      float* const to = place(n_.image, b, row, column);
+      store_pixel(n_, pixel, to);
+      store_own(n_, own ? &pixel : nullptr, to + n_.pixel_words);
     });
   }
 
@@ -151,22 +158,22 @@ class Step {
     return pixel;
   }
 
-  DSMOOTH_HOST_DEVICE void put_pixel(int cache, int b, int row, int column, const Pixel& pixel) {
-    const int stride = n_.caches[cache].stride;
-    store_pixel(n_, pixel, state_.at(cache, row, column) + int64_t{b} * stride);
+  DSMOOTH_HOST_DEVICE float* place(int cache, int b, int row, int column) const {
+    return state_.at(cache, row, column) + int64_t{b} * n_.caches[cache].stride;
   }
 
   // image_row counts from the top of the image, canvas_row from that of the prompt.
   DSMOOTH_HOST_DEVICE void draw_image(int b, int image_row, int canvas_row, int column) {
-    const int stride = n_.caches[n_.params].stride;
-    const float* params = state_.at(n_.params, canvas_row, column) + int64_t{b} * stride;
+    const float* params = place(n_.params, b, canvas_row, column);
     const uint32_t position = static_cast<uint32_t>(image_row * s_.width + column);
     const Pixel pixel =
         is_known(b, image_row, column)
             ? pixel_at(s_.out, b, image_row, column)
             : draw_pixel(n_, params, s_.seed, s_.first_index + static_cast<uint64_t>(b), position,
                          s_.temperature);
-    put_pixel(n_.image, b, canvas_row, column, pixel);
+    float* const to = place(n_.image, b, canvas_row, column);
+    store_pixel(n_, pixel, to);
+    store_own(n_, &pixel, to + n_.pixel_words);
     for (int c = 0; c < n_.image_channels; ++c) {
       const int64_t plane = int64_t{b} * n_.image_channels + c;
       s_.out[(plane * s_.height + image_row) * s_.width + column] = pixel.value[c];

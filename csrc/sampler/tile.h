@@ -1,10 +1,10 @@
-// The matrix product of a tile and its epilogue, written once over the vectors of an instruction
-// set. Compiled once per instruction set and type of operands: see vector_math.h for what that
-// forbids.
+// The matrix product of a tile and its epilogue, and the weights of a pixel's components, written
+// once over the vectors of an instruction set. Compiled once per instruction set and type of
+// operands: see vector_math.h for what that forbids.
 #pragma once
 
 #include "../common/gemm.h"
-#include "elementary.h"
+#include "components.h"
 #include "tile_kernels.h"
 
 namespace dsmooth::sampler::DSMOOTH_ISA {
@@ -106,10 +106,48 @@ template <class T>
   }
 }
 
+[[gnu::flatten]] inline void weigh(float* logits, int n, float* sums, float temperature) {
+  float lanes[kLanes];
+  // More components than lanes: the last vector may overlap the one before.
+  Vec top = M::load(logits + n - kLanes);
+  for (int i = 0; i + kLanes <= n; i += kLanes) {
+    const Vec v = M::load(logits + i);
+    top = M::select(v > top, v, top);
+  }
+  M::store(top, lanes);
+  for (int i = 1; i < kLanes; ++i) lanes[0] = lanes[i] > lanes[0] ? lanes[i] : lanes[0];
+  const float largest = lanes[0];
+  for (int first = 0; first < n; first += kBlock) {
+    Vec block[kBlock / kLanes];
+#pragma GCC unroll 4
+    for (int i = 0; i < kBlock / kLanes; ++i) {
+      const int at = first + i * kLanes, left = n - at;
+      const int count = left >= kLanes ? kLanes : left > 0 ? left : 0;
+      const Vec v = (M::load(logits + at, count) - largest) / temperature;
+      M::store(Elementary<M>::exp_negative(v), logits + at, count);
+      block[i] = M::load(logits + at, count);
+    }
+#pragma GCC unroll 2
+    for (int half = kBlock / kLanes / 2; half > 0; half /= 2)
+#pragma GCC unroll 2
+      for (int i = 0; i < half; ++i) block[i] = block[i] + block[i + half];
+    M::store(block[0], lanes);
+#pragma GCC unroll 4
+    for (int half = kLanes / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+      for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+    sums[first / kBlock] = lanes[0];
+  }
+}
+
 template <class D, class T>
-constexpr TileKernels kKernels = {DSMOOTH_ISA_NAME, sizeof(T) == sizeof(bfloat16),
-                                  kMaxPanelUnits,   [](int units) { return max_tile_rows(units); },
-                                  any_tile<D>,      finish<T>};
+constexpr TileKernels kKernels = {DSMOOTH_ISA_NAME,
+                                  sizeof(T) == sizeof(bfloat16),
+                                  kMaxPanelUnits,
+                                  [](int units) { return max_tile_rows(units); },
+                                  any_tile<D>,
+                                  finish<T>,
+                                  weigh};
 
 }  // namespace
 }  // namespace dsmooth::sampler::DSMOOTH_ISA

@@ -1,4 +1,5 @@
-// The matrix product of a tile and its epilogue, for each instruction set.
+// The matrix product of a tile and its epilogue, and the weights of a pixel's components, for each
+// instruction set.
 //
 // The functions are compiled once per instruction set and reached through a table, so that nothing
 // else, and no inline function of the standard library, is compiled for a CPU that may not be
@@ -63,6 +64,8 @@ struct TileKernels {
   void (*tile)(const Job& job, const Panel& panel, int m0, int rows, float* out, ptrdiff_t stride);
   void (*finish)(const Job& job, const Panel& panel, int m0, int rows, const float* sums,
                  ptrdiff_t stride);
+  // Turns n logits to weights and gives the sum of each block, as weigh_block does (components.h).
+  void (*weigh)(float* logits, int n, float* sums, float temperature);
 };
 
 // The kernels for an instruction set, or those of the best set below it that has some. AVX-512

@@ -28,7 +28,7 @@ inline Job make_job(const Product& p) {
     for (int tap = 0; tap < term.taps; ++tap)
       job.segments[job.n_segments++] = {
           state.at(term.cache, in_cache(p.row) + term.drow, in_cache(p.column) + term.dcol + tap),
-          cache.stride, cache.words};
+          cache.stride, network.bf16 ? term.channels / 2 : term.channels};
   }
   // The sums begin with those that waited, with the biases of the images, or with one bias.
   job.init_stride = op.row.columns;
@@ -151,6 +151,18 @@ class CpuWorker {
       tiles(job, job.m * lane_ / lanes_, job.m * (lane_ + 1) / lanes_, 0, 1);
     else
       tiles(job, 0, job.m, lane_, lanes_);
+  }
+
+  // An image's lane draws it next.
+  void weigh(const StateView& state, int row, int column, float temperature) const {
+    const NetworkView& network = *state.network;
+    float* const params = state.at(network.params, row, column);
+    const int stride = network.caches[network.params].stride;
+    for_each(state.batch, [&](int b) {
+      float* const logits = params + ptrdiff_t{b} * stride;
+      kernels_.weigh(logits, network.n_mix + network.n_atoms, logits + network.n_params,
+                     temperature);
+    });
   }
 
   template <class F>

@@ -28,10 +28,12 @@ namespace dsmooth::sampler {
 namespace {
 
 constexpr int kHeight = 4, kWidth = 8;
+constexpr Likelihood kDiscretized = Likelihood::kDiscretized;
+const std::vector<int> kAll = Bytes::all();
 
 Program toy(int filters, int channels, Conditioning conditioning, int condition_size = 0,
-            Likelihood likelihood = Likelihood::kContinuous, std::vector<int> atoms = {}) {
-  return Toy(filters, channels, conditioning, likelihood, atoms, condition_size).take();
+            Likelihood likelihood = Likelihood::kContinuous, const Bytes& bytes = {}) {
+  return Toy(filters, channels, conditioning, likelihood, bytes, condition_size).take();
 }
 
 struct Case {
@@ -42,13 +44,23 @@ struct Case {
 const Case kCases[] = {{toy(12, 1, Conditioning::kNone)},
                        {toy(9, 3, Conditioning::kStack, 0, Likelihood::kGaussian)},
                        {toy(20, 1, Conditioning::kConcat)},
-                       {toy(7, 3, Conditioning::kNone, 0, Likelihood::kDiscretized, {0, 255, 17})},
+                       {toy(7, 3, Conditioning::kNone, 0, kDiscretized, {{0, 255, 17}})},
                        {toy(10, 3, Conditioning::kStack), true},
                        {toy(11, 1, Conditioning::kNone), true},
                        {toy(13, 1, Conditioning::kNone, 3)},
                        {toy(9, 3, Conditioning::kStack, 1)},
                        {toy(9, 1, Conditioning::kNone, 2), true},
-                       {toy(12, 1, Conditioning::kConcat, 2)}};
+                       {toy(12, 1, Conditioning::kConcat, 2)},
+                       {toy(6, 1, Conditioning::kNone, 0, kDiscretized, {kAll, 4, 5}), true},
+                       {toy(5, 3, Conditioning::kStack, 0, kDiscretized, {{0, 255}, 2, 3})},
+                       {toy(4, 1, Conditioning::kStack, 0, Likelihood::kContinuous, {{}, 0, 3})},
+                       {toy(3, 1, Conditioning::kConcat, 2, kDiscretized, {kAll, 16, 0})}};
+// Networks that see bytes and name them all. They are no part of `images`.
+const Case kBytesCases[] = {
+    {toy(6, 1, Conditioning::kNone, 0, Likelihood::kDiscretized, {Bytes::all(), 4, 5}), true},
+    {toy(5, 3, Conditioning::kStack, 0, Likelihood::kDiscretized, {{0, 255}, 2, 3})},
+    {toy(4, 1, Conditioning::kStack, 0, Likelihood::kContinuous, {{}, 0, 3})},
+    {toy(3, 1, Conditioning::kConcat, 2, Likelihood::kDiscretized, {Bytes::all(), 16, 0})}};
 
 std::vector<float> draw(const CpuSampler& sampler, const Case& c, int64_t first, int64_t n,
                         int threads, int slice) {
@@ -252,6 +264,10 @@ void bad_programs_are_refused() {
            p.ops[2].projection.assign(p.ops[2].n, NAN);
          }),
          "a projection that is not a number");
+  expect(refused([](Program& p) { p.ops[1].terms[0].channels += 2; }), "channels of another cache");
+  expect(refused([](Program& p) { p.features = 2; }), "features of pixels that are no bytes");
+  expect(refused([](Program& p) { p.image_again = true; }), "an image's cache without the second");
+  expect(refused([](Program& p) { p.feature_table.resize(1); }), "a table without features");
   expect(refused([](Program& p) { p.ops[1].terms[0].drow = -2; }), "a row that is gone");
   expect(refused([](Program& p) { p.ops[1].terms[0].dcol = 0; }), "a tap beyond the padding");
   expect(refused([](Program& p) { p.ops.back().terms[0].dcol = 1; }), "a pixel to the right");
@@ -290,9 +306,9 @@ auto& one_of(Random& random, auto& items) {
 void change(Random& random, Program& p) {
   constexpr int kNumbers[] = {
       0, 1, 2, 3, 5, 6, 8, 12, 255, 1 << 20, -1, -2, INT_MIN, INT_MAX, INT_MAX / 3 + 1};
-  std::vector<int*> numbers{&p.image_channels, &p.image_parts, &p.n_mix,         &p.image,
-                            &p.context,        &p.params,      &p.condition_size};
-  std::vector<bool*> flags{&p.conditioned};
+  std::vector<int*> numbers{&p.image_channels, &p.image_parts, &p.n_mix,          &p.image,
+                            &p.context,        &p.params,      &p.condition_size, &p.features};
+  std::vector<bool*> flags{&p.conditioned, &p.image_again};
   for (Cache& cache : p.caches) {
     numbers.insert(numbers.end(), {&cache.level, &cache.channels, &cache.rows});
     flags.push_back(&cache.operand);
@@ -303,7 +319,8 @@ void change(Random& random, Program& p) {
                     &op.residual_out, &op.act_out, &op.raw_out});
     flags.insert(flags.end(), {&op.gate, &op.split});
     for (Term& term : op.terms) {
-      numbers.insert(numbers.end(), {&term.cache, &term.drow, &term.dcol, &term.taps});
+      numbers.insert(numbers.end(),
+                     {&term.cache, &term.drow, &term.dcol, &term.taps, &term.channels});
       flags.push_back(&term.row_part);
     }
   }
@@ -326,15 +343,14 @@ void change(Random& random, Program& p) {
 
 // Weights and biases of the sizes that the program names, so that the check goes on to the rest.
 void fit_weights(Program& program) {
-  const auto few = [](int n) { return n >= 1 && n <= 64; };
+  const auto few = [](int n) { return n >= 1 && n <= 300; };
+  if (few(program.features)) program.feature_table.resize(kBytes * program.features, 0.3f);
   for (Op& op : program.ops) {
     if (!few(op.n)) continue;
     op.bias.resize(op.n, 0.1f);
     if (!op.projection.empty() && few(program.condition_size))
       op.projection.resize(op.n * program.condition_size, 0.2f);
     for (Term& term : op.terms) {
-      const auto cache = static_cast<size_t>(term.cache);
-      if (cache < program.caches.size()) term.channels = program.caches[cache].channels;
       if (few(term.channels) && few(term.taps))
         term.weight.resize(op.n * term.taps * term.channels, 0.03f);
     }
@@ -347,7 +363,10 @@ void draw_from_wrong_program(uint64_t seed) {
   Random random(seed);
   constexpr int kFilters[] = {1, 3, 5}, kChannels[] = {1, 3};
   const auto conditioning = static_cast<Conditioning>(below(random, 3));
-  Case c{toy(one_of(random, kFilters), one_of(random, kChannels), conditioning, below(random, 3))};
+  const Bytes bytes[] = {{}, {kAll, 4, 5}, {{7}, 2, 0}};
+  const Bytes& seen = one_of(random, bytes);
+  Case c{toy(one_of(random, kFilters), one_of(random, kChannels), conditioning, below(random, 3),
+             seen.atoms.empty() ? Likelihood::kContinuous : kDiscretized, seen)};
   for (int changes = below(random, 5); changes > 0; --changes) change(random, c.program);
   if (below(random, 4) > 0) fit_weights(c.program);
   const bool bf16 = below(random, 2) == 1;

@@ -1,9 +1,10 @@
-// A small program with every kind of operation: both streams, two levels, gates, skips, an encoder;
-// and images to draw by a program.
+// A small program with every kind of operation: both streams, two levels, gates, skips, an encoder,
+// a hidden layer of the head; and images to draw by a program.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -13,26 +14,41 @@ namespace dsmooth::sampler {
 
 enum class Conditioning { kNone, kStack, kConcat };
 
+// What a toy sees of a byte and of the pixels around, and which bytes it names.
+struct Bytes {
+  std::vector<int> atoms = {};
+  int features = 0;  // of a colour's byte
+  int hidden = 0;    // channels of the head's hidden layer, 0: there is none
+
+  static std::vector<int> all() {
+    std::vector<int> levels(kBytes);
+    std::iota(levels.begin(), levels.end(), 0);
+    return levels;
+  }
+};
+
 class Toy {
  public:
   Toy(int filters, int image_channels, Conditioning conditioning,
-      Likelihood likelihood = Likelihood::kContinuous, std::vector<int> atoms = {},
+      Likelihood likelihood = Likelihood::kContinuous, const Bytes& bytes = {},
       int condition_size = 0)
       : f_(filters),
+        hidden_(bytes.hidden),
         p_{{image_channels, 2, 2, likelihood, 0.25f, conditioning != Conditioning::kNone, kNone,
-            kNone, kNone, condition_size},
-           std::move(atoms),
+            kNone, kNone, condition_size, bytes.features,
+            bytes.hidden > 0 && conditioning == Conditioning::kStack},
+           bytes.atoms,
+           {},
            {},
            {}} {
+    for (int i = 0; i < kBytes * bytes.features; ++i) p_.feature_table.push_back(random());
     const int e = conditioning == Conditioning::kConcat ? encoder() : kNone;
-    p_.image = cache(0, image_width(), 3);
+    p_.image = cache(0, p_.seen_channels(), 3);
     streams(e);
   }
   Program take() { return std::move(p_); }
 
  private:
-  int image_width() const { return 2 * p_.image_channels + 1 + 1; }
-
   int cache(int level, int channels, int rows, bool operand = true) {
     p_.caches.push_back({level, channels, rows, operand});
     return static_cast<int>(p_.caches.size()) - 1;
@@ -49,7 +65,7 @@ class Toy {
   }
 
   Term term(int from, int drow, int dcol, int taps, bool row_part = false) {
-    return {{from, drow, dcol, taps, row_part}, p_.caches[from].channels, {}};
+    return {{from, drow, dcol, taps, row_part, p_.caches[from].channels}, {}};
   }
 
   struct Outputs {
@@ -73,7 +89,7 @@ class Toy {
   }
 
   int encoder() {
-    p_.context = cache(0, image_width(), 0);
+    p_.context = cache(0, p_.pixel_channels(), 0);
     const int residual = cache(0, f_, 0, false), a = act(0, 0), out = cache(0, f_, 0, false);
     op(Phase::kEncoder, 0, f_, around(p_.context), {residual, a, kNone});
     op(Phase::kEncoder, 0, f_, around(a), {out, kNone, kNone});
@@ -115,8 +131,18 @@ class Toy {
     upsize(h, low_l, {rl, l2, kNone});
     gated(l2, {term(u2, 0, 0, 1, true), term(l0, 0, 0, 1)}, hl2, {rl, l3, kNone});
     p_.ops.back().split = true;
+    std::vector<Term> seen{term(l3, 0, 0, 1)};
+    if (hidden_ > 0) seen.push_back(term(hidden(l3), 0, 0, 1));
     p_.params = cache(0, p_.n_params(), 1, false);
-    op(Phase::kHead, 0, p_.caches.back().channels, {term(l3, 0, 0, 1)}, {p_.params, kNone, kNone});
+    op(Phase::kHead, 0, p_.n_params(), std::move(seen), {p_.params, kNone, kNone});
+  }
+  int hidden(int from) {
+    Term first = term(from, 0, 0, 1);
+    first.channels = f_ + f_ % 2;
+    const int act = cache(0, 2 * hidden_, 1);
+    op(Phase::kHorizontal, 0, hidden_,
+       {term(p_.image, -1, -1, 3, true), term(p_.image, 0, -1, 1), first}, {kNone, act, kNone});
+    return act;
   }
   void gated(int from, std::vector<Term> skips, int middle, Outputs to) {
     std::vector<Term> terms = above_and_here(from, true);
@@ -125,7 +151,7 @@ class Toy {
     op(Phase::kHorizontal, 0, 2 * f_, above_and_here(middle, true), to, true);
   }
 
-  const int f_;
+  const int f_, hidden_;
   Program p_;
   uint64_t state_ = 1;
 };

@@ -151,7 +151,7 @@ class CachedSampler:
             check_like("context", context, out)
         label = request.labels(self.config.condition_size, self.device)
         if request.known is not None:
-            out = request.known.keep(out)
+            out = request.known.keep(out, as_bytes=self.config.fourier_features > 0)
             mask = request.known.mask.contiguous().view(torch.uint8)
         vectors = condition_vectors(label, None, self.config, request.count, out)
         plain = {"context": context, "label": vectors}

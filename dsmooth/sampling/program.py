@@ -13,19 +13,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..nn.layers import GatedResnet, WeightNormConv
-from ..nn.pixelcnnpp import PixelCNNpp
+from ..nn.pixelcnnpp import PixelCNNpp, fourier_features
 
 Array = np.ndarray
 NONE = -1  # no cache
 NO_RAWS = (NONE, NONE)
 SPLIT_PARTS = 3  # bfloat16 values that a float32 is the sum of
+HIDDEN_PARTS = 2  # of the weights on the hidden layer of the head, in bfloat16
 
 
 class Phase(IntEnum):
@@ -54,8 +55,9 @@ class Cache:
 class Term:
     """A run of taps in one row of a cache: weight (n, taps, channels), float64.
 
-    Tap t reads row + drow, column + dcol + t, in the coordinates of the cache's level. row_part:
-    computed for the whole row when it begins, from what is known by then.
+    It reads the first channels of the cache, an even number. Tap t reads row + drow, column + dcol
+    + t, in the coordinates of the cache's level. row_part: computed for the whole row when it
+    begins, from what is known by then.
     """
 
     cache: int
@@ -110,6 +112,9 @@ class _Stream(NamedTuple):
 class Program:
     """The whole network, with a copy of its weights; `image`, `context`, `params` name caches.
 
+    features: (256, 2 octaves), those of each byte. The image's cache has them behind pixel and one,
+    but not those of a prompt. image_again: behind them it has pixel and one once more, again but
+    for a prompt, for the head's hidden layer, which sees the modelled image alone.
     bf16: operands will be bfloat16. A pixel then enters as two of them (image_parts), or it would
     lose the low bits of its noise. The head multiplies split operands and weights, or a log-scale
     or a logit would be off by more than it can learn. conditioned: decides the stream of the noise.
@@ -124,6 +129,8 @@ class Program:
         self.conditioned = config.conditioning != "none"
         self.condition_size = config.condition_size
         self.image_parts = 2 if bf16 else 1
+        self.features = feature_table(config.fourier_features)
+        self.image_again = model.hidden is not None and config.conditioning == "stack"
         self.caches: list[Cache] = []
         self.ops: list[Op] = []
         self._model = model
@@ -136,7 +143,7 @@ class Program:
         self.context = NONE
         e_u, e_ul = self._encoder() if model.encoder is not None else (NONE, NONE)
         # The stem reads two rows above the current one.
-        self.image = self._cache(0, self._image_width, 3)
+        self.image = self._cache(0, self._pixel_width + self._own_width, 3)
         stack = [self._stem(e_u, e_ul)]
         for level in range(3):
             # The stride-2 convolutions read a block's last value as it is.
@@ -181,10 +188,16 @@ class Program:
         return self._model.config.n_filters
 
     @property
-    def _image_width(self) -> int:
+    def _pixel_width(self) -> int:
         """Pixel (in one or two parts), one; an even number, for operands come in pairs."""
         n = self.image_channels * self.image_parts + 1
         return n + n % 2
+
+    @property
+    def _own_width(self) -> int:
+        """Channels behind these that the modelled image alone has."""
+        again = self._pixel_width if self.image_again else 0
+        return self.image_channels * self.features.shape[1] + again
 
     def _cache(self, level: int, channels: int, rows: int, *, operand: bool = True) -> int:
         """Add a cache and return its index."""
@@ -216,7 +229,7 @@ class Program:
         self, stream: _Stream, cache: int, weight: Array, rows: tuple[int, ...] | None = None
     ) -> list[Term]:
         """The terms of a convolution (n, c, kh, kw) over `rows`, by default all that it sees."""
-        weight = self._widen(weight, cache)
+        weight = _widened(weight, self.caches[cache].channels)
         horizontal = stream.phase == Phase.HORIZONTAL
         return [
             Term(cache, row, -1, weight[:, :, i].swapaxes(1, 2), horizontal and row == -1)
@@ -224,18 +237,22 @@ class Program:
         ]
 
     def _point(self, cache: int, weight: Array) -> Term:
-        """The term of a 1x1 convolution."""
-        return Term(cache, 0, 0, self._widen(weight, cache)[:, None, :, 0, 0])
+        """The term of a 1x1 convolution of the first channels of a cache."""
+        even = weight.shape[1] + weight.shape[1] % 2
+        return Term(cache, 0, 0, _widened(weight, even)[:, None, :, 0, 0])
 
-    def _widen(self, weight: Array, cache: int) -> Array:
-        """Zero weights for the channels that a cache has beyond those of (n, c, kh, kw)."""
-        more = self.caches[cache].channels - weight.shape[1]
-        return np.pad(weight, ((0, 0), (0, more), (0, 0), (0, 0)))
+    def _on_image(self, weight: Array, *, alone: bool = False) -> Array:
+        """(n, c, kh, kw) on pixels, ones and features, for the channels of an image's cache.
 
-    def _on_image(self, weight: Array) -> Array:
-        """(n, C + 1, kh, kw) on pixels and ones, for the channels of an image's cache."""
-        pixels = [weight[:, :-1]] * self.image_parts
-        return np.concatenate([*pixels, weight[:, -1:]], axis=1)
+        alone: without those of a prompt.
+        """
+        colours, ones = weight[:, : self.image_channels], self.image_channels
+        pixel = [*[colours] * self.image_parts, weight[:, ones : ones + 1]]
+        on_pixel = _widened(np.concatenate(pixel, axis=1), self._pixel_width)
+        features = weight[:, ones + 1 :]
+        if alone and self.image_again:
+            return np.concatenate([0 * on_pixel, features, on_pixel], axis=1)
+        return np.concatenate([on_pixel, features], axis=1)
 
     def _stem(self, e_u: int, e_ul: int) -> tuple[int, int]:
         """u0 and ul0. Their biases enter through the channel of ones at a tap that lies inside the
@@ -303,7 +320,7 @@ class Program:
         """One operation per parity of row and column, each with the taps that fall there."""
         level = self.caches[raw].level - 1
         weight, bias = folded(layer)  # (c, n, 2, kw)
-        weight = self._widen(weight.swapaxes(0, 1), raw)
+        weight = _widened(weight.swapaxes(0, 1), self.caches[raw].channels)
         # y[2i + a, 2j + b - first] += w[a, b] x[i, j]: the taps of an output column of each parity,
         # in the order of j (for "down", first = 1: an odd column takes b = 2 of j, 0 of j + 1).
         columns = ([1], [2, 0]) if stream.phase == Phase.VERTICAL else ([0], [1])
@@ -319,8 +336,8 @@ class Program:
 
     def _head(self, ul: int) -> None:
         weight, bias = folded(self._model.head)
-        self.params = self._cache(0, self._model.config.n_params, 1, operand=False)
-        weights = [weight]  # elu(ul) is the first half of concat_elu(ul)
+        on_hidden, on_ul = np.split(weight, [weight.shape[1] - self._f], axis=1)
+        weights = [on_ul]  # elu(ul) is the first half of concat_elu(ul)
         if self.image_parts == 2:
             # Part i of a weight times part j of elu(ul): those of i + j > 2 are below rounding.
             channels = SPLIT_PARTS * self._f
@@ -328,17 +345,36 @@ class Program:
             self.caches[ul] = Cache(0, channels + channels % 2, self._ul.rows, operand=True)
             weights = [
                 np.concatenate([part] * (SPLIT_PARTS - i), axis=1)
-                for i, part in enumerate(split(weight))
+                for i, part in enumerate(split(on_ul))
             ]
         terms = [self._point(ul, w) for w in weights]
+        if self._model.hidden is not None:
+            hidden = self._hidden(ul)
+            # The layer itself is in bfloat16, so its operands have one part; weights have two.
+            parts = split(on_hidden)[:HIDDEN_PARTS] if self.image_parts == 2 else [on_hidden]
+            terms = [*(self._point(hidden, part) for part in parts), *terms]
+        self.params = self._cache(0, self._model.config.n_params, 1, operand=False)
         self.ops.append(Op(Phase.HEAD, 0, bias, terms, residual_out=self.params))
+
+    def _hidden(self, ul: int) -> int:
+        """The hidden layer of the head: like the stem of ul, with elu(ul) for one more term."""
+        layer, ones = cast(Any, self._model.hidden), self.image_channels
+        above, bias = folded(layer.above)
+        above[:, ones, 0, 1] += bias
+        left, bias = folded(layer.left)
+        left[:, ones, 0, 0] += bias
+        on_ul, bias = folded(layer.ul)
+        terms = self._terms(self._ul, self.image, self._on_image(above, alone=True), (-1,))
+        terms += self._terms(self._ul, self.image, self._on_image(left, alone=True), (0,))
+        act = self._cache(0, 2 * len(bias), self._ul.rows)
+        return self._add(self._ul, 0, bias, [*terms, self._point(ul, on_ul)], act)
 
     def _encoder(self) -> tuple[int, int]:
         """The operations of the context's encoder; the caches of e_u and e_ul."""
         encoder = self._model.encoder
         assert encoder is not None
         width = self._model.config.context_filters or self._f
-        self.context = self._cache(0, self._image_width, 0)
+        self.context = self._cache(0, self._pixel_width, 0)
         act, h = self._cache(0, 2 * width, 0), self._cache(0, 2 * width, 0)
         residual = self._cache(0, width, 0, operand=False)
         raw = self._cache(0, width + width % 2, 0)
@@ -356,6 +392,19 @@ class Program:
             weight, bias = folded(nin)
             self._add(stream, 0, bias, [self._point(raw, weight)], NONE, residual_out=output)
         return outputs
+
+
+def _widened(weight: Array, channels: int) -> Array:
+    """Zero weights for the channels that a cache has beyond those of (n, c, kh, kw)."""
+    return np.pad(weight, ((0, 0), (0, channels - weight.shape[1]), (0, 0), (0, 0)))
+
+
+def feature_table(octaves: int) -> Array:
+    """The Fourier features of each byte, (256, 2 octaves) float32."""
+    if octaves == 0:
+        return np.zeros((256, 0), np.float32)
+    levels = torch.arange(256, dtype=torch.float32) / 127.5 - 1
+    return as_numpy(fourier_features(levels.view(256, 1, 1, 1), octaves)[:, :, 0, 0])
 
 
 def as_numpy(parameter: Tensor) -> Array:

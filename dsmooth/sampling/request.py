@@ -71,9 +71,24 @@ class KnownPixels:
     images: Tensor
     mask: Tensor
 
-    def keep(self, x: Tensor) -> Tensor:
-        """x (n, C, H, W) with the known pixels in their places, in new memory, contiguous."""
+    def keep(self, x: Tensor, *, as_bytes: bool = False) -> Tensor:
+        """x (n, C, H, W) with the known pixels in their places, in new memory, contiguous.
+
+        as_bytes: for a model that sees which byte a pixel is. Raises ValueError, then, for others.
+        """
         check_like("known", self.images, x)
+        if as_bytes:
+            known = self.images.permute(0, 2, 3, 1)[self.mask]
+            byte = 127.5 * (known + 1)
+            # Twice the rounding of a pixel that was float32 once, in bytes.
+            rounding = max(torch.finfo(dtype).eps for dtype in (x.dtype, torch.float32))
+            near = (byte - byte.round()).abs() <= 256 * rounding
+            wrong = known[~(near & (byte > -0.5) & (byte < 255.5))]
+            if len(wrong):
+                raise ValueError(
+                    "known must hold bytes n as n / 127.5 - 1, for a model with fourier_features, "
+                    f"got {wrong[0].item():.6g}"
+                )
         return torch.where(self.mask[:, None], self.images, x).contiguous()
 
 

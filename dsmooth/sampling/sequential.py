@@ -167,7 +167,8 @@ class _Canvas:
         self.x = like.new_zeros(shape) if start is None else start.detach().to(like).clone()
         self.mask = torch.zeros_like(self.x[:, :1], dtype=torch.bool)
         if request.known is not None:
-            self.x, self.mask = request.known.keep(self.x), request.known.mask[:, None]
+            self.x = request.known.keep(self.x, as_bytes=model.config.fourier_features > 0)
+            self.mask = request.known.mask[:, None]
         conditioned = model.config.conditioning != "none"
         words = image_words(
             request.count,

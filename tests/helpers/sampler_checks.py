@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import dsmooth
-from dsmooth.functional import logistic_mixture_sample, use_impl
+from dsmooth.functional import concat_elu, logistic_mixture_sample, use_impl
 from dsmooth.functional.logistic_mixture import split_mixture
 from dsmooth.nn import PixelCNNpp
 from dsmooth.nn.layers import WeightNormConv
@@ -18,6 +18,10 @@ from dsmooth.sampling import CachedSampler
 
 SEED, FIRST = 2**40 + 5, 2**32 - 2
 # Distributions of a pixel, as fields of a ModelConfig.
+# A network that sees bytes and, of grey images, names them all.
+BYTES: dict[str, Any] = {
+    "likelihood": "discretized", "atoms": "all", "fourier_features": 8, "head_filters": 5,
+}  # fmt: skip
 ATOMS: dict[str, Any] = {"likelihood": "discretized", "atoms": (255, 0, 77)}
 GAUSSIAN: dict[str, Any] = {"likelihood": "gaussian", "smoothing_scale": 0.3}
 
@@ -26,6 +30,8 @@ def network(*, channels: int = 1, conditioning: str = "none", **settings: Any) -
     """A random network whose streams have unit variance and whose pixels stay near [-1, 1]."""
     torch.manual_seed(0)
     settings = {"n_filters": 6, "n_resnet": 1, "n_mix": 3, "context_layers": 1, **settings}
+    if channels == 3 and settings.get("atoms") == "all":
+        settings["atoms"] = ATOMS["atoms"]
     config = dsmooth.ModelConfig(image_channels=channels, conditioning=conditioning, **settings)
     model = PixelCNNpp(config).eval()
     x = 0.5 * torch.randn(8, channels, 8, 8)
@@ -38,7 +44,7 @@ def network(*, channels: int = 1, conditioning: str = "none", **settings: Any) -
         model.head.weight_g.mul_(0.3)
         model.head.bias.mul_(0.3)
         n_mix = config.n_mix
-        components = model.head.bias[n_mix + len(config.atoms) :].view(channels, -1, n_mix)
+        components = model.head.bias[n_mix + len(config.atom_bytes) :].view(channels, -1, n_mix)
         components[:, 1] -= 2  # log-scales
     return model
 
@@ -80,7 +86,7 @@ def teacher_forced(
     u = to_uniform(words).to(dtype).view(n, height, width, 4).permute(0, 3, 1, 2)
     mixture = model.config.mixture
     drawn = logistic_mixture_sample(params, u, channels, temperature=temperature, **mixture)
-    logits = split_mixture(params, channels, len(model.config.atoms)).logits / temperature
+    logits = split_mixture(params, channels, len(model.config.atom_bytes)).logits / temperature
     boundaries = torch.softmax(logits, dim=1).cumsum(1)[:, :-1]
     if boundaries.shape[1] == 0:
         return drawn, torch.ones_like(u[:, :1])
@@ -97,9 +103,9 @@ def constant_network(logits: list[float], means: list[float], **mixture: Any) ->
 
 
 @torch.no_grad()
-def network_of_biases(n_filters: int) -> PixelCNNpp:
-    """A grey network whose streams are what its biases make, the same at every pixel."""
-    model = network(n_filters=n_filters, n_mix=1)
+def network_of_biases(n_filters: int, head_filters: int = 0) -> PixelCNNpp:
+    """A grey network whose layers are what its biases make, at every pixel but the first ones."""
+    model = network(n_filters=n_filters, n_mix=1, head_filters=head_filters)
     for name, layer in model.named_modules():
         if isinstance(layer, WeightNormConv) and layer is not model.head:
             layer.weight_g.zero_()
@@ -110,15 +116,24 @@ def network_of_biases(n_filters: int) -> PixelCNNpp:
 @torch.no_grad()
 def check_head_in_float32(sampler: CachedSampler, model: PixelCNNpp) -> None:
     """The parameters of a bfloat16 sampler on `network_of_biases`, which near temperature 0 are its
-    pixels, are those of a head in float32."""
+    pixels, are those of a head in float32, but for the hidden layer's rounding to bfloat16."""
     x = sampler.sample(1, 4, 4, temperature=1e-7).cpu()
     exact = copy.deepcopy(model).cpu().double()
     image = torch.zeros(x.shape, dtype=torch.float64)
-    ul = exact._streams(image, exact.encode_context(image, None))[-1][1]
+    seen = exact._seen(image)
+    ul = exact._streams(seen, exact.encode_context(image, None))[-1][1]
     operands, weight = torch.nn.functional.elu(ul), exact.head.weight()[1].view(1, -1, 1, 1)
+    hidden = operands[:, :0]
+    if exact.hidden is not None:
+        hidden = concat_elu(exact.hidden(seen, operands))
+        operands = torch.cat([hidden, operands], 1)
     mean = exact.head(operands)[:, 1:2]
     rounding = 4 * torch.finfo(torch.float32).eps * ((weight * operands).abs().sum(1, True) + 1)
+    in_half = (weight[:, : hidden.shape[1]] * hidden).abs().sum(1, True)
+    rounding += torch.finfo(torch.bfloat16).eps / 2 * in_half
     assert ((x - mean).abs() <= rounding).all()
+    if exact.hidden is not None:
+        return
     # Operands in bfloat16 would show.
     rounded = (operands.bfloat16().double() * weight.bfloat16().double()).sum(1, True)
     assert (rounded + exact.head.bias[1] - mean).abs().max() > 10 * rounding.max()

@@ -39,6 +39,9 @@ from tests.ptx.memory import Memory
 # A pixel is drawn by the device's exp, log and tanh. Images are of the order of 1.
 ROUNDING = 1e-6
 DISCRETIZED: dict[str, Any] = {"likelihood": "discretized", "atoms": [0, 255, 17]}
+BYTES: dict[str, Any] = {
+    "likelihood": "discretized", "atoms": range(256), "features": 6, "hidden": 5,
+}  # fmt: skip
 CASES: dict[str, dict[str, Any]] = {
     "rgb stack gaussian": {
         "filters": 5, "channels": 3, "conditioning": "stack", "likelihood": "gaussian",
@@ -59,6 +62,14 @@ FULL_CASES: dict[str, dict[str, Any]] = {
     "rgb discretized in float32": {"filters": 3, "channels": 3, "n": 1, **DISCRETIZED},
     "grey concat": {"filters": 20, "conditioning": "concat", "bf16": True, "n": 1},
     "rgb discretized": {"filters": 3, "channels": 3, "bf16": True, "n": 2, **DISCRETIZED},
+    "grey that sees bytes": {"filters": 3, "bf16": True, "n": 3, **BYTES},
+    "grey stack that sees bytes, in float32": {
+        "filters": 3,
+        "conditioning": "stack",
+        "n": 2,
+        "completes": True,
+        **BYTES,
+    },
 }
 
 

@@ -17,8 +17,8 @@ namespace {
 using namespace dsmooth::sampler;
 
 struct Case {
-  int filters, channels, conditioning, likelihood, n_atoms;
-  int atoms[8];
+  int filters, channels, conditioning, likelihood, n_atoms, features, hidden;
+  int atoms[8];  // n_atoms of 256: not used, each byte is one
   int bf16, height, width;
   int64_t n;
   uint64_t seed, first_index;
@@ -29,9 +29,11 @@ struct Case {
 };
 
 Program program(const Case& c) {
+  const auto atoms =
+      c.n_atoms == kBytes ? Bytes::all() : std::vector<int>(c.atoms, c.atoms + c.n_atoms);
   return Toy(c.filters, c.channels, static_cast<Conditioning>(c.conditioning),
-             static_cast<dsmooth::Likelihood>(c.likelihood),
-             std::vector<int>(c.atoms, c.atoms + c.n_atoms), c.condition_size)
+             static_cast<dsmooth::Likelihood>(c.likelihood), {atoms, c.features, c.hidden},
+             c.condition_size)
       .take();
 }
 
