@@ -102,20 +102,21 @@ DSMOOTH_HOST_DEVICE inline void store_pixel(const NetworkView& p, const Pixel& p
   std::memcpy(to, channels, static_cast<size_t>(ones + 1 + (ones + 1) % 2) * sizeof(bfloat16));
 }
 
-// The channels that the modelled image alone has, none of them in a prompt above it: the features
-// of each colour's byte, and if a layer sees that image alone, colours and one again. pixel: null
-// for zeros.
-DSMOOTH_HOST_DEVICE DSMOOTH_DEVICE_ONCE inline void store_own(const NetworkView& p,
-                                                              const Pixel* pixel, float* to) {
-  const int each = p.feature_words, colours = p.image_channels;
-  for (int c = 0; c < colours && each > 0; ++c) {
-    const float* features = pixel ? p.features + byte_of(pixel->value[c]) * each : nullptr;
-    for (int i = 0; i < each; ++i) to[c * each + i] = features ? features[i] : 0.0f;
+// The channels that the modelled image alone has, zeros in a prompt above it, where it is not
+// `there`: the features of each colour's byte, and if a layer sees that image alone, colours and
+// one again.
+DSMOOTH_HOST_DEVICE DSMOOTH_DEVICE_ONCE inline void store_own(const NetworkView& p, Pixel pixel,
+                                                              bool there, float* to) {
+  const int each = p.feature_words;
+  DSMOOTH_DEVICE_UNROLL
+  for (int c = 0; c < 3; ++c) {
+    if (c >= p.image_channels || each == 0) break;
+    const float* features = p.features + byte_of(pixel.value[c]) * each;
+    for (int i = 0; i < each; ++i) *to++ = there ? features[i] : 0.0f;
   }
   if (!p.image_again) return;
-  to += colours * each;
-  if (pixel)
-    store_pixel(p, *pixel, to);
+  if (there)
+    store_pixel(p, pixel, to);
   else
     for (int i = 0; i < p.pixel_words; ++i) to[i] = 0.0f;
 }

@@ -145,7 +145,7 @@ class Step {
       const Pixel pixel = known ? pixel_at(known, b, image_row, column) : Pixel{};
       float* const to = place(n_.image, b, row, column);
       store_pixel(n_, pixel, to);
-      store_own(n_, own ? &pixel : nullptr, to + n_.pixel_words);
+      store_own(n_, pixel, own, to + n_.pixel_words);
     });
   }
 
@@ -173,7 +173,7 @@ class Step {
                          s_.temperature);
     float* const to = place(n_.image, b, canvas_row, column);
     store_pixel(n_, pixel, to);
-    store_own(n_, &pixel, to + n_.pixel_words);
+    store_own(n_, pixel, true, to + n_.pixel_words);
     for (int c = 0; c < n_.image_channels; ++c) {
       const int64_t plane = int64_t{b} * n_.image_channels + c;
       s_.out[(plane * s_.height + image_row) * s_.width + column] = pixel.value[c];

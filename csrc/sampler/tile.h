@@ -64,6 +64,43 @@ void any_tile(const Job& job, const Panel& panel, int m0, int rows, float* out, 
   if constexpr (U > 1) any_tile<D, U - 1>(job, panel, m0, rows, out, stride);
 }
 
+// One row of two panels at once: alone, the few sums of a panel would wait for one another.
+template <class D, int U, int V>
+[[gnu::flatten]] void row_of_two(const Job& job, const Panel& first, const Panel& second, int m,
+                                 float* out, float* out2) {
+  using Row = isa::TileRow<D, U * kUnit / kLanes, U * kUnit % kLanes != 0>;
+  using Row2 = isa::TileRow<D, V * kUnit / kLanes, V * kUnit % kLanes != 0>;
+  const float* init = job.init + m % job.init_rows * job.init_stride;
+  Row sum;
+  Row2 sum2;
+  sum.load(init + first.column);
+  sum2.load(init + second.column);
+  const auto* b = reinterpret_cast<const typename D::Cell*>(first.b);
+  const auto* b2 = reinterpret_cast<const typename D::Cell*>(second.b);
+  for (int s = 0; s < job.n_segments; ++s) {
+    const Segment& segment = job.segments[s];
+    const auto* a = reinterpret_cast<const typename D::Cell*>(segment.a + m * segment.stride);
+    for (int k = segment.k; k > 0; --k, ++a, b += U * kUnit, b2 += V * kUnit) {
+      const auto cell = D::broadcast(a);
+      sum.add(cell, typename Row::Columns(b));
+      sum2.add(cell, typename Row2::Columns(b2));
+    }
+  }
+  sum.store(out);
+  sum2.store(out2);
+}
+
+// Panels are cut so that the second is as wide as the first, or a unit less.
+template <class D, int U = kMaxPanelUnits>
+void any_row_of_two(const Job& job, const Panel& first, const Panel& second, int m, float* out,
+                    float* out2) {
+  if (first.units == U) {
+    if (second.units == U) return row_of_two<D, U, U>(job, first, second, m, out, out2);
+    if constexpr (U > 1) return row_of_two<D, U, U - 1>(job, first, second, m, out, out2);
+  }
+  if constexpr (U > 1) any_row_of_two<D, U - 1>(job, first, second, m, out, out2);
+}
+
 // Each part takes what the ones before left of v.
 template <class T>
 inline void store_split(T* p, int channels, Vec v, int n) {
@@ -141,13 +178,10 @@ template <class T>
 }
 
 template <class D, class T>
-constexpr TileKernels kKernels = {DSMOOTH_ISA_NAME,
-                                  sizeof(T) == sizeof(bfloat16),
-                                  kMaxPanelUnits,
-                                  [](int units) { return max_tile_rows(units); },
-                                  any_tile<D>,
-                                  finish<T>,
-                                  weigh};
+constexpr TileKernels kKernels = {DSMOOTH_ISA_NAME, sizeof(T) == sizeof(bfloat16),
+                                  kMaxPanelUnits,   [](int units) { return max_tile_rows(units); },
+                                  any_tile<D>,      any_row_of_two<D>,
+                                  finish<T>,        weigh};
 
 }  // namespace
 }  // namespace dsmooth::sampler::DSMOOTH_ISA

@@ -62,6 +62,9 @@ struct TileKernels {
   int (*max_rows)(int units);
   // Rows m0 .. m0 + rows - 1 of one panel: sums to out, and the epilogue from there.
   void (*tile)(const Job& job, const Panel& panel, int m0, int rows, float* out, ptrdiff_t stride);
+  // One row of two panels, the second as wide as the first or a unit less: the same sums.
+  void (*row_of_two)(const Job& job, const Panel& first, const Panel& second, int m, float* out,
+                     float* out2);
   void (*finish)(const Job& job, const Panel& panel, int m0, int rows, const float* sums,
                  ptrdiff_t stride);
   // Turns n logits to weights and gives the sum of each block, as weigh_block does (components.h).

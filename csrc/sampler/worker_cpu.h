@@ -205,6 +205,10 @@ class CpuWorker {
       const int block_end = std::min(end, block + kRowsAtATime);
       for (int i = first_panel; i < job.n_panels; i += step) {
         const Panel& panel = job.panels[i];
+        if (block_end - block == 1 && i + step < job.n_panels) {
+          row_of_two(job, panel, job.panels[i += step], block, sums);
+          continue;
+        }
         const int most = kernels_.max_rows(panel.units);
         const int count = (block_end - block + most - 1) / most;
         for (int t = 0, m = block; t < count; ++t) {
@@ -223,6 +227,17 @@ class CpuWorker {
     const int stride = panel.units * kUnit;
     kernels_.tile(job, panel, m, rows, sums, stride);
     kernels_.finish(job, panel, m, rows, sums, stride);
+  }
+
+  void row_of_two(const Job& job, const Panel& first, const Panel& second, int m,
+                  float* sums) const {
+    float* const to = job.partial.begin ? job.partial.row(m) : nullptr;
+    float* const out = to ? to + first.column : sums;
+    float* const out2 = to ? to + second.column : sums + first.units * kUnit;
+    kernels_.row_of_two(job, first, second, m, out, out2);
+    if (to) return;
+    kernels_.finish(job, first, m, 1, out, 0);
+    kernels_.finish(job, second, m, 1, out2, 0);
   }
 
   // `solo` is the first lane's.
