@@ -55,12 +55,6 @@ const Case kCases[] = {{toy(12, 1, Conditioning::kNone)},
                        {toy(5, 3, Conditioning::kStack, 0, kDiscretized, {{0, 255}, 2, 3})},
                        {toy(4, 1, Conditioning::kStack, 0, Likelihood::kContinuous, {{}, 0, 3})},
                        {toy(3, 1, Conditioning::kConcat, 2, kDiscretized, {kAll, 16, 0})}};
-// Networks that see bytes and name them all. They are no part of `images`.
-const Case kBytesCases[] = {
-    {toy(6, 1, Conditioning::kNone, 0, Likelihood::kDiscretized, {Bytes::all(), 4, 5}), true},
-    {toy(5, 3, Conditioning::kStack, 0, Likelihood::kDiscretized, {{0, 255}, 2, 3})},
-    {toy(4, 1, Conditioning::kStack, 0, Likelihood::kContinuous, {{}, 0, 3})},
-    {toy(3, 1, Conditioning::kConcat, 2, Likelihood::kDiscretized, {Bytes::all(), 16, 0})}};
 
 std::vector<float> draw(const CpuSampler& sampler, const Case& c, int64_t first, int64_t n,
                         int threads, int slice) {
