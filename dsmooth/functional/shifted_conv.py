@@ -95,6 +95,17 @@ def shifted_conv_transpose2d(
     return y if bias is None else y + bias.to(y.dtype).view(-1, 1, 1)
 
 
+def filter_norms(v: Tensor, *, transposed: bool = False) -> Tensor:
+    """|v| of each output filter of a kernel (D, C, kh, kw), transposed (C, D, kh, kw): (D,)."""
+    return torch.linalg.vector_norm(v, dim=(0, 2, 3) if transposed else (1, 2, 3))
+
+
+def fold_weight_norm(v: Tensor, gain: Tensor, *, transposed: bool = False) -> Tensor:
+    """The weight g v / |v| of a weight norm per output filter, in the shape of v; gain: g (D,)."""
+    scale = gain / filter_norms(v, transposed=transposed)
+    return v * scale.view((1, -1, 1, 1) if transposed else (-1, 1, 1, 1))
+
+
 def _check_image(x: Tensor) -> None:
     if x.ndim != 4:
         raise ValueError(f"x must have shape (B, C, H, W), got {tuple(x.shape)}")

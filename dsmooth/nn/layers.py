@@ -14,6 +14,7 @@ from ..functional import (
     shifted_conv_transpose2d,
 )
 from ..functional.dispatch import without_autocast
+from ..functional.shifted_conv import filter_norms, fold_weight_norm
 
 Skip = Tensor | tuple[Tensor, ...] | None
 
@@ -58,12 +59,11 @@ class WeightNormConv(nn.Module):
 
     def norm(self, v: Tensor) -> Tensor:
         """|v| of each output filter."""
-        return torch.linalg.vector_norm(v, dim=(0, 2, 3) if self.transposed else (1, 2, 3))
+        return filter_norms(v, transposed=self.transposed)
 
     def weight(self) -> Tensor:
         """The folded weight, in the shape of weight_v."""
-        gain = self.weight_g / self.norm(self.weight_v)
-        return self.weight_v * gain.view((1, -1, 1, 1) if self.transposed else (-1, 1, 1, 1))
+        return fold_weight_norm(self.weight_v, self.weight_g, transposed=self.transposed)
 
     def affine(self) -> tuple[Tensor, Tensor]:
         """(weight, bias), as the functional ops take them."""
