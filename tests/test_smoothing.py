@@ -77,7 +77,7 @@ def test_noise_is_a_function_of_seed_index_and_repeat(kind: str) -> None:
 def test_uniform_density_is_zero_outside() -> None:
     q = dsmooth.UniformSmoothing(0.5)
     assert q.log_density(torch.tensor([-0.6, 0.6])).tolist() == [-math.inf, -math.inf]
-    x = torch.rand(4, 1, 8, 8) * 2 - 1
+    x = torch.rand(4, 1, 32, 32) * 2 - 1
     for scale in (1e-6, 1e-3, 0.5, 7.0, 1e5):  # a sum is rounded
         q = dsmooth.UniformSmoothing(scale)
         assert q.log_prob(q.sample(x), x).isfinite().all()
