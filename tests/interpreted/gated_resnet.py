@@ -40,9 +40,9 @@ assert INTERPRETED, "run with TRITON_INTERPRET=1"
 Shapes = tuple[Shift, tuple[int, int, int], int, tuple[int, ...], float]
 CASES: list[Shapes] = [
     ("down", (1, 1, 1), 1, (), 0.0),
-    ("down_right", (2, 5, 7), 4, (4,), 0.5),  # the second block begins inside an image
     ("down", (1, 5, 7), 5, (5, 3), 0.5),
-    ("none", (1, 3, 33), 5, (), 0.3),
+    ("down_right", (2, 5, 7), 4, (4,), 0.5),
+    ("none", (2, 3, 17), 5, (), 0.3),  # a block begins inside an image and ends in the next
     ("down_right", (1, 1, 3), 40, (40, 40), 0.5),
     ("down_right", (1, 1, 2), 160, (160,), 0.5),
 ]
