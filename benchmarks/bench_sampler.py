@@ -10,6 +10,7 @@ time is.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -90,6 +91,29 @@ def bench_speedup(bench: Bench, network: Network, batch: int, dtype: torch.dtype
             "instruction_set": sampler.instruction_set,
         },
     )
+
+
+@pytest.mark.parametrize(
+    ("network", "batch"),
+    [
+        smoke(SMALL, 2, id="small"),
+        *(
+            quick(Network(n_filters=f, n_resnet=r), n, id=f"bytes-f{f}-r{r}-{n}")
+            for f, r in ((32, 2), (40, 5))
+            for n in (1, 64)
+        ),
+    ],
+)
+def bench_bytes(bench: Bench, network: Network, batch: int) -> None:
+    """A network that sees bytes and names them, beside one that does not."""
+    size, contenders = network.size, {}
+    for name, sees_bytes in (("without", False), ("bytes", True)):
+        model = replace(network, sees_bytes=sees_bytes).build(n_mix=5)
+        sampler = CachedSampler(model)
+        contenders[name] = lambda sampler=sampler: sampler.sample(batch, size, size)
+        check_samples(model, contenders[name]())
+    settings = {"shape": network.shape(batch), "work": Work(images=batch)}
+    bench.compare(contenders, "bytes", rounds=7, **settings)
 
 
 def seconds_per_stage(network: Network) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ class Network:
     n_filters: int = 40
     n_resnet: int = 5
     size: int = 28
+    sees_bytes: bool = False  # Fourier features, an atom for every byte, a hidden layer of the head
 
     def build(self, conditioning: Any = "none", n_mix: int = 10) -> PixelCNNpp:
         """With random weights whose samples stay in the range of images, in evaluation mode."""
@@ -35,16 +36,20 @@ class Network:
             n_mix=n_mix,
             conditioning=conditioning,
         )
+        if self.sees_bytes:
+            config = replace(config, likelihood="discretized", **BYTES)
         model = PixelCNNpp(config).eval()
         with torch.no_grad():
             model.head.weight_g.mul_(0.1)
-            model.head.bias[n_mix:].view(self.channels, -1, n_mix)[:, 1] = -3
+            components = model.head.bias[n_mix + len(config.atom_bytes) :]
+            components.view(self.channels, -1, n_mix)[:, 1] = -3
         return model
 
     def shape(self, batch: int) -> tuple[int, int, int, int]:
         return batch, self.channels, self.size, self.size
 
 
+BYTES: dict[str, Any] = {"atoms": "all", "fourier_features": 8, "head_filters": 64}
 SMALL = Network(n_filters=8, n_resnet=1, size=8)
 MNIST = Network()
 CIFAR = Network(channels=3, n_filters=160, size=32)
@@ -128,7 +133,8 @@ def check_samples(model: PixelCNNpp, x: Tensor, dtype: torch.dtype = torch.float
     height, width = x.shape[2:]
     words = image_words(n, height * width, seed=0, stream=Stream.SAMPLE)
     uniforms = to_uniform(words).float().view(n, height, width, 4).permute(0, 3, 1, 2)
-    again = logistic_mixture_sample(model(x[:n]), uniforms, x.shape[1])
+    mixture = model.config.mixture
+    again = logistic_mixture_sample(model(x[:n]), uniforms, x.shape[1], **mixture)
     # Pixels differ where a component was chosen within rounding of a boundary.
     tolerance, flips = (1e-3, 1e-3) if dtype == torch.float32 else (5e-2, 3e-2)
     assert ((again - x[:n]).abs() > tolerance).float().mean() < flips
