@@ -406,10 +406,12 @@ def _describe(model: PixelCNNpp) -> str:
     """The settings of a network that matter most, in one line."""
     config = model.config
     atoms = f" with {len(config.atom_bytes)} atoms" if config.atoms else ""
+    octaves = f", {config.fourier_features} octaves" if config.fourier_features else ""
+    hidden = f", M {config.head_filters}" if config.head_filters else ""
     classes = f", {config.n_classes} classes" if config.n_classes else ""
     number = sum(p.numel() for p in model.parameters())
     levels = f", noise {', '.join(map(str, config.noise_levels))}" if config.noise_levels else ""
     return (
         f"{number:,} parameters, F {config.n_filters}, R {config.n_resnet}, K {config.n_mix}, "
-        f"{config.conditioning}, {config.likelihood}{atoms}{classes}{levels}"
+        f"{config.conditioning}, {config.likelihood}{atoms}{octaves}{hidden}{classes}{levels}"
     )

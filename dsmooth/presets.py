@@ -31,14 +31,13 @@ _OURS: dict[str, Any] = {
     "denoiser.model": {"conditioning": "concat", "likelihood": "discretized"},
     "plain.model": {"likelihood": "discretized"},
 }
-# 81 % of MNIST's pixels are exactly 0, and its brightest are mostly 252 to 255: no logistic is
-# narrow enough for that. Measured: docs/decisions/005-training-recipe.md.
-_MNIST_ATOMS = (0, 252, 253, 254, 255)
+# Nearly all bits of MNIST name the bytes of its grey pixels. Measured: docs/decisions/013-bytes.md.
+_BYTES = {"atoms": "all", "fourier_features": 8, "head_filters": 64}
 _OURS_MNIST: dict[str, Any] = {
     **_OURS,
     "noisy.model": {"likelihood": "gaussian"},
-    "denoiser.model": _OURS["denoiser.model"] | {"atoms": _MNIST_ATOMS},
-    "plain.model": _OURS["plain.model"] | {"atoms": _MNIST_ATOMS},
+    "denoiser.model": _OURS["denoiser.model"] | _BYTES,
+    "plain.model": _OURS["plain.model"] | _BYTES,
 }
 _MNIST = {"data": "mnist", "scale": 0.5}
 _CIFAR10 = {"data": "cifar10", "scale": 0.3}

@@ -380,8 +380,11 @@ def _images_of(
 
 
 def with_channels(config: TrainConfig, channels: int) -> TrainConfig:
-    """The settings with another image_channels of the model."""
-    return replace(config, model=replace(config.model, image_channels=channels))
+    """The settings with another image_channels of the model; colour has no atom for every byte."""
+    grey = channels == 1 or config.model.atoms != "all"
+    # With features, and without those atoms, networks for colour are worse (docs/decisions/013).
+    bytes_: dict[str, Any] = {} if grey else {"atoms": (), "fourier_features": 0}
+    return replace(config, model=replace(config.model, image_channels=channels, **bytes_))
 
 
 def with_data(
