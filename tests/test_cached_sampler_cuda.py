@@ -39,7 +39,7 @@ def test_kernels_keep_to_registers(architecture: str, dtype: str) -> None:
 
     assert len(re.findall(rf"'\w+6sample\w+' for 'sm_{architecture}'", said)) == 2
     # On sm_80 the kernel that completes images keeps two registers in memory in a stage.
-    spills, stack = (2, 96) if architecture == "80" else (0, 80)
+    spills, stack = (2, 128) if architecture == "80" else (0, 112)
     assert max(used("spill (?:stores|loads)")) <= 4 * spills
     assert max(used("cumulative stack size")) <= stack
     assert max(used("smem"), default=0) <= 1024  # apart from what the launch asks for

@@ -269,7 +269,7 @@ def test_extractors_that_are_none(tmp_path: Path) -> None:
     broken = "\ndef broken():\n    1 / 0\n"
     (tmp_path / "user.py").write_text(USER_MODULE.format(weight="2.0") + broken)
     for name, error, message in (
-        ("vgg", ValueError, "extractor must be mnist-classifier, inception, dinov2"),
+        ("vgg", ValueError, "extractor must be mnist-classifier, resnet50, inception, dinov2"),
         ("no_such_module:f", ImportError, "no_such_module.*put its folder on PYTHONPATH"),
         (f"{tmp_path}/none.py:f", FileNotFoundError, "none.py"),
         (f"{tmp_path}/user.py:nothing", ValueError, "must be a torch.nn.Module.*got NoneType"),

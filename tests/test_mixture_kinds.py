@@ -50,11 +50,13 @@ def test_params_that_lack_the_atoms_are_named() -> None:
         )
 
 
-def test_only_our_mnist_presets_have_atoms() -> None:
+def test_only_our_mnist_presets_see_bytes() -> None:
     for name in PRESETS:
         for role in ("noisy", "denoiser", "plain"):
-            with_atoms = name in ("mnist", "mnist-quick") and role != "noisy"
-            assert preset(name, role).model.atoms == (ATOMS if with_atoms else ())
+            model = preset(name, role).model
+            bytes_ = name in ("mnist", "mnist-quick") and role != "noisy"
+            assert (model.atoms == "all", model.fourier_features > 0) == (bytes_, bytes_)
+            assert (model.atoms == ()) != bytes_
 
 
 def test_a_gaussian_model_takes_the_scale_of_its_run() -> None:

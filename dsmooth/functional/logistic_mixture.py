@@ -305,7 +305,7 @@ def _log_gaussian(x: Tensor, means: Tensor, log_scales: Tensor, smoothing_scale:
     # The square of e^40 is near the end of float32: what a scale has beyond it stands apart.
     wide = log_scales > 40
     rest = torch.where(wide, log_scales - 40, 0)
-    variance = smoothing_scale**2 + torch.exp(2 * log_scales.clamp(max=40))
+    variance = smoothing_scale**2 + torch.exp(2 * torch.where(wide, 40, log_scales))
     square = (x - means) ** 2 / variance * torch.exp(-2 * rest)
     return -0.5 * (square + torch.log(2 * math.pi * variance)) - rest
 
