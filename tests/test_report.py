@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from copy import deepcopy
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,14 @@ from tests.helpers.report_checks import check_self_contained
 METHODS = ("noisy", "two-step", "single-step", "plain")
 
 
+CARD = read_json(find(DEFAULT) / "card.json")
+BITS = CARD["bits_per_dim"]
+BOUND = f"{BITS['pair']['value']:.3f}"
+
+
 def made_up_results(**data: Any) -> dict[str, Any]:
     """A results.json as `reproduce` would write it, of the packaged models' card."""
-    card = read_json(find(DEFAULT) / "card.json")
+    card = deepcopy(CARD)
     for i, run in enumerate(card["runs"].values()):
         run |= {"parameters": 100_001 + i, "training_seconds": 4800.0}
         run["notes"] = ["the decay was changed\x1b[2J\ud800"]
@@ -114,9 +120,15 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_the_page_says_what_was_measured(page: str) -> None:
+    pair, plain = (BITS[name]["conventions"][0] for name in ("pair", "plain"))
+    less, terms = BITS["pair_less"]["plain"], BITS["pair"]
     for part in (
-        *("0.8913 0.0024 1.6126", "0.8929 0.0024 –", "-0.0016 ± 0.0002", "3.125 ± 0.250 80.7 %"),
-        *("1.1271 (noisy", "-1.0472 (the noise", "0.8114 (denoiser)", "0.891 ± 0.002"),
+        f"{pair['value']:.4f} {pair['standard_error']:.4f} {pair['equation_4']:.4f}",
+        f"{plain['value']:.4f} {plain['standard_error']:.4f} –",
+        f"{less['value']:.4f} ± {less['standard_error']:.4f}",
+        *(f"{terms['noisy']:.4f} (noisy", f"{terms['smoothing']:.4f} (the noise"),
+        *(f"{terms['denoiser']:.4f} (denoiser)", f"{BOUND} ± {pair['standard_error']:.3f}"),
+        "3.125 ± 0.250 80.7 %",
         *("reproduce --budget 64", "100,001 parameters", "480,000 images", "8.0 passes"),
         *("changed\\x1b[2J\\ud800.", "4.125", "5.125", "0.321", "0123456789abcdef"),
         *("Abacus <IX> & sons", "2 diverged", "993 samples", "0.9, 0.99 0.9, 0.99 0.9, 0.99"),
@@ -130,7 +142,7 @@ def test_a_continuous_denoiser_is_not_called_discrete(tmp_path: Path, no_plots: 
     results = made_up_results()
     results["bits_per_dim"]["pair"]["likelihood"] = "continuous"
     seen = read(tmp_path, results)
-    assert "density bound, in [-1, 1] units, is 0.891" in seen
+    assert f"density bound, in [-1, 1] units, is {BOUND}" in seen
     assert "not comparable with discrete bits/dim" in seen
 
 
@@ -187,14 +199,15 @@ def test_packaged_models_are_told_with_the_numbers_of_their_card(
     seen = read(tmp_path, results)
     assert "trained on 480,000 images, repeats counted: 8.0 passes over 60,000 images" in seen
     assert "To all 60,000 training images, of which the subset is a part" in seen
-    assert "1.08 for 10,000 samples" in seen
+    distance = CARD["samples"]["of"]["two-step"]["distance"]["10000"]
+    assert f"{distance:.2f} for 10,000 samples" in seen
     assert "98.3 % by all 60,000 images" in seen
     assert "dsmooth/pretrained" not in seen
 
 
 def test_only_mnist_stands_beside_the_paper(page: str, tmp_path: Path, no_plots: None) -> None:
     paper = page[page.rindex("Beside the paper") : page.rindex("Training curves")]
-    numbers = ("0.891", "2.99", "3.23", "−4.01", "−3.23", "3.125")
+    numbers = (BOUND, "2.99", "3.23", "−4.01", "−3.23", "3.125")
     for part in (*numbers, "98.3 %", "98.5 %", "trained on 60,000 images"):
         assert part in paper
     assert paper.count("not comparable") == 2
