@@ -67,7 +67,7 @@ class _Whole:
         self.bar = make_bar(title, 100, text="%")
 
     def percent(self, part: str = "", fraction: float = 0.0) -> float:
-        """Of the parts that are done, and a fraction of another."""
+        """Percentage done: the finished parts, and a fraction of another."""
         now = self.done + fraction * self.seconds.get(part, 0.0)
         return min(100.0, 100 * now / sum(self.seconds.values()))
 

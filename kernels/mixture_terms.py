@@ -181,6 +181,6 @@ def place_among(level, LEVELS: tl.constexpr):
 
 @triton.jit
 def shift_of(max_logit):
-    """What all logits are lowered by before an exponent is added, which a large one would round
+    """Taken off all logits before an exponent is added, which a large logit would round
     away. Small ones stay: their sums keep their bits."""
     return tl.where(tl.abs(max_logit) > LARGE_LOGIT, max_logit, 0.0)

@@ -97,7 +97,7 @@ def test_probes_do_not_depend_on_the_number_of_threads(
 
 @pytest.mark.quick
 def test_the_gradient_is_that_of_the_cross_entropy() -> None:
-    """Of a first step from zero, by its signs, which Adam's first step keeps."""
+    """Gradient of a first step from zero, by its signs, which Adam's first step keeps."""
     features, labels = labelled(50, 7, 3, 2)
     seen: list[Tensor] = []
     with pytest.MonkeyPatch.context() as patch:

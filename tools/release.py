@@ -95,7 +95,7 @@ assert dsmooth.SmoothedPair.from_pretrained("mnist").sample(2, seed=0).isfinite(
 
 
 def say(stage: str) -> None:
-    """What is done next, which may take minutes."""
+    """Print the next stage, which may take minutes."""
     print(f"{stage} ...", flush=True)
 
 

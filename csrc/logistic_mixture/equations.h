@@ -246,7 +246,7 @@ DSMOOTH_INLINE typename M::V common_level(const typename M::V (&x)[C]) {
   return level;
 }
 
-// What every logit is lowered by before an exponent is added, which a large one would round away.
+// Taken off every logit before an exponent is added, which a large logit would round away.
 // Small ones stay: their sums keep their bits.
 template <class M>
 DSMOOTH_INLINE typename M::V shift_of(typename M::V max_logit) {

@@ -14,7 +14,7 @@ namespace dsmooth::sampler {
 
 enum class Conditioning { kNone, kStack, kConcat };
 
-// What a toy sees of a byte and of the pixels around, and which bytes it names.
+// How a toy sees a byte and the pixels around, and which bytes it names.
 struct Bytes {
   std::vector<int> atoms = {};
   int features = 0;  // of a colour's byte

@@ -109,11 +109,14 @@ def transformed(images: Tensor, transform: Transform, *, seed: int, first: int) 
 @contextmanager
 def _generators_kept() -> Iterator[None]:
     """Leave the global generators as they were."""
-    ours, numpys = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(devices=[]):
-        yield
-    random.setstate(ours)
-    np.random.set_state(numpys)  # noqa: NPY002
+    pythons = random.getstate()
+    numpys = np.random.get_state()  # noqa: NPY002 - the generator that transforms draw from
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(pythons)
+        np.random.set_state(numpys)  # noqa: NPY002 - as above
 
 
 def visited(dataset: ImageDataset, indices: Tensor, *, seed: int, first: int) -> Tensor:

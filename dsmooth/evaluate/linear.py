@@ -64,7 +64,7 @@ def train_linear(
         for first in range(0, n, batch):
             rows = order[first : first + batch].sort().values  # so that a disk is read forwards
             z = centred(features[rows.numpy()])
-            # Of the mean cross-entropy: (softmax - one-hot) / B times the scaled features.
+            # Gradient of the mean cross-entropy: (softmax - one-hot) / B times the scaled features.
             slope = logits(z).softmax(1)
             slope[torch.arange(len(rows)), labels[rows]] -= 1
             slope /= len(rows)

@@ -274,7 +274,7 @@ class PixelCNNpp(nn.Module):
             self.train(was_training)
 
     def _seen(self, x: Tensor) -> Tensor:
-        """What the network sees of x: its colours, ones and Fourier features."""
+        """The input of the first layers: the colours of x, ones and Fourier features."""
         if octaves := self.config.fourier_features:
             return torch.cat([_with_ones(x), fourier_features(x, octaves)], dim=1)
         return _with_ones(x)

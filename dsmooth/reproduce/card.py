@@ -38,8 +38,8 @@ from .stages import Sizes, Stages, black_share, bytes_to_compare
 SLICE_IMAGES = 40
 CONFIDENT_IMAGES = 1000
 CONFIDENCES = (0.9, 0.99)
-# What is probed, by its input: the noisy model as in the paper; on clean images, by which the plain
-# model and an untrained one are compared with it.
+# Networks that are probed, by their input: the noisy model as in the paper; on clean images also
+# the plain model and an untrained one, to compare it with.
 PROBED: dict[ProbeInput, tuple[str, ...]] = {
     "noisy": ("noisy", "pixels"),
     "clean": ("noisy", "pixels", "plain", "untrained-noisy"),

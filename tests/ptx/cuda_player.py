@@ -181,7 +181,7 @@ def made_sampler(player: CudaPlayer) -> Iterator[Callable[..., Any]]:
 
 
 def draw(player: CudaPlayer) -> Drawn:
-    """What the compiled kernel draws."""
+    """Images that the compiled kernel draws."""
     memory, case = player.memory, player.case
     with memory.borrowed(), made_sampler(player) as call:
         weights = memory.empty((call("weight_bytes", result=ctypes.c_int64),), torch.uint8)
