@@ -14,6 +14,7 @@ from torch.utils import data as loaders
 import dsmooth
 from dsmooth.data import ImageDataset, own_images
 from dsmooth.data.dataset import Transform
+from dsmooth.data.order import transformed
 from dsmooth.data.own import split_own
 from dsmooth.training.step import TrainState
 from tests.helpers.data_makers import random_bytes
@@ -143,6 +144,8 @@ def test_a_transform_is_a_function_of_seed_and_visit() -> None:
     assert torch.equal(whole, batches(16))
     assert not torch.equal(whole, batches(40, seed=1))
     assert len(whole.unique(dim=0)) == 80  # an image twice is two images
+    with pytest.raises(ValueError, match="transform must"):
+        transformed(train_set.images[:1], lambda image: image[0], seed=0, first=0)
     assert random.getstate() == before[1]
     torch.manual_seed(7)
     state = torch.random.get_rng_state()
