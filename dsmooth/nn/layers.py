@@ -81,20 +81,19 @@ class WeightNormConv(nn.Module):
             self.bias.sub_(mean).mul_(gain)
 
 
-class ExactNin(WeightNormConv):
-    """A 1x1 convolution whose operands CUDA does not round to TF32, as it does a convolution's.
+class Nin(WeightNormConv):
+    """A 1x1 convolution as a product of matrices.
 
-    There it is a matmul, which is exact unless `torch.set_float32_matmul_precision` says otherwise.
+    On a CPU it takes less than half the time of a convolution with hundreds of outputs. On CUDA its
+    operands are not rounded to TF32 as a convolution's are, unless
+    `torch.set_float32_matmul_precision` says so.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D, H, W)."""
-        return self.as_matmul(x) if x.is_cuda else super().forward(x)
-
-    def as_matmul(self, x: Tensor) -> Tensor:
-        """`forward` on any device, by a matmul."""
         weight, bias = self.affine()
-        return torch.einsum("dc,bchw->bdhw", weight[:, :, 0, 0], x) + bias[:, None, None]
+        matrix = weight[:, :, 0, 0].expand(x.shape[0], -1, -1)
+        return torch.baddbmm(bias[:, None], matrix, x.flatten(2)).unflatten(2, x.shape[2:])
 
 
 class GatedResnet(nn.Module):

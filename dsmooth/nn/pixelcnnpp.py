@@ -16,7 +16,7 @@ from ..functional.dispatch import without_autocast
 from ..functional.gated_resnet import draw_seed
 from .condition import condition_vectors
 from .images import check_scale, check_tensor
-from .layers import ExactNin, GatedResnet, WeightNormConv
+from .layers import GatedResnet, Nin, WeightNormConv
 
 Streams = tuple[Tensor, Tensor]  # u (all rows above) and ul (above, and left in the row)
 
@@ -126,7 +126,7 @@ class PixelCNNpp(nn.Module):
         self.downsize_u, self.downsize_ul = two(**u, stride=2), two(**ul, stride=2)
         self.upsize_u, self.upsize_ul = two(**u, transposed=True), two(**ul, transposed=True)
         hidden = config.head_filters
-        self.head = ExactNin(f + 2 * hidden, config.n_params, (1, 1))
+        self.head = Nin(f + 2 * hidden, config.n_params, (1, 1))
         self.hidden = _Hidden(channels, f, hidden) if hidden else None
         self.encoder = ContextEncoder(config, **both) if config.conditioning == "concat" else None
         # One seed a forward serves all dropout: each gated resnet has a number of its own.
