@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dsmooth import ModelConfig, PixelCNNpp
 from dsmooth.functional import logistic_mixture_sample, use_impl
+from dsmooth.nn.condition import Condition
 from dsmooth.philox import Stream, image_words, to_uniform
 from dsmooth.sampling.program import NONE, Op, Phase, Program
 
@@ -59,8 +60,9 @@ CIFAR = Network(channels=3, n_filters=160, size=32)
 def plain_forward(model: PixelCNNpp, shape: tuple[int, ...]) -> None:
     """One forward: the work of plain sampling for one pixel of every image."""
     context = None if model.config.conditioning == "none" else torch.zeros(shape)
+    x = torch.zeros(shape)
     with use_impl("reference"):
-        model.decode(torch.zeros(shape), model.encode_context(torch.zeros(shape), context))
+        model.decode(x, model.encode_context(x, Condition(context)))
 
 
 def make_step(

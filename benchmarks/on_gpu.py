@@ -117,7 +117,7 @@ def flat(tensors: Sequence[Any]) -> Tensor:
 def compile_blocks(model: PixelCNNpp) -> None:
     """Compile each gated resnet for its shapes, and fail where one cannot be.
 
-    The number of a layer, which only dropout reads, is left out: each would be compiled anew.
+    All get one layer number, which only dropout reads: by their own each is compiled anew.
     """
     # By name: a mode would capture graphs of its own inside ours.
     import_module("torch._inductor.config").max_autotune = True
@@ -128,13 +128,7 @@ def compile_blocks(model: PixelCNNpp) -> None:
     for module in model.modules():
         if isinstance(module, GatedResnet):
             module.layer = 0
-            compiled = torch.compile(module.forward, dynamic=False, fullgraph=True)
-            # The instance's own forward is what torch.nn.Module calls.
-            module.forward = partial(without_layer, compiled)  # type: ignore[method-assign]
-
-
-def without_layer(forward: Callable[..., Tensor], *inputs: Any, layer: int, **rest: Any) -> Tensor:
-    return forward(*inputs, **rest)
+            module.compile(dynamic=False, fullgraph=True)
 
 
 def block(name: str, card: Card) -> Case:

@@ -92,10 +92,10 @@ def test_kernels_of_one_shape_step_as_if_alone_whatever_the_size_of_their_gradie
 def test_filters_have_length_one_and_turn_by_the_angle() -> None:
     """A filter moves by the angle, root mean square; nearly at right angles, as gradients are."""
     layers = convolutions(SHAPES)
-    weights = [layer.weight().detach() for layer in layers]
+    weights = [layer.affine()[0].detach() for layer in layers]
     Muon({str(i): layer for i, layer in enumerate(layers)})
     for layer, weight in zip(layers, weights, strict=True):
-        torch.testing.assert_close(layer.weight(), weight)  # the function is the same
+        torch.testing.assert_close(layer.affine()[0], weight)  # the function is the same
     before = [filters(layer.weight_v.detach().clone(), layer.transposed) for layer in layers]
     after = stepped(layers, together=True, steps=1)
     for old, layer, v in zip(before, layers, after, strict=True):

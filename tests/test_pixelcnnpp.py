@@ -17,8 +17,9 @@ from torch import Tensor
 
 import dsmooth
 from dsmooth.functional import concat_elu, use_impl
+from dsmooth.nn.condition import Condition
 from dsmooth.nn.layers import GatedResnet, WeightNormConv
-from dsmooth.nn.pixelcnnpp import fourier_features
+from dsmooth.nn.pixelcnnpp import Dropout, fourier_features
 from tests.helpers.class_networks import conditional
 from tests.helpers.class_networks import inputs as class_inputs
 
@@ -241,8 +242,8 @@ def test_weight_norm_is_per_output_filter_and_can_be_copied() -> None:
             p.add_(1.0)
     conv, deconv = model.stem_u, model.upsize_u[0]
     norm = torch.linalg.vector_norm
-    torch.testing.assert_close(norm(conv.weight(), dim=(1, 2, 3)), conv.weight_g)
-    torch.testing.assert_close(norm(deconv.weight(), dim=(0, 2, 3)), deconv.weight_g)
+    torch.testing.assert_close(norm(conv.affine()[0], dim=(1, 2, 3)), conv.weight_g)
+    torch.testing.assert_close(norm(deconv.affine()[0], dim=(0, 2, 3)), deconv.weight_g)
     assert not torch.equal(clone.stem_u.weight_g, conv.weight_g)
 
 
@@ -265,8 +266,8 @@ def test_one_seed_a_forward_and_a_number_for_every_gated_resnet(conditioning: st
     x, context = inputs(conditioning, 1, 4, 4)
     seen: list[tuple[int, Tensor]] = []
 
-    def record(layer: GatedResnet, args: Any, named: dict[str, Any]) -> None:
-        seen.append((named["layer"], named["seed"]))
+    def record(block: GatedResnet, args: Any, named: dict[str, Any]) -> None:
+        seen.append((block.layer, named["seed"]))
 
     blocks = {name: m for name, m in model.named_modules() if isinstance(m, GatedResnet)}
     for block in blocks.values():
@@ -279,8 +280,8 @@ def test_one_seed_a_forward_and_a_number_for_every_gated_resnet(conditioning: st
     parts = [name.split(".")[0] for name in order]
     assert parts == sorted(parts, key=["up", "down", "encoder"].index)
 
-    seed = seen[0][1]
-    again = model.decode(x, model.encode_context(x, context, seed=seed))
+    dropout = Dropout(seen[0][1])
+    again = model.decode(x, model.encode_context(x, Condition(context), dropout), dropout)
     assert torch.equal(again, drawn)
     before = torch.get_rng_state()
     model.eval()(x, context)

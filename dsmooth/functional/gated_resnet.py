@@ -120,26 +120,22 @@ def gated_resnet(
 def _reference(given: Operands, settings: Settings) -> Tensor:
     """The equation of `gated_resnet`, line for line."""
     skips = [skip for skip in (given.skip, given.skip_2) if skip is not None]
-    conv_in = _weight(given.conv_in, given.gain_in)
+    conv_in = fold_weight_norm(given.conv_in, given.gain_in)
     h = shifted_conv2d(concat_elu(given.x), conv_in, given.bias_in, shift=settings.shift)
     if given.nin_skip is not None:
         a = torch.cat(skips, dim=1) if len(skips) > 1 else skips[0]
-        h = h + F.conv2d(concat_elu(a), _weight(given.nin_skip, given.gain_nin), given.bias_nin)
+        nin = fold_weight_norm(given.nin_skip, given.gain_nin)
+        h = h + F.conv2d(concat_elu(a), nin, given.bias_nin)
     h = concat_elu(h)
     if given.seed is not None:
         factors = dropout_factors(h.shape, settings, given.seed).to(h.dtype)
         h = torch.where(factors > 0, h * factors, 0)
-    conv_out = _weight(given.conv_out, given.gain_out)
+    conv_out = fold_weight_norm(given.conv_out, given.gain_out)
     gates = shifted_conv2d(h, conv_out, given.bias_out, shift=settings.shift)
     if given.image_bias is not None:
         gates = gates + given.image_bias[:, :, None, None].to(gates.dtype)
     a, g = torch.chunk(gates, 2, dim=1)
     return given.x + a * torch.sigmoid(g)
-
-
-def _weight(v: Tensor, gain: Tensor | None) -> Tensor:
-    """The weight of a weight norm, or v itself without a gain."""
-    return v if gain is None else fold_weight_norm(v, gain)
 
 
 def draw_seed(device: torch.device) -> Tensor:

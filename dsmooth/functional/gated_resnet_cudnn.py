@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from ..kernels.geometry import Operands, Settings, Taps, channels_last
 from ..kernels.padded import gate_epilogue, pad_concat_elu
+from .shifted_conv import fold_weight_norm
 
 
 class _PadConcatElu(torch.autograd.Function):
@@ -52,9 +53,8 @@ def gated_resnet_cudnn(given: Operands, settings: Settings) -> Tensor:
         taps, dtype = Taps.of(v, settings.shift), x.dtype
         padded = _PadConcatElu.apply(x, taps, settings, seed)
         gain, bias = (getattr(given, f"{name}_{part}") for name in ("gain", "bias"))
-        if gain is not None:
-            v = torch._weight_norm(v, gain.view(-1, 1, 1, 1), 0)
-        return F.conv2d(padded, v.to(dtype, memory_format=torch.channels_last), bias.to(dtype))
+        weight = fold_weight_norm(v, gain).to(dtype, memory_format=torch.channels_last)
+        return F.conv2d(padded, weight, bias.to(dtype))
 
     whole = Settings(settings.shift)
     h = convolve(given.x, "in", given.conv_in, whole)

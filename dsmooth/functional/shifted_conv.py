@@ -100,8 +100,13 @@ def filter_norms(v: Tensor, *, transposed: bool = False) -> Tensor:
     return torch.linalg.vector_norm(v, dim=(0, 2, 3) if transposed else (1, 2, 3))
 
 
-def fold_weight_norm(v: Tensor, gain: Tensor, *, transposed: bool = False) -> Tensor:
-    """The weight g v / |v| of a weight norm per output filter, in the shape of v; gain: g (D,)."""
+def fold_weight_norm(v: Tensor, gain: Tensor | None, *, transposed: bool = False) -> Tensor:
+    """The weight g v / |v| of a weight norm per output filter, in the shape of v.
+
+    gain: g (D,); None for v itself.
+    """
+    if gain is None:
+        return v
     scale = gain / filter_norms(v, transposed=transposed)
     return v * scale.view((1, -1, 1, 1) if transposed else (-1, 1, 1, 1))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,18 +11,32 @@ from torch import Tensor
 from ..config import ModelConfig
 
 
+class Condition(NamedTuple):
+    """The images, classes and noise levels that a batch is conditioned on; None where not.
+
+    context: (B, C, H, W), like x, for a conditioned model only. label: (B,) int64 in
+    0 .. n_classes - 1, or (B, n_classes) floating point for soft classes; for a model with classes
+    only. level: (B,) int64, the index of each image's noise among the model's noise_levels, if it
+    has some.
+    """
+
+    context: Tensor | None = None
+    label: Tensor | None = None
+    level: Tensor | None = None
+
+
 def condition_vectors(
-    label: Tensor | None, level: Tensor | None, config: ModelConfig, batch: int, like: Tensor
+    condition: Condition, config: ModelConfig, batch: int, like: Tensor
 ) -> Tensor | None:
     """The vectors (B, D) of a batch in the dtype and on the device of `like`; None where D is 0.
 
-    label: (B,) int64 classes, which become one-hot vectors, or (B, n_classes) floating point, the
-    vectors themselves. level: (B,) int64, which become one-hot vectors behind these. Raises as
-    `check_label` does, and ValueError for one on another device.
+    They are the label's, one-hot or soft, and then the level's, one-hot. Raises as `check_label`
+    does, and ValueError for one on another device.
     """
     sizes = {"label": config.condition_size, "level": len(config.noise_levels)}
     parts: list[Tensor] = []
-    for (name, size), values in zip(sizes.items(), (label, level), strict=True):
+    for name, size in sizes.items():
+        values = getattr(condition, name)
         check_label(values, size, batch, name)
         if values is None:
             continue

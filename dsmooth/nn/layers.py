@@ -61,13 +61,10 @@ class WeightNormConv(nn.Module):
         """|v| of each output filter."""
         return filter_norms(v, transposed=self.transposed)
 
-    def weight(self) -> Tensor:
-        """The folded weight, in the shape of weight_v."""
-        return fold_weight_norm(self.weight_v, self.weight_g, transposed=self.transposed)
-
     def affine(self) -> tuple[Tensor, Tensor]:
-        """(weight, bias), as the functional ops take them."""
-        return self.weight(), self.bias
+        """(weight in the shape of weight_v, bias), as the functional ops take them."""
+        weight = fold_weight_norm(self.weight_v, self.weight_g, transposed=self.transposed)
+        return weight, self.bias
 
     def initialize(self, x: Tensor, scale: float = 1.0) -> None:
         """Data-dependent init: set g and b so that the output for `x` has mean 0 and std `scale`
@@ -133,15 +130,12 @@ class GatedResnet(nn.Module):
         *,
         condition: Tensor | None = None,
         seed: Tensor | None = None,
-        layer: int | None = None,
         first_image: int = 0,
     ) -> Tensor:
         """(B, F, H, W), skip (B, skip_channels, H, W) or its parts -> (B, F, H, W).
 
         condition: the vector of each image, (B, D) in the dtype of the weights.
         seed: of the dropout, int64 without dimensions; drawn from torch's generator if None.
-        layer: its own number if None. A network passes the number all the same: to torch.compile an
-        argument is a variable; an attribute is a constant, with which each one is compiled anew.
         first_image: where x begins in a larger batch whose dropout it shares.
         """
         convs = [self.conv_in, self.conv_out] + ([self.nin_skip] if self.nin_skip else [])
@@ -162,7 +156,7 @@ class GatedResnet(nn.Module):
             shift=self.conv_in.shift,
             dropout=self.dropout if self.training else 0.0,
             seed=seed,
-            layer=self.layer if layer is None else layer,
+            layer=self.layer,
             first_image=first_image,
             keep_gates=self.keep_gates,
         )

@@ -14,7 +14,7 @@ from ..config import Conditioning, ModelConfig
 from ..functional import concat_elu, down_shift, logistic_mixture_log_prob, right_shift
 from ..functional.dispatch import without_autocast
 from ..functional.gated_resnet import draw_seed
-from .condition import condition_vectors
+from .condition import Condition, condition_vectors
 from .images import check_scale, check_tensor
 from .layers import GatedResnet, Nin, WeightNormConv
 
@@ -25,18 +25,23 @@ class Encoded(NamedTuple):
     """The condition of a batch, as `PixelCNNpp.decode` takes it; None for what is not there.
 
     stacked: (B, C, H, W), the context of conditioning="stack". streams: e_u and e_ul of "concat".
-    vector: (B, D), which enters every gated resnet. seed, first_image: of the dropout.
+    vector: (B, D), which enters every gated resnet.
     """
 
     stacked: Tensor | None = None
     streams: Streams | None = None
     vector: Tensor | None = None
+
+
+class Dropout(NamedTuple):
+    """The dropout of one forward pass.
+
+    seed: int64 without dimensions; in training, drawn from torch's generator if None. first_image:
+    index of the first image in a larger batch whose dropout is shared.
+    """
+
     seed: Tensor | None = None
     first_image: int = 0
-
-    def shared(self) -> dict[str, Any]:
-        """The arguments that every gated resnet takes."""
-        return {"condition": self.vector, "seed": self.seed, "first_image": self.first_image}
 
 
 class _Block(nn.Module):
@@ -73,11 +78,11 @@ class ContextEncoder(nn.Module):
         self.nin_u = WeightNormConv(width, f, (1, 1))
         self.nin_ul = WeightNormConv(width, f, (1, 1))
 
-    def forward(self, context: Tensor, shared: dict[str, Any]) -> Streams:
-        """(B, C, H, W) -> e_u and e_ul, each (B, F, H, W). shared: see `Encoded`."""
+    def forward(self, context: Tensor, vector: Tensor | None, dropout: Dropout) -> Streams:
+        """(B, C, H, W) and the vectors (B, D) of the images -> e_u and e_ul, each (B, F, H, W)."""
         e = self.stem(_with_ones(context))
         for layer in cast("Iterable[GatedResnet]", self.layers):
-            e = layer(e, layer=layer.layer, **shared)
+            e = layer(e, condition=vector, **dropout._asdict())
         return self.nin_u(e), self.nin_ul(e)
 
 
@@ -148,48 +153,37 @@ class PixelCNNpp(nn.Module):
         """Mixture parameters of every pixel.
 
         x: (B, C, H, W) in [-1, 1] (noisy images go beyond), H and W multiples of 4.
-        context: like x, for a conditioned model only. label: (B,) int64 in 0 .. n_classes - 1, or
-        (B, n_classes) floating point for soft classes; for a model with classes only. level: (B,)
-        int64, the index of each image's noise among the model's noise_levels, if it has some.
-        seed: of the dropout, int64 without dimensions; in training, drawn from torch's generator if
-        None.
-        first_image: where x begins in a larger batch whose dropout it shares. Returns (B, P, H, W)
-        for x alone: logits, then means, log-scales and coefficients per colour, as in docs/math.md,
-        section 1.
+        context, label, level: see `Condition`. seed, first_image: see `Dropout`. Returns
+        (B, P, H, W) for x alone: logits, then means, log-scales and coefficients per colour, as in
+        docs/math.md, section 1.
 
         Raises ValueError for a wrong shape and for a context, label or level missing or
         superfluous, TypeError for a wrong dtype.
         """
-        encoded = self.encode_context(x, context, label, level, seed=seed, first_image=first_image)
-        return self.decode(x, encoded)
+        condition = Condition(context, label, level)
+        dropout = self._drawn(Dropout(seed, first_image), x.device)
+        return self.decode(x, self.encode_context(x, condition, dropout), dropout)
 
     def encode_context(
-        self,
-        x: Tensor,
-        context: Tensor | None,
-        label: Tensor | None = None,
-        level: Tensor | None = None,
-        *,
-        seed: Tensor | None = None,
-        first_image: int = 0,
+        self, x: Tensor, condition: Condition, dropout: Dropout | None = None
     ) -> Encoded:
         """Check `x` against what it is conditioned on and return what `decode` needs of that.
 
-        Arguments and errors as of `forward`.
+        dropout: as of `decode`. Raises as `forward` does.
         """
-        self._check(x, context)
-        vector = condition_vectors(label, level, self.config, x.shape[0], self.head.bias)
-        if seed is None and self.training and self.config.dropout > 0:
-            seed = draw_seed(x.device)
-        if self.encoder is None or context is None:
-            return Encoded(context, None, vector, seed, first_image)
-        shared = Encoded(None, None, vector, seed, first_image).shared()
-        return Encoded(None, self.encoder(context, shared), vector, seed, first_image)
+        self._check(x, condition.context)
+        vector = condition_vectors(condition, self.config, x.shape[0], self.head.bias)
+        if self.encoder is None or condition.context is None:
+            return Encoded(condition.context, None, vector)
+        return Encoded(None, self.encoder(condition.context, vector, dropout or Dropout()), vector)
 
-    def decode(self, x: Tensor, encoded: Encoded) -> Tensor:
-        """`forward` for an encoded context, which a sampler computes once for many calls."""
+    def decode(self, x: Tensor, encoded: Encoded, dropout: Dropout | None = None) -> Tensor:
+        """`forward` for an encoded context, which a sampler computes once for many calls.
+
+        dropout: in training, by default that of a seed for each gated resnet.
+        """
         seen, dtype = self._seen(x), self.head.bias.dtype
-        _, ul = self._streams(seen, encoded)[-1]
+        _, ul = self._streams(seen, encoded, dropout or Dropout())[-1]
         value = F.elu(ul[:, :, -x.shape[2] :].to(dtype))
         if self.hidden is not None:
             hidden = self.hidden(seen, value).to(dtype)
@@ -222,38 +216,31 @@ class PixelCNNpp(nn.Module):
         return logistic_mixture_log_prob(x, params, **self.config.mixture).sum((1, 2))
 
     def features(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        label: Tensor | None = None,
-        level: Tensor | None = None,
+        self, x: Tensor, *condition: Tensor | None, **named: Tensor | None
     ) -> dict[str, Streams]:
         """The streams (u, ul) after each block, of x alone.
 
+        condition: context, label and level, by their order or their names, as of `forward`.
         Keys up0, up1, up2, down0, down1, down2; each stream (B, F, H/s, W/s) with s = 1, 2, 4, 4,
         2, 1; up_i is taken before its stride-2 convolution.
         """
         scales = {"up0": 1, "up1": 2, "up2": 4, "down0": 4, "down1": 2, "down2": 1}
-        encoded = self.encode_context(x, context, label, level)
-        streams = self._streams(self._seen(x), encoded)
+        dropout = self._drawn(Dropout(), x.device)
+        encoded = self.encode_context(x, Condition(*condition, **named), dropout)
+        streams = self._streams(self._seen(x), encoded, dropout)
         return {
             name: (u[:, :, -(x.shape[2] // scale) :], ul[:, :, -(x.shape[2] // scale) :])
             for (name, scale), (u, ul) in zip(scales.items(), streams, strict=True)
         }
 
     @torch.no_grad()
-    def initialize(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        label: Tensor | None = None,
-        level: Tensor | None = None,
-    ) -> None:
+    def initialize(self, x: Tensor, *condition: Tensor | None, **named: Tensor | None) -> None:
         """Data-dependent init: set g and b of every layer on a first batch.
 
         Each pre-activation gets mean 0 and variance 1, layer after layer, with the already
         corrected input. For the second convolution of a gated resnet the standard deviation is 0.1.
-        Source: Salimans & Kingma, Weight normalization (2016), section 3.
+        condition: as of `features`. Source: Salimans & Kingma, Weight normalization (2016),
+        section 3.
         """
 
         def before(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -267,11 +254,17 @@ class PixelCNNpp(nn.Module):
         self.eval()
         handles = [layer.register_forward_pre_hook(before) for layer in layers]
         try:
-            self(x, context, label, level)
+            self(x, *condition, **named)
         finally:
             for handle in handles:
                 handle.remove()
             self.train(was_training)
+
+    def _drawn(self, dropout: Dropout, device: torch.device) -> Dropout:
+        """Give all gated resnets one seed, where they would draw their own."""
+        if dropout.seed is None and self.training and self.config.dropout > 0:
+            return dropout._replace(seed=draw_seed(device))
+        return dropout
 
     def _seen(self, x: Tensor) -> Tensor:
         """The input of the first layers: the colours of x, ones and Fourier features."""
@@ -279,12 +272,12 @@ class PixelCNNpp(nn.Module):
             return torch.cat([_with_ones(x), fourier_features(x, octaves)], dim=1)
         return _with_ones(x)
 
-    def _streams(self, x: Tensor, encoded: Encoded) -> list[Streams]:
+    def _streams(self, x: Tensor, encoded: Encoded, dropout: Dropout) -> list[Streams]:
         """The six block outputs for an image as `_seen` gives it; for "stack" those of both images.
 
         Of a context that is stacked the network sees no features.
         """
-        shared = encoded.shared()
+        shared = {"condition": encoded.vector, **dropout._asdict()}
         if encoded.stacked is not None:
             above = _with_ones(encoded.stacked)
             above = F.pad(above, (0, 0, 0, 0, 0, x.shape[1] - above.shape[1]))
@@ -298,8 +291,8 @@ class PixelCNNpp(nn.Module):
         stack: list[Streams] = [(u, ul)]
         for i, block in enumerate(cast("Iterable[_Block]", self.up)):
             for res_u, res_ul in block:
-                u = res_u(u, layer=res_u.layer, **shared)
-                ul = res_ul(ul, u, layer=res_ul.layer, **shared)
+                u = res_u(u, **shared)
+                ul = res_ul(ul, u, **shared)
                 stack.append((u, ul))
             outputs.append((u, ul))
             if i < 2:
@@ -310,8 +303,8 @@ class PixelCNNpp(nn.Module):
         for i, block in enumerate(cast("Iterable[_Block]", self.down)):
             for res_u, res_ul in block:
                 skip_u, skip_ul = stack.pop()
-                u = res_u(u, skip_u, layer=res_u.layer, **shared)
-                ul = res_ul(ul, (u, skip_ul), layer=res_ul.layer, **shared)
+                u = res_u(u, skip_u, **shared)
+                ul = res_ul(ul, (u, skip_ul), **shared)
             outputs.append((u, ul))
             if i < 2:
                 u, ul = self.upsize_u[i](u), self.upsize_ul[i](ul)

@@ -15,7 +15,7 @@ from .._extension import cuda_obstacle, extension, unavailable_reason, warn_once
 from ..config import Precision
 from ..machine import check_memory
 from ..nn import PixelCNNpp
-from ..nn.condition import condition_vectors
+from ..nn.condition import Condition, condition_vectors
 from ..nn.pixelcnnpp import is_given
 from .program import Program, as_numpy
 from .request import AUTO, Choices, Execution, Progress, Request, check_like, check_size
@@ -153,7 +153,7 @@ class CachedSampler:
         if request.known is not None:
             out = request.known.keep(out, as_bytes=self.config.fourier_features > 0)
             mask = request.known.mask.contiguous().view(torch.uint8)
-        vectors = condition_vectors(label, None, self.config, request.count, out)
+        vectors = condition_vectors(Condition(None, label), self.config, request.count, out)
         plain = {"context": context, "label": vectors}
         for name, values in plain.items():
             if values is not None:

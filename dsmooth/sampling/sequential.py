@@ -11,6 +11,7 @@ from torch import Tensor
 from ..functional import logistic_mixture_sample
 from ..machine import check_memory
 from ..nn import PixelCNNpp
+from ..nn.condition import Condition
 from ..nn.pixelcnnpp import Encoded
 from ..philox import Stream, image_words, to_uniform
 from .request import Choices, Progress, Request, check_size
@@ -185,12 +186,12 @@ class _Canvas:
             model = copy.deepcopy(model, shared).eval()
         self.model, self.temperature = model, request.temperature
         label = request.labels(model.config.condition_size, like.device)
-        self.encoded = model.encode_context(self.x, context, label)
+        self.encoded = model.encode_context(self.x, Condition(context, label))
 
     def redrawn(self, images: Tensor | slice, rows: slice, columns: slice) -> Tensor:
         """Some pixels of some images, drawn given the images; known ones as they are."""
         visible = (rows.stop + 3) // 4 * 4  # rows below cannot matter; it takes a multiple of 4
-        stacked, streams, vector = self.encoded[:3]
+        stacked, streams, vector = self.encoded
         stacked, vector = (None if e is None else e[images] for e in (stacked, vector))
         if streams is not None:
             u, ul = (e[images, :, :visible] for e in streams)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
@@ -172,6 +173,9 @@ class TrainState:
         self.optimizer = Optimizer(self.model, config, device)
         self.ema = EMA(self.model, config.ema) if config.ema else None
         if config.compile:  # each by itself: equal shapes share one compilation of seconds
+            # They differ in `layer`, which the compiler else takes for a constant.
+            compiler: Any = import_module("torch._dynamo.config")
+            compiler.allow_unspec_int_on_nn_module = True
             for module in self.model.modules():
                 if isinstance(module, GatedResnet):
                     module.compile()

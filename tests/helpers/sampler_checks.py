@@ -13,6 +13,7 @@ from dsmooth.functional import concat_elu, logistic_mixture_sample, use_impl
 from dsmooth.functional.logistic_mixture import split_mixture
 from dsmooth.nn import PixelCNNpp
 from dsmooth.nn.layers import WeightNormConv
+from dsmooth.nn.pixelcnnpp import Dropout, Encoded
 from dsmooth.philox import Stream, image_words, to_uniform
 from dsmooth.sampling import CachedSampler
 
@@ -121,8 +122,8 @@ def check_head_in_float32(sampler: CachedSampler, model: PixelCNNpp) -> None:
     exact = copy.deepcopy(model).cpu().double()
     image = torch.zeros(x.shape, dtype=torch.float64)
     seen = exact._seen(image)
-    ul = exact._streams(seen, exact.encode_context(image, None))[-1][1]
-    operands, weight = torch.nn.functional.elu(ul), exact.head.weight()[1].view(1, -1, 1, 1)
+    ul = exact._streams(seen, Encoded(), Dropout())[-1][1]
+    operands, weight = torch.nn.functional.elu(ul), exact.head.affine()[0][1].view(1, -1, 1, 1)
     hidden = operands[:, :0]
     if exact.hidden is not None:
         hidden = concat_elu(exact.hidden(seen, operands))
