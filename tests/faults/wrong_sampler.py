@@ -35,29 +35,31 @@ VALUES: dict[str, list[Any]] = {
 
 
 CLASSES = 2
+BYTES: dict[str, Any] = {"atoms": "all", "fourier_features": 8, "head_filters": 3}
 
 
-def make_program(conditioning: str, bf16: bool, n_classes: int = 0) -> Program:
+def make_program(conditioning: str, bf16: bool, n_classes: int = 0, **more: Any) -> Program:
+    """more: fields of the model's configuration."""
     torch.manual_seed(0)
-    config = ModelConfig(
-        n_filters=3,
-        n_resnet=1,
-        n_mix=2,
-        dropout=0.0,
-        conditioning=conditioning,  # type: ignore[arg-type]
-        likelihood="discretized",
-        atoms=(0, 255),
-        n_classes=n_classes,
-    )
-    model = PixelCNNpp(config)
+    settings: dict[str, Any] = {
+        "n_filters": 3,
+        "n_resnet": 1,
+        "n_mix": 2,
+        "dropout": 0.0,
+        "conditioning": conditioning,
+        "likelihood": "discretized",
+        "atoms": (0, 255),
+        "n_classes": n_classes,
+    }
+    model = PixelCNNpp(ModelConfig(**settings | more))
     for name, weight in model.named_parameters():
         if name.endswith("condition_weight"):
             torch.nn.init.normal_(weight)
     return Program(model, bf16=bf16)
 
 
-def make_sampler(conditioning: str, bf16: bool, n_classes: int = 0) -> Any:
-    return extension().CpuSampler(make_program(conditioning, bf16, n_classes), bf16, "auto")
+def make_sampler(conditioning: str, bf16: bool, n_classes: int = 0, **more: Any) -> Any:
+    return extension().CpuSampler(make_program(conditioning, bf16, n_classes, **more), bf16, "auto")
 
 
 def _arguments(conditioning: str, completes: bool = False, n_classes: int = 0) -> Arguments:
@@ -78,8 +80,10 @@ def _arguments(conditioning: str, completes: bool = False, n_classes: int = 0) -
     }
 
 
-def _target(conditioning: str, bf16: bool, completes: bool, n_classes: int = 0) -> Target:
-    sampler = make_sampler(conditioning, bf16, n_classes)
+def _target(
+    conditioning: str, bf16: bool, completes: bool, n_classes: int = 0, **more: Any
+) -> Target:
+    sampler = make_sampler(conditioning, bf16, n_classes, **more)
 
     def call(given: Arguments) -> list[Tensor]:
         sampler.sample(**given)
@@ -112,8 +116,9 @@ def _target(conditioning: str, bf16: bool, completes: bool, n_classes: int = 0) 
     operands = "bfloat16" if bf16 else "float32"
     known = ", known pixels" if completes else ""
     classes = ", classes" if n_classes else ""
+    bytes_seen = ", bytes" if more else ""
     return Target(
-        f"_C.CpuSampler.sample, {conditioning}, {operands}{known}{classes}",
+        f"_C.CpuSampler.sample, {conditioning}, {operands}{known}{classes}{bytes_seen}",
         *(lambda: _arguments(conditioning, completes, n_classes), call, expected, VALUES, True),
     )
 
@@ -146,6 +151,8 @@ TARGETS = [
     _target("stack", True, True),
     _target("concat", False, False, CLASSES),
     _target("none", True, True, CLASSES),
+    _target("none", True, False, **BYTES),
+    _target("stack", False, True, **BYTES),
     Target(
         "_C.CpuSampler.bytes_per_image",
         *(lambda: {"height": 8, "width": 8}, _bytes, _expected_bytes, VALUES),
@@ -195,7 +202,7 @@ VALUES_OF: dict[str, list[Any]] = {
     "likelihood": ["continuous", "gaussian", "bogus", ""],
     "atoms": [(0, 0), (256, 1), (-1, 2), (2**70, 1)],
     "smoothing_scale": [-1.0, float("nan")],
-    **dict.fromkeys(("weight", "bias", "projection"), WEIGHTS),
+    **dict.fromkeys(("weight", "bias", "projection", "features"), WEIGHTS),
 }
 ARGUMENTS: dict[str, list[Any]] = {
     "program": [None, "x", 3, object()],
@@ -252,12 +259,13 @@ def wrong_programs(draw: st.DrawFn, right: Program) -> WrongCall:
 
 
 @pytest.mark.parametrize(
-    ("conditioning", "n_classes"), [("none", 0), ("stack", CLASSES), ("concat", 0)]
+    ("conditioning", "n_classes", "more"),
+    [("none", 0, {}), ("stack", CLASSES, {}), ("concat", 0, {}), ("stack", 0, BYTES)],
 )
 def test_a_wrong_program_is_refused_or_draws_the_same_by_any_threads(
-    conditioning: str, n_classes: int
+    conditioning: str, n_classes: int, more: dict[str, Any]
 ) -> None:
-    right = make_program(conditioning, False, n_classes)
+    right = make_program(conditioning, False, n_classes, **more)
     calls = refused = 0
 
     @seed(SEED)
