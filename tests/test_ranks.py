@@ -21,12 +21,13 @@ from tests.helpers.rank_processes import (
     start_ranks,
     wait_for_all,
 )
-from tests.helpers.sampler_checks import network
+from tests.helpers.sampler_checks import BYTES, network
 
 
 def saved_pair(folder: Path) -> Path:
     smoothing = dsmooth.GaussianSmoothing(0.5)
-    pair = dsmooth.SmoothedPair(network(), network(conditioning="stack"), smoothing, (8, 8))
+    denoiser = network(conditioning="stack", **BYTES)
+    pair = dsmooth.SmoothedPair(network(), denoiser, smoothing, (8, 8))
     pair.save_pretrained(folder)
     return folder
 
