@@ -14,6 +14,7 @@ from .nn import PixelCNNpp
 from .nn.weights import weights_digest
 from .pair import SmoothedPair
 from .pretrained import SavedNetwork, resolve
+from .pretrained.pairs import of_networks
 from .runs import RunFolder
 from .sampling.cached import Sampler, obstacle_of
 from .sampling.completion import draw_completions
@@ -152,7 +153,7 @@ def load_models(names: Sequence[str | Path]) -> Models:
     pair: SmoothedPair | None = None
     networks: dict[Role, PixelCNNpp] = {}
     if {"noisy", "denoiser"} <= by_role.keys():
-        pair = SmoothedPair.of_networks([by_role["noisy"], by_role["denoiser"]])
+        pair = of_networks(SmoothedPair, [by_role["noisy"], by_role["denoiser"]])
         networks = {"noisy": pair.noisy, "denoiser": pair.denoiser}
     elif list(by_role) == ["denoiser"]:
         raise ValueError(f"{saved[0].folder} is a denoiser: name the run of its noisy model too")

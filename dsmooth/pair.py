@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .config import Method, Precision, Score, check_one_of
+from .config import Method, Precision, Role, Score, check_one_of
 from .nn import PixelCNNpp
 from .nn.images import check_scale, check_tensor
 from .nn.levels import at_level
 from .nn.score import score_of
 from .pictures import is_diverged
-from .pretrained.pairs import PairInFiles
+from .pretrained import SavedNetwork, pairs
 from .progress import progress as bar
+from .runs import Origin
 from .sampling.cached import Sampler
 from .sampling.ladder import draw_pair, noise_terms
 from .sampling.request import Choices, Execution, Progress, Request
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-class SmoothedPair(PairInFiles):
+class SmoothedPair(nn.Module):
     """p(x~) and p(x | x~) with the smoothing q(x~ | x) that they were trained for.
 
     noisy: a model with conditioning "none" and likelihood "continuous", or "gaussian" with the
@@ -56,6 +58,17 @@ class SmoothedPair(PairInFiles):
         self.denoiser = denoiser
         self.smoothing = smoothing
         self.image_size = (int(height), int(width))
+        self.saved: Sequence[SavedNetwork] = ()
+
+    save_pretrained, push_to_hub = pairs.save_pretrained, pairs.push_to_hub
+    from_pretrained = classmethod(pairs.from_pretrained)
+    from_runs = classmethod(pairs.from_runs)
+
+    @cached_property
+    def origin(self) -> Mapping[Role, Origin]:
+        """Origin of the weights, as far as it is known; shown by the model card."""
+        found = {network.role: network.read_origin() for network in self.saved}
+        return {role: origin for role, origin in found.items() if origin is not None}
 
     @torch.no_grad()
     def sample(
