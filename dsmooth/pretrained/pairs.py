@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -47,8 +47,6 @@ from .resolver import (
 
 if TYPE_CHECKING:
     from ..pair import SmoothedPair
-
-Pair = TypeVar("Pair", bound="SmoothedPair")
 
 # A card with this line is overwritten with the pair; one without it was written by a person.
 MARK = "<!-- Written by dsmooth. Without this line the file is yours, and stays. -->"
@@ -138,7 +136,7 @@ def push_to_hub(
     return str(commit.commit_url)
 
 
-def from_runs(cls: type[Pair], noisy: str | Path, denoiser: str | Path) -> Pair:
+def from_runs(cls: type[SmoothedPair], noisy: str | Path, denoiser: str | Path) -> SmoothedPair:
     """Make a pair of two run folders of `dsmooth train`.
 
     Raises FileNotFoundError or ValueError for folders that are not runs, have other roles, or
@@ -148,7 +146,7 @@ def from_runs(cls: type[Pair], noisy: str | Path, denoiser: str | Path) -> Pair:
 
 
 def from_pretrained(
-    cls: type[Pair],
+    cls: type[SmoothedPair],
     name: str | Path,
     *,
     device: str | torch.device | None = None,
@@ -158,7 +156,7 @@ def from_pretrained(
     cache_dir: str | Path | None = None,
     token: str | bool | None = None,
     local_files_only: bool = False,
-) -> Pair:
+) -> SmoothedPair:
     """Read a pair by its name or folder; both models in evaluation mode.
 
     name: "mnist", the pair that comes with the package; a folder that `save_pretrained` wrote;
@@ -183,7 +181,7 @@ def from_pretrained(
             # Another process saved a pair meanwhile.
 
 
-def of_networks(cls: type[Pair], saved: Sequence[SavedNetwork]) -> Pair:
+def of_networks(cls: type[SmoothedPair], saved: Sequence[SavedNetwork]) -> SmoothedPair:
     """Read a noisy model and its denoiser, in this order; raises as `from_runs` does."""
     found = ", ".join(f"{network.role} ({network.folder})" for network in saved)
     if [network.role for network in saved] != ["noisy", "denoiser"]:
